@@ -1,0 +1,82 @@
+"""sfumato: one trained denoiser, every view of diffusion.
+
+>>> import sfumato as sf
+
+Conventions: ``z = alpha(t) x + sigma(t) eps``, t in [0, 1], t = 0 is data and t = 1 is noise; noise levels are stated
+in ``logsnr = log(alpha^2 / sigma^2)``; users speak in the units of their own data.
+
+Importing the package loads nothing else, not even torch: a public name is looked up in `_PUBLIC` when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import sfumato.schedule as _schedule
+    from sfumato import data as data
+    from sfumato import exact as exact
+    from sfumato import nets as nets
+    from sfumato import solvers as solvers
+    from sfumato.artefact import load as load
+    from sfumato.artefact import save as save
+    from sfumato.belief import Estimate as Estimate
+    from sfumato.compose import Guided as Guided
+    from sfumato.compose import Rescheduled as Rescheduled
+    from sfumato.compose import guide as guide
+    from sfumato.errors import SfumatoError as SfumatoError
+    from sfumato.model import Denoiser as Denoiser
+    from sfumato.objectives import denoising_loss as denoising_loss
+    from sfumato.objectives import times as times
+    from sfumato.objectives import weights as weights
+    from sfumato.process.gaussian import Gaussian as Gaussian
+    from sfumato.sampling import sample as sample
+    from sfumato.sampling import trajectory as trajectory
+    from sfumato.training import resume as resume
+    from sfumato.training import train as train
+
+    schedules = _schedule
+
+__version__ = "0.1.0"
+
+# public name -> where it lives: "module:attribute", or "module" for a module under its public name
+_PUBLIC = {
+    "Denoiser": "sfumato.model:Denoiser",
+    "Estimate": "sfumato.belief:Estimate",
+    "Gaussian": "sfumato.process.gaussian:Gaussian",
+    "Guided": "sfumato.compose:Guided",
+    "Rescheduled": "sfumato.compose:Rescheduled",
+    "SfumatoError": "sfumato.errors:SfumatoError",
+    "data": "sfumato.data",
+    "denoising_loss": "sfumato.objectives:denoising_loss",
+    "exact": "sfumato.exact",
+    "guide": "sfumato.compose:guide",
+    "load": "sfumato.artefact:load",
+    "nets": "sfumato.nets",
+    "resume": "sfumato.training:resume",
+    "sample": "sfumato.sampling:sample",
+    "save": "sfumato.artefact:save",
+    "schedules": "sfumato.schedule",
+    "solvers": "sfumato.solvers",
+    "times": "sfumato.objectives.times",
+    "train": "sfumato.training:train",
+    "trajectory": "sfumato.sampling:trajectory",
+    "weights": "sfumato.objectives.weights",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> object:
+    """The public name `name`, its module loaded now and the result kept (PEP 562)."""
+    where = _PUBLIC.get(name)
+    if where is None:
+        raise AttributeError(f"module 'sfumato' has no attribute {name!r}")
+    module, _, attribute = where.partition(":")
+    found = import_module(module)
+    value: object = getattr(found, attribute) if attribute else found
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

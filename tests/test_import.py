@@ -1,0 +1,113 @@
+"""`import sfumato` is free, its public names are the promised ones, and `sfumato --help` answers without torch."""
+
+import ast
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import sfumato
+
+PROMISED = set(
+    "Gaussian Denoiser Estimate schedules solvers weights times denoising_loss sample trajectory guide exact nets data "
+    "train resume load save SfumatoError".split()
+)
+HELP = [sys.executable, "-c", "import sys; from sfumato.cli import main; sys.argv[:] = ['sfumato', '--help']; main()"]
+OPTIONAL = {"matplotlib", "scipy", "sklearn", "pytest", "hypothesis", "diffusers"}
+
+
+def python(code: str) -> str:
+    """What a fresh interpreter prints; its failure is the test's."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_costs_at_most_50_ms_more_than_torch():
+    code = (
+        "import time, sys, torch; before = set(sys.modules); start = time.perf_counter(); import sfumato; "
+        "print(time.perf_counter() - start, *(set(sys.modules) - before))"
+    )
+    answers = [python(code).split() for _ in range(3)]
+    assert statistics.median(float(answer[0]) for answer in answers) < 0.050
+    assert set(answers[0][1:]) == {"sfumato"}  # nothing comes along, so the figure does not depend on the machine
+
+
+def test_import_does_not_load_torch():
+    assert python("import sys, sfumato; print(*({'torch', 'numpy', 'PIL', 'tyro'} & set(sys.modules)))").split() == []
+
+
+def test_public_names_are_the_promised_ones():
+    assert set(dir(sfumato)) >= PROMISED and set(sfumato.__all__) >= PROMISED
+
+
+@pytest.mark.parametrize("name", sorted(set(sfumato.__all__) | PROMISED))
+def test_public_name_resolves(name):
+    assert getattr(sfumato, name) is not None
+    assert getattr(sfumato, name) is getattr(sfumato, name)
+
+
+def test_public_names_are_their_homes():
+    import sfumato.objectives.weights
+    import sfumato.process.gaussian
+    import sfumato.schedule
+
+    assert sfumato.schedules is sfumato.schedule
+    assert sfumato.weights is sfumato.objectives.weights
+    assert sfumato.Gaussian is sfumato.process.gaussian.Gaussian
+    assert sfumato.Gaussian(sfumato.schedules.Cosine()).schedule == sfumato.schedules.Cosine()
+
+
+def test_another_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'sfumato' has no attribute 'gaussian_process'"):
+        sfumato.gaussian_process  # noqa: B018
+
+
+def test_type_checkers_see_the_same_names():
+    tree = ast.parse(Path(sfumato.__file__).read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    typed = {}
+    for node in block.body:
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                module = node.module if node.module != "sfumato" else None
+                typed[alias.asname or alias.name] = (module, alias.name)
+    for name, where in sfumato._PUBLIC.items():
+        module, _, attribute = where.partition(":")
+        if name == "schedules":  # a module under another name: an assignment, for re-export
+            continue
+        home, inner = typed.pop(name)
+        assert f"{home}:{inner}" in (where, f"None:{name}", f"{module.rpartition('.')[0]}:{name}"), name
+    assert not typed
+
+
+def test_public_names_need_no_optional_package():
+    code = (
+        "import sys, sfumato; [getattr(sfumato, name) for name in sfumato.__all__]; "
+        f"print(*({OPTIONAL!r} & set(sys.modules)))"
+    )
+    assert python(code).split() == []
+
+
+def test_help_does_not_load_torch():
+    code = (
+        "import sys\nfrom sfumato.cli import main\nsys.argv[:] = ['sfumato', '--help']\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        "assert 'torch' not in sys.modules, 'torch was loaded'\n"
+    )
+    assert "train" in python(code)
+
+
+def test_help_answers_within_half_a_second():
+    """The best of several starts, since the machine may be busy with something else."""
+    best = float("inf")
+    for _ in range(8):
+        start = time.perf_counter()
+        done = subprocess.run(HELP, capture_output=True, text=True, timeout=60)
+        best = min(best, time.perf_counter() - start)
+        if best < 0.5:
+            break
+    assert done.returncode == 0 and best < 0.5, (best, done.stderr)
