@@ -1,0 +1,116 @@
+"""What a model believes about the clean signal: E[x | z] and everything that is linear in it."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from sfumato import target
+from sfumato.errors import SfumatoError
+from sfumato.schedule import Schedule, Time, as_time
+
+
+def broadcast(coefficient: Tensor, like: Tensor) -> Tensor:
+    """A scalar or one number per batch item, shaped and typed to multiply `like` (B, ...)."""
+    c = coefficient.to(like.dtype)
+    if c.ndim == 0:
+        return c
+    return c.to(like.device).reshape(-1, *([1] * (like.ndim - 1)))
+
+
+class Estimate:
+    """The belief (x, eps) about a state z = alpha x + sigma eps at time t.
+
+    Shapes: z (B, ...); t a number or (B,); every property but `alpha sigma logsnr` has the shape of z.
+    `row` and `y` are what the model predicted (`target.row`); both signals are read from it when asked for,
+    so that nothing is lost to cancellation. `variance` is Var[x | z] per element where the model knows it.
+    """
+
+    def __init__(
+        self,
+        z: Tensor,
+        t: Time,
+        schedule: Schedule,
+        y: Tensor | None = None,
+        row: target.Row | None = None,
+        x: Tensor | None = None,
+        eps: Tensor | None = None,
+        variance: Tensor | None = None,
+        sigma_data: float = 1.0,
+    ) -> None:
+        self.z, self.t, self.schedule, self.sigma_data = z, as_time(t), schedule, sigma_data
+        self.alpha, self.sigma = schedule(self.t)
+        self.variance = variance
+        if y is None:
+            if x is None and eps is None:
+                raise SfumatoError("An Estimate needs a prediction: y with its row, x, or eps.")
+            name = "x" if x is not None else "eps"
+            y, row = (x if x is not None else eps), target.row(name, schedule, self.t)
+        assert y is not None and row is not None
+        self._y, self._row = y, row
+        if x is not None:
+            self.__dict__["x"] = x
+        if eps is not None:
+            self.__dict__["eps"] = eps
+
+    @cached_property
+    def _solution(self) -> target.Solution:
+        return target.solve(self._row, self.alpha, self.sigma)
+
+    def _combine(self, a: Tensor, first: Tensor, b: Tensor, second: Tensor) -> Tensor:
+        return broadcast(a, first) * first + broadcast(b, second) * second
+
+    @cached_property
+    def x(self) -> Tensor:
+        """E[x | z]."""
+        return self._combine(self._solution.xz, self.z, self._solution.xy, self._y)
+
+    @cached_property
+    def eps(self) -> Tensor:
+        """E[eps | z]; 0 at sigma = 0, where the state says nothing of the noise."""
+        return self._combine(self._solution.ez, self.z, self._solution.ey, self._y)
+
+    def target(self, name: str) -> Tensor:
+        """The belief in the terms of any row: a x + b eps."""
+        a, b = target.row(name, self.schedule, self.t, self.sigma_data)
+        # sigma' is infinite at t = 0 of a VP schedule, where eps = 0: their product is 0 in the mean
+        return self._combine(a, self.x, torch.where(self.sigma == 0, 0.0, b), self.eps)
+
+    @property
+    def score(self) -> Tensor:
+        """grad_z log p_t(z) = -E[eps | z] / sigma (Tweedie's formula)."""
+        if bool((self.sigma == 0).any()):
+            raise SfumatoError("The score at sigma = 0 is that of the data itself, which x and eps do not determine.")
+        return -self.eps / broadcast(self.sigma, self.eps)
+
+    @property
+    def v(self) -> Tensor:
+        """alpha eps - sigma x (2202.00512)."""
+        return self.target("v")
+
+    @property
+    def velocity(self) -> Tensor:
+        """dz/dt of the probability-flow ODE: alpha' x + sigma' eps."""
+        return self.target("velocity")
+
+    @property
+    def F(self) -> Tensor:
+        """EDM's raw network output (2206.00364, Eq. 7)."""
+        return self.target("F")
+
+    @property
+    def logsnr(self) -> Tensor:
+        return self.schedule.logsnr(self.t)
+
+    def replace(self, x: Tensor) -> Estimate:
+        """The belief about the same state with another clean signal, eps following from z."""
+        return Estimate(self.z, self.t, self.schedule, x=x, sigma_data=self.sigma_data)
+
+    def lerp(self, other: Estimate, weight: float | Tensor) -> Estimate:
+        """self + weight (other - self), about the same state: linear in every row at once."""
+        w = broadcast(weight, self.z) if isinstance(weight, Tensor) else weight
+        x = self.x + w * (other.x - self.x)
+        eps = self.eps + w * (other.eps - self.eps)
+        return Estimate(self.z, self.t, self.schedule, x=x, eps=eps, sigma_data=self.sigma_data)

@@ -1,0 +1,85 @@
+"""A denoiser: network + process + target + input scaling; a belief comes out.
+
+    y = net(c_in z, noise_level),   c_in = 1 / sqrt(sigma^2 + alpha^2 sigma_data^2),   noise_level = -logsnr / 8 = ln(sigma/alpha) / 4
+
+The network sees the noise level through logsnr alone, so that a trained network works under any schedule
+(`compose.Rescheduled`). Source: Karras et al. 2022 (2206.00364), Eq. 7 and Table 1, stated for any (alpha, sigma).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from sfumato import target as targets
+from sfumato.belief import Estimate, broadcast
+from sfumato.process import Gaussian
+from sfumato.schedule import Time, as_time
+
+LOGSNR_LIMIT = 40.0  # beyond, the state is clean or pure noise in double precision
+
+
+@runtime_checkable
+class Model(Protocol):
+    """Anything that turns a state into a belief."""
+
+    process: Gaussian
+
+    def __call__(self, z: Tensor, t: Time, **cond: Any) -> Estimate: ...
+
+
+def noise_level(logsnr: Tensor) -> Tensor:
+    """-logsnr / 8 = ln(sigma/alpha) / 4, finite at both ends."""
+    return (-logsnr / 8).clamp(-LOGSNR_LIMIT / 8, LOGSNR_LIMIT / 8).float()
+
+
+class Denoiser(nn.Module):
+    """denoiser(z, t, **cond) -> Estimate.
+
+    net: called as net(z_scaled, noise_level (B,), **cond), returns the shape of z.
+    target: what the network predicts, one of x, eps, score, v, velocity, F. sigma_data: the standard deviation of the
+    normalised data. spec: the data's contract (`data.DataSpec`), which carries user units; None works in plain tensors.
+    compute_dtype: torch.bfloat16 runs the network under autocast; scaling and belief stay in float32 or better.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        process: Gaussian,
+        target: str = "v",
+        sigma_data: float = 1.0,
+        spec: Any = None,
+        plans: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        targets.check(target, process.schedule)
+        self.net, self.process, self.target, self.sigma_data, self.spec = net, process, target, float(sigma_data), spec
+        self.plans = dict(plans or {})
+        self.compute_dtype: torch.dtype | None = None
+        self.provenance: dict[str, Any] = {}
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Shape of one sample, where the model knows it."""
+        shape = getattr(self.spec, "shape", None) or getattr(self.net, "shape", None)
+        return None if shape is None else tuple(shape)
+
+    @property
+    def device(self) -> torch.device:
+        return next((p.device for p in self.net.parameters()), torch.device("cpu"))
+
+    def predict(self, z: Tensor, t: Time, **cond: Any) -> Tensor:
+        """The network's raw output in the terms of `target`, in the dtype of z (float32 at least)."""
+        t = as_time(t)
+        alpha, sigma = self.process.schedule(t)
+        c_in = 1 / torch.sqrt(sigma**2 + (alpha * self.sigma_data) ** 2)
+        level = noise_level(self.process.schedule.logsnr(t)).to(z.device).expand(len(z))
+        with torch.autocast(z.device.type, self.compute_dtype or torch.bfloat16, enabled=self.compute_dtype is not None):
+            y = self.net(broadcast(c_in, z) * z, level, **cond)
+        return y.to(z.dtype)
+
+    def forward(self, z: Tensor, t: Time, **cond: Any) -> Estimate:
+        y = self.predict(z, t, **cond)
+        return self.process.read(y, self.target, z, t, self.sigma_data)

@@ -1,0 +1,69 @@
+"""The denoising loss: every simple objective of the literature is this one with two dials.
+
+    loss = 1/2 * w(logsnr) / p(logsnr) * |eps - eps_hat|^2,   logsnr ~ p
+
+an unbiased estimate of 1/2 int w(logsnr) E|eps - eps_hat|^2 dlogsnr (Kingma and Gao 2023, 2303.00848, Eq. 6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato import noise, target
+from sfumato.belief import broadcast
+from sfumato.model import Denoiser
+from sfumato.objectives.times import TimeDensity, UniformTime
+from sfumato.objectives.weights import Weight
+from sfumato.schedule import Time, as_time
+
+
+def draw_times(
+    denoiser: Denoiser, index: Tensor | Sequence[int], times: TimeDensity, seed: int, role: int = noise.TRAIN_TIME
+) -> tuple[Tensor, Tensor]:
+    """(t, p(logsnr(t))) for each sample index, float64 (B,)."""
+    schedule = denoiser.process.schedule
+    u = noise.uniform(seed, index, (), role, dtype=torch.float64)
+    logsnr = times.logsnr(u, schedule)
+    return schedule.time(logsnr), times.density(logsnr, schedule)
+
+
+def denoising_loss(
+    denoiser: Denoiser,
+    x: Tensor,
+    t: Time | None = None,
+    weight: Weight | None = None,
+    times: TimeDensity | None = None,
+    seed: int = 0,
+    index: Tensor | Sequence[int] | None = None,
+    eps: Tensor | None = None,
+    **cond: Any,
+) -> Tensor:
+    """One loss per sample, float32 or better (B,), summed over the sample's elements (nats where weight = elbo).
+
+    x: normalised data (B, ...). t: noise levels (B,), or drawn from `times` (uniform in t by default); given t
+    count as drawn from `times` all the same. eps: the noise, or drawn. Both draws depend on (seed, index) alone;
+    index defaults to 0..B-1. weight: w(logsnr); None is the plain squared error of the target, 1/2 |y - y_hat|^2.
+    """
+    times = times or UniformTime()
+    index = torch.arange(len(x)) if index is None else torch.as_tensor(index)
+    schedule = denoiser.process.schedule
+    if t is None:
+        t, density = draw_times(denoiser, index, times, seed)
+    else:
+        t = as_time(t).expand(len(x))
+        density = times.density(schedule.logsnr(t), schedule)
+    if eps is None:
+        eps = noise.normal(seed, index, tuple(x.shape[1:]), noise.TRAIN_NOISE, device=x.device, dtype=x.dtype)
+    z = denoiser.process.corrupt(x, t, eps)
+    row = target.row(denoiser.target, schedule, t, denoiser.sigma_data)
+    wanted = broadcast(row.a, x) * x + broadcast(row.b, x) * eps
+    error = (denoiser.predict(z, t, **cond) - wanted).flatten(1).square().sum(1)
+    if weight is None:
+        return 0.5 * error
+    alpha, sigma = schedule(t)
+    factor = weight(schedule.logsnr(t)) / density * target.error_scale(row, alpha, sigma)
+    return 0.5 * factor.to(error) * error

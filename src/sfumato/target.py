@@ -1,0 +1,96 @@
+"""Prediction types as rows: every target is y = a x + b eps, and z = alpha x + sigma eps is the second equation.
+
+    [alpha sigma] [x  ]   [z]                        det = b alpha - a sigma
+    [a     b    ] [eps] = [y]        x = (b z - sigma y) / det,   eps = (alpha y - a z) / det
+                                     |dy|^2 = (det / sigma)^2 |dx|^2 = (det / alpha)^2 |deps|^2
+
+At sigma = 0 the state is the data: x = z/alpha, and E[eps | z] = 0. At alpha = 0 a row whose second entry alone
+survives (eps, score) says nothing of x: such a pair is refused.
+Sources: Salimans and Ho 2022 (2202.00512) for v; Karras et al. 2022 (2206.00364), Eq. 7-8, for F.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sfumato.errors import SfumatoError
+from sfumato.schedule import Schedule, Time, as_time
+
+NAMES = ("x", "eps", "score", "v", "velocity", "F")
+
+
+class Row(NamedTuple):
+    """y = a x + b eps; float64 tensors of one shape."""
+
+    a: Tensor
+    b: Tensor
+
+
+class Solution(NamedTuple):
+    """x = xz z + xy y and eps = ez z + ey y."""
+
+    xz: Tensor
+    xy: Tensor
+    ez: Tensor
+    ey: Tensor
+
+
+def row(name: str, schedule: Schedule, t: Time, sigma_data: float = 1.0) -> Row:
+    """The row (a, b) of a named target at times t.
+
+    x (1, 0); eps (0, 1); score (0, -1/sigma); v (-sigma, alpha); velocity (alpha', sigma');
+    F (sigma/sd, -alpha sd) / sqrt(sigma^2 + alpha^2 sd^2): EDM's raw network output for any schedule.
+    """
+    t = as_time(t)
+    alpha, sigma = schedule(t)
+    zero, one = torch.zeros_like(sigma), torch.ones_like(sigma)
+    if name == "x":
+        return Row(one, zero)
+    if name == "eps":
+        return Row(zero, one)
+    if name == "score":
+        return Row(zero, -1 / sigma)
+    if name == "v":
+        return Row(-sigma, alpha)
+    if name == "velocity":
+        return Row(*schedule.rates(t))
+    if name == "F":
+        norm = torch.sqrt(sigma**2 + alpha**2 * sigma_data**2)
+        return Row(sigma / sigma_data / norm, -alpha * sigma_data / norm)
+    raise SfumatoError(f"Unknown target {name!r}: known are {', '.join(NAMES)}.")
+
+
+def solve(row: Row, alpha: Tensor, sigma: Tensor) -> Solution:
+    """The coefficients that read (x, eps) out of (z, y). Raises where the row cannot tell x (alpha = 0, a = 0)."""
+    a, b = row
+    det = b * alpha - a * sigma
+    clean = sigma == 0
+    if not det.is_meta and bool(((det == 0) & ~clean).any()):
+        raise SfumatoError("This target says nothing of x at alpha = 0 (zero signal): use x, v, velocity or F there.")
+    inverse = 1 / torch.where(clean, 1.0, det)
+    # at sigma = 0: x = z / alpha and eps = 0, whatever the row
+    return Solution(
+        torch.where(clean, 1 / alpha, b * inverse),
+        torch.where(clean, 0.0, -sigma * inverse),
+        torch.where(clean, 0.0, -a * inverse),
+        torch.where(clean, 0.0, alpha * inverse),
+    )
+
+
+def check(name: str, schedule: Schedule) -> None:
+    """Refuse a target that cannot be read at the schedule's noise end."""
+    if name not in NAMES:
+        raise SfumatoError(f"Unknown target {name!r}: known are {', '.join(NAMES)}.")
+    if name in ("eps", "score") and float(schedule.alpha(1.0)) == 0:
+        raise SfumatoError(
+            f"Target {name!r} cannot be read at zero signal, and {type(schedule).__name__} has alpha(1) = 0: "
+            "use target='v', 'x', 'velocity' or 'F', or a schedule with alpha(1) > 0."
+        )
+
+
+def error_scale(row: Row, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """c with |deps|^2 = c |dy|^2 for two beliefs about the same z: c = (alpha / det)^2."""
+    return (alpha / (row.b * alpha - row.a * sigma)) ** 2
