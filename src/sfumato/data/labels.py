@@ -1,0 +1,93 @@
+"""Class labels: any array of integers or strings -> (indices, names)."""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import SfumatoError
+
+
+def encode_labels(labels: Any, count: int, names: Sequence[str] | None = None) -> tuple[Tensor, list[str]]:
+    """One label a sample -> (int64 (count,) indices into the classes, class names).
+
+    The classes are the sorted distinct labels; integers sort as numbers. With `names`, integer labels 0..K-1 are
+    indices into them. Raises SfumatoError for another length, more than one axis, fractions or missing values.
+    """
+    array = _as_array(labels)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise SfumatoError(f"labels must be one label a sample, shape ({count},), but they have shape {array.shape}")
+    if len(array) != count:
+        raise SfumatoError(f"there are {len(array):,} labels for {count:,} samples: give exactly one label a sample")
+    array = _integers_or_strings(array)
+    distinct, indices = np.unique(array, return_inverse=True)
+    if names is None:
+        return torch.from_numpy(indices.astype(np.int64)), [str(value) for value in distinct]
+    if array.dtype.kind not in "iu" or distinct[0] < 0 or distinct[-1] >= len(names):
+        raise SfumatoError(f"labels must be integers from 0 to {len(names) - 1} for {len(names)} named classes")
+    return torch.from_numpy(array.astype(np.int64)), list(names)
+
+
+def _as_array(labels: Any) -> np.ndarray:
+    if isinstance(labels, Tensor):
+        return labels.detach().cpu().numpy()
+    try:
+        return np.asarray(labels)
+    except ValueError as error:
+        raise SfumatoError(f"labels must be a flat list or array, one label a sample ({error})") from None
+
+
+def _integers_or_strings(array: np.ndarray) -> np.ndarray:
+    kind = array.dtype.kind
+    if kind == "S":
+        return np.char.decode(array, "utf-8", "replace")
+    if kind == "O":
+        wrong = next((i for i, value in enumerate(array) if not isinstance(value, str)), None)
+        if wrong is not None:
+            raise SfumatoError(f"label {wrong} is {array[wrong]!r}: labels must be all integers or all strings")
+        return array.astype(str)
+    if kind == "f":
+        whole = np.isfinite(array) & (array == np.round(array))
+        if not whole.all():
+            wrong = int(np.argmin(whole))
+            raise SfumatoError(
+                f"label {wrong} is {array[wrong]}: labels must be whole numbers or strings (class labels, not targets)"
+            )
+        return array.astype(np.int64)
+    if kind == "b":
+        return array.astype(np.int64)
+    if kind not in "iuU":
+        raise SfumatoError(f"labels must be integers or strings, but they are {array.dtype}")
+    return array
+
+
+def find_class(classes: Sequence[str], wanted: str | int) -> int:
+    """The index of a class given by name (exact, then ignoring case) or by index; SfumatoError lists the known ones.
+
+    Where the names are themselves numbers, a number means the class of that name.
+    """
+    text = str(wanted).strip()
+    if text in classes:
+        return list(classes).index(text)
+    folded = [name.casefold() for name in classes]
+    if folded.count(text.casefold()) == 1:
+        return folded.index(text.casefold())
+    numbered = all(name.lstrip("-").isdigit() for name in classes)
+    if not numbered and text.isdigit() and int(text) < len(classes):
+        return int(text)
+    raise SfumatoError(_unknown(classes, text))
+
+
+def _unknown(classes: Sequence[str], text: str) -> str:
+    if not classes:
+        return f"there is no class {text!r}: this data has no classes"
+    close = difflib.get_close_matches(text, classes, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    shown = ", ".join(f"{i} {name}" for i, name in enumerate(classes[:20]))
+    more = f" and {len(classes) - 20} more" if len(classes) > 20 else ""
+    return f"there is no class {text!r}{hint}; the classes are: {shown}{more}"

@@ -1,0 +1,144 @@
+"""z = (x - mean) / std, channel by channel, with the statistics of the training split.
+
+Normalised data has mean 0 and standard deviation 1 in every channel, so sigma_data = 1 everywhere above this room.
+The statistics and the affine map are computed in float64; only the result is rounded to float32.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import SfumatoError
+
+CHUNK_ENTRIES = 1 << 22  # float64 scratch of at most 32 MiB, whatever the size of the set
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Per-channel figures of a set of samples, each a tuple of `channels` floats.
+
+    `spread` is the 5 % to 95 % range in units of a Gaussian's standard deviation: what a typical batch shows
+    even when a few outliers dominate `std`.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    spread: tuple[float, ...]
+
+
+def chunks(x: Tensor, indices: Tensor | None = None) -> Iterator[Tensor]:
+    """The rows of x (N, C, *spatial), or those named, as float64 blocks (n, C, *spatial) of bounded size."""
+    count = len(x) if indices is None else len(indices)
+    rows = max(1, CHUNK_ENTRIES // max(1, x[0].numel()))
+    for start in range(0, count, rows):
+        block = x[start : start + rows] if indices is None else x[indices[start : start + rows]]
+        yield block.to(torch.float64)
+
+
+def statistics(x: Tensor, indices: Tensor | None = None) -> Statistics:
+    """Two passes in float64 over x (N, C, *spatial): mean = sum x / n, var = sum (x - mean)^2 / n, per channel.
+
+    The second pass subtracts the mean first, so a small spread around a large offset is not lost to cancellation.
+    """
+    channels = x.shape[1]
+    total = torch.zeros(channels, dtype=torch.float64)
+    low = torch.full((channels,), math.inf, dtype=torch.float64)
+    high = torch.full((channels,), -math.inf, dtype=torch.float64)
+    entries = 0
+    for block in chunks(x, indices):
+        flat = _by_channel(block)
+        entries += flat.shape[1]
+        total += flat.sum(1)
+        low = torch.minimum(low, flat.amin(1))
+        high = torch.maximum(high, flat.amax(1))
+    mean = torch.where(low == high, low, total / entries)
+    square = torch.zeros(channels, dtype=torch.float64)
+    for block in chunks(x, indices):
+        square += (_by_channel(block) - mean[:, None]).square_().sum(1)
+    std = (square / entries).sqrt()
+    return Statistics(*(tuple(v.tolist()) for v in (mean, std, low, high, _spread(x, indices))))
+
+
+def _by_channel(block: Tensor) -> Tensor:
+    """(n, C, *spatial) -> (C, n * prod(spatial))."""
+    return block.transpose(0, 1).reshape(block.shape[1], -1)
+
+
+def _spread(x: Tensor, indices: Tensor | None, entries: int = 1 << 18) -> Tensor:
+    """(q95 - q5) / 3.29 per channel, of evenly spaced samples (3.29 = the same range of a unit Gaussian)."""
+    rows = torch.arange(len(x)) if indices is None else indices
+    wanted = max(16, entries // max(1, x[0].numel()))
+    rows = rows[:: max(1, len(rows) // wanted)]
+    flat = _by_channel(x[rows].to(torch.float64))
+    flat = flat[:, :: max(1, flat.shape[1] // entries)]
+    last = flat.shape[1] - 1
+    ordered = flat.sort(dim=1).values
+    return (ordered[:, round(0.95 * last)] - ordered[:, round(0.05 * last)]) / 3.29
+
+
+@dataclass(frozen=True)
+class Normaliser:
+    """z = (x - mean_c) / std_c; `mean` and `std` hold one float a channel (the first axis of a sample).
+
+    A channel that never changes in the training split gets std 1: it maps to 0 and comes back exactly.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise SfumatoError(
+                f"a normaliser needs one mean and one std a channel, not {len(self.mean)} and {len(self.std)}"
+            )
+        if not all(math.isfinite(m) for m in self.mean) or not all(math.isfinite(s) and s > 0 for s in self.std):
+            raise SfumatoError("a normaliser's means must be finite and its stds finite and positive")
+
+    @classmethod
+    def of(cls, figures: Statistics) -> "Normaliser":
+        """The normaliser that gives data with these statistics mean 0 and std 1."""
+        std = tuple(
+            s if high > low and s > 0 else 1.0
+            for s, low, high in zip(figures.std, figures.low, figures.high, strict=True)
+        )
+        return cls(figures.mean, std)
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """x (B, C, *spatial) of any real dtype -> z float32 of the same shape."""
+        mean, std = self._columns(x)
+        return ((x.to(torch.float64) - mean) / std).to(torch.float32)
+
+    def denormalise(self, z: Tensor) -> Tensor:
+        """z (B, C, *spatial) -> x = mean + std z in float64, unrounded and unbounded."""
+        mean, std = self._columns(z)
+        return z.to(torch.float64) * std + mean
+
+    def log_jacobian(self, shape: Sequence[int]) -> float:
+        """log |dz/dx| = -(entries a channel) * sum_c log std_c for one sample of this shape, in nats."""
+        return -math.prod(shape[1:]) * math.fsum(math.log(s) for s in self.std)
+
+    def _columns(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        column = (1, len(self.mean)) + (1,) * (x.ndim - 2)
+        mean = torch.tensor(self.mean, dtype=torch.float64, device=x.device).view(column)
+        std = torch.tensor(self.std, dtype=torch.float64, device=x.device).view(column)
+        return mean, std
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able dict; floats survive JSON exactly."""
+        return {"name": "affine", "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Normaliser":
+        """The inverse of `to_dict`; unknown or missing keys and other names raise SfumatoError."""
+        if set(data) != {"name", "mean", "std"} or data["name"] != "affine":
+            raise SfumatoError(
+                "a normaliser is {'name': 'affine', 'mean': [...], 'std': [...]}, "
+                f"but this one has {sorted(map(str, data))} and the name {data.get('name')!r}"
+            )
+        return cls(tuple(float(m) for m in data["mean"]), tuple(float(s) for s in data["std"]))

@@ -1,0 +1,143 @@
+"""One image file: its header, its pixels as stored, and resizing.
+
+Modes: 1 and L are one channel, RGB and palettes three, anything with transparency four; I;16 is 16 bit, I and F are
+32 bit.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ..errors import SfumatoError
+from . import png16
+
+ORIENTATION = 0x0112  # the EXIF tag
+FULL = {"uint8": 255, "uint16": 65535}
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is known of an image before its pixels are read; height and width are those of the upright picture."""
+
+    path: Path
+    height: int
+    width: int
+    channels: int
+    depth: str
+    remarks: tuple[str, ...] = ()
+
+
+def read_header(path: Path) -> Header:
+    """Size, channels and bit depth without decoding; raises what Pillow raises for a file that is no image."""
+    if path.stat().st_size == 0:
+        raise ValueError("the file is empty")
+    with Image.open(path) as image:
+        width, height = image.size
+        remarks = []
+        if image.getexif().get(ORIENTATION, 1) >= 5:
+            width, height = height, width
+        if getattr(image, "n_frames", 1) > 1:
+            remarks.append("several frames, of which the first is used")
+        colour16 = png16.channels(path) if image.format == "PNG" else 0
+        if colour16:
+            return Header(path, height, width, colour16, "uint16", tuple(remarks))
+        if image.mode == "1":
+            remarks.append("one bit a pixel, read as 0 and 255")
+        if image.mode == "P":
+            remarks.append("a palette, read as colours")
+        if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+            remarks.append(f"{image.mode}, converted to RGB")
+        return Header(path, height, width, _channels(image), _depth(image), tuple(remarks))
+
+
+def _channels(image: Image.Image) -> int:
+    if image.has_transparency_data:
+        return 4
+    return 1 if image.mode in ("1", "L", "F") or image.mode.startswith("I") else 3
+
+
+def _depth(image: Image.Image) -> str:
+    if image.mode.startswith("I;16"):
+        return "uint16"
+    if image.mode == "I":  # Pillow's older reading of 16-bit PNG and PGM, and true 32-bit TIFF
+        return "uint16" if image.format in ("PNG", "PPM") else "int32"
+    return "float32" if image.mode == "F" else "uint8"
+
+
+def decode(header: Header, channels: int, depth: str, target: tuple[int, int] | None) -> np.ndarray:
+    """The pixels (channels, height, width) of the given depth; `target` = (height, width) resizes and crops."""
+    if png16.channels(header.path):
+        pixels = png16.read(header.path)
+    else:
+        with Image.open(header.path) as opened:
+            image = ImageOps.exif_transpose(opened)
+            pixels = np.asarray(_standard(image, header.channels))
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    pixels = _deepen(_widen(pixels, channels, FULL.get(header.depth, 1)), header.depth, depth)
+    if target is not None:
+        pixels = fit_cover(pixels, target)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _standard(image: Image.Image, channels: int) -> Image.Image:
+    """The image in one of the modes L, RGB, RGBA, or unchanged where it holds 16 or 32 bits."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        return image
+    return image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
+
+
+def _widen(pixels: np.ndarray, channels: int, opaque: int) -> np.ndarray:
+    """(H, W, c) -> (H, W, channels): grey is repeated over the colours, a missing alpha is opaque."""
+    if pixels.shape[2] == channels:
+        return pixels
+    colours = pixels if pixels.shape[2] == 3 else np.repeat(pixels[:, :, :1], 3, axis=2)
+    if channels == 3:
+        return colours
+    return np.concatenate([colours, np.full_like(colours[:, :, :1], opaque)], axis=2)
+
+
+def _deepen(pixels: np.ndarray, stored: str, depth: str) -> np.ndarray:
+    """8 bit in a 16-bit set: x 257 maps 0..255 onto 0..65535 exactly. Other depths are not mixed."""
+    if stored == "uint8" and depth == "uint16":
+        return pixels.astype(np.uint16) * np.uint16(257)
+    if depth == "uint16" and (pixels.min() < 0 or pixels.max() > 65535):
+        raise ValueError(f"its values run from {pixels.min()} to {pixels.max()}, beyond 16 bits")
+    if depth == "float32" and not np.isfinite(pixels).all():
+        raise ValueError("it holds NaN or infinite values")
+    return pixels.astype(depth)
+
+
+def fit_cover(pixels: np.ndarray, target: tuple[int, int]) -> np.ndarray:
+    """(H, W, C) -> (h, w, C): resized to just cover the target (Lanczos, antialiased) and cropped at the centre."""
+    height, width = pixels.shape[:2]
+    if (height, width) == tuple(target):
+        return pixels
+    scale = max(target[0] / height, target[1] / width)
+    # the centred part of the picture that the target shows, in source pixels
+    shown_h, shown_w = min(height, target[0] / scale), min(width, target[1] / scale)
+    top, left = (height - shown_h) / 2, (width - shown_w) / 2
+    box = (left, top, left + shown_w, top + shown_h)
+    size = (target[1], target[0])
+    if pixels.dtype == np.uint8 and pixels.shape[2] in (1, 3, 4):
+        image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+        resized = np.asarray(image.resize(size, Image.Resampling.LANCZOS, box=box))
+        return resized.reshape(*target, -1)
+    planes = [
+        np.asarray(Image.fromarray(pixels[:, :, c].astype(np.float32)).resize(size, Image.Resampling.LANCZOS, box=box))
+        for c in range(pixels.shape[2])
+    ]
+    result = np.stack(planes, axis=2)
+    if pixels.dtype.kind == "f":
+        return result.astype(pixels.dtype)
+    limits = np.iinfo(pixels.dtype)
+    return np.clip(np.rint(result.astype(np.float64)), limits.min, limits.max).astype(pixels.dtype)
+
+
+def check_size(size: int | tuple[int, int]) -> tuple[int, int]:
+    """`size` as (height, width); one number is a square. Raises SfumatoError unless both are positive integers."""
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise SfumatoError(f"size must be one positive number of pixels or (height, width), but it is {size!r}")
+    return pair[0], pair[1]

@@ -1,0 +1,235 @@
+"""One string or object -> a Source: the samples in the user's dtype and units, with ids, labels and notes."""
+
+import difflib
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import SfumatoError
+from . import arrays, builtin
+from .images import read_images
+from .labels import encode_labels
+from .picture import check_size, fit_cover
+from .split import split
+
+IMAGE_SUFFIXES = frozenset(
+    ".png .jpg .jpeg .jpe .jfif .webp .bmp .dib .gif .tif .tiff .pgm .ppm .pnm .pbm .tga .jp2 .avif .ico".split()
+)
+Size = int | tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set in memory.
+
+    x: (N, *shape) in the user's dtype and units, channels first.
+    labels: int64 (N,) indices into `classes`, or None.
+    ids: a stable name for each sample (the path within a folder, the position in an array).
+    groups: the key of each sample for the hold-out split; samples of one group are never divided.
+    skipped: (path, reason) of each file that could not be used.
+    notes: sentences on what was understood and done.
+    bounds: declared (lowest, highest) value where the dtype does not say it.
+    """
+
+    x: Tensor
+    labels: Tensor | None
+    classes: list[str]
+    ids: list[str]
+    kind: str
+    name: str
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
+    bounds: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.groups:
+            object.__setattr__(self, "groups", self.ids)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one sample."""
+        return tuple(self.x.shape[1:])
+
+    def split(self, fraction: float = 0.05) -> tuple[Tensor, Tensor]:
+        """Indices (train, holdout), by a hash of each sample's group."""
+        return split(self.groups, fraction)
+
+
+def open(obj: Any, labels: Any = None, size: Size | None = None, name: str | None = None) -> Source:
+    """Sniff a data source.
+
+    obj: a folder of images (flat, or one sub-folder a class), a .npy or .npz file, the name of a built-in set
+        ("fashion", "emoji", "digits"), a tensor or array (N, *shape), a pair (x, labels), or a dict with those keys.
+    labels: one integer or string a sample; replaces those that the source brings.
+    size: side in pixels, or (height, width), for images only.
+    name: what to call it.
+
+    Raises SfumatoError, in one sentence, for whatever cannot be used.
+    """
+    if isinstance(obj, Source):
+        source = obj
+    elif isinstance(obj, str | os.PathLike):
+        source = _open_text(os.fspath(obj), size)
+    else:
+        source = _open_object(obj)
+    if size is not None:
+        source = _resized(source, size)
+    if labels is not None:
+        indices, classes = encode_labels(labels, len(source))
+        source = replace(source, labels=indices, classes=classes)
+    return _one_class_is_none(replace(source, name=name or source.name))
+
+
+def _open_text(text: str, size: Size | None) -> Source:
+    if text in builtin.NAMES:
+        source = _built_in(text)
+        if Path(text).exists():
+            source.notes.append(f"This is the built-in set; for the file or folder of that name write ./{text}")
+        return source
+    path = Path(text).expanduser()
+    if not path.exists():
+        raise SfumatoError(_missing(path, text))
+    if path.is_dir():
+        return _open_folder(path, size)
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        return _from_array(arrays.read_npy(path), None, str(path), path.stem)
+    if suffix == ".npz":
+        data, labels = arrays.read_npz(path)
+        return _from_array(data, labels, str(path), path.stem)
+    if suffix in IMAGE_SUFFIXES:
+        raise SfumatoError(f"{path} is one image: give the folder that holds the images")
+    raise SfumatoError(
+        f"{path} is not a kind of data that can be read: give a folder of images, a .npy or .npz file, "
+        f"or one of {', '.join(builtin.NAMES)}"
+    )
+
+
+def _missing(path: Path, text: str) -> str:
+    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    near_set = difflib.get_close_matches(text.lower(), builtin.NAMES, n=1)
+    near_file = difflib.get_close_matches(path.name, siblings, n=1)
+    if near_set:
+        return f"{text} does not exist: did you mean the built-in set {near_set[0]!r}?"
+    if near_file:
+        return f"{text} does not exist: did you mean {path.parent / near_file[0]}?"
+    return f"{text} does not exist, and it is none of the built-in sets ({', '.join(builtin.NAMES)})"
+
+
+def _built_in(name: str) -> Source:
+    data = builtin.load(name)
+    x, kind, _ = arrays.arrange(torch.from_numpy(data.x), name)
+    labels, classes = encode_labels(data.labels, len(x), data.classes)
+    ids = data.ids or _positions(len(x))
+    return Source(
+        x, labels, classes, ids, kind, name, notes=[data.note], groups=data.groups or ids, bounds=data.bounds
+    )
+
+
+def _open_object(obj: Any) -> Source:
+    if isinstance(obj, Mapping):
+        x, labels = arrays.pick(obj, "the dict")
+    elif isinstance(obj, tuple) and len(obj) == 2 and np.ndim(obj[0]) > 0:
+        x, labels = obj
+    else:
+        x, labels = obj, None
+    if x is None or isinstance(x, bytes) or callable(x):
+        raise SfumatoError(f"a {type(obj).__name__} is not data: give an array, a tensor, a folder or a file")
+    return _from_array(x, labels, "the array", "array")
+
+
+def _from_array(data: Any, labels: Any, where: str, name: str) -> Source:
+    x, kind, notes = arrays.arrange(arrays.to_tensor(data, where), where)
+    arrays.require_finite(x, where)
+    encoded, classes = (None, []) if labels is None else encode_labels(labels, len(x))
+    dtype = str(x.dtype).removeprefix("torch.")
+    notes.insert(0, f"{len(x):,} samples of shape {tuple(x.shape[1:])}, {dtype}.")
+    return Source(x, encoded, classes, _positions(len(x)), kind, name, notes=notes)
+
+
+def _positions(count: int) -> list[str]:
+    return [str(i) for i in range(count)]
+
+
+def _open_folder(root: Path, size: Size | None) -> Source:
+    files = sorted(p for p in root.rglob("*") if p.is_file() and not _hidden(p.relative_to(root)))
+    images = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
+    others = [(p, "not an image") for p in files if p.suffix.lower() not in IMAGE_SUFFIXES]
+    if not images:
+        raise SfumatoError(_no_images(root, files))
+    try:
+        read = read_images(images, size)
+    except SfumatoError as error:
+        raise SfumatoError(f"{root}: {error}") from None
+    relative = [p.relative_to(root) for p in read.paths]
+    notes = [f"{len(read.x):,} images of shape {tuple(read.x.shape[1:])}, {read.x.numpy().dtype}.", *read.notes]
+    labels, classes = _folder_classes(relative, notes)
+    skipped = [(p.relative_to(root).as_posix(), reason) for p, reason in sorted([*read.skipped, *others])]
+    if skipped:
+        notes.append(f"{len(skipped):,} files were skipped.")
+    ids = [p.as_posix() for p in relative]
+    return Source(read.x, labels, classes, ids, "image", root.resolve().name, skipped, notes)
+
+
+def _hidden(relative: Path) -> bool:
+    return any(part.startswith((".", "__MACOSX")) for part in relative.parts) or relative.name == "Thumbs.db"
+
+
+def _no_images(root: Path, files: Sequence[Path]) -> str:
+    if not files:
+        return f"{root} is empty: it holds no images"
+    array = next((p for p in files if p.suffix.lower() in (".npy", ".npz")), None)
+    hint = f"; for an array give its file, e.g. {array}" if array else ""
+    return f"{root} holds no images among its {len(files):,} files{hint}"
+
+
+def _folder_classes(relative: Sequence[Path], notes: list[str]) -> tuple[Tensor | None, list[str]]:
+    """Sub-folders are classes where every image is in one; otherwise there are none, and a note says why."""
+    tops = [p.parts[0] if len(p.parts) > 1 else None for p in relative]
+    if not any(tops):
+        return None, []
+    loose = tops.count(None)
+    if loose:
+        notes.append(f"{loose:,} images lie beside the sub-folders, so the sub-folders were not taken as classes.")
+        return None, []
+    return encode_labels([str(top) for top in tops], len(tops))
+
+
+def _one_class_is_none(source: Source) -> Source:
+    """A single class says nothing: the model is unconditional, and a note says so."""
+    if source.labels is None or len(source.classes) > 1:
+        return source
+    note = f"All samples are of one class ({source.classes[0]}), so there is no class condition."
+    return replace(source, labels=None, classes=[], notes=[*source.notes, note])
+
+
+def _resized(source: Source, size: Size) -> Source:
+    """Images of another size than `size` resized to cover it and cropped at the centre."""
+    target = check_size(size)
+    if source.kind != "image":
+        raise SfumatoError(f"size is for images, but {source.name} holds arrays of shape {source.shape}")
+    if tuple(source.x.shape[2:]) == target:
+        return source
+    pictures = source.x.numpy().transpose(0, 2, 3, 1)
+    x = torch.from_numpy(np.stack([fit_cover(np.ascontiguousarray(p), target) for p in pictures]))
+    note = f"All images were resized to cover {target[0]} x {target[1]} and cropped at the centre, as asked."
+    return replace(source, x=x.movedim(-1, 1).contiguous(), notes=[*source.notes, note])
+
+
+def class_counts(source: Source) -> dict[str, int]:
+    """Samples per class name, in the order of the classes."""
+    if source.labels is None:
+        return {}
+    counts = Counter(source.labels.tolist())
+    return {name: counts[i] for i, name in enumerate(source.classes)}

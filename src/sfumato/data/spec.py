@@ -1,0 +1,258 @@
+"""DataSpec: what a model must know of its data to speak the user's units at both ends.
+
+It travels in the model file. x = mean + std z per channel; integers are rounded, declared bounds are respected and
+nothing else is clipped.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import SfumatoError
+from .labels import find_class
+from .normaliser import Normaliser, Statistics, statistics
+
+if TYPE_CHECKING:
+    from .source import Source
+
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.bool, torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.int64,
+        torch.float16, torch.bfloat16, torch.float32, torch.float64,
+    )
+}  # fmt: skip
+SCALE_TOLERANCE = 0.02  # a batch whose spread is under 2 % of the data's is in other units
+RANGE_TOLERANCE = 10.0  # a value over 10 times further from the mean than any seen in training is in other units
+SCALE_SAMPLES = 4  # fewer samples than this may honestly look alike
+
+
+def declared_bounds(dtype: torch.dtype) -> tuple[float, float] | None:
+    """The bounds that a dtype declares by itself: bool, uint8 and uint16 have some, wider and signed types none."""
+    return {torch.bool: (0.0, 1.0), torch.uint8: (0.0, 255.0), torch.uint16: (0.0, 65535.0)}.get(dtype)
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """The contract of a data set: sample shape, dtype, units, classes.
+
+    shape: of one sample, channels first, e.g. (1, 28, 28), (3, 97), (2,).
+    dtype: the user's, by name ("uint8", "float32", ...): `denormalise` returns it.
+    kind: "image" or "array".
+    bounds: (lowest, highest) declared value, or None.
+    classes: class names; a label is an index into them, -1 the null class.
+    statistics: per-channel figures of the training split, against which `check` compares.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    kind: str
+    bounds: tuple[float, float] | None
+    classes: tuple[str, ...]
+    normaliser: Normaliser
+    statistics: Statistics
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise SfumatoError(f"a data spec's dtype must be one of {', '.join(DTYPES)}, but it is {self.dtype!r}")
+        if self.kind not in ("image", "array"):
+            raise SfumatoError(f"a data spec's kind must be 'image' or 'array', but it is {self.kind!r}")
+        if not self.shape or len(self.normaliser.mean) != self.shape[0]:
+            raise SfumatoError(
+                f"a data spec of shape {self.shape} needs a normaliser of as many channels as its first axis, "
+                f"not {len(self.normaliser.mean)}"
+            )
+
+    @classmethod
+    def fit(cls, source: "Source", indices: Tensor | None = None) -> "DataSpec":
+        """The spec of a source with the statistics of the samples named (default: of its training split)."""
+        if indices is None:
+            indices = source.split()[0]
+        indices = torch.as_tensor(indices, dtype=torch.int64)
+        if not len(indices):
+            raise SfumatoError(f"{source.name}: there are no samples to take statistics of")
+        figures = statistics(source.x, indices)
+        return cls(
+            shape=source.shape,
+            dtype=str(source.x.dtype).removeprefix("torch."),
+            kind=source.kind,
+            bounds=source.bounds if source.bounds is not None else declared_bounds(source.x.dtype),
+            classes=tuple(source.classes),
+            normaliser=Normaliser.of(figures),
+            statistics=figures,
+            name=source.name,
+        )
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype of the user's data."""
+        return DTYPES[self.dtype]
+
+    @property
+    def discrete(self) -> bool:
+        """Whether the data are whole numbers."""
+        return not self.torch_dtype.is_floating_point
+
+    @property
+    def log_jacobian(self) -> float:
+        """log |dz/dx| of one sample in nats: log p(x) in user units = log p(z) + log_jacobian."""
+        return self.normaliser.log_jacobian(self.shape)
+
+    def normalise(self, x: Tensor | np.ndarray) -> Tensor:
+        """x (B, *shape) in user units -> z (B, *shape) float32 with mean 0 and std 1 a channel."""
+        return self.normaliser.normalise(self._batch(x))
+
+    def denormalise(self, z: Tensor) -> Tensor:
+        """z (B, *shape) -> x (B, *shape) in the user's units and dtype.
+
+        Whole-number types are rounded to the nearest; declared bounds are respected. Where no bounds are declared
+        the only limit is what the dtype can hold.
+        """
+        z = self._batch(z)
+        if z.device.type == "mps":  # no float64 there
+            z = z.cpu()
+        x = self.normaliser.denormalise(z)
+        dtype = self.torch_dtype
+        if self.bounds is not None:
+            x = x.clamp(*self.bounds)
+        if dtype == torch.bool:
+            return x >= 0.5
+        if dtype.is_floating_point:
+            return x.to(dtype)
+        limits = torch.iinfo(dtype)
+        # float64 cannot hold 2^63 - 1: it rounds up to 2^63, which wraps round to the most negative int64
+        top = math.nextafter(2.0**63, 0) if dtype == torch.int64 else limits.max
+        return x.round().clamp(limits.min, top).to(dtype)
+
+    def class_index(self, wanted: str | int) -> int:
+        """The index of a class given by name or index; SfumatoError lists the known ones."""
+        return find_class(self.classes, wanted)
+
+    def check(self, x: Tensor | np.ndarray) -> None:
+        """Raise SfumatoError, with the offending figures, where x (B, *shape) cannot be data of this spec.
+
+        What is caught: another shape; NaN or inf; values outside the declared bounds; fractions in whole-number
+        data; values ten times further out than any in training; a batch that hardly varies (other units, such as
+        x / 255).
+        """
+        x = self._batch(x).to(torch.float64)
+        if not len(x):
+            raise SfumatoError("the batch is empty")
+        finite = torch.isfinite(x)
+        if not finite.all():
+            raise SfumatoError(f"the batch holds {int((~finite).sum()):,} values that are NaN or infinite")
+        low, high = float(x.min()), float(x.max())
+        if self.bounds is not None and not self.bounds[0] <= low <= high <= self.bounds[1]:
+            raise SfumatoError(
+                f"values run from {low:g} to {high:g}, outside the declared {self._bounds_text()}: "
+                f"give the data in the units of the training data"
+            )
+        if self.discrete and bool((x != x.round()).any()):
+            raise SfumatoError(
+                f"the training data are whole numbers ({self.dtype}, {self._bounds_text()}), but this batch has "
+                f"fractions between {low:g} and {high:g}: give it in the units of the training data, not rescaled"
+            )
+        self._check_range(x)
+        self._check_scale(x)
+
+    def _check_range(self, x: Tensor) -> None:
+        for c, (mean, low, high) in enumerate(
+            zip(self.normaliser.mean, self.statistics.low, self.statistics.high, strict=True)
+        ):
+            reach = RANGE_TOLERANCE * max(high - mean, mean - low, self.normaliser.std[c] if high > low else 0.0)
+            if low == high:  # nothing is known of the scale of a channel that never changed
+                continue
+            furthest = float((x[:, c] - mean).abs().max())
+            if furthest > reach:
+                raise SfumatoError(
+                    f"channel {c} has values {furthest:g} away from the training mean {mean:g}, but training values "
+                    f"ran from {low:g} to {high:g}: give the data in the units of the training data"
+                )
+
+    def _check_scale(self, x: Tensor) -> None:
+        if len(x) < SCALE_SAMPLES:
+            return
+        flat = x.transpose(0, 1).reshape(x.shape[1], -1)
+        std = flat.std(1, correction=0)
+        # the smaller of the two, so that neither a few outliers nor a mostly constant channel raises an alarm
+        expected = torch.tensor([min(a, b) for a, b in zip(self.statistics.spread, self.statistics.std, strict=True)])
+        known = expected > 0
+        if known.any() and bool((std[known] < SCALE_TOLERANCE * expected[known]).all()):
+            c = int(torch.nonzero(known)[0])
+            raise SfumatoError(
+                f"channel {c} of the batch has mean {float(flat[c].mean()):g} and std {float(std[c]):g}, but the "
+                f"training data have mean {self.statistics.mean[c]:g} and std {self.statistics.std[c]:g}: "
+                f"give the data in the units of the training data, not rescaled"
+            )
+
+    def _batch(self, x: Tensor | np.ndarray) -> Tensor:
+        x = x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
+        if tuple(x.shape[1:]) != self.shape or x.ndim != len(self.shape) + 1:
+            raise SfumatoError(
+                f"a batch must have shape (B, {', '.join(map(str, self.shape))}), but it has {tuple(x.shape)}"
+            )
+        return x
+
+    def _bounds_text(self) -> str:
+        return "no bounds" if self.bounds is None else f"{self.bounds[0]:g} to {self.bounds[1]:g}"
+
+    def describe(self) -> list[str]:
+        """The spec in words, one sentence a line."""
+        size = " x ".join(map(str, self.shape))
+        lines = [f"{self.kind} data {self.name!r}: {size} of {self.dtype}, {self._bounds_text()}."]
+        for c, (m, s) in enumerate(zip(self.normaliser.mean, self.normaliser.std, strict=True)):
+            if c == 8:
+                lines.append(f"... and {len(self.normaliser.mean) - 8} more channels.")
+                break
+            constant = " (constant)" if self.statistics.low[c] == self.statistics.high[c] else f", std {s:.6g}"
+            lines.append(f"channel {c}: mean {m:.6g}{constant}.")
+        if self.classes:
+            shown = ", ".join(self.classes[:20]) + (" ..." if len(self.classes) > 20 else "")
+            lines.append(f"{len(self.classes)} classes: {shown}.")
+        else:
+            lines.append("no classes.")
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able dict; `from_dict` gives back an equal spec."""
+        return {
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "kind": self.kind,
+            "bounds": None if self.bounds is None else list(self.bounds),
+            "classes": list(self.classes),
+            "normaliser": self.normaliser.to_dict(),
+            "statistics": {f.name: list(getattr(self.statistics, f.name)) for f in fields(Statistics)},
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "DataSpec":
+        """The inverse of `to_dict`; unknown and missing keys raise SfumatoError."""
+        _require_keys("a data spec", data, {f.name for f in fields(cls)})
+        _require_keys("a data spec's statistics", data["statistics"], {f.name for f in fields(Statistics)})
+        bounds = data["bounds"]
+        return cls(
+            shape=tuple(int(n) for n in data["shape"]),
+            dtype=data["dtype"],
+            kind=data["kind"],
+            bounds=None if bounds is None else (float(bounds[0]), float(bounds[1])),
+            classes=tuple(data["classes"]),
+            normaliser=Normaliser.from_dict(data["normaliser"]),
+            statistics=Statistics(**{k: tuple(map(float, v)) for k, v in data["statistics"].items()}),
+            name=data["name"],
+        )
+
+
+def _require_keys(what: str, data: Mapping[str, Any], expected: set[str]) -> None:
+    unknown, missing = set(data) - expected, expected - set(data)
+    if unknown:
+        raise SfumatoError(f"{what} has unknown keys: {', '.join(sorted(map(str, unknown)))}")
+    if missing:
+        raise SfumatoError(f"{what} lacks the keys: {', '.join(sorted(missing))}")

@@ -1,0 +1,41 @@
+"""What a person should know of a data set before training on it, as plain values."""
+
+from hashlib import blake2b
+from typing import Any
+
+import torch
+
+from .normaliser import statistics
+from .source import Size, Source, class_counts, open
+
+
+def inspect(obj: Any, labels: Any = None, size: Size | None = None) -> dict[str, Any]:
+    """Counts, shape, dtype, range, per-channel figures, classes, duplicates and notes of a source (or what opens
+    one); JSON-able.
+    """
+    source = obj if isinstance(obj, Source) else open(obj, labels=labels, size=size)
+    figures = statistics(source.x)
+    train, holdout = source.split()
+    return {
+        "name": source.name,
+        "kind": source.kind,
+        "samples": len(source),
+        "shape": list(source.shape),
+        "dtype": str(source.x.dtype).removeprefix("torch."),
+        "range": [min(figures.low), max(figures.high)],
+        "mean": list(figures.mean),
+        "std": list(figures.std),
+        "constant_channels": [c for c, (a, b) in enumerate(zip(figures.low, figures.high, strict=True)) if a == b],
+        "classes": class_counts(source),
+        "train": len(train),
+        "holdout": len(holdout),
+        "duplicates": duplicates(source.x),
+        "skipped": [{"path": path, "reason": reason} for path, reason in source.skipped],
+        "notes": list(source.notes),
+    }
+
+
+def duplicates(x: torch.Tensor) -> int:
+    """How many rows of x (N, ...) are bit-for-bit copies of an earlier row."""
+    rows = x.reshape(len(x), -1).contiguous().view(torch.uint8).numpy()
+    return len(rows) - len({blake2b(row, digest_size=16).digest() for row in rows})
