@@ -36,7 +36,7 @@ clean:
 	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.made:
-	@$(PYTHON) -c 'pass' || { echo "sfumato: '$(PYTHON)' does not start; name a Python of 3.11 or newer: make PYTHON=/path/to/python3" >&2; exit 2; }
+	@$(PYTHON) -c 'pass' 2>/dev/null || { echo "sfumato: '$(PYTHON)' does not start; name a Python of 3.11 or newer: make PYTHON=/path/to/python3" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "sfumato: needs Python 3.11 or newer, and '$(PYTHON)' is older; name another: make PYTHON=python3.11" >&2; exit 2; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "sfumato: '$(PYTHON)' cannot make an environment, because its venv and ensurepip modules are missing; install them (Debian and Ubuntu: apt install python3-venv) or name another Python: make PYTHON=/path/to/python3" >&2; exit 2; }
 	@echo "sfumato: making the environment in $(VENV) (once; torch is large, this takes a minute or two)"
