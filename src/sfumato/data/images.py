@@ -51,17 +51,27 @@ def read_images(paths: Sequence[Path], size: int | tuple[int, int] | None = None
         layout = _layout(headers, size)
         _require_memory(headers, layout)
 
-        def read(header: Header, layout: Layout = layout) -> np.ndarray:
-            return decode(header, layout.channels, layout.depth, layout.target)
-
-        arrays, failed = _attempt_all(read, headers)
-        skipped += [(header.path, reason) for header, reason in failed]
-        broken = {header.path for header, _ in failed}
-        headers = [header for header in headers if header.path not in broken]
+        x, failed = _decode_all(headers, layout)
+        skipped += [(headers[i].path, reason) for i, reason in failed]
+        broken = {i for i, _ in failed}
+        headers = [header for i, header in enumerate(headers) if i not in broken]
         if headers and _layout(headers, size) == layout:  # else the broken files had shaped it: once more without
             notes = _notes(headers, layout, size)
-            return Images(torch.from_numpy(np.stack(arrays)), [h.path for h in headers], sorted(skipped), notes)
+            return Images(torch.from_numpy(x), [h.path for h in headers], sorted(skipped), notes)
     raise SfumatoError(f"no image could be read: {_reasons(skipped)}")
+
+
+def _decode_all(headers: Sequence[Header], layout: Layout) -> tuple[np.ndarray, list[tuple[int, str]]]:
+    """The pixels (n, C, H, W) of those that can be decoded, and (position, reason) of those that cannot."""
+    height, width = layout.target or (headers[0].height, headers[0].width)
+    x = np.empty((len(headers), layout.channels, height, width), layout.depth)
+
+    def fill(i: int) -> int:
+        x[i] = decode(headers[i], layout.channels, layout.depth, layout.target)
+        return i
+
+    kept, failed = _attempt_all(fill, range(len(headers)))
+    return (x[kept] if failed else x), failed
 
 
 def _attempt_all(function: Callable[[T], R], items: Sequence[T]) -> tuple[list[R], list[tuple[T, str]]]:

@@ -7,6 +7,7 @@ The statistics and the affine map are computed in float64; only the result is ro
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,21 +16,24 @@ from torch import Tensor
 from ..errors import SfumatoError
 
 CHUNK_ENTRIES = 1 << 22  # float64 scratch of at most 32 MiB, whatever the size of the set
+GROUP = 8
+GROUPS = 1024
 
 
 @dataclass(frozen=True)
 class Statistics:
     """Per-channel figures of a set of samples, each a tuple of `channels` floats.
 
-    `spread` is the 5 % to 95 % range in units of a Gaussian's standard deviation: what a typical batch shows
-    even when a few outliers dominate `std`.
+    `quiet` is the smallest standard deviation that any of many groups of 8 neighbouring samples has, and
+    `quiet_sample` the smallest within one sample: a batch that varies far less than that is in other units.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
-    spread: tuple[float, ...]
+    quiet: tuple[float, ...]
+    quiet_sample: tuple[float, ...]
 
 
 def chunks(x: Tensor, indices: Tensor | None = None) -> Iterator[Tensor]:
@@ -44,7 +48,8 @@ def chunks(x: Tensor, indices: Tensor | None = None) -> Iterator[Tensor]:
 def statistics(x: Tensor, indices: Tensor | None = None) -> Statistics:
     """Two passes in float64 over x (N, C, *spatial): mean = sum x / n, var = sum (x - mean)^2 / n, per channel.
 
-    The second pass subtracts the mean first, so a small spread around a large offset is not lost to cancellation.
+    The second pass subtracts the mean first, so a small spread around a large offset is not lost to cancellation,
+    and divides by the range, so that squares of very small or large units neither vanish nor overflow.
     """
     channels = x.shape[1]
     total = torch.zeros(channels, dtype=torch.float64)
@@ -58,11 +63,13 @@ def statistics(x: Tensor, indices: Tensor | None = None) -> Statistics:
         low = torch.minimum(low, flat.amin(1))
         high = torch.maximum(high, flat.amax(1))
     mean = torch.where(low == high, low, total / entries)
+    width = torch.where(high > low, high - low, 1.0)
     square = torch.zeros(channels, dtype=torch.float64)
     for block in chunks(x, indices):
-        square += (_by_channel(block) - mean[:, None]).square_().sum(1)
-    std = (square / entries).sqrt()
-    return Statistics(*(tuple(v.tolist()) for v in (mean, std, low, high, _spread(x, indices))))
+        square += ((_by_channel(block) - mean[:, None]) / width[:, None]).square_().sum(1)
+    std = width * (square / entries).sqrt()
+    quiet, quiet_sample = _quiet(x, indices, GROUP), _quiet(x, indices, 1)
+    return Statistics(*(tuple(v.tolist()) for v in (mean, std, low, high, quiet, quiet_sample)))
 
 
 def _by_channel(block: Tensor) -> Tensor:
@@ -70,16 +77,20 @@ def _by_channel(block: Tensor) -> Tensor:
     return block.transpose(0, 1).reshape(block.shape[1], -1)
 
 
-def _spread(x: Tensor, indices: Tensor | None, entries: int = 1 << 18) -> Tensor:
-    """(q95 - q5) / 3.29 per channel, of evenly spaced samples (3.29 = the same range of a unit Gaussian)."""
+def _quiet(x: Tensor, indices: Tensor | None, size: int) -> Tensor:
+    """min over groups of `size` neighbouring samples of the std within the group, per channel.
+
+    The groups start at evenly spaced places of the set: enough of them for a lower limit, not the whole set.
+    """
     rows = torch.arange(len(x)) if indices is None else indices
-    wanted = max(16, entries // max(1, x[0].numel()))
-    rows = rows[:: max(1, len(rows) // wanted)]
-    flat = _by_channel(x[rows].to(torch.float64))
-    flat = flat[:, :: max(1, flat.shape[1] // entries)]
-    last = flat.shape[1] - 1
-    ordered = flat.sort(dim=1).values
-    return (ordered[:, round(0.95 * last)] - ordered[:, round(0.05 * last)]) / 3.29
+    size = min(size, len(rows))
+    groups = max(1, min(len(rows) // size, GROUPS, CHUNK_ENTRIES // (size * max(1, x[0].numel()))))
+    starts = torch.linspace(0, len(rows) - size, groups, dtype=torch.float64).long()
+    smallest = torch.full((x.shape[1],), math.inf, dtype=torch.float64)
+    for start in starts.tolist():
+        flat = _by_channel(x[rows[start : start + size]].to(torch.float64))
+        smallest = torch.minimum(smallest, flat.std(1, correction=0))
+    return smallest
 
 
 @dataclass(frozen=True)
@@ -123,10 +134,12 @@ class Normaliser:
         """log |dz/dx| = -(entries a channel) * sum_c log std_c for one sample of this shape, in nats."""
         return -math.prod(shape[1:]) * math.fsum(math.log(s) for s in self.std)
 
+    @cached_property
+    def _figures(self) -> Tensor:
+        return torch.tensor([self.mean, self.std], dtype=torch.float64)
+
     def _columns(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        column = (1, len(self.mean)) + (1,) * (x.ndim - 2)
-        mean = torch.tensor(self.mean, dtype=torch.float64, device=x.device).view(column)
-        std = torch.tensor(self.std, dtype=torch.float64, device=x.device).view(column)
+        mean, std = self._figures.to(x.device).view(2, 1, -1, *(1,) * (x.ndim - 2))
         return mean, std
 
     def to_dict(self) -> dict[str, Any]:

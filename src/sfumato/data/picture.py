@@ -45,7 +45,9 @@ def read_header(path: Path) -> Header:
             return Header(path, height, width, colour16, "uint16", tuple(remarks))
         if image.mode == "1":
             remarks.append("one bit a pixel, read as 0 and 255")
-        if image.mode == "P":
+        if image.mode in ("LA", "La"):
+            remarks.append("grey with transparency, read as RGBA")
+        if image.mode in ("P", "PA"):
             remarks.append("a palette, read as colours")
         if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
             remarks.append(f"{image.mode}, converted to RGB")
@@ -78,6 +80,8 @@ def decode(header: Header, channels: int, depth: str, target: tuple[int, int] | 
     pixels = _deepen(_widen(pixels, channels, FULL.get(header.depth, 1)), header.depth, depth)
     if target is not None:
         pixels = fit_cover(pixels, target)
+    elif pixels.shape[:2] != (header.height, header.width):
+        raise ValueError(f"it decodes to {pixels.shape[:2]}, not to the {(header.height, header.width)} it declares")
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 

@@ -91,6 +91,4 @@ def _paeth(left: np.ndarray, up: np.ndarray, corner: np.ndarray) -> np.ndarray:
     """Whichever neighbour is nearest to left + up - corner; ties in the order left, up, corner."""
     estimate = left + up - corner
     to_left, to_up, to_corner = (abs(estimate - neighbour) for neighbour in (left, up, corner))
-    return np.where(
-        (to_left <= to_up) & (to_left <= to_corner), left, np.where(to_up <= to_corner, up, corner)
-    )
+    return np.where((to_left <= to_up) & (to_left <= to_corner), left, np.where(to_up <= to_corner, up, corner))

@@ -81,6 +81,8 @@ def open(obj: Any, labels: Any = None, size: Size | None = None, name: str | Non
         source = obj
     elif isinstance(obj, str | os.PathLike):
         source = _open_text(os.fspath(obj), size)
+    elif _is_pair(obj):
+        source = open(obj[0], labels=obj[1], size=size)
     else:
         source = _open_object(obj)
     if size is not None:
@@ -92,6 +94,8 @@ def open(obj: Any, labels: Any = None, size: Size | None = None, name: str | Non
 
 
 def _open_text(text: str, size: Size | None) -> Source:
+    if not text.strip():
+        raise SfumatoError(f"no data given: name a folder, a file or one of {', '.join(builtin.NAMES)}")
     if text in builtin.NAMES:
         source = _built_in(text)
         if Path(text).exists():
@@ -132,21 +136,34 @@ def _built_in(name: str) -> Source:
     x, kind, _ = arrays.arrange(torch.from_numpy(data.x), name)
     labels, classes = encode_labels(data.labels, len(x), data.classes)
     ids = data.ids or _positions(len(x))
-    return Source(
-        x, labels, classes, ids, kind, name, notes=[data.note], groups=data.groups or ids, bounds=data.bounds
-    )
+    return Source(x, labels, classes, ids, kind, name, notes=[data.note], groups=data.groups or ids, bounds=data.bounds)
 
 
 def _open_object(obj: Any) -> Source:
     if isinstance(obj, Mapping):
         x, labels = arrays.pick(obj, "the dict")
-    elif isinstance(obj, tuple) and len(obj) == 2 and np.ndim(obj[0]) > 0:
-        x, labels = obj
     else:
         x, labels = obj, None
+    if isinstance(x, list | tuple) and x and all(isinstance(item, Tensor) for item in x):
+        x = _stacked(x)
     if x is None or isinstance(x, bytes) or callable(x):
         raise SfumatoError(f"a {type(obj).__name__} is not data: give an array, a tensor, a folder or a file")
     return _from_array(x, labels, "the array", "array")
+
+
+def _is_pair(obj: Any) -> bool:
+    """Whether obj is (x, labels): a tuple of two whose first is itself a data source."""
+    return (
+        isinstance(obj, tuple)
+        and len(obj) == 2
+        and (isinstance(obj[0], str | os.PathLike | Mapping | list) or getattr(obj[0], "ndim", 0) > 0)
+    )
+
+
+def _stacked(items: Sequence[Tensor]) -> Tensor:
+    if len({item.shape for item in items}) > 1:
+        raise SfumatoError("the tensors in the list have different shapes: every sample must have the same")
+    return torch.stack(list(items))
 
 
 def _from_array(data: Any, labels: Any, where: str, name: str) -> Source:
@@ -179,7 +196,8 @@ def _open_folder(root: Path, size: Size | None) -> Source:
     if skipped:
         notes.append(f"{len(skipped):,} files were skipped.")
     ids = [p.as_posix() for p in relative]
-    return Source(read.x, labels, classes, ids, "image", root.resolve().name, skipped, notes)
+    kind = "image" if read.x.dtype in arrays.IMAGE_DTYPES else "array"
+    return Source(read.x, labels, classes, ids, kind, root.resolve().name, skipped, notes)
 
 
 def _hidden(relative: Path) -> bool:
@@ -222,7 +240,10 @@ def _resized(source: Source, size: Size) -> Source:
     if tuple(source.x.shape[2:]) == target:
         return source
     pictures = source.x.numpy().transpose(0, 2, 3, 1)
-    x = torch.from_numpy(np.stack([fit_cover(np.ascontiguousarray(p), target) for p in pictures]))
+    resized = np.stack([fit_cover(np.ascontiguousarray(p), target) for p in pictures])
+    if source.bounds is not None:  # the filter overshoots at edges
+        resized = resized.clip(*(resized.dtype.type(bound) for bound in source.bounds))
+    x = torch.from_numpy(resized)
     note = f"All images were resized to cover {target[0]} x {target[1]} and cropped at the centre, as asked."
     return replace(source, x=x.movedim(-1, 1).contiguous(), notes=[*source.notes, note])
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import SfumatoError
 from .labels import find_class
-from .normaliser import Normaliser, Statistics, statistics
+from .normaliser import GROUP, Normaliser, Statistics, statistics
 
 if TYPE_CHECKING:
     from .source import Source
@@ -27,9 +27,8 @@ DTYPES = {
         torch.float16, torch.bfloat16, torch.float32, torch.float64,
     )
 }  # fmt: skip
-SCALE_TOLERANCE = 0.02  # a batch whose spread is under 2 % of the data's is in other units
+SCALE_TOLERANCE = 0.1  # a batch that varies ten times less than the quietest samples in training is in other units
 RANGE_TOLERANCE = 10.0  # a value over 10 times further from the mean than any seen in training is in other units
-SCALE_SAMPLES = 4  # fewer samples than this may honestly look alike
 
 
 def declared_bounds(dtype: torch.dtype) -> tuple[float, float] | None:
@@ -138,8 +137,8 @@ class DataSpec:
         """Raise SfumatoError, with the offending figures, where x (B, *shape) cannot be data of this spec.
 
         What is caught: another shape; NaN or inf; values outside the declared bounds; fractions in whole-number
-        data; values ten times further out than any in training; a batch that hardly varies (other units, such as
-        x / 255).
+        data; values ten times further out than any in training; a batch that varies ten times less than any in
+        training (other units, such as x / 255). Batches of eight or more samples are judged most sharply.
         """
         x = self._batch(x).to(torch.float64)
         if not len(x):
@@ -162,32 +161,29 @@ class DataSpec:
         self._check_scale(x)
 
     def _check_range(self, x: Tensor) -> None:
-        for c, (mean, low, high) in enumerate(
-            zip(self.normaliser.mean, self.statistics.low, self.statistics.high, strict=True)
-        ):
-            reach = RANGE_TOLERANCE * max(high - mean, mean - low, self.normaliser.std[c] if high > low else 0.0)
-            if low == high:  # nothing is known of the scale of a channel that never changed
-                continue
-            furthest = float((x[:, c] - mean).abs().max())
-            if furthest > reach:
-                raise SfumatoError(
-                    f"channel {c} has values {furthest:g} away from the training mean {mean:g}, but training values "
-                    f"ran from {low:g} to {high:g}: give the data in the units of the training data"
-                )
+        figures = self.statistics
+        mean, low, high = (torch.tensor(v, dtype=torch.float64) for v in (figures.mean, figures.low, figures.high))
+        reach = RANGE_TOLERANCE * torch.maximum(high - mean, mean - low)
+        furthest = (x.transpose(0, 1).reshape(x.shape[1], -1) - mean[:, None]).abs().amax(1)
+        wrong = torch.nonzero((furthest > reach) & (high > low))  # a channel that never changed has no scale
+        if len(wrong):
+            c = int(wrong[0])
+            raise SfumatoError(
+                f"channel {c} has values {float(furthest[c]):g} away from the training mean {figures.mean[c]:g}, but "
+                f"training values ran from {figures.low[c]:g} to {figures.high[c]:g}: give the data in those units"
+            )
 
     def _check_scale(self, x: Tensor) -> None:
-        if len(x) < SCALE_SAMPLES:
-            return
+        figures = self.statistics
+        quiet = torch.tensor(figures.quiet if len(x) >= GROUP else figures.quiet_sample, dtype=torch.float64)
         flat = x.transpose(0, 1).reshape(x.shape[1], -1)
         std = flat.std(1, correction=0)
-        # the smaller of the two, so that neither a few outliers nor a mostly constant channel raises an alarm
-        expected = torch.tensor([min(a, b) for a, b in zip(self.statistics.spread, self.statistics.std, strict=True)])
-        known = expected > 0
-        if known.any() and bool((std[known] < SCALE_TOLERANCE * expected[known]).all()):
+        known = quiet > 0
+        if known.any() and bool((std < SCALE_TOLERANCE * quiet)[known].all()):
             c = int(torch.nonzero(known)[0])
             raise SfumatoError(
                 f"channel {c} of the batch has mean {float(flat[c].mean()):g} and std {float(std[c]):g}, but the "
-                f"training data have mean {self.statistics.mean[c]:g} and std {self.statistics.std[c]:g}: "
+                f"training data have mean {figures.mean[c]:g} and std {figures.std[c]:g}: "
                 f"give the data in the units of the training data, not rescaled"
             )
 
