@@ -1,0 +1,232 @@
+"""The data spec: the user's dtype and units at both ends, bounds respected, foreign units refused."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import sfumato.data as data
+from sfumato.data.spec import DTYPES, DataSpec, declared_bounds
+from sfumato.errors import SfumatoError
+
+SHAPES = [(2,), (1, 128), (3, 97), (1, 28, 28), (12, 33, 50), (1, 24, 20, 28)]
+MATRIX = [torch.uint8, torch.uint16, torch.float32, torch.int64]
+
+
+def values(shape, dtype, n=12, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn((n, *shape), generator=generator, dtype=torch.float64)
+    if dtype.is_floating_point:
+        return x.to(dtype)
+    top = {torch.bool: 1, torch.uint8: 255, torch.int8: 127}.get(dtype, 30_000)
+    return (x * top / 8 + top / 2).clamp(0, top).round().to(dtype)
+
+
+def spec_of(x, **kwargs):
+    source = data.open(x, **kwargs)
+    return DataSpec.fit(source, torch.arange(len(source)))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", MATRIX, ids=str)
+def test_shape_matrix_is_taken_as_it_is_and_comes_back(shape, dtype):
+    x = values(shape, dtype)
+    source = data.open(x)
+    assert source.shape == shape and source.x.dtype == dtype
+    spec = DataSpec.fit(source, torch.arange(len(source)))
+    z = spec.normalise(x)
+    assert z.dtype == torch.float32 and z.shape == x.shape
+    back = spec.denormalise(z)
+    assert back.dtype == dtype
+    if dtype.is_floating_point:
+        torch.testing.assert_close(back, x, rtol=1e-5, atol=1e-5)
+    else:
+        assert torch.equal(back, x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+def test_every_dtype_round_trips(dtype):
+    x = values((3, 10), dtype, n=40)
+    spec = spec_of(x)
+    back = spec.denormalise(spec.normalise(x))
+    assert back.dtype == dtype == spec.torch_dtype
+    tolerance = 1e-2 if dtype in (torch.float16, torch.bfloat16) else 1e-5
+    torch.testing.assert_close(back.double(), x.double(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.uint16], ids=str)
+def test_declared_bounds_hold_for_any_network_output(dtype):
+    spec = spec_of(values((4,), dtype, n=50))
+    low, high = declared_bounds(dtype)
+    x = spec.denormalise(torch.linspace(-1e6, 1e6, 4001)[:, None].expand(-1, 4)).double()
+    assert spec.bounds == (low, high)
+    assert x.min() == low and x.max() == high
+
+
+def test_undeclared_values_are_not_clipped():
+    x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    spec = spec_of(x)
+    assert spec.bounds is None
+    z = torch.tensor([[50.0, -50.0, 0.0]])
+    expected = torch.tensor(spec.normaliser.mean) + z * torch.tensor(spec.normaliser.std)
+    torch.testing.assert_close(spec.denormalise(z), expected)
+    integers = spec_of((1000 * x).long())
+    far = integers.denormalise(z)
+    assert int(far[0, 0]) > int((1000 * x).max()) * 5  # far outside the data, and still there
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.int64], ids=str)
+def test_whole_numbers_never_wrap_round(dtype):
+    x = values((2,), dtype, n=50)
+    spec = spec_of(x)
+    out = spec.denormalise(torch.tensor([[1e30, -1e30]]))
+    assert int(out[0, 0]) > 0 > int(out[0, 1])
+
+
+def test_rounding_is_to_the_nearest():
+    spec = spec_of(values((1,), torch.int32, n=50))
+    wanted = torch.tensor([[100.4], [100.6], [-3.4], [-3.6]], dtype=torch.float64)
+    z = spec.normaliser.normalise(wanted)
+    assert spec.denormalise(z).flatten().tolist() == [100, 101, -3, -4]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(-(2**40), 2**40), min_size=4, max_size=30))
+def test_whole_numbers_come_back_within_float32_of_their_range(numbers):
+    x = torch.tensor(numbers)[:, None]
+    spec = spec_of(x)
+    error = (spec.denormalise(spec.normalise(x)) - x).abs().max()
+    assert float(error) <= 1e-6 * max(1, max(numbers) - min(numbers)) + 0.5
+
+
+def test_statistics_are_those_of_the_training_split_only():
+    x = torch.randn(400, 2, generator=torch.Generator().manual_seed(1))
+    source = data.open(x)
+    train, holdout = source.split()
+    x[holdout] += 1000.0
+    spec = DataSpec.fit(source)
+    assert spec.normaliser.mean == pytest.approx(x[train].double().mean(0).tolist(), rel=1e-12)
+    assert DataSpec.fit(source, train) == spec
+
+
+@pytest.mark.parametrize("classes", [None, ["ant", "bee"] * 20])
+def test_dict_round_trip_through_json(classes):
+    spec = spec_of(values((3, 9, 9), torch.uint16, n=40), labels=classes, name="insects")
+    again = DataSpec.from_dict(json.loads(json.dumps(spec.to_dict())))
+    assert again == spec
+    z = torch.randn(5, 3, 9, 9)
+    assert torch.equal(again.denormalise(z), spec.denormalise(z))
+
+
+def test_from_dict_is_strict():
+    good = spec_of(torch.randn(20, 3)).to_dict()
+    with pytest.raises(SfumatoError, match="unknown keys: colour"):
+        DataSpec.from_dict({**good, "colour": 1})
+    with pytest.raises(SfumatoError, match="lacks the keys: bounds"):
+        DataSpec.from_dict({k: v for k, v in good.items() if k != "bounds"})
+    with pytest.raises(SfumatoError, match="statistics has unknown keys: median"):
+        DataSpec.from_dict({**good, "statistics": {**good["statistics"], "median": [0.0]}})
+    for field, value in (("dtype", "float8"), ("kind", "sound"), ("shape", [4])):
+        with pytest.raises(SfumatoError, match=field):
+            DataSpec.from_dict({**good, field: value})
+
+
+@pytest.mark.parametrize("n", [1, 4, 8, 64, 2000])
+@pytest.mark.parametrize("offset, scale", [(300.0, 50.0), (0.0, 1.0), (0.0, 3.0), (0.5, 0.2)])
+def test_check_accepts_the_data_and_refuses_them_rescaled(n, offset, scale):
+    x = torch.randn(2000, 2, 16, generator=torch.Generator().manual_seed(3)) * scale + offset
+    spec = spec_of(x)
+    spec.check(x[:n])
+    for wrong in (x[:n] / 255, x[:n] * 255):
+        with pytest.raises(SfumatoError, match=r"mean .*training") as caught:
+            spec.check(wrong)
+        assert any(character.isdigit() for character in str(caught.value))
+
+
+@pytest.mark.parametrize("n", [8, 500])
+def test_check_refuses_rescaled_vectors(n):
+    x = torch.randn(500, 2, generator=torch.Generator().manual_seed(3)) * 50 + 300
+    spec = spec_of(x)
+    spec.check(x[:n])
+    with pytest.raises(SfumatoError, match="not rescaled"):
+        spec.check(x[:n] / 255)
+
+
+def test_check_refuses_fractions_of_whole_numbers_and_names_the_range():
+    x = values((1, 9, 9), torch.uint8, n=20)
+    spec = spec_of(x)
+    spec.check(x)
+    spec.check(x.numpy())
+    with pytest.raises(SfumatoError, match="fractions between 0"):
+        spec.check(x[:1] / 255)
+    with pytest.raises(SfumatoError, match="outside the declared 0 to 255"):
+        spec.check(x.float() * 2 - 255)
+
+
+def test_check_raises_no_alarm_on_quiet_but_honest_data():
+    generator = torch.Generator().manual_seed(0)
+    blank = torch.randn(100, 1, 6, 6, generator=generator) * 1e-3
+    x = blank.clone()
+    x[::5] += torch.randn(20, 1, 6, 6, generator=generator) * 100  # four frames in five are nearly blank
+    spec = spec_of(x)
+    for start in range(0, 96):
+        spec.check(x[start : start + 4])
+    heavy = torch.randn(4000, 1, generator=generator)
+    heavy[7] = 1e4
+    spec = spec_of(heavy)
+    for start in range(8, 3900, 8):
+        spec.check(heavy[start : start + 8])
+
+
+def test_check_refuses_what_is_not_finite_or_of_another_shape():
+    spec = spec_of(torch.randn(20, 3, 4))
+    with pytest.raises(SfumatoError, match=r"\(B, 3, 4\), but it has \(5, 3, 5\)"):
+        spec.check(torch.randn(5, 3, 5))
+    with pytest.raises(SfumatoError, match=r"\(B, 3, 4\)"):
+        spec.normalise(torch.randn(3, 4))
+    with pytest.raises(SfumatoError, match="empty"):
+        spec.check(torch.zeros(0, 3, 4))
+    x = torch.randn(5, 3, 4)
+    x[1, 2, 3] = float("inf")
+    with pytest.raises(SfumatoError, match="1 values that are NaN or infinite"):
+        spec.check(x)
+
+
+def test_class_index_by_name_index_or_case():
+    spec = DataSpec.fit(data.open("fashion"), torch.arange(64))
+    assert spec.class_index("Sneaker") == spec.class_index("sneaker") == spec.class_index("7") == spec.class_index(7) == 7
+    with pytest.raises(SfumatoError, match=r"did you mean 'Sneaker'.*0 T-shirt/top.*9 Ankle boot"):
+        spec.class_index("Sneakers")
+    for wrong in (10, "-1", "", -1):
+        with pytest.raises(SfumatoError, match="no class"):
+            spec.class_index(wrong)
+
+
+def test_class_index_where_names_are_numbers_means_the_name():
+    spec = spec_of(torch.randn(30, 2), labels=[3, 10, 7] * 10)
+    assert spec.classes == ("3", "7", "10")
+    assert [spec.class_index(n) for n in (3, 7, "10")] == [0, 1, 2]
+    with pytest.raises(SfumatoError, match="no class '0'"):
+        spec.class_index(0)
+    with pytest.raises(SfumatoError, match="has no classes"):
+        spec_of(torch.randn(30, 2)).class_index(0)
+
+
+def test_describe_says_what_matters():
+    x = torch.stack([torch.randn(40), torch.full((40,), 2.5)], 1)
+    text = " ".join(spec_of(x, labels=["a", "b"] * 20, name="pairs").describe())
+    for word in ("pairs", "float32", "no bounds", "mean 2.5 (constant)", "2 classes: a, b"):
+        assert word in text
+    assert "... and 12 more channels." in spec_of(torch.randn(30, 20)).describe()
+
+
+def test_the_spec_cannot_be_changed_by_accident():
+    spec = spec_of(torch.randn(20, 3))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        spec.shape = (4,)
+    with pytest.raises(SfumatoError, match="no samples"):
+        DataSpec.fit(data.open(np.zeros((5, 2))), torch.tensor([], dtype=torch.int64))
