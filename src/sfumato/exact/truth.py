@@ -1,0 +1,309 @@
+"""What every exact model answers, and the model that samplers see.
+
+Data x with a known law, z = alpha x + sigma eps, and for any z at any level, in float64 and in closed form:
+
+    log p_t(z),   E[x|z],   E[eps|z] = -sigma score,   score = grad log p_t(z),   Cov(x|z),   p(component|z)
+
+A noise level is given to every method as `process=..., t=...` or `alpha=..., sigma=...`, each a number or a tensor
+(B,); without one it is the data itself (alpha = 1, sigma = 0). `label` (a number or int64 (B,), -1 for any) restricts
+the data to one class. Both ends, alpha = 0 and sigma = 0, are exact.
+Source: Efron 2011, "Tweedie's formula and selection bias".
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import NamedTuple, TypedDict, Unpack, final
+
+import torch
+from torch import Tensor
+
+from sfumato import noise
+from sfumato.belief import Estimate
+from sfumato.errors import SfumatoError
+from sfumato.exact.flow import Level, follow
+from sfumato.process.gaussian import Gaussian
+
+Number = Tensor | float | int
+
+
+class At(TypedDict, total=False):
+    """Where a quantity is asked for: `process` and `t`, or `alpha` and `sigma`; and of which class, `label`."""
+
+    process: Gaussian
+    t: Number
+    alpha: Number
+    sigma: Number
+    label: Tensor | int | None
+
+
+class Moments(NamedTuple):
+    """E[x|z], E[eps|z] and the score, like z; log p_t(z) (B,); log p(component|z) (B, K). All float64."""
+
+    x: Tensor
+    eps: Tensor
+    score: Tensor
+    log_prob: Tensor
+    log_weights: Tensor
+
+
+class Truth(abc.ABC):
+    """A law of the data whose every noised quantity is known. K components of D numbers, seen as fields of `shape`.
+
+    A subclass works on flat z (B, D) at a `Level` of (B,), with int64 labels (B,) that are -1 for any class.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], dim: int, weights: Tensor, labels: Tensor | Sequence[int] | None
+    ) -> None:
+        """weights (K,): not negative, divided by their sum. labels (K,): each component's class, 0, 1, .. by default."""
+        weights = torch.as_tensor(weights, dtype=torch.float64)
+        labels = torch.arange(len(weights)) if labels is None else torch.as_tensor(labels, dtype=torch.int64)
+        if math.prod(shape) != dim:
+            raise SfumatoError(f"shape {tuple(shape)} does not hold {dim} numbers: give a shape with that product.")
+        if not bool((weights >= 0).all() and weights.isfinite().all() and weights.sum() > 0):
+            raise SfumatoError("weights must be finite, not negative and not all zero.")
+        if labels.shape != weights.shape or bool((labels < 0).any()):
+            raise SfumatoError(f"labels must be {len(weights)} numbers from 0 on, one for each component.")
+        self.shape, self.dim, self.labels, self.classes = tuple(shape), dim, labels, int(labels.max()) + 1
+        self.log_weights = torch.log(weights / weights.sum())
+
+    @property
+    @abc.abstractmethod
+    def mean(self) -> Tensor:
+        """E[x], flat (D,)."""
+
+    @property
+    @abc.abstractmethod
+    def spread(self) -> float:
+        """A standard deviation that none of the data's directions exceeds by much."""
+
+    @abc.abstractmethod
+    def _moments(self, z: Tensor, at: Level, label: Tensor) -> Moments: ...
+
+    @abc.abstractmethod
+    def _variance(self, z: Tensor, at: Level, label: Tensor) -> Tensor:
+        """The diagonal of Cov(x|z), (B, D)."""
+
+    @abc.abstractmethod
+    def _covariance(self, z: Tensor, at: Level, label: Tensor) -> Tensor:
+        """Cov(x|z), (B, D, D)."""
+
+    @abc.abstractmethod
+    def _draw(self, component: Tensor, seed: int, index: Tensor) -> Tensor:
+        """Clean samples (n, D), one of each given component (n,)."""
+
+    @abc.abstractmethod
+    def _flow_alone(self, z: Tensor, start: Level, stop: Level, component: Tensor) -> Tensor:
+        """The flow's state (B, D) where the data of row i is component[i] alone."""
+
+    # -- quantities at one level ---------------------------------------------------------------------------------
+
+    @final
+    def moments(self, z: Tensor, **at: Unpack[At]) -> Moments:
+        """All of E[x|z], E[eps|z], score, log p_t(z) and log p(component|z) for z (B, *shape)."""
+        m = self._moments(*self._flat(z, at))
+        return m._replace(x=self._field(m.x), eps=self._field(m.eps), score=self._field(m.score))
+
+    @final
+    def log_prob(self, z: Tensor, **at: Unpack[At]) -> Tensor:
+        """log p_t(z) in nats, (B,); log p_t(z|label) with a label. Infinite at sigma = 0 of a law without a density."""
+        return self._moments(*self._flat(z, at)).log_prob
+
+    @final
+    def score(self, z: Tensor, **at: Unpack[At]) -> Tensor:
+        """grad_z log p_t(z), like z; at sigma = 0 that of the data's own density."""
+        return self._field(self._moments(*self._flat(z, at)).score)
+
+    @final
+    def variance(self, z: Tensor, **at: Unpack[At]) -> Tensor:
+        """Var(x_d|z) for each entry, like z."""
+        return self._field(self._variance(*self._flat(z, at)))
+
+    @final
+    def covariance(self, z: Tensor, **at: Unpack[At]) -> Tensor:
+        """Cov(x|z), (B, D, D)."""
+        return self._covariance(*self._flat(z, at))
+
+    @final
+    def responsibilities(self, z: Tensor, **at: Unpack[At]) -> Tensor:
+        """p(component|z), (B, K)."""
+        return self._moments(*self._flat(z, at)).log_weights.exp()
+
+    @final
+    def classify(self, z: Tensor, **at: Unpack[At]) -> Tensor:
+        """log p(class|z), (B, classes): the noisy classifier of classifier guidance (2105.05233)."""
+        log_weights = self._moments(*self._flat(z, at)).log_weights
+        owner = self.labels.to(z.device)
+        return torch.stack([torch.logsumexp(log_weights[:, owner == c], -1) for c in range(self.classes)], -1)
+
+    # -- samples -------------------------------------------------------------------------------------------------
+
+    @final
+    def sample(self, n: int, seed: int = 0, first: int = 0, **at: Unpack[At]) -> Tensor:
+        """z = alpha x + sigma eps, (n, *shape) float64. Row i is a function of (seed, first + i) alone."""
+        return self.labelled(n, seed, first, **at)[0]
+
+    @final
+    def labelled(self, n: int, seed: int = 0, first: int = 0, **at: Unpack[At]) -> tuple[Tensor, Tensor]:
+        """Samples as `sample` draws them, and the class of each, int64 (n,)."""
+        index = torch.arange(first, first + n)
+        level, label = self._level(n, index.device, at), self._label(n, index.device, at)
+        component = self._components(seed, index, label)
+        x = self._draw(component, seed, index)
+        eps = noise.normal(seed, index, (self.dim,), noise.DATA, step=_NOISE, dtype=torch.float64)
+        z = level.alpha[:, None] * x + level.sigma[:, None] * eps
+        return self._field(z), self.labels[component]
+
+    @final
+    def mmse(self, n: int, seed: int = 0, **at: Unpack[At]) -> tuple[float, float]:
+        """E |x - E[x|z]|^2 = E tr Cov(x|z), the floor of every denoising loss: the mean of n draws, its standard error.
+
+        With it d I(x; z) / d snr = mmse / 2, snr = alpha^2 / sigma^2 (Guo, Shamai and Verdu 2005, Eq. 22).
+        """
+        total = self.variance(self.sample(n, seed, **at), **at).flatten(1).sum(-1)
+        return float(total.mean()), float(total.std() / math.sqrt(n))
+
+    # -- the probability-flow ODE --------------------------------------------------------------------------------
+
+    @final
+    def flow(
+        self,
+        z: Tensor,
+        t: Number,
+        s: Number,
+        process: Gaussian,
+        label: Tensor | int | None = None,
+        tol: float = 1e-12,
+    ) -> Tensor:
+        """z_s on the probability-flow ODE through z (B, *shape) at time t; t and s are numbers or (B,).
+
+        Closed form for rows with one component, z_s = alpha_s m + S_s S_t^{-1} (z - alpha_t m) with
+        S = sqrt(alpha^2 C + sigma^2); the others are integrated with an error below `tol` a step. No gradients.
+        """
+        flat, start, labels = self._flat(z, {"process": process, "t": t, "label": label})
+        stop = self._level(len(flat), flat.device, {"process": process, "t": s})
+        with torch.no_grad():
+            out, alone = torch.empty_like(flat), self._alone(labels)
+            known, rest = torch.nonzero(alone >= 0)[:, 0], torch.nonzero(alone < 0)[:, 0]
+            if len(known):
+                out[known] = self._flow_alone(flat[known], _rows(start, known), _rows(stop, known), alone[known])
+            if len(rest):
+                out[rest] = self._integrated(flat[rest], _rows(start, rest), _rows(stop, rest), labels[rest], tol)
+        return self._field(out)
+
+    @final
+    def consistency(
+        self, z: Tensor, t: Number, process: Gaussian, label: Tensor | int | None = None, tol: float = 1e-12
+    ) -> Tensor:
+        """f(z, t) = the flow at t = 0, the optimum of consistency training (2303.01469, Eq. 4)."""
+        return self.flow(z, t, 0.0, process, label, tol)
+
+    def _integrated(self, z: Tensor, start: Level, stop: Level, label: Tensor, tol: float) -> Tensor:
+        def read(z: Tensor, alpha: Tensor, sigma: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            labels = label[rows].expand(z.shape[:-1]).reshape(-1)
+            m = self._moments(z.reshape(-1, self.dim), Level(alpha.reshape(-1), sigma.reshape(-1)), labels)
+            return m.x.reshape(z.shape), m.eps.reshape(z.shape)
+
+        return follow(read, z, start, stop, self.mean.to(z.device), self.spread or 1.0, tol)
+
+    # -- what samplers see ---------------------------------------------------------------------------------------
+
+    @final
+    def denoiser(self, process: Gaussian) -> ExactDenoiser:
+        """The optimal denoiser of this law under a process: a model as any other."""
+        return ExactDenoiser(self, process)
+
+    # -- which components a label leaves -------------------------------------------------------------------------
+
+    def _open(self, label: Tensor) -> Tensor:
+        """Which components a label leaves, bool (B, K)."""
+        owners = self.labels.to(label.device)
+        return (label[:, None] < 0) | (label[:, None] == owners)
+
+    def _log_prior(self, label: Tensor) -> Tensor:
+        """log p(component|label), (B, K)."""
+        return torch.log_softmax(torch.where(self._open(label), self.log_weights.to(label.device), -torch.inf), -1)
+
+    def _alone(self, label: Tensor) -> Tensor:
+        """The component of each row where the label leaves only one, else -1: int64 (B,)."""
+        values, where = torch.unique(label, return_inverse=True)
+        left = self._open(values) & (self.log_weights > -torch.inf).to(label.device)
+        return torch.where(left.sum(-1) == 1, left.long().argmax(-1), -1)[where]
+
+    def _components(self, seed: int, index: Tensor, label: Tensor) -> Tensor:
+        """A component for each row, int64 (n,), by inversion of the cumulative weights."""
+        u = noise.uniform(seed, index, (), noise.DATA, step=_COMPONENT, dtype=torch.float64)
+        values, where = torch.unique(label, return_inverse=True)
+        drawn = torch.empty_like(label)
+        for i, prior in enumerate(self._log_prior(values).exp()):
+            last = torch.nonzero(prior)[-1, 0]  # rounding of the sum must not reach a component of weight 0
+            drawn[where == i] = torch.searchsorted(prior.cumsum(0), u[where == i], right=True).clamp_max(last)
+        return drawn
+
+    # -- from the caller's arguments to rows ---------------------------------------------------------------------
+
+    def _field(self, flat: Tensor) -> Tensor:
+        return flat.reshape(-1, *self.shape)
+
+    def _flat(self, z: Tensor, at: At) -> tuple[Tensor, Level, Tensor]:
+        if tuple(z.shape[1:]) != self.shape:
+            raise SfumatoError(f"z has shape {tuple(z.shape)}, this law needs (batch, *{self.shape}).")
+        flat = z.to(torch.float64).reshape(len(z), self.dim)
+        return flat, self._level(len(z), z.device, at), self._label(len(z), z.device, at)
+
+    def _level(self, batch: int, device: torch.device, at: At) -> Level:
+        if ("process" in at) != ("t" in at) or "process" in at and ("alpha" in at or "sigma" in at):
+            raise SfumatoError("Give the noise level as process=... and t=..., or as alpha=... and sigma=...")
+        pair = at["process"].schedule(at["t"]) if "process" in at else (at.get("alpha", 1.0), at.get("sigma", 0.0))
+        alpha, sigma = (torch.as_tensor(v, dtype=torch.float64, device=device).expand(batch) for v in pair)
+        return Level(alpha, sigma)
+
+    def _label(self, batch: int, device: torch.device, at: At) -> Tensor:
+        given = at.get("label")
+        label = torch.as_tensor(-1 if given is None else given, dtype=torch.int64, device=device).expand(batch)
+        if bool(((label < -1) | (label >= self.classes)).any()):
+            raise SfumatoError(f"Labels must lie between 0 and {self.classes - 1}, or be -1 for any class.")
+        return label
+
+
+# Streams under the role noise.DATA: which component, where in it, and the noise on top.
+_COMPONENT, _POSITION, _NOISE = 0, 1, 2
+
+
+def draw_position(dim: int, seed: int, index: Tensor) -> Tensor:
+    """Standard normal numbers (n, D), float64."""
+    return noise.normal(seed, index, (dim,), noise.DATA, step=_POSITION, dtype=torch.float64)
+
+
+def _rows(level: Level, rows: Tensor) -> Level:
+    return Level(level.alpha[rows], level.sigma[rows])
+
+
+class ExactEstimate(Estimate):
+    """A belief whose `variance`, Var(x_d|z) like z, is worked out when it is first asked for."""
+
+    def __init__(self, truth: Truth, process: Gaussian, z: Tensor, t: Number, label: Tensor | int | None) -> None:
+        at: At = {"process": process, "t": t, "label": label}
+        m = truth.moments(z, **at)
+        super().__init__(z.to(torch.float64), t, process.schedule, x=m.x, eps=m.eps)
+        self._truth, self._at = truth, at
+        del self.__dict__["variance"]  # so that the property below answers
+
+    @cached_property
+    def variance(self) -> Tensor:  # type: ignore[override]
+        return self._truth.variance(self.z, **self._at)
+
+
+@final
+class ExactDenoiser:
+    """E[x|z] of a known law as a model: `model(z, t, label=None) -> Estimate` with x and eps in float64."""
+
+    def __init__(self, truth: Truth, process: Gaussian) -> None:
+        self.truth, self.process, self.shape = truth, process, truth.shape
+
+    def __call__(self, z: Tensor, t: Number, label: Tensor | int | None = None) -> Estimate:
+        return ExactEstimate(self.truth, self.process, z, t, label)
