@@ -173,12 +173,12 @@ def test_check_raises_no_alarm_on_quiet_but_honest_data():
     x = blank.clone()
     x[::5] += torch.randn(20, 1, 6, 6, generator=generator) * 100  # four frames in five are nearly blank
     spec = spec_of(x)
-    for start in range(0, 96):
+    for start in range(0, 96, 3):
         spec.check(x[start : start + 4])
     heavy = torch.randn(4000, 1, generator=generator)
     heavy[7] = 1e4
     spec = spec_of(heavy)
-    for start in range(8, 3900, 8):
+    for start in range(8, 3900, 40):
         spec.check(heavy[start : start + 8])
 
 
@@ -198,7 +198,9 @@ def test_check_refuses_what_is_not_finite_or_of_another_shape():
 
 def test_class_index_by_name_index_or_case():
     spec = DataSpec.fit(data.open("fashion"), torch.arange(64))
-    assert spec.class_index("Sneaker") == spec.class_index("sneaker") == spec.class_index("7") == spec.class_index(7) == 7
+    assert (
+        spec.class_index("Sneaker") == spec.class_index("sneaker") == spec.class_index("7") == spec.class_index(7) == 7
+    )
     with pytest.raises(SfumatoError, match=r"did you mean 'Sneaker'.*0 T-shirt/top.*9 Ankle boot"):
         spec.class_index("Sneakers")
     for wrong in (10, "-1", "", -1):

@@ -86,11 +86,9 @@ def _quiet(x: Tensor, indices: Tensor | None, size: int) -> Tensor:
     size = min(size, len(rows))
     groups = max(1, min(len(rows) // size, GROUPS, CHUNK_ENTRIES // (size * max(1, x[0].numel()))))
     starts = torch.linspace(0, len(rows) - size, groups, dtype=torch.float64).long()
-    smallest = torch.full((x.shape[1],), math.inf, dtype=torch.float64)
-    for start in starts.tolist():
-        flat = _by_channel(x[rows[start : start + size]].to(torch.float64))
-        smallest = torch.minimum(smallest, flat.std(1, correction=0))
-    return smallest
+    chosen = x[rows[starts[:, None] + torch.arange(size)].flatten()].to(torch.float64)
+    members = chosen.reshape(groups, size, x.shape[1], -1).transpose(1, 2).reshape(groups, x.shape[1], -1)
+    return members.std(2, correction=0).amin(0)
 
 
 @dataclass(frozen=True)
