@@ -1,0 +1,87 @@
+"""The convolutional parts of a U-Net, for two and three spatial axes: channels first by name, last in memory."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import SfumatoError
+
+Grid = tuple[int, ...]  # the number of places along each spatial axis
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Groups of at least 16 channels, at most 32 groups."""
+    return nn.GroupNorm(next(g for g in range(min(32, max(1, channels // 16)), 0, -1) if channels % g == 0), channels)
+
+
+def halved(grid: Grid) -> Grid:
+    """The next coarser grid: each axis of n >= 4 places has ceil(n / 2), a shorter one keeps its own."""
+    return tuple(-(-n // 2) if n >= 4 else n for n in grid)
+
+
+def conv(inputs: int, outputs: int, grid: Grid, coarse: Grid | None = None) -> nn.Module:
+    """3 taps along each axis of `grid` (1 where there is one place), every second place where `coarse` has fewer."""
+    kernel = tuple(3 if n > 1 else 1 for n in grid)
+    stride = tuple(1 if n == m else 2 for n, m in zip(grid, coarse or grid, strict=True))
+    padding = tuple(k // 2 for k in kernel)
+    kind: Callable[..., nn.Module] = nn.Conv2d if len(grid) == 2 else nn.Conv3d
+    return kind(inputs, outputs, kernel, stride=stride, padding=padding)
+
+
+def pointwise(inputs: int, outputs: int, grid: Grid) -> nn.Module:
+    return (nn.Conv2d if len(grid) == 2 else nn.Conv3d)(inputs, outputs, 1)
+
+
+def zero(module: nn.Module) -> nn.Module:
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+class Block(nn.Module):
+    """x <- skip(x) + W2 silu((1 + s) GN(W1 silu(GN(x))) + b), with (s, b) given and W2 = 0 at first."""
+
+    def __init__(self, inputs: int, outputs: int, grid: Grid, dropout: float) -> None:
+        super().__init__()
+        self.outputs = outputs
+        self.norm1, self.conv1 = group_norm(inputs), conv(inputs, outputs, grid)
+        self.norm2, self.conv2 = group_norm(outputs), zero(conv(outputs, outputs, grid))
+        self.dropout = nn.Dropout(dropout)
+        self.skip = pointwise(inputs, outputs, grid) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        h = self.norm2(self.conv1(F.silu(self.norm1(x))))
+        scale, shift = modulation.to(h.dtype).reshape(len(x), -1, *[1] * (x.ndim - 2)).chunk(2, dim=1)
+        return self.skip(x) + self.conv2(self.dropout(F.silu(torch.addcmul(shift, h, 1 + scale))))
+
+
+class Attention(nn.Module):
+    """x <- x + W softmax(q k^T / sqrt(d)) v over all places of the grid, with W = 0 at first."""
+
+    def __init__(self, channels: int, head_dim: int) -> None:
+        super().__init__()
+        if channels % min(head_dim, channels):
+            raise SfumatoError(f"{channels} channels do not divide into attention heads of {head_dim}")
+        self.heads = max(1, channels // head_dim)
+        self.norm = group_norm(channels)
+        self.qkv, self.out = nn.Linear(channels, 3 * channels), zero(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x).movedim(1, -1)  # channels are last in memory already: a view
+        batch, *grid, channels = h.shape
+        q, k, v = self.qkv(h.reshape(batch, -1, channels)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, *grid, channels)
+        return x + self.out(h).movedim(-1, 1)
+
+
+class Stage(nn.Module):
+    """A residual block, then attention where there is any."""
+
+    def __init__(self, block: Block, attention: nn.Module) -> None:
+        super().__init__()
+        self.block, self.attention = block, attention
+
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        return self.attention(self.block(x, modulation))

@@ -1,0 +1,124 @@
+"""A diffusion transformer with adaLN-Zero blocks (Peebles and Xie 2023) for sequences, images and volumes."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import SfumatoError
+from .embedding import Conditioning
+from .fields import check_input, depth_to_space, field_shape, per_axis_patch, space_to_depth
+
+
+def sincos_positions(grid: Sequence[int], width: int) -> Tensor:
+    """[sin(w_k i), cos(w_k i)] for each axis's index i, w_k = 10000^(-k/K): (prod grid, width), zeros at the end."""
+    count = width // (2 * len(grid))
+    frequency = 10000.0 ** (-torch.arange(count, dtype=torch.float64) / max(count, 1))
+    index = torch.cartesian_prod(*[torch.arange(n, dtype=torch.float64) for n in grid]).reshape(-1, len(grid))
+    angle = (index[:, :, None] * frequency).flatten(1)
+    return F.pad(torch.cat([angle.sin(), angle.cos()], dim=1), (0, width - 2 * count * len(grid))).float()
+
+
+class TransformerBlock(nn.Module):
+    """h <- h + g1 Attn((1 + s1) LN(h) + b1), then h <- h + g2 MLP((1 + s2) LN(h) + b2).
+
+    Gates g, scales s and shifts b are linear in the conditioning vector and 0 at first.
+    """
+
+    def __init__(self, width: int, heads: int, embed_dim: int, ratio: float, dropout: float) -> None:
+        super().__init__()
+        self.heads, inner = heads, int(ratio * width)
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = nn.Linear(embed_dim, 6 * width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.first, self.second = nn.Linear(width, inner), nn.Linear(inner, width)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, h: Tensor, vector: Tensor) -> Tensor:
+        scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(vector)[:, None].chunk(6, dim=2)
+        h = h + gate1 * self.attend(torch.addcmul(shift1, self.norm(h).to(shift1.dtype), 1 + scale1))
+        y = torch.addcmul(shift2, self.norm(h).to(shift2.dtype), 1 + scale2)
+        return h + gate2 * self.second(self.dropout(F.gelu(self.first(y), approximate="tanh")))
+
+    def attend(self, y: Tensor) -> Tensor:
+        q, k, v = self.qkv(y).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class DiT(nn.Module):
+    """net(x, noise_level, label) -> y for fields: x and y (B, *shape), noise_level (B,), label int64 (B,) or None.
+
+    Args: `shape` (C, *spatial) with one to three spatial axes of any size; `patch`, one number or one an axis (an axis
+    is filled up with zeros to whole patches, and cropped); `width`, `depth` and `heads` of the blocks (heads of 64 if
+    not given); `classes`, 0 for none; `positions` "fixed" (sines and cosines) or "learned"; `ratio` of the inner width
+    of the MLPs; `embed_dim`, the length of the conditioning vector (`width` if not given); `dropout` in the MLPs.
+    At first each block is the identity and the output zero (adaLN-Zero). No sample sees another of its batch.
+    Raises SfumatoError for impossible sizes, another shape of x, or an unknown label.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        patch: int | Sequence[int] = 2,
+        width: int = 256,
+        depth: int = 6,
+        heads: int | None = None,
+        classes: int = 0,
+        positions: str = "fixed",
+        ratio: float = 4.0,
+        embed_dim: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.shape = field_shape(shape, "DiT")
+        heads = max(1, width // 64) if heads is None else heads
+        embed_dim = width if embed_dim is None else embed_dim
+        if min(width, depth, heads, embed_dim) < 1 or width % heads:
+            raise SfumatoError(f"DiT needs positive sizes and a width of whole heads; got width {width}, heads {heads}")
+        if positions not in ("fixed", "learned"):
+            raise SfumatoError(f'DiT positions are "fixed" or "learned", not {positions!r}')
+        self.config = {
+            "name": "DiT",
+            "args": {
+                "shape": list(self.shape), "patch": patch if isinstance(patch, int) else list(patch),
+                "width": width, "depth": depth, "heads": heads, "classes": classes, "positions": positions,
+                "ratio": ratio, "embed_dim": embed_dim, "dropout": dropout,
+            },
+        }  # fmt: skip
+        self.patch = per_axis_patch(patch, self.shape[1:])
+        self.grid = tuple(-(-n // p) for n, p in zip(self.shape[1:], self.patch, strict=True))
+        self.conditioning = Conditioning(embed_dim, classes)
+        outer = self.shape[0] * math.prod(self.patch)
+        self.input = nn.Linear(outer, width)
+        places = sincos_positions(self.grid, width)
+        if positions == "fixed":
+            self.register_buffer("positions", places, persistent=False)
+        else:
+            self.positions = nn.Parameter(0.02 * torch.randn_like(places))
+        self.blocks = nn.ModuleList(TransformerBlock(width, heads, embed_dim, ratio, dropout) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation, self.output = nn.Linear(embed_dim, 2 * width), nn.Linear(width, outer)
+        for parameter in (*self.modulation.parameters(), *self.output.parameters()):
+            nn.init.zeros_(parameter)
+
+    def patchify(self, x: Tensor) -> Tensor:
+        """(B, *shape) -> (B, patches, C prod p); the last patch of an axis is filled up with zeros."""
+        return space_to_depth(x, self.patch).flatten(1, -2)
+
+    def unpatchify(self, tokens: Tensor) -> Tensor:
+        """(B, patches, C prod p) -> (B, *shape), the inverse of `patchify`."""
+        return depth_to_space(tokens.unflatten(1, self.grid), self.patch, self.shape)
+
+    def forward(self, x: Tensor, noise_level: Tensor, label: Tensor | None = None) -> Tensor:
+        check_input(x, self.shape)
+        vector = self.conditioning(noise_level, label, len(x))
+        h = self.input(self.patchify(x.to(self.input.weight.dtype))) + self.positions
+        for block in self.blocks:
+            h = block(h, vector)
+        scale, shift = self.modulation(vector)[:, None].chunk(2, dim=2)
+        h = self.output(torch.addcmul(shift, self.norm(h).to(shift.dtype), 1 + scale))
+        return self.unpatchify(h).to(x.dtype)

@@ -1,0 +1,68 @@
+"""A residual multi-layer perceptron for vectors."""
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SfumatoError
+from .embedding import Conditioning
+from .fields import check_input
+
+
+class ResidualLayer(nn.Module):
+    """h <- h + W2 silu(W1 ((1 + s) LN(h) + b)), with (s, b) from the conditioning vector and W2 = 0 at first."""
+
+    def __init__(self, width: int, embed_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = nn.Linear(embed_dim, 2 * width)
+        self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.zeros_(self.second.weight)
+        nn.init.zeros_(self.second.bias)
+
+    def forward(self, h: Tensor, vector: Tensor) -> Tensor:
+        scale, shift = self.modulation(vector).chunk(2, dim=1)
+        y = torch.addcmul(shift, self.norm(h).to(scale.dtype), 1 + scale)
+        return h + self.second(self.dropout(nn.functional.silu(self.first(y))))
+
+
+class MLP(nn.Module):
+    """net(x, noise_level, label) -> y for vectors: x and y (B, dim), noise_level (B,), label int64 (B,) or None.
+
+    Args: `dim` D; `width` and `depth` of the residual layers; `classes`, 0 for none; `embed_dim`, the length of the
+    conditioning vector (`width` if not given); `dropout` inside the layers.
+    The output layer is zero at first, and so is the output.
+    Raises SfumatoError for sizes that are not positive, another shape of x, or an unknown label.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        width: int = 256,
+        depth: int = 4,
+        classes: int = 0,
+        embed_dim: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        embed_dim = width if embed_dim is None else embed_dim
+        if min(dim, width, depth, embed_dim) < 1:
+            raise SfumatoError(f"MLP needs positive sizes; got dim {dim}, width {width}, depth {depth}")
+        args = {"dim": dim, "width": width, "depth": depth, "classes": classes}
+        self.config = {"name": "MLP", "args": args | {"embed_dim": embed_dim, "dropout": dropout}}
+        self.shape = (dim,)
+        self.conditioning = Conditioning(embed_dim, classes)
+        self.input = nn.Linear(dim, width)
+        self.layers = nn.ModuleList(ResidualLayer(width, embed_dim, dropout) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.output = nn.Linear(width, dim)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, x: Tensor, noise_level: Tensor, label: Tensor | None = None) -> Tensor:
+        check_input(x, self.shape)
+        vector = self.conditioning(noise_level, label, len(x))
+        h = self.input(x.to(self.input.weight.dtype))
+        for layer in self.layers:
+            h = layer(h, vector)
+        return self.output(nn.functional.silu(self.norm(h))).to(x.dtype)
