@@ -1,0 +1,85 @@
+"""The workshop of plans: linear forms over states, estimates and noise, and the builder that every solver fills."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable
+
+from sfumato.schedule import Schedule
+from sfumato.solvers import grids
+from sfumato.solvers.clocks import Clock, Point
+from sfumato.solvers.plan import Line, Plan
+
+Form = dict[tuple[str, int], float]  # ("z" | "x", call) -> coefficient
+
+
+def add(*terms: tuple[float, Form]) -> Form:
+    """sum_i c_i form_i."""
+    out: Form = {}
+    for c, form in terms:
+        for key, value in form.items():
+            out[key] = out.get(key, 0.0) + c * value
+    return out
+
+
+class Builder:
+    """A plan in the making: `call` asks the denoiser at a time, `advance` says what state the next call sees."""
+
+    def __init__(self, schedule: Schedule, times: list[float]) -> None:
+        self.schedule, self.nodes = schedule, times
+        self.times: list[float] = []
+        self.path: list[Point] = []
+        self.lines: list[Line] = []
+
+    def point(self, t: float) -> Point:
+        alpha, sigma = self.schedule(t)
+        return float(alpha), float(sigma)
+
+    def node(self, i: int) -> Point:
+        """(alpha, sigma) at a node; the last is the clean signal where it stands at t = 0."""
+        if i == len(self.nodes) - 1 and self.nodes[-1] == 0:
+            return 1.0, 0.0
+        return self.point(self.nodes[i])
+
+    def call(self, t: float) -> int:
+        self.times.append(t)
+        self.path.append(self.point(t))
+        return len(self.times) - 1
+
+    def value(self, clock: Clock, k: int) -> Form:
+        """y of the clock's row at call k."""
+        p, q = clock.read(*self.path[k])
+        return add((p, {("z", k): 1.0}), (q, {("x", k): 1.0}))
+
+    def advance(self, form: Form, noise: float = 0.0) -> None:
+        z = {j: c for (kind, j), c in form.items() if kind == "z" and c != 0}
+        x = {j: c for (kind, j), c in form.items() if kind == "x" and c != 0}
+        self.lines.append(Line(z, x, noise))
+
+    def move(self, clock: Clock, k: int, to: Point, changes: Iterable[tuple[float, Form]]) -> Form:
+        """z_s = S_s (z_t / S_t + sum of weight * y)."""
+        ratio = clock.scale(*to) / clock.scale(*self.path[k])
+        return add((ratio, {("z", k): 1.0}), *((clock.scale(*to) * w, y) for w, y in changes))
+
+    def plan(self, name: str, order: int) -> Plan:
+        path = (*self.path, self.node(len(self.nodes) - 1))
+        return Plan(name, len(self.nodes) - 1, tuple(self.times), self.nodes[-1], path, tuple(self.lines), order)
+
+
+def ddim(t: Point, s: Point, k: int) -> Form:
+    """z_s = alpha_s x + sigma_s eps, eps = (z_t - alpha_t x) / sigma_t (2010.02502, Eq. 12), exact at every end."""
+    kept = s[1] / t[1]
+    return {("z", k): kept, ("x", k): s[0] - kept * t[0]}
+
+
+class Solver(abc.ABC):
+    """A rule that compiles to a Plan for a schedule and a number of steps."""
+
+    grid: grids.Grid
+
+    @abc.abstractmethod
+    def build(self, b: Builder) -> Plan: ...
+
+    def plan(self, schedule: Schedule, steps: int = 20, t_start: float = 1.0, t_stop: float = 0.0) -> Plan:
+        """The table for `steps` intervals from t_start to t_stop (0: the clean signal)."""
+        return self.build(Builder(schedule, self.grid.times(schedule, steps, t_start, t_stop)))

@@ -1,0 +1,60 @@
+"""Rows and clocks: the pairs in which the probability-flow ODE is d(z / S)/dc = y, with nothing left of the linear part.
+
+    x:     S = sigma,                    c = alpha / sigma             y = x_hat
+    eps:   S = alpha,                    c = sigma / alpha             y = eps_hat
+    flow:  S = alpha + sigma,            c = sigma / (alpha + sigma)   y = eps_hat - x_hat
+    F:     S = sqrt(alpha^2 + sigma^2),  c = arctan(sigma / alpha)     y = (alpha eps_hat - sigma x_hat) / S
+
+Order 1 in the first three is DDIM. x is exact to the data end but singular there, eps is singular at pure noise;
+flow and F are finite at both ends. Sources: 2206.00927 and 2211.01095 (x, eps), 2206.00364 (sigma clock).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from sfumato.errors import SfumatoError
+
+Point = tuple[float, float]  # (alpha, sigma)
+
+
+class Clock(NamedTuple):
+    """S and c as functions of (alpha, sigma); y = p z + q x_hat; the logsnr at a value of c."""
+
+    scale: Callable[[float, float], float]
+    time: Callable[[float, float], float]
+    read: Callable[[float, float], tuple[float, float]]
+    logsnr: Callable[[float], float]
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else -math.inf
+
+
+def _flow_read(a: float, s: float) -> tuple[float, float]:
+    return (1 / s, -a / s - 1)
+
+
+def _angle_read(a: float, s: float) -> tuple[float, float]:
+    norm = math.hypot(a, s)
+    return a / s / norm, -norm / s
+
+
+CLOCKS: dict[str, Clock] = {
+    "x": Clock(lambda a, s: s, lambda a, s: a / s if s else math.inf, lambda a, s: (0.0, 1.0), lambda c: 2 * _log(c)),
+    "eps": Clock(
+        lambda a, s: a, lambda a, s: s / a if a else math.inf, lambda a, s: (1 / s, -a / s), lambda c: -2 * _log(c)
+    ),
+    "flow": Clock(
+        lambda a, s: a + s, lambda a, s: s / (a + s), _flow_read, lambda c: 2 * (_log(1 - c) - _log(c))
+    ),
+    "F": Clock(math.hypot, lambda a, s: math.atan2(s, a), _angle_read, lambda c: 2 * (_log(math.cos(c)) - _log(math.sin(c)))),
+}
+
+
+def clock(row: str) -> Clock:
+    if row not in CLOCKS:
+        raise SfumatoError(f"Unknown row {row!r} of a solver: known are {', '.join(CLOCKS)}.")
+    return CLOCKS[row]

@@ -1,0 +1,136 @@
+"""Where a solver calls the denoiser: nodes from t_start down to t_stop, equally spaced in some clock.
+
+A grid is steps + 1 times; the last is t_stop, and t_stop = 0 stands for the clean signal. The flow time
+tau = sigma / (alpha + sigma) runs from 1 (noise) to 0 (data) for every schedule, and is the time of the flow path
+with the same logsnr.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from sfumato.errors import SfumatoError
+from sfumato.schedule import Schedule
+
+# Clocks that are infinite at an end are cut here: sigma/alpha from exp(-6) to exp(6).
+LOGSNR_LIMIT = 12.0
+
+
+def flow_time(logsnr: Tensor) -> Tensor:
+    """tau = sigma / (alpha + sigma) = sigmoid(-logsnr / 2)."""
+    return torch.sigmoid(-logsnr / 2)
+
+
+class Grid(abc.ABC):
+    """The rule that places the nodes."""
+
+    def times(self, schedule: Schedule, steps: int, t_start: float = 1.0, t_stop: float = 0.0) -> list[float]:
+        """steps + 1 falling times, the first t_start and the last t_stop."""
+        if steps < 1:
+            raise SfumatoError(f"A solver needs at least 1 step, got {steps}.")
+        if not 0 <= t_stop < t_start <= 1:
+            raise SfumatoError(f"Sampling runs from t_start down to t_stop inside [0, 1], got {t_start:g} and {t_stop:g}.")
+        nodes = self.nodes(schedule, steps, t_start, t_stop).tolist()
+        nodes[0], nodes[-1] = float(t_start), float(t_stop)
+        if any(not b < a for a, b in zip(nodes, nodes[1:], strict=False)) and not _ends_on_clean(nodes):
+            raise SfumatoError(f"{steps} steps are too many for this grid: two nodes coincide in double precision.")
+        return nodes
+
+    @abc.abstractmethod
+    def nodes(self, schedule: Schedule, steps: int, t_start: float, t_stop: float) -> Tensor:
+        """steps + 1 times, float64; the ends are set exactly by `times`."""
+
+
+def _ends_on_clean(nodes: list[float]) -> bool:
+    """A schedule with sigma(0) > 0 may be called at t = 0 and then step on to the clean signal."""
+    inner = nodes[:-1]
+    return nodes[-1] == 0 and inner[-1] == 0 and all(b < a for a, b in zip(inner, inner[1:], strict=False))
+
+
+def _clean_end(schedule: Schedule, t_stop: float) -> bool:
+    return t_stop == 0 and float(schedule.sigma(0.0)) > 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniform(Grid):
+    """Equal steps in t. Where sigma(0) > 0, t = 0 is a node, and the clean signal comes after it (EDM's nodes)."""
+
+    def nodes(self, schedule: Schedule, steps: int, t_start: float, t_stop: float) -> Tensor:
+        if _clean_end(schedule, t_stop) and steps > 1:
+            inner = torch.linspace(t_start, 0.0, steps, dtype=torch.float64)
+            return torch.cat((inner, torch.zeros(1, dtype=torch.float64)))
+        return torch.linspace(t_start, t_stop, steps + 1, dtype=torch.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rho(Grid):
+    """Equal steps in (sigma/alpha)^(1/rho) (2206.00364, Eq. 5); rho -> inf is logsnr. To the clean signal at the end."""
+
+    rho: float = 7.0
+
+    def nodes(self, schedule: Schedule, steps: int, t_start: float, t_stop: float) -> Tensor:
+        lam = _cut(schedule, t_start, t_stop)
+        start, stop = (torch.exp(-lam / (2 * self.rho))).tolist()
+        return _clean_after(schedule, torch.linspace, start, stop, steps, t_stop, lambda r: -2 * self.rho * r.log())
+
+
+@dataclasses.dataclass(frozen=True)
+class LogSNR(Grid):
+    """Equal steps in logsnr, cut to +-12 where it is infinite; to the clean signal at the end."""
+
+    def nodes(self, schedule: Schedule, steps: int, t_start: float, t_stop: float) -> Tensor:
+        start, stop = _cut(schedule, t_start, t_stop).tolist()
+        return _clean_after(schedule, torch.linspace, start, stop, steps, t_stop, lambda lam: lam)
+
+
+def _cut(schedule: Schedule, t_start: float, t_stop: float) -> Tensor:
+    return schedule.logsnr(torch.tensor([t_start, t_stop], dtype=torch.float64)).clamp(-LOGSNR_LIMIT, LOGSNR_LIMIT)
+
+
+def _clean_after(schedule: Schedule, spaced, start: float, stop: float, steps: int, t_stop: float, logsnr) -> Tensor:
+    """`steps` nodes and the clean signal, or steps + 1 nodes where sampling stops earlier."""
+    clean = t_stop == 0
+    inner = schedule.time(logsnr(spaced(start, stop, steps if clean else steps + 1, dtype=torch.float64)))
+    return torch.cat((inner, torch.zeros(1, dtype=torch.float64))) if clean else inner
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowTime(Grid):
+    """Nodes at equal steps of m(tau) = (1 - share) tau-part + share logsnr-part.
+
+    share = 0 is uniform in flow time. A share of logsnr puts a few nodes near the data, where high order needs them.
+    """
+
+    share: float = 0.0
+
+    def nodes(self, schedule: Schedule, steps: int, t_start: float, t_stop: float) -> Tensor:
+        lam_start, lam_stop = schedule.logsnr(torch.tensor([t_start, t_stop], dtype=torch.float64))
+        tau_start = flow_time(lam_start)
+        tau_stop = torch.zeros_like(tau_start) if t_stop == 0 else flow_time(lam_stop)
+        cut = _cut(schedule, t_start, t_stop)
+
+        def measure(tau: Tensor) -> Tensor:
+            lam = (-2 * torch.logit(tau)).clamp(cut[0], cut[1])
+            linear = (tau_start - tau) / (tau_start - tau_stop)
+            return (1 - self.share) * linear + self.share * (lam - cut[0]) / (cut[1] - cut[0])
+
+        wanted = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+        high, low = tau_start.expand_as(wanted).clone(), tau_stop.expand_as(wanted).clone()
+        for _ in range(60):
+            mid = (high + low) / 2
+            before = measure(mid) < wanted
+            high, low = torch.where(before, mid, high), torch.where(before, low, mid)
+        return schedule.time(-2 * torch.logit((high + low) / 2))
+
+
+def auto() -> Grid:
+    """The default: 85 % of the nodes' measure uniform in flow time, 15 % in logsnr.
+
+    Uniform flow time follows the curvature of the probability-flow ODE on standardised data, whatever the schedule;
+    the share of logsnr keeps nodes near the data, where narrow modes are decided.
+    """
+    return FlowTime(share=0.15)
