@@ -135,6 +135,11 @@ def test_a_single_class_is_no_condition():
     assert source.labels is None and source.classes == [] and "one class (same)" in source.notes[-1]
 
 
+def test_labels_that_look_like_names_of_samples_are_questioned():
+    source = data.open(np.zeros((30, 2)), labels=list(range(30)))
+    assert "30 classes for 30 samples" in source.notes[-1]
+
+
 @pytest.mark.parametrize(
     "labels, match",
     [

@@ -120,6 +120,7 @@ def test_thirty_two_bit_files_are_arrays_without_bounds(tmp_path, mode, dtype):
     Image.fromarray(array, mode=None).save(tmp_path / "a.tif")
     source = data.open(tmp_path)
     assert source.kind == "array" and np.array_equal(source.x.numpy()[0, 0], array)
+    assert data.open(tmp_path, size=4).shape == (1, 4, 4)
     save(tmp_path / "b.png", pixels(8, 8))
     refused(tmp_path, r"share no scale.*a\.tif is (float|int)32, b\.png is uint8")
 
@@ -224,6 +225,14 @@ def test_sub_folders_are_classes_in_the_order_of_their_names(tmp_path):
     save(tmp_path / "loose.png", pixels(8, 8))
     mixed = data.open(tmp_path)
     assert mixed.labels is None and any("1 images lie beside the sub-folders" in note for note in mixed.notes)
+
+
+def test_train_and_test_are_not_taken_for_classes(tmp_path):
+    for split in ("test", "train"):
+        for name in ("cat", "dog"):
+            save(tmp_path / split / name / "a.png", pixels(8, 8))
+    refused(tmp_path, "test and train with sub-folders of their own: give one, e.g. .*train")
+    assert data.open(tmp_path / "train").classes == ["cat", "dog"]
 
 
 def test_one_sub_folder_is_no_condition(tmp_path):

@@ -22,6 +22,7 @@ from .split import split
 IMAGE_SUFFIXES = frozenset(
     ".png .jpg .jpeg .jpe .jfif .webp .bmp .dib .gif .tif .tiff .pgm .ppm .pnm .pbm .tga .jp2 .avif .ico".split()
 )
+SPLIT_NAMES = frozenset("train training test testing val valid validation dev".split())
 Size = int | tuple[int, int]
 
 
@@ -90,7 +91,7 @@ def open(obj: Any, labels: Any = None, size: Size | None = None, name: str | Non
     if labels is not None:
         indices, classes = encode_labels(labels, len(source))
         source = replace(source, labels=indices, classes=classes)
-    return _one_class_is_none(replace(source, name=name or source.name))
+    return _with_sensible_classes(replace(source, name=name or source.name))
 
 
 def _open_text(text: str, size: Size | None) -> Source:
@@ -191,6 +192,7 @@ def _open_folder(root: Path, size: Size | None) -> Source:
         raise SfumatoError(f"{root}: {error}") from None
     relative = [p.relative_to(root) for p in read.paths]
     notes = [f"{len(read.x):,} images of shape {tuple(read.x.shape[1:])}, {read.x.numpy().dtype}.", *read.notes]
+    _refuse_splits(root, relative)
     labels, classes = _folder_classes(relative, notes)
     skipped = [(p.relative_to(root).as_posix(), reason) for p, reason in sorted([*read.skipped, *others])]
     if skipped:
@@ -212,6 +214,15 @@ def _no_images(root: Path, files: Sequence[Path]) -> str:
     return f"{root} holds no images among its {len(files):,} files{hint}"
 
 
+def _refuse_splits(root: Path, relative: Sequence[Path]) -> None:
+    """train/ and test/ with class folders inside are no classes: one of them is the data."""
+    tops = sorted({p.parts[0] for p in relative})
+    if all(top.lower() in SPLIT_NAMES for top in tops) and all(len(p.parts) > 2 for p in relative):
+        raise SfumatoError(
+            f"{root} holds {' and '.join(tops)} with sub-folders of their own: give one, e.g. {root / tops[-1]}"
+        )
+
+
 def _folder_classes(relative: Sequence[Path], notes: list[str]) -> tuple[Tensor | None, list[str]]:
     """Sub-folders are classes where every image is in one; otherwise there are none, and a note says why."""
     tops = [p.parts[0] if len(p.parts) > 1 else None for p in relative]
@@ -224,10 +235,15 @@ def _folder_classes(relative: Sequence[Path], notes: list[str]) -> tuple[Tensor 
     return encode_labels([str(top) for top in tops], len(tops))
 
 
-def _one_class_is_none(source: Source) -> Source:
-    """A single class says nothing: the model is unconditional, and a note says so."""
-    if source.labels is None or len(source.classes) > 1:
+def _with_sensible_classes(source: Source) -> Source:
+    """A single class says nothing, so the model is unconditional; almost as many classes as samples is said."""
+    if source.labels is None:
         return source
+    if len(source.classes) > 1:
+        if len(source) < 20 or 2 * len(source.classes) <= len(source):
+            return source
+        note = f"There are {len(source.classes):,} classes for {len(source):,} samples: are the labels classes?"
+        return replace(source, notes=[*source.notes, note])
     note = f"All samples are of one class ({source.classes[0]}), so there is no class condition."
     return replace(source, labels=None, classes=[], notes=[*source.notes, note])
 
@@ -235,10 +251,10 @@ def _one_class_is_none(source: Source) -> Source:
 def _resized(source: Source, size: Size) -> Source:
     """Images of another size than `size` resized to cover it and cropped at the centre."""
     target = check_size(size)
+    if len(source.shape) == 3 and source.shape[1:] == target:
+        return source
     if source.kind != "image":
         raise SfumatoError(f"size is for images, but {source.name} holds arrays of shape {source.shape}")
-    if tuple(source.x.shape[2:]) == target:
-        return source
     pictures = source.x.numpy().transpose(0, 2, 3, 1)
     resized = np.stack([fit_cover(np.ascontiguousarray(p), target) for p in pictures])
     if source.bounds is not None:  # the filter overshoots at edges
