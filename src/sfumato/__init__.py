@@ -12,10 +12,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import sfumato.schedule as _schedule
     from sfumato import data as data
     from sfumato import exact as exact
     from sfumato import nets as nets
+    from sfumato import schedules as schedules
     from sfumato import solvers as solvers
     from sfumato.artefact import load as load
     from sfumato.artefact import save as save
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from sfumato.sampling import trajectory as trajectory
     from sfumato.training import resume as resume
     from sfumato.training import train as train
-
-    schedules = _schedule
 
 __version__ = "0.1.0"
 
@@ -55,7 +53,7 @@ _PUBLIC = {
     "resume": "sfumato.training:resume",
     "sample": "sfumato.sampling:sample",
     "save": "sfumato.artefact:save",
-    "schedules": "sfumato.schedule",
+    "schedules": "sfumato.schedules",
     "solvers": "sfumato.solvers",
     "times": "sfumato.objectives.times",
     "train": "sfumato.training:train",
