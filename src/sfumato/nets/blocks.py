@@ -7,13 +7,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import SfumatoError
+from .attention import attend
 
 Grid = tuple[int, ...]  # the number of places along each spatial axis
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Groups of at least 16 channels, at most 32 groups."""
-    return nn.GroupNorm(next(g for g in range(min(32, max(1, channels // 16)), 0, -1) if channels % g == 0), channels)
+    """At most 32 groups, of at least 32 channels where there are as many."""
+    return nn.GroupNorm(next(g for g in range(min(32, max(1, channels // 32)), 0, -1) if channels % g == 0), channels)
 
 
 def halved(grid: Grid) -> Grid:
@@ -30,8 +31,15 @@ def conv(inputs: int, outputs: int, grid: Grid, coarse: Grid | None = None) -> n
     return kind(inputs, outputs, kernel, stride=stride, padding=padding)
 
 
-def pointwise(inputs: int, outputs: int, grid: Grid) -> nn.Module:
-    return (nn.Conv2d if len(grid) == 2 else nn.Conv3d)(inputs, outputs, 1)
+class Pointwise(nn.Module):
+    """The same linear map of the channels at every place. A convolution of one tap may fall out of the layout."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.movedim(1, -1)).movedim(-1, 1)
 
 
 def zero(module: nn.Module) -> nn.Module:
@@ -49,7 +57,7 @@ class Block(nn.Module):
         self.norm1, self.conv1 = group_norm(inputs), conv(inputs, outputs, grid)
         self.norm2, self.conv2 = group_norm(outputs), zero(conv(outputs, outputs, grid))
         self.dropout = nn.Dropout(dropout)
-        self.skip = pointwise(inputs, outputs, grid) if inputs != outputs else nn.Identity()
+        self.skip = Pointwise(inputs, outputs) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
         h = self.norm2(self.conv1(F.silu(self.norm1(x))))
@@ -70,10 +78,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x).movedim(1, -1)  # channels are last in memory already: a view
-        batch, *grid, channels = h.shape
-        q, k, v = self.qkv(h.reshape(batch, -1, channels)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, *grid, channels)
-        return x + self.out(h).movedim(-1, 1)
+        y = self.out(attend(self.qkv(h.flatten(1, -2)), self.heads))
+        return x + y.reshape(h.shape).movedim(-1, 1)
 
 
 class Stage(nn.Module):

@@ -16,7 +16,7 @@ SIZES = ("auto", "tiny", "small", "base")
 
 # Widths by size: (width, depth) of an MLP; the channels of a U-Net's levels, and the blocks of each.
 MLPS = {"tiny": (128, 3), "small": (256, 4), "base": (512, 6)}
-UNETS = {"tiny": ((32, 64), 1), "small": ((64, 128), 2), "base": ((128, 256, 256), 2)}
+UNETS = {"tiny": ((32, 64), 1), "small": ((64, 128), 1), "base": ((128, 256, 256), 2)}
 FINEST = {"tiny": 256, "small": 256, "base": 1024}  # places of the finest grid that a patch aims at
 ATTENDED = 512  # places that attention may span: beyond, it costs more than the convolutions around it
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import SfumatoError
+from .attention import attend
 from .embedding import Conditioning
 from .fields import check_input, depth_to_space, field_shape, per_axis_patch, space_to_depth
 
@@ -45,8 +46,7 @@ class TransformerBlock(nn.Module):
         return h + gate2 * self.second(self.dropout(F.gelu(self.first(y), approximate="tanh")))
 
     def attend(self, y: Tensor) -> Tensor:
-        q, k, v = self.qkv(y).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.out(attend(self.qkv(y), self.heads))
 
 
 class DiT(nn.Module):

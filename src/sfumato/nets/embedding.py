@@ -33,15 +33,13 @@ class Conditioning(nn.Module):
     run in the precision of the weights, outside autocast: a noise level rounded to bfloat16 is another noise level.
     """
 
-    def __init__(self, dim: int, classes: int = 0, features: int = 64) -> None:
+    def __init__(self, dim: int, classes: int = 0, features: int = 128) -> None:
         super().__init__()
         if classes < 0:
             raise SfumatoError(f"a network cannot have {classes} classes: give 0 for none")
         self.classes, self.features = classes, features
         self.first, self.second = nn.Linear(features, dim), nn.Linear(dim, dim)
         self.label = nn.Embedding(classes + 1, dim) if classes else None
-        if self.label is not None:
-            nn.init.normal_(self.label.weight, std=0.5)
 
     def forward(self, noise_level: Tensor, label: Tensor | None, batch: int) -> Tensor:
         if noise_level.ndim > 1 or noise_level.numel() not in (1, batch):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import SfumatoError
-from .blocks import Attention, Block, Grid, Stage, conv, group_norm, halved, pointwise, zero
+from .blocks import Attention, Block, Grid, Pointwise, Stage, conv, group_norm, halved, zero
 from .embedding import Conditioning
 from .fields import check_input, depth_to_space, field_shape, per_axis_patch, space_to_depth
 
@@ -22,7 +22,7 @@ class UNet(nn.Module):
 
     Args: `shape` (C, *spatial) with one to three spatial axes of any size; `channels` of each level, finest first;
     `blocks` a level and side, one number or one a level; `attention`, the levels (0 the finest) that attend;
-    `middle`: two more blocks at the coarsest level, with attention between them where that level attends;
+    `middle`, the number of further blocks at the coarsest level, the first with attention where that level attends;
     `patch`: space-to-depth before the first and after the last convolution, one number or one an axis, which trades
     resolution for width and speed; `embed_dim`, the length of the conditioning vector (4 x the first channels if not
     given); `classes`, 0 for none; `dropout` inside the blocks.
@@ -42,7 +42,7 @@ class UNet(nn.Module):
         embed_dim: int | None = None,
         classes: int = 0,
         dropout: float = 0.0,
-        middle: bool = True,
+        middle: int = 1,
     ) -> None:
         super().__init__()
         self.shape = field_shape(shape, "UNet")
@@ -75,7 +75,7 @@ class UNet(nn.Module):
             raise SfumatoError(f"UNet has levels 0 to {len(channels) - 1}; no attention at {list(attention)}")
 
     def _build(
-        self, channels: list[int], depths: list[int], attend: set[int], head_dim: int, dropout: float, middle: bool
+        self, channels: list[int], depths: list[int], attend: set[int], head_dim: int, dropout: float, middle: int
     ) -> None:
         grids, last = self._grids(len(channels)), len(channels) - 1
         outer = self.shape[0] * math.prod(self.patch)
@@ -92,9 +92,9 @@ class UNet(nn.Module):
         self.input = conv(outer, channels[0], grids[0])
         self.encoder = nn.ModuleList(stages([above[i]] + [c] * (depths[i] - 1), i) for i, c in enumerate(channels))
         self.downs = nn.ModuleList(conv(channels[i], channels[i], *grids[i : i + 2]) for i in range(last))
-        self.middle = nn.ModuleList(stage(channels[-1], last, k == 0 and last in attend) for k in range(2 * middle))
+        self.middle = nn.ModuleList(stage(channels[-1], last, k == 0 and last in attend) for k in range(middle))
         # Fewer channels first: the product is cheaper before the up-sampling than after it.
-        self.ups = nn.ModuleList(pointwise(channels[i + 1], channels[i], grids[i]) for i in reversed(range(last)))
+        self.ups = nn.ModuleList(Pointwise(channels[i + 1], channels[i]) for i in reversed(range(last)))
         self.decoder = nn.ModuleList(
             stages([2 * channels[i]] * depths[i], i) for i in reversed(range(len(channels)))
         )
