@@ -7,17 +7,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import SfumatoError
+from .blocks import halved
 from .dit import DiT
+from .fields import per_axis_patch
 from .mlp import MLP
 from .unet import UNet
 
 NETS: dict[str, type[MLP] | type[UNet] | type[DiT]] = {"MLP": MLP, "UNet": UNet, "DiT": DiT}
 SIZES = ("auto", "tiny", "small", "base")
 
-# Widths by size: (width, depth) of an MLP; the channels of a U-Net's levels, and the blocks of each.
+# By size: (width, depth) of an MLP; the channels of a U-Net's level of up to 100, of up to 300 and of more places, the
+# blocks a level, and the levels that attend.
 MLPS = {"tiny": (128, 3), "small": (256, 4), "base": (512, 6)}
-UNETS = {"tiny": ((32, 64), 1), "small": ((64, 128), 1), "base": ((128, 256, 256), 2)}
-FINEST = {"tiny": 256, "small": 256, "base": 1024}  # places of the finest grid that a patch aims at
+UNETS = {"tiny": ((64, 32, 16), 1, 1), "small": ((128, 64, 32), 1, 1), "base": ((256, 128, 64), 2, 2)}
+FINEST = 1200  # places that the finest level may have before patches are taken
+COARSEST = 100  # places that the coarsest level may have: levels are added until it does
 ATTENDED = 512  # places that attention may span: beyond, it costs more than the convolutions around it
 
 
@@ -51,7 +55,7 @@ def build(shape: Sequence[int], classes: int = 0, size: str = "auto", samples: i
     """A network for samples of `shape`: (D,) gives an MLP; (C, L), (C, H, W) and (C, D, H, W) give a U-Net.
 
     Args: `classes`, 0 for none; `size` "tiny", "small", "base", or "auto", which learns within minutes on a laptop's
-    processor: small, or tiny for fewer than 500 `samples` and for volumes.
+    processor: small, or tiny for fewer than 500 `samples`.
     Raises SfumatoError for a shape of another rank or an unknown size.
     """
     if size not in SIZES:
@@ -59,22 +63,31 @@ def build(shape: Sequence[int], classes: int = 0, size: str = "auto", samples: i
     if not 1 <= len(shape) <= 4 or min(shape) < 1:
         raise SfumatoError(f"no network for samples of shape {tuple(shape)}: give (D,) or (C, *spatial), 1 to 3 axes")
     if size == "auto":
-        size = "tiny" if len(shape) == 4 or (samples is not None and samples < 500) else "small"
+        size = "tiny" if samples is not None and samples < 500 else "small"
     if len(shape) == 1:
         width, depth = MLPS[size]
         return MLP(shape[0], width, depth, classes)
-    channels, blocks = UNETS[size]
+    return _unet(tuple(shape), classes, size)
+
+
+def _unet(shape: tuple[int, ...], classes: int, size: str) -> UNet:
+    """Patches and levels such that each level's places, and so its cost, suit its channels."""
+    widths, blocks, attending = UNETS[size]
     spatial = shape[1:]
-    patch = _patch(spatial, FINEST[size])
-    places = math.prod(-(-n // min(patch, n)) for n in spatial)
-    levels = range(len(channels))
-    attention = [i for i in levels if i > 0 and places / 2 ** (i * len(spatial)) <= ATTENDED]
-    return UNet(shape, channels, blocks, attention, patch=patch, classes=classes)
 
+    def values(patch: int) -> int:
+        return shape[0] * math.prod(per_axis_patch(patch, spatial))
 
-def _patch(spatial: Sequence[int], finest: int) -> int:
-    """1, 2 or 4: the smallest that leaves at most about `finest` places."""
-    for patch in (1, 2):
-        if math.prod(-(-n // min(patch, n)) for n in spatial) <= 1.2 * finest:
-            return patch
-    return 4
+    def grid(patch: int) -> tuple[int, ...]:
+        return tuple(-(-n // p) for n, p in zip(spatial, per_axis_patch(patch, spatial), strict=True))
+
+    carried = [p for p in (1, 2, 4) if p == 1 or values(p) <= widths[-1]]  # the first level has to carry a patch
+    patch = next((p for p in carried if math.prod(grid(p)) <= FINEST), carried[-1])
+    grids = [grid(patch), halved(grid(patch))]
+    while math.prod(grids[-1]) > COARSEST:
+        grids.append(halved(grids[-1]))
+    places = [math.prod(g) for g in grids]
+    least = 64 * min(4, math.ceil(values(patch) / 64)) if values(patch) > widths[-1] else 1
+    channels = [max(least, widths[(n > 100) + (n > 300)]) for n in places]
+    attention = [level for level in range(len(grids))[-attending:] if level and places[level] <= ATTENDED]
+    return UNet(shape, channels, blocks, attention, patch=patch, embed_dim=2 * widths[0], classes=classes)
