@@ -38,6 +38,8 @@ class Empirical(Truth):
             raise SfumatoError(f"x must be finite samples (N, ...), N at least 1; got shape {tuple(x.shape)}.")
         owners = torch.zeros(len(x), dtype=torch.int64) if labels is None else labels
         weights = torch.ones(len(x)) if weights is None else weights
+        if len(weights) != len(x):
+            raise SfumatoError(f"weights must be {len(x)} numbers, one for each sample; got {len(weights)}.")
         super().__init__(tuple(x.shape[1:]), math.prod(x.shape[1:]), weights, owners)
         self.data = x.flatten(1)
         self._floor = (_ULP * (float(self.data.abs().max()) or 1.0)) ** 2  # the variance of rounding

@@ -27,6 +27,9 @@ Read = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 _COLUMNS = 6
 _NEAR = 1e-10  # below this sigma / (alpha scale), (x, eps) are constant along the flow to within 1e-10 of the scale
 
+# Steps in the clock, where structure has the width 1: a longer step could pass over all of it unseen, and where a
+# shorter one is asked for, two components balance on rounding.
+_SHORTEST, _LONGEST = 1e-5, 2.0
 _LEAST_TOL = 1e-13
 
 
@@ -64,29 +67,40 @@ def _extrapolated_step(rhs: RightSide, u: Tensor, y: Tensor, h: Tensor, rows: Te
 
 
 @torch.no_grad()
-def integrate(rhs: RightSide, y: Tensor, start: Tensor, stop: Tensor, tol: float = 1e-12) -> Tensor:
-    """y(stop) of dy/du = rhs(u, y, rows), y(start) = y (B, D), every row with its own steps.
+def integrate(
+    rhs: RightSide,
+    y: Tensor,
+    start: Tensor,
+    stop: Tensor,
+    tol: float = 1e-13,
+    shortest: float = 0.0,
+    longest: float = math.inf,
+) -> Tensor:
+    """y(stop) of dy/du = rhs(u, y, rows), y(start) = y (B, D), every row with its own steps; start and stop are (B,).
 
-    The estimated error of a step stays below tol (1 + max|y|) in each row; start and stop are (B,). No gradients.
+    The estimated error of a step stays below tol (1 + max|y|) in each row. A step of length `shortest` is taken
+    whatever its error (rounding may exceed tol), none is longer than `longest`. No gradients.
     """
     if not tol >= _LEAST_TOL:
         raise SfumatoError(f"tol = {tol:g} lies below rounding: give {_LEAST_TOL:g} or more.")
     if not bool(y.isfinite().all()):
         raise SfumatoError("The probability flow starts from a state that is not finite: check z.")
-    y, u, h = y.clone(), start.clone(), (stop - start) / 4
-    rows = torch.nonzero(start != stop)[:, 0]
+    y, u, way = y.clone(), start.clone(), torch.sign(stop - start)
+    h = ((stop - start).abs() / 4).clamp(shortest, longest)
+    least = torch.clamp(1e-9 * (stop - start).abs(), min=shortest)
+    rows = torch.nonzero(way)[:, 0]
     while len(rows):
-        left = stop[rows] - u[rows]
-        last = h[rows].abs() >= left.abs()
-        step = torch.where(last, left, h[rows])
-        if bool((step.abs() < 1e-9 * (stop - start)[rows].abs() * ~last).any()):
-            raise SfumatoError("The probability flow cannot be followed within tol from here: give a larger tol.")
-        new, error = _extrapolated_step(rhs, u[rows], y[rows], step, rows)
+        left = (stop[rows] - u[rows]).abs()
+        step, last = torch.minimum(h[rows], left), h[rows] >= left
+        new, error = _extrapolated_step(rhs, u[rows], y[rows], way[rows] * step, rows)
         ratio = torch.nan_to_num(error / (tol * (1 + y[rows].abs().amax(-1))), nan=math.inf, posinf=math.inf)
-        good = ratio <= 1
+        good = (ratio <= 1) | (ratio.isfinite() & (step <= shortest))
+        if bool((~good & (step < least[rows])).any()):
+            raise SfumatoError("The probability flow cannot be followed within tol from here: give a larger tol.")
         y[rows] = torch.where(good[:, None], new, y[rows])
-        u[rows] = torch.where(good, u[rows] + step, u[rows])
-        h[rows] = step * (0.9 * ratio.clamp_min(1e-30) ** (-1 / (2 * _COLUMNS - 1))).clamp(0.1, 5.0)
+        u[rows] = torch.where(good, u[rows] + way[rows] * step, u[rows])
+        growth = (0.9 * ratio.clamp_min(1e-30) ** (-1 / (2 * _COLUMNS - 1))).clamp(0.1, 5.0)
+        h[rows] = (step * growth).clamp(shortest, longest)
         rows = rows[~(good & last)]
     return y
 
@@ -125,6 +139,6 @@ def follow(read: Read, z: Tensor, start: Level, stop: Level, centre: Tensor, sca
     low_u, low_v = (u < near)[:, None], (v < near)[:, None]
     w = (z - (start.alpha / scale)[:, None] * centre) / torch.hypot(*start)[:, None]
     w = torch.where(low_u, jump(w, u, near), w) if bool(low_u.any()) else w
-    w = integrate(rhs, w, torch.maximum(u, near), torch.maximum(v, near), tol)
+    w = integrate(rhs, w, torch.maximum(u, near), torch.maximum(v, near), tol, _SHORTEST, _LONGEST)
     w = torch.where(low_v, jump(w, near, v), w) if bool(low_v.any()) else w
     return w * torch.hypot(*stop)[:, None] + (stop.alpha / scale)[:, None] * centre

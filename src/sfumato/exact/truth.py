@@ -59,7 +59,7 @@ class Truth(abc.ABC):
     def __init__(
         self, shape: tuple[int, ...], dim: int, weights: Tensor, labels: Tensor | Sequence[int] | None
     ) -> None:
-        """weights (K,): not negative, divided by their sum. labels (K,): each component's class, 0, 1, .. by default."""
+        """weights (K,): not negative, divided by their sum. labels (K,): their classes, 0, 1, .. by default."""
         weights = torch.as_tensor(weights, dtype=torch.float64)
         labels = torch.arange(len(weights)) if labels is None else torch.as_tensor(labels, dtype=torch.int64)
         if math.prod(shape) != dim:
@@ -177,7 +177,7 @@ class Truth(abc.ABC):
         s: Number,
         process: Gaussian,
         label: Tensor | int | None = None,
-        tol: float = 1e-12,
+        tol: float = 1e-13,
     ) -> Tensor:
         """z_s on the probability-flow ODE through z (B, *shape) at time t; t and s are numbers or (B,).
 
@@ -197,7 +197,7 @@ class Truth(abc.ABC):
 
     @final
     def consistency(
-        self, z: Tensor, t: Number, process: Gaussian, label: Tensor | int | None = None, tol: float = 1e-12
+        self, z: Tensor, t: Number, process: Gaussian, label: Tensor | int | None = None, tol: float = 1e-13
     ) -> Tensor:
         """f(z, t) = the flow at t = 0, the optimum of consistency training (2303.01469, Eq. 4)."""
         return self.flow(z, t, 0.0, process, label, tol)
