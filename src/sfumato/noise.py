@@ -50,7 +50,7 @@ def bits(seed: int, index: Tensor | Sequence[int] | int, count: int, role: int, 
     shape = torch.broadcast_shapes(index.shape, blocks.shape)
     counter = [c.expand(shape) for c in (blocks, index & _MASK, (index >> 32) & _MASK, stream)]
     words = philox(counter, (seed & _MASK, (seed >> 32) & _MASK))
-    return torch.stack(words, -1).reshape(len(index), -1)[:, :count]
+    return torch.stack(words, -1).flatten(1)[:, :count]
 
 
 def _open_unit(words: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def uniform(
     """u ~ U(0, 1), shape (len(index), *shape); float32 rounds the largest values to 1."""
     count = math.prod(shape)
     u = _open_unit(bits(seed, index, count, role, step, device))
-    return u.to(dtype).reshape(-1, *shape)
+    return u.to(dtype).reshape(len(u), *shape)
 
 
 def normal(
@@ -89,7 +89,7 @@ def normal(
     radius = _open_unit(pairs[:, 0::2]).log_().mul_(-2).sqrt_().to(work)
     angle = _open_unit(pairs[:, 1::2]).mul_(2 * math.pi).to(work)
     n = torch.stack((radius * angle.cos(), radius * angle.sin()), -1).flatten(1)[:, :count]
-    return n.to(dtype).reshape(-1, *shape)
+    return n.to(dtype).reshape(len(n), *shape)
 
 
 def permutation(seed: int, epoch: int, n: int) -> Tensor:

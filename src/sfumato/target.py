@@ -89,6 +89,11 @@ def check(name: str, schedule: Schedule) -> None:
             f"Target {name!r} cannot be read at zero signal, and {type(schedule).__name__} has alpha(1) = 0: "
             "use target='v', 'x', 'velocity' or 'F', or a schedule with alpha(1) > 0."
         )
+    if name == "velocity" and not bool(schedule.rates(1.0)[0].isfinite()):
+        raise SfumatoError(
+            f"Target 'velocity' is infinite at t = 1 of {type(schedule).__name__}, where alpha falls to 0 like a root: "
+            "use target='v', 'x' or 'F'."
+        )
 
 
 def error_scale(row: Row, alpha: Tensor, sigma: Tensor) -> Tensor:
