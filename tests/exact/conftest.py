@@ -9,10 +9,8 @@ from sfumato.process import Gaussian
 PROCESSES = {
     "vp": Gaussian(schedules.LinearBeta()),
     "subvp": Gaussian(schedules.SubVP()),
-    "ve": Gaussian(schedules.VE()),
     "edm": Gaussian(schedules.EDM()),
     "flow": Gaussian(schedules.Flow()),
-    "cosine": Gaussian(schedules.Cosine()),
 }
 
 

@@ -25,7 +25,7 @@ def twice(mean, cov):
     return GaussianMixture([0.25, 0.75], [mean, mean], [cov, cov]), GaussianMixture([1.0], [mean], [cov])
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0])
+@pytest.mark.parametrize("scale", [1e-3, 300.0])
 def test_integrated_flow_is_the_closed_form_of_a_gaussian(process, scale):
     """z_s = alpha_s m + S_s S_t^-1 (z_t - alpha_t m), in any units, from and to both ends."""
     cov = (scale**2 * torch.tensor([[1.0, 0.6], [0.6, 0.5]], dtype=F64)).tolist()
