@@ -1,0 +1,116 @@
+"""The command line: `sfumato demo | train | resume | sample | info | inspect`. A face: it holds no mathematics.
+
+`main` knows the names of the commands and nothing else; the flags of one are made when it is called, and torch is
+loaded only once a command really runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from sfumato import __version__
+from sfumato.errors import SfumatoError
+
+COMMANDS = {
+    "demo": "train on the built-in clothes for two minutes and draw a grid of ten a class",
+    "train": "learn a folder of images, a .npy or .npz file, or a built-in set",
+    "resume": "go on with a run that was interrupted",
+    "sample": "draw from a model into .png, .npz, .npy or a folder/",
+    "info": "say what a model is: data, process, network, classes, origin",
+    "inspect": "look at a data set before training on it",
+}
+OK, OTHER, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+
+_EXAMPLES = (
+    "sfumato train photos/ --minutes 10",
+    "sfumato sample runs/photos -n 64 -o grid.png",
+    "sfumato inspect photos/",
+)
+
+
+def usage() -> str:
+    """What `sfumato --help` prints."""
+    lines = ["usage: sfumato COMMAND [ARGUMENTS]", "", "Train a diffusion model on your own data, and sample it.", ""]
+    lines += [f"  {name:<8} {words}" for name, words in COMMANDS.items()]
+    lines += ["", "for example", *(f"  {line}" for line in _EXAMPLES), ""]
+    lines += [
+        "  sfumato COMMAND --help   the arguments of one command",
+        "  --json                   with any command: the result as JSON on stdout, all else on stderr",
+        "  --debug                  with any command: a traceback where something fails",
+        "  --version                the version",
+        "",
+        "exit status",
+        "  0    done",
+        "  2    a mistake in what was asked for (said in one sentence)",
+        "  130  interrupted by Ctrl-C; training saves a checkpoint first",
+        "  1    anything else",
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    try:
+        return _dispatch(arguments)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        _drop_stdout()
+        return OTHER
+    except KeyboardInterrupt as interrupt:
+        if debug:
+            raise
+        return _fail(str(interrupt) or "Interrupted.", INTERRUPTED, arguments)
+    except Exception as error:
+        if debug:
+            raise
+        return _fail(*_sentence(error), arguments)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return OK
+    if arguments[0] in ("-V", "--version"):
+        print(f"sfumato {__version__}")
+        return OK
+    name = arguments[0]
+    if name not in COMMANDS:
+        from sfumato.training.config import suggest
+
+        what = "flag" if name.startswith("-") else "command"
+        raise SfumatoError(f"There is no {what} {name!r}: {suggest(name, COMMANDS)}.")
+    from sfumato.cli.run import run
+
+    return run(name, arguments[1:])
+
+
+def _sentence(error: Exception) -> tuple[str, int]:
+    """(what to say, exit status) of an error."""
+    if isinstance(error, SfumatoError):
+        return str(error), MISTAKE
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {(error.strerror or str(error)).lower()}.", MISTAKE
+    text = " ".join(str(error).split()) or "no further words"
+    if isinstance(error, MemoryError) or "out of memory" in text or "not enough memory" in text:
+        return f"There is not enough memory ({text[:200]}): take a smaller --batch or --size.", OTHER
+    return f"Something went wrong within sfumato ({type(error).__name__}: {text[:300]}): --debug shows where.", OTHER
+
+
+def _fail(sentence: str, status: int, arguments: Sequence[str]) -> int:
+    """One sentence on stderr, and with --json also the object that stands for it."""
+    sentence += "" if sentence.endswith((".", "?", "!")) else "."
+    if "--json" in arguments:
+        import json
+
+        print(json.dumps({"event": "error", "error": sentence, "status": status}))
+    print(sentence if status == INTERRUPTED else f"sfumato: error: {sentence}", file=sys.stderr)
+    return status
+
+
+def _drop_stdout() -> None:
+    """Keep the interpreter from complaining when it flushes a pipe that nobody reads."""
+    import os
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

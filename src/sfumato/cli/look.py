@@ -1,0 +1,77 @@
+"""`info` and `inspect`: what a model or a data set is, in words or as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sfumato.cli.run import Voice
+
+
+def info(options: Any, voice: Voice) -> None:
+    from sfumato import artefact
+
+    facts = artefact.read_contract(options.model)
+    voice.emit(facts)
+    voice.say(*artefact.describe(options.model), "", *how_to_sample(options.model, facts))
+
+
+def how_to_sample(model: str, facts: dict[str, Any]) -> list[str]:
+    """The commands and the Python that draw from a model."""
+    spec = facts["spec"] or {}
+    classes = list(spec.get("classes") or ())
+    name = classes[0] if classes else None
+    shown = f"'{name}'" if name and not name.isalnum() else name
+    out = "grid.png" if spec.get("kind") == "image" else "samples.npz"
+    one = f" --class {shown} --guidance 2" if classes else ""
+    cond = f", guidance=2.0, label={name!r}" if classes else ""
+    return [
+        "To sample it:",
+        f"  sfumato sample {model} -n 64 -o {out}{one}",
+        "or in Python, in the units of the data:",
+        f"  import sfumato as sf; x = sf.sample(sf.load({model!r}), 64{cond})",
+    ]
+
+
+def inspect(options: Any, voice: Voice) -> None:
+    from sfumato import data
+    from sfumato.cli.labels import read_labels
+
+    facts = data.inspect(options.data, labels=read_labels(options.labels), size=options.size)
+    voice.emit(facts)
+    voice.say(*describe(facts))
+
+
+def describe(facts: dict[str, Any]) -> list[str]:
+    """A data set in words, one fact a line."""
+    shape = " x ".join(map(str, facts["shape"]))
+    low, high = facts["range"]
+    lines = [
+        f"{facts['name']}: {facts['samples']:,} samples of {shape}, {facts['dtype']}, taken as {facts['kind']} data.",
+        f"Values run from {low:g} to {high:g}.",
+    ]
+    for c, (mean, std) in enumerate(zip(facts["mean"], facts["std"], strict=True)):
+        if c == 8:
+            lines.append(f"  ... and {len(facts['mean']) - 8} more channels")
+            break
+        constant = ", never changes" if c in facts["constant_channels"] else ""
+        lines.append(f"  channel {c}: mean {mean:.6g}, std {std:.6g}{constant}")
+    lines += _classes(facts["classes"])
+    lines.append(f"Training would use {facts['train']:,} and hold out {facts['holdout']:,}.")
+    if facts["duplicates"]:
+        lines.append(f"{facts['duplicates']:,} samples are exact copies of others.")
+    skipped = facts["skipped"]
+    if skipped:
+        lines.append(f"{len(skipped):,} files are skipped:")
+        lines += [f"  {entry['path']}: {entry['reason']}" for entry in skipped[:20]]
+        lines += [f"  ... and {len(skipped) - 20:,} more (--json lists all)"] if len(skipped) > 20 else []
+    lines += [f"Note: {note}" for note in facts["notes"]]
+    return lines
+
+
+def _classes(counts: dict[str, int]) -> list[str]:
+    if not counts:
+        return ["No classes: a model of it would be unconditional."]
+    width = max(len(name) for name in list(counts)[:30])
+    lines = [f"{len(counts)} classes:"]
+    lines += [f"  {name:<{width}}  {count:,}" for name, count in list(counts.items())[:30]]
+    return lines + ([f"  ... and {len(counts) - 30} more"] if len(counts) > 30 else [])

@@ -1,0 +1,169 @@
+"""The arguments of each command, as dataclasses; flags, help and errors are made from them (`parse`). No torch here."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any, Literal, get_type_hints
+
+import tyro
+
+from sfumato.training.config import TrainConfig, docs
+
+SOLVERS = ("ddim", "ddpm", "euler", "heun", "multistep")  # as sfumato.solvers.NAMES, which needs torch
+
+
+def flag(words: str, metavar: str | None = None, *, name: str | None = None, short: str | None = None) -> Any:
+    """A flag's words; its default is named in them where it helps, never as a bare None."""
+    return tyro.conf.arg(
+        help=words, metavar=metavar, name=name, aliases=[short] if short else None, help_behavior_hint=_hint
+    )
+
+
+def _hint(default: str) -> str:
+    return "" if default in ("None", "False", "''") else f"(default: {default})"
+
+
+def command(cls: type) -> type:
+    """The class as a dataclass, with the flags that every command takes at the end."""
+    json = Annotated[bool, flag("Results as JSON on stdout; everything else goes to stderr.")]
+    debug = Annotated[bool, flag("Show a traceback where something fails.")]
+    for name, kind in (("json", json), ("debug", debug)):
+        cls.__annotations__[name] = kind
+        setattr(cls, name, False)
+    return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+
+@command
+class Demo:
+    """Train a class-conditional model on the built-in clothes (Fashion-MNIST) and draw ten samples of each class.
+
+    It leaves a run folder with the model, the grid and report.html, and says what to type next. With --json, one JSON
+    object a line: {"event": "progress", ...} while it trains, then {"event": "done", ...}.
+    """
+
+    minutes: Annotated[float, flag("Minutes of training.", "FLOAT")] = 2.0
+    out: Annotated[str, flag("The run folder; where it exists, the next free name is taken.", "FOLDER", short="-o")] = (
+        "runs/demo"
+    )
+
+
+@command
+class Resume:
+    """Go on with a run from its last checkpoint, exactly as if it had not been interrupted.
+
+    With --json, one JSON object a line, as in `sfumato train`.
+    """
+
+    folder: Annotated[tyro.conf.Positional[str], flag("The run folder.", "RUN")]
+    minutes: Annotated[float | None, flag("A new budget for the whole run, in minutes.", "FLOAT")] = None
+    steps: Annotated[int | None, flag("A new budget for the whole run, in steps.", "INT")] = None
+
+
+@command
+class Sample:
+    """Draw samples from a model: a run folder, or one .safetensors file. The training data is not needed.
+
+    Sample i of a seed is the same whatever -n and --batch are. With --json, one JSON object: where the samples are and
+    their manifest.
+    """
+
+    model: Annotated[tyro.conf.Positional[str], flag("A run folder or a .safetensors file.", "MODEL")]
+    number: Annotated[
+        int | None, flag("How many; 64, or ten of each class where there are up to 20.", "INT", short="-n")
+    ] = None
+    out: Annotated[
+        str | None,
+        flag(
+            "grid.png (a picture), out.npz (x, labels, manifest), out.npy (x alone), or folder/ (a file a sample). "
+            "Without it: samples.png for images, samples.npz for other data.",
+            "PATH",
+            short="-o",
+        ),
+    ] = None
+    class_: Annotated[
+        str | None,
+        flag("Class by name or index. Without it, samples go through all classes in turn.", "CLASS", name="class"),
+    ] = None
+    guidance: Annotated[
+        float | None,
+        flag("Guidance scale: 1 is the conditional model, 0 the unconditional, above 1 sharper classes. Without it, "
+             "that of the model's own training grids.", "FLOAT"),
+    ] = None  # fmt: skip
+    guidance_interval: Annotated[
+        tuple[float, float] | None,
+        flag("Guide only between these two levels of logsnr (lowest, highest).", "LOW HIGH"),
+    ] = None
+    steps: Annotated[int | None, flag("Steps of the solver; 20 where it is not given.", "INT")] = None
+    solver: Annotated[
+        str | None, flag(f"Solver: {', '.join(SOLVERS)}. Without it, second-order multistep.", "NAME")
+    ] = None
+    seed: Annotated[int, flag("Seed of the samples.", "INT")] = 0
+    first: Annotated[int, flag("Number of the first sample: 100 goes on after -n 100.", "INT")] = 0
+    batch: Annotated[int, flag("Samples drawn at once; changes memory and speed alone.", "INT")] = 256
+    weights: Annotated[
+        Literal["ema", "raw"], flag("The moving average of the weights, or the last raw ones.", "{ema,raw}")
+    ] = "ema"
+    device: Annotated[str, flag("auto (a GPU where there is one), cpu, cuda, cuda:1 ...", "NAME")] = "auto"
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        flag("What the network computes in; auto is bfloat16 where that is faster.", "{auto,float32,bfloat16}"),
+    ] = "auto"
+
+
+@command
+class Info:
+    """Say what a model is: its data and units, process, target, network, classes, origin, and how to sample it.
+
+    No weights are loaded. With --json, one JSON object: the contract in the model's header.
+    """
+
+    model: Annotated[tyro.conf.Positional[str], flag("A run folder or a .safetensors file.", "MODEL")]
+
+
+@command
+class Inspect:
+    """Look at a data set as training would see it: shape, values, classes, duplicates, and the files that are skipped.
+
+    With --json, one JSON object.
+    """
+
+    data: Annotated[
+        tyro.conf.Positional[str],
+        flag("A folder of images, a .npy or .npz file, or a built-in set (fashion, emoji, digits).", "DATA"),
+    ]
+    labels: Annotated[str | None, flag("A .npy or text file with one class label a sample.", "FILE")] = None
+    size: Annotated[int | None, flag("Side in pixels that images are resized to.", "INT")] = None
+
+
+_TRAIN_WORDS = """Train a model on DATA and leave a run folder: model.safetensors, samples, metrics, report.html.
+
+Settings come from the defaults, then --config, then flags. Ctrl-C saves a checkpoint. With --json, one JSON object a
+line: {"event": "progress", ...} while it trains, then {"event": "done", ...}.
+"""
+
+
+def _train() -> type:
+    """TrainConfig as flags: DATA is positional, --config and the common flags are added, checks stay TrainConfig's."""
+    words, hints = docs(), get_type_hints(TrainConfig)
+    body: dict[str, Any] = {"__doc__": _TRAIN_WORDS, "__module__": __name__, "__annotations__": {}}
+    for field in dataclasses.fields(TrainConfig):
+        kind, meta = hints[field.name], _metavar(hints[field.name])
+        if field.name == "data":
+            kind, meta = tyro.conf.Positional[str], "DATA"
+        short = "-o" if field.name == "out" else None
+        body["__annotations__"][field.name] = Annotated[kind, flag(words[field.name], meta, short=short)]
+        body[field.name] = field.default
+    config = flag("A YAML file of settings, named as the flags are (with _ for -); flags have the last word.", "FILE")
+    body["__annotations__"]["config"], body["config"] = Annotated[str | None, config], None
+    return command(type("Train", (), body))
+
+
+def _metavar(kind: Any) -> str:
+    text = str(kind)
+    return "FLOAT" if "float" in text else "INT" if "int" in text else "TEXT"
+
+
+Train = _train()
+CLASSES: dict[str, type] = {
+    "demo": Demo, "train": Train, "resume": Resume, "sample": Sample, "info": Info, "inspect": Inspect,
+}  # fmt: skip

@@ -1,0 +1,121 @@
+"""Words of the command line -> the options of a command; every mistake is one sentence with a suggestion."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+from collections.abc import Sequence
+from typing import Any, get_type_hints
+
+import tyro
+
+from sfumato.cli.options import CLASSES
+from sfumato.errors import SfumatoError
+from sfumato.training.config import TrainConfig, from_yaml, suggest
+
+_NUMBER = re.compile(r"-\.?\d")
+
+
+def parse(command: str, words: Sequence[str]) -> Any:
+    """The options of `command`; `--help` prints and raises SystemExit(0), mistakes raise SfumatoError."""
+    kind, words = CLASSES[command], list(words)
+    _refuse_unknown(command, kind, words)
+    default = {"default": _with_config(kind, words)} if command == "train" else {}
+    heard = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(heard):
+            return tyro.cli(
+                kind, prog=f"sfumato {command}", args=words, config=(tyro.conf.FlagCreatePairsOff,), **default
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise SfumatoError(_sentence(command, kind, heard.getvalue())) from None
+
+
+def _flags(kind: type) -> dict[str, Any]:
+    """Every spelling of every flag -> the type of its value."""
+    found: dict[str, Any] = {"--help": None, "-h": None}
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        marks = [mark for mark in getattr(hint, "__metadata__", ()) if hasattr(mark, "aliases")]
+        plain = get_type_hints(kind)[name]
+        if any(mark is tyro.conf.Positional for mark in getattr(hint, "__metadata__", ())):
+            continue
+        for spelling in [f"--{(marks[0].name if marks else None) or name.replace('_', '-')}", *(marks[0].aliases or ())]:
+            found[spelling] = plain
+    return found
+
+
+def _refuse_unknown(command: str, kind: type, words: Sequence[str]) -> None:
+    known = _flags(kind)
+    for word in words:
+        if word == "--":
+            return
+        spelling = word.partition("=")[0]
+        if not word.startswith("-") or word == "-" or _NUMBER.match(word):
+            continue
+        if spelling.startswith("--"):
+            spelling = spelling.replace("_", "-")
+        if spelling not in known:
+            long = [name for name in known if name.startswith("--")]
+            raise SfumatoError(
+                f"`sfumato {command}` has no flag {word.partition('=')[0]}: {suggest(spelling, long).replace(chr(39), '')} "
+                f"(sfumato {command} --help lists them)"
+            )
+
+
+def _with_config(kind: type, words: Sequence[str]) -> Any:
+    """Defaults of `train`: those of TrainConfig, and over them the file that --config names."""
+    path = None
+    for word, after in zip(words, [*words[1:], None], strict=True):
+        if word == "--config":
+            path = after
+        elif word.startswith("--config="):
+            path = word.partition("=")[2]
+    if path is None:
+        return kind()
+    values = dataclasses.asdict(from_yaml(path))
+    if any(word.partition("=")[0] in ("--minutes", "--steps") for word in words):
+        values["minutes"] = values["steps"] = None  # a budget on the command line replaces the file's
+    return kind(**values)
+
+
+def train_config(options: Any) -> TrainConfig:
+    """The settings of a run out of the options of `train`, checked."""
+    return TrainConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)})
+
+
+def _sentence(command: str, kind: type, text: str) -> str:
+    """tyro's boxed message as one sentence."""
+    lines = [line.strip("│ \t") for line in text.splitlines() if not line.strip().startswith(("╭", "╰"))]
+    blocks = re.split(r"\n[─-]{8,}(?:\n|$)", "\n".join(lines))
+    # the title is part of the frame, or, where the terminal has no line drawing, a block of its own
+    said = " ".join(blocks[0 if "╭" in text else min(1, len(blocks) - 1)].split())
+    more = f" (sfumato {command} --help says more)"
+    wrong = re.search(r"Error parsing (?:\S*/)?(--?[\w-]+|[A-Z]+):", said)
+    values = re.search(r"from \[(.*?)\]", said) or re.search(r"literal.*: ('.*?')|to float: ('.*?')", said)
+    if wrong and values:
+        given = next(group for group in values.groups() if group is not None)
+        return f"{wrong.group(1)} takes {_takes(_flags(kind).get(wrong.group(1)))}, not {given}{more}"
+    short = re.search(r"Missing value for argument '(?:\S*/)?(--?[\w-]+)'", said)
+    if short:
+        return f"{short.group(1)} needs a value: {_takes(_flags(kind).get(short.group(1)))}{more}"
+    missing = re.search(r"^\W*([A-Z]+)\b.*\(required\)", said) or re.search(r":\W*([A-Z]+)\b", said)
+    if missing:
+        return f"`sfumato {command}` needs {missing.group(1)}{more}"
+    choice = re.search(r"invalid choice (.*?) for argument '(?:\S*/)?(--?[\w-]+)'.*?\((.*)\)", said)
+    if choice:
+        return f"{choice.group(2)} cannot be {choice.group(1)}: it takes {choice.group(3).replace(', ', ' or ')}{more}"
+    extra = re.search(r"Unrecognized (?:options|arguments?): (.*)", said)
+    if extra:
+        return f"`sfumato {command}` does not know what to do with {extra.group(1)!r}{more}"
+    return f"{said.rstrip('. ')}{more}"
+
+
+def _takes(kind: Any) -> str:
+    text = str(kind)
+    if "tuple" in text:
+        return "two numbers"
+    return "a number" if "float" in text else "a whole number" if "int" in text else "a value"

@@ -1,0 +1,50 @@
+"""Runs one command: options, the voice that speaks for it, and its module, loaded only now."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, TextIO
+
+from sfumato.cli.parse import parse
+
+_HOME = {"demo": "train", "train": "train", "resume": "train", "sample": "sample", "info": "look", "inspect": "look"}
+
+
+class Voice:
+    """Where words go: results to stdout, notes to stderr; with --json stdout holds JSON alone."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.json = as_json
+
+    @property
+    def stream(self) -> TextIO:
+        """Where people read."""
+        return sys.stderr if self.json else sys.stdout
+
+    def say(self, *lines: str) -> None:
+        """Results in words."""
+        for line in lines:
+            print(line, file=self.stream, flush=True)
+
+    def note(self, line: str) -> None:
+        """What happens on the way."""
+        print(line, file=sys.stderr, flush=True)
+
+    def emit(self, facts: dict[str, Any]) -> None:
+        """Facts as one line of JSON, where that was asked for."""
+        if self.json:
+            print(json.dumps(facts, allow_nan=False, default=str), flush=True)
+
+
+def run(command: str, words: Sequence[str]) -> int:
+    """Parse and run a command; returns the exit status."""
+    try:
+        options = parse(command, words)
+    except SystemExit:  # --help
+        return 0
+    module = import_module(f"sfumato.cli.{_HOME[command]}")
+    getattr(module, command)(options, Voice(options.json))
+    return 0

@@ -1,0 +1,140 @@
+"""`sample`: from the path of a model alone to files."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from sfumato import __version__, artefact, sampling, solvers
+from sfumato.cli import write
+from sfumato.cli.run import Voice
+from sfumato.compose import guide
+from sfumato.data import DataSpec
+from sfumato.errors import SfumatoError
+from sfumato.model import Denoiser
+from sfumato.solvers import Plan
+from sfumato.training.config import suggest
+from sfumato.training.precision import compute_dtype, device_of
+
+PER_CLASS, MOST_CLASSES, NUMBER = 10, 20, 64
+
+
+def sample(options: Any, voice: Voice) -> None:
+    started = time.monotonic()
+    contract = artefact.read_contract(options.model)
+    denoiser = artefact.load(options.model, options.weights, device_of(options.device))
+    spec = _spec(denoiser, options.model)
+    denoiser.compute_dtype = compute_dtype(options.precision, denoiser.device)
+    out = options.out or write.default_name(spec)
+    path, folder = write.check(out), write.is_folder(out)
+    index = _index(options, spec)
+    labels = _labels(options, spec, index)
+    scale = _guidance(options, denoiser)
+    plan = sampling.make_plan(denoiser, options.steps, _solver(options.solver))
+    model = denoiser if scale is None else guide(denoiser, scale, options.guidance_interval)
+    _say_choices(options, spec, scale, voice)
+    x = _draw(model, plan, options, index, labels, spec)
+    facts = manifest(options, contract, denoiser, plan, scale, index, spec)
+    names = None if labels is None else labels.numpy()
+    files = write.write(path, folder, x, names, spec, facts)
+    seconds = time.monotonic() - started
+    voice.emit({"out": out, "files": files, "seconds": round(seconds, 2), "manifest": facts})
+    what = f"{files:,} files in {out}" if folder else out
+    voice.say(f"{len(x):,} samples in {seconds:.1f} s ({plan.name}, {plan.calls} calls each): {what}")
+
+
+def _spec(denoiser: Denoiser, where: str) -> DataSpec:
+    if denoiser.spec is None:
+        raise SfumatoError(f"{where} has no data spec, so its samples have no units: sample it in Python with sf.sample")
+    return denoiser.spec
+
+
+def _index(options: Any, spec: DataSpec) -> torch.Tensor:
+    """The numbers of the samples."""
+    number = options.number
+    if number is None:
+        few = 0 < len(spec.classes) <= MOST_CLASSES and options.class_ is None
+        number = PER_CLASS * len(spec.classes) if few else NUMBER
+    for name, value, least in (("-n", number, 1), ("--batch", options.batch, 1), ("--first", options.first, 0)):
+        if value < least:
+            raise SfumatoError(f"{name} must be at least {least}, not {value}")
+    if not 0 <= options.seed < 2**63:
+        raise SfumatoError(f"--seed must be from 0 to 2^63 - 1, not {options.seed}")
+    return torch.arange(options.first, options.first + number)
+
+
+def _labels(options: Any, spec: DataSpec, index: torch.Tensor) -> torch.Tensor | None:
+    """The class of each sample: the one asked for, or all in turn by the sample's number."""
+    if options.class_ is not None:
+        return torch.full_like(index, spec.class_index(options.class_))
+    return index % len(spec.classes) if spec.classes else None
+
+
+def _guidance(options: Any, denoiser: Denoiser) -> float | None:
+    """The guidance scale: asked for, or that of the model's training grids; None for a model without classes."""
+    if denoiser.spec.classes:
+        return float(denoiser.provenance.get("guidance", 1.0) if options.guidance is None else options.guidance)
+    if options.guidance is not None or options.guidance_interval is not None:
+        raise SfumatoError("this model has no classes, so there is nothing to guide to: leave --guidance out")
+    return None
+
+
+def _say_choices(options: Any, spec: DataSpec, scale: float | None, voice: Voice) -> None:
+    """What was chosen where nobody said."""
+    if spec.classes and options.class_ is None:
+        voice.note(f"No --class was given: the samples go through all {len(spec.classes)} classes in turn.")
+    if scale is not None and options.guidance is None:
+        voice.note(f"Guidance scale {scale:g}; --guidance sets another.")
+
+
+def _solver(name: str | None) -> solvers.Solver:
+    if name is None:
+        return solvers.default()
+    if name not in solvers.NAMES:
+        raise SfumatoError(f"there is no solver {name!r}: {suggest(name, solvers.NAMES)}")
+    return solvers.NAMES[name]()
+
+
+def _draw(
+    model: Any, plan: Plan, options: Any, index: torch.Tensor, labels: torch.Tensor | None, spec: DataSpec
+) -> np.ndarray:
+    """Samples batch by batch, with a bar on a terminal."""
+    from tqdm import tqdm
+
+    parts = []
+    with tqdm(total=len(index), unit=" samples", disable=None, leave=False) as bar:
+        for rows in torch.arange(len(index)).split(options.batch):
+            cond = {} if labels is None else {"label": [spec.classes[i] for i in labels[rows].tolist()]}
+            parts.append(sampling.sample(model, solver=plan, seed=options.seed, index=index[rows], **cond))
+            bar.update(len(rows))
+    x = torch.cat(parts)
+    return (x.float() if x.dtype == torch.bfloat16 else x).numpy()  # NumPy has no bfloat16
+
+
+def manifest(
+    options: Any, contract: dict[str, Any], denoiser: Denoiser, plan: Plan, scale: float | None, index: torch.Tensor,
+    spec: DataSpec,
+) -> dict[str, Any]:  # fmt: skip
+    """What made the samples, enough to make them again."""
+    dtype = denoiser.compute_dtype or torch.float32
+    facts = {
+        "software": f"sfumato {__version__}, torch {torch.__version__}",
+        "model": contract["path"],
+        "model_hash": contract["hash"],
+        "weights": options.weights,
+        "solver": plan.name,
+        "steps": plan.steps,
+        "calls": plan.calls,
+        "seed": options.seed,
+        "first": int(index[0]),
+        "number": len(index),
+        "precision": str(dtype).removeprefix("torch."),
+        "device": denoiser.device.type,
+    }
+    if scale is not None:
+        facts |= {"guidance": scale, "guidance_interval": options.guidance_interval}
+        facts["class"] = "all in turn" if options.class_ is None else spec.classes[spec.class_index(options.class_)]
+    return {name: value for name, value in facts.items() if value is not None}

@@ -1,0 +1,134 @@
+"""Samples and their manifest as one picture, one array file, or a folder of files; whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sfumato import pictures
+from sfumato.data import DataSpec
+from sfumato.errors import SfumatoError
+from sfumato.files import atomic, reason
+
+FILES = (".png", ".npz", ".npy")
+
+
+def default_name(spec: DataSpec) -> str:
+    """Where samples go when nobody says: a picture of images, the numbers of anything else; never over a file."""
+    stem, suffix = "samples", ".png" if spec.kind == "image" else ".npz"
+    number = 1
+    while Path(name := f"{stem}{suffix}" if number == 1 else f"{stem}-{number}{suffix}").exists():
+        number += 1
+    return name
+
+
+def check(out: str) -> Path:
+    """The path of the output, known to be writable before any work is done."""
+    path = Path(out).expanduser()
+    folder = is_folder(out)
+    if not folder and path.suffix.lower() not in FILES:
+        raise SfumatoError(f"{out} has no known kind: end it in .png, .npz, .npy, or in / for a folder")
+    if folder and path.exists() and not path.is_dir():
+        raise SfumatoError(f"{out} is a file, not a folder: give another name")
+    if not folder and path.is_dir():
+        raise SfumatoError(f"{out} is a folder, not a file: give another name")
+    nearest = path
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not folder and nearest == path:
+        nearest = path.parent
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise SfumatoError(f"{out} cannot be written: {nearest}: {reason(error)}") from None
+    return path
+
+
+def is_folder(out: str) -> bool:
+    """A trailing slash, a folder that is there, or a name without a suffix."""
+    return out.endswith(("/", os.sep)) or Path(out).is_dir() or not Path(out).suffix
+
+
+def write(path: Path, folder: bool, x: np.ndarray, labels: np.ndarray | None, spec: DataSpec, facts: dict[str, Any]) -> int:
+    """Write samples x (N, *shape) in user units; returns the number of files."""
+    if folder:
+        return _folder(path, x, labels, spec, facts)
+    kind = path.suffix.lower()
+    if kind == ".png":
+        columns, names, order = layout(len(x), labels, spec)
+        pictures.save_png(pictures.picture(x[order], spec.kind, spec.bounds, columns, names), path, facts)
+        return 1
+    arrays = {"x": x, "manifest": np.array(json.dumps(facts))}
+    if labels is not None:
+        arrays |= {"labels": labels, "classes": np.array(list(spec.classes))}
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        if kind == ".npz":
+            np.savez_compressed(file, **arrays)
+        else:
+            np.save(file, x, allow_pickle=False)
+    return 1
+
+
+def layout(count: int, labels: np.ndarray | None, spec: DataSpec) -> tuple[int | None, list[str] | None, np.ndarray]:
+    """(columns, name of each row, order of the samples) of a grid: a class a row where all classes have equally many."""
+    everything = np.arange(count)
+    if labels is None or len(spec.shape) == 1 and spec.shape[0] == 2:
+        return None, None, everything
+    shown, counts = np.unique(labels, return_counts=True)
+    if len(shown) == 1 or len(set(counts.tolist())) > 1:
+        return None, None, everything
+    return int(counts[0]), [spec.classes[i] for i in shown], np.argsort(labels, kind="stable")
+
+
+def _folder(path: Path, x: np.ndarray, labels: np.ndarray | None, spec: DataSpec, facts: dict[str, Any]) -> int:
+    """One file a sample, named by its number and class: PNG for images, .npy for other data."""
+    first = int(facts["first"])
+    width = max(5, len(str(first + len(x) - 1)))
+    save: Callable[[Path, np.ndarray, dict[str, Any]], None] = _save_image if spec.kind == "image" else _save_array
+    suffix = ".png" if spec.kind == "image" else ".npy"
+    for i, sample in enumerate(x):
+        own = {**facts, "index": first + i}
+        name = f"{first + i:0{width}d}"
+        if labels is not None:
+            own["class"] = spec.classes[labels[i]]
+            name += "_" + re.sub(r"[^\w-]+", "-", own["class"]).strip("-")
+        for key in ("first", "number"):
+            own.pop(key)
+        save(path / f"{name}{suffix}", _full_scale(sample, spec), own)
+    return len(x)
+
+
+def _full_scale(x: np.ndarray, spec: DataSpec) -> np.ndarray:
+    """Pictures whose declared bounds are not those of their dtype (0..16) are stretched to it, as viewers expect."""
+    if spec.kind != "image" or spec.bounds is None:
+        return x
+    top = np.iinfo(x.dtype).max
+    if spec.bounds == (0, top):
+        return x
+    low, high = spec.bounds
+    return np.round((x.astype(np.float64) - low) / (high - low) * top).astype(x.dtype)
+
+
+def _save_array(path: Path, x: np.ndarray, facts: dict[str, Any]) -> None:
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.save(file, x, allow_pickle=False)
+
+
+def _save_image(path: Path, x: np.ndarray, facts: dict[str, Any]) -> None:
+    """x (C, H, W): 8 bit as it is; 16 bit as it is where it is grey, else its upper 8 bits (Pillow has no more)."""
+    from PIL import Image
+
+    if x.dtype == np.uint16 and len(x) > 1:
+        x, facts = (x / 257).round().astype(np.uint8), {**facts, "depth": "8 of 16 bits; -o out.npz keeps all"}
+    image = Image.fromarray(x[0] if len(x) == 1 else np.ascontiguousarray(x.transpose(1, 2, 0)))
+    pictures.save_png(image, path, facts)
+
+

@@ -1,0 +1,139 @@
+"""Commands, flags and help: what is known, what is suggested, what is loaded."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from sfumato import solvers
+from sfumato.cli import COMMANDS, main, options
+from sfumato.cli.parse import parse, train_config
+from sfumato.errors import SfumatoError
+from sfumato.training.config import TrainConfig
+
+
+def test_help_names_commands_and_exit_statuses(call):
+    status, out, err = call("--help")
+    assert status == 0 and err == ""
+    for word in [*COMMANDS, "--json", "130", "exit status"]:
+        assert word in out
+    assert call()[1] == out  # without arguments: the same
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(call, command):
+    status, out, err = call(command, "--help")
+    assert status == 0 and err == "" and f"usage: sfumato {command}" in out and "--json" in out
+
+
+def test_train_help_tells_every_setting(call):
+    out = call("train", "--help")[1]
+    for name in vars(TrainConfig()):
+        assert name == "data" or f"--{name.replace('_', '-')}" in out
+    assert "{None}" not in out
+
+
+def test_help_and_parsing_load_no_torch():
+    code = (
+        "import sys\nfrom sfumato.cli import main\n"
+        "for words in (['--help'], ['train', '--help'], ['sample', '--help'], ['train', 'x', '--stepz', '3'], ['trian']):\n"
+        "    main(words)\nprint('torch' in sys.modules, 'numpy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "False False"
+
+
+def test_top_help_does_not_load_the_flag_library():
+    code = "import sys\nfrom sfumato.cli import main\nmain(['--help'])\nprint('tyro' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.endswith("False\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("trian fashion", "did you mean 'train'?"),
+        ("--josn", "There is no flag '--josn'"),
+        ("train fashion --step 5", "did you mean --steps?"),
+        ("train fashion --batchsize=5", "did you mean --batch?"),
+        ("train fashion --wieght_decay 0", "did you mean --weight-decay?"),
+        ("sample m --gudance 2", "did you mean --guidance?"),
+        ("train fashion --steps many", "--steps takes a whole number, not 'many'"),
+        ("train fashion --lr fast", "--lr takes a number, not 'fast'"),
+        ("train fashion --steps", "--steps needs a value"),
+        ("sample m --weights best", "--weights cannot be 'best': it takes 'ema' or 'raw'"),
+        ("sample m --guidance-interval 1", "--guidance-interval takes two numbers"),
+        ("sample m --seed 1.5", "--seed takes a whole number, not '1.5'"),
+        ("sample", "needs MODEL"),
+        ("info", "needs MODEL"),
+        ("inspect a b", "does not know what to do with 'b'"),
+        ("demo --minutes two", "--minutes takes a number, not 'two'"),
+    ],
+)
+def test_wrong_words_are_one_sentence(refused, words, expected):
+    assert expected in refused(*words.split())
+
+
+def test_version(call):
+    import sfumato
+
+    assert call("--version") == (0, f"sfumato {sfumato.__version__}\n", "")
+
+
+def test_flags_are_the_settings():
+    words = "data/ --steps 7 --weight-decay 0.1 --target eps --sample_every 3 -o runs/x --seed=4"
+    made = train_config(parse("train", words.split()))
+    expected = TrainConfig(
+        data="data/", steps=7, weight_decay=0.1, target="eps", sample_every=3, out="runs/x", seed=4
+    )
+    assert made == expected
+    assert train_config(parse("train", ["d"])) == TrainConfig(data="d")
+
+
+def test_yaml_lies_between_defaults_and_flags(workplace):
+    (workplace / "c.yaml").write_text("data: here\nsteps: 9\nlr: 0.01\nbatch: 8\n")
+    made = train_config(parse("train", ["--config", "c.yaml", "--batch", "16"]))
+    assert made == TrainConfig(data="here", steps=9, lr=0.01, batch=16)
+    by_time = train_config(parse("train", ["--config=c.yaml", "--minutes", "3", "there"]))
+    assert (by_time.data, by_time.minutes, by_time.steps) == ("there", 3.0, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("stepz: 9", "There is no setting 'stepz' in c.yaml: did you mean 'steps'?"),
+        ("- 1", "must hold settings"),
+        ("a: [", "not valid YAML"),
+        ("net: huge", "net cannot be 'huge'"),
+        ("steps: -4", "steps must be a number at least 1"),
+        ("lr: quick", "lr must be a number"),
+    ],
+)
+def test_a_wrong_yaml_is_one_sentence(refused, workplace, text, expected):
+    (workplace / "c.yaml").write_text(text)
+    assert expected in refused("train", "digits", "--config", "c.yaml")
+
+
+def test_a_missing_yaml_is_one_sentence(refused):
+    assert "c.yaml" in refused("train", "digits", "--config", "c.yaml")
+
+
+def test_help_lists_the_solvers_that_there_are():
+    assert tuple(options.SOLVERS) == tuple(solvers.NAMES)
+
+
+def test_debug_shows_the_error_itself():
+    with pytest.raises(SfumatoError, match="--steps"):
+        main(["train", "x", "--step", "3", "--debug"])
+
+
+def test_an_error_of_our_own_is_a_sentence_and_status_1(call, monkeypatch):
+    from sfumato import data
+
+    def broken(*args, **kwargs):
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(data, "inspect", broken)
+    status, out, err = call("inspect", "digits", "--json")
+    assert status == 1 and json.loads(out)["status"] == 1
+    assert "ZeroDivisionError" in err and err.count("\n") == 1
