@@ -34,7 +34,8 @@ def test_inspect_counts_and_names(call, workplace):
     (workplace / "set" / "notes.txt").write_text("notes")
     status, out, err = call("inspect", "set")
     assert status == 0 and err == ""
-    for word in ["12 samples of 1 x 9 x 9", "2 classes", "dark", "light", "torn.png", "notes.txt", "2 files are skipped"]:
+    words = ["12 samples of 1 x 9 x 9", "2 classes", "dark", "light", "torn.png", "notes.txt", "2 files are skipped"]
+    for word in words:
         assert word in out, word
     facts = json.loads(call("inspect", "set", "--json")[1])
     assert facts["classes"] == {"dark": 6, "light": 6} and len(facts["skipped"]) == 2

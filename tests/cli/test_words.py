@@ -37,8 +37,8 @@ def test_train_help_tells_every_setting(call):
 def test_help_and_parsing_load_no_torch():
     code = (
         "import sys\nfrom sfumato.cli import main\n"
-        "for words in (['--help'], ['train', '--help'], ['sample', '--help'], ['train', 'x', '--stepz', '3'], ['trian']):\n"
-        "    main(words)\nprint('torch' in sys.modules, 'numpy' in sys.modules)"
+        "for words in ('--help', 'train --help', 'sample --help', 'train x --stepz 3', 'trian'):\n"
+        "    main(words.split())\nprint('torch' in sys.modules, 'numpy' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "False False"
@@ -83,9 +83,7 @@ def test_version(call):
 def test_flags_are_the_settings():
     words = "data/ --steps 7 --weight-decay 0.1 --target eps --sample_every 3 -o runs/x --seed=4"
     made = train_config(parse("train", words.split()))
-    expected = TrainConfig(
-        data="data/", steps=7, weight_decay=0.1, target="eps", sample_every=3, out="runs/x", seed=4
-    )
+    expected = TrainConfig(data="data/", steps=7, weight_decay=0.1, target="eps", sample_every=3, out="runs/x", seed=4)
     assert made == expected
     assert train_config(parse("train", ["d"])) == TrainConfig(data="d")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from sfumato.cli.run import Voice
@@ -18,18 +19,22 @@ def info(options: Any, voice: Voice) -> None:
 def how_to_sample(model: str, facts: dict[str, Any]) -> list[str]:
     """The commands and the Python that draw from a model."""
     spec = facts["spec"] or {}
-    classes = list(spec.get("classes") or ())
-    name = classes[0] if classes else None
-    shown = f"'{name}'" if name and not name.isalnum() else name
+    name = example_class(spec)
     out = "grid.png" if spec.get("kind") == "image" else "samples.npz"
-    one = f" --class {shown} --guidance 2" if classes else ""
-    cond = f", guidance=2.0, label={name!r}" if classes else ""
+    one = f" --class {shlex.quote(name)} --guidance 2" if name else ""
+    cond = f", guidance=2.0, label={name!r}" if name else ""
     return [
         "To sample it:",
-        f"  sfumato sample {model} -n 64 -o {out}{one}",
+        f"  sfumato sample {shlex.quote(model)} -n 64 -o {out}{one}",
         "or in Python, in the units of the data:",
         f"  import sfumato as sf; x = sf.sample(sf.load({model!r}), 64{cond})",
     ]
+
+
+def example_class(spec: dict[str, Any]) -> str | None:
+    """The class that examples name: the first that needs no quotes, where there are classes."""
+    classes = list(spec.get("classes") or ())
+    return next((name for name in classes if name.isalnum()), classes[0] if classes else None)
 
 
 def inspect(options: Any, voice: Voice) -> None:

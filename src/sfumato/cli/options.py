@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_type_hints
 
 import tyro
 
@@ -23,7 +23,11 @@ def _hint(default: str) -> str:
     return "" if default in ("None", "False", "''") else f"(default: {default})"
 
 
-def command(cls: type) -> type:
+T = TypeVar("T")
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def command(cls: type[T]) -> type[T]:
     """The class as a dataclass, with the flags that every command takes at the end."""
     json = Annotated[bool, flag("Results as JSON on stdout; everything else goes to stderr.")]
     debug = Annotated[bool, flag("Show a traceback where something fails.")]

@@ -43,7 +43,8 @@ def _flags(kind: type) -> dict[str, Any]:
         plain = get_type_hints(kind)[name]
         if any(mark is tyro.conf.Positional for mark in getattr(hint, "__metadata__", ())):
             continue
-        for spelling in [f"--{(marks[0].name if marks else None) or name.replace('_', '-')}", *(marks[0].aliases or ())]:
+        long = (marks[0].name if marks else None) or name.replace("_", "-")
+        for spelling in (f"--{long}", *((marks[0].aliases or ()) if marks else ())):
             found[spelling] = plain
     return found
 
@@ -59,11 +60,9 @@ def _refuse_unknown(command: str, kind: type, words: Sequence[str]) -> None:
         if spelling.startswith("--"):
             spelling = spelling.replace("_", "-")
         if spelling not in known:
-            long = [name for name in known if name.startswith("--")]
-            raise SfumatoError(
-                f"`sfumato {command}` has no flag {word.partition('=')[0]}: {suggest(spelling, long).replace(chr(39), '')} "
-                f"(sfumato {command} --help lists them)"
-            )
+            hint = suggest(spelling, [name for name in known if name.startswith("--")]).replace("'", "")
+            given = word.partition("=")[0]
+            raise SfumatoError(f"`sfumato {command}` has no flag {given}: {hint} (sfumato {command} --help lists them)")
 
 
 def _with_config(kind: type, words: Sequence[str]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,16 @@ PER_CLASS, MOST_CLASSES, NUMBER = 10, 20, 64
 
 
 def sample(options: Any, voice: Voice) -> None:
+    made = draw(options, voice.note)
+    facts = made["manifest"]
+    voice.emit(made)
+    what = made["out"] if made["files"] == 1 else f"{made['files']:,} files in {made['out']}"
+    how = f"{facts['solver']}, {facts['calls']} calls each"
+    voice.say(f"{facts['number']:,} samples in {made['seconds']:.1f} s ({how}): {what}")
+
+
+def draw(options: Any, note: Callable[[str], None]) -> dict[str, Any]:
+    """Sample and write as `options` (of the command) say; returns out, files, seconds and the manifest."""
     started = time.monotonic()
     contract = artefact.read_contract(options.model)
     denoiser = artefact.load(options.model, options.weights, device_of(options.device))
@@ -35,20 +46,17 @@ def sample(options: Any, voice: Voice) -> None:
     scale = _guidance(options, denoiser)
     plan = sampling.make_plan(denoiser, options.steps, _solver(options.solver))
     model = denoiser if scale is None else guide(denoiser, scale, options.guidance_interval)
-    _say_choices(options, spec, scale, voice)
+    _say_choices(options, spec, scale, note)
     x = _draw(model, plan, options, index, labels, spec)
     facts = manifest(options, contract, denoiser, plan, scale, index, spec)
     names = None if labels is None else labels.numpy()
     files = write.write(path, folder, x, names, spec, facts)
-    seconds = time.monotonic() - started
-    voice.emit({"out": out, "files": files, "seconds": round(seconds, 2), "manifest": facts})
-    what = f"{files:,} files in {out}" if folder else out
-    voice.say(f"{len(x):,} samples in {seconds:.1f} s ({plan.name}, {plan.calls} calls each): {what}")
+    return {"out": out, "files": files, "seconds": round(time.monotonic() - started, 2), "manifest": facts}
 
 
 def _spec(denoiser: Denoiser, where: str) -> DataSpec:
     if denoiser.spec is None:
-        raise SfumatoError(f"{where} has no data spec, so its samples have no units: sample it in Python with sf.sample")
+        raise SfumatoError(f"{where} has no data spec, so its samples have no units: use sf.sample in Python")
     return denoiser.spec
 
 
@@ -82,12 +90,12 @@ def _guidance(options: Any, denoiser: Denoiser) -> float | None:
     return None
 
 
-def _say_choices(options: Any, spec: DataSpec, scale: float | None, voice: Voice) -> None:
+def _say_choices(options: Any, spec: DataSpec, scale: float | None, note: Callable[[str], None]) -> None:
     """What was chosen where nobody said."""
     if spec.classes and options.class_ is None:
-        voice.note(f"No --class was given: the samples go through all {len(spec.classes)} classes in turn.")
+        note(f"No --class was given: the samples go through all {len(spec.classes)} classes in turn.")
     if scale is not None and options.guidance is None:
-        voice.note(f"Guidance scale {scale:g}; --guidance sets another.")
+        note(f"Guidance scale {scale:g}; --guidance sets another.")
 
 
 def _solver(name: str | None) -> solvers.Solver:
@@ -107,7 +115,7 @@ def _draw(
     parts = []
     with tqdm(total=len(index), unit=" samples", disable=None, leave=False) as bar:
         for rows in torch.arange(len(index)).split(options.batch):
-            cond = {} if labels is None else {"label": [spec.classes[i] for i in labels[rows].tolist()]}
+            cond: dict[str, Any] = {} if labels is None else {"label": [spec.classes[i] for i in labels[rows].tolist()]}
             parts.append(sampling.sample(model, solver=plan, seed=options.seed, index=index[rows], **cond))
             bar.update(len(rows))
     x = torch.cat(parts)

@@ -57,7 +57,9 @@ def is_folder(out: str) -> bool:
     return out.endswith(("/", os.sep)) or Path(out).is_dir() or not Path(out).suffix
 
 
-def write(path: Path, folder: bool, x: np.ndarray, labels: np.ndarray | None, spec: DataSpec, facts: dict[str, Any]) -> int:
+def write(
+    path: Path, folder: bool, x: np.ndarray, labels: np.ndarray | None, spec: DataSpec, facts: dict[str, Any]
+) -> int:
     """Write samples x (N, *shape) in user units; returns the number of files."""
     if folder:
         return _folder(path, x, labels, spec, facts)
@@ -66,7 +68,7 @@ def write(path: Path, folder: bool, x: np.ndarray, labels: np.ndarray | None, sp
         columns, names, order = layout(len(x), labels, spec)
         pictures.save_png(pictures.picture(x[order], spec.kind, spec.bounds, columns, names), path, facts)
         return 1
-    arrays = {"x": x, "manifest": np.array(json.dumps(facts))}
+    arrays: dict[str, Any] = {"x": x, "manifest": np.array(json.dumps(facts))}
     if labels is not None:
         arrays |= {"labels": labels, "classes": np.array(list(spec.classes))}
     with atomic(path) as temporary, temporary.open("wb") as file:
@@ -78,7 +80,7 @@ def write(path: Path, folder: bool, x: np.ndarray, labels: np.ndarray | None, sp
 
 
 def layout(count: int, labels: np.ndarray | None, spec: DataSpec) -> tuple[int | None, list[str] | None, np.ndarray]:
-    """(columns, name of each row, order of the samples) of a grid: a class a row where all classes have equally many."""
+    """(columns, name of each row, order of samples) of a grid: a class a row where all have equally many."""
     everything = np.arange(count)
     if labels is None or len(spec.shape) == 1 and spec.shape[0] == 2:
         return None, None, everything
@@ -110,10 +112,9 @@ def _full_scale(x: np.ndarray, spec: DataSpec) -> np.ndarray:
     """Pictures whose declared bounds are not those of their dtype (0..16) are stretched to it, as viewers expect."""
     if spec.kind != "image" or spec.bounds is None:
         return x
-    top = np.iinfo(x.dtype).max
-    if spec.bounds == (0, top):
+    (low, high), top = spec.bounds, np.iinfo(x.dtype).max
+    if low == 0 and high == top:
         return x
-    low, high = spec.bounds
     return np.round((x.astype(np.float64) - low) / (high - low) * top).astype(x.dtype)
 
 
@@ -130,5 +131,3 @@ def _save_image(path: Path, x: np.ndarray, facts: dict[str, Any]) -> None:
         x, facts = (x / 257).round().astype(np.uint8), {**facts, "depth": "8 of 16 bits; -o out.npz keeps all"}
     image = Image.fromarray(x[0] if len(x) == 1 else np.ascontiguousarray(x.transpose(1, 2, 0)))
     pictures.save_png(image, path, facts)
-
-

@@ -1,0 +1,90 @@
+"""`train`, `resume` and `demo`: runs of training, followed in words or as lines of JSON."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from sfumato import artefact
+from sfumato.cli.look import example_class
+from sfumato.cli.options import Sample
+from sfumato.cli.parse import train_config
+from sfumato.cli.run import Voice
+from sfumato.cli.sample import draw
+from sfumato.errors import SfumatoError
+from sfumato.training.config import TrainConfig
+from sfumato.training.console import Console
+from sfumato.training.loop import Progress
+from sfumato.training.run import Run
+from sfumato.training.run import resume as resume_run
+from sfumato.training.run import train as train_run
+
+GRID = "grid.png"
+
+
+class Lines(Console):
+    """Progress as lines of JSON on stdout; notes stay words on stderr."""
+
+    def __init__(self, voice: Voice) -> None:
+        super().__init__()
+        self.voice = voice
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.loss is not None:
+            self.voice.emit({"event": "progress", **progress.to_dict()})
+
+
+def console(voice: Voice) -> Console:
+    return Lines(voice) if voice.json else Console()
+
+
+def train(options: Any, voice: Voice) -> None:
+    config = train_config(options)
+    if not config.data:
+        raise SfumatoError("`sfumato train` needs DATA: a folder of images, a .npy or .npz file, or a built-in set")
+    _finish(train_run(config, console=console(voice)), voice)
+
+
+def resume(options: Any, voice: Voice) -> None:
+    _finish(resume_run(options.folder, minutes=options.minutes, steps=options.steps, console=console(voice)), voice)
+
+
+def demo(options: Any, voice: Voice) -> None:
+    folder = free(options.out)
+    if folder != options.out:
+        voice.note(f"{options.out} is there already: this run goes to {folder}.")
+    config = TrainConfig(data="fashion", minutes=options.minutes, out=folder)
+    run = train_run(config, console=console(voice))
+    grid = Path(folder) / GRID
+    draw(Sample(model=folder, out=str(grid)), lambda line: None)
+    _finish(run, voice, {"grid": str(grid)})
+
+
+def free(out: str) -> str:
+    """The name, or where it is taken the next of name-2, name-3 ... that is not."""
+    number, name = 1, out.rstrip("/")
+    while Path(name).exists():
+        number += 1
+        name = f"{out.rstrip('/')}-{number}"
+    return name
+
+
+def _finish(run: Run, voice: Voice, more: dict[str, str] | None = None) -> None:
+    """Where everything is, and what to type next."""
+    folder = Path(run.folder)
+    facts = artefact.read_contract(folder)
+    places = {**(more or {}), "report": str(folder / "report.html"), "model": facts["path"]}
+    voice.emit({"event": "done", "run": str(folder), **places, "hash": facts["hash"]})
+    voice.say("", f"Done: the run is in {folder}", *(f"  {name:<7} {path}" for name, path in places.items()))
+    voice.say("", "Next:", *(f"  {line}" for line in next_steps(str(folder), facts)))
+
+
+def next_steps(folder: str, facts: dict[str, Any]) -> list[str]:
+    """Commands worth typing after a run."""
+    spec = facts["spec"] or {}
+    out = "more.png" if spec.get("kind") == "image" else "more.npz"
+    chosen = example_class(spec)
+    one = f" --class {shlex.quote(chosen)} --guidance 2" if chosen else ""
+    where = shlex.quote(folder)
+    return [f"sfumato sample {where} -n 64 --seed 1 -o {out}{one}", f"sfumato info {where}"]

@@ -1,0 +1,128 @@
+"""`train`, `resume`, `demo`: from data to samples in other processes, and what an interruption leaves."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from sfumato.cli.train import free
+
+SMALL = ("--net", "tiny", "--batch", 8, "--precision", "float32", "--sample-every", 0)
+COMMAND = [sys.executable, "-m", "sfumato.cli"]
+
+
+def fresh(*words: object) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own."""
+    return subprocess.run([*COMMAND, *map(str, words)], capture_output=True, text=True, timeout=110)
+
+
+def test_from_data_to_samples_in_another_process_with_the_data_gone(call, workplace):
+    draw = np.random.default_rng(0)
+    for name, level in (("dark", 60), ("light", 190)):
+        (workplace / "set" / name).mkdir(parents=True)
+        for i in range(20):
+            pixels = np.clip(draw.normal(level, 20, (8, 8)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(workplace / "set" / name / f"{i}.png")
+    status, out, err = call("train", "set", "--steps", 20, "-o", "runs/x", *SMALL)
+    assert status == 0, err
+    assert "Done: the run is in runs/x" in out and "sfumato sample runs/x" in out
+    for name in ("model.safetensors", "report.html", "metrics.jsonl", "config.yaml"):
+        assert (workplace / "runs/x" / name).is_file(), name
+    shutil.rmtree("set")
+    shutil.move("runs/x/model.safetensors", "kept.safetensors")
+    shutil.rmtree("runs")
+    words = ("sample", "kept.safetensors", "-n", 4, "--class", "light", "-o", "x.npz", "--seed", 5, "--json")
+    done = fresh(*words)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["manifest"]["class"] == "light"
+    assert call(*words[:-3], 5, "--out", "y.npz")[0] == 0
+    with np.load("x.npz") as x, np.load("y.npz") as y:
+        assert x["x"].shape == (4, 1, 8, 8) and x["x"].dtype == np.uint8 and x["labels"].tolist() == [1] * 4
+        assert np.array_equal(x["x"], y["x"])
+    assert "2 classes: dark, light" in call("info", "kept.safetensors")[1]
+
+
+def test_json_is_a_line_a_report_and_ends_with_done(call):
+    status, out, err = call("train", "digits", "--steps", 6, "-o", "run", "--json", *SMALL)
+    assert status == 0, err
+    *progress, done = [json.loads(line) for line in out.splitlines()]
+    assert len(progress) >= 2 and {line["event"] for line in progress} == {"progress"}
+    assert progress[-1]["step"] == 6 and np.isfinite(progress[-1]["loss"])
+    assert done["event"] == "done" and Path(done["model"]).is_file() and Path(done["report"]).is_file()
+
+
+def test_a_run_keeps_its_settings(call, workplace):
+    (workplace / "c.yaml").write_text("steps: 3\nlr: 0.001\ndata: digits\n")
+    assert call("train", "--config", "c.yaml", "--lr", "0.002", "-o", "run", *SMALL)[0] == 0
+    kept = yaml.safe_load((workplace / "run/config.yaml").read_text())
+    assert kept["steps"] == 3 and kept["lr"] == 0.002 and kept["net"] == "tiny"
+    assert call("train", "--config", "run/config.yaml", "-o", "again")[0] == 0  # what was written can be read
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("", "needs DATA"),
+        ("digits --steps 5 --minutes 1", "not both"),
+        ("digits --steps 0", "steps must be a number at least 1"),
+        ("digits --net huge", "net cannot be 'huge'"),
+        ("digits --schedule flwo", "did you mean 'flow'"),
+        ("digits --steps 1 --device gpu", "There is no device 'gpu'"),
+        ("digits --steps 1 -o /proc/nowhere", "/proc/nowhere"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence(refused, words, expected):
+    assert expected in refused("train", *words.split())
+
+
+def test_what_cannot_be_resumed_is_one_sentence(refused, workplace):
+    (workplace / "empty").mkdir()
+    assert "missing" in refused("resume", "missing")
+    assert "empty" in refused("resume", "empty")
+
+
+def test_a_taken_name_gives_way_to_a_free_one(workplace):
+    assert free("runs/demo") == "runs/demo"
+    (workplace / "runs/demo").mkdir(parents=True)
+    assert free("runs/demo") == free("runs/demo/") == "runs/demo-2"
+    (workplace / "runs/demo-2").mkdir()
+    assert free("runs/demo") == "runs/demo-3"
+
+
+def test_the_demo_leaves_a_grid_a_report_and_words(call, workplace):
+    (workplace / "runs/demo").mkdir(parents=True)
+    status, out, err = call("demo", "--minutes", 0.02)
+    assert status == 0, err
+    assert "runs/demo is there already" in err and "runs/demo-2/report.html" in out and "sfumato sample" in out
+    with Image.open("runs/demo-2/grid.png") as image:
+        assert image.width > 10 * 28 and image.height > 10 * 28 and image.text["number"] == "100"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_ctrl_c_saves_a_checkpoint_and_resume_finishes(call):
+    words = ["train", "digits", "--steps", "400", "-o", "run", *map(str, SMALL), "--json"]
+    with subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        for line in run.stdout:
+            if json.loads(line)["step"] >= 10:
+                break
+        run.send_signal(signal.SIGINT)
+        _, err = run.communicate(timeout=100)
+    assert run.returncode == 130, err
+    last = err.strip().splitlines()[-1]
+    assert "Traceback" not in err and "checkpoint" in last and "sfumato resume run" in last
+    assert not Path("run/model.safetensors").exists() and list(Path("run/checkpoints").iterdir())
+    started = time.monotonic()
+    status, out, err = call("resume", "run", "--steps", 60, "--json")
+    assert status == 0, err
+    steps = [json.loads(line)["step"] for line in out.splitlines() if "progress" in line]
+    assert steps[0] > 10 and steps[-1] == 60 and time.monotonic() - started < 100
+    assert Path("run/model.safetensors").is_file()
