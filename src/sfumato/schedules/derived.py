@@ -1,0 +1,147 @@
+"""Schedules made from others: shifted, from a table of betas, from a pair of functions."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sfumato.errors import SfumatoError
+from sfumato.schedule import Schedule, require
+from sfumato.schedules.paths import LogSNRSchedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Shifted(Schedule):
+    """The same path x, eps with logsnr(t) = base.logsnr(t) - 2 log(factor): for larger images factor > 1.
+
+    In the clock sigma/alpha it multiplies by `factor`: Hoogeboom et al. 2023 (2301.11093), Eq. 4 (factor = d/64);
+    Esser et al. 2024 (2403.03206), Eq. 23 (flow time t -> s t / (1 + (s - 1) t)). The norm
+    alpha^2 + sigma^2 (VP), alpha + sigma (flow) or alpha (VE) of the base stays what it is.
+    """
+
+    base: Schedule
+    factor: float
+
+    def __post_init__(self) -> None:
+        require(0 < self.factor < math.inf, self, f"a factor above 0, got {self.factor:g}")
+        self._power()
+
+    def _power(self) -> float:
+        """p with alpha^p + sigma^p = 1 on the base (2: VP, 1: flow), 0 for alpha = 1."""
+        alpha, sigma = self.base(0.5)
+        for p in (1, 2):
+            if abs(float(alpha**p + sigma**p) - 1) < 1e-9:
+                return p
+        if abs(float(alpha) - 1) < 1e-12:
+            return 0
+        raise SfumatoError(f"{type(self.base).__name__} is neither VP, VE nor a flow, so that it cannot be shifted.")
+
+    def curve(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        (alpha, sigma), p = self.base.curve(t), self._power()
+        if p == 0:
+            return alpha, self.factor * sigma
+        norm = (alpha**p + (self.factor * sigma) ** p) ** (1 / p)
+        return alpha / norm, self.factor * sigma / norm
+
+    def curve_rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        (alpha, sigma), (da, ds), p = self.base.curve(t), self.base.curve_rates(t), self._power()
+        sigma, ds = self.factor * sigma, self.factor * ds
+        if p == 0:
+            return da, ds
+        norm = (alpha**p + sigma**p) ** (1 / p)
+        turn = (alpha * ds - sigma * da) / norm ** (p + 1)
+        if p == 2:  # sigma sigma' = -alpha alpha' on a VP base, finite where sigma' is not
+            return self.factor**2 * da / norm**3, alpha * turn
+        return -turn, turn
+
+    def curve_time(self, logsnr: Tensor) -> Tensor:
+        return self.base.curve_time(logsnr + 2 * math.log(self.factor))
+
+
+@dataclasses.dataclass(frozen=True)
+class FromBetas(LogSNRSchedule):
+    """A discrete table: alpha_bar_i = prod_{j<=i} (1 - beta_j) sits at t = i/N, i = 1..N; logsnr is linear between.
+
+    `FromBetas.ddpm()` is the table of Ho et al. 2020 (2006.11239). Below t = 1/N the line of the
+    first two entries goes on.
+    """
+
+    betas: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        betas = tuple(float(b) for b in self.betas)
+        if len(betas) < 2 or not all(0 < b < 1 for b in betas):
+            raise SfumatoError("FromBetas needs at least two betas, each strictly between 0 and 1.")
+        object.__setattr__(self, "betas", betas)
+        log_abar = torch.log1p(-torch.tensor(betas, dtype=torch.float64)).cumsum(0)
+        table = log_abar - torch.log(-torch.expm1(log_abar))  # logsnr at t = 1/N .. 1
+        table = torch.cat((2 * table[:1] - table[1:2], table))
+        object.__setattr__(self, "_table", table)
+
+    @classmethod
+    def ddpm(cls, n: int = 1000, start: float = 1e-4, end: float = 0.02) -> FromBetas:
+        """The linear table of DDPM."""
+        return cls(tuple(torch.linspace(start, end, n, dtype=torch.float64).tolist()))
+
+    @classmethod
+    def scaled_linear(cls, n: int = 1000, start: float = 0.00085, end: float = 0.012) -> FromBetas:
+        """beta_i = (linear in sqrt)^2: the table of latent diffusion (2112.10752)."""
+        return cls(tuple((torch.linspace(start**0.5, end**0.5, n, dtype=torch.float64) ** 2).tolist()))
+
+    def _segment(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        table: Tensor = self._table.to(t.device)  # type: ignore[attr-defined]
+        n = len(self.betas)
+        i = (t * n).floor().long().clamp(0, n - 1)
+        return table[i], table[i + 1], t * n - i
+
+    def curve_logsnr(self, t: Tensor) -> Tensor:
+        left, right, part = self._segment(t)
+        return left + part * (right - left)
+
+    def curve_dlogsnr(self, t: Tensor) -> Tensor:
+        left, right, _ = self._segment(t)
+        return (right - left) * len(self.betas)
+
+    def curve_time(self, logsnr: Tensor) -> Tensor:
+        table: Tensor = self._table.to(logsnr.device)  # type: ignore[attr-defined]
+        n = len(self.betas)
+        i = torch.searchsorted(-table, -logsnr.contiguous(), right=True).sub(1).clamp(0, n - 1)
+        return (i + (logsnr - table[i]) / (table[i + 1] - table[i])) / n
+
+
+@dataclasses.dataclass(frozen=True)
+class FromFunction(Schedule):
+    """Any function t -> (alpha, sigma) with falling logsnr; rates by automatic differentiation, time by bisection."""
+
+    function: Callable[[Tensor], tuple[Tensor, Tensor]]
+
+    def __post_init__(self) -> None:
+        lam = self.logsnr(torch.linspace(0, 1, 257, dtype=torch.float64))
+        if lam.isnan().any() or not (lam[1:] < lam[:-1]).all():
+            raise SfumatoError("The schedule's log(alpha^2/sigma^2) must fall from t = 0 to t = 1.")
+
+    def curve(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = self.function(t)
+        return torch.as_tensor(alpha).double().expand_as(t), torch.as_tensor(sigma).double().expand_as(t)
+
+    def curve_rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            leaf = t.detach().clone().requires_grad_()
+            rates = []
+            for value in self.curve(leaf):
+                # both values may stand on one graph, which is therefore kept
+                known = value.requires_grad and torch.autograd.grad(value.sum(), leaf, retain_graph=True, allow_unused=True)[0]
+                rates.append(known if isinstance(known, Tensor) else torch.zeros_like(leaf))
+        return rates[0].detach(), rates[1].detach()
+
+    def curve_time(self, logsnr: Tensor) -> Tensor:
+        lo, hi = torch.zeros_like(logsnr), torch.ones_like(logsnr)
+        for _ in range(64):
+            mid = (lo + hi) / 2
+            above = self.logsnr(mid) > logsnr
+            lo, hi = torch.where(above, mid, lo), torch.where(above, hi, mid)
+        return (lo + hi) / 2
