@@ -1,4 +1,4 @@
-"""Rows and clocks: the pairs in which the probability-flow ODE is d(z / S)/dc = y, with nothing left of the linear part.
+"""Rows and clocks: the pairs in which the probability-flow ODE is d(z / S)/dc = y, without a linear part.
 
     x:     S = sigma,                    c = alpha / sigma             y = x_hat
     eps:   S = alpha,                    c = sigma / alpha             y = eps_hat
@@ -47,10 +47,10 @@ CLOCKS: dict[str, Clock] = {
     "eps": Clock(
         lambda a, s: a, lambda a, s: s / a if a else math.inf, lambda a, s: (1 / s, -a / s), lambda c: -2 * _log(c)
     ),
-    "flow": Clock(
-        lambda a, s: a + s, lambda a, s: s / (a + s), _flow_read, lambda c: 2 * (_log(1 - c) - _log(c))
+    "flow": Clock(lambda a, s: a + s, lambda a, s: s / (a + s), _flow_read, lambda c: 2 * (_log(1 - c) - _log(c))),
+    "F": Clock(
+        math.hypot, lambda a, s: math.atan2(s, a), _angle_read, lambda c: 2 * (_log(math.cos(c)) - _log(math.sin(c)))
     ),
-    "F": Clock(math.hypot, lambda a, s: math.atan2(s, a), _angle_read, lambda c: 2 * (_log(math.cos(c)) - _log(math.sin(c)))),
 }
 
 

@@ -33,7 +33,7 @@ class Grid(abc.ABC):
         if steps < 1:
             raise SfumatoError(f"A solver needs at least 1 step, got {steps}.")
         if not 0 <= t_stop < t_start <= 1:
-            raise SfumatoError(f"Sampling runs from t_start down to t_stop inside [0, 1], got {t_start:g} and {t_stop:g}.")
+            raise SfumatoError(f"Sampling needs 0 <= t_stop < t_start <= 1, got {t_stop:g} and {t_start:g}.")
         nodes = self.nodes(schedule, steps, t_start, t_stop).tolist()
         nodes[0], nodes[-1] = float(t_start), float(t_stop)
         if any(not b < a for a, b in zip(nodes, nodes[1:], strict=False)) and not _ends_on_clean(nodes):
@@ -68,9 +68,13 @@ class Uniform(Grid):
 
 @dataclasses.dataclass(frozen=True)
 class Rho(Grid):
-    """Equal steps in (sigma/alpha)^(1/rho) (2206.00364, Eq. 5); rho -> inf is logsnr. To the clean signal at the end."""
+    """Equal steps in (sigma/alpha)^(1/rho) (2206.00364, Eq. 5), then the clean signal; rho -> inf is logsnr."""
 
     rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if not self.rho > 0:
+            raise SfumatoError(f"The Rho grid needs rho > 0, got {self.rho:g}.")
 
     def nodes(self, schedule: Schedule, steps: int, t_start: float, t_stop: float) -> Tensor:
         lam = _cut(schedule, t_start, t_stop)
@@ -88,7 +92,8 @@ class LogSNR(Grid):
 
 
 def _cut(schedule: Schedule, t_start: float, t_stop: float) -> Tensor:
-    return schedule.logsnr(torch.tensor([t_start, t_stop], dtype=torch.float64)).clamp(-LOGSNR_LIMIT, LOGSNR_LIMIT)
+    lam = schedule.logsnr(torch.tensor([t_start, t_stop], dtype=torch.float64))
+    return torch.where(lam.isinf(), lam.clamp(-LOGSNR_LIMIT, LOGSNR_LIMIT), lam)
 
 
 def _clean_after(schedule: Schedule, spaced, start: float, stop: float, steps: int, t_stop: float, logsnr) -> Tensor:
@@ -107,10 +112,21 @@ class FlowTime(Grid):
 
     share: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise SfumatoError(f"The FlowTime grid needs a share of logsnr in [0, 1], got {self.share:g}.")
+
     def nodes(self, schedule: Schedule, steps: int, t_start: float, t_stop: float) -> Tensor:
+        nodes = self._spaced(schedule, steps, t_start, t_stop, clean=t_stop == 0)
+        if t_stop == 0 and steps > 1 and bool((nodes[1:-1] <= 0).any()):
+            # steps so small that several fall below sigma(0) > 0: end on it, and then on the clean signal
+            nodes = torch.cat((self._spaced(schedule, steps - 1, t_start, t_stop, clean=False), nodes[-1:]))
+        return nodes
+
+    def _spaced(self, schedule: Schedule, steps: int, t_start: float, t_stop: float, clean: bool) -> Tensor:
         lam_start, lam_stop = schedule.logsnr(torch.tensor([t_start, t_stop], dtype=torch.float64))
         tau_start = flow_time(lam_start)
-        tau_stop = torch.zeros_like(tau_start) if t_stop == 0 else flow_time(lam_stop)
+        tau_stop = torch.zeros_like(tau_start) if clean else flow_time(lam_stop)
         cut = _cut(schedule, t_start, t_stop)
 
         def measure(tau: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class Line(NamedTuple):
 
 
 class State(NamedTuple):
-    """What a trajectory shows: the state, its time, and the belief that the call at that time gave (None at the end)."""
+    """What a trajectory shows: the state, its time, and the belief of the call at that time (None at the end)."""
 
     z: Tensor
     t: float
@@ -106,7 +106,7 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         data = dataclasses.asdict(self)
         data["lines"] = [
-            {"z": {str(j): c for j, c in line.z.items()}, "x": {str(j): c for j, c in line.x.items()}, "noise": line.noise}
+            {**{k: {str(j): c for j, c in getattr(line, k).items()} for k in "zx"}, "noise": line.noise}
             for line in self.lines
         ]
         return data

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+import math
+from typing import ClassVar, NamedTuple
 
 from sfumato.solvers import grids
 from sfumato.solvers.build import Builder, Solver, ddim
@@ -11,8 +12,31 @@ from sfumato.solvers.clocks import Clock, clock
 from sfumato.solvers.plan import Plan
 
 
+class Tableau(NamedTuple):
+    """The rows of weights of the stages, and the weights of the step (Butcher 1963)."""
+
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+
+
+def explicit_step(b: Builder, rule: Clock, first: int, i: int, tableau: Tableau) -> None:
+    """The step from node i, called already as `first`, to node i + 1."""
+    end = b.node(i + 1)
+    c_t = rule.time(*b.path[first])
+    h = rule.time(*end) - c_t
+    values = [b.value(rule, first)]
+    for row in tableau.a[1:]:
+        share = sum(row)
+        t = b.nodes[i + 1] if share == 1 else float(b.schedule.time(rule.logsnr(c_t + share * h)))
+        b.advance(b.move(rule, first, b.point(t), [(h * w, y) for w, y in zip(row, values, strict=False)]))
+        values.append(b.value(rule, b.call(t)))
+    b.advance(b.move(rule, first, end, [(h * w, y) for w, y in zip(tableau.b, values, strict=True)]))
+
+
 class RungeKutta(Solver):
-    """A tableau (a, b, c). A step whose stages touch the clean signal, where no row is defined, is a DDIM step."""
+    """A tableau (a, b, c). A step whose stages touch the clean signal, where no row is defined, is a DDIM step,
+    as is one from or to a point where the clock is infinite.
+    """
 
     row: str
     order: ClassVar[int]
@@ -22,24 +46,14 @@ class RungeKutta(Solver):
     def build(self, b: Builder) -> Plan:
         rule = clock(self.row)
         for i in range(len(b.nodes) - 1):
-            if b.node(i + 1)[1] == 0 and max(sum(row) for row in self.a) >= 1:
-                k = b.call(b.nodes[i])
-                b.advance(ddim(b.path[k], b.node(i + 1), k))
+            first = b.call(b.nodes[i])
+            end = b.node(i + 1)
+            touches = end[1] == 0 and max(sum(row) for row in self.a) >= 1
+            if touches or not all(math.isfinite(rule.time(*point)) for point in (b.path[first], end)):
+                b.advance(ddim(b.path[first], end, first))
             else:
-                self._step(b, rule, i)
+                explicit_step(b, rule, first, i, Tableau(self.a, self.b))
         return b.plan(type(self).__name__, self.order)
-
-    def _step(self, b: Builder, rule: Clock, i: int) -> None:
-        start, end = b.node(i), b.node(i + 1)
-        c_t, h = rule.time(*start), rule.time(*end) - rule.time(*start)
-        first = b.call(b.nodes[i])
-        values = [b.value(rule, first)]
-        for row in self.a[1:]:
-            share = sum(row)
-            t = b.nodes[i + 1] if share == 1 else float(b.schedule.time(rule.logsnr(c_t + share * h)))
-            b.advance(b.move(rule, first, b.point(t), [(h * w, y) for w, y in zip(row, values, strict=False)]))
-            values.append(b.value(rule, b.call(t)))
-        b.advance(b.move(rule, first, end, [(h * w, y) for w, y in zip(self.b, values, strict=True)]))
 
 
 @dataclasses.dataclass(frozen=True)
