@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -41,6 +42,8 @@ class Guided(Wrapped):
 
     def __init__(self, inner: Model, scale: float, interval: tuple[float, float] | None = None) -> None:
         super().__init__(inner)
+        if not math.isfinite(scale):
+            raise SfumatoError(f"The guidance scale must be a finite number, got {scale}.")
         if interval is not None and not interval[0] < interval[1]:
             raise SfumatoError(f"The guidance interval needs two rising logsnr values, got {interval}.")
         self.scale, self.interval = float(scale), interval
@@ -55,7 +58,7 @@ class Guided(Wrapped):
 
     def __call__(self, z: Tensor, t: Time, **cond: Any) -> Estimate:
         if not cond:
-            raise SfumatoError("Guidance needs a condition, such as label=...: without one there is nothing to guide to.")
+            raise SfumatoError("Guidance needs a condition to guide to, such as label=...: give one.")
         t = as_time(t)
         scale = self._scale_at(t)
         if bool((scale == 1).all()):
@@ -83,7 +86,8 @@ class Rescheduled(Wrapped):
     """The same model under another schedule: t' = base.time(logsnr(t)), z' = z n'/n with n = sqrt(alpha^2 + sigma^2).
 
     Equal logsnr is equal information: p_t' and p_t are the same law up to scale (z_VE = z_VP / alpha).
-    Where the new schedule leaves the base's range of logsnr, the base answers at its end, which is the nearest that it knows.
+    Where the new schedule leaves the base's range of logsnr, the base answers at its end, the nearest
+    that it knows.
     """
 
     def __init__(self, inner: Model, schedule: Schedule) -> None:
