@@ -30,7 +30,6 @@ import fashion_metrics as metrics
 
 HERE = Path(__file__).resolve().parent
 JUDGE = "Fashion-MNIST judge (fashion_classifier.py), penultimate 256-d"
-PIXELS = "pixels (784-d, grey levels)"
 
 
 def hardware() -> dict[str, str | int]:
@@ -155,7 +154,7 @@ def training_images(source: str, holdout: float) -> np.ndarray:
     import sfumato as sf
 
     opened = sf.data.open(source)
-    train, _ = sf.data.split(opened.ids, holdout)
+    train, _ = opened.split(holdout)
     return opened.x[train].numpy().reshape(-1, 28, 28)
 
 

@@ -60,7 +60,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.body = nn.Sequential(
             conv(1, 32), conv(32, 64, 2), Residual(64),
-            conv(64, 128, 2), Residual(128), nn.Dropout2d(0.1), conv(128, 256),
+            conv(64, 128, 2), Residual(128), conv(128, 256),
         )  # fmt: skip
         self.head = nn.Linear(256, 10)
 
@@ -76,16 +76,17 @@ class Classifier(nn.Module):
         """Images (N, 28, 28) uint8 -> the probabilities (N, 10) and the features (N, 256), in float32."""
         self.eval()
         x = torch.as_tensor(images.copy()).reshape(-1, 1, 28, 28)
-        features = torch.cat([self.features(part) for part in x.split(batch)])
+        # the mean over an image and its mirror image, as in training
+        features = torch.cat([(self.features(part) + self.features(part.flip(3))) / 2 for part in x.split(batch)])
         return self.head(features).softmax(1).numpy(), features.numpy()
 
 
 def augment(x: Tensor, generator: torch.Generator) -> Tensor:
-    """A mirror image for one half, and a shift of up to two pixels, one for the batch."""
+    """A mirror image for one half, and a shift of up to one pixel, one for the batch."""
     flip = torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5
     x = torch.where(flip, x.flip(3), x)
-    dy, dx = (int(v) for v in torch.randint(0, 5, (2,), generator=generator))
-    return F.pad(x, (2, 2, 2, 2))[:, :, dy : dy + 28, dx : dx + 28]
+    dy, dx = (int(v) for v in torch.randint(0, 3, (2,), generator=generator))
+    return F.pad(x, (1, 1, 1, 1))[:, :, dy : dy + 28, dx : dx + 28]
 
 
 def train(images: np.ndarray, labels: np.ndarray, epochs: float, seed: int, batch: int = 128) -> Classifier:
@@ -133,7 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/fashion_classifier.safetensors"))
     parser.add_argument("--data", type=Path, default=DEBIAN, help="folder of the four Fashion-MNIST .gz files")
-    parser.add_argument("--epochs", type=float, default=6.0)
+    parser.add_argument("--epochs", type=float, default=7.0)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
