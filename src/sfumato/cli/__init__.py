@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         if debug:
             raise
-        return _fail(str(interrupt) or "Interrupted.", INTERRUPTED, arguments)
+        return _fail(str(interrupt) or "Interrupted.", INTERRUPTED, arguments, said=bool(interrupt.args))
     except Exception as error:
         if debug:
             raise
@@ -98,14 +98,18 @@ def _sentence(error: Exception) -> tuple[str, int]:
     return f"Something went wrong within sfumato ({type(error).__name__}: {text[:300]}): --debug shows where.", OTHER
 
 
-def _fail(sentence: str, status: int, arguments: Sequence[str]) -> int:
-    """One sentence on stderr, and with --json also the object that stands for it."""
+def _fail(sentence: str, status: int, arguments: Sequence[str], said: bool = False) -> int:
+    """One sentence on stderr, and with --json also the object that stands for it.
+
+    said: an interruption that has words has been told already, by the run that it stopped.
+    """
     sentence += "" if sentence.endswith((".", "?", "!")) else "."
     if "--json" in arguments:
         import json
 
         print(json.dumps({"event": "error", "error": sentence, "status": status}))
-    print(sentence if status == INTERRUPTED else f"sfumato: error: {sentence}", file=sys.stderr)
+    if not said:
+        print(sentence if status == INTERRUPTED else f"sfumato: error: {sentence}", file=sys.stderr)
     return status
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from sfumato.cli.parse import train_config
 from sfumato.cli.run import Voice
 from sfumato.cli.sample import draw
 from sfumato.errors import SfumatoError
-from sfumato.training.config import TrainConfig
 from sfumato.training.console import Console
 from sfumato.training.loop import Progress
 from sfumato.training.run import Run
 from sfumato.training.run import resume as resume_run
 from sfumato.training.run import train as train_run
+from sfumato.training.session import Session
 
 GRID = "grid.png"
 
@@ -39,25 +40,41 @@ def console(voice: Voice) -> Console:
     return Lines(voice) if voice.json else Console()
 
 
+def greet(voice: Voice) -> Callable[[Session], None]:
+    """What is said before the first step."""
+
+    def say(session: Session) -> None:
+        parameters = sum(p.numel() for p in session.denoiser.parameters())
+        budget = f"{session.config.steps:,} steps" if session.config.steps else f"{session.config.minutes:g} minutes"
+        voice.note(
+            f"Training a {type(session.denoiser.net).__name__} of {parameters:,} parameters for {budget} on "
+            f"{session.source.name} ({len(session.source):,} samples), in {session.path}. Ctrl-C stops and saves."
+        )
+
+    return say
+
+
 def train(options: Any, voice: Voice) -> None:
-    config = train_config(options)
-    if not config.data:
+    settings = train_config(options).to_dict()
+    data, out = settings.pop("data"), settings.pop("out")
+    if not data:
         raise SfumatoError("`sfumato train` needs DATA: a folder of images, a .npy or .npz file, or a built-in set")
-    _finish(train_run(config, console=console(voice)), voice)
+    _finish(train_run(data, out, console=console(voice), on_start=greet(voice), **settings), voice)
 
 
 def resume(options: Any, voice: Voice) -> None:
-    _finish(resume_run(options.folder, minutes=options.minutes, steps=options.steps, console=console(voice)), voice)
+    changes = {"minutes": options.minutes, "steps": options.steps}
+    _finish(resume_run(options.folder, console=console(voice), on_start=greet(voice), **changes), voice)
 
 
 def demo(options: Any, voice: Voice) -> None:
     folder = free(options.out)
     if folder != options.out:
         voice.note(f"{options.out} is there already: this run goes to {folder}.")
-    config = TrainConfig(data="fashion", minutes=options.minutes, out=folder)
-    run = train_run(config, console=console(voice))
-    grid = Path(folder) / GRID
-    draw(Sample(model=folder, out=str(grid)), lambda line: None)
+    settings = {"minutes": options.minutes}
+    run = train_run("fashion", folder, console=console(voice), on_start=greet(voice), **settings)
+    grid = run.path / GRID
+    draw(Sample(model=folder, out=str(grid), guidance=run.config.guidance), lambda line: None)
     _finish(run, voice, {"grid": str(grid)})
 
 
@@ -72,19 +89,19 @@ def free(out: str) -> str:
 
 def _finish(run: Run, voice: Voice, more: dict[str, str] | None = None) -> None:
     """Where everything is, and what to type next."""
-    folder = Path(run.folder)
+    folder = run.path
     facts = artefact.read_contract(folder)
     places = {**(more or {}), "report": str(folder / "report.html"), "model": facts["path"]}
     voice.emit({"event": "done", "run": str(folder), **places, "hash": facts["hash"]})
     voice.say("", f"Done: the run is in {folder}", *(f"  {name:<7} {path}" for name, path in places.items()))
-    voice.say("", "Next:", *(f"  {line}" for line in next_steps(str(folder), facts)))
+    voice.say("", "Next:", *(f"  {line}" for line in next_steps(str(folder), facts, run.config.guidance)))
 
 
-def next_steps(folder: str, facts: dict[str, Any]) -> list[str]:
+def next_steps(folder: str, facts: dict[str, Any], guidance: float) -> list[str]:
     """Commands worth typing after a run."""
     spec = facts["spec"] or {}
     out = "more.png" if spec.get("kind") == "image" else "more.npz"
     chosen = example_class(spec)
-    one = f" --class {shlex.quote(chosen)} --guidance 2" if chosen else ""
+    one = f" --class {shlex.quote(chosen)} --guidance {guidance:g}" if chosen else ""
     where = shlex.quote(folder)
     return [f"sfumato sample {where} -n 64 --seed 1 -o {out}{one}", f"sfumato info {where}"]
