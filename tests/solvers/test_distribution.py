@@ -1,0 +1,125 @@
+"""Sampling an exact mixture gives the mixture: DDPM, DDIM and the eta family, by distribution and by exact variance."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from sfumato import noise
+from sfumato.exact import GaussianMixture
+from sfumato.process import Gaussian
+from sfumato.sampling import sample
+from sfumato.schedules import VE, Cosine, Flow, FromBetas, LinearBeta
+from sfumato.solvers import DDIM, DDPM, Multistep, Plan, default, grids
+
+F64 = torch.float64
+CURVES = {"vp": LinearBeta(), "ve": VE(), "flow": Flow(), "table": FromBetas.ddpm(), "cosine": Cosine()}
+
+
+def line():
+    return GaussianMixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.3])
+
+
+def p_value(plan, curve, n=3000, seed=4):
+    """Kolmogorov and Smirnov's test of n samples against the mixture's distribution function."""
+    law = line()
+    z = sample(law.denoiser(Gaussian(curve)), n, solver=plan, seed=seed, batch=n).flatten().numpy()
+
+    def cdf(x):
+        parts = zip(law.weights.tolist(), law.means[:, 0].tolist(), law.covs[:, 0, 0].sqrt().tolist(), strict=True)
+        return sum(w * stats.norm(m, s).cdf(x) for w, m, s in parts)
+
+    return stats.kstest(z, cdf).pvalue
+
+
+@pytest.mark.parametrize("curve", CURVES)
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_the_eta_family_reproduces_the_mixture(eta, curve):
+    """DDIM (0), DDPM (1) and between (A4, C4, C13)."""
+    plan = DDIM(eta=eta, grid=grids.auto()).plan(CURVES[curve], 150)
+    assert p_value(plan, CURVES[curve]) > 1e-3
+
+
+def test_ddpm_on_its_own_thousand_steps():
+    assert p_value(DDPM().plan(FromBetas.ddpm(), 1000), FromBetas.ddpm(), n=2000) > 1e-3
+
+
+@pytest.mark.parametrize("curve", ["vp", "flow"])
+def test_the_default_solver_reproduces_the_mixture(curve):
+    assert p_value(default().plan(CURVES[curve], 40), CURVES[curve]) > 1e-3
+
+
+def spoilt(plan: Plan, factor: float) -> Plan:
+    """The same with wrong noise: alpha_t in place of alpha_s makes such an error."""
+    lines = tuple(one._replace(noise=one.noise * factor) for one in plan.lines)
+    return dataclasses.replace(plan, lines=lines)
+
+
+def test_a_wrong_noise_is_flagged():
+    plan = DDIM(eta=1.0, grid=grids.auto()).plan(LinearBeta(), 150)
+    assert p_value(spoilt(plan, 0.8), LinearBeta()) < 1e-4
+    assert p_value(spoilt(plan, 1.2), LinearBeta()) < 1e-4
+
+
+def test_sliced_distance_in_the_plane():
+    """Sliced Wasserstein distance to fresh samples is that between two sets of fresh samples; a wrong scale is not."""
+    covs = [[[0.3, 0.25], [0.25, 0.4]], [[0.02, 0.0], [0.0, 1.5]]]
+    law, n = GaussianMixture([0.4, 0.6], [[-1.5, 0.5], [1.0, 0.0]], covs), 4000
+    angle = torch.linspace(0, math.pi, 33, dtype=F64)[:-1]
+    axes = torch.stack((angle.cos(), angle.sin()))
+
+    def distance(a, b):
+        return float(((a @ axes).sort(0).values - (b @ axes).sort(0).values).square().mean().sqrt())
+
+    fresh = law.sample(n, seed=1)
+    floor = max(distance(fresh, law.sample(n, seed=s)) for s in (2, 3, 4, 5))
+    model = law.denoiser(Gaussian(Cosine()))
+    for solver, steps in ((DDPM(grids.auto()), 150), (DDIM(grid=grids.auto()), 150), (Multistep(2), 40)):
+        drawn = sample(model, n, steps, solver, seed=6, batch=n).double()
+        assert distance(fresh, drawn) < 1.5 * floor
+        assert distance(fresh, 1.15 * drawn) > 1.5 * floor
+
+
+def final_moments(plan, law, process):
+    """Mean and variance at the end of a plan on N(m, v), exactly: every estimate is affine in its state."""
+    m, v = float(law.means[0, 0]), float(law.covs[0, 0, 0])
+    (alpha, sigma) = plan.path[0]
+    size = 2 + plan.calls  # the coordinates: 1, the start's noise, the noise of each step
+    z = torch.zeros(size, dtype=F64)
+    z[1] = sigma  # the prior
+    states, signals = [], []
+    for k, one in enumerate(plan.lines):
+        alpha, sigma = plan.path[k]
+        gain = alpha * v / (alpha**2 * v + sigma**2)
+        x = gain * z
+        x[0] += m - gain * alpha * m
+        states.append(z)
+        signals.append(x)
+        z = sum(c * states[j] for j, c in one.z.items()) + sum(c * signals[j] for j, c in one.x.items())
+        z[2 + k] += one.noise
+    return float(z[0]), float(z[1:].square().sum())
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("curve", ["flow", "cosine"])
+def test_moments_of_the_eta_family_converge_at_order_one(eta, curve):
+    """N(0.7, 0.3): mean and variance at the end tend to the data's like 1/steps, without chance (C4: weak order 1)."""
+    law, process = GaussianMixture([1.0], [[0.7]], 0.3), Gaussian(CURVES[curve])
+    gaps = []
+    for n in (100, 200, 400):
+        mean, variance = final_moments(DDIM(eta=eta, grid=grids.FlowTime()).plan(process.schedule, n), law, process)
+        gaps.append(abs(mean - 0.7) + abs(variance - 0.3))
+    assert gaps[-1] < 0.01
+    assert math.log2(gaps[1] / gaps[2]) == pytest.approx(1.0, abs=0.3)
+
+
+def test_moments_by_algebra_are_those_of_drawn_samples():
+    law, process = GaussianMixture([1.0], [[0.7]], 0.3), Gaussian(Cosine())
+    plan, n = DDPM().plan(Cosine(), 12), 20_000
+    z = process.prior(noise.normal(0, torch.arange(n), (1,), noise.PRIOR, dtype=F64))
+    drawn = sample(law.denoiser(process), n, solver=plan, z=z, batch=n)
+    mean, variance = final_moments(plan, law, process)
+    assert float(drawn.mean()) == pytest.approx(mean, abs=0.015)
+    assert float(drawn.var()) == pytest.approx(variance, rel=0.04)
