@@ -1,0 +1,182 @@
+"""A model is one safetensors file that says what it is.
+
+Tensors `net.*` are the weights to use (the moving average, where there is one) and `raw.*` the last raw weights beside
+them. The contract in the header holds the data spec with its normaliser, the process and its schedule, the target,
+the network's class and arguments, the conditions, solver plans and provenance; a hash seals all of it (`files`).
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato import __version__, nets, process
+from sfumato.data import DataSpec
+from sfumato.errors import SfumatoError
+from sfumato.files import parameters, read_header, read_sealed, write_sealed
+from sfumato.model import Denoiser
+
+FORMAT, VERSION = "sfumato model", 1
+FILE = "model.safetensors"  # its name within a run folder
+
+
+def save(denoiser: Denoiser, path: str | os.PathLike[str], raw: Mapping[str, Tensor] | None = None) -> Path:
+    """Write a denoiser as one self-describing file, whole or not at all.
+
+    raw: the state dict of the network's raw weights, kept beside those of `denoiser` (their moving average).
+    Raises SfumatoError where the network cannot be described, weights are not finite, or the path cannot be written.
+    """
+    config = getattr(denoiser.net, "config", None)
+    if not isinstance(config, dict):
+        raise SfumatoError(
+            f"{type(denoiser.net).__name__} has no `config` (a dict with its name and arguments), so that no file could "
+            "say how to rebuild it: save one of sfumato.nets."
+        )
+    tensors = {f"net.{name}": value for name, value in denoiser.net.state_dict().items()}
+    tensors |= {f"raw.{name}": value for name, value in (raw or {}).items()}
+    broken = next((name for name, value in tensors.items() if not bool(torch.isfinite(value).all())), None)
+    if broken is not None:
+        raise SfumatoError(f"The weights {broken} hold NaN or infinite values: such a model is not written to {path}.")
+    write_sealed(path, tensors, contract(denoiser))
+    return Path(path)
+
+
+def contract(denoiser: Denoiser) -> dict[str, Any]:
+    """What a file says of a denoiser, JSON-able."""
+    spec = denoiser.spec
+    classes = list(getattr(spec, "classes", ()) or ())
+    made = {
+        "sfumato": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "spec": None if spec is None else spec.to_dict(),
+        "process": denoiser.process.config(),
+        "target": denoiser.target,
+        "sigma_data": denoiser.sigma_data,
+        "net": denoiser.net.config,
+        "conditions": {"label": {"classes": classes}} if classes else {},
+        "plans": denoiser.plans,
+        "provenance": made | denoiser.provenance,
+    }
+
+
+def locate(path: str | os.PathLike[str]) -> Path:
+    """The model file that a path names: itself, or model.safetensors in a run folder."""
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise SfumatoError(f"{path} does not exist: give a model file or a run folder.")
+    if not path.is_dir():
+        return path
+    if (path / FILE).is_file():
+        return path / FILE
+    if (path / "checkpoints").is_dir():
+        raise SfumatoError(f"{path} holds no {FILE} yet: its training was not finished (sfumato resume {path}).")
+    raise SfumatoError(f"{path} is a folder without {FILE}: give a run folder or a model file.")
+
+
+def _check(contract: Mapping[str, Any], path: Path) -> None:
+    if contract.get("format") != FORMAT:
+        raise SfumatoError(f"{path} is not a model file but a {contract.get('format', 'file of unknown kind')!s}.")
+    version = contract.get("version")
+    if not isinstance(version, int) or version < 1:
+        raise SfumatoError(f"{path} is not a model file: its contract has the version {version!r}.")
+    if version > VERSION:
+        by = contract.get("provenance", {}).get("sfumato", "unknown")
+        raise SfumatoError(
+            f"{path} was written by a newer version of sfumato ({by}, format {version}; this one is {__version__} and "
+            f"reads up to format {VERSION}): upgrade sfumato to read it."
+        )
+
+
+def read_contract(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The contract of a model file or run folder, without loading weights; `parameters` and `raw` are added."""
+    path = locate(path)
+    contract, header = read_header(path)
+    _check(contract, path)
+    counts = {"parameters": parameters(header, "net."), "raw": parameters(header, "raw.") > 0}
+    return {**contract, **counts, "path": str(path), "bytes": path.stat().st_size}
+
+
+def load(path: str | os.PathLike[str], weights: str = "ema", device: str | torch.device = "cpu") -> Denoiser:
+    """The denoiser in a model file or run folder, ready to sample.
+
+    weights: "ema", the moving average, or "raw", the last weights of training where the file keeps them.
+    Raises SfumatoError for a file that is missing, cut, changed, foreign, or of a newer format.
+    """
+    if weights not in ("ema", "raw"):
+        raise SfumatoError(f"weights must be 'ema' or 'raw', not {weights!r}.")
+    path = locate(path)
+    _check(read_header(path)[0], path)
+    contract, tensors = read_sealed(path)
+    prefix = "raw." if weights == "raw" else "net."
+    state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    if weights == "raw" and not state:
+        raise SfumatoError(f"{path} keeps no raw weights beside the moving average: load it with weights='ema'.")
+    try:
+        denoiser = _rebuild(contract)
+    except (KeyError, TypeError) as error:
+        raise SfumatoError(
+            f"{path} has an incomplete contract ({error}): it was not written by sfumato.save."
+        ) from None
+    _fill(denoiser, state, path)
+    return denoiser.to(device).eval().requires_grad_(False)
+
+
+def _rebuild(contract: Mapping[str, Any]) -> Denoiser:
+    spec = contract["spec"]
+    denoiser = Denoiser(
+        nets.from_config(contract["net"]),
+        process.from_config(contract["process"]),
+        contract["target"],
+        contract["sigma_data"],
+        None if spec is None else DataSpec.from_dict(spec),
+        contract["plans"],
+    )
+    denoiser.provenance = dict(contract["provenance"])
+    return denoiser
+
+
+def _fill(denoiser: Denoiser, state: Mapping[str, Tensor], path: Path) -> None:
+    wanted = {name: tuple(value.shape) for name, value in denoiser.net.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    if wanted != found:
+        wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        raise SfumatoError(
+            f"{path} does not hold the weights of its {denoiser.net.config['name']}: {len(wrong)} are missing or of "
+            f"another shape, such as {wrong[0]}."
+        )
+    denoiser.net.load_state_dict(dict(state))
+
+
+def describe(path: str | os.PathLike[str]) -> list[str]:
+    """What a model file is, in words, one sentence a line; no weights are loaded."""
+    facts = read_contract(path)
+    made, net = facts["provenance"], facts["net"]
+    schedule = facts["process"]["args"]["schedule"]["name"]
+    lines = [f"{facts['path']}: a {net['name']} of {facts['parameters']:,} parameters, {facts['bytes'] / 1e6:.1f} MB."]
+    lines.append(f"It predicts {facts['target']} under the {schedule} schedule ({facts['process']['name']} process).")
+    if facts["spec"] is not None:
+        lines += DataSpec.from_dict(facts["spec"]).describe()
+    seen = made.get("samples_seen")
+    trained = f"Trained on {seen:,} samples seen" if seen else "Written"
+    seed = f", seed {made['seed']}" if "seed" in made else ""
+    lines.append(f"{trained}{seed}; sfumato {made['sfumato']}, torch {made['torch']}, {made['date']}.")
+    lines.append(
+        "It keeps the raw weights beside their moving average." if facts["raw"] else "It keeps one set of weights."
+    )
+    if facts["plans"]:
+        lines.append(f"Solver plans: {', '.join(facts['plans'])}.")
+    lines.append(f"Hash {facts['hash'][:16]} (format {facts['version']}).")
+    return lines

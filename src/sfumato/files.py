@@ -1,0 +1,165 @@
+"""Files that are whole or absent: atomic writes, and tensors under a seal.
+
+A sealed file is one safetensors file whose header carries a JSON contract and
+
+    hash = SHA-256(contract without hash, then name, dtype, shape and bytes of every tensor by rising name)
+
+so that a reader notices a cut, a changed bit or a foreign file. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sfumato.errors import SfumatoError
+
+KEY = "sfumato"  # where the contract stands in the safetensors metadata
+_LARGEST_HEADER = 100_000_000  # the limit of the safetensors format
+
+
+@contextmanager
+def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary name beside `path`; renamed to it when the block ends well, removed when it does not."""
+    final = Path(path)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent)
+    except OSError as error:
+        raise SfumatoError(f"{final} cannot be written: {reason(error)}.") from None
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        _flush(temporary)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, final)
+    except OSError as error:
+        raise SfumatoError(f"{final} cannot be written: {reason(error)}.") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    _flush(final.parent)
+
+
+def reason(error: OSError) -> str:
+    """The operating system's words, without number and path."""
+    return (error.strerror or str(error)).lower()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _flush(path: Path) -> None:
+    """Bytes and names on the disk before anything depends on them; a system without directory handles does without."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Text under its final name, or nothing."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_sealed(path: str | os.PathLike[str], tensors: Mapping[str, Any], contract: Mapping[str, Any]) -> None:
+    """Tensors and a JSON-able contract as one sealed safetensors file."""
+    from safetensors.torch import save_file
+
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    whole = {**contract, "hash": seal(plain, contract)}
+    # tensors that share memory (tied weights) are written once each
+    seen: set[int] = set()
+    for name, value in plain.items():
+        if value.untyped_storage().data_ptr() in seen:
+            plain[name] = value.clone()
+        seen.add(value.untyped_storage().data_ptr())
+    with atomic(path) as temporary:
+        save_file(plain, str(temporary), metadata={KEY: json.dumps(whole)})
+
+
+def seal(tensors: Mapping[str, Any], contract: Mapping[str, Any]) -> str:
+    """The hash over a contract and its tensors."""
+    import torch
+
+    rest = {name: value for name, value in contract.items() if name != "hash"}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"\0{name}\0{value.dtype}\0{list(value.shape)}\0".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def read_header(path: str | os.PathLike[str], what: str = "model file") -> tuple[dict[str, Any], dict[str, Any]]:
+    """(contract, {tensor name: {"dtype", "shape", "data_offsets"}}) of a sealed file, without reading its tensors.
+
+    Raises SfumatoError where the file is missing, cut short, no safetensors file, or without a contract.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
+            raw = file.read(length) if len(start) == 8 and 2 <= length <= _LARGEST_HEADER else b""
+    except OSError as error:
+        raise SfumatoError(f"{path} cannot be read: {reason(error)}.") from None
+    if not raw.startswith(b"{"):
+        raise SfumatoError(f"{path} is not a {what}: it does not start as a safetensors file.")
+    if len(raw) < length:
+        raise SfumatoError(f"{path} is cut short: its header alone is longer than its {size:,} bytes. Copy it again.")
+    try:
+        header = json.loads(raw)
+        metadata = header.pop("__metadata__", {})
+        whole = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except (ValueError, TypeError, KeyError, AttributeError, UnicodeDecodeError):
+        raise SfumatoError(f"{path} is not a {what}: its header is damaged.") from None
+    if size < whole:
+        raise SfumatoError(f"{path} is cut short: it has {size:,} of {whole:,} bytes. Copy it again.")
+    if KEY not in metadata:
+        raise SfumatoError(f"{path} is not a {what}: it holds tensors, but no sfumato contract says what they are.")
+    try:
+        contract = json.loads(metadata[KEY])
+    except ValueError:
+        contract = None
+    if not isinstance(contract, dict):
+        raise SfumatoError(f"{path} is not a {what}: its contract is damaged.")
+    return contract, header
+
+
+def read_sealed(path: str | os.PathLike[str], what: str = "model file") -> tuple[dict[str, Any], dict[str, Any]]:
+    """(contract, tensors) of a sealed file whose hash is right; SfumatoError otherwise."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    contract, _ = read_header(path, what)
+    try:
+        tensors = load_file(str(path))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise SfumatoError(f"{path} is damaged: {error}. Copy it again.") from None
+    if seal(tensors, contract) != contract.get("hash"):
+        raise SfumatoError(f"{path} is damaged: its contents do not match its hash. Copy it again.")
+    return contract, tensors
+
+
+def parameters(header: Mapping[str, Any], prefix: str) -> int:
+    """How many numbers the tensors hold whose names start with `prefix`."""
+    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name.startswith(prefix))

@@ -1,0 +1,184 @@
+"""Pictures of samples of any kind with Pillow alone, and PNG files that carry their manifest as text.
+
+Images are laid out as a grid; two-vectors become a scatter plot, longer vectors and sequences lines, volumes their
+middle slices, fields with other channel counts one grey picture a channel.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+from sfumato.files import atomic
+
+INK, PALE, PAPER = (38, 50, 66), (206, 213, 222), (255, 255, 255)
+LINES = ((31, 119, 180), (214, 96, 40), (44, 140, 90), (150, 90, 170), (120, 120, 120), (200, 60, 90))
+_CELL = 160  # pixels of a plotted cell
+_POINT = 2
+
+
+def picture(
+    x: Any,
+    kind: str = "array",
+    bounds: tuple[float, float] | None = None,
+    columns: int | None = None,
+    labels: Sequence[str] | None = None,
+) -> Image.Image:
+    """Samples x (N, *shape) in user units as one picture; see the module. labels: one a row of the grid."""
+    x = np.asarray(x)
+    if x.ndim < 2 or not len(x):
+        raise ValueError(f"a picture needs samples (N, *shape), got shape {x.shape}")
+    shape = x.shape[1:]
+    if len(shape) == 1 and shape[0] == 2:
+        return scatter(x)
+    if len(shape) <= 2:
+        curves = x[:, None] if len(shape) == 1 else x
+        return _tile([_plot(c, _range(x)) for c in curves], columns, labels)
+    low, high = bounds if bounds is not None else _range(x)
+    return grid(_bytes(_planes(x), low, high), columns, labels)
+
+
+def _planes(x: np.ndarray) -> np.ndarray:
+    """(N, C, *spatial) -> (N, 1, 3 or 4, H, W): volumes by their middle slice, other channels side by side."""
+    if x.ndim == 5:
+        x = x[:, :, x.shape[2] // 2]
+    if x.shape[1] in (1, 3, 4):
+        return x
+    return np.concatenate([x[:, c : c + 1] for c in range(min(x.shape[1], 16))], axis=-1)
+
+
+def _range(x: np.ndarray) -> tuple[float, float]:
+    """The span of the finite values without the outermost half percent."""
+    values = x[np.isfinite(x)].astype(np.float64) if x.dtype.kind == "f" else x.astype(np.float64)
+    if not values.size:
+        return 0.0, 1.0
+    low, high = np.quantile(values, [0.005, 0.995])
+    return (float(low), float(high)) if high > low else (float(low) - 0.5, float(low) + 0.5)
+
+
+def _bytes(x: np.ndarray, low: float, high: float) -> np.ndarray:
+    if x.dtype == np.uint8 and (low, high) == (0, 255):
+        return x
+    scaled = (np.nan_to_num(x.astype(np.float64)) - low) / (high - low)
+    return np.round(255 * scaled.clip(0, 1)).astype(np.uint8)
+
+
+def grid(
+    x: Any, columns: int | None = None, labels: Sequence[str] | None = None, scale: int | None = None
+) -> Image.Image:
+    """x uint8 (N, C, H, W) with 1, 3 or 4 channels -> one picture, row by row; small images are enlarged."""
+    x = np.asarray(x)
+    if x.dtype != np.uint8 or x.ndim != 4 or x.shape[1] not in (1, 3, 4):
+        raise ValueError(f"a grid takes uint8 images (N, 1, 3 or 4, H, W), got {x.dtype} {x.shape}")
+    factor = scale or max(1, 64 // max(x.shape[2:]))
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}[x.shape[1]]
+    cells = []
+    for sample in x:
+        cell = Image.fromarray(np.ascontiguousarray(sample[0] if mode == "L" else sample.transpose(1, 2, 0)))
+        cell = cell.resize((cell.width * factor, cell.height * factor), Image.Resampling.NEAREST)
+        if mode == "RGBA":  # over a light ground, as a viewer shows it
+            cell = Image.alpha_composite(Image.new("RGBA", cell.size, (*PAPER, 255)), cell)
+        cells.append(cell.convert("RGB"))
+    return _tile(cells, columns, labels)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _tile(cells: Sequence[Image.Image], columns: int | None, labels: Sequence[str] | None) -> Image.Image:
+    """Cells of one size in rows, with a thin gap, and a name before each row where there are labels."""
+    columns = columns or math.ceil(math.sqrt(len(cells)))
+    rows = math.ceil(len(cells) / columns)
+    width, height = cells[0].size
+    gap = 2 if max(width, height) <= 128 else 4
+    size = max(11, min(16, height // 3))
+    font = _font(size)
+    names = [] if labels is None else [str(name) for name in labels[:rows]]
+    left = gap + (max((math.ceil(font.getlength(name)) for name in names), default=0) + 12 if names else 0)
+    sheet = Image.new("RGB", (left + columns * (width + gap), gap + rows * (height + gap)), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for i, cell in enumerate(cells):
+        row, column = divmod(i, columns)
+        sheet.paste(cell, (left + column * (width + gap), gap + row * (height + gap)))
+    for row, name in enumerate(names):
+        draw.text((left - 8, gap + row * (height + gap) + height // 2), name, INK, font, anchor="rm")
+    return sheet
+
+
+def _plot(curves: np.ndarray, span: tuple[float, float]) -> Image.Image:
+    """One sample (C, L) as C lines; drawn at twice the size, so that lines are smooth."""
+    width, height = 2 * _CELL, 2 * _CELL * 3 // 4
+    image = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((0, 0, width - 1, height - 1), outline=PALE, width=2)
+    low, high = span
+    length = curves.shape[-1]
+    across = (np.arange(length) + 0.5) / length * width
+    for c, line in enumerate(curves[: len(LINES)].astype(np.float64)):
+        up = (np.nan_to_num(line, nan=low) - low) / (high - low)
+        down = height - 8 - (height - 16) * up.clip(0, 1)
+        points = list(zip(across.tolist(), down.tolist(), strict=True))
+        if len(points) == 1:
+            points = [(0.0, points[0][1]), (float(width), points[0][1])]
+        draw.line(points, fill=LINES[c], width=3, joint="curve")
+    return image.resize((width // 2, height // 2), Image.Resampling.LANCZOS)
+
+
+def scatter(x: Any, side: int = 480) -> Image.Image:
+    """x (N, 2) as points in a square frame with the ends of both axes written."""
+    x = np.asarray(x).astype(np.float64)
+    image = Image.new("RGB", (2 * side, 2 * side), PAPER)
+    draw = ImageDraw.Draw(image)
+    margin, inner = 72, 2 * side - 96
+    spans = [_range(x[:, axis]) for axis in range(2)]
+    spans = [(low - 0.05 * (high - low), high + 0.05 * (high - low)) for low, high in spans]
+    draw.rectangle((margin, 24, margin + inner, 24 + inner), outline=PALE, width=2)
+    for first, second in x:
+        a = margin + inner * (first - spans[0][0]) / (spans[0][1] - spans[0][0])
+        b = 24 + inner * (1 - (second - spans[1][0]) / (spans[1][1] - spans[1][0]))
+        if margin <= a <= margin + inner and 24 <= b <= 24 + inner:
+            radius = 2 * _POINT
+            draw.ellipse((a - radius, b - radius, a + radius, b + radius), fill=LINES[0])
+    font = _font(22)
+    for where, value, anchor in (
+        ((margin, 32 + inner), spans[0][0], "la"), ((margin + inner, 32 + inner), spans[0][1], "ra"),
+        ((margin - 8, 24 + inner), spans[1][0], "rd"), ((margin - 8, 24), spans[1][1], "ra"),
+    ):  # fmt: skip
+        draw.text(where, f"{value:.3g}", INK, font, anchor=anchor)
+    return image.resize((side, side), Image.Resampling.LANCZOS)
+
+
+def beside(images: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
+    """Pictures side by side, each under its title."""
+    font, bar, gap = _font(15), 26, 16
+    height = max(image.height for image in images) + bar
+    sheet = Image.new("RGB", (sum(image.width for image in images) + gap * (len(images) - 1), height), PAPER)
+    draw, left = ImageDraw.Draw(sheet), 0
+    for image, title in zip(images, titles, strict=True):
+        draw.text((left + image.width // 2, bar // 2), title, INK, font, anchor="mm")
+        sheet.paste(image, (left, bar))
+        left += image.width + gap
+    return sheet
+
+
+def save_png(image: Image.Image, path: str | os.PathLike[str], manifest: Mapping[str, Any] | None = None) -> None:
+    """A PNG, whole or absent, with its manifest as text chunks: strings as they are, all else as JSON."""
+    chunks = PngImagePlugin.PngInfo()
+    for name, value in (manifest or {}).items():
+        chunks.add_text(name, value if isinstance(value, str) else json.dumps(value), zip=False)
+    with atomic(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=chunks, optimize=True)
+
+
+def read_manifest(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The text chunks of a PNG."""
+    with Image.open(path) as image:
+        image.load()
+        return {name: str(value) for name, value in getattr(image, "text", {}).items()}

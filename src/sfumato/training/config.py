@@ -1,0 +1,188 @@
+"""TrainConfig: every setting of a training run, with its words; flags, YAML and Python are made from this one class.
+
+This module imports no torch, so that a command line can show its help at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sfumato.errors import SfumatoError
+
+SCHEDULES = {
+    "flow": "Flow", "cosine": "Cosine", "trig": "Trig", "linear": "LinearBeta", "sub-vp": "SubVP", "ve": "VE",
+    "edm": "EDM", "log-linear": "LogLinear", "sigmoid": "Sigmoid", "laplace": "Laplace", "cauchy": "Cauchy",
+}  # fmt: skip
+CHOICES: dict[str, tuple[str, ...]] = {
+    "schedule": tuple(SCHEDULES),
+    "target": ("x", "eps", "score", "v", "velocity", "F"),
+    "times": ("uniform", "uniform-logsnr", "logit-normal", "edm"),
+    "weight": ("plain", "elbo", "eps-simple", "v", "flow", "x-simple", "edm", "sigmoid"),
+    "net": ("auto", "tiny", "small", "base"),
+    "precision": ("auto", "float32", "bfloat16"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Settings of one training run."""
+
+    data: str = ""
+    """What to learn: a folder of images, a .npy or .npz file, or a built-in set (fashion, emoji, digits)."""
+    out: str | None = None
+    """The run folder; runs/NAME where it is not given."""
+    minutes: float | None = None
+    """Budget of wall time. Without minutes and steps, chosen from the size of the data."""
+    steps: int | None = None
+    """Budget in steps of the optimiser, instead of minutes; such a run is repeatable to the last bit on a CPU."""
+    labels: str | None = None
+    """A .npy or text file with one class label a sample, where the data does not bring its own."""
+    size: int | None = None
+    """Side in pixels that images are resized to."""
+    net: str = "auto"
+    """Size of the network: auto, tiny, small or base."""
+    batch: int = 32
+    """Samples a step, over all processes together."""
+    lr: float = 2e-3
+    """Highest learning rate of AdamW."""
+    warmup: int = 4000
+    """Samples over which the learning rate rises; at most a tenth of the run."""
+    decay: float = 0.7
+    """The last part of the run, as a fraction, over which the learning rate falls to zero; 0 keeps it constant."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of AdamW."""
+    clip: float = 1.0
+    """Largest norm of the gradient; longer ones are shortened to it. 0 never clips."""
+    ema: float = 0.06
+    """Width of the moving average of the weights, as a fraction of the run; 0 keeps none."""
+    schedule: str = "flow"
+    """Noise schedule: flow, cosine, trig, linear, sub-vp, ve, edm, log-linear, sigmoid, laplace or cauchy."""
+    target: str = "velocity"
+    """What the network predicts: x, eps, score, v, velocity or F."""
+    times: str = "logit-normal"
+    """Density of the noise levels seen in training: uniform, uniform-logsnr, logit-normal or edm."""
+    weight: str = "plain"
+    """Loss weight: plain (squared error of the target), elbo, eps-simple, v, flow, x-simple, edm or sigmoid."""
+    drop: float = 0.1
+    """Fraction of the samples whose label is hidden, so that guidance works."""
+    holdout: float = 0.05
+    """Fraction of the samples held out for validation, chosen by a hash of each."""
+    guidance: float = 3.0
+    """Guidance scale of the sample grids; 1 is the conditional model."""
+    seed: int = 0
+    """Seed of weights, data order, noise and samples."""
+    sample_every: int | None = None
+    """Steps between sample grids; without it, one in the middle and one at the end. 0 draws only the last."""
+    checkpoint_every: float = 5.0
+    """Minutes between checkpoints; the last two are kept."""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda, cuda:1 ..."""
+    precision: str = "auto"
+    """auto (bfloat16 where it is faster), float32 or bfloat16. Weights, optimiser and loss are float32 always."""
+
+    def __post_init__(self) -> None:
+        for name, known in CHOICES.items():
+            value = getattr(self, name)
+            if value not in known:
+                raise SfumatoError(f"{name} cannot be {value!r}: {suggest(str(value), known)}.")
+        for name, low, high in _RANGES:
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+                limit = f"from {low:g} to {high:g}" if math.isfinite(high) else f"at least {low:g}"
+                raise SfumatoError(f"{name} must be a number {limit}, not {value!r}.")
+        for name in _WHOLE:
+            value = getattr(self, name)
+            if value is not None and int(value) != value:
+                raise SfumatoError(f"{name} must be a whole number, not {value!r}.")
+        if self.minutes is not None and self.steps is not None:
+            raise SfumatoError("Give minutes or steps as the budget, not both.")
+
+    def replace(self, **changes: Any) -> TrainConfig:
+        """The same settings with some changed; an unknown name is an error with a suggestion."""
+        return from_dict({**dataclasses.asdict(self), **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def to_yaml(self) -> str:
+        """The settings as YAML, each line with what it means."""
+        import yaml
+
+        words = docs()
+        lines = []
+        for name, value in self.to_dict().items():
+            lines.append(f"# {words[name]}")
+            lines.append(yaml.safe_dump({name: value}, allow_unicode=True, width=1000).strip())
+        return "\n".join(lines) + "\n"
+
+
+_TINY = 1e-12
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("minutes", 1e-3, math.inf), ("steps", 1, math.inf), ("size", 1, 65536), ("batch", 1, math.inf),
+    ("lr", _TINY, 1e3), ("warmup", 0, math.inf), ("decay", 0, 1), ("weight_decay", 0, 1e3), ("clip", 0, math.inf),
+    ("ema", 0, 0.28), ("drop", 0, 1), ("holdout", 0, 0.9), ("guidance", -1e3, 1e3), ("seed", 0, 2**63 - 1),
+    ("sample_every", 0, math.inf), ("checkpoint_every", 1e-3, math.inf),
+)  # fmt: skip
+_WHOLE = ("steps", "size", "batch", "warmup", "seed", "sample_every")
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Words that help after a wrong one."""
+    known = list(known)
+    close = difflib.get_close_matches(word.replace("_", "-").lower(), known, n=1) or difflib.get_close_matches(
+        word.replace("-", "_").lower(), known, n=1
+    )
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+
+
+def docs() -> dict[str, str]:
+    """Field name -> its one-line description, read from the class itself."""
+    import ast
+    import inspect
+    import textwrap
+
+    body = ast.parse(textwrap.dedent(inspect.getsource(TrainConfig))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found: dict[str, str] = {}
+    for field, words in zip(body.body, body.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(words, ast.Expr) and isinstance(words.value, ast.Constant):
+            found[ast.unparse(field.target)] = str(words.value.value)
+    return found
+
+
+def from_dict(values: Mapping[str, Any], where: str = "") -> TrainConfig:
+    """Settings from a mapping (keyword arguments, YAML); unknown names are errors with a suggestion."""
+    known = [field.name for field in dataclasses.fields(TrainConfig)]
+    for name in values:
+        if name not in known:
+            place = f" in {where}" if where else ""
+            raise SfumatoError(f"There is no setting {name!r}{place}: {suggest(str(name), known)}.")
+    return TrainConfig(**values)
+
+
+def from_yaml(path: str) -> TrainConfig:
+    """Settings from a YAML file."""
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.safe_load(file)
+    except OSError as error:
+        raise SfumatoError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SfumatoError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(values, dict):
+        raise SfumatoError(f"{path} must hold settings, one `name: value` a line.")
+    return from_dict(values, where=path)
+
+
+def budget(samples: int, elements: int) -> float:
+    """Minutes for a data set where none are given: 2 to 60, with the root of its size in values."""
+    size = samples * elements / 1e6
+    return float(min(60, max(2, round(math.sqrt(size)))))

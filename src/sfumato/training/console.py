@@ -1,0 +1,78 @@
+"""Words and a bar for a person who watches a run; the loop itself prints nothing."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, TextIO
+
+from sfumato.training.loop import Progress
+
+QUIET_SECONDS = 10.0  # between plain lines, where nothing is watching live
+
+
+def seconds(value: float) -> str:
+    """1:02:03 or 2:03."""
+    whole = round(value)
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Console:
+    """A bar on a terminal, otherwise a plain line every ten seconds; notes are lines in both."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self._live = self.stream.isatty()
+        self._bar: Any = None
+        self._last, self._loss, self._norm, self._valid = 0.0, float("nan"), float("nan"), None
+
+    def note(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.write(text, file=self.stream)
+        else:
+            print(text, file=self.stream, flush=True)
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.loss is not None:
+            self._loss, self._norm = progress.loss, progress.grad_norm or 0.0
+        if progress.validation is not None:
+            self._valid = progress.validation.best
+        if self._live:
+            self._draw(progress)
+        elif progress.done or time.monotonic() - self._last >= QUIET_SECONDS:
+            self._last = time.monotonic()
+            self.note(
+                f"step {progress.step:,}  {progress.fraction:4.0%}  {self._figures(progress)}  eta {seconds(progress.eta)}"
+            )
+
+    def _figures(self, progress: Progress) -> str:
+        valid = "" if self._valid is None else f"  valid {self._valid:.4f}"
+        return f"loss {self._loss:.4f}{valid}  grad {self._norm:.2f}  {progress.rate:,.0f} samples/s"
+
+    def _draw(self, progress: Progress) -> None:
+        if self._bar is None:
+            from tqdm import tqdm
+
+            shape = "{percentage:3.0f}% |{bar}| {postfix}"
+            self._bar = tqdm(total=1.0, bar_format=shape, file=self.stream, dynamic_ncols=True, mininterval=0.2)
+        self._bar.set_postfix_str(
+            f"step {progress.step:,}  {self._figures(progress)}  eta {seconds(progress.eta)}", refresh=False
+        )
+        self._bar.update(progress.fraction - self._bar.n)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class Silent(Console):
+    """Says nothing."""
+
+    def note(self, text: str) -> None:
+        pass
+
+    def __call__(self, progress: Progress) -> None:
+        pass

@@ -1,0 +1,94 @@
+"""A run folder: config.yaml metrics.jsonl samples/ report.html checkpoints/ model.safetensors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sfumato.artefact import FILE
+from sfumato.errors import SfumatoError
+from sfumato.files import reason, write_text
+from sfumato.training import checkpoint
+
+_SIGNS = ("config.yaml", "checkpoints", FILE)  # what makes a folder a run
+
+
+def is_run(path: Path) -> bool:
+    return any((path / name).exists() for name in _SIGNS)
+
+
+def new(out: str | None, name: str) -> Path:
+    """A folder for a new run, made and tried before anything is trained; SfumatoError where a run is there already."""
+    if out is None:
+        path = next(p for p in _candidates(name) if not is_run(p))
+    else:
+        path = Path(out).expanduser()
+        if path.exists() and not path.is_dir():
+            raise SfumatoError(f"{path} is a file: give a folder for the run.")
+        if is_run(path):
+            raise SfumatoError(f"{path} holds a run already: go on with `sfumato resume {path}`, or give another --out.")
+    try:
+        (path / "samples").mkdir(parents=True, exist_ok=True)
+        (path / "checkpoints").mkdir(exist_ok=True)
+        probe = path / ".writable"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise SfumatoError(f"The run folder {path} cannot be written: {reason(error)}. Give another --out.") from None
+    return path
+
+
+def _candidates(name: str):  # type: ignore[no-untyped-def]
+    stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip(".-") or "run"
+    yield Path("runs") / stem
+    number = 2
+    while True:
+        yield Path("runs") / f"{stem}-{number}"
+        number += 1
+
+
+def existing(path: str | Path) -> Path:
+    """A run folder that is there."""
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        raise SfumatoError(f"{path} is not a run folder: give the folder that sfumato train made.")
+    if not is_run(path):
+        raise SfumatoError(f"{path} holds no run: give the folder that sfumato train made.")
+    return path
+
+
+class Log:
+    """metrics.jsonl: one JSON object a line, each flushed as it is written."""
+
+    def __init__(self, path: Path, upto: int | None = None) -> None:
+        """upto: the step of the checkpoint that a run goes on from; later lines are taken away."""
+        self.path = path
+        if upto is not None and path.exists():
+            kept = [line for line in read(path) if line["step"] <= upto]
+            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line that was cut while being written is left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+def newest_step(path: Path) -> int:
+    """The step of the newest checkpoint file."""
+    paths = checkpoint.found(path)
+    return int(paths[0].stem.removeprefix("step_")) if paths else 0

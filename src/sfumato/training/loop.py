@@ -1,0 +1,199 @@
+"""The training loop: a generator that does one step of the optimiser for each value taken from it.
+
+    loss = mean over the batch and the elements of w |y - y_hat|^2;   AdamW;   EMA
+
+Every step is a function of (seed, samples seen, state). Under a budget in minutes the learning rate follows the
+fraction of the budget that is used; the seconds used are part of the state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato.errors import SfumatoError
+from sfumato.model import Denoiser
+from sfumato.objectives import denoising_loss
+from sfumato.training.batches import Batches
+from sfumato.training.config import TrainConfig
+from sfumato.training.objective import times_of, weight_of
+from sfumato.training.state import State
+from sfumato.training.validation import BINS, Validation, Validator
+
+LOG_LINES = 200  # at least, in a budget of so many steps or more
+_TRIPLES = 128
+_VALIDATION_SHARE = 0.03  # of the work of training, at most (once at least)
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where a run stands after a step.
+
+    loss and grad_norm are means since the last step that had them, None between; lr the rate of this step; rate in
+    samples a second; eta and elapsed in seconds; fraction of the budget used; validation at some steps.
+    """
+
+    step: int
+    samples: int
+    epoch: float
+    fraction: float
+    lr: float
+    elapsed: float
+    eta: float
+    rate: float
+    loss: float | None = None
+    grad_norm: float | None = None
+    validation: Validation | None = None
+    done: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """One line of metrics.jsonl."""
+        line = {name: value for name, value in vars(self).items() if value is not None and name != "validation"}
+        return line if self.validation is None else {**line, **self.validation.to_dict()}
+
+
+def rate_factor(samples: int, fraction: float, config: TrainConfig) -> float:
+    """The learning rate over its highest: a linear rise, a plateau, a linear fall to zero.
+
+    min(1, max(samples / warmup, 10 fraction)) * min(1, (1 - fraction) / decay)
+    """
+    rise = 1.0 if config.warmup == 0 else min(1.0, max(samples / config.warmup, 10 * fraction))
+    fall = 1.0 if config.decay == 0 else min(1.0, max(0.0, 1 - fraction) / config.decay)
+    return rise * fall
+
+
+def fit(
+    denoiser: Denoiser,
+    x: Tensor,
+    config: TrainConfig,
+    labels: Tensor | None = None,
+    holdout: tuple[Tensor, Tensor | None] | None = None,
+    state: State | None = None,
+) -> Iterator[Progress]:
+    """Train a denoiser; yields after each step, and leaves everything in `state`.
+
+    x: (N, *shape) in the units of denoiser.spec (normalised floats without one); labels: int64 (N,).
+    holdout: (x, labels) for validation. state: continues a run (default: a new one).
+    config needs a budget, steps or minutes. The caller may stop taking values at any time and go on later with the
+    same state. Raises SfumatoError where loss or gradient are not finite; the weights are then those before the step.
+    """
+    if config.steps is None and config.minutes is None:
+        raise SfumatoError("Training needs a budget: set steps or minutes.")
+    state = state or State(denoiser, config)
+    batches = Batches(x, labels, denoiser.spec, config.seed, config.drop, denoiser.device)
+    validator = None if holdout is None or not len(holdout[0]) else _validator(denoiser, config, *holdout)
+    clock = _Clock(state, config)
+    denoiser.train()
+    while clock.fraction() < 1:
+        lr = config.lr * rate_factor(state.samples + config.batch, clock.fraction(), config)
+        before = clock.fraction()
+        _step(denoiser, batches, config, state, lr)
+        clock.tick()
+        yield _progress(state, config, clock, before, lr, len(x), validator)
+
+
+class _Clock:
+    """The fraction of the budget used, and the pace."""
+
+    def __init__(self, state: State, config: TrainConfig) -> None:
+        self.state, self.config = state, config
+        self._start, self._samples = time.monotonic() - state.elapsed, state.samples
+        self._first = state.elapsed
+
+    def tick(self) -> None:
+        self.state.elapsed = time.monotonic() - self._start
+
+    def fraction(self) -> float:
+        if self.config.steps is not None:
+            return self.state.step / self.config.steps
+        return self.state.elapsed / (60 * (self.config.minutes or 1.0))
+
+    def rate(self) -> float:
+        """Samples a second since this process began."""
+        return (self.state.samples - self._samples) / max(1e-9, self.state.elapsed - self._first)
+
+    def eta(self) -> float:
+        if self.config.steps is None:
+            return max(0.0, 60 * (self.config.minutes or 0.0) - self.state.elapsed)
+        return (self.config.steps - self.state.step) * self.config.batch / max(1e-9, self.rate())
+
+
+def _validator(denoiser: Denoiser, config: TrainConfig, x: Tensor, labels: Tensor | None) -> Validator:
+    """As many fixed triples as the budget bears."""
+    count = _TRIPLES
+    if config.steps is not None:
+        count = min(_TRIPLES, max(BINS, config.steps * config.batch // 64 // BINS * BINS))
+    keep = slice(0, count)
+    rows = x[keep]
+    rows = rows.float() if denoiser.spec is None else denoiser.spec.normalise(rows)
+    device = denoiser.device
+    label = None if labels is None else labels[keep].to(device)
+    return Validator(
+        rows.to(device), label, denoiser, times_of(config.times), weight_of(config.weight), config.seed, count,
+        config.batch,
+    )  # fmt: skip
+
+
+def _step(denoiser: Denoiser, batches: Batches, config: TrainConfig, state: State, lr: float) -> None:
+    """One step of the optimiser and the average; refuses to apply what is not finite."""
+    x, cond, index, u = batches.take(state.samples, config.batch)
+    times, schedule = times_of(config.times), denoiser.process.schedule
+    t = schedule.time(times.logsnr(u, schedule))
+    losses = denoising_loss(
+        denoiser, x, t, weight=weight_of(config.weight), times=times, seed=config.seed, index=index, **cond
+    )
+    loss = losses.mean() * (2 / x[0].numel())
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    largest = config.clip or math.inf
+    norm = torch.nn.utils.clip_grad_norm_(state.parameters, largest, foreach=True)
+    if not math.isfinite(float(loss.detach() + norm)):
+        raise SfumatoError(
+            f"Training stopped at step {state.step + 1:,}: the loss or its gradient is not finite. Nothing of this step "
+            f"was kept; go on from the last checkpoint with a lower learning rate than {config.lr:g}, or precision float32."
+        )
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    state.optimizer.step()
+    if state.ema:
+        state.ema.update(state.samples, state.samples + config.batch)
+    state.step += 1
+    state.samples += config.batch
+    state.sums += torch.stack((loss.detach(), norm.detach(), torch.ones_like(loss.detach()))).double()
+
+
+def _progress(
+    state: State, config: TrainConfig, clock: _Clock, before: float, lr: float, rows: int, validator: Validator | None
+) -> Progress:
+    fraction = clock.fraction()
+    done = fraction >= 1
+    every = 10 if config.steps is None else min(10, max(1, config.steps // LOG_LINES))
+    loss = norm = None
+    if done or state.step % every == 0:
+        total, norms, count = state.sums.tolist()
+        loss, norm = total / count, norms / count
+        state.sums.zero_()
+    validation = None
+    if validator is not None and (done or _due(state, config, before, fraction)):
+        validation = validator.measure(state.denoiser, state.ema.denoiser if state.ema else None)
+    return Progress(
+        state.step, state.samples, state.samples / rows, min(1.0, fraction), lr, state.elapsed, clock.eta(), clock.rate(),
+        loss, norm, validation, done,
+    )  # fmt: skip
+
+
+def _due(state: State, config: TrainConfig, before: float, after: float) -> bool:
+    """Whether one of the evenly spaced validations falls between two fractions of the budget.
+
+    Two sets of weights see each triple without a backward pass, a third of a training sample's work each.
+    """
+    total = state.samples / max(after, 1e-9)
+    count = int(_VALIDATION_SHARE * total / (2 * _TRIPLES / 3))
+    count = min(20, max(1, count))
+    return math.floor(after * count) > math.floor(before * count)

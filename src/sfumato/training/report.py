@@ -1,0 +1,181 @@
+"""report.html: one file that opens without a network. Curves, losses by noise level, samples, settings, what to type next."""
+
+from __future__ import annotations
+
+import base64
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sfumato import __version__, artefact
+from sfumato.files import write_text
+from sfumato.training.config import docs
+from sfumato.training.console import seconds
+from sfumato.training.folder import newest_step, read
+from sfumato.training.svg import Line, chart
+
+GRIDS = 12  # pictures shown, evenly chosen
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #26323f; --quiet: #6b7885; --rule: #e3e8ed; --paper: #fff; --panel: #f6f8fa;
+  --c1: #1f77b4; --c2: #d66028; --c3: #2c8c5a; --c4: #9aa5b1; }
+@media (prefers-color-scheme: dark) { :root { --ink: #dde4ea; --quiet: #93a1ae; --rule: #323c46; --paper: #161b20;
+  --panel: #1e252c; --c1: #62a8dd; --c2: #ee8b58; --c3: #5cc08a; --c4: #7b8895; } }
+* { box-sizing: border-box; }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto;
+  padding: 40px 24px 64px; max-width: 1080px; }
+h1 { font-size: 28px; font-weight: 650; margin: 0 0 4px; } h2 { font-size: 18px; margin: 40px 0 12px; }
+.quiet { color: var(--quiet); margin: 0; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin-top: 24px; }
+.cards div { background: var(--panel); border-radius: 8px; padding: 12px 16px; }
+.cards b { display: block; font-size: 22px; font-weight: 600; font-variant-numeric: tabular-nums; }
+.cards span { color: var(--quiet); font-size: 14px; }
+.two { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 32px; }
+.two h2 { margin-bottom: 4px; } .two .quiet { min-height: 48px; font-size: 14px; margin-bottom: 8px; }
+svg { width: 100%; height: auto; display: block; } svg text { font-size: 12px; fill: var(--quiet); }
+svg .axis { font-size: 13px; } svg .rule { stroke: var(--rule); }
+polyline { fill: none; stroke-width: 2; stroke-linejoin: round; }
+polyline.c1 { stroke: var(--c1); } polyline.c2 { stroke: var(--c2); } polyline.c3 { stroke: var(--c3); }
+polyline.c4 { stroke: var(--c4); stroke-dasharray: 5 4; }
+circle.c1 { fill: var(--c1); } circle.c2 { fill: var(--c2); } circle.c3 { fill: var(--c3); } circle.c4 { fill: var(--c4); }
+.legend { display: flex; flex-wrap: wrap; gap: 4px 20px; font-size: 14px; padding-left: 10%; }
+.legend i { display: inline-block; width: 18px; height: 3px; margin-right: 7px; vertical-align: middle; }
+i.c1 { background: var(--c1); } i.c2 { background: var(--c2); } i.c3 { background: var(--c3); } i.c4 { background: var(--c4); }
+figure { margin: 0 0 24px; } figcaption { color: var(--quiet); font-size: 14px; margin-bottom: 6px; }
+figure img { max-width: 100%; border: 1px solid var(--rule); border-radius: 6px; }
+pre { background: var(--panel); border-radius: 8px; padding: 14px 18px; overflow-x: auto; font-size: 14px; }
+table { border-collapse: collapse; width: 100%; font-size: 14px; } td { padding: 5px 16px 5px 0; vertical-align: top;
+  border-top: 1px solid var(--rule); } td:nth-child(2) { font-family: ui-monospace, monospace; overflow-wrap: anywhere; }
+td:nth-child(3) { color: var(--quiet); } details summary { cursor: pointer; }
+"""
+
+
+def write(run: Path) -> Path:
+    """Make the report of a run folder from what lies in it; returns its path."""
+    lines = read(run / "metrics.jsonl")
+    settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    model = artefact.read_contract(run) if (run / artefact.FILE).exists() else None
+    name = run.resolve().name
+    parts = [
+        f"<h1>{escape(name)}</h1>", f'<p class="quiet">{_subtitle(run, lines, model)}</p>',
+        _cards(lines, model), _pictures(run), _curves(lines), _next(run, model), _settings(settings, model),
+    ]  # fmt: skip
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(name)}</title>'
+    page = f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body>{"".join(parts)}</body></html>'
+    path = run / "report.html"
+    write_text(path, page)
+    return path
+
+
+def _subtitle(run: Path, lines: list[dict[str, Any]], model: dict[str, Any] | None) -> str:
+    done = bool(lines) and bool(lines[-1].get("done"))
+    step = lines[-1]["step"] if lines else newest_step(run)
+    state = "Finished" if done else "Not finished:"
+    made = "" if model is None else f" · {model['provenance']['date'].replace('T', ' ').removesuffix('+00:00')} UTC"
+    return escape(f"{state} at step {step:,}{made} · sfumato {__version__}")
+
+
+def _cards(lines: list[dict[str, Any]], model: dict[str, Any] | None) -> str:
+    found: list[tuple[str, str]] = []
+    if model is not None:
+        found.append((f"{model['parameters'] / 1e6:.2f} M", f"parameters, {model['net']['name']}"))
+        shape = " × ".join(map(str, model["spec"]["shape"]))
+        found.append((shape, f"{model['spec']['dtype']} {model['spec']['kind']}s"))
+    if lines:
+        last = lines[-1]
+        found.append((f"{last['samples']:,}", f"samples seen, {last['epoch']:.1f} epochs"))
+        found.append((seconds(last["elapsed"]), "training time"))
+        found.append((f"{last['samples'] / max(last['elapsed'], 1e-9):,.0f}", "samples a second, all included"))
+    scored = next((line for line in reversed(lines) if "valid_raw" in line), None)
+    if scored is not None:
+        loss = scored.get("valid_ema", scored["valid_raw"])
+        found.append((f"{loss:.4f}", f"validation loss; trivial {scored['valid_trivial']:.4f}"))
+    return '<div class="cards">' + "".join(f"<div><b>{escape(a)}</b><span>{escape(b)}</span></div>" for a, b in found) + "</div>"
+
+
+def _pictures(run: Path) -> str:
+    paths = sorted((run / "samples").glob("step_*.png")) if (run / "samples").is_dir() else []
+    if len(paths) > GRIDS:
+        paths = [paths[round(i * (len(paths) - 1) / (GRIDS - 1))] for i in range(GRIDS)]
+    figures = []
+    for path in reversed(paths):
+        encoded = base64.b64encode(path.read_bytes()).decode()
+        step = int(path.stem.removeprefix("step_"))
+        figures.append(
+            f'<figure><figcaption>step {step:,}</figcaption><img alt="samples at step {step}" '
+            f'src="data:image/png;base64,{encoded}"></figure>'
+        )
+    if not figures:
+        return ""
+    earlier = f"<details><summary>Earlier samples</summary>{''.join(figures[1:])}</details>" if figures[1:] else ""
+    return f"<h2>Samples</h2>{figures[0]}{earlier}"
+
+
+def _curves(lines: list[dict[str, Any]]) -> str:
+    def points(name: str) -> list[tuple[float, float]]:
+        return [(line["samples"], line[name]) for line in lines if line.get(name) is not None]
+
+    losses = [
+        Line("training", _smooth(points("loss")), "c4"),
+        Line("validation, raw weights", points("valid_raw"), "c2", True),
+        Line("validation, moving average", points("valid_ema"), "c1", True),
+    ]
+    over_time = chart(losses, "samples seen", "loss per element", log_y=True)
+    scored = next((line for line in reversed(lines) if "bins_logsnr" in line), None)
+    by_level = '<p class="quiet">Nothing was held out, so there is no validation.</p>'
+    if scored is not None:
+        where = scored["bins_logsnr"]
+        levels = [
+            Line("trivial predictor (mean and deviation only)", list(zip(where, scored["bins_trivial"], strict=True)), "c4"),
+            Line("raw weights", list(zip(where, scored["bins_raw"], strict=True)), "c2", True),
+        ]
+        if scored.get("bins_ema"):
+            levels.append(Line("moving average", list(zip(where, scored["bins_ema"], strict=True)), "c1", True))
+        by_level = chart(levels, "log signal-to-noise ratio (noise on the left, data on the right)", "loss per element", zero=True)
+    return (
+        '<div class="two"><section><h2>Loss</h2><p class="quiet">Validation is on fixed samples, noise and noise levels '
+        f"that were never trained on.</p>{over_time}</section><section><h2>Loss by noise level</h2>"
+        '<p class="quiet">What was learned is the distance below the dashed line, the best guess of a predictor '
+        f"that looks at no neighbours.</p>{by_level}</section></div>"
+    )
+
+
+def _smooth(points: list[tuple[float, float]], most: int = 150) -> list[tuple[float, float]]:
+    """Means of equal stretches, at most `most` of them."""
+    size = -(-len(points) // most)
+    parts = [points[i : i + size] for i in range(0, len(points), size)] if size else []
+    return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in parts]
+
+
+def _next(run: Path, model: dict[str, Any] | None) -> str:
+    classes = (model or {}).get("conditions", {}).get("label", {}).get("classes", [])
+    chosen = f" --class {_quoted(classes[0])} --guidance 3" if classes else ""
+    where = _quoted(str(run))
+    commands = (
+        f"sfumato sample {where} -n 64{chosen} -o samples.png\n"
+        f"sfumato resume {where} --minutes 30        # a larger total: training goes on where it stopped\n"
+        f"sfumato info {where}\n\n"
+        f"import sfumato as sf\nmodel = sf.load({str(run)!r})\nx = sf.sample(model, 64, seed=0)"
+    )
+    return f"<h2>What to type next</h2><pre>{escape(commands)}</pre>"
+
+
+def _quoted(text: str) -> str:
+    import shlex
+
+    return shlex.quote(text)
+
+
+def _settings(settings: dict[str, Any], model: dict[str, Any] | None) -> str:
+    words = docs()
+    rows = [(name, value, words.get(name, "")) for name, value in settings.items() if value is not None]
+    if model is not None:
+        made = model["provenance"]
+        kept = ("precision", "threads", "torch", "python")
+        rows += [(name, made[name], "As it ran.") for name in kept if name in made and name != "precision"]
+        rows.append(("computed in", made.get("precision", "float32"), "As it ran."))
+        rows.append(("hash", model["hash"], "SHA-256 over the contract and the weights."))
+    body = "".join(f"<tr><td>{escape(n)}</td><td>{escape(str(v))}</td><td>{escape(w)}</td></tr>" for n, v, w in rows)
+    return f"<h2>Settings</h2><details open><summary>All {len(rows)}</summary><table>{body}</table></details>"

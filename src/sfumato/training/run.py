@@ -1,0 +1,185 @@
+"""A run from data to file: source -> spec -> network -> loop -> run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sfumato import artefact, data, nets
+from sfumato.data import DataSpec, Source
+from sfumato.errors import SfumatoError
+from sfumato.files import reason, write_text
+from sfumato.model import Denoiser
+from sfumato.process import Gaussian
+from sfumato.training import checkpoint, config, folder, report
+from sfumato.training.config import TrainConfig, from_dict, suggest
+from sfumato.training.console import Console
+from sfumato.training.interrupt import Interrupted
+from sfumato.training.objective import schedule_of
+from sfumato.training.precision import compute_dtype, device_of
+from sfumato.training.session import Session
+from sfumato.training.state import State
+
+CHANGEABLE = (
+    "minutes", "steps", "lr", "decay", "clip", "guidance", "sample_every", "checkpoint_every", "device", "precision",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, the denoiser to use (moving average), its settings and the lines of its log."""
+
+    path: Path
+    denoiser: Denoiser
+    config: TrainConfig
+    metrics: list[dict[str, Any]]
+
+
+def train(
+    data: Any,
+    out: str | os.PathLike[str] | None = None,
+    labels: Any = None,
+    console: Console | None = None,
+    on_start: Callable[[Session], None] | None = None,
+    **settings: Any,
+) -> Run:
+    """Train a denoiser on data of any kind and leave a run folder: `sf.train("photos/", out="runs/photos", minutes=10)`.
+
+    data: whatever `sf.data.open` takes. labels: one class label a sample, or a file of them. settings: those of
+    `TrainConfig`. console: who is told of progress (default: lines or a bar on stderr). on_start: called with the
+    session before the first step, for a caller that has something to say.
+    Raises SfumatoError before training for whatever is wrong with data, settings or folder, and Interrupted, a
+    KeyboardInterrupt, once the checkpoint of a run that was stopped is saved.
+    """
+    words = os.fspath(data) if isinstance(data, str | os.PathLike) else ""
+    label_file = os.fspath(labels) if isinstance(labels, str | os.PathLike) else settings.pop("labels", None)
+    place = None if out is None else os.fspath(out)
+    chosen = from_dict({**settings, "data": words, "out": place, "labels": label_file})
+    device = device_of(chosen.device)
+    source = _open(data, labels if label_file is None else None, chosen)
+    chosen = _with_budget(chosen, source)
+    path = folder.new(chosen.out, source.name)
+    spec = DataSpec.fit(source, source.split(chosen.holdout)[0])
+    denoiser = _denoiser(_network(spec, chosen, len(source)), spec, chosen, device)
+    console = console or Console()
+    for note in source.notes:
+        console.note(note)
+    session = Session(path, chosen.replace(out=str(path)), source, State(denoiser, chosen), console)
+    write_text(path / "config.yaml", session.config.to_yaml())
+    return _finish(session, on_start)
+
+
+def resume(
+    run: str | os.PathLike[str],
+    data: Any = None,
+    labels: Any = None,
+    console: Console | None = None,
+    on_start: Callable[[Session], None] | None = None,
+    **changes: Any,
+) -> Run:
+    """Go on with a run from its newest whole checkpoint, exactly as if it had not stopped.
+
+    data, labels: needed where the run was trained on an array in memory. changes: new values for the settings in
+    `CHANGEABLE`; minutes and steps are totals of the whole run.
+    """
+    path = folder.existing(run)
+    contract, tensors, notes = checkpoint.latest(path)
+    settings = _changed(contract["config"], changes, path)
+    if data is None and not settings.data:
+        raise SfumatoError(f"{path} was trained on an array in memory: give it again, sf.resume(run, data=...).")
+    label_file = settings.labels if labels is None else None
+    source = _open(settings.data if data is None else data, labels, settings.replace(labels=label_file))
+    spec = DataSpec.from_dict(contract["spec"])
+    if DataSpec.fit(source, source.split(settings.holdout)[0]).to_dict() != spec.to_dict() | {"name": source.name}:
+        raise SfumatoError(f"{source.name} is not the data that {path} was trained on: its statistics differ.")
+    device = device_of(settings.device)
+    denoiser = _denoiser(nets.from_config(contract["net"]), spec, settings, device)
+    state = State(denoiser, settings)
+    state.load(tensors, contract["counters"])
+    console = console or Console()
+    for note in notes:
+        console.note(note)
+    session = Session(path, settings, source, state, console, resumed=True)
+    if session.finished:
+        done = f"{settings.steps:,} steps" if settings.steps else f"{settings.minutes:g} minutes"
+        raise SfumatoError(f"{path} has used its budget of {done}: give a larger total, such as --minutes or --steps.")
+    console.note(f"Going on from step {state.step:,}.")
+    write_text(path / "config.yaml", settings.to_yaml())
+    return _finish(session, on_start)
+
+
+def _finish(session: Session, on_start: Callable[[Session], None] | None) -> Run:
+    if on_start is not None:
+        on_start(session)
+    try:
+        session.go()
+    except KeyboardInterrupt:
+        session.stop()
+        message = f"Stopped at step {session.state.step:,}; the checkpoint is saved. Go on: sfumato resume {session.path}"
+        session.console.note(message)
+        raise Interrupted(message) from None
+    finally:
+        session.close()
+    report.write(session.path)
+    return Run(session.path, artefact.load(session.path), session.config, folder.read(session.path / "metrics.jsonl"))
+
+
+def _open(obj: Any, labels: Any, settings: TrainConfig) -> Source:
+    if settings.labels is not None:
+        labels = _read_labels(settings.labels)
+    return data.open(obj, labels=labels, size=settings.size)
+
+
+def _read_labels(path: str) -> Any:
+    """One label a sample from a .npy file or a text file with one a line."""
+    try:
+        if path.endswith(".npy"):
+            return np.load(path, allow_pickle=False)
+        return Path(path).read_text(encoding="utf-8").split("\n" if path.endswith(".txt") else None)
+    except OSError as error:
+        raise SfumatoError(f"The labels {path} cannot be read: {reason(error)}.") from None
+    except ValueError as error:
+        raise SfumatoError(f"The labels {path} are neither a .npy array nor text, one label a line: {error}.") from None
+
+
+def _with_budget(settings: TrainConfig, source: Source) -> TrainConfig:
+    """A budget from the size of the data where none was given."""
+    if settings.minutes is not None or settings.steps is not None:
+        return settings
+    minutes = config.budget(len(source), math.prod(source.shape))
+    source.notes.append(f"Training for {minutes:g} minutes, chosen from the size of the data (--minutes or --steps sets it).")
+    return settings.replace(minutes=minutes)
+
+
+def _network(spec: DataSpec, settings: TrainConfig, samples: int) -> torch.nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return nets.build(spec.shape, classes=len(spec.classes), size=settings.net, samples=samples)
+
+
+def _denoiser(net: torch.nn.Module, spec: DataSpec, settings: TrainConfig, device: torch.device) -> Denoiser:
+    denoiser = Denoiser(net, Gaussian(schedule_of(settings.schedule)), settings.target, 1.0, spec).to(device)
+    denoiser.compute_dtype = compute_dtype(settings.precision, device)
+    return denoiser
+
+
+def _changed(old: dict[str, Any], changes: dict[str, Any], path: Path) -> TrainConfig:
+    """The settings of a checkpoint with some changed; a new budget replaces the old one."""
+    for name in changes:
+        if name not in old:
+            raise SfumatoError(f"There is no setting {name!r}: {suggest(name, CHANGEABLE)}.")
+        if name not in CHANGEABLE:
+            raise SfumatoError(f"{name} cannot change when {path} goes on: what can is {', '.join(CHANGEABLE)}.")
+    given = {name: value for name, value in changes.items() if value is not None}
+    if "minutes" in given and "steps" not in given:
+        given["steps"] = None
+    if "steps" in given and "minutes" not in given:
+        given["minutes"] = None
+    return from_dict({**old, **given, "out": str(path)}, where=str(path))

@@ -1,0 +1,161 @@
+"""A run under way: it takes steps from the loop, and writes the log, checkpoints, samples and the model."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfumato import artefact
+from sfumato.data import Source
+from sfumato.model import Denoiser
+from sfumato.pictures import beside, picture, save_png
+from sfumato.sampling import sample
+from sfumato.training import checkpoint, report
+from sfumato.training.config import TrainConfig
+from sfumato.training.console import Console
+from sfumato.training.folder import Log
+from sfumato.training.interrupt import Interruption
+from sfumato.training.loop import Progress, fit
+from sfumato.training.state import State
+
+GRID_STEPS = 12  # of the solver: enough to judge by, and quick
+_GRID_SHARE = 0.02  # of the work of training that one grid may cost
+_ROWS, _COLUMNS = 10, 4
+
+
+class Session:
+    """Settings, data, state and folder of one run in this process."""
+
+    def __init__(
+        self, path: Path, config: TrainConfig, source: Source, state: State, console: Console, resumed: bool = False
+    ) -> None:
+        self.path, self.config, self.source, self.state, self.console = path, config, source, state, console
+        self.train, self.holdout = source.split(config.holdout)
+        self.log = Log(path / "metrics.jsonl", state.step if resumed else 0)
+        self._saved, self._fraction = time.monotonic(), self.fraction
+
+    @property
+    def denoiser(self) -> Denoiser:
+        return self.state.denoiser
+
+    @property
+    def fraction(self) -> float:
+        """Of the budget that is used."""
+        if self.config.steps is not None:
+            return self.state.step / self.config.steps
+        return self.state.elapsed / (60 * (self.config.minutes or 1.0))
+
+    @property
+    def finished(self) -> bool:
+        return self.fraction >= 1
+
+    def go(self) -> None:
+        """Train to the end of the budget; KeyboardInterrupt, between two steps, where a signal asks to stop."""
+        if self.state.step == 0:
+            self.save()  # an early stop has something to go on from, and a full disk shows now
+        with Interruption() as interruption:
+            for progress in self._steps():
+                if progress.loss is not None or progress.validation is not None:
+                    self.log.write(progress.to_dict())
+                self.console(progress)
+                if interruption.requested:
+                    raise KeyboardInterrupt
+                self._events(progress)
+        self.save(model=True)
+        self.draw()
+
+    def _steps(self) -> Any:
+        x, labels = self.source.x, self.source.labels
+
+        def part(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+            return x[rows], None if labels is None else labels[rows]
+
+        training, training_labels = part(self.train)
+        holdout = part(self.holdout) if len(self.holdout) else None
+        return fit(self.denoiser, training, self.config, training_labels, holdout, self.state)
+
+    def _events(self, progress: Progress) -> None:
+        before, self._fraction = self._fraction, progress.fraction
+        if progress.done:
+            return
+        every = self.config.sample_every
+        if (before < 0.5 <= progress.fraction) if every is None else (every and progress.step % every == 0):
+            self.draw()
+        if time.monotonic() - self._saved >= 60 * self.config.checkpoint_every:
+            self.save(model=True)
+            report.write(self.path)
+
+    def save(self, model: bool = False) -> None:
+        """A checkpoint, and the model as it is now."""
+        contract = {
+            "config": self.config.to_dict(),
+            "spec": self.denoiser.spec.to_dict(),
+            "net": self.denoiser.net.config,
+        }
+        checkpoint.write(self.path, self.state, contract)
+        if model:
+            best = self.state.best
+            best.provenance = self.provenance()
+            raw = self.denoiser.net.state_dict() if self.state.ema else None
+            artefact.save(best, self.path / artefact.FILE, raw)
+        self._saved = time.monotonic()
+
+    def provenance(self) -> dict[str, Any]:
+        dtype = self.denoiser.compute_dtype or torch.float32
+        return {
+            "data": self.source.name,
+            "samples": len(self.source),
+            "seed": self.config.seed,
+            "steps": self.state.step,
+            "samples_seen": self.state.samples,
+            "seconds": round(self.state.elapsed, 1),
+            "precision": str(dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+        }
+
+    def stop(self) -> None:
+        """What is left when a run is stopped: checkpoint, model, report."""
+        self.save(model=self.state.step > 0)
+        report.write(self.path)
+
+    def close(self) -> None:
+        self.log.close()
+        self.console.close()
+
+    def _layout(self) -> tuple[int, list[int] | None, list[str] | None]:
+        """(columns, labels of the samples, names of the rows): as many as the run can bear."""
+        total = self.state.samples / max(self.fraction, 1e-9)
+        count = max(4, int(3 * _GRID_SHARE * total / (4 * GRID_STEPS)))
+        classes = self.source.classes
+        if not classes:
+            if self.source.shape == (2,):
+                return 1, [-1] * 500, None
+            side = min(6, math.isqrt(count))
+            return side, [-1] * side**2, None
+        rows = min(_ROWS, len(classes))
+        columns = min(_COLUMNS, max(1, count // rows))
+        if self.source.shape == (2,):
+            columns = 50
+        return columns, [row for row in range(rows) for _ in range(columns)], classes[:rows]
+
+    def draw(self) -> None:
+        """samples/step_*.png: samples of the raw weights and of their moving average, side by side."""
+        columns, labels, names = self._layout()
+        guided = bool(self.source.classes)
+        options: dict[str, Any] = {"label": labels, "guidance": self.config.guidance} if guided else {}
+        spec, images, titles = self.denoiser.spec, [], []
+        for title, model in (("raw", self.denoiser), ("moving average", self.state.ema and self.state.ema.denoiser)):
+            if model is None:
+                continue
+            training = model.training
+            model.eval()
+            x = sample(model, len(labels or ()), steps=GRID_STEPS, seed=self.config.seed, **options)
+            model.train(training)
+            images.append(picture(x.float() if x.dtype == torch.bfloat16 else x, spec.kind, spec.bounds, columns, names))
+            titles.append(title)
+        manifest = {**self.provenance(), "sampling_steps": GRID_STEPS, "guidance": self.config.guidance if guided else 1}
+        save_png(beside(images, titles), self.path / "samples" / f"step_{self.state.step:08d}.png", manifest)

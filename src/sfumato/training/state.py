@@ -1,0 +1,73 @@
+"""Everything that a training step changes, as tensors and numbers; with the seed it determines all that follows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato.errors import SfumatoError
+from sfumato.model import Denoiser
+from sfumato.training.config import TrainConfig
+from sfumato.training.ema import EMA
+
+
+class State:
+    """Weights, optimiser, moving average, counters.
+
+    step, samples: counters of the whole run. elapsed: seconds of training. sums: (loss, gradient norm, steps) since
+    the last line of the log.
+    """
+
+    def __init__(self, denoiser: Denoiser, config: TrainConfig) -> None:
+        self.denoiser = denoiser
+        denoiser.net.to(memory_format=torch.channels_last)
+        self.parameters = [p for p in denoiser.net.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
+        )
+        self.ema = EMA(denoiser, config.ema) if config.ema else None
+        self.step, self.samples, self.elapsed = 0, 0, 0.0
+        self.sums = torch.zeros(3, dtype=torch.float64, device=denoiser.device)
+
+    @property
+    def best(self) -> Denoiser:
+        """The denoiser to use: the moving average where there is one."""
+        return self.ema.denoiser if self.ema else self.denoiser
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name, for a checkpoint."""
+        found = {f"net.{name}": value for name, value in self.denoiser.net.state_dict().items()}
+        if self.ema:
+            found |= {f"ema.{name}": value for name, value in self.ema.state_dict().items()}
+        for i, parameter in enumerate(self.parameters):
+            for name, value in self.optimizer.state[parameter].items():
+                found[f"optimizer.{i}.{name}"] = value
+        return found | {"sums": self.sums}
+
+    def counters(self) -> dict[str, Any]:
+        return {"step": self.step, "samples": self.samples, "elapsed": self.elapsed}
+
+    def load(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
+        """Take over what `tensors` and `counters` gave."""
+        try:
+            self.denoiser.net.load_state_dict(_part(tensors, "net."))
+            if self.ema:
+                self.ema.load_state_dict(_part(tensors, "ema."))
+            for i, parameter in enumerate(self.parameters):
+                for name, value in _part(tensors, f"optimizer.{i}.").items():
+                    # the fused step expects its moments in the memory layout of the parameter
+                    own = torch.empty_like(parameter, requires_grad=False) if value.shape == parameter.shape else None
+                    self.optimizer.state[parameter][name] = (
+                        value.to(parameter.device) if own is None else own.copy_(value)
+                    )
+            self.sums.copy_(tensors["sums"])
+            self.step, self.samples, self.elapsed = (counters[name] for name in ("step", "samples", "elapsed"))
+        except (KeyError, RuntimeError) as error:
+            first = str(error).splitlines()[0]
+            raise SfumatoError(f"The checkpoint belongs to another network or other settings ({first}).") from None
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
