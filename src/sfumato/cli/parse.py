@@ -68,9 +68,9 @@ def _refuse_unknown(command: str, kind: type, words: Sequence[str]) -> None:
 def _with_config(kind: type, words: Sequence[str]) -> Any:
     """Defaults of `train`: those of TrainConfig, and over them the file that --config names."""
     path = None
-    for word, after in zip(words, [*words[1:], None], strict=True):
+    for place, word in enumerate(words):
         if word == "--config":
-            path = after
+            path = next(iter(words[place + 1 :]), None)
         elif word.startswith("--config="):
             path = word.partition("=")[2]
     if path is None:

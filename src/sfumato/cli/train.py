@@ -74,6 +74,7 @@ def demo(options: Any, voice: Voice) -> None:
     settings = {"minutes": options.minutes}
     run = train_run("fashion", folder, console=console(voice), on_start=greet(voice), **settings)
     grid = run.path / GRID
+    voice.note("Drawing ten samples of each class.")
     draw(Sample(model=folder, out=str(grid), guidance=run.config.guidance), lambda line: None)
     _finish(run, voice, {"grid": str(grid)})
 
