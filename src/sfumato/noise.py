@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+Device = torch.device | str | None
+
 # What a number is for. Two roles never share a stream.
 PRIOR, STEP, TRAIN_NOISE, TRAIN_TIME, DROP, VALID_NOISE, VALID_TIME, ORDER, DATA, PROBE = range(10)
 
@@ -40,7 +42,9 @@ def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:
     return [c0, c1, c2, c3]
 
 
-def bits(seed: int, index: Tensor | Sequence[int] | int, count: int, role: int, step: int = 0, device=None) -> Tensor:
+def bits(
+    seed: int, index: Tensor | Sequence[int] | int, count: int, role: int, step: int = 0, device: Device = None
+) -> Tensor:
     """32-bit words as int64, shape (len(index), count)."""
     if not 0 <= step < _MAX_STEP:
         raise ValueError(f"step must lie in [0, {_MAX_STEP}), got {step}")
@@ -63,7 +67,7 @@ def uniform(
     shape: Sequence[int] = (),
     role: int = PRIOR,
     step: int = 0,
-    device=None,
+    device: Device = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """u ~ U(0, 1), shape (len(index), *shape); float32 rounds the largest values to 1."""
@@ -78,7 +82,7 @@ def normal(
     shape: Sequence[int] = (),
     role: int = PRIOR,
     step: int = 0,
-    device=None,
+    device: Device = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """n = sqrt(-2 log u1) (cos, sin)(2 pi u2) ~ N(0, 1), shape (len(index), *shape) (Box and Muller 1958)."""

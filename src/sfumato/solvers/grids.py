@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -79,7 +80,7 @@ class Rho(Grid):
     def nodes(self, schedule: Schedule, steps: int, t_start: float, t_stop: float) -> Tensor:
         lam = _cut(schedule, t_start, t_stop)
         start, stop = (torch.exp(-lam / (2 * self.rho))).tolist()
-        return _clean_after(schedule, torch.linspace, start, stop, steps, t_stop, lambda r: -2 * self.rho * r.log())
+        return _clean_after(schedule, start, stop, steps, t_stop, lambda r: -2 * self.rho * r.log())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,7 @@ class LogSNR(Grid):
 
     def nodes(self, schedule: Schedule, steps: int, t_start: float, t_stop: float) -> Tensor:
         start, stop = _cut(schedule, t_start, t_stop).tolist()
-        return _clean_after(schedule, torch.linspace, start, stop, steps, t_stop, lambda lam: lam)
+        return _clean_after(schedule, start, stop, steps, t_stop, lambda lam: lam)
 
 
 def _cut(schedule: Schedule, t_start: float, t_stop: float) -> Tensor:
@@ -96,10 +97,12 @@ def _cut(schedule: Schedule, t_start: float, t_stop: float) -> Tensor:
     return torch.where(lam.isinf(), lam.clamp(-LOGSNR_LIMIT, LOGSNR_LIMIT), lam)
 
 
-def _clean_after(schedule: Schedule, spaced, start: float, stop: float, steps: int, t_stop: float, logsnr) -> Tensor:
+def _clean_after(
+    schedule: Schedule, start: float, stop: float, steps: int, t_stop: float, logsnr: Callable[[Tensor], Tensor]
+) -> Tensor:
     """`steps` nodes and the clean signal, or steps + 1 nodes where sampling stops earlier."""
     clean = t_stop == 0
-    inner = schedule.time(logsnr(spaced(start, stop, steps if clean else steps + 1, dtype=torch.float64)))
+    inner = schedule.time(logsnr(torch.linspace(start, stop, steps if clean else steps + 1, dtype=torch.float64)))
     return torch.cat((inner, torch.zeros(1, dtype=torch.float64))) if clean else inner
 
 
