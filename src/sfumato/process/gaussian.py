@@ -1,10 +1,12 @@
 """The Gaussian process: q(z_t | x) = N(alpha_t x, sigma_t^2 I).
 
-    jump       q(z_t | z_s)    = N(alpha_ts z_s, sigma_ts^2),  alpha_ts = alpha_t/alpha_s,  sigma_ts^2 = sigma_t^2 - alpha_ts^2 sigma_s^2
-    posterior  q(z_s | z_t, x) = N(alpha_ts sigma_s^2/sigma_t^2 z_t + alpha_s sigma_ts^2/sigma_t^2 x,  sigma_ts^2 sigma_s^2/sigma_t^2)
-    bridge     z_s = alpha_s x + sqrt(sigma_s^2 - std^2) eps + std xi,   std = eta * (the posterior's): 0 is DDIM, 1 is DDPM
+    jump       q(z_t | z_s) = N(a z_s, c^2),   a = alpha_t / alpha_s,   c^2 = sigma_t^2 - a^2 sigma_s^2
+    posterior  q(z_s | z_t, x) = N(a sigma_s^2 / sigma_t^2 z_t + alpha_s c^2 / sigma_t^2 x,  c^2 sigma_s^2 / sigma_t^2)
+    bridge     z_s = alpha_s x + sqrt(sigma_s^2 - std^2) eps + std xi
+               std = eta * (the posterior's): eta 0 is DDIM, 1 is DDPM
 
-Sources: Ho et al. 2020 (2006.11239), Eq. 6-7; Song et al. 2020 (2010.02502), Eq. 12 and 16; Kingma et al. 2021 (2107.00630), App. A.
+Sources: Ho et al. 2020 (2006.11239), Eq. 6-7; Song et al. 2020 (2010.02502), Eq. 12 and 16; Kingma et al. 2021
+(2107.00630), App. A.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sfumato import schedule as schedules
+from sfumato import schedules
 from sfumato import target
 from sfumato.belief import Estimate, broadcast
 from sfumato.errors import SfumatoError
@@ -54,7 +56,8 @@ class Gaussian:
 
     def read(self, y: Tensor, name: str, z: Tensor, t: Time, sigma_data: float = 1.0) -> Estimate:
         """The belief that a prediction y of the named target says about z."""
-        return Estimate(z, t, self.schedule, y=y, row=target.row(name, self.schedule, t, sigma_data), sigma_data=sigma_data)
+        row = target.row(name, self.schedule, t, sigma_data)
+        return Estimate(z, t, self.schedule, y=y, row=row, sigma_data=sigma_data)
 
     def jump(self, s: Time, t: Time) -> Jump:
         """q(z_t | z_s) for s <= t."""
