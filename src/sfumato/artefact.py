@@ -22,6 +22,7 @@ from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError
 from sfumato.files import parameters, read_header, read_sealed, write_sealed
 from sfumato.model import Denoiser
+from sfumato.solvers import Plan
 
 FORMAT, VERSION = "sfumato model", 1
 FILE = "model.safetensors"  # its name within a run folder
@@ -36,14 +37,14 @@ def save(denoiser: Denoiser, path: str | os.PathLike[str], raw: Mapping[str, Ten
     config = getattr(denoiser.net, "config", None)
     if not isinstance(config, dict):
         raise SfumatoError(
-            f"{type(denoiser.net).__name__} has no `config` (a dict with its name and arguments), so that no file could "
-            "say how to rebuild it: save one of sfumato.nets."
+            f"{type(denoiser.net).__name__} has no `config` (a dict with its name and arguments), so that no file "
+            "could say how to rebuild it: save one of sfumato.nets."
         )
     tensors = {f"net.{name}": value for name, value in denoiser.net.state_dict().items()}
     tensors |= {f"raw.{name}": value for name, value in (raw or {}).items()}
     broken = next((name for name, value in tensors.items() if not bool(torch.isfinite(value).all())), None)
     if broken is not None:
-        raise SfumatoError(f"The weights {broken} hold NaN or infinite values: such a model is not written to {path}.")
+        raise SfumatoError(f"The weights {broken} hold NaN or infinite values, and are not written to {path}.")
     write_sealed(path, tensors, contract(denoiser))
     return Path(path)
 
@@ -67,7 +68,7 @@ def contract(denoiser: Denoiser) -> dict[str, Any]:
         "sigma_data": denoiser.sigma_data,
         "net": denoiser.net.config,
         "conditions": {"label": {"classes": classes}} if classes else {},
-        "plans": denoiser.plans,
+        "plans": {name: plan.to_dict() if isinstance(plan, Plan) else plan for name, plan in denoiser.plans.items()},
         "provenance": made | denoiser.provenance,
     }
 
@@ -142,7 +143,7 @@ def _rebuild(contract: Mapping[str, Any]) -> Denoiser:
         contract["target"],
         contract["sigma_data"],
         None if spec is None else DataSpec.from_dict(spec),
-        contract["plans"],
+        {name: Plan.from_dict(plan) for name, plan in contract["plans"].items()},
     )
     denoiser.provenance = dict(contract["provenance"])
     return denoiser
@@ -154,7 +155,7 @@ def _fill(denoiser: Denoiser, state: Mapping[str, Tensor], path: Path) -> None:
     if wanted != found:
         wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         raise SfumatoError(
-            f"{path} does not hold the weights of its {denoiser.net.config['name']}: {len(wrong)} are missing or of "
+            f"{path} does not hold the weights of its network: {len(wrong)} are missing or of "
             f"another shape, such as {wrong[0]}."
         )
     denoiser.net.load_state_dict(dict(state))

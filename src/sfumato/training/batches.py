@@ -1,6 +1,6 @@
 """Batches as a function of (seed, samples seen): order, labels kept or hidden, noise levels.
 
-    sample p of the run is row order(p mod N) of epoch p div N;  u_p = frac(u_0 + p / golden ratio) gives its noise level
+    sample p of the run is row order(p mod N) of epoch p div N;  its noise level: u_p = frac(u_0 + p / golden ratio)
 
 The additive recurrence (Kronecker sequence) spreads any consecutive stretch of samples evenly over the noise levels,
 so that a batch, a micro-batch or a rank's share has low discrepancy without knowing of the others.

@@ -26,7 +26,8 @@ class Console:
         self.stream = stream or sys.stderr
         self._live = self.stream.isatty()
         self._bar: Any = None
-        self._last, self._loss, self._norm, self._valid = 0.0, float("nan"), float("nan"), None
+        self._last, self._loss, self._norm = 0.0, float("nan"), float("nan")
+        self._valid: float | None = None
 
     def note(self, text: str) -> None:
         if self._bar is not None:
@@ -43,9 +44,8 @@ class Console:
             self._draw(progress)
         elif progress.done or time.monotonic() - self._last >= QUIET_SECONDS:
             self._last = time.monotonic()
-            self.note(
-                f"step {progress.step:,}  {progress.fraction:4.0%}  {self._figures(progress)}  eta {seconds(progress.eta)}"
-            )
+            done = f"step {progress.step:,}  {progress.fraction:4.0%}"
+            self.note(f"{done}  {self._figures(progress)}  eta {seconds(progress.eta)}")
 
     def _figures(self, progress: Progress) -> str:
         valid = "" if self._valid is None else f"  valid {self._valid:.4f}"

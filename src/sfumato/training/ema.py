@@ -40,8 +40,8 @@ class EMA:
         self.power = exponent(width) + 1
         self.denoiser = copy.copy(denoiser)
         self.denoiser._modules = {"net": copy.deepcopy(denoiser.net).requires_grad_(False).eval()}
-        self._source = list(denoiser.net.parameters())
-        self._mean = list(self.denoiser.net.parameters())
+        self._source: list[Tensor] = list(denoiser.net.parameters())
+        self._mean: list[Tensor] = list(self.denoiser.net.parameters())
         self._buffers = list(zip(self.denoiser.net.buffers(), denoiser.net.buffers(), strict=True))
 
     @torch.no_grad()

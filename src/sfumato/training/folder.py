@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ def new(out: str | None, name: str) -> Path:
         if path.exists() and not path.is_dir():
             raise SfumatoError(f"{path} is a file: give a folder for the run.")
         if is_run(path):
-            raise SfumatoError(f"{path} holds a run already: go on with `sfumato resume {path}`, or give another --out.")
+            raise SfumatoError(f"{path} holds a run already: go on with `sfumato resume {path}` or give another --out.")
     try:
         (path / "samples").mkdir(parents=True, exist_ok=True)
         (path / "checkpoints").mkdir(exist_ok=True)
@@ -39,7 +41,7 @@ def new(out: str | None, name: str) -> Path:
     return path
 
 
-def _candidates(name: str):  # type: ignore[no-untyped-def]
+def _candidates(name: str) -> Iterator[Path]:
     stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip(".-") or "run"
     yield Path("runs") / stem
     number = 2
@@ -48,7 +50,7 @@ def _candidates(name: str):  # type: ignore[no-untyped-def]
         number += 1
 
 
-def existing(path: str | Path) -> Path:
+def existing(path: str | os.PathLike[str]) -> Path:
     """A run folder that is there."""
     path = Path(path).expanduser()
     if not path.is_dir():

@@ -1,6 +1,6 @@
 """The training loop: a generator that does one step of the optimiser for each value taken from it.
 
-    loss = mean over the batch and the elements of w |y - y_hat|^2;   AdamW;   EMA
+    loss = mean over the batch and the elements of w |y - y_hat|^2;   Muon or AdamW;   EMA
 
 Every step is a function of (seed, samples seen, state). Under a budget in minutes the learning rate follows the
 fraction of the budget that is used; the seconds used are part of the state.
@@ -28,6 +28,7 @@ from sfumato.training.validation import BINS, Validation, Validator
 
 LOG_LINES = 200  # at least, in a budget of so many steps or more
 _TRIPLES = 128
+_WARMUP_SHARE = 0.03  # of a run is the longest warm-up
 _VALIDATION_SHARE = 0.03  # of the work of training, at most (once at least)
 
 
@@ -61,9 +62,9 @@ class Progress:
 def rate_factor(samples: int, fraction: float, config: TrainConfig) -> float:
     """The learning rate over its highest: a linear rise, a plateau, a linear fall to zero.
 
-    min(1, max(samples / warmup, 10 fraction)) * min(1, (1 - fraction) / decay)
+    min(1, max(samples / warmup, fraction / 0.03)) * min(1, (1 - fraction) / decay)
     """
-    rise = 1.0 if config.warmup == 0 else min(1.0, max(samples / config.warmup, 10 * fraction))
+    rise = 1.0 if config.warmup == 0 else min(1.0, max(samples / config.warmup, fraction / _WARMUP_SHARE))
     fall = 1.0 if config.decay == 0 else min(1.0, max(0.0, 1 - fraction) / config.decay)
     return rise * fall
 
@@ -155,8 +156,8 @@ def _step(denoiser: Denoiser, batches: Batches, config: TrainConfig, state: Stat
     norm = torch.nn.utils.clip_grad_norm_(state.parameters, largest, foreach=True)
     if not math.isfinite(float(loss.detach() + norm)):
         raise SfumatoError(
-            f"Training stopped at step {state.step + 1:,}: the loss or its gradient is not finite. Nothing of this step "
-            f"was kept; go on from the last checkpoint with a lower learning rate than {config.lr:g}, or precision float32."
+            f"Training stopped at step {state.step + 1:,}: the loss or its gradient is not finite. Nothing of this "
+            f"step was kept; go on from the last checkpoint with a lower --lr than {config.lr:g} or --precision float32."
         )
     for group in state.optimizer.param_groups:
         group["lr"] = lr
@@ -183,8 +184,8 @@ def _progress(
     if validator is not None and (done or _due(state, config, before, fraction)):
         validation = validator.measure(state.denoiser, state.ema.denoiser if state.ema else None)
     return Progress(
-        state.step, state.samples, state.samples / rows, min(1.0, fraction), lr, state.elapsed, clock.eta(), clock.rate(),
-        loss, norm, validation, done,
+        state.step, state.samples, state.samples / rows, min(1.0, fraction), lr, state.elapsed, clock.eta(),
+        clock.rate(), loss, norm, validation, done,
     )  # fmt: skip
 
 

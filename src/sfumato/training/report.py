@@ -1,4 +1,4 @@
-"""report.html: one file that opens without a network. Curves, losses by noise level, samples, settings, what to type next."""
+"""report.html: one file that opens without a network. Curves, losses by noise level, samples, settings, next steps."""
 
 from __future__ import annotations
 
@@ -39,15 +39,18 @@ svg .axis { font-size: 13px; } svg .rule { stroke: var(--rule); }
 polyline { fill: none; stroke-width: 2; stroke-linejoin: round; }
 polyline.c1 { stroke: var(--c1); } polyline.c2 { stroke: var(--c2); } polyline.c3 { stroke: var(--c3); }
 polyline.c4 { stroke: var(--c4); stroke-dasharray: 5 4; }
-circle.c1 { fill: var(--c1); } circle.c2 { fill: var(--c2); } circle.c3 { fill: var(--c3); } circle.c4 { fill: var(--c4); }
+circle.c1 { fill: var(--c1); } circle.c2 { fill: var(--c2); } circle.c3 { fill: var(--c3); }
+circle.c4 { fill: var(--c4); }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 20px; font-size: 14px; padding-left: 10%; }
 .legend i { display: inline-block; width: 18px; height: 3px; margin-right: 7px; vertical-align: middle; }
-i.c1 { background: var(--c1); } i.c2 { background: var(--c2); } i.c3 { background: var(--c3); } i.c4 { background: var(--c4); }
+i.c1 { background: var(--c1); } i.c2 { background: var(--c2); } i.c3 { background: var(--c3); }
+i.c4 { background: var(--c4); }
 figure { margin: 0 0 24px; } figcaption { color: var(--quiet); font-size: 14px; margin-bottom: 6px; }
 figure img { max-width: 100%; border: 1px solid var(--rule); border-radius: 6px; }
 pre { background: var(--panel); border-radius: 8px; padding: 14px 18px; overflow-x: auto; font-size: 14px; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; } td { padding: 5px 16px 5px 0; vertical-align: top;
-  border-top: 1px solid var(--rule); } td:nth-child(2) { font-family: ui-monospace, monospace; overflow-wrap: anywhere; }
+  border-top: 1px solid var(--rule); }
+td:nth-child(2) { font-family: ui-monospace, monospace; overflow-wrap: anywhere; }
 td:nth-child(3) { color: var(--quiet); } details summary { cursor: pointer; }
 """
 
@@ -63,9 +66,9 @@ def write(run: Path) -> Path:
         _cards(lines, model), _pictures(run), _curves(lines), _next(run, model), _settings(settings, model),
     ]  # fmt: skip
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(name)}</title>'
-    page = f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body>{"".join(parts)}</body></html>'
+    head = f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head>'
     path = run / "report.html"
-    write_text(path, page)
+    write_text(path, f"{head}<body>{''.join(parts)}</body></html>")
     return path
 
 
@@ -92,7 +95,8 @@ def _cards(lines: list[dict[str, Any]], model: dict[str, Any] | None) -> str:
     if scored is not None:
         loss = scored.get("valid_ema", scored["valid_raw"])
         found.append((f"{loss:.4f}", f"validation loss; trivial {scored['valid_trivial']:.4f}"))
-    return '<div class="cards">' + "".join(f"<div><b>{escape(a)}</b><span>{escape(b)}</span></div>" for a, b in found) + "</div>"
+    cards = "".join(f"<div><b>{escape(a)}</b><span>{escape(b)}</span></div>" for a, b in found)
+    return f'<div class="cards">{cards}</div>'
 
 
 def _pictures(run: Path) -> str:
@@ -128,15 +132,15 @@ def _curves(lines: list[dict[str, Any]]) -> str:
     if scored is not None:
         where = scored["bins_logsnr"]
         levels = [
-            Line("trivial predictor (mean and deviation only)", list(zip(where, scored["bins_trivial"], strict=True)), "c4"),
+            Line("trivial predictor (mean and deviation)", list(zip(where, scored["bins_trivial"], strict=True)), "c4"),
             Line("raw weights", list(zip(where, scored["bins_raw"], strict=True)), "c2", True),
         ]
         if scored.get("bins_ema"):
             levels.append(Line("moving average", list(zip(where, scored["bins_ema"], strict=True)), "c1", True))
-        by_level = chart(levels, "log signal-to-noise ratio (noise on the left, data on the right)", "loss per element", zero=True)
+        by_level = chart(levels, "logsnr: noise on the left, data on the right", "loss per element", zero=True)
     return (
-        '<div class="two"><section><h2>Loss</h2><p class="quiet">Validation is on fixed samples, noise and noise levels '
-        f"that were never trained on.</p>{over_time}</section><section><h2>Loss by noise level</h2>"
+        '<div class="two"><section><h2>Loss</h2><p class="quiet">Validation is on fixed samples, noise and noise '
+        f"levels that were never trained on.</p>{over_time}</section><section><h2>Loss by noise level</h2>"
         '<p class="quiet">What was learned is the distance below the dashed line, the best guess of a predictor '
         f"that looks at no neighbours.</p>{by_level}</section></div>"
     )

@@ -18,12 +18,13 @@ from sfumato.errors import SfumatoError
 from sfumato.files import reason, write_text
 from sfumato.model import Denoiser
 from sfumato.process import Gaussian
-from sfumato.training import checkpoint, config, folder, report
+from sfumato.training import checkpoint, config, folder
 from sfumato.training.config import TrainConfig, from_dict, suggest
 from sfumato.training.console import Console
 from sfumato.training.interrupt import Interrupted
 from sfumato.training.objective import schedule_of
 from sfumato.training.precision import compute_dtype, device_of
+from sfumato.training.report import write as write_report
 from sfumato.training.session import Session
 from sfumato.training.state import State
 
@@ -50,7 +51,7 @@ def train(
     on_start: Callable[[Session], None] | None = None,
     **settings: Any,
 ) -> Run:
-    """Train a denoiser on data of any kind and leave a run folder: `sf.train("photos/", out="runs/photos", minutes=10)`.
+    """Train a denoiser on data of any kind and leave a run folder: `sf.train("photos/", minutes=10)`.
 
     data: whatever `sf.data.open` takes. labels: one class label a sample, or a file of them. settings: those of
     `TrainConfig`. console: who is told of progress (default: lines or a bar on stderr). on_start: called with the
@@ -122,12 +123,13 @@ def _finish(session: Session, on_start: Callable[[Session], None] | None) -> Run
         session.go()
     except KeyboardInterrupt:
         session.stop()
-        message = f"Stopped at step {session.state.step:,}; the checkpoint is saved. Go on: sfumato resume {session.path}"
+        where = f"Stopped at step {session.state.step:,}; the checkpoint is saved."
+        message = f"{where} Go on: sfumato resume {session.path}"
         session.console.note(message)
         raise Interrupted(message) from None
     finally:
         session.close()
-    report.write(session.path)
+    write_report(session.path)
     return Run(session.path, artefact.load(session.path), session.config, folder.read(session.path / "metrics.jsonl"))
 
 
@@ -154,7 +156,7 @@ def _with_budget(settings: TrainConfig, source: Source) -> TrainConfig:
     if settings.minutes is not None or settings.steps is not None:
         return settings
     minutes = config.budget(len(source), math.prod(source.shape))
-    source.notes.append(f"Training for {minutes:g} minutes, chosen from the size of the data (--minutes or --steps sets it).")
+    source.notes.append(f"Training for {minutes:g} minutes, from the size of the data (--minutes or --steps sets it).")
     return settings.replace(minutes=minutes)
 
 

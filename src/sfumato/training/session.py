@@ -14,15 +14,16 @@ from sfumato.data import Source
 from sfumato.model import Denoiser
 from sfumato.pictures import beside, picture, save_png
 from sfumato.sampling import sample
-from sfumato.training import checkpoint, report
+from sfumato.training import checkpoint
 from sfumato.training.config import TrainConfig
 from sfumato.training.console import Console
 from sfumato.training.folder import Log
 from sfumato.training.interrupt import Interruption
 from sfumato.training.loop import Progress, fit
+from sfumato.training.report import write as write_report
 from sfumato.training.state import State
 
-GRID_STEPS = 12  # of the solver: enough to judge by, and quick
+GRID_STEPS = 10  # of the solver: enough to judge by, and quick
 _GRID_SHARE = 0.02  # of the work of training that one grid may cost
 _ROWS, _COLUMNS = 10, 4
 
@@ -87,7 +88,7 @@ class Session:
             self.draw()
         if time.monotonic() - self._saved >= 60 * self.config.checkpoint_every:
             self.save(model=True)
-            report.write(self.path)
+            write_report(self.path)
 
     def save(self, model: bool = False) -> None:
         """A checkpoint, and the model as it is now."""
@@ -120,13 +121,13 @@ class Session:
     def stop(self) -> None:
         """What is left when a run is stopped: checkpoint, model, report."""
         self.save(model=self.state.step > 0)
-        report.write(self.path)
+        write_report(self.path)
 
     def close(self) -> None:
         self.log.close()
         self.console.close()
 
-    def _layout(self) -> tuple[int, list[int] | None, list[str] | None]:
+    def _layout(self) -> tuple[int, list[int], list[str] | None]:
         """(columns, labels of the samples, names of the rows): as many as the run can bear."""
         total = self.state.samples / max(self.fraction, 1e-9)
         count = max(4, int(3 * _GRID_SHARE * total / (4 * GRID_STEPS)))
@@ -147,15 +148,17 @@ class Session:
         columns, labels, names = self._layout()
         guided = bool(self.source.classes)
         options: dict[str, Any] = {"label": labels, "guidance": self.config.guidance} if guided else {}
-        spec, images, titles = self.denoiser.spec, [], []
-        for title, model in (("raw", self.denoiser), ("moving average", self.state.ema and self.state.ema.denoiser)):
-            if model is None:
-                continue
+        models = {"raw": self.denoiser}
+        if self.state.ema:
+            models["moving average"] = self.state.ema.denoiser
+        spec, images = self.denoiser.spec, []
+        for model in models.values():
             training = model.training
             model.eval()
-            x = sample(model, len(labels or ()), steps=GRID_STEPS, seed=self.config.seed, **options)
+            x = sample(model, len(labels), steps=GRID_STEPS, seed=self.config.seed, **options)
             model.train(training)
-            images.append(picture(x.float() if x.dtype == torch.bfloat16 else x, spec.kind, spec.bounds, columns, names))
-            titles.append(title)
-        manifest = {**self.provenance(), "sampling_steps": GRID_STEPS, "guidance": self.config.guidance if guided else 1}
-        save_png(beside(images, titles), self.path / "samples" / f"step_{self.state.step:08d}.png", manifest)
+            x = x.float() if x.dtype == torch.bfloat16 else x
+            images.append(picture(x, spec.kind, spec.bounds, columns, names))
+        guidance = self.config.guidance if guided else 1.0
+        manifest = {**self.provenance(), "sampling_steps": GRID_STEPS, "guidance": guidance}
+        save_png(beside(images, list(models)), self.path / "samples" / f"step_{self.state.step:08d}.png", manifest)

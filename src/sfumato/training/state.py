@@ -11,6 +11,7 @@ from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
 from sfumato.training.config import TrainConfig
 from sfumato.training.ema import EMA
+from sfumato.training.muon import Muon, split
 
 
 class State:
@@ -22,11 +23,9 @@ class State:
 
     def __init__(self, denoiser: Denoiser, config: TrainConfig) -> None:
         self.denoiser = denoiser
-        denoiser.net.to(memory_format=torch.channels_last)
+        denoiser.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.parameters = [p for p in denoiser.net.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
-        )
+        self.optimizer = optimizer(denoiser.net, config)
         self.ema = EMA(denoiser, config.ema) if config.ema else None
         self.step, self.samples, self.elapsed = 0, 0, 0.0
         self.sums = torch.zeros(3, dtype=torch.float64, device=denoiser.device)
@@ -67,6 +66,13 @@ class State:
         except (KeyError, RuntimeError) as error:
             first = str(error).splitlines()[0]
             raise SfumatoError(f"The checkpoint belongs to another network or other settings ({first}).") from None
+
+
+def optimizer(net: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Muon for the matrices between hidden states and AdamW for the rest, or AdamW (fused) for all."""
+    named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
+    matrices, others = split(named) if config.optimizer == "muon" else ([], [p for _, p in named])
+    return Muon(matrices, others, lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay)
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,6 +1,9 @@
 """The loss on fixed triples (held-out sample, noise, noise level), by noise level, beside that of a trivial predictor.
 
-The trivial predictor knows the data's mean and standard deviation alone, x_hat = alpha sd^2 z / (alpha^2 sd^2 + sigma^2):
+The trivial predictor knows the data's mean and standard deviation sd alone,
+
+    x_hat = alpha sd^2 z / (alpha^2 sd^2 + sigma^2),
+
 the best linear guess without looking at neighbours. A network that learned something is below it at every level.
 """
 
@@ -8,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,7 +103,7 @@ class Validator:
         found = []
         for part in self.index.split(self.batch):
             x = self.x[part]
-            cond = {} if self.label is None else {"label": self.label[part]}
+            cond: dict[str, Any] = {} if self.label is None else {"label": self.label[part]}
             eps = noise.normal(self.seed, part, tuple(x.shape[1:]), noise.VALID_NOISE, device=x.device)
             found.append(
                 denoising_loss(denoiser, x, self.t[part], weight=self.weight, times=self.times, eps=eps, **cond).cpu()

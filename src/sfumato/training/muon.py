@@ -1,0 +1,120 @@
+"""Muon for the matrices of a network, AdamW for all else, as one optimiser.
+
+    m <- mu m + (1 - mu) g,   u = (1 - mu) g + mu m (Nesterov),   W <- W - lr * scale * msign(u)
+
+msign(u) = U V^T of u = U S V^T: every direction of the update has length one, however unevenly the gradient fills
+them, where AdamW's per-element scaling leaves a few directions with nearly all of it. It is computed by four
+Newton-Schulz steps X <- a X + (b X X^T + c (X X^T)^2) X, which bring all singular values near 1. A convolution's kernel
+is the matrix (outputs, inputs x taps). Source: Jordan et al. 2024, "Muon"; the scale, which gives the update AdamW's
+root mean square so that both share a learning rate, is Liu et al. 2025 (2502.16982), Eq. 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+# The quintic of Jordan et al.: steepest at zero, its fixed band about one is [0.68, 1.13].
+QUINTIC = (3.4445, -4.7750, 2.0315)
+
+
+def msign(u: Tensor, steps: int = 4) -> Tensor:
+    """(B, m, n) -> nearly orthogonal (B, m, n): singular values near 1, singular vectors kept. In float32.
+
+    Each step multiplies X from the left by the polynomial P = a + b A + c A^2 of A = X X^T, and all of these commute:
+    so the steps run on the small square matrix alone (A <- P A P, Q <- P Q), and X is multiplied once, X <- Q X.
+    """
+    a, b, c = QUINTIC
+    wide = u.shape[-2] <= u.shape[-1]
+    x = u if wide else u.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    square = x @ x.mT
+    eye = torch.eye(square.shape[-1], dtype=x.dtype, device=x.device)
+    product = eye.expand_as(square)
+    for step in range(steps):
+        p = torch.baddbmm(square, square, square, beta=b, alpha=c) + a * eye
+        product = p @ product if step else p
+        square = p @ square @ p
+    x = product @ x
+    return x if wide else x.mT
+
+
+def _gradient(p: Tensor) -> Tensor:
+    assert p.grad is not None
+    return p.grad
+
+
+class Muon(torch.optim.Optimizer):
+    """One learning rate for both kinds. `matrices` get Muon, `others` AdamW.
+
+    Weight decay is decoupled and applies to both.
+    """
+
+    def __init__(
+        self,
+        matrices: Iterable[Tensor],
+        others: Iterable[Tensor],
+        lr: float = 4e-3,
+        betas: tuple[float, float] = (0.9, 0.99),
+        momentum: float = 0.9,
+        weight_decay: float = 0.01,
+    ) -> None:
+        groups = [{"params": list(matrices), "muon": True}, {"params": list(others), "muon": False}]
+        defaults = {"lr": lr, "betas": betas, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__([g for g in groups if g["params"]], defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            (self._muon if group["muon"] else self._adamw)(parameters, group)
+
+    def _muon(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Matrices of one shape go through Newton-Schulz together."""
+        shapes: dict[tuple[int, int], list[Tensor]] = {}
+        for p in parameters:
+            shapes.setdefault((p.shape[0], p[0].numel()), []).append(p)
+        mu, lr = group["momentum"], group["lr"]
+        for (rows, columns), members in shapes.items():
+            updates = []
+            for p in members:
+                mean = self.state[p].setdefault("mean", torch.zeros_like(p))
+                gradient = _gradient(p)
+                mean.lerp_(gradient, 1 - mu)
+                updates.append(gradient.lerp(mean, mu).reshape(rows, columns))
+            scale = lr * 0.2 * max(rows, columns) ** 0.5
+            for p, update in zip(members, msign(torch.stack(updates)), strict=True):
+                p.mul_(1 - lr * group["weight_decay"])
+                p.add_(update.to(p.dtype).reshape(p.shape), alpha=-scale)
+
+    def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        for p in parameters:
+            if not self.state[p]:
+                self.state[p] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=p.device),
+                    "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p),
+                }  # fmt: skip
+        states = [self.state[p] for p in parameters]
+        beta1, beta2 = group["betas"]
+        adamw(
+            parameters, [_gradient(p) for p in parameters], [s["exp_avg"] for s in states],
+            [s["exp_avg_sq"] for s in states], [], [s["step"] for s in states], fused=True, amsgrad=False,
+            beta1=beta1, beta2=beta2, lr=group["lr"], weight_decay=group["weight_decay"], eps=1e-8, maximize=False,
+        )  # fmt: skip
+
+
+# Parts whose kernels are no map between hidden states: AdamW's.
+OUTER = frozenset({"input", "output", "conditioning", "modulation", "positions"})
+
+
+def split(named: Iterable[tuple[str, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+    """Matrices and kernels between hidden states; and the rest: first and last layers, conditioning, norms, biases."""
+    matrices: list[Tensor] = []
+    others: list[Tensor] = []
+    for name, p in named:
+        (others if p.ndim < 2 or OUTER & set(name.split(".")) else matrices).append(p)
+    return matrices, others

@@ -1,0 +1,67 @@
+"""Settings: suggestions, limits, and a round trip through YAML."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from sfumato.errors import SfumatoError
+from sfumato.training.config import TrainConfig, budget, docs, from_dict, from_yaml
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"minute": 3}, "did you mean 'minutes'"),
+        ({"batchsize": 3}, "did you mean 'batch'"),
+        ({"schedule": "cosin"}, "did you mean 'cosine'"),
+        ({"times": "logit_normal"}, "did you mean 'logit-normal'"),
+        ({"optimizer": "sgd"}, "known are muon, adamw"),
+        ({"lr": 0}, "lr must be a number"),
+        ({"lr": float("nan")}, "lr must be a number"),
+        ({"steps": 2.5}, "steps must be a whole number"),
+        ({"steps": 0}, "at least 1"),
+        ({"drop": 1.5}, "from 0 to 1"),
+        ({"batch": True}, "batch must be a number"),
+        ({"batch": "64"}, "batch must be a number"),
+        ({"steps": 5, "minutes": 1}, "not both"),
+    ],
+)
+def test_mistakes_are_named(values, words):
+    with pytest.raises(SfumatoError, match=words):
+        from_dict(values)
+
+
+def test_yaml_round_trip(tmp_path):
+    config = TrainConfig(data="photos", steps=7, labels=None, target="v", schedule="cosine", ema=0.1)
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml(), encoding="utf-8")
+    assert from_yaml(str(path)) == config
+    assert yaml.safe_load(path.read_text()) == config.to_dict()
+
+
+@pytest.mark.parametrize("text, words", [("a: [", "not valid YAML"), ("- 1", "must hold settings"), ("stepz: 3", "steps")])
+def test_bad_yaml_is_one_sentence(tmp_path, text, words):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(SfumatoError, match=words) as caught:
+        from_yaml(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_every_setting_has_its_words():
+    assert docs().keys() == {field.name for field in dataclasses.fields(TrainConfig)}
+    assert all(len(words) > 10 for words in docs().values())
+
+
+def test_budget_grows_with_the_data_within_limits():
+    assert budget(10, 2) == 2 and budget(10**9, 10**4) == 60
+    assert 2 < budget(50_000, 3 * 32 * 32) < 60
+
+
+def test_settings_load_no_torch():
+    code = "import sys; from sfumato.training.config import TrainConfig; TrainConfig(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

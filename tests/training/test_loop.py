@@ -1,0 +1,192 @@
+"""The loop as a function of seed and samples seen: exact resume, averages in closed form, a clear stop at NaN."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from sfumato import nets, noise
+from sfumato.errors import SfumatoError
+from sfumato.model import Denoiser
+from sfumato.process import Gaussian
+from sfumato.schedules import Flow
+from sfumato.training import EMA, State, TrainConfig, fit
+from sfumato.training.batches import Batches
+from sfumato.training.ema import exponent
+from sfumato.training.loop import rate_factor
+from sfumato.training.validation import BINS, Trivial
+
+DATA = noise.normal(3, range(60), (5,), noise.DATA)
+LABELS = torch.arange(60) % 3
+
+
+def denoiser() -> Denoiser:
+    torch.manual_seed(0)
+    return Denoiser(nets.MLP(5, width=16, depth=2, classes=3), Gaussian(Flow()), "velocity")
+
+
+def settings(**changes) -> TrainConfig:
+    return TrainConfig(**{"steps": 12, "batch": 7, "precision": "float32", **changes})
+
+
+def batches(drop: float = 0.5, seed: int = 4) -> Batches:
+    return Batches(DATA, LABELS, None, seed, drop, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_a_run_in_two_parts_is_the_run_in_one(optimizer):
+    config, holdout = settings(optimizer=optimizer), (DATA[:20], LABELS[:20])
+    whole = State(denoiser(), config)
+    lines = [p.to_dict() for p in fit(whole.denoiser, DATA, config, LABELS, holdout, whole)]
+    first = State(denoiser(), config)
+    steps = fit(first.denoiser, DATA, config, LABELS, holdout, first)
+    parts = [next(steps).to_dict() for _ in range(5)]
+    second = State(denoiser(), config)
+    second.load({name: value.clone() for name, value in first.tensors().items()}, first.counters())
+    parts += [p.to_dict() for p in fit(second.denoiser, DATA, config, LABELS, holdout, second)]
+    ours, theirs = whole.tensors(), second.tensors()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    timed = {"elapsed", "eta", "rate"}
+    assert [{k: v for k, v in line.items() if k not in timed} for line in lines] == [
+        {k: v for k, v in line.items() if k not in timed} for line in parts
+    ]
+
+
+def test_training_learns():
+    # a two-dimensional Gaussian of correlation 0.95: the trivial guess leaves a gap that a network closes
+    first = noise.normal(0, range(2000), (2,), noise.DATA)
+    x = torch.stack((first[:, 0], 0.95 * first[:, 0] + math.sqrt(1 - 0.95**2) * first[:, 1]), 1)
+    torch.manual_seed(0)
+    model = Denoiser(nets.MLP(2, width=64, depth=2), Gaussian(Flow()), "velocity")
+    *_, last = fit(model, x[:1800], TrainConfig(steps=250, precision="float32"), None, (x[1800:], None))
+    found = last.validation
+    assert sum(found.ema) < 0.85 * sum(found.trivial)
+    assert len(found.raw) == BINS and found.logsnr == sorted(found.logsnr, reverse=True)
+
+
+def test_the_trivial_guess_is_exact_for_white_data():
+    # E[x | z] of unit white data is the linear guess, so that no predictor is better; its x-error is sigma^2/(alpha^2+sigma^2)
+    process = Gaussian(Flow())
+    x, eps = (noise.normal(s, range(4000), (8,), noise.DATA) for s in (1, 2))
+    t = torch.full((4000,), 0.3, dtype=torch.float64)
+    guess = Trivial(process, "x", 1.0).predict(process.corrupt(x, t, eps), t)
+    assert (guess - x).square().mean().item() == pytest.approx(0.09 / (0.49 + 0.09), rel=0.02)
+
+
+def test_every_sample_is_seen_once_an_epoch_and_batches_do_not_matter():
+    rows = batches().rows(0, 60)
+    assert sorted(rows.tolist()) == list(range(60))
+    assert not torch.equal(rows, batches().rows(60, 60))
+    pieces = [batches().take(start, 7) for start in range(0, 70, 7)]
+    x, cond, index, u = batches().take(0, 70)
+    assert torch.equal(torch.cat([p[0] for p in pieces]), x) and torch.equal(torch.cat([p[3] for p in pieces]), u)
+    assert torch.equal(torch.cat([p[1]["label"] for p in pieces]), cond["label"])
+    assert torch.equal(index, torch.arange(70)) and torch.equal(x, DATA[batches().rows(0, 70)])
+
+
+def test_labels_are_hidden_as_often_as_asked_and_never_changed():
+    _, cond, _, _ = batches(drop=0.3).take(0, 6000)
+    label, true = cond["label"], LABELS[batches().rows(0, 6000)]
+    assert ((label == true) | (label == -1)).all()
+    assert (label == -1).double().mean().item() == pytest.approx(0.3, abs=4 * math.sqrt(0.21 / 6000))
+    assert torch.equal(batches(drop=0.0).take(0, 600)[1]["label"], true[:600])
+
+
+def test_noise_levels_of_any_stretch_are_spread_evenly():
+    for start in (0, 1000, 123_456):
+        u = batches().take(start, 64)[3].sort().values
+        expected = (torch.arange(64, dtype=torch.float64) + 0.5) / 64
+        assert (u - expected).abs().max() < 3 / 64  # independent draws reach 10/64
+
+
+def test_ema_is_its_closed_form():
+    model, width = denoiser(), 0.1
+    ema, power = EMA(model, width), exponent(width) + 1
+    history, ends = [], [7 * (n + 1) for n in range(30)]
+    parameter = next(model.net.parameters())
+    for n, end in enumerate(ends):
+        with torch.no_grad():
+            parameter.copy_(torch.full_like(parameter, math.sin(n)))
+        history.append(math.sin(n))
+        ema.update(end - 7, end)
+    weights = [(end / ends[-1]) ** power - ((end - 7) / ends[-1]) ** power for end in ends]
+    expected = sum(w * v for w, v in zip(weights, history, strict=True))
+    assert sum(weights) == pytest.approx(1)
+    assert next(ema.denoiser.net.parameters()).flatten()[0].item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("width", [0.01, 0.06, 0.2, 0.28])
+def test_ema_window_has_its_width(width):
+    gamma = exponent(width)
+    u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+    density = (gamma + 1) * u**gamma
+    mean = (density * u).mean()
+    assert ((density * (u - mean) ** 2).mean().sqrt().item()) == pytest.approx(width, rel=1e-3)
+
+
+def test_initial_weights_are_forgotten():
+    # all that was seen in the first tenth of a run, the initial weights included, has less than 1 % of the average
+    assert 0.1 ** (exponent(TrainConfig().ema) + 1) < 0.01
+    model = denoiser()
+    ema = EMA(model, 0.06)
+    with torch.no_grad():
+        for p in model.net.parameters():
+            p.fill_(2.0)
+    ema.update(0, 7)
+    assert all(bool((p == 2).all()) for p in ema.denoiser.net.parameters())
+
+
+def test_learning_rate_rises_stays_and_falls():
+    config = settings(warmup=100, decay=0.5, steps=10)
+    assert rate_factor(50, 0.0, config) == 0.5
+    assert rate_factor(50, 0.03, config) == 1  # at most 3 % of the run
+    assert rate_factor(200, 0.5, config) == 1
+    assert rate_factor(200, 0.75, config) == pytest.approx(0.5)
+    assert rate_factor(200, 1.0, config) == 0
+    assert rate_factor(200, 1.0, settings(decay=0)) == 1
+
+
+class Explodes(nn.Module):
+    """A network whose third call answers with infinity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.calls = nn.Parameter(torch.ones(5)), 0
+
+    def forward(self, x, level, label=None):
+        self.calls += 1
+        return x * self.weight * (math.inf if self.calls == 3 else 1.0)
+
+
+def test_what_is_not_finite_stops_the_run_and_is_not_applied():
+    model = Denoiser(Explodes(), Gaussian(Flow()), "velocity")
+    config = settings()
+    state = State(model, config)
+    steps = fit(model, DATA, config, None, None, state)
+    next(steps), next(steps)
+    before = {name: value.clone() for name, value in state.tensors().items()}
+    with pytest.raises(SfumatoError, match="step 3: the loss or its gradient is not finite"):
+        next(steps)
+    assert state.step == 2
+    assert all(torch.equal(value, before[name]) for name, value in state.tensors().items())
+
+
+def test_minutes_are_the_budget():
+    config = settings(steps=None, minutes=0.02)
+    state = State(denoiser(), config)
+    found = list(fit(state.denoiser, DATA, config, LABELS, None, state))
+    assert found[-1].done and not any(p.done for p in found[:-1])
+    assert 1.2 <= state.elapsed < 10 and found[-1].samples == 7 * len(found)
+    assert found[-1].lr < 0.2 * config.lr
+
+
+def test_no_budget_is_refused():
+    with pytest.raises(SfumatoError, match="steps or minutes"):
+        next(fit(denoiser(), DATA, settings(steps=None)))
+
+
+def test_counts_need_a_spec():
+    with pytest.raises(SfumatoError, match="data spec"):
+        next(fit(denoiser(), torch.zeros(4, 5, dtype=torch.uint8), settings()))
