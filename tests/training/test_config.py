@@ -42,7 +42,10 @@ def test_yaml_round_trip(tmp_path):
     assert yaml.safe_load(path.read_text()) == config.to_dict()
 
 
-@pytest.mark.parametrize("text, words", [("a: [", "not valid YAML"), ("- 1", "must hold settings"), ("stepz: 3", "steps")])
+BAD_YAML = [("a: [", "not valid YAML"), ("- 1", "must hold settings"), ("stepz: 3", "steps")]
+
+
+@pytest.mark.parametrize("text, words", BAD_YAML)
 def test_bad_yaml_is_one_sentence(tmp_path, text, words):
     path = tmp_path / "c.yaml"
     path.write_text(text)

@@ -67,7 +67,7 @@ def test_training_learns():
 
 
 def test_the_trivial_guess_is_exact_for_white_data():
-    # E[x | z] of unit white data is the linear guess, so that no predictor is better; its x-error is sigma^2/(alpha^2+sigma^2)
+    # E[x | z] of unit white data is the linear guess; its error in x is sigma^2 / (alpha^2 + sigma^2)
     process = Gaussian(Flow())
     x, eps = (noise.normal(s, range(4000), (8,), noise.DATA) for s in (1, 2))
     t = torch.full((4000,), 0.3, dtype=torch.float64)

@@ -156,8 +156,8 @@ def _step(denoiser: Denoiser, batches: Batches, config: TrainConfig, state: Stat
     norm = torch.nn.utils.clip_grad_norm_(state.parameters, largest, foreach=True)
     if not math.isfinite(float(loss.detach() + norm)):
         raise SfumatoError(
-            f"Training stopped at step {state.step + 1:,}: the loss or its gradient is not finite. Nothing of this "
-            f"step was kept; go on from the last checkpoint with a lower --lr than {config.lr:g} or --precision float32."
+            f"Training stopped at step {state.step + 1:,}: the loss or its gradient is not finite. Nothing of it "
+            f"was kept; go on from the last checkpoint with a lower --lr than {config.lr:g} or --precision float32."
         )
     for group in state.optimizer.param_groups:
         group["lr"] = lr

@@ -66,9 +66,9 @@ def train(
     device = device_of(chosen.device)
     source = _open(data, labels if label_file is None else None, chosen)
     chosen = _with_budget(chosen, source)
-    path = folder.new(chosen.out, source.name)
     spec = DataSpec.fit(source, source.split(chosen.holdout)[0])
     denoiser = _denoiser(_network(spec, chosen, len(source)), spec, chosen, device)
+    path = folder.new(chosen.out, source.name)
     console = console or Console()
     for note in source.notes:
         console.note(note)
@@ -144,7 +144,7 @@ def _read_labels(path: str) -> Any:
     try:
         if path.endswith(".npy"):
             return np.load(path, allow_pickle=False)
-        return Path(path).read_text(encoding="utf-8").split("\n" if path.endswith(".txt") else None)
+        return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
     except OSError as error:
         raise SfumatoError(f"The labels {path} cannot be read: {reason(error)}.") from None
     except ValueError as error:

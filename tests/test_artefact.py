@@ -1,0 +1,190 @@
+"""The model file: what goes in comes out; every fault is one sentence and leaves nothing behind."""
+
+import json
+import os
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import sfumato as sf
+from sfumato import artefact, files
+from sfumato.data import DataSpec
+from sfumato.errors import SfumatoError
+
+Z = torch.randn(3, 1, 6, 7, generator=torch.Generator().manual_seed(0))
+T = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
+
+
+def filled(denoiser: sf.Denoiser, seed: int) -> sf.Denoiser:
+    """Weights that all differ from zero, so that an output tells them apart."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in denoiser.net.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) * 0.1)
+    return denoiser.eval()
+
+
+def denoiser(seed: int = 1) -> sf.Denoiser:
+    x = torch.arange(20 * 42, dtype=torch.int64).reshape(20, 1, 6, 7).remainder(251).to(torch.uint8)
+    spec = DataSpec.fit(sf.data.open(x, labels=[f"kind {i % 3}" for i in range(20)]))
+    net = sf.nets.UNet((1, 6, 7), channels=(8, 16), blocks=1, classes=3)
+    schedule = sf.schedules.Shifted(sf.schedules.Cosine(0.01), 2.0)
+    made = sf.Denoiser(net, sf.Gaussian(schedule), "v", 0.9, spec)
+    made.plans = {"fast": sf.solvers.Multistep(order=2).plan(schedule, 4)}
+    made.provenance = {"seed": 5, "samples_seen": 1234}
+    return filled(made, seed)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    raw = denoiser(2).net.state_dict()
+    return artefact.save(denoiser(1), tmp_path_factory.mktemp("model") / "m.safetensors", raw)
+
+
+def test_a_loaded_model_is_the_saved_one(model):
+    label = torch.tensor([0, 2, -1])
+    for weights, seed in (("ema", 1), ("raw", 2)):
+        first, second = denoiser(seed), sf.load(model, weights)
+        with torch.no_grad():
+            assert torch.equal(first(Z, T, label=label).x, second(Z, T, label=label).x)
+        assert second.process == first.process and second.spec == first.spec and second.sigma_data == 0.9
+        assert second.plans == first.plans and not second.training
+        assert second.provenance["samples_seen"] == 1234
+
+
+def test_a_second_round_changes_no_bit(model, tmp_path):
+    again = artefact.save(sf.load(model), tmp_path / "again.safetensors", sf.load(model, "raw").net.state_dict())
+    ours, theirs = load_file(model), load_file(again)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_the_contract_reads_without_weights(model):
+    facts = artefact.read_contract(model)
+    assert facts["target"] == "v" and facts["net"]["name"] == "UNet" and facts["raw"]
+    assert facts["parameters"] == sum(p.numel() for p in denoiser().net.parameters())
+    assert facts["conditions"] == {"label": {"classes": ["kind 0", "kind 1", "kind 2"]}}
+    text = "\n".join(artefact.describe(model))
+    assert "Shifted" in text and "1,234 samples" in text and f"{facts['parameters']:,}" in text and "kind 2" in text
+
+
+def test_a_run_folder_stands_for_its_model(model, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(model.read_bytes())
+    assert artefact.read_contract(tmp_path)["hash"] == artefact.read_contract(model)["hash"]
+
+
+def rewrite(source: Path, path: Path, change) -> Path:
+    """The file with another contract, its tensors untouched."""
+    contract, _ = files.read_header(source)
+    save_file(load_file(source), path, metadata={files.KEY: json.dumps(change(contract))})
+    return path
+
+
+def flipped(data: bytes) -> bytes:
+    return data[:-5] + bytes([data[-5] ^ 1]) + data[-4:]
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (lambda b: b[: len(b) // 2], "cut short"),
+        (lambda b: b[:-1], "cut short"),
+        (lambda b: b[:300], "cut short"),
+        (lambda b: b[:5], "not a model file"),
+        (lambda b: b"", "not a model file"),
+        (flipped, "do not match its hash"),
+        (lambda b: b + b"more", "damaged"),
+        (lambda b: b"PK\x03\x04" + bytes(5000), "not a model file"),
+        (lambda b: struct.pack("<Q", 12) + b'{"a": 1, "b"', "header is damaged"),
+    ],
+)
+def test_damaged_files_are_refused(model, tmp_path, damage, words):
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(damage(model.read_bytes()))
+    with pytest.raises(SfumatoError, match=words) as caught:
+        sf.load(path)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda c: c | {"version": 99}, "newer version of sfumato .*upgrade"),
+        (lambda c: c | {"version": "?"}, "not a model file"),
+        (lambda c: c | {"target": "x"}, "do not match its hash"),
+        (lambda c: c | {"hash": "0" * 64}, "do not match its hash"),
+        (lambda c: c | {"format": "sfumato checkpoint"}, "not a model file but a sfumato checkpoint"),
+        (lambda c: [1], "contract is damaged"),
+    ],
+)
+def test_other_contracts_are_refused(model, tmp_path, change, words):
+    with pytest.raises(SfumatoError, match=words):
+        sf.load(rewrite(model, tmp_path / "bad.safetensors", change))
+
+
+@pytest.mark.parametrize("change", [lambda t: dict(list(t.items())[:-1]), lambda t: t | {"net.more": torch.ones(2)}])
+def test_missing_and_foreign_weights_are_refused(model, tmp_path, change):
+    # sealed with a right hash, so that only the weights themselves are wrong
+    contract, tensors = files.read_sealed(model)
+    kept = {name: value for name, value in tensors.items() if name.startswith("net.")}
+    files.write_sealed(tmp_path / "bad.safetensors", change(kept), contract)
+    with pytest.raises(SfumatoError, match="weights of its network: 1 are missing"):
+        sf.load(tmp_path / "bad.safetensors")
+
+
+def test_tensors_without_a_contract_are_refused(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "t.safetensors")
+    with pytest.raises(SfumatoError, match="no sfumato contract"):
+        sf.load(tmp_path / "t.safetensors")
+
+
+@pytest.mark.parametrize("name, words", [("none.safetensors", "does not exist"), (".", "folder without model")])
+def test_missing_files_are_one_sentence(tmp_path, name, words):
+    with pytest.raises(SfumatoError, match=words):
+        sf.load(tmp_path / name)
+
+
+def test_raw_weights_must_be_there(tmp_path):
+    path = artefact.save(denoiser(), tmp_path / "m.safetensors")
+    with pytest.raises(SfumatoError, match="keeps no raw weights"):
+        sf.load(path, "raw")
+    with pytest.raises(SfumatoError, match="'ema' or 'raw'"):
+        sf.load(path, "best")
+
+
+def test_nothing_is_left_behind_by_a_failure(tmp_path, monkeypatch):
+    path = artefact.save(denoiser(), tmp_path / "m.safetensors")
+    before = path.read_bytes()
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(SfumatoError, match="cannot be written: no space left"):
+        artefact.save(denoiser(2), path)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["m.safetensors"]
+
+
+def test_what_cannot_be_written_is_refused(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(SfumatoError, match="cannot be written"):
+        artefact.save(denoiser(), blocked / "m.safetensors")
+    own = sf.Denoiser(torch.nn.Linear(2, 2), sf.Gaussian(sf.schedules.Flow()))
+    with pytest.raises(SfumatoError, match="no `config`"):
+        artefact.save(own, tmp_path / "m.safetensors")
+    broken = denoiser()
+    with torch.no_grad():
+        next(broken.net.parameters()).view(-1)[0] = torch.nan
+    with pytest.raises(SfumatoError, match="NaN"):
+        artefact.save(broken, tmp_path / "m.safetensors")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_tied_weights_are_written(tmp_path):
+    value = torch.ones(3)
+    files.write_sealed(tmp_path / "t.safetensors", {"a": value, "b": value, "c": value.view(3, 1).mT}, {})
+    _, tensors = files.read_sealed(tmp_path / "t.safetensors")
+    assert all(torch.equal(v.flatten(), value) for v in tensors.values()) and len(tensors) == 3

@@ -1,0 +1,191 @@
+"""Runs and their folders: exact resume through the files, interruption, and what a user may get wrong."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import sfumato as sf
+from sfumato.errors import SfumatoError
+from sfumato.pictures import read_manifest
+from sfumato.training import checkpoint
+from sfumato.training.console import Silent
+from sfumato.training.folder import read
+from sfumato.training.interrupt import Interrupted
+
+SETTINGS = {"steps": 12, "batch": 8, "precision": "float32", "net": "tiny"}
+TIMED = {"elapsed", "eta", "rate"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "moons.npz"
+    generator = np.random.default_rng(0)
+    np.savez(path, x=generator.normal(size=(80, 6)).astype(np.float32), labels=np.arange(80) % 2)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory) -> sf.training.Run:
+    return sf.train(data, tmp_path_factory.mktemp("runs") / "whole", console=Silent(), **SETTINGS)
+
+
+class StopAt(Silent):
+    """Sends this process a signal after a step, as Ctrl-C or a scheduler does."""
+
+    def __init__(self, step: int, number: int = signal.SIGINT) -> None:
+        super().__init__()
+        self.step, self.number, self.said = step, number, []
+
+    def note(self, text):
+        self.said.append(text)
+
+    def __call__(self, progress):
+        if progress.step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+def same(a: Path, b: Path) -> None:
+    first, second = (checkpoint.latest(path) for path in (a, b))
+    assert first[1].keys() == second[1].keys()
+    assert all(torch.equal(first[1][name], second[1][name]) for name in first[1])
+    ours, theirs = (
+        [{k: v for k, v in line.items() if k not in TIMED} for line in read(path / "metrics.jsonl")] for path in (a, b)
+    )
+    assert ours == theirs and [line["step"] for line in ours] == list(range(1, 13))
+
+
+def test_a_run_leaves_its_folder(whole):
+    assert {p.name for p in whole.path.iterdir()} == {
+        "config.yaml", "metrics.jsonl", "samples", "report.html", "checkpoints", "model.safetensors",
+    }  # fmt: skip
+    assert [p.name for p in checkpoint.found(whole.path)] == ["step_00000012.safetensors", "step_00000000.safetensors"]
+    assert sorted(p.name for p in (whole.path / "samples").iterdir()) == ["step_00000006.png", "step_00000012.png"]
+    manifest = read_manifest(whole.path / "samples/step_00000012.png")
+    assert manifest["samples_seen"] == "96" and manifest["guidance"] == "2.5"
+    assert whole.metrics[-1]["done"] and whole.denoiser.provenance["steps"] == 12
+    assert sf.training.config.from_yaml(str(whole.path / "config.yaml")) == whole.config
+
+
+def test_the_report_opens_without_a_network(whole):
+    page = (whole.path / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == 2 and page.count("data:image/png;base64,") == 2
+    assert not re.search(r'(?:src|href)=(?!"data:)|https?:|@import|url\(', page)
+    assert "moving average" in page and "trivial predictor" in page and f"sfumato sample {whole.path}" in page
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_goes_on_exactly(data, whole, tmp_path, number):
+    out, console = tmp_path / "run", StopAt(5, number)
+    with pytest.raises(Interrupted, match=f"sfumato resume {out}"):
+        sf.train(data, out, console=console, **SETTINGS)
+    assert "Stopped at step 5" in console.said[-1]
+    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+    assert sf.load(out).provenance["steps"] == 5 and (out / "report.html").exists()
+    # lines that a killed process wrote after its checkpoint are taken away again
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "loss": 99.0}\n{"step": 7, "lo')
+    run = sf.resume(out, console=Silent())
+    assert run.denoiser.provenance["steps"] == 12
+    same(out, whole.path)
+
+
+def test_a_half_written_checkpoint_is_never_chosen(data, whole, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        sf.train(data, out, console=StopAt(4), **SETTINGS)
+    newest = checkpoint.found(out)[0]
+    (newest.parent / "step_00000009.safetensors").write_bytes(newest.read_bytes()[:-100])
+    (newest.parent / ".step_00000010.safetensors.x.tmp").write_bytes(b"")
+    console = StopAt(-1)
+    sf.resume(out, console=console)
+    assert "Passed over" in console.said[0] and "step_00000009" in console.said[0] and "step 4" in console.said[1]
+    same(out, whole.path)
+
+
+def test_a_killed_process_leaves_a_run_that_goes_on(data, tmp_path):
+    code = (
+        "import sys, sfumato as sf; from sfumato.training.console import Silent\n"
+        "sf.train(*sys.argv[1:], console=Silent(), steps=100000, batch=8, net='tiny', checkpoint_every=0.001)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, str(data), str(tmp_path / "run")])
+    limit = time.monotonic() + 60
+    while len(checkpoint.found(tmp_path / "run")) < 2 and time.monotonic() < limit:
+        time.sleep(0.02)
+    child.kill()
+    child.wait()
+    reached = checkpoint.latest(tmp_path / "run")[0]["counters"]["step"]
+    assert reached > 0
+    run = sf.resume(tmp_path / "run", steps=reached + 3, console=Silent())
+    assert run.metrics[-1]["step"] == reached + 3
+
+
+def test_a_finished_run_wants_a_larger_budget(data, tmp_path):
+    sf.train(data, tmp_path / "run", console=Silent(), **{**SETTINGS, "steps": 3})
+    with pytest.raises(SfumatoError, match="budget of 3 steps"):
+        sf.resume(tmp_path / "run", console=Silent())
+    assert sf.resume(tmp_path / "run", steps=5, console=Silent()).metrics[-1]["step"] == 5
+    assert len(checkpoint.found(tmp_path / "run")) == 2
+
+
+def test_training_works_outside_the_main_thread(data, tmp_path):
+    found = []
+    thread = threading.Thread(
+        target=lambda: found.append(sf.train(data, tmp_path / "run", console=Silent(), **{**SETTINGS, "steps": 2}))
+    )
+    thread.start()
+    thread.join()
+    assert found and found[0].metrics[-1]["done"]
+
+
+def test_an_array_in_memory_is_asked_for_again(tmp_path):
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    sf.train(x, tmp_path / "run", console=Silent(), **{**SETTINGS, "steps": 2})
+    with pytest.raises(SfumatoError, match="array in memory"):
+        sf.resume(tmp_path / "run", steps=4, console=Silent())
+    with pytest.raises(SfumatoError, match="not the data"):
+        sf.resume(tmp_path / "run", data=x + 1, steps=4, console=Silent())
+    assert sf.resume(tmp_path / "run", data=x, steps=4, console=Silent()).metrics[-1]["step"] == 4
+
+
+def test_what_bad_input_gets(data, whole, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    places = ((whole.path, "holds a run already"), (blocked, "is a file"), (blocked / "x", "cannot be written"))
+    for out, words in places:
+        with pytest.raises(SfumatoError, match=words):
+            sf.train(data, out, console=Silent(), **SETTINGS)
+    for settings, words in (
+        ({"epochs": 3}, "no setting 'epochs'"), ({"device": "cuda:77"}, "cuda:77"), ({"target": "eps"}, "zero signal"),
+        ({"target": "w"}, "target cannot be"), ({"labels": str(tmp_path / "none.txt")}, "labels .* cannot be read"),
+    ):  # fmt: skip
+        with pytest.raises(SfumatoError, match=words):
+            sf.train(data, tmp_path / "new", console=Silent(), **{**SETTINGS, **settings})
+    with pytest.raises(SfumatoError, match="did you mean|none of the built-in"):
+        sf.train(tmp_path / "nothing", tmp_path / "new", console=Silent())
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_bad_resumes(whole, tmp_path):
+    for run, words in ((tmp_path / "no", "not a run folder"), (tmp_path, "holds no run")):
+        with pytest.raises(SfumatoError, match=words):
+            sf.resume(run)
+    with pytest.raises(SfumatoError, match="batch cannot change"):
+        sf.resume(whole.path, batch=3)
+    with pytest.raises(SfumatoError, match="did you mean 'steps'"):
+        sf.resume(whole.path, step=3)
+
+
+def test_labels_from_a_file(tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32))
+    (tmp_path / "y.txt").write_text("\n".join(["red", "deep blue"] * 10) + "\n")
+    run = sf.train(tmp_path / "x.npy", tmp_path / "run", labels=tmp_path / "y.txt", console=Silent(), **SETTINGS)
+    assert run.denoiser.spec.classes == ("deep blue", "red")
