@@ -1,5 +1,6 @@
 """Runs and their folders: exact resume through the files, interruption, and what a user may get wrong."""
 
+import io
 import os
 import re
 import signal
@@ -17,7 +18,7 @@ import sfumato as sf
 from sfumato.errors import SfumatoError
 from sfumato.pictures import read_manifest
 from sfumato.training import checkpoint
-from sfumato.training.console import Silent
+from sfumato.training.console import Console, Silent
 from sfumato.training.folder import read
 from sfumato.training.interrupt import Interrupted
 
@@ -189,3 +190,22 @@ def test_labels_from_a_file(tmp_path):
     (tmp_path / "y.txt").write_text("\n".join(["red", "deep blue"] * 10) + "\n")
     run = sf.train(tmp_path / "x.npy", tmp_path / "run", labels=tmp_path / "y.txt", console=Silent(), **SETTINGS)
     assert run.denoiser.spec.classes == ("deep blue", "red")
+
+
+class Stream(io.StringIO):
+    def __init__(self, live: bool) -> None:
+        super().__init__()
+        self.live = live
+
+    def isatty(self):
+        return self.live
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_bar_is_drawn_on_a_terminal_only(data, tmp_path, live):
+    stream = Stream(live)
+    sf.train(data, tmp_path / "run", console=Console(stream), **SETTINGS)
+    text = stream.getvalue()
+    assert ("\r" in text) == live
+    assert "step 12" in text and "100%" in text and "samples/s" in text and "nan" not in text
+    assert "loss" in text and "valid" in text and "80 samples" in text

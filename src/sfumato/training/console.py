@@ -26,7 +26,8 @@ class Console:
         self.stream = stream or sys.stderr
         self._live = self.stream.isatty()
         self._bar: Any = None
-        self._last, self._loss, self._norm = 0.0, float("nan"), float("nan")
+        self._last, self._norm = 0.0, 0.0
+        self._loss: float | None = None
         self._valid: float | None = None
 
     def note(self, text: str) -> None:
@@ -42,14 +43,15 @@ class Console:
             self._valid = progress.validation.best
         if self._live:
             self._draw(progress)
-        elif progress.done or time.monotonic() - self._last >= QUIET_SECONDS:
+        elif progress.done or (self._loss is not None and time.monotonic() - self._last >= QUIET_SECONDS):
             self._last = time.monotonic()
             done = f"step {progress.step:,}  {progress.fraction:4.0%}"
             self.note(f"{done}  {self._figures(progress)}  eta {seconds(progress.eta)}")
 
     def _figures(self, progress: Progress) -> str:
         valid = "" if self._valid is None else f"  valid {self._valid:.4f}"
-        return f"loss {self._loss:.4f}{valid}  grad {self._norm:.2f}  {progress.rate:,.0f} samples/s"
+        loss = "" if self._loss is None else f"loss {self._loss:.4f}{valid}  grad {self._norm:.2f}  "
+        return f"{loss}{progress.rate:,.0f} samples/s"
 
     def _draw(self, progress: Progress) -> None:
         if self._bar is None:

@@ -30,7 +30,8 @@ h1 { font-size: 28px; font-weight: 650; margin: 0 0 4px; } h2 { font-size: 18px;
 .quiet { color: var(--quiet); margin: 0; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin-top: 24px; }
 .cards div { background: var(--panel); border-radius: 8px; padding: 12px 16px; }
-.cards b { display: block; font-size: 22px; font-weight: 600; font-variant-numeric: tabular-nums; }
+.cards b { display: block; font-size: 22px; font-weight: 600; font-variant-numeric: tabular-nums;
+  white-space: nowrap; }
 .cards span { color: var(--quiet); font-size: 14px; }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 32px; }
 .two h2 { margin-bottom: 4px; } .two .quiet { min-height: 48px; font-size: 14px; margin-bottom: 8px; }
@@ -63,7 +64,7 @@ def write(run: Path) -> Path:
     name = run.resolve().name
     parts = [
         f"<h1>{escape(name)}</h1>", f'<p class="quiet">{_subtitle(run, lines, model)}</p>',
-        _cards(lines, model), _pictures(run), _curves(lines), _next(run, model), _settings(settings, model),
+        _cards(lines, model), _pictures(run), _curves(lines), _next(run, model, settings), _settings(settings, model),
     ]  # fmt: skip
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(name)}</title>'
     head = f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head>'
@@ -84,7 +85,7 @@ def _cards(lines: list[dict[str, Any]], model: dict[str, Any] | None) -> str:
     found: list[tuple[str, str]] = []
     if model is not None:
         found.append((f"{model['parameters'] / 1e6:.2f} M", f"parameters, {model['net']['name']}"))
-        shape = " × ".join(map(str, model["spec"]["shape"]))
+        shape = "\u2009×\u2009".join(map(str, model["spec"]["shape"]))
         found.append((shape, f"{model['spec']['dtype']} {model['spec']['kind']}s"))
     if lines:
         last = lines[-1]
@@ -122,7 +123,7 @@ def _curves(lines: list[dict[str, Any]]) -> str:
         return [(line["samples"], line[name]) for line in lines if line.get(name) is not None]
 
     losses = [
-        Line("training", _smooth(points("loss")), "c4"),
+        Line("training", _smooth(points("loss")), "c3"),
         Line("validation, raw weights", points("valid_raw"), "c2", True),
         Line("validation, moving average", points("valid_ema"), "c1", True),
     ]
@@ -153,9 +154,9 @@ def _smooth(points: list[tuple[float, float]], most: int = 150) -> list[tuple[fl
     return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in parts]
 
 
-def _next(run: Path, model: dict[str, Any] | None) -> str:
+def _next(run: Path, model: dict[str, Any] | None, settings: dict[str, Any]) -> str:
     classes = (model or {}).get("conditions", {}).get("label", {}).get("classes", [])
-    chosen = f" --class {_quoted(classes[0])} --guidance 3" if classes else ""
+    chosen = f" --class {_quoted(classes[0])} --guidance {settings['guidance']:g}" if classes else ""
     where = _quoted(str(run))
     commands = (
         f"sfumato sample {where} -n 64{chosen} -o samples.png\n"

@@ -25,6 +25,7 @@ from sfumato.training.state import State
 
 GRID_STEPS = 10  # of the solver: enough to judge by, and quick
 _GRID_SHARE = 0.02  # of the work of training that one grid may cost
+_LAST_GRID = 5  # times as much for the last, which is drawn when the budget is used
 _ROWS, _COLUMNS = 10, 4
 
 
@@ -130,7 +131,9 @@ class Session:
     def _layout(self) -> tuple[int, list[int], list[str] | None]:
         """(columns, labels of the samples, names of the rows): as many as the run can bear."""
         total = self.state.samples / max(self.fraction, 1e-9)
-        count = max(4, int(3 * _GRID_SHARE * total / (4 * GRID_STEPS)))
+        share = _GRID_SHARE * (_LAST_GRID if self.finished else 1)
+        # a call of the network is a third of a training sample's work; two sets of weights, two calls with guidance
+        count = max(4, int(3 * share * total / (4 * GRID_STEPS)))
         classes = self.source.classes
         if not classes:
             if self.source.shape == (2,):
