@@ -209,3 +209,20 @@ def test_a_bar_is_drawn_on_a_terminal_only(data, tmp_path, live):
     assert ("\r" in text) == live
     assert "step 12" in text and "100%" in text and "samples/s" in text and "nan" not in text
     assert "loss" in text and "valid" in text and "80 samples" in text
+
+
+def test_classes_that_are_numbers_are_drawn(tmp_path):
+    x = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
+    run = sf.train(x, tmp_path / "run", labels=np.resize([1, 5, 2], 40), console=Silent(), **SETTINGS)
+    assert run.denoiser.spec.classes == ("1", "2", "5")
+    assert len(list((run.path / "samples").iterdir())) == 2
+
+
+def test_a_grid_that_fails_does_not_stop_the_run(data, tmp_path, monkeypatch):
+    def refuse(*args, **options):
+        raise SfumatoError("no such thing")
+
+    monkeypatch.setattr("sfumato.training.session.sample", refuse)
+    console = StopAt(-1)
+    run = sf.train(data, tmp_path / "run", console=console, **SETTINGS)
+    assert run.metrics[-1]["done"] and sum("No samples were drawn" in line for line in console.said) == 2

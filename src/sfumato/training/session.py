@@ -11,6 +11,7 @@ import torch
 
 from sfumato import artefact
 from sfumato.data import Source
+from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
 from sfumato.pictures import beside, picture, save_png
 from sfumato.sampling import sample
@@ -128,8 +129,8 @@ class Session:
         self.log.close()
         self.console.close()
 
-    def _layout(self) -> tuple[int, list[int], list[str] | None]:
-        """(columns, labels of the samples, names of the rows): as many as the run can bear."""
+    def _layout(self) -> tuple[int, list[str], list[str] | None]:
+        """(columns, class of each sample, names of the rows): as many as the run can bear."""
         total = self.state.samples / max(self.fraction, 1e-9)
         share = _GRID_SHARE * (_LAST_GRID if self.finished else 1)
         # a call of the network is a third of a training sample's work; two sets of weights, two calls with guidance
@@ -137,16 +138,23 @@ class Session:
         classes = self.source.classes
         if not classes:
             if self.source.shape == (2,):
-                return 1, [-1] * 500, None
+                return 1, [""] * 500, None
             side = min(6, math.isqrt(count))
-            return side, [-1] * side**2, None
+            return side, [""] * side**2, None
         rows = min(_ROWS, len(classes))
         columns = min(_COLUMNS, max(1, count // rows))
         if self.source.shape == (2,):
             columns = 50
-        return columns, [row for row in range(rows) for _ in range(columns)], classes[:rows]
+        return columns, [name for name in classes[:rows] for _ in range(columns)], classes[:rows]
 
     def draw(self) -> None:
+        """A grid of samples; where it cannot be drawn a note says so, and training goes on."""
+        try:
+            self._draw()
+        except SfumatoError as error:
+            self.console.note(f"No samples were drawn at step {self.state.step:,}: {error}")
+
+    def _draw(self) -> None:
         """samples/step_*.png: samples of the raw weights and of their moving average, side by side."""
         columns, labels, names = self._layout()
         guided = bool(self.source.classes)
