@@ -1,6 +1,7 @@
 """A denoiser: network + process + target + input scaling; a belief comes out.
 
-    y = net(c_in z, noise_level),   c_in = 1 / sqrt(sigma^2 + alpha^2 sigma_data^2),   noise_level = -logsnr / 8 = ln(sigma/alpha) / 4
+    y = net(c_in z, noise_level)
+    c_in = 1 / sqrt(sigma^2 + alpha^2 sigma_data^2),   noise_level = -logsnr / 8 = ln(sigma/alpha) / 4
 
 The network sees the noise level through logsnr alone, so that a trained network works under any schedule
 (`compose.Rescheduled`). Source: Karras et al. 2022 (2206.00364), Eq. 7 and Table 1, stated for any (alpha, sigma).
@@ -25,7 +26,8 @@ LOGSNR_LIMIT = 40.0  # beyond, the state is clean or pure noise in double precis
 class Model(Protocol):
     """Anything that turns a state into a belief."""
 
-    process: Gaussian
+    @property
+    def process(self) -> Gaussian: ...
 
     def __call__(self, z: Tensor, t: Time, **cond: Any) -> Estimate: ...
 
@@ -76,7 +78,8 @@ class Denoiser(nn.Module):
         alpha, sigma = self.process.schedule(t)
         c_in = 1 / torch.sqrt(sigma**2 + (alpha * self.sigma_data) ** 2)
         level = noise_level(self.process.schedule.logsnr(t)).to(z.device).expand(len(z))
-        with torch.autocast(z.device.type, self.compute_dtype or torch.bfloat16, enabled=self.compute_dtype is not None):
+        low = self.compute_dtype
+        with torch.autocast(z.device.type, low or torch.bfloat16, enabled=low is not None):
             y = self.net(broadcast(c_in, z) * z, level, **cond)
         return y.to(z.dtype)
 

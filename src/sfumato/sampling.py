@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sfumato import noise
-from sfumato.compose import guide
+from sfumato.compose import NULL, guide
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
 from sfumato.solvers import Plan, Solver, State, default
@@ -31,24 +31,34 @@ def make_plan(
 
 
 def _conditions(model: Model, cond: dict[str, Any], n: int) -> dict[str, Tensor]:
-    """Labels by name or number, one or n of them, as int64 (n,)."""
-    spec = getattr(model, "spec", None)
+    """Labels as int64 (n,): names or numbers as a user spells them, or a tensor of indices; -1 is the null class."""
     out = {}
     for name, value in cond.items():
         if value is None:
             continue
-        many = not isinstance(value, str) and (isinstance(value, Sequence) or getattr(value, "ndim", 0) > 0)
-        values = value if many else [value]
-        resolved = [int(v) if spec is None or int_like(v, -1) else spec.class_index(v) for v in values]
-        if len(resolved) not in (1, n):
-            raise SfumatoError(f"The condition {name!r} has {len(resolved)} values for {n} samples: give one, or one each.")
-        out[name] = torch.tensor(resolved).expand(n).clone()
+        if isinstance(value, Tensor):
+            labels = _checked(model, value.reshape(-1))
+        else:
+            many = not isinstance(value, str) and (isinstance(value, Sequence) or getattr(value, "ndim", 0) > 0)
+            labels = torch.tensor([_index_of(model, v) for v in (value if many else [value])])
+        if len(labels) not in (1, n):
+            raise SfumatoError(
+                f"The condition {name!r} has {len(labels)} values for {n} samples: give one, or one each."
+            )
+        out[name] = labels.expand(n).clone()
     return out
 
 
-def int_like(value: Any, number: int) -> bool:
-    """Whether a label means this number, however it is spelt."""
-    return str(value.item() if isinstance(value, Tensor) else value) == str(number)
+def _index_of(model: Model, value: Any) -> int:
+    spec = getattr(model, "spec", None)
+    return int(value) if spec is None or value == NULL else spec.class_index(value)
+
+
+def _checked(model: Model, labels: Tensor) -> Tensor:
+    spec = getattr(model, "spec", None)
+    if spec is not None and bool(((labels < NULL) | (labels >= len(spec.classes))).any()):
+        raise SfumatoError(f"A tensor of labels holds indices from {NULL} (none) to {len(spec.classes) - 1}.")
+    return labels.long()
 
 
 def trajectory(
@@ -62,12 +72,14 @@ def trajectory(
     t_start: float = 1.0,
     t_stop: float = 0.0,
     guidance: float | None = None,
+    interval: tuple[float, float] | None = None,
     **cond: Any,
 ) -> Iterator[State]:
     """The states of one batch on their way, in normalised units: State(z, t, belief); the last has no belief.
 
     z: the state to start from at t_start, or drawn from the prior. index: sample numbers, 0..n-1 by default; sample i
-    of a seed starts from the same noise whatever the batch. Gradients flow where the caller has them enabled.
+    of a seed starts from the same noise whatever the batch. guidance and its interval (logsnr) are `compose.guide`'s;
+    label=... takes names or numbers as a user spells them, or a tensor of indices. Gradients flow where enabled.
     """
     plan = make_plan(model, steps, solver, t_start, t_stop)
     if index is None:
@@ -85,7 +97,7 @@ def trajectory(
     if len(z) != len(index):
         raise SfumatoError(f"{len(z)} start states for {len(index)} samples.")
     labels = {k: v.to(device) for k, v in _conditions(model, cond, len(index)).items()}
-    walker = guide(model, guidance) if guidance is not None else model
+    walker: Model = model if guidance is None else guide(model, guidance, interval)
 
     def fresh(call: int, like: Tensor) -> Tensor:
         return noise.normal(seed, index, tuple(like.shape[1:]), noise.STEP, call, like.device, like.dtype)
@@ -105,6 +117,7 @@ def sample(
     t_stop: float = 0.0,
     batch: int = 256,
     guidance: float | None = None,
+    interval: tuple[float, float] | None = None,
     normalised: bool = False,
     **cond: Any,
 ) -> Tensor:
@@ -128,11 +141,9 @@ def sample(
         for part in torch.arange(n).split(math.ceil(n / math.ceil(n / batch))):
             start = None if z is None else z[part]
             chosen = {k: v[part] for k, v in labels.items()}
-            state = None
-            for state in trajectory(
-                model, solver=plan, seed=seed, z=start, index=numbers[part], guidance=guidance, **chosen
-            ):
-                pass
-            assert state is not None
-            out.append(state.z.cpu() if spec is None else spec.denormalise(state.z.cpu()))
+            walk = trajectory(
+                model, None, None, plan, seed, start, numbers[part], t_start, t_stop, guidance, interval, **chosen
+            )
+            *_, last = walk
+            out.append(last.z.cpu() if spec is None else spec.denormalise(last.z.cpu()))
     return torch.cat(out)

@@ -21,8 +21,9 @@ def how_to_sample(model: str, facts: dict[str, Any]) -> list[str]:
     spec = facts["spec"] or {}
     name = example_class(spec)
     out = "grid.png" if spec.get("kind") == "image" else "samples.npz"
-    one = f" --class {shlex.quote(name)} --guidance 2" if name else ""
-    cond = f", guidance=2.0, label={name!r}" if name else ""
+    scale = facts["provenance"].get("guidance", 2.0)
+    one = f" --class {shlex.quote(name)} --guidance {scale:g}" if name else ""
+    cond = f", guidance={scale}, label={name!r}" if name else ""
     return [
         "To sample it:",
         f"  sfumato sample {shlex.quote(model)} -n 64 -o {out}{one}",
@@ -39,9 +40,10 @@ def example_class(spec: dict[str, Any]) -> str | None:
 
 def inspect(options: Any, voice: Voice) -> None:
     from sfumato import data
-    from sfumato.cli.labels import read_labels
+    from sfumato.data.labels import read_labels
 
-    facts = data.inspect(options.data, labels=read_labels(options.labels), size=options.size)
+    labels = None if options.labels is None else read_labels(options.labels)
+    facts = data.inspect(options.data, labels=labels, size=options.size)
     voice.emit(facts)
     voice.say(*describe(facts))
 

@@ -47,7 +47,7 @@ def draw(options: Any, note: Callable[[str], None]) -> dict[str, Any]:
     plan = sampling.make_plan(denoiser, options.steps, _solver(options.solver))
     model = denoiser if scale is None else guide(denoiser, scale, options.guidance_interval)
     _say_choices(options, spec, scale, note)
-    x = _draw(model, plan, options, index, labels, spec)
+    x = _draw(model, plan, options, index, labels)
     facts = manifest(options, contract, denoiser, plan, scale, index, spec)
     names = None if labels is None else labels.numpy()
     files = write.write(path, folder, x, names, spec, facts)
@@ -106,16 +106,14 @@ def _solver(name: str | None) -> solvers.Solver:
     return solvers.NAMES[name]()
 
 
-def _draw(
-    model: Any, plan: Plan, options: Any, index: torch.Tensor, labels: torch.Tensor | None, spec: DataSpec
-) -> np.ndarray:
+def _draw(model: Any, plan: Plan, options: Any, index: torch.Tensor, labels: torch.Tensor | None) -> np.ndarray:
     """Samples batch by batch, with a bar on a terminal."""
     from tqdm import tqdm
 
     parts = []
     with tqdm(total=len(index), unit=" samples", disable=None, leave=False) as bar:
         for rows in torch.arange(len(index)).split(options.batch):
-            cond: dict[str, Any] = {} if labels is None else {"label": [spec.classes[i] for i in labels[rows].tolist()]}
+            cond: dict[str, Any] = {} if labels is None else {"label": labels[rows]}
             parts.append(sampling.sample(model, solver=plan, seed=options.seed, index=index[rows], **cond))
             bar.update(len(rows))
     x = torch.cat(parts)

@@ -1,7 +1,8 @@
-"""Class labels: any array of integers or strings -> (indices, names)."""
+"""Class labels: any array of integers or strings, or a file of them -> (indices, names)."""
 
 import difflib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,21 @@ import torch
 from torch import Tensor
 
 from ..errors import SfumatoError
+from ..files import reason
+
+
+def read_labels(path: str) -> np.ndarray | list[str]:
+    """The labels in a .npy file or, one a line, in a text file; empty lines are skipped."""
+    file = Path(path).expanduser()
+    try:
+        if file.suffix.lower() == ".npy":
+            return np.asarray(np.load(file, allow_pickle=False))
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise SfumatoError(f"the labels {path} cannot be read: {reason(error)}") from None
+    except (ValueError, EOFError) as error:
+        raise SfumatoError(f"{path} holds no labels: {str(error).splitlines()[0]}") from None
+    return [line.strip() for line in lines if line.strip()]
 
 
 def encode_labels(labels: Any, count: int, names: Sequence[str] | None = None) -> tuple[Tensor, list[str]]:

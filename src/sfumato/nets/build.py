@@ -90,4 +90,5 @@ def _unet(shape: tuple[int, ...], classes: int, size: str) -> UNet:
     least = 64 * min(4, math.ceil(values(patch) / 64)) if values(patch) > widths[-1] else 1
     channels = [max(least, widths[(n > 100) + (n > 300)]) for n in places]
     attention = [level for level in range(len(grids))[-attending:] if level and places[level] <= ATTENDED]
-    return UNet(shape, channels, blocks, attention, patch=patch, embed_dim=2 * widths[0], classes=classes)
+    # no blocks between the ways down and up: on the coarsest level the two meet, and both attend there
+    return UNet(shape, channels, blocks, attention, patch=patch, embed_dim=2 * widths[0], classes=classes, middle=0)

@@ -95,9 +95,7 @@ class UNet(nn.Module):
         self.middle = nn.ModuleList(stage(channels[-1], last, k == 0 and last in attend) for k in range(middle))
         # Fewer channels first: the product is cheaper before the up-sampling than after it.
         self.ups = nn.ModuleList(Pointwise(channels[i + 1], channels[i]) for i in reversed(range(last)))
-        self.decoder = nn.ModuleList(
-            stages([2 * channels[i]] * depths[i], i) for i in reversed(range(len(channels)))
-        )
+        self.decoder = nn.ModuleList(stages([2 * channels[i]] * depths[i], i) for i in reversed(range(len(channels))))
         self.norm = group_norm(channels[0])
         self.output = zero(conv(channels[0], outer, grids[0]))
 

@@ -49,5 +49,5 @@ def edm(sigma_data: float = 0.5, mean: float = -1.2, std: float = 1.2) -> Weight
 
 
 def sigmoid(bias: float = 0.0) -> Weight:
-    """w = sigmoid(bias - logsnr): VDM++ and SiD2 (2303.00848, 2410.19324); monotone, so that it is an ELBO with augmentation."""
+    """w = sigmoid(bias - logsnr): VDM++ and SiD2 (2303.00848, 2410.19324); monotone, so an ELBO with augmentation."""
     return lambda lam: torch.sigmoid(bias - lam)

@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sfumato import schedules
-from sfumato import target
+from sfumato import schedules, target
 from sfumato.belief import Estimate, broadcast
 from sfumato.errors import SfumatoError
 from sfumato.schedule import Schedule, Time

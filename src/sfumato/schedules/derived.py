@@ -134,8 +134,10 @@ class FromFunction(Schedule):
             rates = []
             for value in self.curve(leaf):
                 # both values may stand on one graph, which is therefore kept
-                known = value.requires_grad and torch.autograd.grad(value.sum(), leaf, retain_graph=True, allow_unused=True)[0]
-                rates.append(known if isinstance(known, Tensor) else torch.zeros_like(leaf))
+                rate = None  # of a constant
+                if value.requires_grad:
+                    (rate,) = torch.autograd.grad(value.sum(), leaf, retain_graph=True, allow_unused=True)
+                rates.append(torch.zeros_like(leaf) if rate is None else rate)
         return rates[0].detach(), rates[1].detach()
 
     def curve_time(self, logsnr: Tensor) -> Tensor:

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from sfumato import artefact, data, nets
 from sfumato.data import DataSpec, Source
+from sfumato.data.labels import read_labels
 from sfumato.errors import SfumatoError
-from sfumato.files import reason, write_text
+from sfumato.files import write_text
 from sfumato.model import Denoiser
 from sfumato.process import Gaussian
 from sfumato.training import checkpoint, config, folder
@@ -135,20 +135,8 @@ def _finish(session: Session, on_start: Callable[[Session], None] | None) -> Run
 
 def _open(obj: Any, labels: Any, settings: TrainConfig) -> Source:
     if settings.labels is not None:
-        labels = _read_labels(settings.labels)
+        labels = read_labels(settings.labels)
     return data.open(obj, labels=labels, size=settings.size)
-
-
-def _read_labels(path: str) -> Any:
-    """One label a sample from a .npy file or a text file with one a line."""
-    try:
-        if path.endswith(".npy"):
-            return np.load(path, allow_pickle=False)
-        return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
-        raise SfumatoError(f"The labels {path} cannot be read: {reason(error)}.") from None
-    except ValueError as error:
-        raise SfumatoError(f"The labels {path} are neither a .npy array nor text, one label a line: {error}.") from None
 
 
 def _with_budget(settings: TrainConfig, source: Source) -> TrainConfig:

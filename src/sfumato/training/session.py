@@ -113,6 +113,7 @@ class Session:
             "data": self.source.name,
             "samples": len(self.source),
             "seed": self.config.seed,
+            "guidance": self.config.guidance,
             "steps": self.state.step,
             "samples_seen": self.state.samples,
             "seconds": round(self.state.elapsed, 1),
