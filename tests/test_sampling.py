@@ -1,5 +1,7 @@
 """Sampling: sample i of a seed is one sample, whatever the batch; start and stop; user units; conditions."""
 
+import math
+
 import pytest
 import torch
 
@@ -48,6 +50,44 @@ def test_labels_belong_to_their_samples(model):
         alone = sample(model, 1, 8, seed=1, index=[i], label=label)
         torch.testing.assert_close(alone[0], whole[i], rtol=0, atol=1e-9)
     torch.testing.assert_close(sample(model, 7, 8, seed=1, label=None), sample(model, 7, 8, seed=1), rtol=0, atol=0)
+
+
+class Digits:
+    """An exact model of two classes whose names are numbers, and not their indices."""
+
+    def __init__(self):
+        self.inner = law().denoiser(Gaussian(Cosine()))
+        self.process, self.shape = self.inner.process, self.inner.shape
+        self.spec = data.DataSpec.fit(data.open(torch.randn(60, 2), labels=[7, 1] * 30))
+
+    def __call__(self, z, t, label=None):
+        return self.inner(z, t, label)
+
+
+def test_a_label_is_read_once():
+    """By name where a user spells it, by index in a tensor; both on the way to the same samples."""
+    digits = Digits()
+    assert digits.spec.classes == ("1", "7")
+    first = sample(digits, 5, 6, normalised=True, label=torch.tensor([0, 0, 1, 1, -1]))
+    for label in (["1", "1", "7", "7", -1], [1, 1, 7, 7, -1]):
+        torch.testing.assert_close(sample(digits, 5, 6, normalised=True, label=label), first, rtol=0, atol=0)
+    for wrong in (torch.tensor([0, 0, 1, 1, 2]), torch.tensor(-2)):
+        with pytest.raises(SfumatoError, match="indices from -1"):
+            sample(digits, 5, label=wrong)
+    with pytest.raises(SfumatoError, match="no class '0'"):
+        sample(digits, 5, label=0)
+
+
+def test_guidance_in_an_interval_of_logsnr(model):
+    """Without any of it in the interval the samples are the conditional ones; with all of it, the guided ones."""
+    options = {"n": 9, "steps": 12, "seed": 5, "label": 1}
+    plain, guided = sample(model, **options), sample(model, guidance=3.0, **options)
+    assert float((plain - guided).abs().max()) > 0.1
+    close = {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(sample(model, guidance=3.0, interval=(50.0, 60.0), **options), plain, **close)
+    torch.testing.assert_close(sample(model, guidance=3.0, interval=(-math.inf, math.inf), **options), guided, **close)
+    part = sample(model, guidance=3.0, interval=(-1.0, 2.0), **options)
+    assert not bool((part == plain).all() or (part == guided).all())
 
 
 @pytest.mark.parametrize("curve", [LinearBeta(), VE(), Flow()], ids=lambda c: type(c).__name__)

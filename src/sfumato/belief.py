@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
@@ -25,7 +26,7 @@ class Estimate:
 
     Shapes: z (B, ...); t a number or (B,); every property but `alpha sigma logsnr` has the shape of z.
     `row` and `y` are what the model predicted (`target.row`); both signals are read from it when asked for,
-    so that nothing is lost to cancellation. `variance` is Var[x | z] per element where the model knows it.
+    so that nothing is lost to cancellation. `variance`, where the model knows it, is called when it is first asked for.
     """
 
     def __init__(
@@ -37,12 +38,12 @@ class Estimate:
         row: target.Row | None = None,
         x: Tensor | None = None,
         eps: Tensor | None = None,
-        variance: Tensor | None = None,
+        variance: Callable[[], Tensor] | None = None,
         sigma_data: float = 1.0,
     ) -> None:
         self.z, self.t, self.schedule, self.sigma_data = z, as_time(t), schedule, sigma_data
         self.alpha, self.sigma = schedule(self.t)
-        self.variance = variance
+        self._variance = variance
         if y is None:
             if x is None and eps is None:
                 raise SfumatoError("An Estimate needs a prediction: y with its row, x, or eps.")
@@ -71,6 +72,11 @@ class Estimate:
     def eps(self) -> Tensor:
         """E[eps | z]; 0 at sigma = 0, where the state says nothing of the noise."""
         return self._combine(self._solution.ez, self.z, self._solution.ey, self._y)
+
+    @cached_property
+    def variance(self) -> Tensor | None:
+        """Var[x | z] of each element, or None where the model does not know it."""
+        return None if self._variance is None else self._variance()
 
     def target(self, name: str) -> Tensor:
         """The belief in the terms of any row: a x + b eps."""
@@ -103,10 +109,6 @@ class Estimate:
     @property
     def logsnr(self) -> Tensor:
         return self.schedule.logsnr(self.t)
-
-    def replace(self, x: Tensor) -> Estimate:
-        """The belief about the same state with another clean signal, eps following from z."""
-        return Estimate(self.z, self.t, self.schedule, x=x, sigma_data=self.sigma_data)
 
     def lerp(self, other: Estimate, weight: float | Tensor) -> Estimate:
         """self + weight (other - self), about the same state: linear in every row at once."""

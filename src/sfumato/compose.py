@@ -69,12 +69,11 @@ class Guided(Wrapped):
         # one call of twice the batch: cheaper than two calls on every device
         both = {name: torch.cat((value, null[name])) for name, value in cond.items()}
         belief = self.inner(torch.cat((z, z)), torch.cat((t, t)) if t.ndim else t, **both)
-        (x, x_null), (eps, eps_null) = belief.x.chunk(2), belief.eps.chunk(2)
-        w = broadcast(scale, z)
-        return Estimate(
-            z, t, self.process.schedule,
-            x=x_null + w * (x - x_null), eps=eps_null + w * (eps - eps_null), sigma_data=belief.sigma_data,
-        )  # fmt: skip
+        conditional, unconditional = (
+            Estimate(z, t, self.process.schedule, x=x, eps=eps, sigma_data=belief.sigma_data)
+            for x, eps in zip(belief.x.chunk(2), belief.eps.chunk(2), strict=True)
+        )
+        return unconditional.lerp(conditional, scale)
 
 
 def guide(model: Model, scale: float = 1.0, interval: tuple[float, float] | None = None) -> Guided:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Sequence
-from functools import cached_property
 from typing import NamedTuple, TypedDict, Unpack, final
 
 import torch
@@ -283,21 +282,6 @@ def _rows(level: Level, rows: Tensor) -> Level:
     return Level(level.alpha[rows], level.sigma[rows])
 
 
-class ExactEstimate(Estimate):
-    """A belief whose `variance`, Var(x_d|z) like z, is worked out when it is first asked for."""
-
-    def __init__(self, truth: Truth, process: Gaussian, z: Tensor, t: Number, label: Tensor | int | None) -> None:
-        at: At = {"process": process, "t": t, "label": label}
-        m = truth.moments(z, **at)
-        super().__init__(z.to(torch.float64), t, process.schedule, x=m.x, eps=m.eps)
-        self._truth, self._at = truth, at
-        del self.__dict__["variance"]  # so that the property below answers
-
-    @cached_property
-    def variance(self) -> Tensor:  # type: ignore[override]
-        return self._truth.variance(self.z, **self._at)
-
-
 @final
 class ExactDenoiser:
     """E[x|z] of a known law as a model: `model(z, t, label=None) -> Estimate` with x and eps in float64."""
@@ -306,4 +290,7 @@ class ExactDenoiser:
         self.truth, self.process, self.shape = truth, process, truth.shape
 
     def __call__(self, z: Tensor, t: Number, label: Tensor | int | None = None) -> Estimate:
-        return ExactEstimate(self.truth, self.process, z, t, label)
+        at: At = {"process": self.process, "t": t, "label": label}
+        m, truth = self.truth.moments(z, **at), self.truth
+        z = z.to(torch.float64)
+        return Estimate(z, t, self.process.schedule, x=m.x, eps=m.eps, variance=lambda: truth.variance(z, **at))

@@ -16,37 +16,9 @@ from torch import Tensor
 from sfumato.schedule import Schedule, require
 
 
-class BetaSchedule(Schedule):
-    """Variance-preserving curves given by B(t) = int_0^t beta: alpha = exp(-B/2), f = -beta/2."""
-
-    @abc.abstractmethod
-    def beta(self, t: Tensor) -> Tensor: ...
-
-    @abc.abstractmethod
-    def integral(self, t: Tensor) -> Tensor:
-        """B(t)."""
-
-    @abc.abstractmethod
-    def integral_time(self, b: Tensor) -> Tensor:
-        """t with B(t) = b."""
-
-
-def _linear_integral(t: Tensor, lo: float, hi: float) -> Tensor:
-    return t * (lo + 0.5 * (hi - lo) * t)
-
-
-def _linear_integral_time(b: Tensor, lo: float, hi: float) -> Tensor:
-    b = b.clamp_max(1e300)  # pure noise, B = inf, lies beyond every t
-    # the root of a quadratic in the form that does not cancel for small b
-    return 2 * b / (lo + torch.sqrt(lo * lo + 2 * (hi - lo) * b))
-
-
 @dataclasses.dataclass(frozen=True)
-class LinearBeta(BetaSchedule):
-    """VP with linear beta: B(t) = b0 t + (b1 - b0) t^2 / 2, alpha = exp(-B/2), sigma^2 = 1 - exp(-B).
-
-    Song et al. 2021 (2011.13456), Eq. 32-33; the continuous limit of DDPM's table (b = 1000 * beta_i).
-    """
+class BetaSchedule(Schedule):
+    """alpha = exp(-B/2) with a linear beta = b0 + (b1 - b0) t, B(t) = int_0^t beta; f = -beta/2."""
 
     beta_min: float = 0.1
     beta_max: float = 20.0
@@ -58,10 +30,23 @@ class LinearBeta(BetaSchedule):
         return self.beta_min + (self.beta_max - self.beta_min) * t
 
     def integral(self, t: Tensor) -> Tensor:
-        return _linear_integral(t, self.beta_min, self.beta_max)
+        """B(t)."""
+        return t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t)
 
     def integral_time(self, b: Tensor) -> Tensor:
-        return _linear_integral_time(b, self.beta_min, self.beta_max)
+        """t with B(t) = b."""
+        b = b.clamp_max(1e300)  # pure noise, B = inf, lies beyond every t
+        # the root of a quadratic in the form that does not cancel for small b
+        slope = self.beta_max - self.beta_min
+        return 2 * b / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * b))
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearBeta(BetaSchedule):
+    """VP with linear beta: B(t) = b0 t + (b1 - b0) t^2 / 2, alpha = exp(-B/2), sigma^2 = 1 - exp(-B).
+
+    Song et al. 2021 (2011.13456), Eq. 32-33; the continuous limit of DDPM's table (b = 1000 * beta_i).
+    """
 
     def curve(self, t: Tensor) -> tuple[Tensor, Tensor]:
         b = self.integral(t)
@@ -81,21 +66,6 @@ class SubVP(BetaSchedule):
 
     Song et al. 2021 (2011.13456), Eq. 29.
     """
-
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-
-    def __post_init__(self) -> None:
-        require(0 <= self.beta_min < math.inf and 0 < self.beta_max < math.inf, self, "beta_min >= 0 and beta_max > 0")
-
-    def beta(self, t: Tensor) -> Tensor:
-        return self.beta_min + (self.beta_max - self.beta_min) * t
-
-    def integral(self, t: Tensor) -> Tensor:
-        return _linear_integral(t, self.beta_min, self.beta_max)
-
-    def integral_time(self, b: Tensor) -> Tensor:
-        return _linear_integral_time(b, self.beta_min, self.beta_max)
 
     def curve(self, t: Tensor) -> tuple[Tensor, Tensor]:
         b = self.integral(t)
