@@ -27,6 +27,10 @@ import torch
 import efficientnet_lite0 as lite0
 import fashion_classifier
 import fashion_metrics as metrics
+import sfumato as sf
+from sfumato.training.config import TrainConfig
+from sfumato.training.precision import compute_dtype
+from sfumato.training.session import GRID_STEPS
 
 HERE = Path(__file__).resolve().parent
 JUDGE = "Fashion-MNIST judge (fashion_classifier.py), penultimate 256-d"
@@ -109,9 +113,6 @@ class Judge:
 
 def train_and_sample(minutes: float, args: argparse.Namespace, labels: np.ndarray) -> tuple[np.ndarray, dict]:
     """A run of the demo with this budget, then one sample a label; the images and the times."""
-    import sfumato as sf
-    from sfumato.training.precision import compute_dtype
-
     out = args.runs / f"demo-{minutes:g}min-seed{args.seed}"
     settings = dict(item.split("=", 1) for item in args.set)
     start = time.perf_counter()
@@ -151,8 +152,6 @@ def pace(run: Path) -> dict[str, float]:
 
 def training_images(source: str, holdout: float) -> np.ndarray:
     """The images that the run learnt from: the set without its hold-out."""
-    import sfumato as sf
-
     opened = sf.data.open(source)
     train, _ = opened.split(holdout)
     return opened.x[train].numpy().reshape(-1, 28, 28)
@@ -182,9 +181,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=fashion_classifier.DEBIAN, help="folder of the 60,000 images")
     parser.add_argument("--minutes", type=float, nargs="+", default=[2.0])
     parser.add_argument("--samples", type=int, default=1000)
-    parser.add_argument("--guidance", type=float)
+    parser.add_argument("--guidance", type=float, default=TrainConfig.guidance, help="as the demo's grid")
     parser.add_argument("--interval", type=float, nargs=2, help="logsnr range in which guidance acts")
-    parser.add_argument("--steps", type=int)
+    parser.add_argument("--steps", type=int, default=GRID_STEPS, help="as the demo's grid")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--source", default="fashion")
     parser.add_argument("--holdout", type=float, default=0.05, help="share held out by the run, as in its settings")

@@ -19,7 +19,7 @@ from sfumato.training.loop import Progress
 from sfumato.training.run import Run
 from sfumato.training.run import resume as resume_run
 from sfumato.training.run import train as train_run
-from sfumato.training.session import Session
+from sfumato.training.session import GRID_STEPS, Session
 
 GRID = "grid.png"
 
@@ -75,7 +75,7 @@ def demo(options: Any, voice: Voice) -> None:
     run = train_run("fashion", folder, console=console(voice), on_start=greet(voice), **settings)
     grid = run.path / GRID
     voice.note("Drawing ten samples of each class.")
-    draw(Sample(model=folder, out=str(grid), guidance=run.config.guidance), lambda line: None)
+    draw(Sample(model=folder, out=str(grid), steps=GRID_STEPS), lambda line: None)
     _finish(run, voice, {"grid": str(grid)})
 
 
