@@ -14,10 +14,11 @@ def main() -> float:
     process, t, scale = sf.Gaussian(sf.schedules.Cosine()), 0.5, 3.0
     model = truth.denoiser(process)
     z, label = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None], torch.zeros(9, dtype=torch.int64)
+    conditional, unconditional = model(z, t, label=label).score, model(z, t).score
     guided = sf.guide(model, scale)(z, t, label=label).score
-    by_hand = model(z, t).score + scale * (model(z, t, label=label).score - model(z, t).score)
-    bayes = truth.classify(z.requires_grad_(), process=process, t=t)[:, 0]
-    classifier = model(z, t, label=label).score + (scale - 1) * torch.autograd.grad(bayes.sum(), z)[0]
+    by_hand = unconditional + scale * (conditional - unconditional)
+    gradient = torch.func.grad(lambda z: truth.classify(z, process=process, t=t)[:, 0].sum())(z)
+    classifier = conditional + (scale - 1) * gradient
     print(f"guided score: {[round(v, 4) for v in guided[:4, 0].tolist()]}")
     print(f"against (1 + w) s_c - w s_u:                {float((guided - by_hand).abs().max()):.1e}")
     print(f"against s_c + w grad log p(class | z):      {float((guided - classifier).abs().max()):.1e}")
