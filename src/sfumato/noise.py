@@ -17,7 +17,7 @@ from torch import Tensor
 Device = torch.device | str | None
 
 # What a number is for. Two roles never share a stream.
-PRIOR, STEP, TRAIN_NOISE, TRAIN_TIME, DROP, VALID_NOISE, VALID_TIME, ORDER, DATA, PROBE = range(10)
+PRIOR, STEP, TRAIN_NOISE, TRAIN_TIME, DROP, VALID_NOISE, VALID_TIME, ORDER, DATA, PROBE, BROWNIAN = range(11)
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -94,6 +94,49 @@ def normal(
     angle = _open_unit(pairs[:, 1::2]).mul_(2 * math.pi).to(work)
     n = torch.stack((radius * angle.cos(), radius * angle.sin()), -1).flatten(1)[:, :count]
     return n.to(dtype).reshape(len(n), *shape)
+
+
+class Brownian:
+    """A Wiener process W on [0, 1], W(0) = 0, for each row a pure function of (seed, index_i).
+
+        W(c) = c n_0 + sum_{d < D} 2^{-d/2 - 1} hat(2^d c) n_{d, floor(2^d c)} + 2^{-D/2} sqrt(u (1 - u)) n_leaf
+
+    by Levy and Ciesielski, hat(v) = 1 - |2 frac(v) - 1|, u = frac(2^D c): a virtual Brownian tree of D levels whose
+    nodes are drawn when asked for. Increments over steps of at least FINEST have exactly the law of a Wiener process.
+    """
+
+    LEVELS = 20
+    FINEST = 2.0**-LEVELS
+
+    def __init__(self, seed: int, index: Tensor | Sequence[int] | int) -> None:
+        self.seed, self.index = seed, index
+        self._kept: dict[int, Tensor] = {}
+
+    @classmethod
+    def weights(cls, c: float) -> dict[int, float]:
+        """W(c) as a combination of standard normal numbers: node of the tree -> coefficient."""
+        out = {0: c}
+        for depth in range(cls.LEVELS + 1):
+            place = min(int(c * 2**depth), 2**depth - 1)
+            u = c * 2**depth - place
+            height = (1 - abs(2 * u - 1)) / 2 if depth < cls.LEVELS else math.sqrt(max(u * (1 - u), 0.0))
+            out[2**depth + place] = height * 2 ** (-depth / 2)
+        return {node: value for node, value in out.items() if value != 0}
+
+    def between(self, a: float, b: float, like: Tensor) -> Tensor:
+        """W(b) - W(a) for 0 <= a <= b <= 1, in the shape, device and dtype of `like` (len(index), ...)."""
+        start, end = self.weights(a), self.weights(b)
+        change = {node: end.get(node, 0.0) - start.get(node, 0.0) for node in end.keys() | start.keys()}
+        drawn: dict[int, Tensor] = {}
+        total = torch.zeros_like(like)
+        for node in sorted(node for node, value in change.items() if value != 0):
+            known = self._kept.get(node)
+            if known is None or known.shape != like.shape or known.dtype != like.dtype:
+                known = normal(self.seed, self.index, tuple(like.shape[1:]), BROWNIAN, node, like.device, like.dtype)
+            drawn[node] = known
+            total.add_(known, alpha=change[node])
+        self._kept = {node: value for node, value in drawn.items() if node in end}  # where the next step starts
+        return total
 
 
 def permutation(seed: int, epoch: int, n: int) -> Tensor:

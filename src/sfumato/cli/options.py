@@ -9,7 +9,10 @@ import tyro
 
 from sfumato.training.config import TrainConfig, docs
 
-SOLVERS = ("ddim", "ddpm", "euler", "heun", "multistep")  # as sfumato.solvers.NAMES, which needs torch
+SOLVERS = (  # as sfumato.solvers.NAMES, which needs torch
+    "annealed-langevin", "churn", "ddim", "ddpm", "ddpm-beta", "euler", "euler-maruyama", "heun", "multistep",
+    "predictor-corrector", "sa-solver", "sde-dpm++2m", "sde-dpm++3m",
+)  # fmt: skip
 
 
 def flag(words: str, metavar: str | None = None, *, name: str | None = None, short: str | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""The eta family: DDIM (eta 0) and DDPM's ancestral sampling (eta 1), and plain Euler in t.
+"""The eta family: DDIM (eta 0), the posterior of DDPM (eta 1) and beyond; and plain Euler in t.
 
 z_s = alpha_s x + sqrt(sigma_s^2 - std^2) eps + std xi
 """
@@ -13,12 +13,17 @@ from sfumato.process.gaussian import ancestral
 from sfumato.schedule import as_time
 from sfumato.solvers import grids
 from sfumato.solvers.build import Builder, Form, Solver, ddim
+from sfumato.solvers.clocks import Point
 from sfumato.solvers.plan import Plan
 
 
 @dataclasses.dataclass(frozen=True)
 class DDIM(Solver):
-    """Order 1; eta scales the posterior's standard deviation (2010.02502, Eq. 12 and 16)."""
+    """Order 1; eta scales the posterior's standard deviation (2010.02502, Eq. 12 and 16).
+
+    The marginals are those of dz = [f z - (1 + eta^2)/2 g^2 score] dt + eta g dw. Above 1 as far as the bridge holds so
+    much noise (std <= sigma_s); `SASolver` with tau has no such bound.
+    """
 
     eta: float = 0.0
     grid: grids.Grid = dataclasses.field(default_factory=grids.Uniform)
@@ -30,15 +35,15 @@ class DDIM(Solver):
     def build(self, b: Builder) -> Plan:
         for i in range(len(b.nodes) - 1):
             k = b.call(b.nodes[i])
-            (alpha_t, sigma_t), (alpha_s, sigma_s) = (map(as_time, point) for point in (b.path[k], b.node(i + 1)))
-            step = ancestral(alpha_t, sigma_t, alpha_s, sigma_s, eta=self.eta)
-            b.advance({("z", k): float(step.z), ("x", k): float(step.x)}, float(step.std))
+            b.advance(*bridge(b.path[k], b.node(i + 1), k, self.eta))
         return b.plan("DDPM" if self.eta == 1 else f"DDIM(eta={self.eta:g})" if self.eta else "DDIM", 1)
 
 
-def DDPM(grid: grids.Grid | None = None) -> DDIM:
-    """Ancestral sampling with the posterior's variance (2006.11239, Eq. 7): DDIM with eta = 1."""
-    return DDIM(eta=1.0, grid=grid or grids.Uniform())
+def bridge(t: Point, s: Point, k: int, eta: float) -> tuple[Form, float]:
+    """The mean of z_s given z_t and the belief of call k, and its standard deviation."""
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = ([as_time(c) for c in point] for point in (t, s))
+    step = ancestral(alpha_t, sigma_t, alpha_s, sigma_s, eta)
+    return {("z", k): float(step.z), ("x", k): float(step.x)}, float(step.std)
 
 
 @dataclasses.dataclass(frozen=True)

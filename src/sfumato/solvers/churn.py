@@ -1,0 +1,77 @@
+"""EDM's stochastic sampler: a little noise is added, then one step of the ODE is taken from there.
+
+    t -> t^ with (sigma/alpha)^ = (1 + gamma) sigma/alpha,   gamma = min(S_churn / steps, sqrt(2) - 1)
+    z^ = a z + S_noise c xi,   a = alpha_t^ / alpha_t,   c^2 = sigma_t^^2 - a^2 sigma_t^2;   then Heun from t^ to s
+
+Source: Karras et al. 2022 (2206.00364), Algorithm 2, for any (alpha, sigma).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from sfumato.errors import SfumatoError
+from sfumato.solvers import grids
+from sfumato.solvers.build import Builder, Form, Solver, ddim
+from sfumato.solvers.clocks import clock
+from sfumato.solvers.plan import Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Churn(Solver):
+    """2 steps - 1 calls. Weak order 2 with s_noise = 1: the added noise leads from p_t to p_t^ without an error.
+
+    s_churn: the noise of the whole run. s_tmin, s_tmax: only where sigma/alpha lies between. s_noise: a factor on its
+    standard deviation, 1 but where a network removes too much. The start, which is noise, is not churned. order=1 takes
+    Euler's steps, one call each. row='eps' on the grid Rho(7) is the paper's.
+    """
+
+    s_churn: float = 40.0
+    s_tmin: float = 0.0
+    s_tmax: float = math.inf
+    s_noise: float = 1.0
+    order: int = 2
+    row: str = "eps"
+    grid: grids.Grid = dataclasses.field(default_factory=grids.Rho)
+
+    def __post_init__(self) -> None:
+        if self.order not in (1, 2):
+            raise SfumatoError(f"Churn has orders 1 and 2, got {self.order}.")
+        if not 0 <= self.s_churn < math.inf or not 0 < self.s_noise < math.inf:
+            raise SfumatoError(f"Churn needs s_churn >= 0 and s_noise > 0, got {self.s_churn:g} and {self.s_noise:g}.")
+        if not self.s_tmin <= self.s_tmax:
+            raise SfumatoError(f"Churn needs s_tmin <= s_tmax, got {self.s_tmin:g} and {self.s_tmax:g}.")
+
+    def build(self, b: Builder) -> Plan:
+        steps, t = len(b.nodes) - 1, b.nodes[0]
+        for i in range(steps):
+            form = self._descend(b, t, i)
+            if i == steps - 1:
+                b.advance(form)
+                break
+            t = self._higher(b, b.nodes[i + 1], steps)
+            (alpha, sigma), (alpha_up, sigma_up) = b.node(i + 1), b.point(t)
+            ratio = alpha_up / alpha
+            added = math.sqrt(max(sigma_up**2 - (ratio * sigma) ** 2, 0.0)) if t > b.nodes[i + 1] else 0.0
+            b.advance({key: ratio * c for key, c in form.items()}, self.s_noise * added)
+        return b.plan(f"Churn(s_churn={self.s_churn:g})", self.order)
+
+    def _higher(self, b: Builder, t: float, steps: int) -> float:
+        """t^, at most 1."""
+        alpha, sigma = b.point(t)
+        gamma = min(self.s_churn / steps, math.sqrt(2) - 1)
+        if gamma == 0 or sigma == 0 or not self.s_tmin <= sigma / alpha <= self.s_tmax:
+            return t
+        return max(t, float(b.schedule.time(-2 * math.log((1 + gamma) * sigma / alpha))))
+
+    def _descend(self, b: Builder, t: float, i: int) -> Form:
+        """The state at node i + 1 from t: Heun's, or Euler's in sigma/alpha where an end is infinite."""
+        first, end, rule = b.call(t), b.node(i + 1), clock(self.row)
+        start, stop = rule.time(*b.path[first]), rule.time(*end)
+        if self.order == 1 or end[1] == 0 or not (math.isfinite(start) and math.isfinite(stop)):
+            return ddim(b.path[first], end, first)
+        h, slope = stop - start, b.value(rule, first)
+        b.advance(b.move(rule, first, end, [(h, slope)]))
+        second = b.value(rule, b.call(b.nodes[i + 1]))
+        return b.move(rule, first, end, [(h / 2, slope), (h / 2, second)])

@@ -1,0 +1,203 @@
+"""Solvers of the reverse-time SDE: Euler and Maruyama's in t, and stochastic Adams methods, exponential in logsnr.
+
+    dz = [f z - (1 + tau^2)/2 g^2 score] dt + tau g dw     (marginals alike for every tau: 0 the ODE, 1 Anderson's)
+
+With l = logsnr / 2, h = l_s - l_t > 0 and H = (1 + tau^2) h its solution from t to s is
+
+    z_s = sigma_s / sigma_t e^{-tau^2 h} z_t + alpha_s int_0^1 H e^{-H (1 - u)} x(l_t + u h) du
+          + sigma_s sqrt(1 - e^{-2 tau^2 h}) xi
+
+Sources: Song et al. 2021 (2011.13456), Eq. 6; Lu et al. 2022 (2211.01095), SDE-DPM-Solver++; Xue et al. 2023
+(2309.05019), SA-Solver, Eq. 14 and 17.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+from sfumato.errors import SfumatoError
+from sfumato.solvers import grids
+from sfumato.solvers.build import Builder, Form, Solver, add, ddim
+from sfumato.solvers.clocks import Point
+from sfumato.solvers.plan import Plan
+
+Terms = list[tuple[float, Form]]
+
+PHI2 = ("exact", "B1", "B2")
+
+
+@dataclasses.dataclass(frozen=True)
+class EulerMaruyama(Solver):
+    """z_s = z_t + (s - t) [f z - (1 + eta^2)/2 g^2 score] + eta g sqrt(t - s) xi. Weak order 1.
+
+    eta = 1 is the reverse SDE (2011.13456, Eq. 6), 0 the probability-flow ODE; above 1 more noise is added and removed.
+    The last step to the clean signal takes the belief, without noise; one from a time where f or g is infinite is the
+    exponential step of order 1.
+    """
+
+    eta: float = 1.0
+    grid: grids.Grid = dataclasses.field(default_factory=grids.Uniform)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta < math.inf:
+            raise SfumatoError(f"EulerMaruyama needs eta >= 0, got {self.eta:g}.")
+
+    def build(self, b: Builder) -> Plan:
+        for i in range(len(b.nodes) - 1):
+            t, s = b.nodes[i : i + 2]
+            k, end = b.call(t), b.node(i + 1)
+            f, g2 = float(b.schedule.drift(t)), float(b.schedule.diffusion(t))
+            if end[1] == 0:
+                b.advance(ddim(b.path[k], end, k))
+            elif math.isfinite(f) and math.isfinite(g2):
+                b.advance(self._change(b.path[k], k, s - t, f, g2), self.eta * math.sqrt(g2 * (t - s)))
+            else:
+                step = sde_step(b.path[k], end, self.eta)
+                b.advance({("z", k): step.kept, ("x", k): step.gain}, step.std)
+        return b.plan("EulerMaruyama" if self.eta == 1 else f"EulerMaruyama(eta={self.eta:g})", 1)
+
+    def _change(self, at: Point, k: int, h: float, f: float, g2: float) -> Form:
+        alpha, sigma = at
+        pull = h * (1 + self.eta**2) / 2 * g2 / sigma**2  # of -score = (z - alpha x) / sigma^2
+        return {("z", k): 1 + h * f + pull, ("x", k): -pull * alpha}
+
+
+class Exponential(NamedTuple):
+    """z_s = kept z_t + gain x + std xi, exact for a constant x; `decay` is H, infinite where an end is."""
+
+    kept: float
+    gain: float
+    std: float
+    decay: float
+
+
+def sde_step(t: Point, s: Point, tau: float) -> Exponential:
+    """Of the SDE with `tau`, from one (alpha, sigma) to a cleaner one."""
+    if s[1] == 0:
+        return Exponential(0.0, s[0], 0.0, math.inf)
+    if t[0] == 0:
+        kept = 0.0 if tau > 0 else s[1] / t[1]
+        return Exponential(kept, s[0], s[1] if tau > 0 else 0.0, math.inf)
+    h = half_logsnr(s) - half_logsnr(t)
+    decay = (1 + tau**2) * h
+    std = s[1] * math.sqrt(-math.expm1(-2 * tau**2 * h))
+    return Exponential(s[1] / t[1] * math.exp(-(tau**2) * h), -s[0] * math.expm1(-decay), std, decay)
+
+
+def half_logsnr(point: Point) -> float:
+    """l = log(alpha / sigma), infinite at the ends."""
+    alpha, sigma = point
+    return -math.inf if alpha == 0 else math.inf if sigma == 0 else math.log(alpha / sigma)
+
+
+@dataclasses.dataclass(frozen=True)
+class SASolver(Solver):
+    """Stochastic Adams: x is the polynomial in logsnr through the last `predictor` estimates; one call a step.
+
+    corrector: how many estimates, that of the step's end among them, correct the state once they are known (2309.05019,
+    Algorithm 1; the same noise, no further call); 0 does without. tau: the noise, 0 the ODE, 1 the reverse SDE;
+    interval: the (lowest, highest) logsnr of the step's start where there is noise at all. Weak order 2 with two
+    estimates or more (1 with one); without noise up to 3, which the first step allows.
+
+    phi2: the weight of the slope where the polynomial is a line, int H e^{-H (1 - u)} u du: 'exact'; 'B2', the half of
+    1 - e^{-H} (2211.01095, Eq. of SDE-DPM-Solver++(2M)); 'B1', the half of H (SA-Solver's published program).
+    """
+
+    predictor: int = 2
+    corrector: int = 2
+    tau: float = 1.0
+    interval: tuple[float, float] | None = None
+    phi2: str = "exact"
+    grid: grids.Grid = dataclasses.field(default_factory=grids.auto)
+
+    def __post_init__(self) -> None:
+        if self.predictor not in (1, 2, 3, 4) or self.corrector not in (0, 1, 2, 3, 4):
+            raise SfumatoError(
+                f"SASolver predicts with 1 to 4 estimates and corrects with 0 to 4, got {self.predictor} "
+                f"and {self.corrector}."
+            )
+        if not 0 <= self.tau < math.inf:
+            raise SfumatoError(f"SASolver needs tau >= 0, got {self.tau:g}.")
+        if self.phi2 not in PHI2:
+            raise SfumatoError(f"SASolver takes phi2 = {', '.join(PHI2)}, got {self.phi2!r}.")
+
+    def build(self, b: Builder) -> Plan:
+        past: list[int] = []  # calls whose estimates the polynomial may use, the latest first
+        change: Terms = []  # what the next estimate will correct the state by
+        for i in range(len(b.nodes) - 1):
+            k, end = b.call(b.nodes[i]), b.node(i + 1)
+            state = add((1.0, {("z", k): 1.0}), *change)
+            past = [k, *past] if math.isfinite(half_logsnr(b.path[k])) else []
+            step = sde_step(b.path[k], end, self._noise(b.path[k]))
+            change = []
+            if not math.isfinite(step.decay):
+                b.advance(add((step.kept, state), (step.gain, {("x", k): 1.0})), step.std)
+                continue
+            predicted = self._estimates(b, past[: self.predictor], past[0], end, step)
+            b.advance(add((step.kept, state), *predicted), step.std)
+            if self.corrector:
+                known = [k + 1, *past][: self.corrector]
+                corrected = self._estimates(b, known, past[0], end, step)
+                change = [*corrected, *((-w, x) for w, x in predicted)]
+        return b.plan(self._name(), self._order())
+
+    def _noise(self, at: Point) -> float:
+        if self.interval is None:
+            return self.tau
+        low, high = self.interval
+        return self.tau if low <= 2 * half_logsnr(at) <= high else 0.0
+
+    def _estimates(self, b: Builder, calls: list[int], start: int, end: Point, step: Exponential) -> Terms:
+        """alpha_s int H e^{-H (1 - u)} l_i(u) du of each call, u = 0 at `start` and 1 at `end`."""
+        low, high = half_logsnr(b.path[start]), half_logsnr(end)
+        where = [1.0 if j > start else (half_logsnr(b.path[j]) - low) / (high - low) for j in calls]
+        found = decay_moments(step.decay, len(calls))
+        if len(calls) == 2 and self.phi2 != "exact":
+            found[1] = (step.decay if self.phi2 == "B1" else found[0]) / 2
+        weights = [sum(c * m for c, m in zip(basis, found, strict=True)) for basis in lagrange_basis(where)]
+        return [(end[0] * w, {("x", j): 1.0}) for w, j in zip(weights, calls, strict=True)]
+
+    def _order(self) -> int:
+        reached = min(self.corrector, self.predictor + 1) if self.corrector else self.predictor
+        starts = 3 if self.corrector > 1 else 2  # the first step knows one estimate, and corrects with two
+        return min(reached, starts if self.tau == 0 else 2)
+
+    def _name(self) -> str:
+        return f"SASolver(predictor={self.predictor}, corrector={self.corrector}, tau={self.tau:g})"
+
+
+def decay_moments(decay: float, count: int) -> list[float]:
+    """m_p = int_0^1 H e^{-H (1 - u)} u^p du for p < count."""
+    if decay > 1:
+        out = [-math.expm1(-decay)]
+        for p in range(1, count):
+            out.append(1 - p / decay * out[-1])
+        return out
+    # A series of positive terms: the recursion cancels where H is small.
+    scale = decay * math.exp(-decay)
+    return [scale * math.fsum(decay**j / math.factorial(j) / (j + p + 1) for j in range(20)) for p in range(count)]
+
+
+def lagrange_basis(nodes: list[float]) -> list[list[float]]:
+    """The polynomials l_i with l_i(u_j) = (i == j), by their coefficients, the constant first."""
+    out = []
+    for i, node in enumerate(nodes):
+        basis = [1.0]
+        for other in nodes[:i] + nodes[i + 1 :]:
+            moved = zip([0.0, *basis], [*basis, 0.0], strict=True)
+            basis = [(up - other * here) / (node - other) for up, here in moved]
+        out.append(basis)
+    return out
+
+
+def SDEDPMSolver(order: int = 2, eta: float = 1.0, grid: grids.Grid | None = None) -> SASolver:
+    """SDE-DPM-Solver++ 1, 2M and 3M (2211.01095): stochastic Adams without a corrector, 2M with phi2 = B2.
+
+    z_s = sigma_s / sigma_t e^{-eta^2 h} z_t + alpha_s (1 - e^{-H}) D + sigma_s sqrt(1 - e^{-2 eta^2 h}) xi, and for 2M
+    D = x_t + h / (2 h_before) (x_t - x_before). 3M integrates its quadratic exactly.
+    """
+    if order not in (1, 2, 3):
+        raise SfumatoError(f"SDEDPMSolver has orders 1 to 3, got {order}.")
+    return SASolver(order, 0, eta, phi2="B2", grid=grid or grids.auto())
