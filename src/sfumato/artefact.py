@@ -161,6 +161,29 @@ def _fill(denoiser: Denoiser, state: Mapping[str, Tensor], path: Path) -> None:
     denoiser.net.load_state_dict(dict(state))
 
 
+def store_plan(path: str | os.PathLike[str], plan: Plan) -> str:
+    """Put a plan among those of a model file or run folder, in the place of one for the same use; returns its name.
+
+    The file is written anew, whole or not at all, under a new hash. Raises SfumatoError for a file that is no model.
+    """
+    path = locate(path)
+    _check(read_header(path)[0], path)
+    contract, tensors = read_sealed(path)
+    name = plan_name(plan)
+    write_sealed(path, tensors, {**contract, "plans": {**contract["plans"], name: plan.to_dict()}})
+    return name
+
+
+def plan_name(plan: Plan) -> str:
+    """By number of steps, and by guidance and range where they are not the usual ones: "6", "6 guidance 2"."""
+    scale, interval = plan.guidance or (1.0, None)
+    words = [str(plan.steps)]
+    words += [f"guidance {scale:g}"] if scale != 1 else []
+    words += [f"in {interval[0]:g} to {interval[1]:g}"] if interval else []
+    words += [f"from {plan.times[0]:g} to {plan.stop:g}"] if (plan.times[0], plan.stop) != (1.0, 0.0) else []
+    return " ".join(words)
+
+
 def describe(path: str | os.PathLike[str]) -> list[str]:
     """What a model file is, in words, one sentence a line; no weights are loaded."""
     facts = read_contract(path)
@@ -178,6 +201,15 @@ def describe(path: str | os.PathLike[str]) -> list[str]:
         "It keeps the raw weights beside their moving average." if facts["raw"] else "It keeps one set of weights."
     )
     if facts["plans"]:
-        lines.append(f"Solver plans: {', '.join(facts['plans'])}.")
+        plans = {name: Plan.from_dict(plan) for name, plan in facts["plans"].items()}
+        lines += [f"Solver plan {name!r}: {_plan_words(plan)}." for name, plan in plans.items()]
     lines.append(f"Hash {facts['hash'][:16]} (format {facts['version']}).")
     return lines
+
+
+def _plan_words(plan: Plan) -> str:
+    words = f"{plan.name}, {plan.steps} steps, {plan.calls} calls"
+    if plan.tuned is None:
+        return words
+    before, after = plan.tuned["untuned"]["rms"], plan.tuned["error"]["rms"]
+    return f"{words}, {after:.2g} from the exact solution where the best untuned plan is {before:.2g}"

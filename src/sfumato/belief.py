@@ -38,7 +38,7 @@ class Estimate:
         row: target.Row | None = None,
         x: Tensor | None = None,
         eps: Tensor | None = None,
-        variance: Callable[[], Tensor] | None = None,
+        variance: Callable[[], Tensor | None] | None = None,
         sigma_data: float = 1.0,
     ) -> None:
         self.z, self.t, self.schedule, self.sigma_data = z, as_time(t), schedule, sigma_data

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from sfumato.belief import Estimate, broadcast
 from sfumato.errors import SfumatoError
@@ -108,3 +109,30 @@ class Rescheduled(Wrapped):
         if bool(matched.all()):
             return Estimate(z, t, self.process.schedule, x=belief.x, eps=belief.eps, sigma_data=belief.sigma_data)
         return Estimate(z, t, self.process.schedule, x=belief.x, sigma_data=belief.sigma_data)
+
+
+class Unrolled(Wrapped):
+    """The same belief in a walk that is differentiated: the first `skip` calls are constants, the rest have gradients.
+
+    checkpoint: only each call's input is kept; what lies within a call is computed again on the way back, so that the
+    memory is that of one call and not of all (Chen et al. 2016, 1604.06174). One object serves one walk.
+    """
+
+    def __init__(self, inner: Model, skip: int = 0, checkpoint: bool = True) -> None:
+        super().__init__(inner)
+        self.skip, self.checkpoint, self.calls = skip, checkpoint, 0
+
+    def __call__(self, z: Tensor, t: Time, **cond: Any) -> Estimate:
+        self.calls += 1
+        if self.calls <= self.skip:
+            with torch.no_grad():
+                x, eps = self._signals(z, t, cond)
+        elif self.checkpoint:
+            x, eps = checkpoint(self._signals, z, t, cond, use_reentrant=False)
+        else:
+            return self.inner(z, t, **cond)
+        return Estimate(z, t, self.process.schedule, x=x, eps=eps, variance=lambda: self.inner(z, t, **cond).variance)
+
+    def _signals(self, z: Tensor, t: Time, cond: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        belief = self.inner(z, t, **cond)
+        return belief.x, belief.eps

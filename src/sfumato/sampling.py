@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from sfumato import noise
-from sfumato.compose import NULL, guide
+from sfumato.compose import NULL, Guided, Unrolled, Wrapped, guide
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
 from sfumato.solvers import Plan, Solver, State, default
@@ -19,15 +19,52 @@ DEFAULT_STEPS = 20
 
 
 def make_plan(
-    model: Model, steps: int | None, solver: Solver | Plan | None, t_start: float = 1.0, t_stop: float = 0.0
+    model: Model,
+    steps: int | None,
+    solver: Solver | Plan | None,
+    t_start: float = 1.0,
+    t_stop: float = 0.0,
+    guidance: float | None = None,
+    interval: tuple[float, float] | None = None,
 ) -> Plan:
-    """The plan that `sample` runs: a given Plan as it is, a stored one of this many steps, or a solver's."""
+    """The plan that `sample` runs: a given Plan as it is, a solver's, or without either one that the model carries."""
     if isinstance(solver, Plan):
         if steps is not None and steps != solver.steps:
             raise SfumatoError(f"The plan has {solver.steps} steps and cannot run with {steps}: leave steps out.")
         return solver
     steps = DEFAULT_STEPS if steps is None else steps
-    return (solver or default()).plan(model.process.schedule, steps, t_start, t_stop)
+    stored = None if solver is not None else stored_plan(model, steps, t_start, t_stop, guidance, interval)
+    return stored or (solver or default()).plan(model.process.schedule, steps, t_start, t_stop)
+
+
+def stored_plan(
+    model: Model,
+    steps: int,
+    t_start: float = 1.0,
+    t_stop: float = 0.0,
+    guidance: float | None = None,
+    interval: tuple[float, float] | None = None,
+) -> Plan | None:
+    """The plan of this many steps that the model carries for this range, its own schedule and this guidance, if any."""
+    wanted = guidance_of(model, guidance, interval)
+    for plan in getattr(model, "plans", {}).values():
+        ends = (plan.times[0], plan.stop)
+        if plan.steps == steps and ends == (t_start, t_stop) and plan.fits(model) and plan.guidance in (None, wanted):
+            return plan
+    return None
+
+
+def guidance_of(
+    model: Model, guidance: float | None = None, interval: tuple[float, float] | None = None
+) -> tuple[float, tuple[float, float] | None]:
+    """(scale, interval) under which a model is sampled: what is asked for, or that of a `Guided` within; 1 without."""
+    while guidance is None and isinstance(model, Wrapped):
+        if isinstance(model, Guided):
+            guidance, interval = model.scale, model.interval
+        model = model.inner
+    if guidance is None or guidance == 1:
+        return 1.0, None
+    return float(guidance), None if interval is None else (float(interval[0]), float(interval[1]))
 
 
 def _conditions(model: Model, cond: dict[str, Any], n: int) -> dict[str, Tensor]:
@@ -73,15 +110,18 @@ def trajectory(
     t_stop: float = 0.0,
     guidance: float | None = None,
     interval: tuple[float, float] | None = None,
+    grad_calls: int | Literal["all"] | None = None,
+    checkpoint: bool = True,
     **cond: Any,
 ) -> Iterator[State]:
     """The states of one batch on their way, in normalised units: State(z, t, belief); the last has no belief.
 
     z: the state to start from at t_start, or drawn from the prior. index: sample numbers, 0..n-1 by default; sample i
     of a seed starts from the same noise whatever the batch. guidance and its interval (logsnr) are `compose.guide`'s;
-    label=... takes names or numbers as a user spells them, or a tensor of indices. Gradients flow where enabled.
+    label=... takes names or numbers as a user spells them, or a tensor of indices. Gradients flow where enabled;
+    grad_calls and checkpoint are those of `sample`.
     """
-    plan = make_plan(model, steps, solver, t_start, t_stop)
+    plan = make_plan(model, steps, solver, t_start, t_stop, guidance, interval)
     if index is None:
         count = n if n is not None else len(z) if z is not None else 1
         index = torch.arange(count)
@@ -98,6 +138,9 @@ def trajectory(
         raise SfumatoError(f"{len(z)} start states for {len(index)} samples.")
     labels = {k: v.to(device) for k, v in _conditions(model, cond, len(index)).items()}
     walker: Model = model if guidance is None else guide(model, guidance, interval)
+    if grad_calls is not None:
+        skip = _skipped(plan, grad_calls)
+        walker, z = Unrolled(walker, skip, checkpoint), z.detach() if skip else z
 
     def fresh(call: int, like: Tensor) -> Tensor:
         return noise.normal(seed, index, tuple(like.shape[1:]), noise.STEP, call, like.device, like.dtype)
@@ -119,12 +162,19 @@ def sample(
     guidance: float | None = None,
     interval: tuple[float, float] | None = None,
     normalised: bool = False,
+    grad_calls: int | Literal["all"] | None = None,
+    checkpoint: bool = True,
     **cond: Any,
 ) -> Tensor:
     """n samples, (n, *shape), in user units and dtype where the model carries a data spec.
 
     Runs in batches of `batch`; sample i of a seed does not depend on them. normalised=True keeps the model's units,
     which is also what stopping at t_stop > 0 returns (a noisy state has no user units). See `trajectory` for the rest.
+
+    Without grad_calls nothing is differentiated. grad_calls="all" gives gradients d(samples)/d(weights, z, ..) of the
+    whole walk, grad_calls=K those of the last K calls of the denoiser, what came before being a constant (AlignProp,
+    2310.03739; DRaFT-K, 2309.17400). checkpoint=True computes each call anew on the way back instead of keeping it.
+    Samples with gradients are not rounded to whole numbers nor held to bounds.
     """
     if z is not None:
         n = len(z)
@@ -134,16 +184,36 @@ def sample(
         raise SfumatoError(f"The number of samples and the batch must be at least 1, got {n} and {batch}.")
     numbers = torch.arange(n) if index is None else torch.as_tensor(index)
     labels = _conditions(model, cond, n)
-    plan = make_plan(model, steps, solver, t_start, t_stop)
+    plan = make_plan(model, steps, solver, t_start, t_stop, guidance, interval)
     spec = None if normalised or plan.stop > 0 else getattr(model, "spec", None)
+    finish = _units(spec, grad_calls is not None)
     out = []
-    with torch.no_grad():
+    with torch.set_grad_enabled(grad_calls is not None):
         for part in torch.arange(n).split(math.ceil(n / math.ceil(n / batch))):
             start = None if z is None else z[part]
             chosen = {k: v[part] for k, v in labels.items()}
+            ends, guided = (t_start, t_stop), (guidance, interval)
             walk = trajectory(
-                model, None, None, plan, seed, start, numbers[part], t_start, t_stop, guidance, interval, **chosen
+                model, None, None, plan, seed, start, numbers[part], *ends, *guided, grad_calls, checkpoint, **chosen
             )
             *_, last = walk
-            out.append(last.z.cpu() if spec is None else spec.denormalise(last.z.cpu()))
+            out.append(finish(last.z.cpu()))
     return torch.cat(out)
+
+
+def _skipped(plan: Plan, grad_calls: int | str) -> int:
+    """How many calls from the start of a plan are constants."""
+    if grad_calls == "all":
+        return 0
+    if not isinstance(grad_calls, int) or grad_calls < 1:
+        raise SfumatoError(f"grad_calls must be a number of calls, at least 1, or 'all', not {grad_calls!r}.")
+    return max(0, plan.calls - grad_calls)
+
+
+def _units(spec: Any, smooth: bool) -> Callable[[Tensor], Tensor]:
+    """From the model's units to the user's; `smooth` without rounding and bounds, which have no gradient."""
+    if spec is None:
+        return lambda z: z
+    if smooth:
+        return lambda z: spec.normaliser.denormalise(z).to(z.dtype)
+    return spec.denormalise

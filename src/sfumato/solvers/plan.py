@@ -45,6 +45,7 @@ class Plan:
 
     times: of the calls, (calls,); stop: the time at the end, 0 meaning the clean signal (alpha = 1, sigma = 0).
     path: (alpha, sigma) at the calls and at the end, (calls + 1, 2), by which a plan recognises its schedule.
+    tuned: what a plan that was fitted to a model says of the fit, JSON-able (`tune`); None for a solver's own plan.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Plan:
     path: tuple[tuple[float, float], ...]
     lines: tuple[Line, ...]
     order: int = 1
+    tuned: dict[str, Any] | None = None
 
     @property
     def calls(self) -> int:
@@ -64,15 +66,34 @@ class Plan:
     def stochastic(self) -> bool:
         return any(line.noise != 0 for line in self.lines)
 
-    def check(self, model: Model) -> None:
-        """Refuse a model whose path is not the one that this plan was built for."""
+    @property
+    def guidance(self) -> tuple[float, tuple[float, float] | None] | None:
+        """(scale, interval) that a tuned plan was fitted under; None where a plan serves any."""
+        if self.tuned is None:
+            return None
+        interval = self.tuned["interval"]
+        return self.tuned["guidance"], None if interval is None else (interval[0], interval[1])
+
+    def _stranger(self, model: Model) -> float | None:
+        """The first time at which the model's path is not the one that this plan was built for."""
         for t, known in zip(self.times, self.path[:-1], strict=True):
             here = model.process.schedule(t)
             if any(abs(float(a) - b) > 1e-9 * max(1.0, abs(b)) for a, b in zip(here, known, strict=True)):
-                raise SfumatoError(
-                    f"This plan was built for another schedule than {type(model.process.schedule).__name__} "
-                    f"(alpha, sigma differ at t = {t:.4g}): build it with solver.plan(model.process.schedule, steps)."
-                )
+                return t
+        return None
+
+    def fits(self, model: Model) -> bool:
+        """Whether the model has the schedule that this plan was built for."""
+        return self._stranger(model) is None
+
+    def check(self, model: Model) -> None:
+        """Refuse a model whose path is not the one that this plan was built for."""
+        t = self._stranger(model)
+        if t is not None:
+            raise SfumatoError(
+                f"This plan was built for another schedule than {type(model.process.schedule).__name__} "
+                f"(alpha, sigma differ at t = {t:.4g}): build it with solver.plan(model.process.schedule, steps)."
+            )
 
     def run(self, model: Model, z: Tensor, noise: Noise | None = None, **cond: Any) -> Iterator[State]:
         """Walk from z at times[0] to the end; yields a State before each call's combination and one at the end."""
@@ -120,7 +141,7 @@ class Plan:
             )
             rest = {k: data[k] for k in ("name", "steps", "stop", "order")}
             path = tuple((float(a), float(s)) for a, s in data["path"])
-            return cls(times=tuple(data["times"]), path=path, lines=lines, **rest)
+            return cls(times=tuple(data["times"]), path=path, lines=lines, tuned=data.get("tuned"), **rest)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SfumatoError(f"This is not a solver plan: {error!r}.") from None
 
