@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sfumato.artefact import load as load
     from sfumato.artefact import save as save
     from sfumato.belief import Estimate as Estimate
+    from sfumato.certification import certify as certify
     from sfumato.compose import Guided as Guided
     from sfumato.compose import Rescheduled as Rescheduled
     from sfumato.compose import guide as guide
@@ -44,6 +45,7 @@ _PUBLIC = {
     "Guided": "sfumato.compose:Guided",
     "Rescheduled": "sfumato.compose:Rescheduled",
     "SfumatoError": "sfumato.errors:SfumatoError",
+    "certify": "sfumato.certification:certify",
     "data": "sfumato.data",
     "denoising_loss": "sfumato.objectives:denoising_loss",
     "exact": "sfumato.exact",

@@ -1,0 +1,147 @@
+"""What `certify` found: figures for each schedule, the faults in words, and a table."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from sfumato.certification.law import Bias, Marginal
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """The figures of one schedule.
+
+    order: the measured slope, that of the bias of mean and variance for a stochastic solver; None where it cannot be
+    measured (one plan, or errors that are rounding throughout). errors: what it was fitted to, (steps, error).
+    start_order: of the first steps alone. calls: for K steps, as a law; unused: calls whose answer changes nothing.
+    first_call, t_start: where the first call stands and where it should. joins: how far states are from the level they
+    stand for on data of one point, in units of sigma, at two numbers of steps. bounded_from: the smallest number of
+    steps from which on runs on a stiff Gaussian stay bounded. whole: (steps, distance to the exact map from noise to
+    data). bias: at `bias_steps` from noise to data. marginal: of a mixture. faults: what is wrong, in words.
+    """
+
+    schedule: str
+    order: float | None
+    errors: tuple[tuple[int, float], ...]
+    settled: bool
+    start_order: float | None
+    calls: str
+    counted: tuple[tuple[int, int], ...]
+    unused: tuple[int, ...]
+    first_call: float
+    t_start: float
+    joins: tuple[float, float]
+    bounded_from: int | None
+    same: bool
+    random: bool
+    whole: tuple[int, float] | None = None
+    bias: Bias | None = None
+    bias_steps: int | None = None
+    marginal: Marginal | None = None
+    faults: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Certificate:
+    """A solver's figures on every schedule. `str()` prints them as a table; `passed` is True where nothing is wrong."""
+
+    name: str
+    declared: int | None
+    stochastic: bool
+    findings: tuple[Findings, ...]
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        return not self.faults
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Everything that is wrong, a sentence each, with the schedule in front."""
+        return tuple(f"{one.schedule}: {fault}" for one in self.findings for fault in one.faults)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, with `passed`."""
+        found = dataclasses.asdict(self)
+        for mine, one in zip(found["findings"], self.findings, strict=True):
+            for part in ("bias", "marginal"):
+                value = getattr(one, part)
+                mine[part] = None if value is None else value._asdict()
+        return {**found, "passed": self.passed}
+
+    def __str__(self) -> str:
+        kind = "stochastic" if self.stochastic else "deterministic"
+        order = "no declared order" if self.declared is None else f"order {self.declared}"
+        verdict = "passed" if self.passed else "FAILED"
+        rows = [HEAD, *([one.schedule, *cells(one)] for one in self.findings)]
+        lines = [f"{self.name}: {order}, {kind}: {verdict} ({self.seconds:.1f} s)", *table(rows)]
+        return "\n".join([*lines, *(f"  ! {fault}" for fault in self.faults)])
+
+
+HEAD = [
+    "",
+    "order",
+    "start",
+    "calls",
+    "joins to",
+    "bounded from",
+    "repeats",
+    "whole run",
+    "mean, variance",
+    "law / floor",
+]
+
+
+def cells(one: Findings) -> list[str]:
+    """The figures of one schedule in the columns of HEAD."""
+    return [
+        "-" if one.order is None else f"{one.order:.2f}",
+        "-" if one.start_order is None else f"{one.start_order:.2f}",
+        one.calls,
+        f"{one.joins[1]:.0e}",
+        "never" if one.bounded_from is None else f"{one.bounded_from} steps",
+        "yes" if one.same else "NO",
+        "-" if one.whole is None else f"{one.whole[1]:.2g} in {one.whole[0]}",
+        "-" if one.bias is None else f"{one.bias.mean:+.1e}, {one.bias.variance:+.1e} in {one.bias_steps}",
+        "-" if one.marginal is None else f"{one.marginal.distance:.3f} / {one.marginal.floor:.3f}",
+    ]
+
+
+def table(rows: list[list[str]]) -> list[str]:
+    """Columns of words, those that hold nothing left out."""
+    kept = [i for i in range(len(rows[0])) if i == 0 or any(row[i] != "-" for row in rows[1:])]
+    widths = [max(len(row[i]) for row in rows) for i in kept]
+    return ["  ".join(row[i].ljust(w) for i, w in zip(kept, widths, strict=True)).rstrip() for row in rows]
+
+
+SUMMARY = ["solver", "declared", "order on", "start", "calls", "joins to", "bounded from", "repeats", "law / floor", ""]
+
+
+def summary(found: dict[str, Certificate]) -> str:
+    """One line for each solver: the worst over its schedules; the orders one by one."""
+    rows = [SUMMARY]
+    for name, one in found.items():
+        parts = one.findings
+        orders = " ".join("-" if p.order is None else f"{p.order:.2f}" for p in parts)
+        starts = [p.start_order for p in parts if p.start_order is not None]
+        ratios = [p.marginal for p in parts if p.marginal is not None]
+        worst = max(ratios, key=lambda m: m.distance / m.floor, default=None)
+        bounded = [p.bounded_from for p in parts]
+        rows.append([
+            name,
+            "-" if one.declared is None else str(one.declared),
+            orders,
+            f"{min(starts):.2f}" if starts else "-",
+            parts[0].calls,
+            f"{max(p.joins[1] for p in parts):.0e}",
+            "never" if None in bounded else f"{max(b for b in bounded if b is not None)} steps",
+            "yes" if all(p.same for p in parts) else "NO",
+            "-" if worst is None else f"{worst.distance:.3f} / {worst.floor:.3f}",
+            "passed" if one.passed else "FAILED",
+        ])  # fmt: skip
+    if found:
+        schedules = " ".join(part.schedule for part in next(iter(found.values())).findings)
+        rows[0] = [f"order on {schedules}" if word == "order on" else word for word in SUMMARY]
+    faults = [f"  ! {name}, {fault}" for name, one in found.items() for fault in one.faults]
+    return "\n".join([*table(rows), *faults])

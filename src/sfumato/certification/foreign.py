@@ -1,0 +1,135 @@
+"""Schedulers of diffusers' kind as subjects: `set_timesteps(n)`, `timesteps`, `step(output, t, z).prev_sample`.
+
+Nothing is imported: a scheduler is known by what it has. Its noise levels are its own, and are read from
+
+    sigmas, alpha = 1                           z = x + sigma eps            (Euler, Heun, LMS)
+    sigmas, alpha = 1 / sqrt(1 + sigma^2)       z = alpha (x + sigma eps)    (DPM-Solver, UniPC, DEIS, SA-Solver)
+    sigmas, alpha = 1 - sigma                   z = (1 - sigma) x + sigma eps   (flow matching)
+    alphas_cumprod[t]                           the levels of a table of betas  (DDIM, DDPM, PNDM)
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato.certification.subjects import Subject
+from sfumato.certification.walks import Level, Oracle, Source, Trace, Walk
+from sfumato.errors import SfumatoError
+from sfumato.schedule import Schedule
+
+SPACES = ("ve", "vp", "flow", "table")
+
+
+class Foreign(Subject):
+    """A foreign scheduler. `make` is one, or a function that makes one (a fresh one is then used for each walk).
+
+    order: the order that its documentation states. space: how its state reads, one of 've', 'vp', 'flow', 'table';
+    found out where it is not given. Further arguments go to its `step`. It is compared with the exact flow where its
+    steps begin, at the levels that it states itself.
+    """
+
+    local = False
+    floor = 3e-6  # their tables are float32
+
+    def __init__(
+        self, make: Any, order: int | None = None, name: str | None = None, space: str | None = None, **extra: Any
+    ) -> None:
+        self.make: Callable[[], Any] = (lambda: make) if hasattr(make, "set_timesteps") else make
+        one = self.make()
+        for word in ("set_timesteps", "step"):
+            if not callable(getattr(one, word, None)):
+                raise SfumatoError(f"A foreign scheduler needs {word}(); {type(one).__name__} has none.")
+        if space is not None and space not in SPACES:
+            raise SfumatoError(f"space must be one of {', '.join(SPACES)}, not {space!r}.")
+        self.name, self.order, self.space, self.extra = name or type(one).__name__, order, space, extra
+
+    @property
+    def schedules(self) -> dict[str, Schedule | None]:
+        return {"its own": None}
+
+    def walk(self, schedule: Schedule | None, steps: int, ends: tuple[float, float]) -> Walk:
+        scheduler = self.make()
+        scheduler.set_timesteps(steps)
+        levels = levels_of(scheduler, self.space)
+        start = float(scheduler.timesteps[0])
+
+        def go(oracle: Oracle, z: Tensor, source: Source) -> Trace:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(source.seed)
+                return self._loop(steps, levels, oracle, z, source.seed)
+
+        return Walk(levels[0], levels[-1], start, None, go, open=False)
+
+    def _loop(self, steps: int, levels: list[Level], oracle: Oracle, z: Tensor, seed: int) -> Trace:
+        scheduler, stops = self.make(), []
+        scheduler.set_timesteps(steps)
+        extra = dict(self.extra)
+        if "generator" in inspect.signature(scheduler.step).parameters:
+            extra["generator"] = torch.Generator().manual_seed(seed)
+        for t, level in zip(scheduler.timesteps, levels, strict=False):
+            if getattr(scheduler, "state_in_first_order", True):  # else z is a stage, not a node
+                stops.append((z.clone(), level))
+            if hasattr(scheduler, "scale_model_input"):
+                scheduler.scale_model_input(z, t)
+            x, eps = oracle.read(z, float(t), level)
+            output = _output(scheduler, level, x, eps)
+            z = scheduler.step(output, t, z, **extra).prev_sample.double()
+        return Trace([*stops, (z, levels[-1])])
+
+
+def _config(scheduler: Any, name: str, default: Any) -> Any:
+    return getattr(getattr(scheduler, "config", None), name, default)
+
+
+def _output(scheduler: Any, level: Level, x: Tensor, eps: Tensor) -> Tensor:
+    """What the network would have said, in the terms that the scheduler expects."""
+    alpha, sigma = level
+    flows = "flow_prediction" if _space(scheduler) == "flow" else "epsilon"
+    kind = _config(scheduler, "prediction_type", flows)
+    outputs = {
+        "epsilon": lambda: eps,
+        "sample": lambda: x,
+        # of a state x + sigma eps the prediction v is that of the state scaled to unit variance
+        "v_prediction": lambda: (alpha * eps - sigma * x) / math.hypot(alpha, sigma),
+        "flow_prediction": lambda: eps - x,
+    }
+    if kind not in outputs:
+        raise SfumatoError(f"The prediction type {kind!r} of {type(scheduler).__name__} is not known here.")
+    return outputs[kind]()
+
+
+def _space(scheduler: Any) -> str:
+    """Which of the four readings at the head of this file holds."""
+    if getattr(scheduler, "sigmas", None) is None:
+        return "table"
+    flow = "FlowMatch" in type(scheduler).__name__ or _config(scheduler, "use_flow_sigmas", False)
+    if flow:
+        return "flow"
+    return "vp" if hasattr(scheduler, "_sigma_to_alpha_sigma_t") else "ve"
+
+
+def levels_of(scheduler: Any, space: str | None = None) -> list[Level]:
+    """(alpha, sigma) of each call of a scheduler whose timesteps are set, and of the end."""
+    space = space or _space(scheduler)
+    if space == "table":
+        squares = scheduler.alphas_cumprod.double()
+        at = [float(squares[int(t)]) for t in scheduler.timesteps]
+        at.append(float(getattr(scheduler, "final_alpha_cumprod", 1.0)))
+        return [(math.sqrt(a), math.sqrt(1 - a)) for a in at]
+    sigmas = [float(s) for s in scheduler.sigmas][: len(scheduler.timesteps) + 1]
+    if len(sigmas) == len(scheduler.timesteps):
+        sigmas.append(0.0)
+    return [_level(space, sigma) for sigma in sigmas]
+
+
+def _level(space: str, sigma: float) -> Level:
+    if space == "flow":
+        return 1 - sigma, sigma
+    alpha = 1 / math.sqrt(1 + sigma**2) if space == "vp" else 1.0
+    return alpha, sigma * alpha

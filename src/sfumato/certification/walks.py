@@ -1,0 +1,273 @@
+"""The test bench of solvers: exact beliefs that are recorded as they are asked for, and the exact map between levels.
+
+Everything is float64 and small. A level is (alpha, sigma); a state z at a level has the size hypot(alpha, sigma).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sfumato import noise
+from sfumato.belief import Estimate
+from sfumato.errors import SfumatoError
+from sfumato.exact import GaussianMixture
+from sfumato.process import Gaussian
+from sfumato.schedule import Schedule
+
+Level = tuple[float, float]
+Belief = Callable[[Tensor, Level], tuple[Tensor, Tensor]]  # (z, level) -> (E[x|z], E[eps|z])
+
+# Where orders are measured: all of the curvature of the mixture below, away from both ends.
+LOGSNR_START, LOGSNR_STOP = -5.0, 4.0
+ROWS = 12
+
+
+def logsnr(level: Level) -> float:
+    alpha, sigma = level
+    return math.inf if sigma == 0 else -math.inf if alpha == 0 else 2 * math.log(alpha / sigma)
+
+
+def level_at(schedule: Schedule, t: float) -> Level:
+    alpha, sigma = schedule(t)
+    return float(alpha), float(sigma)
+
+
+@lru_cache
+def mixture() -> GaussianMixture:
+    """Two broad components in the plane: smooth, so that a few dozen steps are asymptotic, and far from Gaussian."""
+    covs = [[[0.2, 0.1], [0.1, 0.3]], [[0.4, 0.0], [0.0, 0.15]]]
+    return GaussianMixture([0.3, 0.7], [[-1.0, 0.5], [0.8, 0.0]], covs)
+
+
+@lru_cache
+def gaussian() -> GaussianMixture:
+    """N(0.7, 0.3): every estimate is affine in its state, so that moments are linear algebra."""
+    return GaussianMixture([1.0], [[0.7]], 0.3)
+
+
+@lru_cache
+def stiff() -> GaussianMixture:
+    """One direction of standard deviation 0.01 beside one of 1: a ratio of 10^4 in the drift near the data."""
+    return GaussianMixture([1.0], [[0.0, 0.0]], [[1e-4, 1.0]])
+
+
+def believes(law: GaussianMixture) -> Belief:
+    """The optimal denoiser of a law, at any level; for one diagonal Gaussian the Wiener filter, which is cheaper."""
+    if len(law.means) == 1:
+        return _wiener(law.means[0], law.covs[0].diagonal())
+
+    def read(z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        m = law.moments(z, alpha=level[0], sigma=level[1])
+        return m.x, m.eps
+
+    return read
+
+
+def _wiener(mean: Tensor, variance: Tensor) -> Belief:
+    def read(z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        alpha, sigma = level
+        pull = (z - alpha * mean) / (alpha**2 * variance + sigma**2)
+        return mean + alpha * variance * pull, sigma * pull
+
+    return read
+
+
+def constant(value: float) -> Belief:
+    """Data that is one point: E[x|z] = value, and the flow is z = alpha x + sigma eps with x and eps fixed."""
+
+    def read(z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        x = torch.full_like(z, value)
+        return x, (z - level[0] * x) / level[1]
+
+    return read
+
+
+@dataclasses.dataclass(frozen=True)
+class Remembered(Schedule):
+    """A schedule that keeps its levels: the same few times are asked for in every check."""
+
+    base: Schedule
+    known: dict[float, tuple[Tensor, Tensor]] = dataclasses.field(default_factory=dict, compare=False)
+
+    def curve(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        if t.ndim:
+            return self.base.curve(t)
+        at = float(t)
+        if at not in self.known:
+            self.known[at] = self.base.curve(t)
+        return self.known[at]
+
+    def curve_rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self.base.curve_rates(t)
+
+    def curve_time(self, logsnr: Tensor) -> Tensor:
+        return self.base.curve_time(logsnr)
+
+
+@lru_cache(maxsize=16)
+def _kept(schedule: Schedule) -> Remembered:
+    return Remembered(schedule)
+
+
+def remembered(schedule: Schedule) -> Schedule:
+    """The same curve, remembered where the schedule can be a key."""
+    try:
+        return _kept(schedule)
+    except TypeError:
+        return schedule
+
+
+class Call(NamedTuple):
+    """What a solver asked: the state, its time as the solver names it, and the level of that time."""
+
+    z: Tensor
+    t: float
+    level: Level
+
+
+class Oracle:
+    """A model that records every call; `bump` adds to the belief of one call, to see whether anything uses it."""
+
+    def __init__(self, belief: Belief, schedule: Schedule | None, bump: tuple[int, float] | None = None) -> None:
+        self.belief, self.bump, self.calls = belief, bump, list[Call]()
+        self._process = None if schedule is None else Gaussian(remembered(schedule))
+
+    @property
+    def process(self) -> Gaussian:
+        if self._process is None:
+            raise SfumatoError("A foreign scheduler brings its own noise levels: this model has no schedule.")
+        return self._process
+
+    def read(self, z: Tensor, t: float, level: Level) -> tuple[Tensor, Tensor]:
+        """(x, eps) for a state at a level; one call."""
+        x, eps = self.belief(z.double(), level)
+        if self.bump is not None and self.bump[0] == len(self.calls):
+            x = x + self.bump[1]
+            eps = (z - level[0] * x) / level[1]
+        self.calls.append(Call(z.detach().clone(), t, level))
+        return x, eps
+
+    def __call__(self, z: Tensor, t: Tensor | float, **cond: object) -> Estimate:
+        schedule, at = self.process.schedule, float(t if not isinstance(t, Tensor) else t.reshape(-1)[0])
+        x, eps = self.read(z, at, level_at(schedule, at))
+        return Estimate(z, t, schedule, x=x, eps=eps)
+
+
+class Source:
+    """Standard normal numbers of a seed, a function of (seed, row, draw)."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.draws = seed, 0
+
+    def __call__(self, call: int, like: Tensor) -> Tensor:
+        self.draws += 1
+        return noise.normal(
+            self.seed, torch.arange(len(like)), tuple(like.shape[1:]), noise.STEP, call, dtype=like.dtype
+        )
+
+
+class Units(Source):
+    """In place of draw j, the unit vector of row 2 + j, and cos(1 + j) in the last row.
+
+    One batch then holds the whole affine map of a walk, and in its last row a proof that it is affine.
+    """
+
+    def __call__(self, call: int, like: Tensor) -> Tensor:
+        out = torch.zeros_like(like)
+        if 2 + self.draws < len(out):
+            out[2 + self.draws] = 1.0
+        out[-1] = math.cos(1 + self.draws)
+        self.draws += 1
+        return out
+
+
+class Trace(NamedTuple):
+    """The states where steps begin, and the end: (z, level) each."""
+
+    stops: list[tuple[Tensor, Level]]
+
+    @property
+    def end(self) -> Tensor:
+        return self.stops[-1][0]
+
+    def before(self, limit: float) -> tuple[Tensor, Level]:
+        """The last state at a logsnr of at most `limit`."""
+        return next(stop for stop in reversed(self.stops) if logsnr(stop[1]) <= limit + 1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk:
+    """A solver compiled for a number of steps between two levels.
+
+    open: its noise comes through the source that it is given, so that units can be sent through it.
+    """
+
+    start: Level
+    stop: Level
+    t_start: float
+    schedule: Schedule | None
+    go: Callable[[Oracle, Tensor, Source], Trace]
+    open: bool = True
+    calls: int | None = None
+
+    def run(self, belief: Belief, z: Tensor, source: Source | int = 0, bump: tuple[int, float] | None = None) -> Run:
+        oracle = Oracle(belief, self.schedule, bump)
+        with torch.no_grad():
+            trace = self.go(oracle, z, Source(source) if isinstance(source, int) else source)
+        return Run(trace, oracle.calls)
+
+
+class Run(NamedTuple):
+    """What one walk left: its trace and the calls it made."""
+
+    trace: Trace
+    calls: list[Call]
+
+
+def start_states(law: GaussianMixture, level: Level, rows: int = ROWS) -> Tensor:
+    """States at a level, the same standard normal numbers for every schedule; alpha = 0 is allowed."""
+    return law.sample(rows, seed=0, alpha=level[0], sigma=level[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Between(Schedule):
+    """A straight line of levels from `stop` (t = 0) to `start` (t = 1): what the flow needs are its ends."""
+
+    start: Level
+    stop: Level
+
+    def curve(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = (b + t * (a - b) for a, b in zip(self.start, self.stop, strict=True))
+        return alpha, sigma
+
+    def curve_rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        rates = (torch.full_like(t, a - b) for a, b in zip(self.start, self.stop, strict=True))
+        alpha, sigma = rates
+        return alpha, sigma
+
+    def curve_time(self, logsnr: Tensor) -> Tensor:
+        ratio = torch.exp(-logsnr / 2)  # sigma / alpha on the line
+        (a1, s1), (a0, s0) = self.start, self.stop
+        return (ratio * a0 - s0) / ((s1 - s0) - ratio * (a1 - a0))
+
+
+@lru_cache(maxsize=512)
+def exact_map(start: Level, stop: Level, rows: int = ROWS) -> tuple[Tensor, Tensor]:
+    """(z at start, the probability flow's state at stop) of the mixture, to rounding; computed once."""
+    z = start_states(mixture(), start, rows)
+    return z, mixture().flow(z, 1.0, 0.0, Gaussian(_Between(start, stop)))
+
+
+def size(level: Level) -> float:
+    return math.hypot(*level)
+
+
+def rms(z: Tensor) -> float:
+    return float(z.square().mean().sqrt())
