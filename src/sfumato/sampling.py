@@ -192,11 +192,10 @@ def sample(
         for part in torch.arange(n).split(math.ceil(n / math.ceil(n / batch))):
             start = None if z is None else z[part]
             chosen = {k: v[part] for k, v in labels.items()}
-            ends, guided = (t_start, t_stop), (guidance, interval)
-            walk = trajectory(
-                model, None, None, plan, seed, start, numbers[part], *ends, *guided, grad_calls, checkpoint, **chosen
-            )
-            *_, last = walk
+            *_, last = trajectory(
+                model, None, None, plan, seed, start, numbers[part], t_start, t_stop, guidance, interval,
+                grad_calls, checkpoint, **chosen,
+            )  # fmt: skip
             out.append(finish(last.z.cpu()))
     return torch.cat(out)
 
