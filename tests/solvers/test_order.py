@@ -8,7 +8,8 @@ import torch
 
 from sfumato.process import Gaussian
 from sfumato.schedules import VE, Flow, LinearBeta
-from sfumato.solvers import DDIM, Euler, Heun, Multistep, grids, multistep
+from sfumato.solvers import DDIM, Euler, Heun, Multistep, axis, grids, multistep
+from sfumato.solvers.singlestep import Stage
 from solver_cases import SOLVERS, mixture
 
 F64 = torch.float64
@@ -29,17 +30,18 @@ def errors(solver, curve, steps, start=-5.0, stop=4.0):
     return out
 
 
-def slope(solver, curve, steps=(48, 96)):
-    coarse, fine = errors(solver, curve, steps)
+def slope(solver, curve, steps=(48, 96), start=-5.0):
+    coarse, fine = errors(solver, curve, steps, start)
     return math.log2(coarse / fine) / math.log2(steps[1] / steps[0])
 
 
 @pytest.mark.parametrize("curve", CURVES)
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_order_is_as_declared(name, curve):
+    """From logsnr 0, where the field is at its liveliest: a poor start is not small beside the rest."""
     solver = dataclasses.replace(SOLVERS[name], grid=grids.LogSNR())
     declared = solver.plan(CURVES[curve], 4).order
-    assert slope(solver, CURVES[curve]) == pytest.approx(declared, abs=0.3)
+    assert slope(solver, CURVES[curve], (32, 64), start=0.0) == pytest.approx(declared, abs=0.3)
 
 
 @pytest.mark.parametrize("grid", [grids.auto(), grids.Rho(), grids.FlowTime()], ids=repr)
@@ -63,7 +65,7 @@ def test_whole_runs_converge_from_the_prior_to_the_clean_signal(start):
 
 def test_a_wrong_coefficient_is_flagged(monkeypatch):
     """A consistent two-step method with the wrong weights (a sigma_t where sigma_s belongs) has order 1, not 2."""
-    true = multistep.lagrange_integrals
+    true = axis.lagrange_integrals
 
     def wrong(nodes, start, stop):
         weights = true(nodes, start, stop)
@@ -71,14 +73,14 @@ def test_a_wrong_coefficient_is_flagged(monkeypatch):
             weights = [weights[0] - weights[1], 2 * weights[1]]  # the sum, and so consistency, is kept
         return weights
 
-    monkeypatch.setattr(multistep, "lagrange_integrals", wrong)
+    monkeypatch.setattr(axis, "lagrange_integrals", wrong)
     assert slope(Multistep(2, grid=grids.LogSNR()), LinearBeta()) == pytest.approx(1.0, abs=0.3)
 
 
 def test_a_low_order_start_is_flagged(monkeypatch):
     """A third-order method that starts with Euler steps measures as order 2: the starts are of order 2 and 3."""
-    euler = multistep.Tableau(((),), (1.0,))
-    monkeypatch.setattr(multistep, "STARTS", {2: euler, 3: euler})
+    euler = (Stage(1, (0,)),)
+    monkeypatch.setattr(multistep, "STAGES", {2: euler, 3: euler})
     steps = (192, 384)
     assert slope(Multistep(4), LinearBeta(), steps) == pytest.approx(2.0, abs=0.3)
 
@@ -86,7 +88,7 @@ def test_a_low_order_start_is_flagged(monkeypatch):
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_lagrange_integrals_are_exact_for_polynomials(count):
     nodes, start, stop = [0.3, 0.7, 1.1, 1.6][:count], 0.3, -0.2
-    weights = multistep.lagrange_integrals(nodes, start, stop)
+    weights = axis.lagrange_integrals(nodes, start, stop)
     for power in range(count):
         exact = (stop ** (power + 1) - start ** (power + 1)) / (power + 1)
         assert sum(w * c**power for w, c in zip(weights, nodes, strict=True)) == pytest.approx(exact, abs=1e-13)

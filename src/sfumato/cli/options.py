@@ -9,9 +9,11 @@ import tyro
 
 from sfumato.training.config import TrainConfig, docs
 
-SOLVERS = (  # as sfumato.solvers.NAMES, which needs torch
-    "annealed-langevin", "churn", "ddim", "ddpm", "ddpm-beta", "euler", "euler-maruyama", "heun", "multistep",
-    "predictor-corrector", "sa-solver", "sde-dpm++2m", "sde-dpm++3m",
+# as sfumato.solvers.NAMES, which needs torch
+SOLVERS = (
+    "annealed-langevin", "churn", "ddim", "ddpm", "ddpm-beta", "deis", "dpm++2m", "dpm++2s", "dpm++3m", "dpm++3s",
+    "dpm2", "dpm3", "euler", "euler-maruyama", "heun", "lms", "midpoint", "multistep", "plms", "pndm",
+    "predictor-corrector", "rk4", "sa-solver", "sde-dpm++2m", "sde-dpm++3m", "unipc",
 )  # fmt: skip
 
 

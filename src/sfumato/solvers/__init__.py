@@ -9,9 +9,12 @@ from sfumato.solvers.ddim import DDIM, Euler
 from sfumato.solvers.ddpm import DDPM, OptimalDDPM
 from sfumato.solvers.langevin import AnnealedLangevin, PredictorCorrector
 from sfumato.solvers.multistep import Multistep
+from sfumato.solvers.named import DEIS, LMS, DPMSolver, DPMSolverPP, UniPC
 from sfumato.solvers.plan import Plan, State
+from sfumato.solvers.pndm import PNDM
 from sfumato.solvers.reverse_sde import EulerMaruyama, SASolver, SDEDPMSolver
-from sfumato.solvers.runge_kutta import Heun, RungeKutta
+from sfumato.solvers.runge_kutta import RK4, Heun, Midpoint, RungeKutta
+from sfumato.solvers.singlestep import Singlestep
 from sfumato.solvers.walk import Walk, WalkSolver
 
 # The names that the command line takes.
@@ -21,14 +24,27 @@ NAMES: dict[str, Callable[[], Solver]] = {
     "ddim": DDIM,
     "ddpm": DDPM,
     "ddpm-beta": lambda: DDPM(variance="beta"),
+    "deis": DEIS,
+    "dpm++2m": lambda: DPMSolverPP(2),
+    "dpm++2s": lambda: DPMSolverPP(2, multistep=False),
+    "dpm++3m": lambda: DPMSolverPP(3),
+    "dpm++3s": lambda: DPMSolverPP(3, multistep=False),
+    "dpm2": lambda: DPMSolver(2),
+    "dpm3": lambda: DPMSolver(3),
     "euler": Euler,
     "euler-maruyama": EulerMaruyama,
     "heun": Heun,
+    "lms": LMS,
+    "midpoint": Midpoint,
     "multistep": Multistep,
+    "plms": PNDM,
+    "pndm": lambda: PNDM("prk"),
     "predictor-corrector": PredictorCorrector,
+    "rk4": RK4,
     "sa-solver": SASolver,
     "sde-dpm++2m": SDEDPMSolver,
     "sde-dpm++3m": lambda: SDEDPMSolver(3),
+    "unipc": UniPC,
 }
 
 
@@ -38,7 +54,8 @@ def default() -> Solver:
 
 
 __all__ = [
-    "DDIM", "DDPM", "NAMES", "AnnealedLangevin", "Churn", "Euler", "EulerMaruyama", "Heun", "Multistep", "OptimalDDPM",
-    "Plan", "PredictorCorrector", "RungeKutta", "SASolver", "SDEDPMSolver", "Solver", "State", "Walk", "WalkSolver",
-    "default", "grids",
+    "DDIM", "DDPM", "DEIS", "LMS", "NAMES", "PNDM", "RK4", "AnnealedLangevin", "Churn", "DPMSolver", "DPMSolverPP",
+    "Euler", "EulerMaruyama", "Heun", "Midpoint", "Multistep", "OptimalDDPM", "Plan", "PredictorCorrector",
+    "RungeKutta", "SASolver", "SDEDPMSolver", "Singlestep", "Solver", "State", "UniPC", "Walk", "WalkSolver", "default",
+    "grids",
 ]  # fmt: skip

@@ -56,20 +56,22 @@ class Builder:
         x = {j: c for (kind, j), c in form.items() if kind == "x" and c != 0}
         self.lines.append(Line(z, x, noise))
 
-    def move(self, clock: Clock, k: int, to: Point, changes: Iterable[tuple[float, Form]]) -> Form:
-        """z_s = S_s (z_t / S_t + sum of weight * y)."""
+    def move(
+        self, clock: Clock, k: int, to: Point, changes: Iterable[tuple[float, Form]], base: Form | None = None
+    ) -> Form:
+        """z_s = S_s (z_t / S_t + sum of weight * y); z_t is the state of call k, or the corrected one (`base`)."""
         ratio = clock.scale(*to) / clock.scale(*self.path[k])
-        return add((ratio, {("z", k): 1.0}), *((clock.scale(*to) * w, y) for w, y in changes))
+        return add((ratio, base or {("z", k): 1.0}), *((clock.scale(*to) * w, y) for w, y in changes))
 
     def plan(self, name: str, order: int) -> Plan:
         path = (*self.path, self.node(len(self.nodes) - 1))
         return Plan(name, len(self.nodes) - 1, tuple(self.times), self.nodes[-1], path, tuple(self.lines), order)
 
 
-def ddim(t: Point, s: Point, k: int) -> Form:
+def ddim(t: Point, s: Point, k: int, base: Form | None = None) -> Form:
     """z_s = alpha_s x + sigma_s eps, eps = (z_t - alpha_t x) / sigma_t (2010.02502, Eq. 12), exact at every end."""
     kept = s[1] / t[1]
-    return {("z", k): kept, ("x", k): s[0] - kept * t[0]}
+    return add((kept, base or {("z", k): 1.0}), (1.0, {("x", k): s[0] - kept * t[0]}))
 
 
 class Solver(abc.ABC):

@@ -15,18 +15,21 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
 from sfumato.errors import SfumatoError
 
 Point = tuple[float, float]  # (alpha, sigma)
 
 
 class Clock(NamedTuple):
-    """S and c as functions of (alpha, sigma); y = p z + q x_hat; the logsnr at a value of c."""
+    """S and c as functions of (alpha, sigma); y = p z + q x_hat; the logsnr at c; dc/dlam, lam = logsnr / 2."""
 
     scale: Callable[[float, float], float]
     time: Callable[[float, float], float]
     read: Callable[[float, float], tuple[float, float]]
     logsnr: Callable[[float], float]
+    rate: Callable[[np.ndarray], np.ndarray]
 
 
 def _log(value: float) -> float:
@@ -42,16 +45,26 @@ def _angle_read(a: float, s: float) -> tuple[float, float]:
     return a / s / norm, -norm / s
 
 
+def _flow_rate(lam: np.ndarray) -> np.ndarray:
+    return -1 / (4 * np.cosh(lam / 2) ** 2)
+
+
 CLOCKS: dict[str, Clock] = {
-    "x": Clock(lambda a, s: s, lambda a, s: a / s if s else math.inf, lambda a, s: (0.0, 1.0), lambda c: 2 * _log(c)),
+    "x": Clock(
+        lambda a, s: s, lambda a, s: a / s if s else math.inf, lambda a, s: (0.0, 1.0), lambda c: 2 * _log(c), np.exp
+    ),
     "eps": Clock(
-        lambda a, s: a, lambda a, s: s / a if a else math.inf, lambda a, s: (1 / s, -a / s), lambda c: -2 * _log(c)
+        lambda a, s: a, lambda a, s: s / a if a else math.inf, lambda a, s: (1 / s, -a / s), lambda c: -2 * _log(c),
+        lambda lam: -np.exp(-lam),
     ),
-    "flow": Clock(lambda a, s: a + s, lambda a, s: s / (a + s), _flow_read, lambda c: 2 * (_log(1 - c) - _log(c))),
+    "flow": Clock(
+        lambda a, s: a + s, lambda a, s: s / (a + s), _flow_read, lambda c: 2 * (_log(1 - c) - _log(c)), _flow_rate
+    ),
     "F": Clock(
-        math.hypot, lambda a, s: math.atan2(s, a), _angle_read, lambda c: 2 * (_log(math.cos(c)) - _log(math.sin(c)))
+        math.hypot, lambda a, s: math.atan2(s, a), _angle_read, lambda c: 2 * (_log(math.cos(c)) - _log(math.sin(c))),
+        lambda lam: -1 / (2 * np.cosh(lam)),
     ),
-}
+}  # fmt: skip
 
 
 def clock(row: str) -> Clock:

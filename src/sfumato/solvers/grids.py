@@ -10,6 +10,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ def flow_time(logsnr: Tensor) -> Tensor:
 class Grid(abc.ABC):
     """The rule that places the nodes."""
 
+    starts_at: ClassVar[bool] = True  # whether the first node is t_start itself
+
     def times(self, schedule: Schedule, steps: int, t_start: float = 1.0, t_stop: float = 0.0) -> list[float]:
         """steps + 1 falling times, the first t_start and the last t_stop."""
         if steps < 1:
@@ -36,7 +39,7 @@ class Grid(abc.ABC):
         if not 0 <= t_stop < t_start <= 1:
             raise SfumatoError(f"Sampling needs 0 <= t_stop < t_start <= 1, got {t_stop:g} and {t_start:g}.")
         nodes = self.nodes(schedule, steps, t_start, t_stop).tolist()
-        nodes[0], nodes[-1] = float(t_start), float(t_stop)
+        nodes[0], nodes[-1] = float(t_start) if self.starts_at else nodes[0], float(t_stop)
         if any(not b < a for a, b in zip(nodes, nodes[1:], strict=False)) and not _ends_on_clean(nodes):
             raise SfumatoError(f"{steps} steps are too many for this grid: two nodes coincide in double precision.")
         return nodes
@@ -144,6 +147,51 @@ class FlowTime(Grid):
             before = measure(mid) < wanted
             high, low = torch.where(before, mid, high), torch.where(before, low, mid)
         return schedule.time(-2 * torch.logit((high + low) / 2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Timesteps(Grid):
+    """The integers of a model trained on `train` steps: i = 0..train-1 stands at t = (i + 1) / train; clean after them.
+
+    With K steps, in falling order (2305.08891, Table 2):
+        leading   i = floor(train / K) k + offset   stops short of pure noise: the first call is not at t = 1
+        trailing  i = train - 1 - k train / K       rounded to integers
+        linspace  i = (train - 1) k / (K - 1)       rounded to integers
+    drop_last: leading and linspace of K + 1, of which the lowest is left out (the DPM-Solver family's habit).
+    t_start below 1 leaves out the integers above it; t_stop is 0.
+    """
+
+    spacing: str = "trailing"
+    train: int = 1000
+    offset: int = 0
+    drop_last: bool = False
+    starts_at: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.spacing not in ("leading", "trailing", "linspace"):
+            raise SfumatoError(f"Timesteps are spaced leading, trailing or linspace, got {self.spacing!r}.")
+        if self.train < 1 or self.offset < 0 or self.offset and self.spacing != "leading":
+            raise SfumatoError("Timesteps need train >= 1, and an offset >= 0 with the spacing 'leading' alone.")
+        if self.drop_last and self.spacing == "trailing":
+            raise SfumatoError("Timesteps with the spacing 'trailing' have no last one to drop.")
+
+    def nodes(self, schedule: Schedule, steps: int, t_start: float, t_stop: float) -> Tensor:
+        count = round(t_start * self.train)
+        if t_stop != 0 or abs(count - t_start * self.train) > 1e-6:
+            raise SfumatoError("Timesteps run from an integer of the trained ones to the clean signal: t_stop is 0.")
+        if steps + self.drop_last > count:
+            raise SfumatoError(f"{steps} steps are too many for {count} trained ones.")
+        points = steps + self.drop_last
+        k = torch.arange(points, dtype=torch.float64).flip(0)
+        if self.spacing == "leading":
+            i = k * (count // points) + self.offset
+        elif self.spacing == "linspace":
+            i = ((count - 1) * k / max(points - 1, 1)).round()
+        else:
+            i = (count - torch.arange(steps, dtype=torch.float64) * count / steps).round() - 1
+        if float(i[0]) >= self.train:
+            raise SfumatoError(f"The offset {self.offset} leads beyond the {self.train} trained steps.")
+        return torch.cat((i[:steps] + 1, torch.zeros(1, dtype=torch.float64))) / self.train
 
 
 def auto() -> Grid:

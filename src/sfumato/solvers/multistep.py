@@ -1,74 +1,162 @@
-"""Multistep methods by (row, clock, order): the integral of the polynomial through past values of the row.
+"""Multistep methods by (row, variable, order): the integral of the polynomial through past values of the row.
 
-z_s = S_s (z_t / S_t + sum_i w_i y_i),   w_i = int_{c_t}^{c_s} l_i(c) dc,   l_i the Lagrange basis on the past nodes
+    z_s = S_s (z_t / S_t + sum_i w_i y_i),   w_i = int_{c_t}^{c_s} l_i(v(c)) dc     predictor: past nodes
+    z_s <- z_s + S_s sum_i (w'_i - w_i) y_i                                        corrector: the new node too
+
+The corrector costs no call: y at the new node is that of the predicted state, and the corrected state is what the next
+step starts from. Which published method is which row and variable stands in `named.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
+from typing import NamedTuple
+
+import numpy as np
 
 from sfumato.errors import SfumatoError
 from sfumato.solvers import grids
-from sfumato.solvers.build import Builder, Solver, ddim
+from sfumato.solvers.axis import Axis, Place
+from sfumato.solvers.build import Builder, Form, Solver, add, ddim
 from sfumato.solvers.clocks import clock
 from sfumato.solvers.plan import Plan
-from sfumato.solvers.runge_kutta import Tableau, explicit_step
-
-# Stages strictly inside the step: the midpoint rule, and Heun's method of order 3.
-STARTS = {
-    2: Tableau(((), (1 / 2,)), (0.0, 1.0)),
-    3: Tableau(((), (1 / 3,), (0.0, 2 / 3)), (1 / 4, 0.0, 3 / 4)),
-}
+from sfumato.solvers.runge_kutta import CLASSICAL, explicit_step
+from sfumato.solvers.singlestep import STAGES, exponential_step
 
 
-def lagrange_integrals(nodes: list[float], start: float, stop: float) -> list[float]:
-    """int_start^stop of each Lagrange basis polynomial on the nodes."""
-    # Relative to the step, so that the monomials stay of order one.
-    h = stop - start
-    u = [(c - start) / h for c in nodes]
-    weights = []
-    for i, node in enumerate(u):
-        basis = [1.0]  # coefficients, the constant first
-        for other in u[:i] + u[i + 1 :]:
-            moved = zip([0.0, *basis], [*basis, 0.0], strict=True)
-            basis = [(up - other * here) / (node - other) for up, here in moved]
-        weights.append(h * sum(c / (p + 1) for p, c in enumerate(basis)))
-    return weights
+class Known(NamedTuple):
+    """A call whose value of the row is in use."""
+
+    call: int
+    place: Place
+
+
+class Step(NamedTuple):
+    """A predicted step: the calls it used, the newest first, and their weights."""
+
+    used: list[Known]
+    weights: list[float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Multistep(Solver):
-    """Adams-Bashforth in the row 'flow', 'F', 'x' or 'eps'; one call a step after the start.
+    """Orders 1 to 4 in the row 'flow', 'F', 'x' or 'eps'; one call a step after the start.
 
-    The first steps of orders 3 and 4 are Runge-Kutta steps of one order less, which costs 1 and 4 calls more: a start
-    by lower orders would leave its own error, and order 3 would be order 2.
-    row='x' integrates as DPM-Solver++ does (2211.01095), row='eps' as DPM-Solver and LMS do (2206.00927). The row x is
-    not defined at the clean signal: its last step is then of order 1.
+    variable: in which the row is a polynomial: the row's own 'clock' (Adams-Bashforth), 'logsnr' or 't'.
+    corrector: True corrects each state to order + 1; a number from 2 to order + 1 is the corrector's order.
+    start: 'rk' takes the first steps by Runge-Kutta, inside the step, so that the order holds (1 call more at order 3,
+    4 at order 4); 'low' takes them by lower orders, which costs no call and leaves order 2 (3 with a corrector).
+    end: 'low' lets the order fall to 1 towards the end; 'full' does not.
+    phi2: the weight of the slope where the polynomial is a line in logsnr: 'exact' is its integral; 'B1' and 'B2' are
+    half of h and of e^h - 1 (2302.04867, Section 3.2); 'B2' is the published DPM-Solver++ (2M).
+    A step to or from a place that the clock or the variable does not reach is a DDIM step (row x: the clean signal).
     """
 
     order: int = 2
     row: str = "flow"
     grid: grids.Grid = dataclasses.field(default_factory=grids.auto)
+    variable: str = "clock"
+    corrector: bool | int = False
+    start: str = "rk"
+    end: str = "full"
+    phi2: str = "exact"
+    name: str = ""
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3, 4):
             raise SfumatoError(f"Multistep has orders 1 to 4, got {self.order}.")
+        if self.corrector is not False and not 2 <= self._nodes <= self.order + 1:
+            raise SfumatoError(
+                f"A corrector of order {self.order} has order 2 to {self.order + 1}: got {self.corrector}."
+            )
+        for field, known in (("start", ("rk", "low")), ("end", ("full", "low")), ("phi2", ("exact", "B1", "B2"))):
+            if getattr(self, field) not in known:
+                raise SfumatoError(f"Multistep takes {field} = {' or '.join(known)}, got {getattr(self, field)!r}.")
+        if self.phi2 != "exact" and self.variable != "logsnr":
+            raise SfumatoError(f"phi2 = {self.phi2} belongs to variable = 'logsnr', got {self.variable!r}.")
+
+    @property
+    def _nodes(self) -> int:
+        """Nodes of the corrector's polynomial, the new one among them; 0 without a corrector."""
+        return self.order + 1 if self.corrector is True else int(self.corrector)
+
+    def _declared(self, full: bool = False) -> int:
+        """The order of the whole: the starts and the end may hold it back."""
+        reached = self._nodes or self.order
+        if full:
+            return reached
+        low = [2 + bool(self.corrector)] if self.start == "low" else []
+        return min(reached, *low, *([2] if self.end == "low" else []), reached)
 
     def build(self, b: Builder) -> Plan:
-        rule = clock(self.row)
-        past: list[int] = []
-        for i in range(len(b.nodes) - 1):
-            past = [b.call(b.nodes[i]), *past][: self.order]
-            k, end = past[0], b.node(i + 1)
-            clock_times = [rule.time(*b.path[j]) for j in past]
-            usable = [j for j, c in zip(past, clock_times, strict=True) if math.isfinite(c)]
-            if k not in usable or not math.isfinite(rule.time(*end)):
-                b.advance(ddim(b.path[k], end, k))  # order 1 in every row, finite at every end
-                continue
-            if len(usable) < self.order - 1:
-                explicit_step(b, rule, k, i, STARTS[self.order - 1])
-                continue
-            weights = lagrange_integrals([rule.time(*b.path[j]) for j in usable], clock_times[0], rule.time(*end))
-            b.advance(b.move(rule, k, end, [(w, b.value(rule, j)) for w, j in zip(weights, usable, strict=True)]))
-        return b.plan(f"Multistep(order={self.order}, row={self.row})", self.order)
+        axis = Axis(b.schedule, clock(self.row), self.variable)
+        known: list[Known] = []
+        last: Step | None = None
+        steps = len(b.nodes) - 1
+        for i in range(steps):
+            k = b.call(b.nodes[i])
+            new = Known(k, axis.place(b.nodes[i], b.path[k]))
+            base = self._corrected(b, axis, last, new) if last and new.place.finite else None
+            known = [new, *known][: self.order] if new.place.finite else []
+            point = b.node(i + 1)
+            end = axis.place(b.nodes[i + 1], point)
+            last = None
+            if not known or not axis.reaches(end) or self.phi2 != "exact" and not end.finite:
+                b.advance(ddim(b.path[k], point, k, base))  # order 1 in every row, finite at every end
+            elif not self._start(b, axis, i, len(known), base):
+                used = known[: steps - i] if self.end == "low" else known
+                last = Step(used, self._weights(axis, used, new.place, end))
+                b.advance(b.move(axis.rule, k, point, self._terms(b, axis, last), base))
+        return b.plan(self.name or self._describe(), self._declared())
+
+    def _start(self, b: Builder, axis: Axis, i: int, count: int, base: Form | None) -> bool:
+        """Take step i by Runge-Kutta where too few values are known for the order; whether it did."""
+        order = self._declared(full=True) - 1  # the local error of a first step has the order of the whole
+        k, point = len(b.times) - 1, b.node(i + 1)
+        if self.start == "low" or count >= order - bool(self.corrector):
+            return False
+        if order in STAGES and axis.place(b.nodes[i + 1], point).finite:
+            exponential_step(b, axis, k, i, STAGES[order], base)
+            return True
+        if order == 4 and point[1] > 0:
+            explicit_step(b, Axis(b.schedule, axis.rule), k, i, CLASSICAL, base)
+            return True
+        return False
+
+    def _terms(self, b: Builder, axis: Axis, step: Step) -> list[tuple[float, Form]]:
+        return [(w, b.value(axis.rule, one.call)) for w, one in zip(step.weights, step.used, strict=True)]
+
+    def _corrected(self, b: Builder, axis: Axis, last: Step, new: Known) -> Form | None:
+        """The state at the newest call, corrected by what that call says; the predicted one gives the old back."""
+        if not self.corrector:
+            return None
+        used = [new, *last.used][: self._nodes]
+        step = Step(used, self._weights(axis, used, last.used[0].place, new.place))
+        scale = axis.rule.scale(*b.path[new.call])
+        changes = [(scale * w, y) for w, y in self._terms(b, axis, step)]
+        changes += [(-scale * w, y) for w, y in self._terms(b, axis, last)]
+        return add((1.0, {("z", new.call): 1.0}), *changes)
+
+    def _weights(self, axis: Axis, used: list[Known], start: Place, end: Place) -> list[float]:
+        if self.phi2 == "exact" or len(used) != 2:
+            return axis.weights([one.place for one in used], start, end)
+        # y_t + (y_other - y_t) / r: the integral of the slope's part is half of B(h)
+        step, change = end.variable - start.variable, end.clock - start.clock
+        slope = change / 2 if self.phi2 == "B2" else step * float(axis.rule.rate(np.array(end.lam))) / 2
+        places = [one.place for one in used]
+        (other,) = [place for place in places if place != start]
+        of_other = slope * step / (other.variable - start.variable)
+        return [change - of_other if place == start else of_other for place in places]
+
+    def _describe(self) -> str:
+        fields = {"order": self.order, "row": self.row}
+        for name, plain in (
+            ("variable", "clock"),
+            ("corrector", False),
+            ("start", "rk"),
+            ("end", "full"),
+            ("phi2", "exact"),
+        ):
+            if getattr(self, name) != plain:
+                fields[name] = getattr(self, name)
+        return f"Multistep({', '.join(f'{name}={value}' for name, value in fields.items())})"

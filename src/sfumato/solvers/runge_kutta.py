@@ -1,4 +1,4 @@
-"""Explicit Runge-Kutta methods on a clock: z_s = S_s (z_t / S_t + h sum_i b_i y_i), h = c_s - c_t."""
+"""Explicit Runge-Kutta methods on a clock: z_s = S_s (z_t / S_t + (c_s - c_t) sum_i b_i y_i)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import math
 from typing import ClassVar, NamedTuple
 
 from sfumato.solvers import grids
-from sfumato.solvers.build import Builder, Solver, ddim
-from sfumato.solvers.clocks import Clock, clock
+from sfumato.solvers.axis import Axis
+from sfumato.solvers.build import Builder, Form, Solver, ddim
+from sfumato.solvers.clocks import clock
 from sfumato.solvers.plan import Plan
 
 
@@ -18,42 +19,58 @@ class Tableau(NamedTuple):
     a: tuple[tuple[float, ...], ...]
     b: tuple[float, ...]
 
+    @property
+    def inside(self) -> bool:
+        """No stage stands at the end of the step."""
+        return max(sum(row) for row in self.a) < 1
 
-def explicit_step(b: Builder, rule: Clock, first: int, i: int, tableau: Tableau) -> None:
-    """The step from node i, called already as `first`, to node i + 1."""
-    end = b.node(i + 1)
-    c_t = rule.time(*b.path[first])
-    h = rule.time(*end) - c_t
+
+HEUN = Tableau(((), (1.0,)), (1 / 2, 1 / 2))
+MIDPOINT = Tableau(((), (1 / 2,)), (0.0, 1.0))
+HEUN3 = Tableau(((), (1 / 3,), (0.0, 2 / 3)), (1 / 4, 0.0, 3 / 4))
+CLASSICAL = Tableau(((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
+
+
+def explicit_step(b: Builder, axis: Axis, first: int, i: int, tableau: Tableau, base: Form | None = None) -> None:
+    """The step from node i, called already as `first`, to node i + 1.
+
+    Stages stand at the tableau's shares of the step in the axis' variable. Where that is not the clock, this is the
+    pseudo Runge-Kutta method of 2202.09778 (Eq. 13), of order 2 at most: each stage moves by its mean value of the row.
+    """
+    t, end, rule = b.nodes[i], b.node(i + 1), axis.rule
+    start, stop = axis.place(t, b.path[first]), axis.place(b.nodes[i + 1], end)
     values = [b.value(rule, first)]
     for row in tableau.a[1:]:
         share = sum(row)
-        t = b.nodes[i + 1] if share == 1 else float(b.schedule.time(rule.logsnr(c_t + share * h)))
-        b.advance(b.move(rule, first, b.point(t), [(h * w, y) for w, y in zip(row, values, strict=False)]))
-        values.append(b.value(rule, b.call(t)))
-    b.advance(b.move(rule, first, end, [(h * w, y) for w, y in zip(tableau.b, values, strict=True)]))
+        inner = b.nodes[i + 1] if share == 1 else axis.time(start.variable + share * (stop.variable - start.variable))
+        h = rule.time(*b.point(inner)) - start.clock
+        changes = [(h * w / share, y) for w, y in zip(row, values, strict=True)]
+        b.advance(b.move(rule, first, b.point(inner), changes, base))
+        values.append(b.value(rule, b.call(inner)))
+    h = stop.clock - start.clock
+    b.advance(b.move(rule, first, end, [(h * w, y) for w, y in zip(tableau.b, values, strict=True)], base))
 
 
 class RungeKutta(Solver):
-    """A tableau (a, b, c). A step whose stages touch the clean signal, where no row is defined, is a DDIM step,
-    as is one from or to a point where the clock is infinite.
+    """A tableau on a row's clock. A step to the clean signal, where no row is defined, takes the tableau `last` if one
+    is given, whose stages lie inside, and else is a DDIM step, as is one where the clock is infinite at an end.
     """
 
     row: str
     order: ClassVar[int]
-    a: ClassVar[tuple[tuple[float, ...], ...]]
-    b: ClassVar[tuple[float, ...]]
+    tableau: ClassVar[Tableau]
+    last: ClassVar[Tableau | None] = None
 
     def build(self, b: Builder) -> Plan:
-        rule = clock(self.row)
+        axis = Axis(b.schedule, clock(self.row))
         for i in range(len(b.nodes) - 1):
-            first = b.call(b.nodes[i])
-            end = b.node(i + 1)
-            touches = end[1] == 0 and max(sum(row) for row in self.a) >= 1
-            if touches or not all(math.isfinite(rule.time(*point)) for point in (b.path[first], end)):
+            first, end = b.call(b.nodes[i]), b.node(i + 1)
+            tableau = self.tableau if end[1] > 0 or self.tableau.inside else self.last
+            if tableau is None or not all(math.isfinite(axis.rule.time(*point)) for point in (b.path[first], end)):
                 b.advance(ddim(b.path[first], end, first))
             else:
-                explicit_step(b, rule, first, i, Tableau(self.a, self.b))
-        return b.plan(type(self).__name__, self.order)
+                explicit_step(b, axis, first, i, tableau)
+        return b.plan(f"{type(self).__name__}(row={self.row})", self.order)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,5 +80,25 @@ class Heun(RungeKutta):
     row: str = "flow"
     grid: grids.Grid = dataclasses.field(default_factory=grids.auto)
     order: ClassVar[int] = 2
-    a: ClassVar[tuple[tuple[float, ...], ...]] = ((), (1.0,))
-    b: ClassVar[tuple[float, ...]] = (0.5, 0.5)
+    tableau: ClassVar[Tableau] = HEUN
+
+
+@dataclasses.dataclass(frozen=True)
+class Midpoint(RungeKutta):
+    """Order 2: z_s = S_s (z_t / S_t + (c_s - c_t) y_m), y_m at the middle of the clock's step. 2 steps calls."""
+
+    row: str = "flow"
+    grid: grids.Grid = dataclasses.field(default_factory=grids.auto)
+    order: ClassVar[int] = 2
+    tableau: ClassVar[Tableau] = MIDPOINT
+
+
+@dataclasses.dataclass(frozen=True)
+class RK4(RungeKutta):
+    """The classical method of order 4 (Kutta 1901), 4 calls a step; 3 in the step to the clean signal, of order 3."""
+
+    row: str = "flow"
+    grid: grids.Grid = dataclasses.field(default_factory=grids.auto)
+    order: ClassVar[int] = 4
+    tableau: ClassVar[Tableau] = CLASSICAL
+    last: ClassVar[Tableau | None] = HEUN3
