@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from sfumato import __version__
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, suggest
 
 COMMANDS = {
     "demo": "train on the built-in clothes for two minutes and draw a grid of ten a class",
@@ -77,10 +77,8 @@ def _dispatch(arguments: list[str]) -> int:
         return OK
     name = arguments[0]
     if name not in COMMANDS:
-        from sfumato.training.config import suggest
-
         what = "flag" if name.startswith("-") else "command"
-        raise SfumatoError(f"There is no {what} {name!r}: {suggest(name, COMMANDS)}.")
+        raise SfumatoError(f"There is no {what} {name!r}: {suggest(name, COMMANDS)}")
     from sfumato.cli.run import run
 
     return run(name, arguments[1:])

@@ -12,8 +12,8 @@ from typing import Any, get_type_hints
 import tyro
 
 from sfumato.cli.options import CLASSES
-from sfumato.errors import SfumatoError
-from sfumato.training.config import TrainConfig, from_yaml, suggest
+from sfumato.errors import SfumatoError, suggest
+from sfumato.training.config import TrainConfig, from_yaml
 
 _NUMBER = re.compile(r"-\.?\d")
 
@@ -60,7 +60,7 @@ def _refuse_unknown(command: str, kind: type, words: Sequence[str]) -> None:
         if spelling.startswith("--"):
             spelling = spelling.replace("_", "-")
         if spelling not in known:
-            hint = suggest(spelling, [name for name in known if name.startswith("--")]).replace("'", "")
+            hint = suggest(spelling, [name for name in known if name.startswith("--")]).replace("'", "").rstrip(".")
             given = word.partition("=")[0]
             raise SfumatoError(f"`sfumato {command}` has no flag {given}: {hint} (sfumato {command} --help lists them)")
 

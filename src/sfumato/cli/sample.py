@@ -14,10 +14,9 @@ from sfumato.cli import write
 from sfumato.cli.run import Voice
 from sfumato.compose import guide
 from sfumato.data import DataSpec
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, suggest
 from sfumato.model import Denoiser
 from sfumato.solvers import Plan
-from sfumato.training.config import suggest
 from sfumato.training.precision import compute_dtype, device_of
 
 PER_CLASS, MOST_CLASSES, NUMBER = 10, 20, 64

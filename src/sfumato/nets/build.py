@@ -1,12 +1,11 @@
 """Networks by name, and the network that suits a shape."""
 
-import difflib
 import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import SfumatoError
+from ..errors import SfumatoError, suggest
 from .blocks import halved
 from .dit import DiT
 from .fields import per_axis_patch
@@ -25,11 +24,6 @@ COARSEST = 100  # places that the coarsest level may have: levels are added unti
 ATTENDED = 512  # places that attention may span: beyond, it costs more than the convolutions around it
 
 
-def _suggest(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
-
-
 def from_config(config: Mapping[str, Any]) -> MLP | UNet | DiT:
     """The network that `net.config` describes, with fresh weights: `from_config(net.config).config == net.config`.
 
@@ -40,11 +34,11 @@ def from_config(config: Mapping[str, Any]) -> MLP | UNet | DiT:
         raise SfumatoError(f'a network is described by {{"name": ..., "args": {{...}}}}; got the keys {sorted(config)}')
     name, args = config["name"], config["args"]
     if name not in NETS:
-        raise SfumatoError(f"unknown network {name!r}: {_suggest(str(name), list(NETS))}")
+        raise SfumatoError(f"unknown network {name!r}: {suggest(str(name), NETS)}")
     parameters = inspect.signature(NETS[name]).parameters
     for key in args:
         if key not in parameters:
-            raise SfumatoError(f"{name} has no argument {key!r}: {_suggest(str(key), list(parameters))}")
+            raise SfumatoError(f"{name} has no argument {key!r}: {suggest(str(key), parameters)}")
     missing = [key for key, p in parameters.items() if p.default is p.empty and key not in args]
     if missing:
         raise SfumatoError(f"{name} needs the argument {missing[0]!r}")
@@ -59,7 +53,7 @@ def build(shape: Sequence[int], classes: int = 0, size: str = "auto", samples: i
     Raises SfumatoError for a shape of another rank or an unknown size.
     """
     if size not in SIZES:
-        raise SfumatoError(f"unknown network size {size!r}: {_suggest(size, SIZES)}")
+        raise SfumatoError(f"unknown network size {size!r}: {suggest(size, SIZES)}")
     if not 1 <= len(shape) <= 4 or min(shape) < 1:
         raise SfumatoError(f"no network for samples of shape {tuple(shape)}: give (D,) or (C, *spatial), 1 to 3 axes")
     if size == "auto":

@@ -6,12 +6,11 @@ This module imports no torch, so that a command line can show its help at once.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, suggest
 
 SCHEDULES = {
     "flow": "Flow", "cosine": "Cosine", "trig": "Trig", "linear": "LinearBeta", "sub-vp": "SubVP", "ve": "VE",
@@ -91,7 +90,7 @@ class TrainConfig:
         for name, known in CHOICES.items():
             value = getattr(self, name)
             if value not in known:
-                raise SfumatoError(f"{name} cannot be {value!r}: {suggest(str(value), known)}.")
+                raise SfumatoError(f"{name} cannot be {value!r}: {suggest(str(value), known)}")
         for name, low, high in _RANGES:
             value = getattr(self, name)
             if value is None:
@@ -135,15 +134,6 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
 _WHOLE = ("steps", "size", "batch", "warmup", "seed", "sample_every")
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """Words that help after a wrong one."""
-    known = list(known)
-    close = difflib.get_close_matches(word.replace("_", "-").lower(), known, n=1) or difflib.get_close_matches(
-        word.replace("-", "_").lower(), known, n=1
-    )
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
-
-
 def docs() -> dict[str, str]:
     """Field name -> its one-line description, read from the class itself."""
     import ast
@@ -165,7 +155,7 @@ def from_dict(values: Mapping[str, Any], where: str = "") -> TrainConfig:
     for name in values:
         if name not in known:
             place = f" in {where}" if where else ""
-            raise SfumatoError(f"There is no setting {name!r}{place}: {suggest(str(name), known)}.")
+            raise SfumatoError(f"There is no setting {name!r}{place}: {suggest(str(name), known)}")
     return TrainConfig(**values)
 
 

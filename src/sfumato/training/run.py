@@ -14,12 +14,12 @@ import torch
 from sfumato import artefact, data, nets
 from sfumato.data import DataSpec, Source
 from sfumato.data.labels import read_labels
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, suggest
 from sfumato.files import write_text
 from sfumato.model import Denoiser
 from sfumato.process import Gaussian
 from sfumato.training import checkpoint, config, folder
-from sfumato.training.config import TrainConfig, from_dict, suggest
+from sfumato.training.config import TrainConfig, from_dict
 from sfumato.training.console import Console
 from sfumato.training.interrupt import Interrupted
 from sfumato.training.objective import schedule_of
@@ -164,7 +164,7 @@ def _changed(old: dict[str, Any], changes: dict[str, Any], path: Path) -> TrainC
     """The settings of a checkpoint with some changed; a new budget replaces the old one."""
     for name in changes:
         if name not in old:
-            raise SfumatoError(f"There is no setting {name!r}: {suggest(name, CHANGEABLE)}.")
+            raise SfumatoError(f"There is no setting {name!r}: {suggest(name, CHANGEABLE)}")
         if name not in CHANGEABLE:
             raise SfumatoError(f"{name} cannot change when {path} goes on: what can is {', '.join(CHANGEABLE)}.")
     given = {name: value for name, value in changes.items() if value is not None}
