@@ -18,7 +18,7 @@ def main() -> float:
         z = torch.randn(2, *net.shape, generator=torch.Generator().manual_seed(0))
         belief = sf.Denoiser(net, process, target="F")(z, 0.4, label=torch.tensor([0, -1]))
         alpha, sigma = process.schedule(0.4)
-        gap = float((belief.x - alpha / (sigma**2 + alpha**2) * z).abs().max())
+        gap = float((belief.x.detach() - alpha / (sigma**2 + alpha**2) * z).abs().max())
         count = sum(p.numel() for p in net.parameters())
         print(f"{type(net).__name__:>5} for {net.shape!s:>14}: {count:>9,} parameters, |x - c_skip z| = {gap:.0e}")
         worst = max(worst, gap)
