@@ -14,6 +14,7 @@ LIMITS = {
     "edm": 0.05,
     "flow_matching": 0.05,
     "guidance": 1e-10,
+    "high_order": 0.15,
     "networks": 1e-6,
     "parameterisations": 1e-10,
     "posterior": 1e-6,
