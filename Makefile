@@ -24,6 +24,7 @@ test: $(VENV)/.installed-test
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check -q .
 
 types: $(VENV)/.installed-test
 	$(BIN)/mypy
