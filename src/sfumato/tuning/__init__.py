@@ -1,0 +1,5 @@
+"""Plans fitted to a model."""
+
+from sfumato.tuning.tune import Progress, tune
+
+__all__ = ["Progress", "tune"]
