@@ -8,6 +8,7 @@ Every solver of this package compiles to such a `Plan` once, in float64; `Plan.r
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 from sfumato.belief import Estimate
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
+from sfumato.solvers.arithmetic import Arithmetic, Program, compiled
 
 Noise = Callable[[int, Tensor], Tensor]  # (call, like) -> standard normal numbers of its shape
 
@@ -76,10 +78,15 @@ class Plan:
 
     def _stranger(self, model: Model) -> float | None:
         """The first time at which the model's path is not the one that this plan was built for."""
-        for t, known in zip(self.times, self.path[:-1], strict=True):
-            here = model.process.schedule(t)
-            if any(abs(float(a) - b) > 1e-9 * max(1.0, abs(b)) for a, b in zip(here, known, strict=True)):
-                return t
+        schedule = model.process.schedule
+        if self.__dict__.get("_known") is schedule:  # schedules do not change: one look is enough
+            return None
+        here = torch.stack(torch.broadcast_tensors(*schedule(torch.tensor(self.times, dtype=torch.float64))), -1)
+        known = torch.tensor(self.path[:-1], dtype=torch.float64)
+        off = ((here - known).abs() > 1e-9 * known.abs().clamp_min(1.0)).any(-1)
+        if bool(off.any()):
+            return self.times[int(off.nonzero()[0])]
+        self.__dict__["_known"] = schedule
         return None
 
     def fits(self, model: Model) -> bool:
@@ -100,29 +107,19 @@ class Plan:
         self.check(model)
         if self.stochastic and noise is None:
             raise SfumatoError(f"The solver {self.name} draws noise: pass a source of it.")
-        last_z, last_x = self._last_use()
-        states: dict[int, Tensor] = {}
-        signals: dict[int, Tensor] = {}
-        for k, line in enumerate(self.lines):
-            belief = model(z, self.times[k], **cond)
-            yield State(z, self.times[k], belief)
-            states[k], signals[k] = z, belief.x
-            z = _combine(line, states, signals)
+        arithmetic = Arithmetic(self._program, z)
+        for k, (t, line) in enumerate(zip(self.times, self.lines, strict=True)):
+            belief = model(z, t, **cond)
+            yield State(z, t, belief)
+            z = arithmetic.step(k, z, belief.x)
             if line.noise:
                 assert noise is not None
                 z = z.add_(noise(k, z), alpha=line.noise) if not z.requires_grad else z + line.noise * noise(k, z)
-            for store, last in ((states, last_z), (signals, last_x)):
-                for j in [j for j in store if last.get(j, -1) <= k]:
-                    del store[j]
         yield State(z, self.stop, None)
 
-    def _last_use(self) -> tuple[dict[int, int], dict[int, int]]:
-        last_z: dict[int, int] = {}
-        last_x: dict[int, int] = {}
-        for k, line in enumerate(self.lines):
-            last_z.update({j: k for j in line.z})
-            last_x.update({j: k for j in line.x})
-        return last_z, last_x
+    @functools.cached_property
+    def _program(self) -> Program:
+        return compiled(self.lines)
 
     def to_dict(self) -> dict[str, Any]:
         data = dataclasses.asdict(self)
@@ -165,12 +162,3 @@ class Plan:
             terms += [f"{line.noise:+.4g} xi"] if line.noise else []
             rows.append(f"{k:4d} {t:9.5f} {alpha:9.5f} {sigma:9.4g}  {' '.join(terms)}")
         return "\n".join(rows)
-
-
-def _combine(line: Line, states: Mapping[int, Tensor], signals: Mapping[int, Tensor]) -> Tensor:
-    terms = [(c, states[j]) for j, c in line.z.items()] + [(c, signals[j]) for j, c in line.x.items()]
-    coefficient, first = terms[0]
-    out = first * coefficient
-    for coefficient, term in terms[1:]:
-        out = torch.add(out, term, alpha=coefficient) if torch.is_grad_enabled() else out.add_(term, alpha=coefficient)
-    return out
