@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     from sfumato.compose import Guided as Guided
     from sfumato.compose import Rescheduled as Rescheduled
     from sfumato.compose import guide as guide
+    from sfumato.encode import attribute as attribute
+    from sfumato.encode import decode as decode
+    from sfumato.encode import encode as encode
+    from sfumato.encode import interpolate as interpolate
+    from sfumato.encode import slerp as slerp
     from sfumato.errors import SfumatoError as SfumatoError
+    from sfumato.likelihood import Measured as Measured
+    from sfumato.likelihood import log_prob as log_prob
     from sfumato.model import Denoiser as Denoiser
     from sfumato.objectives import denoising_loss as denoising_loss
     from sfumato.objectives import times as times
@@ -34,6 +41,7 @@ if TYPE_CHECKING:
     from sfumato.sampling import trajectory as trajectory
     from sfumato.training import resume as resume
     from sfumato.training import train as train
+    from sfumato.tuning import tune as tune
 
 __version__ = "0.1.0"
 
@@ -43,23 +51,31 @@ _PUBLIC = {
     "Estimate": "sfumato.belief:Estimate",
     "Gaussian": "sfumato.process.gaussian:Gaussian",
     "Guided": "sfumato.compose:Guided",
+    "Measured": "sfumato.likelihood:Measured",
     "Rescheduled": "sfumato.compose:Rescheduled",
     "SfumatoError": "sfumato.errors:SfumatoError",
+    "attribute": "sfumato.encode:attribute",
     "certify": "sfumato.certification:certify",
     "data": "sfumato.data",
+    "decode": "sfumato.encode:decode",
     "denoising_loss": "sfumato.objectives:denoising_loss",
+    "encode": "sfumato.encode:encode",
     "exact": "sfumato.exact",
     "guide": "sfumato.compose:guide",
+    "interpolate": "sfumato.encode:interpolate",
     "load": "sfumato.artefact:load",
+    "log_prob": "sfumato.likelihood:log_prob",
     "nets": "sfumato.nets",
     "resume": "sfumato.training:resume",
     "sample": "sfumato.sampling:sample",
     "save": "sfumato.artefact:save",
     "schedules": "sfumato.schedules",
+    "slerp": "sfumato.encode:slerp",
     "solvers": "sfumato.solvers",
     "times": "sfumato.objectives.times",
     "train": "sfumato.training:train",
     "trajectory": "sfumato.sampling:trajectory",
+    "tune": "sfumato.tuning:tune",
     "weights": "sfumato.objectives.weights",
 }
 

@@ -88,6 +88,7 @@ def test_posterior_variance_is_the_error_of_the_denoiser(data):
     law, n, at = Empirical(data), 20_000, {"alpha": 0.7, "sigma": 0.6}
     z, owner = Empirical(data, labels=torch.arange(23)).labelled(n, seed=5, **at)
     error = (law.moments(z, **at).x - data[owner]).square().sum(-1)
+    torch.testing.assert_close(law.total_variance(z[:9], **at), law.variance(z[:9], **at).sum(1), rtol=1e-12, atol=0)
     mean, stderr = law.mmse(2000, seed=6, **at)
     assert abs(float(error.mean()) - mean) < 5 * (stderr + float(error.std()) / math.sqrt(n))
 

@@ -88,7 +88,9 @@ def test_covariance_is_the_second_order_tweedie_formula(mixture):
         hessian = torch.autograd.functional.hessian(lambda v, at=at: mixture.log_prob(v[None], **at)[0], z[i])
         expected = (sigma[i] ** 2 * torch.eye(2, dtype=F64) + sigma[i] ** 4 * hessian) / alpha[i] ** 2
         close(alpha[i] ** 2 / sigma[i] ** 2 * cov[i], alpha[i] ** 2 / sigma[i] ** 2 * expected, 1e-11)
-    close(mixture.variance(z, alpha=alpha, sigma=sigma), cov.diagonal(dim1=1, dim2=2), 1e-13)
+    diagonal = cov.diagonal(dim1=1, dim2=2)
+    close(mixture.variance(z, alpha=alpha, sigma=sigma), diagonal, 1e-13)
+    close(mixture.total_variance(z, alpha=alpha, sigma=sigma), diagonal.sum(1), 1e-13)
 
 
 def test_all_rows_of_the_belief_agree(mixture, process):

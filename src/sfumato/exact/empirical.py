@@ -97,6 +97,9 @@ class Empirical(Truth):
     def _variance(self, z: Tensor, at: Level, label: Tensor) -> Tensor:
         return self._spread_of(z, at, label, lambda r, d: r @ d**2)
 
+    def _total_variance(self, z: Tensor, at: Level, label: Tensor) -> Tensor:
+        return self._spread_of(z, at, label, lambda r, d: r @ d.square().sum(-1))
+
     def _covariance(self, z: Tensor, at: Level, label: Tensor) -> Tensor:
         return self._spread_of(z, at, label, lambda r, d: (r[:, None] * d).mT @ d)
 

@@ -86,6 +86,18 @@ def _posterior_parts(parts: Components, z: Tensor, at: Level, prior: Tensor) -> 
     return r, r[..., None] * gain * at.sigma[:, None, None] ** 2, deviation
 
 
+def total_variance(parts: Components, z: Tensor, at: Level, prior: Tensor) -> Tensor:
+    """tr Cov(x|z) (B,), the deviations in each component's basis: U_k^T (m_k - E[x|z]) + alpha c_k y_k / v_k."""
+    y, v = parts.residuals(z, at)
+    r = torch.softmax(prior + parts.densities(y, v)[0], -1)
+    gain = parts.spectra / torch.where(v == 0, 1.0, v)
+    shift = at.alpha[:, None, None] * gain * y
+    x = r @ parts.means + parts.basis.gather(r[..., None] * shift)
+    own = parts.basis.analyse(parts.means - x[:, None]) + shift
+    inside = gain * at.sigma[:, None, None] ** 2
+    return (r * (inside + own.square()).sum(-1)).sum(-1)
+
+
 class GaussianSum(Truth):
     """Any law that is a sum of Gaussians given by `Components`."""
 
@@ -121,6 +133,10 @@ class GaussianSum(Truth):
         parts = self._on(z.device)
         r, spectrum, deviation = _posterior_parts(parts, z, at, self._log_prior(label))
         return parts.basis.diagonal(spectrum) + torch.einsum("bk,bkd->bd", r, deviation**2)
+
+    @final
+    def _total_variance(self, z: Tensor, at: Level, label: Tensor) -> Tensor:
+        return total_variance(self._on(z.device), z, at, self._log_prior(label))
 
     @final
     def _covariance(self, z: Tensor, at: Level, label: Tensor) -> Tensor:

@@ -88,6 +88,10 @@ class Truth(abc.ABC):
         """The diagonal of Cov(x|z), (B, D)."""
 
     @abc.abstractmethod
+    def _total_variance(self, z: Tensor, at: Level, label: Tensor) -> Tensor:
+        """tr Cov(x|z), (B,)."""
+
+    @abc.abstractmethod
     def _covariance(self, z: Tensor, at: Level, label: Tensor) -> Tensor:
         """Cov(x|z), (B, D, D)."""
 
@@ -121,6 +125,11 @@ class Truth(abc.ABC):
     def variance(self, z: Tensor, **at: Unpack[At]) -> Tensor:
         """Var(x_d|z) for each entry, like z."""
         return self._field(self._variance(*self._flat(z, at)))
+
+    @final
+    def total_variance(self, z: Tensor, **at: Unpack[At]) -> Tensor:
+        """tr Cov(x|z) = sigma^2 / alpha tr(dE[x|z]/dz), (B,): the expected square of the error of E[x|z]."""
+        return self._total_variance(*self._flat(z, at))
 
     @final
     def covariance(self, z: Tensor, **at: Unpack[At]) -> Tensor:
@@ -163,7 +172,7 @@ class Truth(abc.ABC):
 
         With it d I(x; z) / d snr = mmse / 2, snr = alpha^2 / sigma^2 (Guo, Shamai and Verdu 2005, Eq. 22).
         """
-        total = self.variance(self.sample(n, seed, **at), **at).flatten(1).sum(-1)
+        total = self.total_variance(self.sample(n, seed, **at), **at)
         return float(total.mean()), float(total.std() / math.sqrt(n))
 
     # -- the probability-flow ODE --------------------------------------------------------------------------------

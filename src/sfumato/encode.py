@@ -1,0 +1,124 @@
+"""Latents: the probability-flow ODE from data to noise and back, and what can be done on the way.
+
+    encode  z_1 = Phi_{0 -> 1}(x)          decode  x = Phi_{1 -> 0}(z_1)          edit  decode(encode(x) + shift)
+
+The map is one to one: encode and decode with the same steps undo each other up to the solver's error (order 4). A
+latent is a state at t = 1, z_1 ~ N(0, sigma(1)^2) and not whitened: `sample(model, z=latent)` takes it as it is, and
+latent / sigma(1) is standard normal.
+Sources: Song et al. 2020 (2010.02502), Sec. 4.3 and 5.3; Song et al. 2021 (2011.13456), App. D.4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato.errors import SfumatoError
+from sfumato.model import Model
+from sfumato.ode import Field, Track, compute_dtype, data_scale
+from sfumato.sampling import _conditions
+
+DEFAULT_STEPS = 64
+
+
+def encode(
+    model: Model,
+    x: Any,
+    steps: int = DEFAULT_STEPS,
+    sigma_min: float | None = None,
+    batch: int = 256,
+    normalised: bool = False,
+    **cond: Any,
+) -> Tensor:
+    """z_1 = Phi_{0 -> 1}(x): the latent (B, *shape) of x (B, *shape) in user units, in the model's dtype.
+
+    4 steps calls of the model. sigma_min: where the flow starts, as in `log_prob`; x counts as a state of that noise.
+    normalised=True takes x in the model's units. label=... as in `sample`: encoding under one label and decoding under
+    another edits the sample. SfumatoError where x is not data of the model's spec.
+    """
+    spec = None if normalised else getattr(model, "spec", None)
+    if spec is not None:
+        spec.check(x)
+    x = torch.as_tensor(x) if spec is None else spec.normalise(x)
+    return _flow(model, x, steps, sigma_min, batch, cond, back=False)
+
+
+def decode(
+    model: Model,
+    latent: Tensor,
+    steps: int = DEFAULT_STEPS,
+    sigma_min: float | None = None,
+    batch: int = 256,
+    normalised: bool = False,
+    **cond: Any,
+) -> Tensor:
+    """x = Phi_{1 -> 0}(z_1): samples (B, *shape) in user units and dtype, the inverse of `encode` for equal arguments.
+
+    Whole-number data is rounded and declared bounds are kept, as by `sample`; normalised=True keeps the model's units.
+    """
+    spec = None if normalised else getattr(model, "spec", None)
+    x = _flow(model, latent, steps, sigma_min, batch, cond, back=True)
+    return x if spec is None else spec.denormalise(x)
+
+
+def _flow(
+    model: Model, given: Tensor, steps: int, sigma_min: float | None, batch: int, cond: dict[str, Any], back: bool
+) -> Tensor:
+    if given.ndim < 2 or not len(given) or not bool(given.isfinite().all()):
+        raise SfumatoError(f"Samples and latents are finite numbers (B, ...), got shape {tuple(given.shape)}.")
+    track = Track.of(model.process.schedule, steps, data_scale(model), sigma_min)
+    labels, device = _conditions(model, cond, len(given)), getattr(model, "device", given.device)
+    clean, noise = track.norm[0] / track.alpha[0], track.norm[-1]
+    start, stop = (noise, clean) if back else (clean, noise)
+    out = []
+    for part in torch.arange(len(given)).split(batch):
+        field = Field(model, track, {k: v[part].to(device) for k, v in labels.items()})
+        *_, (_, w) = field.walk(given[part].to(device, torch.float64) / start, back)
+        out.append((stop * w).to(compute_dtype(model)).cpu())
+    return torch.cat(out)
+
+
+def slerp(a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
+    """(sin((1 - p) w) a + sin(p w) b) / sin w, w the angle between a and b, for each sample: the way along the sphere.
+
+    a, b (B, ...); share p a number or (B,). |z| is kept where |a| = |b|, so that the way between latents is made of
+    typical latents. Straight where a and b point the same way.
+    Source: Shoemake 1985; Song et al. 2020 (2010.02502), Eq. 67.
+    """
+    if a.shape != b.shape or a.ndim < 2:
+        raise SfumatoError(
+            f"Latents to interpolate have one shape (B, ...), got {tuple(a.shape)} and {tuple(b.shape)}."
+        )
+    p = torch.as_tensor(share, dtype=torch.float64, device=a.device).expand(len(a))
+    u, v = a.flatten(1).double(), b.flatten(1).double()
+    cosine = (u * v).sum(1) / (u.norm(dim=1) * v.norm(dim=1)).clamp_min(1e-300)
+    angle = torch.acos(cosine.clamp(-1, 1))
+    if bool((math.pi - angle < 1e-6).any()):
+        raise SfumatoError("Two latents point in opposite directions: no way along the sphere is the shortest.")
+    flat = angle < 1e-6
+    sine = torch.where(flat, 1.0, torch.sin(angle))
+    first = torch.where(flat, 1 - p, torch.sin((1 - p) * angle) / sine)
+    second = torch.where(flat, p, torch.sin(p * angle) / sine)
+    return (first[:, None] * u + second[:, None] * v).reshape(a.shape).to(a.dtype)
+
+
+def interpolate(model: Model, a: Any, b: Any, shares: Sequence[float], **how: Any) -> Tensor:
+    """decode(slerp(encode(a), encode(b), p)) for each p of `shares`: (len(shares), B, *shape) in user units.
+
+    `how` goes to `encode` and `decode`: steps, label, ...
+    """
+    start, end = (encode(model, x, **how) for x in (a, b))
+    return torch.stack([decode(model, slerp(start, end, p), **how) for p in shares])
+
+
+def attribute(model: Model, having: Any, lacking: Any, **how: Any) -> Tensor:
+    """mean encode(having) - mean encode(lacking), (1, *shape): what to add to a latent for more of an attribute.
+
+    having, lacking: samples (B, *shape) in user units with and without it. Source: Kingma and Dhariwal 2018
+    (1807.03039), Sec. 6.2, in the latents of the ODE (2011.13456, App. D.4).
+    """
+    return encode(model, having, **how).mean(0, keepdim=True) - encode(model, lacking, **how).mean(0, keepdim=True)

@@ -1,0 +1,143 @@
+"""A measured log-likelihood: its value, and everything by which it may be wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato.errors import SfumatoError
+
+_PRIOR_SAMPLES = 10  # as many samples without skewness are thought beside those measured
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """log p(x) of B samples, float64 (B,) each, in nats and in the user's units.
+
+    value: the estimate, prior_mismatch and truncation included.
+    stderr: its standard error from the k probes of the trace; 0 for an exact trace. third: the third central moment of
+    what one probe says, by which `interval` knows that a few directions make its law skew.
+    solver_error: how much value moves when the steps are halved, an upper limit of what the steps leave.
+    prior_mismatch: what is gained where the flow starts from the law of the noised data instead of N(0, sigma(1)^2).
+    truncation: what is gained from the least noise, at which the flow ends, to none.
+    method: in words; dim: numbers in a sample; probes: k, 0 for an exact trace; steps: of the ODE.
+    dequantisation: what was added to whole numbers, None for real-valued data.
+    """
+
+    value: Tensor
+    stderr: Tensor
+    third: Tensor
+    solver_error: Tensor
+    prior_mismatch: Tensor
+    truncation: Tensor
+    method: str
+    dim: int
+    probes: int
+    steps: int
+    dequantisation: str | None = None
+
+    @property
+    def uncorrected(self) -> Tensor:
+        """(B,): the density that the flow gives from N(0, sigma(1)^2) to the least noise, a law of integral 1."""
+        return self.value - self.prior_mismatch - self.truncation
+
+    @property
+    def bits_per_dim(self) -> Tensor:
+        """-log2 p(x) / D, (B,); for whole numbers alone, where it bounds the bits of a lossless code from above.
+
+        Source: Theis et al. 2015 (1511.01844), Eq. 5.
+        """
+        if self.dequantisation is None:
+            raise SfumatoError(
+                "Bits per dimension are for data declared discrete (whole-number dtype); for others use nats: value."
+            )
+        return bits_per_dim(self.value, self.dim)
+
+    @property
+    def skewness(self) -> float:
+        """That of the estimates of single probes, pooled over the samples; pulled to 0 where these are few."""
+        cubes = (self.stderr * math.sqrt(self.probes)).pow(3).sum()
+        return float(self.third.sum() / cubes) * len(self) / (len(self) + _PRIOR_SAMPLES) if float(cubes) > 0 else 0.0
+
+    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """(low, high), each (B,): value - T stderr at the two quantiles of T = (mean - truth) / stderr.
+
+        T is Student's t of k - 1 degrees of freedom after Hall's cubic transformation, which takes the skewness out:
+        a = skewness / sqrt(k) k / (k + 4),  T(q) = 3/a ((1 + a (q - a/6))^(1/3) - 1). The solver's error is not in it.
+        Source: Hall 1992, "On the removal of skewness by transformation"; the factor k / (k + 4), for the part of the
+        skewness that Student's quantile has answered already, keeps sums of squares of 1 to 16 directions within
+        94.5 to 98 % at 95 %.
+        """
+        if not 0 < level < 1:
+            raise SfumatoError(f"The level of an interval lies between 0 and 1, got {level:g}.")
+        if not self.probes:
+            return self.value.clone(), self.value.clone()
+        q, k = student_quantile((1 + level) / 2, self.probes - 1), self.probes
+        a = self.skewness * math.sqrt(k) / (k + 4)
+        low, high = (_unskewed(t, a) for t in (-q, q))
+        return self.value - high * self.stderr, self.value - low * self.stderr
+
+    def mean(self) -> tuple[float, float]:
+        """The mean over the samples, and its standard error as an estimate of E log p(x)."""
+        n = len(self.value)
+        return float(self.value.mean()), float(self.value.std() / math.sqrt(n)) if n > 1 else math.inf
+
+    def shifted(self, nats: float) -> Measured:
+        """The same in other units: value + nats."""
+        return dataclasses.replace(self, value=self.value + nats)
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __str__(self) -> str:
+        value, error = self.mean()
+        parts = [f"log p = {value:.6g} +- {error:.2g} nats ({len(self)} samples of {self.dim} numbers; {self.method})"]
+        if self.dequantisation is not None:
+            parts.append(f"{float(self.bits_per_dim.mean()):.5g} bits/dim, {self.dequantisation} dequantisation")
+        for name in ("stderr", "solver_error", "prior_mismatch", "truncation"):
+            parts.append(f"{name} {float(getattr(self, name).square().mean().sqrt()):.2g}")
+        return ", ".join(parts)
+
+
+def bits_per_dim(log_prob: Tensor, dim: int) -> Tensor:
+    """-log p / (D log 2), log p in nats and in units where neighbouring whole numbers are 1 apart."""
+    return -log_prob / (dim * math.log(2))
+
+
+def _unskewed(q: float, a: float) -> float:
+    """T with T + a (T^2 / 3 + 1/6) + a^2 T^3 / 27 = q."""
+    return q if abs(a) < 1e-6 else 3 / a * (math.cbrt(1 + a * (q - a / 6)) - 1)
+
+
+def student_quantile(p: float, freedom: int) -> float:
+    """t with P(T <= t) = p, p above 1/2, for a whole number of degrees of freedom, by bisection."""
+    low, high = 0.0, 1.0
+    while _student(high, freedom) < p:
+        high *= 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _student(middle, freedom) < p else (low, middle)
+    return (low + high) / 2
+
+
+def _student(t: float, freedom: int) -> float:
+    """P(T <= t), t >= 0, by the finite sums of Abramowitz and Stegun 1964, 26.7.3 and 26.7.4."""
+    angle = math.atan(t / math.sqrt(freedom))
+    cos, odd = math.cos(angle), freedom % 2
+    term, total = (cos if odd else 1.0), 0.0
+    for k in range(1 + odd, freedom, 2):
+        total += term
+        term *= cos**2 * k / (k + 1)
+    inside = 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+    return 0.5 + 0.5 * inside
+
+
+def gather(parts: list[Measured]) -> Measured:
+    """Batches put together."""
+    figures = ("value", "stderr", "third", "solver_error", "prior_mismatch", "truncation")
+    joined: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in parts]) for name in figures}
+    return dataclasses.replace(parts[0], **joined)

@@ -1,0 +1,135 @@
+"""tr dy/dz of a model's flow y(z): exactly, in closed form, or by probes that stay with their sample.
+
+    exact                 sum_i e_i^T J e_i, a product with J for each entry
+    closed                an exact law: tr dE[x|z]/dz = alpha / sigma^2 tr Cov(x|z)
+    rademacher, gaussian  v^T J v: signs have variance 2 sum_{i != j} H_ij^2, normal numbers 2 |H|_F^2,
+                          H = (J + J^T) / 2
+    deflated              tr Q^T M Q + g^T M g, g = v - Q Q^T v, M = dE[x|z]/dz: the directions Q in which M is large
+                          are traced exactly and only the rest is left to the probes v; of that the isotropic part,
+                          whose trace is known, is a control variate with the weight that the other probes suggest
+
+Each is a sum over the nodes of the same v, so that the standard deviation over the k probes of a sample is the
+standard error of its whole log-density. Q follows the flow: it is the last node's M Q, orthonormalised (subspace
+iteration), and knows nothing of v, so that nothing is biased.
+Sources: Hutchinson 1989; Grathwohl et al. 2018 (1810.01367), Eq. 7, probes fixed in time; Meyer et al. 2020
+(2010.09649), Hutch++.
+"""
+
+from __future__ import annotations
+
+import abc
+
+import torch
+from torch import Tensor
+
+from sfumato import noise
+from sfumato.errors import SfumatoError
+from sfumato.exact import ExactDenoiser
+from sfumato.ode import Field, exact_law
+
+NAMES = ("exact", "rademacher", "gaussian", "deflated")
+_SKETCH = 1 << 16  # the streams of the deflating directions, above those of the probes
+
+
+class Trace(abc.ABC):
+    """An estimator; `columns` is how many independent estimates it gives of a sample."""
+
+    columns: int = 1
+
+    @abc.abstractmethod
+    def __call__(self, field: Field, w: Tensor, j: int, learn: bool = False) -> tuple[Tensor, Tensor]:
+        """(y like w, tr dy/dz (B, columns)) at point j; `learn` lets an estimator adapt itself for the next point."""
+
+
+class Closed(Trace):
+    """Of an exact law, whose posterior covariance is known."""
+
+    def __init__(self, model: ExactDenoiser) -> None:
+        self.model = model
+
+    def __call__(self, field: Field, w: Tensor, j: int, learn: bool = False) -> tuple[Tensor, Tensor]:
+        track, z = field.track, field.state(w, j)
+        label, truth = field.cond.get("label"), self.model.truth
+        total = truth.total_variance(z, process=self.model.process, t=track.time[j], label=label)
+        slope = track.alpha[j] / track.sigma[j] ** 2 * total
+        trace = (w[0].numel() - track.norm[j] / track.scale * slope) / track.sigma[j]
+        return field.y(w, j), trace[:, None]
+
+
+class Exact(Trace):
+    """Of any model: a product with each unit vector."""
+
+    def __call__(self, field: Field, w: Tensor, j: int, learn: bool = False) -> tuple[Tensor, Tensor]:
+        dim = w[0].numel()
+        y, products = field.linear(w, j, dim)
+        total = torch.zeros(len(w), dtype=torch.float64, device=w.device)
+        for some in torch.arange(dim, device=w.device).split(products.copies):
+            v = torch.nn.functional.one_hot(some, dim).to(torch.float64)[:, None].expand(-1, len(w), -1)
+            total += products(v).gather(2, some[:, None, None].expand(-1, len(w), 1)).sum((0, 2))
+        return y, total[:, None]
+
+
+class Hutchinson(Trace):
+    """v^T J v for k probes v (k, B, D), each fixed for its sample."""
+
+    def __init__(self, probes: Tensor) -> None:
+        self.probes, self.columns = probes, len(probes)
+
+    def __call__(self, field: Field, w: Tensor, j: int, learn: bool = False) -> tuple[Tensor, Tensor]:
+        y, products = field.linear(w, j, self.columns)
+        return y, (products(self.probes) * self.probes).sum(2).T
+
+
+class Deflated(Trace):
+    """tr Q^T M Q + g^T M g: as many directions Q as there are probes, twice the products of `Hutchinson`."""
+
+    def __init__(self, probes: Tensor, sketch: Tensor) -> None:
+        """probes (k, B, D) and the first directions (m, B, D), m at most D."""
+        self.probes, self.columns, self.basis = probes, len(probes), _orthonormal(sketch)
+
+    def __call__(self, field: Field, w: Tensor, j: int, learn: bool = False) -> tuple[Tensor, Tensor]:
+        track, q = field.track, self.basis
+        y, products = field.linear(w, j, len(q) + self.columns)
+        g = self.probes - torch.einsum("mbd,mbe,kbe->kbd", q, q, self.probes)
+        v = torch.cat((q, g))
+        mv = track.scale / track.norm[j] * (v - track.sigma[j] * products(v))
+        along, rest = (mv * v).sum(2).split((len(q), self.columns))
+        # the mean eigenvalue of what is left, as the other probes of the sample see it: its trace is known
+        level, square = rest.sum(0) - rest, g.square().sum(2)
+        level = level / (square.sum(0) - square).clamp_min(1e-300)
+        slope = along.sum(0) + rest - level * (square - (w[0].numel() - len(q)))
+        if learn:
+            self.basis = _orthonormal(mv[: len(q)])
+        return y, ((w[0].numel() - track.norm[j] / track.scale * slope) / track.sigma[j]).T
+
+
+def _orthonormal(v: Tensor) -> Tensor:
+    """(m, B, D) with orthonormal rows for each sample that span the same space."""
+    return torch.linalg.qr(v.permute(1, 2, 0)).Q.permute(2, 0, 1).contiguous()
+
+
+def choose(model: object, name: str, probes: int, seed: int, index: Tensor, dim: int, device: torch.device) -> Trace:
+    """The estimator `name` for the samples of these numbers; an exact law is traced in closed form."""
+    if name not in NAMES:
+        raise SfumatoError(f"Unknown trace {name!r}: known are {', '.join(NAMES)}, and auto.")
+    if name == "exact":
+        law = exact_law(model)
+        return Exact() if law is None else Closed(law)
+    if probes < 2:
+        raise SfumatoError(f"A standard error needs at least 2 probes, got {probes}.")
+    if name == "gaussian":
+        return Hutchinson(_normal(seed, index, dim, probes, 0, device))
+    signs = torch.stack([_signs(seed, index, dim, step, device) for step in range(probes)])
+    if name == "rademacher":
+        return Hutchinson(signs)
+    return Deflated(signs, _normal(seed, index, dim, min(probes, dim), _SKETCH, device))
+
+
+def _normal(seed: int, index: Tensor, dim: int, count: int, first: int, device: torch.device) -> Tensor:
+    steps = range(first, first + count)
+    each = [noise.normal(seed, index, (dim,), noise.PROBE, k, device, torch.float64) for k in steps]
+    return torch.stack(each)
+
+
+def _signs(seed: int, index: Tensor, dim: int, step: int, device: torch.device) -> Tensor:
+    return (2 * (noise.bits(seed, index, dim, noise.PROBE, step, device) & 1) - 1).to(torch.float64)

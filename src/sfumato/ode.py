@@ -1,0 +1,181 @@
+"""The probability-flow ODE of any model in one clock, by Runge-Kutta steps of order 4; to the noise and back.
+
+    w = z / S,   S = s alpha + sigma,   tau = sigma / S,   dw/dtau = y = E[eps|z] - E[x|z] / s
+
+s is the size of the data. The clock knows the schedule only through its ends, and y is finite at both. The steps are
+equal in u, du = (1 - SHARE) dtau / (tau_1 - tau_0) + SHARE dlog(tau) / log(tau_1 / tau_0): the flow bends at tau of
+order 1, and has the data's fine structure at small tau.
+Source: Song et al. 2021 (2011.13456), Eq. 13, in the time of flow matching (2210.02747).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sfumato.errors import SfumatoError
+from sfumato.exact import ExactDenoiser
+from sfumato.model import Model
+from sfumato.schedule import Schedule
+from sfumato.solvers.grids import LOGSNR_LIMIT
+
+SHARE = 0.4  # of the steps that is spent evenly in log(tau)
+_ROWS = 512  # copies of a state are put side by side in one call of the model up to this many rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Track:
+    """The points that N steps touch: nodes at even j, their midpoints at odd j, j = 0 (data) to 2 N (noise).
+
+    time, alpha, sigma, norm (S) and rate (dtau/du) hold 2 N + 1 numbers each; scale is s.
+    """
+
+    time: tuple[float, ...]
+    alpha: tuple[float, ...]
+    sigma: tuple[float, ...]
+    norm: tuple[float, ...]
+    rate: tuple[float, ...]
+    scale: float
+
+    @property
+    def steps(self) -> int:
+        return (len(self.time) - 1) // 2
+
+    @classmethod
+    def of(cls, schedule: Schedule, steps: int, scale: float, sigma_min: float | None = None) -> Track:
+        """From sigma/alpha = sigma_min, or the schedule's own end where that is noisier, to t = 1."""
+        if steps < 1:
+            raise SfumatoError(f"The probability flow needs at least 1 step, got {steps}.")
+        least = scale * math.exp(-LOGSNR_LIMIT / 2) if sigma_min is None else float(sigma_min)
+        own, last = (float(torch.exp(-schedule.logsnr(t) / 2)) for t in (0.0, 1.0))
+        first = max(own, least)
+        if not 0 < first < last:
+            raise SfumatoError(f"sigma_min must lie above 0 and below sigma/alpha = {last:g} at t = 1, got {first:g}.")
+        tau_0, tau_1 = first / (scale + first), 1.0 if math.isinf(last) else last / (scale + last)
+        tau, rate = _clock(tau_0, tau_1, 2 * steps)
+        time = schedule.time(2 * (torch.log1p(-tau) - torch.log(tau * scale)))
+        time[-1] = 1.0
+        if first == own:
+            time[0] = 0.0
+        alpha, sigma = schedule(time)
+        norm = scale * alpha + sigma
+        times, alphas, sigmas, norms, rates = (tuple(v.tolist()) for v in (time, alpha, sigma, norm, rate))
+        return cls(times, alphas, sigmas, norms, rates, scale)
+
+
+def _clock(tau_0: float, tau_1: float, intervals: int) -> tuple[Tensor, Tensor]:
+    """(tau, dtau/du) at equal steps of u from 0 to 1, float64."""
+    span, ratio = tau_1 - tau_0, math.log(tau_1 / tau_0)
+    u = torch.linspace(0, 1, intervals + 1, dtype=torch.float64)
+    low, high = torch.zeros_like(u), torch.full_like(u, ratio)  # of log(tau / tau_0)
+    for _ in range(64):
+        middle = (low + high) / 2
+        below = (1 - SHARE) * tau_0 * torch.expm1(middle) / span + SHARE * middle / ratio < u
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    tau = tau_0 * torch.exp((low + high) / 2)
+    tau[0], tau[-1] = tau_0, tau_1
+    return tau, 1 / ((1 - SHARE) / span + SHARE / (ratio * tau))
+
+
+def exact_law(model: object) -> ExactDenoiser | None:
+    """The model, if it is that of an exact law."""
+    return model if isinstance(model, ExactDenoiser) else None
+
+
+def data_scale(model: Model) -> float:
+    """The standard deviation of an entry of the data: of the exact law (at alpha = 0), or the denoiser's sigma_data."""
+    law = exact_law(model)
+    if law is not None:
+        nothing = torch.zeros(1, *law.shape, dtype=torch.float64)
+        return math.sqrt(float(law.truth.variance(nothing, alpha=0.0, sigma=1.0).mean())) or 1.0
+    return float(getattr(model, "sigma_data", 1.0))
+
+
+def compute_dtype(model: Model) -> torch.dtype:
+    """What the model computes in: its parameters' type, float64 without any."""
+    parameters = getattr(model, "parameters", None)
+    return next((p.dtype for p in parameters()), torch.float64) if parameters else torch.float64
+
+
+class Products:
+    """v -> (dy/dz)^T v for vectors v (P, B, D); `copies` of them share one backward call: quick in small batches."""
+
+    def __init__(self, z: Tensor, y: Tensor, copies: int) -> None:
+        self.z, self.y, self.copies = z, y, copies
+
+    def _some(self, v: Tensor) -> Tensor:
+        missing = self.copies - len(v)
+        full = torch.cat((v, v.new_zeros(missing, *v.shape[1:]))) if missing else v
+        (grad,) = torch.autograd.grad(self.y, self.z, full.reshape(self.y.shape).to(self.y.dtype), retain_graph=True)
+        return grad.to(torch.float64).reshape(full.shape)[: len(v)]
+
+    def __call__(self, v: Tensor) -> Tensor:
+        return torch.cat([self._some(part) for part in v.split(self.copies)])
+
+
+class Field:
+    """dw/du of one batch at the points of a track. States are float64; the model sees its own dtype."""
+
+    def __init__(self, model: Model, track: Track, cond: dict[str, Tensor]) -> None:
+        self.model, self.track, self.cond, self.dtype = model, track, cond, compute_dtype(model)
+
+    def _y(self, z: Tensor, j: int, copies: int = 1) -> Tensor:
+        cond = self.cond if copies == 1 else {k: v.repeat(copies) for k, v in self.cond.items()}
+        belief = self.model(z, self.track.time[j], **cond)
+        return belief.eps - belief.x / self.track.scale
+
+    def state(self, w: Tensor, j: int) -> Tensor:
+        """z = S w, in the model's dtype."""
+        return (self.track.norm[j] * w).to(self.dtype)
+
+    @torch.no_grad()
+    def y(self, w: Tensor, j: int) -> Tensor:
+        """dw/dtau, float64."""
+        return self._y(self.state(w, j), j).to(torch.float64)
+
+    def linear(self, w: Tensor, j: int, count: int = 1) -> tuple[Tensor, Products]:
+        """y as `y` gives it, and the products of (dy/dz)^T with vectors, of which about `count` are wanted."""
+        copies = max(1, min(count, _ROWS // len(w)))
+        with torch.enable_grad():
+            z = self.state(w, j).detach().repeat(copies, *([1] * (w.ndim - 1))).requires_grad_()
+            out = self._y(z, j, copies)
+        return out.detach()[: len(w)].to(torch.float64), Products(z, out, copies)
+
+    @torch.no_grad()
+    def step(self, w: Tensor, j: int, jump: int, y: Tensor | None = None) -> Tensor:
+        """w at the point j + jump: one step of the classical Runge-Kutta method; y is that at w where known."""
+        h, half, end, rate = jump / (2 * self.track.steps), j + jump // 2, j + jump, self.track.rate
+        k1 = rate[j] * (self.y(w, j) if y is None else y)
+        k2 = rate[half] * self.y(w + h / 2 * k1, half)
+        k3 = rate[half] * self.y(w + h / 2 * k2, half)
+        k4 = rate[end] * self.y(w + h * k3, end)
+        return w + h / 6 * (k1 + 2 * (k2 + k3) + k4)
+
+    def walk(self, w: Tensor, back: bool = False) -> Iterator[tuple[int, Tensor]]:
+        """(j, w) at the nodes from the data to the noise, or back."""
+        points = range(0, 2 * self.track.steps + 1, 2)
+        jump = -2 if back else 2
+        for j in reversed(points) if back else points:
+            yield j, w
+            if 0 <= j + jump < len(self.track.time):
+                w = self.step(w, j, jump)
+
+
+def quadrature(steps: int, order: int = 6) -> Tensor:
+    """Weights (steps + 1,) of int_0^1 f(u) du at equal steps: the trapezoidal rule with Gregory's corrections.
+
+    The corrections c_j at each end solve sum_j c_j j^q = B_{q+1} / (q + 1) - [q = 0], q below `order` (Euler and
+    Maclaurin), so that polynomials of that degree are integrated exactly. Source: Gregory 1670; Jordan 1965, sect. 99.
+    """
+    order = max(1, min(order, (steps + 1) // 2))
+    bernoulli = (-0.5, 1 / 12, 0.0, -1 / 120, 0.0, 1 / 252, 0.0, -1 / 240)[:order]
+    j = torch.arange(order, dtype=torch.float64)
+    ends = torch.linalg.solve(j ** j[:, None], torch.tensor(bernoulli, dtype=torch.float64))
+    weights = torch.ones(steps + 1, dtype=torch.float64)
+    weights[:order] += ends
+    weights[-order:] += ends.flip(0)
+    return weights / steps
