@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -13,11 +13,15 @@ from sfumato import noise
 from sfumato.compose import NULL, Guided, Unrolled, Wrapped, guide
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
-from sfumato.solvers import Plan, Solver, State, default
+from sfumato.solvers import Plan, Solver, State, Walk, WalkSolver, default
+from sfumato.solvers.brownian import along
+from sfumato.solvers.plan import Noise
 
 DEFAULT_STEPS = 20
+AnySolver = Solver | WalkSolver | Plan | Walk
 
 
+@overload
 def make_plan(
     model: Model,
     steps: int | None,
@@ -26,9 +30,32 @@ def make_plan(
     t_stop: float = 0.0,
     guidance: float | None = None,
     interval: tuple[float, float] | None = None,
-) -> Plan:
+) -> Plan: ...
+
+
+@overload
+def make_plan(
+    model: Model,
+    steps: int | None,
+    solver: AnySolver | None,
+    t_start: float = 1.0,
+    t_stop: float = 0.0,
+    guidance: float | None = None,
+    interval: tuple[float, float] | None = None,
+) -> Plan | Walk: ...
+
+
+def make_plan(
+    model: Model,
+    steps: int | None,
+    solver: AnySolver | None,
+    t_start: float = 1.0,
+    t_stop: float = 0.0,
+    guidance: float | None = None,
+    interval: tuple[float, float] | None = None,
+) -> Plan | Walk:
     """The plan that `sample` runs: a given Plan as it is, a solver's, or without either one that the model carries."""
-    if isinstance(solver, Plan):
+    if isinstance(solver, Plan | Walk):
         if steps is not None and steps != solver.steps:
             raise SfumatoError(f"The plan has {solver.steps} steps and cannot run with {steps}: leave steps out.")
         return solver
@@ -102,7 +129,7 @@ def trajectory(
     model: Model,
     n: int | None = None,
     steps: int | None = None,
-    solver: Solver | Plan | None = None,
+    solver: AnySolver | None = None,
     seed: int = 0,
     z: Tensor | None = None,
     index: Sequence[int] | Tensor | None = None,
@@ -110,6 +137,7 @@ def trajectory(
     t_stop: float = 0.0,
     guidance: float | None = None,
     interval: tuple[float, float] | None = None,
+    brownian: bool = False,
     grad_calls: int | Literal["all"] | None = None,
     checkpoint: bool = True,
     **cond: Any,
@@ -118,8 +146,9 @@ def trajectory(
 
     z: the state to start from at t_start, or drawn from the prior. index: sample numbers, 0..n-1 by default; sample i
     of a seed starts from the same noise whatever the batch. guidance and its interval (logsnr) are `compose.guide`'s;
-    label=... takes names or numbers as a user spells them, or a tensor of indices. Gradients flow where enabled;
-    grad_calls and checkpoint are those of `sample`.
+    label=... takes names or numbers as a user spells them, or a tensor of indices. brownian=True draws the noise of a
+    stochastic solver from one Brownian path of time a sample, so that with more steps a seed tends to one picture.
+    Gradients flow where enabled; grad_calls and checkpoint are those of `sample`.
     """
     plan = make_plan(model, steps, solver, t_start, t_stop, guidance, interval)
     if index is None:
@@ -141,18 +170,24 @@ def trajectory(
     if grad_calls is not None:
         skip = _skipped(plan, grad_calls)
         walker, z = Unrolled(walker, skip, checkpoint), z.detach() if skip else z
+    go = plan.run if isinstance(plan, Plan) else plan.walk
+    yield from go(walker, z, along(plan, seed, index) if brownian else _fresh(seed, index), **labels)
 
-    def fresh(call: int, like: Tensor) -> Tensor:
+
+def _fresh(seed: int, index: Tensor) -> Noise:
+    """Independent draws, a function of the seed, the sample and the call."""
+
+    def draw(call: int, like: Tensor) -> Tensor:
         return noise.normal(seed, index, tuple(like.shape[1:]), noise.STEP, call, like.device, like.dtype)
 
-    yield from plan.run(walker, z, fresh, **labels)
+    return draw
 
 
 def sample(
     model: Model,
     n: int = 1,
     steps: int | None = None,
-    solver: Solver | Plan | None = None,
+    solver: AnySolver | None = None,
     seed: int = 0,
     z: Tensor | None = None,
     index: Sequence[int] | Tensor | None = None,
@@ -162,6 +197,7 @@ def sample(
     guidance: float | None = None,
     interval: tuple[float, float] | None = None,
     normalised: bool = False,
+    brownian: bool = False,
     grad_calls: int | Literal["all"] | None = None,
     checkpoint: bool = True,
     **cond: Any,
@@ -194,13 +230,13 @@ def sample(
             chosen = {k: v[part] for k, v in labels.items()}
             *_, last = trajectory(
                 model, None, None, plan, seed, start, numbers[part], t_start, t_stop, guidance, interval,
-                grad_calls, checkpoint, **chosen,
+                brownian, grad_calls, checkpoint, **chosen,
             )  # fmt: skip
             out.append(finish(last.z.cpu()))
     return torch.cat(out)
 
 
-def _skipped(plan: Plan, grad_calls: int | str) -> int:
+def _skipped(plan: Plan | Walk, grad_calls: int | str) -> int:
     """How many calls from the start of a plan are constants."""
     if grad_calls == "all":
         return 0

@@ -18,6 +18,7 @@ from sfumato import noise
 from sfumato.errors import SfumatoError
 from sfumato.solvers.clocks import Point
 from sfumato.solvers.plan import Noise, Plan
+from sfumato.solvers.walk import Walk
 
 
 def level_clock(point: Point) -> float:
@@ -41,9 +42,13 @@ def spans(name: str, path: Sequence[Point], noisy: Sequence[bool]) -> dict[int, 
     return found
 
 
-def along(plan: Plan, seed: int, index: Tensor) -> Noise:
-    """A source of noise for `plan.run`: row i follows the path of (seed, index_i)."""
-    steps = spans(plan.name, plan.path, [line.noise != 0 for line in plan.lines])
+def along(plan: Plan | Walk, seed: int, index: Tensor) -> Noise:
+    """A source of noise for a plan or a walk with a `path`: row i follows the Wiener process of (seed, index_i)."""
+    points: Sequence[Point] | None = getattr(plan, "path", None)
+    if points is None:
+        raise SfumatoError(f"The solver {plan.name} has no fixed times, so it follows no path: leave brownian out.")
+    noisy = [line.noise != 0 for line in plan.lines] if isinstance(plan, Plan) else [True] * (len(points) - 1)
+    steps = spans(plan.name, points, noisy)
     path = noise.Brownian(seed, index)
 
     def draw(call: int, like: Tensor) -> Tensor:

@@ -104,6 +104,10 @@ class OptimalWalk:
         return self.table.times
 
     @property
+    def path(self) -> tuple[Point, ...]:
+        return self.table.path
+
+    @property
     def stop(self) -> float:
         return self.table.stop
 
