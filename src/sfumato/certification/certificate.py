@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from sfumato.certification.law import Bias, Marginal
@@ -18,7 +19,8 @@ class Findings:
     first_call, t_start: where the first call stands and where it should. joins: how far states are from the level they
     stand for on data of one point, in units of sigma, at two numbers of steps. bounded_from: the smallest number of
     steps from which on runs on a stiff Gaussian stay bounded. whole: (steps, distance to the exact map from noise to
-    data). bias: at `bias_steps` from noise to data. marginal: of a mixture. faults: what is wrong, in words.
+    data). reference: that distance for DDIM on the calls of one plan. bias: at `bias_steps` from noise to data.
+    marginal: of a mixture. faults: what is wrong, in words.
     """
 
     schedule: str
@@ -36,6 +38,7 @@ class Findings:
     same: bool
     random: bool
     whole: tuple[int, float] | None = None
+    reference: float | None = None
     bias: Bias | None = None
     bias_steps: int | None = None
     marginal: Marginal | None = None
@@ -68,7 +71,7 @@ class Certificate:
             for part in ("bias", "marginal"):
                 value = getattr(one, part)
                 mine[part] = None if value is None else value._asdict()
-        return {**found, "passed": self.passed}
+        return {**_finite(found), "passed": self.passed}
 
     def __str__(self) -> str:
         kind = "stochastic" if self.stochastic else "deterministic"
@@ -77,6 +80,15 @@ class Certificate:
         rows = [HEAD, *([one.schedule, *cells(one)] for one in self.findings)]
         lines = [f"{self.name}: {order}, {kind}: {verdict} ({self.seconds:.1f} s)", *table(rows)]
         return "\n".join([*lines, *(f"  ! {fault}" for fault in self.faults)])
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 HEAD = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from sfumato.certification import law, ode
 from sfumato.certification.certificate import Certificate, Findings
@@ -18,9 +18,9 @@ from sfumato.solvers import Plan
 
 TOLERANCE = 0.15  # of a measured order
 COUNTS = (8, 16, 32, 64, 128, 256, 512, 1024)
-QUICK_COUNTS = (8, 16, 32, 64, 128, 256)
 FOREIGN_COUNTS = (10, 20, 40, 50, 100, 200, 250, 500)
 WHOLE_STEPS, LAW_STEPS = 20, 200
+QUICK_CALLS = 400
 ROUNDING = 1e-8
 
 
@@ -45,8 +45,12 @@ def certify(
     subject = as_subject(solver, name, order)
     curves = subject.schedules if schedules is None else dict(schedules)
     random = ode.repeats(subject, next(iter(curves.values()))).random
-    found = tuple(_examine(subject, where, curve, calls, random, quick) for where, curve in curves.items())
-    return Certificate(subject.name, subject.order, random, found, time.perf_counter() - begun)
+    found = []
+    for i, (where, curve) in enumerate(curves.items()):
+        work = Work(random, quick, sampled=not quick or i == len(curves) - 1)
+        one = _examine(subject, where, curve, work)
+        found.append(dataclasses.replace(one, faults=tuple(_faults(subject, one, calls))))
+    return Certificate(subject.name, subject.order, random, tuple(found), time.perf_counter() - begun)
 
 
 def as_subject(solver: Any, name: str | None = None, order: int | None = None) -> Subject:
@@ -67,22 +71,29 @@ def as_subject(solver: Any, name: str | None = None, order: int | None = None) -
     )
 
 
-def _counts(subject: Subject, quick: bool) -> tuple[int, ...]:
-    if isinstance(subject, Foreign):
-        return FOREIGN_COUNTS
-    return QUICK_COUNTS if quick else COUNTS
+class Work(NamedTuple):
+    """random: it draws noise; quick: fewer steps and samples; sampled: the law is looked at by samples as well."""
+
+    random: bool
+    quick: bool
+    sampled: bool
+
+    def counts(self, subject: Subject) -> tuple[int, ...]:
+        if isinstance(subject, Foreign):
+            return FOREIGN_COUNTS
+        return COUNTS if not self.quick else COUNTS[:7] if self.random else COUNTS[:6]
 
 
-def _examine(subject: Subject, where: str, curve: Schedule | None, calls: Any, random: bool, quick: bool) -> Findings:
+def _examine(subject: Subject, where: str, curve: Schedule | None, work: Work) -> Findings:
     """All the checks on one schedule."""
     counted = ode.calls(subject, curve)
     first, begin = ode.first_time(subject, curve)
     again = ode.repeats(subject, curve)
-    slope = _slope(subject, curve, random, quick)
+    random, slope = work.random, _slope(subject, curve, work)
     early = ode.start_order(subject, curve) if subject.local and not random and curve is not None else None
     whole = None if random else ode.whole_error(subject, curve, subject.fixed or WHOLE_STEPS)
-    bias, marginal, steps = _law(subject, curve, quick) if random else (None, None, None)
-    found = Findings(
+    bias, marginal, steps = _law(subject, curve, work) if random else (None, None, None)
+    return Findings(
         schedule=where,
         order=None if slope is None else slope.order,
         errors=() if slope is None else slope.errors,
@@ -98,28 +109,32 @@ def _examine(subject: Subject, where: str, curve: Schedule | None, calls: Any, r
         same=again.same,
         random=again.random,
         whole=None if whole is None else (subject.fixed or WHOLE_STEPS, whole),
+        reference=None if random or subject.fixed is None else ode.reference(subject, curve),
         bias=bias,
         bias_steps=steps,
         marginal=marginal,
     )
-    return dataclasses.replace(found, faults=tuple(_faults(subject, found, calls)))
 
 
-def _slope(subject: Subject, curve: Schedule | None, random: bool, quick: bool) -> Slope | None:
+def _slope(subject: Subject, curve: Schedule | None, work: Work) -> Slope | None:
     if subject.fixed is not None:
         return None
-    measure = law.weak_order if random else ode.order
-    return measure(subject, curve, _counts(subject, quick))
+    measure = law.weak_order if work.random else ode.order
+    return measure(subject, curve, work.counts(subject))
 
 
 def _law(
-    subject: Subject, curve: Schedule | None, quick: bool
+    subject: Subject, curve: Schedule | None, work: Work
 ) -> tuple[law.Bias | None, law.Marginal | None, int | None]:
     steps = subject.fixed or LAW_STEPS
     walk = ode.attempt(lambda: subject.walk(curve, steps, subject.whole(curve)))
     if walk is None:
         return None, None, None
-    return law.bias(walk), law.marginal(walk, steps, 2000 if quick else 4000), steps
+    if work.quick and subject.fixed is None and ode.calls_of(walk) > QUICK_CALLS:
+        steps = max(1, steps * QUICK_CALLS // ode.calls_of(walk))
+        walk = subject.walk(curve, steps, subject.whole(curve))
+    marginal = law.marginal(walk, steps, 2000 if work.quick else 4000) if work.sampled else None
+    return law.bias(walk), marginal, steps
 
 
 def _faults(subject: Subject, found: Findings, calls: int | Callable[[int], int] | None) -> list[str]:
@@ -132,9 +147,9 @@ def _order_faults(subject: Subject, found: Findings) -> list[str]:
     declared, order = subject.order, found.order
     if order is not None:
         if found.random:
-            least = 1 - TOLERANCE
-            if order < least:
-                faults.append(f"mean and variance converge with order {order:.2f}, not 1")
+            # a Gaussian may be kinder than the order that holds for any data
+            if order < (1 if declared is None else declared) - TOLERANCE:
+                faults.append(f"mean and variance converge with order {order:.2f}, not {declared or 1}")
         elif declared is None and order < 1 - TOLERANCE:
             faults.append(f"order {order:.2f}: it does not converge to the probability flow")
         elif declared is not None and abs(order - declared) > TOLERANCE:
@@ -156,6 +171,11 @@ def _step_faults(subject: Subject, found: Findings, calls: int | Callable[[int],
             break
     if not found.random and abs(found.first_call - found.t_start) > 1e-9 * max(1.0, abs(found.t_start)):
         faults.append(f"the first call stands at t = {found.first_call:.6g}, the start at {found.t_start:.6g}")
+    if found.whole is not None and found.reference is not None and found.whole[1] > found.reference + ROUNDING:
+        faults.append(f"{found.whole[1]:.2g} from the exact map, where DDIM on the same calls is {found.reference:.2g}")
+    if isinstance(subject, PlanSubject) and subject.odd_lines():
+        lines = ", ".join(str(k) for k in subject.odd_lines())
+        faults.append(f"steps do not join: from call {lines} the table leads to another level than that of the next")
     coarse, fine = found.joins
     limit = _joins_limit(subject, found)
     if not (fine <= limit or (subject.fixed is None and fine <= coarse / 2)):
@@ -172,7 +192,8 @@ def _joins_limit(subject: Subject, found: Findings) -> float:
     if subject.fixed is not None:
         return 0.3  # one number of steps shows no trend
     chance = 0.0 if found.bias is None else found.bias.stderr[1]
-    return max(ROUNDING, 100 * subject.floor, 12 * chance)
+    # Langevin updates at a finite step are a little off their level, and say so by their order
+    return max(ROUNDING, 100 * subject.floor, 12 * chance, 0.02 if found.random else 0.0)
 
 
 def _law_faults(found: Findings) -> list[str]:

@@ -35,6 +35,7 @@ from sfumato.schedule import Schedule
 
 F64 = torch.float64
 MANY = 20_000
+MOST_DRAWS = 600  # of an affine map: its columns are kept at every call
 _AFFINE = 1e-7
 
 
@@ -54,16 +55,21 @@ def _columns(walk: Walk, belief: Belief, centre: float, spread: float) -> Run | 
     """The run of unit vectors from N(centre, spread^2), or None where it is not affine or hides its noise."""
     if not walk.open:
         return None
-    probe = Source(0)
-    walk.run(belief, torch.full((1, 1), centre, dtype=F64), probe)
-    z = torch.full((probe.draws + 3, 1), centre, dtype=F64)
+    draws = _draws(walk)
+    z = torch.full((draws + 3, 1), centre, dtype=F64)
     z[1] += spread
     z[-1] += 0.5 * spread
     run = walk.run(belief, z, Units(0))
     end = run.trace.end[:, 0] - run.trace.end[0, 0]
-    drawn = torch.cos(1 + torch.arange(probe.draws, dtype=F64))
+    drawn = torch.cos(1 + torch.arange(draws, dtype=F64))
     predicted = 0.5 * end[1] + drawn @ end[2:-1]
     return run if bool((predicted - end[-1]).abs() <= _AFFINE * (1 + end.abs().max())) else None
+
+
+def _draws(walk: Walk) -> int:
+    probe = Source(0)
+    walk.run(constant(0.0), torch.zeros(1, 1, dtype=F64), probe)
+    return probe.draws
 
 
 def _moments(z: Tensor) -> tuple[float, float]:
@@ -94,7 +100,7 @@ def weak_order(subject: Subject, schedule: Schedule | None, counts: tuple[int, .
 
     def error(steps: int) -> float | None:
         walk = attempt(lambda: subject.walk(schedule, steps, interior(schedule)))
-        return None if walk is None else bias(walk).total
+        return None if walk is None or _draws(walk) > MOST_DRAWS else bias(walk).total
 
     return refine(error, counts, subject.floor)
 

@@ -93,15 +93,27 @@ def whole_error(subject: Subject, schedule: Schedule | None, steps: int) -> floa
     return None if walk is None else distance(walk, math.inf)
 
 
+def reference(subject: Subject, schedule: Schedule | None) -> float:
+    """The distance to the exact map of DDIM through the levels that a run calls at."""
+    walk = subject.walk(schedule, subject.fixed or 4, subject.whole(schedule))
+    belief, z = believes(mixture()), start_states(mixture(), walk.start)
+    levels = [call.level for call in walk.run(belief, z).calls] + [walk.stop]
+    for at, (alpha, sigma) in zip(levels, levels[1:], strict=False):
+        x, eps = belief(z, at)
+        z = alpha * x + sigma * eps
+    return rms(z - exact_map(walk.start, walk.stop)[1]) / size(walk.stop)
+
+
 # -- calls ---------------------------------------------------------------------------------------------------------
 
 
 class Calls(NamedTuple):
-    """per_step K + extra calls for K steps, None where they follow no such law; unused: calls that change nothing."""
+    """per_step K + extra calls for K >= least steps, None without such a law; unused: calls that change nothing."""
 
     counted: tuple[tuple[int, int], ...]
     per_step: int | None
     extra: int | None
+    least: int
     unused: tuple[int, ...]
 
     @property
@@ -109,7 +121,8 @@ class Calls(NamedTuple):
         if self.per_step is None or self.extra is None:
             return ", ".join(f"{calls} in {steps}" for steps, calls in self.counted)
         head = "K" if self.per_step == 1 else f"{self.per_step} K"
-        return head if not self.extra else f"{head} {'+' if self.extra > 0 else '-'} {abs(self.extra)}"
+        law = head if not self.extra else f"{head} {'+' if self.extra > 0 else '-'} {abs(self.extra)}"
+        return law if self.least == self.counted[0][0] else f"{law} (K > {self.least - 1})"
 
 
 def calls(subject: Subject, schedule: Schedule | None) -> Calls:
@@ -118,14 +131,24 @@ def calls(subject: Subject, schedule: Schedule | None) -> Calls:
     for steps in CALL_STEPS if subject.fixed is None else (subject.fixed,):
         walk = attempt(lambda steps=steps: subject.walk(schedule, steps, subject.whole(schedule)))  # type: ignore[misc]
         if walk is not None:
-            counted.append((steps, len(walk.run(constant(POINT), _rows(walk)).calls)))
-    per_step = extra = None
-    if len(counted) > 1:
+            counted.append((steps, calls_of(walk)))
+    return Calls(tuple(counted), *_law(counted), _unused(subject, schedule))
+
+
+def calls_of(walk: Walk) -> int:
+    return len(walk.run(constant(POINT), _rows(walk)).calls)
+
+
+def _law(counted: list[tuple[int, int]]) -> tuple[int | None, int | None, int]:
+    """(a, b, c) where a K + b calls are made in K >= c steps, for three counts at least."""
+    if len(counted) > 2:
         (m, a), (n, b) = counted[-2:]
         slope = (b - a) // (n - m)
-        if all(count == slope * steps + b - slope * n for steps, count in counted):
-            per_step, extra = slope, b - slope * n
-    return Calls(tuple(counted), per_step, extra, _unused(subject, schedule))
+        others = [steps for steps, count in counted if count != slope * (steps - n) + b]
+        holds = [steps for steps, _ in counted if steps > max(others, default=0)]
+        if len(holds) > 2:
+            return slope, b - slope * n, holds[0]
+    return None, None, 0
 
 
 def _rows(walk: Walk, rows: int = 2) -> Tensor:

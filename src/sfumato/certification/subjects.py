@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,8 @@ from sfumato.certification.walks import Level, Oracle, Source, Trace, Walk, leve
 from sfumato.errors import SfumatoError
 from sfumato.schedule import Schedule
 from sfumato.schedules import VE, Flow, LinearBeta
-from sfumato.solvers import Plan, Solver, grids
+from sfumato.solvers import Plan, Solver, WalkSolver, grids
+from sfumato.solvers import Walk as WalkPlan
 
 Step = Callable[[Any, Tensor, float, float, Any], tuple[Tensor, Any]]  # (model, z, t, s, state) -> (z at s, state)
 
@@ -52,17 +54,20 @@ def _times(plan: Any) -> tuple[float, float]:
 
 
 class SolverSubject(Subject):
-    """One of our solvers: anything with `plan(schedule, steps, t_start, t_stop)`."""
+    """One of our solvers: anything with `plan(schedule, steps, t_start, t_stop)` that gives a Plan or a Walk."""
 
-    def __init__(self, solver: Solver, name: str | None, order: int | None) -> None:
+    def __init__(self, solver: Solver | WalkSolver, name: str | None, order: int | None) -> None:
         self.solver = solver
         plan = solver.plan(SCHEDULES["flow"], 8)
         self.name = name or plan.name
-        self.order = plan.order if order is None else order
+        self.order = getattr(plan, "order", None) if order is None else order
+        # a grid of trained timesteps may start below t_start, and has no short intervals
+        self.local = bool(getattr(getattr(solver, "grid", None), "starts_at", True))
 
     def walk(self, schedule: Schedule | None, steps: int, ends: tuple[float, float]) -> Walk:
         assert schedule is not None
-        return _plan_walk(self.solver.plan(schedule, steps, *ends), schedule, ends)
+        plan = self.solver.plan(schedule, steps, *(ends if self.local else (1.0, 0.0)))
+        return plan_walk(plan, schedule, ends if self.local else _times(plan))
 
 
 class PlanSubject(Subject):
@@ -80,20 +85,38 @@ class PlanSubject(Subject):
 
     def walk(self, schedule: Schedule | None, steps: int, ends: tuple[float, float]) -> Walk:
         assert schedule is not None
-        return _plan_walk(self.plan, schedule, _times(self.plan))
+        return plan_walk(self.plan, schedule, _times(self.plan))
 
     def whole(self, schedule: Schedule | None) -> tuple[float, float]:
         return _times(self.plan)
 
+    def odd_lines(self) -> tuple[int, ...]:
+        """The lines that miss their level for constant x and eps, in a deterministic plan whose other lines do not.
 
-def _plan_walk(plan: Plan, schedule: Schedule, ends: tuple[float, float]) -> Walk:
-    stop = plan.path[-1]
+        Where half of them or more do (Euler in t, the row F, a tuned plan) it is the method's way, and no line is odd.
+        """
+        alphas, sigmas = zip(*self.plan.path, strict=True)
+        missed = []
+        for k, line in enumerate(self.plan.lines):
+            of_x = math.fsum([c * alphas[j] for j, c in line.z.items()] + list(line.x.values()))
+            of_eps = math.fsum(c * sigmas[j] for j, c in line.z.items())
+            size = 1 + sum(abs(c) * (1 + sigmas[j]) for j, c in (*line.z.items(), *line.x.items()))
+            if max(abs(of_x - alphas[k + 1]), abs(of_eps - sigmas[k + 1])) > 1e-8 * size:
+                missed.append(k)
+        few = 2 * len(missed) < len(self.plan.lines) and not self.plan.stochastic
+        return tuple(missed) if few else ()
+
+
+def plan_walk(plan: Plan | WalkPlan, schedule: Schedule, ends: tuple[float, float]) -> Walk:
+    """A compiled plan, or what walks in its place, from the level of ends[0]."""
+    stop = plan.path[-1] if isinstance(plan, Plan) else (1.0, 0.0) if plan.stop == 0 else level_at(schedule, plan.stop)
 
     def go(oracle: Oracle, z: Tensor, source: Source) -> Trace:
-        seen = [state.z.clone() for state in plan.run(oracle, z, source)]
-        return Trace([*zip(seen[:-1], plan.path[:-1], strict=True), (seen[-1], stop)])
+        run = plan.run if isinstance(plan, Plan) else plan.walk
+        seen = [(state.z.clone(), state.t) for state in run(oracle, z, source)]
+        return Trace([*((z, level_at(schedule, t)) for z, t in seen[:-1]), (seen[-1][0], stop)])
 
-    return Walk(level_at(schedule, ends[0]), stop, ends[0], schedule, go, calls=plan.calls)
+    return Walk(level_at(schedule, ends[0]), stop, ends[0], schedule, go)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -215,7 +215,6 @@ class Walk:
     schedule: Schedule | None
     go: Callable[[Oracle, Tensor, Source], Trace]
     open: bool = True
-    calls: int | None = None
 
     def run(self, belief: Belief, z: Tensor, source: Source | int = 0, bump: tuple[int, float] | None = None) -> Run:
         oracle = Oracle(belief, self.schedule, bump)

@@ -1,4 +1,4 @@
-"""The command line: `sfumato demo | train | resume | sample | info | inspect`. A face: it holds no mathematics.
+"""The command line, `sfumato COMMAND`. A face: it holds no mathematics.
 
 `main` knows the names of the commands and nothing else; the flags of one are made when it is called, and torch is
 loaded only once a command really runs.
@@ -17,8 +17,10 @@ COMMANDS = {
     "train": "learn a folder of images, a .npy or .npz file, or a built-in set",
     "resume": "go on with a run that was interrupted",
     "sample": "draw from a model into .png, .npz, .npy or a folder/",
+    "tune": "fit a plan of few steps to a model, so that sampling takes less time",
     "info": "say what a model is: data, process, network, classes, origin",
     "inspect": "look at a data set before training on it",
+    "certify": "measure solvers on exact models: order, calls, stability, law",
 }
 OK, OTHER, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
@@ -44,7 +46,7 @@ def usage() -> str:
         "  0    done",
         "  2    a mistake in what was asked for (said in one sentence)",
         "  130  interrupted by Ctrl-C; training saves a checkpoint first",
-        "  1    anything else",
+        "  1    anything else; certify: a solver breaks a promise",
     ]
     return "\n".join(lines)
 

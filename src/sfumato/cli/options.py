@@ -104,8 +104,10 @@ class Sample:
     ] = None
     steps: Annotated[int | None, flag("Steps of the solver; 20 where it is not given.", "INT")] = None
     solver: Annotated[
-        str | None, flag(f"Solver: {', '.join(SOLVERS)}. Without it, second-order multistep.", "NAME")
-    ] = None
+        str | None,
+        flag(f"Solver: {', '.join(SOLVERS)}. Without it, the plan of so many steps that the model carries "
+             "(`sfumato tune`), or second-order multistep.", "NAME"),
+    ] = None  # fmt: skip
     seed: Annotated[int, flag("Seed of the samples.", "INT")] = 0
     first: Annotated[int, flag("Number of the first sample: 100 goes on after -n 100.", "INT")] = 0
     batch: Annotated[int, flag("Samples drawn at once; changes memory and speed alone.", "INT")] = 256
@@ -117,6 +119,33 @@ class Sample:
         Literal["auto", "float32", "bfloat16"],
         flag("What the network computes in; auto is bfloat16 where that is faster.", "{auto,float32,bfloat16}"),
     ] = "auto"
+
+
+@command
+class Tune:
+    """Fit a plan of few steps to a model and store it in its file: `sfumato sample MODEL --steps N` then uses it.
+
+    The times and coefficients are fitted to where a fine solve of the same noise ends, and judged on other noise; a
+    plan that is worse than the best untuned one is never stored. With --json, one JSON object: both errors.
+    """
+
+    model: Annotated[tyro.conf.Positional[str], flag("A run folder or a .safetensors file.", "MODEL")]
+    steps: Annotated[int, flag("Steps of the plan, each one call of the network.", "INT")] = 8
+    guidance: Annotated[
+        float | None,
+        flag("Guidance scale that the plan is for. Without it, that of the model's own training grids.", "FLOAT"),
+    ] = None
+    guidance_interval: Annotated[
+        tuple[float, float] | None,
+        flag("Guide only between these two levels of logsnr (lowest, highest).", "LOW HIGH"),
+    ] = None
+    points: Annotated[
+        int | None, flag("Samples that are fitted; 128 to 4,096 by their size. Half as many judge.", "INT")
+    ] = None
+    rounds: Annotated[int, flag("Rounds of the fit at most.", "INT")] = 40
+    batch: Annotated[int, flag("Samples at once; changes memory and speed alone.", "INT")] = 256
+    seed: Annotated[int, flag("Seed of the noise.", "INT")] = 0
+    device: Annotated[str, flag("auto (a GPU where there is one), cpu, cuda, cuda:1 ...", "NAME")] = "auto"
 
 
 @command
@@ -142,6 +171,22 @@ class Inspect:
     ]
     labels: Annotated[str | None, flag("A .npy or text file with one class label a sample.", "FILE")] = None
     size: Annotated[int | None, flag("Side in pixels that images are resized to.", "INT")] = None
+
+
+@command
+class Certify:
+    """Measure a solver on exact models under VP, VE and flow schedules: order, calls, contiguity, stability, law.
+
+    Without SOLVER, all of them in quick mode and a line for each. Exit status 0 where all promises hold, 1 where one
+    does not, which is then said in words. With --json, one JSON object.
+    """
+
+    solver: Annotated[
+        tyro.conf.Positional[str | None],
+        flag(f"One of {', '.join(SOLVERS)}, or a plan's .json file.", "SOLVER"),
+    ] = None
+    quick: Annotated[bool, flag("Fewer steps and samples for SOLVER.")] = False
+    full: Annotated[bool, flag("All steps and samples where no SOLVER is given.")] = False
 
 
 _TRAIN_WORDS = """Train a model on DATA and leave a run folder: model.safetensors, samples, metrics, report.html.
@@ -175,4 +220,5 @@ def _metavar(kind: Any) -> str:
 Train = _train()
 CLASSES: dict[str, type] = {
     "demo": Demo, "train": Train, "resume": Resume, "sample": Sample, "info": Info, "inspect": Inspect,
+    "certify": Certify, "tune": Tune,
 }  # fmt: skip

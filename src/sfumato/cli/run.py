@@ -10,7 +10,10 @@ from typing import Any, TextIO
 
 from sfumato.cli.parse import parse
 
-_HOME = {"demo": "train", "train": "train", "resume": "train", "sample": "sample", "info": "look", "inspect": "look"}
+_HOME = {
+    "demo": "train", "train": "train", "resume": "train", "sample": "sample", "info": "look", "inspect": "look",
+    "certify": "certify", "tune": "tune",
+}  # fmt: skip
 
 
 class Voice:
@@ -46,5 +49,4 @@ def run(command: str, words: Sequence[str]) -> int:
     except SystemExit:  # --help
         return 0
     module = import_module(f"sfumato.cli.{_HOME[command]}")
-    getattr(module, command)(options, Voice(options.json))
-    return 0
+    return getattr(module, command)(options, Voice(options.json)) or 0  # only `certify` has a status of its own

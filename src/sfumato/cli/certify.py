@@ -1,0 +1,47 @@
+"""`certify`: one solver or all of them, measured on exact models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sfumato import certification, solvers
+from sfumato.cli.run import Voice
+from sfumato.errors import SfumatoError, suggest
+from sfumato.solvers import Plan
+
+PASSED, FAILED = 0, 1
+
+
+def certify(options: Any, voice: Voice) -> int:
+    """The exit status: 0 where everything passed, 1 where something failed."""
+    if options.solver is None:
+        return _all(voice, quick=not options.full)
+    found = certification.certify(_subject(options.solver), name=options.solver, quick=options.quick)
+    voice.emit(found.to_dict())
+    voice.say(str(found))
+    return PASSED if found.passed else FAILED
+
+
+def _subject(word: str) -> Any:
+    if word in solvers.NAMES:
+        return solvers.NAMES[word]()
+    if word.endswith(".json") or Path(word).is_file():
+        return Plan.load(word)
+    raise SfumatoError(
+        f"there is no solver {word!r}, nor a file of a plan of that name: {suggest(word, solvers.NAMES)}"
+    )
+
+
+def _all(voice: Voice, quick: bool) -> int:
+    found = {}
+    for name, make in solvers.NAMES.items():
+        voice.note(f"{name} ...")
+        found[name] = certification.certify(make(), name=name, quick=quick)
+    voice.emit({"passed": all(one.passed for one in found.values()), "solvers": _plain(found)})
+    voice.say(certification.summary(found))
+    return PASSED if all(one.passed for one in found.values()) else FAILED
+
+
+def _plain(found: dict[str, certification.Certificate]) -> dict[str, Any]:
+    return {name: one.to_dict() for name, one in found.items()}
