@@ -42,10 +42,14 @@ def draw(options: Any, note: Callable[[str], None]) -> dict[str, Any]:
     path, folder = write.check(out), write.is_folder(out)
     index = _index(options, spec)
     labels = _labels(options, spec, index)
-    scale = _guidance(options, denoiser)
-    plan = sampling.make_plan(denoiser, options.steps, _solver(options.solver))
-    model = denoiser if scale is None else guide(denoiser, scale, options.guidance_interval)
+    scale = guidance_scale(options, denoiser)
+    solver = None if options.solver is None else _solver(options.solver)
+    interval = options.guidance_interval
+    plan = sampling.make_plan(denoiser, options.steps, solver, guidance=scale, interval=interval)
+    model = denoiser if scale is None else guide(denoiser, scale, interval)
     _say_choices(options, spec, scale, note)
+    if any(plan is own for own in denoiser.plans.values()):
+        note(f"The model's own plan of {plan.steps} steps is used ({plan.name}); --solver takes another.")
     x = _draw(model, plan, options, index, labels)
     facts = manifest(options, contract, denoiser, plan, scale, index, spec)
     names = None if labels is None else labels.numpy()
@@ -80,9 +84,9 @@ def _labels(options: Any, spec: DataSpec, index: torch.Tensor) -> torch.Tensor |
     return index % len(spec.classes) if spec.classes else None
 
 
-def _guidance(options: Any, denoiser: Denoiser) -> float | None:
+def guidance_scale(options: Any, denoiser: Denoiser) -> float | None:
     """The guidance scale: asked for, or that of the model's training grids; None for a model without classes."""
-    if denoiser.spec.classes:
+    if denoiser.spec is not None and denoiser.spec.classes:
         return float(denoiser.provenance.get("guidance", 1.0) if options.guidance is None else options.guidance)
     if options.guidance is not None or options.guidance_interval is not None:
         raise SfumatoError("this model has no classes, so there is nothing to guide to: leave --guidance out")
@@ -97,9 +101,7 @@ def _say_choices(options: Any, spec: DataSpec, scale: float | None, note: Callab
         note(f"Guidance scale {scale:g}; --guidance sets another.")
 
 
-def _solver(name: str | None) -> solvers.Solver:
-    if name is None:
-        return solvers.default()
+def _solver(name: str) -> solvers.Solver:
     if name not in solvers.NAMES:
         raise SfumatoError(f"there is no solver {name!r}: {suggest(name, solvers.NAMES)}")
     return solvers.NAMES[name]()

@@ -1,0 +1,70 @@
+"""`tune`: a plan of few steps fitted to a model, and stored in its file."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from typing import Any
+
+from sfumato import artefact
+from sfumato.cli.run import Voice
+from sfumato.cli.sample import guidance_scale
+from sfumato.solvers import Plan
+from sfumato.training.precision import device_of
+from sfumato.tuning import Progress
+from sfumato.tuning import tune as fit
+
+
+def tune(options: Any, voice: Voice) -> None:
+    started = time.monotonic()
+    denoiser = artefact.load(options.model, device=device_of(options.device))
+    scale = guidance_scale(options, denoiser)
+    with Bar() as bar:
+        plan = fit(
+            denoiser, options.steps, guidance=scale, interval=options.guidance_interval, points=options.points,
+            rounds=options.rounds, batch=options.batch, seed=options.seed, progress=bar,
+        )  # fmt: skip
+    name = artefact.store_plan(options.model, plan)
+    facts = artefact.read_contract(options.model)
+    assert plan.tuned is not None
+    made = {"model": facts["path"], "hash": facts["hash"], "plan": name, "calls": plan.calls, **plan.tuned}
+    voice.emit({**made, "seconds": round(time.monotonic() - started, 1)})
+    voice.say(*report(plan, name, facts["path"]), "", *how_to_use(options.model, options.steps, options.guidance))
+
+
+def report(plan: Plan, name: str, path: str) -> list[str]:
+    """What was gained, in words."""
+    assert plan.tuned is not None
+    after, before = plan.tuned["error"], plan.tuned["untuned"]
+    lines = [
+        f"Distance from the exact solution of the flow, {plan.calls} calls, on noise that it was not fitted to:",
+        f"  tuned    rms {after['rms']:.3g}, median {after['median']:.3g}",
+        f"  untuned  rms {before['rms']:.3g}, median {before['median']:.3g} ({before['name']}, the best of many)",
+    ]
+    if plan.name == before["name"]:
+        lines.append("Nothing better was found than the untuned plan, which is stored as it is.")
+    return [*lines, f"Stored in {path} as plan {name!r}."]
+
+
+def how_to_use(model: str, steps: int, guidance: float | None) -> list[str]:
+    chosen = "" if guidance is None else f" --guidance {guidance:g}"
+    return ["It is used by:", f"  sfumato sample {shlex.quote(model)} --steps {steps}{chosen}"]
+
+
+class Bar:
+    """Progress on a terminal."""
+
+    def __enter__(self) -> Bar:
+        from tqdm import tqdm
+
+        self.bar = tqdm(unit=" rounds", disable=None, leave=False)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+    def __call__(self, progress: Progress) -> None:
+        self.bar.total = progress.rounds
+        self.bar.n = progress.round
+        self.bar.set_description(progress.stage, refresh=False)
+        self.bar.set_postfix_str(f"rms {progress.rms:.3g}", refresh=True)

@@ -1,0 +1,71 @@
+"""`tune`: the plan is in the file, `sample` uses it and says so, `info` lists it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import sfumato as sf
+
+FEW = ("--points", 24, "--rounds", 3, "--steps", 3)
+
+
+@pytest.fixture
+def own(models, workplace):
+    """A copy of the models with weights that are not zero, so that there is something to fit."""
+    for name in ("points", "images"):
+        model = sf.load(models[name])
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for parameter in model.net.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        sf.save(model, workplace / f"{name}.safetensors")
+    return workplace
+
+
+def test_a_plan_is_stored_used_and_listed(call, own):
+    before = json.loads(call("info", "points.safetensors", "--json")[1])
+    status, out, err = call("tune", "points.safetensors", *FEW)
+    assert status == 0 and "tuned    rms" in out and "sfumato sample points.safetensors --steps 3" in out
+    after = json.loads(call("info", "points.safetensors", "--json")[1])
+    assert after["hash"] != before["hash"] and list(after["plans"]) == ["3"]
+    assert "Solver plan '3'" in call("info", "points.safetensors")[1]
+    draw = ("sample", "points.safetensors", "-n", 4, "--precision", "float32")
+    status, out, err = call(*draw, "-o", "x.npz", "--steps", 3)
+    assert status == 0 and "own plan of 3 steps" in err
+    with np.load("x.npz") as data:
+        x, facts = data["x"], json.loads(str(data["manifest"]))
+    expected = sf.sample(sf.load("points.safetensors"), 4, steps=3)
+    assert np.array_equal(x, expected.numpy()) and facts["solver"].startswith("tuned") and facts["calls"] == 3
+    for words in (["--steps", 4], ["--steps", 3, "--solver", "multistep"]):
+        assert "own plan" not in call(*draw, "-o", "y.npz", *words)[2]
+    with np.load("y.npz") as data:
+        assert not np.array_equal(data["x"], expected.numpy())
+
+
+def test_guidance_belongs_to_the_plan(call, own):
+    status, out, err = call("tune", "images.safetensors", "--guidance", 2.5, "--json", *FEW)
+    facts = json.loads(out)
+    assert status == 0 and facts["plan"] == "3 guidance 2.5" and facts["guidance"] == 2.5
+    assert facts["error"]["rms"] <= facts["untuned"]["rms"]
+    used = ["sample", "images.safetensors", "-n", 3, "-o", "x.npz", "--steps", 3]
+    assert "own plan of 3 steps" in call(*used, "--guidance", 2.5)[2]
+    assert "own plan" not in call(*used, "--guidance", 2)[2]
+
+
+def test_a_run_folder_stands_for_its_model(call, own):
+    (own / "run").mkdir()
+    shutil.copy("points.safetensors", "run/model.safetensors")
+    assert call("tune", "run", *FEW)[0] == 0
+    assert list(sf.load("run").plans) == ["3"]
+
+
+def test_mistakes_change_nothing(refused, own):
+    whole = (own / "points.safetensors").read_bytes()
+    assert "no classes" in refused("tune", "points.safetensors", "--guidance", 2)
+    assert "at least 1" in refused("tune", "points.safetensors", "--steps", 0)
+    assert "at least 8" in refused("tune", "points.safetensors", "--points", 2)
+    assert "does not exist" in refused("tune", "none.safetensors")
+    assert (own / "points.safetensors").read_bytes() == whole
