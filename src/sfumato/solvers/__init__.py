@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from sfumato.solvers import grids
+from sfumato.solvers.adaptive import Adaptive, AdaptiveWalk
 from sfumato.solvers.build import Solver
 from sfumato.solvers.churn import Churn
 from sfumato.solvers.ddim import DDIM, Euler
@@ -54,8 +55,8 @@ def default() -> Solver:
 
 
 __all__ = [
-    "DDIM", "DDPM", "DEIS", "LMS", "NAMES", "PNDM", "RK4", "AnnealedLangevin", "Churn", "DPMSolver", "DPMSolverPP",
-    "Euler", "EulerMaruyama", "Heun", "Midpoint", "Multistep", "OptimalDDPM", "Plan", "PredictorCorrector",
-    "RungeKutta", "SASolver", "SDEDPMSolver", "Singlestep", "Solver", "State", "UniPC", "Walk", "WalkSolver", "default",
-    "grids",
+    "DDIM", "DDPM", "DEIS", "LMS", "NAMES", "PNDM", "RK4", "Adaptive", "AdaptiveWalk", "AnnealedLangevin", "Churn",
+    "DPMSolver", "DPMSolverPP", "Euler", "EulerMaruyama", "Heun", "Midpoint", "Multistep", "OptimalDDPM", "Plan",
+    "PredictorCorrector", "RungeKutta", "SASolver", "SDEDPMSolver", "Singlestep", "Solver", "State", "UniPC", "Walk",
+    "WalkSolver", "default", "grids",
 ]  # fmt: skip
