@@ -8,6 +8,7 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "recipes"
 # what main() returns, and how large it may be
 LIMITS = {
+    "backprop": 1e-3,
     "conventions": 1e-5,
     "ddim": 0.1,
     "ddpm": 0.03,
