@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sfumato.artefact import load as load
     from sfumato.artefact import save as save
     from sfumato.belief import Estimate as Estimate
+    from sfumato.budget import error_budget as error_budget
     from sfumato.certification import certify as certify
     from sfumato.compose import Guided as Guided
     from sfumato.compose import Rescheduled as Rescheduled
@@ -60,6 +61,7 @@ _PUBLIC = {
     "decode": "sfumato.encode:decode",
     "denoising_loss": "sfumato.objectives:denoising_loss",
     "encode": "sfumato.encode:encode",
+    "error_budget": "sfumato.budget:error_budget",
     "exact": "sfumato.exact",
     "guide": "sfumato.compose:guide",
     "interpolate": "sfumato.encode:interpolate",

@@ -1,0 +1,182 @@
+"""Where a sampler's error comes from, on a law that is known: four sources, each alone, and what they make together.
+
+Noise xi ~ N(0, I) has its exact sample x* = Phi(xi), the probability flow from pure noise to the clean data, and
+d = (what the sampler makes of xi) - x*. Each source is switched on alone:
+
+    initialisation   Phi(sigma(1) xi) - x*          the prior instead of the noised data
+    truncation       the exact flow ends as the sampler does: at t_stop > 0, or by a straight step from sigma(0) > 0
+    discretisation   the plan instead of the flow, from the exact start, with the exact denoiser
+    score            the model instead of the exact denoiser, along the flow
+
+With the law of xi as the coupling, sqrt(E |d|^2) bounds the Wasserstein-2 distance from above; for one Gaussian, whose
+maps are symmetric, it is that distance. To first order the displacements add up, sum_i d_i = d, and so do the shares
+E<d_i, d> / sqrt(E |d|^2); what is left over is their interaction.
+Source: Chen et al. 2022 (2209.11215), Theorem 2, for the first three sources; Peyre and Cuturi 2019 (1803.00567),
+Remark 2.31, for Gaussians.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato import noise
+from sfumato.errors import SfumatoError
+from sfumato.exact import Truth
+from sfumato.exact.mixture import GaussianSum
+from sfumato.model import Model
+from sfumato.ode import Field, Track, exact_law
+from sfumato.process import Gaussian
+from sfumato.sampling import AnySolver, make_plan, sample
+from sfumato.schedules import Flow
+from sfumato.solvers import Plan
+
+SOURCES = ("initialisation", "truncation", "discretisation", "score")
+_FINE_STEPS = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """Root mean squares of the displacements, in the units of the model's data.
+
+    alone: of each source by itself; shares: what each adds to `total`, negative where it cancels others;
+    interaction: total - sum of the shares; points: how many draws (0: exact, by the linear maps of one Gaussian).
+    """
+
+    alone: dict[str, float]
+    shares: dict[str, float]
+    total: float
+    points: int
+    plan: str
+
+    @property
+    def interaction(self) -> float:
+        return self.total - math.fsum(self.shares.values())
+
+    def __str__(self) -> str:
+        how = f"{self.points} points" if self.points else "closed form"
+        lines = [
+            f"{self.plan}: distance to the law {self.total:.4g} ({how})",
+            f"{'source':>16} {'alone':>10} {'share':>10}",
+        ]
+        lines += [f"{name:>16} {self.alone[name]:10.3g} {self.shares[name]:+10.3g}" for name in SOURCES]
+        return "\n".join([*lines, f"{'interaction':>16} {'':10} {self.interaction:+10.3g}"])
+
+
+class _Ends:
+    """The exact flow of a law between pure noise, the process's levels and the clean data, by way of the flow path."""
+
+    def __init__(self, truth: Truth, process: Gaussian, label: Any) -> None:
+        self.truth, self.schedule, self.label = truth, process.schedule, label
+        self.path = Gaussian(Flow())
+
+    def _level(self, t: float) -> tuple[float, float]:
+        """(flow time, alpha + sigma)."""
+        alpha, sigma = (float(v) for v in self.schedule(t))
+        return sigma / (alpha + sigma), alpha + sigma
+
+    def start(self, xi: Tensor) -> Tensor:
+        """z_1 of the noised data."""
+        tau, norm = self._level(1.0)
+        return norm * self.truth.flow(xi, 1.0, tau, self.path, self.label)
+
+    def move(self, z: Tensor, t: float, s: float | None) -> Tensor:
+        """z_s from z_t, or the clean data where s is None."""
+        tau, norm = self._level(t)
+        end, factor = (0.0, 1.0) if s is None else self._level(s)
+        return factor * self.truth.flow(z / norm, tau, end, self.path, self.label)
+
+
+def error_budget(
+    model: Model,
+    truth: Truth | None = None,
+    steps: int | None = None,
+    solver: AnySolver | None = None,
+    t_stop: float = 0.0,
+    n: int = 1000,
+    seed: int = 0,
+    label: Any = None,
+) -> Budget:
+    """The budget of a deterministic sampler of `model`, of which `truth` is the exact law in the model's units.
+
+    truth: the model's own law by default, where it is exact. A state that stops at t_stop > 0 counts as z / alpha. n
+    draws of noise; none are needed, and the figures are exact, where model and truth are one Gaussian each.
+    """
+    law = exact_law(model)
+    if truth is None:
+        if law is None:
+            raise SfumatoError("An error budget needs the exact law of the data: pass truth=...")
+        truth = law.truth
+    plan = make_plan(model, steps, solver, 1.0, t_stop)
+    if isinstance(plan, Plan) and plan.stochastic:
+        raise SfumatoError(f"{plan.name} draws noise, and its samples have no counterparts: use eta = 0 or an ODE.")
+    linear = _one_gaussian(truth) and law is not None and _one_gaussian(law.truth)
+    xi = _sigma_points(truth) if linear else noise.normal(seed, range(n), truth.shape, dtype=torch.float64)
+    moves = _displacements(model, truth, plan, xi, t_stop, label)
+    mean = {name: d.flatten(1) for name, d in moves.items()}
+    total = float(mean["total"].square().sum(1).mean().sqrt())
+    alone = {name: float(mean[name].square().sum(1).mean().sqrt()) for name in SOURCES}
+    shares = {name: float((mean[name] * mean["total"]).sum(1).mean()) / (total or 1.0) for name in SOURCES}
+    return Budget(alone, shares, total, 0 if linear else n, plan.name)
+
+
+def _displacements(model: Model, truth: Truth, plan: Any, xi: Tensor, t_stop: float, label: Any) -> dict[str, Tensor]:
+    process = model.process
+    optimal: Any = truth.denoiser(process)
+    ends = _Ends(truth, process, label)
+    alpha = float(process.schedule.alpha(t_stop))
+    straight = t_stop == 0 and float(process.schedule.sigma(0.0)) > 0
+
+    def finish(z: Tensor, by: Model) -> Tensor:
+        """What counts as the sample at the stop."""
+        if straight:
+            return by(z, 0.0, **({} if label is None else {"label": _labels(label, len(z))})).x
+        return z / alpha
+
+    def run(by: Model, z: Tensor) -> Tensor:
+        out = sample(by, solver=plan, z=z, t_stop=t_stop, label=label, normalised=True, batch=len(z))
+        return out.to(torch.float64) / (alpha if t_stop > 0 else 1.0)
+
+    prior, start = process.prior(xi), ends.start(xi)
+    exact = ends.move(start, 1.0, None)
+    stopped = finish(ends.move(start, 1.0, t_stop), optimal)
+    score = torch.zeros_like(xi)
+    law = exact_law(model)
+    if law is None or law.truth is not truth:
+        score = _follow(model, start, t_stop, label, finish) - _follow(optimal, start, t_stop, label, finish)
+    return {
+        "initialisation": ends.move(prior, 1.0, None) - exact,
+        "truncation": stopped - exact,
+        "discretisation": run(optimal, start) - stopped,
+        "score": score,
+        "total": run(model, prior) - exact,
+    }
+
+
+def _labels(label: Any, count: int) -> Tensor:
+    return torch.as_tensor(label, dtype=torch.int64).expand(count)
+
+
+def _follow(model: Model, z: Tensor, t_stop: float, label: Any, finish: Callable[[Tensor, Model], Tensor]) -> Tensor:
+    """The end of the model's own flow from z, in steps so fine that theirs is no error."""
+    schedule = model.process.schedule
+    ratio = float(torch.exp(-schedule.logsnr(t_stop) / 2))
+    track = Track.of(schedule, _FINE_STEPS, 1.0, ratio if ratio > 0 else None)
+    field = Field(model, track, {} if label is None else {"label": _labels(label, len(z))})
+    *_, (_, w) = field.walk(z / track.norm[-1], back=True)
+    return finish(field.state(w, 0), model).to(torch.float64)
+
+
+def _one_gaussian(truth: Truth) -> bool:
+    return isinstance(truth, GaussianSum) and len(truth.log_weights) == 1
+
+
+def _sigma_points(truth: Truth) -> Tensor:
+    """+- sqrt(D) e_i, of mean 0 and covariance I: exact for the mean square of what is affine in the noise."""
+    one = math.sqrt(truth.dim) * torch.eye(truth.dim, dtype=torch.float64)
+    return torch.cat((one, -one)).reshape(-1, *truth.shape)
