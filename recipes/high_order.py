@@ -1,4 +1,4 @@
-"""C14, high-order solvers (2206.00927, 2211.01095, 2302.04867): each is a row, a variable and an order of one integrator.
+"""C14, high-order solvers (2206.00927, 2211.01095, 2302.04867): a row, a variable and an order of one integrator.
 
 z_s = S_s (z_t / S_t + sum_i w_i y_i),   w_i = int l_i(v(c)) dc   over the step of the row's clock c
 """

@@ -50,15 +50,18 @@ def test_order_holds_on_every_grid(grid, order):
     assert slope(Multistep(order, grid=grid), LinearBeta()) == pytest.approx(order, abs=0.3)
 
 
+@pytest.mark.parametrize(
+    "name", ["multistep_2_flow", "multistep_4_eps_logsnr", "corrected_3_flow", "rk4_flow", "deis_3"]
+)
 @pytest.mark.parametrize("start", [Flow(), LinearBeta()], ids=lambda c: type(c).__name__)
-def test_whole_runs_converge_from_the_prior_to_the_clean_signal(start):
-    """From t = 1 to t = 0: what is left at the ends falls as well, for the default solver."""
+def test_whole_runs_converge_from_the_prior_to_the_clean_signal(start, name):
+    """From t = 1 to t = 0: what is left at the ends falls as well."""
     law, process = mixture(), Gaussian(start)
     z = law.sample(24, seed=0, process=process, t=1.0)
     truth = law.flow(z, 1.0, 0.0, process)
     gaps = []
     for n in (10, 20, 40, 80):
-        *_, last = Multistep(2).plan(start, n).run(law.denoiser(process), z)
+        *_, last = SOLVERS[name].plan(start, n).run(law.denoiser(process), z)
         gaps.append(float((last.z - truth).square().mean().sqrt()))
     assert gaps[-1] < 1e-3 and all(b < a / 2.5 for a, b in zip(gaps, gaps[1:], strict=False)), gaps
 
@@ -75,6 +78,22 @@ def test_a_wrong_coefficient_is_flagged(monkeypatch):
 
     monkeypatch.setattr(axis, "lagrange_integrals", wrong)
     assert slope(Multistep(2, grid=grids.LogSNR()), LinearBeta()) == pytest.approx(1.0, abs=0.3)
+
+
+def test_a_wrong_corrector_is_flagged(monkeypatch):
+    """Order 3 by a corrector on a predictor of order 2; one whose newest weight is off by a tenth has order 1."""
+    solver = Multistep(2, corrector=True, grid=grids.LogSNR())
+    assert slope(solver, LinearBeta()) == pytest.approx(3.0, abs=0.3)
+    true = axis.lagrange_integrals
+
+    def wrong(nodes, start, stop):
+        weights = true(nodes, start, stop)
+        if stop in nodes:  # the corrector's polynomial goes through the new node
+            weights = [1.1 * weights[0], weights[1] - 0.1 * weights[0], *weights[2:]]
+        return weights
+
+    monkeypatch.setattr(axis, "lagrange_integrals", wrong)
+    assert slope(solver, LinearBeta()) == pytest.approx(1.0, abs=0.3)
 
 
 def test_a_low_order_start_is_flagged(monkeypatch):

@@ -14,7 +14,7 @@ from sfumato.exact import GaussianMixture
 from sfumato.process import Gaussian
 from sfumato.sampling import sample
 from sfumato.schedules import VE, Cosine, Flow, FromBetas, LinearBeta, Shifted
-from sfumato.solvers import DDIM, DDPM, NAMES, Euler, Heun, Multistep, Plan, default, grids
+from sfumato.solvers import DDIM, DDPM, NAMES, RK4, Euler, Heun, Midpoint, Multistep, Plan, Singlestep, default, grids
 from solver_cases import CASES, ROWS, SOLVERS, STRUCTURE, mixture
 
 F64 = torch.float64
@@ -188,6 +188,17 @@ def test_timesteps_are_the_integers_of_the_trained_world():
     for spacing in ("leading", "trailing", "linspace"):
         assert integers(spacing, 1000) == list(range(999, -1, -1))
     assert integers("leading", 1) == [0] and integers("trailing", 1) == [999]
+
+
+@pytest.mark.parametrize("curve", ["ve", "edm", "sigmoid", "flow"])
+def test_no_stage_lies_beyond_the_last_noise_level(curve):
+    """Many steps leave t = 0 with sigma(0) > 0 for the clean signal: no stage can stand between."""
+    for solver in (Midpoint(), RK4(), Singlestep(3, "flow", variable="clock"), Multistep(4, "eps")):
+        for steps in (1, 2, 40, 200):
+            plan = solver.plan(STRUCTURE[curve], steps)
+            assert all(b < a for a, b in itertools.pairwise(plan.times)) or isinstance(solver, RK4)
+            assert plan.times.count(0.0) <= 1
+        check_run("rk4_flow", RK4(), STRUCTURE[curve], 40)
 
 
 def test_timesteps_of_a_part_and_mistakes():

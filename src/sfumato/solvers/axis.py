@@ -80,6 +80,10 @@ class Axis:
             return v
         return float(self.schedule.time(2 * v if self.variable == "logsnr" else self.rule.logsnr(v)))
 
+    def between(self, start: Place, end: Place, share: float) -> float:
+        """t at a share of the way; 0 also where that lies beyond the end of the schedule."""
+        return self.time(start.variable + share * (end.variable - start.variable))
+
     def reaches(self, end: Place) -> bool:
         """Whether a polynomial can be integrated up to there: lam grows without end, but its integral does not."""
         return math.isfinite(end.clock) and (self.variable == "logsnr" or math.isfinite(end.variable))

@@ -30,10 +30,13 @@ class Builder:
         self.times: list[float] = []
         self.path: list[Point] = []
         self.lines: list[Line] = []
+        self._points: dict[float, Point] = {}
 
     def point(self, t: float) -> Point:
-        alpha, sigma = self.schedule(t)
-        return float(alpha), float(sigma)
+        if t not in self._points:
+            alpha, sigma = self.schedule(t)
+            self._points[t] = float(alpha), float(sigma)
+        return self._points[t]
 
     def node(self, i: int) -> Point:
         """(alpha, sigma) at a node; the last is the clean signal where it stands at t = 0."""

@@ -21,7 +21,7 @@ from sfumato.solvers.build import Builder, Form, Solver, add, ddim
 from sfumato.solvers.clocks import clock
 from sfumato.solvers.plan import Plan
 from sfumato.solvers.runge_kutta import CLASSICAL, explicit_step
-from sfumato.solvers.singlestep import STAGES, exponential_step
+from sfumato.solvers.singlestep import STAGES, exponential_step, fits
 
 
 class Known(NamedTuple):
@@ -115,7 +115,7 @@ class Multistep(Solver):
         k, point = len(b.times) - 1, b.node(i + 1)
         if self.start == "low" or count >= order - bool(self.corrector):
             return False
-        if order in STAGES and axis.place(b.nodes[i + 1], point).finite:
+        if order in STAGES and fits(b, axis, i, STAGES[order]):
             exponential_step(b, axis, k, i, STAGES[order], base)
             return True
         if order == 4 and point[1] > 0:

@@ -20,9 +20,9 @@ class Tableau(NamedTuple):
     b: tuple[float, ...]
 
     @property
-    def inside(self) -> bool:
-        """No stage stands at the end of the step."""
-        return max(sum(row) for row in self.a) < 1
+    def farthest(self) -> float:
+        """The last stage's share of the step; at 1 it stands at the end."""
+        return max(sum(row) for row in self.a)
 
 
 HEUN = Tableau(((), (1.0,)), (1 / 2, 1 / 2))
@@ -42,7 +42,7 @@ def explicit_step(b: Builder, axis: Axis, first: int, i: int, tableau: Tableau, 
     values = [b.value(rule, first)]
     for row in tableau.a[1:]:
         share = sum(row)
-        inner = b.nodes[i + 1] if share == 1 else axis.time(start.variable + share * (stop.variable - start.variable))
+        inner = b.nodes[i + 1] if share == 1 else axis.between(start, stop, share)
         h = rule.time(*b.point(inner)) - start.clock
         changes = [(h * w / share, y) for w, y in zip(row, values, strict=True)]
         b.advance(b.move(rule, first, b.point(inner), changes, base))
@@ -53,7 +53,8 @@ def explicit_step(b: Builder, axis: Axis, first: int, i: int, tableau: Tableau, 
 
 class RungeKutta(Solver):
     """A tableau on a row's clock. A step to the clean signal, where no row is defined, takes the tableau `last` if one
-    is given, whose stages lie inside, and else is a DDIM step, as is one where the clock is infinite at an end.
+    is given, whose stages lie inside. It is a DDIM step without one, where a stage would lie beyond the schedule's last
+    noise level, and where the clock is infinite at an end.
     """
 
     row: str
@@ -65,12 +66,18 @@ class RungeKutta(Solver):
         axis = Axis(b.schedule, clock(self.row))
         for i in range(len(b.nodes) - 1):
             first, end = b.call(b.nodes[i]), b.node(i + 1)
-            tableau = self.tableau if end[1] > 0 or self.tableau.inside else self.last
-            if tableau is None or not all(math.isfinite(axis.rule.time(*point)) for point in (b.path[first], end)):
-                b.advance(ddim(b.path[first], end, first))
-            else:
+            tableau = self.tableau if end[1] > 0 or self.tableau.farthest < 1 else self.last
+            if tableau is not None and self._fits(b, axis, i, tableau):
                 explicit_step(b, axis, first, i, tableau)
+            else:
+                b.advance(ddim(b.path[first], end, first))
         return b.plan(f"{type(self).__name__}(row={self.row})", self.order)
+
+    def _fits(self, b: Builder, axis: Axis, i: int, tableau: Tableau) -> bool:
+        start, stop = (axis.place(b.nodes[j], b.node(j)) for j in (i, i + 1))
+        if not (start.finite and stop.finite):
+            return False
+        return stop.lam < math.inf or axis.between(start, stop, tableau.farthest) > 0
 
 
 @dataclasses.dataclass(frozen=True)

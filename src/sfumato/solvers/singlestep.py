@@ -33,17 +33,24 @@ STAGES: dict[int, tuple[Stage, ...]] = {
 }
 
 
+def fits(b: Builder, axis: Axis, i: int, stages: tuple[Stage, ...]) -> bool:
+    """Whether both ends of step i are finite, and no stage lies beyond the schedule's last noise level."""
+    start, stop = (axis.place(b.nodes[j], b.node(j)) for j in (i, i + 1))
+    if not (start.finite and stop.finite):
+        return False
+    return all(stage.share == 1 or axis.between(start, stop, stage.share) > 0 for stage in stages)
+
+
 def exponential_step(
     b: Builder, axis: Axis, first: int, i: int, stages: tuple[Stage, ...], base: Form | None = None
 ) -> None:
-    """The step from node i, called already as `first`, to node i + 1; both have finite places."""
+    """The step from node i, called already as `first`, to node i + 1; the stages fit in between."""
     stop = axis.place(b.nodes[i + 1], b.node(i + 1))
     calls, places = [first], [axis.place(b.nodes[i], b.path[first])]
     for stage in stages:
         t, to, place = b.nodes[i + 1], b.node(i + 1), stop
         if stage.share < 1:
-            start = places[0].variable
-            t = axis.time(start + stage.share * (stop.variable - start))
+            t = axis.between(places[0], stop, stage.share)
             to = b.point(t)
             place = axis.place(t, to)
         weights = axis.weights([places[j] for j in stage.through], places[0], place)
@@ -56,7 +63,7 @@ def exponential_step(
 
 @dataclasses.dataclass(frozen=True)
 class Singlestep(Solver):
-    """Orders 1 to 3, `order` calls a step. A step to or from where the variable is infinite is a DDIM step."""
+    """Orders 1 to 3, `order` calls a step. A step that does not fit (`fits`) is a DDIM step."""
 
     order: int = 2
     row: str = "x"
@@ -72,7 +79,7 @@ class Singlestep(Solver):
         axis = Axis(b.schedule, clock(self.row), self.variable)
         for i in range(len(b.nodes) - 1):
             k, end = b.call(b.nodes[i]), b.node(i + 1)
-            if axis.place(b.nodes[i], b.path[k]).finite and axis.place(b.nodes[i + 1], end).finite:
+            if fits(b, axis, i, STAGES[self.order]):
                 exponential_step(b, axis, k, i, STAGES[self.order])
             else:
                 b.advance(ddim(b.path[k], end, k))
