@@ -18,10 +18,11 @@ CURVES = {"vp": LinearBeta(), "ve": VE(), "flow": Flow()}
 class Setting:
     """Nodes from t = 0.9 to 0.2, a start state, and the exact model, for an algorithm as its paper writes it."""
 
-    def __init__(self, curve, steps=6, grid=None):
+    def __init__(self, curve, steps=6, grid=None, levels=None):
         self.curve, self.process, self.grid = curve, Gaussian(curve), grid or grids.Uniform()
-        self.nodes, self.steps = self.grid.times(curve, steps, 0.9, 0.2), steps
-        self.z = mixture().sample(5, seed=3, process=self.process, t=0.9)
+        self.ends = [float(curve.time(logsnr)) for logsnr in levels] if levels else [0.9, 0.2]
+        self.nodes, self.steps = self.grid.times(curve, steps, *self.ends), steps
+        self.z = mixture().sample(5, seed=3, process=self.process, t=self.ends[0])
         self.model = mixture().denoiser(self.process)
 
     def at(self, t):
@@ -38,7 +39,7 @@ class Setting:
         return self.model(z, t).eps
 
     def check(self, solver, wanted):
-        *_, last = solver.plan(self.curve, self.steps, 0.9, 0.2).run(self.model, self.z)
+        *_, last = solver.plan(self.curve, self.steps, *self.ends).run(self.model, self.z)
         torch.testing.assert_close(last.z, wanted, rtol=1e-10, atol=1e-10)
 
 
@@ -103,6 +104,45 @@ def test_dpm_solver_pp_2m(case, published):
         old, gap = x, h
     solver = Multistep(2, "x", case.grid, variable="logsnr", phi2="B2") if published else DPMSolverPP(2, grid=case.grid)
     case.check(solver, z)
+
+
+def third_order(case, factor, exact=False):
+    """The 3M update of the public code: phi_1 D0 + phi_2 D1 - factor phi_3 D2; the factor there is 1."""
+    z, past = case.z, []
+    for i, (t, s) in enumerate(zip(case.nodes, case.nodes[1:], strict=False)):
+        (_, st, lt), (as_, ss, ls) = case.at(t), case.at(s)
+        h, x = ls - lt, case.x(z, t)
+        past = [(lt, x), *past][:3]
+        one, two, three = math.expm1(-h), math.expm1(-h) / h + 1, (math.expm1(-h) + h) / h**2 - 0.5
+        z = ss / st * z - as_ * one * x
+        if exact and i < 2:
+            z = mixture().flow(case.z, case.nodes[0], s, case.process)
+        elif i == 1:
+            z = z + as_ * two * (x - past[1][1]) * h / (lt - past[1][0])
+        elif i > 1:
+            r0, r1 = (lt - past[1][0]) / h, (past[1][0] - past[2][0]) / h
+            near, far = (x - past[1][1]) / r0, (past[1][1] - past[2][1]) / r1
+            first, second = near + r0 / (r0 + r1) * (near - far), (near - far) / (r0 + r1)
+            z = z + as_ * two * first - factor * as_ * three * second
+    return z
+
+
+def test_dpm_solver_pp_3m(case):
+    """With the second difference in full: phi_3 stands for a half of it, as D2 is half of the second derivative."""
+    case.check(DPMSolverPP(3, grid=case.grid, start="low"), third_order(case, 2))
+
+
+def test_the_public_3m_is_of_order_2():
+    """diffusers and the authors' code take half of the second difference: from exact starts order 2, where 3 is due."""
+    slopes = {}
+    for factor in (1, 2):
+        gaps = []
+        for steps in (48, 96):
+            case = Setting(VE(), steps, grids.LogSNR(), (0.0, 4.0))
+            truth = mixture().flow(case.z, *case.ends, case.process)
+            gaps.append(float((third_order(case, factor, exact=True) - truth).square().mean().sqrt()))
+        slopes[factor] = math.log2(gaps[0] / gaps[1])
+    assert slopes == pytest.approx({1: 2.0, 2: 3.0}, abs=0.15)
 
 
 def unipc(case, order, b):

@@ -14,7 +14,26 @@ from sfumato.exact import GaussianMixture
 from sfumato.process import Gaussian
 from sfumato.sampling import sample
 from sfumato.schedules import VE, Cosine, Flow, FromBetas, LinearBeta, Shifted
-from sfumato.solvers import DDIM, DDPM, NAMES, RK4, Euler, Heun, Midpoint, Multistep, Plan, Singlestep, default, grids
+from sfumato.solvers import (
+    DDIM,
+    DDPM,
+    DEIS,
+    LMS,
+    NAMES,
+    PNDM,
+    RK4,
+    DPMSolver,
+    DPMSolverPP,
+    Euler,
+    Heun,
+    Midpoint,
+    Multistep,
+    Plan,
+    Singlestep,
+    UniPC,
+    default,
+    grids,
+)
 from solver_cases import CASES, ROWS, SOLVERS, STRUCTURE, mixture
 
 F64 = torch.float64
@@ -248,6 +267,17 @@ def test_mistakes():
     for order in (0, 5):
         with pytest.raises(SfumatoError, match="orders 1 to 4"):
             Multistep(order)
+    for wrong in ({"corrector": 4}, {"corrector": 1.5}, {"start": "slow"}, {"end": 0}, {"phi2": "B2"}, {"phi2": "B3"}):
+        with pytest.raises(SfumatoError, match=next(iter(wrong))):
+            Multistep(2, **wrong)
+    with pytest.raises(SfumatoError, match="known are clock, logsnr, t"):
+        Multistep(2, variable="sigma").plan(Cosine(), 5)
+    for make, words in (
+        (lambda: Singlestep(4), "orders 1 to 3"), (lambda: UniPC(4), "orders 1 to 3"), (lambda: UniPC(2, "B3"), "B1"),
+        (lambda: PNDM("rk"), "plms"),
+    ):  # fmt: skip
+        with pytest.raises(SfumatoError, match=words):
+            make()
     for row in ("score", "velocity"):
         with pytest.raises(SfumatoError, match="known are flow|known are x"):
             Multistep(2, row).plan(Cosine(), 5)
@@ -307,6 +337,11 @@ def test_a_broken_file_is_one_sentence(text, tmp_path):
 def test_a_plan_prints():
     text = str(Multistep(2).plan(Cosine(), 4))
     assert "4 steps, 4 calls, order 2, deterministic" in text and len(text.splitlines()) == 6
+    assert str(Multistep(3, "x", variable="logsnr", corrector=True, start="low").plan(Cosine(), 4)).startswith(
+        "Multistep(order=3, row=x, variable=logsnr, corrector=True, start=low): 4 steps, 4 calls, order 3"
+    )
+    names = [s.plan(Cosine(), 4).name for s in (DPMSolver(3), DPMSolverPP(2), DEIS(3), LMS(4), UniPC(2, "B1"), PNDM())]
+    assert names == ["DPM-Solver (3S)", "DPM-Solver++ (2M)", "tAB2-DEIS", "LMS (order 4)", "UniPC-2 (B1)", "PLMS"]
     assert "stochastic" in str(DDPM().plan(Cosine(), 4)) and "xi" in str(DDPM().plan(Cosine(), 4))
 
 
