@@ -9,13 +9,17 @@ FOLDER = Path(__file__).parents[1] / "recipes"
 # what main() returns, and how large it may be
 LIMITS = {
     "backprop": 1e-3,
+    "bits_per_dim": 0.01,
     "conventions": 1e-5,
     "ddim": 0.1,
     "ddpm": 0.03,
     "edm": 0.05,
+    "encode": 1e-4,
+    "error_budget": 0.05,
     "flow_matching": 0.05,
     "guidance": 1e-10,
     "high_order": 0.15,
+    "likelihood": 1e-3,
     "networks": 1e-6,
     "parameterisations": 1e-10,
     "posterior": 1e-6,
