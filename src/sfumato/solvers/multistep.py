@@ -23,6 +23,9 @@ from sfumato.solvers.plan import Plan
 from sfumato.solvers.runge_kutta import CLASSICAL, explicit_step
 from sfumato.solvers.singlestep import STAGES, exponential_step, fits
 
+# Parts of the clock left to the data: a step that takes more is predicted by order 3, by order 2 (end='near').
+NEAR = (0.2, 0.4)
+
 
 class Known(NamedTuple):
     """A call whose value of the row is in use."""
@@ -32,10 +35,11 @@ class Known(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A predicted step: the calls it used, the newest first, and their weights."""
+    """A predicted step: the calls it used, the newest first, their weights, and the calls a corrector may use."""
 
     used: list[Known]
     weights: list[float]
+    known: list[Known]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +50,9 @@ class Multistep(Solver):
     corrector: True corrects each state to order + 1; a number from 2 to order + 1 is the corrector's order.
     start: 'rk' takes the first steps by Runge-Kutta, inside the step, so that the order holds (1 call more at order 3,
     4 at order 4); 'low' takes them by lower orders, which costs no call and leaves order 2 (3 with a corrector).
-    end: 'low' lets the order fall to 1 towards the end; 'full' does not.
+    end: 'low' lets the order fall to 1 towards the end; 'full' does not; 'near' predicts by order 3 where a step takes
+    more than a fifth of the clock that is left to the data, and by order 2 beyond two fifths, where a polynomial
+    through so distant values goes astray; a corrector keeps its order.
     phi2: the weight of the slope where the polynomial is a line in logsnr: 'exact' is its integral; 'B1' and 'B2' are
     half of h and of e^h - 1 (2302.04867, Section 3.2); 'B2' is the published DPM-Solver++ (2M).
     A step to or from a place that the clock or the variable does not reach is a DDIM step (row x: the clean signal).
@@ -69,7 +75,11 @@ class Multistep(Solver):
             raise SfumatoError(
                 f"A corrector of order {self.order} has order 2 to {self.order + 1}: got {self.corrector}."
             )
-        for field, known in (("start", ("rk", "low")), ("end", ("full", "low")), ("phi2", ("exact", "B1", "B2"))):
+        for field, known in (
+            ("start", ("rk", "low")),
+            ("end", ("full", "low", "near")),
+            ("phi2", ("exact", "B1", "B2")),
+        ):
             if getattr(self, field) not in known:
                 raise SfumatoError(f"Multistep takes {field} = {' or '.join(known)}, got {getattr(self, field)!r}.")
         if self.phi2 != "exact" and self.variable != "logsnr":
@@ -104,10 +114,21 @@ class Multistep(Solver):
             if not known or not axis.reaches(end) or self.phi2 != "exact" and not end.finite:
                 b.advance(ddim(b.path[k], point, k, base))  # order 1 in every row, finite at every end
             elif not self._start(b, axis, i, len(known), base):
-                used = known[: steps - i] if self.end == "low" else known
-                last = Step(used, self._weights(axis, used, new.place, end))
+                used = known[: self._reach(new.place, end, steps - i)]
+                weights = self._weights(axis, used, new.place, end)
+                last = Step(used, weights, known if self.end == "near" else used)
                 b.advance(b.move(axis.rule, k, point, self._terms(b, axis, last), base))
         return b.plan(self.name or self._describe(), self._declared())
+
+    def _reach(self, start: Place, end: Place, left: int) -> int:
+        """How many values predict a step, with `left` steps to go."""
+        if self.end == "low":
+            return left
+        if self.end == "near":
+            less, more = sorted((start.clock, end.clock))  # the clock of x rises, those of the other rows fall
+            taken = 1 - less / more
+            return 2 if taken > NEAR[1] else 3 if taken > NEAR[0] else self.order
+        return self.order
 
     def _start(self, b: Builder, axis: Axis, i: int, count: int, base: Form | None) -> bool:
         """Take step i by Runge-Kutta where too few values are known for the order; whether it did."""
@@ -130,8 +151,8 @@ class Multistep(Solver):
         """The state at the newest call, corrected by what that call says; the predicted one gives the old back."""
         if not self.corrector:
             return None
-        used = [new, *last.used][: self._nodes]
-        step = Step(used, self._weights(axis, used, last.used[0].place, new.place))
+        used = [new, *last.known][: self._nodes]
+        step = Step(used, self._weights(axis, used, last.used[0].place, new.place), used)
         scale = axis.rule.scale(*b.path[new.call])
         changes = [(scale * w, y) for w, y in self._terms(b, axis, step)]
         changes += [(-scale * w, y) for w, y in self._terms(b, axis, last)]
