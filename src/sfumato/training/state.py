@@ -23,7 +23,7 @@ class State:
 
     def __init__(self, denoiser: Denoiser, config: TrainConfig) -> None:
         self.denoiser = denoiser
-        denoiser.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        _channels_last(denoiser.net)
         self.parameters = [p for p in denoiser.net.parameters() if p.requires_grad]
         self.optimizer = optimizer(denoiser.net, config)
         self.ema = EMA(denoiser, config.ema) if config.ema else None
@@ -66,6 +66,14 @@ class State:
         except (KeyError, RuntimeError) as error:
             first = str(error).splitlines()[0]
             raise SfumatoError(f"The checkpoint belongs to another network or other settings ({first}).") from None
+
+
+def _channels_last(net: torch.nn.Module) -> None:
+    """Kernels in the layout that convolutions are fast in, of images and of volumes."""
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for parameter in net.parameters():
+        if parameter.ndim in layouts:
+            parameter.data = parameter.data.contiguous(memory_format=layouts[parameter.ndim])
 
 
 def optimizer(net: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
