@@ -140,7 +140,7 @@ class Tune:
         flag("Guide only between these two levels of logsnr (lowest, highest).", "LOW HIGH"),
     ] = None
     points: Annotated[
-        int | None, flag("Samples that are fitted; 128 to 4,096 by their size. Half as many judge.", "INT")
+        int | None, flag("Samples that are fitted; 64 to 4,096 by their size. Half as many judge.", "INT")
     ] = None
     rounds: Annotated[int, flag("Rounds of the fit at most.", "INT")] = 40
     batch: Annotated[int, flag("Samples at once; changes memory and speed alone.", "INT")] = 256

@@ -28,8 +28,8 @@ from sfumato.tuning.fit import Exam, Problem, levenberg_marquardt
 from sfumato.tuning.search import Range, distances, end_of, fine_plan, untuned
 
 _FIT, _HELD_OUT = 1, 2  # steps of the role PRIOR: other noise than any that `sample` draws
-_NUMBERS, _MOST, _LEAST = 1 << 16, 4096, 128  # how many points are fitted: so many numbers in all, within these limits
-_FEW, _FINALISTS = 64, 6  # every untuned plan is tried on a few points, the best of them on all
+_NUMBERS, _MOST, _LEAST = 1 << 16, 4096, 64  # how many points are fitted: so many numbers in all, within these limits
+_FEW, _FINALISTS = 16, 6  # every untuned plan is tried on a few points (or a 64th of them), the best of them on all
 _ROBUST = 30.0  # rho turns from square to logarithm at this multiple of the median squared distance
 _PROBE = 16  # points on which the steps of the fine solve are chosen
 
@@ -77,7 +77,7 @@ def tune(
 ) -> Plan:
     """A deterministic plan of `steps` calls fitted to a model, its guidance and its conditions.
 
-    points: how much noise is fitted, half as much more being held out; by default 65,536 numbers in all, at least 128
+    points: how much noise is fitted, half as much more being held out; by default 65,536 numbers in all, at least 64
     and at most 4,096 points. rounds: of Gauss-Newton at most, each about four walks there and back. guidance, interval
     and conditions are `sample`'s; label may name several classes, which the points take in turn, and by default a model
     with classes takes all of its own. t_start < 1 is reached by the fine solve. progress is called after every round.
@@ -170,7 +170,7 @@ class Study:
     def best_untuned(self, fitted: Exam, held: Exam) -> Plan:
         """The plan without a fit that does best on the held-out noise."""
         self.progress(Progress("untuned plans", 0, 1, math.nan))
-        few = Exam(fitted.z[:_FEW], fitted.end[:_FEW], {name: value[:_FEW] for name, value in fitted.cond.items()})
+        few = next(fitted.parts(max(_FEW, len(fitted.z) // 64)))
         plans = sorted(untuned(self.reach, self.calls), key=lambda plan: self.score(plan, few).both)
         return min(plans[:_FINALISTS], key=lambda plan: self.score(plan, held).both)
 
