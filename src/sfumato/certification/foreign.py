@@ -32,13 +32,22 @@ class Foreign(Subject):
     order: the order that its documentation states. space: how its state reads, one of 've', 'vp', 'flow', 'table';
     found out where it is not given. Further arguments go to its `step`. It is compared with the exact flow where its
     steps begin, at the levels that it states itself.
+
+    heard='sigmas' asks the model at those levels; heard='timesteps' asks it at the timestep that the scheduler gives
+    out, which is what a network hears: the two differ where timesteps are rounded.
     """
 
     local = False
-    floor = 3e-6  # their tables are float32
+    floor = 1e-6  # some round their states to float32
 
     def __init__(
-        self, make: Any, order: int | None = None, name: str | None = None, space: str | None = None, **extra: Any
+        self,
+        make: Any,
+        order: int | None = None,
+        name: str | None = None,
+        space: str | None = None,
+        heard: str = "sigmas",
+        **extra: Any,
     ) -> None:
         self.make: Callable[[], Any] = (lambda: make) if hasattr(make, "set_timesteps") else make
         one = self.make()
@@ -47,6 +56,9 @@ class Foreign(Subject):
                 raise SfumatoError(f"A foreign scheduler needs {word}(); {type(one).__name__} has none.")
         if space is not None and space not in SPACES:
             raise SfumatoError(f"space must be one of {', '.join(SPACES)}, not {space!r}.")
+        if heard not in ("sigmas", "timesteps"):
+            raise SfumatoError(f"heard must be 'sigmas' or 'timesteps', not {heard!r}.")
+        self.heard = heard
         self.name, self.order, self.space, self.extra = name or type(one).__name__, order, space, extra
 
     @property
@@ -54,9 +66,7 @@ class Foreign(Subject):
         return {"its own": None}
 
     def walk(self, schedule: Schedule | None, steps: int, ends: tuple[float, float]) -> Walk:
-        scheduler = self.make()
-        scheduler.set_timesteps(steps)
-        levels = levels_of(scheduler, self.space)
+        levels = levels_of(scheduler := self._ready(steps), self.space)
         start = float(scheduler.timesteps[0])
 
         def go(oracle: Oracle, z: Tensor, source: Source) -> Trace:
@@ -66,21 +76,48 @@ class Foreign(Subject):
 
         return Walk(levels[0], levels[-1], start, None, go, open=False)
 
-    def _loop(self, steps: int, levels: list[Level], oracle: Oracle, z: Tensor, seed: int) -> Trace:
-        scheduler, stops = self.make(), []
+    def _ready(self, steps: int) -> Any:
+        """A scheduler with its timesteps set, its tables in float64 where it has any: they limit its accuracy."""
+        scheduler = self.make()
         scheduler.set_timesteps(steps)
+        for table in ("sigmas", "alphas_cumprod"):
+            if isinstance(getattr(scheduler, table, None), Tensor):
+                setattr(scheduler, table, getattr(scheduler, table).double())
+        return scheduler
+
+    def _loop(self, steps: int, levels: list[Level], oracle: Oracle, z: Tensor, seed: int) -> Trace:
+        scheduler, stops = self._ready(steps), []
         extra = dict(self.extra)
         if "generator" in inspect.signature(scheduler.step).parameters:
             extra["generator"] = torch.Generator().manual_seed(seed)
-        for t, level in zip(scheduler.timesteps, levels, strict=False):
-            if getattr(scheduler, "state_in_first_order", True):  # else z is a stage, not a node
+        for k, (t, level) in enumerate(zip(scheduler.timesteps, levels, strict=False)):
+            if _begins(scheduler, k):
                 stops.append((z.clone(), level))
             if hasattr(scheduler, "scale_model_input"):
                 scheduler.scale_model_input(z, t)
-            x, eps = oracle.read(z, float(t), level)
-            output = _output(scheduler, level, x, eps)
+            output = _output(scheduler, level, *self._ask(scheduler, oracle, z, float(t), level))
             z = scheduler.step(output, t, z, **extra).prev_sample.double()
         return Trace([*stops, (z, levels[-1])])
+
+    def _ask(self, scheduler: Any, oracle: Oracle, z: Tensor, t: float, level: Level) -> tuple[Tensor, Tensor]:
+        if self.heard == "sigmas":
+            return oracle.read(z, t, level)
+        _, eps = oracle.read(z / math.hypot(*level), t, _trained(scheduler, t))
+        return (z - level[1] * eps) / level[0], eps
+
+
+def _begins(scheduler: Any, k: int) -> bool:
+    """Whether call k stands at a node, and not at a stage within a step."""
+    orders = getattr(scheduler, "order_list", None)  # of the singlestep solvers
+    return orders[k] == 1 if orders else bool(getattr(scheduler, "state_in_first_order", True))
+
+
+def _trained(scheduler: Any, t: float) -> Level:
+    """The level that a network trained on the scheduler's table knows by this timestep; between two, log-linear."""
+    squares = scheduler.alphas_cumprod.double()
+    low = min(int(t), len(squares) - 2)
+    ends = torch.log((1 - squares[low : low + 2]) / squares[low : low + 2]) / 2
+    return _level("vp", math.exp(float(ends[0] + (t - low) * (ends[1] - ends[0]))))
 
 
 def _config(scheduler: Any, name: str, default: Any) -> Any:

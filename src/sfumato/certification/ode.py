@@ -209,10 +209,8 @@ def bounded(subject: Subject, schedule: Schedule | None, steps: int, rows: int =
     run = walk.run(believes(stiff()), start_states(stiff(), walk.start, rows))
     states = [(call.z, call.level) for call in run.calls] + run.trace.stops
     variance = stiff().covs[0].diagonal()
-    worst = max(
-        float((z.square().mean(0) / (alpha**2 * variance + sigma**2)).max().sqrt()) for z, (alpha, sigma) in states
-    )
-    return worst <= BOUND  # also False for NaN
+    sizes = [(z.square().mean(0) / (alpha**2 * variance + sigma**2)).max().sqrt() for z, (alpha, sigma) in states]
+    return float(torch.stack(sizes).max()) <= BOUND  # also False for NaN
 
 
 def bounded_from(subject: Subject, schedule: Schedule | None) -> int | None:
@@ -237,4 +235,5 @@ def repeats(subject: Subject, schedule: Schedule | None) -> Repeats:
     walk = subject.walk(schedule, subject.fixed or 6, subject.whole(schedule))
     z = start_states(mixture(), walk.start, ROWS)
     first, again, other = (walk.run(believes(mixture()), z.clone(), seed).trace.end for seed in (1, 1, 2))
+    first, again, other = (end.nan_to_num(nan=math.pi) for end in (first, again, other))  # NaN repeats as well
     return Repeats(torch.equal(first, again), not torch.equal(first, other))

@@ -1,6 +1,7 @@
-"""Orders from errors: the slope p of log e = c - p log n + d / n, fitted at growing n until it settles.
+"""Orders from errors: the slope of log e over log n where it is a line, else p of log e = c - p log n + d / n.
 
-d / n is the next term of any smooth error: without it the slope of a few dozen steps is off by some tenths.
+d / n is the next term of any smooth error: without it the slope of a few dozen steps is off by some tenths. Measured at
+growing n until the fit settles.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import torch
 
 SETTLED = 0.05  # fits that differ by less, with and without the newest error, belong to the asymptotic range
+STRAIGHT = 0.05  # local slopes that differ by less are a line
 _POINTS = 4
 
 
@@ -31,6 +33,9 @@ def fit(errors: list[tuple[int, float]]) -> float | None:
     last = errors[-_POINTS:]
     if len(last) < 3:
         return None
+    before, after = (-math.log(f / e) / math.log(m / n) for (n, e), (m, f) in zip(last[-3:], last[-2:], strict=False))
+    if abs(before - after) < STRAIGHT:
+        return (before + after) / 2
     n, e = torch.tensor(last, dtype=torch.float64).unbind(-1)
     terms = torch.stack((torch.ones_like(n), -n.log(), n[0] / n), -1)
     return float(torch.linalg.lstsq(terms, e.log()[:, None]).solution[1, 0])
