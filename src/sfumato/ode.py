@@ -114,7 +114,8 @@ class Products:
         return grad.to(torch.float64).reshape(full.shape)[: len(v)]
 
     def __call__(self, v: Tensor) -> Tensor:
-        return torch.cat([self._some(part) for part in v.split(self.copies)])
+        parts = [self._some(part) for part in v.split(self.copies)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class Field:

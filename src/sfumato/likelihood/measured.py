@@ -49,13 +49,14 @@ class Measured:
     def bits_per_dim(self) -> Tensor:
         """-log2 p(x) / D, (B,); for whole numbers alone, where it bounds the bits of a lossless code from above.
 
+        p is `uncorrected`: its integral is 1 whatever the model, and only such a law bounds a code.
         Source: Theis et al. 2015 (1511.01844), Eq. 5.
         """
         if self.dequantisation is None:
             raise SfumatoError(
                 "Bits per dimension are for data declared discrete (whole-number dtype); for others use nats: value."
             )
-        return bits_per_dim(self.value, self.dim)
+        return bits_per_dim(self.uncorrected, self.dim)
 
     @property
     def skewness(self) -> float:
