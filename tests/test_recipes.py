@@ -8,8 +8,11 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "recipes"
 # what main() returns, and how large it may be
 LIMITS = {
+    "annealed_langevin": 0.05,
     "backprop": 1e-3,
     "bits_per_dim": 0.01,
+    "brownian": 0.1,
+    "churn": 0.05,
     "conventions": 1e-5,
     "ddim": 0.1,
     "ddpm": 0.03,
@@ -23,10 +26,12 @@ LIMITS = {
     "networks": 1e-6,
     "parameterisations": 1e-10,
     "posterior": 1e-6,
+    "predictor_corrector": 0.8,
     "probability_flow": 0.1,
     "processes": 0.02,
     "reverse_sde": 0.05,
     "schedules": 1e-9,
+    "stochastic_solvers": 1e-9,
 }
 
 

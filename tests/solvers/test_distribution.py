@@ -7,15 +7,45 @@ import pytest
 import torch
 from scipy import stats
 
+from gaussian_moments import follow, gaussian
 from sfumato import noise
 from sfumato.exact import GaussianMixture
 from sfumato.process import Gaussian
 from sfumato.sampling import sample
 from sfumato.schedules import VE, Cosine, Flow, FromBetas, LinearBeta
-from sfumato.solvers import DDIM, DDPM, Multistep, Plan, default, grids
+from sfumato.solvers import (
+    DDIM,
+    DDPM,
+    AnnealedLangevin,
+    Churn,
+    EulerMaruyama,
+    Multistep,
+    OptimalDDPM,
+    Plan,
+    PredictorCorrector,
+    SASolver,
+    SDEDPMSolver,
+    default,
+    grids,
+)
 
 F64 = torch.float64
 CURVES = {"vp": LinearBeta(), "ve": VE(), "flow": Flow(), "table": FromBetas.ddpm(), "cosine": Cosine()}
+
+
+STOCHASTIC = {
+    "beta": DDPM(grids.auto(), "beta"),
+    "optimal": OptimalDDPM(grids.auto()),
+    "euler_maruyama": EulerMaruyama(grid=grids.auto()),
+    "churn": Churn(),
+    "sde_2": SDEDPMSolver(2),
+    "sde_3": SDEDPMSolver(3),
+    "sa_22": SASolver(2, 2),
+    "sa_33_half": SASolver(3, 3, 0.5),
+    "pc": PredictorCorrector(),
+    "pc_ode": PredictorCorrector(0.16, eta=0.0),
+    "annealed": AnnealedLangevin(),
+}
 
 
 def line():
@@ -40,6 +70,13 @@ def test_the_eta_family_reproduces_the_mixture(eta, curve):
     """DDIM (0), DDPM (1) and between (A4, C4, C13)."""
     plan = DDIM(eta=eta, grid=grids.auto()).plan(CURVES[curve], 150)
     assert p_value(plan, CURVES[curve]) > 1e-3
+
+
+@pytest.mark.parametrize("curve", ["vp", "ve", "flow"])
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_every_stochastic_solver_reproduces_the_mixture(name, curve):
+    """200 steps (A4, B4, B5, C4, C11): Kolmogorov and Smirnov cannot tell 1,500 samples from the law."""
+    assert p_value(STOCHASTIC[name].plan(CURVES[curve], 200), CURVES[curve], n=1500) > 1e-3
 
 
 def test_ddpm_on_its_own_thousand_steps():
@@ -76,50 +113,29 @@ def test_sliced_distance_in_the_plane():
     fresh = law.sample(n, seed=1)
     floor = max(distance(fresh, law.sample(n, seed=s)) for s in (2, 3, 4, 5))
     model = law.denoiser(Gaussian(Cosine()))
-    for solver, steps in ((DDPM(grids.auto()), 150), (DDIM(grid=grids.auto()), 150), (Multistep(2), 40)):
+    solvers = [(DDPM(grids.auto()), 150), (DDIM(grid=grids.auto()), 150), (Multistep(2), 40)]
+    for solver, steps in (*solvers, *((STOCHASTIC[name], 100 if name == "annealed" else 200) for name in STOCHASTIC)):
         drawn = sample(model, n, steps, solver, seed=6, batch=n).double()
         assert distance(fresh, drawn) < 1.5 * floor
         assert distance(fresh, 1.15 * drawn) > 1.5 * floor
-
-
-def final_moments(plan, law, process):
-    """Mean and variance at the end of a plan on N(m, v), exactly: every estimate is affine in its state."""
-    m, v = float(law.means[0, 0]), float(law.covs[0, 0, 0])
-    (alpha, sigma) = plan.path[0]
-    size = 2 + plan.calls  # the coordinates: 1, the start's noise, the noise of each step
-    z = torch.zeros(size, dtype=F64)
-    z[1] = sigma  # the prior
-    states, signals = [], []
-    for k, one in enumerate(plan.lines):
-        alpha, sigma = plan.path[k]
-        gain = alpha * v / (alpha**2 * v + sigma**2)
-        x = gain * z
-        x[0] += m - gain * alpha * m
-        states.append(z)
-        signals.append(x)
-        z = sum(c * states[j] for j, c in one.z.items()) + sum(c * signals[j] for j, c in one.x.items())
-        z[2 + k] += one.noise
-    return float(z[0]), float(z[1:].square().sum())
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("curve", ["flow", "cosine"])
 def test_moments_of_the_eta_family_converge_at_order_one(eta, curve):
     """N(0.7, 0.3): mean and variance at the end tend to the data's like 1/steps, without chance (C4: weak order 1)."""
-    law, process = GaussianMixture([1.0], [[0.7]], 0.3), Gaussian(CURVES[curve])
     gaps = []
     for n in (100, 200, 400):
-        mean, variance = final_moments(DDIM(eta=eta, grid=grids.FlowTime()).plan(process.schedule, n), law, process)
+        mean, variance = follow(DDIM(eta=eta, grid=grids.FlowTime()).plan(CURVES[curve], n), CURVES[curve])[-1]
         gaps.append(abs(mean - 0.7) + abs(variance - 0.3))
     assert gaps[-1] < 0.01
     assert math.log2(gaps[1] / gaps[2]) == pytest.approx(1.0, abs=0.3)
 
 
 def test_moments_by_algebra_are_those_of_drawn_samples():
-    law, process = GaussianMixture([1.0], [[0.7]], 0.3), Gaussian(Cosine())
-    plan, n = DDPM().plan(Cosine(), 12), 20_000
+    process, plan, n = Gaussian(Cosine()), DDPM().plan(Cosine(), 12), 20_000
     z = process.prior(noise.normal(0, torch.arange(n), (1,), noise.PRIOR, dtype=F64))
-    drawn = sample(law.denoiser(process), n, solver=plan, z=z, batch=n)
-    mean, variance = final_moments(plan, law, process)
+    drawn = sample(gaussian().denoiser(process), n, solver=plan, z=z, batch=n)
+    mean, variance = follow(plan, Cosine())[-1]
     assert float(drawn.mean()) == pytest.approx(mean, abs=0.015)
     assert float(drawn.var()) == pytest.approx(variance, rel=0.04)

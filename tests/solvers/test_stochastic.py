@@ -38,7 +38,7 @@ SOLVERS = {
     "euler_maruyama_2": EulerMaruyama(2.0),
     "churn": Churn(),
     "churn_1": Churn(order=1, row="flow", s_noise=1.01, s_tmin=0.1, s_tmax=10.0),
-    "churn_flow": Churn(80.0, row="flow", grid=grids.auto()),
+    "churn_eps": Churn(80.0, row="eps", grid=grids.Rho()),
     **{f"sde_{order}": SDEDPMSolver(order) for order in (1, 2, 3)},
     **{f"sa_{p}{c}": SASolver(p, c) for p, c in ((1, 2), (2, 2), (2, 3), (3, 3), (4, 0), (4, 1), (4, 4))},
     "sa_ode": SASolver(3, 3, tau=0.0),
@@ -51,10 +51,10 @@ SOLVERS = {
 CALLS = {
     "churn": lambda n: 2 * n - 1,
     "churn_1": lambda n: n,
-    "churn_flow": lambda n: 2 * n - 1,
+    "churn_eps": lambda n: 2 * n - 1,
     "pc": lambda n: 2 * n - 1,
     "pc_ode": lambda n: 3 * n - 2,
-    "annealed": lambda n: 5 * n + 1,
+    "annealed": lambda n: 10 * n + 1,
 }
 
 
@@ -96,7 +96,7 @@ def test_many_steps_are_finite(curve, steps):
         assert bool(run(SOLVERS[name].plan(STRUCTURE[curve], steps), STRUCTURE[curve])[-1].z.isfinite().all())
 
 
-EXACT_FOR_A_POINT = [n for n in SOLVERS if n[:2] in ("sd", "sa") or n in ("churn", "churn_flow")]
+EXACT_FOR_A_POINT = [n for n in SOLVERS if n[:2] in ("sd", "sa") or n in ("churn", "churn_eps")]
 
 
 @pytest.mark.parametrize("name", EXACT_FOR_A_POINT)
@@ -307,7 +307,7 @@ def test_decay_moments_by_quadrature():
 def test_churn_is_algorithm_2():
     """2206.00364, Algorithm 2, written out on sigma: the same states from the same draws after the first step."""
     schedule, steps = VE(0.002, 80.0), 12
-    solver = Churn(20.0, 0.05, 50.0, 1.003)
+    solver = Churn(20.0, 0.05, 50.0, 1.003, row="eps", grid=grids.Rho(7.0))
     law = mixture()
     model, z = law.denoiser(Gaussian(schedule)), 80.0 * noise.normal(3, torch.arange(5), (2,), dtype=F64)
     sigmas = [float(schedule(t)[1]) for t in grids.Rho(7.0).times(schedule, steps)[:-1]] + [0.0]
@@ -330,7 +330,10 @@ def test_churn_is_algorithm_2():
 
 def test_churn_of_nothing_is_heun():
     for schedule in (Flow(), LinearBeta(), VE()):
-        ours, known = Churn(0.0).plan(schedule, 9), Heun("eps", grids.Rho()).plan(schedule, 9)
+        ours, known = (
+            Churn(0.0, row="eps", grid=grids.Rho()).plan(schedule, 9),
+            Heun("eps", grids.Rho()).plan(schedule, 9),
+        )
         assert ours.times == known.times and not ours.stochastic
         for a, b in zip(ours.lines, known.lines, strict=True):
             assert a.z == pytest.approx(b.z) and a.x == pytest.approx(b.x)

@@ -23,17 +23,17 @@ class Churn(Solver):
     """2 steps - 1 calls. Weak order 2 with s_noise = 1: the added noise leads from p_t to p_t^ without an error.
 
     s_churn: the noise of the whole run. s_tmin, s_tmax: only where sigma/alpha lies between. s_noise: a factor on its
-    standard deviation, 1 but where a network removes too much. The start, which is noise, is not churned. order=1 takes
-    Euler's steps, one call each. row='eps' on the grid Rho(7) is the paper's.
+    standard deviation, above 1 where a network removes too much (1.003 in the paper). The start, which is noise, is not
+    churned. order=1 takes Euler's steps, one call each. The paper has row='eps' on the grid Rho(7).
     """
 
     s_churn: float = 40.0
-    s_tmin: float = 0.0
-    s_tmax: float = math.inf
+    s_tmin: float = 0.05
+    s_tmax: float = 50.0
     s_noise: float = 1.0
     order: int = 2
-    row: str = "eps"
-    grid: grids.Grid = dataclasses.field(default_factory=grids.Rho)
+    row: str = "flow"
+    grid: grids.Grid = dataclasses.field(default_factory=grids.auto)
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2):

@@ -36,7 +36,7 @@ class PredictorCorrector(Solver):
     alone. Calls: steps + corrections (steps - 1); the clean signal is not corrected.
     """
 
-    snr: float = 0.1
+    snr: float = 0.16
     corrections: int = 1
     eta: float = 1.0
     grid: grids.Grid = dataclasses.field(default_factory=grids.auto)
@@ -62,14 +62,14 @@ class PredictorCorrector(Solver):
 class AnnealedLangevin(Solver):
     """`updates` Langevin updates at each level, z <- z + a/2 score + sqrt(a) xi, a = step sigma^2 (1907.05600, Alg. 1).
 
-    step is the paper's epsilon / sigma_L^2 (0.2 there, with 10 levels of 100 updates). From level to level z / alpha
-    stays, which is VE's "as it is". The nodes of the grid are the levels; the last call takes the belief, which removes
-    what noise is left (2006.09011, Sec. 3.4). Calls: steps updates + 1 to the clean signal, (steps + 1)
-    updates to an earlier stop.
+    step is the paper's epsilon / sigma_L^2 (0.2 there, with 10 levels of 100 updates); a small one lags behind the
+    falling levels, a large one has the bias of Langevin. From level to level z / alpha stays, which is VE's "as it is".
+    The nodes of the grid are the levels; the last call takes the belief, which removes what noise is left (2009.05475).
+    Calls: steps updates + 1 to the clean signal, (steps + 1) updates to an earlier stop.
     """
 
-    updates: int = 5
-    step: float = 0.2
+    updates: int = 10
+    step: float = 0.5
     grid: grids.Grid = dataclasses.field(default_factory=grids.LogSNR)
 
     def __post_init__(self) -> None:
