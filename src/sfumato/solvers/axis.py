@@ -39,19 +39,24 @@ class Place(NamedTuple):
         return math.isfinite(self.clock) and math.isfinite(self.variable)
 
 
+def lagrange_basis(nodes: list[float]) -> list[list[float]]:
+    """The polynomials l_i with l_i(u_j) = (i == j), by their coefficients, the constant first."""
+    out = []
+    for i, node in enumerate(nodes):
+        basis = [1.0]
+        for other in nodes[:i] + nodes[i + 1 :]:
+            moved = zip([0.0, *basis], [*basis, 0.0], strict=True)
+            basis = [(up - other * here) / (node - other) for up, here in moved]
+        out.append(basis)
+    return out
+
+
 def lagrange_integrals(nodes: list[float], start: float, stop: float) -> list[float]:
     """int_start^stop of each Lagrange basis polynomial on the nodes."""
     # Relative to the step, so that the monomials stay of order one.
     h = stop - start
-    u = [(c - start) / h for c in nodes]
-    weights = []
-    for i, node in enumerate(u):
-        basis = [1.0]  # coefficients, the constant first
-        for other in u[:i] + u[i + 1 :]:
-            moved = zip([0.0, *basis], [*basis, 0.0], strict=True)
-            basis = [(up - other * here) / (node - other) for up, here in moved]
-        weights.append(h * sum(c / (p + 1) for p, c in enumerate(basis)))
-    return weights
+    bases = lagrange_basis([(c - start) / h for c in nodes])
+    return [h * sum(c / (p + 1) for p, c in enumerate(basis)) for basis in bases]
 
 
 @dataclasses.dataclass(frozen=True)

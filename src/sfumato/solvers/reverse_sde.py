@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from sfumato.errors import SfumatoError
 from sfumato.solvers import grids
+from sfumato.solvers.axis import lagrange_basis
 from sfumato.solvers.build import Builder, Form, Solver, add, ddim
 from sfumato.solvers.clocks import Point
 from sfumato.solvers.plan import Plan
@@ -178,18 +179,6 @@ def decay_moments(decay: float, count: int) -> list[float]:
     # A series of positive terms: the recursion cancels where H is small.
     scale = decay * math.exp(-decay)
     return [scale * math.fsum(decay**j / math.factorial(j) / (j + p + 1) for j in range(20)) for p in range(count)]
-
-
-def lagrange_basis(nodes: list[float]) -> list[list[float]]:
-    """The polynomials l_i with l_i(u_j) = (i == j), by their coefficients, the constant first."""
-    out = []
-    for i, node in enumerate(nodes):
-        basis = [1.0]
-        for other in nodes[:i] + nodes[i + 1 :]:
-            moved = zip([0.0, *basis], [*basis, 0.0], strict=True)
-            basis = [(up - other * here) / (node - other) for up, here in moved]
-        out.append(basis)
-    return out
 
 
 def SDEDPMSolver(order: int = 2, eta: float = 1.0, grid: grids.Grid | None = None) -> SASolver:
