@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,12 +22,30 @@ def broadcast(coefficient: Tensor, like: Tensor) -> Tensor:
     return c.to(like.device).reshape(-1, *([1] * (like.ndim - 1)))
 
 
+class Reading(NamedTuple):
+    """How a prediction is read at a time: (alpha, sigma), the row of the prediction and its solution."""
+
+    alpha: Tensor
+    sigma: Tensor
+    row: target.Row
+    solution: target.Solution
+
+
+def reading(name: str, schedule: Schedule, t: Time, sigma_data: float = 1.0) -> Reading:
+    """That of a named target at times t."""
+    t = as_time(t)
+    alpha, sigma = schedule(t)
+    row = target.row(name, schedule, t, sigma_data)
+    return Reading(alpha, sigma, row, target.solve(row, alpha, sigma))
+
+
 class Estimate:
     """The belief (x, eps) about a state z = alpha x + sigma eps at time t.
 
-    Shapes: z (B, ...); t a number or (B,); every property but `alpha sigma logsnr` has the shape of z.
+    Shapes: z (B, ...); t a number or (B,); every property but `t alpha sigma logsnr` has the shape of z.
     `row` and `y` are what the model predicted (`target.row`); both signals are read from it when asked for,
-    so that nothing is lost to cancellation. `variance`, where the model knows it, is called when it is first asked for.
+    so that nothing is lost to cancellation. `known` is what a model has read at this time before.
+    `variance`, where the model knows it, is called when it is first asked for.
     """
 
     def __init__(
@@ -38,23 +57,51 @@ class Estimate:
         row: target.Row | None = None,
         x: Tensor | None = None,
         eps: Tensor | None = None,
-        variance: Callable[[], Tensor | None] | None = None,
+        variance: Callable[[], Tensor] | None = None,
         sigma_data: float = 1.0,
+        known: Reading | None = None,
     ) -> None:
-        self.z, self.t, self.schedule, self.sigma_data = z, as_time(t), schedule, sigma_data
-        self.alpha, self.sigma = schedule(self.t)
-        self._variance = variance
-        if y is None:
-            if x is None and eps is None:
-                raise SfumatoError("An Estimate needs a prediction: y with its row, x, or eps.")
-            name = "x" if x is not None else "eps"
-            y, row = (x if x is not None else eps), target.row(name, schedule, self.t)
-        assert y is not None and row is not None
-        self._y, self._row = y, row
+        self.z, self.schedule, self.sigma_data = z, schedule, sigma_data
+        self._t, self._variance, self._y = t, variance, y
+        if y is None and x is None and eps is None:
+            raise SfumatoError("An Estimate needs a prediction: y with its row, x, or eps.")
+        if known is not None:
+            self.__dict__.update(_level=known[:2], _row=known.row, _solution=known.solution)
+        elif row is not None:
+            self.__dict__["_row"] = row
         if x is not None:
             self.__dict__["x"] = x
         if eps is not None:
             self.__dict__["eps"] = eps
+
+    # What costs tensor operations is made when it is first asked for: a solver asks for x alone.
+
+    @cached_property
+    def t(self) -> Tensor:
+        """The time, float64."""
+        return as_time(self._t)
+
+    @cached_property
+    def _level(self) -> tuple[Tensor, Tensor]:
+        return self.schedule(self.t)
+
+    @property
+    def alpha(self) -> Tensor:
+        return self._level[0]
+
+    @property
+    def sigma(self) -> Tensor:
+        return self._level[1]
+
+    @cached_property
+    def _row(self) -> target.Row:
+        return target.row("x" if "x" in self.__dict__ else "eps", self.schedule, self.t)
+
+    @cached_property
+    def _prediction(self) -> Tensor:
+        given = self._y if self._y is not None else self.__dict__.get("x", self.__dict__.get("eps"))
+        assert given is not None
+        return given
 
     @cached_property
     def _solution(self) -> target.Solution:
@@ -66,12 +113,12 @@ class Estimate:
     @cached_property
     def x(self) -> Tensor:
         """E[x | z]."""
-        return self._combine(self._solution.xz, self.z, self._solution.xy, self._y)
+        return self._combine(self._solution.xz, self.z, self._solution.xy, self._prediction)
 
     @cached_property
     def eps(self) -> Tensor:
         """E[eps | z]; 0 at sigma = 0, where the state says nothing of the noise."""
-        return self._combine(self._solution.ez, self.z, self._solution.ey, self._y)
+        return self._combine(self._solution.ez, self.z, self._solution.ey, self._prediction)
 
     @cached_property
     def variance(self) -> Tensor | None:

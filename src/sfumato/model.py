@@ -9,7 +9,8 @@ The network sees the noise level through logsnr alone, so that a trained network
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,12 @@ from torch import Tensor, nn
 from sfumato import target as targets
 from sfumato.belief import Estimate, broadcast
 from sfumato.process import Gaussian
-from sfumato.schedule import Time, as_time
+from sfumato.schedule import Time
 
 LOGSNR_LIMIT = 40.0  # beyond, the state is clean or pure noise in double precision
+KEPT_TIMES = 4096  # of which a denoiser keeps the scaling and the reading
+
+_Made = TypeVar("_Made", bound=tuple[Any, ...])
 
 
 @runtime_checkable
@@ -61,6 +65,8 @@ class Denoiser(nn.Module):
         self.plans = dict(plans or {})
         self.compute_dtype: torch.dtype | None = None
         self.provenance: dict[str, Any] = {}
+        self._owner: tuple[Any, ...] = ()
+        self._kept: dict[tuple[str, float, torch.device], Any] = {}
 
     @property
     def shape(self) -> tuple[int, ...] | None:
@@ -72,17 +78,40 @@ class Denoiser(nn.Module):
     def device(self) -> torch.device:
         return next((p.device for p in self.net.parameters()), torch.device("cpu"))
 
-    def predict(self, z: Tensor, t: Time, **cond: Any) -> Tensor:
-        """The network's raw output in the terms of `target`, in the dtype of z (float32 at least)."""
-        t = as_time(t)
+    def _at(self, kind: str, t: Time, device: torch.device, make: Callable[[], _Made]) -> _Made:
+        """What depends on the time alone; that of a number is kept, since a sampler comes back to its times."""
+        if not isinstance(t, float | int) or torch.compiler.is_compiling():
+            return make()
+        owner = (self.process, self.target, self.sigma_data)
+        if self._owner != owner:
+            self._owner, self._kept = owner, {}
+        key = (kind, t, device)
+        if key not in self._kept:
+            with torch.inference_mode(False), torch.no_grad():
+                made = make()
+            if len(self._kept) >= KEPT_TIMES:
+                self._kept.clear()
+            self._kept[key] = made
+        return self._kept[key]
+
+    def _input(self, t: Time, device: torch.device) -> tuple[Tensor, Tensor]:
+        """c_in and the noise level."""
         alpha, sigma = self.process.schedule(t)
         c_in = 1 / torch.sqrt(sigma**2 + (alpha * self.sigma_data) ** 2)
-        level = noise_level(self.process.schedule.logsnr(t)).to(z.device).expand(len(z))
+        return c_in, noise_level(self.process.schedule.logsnr(t)).to(device)
+
+    def predict(self, z: Tensor, t: Time, **cond: Any) -> Tensor:
+        """The network's raw output in the terms of `target`, in the dtype of z (float32 at least)."""
+        c_in, level = self._at("input", t, z.device, lambda: self._input(t, z.device))
+        scaled, level = broadcast(c_in, z) * z, level.expand(len(z))
         low = self.compute_dtype
+        if low is None and not torch.is_autocast_enabled(z.device.type):
+            return self.net(scaled, level, **cond).to(z.dtype)
         with torch.autocast(z.device.type, low or torch.bfloat16, enabled=low is not None):
-            y = self.net(broadcast(c_in, z) * z, level, **cond)
+            y = self.net(scaled, level, **cond)
         return y.to(z.dtype)
 
     def forward(self, z: Tensor, t: Time, **cond: Any) -> Estimate:
         y = self.predict(z, t, **cond)
-        return self.process.read(y, self.target, z, t, self.sigma_data)
+        known = self._at("reading", t, z.device, lambda: self.process.reading(self.target, t, self.sigma_data))
+        return self.process.read(y, self.target, z, t, self.sigma_data, known)

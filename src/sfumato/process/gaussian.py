@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sfumato import schedules, target
-from sfumato.belief import Estimate, broadcast
+from sfumato.belief import Estimate, Reading, broadcast, reading
 from sfumato.errors import SfumatoError
 from sfumato.schedule import Schedule, Time
 
@@ -53,10 +53,16 @@ class Gaussian:
         alpha, sigma = self.schedule(t)
         return broadcast(alpha, x) * x + broadcast(sigma, x) * eps
 
-    def read(self, y: Tensor, name: str, z: Tensor, t: Time, sigma_data: float = 1.0) -> Estimate:
-        """The belief that a prediction y of the named target says about z."""
-        row = target.row(name, self.schedule, t, sigma_data)
-        return Estimate(z, t, self.schedule, y=y, row=row, sigma_data=sigma_data)
+    def reading(self, name: str, t: Time, sigma_data: float = 1.0) -> Reading:
+        """How a prediction of the named target is read at times t: what `read` needs beside y and z."""
+        return reading(name, self.schedule, t, sigma_data)
+
+    def read(
+        self, y: Tensor, name: str, z: Tensor, t: Time, sigma_data: float = 1.0, known: Reading | None = None
+    ) -> Estimate:
+        """The belief that a prediction y of the named target says about z; `known` is the `reading` at t."""
+        row = target.row(name, self.schedule, t, sigma_data) if known is None else None
+        return Estimate(z, t, self.schedule, y=y, row=row, sigma_data=sigma_data, known=known)
 
     def jump(self, s: Time, t: Time) -> Jump:
         """q(z_t | z_s) for s <= t."""
