@@ -11,7 +11,7 @@ from torch import Tensor
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
 from sfumato.schedule import Schedule
-from sfumato.solvers import DPMSolverPP, Heun, Multistep, Plan, Solver, UniPC, grids
+from sfumato.solvers import DPMSolverPP, Heun, Multistep, Plan, Solver, UniPC, default, grids
 
 _FIRST_FINE, _LAST_FINE = 64, 1024  # steps of the fine solve
 _WANTED = 0.005  # its error, as a share of the error of the same rule at the calls of the plan that is tuned
@@ -27,6 +27,7 @@ class Range(NamedTuple):
 
 def rules() -> Iterator[Solver]:
     """Solvers worth starting from: orders, rows and correctors on grids between flow time and logsnr."""
+    yield default()
     for grid in (*map(grids.FlowTime, (0.0, 0.07, 0.15, 0.3, 0.6)), grids.Rho(7.0)):
         for row in ("flow", "F"):
             yield Multistep(2, row, grid)

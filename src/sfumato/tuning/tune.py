@@ -3,7 +3,8 @@
     minimise over times, a, b:  mean_i rho(|z_N(times, a, b; z_0i) - Phi(z_0i)|^2)
 
 Phi is a fine solve of the probability-flow ODE; z_0i is noise of its own stream, half of it held out. The fit starts
-from the untuned plan that does best, and what it returns does better on the held-out noise, or is that plan itself.
+from the untuned plan that does best, and what it returns does better on the held-out noise, or is that plan itself:
+its loss and median are smaller, and its mean square is not larger beyond chance.
 Sources: Shaul et al. 2024 (2403.01329) fit all coefficients of a fixed-step solver; here by Gauss-Newton (`fit`).
 """
 
@@ -24,13 +25,14 @@ from sfumato.model import Model
 from sfumato.sampling import _conditions, guidance_of
 from sfumato.solvers import Plan
 from sfumato.tuning import table
-from sfumato.tuning.fit import Exam, Problem, levenberg_marquardt
+from sfumato.tuning.fit import Exam, Problem, levenberg_marquardt, rho
 from sfumato.tuning.search import Range, distances, end_of, fine_plan, untuned
 
 _FIT, _HELD_OUT = 1, 2  # steps of the role PRIOR: other noise than any that `sample` draws
 _NUMBERS, _MOST, _LEAST = 1 << 16, 4096, 64  # how many points are fitted: so many numbers in all, within these limits
 _FEW, _FINALISTS = 16, 6  # every untuned plan is tried on a few points (or a 64th of them), the best of them on all
-_ROBUST = 30.0  # rho turns from square to logarithm at this multiple of the median squared distance
+_LEAST_HELD = 64  # points held out at least
+_ROBUST = 200.0  # rho turns from square to logarithm at this multiple of the median squared distance
 _PROBE = 16  # points on which the steps of the fine solve are chosen
 
 
@@ -53,11 +55,6 @@ class Score(NamedTuple):
     @classmethod
     def of(cls, gaps: Tensor) -> Score:
         return cls(float(gaps.mean().sqrt()), float(gaps.median().sqrt()))
-
-    @property
-    def both(self) -> float:
-        """Their product: the RMS alone would be a count of the few points that land in another mode."""
-        return self.rms * self.median
 
 
 def tune(
@@ -142,7 +139,8 @@ class Study:
     def exams(self, seed: int, points: int, cond: dict[str, Tensor]) -> tuple[Exam, Exam]:
         """Noise to fit, and noise to judge on, each with the ends of a fine solve."""
         self.progress(Progress("fine solve", 0, 1, math.nan))
-        fitted, held = self._noise(seed, points, _FIT, cond), self._noise(seed, -(-points // 2), _HELD_OUT, cond)
+        fitted = self._noise(seed, points, _FIT, cond)
+        held = self._noise(seed, max(_LEAST_HELD, -(-points // 2)), _HELD_OUT, cond)
         few = {name: value[:_PROBE] for name, value in fitted[1].items()}
         plan = fine_plan(self.model, fitted[0][:_PROBE], few, self.reach, self.calls, self.batch)
         ends = [end_of(plan, self.model, z, cond, self.batch).double() for z, cond in (fitted, held)]
@@ -171,23 +169,39 @@ class Study:
         """The plan without a fit that does best on the held-out noise."""
         self.progress(Progress("untuned plans", 0, 1, math.nan))
         few = next(fitted.parts(max(_FEW, len(fitted.z) // 64)))
-        plans = sorted(untuned(self.reach, self.calls), key=lambda plan: self.score(plan, few).both)
-        return min(plans[:_FINALISTS], key=lambda plan: self.score(plan, held).both)
+        plans = untuned(self.reach, self.calls)
+        gaps = [self.gaps(plan, few) for plan in plans]
+        c2 = turn(min(gaps, key=torch.median))
+        order = sorted(range(len(plans)), key=lambda i: rho(gaps[i], c2))
+        return min((plans[i] for i in order[:_FINALISTS]), key=lambda plan: rho(self.gaps(plan, held), c2))
 
-    def score(self, plan: Plan, exam: Exam) -> Score:
-        return Score.of(distances(end_of(plan, self.model, exam.z, exam.cond, self.batch), exam.end))
+    def gaps(self, plan: Plan, exam: Exam) -> Tensor:
+        """|z_N - y|^2 / D of each sample."""
+        return distances(end_of(plan, self.model, exam.z, exam.cond, self.batch), exam.end)
 
     def improve(self, base: Plan, fitted: Exam, held: Exam, rounds: int, seed: int) -> tuple[Plan, Score, Score]:
         """The best plan on held-out noise on the way of the fit, its score, and that of `base`."""
         problem = Problem(self.model, table.Clock(*self.reach), self.batch)
-        start = table.read(base)
-        before = best = self.score(base, held)
-        plan = base
-        c2 = max(_ROBUST * float(problem.gaps(start, fitted).median()), 1e-30)
+        plan, start, before = base, table.read(base), self.gaps(base, held)
+        best, c2 = before, turn(before)
         for i, (found, _) in enumerate(levenberg_marquardt(problem, start, fitted, c2, rounds, seed)):
             new = table.write(found, base, self.reach.schedule, f"tuned {base.name}")
-            score = self.score(new, held)
-            if score.both < best.both and score.rms <= before.rms and score.median <= before.median:
-                plan, best = new, score
-            self.progress(Progress("fit", i + 1, rounds, best.rms))
-        return plan, best, before
+            gaps = self.gaps(new, held)
+            if rho(gaps, c2) < rho(best, c2) and not worse(gaps, before):
+                plan, best = new, gaps
+            self.progress(Progress("fit", i + 1, rounds, Score.of(best).rms))
+        return plan, Score.of(best), Score.of(before)
+
+
+def turn(gaps: Tensor) -> float:
+    """c^2 of rho for plans about as good as the one with these gaps."""
+    return max(_ROBUST * float(gaps.median()), 1e-30)
+
+
+def worse(gaps: Tensor, before: Tensor) -> bool:
+    """Whether the mean square has grown, by more than two standard errors of the difference sample by sample.
+
+    Single samples that land in another mode change the mean square of either plan by chance.
+    """
+    more = gaps - before
+    return bool(more.mean() > 2 * more.std() / math.sqrt(len(more))) or bool(gaps.median() > before.median())
