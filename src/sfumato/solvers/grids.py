@@ -22,6 +22,11 @@ from sfumato.schedule import Schedule
 LOGSNR_LIMIT = 12.0
 
 
+def _normal(start: Tensor, stop: Tensor) -> Tensor:
+    """The part of N(0.5, 2.5^2) between two levels of logsnr."""
+    return torch.special.ndtr((stop - 0.5) / 2.5) - torch.special.ndtr((start - 0.5) / 2.5)
+
+
 def flow_time(logsnr: Tensor) -> Tensor:
     """tau = sigma / (alpha + sigma) = sigmoid(-logsnr / 2)."""
     return torch.sigmoid(-logsnr / 2)
@@ -111,16 +116,21 @@ def _clean_after(
 
 @dataclasses.dataclass(frozen=True)
 class FlowTime(Grid):
-    """Nodes at equal steps of m(tau) = (1 - share) tau-part + share logsnr-part.
+    """Nodes at equal steps of m = (1 - share - middle) tau-part + share logsnr-part + middle normal-part.
 
     share = 0 is uniform in flow time. A share of logsnr puts a few nodes near the data, where high order needs them.
+    The normal part is that of N(0.5, 2.5^2) in logsnr: between noise and data, where standardised data take shape.
     """
 
     share: float = 0.0
+    middle: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise SfumatoError(f"The FlowTime grid needs a share of logsnr in [0, 1], got {self.share:g}.")
+        if not (0 <= self.share <= 1 and 0 <= self.middle <= 1 - self.share):
+            raise SfumatoError(
+                f"The FlowTime grid needs a share of logsnr and a middle in [0, 1] together, "
+                f"got {self.share:g} and {self.middle:g}."
+            )
 
     def nodes(self, schedule: Schedule, steps: int, t_start: float, t_stop: float) -> Tensor:
         nodes = self._spaced(schedule, steps, t_start, t_stop, clean=t_stop == 0)
@@ -138,7 +148,9 @@ class FlowTime(Grid):
         def measure(tau: Tensor) -> Tensor:
             lam = (-2 * torch.logit(tau)).clamp(cut[0], cut[1])
             linear = (tau_start - tau) / (tau_start - tau_stop)
-            return (1 - self.share) * linear + self.share * (lam - cut[0]) / (cut[1] - cut[0])
+            normal = _normal(cut[0], lam) / _normal(cut[0], cut[1])
+            flow = (1 - self.share - self.middle) * linear
+            return flow + self.share * (lam - cut[0]) / (cut[1] - cut[0]) + self.middle * normal
 
         wanted = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
         high, low = tau_start.expand_as(wanted).clone(), tau_stop.expand_as(wanted).clone()
