@@ -57,7 +57,7 @@ def k_diffusion() -> Iterator[Peer]:
         return
     # its samplers without the evaluation code beside them, which needs CLIP and wandb
     package = types.ModuleType("k_diffusion")
-    package.__path__ = list(found.submodule_search_locations or [])
+    package.__path__, package.__spec__ = list(found.submodule_search_locations or []), found
     sys.modules.setdefault("k_diffusion", package)
     sampling = _need("k-diffusion", "k_diffusion.sampling")
     if sampling is None:
