@@ -101,8 +101,8 @@ def test_truncation_is_what_the_least_noise_hides():
     true = law.log_prob(x) - law.log_prob(x, alpha=1.0, sigma=sigma)
     assert float(true.abs().max()) > 0.03
     torch.testing.assert_close(found.truncation, true, rtol=0.05, atol=1e-3)
-    uncorrected = law.log_prob(x, alpha=1.0, sigma=sigma)
-    torch.testing.assert_close(found.uncorrected, uncorrected, rtol=0, atol=1e-4)
+    error = (found.value - law.log_prob(x)).abs()
+    assert float(error.mean()) < float(true.abs().mean()) / 20  # what is left is of second order
 
 
 def test_only_the_ends_of_logsnr_matter():
@@ -135,10 +135,10 @@ def test_any_network_defines_a_density(target):
     """C7: the integral of exp(log p) over the line is 1, whatever the weights."""
     torch.manual_seed(0)
     net = MLP(1, width=16, depth=1)
-    torch.nn.init.normal_(net.output.weight, std=0.3)
+    torch.nn.init.normal_(net.output.weight, std=0.15)
     model = Denoiser(net, Gaussian(Flow()), target=target).double()
     x = torch.linspace(-12, 12, 1201, dtype=F64)[:, None]
-    found = log_prob(model, x, sigma_min=0.2, steps=128)
+    found = log_prob(model, x, sigma_min=0.1, steps=256)
     density = found.uncorrected.exp()
     assert float(density.max()) > 0.2
     assert float(density.sum() * 0.02) == pytest.approx(1, abs=2e-4)

@@ -18,6 +18,7 @@ COMMANDS = {
     "resume": "go on with a run that was interrupted",
     "sample": "draw from a model into .png, .npz, .npy or a folder/",
     "tune": "fit a plan of few steps to a model, so that sampling takes less time",
+    "likelihood": "say how probable a model finds a data set, in nats and bits",
     "info": "say what a model is: data, process, network, classes, origin",
     "inspect": "look at a data set before training on it",
     "certify": "measure solvers on exact models: order, calls, stability, law",
@@ -34,7 +35,7 @@ _EXAMPLES = (
 def usage() -> str:
     """What `sfumato --help` prints."""
     lines = ["usage: sfumato COMMAND [ARGUMENTS]", "", "Train a diffusion model on your own data, and sample it.", ""]
-    lines += [f"  {name:<8} {words}" for name, words in COMMANDS.items()]
+    lines += [f"  {name:<10} {words}" for name, words in COMMANDS.items()]
     lines += ["", "for example", *(f"  {line}" for line in _EXAMPLES), ""]
     lines += [
         "  sfumato COMMAND --help   the arguments of one command",

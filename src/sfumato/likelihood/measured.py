@@ -18,12 +18,13 @@ _PRIOR_SAMPLES = 10  # as many samples without skewness are thought beside those
 class Measured:
     """log p(x) of B samples, float64 (B,) each, in nats and in the user's units.
 
-    value: the estimate, prior_mismatch and truncation included.
+    value: the estimate, prior_mismatch included.
     stderr: its standard error from the k probes of the trace; 0 for an exact trace. third: the third central moment of
     what one probe says, by which `interval` knows that a few directions make its law skew.
     solver_error: how much value moves when the steps are halved, an upper limit of what the steps leave.
     prior_mismatch: what is gained where the flow starts from the law of the noised data instead of N(0, sigma(1)^2).
-    truncation: what is gained from the least noise, at which the flow ends, to none.
+    truncation: how much log p of x with the least noise, from which the flow starts, would lack, if the model's eps is
+    a score; `value` has taken that step.
     method: in words; dim: numbers in a sample; probes: k, 0 for an exact trace; steps: of the ODE.
     dequantisation: what was added to whole numbers, None for real-valued data.
     """
@@ -42,14 +43,14 @@ class Measured:
 
     @property
     def uncorrected(self) -> Tensor:
-        """(B,): the density that the flow gives from N(0, sigma(1)^2) to the least noise, a law of integral 1."""
-        return self.value - self.prior_mismatch - self.truncation
+        """(B,): the density that the flow makes of N(0, sigma(1)^2), a law of integral 1 whatever the model."""
+        return self.value - self.prior_mismatch
 
     @property
     def bits_per_dim(self) -> Tensor:
         """-log2 p(x) / D, (B,); for whole numbers alone, where it bounds the bits of a lossless code from above.
 
-        p is `uncorrected`: its integral is 1 whatever the model, and only such a law bounds a code.
+        p is `uncorrected`: only a law of integral 1 bounds a code.
         Source: Theis et al. 2015 (1511.01844), Eq. 5.
         """
         if self.dequantisation is None:

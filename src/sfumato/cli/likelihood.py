@@ -1,0 +1,97 @@
+"""`likelihood`: how probable a model finds a data set, in nats and, for whole numbers, in bits per dimension."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sfumato import artefact, data
+from sfumato.cli.run import Voice
+from sfumato.data import DataSpec
+from sfumato.data.labels import read_labels
+from sfumato.errors import SfumatoError
+from sfumato.files import atomic
+from sfumato.likelihood import Measured, log_prob
+from sfumato.training.precision import device_of
+
+FIGURES = ("value", "stderr", "solver_error", "prior_mismatch", "truncation")
+
+
+def likelihood(options: Any, voice: Voice) -> None:
+    started = time.monotonic()
+    if options.number < 1:
+        raise SfumatoError(f"-n needs at least 1 sample, got {options.number}")
+    if options.out is not None and Path(options.out).suffix.lower() != ".npz":
+        raise SfumatoError(f"{options.out} has no known kind: end it in .npz")
+    labels = None if options.labels is None else read_labels(options.labels)
+    source = data.open(options.data, labels=labels, size=options.size)
+    denoiser = artefact.load(options.model, device=device_of(options.device))
+    # spread over the set: folders are sorted by class
+    chosen = torch.linspace(0, len(source) - 1, min(options.number, len(source))).round().long()
+    label = _own_classes(source, chosen, denoiser.spec) if options.conditional else options.klass
+    cond: dict[str, Any] = {} if label is None else {"label": label}
+    found = log_prob(
+        denoiser, source.x[chosen], steps=options.steps, trace=options.trace, probes=options.probes, seed=options.seed,
+        index=chosen, batch=options.batch, **cond,
+    )  # fmt: skip
+    if options.out is not None:
+        _write(Path(options.out).expanduser(), found, chosen)
+    voice.emit({**facts(found), "model": str(options.model), "data": source.name, "out": options.out,
+                "seconds": round(time.monotonic() - started, 1)})  # fmt: skip
+    voice.say(*report(found, denoiser.spec))
+
+
+def _own_classes(source: data.Source, chosen: torch.Tensor, spec: DataSpec) -> torch.Tensor:
+    """The classes of the data in the model's numbering, by name."""
+    if source.labels is None:
+        raise SfumatoError("--conditional needs data with classes: give --labels, or leave it out")
+    numbers = torch.tensor([spec.class_index(name) for name in source.classes])
+    return numbers[source.labels[chosen]]
+
+
+def facts(found: Measured) -> dict[str, Any]:
+    """The result over the samples, for JSON."""
+    mean, error = found.mean()
+    made: dict[str, Any] = {
+        "nats": mean,
+        "nats_stderr": error if len(found) > 1 else None,
+        "samples": len(found),
+        "dim": found.dim,
+    }
+    if found.dequantisation is not None:
+        made |= {"bits_per_dim": float(found.bits_per_dim.mean()), "dequantisation": found.dequantisation}
+    rms = {name: float(getattr(found, name).square().mean().sqrt()) for name in FIGURES[1:]}
+    return {**made, "method": found.method, "steps": found.steps, "rms": rms}
+
+
+def report(found: Measured, spec: DataSpec) -> list[str]:
+    """The result over the samples, in words."""
+    mean, error = found.mean()
+    between = f" +- {error:.2g}" if len(found) > 1 else ""
+    lines = [f"log p(x) = {mean:.6g}{between} nats a sample, in the units of the data ({spec.dtype})."]
+    if found.dequantisation is not None:
+        bits = float(found.bits_per_dim.mean())
+        lines.append(f"{bits:.4f} bits per dimension, {found.dequantisation} dequantisation: a bound from above.")
+    lines.append(
+        f"{len(found)} samples of {found.dim} numbers; {found.method}, {found.steps} steps. Of one sample (rms):"
+    )
+    words = {
+        "stderr": "standard error of the probes",
+        "solver_error": "change from half the steps",
+        "prior_mismatch": "included for the prior",
+        "truncation": "lost without the step to no noise",
+    }
+    rms = facts(found)["rms"]
+    return lines + [f"  {words[name]:<32} {rms[name]:.2g} nats" for name in words]
+
+
+def _write(path: Path, found: Measured, chosen: torch.Tensor) -> None:
+    columns = {name: getattr(found, name).numpy() for name in FIGURES}
+    if found.dequantisation is not None:
+        columns["bits_per_dim"] = found.bits_per_dim.numpy()
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, index=chosen.numpy(), **columns)

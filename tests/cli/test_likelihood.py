@@ -1,0 +1,48 @@
+"""`likelihood`: figures of the library, in words, as JSON and in a file."""
+
+import json
+
+import numpy as np
+import pytest
+
+import sfumato as sf
+
+
+def test_points_in_nats(call, models, workplace):
+    x = 100 + np.random.default_rng(1).normal(size=(30, 2))
+    np.save("x.npy", x)
+    status, out, err = call("likelihood", models["points"], "x.npy", "--steps", 8, "-n", 20, "-o", "out.npz")
+    assert status == 0 and err == ""
+    assert "nats" in out and "float64" in out and "exact trace" in out and "bits" not in out
+    with np.load("out.npz") as file:
+        columns = dict(file)
+    model = sf.load(models["points"])
+    own = sf.log_prob(model, x[columns["index"]], steps=8, index=columns["index"])
+    assert len(columns["value"]) == 20
+    np.testing.assert_allclose(columns["value"], own.value.numpy(), rtol=0, atol=1e-4)
+    facts = json.loads(call("likelihood", models["points"], "x.npy", "--steps", 8, "-n", 20, "--json")[1])
+    assert facts["nats"] == pytest.approx(float(own.value.mean()), abs=1e-4) and facts["rms"]["stderr"] == 0
+
+
+def test_images_in_bits_under_their_classes(call, models, workplace):
+    x = np.random.default_rng(2).integers(0, 256, (6, 1, 8, 8), dtype=np.uint8)
+    np.savez("set.npz", x=x, labels=np.resize([3, 5], 6))
+    words = ("likelihood", models["images"], "set.npz", "--steps", 4, "--trace", "rademacher", "--probes", 2)
+    status, out, _ = call(*words)
+    assert status == 0 and "bits per dimension" in out and "uniform" in out
+    plain, classes, one = (
+        json.loads(call(*words, "--json", *more)[1]) for more in ((), ("--conditional",), ("--class", "9"))
+    )
+    assert plain["dequantisation"] == "uniform" and 4 < plain["bits_per_dim"] < 20
+    assert plain["bits_per_dim"] == pytest.approx(-plain["nats"] / 64 / np.log(2), abs=1e-6)
+    assert classes["samples"] == one["samples"] == 6
+
+
+def test_mistakes(refused, models, workplace):
+    np.save("other.npy", np.ones((5, 3)))
+    np.save("x.npy", 100 + np.random.default_rng(1).normal(size=(9, 2)))
+    assert "shape" in refused("likelihood", models["points"], "other.npy")
+    assert "even" in refused("likelihood", models["points"], "x.npy", "--steps", 5)
+    assert "-n" in refused("likelihood", models["points"], "x.npy", "-n", 0)
+    assert ".npz" in refused("likelihood", models["points"], "x.npy", "-o", "out.csv")
+    assert "classes" in refused("likelihood", models["points"], "x.npy", "--conditional")
