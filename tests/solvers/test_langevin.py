@@ -10,7 +10,7 @@ from sfumato import noise
 from sfumato.exact import GaussianMixture
 from sfumato.process import Gaussian
 from sfumato.sampling import sample
-from sfumato.schedules import VE, Cosine, LinearBeta
+from sfumato.schedules import VE, Cosine, Flow, LinearBeta
 from sfumato.solvers import DDIM, AnnealedLangevin, PredictorCorrector, grids
 from sfumato.solvers.langevin import langevin
 from solver_cases import mixture
@@ -115,6 +115,13 @@ def test_correcting_lowers_the_divergence_at_the_same_number_of_calls(curve):
         assert corrected.calls == alone.calls == 2 * steps - 1
         ours, theirs = (divergence(follow(plan, curve)[-1], (0.7, 0.3)) for plan in (corrected, alone))
         assert ours < 0.8 * theirs
+
+
+def test_a_level_without_signal_takes_one_call():
+    """At the start of a flow the score is that of the noise itself: nothing to relax to, and no call is wasted."""
+    plan = AnnealedLangevin(10).plan(Flow(), 6)
+    assert plan.calls == 5 * 10 + 2 and plan.order == 0
+    assert all(line.x for line in plan.lines)
 
 
 def test_an_earlier_stop_is_a_level_too():

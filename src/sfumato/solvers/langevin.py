@@ -32,8 +32,8 @@ class PredictorCorrector(Solver):
     The paper's step is e = 2 (snr |xi| / |score|)^2 from the norms of a batch. Here the norms are the expected ones,
     |xi|^2 = D and |score|^2 = D / sigma^2, so that e = 2 snr^2 sigma^2 is a coefficient of the table and sample i does
     not depend on its batch (the paper's factor alpha of VP is a step's a, nearly 1).
-    eta = 1 predicts with the reverse SDE, 0 with the ODE. The update's error, O(snr^2), does not vanish with more steps
-    alone. Calls: steps + corrections (steps - 1); the clean signal is not corrected.
+    eta = 1 predicts with the reverse SDE, 0 with the ODE. The update's bias, O(snr^2), does not vanish with more steps
+    alone, so the order is 0. Calls: steps + corrections (steps - 1); the clean signal is not corrected.
     """
 
     snr: float = 0.16
@@ -55,7 +55,7 @@ class PredictorCorrector(Solver):
             b.advance(*bridge(b.path[k], end, k, self.eta))
             for _ in range(self.corrections if end[1] > 0 else 0):
                 b.advance(*langevin(end, b.call(b.nodes[i + 1]), 2 * self.snr**2))
-        return b.plan(f"PredictorCorrector(snr={self.snr:g}, corrections={self.corrections}, eta={self.eta:g})", 1)
+        return b.plan(f"PredictorCorrector(snr={self.snr:g}, corrections={self.corrections}, eta={self.eta:g})", 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,8 @@ class AnnealedLangevin(Solver):
     step is the paper's epsilon / sigma_L^2 (0.2 there, with 10 levels of 100 updates); a small one lags behind the
     falling levels, a large one has the bias of Langevin. From level to level z / alpha stays, which is VE's "as it is".
     The nodes of the grid are the levels; the last call takes the belief, which removes what noise is left (2009.05475).
-    Calls: steps updates + 1 to the clean signal, (steps + 1) updates to an earlier stop.
+    Calls: steps updates + 1 to the clean signal, (steps + 1) updates to an earlier stop; a level without signal (the
+    start of a flow) takes one. Its order is 0: Langevin's bias, O(step), stays with any number of levels.
     """
 
     updates: int = 10
@@ -82,14 +83,14 @@ class AnnealedLangevin(Solver):
         end = b.node(len(b.nodes) - 1)
         levels = b.nodes[:-1] if end[1] == 0 else b.nodes
         for i, t in enumerate(levels):
-            for _ in range(self.updates - 1):
+            for _ in range(self.updates - 1 if b.point(t)[0] > 0 else 0):
                 b.advance(*langevin(b.point(t), b.call(t), self.step / 2))
             k, onward = b.call(t), b.point(levels[min(i + 1, len(levels) - 1)])
             b.advance(*self._move(b.path[k], onward, k))
         if end[1] == 0:
             k = b.call(levels[-1])
             b.advance(ddim(b.path[k], end, k))
-        return b.plan(f"AnnealedLangevin(updates={self.updates}, step={self.step:g})", 1)
+        return b.plan(f"AnnealedLangevin(updates={self.updates}, step={self.step:g})", 0)
 
     def _move(self, at: Point, to: Point, k: int) -> tuple[Form, float]:
         """The last update at a level, and on to the next; from a level without signal a step of DDIM."""
