@@ -193,6 +193,6 @@ def test_what_has_no_path_is_refused():
         with pytest.raises(SfumatoError, match="no path of time"):
             along(solver.plan(Cosine(), 5), 0, torch.arange(2))
     with pytest.raises(SfumatoError, match="no path of time"):  # so much churn that a step goes up
-        along(Churn(40.0).plan(VE(0.002, 80.0), 18), 0, torch.arange(2))
+        along(Churn(40.0, s_tmax=80.0, grid=grids.Rho()).plan(VE(0.002, 80.0), 18), 0, torch.arange(2))
     with pytest.raises(SfumatoError, match="no path of time"):
         along(DDPM(grids.LogSNR()).plan(Cosine(), 5, 0.5, 0.5 - 1e-9), 0, torch.arange(2))
