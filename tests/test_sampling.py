@@ -1,6 +1,7 @@
 """Sampling: sample i of a seed is one sample, whatever the batch; start and stop; user units; conditions."""
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -101,6 +102,23 @@ def test_stopping_and_going_on_is_one_walk(curve):
     states = list(trajectory(model, 12, 10, seed=2, t_stop=0.4))
     assert states[0].t == 1.0 and states[-1].t == 0.4 and states[-1].belief is None
     assert all(s.belief is not None and s.belief.z is not None for s in states[:-1])
+
+
+def test_the_states_on_the_way_are_not_kept():
+    class Watched:
+        def __init__(self, inner):
+            self.inner, self.process, self.shape = inner, inner.process, inner.shape
+            self.alive, self.most = weakref.WeakSet(), 0
+
+        def __call__(self, z, t):
+            belief = self.inner(z, t)
+            self.alive.add(belief)
+            self.most = max(self.most, len(self.alive))
+            return belief
+
+    watched = Watched(law().denoiser(Gaussian(Cosine())))
+    sample(watched, 4, 30)
+    assert 1 <= watched.most <= 3
 
 
 def test_mistakes(model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, overload
@@ -228,10 +229,11 @@ def sample(
         for part in torch.arange(n).split(math.ceil(n / math.ceil(n / batch))):
             start = None if z is None else z[part]
             chosen = {k: v[part] for k, v in labels.items()}
-            *_, last = trajectory(
+            walk = trajectory(
                 model, None, None, plan, seed, start, numbers[part], t_start, t_stop, guidance, interval,
                 brownian, grad_calls, checkpoint, **chosen,
             )  # fmt: skip
+            (last,) = collections.deque(walk, maxlen=1)  # the states on the way are not kept
             out.append(finish(last.z.cpu()))
     return torch.cat(out)
 
