@@ -186,25 +186,34 @@ def pairs_of(peers: list[Peer]) -> list[Pair]:
     ]
 
 
-def joined(args: argparse.Namespace, peers: list[Peer]) -> Iterator[dict[str, Any]]:
+def joined(args: argparse.Namespace, pairs: list[Pair]) -> Iterator[dict[str, Any]]:
     """The rows of earlier reports."""
     for path in args.join:
         yield from json.loads(path.read_text())["rows"]
 
 
-def mixtures(args: argparse.Namespace, peers: list[Peer]) -> Iterator[dict[str, Any]]:
+def winners(pairs: list[Pair], reports: list[Path] | None) -> list[Pair]:
+    """The pairs that were a library's best somewhere in these reports; all without a report."""
+    if not reports:
+        return pairs
+    rows = [row for path in reports for row in json.loads(path.read_text())["rows"]]
+    won = {(lib, best["pair"]) for row in rows for lib, some in row["best"].items() for best in some.values()}
+    return [pair for pair in pairs if (pair.peer.library, pair.name) in won]
+
+
+def mixtures(args: argparse.Namespace, pairs: list[Pair]) -> Iterator[dict[str, Any]]:
     for target in args.targets:
         for levels in args.levels:
             small = [mixture(target, levels, targets.SEEDS[0], args.screen)]
             full = [mixture(target, levels, seed, targets.POINTS) for seed in targets.SEEDS]
             for calls in args.calls:
                 start = time.perf_counter()
-                found = cell(pairs_of(peers), calls, small, full)
+                found = cell(pairs, calls, small, full)
                 yield {"target": target, "levels": levels, "calls": calls, "best": jsonable(found)}
                 print(f"{target} {levels} {calls}: {time.perf_counter() - start:.0f} s", flush=True)
 
 
-def trained(args: argparse.Namespace, peers: list[Peer]) -> Iterator[dict[str, Any]]:
+def trained(args: argparse.Namespace, pairs: list[Pair]) -> Iterator[dict[str, Any]]:
     """The network of a run: labels in turn, sigma/alpha from 80 to 0.002, against the default solver's fine walk."""
     model = sf.load(str(args.run))
     curve, shape = model.process.schedule, model.shape
@@ -230,7 +239,7 @@ def trained(args: argparse.Namespace, peers: list[Peer]) -> Iterator[dict[str, A
         denoise, start[: args.screen_images], high, low, fine[: args.screen_images], clean[: args.screen_images]
     )
     for calls in args.calls:
-        found = cell(pairs_of(peers), calls, [small], [whole])
+        found = cell(pairs, calls, [small], [whole])
         yield {"target": args.run.name, "levels": "edm", "calls": calls, "best": jsonable(found), "floor": floor}
         print(f"{args.run.name} {calls}", flush=True)
 
@@ -302,6 +311,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--screen-images", type=int, default=8)
     parser.add_argument("--fine", type=int, default=400, help="calls of the fine solve")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--like", type=Path, nargs="+", help="only the pairs that were best in these reports")
     parser.add_argument("--join", type=Path, nargs="+", help="run nothing: one table and plot of these reports")
     parser.add_argument("--out", type=Path, help="by default benchmarks/results/solvers[-network].json")
     return parser.parse_args()
@@ -316,9 +326,11 @@ def main() -> None:
     for library, why in solver_peers.MISSING.items():
         print(f"{library} is left out: {why}")
     facts = {"commit": commit(), "hardware": hardware(), "seeds": list(targets.SEEDS), "points": targets.POINTS}
+    if args.join:  # what was measured, and where, stands in the reports
+        facts = {key: value for key, value in json.loads(args.join[0].read_text()).items() if key in facts}
     rows: list[dict[str, Any]] = []
     work: Callable[..., Iterator[dict[str, Any]]] = joined if args.join else trained if args.run else mixtures
-    for row in work(args, peers):
+    for row in work(args, winners(pairs_of(peers), args.like)):
         rows.append(row)
         report = {**facts, "missing": sorted(solver_peers.MISSING), "grids": list(GRIDS), "rows": rows}
         out.parent.mkdir(parents=True, exist_ok=True)
