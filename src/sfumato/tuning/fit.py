@@ -20,8 +20,8 @@ from torch import Tensor
 from sfumato.model import Model
 from sfumato.tuning.table import Clock, Table, sensitivities, walk
 
-EXACT, PROBES = 8, 2
-_KEPT = 0.7  # share of the estimate of J^T W J that stays from one round to the next
+EXACT, FEW = 8, 256  # dimensions up to which all unit vectors are walked back, and four random directions; beyond, two
+_KEPT = 0.5  # share of the estimate of J^T W J that stays from one round to the next
 _FIRST_DAMPING, _LEAST_DAMPING, _TRIES = 1e-3, 1e-9, 8
 
 
@@ -84,7 +84,7 @@ class Problem:
             by_time, by_a, by_b = (value.cpu().double() for value in found)
             j = torch.cat((by_time @ by_free, by_a, by_b[:, :, rows, columns]), -1)
             gradient += (weight[:, None] * j[0]).sum(0)
-            scale = 1.0 if gap.shape[1] <= EXACT else 1 / PROBES
+            scale = 1.0 if gap.shape[1] <= EXACT else 1 / (len(j) - 1)
             for one in j[1:]:
                 hessian += scale * one.T @ (weight[:, None] * one)
         return gradient, hessian
@@ -95,7 +95,7 @@ def _directions(gap: Tensor, generator: torch.Generator) -> Tensor:
     batch, dim = gap.shape
     if dim <= EXACT:
         return torch.eye(dim).to(gap)[:, None].expand(dim, batch, dim)
-    signs = torch.randint(0, 2, (PROBES, batch, dim), generator=generator)
+    signs = torch.randint(0, 2, (4 if dim <= FEW else 2, batch, dim), generator=generator)
     return (2 * signs - 1).to(gap)
 
 
@@ -130,8 +130,8 @@ def levenberg_marquardt(
         gain = (loss - new) / float(-(2 * gradient @ step + step @ hessian @ step))
         # Nielsen 1999: less damping the better the quadratic model foretold the loss
         damping, growth = max(_LEAST_DAMPING, damping * max(1 / 5, 1 - (2 * gain - 1) ** 3)), 2.0
-        slow = slow + 1 if loss - new < 1e-3 * loss else 0
+        slow = slow + 1 if loss - new < 2e-4 * loss else 0
         free, loss = free + step, new
         yield table, gaps
-        if slow == 3:
+        if slow == 5:
             return

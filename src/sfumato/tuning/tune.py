@@ -32,7 +32,7 @@ _FIT, _HELD_OUT = 1, 2  # steps of the role PRIOR: other noise than any that `sa
 _NUMBERS, _MOST, _LEAST = 1 << 16, 4096, 64  # how many points are fitted: so many numbers in all, within these limits
 _FEW, _FINALISTS = 16, 6  # every untuned plan is tried on a few points (or a 64th of them), the best of them on all
 _LEAST_HELD = 64  # points held out at least
-_ROBUST = 200.0  # rho turns from square to logarithm at this multiple of the median squared distance
+_ROBUST = 30.0  # rho turns from square to logarithm at this multiple of the median squared distance
 _PROBE = 16  # points on which the steps of the fine solve are chosen
 
 
