@@ -22,7 +22,7 @@ from sfumato.certification.walks import (
     Belief,
     Level,
     Run,
-    Source,
+    Silence,
     Units,
     Walk,
     believes,
@@ -67,7 +67,7 @@ def _columns(walk: Walk, belief: Belief, centre: float, spread: float) -> Run | 
 
 
 def _draws(walk: Walk) -> int:
-    probe = Source(0)
+    probe = Silence(0)
     walk.run(constant(0.0), torch.zeros(1, 1, dtype=F64), probe)
     return probe.draws
 
@@ -98,9 +98,13 @@ def weak_order(subject: Subject, schedule: Schedule | None, counts: tuple[int, .
     if first is None or bias(first).stderr[1] > 0:
         return None
 
+    per_step = max(1, _draws(first) // 4)
+
     def error(steps: int) -> float | None:
+        if steps * per_step > MOST_DRAWS:
+            return None
         walk = attempt(lambda: subject.walk(schedule, steps, interior(schedule)))
-        return None if walk is None or _draws(walk) > MOST_DRAWS else bias(walk).total
+        return None if walk is None else bias(walk).total
 
     return refine(error, counts, subject.floor)
 

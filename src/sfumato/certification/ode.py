@@ -16,6 +16,7 @@ from sfumato.certification.walks import (
     LOGSNR_STOP,
     ROWS,
     Run,
+    Silence,
     Walk,
     believes,
     constant,
@@ -136,7 +137,7 @@ def calls(subject: Subject, schedule: Schedule | None) -> Calls:
 
 
 def calls_of(walk: Walk) -> int:
-    return len(walk.run(constant(POINT), _rows(walk)).calls)
+    return len(walk.run(constant(POINT), _rows(walk), Silence(0)).calls)
 
 
 def _law(counted: list[tuple[int, int]]) -> tuple[int | None, int | None, int]:

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sfumato import noise
 from sfumato.belief import Estimate
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
@@ -161,16 +160,23 @@ class Oracle:
 
 
 class Source:
-    """Standard normal numbers of a seed, a function of (seed, row, draw)."""
+    """Standard normal numbers of a seed, one draw after the other."""
 
     def __init__(self, seed: int) -> None:
         self.seed, self.draws = seed, 0
+        self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, call: int, like: Tensor) -> Tensor:
         self.draws += 1
-        return noise.normal(
-            self.seed, torch.arange(len(like)), tuple(like.shape[1:]), noise.STEP, call, dtype=like.dtype
-        )
+        return torch.randn(like.shape, generator=self.generator, dtype=like.dtype)
+
+
+class Silence(Source):
+    """No noise, for what only counts."""
+
+    def __call__(self, call: int, like: Tensor) -> Tensor:
+        self.draws += 1
+        return torch.zeros_like(like)
 
 
 class Units(Source):
