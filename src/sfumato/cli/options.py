@@ -106,7 +106,7 @@ class Sample:
     solver: Annotated[
         str | None,
         flag(f"Solver: {', '.join(SOLVERS)}. Without it, the plan of so many steps that the model carries "
-             "(`sfumato tune`), or second-order multistep.", "NAME"),
+             "(`sfumato tune`), or multistep with a corrector.", "NAME"),
     ] = None  # fmt: skip
     seed: Annotated[int, flag("Seed of the samples.", "INT")] = 0
     first: Annotated[int, flag("Number of the first sample: 100 goes on after -n 100.", "INT")] = 0
