@@ -7,7 +7,7 @@ from sfumato.schedules import Flow, LinearBeta
 from sfumato.solvers import NAMES
 
 CALLS = {
-    "annealed-langevin": lambda k: 5 * k + 1,
+    "annealed-langevin": lambda k: 10 * k + 1,
     "deis": lambda k: k + 1,
     "dpm++2s": lambda k: 2 * k - 1,
     "dpm++3m": lambda k: k + 1,
