@@ -40,6 +40,9 @@ class Memory(NamedTuple):
     x_part: float
 
     def of(self, z: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
+        if not (self.z_part and self.x_part):
+            only = z if self.z_part else x
+            return only if out is None else out.copy_(only)
         if self.x_part == 1:
             return torch.add(x, z, alpha=self.z_part, out=out)
         return torch.add(z, x, alpha=self.x_part, out=out)
