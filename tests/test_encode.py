@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from likelihood_models import PROCESSES, Plain, plane, spec_of
 from scipy import stats
 
+from likelihood_models import PROCESSES, Plain, plane, spec_of
 from sfumato.encode import attribute, decode, encode, interpolate, slerp
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture

@@ -9,8 +9,9 @@ import torch
 from sfumato import data
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
+from sfumato.plans import make_plan
 from sfumato.process import Gaussian
-from sfumato.sampling import make_plan, sample, trajectory
+from sfumato.sampling import sample, trajectory
 from sfumato.schedules import VE, Cosine, Flow, LinearBeta
 from sfumato.solvers import DDIM, DDPM, Heun, Multistep
 

@@ -57,7 +57,7 @@ class Estimate:
         row: target.Row | None = None,
         x: Tensor | None = None,
         eps: Tensor | None = None,
-        variance: Callable[[], Tensor] | None = None,
+        variance: Callable[[], Tensor | None] | None = None,
         sigma_data: float = 1.0,
         known: Reading | None = None,
     ) -> None:

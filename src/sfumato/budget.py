@@ -31,8 +31,9 @@ from sfumato.exact import Truth
 from sfumato.exact.mixture import GaussianSum
 from sfumato.model import Model
 from sfumato.ode import Field, Track, exact_law
+from sfumato.plans import AnySolver, make_plan
 from sfumato.process import Gaussian
-from sfumato.sampling import AnySolver, make_plan, sample
+from sfumato.sampling import sample
 from sfumato.schedules import Flow
 from sfumato.solvers import Plan
 

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfumato.conditions import indices
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
 from sfumato.ode import Field, Track, compute_dtype, data_scale
-from sfumato.sampling import _conditions
 
 DEFAULT_STEPS = 64
 
@@ -71,7 +71,7 @@ def _flow(
     if given.ndim < 2 or not len(given) or not bool(given.isfinite().all()):
         raise SfumatoError(f"Samples and latents are finite numbers (B, ...), got shape {tuple(given.shape)}.")
     track = Track.of(model.process.schedule, steps, data_scale(model), sigma_min)
-    labels, device = _conditions(model, cond, len(given)), getattr(model, "device", given.device)
+    labels, device = indices(model, cond, len(given)), getattr(model, "device", given.device)
     clean, noise = track.norm[0] / track.alpha[0], track.norm[-1]
     start, stop = (noise, clean) if back else (clean, noise)
     out = []

@@ -5,125 +5,20 @@ from __future__ import annotations
 import collections
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from sfumato import noise
-from sfumato.compose import NULL, Guided, Unrolled, Wrapped, guide
+from sfumato.compose import Unrolled, guide
+from sfumato.conditions import indices
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
-from sfumato.solvers import Plan, Solver, State, Walk, WalkSolver, default
+from sfumato.plans import AnySolver, make_plan
+from sfumato.solvers import Plan, State, Walk
 from sfumato.solvers.brownian import along
 from sfumato.solvers.plan import Noise
-
-DEFAULT_STEPS = 20
-AnySolver = Solver | WalkSolver | Plan | Walk
-
-
-@overload
-def make_plan(
-    model: Model,
-    steps: int | None,
-    solver: Solver | Plan | None,
-    t_start: float = 1.0,
-    t_stop: float = 0.0,
-    guidance: float | None = None,
-    interval: tuple[float, float] | None = None,
-) -> Plan: ...
-
-
-@overload
-def make_plan(
-    model: Model,
-    steps: int | None,
-    solver: AnySolver | None,
-    t_start: float = 1.0,
-    t_stop: float = 0.0,
-    guidance: float | None = None,
-    interval: tuple[float, float] | None = None,
-) -> Plan | Walk: ...
-
-
-def make_plan(
-    model: Model,
-    steps: int | None,
-    solver: AnySolver | None,
-    t_start: float = 1.0,
-    t_stop: float = 0.0,
-    guidance: float | None = None,
-    interval: tuple[float, float] | None = None,
-) -> Plan | Walk:
-    """The plan that `sample` runs: a given Plan as it is, a solver's, or without either one that the model carries."""
-    if isinstance(solver, Plan | Walk):
-        if steps is not None and steps != solver.steps:
-            raise SfumatoError(f"The plan has {solver.steps} steps and cannot run with {steps}: leave steps out.")
-        return solver
-    steps = DEFAULT_STEPS if steps is None else steps
-    stored = None if solver is not None else stored_plan(model, steps, t_start, t_stop, guidance, interval)
-    return stored or (solver or default()).plan(model.process.schedule, steps, t_start, t_stop)
-
-
-def stored_plan(
-    model: Model,
-    steps: int,
-    t_start: float = 1.0,
-    t_stop: float = 0.0,
-    guidance: float | None = None,
-    interval: tuple[float, float] | None = None,
-) -> Plan | None:
-    """The plan of this many steps that the model carries for this range, its own schedule and this guidance, if any."""
-    wanted = guidance_of(model, guidance, interval)
-    for plan in getattr(model, "plans", {}).values():
-        ends = (plan.times[0], plan.stop)
-        if plan.steps == steps and ends == (t_start, t_stop) and plan.fits(model) and plan.guidance in (None, wanted):
-            return plan
-    return None
-
-
-def guidance_of(
-    model: Model, guidance: float | None = None, interval: tuple[float, float] | None = None
-) -> tuple[float, tuple[float, float] | None]:
-    """(scale, interval) under which a model is sampled: what is asked for, or that of a `Guided` within; 1 without."""
-    while guidance is None and isinstance(model, Wrapped):
-        if isinstance(model, Guided):
-            guidance, interval = model.scale, model.interval
-        model = model.inner
-    if guidance is None or guidance == 1:
-        return 1.0, None
-    return float(guidance), None if interval is None else (float(interval[0]), float(interval[1]))
-
-
-def _conditions(model: Model, cond: dict[str, Any], n: int) -> dict[str, Tensor]:
-    """Labels as int64 (n,): names or numbers as a user spells them, or a tensor of indices; -1 is the null class."""
-    out = {}
-    for name, value in cond.items():
-        if value is None:
-            continue
-        if isinstance(value, Tensor):
-            labels = _checked(model, value.reshape(-1))
-        else:
-            many = not isinstance(value, str) and (isinstance(value, Sequence) or getattr(value, "ndim", 0) > 0)
-            labels = torch.tensor([_index_of(model, v) for v in (value if many else [value])])
-        if len(labels) not in (1, n):
-            raise SfumatoError(
-                f"The condition {name!r} has {len(labels)} values for {n} samples: give one, or one each."
-            )
-        out[name] = labels.expand(n).clone()
-    return out
-
-
-def _index_of(model: Model, value: Any) -> int:
-    spec = getattr(model, "spec", None)
-    return int(value) if spec is None or value == NULL else spec.class_index(value)
-
-
-def _checked(model: Model, labels: Tensor) -> Tensor:
-    spec = getattr(model, "spec", None)
-    if spec is not None and bool(((labels < NULL) | (labels >= len(spec.classes))).any()):
-        raise SfumatoError(f"A tensor of labels holds indices from {NULL} (none) to {len(spec.classes) - 1}.")
-    return labels.long()
 
 
 def trajectory(
@@ -166,7 +61,7 @@ def trajectory(
         z = model.process.prior(noise.normal(seed, index, shape, noise.PRIOR, device=device))
     if len(z) != len(index):
         raise SfumatoError(f"{len(z)} start states for {len(index)} samples.")
-    labels = {k: v.to(device) for k, v in _conditions(model, cond, len(index)).items()}
+    labels = {k: v.to(device) for k, v in indices(model, cond, len(index)).items()}
     walker: Model = model if guidance is None else guide(model, guidance, interval)
     if grad_calls is not None:
         skip = _skipped(plan, grad_calls)
@@ -220,7 +115,7 @@ def sample(
     if n < 1 or batch < 1:
         raise SfumatoError(f"The number of samples and the batch must be at least 1, got {n} and {batch}.")
     numbers = torch.arange(n) if index is None else torch.as_tensor(index)
-    labels = _conditions(model, cond, n)
+    labels = indices(model, cond, n)
     plan = make_plan(model, steps, solver, t_start, t_stop, guidance, interval)
     spec = None if normalised or plan.stop > 0 else getattr(model, "spec", None)
     finish = _units(spec, grad_calls is not None)

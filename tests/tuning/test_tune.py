@@ -9,14 +9,14 @@ import sfumato as sf
 from sfumato import artefact, noise
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
+from sfumato.plans import make_plan
 from sfumato.process import Gaussian
-from sfumato.sampling import make_plan
 from sfumato.schedules import EDM, VE, Cosine, Flow, LinearBeta
 from sfumato.solvers import Multistep, default
 from sfumato.tuning import table
 from sfumato.tuning.fit import Exam, Problem, levenberg_marquardt
 from sfumato.tuning.search import Range, untuned
-from sfumato.tuning.tune import worse
+from sfumato.tuning.tuner import worse
 
 F64 = torch.float64
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sfumato import __version__, artefact, sampling, solvers
+from sfumato import __version__, artefact, plans, sampling, solvers
 from sfumato.cli import write
 from sfumato.cli.run import Voice
 from sfumato.compose import guide
@@ -45,7 +45,7 @@ def draw(options: Any, note: Callable[[str], None]) -> dict[str, Any]:
     scale = guidance_scale(options, denoiser)
     solver = None if options.solver is None else _solver(options.solver)
     interval = options.guidance_interval
-    plan = sampling.make_plan(denoiser, options.steps, solver, guidance=scale, interval=interval)
+    plan = plans.make_plan(denoiser, options.steps, solver, guidance=scale, interval=interval)
     model = denoiser if scale is None else guide(denoiser, scale, interval)
     _say_choices(options, spec, scale, note)
     if any(plan is own for own in denoiser.plans.values()):

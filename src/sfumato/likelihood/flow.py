@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 
 from sfumato import noise
+from sfumato.conditions import indices
 from sfumato.errors import SfumatoError
 from sfumato.likelihood.measured import Measured, gather
 from sfumato.likelihood.trace import Trace, choose
 from sfumato.model import Model
 from sfumato.ode import Field, Track, data_scale, exact_law, quadrature
-from sfumato.sampling import _conditions
 
 DEFAULT_STEPS = 64
 _EXACT = 128  # numbers in a sample up to which the trace of a network is exact by default
@@ -76,7 +76,7 @@ def log_prob(
     if spec is not None:
         x = spec.normalise(x).to(torch.float64)
     track = Track.of(model.process.schedule, steps, data_scale(model), sigma_min)
-    labels, dim = _conditions(model, cond, len(x)), x[0].numel()
+    labels, dim = indices(model, cond, len(x)), x[0].numel()
     if trace == "auto":
         trace = "exact" if exact_law(model) or dim <= _EXACT else "rademacher"
     found, device = [], getattr(model, "device", x.device)

@@ -70,7 +70,7 @@ class Program(NamedTuple):
 
 def compiled(lines: Sequence[Terms]) -> Program:
     """Which memories each call leaves, in which rows of the buffer, and each line in terms of them."""
-    uses = [_later_uses(lines, j) for j in range(len(lines))]
+    uses = _later_uses(lines)
     last = [max((k for k, *_ in use), default=-1) for use in uses]
     free: list[int] = []
     slots, live, moves = 0, dict[int, tuple[Memory, ...]](), []
@@ -92,13 +92,13 @@ def compiled(lines: Sequence[Terms]) -> Program:
     return Program(tuple(moves), *(torch.tensor(numbers, dtype=torch.float64) for numbers in (weights, factors)))
 
 
-def _later_uses(lines: Sequence[Terms], j: int) -> list[tuple[int, float, float]]:
-    """(k, coefficient of z_j, coefficient of x_j) of every line after call j's own that uses it."""
-    return [
-        (k, lines[k].z.get(j, 0.0), lines[k].x.get(j, 0.0))
-        for k in range(j + 1, len(lines))
-        if j in lines[k].z or j in lines[k].x
-    ]
+def _later_uses(lines: Sequence[Terms]) -> list[list[tuple[int, float, float]]]:
+    """For each call j, (k, coefficient of z_j, coefficient of x_j) of every line after its own that uses it."""
+    uses: list[list[tuple[int, float, float]]] = [[] for _ in lines]
+    for k, line in enumerate(lines):
+        for j in {*line.z, *line.x} - {k}:
+            uses[j].append((k, line.z.get(j, 0.0), line.x.get(j, 0.0)))
+    return uses
 
 
 def _directions(pairs: Sequence[Sequence[float]]) -> list[tuple[float, float]]:

@@ -1,5 +1,5 @@
 """Plans fitted to a model."""
 
-from sfumato.tuning.tune import Progress, tune
+from sfumato.tuning.tuner import Progress, tune
 
 __all__ = ["Progress", "tune"]

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from sfumato import noise
 from sfumato.compose import guide
+from sfumato.conditions import indices
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
-from sfumato.sampling import _conditions, guidance_of
+from sfumato.plans import guidance_of
 from sfumato.solvers import Plan
 from sfumato.tuning import table
 from sfumato.tuning.fit import Exam, Problem, levenberg_marquardt, rho
@@ -121,9 +122,7 @@ def labels_of(model: Model, cond: dict[str, Any]) -> dict[str, Tensor]:
     if not given and classes:
         return {"label": torch.arange(len(classes))}
     many = {name: isinstance(value, list | tuple) or getattr(value, "ndim", 0) > 0 for name, value in given.items()}
-    return {
-        name: _conditions(model, {name: value}, len(value) if many[name] else 1)[name] for name, value in given.items()
-    }
+    return {name: indices(model, {name: value}, len(value) if many[name] else 1)[name] for name, value in given.items()}
 
 
 @dataclasses.dataclass(frozen=True)

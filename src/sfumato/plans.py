@@ -1,0 +1,86 @@
+"""Which plan a model is sampled with: one that was given, one that the model carries, or a solver's."""
+
+from __future__ import annotations
+
+from typing import overload
+
+from sfumato.compose import Guided, Wrapped
+from sfumato.errors import SfumatoError
+from sfumato.model import Model
+from sfumato.solvers import Plan, Solver, Walk, WalkSolver, default
+
+DEFAULT_STEPS = 20
+AnySolver = Solver | WalkSolver | Plan | Walk
+
+
+@overload
+def make_plan(
+    model: Model,
+    steps: int | None,
+    solver: Solver | Plan | None,
+    t_start: float = 1.0,
+    t_stop: float = 0.0,
+    guidance: float | None = None,
+    interval: tuple[float, float] | None = None,
+) -> Plan: ...
+
+
+@overload
+def make_plan(
+    model: Model,
+    steps: int | None,
+    solver: AnySolver | None,
+    t_start: float = 1.0,
+    t_stop: float = 0.0,
+    guidance: float | None = None,
+    interval: tuple[float, float] | None = None,
+) -> Plan | Walk: ...
+
+
+def make_plan(
+    model: Model,
+    steps: int | None,
+    solver: AnySolver | None,
+    t_start: float = 1.0,
+    t_stop: float = 0.0,
+    guidance: float | None = None,
+    interval: tuple[float, float] | None = None,
+) -> Plan | Walk:
+    """The plan that `sample` runs: a given Plan as it is, a solver's, or without either one that the model carries."""
+    if isinstance(solver, Plan | Walk):
+        if steps is not None and steps != solver.steps:
+            raise SfumatoError(f"The plan has {solver.steps} steps and cannot run with {steps}: leave steps out.")
+        return solver
+    steps = DEFAULT_STEPS if steps is None else steps
+    stored = None if solver is not None else stored_plan(model, steps, t_start, t_stop, guidance, interval)
+    return stored or (solver or default()).plan(model.process.schedule, steps, t_start, t_stop)
+
+
+def stored_plan(
+    model: Model,
+    steps: int,
+    t_start: float = 1.0,
+    t_stop: float = 0.0,
+    guidance: float | None = None,
+    interval: tuple[float, float] | None = None,
+) -> Plan | None:
+    """The plan of this many steps that the model carries for this range, its own schedule and this guidance, if any."""
+    wanted = guidance_of(model, guidance, interval)
+    for plan in getattr(model, "plans", {}).values():
+        ends = (plan.times[0], plan.stop)
+        if plan.steps == steps and ends == (t_start, t_stop) and plan.fits(model) and plan.guidance in (None, wanted):
+            return plan
+    return None
+
+
+def guidance_of(
+    model: Model, guidance: float | None = None, interval: tuple[float, float] | None = None
+) -> tuple[float, tuple[float, float] | None]:
+    """(scale, interval) under which a model is sampled: what is asked for, or that of a `Guided` within; 1 without."""
+    while guidance is None and isinstance(model, Wrapped):
+        if isinstance(model, Guided):
+            guidance, interval = model.scale, model.interval
+        model = model.inner
+    if guidance is None or guidance == 1:
+        return 1.0, None
+    return float(guidance), None if interval is None else (float(interval[0]), float(interval[1]))
