@@ -109,3 +109,14 @@ def test_help_answers_within_half_a_second():
         if best < 0.5:
             break
     assert done.returncode == 0 and best < 0.5, (best, done.stderr)
+
+
+def test_no_module_hides_a_public_name():
+    """`sfumato.encode` would become a module of that name once anybody imports it, and no longer be the function."""
+    folder = Path(sfumato.__file__).parent
+    hidden = [
+        name
+        for name, where in sfumato._PUBLIC.items()
+        if ":" in where and ((folder / f"{name}.py").exists() or (folder / name).is_dir())
+    ]
+    assert not hidden

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from sfumato.compose import Guided as Guided
     from sfumato.compose import Rescheduled as Rescheduled
     from sfumato.compose import guide as guide
-    from sfumato.encode import attribute as attribute
-    from sfumato.encode import decode as decode
-    from sfumato.encode import encode as encode
-    from sfumato.encode import interpolate as interpolate
-    from sfumato.encode import slerp as slerp
     from sfumato.errors import SfumatoError as SfumatoError
+    from sfumato.latents import attribute as attribute
+    from sfumato.latents import decode as decode
+    from sfumato.latents import encode as encode
+    from sfumato.latents import interpolate as interpolate
+    from sfumato.latents import slerp as slerp
     from sfumato.likelihood import Measured as Measured
     from sfumato.likelihood import log_prob as log_prob
     from sfumato.model import Denoiser as Denoiser
@@ -55,16 +55,16 @@ _PUBLIC = {
     "Measured": "sfumato.likelihood:Measured",
     "Rescheduled": "sfumato.compose:Rescheduled",
     "SfumatoError": "sfumato.errors:SfumatoError",
-    "attribute": "sfumato.encode:attribute",
+    "attribute": "sfumato.latents:attribute",
     "certify": "sfumato.certification:certify",
     "data": "sfumato.data",
-    "decode": "sfumato.encode:decode",
+    "decode": "sfumato.latents:decode",
     "denoising_loss": "sfumato.objectives:denoising_loss",
-    "encode": "sfumato.encode:encode",
+    "encode": "sfumato.latents:encode",
     "error_budget": "sfumato.budget:error_budget",
     "exact": "sfumato.exact",
     "guide": "sfumato.compose:guide",
-    "interpolate": "sfumato.encode:interpolate",
+    "interpolate": "sfumato.latents:interpolate",
     "load": "sfumato.artefact:load",
     "log_prob": "sfumato.likelihood:log_prob",
     "nets": "sfumato.nets",
@@ -72,7 +72,7 @@ _PUBLIC = {
     "sample": "sfumato.sampling:sample",
     "save": "sfumato.artefact:save",
     "schedules": "sfumato.schedules",
-    "slerp": "sfumato.encode:slerp",
+    "slerp": "sfumato.latents:slerp",
     "solvers": "sfumato.solvers",
     "times": "sfumato.objectives.times",
     "train": "sfumato.training:train",

@@ -7,9 +7,9 @@ import torch
 from scipy import stats
 
 from likelihood_models import PROCESSES, Plain, plane, spec_of
-from sfumato.encode import attribute, decode, encode, interpolate, slerp
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
+from sfumato.latents import attribute, decode, encode, interpolate, slerp
 from sfumato.model import Denoiser
 from sfumato.nets import MLP
 from sfumato.process import Gaussian
