@@ -35,7 +35,7 @@ OURS = {
     "DDIM": solvers.DDIM(), "Euler": solvers.Euler(), "Multistep(1)": solvers.Multistep(1),
     "Multistep(2)": solvers.Multistep(2), "DPM-Solver++ (2M)": solvers.Multistep(2, "x", variable="logsnr"),
     "Multistep(3)": solvers.Multistep(3), "Multistep(3, corrector)": solvers.Multistep(3, corrector=3, start="low"),
-    "the default (order 4, corrector)": solvers.default(),
+    "the default (order 4, corrector)": solvers.default(exact=True),
 }  # fmt: skip
 
 

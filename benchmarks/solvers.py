@@ -139,9 +139,9 @@ def targets_plan(solver: solvers.Solver, curve: VE, steps: int, stop: float) -> 
     return solver.plan(curve, steps, 1.0, stop)
 
 
-def own() -> list[Peer]:
-    """The default, and every deterministic solver that the command line names."""
-    found = [Peer(OURS, "default", ours(solvers.default()))]
+def own(exact: bool) -> list[Peer]:
+    """The default for exact models or for networks, and every deterministic solver that the command line names."""
+    found = [Peer(OURS, "default", ours(solvers.default(exact)))]
     for name, make in solvers.NAMES.items():
         try:
             plan = make().plan(VE(), 6)
@@ -217,6 +217,8 @@ def trained(args: argparse.Namespace, pairs: list[Pair]) -> Iterator[dict[str, A
     """The network of a run: labels in turn, sigma/alpha from 80 to 0.002, against the default solver's fine walk."""
     model = sf.load(str(args.run))
     curve, shape = model.process.schedule, model.shape
+    guided = model if args.guidance == 1 else sf.Guided(model, args.guidance)
+    name = args.run.name + ("" if args.guidance == 1 else f", guidance {args.guidance:g}")
     index = torch.arange(args.images)
     label = index % len(model.spec.classes) if model.spec.classes else None
     high, low = targets.RANGES["edm"]
@@ -227,7 +229,7 @@ def trained(args: argparse.Namespace, pairs: list[Pair]) -> Iterator[dict[str, A
         z = (curve.alpha(t) * w).float().reshape(-1, *shape)
         cond = {} if label is None else {"label": label[: len(w)]}
         with torch.no_grad():
-            return model(z, t, **cond).x.flatten(1).to(F64)
+            return guided(z, t, **cond).x.flatten(1).to(F64)
 
     fine = ours(solvers.default())(denoise, start, [high, *[1.0] * (args.fine - 1), low])
     check = ours(solvers.default())(denoise, start, [high, *[1.0] * (args.fine // 2 - 1), low])
@@ -240,8 +242,8 @@ def trained(args: argparse.Namespace, pairs: list[Pair]) -> Iterator[dict[str, A
     )
     for calls in args.calls:
         found = cell(pairs, calls, [small], [whole])
-        yield {"target": args.run.name, "levels": "edm", "calls": calls, "best": jsonable(found), "floor": floor}
-        print(f"{args.run.name} {calls}", flush=True)
+        yield {"target": name, "levels": "edm", "calls": calls, "best": jsonable(found), "floor": floor}
+        print(f"{name} {calls}", flush=True)
 
 
 def jsonable(found: dict[str, dict[str, Best]]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -303,6 +305,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, help="a run's folder: its network against its own fine solve")
+    parser.add_argument("--guidance", type=float, default=1.0, help="of the network")
     parser.add_argument("--targets", nargs="+", default=list(targets.TARGETS))
     parser.add_argument("--levels", nargs="+", default=list(targets.RANGES))
     parser.add_argument("--calls", type=int, nargs="+", default=list(targets.CALLS))
@@ -322,7 +325,7 @@ def main() -> None:
     warnings.simplefilter("ignore")  # the libraries' own deprecations
     torch.set_num_threads(args.threads)
     out = args.out or HERE / "results" / ("solvers-network.json" if args.run else "solvers.json")
-    peers = [*own(), *solver_peers.peers()]
+    peers = [*own(exact=args.run is None), *solver_peers.peers()]
     for library, why in solver_peers.MISSING.items():
         print(f"{library} is left out: {why}")
     facts = {"commit": commit(), "hardware": hardware(), "seeds": list(targets.SEEDS), "points": targets.POINTS}

@@ -53,7 +53,8 @@ def make_plan(
         return solver
     steps = DEFAULT_STEPS if steps is None else steps
     stored = None if solver is not None else stored_plan(model, steps, t_start, t_stop, guidance, interval)
-    return stored or (solver or default()).plan(model.process.schedule, steps, t_start, t_stop)
+    chosen = solver or default(exact=getattr(model, "exact", False))
+    return stored or chosen.plan(model.process.schedule, steps, t_start, t_stop)
 
 
 def stored_plan(

@@ -10,6 +10,7 @@ step starts from. Which published method is which row and variable stands in `na
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,8 @@ from sfumato.solvers.singlestep import STAGES, exponential_step, fits
 
 # Parts of the clock left to the data: a step that takes more is predicted by order 3, by order 2 (end='near').
 NEAR = (0.2, 0.4)
+# Sum of |weights| over the step, on equal steps: Adams-Bashforth of order 1 to 4.
+PLAIN = (1.0, 2.0, 11 / 3, 20 / 3)
 
 
 class Known(NamedTuple):
@@ -53,6 +56,9 @@ class Multistep(Solver):
     end: 'low' lets the order fall to 1 towards the end; 'full' does not; 'near' predicts by order 3 where a step takes
     more than a fifth of the clock that is left to the data, and by order 2 beyond two fifths, where a polynomial
     through so distant values goes astray; a corrector keeps its order.
+    amplification: the largest sum of |weights|, in steps of the clock: what the step multiplies errors of the model with.
+    The order of a step, and of its corrector, is the highest that keeps to it. On equal steps the orders 1 to 4 need 1,
+    2, 3.7 and 6.7, correctors at most 1.5; after a shorter step all need more.
     phi2: the weight of the slope where the polynomial is a line in logsnr: 'exact' is its integral; 'B1' and 'B2' are
     half of h and of e^h - 1 (2302.04867, Section 3.2); 'B2' is the published DPM-Solver++ (2M).
     A step to or from a place that the clock or the variable does not reach is a DDIM step (row x: the clean signal).
@@ -65,6 +71,7 @@ class Multistep(Solver):
     corrector: bool | int = False
     start: str = "rk"
     end: str = "full"
+    amplification: float = math.inf
     phi2: str = "exact"
     name: str = ""
 
@@ -82,6 +89,8 @@ class Multistep(Solver):
         ):
             if getattr(self, field) not in known:
                 raise SfumatoError(f"Multistep takes {field} = {' or '.join(known)}, got {getattr(self, field)!r}.")
+        if not self.amplification >= 1:
+            raise SfumatoError(f"A step of order 1 has amplification 1: a bound of {self.amplification:g} is below it.")
         if self.phi2 != "exact" and self.variable != "logsnr":
             raise SfumatoError(f"phi2 = {self.phi2} belongs to variable = 'logsnr', got {self.variable!r}.")
 
@@ -92,7 +101,8 @@ class Multistep(Solver):
 
     def _declared(self, full: bool = False) -> int:
         """The order of the whole: the starts and the end may hold it back."""
-        reached = self._nodes or self.order
+        predicted = max(p for p in range(1, self.order + 1) if p == 1 or PLAIN[p - 1] <= self.amplification)
+        reached = min(self._nodes, predicted + 1) if self.corrector else predicted
         if full:
             return reached
         low = [2 + bool(self.corrector)] if self.start == "low" else []
@@ -114,9 +124,9 @@ class Multistep(Solver):
             if not known or not axis.reaches(end) or self.phi2 != "exact" and not end.finite:
                 b.advance(ddim(b.path[k], point, k, base))  # order 1 in every row, finite at every end
             elif not self._start(b, axis, i, len(known), base):
-                used = known[: self._reach(new.place, end, steps - i)]
-                weights = self._weights(axis, used, new.place, end)
-                last = Step(used, weights, known if self.end == "near" else used)
+                reach = self._reach(new.place, end, steps - i)
+                used, weights = self._bounded(axis, known[:reach], new.place, end)
+                last = Step(used, weights, known[:reach] if self.end == "low" else known)
                 b.advance(b.move(axis.rule, k, point, self._terms(b, axis, last), base))
         return b.plan(self.name or self._describe(), self._declared())
 
@@ -129,6 +139,14 @@ class Multistep(Solver):
             taken = 1 - less / more
             return 2 if taken > NEAR[1] else 3 if taken > NEAR[0] else self.order
         return self.order
+
+    def _bounded(self, axis: Axis, used: list[Known], start: Place, end: Place) -> tuple[list[Known], list[float]]:
+        """As many of the calls as the amplification allows, and their weights."""
+        for count in range(len(used), 0, -1):
+            weights = self._weights(axis, used[:count], start, end)
+            if sum(map(abs, weights)) <= self.amplification * abs(end.clock - start.clock) * (1 + 1e-9):
+                break
+        return used[:count], weights
 
     def _start(self, b: Builder, axis: Axis, i: int, count: int, base: Form | None) -> bool:
         """Take step i by Runge-Kutta where too few values are known for the order; whether it did."""
@@ -152,7 +170,8 @@ class Multistep(Solver):
         if not self.corrector:
             return None
         used = [new, *last.known][: self._nodes]
-        step = Step(used, self._weights(axis, used, last.used[0].place, new.place), used)
+        used, weights = self._bounded(axis, used, last.used[0].place, new.place)
+        step = Step(used, weights, used)
         scale = axis.rule.scale(*b.path[new.call])
         changes = [(scale * w, y) for w, y in self._terms(b, axis, step)]
         changes += [(-scale * w, y) for w, y in self._terms(b, axis, last)]
@@ -176,6 +195,7 @@ class Multistep(Solver):
             ("corrector", False),
             ("start", "rk"),
             ("end", "full"),
+            ("amplification", math.inf),
             ("phi2", "exact"),
         ):
             if getattr(self, name) != plain:

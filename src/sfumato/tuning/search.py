@@ -28,6 +28,7 @@ class Range(NamedTuple):
 def rules() -> Iterator[Solver]:
     """Solvers worth starting from: orders, rows and correctors on grids between flow time and logsnr."""
     yield default()
+    yield default(exact=True)
     for grid in (*map(grids.FlowTime, (0.0, 0.07, 0.15, 0.3, 0.6)), grids.Rho(7.0)):
         for row in ("flow", "F"):
             yield Multistep(2, row, grid)
