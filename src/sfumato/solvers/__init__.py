@@ -61,7 +61,7 @@ def default(exact: bool = False) -> Solver:
     and without guidance (`benchmarks/solvers.py`).
     """
     rule = Multistep(order=4, corrector=4, start="low", end="near")
-    return rule if exact else dataclasses.replace(rule, grid=grids.FlowTime(share=0.5), amplification=2.5)
+    return rule if exact else dataclasses.replace(rule, grid=grids.FlowTime(share=0.1, noise=0.3), amplification=2.5)
 
 
 __all__ = [

@@ -116,20 +116,23 @@ def _clean_after(
 
 @dataclasses.dataclass(frozen=True)
 class FlowTime(Grid):
-    """Nodes at equal steps of m = (1 - share - middle) tau-part + share logsnr-part + middle normal-part.
+    """Nodes at equal steps of m = (1 - share - middle - noise) tau + share logsnr + middle normal + noise log(1 - tau).
 
-    share = 0 is uniform in flow time. A share of logsnr puts a few nodes near the data, where high order needs them.
-    The normal part is that of N(0.5, 2.5^2) in logsnr: between noise and data, where standardised data take shape.
+    Each part runs from 0 to 1. share = middle = noise = 0 is uniform in flow time. A share of logsnr puts a few nodes
+    near the data and near the noise, where high order needs them. The normal part is that of N(0.5, 2.5^2) in logsnr:
+    between noise and data, where standardised data take shape. Steps equal in log(1 - tau) multiply alpha / (alpha +
+    sigma) by one factor: nodes in high noise alone, where correlated data, images foremost, take their coarse shape.
     """
 
     share: float = 0.0
     middle: float = 0.0
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (0 <= self.share <= 1 and 0 <= self.middle <= 1 - self.share):
+        if min(self.share, self.middle, self.noise) < 0 or self.share + self.middle + self.noise > 1:
             raise SfumatoError(
-                f"The FlowTime grid needs a share of logsnr and a middle in [0, 1] together, "
-                f"got {self.share:g} and {self.middle:g}."
+                f"The FlowTime grid needs a share of logsnr, a middle and a noise part of 0 or more and 1 together at "
+                f"most, got {self.share:g}, {self.middle:g} and {self.noise:g}."
             )
 
     def nodes(self, schedule: Schedule, steps: int, t_start: float, t_stop: float) -> Tensor:
@@ -144,12 +147,14 @@ class FlowTime(Grid):
         tau_start = flow_time(lam_start)
         tau_stop = torch.zeros_like(tau_start) if clean else flow_time(lam_stop)
         cut = _cut(schedule, t_start, t_stop)
+        logs = torch.nn.functional.logsigmoid(cut / 2)  # log(1 - tau)
 
         def measure(tau: Tensor) -> Tensor:
             lam = (-2 * torch.logit(tau)).clamp(cut[0], cut[1])
             linear = (tau_start - tau) / (tau_start - tau_stop)
             normal = _normal(cut[0], lam) / _normal(cut[0], cut[1])
-            flow = (1 - self.share - self.middle) * linear
+            coarse = torch.nn.functional.logsigmoid(lam / 2) - logs[0]
+            flow = (1 - self.share - self.middle - self.noise) * linear + self.noise * coarse / (logs[1] - logs[0])
             return flow + self.share * (lam - cut[0]) / (cut[1] - cut[0]) + self.middle * normal
 
         wanted = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
