@@ -109,23 +109,22 @@ def test_exact_models_alone_keep_order_4():
     assert make_plan(Guided(trained, 2.0), 8, None) == default().plan(Flow(), 8)
 
 
-@pytest.mark.slow  # trains for half a minute
+@pytest.mark.slow  # trains for a minute
 def test_a_trained_network_against_its_own_fine_solve(tmp_path):
-    """Closer than order 2 and than order 4, with and without guidance: 1.3 and 2.5 times at 10 and 20 calls."""
-    sf.train("digits", tmp_path / "run", steps=400, seed=0)
+    """At 10 calls at least twice as close as order 2 and as order 4, with and without guidance."""
+    sf.train("emoji", tmp_path / "run", steps=200, seed=0)
     model = sf.load(tmp_path / "run")
-    z = torch.randn(40, *model.shape, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(8, *model.shape, generator=torch.Generator().manual_seed(0))
 
     def end(solver, steps, scale):
         with torch.inference_mode():
-            walk = solver.plan(Flow(), steps).run(Guided(model, scale), z, label=torch.arange(40) % 10)
+            walk = solver.plan(Flow(), steps).run(Guided(model, scale), z, label=torch.arange(8))
             return [*walk][-1].z
 
     for scale in (1.0, 2.5):
-        fine = end(default(), 160, scale)
-        for steps, times in ((10, 1.3), (20, 2.5)):
-            mine, second, fourth = (
-                float((end(solver, steps, scale) - fine).square().mean().sqrt())
-                for solver in (default(), Multistep(2, grid=grids.FlowTime(0.15)), default(exact=True))
-            )
-            assert times * mine < min(second, fourth), (scale, steps, mine, second, fourth)
+        fine = end(Multistep(2, corrector=2, grid=grids.FlowTime(0.6)), 100, scale)
+        mine, second, fourth = (
+            float((end(solver, 10, scale) - fine).square().mean().sqrt())
+            for solver in (default(), Multistep(2, grid=grids.FlowTime(0.15)), default(exact=True))
+        )
+        assert 2 * mine < min(second, fourth), (scale, mine, second, fourth)

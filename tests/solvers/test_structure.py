@@ -296,9 +296,9 @@ def test_mistakes():
     for rho in (0.0, -2.0, math.nan):
         with pytest.raises(SfumatoError, match="rho"):
             grids.Rho(rho)
-    for share, middle in ((-0.1, 0.0), (1.5, 0.0), (0.2, -0.1), (0.5, 0.6)):
+    for parts in ((-0.1, 0.0), (1.5, 0.0), (0.2, -0.1), (0.5, 0.6), (0.0, 0.0, -0.1), (0.4, 0.3, 0.4)):
         with pytest.raises(SfumatoError, match="share"):
-            grids.FlowTime(share, middle)
+            grids.FlowTime(*parts)
 
 
 def test_a_plan_on_another_schedule_is_refused():
