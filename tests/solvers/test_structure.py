@@ -191,6 +191,9 @@ def test_grids_are_equal_steps_in_their_clocks():
     lam = schedule.logsnr(torch.tensor(grids.FlowTime(0.0, 1.0).times(schedule, 9, 0.9, 0.1), dtype=F64))
     part = torch.tensor(stats.norm(0.5, 2.5).cdf(lam.numpy())).diff()
     assert float(part.std() / part.mean()) < 1e-6
+    sigma = schedule.sigma(torch.tensor(grids.FlowTime(noise=1.0).times(schedule, 9, 0.9, 0.1), dtype=F64))
+    part = torch.log(1 / (1 + sigma)).diff()
+    assert float(part.std() / part.mean()) < 1e-6
 
 
 def integers(spacing, steps, train=1000, **options):
