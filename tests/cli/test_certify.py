@@ -39,12 +39,12 @@ def test_a_plan_and_a_spoilt_plan(call):
 
 def test_all_of_them(call, monkeypatch):
     """One line each, the faults below; three stand for all here."""
-    for name in set(NAMES) - {"ddim", "ddpm", "multistep"}:
-        monkeypatch.delitem(NAMES, name)
+    some = {name: NAMES[name] for name in ("ddim", "ddpm", "multistep")}
+    monkeypatch.setattr("sfumato.solvers.NAMES", some)
     status, out, err = call("certify")
     lines = out.splitlines()
     assert status == 0 and len(lines) == 4 and "VP VE flow" in lines[0]
-    assert [line.split()[0] for line in lines[1:]] == list(NAMES) and all("passed" in line for line in lines[1:])
+    assert [line.split()[0] for line in lines[1:]] == list(some) and all("passed" in line for line in lines[1:])
     assert "ddpm ..." in err
 
 
