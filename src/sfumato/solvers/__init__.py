@@ -54,9 +54,9 @@ def default(exact: bool = False) -> Solver:
     """Adams-Bashforth of up to order 4 and a corrector of up to order 4 in the flow row; one call a step.
 
     The first steps are of lower order and corrected, the steps near the data are predicted by order 3 and 2. A trained
-    network is rougher than the E[x|z] of an exact model, and extrapolation multiplies what no polynomial follows: a step
-    takes the highest order whose weights sum to at most 2.5, mostly 2 and a corrector of 4, and the grid has more nodes
-    in high noise, where images take their coarse shape. On an exact model, smooth at every level, order 4 is kept.
+    network is rougher than the E[x|z] of an exact model, and extrapolation multiplies what no polynomial follows: its
+    steps take the highest order whose weights sum to at most 2.5, mostly 2 and a corrector of 4, and its grid has more
+    nodes in high noise, where images take their coarse shape. On exact models, smooth at every level, order 4 is kept.
     Chosen by the distance to the exact ODE on mixtures in 2-D and 64-D and, for networks, to their own fine solve, with
     and without guidance (`benchmarks/solvers.py`).
     """

@@ -56,7 +56,7 @@ class Multistep(Solver):
     end: 'low' lets the order fall to 1 towards the end; 'full' does not; 'near' predicts by order 3 where a step takes
     more than a fifth of the clock that is left to the data, and by order 2 beyond two fifths, where a polynomial
     through so distant values goes astray; a corrector keeps its order.
-    amplification: the largest sum of |weights|, in steps of the clock: what the step multiplies errors of the model with.
+    amplification: the largest sum of |weights|, in steps of the clock: what a step multiplies errors of the model with.
     The order of a step, and of its corrector, is the highest that keeps to it. On equal steps the orders 1 to 4 need 1,
     2, 3.7 and 6.7, correctors at most 1.5; after a shorter step all need more.
     phi2: the weight of the slope where the polynomial is a line in logsnr: 'exact' is its integral; 'B1' and 'B2' are
