@@ -25,7 +25,7 @@ from sfumato.solvers.runge_kutta import CLASSICAL, explicit_step
 from sfumato.solvers.singlestep import STAGES, exponential_step, fits
 
 # Parts of the clock left to the data: a step that takes more is predicted by order 3, by order 2 (end='near').
-NEAR = (0.2, 0.4)
+NEAR = (0.22, 0.5)
 # Sum of |weights| over the step, on equal steps: Adams-Bashforth of order 1 to 4.
 PLAIN = (1.0, 2.0, 11 / 3, 20 / 3)
 
@@ -54,7 +54,7 @@ class Multistep(Solver):
     start: 'rk' takes the first steps by Runge-Kutta, inside the step, so that the order holds (1 call more at order 3,
     4 at order 4); 'low' takes them by lower orders, which costs no call and leaves order 2 (3 with a corrector).
     end: 'low' lets the order fall to 1 towards the end; 'full' does not; 'near' predicts by order 3 where a step takes
-    more than a fifth of the clock that is left to the data, and by order 2 beyond two fifths, where a polynomial
+    more than 22 % of the clock that is left to the data, and by order 2 beyond a half, where a polynomial
     through so distant values goes astray; a corrector keeps its order.
     amplification: the largest sum of |weights|, in steps of the clock: what a step multiplies errors of the model with.
     The order of a step, and of its corrector, is the highest that keeps to it. On equal steps the orders 1 to 4 need 1,
