@@ -50,29 +50,34 @@ def _need(library: str, module: str) -> Any:
 # -- k-diffusion --------------------------------------------------------------------------------------------------
 
 
-def k_diffusion() -> Iterator[Peer]:
+def _k_diffusion_sampling() -> Any:
     found = importlib.util.find_spec("k_diffusion")
     if found is None:
         MISSING["k-diffusion"] = "not installed"
-        return
+        return None
     # its samplers without the evaluation code beside them, which needs CLIP and wandb
     package = types.ModuleType("k_diffusion")
     package.__path__, package.__spec__ = list(found.submodule_search_locations or []), found
     sys.modules.setdefault("k_diffusion", package)
-    sampling = _need("k-diffusion", "k_diffusion.sampling")
+    return _need("k-diffusion", "k_diffusion.sampling")
+
+
+def _k_diffusion_run(sampler: Any, options: dict, x_hat: Denoise, w: Tensor, sigmas: list[float]) -> Tensor:
+    model = lambda w, sigma: x_hat(w, float(sigma[0]))  # noqa: E731
+    return sampler(model, w, torch.tensor(sigmas, dtype=F64), disable=True, **options)
+
+
+def k_diffusion() -> Iterator[Peer]:
+    sampling = _k_diffusion_sampling()
     if sampling is None:
         return
-
-    def run(sampler: Any, options: dict, x_hat: Denoise, w: Tensor, sigmas: list[float]) -> Tensor:
-        model = lambda w, sigma: x_hat(w, float(sigma[0]))  # noqa: E731
-        return sampler(model, w, torch.tensor(sigmas, dtype=F64), disable=True, **options)
-
     for name, options in (
         ("euler", {}), ("heun", {}), ("dpm_2", {}), ("dpmpp_2m", {}),
         *(("lms", {"order": order}) for order in (2, 3, 4)),
     ):  # fmt: skip
         label = name + "".join(f" order {v}" for v in options.values())
-        yield Peer("k-diffusion", label, functools.partial(run, getattr(sampling, f"sample_{name}"), options))
+        sampler = getattr(sampling, f"sample_{name}")
+        yield Peer("k-diffusion", label, functools.partial(_k_diffusion_run, sampler, options))
 
 
 # -- azula --------------------------------------------------------------------------------------------------------
@@ -219,24 +224,25 @@ def denoising_diffusion() -> Iterator[Peer]:
 # -- diffusers ----------------------------------------------------------------------------------------------------
 
 
+def _diffusers_multistep(make: Callable[[], Any], x_hat: Denoise, w: Tensor, sigmas: list[float]) -> Tensor:
+    """Schedulers that read everything from `sigmas`; the state is w / sqrt(1 + sigma^2)."""
+    scheduler = make()
+    scheduler.set_timesteps(len(sigmas) - 1)
+    levels = torch.tensor(sigmas, dtype=F64)
+    scheduler.sigmas = levels
+    scheduler.timesteps = torch.arange(len(sigmas) - 1, 0, -1)
+    z = w / (1 + levels[0] ** 2).sqrt()
+    for i, t in enumerate(scheduler.timesteps):
+        w = z * (1 + levels[i] ** 2).sqrt()
+        eps = (w - x_hat(w, sigmas[i])) / sigmas[i]
+        z = scheduler.step(eps, t, z, return_dict=False)[0]
+    return z * (1 + levels[-1] ** 2).sqrt()
+
+
 def diffusers() -> Iterator[Peer]:
     schedulers = _need("diffusers", "diffusers")
     if schedulers is None:
         return
-
-    def multistep(kind: str, options: dict, x_hat: Denoise, w: Tensor, sigmas: list[float]) -> Tensor:
-        """Schedulers that read everything from `sigmas`; the state is w / sqrt(1 + sigma^2)."""
-        scheduler = getattr(schedulers, kind)(**options)
-        scheduler.set_timesteps(len(sigmas) - 1)
-        levels = torch.tensor(sigmas, dtype=F64)
-        scheduler.sigmas = levels
-        scheduler.timesteps = torch.arange(len(sigmas) - 1, 0, -1)
-        z = w / (1 + levels[0] ** 2).sqrt()
-        for i, t in enumerate(scheduler.timesteps):
-            w = z * (1 + levels[i] ** 2).sqrt()
-            eps = (w - x_hat(w, sigmas[i])) / sigmas[i]
-            z = scheduler.step(eps, t, z, return_dict=False)[0]
-        return z * (1 + levels[-1] ** 2).sqrt()
 
     def plain(kind: str, options: dict, x_hat: Denoise, w: Tensor, sigmas: list[float]) -> Tensor:
         """Schedulers whose state is w itself."""
@@ -266,9 +272,37 @@ def diffusers() -> Iterator[Peer]:
             label = kind.removesuffix("MultistepScheduler") + " " + " ".join(str(v) for v in options.values())
             label += "" if lower else ", full order at the end"
             settings = {**settings, "lower_order_final": lower}
-            yield Peer("diffusers", label, functools.partial(multistep, kind, settings))
+            make = functools.partial(getattr(schedulers, kind), **settings)
+            yield Peer("diffusers", label, functools.partial(_diffusers_multistep, make))
     for kind in ("EulerDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler"):
         yield Peer("diffusers", kind.removesuffix("DiscreteScheduler"), functools.partial(plain, kind, {}))
+
+
+# -- stochastic ---------------------------------------------------------------------------------------------------
+
+
+def stochastic() -> Iterator[Peer]:
+    """The public forms of churn, SDE-DPM-Solver++ and SA-Solver; their noise is torch's, in float64 by default here."""
+    sampling, schedulers = _k_diffusion_sampling(), _need("diffusers", "diffusers")
+    if sampling is not None:
+        for name in ("euler", "heun"):
+            run = functools.partial(_k_diffusion_run, getattr(sampling, f"sample_{name}"), {"s_churn": 10.0})
+            yield Peer("k-diffusion", f"churn 10, {name}", run)
+        for order in (2, 3):
+
+            def fresh(x_hat: Denoise, w: Tensor, sigmas: list[float], order: int = order) -> Tensor:
+                draw = {"noise_sampler": lambda sigma, following: torch.randn_like(w)}
+                return _k_diffusion_run(getattr(sampling, f"sample_dpmpp_{order}m_sde"), draw, x_hat, w, sigmas)
+
+            yield Peer("k-diffusion", f"SDE-DPM-Solver++ {order}M", fresh)
+    if schedulers is not None:
+        sde = {"algorithm_type": "sde-dpmsolver++", "final_sigmas_type": "sigma_min"}
+        make = functools.partial(schedulers.DPMSolverMultistepScheduler, **sde)
+        yield Peer("diffusers", "SDE-DPM-Solver++ 2M", functools.partial(_diffusers_multistep, make))
+        for order in (2, 3):
+            orders = {"predictor_order": order, "corrector_order": order, "tau_func": lambda t: 1.0}
+            make = functools.partial(schedulers.SASolverScheduler, **orders)
+            yield Peer("diffusers", f"SA-Solver {order}", functools.partial(_diffusers_multistep, make))
 
 
 def peers() -> list[Peer]:

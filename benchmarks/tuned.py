@@ -4,8 +4,8 @@
     python benchmarks/tuned.py --targets 2d --seeds 0
 
 `sf.tune` sees the model alone, as on a trained network, and draws its own noise; the distances are those of
-`solver_targets` on its cached noise, pooled over the laws. "asked" is a third of the best library's RMS in 2-D and half of
-its median in 64-D, from a survey of six libraries with the best solver and grid of each.
+`solver_targets` on its cached noise, pooled over the laws. "asked" is a third of the best library's RMS in 2-D and half
+of its median in 64-D, from a survey of six libraries with the best solver and grid of each.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import solver_targets as targets
 import torch
-from record import commit, hardware
 
 import sfumato as sf
+import solver_targets as targets
+from record import commit, hardware
 from sfumato import solvers
 
 ASKED = {
