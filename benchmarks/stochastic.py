@@ -4,8 +4,8 @@
     python benchmarks/stochastic.py
 
 The targets of `solver_targets`, sigma/alpha from 157 to 0.01. Every solver walks from the same number of fresh starts;
-its ends are compared with fresh samples of the law at the last level, and the floor is that distance between two sets of
-exact samples. Every solver has the best of four grids in each cell, ours also stands on its own default. Mean of the
+its ends are compared with fresh samples of the law at the last level, and the floor is that distance between two sets
+of exact samples. Every solver has the best of four grids in each cell, ours also stands on its own default. Mean of the
 seeds.
 """
 
