@@ -29,6 +29,7 @@ def test_a_plan_is_stored_used_and_listed(call, own):
     before = json.loads(call("info", "points.safetensors", "--json")[1])
     status, out, err = call("tune", "points.safetensors", *FEW)
     assert status == 0 and "tuned    rms" in out and "sfumato sample points.safetensors --steps 3" in out
+    assert err.startswith("fine solve\nuntuned plans\n")
     after = json.loads(call("info", "points.safetensors", "--json")[1])
     assert after["hash"] != before["hash"] and list(after["plans"]) == ["3"]
     assert "Solver plan '3'" in call("info", "points.safetensors")[1]

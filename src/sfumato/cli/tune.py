@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import time
 from typing import Any
@@ -19,7 +20,7 @@ def tune(options: Any, voice: Voice) -> None:
     started = time.monotonic()
     denoiser = artefact.load(options.model, device=device_of(options.device))
     scale = guidance_scale(options, denoiser)
-    with Bar() as bar:
+    with Bar(voice) as bar:
         plan = fit(
             denoiser, options.steps, guidance=scale, interval=options.guidance_interval, points=options.points,
             rounds=options.rounds, batch=options.batch, seed=options.seed, progress=bar,
@@ -52,7 +53,10 @@ def how_to_use(model: str, steps: int, guidance: float | None) -> list[str]:
 
 
 class Bar:
-    """Progress on a terminal."""
+    """Progress: a bar on a terminal, elsewhere a line for each stage and each tenth round."""
+
+    def __init__(self, voice: Voice) -> None:
+        self.voice = voice
 
     def __enter__(self) -> Bar:
         from tqdm import tqdm
@@ -64,6 +68,9 @@ class Bar:
         self.bar.close()
 
     def __call__(self, progress: Progress) -> None:
+        if self.bar.disable and progress.round % 10 == 0:
+            found = f", round {progress.round} of {progress.rounds}, rms {progress.rms:.3g}"
+            self.voice.note(progress.stage + ("" if math.isnan(progress.rms) else found))
         self.bar.total = progress.rounds
         self.bar.n = progress.round
         self.bar.set_description(progress.stage, refresh=False)
