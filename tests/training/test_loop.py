@@ -9,11 +9,14 @@ from torch import nn
 from sfumato import nets, noise
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
+from sfumato.objectives import weights
+from sfumato.objectives.times import TimeDensity
 from sfumato.process import Gaussian
 from sfumato.schedules import Flow
 from sfumato.training import EMA, State, TrainConfig, fit
 from sfumato.training.batches import Batches
 from sfumato.training.ema import exponent
+from sfumato.training.goal import Denoising, Plain
 from sfumato.training.loop import rate_factor
 from sfumato.training.validation import BINS, Trivial
 
@@ -190,3 +193,67 @@ def test_no_budget_is_refused():
 def test_counts_need_a_spec():
     with pytest.raises(SfumatoError, match="data spec"):
         next(fit(denoiser(), torch.zeros(4, 5, dtype=torch.uint8), settings()))
+
+
+class _Mean(nn.Module):
+    """A model that is no denoiser: it has what the loop asks for, and learns one vector."""
+
+    spec, device = None, torch.device("cpu")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(1, 5, bias=False)
+
+
+def test_the_loop_trains_whatever_a_goal_says():
+    goal = Plain(lambda model, batch: (batch.x - model.net.weight[:, 0]).square().mean(1))
+    torch.manual_seed(0)
+    model, config = _Mean(), settings(steps=300, optimizer="adamw", lr=0.05, ema=0.06, weight_decay=0.0)
+    state = State(model, config, goal)
+    *_, last = fit(model, DATA, config, holdout=(DATA[:16], None), state=state)
+    torch.testing.assert_close(state.best.net.weight[:, 0], DATA.mean(0), atol=0.05, rtol=0)
+    wanted = float((DATA[:16] - state.best.net.weight[:, 0]).square().mean())
+    assert last.validation.best == pytest.approx(wanted, rel=1e-5)
+    assert "bins_raw" not in last.to_dict() and "valid_ema" in last.to_dict()
+
+
+class _Running(TimeDensity):
+    """A density with a memory: the mean loss that it has seen, and an offset that its gradient moves."""
+
+    def __init__(self) -> None:
+        self.seen, self.offset = torch.zeros(2, dtype=torch.float64), nn.Parameter(torch.zeros((), dtype=torch.float64))
+        self.grads: list[float] = []
+
+    def logsnr(self, u, schedule):
+        return 2 - 4 * u + self.offset
+
+    def density(self, logsnr, schedule):
+        return torch.full_like(logsnr, 0.25)
+
+    def observe(self, logsnr, losses):
+        assert logsnr.shape == losses.shape and not losses.requires_grad
+        self.seen += torch.stack((losses.double().sum(), torch.tensor(1.0 * len(losses))))
+        self.grads.append(float(self.offset.grad))
+
+    def parameters(self):
+        return [self.offset]
+
+    def tensors(self):
+        return {"seen": self.seen}
+
+    def load(self, tensors):
+        self.seen.copy_(tensors["seen"])
+
+
+def test_a_density_learns_from_the_losses_and_is_part_of_the_checkpoint():
+    config = settings()
+    state = State(denoiser(), config, Denoising(_Running(), weights.elbo(), 0))
+    lines = [p.to_dict() for p in fit(state.denoiser, DATA, config, LABELS, state=state)]
+    times = state.goal.times
+    assert float(times.seen[1]) == 12 * 7
+    mean = float(times.seen[0] / times.seen[1])
+    assert mean == pytest.approx(sum(line["loss"] for line in lines) / len(lines), rel=1e-5)
+    assert len(times.grads) == 12 and all(math.isfinite(g) and g != 0 for g in times.grads)
+    other = State(denoiser(), config, Denoising(_Running(), weights.elbo(), 0))
+    other.load({name: value.clone() for name, value in state.tensors().items()}, state.counters())
+    assert torch.equal(other.goal.times.seen, times.seen)

@@ -1,6 +1,6 @@
 """The training loop: a generator that does one step of the optimiser for each value taken from it.
 
-    loss = mean over the batch and the elements of w |y - y_hat|^2;   Muon or AdamW;   EMA
+    loss = mean over the batch of goal.losses(model, batch);   Muon or AdamW;   EMA
 
 Every step is a function of (seed, samples seen, state). Under a budget in minutes the learning rate follows the
 fraction of the budget that is used; the seconds used are part of the state.
@@ -18,13 +18,11 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
-from sfumato.model import Denoiser
-from sfumato.objectives import denoising_loss
 from sfumato.training.batches import Batches
 from sfumato.training.config import TrainConfig
-from sfumato.training.objective import times_of, weight_of
+from sfumato.training.goal import Batch, Goal
 from sfumato.training.state import State
-from sfumato.training.validation import BINS, Validation, Validator
+from sfumato.training.validation import BINS, Measure, Validation
 
 LOG_LINES = 200  # at least, in a budget of so many steps or more
 _TRIPLES = 128
@@ -70,33 +68,36 @@ def rate_factor(samples: int, fraction: float, config: TrainConfig) -> float:
 
 
 def fit(
-    denoiser: Denoiser,
+    model: Any,
     x: Tensor,
     config: TrainConfig,
     labels: Tensor | None = None,
     holdout: tuple[Tensor, Tensor | None] | None = None,
     state: State | None = None,
+    goal: Goal | None = None,
 ) -> Iterator[Progress]:
-    """Train a denoiser; yields after each step, and leaves everything in `state`.
+    """Train a model; yields after each step, and leaves everything in `state`.
 
-    x: (N, *shape) in the units of denoiser.spec (normalised floats without one); labels: int64 (N,).
-    holdout: (x, labels) for validation. state: continues a run (default: a new one).
+    model: a denoiser, or any module with `net` (what is trained), `spec` and `device`. goal: what is minimised, the
+    denoising loss of the settings by default. x: (N, *shape) in the units of model.spec (normalised floats without
+    one); labels: int64 (N,). holdout: (x, labels) for validation. state: continues a run (default: a new one), and
+    brings its goal.
     config needs a budget, steps or minutes. The caller may stop taking values at any time and go on later with the
     same state. Raises SfumatoError where loss or gradient are not finite; the weights are then those before the step.
     """
     if config.steps is None and config.minutes is None:
         raise SfumatoError("Training needs a budget: set steps or minutes.")
-    state = state or State(denoiser, config)
-    batches = Batches(x, labels, denoiser.spec, config.seed, config.drop, denoiser.device)
-    validator = None if holdout is None or not len(holdout[0]) else _validator(denoiser, config, *holdout)
+    state = state or State(model, config, goal)
+    batches = Batches(x, labels, model.spec, config.seed, config.drop, model.device)
+    measure = None if holdout is None or not len(holdout[0]) else _measure(state, config, *holdout)
     clock = _Clock(state, config)
-    denoiser.train()
+    model.train()
     while clock.fraction() < 1:
         lr = config.lr * rate_factor(state.samples + config.batch, clock.fraction(), config)
         before = clock.fraction()
-        _step(denoiser, batches, config, state, lr)
+        _step(Batch(*batches.take(state.samples, config.batch)), config, state, lr)
         clock.tick()
-        yield _progress(state, config, clock, before, lr, len(x), validator)
+        yield _progress(state, config, clock, before, lr, len(x), measure)
 
 
 class _Clock:
@@ -125,32 +126,24 @@ class _Clock:
         return (self.config.steps - self.state.step) * self.config.batch / max(1e-9, self.rate())
 
 
-def _validator(denoiser: Denoiser, config: TrainConfig, x: Tensor, labels: Tensor | None) -> Validator:
-    """As many fixed triples as the budget bears."""
-    count = _TRIPLES
+def _measure(state: State, config: TrainConfig, x: Tensor, labels: Tensor | None) -> Measure:
+    """As many fixed draws as the budget bears."""
+    model, count = state.denoiser, _TRIPLES
     if config.steps is not None:
         count = min(_TRIPLES, max(BINS, config.steps * config.batch // 64 // BINS * BINS))
-    keep = slice(0, count)
-    rows = x[keep]
-    rows = rows.float() if denoiser.spec is None else denoiser.spec.normalise(rows)
-    device = denoiser.device
-    label = None if labels is None else labels[keep].to(device)
-    return Validator(
-        rows.to(device), label, denoiser, times_of(config.times), weight_of(config.weight), config.seed, count,
-        config.batch,
-    )  # fmt: skip
+    rows = x[:count]
+    rows = rows.float() if model.spec is None else model.spec.normalise(rows)
+    cond = {} if labels is None else {"label": labels[:count].to(model.device)}
+    return state.goal.measure(model, rows.to(model.device), cond, count, config.batch)
 
 
-def _step(denoiser: Denoiser, batches: Batches, config: TrainConfig, state: State, lr: float) -> None:
+def _step(batch: Batch, config: TrainConfig, state: State, lr: float) -> None:
     """One step of the optimiser and the average; refuses to apply what is not finite."""
-    x, cond, index, u = batches.take(state.samples, config.batch)
-    times, schedule = times_of(config.times), denoiser.process.schedule
-    t = schedule.time(times.logsnr(u, schedule))
-    losses = denoising_loss(
-        denoiser, x, t, weight=weight_of(config.weight), times=times, seed=config.seed, index=index, **cond
-    )
-    loss = losses.mean() * (2 / x[0].numel())
     state.optimizer.zero_grad(set_to_none=True)
+    for parameter in state.goal.parameters():
+        parameter.grad = None
+    losses = state.goal.losses(state.denoiser, batch)
+    loss = losses.mean()
     loss.backward()
     largest = config.clip or math.inf
     norm = torch.nn.utils.clip_grad_norm_(state.parameters, largest, foreach=True)
@@ -162,6 +155,7 @@ def _step(denoiser: Denoiser, batches: Batches, config: TrainConfig, state: Stat
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     state.optimizer.step()
+    state.goal.observe(batch, losses.detach())
     if state.ema:
         state.ema.update(state.samples, state.samples + config.batch)
     state.step += 1
@@ -170,7 +164,7 @@ def _step(denoiser: Denoiser, batches: Batches, config: TrainConfig, state: Stat
 
 
 def _progress(
-    state: State, config: TrainConfig, clock: _Clock, before: float, lr: float, rows: int, validator: Validator | None
+    state: State, config: TrainConfig, clock: _Clock, before: float, lr: float, rows: int, measure: Measure | None
 ) -> Progress:
     fraction = clock.fraction()
     done = fraction >= 1
@@ -181,15 +175,15 @@ def _progress(
         loss, norm = total / count, norms / count
         state.sums.zero_()
     validation = None
-    if validator is not None and (done or _due(state, config, before, fraction)):
-        validation = validator.measure(state.denoiser, state.ema.denoiser if state.ema else None)
+    if measure is not None and (done or _due(state, before, fraction)):
+        validation = measure.measure(state.denoiser, state.ema.denoiser if state.ema else None)
     return Progress(
         state.step, state.samples, state.samples / rows, min(1.0, fraction), lr, state.elapsed, clock.eta(),
         clock.rate(), loss, norm, validation, done,
     )  # fmt: skip
 
 
-def _due(state: State, config: TrainConfig, before: float, after: float) -> bool:
+def _due(state: State, before: float, after: float) -> bool:
     """Whether one of the evenly spaced validations falls between two fractions of the budget.
 
     Two sets of weights see each triple without a backward pass, a third of a training sample's work each.

@@ -95,7 +95,8 @@ def _cards(lines: list[dict[str, Any]], model: dict[str, Any] | None) -> str:
     scored = next((line for line in reversed(lines) if "valid_raw" in line), None)
     if scored is not None:
         loss = scored.get("valid_ema", scored["valid_raw"])
-        found.append((f"{loss:.4f}", f"validation loss; trivial {scored['valid_trivial']:.4f}"))
+        trivial = f"; trivial {scored['valid_trivial']:.4f}" if "valid_trivial" in scored else ""
+        found.append((f"{loss:.4f}", f"validation loss{trivial}"))
     cards = "".join(f"<div><b>{escape(a)}</b><span>{escape(b)}</span></div>" for a, b in found)
     return f'<div class="cards">{cards}</div>'
 

@@ -8,21 +8,22 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
-from sfumato.model import Denoiser
 from sfumato.training.config import TrainConfig
 from sfumato.training.ema import EMA
+from sfumato.training.goal import Goal, goal_of
 from sfumato.training.muon import Muon, split
 
 
 class State:
-    """Weights, optimiser, moving average, counters.
+    """Weights, optimiser, moving average, what the goal learns, counters.
 
-    step, samples: counters of the whole run. elapsed: seconds of training. sums: (loss, gradient norm, steps) since
-    the last line of the log.
+    denoiser: what is trained, whatever it is. goal: the denoising loss of the settings by default. step, samples:
+    counters of the whole run. elapsed: seconds of training. sums: (loss, gradient norm, steps) since the last line of
+    the log.
     """
 
-    def __init__(self, denoiser: Denoiser, config: TrainConfig) -> None:
-        self.denoiser = denoiser
+    def __init__(self, denoiser: Any, config: TrainConfig, goal: Goal | None = None) -> None:
+        self.denoiser, self.goal = denoiser, goal or goal_of(config)
         _channels_last(denoiser.net)
         self.parameters = [p for p in denoiser.net.parameters() if p.requires_grad]
         self.optimizer = optimizer(denoiser.net, config)
@@ -31,7 +32,7 @@ class State:
         self.sums = torch.zeros(3, dtype=torch.float64, device=denoiser.device)
 
     @property
-    def best(self) -> Denoiser:
+    def best(self) -> Any:
         """The denoiser to use: the moving average where there is one."""
         return self.ema.denoiser if self.ema else self.denoiser
 
@@ -43,6 +44,7 @@ class State:
         for i, parameter in enumerate(self.parameters):
             for name, value in self.optimizer.state[parameter].items():
                 found[f"optimizer.{i}.{name}"] = value
+        found |= {f"goal.{name}": value for name, value in self.goal.tensors().items()}
         return found | {"sums": self.sums}
 
     def counters(self) -> dict[str, Any]:
@@ -61,6 +63,7 @@ class State:
                     self.optimizer.state[parameter][name] = (
                         value.to(parameter.device) if own is None else own.copy_(value)
                     )
+            self.goal.load(_part(tensors, "goal."))
             self.sums.copy_(tensors["sums"])
             self.step, self.samples, self.elapsed = (counters[name] for name in ("step", "samples", "elapsed"))
         except (KeyError, RuntimeError) as error:

@@ -1,0 +1,142 @@
+"""What a training step minimises, and what it learns on the way: the loop knows nothing else of a method.
+
+    loss = mean over the batch of goal.losses(model, batch)
+
+`Denoising` is the goal of every denoiser. `Plain` makes a goal of any function (model, batch) -> losses, so that an
+autoencoder is trained by the same loop, with the same averages, checkpoints and budgets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol, final, runtime_checkable
+
+from torch import Tensor, nn
+
+from sfumato.objectives import denoising_loss
+from sfumato.objectives.times import TimeDensity
+from sfumato.objectives.weights import Weight
+from sfumato.training.config import TrainConfig
+from sfumato.training.objective import times_of, weight_of
+from sfumato.training.validation import Held, Measure, Validator
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What one step sees.
+
+    x: normalised samples (B, *shape); cond: conditions; index: numbers of the samples in the run, int64 (B,);
+    u: places in (0, 1) that spread evenly over the batch, float64 (B,).
+    """
+
+    x: Tensor
+    cond: dict[str, Any]
+    index: Tensor
+    u: Tensor
+
+
+@runtime_checkable
+class Goal(Protocol):
+    """What `fit` asks of an objective. Losses are means over the elements of a sample."""
+
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """One loss a sample, (B,), with gradients."""
+
+    def observe(self, batch: Batch, losses: Tensor) -> None:
+        """Called after the step of the optimiser, the gradients of `parameters` being those of the step's loss."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is learned beside the network, by `observe`; the loop clears their gradients before each step."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold so that training goes on exactly."""
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `tensors` gave."""
+
+    def measure(self, model: Any, x: Tensor, cond: dict[str, Any], count: int, batch: int) -> Measure:
+        """How held-out samples x (N, *shape), normalised, are judged, on `count` fixed draws in batches."""
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """A time density that learns from the losses: what such a one has beside `TimeDensity`."""
+
+    def observe(self, logsnr: Tensor, losses: Tensor) -> None:
+        """losses (B,): w |eps - eps_hat|^2 / p at the levels logsnr (B,), as they were drawn."""
+
+    def parameters(self) -> list[nn.Parameter]: ...
+
+    def tensors(self) -> dict[str, Tensor]: ...
+
+    def load(self, tensors: dict[str, Tensor]) -> None: ...
+
+
+@final
+class Denoising:
+    """1/2 w(logsnr) / p(logsnr) |eps - eps_hat|^2 over the elements, times 2: for w None the target's mean square."""
+
+    def __init__(self, times: TimeDensity, weight: Weight | None, seed: int) -> None:
+        self.times, self.weight, self.seed = times, weight, seed
+        self._learner = times if isinstance(times, Learner) else None
+        self._logsnr: Tensor | None = None
+
+    def losses(self, model: Any, batch: Batch) -> Tensor:
+        schedule = model.process.schedule
+        logsnr = self.times.logsnr(batch.u, schedule)
+        self._logsnr = logsnr.detach()
+        t = schedule.time(logsnr)
+        losses = denoising_loss(
+            model, batch.x, t, weight=self.weight, times=self.times, seed=self.seed, index=batch.index, **batch.cond
+        )
+        return losses * (2 / batch.x[0].numel())
+
+    def observe(self, batch: Batch, losses: Tensor) -> None:
+        if self._learner is not None:
+            assert self._logsnr is not None
+            self._learner.observe(self._logsnr, losses)
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [] if self._learner is None else self._learner.parameters()
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {} if self._learner is None else self._learner.tensors()
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        if self._learner is not None:
+            self._learner.load(tensors)
+
+    def measure(self, model: Any, x: Tensor, cond: dict[str, Any], count: int, batch: int) -> Validator:
+        return Validator(x, cond, model, self.times, self.weight, self.seed, count, batch)
+
+
+@final
+class Plain:
+    """A goal that learns nothing beside the network: `losses` is a function (model, batch) -> (B,)."""
+
+    def __init__(self, losses: Callable[[Any, Batch], Tensor], seed: int = 0) -> None:
+        self._losses, self.seed = losses, seed
+
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        return self._losses(model, batch)
+
+    def observe(self, batch: Batch, losses: Tensor) -> None:
+        pass
+
+    def parameters(self) -> list[nn.Parameter]:
+        return []
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        pass
+
+    def measure(self, model: Any, x: Tensor, cond: dict[str, Any], count: int, batch: int) -> Held:
+        return Held(lambda by, rows: self._losses(by, Batch(*rows)), x, cond, self.seed, count, batch)
+
+
+def goal_of(config: TrainConfig) -> Denoising:
+    """The goal that the settings of a run name."""
+    return Denoising(times_of(config.times), weight_of(config.weight), config.seed)
