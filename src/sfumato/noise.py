@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -94,6 +95,38 @@ def normal(
     angle = _open_unit(pairs[:, 1::2]).mul_(2 * math.pi).to(work)
     n = torch.stack((radius * angle.cos(), radius * angle.sin()), -1).flatten(1)[:, :count]
     return n.to(dtype).reshape(len(n), *shape)
+
+
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+@lru_cache(maxsize=64)
+def _first(seed: int, role: int) -> float:
+    return float(uniform(seed, 0, (), role, dtype=torch.float64))
+
+
+def spread(seed: int, index: Tensor | Sequence[int] | int, role: int) -> Tensor:
+    """u_i = frac(u_0 + i / golden ratio) in (0, 1), float64 (len(index),): the Kronecker sequence, shifted at random.
+
+    Each u_i alone is uniform, and any consecutive stretch of indices is spread evenly: a batch, a micro-batch or a
+    rank's share has low discrepancy without knowing of the others (Niederreiter 1992, Ch. 3).
+    """
+    place = torch.as_tensor(index, dtype=torch.float64).reshape(-1)
+    return torch.frac(_first(seed, role) + place * _GOLDEN).clamp_(1e-9, 1 - 1e-9)
+
+
+def rademacher(
+    seed: int,
+    index: Tensor | Sequence[int] | int,
+    shape: Sequence[int] = (),
+    role: int = PROBE,
+    step: int = 0,
+    device: Device = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """v = +1 or -1 with equal chances, shape (len(index), *shape)."""
+    low = bits(seed, index, math.prod(shape), role, step, device) & 1
+    return (2 * low - 1).to(dtype).reshape(len(low), *shape)
 
 
 class Brownian:

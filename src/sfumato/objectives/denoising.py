@@ -26,8 +26,7 @@ def draw_times(
 ) -> tuple[Tensor, Tensor]:
     """(t, p(logsnr(t))) for each sample index, float64 (B,)."""
     schedule = denoiser.process.schedule
-    u = noise.uniform(seed, index, (), role, dtype=torch.float64)
-    logsnr = times.logsnr(u, schedule)
+    logsnr = times.logsnr(times.levels(seed, index, role), schedule)
     return schedule.time(logsnr), times.density(logsnr, schedule)
 
 

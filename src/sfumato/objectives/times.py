@@ -1,6 +1,7 @@
 """Time densities: which noise levels a loss looks at, as laws of logsnr with density p(logsnr).
 
 A density only changes the variance of the loss estimate, never its expectation: the loss divides by it.
+Stated in logsnr it is the same under every schedule, but for `uniform`, which is what the schedule itself is.
 """
 
 from __future__ import annotations
@@ -8,23 +9,32 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sfumato import noise
+from sfumato.errors import SfumatoError
 from sfumato.schedule import Schedule
 
 # Where a schedule's logsnr is infinite: beyond +-15 the loss is constant to 3e-7 of its value.
 _LIMIT = 15.0
 
 
-def _range(schedule: Schedule) -> tuple[float, float]:
+def limits(schedule: Schedule) -> tuple[float, float]:
+    """(lowest, highest) logsnr that a density draws under this schedule: its range, cut to +-15."""
     lo, hi = schedule.logsnr_range
     return max(lo, -_LIMIT), min(hi, _LIMIT)
 
 
+_range = limits
+
+
 class TimeDensity(abc.ABC):
-    """A law on logsnr, cut to the range of the schedule."""
+    """A law on logsnr, cut to the range of the schedule. What learns from the losses overrides the last four."""
 
     @abc.abstractmethod
     def logsnr(self, u: Tensor, schedule: Schedule) -> Tensor:
@@ -34,13 +44,34 @@ class TimeDensity(abc.ABC):
     def density(self, logsnr: Tensor, schedule: Schedule) -> Tensor:
         """p(logsnr), integrating to 1 over the range."""
 
+    def levels(self, seed: int, index: Tensor | Sequence[int], role: int) -> Tensor:
+        """The places u in (0, 1) of samples `index`, float64 (B,): independent of each other."""
+        return noise.uniform(seed, index, (), role, dtype=torch.float64)
 
+    def observe(self, logsnr: Tensor, losses: Tensor) -> None:
+        """What the drawn levels logsnr (B,) gave: losses w |eps - eps_hat|^2 / p, (B,). Nothing is learned here."""
+        return None
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What `observe` trains."""
+        return []
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold of it."""
+        return {}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `tensors` gave."""
+        return None
+
+
+@final
 @dataclasses.dataclass(frozen=True)
 class UniformTime(TimeDensity):
     """t uniform: p(logsnr) = -1 / (dlogsnr/dt)."""
 
     def _ends(self, schedule: Schedule) -> tuple[Tensor, Tensor]:
-        lo, hi = _range(schedule)
+        lo, hi = limits(schedule)
         return schedule.time(hi), schedule.time(lo)
 
     def logsnr(self, u: Tensor, schedule: Schedule) -> Tensor:
@@ -52,43 +83,222 @@ class UniformTime(TimeDensity):
         return -1 / schedule.dlogsnr(schedule.time(logsnr)) / (stop - start)
 
 
+class Law(TimeDensity):
+    """A law given on all of logsnr, P(Lambda > logsnr) and its inverse, and cut to the range of the schedule."""
+
+    @abc.abstractmethod
+    def survival(self, logsnr: Tensor) -> Tensor:
+        """P(Lambda > logsnr), of the whole law."""
+
+    @abc.abstractmethod
+    def quantile(self, u: Tensor) -> Tensor:
+        """logsnr with survival(logsnr) = u."""
+
+    @abc.abstractmethod
+    def pdf(self, logsnr: Tensor) -> Tensor:
+        """The density of the whole law."""
+
+    @final
+    def logsnr(self, u: Tensor, schedule: Schedule) -> Tensor:
+        lo, hi = limits(schedule)
+        first, last = _cut(self, lo, hi)
+        return self.quantile(first + u * (last - first)).clamp(lo, hi)
+
+    @final
+    def density(self, logsnr: Tensor, schedule: Schedule) -> Tensor:
+        first, last = _cut(self, *limits(schedule))
+        return self.pdf(logsnr) / (last - first)
+
+
+@lru_cache(maxsize=256)
+def _cut(law: Law, lo: float, hi: float) -> tuple[float, float]:
+    """survival at hi and at lo."""
+    first, last = law.survival(torch.tensor([hi, lo], dtype=torch.float64)).tolist()
+    if not last - first > 1e-9:
+        raise SfumatoError(
+            f"The density {law} has no mass between logsnr {lo:.4g} and {hi:.4g}, the range of the schedule: "
+            "choose another density or schedule."
+        )
+    return first, last
+
+
+@final
 @dataclasses.dataclass(frozen=True)
 class UniformLogSNR(TimeDensity):
     """logsnr uniform over the schedule's range (cut to +-15 where that is infinite)."""
 
     def logsnr(self, u: Tensor, schedule: Schedule) -> Tensor:
-        lo, hi = _range(schedule)
+        lo, hi = limits(schedule)
         return hi + u * (lo - hi)
 
     def density(self, logsnr: Tensor, schedule: Schedule) -> Tensor:
-        lo, hi = _range(schedule)
+        lo, hi = limits(schedule)
         return torch.full_like(logsnr, 1 / (hi - lo))
 
 
+@final
 @dataclasses.dataclass(frozen=True)
-class NormalLogSNR(TimeDensity):
-    """logsnr ~ N(mean, std^2), cut to the schedule's range."""
+class NormalLogSNR(Law):
+    """logsnr ~ N(mean, std^2)."""
 
     mean: float
     std: float
 
-    def _cdf(self, logsnr: Tensor) -> Tensor:
-        return torch.special.ndtr((logsnr - self.mean) / self.std)
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mean) and 0 < self.std < math.inf):
+            raise SfumatoError(f"A normal density needs a finite mean and std > 0, got {self.mean:g} and {self.std:g}.")
 
-    def _ends(self, schedule: Schedule) -> tuple[Tensor, Tensor]:
-        lo, hi = self._cdf(torch.tensor(_range(schedule), dtype=torch.float64))
-        return lo, hi
+    def survival(self, logsnr: Tensor) -> Tensor:
+        return torch.special.ndtr((self.mean - logsnr) / self.std)
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return self.mean - self.std * torch.special.ndtri(u)
+
+    def pdf(self, logsnr: Tensor) -> Tensor:
+        standard = (logsnr - self.mean) / self.std
+        return torch.exp(-0.5 * standard**2) / (self.std * math.sqrt(2 * math.pi))
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Mode(Law):
+    """Flow time t = f(u; s), f = 1 - u - s (cos^2(pi u/2) - 1 + u), u uniform: SD3's sampling with heavy tails.
+
+    Esser et al. 2024 (2403.03206), Eq. 20. s > 0 prefers the middle of the flow, s < 0 its ends, s = 0 is uniform
+    flow time; f is monotone for -1 <= s <= 2 / (pi - 2) = 1.75. With v = 1 - u, as u is counted here,
+    t = (1 + s) v - s sin^2(pi v / 2).
+    """
+
+    s: float = 1.29
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.s <= 2 / (math.pi - 2):
+            raise SfumatoError(f"Mode sampling needs -1 <= s <= {2 / (math.pi - 2):.4f}, got {self.s:g}.")
+
+    def _time(self, v: Tensor) -> Tensor:
+        return (1 + self.s) * v - self.s * torch.sin(math.pi / 2 * v) ** 2
+
+    def _place(self, logsnr: Tensor) -> Tensor:
+        """v <= 1/2 of the flow time min(t, 1 - t), by bisection: t(1 - v) = 1 - t(v)."""
+        t = torch.sigmoid(-logsnr.abs() / 2)
+        lo, hi = torch.zeros_like(t), torch.full_like(t, 0.5)
+        for _ in range(54):
+            mid = (lo + hi) / 2
+            below = self._time(mid) < t
+            lo, hi = torch.where(below, mid, lo), torch.where(below, hi, mid)
+        return (lo + hi) / 2
+
+    def survival(self, logsnr: Tensor) -> Tensor:
+        place = self._place(logsnr)
+        return torch.where(logsnr > 0, place, 1 - place)
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return 2 * (self._time(1 - u).log() - self._time(u).log())
+
+    def pdf(self, logsnr: Tensor) -> Tensor:
+        rate = 1 + self.s - self.s * math.pi / 2 * torch.sin(math.pi * self._place(logsnr))  # dt/dv
+        return torch.sigmoid(logsnr / 2) * torch.sigmoid(-logsnr / 2) / (2 * rate)
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class CosMap(Law):
+    """Flow time t = 1 - 1 / (tan(pi u/2) + 1): the levels of the cosine schedule, p = sech(logsnr/2) / (2 pi).
+
+    Esser et al. 2024 (2403.03206), Eq. 21, whose density in flow time is 2 / (pi - 2 pi t + 2 pi t^2).
+    """
+
+    def survival(self, logsnr: Tensor) -> Tensor:
+        return 2 / math.pi * torch.atan(torch.exp(-logsnr / 2))
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return 2 * (torch.sin(math.pi / 2 * (1 - u)).log() - torch.sin(math.pi / 2 * u).log())
+
+    def pdf(self, logsnr: Tensor) -> Tensor:
+        return 1 / (2 * math.pi * torch.cosh(logsnr / 2))
+
+
+@final
+class FromDensity(TimeDensity):
+    """Any density: p(logsnr), not negative and up to a constant, tabulated over the schedule's range and inverted.
+
+    Between its `cells` + 1 equal nodes p is taken as linear, both where levels are drawn and where the loss divides,
+    so that the two are one law to rounding and the loss stays unbiased however coarse the table is.
+    """
+
+    def __init__(self, p: Callable[[Tensor], Tensor], cells: int = 4096) -> None:
+        if cells < 1:
+            raise SfumatoError(f"A tabulated density needs at least 1 cell, got {cells}.")
+        self.p, self.cells = p, cells
+        self._tables: dict[tuple[float, float], tuple[Tensor, Tensor]] = {}
+
+    def _table(self, schedule: Schedule, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(values at the nodes, mass above each node); the nodes fall from the highest logsnr, where data are."""
+        lo, hi = ends = limits(schedule)
+        if ends not in self._tables:
+            value = torch.as_tensor(self.p(torch.linspace(hi, lo, self.cells + 1, dtype=torch.float64))).detach()
+            value = value.to(torch.float64).expand(self.cells + 1).cpu()
+            if not bool((value >= 0).all() and value.isfinite().all() and value.sum() > 0):
+                raise SfumatoError(
+                    f"A density must be finite, not negative and not all zero from logsnr {lo:.4g} to {hi:.4g}."
+                )
+            cell = (value[1:] + value[:-1]) * (hi - lo) / (2 * self.cells)
+            mass = torch.cat((torch.zeros(1, dtype=torch.float64), cell.cumsum(0)))
+            self._tables[ends] = value / mass[-1], mass / mass[-1]
+        value, mass = self._tables[ends]
+        return value.to(like.device), mass.to(like.device)
 
     def logsnr(self, u: Tensor, schedule: Schedule) -> Tensor:
-        lo, hi = _range(schedule)
-        p_lo, p_hi = self._ends(schedule)
-        quantile = self.mean + self.std * torch.special.ndtri(p_hi + u * (p_lo - p_hi))
-        return quantile.clamp(lo, hi)
+        (lo, hi), (value, mass) = limits(schedule), self._table(schedule, u)
+        i = torch.searchsorted(mass, u.contiguous(), right=True).sub(1).clamp(0, self.cells - 1)
+        width = (hi - lo) / self.cells
+        top, rise, rest = value[i], (value[i + 1] - value[i]) / width, u - mass[i]
+        # the root of p d + rise d^2 / 2 = rest in the form that does not cancel
+        root = top + torch.sqrt((top**2 + 2 * rise * rest).clamp_min(0.0))
+        depth = torch.where(rest > 0, 2 * rest / torch.where(root > 0, root, 1.0), 0.0)
+        return (hi - i * width - depth.clamp_max(width)).clamp(lo, hi)
 
     def density(self, logsnr: Tensor, schedule: Schedule) -> Tensor:
-        p_lo, p_hi = self._ends(schedule)
-        standard = (logsnr - self.mean) / self.std
-        return torch.exp(-0.5 * standard**2) / (self.std * math.sqrt(2 * math.pi) * (p_hi - p_lo))
+        (lo, hi), (value, _) = limits(schedule), self._table(schedule, logsnr)
+        place = (hi - logsnr) / (hi - lo) * self.cells
+        i = place.floor().long().clamp(0, self.cells - 1)
+        return torch.lerp(value[i], value[i + 1], (place - i).clamp(0.0, 1.0))
+
+
+@final
+class LowDiscrepancy(TimeDensity):
+    """`base` with the levels of a batch spread evenly: u_i = frac(u_0 + i / golden ratio), `noise.spread`.
+
+    A stratified draw for the batch (Kingma et al. 2021, 2107.00630, App. I.1), keyed by the sample's index alone, so
+    that micro-batches and ranks see the levels that the whole batch would.
+    """
+
+    def __init__(self, base: TimeDensity) -> None:
+        self.base = base
+
+    def __repr__(self) -> str:
+        return f"LowDiscrepancy({self.base!r})"
+
+    def logsnr(self, u: Tensor, schedule: Schedule) -> Tensor:
+        return self.base.logsnr(u, schedule)
+
+    def density(self, logsnr: Tensor, schedule: Schedule) -> Tensor:
+        return self.base.density(logsnr, schedule)
+
+    def levels(self, seed: int, index: Tensor | Sequence[int], role: int) -> Tensor:
+        return noise.spread(seed, index, role)
+
+    def observe(self, logsnr: Tensor, losses: Tensor) -> None:
+        self.base.observe(logsnr, losses)
+
+    def parameters(self) -> list[nn.Parameter]:
+        return self.base.parameters()
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self.base.tensors()
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        self.base.load(tensors)
 
 
 def uniform() -> TimeDensity:
@@ -106,6 +316,39 @@ def logit_normal(mean: float = 0.0, std: float = 1.0) -> TimeDensity:
     return NormalLogSNR(-2 * mean, 2 * std)
 
 
+def mode(s: float = 1.29) -> TimeDensity:
+    """SD3's mode sampling (2403.03206, Eq. 20)."""
+    return Mode(s)
+
+
+def cosmap() -> TimeDensity:
+    """SD3's CosMap (2403.03206, Eq. 21): p = sech(logsnr/2) / (2 pi)."""
+    return CosMap()
+
+
 def edm(mean: float = -1.2, std: float = 1.2) -> TimeDensity:
     """ln(sigma/alpha) ~ N(mean, std^2): logsnr ~ N(-2 mean, 4 std^2) (2206.00364, Table 1)."""
     return NormalLogSNR(-2 * mean, 2 * std)
+
+
+def from_density(p: Callable[[Tensor], Tensor], cells: int = 4096) -> TimeDensity:
+    """Any p(logsnr), not negative and up to a constant."""
+    return FromDensity(p, cells)
+
+
+def low_discrepancy(base: TimeDensity | None = None) -> TimeDensity:
+    """A density (uniform in t by default) whose levels are spread evenly over a batch."""
+    return LowDiscrepancy(base or UniformTime())
+
+
+# What settings and the command line may name. EDM's figures are for data of standard deviation 0.5; data are
+# normalised to 1 here, which moves ln(sigma/alpha) by ln 2.
+NAMED: dict[str, Callable[[], TimeDensity]] = {
+    "uniform": uniform,
+    "uniform-logsnr": uniform_logsnr,
+    "logit-normal": logit_normal,
+    "mode": mode,
+    "cosmap": cosmap,
+    "edm": lambda: edm(-1.2 + math.log(2)),
+    "low-discrepancy": low_discrepancy,
+}

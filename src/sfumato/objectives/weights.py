@@ -1,7 +1,8 @@
 """Loss weights as functions of logsnr: loss = 1/2 int w(logsnr) E|eps - eps_hat|^2 dlogsnr.
 
-Stated in logsnr a weight does not change with the schedule, the target or the time density.
-Source: Kingma and Gao 2023 (2303.00848), Table 1.
+Stated in logsnr a weight does not change with the schedule, the target or the time density; a constant factor is free.
+Published weights of a plain loss hold the density that they were published with: cosine's uniform t for p2, min_snr
+and truncated_snr. snr = exp(logsnr). Source: Kingma and Gao 2023 (2303.00848), Table 1.
 """
 
 from __future__ import annotations
@@ -12,11 +13,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sfumato.errors import SfumatoError
+from sfumato.objectives import times
+
 Weight = Callable[[Tensor], Tensor]
 
 
 def elbo() -> Weight:
     """w = 1: the evidence lower bound (2107.00630); likelihood weighting g^2 (2101.09258)."""
+    return torch.ones_like
+
+
+likelihood = elbo  # g^2 |s - s_hat|^2 in t is |eps - eps_hat|^2 in logsnr
+
+
+def ncsn() -> Weight:
+    """w = 1: sigma^2 |s - s_hat|^2 with log sigma uniform is the bound already (1907.05600, 2006.09011)."""
     return torch.ones_like
 
 
@@ -38,16 +50,87 @@ def x_simple() -> Weight:
     return lambda lam: torch.exp(-lam) / torch.cosh(lam / 2)
 
 
+def indi() -> Weight:
+    """w = exp(-logsnr) sech^2(logsnr/4): plain x-prediction on the linear path, uniform t (2303.11435)."""
+    return lambda lam: torch.exp(-lam) / torch.cosh(lam / 4) ** 2
+
+
 def edm(sigma_data: float = 0.5, mean: float = -1.2, std: float = 1.2) -> Weight:
     """w = N(logsnr; -2 mean, 4 std^2) (exp(-logsnr) + sigma_data^2) / sigma_data^2 (2206.00364, Table 1)."""
+    density = times.NormalLogSNR(-2 * mean, 2 * std)
+    return lambda lam: density.pdf(lam) * (torch.exp(-lam) + sigma_data**2) / sigma_data**2
 
-    def weight(lam: Tensor) -> Tensor:
-        gauss = torch.exp(-((lam + 2 * mean) ** 2) / (8 * std**2)) / (2 * std * math.sqrt(2 * math.pi))
-        return gauss * (torch.exp(-lam) + sigma_data**2) / sigma_data**2
 
-    return weight
+def p2(gamma: float = 1.0, k: float = 1.0) -> Weight:
+    """w = sech(logsnr/2) / (k + snr)^gamma: perception prioritized, eps with cosine (2204.00227)."""
+    _positive(p2=k)
+    return lambda lam: 1 / torch.cosh(lam / 2) / (k + lam.exp()) ** gamma
+
+
+def min_snr(gamma: float = 5.0) -> Weight:
+    """w = sech(logsnr/2) min(1, gamma / snr): |x - x_hat|^2 min(snr, gamma) with cosine (2303.09556)."""
+    _positive(min_snr=gamma)
+    return lambda lam: (gamma * torch.exp(-lam)).clamp_max(1.0) / torch.cosh(lam / 2)
+
+
+def soft_min_snr(gamma: float = 4.0) -> Weight:
+    """w = sech(logsnr/2) gamma / (snr + gamma): min-SNR without the kink (2401.11605); p2(1, gamma)."""
+    return p2(1.0, gamma)
+
+
+def truncated_snr() -> Weight:
+    """w = sech(logsnr/2) max(1, 1 / snr): max(|x - x_hat|^2, |eps - eps_hat|^2) with cosine (2202.00512, Sec. 4)."""
+    return lambda lam: torch.exp(-lam).clamp_min(1.0) / torch.cosh(lam / 2)
+
+
+def sd3_logit_normal(mean: float = 0.0, std: float = 1.0) -> Weight:
+    """w = N(logsnr; -2 mean, 4 std^2) (1 + exp(-logsnr/2))^2: rectified flow, logit-normal t (2403.03206, Eq. 19)."""
+    return _rectified(times.NormalLogSNR(-2 * mean, 2 * std))
+
+
+def sd3_mode(s: float = 1.29) -> Weight:
+    """Rectified flow with mode sampling (2403.03206, Eq. 20)."""
+    return _rectified(times.Mode(s))
+
+
+def sd3_cosmap() -> Weight:
+    """w = sech(logsnr/2) (1 + exp(-logsnr/2))^2 / (2 pi): rectified flow with CosMap (2403.03206, Eq. 21)."""
+    return _rectified(times.CosMap())
 
 
 def sigmoid(bias: float = 0.0) -> Weight:
     """w = sigmoid(bias - logsnr): VDM++ and SiD2 (2303.00848, 2410.19324); monotone, so an ELBO with augmentation."""
     return lambda lam: torch.sigmoid(bias - lam)
+
+
+def _rectified(density: times.Law) -> Weight:
+    """p (1 + exp(-logsnr/2))^2: |u - u_hat|^2 = |eps - eps_hat|^2 / alpha^2 on the linear path."""
+    return lambda lam: density.pdf(lam) * (1 + torch.exp(-lam / 2)) ** 2
+
+
+def _positive(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise SfumatoError(f"The weight {name} needs a positive number, got {value:g}.")
+
+
+# What settings and the command line may name; EDM's for data of standard deviation 1, as in `times.NAMED`.
+NAMED: dict[str, Callable[[], Weight]] = {
+    "elbo": elbo,
+    "likelihood": likelihood,
+    "ncsn": ncsn,
+    "eps-simple": eps_simple,
+    "x-simple": x_simple,
+    "v": v,
+    "flow": flow,
+    "indi": indi,
+    "edm": lambda: edm(1.0, -1.2 + math.log(2)),
+    "p2": p2,
+    "min-snr": min_snr,
+    "soft-min-snr": soft_min_snr,
+    "truncated-snr": truncated_snr,
+    "sd3-logit-normal": sd3_logit_normal,
+    "sd3-mode": sd3_mode,
+    "sd3-cosmap": sd3_cosmap,
+    "sigmoid": sigmoid,
+}

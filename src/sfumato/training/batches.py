@@ -8,7 +8,6 @@ so that a batch, a micro-batch or a rank's share has low discrepancy without kno
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ from sfumato import noise
 from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError
 
-_GOLDEN = (math.sqrt(5) - 1) / 2
 _RESIDENT = 2 << 30  # bytes of data that are kept on an accelerator
 
 
@@ -37,7 +35,6 @@ class Batches:
             x, self.normalise = self._normalised(x).to(device), lambda rows: rows
         self.x, self.labels, self.seed, self.drop, self.device = x, labels, seed, drop, device
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
-        self._shift = float(noise.uniform(seed, 0, (), noise.TRAIN_TIME, dtype=torch.float64))
 
     def _normalised(self, x: Tensor) -> Tensor:
         return torch.cat([self.normalise(rows) for rows in x.split(1024)])
@@ -61,7 +58,7 @@ class Batches:
         """(x normalised, conditions, index, u) of the next `count` samples; u uniform in (0, 1)."""
         rows, index = self.rows(start, count), torch.arange(start, start + count)
         x = self.normalise(self.x[rows.to(self.x.device)]).to(self.device, non_blocking=True)
-        u = torch.frac(self._shift + index.double() * _GOLDEN).clamp_(1e-9, 1 - 1e-9)
+        u = noise.spread(self.seed, index, noise.TRAIN_TIME)
         if self.labels is None:
             return x, {}, index, u
         label = self.labels[rows].clone()
