@@ -18,51 +18,11 @@ from torch import Tensor, nn
 
 from sfumato import noise
 from sfumato.errors import SfumatoError
+from sfumato.objectives.adaptive import adaptive as adaptive
+from sfumato.objectives.adaptive import variance_optimal as variance_optimal
+from sfumato.objectives.density import TimeDensity as TimeDensity
+from sfumato.objectives.density import limits as limits
 from sfumato.schedule import Schedule
-
-# Where a schedule's logsnr is infinite: beyond +-15 the loss is constant to 3e-7 of its value.
-_LIMIT = 15.0
-
-
-def limits(schedule: Schedule) -> tuple[float, float]:
-    """(lowest, highest) logsnr that a density draws under this schedule: its range, cut to +-15."""
-    lo, hi = schedule.logsnr_range
-    return max(lo, -_LIMIT), min(hi, _LIMIT)
-
-
-_range = limits
-
-
-class TimeDensity(abc.ABC):
-    """A law on logsnr, cut to the range of the schedule. What learns from the losses overrides the last four."""
-
-    @abc.abstractmethod
-    def logsnr(self, u: Tensor, schedule: Schedule) -> Tensor:
-        """The quantile: u uniform in (0, 1) gives logsnr, falling in u (u = 0 is data)."""
-
-    @abc.abstractmethod
-    def density(self, logsnr: Tensor, schedule: Schedule) -> Tensor:
-        """p(logsnr), integrating to 1 over the range."""
-
-    def levels(self, seed: int, index: Tensor | Sequence[int], role: int) -> Tensor:
-        """The places u in (0, 1) of samples `index`, float64 (B,): independent of each other."""
-        return noise.uniform(seed, index, (), role, dtype=torch.float64)
-
-    def observe(self, logsnr: Tensor, losses: Tensor) -> None:
-        """What the drawn levels logsnr (B,) gave: losses w |eps - eps_hat|^2 / p, (B,). Nothing is learned here."""
-        return None
-
-    def parameters(self) -> list[nn.Parameter]:
-        """What `observe` trains."""
-        return []
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold of it."""
-        return {}
-
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `tensors` gave."""
-        return None
 
 
 @final
@@ -300,6 +260,10 @@ class LowDiscrepancy(TimeDensity):
     def load(self, tensors: dict[str, Tensor]) -> None:
         self.base.load(tensors)
 
+    @property
+    def moves(self) -> bool:
+        return self.base.moves
+
 
 def uniform() -> TimeDensity:
     """Uniform in t."""
@@ -351,4 +315,6 @@ NAMED: dict[str, Callable[[], TimeDensity]] = {
     "cosmap": cosmap,
     "edm": lambda: edm(-1.2 + math.log(2)),
     "low-discrepancy": low_discrepancy,
+    "adaptive": adaptive,
+    "variance-optimal": variance_optimal,
 }

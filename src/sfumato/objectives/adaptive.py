@@ -1,0 +1,130 @@
+"""Time densities that follow the loss: p(logsnr) learned from what the loss was at each noise level.
+
+    proportional       p ~ m(logsnr),         m = E[l | logsnr],   l = w |eps - eps_hat|^2: every draw weighs the same
+    variance-optimal   p ~ m_2(logsnr)^(1/2), m_2 = E[l^2 | logsnr]: the least E_p (l / p)^2 of all densities
+
+m and m_2 are averages over bins of logsnr that forget by half every `half_life` samples. The loss divides by the p that
+its sample was drawn under, which knows earlier batches alone: the estimate stays unbiased while p moves.
+Sources: Kingma and Gao 2023 (2303.00848), App. F; the second is importance sampling (Kahn and Marshall 1953).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sfumato.errors import SfumatoError
+from sfumato.objectives.density import LIMIT, TimeDensity, limits
+from sfumato.schedule import Schedule
+
+
+class Adaptive(TimeDensity):
+    """p = (1 - floor) h / int h + floor / (hi - lo) on the schedule's range (lo, hi), h constant in each of the bins.
+
+    moment: 1, p proportional to the mean loss; 2, the variance-optimal density. bins: of equal width between logsnr
+    +-15. half_life: samples after which one counts for half. floor: the share of the draws that stay uniform in logsnr,
+    so that p > 0 everywhere and l / p <= l (hi - lo) / floor. smooth: how far a bin borrows from its neighbours, in
+    bins (one standard deviation).
+    Before any sample p is uniform in logsnr. State: `sums` (3, bins), the decayed sums of 1, l and l^2. Give it a
+    weight: the plain error of a target is not divided by p, and would change with it.
+    """
+
+    def __init__(
+        self, moment: int = 1, bins: int = 100, half_life: float = 10_000.0, floor: float = 0.05, smooth: float = 1.0
+    ) -> None:
+        if moment not in (1, 2):
+            raise SfumatoError(f"An adaptive density follows moment 1 or 2 of the loss, not {moment!r}.")
+        if bins < 1 or not half_life > 0 or not 0 < floor <= 1 or not smooth > 0:
+            raise SfumatoError(
+                "An adaptive density needs bins >= 1, half_life > 0, 0 < floor <= 1 and smooth > 0; "
+                f"got {bins}, {half_life:g}, {floor:g} and {smooth:g}."
+            )
+        self.moment, self.bins, self.half_life, self.floor = moment, bins, half_life, floor
+        self.edges = torch.linspace(LIMIT, -LIMIT, bins + 1, dtype=torch.float64)  # falling, as logsnr falls in u
+        apart = torch.arange(bins, dtype=torch.float64)[:, None] - torch.arange(bins)
+        # the constant lends a bin that no neighbour of was seen the mean of all
+        self._kernel = torch.exp(-0.5 * (apart / smooth) ** 2) + 1e-6
+        self.sums = torch.zeros(3, bins, dtype=torch.float64)
+        self._span: tuple[float, float] | None = None
+
+    @property
+    def heights(self) -> Tensor:
+        """E[l | bin], or the root of E[l^2 | bin], float64 (bins,), highest logsnr first; ones before any sample."""
+        count = self._kernel @ self.sums[0]
+        mean = self._kernel @ self.sums[self.moment] / torch.where(count == 0, 1.0, count)
+        heights = mean ** (1 / self.moment)
+        return heights if bool((heights > 0).any()) else torch.ones_like(heights)
+
+    def _law(self, span: tuple[float, float]) -> tuple[Tensor, Tensor]:
+        """Edges (bins + 1,), from hi to lo, and the mass of each bin (bins,)."""
+        edges = self.edges.clamp(*span)
+        width = edges[:-1] - edges[1:]
+        mass = self.heights * width
+        return edges, (1 - self.floor) * mass / mass.sum() + self.floor * width / width.sum()
+
+    def logsnr(self, u: Tensor, schedule: Schedule) -> Tensor:
+        self._span = limits(schedule)
+        edges, mass = (v.to(u.device) for v in self._law(self._span))
+        above = torch.cat((mass.new_zeros(1), mass.cumsum(0)))
+        i = torch.searchsorted(above, u.contiguous() * above[-1], right=True).sub(1).clamp(0, self.bins - 1)
+        part = ((u * above[-1] - above[i]) / mass[i].clamp_min(1e-300)).clamp(0, 1)
+        return edges[i] + part * (edges[i + 1] - edges[i])
+
+    def density(self, logsnr: Tensor, schedule: Schedule) -> Tensor:
+        return self._density(logsnr, limits(schedule))
+
+    def _density(self, logsnr: Tensor, span: tuple[float, float]) -> Tensor:
+        edges, mass = (v.to(logsnr.device) for v in self._law(span))
+        width = edges[:-1] - edges[1:]
+        open_ = torch.nonzero(width)[:, 0]  # rounding at an end must not reach a bin that the schedule cuts off
+        i = self._bin(logsnr).clamp(open_[0], open_[-1])
+        return mass[i] / width[i]
+
+    def _bin(self, logsnr: Tensor) -> Tensor:
+        place = (LIMIT - logsnr) * (self.bins / (2 * LIMIT))
+        return place.floor().long().clamp(0, self.bins - 1)
+
+    # -- what is learned -----------------------------------------------------------------------------------------
+
+    def observe(self, logsnr: Tensor, losses: Tensor) -> None:
+        """Take in a batch: its levels (B,) and its losses l / p (B,), drawn since the last call; in any unit."""
+        self.absorb(self.collect(logsnr, losses))
+
+    def collect(self, logsnr: Tensor, losses: Tensor) -> Tensor:
+        """Sums over a part of a batch of 1, l and l^2 in each bin, float64 (3, bins); those of parts add up.
+
+        To be called before the density moves: it takes out the p that the losses were divided by.
+        """
+        if self._span is None:
+            raise SfumatoError("An adaptive density must draw the noise levels itself before it learns from them.")
+        lam, loss = (v.detach().to("cpu", torch.float64) for v in (logsnr, losses))
+        value = loss * self._density(lam, self._span)
+        place = self._bin(lam)
+        return torch.stack([torch.bincount(place, value**k, self.bins) for k in range(3)])
+
+    def absorb(self, sums: Tensor) -> None:
+        """Take in the sums of a whole batch, after its parts were added (over micro-batches, over processes)."""
+        self.sums = self.sums * 0.5 ** (float(sums[0].sum()) / self.half_life) + sums
+
+    @property
+    def moves(self) -> bool:
+        return True
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"sums": self.sums}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        sums = tensors["sums"]
+        if sums.shape != self.sums.shape:
+            raise SfumatoError(f"The density has {self.bins} bins, and its checkpoint {sums.shape[-1]}.")
+        self.sums = sums.detach().to("cpu", torch.float64, copy=True)
+
+
+def adaptive(half_life: float = 10_000.0, floor: float = 0.05) -> Adaptive:
+    """p proportional to the mean of w |eps - eps_hat|^2 at each logsnr (2303.00848, App. F)."""
+    return Adaptive(1, half_life=half_life, floor=floor)
+
+
+def variance_optimal(half_life: float = 10_000.0, floor: float = 0.05) -> Adaptive:
+    """p proportional to the root of the mean of (w |eps - eps_hat|^2)^2 at each logsnr: the least variance."""
+    return Adaptive(2, half_life=half_life, floor=floor)

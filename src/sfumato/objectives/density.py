@@ -1,0 +1,58 @@
+"""What a time density is: a law of logsnr under a schedule, as a quantile and a density, and what it may learn."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sfumato import noise
+from sfumato.schedule import Schedule
+
+# Where a schedule's logsnr is infinite: beyond +-15 the loss is constant to 3e-7 of its value.
+LIMIT = 15.0
+
+
+def limits(schedule: Schedule) -> tuple[float, float]:
+    """(lowest, highest) logsnr that a density draws under this schedule: its range, cut to +-15."""
+    lo, hi = schedule.logsnr_range
+    return max(lo, -LIMIT), min(hi, LIMIT)
+
+
+class TimeDensity(abc.ABC):
+    """A law on logsnr, cut to the range of the schedule. What learns from the losses overrides the last five."""
+
+    @abc.abstractmethod
+    def logsnr(self, u: Tensor, schedule: Schedule) -> Tensor:
+        """The quantile: u uniform in (0, 1) gives logsnr, falling in u (u = 0 is data)."""
+
+    @abc.abstractmethod
+    def density(self, logsnr: Tensor, schedule: Schedule) -> Tensor:
+        """p(logsnr), integrating to 1 over the range."""
+
+    def levels(self, seed: int, index: Tensor | Sequence[int], role: int) -> Tensor:
+        """The places u in (0, 1) of samples `index`, float64 (B,): independent of each other."""
+        return noise.uniform(seed, index, (), role, dtype=torch.float64)
+
+    def observe(self, logsnr: Tensor, losses: Tensor) -> None:
+        """What the drawn levels logsnr (B,) gave: losses w |eps - eps_hat|^2 / p, (B,). Nothing is learned here."""
+        return None
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What `observe` trains."""
+        return []
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold of it."""
+        return {}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `tensors` gave."""
+        return None
+
+    @property
+    def moves(self) -> bool:
+        """Whether p changes while a network is trained under it: the loss then needs a weight, and divides by p."""
+        return False
