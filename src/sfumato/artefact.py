@@ -66,6 +66,7 @@ def contract(denoiser: Denoiser) -> dict[str, Any]:
         "process": denoiser.process.config(),
         "target": denoiser.target,
         "sigma_data": denoiser.sigma_data,
+        "variance": denoiser.variance,
         "net": denoiser.net.config,
         "conditions": {"label": {"classes": classes}} if classes else {},
         "plans": {name: plan.to_dict() if isinstance(plan, Plan) else plan for name, plan in denoiser.plans.items()},
@@ -144,6 +145,7 @@ def _rebuild(contract: Mapping[str, Any]) -> Denoiser:
         contract["sigma_data"],
         None if spec is None else DataSpec.from_dict(spec),
         {name: Plan.from_dict(plan) for name, plan in contract["plans"].items()},
+        contract.get("variance", "fixed"),  # files from before there was a choice
     )
     denoiser.provenance = dict(contract["provenance"])
     return denoiser
@@ -190,7 +192,9 @@ def describe(path: str | os.PathLike[str]) -> list[str]:
     made, net = facts["provenance"], facts["net"]
     schedule = facts["process"]["args"]["schedule"]["name"]
     lines = [f"{facts['path']}: a {net['name']} of {facts['parameters']:,} parameters, {facts['bytes'] / 1e6:.1f} MB."]
-    lines.append(f"It predicts {facts['target']} under the {schedule} schedule ({facts['process']['name']} process).")
+    learned = " and the variance of a step" if facts.get("variance") == "learned" else ""
+    process_words = f"under the {schedule} schedule ({facts['process']['name']} process)"
+    lines.append(f"It predicts {facts['target']}{learned} {process_words}.")
     if facts["spec"] is not None:
         lines += DataSpec.from_dict(facts["spec"]).describe()
     seen = made.get("samples_seen")

@@ -45,7 +45,8 @@ class Estimate:
     Shapes: z (B, ...); t a number or (B,); every property but `t alpha sigma logsnr` has the shape of z.
     `row` and `y` are what the model predicted (`target.row`); both signals are read from it when asked for,
     so that nothing is lost to cancellation. `known` is what a model has read at this time before.
-    `variance`, where the model knows it, is called when it is first asked for.
+    `variance`, where the model knows it, is called when it is first asked for. `variance_share`, where the model has
+    learned it, is v of a step's variance exp(v log beta + (1 - v) log beta_tilde), like z (2102.09672, Eq. 15).
     """
 
     def __init__(
@@ -60,7 +61,9 @@ class Estimate:
         variance: Callable[[], Tensor | None] | None = None,
         sigma_data: float = 1.0,
         known: Reading | None = None,
+        variance_share: Tensor | None = None,
     ) -> None:
+        self.variance_share = variance_share
         self.z, self.schedule, self.sigma_data = z, schedule, sigma_data
         self._t, self._variance, self._y = t, variance, y
         if y is None and x is None and eps is None:
@@ -158,8 +161,33 @@ class Estimate:
         return self.schedule.logsnr(self.t)
 
     def lerp(self, other: Estimate, weight: float | Tensor) -> Estimate:
-        """self + weight (other - self), about the same state: linear in every row at once."""
+        """self + weight (other - self), about the same state: linear in every row at once.
+
+        What was learned of a step's variance is `other`'s, as guided models have it (2105.05233's code).
+        """
         w = broadcast(weight, self.z) if isinstance(weight, Tensor) else weight
         x = self.x + w * (other.x - self.x)
         eps = self.eps + w * (other.eps - self.eps)
-        return Estimate(self.z, self.t, self.schedule, x=x, eps=eps, sigma_data=self.sigma_data)
+        return Estimate(
+            self.z, self.t, self.schedule, x=x, eps=eps, sigma_data=self.sigma_data, variance_share=other.variance_share
+        )
+
+
+class Logits:
+    """The belief p(x_i | z) about each of the symbols behind a state z (B, *shape) at time t.
+
+    logits: (B, *shape, K), log-probabilities up to a constant; -inf for what is impossible.
+    """
+
+    def __init__(self, logits: Tensor, z: Tensor, t: Time) -> None:
+        self.logits, self.z, self.t = logits, z, as_time(t)
+
+    @cached_property
+    def log_prob(self) -> Tensor:
+        """log p(x_i = k | z), (B, *shape, K)."""
+        return self.logits.log_softmax(-1)
+
+    @cached_property
+    def prob(self) -> Tensor:
+        """p(x_i = k | z), (B, *shape, K)."""
+        return self.logits.softmax(-1)

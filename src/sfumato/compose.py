@@ -70,9 +70,10 @@ class Guided(Wrapped):
         # one call of twice the batch: cheaper than two calls on every device
         both = {name: torch.cat((value, null[name])) for name, value in cond.items()}
         belief = self.inner(torch.cat((z, z)), torch.cat((t, t)) if t.ndim else t, **both)
+        shares = (None, None) if belief.variance_share is None else belief.variance_share.chunk(2)
         conditional, unconditional = (
-            Estimate(z, t, self.process.schedule, x=x, eps=eps, sigma_data=belief.sigma_data)
-            for x, eps in zip(belief.x.chunk(2), belief.eps.chunk(2), strict=True)
+            Estimate(z, t, self.process.schedule, x=x, eps=eps, sigma_data=belief.sigma_data, variance_share=share)
+            for x, eps, share in zip(belief.x.chunk(2), belief.eps.chunk(2), shares, strict=True)
         )
         return unconditional.lerp(conditional, scale)
 
@@ -106,9 +107,11 @@ class Rescheduled(Wrapped):
         scale = torch.sqrt((alpha_base**2 + sigma_base**2) / (alpha**2 + sigma**2))
         belief = self.inner(broadcast(scale, z) * z, t_base, **cond)
         matched = torch.isclose(alpha * sigma_base, sigma * alpha_base, rtol=1e-9, atol=1e-12)
-        if bool(matched.all()):
-            return Estimate(z, t, self.process.schedule, x=belief.x, eps=belief.eps, sigma_data=belief.sigma_data)
-        return Estimate(z, t, self.process.schedule, x=belief.x, sigma_data=belief.sigma_data)
+        eps = belief.eps if bool(matched.all()) else None
+        return Estimate(
+            z, t, self.process.schedule, x=belief.x, eps=eps, sigma_data=belief.sigma_data,
+            variance_share=belief.variance_share,
+        )  # fmt: skip
 
 
 class Unrolled(Wrapped):
@@ -126,13 +129,16 @@ class Unrolled(Wrapped):
         self.calls += 1
         if self.calls <= self.skip:
             with torch.no_grad():
-                x, eps = self._signals(z, t, cond)
+                x, eps, share = self._signals(z, t, cond)
         elif self.checkpoint:
-            x, eps = checkpoint(self._signals, z, t, cond, use_reentrant=False)
+            x, eps, share = checkpoint(self._signals, z, t, cond, use_reentrant=False)
         else:
             return self.inner(z, t, **cond)
-        return Estimate(z, t, self.process.schedule, x=x, eps=eps, variance=lambda: self.inner(z, t, **cond).variance)
+        return Estimate(
+            z, t, self.process.schedule, x=x, eps=eps, variance=lambda: self.inner(z, t, **cond).variance,
+            variance_share=share,
+        )  # fmt: skip
 
-    def _signals(self, z: Tensor, t: Time, cond: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def _signals(self, z: Tensor, t: Time, cond: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
         belief = self.inner(z, t, **cond)
-        return belief.x, belief.eps
+        return belief.x, belief.eps, belief.variance_share

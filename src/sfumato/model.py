@@ -4,7 +4,10 @@
     c_in = 1 / sqrt(sigma^2 + alpha^2 sigma_data^2),   noise_level = -logsnr / 8 = ln(sigma/alpha) / 4
 
 The network sees the noise level through logsnr alone, so that a trained network works under any schedule
-(`compose.Rescheduled`). Source: Karras et al. 2022 (2206.00364), Eq. 7 and Table 1, stated for any (alpha, sigma).
+(`compose.Rescheduled`). A network of twice the outputs says, beside y, how the variance of an ancestral step lies
+between its two limits: Sigma = exp(v log beta + (1 - v) log beta_tilde), v = (1 + output) / 2.
+Sources: Karras et al. 2022 (2206.00364), Eq. 7 and Table 1, stated for any (alpha, sigma); Nichol and Dhariwal 2021
+(2102.09672), Eq. 15.
 """
 
 from __future__ import annotations
@@ -17,11 +20,13 @@ from torch import Tensor, nn
 
 from sfumato import target as targets
 from sfumato.belief import Estimate, broadcast
+from sfumato.errors import SfumatoError, suggest
 from sfumato.process import Gaussian
 from sfumato.schedule import Time
 
 LOGSNR_LIMIT = 40.0  # beyond, the state is clean or pure noise in double precision
 KEPT_TIMES = 4096  # of which a denoiser keeps the scaling and the reading
+VARIANCES = ("fixed", "learned")
 
 _Made = TypeVar("_Made", bound=tuple[Any, ...])
 
@@ -47,6 +52,8 @@ class Denoiser(nn.Module):
     net: called as net(z_scaled, noise_level (B,), **cond), returns the shape of z.
     target: what the network predicts, one of x, eps, score, v, velocity, F. sigma_data: the standard deviation of the
     normalised data. spec: the data's contract (`data.DataSpec`), which carries user units; None works in plain tensors.
+    variance: "learned" for a network of `outputs=2` (twice the channels, or numbers of a vector), whose second half
+    becomes `belief.variance_share`; "fixed" for one that predicts the target alone.
     compute_dtype: torch.bfloat16 runs the network under autocast; scaling and belief stay in float32 or better.
     """
 
@@ -58,9 +65,12 @@ class Denoiser(nn.Module):
         sigma_data: float = 1.0,
         spec: Any = None,
         plans: dict[str, Any] | None = None,
+        variance: str = "fixed",
     ) -> None:
         super().__init__()
         targets.check(target, process.schedule)
+        _check_variance(variance, net)
+        self.variance = variance
         self.net, self.process, self.target, self.sigma_data, self.spec = net, process, target, float(sigma_data), spec
         self.plans = dict(plans or {})
         self.compute_dtype: torch.dtype | None = None
@@ -102,6 +112,22 @@ class Denoiser(nn.Module):
 
     def predict(self, z: Tensor, t: Time, **cond: Any) -> Tensor:
         """The network's raw output in the terms of `target`, in the dtype of z (float32 at least)."""
+        return self.outputs(z, t, **cond)[0]
+
+    def outputs(self, z: Tensor, t: Time, **cond: Any) -> tuple[Tensor, Tensor | None]:
+        """(what `predict` gives, v of a step's variance where it is learned), both like z."""
+        y = self._raw(z, t, **cond)
+        if self.variance == "fixed":
+            return y, None
+        if y.shape[1] != 2 * z.shape[1]:
+            raise SfumatoError(
+                f"A learned variance needs a network of twice the outputs: {2 * z.shape[1]} along the first axis, not "
+                f"{y.shape[1]}. Build it with outputs=2."
+            )
+        y, share = y.chunk(2, dim=1)
+        return y, (1 + share) / 2
+
+    def _raw(self, z: Tensor, t: Time, **cond: Any) -> Tensor:
         c_in, level = self._at("input", t, z.device, lambda: self._input(t, z.device))
         scaled, level = broadcast(c_in, z) * z, level.expand(len(z))
         low = self.compute_dtype
@@ -112,6 +138,17 @@ class Denoiser(nn.Module):
         return y.to(z.dtype)
 
     def forward(self, z: Tensor, t: Time, **cond: Any) -> Estimate:
-        y = self.predict(z, t, **cond)
+        y, share = self.outputs(z, t, **cond)
         known = self._at("reading", t, z.device, lambda: self.process.reading(self.target, t, self.sigma_data))
-        return self.process.read(y, self.target, z, t, self.sigma_data, known)
+        belief = self.process.read(y, self.target, z, t, self.sigma_data, known)
+        belief.variance_share = share
+        return belief
+
+
+def _check_variance(variance: str, net: nn.Module) -> None:
+    """Refuse a word that is not known, and a network of the wrong number of outputs."""
+    if variance not in VARIANCES:
+        raise SfumatoError(f"The variance of a denoiser cannot be {variance!r}: {suggest(variance, VARIANCES)}")
+    has, wanted = getattr(net, "outputs", None), 1 if variance == "fixed" else 2
+    if isinstance(has, int) and has != wanted:
+        raise SfumatoError(f"A denoiser with variance={variance!r} needs a network of outputs={wanted}, not {has}.")

@@ -45,11 +45,13 @@ def from_config(config: Mapping[str, Any]) -> MLP | UNet | DiT:
     return NETS[name](**args)
 
 
-def build(shape: Sequence[int], classes: int = 0, size: str = "auto", samples: int | None = None) -> MLP | UNet:
+def build(
+    shape: Sequence[int], classes: int = 0, size: str = "auto", samples: int | None = None, outputs: int = 1
+) -> MLP | UNet:
     """A network for samples of `shape`: (D,) gives an MLP; (C, L), (C, H, W) and (C, D, H, W) give a U-Net.
 
     Args: `classes`, 0 for none; `size` "tiny", "small", "base", or "auto", which learns within minutes on a laptop's
-    processor: small, or tiny for fewer than 500 `samples`.
+    processor: small, or tiny for fewer than 500 `samples`; `outputs`, 2 for a network that learns a variance too.
     Raises SfumatoError for a shape of another rank or an unknown size.
     """
     if size not in SIZES:
@@ -60,11 +62,11 @@ def build(shape: Sequence[int], classes: int = 0, size: str = "auto", samples: i
         size = "tiny" if samples is not None and samples < 500 else "small"
     if len(shape) == 1:
         width, depth = MLPS[size]
-        return MLP(shape[0], width, depth, classes)
-    return _unet(tuple(shape), classes, size)
+        return MLP(shape[0], width, depth, classes, outputs=outputs)
+    return _unet(tuple(shape), classes, size, outputs)
 
 
-def _unet(shape: tuple[int, ...], classes: int, size: str) -> UNet:
+def _unet(shape: tuple[int, ...], classes: int, size: str, outputs: int) -> UNet:
     """Patches and levels such that each level's places, and so its cost, suit its channels."""
     widths, blocks, attending = UNETS[size]
     spatial = shape[1:]
@@ -85,4 +87,7 @@ def _unet(shape: tuple[int, ...], classes: int, size: str) -> UNet:
     channels = [max(least, widths[(n > 100) + (n > 300)]) for n in places]
     attention = [level for level in range(len(grids))[-attending:] if level and places[level] <= ATTENDED]
     # no blocks between the ways down and up: on the coarsest level the two meet, and both attend there
-    return UNet(shape, channels, blocks, attention, patch=patch, embed_dim=2 * widths[0], classes=classes, middle=0)
+    return UNet(
+        shape, channels, blocks, attention, patch=patch, embed_dim=2 * widths[0], classes=classes, middle=0,
+        outputs=outputs,
+    )  # fmt: skip

@@ -55,7 +55,8 @@ class DiT(nn.Module):
     Args: `shape` (C, *spatial) with one to three spatial axes of any size; `patch`, one number or one an axis (an axis
     is filled up with zeros to whole patches, and cropped); `width`, `depth` and `heads` of the blocks (heads of 64 if
     not given); `classes`, 0 for none; `positions` "fixed" (sines and cosines) or "learned"; `ratio` of the inner width
-    of the MLPs; `embed_dim`, the length of the conditioning vector (`width` if not given); `dropout` in the MLPs.
+    of the MLPs; `embed_dim`, the length of the conditioning vector (`width` if not given); `dropout` in the MLPs;
+    `outputs`: how many fields come out one behind another, y (B, outputs C, *spatial), 2 where a variance is learned.
     At first each block is the identity and the output zero (adaLN-Zero). No sample sees another of its batch.
     Raises SfumatoError for impossible sizes, another shape of x, or an unknown label.
     """
@@ -72,12 +73,13 @@ class DiT(nn.Module):
         ratio: float = 4.0,
         embed_dim: int | None = None,
         dropout: float = 0.0,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
-        self.shape = field_shape(shape, "DiT")
+        self.shape, self.outputs = field_shape(shape, "DiT"), int(outputs)
         heads = max(1, width // 64) if heads is None else heads
         embed_dim = width if embed_dim is None else embed_dim
-        if min(width, depth, heads, embed_dim) < 1 or width % heads:
+        if min(width, depth, heads, embed_dim, outputs) < 1 or width % heads:
             raise SfumatoError(f"DiT needs positive sizes and a width of whole heads; got width {width}, heads {heads}")
         if positions not in ("fixed", "learned"):
             raise SfumatoError(f'DiT positions are "fixed" or "learned", not {positions!r}')
@@ -86,7 +88,7 @@ class DiT(nn.Module):
             "args": {
                 "shape": list(self.shape), "patch": patch if isinstance(patch, int) else list(patch),
                 "width": width, "depth": depth, "heads": heads, "classes": classes, "positions": positions,
-                "ratio": ratio, "embed_dim": embed_dim, "dropout": dropout,
+                "ratio": ratio, "embed_dim": embed_dim, "dropout": dropout, "outputs": outputs,
             },
         }  # fmt: skip
         self.patch = per_axis_patch(patch, self.shape[1:])
@@ -101,7 +103,7 @@ class DiT(nn.Module):
             self.positions = nn.Parameter(0.02 * torch.randn_like(places))
         self.blocks = nn.ModuleList(TransformerBlock(width, heads, embed_dim, ratio, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulation, self.output = nn.Linear(embed_dim, 2 * width), nn.Linear(width, outer)
+        self.modulation, self.output = nn.Linear(embed_dim, 2 * width), nn.Linear(width, outputs * outer)
         for parameter in (*self.modulation.parameters(), *self.output.parameters()):
             nn.init.zeros_(parameter)
 
@@ -110,8 +112,9 @@ class DiT(nn.Module):
         return space_to_depth(x, self.patch).flatten(1, -2)
 
     def unpatchify(self, tokens: Tensor) -> Tensor:
-        """(B, patches, C prod p) -> (B, *shape), the inverse of `patchify`."""
-        return depth_to_space(tokens.unflatten(1, self.grid), self.patch, self.shape)
+        """(B, patches, n C prod p) -> (B, n C, *spatial), the inverse of `patchify` for any number n of fields."""
+        channels = tokens.shape[-1] // math.prod(self.patch)
+        return depth_to_space(tokens.unflatten(1, self.grid), self.patch, (channels, *self.shape[1:]))
 
     def forward(self, x: Tensor, noise_level: Tensor, label: Tensor | None = None) -> Tensor:
         check_input(x, self.shape)

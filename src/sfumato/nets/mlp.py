@@ -30,7 +30,8 @@ class MLP(nn.Module):
     """net(x, noise_level, label) -> y for vectors: x and y (B, dim), noise_level (B,), label int64 (B,) or None.
 
     Args: `dim` D; `width` and `depth` of the residual layers; `classes`, 0 for none; `embed_dim`, the length of the
-    conditioning vector (`width` if not given); `dropout` inside the layers.
+    conditioning vector (`width` if not given); `dropout` inside the layers;
+    `outputs`: how many vectors come out side by side, y (B, outputs dim), 2 where a variance is learned too.
     The output layer is zero at first, and so is the output.
     Raises SfumatoError for sizes that are not positive, another shape of x, or an unknown label.
     """
@@ -43,19 +44,20 @@ class MLP(nn.Module):
         classes: int = 0,
         embed_dim: int | None = None,
         dropout: float = 0.0,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
         embed_dim = width if embed_dim is None else embed_dim
-        if min(dim, width, depth, embed_dim) < 1:
+        if min(dim, width, depth, embed_dim, outputs) < 1:
             raise SfumatoError(f"MLP needs positive sizes; got dim {dim}, width {width}, depth {depth}")
         args = {"dim": dim, "width": width, "depth": depth, "classes": classes}
-        self.config = {"name": "MLP", "args": args | {"embed_dim": embed_dim, "dropout": dropout}}
-        self.shape = (dim,)
+        self.config = {"name": "MLP", "args": args | {"embed_dim": embed_dim, "dropout": dropout, "outputs": outputs}}
+        self.shape, self.outputs = (dim,), outputs
         self.conditioning = Conditioning(embed_dim, classes)
         self.input = nn.Linear(dim, width)
         self.layers = nn.ModuleList(ResidualLayer(width, embed_dim, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        self.output = nn.Linear(width, dim)
+        self.output = nn.Linear(width, outputs * dim)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 

@@ -25,7 +25,8 @@ class UNet(nn.Module):
     `middle`, the number of further blocks at the coarsest level, the first with attention where that level attends;
     `patch`: space-to-depth before the first and after the last convolution, one number or one an axis, which trades
     resolution for width and speed; `embed_dim`, the length of the conditioning vector (4 x the first channels if not
-    given); `classes`, 0 for none; `dropout` inside the blocks.
+    given); `classes`, 0 for none; `dropout` inside the blocks; `outputs`:
+    how many fields come out one behind another, y (B, outputs C, *spatial), 2 where a variance is learned too.
     A level halves each axis of four places or more, rounding up, so that nothing is padded but to whole patches.
     The output convolution is zero at first, and so is the output. No sample sees another of its batch.
     Raises SfumatoError for impossible sizes, another shape of x, or an unknown label.
@@ -43,11 +44,12 @@ class UNet(nn.Module):
         classes: int = 0,
         dropout: float = 0.0,
         middle: int = 1,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
-        self.shape = field_shape(shape, "UNet")
+        self.shape, self.outputs = field_shape(shape, "UNet"), int(outputs)
         depths = [blocks] * len(channels) if isinstance(blocks, int) else list(blocks)
-        self._check(channels, depths, attention)
+        self._check(channels, depths, attention, outputs)
         embed_dim = 4 * channels[0] if embed_dim is None else embed_dim
         self.config = {
             "name": "UNet",
@@ -56,6 +58,7 @@ class UNet(nn.Module):
                 "blocks": blocks if isinstance(blocks, int) else depths, "attention": list(attention),
                 "head_dim": head_dim, "patch": patch if isinstance(patch, int) else list(patch),
                 "embed_dim": embed_dim, "classes": classes, "dropout": dropout, "middle": middle,
+                "outputs": outputs,
             },
         }  # fmt: skip
         patches = per_axis_patch(patch, self.shape[1:])
@@ -66,9 +69,11 @@ class UNet(nn.Module):
         self.modulation = nn.Linear(embed_dim, sum(self.widths))  # one product for all blocks
 
     @staticmethod
-    def _check(channels: Sequence[int], depths: list[int], attention: Sequence[int]) -> None:
+    def _check(channels: Sequence[int], depths: list[int], attention: Sequence[int], outputs: int) -> None:
         if not channels or min(channels) < 1 or min(depths) < 1:
             raise SfumatoError(f"UNet needs at least one level, with channels and blocks: got {channels} and {depths}")
+        if outputs < 1:
+            raise SfumatoError(f"UNet needs at least one output, got {outputs}")
         if len(depths) != len(channels):
             raise SfumatoError(f"UNet has {len(channels)} levels of channels but {len(depths)} of blocks")
         if any(not 0 <= level < len(channels) for level in attention):
@@ -97,7 +102,7 @@ class UNet(nn.Module):
         self.ups = nn.ModuleList(Pointwise(channels[i + 1], channels[i]) for i in reversed(range(last)))
         self.decoder = nn.ModuleList(stages([2 * channels[i]] * depths[i], i) for i in reversed(range(len(channels))))
         self.norm = group_norm(channels[0])
-        self.output = zero(conv(channels[0], outer, grids[0]))
+        self.output = zero(conv(channels[0], self.outputs * outer, grids[0]))
 
     def _grids(self, levels: int) -> list[Grid]:
         """The places of each level, finest first."""
@@ -118,7 +123,8 @@ class UNet(nn.Module):
         h = h.contiguous(memory_format=layout)  # a copy only where the input's layout was ambiguous: one channel
         h = self._levels(h, modulations)
         h = self.output(F.silu(self.norm(h))).movedim(1, -1)
-        return depth_to_space(h, self.patch, tuple(field.shape[1:])).reshape(x.shape).to(x.dtype)
+        fields = (self.outputs * self.shape[0], *field.shape[2:])
+        return depth_to_space(h, self.patch, fields).reshape(len(x), -1, *x.shape[2:]).to(x.dtype)
 
     def _levels(self, h: Tensor, modulations: Iterator[Tensor]) -> Tensor:
         """Down, across and up, each stage of the way up joined by one of the way down."""
