@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from sfumato.likelihood import log_prob as log_prob
     from sfumato.model import Denoiser as Denoiser
     from sfumato.objectives import denoising_loss as denoising_loss
+    from sfumato.objectives import score_matching as score_matching
     from sfumato.objectives import times as times
     from sfumato.objectives import weights as weights
     from sfumato.process.gaussian import Gaussian as Gaussian
@@ -72,6 +73,7 @@ _PUBLIC = {
     "sample": "sfumato.sampling:sample",
     "save": "sfumato.artefact:save",
     "schedules": "sfumato.schedules",
+    "score_matching": "sfumato.objectives.score_matching",
     "slerp": "sfumato.latents:slerp",
     "solvers": "sfumato.solvers",
     "times": "sfumato.objectives.times",

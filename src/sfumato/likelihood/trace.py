@@ -119,7 +119,8 @@ def choose(model: object, name: str, probes: int, seed: int, index: Tensor, dim:
         raise SfumatoError(f"A standard error needs at least 2 probes, got {probes}.")
     if name == "gaussian":
         return Hutchinson(_normal(seed, index, dim, probes, 0, device))
-    signs = torch.stack([_signs(seed, index, dim, step, device) for step in range(probes)])
+    each = [noise.rademacher(seed, index, (dim,), noise.PROBE, k, device, torch.float64) for k in range(probes)]
+    signs = torch.stack(each)
     if name == "rademacher":
         return Hutchinson(signs)
     return Deflated(signs, _normal(seed, index, dim, min(probes, dim), _SKETCH, device))
@@ -129,7 +130,3 @@ def _normal(seed: int, index: Tensor, dim: int, count: int, first: int, device: 
     steps = range(first, first + count)
     each = [noise.normal(seed, index, (dim,), noise.PROBE, k, device, torch.float64) for k in steps]
     return torch.stack(each)
-
-
-def _signs(seed: int, index: Tensor, dim: int, step: int, device: torch.device) -> Tensor:
-    return (2 * (noise.bits(seed, index, dim, noise.PROBE, step, device) & 1) - 1).to(torch.float64)
