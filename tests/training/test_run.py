@@ -66,7 +66,7 @@ def same(a: Path, b: Path) -> None:
 
 def test_a_run_leaves_its_folder(whole):
     assert {p.name for p in whole.path.iterdir()} == {
-        "config.yaml", "metrics.jsonl", "samples", "report.html", "checkpoints", "model.safetensors",
+        "config.yaml", "metrics.jsonl", "samples", "averages", "report.html", "checkpoints", "model.safetensors",
     }  # fmt: skip
     assert [p.name for p in checkpoint.found(whole.path)] == ["step_00000012.safetensors", "step_00000000.safetensors"]
     assert sorted(p.name for p in (whole.path / "samples").iterdir()) == ["step_00000006.png", "step_00000012.png"]

@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "learn a folder of images, a .npy or .npz file, or a built-in set",
     "resume": "go on with a run that was interrupted",
     "sample": "draw from a model into .png, .npz, .npy or a folder/",
+    "average": "make a model whose weights are averaged over another part of its run",
     "tune": "fit a plan of few steps to a model, so that sampling takes less time",
     "likelihood": "say how probable a model finds a data set, in nats and bits",
     "info": "say what a model is: data, process, network, classes, origin",

@@ -149,6 +149,21 @@ class Tune:
 
 
 @command
+class Average:
+    """Make a model of a finished RUN whose weights are averaged over another part of it than the run's --ema.
+
+    Wider is smoother and reaches further back; the run kept snapshots for it (`sfumato train --snapshots`). With
+    --json, one JSON object.
+    """
+
+    run: Annotated[tyro.conf.Positional[str], flag("A run folder.", "RUN")]
+    width: Annotated[
+        float, flag("Standard deviation of the window as a fraction of the run, such as 0.03 or 0.15.", "FLOAT")
+    ] = 0.1
+    out: Annotated[str | None, flag("The model file; average-WIDTH.safetensors without it.", "FILE", short="-o")] = None
+
+
+@command
 class Info:
     """Say what a model is: its data and units, process, target, network, classes, origin, and how to sample it.
 
@@ -250,5 +265,5 @@ def _metavar(kind: Any) -> str:
 Train = _train()
 CLASSES: dict[str, type] = {
     "demo": Demo, "train": Train, "resume": Resume, "sample": Sample, "info": Info, "inspect": Inspect,
-    "certify": Certify, "tune": Tune, "likelihood": Likelihood,
+    "certify": Certify, "tune": Tune, "likelihood": Likelihood, "average": Average,
 }  # fmt: skip

@@ -61,6 +61,8 @@ class TrainConfig:
     """Largest norm of the gradient; longer ones are shortened to it. 0 never clips."""
     ema: float = 0.06
     """Width of the moving average of the weights, as a fraction of the run; 0 keeps none."""
+    snapshots: int = 8
+    """Times at which two averages are written, so that one of any width can be made after the run; 0 never."""
     schedule: str = "flow"
     """Noise schedule: flow, cosine, trig, linear, sub-vp, ve, edm, log-linear, sigmoid, laplace or cauchy."""
     target: str = "velocity"
@@ -129,9 +131,9 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("minutes", 1e-3, math.inf), ("steps", 1, math.inf), ("size", 1, 65536), ("batch", 1, math.inf),
     ("lr", _TINY, 1e3), ("warmup", 0, math.inf), ("decay", 0, 1), ("weight_decay", 0, 1e3), ("clip", 0, math.inf),
     ("ema", 0, 0.28), ("drop", 0, 1), ("holdout", 0, 0.9), ("guidance", -1e3, 1e3), ("seed", 0, 2**63 - 1),
-    ("sample_every", 0, math.inf), ("checkpoint_every", 1e-3, math.inf),
+    ("sample_every", 0, math.inf), ("snapshots", 0, 1000), ("checkpoint_every", 1e-3, math.inf),
 )  # fmt: skip
-_WHOLE = ("steps", "size", "batch", "warmup", "seed", "sample_every")
+_WHOLE = ("steps", "size", "batch", "warmup", "seed", "sample_every", "snapshots")
 
 
 def docs() -> dict[str, str]:

@@ -11,6 +11,8 @@ Source: Karras et al. 2023 (2312.02696), Eq. 124-127, the power-function average
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -51,6 +53,24 @@ class EMA:
         torch._foreach_lerp_(self._mean, self._source, 1 - beta)
         for mean, source in self._buffers:
             mean.copy_(source)
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """Within the block the trained denoiser computes with the average, whatever holds it; after it as before.
+
+        Only the memory behind the tensors changes hands, so that neither optimiser nor average can keep what is not
+        theirs, and the block may end by an error. Training steps within the block would train the average.
+        """
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        pairs = [*zip(self._mean, self._source, strict=True), *self._buffers]
+        for mean, source in pairs:
+            mean.data, source.data = source.data, mean.data
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.denoiser.net.state_dict()

@@ -1,4 +1,4 @@
-"""A run folder: config.yaml metrics.jsonl samples/ report.html checkpoints/ model.safetensors."""
+"""A run folder: config.yaml metrics.jsonl samples/ averages/ report.html checkpoints/ model.safetensors."""
 
 from __future__ import annotations
 

@@ -156,10 +156,7 @@ def _step(batch: Batch, config: TrainConfig, state: State, lr: float) -> None:
         group["lr"] = lr
     state.optimizer.step()
     state.goal.observe(batch, losses.detach())
-    if state.ema:
-        state.ema.update(state.samples, state.samples + config.batch)
-    state.step += 1
-    state.samples += config.batch
+    state.average(config.batch)
     state.sums += torch.stack((loss.detach(), norm.detach(), torch.ones_like(loss.detach()))).double()
 
 

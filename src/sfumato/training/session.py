@@ -16,6 +16,7 @@ from sfumato.model import Denoiser
 from sfumato.pictures import beside, picture, save_png
 from sfumato.sampling import sample
 from sfumato.training import checkpoint
+from sfumato.training.averages import due, write_snapshot
 from sfumato.training.config import TrainConfig
 from sfumato.training.console import Console
 from sfumato.training.folder import Log
@@ -83,6 +84,9 @@ class Session:
 
     def _events(self, progress: Progress) -> None:
         before, self._fraction = self._fraction, progress.fraction
+        averages, state = self.state.averages, self.state
+        if averages is not None and due(before, progress.fraction, self.config.snapshots):
+            write_snapshot(self.path, averages, state.step, state.samples)
         if progress.done:
             return
         every = self.config.sample_every

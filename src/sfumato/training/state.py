@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
+from sfumato.training.averages import Averages
 from sfumato.training.config import TrainConfig
 from sfumato.training.ema import EMA
 from sfumato.training.goal import Goal, goal_of
@@ -28,8 +29,17 @@ class State:
         self.parameters = [p for p in denoiser.net.parameters() if p.requires_grad]
         self.optimizer = optimizer(denoiser.net, config)
         self.ema = EMA(denoiser, config.ema) if config.ema else None
+        self.averages = Averages(denoiser) if config.snapshots else None
         self.step, self.samples, self.elapsed = 0, 0, 0.0
         self.sums = torch.zeros(3, dtype=torch.float64, device=denoiser.device)
+
+    def average(self, batch: int) -> None:
+        """Take the weights after a step of `batch` samples into the averages, and count the step."""
+        for each in (self.ema, self.averages):
+            if each is not None:
+                each.update(self.samples, self.samples + batch)
+        self.step += 1
+        self.samples += batch
 
     @property
     def best(self) -> Any:
@@ -41,6 +51,8 @@ class State:
         found = {f"net.{name}": value for name, value in self.denoiser.net.state_dict().items()}
         if self.ema:
             found |= {f"ema.{name}": value for name, value in self.ema.state_dict().items()}
+        if self.averages:
+            found |= {f"averages.{name}": value for name, value in self.averages.tensors().items()}
         for i, parameter in enumerate(self.parameters):
             for name, value in self.optimizer.state[parameter].items():
                 found[f"optimizer.{i}.{name}"] = value
@@ -56,6 +68,8 @@ class State:
             self.denoiser.net.load_state_dict(_part(tensors, "net."))
             if self.ema:
                 self.ema.load_state_dict(_part(tensors, "ema."))
+            if self.averages:
+                self.averages.load(_part(tensors, "averages."))
             for i, parameter in enumerate(self.parameters):
                 for name, value in _part(tensors, f"optimizer.{i}.").items():
                     # the fused step expects its moments in the memory layout of the parameter

@@ -1,0 +1,29 @@
+"""`average`: a model file whose weights are averaged over another part of the run."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from sfumato import artefact
+from sfumato.cli.run import Voice
+from sfumato.errors import SfumatoError
+from sfumato.training.averages import average as averaged
+
+
+def average(options: Any, voice: Voice) -> None:
+    out = Path(options.out or f"average-{options.width:g}.safetensors")
+    if out.suffix != ".safetensors":
+        raise SfumatoError(f"{out} must end in .safetensors, which is what a model file is.")
+    denoiser = averaged(options.run, options.width)
+    artefact.save(denoiser, out)
+    made = denoiser.provenance["average"]
+    voice.emit({"model": str(out), "hash": artefact.read_contract(out)["hash"], **made})
+    voice.say(
+        f"{out}: the weights of {options.run}, averaged over a window of {options.width:g} of the run.",
+        f"Its shape is {made['profile_error']:.1%} off the one asked for.",
+        "",
+        "To sample it:",
+        f"  sfumato sample {shlex.quote(str(out))}",
+    )

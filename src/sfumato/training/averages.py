@@ -1,0 +1,161 @@
+"""Any width of the moving average after the run: snapshots of two power-function averages, combined.
+
+    profile of a snapshot (gamma, N):   p(n) = (gamma + 1) n^gamma / N^(gamma + 1),   0 < n <= N samples seen
+    <p_a, p_b> = (gamma_a + 1) (gamma_b + 1) / (gamma_a + gamma_b + 1)  N_a^gamma_b / N_b^(gamma_b + 1),   N_a <= N_b
+    theta(width) = sum_i c_i theta_i,   c = argmin |sum_i c_i p_i - p_width|^2  with  sum_i c_i = 1
+
+Source: Karras et al. 2023 (2312.02696), Sec. 3.2 and Alg. 3.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfumato import artefact
+from sfumato.errors import SfumatoError
+from sfumato.files import read_sealed, write_sealed
+from sfumato.model import Denoiser
+from sfumato.training.ema import EMA, exponent
+
+WIDTHS = (0.05, 0.10)  # of the averages that are followed
+FOLDER = "averages"
+_NAME = re.compile(r"step_(\d+)\.safetensors")
+_FORMAT = "sfumato averages"
+
+
+class Averages:
+    """Two moving averages followed beside the one that is used, for the sake of their snapshots."""
+
+    def __init__(self, denoiser: Any) -> None:
+        self.each = [EMA(denoiser, width) for width in WIDTHS]
+
+    def update(self, before: int, after: int) -> None:
+        for ema in self.each:
+            ema.update(before, after)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All weights, `WIDTH.NAME`."""
+        return {
+            f"{width:g}.{name}": value
+            for width, ema in zip(WIDTHS, self.each, strict=True)
+            for name, value in ema.state_dict().items()
+        }
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        for width, ema in zip(WIDTHS, self.each, strict=True):
+            ema.load_state_dict(_of_width(tensors, width))
+
+
+class Profile(NamedTuple):
+    """The weight that an average gives to the past: exponent gamma, and how many samples had been seen, N."""
+
+    gamma: float
+    samples: float
+
+
+def overlap(a: Profile, b: Profile) -> float:
+    """int p_a(n) p_b(n) dn."""
+    a, b = (a, b) if a.samples <= b.samples else (b, a)
+    scale = (a.gamma + 1) * (b.gamma + 1) / (a.gamma + b.gamma + 1)
+    return scale / b.samples * (a.samples / b.samples) ** b.gamma
+
+
+def combination(known: Sequence[Profile], wanted: Profile) -> tuple[list[float], float]:
+    """(coefficients that sum to 1, relative error |sum c_i p_i - p| / |p| of the profile that they make)."""
+    n = len(known)
+    system = np.zeros((n + 1, n + 1))
+    system[:n, :n] = [[overlap(a, b) for b in known] for a in known]
+    scale = system[0, 0]
+    system[:n, n] = system[n, :n] = scale
+    right = np.array([*(overlap(a, wanted) for a in known), scale])
+    c = np.linalg.lstsq(system / scale, right / scale, rcond=1e-13)[0][:n]
+    own = overlap(wanted, wanted)
+    square = own - 2 * c @ right[:n] + c @ system[:n, :n] @ c
+    return c.tolist(), math.sqrt(max(0.0, square) / own)
+
+
+def write_snapshot(run: Path, averages: Averages, step: int, samples: int) -> Path:
+    """One file of a run folder with both averages as they are, in half precision; later ones of a lost part go."""
+    path = run / FOLDER / f"step_{step:08d}.safetensors"
+    for number, later in found(run):
+        if number > step:
+            later.unlink(missing_ok=True)
+    halves = {name: _half(value) for name, value in averages.tensors().items()}
+    write_sealed(path, halves, {"format": _FORMAT, "step": step, "samples": samples, "widths": list(WIDTHS)})
+    return path
+
+
+def read_snapshot(path: Path) -> list[tuple[Profile, dict[str, Tensor]]]:
+    """(profile, weights) of each average in a file."""
+    contract, tensors = read_sealed(path, "snapshot of averages")
+    return [(Profile(exponent(w), contract["samples"]), _of_width(tensors, w)) for w in contract["widths"]]
+
+
+def due(before: float, after: float, count: int) -> bool:
+    """Whether one of `count` snapshots, at the fractions sqrt(k / count) of the budget, falls between two fractions."""
+    return math.floor(count * min(1.0, after) ** 2 + 1e-9) > math.floor(count * min(1.0, before) ** 2 + 1e-9)
+
+
+def found(run: Path) -> list[tuple[int, Path]]:
+    """(step, path) of the snapshots of a run folder, by rising step."""
+    folder = run / FOLDER
+    matches = [(_NAME.fullmatch(p.name), p) for p in folder.iterdir()] if folder.is_dir() else []
+    return sorted((int(m[1]), p) for m, p in matches if m)
+
+
+def average(run: str | os.PathLike[str], width: float) -> Denoiser:
+    """The denoiser of a run with its weights averaged over a window of any width (a fraction of the run).
+
+    theta(width) = sum_i c_i theta_i over the snapshots in RUN/averages (2312.02696, Alg. 3). `provenance["average"]`
+    holds the width and the relative error of the reconstructed profile. SfumatoError where the run kept no snapshots,
+    or where they cannot make this width (an error of the profile above 1/2).
+    """
+    path = Path(run).expanduser()
+    files = found(path)
+    if not files:
+        raise SfumatoError(f"{path} kept no snapshots of its averages: train with snapshots above 0.")
+    parts: list[tuple[Profile, dict[str, Tensor]]] = []
+    for _, file in files:
+        parts += read_snapshot(file)
+    wanted = Profile(exponent(width), max(profile.samples for profile, _ in parts))
+    weights, error = combination([profile for profile, _ in parts], wanted)
+    if error > 0.5:
+        raise SfumatoError(
+            f"The {len(files)} snapshots of {path} cannot make a width of {width:g} ({error:.0%} of its shape is off): "
+            f"take one nearer to {WIDTHS[0]:g} to {WIDTHS[1]:g}, or train with more snapshots."
+        )
+    denoiser = artefact.load(path)
+    state = {name: _sum(name, value, weights, parts) for name, value in denoiser.net.state_dict().items()}
+    denoiser.net.load_state_dict(state)
+    denoiser.provenance = {**denoiser.provenance, "average": {"width": width, "profile_error": error}}
+    return denoiser
+
+
+def _sum(name: str, own: Tensor, weights: list[float], parts: list[tuple[Profile, dict[str, Tensor]]]) -> Tensor:
+    """sum_i c_i theta_i of one tensor, in float64; what is no number with a fraction is the last snapshot's."""
+    if not own.is_floating_point():
+        return parts[-1][1][name]
+    total = torch.zeros(own.shape, dtype=torch.float64)
+    for c, (_, tensors) in zip(weights, parts, strict=True):
+        total += c * tensors[name].double()
+    return total.to(own)
+
+
+def _of_width(tensors: dict[str, Tensor], width: float) -> dict[str, Tensor]:
+    start = f"{width:g}."
+    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+
+
+def _half(value: Tensor) -> Tensor:
+    """float16, where every number fits."""
+    low = value.half() if value.is_floating_point() else value
+    return low if not low.is_floating_point() or bool(low.isfinite().all()) else value

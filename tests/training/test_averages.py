@@ -1,0 +1,108 @@
+"""Averages of any width after the run: the least squares of the profiles, and what they make of weights."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import sfumato as sf
+from sfumato import nets, noise
+from sfumato.errors import SfumatoError
+from sfumato.model import Denoiser
+from sfumato.process import Gaussian
+from sfumato.schedules import Flow
+from sfumato.training import EMA, TrainConfig, averages
+from sfumato.training.averages import Averages, Profile, combination, due, overlap
+from sfumato.training.ema import exponent
+
+
+@pytest.mark.parametrize("a", [Profile(3.0, 0.4), Profile(17.0, 1.0), Profile(0.5, 1.0)])
+@pytest.mark.parametrize("b", [Profile(6.9, 1.0), Profile(2.0, 0.7)])
+def test_overlap_by_quadrature(a, b):
+    n = (np.arange(400_000) + 0.5) / 400_000
+
+    def p(of):
+        return np.where(n <= of.samples, (of.gamma + 1) * (n / of.samples) ** of.gamma / of.samples, 0.0)
+
+    assert overlap(a, b) == pytest.approx((p(a) * p(b)).mean(), rel=1e-4)
+
+
+def test_a_width_that_is_known_is_itself():
+    known = [Profile(exponent(w), n) for n in (0.5, 1.0) for w in averages.WIDTHS]
+    c, error = combination(known, Profile(exponent(0.05), 1.0))
+    np.testing.assert_allclose(c, [0, 0, 1, 0], atol=1e-9)
+    assert error < 1e-6
+
+
+@pytest.mark.parametrize(("width", "limit"), [(0.03, 0.05), (0.06, 0.005), (0.08, 0.005), (0.15, 0.02), (0.2, 0.07)])
+def test_snapshots_of_the_default_number_make_other_widths(width, limit):
+    count = TrainConfig().snapshots
+    known = [Profile(exponent(w), math.sqrt((k + 1) / count)) for k in range(count) for w in averages.WIDTHS]
+    c, error = combination(known, Profile(exponent(width), 1.0))
+    assert sum(c) == pytest.approx(1) and error < limit
+
+
+def test_snapshots_fall_where_they_should():
+    edges = [n / 1000 for n in range(1001)]
+    hits = [b for a, b in zip(edges, edges[1:], strict=False) if due(a, b, 8)]
+    assert len(hits) == 8 and hits[-1] == 1.0
+    assert all(abs(h - math.sqrt((k + 1) / 8)) < 2e-3 for k, h in enumerate(hits))
+    assert not any(due(a, b, 0) for a, b in zip(edges, edges[1:], strict=False))
+
+
+def test_the_reconstructed_average_is_the_one_that_was_followed(tmp_path):
+    """Weights that wander, 400 steps of a random walk: width 0.08 is made from snapshots of two others."""
+    torch.manual_seed(0)
+    model = Denoiser(nets.MLP(3, width=8, depth=1), Gaussian(Flow()), "velocity")
+    direct, two, steps, batch = EMA(model, 0.08), Averages(model), 400, 64
+    for step in range(1, steps + 1):
+        with torch.no_grad():
+            for i, p in enumerate(model.net.parameters()):
+                p += 0.1 * noise.normal(step, [i], p.shape, noise.DATA)[0]
+        for each in (direct, two):
+            each.update((step - 1) * batch, step * batch)
+        if due((step - 1) / steps, step / steps, 8):
+            averages.write_snapshot(tmp_path, two, step, step * batch)
+    read = [part for _, path in averages.found(tmp_path) for part in averages.read_snapshot(path)]
+    assert len(read) == 16
+    c, _ = combination([profile for profile, _ in read], Profile(exponent(0.08), steps * batch))
+    for name, wanted in direct.state_dict().items():
+        made = sum(w * weights[name].double() for w, (_, weights) in zip(c, read, strict=True))
+        assert float((made - wanted).norm() / wanted.norm()) < 0.01, name
+
+
+def test_a_run_gives_a_model_of_any_width(tmp_path):
+    x = noise.normal(0, range(200), (4,), noise.DATA).numpy()
+    run = sf.train(x, out=str(tmp_path / "run"), steps=60, net="tiny", precision="float32")
+    assert len(averages.found(run.path)) == 8
+    made = averages.average(run.path, 0.06)
+    mine, own = made.net.state_dict(), run.denoiser.net.state_dict()
+    gap = sum(float((mine[n] - own[n]).square().sum()) for n in own)
+    assert math.sqrt(gap / sum(float(own[n].square().sum()) for n in own)) < 0.01
+    assert made.provenance["average"]["width"] == 0.06
+    with pytest.raises(SfumatoError, match="cannot make a width of 0.001"):
+        averages.average(run.path, 0.001)
+    bare = sf.train(x, out=str(tmp_path / "bare"), steps=3, net="tiny", snapshots=0, precision="float32")
+    with pytest.raises(SfumatoError, match="kept no snapshots"):
+        averages.average(bare.path, 0.1)
+
+
+def test_a_swap_ends_with_its_block():
+    torch.manual_seed(0)
+    model = Denoiser(nets.MLP(3, width=8, depth=1), Gaussian(Flow()), "velocity")
+    ema = EMA(model, 0.06)
+    ema.update(0, 1)
+    with torch.no_grad():
+        for p in model.net.parameters():
+            p += 1
+    raw = {n: v.clone() for n, v in model.net.state_dict().items()}
+    mean = {n: v.clone() for n, v in ema.state_dict().items()}
+    held = model.net  # whoever holds the network sees the average within the block
+    with pytest.raises(RuntimeError, match="within"), ema.swapped():
+        assert all(torch.equal(v, mean[n]) for n, v in held.state_dict().items())
+        raise RuntimeError("within")
+    assert all(torch.equal(v, raw[n]) for n, v in model.net.state_dict().items())
+    assert all(torch.equal(v, mean[n]) for n, v in ema.state_dict().items())
+    assert all(isinstance(p, nn.Parameter) and p.requires_grad for p in model.net.parameters())
