@@ -14,8 +14,9 @@ from typing import Any, Protocol, final, runtime_checkable
 
 from torch import Tensor, nn
 
+from sfumato.errors import SfumatoError
 from sfumato.objectives import denoising_loss
-from sfumato.objectives.times import TimeDensity
+from sfumato.objectives.times import TimeDensity, UniformLogSNR
 from sfumato.objectives.weights import Weight
 from sfumato.training.config import TrainConfig
 from sfumato.training.objective import times_of, weight_of
@@ -78,6 +79,11 @@ class Denoising:
     """1/2 w(logsnr) / p(logsnr) |eps - eps_hat|^2 over the elements, times 2: for w None the target's mean square."""
 
     def __init__(self, times: TimeDensity, weight: Weight | None, seed: int) -> None:
+        if times.moves and weight is None:
+            raise SfumatoError(
+                "A time density that adapts needs a weight, since the plain error of a target would change with it: "
+                "choose one, such as weight='sigmoid' or 'elbo', or another density."
+            )
         self.times, self.weight, self.seed = times, weight, seed
         self._learner = times if isinstance(times, Learner) else None
         self._logsnr: Tensor | None = None
@@ -108,7 +114,9 @@ class Denoising:
             self._learner.load(tensors)
 
     def measure(self, model: Any, x: Tensor, cond: dict[str, Any], count: int, batch: int) -> Validator:
-        return Validator(x, cond, model, self.times, self.weight, self.seed, count, batch)
+        # what moves would measure another set of levels each time, and draws by one density and divides by another
+        times = UniformLogSNR() if self.times.moves else self.times
+        return Validator(x, cond, model, times, self.weight, self.seed, count, batch)
 
 
 @final
