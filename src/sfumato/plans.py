@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import overload
+from typing import Any, overload
 
 from sfumato.compose import Guided, Wrapped
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
-from sfumato.solvers import Plan, Solver, Walk, WalkSolver, default
+from sfumato.process import Uniform
+from sfumato.solvers import Ancestral, Plan, Solver, Walk, WalkSolver, default
 
 DEFAULT_STEPS = 20
 AnySolver = Solver | WalkSolver | Plan | Walk
@@ -53,8 +54,13 @@ def make_plan(
         return solver
     steps = DEFAULT_STEPS if steps is None else steps
     stored = None if solver is not None else stored_plan(model, steps, t_start, t_stop, guidance, interval)
-    chosen = solver or default(exact=getattr(model, "exact", False))
+    chosen = solver or usual_solver(model)
     return stored or chosen.plan(model.process.schedule, steps, t_start, t_stop)
+
+
+def usual_solver(model: Any) -> Solver | WalkSolver:
+    """The solver of a model when none is named: by its state space, and by whether it is exact."""
+    return Ancestral() if isinstance(model.process, Uniform) else default(exact=getattr(model, "exact", False))
 
 
 def stored_plan(

@@ -3,6 +3,11 @@
 from sfumato.exact.empirical import Empirical
 from sfumato.exact.field import GaussianField
 from sfumato.exact.mixture import GaussianMixture
+from sfumato.exact.ppca import PPCA
+from sfumato.exact.table import Table, TableDenoiser
 from sfumato.exact.truth import At, ExactDenoiser, Moments, Truth
 
-__all__ = ["At", "Empirical", "ExactDenoiser", "GaussianField", "GaussianMixture", "Moments", "Truth"]
+__all__ = [
+    "PPCA", "At", "Empirical", "ExactDenoiser", "GaussianField", "GaussianMixture", "Moments", "Table",
+    "TableDenoiser", "Truth",
+]  # fmt: skip

@@ -1,0 +1,129 @@
+"""A law of a few symbols, given as a table: every quantity of the uniform process by sums over all states.
+
+    p_t(z)       = sum_x p(x) prod_i q(z_i | x_i)
+    p(x | z)     = p(x) prod_i q(z_i | x_i) / p_t(z)
+    p(z_s | z_t) = p_s(z_s) prod_i q(z_t,i | z_s,i) / p_t(z_t)
+
+No line is a formula of the process beside its kernels, so that this is a proof of it. Memory grows as K^d.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from sfumato import noise
+from sfumato.belief import Logits
+from sfumato.errors import SfumatoError
+from sfumato.process.uniform import Uniform
+from sfumato.schedule import Time
+
+_MOST = 1 << 12  # states: a sum over all pairs holds their square, 128 MB
+
+
+@final
+class Table:
+    """The law on {0, .., K-1}^d that puts probs[x_1, .., x_d] on x. probs: d axes of K, divided by their sum."""
+
+    def __init__(self, probs: Tensor) -> None:
+        probs = torch.as_tensor(probs, dtype=torch.float64)
+        if probs.ndim < 1 or len(set(probs.shape)) != 1 or probs.shape[0] < 2:
+            raise SfumatoError(f"A table has d axes of one length K >= 2, not the shape {tuple(probs.shape)}.")
+        if not bool((probs >= 0).all() and probs.isfinite().all() and probs.sum() > 0):
+            raise SfumatoError("The probabilities of a table must be finite, not negative and not all zero.")
+        if probs.numel() > _MOST:
+            raise SfumatoError(f"A table of {probs.numel():,} states is too large for sums over all pairs.")
+        self.dim, self.symbols = probs.ndim, probs.shape[0]
+        self.probs = (probs / probs.sum()).flatten()
+
+    @property
+    def states(self) -> Tensor:
+        """All N = K^d states, int64 (N, d), in the order of every axis of N below."""
+        axis = torch.arange(self.symbols)
+        return torch.cartesian_prod(*[axis] * self.dim).reshape(-1, self.dim)
+
+    @property
+    def entropy(self) -> float:
+        """-sum_x p(x) log p(x), in nats."""
+        return float(torch.special.entr(self.probs).sum())
+
+    def place(self, x: Tensor) -> Tensor:
+        """The number of each state x (B, d) among `states`, int64 (B,)."""
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise SfumatoError(f"A state of this table has {self.dim} symbols: give x as (B, {self.dim}).")
+        return x.long() @ self.symbols ** torch.arange(self.dim - 1, -1, -1)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x) in nats, float64 (B,)."""
+        return self.probs[self.place(x)].log()
+
+    def sample(self, n: int, seed: int = 0, first: int = 0) -> Tensor:
+        """n states, int64 (n, d). Row i is a function of (seed, first + i) alone."""
+        u = noise.uniform(seed, torch.arange(first, first + n), (), noise.DATA, dtype=torch.float64)
+        place = torch.searchsorted(self.probs.cumsum(0), u, right=True).clamp_max(len(self.probs) - 1)
+        return self.states[place]
+
+    def kernel(self, process: Uniform, s: Time, t: Time) -> Tensor:
+        """q(z_t | z_s) for all pairs, (N, N): rows z_s, columns z_t, by products of the K x K matrices."""
+        if process.states != self.symbols:
+            raise SfumatoError(f"The process has {process.states} states and the table {self.symbols}.")
+        a = float(process.keep(t) / process.keep(s))
+        one = a * torch.eye(self.symbols, dtype=torch.float64) + (1 - a) / self.symbols
+        whole = one
+        for _ in range(self.dim - 1):
+            whole = torch.kron(whole, one)
+        return whole
+
+    def noised(self, process: Uniform, t: Time) -> Tensor:
+        """p_t(z) of all states, (N,)."""
+        return self.probs @ self.kernel(process, 0.0, t)
+
+    def posterior(self, process: Uniform, t: Time) -> Tensor:
+        """p(x | z) for all pairs, (N, N): rows z, columns x."""
+        return self.reverse(process, 0.0, t)
+
+    def reverse(self, process: Uniform, s: Time, t: Time) -> Tensor:
+        """p(z_s | z_t) for all pairs, (N, N): rows z_t, columns z_s. A z_t that cannot be has a row of zeros."""
+        joint = (self.noised(process, s)[:, None] * self.kernel(process, s, t)).T
+        return joint / joint.sum(1, keepdim=True).clamp_min(1e-300)
+
+    def marginals(self, weights: Tensor) -> Tensor:
+        """p(x_i = k) under laws of states: weights (B, N) -> (B, d, K)."""
+        hot = torch.nn.functional.one_hot(self.states, self.symbols).double()
+        return torch.einsum("bn,nik->bik", weights, hot)
+
+    def dependence(self, process: Uniform, s: Time, t: Time) -> float:
+        """E KL(p(z_s | z_t) || prod_i p(z_s,i | z_t)), nats: what a reverse step loses that draws symbol by symbol."""
+        reverse = self.reverse(process, s, t)
+        alone = torch.special.entr(self.marginals(reverse)).sum((1, 2))
+        return float(self.noised(process, t) @ (alone - torch.special.entr(reverse).sum(1)))
+
+    def denoiser(self, process: Uniform) -> TableDenoiser:
+        """The model whose belief is the exact p(x_i | z)."""
+        return TableDenoiser(self, process)
+
+
+@final
+class TableDenoiser:
+    """model(z, t) -> Logits with log p(x_i | z), float64; z (B, d), t a number or (B,)."""
+
+    exact, spec = True, None
+
+    def __init__(self, table: Table, process: Uniform) -> None:
+        self.table, self.process, self.shape = table, process, (table.dim,)
+        self.device = torch.device("cpu")
+
+    def __call__(self, z: Tensor, t: Time, **cond: Any) -> Logits:
+        t = torch.as_tensor(t, dtype=torch.float64)
+        place, out = self.table.place(z), torch.empty(*z.shape, self.table.symbols, dtype=torch.float64)
+        for time in t.unique():
+            rows = torch.nonzero((t == time).expand(len(z)))[:, 0]
+            known = self.table.marginals(self.table.posterior(self.process, time)[place[rows]])
+            out[rows] = known.clamp_min(0).log()
+        return Logits(out, z, t)
+
+    def __repr__(self) -> str:
+        return f"TableDenoiser({self.table.symbols}^{self.table.dim} = {math.prod(self.table.probs.shape)} states)"

@@ -1,0 +1,124 @@
+"""The bound of nonequilibrium thermodynamics for symbols, over T steps of the uniform process, t_i = i / T.
+
+    log p(x) >= K = -(L_T + sum_{i=2}^{T} L_{i-1} + L_0)
+    L_T     = KL(q(z_T | x) || uniform)
+    L_{i-1} = E_{q(z_i | x)} KL(q(z_{i-1} | z_i, x) || p(z_{i-1} | z_i)),   for i = 1 this is L_0 = -E log p(x | z_1)
+
+where log p(x) is that of the reverse chain. Its kernels draw each symbol by itself: in the mean over the data, K of the
+exact belief falls short of the data's own log p by the dependence that these draws lose, which vanishes like 1 / T.
+Sohl-Dickstein et al. 2015 (1503.03585), Eq. 13-14; K of their text is this one, with L_0 set to H(z_1 | x) by a last
+kernel that they do not learn (their App. B).
+The same sum over Gaussian kernels is the discrete-time VLB (`objectives.vlb`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from sfumato import noise
+from sfumato.belief import Logits
+from sfumato.errors import SfumatoError
+from sfumato.process import Uniform
+from sfumato.schedule import Time
+
+
+class DiscreteModel(Protocol):
+    """Anything that turns a state of symbols into a belief."""
+
+    @property
+    def process(self) -> Uniform: ...
+
+    def __call__(self, z: Tensor, t: Time, **cond: Any) -> Logits: ...
+
+
+class Bound(NamedTuple):
+    """Nats of each sample: prior (B,) is L_T, steps (B, T) is L_0, L_1, .., L_{T-1}."""
+
+    prior: Tensor
+    steps: Tensor
+
+    @property
+    def nats(self) -> Tensor:
+        """K, (B,): at most log p(x) of the chain, in the mean over its draws."""
+        return -(self.prior + self.steps.sum(1))
+
+    @property
+    def bits(self) -> Tensor:
+        """K in bits, (B,)."""
+        return self.nats / math.log(2)
+
+
+def kl(q: Tensor, p: Tensor) -> Tensor:
+    """sum over all but the first axis of q log(q / p), (B,): what q says is impossible costs nothing."""
+    known = q.clamp_min(torch.finfo(q.dtype).tiny).log() - p.clamp_min(torch.finfo(p.dtype).tiny).log()
+    return (q * known).flatten(1).sum(1)
+
+
+def terminal_kl(process: Uniform, x: Tensor) -> Tensor:
+    """L_T = KL(q(z_T | x) || uniform), float64 (B,): zero where the schedule ends at alpha = 0."""
+    end = process.marginal(x, 1.0)
+    return kl(end, torch.full_like(end, 1 / process.states))
+
+
+def step_kl(model: DiscreteModel, x: Tensor, z: Tensor, s: Time, t: Time, **cond: Any) -> Tensor:
+    """KL(q(z_s | z_t, x) || p(z_s | z_t)) at z_t = z, (B,); at s = 0 this is -log p(x | z_t)."""
+    belief = model(z, t, **cond)
+    ours = model.process.bridge(belief, s)
+    return kl(model.process.posterior(z, x, s, t, ours.dtype), ours)
+
+
+def nonequilibrium_bound(
+    model: DiscreteModel,
+    x: Tensor,
+    steps: int,
+    seed: int = 0,
+    index: Tensor | Sequence[int] | None = None,
+    **cond: Any,
+) -> Bound:
+    """All terms of K for x int64 (B, *shape), each from one draw of z_i ~ q(z_i | x): unbiased. No gradients.
+
+    Draws depend on (seed, index, i) alone; index defaults to 0 .. B-1.
+    """
+    _check(steps)
+    index = torch.arange(len(x)) if index is None else torch.as_tensor(index)
+    terms = []
+    with torch.no_grad():
+        for i in range(1, steps + 1):
+            drawn = noise.normal(seed, index, tuple(x.shape[1:]), noise.VALID_NOISE, i, x.device)
+            z = model.process.corrupt(x, i / steps, drawn)
+            terms.append(step_kl(model, x, z, (i - 1) / steps, i / steps, **cond))
+        return Bound(terminal_kl(model.process, x), torch.stack(terms, 1))
+
+
+def nonequilibrium_loss(
+    model: DiscreteModel,
+    x: Tensor,
+    steps: int,
+    u: Tensor | None = None,
+    seed: int = 0,
+    index: Tensor | Sequence[int] | None = None,
+    **cond: Any,
+) -> Tensor:
+    """An unbiased estimate of -K from one step i = ceil(u T) each: L_T + T L_{i-1}, (B,) in nats.
+
+    x: int64 (B, *shape). u: places in (0, 1), float64 (B,), or drawn from (seed, index), as the noise is.
+    """
+    _check(steps)
+    index = torch.arange(len(x)) if index is None else torch.as_tensor(index)
+    if u is None:
+        u = noise.uniform(seed, index, (), noise.TRAIN_TIME, dtype=torch.float64)
+    i = (u.double() * steps).ceil().clamp(1, steps)
+    drawn = noise.normal(seed, index, tuple(x.shape[1:]), noise.TRAIN_NOISE, device=x.device)
+    z = model.process.corrupt(x, i / steps, drawn)
+    terms = step_kl(model, x, z, (i - 1) / steps, i / steps, **cond)
+    return steps * terms + terminal_kl(model.process, x).to(terms)
+
+
+def _check(steps: int) -> None:
+    if steps < 1:
+        raise SfumatoError(f"The bound needs at least 1 step, not {steps}.")
