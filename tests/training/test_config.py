@@ -1,6 +1,7 @@
 """Settings: suggestions, limits, and a round trip through YAML."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 import yaml
 
 from sfumato.errors import SfumatoError
-from sfumato.training.config import TrainConfig, budget, docs, from_dict, from_yaml
+from sfumato.training.config import CHOICES, TrainConfig, budget, docs, from_dict, from_yaml
 
 
 @pytest.mark.parametrize(
@@ -54,9 +55,22 @@ def test_bad_yaml_is_one_sentence(tmp_path, text, words):
     assert "\n" not in str(caught.value)
 
 
+def test_choices_are_what_the_library_names():
+    """config.py imports no torch, so that its lists are copies: of the named schedules, densities and weights."""
+    from sfumato import target
+    from sfumato.objectives import times, weights
+
+    assert CHOICES["times"] == tuple(times.NAMED)
+    assert CHOICES["weight"] == ("plain", *weights.NAMED)
+    assert CHOICES["target"] == target.NAMES
+    words = docs()
+    for setting in ("schedule", "target", "times", "weight"):
+        assert all(re.search(rf"\b{re.escape(name)}\b", words[setting]) for name in CHOICES[setting])
+
+
 def test_every_setting_has_its_words():
     assert docs().keys() == {field.name for field in dataclasses.fields(TrainConfig)}
-    assert all(len(words) > 10 for words in docs().values())
+    assert all(len(words) > 10 and "\n" not in words for words in docs().values())
 
 
 def test_budget_grows_with_the_data_within_limits():

@@ -19,12 +19,19 @@ SCHEDULES = {
 CHOICES: dict[str, tuple[str, ...]] = {
     "schedule": tuple(SCHEDULES),
     "target": ("x", "eps", "score", "v", "velocity", "F"),
-    "times": ("uniform", "uniform-logsnr", "logit-normal", "edm"),
-    "weight": ("plain", "elbo", "eps-simple", "v", "flow", "x-simple", "edm", "sigmoid"),
+    # as sfumato.objectives.times.NAMED and weights.NAMED, which need torch
+    "times": (
+        "uniform", "uniform-logsnr", "logit-normal", "mode", "cosmap", "edm", "low-discrepancy", "adaptive",
+        "variance-optimal",
+    ),
+    "weight": (
+        "plain", "elbo", "likelihood", "ncsn", "eps-simple", "x-simple", "v", "flow", "indi", "edm", "p2", "min-snr",
+        "soft-min-snr", "truncated-snr", "sd3-logit-normal", "sd3-mode", "sd3-cosmap", "sigmoid",
+    ),
     "net": ("auto", "tiny", "small", "base"),
     "optimizer": ("muon", "adamw"),
     "precision": ("auto", "float32", "bfloat16"),
-}
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +75,11 @@ class TrainConfig:
     target: str = "velocity"
     """What the network predicts: x, eps, score, v, velocity or F."""
     times: str = "logit-normal"
-    """Density of the noise levels seen in training: uniform, uniform-logsnr, logit-normal or edm."""
+    """Density of the noise levels seen in training: uniform, uniform-logsnr, logit-normal, mode, cosmap, edm,
+    low-discrepancy, adaptive or variance-optimal."""
     weight: str = "plain"
-    """Loss weight: plain (squared error of the target), elbo, eps-simple, v, flow, x-simple, edm or sigmoid."""
+    """Loss weight: plain (squared error of the target), elbo, likelihood, ncsn, eps-simple, x-simple, v, flow, indi,
+    edm, p2, min-snr, soft-min-snr, truncated-snr, sd3-logit-normal, sd3-mode, sd3-cosmap or sigmoid."""
     drop: float = 0.1
     """Fraction of the samples whose label is hidden, so that guidance works."""
     holdout: float = 0.05
@@ -147,7 +156,7 @@ def docs() -> dict[str, str]:
     found: dict[str, str] = {}
     for field, words in zip(body.body, body.body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(words, ast.Expr) and isinstance(words.value, ast.Constant):
-            found[ast.unparse(field.target)] = str(words.value.value)
+            found[ast.unparse(field.target)] = " ".join(str(words.value.value).split())
     return found
 
 
