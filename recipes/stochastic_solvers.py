@@ -1,6 +1,7 @@
 """C4, C14: solvers of the reverse SDE, and how fast mean and variance come right (weak order).
 
 z_s = sigma_s/sigma_t e^{-tau^2 h} z_t + alpha_s int H e^{-H (1 - u)} x du + sigma_s sqrt(1 - e^{-2 tau^2 h}) xi
+    = alpha_s/alpha_t z_t - (1 + tau^2) sigma_s int h e^{h (1 - u)} eps du + tau sigma_s sqrt(e^{2 h} - 1) xi
 """
 
 import math
@@ -35,10 +36,12 @@ def main() -> float:
         ("Euler-Maruyama", EulerMaruyama(grid=grid)),
         ("SDE-DPM-Solver++(2M)", SDEDPMSolver(2, grid=grid)),
         ("SA-Solver 2, 2", SASolver(2, 2, grid=grid)),
+        ("SDE-DPM-Solver(2M)", SDEDPMSolver(2, grid=grid, row="eps")),
+        ("SA-Solver 2, 2 of eps", SASolver(2, 2, row="eps", grid=grid)),
     ):
         errors = [error(solver, steps) for steps in (20, 40, 80)]
         slope = math.log2(errors[1] / errors[2])
-        print(f"{name:20s}: {', '.join(f'{e:.5f}' for e in errors)} in 20, 40, 80 steps; order {slope:.2f}")
+        print(f"{name:21s}: {', '.join(f'{e:.5f}' for e in errors)} in 20, 40, 80 steps; order {slope:.2f}")
     exact = error(OptimalDDPM(grid), 3)
     print(f"DDPM with the model's Var[x|z]: {exact:.1e} in 3 steps")
     return exact

@@ -158,6 +158,21 @@ EQUAL = {
         lambda g: SDEDPMSolver(2, grid=g),
         {"noise": torch.float32},
     ),
+    "SDE-DPM-Solver 1": (
+        lambda: dpm(algorithm_type="sde-dpmsolver", final_sigmas_type="sigma_min", solver_order=1),
+        lambda g: SDEDPMSolver(1, grid=g, row="eps"),
+        {"noise": torch.float32},
+    ),
+    "SDE-DPM-Solver 2M": (
+        lambda: dpm(algorithm_type="sde-dpmsolver", final_sigmas_type="sigma_min"),
+        lambda g: SDEDPMSolver(2, grid=g, row="eps"),
+        {"noise": torch.float32},
+    ),
+    "SDE-DPM-Solver 2M, heun": (
+        lambda: dpm(algorithm_type="sde-dpmsolver", final_sigmas_type="sigma_min", solver_type="heun"),
+        lambda g: SASolver(2, 0, row="eps", grid=g),
+        {"noise": torch.float32},
+    ),
     **{
         f"UniPC-{p} ({b})": (
             lambda p=p, b=b: theirs("UniPCMultistep", **KARRAS, solver_order=p, solver_type=f"bh{b[1]}"),
@@ -181,6 +196,22 @@ EQUAL = {
                 "SASolver", predictor_order=p, corrector_order=c, tau_func=lambda t: tau, lower_order_final=False
             ),
             lambda g, p=p, c=c, tau=tau: SASolver(p, c, tau, phi2="B1", grid=g),
+            {},
+        )
+        for p, c in ((1, 1), (2, 1), (2, 2), (3, 3), (3, 4))
+        for tau in (0.0, 0.5, 1.0)
+    },
+    **{
+        f"SA-Solver of eps {p}-{c}, tau {tau}": (
+            lambda p=p, c=c, tau=tau: theirs(
+                "SASolver",
+                predictor_order=p,
+                corrector_order=c,
+                tau_func=lambda t: tau,
+                lower_order_final=False,
+                algorithm_type="noise_prediction",
+            ),
+            lambda g, p=p, c=c, tau=tau: SASolver(p, c, tau, row="eps", grid=g),
             {},
         )
         for p, c in ((1, 1), (2, 1), (2, 2), (3, 3), (3, 4))

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -44,6 +45,10 @@ SOLVERS = {
     "sa_ode": SASolver(3, 3, tau=0.0),
     "sa_much": SASolver(2, 2, tau=1.7, phi2="B1"),
     "sa_part": SASolver(2, 2, interval=(-3.0, 3.0)),
+    **{f"eps_sde_{order}": SDEDPMSolver(order, row="eps") for order in (1, 2, 3)},
+    **{f"eps_sa_{p}{c}": SASolver(p, c, row="eps") for p, c in ((1, 2), (2, 2), (3, 3), (4, 0), (4, 4))},
+    "eps_sa_much": SASolver(2, 2, tau=1.7, phi2="B1", row="eps"),
+    "eps_ode": SASolver(3, 3, tau=0.0, row="eps"),
     "pc": PredictorCorrector(),
     "pc_ode": PredictorCorrector(0.16, corrections=2, eta=0.0),
     "annealed": AnnealedLangevin(),
@@ -80,7 +85,12 @@ def test_tables_are_finite_and_as_declared(name, curve):
         assert all(bool(state.z.isfinite().all()) for state in states)
         assert plan.steps == steps and len(states) == plan.calls + 1 <= CALLS.get(name, lambda n: n)(steps) + 1
         assert plan.times[0] == 1.0 and plan.stop == 0.0 and plan.path[-1] == (1.0, 0.0)
-        assert plan.stochastic == (name != "sa_ode") or steps < 3 or steps == 3 and name in ("sa_part", "churn_1")
+        assert (
+            plan.stochastic == (not name.endswith("_ode") or name == "pc_ode")
+            or steps < 3
+            or steps == 3
+            and name in ("sa_part", "churn_1")
+        )
         for k, line in enumerate(plan.lines):
             assert line.noise >= 0 and all(0 <= j <= k for j in (*line.z, *line.x))
     assert SOLVERS[name].plan(Cosine(), 10, 0.9, 0.1).path[-1] == tuple(float(c) for c in Cosine()(0.1))
@@ -92,11 +102,13 @@ LONG = ("euler_maruyama", "sa_33")
 @pytest.mark.parametrize("curve", STRUCTURE)
 @pytest.mark.parametrize("steps", [50, 1000])
 def test_many_steps_are_finite(curve, steps):
-    for name in ("beta", "churn", "sde_2", "sa_22", "pc", "annealed")[: 6 if steps == 50 else 0] + LONG:
+    for name in ("beta", "churn", "sde_2", "sa_22", "pc", "annealed", "eps_sde_2", "eps_sa_22")[
+        : 8 if steps == 50 else 0
+    ] + LONG:
         assert bool(run(SOLVERS[name].plan(STRUCTURE[curve], steps), STRUCTURE[curve])[-1].z.isfinite().all())
 
 
-EXACT_FOR_A_POINT = [n for n in SOLVERS if n[:2] in ("sd", "sa") or n in ("churn", "churn_eps")]
+EXACT_FOR_A_POINT = [n for n in SOLVERS if n[:2] in ("sd", "sa") or n in ("churn", "churn_eps", "eps_ode")]
 
 
 @pytest.mark.parametrize("name", EXACT_FOR_A_POINT)
@@ -138,6 +150,16 @@ ORDERS = {
     "sa_22_B1": (SASolver(2, 2, phi2="B1", grid=FLOW_TIME), 2),
     "sa_30_ode": (SASolver(3, 0, 0.0, grid=FLOW_TIME), 2),
     "sa_33_ode": (SASolver(3, 3, 0.0, grid=FLOW_TIME), 3),
+    "eps_sde_1": (SDEDPMSolver(1, grid=FLOW_TIME, row="eps"), 1),
+    "eps_sde_2": (SDEDPMSolver(2, grid=FLOW_TIME, row="eps"), 2),
+    "eps_sde_3": (SDEDPMSolver(3, grid=FLOW_TIME, row="eps"), 2),
+    "eps_sde_2_half": (SDEDPMSolver(2, 0.5, FLOW_TIME, "eps"), 2),
+    "eps_sa_20": (SASolver(2, 0, row="eps", grid=FLOW_TIME), 2),
+    "eps_sa_22": (SASolver(2, 2, row="eps", grid=FLOW_TIME), 2),
+    "eps_sa_12": (SASolver(1, 2, row="eps", grid=FLOW_TIME), 2),
+    "eps_sa_33": (SASolver(3, 3, row="eps", grid=FLOW_TIME), 2),
+    "eps_sa_22_much": (SASolver(2, 2, 1.5, row="eps", grid=FLOW_TIME), 2),
+    "eps_sa_33_ode": (SASolver(3, 3, 0.0, row="eps", grid=FLOW_TIME), 3),
 }
 
 
@@ -148,7 +170,8 @@ def test_weak_order_by_exact_moments(name, curve):
     solver, order = ORDERS[name]
     schedule = STRUCTURE[curve]
     assert solver.plan(schedule, 40, 0.9, 0.1).order == order
-    errors = gaps(solver, schedule, (40, 80, 160))
+    later = (name, curve) in (("eps_sa_20", "vp"), ("eps_sa_22", "vp"))  # two terms of their errors cancel at 40 steps
+    errors = gaps(solver, schedule, (160, 320, 640) if later else (40, 80, 160))
     slope = math.log2(errors[0] / errors[2]) / 2
     assert slope > order - 0.15
     assert errors[2] < 0.02
@@ -232,6 +255,7 @@ def test_first_orders_are_ddim_and_ddpm(curve):
     for ours, known in (
         (SDEDPMSolver(1, grid=FLOW_TIME), DDPM(FLOW_TIME)),
         (SASolver(1, 0, tau=0.0, grid=FLOW_TIME), DDIM(grid=FLOW_TIME)),
+        (SASolver(1, 0, tau=0.0, row="eps", grid=FLOW_TIME), DDIM(grid=FLOW_TIME)),
     ):
         for a, b in zip(ours.plan(schedule, 7).lines, known.plan(schedule, 7).lines, strict=True):
             keys = a.z.keys() | b.z.keys()
@@ -259,49 +283,113 @@ def test_second_order_is_the_published_formula():
         assert line.noise == pytest.approx(sigma_s * math.sqrt(1 - math.exp(-2 * h)))
 
 
-def test_the_corrector_uses_the_noise_that_was_drawn():
+def test_second_order_in_eps_is_the_published_formula():
+    """SDE-DPM-Solver(2M): a_s/a_t z - 2 sigma_s (e^h - 1) [(1 + 1/2r) eps_t - 1/2r eps_u] + sigma_s sqrt(e^2h-1) w."""
+    schedule = Cosine()
+    model = mixture().denoiser(Gaussian(schedule))
+    plan = SDEDPMSolver(2, grid=FLOW_TIME, row="eps").plan(schedule, 6, 0.9, 0.1)
+    z = mixture().sample(4, process=model.process, t=0.9)
+    nodes, noises = [*plan.times, plan.stop], []
+    for k, state in enumerate(plan.run(model, z, fresh)):
+        torch.testing.assert_close(state.z, z, rtol=1e-9, atol=1e-9)
+        if k == 6:
+            break
+        noises.append(model(z, nodes[k]).eps)
+        (alpha_t, _), (alpha_s, sigma_s) = ([float(c) for c in schedule(t)] for t in nodes[k : k + 2])
+        lam = [half_logsnr(schedule, t) for t in nodes[max(k - 1, 0) : k + 2]]
+        h = lam[-1] - lam[-2]
+        part = h / (lam[1] - lam[0]) / 2 if k else 0.0  # 1 / 2r; the first step is of order 1
+        drift = 2 * sigma_s * math.expm1(h) * ((1 + part) * noises[-1] - part * noises[max(k - 1, 0)])
+        z = alpha_s / alpha_t * z - drift + sigma_s * math.sqrt(math.expm1(2 * h)) * fresh(k, z)
+
+
+@pytest.mark.parametrize("row", ["x", "eps"])
+@pytest.mark.parametrize("tau", [0.0, 0.6, 1.0])
+def test_a_step_is_the_integral_of_the_equation(row, tau):
+    """One step from logsnr -1 to 2 beside 20,000 of Euler's, where the row's value is one number, mean and variance."""
+    schedule, n, value = LinearBeta(), 20_000, 0.8
+    t, s = (float(schedule.time(v)) for v in (-1.0, 2.0))
+    plan = SASolver(1, 0, tau, row=row, grid=grids.LogSNR()).plan(schedule, 1, t, s)
+    mean, variance = 1.3, 0.0
+    for a, b in itertools.pairwise(torch.linspace(t, s, n + 1, dtype=F64).tolist()):
+        middle = (a + b) / 2
+        f, g2 = float(schedule.drift(middle)), float(schedule.diffusion(middle))
+        alpha, sigma = (float(c) for c in schedule(middle))
+        pull = (1 + tau**2) / 2 * g2 / sigma  # dz = [f z + pull eps] dt + tau g dw, eps = (z - alpha x) / sigma
+        rate = f + (pull / sigma if row == "x" else 0.0)
+        push = -pull * alpha / sigma * value if row == "x" else pull * value
+        factor = math.exp(rate * (b - a))
+        mean = factor * mean + push * (b - a)
+        variance = factor**2 * variance + tau**2 * g2 * (a - b)
+
+    class Constant:
+        process = Gaussian(schedule)
+
+        def __call__(self, z, t):
+            return self.process.read(torch.full_like(z, value), row, z, t)
+
+    *_, last = plan.run(Constant(), torch.full((1, 1), 1.3, dtype=F64), lambda call, like: torch.zeros_like(like))
+    assert float(last.z) == pytest.approx(mean, rel=2e-4)
+    assert plan.lines[0].noise ** 2 == pytest.approx(variance, rel=2e-4, abs=1e-12)
+
+
+@pytest.mark.parametrize("row", ["x", "eps"])
+def test_the_corrector_uses_the_noise_that_was_drawn(row):
     """SA-Solver, Algorithm 1, as a loop of its own that keeps the corrected state and its noise; three estimates."""
     schedule, tau, steps = Flow(), 0.8, 8
-    plan = SASolver(3, 3, tau, grid=FLOW_TIME).plan(schedule, steps, 0.9, 0.1)
+    plan = SASolver(3, 3, tau, row=row, grid=FLOW_TIME).plan(schedule, steps, 0.9, 0.1)
     nodes = [*plan.times, plan.stop]
     law = mixture()
     model = law.denoiser(Gaussian(schedule))
     z0 = law.sample(3, process=model.process, t=0.9)
 
     def weights(known, k):
-        """alpha_s int H e^{-H (1 - u)} l_i du by a fine quadrature."""
+        """alpha_s int H e^{-H (1 - u)} l_i du, or (1 + tau^2) sigma_s int -h e^{h (1 - u)} l_i du, by quadrature."""
         lam = [half_logsnr(schedule, t) for t in nodes]
         h = lam[k + 1] - lam[k]
         u = (torch.arange(20000, dtype=F64) + 0.5) / 20000
-        density = (1 + tau**2) * h * torch.exp(-(1 + tau**2) * h * (1 - u)) / len(u)
+        rate = (1 + tau**2) * h if row == "x" else -h
+        density = rate * torch.exp(-rate * (1 - u)) / len(u)
         places = [(lam[j] - lam[k]) / h for j in known]
         basis = [math.prod((u - b) / (a - b) for b in places if b != a) for a in places]
-        return [float(schedule(nodes[k + 1])[0] * (density * one).sum()) for one in basis]
+        alpha, sigma = schedule(nodes[k + 1])
+        scale = alpha if row == "x" else (1 + tau**2) * sigma
+        return [float(scale * (density * one).sum()) for one in basis]
 
     corrected, held, seen, signals = z0, z0, z0, []
     for k, state in enumerate(plan.run(model, z0, fresh)):
         torch.testing.assert_close(state.z, seen, rtol=1e-7, atol=1e-7)
         if k == steps:
             break
-        signals.append(model(seen, nodes[k]).x)
+        signals.append(getattr(model(seen, nodes[k]), row))
         if k > 0:
             known = list(range(k, max(-1, k - 3), -1))
             corrected = held + sum(w * signals[j] for w, j in zip(weights(known, k - 1), known, strict=True))
         h = half_logsnr(schedule, nodes[k + 1]) - half_logsnr(schedule, nodes[k])
-        sigma_t, sigma_s = (float(schedule(t)[1]) for t in nodes[k : k + 2])
-        draw = sigma_s * math.sqrt(1 - math.exp(-2 * tau**2 * h)) * fresh(k, seen)
-        held = sigma_s / sigma_t * math.exp(-(tau**2) * h) * corrected + draw
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = ([float(c) for c in schedule(t)] for t in nodes[k : k + 2])
+        if row == "x":
+            draw = sigma_s * math.sqrt(1 - math.exp(-2 * tau**2 * h)) * fresh(k, seen)
+            held = sigma_s / sigma_t * math.exp(-(tau**2) * h) * corrected + draw
+        else:
+            draw = tau * sigma_s * math.sqrt(math.exp(2 * h) - 1) * fresh(k, seen)
+            held = alpha_s / alpha_t * corrected + draw
         known = list(range(k, max(-1, k - 3), -1))
         seen = held + sum(w * signals[j] for w, j in zip(weights(known, k), known, strict=True))
 
 
 def test_decay_moments_by_quadrature():
     u = (torch.arange(200_000, dtype=F64) + 0.5) / 200_000
-    for decay in (1e-3, 0.3, 0.999, 1.001, 4.0, 30.0):
+    for decay in (1e-3, 0.3, 0.999, 1.001, 4.0, 30.0, -1e-3, -0.3, -0.999, -1.001, -4.0):
         for p, found in enumerate(decay_moments(decay, 4)):
             wanted = float((decay * torch.exp(-decay * (1 - u)) * u**p).mean())
             assert found == pytest.approx(wanted, rel=1e-6)
     assert decay_moments(1e-9, 4) == pytest.approx([1e-9, 1e-9 / 2, 1e-9 / 3, 1e-9 / 4], rel=1e-8)
+    for decay in (-1e-7, -1e-3, -0.1, -0.5, -1.0):  # against rationals: nothing cancels
+        h, terms = Fraction(-decay), 40
+        for p, found in enumerate(decay_moments(decay, 4)):
+            powers = [h**j / math.factorial(j) for j in range(terms)]
+            beta = [Fraction(math.factorial(j) * math.factorial(p), math.factorial(j + p + 1)) for j in range(terms)]
+            assert found == pytest.approx(float(-h * sum(a * b for a, b in zip(powers, beta, strict=True))), rel=1e-15)
 
 
 def test_churn_is_algorithm_2():
@@ -382,6 +470,7 @@ def test_the_noise_stays_in_its_interval():
         lambda: SASolver(2, 5),
         lambda: SASolver(tau=math.nan),
         lambda: SASolver(phi2="B3"),
+        lambda: SASolver(row="v"),
         lambda: SDEDPMSolver(4),
         lambda: Churn(-1.0),
         lambda: Churn(s_noise=0.0),

@@ -79,10 +79,9 @@ class Foreign(Subject):
     def _ready(self, steps: int) -> Any:
         """A scheduler with its timesteps set, its tables in float64 where it has any: they limit its accuracy."""
         scheduler = self.make()
+        _raise(scheduler, "alphas_cumprod")  # first: sigmas are made of it, the same ones at every call
         scheduler.set_timesteps(steps)
-        for table in ("sigmas", "alphas_cumprod"):
-            if isinstance(getattr(scheduler, table, None), Tensor):
-                setattr(scheduler, table, getattr(scheduler, table).double())
+        _raise(scheduler, "sigmas")
         return scheduler
 
     def _loop(self, steps: int, levels: list[Level], oracle: Oracle, z: Tensor, seed: int) -> Trace:
@@ -104,6 +103,11 @@ class Foreign(Subject):
             return oracle.read(z, t, level)
         _, eps = oracle.read(z / math.hypot(*level), t, _trained(scheduler, t))
         return (z - level[1] * eps) / level[0], eps
+
+
+def _raise(scheduler: Any, table: str) -> None:
+    if isinstance(getattr(scheduler, table, None), Tensor):
+        setattr(scheduler, table, getattr(scheduler, table).double())
 
 
 def _begins(scheduler: Any, k: int) -> bool:

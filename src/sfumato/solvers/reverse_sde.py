@@ -4,11 +4,13 @@
 
 With l = logsnr / 2, h = l_s - l_t > 0 and H = (1 + tau^2) h its solution from t to s is
 
-    z_s = sigma_s / sigma_t e^{-tau^2 h} z_t + alpha_s int_0^1 H e^{-H (1 - u)} x(l_t + u h) du
-          + sigma_s sqrt(1 - e^{-2 tau^2 h}) xi
+    x:    z_s = sigma_s / sigma_t e^{-tau^2 h} z_t + alpha_s int_0^1 H e^{-H (1 - u)} x(l_t + u h) du
+                + sigma_s sqrt(1 - e^{-2 tau^2 h}) xi
+    eps:  z_s = alpha_s / alpha_t z_t - (1 + tau^2) sigma_s int_0^1 h e^{h (1 - u)} eps(l_t + u h) du
+                + tau sigma_s sqrt(e^{2 h} - 1) xi
 
-Sources: Song et al. 2021 (2011.13456), Eq. 6; Lu et al. 2022 (2211.01095), SDE-DPM-Solver++; Xue et al. 2023
-(2309.05019), SA-Solver, Eq. 14 and 17.
+Both are exact; what is taken as a polynomial differs. Sources: Song et al. 2021 (2011.13456), Eq. 6; Lu et al. 2022
+(2211.01095), SDE-DPM-Solver and SDE-DPM-Solver++; Xue et al. 2023 (2309.05019), SA-Solver, Eq. 14 and 17.
 """
 
 from __future__ import annotations
@@ -21,12 +23,13 @@ from sfumato.errors import SfumatoError
 from sfumato.solvers import grids
 from sfumato.solvers.axis import lagrange_basis
 from sfumato.solvers.build import Builder, Form, Solver, add, ddim
-from sfumato.solvers.clocks import Point
+from sfumato.solvers.clocks import Point, clock
 from sfumato.solvers.plan import Plan
 
-Terms = list[tuple[float, Form]]
+Weights = list[tuple[float, int]]  # of the row's value at a call
 
 PHI2 = ("exact", "B1", "B2")
+ROWS = ("x", "eps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,15 +69,23 @@ class EulerMaruyama(Solver):
 
 
 class Exponential(NamedTuple):
-    """z_s = kept z_t + gain x + std xi, exact for a constant x; `decay` is H, infinite where an end is."""
+    """z_s = kept z_t + scale int H e^{-H (1 - u)} y du + std xi, exact for the row's y; `decay` is H, of eps -h.
+
+    H is infinite where an end is, and y is x there, whatever the row.
+    """
 
     kept: float
-    gain: float
+    scale: float
     std: float
     decay: float
 
+    @property
+    def gain(self) -> float:
+        """The factor of a constant y."""
+        return -self.scale * math.expm1(-self.decay)
 
-def sde_step(t: Point, s: Point, tau: float) -> Exponential:
+
+def sde_step(t: Point, s: Point, tau: float, row: str = "x") -> Exponential:
     """Of the SDE with `tau`, from one (alpha, sigma) to a cleaner one."""
     if s[1] == 0:
         return Exponential(0.0, s[0], 0.0, math.inf)
@@ -82,9 +93,10 @@ def sde_step(t: Point, s: Point, tau: float) -> Exponential:
         kept = 0.0 if tau > 0 else s[1] / t[1]
         return Exponential(kept, s[0], s[1] if tau > 0 else 0.0, math.inf)
     h = half_logsnr(s) - half_logsnr(t)
-    decay = (1 + tau**2) * h
+    if row == "eps":
+        return Exponential(s[0] / t[0], (1 + tau**2) * s[1], tau * s[1] * math.sqrt(math.expm1(2 * h)), -h)
     std = s[1] * math.sqrt(-math.expm1(-2 * tau**2 * h))
-    return Exponential(s[1] / t[1] * math.exp(-(tau**2) * h), -s[0] * math.expm1(-decay), std, decay)
+    return Exponential(s[1] / t[1] * math.exp(-(tau**2) * h), s[0], std, (1 + tau**2) * h)
 
 
 def half_logsnr(point: Point) -> float:
@@ -95,15 +107,17 @@ def half_logsnr(point: Point) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class SASolver(Solver):
-    """Stochastic Adams: x is the polynomial in logsnr through the last `predictor` estimates; one call a step.
+    """Stochastic Adams: the row's value is the polynomial in logsnr through the last `predictor` ones; one call a step.
 
     corrector: how many estimates, that of the step's end among them, correct the state once they are known (2309.05019,
     Algorithm 1; the same noise, no further call); 0 does without. tau: the noise, 0 the ODE, 1 the reverse SDE;
     interval: the (lowest, highest) logsnr of the step's start where there is noise at all. Weak order 2 with two
     estimates or more (1 with one); without noise up to 3, which the first step allows.
 
-    phi2: the weight of the slope where the polynomial is a line, int H e^{-H (1 - u)} u du: 'exact'; 'B2', the half of
-    1 - e^{-H} (2211.01095, Eq. of SDE-DPM-Solver++(2M)); 'B1', the half of H (SA-Solver's published program).
+    row: 'x' takes the clean signal as the polynomial, 'eps' the noise; from pure noise and to the clean signal it is x.
+    With noise x alone has the law of data of one point, and eps multiplies its errors by e^h: long steps want x.
+    phi2: the weight of the slope where the polynomial is a line, int H e^{-H (1 - u)} u du, for eps with -h for H:
+    'exact'; 'B2', half of 1 - e^{-H} (2211.01095, SDE-DPM-Solver++(2M)); 'B1', half of H (SA-Solver's program, for x).
     """
 
     predictor: int = 2
@@ -111,6 +125,7 @@ class SASolver(Solver):
     tau: float = 1.0
     interval: tuple[float, float] | None = None
     phi2: str = "exact"
+    row: str = "x"
     grid: grids.Grid = dataclasses.field(default_factory=grids.auto)
 
     def __post_init__(self) -> None:
@@ -123,25 +138,27 @@ class SASolver(Solver):
             raise SfumatoError(f"SASolver needs tau >= 0, got {self.tau:g}.")
         if self.phi2 not in PHI2:
             raise SfumatoError(f"SASolver takes phi2 = {', '.join(PHI2)}, got {self.phi2!r}.")
+        if self.row not in ROWS:
+            raise SfumatoError(f"SASolver takes row = {' or '.join(ROWS)}, got {self.row!r}.")
 
     def build(self, b: Builder) -> Plan:
         past: list[int] = []  # calls whose estimates the polynomial may use, the latest first
-        change: Terms = []  # what the next estimate will correct the state by
+        change: Weights = []  # what the next estimate will correct the state by
         for i in range(len(b.nodes) - 1):
             k, end = b.call(b.nodes[i]), b.node(i + 1)
-            state = add((1.0, {("z", k): 1.0}), *change)
+            state = add((1.0, {("z", k): 1.0}), *self._values(b, change))
             past = [k, *past] if math.isfinite(half_logsnr(b.path[k])) else []
-            step = sde_step(b.path[k], end, self._noise(b.path[k]))
+            step = sde_step(b.path[k], end, self._noise(b.path[k]), self.row)
             change = []
             if not math.isfinite(step.decay):
                 b.advance(add((step.kept, state), (step.gain, {("x", k): 1.0})), step.std)
                 continue
-            predicted = self._estimates(b, past[: self.predictor], past[0], end, step)
-            b.advance(add((step.kept, state), *predicted), step.std)
+            predicted = self._weights(b, past[: self.predictor], past[0], end, step)
+            b.advance(add((step.kept, state), *self._values(b, predicted)), step.std)
             if self.corrector:
                 known = [k + 1, *past][: self.corrector]
-                corrected = self._estimates(b, known, past[0], end, step)
-                change = [*corrected, *((-w, x) for w, x in predicted)]
+                corrected = self._weights(b, known, past[0], end, step)
+                change = [*corrected, *((-w, j) for w, j in predicted)]
         return b.plan(self._name(), self._order())
 
     def _noise(self, at: Point) -> float:
@@ -150,15 +167,18 @@ class SASolver(Solver):
         low, high = self.interval
         return self.tau if low <= 2 * half_logsnr(at) <= high else 0.0
 
-    def _estimates(self, b: Builder, calls: list[int], start: int, end: Point, step: Exponential) -> Terms:
-        """alpha_s int H e^{-H (1 - u)} l_i(u) du of each call, u = 0 at `start` and 1 at `end`."""
+    def _values(self, b: Builder, weights: Weights) -> list[tuple[float, Form]]:
+        return [(w, b.value(clock(self.row), j)) for w, j in weights]
+
+    def _weights(self, b: Builder, calls: list[int], start: int, end: Point, step: Exponential) -> Weights:
+        """scale int H e^{-H (1 - u)} l_i(u) du of each call, u = 0 at `start` and 1 at `end`."""
         low, high = half_logsnr(b.path[start]), half_logsnr(end)
         where = [1.0 if j > start else (half_logsnr(b.path[j]) - low) / (high - low) for j in calls]
         found = decay_moments(step.decay, len(calls))
         if len(calls) == 2 and self.phi2 != "exact":
             found[1] = (step.decay if self.phi2 == "B1" else found[0]) / 2
         weights = [sum(c * m for c, m in zip(basis, found, strict=True)) for basis in lagrange_basis(where)]
-        return [(end[0] * w, {("x", j): 1.0}) for w, j in zip(weights, calls, strict=True)]
+        return [(step.scale * w, j) for w, j in zip(weights, calls, strict=True)]
 
     def _order(self) -> int:
         reached = min(self.corrector, self.predictor + 1) if self.corrector else self.predictor
@@ -166,27 +186,32 @@ class SASolver(Solver):
         return min(reached, starts if self.tau == 0 else 2)
 
     def _name(self) -> str:
-        return f"SASolver(predictor={self.predictor}, corrector={self.corrector}, tau={self.tau:g})"
+        row = "" if self.row == "x" else f", row={self.row}"
+        return f"SASolver(predictor={self.predictor}, corrector={self.corrector}, tau={self.tau:g}{row})"
 
 
 def decay_moments(decay: float, count: int) -> list[float]:
-    """m_p = int_0^1 H e^{-H (1 - u)} u^p du for p < count."""
-    if decay > 1:
+    """m_p = int_0^1 H e^{-H (1 - u)} u^p du for p < count and H of either sign."""
+    if abs(decay) > 1:
         out = [-math.expm1(-decay)]
         for p in range(1, count):
             out.append(1 - p / decay * out[-1])
         return out
-    # A series of positive terms: the recursion cancels where H is small.
-    scale = decay * math.exp(-decay)
-    return [scale * math.fsum(decay**j / math.factorial(j) / (j + p + 1) for j in range(20)) for p in range(count)]
+    # Series of terms of one sign, as the recursion cancels where H is small: of e^{H u}, or of e^{-H v} with v = 1 - u.
+    if decay > 0:
+        scale = decay * math.exp(-decay)
+        return [scale * math.fsum(decay**j / math.factorial(j) / (j + p + 1) for j in range(20)) for p in range(count)]
+    falls = [[(-decay) ** j * math.factorial(p) / math.factorial(j + p + 1) for j in range(20)] for p in range(count)]
+    return [decay * math.fsum(fall) for fall in falls]
 
 
-def SDEDPMSolver(order: int = 2, eta: float = 1.0, grid: grids.Grid | None = None) -> SASolver:
+def SDEDPMSolver(order: int = 2, eta: float = 1.0, grid: grids.Grid | None = None, row: str = "x") -> SASolver:
     """SDE-DPM-Solver++ 1, 2M and 3M (2211.01095): stochastic Adams without a corrector, 2M with phi2 = B2.
 
     z_s = sigma_s / sigma_t e^{-eta^2 h} z_t + alpha_s (1 - e^{-H}) D + sigma_s sqrt(1 - e^{-2 eta^2 h}) xi, and for 2M
-    D = x_t + h / (2 h_before) (x_t - x_before). 3M integrates its quadratic exactly.
+    D = x_t + h / (2 h_before) (x_t - x_before). 3M integrates its quadratic exactly. row='eps' is SDE-DPM-Solver, with
+    z_s = alpha_s / alpha_t z_t - (1 + eta^2) sigma_s (e^h - 1) D + eta sigma_s sqrt(e^{2 h} - 1) xi, D of eps alike.
     """
     if order not in (1, 2, 3):
         raise SfumatoError(f"SDEDPMSolver has orders 1 to 3, got {order}.")
-    return SASolver(order, 0, eta, phi2="B2", grid=grid or grids.auto())
+    return SASolver(order, 0, eta, phi2="B2", row=row, grid=grid or grids.auto())
