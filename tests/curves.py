@@ -14,6 +14,8 @@ from sfumato.schedules import (
     Sigmoid,
     SubVP,
     Trig,
+    ZeroTerminalSNR,
+    zero_terminal_snr,
 )
 
 CURVES = {
@@ -35,4 +37,7 @@ CURVES = {
     "shifted_ve": Shifted(VE(), 0.5),
     "ddpm_table": FromBetas.ddpm(),
     "latent_table": FromBetas.scaled_linear(),
+    "linear_beta_to_zero": ZeroTerminalSNR(LinearBeta()),
+    "subvp_to_zero": ZeroTerminalSNR(SubVP()),
+    "latent_table_to_zero": zero_terminal_snr(FromBetas.scaled_linear()),
 }

@@ -141,9 +141,14 @@ class FromFunction(Schedule):
         return rates[0].detach(), rates[1].detach()
 
     def curve_time(self, logsnr: Tensor) -> Tensor:
-        lo, hi = torch.zeros_like(logsnr), torch.ones_like(logsnr)
-        for _ in range(64):
-            mid = (lo + hi) / 2
-            above = self.logsnr(mid) > logsnr
-            lo, hi = torch.where(above, mid, lo), torch.where(above, hi, mid)
-        return (lo + hi) / 2
+        return bisected(self, logsnr)
+
+
+def bisected(schedule: Schedule, logsnr: Tensor) -> Tensor:
+    """t in [0, 1] with schedule.logsnr(t) = logsnr, to rounding."""
+    lo, hi = torch.zeros_like(logsnr), torch.ones_like(logsnr)
+    for _ in range(64):
+        mid = (lo + hi) / 2
+        above = schedule.logsnr(mid) > logsnr
+        lo, hi = torch.where(above, mid, lo), torch.where(above, hi, mid)
+    return (lo + hi) / 2
