@@ -16,18 +16,10 @@ from torch import Tensor
 from sfumato import noise, target
 from sfumato.belief import broadcast
 from sfumato.model import Denoiser
+from sfumato.objectives.factor import factor, finite
 from sfumato.objectives.times import TimeDensity, UniformTime
 from sfumato.objectives.weights import Weight
 from sfumato.schedule import Time, as_time
-
-
-def draw_times(
-    denoiser: Denoiser, index: Tensor | Sequence[int], times: TimeDensity, seed: int, role: int = noise.TRAIN_TIME
-) -> tuple[Tensor, Tensor]:
-    """(t, p(logsnr(t))) for each sample index, float64 (B,)."""
-    schedule = denoiser.process.schedule
-    logsnr = times.logsnr(times.levels(seed, index, role), schedule)
-    return schedule.time(logsnr), times.density(logsnr, schedule)
 
 
 def denoising_loss(
@@ -51,10 +43,8 @@ def denoising_loss(
     index = torch.arange(len(x)) if index is None else torch.as_tensor(index)
     schedule = denoiser.process.schedule
     if t is None:
-        t, density = draw_times(denoiser, index, times, seed)
-    else:
-        t = as_time(t).expand(len(x))
-        density = times.density(schedule.logsnr(t), schedule)
+        t = schedule.time(times.logsnr(times.levels(seed, index, noise.TRAIN_TIME), schedule))
+    t = as_time(t).expand(len(x))
     if eps is None:
         eps = noise.normal(seed, index, tuple(x.shape[1:]), noise.TRAIN_NOISE, device=x.device, dtype=x.dtype)
     z = denoiser.process.corrupt(x, t, eps)
@@ -63,6 +53,7 @@ def denoising_loss(
     error = (denoiser.predict(z, t, **cond) - wanted).flatten(1).square().sum(1)
     if weight is None:
         return 0.5 * error
-    alpha, sigma = schedule(t)
-    factor = weight(schedule.logsnr(t)) / density * target.error_scale(row, alpha, sigma)
-    return 0.5 * factor.to(error) * error
+    scale = factor(schedule, row, t, times, weight)
+    if scale.device.type == "cpu":  # elsewhere the question would make the device wait
+        finite(scale.detach(), schedule.logsnr(t))
+    return 0.5 * scale.to(error) * error

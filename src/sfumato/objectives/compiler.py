@@ -1,0 +1,240 @@
+"""The objective compiler: what any (schedule, target, time density, weight) really minimises, in logsnr.
+
+    loss = 1/2 E_p[factor |y - y_hat|^2] = 1/2 int w(logsnr) E|eps - eps_hat|^2 dlogsnr
+    w = factor p (det / alpha)^2,   p = p(t) / |dlogsnr/dt|,   det = b alpha - a sigma of the target's row (a, b)
+
+Two objectives with the same w have the same expected gradient, whatever else differs between them.
+Source: Kingma and Gao 2023 (2303.00848), Sec. 3 and Table 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from sfumato import target as targets
+from sfumato.errors import SfumatoError
+from sfumato.objectives import factor as factors
+from sfumato.objectives import weights
+from sfumato.objectives.augmentation import Augmentation
+from sfumato.objectives.times import TimeDensity, UniformTime, limits
+from sfumato.objectives.weights import Weight
+from sfumato.schedule import Schedule
+
+_GRID = 4097  # levels at which a weight is looked at
+_SEEN = 10.0  # weights are compared between +-10: beyond, a loss is constant to 5e-5 of its value
+_TINY = 1e-30  # below this share of its largest value a weight counts as 0
+_SLACK = 1e-9  # a rise that is smaller is rounding
+
+
+class Nearest(NamedTuple):
+    """The named weight that is nearest: w = scale w_name, but for a factor of exp(+-distance) (root mean square)."""
+
+    name: str
+    aliases: tuple[str, ...]
+    distance: float
+    scale: float
+
+    @property
+    def factor(self) -> float:
+        """By how much the two differ, as a factor: exp(distance)."""
+        return math.exp(self.distance)
+
+    @property
+    def same(self) -> bool:
+        """Whether the two are one weight, to rounding."""
+        return self.distance < 1e-6
+
+
+@final
+class Objective:
+    """A weighted denoising loss, compiled.
+
+    target: a row (`target.NAMES`). times: the density that levels are drawn from, uniform in t by default. The loss is
+    one of three: the plain squared error of the target; `weight`, w(logsnr) itself, by which `denoising_loss` divides
+    the density out again; or `factor`, a function of logsnr that multiplies |y - y_hat|^2 as other trainers write it.
+    sigma_data: that of the target F. w and p are 0 outside the levels that the schedule reaches.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        target: str = "v",
+        times: TimeDensity | None = None,
+        weight: Weight | None = None,
+        sigma_data: float = 1.0,
+        *,
+        factor: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        if target not in targets.NAMES:
+            raise SfumatoError(f"Unknown target {target!r}: known are {', '.join(targets.NAMES)}.")
+        if weight is not None and factor is not None:
+            raise SfumatoError("An objective has a weight w(logsnr) or a factor on the squared error, not both.")
+        self.schedule, self.target, self.sigma_data = schedule, target, float(sigma_data)
+        self.times = times or UniformTime()
+        self._weight, self._factor = weight, factor
+        factors.finite(self.weight(self._grid(65)), self._grid(65))
+
+    # -- the two functions ---------------------------------------------------------------------------------------
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """(lowest, highest) logsnr that is drawn."""
+        return limits(self.schedule)
+
+    def density(self, logsnr: Tensor) -> Tensor:
+        """p(logsnr), the share of the drawn levels, like logsnr."""
+        return self._inside(logsnr, lambda lam: self.times.density(lam, self.schedule))
+
+    def weight(self, logsnr: Tensor) -> Tensor:
+        """w(logsnr): the loss is 1/2 int w E|eps - eps_hat|^2 dlogsnr."""
+        return self._inside(logsnr, self._effective)
+
+    def factor(self, logsnr: Tensor) -> Tensor:
+        """What multiplies |y - y_hat|^2 at levels drawn from `times`: 1 where the loss is plain."""
+        return self._inside(logsnr, self._raw)
+
+    def _inside(self, logsnr: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
+        lam = logsnr.to(torch.float64)
+        lo, hi = self.range
+        outside = (lam < lo - _SLACK) | (lam > hi + _SLACK)
+        return torch.where(outside, 0.0, f(lam.clamp(lo, hi)))
+
+    def _scale(self, logsnr: Tensor) -> Tensor:
+        """c with |eps - eps_hat|^2 = c |y - y_hat|^2."""
+        t = self.schedule.time(logsnr)
+        return targets.error_scale(targets.row(self.target, self.schedule, t, self.sigma_data), *self.schedule(t))
+
+    def _effective(self, logsnr: Tensor) -> Tensor:
+        if self._weight is not None:
+            return self._weight(logsnr)
+        plain = self.times.density(logsnr, self.schedule) / self._scale(logsnr)
+        return plain if self._factor is None else self._factor(logsnr) * plain
+
+    def _raw(self, logsnr: Tensor) -> Tensor:
+        if self._weight is None:
+            return torch.ones_like(logsnr) if self._factor is None else self._factor(logsnr)
+        t = self.schedule.time(logsnr)
+        row = targets.row(self.target, self.schedule, t, self.sigma_data)
+        return factors.factor(self.schedule, row, t, self.times, self._weight)
+
+    def _grid(self, count: int = _GRID, widest: float = math.inf) -> Tensor:
+        lo, hi = self.range
+        return torch.linspace(max(lo, -widest), min(hi, widest), count, dtype=torch.float64)
+
+    # -- what it is ----------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise SfumatoError where no model can be trained so: see `factor.check`."""
+        given = self._weight if self._factor is None else self.weight
+        factors.check(self.schedule, self.target, self.times, given, self.sigma_data)
+
+    @cached_property
+    def rises(self) -> list[tuple[float, float]]:
+        """The stretches of logsnr on which w rises, found on a grid of 4,096 steps."""
+        lam = self._grid().tolist()
+        w = self.weight(self._grid()).detach()
+        up, down = (w[1:] > w[:-1] * (1 + _SLACK)).tolist(), (w[1:] < w[:-1] * (1 - _SLACK)).tolist()
+        found: list[tuple[float, float]] = []
+        rising = False
+        for i, (rise, fall) in enumerate(zip(up, down, strict=True)):
+            if rise:
+                start = found.pop()[0] if rising else lam[i]
+                found.append((start, lam[i + 1]))
+            rising = rise or (rising and not fall)  # a table rises in steps, which are one stretch
+        return found
+
+    @property
+    def monotone(self) -> bool:
+        """Whether w never rises with logsnr, so that the loss is an evidence bound of noised data (`augmentation`)."""
+        return not self.rises
+
+    def augmentation(self) -> Augmentation:
+        """The law of noise levels, and the constants, that make this loss an expectation of evidence bounds."""
+        return Augmentation(self.weight, *self.range)
+
+    def compare(self, other: Objective | Weight) -> tuple[float, float]:
+        """(distance, scale): the root mean square of log(w / (scale w_other)), and the scale that makes it least.
+
+        Taken over the levels of both, evenly in logsnr between +-10, so that neither the density nor the schedule
+        has a say in it. Infinite where they share no level.
+        """
+        (lo, hi), there = self.range, other.range if isinstance(other, Objective) else (-math.inf, math.inf)
+        lo, hi = max(lo, there[0], -_SEEN), min(hi, there[1], _SEEN)
+        if not lo < hi:
+            return math.inf, 1.0
+        lam = torch.linspace(lo, hi, 513, dtype=torch.float64)
+        both = (w(lam).detach() for w in (self.weight, other.weight if isinstance(other, Objective) else other))
+        ours, theirs = (torch.log(w.clamp_min(_TINY * float(w.max()))) for w in both)
+        ratio = ours - theirs
+        return float(ratio.std(correction=0)), math.exp(float(ratio.mean()))
+
+    def distance(self, other: Objective | Weight) -> float:
+        """How far the two weights are apart, up to a constant factor: 0 is the same objective (`compare`)."""
+        return self.compare(other)[0]
+
+    def named(self, name: str) -> Weight:
+        """A weight of `weights.NAMED`; EDM's is that of data with this sigma_data."""
+        if name == "edm":
+            return weights.edm(self.sigma_data, -1.2 + math.log(2 * self.sigma_data))
+        return weights.NAMED[name]()
+
+    def nearest(self) -> Nearest:
+        """The named weight at the least distance, and its other names."""
+        found = {name: self.compare(self.named(name)) for name in weights.NAMED}
+        best = min(found, key=lambda name: found[name][0])
+        same = tuple(name for name in found if name != best and found[name] == found[best])
+        return Nearest(best, same, *found[best])
+
+    # -- the same in other words ---------------------------------------------------------------------------------
+
+    def express(
+        self, schedule: Schedule | None = None, target: str | None = None, times: TimeDensity | None = None
+    ) -> Objective:
+        """The same w under another schedule, target or density: equal expected gradients, another `factor`.
+
+        What is not given stays. Levels that the new schedule does not reach are lost: `missing` says how many. Raises
+        SfumatoError where the new words cannot be trained (`check`).
+        """
+        found = Objective(
+            schedule or self.schedule, target or self.target, times or self.times, self.weight, self.sigma_data
+        )
+        found.check()
+        return found
+
+    def missing(self, other: Objective) -> float:
+        """The share of the levels drawn here that `other` never reaches."""
+        u = (torch.arange(4096, dtype=torch.float64) + 0.5) / 4096
+        lam, (lo, hi) = self.times.logsnr(u, self.schedule).detach(), other.range
+        return float(((lam < lo - _SLACK) | (lam > hi + _SLACK)).double().mean())
+
+    def to_dict(self, levels: int = 31) -> dict[str, Any]:
+        """What it is in plain numbers: names, range, nearest, monotone, and w, p, factor at equal steps of logsnr."""
+        lam = self._grid(levels)
+        w, p, f = (of(lam).detach().tolist() for of in (self.weight, self.density, self.factor))
+        near = self.nearest()
+        return {
+            "schedule": type(self.schedule).__name__,
+            "target": self.target,
+            "times": repr(self.times),
+            "sigma_data": self.sigma_data,
+            "logsnr_range": list(self.range),
+            "nearest": {**near._asdict(), "aliases": list(near.aliases)},
+            "monotone": self.monotone,
+            "rises": [list(stretch) for stretch in self.rises],
+            "levels": [
+                {"logsnr": at, "weight": a, "density": b, "factor": c}
+                for at, a, b, c in zip(lam.tolist(), w, p, f, strict=True)
+            ],
+        }
+
+    def plot(self, path: str) -> None:
+        """Draw w, p and w beside the nearest named weights into a file (.png, .svg, .pdf). Needs matplotlib."""
+        from sfumato.objectives.drawing import draw
+
+        draw(self, path)
