@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from sfumato.errors import SfumatoError
-from sfumato.training.config import CHOICES, TrainConfig, budget, docs, from_dict, from_yaml
+from sfumato.training.config import CHOICES, MOVING, TrainConfig, budget, docs, from_dict, from_yaml
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,16 @@ def test_choices_are_what_the_library_names():
     words = docs()
     for setting in ("schedule", "target", "times", "weight"):
         assert all(re.search(rf"\b{re.escape(name)}\b", words[setting]) for name in CHOICES[setting])
+
+
+def test_a_density_that_moves_needs_a_weight():
+    from sfumato.objectives import times
+
+    assert tuple(name for name, make in times.NAMED.items() if make().moves) == MOVING
+    for name in MOVING:
+        with pytest.raises(SfumatoError, match="needs a weight"):
+            TrainConfig(times=name)
+        assert TrainConfig(times=name, weight="elbo").times == name
 
 
 def test_every_setting_has_its_words():

@@ -33,6 +33,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("auto", "float32", "bfloat16"),
 }  # fmt: skip
 
+MOVING = ("adaptive", "variance-optimal")  # densities that learn from the losses
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -115,6 +117,11 @@ class TrainConfig:
                 raise SfumatoError(f"{name} must be a whole number, not {value!r}.")
         if self.minutes is not None and self.steps is not None:
             raise SfumatoError("Give minutes or steps as the budget, not both.")
+        if self.times in MOVING and self.weight == "plain":
+            raise SfumatoError(
+                f"times={self.times!r} needs a weight, since the plain error of a target would change with the density: "
+                "choose one, such as weight='sigmoid' or weight='elbo'."
+            )
 
     def replace(self, **changes: Any) -> TrainConfig:
         """The same settings with some changed; an unknown name is an error with a suggestion."""
