@@ -119,7 +119,7 @@ class TrainConfig:
             raise SfumatoError("Give minutes or steps as the budget, not both.")
         if self.times in MOVING and self.weight == "plain":
             raise SfumatoError(
-                f"times={self.times!r} needs a weight, since the plain error of a target would change with the density: "
+                f"times={self.times!r} needs a weight, since the plain error of a target changes with the density: "
                 "choose one, such as weight='sigmoid' or weight='elbo'."
             )
 
