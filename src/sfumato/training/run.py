@@ -17,12 +17,13 @@ from sfumato.data.labels import read_labels
 from sfumato.errors import SfumatoError, suggest
 from sfumato.files import write_text
 from sfumato.model import Denoiser
+from sfumato.objectives.factor import check
 from sfumato.process import Gaussian
 from sfumato.training import checkpoint, config, folder
 from sfumato.training.config import TrainConfig, from_dict
 from sfumato.training.console import Console
 from sfumato.training.interrupt import Interrupted
-from sfumato.training.objective import schedule_of
+from sfumato.training.objective import schedule_of, times_of, weight_of
 from sfumato.training.precision import compute_dtype, device_of
 from sfumato.training.report import write as write_report
 from sfumato.training.session import Session
@@ -155,7 +156,9 @@ def _network(spec: DataSpec, settings: TrainConfig, samples: int) -> torch.nn.Mo
 
 
 def _denoiser(net: torch.nn.Module, spec: DataSpec, settings: TrainConfig, device: torch.device) -> Denoiser:
-    denoiser = Denoiser(net, Gaussian(schedule_of(settings.schedule)), settings.target, 1.0, spec).to(device)
+    schedule = schedule_of(settings.schedule)
+    check(schedule, settings.target, times_of(settings.times), weight_of(settings.weight))
+    denoiser = Denoiser(net, Gaussian(schedule), settings.target, 1.0, spec).to(device)
     denoiser.compute_dtype = compute_dtype(settings.precision, device)
     return denoiser
 
