@@ -151,31 +151,6 @@ def test_learning_rate_rises_stays_and_falls():
     assert rate_factor(200, 1.0, settings(decay=0)) == 1
 
 
-class Explodes(nn.Module):
-    """A network whose third call answers with infinity."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight, self.calls = nn.Parameter(torch.ones(5)), 0
-
-    def forward(self, x, level, label=None):
-        self.calls += 1
-        return x * self.weight * (math.inf if self.calls == 3 else 1.0)
-
-
-def test_what_is_not_finite_stops_the_run_and_is_not_applied():
-    model = Denoiser(Explodes(), Gaussian(Flow()), "velocity")
-    config = settings()
-    state = State(model, config)
-    steps = fit(model, DATA, config, None, None, state)
-    next(steps), next(steps)
-    before = {name: value.clone() for name, value in state.tensors().items()}
-    with pytest.raises(SfumatoError, match="step 3: the loss or its gradient is not finite"):
-        next(steps)
-    assert state.step == 2
-    assert all(torch.equal(value, before[name]) for name, value in state.tensors().items())
-
-
 def test_minutes_are_the_budget():
     config = settings(steps=None, minutes=0.02)
     state = State(denoiser(), config)

@@ -21,6 +21,7 @@ from sfumato.errors import SfumatoError
 from sfumato.training.batches import Batches
 from sfumato.training.config import TrainConfig
 from sfumato.training.goal import Batch, Goal
+from sfumato.training.guard import STRIKES, WINDOW, Incident, find
 from sfumato.training.state import State
 from sfumato.training.validation import BINS, Measure, Validation
 
@@ -35,7 +36,8 @@ class Progress:
     """Where a run stands after a step.
 
     loss and grad_norm are means since the last step that had them, None between; lr the rate of this step; rate in
-    samples a second; eta and elapsed in seconds; fraction of the budget used; validation at some steps.
+    samples a second; eta and elapsed in seconds; fraction of the budget used; validation at some steps; incident where
+    the step was skipped.
     """
 
     step: int
@@ -50,10 +52,12 @@ class Progress:
     grad_norm: float | None = None
     validation: Validation | None = None
     done: bool = False
+    incident: Incident | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """One line of metrics.jsonl."""
-        line = {name: value for name, value in vars(self).items() if value is not None and name != "validation"}
+        apart = ("validation", "incident")
+        line = {name: value for name, value in vars(self).items() if value is not None and name not in apart}
         return line if self.validation is None else {**line, **self.validation.to_dict()}
 
 
@@ -83,7 +87,8 @@ def fit(
     one); labels: int64 (N,). holdout: (x, labels) for validation. state: continues a run (default: a new one), and
     brings its goal.
     config needs a budget, steps or minutes. The caller may stop taking values at any time and go on later with the
-    same state. Raises SfumatoError where loss or gradient are not finite; the weights are then those before the step.
+    same state. A step whose loss or gradient is not finite is skipped and says so (`guard`); SfumatoError where that
+    happens STRIKES times within WINDOW steps, unless the caller has gone back to an earlier state by then.
     """
     if config.steps is None and config.minutes is None:
         raise SfumatoError("Training needs a budget: set steps or minutes.")
@@ -93,11 +98,19 @@ def fit(
     clock = _Clock(state, config)
     model.train()
     while clock.fraction() < 1:
-        lr = config.lr * rate_factor(state.samples + config.batch, clock.fraction(), config)
         before = clock.fraction()
-        _step(Batch(*batches.take(state.samples, config.batch)), config, state, lr)
+        lr = config.lr * state.slower * rate_factor(state.samples + config.batch, before, config)
+        batch = Batch(*batches.take(state.samples, config.batch))
+        incident = None if _step(batch, config, state, lr) else _skip(state, config, batch, batches, lr)
         clock.tick()
-        yield _progress(state, config, clock, before, lr, len(x), measure)
+        progress = _progress(state, config, clock, before, lr, len(x), measure)
+        yield dataclasses.replace(progress, incident=incident)
+        if len(state.strikes) >= STRIKES:  # whoever takes the values did not go back
+            raise SfumatoError(
+                f"Training stopped at step {state.step:,}: {STRIKES} steps of {WINDOW} could not be taken; in the last "
+                f"one {incident.where if incident else 'the loss was not finite'}. Go on from an earlier state with a "
+                "lower --lr or --precision float32."
+            )
 
 
 class _Clock:
@@ -137,8 +150,9 @@ def _measure(state: State, config: TrainConfig, x: Tensor, labels: Tensor | None
     return state.goal.measure(model, rows.to(model.device), cond, count, config.batch)
 
 
-def _step(batch: Batch, config: TrainConfig, state: State, lr: float) -> None:
-    """One step of the optimiser and the average; refuses to apply what is not finite."""
+def _step(batch: Batch, config: TrainConfig, state: State, lr: float) -> bool:
+    """One step of the optimiser and the average; False where it is not finite, with nothing applied but to weights that
+    the step itself has made infinite: `find` sees these, and only an earlier state can help."""
     state.optimizer.zero_grad(set_to_none=True)
     for parameter in state.goal.parameters():
         parameter.grad = None
@@ -148,16 +162,29 @@ def _step(batch: Batch, config: TrainConfig, state: State, lr: float) -> None:
     largest = config.clip or math.inf
     norm = torch.nn.utils.clip_grad_norm_(state.parameters, largest, foreach=True)
     if not math.isfinite(float(loss.detach() + norm)):
-        raise SfumatoError(
-            f"Training stopped at step {state.step + 1:,}: the loss or its gradient is not finite. Nothing of it "
-            f"was kept; go on from the last checkpoint with a lower --lr than {config.lr:g} or --precision float32."
-        )
+        return False
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     state.optimizer.step()
+    with torch.no_grad():
+        size = torch.stack(torch._foreach_norm(state.parameters)).sum()
+    if not math.isfinite(float(size)):
+        return False
     state.goal.observe(batch, losses.detach())
     state.average(config.batch)
     state.sums += torch.stack((loss.detach(), norm.detach(), torch.ones_like(loss.detach()))).double()
+    return True
+
+
+def _skip(state: State, config: TrainConfig, batch: Batch, batches: Batches, lr: float) -> Incident:
+    """Count a step that is not taken, and say why."""
+    where, lost = find(state.denoiser, state.goal, batch)
+    state.step += 1
+    rows = batches.rows(state.samples, config.batch).tolist()
+    state.samples += config.batch
+    recent = [step for step in state.strikes if step > state.step - WINDOW]
+    state.strikes = [*recent, *[state.step] * (STRIKES if lost else 1)]
+    return Incident(state.step, batch.index.tolist(), rows, where, lr)
 
 
 def _progress(
@@ -169,7 +196,7 @@ def _progress(
     loss = norm = None
     if done or state.step % every == 0:
         total, norms, count = state.sums.tolist()
-        loss, norm = total / count, norms / count
+        loss, norm = (total / count, norms / count) if count else (None, None)
         state.sums.zero_()
     validation = None
     if measure is not None and (done or _due(state, before, fraction)):

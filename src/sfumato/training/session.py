@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import time
 from pathlib import Path
@@ -12,6 +14,7 @@ import torch
 from sfumato import artefact
 from sfumato.data import Source
 from sfumato.errors import SfumatoError
+from sfumato.files import write_text
 from sfumato.model import Denoiser
 from sfumato.pictures import beside, picture, save_png
 from sfumato.sampling import sample
@@ -20,6 +23,7 @@ from sfumato.training.averages import due, write_snapshot
 from sfumato.training.config import TrainConfig
 from sfumato.training.console import Console
 from sfumato.training.folder import Log
+from sfumato.training.guard import ROLLBACKS, SLOWER, STRIKES, Incident
 from sfumato.training.interrupt import Interruption
 from sfumato.training.loop import Progress, fit
 from sfumato.training.report import write as write_report
@@ -29,6 +33,7 @@ GRID_STEPS = 10  # of the solver: enough to judge by, and quick
 _GRID_SHARE = 0.02  # of the work of training that one grid may cost
 _LAST_GRID = 5  # times as much for the last, which is drawn when the budget is used
 _ROWS, _COLUMNS = 10, 4
+INCIDENTS = "incident.json"
 
 
 class Session:
@@ -40,6 +45,7 @@ class Session:
         self.path, self.config, self.source, self.state, self.console = path, config, source, state, console
         self.train, self.holdout = source.split(config.holdout)
         self.log = Log(path / "metrics.jsonl", state.step if resumed else 0)
+        self.incidents: list[dict[str, Any]] = incidents(path) if resumed else []
         self._saved, self._fraction = time.monotonic(), self.fraction
 
     @property
@@ -66,6 +72,8 @@ class Session:
                 if progress.loss is not None or progress.validation is not None:
                     self.log.write(progress.to_dict())
                 self.console(progress)
+                if progress.incident is not None:
+                    self._note(progress.incident)
                 if interruption.requested:
                     raise KeyboardInterrupt
                 self._events(progress)
@@ -81,6 +89,28 @@ class Session:
         training, training_labels = part(self.train)
         holdout = part(self.holdout) if len(self.holdout) else None
         return fit(self.denoiser, training, self.config, training_labels, holdout, self.state)
+
+    def _note(self, incident: Incident) -> None:
+        """Write an incident down; after STRIKES of them go back to the last checkpoint, or stop."""
+        state = self.state
+        back = len(state.strikes) >= STRIKES
+        if back:
+            contract, tensors, _ = checkpoint.latest(self.path)
+            incident = dataclasses.replace(incident, rolled_back=contract["counters"]["step"])
+        self.incidents.append(incident.to_dict())
+        write_text(self.path / INCIDENTS, json.dumps(self.incidents, indent=1) + "\n")
+        self.console.note(str(incident))
+        if not back:
+            return
+        if state.rollbacks == ROLLBACKS:
+            raise SfumatoError(
+                f"Training stopped at step {incident.step:,}: {incident.where}, again after going back {ROLLBACKS} times. "
+                f"{self.path / INCIDENTS} has every case; train with --lr below {incident.lr:.2g} or --precision float32."
+            )
+        counters = {**contract["counters"], "elapsed": state.elapsed, "rollbacks": state.rollbacks + 1}
+        state.load(tensors, {**counters, "slower": state.slower * SLOWER, "strikes": []})
+        self.log.close()
+        self.log, self._fraction = Log(self.path / "metrics.jsonl", state.step), self.fraction
 
     def _events(self, progress: Progress) -> None:
         before, self._fraction = self._fraction, progress.fraction
@@ -178,3 +208,9 @@ class Session:
         guidance = self.config.guidance if guided else 1.0
         manifest = {**self.provenance(), "sampling_steps": GRID_STEPS, "guidance": guidance}
         save_png(beside(images, list(models)), self.path / "samples" / f"step_{self.state.step:08d}.png", manifest)
+
+
+def incidents(run: Path) -> list[dict[str, Any]]:
+    """The steps of a run that were skipped (`guard.Incident`), from incident.json; none where there is no such file."""
+    path = run / INCIDENTS
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -14,13 +15,16 @@ from sfumato.training.ema import EMA
 from sfumato.training.goal import Goal, goal_of
 from sfumato.training.muon import Muon, split
 
+_COUNTERS = ("step", "samples", "elapsed", "strikes", "rollbacks", "slower")
+
 
 class State:
     """Weights, optimiser, moving average, what the goal learns, counters.
 
     denoiser: what is trained, whatever it is. goal: the denoising loss of the settings by default. step, samples:
     counters of the whole run. elapsed: seconds of training. sums: (loss, gradient norm, steps) since the last line of
-    the log.
+    the log. strikes: the last steps that were skipped; rollbacks: how often the run went back; slower: what the
+    learning rate has been multiplied by since.
     """
 
     def __init__(self, denoiser: Any, config: TrainConfig, goal: Goal | None = None) -> None:
@@ -31,6 +35,8 @@ class State:
         self.ema = EMA(denoiser, config.ema) if config.ema else None
         self.averages = Averages(denoiser) if config.snapshots else None
         self.step, self.samples, self.elapsed = 0, 0, 0.0
+        self.strikes: list[int] = []
+        self.rollbacks, self.slower = 0, 1.0
         self.sums = torch.zeros(3, dtype=torch.float64, device=denoiser.device)
 
     def average(self, batch: int) -> None:
@@ -60,7 +66,7 @@ class State:
         return found | {"sums": self.sums}
 
     def counters(self) -> dict[str, Any]:
-        return {"step": self.step, "samples": self.samples, "elapsed": self.elapsed}
+        return {name: copy.copy(getattr(self, name)) for name in _COUNTERS}
 
     def load(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
         """Take over what `tensors` and `counters` gave."""
@@ -79,7 +85,8 @@ class State:
                     )
             self.goal.load(_part(tensors, "goal."))
             self.sums.copy_(tensors["sums"])
-            self.step, self.samples, self.elapsed = (counters[name] for name in ("step", "samples", "elapsed"))
+            for name in _COUNTERS:
+                setattr(self, name, copy.copy(counters[name]))
         except (KeyError, RuntimeError) as error:
             first = str(error).splitlines()[0]
             raise SfumatoError(f"The checkpoint belongs to another network or other settings ({first}).") from None

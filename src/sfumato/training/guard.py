@@ -1,0 +1,103 @@
+"""What happens where a loss or a gradient is not finite: the step is skipped, and the cause is looked for and named.
+
+    one incident               nothing of the step is kept; the next batch is another
+    STRIKES in WINDOW steps    back to the last good checkpoint, with half the learning rate
+    more than ROLLBACKS        the run stops and says what it was
+
+Nothing that is not finite reaches the optimiser, the averages or a checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.training.goal import Batch, Goal
+
+STRIKES, WINDOW, ROLLBACKS = 3, 100, 3
+SLOWER = 0.5  # the learning rate after a roll-back, over that before
+
+
+@dataclasses.dataclass(frozen=True)
+class Incident:
+    """A step that was skipped.
+
+    step: its number; samples: numbers of the run's samples in its batch, rows: which samples of the training set these
+    are; where: the first part that was not finite, in words; rolled_back: the step that the run went back to.
+    """
+
+    step: int
+    samples: list[int]
+    rows: list[int]
+    where: str
+    lr: float
+    rolled_back: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        back = "" if self.rolled_back is None else f" Back to step {self.rolled_back:,}, with half the learning rate."
+        return f"Step {self.step:,} was skipped: {self.where}.{back}"
+
+
+def finite(value: Any) -> bool:
+    """Whether all floating-point tensors in a nest of tuples, lists and mappings are finite."""
+    if isinstance(value, Tensor):
+        return not value.is_floating_point() or bool(value.isfinite().all())
+    if isinstance(value, Mapping):
+        return all(finite(v) for v in value.values())
+    return all(finite(v) for v in value) if isinstance(value, list | tuple) else True
+
+
+def find(model: Any, goal: Goal, batch: Batch) -> tuple[str, bool]:
+    """(where the first number that is not finite comes from, whether weights are lost).
+
+    Data, conditions, a weight, a module's output, a gradient. Gradients are those that the failed step left; the
+    forward pass is run once more.
+    """
+    for name, parameter in model.net.named_parameters():
+        if not finite(parameter):
+            return f"the weight {name} is not finite any more: the step was too long", True
+    return _without_weights(model, goal, batch), False
+
+
+def _without_weights(model: Any, goal: Goal, batch: Batch) -> str:
+    if not finite(batch.x) or not finite(batch.cond):
+        return f"the {'data' if not finite(batch.x) else 'conditions'} of its batch are not finite"
+    first: list[str] = []
+    with _watched(model.net, first), torch.no_grad():
+        losses = goal.losses(model, batch)
+    if first:
+        return f"the output of {first[0]} is not finite"
+    if not finite(losses):
+        return "the loss is not finite, and all outputs of the network are"
+    names = [name for name, p in model.net.named_parameters() if p.grad is not None and not finite(p.grad)]
+    # the way back meets the last part first
+    return (
+        f"the gradient of {names[-1]} is not finite" if names else "its gradient is too long for its norm to be taken"
+    )
+
+
+@contextmanager
+def _watched(net: nn.Module, first: list[str]) -> Iterator[None]:
+    """Within the block `first` receives the name of the first module whose output is not finite, parts first."""
+
+    def watch(name: str) -> Any:
+        def look(module: nn.Module, given: Any, out: Any) -> None:
+            if not first and not finite(out):
+                first.append(name)
+
+        return look
+
+    handles = [module.register_forward_hook(watch(name or "the network")) for name, module in net.named_modules()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
