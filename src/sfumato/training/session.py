@@ -104,8 +104,9 @@ class Session:
             return
         if state.rollbacks == ROLLBACKS:
             raise SfumatoError(
-                f"Training stopped at step {incident.step:,}: {incident.where}, again after going back {ROLLBACKS} times. "
-                f"{self.path / INCIDENTS} has every case; train with --lr below {incident.lr:.2g} or --precision float32."
+                f"Training stopped at step {incident.step:,}: {incident.where}, again after going back {ROLLBACKS} "
+                f"times. {self.path / INCIDENTS} has every case; train with --lr below {incident.lr:.2g} or "
+                "--precision float32."
             )
         counters = {**contract["counters"], "elapsed": state.elapsed, "rollbacks": state.rollbacks + 1}
         state.load(tensors, {**counters, "slower": state.slower * SLOWER, "strikes": []})
