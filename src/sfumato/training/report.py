@@ -10,50 +10,13 @@ from typing import Any
 import yaml
 
 from sfumato import __version__, artefact
+from sfumato.charts import Line, chart, page
 from sfumato.files import write_text
 from sfumato.training.config import docs
 from sfumato.training.console import seconds
 from sfumato.training.folder import newest_step, read
-from sfumato.training.svg import Line, chart
 
 GRIDS = 12  # pictures shown, evenly chosen
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #26323f; --quiet: #6b7885; --rule: #e3e8ed; --paper: #fff; --panel: #f6f8fa;
-  --c1: #1f77b4; --c2: #d66028; --c3: #2c8c5a; --c4: #9aa5b1; }
-@media (prefers-color-scheme: dark) { :root { --ink: #dde4ea; --quiet: #93a1ae; --rule: #323c46; --paper: #161b20;
-  --panel: #1e252c; --c1: #62a8dd; --c2: #ee8b58; --c3: #5cc08a; --c4: #7b8895; } }
-* { box-sizing: border-box; }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto;
-  padding: 40px 24px 64px; max-width: 1080px; }
-h1 { font-size: 28px; font-weight: 650; margin: 0 0 4px; } h2 { font-size: 18px; margin: 40px 0 12px; }
-.quiet { color: var(--quiet); margin: 0; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin-top: 24px; }
-.cards div { background: var(--panel); border-radius: 8px; padding: 12px 16px; }
-.cards b { display: block; font-size: 22px; font-weight: 600; font-variant-numeric: tabular-nums;
-  white-space: nowrap; }
-.cards span { color: var(--quiet); font-size: 14px; }
-.two { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 32px; }
-.two h2 { margin-bottom: 4px; } .two .quiet { min-height: 48px; font-size: 14px; margin-bottom: 8px; }
-svg { width: 100%; height: auto; display: block; } svg text { font-size: 12px; fill: var(--quiet); }
-svg .axis { font-size: 13px; } svg .rule { stroke: var(--rule); }
-polyline { fill: none; stroke-width: 2; stroke-linejoin: round; }
-polyline.c1 { stroke: var(--c1); } polyline.c2 { stroke: var(--c2); } polyline.c3 { stroke: var(--c3); }
-polyline.c4 { stroke: var(--c4); stroke-dasharray: 5 4; }
-circle.c1 { fill: var(--c1); } circle.c2 { fill: var(--c2); } circle.c3 { fill: var(--c3); }
-circle.c4 { fill: var(--c4); }
-.legend { display: flex; flex-wrap: wrap; gap: 4px 20px; font-size: 14px; padding-left: 10%; }
-.legend i { display: inline-block; width: 18px; height: 3px; margin-right: 7px; vertical-align: middle; }
-i.c1 { background: var(--c1); } i.c2 { background: var(--c2); } i.c3 { background: var(--c3); }
-i.c4 { background: var(--c4); }
-figure { margin: 0 0 24px; } figcaption { color: var(--quiet); font-size: 14px; margin-bottom: 6px; }
-figure img { max-width: 100%; border: 1px solid var(--rule); border-radius: 6px; }
-pre { background: var(--panel); border-radius: 8px; padding: 14px 18px; overflow-x: auto; font-size: 14px; }
-table { border-collapse: collapse; width: 100%; font-size: 14px; } td { padding: 5px 16px 5px 0; vertical-align: top;
-  border-top: 1px solid var(--rule); }
-td:nth-child(2) { font-family: ui-monospace, monospace; overflow-wrap: anywhere; }
-td:nth-child(3) { color: var(--quiet); } details summary { cursor: pointer; }
-"""
 
 
 def write(run: Path) -> Path:
@@ -66,10 +29,8 @@ def write(run: Path) -> Path:
         f"<h1>{escape(name)}</h1>", f'<p class="quiet">{_subtitle(run, lines, model)}</p>',
         _cards(lines, model), _pictures(run), _curves(lines), _next(run, model, settings), _settings(settings, model),
     ]  # fmt: skip
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(name)}</title>'
-    head = f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head>'
     path = run / "report.html"
-    write_text(path, f"{head}<body>{''.join(parts)}</body></html>")
+    write_text(path, page(name, parts))
     return path
 
 

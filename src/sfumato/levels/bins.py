@@ -1,0 +1,95 @@
+"""Bins of noise levels, and how draws fill them.
+
+A time density gives each place u in (0, 1) a logsnr, falling in u. A bin is a stretch of places: its length is the mass
+that the density gives it. Draws lie evenly over the stretch, so that the mean over a bin's draws is E[. | bin].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sfumato.errors import SfumatoError
+from sfumato.objectives.times import TimeDensity
+from sfumato.schedule import Schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Bins:
+    """K bins, cleanest first. places (K + 1,): u at their edges, rising; edges (K + 1,) and middle (K,): logsnr."""
+
+    times: TimeDensity
+    schedule: Schedule
+    places: Tensor
+    edges: Tensor
+    middle: Tensor
+
+    def __len__(self) -> int:
+        return len(self.middle)
+
+    @property
+    def mass(self) -> Tensor:
+        """What the density gives each bin, (K,)."""
+        return self.places.diff()
+
+    @property
+    def width(self) -> Tensor:
+        """Of each bin in logsnr, (K,)."""
+        return -self.edges.diff()
+
+    def levels(self, count: int) -> Tensor:
+        """`count` values of logsnr a bin, float64 (count K,): draw j lies in bin j mod K, at the middle of its part."""
+        j = torch.arange(count * len(self))
+        part = (j // len(self) + 0.5) / count
+        u = self.places[j % len(self)] + part.double() * self.mass[j % len(self)]
+        with torch.no_grad():
+            return self.times.logsnr(u, self.schedule)
+
+
+def make(bins: int | Sequence[float], times: TimeDensity, schedule: Schedule) -> Bins:
+    """`bins` of equal mass under the density, or those between given edges in logsnr, as numpy.histogram takes them."""
+    if isinstance(bins, bool) or isinstance(bins, int) and bins < 1:
+        raise SfumatoError(f"bins must be a number from 1 up or the edges of bins in logsnr, not {bins!r}.")
+    if isinstance(bins, int):
+        places = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
+    else:
+        places = _places(_sorted(bins), times, schedule)
+    with torch.no_grad():
+        edges = times.logsnr(places, schedule)
+        middle = times.logsnr((places[1:] + places[:-1]) / 2, schedule)
+    return Bins(times, schedule, places, edges, middle)
+
+
+def _sorted(edges: Sequence[float]) -> list[float]:
+    try:
+        found = sorted((float(edge) for edge in edges), reverse=True)
+    except (TypeError, ValueError):
+        raise SfumatoError(f"The edges of bins are values of logsnr, not {edges!r}.") from None
+    if len(set(found)) < 2 or len(set(found)) < len(found) or not all(map(math.isfinite, found)):
+        raise SfumatoError(f"Bins need at least two different, finite edges in logsnr, got {edges!r}.")
+    return found
+
+
+def _places(edges: list[float], times: TimeDensity, schedule: Schedule) -> Tensor:
+    """u with logsnr(u) = edge by bisection of the quantile; an edge beyond the density's range is its end."""
+    wanted = torch.tensor(edges, dtype=torch.float64)
+    low, high = torch.zeros_like(wanted), torch.ones_like(wanted)
+    with torch.no_grad():
+        top, bottom = times.logsnr(torch.tensor([0.0, 1.0], dtype=torch.float64), schedule).tolist()
+        for _ in range(60):
+            middle = (low + high) / 2
+            above = times.logsnr(middle, schedule) > wanted
+            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    places = torch.where(wanted >= top, 0.0, torch.where(wanted <= bottom, 1.0, (low + high) / 2))
+    empty = torch.nonzero(places.diff() <= 1e-12)
+    if len(empty):
+        k = int(empty[0])
+        raise SfumatoError(
+            f"The time density has no mass between logsnr {edges[k + 1]:g} and {edges[k]:g}: "
+            f"its levels run from {bottom:.4g} to {top:.4g}."
+        )
+    return places

@@ -1,0 +1,136 @@
+"""The gradient of the loss at a noise level and how noisy it is: |G|^2, tr Sigma and their ratio, the noise scale.
+
+With m micro-batches of b samples at the level, g_i their gradients and g their mean, unbiased for any m >= 2:
+
+    |G|^2 = (m |g|^2 - mean |g_i|^2) / (m - 1),   tr Sigma = b m (mean |g_i|^2 - |g|^2) / (m - 1)
+    simple noise scale B = tr Sigma / |G|^2
+
+About B samples must be averaged until a step is more gradient than noise. The estimate of |G|^2 may be negative where
+the gradient is drowned; the ratio says nothing then. Errors are the jackknife's over micro-batches.
+Source: McCandlish et al. 2018 (1812.06162), Eq. 2.8 and App. A.1, with the small batch b and the big one m b.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.levels.draws import ByLevel, Draws, evaluating, losses
+
+NAN = math.nan
+
+
+@dataclasses.dataclass(frozen=True)
+class Gradients:
+    """At each level: |G|^2 and tr Sigma of the loss of a sample there. total: both of the whole objective."""
+
+    square: ByLevel
+    variance: ByLevel
+    scale: ByLevel
+    total: tuple[float, float]
+
+    @property
+    def norm(self) -> ByLevel:
+        """|G| and its error; NaN where the estimate of |G|^2 is negative."""
+        norm = torch.where(self.square.value > 0, self.square.value, NAN).sqrt()
+        return ByLevel(norm, self.square.stderr / (2 * norm))
+
+    @property
+    def total_norm(self) -> float:
+        """|G| of the whole objective; NaN where it is drowned."""
+        return math.sqrt(self.total[0]) if self.total[0] > 0 else NAN
+
+    @property
+    def total_scale(self) -> float:
+        """The noise scale of batches whose levels follow the time density; NaN where the gradient is drowned."""
+        return self.total[1] / self.total[0] if self.total[0] > 0 else NAN
+
+
+def measure(model: Any, draws: Draws, factor: Tensor, micro: int, size: int) -> Gradients | None:
+    """The gradients of mean(factor * loss) over micro * size draws of each bin; None for a model without parameters.
+
+    factor: w / p of each draw, float64 (count K,). Parameters that are trained count, or all where none is; `.grad`,
+    the optimiser, modes and random numbers stay as they were. Evaluation mode: no dropout.
+    """
+    with _wanting(model) as parameters, evaluating(model):
+        if not parameters:
+            return None
+        rows, whole, bins = [], [torch.zeros_like(p, requires_grad=False) for p in parameters], len(draws.bins)
+        share = draws.bins.mass / draws.bins.mass.sum()
+        for k in range(bins):
+            chosen = draws.index[k::bins][: micro * size].split(size)
+            grads = [_gradient(model, draws, factor, part, parameters) for part in chosen]
+            gram = torch.stack([_gram(column) for column in zip(*grads, strict=True)]).sum(0)
+            rows.append(estimate(gram.cpu(), size))
+            for sums, column in zip(whole, zip(*grads, strict=True), strict=True):
+                sums.add_(torch.stack(column).mean(0), alpha=float(share[k]))
+    values, errors = (torch.tensor(column, dtype=torch.float64).T for column in zip(*rows, strict=True))
+    square, variance, scale = (ByLevel(value, error) for value, error in zip(values, errors, strict=True))
+    length = sum(float(part.double().square().sum()) for part in whole)
+    return Gradients(square, variance, scale, _total(length, share, square.value, variance.value, micro * size))
+
+
+def _gradient(model: Any, draws: Draws, factor: Tensor, part: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
+    with torch.enable_grad():
+        found = losses(model, draws.take(part))
+        loss = (factor[part].to(found) * found).mean()
+        grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for g, p in zip(grads, parameters, strict=True)]
+
+
+def _gram(column: Sequence[Tensor]) -> Tensor:
+    """g_i . g_j for one parameter, float64 (m, m)."""
+    flat = torch.stack([g.flatten() for g in column])
+    flat = flat if flat.dtype == torch.float64 else flat.float()
+    return (flat @ flat.T).double()
+
+
+def estimate(gram: Tensor, size: int) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """(|G|^2, tr Sigma, B) from g_i . g_j (m, m) of micro-batches of `size`, and their standard errors."""
+    m = len(gram)
+    values = _unbiased(gram, size)
+    if m < 3:
+        return values, (NAN, NAN, NAN)
+    keep = ~torch.eye(m, dtype=torch.bool)
+    left = torch.tensor([_unbiased(gram[k][:, k], size) for k in keep], dtype=torch.float64)
+    errors = ((m - 1) / m * (left - left.mean(0)).square().sum(0)).sqrt().tolist()
+    return values, (errors[0], errors[1], errors[2])
+
+
+def _unbiased(gram: Tensor, size: int) -> tuple[float, float, float]:
+    """(m |g|^2 - mean |g_i|^2) / (m - 1) is the mean of g_i . g_j over pairs."""
+    m, one = len(gram), float(gram.diagonal().mean())
+    square = float(gram.sum() - gram.trace()) / (m * (m - 1))
+    variance = size * (one - square)
+    return square, variance, variance / square if square > 0 else NAN
+
+
+def _total(length: float, share: Tensor, square: Tensor, variance: Tensor, count: int) -> tuple[float, float]:
+    """|G|^2 and tr Sigma of batches whose levels follow the density: G = sum_k share_k G_k, and the level varies, too.
+
+    length: |sum_k share_k g_k|^2 of the means of `count` draws.
+    """
+    norm = length - float((share**2 * variance).sum()) / count
+    return norm, float((share * (variance + square)).sum()) - norm
+
+
+@contextlib.contextmanager
+def _wanting(model: Any) -> Iterator[list[nn.Parameter]]:
+    """The parameters whose gradients are asked for; frozen ones want some only within."""
+    listed: Callable[[], Iterator[nn.Parameter]] | None = getattr(model, "parameters", None)
+    every = list(listed()) if listed is not None else []
+    wanted = [p for p in every if p.requires_grad] or every
+    frozen = [p for p in wanted if not p.requires_grad]
+    for p in frozen:
+        p.requires_grad_(True)
+    try:
+        yield wanted
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)
