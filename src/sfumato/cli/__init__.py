@@ -22,6 +22,7 @@ COMMANDS = {
     "likelihood": "say how probable a model finds a data set, in nats and bits",
     "info": "say what a model is: data, process, network, classes, origin",
     "inspect": "look at a data set before training on it",
+    "explain-objective": "say what a training objective weighs by noise level, and whether it is an ELBO",
     "certify": "measure solvers on exact models: order, calls, stability, law",
 }
 OK, OTHER, MISTAKE, INTERRUPTED = 0, 1, 2, 130
@@ -36,7 +37,7 @@ _EXAMPLES = (
 def usage() -> str:
     """What `sfumato --help` prints."""
     lines = ["usage: sfumato COMMAND [ARGUMENTS]", "", "Train a diffusion model on your own data, and sample it.", ""]
-    lines += [f"  {name:<10} {words}" for name, words in COMMANDS.items()]
+    lines += [f"  {name:<18} {words}" for name, words in COMMANDS.items()]
     lines += ["", "for example", *(f"  {line}" for line in _EXAMPLES), ""]
     lines += [
         "  sfumato COMMAND --help   the arguments of one command",

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_ty
 
 import tyro
 
-from sfumato.training.config import TrainConfig, docs
+from sfumato.training.config import CHOICES, TrainConfig, docs
 
 # as sfumato.solvers.NAMES, which needs torch
 SOLVERS = (
@@ -234,6 +234,24 @@ class Certify:
     full: Annotated[bool, flag("All steps and samples where no SOLVER is given.")] = False
 
 
+@command
+class ExplainObjective:
+    """Say what a training objective weighs: w and p by noise level, the nearest named weight, whether it is an ELBO.
+
+    That of a run, of a model file (with --times and --weight), or of names; what is not given is what `sfumato train`
+    takes. A flag beside MODEL asks what would be with it. With --json, one JSON object.
+    """
+
+    model: Annotated[tyro.conf.Positional[str | None], flag("A run folder or a .safetensors file.", "MODEL")] = None
+    schedule: Annotated[str | None, flag(f"One of {', '.join(CHOICES['schedule'])}.", "NAME")] = None
+    target: Annotated[str | None, flag(f"One of {', '.join(CHOICES['target'])}.", "NAME")] = None
+    times: Annotated[str | None, flag(f"One of {', '.join(CHOICES['times'])}.", "NAME")] = None
+    weight: Annotated[str | None, flag(f"One of {', '.join(CHOICES['weight'])}.", "NAME")] = None
+    plot: Annotated[
+        str | None, flag("A picture to draw (.png, .svg, .pdf): w beside named weights, and p.", "PATH")
+    ] = None
+
+
 _TRAIN_WORDS = """Train a model on DATA and leave a run folder: model.safetensors, samples, metrics, report.html.
 
 Settings come from the defaults, then --config, then flags. Ctrl-C saves a checkpoint. With --json, one JSON object a
@@ -266,4 +284,5 @@ Train = _train()
 CLASSES: dict[str, type] = {
     "demo": Demo, "train": Train, "resume": Resume, "sample": Sample, "info": Info, "inspect": Inspect,
     "certify": Certify, "tune": Tune, "likelihood": Likelihood, "average": Average,
+    "explain-objective": ExplainObjective,
 }  # fmt: skip

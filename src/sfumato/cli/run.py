@@ -13,6 +13,7 @@ from sfumato.cli.parse import parse
 _HOME = {
     "demo": "train", "train": "train", "resume": "train", "sample": "sample", "info": "look", "inspect": "look",
     "certify": "certify", "tune": "tune", "likelihood": "likelihood", "average": "average",
+    "explain-objective": "explain",
 }  # fmt: skip
 
 
@@ -49,4 +50,6 @@ def run(command: str, words: Sequence[str]) -> int:
     except SystemExit:  # --help
         return 0
     module = import_module(f"sfumato.cli.{_HOME[command]}")
-    return getattr(module, command)(options, Voice(options.json)) or 0  # only `certify` has a status of its own
+    return (
+        getattr(module, command.replace("-", "_"))(options, Voice(options.json)) or 0
+    )  # only `certify` has a status of its own

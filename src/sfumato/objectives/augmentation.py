@@ -54,6 +54,18 @@ class Augmentation:
         """P(Lam >= logsnr) = w(logsnr) / w(lo)."""
         return self.weight(logsnr) / self.scale
 
+    def quantile(self, u: Tensor) -> Tensor:
+        """Levels of which a share u lies below, like u: how to draw the noise; hi where u reaches into the atom.
+
+        For a weight that never rises, by bisection.
+        """
+        lo, hi = torch.full_like(u, self.lo), torch.full_like(u, self.hi)
+        for _ in range(60):
+            mid = (lo + hi) / 2
+            below = 1 - self.survival(mid) <= u
+            lo, hi = torch.where(below, mid, lo), torch.where(below, hi, mid)
+        return torch.where(u >= 1 - self.atom, self.hi, (lo + hi) / 2)
+
     def density(self, logsnr: Tensor) -> Tensor:
         """-w'(logsnr) / w(lo) inside the range, 0 outside; negative where w rises. The atom is not in it."""
         edges, slopes = (v.to(logsnr.device) for v in self._panels)

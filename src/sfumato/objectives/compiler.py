@@ -207,11 +207,16 @@ class Objective:
         found.check()
         return found
 
+    def share(self, start: float, stop: float) -> float:
+        """The share of the drawn levels with start <= logsnr <= stop, to 1e-4: of 10,000 places spread evenly."""
+        u = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+        lam = self.times.logsnr(u, self.schedule).detach()
+        return float(((lam >= start) & (lam <= stop)).double().mean())
+
     def missing(self, other: Objective) -> float:
-        """The share of the levels drawn here that `other` never reaches."""
-        u = (torch.arange(4096, dtype=torch.float64) + 0.5) / 4096
-        lam, (lo, hi) = self.times.logsnr(u, self.schedule).detach(), other.range
-        return float(((lam < lo - _SLACK) | (lam > hi + _SLACK)).double().mean())
+        """The share of the levels drawn here that `other` never reaches, to 1e-4."""
+        lo, hi = other.range
+        return 1 - self.share(lo - _SLACK, hi + _SLACK)
 
     def to_dict(self, levels: int = 31) -> dict[str, Any]:
         """What it is in plain numbers: names, range, nearest, monotone, and w, p, factor at equal steps of logsnr."""

@@ -1,0 +1,124 @@
+"""`explain-objective`: what a training objective really weighs, by noise level, and what that means."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfumato import artefact, schedules
+from sfumato.cli.run import Voice
+from sfumato.errors import SfumatoError
+from sfumato.objectives import Objective
+from sfumato.training.config import TrainConfig, from_dict, from_yaml
+from sfumato.training.objective import schedule_of, times_of, weight_of
+
+_DIALS = ("schedule", "target", "times", "weight")
+_STEP, _WIDEST = 2, 12  # of logsnr, between rows of the table and where it ends
+
+
+def explain_objective(options: Any, voice: Voice) -> None:
+    objective, names = _objective(options)
+    fault = _fault(objective)
+    if options.plot is not None:
+        objective.plot(options.plot)
+    facts = objective.to_dict() | {"named": names, "trainable": fault is None}
+    if objective.monotone:
+        law = objective.augmentation()
+        facts["augmentation"] = {"no_noise": law.atom, "quartiles": _quartiles(objective)}
+    voice.emit(facts | ({} if fault is None else {"fault": fault}) | ({"plot": options.plot} if options.plot else {}))
+    words = ", ".join(f"{dial} {names[dial]}" for dial in _DIALS)
+    lo, hi = objective.range
+    voice.say(f"{words}; logsnr from {lo:.3g} (noise) to {hi:.3g} (data).", "", *_table(objective), "")
+    voice.say(*_nearest(objective), *_bound(objective))
+    if fault is not None:
+        voice.say("", f"No model can be trained so. {fault}")
+    if options.plot:
+        voice.say("", f"Drawn: {options.plot}")
+
+
+def _objective(options: Any) -> tuple[Objective, dict[str, str]]:
+    """What the words ask for: the settings of a run or a model, replaced by those that are given."""
+    given = {dial: getattr(options, dial) for dial in _DIALS if getattr(options, dial) is not None}
+    if options.model is None:
+        config, curve, sigma_data = from_dict(given), None, 1.0
+    else:
+        config, curve, sigma_data = _of_model(options.model, given)
+    schedule = schedule_of(config.schedule) if curve is None else curve
+    times, weight = times_of(config.times), weight_of(config.weight)
+    names = {dial: getattr(config, dial) for dial in _DIALS}
+    if curve is not None:
+        names["schedule"] = type(curve).__name__
+    return Objective(schedule, config.target, times, weight, sigma_data), names
+
+
+def _of_model(word: str, given: dict[str, str]) -> tuple[TrainConfig, Any, float]:
+    """(settings, the model's own schedule unless another is given, sigma_data)."""
+    run = Path(word).expanduser()
+    if (run / "config.yaml").is_file():
+        return from_dict({**from_yaml(str(run / "config.yaml")).to_dict(), **given}), None, 1.0
+    contract = artefact.read_contract(word)
+    missing = [f"--{dial}" for dial in ("times", "weight") if dial not in given]
+    if missing:
+        raise SfumatoError(
+            f"{word} does not say how it was trained: add {' and '.join(missing)}, or give its run folder instead."
+        )
+    curve = None if "schedule" in given else schedules.from_config(contract["process"]["args"]["schedule"])
+    return from_dict({"target": contract["target"], **given}), curve, float(contract["sigma_data"])
+
+
+def _fault(objective: Objective) -> str | None:
+    try:
+        objective.check()
+    except SfumatoError as error:
+        return str(error)
+    return None
+
+
+def _table(objective: Objective) -> list[str]:
+    """w, the share of the draws and the factor on the squared error, a line for each stretch of noise levels."""
+    lo, hi = objective.range
+    edges = [float(at) for at in range(-_WIDEST, _WIDEST + 1, _STEP) if lo < at < hi]
+    edges = [lo, *edges, hi] if edges else [lo, hi]
+    lines = ["logsnr             noise/signal   of the draws     weight w   factor on the error"]
+    unit = float(objective.weight(torch.tensor([min(max(0.0, lo), hi)], dtype=torch.float64))[0]) or 1.0
+    for start, stop in zip(edges, edges[1:], strict=False):
+        share = objective.share(start, stop)
+        middle = torch.tensor([(start + stop) / 2], dtype=torch.float64)
+        w, factor = float(objective.weight(middle)[0]) / unit, float(objective.factor(middle)[0])
+        ratio = math.exp(-float(middle) / 2)
+        lines.append(f"{start:6.4g} to {stop:<6.4g}   {ratio:12.4g}   {share:12.1%}   {w:10.4g}   {factor:19.4g}")
+    return [*lines, "Each line is told at its middle; w is relative to that at logsnr 0."]
+
+
+def _nearest(objective: Objective) -> list[str]:
+    near = objective.nearest()
+    name = f"{near.name!r}" + (f" (also called {', '.join(near.aliases)})" if near.aliases else "")
+    if near.same:
+        return [f"The weight is that of {name}, times {near.scale:.4g}."]
+    return [f"No named weight is the same; the nearest is {name}, off by a factor of {near.factor:.3g} (RMS)."]
+
+
+def _bound(objective: Objective) -> list[str]:
+    """Whether the loss is an evidence bound of noised data, and what that means."""
+    if not objective.monotone:
+        where = " and ".join(f"from {start:.3g} to {stop:.3g}" for start, stop in objective.rises[:3])
+        return [
+            f"The weight rises with logsnr {where}: the loss is no evidence bound, but trades some",
+            "coarse levels away for finer ones (a choice that often looks better than it scores in likelihood).",
+        ]
+    law = objective.augmentation()
+    if law.atom > 1 - 1e-9:
+        return ["The weight is constant: the loss is the evidence bound (ELBO) of the data themselves."]
+    low, middle, high = _quartiles(objective)
+    clean = f", and {law.atom:.2%} have only the least noise" if law.atom >= 5e-5 else ""
+    return [
+        "The weight never rises with logsnr: the loss is the evidence bound (ELBO) of data to which Gaussian noise was",
+        f"added, half of it at logsnr above {middle:.2f}, the middle half from {low:.2f} to {high:.2f}{clean}.",
+    ]
+
+
+def _quartiles(objective: Objective) -> list[float]:
+    return objective.augmentation().quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
