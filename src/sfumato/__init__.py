@@ -18,27 +18,38 @@ if TYPE_CHECKING:
     from sfumato import schedules as schedules
     from sfumato import solvers as solvers
     from sfumato.artefact import load as load
+    from sfumato.artefact import load_codec as load_codec
     from sfumato.artefact import save as save
     from sfumato.belief import Estimate as Estimate
     from sfumato.budget import error_budget as error_budget
     from sfumato.certification import certify as certify
+    from sfumato.codec import Codec as Codec
     from sfumato.compose import Guided as Guided
     from sfumato.compose import Rescheduled as Rescheduled
     from sfumato.compose import guide as guide
+    from sfumato.discrete import DiscreteDenoiser as DiscreteDenoiser
     from sfumato.errors import SfumatoError as SfumatoError
     from sfumato.latents import attribute as attribute
     from sfumato.latents import decode as decode
     from sfumato.latents import encode as encode
     from sfumato.latents import interpolate as interpolate
     from sfumato.latents import slerp as slerp
+    from sfumato.levels import board as board
     from sfumato.likelihood import Measured as Measured
+    from sfumato.likelihood import energy as energy
     from sfumato.likelihood import log_prob as log_prob
     from sfumato.model import Denoiser as Denoiser
     from sfumato.objectives import denoising_loss as denoising_loss
+    from sfumato.objectives import nonequilibrium as nonequilibrium
     from sfumato.objectives import score_matching as score_matching
     from sfumato.objectives import times as times
+    from sfumato.objectives import vae as vae
     from sfumato.objectives import weights as weights
+    from sfumato.objectives.hybrid import hybrid_loss as hybrid_loss
+    from sfumato.objectives.hybrid import vlb_loss as vlb_loss
+    from sfumato.objectives.vlb import vlb as vlb
     from sfumato.process.gaussian import Gaussian as Gaussian
+    from sfumato.process.uniform import Uniform as Uniform
     from sfumato.sampling import sample as sample
     from sfumato.sampling import trajectory as trajectory
     from sfumato.training import resume as resume
@@ -49,26 +60,34 @@ __version__ = "0.1.0"
 
 # public name -> where it lives: "module:attribute", or "module" for a module under its public name
 _PUBLIC = {
+    "Codec": "sfumato.codec:Codec",
     "Denoiser": "sfumato.model:Denoiser",
+    "DiscreteDenoiser": "sfumato.discrete:DiscreteDenoiser",
     "Estimate": "sfumato.belief:Estimate",
     "Gaussian": "sfumato.process.gaussian:Gaussian",
     "Guided": "sfumato.compose:Guided",
     "Measured": "sfumato.likelihood:Measured",
     "Rescheduled": "sfumato.compose:Rescheduled",
     "SfumatoError": "sfumato.errors:SfumatoError",
+    "Uniform": "sfumato.process.uniform:Uniform",
     "attribute": "sfumato.latents:attribute",
+    "board": "sfumato.levels:board",
     "certify": "sfumato.certification:certify",
     "data": "sfumato.data",
     "decode": "sfumato.latents:decode",
     "denoising_loss": "sfumato.objectives:denoising_loss",
     "encode": "sfumato.latents:encode",
+    "energy": "sfumato.likelihood:energy",
     "error_budget": "sfumato.budget:error_budget",
     "exact": "sfumato.exact",
     "guide": "sfumato.compose:guide",
+    "hybrid_loss": "sfumato.objectives.hybrid:hybrid_loss",
     "interpolate": "sfumato.latents:interpolate",
     "load": "sfumato.artefact:load",
+    "load_codec": "sfumato.artefact:load_codec",
     "log_prob": "sfumato.likelihood:log_prob",
     "nets": "sfumato.nets",
+    "nonequilibrium": "sfumato.objectives.nonequilibrium",
     "resume": "sfumato.training:resume",
     "sample": "sfumato.sampling:sample",
     "save": "sfumato.artefact:save",
@@ -80,6 +99,9 @@ _PUBLIC = {
     "train": "sfumato.training:train",
     "trajectory": "sfumato.sampling:trajectory",
     "tune": "sfumato.tuning:tune",
+    "vae": "sfumato.objectives.vae",
+    "vlb": "sfumato.objectives.vlb:vlb",
+    "vlb_loss": "sfumato.objectives.hybrid:vlb_loss",
     "weights": "sfumato.objectives.weights",
 }
 

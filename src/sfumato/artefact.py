@@ -18,34 +18,36 @@ import torch
 from torch import Tensor
 
 from sfumato import __version__, nets, process
+from sfumato.codec import Codec
 from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError
 from sfumato.files import parameters, read_header, read_sealed, write_sealed
 from sfumato.model import Denoiser
 from sfumato.solvers import Plan
 
-FORMAT, VERSION = "sfumato model", 1
+FORMAT, CODEC, VERSION = "sfumato model", "sfumato codec", 1
 FILE = "model.safetensors"  # its name within a run folder
 
 
-def save(denoiser: Denoiser, path: str | os.PathLike[str], raw: Mapping[str, Tensor] | None = None) -> Path:
-    """Write a denoiser as one self-describing file, whole or not at all.
+def save(model: Denoiser | Codec, path: str | os.PathLike[str], raw: Mapping[str, Tensor] | None = None) -> Path:
+    """Write a denoiser or an autoencoder as one self-describing file, whole or not at all.
 
-    raw: the state dict of the network's raw weights, kept beside those of `denoiser` (their moving average).
+    raw: the state dict of the network's raw weights, kept beside those of `model` (their moving average). `load` reads
+    a denoiser and `load_codec` an autoencoder.
     Raises SfumatoError where the network cannot be described, weights are not finite, or the path cannot be written.
     """
-    config = getattr(denoiser.net, "config", None)
-    if not isinstance(config, dict):
+    net = model.net
+    if not isinstance(getattr(net, "config", None), dict):
         raise SfumatoError(
-            f"{type(denoiser.net).__name__} has no `config` (a dict with its name and arguments), so that no file "
+            f"{type(net).__name__} has no `config` (a dict with its name and arguments), so that no file "
             "could say how to rebuild it: save one of sfumato.nets."
         )
-    tensors = {f"net.{name}": value for name, value in denoiser.net.state_dict().items()}
+    tensors = {f"net.{name}": value for name, value in net.state_dict().items()}
     tensors |= {f"raw.{name}": value for name, value in (raw or {}).items()}
     broken = next((name for name, value in tensors.items() if not bool(torch.isfinite(value).all())), None)
     if broken is not None:
         raise SfumatoError(f"The weights {broken} hold NaN or infinite values, and are not written to {path}.")
-    write_sealed(path, tensors, contract(denoiser))
+    write_sealed(path, tensors, codec_contract(model) if isinstance(model, Codec) else contract(model))
     return Path(path)
 
 
@@ -53,12 +55,6 @@ def contract(denoiser: Denoiser) -> dict[str, Any]:
     """What a file says of a denoiser, JSON-able."""
     spec = denoiser.spec
     classes = list(getattr(spec, "classes", ()) or ())
-    made = {
-        "sfumato": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -70,7 +66,27 @@ def contract(denoiser: Denoiser) -> dict[str, Any]:
         "net": denoiser.net.config,
         "conditions": {"label": {"classes": classes}} if classes else {},
         "plans": {name: plan.to_dict() if isinstance(plan, Plan) else plan for name, plan in denoiser.plans.items()},
-        "provenance": made | denoiser.provenance,
+        "provenance": _made() | denoiser.provenance,
+    }
+
+
+def codec_contract(codec: Codec) -> dict[str, Any]:
+    """What a file says of an autoencoder, JSON-able."""
+    return {
+        "format": CODEC,
+        "version": VERSION,
+        "spec": None if codec.spec is None else codec.spec.to_dict(),
+        "net": codec.net.config,
+        "provenance": _made() | codec.provenance,
+    }
+
+
+def _made() -> dict[str, Any]:
+    return {
+        "sfumato": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
@@ -88,9 +104,11 @@ def locate(path: str | os.PathLike[str]) -> Path:
     raise SfumatoError(f"{path} is a folder without {FILE}: give a run folder or a model file.")
 
 
-def _check(contract: Mapping[str, Any], path: Path) -> None:
-    if contract.get("format") != FORMAT:
-        raise SfumatoError(f"{path} is not a model file but a {contract.get('format', 'file of unknown kind')!s}.")
+def _check(contract: Mapping[str, Any], path: Path, wanted: str = FORMAT) -> None:
+    if contract.get("format") != wanted:
+        kind = "model file" if wanted == FORMAT else wanted
+        how = " (load it with load_codec)" if contract.get("format") == CODEC else ""
+        raise SfumatoError(f"{path} is not a {kind} but a {contract.get('format', 'file of unknown kind')!s}{how}.")
     version = contract.get("version")
     if not isinstance(version, int) or version < 1:
         raise SfumatoError(f"{path} is not a model file: its contract has the version {version!r}.")
@@ -136,6 +154,27 @@ def load(path: str | os.PathLike[str], weights: str = "ema", device: str | torch
     return denoiser.to(device).eval().requires_grad_(False)
 
 
+def load_codec(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Codec:
+    """The autoencoder in a file, ready to encode and decode.
+
+    Raises SfumatoError for a file that is missing, cut, changed, foreign, or of a newer format.
+    """
+    path = locate(path)
+    _check(read_header(path)[0], path, CODEC)
+    contract, tensors = read_sealed(path)
+    try:
+        net = nets.from_config(contract["net"])
+        assert isinstance(net, nets.Autoencoder)
+        codec = Codec(net, None if contract["spec"] is None else DataSpec.from_dict(contract["spec"]))
+        codec.provenance = dict(contract["provenance"])
+    except (KeyError, TypeError, AssertionError) as error:
+        raise SfumatoError(
+            f"{path} has an incomplete contract ({error}): it was not written by sfumato.save."
+        ) from None
+    _fill(codec, {name.removeprefix("net."): value for name, value in tensors.items()}, path)
+    return codec.to(device).eval().requires_grad_(False)
+
+
 def _rebuild(contract: Mapping[str, Any]) -> Denoiser:
     spec = contract["spec"]
     denoiser = Denoiser(
@@ -151,7 +190,7 @@ def _rebuild(contract: Mapping[str, Any]) -> Denoiser:
     return denoiser
 
 
-def _fill(denoiser: Denoiser, state: Mapping[str, Tensor], path: Path) -> None:
+def _fill(denoiser: Denoiser | Codec, state: Mapping[str, Tensor], path: Path) -> None:
     wanted = {name: tuple(value.shape) for name, value in denoiser.net.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     if wanted != found:

@@ -2,12 +2,19 @@
 
 Each is called as `net(x, noise_level, label=None) -> y`: x and y (B, *shape), noise_level (B,) roughly in [-5, 5],
 label int64 (B,) with -1 (or no label at all) for the null class. The output is zero at first. `net.config` is plain
-JSON, and `from_config` makes the network from it.
+JSON, and `from_config` makes the network from it. An `Autoencoder` has `encode` and `decode` in its place.
 """
 
+from .autoencoder import Autoencoder
+from .bottleneck import Bottleneck
 from .build import build, from_config
+from .codes import GaussianCode, QuantisedCode, VectorQuantiser
 from .dit import DiT
+from .energy import Energy
 from .mlp import MLP
 from .unet import UNet
 
-__all__ = ["MLP", "DiT", "UNet", "build", "from_config"]
+__all__ = [
+    "MLP", "Autoencoder", "Bottleneck", "DiT", "Energy", "GaussianCode", "QuantisedCode", "UNet", "VectorQuantiser",
+    "build", "from_config",
+]  # fmt: skip

@@ -49,7 +49,7 @@ def zero(module: nn.Module) -> nn.Module:
 
 
 class Block(nn.Module):
-    """x <- skip(x) + W2 silu((1 + s) GN(W1 silu(GN(x))) + b), with (s, b) given and W2 = 0 at first."""
+    """x <- skip(x) + W2 silu((1 + s) GN(W1 silu(GN(x))) + b), with (s, b) given or zero, and W2 = 0 at first."""
 
     def __init__(self, inputs: int, outputs: int, grid: Grid, dropout: float) -> None:
         super().__init__()
@@ -59,10 +59,12 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.skip = Pointwise(inputs, outputs) if inputs != outputs else nn.Identity()
 
-    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+    def forward(self, x: Tensor, modulation: Tensor | None = None) -> Tensor:
         h = self.norm2(self.conv1(F.silu(self.norm1(x))))
-        scale, shift = modulation.to(h.dtype).reshape(len(x), -1, *[1] * (x.ndim - 2)).chunk(2, dim=1)
-        return self.skip(x) + self.conv2(self.dropout(F.silu(torch.addcmul(shift, h, 1 + scale))))
+        if modulation is not None:
+            scale, shift = modulation.to(h.dtype).reshape(len(x), -1, *[1] * (x.ndim - 2)).chunk(2, dim=1)
+            h = torch.addcmul(shift, h, 1 + scale)
+        return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
 
 
 class Attention(nn.Module):

@@ -6,13 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import SfumatoError, suggest
+from .autoencoder import Autoencoder
 from .blocks import halved
+from .bottleneck import Bottleneck
 from .dit import DiT
+from .energy import Energy
 from .fields import per_axis_patch
 from .mlp import MLP
 from .unet import UNet
 
-NETS: dict[str, type[MLP] | type[UNet] | type[DiT]] = {"MLP": MLP, "UNet": UNet, "DiT": DiT}
+Network = MLP | UNet | DiT | Bottleneck | Energy | Autoencoder
+NETS: dict[str, type[Network]] = {c.__name__: c for c in (MLP, UNet, DiT, Bottleneck, Energy, Autoencoder)}
 SIZES = ("auto", "tiny", "small", "base")
 
 # By size: (width, depth) of an MLP; the channels of a U-Net's level of up to 100, of up to 300 and of more places, the
@@ -24,10 +28,11 @@ COARSEST = 100  # places that the coarsest level may have: levels are added unti
 ATTENDED = 512  # places that attention may span: beyond, it costs more than the convolutions around it
 
 
-def from_config(config: Mapping[str, Any]) -> MLP | UNet | DiT:
+def from_config(config: Mapping[str, Any]) -> Network:
     """The network that `net.config` describes, with fresh weights: `from_config(net.config).config == net.config`.
 
-    `config` is {"name": "MLP" | "UNet" | "DiT", "args": {...}}; arguments left out take their defaults.
+    `config` is {"name": "MLP" | "UNet" | .., "args": {...}}; arguments left out take their defaults, and one that is a
+    network itself is described in the same way.
     Raises SfumatoError for an unknown name or argument, a missing one, or a value that the network refuses.
     """
     if set(config) != {"name", "args"} or not isinstance(config["args"], Mapping):
@@ -42,16 +47,23 @@ def from_config(config: Mapping[str, Any]) -> MLP | UNet | DiT:
     missing = [key for key, p in parameters.items() if p.default is p.empty and key not in args]
     if missing:
         raise SfumatoError(f"{name} needs the argument {missing[0]!r}")
-    return NETS[name](**args)
+    made: dict[str, Any] = {k: from_config(v) if isinstance(v, Mapping) else v for k, v in args.items()}
+    return NETS[name](**made)
 
 
 def build(
-    shape: Sequence[int], classes: int = 0, size: str = "auto", samples: int | None = None, outputs: int = 1
-) -> MLP | UNet:
+    shape: Sequence[int],
+    classes: int = 0,
+    size: str = "auto",
+    samples: int | None = None,
+    outputs: int = 1,
+    energy: bool = False,
+) -> MLP | UNet | Energy:
     """A network for samples of `shape`: (D,) gives an MLP; (C, L), (C, H, W) and (C, D, H, W) give a U-Net.
 
     Args: `classes`, 0 for none; `size` "tiny", "small", "base", or "auto", which learns within minutes on a laptop's
-    processor: small, or tiny for fewer than 500 `samples`; `outputs`, 2 for a network that learns a variance too.
+    processor: small, or tiny for fewer than 500 `samples`; `outputs`, 2 for a network that learns a variance too;
+    `energy`: the gradient of a scalar that the network defines (`Energy`).
     Raises SfumatoError for a shape of another rank or an unknown size.
     """
     if size not in SIZES:
@@ -60,10 +72,13 @@ def build(
         raise SfumatoError(f"no network for samples of shape {tuple(shape)}: give (D,) or (C, *spatial), 1 to 3 axes")
     if size == "auto":
         size = "tiny" if samples is not None and samples < 500 else "small"
+    net: MLP | UNet
     if len(shape) == 1:
         width, depth = MLPS[size]
-        return MLP(shape[0], width, depth, classes, outputs=outputs)
-    return _unet(tuple(shape), classes, size, outputs)
+        net = MLP(shape[0], width, depth, classes, outputs=outputs)
+    else:
+        net = _unet(tuple(shape), classes, size, outputs)
+    return Energy(net) if energy else net
 
 
 def _unet(shape: tuple[int, ...], classes: int, size: str, outputs: int) -> UNet:

@@ -1,0 +1,180 @@
+"""An encoder, a bottleneck and a decoder, for vectors and for fields (images, sequences, volumes).
+
+    code = encode(x),   mean of x = decode(y),   p(x | y) = N(decode(y), exp(log_variance) I)
+
+Kingma and Welling 2013 (1312.6114) with a KL bottleneck, van den Oord et al. 2017 (1711.00937) with a VQ bottleneck;
+the convolutional form is that of 2112.10752 (App. E), without its attention.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import SfumatoError, suggest
+from .blocks import Block, Grid, Pointwise, conv, group_norm, halved
+from .codes import GaussianCode, QuantisedCode, VectorQuantiser
+from .fields import check_input, field_shape
+
+BOTTLENECKS = ("kl", "vq")
+
+
+class Autoencoder(nn.Module):
+    """encode(x) -> GaussianCode or QuantisedCode; decode(y) -> the mean of x; x (B, *shape), y (B, *latent_shape).
+
+    Args: `shape` (D,) or (C, *spatial); `latent`, the numbers of a code, at each place of the coarsest level for
+    fields; `channels`: of each level, finest first, for fields, and the widths of the hidden layers for vectors (none:
+    the linear model); `blocks` a level and side; `bottleneck` "kl" or "vq", then with `codes` vectors; `variance` of
+    the decoder's law, None to learn it (one number, e^0 at first).
+    Raises SfumatoError for impossible sizes and another shape of x.
+    """
+
+    log_variance: Tensor
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        latent: int = 4,
+        channels: Sequence[int] = (32, 64, 64),
+        blocks: int = 1,
+        bottleneck: str = "kl",
+        codes: int = 256,
+        variance: float | None = None,
+    ) -> None:
+        super().__init__()
+        _check(shape, latent, channels, blocks, bottleneck, variance)
+        self.shape = tuple(shape) if len(shape) == 1 else field_shape(shape, "Autoencoder")
+        self.config = {
+            "name": "Autoencoder",
+            "args": {
+                "shape": list(self.shape), "latent": latent, "channels": list(channels), "blocks": blocks,
+                "bottleneck": bottleneck, "codes": codes, "variance": variance,
+            },
+        }  # fmt: skip
+        numbers = 2 * latent if bottleneck == "kl" else latent
+        if len(self.shape) == 1:
+            self.encoder: nn.Module = VectorMap(self.shape[0], numbers, channels)
+            self.decoder: nn.Module = VectorMap(latent, self.shape[0], channels[::-1])
+            self.latent_shape: tuple[int, ...] = (latent,)
+        else:
+            grids = _grids(self.shape, len(channels))
+            self.encoder = FieldEncoder(self.shape[0], numbers, channels, blocks, grids)
+            self.decoder = FieldDecoder(latent, self.shape[0], channels, blocks, grids)
+            self.latent_shape = (latent, *grids[-1][-len(self.shape[1:]) :])
+        self.quantiser = VectorQuantiser(codes, latent) if bottleneck == "vq" else None
+        if variance is None:
+            self.log_variance = nn.Parameter(torch.zeros(()))
+        else:
+            self.register_buffer("log_variance", torch.tensor(math.log(variance)))
+
+    def encode(self, x: Tensor) -> GaussianCode | QuantisedCode:
+        check_input(x, self.shape)
+        h = self._field(self.encoder, x)
+        return GaussianCode.split(h) if self.quantiser is None else self.quantiser(h)
+
+    def decode(self, y: Tensor) -> Tensor:
+        check_input(y, self.latent_shape)
+        return self._field(self.decoder, y)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The reconstruction: decoded from the middle of the code's law, or from the nearest vectors."""
+        code = self.encode(x)
+        return self.decode(code.mean if isinstance(code, GaussianCode) else code.value)
+
+    def _field(self, net: nn.Module, x: Tensor) -> Tensor:
+        """A sequence is an image of height one within."""
+        h = x.to(self.log_variance.dtype)
+        return net(h.unsqueeze(2)).squeeze(2) if x.ndim == 3 else net(h)
+
+
+def _check(
+    shape: Sequence[int], latent: int, channels: Sequence[int], blocks: int, bottleneck: str, variance: float | None
+) -> None:
+    if bottleneck not in BOTTLENECKS:
+        raise SfumatoError(f"unknown bottleneck {bottleneck!r}: {suggest(str(bottleneck), BOTTLENECKS)}")
+    if min([*shape, latent, blocks, *channels], default=0) < 1 or not shape:
+        raise SfumatoError(
+            f"Autoencoder needs positive sizes; got shape {tuple(shape)}, latent {latent}, channels {tuple(channels)}"
+        )
+    if len(shape) > 1 and not channels:
+        raise SfumatoError("Autoencoder needs the channels of at least one level for fields")
+    if variance is not None and not 0 < variance < math.inf:
+        raise SfumatoError(f"the variance of the decoder must be above 0, or None to be learned; got {variance}")
+
+
+def _grids(shape: tuple[int, ...], levels: int) -> list[Grid]:
+    """The places of each level, finest first."""
+    grids = [shape[1:] if len(shape) > 2 else (1, *shape[1:])]
+    while len(grids) < levels:
+        grids.append(halved(grids[-1]))
+    return grids
+
+
+class VectorMap(nn.Module):
+    """Linear layers with silu between them: (B, inputs) -> (B, outputs)."""
+
+    def __init__(self, inputs: int, outputs: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.input = nn.Linear(inputs, widths[0]) if widths else nn.Identity()
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.output = nn.Linear(widths[-1] if widths else inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.input(x)
+        for layer in self.layers:
+            h = layer(F.silu(h))
+        return self.output(h if isinstance(self.input, nn.Identity) else F.silu(h))
+
+
+class FieldEncoder(nn.Module):
+    """(B, C, *finest) -> (B, outputs, *coarsest): residual blocks at each level, a strided convolution between two."""
+
+    def __init__(self, inputs: int, outputs: int, channels: Sequence[int], blocks: int, grids: list[Grid]) -> None:
+        super().__init__()
+        self.input = conv(inputs, channels[0], grids[0])
+        self.blocks = nn.ModuleList(
+            nn.ModuleList(Block(c, c, grid, 0.0) for _ in range(blocks))
+            for c, grid in zip(channels, grids, strict=True)
+        )
+        self.downs = nn.ModuleList(
+            conv(channels[i], channels[i + 1], grids[i], grids[i + 1]) for i in range(len(grids) - 1)
+        )
+        self.norm = group_norm(channels[-1])
+        self.output = conv(channels[-1], outputs, grids[-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.input(x)
+        for level, blocks in enumerate(self.blocks):
+            h = self.downs[level - 1](h) if level else h
+            for block in blocks.children():
+                h = block(h)
+        return self.output(F.silu(self.norm(h)))
+
+
+class FieldDecoder(nn.Module):
+    """(B, L, *coarsest) -> (B, outputs, *finest): the encoder's way back, the nearest value where a grid grows."""
+
+    def __init__(self, inputs: int, outputs: int, channels: Sequence[int], blocks: int, grids: list[Grid]) -> None:
+        super().__init__()
+        self.grids = grids[::-1]
+        widths = list(channels)[::-1]
+        self.input = conv(inputs, widths[0], self.grids[0])
+        self.blocks = nn.ModuleList(
+            nn.ModuleList(Block(c, c, grid, 0.0) for _ in range(blocks))
+            for c, grid in zip(widths, self.grids, strict=True)
+        )
+        self.ups = nn.ModuleList(Pointwise(widths[i], widths[i + 1]) for i in range(len(widths) - 1))
+        self.norm = group_norm(widths[-1])
+        self.output = conv(widths[-1], outputs, self.grids[-1])
+
+    def forward(self, y: Tensor) -> Tensor:
+        h = self.input(y)
+        for level, blocks in enumerate(self.blocks):
+            h = F.interpolate(self.ups[level - 1](h), size=self.grids[level]) if level else h
+            for block in blocks.children():
+                h = block(h)
+        return self.output(F.silu(self.norm(h)))

@@ -1,0 +1,112 @@
+"""Bounds of an autoencoder's likelihood: the ELBO, the importance-weighted bound, and the loss of a quantised code.
+
+    log p(x) >= ELBO = E_q(y|x) log p(x | y) - KL(q(y | x) || N(0, I)),   gap = KL(q(y | x) || p(y | x))
+    log p(x) >= L_k  = E log (1/k) sum_j p(x, y_j) / q(y_j | x),          L_1 = ELBO, L_k -> log p(x)
+    VQ:   -log p(x | e) + commitment |f - sg(e)|^2,   e the nearest vector of the codebook to the features f
+
+As expectation and maximisation: a better encoder closes the gap (E, to nothing where q is the posterior), a better
+decoder raises what is left (M). `exact.PPCA` is the case in which all of it is known. Sources: Kingma and Welling 2013
+(1312.6114), Eq. 3 and 10; Burda et al. 2015 (1509.00519), Eq. 8; van den Oord et al. 2017 (1711.00937), Eq. 3; free
+bits: Kingma et al. 2016 (1606.04934), Eq. 15.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sfumato import noise
+from sfumato.errors import SfumatoError
+from sfumato.nets import Autoencoder, GaussianCode, QuantisedCode
+from sfumato.nets.codes import log_normal
+
+COMMITMENT = 0.25
+Index = Tensor | Sequence[int] | None
+
+
+class Elbo(NamedTuple):
+    """Nats of each sample, (B,): fit = log p(x | y) at a draw of y, kl = KL(q(y | x) || N(0, I))."""
+
+    fit: Tensor
+    kl: Tensor
+
+    @property
+    def nats(self) -> Tensor:
+        return self.fit - self.kl
+
+
+def decoder_log_prob(net: Autoencoder, x: Tensor, y: Tensor) -> Tensor:
+    """log N(x; decode(y), exp(log_variance) I) in nats, (B,)."""
+    scale = (-0.5 * net.log_variance).exp()
+    return log_normal((x - net.decode(y)) * scale) - 0.5 * x[0].numel() * net.log_variance
+
+
+def gaussian_code(net: Autoencoder, x: Tensor) -> GaussianCode:
+    """q(y | x), or SfumatoError for a network whose bottleneck has none."""
+    code = net.encode(x)
+    if not isinstance(code, GaussianCode):
+        raise SfumatoError("The ELBO needs a law of the code: this autoencoder has a VQ bottleneck, use vq_loss.")
+    return code
+
+
+def _draw(net: Autoencoder, x: Tensor, seed: int, index: Index, step: int = 0) -> Tensor:
+    index = torch.arange(len(x)) if index is None else torch.as_tensor(index)
+    return noise.normal(seed, index, net.latent_shape, noise.TRAIN_NOISE, step, x.device, x.dtype)
+
+
+def elbo(net: Autoencoder, x: Tensor, eps: Tensor | None = None, seed: int = 0, index: Index = None) -> Elbo:
+    """The bound at one draw y = mean + std eps a sample; the KL in closed form.
+
+    x: normalised (B, *shape). eps: (B, *latent_shape), or drawn from (seed, index) alone.
+    """
+    code = gaussian_code(net, x)
+    eps = _draw(net, x, seed, index) if eps is None else eps
+    return Elbo(decoder_log_prob(net, x, code.sample(eps)), code.kl().flatten(1).sum(1))
+
+
+def elbo_loss(
+    net: Autoencoder, x: Tensor, beta: float = 1.0, free_bits: float = 0.0, seed: int = 0, index: Index = None
+) -> Tensor:
+    """-fit + beta KL in nats, (B,); with beta 1 and no free bits the negative ELBO.
+
+    free_bits: nats a sample that each channel of the code may carry unpunished: where a channel's mean over the batch
+    is below, it counts as that and has no gradient.
+    """
+    if beta < 0 or free_bits < 0:
+        raise SfumatoError(f"beta and free_bits must not be negative, got {beta:g} and {free_bits:g}.")
+    code = gaussian_code(net, x)
+    fit = decoder_log_prob(net, x, code.sample(_draw(net, x, seed, index)))
+    kl = code.kl().reshape(len(x), net.latent_shape[0], -1).sum(2)
+    if free_bits:
+        kl = torch.where(kl.mean(0) < free_bits, free_bits, kl)
+    return beta * kl.sum(1) - fit
+
+
+def importance_bound(net: Autoencoder, x: Tensor, samples: int, seed: int = 0, index: Index = None) -> Tensor:
+    """log (1/k) sum_j p(x | y_j) p(y_j) / q(y_j | x) with k = samples draws of y, nats, (B,)."""
+    if samples < 1:
+        raise SfumatoError(f"The importance-weighted bound needs at least 1 sample, not {samples}.")
+    code, weights = gaussian_code(net, x), []
+    for step in range(samples):
+        y = code.sample(_draw(net, x, seed, index, step))
+        weights.append(decoder_log_prob(net, x, y) + log_normal(y) - code.log_prob(y))
+    return torch.logsumexp(torch.stack(weights), 0) - math.log(samples)
+
+
+class Quantised(NamedTuple):
+    """loss (B,) in nats; and the code, from which the codebook learns (`VectorQuantiser.learn`)."""
+
+    loss: Tensor
+    code: QuantisedCode
+
+
+def vq_loss(net: Autoencoder, x: Tensor, commitment: float = COMMITMENT) -> Quantised:
+    """-log p(x | e) + commitment |f - sg(e)|^2; x normalised (B, *shape). The codebook is moved by `learn`."""
+    code = net.encode(x)
+    if not isinstance(code, QuantisedCode):
+        raise SfumatoError("vq_loss needs an autoencoder with bottleneck='vq'; for a KL bottleneck use elbo_loss.")
+    return Quantised(commitment * code.distance() - decoder_log_prob(net, x, code.value), code)

@@ -1,0 +1,54 @@
+"""The goal of autoencoders: the ELBO of a KL bottleneck, the loss of a VQ bottleneck, by the loop of all models."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+from torch import Tensor, nn
+
+from sfumato.nets import QuantisedCode
+from sfumato.objectives.vae import COMMITMENT, elbo_loss, vq_loss
+from sfumato.training.goal import Batch
+from sfumato.training.validation import Held
+
+
+@final
+class Autoencoding:
+    """Nats a number of x: (-fit + beta KL) / D, or (-fit + commitment |f - sg(e)|^2) / D, for a `Codec`.
+
+    A codebook learns after each step of the optimiser; `restarted` counts the codes that were started anew so far.
+    """
+
+    def __init__(
+        self, beta: float = 1.0, free_bits: float = 0.0, commitment: float = COMMITMENT, seed: int = 0
+    ) -> None:
+        self.beta, self.free_bits, self.commitment, self.seed = beta, free_bits, commitment, seed
+        self.restarted = 0
+        self._seen: tuple[Any, QuantisedCode] | None = None
+
+    def losses(self, model: Any, batch: Batch) -> Tensor:
+        net, size = model.net, batch.x[0].numel()
+        if net.quantiser is None:
+            return elbo_loss(net, batch.x, self.beta, self.free_bits, self.seed, batch.index) / size
+        found = vq_loss(net, batch.x, self.commitment)
+        if model.training:
+            self._seen = net.quantiser, found.code
+        return found.loss / size
+
+    def observe(self, batch: Batch, losses: Tensor) -> None:
+        if self._seen is not None:
+            quantiser, code = self._seen
+            self.restarted += quantiser.learn(code)
+            self._seen = None
+
+    def parameters(self) -> list[nn.Parameter]:
+        return []
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {}  # the codebook is part of the network
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        pass
+
+    def measure(self, model: Any, x: Tensor, cond: dict[str, Any], count: int, batch: int) -> Held:
+        return Held(lambda by, rows: self.losses(by, Batch(*rows)), x, cond, self.seed, count, batch)
