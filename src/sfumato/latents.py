@@ -19,8 +19,8 @@ from torch import Tensor
 
 from sfumato.conditions import indices
 from sfumato.errors import SfumatoError
-from sfumato.model import Model
-from sfumato.ode import Field, Track, compute_dtype, data_scale
+from sfumato.model import Model, compute_dtype
+from sfumato.ode import Field, Track, data_scale
 
 DEFAULT_STEPS = 64
 

@@ -46,6 +46,12 @@ def noise_level(logsnr: Tensor) -> Tensor:
     return (-logsnr / 8).clamp(-LOGSNR_LIMIT / 8, LOGSNR_LIMIT / 8).float()
 
 
+def compute_dtype(model: Model) -> torch.dtype:
+    """What a model takes states in: the type of its parameters, float64 without any."""
+    parameters = getattr(model, "parameters", None)
+    return next((p.dtype for p in parameters()), torch.float64) if parameters else torch.float64
+
+
 class Denoiser(nn.Module):
     """denoiser(z, t, **cond) -> Estimate.
 
@@ -104,8 +110,8 @@ class Denoiser(nn.Module):
             self._kept[key] = made
         return self._kept[key]
 
-    def _input(self, t: Time, device: torch.device) -> tuple[Tensor, Tensor]:
-        """c_in and the noise level."""
+    def scaling(self, t: Time, device: torch.device) -> tuple[Tensor, Tensor]:
+        """c_in and the noise level: the network hears (c_in z, noise level)."""
         alpha, sigma = self.process.schedule(t)
         c_in = 1 / torch.sqrt(sigma**2 + (alpha * self.sigma_data) ** 2)
         return c_in, noise_level(self.process.schedule.logsnr(t)).to(device)
@@ -128,7 +134,7 @@ class Denoiser(nn.Module):
         return y, (1 + share) / 2
 
     def _raw(self, z: Tensor, t: Time, **cond: Any) -> Tensor:
-        c_in, level = self._at("input", t, z.device, lambda: self._input(t, z.device))
+        c_in, level = self._at("input", t, z.device, lambda: self.scaling(t, z.device))
         scaled, level = broadcast(c_in, z) * z, level.expand(len(z))
         low = self.compute_dtype
         if low is None and not torch.is_autocast_enabled(z.device.type):

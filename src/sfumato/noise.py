@@ -18,7 +18,9 @@ from torch import Tensor
 Device = torch.device | str | None
 
 # What a number is for. Two roles never share a stream.
-PRIOR, STEP, TRAIN_NOISE, TRAIN_TIME, DROP, VALID_NOISE, VALID_TIME, ORDER, DATA, PROBE, BROWNIAN = range(11)
+PRIOR, STEP, TRAIN_NOISE, TRAIN_TIME, DROP, VALID_NOISE, VALID_TIME, ORDER, DATA, PROBE, BROWNIAN, BOUND, REFERENCE = (
+    range(13)
+)
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sfumato.errors import SfumatoError
 from sfumato.exact import ExactDenoiser
-from sfumato.model import Model
+from sfumato.model import Model, compute_dtype
 from sfumato.schedule import Schedule
 from sfumato.solvers.grids import LOGSNR_LIMIT
 
@@ -93,12 +93,6 @@ def data_scale(model: Model) -> float:
         nothing = torch.zeros(1, *law.shape, dtype=torch.float64)
         return math.sqrt(float(law.truth.variance(nothing, alpha=0.0, sigma=1.0).mean())) or 1.0
     return float(getattr(model, "sigma_data", 1.0))
-
-
-def compute_dtype(model: Model) -> torch.dtype:
-    """What the model computes in: its parameters' type, float64 without any."""
-    parameters = getattr(model, "parameters", None)
-    return next((p.dtype for p in parameters()), torch.float64) if parameters else torch.float64
 
 
 class Products:

@@ -1,0 +1,160 @@
+"""Losses that train by the discrete-time bound: L_vlb at one drawn level a sample, and the hybrid loss.
+
+    L_vlb    = T L_k / p(t),   k = ceil(T t), t ~ p      L_k the step from k / T to (k - 1) / T, L_1 that to the data
+    L_hybrid = L_simple + share L_vlb                    L_vlb trains the variance alone, its mean is stopped
+
+E L_vlb is the bound of `vlb` on T levels less L_T, whatever p. Both losses see the noise level k / T.
+Source: Nichol and Dhariwal 2021 (2102.09672), Eq. 16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato import noise, target
+from sfumato.belief import Estimate
+from sfumato.errors import SfumatoError
+from sfumato.model import Denoiser
+from sfumato.objectives.chain import check_variance, data_nats, step_nats
+from sfumato.objectives.decoder import Cells
+from sfumato.objectives.denoising import denoising_loss
+from sfumato.objectives.density import TimeDensity
+from sfumato.objectives.times import UniformTime
+from sfumato.objectives.vlb import chosen_cells
+from sfumato.objectives.weights import Weight
+from sfumato.process import Gaussian
+from sfumato.schedule import Schedule
+
+STEPS = 1000  # levels of the bound that training takes a part of (2006.11239)
+
+
+def level_nats(
+    process: Gaussian, belief: Estimate, x: Tensor, eps: Tensor, steps: int, variance: str, cells: Cells | None
+) -> Tensor:
+    """T L_k in nats, (B,), at the levels belief.t = k / T, (B,)."""
+    level, total = (belief.t * steps).round().expand(len(x)), torch.zeros_like(x.flatten(1)[:, 0])
+    first = level == 1
+    for rows in (torch.nonzero(first)[:, 0], torch.nonzero(~first)[:, 0]):
+        if not len(rows):
+            continue
+        part, k = _rows(belief, rows), level[rows]
+        if bool(first[rows[0]]):
+            above = (k + 1) / steps if steps > 1 else None
+            nats = data_nats(process, part, x[rows], eps[rows], above, variance, cells)
+        else:
+            nats = step_nats(process, part, x[rows], eps[rows], (k - 1) / steps, variance)
+        total = total.index_put((rows,), nats.to(total))
+    return steps * total
+
+
+def _rows(belief: Estimate, rows: Tensor) -> Estimate:
+    """The belief about some samples of a batch."""
+    t = belief.t.expand(len(belief.z))
+    share = None if belief.variance_share is None else belief.variance_share[rows]
+    return Estimate(
+        belief.z[rows], t[rows], belief.schedule, x=belief.x[rows], eps=belief.eps[rows], variance_share=share
+    )
+
+
+def on_grid(t: Tensor, steps: int) -> Tensor:
+    """The level ceil(T t) / T of a time in (0, 1]."""
+    if steps < 1:
+        raise SfumatoError(f"The bound needs at least 1 level, got {steps}.")
+    return (t * steps - 1e-9).ceil().clamp(1, steps) / steps  # a level itself is on the grid, whatever its rounding
+
+
+def level_density(times: TimeDensity, schedule: Schedule, t: Tensor) -> Tensor:
+    """p(t) = p(logsnr) |dlogsnr/dt|, float64 (B,)."""
+    return times.density(schedule.logsnr(t), schedule) * schedule.dlogsnr(t).abs()
+
+
+def vlb_loss(
+    denoiser: Denoiser,
+    x: Tensor,
+    t: Tensor | None = None,
+    times: TimeDensity | None = None,
+    seed: int = 0,
+    index: Tensor | Sequence[int] | None = None,
+    eps: Tensor | None = None,
+    steps: int = STEPS,
+    variance: str = "posterior",
+    decoder: str = "auto",
+    **cond: Any,
+) -> Tensor:
+    """L_vlb = T L(t) / p(t) in nats, one a sample (B,), with gradients of mean and variance.
+
+    x: normalised data (B, ...). t, times, seed, index and eps as in `denoising_loss`; `history.LossHistory` as `times`
+    is the paper's importance sampling. variance and decoder as in `vlb`. Sources: 2006.11239, Eq. 5; 2102.09672.
+    """
+    check_variance(variance)
+    times, schedule = times or UniformTime(), denoiser.process.schedule
+    index = torch.arange(len(x)) if index is None else torch.as_tensor(index)
+    if t is None:
+        t = schedule.time(times.logsnr(times.levels(seed, index, noise.TRAIN_TIME), schedule))
+    if eps is None:
+        eps = noise.normal(seed, index, tuple(x.shape[1:]), noise.TRAIN_NOISE, device=x.device, dtype=x.dtype)
+    level = on_grid(t, steps)
+    belief = denoiser(denoiser.process.corrupt(x, level, eps), level, **cond)
+    cells = chosen_cells(getattr(denoiser, "spec", None), decoder)
+    nats = level_nats(denoiser.process, belief, x, eps, steps, variance, cells)
+    return nats / level_density(times, schedule, t).to(nats)
+
+
+class _Watched:
+    """A denoiser that keeps what it was last asked and what it answered, so that two losses share one call."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser, self.process = denoiser, denoiser.process
+        self.target, self.sigma_data = denoiser.target, denoiser.sigma_data
+
+    def predict(self, z: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        y, share = self.denoiser.outputs(z, t, **cond)
+        self.z, self.t, self.y, self.share = z, t, y, share
+        return y
+
+
+def hybrid_loss(
+    denoiser: Denoiser,
+    x: Tensor,
+    t: Tensor | None = None,
+    weight: Weight | None = None,
+    times: TimeDensity | None = None,
+    seed: int = 0,
+    index: Tensor | Sequence[int] | None = None,
+    eps: Tensor | None = None,
+    steps: int = STEPS,
+    share: float = 1e-3,
+    stop_mean: bool = True,
+    decoder: str = "auto",
+    **cond: Any,
+) -> Tensor:
+    """L_simple + share L_vlb / 2, one a sample (B,): `denoising_loss` at k / T and the bound of T = `steps` levels.
+
+    The factor 1/2 is that of `denoising_loss`: twice the loss over the number of elements is the mean squared error
+    plus share L_vlb a dimension. L_vlb trains the variance alone, its mean is stopped (`stop_mean`), so that share sets
+    a learning rate and not a compromise. Other arguments as in `denoising_loss`. Source: 2102.09672, Eq. 16.
+    """
+    if denoiser.variance != "learned":
+        raise SfumatoError("The hybrid loss trains a learned variance: build the denoiser with variance='learned'.")
+    times, schedule = times or UniformTime(), denoiser.process.schedule
+    index = torch.arange(len(x)) if index is None else torch.as_tensor(index)
+    if eps is None:
+        eps = noise.normal(seed, index, tuple(x.shape[1:]), noise.TRAIN_NOISE, device=x.device, dtype=x.dtype)
+    if t is None:
+        t = schedule.time(times.logsnr(times.levels(seed, index, noise.TRAIN_TIME), schedule))
+    level, seen = on_grid(t, steps), _Watched(denoiser)
+    simple = denoising_loss(seen, x, level, times=times, eps=eps, **cond)  # type: ignore[arg-type]
+    if weight is not None:  # p is that of the drawn time: at k / T it may be infinite or 0
+        row, logsnr = target.row(denoiser.target, schedule, level, denoiser.sigma_data), schedule.logsnr(t)
+        scale = weight(logsnr) / times.density(logsnr, schedule) * target.error_scale(row, *schedule(level))
+        simple = simple * scale.to(simple)
+    y = seen.y.detach() if stop_mean else seen.y
+    belief = denoiser.process.read(y, denoiser.target, seen.z, seen.t, denoiser.sigma_data)
+    belief.variance_share = seen.share
+    cells = chosen_cells(denoiser.spec, decoder)
+    nats = level_nats(denoiser.process, belief, x, eps, steps, "learned", cells)
+    return simple + 0.5 * share * nats / level_density(times, schedule, t).to(nats)

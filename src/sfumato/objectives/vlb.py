@@ -1,0 +1,144 @@
+"""The discrete-time variational bound on T noise levels, term by term.
+
+    -log p(x) <= L_T + sum_{k=1}^{T-1} L_k + L_0        nats
+    L_T = KL(q(z_1 | x) || N(0, sigma(1)^2)),   L_k = KL(q(z_s | z_t, x) || p(z_s | z_t)),   L_0 = -log p(x | z_{t_1})
+
+at the levels t_1 < .. < t_T = 1 of any schedule (`chain` for the steps, `decoder` for L_0). With an exact model the sum
+tends to -log p(x) like 1/T, up to what the last decoder misses (`tests/objectives/test_vlb.py`).
+Sources: Sohl-Dickstein et al. 2015 (1503.03585); Ho et al. 2020 (2006.11239), Eq. 5; Nichol and Dhariwal 2021
+(2102.09672), Eq. 4-7.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato import noise
+from sfumato.conditions import indices
+from sfumato.errors import SfumatoError
+from sfumato.model import Model, compute_dtype
+from sfumato.objectives.chain import check_variance, data_nats, step_nats
+from sfumato.objectives.decoder import Cells, cells_of
+from sfumato.objectives.prior import prior_kl
+
+DECODERS = ("auto", "discretised", "density")
+_BATCH = 1 << 18  # numbers in a batch
+
+
+@dataclasses.dataclass(frozen=True)
+class VLB:
+    """The terms of the bound for B samples and T levels, float64, in nats and the user's units.
+
+    prior: L_T, (B,). steps: L_k of the step from times[k] to times[k - 1], (B, T - 1), k = 1..T-1. data: L_0, (B,).
+    times: t_1 .. t_T, (T,). dim: numbers in a sample. discrete: whether L_0 is of whole numbers.
+    """
+
+    prior: Tensor
+    steps: Tensor
+    data: Tensor
+    times: Tensor
+    dim: int
+    discrete: bool
+
+    @property
+    def total(self) -> Tensor:
+        """The bound on -log p(x), (B,)."""
+        return self.prior + self.steps.sum(1) + self.data
+
+    @property
+    def bits_per_dim(self) -> Tensor:
+        """total / (D log 2), (B,); for data declared discrete alone."""
+        if not self.discrete:
+            raise SfumatoError("Bits per dimension are for whole numbers with the discretised decoder; total is nats.")
+        return self.total / (self.dim * math.log(2))
+
+
+def vlb(
+    model: Model,
+    x: Any,
+    steps: int = 1000,
+    times: Sequence[float] | Tensor | None = None,
+    variance: str | None = None,
+    decoder: str = "auto",
+    seed: int = 0,
+    index: Sequence[int] | Tensor | None = None,
+    batch: int | None = None,
+    **cond: Any,
+) -> VLB:
+    """Every term of the bound for x (B, *shape) in user units, one draw of the noise a level: `VLB`.
+
+    times: rising levels t_1 .. t_T = 1; i / steps by default. variance: posterior, beta or learned (`chain`); what the
+    model has learned, or the posterior's. decoder: discretised for whole numbers, a density for real ones (auto).
+    The noise of a level is a function of (seed, number of the sample in `index`, level). label=... as in `sample`.
+    Raises SfumatoError for levels that do not rise to 1, and for whole numbers asked of real-valued data.
+    """
+    variance = variance or ("learned" if getattr(model, "variance", "fixed") == "learned" else "posterior")
+    check_variance(variance)
+    levels, spec = _levels(steps, times), getattr(model, "spec", None)
+    cells = chosen_cells(spec, decoder)
+    if spec is not None:
+        spec.check(x)
+    rows = torch.as_tensor(x)
+    numbers = torch.arange(len(rows)) if index is None else torch.as_tensor(index, dtype=torch.int64)
+    rows = (rows if spec is None else spec.normalise(rows)).to(torch.float64)
+    labels, device = indices(model, cond, len(rows)), getattr(model, "device", rows.device)
+    found = []
+    for part in torch.arange(len(rows)).split(batch or max(1, _BATCH // rows[0].numel())):
+        chosen = {k: v[part].to(device) for k, v in labels.items()}
+        found.append(_terms(model, rows[part].to(device), levels, variance, cells, seed, numbers[part], chosen))
+    nats = torch.cat(found).cpu()
+    shift = 0.0 if spec is None or cells is not None else spec.log_jacobian
+    prior = prior_kl(model.process, rows).cpu()
+    return VLB(prior, nats[:, 1:], nats[:, 0] - shift, levels, rows[0].numel(), cells is not None)
+
+
+def _levels(steps: int, times: Sequence[float] | Tensor | None) -> Tensor:
+    if times is None:
+        if steps < 1:
+            raise SfumatoError(f"The bound needs at least 1 level, got {steps}.")
+        return torch.arange(1, steps + 1, dtype=torch.float64) / steps
+    levels = torch.as_tensor(times, dtype=torch.float64)
+    rising = levels.ndim == 1 and len(levels) > 0 and bool((levels[1:] > levels[:-1]).all())
+    if not rising or float(levels[0]) <= 0 or float(levels[-1]) != 1:
+        raise SfumatoError("The levels of the bound must rise from above 0 to 1.")
+    return levels
+
+
+def chosen_cells(spec: Any, decoder: str) -> Cells | None:
+    """The cells of the discretised decoder, None for a density, of a data spec (or None) and one of `DECODERS`."""
+    if decoder not in DECODERS:
+        raise SfumatoError(f"The decoder cannot be {decoder!r}: known are {', '.join(DECODERS)}.")
+    cells = None if decoder == "density" else cells_of(spec)
+    if decoder == "discretised" and cells is None:
+        raise SfumatoError("The discretised decoder is for data declared discrete (whole-number dtype): use density.")
+    return cells
+
+
+@torch.no_grad()
+def _terms(
+    model: Model,
+    x: Tensor,
+    levels: Tensor,
+    variance: str,
+    cells: Cells | None,
+    seed: int,
+    index: Tensor,
+    cond: dict[str, Tensor],
+) -> Tensor:
+    """L_0, L_1 .. L_{T-1}, (B, T)."""
+    process, found, given = model.process, [], compute_dtype(model)
+    for k, t in enumerate(levels):
+        eps = noise.normal(seed, index, tuple(x.shape[1:]), noise.BOUND, k, x.device, x.dtype)
+        belief = model(process.corrupt(x, t, eps).to(given), float(t), **cond)
+        if k == 0:
+            before = levels[1] if len(levels) > 1 else None
+            found.append(data_nats(process, belief, x, eps, before, variance, cells))
+        else:
+            found.append(step_nats(process, belief, x, eps, levels[k - 1], variance))
+    return torch.stack(found, 1)
