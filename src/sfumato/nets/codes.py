@@ -101,10 +101,10 @@ class VectorQuantiser(nn.Module):
         kept = self.decay * self.count
         count = kept + (1 - self.decay) * used
         moved = (kept[:, None] * self.codebook + (1 - self.decay) * total) / count.clamp_min(1e-12)[:, None]
+        usual = len(rows) / len(count)
+        dead = torch.nonzero((count < RESTART * usual) | (self.count.sum() == 0))[:, 0]
         self.codebook.copy_(torch.where(count[:, None] > 0, moved, self.codebook))
         self.count.copy_(count)
-        usual = len(rows) / len(count)
-        dead = torch.nonzero(count < RESTART * usual)[:, 0]
         if len(dead):  # features that lie far apart in the batch, so that no two codes start alike
             chosen = torch.linspace(0, len(rows) - 1, len(dead), device=rows.device).round().long()
             self.codebook[dead], self.count[dead] = rows[chosen], usual
