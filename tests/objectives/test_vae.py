@@ -23,7 +23,7 @@ def principal(dim: int = 5, latent: int = 2) -> PPCA:
 
 
 def linear(model: PPCA, encoder: tuple[Tensor, Tensor, Tensor] | None = None) -> Autoencoder:
-    """A linear VAE in double precision with the law of `model`; encoder: (weight, bias, log-variance), or its E step."""
+    """A linear VAE in double precision with the law of `model`; encoder (weight, bias, log-variance), or its E step."""
     net = Autoencoder((model.dim,), model.latent, (), variance=model.variance).double()
     mean, cov = model.posterior(torch.zeros(1, model.dim, dtype=torch.float64))
     slope = torch.linalg.inv(model.precision) @ model.loading.T
