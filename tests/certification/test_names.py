@@ -3,8 +3,9 @@
 import pytest
 
 from sfumato.certification import certify, summary
+from sfumato.errors import SfumatoError
 from sfumato.schedules import Flow, LinearBeta
-from sfumato.solvers import NAMES
+from sfumato.solvers import NAMES, Adaptive
 
 CALLS = {
     "annealed-langevin": lambda k: 10 * k + 1,
@@ -25,12 +26,17 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "adaptive"])
 def test_every_name_is_certified(name):
     found = certify(NAMES[name](), name=name, calls=CALLS.get(name, 1), schedules={"VP": LinearBeta()}, quick=True)
     assert found.passed, str(found)
     assert found.declared is not None and found.findings[0].order is not None
     assert name in summary({name: found}) and found.to_dict()["passed"]
+
+
+def test_an_adaptive_solver_has_no_order_to_certify():
+    with pytest.raises(SfumatoError, match="tolerances"):
+        certify(Adaptive())
 
 
 def test_a_certificate_reads():

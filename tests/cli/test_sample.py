@@ -1,6 +1,7 @@
 """`sample`: what is written, what is said of it, and what bad input gets."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,20 @@ def test_an_npz_holds_samples_in_the_units_of_the_data(call, models):
     expected = sf.sample(sf.load(models["points"]), 5, steps=2)
     assert np.array_equal(x, expected.numpy())
     assert manifest["seed"] == 0 and manifest["calls"] == 2 and len(manifest["model_hash"]) == 64
+
+
+def test_an_adaptive_solver_keeps_to_its_tolerance(call, models, monkeypatch):
+    pytest.importorskip("torchdiffeq")
+    common = ("sample", models["points"], "-n", 4, "--precision", "float32")
+    assert call(*common, "-o", "a.npz", "--solver", "adaptive")[0] == 0
+    assert call(*common, "-o", "f.npz", "--solver", "heun", "--steps", 100)[0] == 0
+    with np.load("a.npz") as adaptive, np.load("f.npz") as fine:
+        assert np.abs(adaptive["x"] - fine["x"]).max() < 1e-3 * fine["x"].std()
+        manifest = json.loads(str(adaptive["manifest"]))
+    assert manifest["solver"].startswith("Adaptive(dopri5") and manifest["calls"] > 20
+    monkeypatch.setitem(sys.modules, "torchdiffeq", None)
+    status, out, err = call(*common, "-o", "b.npz", "--solver", "adaptive")
+    assert status != 0 and "sfumato[adaptive]" in err and "Traceback" not in err and not Path("b.npz").exists()
 
 
 def test_labels_are_class_indices_and_names_are_beside_them(call, models):

@@ -14,7 +14,7 @@ from sfumato.certification.slopes import Slope
 from sfumato.certification.subjects import PlanSubject, SolverSubject, StepSubject, Subject
 from sfumato.errors import SfumatoError
 from sfumato.schedule import Schedule
-from sfumato.solvers import Plan
+from sfumato.solvers import Adaptive, Plan
 
 TOLERANCE = 0.15  # of a measured order
 COUNTS = (8, 16, 32, 64, 128, 256, 512, 1024)
@@ -57,6 +57,10 @@ def as_subject(solver: Any, name: str | None = None, order: int | None = None) -
     """The subject that stands for what a caller gave."""
     if isinstance(solver, Subject):
         return solver
+    if isinstance(solver, Adaptive):
+        raise SfumatoError(
+            "An adaptive solver takes the steps that its tolerances ask for: there is no order in them to certify."
+        )
     if isinstance(solver, Plan):
         return PlanSubject(solver, name, order)
     if callable(getattr(solver, "plan", None)):

@@ -36,8 +36,10 @@ def _subject(word: str) -> Any:
 def _all(voice: Voice, quick: bool) -> int:
     found = {}
     for name, make in solvers.NAMES.items():
+        if isinstance(solver := make(), solvers.Adaptive):  # has no order in the number of steps
+            continue
         voice.note(f"{name} ...")
-        found[name] = certification.certify(make(), name=name, quick=quick)
+        found[name] = certification.certify(solver, name=name, quick=quick)
     voice.emit({"passed": all(one.passed for one in found.values()), "solvers": _plain(found)})
     voice.say(certification.summary(found))
     return PASSED if all(one.passed for one in found.values()) else FAILED

@@ -11,9 +11,9 @@ from sfumato.training.config import CHOICES, TrainConfig, docs
 
 # as sfumato.solvers.NAMES, which needs torch
 SOLVERS = (
-    "annealed-langevin", "churn", "ddim", "ddpm", "ddpm-beta", "deis", "dpm++2m", "dpm++2s", "dpm++3m", "dpm++3s",
-    "dpm2", "dpm3", "euler", "euler-maruyama", "heun", "lms", "midpoint", "multistep", "plms", "pndm",
-    "predictor-corrector", "rk4", "sa-solver", "sde-dpm++2m", "sde-dpm++3m", "unipc",
+    "adaptive", "annealed-langevin", "churn", "ddim", "ddpm", "ddpm-beta", "deis", "dpm++2m", "dpm++2s", "dpm++3m",
+    "dpm++3s", "dpm2", "dpm3", "euler", "euler-maruyama", "heun", "lms", "midpoint", "multistep", "plms", "pndm",
+    "predictor-corrector", "rk4", "sa-solver", "sde-dpm++2m", "sde-dpm++3m", "sde-dpm2m", "unipc",
 )  # fmt: skip
 
 
@@ -72,8 +72,8 @@ class Resume:
 class Sample:
     """Draw samples from a model: a run folder, or one .safetensors file. The training data is not needed.
 
-    Sample i of a seed is the same whatever -n and --batch are. With --json, one JSON object: where the samples are and
-    their manifest.
+    Sample i of a seed is the same whatever -n and --batch are (with --solver adaptive: within its tolerance). With
+    --json, one JSON object: where the samples are and their manifest.
     """
 
     model: Annotated[tyro.conf.Positional[str], flag("A run folder or a .safetensors file.", "MODEL")]

@@ -16,7 +16,8 @@ from sfumato.compose import guide
 from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError, suggest
 from sfumato.model import Denoiser
-from sfumato.solvers import Plan
+from sfumato.plans import AnySolver
+from sfumato.solvers import Plan, Walk
 from sfumato.training.precision import compute_dtype, device_of
 
 PER_CLASS, MOST_CLASSES, NUMBER = 10, 20, 64
@@ -101,13 +102,13 @@ def _say_choices(options: Any, spec: DataSpec, scale: float | None, note: Callab
         note(f"Guidance scale {scale:g}; --guidance sets another.")
 
 
-def _solver(name: str) -> solvers.Solver:
+def _solver(name: str) -> AnySolver:
     if name not in solvers.NAMES:
         raise SfumatoError(f"there is no solver {name!r}: {suggest(name, solvers.NAMES)}")
     return solvers.NAMES[name]()
 
 
-def _draw(model: Any, plan: Plan, options: Any, index: torch.Tensor, labels: torch.Tensor | None) -> np.ndarray:
+def _draw(model: Any, plan: Plan | Walk, options: Any, index: torch.Tensor, labels: torch.Tensor | None) -> np.ndarray:
     """Samples batch by batch, with a bar on a terminal."""
     from tqdm import tqdm
 
@@ -122,8 +123,8 @@ def _draw(model: Any, plan: Plan, options: Any, index: torch.Tensor, labels: tor
 
 
 def manifest(
-    options: Any, contract: dict[str, Any], denoiser: Denoiser, plan: Plan, scale: float | None, index: torch.Tensor,
-    spec: DataSpec,
+    options: Any, contract: dict[str, Any], denoiser: Denoiser, plan: Plan | Walk, scale: float | None,
+    index: torch.Tensor, spec: DataSpec,
 ) -> dict[str, Any]:  # fmt: skip
     """What made the samples, enough to make them again."""
     dtype = denoiser.compute_dtype or torch.float32

@@ -20,7 +20,8 @@ from sfumato.solvers.singlestep import Singlestep
 from sfumato.solvers.walk import Walk, WalkSolver
 
 # The names that the command line takes.
-NAMES: dict[str, Callable[[], Solver]] = {
+NAMES: dict[str, Callable[[], Solver | WalkSolver]] = {
+    "adaptive": Adaptive,
     "annealed-langevin": AnnealedLangevin,
     "churn": Churn,
     "ddim": DDIM,
@@ -46,6 +47,7 @@ NAMES: dict[str, Callable[[], Solver]] = {
     "sa-solver": SASolver,
     "sde-dpm++2m": SDEDPMSolver,
     "sde-dpm++3m": lambda: SDEDPMSolver(3),
+    "sde-dpm2m": lambda: SDEDPMSolver(row="eps"),
     "unipc": UniPC,
 }
 

@@ -100,7 +100,11 @@ class AdaptiveWalk:
         begin, end = (_FLOW.time(*map(float, self.schedule(t))) for t in (self.start, self.last))
         taus = torch.linspace(begin, end, self.steps + 1, dtype=torch.float64, device=z.device)
         first = z.to(torch.float64) / self._point(begin)[1]
-        states = odeint(slope, first, taus, method=self.solver.method, rtol=self.solver.rtol, atol=self.solver.atol)
+        tolerances = {"rtol": self.solver.rtol, "atol": self.solver.atol}
+        try:
+            states = odeint(slope, first, taus, method=self.solver.method, **tolerances)
+        except AssertionError as error:  # torchdiffeq's word for a step that has shrunk to nothing
+            raise SfumatoError(f"{self.name} cannot keep its tolerances ({error}): give larger ones.") from None
         if not bool(states[-1].isfinite().all()):
             raise SfumatoError(
                 f"{self.name} met numbers that are not finite: give larger tolerances, or check the model."
