@@ -277,7 +277,7 @@ def uniform_logsnr() -> TimeDensity:
 
 def logit_normal(mean: float = 0.0, std: float = 1.0) -> TimeDensity:
     """t = sigmoid(mean + std n) of the flow path: logsnr ~ N(-2 mean, 4 std^2) (2403.03206, Eq. 19)."""
-    return NormalLogSNR(-2 * mean, 2 * std)
+    return NormalLogSNR(0.0 - 2 * mean, 2 * std)
 
 
 def mode(s: float = 1.29) -> TimeDensity:
@@ -292,7 +292,7 @@ def cosmap() -> TimeDensity:
 
 def edm(mean: float = -1.2, std: float = 1.2) -> TimeDensity:
     """ln(sigma/alpha) ~ N(mean, std^2): logsnr ~ N(-2 mean, 4 std^2) (2206.00364, Table 1)."""
-    return NormalLogSNR(-2 * mean, 2 * std)
+    return NormalLogSNR(0.0 - 2 * mean, 2 * std)
 
 
 def from_density(p: Callable[[Tensor], Tensor], cells: int = 4096) -> TimeDensity:
