@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sfumato.compose import Guided as Guided
     from sfumato.compose import Rescheduled as Rescheduled
     from sfumato.compose import guide as guide
+    from sfumato.dae import DenoisingAutoencoder as DenoisingAutoencoder
     from sfumato.discrete import DiscreteDenoiser as DiscreteDenoiser
     from sfumato.errors import SfumatoError as SfumatoError
     from sfumato.latents import attribute as attribute
@@ -62,6 +63,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Codec": "sfumato.codec:Codec",
     "Denoiser": "sfumato.model:Denoiser",
+    "DenoisingAutoencoder": "sfumato.dae:DenoisingAutoencoder",
     "DiscreteDenoiser": "sfumato.discrete:DiscreteDenoiser",
     "Estimate": "sfumato.belief:Estimate",
     "Gaussian": "sfumato.process.gaussian:Gaussian",

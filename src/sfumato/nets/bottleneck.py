@@ -1,0 +1,45 @@
+"""An autoencoder in the place of a denoiser's network: a code of few (or many) numbers between two maps."""
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ..errors import SfumatoError
+from .autoencoder import VectorMap
+from .fields import check_input
+
+
+class Bottleneck(nn.Module):
+    """net(x) = decode(encode(x)): x and y (B, *shape), the code (B, code) the only way from one to the other.
+
+    Args: `shape` of a sample, any; `code`, the length of the representation, fewer numbers than x has or more; `widths`
+    of the hidden layers of the encoder, and in reverse of the decoder; none for linear maps. `outputs` is always 1.
+    It hears neither noise level nor label, which a denoising autoencoder of one level does not need: both are taken and
+    ignored, so that it stands where any network of this room does. The output is zero at first.
+    Raises SfumatoError for sizes that are not positive, or another shape of x.
+    """
+
+    def __init__(self, shape: Sequence[int], code: int, widths: Sequence[int] = (256,)) -> None:
+        super().__init__()
+        self.shape, self.outputs = tuple(int(n) for n in shape), 1
+        if not self.shape or min(*self.shape, code, *widths) < 1:
+            raise SfumatoError(f"Bottleneck needs positive sizes; got shape {self.shape}, code {code}, widths {widths}")
+        self.config = {"name": "Bottleneck", "args": {"shape": list(self.shape), "code": code, "widths": list(widths)}}
+        size = math.prod(self.shape)
+        self.encoder, self.decoder = VectorMap(size, code, widths), VectorMap(code, size, widths[::-1])
+        nn.init.zeros_(self.decoder.output.weight)
+        nn.init.zeros_(self.decoder.output.bias)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The code (B, code)."""
+        check_input(x, self.shape)
+        return self.encoder(x.flatten(1).to(self.encoder.output.weight.dtype)).to(x.dtype)
+
+    def decode(self, code: Tensor) -> Tensor:
+        """(B, *shape)."""
+        y = self.decoder(code.to(self.decoder.output.weight.dtype)).to(code.dtype)
+        return y.reshape(-1, *self.shape)
+
+    def forward(self, x: Tensor, noise_level: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+        return self.decode(self.encode(x))
