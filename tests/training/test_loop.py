@@ -8,6 +8,7 @@ from torch import nn
 
 from sfumato import nets, noise
 from sfumato.errors import SfumatoError
+from sfumato.levels.draws import Trivial
 from sfumato.model import Denoiser
 from sfumato.objectives import weights
 from sfumato.objectives.times import TimeDensity
@@ -18,7 +19,7 @@ from sfumato.training.batches import Batches
 from sfumato.training.ema import exponent
 from sfumato.training.goal import Denoising, Plain
 from sfumato.training.loop import rate_factor
-from sfumato.training.validation import BINS, Trivial
+from sfumato.training.validation import BINS
 
 DATA = noise.normal(3, range(60), (5,), noise.DATA)
 LABELS = torch.arange(60) % 3
@@ -74,7 +75,7 @@ def test_the_trivial_guess_is_exact_for_white_data():
     process = Gaussian(Flow())
     x, eps = (noise.normal(s, range(4000), (8,), noise.DATA) for s in (1, 2))
     t = torch.full((4000,), 0.3, dtype=torch.float64)
-    guess = Trivial(process, "x", 1.0).predict(process.corrupt(x, t, eps), t)
+    guess = Trivial(process)(process.corrupt(x, t, eps), t).x
     assert (guess - x).square().mean().item() == pytest.approx(0.09 / (0.49 + 0.09), rel=0.02)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import random
 import re
 import signal
 import subprocess
@@ -83,7 +84,7 @@ def test_the_report_opens_without_a_network(whole):
     assert "moving average" in page and "trivial predictor" in page and f"sfumato sample {whole.path}" in page
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_stopped_run_goes_on_exactly(data, whole, tmp_path, number):
     out, console = tmp_path / "run", StopAt(5, number)
     with pytest.raises(Interrupted, match=f"sfumato resume {out}"):
@@ -112,20 +113,78 @@ def test_a_half_written_checkpoint_is_never_chosen(data, whole, tmp_path):
     same(out, whole.path)
 
 
-def test_a_killed_process_leaves_a_run_that_goes_on(data, tmp_path):
-    code = (
-        "import sys, sfumato as sf; from sfumato.training.console import Silent\n"
-        "sf.train(*sys.argv[1:], console=Silent(), steps=100000, batch=8, net='tiny', checkpoint_every=0.001)"
+CHILD = (
+    "import sys, sfumato as sf; from sfumato.training.console import Silent\n"
+    "how = dict(console=Silent(), steps=int(sys.argv[3]), batch=8, net='tiny', checkpoint_every=0.001,\n"
+    "           precision='float32', sample_every=0)\n"
+    "sf.train(*sys.argv[1:3], **how)"
+)
+AGAIN = (
+    "import sys, sfumato as sf; from sfumato.training.console import Silent\nsf.resume(sys.argv[1], console=Silent())"
+)
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_a_run_that_was_killed_is_the_run_that_was_not(data, tmp_path, kills):
+    """Weights, optimiser, averages and log, bit by bit, after `kill -9` at random moments."""
+    steps, out = 40 * kills, tmp_path / "run"
+    subprocess.run([sys.executable, "-c", CHILD, str(data), str(tmp_path / "whole"), str(steps)], check=True)
+    moments, died = random.Random(0), 0
+    while died < kills:
+        started = checkpoint.found(out)
+        before = started[0] if started else None
+        words = (AGAIN, str(out)) if started else (CHILD, str(data), str(out), str(steps))
+        child = subprocess.Popen([sys.executable, "-c", *words])
+        limit = time.monotonic() + 60
+        # the moment is counted from the first checkpoint of the process: before, it only loads
+        while checkpoint.found(out)[:1] in ([], [before]) and child.poll() is None and time.monotonic() < limit:
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, 0.15))
+        over = child.poll() is not None
+        child.kill()
+        child.wait()
+        if over:
+            break
+        died += 1
+    assert died >= min(kills, 3)
+    if checkpoint.latest(out)[0]["counters"]["step"] < steps:
+        subprocess.run([sys.executable, "-c", AGAIN, str(out)], check=True)
+    first, second = (checkpoint.latest(path) for path in (out, tmp_path / "whole"))
+    assert first[0]["counters"]["step"] == steps and first[1].keys() == second[1].keys()
+    assert all(torch.equal(first[1][name], second[1][name]) for name in first[1])
+    logs = [
+        [{k: v for k, v in line.items() if k not in TIMED} for line in read(p / "metrics.jsonl")]
+        for p in (out, tmp_path / "whole")
+    ]
+    assert logs[0] == logs[1]
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_last_good_state(data, tmp_path):
+    """The limit on the size of a file stands for the disk: it falls while the run is under way."""
+    resource = pytest.importorskip("resource")
+    out = tmp_path / "run"
+    code = CHILD.replace(
+        "sf.train(*sys.argv[1:3], **how)",
+        """
+import signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+try:
+    sf.train(*sys.argv[1:3], **how)
+except sf.SfumatoError as error:
+    print(error); sys.exit(2)""",
     )
-    child = subprocess.Popen([sys.executable, "-c", code, str(data), str(tmp_path / "run")])
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(data), str(out), "100000"], stdout=subprocess.PIPE, text=True
+    )
     limit = time.monotonic() + 60
-    while len(checkpoint.found(tmp_path / "run")) < 2 and time.monotonic() < limit:
-        time.sleep(0.02)
-    child.kill()
-    child.wait()
-    reached = checkpoint.latest(tmp_path / "run")[0]["counters"]["step"]
-    assert reached > 0
-    run = sf.resume(tmp_path / "run", steps=reached + 3, console=Silent())
+    while len(checkpoint.found(out)) < 2 and time.monotonic() < limit and child.poll() is None:
+        time.sleep(0.01)
+    resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+    words, _ = child.communicate(timeout=60)
+    assert child.returncode == 2 and words.count("\n") == 1 and "cannot be written: file too large" in words
+    reached = checkpoint.latest(out)[0]["counters"]["step"]
+    assert not list(out.glob("checkpoints/.*")), "what was half-written is taken away"
+    run = sf.resume(out, steps=reached + 3, console=Silent())
     assert run.metrics[-1]["step"] == reached + 3
 
 
@@ -226,3 +285,20 @@ def test_a_grid_that_fails_does_not_stop_the_run(data, tmp_path, monkeypatch):
     console = StopAt(-1)
     run = sf.train(data, tmp_path / "run", console=console, **SETTINGS)
     assert run.metrics[-1]["done"] and sum("No samples were drawn" in line for line in console.said) == 2
+
+
+def test_settings_changed_in_the_folder_are_listed_and_need_a_flag(data, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        sf.train(data, out, console=StopAt(4), **SETTINGS)
+    text = (out / "config.yaml").read_text()
+    (out / "config.yaml").write_text(
+        text.replace("\nlr: 0.004\n", "\nlr: 0.001\n").replace("\nclip: 1.0", "\nclip: 2.0")
+    )
+    with pytest.raises(SfumatoError, match=r"lr 0.004 -> 0.001, clip 1.0 -> 2.0. Go on with --changed"):
+        sf.resume(out, console=Silent())
+    run = sf.resume(out, changed=True, console=Silent())
+    assert run.config.lr == 0.001 and run.config.clip == 2.0
+    (out / "config.yaml").write_text((out / "config.yaml").read_text().replace("\nseed: 0\n", "\nseed: 1\n"))
+    with pytest.raises(SfumatoError, match="seed cannot change"):
+        sf.resume(out, changed=True, steps=20, console=Silent())

@@ -16,6 +16,7 @@ COMMANDS = {
     "demo": "train on the built-in clothes for two minutes and draw a grid of ten a class",
     "train": "learn a folder of images, a .npy or .npz file, or a built-in set",
     "resume": "go on with a run that was interrupted",
+    "control": "have a run that is under way save, sample, pause, go on or stop",
     "sample": "draw from a model into .png, .npz, .npy or a folder/",
     "average": "make a model whose weights are averaged over another part of its run",
     "tune": "fit a plan of few steps to a model, so that sampling takes less time",
@@ -96,7 +97,7 @@ def _sentence(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {(error.strerror or str(error)).lower()}.", MISTAKE
     text = " ".join(str(error).split()) or "no further words"
-    if isinstance(error, MemoryError) or "out of memory" in text or "not enough memory" in text:
+    if isinstance(error, MemoryError) or "out of memory" in text or "DefaultCPUAllocator" in text:
         return f"There is not enough memory ({text[:200]}): take a smaller --batch or --size.", OTHER
     return f"Something went wrong within sfumato ({type(error).__name__}: {text[:300]}): --debug shows where.", OTHER
 

@@ -66,6 +66,20 @@ class Resume:
     folder: Annotated[tyro.conf.Positional[str], flag("The run folder.", "RUN")]
     minutes: Annotated[float | None, flag("A new budget for the whole run, in minutes.", "FLOAT")] = None
     steps: Annotated[int | None, flag("A new budget for the whole run, in steps.", "INT")] = None
+    changed: Annotated[
+        bool, flag("Take what was changed in the run's config.yaml; else such changes are an error.")
+    ] = False
+
+
+@command
+class Control:
+    """Say a word to a RUN that another process trains: save, sample, pause, go (on after a pause), stop.
+
+    It is heard between two steps. With --json, one JSON object.
+    """
+
+    folder: Annotated[tyro.conf.Positional[str], flag("The run folder.", "RUN")]
+    word: Annotated[tyro.conf.Positional[str], flag("save, sample, pause, go or stop.", "WORD")]
 
 
 @command
@@ -283,6 +297,6 @@ def _metavar(kind: Any) -> str:
 Train = _train()
 CLASSES: dict[str, type] = {
     "demo": Demo, "train": Train, "resume": Resume, "sample": Sample, "info": Info, "inspect": Inspect,
-    "certify": Certify, "tune": Tune, "likelihood": Likelihood, "average": Average,
+    "certify": Certify, "tune": Tune, "likelihood": Likelihood, "average": Average, "control": Control,
     "explain-objective": ExplainObjective,
 }  # fmt: skip

@@ -15,6 +15,7 @@ from sfumato.cli.run import Voice
 from sfumato.cli.sample import draw
 from sfumato.errors import SfumatoError
 from sfumato.training.console import Console
+from sfumato.training.control import say
 from sfumato.training.loop import Progress
 from sfumato.training.run import Run
 from sfumato.training.run import resume as resume_run
@@ -63,8 +64,15 @@ def train(options: Any, voice: Voice) -> None:
 
 
 def resume(options: Any, voice: Voice) -> None:
-    changes = {"minutes": options.minutes, "steps": options.steps}
-    _finish(resume_run(options.folder, console=console(voice), on_start=greet(voice), **changes), voice)
+    changes = {name: value for name in ("minutes", "steps") if (value := getattr(options, name)) is not None}
+    how = {"console": console(voice), "on_start": greet(voice), "changed": options.changed}
+    _finish(resume_run(options.folder, **how, **changes), voice)
+
+
+def control(options: Any, voice: Voice) -> None:
+    path = say(options.folder, options.word)
+    voice.emit({"run": str(path), "word": options.word})
+    voice.say(f"Said {options.word} to {path}; a process that trains it hears it within a second or a step.")
 
 
 def demo(options: Any, voice: Voice) -> None:

@@ -24,13 +24,14 @@ class Batches:
     """Training samples x (N, *shape) in the user's units and dtype, labels int64 (N,) or None."""
 
     def __init__(
-        self, x: Tensor, labels: Tensor | None, spec: DataSpec | None, seed: int, drop: float, device: torch.device
-    ) -> None:
+        self, x: Tensor, labels: Tensor | None, spec: DataSpec | None, seed: int, drop: float, device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
         if not len(x):
             raise SfumatoError("There are no samples to train on.")
         if spec is None and not x.is_floating_point():
             raise SfumatoError("Whole numbers need a data spec that normalises them: build the denoiser with spec=...")
-        self.normalise = (lambda rows: rows.float()) if spec is None else spec.normalise
+        self.normalise = lambda rows: (rows if spec is None else spec.normalise(rows)).to(dtype)
         if device.type != "cpu" and 4 * x.numel() <= _RESIDENT:  # normalised once, it stays where it is used
             x, self.normalise = self._normalised(x).to(device), lambda rows: rows
         self.x, self.labels, self.seed, self.drop, self.device = x, labels, seed, drop, device

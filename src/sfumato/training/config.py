@@ -56,6 +56,8 @@ class TrainConfig:
     """Size of the network: auto, tiny, small or base."""
     batch: int = 64
     """Samples a step, over all processes together."""
+    micro: int | None = None
+    """Samples that are computed at once, where a batch is too large for the memory; changes nothing else."""
     optimizer: str = "muon"
     """muon (matrices by Muon, the rest by AdamW) or adamw."""
     lr: float = 4e-3
@@ -147,9 +149,9 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("minutes", 1e-3, math.inf), ("steps", 1, math.inf), ("size", 1, 65536), ("batch", 1, math.inf),
     ("lr", _TINY, 1e3), ("warmup", 0, math.inf), ("decay", 0, 1), ("weight_decay", 0, 1e3), ("clip", 0, math.inf),
     ("ema", 0, 0.28), ("drop", 0, 1), ("holdout", 0, 0.9), ("guidance", -1e3, 1e3), ("seed", 0, 2**63 - 1),
-    ("sample_every", 0, math.inf), ("snapshots", 0, 1000), ("checkpoint_every", 1e-3, math.inf),
+    ("sample_every", 0, math.inf), ("snapshots", 0, 1000), ("micro", 1, math.inf), ("checkpoint_every", 1e-3, math.inf),
 )  # fmt: skip
-_WHOLE = ("steps", "size", "batch", "warmup", "seed", "sample_every", "snapshots")
+_WHOLE = ("steps", "size", "batch", "warmup", "seed", "sample_every", "snapshots", "micro")
 
 
 def docs() -> dict[str, str]:

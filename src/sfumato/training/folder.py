@@ -72,8 +72,11 @@ class Log:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise SfumatoError(f"{self.path} cannot be written: {reason(error)}.") from None
 
     def close(self) -> None:
         self._file.close()

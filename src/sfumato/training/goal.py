@@ -9,7 +9,7 @@ autoencoder is trained by the same loop, with the same averages, checkpoints and
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, final, runtime_checkable
 
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from sfumato.errors import SfumatoError
 from sfumato.objectives import denoising_loss
 from sfumato.objectives.times import TimeDensity, UniformLogSNR
 from sfumato.objectives.weights import Weight
+from sfumato.schedule import Schedule
 from sfumato.training.config import TrainConfig
 from sfumato.training.objective import times_of, weight_of
 from sfumato.training.validation import Held, Measure, Validator
@@ -36,16 +37,26 @@ class Batch:
     index: Tensor
     u: Tensor
 
+    def split(self, size: int) -> Iterator[Batch]:
+        """Parts of at most `size` samples."""
+        for start in range(0, len(self.x), size):
+            part = slice(start, start + size)
+            cond = {name: value[part] for name, value in self.cond.items()}
+            yield Batch(self.x[part], cond, self.index[part], self.u[part])
+
 
 @runtime_checkable
 class Goal(Protocol):
     """What `fit` asks of an objective. Losses are means over the elements of a sample."""
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        """One loss a sample, (B,), with gradients."""
+        """One loss a sample, (B,), with gradients; a batch may come in parts, each with a call of its own."""
 
     def observe(self, batch: Batch, losses: Tensor) -> None:
-        """Called after the step of the optimiser, the gradients of `parameters` being those of the step's loss."""
+        """Called after the step of the optimiser with the whole batch and its losses (B,).
+
+        The gradients of `parameters` are then those of the step's loss.
+        """
 
     def parameters(self) -> list[nn.Parameter]:
         """What is learned beside the network, by `observe`; the loop clears their gradients before each step."""
@@ -86,13 +97,11 @@ class Denoising:
             )
         self.times, self.weight, self.seed = times, weight, seed
         self._learner = times if isinstance(times, Learner) else None
-        self._logsnr: Tensor | None = None
+        self._schedule: Schedule | None = None
 
     def losses(self, model: Any, batch: Batch) -> Tensor:
-        schedule = model.process.schedule
-        logsnr = self.times.logsnr(batch.u, schedule)
-        self._logsnr = logsnr.detach()
-        t = schedule.time(logsnr)
+        self._schedule = schedule = model.process.schedule
+        t = schedule.time(self.times.logsnr(batch.u, schedule))
         losses = denoising_loss(
             model, batch.x, t, weight=self.weight, times=self.times, seed=self.seed, index=batch.index, **batch.cond
         )
@@ -100,8 +109,8 @@ class Denoising:
 
     def observe(self, batch: Batch, losses: Tensor) -> None:
         if self._learner is not None:
-            assert self._logsnr is not None
-            self._learner.observe(self._logsnr, losses)
+            assert self._schedule is not None
+            self._learner.observe(self.times.logsnr(batch.u, self._schedule).detach(), losses)
 
     def parameters(self) -> list[nn.Parameter]:
         return [] if self._learner is None else self._learner.parameters()
@@ -116,7 +125,7 @@ class Denoising:
     def measure(self, model: Any, x: Tensor, cond: dict[str, Any], count: int, batch: int) -> Validator:
         # what moves would measure another set of levels each time, and draws by one density and divides by another
         times = UniformLogSNR() if self.times.moves else self.times
-        return Validator(x, cond, model, times, self.weight, self.seed, count, batch)
+        return Validator(x, cond, model, times, self.weight, self.seed, count, batch, self.times)
 
 
 @final

@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM as a flag that is looked at between steps, so that no step is cut in half."""
+"""Ctrl-C, SIGTERM and SIGUSR1 as a flag that is looked at between steps, so that no step is cut in half.
+
+Batch systems send the last two before they stop a job.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
 class Interrupted(KeyboardInterrupt):
@@ -29,7 +34,7 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in SIGNALS:
                 self._before[number] = signal.signal(number, self._handle)
         return self
 

@@ -28,7 +28,8 @@ from sfumato.training.validation import BINS, Measure, Validation
 LOG_LINES = 200  # at least, in a budget of so many steps or more
 _TRIPLES = 128
 _WARMUP_SHARE = 0.03  # of a run is the longest warm-up
-_VALIDATION_SHARE = 0.03  # of the work of training, at most (once at least)
+_SHARE = 0.02  # of the work of training that validations cost at most, gradients by noise level being half of it
+_MOST = 20  # validations of a run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Progress:
     """Where a run stands after a step.
 
     loss and grad_norm are means since the last step that had them, None between; lr the rate of this step; rate in
-    samples a second; eta and elapsed in seconds; fraction of the budget used; validation at some steps; incident where
-    the step was skipped.
+    samples a second; eta and elapsed in seconds; fraction of the budget used; validation at some steps; micro: samples
+    that are computed at once, incident: where the step was skipped.
     """
 
     step: int
@@ -52,11 +53,12 @@ class Progress:
     grad_norm: float | None = None
     validation: Validation | None = None
     done: bool = False
+    micro: int = 0
     incident: Incident | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """One line of metrics.jsonl."""
-        apart = ("validation", "incident")
+        apart = ("validation", "incident", "micro")
         line = {name: value for name, value in vars(self).items() if value is not None and name not in apart}
         return line if self.validation is None else {**line, **self.validation.to_dict()}
 
@@ -93,7 +95,7 @@ def fit(
     if config.steps is None and config.minutes is None:
         raise SfumatoError("Training needs a budget: set steps or minutes.")
     state = state or State(model, config, goal)
-    batches = Batches(x, labels, model.spec, config.seed, config.drop, model.device)
+    batches = Batches(x, labels, model.spec, config.seed, config.drop, model.device, state.dtype)
     measure = None if holdout is None or not len(holdout[0]) else _measure(state, config, *holdout)
     clock = _Clock(state, config)
     model.train()
@@ -118,11 +120,11 @@ class _Clock:
 
     def __init__(self, state: State, config: TrainConfig) -> None:
         self.state, self.config = state, config
-        self._start, self._samples = time.monotonic() - state.elapsed, state.samples
+        self._start, self._samples = time.monotonic() - state.elapsed - state.waited, state.samples
         self._first = state.elapsed
 
     def tick(self) -> None:
-        self.state.elapsed = time.monotonic() - self._start
+        self.state.elapsed = time.monotonic() - self._start - self.state.waited
 
     def fraction(self) -> float:
         if self.config.steps is not None:
@@ -143,9 +145,9 @@ def _measure(state: State, config: TrainConfig, x: Tensor, labels: Tensor | None
     """As many fixed draws as the budget bears."""
     model, count = state.denoiser, _TRIPLES
     if config.steps is not None:
-        count = min(_TRIPLES, max(BINS, config.steps * config.batch // 64 // BINS * BINS))
+        count = min(_TRIPLES, max(BINS, config.steps * config.batch // 128 // BINS * BINS))
     rows = x[:count]
-    rows = rows.float() if model.spec is None else model.spec.normalise(rows)
+    rows = (rows if model.spec is None else model.spec.normalise(rows)).to(state.dtype)
     cond = {} if labels is None else {"label": labels[:count].to(model.device)}
     return state.goal.measure(model, rows.to(model.device), cond, count, config.batch)
 
@@ -153,15 +155,11 @@ def _measure(state: State, config: TrainConfig, x: Tensor, labels: Tensor | None
 def _step(batch: Batch, config: TrainConfig, state: State, lr: float) -> bool:
     """One step of the optimiser and the average; False where it is not finite, with nothing applied but to weights that
     the step itself has made infinite: `find` sees these, and only an earlier state can help."""
-    state.optimizer.zero_grad(set_to_none=True)
-    for parameter in state.goal.parameters():
-        parameter.grad = None
-    losses = state.goal.losses(state.denoiser, batch)
+    losses = gradients(batch, state)
     loss = losses.mean()
-    loss.backward()
     largest = config.clip or math.inf
     norm = torch.nn.utils.clip_grad_norm_(state.parameters, largest, foreach=True)
-    if not math.isfinite(float(loss.detach() + norm)):
+    if not math.isfinite(float(loss + norm)):
         return False
     for group in state.optimizer.param_groups:
         group["lr"] = lr
@@ -170,10 +168,45 @@ def _step(batch: Batch, config: TrainConfig, state: State, lr: float) -> bool:
         size = torch.stack(torch._foreach_norm(state.parameters)).sum()
     if not math.isfinite(float(size)):
         return False
-    state.goal.observe(batch, losses.detach())
+    state.goal.observe(batch, losses)
     state.average(config.batch)
-    state.sums += torch.stack((loss.detach(), norm.detach(), torch.ones_like(loss.detach()))).double()
+    state.sums += torch.stack((loss, norm.detach(), torch.ones_like(loss))).double()
     return True
+
+
+def gradients(batch: Batch, state: State) -> Tensor:
+    """The losses (B,) of a batch, and their mean's gradients in the parameters, in parts of `state.micro` samples.
+
+    Where memory does not suffice the parts are halved, for good; the batch and its gradient stay what they are.
+    """
+    while True:
+        try:
+            return _in_parts(batch, state)
+        except (RuntimeError, MemoryError) as error:
+            largest = min(state.micro, len(batch.x))
+            if not out_of_memory(error) or largest == 1:
+                raise
+            state.micro = -(-largest // 2)
+        if batch.x.is_cuda:
+            torch.cuda.empty_cache()
+
+
+def _in_parts(batch: Batch, state: State) -> Tensor:
+    state.optimizer.zero_grad(set_to_none=True)
+    for parameter in state.goal.parameters():
+        parameter.grad = None
+    found = []
+    for part in batch.split(state.micro):
+        losses = state.goal.losses(state.denoiser, part)
+        (losses.sum() / len(batch.x)).backward()
+        found.append(losses.detach())
+    return torch.cat(found)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error is that of a machine without the memory asked for."""
+    # torch's allocator for the CPU raises a bare RuntimeError
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _skip(state: State, config: TrainConfig, batch: Batch, batches: Batches, lr: float) -> Incident:
@@ -199,20 +232,20 @@ def _progress(
         loss, norm = (total / count, norms / count) if count else (None, None)
         state.sums.zero_()
     validation = None
-    if measure is not None and (done or _due(state, before, fraction)):
-        validation = measure.measure(state.denoiser, state.ema.denoiser if state.ema else None)
+    if measure is not None:
+        total = state.samples / max(fraction, 1e-9)
+        deep = _due(measure.cost.gradients, total, before, fraction)
+        if done or deep or _due(measure.cost.losses, total, before, fraction):
+            average = state.ema.denoiser if state.ema else None
+            validation = measure.measure(state.denoiser, average, state.samples if deep else None)
     return Progress(
         state.step, state.samples, state.samples / rows, min(1.0, fraction), lr, state.elapsed, clock.eta(),
-        clock.rate(), loss, norm, validation, done,
+        clock.rate(), loss, norm, validation, done, min(state.micro, config.batch),
     )  # fmt: skip
 
 
-def _due(state: State, before: float, after: float) -> bool:
-    """Whether one of the evenly spaced validations falls between two fractions of the budget.
-
-    Two sets of weights see each triple without a backward pass, a third of a training sample's work each.
-    """
-    total = state.samples / max(after, 1e-9)
-    count = int(_VALIDATION_SHARE * total / (2 * _TRIPLES / 3))
-    count = min(20, max(1, count))
+def _due(cost: float, total: float, before: float, after: float) -> bool:
+    """Whether what costs `cost` samples of work falls between two fractions of a budget of `total` samples:
+    as often, evenly spaced, as half of `_SHARE` bears."""
+    count = min(_MOST, int(_SHARE / 2 * total / cost)) if cost else 0
     return math.floor(after * count) > math.floor(before * count)

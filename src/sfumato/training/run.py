@@ -30,7 +30,8 @@ from sfumato.training.session import Session
 from sfumato.training.state import State
 
 CHANGEABLE = (
-    "minutes", "steps", "lr", "decay", "clip", "guidance", "sample_every", "checkpoint_every", "device", "precision",
+    "minutes", "steps", "lr", "decay", "clip", "guidance", "sample_every", "checkpoint_every", "micro", "device",
+    "precision",
 )  # fmt: skip
 
 
@@ -84,15 +85,18 @@ def resume(
     labels: Any = None,
     console: Console | None = None,
     on_start: Callable[[Session], None] | None = None,
+    changed: bool = False,
     **changes: Any,
 ) -> Run:
     """Go on with a run from its newest whole checkpoint, exactly as if it had not stopped.
 
     data, labels: needed where the run was trained on an array in memory. changes: new values for the settings in
-    `CHANGEABLE`; minutes and steps are totals of the whole run.
+    `CHANGEABLE`; minutes and steps are totals of the whole run. changed: settings that were changed in RUN/config.yaml
+    are taken as changes too; without it they are an error that lists them.
     """
     path = folder.existing(run)
     contract, tensors, notes = checkpoint.latest(path)
+    changes = {**_edited(path, contract["config"], changed), **changes}
     settings = _changed(contract["config"], changes, path)
     if data is None and not settings.data:
         raise SfumatoError(f"{path} was trained on an array in memory: give it again, sf.resume(run, data=...).")
@@ -161,6 +165,21 @@ def _denoiser(net: torch.nn.Module, spec: DataSpec, settings: TrainConfig, devic
     denoiser = Denoiser(net, Gaussian(schedule), settings.target, 1.0, spec).to(device)
     denoiser.compute_dtype = compute_dtype(settings.precision, device)
     return denoiser
+
+
+def _edited(path: Path, kept: dict[str, Any], accepted: bool) -> dict[str, Any]:
+    """The settings that config.yaml of a run has otherwise than its checkpoint, where they are accepted."""
+    if not (path / "config.yaml").exists():
+        return {}
+    now = config.from_yaml(str(path / "config.yaml")).to_dict()
+    other = {name: value for name, value in now.items() if name in kept and name != "out" and value != kept[name]}
+    if other and not accepted:
+        listed = ", ".join(f"{name} {kept[name]} -> {value}" for name, value in other.items())
+        raise SfumatoError(
+            f"{path / 'config.yaml'} was changed since the checkpoint: {listed}. Go on with --changed "
+            "(changed=True in Python), or put the old values back."
+        )
+    return other
 
 
 def _changed(old: dict[str, Any], changes: dict[str, Any], path: Path) -> TrainConfig:

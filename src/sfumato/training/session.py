@@ -22,6 +22,7 @@ from sfumato.training import checkpoint
 from sfumato.training.averages import due, write_snapshot
 from sfumato.training.config import TrainConfig
 from sfumato.training.console import Console
+from sfumato.training.control import Ear
 from sfumato.training.folder import Log
 from sfumato.training.guard import ROLLBACKS, SLOWER, STRIKES, Incident
 from sfumato.training.interrupt import Interruption
@@ -67,6 +68,7 @@ class Session:
         """Train to the end of the budget; KeyboardInterrupt, between two steps, where a signal asks to stop."""
         if self.state.step == 0:
             self.save()  # an early stop has something to go on from, and a full disk shows now
+        ear = Ear(self.path)
         with Interruption() as interruption:
             for progress in self._steps():
                 if progress.loss is not None or progress.validation is not None:
@@ -74,11 +76,24 @@ class Session:
                 self.console(progress)
                 if progress.incident is not None:
                     self._note(progress.incident)
-                if interruption.requested:
+                if interruption.requested or self._heard(ear):
                     raise KeyboardInterrupt
                 self._events(progress)
         self.save(model=True)
         self.draw()
+
+    def _heard(self, ear: Ear) -> bool:
+        """Do what was said through the folder (`control`); whether to stop."""
+        words = ear.words()
+        if "save" in words or "pause" in words:
+            self.save(model=True)
+            self.console.note(f"Saved at step {self.state.step:,}, as was asked for.")
+        if "sample" in words:
+            self.draw()
+        if "pause" in words and "stop" not in words:
+            self.console.note(f"Paused at step {self.state.step:,}: sfumato control {self.path} go")
+            self.state.waited += ear.wait()
+        return "stop" in words
 
     def _steps(self) -> Any:
         x, labels = self.source.x, self.source.labels
@@ -149,6 +164,9 @@ class Session:
             "samples": len(self.source),
             "seed": self.config.seed,
             "guidance": self.config.guidance,
+            "times": self.config.times,
+            "weight": self.config.weight,
+            "holdout": self.config.holdout,
             "steps": self.state.step,
             "samples_seen": self.state.samples,
             "seconds": round(self.state.elapsed, 1),

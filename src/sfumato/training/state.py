@@ -22,9 +22,10 @@ class State:
     """Weights, optimiser, moving average, what the goal learns, counters.
 
     denoiser: what is trained, whatever it is. goal: the denoising loss of the settings by default. step, samples:
-    counters of the whole run. elapsed: seconds of training. sums: (loss, gradient norm, steps) since the last line of
-    the log. strikes: the last steps that were skipped; rollbacks: how often the run went back; slower: what the
-    learning rate has been multiplied by since.
+    counters of the whole run. elapsed: seconds of training; waited: those of this process that do not count. sums:
+    (loss, gradient norm, steps) since the last line of the log. micro: samples that are computed at once. strikes: the
+    last steps that were skipped; rollbacks: how often the run went back; slower: what the learning rate has been
+    multiplied by since.
     """
 
     def __init__(self, denoiser: Any, config: TrainConfig, goal: Goal | None = None) -> None:
@@ -35,6 +36,8 @@ class State:
         self.ema = EMA(denoiser, config.ema) if config.ema else None
         self.averages = Averages(denoiser) if config.snapshots else None
         self.step, self.samples, self.elapsed = 0, 0, 0.0
+        self.waited = 0.0
+        self.micro = config.micro or config.batch
         self.strikes: list[int] = []
         self.rollbacks, self.slower = 0, 1.0
         self.sums = torch.zeros(3, dtype=torch.float64, device=denoiser.device)
@@ -46,6 +49,11 @@ class State:
                 each.update(self.samples, self.samples + batch)
         self.step += 1
         self.samples += batch
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What samples, noise and weights are kept in: float32, or float64 where the network is."""
+        return next((p.dtype for p in self.parameters if p.dtype == torch.float64), torch.float32)
 
     @property
     def best(self) -> Any:

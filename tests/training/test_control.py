@@ -1,0 +1,77 @@
+"""Words to a run under way, through its folder."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import sfumato as sf
+from sfumato.cli import main
+from sfumato.errors import SfumatoError
+from sfumato.training import checkpoint, control
+from sfumato.training.console import Silent
+from sfumato.training.interrupt import Interrupted
+
+DATA = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+
+
+class Speaker(Silent):
+    """Says words to the run after chosen steps, and waits until they can be heard."""
+
+    def __init__(self, path, words) -> None:
+        super().__init__()
+        self.path, self.words, self.said = path, words, []
+
+    def note(self, text):
+        self.said.append(text)
+
+    def __call__(self, progress):
+        if progress.step in self.words:
+            word = self.words[progress.step]
+            control.say(self.path, word)
+            if word == "pause":
+                threading.Timer(1.2, control.say, (self.path, "go")).start()
+            time.sleep(2 * control._LOOK_SECONDS / 1.9)
+
+
+def train(path, words, **changes):
+    speaker = Speaker(path, words)
+    how = {"steps": 8, "batch": 8, "net": "tiny", "precision": "float32", "snapshots": 0, "sample_every": 0}
+    return speaker, sf.train(DATA, out=str(path), console=speaker, **{**how, **changes})
+
+
+def test_save_and_sample(tmp_path):
+    speaker, run = train(tmp_path / "run", {3: "save", 5: "sample"})
+    assert any("Saved at step 3" in line for line in speaker.said)
+    assert [p.stem for p in checkpoint.found(run.path)] == ["step_00000008", "step_00000003"]
+    assert sorted(p.stem for p in (run.path / "samples").iterdir()) == ["step_00000005", "step_00000008"]
+    assert not any((run.path / "control").iterdir())
+
+
+def test_stop_saves_and_ends(tmp_path):
+    with pytest.raises(Interrupted, match="Stopped at step 4"):
+        train(tmp_path / "run", {4: "stop"})
+    assert checkpoint.latest(tmp_path / "run")[0]["counters"]["step"] == 4
+
+
+def test_a_pause_is_no_training_time(tmp_path):
+    start = time.monotonic()
+    speaker, run = train(tmp_path / "run", {3: "pause"})
+    assert any("Paused at step 3" in line for line in speaker.said)
+    assert time.monotonic() - start - run.metrics[-1]["elapsed"] > 0.9
+
+
+def test_words_for_an_earlier_process_are_not_heard(tmp_path):
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", {4: "stop"})
+    control.say(tmp_path / "run", "stop")
+    run = sf.resume(tmp_path / "run", data=DATA, console=Silent())
+    assert run.metrics[-1]["step"] == 8
+
+
+def test_mistakes_are_one_sentence(tmp_path, capsys):
+    with pytest.raises(SfumatoError, match="did you mean 'save'"):
+        control.say(tmp_path, "sav")
+    assert main(["control", str(tmp_path / "none"), "save"]) == 2
+    assert "not a run folder" in capsys.readouterr().err

@@ -1,0 +1,95 @@
+"""A batch in parts is the batch: accumulation, and what happens where memory does not suffice."""
+
+import pytest
+import torch
+from torch import nn
+
+from sfumato import nets, noise
+from sfumato.model import Denoiser
+from sfumato.objectives import times, weights
+from sfumato.process import Gaussian
+from sfumato.schedules import Flow
+from sfumato.training import State, TrainConfig, fit
+from sfumato.training.goal import Denoising
+from sfumato.training.loop import out_of_memory
+
+DATA = noise.normal(3, range(60), (5,), noise.DATA, dtype=torch.float64)
+LABELS = torch.arange(60) % 3
+
+
+def denoiser() -> Denoiser:
+    torch.manual_seed(0)
+    return Denoiser(nets.MLP(5, width=16, depth=2, classes=3).double(), Gaussian(Flow()), "velocity")
+
+
+def settings(**changes) -> TrainConfig:
+    # AdamW: its steps are those of the gradient, where Muon's amplify the rounding of small ones
+    return TrainConfig(**{"steps": 50, "batch": 16, "precision": "float32", "optimizer": "adamw", **changes})
+
+
+def trained(config: TrainConfig, goal=None) -> tuple[State, list]:
+    model = denoiser()
+    state = State(model, config, goal)
+    lines = list(fit(model, DATA, config, LABELS, (DATA[:16], LABELS[:16]), state))
+    return state, lines
+
+
+@pytest.mark.parametrize("micro", [16, 8, 4, 3])
+@pytest.mark.parametrize("density", [None, "adaptive"])
+def test_accumulation_changes_nothing(micro, density):
+    """50 steps in float64: equal rates and data, weights within 1e-5 (and nearer)."""
+
+    def goal():
+        return None if density is None else Denoising(times.NAMED[density](), weights.sigmoid(), 0)
+
+    (whole, one), (parts, other) = trained(settings(), goal()), trained(settings(micro=micro), goal())
+    assert whole.dtype == torch.float64
+    assert [p.lr for p in one] == [p.lr for p in other] and one[-1].samples == other[-1].samples
+    ours, theirs = whole.tensors(), parts.tensors()
+    gap = max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+    assert gap < 1e-9
+    assert one[-1].validation.best == pytest.approx(other[-1].validation.best, rel=1e-9)
+
+
+class Small(nn.Module):
+    """A network on a machine that holds no more than so many samples."""
+
+    def __init__(self, net: nn.Module, most: int) -> None:
+        super().__init__()
+        self.net, self.most, self.seen = net, most, []
+
+    def forward(self, x, level, **cond):
+        if len(x) > self.most:
+            # as torch's allocator says it
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: not enough memory: you tried")
+        self.seen.append(len(x))
+        return self.net(x, level, **cond)
+
+
+@pytest.mark.parametrize(("most", "parts"), [(9, 8), (2, 2), (1, 1)])
+def test_out_of_memory_halves_the_parts_and_goes_on(most, parts):
+    plain = denoiser()
+    config = settings(steps=5)
+    state = State(plain, config)
+    list(fit(plain, DATA, config, LABELS, None, state))
+    model = denoiser()
+    model.net = Small(model.net, most)
+    small = State(model, config)
+    lines = list(fit(model, DATA, config, LABELS, None, small))
+    assert small.micro == parts and lines[0].micro == parts and max(model.net.seen) == parts
+    for (_, ours), (_, theirs) in zip(plain.net.named_parameters(), model.net.net.named_parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_other_errors_are_not_hidden():
+    model = denoiser()
+    model.net = Small(model.net, 0)
+    with pytest.raises(RuntimeError, match="not enough memory"):
+        list(fit(model, DATA, settings(), LABELS))
+    assert not out_of_memory(RuntimeError("shapes cannot be multiplied"))
+
+
+def test_memory_that_a_machine_does_not_have_is_known_by_its_real_error():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 58, dtype=torch.uint8)
+    assert out_of_memory(caught.value)
