@@ -26,7 +26,7 @@ h1 { font-size: 28px; font-weight: 650; margin: 0 0 4px; } h2 { font-size: 18px;
   white-space: nowrap; }
 .cards span { color: var(--quiet); font-size: 14px; }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 32px; }
-.two h2 { margin-bottom: 4px; } .two .quiet { min-height: 48px; font-size: 14px; margin-bottom: 8px; }
+.two h2 { margin-bottom: 4px; } .two .quiet { min-height: 84px; font-size: 14px; margin-bottom: 8px; }
 svg { width: 100%; height: auto; display: block; } svg text { font-size: 12px; fill: var(--quiet); }
 svg .axis { font-size: 13px; } svg .rule { stroke: var(--rule); }
 polyline { fill: none; stroke-width: 2; stroke-linejoin: round; }

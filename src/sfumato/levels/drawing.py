@@ -19,13 +19,18 @@ _SHOWN = 1e3  # weights and densities are drawn down and up to this factor
 Column = Sequence[float | None]
 
 
-def sections(facts: Mapping[str, Any]) -> str:
-    """The charts, two in a row, each with a sentence of what it says."""
+def sections(facts: Mapping[str, Any]) -> list[str]:
+    """The charts, each with a sentence of what it says."""
     parts = [_loss(facts), _contribution(facts)]
     if facts.get("curves"):
         parts.append(_dials(facts, facts["curves"]))
     if facts.get("gradients"):
         parts += _gradients(facts)
+    return parts
+
+
+def rows(parts: Sequence[str]) -> str:
+    """Sections, two in a row."""
     return f'<div class="two">{"".join(parts)}</div>'
 
 
@@ -77,8 +82,8 @@ def _contribution(facts: Mapping[str, Any]) -> str:
 def _dials(facts: Mapping[str, Any], curves: Mapping[str, Column]) -> str:
     near = facts["nearest"]
     known = f"It is the weight <b>{escape(near['name'])}</b>"
-    if near["distance"] > 1e-3:
-        off = f"off by a factor {math.exp(near['distance']):.3g}"
+    if not near["same"]:
+        off = f"off by a factor of {near['factor']:.3g} (root mean square)"
         known = f"The nearest named weight is <b>{escape(near['name'])}</b>, {off}"
     bound = (
         "the weight never rises with logsnr, so the loss is a likelihood bound of noised data"
@@ -134,11 +139,13 @@ def table(facts: Mapping[str, Any]) -> str:
 
 
 def _words(facts: Mapping[str, Any]) -> list[str]:
-    near, names = facts["nearest"], ", ".join([facts["nearest"]["name"], *facts["nearest"]["aliases"]])
+    near = facts["nearest"]
+    names = ", ".join([near["name"], *near["aliases"]])
+    known = f"It is that of {names}." if near["same"] else f"Nearest: {names}, off by a factor of {near['factor']:.3g}."
     shape = "monotone: a likelihood bound of noised data" if facts["monotone"] else "not monotone: no likelihood bound"
     return [
         f"{facts['objective']}; {facts['draws']} draws a level, no dropout.",
-        f"The weight is {shape}. Nearest by name: {names} (within a factor {math.exp(near['distance']):.3g}).",
+        f"The weight is {shape}. {known}",
         "loss = E|eps - eps_hat|^2 a number; adds = its part of the objective.",
     ]
 

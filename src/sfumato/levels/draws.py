@@ -66,7 +66,7 @@ class ByLevel(NamedTuple):
 @final
 @dataclasses.dataclass
 class Draws:
-    """`count` draws a bin: draw j takes a sample in turn, noise that is a function of (seed, j), and the level of j.
+    """`count` draws a bin: draw j takes a sample in turn, noise that is a function of (seed, first + j), and a level.
 
     x: normalised samples (N, *shape), float32 or float64; cond: their conditions; batch: draws at once.
     """
@@ -78,18 +78,19 @@ class Draws:
     count: int
     seed: int
     batch: int
+    first: int = 0
 
     def __post_init__(self) -> None:
         self.index = torch.arange(self.count * len(self.bins))
-        chosen = noise.permutation(self.seed, 0, len(self.x))[self.index % len(self.x)].to(self.x.device)
+        chosen = noise.permutation(self.seed, 0, len(self.x))[(self.first + self.index) % len(self.x)].to(self.x.device)
         self.x, self.cond = self.x[chosen], {name: value[chosen] for name, value in self.cond.items()}
         self.logsnr = self.bins.levels(self.count)
         self.t = self.process.schedule.time(self.logsnr)
 
     def take(self, part: Tensor) -> Drawn:
         """The draws of these numbers."""
-        x, t = self.x[part], self.t[part]
-        eps = noise.normal(self.seed, part, tuple(x.shape[1:]), noise.VALID_NOISE, device=x.device, dtype=x.dtype)
+        x, t, number = self.x[part], self.t[part], self.first + part
+        eps = noise.normal(self.seed, number, tuple(x.shape[1:]), noise.VALID_NOISE, device=x.device, dtype=x.dtype)
         return Drawn(x, eps, self.process.corrupt(x, t, eps), t, {name: v[part] for name, v in self.cond.items()})
 
     def parts(self) -> Iterator[Tensor]:
@@ -106,6 +107,11 @@ class Draws:
         """Means over the draws of each bin; the error is that of independent draws, and these are spread evenly."""
         table = values.reshape(-1, len(self.bins))
         return ByLevel(table.mean(0), table.std(0) / math.sqrt(len(table)) if len(table) > 1 else table[0] * math.nan)
+
+
+def plain(values: Tensor) -> list[float | None]:
+    """Numbers for JSON: None for those that are not finite."""
+    return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
 def losses(model: Any, drawn: Drawn) -> Tensor:

@@ -23,8 +23,8 @@ from sfumato.charts import page
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.levels.bins import Bins
-from sfumato.levels.drawing import sections, table
-from sfumato.levels.draws import ByLevel
+from sfumato.levels.drawing import rows, sections, table
+from sfumato.levels.draws import ByLevel, plain
 from sfumato.levels.gradients import Gradients
 from sfumato.objectives.compiler import Nearest, Objective
 
@@ -83,12 +83,11 @@ class Board:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON; None where there is none (a drowned gradient, an error of one draw)."""
-        near = self.nearest()._asdict()
         made: dict[str, Any] = {
-            "objective": self.words, "monotone": self.monotone, "nearest": near | {"aliases": list(near["aliases"])},
+            "objective": self.words, "monotone": self.monotone, "nearest": nearest(self.objective),
             "models": list(self.models), "draws": self.count, "notes": list(self.notes),
-            "logsnr": _plain(self.logsnr), "edges": _plain(self.bins.edges), "mass": _plain(self.bins.mass),
-            "weight": _plain(self.weight), "density": _plain(self.density),
+            "logsnr": plain(self.logsnr), "edges": plain(self.bins.edges), "mass": plain(self.bins.mass),
+            "weight": plain(self.weight), "density": plain(self.density),
         }  # fmt: skip
         for column in ("loss", "contribution", "excess"):
             made[column] = {name: _pair(found) for name, found in getattr(self, column).items()}
@@ -107,7 +106,7 @@ class Board:
 
     def html(self) -> str:
         """Charts and figures as a section of a page (`charts.page`)."""
-        return sections(self.to_dict() | {"curves": curves(self.objective)})
+        return rows(sections(self.to_dict() | {"curves": curves(self.objective)}))
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
         """Write the board as a page (.html) that opens without a network."""
@@ -118,22 +117,24 @@ class Board:
         return path
 
 
+def nearest(objective: Objective) -> dict[str, Any]:
+    """The named weight that is nearest, in plain words and numbers."""
+    near = objective.nearest()
+    return near._asdict() | {"aliases": list(near.aliases), "same": near.same, "factor": near.factor}
+
+
 def curves(objective: Objective, count: int = 121) -> dict[str, list[float | None]]:
     """w and p at `count` levels, over all but a thousandth of what the density draws."""
     with torch.no_grad():
         ends = objective.times.logsnr(torch.tensor([5e-4, 1 - 5e-4], dtype=torch.float64), objective.schedule)
         logsnr = torch.linspace(float(ends[1]), float(ends[0]), count, dtype=torch.float64)
         found = {"logsnr": logsnr, "weight": objective.weight(logsnr), "density": objective.density(logsnr)}
-    return {name: _plain(value) for name, value in found.items()}
+    return {name: plain(value) for name, value in found.items()}
 
 
 def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _plain(values: Tensor) -> list[float | None]:
-    return [_number(value) for value in values.tolist()]
-
-
 def _pair(found: ByLevel) -> dict[str, list[float | None]]:
-    return {"value": _plain(found.value), "stderr": _plain(found.stderr)}
+    return {"value": plain(found.value), "stderr": plain(found.stderr)}

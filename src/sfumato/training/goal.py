@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sfumato.errors import SfumatoError
 from sfumato.objectives import denoising_loss
+from sfumato.objectives.teacher import Clean
 from sfumato.objectives.times import TimeDensity, UniformLogSNR
 from sfumato.objectives.weights import Weight
 from sfumato.schedule import Schedule
@@ -87,15 +88,19 @@ class Learner(Protocol):
 
 @final
 class Denoising:
-    """1/2 w(logsnr) / p(logsnr) |eps - eps_hat|^2 over the elements, times 2: for w None the target's mean square."""
+    """1/2 w(logsnr) / p(logsnr) |eps - eps_hat|^2 over the elements, times 2: for w None the target's mean square.
 
-    def __init__(self, times: TimeDensity, weight: Weight | None, seed: int) -> None:
+    clean: targets of less variance than the sample itself, those of a teacher or a reference (`objectives.teacher`);
+    held-out samples are measured by themselves all the same.
+    """
+
+    def __init__(self, times: TimeDensity, weight: Weight | None, seed: int, clean: Clean | None = None) -> None:
         if times.moves and weight is None:
             raise SfumatoError(
                 "A time density that adapts needs a weight, since the plain error of a target would change with it: "
                 "choose one, such as weight='sigmoid' or 'elbo', or another density."
             )
-        self.times, self.weight, self.seed = times, weight, seed
+        self.times, self.weight, self.seed, self.clean = times, weight, seed, clean
         self._learner = times if isinstance(times, Learner) else None
         self._schedule: Schedule | None = None
 
@@ -103,8 +108,9 @@ class Denoising:
         self._schedule = schedule = model.process.schedule
         t = schedule.time(self.times.logsnr(batch.u, schedule))
         losses = denoising_loss(
-            model, batch.x, t, weight=self.weight, times=self.times, seed=self.seed, index=batch.index, **batch.cond
-        )
+            model, batch.x, t, weight=self.weight, times=self.times, seed=self.seed, index=batch.index, clean=self.clean,
+            **batch.cond,
+        )  # fmt: skip
         return losses * (2 / batch.x[0].numel())
 
     def observe(self, batch: Batch, losses: Tensor) -> None:

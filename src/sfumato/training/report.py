@@ -12,9 +12,13 @@ import yaml
 from sfumato import __version__, artefact
 from sfumato.charts import Line, chart, page
 from sfumato.files import write_text
+from sfumato.levels import log as levels
+from sfumato.levels.drawing import rows, section, sections
+from sfumato.objectives import Objective
 from sfumato.training.config import docs
 from sfumato.training.console import seconds
 from sfumato.training.folder import newest_step, read
+from sfumato.training.objective import schedule_of, times_of, weight_of
 
 GRIDS = 12  # pictures shown, evenly chosen
 
@@ -27,11 +31,18 @@ def write(run: Path) -> Path:
     name = run.resolve().name
     parts = [
         f"<h1>{escape(name)}</h1>", f'<p class="quiet">{_subtitle(run, lines, model)}</p>',
-        _cards(lines, model), _pictures(run), _curves(lines), _next(run, model, settings), _settings(settings, model),
+        _cards(lines, model), _pictures(run), _curves(lines, _objective(settings)), _next(run, model, settings),
+        _settings(settings, model),
     ]  # fmt: skip
     path = run / "report.html"
     write_text(path, page(name, parts))
     return path
+
+
+def _objective(settings: dict[str, Any]) -> Objective:
+    """What the settings train for."""
+    times, weight = times_of(settings["times"]), weight_of(settings["weight"])
+    return Objective(schedule_of(settings["schedule"]), settings["target"], times, weight)
 
 
 def _subtitle(run: Path, lines: list[dict[str, Any]], model: dict[str, Any] | None) -> str:
@@ -80,7 +91,7 @@ def _pictures(run: Path) -> str:
     return f"<h2>Samples</h2>{figures[0]}{earlier}"
 
 
-def _curves(lines: list[dict[str, Any]]) -> str:
+def _curves(lines: list[dict[str, Any]], objective: Objective) -> str:
     def points(name: str) -> list[tuple[float, float]]:
         return [(line["samples"], line[name]) for line in lines if line.get(name) is not None]
 
@@ -90,23 +101,16 @@ def _curves(lines: list[dict[str, Any]]) -> str:
         Line("validation, moving average", points("valid_ema"), "c1", True),
     ]
     over_time = chart(losses, "samples seen", "loss per element", log_y=True)
-    scored = next((line for line in reversed(lines) if "bins_logsnr" in line), None)
-    by_level = '<p class="quiet">Nothing was held out, so there is no validation.</p>'
-    if scored is not None:
-        where = scored["bins_logsnr"]
-        levels = [
-            Line("trivial predictor (mean and deviation)", list(zip(where, scored["bins_trivial"], strict=True)), "c4"),
-            Line("raw weights", list(zip(where, scored["bins_raw"], strict=True)), "c2", True),
-        ]
-        if scored.get("bins_ema"):
-            levels.append(Line("moving average", list(zip(where, scored["bins_ema"], strict=True)), "c1", True))
-        by_level = chart(levels, "logsnr: noise on the left, data on the right", "loss per element", zero=True)
-    return (
-        '<div class="two"><section><h2>Loss</h2><p class="quiet">Validation is on fixed samples, noise and noise '
-        f"levels that were never trained on.</p>{over_time}</section><section><h2>Loss by noise level</h2>"
-        '<p class="quiet">What was learned is the distance below the dashed line, the best guess of a predictor '
-        f"that looks at no neighbours.</p>{by_level}</section></div>"
+    first = section(
+        "Loss",
+        "What training minimises. Validation is on fixed samples, noise and noise levels that were never trained on; where "
+        "it rises while training falls, the model begins to learn its samples by heart.",
+        over_time,
     )
+    found = levels.read(lines, objective)
+    if found is None:
+        return rows([first]) + '<p class="quiet">Nothing was held out, so there is no loss by noise level.</p>'
+    return rows([first, *sections(found)])
 
 
 def _smooth(points: list[tuple[float, float]], most: int = 150) -> list[tuple[float, float]]:

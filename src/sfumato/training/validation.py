@@ -1,10 +1,7 @@
 """How held-out samples are judged: fixed triples (sample, noise, noise level), by level, beside a trivial predictor.
 
-The trivial predictor knows the data's mean and standard deviation sd alone,
-
-    x_hat = alpha sd^2 z / (alpha^2 sd^2 + sigma^2),
-
-the best linear guess without looking at neighbours. A network that learned something is below it at every level.
+The losses are those of training, and before their weight those of `levels.draws`; at some validations the gradient of
+each level and its noise are measured, too (`levels.gradients`), on draws that change from one time to the next.
 """
 
 from __future__ import annotations
@@ -12,21 +9,22 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Protocol, final
+from typing import Any, NamedTuple, Protocol, final
 
 import torch
 from torch import Tensor
 
 from sfumato import noise
-from sfumato.belief import Estimate, broadcast
+from sfumato.levels import gradients
+from sfumato.levels.bins import make
+from sfumato.levels.draws import Draws, Trivial, evaluating, plain
 from sfumato.model import Denoiser
-from sfumato.objectives import denoising_loss
+from sfumato.objectives import Objective
 from sfumato.objectives.times import TimeDensity
 from sfumato.objectives.weights import Weight
-from sfumato.process import Gaussian
-from sfumato.schedule import Time
 
 BINS = 8
+MICRO = 2  # gradients a level: the two batches of an unbiased estimate
 _HELD_OUT = 1 << 60
 
 
@@ -35,19 +33,29 @@ class Validation:
     """Losses per element of the raw weights, the moving average and the trivial guess.
 
     By noise level, cleanest first, with the middle of each bin in logsnr; one number each where a goal has no levels.
+    board: more columns by noise level, as they go into the log. gradient: |G|^2 and tr Sigma of the whole objective,
+    both unbiased estimates, where they were measured.
     """
 
     logsnr: list[float] | None
     raw: list[float]
     ema: list[float] | None
     trivial: list[float] | None
+    board: dict[str, list[float | None]] = dataclasses.field(default_factory=dict)
+    gradient: tuple[float, float] | None = None
 
-    def to_dict(self) -> dict[str, list[float] | float | None]:
+    def to_dict(self) -> dict[str, Any]:
         """The bins and their means, JSON-able."""
-        losses = {"raw": self.raw, "trivial": self.trivial, "ema": self.ema}
-        means = {f"valid_{name}": _mean(values) for name, values in losses.items() if values is not None}
-        bins = {} if self.logsnr is None else {f"bins_{name}": v for name, v in dataclasses.asdict(self).items()}
-        return {**means, **bins}
+        losses = {"raw": self.raw, "ema": self.ema, "trivial": self.trivial}
+        means: dict[str, Any] = {
+            f"valid_{name}": _mean(values) for name, values in losses.items() if values is not None
+        }
+        if self.gradient is not None:
+            square, variance = self.gradient
+            scale = variance / square if square > 0 else None
+            means |= {"valid_grad_square": square, "valid_grad_variance": variance, "valid_noise_scale": scale}
+        bins = {} if self.logsnr is None else {"logsnr": self.logsnr, **losses, **self.board}
+        return {**means, **{f"bins_{name}": values for name, values in bins.items()}}
 
     @property
     def best(self) -> float:
@@ -55,24 +63,32 @@ class Validation:
         return _mean(self.raw if self.ema is None else self.ema)
 
 
+class Cost(NamedTuple):
+    """Work in samples of training: a pass forward alone is a third of one, and a set of weights is a pass."""
+
+    losses: float
+    gradients: float
+
+
 class Measure(Protocol):
     """What judges a model on held-out samples."""
 
-    def measure(self, raw: Any, ema: Any) -> Validation:
-        """The losses of both sets of weights, in evaluation mode."""
+    @property
+    def cost(self) -> Cost:
+        """Of the losses of two sets of weights, and of the gradients; 0 where there are none."""
+
+    def measure(self, raw: Any, ema: Any, first: int | None = None) -> Validation:
+        """The losses of both sets of weights, in evaluation mode; with `first` also the gradients of the raw weights,
+        on draws of that number and the next ones."""
 
 
 def _mean(values: list[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _both(losses: Callable[[Any], list[float]], raw: Any, ema: Any) -> tuple[list[float], list[float] | None]:
-    """Losses of both sets of weights; the raw model is left in the mode that it was in."""
-    training = raw.training
-    raw.eval()
-    found = losses(raw)
-    raw.train(training)
-    return found, None if ema is None else losses(ema)
+def _work(samples: int, batch: int, sets: int, device: torch.device) -> int:
+    """Samples that pass, each batch in `sets` calls; on an accelerator a small call takes as long as a whole batch."""
+    return samples if device.type == "cpu" else max(samples, sets * batch)
 
 
 @final
@@ -88,35 +104,29 @@ class Held:
         self.u = (index.double() + 0.5) / count
         self._losses, self.index, self.batch = losses, index, batch
 
+    @property
+    def cost(self) -> Cost:
+        return Cost(2 * _work(len(self.index), self.batch, -(-len(self.index) // self.batch), self.x.device) / 3, 0.0)
+
     @torch.no_grad()
     def losses(self, model: Any) -> list[float]:
+        """The mean in evaluation mode."""
         found = []
-        for part in self.index.split(self.batch):
-            cond = {name: value[part] for name, value in self.cond.items()}
-            # numbers that no training sample has: other noise
-            found.append(self._losses(model, (self.x[part], cond, part + _HELD_OUT, self.u[part])).double().cpu())
+        with evaluating(model):
+            for part in self.index.split(self.batch):
+                cond = {name: value[part] for name, value in self.cond.items()}
+                # numbers that no training sample has: other noise
+                rows = (self.x[part], cond, part + _HELD_OUT, self.u[part])
+                found.append(self._losses(model, rows).double().cpu())
         return [float(torch.cat(found).mean())]
 
-    def measure(self, raw: Any, ema: Any) -> Validation:
-        return Validation(None, *_both(self.losses, raw, ema), None)
-
-
-class Trivial:
-    """The linear guess in place of a network: what `denoising_loss` asks of a denoiser."""
-
-    def __init__(self, process: Gaussian, target: str, sigma_data: float) -> None:
-        self.process, self.target, self.sigma_data = process, target, sigma_data
-
-    def predict(self, z: Tensor, t: Time, **cond: Tensor) -> Tensor:
-        alpha, sigma = self.process.schedule(t)
-        variance = self.sigma_data**2
-        x = broadcast(alpha * variance / (alpha**2 * variance + sigma**2), z) * z
-        return Estimate(z, t, self.process.schedule, x=x, sigma_data=self.sigma_data).target(self.target)
+    def measure(self, raw: Any, ema: Any, first: int | None = None) -> Validation:
+        return Validation(None, self.losses(raw), None if ema is None else self.losses(ema), None)
 
 
 @final
 class Validator:
-    """`BINS` noise levels of equal weight under the training density, each with the same number of triples."""
+    """`BINS` noise levels of equal weight under the time density, each with the same number of triples."""
 
     def __init__(
         self,
@@ -128,33 +138,58 @@ class Validator:
         seed: int,
         count: int,
         batch: int,
+        trained: TimeDensity | None = None,
     ) -> None:
-        """x: normalised held-out samples (N, *shape), used in turn; count: triples, a multiple of BINS."""
+        """x: normalised held-out samples (N, *shape), used in turn; count: triples, a multiple of BINS. times: of the
+        triples, one that stays; trained: the density that training draws from, where it is another."""
         schedule = denoiser.process.schedule
-        index = torch.arange(count)
-        chosen = noise.permutation(seed, 0, len(x))[index % len(x)]
-        self.x, self.cond = x[chosen], {name: value[chosen] for name, value in cond.items()}
-        # sample j sits in bin j mod BINS, at places that fill the bin evenly
-        u = (index % BINS + (index // BINS + 0.5) / (count // BINS)) / BINS
-        self.t = schedule.time(times.logsnr(u.double(), schedule))
-        middle = (torch.arange(BINS, dtype=torch.float64) + 0.5) / BINS
-        self.logsnr = times.logsnr(middle, schedule).tolist()
-        self.index, self.times, self.weight, self.seed, self.batch = index, times, weight, seed, batch
-        self.trivial = self.losses(Trivial(denoiser.process, denoiser.target, denoiser.sigma_data))  # type: ignore[arg-type]
+        self._rows = (x, cond, denoiser.process)
+        self.bins, self.per_bin, self.seed, self.batch = make(BINS, times, schedule), count // BINS, seed, batch
+        self.draws = self._drawn(0)
+        self.objective = Objective(schedule, denoiser.target, times, weight, denoiser.sigma_data)
+        self.trained = Objective(schedule, denoiser.target, trained or times, weight, denoiser.sigma_data)
+        self.factor = self._factor(self.draws)
+        self.logsnr = self.bins.middle.tolist()
+        self.trivial = self.draws.losses(Trivial(denoiser.process, 0.0, denoiser.sigma_data**2))
 
-    @torch.no_grad()
-    def losses(self, denoiser: Denoiser) -> list[float]:
-        """Mean loss per element in each bin."""
-        found = []
-        for part in self.index.split(self.batch):
-            x = self.x[part]
-            cond = {name: value[part] for name, value in self.cond.items()}
-            eps = noise.normal(self.seed, part, tuple(x.shape[1:]), noise.VALID_NOISE, device=x.device)
-            found.append(
-                denoising_loss(denoiser, x, self.t[part], weight=self.weight, times=self.times, eps=eps, **cond).cpu()
-            )
-        per_element = 2 * torch.cat(found).double() / self.x[0].numel()
-        return per_element.reshape(-1, BINS).mean(0).tolist()
+    def _drawn(self, first: int) -> Draws:
+        x, cond, process = self._rows
+        return Draws(x, cond, process, self.bins, self.per_bin, self.seed, self.batch, first)
 
-    def measure(self, raw: Any, ema: Any) -> Validation:
-        return Validation(self.logsnr, *_both(self.losses, raw, ema), self.trivial)
+    def _factor(self, draws: Draws) -> Tensor:
+        """What training multiplies the loss at each draw by: w / p."""
+        return (self.objective.weight(draws.logsnr) / self.objective.density(draws.logsnr)).detach()
+
+    @property
+    def cost(self) -> Cost:
+        count, device = self.per_bin * BINS, self.draws.x.device
+        losses = 2 * _work(count, self.batch, -(-count // self.batch), device) / 3
+        if self.per_bin < MICRO:
+            return Cost(losses, 0.0)
+        return Cost(losses, float(_work(self.per_bin // MICRO * MICRO * BINS, self.batch, BINS * MICRO, device)))
+
+    def measure(self, raw: Any, ema: Any, first: int | None = None) -> Validation:
+        losses = {"raw": self.draws.losses(raw)} | ({} if ema is None else {"ema": self.draws.losses(ema)})
+        losses["trivial"] = self.trivial
+        weighted = {name: self.draws.by_level(self.factor * found) for name, found in losses.items()}
+        board = {
+            "edges": plain(self.bins.edges),
+            "weight": plain(self.trained.weight(self.bins.middle).detach()),
+            "density": plain(self.trained.density(self.bins.middle).detach()),
+        }
+        for name, each in losses.items():
+            value, error = self.draws.by_level(each)
+            board |= {f"loss_{name}": plain(value), f"loss_{name}_stderr": plain(error)}
+            board[f"{name}_stderr"] = plain(weighted[name].stderr)
+        found = None if first is None else self._gradients(raw, first)
+        if found is not None:
+            columns = {"square": found.square, "variance": found.variance, "norm": found.norm}
+            board |= {f"grad_{name}": plain(column.value) for name, column in columns.items()}
+            board["noise_scale"] = plain(found.scale.value)
+        values = {name: column.value.tolist() for name, column in weighted.items()}
+        total = None if found is None else found.total
+        return Validation(self.logsnr, values["raw"], values.get("ema"), values["trivial"], board, total)
+
+    def _gradients(self, model: Any, first: int) -> gradients.Gradients | None:
+        draws = self._drawn(first)
+        return gradients.measure(model, draws, self._factor(draws), MICRO, self.per_bin // MICRO)
