@@ -106,18 +106,38 @@ def _dials(facts: Mapping[str, Any], curves: Mapping[str, Column]) -> str:
 
 def _gradients(facts: Mapping[str, Any]) -> list[str]:
     found, logsnr = facts["gradients"], facts["logsnr"]
-    total = found["total"]
-    norm = [_line(found["of"], logsnr, found["norm"])]
-    scale = [_line(found["of"], logsnr, found["noise_scale"])]
-    whole = "" if total["noise_scale"] is None else f" Over all levels together it is {total['noise_scale']:,.3g}."
-    missing = sum(value is None for value in found["noise_scale"]["value"])
-    lost = f" At {missing} levels the gradient is lost in the noise of the draws." if missing else ""
-    pulls = "How hard the loss of one level pulls at the weights, averaged over samples (dropout off)."
-    needs = f"About so many samples of a level must be averaged until a step is more signal than noise.{whole}{lost}"
+    single = [None if v is None or v < 0 else math.sqrt(v) for v in found["variance"]["value"]]
+    points = [(_number(x), _number(y)) for x, y in zip(logsnr, single, strict=True)]
+    norm = [Line("noise of one sample", points, "c4"), _line("gradient", logsnr, found["norm"])]
+    pulls = (
+        "How hard the loss of one level pulls at the weights, beside how far the pulls of single samples scatter "
+        "about it (their standard deviation; dropout off)."
+    )
+    needs = (
+        "About so many samples of a level must be averaged until a step is more signal than noise."
+        f"{_whole(found)}{_drowned(found)}"
+    )
+    scale = [_line("noise scale", logsnr, found["noise_scale"])]
     return [
-        section("Gradient by noise level", pulls, chart(norm, AXIS, "norm of the gradient", zero=True)),
+        section("Gradient by noise level", pulls, chart(norm, AXIS, "norm of the gradient", log_y=True)),
         section("Gradient noise scale", needs, chart(scale, AXIS, "samples", log_y=True)),
     ]
+
+
+def _whole(found: Mapping[str, Any]) -> str:
+    total = found["total"]["noise_scale"]
+    return "" if total is None else f" For batches of all levels it is {total:,.3g}."
+
+
+def _drowned(found: Mapping[str, Any]) -> str:
+    """What can be said of the levels whose |G|^2 is not told from 0: tr Sigma / (|G|^2 + 2 errors) or more."""
+    columns = (found["square"]["value"], found["square"]["stderr"], found["variance"]["value"])
+    lost = [(a, e, b) for a, e, b in zip(*columns, strict=True) if a is None or a <= 0]
+    if not lost:
+        return ""
+    bounds = [b / (a + 2 * e) for a, e, b in lost if None not in (a, e, b) and a + 2 * e > 0 and b > 0]
+    least = f"; it takes more than {min(bounds):,.2g} samples" if bounds else ""
+    return f" At {len(lost)} of {len(columns[0])} levels the draws do not tell the gradient from zero{least}."
 
 
 def table(facts: Mapping[str, Any]) -> str:

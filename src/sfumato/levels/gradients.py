@@ -26,6 +26,13 @@ from sfumato.levels.draws import ByLevel, Draws, evaluating, losses
 NAN = math.nan
 
 
+def ratio(square: ByLevel, variance: ByLevel) -> ByLevel:
+    """tr Sigma / |G|^2 and its error, as if the two were independent; NaN where |G|^2 is negative."""
+    scale = torch.where(square.value > 0, variance.value / square.value, NAN)
+    parts = (square.stderr / square.value) ** 2 + (variance.stderr / variance.value) ** 2
+    return ByLevel(scale, scale * parts.sqrt())
+
+
 @dataclasses.dataclass(frozen=True)
 class Gradients:
     """At each level: |G|^2 and tr Sigma of the loss of a sample there. total: both of the whole objective."""

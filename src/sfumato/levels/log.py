@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from sfumato.levels.draws import plain
-from sfumato.levels.table import curves, nearest
+from sfumato.levels.draws import ByLevel
+from sfumato.levels.gradients import Gradients, ratio
+from sfumato.levels.table import curves, nearest, plain_gradients
 from sfumato.objectives.compiler import Objective
 
 Lines = Sequence[Mapping[str, Any]]
@@ -19,7 +19,7 @@ def read(lines: Lines, objective: Objective) -> dict[str, Any] | None:
     """What `Board.to_dict` says, of the last line that has losses by noise level; None where there is none.
 
     The gradients are means over the second half of the lines that have them: |G|^2 and tr Sigma are averaged, so that
-    their ratio is steadier than any one of its estimates; errors are those of the means.
+    their ratio is steadier than any one of its estimates.
     """
     scored = next((line for line in reversed(lines) if "bins_edges" in line), None)
     if scored is None:
@@ -59,23 +59,11 @@ def _gradients(lines: Lines) -> dict[str, Any] | None:
     found = found[len(found) // 2 :]
     if not found:
         return None
-    square, variance = (
+    square, variance, errors, spread = (
         torch.tensor([line[f"bins_grad_{name}"] for line in found], dtype=torch.float64)
-        for name in ("square", "variance")
+        for name in ("square", "variance", "square_stderr", "variance_stderr")
     )
+    columns = [ByLevel(v.mean(0), e.square().sum(0).sqrt() / len(v)) for v, e in ((square, errors), (variance, spread))]
     names = ("valid_grad_square", "valid_grad_variance")
-    total = torch.tensor([[line[name] for name in names] for line in found], dtype=torch.float64).mean(0)
-    errors = [v.std(0) / math.sqrt(len(found)) if len(found) > 2 else v[0] * math.nan for v in (square, variance)]
-    a, b = square.mean(0), variance.mean(0)
-    norm, ratio = torch.where(a > 0, a, math.nan).sqrt(), torch.where(a > 0, b / a, math.nan)
-    spread = ratio * ((errors[0] / a) ** 2 + (errors[1] / b) ** 2).sqrt()
-    known = bool(total[0] > 0)
-    return {
-        "of": "raw",
-        "norm": {"value": plain(norm), "stderr": plain(errors[0] / (2 * norm))},
-        "noise_scale": {"value": plain(ratio), "stderr": plain(spread)},
-        "total": {
-            "norm": math.sqrt(float(total[0])) if known else None,
-            "noise_scale": float(total[1] / total[0]) if known else None,
-        },
-    }
+    total = torch.tensor([[line[name] for name in names] for line in found], dtype=torch.float64).mean(0).tolist()
+    return plain_gradients(Gradients(columns[0], columns[1], ratio(*columns), (total[0], total[1])), "raw")

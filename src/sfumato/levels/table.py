@@ -92,14 +92,7 @@ class Board:
         for column in ("loss", "contribution", "excess"):
             made[column] = {name: _pair(found) for name, found in getattr(self, column).items()}
         made["total"] = {n: dict(zip(("value", "stderr"), map(_number, self.total(n)), strict=True)) for n in self.loss}
-        return made | {"gradients": None if self.gradients is None else self._gradients(self.gradients)}
-
-    def _gradients(self, found: Gradients) -> dict[str, Any]:
-        return {
-            "of": self.of, "mode": "evaluation", "norm": _pair(found.norm), "noise_scale": _pair(found.scale),
-            "square": _pair(found.square), "variance": _pair(found.variance),
-            "total": {"norm": _number(found.total_norm), "noise_scale": _number(found.total_scale)},
-        }  # fmt: skip
+        return made | {"gradients": None if self.gradients is None else plain_gradients(self.gradients, self.of)}
 
     def __str__(self) -> str:
         return table(self.to_dict())
@@ -115,6 +108,15 @@ class Board:
             raise SfumatoError(f"A board is drawn as a page: end {path} in .html.")
         write_text(path, page("Board", ["<h1>Loss by noise level</h1>", self.html()]))
         return path
+
+
+def plain_gradients(found: Gradients, of: str) -> dict[str, Any]:
+    """Gradients of the model named `of` in plain numbers."""
+    return {
+        "of": of, "mode": "evaluation", "norm": _pair(found.norm), "noise_scale": _pair(found.scale),
+        "square": _pair(found.square), "variance": _pair(found.variance),
+        "total": {"norm": _number(found.total_norm), "noise_scale": _number(found.total_scale)},
+    }  # fmt: skip
 
 
 def nearest(objective: Objective) -> dict[str, Any]:

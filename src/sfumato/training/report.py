@@ -103,8 +103,8 @@ def _curves(lines: list[dict[str, Any]], objective: Objective) -> str:
     over_time = chart(losses, "samples seen", "loss per element", log_y=True)
     first = section(
         "Loss",
-        "What training minimises. Validation is on fixed samples, noise and noise levels that were never trained on; where "
-        "it rises while training falls, the model begins to learn its samples by heart.",
+        "What training minimises. Validation is on fixed samples, noise and noise levels that were never trained on; "
+        "where it rises while training falls, the model begins to learn its samples by heart.",
         over_time,
     )
     found = levels.read(lines, objective)

@@ -24,7 +24,7 @@ from sfumato.objectives.times import TimeDensity
 from sfumato.objectives.weights import Weight
 
 BINS = 8
-MICRO = 2  # gradients a level: the two batches of an unbiased estimate
+MICRO = 4  # gradients a level
 _HELD_OUT = 1 << 60
 
 
@@ -47,9 +47,7 @@ class Validation:
     def to_dict(self) -> dict[str, Any]:
         """The bins and their means, JSON-able."""
         losses = {"raw": self.raw, "ema": self.ema, "trivial": self.trivial}
-        means: dict[str, Any] = {
-            f"valid_{name}": _mean(values) for name, values in losses.items() if values is not None
-        }
+        means: dict[str, Any] = {f"valid_{name}": _mean(found) for name, found in losses.items() if found is not None}
         if self.gradient is not None:
             square, variance = self.gradient
             scale = variance / square if square > 0 else None
@@ -183,9 +181,9 @@ class Validator:
             board[f"{name}_stderr"] = plain(weighted[name].stderr)
         found = None if first is None else self._gradients(raw, first)
         if found is not None:
-            columns = {"square": found.square, "variance": found.variance, "norm": found.norm}
-            board |= {f"grad_{name}": plain(column.value) for name, column in columns.items()}
-            board["noise_scale"] = plain(found.scale.value)
+            board |= {"grad_norm": plain(found.norm.value), "noise_scale": plain(found.scale.value)}
+            for name, column in {"square": found.square, "variance": found.variance}.items():
+                board |= {f"grad_{name}": plain(column.value), f"grad_{name}_stderr": plain(column.stderr)}
         values = {name: column.value.tolist() for name, column in weighted.items()}
         total = None if found is None else found.total
         return Validation(self.logsnr, values["raw"], values.get("ema"), values["trivial"], board, total)
