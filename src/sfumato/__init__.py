@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from sfumato.likelihood import energy as energy
     from sfumato.likelihood import log_prob as log_prob
     from sfumato.model import Denoiser as Denoiser
+    from sfumato.objectives import Objective as Objective
     from sfumato.objectives import denoising_loss as denoising_loss
     from sfumato.objectives import nonequilibrium as nonequilibrium
     from sfumato.objectives import score_matching as score_matching
@@ -69,6 +70,7 @@ _PUBLIC = {
     "Gaussian": "sfumato.process.gaussian:Gaussian",
     "Guided": "sfumato.compose:Guided",
     "Measured": "sfumato.likelihood:Measured",
+    "Objective": "sfumato.objectives:Objective",
     "Rescheduled": "sfumato.compose:Rescheduled",
     "SfumatoError": "sfumato.errors:SfumatoError",
     "Uniform": "sfumato.process.uniform:Uniform",
