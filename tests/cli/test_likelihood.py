@@ -46,3 +46,30 @@ def test_mistakes(refused, models, workplace):
     assert "-n" in refused("likelihood", models["points"], "x.npy", "-n", 0)
     assert ".npz" in refused("likelihood", models["points"], "x.npy", "-o", "out.csv")
     assert "classes" in refused("likelihood", models["points"], "x.npy", "--conditional")
+
+
+def test_bounds_with_their_terms(call, models, workplace):
+    x = np.random.default_rng(2).integers(0, 256, (6, 1, 8, 8), dtype=np.uint8)
+    np.save("set.npy", x)
+    words = ("likelihood", models["images"], "set.npy", "--steps", 4, "--probes", 2)
+    status, out, err = call(*words, "--method", "elbo", "-o", "out.npz")
+    assert status == 0 and err == ""
+    assert ">=" in out and "discretised decoder" in out and "the prior's term" in out and "half the steps" not in out
+    facts = json.loads(call(*words, "--method", "elbo", "--json")[1])
+    assert facts["bound"] and facts["dequantisation"] == "discretised"
+    assert facts["bits_per_dim"] == pytest.approx(-facts["nats"] / 64 / np.log(2), abs=1e-6)
+    with np.load("out.npz") as file:
+        columns = dict(file)
+    total = columns["prior"] + columns["diffusion"] + columns["reconstruction"]
+    np.testing.assert_allclose(columns["value"], -total, rtol=1e-12)
+    np.testing.assert_allclose(columns["by_level"].sum(1), columns["diffusion"], rtol=1e-12)
+    np.testing.assert_allclose(np.mean(columns["by_level"], 0), facts["levels"]["nats"], rtol=1e-5)
+    noisy = json.loads(call(*words, "--method", "elbo", "--dequantisation", "uniform", "--json")[1])
+    assert noisy["dequantisation"] == "uniform" and noisy["nats"] != facts["nats"]
+    many = json.loads(call(*words, "--method", "importance", "--particles", 3, "--json")[1])
+    assert "3 trajectories" in many["method"] and many["bound"] and "levels" not in many
+
+
+def test_a_probability_of_cells_is_a_bounds(refused, models, workplace):
+    np.save("set.npy", np.random.default_rng(2).integers(0, 256, (2, 1, 8, 8), dtype=np.uint8))
+    assert "uniform" in refused("likelihood", models["images"], "set.npy", "--dequantisation", "discretised")

@@ -200,7 +200,7 @@ def test_mistakes_are_named():
     law = plane()
     model, x = law.denoiser(Gaussian(Flow())), law.sample(4)
     for kwargs, words in (
-        ({"method": "elbo"}, "method"),
+        ({"method": "exact"}, "method"),
         ({"steps": 7}, "even"),
         ({"trace": "hutchinson"}, "trace"),
         ({"trace": "rademacher", "probes": 1}, "2 probes"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,18 @@ from sfumato.data.labels import read_labels
 from sfumato.errors import SfumatoError
 from sfumato.files import atomic
 from sfumato.likelihood import Measured, log_prob
+from sfumato.likelihood.measured import DEQUANTISATIONS
 from sfumato.training.precision import device_of
 
-FIGURES = ("value", "stderr", "solver_error", "prior_mismatch", "truncation")
+WORDS = {
+    "stderr": "standard error of the estimate",
+    "solver_error": "change from half the steps",
+    "prior_mismatch": "included for the prior",
+    "truncation": "lost without the step to no noise",
+    "prior": "the prior's term",
+    "diffusion": "the terms of the noise levels",
+    "reconstruction": "the term of the least noise",
+}
 
 
 def likelihood(options: Any, voice: Voice) -> None:
@@ -35,8 +45,8 @@ def likelihood(options: Any, voice: Voice) -> None:
     label = _own_classes(source, chosen, denoiser.spec) if options.conditional else options.klass
     cond: dict[str, Any] = {} if label is None else {"label": label}
     found = log_prob(
-        denoiser, source.x[chosen], steps=options.steps, trace=options.trace, probes=options.probes, seed=options.seed,
-        index=chosen, batch=options.batch, **cond,
+        denoiser, source.x[chosen], options.method, options.steps, options.trace, options.probes, options.seed,
+        index=chosen, batch=options.batch, dequantisation=options.dequantisation, particles=options.particles, **cond,
     )  # fmt: skip
     if options.out is not None:
         _write(Path(options.out).expanduser(), found, chosen)
@@ -64,33 +74,37 @@ def facts(found: Measured) -> dict[str, Any]:
     }
     if found.dequantisation is not None:
         made |= {"bits_per_dim": float(found.bits_per_dim.mean()), "dequantisation": found.dequantisation}
-    rms = {name: float(getattr(found, name).square().mean().sqrt()) for name in FIGURES[1:]}
-    return {**made, "method": found.method, "steps": found.steps, "rms": rms}
+    rms = {name: float(figure.square().mean().sqrt()) for name, figure in found.figures.items()}
+    made |= {"method": found.method, "bound": found.bound, "steps": found.steps, "rms": rms}
+    if found.by_level is not None and found.levels is not None:
+        made["levels"] = {"logsnr": _finite(found.levels.tolist()), "nats": found.by_level.mean(0).tolist()}
+    return made
+
+
+def _finite(values: list[float]) -> list[float | None]:
+    """Without the infinite end of a schedule, which JSON has no word for."""
+    return [value if math.isfinite(value) else None for value in values]
 
 
 def report(found: Measured, spec: DataSpec) -> list[str]:
     """The result over the samples, in words."""
     mean, error = found.mean()
     between = f" +- {error:.2g}" if len(found) > 1 else ""
-    lines = [f"log p(x) = {mean:.6g}{between} nats a sample, in the units of the data ({spec.dtype})."]
+    sign = ">=" if found.bound else "="
+    lines = [f"log p(x) {sign} {mean:.6g}{between} nats a sample, in the units of the data ({spec.dtype})."]
     if found.dequantisation is not None:
         bits = float(found.bits_per_dim.mean())
-        lines.append(f"{bits:.4f} bits per dimension, {found.dequantisation} dequantisation: a bound from above.")
+        lines.append(f"{bits:.4f} bits per dimension, {DEQUANTISATIONS[found.dequantisation]}: a bound from above.")
     lines.append(
         f"{len(found)} samples of {found.dim} numbers; {found.method}, {found.steps} steps. Of one sample (rms):"
     )
-    words = {
-        "stderr": "standard error of the probes",
-        "solver_error": "change from half the steps",
-        "prior_mismatch": "included for the prior",
-        "truncation": "lost without the step to no noise",
-    }
-    rms = facts(found)["rms"]
-    return lines + [f"  {words[name]:<32} {rms[name]:.2g} nats" for name in words]
+    return lines + [f"  {WORDS[name]:<32} {value:.2g} nats" for name, value in facts(found)["rms"].items()]
 
 
 def _write(path: Path, found: Measured, chosen: torch.Tensor) -> None:
-    columns = {name: getattr(found, name).numpy() for name in FIGURES}
+    columns: dict[str, Any] = {name: figure.numpy() for name, figure in {"value": found.value, **found.figures}.items()}
+    if found.by_level is not None and found.levels is not None:
+        columns |= {"levels": found.levels.numpy(), "by_level": found.by_level.numpy()}
     if found.dequantisation is not None:
         columns["bits_per_dim"] = found.bits_per_dim.numpy()
     with atomic(path) as temporary, temporary.open("wb") as file:

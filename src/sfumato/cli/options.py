@@ -206,8 +206,8 @@ class Inspect:
 class Likelihood:
     """Say how probable a model finds DATA: log p(x) in nats and the units of the data, bits/dim for whole numbers.
 
-    By the probability-flow ODE, with what the probes, the steps, the prior and the least noise may be wrong by. With
-    --json, one JSON object.
+    By the probability-flow ODE, with what the probes, the steps, the prior and the least noise may be wrong by, or by
+    a variational bound, with its terms. With --json, one JSON object.
     """
 
     model: Annotated[tyro.conf.Positional[str], flag("A run folder or a .safetensors file.", "MODEL")]
@@ -220,12 +220,29 @@ class Likelihood:
     conditional: Annotated[bool, flag("Take each sample under its own class.")] = False
     labels: Annotated[str | None, flag("A .npy or text file with one class label a sample.", "FILE")] = None
     size: Annotated[int | None, flag("Side in pixels that images are resized to.", "INT")] = None
-    steps: Annotated[int, flag("Steps of the ODE, an even number; each 4 calls and a trace.", "INT")] = 64
+    method: Annotated[
+        Literal["ode", "elbo", "importance"],
+        flag("ode: the probability flow. elbo: the bound by noise level. importance: the bound of many trajectories.",
+             "NAME"),
+    ] = "ode"  # fmt: skip
+    steps: Annotated[
+        int,
+        flag("Steps of the ODE, an even number, each 4 calls and a trace; or noise levels of a bound, each a call.",
+             "INT"),
+    ] = 64  # fmt: skip
     trace: Annotated[
         Literal["auto", "exact", "rademacher", "gaussian", "deflated"],
         flag("How the divergence is taken; auto is exact up to 128 numbers a sample, else rademacher.", "NAME"),
     ] = "auto"
-    probes: Annotated[int, flag("Probes of each sample where the trace is not exact.", "INT")] = 8
+    probes: Annotated[
+        int, flag("Probes of each sample where the trace is not exact, or replicates of a bound.", "INT")
+    ] = 8
+    particles: Annotated[int, flag("Trajectories that --method importance weighs against each other.", "INT")] = 16
+    dequantisation: Annotated[
+        Literal["auto", "uniform", "discretised"],
+        flag("How whole numbers are taken: noise of their width, or probabilities of their cells (bounds alone).",
+             "NAME"),
+    ] = "auto"  # fmt: skip
     batch: Annotated[int | None, flag("Samples at once; changes memory and speed alone.", "INT")] = None
     seed: Annotated[int, flag("Seed of the probes and of the dequantisation.", "INT")] = 0
     out: Annotated[str | None, flag("A .npz file for the figures of each sample.", "FILE", short="-o")] = None

@@ -16,86 +16,44 @@ which are Tweedie's formula twice.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sfumato import noise
-from sfumato.conditions import indices
 from sfumato.errors import SfumatoError
-from sfumato.likelihood.measured import Measured, gather
+from sfumato.likelihood.measured import Measured, pooled
 from sfumato.likelihood.trace import Trace, choose
 from sfumato.model import Model
 from sfumato.ode import Field, Track, data_scale, exact_law, quadrature
 
 DEFAULT_STEPS = 64
 _EXACT = 128  # numbers in a sample up to which the trace of a network is exact by default
-_BATCH = 1 << 18  # numbers in a batch
-_CELL = 1 << 17  # the stream of the dequantisation under the role of the probes
 
 
-def log_prob(
+def ode(
     model: Model,
-    x: Any,
-    method: str = "ode",
+    x: Tensor,
+    index: Tensor,
+    cond: dict[str, Tensor],
     steps: int = DEFAULT_STEPS,
     trace: str = "auto",
     probes: int = 8,
     seed: int = 0,
-    index: Sequence[int] | Tensor | None = None,
     sigma_min: float | None = None,
-    batch: int | None = None,
-    **cond: Any,
 ) -> Measured:
-    """log p(x) for x (B, *shape) in user units -> Measured, nats per sample in user units.
-
-    log p(x) = log N(z_1; 0, sigma_1^2) + int div(dz/dt) dt (2011.13456, Eq. 39).
-
-    trace: exact | rademacher | gaussian | deflated (see `trace`), or auto: exact for laws of `sf.exact` and up to 128
-    numbers a sample, else rademacher. probes: k of them, fixed for each sample as a function of (seed, its number in
-    `index`); 0, 1, .. by default. steps: an even number; half as many run beside them for `solver_error`.
-    sigma_min: the least sigma/alpha, exp(-6) of the data's size by default, the schedule's own if that is larger.
-    Whole-number data is dequantised by u ~ U(-1/2, 1/2) in each entry, so that -log2 p bounds the bits of its code.
-    label=... as in `sample`. A guided model is a model as any other: pass `sf.guide(model, scale)`.
-    """
-    if method != "ode":
-        raise SfumatoError(f"Unknown method {method!r} of log_prob: known is ode.")
+    """`log_prob` of normalised x (B, *shape), float64, whose numbers are `index`, in normalised units."""
     if steps < 2 or steps % 2:
         raise SfumatoError(f"log_prob needs an even number of steps from 2 on, got {steps}.")
-    spec = getattr(model, "spec", None)
-    if spec is not None:
-        spec.check(x)
-    x = torch.as_tensor(x)
-    numbers = torch.arange(len(x)) if index is None else torch.as_tensor(index, dtype=torch.int64)
-    if x.ndim < 2 or not len(x) or len(numbers) != len(x):
-        raise SfumatoError(f"log_prob needs samples (B, ...) and a number for each, got {tuple(x.shape)}.")
-    discrete = spec is not None and spec.discrete
-    x = x.to(torch.float64) + (_cells(x, seed, numbers) if discrete else 0.0)
-    if spec is not None:
-        x = spec.normalise(x).to(torch.float64)
-    track = Track.of(model.process.schedule, steps, data_scale(model), sigma_min)
-    labels, dim = indices(model, cond, len(x)), x[0].numel()
+    track, dim = Track.of(model.process.schedule, steps, data_scale(model), sigma_min), x[0].numel()
     if trace == "auto":
         trace = "exact" if exact_law(model) or dim <= _EXACT else "rademacher"
-    found, device = [], getattr(model, "device", x.device)
-    for part in torch.arange(len(x)).split(batch or max(1, _BATCH // dim)):
-        estimator = choose(model, trace, probes, seed, numbers[part], dim, device)
-        chosen = {k: v[part].to(device) for k, v in labels.items()}
-        figures = _measure(Field(model, track, chosen), x[part].to(device), estimator)
-        k = 0 if trace == "exact" else probes
-        words = "ode, exact trace" if trace == "exact" else f"ode, {k} {trace} probes"
-        named = {name: figure.cpu() for name, figure in figures._asdict().items()}
-        added = "uniform" if discrete else None
-        found.append(Measured(**named, method=words, dim=dim, probes=k, steps=steps, dequantisation=added))
-    result = gather(found)
-    return result if spec is None else result.shifted(spec.log_jacobian)
-
-
-def _cells(x: Tensor, seed: int, index: Tensor) -> Tensor:
-    """u ~ U(-1/2, 1/2) in each entry: rounding to the nearest whole number undoes it."""
-    return noise.uniform(seed, index, x.shape[1:], noise.PROBE, _CELL, dtype=torch.float64) - 0.5
+    estimator = choose(model, trace, probes, seed, index, dim, x.device)
+    figures = _measure(Field(model, track, cond), x, estimator)
+    k = 0 if trace == "exact" else probes
+    words = "ode, exact trace" if trace == "exact" else f"ode, {k} {trace} probes"
+    named = {name: figure.cpu() for name, figure in figures._asdict().items()}
+    return Measured(**named, method=words, dim=dim, probes=k, steps=steps)
 
 
 class _Figures(NamedTuple):
@@ -139,10 +97,7 @@ def _measure(field: Field, x: Tensor, estimator: Trace) -> _Figures:
     change = x[0].numel() * math.log(track.alpha[0] * track.norm[-1] / track.norm[0])
     each = _log_prior(field, fine.w) + change + slack + fine.total + mismatch
     other = _log_prior(field, coarse.w) + change + slack + coarse.total
-    value, k = each.mean(1), estimator.columns
-    apart = each - value[:, None]
-    stderr = (apart.square().sum(1) / max(k * (k - 1), 1)).sqrt()
-    third = k / max((k - 1) * (k - 2), 1) * apart.pow(3).sum(1)
+    value, stderr, third = pooled(each)
     mismatch = mismatch.mean(1)
     error = (value - mismatch - other.mean(1)).abs()
     return _Figures(value, stderr, third, error, mismatch, truncation)

@@ -11,40 +11,62 @@ from torch import Tensor
 
 from sfumato.errors import SfumatoError
 
+FIGURES = ("stderr", "solver_error", "prior_mismatch", "truncation", "prior", "diffusion", "reconstruction")
+DEQUANTISATIONS = {"uniform": "uniform dequantisation", "discretised": "discretised decoder"}
 _PRIOR_SAMPLES = 10  # as many samples without skewness are thought beside those measured
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """log p(x) of B samples, float64 (B,) each, in nats and in the user's units.
+    """log p(x) of B samples, float64 (B,) each, in nats and in the user's units. What a method has not got is None.
 
-    value: the estimate, prior_mismatch included.
-    stderr: its standard error from the k probes of the trace; 0 for an exact trace. third: the third central moment of
-    what one probe says, by which `interval` knows that a few directions make its law skew.
+    value: the estimate; a lower bound where `bound` says so. stderr: its standard error from k independent estimates
+    (the probes of the trace, or the replicates of a bound); 0 for an exact trace. third: the third central moment of
+    what one of them says, by which `interval` knows that its law is skew.
+    method: in words; dim: numbers in a sample; probes: k, 0 for an exact trace; steps: of the ODE, levels a replicate
+    of a bound, or steps of the chain. dequantisation: "uniform" for u ~ U(-1/2, 1/2) added to whole numbers,
+    "discretised" for probabilities of their cells; None for real-valued data.
+
+    Of the ODE, whose value includes prior_mismatch:
     solver_error: how much value moves when the steps are halved, an upper limit of what the steps leave.
     prior_mismatch: what is gained where the flow starts from the law of the noised data instead of N(0, sigma(1)^2).
     truncation: how much log p of x with the least noise, from which the flow starts, would lack, if the model's eps is
     a score; `value` has taken that step.
-    method: in words; dim: numbers in a sample; probes: k, 0 for an exact trace; steps: of the ODE.
-    dequantisation: what was added to whole numbers, None for real-valued data.
+
+    Of the variational bound, value = -(prior + diffusion + reconstruction), each in expectation not negative but the
+    last, which for real-valued data is a density's:
+    prior: KL(q(z_1|x) || N(0, sigma(1)^2)). diffusion: 1/2 int E|eps - E[eps|z]|^2 dlogsnr. reconstruction:
+    -log p(x|z) at the least noise. by_level: the parts of diffusion, (B, K), between the K + 1 rising logsnr `levels`.
     """
 
     value: Tensor
     stderr: Tensor
     third: Tensor
-    solver_error: Tensor
-    prior_mismatch: Tensor
-    truncation: Tensor
+    solver_error: Tensor | None
+    prior_mismatch: Tensor | None
+    truncation: Tensor | None
     method: str
     dim: int
     probes: int
     steps: int
     dequantisation: str | None = None
+    bound: bool = False
+    prior: Tensor | None = None
+    diffusion: Tensor | None = None
+    reconstruction: Tensor | None = None
+    by_level: Tensor | None = None
+    levels: Tensor | None = None
 
     @property
     def uncorrected(self) -> Tensor:
-        """(B,): the density that the flow makes of N(0, sigma(1)^2), a law of integral 1 whatever the model."""
-        return self.value - self.prior_mismatch
+        """(B,): value without prior_mismatch, what the model makes of N(0, sigma(1)^2): a law of integral 1."""
+        return self.value if self.prior_mismatch is None else self.value - self.prior_mismatch
+
+    @property
+    def figures(self) -> dict[str, Tensor]:
+        """What this method has measured beside the value, (B,) each: by name."""
+        found = {name: getattr(self, name) for name in FIGURES}
+        return {name: figure for name, figure in found.items() if figure is not None}
 
     @property
     def bits_per_dim(self) -> Tensor:
@@ -90,18 +112,22 @@ class Measured:
 
     def shifted(self, nats: float) -> Measured:
         """The same in other units: value + nats."""
-        return dataclasses.replace(self, value=self.value + nats)
+        rest = None if self.reconstruction is None else self.reconstruction - nats
+        return dataclasses.replace(self, value=self.value + nats, reconstruction=rest)
 
     def __len__(self) -> int:
         return len(self.value)
 
     def __str__(self) -> str:
         value, error = self.mean()
-        parts = [f"log p = {value:.6g} +- {error:.2g} nats ({len(self)} samples of {self.dim} numbers; {self.method})"]
+        sign = ">=" if self.bound else "="
+        parts = [
+            f"log p {sign} {value:.6g} +- {error:.2g} nats ({len(self)} samples of {self.dim} numbers; {self.method})"
+        ]
         if self.dequantisation is not None:
-            parts.append(f"{float(self.bits_per_dim.mean()):.5g} bits/dim, {self.dequantisation} dequantisation")
-        for name in ("stderr", "solver_error", "prior_mismatch", "truncation"):
-            parts.append(f"{name} {float(getattr(self, name).square().mean().sqrt()):.2g}")
+            parts.append(f"{float(self.bits_per_dim.mean()):.5g} bits/dim, {DEQUANTISATIONS[self.dequantisation]}")
+        for name, figure in self.figures.items():
+            parts.append(f"{name} {float(figure.square().mean().sqrt()):.2g}")
         return ", ".join(parts)
 
 
@@ -138,8 +164,16 @@ def _student(t: float, freedom: int) -> float:
     return 0.5 + 0.5 * inside
 
 
-def gather(parts: list[Measured]) -> Measured:
-    """Batches put together."""
-    figures = ("value", "stderr", "third", "solver_error", "prior_mismatch", "truncation")
-    joined: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in parts]) for name in figures}
-    return dataclasses.replace(parts[0], **joined)
+def gather(parts: list[Measured], dequantisation: str | None) -> Measured:
+    """Batches put together, of data that was dequantised in this way."""
+    names = [name for name in ("value", "third", "by_level", *FIGURES) if getattr(parts[0], name) is not None]
+    joined: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in parts]) for name in names}
+    return dataclasses.replace(parts[0], dequantisation=dequantisation, **joined)
+
+
+def pooled(each: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(mean, standard error, third central moment of one) of k independent estimates (B, k), each (B,)."""
+    value, k = each.mean(1), each.shape[1]
+    apart = each - value[:, None]
+    stderr = (apart.square().sum(1) / max(k * (k - 1), 1)).sqrt()
+    return value, stderr, k / max((k - 1) * (k - 2), 1) * apart.pow(3).sum(1)
