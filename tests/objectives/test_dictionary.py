@@ -61,6 +61,19 @@ def test_what_a_plain_loss_weighs(name, curve, density, wanted, constant):
         (weights.x_simple(), True),
         (weights.edm(), False),
         (weights.sigmoid(-1.0), True),
+        (weights.likelihood(), True),
+        (weights.ncsn(), True),
+        (weights.flow(), True),
+        (weights.indi(), True),
+        (weights.p2(1.0), False),
+        (weights.p2(0.5, 2.0), False),
+        (weights.min_snr(), False),
+        (weights.soft_min_snr(), False),
+        (weights.truncated_snr(), True),
+        (weights.sd3_logit_normal(), False),
+        (weights.sd3_mode(), False),
+        (weights.sd3_mode(0.3), True),
+        (weights.sd3_cosmap(), True),
     ],
 )
 def test_which_weights_are_an_elbo_with_augmentation(weight, falls):
@@ -69,7 +82,10 @@ def test_which_weights_are_an_elbo_with_augmentation(weight, falls):
     assert bool((w > 0).all()) and bool((w[1:] <= w[:-1]).all()) == falls
 
 
-DENSITIES = [times.uniform(), times.uniform_logsnr(), times.logit_normal(-0.5, 1.0), times.edm()]
+DENSITIES = [
+    times.uniform(), times.uniform_logsnr(), times.logit_normal(-0.5, 1.0), times.edm(), times.mode(), times.mode(-0.8),
+    times.cosmap(),
+]  # fmt: skip
 CURVES = [LinearBeta(), Cosine(), Flow(), VE(), EDM(), Laplace(), Cauchy(), LogLinear(-3.0, 5.0)]
 
 
