@@ -70,12 +70,19 @@ class Line(NamedTuple):
     errors: Sequence[float] = ()
 
 
-def chart(lines: Sequence[Line], across: str, up: str, log_y: bool = False, zero: bool = False) -> str:
-    """One chart with axes, a light grid and a legend; points that are not finite are left out."""
+def chart(
+    lines: Sequence[Line],
+    across: str,
+    up: str,
+    log_y: bool = False,
+    zero: bool = False,
+    span: tuple[float, float] | None = None,
+) -> str:
+    """One chart with axes, a light grid and a legend; points that are not finite are left out. span: x to be shown."""
     usable = [found for line in lines if (found := _clean(line, log_y)).points]
     if not usable:
         return '<p class="quiet">Nothing was measured yet.</p>'
-    xs = [x for line in usable for x, _ in line.points]
+    xs = [*(span or ()), *(x for line in usable for x, _ in line.points)]
     ys = [y for line in usable for _, y in line.points]
     x_ticks = ticks(min(xs), max(xs))
     y_ticks = decades(min(ys), max(ys)) if log_y else ticks(0.0 if zero else min(ys), max(ys))

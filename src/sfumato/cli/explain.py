@@ -10,10 +10,13 @@ import torch
 
 from sfumato import artefact, schedules
 from sfumato.cli.run import Voice
+from sfumato.data.labels import read_labels
 from sfumato.errors import SfumatoError
+from sfumato.levels import Board, board
 from sfumato.objectives import Objective
 from sfumato.training.config import TrainConfig, from_dict, from_yaml
 from sfumato.training.objective import schedule_of, times_of, weight_of
+from sfumato.training.precision import device_of
 
 _DIALS = ("schedule", "target", "times", "weight")
 _STEP, _WIDEST = 2, 12  # of logsnr, between rows of the table and where it ends
@@ -22,12 +25,15 @@ _STEP, _WIDEST = 2, 12  # of logsnr, between rows of the table and where it ends
 def explain_objective(options: Any, voice: Voice) -> None:
     objective, names = _objective(options)
     fault = _fault(objective)
+    seen = _board(options)
     if options.plot is not None:
-        objective.plot(options.plot)
+        (objective if seen is None else seen).plot(options.plot)
     facts = objective.to_dict() | {"named": names, "trainable": fault is None}
     if objective.monotone:
         law = objective.augmentation()
         facts["augmentation"] = {"no_noise": law.atom, "quartiles": _quartiles(objective)}
+    if seen is not None:
+        facts["board"] = seen.to_dict()
     voice.emit(facts | ({} if fault is None else {"fault": fault}) | ({"plot": options.plot} if options.plot else {}))
     words = ", ".join(f"{dial} {names[dial]}" for dial in _DIALS)
     lo, hi = objective.range
@@ -35,8 +41,27 @@ def explain_objective(options: Any, voice: Voice) -> None:
     voice.say(*_nearest(objective), *_bound(objective))
     if fault is not None:
         voice.say("", f"No model can be trained so. {fault}")
+    if seen is not None:
+        voice.say("", str(seen))
     if options.plot:
         voice.say("", f"Drawn: {options.plot}")
+
+
+def _board(options: Any) -> Board | None:
+    """The model on data, level by level, where --data asks for it."""
+    if options.data is None:
+        if options.labels is not None:
+            raise SfumatoError("--labels are those of --data, which is not given.")
+        return None
+    if options.model is None:
+        raise SfumatoError("--data needs a MODEL to judge by it: a run folder or a model file.")
+    if options.schedule is not None or options.target is not None:
+        raise SfumatoError("--data judges the model as it is: leave out --schedule and --target.")
+    labels = None if options.labels is None else read_labels(options.labels)
+    return board(
+        options.model, options.data, samples=options.number, gradients=min(8, options.number), times=options.times,
+        weight=options.weight, labels=labels, device=device_of(options.device),
+    )  # fmt: skip
 
 
 def _objective(options: Any) -> tuple[Objective, dict[str, str]]:
@@ -60,6 +85,7 @@ def _of_model(word: str, given: dict[str, str]) -> tuple[TrainConfig, Any, float
     if (run / "config.yaml").is_file():
         return from_dict({**from_yaml(str(run / "config.yaml")).to_dict(), **given}), None, 1.0
     contract = artefact.read_contract(word)
+    given = {**{dial: v for dial, v in contract["provenance"].items() if dial in ("times", "weight")}, **given}
     missing = [f"--{dial}" for dial in ("times", "weight") if dial not in given]
     if missing:
         raise SfumatoError(

@@ -140,11 +140,15 @@ class Tune:
     """Fit a plan of few steps to a model and store it in its file: `sfumato sample MODEL --steps N` then uses it.
 
     The times and coefficients are fitted to where a fine solve of the same noise ends, and judged on other noise; a
-    plan that is worse than the best untuned one is never stored. With --json, one JSON object: both errors.
+    plan that is worse than the best untuned one is never stored. With --noise, a stochastic plan, its coefficients
+    fitted along paths of noise and to the law of the samples. With --json, one JSON object: both errors.
     """
 
     model: Annotated[tyro.conf.Positional[str], flag("A run folder or a .safetensors file.", "MODEL")]
     steps: Annotated[int, flag("Steps of the plan, each one call of the network.", "INT")] = 8
+    noise: Annotated[
+        float, flag("0: the ODE, without noise; 1: the reverse SDE, whose samples draw noise at each step.", "FLOAT")
+    ] = 0.0
     guidance: Annotated[
         float | None,
         flag("Guidance scale that the plan is for. Without it, that of the model's own training grids.", "FLOAT"),
@@ -270,7 +274,8 @@ class ExplainObjective:
     """Say what a training objective weighs: w and p by noise level, the nearest named weight, whether it is an ELBO.
 
     That of a run, of a model file (with --times and --weight), or of names; what is not given is what `sfumato train`
-    takes. A flag beside MODEL asks what would be with it. With --json, one JSON object.
+    takes. A flag beside MODEL asks what would be with it. With --data also the board of MODEL: its loss by noise level
+    on the data, beside a trivial guess, what each level adds, gradient and noise scale. With --json, one JSON object.
     """
 
     model: Annotated[tyro.conf.Positional[str | None], flag("A run folder or a .safetensors file.", "MODEL")] = None
@@ -279,8 +284,19 @@ class ExplainObjective:
     times: Annotated[str | None, flag(f"One of {', '.join(CHOICES['times'])}.", "NAME")] = None
     weight: Annotated[str | None, flag(f"One of {', '.join(CHOICES['weight'])}.", "NAME")] = None
     plot: Annotated[
-        str | None, flag("A picture to draw (.png, .svg, .pdf): w beside named weights, and p.", "PATH")
+        str | None,
+        flag(
+            "A picture to draw (.png, .svg, .pdf): w beside named weights, and p. With --data a page (.html).", "PATH"
+        ),
     ] = None
+    data: Annotated[
+        str | None,
+        flag("Judge MODEL on it: a folder of images, a .npy or .npz file, or a built-in set. Of the data that it was "
+             "trained on, only what was held out is looked at.", "DATA"),
+    ] = None  # fmt: skip
+    labels: Annotated[str | None, flag("A .npy or text file with one class label a sample of DATA.", "FILE")] = None
+    number: Annotated[int, flag("Draws a noise level.", "INT", short="-n")] = 64
+    device: Annotated[str, flag("auto (a GPU where there is one), cpu, cuda, cuda:1 ...", "NAME")] = "auto"
 
 
 _TRAIN_WORDS = """Train a model on DATA and leave a run folder: model.safetensors, samples, metrics, report.html.

@@ -39,9 +39,9 @@ def section(title: str, words: str, drawing: str) -> str:
     return f'<section><h2>{escape(title)}</h2><p class="quiet">{words}</p>{drawing}</section>'
 
 
-def _line(name: str, logsnr: Column, found: Mapping[str, Column], width: Sequence[float] | None = None) -> Line:
-    """One estimate by level with its errors, divided by the width of the bins where that is given."""
-    per = width or [1.0] * len(logsnr)
+def _line(name: str, logsnr: Column, found: Mapping[str, Column], span: Sequence[float] | None = None) -> Line:
+    """One estimate by level with its errors, divided by the span of logsnr of a bin where that is given."""
+    per = span or [1.0] * len(logsnr)
     points = [(_number(x), _number(y) / w) for x, y, w in zip(logsnr, found["value"], per, strict=True)]
     errors = [_number(e) / w for e, w in zip(found.get("stderr") or [None] * len(per), per, strict=True)]
     return Line(_NAMES.get(name, name), points, _COLOURS.get(name, "c1"), name not in ("trivial", "floor"), errors)
@@ -68,10 +68,8 @@ def _loss(facts: Mapping[str, Any]) -> str:
 
 
 def _contribution(facts: Mapping[str, Any]) -> str:
-    edges = [_number(edge) for edge in facts["edges"]]
-    width = [a - b for a, b in zip(edges, edges[1:], strict=False)]
     found = facts["contribution"]
-    lines = [_line(name, facts["logsnr"], found[name], width) for name in _in_order(found)]
+    lines = [_line(name, facts["logsnr"], found[name], facts["span"]) for name in _in_order(found)]
     words = (
         "Weight times loss: the area under a curve is the whole objective. Where it is high, training spends its "
         "effort; where it comes close to the dashed line there is little to learn."
@@ -118,9 +116,10 @@ def _gradients(facts: Mapping[str, Any]) -> list[str]:
         f"{_whole(found)}{_drowned(found)}"
     )
     scale = [_line("noise scale", logsnr, found["noise_scale"])]
+    span = (_number(logsnr[-1]), _number(logsnr[0]))
     return [
         section("Gradient by noise level", pulls, chart(norm, AXIS, "norm of the gradient", log_y=True)),
-        section("Gradient noise scale", needs, chart(scale, AXIS, "samples", log_y=True)),
+        section("Gradient noise scale", needs, chart(scale, AXIS, "samples", log_y=True, span=span)),
     ]
 
 
@@ -188,4 +187,6 @@ def _short(value: float | None) -> str:
 
 def _with_error(found: Mapping[str, Column], k: int) -> str:
     value, error = found["value"][k], found["stderr"][k]
-    return _short(value) if value is None or error is None else f"{value:.4g} ({error:.1g})"
+    if value is None or error is None:
+        return _short(value)
+    return f"{value:.4g} ({error:.1g})" if error < 1 else f"{value:.0f} ({error:.0f})"

@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from sfumato import artefact
 from sfumato.errors import SfumatoError, suggest
 from sfumato.levels import gradients as of_gradients
@@ -37,6 +39,7 @@ def board(
     conditional: bool | None = None,
     seed: int = 0,
     batch: int = 256,
+    device: str | torch.device = "cpu",
 ) -> Board:
     """What a model loses at each noise level on some data, against the trivial guess and, on a known law, the floor.
 
@@ -49,13 +52,13 @@ def board(
     (1812.06162), at least 2, 3 for their errors; 0 leaves them out. times, weight: objects or names of
     `sf.times.NAMED` and `sf.weights.NAMED`, "plain" for the squared error of the target; by default those that the
     model was trained with, else uniform in t and plain. conditional: whether samples are judged under their own class;
-    by default where data set and model have classes. A law is judged without.
+    by default where data set and model have classes. A law is judged without. device: where a file is loaded.
 
     Where the data are those that the model was trained on, only what training held out is looked at. Nothing of the
     model is changed. Raises SfumatoError for data, bins, names or numbers that cannot be used.
     """
     _check(samples, gradients, batch)
-    models, notes = _models(model, ema)
+    models, notes = _models(model, ema, device)
     first = next(iter(models.values()))
     density, w, words = _dials(getattr(first, "provenance", None) or {}, times, weight, notes)
     schedule, target = first.process.schedule, getattr(first, "target", "v")
@@ -105,7 +108,7 @@ def _check(samples: int, gradients: int, batch: int) -> None:
         raise SfumatoError(f"batch must be a whole number from 1 up, not {batch!r}.")
 
 
-def _models(model: Any, ema: Any) -> tuple[dict[str, Any], list[str]]:
+def _models(model: Any, ema: Any, device: str | torch.device) -> tuple[dict[str, Any], list[str]]:
     """The models by name; of a file the raw weights and their average."""
     if not isinstance(model, str | os.PathLike):
         _is_model(model)
@@ -115,10 +118,10 @@ def _models(model: Any, ema: Any) -> tuple[dict[str, Any], list[str]]:
         return {"raw": model, "ema": ema}, []
     if ema is not None:
         raise SfumatoError("A model file brings its own moving average: give ema with a denoiser alone.")
-    average = artefact.load(model)
+    average = artefact.load(model, device=device)
     if not artefact.read_contract(model)["raw"]:
         return {"model": average}, []
-    return {"raw": artefact.load(model, weights="raw"), "ema": average}, []
+    return {"raw": artefact.load(model, "raw", device), "ema": average}, []
 
 
 def _is_model(model: Any) -> None:

@@ -40,11 +40,20 @@ def read(lines: Lines, objective: Objective) -> dict[str, Any] | None:
         "models": [name for name in names if name != "trivial"],
         "logsnr": scored["bins_logsnr"],
         "edges": scored["bins_edges"],
+        "span": _span(scored, objective),
         "loss": {name: pair(f"loss_{name}") for name in names},
         "contribution": {name: pair(name, 1 / bins) for name in names},  # bins of equal mass
         "curves": _curves(scored, objective),
         "gradients": _gradients(lines),
     }
+
+
+def _span(scored: Mapping[str, Any], objective: Objective) -> list[float]:
+    """The logsnr that a bin stands for: mass over density at its middle, or its width where the density moves."""
+    edges, density = scored["bins_edges"], scored["bins_density"]
+    if objective.times.moves:
+        return [a - b for a, b in zip(edges, edges[1:], strict=False)]
+    return [1 / len(density) / p for p in density]
 
 
 def _curves(scored: Mapping[str, Any], objective: Objective) -> dict[str, list[float | None]]:

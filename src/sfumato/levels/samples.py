@@ -39,12 +39,10 @@ def rows(
     source = data.open(given, labels=labels)
     chosen = _held_out(source, getattr(model, "provenance", None) or {}, notes)
     chosen = chosen[noise.permutation(seed, 0, len(chosen))[:count]].sort().values
-    x = _normalised(source, chosen, spec)
     shape = getattr(model, "shape", None)
-    if shape is not None and tuple(shape) != tuple(x.shape[1:]):
-        raise SfumatoError(
-            f"{source.name} has samples of shape {tuple(x.shape[1:])}, and those of the model are {tuple(shape)}."
-        )
+    if shape is not None and tuple(shape) != source.shape:
+        raise SfumatoError(f"{source.name} has samples of shape {source.shape}, and those of the model are {shape}.")
+    x = _normalised(source, chosen, spec)
     known = spec is not None and bool(spec.classes) and source.labels is not None
     if conditional and not known:
         raise SfumatoError("conditional=True needs data with classes and a model that knows them.")

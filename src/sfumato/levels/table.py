@@ -87,7 +87,7 @@ class Board:
             "objective": self.words, "monotone": self.monotone, "nearest": nearest(self.objective),
             "models": list(self.models), "draws": self.count, "notes": list(self.notes),
             "logsnr": plain(self.logsnr), "edges": plain(self.bins.edges), "mass": plain(self.bins.mass),
-            "weight": plain(self.weight), "density": plain(self.density),
+            "span": plain(self.bins.mass / self.density), "weight": plain(self.weight), "density": plain(self.density),
         }  # fmt: skip
         for column in ("loss", "contribution", "excess"):
             made[column] = {name: _pair(found) for name, found in getattr(self, column).items()}

@@ -237,7 +237,8 @@ def _progress(
         deep = _due(measure.cost.gradients, total, before, fraction)
         if done or deep or _due(measure.cost.losses, total, before, fraction):
             average = state.ema.denoiser if state.ema else None
-            validation = measure.measure(state.denoiser, average, state.samples if deep else None)
+            depth = max(1, _times(measure.cost.gradients, total) // _MOST)
+            validation = measure.measure(state.denoiser, average, state.samples if deep else None, depth)
     return Progress(
         state.step, state.samples, state.samples / rows, min(1.0, fraction), lr, state.elapsed, clock.eta(),
         clock.rate(), loss, norm, validation, done, min(state.micro, config.batch),
@@ -247,5 +248,10 @@ def _progress(
 def _due(cost: float, total: float, before: float, after: float) -> bool:
     """Whether what costs `cost` samples of work falls between two fractions of a budget of `total` samples:
     as often, evenly spaced, as half of `_SHARE` bears."""
-    count = min(_MOST, int(_SHARE / 2 * total / cost)) if cost else 0
+    count = min(_MOST, _times(cost, total))
     return math.floor(after * count) > math.floor(before * count)
+
+
+def _times(cost: float, total: float) -> int:
+    """How often half of `_SHARE` bears what costs `cost` samples of work, in a budget of `total` samples."""
+    return int(_SHARE / 2 * total / cost) if cost else 0

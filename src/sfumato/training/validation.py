@@ -75,9 +75,9 @@ class Measure(Protocol):
     def cost(self) -> Cost:
         """Of the losses of two sets of weights, and of the gradients; 0 where there are none."""
 
-    def measure(self, raw: Any, ema: Any, first: int | None = None) -> Validation:
+    def measure(self, raw: Any, ema: Any, first: int | None = None, depth: int = 1) -> Validation:
         """The losses of both sets of weights, in evaluation mode; with `first` also the gradients of the raw weights,
-        on draws of that number and the next ones."""
+        on draws of that number and the next ones, `depth` times as many as their cost says."""
 
 
 def _mean(values: list[float]) -> float:
@@ -118,7 +118,7 @@ class Held:
                 found.append(self._losses(model, rows).double().cpu())
         return [float(torch.cat(found).mean())]
 
-    def measure(self, raw: Any, ema: Any, first: int | None = None) -> Validation:
+    def measure(self, raw: Any, ema: Any, first: int | None = None, depth: int = 1) -> Validation:
         return Validation(None, self.losses(raw), None if ema is None else self.losses(ema), None)
 
 
@@ -143,16 +143,16 @@ class Validator:
         schedule = denoiser.process.schedule
         self._rows = (x, cond, denoiser.process)
         self.bins, self.per_bin, self.seed, self.batch = make(BINS, times, schedule), count // BINS, seed, batch
-        self.draws = self._drawn(0)
+        self.draws = self._drawn(0, self.per_bin)
         self.objective = Objective(schedule, denoiser.target, times, weight, denoiser.sigma_data)
         self.trained = Objective(schedule, denoiser.target, trained or times, weight, denoiser.sigma_data)
         self.factor = self._factor(self.draws)
         self.logsnr = self.bins.middle.tolist()
         self.trivial = self.draws.losses(Trivial(denoiser.process, 0.0, denoiser.sigma_data**2))
 
-    def _drawn(self, first: int) -> Draws:
+    def _drawn(self, first: int, count: int) -> Draws:
         x, cond, process = self._rows
-        return Draws(x, cond, process, self.bins, self.per_bin, self.seed, self.batch, first)
+        return Draws(x, cond, process, self.bins, count, self.seed, self.batch, first)
 
     def _factor(self, draws: Draws) -> Tensor:
         """What training multiplies the loss at each draw by: w / p."""
@@ -166,7 +166,7 @@ class Validator:
             return Cost(losses, 0.0)
         return Cost(losses, float(_work(self.per_bin // MICRO * MICRO * BINS, self.batch, BINS * MICRO, device)))
 
-    def measure(self, raw: Any, ema: Any, first: int | None = None) -> Validation:
+    def measure(self, raw: Any, ema: Any, first: int | None = None, depth: int = 1) -> Validation:
         losses = {"raw": self.draws.losses(raw)} | ({} if ema is None else {"ema": self.draws.losses(ema)})
         losses["trivial"] = self.trivial
         weighted = {name: self.draws.by_level(self.factor * found) for name, found in losses.items()}
@@ -179,7 +179,7 @@ class Validator:
             value, error = self.draws.by_level(each)
             board |= {f"loss_{name}": plain(value), f"loss_{name}_stderr": plain(error)}
             board[f"{name}_stderr"] = plain(weighted[name].stderr)
-        found = None if first is None else self._gradients(raw, first)
+        found = None if first is None else self._gradients(raw, first, depth * self.per_bin)
         if found is not None:
             board |= {"grad_norm": plain(found.norm.value), "noise_scale": plain(found.scale.value)}
             for name, column in {"square": found.square, "variance": found.variance}.items():
@@ -188,6 +188,6 @@ class Validator:
         total = None if found is None else found.total
         return Validation(self.logsnr, values["raw"], values.get("ema"), values["trivial"], board, total)
 
-    def _gradients(self, model: Any, first: int) -> gradients.Gradients | None:
-        draws = self._drawn(first)
-        return gradients.measure(model, draws, self._factor(draws), MICRO, self.per_bin // MICRO)
+    def _gradients(self, model: Any, first: int, count: int) -> gradients.Gradients | None:
+        draws = self._drawn(first, count)
+        return gradients.measure(model, draws, self._factor(draws), MICRO, count // MICRO)
