@@ -8,6 +8,7 @@ from scipy import stats
 from torch import Tensor
 
 import sfumato as sf
+import sfumato.noise
 from sfumato import schedules
 from sfumato.discrete import DiscreteDenoiser, net_shape
 from sfumato.exact import Table
@@ -206,3 +207,48 @@ def test_images_of_symbols_pass_through_a_convolutional_network() -> None:
     nats = nonequilibrium_bound(model, x, 4).nats
     # the network is zero at first, the exact model of independent uniform symbols, whose bound has no gap
     assert abs(float(nats.mean()) + 30 * math.log(3)) < 4 * float(nats.std()) / 8
+
+
+# -- Gaussian kernels: the same sum is the discrete-time VLB ---------------------------------------------------------
+
+
+def betas(steps: int) -> Tensor:
+    return torch.linspace(0.05, 0.6, steps, dtype=torch.float64)
+
+
+def test_gaussian_kernels_of_2015_give_the_terms_of_the_vlb() -> None:
+    """KL(q(z_{i-1} | z_i, x) || p) from q(z_i | z_{i-1}) = N(sqrt(1 - beta) z_{i-1}, beta) and Bayes' rule alone."""
+    steps, n = 6, 50
+    truth = sf.exact.GaussianMixture([0.4, 0.6], [[-1.0, 0.5], [1.0, 0.0]], [0.1, 0.3])
+    process = sf.Gaussian(schedules.FromBetas(tuple(betas(steps).tolist())))
+    model, x = truth.denoiser(process), truth.sample(n)
+    found = sf.vlb(model, x, steps, seed=3)
+    signal = (1 - betas(steps)).cumprod(0).sqrt()  # alpha_i
+    for k in range(1, steps):  # from t_{k+1} to t_k
+        beta, before, after = betas(steps)[k], signal[k - 1], signal[k]
+        eps = sf.noise.normal(3, torch.arange(n), (2,), sf.noise.BOUND, k, dtype=torch.float64)
+        z = after * x + (1 - after**2).sqrt() * eps
+        precision = (1 - beta) / beta + 1 / (1 - before**2)
+
+        def reverse(clean: Tensor, z: Tensor = z, beta=beta, before=before, precision=precision) -> object:
+            """q(z_{i-1} | z_i, x): the product of the likelihood of z_i and of q(z_{i-1} | x)."""
+            mean = ((1 - beta).sqrt() / beta * z + before / (1 - before**2) * clean) / precision
+            return torch.distributions.Normal(mean, precision**-0.5)
+
+        belief = model(z, (k + 1) / steps).x
+        wanted = torch.distributions.kl_divergence(reverse(x), reverse(belief)).sum(1)
+        assert torch.allclose(found.steps[:, k - 1], wanted, rtol=1e-8, atol=1e-10)
+    # L_T by the entropies of their Eq. 14: H(z_T | x) is that of N(alpha_T x, sigma_T^2), the rest the cross-entropy
+    end = torch.distributions.Normal(signal[-1] * x, (1 - signal[-1] ** 2).sqrt())
+    prior = torch.distributions.Normal(torch.zeros_like(x), (1 - signal[-1] ** 2).sqrt())  # what `sample` starts from
+    assert torch.allclose(found.prior, torch.distributions.kl_divergence(end, prior).sum(1), rtol=1e-10)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 20])
+def test_the_gaussian_bound_is_tight_where_the_reverse_kernels_are_gaussian(steps: int) -> None:
+    """For N(0, I) data and the learned variance at its optimum beta the reverse chain is the forward one, for any T."""
+    normal, n = sf.exact.GaussianMixture([1.0], [[0.0, 0.0]], 1.0), 2000
+    model, x = normal.denoiser(sf.Gaussian(schedules.Cosine())), torch.tensor([[0.7, -1.2]]).expand(n, 2).double()
+    found = sf.vlb(model, x, steps, variance="beta").total
+    wanted = -float(normal.log_prob(x[:1]))
+    assert abs(float(found.mean()) - wanted) < 4 * float(found.std()) / math.sqrt(n) + 1e-12
