@@ -6,14 +6,14 @@ from typing import Any
 
 from sfumato.errors import SfumatoError
 from sfumato.schedule import Schedule
-from sfumato.schedules.derived import FromBetas, FromFunction, Shifted
+from sfumato.schedules.derived import FromBetas, FromFunction, Shifted, Tabulated
 from sfumato.schedules.laws import Cauchy, Laplace
 from sfumato.schedules.paths import EDM, VE, Cosine, Flow, LinearBeta, LogLinear, Sigmoid, SubVP, Trig
 from sfumato.schedules.terminal import ZeroTerminalSNR, zero_terminal_snr
 
 __all__ = [
     "EDM", "VE", "Cauchy", "Cosine", "Flow", "FromBetas", "FromFunction", "Laplace", "LinearBeta", "LogLinear",
-    "Schedule", "Shifted", "Sigmoid", "SubVP", "Trig", "ZeroTerminalSNR", "from_config", "named",
+    "Schedule", "Shifted", "Sigmoid", "SubVP", "Tabulated", "Trig", "ZeroTerminalSNR", "from_config", "named",
     "zero_terminal_snr",
 ]  # fmt: skip
 
@@ -24,7 +24,7 @@ def named() -> dict[str, type[Schedule]]:
         c.__name__: c
         for c in (
             LinearBeta, SubVP, Cosine, Trig, Flow, VE, EDM, LogLinear, Laplace, Cauchy, Sigmoid, Shifted, FromBetas,
-            ZeroTerminalSNR,
+            Tabulated, ZeroTerminalSNR,
         )
     }  # fmt: skip
 

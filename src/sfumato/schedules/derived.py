@@ -1,4 +1,4 @@
-"""Schedules made from others: shifted, from a table of betas, from a pair of functions."""
+"""Schedules made from others: shifted, from tables of logsnr or of betas, from a pair of functions."""
 
 from __future__ import annotations
 
@@ -62,8 +62,50 @@ class Shifted(Schedule):
         return self.base.curve_time(logsnr + 2 * math.log(self.factor))
 
 
+class TableSchedule(LogSNRSchedule):
+    """Variance-preserving, its logsnr linear between the entries of `_table`, which stand at t = 0, 1/N, .., 1."""
+
+    def _segment(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+        table: Tensor = self._table.to(t.device)  # type: ignore[attr-defined]
+        n = len(table) - 1
+        i = (t * n).floor().long().clamp(0, n - 1)
+        return table[i], table[i + 1], t * n - i, n
+
+    def curve_logsnr(self, t: Tensor) -> Tensor:
+        left, right, part, _ = self._segment(t)
+        return left + part * (right - left)
+
+    def curve_dlogsnr(self, t: Tensor) -> Tensor:
+        left, right, _, n = self._segment(t)
+        return (right - left) * n
+
+    def curve_time(self, logsnr: Tensor) -> Tensor:
+        table: Tensor = self._table.to(logsnr.device)  # type: ignore[attr-defined]
+        n = len(table) - 1
+        i = torch.searchsorted(-table, -logsnr.contiguous(), right=True).sub(1).clamp(0, n - 1)
+        return (i + (logsnr - table[i]) / (table[i + 1] - table[i])) / n
+
+
 @dataclasses.dataclass(frozen=True)
-class FromBetas(LogSNRSchedule):
+class Tabulated(TableSchedule):
+    """logsnr given at t = 0, 1/N, .., 1 and linear between, variance-preserving: any law of logsnr in a file.
+
+    Uniform t draws logsnr from the law with 1/N of its mass between one entry and the next.
+    """
+
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        values = tuple(float(v) for v in self.values)
+        table = torch.tensor(values, dtype=torch.float64)
+        if len(values) < 2 or not bool(table.isfinite().all() and (table[1:] < table[:-1]).all()):
+            raise SfumatoError("Tabulated needs at least two values of logsnr, finite and falling.")
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "_table", table)
+
+
+@dataclasses.dataclass(frozen=True)
+class FromBetas(TableSchedule):
     """A discrete table: alpha_bar_i = prod_{j<=i} (1 - beta_j) sits at t = i/N, i = 1..N; logsnr is linear between.
 
     `FromBetas.ddpm()` is the table of Ho et al. 2020 (2006.11239). Below t = 1/N the line of the
@@ -91,26 +133,6 @@ class FromBetas(LogSNRSchedule):
     def scaled_linear(cls, n: int = 1000, start: float = 0.00085, end: float = 0.012) -> FromBetas:
         """beta_i = (linear in sqrt)^2: the table of latent diffusion (2112.10752)."""
         return cls(tuple((torch.linspace(start**0.5, end**0.5, n, dtype=torch.float64) ** 2).tolist()))
-
-    def _segment(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        table: Tensor = self._table.to(t.device)  # type: ignore[attr-defined]
-        n = len(self.betas)
-        i = (t * n).floor().long().clamp(0, n - 1)
-        return table[i], table[i + 1], t * n - i
-
-    def curve_logsnr(self, t: Tensor) -> Tensor:
-        left, right, part = self._segment(t)
-        return left + part * (right - left)
-
-    def curve_dlogsnr(self, t: Tensor) -> Tensor:
-        left, right, _ = self._segment(t)
-        return (right - left) * len(self.betas)
-
-    def curve_time(self, logsnr: Tensor) -> Tensor:
-        table: Tensor = self._table.to(logsnr.device)  # type: ignore[attr-defined]
-        n = len(self.betas)
-        i = torch.searchsorted(-table, -logsnr.contiguous(), right=True).sub(1).clamp(0, n - 1)
-        return (i + (logsnr - table[i]) / (table[i + 1] - table[i])) / n
 
 
 @dataclasses.dataclass(frozen=True)

@@ -108,8 +108,8 @@ class Denoising:
         self._schedule = schedule = model.process.schedule
         t = schedule.time(self.times.logsnr(batch.u, schedule))
         losses = denoising_loss(
-            model, batch.x, t, weight=self.weight, times=self.times, seed=self.seed, index=batch.index, clean=self.clean,
-            **batch.cond,
+            model, batch.x, t, weight=self.weight, times=self.times, seed=self.seed, index=batch.index,
+            clean=self.clean, **batch.cond,
         )  # fmt: skip
         return losses * (2 / batch.x[0].numel())
 
