@@ -18,6 +18,7 @@ COMMANDS = {
     "resume": "go on with a run that was interrupted",
     "control": "have a run that is under way save, sample, pause, go on or stop",
     "sample": "draw from a model into .png, .npz, .npy or a folder/",
+    "runs": "list runs side by side, and what tells them apart",
     "average": "make a model whose weights are averaged over another part of its run",
     "tune": "fit a plan of few steps to a model, so that sampling takes less time",
     "likelihood": "say how probable a model finds a data set, in nats and bits",

@@ -167,6 +167,18 @@ class Tune:
 
 
 @command
+class Runs:
+    """Runs side by side: how far each came, its losses, and the settings that tell them apart, the best first.
+
+    With --json, one JSON object.
+    """
+
+    folders: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], flag("Run folders, or folders of them; runs without it.", "RUN")
+    ] = ()
+
+
+@command
 class Average:
     """Make a model of a finished RUN whose weights are averaged over another part of it than the run's --ema.
 
@@ -322,14 +334,16 @@ def _train() -> type:
     return command(type("Train", (), body))
 
 
-def _metavar(kind: Any) -> str:
+def _metavar(kind: Any) -> str | None:
     text = str(kind)
+    if kind is bool:
+        return None
     return "FLOAT" if "float" in text else "INT" if "int" in text else "TEXT"
 
 
 Train = _train()
 CLASSES: dict[str, type] = {
     "demo": Demo, "train": Train, "resume": Resume, "sample": Sample, "info": Info, "inspect": Inspect,
-    "certify": Certify, "tune": Tune, "likelihood": Likelihood, "average": Average, "control": Control,
+    "certify": Certify, "tune": Tune, "likelihood": Likelihood, "average": Average, "runs": Runs, "control": Control,
     "explain-objective": ExplainObjective,
 }  # fmt: skip

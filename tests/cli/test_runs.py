@@ -1,0 +1,45 @@
+"""`runs`: what each is, the best first, and when figures are not one figure."""
+
+import json
+
+import numpy as np
+import pytest
+
+import sfumato as sf
+from sfumato.cli import main
+from sfumato.training.console import Silent
+
+X = np.random.default_rng(0).normal(size=(80, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("runs")
+    how = {"batch": 16, "net": "tiny", "precision": "float32", "snapshots": 0, "sample_every": 0, "console": Silent()}
+    for name, changes in {
+        "long": {"steps": 60},
+        "short": {"steps": 3},
+        "other": {"steps": 3, "weight": "sigmoid"},
+    }.items():
+        sf.train(X, out=str(place / name), **{**how, **changes})
+    return place
+
+
+def test_the_best_comes_first_and_what_differs_is_said(folder, capsys):
+    assert main(["runs", str(folder / "short"), str(folder / "long")]) == 0
+    said = capsys.readouterr().out
+    assert said.index("long") < said.index("short") and "steps: 60, 3" in said and "not one figure" not in said
+
+
+def test_a_folder_of_runs_as_json(folder, capsys):
+    assert main(["runs", str(folder), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert [run["path"].split("/")[-1] for run in facts["runs"]] == ["long", "other", "short"]
+    assert facts["comparable"] is False and facts["reason"] == "they differ in weight"
+    last = json.loads((folder / "long" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert facts["runs"][0]["validation"] == last["valid_ema"] and facts["runs"][0]["step"] == 60
+
+
+def test_mistakes_are_one_sentence(folder, tmp_path, capsys):
+    assert main(["runs", str(tmp_path / "none")]) == 2 and "is not a folder" in capsys.readouterr().err
+    assert main(["runs", str(tmp_path)]) == 2 and "holds no run" in capsys.readouterr().err
