@@ -9,18 +9,16 @@ import sfumato as sf
 from sfumato.cli import main
 from sfumato.training.console import Silent
 
-X = np.random.default_rng(0).normal(size=(80, 3)).astype(np.float32)
+# three numbers that are one: there is something to learn
+X = np.random.default_rng(0).normal(size=(80, 1)).astype(np.float32) * np.ones(3, dtype=np.float32)
+CASES = {"long": {"steps": 60}, "short": {"steps": 3}, "other": {"steps": 3, "weight": "sigmoid"}}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("runs")
     how = {"batch": 16, "net": "tiny", "precision": "float32", "snapshots": 0, "sample_every": 0, "console": Silent()}
-    for name, changes in {
-        "long": {"steps": 60},
-        "short": {"steps": 3},
-        "other": {"steps": 3, "weight": "sigmoid"},
-    }.items():
+    for name, changes in CASES.items():
         sf.train(X, out=str(place / name), **{**how, **changes})
     return place
 

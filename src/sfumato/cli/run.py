@@ -12,7 +12,8 @@ from sfumato.cli.parse import parse
 
 _HOME = {
     "demo": "train", "train": "train", "resume": "train", "sample": "sample", "info": "look", "inspect": "look",
-    "certify": "certify", "tune": "tune", "likelihood": "likelihood", "average": "average", "runs": "runs", "control": "train",
+    "certify": "certify", "tune": "tune", "likelihood": "likelihood", "average": "average", "runs": "runs",
+    "control": "train",
     "explain-objective": "explain",
 }  # fmt: skip
 
