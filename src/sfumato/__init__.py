@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from sfumato.latents import slerp as slerp
     from sfumato.levels import board as board
     from sfumato.likelihood import Measured as Measured
+    from sfumato.likelihood import bound_gap as bound_gap
     from sfumato.likelihood import energy as energy
     from sfumato.likelihood import log_prob as log_prob
     from sfumato.model import Denoiser as Denoiser
@@ -76,6 +77,7 @@ _PUBLIC = {
     "Uniform": "sfumato.process.uniform:Uniform",
     "attribute": "sfumato.latents:attribute",
     "board": "sfumato.levels:board",
+    "bound_gap": "sfumato.likelihood:bound_gap",
     "certify": "sfumato.certification:certify",
     "data": "sfumato.data",
     "decode": "sfumato.latents:decode",

@@ -124,14 +124,25 @@ class Draws:
         logsnr = self.span.quantile(place)
         flat = logsnr.flatten(1)
         errors = [self._errors(flat[:, some], some) for some in self._groups(flat.shape[1])]
-        error, control = (torch.cat(v, 1).reshape(logsnr.shape) for v in zip(*errors, strict=True))
-        return 0.5 * controlled(error, control, _WINDOW) / self.span.density(logsnr) / steps
+        # of each stratum: its part of the integral, by the model's error and by the linear denoiser's
+        scale = 0.5 / self.span.density(logsnr) / steps
+        error, linear = (torch.cat(v, 1).reshape(logsnr.shape) * scale for v in zip(*errors, strict=True))
+        edges = self.span.quantile(torch.linspace(0, 1, steps + 1, dtype=torch.float64, device=self.x.device))
+        mean = self._linear_integral(edges).diff()[:, None].expand_as(error)
+        return controlled(error, linear - mean, mean, _WINDOW)
+
+    def _linear_integral(self, edges: Tensor) -> Tensor:
+        """1/2 int E|eps - E[eps|z]|^2 dlogsnr of the linear denoiser from -inf to each edge, (B, edges)."""
+        square, lam = self.x.flatten(1).square().sum(1)[:, None], edges + 2 * math.log(self.span.scale)
+        part = torch.sigmoid(lam)
+        noise_part = self.x[0].numel() * (torch.nn.functional.softplus(lam) - part)
+        return 0.5 * (noise_part + square * part / self.span.scale**2)
 
     def reconstruction(self, draws: int, replicates: int, cells: Cells | None) -> Tensor:
         """-log p(x|z_0), a mean over some draws for each replicate, (B, R)."""
         found = [self._data_nats(some, cells) for some in self._groups(draws * replicates)]
         nats, control = (torch.cat(v, 1).reshape(len(self.x), replicates, draws) for v in zip(*found, strict=True))
-        return controlled(nats, control, draws).mean(2)
+        return controlled(nats, control, torch.ones_like(nats), draws).mean(2)
 
     def _groups(self, count: int) -> list[Tensor]:
         """The numbers of the draws that go into one call together."""
@@ -151,25 +162,23 @@ class Draws:
 
     @torch.no_grad()
     def _errors(self, logsnr: Tensor, streams: Tensor) -> tuple[Tensor, Tensor]:
-        """|eps - E[eps|z]|^2 of the model, and of the linear denoiser less its mean, (B, g) each."""
+        """|eps - E[eps|z]|^2 of the model and of the linear denoiser, (B, g) each."""
         belief, x, eps = self._noised(logsnr, streams.tolist())
         lam = logsnr.flatten()
         by_eps = (eps - belief.eps.to(torch.float64)).flatten(1).square().sum(1)
         by_x = (x - belief.x.to(torch.float64)).flatten(1).square().sum(1)
         error = torch.where(lam > 0, by_eps, lam.clamp_max(0).exp() * by_x)  # each where it is precise
-        return error.reshape(logsnr.shape), self._control(lam, x, eps).reshape(logsnr.shape)
+        return error.reshape(logsnr.shape), self._linear(lam, x, eps).reshape(logsnr.shape)
 
-    def _control(self, lam: Tensor, x: Tensor, eps: Tensor) -> Tensor:
-        """|a eps - b x|^2 - E, with a = alpha^2 s^2 / (alpha^2 s^2 + sigma^2), b = a sigma / (alpha s^2)."""
-        square = self.span.scale**2
-        a = torch.sigmoid(lam + math.log(square))
-        b = a * torch.exp(-lam / 2) / square
-        off = (broadcast(a, x) * eps - broadcast(b, x) * x).flatten(1).square().sum(1)
-        return off - a**2 * x[0].numel() - b**2 * x.flatten(1).square().sum(1)
+    def _linear(self, lam: Tensor, x: Tensor, eps: Tensor) -> Tensor:
+        """|a eps - b x|^2, a = sigmoid(logsnr + 2 log s), b = a sigma / (alpha s^2)."""
+        a = torch.sigmoid(lam + 2 * math.log(self.span.scale))
+        b = a * torch.exp(-lam / 2) / self.span.scale**2
+        return (broadcast(a, x) * eps - broadcast(b, x) * x).flatten(1).square().sum(1)
 
     @torch.no_grad()
     def _data_nats(self, some: Tensor, cells: Cells | None) -> tuple[Tensor, Tensor]:
-        """-log p(x|z_0) of some draws, and the control, (B, g) each."""
+        """-log p(x|z_0) of some draws, and the linear denoiser's error less its mean, (B, g) each."""
         logsnr = torch.full((len(self.x), len(some)), self.span.high, dtype=torch.float64, device=self.x.device)
         belief, x, eps = self._noised(logsnr, [_DATA + k for k in some.tolist()])
         lam = logsnr.flatten()
@@ -180,12 +189,16 @@ class Draws:
             by_eps = broadcast(torch.exp(-lam / 2), x) * (belief.eps.to(torch.float64) - eps)
             error = by_eps if self.span.high > 0 else x - belief.x.to(torch.float64)
             nats = density_nats(error, log_std)
-        return nats.reshape(logsnr.shape), self._control(lam, x, eps).reshape(logsnr.shape)
+        a, b = torch.sigmoid(lam + 2 * math.log(self.span.scale)), x.flatten(1).square().sum(1)
+        known = a**2 * x[0].numel() + a**2 * torch.exp(-lam) / self.span.scale**4 * b
+        control = self._linear(lam, x, eps) - known
+        return nats.reshape(logsnr.shape), control.reshape(logsnr.shape)
 
 
-def controlled(value: Tensor, control: Tensor, window: int) -> Tensor:
-    """value - c control, (B, R, K), control of mean 0: c is the slope of value on control in the other replicates,
-    within `window` places, and so independent of what it multiplies.
+def controlled(value: Tensor, control: Tensor, mean: Tensor, window: int) -> Tensor:
+    """value - c control, (B, R, K), control of mean 0, c of the least squares value ~ a mean + c control.
+
+    They are taken over the other replicates within `window` places, so that c is independent of what it multiplies.
     """
 
     def others(v: Tensor) -> Tensor:
@@ -194,7 +207,7 @@ def controlled(value: Tensor, control: Tensor, window: int) -> Tensor:
         padded = torch.nn.functional.pad(rest, (reach + 1, reach)).cumsum(2)
         return padded[..., 2 * reach + 1 :] - padded[..., : -2 * reach - 1]
 
-    count = others(torch.ones_like(value))
-    mean = others(value) / count
-    slope = (others(value * control) - mean * others(control)) / others(control.square()).clamp_min(1e-300)
-    return value - slope * control
+    square, cross, own = others(control.square()), others(control * mean), others(mean.square())
+    spread = square * own - cross.square()
+    slope = (others(value * control) * own - others(value * mean) * cross) / spread.clamp_min(1e-300)
+    return value - torch.where(spread > 1e-9 * square * own, slope, 0.0) * control
