@@ -230,7 +230,9 @@ def describe(path: str | os.PathLike[str]) -> list[str]:
     facts = read_contract(path)
     made, net = facts["provenance"], facts["net"]
     schedule = facts["process"]["args"]["schedule"]["name"]
-    lines = [f"{facts['path']}: a {net['name']} of {facts['parameters']:,} parameters, {facts['bytes'] / 1e6:.1f} MB."]
+    inner = net["args"].get("net")  # of an energy, the network that it is made of
+    kind = f"an energy made of a {inner['name']}" if isinstance(inner, dict) else f"a {net['name']}"
+    lines = [f"{facts['path']}: {kind} of {facts['parameters']:,} parameters, {facts['bytes'] / 1e6:.1f} MB."]
     learned = " and the variance of a step" if facts.get("variance") == "learned" else ""
     process_words = f"under the {schedule} schedule ({facts['process']['name']} process)"
     lines.append(f"It predicts {facts['target']}{learned} {process_words}.")

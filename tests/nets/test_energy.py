@@ -195,6 +195,8 @@ def test_mistakes():
     with pytest.raises(SfumatoError, match="free MLP"):
         sf.energy(free, z, 0.5)
     held = sf.Denoiser(Energy(MLP(2, 8, 1)), sf.Gaussian(sf.schedules.Cosine()))
+    with pytest.raises(SfumatoError, match="not of a Rescheduled"):
+        sf.energy(sf.Rescheduled(free, sf.schedules.Flow()), z, 0.5)
     with pytest.raises(SfumatoError, match="sigma = 0"):
         sf.energy(held, z, 0.0)
     plain = sf.Denoiser(Energy(torch.nn.Identity()), sf.Gaussian(sf.schedules.Cosine()))

@@ -30,10 +30,12 @@ def energy(denoiser: Denoiser, z: Tensor, t: Time, **cond: Any) -> Tensor:
     `nets.Energy` (`nets.build(shape, energy=True)`). Only differences at one t and one condition mean something.
     Raises SfumatoError for a free network, which has no energy, and at sigma = 0.
     """
-    net = getattr(denoiser, "net", None)
-    if not isinstance(denoiser, Denoiser) or not isinstance(net, Energy):
+    if not isinstance(denoiser, Denoiser):
+        raise SfumatoError(f"An energy is that of a Denoiser, and not of a {type(denoiser).__name__}.")
+    net = denoiser.net
+    if not isinstance(net, Energy):
         raise SfumatoError(
-            f"Only a denoiser with an energy has a log-density at one call, and this is a free {type(net).__name__}: "
+            f"Only a denoiser with an energy has a log-density at one call, and this has a free {type(net).__name__}: "
             "build its network with nets.build(shape, energy=True), or use log_prob."
         )
     t = as_time(t)

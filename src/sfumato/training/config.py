@@ -29,6 +29,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
         "soft-min-snr", "truncated-snr", "sd3-logit-normal", "sd3-mode", "sd3-cosmap", "sigmoid",
     ),
     "net": ("auto", "tiny", "small", "base"),
+    "variance": ("fixed", "learned"),
     "optimizer": ("muon", "adamw"),
     "precision": ("auto", "float32", "bfloat16"),
 }  # fmt: skip
@@ -54,6 +55,8 @@ class TrainConfig:
     """Side in pixels that images are resized to."""
     net: str = "auto"
     """Size of the network: auto, tiny, small or base."""
+    energy: bool = False
+    """Make the network the gradient of an energy, so that the score is one; a step takes two to three times as long."""
     batch: int = 64
     """Samples a step, over all processes together."""
     micro: int | None = None
@@ -84,6 +87,8 @@ class TrainConfig:
     weight: str = "plain"
     """Loss weight: plain (squared error of the target), elbo, likelihood, ncsn, eps-simple, x-simple, v, flow, indi,
     edm, p2, min-snr, soft-min-snr, truncated-snr, sd3-logit-normal, sd3-mode, sd3-cosmap or sigmoid."""
+    variance: str = "fixed"
+    """Variance of the ancestral sampler's steps: fixed, or learned beside the signal by the hybrid loss."""
     drop: float = 0.1
     """Fraction of the samples whose label is hidden, so that guidance works."""
     holdout: float = 0.05
@@ -117,8 +122,17 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and int(value) != value:
                 raise SfumatoError(f"{name} must be a whole number, not {value!r}.")
+        if not isinstance(self.energy, bool):
+            raise SfumatoError(f"energy must be true or false, not {self.energy!r}.")
         if self.minutes is not None and self.steps is not None:
             raise SfumatoError("Give minutes or steps as the budget, not both.")
+        if self.variance == "learned" and self.energy:
+            raise SfumatoError("An energy has one output a number and cannot learn a variance too: choose one.")
+        if self.variance == "learned" and self.times in MOVING:
+            raise SfumatoError(
+                f"times={self.times!r} follows one loss, and a learned variance adds another: take a fixed density, such "
+                "as times='uniform'."
+            )
         if self.times in MOVING and self.weight == "plain":
             raise SfumatoError(
                 f"times={self.times!r} needs a weight, since the plain error of a target changes with the density: "

@@ -156,13 +156,16 @@ def _with_budget(settings: TrainConfig, source: Source) -> TrainConfig:
 def _network(spec: DataSpec, settings: TrainConfig, samples: int) -> torch.nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        return nets.build(spec.shape, classes=len(spec.classes), size=settings.net, samples=samples)
+        return nets.build(
+            spec.shape, classes=len(spec.classes), size=settings.net, samples=samples,
+            outputs=2 if settings.variance == "learned" else 1, energy=settings.energy,
+        )  # fmt: skip
 
 
 def _denoiser(net: torch.nn.Module, spec: DataSpec, settings: TrainConfig, device: torch.device) -> Denoiser:
     schedule = schedule_of(settings.schedule)
     check(schedule, settings.target, times_of(settings.times), weight_of(settings.weight))
-    denoiser = Denoiser(net, Gaussian(schedule), settings.target, 1.0, spec).to(device)
+    denoiser = Denoiser(net, Gaussian(schedule), settings.target, 1.0, spec, variance=settings.variance).to(device)
     denoiser.compute_dtype = compute_dtype(settings.precision, device)
     return denoiser
 
