@@ -141,6 +141,18 @@ def test_sliced_is_implicit_in_the_mean_over_probes(law, dim, reduced):
     torch.testing.assert_close(w @ each, implicit(score, z), rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("shape", [(2, 2), (1, 3, 1)], ids=str)
+def test_sliced_takes_any_shape(shape):
+    """The mean over all sign vectors of a field is the exact trace."""
+    dim = math.prod(shape)
+    z = torch.randn(3, *shape, generator=torch.Generator().manual_seed(6), dtype=F64)
+    signs = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=dim)), dtype=F64)
+    v = signs.reshape(-1, 1, *shape).expand(-1, 3, *shape)
+    for reduced in (False, True):
+        found = sliced(network(dim), z, probes=v, reduced=reduced)
+        torch.testing.assert_close(found, implicit(network(dim), z), rtol=0, atol=1e-13)
+
+
 @pytest.mark.parametrize("law, dim", CASES)
 def test_variance_over_probes_is_that_of_theory(law, dim):
     """H = (J + J^T) / 2: signs 2 |offdiag H|^2, normal numbers 2 |H|^2, the sphere 2D/(D+2) (|H|^2 - (tr H)^2/D)."""
@@ -270,8 +282,8 @@ def test_ncsn_is_the_denoising_loss_with_a_constant_weight(name, curve):
     for i, sigma in enumerate(LEVELS.sigmas):
         alpha = curve.alpha(t[i])
         score = alpha * denoiser(alpha * (x[i : i + 1] + sigma * eps[i : i + 1]), t[i]).score  # of the state over alpha
-        wanted += sigma**2 * 0.5 * float((score + eps[i] / sigma).square().sum())
-    assert float(each.mean()) == pytest.approx(wanted, rel=1e-9)
+        wanted += sigma**2 * 0.5 * float((score + eps[i] / sigma).square().sum().detach())
+    assert float(each.detach().mean()) == pytest.approx(wanted, rel=1e-9)
 
 
 def test_ncsn_draws_every_level_as_often():

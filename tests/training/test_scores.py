@@ -83,3 +83,5 @@ def test_a_run_with_an_energy(tmp_path):
 def test_the_setting_is_yes_or_no():
     with pytest.raises(SfumatoError, match="energy must be true or false"):
         TrainConfig(energy="yes")
+    with pytest.raises(SfumatoError, match="energy or variance"):
+        TrainConfig(energy=True, variance="learned")

@@ -25,8 +25,8 @@ from ..errors import SfumatoError
 class Energy(nn.Module):
     """net(x, noise_level, label) -> grad_x <x, f(x, noise_level, label)>, x and y (B, *shape).
 
-    Args: `net`, the network f, one of this room with `outputs=1`. Costs a forward and a backward pass of f, two of each
-    in training, and needs autograd: it switches it on for itself, under no_grad and inference_mode too.
+    Args: `net`, the network f, one of this room with `outputs=1`. It costs twice the products of f, in training and in
+    sampling, and the memory of a backward pass: it switches autograd on by itself, in no_grad and inference_mode too.
     Raises SfumatoError for a network of more outputs.
     """
 

@@ -22,7 +22,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     # as sfumato.objectives.times.NAMED and weights.NAMED, which need torch
     "times": (
         "uniform", "uniform-logsnr", "logit-normal", "mode", "cosmap", "edm", "low-discrepancy", "adaptive",
-        "variance-optimal",
+        "variance-optimal", "learned",
     ),
     "weight": (
         "plain", "elbo", "likelihood", "ncsn", "eps-simple", "x-simple", "v", "flow", "indi", "edm", "p2", "min-snr",
@@ -34,7 +34,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("auto", "float32", "bfloat16"),
 }  # fmt: skip
 
-MOVING = ("adaptive", "variance-optimal")  # densities that learn from the losses
+MOVING = ("adaptive", "variance-optimal", "learned")  # densities that learn from the losses
+
+
+def bare(word: Any) -> Any:
+    """The name in a setting such as sigmoid(bias=-2), whose numbers are read where it is made."""
+    return word.partition("(")[0].strip() if isinstance(word, str) and word.endswith(")") else word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +61,7 @@ class TrainConfig:
     net: str = "auto"
     """Size of the network: auto, tiny, small or base."""
     energy: bool = False
-    """Make the network the gradient of an energy, so that the score is one; a step takes two to three times as long."""
+    """Make the network the gradient of an energy, so that the score is one, at twice the work."""
     batch: int = 64
     """Samples a step, over all processes together."""
     micro: int | None = None
@@ -83,10 +88,11 @@ class TrainConfig:
     """What the network predicts: x, eps, score, v, velocity or F."""
     times: str = "logit-normal"
     """Density of the noise levels seen in training: uniform, uniform-logsnr, logit-normal, mode, cosmap, edm,
-    low-discrepancy, adaptive or variance-optimal."""
+    low-discrepancy, adaptive or variance-optimal; also with numbers, such as mode(s=0.8)."""
     weight: str = "plain"
     """Loss weight: plain (squared error of the target), elbo, likelihood, ncsn, eps-simple, x-simple, v, flow, indi,
-    edm, p2, min-snr, soft-min-snr, truncated-snr, sd3-logit-normal, sd3-mode, sd3-cosmap or sigmoid."""
+    edm, p2, min-snr, soft-min-snr, truncated-snr, sd3-logit-normal, sd3-mode, sd3-cosmap or sigmoid; also with numbers, such
+    as sigmoid(bias=-2)."""
     variance: str = "fixed"
     """Variance of the ancestral sampler's steps: fixed, or learned beside the signal by the hybrid loss."""
     drop: float = 0.1
@@ -109,7 +115,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():
             value = getattr(self, name)
-            if value not in known:
+            if (bare(value) if name in ("times", "weight") else value) not in known:
                 raise SfumatoError(f"{name} cannot be {value!r}: {suggest(str(value), known)}")
         for name, low, high in _RANGES:
             value = getattr(self, name)
@@ -124,16 +130,18 @@ class TrainConfig:
                 raise SfumatoError(f"{name} must be a whole number, not {value!r}.")
         if not isinstance(self.energy, bool):
             raise SfumatoError(f"energy must be true or false, not {self.energy!r}.")
+        if self.energy and self.variance == "learned":
+            raise SfumatoError("A gradient says no variance beside it: take energy or variance='learned'.")
         if self.minutes is not None and self.steps is not None:
             raise SfumatoError("Give minutes or steps as the budget, not both.")
         if self.variance == "learned" and self.energy:
             raise SfumatoError("An energy has one output a number and cannot learn a variance too: choose one.")
-        if self.variance == "learned" and self.times in MOVING:
+        if self.variance == "learned" and bare(self.times) in MOVING:
             raise SfumatoError(
-                f"times={self.times!r} follows one loss, and a learned variance adds another: take a fixed density, such "
-                "as times='uniform'."
+                f"times={self.times!r} follows one loss, and a learned variance adds another: take a fixed density, "
+                "such as times='uniform'."
             )
-        if self.times in MOVING and self.weight == "plain":
+        if bare(self.times) in MOVING and self.weight == "plain":
             raise SfumatoError(
                 f"times={self.times!r} needs a weight, since the plain error of a target changes with the density: "
                 "choose one, such as weight='sigmoid' or weight='elbo'."
