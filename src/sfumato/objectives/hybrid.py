@@ -9,8 +9,9 @@ Source: Nichol and Dhariwal 2021 (2102.09672), Eq. 16.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -102,6 +103,25 @@ def vlb_loss(
     cells = chosen_cells(getattr(denoiser, "spec", None), decoder)
     nats = level_nats(denoiser.process, belief, x, eps, steps, variance, cells)
     return nats / level_density(times, schedule, t).to(nats)
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Defensive(TimeDensity):
+    """p = share uniform in t + (1 - share) base: no level weighs more than 1 / share (Hesterberg 1995)."""
+
+    base: TimeDensity
+    share: float = 0.25
+
+    def logsnr(self, u: Tensor, schedule: Schedule) -> Tensor:
+        first, uniform = u < self.share, UniformTime()
+        even = uniform.logsnr(torch.where(first, u / self.share, 0.5), schedule)
+        rest = ((u - self.share) / (1 - self.share)).clamp_min(1e-9)
+        return torch.where(first, even, self.base.logsnr(rest, schedule))
+
+    def density(self, logsnr: Tensor, schedule: Schedule) -> Tensor:
+        even = UniformTime().density(logsnr, schedule)
+        return self.share * even + (1 - self.share) * self.base.density(logsnr, schedule)
 
 
 class _Watched:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sfumato.errors import SfumatoError
 from sfumato.objectives import denoising_loss
+from sfumato.objectives.hybrid import Defensive, hybrid_loss
 from sfumato.objectives.teacher import Clean
 from sfumato.objectives.times import TimeDensity, UniformLogSNR
 from sfumato.objectives.weights import Weight
@@ -135,6 +136,42 @@ class Denoising:
 
 
 @final
+class Hybrid:
+    """`Denoising` at the levels k / 1000, and the bound that the variance of the steps learns by (`hybrid_loss`).
+
+    A quarter of the levels is uniform in t whatever the density of the others, since the bound asks for all of them.
+    """
+
+    def __init__(self, times: TimeDensity, weight: Weight | None, seed: int) -> None:
+        if times.moves:
+            raise SfumatoError("A learned variance needs a fixed time density, such as times='uniform'.")
+        self.times, self.weight, self.seed = Defensive(times), weight, seed
+        self._judge = Denoising(times, weight, seed)
+
+    def losses(self, model: Any, batch: Batch) -> Tensor:
+        schedule = model.process.schedule
+        t = schedule.time(self.times.logsnr(batch.u, schedule))
+        losses = hybrid_loss(model, batch.x, t, self.weight, self.times, self.seed, batch.index, **batch.cond)
+        return losses * (2 / batch.x[0].numel())
+
+    def observe(self, batch: Batch, losses: Tensor) -> None:
+        pass
+
+    def parameters(self) -> list[nn.Parameter]:
+        return []
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        pass
+
+    def measure(self, model: Any, x: Tensor, cond: dict[str, Any], count: int, batch: int) -> Validator:
+        """By the denoising loss under the density that was asked for."""
+        return self._judge.measure(model, x, cond, count, batch)
+
+
+@final
 class Plain:
     """A goal that learns nothing beside the network: `losses` is a function (model, batch) -> (B,)."""
 
@@ -160,6 +197,7 @@ class Plain:
         return Held(lambda by, rows: self._losses(by, Batch(*rows)), x, cond, self.seed, count, batch)
 
 
-def goal_of(config: TrainConfig) -> Denoising:
+def goal_of(config: TrainConfig) -> Denoising | Hybrid:
     """The goal that the settings of a run name."""
-    return Denoising(times_of(config.times), weight_of(config.weight), config.seed)
+    kind = Hybrid if config.variance == "learned" else Denoising
+    return kind(times_of(config.times), weight_of(config.weight), config.seed)
