@@ -234,10 +234,14 @@ def _progress(
     validation = None
     if measure is not None:
         total = state.samples / max(fraction, 1e-9)
-        deep = _due(measure.cost.gradients, total, before, fraction)
-        if done or deep or _due(measure.cost.losses, total, before, fraction):
+        losses, grads = (_times(cost, total) for cost in measure.cost)
+        seldom = min(_MOST, grads)
+        # gradients fall on the times of losses, so that these are not measured more often than they may be
+        often = min(_MOST, losses) // max(1, seldom) * max(1, seldom)
+        deep = _due(seldom, before, fraction)
+        if done or deep or _due(often, before, fraction):
             average = state.ema.denoiser if state.ema else None
-            depth = max(1, _times(measure.cost.gradients, total) // _MOST)
+            depth = max(1, grads // _MOST)
             validation = measure.measure(state.denoiser, average, state.samples if deep else None, depth)
     return Progress(
         state.step, state.samples, state.samples / rows, min(1.0, fraction), lr, state.elapsed, clock.eta(),
@@ -245,10 +249,8 @@ def _progress(
     )  # fmt: skip
 
 
-def _due(cost: float, total: float, before: float, after: float) -> bool:
-    """Whether what costs `cost` samples of work falls between two fractions of a budget of `total` samples:
-    as often, evenly spaced, as half of `_SHARE` bears."""
-    count = min(_MOST, _times(cost, total))
+def _due(count: int, before: float, after: float) -> bool:
+    """Whether one of `count` evenly spaced times falls between two fractions of the budget."""
     return math.floor(after * count) > math.floor(before * count)
 
 
