@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sfumato import noise
 from sfumato.levels.draws import ByLevel, Draws, evaluating, losses
 
 NAN = math.nan
@@ -70,8 +71,10 @@ def measure(model: Any, draws: Draws, factor: Tensor, micro: int, size: int) -> 
             return None
         rows, whole, bins = [], [torch.zeros_like(p, requires_grad=False) for p in parameters], len(draws.bins)
         share = draws.bins.mass / draws.bins.mass.sum()
+        # draws are in order of their level within a bin, and no micro-batch may have a part of it for itself
+        order = noise.permutation(draws.seed, draws.first, draws.count)[: micro * size]
         for k in range(bins):
-            chosen = draws.index[k::bins][: micro * size].split(size)
+            chosen = draws.index[k::bins][order].split(size)
             grads = [_gradient(model, draws, factor, part, parameters) for part in chosen]
             gram = torch.stack([_gram(column) for column in zip(*grads, strict=True)]).sum(0)
             rows.append(estimate(gram.cpu(), size))

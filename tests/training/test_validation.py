@@ -1,0 +1,182 @@
+"""The board in training: it changes no step, costs its share, says what the loss says, is read back by the report."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import sfumato as sf
+from sfumato import nets, noise
+from sfumato.levels import log
+from sfumato.model import Denoiser
+from sfumato.objectives import Objective, denoising_loss
+from sfumato.objectives.adaptive import adaptive
+from sfumato.process import Gaussian
+from sfumato.schedules import Flow
+from sfumato.training import State, TrainConfig, fit
+from sfumato.training.console import Silent
+from sfumato.training.goal import Denoising
+from sfumato.training.validation import BINS, MICRO
+
+DATA = noise.normal(3, range(400), (5,), noise.DATA)
+HOLDOUT = noise.normal(4, range(100), (5,), noise.DATA)
+
+
+def denoiser(dropout: float = 0.0) -> Denoiser:
+    torch.manual_seed(0)
+    return Denoiser(nets.MLP(5, width=16, depth=1, dropout=dropout), Gaussian(Flow()), "velocity")
+
+
+def settings(**changes) -> TrainConfig:
+    return TrainConfig(**{"steps": 80, "batch": 64, "precision": "float32", **changes})
+
+
+def scored(lines) -> list:
+    return [line.validation for line in lines if line.validation is not None]
+
+
+def test_the_board_changes_no_step():
+    """With dropout the next step depends on torch's random numbers: bitwise the same with and without the board."""
+    states, found = [], []
+    for holdout in ((HOLDOUT, None), None):
+        state = State(denoiser(dropout=0.3), settings())
+        torch.manual_seed(5)
+        found.append(scored(fit(state.denoiser, DATA, settings(), None, holdout, state)))
+        states.append(state.tensors() | {"random": torch.random.get_rng_state()})
+    assert any("grad_square" in one.board for one in found[0]) and not found[1]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize(("steps", "batch"), [(80, 64), (400, 40), (500, 64)])
+def test_it_costs_two_per_cent_at_most(monkeypatch, steps, batch):
+    """Counted in samples that pass the network: forward alone is a third of a pass that learns."""
+    work = {"training": 0.0, "forward": 0.0, "gradients": 0.0}
+    forward = nets.MLP.forward
+
+    def counted(self, x, noise_level, label=None):
+        kind = "training" if self.training else "gradients" if torch.is_grad_enabled() else "forward"
+        work[kind] += len(x) / (3 if kind == "forward" else 1)
+        return forward(self, x, noise_level, label)
+
+    monkeypatch.setattr(nets.MLP, "forward", counted)
+    model = denoiser()
+    found = scored(fit(model, DATA, settings(steps=steps, batch=batch), None, (HOLDOUT, None)))
+    assert work["training"] == steps * batch
+    assert 0 < work["forward"] <= 0.01 * work["training"] and 0 < work["gradients"] <= 0.01 * work["training"]
+    assert len(found) == len([one for one in found if "grad_square" in one.board]) or len(found) > 1
+
+
+def test_a_tiny_run_is_validated_once():
+    found = scored(fit(denoiser(), DATA, settings(steps=12, batch=7), None, (HOLDOUT, None)))
+    assert len(found) == 1 and "grad_square" not in found[0].board and found[0].gradient is None
+
+
+def test_work_on_an_accelerator_is_counted_in_batches():
+    """There a small call takes as long as a whole batch."""
+    here = Denoising(sf.times.logit_normal(), None, 0).measure(denoiser(), HOLDOUT, {}, 64, 64)
+    assert here.cost == (2 * 64 / 3, 64)
+    here.draws.x = here.draws.x.to("meta")  # a device that is no CPU
+    assert here.cost == (2 * 64 / 3, BINS * MICRO * 64)
+
+
+@pytest.mark.parametrize("weight", [None, "sigmoid", "edm"])
+@pytest.mark.parametrize("target", ["velocity", "x", "v"])
+def test_the_bins_are_the_loss_of_training(target, weight):
+    model = denoiser()
+    torch.nn.init.normal_(model.net.output.weight, std=0.3)
+    model.target = target
+    times, w = sf.times.logit_normal(), None if weight is None else sf.weights.NAMED[weight]()
+    validator = Denoising(times, w, 0).measure(model, HOLDOUT, {}, 64, 16)
+    found, drawn = validator.measure(model, None), validator.draws.take(validator.draws.index)
+    with torch.no_grad():
+        losses = denoising_loss(model, drawn.x, drawn.t, w, times, eps=drawn.eps) * (2 / 5)
+    expected = losses.reshape(-1, BINS).mean(0).double()
+    assert torch.allclose(torch.tensor(found.raw, dtype=torch.float64), expected, rtol=1e-4)
+    assert found.best == pytest.approx(float(losses.mean()), rel=1e-4) and found.ema is None
+
+
+def test_what_adapts_is_judged_on_levels_that_stay():
+    """The bins do not move with the density; the log says the density that training draws from."""
+    model, times = denoiser(), adaptive()
+    goal = Denoising(times, sf.weights.sigmoid(), 0)
+    validator = goal.measure(model, HOLDOUT, {}, 64, 64)
+    first = validator.measure(model, None)
+    assert torch.allclose(torch.tensor(first.board["density"]), torch.tensor(1 / 30), rtol=1e-6)
+    schedule = model.process.schedule
+    levels = times.logsnr(torch.linspace(0.01, 0.99, 500, dtype=torch.float64), schedule)
+    times.observe(levels, torch.where(levels > 0, 9.0, 1.0).double())
+    second = validator.measure(model, None)
+    assert second.raw == first.raw and second.logsnr == first.logsnr
+    assert second.board["density"][2] > 2 * second.board["density"][-3]
+    facts = log.read([second.to_dict()], Objective(schedule, "velocity", times, sf.weights.sigmoid()))
+    assert facts["span"] == pytest.approx([30 / BINS] * BINS)
+    total = sum(facts["contribution"]["raw"]["value"])
+    assert total == pytest.approx(math.fsum(first.raw) / BINS)
+
+
+def test_each_gradient_has_its_own_draws():
+    model = denoiser()
+    torch.nn.init.normal_(model.net.output.weight, std=0.3)
+    validator = Denoising(sf.times.logit_normal(), None, 0).measure(model, HOLDOUT, {}, 64, 64)
+    a, b, again = (validator.measure(model, None, first) for first in (640, 1280, 640))
+    assert a.board["grad_square"] != b.board["grad_square"] and a.to_dict() == again.to_dict()
+    assert a.raw == b.raw
+    assert a.to_dict()["valid_noise_scale"] in (None, pytest.approx(a.gradient[1] / a.gradient[0]))
+
+
+def test_the_log_is_read_as_a_board():
+    state = State(denoiser(), settings(steps=400, batch=64))
+    config = settings(steps=400, batch=64)
+    lines = [p.to_dict() for p in fit(state.denoiser, DATA, config, None, (HOLDOUT, None), state)]
+    lines = json.loads(json.dumps([line for line in lines if "valid_raw" in line], allow_nan=False))
+    facts = log.read(lines, Objective(Flow(), "velocity", sf.times.logit_normal()))
+    last = lines[-1]
+    assert facts["models"] == ["raw", "ema"] and facts["loss"]["ema"]["value"] == last["bins_loss_ema"]
+    assert sum(facts["contribution"]["ema"]["value"]) == pytest.approx(last["valid_ema"])
+    deep = [line for line in lines if "bins_grad_square" in line]
+    kept = deep[len(deep) // 2 :]
+    assert len(deep) >= 2
+    mean = np.mean([line["bins_grad_variance"] for line in kept], 0)
+    assert facts["gradients"]["variance"]["value"] == pytest.approx(mean.tolist())
+    assert log.read([{"loss": 1.0}], Objective(Flow())) is None
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> sf.training.Run:
+    folder = tmp_path_factory.mktemp("runs")
+    x = np.random.default_rng(0).normal(size=(400, 3)).astype(np.float32) * [1.0, 5.0, 0.2] + 7
+    np.savez(folder / "x.npz", x=x.astype(np.float32), labels=np.resize([0, 1], 400))
+    return sf.train(
+        folder / "x.npz", folder / "run", console=Silent(), steps=70, batch=64, precision="float32", net="tiny",
+        times="uniform", weight="sigmoid", holdout=0.2,
+    )  # fmt: skip
+
+
+def test_the_report_shows_the_board(run):
+    page = (run.path / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == 6 and "It is the weight <b>sigmoid</b>" in page
+    for words in ("Loss by noise level", "What each noise level adds", "Weight and density", "Gradient noise scale"):
+        assert words in page
+
+
+def test_a_run_has_its_board(run):
+    """Its objective, both weights, the samples that were held out, under their classes."""
+    data = run.path.parent / "x.npz"
+    board = sf.board(run.path, data, samples=40, gradients=4)
+    assert board.models == ("raw", "ema") and board.objective.nearest().name == "sigmoid" and board.monotone
+    assert "times uniform, weight sigmoid" in str(board) and "training held out" in board.notes[0]
+    other = sf.board(run.path, data, samples=40, gradients=0, conditional=False)
+    assert not torch.equal(other.loss["ema"].value, board.loss["ema"].value)
+    assert torch.equal(other.loss["trivial"].value, board.loss["trivial"].value)
+    # as training saw it: the loss of the moving average at the end, on other draws
+    value, error = board.total("ema")
+    assert value == pytest.approx(run.metrics[-1]["valid_ema"], abs=6 * error)
+    given = sf.board(run.path, data, samples=8, gradients=0, times="logit-normal", weight="plain")
+    assert not given.monotone
+    with pytest.raises(sf.SfumatoError, match="brings its own moving average"):
+        sf.board(run.path, data, ema=denoiser())
+    with pytest.raises(sf.SfumatoError, match="not rescaled|in the units|in those units"):
+        sf.board(run.path, np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32))
