@@ -10,6 +10,7 @@ log-odds of 1: with that, every reverse kernel is the Bernoulli law that 1503.03
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.belief import Logits
+from sfumato.data import DataSpec, Normaliser
 from sfumato.errors import SfumatoError
 from sfumato.model import noise_level
 from sfumato.process import Uniform
@@ -29,16 +31,22 @@ def net_shape(shape: Sequence[int], states: int) -> tuple[int, ...]:
     return (shape[0] * (1 if states == 2 else states), *shape[1:])
 
 
+def symbol_spec(spec: DataSpec) -> DataSpec:
+    """The contract of data that are symbols 0 .. K-1: as it is, with a normaliser that leaves them so."""
+    channels = len(spec.normaliser.mean)
+    return dataclasses.replace(spec, normaliser=Normaliser((0.0,) * channels, (1.0,) * channels))
+
+
 class DiscreteDenoiser(nn.Module):
     """denoiser(z, t, **cond) -> Logits, for symbols z int64 (B, *shape).
 
-    net: as for `Denoiser`, for samples of shape `net_shape(shape, process.states)`. spec: the data's contract, whose
-    normaliser must leave the symbols 0 .. K-1 as they are; None takes them as plain numbers.
+    net: as for `Denoiser`, for samples of shape `net_shape(shape, process.states)`. spec: the data's contract, kept as
+    `symbol_spec` has it; None takes plain numbers 0 .. K-1.
     """
 
-    def __init__(self, net: nn.Module, process: Uniform, spec: Any = None) -> None:
+    def __init__(self, net: nn.Module, process: Uniform, spec: DataSpec | None = None) -> None:
         super().__init__()
-        self.net, self.process, self.spec = net, process, spec
+        self.net, self.process, self.spec = net, process, None if spec is None else symbol_spec(spec)
         outer = getattr(spec, "shape", None) or self._inner(getattr(net, "shape", None))
         self.shape: tuple[int, ...] | None = None if outer is None else tuple(outer)
 

@@ -20,6 +20,8 @@ from sfumato.objectives.nonequilibrium import (
     terminal_kl,
 )
 from sfumato.process import Uniform
+from sfumato.training import TrainConfig, fit
+from sfumato.training.goal import Plain
 
 
 def table(symbols: int = 2, dim: int = 4) -> Table:
@@ -139,9 +141,6 @@ def test_samples_do_not_depend_on_the_batch() -> None:
 @pytest.mark.parametrize("states", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_network_learns_the_bound_of_the_exact_belief(states: int) -> None:
     """Trained by the loop of all models; the floor is the sum with the exact belief, the start that of no knowledge."""
-    from sfumato.training import TrainConfig, fit
-    from sfumato.training.goal import Plain
-
     law, process, steps = table(states, 3), Uniform(schedules.Flow(), states), 8
     net = sf.nets.MLP(*net_shape((3,), states), width=64, depth=2)
     model = DiscreteDenoiser(net, process)
@@ -207,6 +206,27 @@ def test_images_of_symbols_pass_through_a_convolutional_network() -> None:
     nats = nonequilibrium_bound(model, x, 4).nats
     # the network is zero at first, the exact model of independent uniform symbols, whose bound has no gap
     assert abs(float(nats.mean()) + 30 * math.log(3)) < 4 * float(nats.std()) / 8
+
+
+@pytest.mark.slow
+def test_binary_pictures_are_learned_in_the_users_units() -> None:
+    """Digits in black and white: fewer bits than independent pixels of the same frequencies, and samples like them."""
+    source = sf.data.open((sf.data.open("digits").x > 7).numpy())
+    train, held = source.split()
+    spec = sf.data.DataSpec.fit(source)
+    torch.manual_seed(0)
+    net = sf.nets.UNet(net_shape(source.shape, 2), channels=(16, 32), blocks=1)
+    model, steps = DiscreteDenoiser(net, Uniform(schedules.Flow()), spec), 32
+    goal = Plain(lambda m, b: nonequilibrium_loss(m, m.symbols(b.x), steps, b.u, index=b.index) / b.x[0].numel())
+    for _ in fit(model, source.x[train], TrainConfig(steps=200, batch=64, precision="float32"), goal=goal):
+        pass
+    pixels = source.x[train].double().mean(0)
+    alone = torch.distributions.Bernoulli(pixels.clamp(1e-3, 1 - 1e-3)).log_prob(source.x[held].double())
+    nats = nonequilibrium_bound(model.eval(), model.symbols(source.x[held]), steps).nats
+    assert float(nats.mean()) > 0.85 * float(alone.flatten(1).sum(1).mean())  # both are negative
+    x = sf.sample(model, 256, steps=steps)
+    assert x.dtype == torch.bool and x.shape == (256, 1, 8, 8)
+    assert float((x.double().mean(0) - pixels).abs().mean()) < 0.06
 
 
 # -- Gaussian kernels: the same sum is the discrete-time VLB ---------------------------------------------------------
