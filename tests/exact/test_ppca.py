@@ -81,7 +81,7 @@ def test_the_closed_form_is_the_maximum() -> None:
         return float(found.detach()), torch.autograd.grad(found, point)[0].numpy()
 
     found = optimize.minimize(function, normal(13, seed=9).numpy(), jac=True, method="BFGS", options={"gtol": 1e-9})
-    assert found.fun == pytest.approx(float(value), abs=1e-9)
+    assert found.fun == pytest.approx(float(value.detach()), abs=1e-9)
 
 
 def test_em_never_lowers_the_likelihood_and_reaches_the_closed_form() -> None:
