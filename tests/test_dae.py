@@ -139,13 +139,17 @@ def test_the_loop_of_the_package_trains_it():
 
 
 def test_files_keep_it(tmp_path):
-    dae = DenoisingAutoencoder(sf.nets.Bottleneck((1, 4, 4), 5), GaussianNoise(0.3))
+    dae = DenoisingAutoencoder(sf.nets.Bottleneck((1, 4, 4), 5), GaussianNoise(0.3), sigma_data=0.8)
     nn.init.normal_(dae.net.decoder.output.weight, generator=torch.Generator().manual_seed(0))
     loaded = sf.load(sf.save(dae.denoiser, tmp_path / "dae.safetensors"))
-    again = DenoisingAutoencoder(loaded.net, GaussianNoise(0.3))
+    again = DenoisingAutoencoder.from_denoiser(loaded)
     z = torch.randn(3, 1, 4, 4)
-    assert torch.equal(again(z), dae(z).detach()) and torch.equal(again.encode(z), dae.encode(z).detach())
+    torch.testing.assert_close(again(z), dae(z).detach())
+    torch.testing.assert_close(again.encode(z), dae.encode(z).detach())
     torch.testing.assert_close(loaded(z, 1.0).x, again(z))
+    assert again.noise.sigma == pytest.approx(0.3, rel=1e-12)
+    with pytest.raises(SfumatoError, match="many noise levels"):
+        DenoisingAutoencoder.from_denoiser(sf.Denoiser(loaded.net, sf.Gaussian(sf.schedules.VE()), "x"))
 
 
 # -- masking ----------------------------------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from sfumato import noise
-from sfumato.belief import broadcast
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
 from sfumato.process import Gaussian
@@ -80,6 +79,25 @@ class DenoisingAutoencoder(nn.Module):
     def __init__(self, net: nn.Module, noise: Corruption, sigma_data: float = 1.0, spec: Any = None) -> None:
         super().__init__()
         self.net, self.noise, self.sigma_data, self.spec = net, noise, float(sigma_data), spec
+        self._told = (1.0, 0.0)  # c_in and the noise level of the network's input
+        if isinstance(noise, GaussianNoise):
+            c_in, level = self.denoiser.scaling(1.0, torch.device("cpu"))
+            self._told = (float(c_in), float(level))
+
+    @classmethod
+    def from_denoiser(cls, denoiser: Denoiser) -> DenoisingAutoencoder:
+        """The autoencoder of Gaussian noise in a model of one level, such as `load` brings back from its file.
+
+        Raises SfumatoError for a model of many levels.
+        """
+        lo, hi = denoiser.process.schedule.logsnr_range
+        if denoiser.target != "x" or not hi - lo < 4 * _WIDTH:
+            raise SfumatoError(
+                "This denoiser knows many noise levels, or predicts another target than x: a denoising autoencoder has "
+                "one level."
+            )
+        sigma = float(denoiser.process.schedule.sigma(1.0))
+        return cls(denoiser.net, GaussianNoise(sigma), denoiser.sigma_data, denoiser.spec)
 
     @property
     def device(self) -> torch.device:
@@ -99,11 +117,9 @@ class DenoisingAutoencoder(nn.Module):
         return Denoiser(self.net, Gaussian(schedule), "x", self.sigma_data, self.spec)
 
     def _scaled(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network is told: z at unit variance, and the noise level (0 where it has none)."""
-        if not isinstance(self.noise, GaussianNoise):
-            return z, torch.zeros(len(z), device=z.device)
-        c_in, level = self.denoiser.scaling(1.0, z.device)
-        return broadcast(c_in, z) * z, level.expand(len(z))
+        """What the network is told: z at unit variance, and the noise level."""
+        c_in, level = self._told
+        return c_in * z, torch.full((len(z),), level, device=z.device)
 
     def forward(self, z: Tensor, **cond: Any) -> Tensor:
         """D(z), like z."""
