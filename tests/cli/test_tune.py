@@ -46,6 +46,20 @@ def test_a_plan_is_stored_used_and_listed(call, own):
         assert not np.array_equal(data["x"], expected.numpy())
 
 
+def test_a_stochastic_plan_is_stored_used_and_named(call, own):
+    status, out, err = call("tune", "points.safetensors", "--noise", 1, *FEW)
+    assert status == 0 and "along the same path of noise" in out and "between the laws" in out
+    plan = sf.load("points.safetensors").plans["3"]
+    assert plan.stochastic and plan.tuned["noise"] == 1.0
+    status, out, err = call(
+        "sample", "points.safetensors", "-n", 4, "--precision", "float32", "-o", "x.npz", "--steps", 3
+    )
+    assert status == 0 and "own plan of 3 steps" in err
+    with np.load("x.npz") as data:
+        assert np.array_equal(data["x"], sf.sample(sf.load("points.safetensors"), 4, steps=3).numpy())
+    assert "noise" in call("tune", "points.safetensors", "--noise", -1, *FEW)[2]
+
+
 def test_guidance_belongs_to_the_plan(call, own):
     status, out, err = call("tune", "images.safetensors", "--guidance", 2.5, "--json", *FEW)
     facts = json.loads(out)

@@ -63,7 +63,7 @@ def test_sensitivities_are_the_derivatives_of_the_end(curve, dim):
     found = work.table(free)
     directions = torch.eye(dim, dtype=F64)[:, None].expand(dim, 5, dim)
     done = table.walk(work.model, found, z, {})
-    by_time, by_a, by_b = table.sensitivities(work.model, found, done, directions, (dim,), {})
+    by_time, by_a, by_b, _ = table.sensitivities(work.model, found, done, directions, (dim,), {})
     rows, columns = torch.tril_indices(4, 4)
     exact = torch.cat((by_time @ work.clock.jacobian(free[:4]), by_a, by_b[:, :, rows, columns]), -1)
 
@@ -102,7 +102,7 @@ def test_random_directions_estimate_the_curvature():
     _, estimate = work.normal_equations(free, exam, 1e9, torch.Generator().manual_seed(0))
     done = table.walk(work.model, table_, z, {})
     unit = torch.eye(12, dtype=F64)[:, None].expand(12, 1000, 12)
-    by_time, by_a, by_b = table.sensitivities(work.model, table_, done, unit, (12,), {})
+    by_time, by_a, by_b, _ = table.sensitivities(work.model, table_, done, unit, (12,), {})
     rows, columns = torch.tril_indices(3, 3)
     j = torch.cat((by_time @ work.clock.jacobian(free[:3]), by_a, by_b[:, :, rows, columns]), -1).flatten(0, 1)
     exact = j.T @ j / 12 / 1000

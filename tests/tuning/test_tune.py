@@ -16,7 +16,7 @@ from sfumato.solvers import Multistep, default
 from sfumato.tuning import table
 from sfumato.tuning.fit import Exam, Problem, levenberg_marquardt
 from sfumato.tuning.search import Range, untuned
-from sfumato.tuning.tuner import worse
+from sfumato.tuning.study import worse
 
 F64 = torch.float64
 

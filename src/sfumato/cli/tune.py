@@ -22,8 +22,8 @@ def tune(options: Any, voice: Voice) -> None:
     scale = guidance_scale(options, denoiser)
     with Bar(voice) as bar:
         plan = fit(
-            denoiser, options.steps, guidance=scale, interval=options.guidance_interval, points=options.points,
-            rounds=options.rounds, batch=options.batch, seed=options.seed, progress=bar,
+            denoiser, options.steps, noise=options.noise, guidance=scale, interval=options.guidance_interval,
+            points=options.points, rounds=options.rounds, batch=options.batch, seed=options.seed, progress=bar,
         )  # fmt: skip
     name = artefact.store_plan(options.model, plan)
     facts = artefact.read_contract(options.model)
@@ -37,14 +37,20 @@ def report(plan: Plan, name: str, path: str) -> list[str]:
     """What was gained, in words."""
     assert plan.tuned is not None
     after, before = plan.tuned["error"], plan.tuned["untuned"]
+    way = "fine solve along the same path of noise" if "law" in after else "exact solution of the flow"
     lines = [
-        f"Distance from the exact solution of the flow, {plan.calls} calls, on noise that it was not fitted to:",
-        f"  tuned    rms {after['rms']:.3g}, median {after['median']:.3g}",
-        f"  untuned  rms {before['rms']:.3g}, median {before['median']:.3g} ({before['name']}, the best of many)",
+        f"Distance from the {way}, {plan.calls} calls, on noise that it was not fitted to:",
+        f"  tuned    {_figures(after)}",
+        f"  untuned  {_figures(before)} ({before['name']}, the best of many)",
     ]
     if plan.name == before["name"]:
         lines.append("Nothing better was found than the untuned plan, which is stored as it is.")
     return [*lines, f"Stored in {path} as plan {name!r}."]
+
+
+def _figures(found: dict[str, float]) -> str:
+    law = f", between the laws {found['law']:.3g}" if "law" in found else ""
+    return f"rms {found['rms']:.3g}, median {found['median']:.3g}{law}"
 
 
 def how_to_use(model: str, steps: int, guidance: float | None) -> list[str]:

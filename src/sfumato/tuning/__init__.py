@@ -1,5 +1,6 @@
 """Plans fitted to a model."""
 
-from sfumato.tuning.tuner import Progress, tune
+from sfumato.tuning.study import Progress
+from sfumato.tuning.tuner import tune
 
 __all__ = ["Progress", "tune"]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sfumato.model import Model
+from sfumato.tuning.search import Wiener
 from sfumato.tuning.table import Clock, Table, sensitivities, walk
 
 EXACT, FEW = 8, 256  # dimensions up to which all unit vectors are walked back, and four random directions; beyond, two
@@ -26,15 +27,18 @@ _FIRST_DAMPING, _LEAST_DAMPING, _TRIES = 1e-3, 1e-9, 8
 
 
 class Exam(NamedTuple):
-    """Noise z (B, *shape) at the start, the end (B, D) that it belongs to, and the conditions of each sample."""
+    """Noise z (B, *shape) at the start, the end (B, D) that it belongs to, and each sample's conditions and path."""
 
     z: Tensor
     end: Tensor
     cond: dict[str, Tensor]
+    paths: Wiener | None = None
 
     def parts(self, batch: int) -> Iterator[Exam]:
         for rows in torch.arange(len(self.z)).split(batch):
-            yield Exam(self.z[rows], self.end[rows], {name: value[rows] for name, value in self.cond.items()})
+            cond = {name: value[rows] for name, value in self.cond.items()}
+            paths = None if self.paths is None else Wiener(self.paths.seed, self.paths.index[rows])
+            yield Exam(self.z[rows], self.end[rows], cond, paths)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +82,10 @@ class Problem:
             done = walk(self.model, table, part.z, part.cond)
             gap = done.end.double() - part.end
             weight = (1 / (1 + gap.square().mean(-1) / c2) / gap.shape[1] / len(exam.z)).cpu()
-            directions = torch.cat((gap[None], _directions(gap, generator))).to(done.end)
+            directions = torch.cat((gap[None], probes(gap, generator))).to(done.end)
             shape = tuple(part.z.shape[1:])
             found = sensitivities(self.model, table, done, directions, shape, part.cond)
-            by_time, by_a, by_b = (value.cpu().double() for value in found)
+            by_time, by_a, by_b, _ = (value.cpu().double() for value in found)
             j = torch.cat((by_time @ by_free, by_a, by_b[:, :, rows, columns]), -1)
             gradient += (weight[:, None] * j[0]).sum(0)
             scale = 1.0 if gap.shape[1] <= EXACT else 1 / (len(j) - 1)
@@ -90,7 +94,7 @@ class Problem:
         return gradient, hessian
 
 
-def _directions(gap: Tensor, generator: torch.Generator) -> Tensor:
+def probes(gap: Tensor, generator: torch.Generator) -> Tensor:
     """Unit vectors, or random signs: (Q, B, D) with mean v v^T the identity, up to a factor."""
     batch, dim = gap.shape
     if dim <= EXACT:

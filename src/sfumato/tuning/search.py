@@ -11,10 +11,24 @@ from torch import Tensor
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
 from sfumato.schedule import Schedule
-from sfumato.solvers import DPMSolverPP, Heun, Multistep, Plan, Solver, UniPC, default, grids
+from sfumato.solvers import (
+    DPMSolverPP,
+    EulerMaruyama,
+    Heun,
+    Multistep,
+    Plan,
+    SASolver,
+    SDEDPMSolver,
+    Solver,
+    UniPC,
+    default,
+    grids,
+)
+from sfumato.solvers.brownian import along
 
 _FIRST_FINE, _LAST_FINE = 64, 1024  # steps of the fine solve
 _WANTED = 0.005  # its error, as a share of the error of the same rule at the calls of the plan that is tuned
+_WANTED_PATH = 0.05  # the same along a Brownian path, where no rule has more than order 1 for the single sample
 
 
 class Range(NamedTuple):
@@ -23,6 +37,13 @@ class Range(NamedTuple):
     schedule: Schedule
     start: float
     stop: float
+
+
+class Wiener(NamedTuple):
+    """Brownian paths of samples (B,), by a seed and their numbers."""
+
+    seed: int
+    index: Tensor  # type: ignore[assignment]
 
 
 def rules() -> Iterator[Solver]:
@@ -41,10 +62,20 @@ def rules() -> Iterator[Solver]:
         yield Heun(grid=grid)
 
 
-def untuned(reach: Range, calls: int) -> list[Plan]:
-    """The plans of `rules` with this many calls."""
+def noisy_rules(tau: float) -> Iterator[Solver]:
+    """Solvers of the reverse SDE to start from; their lines use no state but their own."""
+    for grid in (*map(grids.FlowTime, (0.0, 0.15, 0.6)), grids.Rho(7.0), grids.LogSNR()):
+        for order in (1, 2, 3):
+            yield SDEDPMSolver(order, tau, grid)
+        for order in (2, 3):
+            yield SASolver(order, order, tau, grid=grid)
+        yield EulerMaruyama(tau, grid)
+
+
+def untuned(reach: Range, calls: int, tau: float = 0.0) -> list[Plan]:
+    """The plans of `rules`, or with noise of `noisy_rules`, with this many calls."""
     found = []
-    for rule in rules():
+    for rule in noisy_rules(tau) if tau else rules():
         for steps in range(calls, 0, -1):
             try:
                 plan = rule.plan(reach.schedule, steps, reach.start, reach.stop)
@@ -59,12 +90,15 @@ def untuned(reach: Range, calls: int) -> list[Plan]:
     return found
 
 
-def end_of(plan: Plan, model: Model, z: Tensor, cond: dict[str, Tensor], batch: int) -> Tensor:
-    """Where a plan takes z, flat (B, D), in batches."""
+def end_of(
+    plan: Plan, model: Model, z: Tensor, cond: dict[str, Tensor], batch: int, paths: Wiener | None = None
+) -> Tensor:
+    """Where a plan takes z, flat (B, D), in batches; with noise along Brownian paths."""
     ends = []
     with torch.no_grad():
         for rows in torch.arange(len(z)).split(batch):
-            *_, last = plan.run(model, z[rows], None, **{name: value[rows] for name, value in cond.items()})
+            noise = along(plan, paths.seed, paths.index[rows]) if paths and plan.stochastic else None
+            *_, last = plan.run(model, z[rows], noise, **{name: value[rows] for name, value in cond.items()})
             ends.append(last.z.flatten(1))
     return torch.cat(ends)
 
@@ -75,20 +109,33 @@ def distances(ends: Tensor, truth: Tensor) -> Tensor:
     return torch.where(gap.isfinite(), gap, torch.inf)
 
 
-def fine_plan(model: Model, z: Tensor, cond: dict[str, Tensor], reach: Range, calls: int, batch: int) -> Plan:
-    """A plan whose error is a 200th of that of the same rule at `calls`, found on z by doubling its steps."""
-    rule = Multistep(3, "flow", grids.auto(), corrector=True)
-    coarse = rule.plan(reach.schedule, calls + 1, reach.start, reach.stop)
+def fine_plan(
+    model: Model,
+    z: Tensor,
+    cond: dict[str, Tensor],
+    reach: Range,
+    calls: int,
+    batch: int,
+    tau: float = 0.0,
+    paths: Wiener | None = None,
+) -> Plan:
+    """A plan whose error is a 200th of that of the same rule at `calls`, found on z by doubling its steps.
+
+    With tau that of the reverse SDE along Brownian paths, and a 20th.
+    """
+    rule = SDEDPMSolver(2, tau) if tau else Multistep(3, "flow", grids.auto(), corrector=True)
+    wanted, order = (_WANTED_PATH, 1) if tau else (_WANTED, 3)
+    coarse = rule.plan(reach.schedule, calls + (0 if tau else 1), reach.start, reach.stop)
     plan = rule.plan(reach.schedule, max(_FIRST_FINE, 4 * calls), reach.start, reach.stop)
-    end, rough = end_of(plan, model, z, cond, batch), end_of(coarse, model, z, cond, batch)
+    end, rough = (end_of(one, model, z, cond, batch, paths) for one in (plan, coarse))
     while 2 * plan.steps <= max(_LAST_FINE, 8 * calls):
         finer = rule.plan(reach.schedule, 2 * plan.steps, reach.start, reach.stop)
-        new = end_of(finer, model, z, cond, batch)
+        new = end_of(finer, model, z, cond, batch, paths)
         change, scale = distances(end, new).sqrt(), distances(rough, new).sqrt()
         share = max(float(change.median() / scale.median()), float(change.mean() / scale.mean()))
-        if not share > _WANTED:
+        if not share > wanted:
             return plan
         plan, end = finer, new
-        if share <= 8 * _WANTED:  # of order 3 at least: an eighth of the change is left
+        if share <= 2**order * wanted:  # of this order at least: so small a part of the change is left
             return plan
     return plan

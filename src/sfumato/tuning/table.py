@@ -1,10 +1,12 @@
-"""A deterministic plan in the form that is fitted, and the sensitivity of its end to every number in it.
+"""A plan in the form that is fitted, and the sensitivity of its end to every number in it.
 
-    z_{k+1} = a_k z_k + sum_{j<=k} b_kj x_j,     x_j = E[x | z_j] at t_j,     k = 0..N-1
+    z_{k+1} = a_k z_k + sum_{j<=k} b_kj x_j + c_k xi_k,     x_j = E[x | z_j] at t_j,     k = 0..N-1
 
-Every plan without noise has this form. With G_{k+1} = v^T dz_N/dz_{k+1} for a direction v, one walk back gives
+Every plan without noise has this form, and with noise those whose lines use no state but their own. With
+G_{k+1} = v^T dz_N/dz_{k+1} for a direction v, one walk back gives
 
     v^T dz_N/da_k = G_{k+1}.z_k      v^T dz_N/db_kj = G_{k+1}.x_j      v^T dz_N/dt_k = P_k.dx_k/dt_k
+    v^T dz_N/dc_k = G_{k+1}.xi_k
     P_k = sum_{m>=k} b_mk G_{m+1}    G_k = a_k G_{k+1} + P_k^T dx_k/dz_k
 
 for each sample on its own, so that the Jacobian of all samples costs one walk forth and one back for each direction.
@@ -17,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sfumato.errors import SfumatoError
 from sfumato.model import Model
 from sfumato.schedule import Schedule
 from sfumato.solvers import Plan
@@ -27,15 +30,18 @@ LEAST_SHARE = 1e-4  # no step starts shorter than this share of the clock
 
 
 class Table(NamedTuple):
-    """times (N,), a (N,) and the lower triangle b (N, N), float64."""
+    """times (N,), a (N,), the lower triangle b (N, N) and, with noise, c (N,); float64."""
 
     times: Tensor
     a: Tensor
     b: Tensor
+    c: Tensor | None = None
 
 
 def read(plan: Plan) -> Table:
-    """The table of a plan without noise whose states all hold some of the first one."""
+    """The table of a plan: without noise, where all states hold some of the first one; with it, in its own states."""
+    if plan.stochastic:
+        return _read_stochastic(plan)
     n = plan.calls
     share, signals = [1.0], [torch.zeros(n, dtype=torch.float64)]  # z_k = share_k z_0 + sum_j signals_kj x_j
     for line in plan.lines:
@@ -48,12 +54,22 @@ def read(plan: Plan) -> Table:
     return Table(torch.tensor(plan.times, dtype=torch.float64), a, b)
 
 
+def _read_stochastic(plan: Plan) -> Table:
+    n = plan.calls
+    if any(set(line.z) - {k} for k, line in enumerate(plan.lines)):
+        raise SfumatoError(f"A line of {plan.name} uses states before its own: with noise it has no such table.")
+    a, c = [line.z.get(k, 0.0) for k, line in enumerate(plan.lines)], [line.noise for line in plan.lines]
+    b = [[line.x.get(j, 0.0) for j in range(n)] for line in plan.lines]
+    return Table(*(torch.tensor(values, dtype=torch.float64) for values in (plan.times, a, b, c)))
+
+
 def write(table: Table, base: Plan, schedule: Schedule, name: str) -> Plan:
     """The plan of a table; its ends are those of `base`."""
     times = tuple(table.times.tolist())
     path = tuple((float(alpha), float(sigma)) for alpha, sigma in map(schedule, times))
+    noise = [0.0] * len(times) if table.c is None else table.c.tolist()
     lines = tuple(
-        Line({k: float(a)} if a else {}, {j: float(c) for j, c in enumerate(row[: k + 1]) if c})
+        Line({k: float(a)} if a else {}, {j: float(c) for j, c in enumerate(row[: k + 1]) if c}, noise[k])
         for k, (a, row) in enumerate(zip(table.a, table.b, strict=True))
     )
     return Plan(name, len(times), times, base.stop, (*path, base.path[-1]), lines, base.order)
@@ -94,8 +110,8 @@ class Walk(NamedTuple):
     end: Tensor
 
 
-def walk(model: Model, table: Table, z: Tensor, cond: dict[str, Any]) -> Walk:
-    """Run a table from z (B, *shape)."""
+def walk(model: Model, table: Table, z: Tensor, cond: dict[str, Any], draws: Tensor | None = None) -> Walk:
+    """Run a table from z (B, *shape); draws xi (N, B, D), where it has noise."""
     shape, state = z.shape, z.flatten(1)
     states, signals = [], []
     with torch.no_grad():
@@ -104,27 +120,46 @@ def walk(model: Model, table: Table, z: Tensor, cond: dict[str, Any]) -> Walk:
             signals.append(model(state.reshape(shape), t, **cond).x.flatten(1))
             weights = table.b[k, : k + 1].to(state)
             state = table.a[k].to(state) * state + torch.einsum("j,jbd->bd", weights, torch.stack(signals))
+            if table.c is not None and draws is not None:
+                state = state + table.c[k].to(state) * draws[k]
     return Walk(torch.stack(states), torch.stack(signals), state)
 
 
+class Slopes(NamedTuple):
+    """v^T dz_N of Q directions and B samples: by times[1:] (Q, B, N - 1), a and c (Q, B, N), b (Q, B, N, N)."""
+
+    times: Tensor
+    a: Tensor
+    b: Tensor
+    c: Tensor
+
+
 def sensitivities(
-    model: Model, table: Table, done: Walk, directions: Tensor, shape: tuple[int, ...], cond: dict[str, Any]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """v^T dz_N / d(times[1:], a, b) for directions v (Q, B, D): (Q, B, N - 1), (Q, B, N) and (Q, B, N, N)."""
+    model: Model,
+    table: Table,
+    done: Walk,
+    directions: Tensor,
+    shape: tuple[int, ...],
+    cond: dict[str, Any],
+    draws: Tensor | None = None,
+) -> Slopes:
+    """The slopes for directions (Q, B, D); that of c is 0 without draws."""
     n, (q, batch, _) = len(table.times), directions.shape
-    by_time = directions.new_zeros(q, batch, n)
-    by_a, by_b = directions.new_zeros(q, batch, n), directions.new_zeros(q, batch, n, n)
+    by_time, by_a, by_c = (directions.new_zeros(q, batch, n) for _ in range(3))
+    by_b = directions.new_zeros(q, batch, n, n)
     pull, pulls = directions, directions.new_zeros(n, *directions.shape)
     for k in reversed(range(n)):
         by_a[:, :, k] = (pull * done.states[k]).sum(-1)
         by_b[:, :, k, : k + 1] = torch.einsum("qbd,jbd->qbj", pull, done.signals[: k + 1])
+        if draws is not None:
+            by_c[:, :, k] = (pull * draws[k]).sum(-1)
         if k == 0:  # the first call's state and time are given
             break
         weights = table.b[k, : k + 1].to(directions)
         pulls[: k + 1] += weights[:, None, None, None] * pull
         back, by_time[:, :, k] = _back(model, done.states[k].reshape(-1, *shape), table.times[k], pulls[k], cond)
         pull = table.a[k].to(directions) * pull + back
-    return by_time[:, :, 1:], by_a, by_b
+    return Slopes(by_time[:, :, 1:], by_a, by_b, by_c)
 
 
 def _back(model: Model, z: Tensor, t: Tensor, pulls: Tensor, cond: dict[str, Any]) -> tuple[Tensor, Tensor]:
