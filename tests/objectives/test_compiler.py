@@ -151,6 +151,32 @@ def test_distance_is_up_to_a_constant_and_told_as_a_factor():
     assert apart[0].distance(apart[1]) == math.inf
 
 
+@pytest.mark.parametrize(
+    ("objective", "word"),
+    [
+        (Objective(FLOW, weight=weights.sigmoid(-2.25)), "sigmoid(bias=-2.25)"),
+        (Objective(COSINE, "x", factor=lambda lam: snr(lam).clamp_max(3.0)), "min-snr(gamma=3)"),
+        (Objective(COSINE, "eps", factor=lambda lam: (1 + snr(lam)) ** -0.5), "p2(gamma=0.5)"),
+        (Objective(COSINE, "x", factor=lambda lam: snr(lam) / (5 + snr(lam))), "soft-min-snr(gamma=5)"),
+        (Objective(FLOW, "velocity", times.logit_normal(0.4, 0.9)), "sd3-logit-normal(mean=0.4, std=0.9)"),
+        (Objective(FLOW, "velocity", times.edm()), "sd3-logit-normal(mean=-1.2, std=1.2)"),  # logsnr ~ N(2.4, 2.4^2)
+        (Objective(FLOW, "velocity", times.mode(0.8)), "sd3-mode(s=0.8)"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_the_compiler_finds_the_numbers_of_a_family(objective, word):
+    near = objective.nearest()
+    assert near.name == word and near.same
+    lam = torch.linspace(-8, 8, 33, dtype=F64)
+    torch.testing.assert_close(objective.weight(lam), near.scale * objective.named(word)(lam), rtol=1e-6, atol=0)
+
+
+def test_free_numbers_are_not_taken_for_a_little():
+    """Cosine with its offset is v-prediction but near the data, and no member of a family as near as that."""
+    near = Objective(Cosine(), "v").nearest()
+    assert near.name == "v" and not near.same and near.factor < 1.2
+
+
 @pytest.mark.parametrize("name", weights.NAMED)
 def test_a_given_weight_is_the_weight(name):
     """Whatever the schedule, target and density: w is what was asked for, inside the range and 0 outside."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from sfumato import target as targets
 from sfumato.errors import SfumatoError
 from sfumato.objectives import factor as factors
-from sfumato.objectives import weights
+from sfumato.objectives import families, weights
 from sfumato.objectives.augmentation import Augmentation
 from sfumato.objectives.times import TimeDensity, UniformTime, limits
 from sfumato.objectives.weights import Weight
@@ -164,32 +164,53 @@ class Objective:
         Taken over the levels of both, evenly in logsnr between +-10, so that neither the density nor the schedule
         has a say in it. Infinite where they share no level.
         """
-        (lo, hi), there = self.range, other.range if isinstance(other, Objective) else (-math.inf, math.inf)
-        lo, hi = max(lo, there[0], -_SEEN), min(hi, there[1], _SEEN)
-        if not lo < hi:
-            return math.inf, 1.0
+        lo, hi = self._seen
+        if not isinstance(other, Objective):
+            return self._comparison(lo, hi)(other)
+        lo, hi = max(lo, other.range[0]), min(hi, other.range[1])
+        return self._comparison(lo, hi)(other.weight) if lo < hi else (math.inf, 1.0)
+
+    @property
+    def _seen(self) -> tuple[float, float]:
+        lo, hi = self.range
+        return (max(lo, -_SEEN), min(hi, _SEEN)) if lo < _SEEN and hi > -_SEEN else (lo, hi)
+
+    def _comparison(self, lo: float, hi: float) -> Callable[[Weight], tuple[float, float]]:
+        """`compare` with any weight between two levels."""
         lam = torch.linspace(lo, hi, 513, dtype=torch.float64)
-        both = (w(lam).detach() for w in (self.weight, other.weight if isinstance(other, Objective) else other))
-        ours, theirs = (torch.log(w.clamp_min(_TINY * float(w.max()))) for w in both)
-        ratio = ours - theirs
-        return float(ratio.std(correction=0)), math.exp(float(ratio.mean()))
+        ours = _log(self.weight(lam))
+
+        def compare(weight: Weight) -> tuple[float, float]:
+            ratio = ours - _log(weight(lam))
+            return float(ratio.std(correction=0)), math.exp(float(ratio.mean()))
+
+        return compare
 
     def distance(self, other: Objective | Weight) -> float:
         """How far the two weights are apart, up to a constant factor: 0 is the same objective (`compare`)."""
         return self.compare(other)[0]
 
-    def named(self, name: str) -> Weight:
-        """A weight of `weights.NAMED`; EDM's is that of data with this sigma_data."""
-        if name == "edm":
+    def named(self, word: str) -> Weight:
+        """A weight of `weights.NAMED`, with numbers or without; EDM's is that of data with this sigma_data."""
+        if word == "edm":
             return weights.edm(self.sigma_data, -1.2 + math.log(2 * self.sigma_data))
-        return weights.NAMED[name]()
+        return weights.named(word)
 
     def nearest(self) -> Nearest:
-        """The named weight at the least distance, and its other names."""
-        found = {name: self.compare(self.named(name)) for name in weights.NAMED}
+        """The named weight at the least distance, and its other names.
+
+        Where none with its usual numbers is the same, other numbers are tried: "sigmoid(bias=-2)".
+        """
+        compare = self._comparison(*self._seen)
+        found = {name: compare(self.named(name)) for name in weights.NAMED}
         best = min(found, key=lambda name: found[name][0])
         same = tuple(name for name in found if name != best and found[name] == found[best])
-        return Nearest(best, same, *found[best])
+        usual = Nearest(best, same, *found[best])
+        if usual.same:
+            return usual
+        word, weight, distance = families.nearest(lambda weight: compare(weight)[0])
+        # free numbers come near many weights, which says little: they must be much nearer
+        return Nearest(word, (), *compare(weight)) if distance < usual.distance / 2 else usual
 
     # -- the same in other words ---------------------------------------------------------------------------------
 
@@ -243,3 +264,9 @@ class Objective:
         from sfumato.objectives.drawing import draw
 
         draw(self, path)
+
+
+def _log(w: Tensor) -> Tensor:
+    """log w, finite also where w is 0."""
+    w = w.detach()
+    return torch.log(w.clamp_min(_TINY * float(w.max())))

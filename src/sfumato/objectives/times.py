@@ -10,7 +10,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import final
 
 import torch
@@ -22,6 +22,8 @@ from sfumato.objectives.adaptive import adaptive as adaptive
 from sfumato.objectives.adaptive import variance_optimal as variance_optimal
 from sfumato.objectives.density import TimeDensity as TimeDensity
 from sfumato.objectives.density import limits as limits
+from sfumato.objectives.learned import learned as learned
+from sfumato.objectives.words import called
 from sfumato.schedule import Schedule
 
 
@@ -307,14 +309,20 @@ def low_discrepancy(base: TimeDensity | None = None) -> TimeDensity:
 
 # What settings and the command line may name. EDM's figures are for data of standard deviation 0.5; data are
 # normalised to 1 here, which moves ln(sigma/alpha) by ln 2.
-NAMED: dict[str, Callable[[], TimeDensity]] = {
+NAMED: dict[str, Callable[..., TimeDensity]] = {
     "uniform": uniform,
     "uniform-logsnr": uniform_logsnr,
     "logit-normal": logit_normal,
     "mode": mode,
     "cosmap": cosmap,
-    "edm": lambda: edm(-1.2 + math.log(2)),
+    "edm": partial(edm, mean=-1.2 + math.log(2)),
     "low-discrepancy": low_discrepancy,
     "adaptive": adaptive,
     "variance-optimal": variance_optimal,
+    "learned": learned,
 }
+
+
+def named(word: str) -> TimeDensity:
+    """The density of a name in `NAMED`, with numbers or without: "mode", "mode(s=0.8)", "logit-normal(0.5, 0.8)"."""
+    return called(word, NAMED, "time density")

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
 from sfumato.objectives import times
+from sfumato.objectives.words import called
 
 Weight = Callable[[Tensor], Tensor]
 
@@ -115,7 +117,7 @@ def _positive(**values: float) -> None:
 
 
 # What settings and the command line may name; EDM's for data of standard deviation 1, as in `times.NAMED`.
-NAMED: dict[str, Callable[[], Weight]] = {
+NAMED: dict[str, Callable[..., Weight]] = {
     "elbo": elbo,
     "likelihood": likelihood,
     "ncsn": ncsn,
@@ -124,7 +126,7 @@ NAMED: dict[str, Callable[[], Weight]] = {
     "v": v,
     "flow": flow,
     "indi": indi,
-    "edm": lambda: edm(1.0, -1.2 + math.log(2)),
+    "edm": partial(edm, sigma_data=1.0, mean=-1.2 + math.log(2)),
     "p2": p2,
     "min-snr": min_snr,
     "soft-min-snr": soft_min_snr,
@@ -134,3 +136,8 @@ NAMED: dict[str, Callable[[], Weight]] = {
     "sd3-cosmap": sd3_cosmap,
     "sigmoid": sigmoid,
 }
+
+
+def named(word: str) -> Weight:
+    """The weight of a name in `NAMED`, with numbers or without: "sigmoid", "sigmoid(bias=-2)", "p2(0.5)"."""
+    return called(word, NAMED, "weight")

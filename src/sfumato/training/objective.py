@@ -15,9 +15,10 @@ def schedule_of(name: str) -> Schedule:
 
 
 def times_of(name: str) -> TimeDensity:
-    return times.NAMED[name]()
+    """That of a name, or of a name with numbers such as mode(s=0.8)."""
+    return times.named(name)
 
 
 def weight_of(name: str) -> Weight | None:
-    """None is the plain squared error of the target."""
-    return None if name == "plain" else weights.NAMED[name]()
+    """That of a name, or of a name with numbers such as sigmoid(bias=-2); None is the target's plain squared error."""
+    return None if name == "plain" else weights.named(name)
