@@ -88,11 +88,12 @@ class TrainConfig:
     """What the network predicts: x, eps, score, v, velocity or F."""
     times: str = "logit-normal"
     """Density of the noise levels seen in training: uniform, uniform-logsnr, logit-normal, mode, cosmap, edm,
-    low-discrepancy, adaptive or variance-optimal; also with numbers, such as mode(s=0.8)."""
+    low-discrepancy, adaptive, variance-optimal or learned (which need a weight); also with numbers, such as
+    mode(s=0.8)."""
     weight: str = "plain"
     """Loss weight: plain (squared error of the target), elbo, likelihood, ncsn, eps-simple, x-simple, v, flow, indi,
-    edm, p2, min-snr, soft-min-snr, truncated-snr, sd3-logit-normal, sd3-mode, sd3-cosmap or sigmoid; also with numbers, such
-    as sigmoid(bias=-2)."""
+    edm, p2, min-snr, soft-min-snr, truncated-snr, sd3-logit-normal, sd3-mode, sd3-cosmap or sigmoid; also with
+    numbers, such as sigmoid(bias=-2)."""
     variance: str = "fixed"
     """Variance of the ancestral sampler's steps: fixed, or learned beside the signal by the hybrid loss."""
     drop: float = 0.1
@@ -134,8 +135,6 @@ class TrainConfig:
             raise SfumatoError("A gradient says no variance beside it: take energy or variance='learned'.")
         if self.minutes is not None and self.steps is not None:
             raise SfumatoError("Give minutes or steps as the budget, not both.")
-        if self.variance == "learned" and self.energy:
-            raise SfumatoError("An energy has one output a number and cannot learn a variance too: choose one.")
         if self.variance == "learned" and bare(self.times) in MOVING:
             raise SfumatoError(
                 f"times={self.times!r} follows one loss, and a learned variance adds another: take a fixed density, "
