@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -23,6 +24,7 @@ class Voice:
 
     def __init__(self, as_json: bool) -> None:
         self.json = as_json
+        self.mute = os.environ.get("RANK", "0") != "0"  # of the processes that torchrun starts the first one speaks
 
     @property
     def stream(self) -> TextIO:
@@ -31,16 +33,17 @@ class Voice:
 
     def say(self, *lines: str) -> None:
         """Results in words."""
-        for line in lines:
+        for line in () if self.mute else lines:
             print(line, file=self.stream, flush=True)
 
     def note(self, line: str) -> None:
         """What happens on the way."""
-        print(line, file=sys.stderr, flush=True)
+        if not self.mute:
+            print(line, file=sys.stderr, flush=True)
 
     def emit(self, facts: dict[str, Any]) -> None:
         """Facts as one line of JSON, where that was asked for."""
-        if self.json:
+        if self.json and not self.mute:
             print(json.dumps(facts, allow_nan=False, default=str), flush=True)
 
 

@@ -55,9 +55,9 @@ class Batches:
             start, count = start + len(part), count - len(part)
         return torch.cat(parts)
 
-    def take(self, start: int, count: int) -> tuple[Tensor, dict[str, Any], Tensor, Tensor]:
-        """(x normalised, conditions, index, u) of the next `count` samples; u uniform in (0, 1)."""
-        rows, index = self.rows(start, count), torch.arange(start, start + count)
+    def take(self, start: int, count: int, share: slice = slice(None)) -> tuple[Tensor, dict[str, Any], Tensor, Tensor]:
+        """(x normalised, conditions, index, u) of the next `count` samples, or a share of them; u uniform in (0, 1)."""
+        rows, index = self.rows(start, count)[share], torch.arange(start, start + count)[share]
         x = self.normalise(self.x[rows.to(self.x.device)]).to(self.device, non_blocking=True)
         u = noise.spread(self.seed, index, noise.TRAIN_TIME)
         if self.labels is None:

@@ -54,7 +54,7 @@ class Ear:
             lying = {entry.name for entry in self.folder.iterdir()}
         except FileNotFoundError:
             return []
-        found = [word for word in ("save", "sample", "stop", "pause") if word in lying]
+        found: list[str] = [word for word in ("save", "sample", "stop", "pause") if word in lying]
         for word in found:
             if word != "pause":
                 (self.folder / word).unlink(missing_ok=True)

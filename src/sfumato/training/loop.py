@@ -24,6 +24,7 @@ from sfumato.training.goal import Batch, Goal
 from sfumato.training.guard import STRIKES, WINDOW, Incident, find
 from sfumato.training.state import State
 from sfumato.training.validation import BINS, Measure, Validation
+from sfumato.training.world import ALONE, World, quiet
 
 LOG_LINES = 200  # at least, in a budget of so many steps or more
 _TRIPLES = 128
@@ -81,13 +82,14 @@ def fit(
     holdout: tuple[Tensor, Tensor | None] | None = None,
     state: State | None = None,
     goal: Goal | None = None,
+    world: World = ALONE,
 ) -> Iterator[Progress]:
     """Train a model; yields after each step, and leaves everything in `state`.
 
     model: a denoiser, or any module with `net` (what is trained), `spec` and `device`. goal: what is minimised, the
     denoising loss of the settings by default. x: (N, *shape) in the units of model.spec (normalised floats without
     one); labels: int64 (N,). holdout: (x, labels) for validation. state: continues a run (default: a new one), and
-    brings its goal.
+    brings its goal. world: the processes that train together, each of which calls this with the same arguments.
     config needs a budget, steps or minutes. The caller may stop taking values at any time and go on later with the
     same state. A step whose loss or gradient is not finite is skipped and says so (`guard`); SfumatoError where that
     happens STRIKES times within WINDOW steps, unless the caller has gone back to an earlier state by then.
@@ -97,14 +99,17 @@ def fit(
     state = state or State(model, config, goal)
     batches = Batches(x, labels, model.spec, config.seed, config.drop, model.device, state.dtype)
     measure = None if holdout is None or not len(holdout[0]) else _measure(state, config, *holdout)
-    clock = _Clock(state, config)
+    clock, share = _Clock(state, config, world), world.share(config.batch)
     model.train()
+    shared = world.parallel(model)
     while clock.fraction() < 1:
         before = clock.fraction()
         lr = config.lr * state.slower * rate_factor(state.samples + config.batch, before, config)
-        batch = Batch(*batches.take(state.samples, config.batch))
-        incident = None if _step(batch, config, state, lr) else _skip(state, config, batch, batches, lr)
-        clock.tick()
+        batch = Batch(*batches.take(state.samples, config.batch, share))
+        with world.together():
+            taken = _step(shared, batch, config, state, lr, world)
+            incident = None if taken else _skip(state, config, batch, batches, lr, world)
+            clock.tick()
         progress = _progress(state, config, clock, before, lr, len(x), measure)
         yield dataclasses.replace(progress, incident=incident)
         if len(state.strikes) >= STRIKES:  # whoever takes the values did not go back
@@ -118,13 +123,15 @@ def fit(
 class _Clock:
     """The fraction of the budget used, and the pace."""
 
-    def __init__(self, state: State, config: TrainConfig) -> None:
-        self.state, self.config = state, config
+    def __init__(self, state: State, config: TrainConfig, world: World) -> None:
+        self.state, self.config, self.world = state, config, world
         self._start, self._samples = time.monotonic() - state.elapsed - state.waited, state.samples
         self._first = state.elapsed
 
     def tick(self) -> None:
-        self.state.elapsed = time.monotonic() - self._start - self.state.waited
+        elapsed = time.monotonic() - self._start - self.state.waited
+        # a budget in time must end for all at the same step
+        self.state.elapsed = self.world.lead(elapsed) if self.config.steps is None else elapsed
 
     def fraction(self) -> float:
         if self.config.steps is not None:
@@ -152,10 +159,10 @@ def _measure(state: State, config: TrainConfig, x: Tensor, labels: Tensor | None
     return state.goal.measure(model, rows.to(model.device), cond, count, config.batch)
 
 
-def _step(batch: Batch, config: TrainConfig, state: State, lr: float) -> bool:
+def _step(model: Any, batch: Batch, config: TrainConfig, state: State, lr: float, world: World) -> bool:
     """One step of the optimiser and the average; False where it is not finite, with nothing applied but to weights that
     the step itself has made infinite: `find` sees these, and only an earlier state can help."""
-    losses = gradients(batch, state)
+    losses = world.whole(gradients(model, batch, config.batch, state, world))
     loss = losses.mean()
     largest = config.clip or math.inf
     norm = torch.nn.utils.clip_grad_norm_(state.parameters, largest, foreach=True)
@@ -168,37 +175,43 @@ def _step(batch: Batch, config: TrainConfig, state: State, lr: float) -> bool:
         size = torch.stack(torch._foreach_norm(state.parameters)).sum()
     if not math.isfinite(float(size)):
         return False
+    if world.size > 1:
+        index = torch.arange(state.samples, state.samples + config.batch)
+        batch = dataclasses.replace(batch, index=index, u=world.whole(batch.u))
     state.goal.observe(batch, losses)
     state.average(config.batch)
     state.sums += torch.stack((loss, norm.detach(), torch.ones_like(loss))).double()
     return True
 
 
-def gradients(batch: Batch, state: State) -> Tensor:
-    """The losses (B,) of a batch, and their mean's gradients in the parameters, in parts of `state.micro` samples.
+def gradients(model: Any, batch: Batch, total: int, state: State, world: World) -> Tensor:
+    """The losses (B,) of a share of a batch of `total`, and the gradients of the batch's mean in the parameters.
 
-    Where memory does not suffice the parts are halved, for good; the batch and its gradient stay what they are.
+    In parts of `state.micro` samples. Where memory does not suffice the parts are halved, for good; the batch and its
+    gradient stay what they are. With more than one process that is left to the settings: all must take equal parts.
     """
     while True:
         try:
-            return _in_parts(batch, state)
+            return _in_parts(model, batch, world.size / total, state)
         except (RuntimeError, MemoryError) as error:
             largest = min(state.micro, len(batch.x))
-            if not out_of_memory(error) or largest == 1:
+            if not out_of_memory(error) or largest == 1 or world.size > 1:
                 raise
             state.micro = -(-largest // 2)
         if batch.x.is_cuda:
             torch.cuda.empty_cache()
 
 
-def _in_parts(batch: Batch, state: State) -> Tensor:
+def _in_parts(model: Any, batch: Batch, scale: float, state: State) -> Tensor:
+    """Losses times `scale` are summed; DistributedDataParallel takes the mean over the processes."""
     state.optimizer.zero_grad(set_to_none=True)
     for parameter in state.goal.parameters():
         parameter.grad = None
-    found = []
-    for part in batch.split(state.micro):
-        losses = state.goal.losses(state.denoiser, part)
-        (losses.sum() / len(batch.x)).backward()
+    found, parts = [], list(batch.split(state.micro))
+    for i, part in enumerate(parts):
+        with quiet(model.net, last=i + 1 == len(parts)):
+            losses = state.goal.losses(model, part)
+            (losses.sum() * scale).backward()
         found.append(losses.detach())
     return torch.cat(found)
 
@@ -209,15 +222,18 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def _skip(state: State, config: TrainConfig, batch: Batch, batches: Batches, lr: float) -> Incident:
-    """Count a step that is not taken, and say why."""
-    where, lost = find(state.denoiser, state.goal, batch)
+def _skip(state: State, config: TrainConfig, batch: Batch, batches: Batches, lr: float, world: World) -> Incident:
+    """Count a step that is not taken, and say why: as a process says it that had the cause in its share."""
+    own = find(state.denoiser, state.goal, batch)
+    all_found = world.each(own)
+    where, lost = next((found for found in all_found if "gradient" not in found[0]), all_found[0])
     state.step += 1
     rows = batches.rows(state.samples, config.batch).tolist()
     state.samples += config.batch
     recent = [step for step in state.strikes if step > state.step - WINDOW]
     state.strikes = [*recent, *[state.step] * (STRIKES if lost else 1)]
-    return Incident(state.step, batch.index.tolist(), rows, where, lr)
+    samples = list(range(state.samples - config.batch, state.samples))
+    return Incident(state.step, samples, rows, where, lr)
 
 
 def _progress(

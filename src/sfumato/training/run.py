@@ -28,6 +28,7 @@ from sfumato.training.precision import compute_dtype, device_of
 from sfumato.training.report import write as write_report
 from sfumato.training.session import Session
 from sfumato.training.state import State
+from sfumato.training.world import joined
 
 CHANGEABLE = (
     "minutes", "steps", "lr", "decay", "clip", "guidance", "sample_every", "checkpoint_every", "micro", "device",
@@ -65,18 +66,20 @@ def train(
     label_file = os.fspath(labels) if isinstance(labels, str | os.PathLike) else settings.pop("labels", None)
     place = None if out is None else os.fspath(out)
     chosen = from_dict({**settings, "data": words, "out": place, "labels": label_file})
-    device = device_of(chosen.device)
-    source = _open(data, labels if label_file is None else None, chosen)
-    chosen = _with_budget(chosen, source)
-    spec = DataSpec.fit(source, source.split(chosen.holdout)[0])
-    denoiser = _denoiser(_network(spec, chosen, len(source)), spec, chosen, device)
-    path = folder.new(chosen.out, source.name)
-    console = console or Console()
-    for note in source.notes:
-        console.note(note)
-    session = Session(path, chosen.replace(out=str(path)), source, State(denoiser, chosen), console)
-    write_text(path / "config.yaml", session.config.to_yaml())
-    return _finish(session, on_start)
+    with joined(device_of(chosen.device)) as world:
+        source = _open(data, labels if label_file is None else None, chosen)
+        chosen = _with_budget(chosen, source)
+        spec = DataSpec.fit(source, source.split(chosen.holdout)[0])
+        denoiser = _denoiser(_network(spec, chosen, len(source)), spec, chosen, world.device)
+        path = world.lead(folder.new(chosen.out, source.name) if world.leads else Path())
+        console = console or Console()
+        for note in source.notes if world.leads else ():
+            console.note(note)
+        state = State(denoiser, chosen)
+        session = Session(path, chosen.replace(out=str(path)), source, state, console, world=world)
+        if world.leads:
+            write_text(path / "config.yaml", session.config.to_yaml())
+        return _finish(session, on_start)
 
 
 def resume(
@@ -105,24 +108,27 @@ def resume(
     spec = DataSpec.from_dict(contract["spec"])
     if DataSpec.fit(source, source.split(settings.holdout)[0]).to_dict() != spec.to_dict() | {"name": source.name}:
         raise SfumatoError(f"{source.name} is not the data that {path} was trained on: its statistics differ.")
-    device = device_of(settings.device)
-    denoiser = _denoiser(nets.from_config(contract["net"]), spec, settings, device)
-    state = State(denoiser, settings)
-    state.load(tensors, contract["counters"])
-    console = console or Console()
-    for note in notes:
-        console.note(note)
-    session = Session(path, settings, source, state, console, resumed=True)
-    if session.finished:
-        done = f"{settings.steps:,} steps" if settings.steps else f"{settings.minutes:g} minutes"
-        raise SfumatoError(f"{path} has used its budget of {done}: give a larger total, such as --minutes or --steps.")
-    console.note(f"Going on from step {state.step:,}.")
-    write_text(path / "config.yaml", settings.to_yaml())
-    return _finish(session, on_start)
+    with joined(device_of(settings.device)) as world:
+        denoiser = _denoiser(nets.from_config(contract["net"]), spec, settings, world.device)
+        state = State(denoiser, settings)
+        state.load(tensors, contract["counters"])
+        console = console or Console()
+        for note in notes if world.leads else ():
+            console.note(note)
+        session = Session(path, settings, source, state, console, resumed=True, world=world)
+        if session.finished:
+            done = f"{settings.steps:,} steps" if settings.steps else f"{settings.minutes:g} minutes"
+            raise SfumatoError(
+                f"{path} has used its budget of {done}: give a larger total, such as --minutes or --steps."
+            )
+        if world.leads:
+            console.note(f"Going on from step {state.step:,}.")
+            write_text(path / "config.yaml", settings.to_yaml())
+        return _finish(session, on_start)
 
 
 def _finish(session: Session, on_start: Callable[[Session], None] | None) -> Run:
-    if on_start is not None:
+    if on_start is not None and session.world.leads:
         on_start(session)
     try:
         session.go()
@@ -131,10 +137,12 @@ def _finish(session: Session, on_start: Callable[[Session], None] | None) -> Run
         where = f"Stopped at step {session.state.step:,}; the checkpoint is saved."
         message = f"{where} Go on: sfumato resume {session.path}"
         session.console.note(message)
+        session.world.lead(None)
         raise Interrupted(message) from None
     finally:
         session.close()
-    write_report(session.path)
+    if session.world.leads:
+        write_report(session.path)
     return Run(session.path, artefact.load(session.path), session.config, folder.read(session.path / "metrics.jsonl"))
 
 

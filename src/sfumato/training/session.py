@@ -21,7 +21,7 @@ from sfumato.sampling import sample
 from sfumato.training import checkpoint
 from sfumato.training.averages import due, write_snapshot
 from sfumato.training.config import TrainConfig
-from sfumato.training.console import Console
+from sfumato.training.console import Console, Silent
 from sfumato.training.control import Ear
 from sfumato.training.folder import Log
 from sfumato.training.guard import ROLLBACKS, SLOWER, STRIKES, Incident
@@ -29,6 +29,7 @@ from sfumato.training.interrupt import Interruption
 from sfumato.training.loop import Progress, fit
 from sfumato.training.report import write as write_report
 from sfumato.training.state import State
+from sfumato.training.world import ALONE, World
 
 GRID_STEPS = 10  # of the solver: enough to judge by, and quick
 _GRID_SHARE = 0.02  # of the work of training that one grid may cost
@@ -38,14 +39,22 @@ INCIDENTS = "incident.json"
 
 
 class Session:
-    """Settings, data, state and folder of one run in this process."""
+    """Settings, data, state and folder of one run in this process. Of many processes the first alone writes."""
 
     def __init__(
-        self, path: Path, config: TrainConfig, source: Source, state: State, console: Console, resumed: bool = False
+        self,
+        path: Path,
+        config: TrainConfig,
+        source: Source,
+        state: State,
+        console: Console,
+        resumed: bool = False,
+        world: World = ALONE,
     ) -> None:
-        self.path, self.config, self.source, self.state, self.console = path, config, source, state, console
+        self.path, self.config, self.source, self.state = path, config, source, state
+        self.console, self.world = console if world.leads else Silent(), world
         self.train, self.holdout = source.split(config.holdout)
-        self.log = Log(path / "metrics.jsonl", state.step if resumed else 0)
+        self.log = Log(path / "metrics.jsonl", state.step if resumed else 0) if world.leads else None
         self.incidents: list[dict[str, Any]] = incidents(path) if resumed else []
         self._saved, self._fraction = time.monotonic(), self.fraction
 
@@ -71,20 +80,26 @@ class Session:
         ear = Ear(self.path)
         with Interruption() as interruption:
             for progress in self._steps():
-                if progress.loss is not None or progress.validation is not None:
+                if self.log is not None and (progress.loss is not None or progress.validation is not None):
                     self.log.write(progress.to_dict())
                 self.console(progress)
                 if progress.incident is not None:
                     self._note(progress.incident)
-                if interruption.requested or self._heard(ear):
+                if self._heard(ear, interruption):
                     raise KeyboardInterrupt
                 self._events(progress)
         self.save(model=True)
         self.draw()
+        self.world.lead(None)  # the others go on once everything is written
 
-    def _heard(self, ear: Ear) -> bool:
-        """Do what was said through the folder (`control`); whether to stop."""
-        words = ear.words()
+    def _heard(self, ear: Ear, interruption: Interruption) -> bool:
+        """Do what was said through the folder (`control`); whether to stop, which all processes do at one step."""
+        words = ear.words() if self.world.leads else []
+        if not self.world.any(bool(words) or interruption.requested, self.denoiser.device):
+            return False
+        if any(self.world.each(interruption.requested)):
+            return True
+        words = self.world.lead(words)
         if "save" in words or "pause" in words:
             self.save(model=True)
             self.console.note(f"Saved at step {self.state.step:,}, as was asked for.")
@@ -103,7 +118,7 @@ class Session:
 
         training, training_labels = part(self.train)
         holdout = part(self.holdout) if len(self.holdout) else None
-        return fit(self.denoiser, training, self.config, training_labels, holdout, self.state)
+        return fit(self.denoiser, training, self.config, training_labels, holdout, self.state, world=self.world)
 
     def _note(self, incident: Incident) -> None:
         """Write an incident down; after STRIKES of them go back to the last checkpoint, or stop."""
@@ -113,7 +128,8 @@ class Session:
             contract, tensors, _ = checkpoint.latest(self.path)
             incident = dataclasses.replace(incident, rolled_back=contract["counters"]["step"])
         self.incidents.append(incident.to_dict())
-        write_text(self.path / INCIDENTS, json.dumps(self.incidents, indent=1) + "\n")
+        if self.world.leads:
+            write_text(self.path / INCIDENTS, json.dumps(self.incidents, indent=1) + "\n")
         self.console.note(str(incident))
         if not back:
             return
@@ -125,12 +141,16 @@ class Session:
             )
         counters = {**contract["counters"], "elapsed": state.elapsed, "rollbacks": state.rollbacks + 1}
         state.load(tensors, {**counters, "slower": state.slower * SLOWER, "strikes": []})
-        self.log.close()
-        self.log, self._fraction = Log(self.path / "metrics.jsonl", state.step), self.fraction
+        self._fraction = self.fraction
+        if self.log is not None:
+            self.log.close()
+            self.log = Log(self.path / "metrics.jsonl", state.step)
 
     def _events(self, progress: Progress) -> None:
         before, self._fraction = self._fraction, progress.fraction
         averages, state = self.state.averages, self.state
+        if not self.world.leads:
+            return
         if averages is not None and due(before, progress.fraction, self.config.snapshots):
             write_snapshot(self.path, averages, state.step, state.samples)
         if progress.done:
@@ -144,6 +164,8 @@ class Session:
 
     def save(self, model: bool = False) -> None:
         """A checkpoint, and the model as it is now."""
+        if not self.world.leads:
+            return
         contract = {
             "config": self.config.to_dict(),
             "spec": self.denoiser.spec.to_dict(),
@@ -177,10 +199,12 @@ class Session:
     def stop(self) -> None:
         """What is left when a run is stopped: checkpoint, model, report."""
         self.save(model=self.state.step > 0)
-        write_report(self.path)
+        if self.world.leads:
+            write_report(self.path)
 
     def close(self) -> None:
-        self.log.close()
+        if self.log is not None:
+            self.log.close()
         self.console.close()
 
     def _layout(self) -> tuple[int, list[str], list[str] | None]:
@@ -203,6 +227,8 @@ class Session:
 
     def draw(self) -> None:
         """A grid of samples; where it cannot be drawn a note says so, and training goes on."""
+        if not self.world.leads:
+            return
         try:
             self._draw()
         except SfumatoError as error:
