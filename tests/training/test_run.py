@@ -79,7 +79,7 @@ def test_a_run_leaves_its_folder(whole):
 
 def test_the_report_opens_without_a_network(whole):
     page = (whole.path / "report.html").read_text(encoding="utf-8")
-    assert page.count("<svg") == 2 and page.count("data:image/png;base64,") == 2
+    assert page.count("<svg") == 4 and page.count("data:image/png;base64,") == 2
     assert not re.search(r'(?:src|href)=(?!"data:)|https?:|@import|url\(', page)
     assert "moving average" in page and "trivial predictor" in page and f"sfumato sample {whole.path}" in page
 
