@@ -8,9 +8,11 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "recipes"
 # what main() returns, and how large it may be
 LIMITS = {
+    "adaptive_density": 0.3,
     "annealed_langevin": 0.05,
     "backprop": 1e-3,
     "bits_per_dim": 0.01,
+    "board": 1e-6,
     "brownian": 0.1,
     "churn": 0.05,
     "conventions": 1e-5,
@@ -26,6 +28,7 @@ LIMITS = {
     "guidance": 1e-10,
     "high_order": 0.15,
     "importance_sampling": 4.0,
+    "learned_schedule": 0.3,
     "likelihood": 1e-3,
     "likelihood_weighting": 1e-10,
     "monotone_weight": 1e-10,
@@ -44,8 +47,10 @@ LIMITS = {
     "sd3_times": 1e-12,
     "sliced_score_matching": 1e-10,
     "stochastic_solvers": 1e-9,
+    "teacher_targets": 1e-9,
     "vae": 1e-10,
     "weightings": 0.01,
+    "zero_terminal_snr": 0.05,
 }
 
 

@@ -50,6 +50,9 @@ if TYPE_CHECKING:
     from sfumato.objectives import weights as weights
     from sfumato.objectives.hybrid import hybrid_loss as hybrid_loss
     from sfumato.objectives.hybrid import vlb_loss as vlb_loss
+    from sfumato.objectives.prior import prior_kl as prior_kl
+    from sfumato.objectives.teacher import StableTarget as StableTarget
+    from sfumato.objectives.teacher import Teacher as Teacher
     from sfumato.objectives.vlb import vlb as vlb
     from sfumato.process.gaussian import Gaussian as Gaussian
     from sfumato.process.uniform import Uniform as Uniform
@@ -74,6 +77,8 @@ _PUBLIC = {
     "Objective": "sfumato.objectives:Objective",
     "Rescheduled": "sfumato.compose:Rescheduled",
     "SfumatoError": "sfumato.errors:SfumatoError",
+    "StableTarget": "sfumato.objectives.teacher:StableTarget",
+    "Teacher": "sfumato.objectives.teacher:Teacher",
     "Uniform": "sfumato.process.uniform:Uniform",
     "attribute": "sfumato.latents:attribute",
     "board": "sfumato.levels:board",
@@ -94,6 +99,7 @@ _PUBLIC = {
     "log_prob": "sfumato.likelihood:log_prob",
     "nets": "sfumato.nets",
     "nonequilibrium": "sfumato.objectives.nonequilibrium",
+    "prior_kl": "sfumato.objectives.prior:prior_kl",
     "resume": "sfumato.training:resume",
     "sample": "sfumato.sampling:sample",
     "save": "sfumato.artefact:save",
