@@ -83,7 +83,9 @@ def run(setup: str, density: str, seed: int, args: argparse.Namespace) -> dict[s
     net = sf.nets.build((1, 28, 28), size="tiny")
     denoiser = sf.Denoiser(net, sf.Gaussian(schedule), "v")
     steps = args.samples // args.batch
-    config = TrainConfig(steps=steps, batch=args.batch, decay=0.0, lr=args.lr, seed=seed, precision="float32")
+    config = TrainConfig(
+        steps=steps, batch=args.batch, decay=0.0, lr=args.lr, clip=args.clip, seed=seed, precision="float32"
+    )
     state = State(denoiser, config, Denoising(DENSITIES[density](), weight(), seed))
     judge, every = Judge(held, schedule, weight()), args.every // args.batch
     curve, norms = [], []
@@ -143,6 +145,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10_240)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient, 0 for none")
     parser.add_argument("--every", type=int, default=1280, help="samples between two validations")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "adaptive.json")
     args = parser.parse_args()
