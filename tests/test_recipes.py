@@ -13,6 +13,7 @@ LIMITS = {
     "backprop": 1e-3,
     "bits_per_dim": 0.01,
     "board": 1e-6,
+    "board": 1e-6,
     "brownian": 0.1,
     "churn": 0.05,
     "conventions": 1e-5,
