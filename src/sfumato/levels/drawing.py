@@ -189,4 +189,4 @@ def _with_error(found: Mapping[str, Column], k: int) -> str:
     value, error = found["value"][k], found["stderr"][k]
     if value is None or error is None:
         return _short(value)
-    return f"{value:.4g} ({error:.1g})" if error < 1 else f"{value:.0f} ({error:.0f})"
+    return f"{value:.4g} ({error:.1g})" if error < 1 else f"{value:.4g} ({error:.0f})"
