@@ -6,6 +6,7 @@
 Both draw the work-precision plot and write JSON to --out. A library gets, for every number of calls, the best of its
 solvers and of the grids below. All (solver, grid) pairs are screened on the first seed's first --screen points, and the
 three best by RMS and the two best by median are run on every point of every seed; the figures are those of the run.
+Plans of `sf.tune` are taken from the report of tuned.py, which is on the same points: they join the table and the plot.
 """
 
 from __future__ import annotations
@@ -37,7 +38,11 @@ GRIDS: dict[str, grids.Grid] = {
     "logsnr": grids.LogSNR(), "rho 7": grids.Rho(7.0), "flow time": grids.FlowTime(0.0), "auto": grids.auto(),
 }  # fmt: skip
 KEPT = {"rms": 3, "median": 2}
-OURS = "sfumato, default"
+OURS, TUNED = "sfumato, default", "sfumato, tuned"
+BOLD = {
+    OURS: {"color": "black", "linewidth": 2.4, "zorder": 3},
+    TUNED: {"color": "black", "linewidth": 2.4, "zorder": 3, "linestyle": "--"},
+}  # fmt: skip
 
 
 class Pair(NamedTuple):
@@ -265,6 +270,22 @@ def table(rows: list[dict[str, Any]], figure: str) -> str:
     return "\n".join([*lines, f"| best library / default | {' | '.join(ratios)} |"])
 
 
+def with_tuned(rows: list[dict[str, Any]], report: Path) -> list[dict[str, Any]]:
+    """The rows, with the figures of the plans that were fitted to these targets for as many calls."""
+    if not report.exists():
+        return rows
+    known = {(one["target"], one["levels"], one["calls"]): one for one in json.loads(report.read_text())["rows"]}
+    out = []
+    for row in rows:
+        one = known.get((row["target"], row["levels"], row["calls"]))
+        best = {name: figures for name, figures in row["best"].items() if name != TUNED}
+        if one is not None:
+            figures = {key: Best(one[key], "tune")._asdict() for key in KEPT}
+            best = {OURS: best[OURS], TUNED: figures, **best}
+        out.append({**row, "best": best})
+    return out
+
+
 def grouped(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     out: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -286,19 +307,18 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         for axis, key in zip(axes[:, column], KEPT, strict=True):
             for i, library in enumerate(libraries):
                 line = [(r["calls"], r["best"][library][key]["value"]) for r in some if library in r["best"]]
-                default = library == OURS
-                style = (
-                    {"color": "black", "linewidth": 2.4, "zorder": 3} if default else {"color": f"C{i}", "linewidth": 1}
-                )
-                axis.loglog(*zip(*line, strict=True), "o-", markersize=3, label=library, **style)
+                if line:
+                    style = BOLD.get(library, {"color": f"C{i}", "linewidth": 1})
+                    axis.loglog(*zip(*line, strict=True), marker="o", markersize=3, label=library, **style)
             axis.set_ylabel(f"{key} distance to the {'exact' if 'floor' not in some[0] else 'fine'} ODE")
             axis.grid(True, which="both", alpha=0.25)
             axis.set_xticks([r["calls"] for r in some], [str(r["calls"]) for r in some])
             axis.minorticks_off()
         axes[0, column].set_title(title)
         axes[1, column].set_xlabel("calls of the denoiser")
-    axes[0, 0].legend(fontsize=7)
-    figure.tight_layout()
+    handles = {label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    figure.legend(handles.values(), handles.keys(), fontsize=8, loc="lower center", ncols=5)
     figure.savefig(path, dpi=110)
 
 
@@ -316,6 +336,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--like", type=Path, nargs="+", help="only the pairs that were best in these reports")
     parser.add_argument("--join", type=Path, nargs="+", help="run nothing: one table and plot of these reports")
+    tuned = HERE / "results" / "tuned.json"
+    parser.add_argument("--tuned", type=Path, default=tuned, help="report of tuned.py, for the table and the plot")
     parser.add_argument("--out", type=Path, help="by default benchmarks/results/solvers[-network].json")
     return parser.parse_args()
 
@@ -328,16 +350,20 @@ def main() -> None:
     peers = [*own(exact=args.run is None), *solver_peers.peers()]
     for library, why in solver_peers.MISSING.items():
         print(f"{library} is left out: {why}")
-    facts = {"commit": commit(), "hardware": hardware(), "seeds": list(targets.SEEDS), "points": targets.POINTS}
+    facts = {
+        "commit": commit(), "hardware": hardware(), "seeds": list(targets.SEEDS), "points": targets.POINTS,
+        "missing": sorted(solver_peers.MISSING), "grids": list(GRIDS),
+    }  # fmt: skip
     if args.join:  # what was measured, and where, stands in the reports
         facts = {key: value for key, value in json.loads(args.join[0].read_text()).items() if key in facts}
     rows: list[dict[str, Any]] = []
     work: Callable[..., Iterator[dict[str, Any]]] = joined if args.join else trained if args.run else mixtures
     for row in work(args, winners(pairs_of(peers), args.like)):
         rows.append(row)
-        report = {**facts, "missing": sorted(solver_peers.MISSING), "grids": list(GRIDS), "rows": rows}
+        report = {**facts, "rows": rows}
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(report, indent=1) + "\n")
+    rows = with_tuned(rows, args.tuned)
     for title, some in grouped(rows).items():
         print(f"\n{title}\n" + "\n\n".join(table(some, figure) for figure in KEPT))
     draw(rows, out.with_suffix(".png"))

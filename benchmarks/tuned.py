@@ -11,6 +11,7 @@ of its median in 64-D, from a survey of six libraries with the best solver and g
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
@@ -51,15 +52,15 @@ def cell(target: str, levels: str, calls: int, seeds: list[int]) -> dict[str, An
 def line(row: dict[str, Any]) -> str:
     ((figure, asked),) = row["asked"].items()
     return (
-        f"| {row['target']} | {row['calls']} | {row['rms']:.2g} | {row['default'][0]:.2g} | {row['median']:.2g} "
-        f"| {row['default'][1]:.2g} | {figure} {asked:.2g} | {row['cpu_seconds_of_a_fit']:.0f} |"
+        f"| {row['target']}, {row['levels']} | {row['calls']} | {row['rms']:.2g} | {row['default'][0]:.2g} "
+        f"| {row['median']:.2g} | {row['default'][1]:.2g} | {figure} {asked:.2g} | {row['cpu_seconds_of_a_fit']:.0f} |"
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="+", default=list(ASKED), choices=list(ASKED))
-    parser.add_argument("--levels", default="ddpm", choices=list(targets.RANGES))
+    parser.add_argument("--levels", nargs="+", default=["ddpm"], choices=list(targets.RANGES))
     parser.add_argument("--calls", type=int, nargs="+", default=[5, 8, 10, 15, 20])
     parser.add_argument("--seeds", type=int, nargs="+", default=list(targets.SEEDS))
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results" / "tuned.json")
@@ -68,12 +69,11 @@ def main() -> None:
     rows = []
     print("| | calls | tuned RMS | default | tuned median | default | asked | CPU s of a fit |")
     print("|---|---|---|---|---|---|---|---|")
-    for target in args.targets:
-        for calls in args.calls:
-            rows.append(cell(target, args.levels, calls, args.seeds))
-            print(line(rows[-1]), flush=True)
-            report = {"commit": commit(), "hardware": hardware(), "seeds": args.seeds, "rows": rows}
-            args.out.write_text(json.dumps(report, indent=1) + "\n")
+    for target, levels, calls in itertools.product(args.targets, args.levels, args.calls):
+        rows.append(cell(target, levels, calls, args.seeds))
+        print(line(rows[-1]), flush=True)
+        report = {"commit": commit(), "hardware": hardware(), "seeds": args.seeds, "rows": rows}
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":
