@@ -42,15 +42,15 @@ def finite(found: Tensor, logsnr: Tensor) -> None:
 def check(
     schedule: Schedule, target: str, times: TimeDensity, weight: Weight | None = None, sigma_data: float = 1.0
 ) -> None:
-    """Refuse what cannot be trained: a target that is unreadable at the noise end, a weight without a finite factor.
+    """Refuse what cannot be trained: an unreadable target, a density without levels, a weight without a finite factor.
 
     weight None, the plain squared error, has the factor 1 everywhere.
     """
     targets.check(target, schedule)
-    if weight is None:
-        return
     with torch.no_grad():
         logsnr = times.logsnr(torch.cat((_PLACES, 1 - _PLACES[:1])), schedule)
+        if weight is None:
+            return
         w = torch.as_tensor(weight(logsnr))
         wrong = ~(w >= 0) if w.shape == logsnr.shape else None
         if wrong is None:
