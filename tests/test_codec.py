@@ -79,3 +79,9 @@ def test_mistakes_are_said(pictures: tuple[torch.Tensor, DataSpec], tmp_path: Pa
     denoiser = sf.Denoiser(sf.nets.MLP(2, 8, 1), sf.Gaussian(sf.schedules.Cosine()))
     with pytest.raises(sf.SfumatoError, match="not a sfumato codec but a sfumato model"):
         sf.load_codec(sf.save(denoiser, tmp_path / "model.safetensors"))
+
+
+def test_a_model_that_no_file_describes_is_refused(tmp_path: Path) -> None:
+    symbols = sf.DiscreteDenoiser(sf.nets.MLP(3, 8, 1), sf.Uniform(sf.schedules.Flow()))
+    with pytest.raises(sf.SfumatoError, match="a Denoiser or a Codec, not a DiscreteDenoiser"):
+        sf.save(symbols, tmp_path / "symbols.safetensors")

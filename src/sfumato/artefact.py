@@ -36,6 +36,8 @@ def save(model: Denoiser | Codec, path: str | os.PathLike[str], raw: Mapping[str
     a denoiser and `load_codec` an autoencoder.
     Raises SfumatoError where the network cannot be described, weights are not finite, or the path cannot be written.
     """
+    if not isinstance(model, Denoiser | Codec):
+        raise SfumatoError(f"A file holds a Denoiser or a Codec, not a {type(model).__name__}: save its weights alone.")
     net = model.net
     if not isinstance(getattr(net, "config", None), dict):
         raise SfumatoError(
