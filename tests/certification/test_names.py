@@ -26,7 +26,7 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "adaptive"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("adaptive", "ddpm-learned")])
 def test_every_name_is_certified(name):
     found = certify(NAMES[name](), name=name, calls=CALLS.get(name, 1), schedules={"VP": LinearBeta()}, quick=True)
     assert found.passed, str(found)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sfumato import artefact, noise
+from sfumato.certification import certify
 from sfumato.compose import Rescheduled, guide
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
@@ -179,3 +180,8 @@ def test_mistakes_are_named():
         sample(mixture().denoiser(process), 2, 3, LearnedDDPM())
     with pytest.raises(SfumatoError, match="positive sizes"):
         MLP(3, outputs=0)
+
+
+def test_certify_says_what_the_solver_needs():
+    with pytest.raises(SfumatoError, match="learned its variance"):
+        certify(LearnedDDPM(), name="ddpm-learned", quick=True)

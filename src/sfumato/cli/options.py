@@ -11,9 +11,9 @@ from sfumato.training.config import CHOICES, TrainConfig, docs
 
 # as sfumato.solvers.NAMES, which needs torch
 SOLVERS = (
-    "adaptive", "annealed-langevin", "churn", "ddim", "ddpm", "ddpm-beta", "deis", "dpm++2m", "dpm++2s", "dpm++3m",
-    "dpm++3s", "dpm2", "dpm3", "euler", "euler-maruyama", "heun", "lms", "midpoint", "multistep", "plms", "pndm",
-    "predictor-corrector", "rk4", "sa-solver", "sde-dpm++2m", "sde-dpm++3m", "sde-dpm2m", "unipc",
+    "adaptive", "annealed-langevin", "churn", "ddim", "ddpm", "ddpm-beta", "ddpm-learned", "deis", "dpm++2m", "dpm++2s",
+    "dpm++3m", "dpm++3s", "dpm2", "dpm3", "euler", "euler-maruyama", "heun", "lms", "midpoint", "multistep", "plms",
+    "pndm", "predictor-corrector", "rk4", "sa-solver", "sde-dpm++2m", "sde-dpm++3m", "sde-dpm2m", "unipc",
 )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ NAMES: dict[str, Callable[[], Solver | WalkSolver]] = {
     "ddim": DDIM,
     "ddpm": DDPM,
     "ddpm-beta": lambda: DDPM(variance="beta"),
+    "ddpm-learned": LearnedDDPM,
     "deis": DEIS,
     "dpm++2m": lambda: DPMSolverPP(2),
     "dpm++2s": lambda: DPMSolverPP(2, multistep=False),

@@ -137,7 +137,7 @@ class Denoising:
 
 @final
 class Hybrid:
-    """`Denoising` at the levels k / 1000, and the bound that the variance of the steps learns by (`hybrid_loss`).
+    """`Denoising` at the levels k / T, and the bound that the variance of the steps learns by (`hybrid_loss`).
 
     A quarter of the levels is uniform in t whatever the density of the others, since the bound asks for all of them.
     """
