@@ -8,7 +8,7 @@ from sfumato.compose import Guided, Wrapped
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
 from sfumato.process import Uniform
-from sfumato.solvers import Ancestral, Plan, Solver, Walk, WalkSolver, default
+from sfumato.solvers import Ancestral, AncestralWalk, Plan, Solver, Walk, WalkSolver, default
 
 DEFAULT_STEPS = 20
 AnySolver = Solver | WalkSolver | Plan | Walk
@@ -48,6 +48,8 @@ def make_plan(
     interval: tuple[float, float] | None = None,
 ) -> Plan | Walk:
     """The plan that `sample` runs: a given Plan as it is, a solver's, or without either one that the model carries."""
+    if solver is not None:
+        _suits(model, solver)
     if isinstance(solver, Plan | Walk):
         if steps is not None and steps != solver.steps:
             raise SfumatoError(f"The plan has {solver.steps} steps and cannot run with {steps}: leave steps out.")
@@ -56,6 +58,18 @@ def make_plan(
     stored = None if solver is not None else stored_plan(model, steps, t_start, t_stop, guidance, interval)
     chosen = solver or usual_solver(model)
     return stored or chosen.plan(model.process.schedule, steps, t_start, t_stop)
+
+
+def _suits(model: Any, solver: AnySolver) -> None:
+    """Refuse a solver of another state space."""
+    symbols = isinstance(getattr(model, "process", None), Uniform)
+    if symbols != isinstance(solver, Ancestral | AncestralWalk):
+        name = getattr(solver, "name", type(solver).__name__)
+        raise SfumatoError(
+            f"{name} cannot sample symbols: a model with a Uniform process takes solvers.Ancestral()."
+            if symbols
+            else "Ancestral draws symbols: it needs a model with a Uniform process (a Gaussian one takes DDPM)."
+        )
 
 
 def usual_solver(model: Any) -> Solver | WalkSolver:

@@ -132,6 +132,16 @@ def test_ancestral_samples_have_the_law_of_the_table() -> None:
     assert stats.chisquare(counts.numpy(), (n * law.probs).numpy()).pvalue < 1e-12
 
 
+def test_states_on_the_way_can_be_seen_and_walked_on_from() -> None:
+    law = table(3, 2)
+    model = law.denoiser(Uniform(schedules.Flow(), 3))
+    states = list(sf.trajectory(model, 5, steps=4, solver=sf.solvers.Ancestral()))
+    assert [state.t for state in states] == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert torch.equal(states[-1].z, sf.sample(model, 5, steps=4)) and states[-1].belief is None
+    on = sf.sample(model, z=states[2].z, t_start=0.5, steps=2, normalised=True)
+    assert on.shape == (5, 2) and sf.sample(model, 5, steps=2, t_stop=0.5).shape == (5, 2)
+
+
 def test_samples_do_not_depend_on_the_batch() -> None:
     law = table(3, 2)
     model = law.denoiser(Uniform(schedules.Flow(), 3))
@@ -168,6 +178,12 @@ def test_mistakes_are_said() -> None:
     assert model.shape == (2,)
     with pytest.raises(sf.SfumatoError, match="whole numbers 0 to 2"):
         model.symbols(torch.tensor([[0.5, 1.0]]))
+    for solver in (sf.solvers.DDIM(), sf.solvers.DDIM().plan(schedules.Flow(), 3)):
+        with pytest.raises(sf.SfumatoError, match="cannot sample symbols"):
+            sf.sample(model, 2, solver=solver)
+    numbers = sf.Denoiser(sf.nets.MLP(2, 8, 1), sf.Gaussian(schedules.Flow()))
+    with pytest.raises(sf.SfumatoError, match="needs a model with a Uniform process"):
+        sf.sample(numbers, 2, steps=3, solver=sf.solvers.Ancestral())
     with pytest.raises(sf.SfumatoError, match="at least 1 step"):
         nonequilibrium_loss(model, torch.zeros(1, 2, dtype=torch.int64), 0)
 

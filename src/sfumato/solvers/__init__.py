@@ -8,7 +8,7 @@ from sfumato.solvers.build import Solver
 from sfumato.solvers.churn import Churn
 from sfumato.solvers.ddim import DDIM, Euler
 from sfumato.solvers.ddpm import DDPM, LearnedDDPM, OptimalDDPM
-from sfumato.solvers.discrete import Ancestral
+from sfumato.solvers.discrete import Ancestral, AncestralWalk
 from sfumato.solvers.langevin import AnnealedLangevin, PredictorCorrector
 from sfumato.solvers.multistep import Multistep
 from sfumato.solvers.named import DEIS, LMS, DPMSolver, DPMSolverPP, UniPC
@@ -70,8 +70,8 @@ def default(exact: bool = False) -> Solver:
 
 
 __all__ = [
-    "DDIM", "DDPM", "DEIS", "LMS", "NAMES", "PNDM", "RK4", "Adaptive", "AdaptiveWalk", "Ancestral", "AnnealedLangevin",
-    "Churn", "DPMSolver", "DPMSolverPP", "Euler", "EulerMaruyama", "Heun", "LearnedDDPM", "Midpoint", "Multistep",
-    "OptimalDDPM", "Plan", "PredictorCorrector", "RungeKutta", "SASolver", "SDEDPMSolver", "Singlestep", "Solver",
-    "State", "UniPC", "Walk", "WalkSolver", "default", "grids",
+    "DDIM", "DDPM", "DEIS", "LMS", "NAMES", "PNDM", "RK4", "Adaptive", "AdaptiveWalk", "Ancestral", "AncestralWalk",
+    "AnnealedLangevin", "Churn", "DPMSolver", "DPMSolverPP", "Euler", "EulerMaruyama", "Heun", "LearnedDDPM",
+    "Midpoint", "Multistep", "OptimalDDPM", "Plan", "PredictorCorrector", "RungeKutta", "SASolver", "SDEDPMSolver",
+    "Singlestep", "Solver", "State", "UniPC", "Walk", "WalkSolver", "default", "grids",
 ]  # fmt: skip
