@@ -107,7 +107,7 @@ def data_nats(
     law = last_step(process, belief.t, before)
     # of the fixed variances, beta_tilde is 0 here
     wide = widening(belief, law, "learned" if variance == "learned" else "beta")
-    log_std = (spread_out(law.low, x) + spread_out(wide, x)) / 2
+    log_std = ((spread_out(law.low, x) + spread_out(wide, x)) / 2).to(x).expand_as(x)
     if cells is not None:
         return cell_nats(x, belief.x.to(x.dtype), log_std, cells)
     alpha, sigma = belief.alpha, belief.sigma
@@ -115,4 +115,4 @@ def data_nats(
     scale = sigma / torch.where(clear, alpha, torch.inf)
     by_eps = broadcast(scale, x) * (belief.eps.to(x.dtype) - eps)
     error = by_eps + broadcast((~clear).double(), x) * (x - belief.x.to(x.dtype))
-    return density_nats(error, log_std.expand_as(x))
+    return density_nats(error, log_std)
