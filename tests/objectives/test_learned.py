@@ -11,7 +11,7 @@ from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
 from sfumato.model import Denoiser
 from sfumato.objectives import denoising_loss, times, weights
-from sfumato.objectives.learned import Learned, Monotone
+from sfumato.objectives.learned import Learned, Monotone, end_rates
 from sfumato.process import Gaussian
 from sfumato.schedules import Cosine, Flow, LogLinear
 from sfumato.training import State, TrainConfig, fit
@@ -167,7 +167,66 @@ def test_a_run_in_two_parts_is_the_run_in_one():
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
+# -- ends that are learned -------------------------------------------------------------------------------------------
+
+
+class Linear:
+    """eps_hat = c(logsnr) z for data N(0, v), the best one times `factor`: everything is known in closed form."""
+
+    def __init__(self, curve, variance, factor=1.0):
+        self.process, self.variance, self.factor = Gaussian(curve), variance, factor
+
+    def __call__(self, z, t):
+        alpha, sigma = (c[:, None] for c in self.process.schedule(t))
+        return self.process.read(self.factor * sigma / (alpha**2 * self.variance + sigma**2) * z, "eps", z, t)
+
+    def error(self, lam):
+        """E (eps - eps_hat)^2: 1 - 2 f s^2 / V + f^2 s^2 / V, with s^2 / V = 1 / (1 + v snr)."""
+        share = 1 / (1 + self.variance * math.exp(lam))
+        return 1 - 2 * self.factor * share + self.factor**2 * share
+
+    def bound(self, lo, hi):
+        """L_T + 1/2 int error + L_0 a sample of one number, L_0 = 1/2 log(2 pi e exp(-hi))."""
+        inner = integrate.quad(self.error, lo, hi, epsabs=1e-12)[0]
+        return 0.5 * (self.variance * math.exp(lo) + inner + math.log(2 * math.pi * math.e) - hi)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.3])
+def test_the_rates_of_the_bound_at_its_ends(factor):
+    """Against finite differences of the bound, for the best linear denoiser and for a wrong one."""
+    model, (lo, hi), n, h = Linear(LogLinear(-9.0, 9.0), 1.7, factor), (-2.0, 3.0), 200_000, 1e-4
+    x = math.sqrt(1.7) * noise.normal(5, range(n), (1,), noise.DATA, dtype=F64)
+    low, high = end_rates(model, x, (lo, hi), 6, torch.arange(n))
+    assert low == pytest.approx((model.bound(lo + h, hi) - model.bound(lo - h, hi)) / (2 * h), abs=0.01)
+    assert high == pytest.approx((model.bound(lo, hi + h) - model.bound(lo, hi - h)) / (2 * h), abs=0.01)
+    if factor == 1.0:
+        assert low > 0 > high
+
+
+def test_ends_go_where_the_bound_is_better():
+    """An exact model has them leave on both sides; the bound falls, and levels and their density keep to them."""
+    model, density = Linear(LogLinear(-9.0, 9.0), 1.0), Learned(width=8, lr=0.05, ends=(-1.0, 2.0))
+    curve, before = model.process.schedule, model.bound(*density.span(model.process.schedule))
+    for k in range(30):
+        index = torch.arange(1000) + 1000 * k
+        density.learn_ends(model, noise.normal(7, index, (1,), noise.DATA, dtype=F64), 8, index)
+    lo, hi = density.span(curve)
+    assert lo < -1.5 and hi > 2.3 and model.bound(lo, hi) < before - 0.05
+    lam = density.logsnr(torch.tensor([0.0, 1.0], dtype=F64), curve)
+    assert lam.tolist() == pytest.approx([hi, lo])
+    outside = density.density(torch.tensor([lo - 0.1, lo, hi, hi + 0.1], dtype=F64), curve)
+    assert (outside > 0).tolist() == [False, True, True, False]
+    other = Learned(width=8, ends=(-1.0, 2.0))
+    other.load({k: v.clone() for k, v in density.tensors().items()})
+    assert other.span(curve) == (lo, hi)
+    assert density.frozen(curve).logsnr_range == pytest.approx((lo, hi))
+
+
 def test_mistakes_are_told():
+    with pytest.raises(SfumatoError, match="rising logsnr"):
+        Learned(ends=(3.0, 1.0))
+    with pytest.raises(SfumatoError, match="keeps the ends"):
+        Learned().learn_ends(Linear(Flow(), 1.0), torch.zeros(2, 1), 0, torch.arange(2))
     with pytest.raises(SfumatoError, match="draw the noise levels itself"):
         Learned().observe(torch.zeros(3), torch.ones(3))
     with pytest.raises(SfumatoError, match="another width"):
