@@ -118,6 +118,7 @@ def chart(
         ends = [
             (place(x, max(y - e, y_low)), place(x, min(y + e, y_high)))
             for (x, y), e in zip(line.points, line.errors, strict=False)
+            if math.isfinite(e)
         ]
         parts += [f'<path class="{line.colour}" d="M{a:.1f},{b:.1f}V{d:.1f}"/>' for (a, b), (_, d) in ends]
         parts.append(f'<polyline class="{line.colour}" points="{path}"/>')
@@ -128,15 +129,14 @@ def chart(
 
 
 def _clean(line: Line, positive: bool) -> Line:
-    """Without the points that cannot be drawn; without errors where one of them is not finite."""
+    """Without the points that cannot be drawn."""
     errors = line.errors or [0.0] * len(line.points)
     kept = [
         ((x, y), e)
         for (x, y), e in zip(line.points, errors, strict=True)
         if math.isfinite(x) and math.isfinite(y) and (y > 0 or not positive)
     ]
-    drawn = bool(line.errors) and all(math.isfinite(e) for _, e in kept)
-    return line._replace(points=[point for point, _ in kept], errors=[e for _, e in kept] if drawn else ())
+    return line._replace(points=[point for point, _ in kept], errors=[e for _, e in kept] if line.errors else ())
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,9 @@ class Board:
         path = Path(path).expanduser()
         if path.suffix.lower() != ".html":
             raise SfumatoError(f"A board is drawn as a page: end {path} in .html.")
-        write_text(path, page("Board", ["<h1>Loss by noise level</h1>", self.html()]))
+        said = f"{self.words}; {self.count} draws a level, dropout off"
+        head = f'<h1>Board</h1><p class="quiet">{escape(said)}</p>'
+        write_text(path, page("Board", [head, self.html(), f"<h2>Figures</h2><pre>{escape(str(self))}</pre>"]))
         return path
 
 

@@ -33,8 +33,10 @@ class Validation:
     """Losses per element of the raw weights, the moving average and the trivial guess.
 
     By noise level, cleanest first, with the middle of each bin in logsnr; one number each where a goal has no levels.
-    board: more columns by noise level, as they go into the log. gradient: |G|^2 and tr Sigma of the whole objective,
-    both unbiased estimates, where they were measured.
+    board: more columns by noise level, in the log under `bins_...`: edges of the bins in logsnr; weight and density at
+    their middle; loss_raw, loss_ema and loss_trivial, E|eps - eps_hat|^2 a number, which the weight has no part in;
+    ..._stderr, standard errors; at some validations grad_square and grad_variance, |G|^2 and tr Sigma of the raw
+    weights, both unbiased, grad_norm and noise_scale. gradient: |G|^2 and tr Sigma of the whole objective.
     """
 
     logsnr: list[float] | None
