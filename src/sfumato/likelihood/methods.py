@@ -50,7 +50,8 @@ def log_prob(
     sample as a function of (seed, its number in `index`), 0, 1, .. by default, whatever the batch.
     trace, of the ODE: exact | rademacher | gaussian | deflated (see `trace`), or auto: exact for laws of `sf.exact` and
     up to 128 numbers a sample, else rademacher. particles: K of the importance-weighted bound.
-    sigma_min: the least sigma/alpha, exp(-6) of the data's size by default, the schedule's own if that is larger.
+    sigma_min: the least sigma/alpha, by default exp(-6) of the data's size, or half a cell of whole numbers where cells
+    are decoded; the schedule's own if that is larger.
     dequantisation of whole numbers, so that -log2 p bounds the bits of their code: uniform, u ~ U(-1/2, 1/2) in each
     entry, or discretised, the probability of each cell (bounds alone); auto is uniform for the ODE, else discretised.
     label=... as in `sample`. A guided model is a model as any other: pass `sf.guide(model, scale)`.
@@ -69,8 +70,10 @@ def log_prob(
     if spec is not None:
         x = spec.normalise(x).to(torch.float64)
     labels, device = indices(model, cond, len(x)), getattr(model, "device", x.device)
-    options: dict[str, Any] = {"steps": steps, "probes": probes, "seed": seed, "sigma_min": sigma_min}
     cells = cells_of(spec) if how == "discretised" else None
+    if cells is not None and sigma_min is None:
+        sigma_min = float(cells.half.min())  # finer noise would charge for digits that the cells do not hold
+    options: dict[str, Any] = {"steps": steps, "probes": probes, "seed": seed, "sigma_min": sigma_min}
     measure: Any = {
         "ode": partial(ode, trace=trace),
         "elbo": partial(elbo, cells=cells),
