@@ -49,7 +49,7 @@ class Foreign(Subject):
         heard: str = "sigmas",
         **extra: Any,
     ) -> None:
-        self.make: Callable[[], Any] = (lambda: make) if hasattr(make, "set_timesteps") else make
+        self.make: Callable[[], Any] = make if callable(make) and not hasattr(make, "set_timesteps") else lambda: make
         one = self.make()
         for word in ("set_timesteps", "step"):
             if not callable(getattr(one, word, None)):
