@@ -174,6 +174,8 @@ def test_a_run_has_its_board(run):
     # as training saw it: the loss of the moving average at the end, on other draws
     value, error = board.total("ema")
     assert value == pytest.approx(run.metrics[-1]["valid_ema"], abs=6 * error)
+    moving = sf.board(run.path, data, samples=8, gradients=0, times="adaptive")
+    assert "before it had seen any" in moving.notes[0] and moving.bins.width.max() == pytest.approx(30 / 8)
     given = sf.board(run.path, data, samples=8, gradients=0, times="logit-normal", weight="plain")
     assert not given.monotone
     with pytest.raises(sf.SfumatoError, match="brings its own moving average"):

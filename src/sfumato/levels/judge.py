@@ -54,6 +54,7 @@ def board(
     model was trained with, else uniform in t and plain. conditional: whether samples are judged under their own class;
     by default where data set and model have classes. A law is judged without. device: where a file is loaded.
 
+    What a density hardly draws is hardly seen, here as in training: its part of the objective is then known badly.
     Where the data are those that the model was trained on, only what training held out is looked at. Nothing of the
     model is changed. Raises SfumatoError for data, bins, names or numbers that cannot be used.
     """
@@ -147,6 +148,8 @@ def _dials(
         density = _named("times", chosen, densities.NAMED)()
     elif chosen is not None:
         density = chosen
+    if density.moves:
+        notes.append("The time density learns from the losses; here it is what it was before it had seen any.")
     picked = weight if weight is not None else made.get("weight", PLAIN)
     w: Weight | None = None
     if isinstance(picked, str):
