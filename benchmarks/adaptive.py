@@ -105,6 +105,28 @@ def run(setup: str, density: str, seed: int, args: argparse.Namespace) -> dict[s
     }
 
 
+def second_moments(setup: str, args: argparse.Namespace) -> dict[str, float]:
+    """E_p (l / p)^2 of each density over the least there is, by the bins of l^2 on a network trained a while."""
+    schedule, weight = SETUPS[setup]
+    torch.manual_seed(0)
+    denoiser = sf.Denoiser(sf.nets.build((1, 28, 28), size="tiny"), sf.Gaussian(schedule), "v")
+    config = TrainConfig(steps=args.samples // args.batch, batch=args.batch, decay=0.0, lr=args.lr, precision="float32")
+    learned = times.variance_optimal()
+    for _ in fit(denoiser, images()[0], config, goal=Denoising(learned, weight(), 0)):
+        pass
+    lo, hi = times.limits(schedule)
+    lam = hi + (lo - hi) * (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
+    root = learned.heights[((15 - lam) / 30 * learned.bins).long()]
+    least = float(root.mean() * (hi - lo)) ** 2
+    found = {}
+    for name, make in DENSITIES.items():
+        density = learned if name == "variance-optimal" else make()
+        if name != "adaptive":
+            found[name] = float((root**2 / density.density(lam, schedule)).mean() * (hi - lo)) / least
+    print(f"{setup:<14} E (l/p)^2 over the least:", *(f"{name} {value:.2f}" for name, value in found.items()))
+    return found
+
+
 def samples_to(curve: list[tuple[int, float]], wanted: float) -> float | None:
     """Where the loss first comes down to `wanted`, on the line between two measurements; None if it does not."""
     before: tuple[int, float] | None = None
@@ -148,8 +170,14 @@ def main() -> None:
     parser.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient, 0 for none")
     parser.add_argument("--every", type=int, default=1280, help="samples between two validations")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "adaptive.json")
+    parser.add_argument("--moments", action="store_true", help="second moments of the loss by density, nothing else")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.moments:
+        found = {setup: second_moments(setup, args) for setup in args.setups}
+        report = {"commit": commit(), "samples": args.samples, "hardware": hardware(), "second_moments": found}
+        args.out.with_name("adaptive-moments.json").write_text(json.dumps(report, indent=1) + "\n")
+        return
     measured, names = commit(), list(dict.fromkeys(["uniform", *args.densities]))
     rows = [run(s, d, seed, args) for seed in range(args.seeds) for s in args.setups for d in names]
     settings = {name: value for name, value in vars(args).items() if name != "out"}
