@@ -8,8 +8,11 @@ import torch
 import sfumato as sf
 from sfumato.errors import SfumatoError
 from sfumato.objectives import times
+from sfumato.objectives.history import LossHistory
 from sfumato.objectives.hybrid import Defensive
 from sfumato.schedules import Flow
+from sfumato.training import State, fit
+from sfumato.training.bounding import Bounding
 from sfumato.training.config import TrainConfig
 from sfumato.training.goal import Hybrid, goal_of
 
@@ -97,3 +100,24 @@ def test_the_learned_variance_is_the_best_of_its_family():
         tilde, beta = law.std**2, s_t**2 - (a_t / a_s * s_s) ** 2
         best = ((tilde + law.x**2 * variance) / tilde).log() / (beta / tilde).log()
         assert float(found[k]) == pytest.approx(float(best), abs=0.03)
+
+
+def test_training_by_the_bound_lowers_it_and_follows_its_losses():
+    """L_vlb with importance sampling by loss history; a state that is loaded goes on with the same levels."""
+    law, steps = sf.exact.GaussianMixture([0.5, 0.5], [[-1.0, 0.5], [0.8, 0.0]], 0.1), 10
+    torch.manual_seed(0)
+    denoiser = sf.Denoiser(sf.nets.MLP(2, width=32, depth=1, outputs=2), sf.Gaussian(Flow()), variance="learned")
+    x, held = law.sample(2000).float(), law.sample(500, seed=5)
+    config = TrainConfig(steps=150, batch=64, lr=3e-3, optimizer="adamw")
+    goal = Bounding(steps, history=LossHistory(steps, length=4))
+    state = State(denoiser, config, goal)
+    before = float(sf.vlb(denoiser, held, steps).total.mean())
+    last = list(fit(denoiser, x, config, holdout=(held.float(), None), state=state))[-1]
+    denoiser.eval()
+    after = sf.vlb(denoiser, held, steps)
+    assert float(after.total.mean()) < before - 0.3
+    assert last.validation.best * 2 == pytest.approx(float((after.total - after.prior).mean()), abs=0.4)
+    assert goal.history.full and float(goal.history.mass.max()) > 2 / steps
+    other = State(denoiser, config, Bounding(steps, history=LossHistory(steps, length=4)))
+    other.load({name: value.clone() for name, value in state.tensors().items()}, state.counters())
+    torch.testing.assert_close(other.goal.history.mass, goal.history.mass)
