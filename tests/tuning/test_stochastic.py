@@ -120,11 +120,11 @@ def test_the_sliced_distance():
 def test_nearer_in_law_than_every_untuned_plan_on_other_noise(curve):
     model = law().denoiser(Gaussian(curve))
     stop = float(curve.time(5.0))
-    plan = sf.tune(model, 6, noise=1.0, points=300, rounds=20, batch=500, t_stop=stop)
+    plan = sf.tune(model, 6, noise=1.0, points=1000, rounds=25, batch=1000, t_stop=stop)
     one = exam(model, 1.0, 1000, t_stop=stop)
     found = figures(plan, model, one)
     paths, laws = zip(*(figures(p, model, one) for p in untuned(Range(curve, 1.0, stop), 6, 1.0)), strict=True)
-    start = figures(sf.tune(model, 6, noise=1.0, points=300, rounds=0, batch=500, t_stop=stop), model, one)
+    start = figures(sf.tune(model, 6, noise=1.0, points=1000, rounds=0, batch=1000, t_stop=stop), model, one)
     assert plan.stochastic and plan.calls == plan.steps == 6 and plan.tuned["noise"] == 1.0
     assert found[1] < 0.8 * start[1] and found[0] < start[0] * 1.02
     assert found[1] < min(laws) or found[0] < min(paths)
@@ -138,16 +138,15 @@ def spread(x):
 def test_samples_keep_their_law_with_paths_and_without():
     """Against fresh samples of the mixture: nearer than the untuned plan, and the variance is the law's."""
     model = law().denoiser(Gaussian(Flow()))
-    fit = {"noise": 1.0, "points": 300, "batch": 500}
-    plan, start = sf.tune(model, 6, rounds=20, **fit), sf.tune(model, 6, rounds=0, **fit)
+    fit = {"noise": 1.0, "points": 1000, "batch": 1000}
+    plan, start = sf.tune(model, 6, rounds=25, **fit), sf.tune(model, 6, rounds=0, **fit)
     fresh = law().sample(8000, seed=3)
     for brownian in (False, True):
         ours, known = (
             sf.sample(model, 8000, solver=p, seed=5, batch=8000, brownian=brownian).double() for p in (plan, start)
         )
-        assert float(sliced(ours, fresh)) < 0.8 * float(sliced(known, fresh))
-        assert spread(ours) == pytest.approx(spread(fresh), rel=0.05)
-        assert abs(spread(ours) - spread(fresh)) < abs(spread(known) - spread(fresh)) + 0.02 * spread(fresh)
+        assert float(sliced(ours, fresh)) < 0.6 * float(sliced(known, fresh))
+        assert spread(ours) == pytest.approx(spread(fresh), rel=0.03)
 
 
 @pytest.mark.slow
@@ -157,13 +156,13 @@ def test_paths_alone_would_lose_variance(monkeypatch):
     one, base = exam(model, 1.0, 1500), SDEDPMSolver(2).plan(Flow(), 5, 1.0, 0.05)
     held = exam(model, 1.0, 1500, start=5000)
     spreads, exact = {}, spread(held.end)
-    for factor in (0.0, 30.0):
+    for factor in (0.0, stochastic.LAW):
         monkeypatch.setattr(stochastic, "LAW", factor)
         *_, last = Stochastic(model, base, one, 1500, 1e9).descend(25)
         plan = table.write(last, base, Flow(), "fitted")
         spreads[factor] = spread(end_of(plan, model, held.z, {}, 1500, held.paths))
     assert spreads[0.0] < 0.93 * exact
-    assert abs(spreads[30.0] - exact) < 0.5 * abs(spreads[0.0] - exact)
+    assert abs(spreads[100.0] - exact) < 0.3 * abs(spreads[0.0] - exact)
 
 
 def test_nearer_in_law_and_path_than_its_start():

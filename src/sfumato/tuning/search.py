@@ -26,7 +26,7 @@ from sfumato.solvers import (
 )
 from sfumato.solvers.brownian import along
 
-_FIRST_FINE, _LAST_FINE = 64, 1024  # steps of the fine solve
+_FIRST_FINE, _LAST_FINE, _LAST_PATH = 64, 1024, 256  # steps of the fine solve; of that along a Brownian path
 _WANTED = 0.005  # its error, as a share of the error of the same rule at the calls of the plan that is tuned
 _WANTED_PATH = 0.05  # the same along a Brownian path, where no rule has more than order 1 for the single sample
 
@@ -124,11 +124,11 @@ def fine_plan(
     With tau that of the reverse SDE along Brownian paths, and a 20th.
     """
     rule = SDEDPMSolver(2, tau) if tau else Multistep(3, "flow", grids.auto(), corrector=True)
-    wanted, order = (_WANTED_PATH, 1) if tau else (_WANTED, 3)
+    wanted, order, last = (_WANTED_PATH, 1, _LAST_PATH) if tau else (_WANTED, 3, _LAST_FINE)
     coarse = rule.plan(reach.schedule, calls + (0 if tau else 1), reach.start, reach.stop)
     plan = rule.plan(reach.schedule, max(_FIRST_FINE, 4 * calls), reach.start, reach.stop)
     end, rough = (end_of(one, model, z, cond, batch, paths) for one in (plan, coarse))
-    while 2 * plan.steps <= max(_LAST_FINE, 8 * calls):
+    while 2 * plan.steps <= max(last, 8 * calls):
         finer = rule.plan(reach.schedule, 2 * plan.steps, reach.start, reach.stop)
         new = end_of(finer, model, z, cond, batch, paths)
         change, scale = distances(end, new).sqrt(), distances(rough, new).sqrt()

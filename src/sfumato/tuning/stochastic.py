@@ -7,7 +7,8 @@ y_i is where a fine solve of the reverse SDE ends from the same start along the 
 asks for z = E[y | what the plan's own increments of the path say], whose variance is too small by all that a few steps
 cannot know. The second, the sliced Wasserstein distance of the laws, is at most the mean of |z_i - y_i|^2 / D, and of
 second order in that loss of variance: it takes a large factor, and leaves to the first which of the plans of the right
-law follows the path. Source of the distance: Bonneel et al. 2015, "Sliced and Radon Wasserstein barycenters".
+law follows the path. Along no direction can the standard deviation be off by more than that distance. Source of it:
+Bonneel et al. 2015, "Sliced and Radon Wasserstein barycenters".
 
 The times stay: increments of a path are not smooth in them. The descent is BFGS in coordinates in which the
 Gauss-Newton matrix of the first term is the identity.
@@ -29,7 +30,8 @@ from sfumato.solvers.brownian import along
 from sfumato.tuning.fit import EXACT, Exam, probes
 from sfumato.tuning.table import Table, Walk, read, sensitivities, walk
 
-LAW = 30.0  # a plan that loses variance delta has delta^2 of SW^2, and gains 2 delta sd in the mean square
+# A spread that is smaller by d costs d^2 of SW^2 and gains 2 d d* - d^2 in the mean square, which ends at d*: d* / 101.
+LAW = 100.0
 _DIRECTIONS = 128
 _RIDGE, _SHORTEST = 1e-3, 1e-4
 

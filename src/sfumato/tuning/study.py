@@ -69,7 +69,8 @@ class Study:
     def exams(self, seed: int, points: int, cond: dict[str, Tensor]) -> tuple[Exam, Exam]:
         """Noise to fit, and noise to judge on, each with the ends of a fine solve."""
         self.progress(Progress("fine solve", 0, 1, math.nan))
-        sizes = {_FIT: points, _HELD_OUT: max(_LEAST_HELD, -(-points // 2))}
+        # laws are judged on as many points as they are fitted on: paths that part from the fine solve's blur them
+        sizes = {_FIT: points, _HELD_OUT: max(_LEAST_HELD, points if self.tau else -(-points // 2))}
         starts = [(*self._noise(seed, n, role, cond), self._paths(seed, n, role)) for role, n in sizes.items()]
         z, own, paths = starts[0]
         probe = {name: value[:_PROBE] for name, value in own.items()}

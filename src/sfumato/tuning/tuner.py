@@ -28,6 +28,7 @@ from sfumato.tuning.search import Range
 from sfumato.tuning.study import Progress, Score, Study, shape_of
 
 _NUMBERS, _MOST, _LEAST = 1 << 16, 4096, 64  # how many points are fitted: so many numbers in all, within these limits
+_LEAST_NOISY = 128  # a law needs more points than a path
 
 
 def tune(
@@ -51,10 +52,11 @@ def tune(
     noise: 0 fits a deterministic plan, its times and coefficients, to the ODE; above 0 a stochastic one, its
     coefficients and those of its noise, to the reverse SDE with so much of it (`SASolver`'s tau; 1 is Anderson's) along
     shared Brownian paths, and to the law of its ends (`stochastic`).
-    points: how much noise is fitted, half as much more being held out; by default 65,536 numbers in all, at least 64
-    and at most 4,096 points. rounds: of Gauss-Newton at most, each about four walks there and back. guidance, interval
-    and conditions are `sample`'s; label may name several classes, which the points take in turn, and by default a model
-    with classes takes all of its own. t_start < 1 is reached by the fine solve. progress is called after every round.
+    points: how much noise is fitted, half as much more being held out (with noise as much); by default 65,536 numbers
+    in all, at least 64 (with noise 128) and at most 4,096 points. rounds: of the fit at most, each about four walks
+    there and back. guidance, interval and conditions are `sample`'s; label may name several classes, which the points
+    take in turn, and by default a model with classes takes all of its own. t_start < 1 is reached by the fine solve.
+    progress is called after every round.
 
     `plan.tuned` says what was fitted and both errors on held-out noise. `sample(model, solver=plan)` uses the plan;
     `model.plans["6"] = plan` stores it for `sample(model, steps=6)` with the same guidance, and `save` keeps it.
@@ -66,7 +68,7 @@ def tune(
     wanted = guidance_of(model, guidance, interval)
     walker = model if guidance is None else guide(model, guidance, interval)
     reach = Range(model.process.schedule, float(t_start), float(t_stop))
-    points = points or points_of(shape_of(model))
+    points = points or points_of(shape_of(model), _LEAST_NOISY if noise else _LEAST)
     study = Study(walker, reach, steps, batch, progress or (lambda _: None), float(noise))
     fitted, held = study.exams(seed, points, labels_of(model, cond))
     base = study.best_untuned(fitted, held)
@@ -87,8 +89,8 @@ def figures(score: Score) -> dict[str, float]:
     return {name: value for name, value in score._asdict().items() if value is not None}
 
 
-def points_of(shape: tuple[int, ...]) -> int:
-    return max(_LEAST, min(_MOST, _NUMBERS // math.prod(shape)))
+def points_of(shape: tuple[int, ...], least: int = _LEAST) -> int:
+    return max(least, min(_MOST, _NUMBERS // math.prod(shape)))
 
 
 def labels_of(model: Model, cond: dict[str, Any]) -> dict[str, Tensor]:
