@@ -81,6 +81,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 def write_sealed(path: str | os.PathLike[str], tensors: Mapping[str, Any], contract: Mapping[str, Any]) -> None:
     """Tensors and a JSON-able contract as one sealed safetensors file."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
@@ -92,7 +93,11 @@ def write_sealed(path: str | os.PathLike[str], tensors: Mapping[str, Any], contr
             plain[name] = value.clone()
         seen.add(value.untyped_storage().data_ptr())
     with atomic(path) as temporary:
-        save_file(plain, str(temporary), metadata={KEY: json.dumps(whole)})
+        try:
+            save_file(plain, str(temporary), metadata={KEY: json.dumps(whole)})
+        except SafetensorError as error:  # which a full disk is to this library
+            words = str(error).rpartition("I/O error: ")[2].partition(" (os error")[0]
+            raise SfumatoError(f"{path} cannot be written: {words.lower()}.") from None
 
 
 def seal(tensors: Mapping[str, Any], contract: Mapping[str, Any]) -> str:

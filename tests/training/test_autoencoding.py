@@ -9,6 +9,7 @@ from sfumato.exact import PPCA
 from sfumato.nets import Autoencoder
 from sfumato.training import State, TrainConfig, fit
 from sfumato.training.autoencoding import Autoencoding
+from sfumato.training.goal import Batch
 
 
 def settings(steps: int, lr: float, ema: float = 0.0, batch: int = 256) -> TrainConfig:
@@ -92,8 +93,26 @@ def test_the_codebook_moves_in_training_alone() -> None:
     x = torch.randn(64, 6)
     codec.eval()
     goal.measure(codec, x, {}, 64, 32).measure(codec, None)
-    goal.observe(None, None)
+    goal.observe(Batch(x, {}, torch.arange(64), torch.zeros(64)), torch.zeros(64))
     assert torch.equal(codec.net.quantiser.codebook, before)
     for _ in fit(codec, x, settings(2, 1e-2, batch=32), goal=goal):
         pass
     assert not torch.equal(codec.net.quantiser.codebook, before) and goal.restarted >= 8
+
+
+@pytest.mark.parametrize("micro", [32, 8, 5])
+def test_a_codebook_learns_from_the_whole_batch(micro: int) -> None:
+    """In parts or at once, the codes are the same."""
+    x = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
+
+    def codebook(parts: int | None) -> torch.Tensor:
+        torch.manual_seed(0)
+        codec = sf.Codec(Autoencoder((6,), 2, (16,), bottleneck="vq", codes=8))
+        config = TrainConfig(
+            steps=3, batch=32, micro=parts, lr=1e-3, ema=0, optimizer="adamw", precision="float32", weight_decay=0.0
+        )
+        for _ in fit(codec, x, config, goal=Autoencoding()):
+            pass
+        return codec.net.quantiser.codebook
+
+    torch.testing.assert_close(codebook(micro), codebook(None), rtol=0, atol=1e-5)

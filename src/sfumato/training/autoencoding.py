@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from typing import Any, final
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from sfumato.nets import QuantisedCode
 from sfumato.objectives.vae import COMMITMENT, elbo_loss, vq_loss
-from sfumato.training.goal import Batch
+from sfumato.training.goal import Batch, WithoutState
 from sfumato.training.validation import Held
 
 
 @final
-class Autoencoding:
+class Autoencoding(WithoutState):
     """Nats a number of x: (-fit + beta KL) / D, or (-fit + commitment |f - sg(e)|^2) / D, for a `Codec`.
 
-    A codebook learns after each step of the optimiser; `restarted` counts the codes that were started anew so far.
+    A codebook, which is part of the network, learns after each step of the optimiser; `restarted` counts the codes that
+    were started anew so far. One process: codebooks of several would drift apart.
     """
 
     def __init__(
@@ -24,7 +26,8 @@ class Autoencoding:
     ) -> None:
         self.beta, self.free_bits, self.commitment, self.seed = beta, free_bits, commitment, seed
         self.restarted = 0
-        self._seen: tuple[Any, QuantisedCode] | None = None
+        self._seen: dict[int, QuantisedCode] = {}  # number of a part's first sample -> what was encoded of the part
+        self._quantiser: Any = None
 
     def losses(self, model: Any, batch: Batch) -> Tensor:
         net, size = model.net, batch.x[0].numel()
@@ -32,23 +35,16 @@ class Autoencoding:
             return elbo_loss(net, batch.x, self.beta, self.free_bits, self.seed, batch.index) / size
         found = vq_loss(net, batch.x, self.commitment)
         if model.training:
-            self._seen = net.quantiser, found.code
+            self._quantiser, self._seen[int(batch.index[0])] = net.quantiser, found.code
         return found.loss / size
 
     def observe(self, batch: Batch, losses: Tensor) -> None:
-        if self._seen is not None:
-            quantiser, code = self._seen
-            self.restarted += quantiser.learn(code)
-            self._seen = None
-
-    def parameters(self) -> list[nn.Parameter]:
-        return []
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {}  # the codebook is part of the network
-
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        pass
+        first, last = int(batch.index[0]), int(batch.index[-1])
+        parts = [code for start, code in sorted(self._seen.items()) if first <= start <= last]
+        if parts:
+            code = QuantisedCode(*(torch.cat(each) for each in zip(*parts, strict=True)))
+            self.restarted += self._quantiser.learn(code)
+        self._seen.clear()
 
     def measure(self, model: Any, x: Tensor, cond: dict[str, Any], count: int, batch: int) -> Held:
         return Held(lambda by, rows: self.losses(by, Batch(*rows)), x, cond, self.seed, count, batch)

@@ -87,6 +87,26 @@ class Learner(Protocol):
     def load(self, tensors: dict[str, Tensor]) -> None: ...
 
 
+class WithoutState:
+    """What a goal has that keeps nothing from step to step beside the network."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        return []
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        pass
+
+
+class Settled(WithoutState):
+    """What a goal has that learns nothing from its losses either."""
+
+    def observe(self, batch: Batch, losses: Tensor) -> None:
+        pass
+
+
 @final
 class Denoising:
     """1/2 w(logsnr) / p(logsnr) |eps - eps_hat|^2 over the elements, times 2: for w None the target's mean square.
@@ -136,7 +156,7 @@ class Denoising:
 
 
 @final
-class Hybrid:
+class Hybrid(Settled):
     """`Denoising` at the levels k / T, and the bound that the variance of the steps learns by (`hybrid_loss`).
 
     A quarter of the levels is uniform in t whatever the density of the others, since the bound asks for all of them.
@@ -154,25 +174,13 @@ class Hybrid:
         losses = hybrid_loss(model, batch.x, t, self.weight, self.times, self.seed, batch.index, **batch.cond)
         return losses * (2 / batch.x[0].numel())
 
-    def observe(self, batch: Batch, losses: Tensor) -> None:
-        pass
-
-    def parameters(self) -> list[nn.Parameter]:
-        return []
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {}
-
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        pass
-
     def measure(self, model: Any, x: Tensor, cond: dict[str, Any], count: int, batch: int) -> Validator:
         """By the denoising loss under the density that was asked for."""
         return self._judge.measure(model, x, cond, count, batch)
 
 
 @final
-class Plain:
+class Plain(Settled):
     """A goal that learns nothing beside the network: `losses` is a function (model, batch) -> (B,)."""
 
     def __init__(self, losses: Callable[[Any, Batch], Tensor], seed: int = 0) -> None:
@@ -180,18 +188,6 @@ class Plain:
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         return self._losses(model, batch)
-
-    def observe(self, batch: Batch, losses: Tensor) -> None:
-        pass
-
-    def parameters(self) -> list[nn.Parameter]:
-        return []
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {}
-
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        pass
 
     def measure(self, model: Any, x: Tensor, cond: dict[str, Any], count: int, batch: int) -> Held:
         return Held(lambda by, rows: self._losses(by, Batch(*rows)), x, cond, self.seed, count, batch)
