@@ -59,16 +59,8 @@ def log_prob(
     if method not in METHODS:
         raise SfumatoError(f"Unknown method {method!r} of log_prob: {suggest(method, METHODS)}")
     spec = getattr(model, "spec", None)
-    if spec is not None:
-        spec.check(x)
-    x = torch.as_tensor(x)
-    numbers = torch.arange(len(x)) if index is None else torch.as_tensor(index, dtype=torch.int64)
-    if x.ndim < 2 or not len(x) or len(numbers) != len(x):
-        raise SfumatoError(f"log_prob needs samples (B, ...) and a number for each, got {tuple(x.shape)}.")
     how = _dequantisation(spec, dequantisation, method)
-    x = x.to(torch.float64) + (_cells(x, seed, numbers) if how == "uniform" else 0.0)
-    if spec is not None:
-        x = spec.normalise(x).to(torch.float64)
+    x, numbers = _normalised(spec, x, index, how, seed)
     labels, device = indices(model, cond, len(x)), getattr(model, "device", x.device)
     cells = cells_of(spec) if how == "discretised" else None
     if cells is not None and sigma_min is None:
@@ -85,6 +77,20 @@ def log_prob(
         found.append(measure(model, x[part].to(device), numbers[part], chosen, **options))
     result = gather(found, how)
     return result if spec is None or how == "discretised" else result.shifted(spec.log_jacobian)
+
+
+def _normalised(
+    spec: Any, x: Any, index: Sequence[int] | Tensor | None, how: str | None, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Samples in the model's units, float64, dequantised where that is asked for, and their numbers."""
+    if spec is not None:
+        spec.check(x)
+    x = torch.as_tensor(x)
+    numbers = torch.arange(len(x)) if index is None else torch.as_tensor(index, dtype=torch.int64)
+    if x.ndim < 2 or not len(x) or len(numbers) != len(x):
+        raise SfumatoError(f"log_prob needs samples (B, ...) and a number for each, got {tuple(x.shape)}.")
+    x = x.to(torch.float64) + (_cells(x, seed, numbers) if how == "uniform" else 0.0)
+    return (x if spec is None else spec.normalise(x).to(torch.float64)), numbers
 
 
 def _dequantisation(spec: Any, asked: str, method: str) -> str | None:
