@@ -55,10 +55,10 @@ def line():
     return GaussianMixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.3])
 
 
-def p_value(plan, curve, n=3000, seed=4):
-    """Kolmogorov and Smirnov's test of n samples against the mixture's distribution function."""
+def p_value(plan, curve, n=3000, seed=4, z=None):
+    """Kolmogorov and Smirnov's test of n samples, from z or the prior, against the mixture's distribution function."""
     law = line()
-    z = sample(law.denoiser(Gaussian(curve)), n, solver=plan, seed=seed, batch=n).flatten().numpy()
+    z = sample(law.denoiser(Gaussian(curve)), n, solver=plan, seed=seed, batch=n, z=z).flatten().numpy()
 
     def cdf(x):
         parts = zip(law.weights.tolist(), law.means[:, 0].tolist(), law.covs[:, 0, 0].sqrt().tolist(), strict=True)
@@ -89,6 +89,19 @@ def test_ddpm_on_its_own_thousand_steps():
 @pytest.mark.parametrize("curve", ["vp", "flow"])
 def test_the_default_solver_reproduces_the_mixture(curve):
     assert p_value(default().plan(CURVES[curve], 40), CURVES[curve]) > 1e-3
+
+
+@pytest.mark.parametrize("curve", ["vp", "ve", "flow"])
+@pytest.mark.parametrize("solver", [default(exact=True), DDPM(grids.auto()), SASolver(2, 2)], ids=repr)
+def test_noised_data_goes_back_to_the_data(solver, curve):
+    """Image to image: data with noise up to a level in the middle, sampled from there on, has the law of the data."""
+    schedule, process, n = CURVES[curve], Gaussian(CURVES[curve]), 2000
+    t = float(schedule.time(0.5))
+    x, eps = line().sample(n, seed=8), noise.normal(8, torch.arange(n), (1,), dtype=F64)
+    alpha, sigma = schedule(t)
+    plan = solver.plan(schedule, 100, t_start=t)
+    assert p_value(plan, schedule, n, z=alpha * x + sigma * eps) > 1e-3
+    assert p_value(plan, schedule, n, z=process.prior(eps)) < 1e-6  # from pure noise that level is wrong
 
 
 def spoilt(plan: Plan, factor: float) -> Plan:
