@@ -80,6 +80,15 @@ def test_the_decoder_is_a_law_on_all_values(mean, log_std):
     np.testing.assert_allclose(nats.neg().exp().numpy()[seen], wanted[seen], rtol=1e-4)
 
 
+def test_the_decoder_is_finite_in_single_precision():
+    """Cells finer than floats, and means far from all of them: neither loss nor gradient is infinite."""
+    fine = Cells(*(torch.full((1,), v) for v in (1e-9, -math.inf, math.inf)))
+    mean = torch.linspace(-50, 50, 101)[:, None].requires_grad_()
+    nats = cell_nats(torch.ones(101, 1), mean, torch.full((101, 1), -3.0), fine)
+    nats.sum().backward()
+    assert bool(nats.isfinite().all() and mean.grad.isfinite().all())
+
+
 def test_the_decoder_is_finite_with_its_gradient_far_from_the_value():
     x = ((torch.tensor([0.0, 100.0, 255.0], dtype=F64) - 110) / 64)[:, None]
     mean, log_std = (torch.full((3, 1), v, dtype=F64, requires_grad=True) for v in (3.0, -5.0))

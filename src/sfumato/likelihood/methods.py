@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -18,6 +19,8 @@ from sfumato.likelihood.importance import importance
 from sfumato.likelihood.measured import DEQUANTISATIONS, Measured, gather
 from sfumato.model import Model
 from sfumato.objectives.decoder import cells_of
+from sfumato.ode import data_scale
+from sfumato.solvers.grids import LOGSNR_LIMIT
 
 METHODS = ("ode", "elbo", "importance")
 _BATCH = 1 << 18  # numbers in a batch
@@ -50,8 +53,8 @@ def log_prob(
     sample as a function of (seed, its number in `index`), 0, 1, .. by default, whatever the batch.
     trace, of the ODE: exact | rademacher | gaussian | deflated (see `trace`), or auto: exact for laws of `sf.exact` and
     up to 128 numbers a sample, else rademacher. particles: K of the importance-weighted bound.
-    sigma_min: the least sigma/alpha, by default exp(-6) of the data's size, or half a cell of whole numbers where cells
-    are decoded; the schedule's own if that is larger.
+    sigma_min: the least sigma/alpha, by default exp(-6) of the data's size, half a cell of whole numbers where cells
+    are decoded, or the schedule's own, whichever is larger.
     dequantisation of whole numbers, so that -log2 p bounds the bits of their code: uniform, u ~ U(-1/2, 1/2) in each
     entry, or discretised, the probability of each cell (bounds alone); auto is uniform for the ODE, else discretised.
     label=... as in `sample`. A guided model is a model as any other: pass `sf.guide(model, scale)`.
@@ -64,7 +67,8 @@ def log_prob(
     labels, device = indices(model, cond, len(x)), getattr(model, "device", x.device)
     cells = cells_of(spec) if how == "discretised" else None
     if cells is not None and sigma_min is None:
-        sigma_min = float(cells.half.min())  # finer noise would charge for digits that the cells do not hold
+        # finer noise would charge for decimals that the cells do not hold
+        sigma_min = max(float(cells.half.min()), data_scale(model) * math.exp(-LOGSNR_LIMIT / 2))
     options: dict[str, Any] = {"steps": steps, "probes": probes, "seed": seed, "sigma_min": sigma_min}
     measure: Any = {
         "ode": partial(ode, trace=trace),

@@ -54,7 +54,7 @@ def _log_between(left: Tensor, right: Tensor) -> Tensor:
     mirrored = left + right > 0
     a, b = torch.where(mirrored, -right, left), torch.where(mirrored, -left, right)
     top = torch.special.log_ndtr(b)
-    apart = (torch.special.log_ndtr(a) - top).clamp_max(-1e-300)
+    apart = (torch.special.log_ndtr(a) - top).clamp_max(-torch.finfo(top.dtype).tiny)
     return top + torch.log(-torch.expm1(apart))
 
 
