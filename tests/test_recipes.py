@@ -50,6 +50,7 @@ LIMITS = {
     "sliced_score_matching": 1e-10,
     "stochastic_solvers": 1e-9,
     "teacher_targets": 1e-9,
+    "tuned": 0.5,
     "vae": 1e-10,
     "weightings": 0.01,
     "zero_terminal_snr": 0.05,
