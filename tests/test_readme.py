@@ -19,7 +19,8 @@ def test_the_python_runs_in_a_folder_with_a_run(tmp_path, monkeypatch, capsys):
     exec(compile(code, "README.md", "exec"), names)
     assert names["coats"].shape == names["again"].shape == (16, 1, 28, 28)
     assert str(names["coats"].dtype) == "torch.uint8"
-    last = capsys.readouterr().out.splitlines()[-1]
+    last, weight = capsys.readouterr().out.splitlines()[-2:]
+    assert weight == "v True"
     truth = names["truth"]
     entropy = -float(truth.log_prob(truth.sample(200_000)).mean())
     assert entropy == pytest.approx(1.34, abs=0.01) and "near -1.34, minus the entropy" in TEXT
@@ -27,7 +28,7 @@ def test_the_python_runs_in_a_folder_with_a_run(tmp_path, monkeypatch, capsys):
 
 
 def test_the_commands_exist():
-    shown = re.findall(r"^sfumato (\w+)", TEXT, re.MULTILINE)
+    shown = re.findall(r"^sfumato ([\w-]+)", TEXT, re.MULTILINE)
     assert len(shown) >= 5
     assert set(shown) <= set(COMMANDS)
     makefile = (Path(__file__).parents[1] / "Makefile").read_text()
