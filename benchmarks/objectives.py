@@ -5,9 +5,9 @@
     OMP_NUM_THREADS=1 python benchmarks/objectives.py --part 1/2
     python benchmarks/objectives.py                       # what is there already is not done again; prints the table
 
-The runs differ in the weight w(logsnr) alone: the same network, schedule (flow), target (velocity), samples, optimiser
-and seeds, and noise levels drawn by the adaptive density, which suits each weight by itself. A quarter of the data is
-held out. Bits a dimension bound the code of unseen images under their label (`log_prob(method="elbo")`, the moving
+The runs differ in the weight w(logsnr) alone: the same network, schedule (log-linear, logsnr from -10 to 10, where the
+noise is about half a grey level), target (v), samples, optimiser and seeds, and noise levels drawn by the adaptive
+density, which suits each weight by itself. A quarter of the data is held out. Bits a dimension bound the code of unseen images under their label (`log_prob(method="elbo")`, the moving
 average of the weights); KID is that between as many samples as unseen images, class by class alike, without guidance.
 The budget is counted in samples, so that another load on the machine changes the seconds and nothing else.
 """
@@ -35,6 +35,7 @@ NAMES = (
     "elbo", "sigmoid", "eps-simple", "v", "x-simple", "indi", "edm", "sd3-logit-normal", "sd3-mode", "sd3-cosmap", "p2",
     "min-snr", "soft-min-snr", "truncated-snr",
 )  # fmt: skip
+KEPT = ("steps", "times", "schedule", "holdout", "images", "samples", "sampling_steps")  # settings in the results
 
 
 def trained(data: str, weight: str, seed: int, args: argparse.Namespace) -> Path:
@@ -42,8 +43,8 @@ def trained(data: str, weight: str, seed: int, args: argparse.Namespace) -> Path
     run = args.runs / f"{data}-{weight}-{args.steps}-seed{seed}"
     if not (run / "report.html").exists():
         sf.train(
-            data, out=str(run), steps=args.steps, weight=weight, times=args.times, holdout=args.holdout, seed=seed,
-            sample_every=0, checkpoint_every=60.0,
+            data, out=str(run), steps=args.steps, weight=weight, times=args.times, schedule=args.schedule, target="v",
+            holdout=args.holdout, seed=seed, sample_every=0, checkpoint_every=60.0, snapshots=0,
         )  # fmt: skip
     return run
 
@@ -141,6 +142,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=150, help="of 64 samples")
     parser.add_argument("--times", default="adaptive", help="density of the noise levels")
+    parser.add_argument("--schedule", default="log-linear")
     parser.add_argument("--holdout", type=float, default=0.25)
     parser.add_argument("--images", type=int, default=256, help="unseen images whose likelihood is measured")
     parser.add_argument("--samples", type=int, default=600, help="compared by KID")
@@ -171,7 +173,7 @@ def main() -> None:
         print(f"{data} {weight} seed {seed}: {bits:.3f} bits/dim, KID {kid:.3f}", flush=True)
     if parts > 1 or args.train_only:
         return
-    settings = {name: value for name, value in vars(args).items() if name in ("steps", "times", "holdout", "images")}
+    settings = {name: value for name, value in vars(args).items() if name in KEPT}
     report = {
         "commit": commit(), "hardware": hardware(), "settings": settings, "features": lite0.NAME,
         "summary": summary(rows), "rows": rows,
