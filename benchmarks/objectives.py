@@ -7,8 +7,9 @@
 
 The runs differ in the weight w(logsnr) alone: the same network, schedule (log-linear, logsnr from -10 to 10, where the
 noise is about half a grey level), target (v), samples, optimiser and seeds, and noise levels drawn by the adaptive
-density, which suits each weight by itself. A quarter of the data is held out. Bits a dimension bound the code of unseen images under their label (`log_prob(method="elbo")`, the moving
-average of the weights); KID is that between as many samples as unseen images, class by class alike, without guidance.
+density, which suits each weight by itself. A quarter of the data is held out. Bits a dimension bound the code of unseen
+images under their label (`log_prob(method="elbo")`, the moving average of the weights); KID is that between as many
+samples as unseen images, class by class alike, without guidance.
 The budget is counted in samples, so that another load on the machine changes the seconds and nothing else.
 """
 
