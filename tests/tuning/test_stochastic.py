@@ -38,9 +38,10 @@ def exam(model, tau, n, seed=99, t_stop=0.05, start=0):
 
 
 def figures(plan, model, one):
-    """(RMS of the path, distance of the laws)."""
+    """(the score of path and law, distance of the laws)."""
     end = end_of(plan, model, one.z, {}, len(one.z), one.paths)
-    return float((end - one.end).square().mean().sqrt()), float(sliced(end, one.end).sqrt())
+    law2 = float(sliced(end, one.end))
+    return float((end - one.end).square().mean()) + stochastic.LAW * law2, law2**0.5
 
 
 # -- the form that is fitted -------------------------------------------------------------------------------------------
@@ -123,11 +124,9 @@ def test_nearer_in_law_than_every_untuned_plan_on_other_noise(curve):
     plan = sf.tune(model, 6, noise=1.0, points=1000, rounds=25, batch=1000, t_stop=stop)
     one = exam(model, 1.0, 1000, t_stop=stop)
     found = figures(plan, model, one)
-    paths, laws = zip(*(figures(p, model, one) for p in untuned(Range(curve, 1.0, stop), 6, 1.0)), strict=True)
-    start = figures(sf.tune(model, 6, noise=1.0, points=1000, rounds=0, batch=1000, t_stop=stop), model, one)
+    scores, laws = zip(*(figures(p, model, one) for p in untuned(Range(curve, 1.0, stop), 6, 1.0)), strict=True)
     assert plan.stochastic and plan.calls == plan.steps == 6 and plan.tuned["noise"] == 1.0
-    assert found[1] < 0.8 * start[1] and found[0] < start[0] * 1.02
-    assert found[1] < min(laws) or found[0] < min(paths)
+    assert found[0] < 0.8 * min(scores) and found[1] < 0.9 * min(laws)
 
 
 def spread(x):
@@ -165,13 +164,13 @@ def test_paths_alone_would_lose_variance(monkeypatch):
     assert abs(spreads[100.0] - exact) < 0.3 * abs(spreads[0.0] - exact)
 
 
-def test_nearer_in_law_and_path_than_its_start():
+def test_nearer_than_its_start():
     """A small fit, judged on paths of another seed."""
     model = law().denoiser(Gaussian(Flow()))
     plan, start = (sf.tune(model, 4, noise=1.0, points=64, rounds=r, t_stop=0.1) for r in (12, 0))
     one = exam(model, 1.0, 600, t_stop=0.1)
     found, known = figures(plan, model, one), figures(start, model, one)
-    assert found[1] < 0.9 * known[1] and found[0] < known[0]
+    assert found[1] < 0.9 * known[1] and found[0] < 0.9 * known[0]
     assert plan.times == start.times and plan.lines != start.lines
 
 
@@ -180,12 +179,12 @@ def test_never_worse_even_where_there_is_too_little_to_fit():
     model = law().denoiser(Gaussian(Flow()))
     plan = sf.tune(model, 6, noise=1.0, points=8, rounds=10, t_stop=0.05)
     after, before = plan.tuned["error"], plan.tuned["untuned"]
-    assert after["law"] <= before["law"] and after["median"] <= before["median"]
+    assert after["law"] <= before["law"]
     start = sf.tune(model, 6, noise=1.0, points=8, rounds=0, t_stop=0.05)
     assert start.name == before["name"] and start.tuned["error"] == {k: v for k, v in before.items() if k != "name"}
     one = exam(model, 1.0, 2000)
     found, known = figures(plan, model, one), figures(start, model, one)
-    assert found[0] < 1.1 * known[0] and found[1] < 1.1 * known[1]
+    assert found[0] < 1.2 * known[0] and found[1] < 1.1 * known[1]
 
 
 def test_the_fit_hears_other_noise_than_any_sample():

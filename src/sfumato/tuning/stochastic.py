@@ -135,22 +135,32 @@ class Stochastic:
         free = self.pack(self.start.a, self.start.b, self.start.c)
         loss, done = self.value(free)
         scaling = self._scaling(self.curvature(free, done, seed))
-        slope = scaling.T @ self.gradient(free, done)
-        inverse = torch.eye(len(free), dtype=torch.float64)
+        slope, inverse = scaling.T @ self.gradient(free, done), None
         for _ in range(rounds):
-            step, reach = -inverse @ slope, 1.0
-            while True:
-                new, moved = self.value(free + reach * scaling @ step)
-                if new <= loss + 1e-4 * reach * float(slope @ step):
-                    break
-                reach *= 0.4
-                if reach < _SHORTEST:
-                    return
-            free = free + reach * scaling @ step
-            after = scaling.T @ self.gradient(free, moved)
-            inverse = updated(inverse, reach * step, after - slope)
-            loss, slope = new, after
+            found = self._along(free, loss, scaling, slope, inverse)
+            if found is None and inverse is not None:  # the model of the curvature has gone astray: begin anew
+                found, inverse = self._along(free, loss, scaling, slope, None), None
+            if found is None:
+                return
+            step, loss, done = found
+            free = free + scaling @ step
+            after = scaling.T @ self.gradient(free, done)
+            inverse, slope = updated(inverse, step, after - slope), after
             yield self.table(free)
+
+    def _along(
+        self, free: Tensor, loss: float, scaling: Tensor, slope: Tensor, inverse: Tensor | None
+    ) -> tuple[Tensor, float, list[Walk]] | None:
+        """The step down the slope that gains enough, its loss and walks; ends move by their distance at most."""
+        step = -slope if inverse is None else -inverse @ slope
+        step = step * min(1.0, math.sqrt(loss) / float(step.norm()))
+        while True:
+            new, done = self.value(free + scaling @ step)
+            if new <= loss + 1e-4 * float(slope @ step):
+                return step, new, done
+            step = 0.4 * step
+            if float(step.norm()) < _SHORTEST * math.sqrt(loss):
+                return None
 
     def _scaling(self, curvature: Tensor) -> Tensor:
         """T with T^T (curvature + ridge) T the identity."""
@@ -159,10 +169,12 @@ class Stochastic:
         return torch.linalg.inv(lower).T
 
 
-def updated(inverse: Tensor, step: Tensor, change: Tensor) -> Tensor:
-    """BFGS: the inverse Hessian after `step`, along which the gradient changed by `change`."""
-    along_step = float(step @ change)
-    if along_step <= 1e-12 * float(step.norm() * change.norm()):
+def updated(inverse: Tensor | None, step: Tensor, change: Tensor) -> Tensor | None:
+    """BFGS: the inverse Hessian after `step`, along which the gradient changed by `change`; None knows nothing yet."""
+    both = float(step @ change)
+    if both <= 1e-12 * float(step.norm() * change.norm()):
         return inverse
-    left = torch.eye(len(step), dtype=step.dtype) - torch.outer(step, change) / along_step
-    return left @ inverse @ left.T + torch.outer(step, step) / along_step
+    identity = torch.eye(len(step), dtype=step.dtype)
+    known = identity * both / float(change @ change) if inverse is None else inverse
+    left = identity - torch.outer(step, change) / both
+    return left @ known @ left.T + torch.outer(step, step) / both

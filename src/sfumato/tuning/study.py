@@ -132,8 +132,11 @@ class Study:
         for i, new in enumerate(self._better(base, fitted, c2, rounds, seed)):
             end = self.end(new, held)
             loss = self.loss(end, held, c2)
-            kept = not self.tau or float(sliced(end, held.end)) <= law
-            if loss < least and kept and not worse(distances(end, held.end), before):
+            if self.tau:
+                poorer = float(sliced(end, held.end)) > law
+            else:
+                poorer = worse(distances(end, held.end), before)
+            if loss < least and not poorer:
                 plan, best, least = new, end, loss
             self.progress(Progress("fit", i + 1, rounds, Score.of(distances(best, held.end)).rms))
         return plan, self._score(best, held), self._score(start, held)

@@ -4,7 +4,7 @@
 
 Phi is a fine solve of the probability-flow ODE; z_0i is noise of its own stream, half of it held out. The fit starts
 from the untuned plan that does best, and what it returns does better on the held-out noise, or is that plan itself:
-its loss and median are smaller, and its mean square is not larger beyond chance.
+its loss and median are smaller, and its mean square is not larger beyond chance. With noise see `stochastic`.
 Sources: Shaul et al. 2024 (2403.01329) fit all coefficients of a fixed-step solver; here by Gauss-Newton (`fit`).
 """
 
