@@ -2,7 +2,7 @@
 
     python benchmarks/tuned.py                      # 2 targets x 4 laws x 5 numbers of calls, on each law by itself
     python benchmarks/tuned.py --targets 2d --seeds 0
-    python benchmarks/tuned.py --noise 1 --targets 2d --calls 6 10 20 --points 1500 --seeds 0 1
+    python benchmarks/tuned.py --noise 1 --targets 2d --calls 6 10 --points 1500 --seeds 0 1
 
 `sf.tune` sees the model alone, as on a trained network, and draws its own noise; the distances are those of
 `solver_targets` on its cached noise, pooled over the laws. "asked" is a third of the best library's RMS in 2-D and half
