@@ -42,6 +42,9 @@ def bare(word: Any) -> Any:
     return word.partition("(")[0].strip() if isinstance(word, str) and word.endswith(")") else word
 
 
+LOGGERS = ("tensorboard", "wandb", "trackio", "mlflow")
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """Settings of one training run."""
@@ -108,6 +111,8 @@ class TrainConfig:
     """Steps between sample grids; without it, one in the middle and one at the end. 0 draws only the last."""
     checkpoint_every: float = 5.0
     """Minutes between checkpoints; the last two are kept."""
+    loggers: str | None = None
+    """Dashboards beside metrics.jsonl, with commas between: tensorboard, wandb, trackio, mlflow."""
     device: str = "auto"
     """auto (a GPU where there is one), cpu, cuda, cuda:1 ..."""
     precision: str = "auto"
@@ -133,6 +138,9 @@ class TrainConfig:
             raise SfumatoError(f"energy must be true or false, not {self.energy!r}.")
         if self.energy and self.variance == "learned":
             raise SfumatoError("A gradient says no variance beside it: take energy or variance='learned'.")
+        for name in (self.loggers or "").split(","):
+            if name.strip() and name.strip() not in LOGGERS:
+                raise SfumatoError(f"There is no logger {name.strip()!r}: {suggest(name.strip(), LOGGERS)}")
         if self.minutes is not None and self.steps is not None:
             raise SfumatoError("Give minutes or steps as the budget, not both.")
         if self.variance == "learned" and bare(self.times) in MOVING:

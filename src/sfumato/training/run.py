@@ -19,7 +19,7 @@ from sfumato.files import write_text
 from sfumato.model import Denoiser
 from sfumato.objectives.factor import check
 from sfumato.process import Gaussian
-from sfumato.training import checkpoint, config, folder
+from sfumato.training import checkpoint, config, folder, loggers
 from sfumato.training.config import TrainConfig, from_dict
 from sfumato.training.console import Console
 from sfumato.training.interrupt import Interrupted
@@ -31,8 +31,8 @@ from sfumato.training.state import State
 from sfumato.training.world import joined
 
 CHANGEABLE = (
-    "minutes", "steps", "lr", "decay", "clip", "guidance", "sample_every", "checkpoint_every", "micro", "device",
-    "precision",
+    "minutes", "steps", "lr", "decay", "clip", "guidance", "sample_every", "checkpoint_every", "loggers", "micro",
+    "device", "precision",
 )  # fmt: skip
 
 
@@ -71,6 +71,7 @@ def train(
         chosen = _with_budget(chosen, source)
         spec = DataSpec.fit(source, source.split(chosen.holdout)[0])
         denoiser = _denoiser(_network(spec, chosen, len(source)), spec, chosen, world.device)
+        loggers.check(chosen.loggers)
         path = world.lead(folder.new(chosen.out, source.name) if world.leads else Path())
         console = console or Console()
         for note in source.notes if world.leads else ():

@@ -26,6 +26,7 @@ from sfumato.training.control import Ear
 from sfumato.training.folder import Log
 from sfumato.training.guard import ROLLBACKS, SLOWER, STRIKES, Incident
 from sfumato.training.interrupt import Interruption
+from sfumato.training.loggers import Loggers
 from sfumato.training.loop import Progress, fit
 from sfumato.training.report import write as write_report
 from sfumato.training.state import State
@@ -55,6 +56,7 @@ class Session:
         self.console, self.world = console if world.leads else Silent(), world
         self.train, self.holdout = source.split(config.holdout)
         self.log = Log(path / "metrics.jsonl", state.step if resumed else 0) if world.leads else None
+        self.loggers = Loggers(path, config if world.leads else config.replace(loggers=None), self.console.note)
         self.incidents: list[dict[str, Any]] = incidents(path) if resumed else []
         self._saved, self._fraction = time.monotonic(), self.fraction
 
@@ -82,6 +84,7 @@ class Session:
             for progress in self._steps():
                 if self.log is not None and (progress.loss is not None or progress.validation is not None):
                     self.log.write(progress.to_dict())
+                    self.loggers.line(progress.to_dict())
                 self.console(progress)
                 if progress.incident is not None:
                     self._note(progress.incident)
@@ -205,6 +208,7 @@ class Session:
     def close(self) -> None:
         if self.log is not None:
             self.log.close()
+        self.loggers.close()
         self.console.close()
 
     def _layout(self) -> tuple[int, list[str], list[str] | None]:
@@ -252,7 +256,9 @@ class Session:
             images.append(picture(x, spec.kind, spec.bounds, columns, names))
         guidance = self.config.guidance if guided else 1.0
         manifest = {**self.provenance(), "sampling_steps": GRID_STEPS, "guidance": guidance}
-        save_png(beside(images, list(models)), self.path / "samples" / f"step_{self.state.step:08d}.png", manifest)
+        path = self.path / "samples" / f"step_{self.state.step:08d}.png"
+        save_png(beside(images, list(models)), path, manifest)
+        self.loggers.picture(path, self.state.samples)
 
 
 def incidents(run: Path) -> list[dict[str, Any]]:

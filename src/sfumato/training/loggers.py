@@ -1,0 +1,175 @@
+"""Other people's dashboards beside metrics.jsonl: TensorBoard, Weights & Biases, trackio, MLflow.
+
+Each is an extra of the package, imported where it is asked for. What is sent is the line of metrics.jsonl, its numbers
+by name and by samples seen, and the grids of samples; a dashboard that fails is told of once and left alone, since
+training is not for it.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, final
+
+from sfumato.errors import SfumatoError
+from sfumato.training.config import LOGGERS, TrainConfig
+
+
+class Logger(abc.ABC):
+    """One dashboard of one run."""
+
+    @abc.abstractmethod
+    def numbers(self, values: dict[str, float], samples: int) -> None:
+        """Values by name, at so many samples seen."""
+
+    @abc.abstractmethod
+    def picture(self, path: Path, samples: int) -> None:
+        """A grid of samples, a .png file."""
+
+    @abc.abstractmethod
+    def close(self) -> None: ...
+
+
+@final
+class TensorBoard(Logger):
+    """Event files in RUN/tensorboard: `tensorboard --logdir runs`."""
+
+    def __init__(self, run: Path, config: TrainConfig) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(run / "tensorboard"))
+        self.writer.add_text("settings", f"```yaml\n{config.to_yaml()}```")
+
+    def numbers(self, values: dict[str, float], samples: int) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, samples)
+
+    def picture(self, path: Path, samples: int) -> None:
+        import numpy as np
+        from PIL import Image
+
+        with Image.open(path) as image:
+            self.writer.add_image("samples", np.asarray(image.convert("RGB")), samples, dataformats="HWC")
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+@final
+class WandB(Logger):
+    """Weights & Biases; WANDB_MODE=offline keeps it on this machine, in RUN/wandb."""
+
+    def __init__(self, run: Path, config: TrainConfig) -> None:
+        import wandb
+
+        self.wandb = wandb
+        self.run = wandb.init(project="sfumato", name=run.name, dir=str(run), config=config.to_dict())
+
+    def numbers(self, values: dict[str, float], samples: int) -> None:
+        self.run.log({**values, "samples": samples})
+
+    def picture(self, path: Path, samples: int) -> None:
+        self.run.log({"grid": self.wandb.Image(str(path)), "samples": samples})
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+@final
+class Trackio(Logger):
+    """trackio: a local dashboard, `trackio show`."""
+
+    def __init__(self, run: Path, config: TrainConfig) -> None:
+        import trackio
+
+        self.trackio = trackio
+        trackio.init(project="sfumato", name=run.name, config=config.to_dict())
+
+    def numbers(self, values: dict[str, float], samples: int) -> None:
+        self.trackio.log({**values, "samples": samples})
+
+    def picture(self, path: Path, samples: int) -> None:
+        self.trackio.log({"grid": self.trackio.Image(str(path)), "samples": samples})
+
+    def close(self) -> None:
+        self.trackio.finish()
+
+
+@final
+class MLflow(Logger):
+    """MLflow, where MLFLOW_TRACKING_URI says, ./mlruns without it."""
+
+    def __init__(self, run: Path, config: TrainConfig) -> None:
+        import mlflow
+
+        self.mlflow = mlflow
+        mlflow.set_experiment("sfumato")
+        mlflow.start_run(run_name=run.name)
+        mlflow.log_params(config.to_dict())
+
+    def numbers(self, values: dict[str, float], samples: int) -> None:
+        self.mlflow.log_metrics(values, step=samples)
+
+    def picture(self, path: Path, samples: int) -> None:
+        self.mlflow.log_artifact(str(path), "samples")
+
+    def close(self) -> None:
+        self.mlflow.end_run()
+
+
+_KINDS: dict[str, Callable[[Path, TrainConfig], Logger]] = {
+    "tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio, "mlflow": MLflow,
+}  # fmt: skip
+
+
+@final
+class Loggers:
+    """All that the settings name; without any it does nothing."""
+
+    def __init__(self, run: Path, config: TrainConfig, tell: Callable[[str], None]) -> None:
+        self.tell = tell
+        self.each = {name: _KINDS[name](run, config) for name in names(config.loggers)}
+
+    def line(self, line: dict[str, Any]) -> None:
+        """A line of metrics.jsonl."""
+        values = {
+            name: float(value)
+            for name, value in line.items()
+            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        }
+        self._do(lambda logger: logger.numbers(values, int(line["samples"])))
+
+    def picture(self, path: Path, samples: int) -> None:
+        self._do(lambda logger: logger.picture(path, samples))
+
+    def close(self) -> None:
+        self._do(lambda logger: logger.close())
+
+    def _do(self, what: Callable[[Logger], None]) -> None:
+        for name, logger in list(self.each.items()):
+            try:
+                what(logger)
+            except Exception as error:  # whatever theirs may be: the run goes on without it
+                del self.each[name]
+                words = " ".join(str(error).split())
+                self.tell(f"{name} is left alone from here on ({type(error).__name__}: {words}).")
+
+
+def names(words: str | None) -> Sequence[str]:
+    """The names in a setting such as "tensorboard,wandb"."""
+    return [word.strip() for word in (words or "").split(",") if word.strip()]
+
+
+def check(words: str | None) -> None:
+    """Raise SfumatoError for a dashboard whose package is not installed, before a run has a folder."""
+    for name in names(words):
+        if find_spec(name) is None:
+            raise SfumatoError(
+                f"{name} is not installed, and was asked for as a logger: pip install 'sfumato[{name}]'."
+            )
+
+
+assert tuple(_KINDS) == LOGGERS

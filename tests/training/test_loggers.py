@@ -1,0 +1,88 @@
+"""Dashboards: the real ones where they are installed, and what happens where one is missing or breaks."""
+
+import math
+
+import numpy as np
+import pytest
+
+import sfumato as sf
+from sfumato.errors import SfumatoError
+from sfumato.training import loggers
+from sfumato.training.console import Silent
+from sfumato.training.folder import read
+
+X = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
+HOW = {"steps": 6, "batch": 16, "net": "tiny", "precision": "float32", "snapshots": 0, "console": Silent()}
+
+
+def test_tensorboard_has_every_number_of_the_log(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = sf.train(X, out=str(tmp_path / "run"), loggers="tensorboard", **HOW)
+    found = EventAccumulator(str(run.path / "tensorboard"))
+    found.Reload()
+    lines = [line for line in read(run.path / "metrics.jsonl") if "loss" in line]
+    events = found.Scalars("loss")
+    assert [event.step for event in events] == [line["samples"] for line in lines]
+    assert all(math.isclose(e.value, line["loss"], rel_tol=1e-6) for e, line in zip(events, lines, strict=True))
+    assert "valid_ema" in found.Tags()["scalars"] and found.Tags()["images"] == ["samples"]
+
+
+def test_wandb_runs_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = sf.train(X, out=str(tmp_path / "run"), loggers="wandb", **HOW)
+    assert list((run.path / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_mlflow_keeps_the_numbers(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow.set_tracking_uri((tmp_path / "mlruns").as_uri())
+    sf.train(X, out=str(tmp_path / "run"), loggers="mlflow", **HOW)
+    (found,) = mlflow.search_runs(experiment_names=["sfumato"], output_format="list")
+    assert found.data.params["batch"] == "16" and math.isfinite(found.data.metrics["valid_ema"])
+
+
+def test_names_are_checked_before_anything_is_done(tmp_path):
+    with pytest.raises(SfumatoError, match="no logger 'tensorbord': did you mean 'tensorboard'"):
+        sf.train(X, out=str(tmp_path / "run"), loggers="tensorbord", **HOW)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_package_names_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr(loggers, "find_spec", lambda name: None)
+    with pytest.raises(SfumatoError, match=r"wandb is not installed.*pip install 'sfumato\[wandb\]'"):
+        sf.train(X, out=str(tmp_path / "run"), loggers="wandb", **HOW)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dashboard_that_fails_does_not_stop_the_run(tmp_path, monkeypatch):
+    class Broken(loggers.Logger):
+        def __init__(self, run, config) -> None:
+            self.calls = 0
+
+        def numbers(self, values, samples):
+            self.calls += 1
+            raise ConnectionError("the network is gone")
+
+        def picture(self, path, samples):
+            raise AssertionError("it was left alone before")
+
+        def close(self):
+            raise AssertionError("it was left alone before")
+
+    class Heard(Silent):
+        said: list[str] = []
+
+        def note(self, text):
+            self.said.append(text)
+
+    monkeypatch.setitem(loggers._KINDS, "wandb", Broken)
+    monkeypatch.setattr(loggers, "check", lambda words: None)
+    run = sf.train(X, out=str(tmp_path / "run"), loggers="wandb", **{**HOW, "console": Heard()})
+    assert run.metrics[-1]["done"]
+    assert [line for line in Heard.said if "wandb is left alone" in line] == [
+        "wandb is left alone from here on (ConnectionError: the network is gone)."
+    ]
