@@ -20,6 +20,7 @@ from sfumato.tuning.fit import Exam
 from sfumato.tuning.search import Range, Wiener, end_of, untuned
 from sfumato.tuning.stochastic import Stochastic, sliced
 from sfumato.tuning.study import Study
+from tuning_cases import network
 
 F64 = torch.float64
 PLANS = [SASolver(), SASolver(3, 3, 0.5), SDEDPMSolver(3), DDPM(), EulerMaruyama()]
@@ -202,15 +203,6 @@ def test_the_same_seed_gives_the_same_plan_and_json_keeps_it():
     assert first == again and first.tuned["error"] != other.tuned["error"]
     assert sf.solvers.Plan.from_dict(json.loads(json.dumps(first.to_dict()))) == first
     assert first.tuned["noise"] == 0.5 and sf.tune(model, 2, points=8, rounds=0).tuned["noise"] == 0
-
-
-def network() -> sf.Denoiser:
-    x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
-    spec = sf.data.DataSpec.fit(sf.data.open(x, labels=["a", "b", "c"] * 20))
-    torch.manual_seed(0)
-    net = sf.nets.MLP(3, width=16, depth=2, classes=3)
-    torch.nn.init.normal_(net.output.weight, std=0.3)
-    return sf.Denoiser(net, sf.Gaussian(sf.schedules.Cosine()), "v", 1.0, spec).eval().requires_grad_(False)
 
 
 def test_a_network_with_classes_and_guidance_keeps_its_plan_in_its_file(tmp_path):

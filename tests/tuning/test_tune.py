@@ -17,6 +17,7 @@ from sfumato.tuning import table
 from sfumato.tuning.fit import Exam, Problem, levenberg_marquardt
 from sfumato.tuning.search import Range, untuned
 from sfumato.tuning.study import worse
+from tuning_cases import network
 
 F64 = torch.float64
 
@@ -128,16 +129,6 @@ def test_a_start_below_one_is_reached_by_the_flow():
     best = min(error(p, model, z, exact)[0] for p in untuned(Range(Cosine(), 0.7, 0.1), 3))
     assert plan.times[0] == 0.7 and plan.stop == 0.1
     assert error(plan, model, z, exact)[0] < 0.6 * best
-
-
-def network() -> sf.Denoiser:
-    """A network of float32 with classes and weights that are not zero, in the units of its data."""
-    x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
-    spec = sf.data.DataSpec.fit(sf.data.open(x, labels=["a", "b", "c"] * 20))
-    torch.manual_seed(0)
-    net = sf.nets.MLP(3, width=16, depth=2, classes=3)
-    torch.nn.init.normal_(net.output.weight, std=0.3)
-    return sf.Denoiser(net, sf.Gaussian(sf.schedules.Cosine()), "v", 1.0, spec).eval().requires_grad_(False)
 
 
 def test_a_network_with_classes_keeps_its_plan_in_its_file(tmp_path):
