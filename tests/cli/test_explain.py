@@ -110,9 +110,19 @@ def test_the_picture_is_drawn(call, workplace):
         (("--weigth", "v"), "did you mean --weight"),
         (("nowhere",), "nowhere does not exist"),
         (("--times", "adaptive"), "needs a weight"),
+    ],
+)
+def test_mistakes(refused, words, said):
+    assert said in refused("explain-objective", *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
         (("--plot", "objective.xyz"), "must end in one of"),
         (("--plot", "nowhere/objective.png"), "nowhere/objective.png"),
     ],
 )
-def test_mistakes(refused, words, said):
+def test_plots_that_cannot_be_written(refused, words, said):
+    pytest.importorskip("matplotlib")
     assert said in refused("explain-objective", *words)
