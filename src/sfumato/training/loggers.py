@@ -60,42 +60,32 @@ class TensorBoard(Logger):
 
 @final
 class WandB(Logger):
-    """Weights & Biases; WANDB_MODE=offline keeps it on this machine, in RUN/wandb."""
+    """Weights & Biases (WANDB_MODE=offline keeps it here, in RUN/wandb), or trackio, which speaks the same API."""
 
-    def __init__(self, run: Path, config: TrainConfig) -> None:
-        import wandb
-
-        self.wandb = wandb
-        self.run = wandb.init(project="sfumato", name=run.name, dir=str(run), config=config.to_dict())
+    def __init__(self, module: Any, run: Path, config: TrainConfig, **place: str) -> None:
+        self.module = module
+        module.init(project="sfumato", name=run.name, config=config.to_dict(), **place)
 
     def numbers(self, values: dict[str, float], samples: int) -> None:
-        self.run.log({**values, "samples": samples})
+        self.module.log({**values, "samples": samples})
 
     def picture(self, path: Path, samples: int) -> None:
-        self.run.log({"grid": self.wandb.Image(str(path)), "samples": samples})
+        self.module.log({"grid": self.module.Image(str(path)), "samples": samples})
 
     def close(self) -> None:
-        self.run.finish()
+        self.module.finish()
 
 
-@final
-class Trackio(Logger):
-    """trackio: a local dashboard, `trackio show`."""
+def _wandb(run: Path, config: TrainConfig) -> WandB:
+    import wandb
 
-    def __init__(self, run: Path, config: TrainConfig) -> None:
-        import trackio
+    return WandB(wandb, run, config, dir=str(run))
 
-        self.trackio = trackio
-        trackio.init(project="sfumato", name=run.name, config=config.to_dict())
 
-    def numbers(self, values: dict[str, float], samples: int) -> None:
-        self.trackio.log({**values, "samples": samples})
+def _trackio(run: Path, config: TrainConfig) -> WandB:
+    import trackio
 
-    def picture(self, path: Path, samples: int) -> None:
-        self.trackio.log({"grid": self.trackio.Image(str(path)), "samples": samples})
-
-    def close(self) -> None:
-        self.trackio.finish()
+    return WandB(trackio, run, config)
 
 
 @final
@@ -121,7 +111,7 @@ class MLflow(Logger):
 
 
 _KINDS: dict[str, Callable[[Path, TrainConfig], Logger]] = {
-    "tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio, "mlflow": MLflow,
+    "tensorboard": TensorBoard, "wandb": _wandb, "trackio": _trackio, "mlflow": MLflow,
 }  # fmt: skip
 
 
