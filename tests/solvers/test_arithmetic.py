@@ -1,11 +1,10 @@
 """The fused arithmetic of a plan is the sum that its lines write out, whatever the table, dtype, layout or gradient."""
 
-import math
 import random
-import time
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sfumato.belief import Estimate
 from sfumato.process import Gaussian
@@ -171,8 +170,18 @@ def test_layouts_of_memory():
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-def test_a_walk_costs_a_few_microseconds_a_step():
-    """Above the model's call no more than 12 operations of the smallest kind, at order 3 as at order 1."""
+class Counting(TorchDispatchMode):
+    """Counts the operations of torch."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_walk_costs_a_few_operations():
+    """Above the model's call no more than 6 a call, at order 3 with a corrector as at order 1."""
 
     class Ready:
         def __init__(self, z):
@@ -182,19 +191,12 @@ def test_a_walk_costs_a_few_microseconds_a_step():
         def __call__(self, z, t):
             return self.belief
 
-    def least(work, repeats=60):
-        best = math.inf
-        for _ in range(repeats):
-            start = time.perf_counter()
-            work()
-            best = min(best, time.perf_counter() - start)
-        return best
-
     z = torch.randn(1, 3, 8, 8)
     model = Ready(z)
-    with torch.no_grad():
-        unit = least(lambda: [z.add_(z, alpha=1e-9) for _ in range(200)]) / 200
-        for solver in (Multistep(1), Multistep(2), Multistep(3, corrector=3, start="low")):
-            plan = solver.plan(Cosine(), 50)
-            cost = least(lambda plan=plan: list(plan.run(model, z))) / plan.calls
-            assert cost < 12 * unit, f"{plan.name}: {1e6 * cost:.1f} us, an operation {1e6 * unit:.1f} us"
+    found = []
+    for solver in (Multistep(1), Multistep(2), Multistep(3, corrector=3, start="low")):
+        plan = solver.plan(Cosine(), 50)
+        with torch.no_grad(), Counting() as counting:
+            list(plan.run(model, z))
+        found.append((plan.name, counting.count / plan.calls))
+    assert all(1 < count <= 6 for _, count in found), found

@@ -30,8 +30,6 @@ class Speaker(Silent):
         if progress.step in self.words:
             word = self.words[progress.step]
             control.say(self.path, word)
-            if word == "pause":
-                threading.Timer(1.2, control.say, (self.path, "go")).start()
             time.sleep(2 * control._LOOK_SECONDS / 1.9)
 
 
@@ -55,11 +53,31 @@ def test_stop_saves_and_ends(tmp_path):
     assert checkpoint.latest(tmp_path / "run")[0]["counters"]["step"] == 4
 
 
-def test_a_pause_is_no_training_time(tmp_path):
-    start = time.monotonic()
+def test_a_pause_is_no_training_time(tmp_path, monkeypatch):
+    def long_wait(ear):
+        (ear.folder / "pause").unlink()
+        return 1000.0
+
+    monkeypatch.setattr(control.Ear, "wait", long_wait)
     speaker, run = train(tmp_path / "run", {3: "pause"})
     assert any("Paused at step 3" in line for line in speaker.said)
-    assert time.monotonic() - start - run.metrics[-1]["elapsed"] > 0.9
+    assert run.metrics[-1]["step"] == 8 and run.metrics[-1]["elapsed"] < 0  # the clock stood for all that was waited
+
+
+def test_a_pause_ends_with_its_file(tmp_path):
+    ear = control.Ear(tmp_path)
+    (tmp_path / control.FOLDER).mkdir()
+    lying = tmp_path / control.FOLDER / "pause"
+    lying.touch()
+    assert ear.words() == ["pause"]
+    found = []
+    waiting = threading.Thread(target=lambda: found.append(ear.wait()))
+    waiting.start()
+    waiting.join(0.1)
+    assert waiting.is_alive()
+    lying.unlink()
+    waiting.join(60)
+    assert found[0] > 0
 
 
 def test_words_for_an_earlier_process_are_not_heard(tmp_path):
