@@ -22,15 +22,13 @@ from sfumato.training.batches import Batches
 from sfumato.training.config import TrainConfig
 from sfumato.training.goal import Batch, Goal
 from sfumato.training.guard import STRIKES, WINDOW, Incident, find
+from sfumato.training.occasions import due, log_every, validations
 from sfumato.training.state import State
 from sfumato.training.validation import BINS, Measure, Validation
 from sfumato.training.world import ALONE, World, quiet
 
-LOG_LINES = 200  # at least, in a budget of so many steps or more
 _TRIPLES = 128
 _WARMUP_SHARE = 0.03  # of a run is the longest warm-up
-_SHARE = 0.02  # of the work of training that validations cost at most, gradients by noise level being half of it
-_MOST = 20  # validations of a run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +96,7 @@ def fit(
         raise SfumatoError("Training needs a budget: set steps or minutes.")
     state = state or State(model, config, goal)
     batches = Batches(x, labels, model.spec, config.seed, config.drop, model.device, state.dtype)
-    measure = None if holdout is None or not len(holdout[0]) else _measure(state, config, *holdout)
+    measure = None if holdout is None or not len(holdout[0]) else judge(state, config, *holdout)
     clock, share = _Clock(state, config, world), world.share(config.batch)
     model.train()
     shared = world.parallel(model)
@@ -148,8 +146,8 @@ class _Clock:
         return (self.config.steps - self.state.step) * self.config.batch / max(1e-9, self.rate())
 
 
-def _measure(state: State, config: TrainConfig, x: Tensor, labels: Tensor | None) -> Measure:
-    """As many fixed draws as the budget bears."""
+def judge(state: State, config: TrainConfig, x: Tensor, labels: Tensor | None) -> Measure:
+    """What measures a run on held-out samples, as many fixed draws as the budget bears."""
     model, count = state.denoiser, _TRIPLES
     if config.steps is not None:
         count = min(_TRIPLES, max(BINS, config.steps * config.batch // 128 // BINS * BINS))
@@ -241,35 +239,19 @@ def _progress(
 ) -> Progress:
     fraction = clock.fraction()
     done = fraction >= 1
-    every = 10 if config.steps is None else min(10, max(1, config.steps // LOG_LINES))
     loss = norm = None
-    if done or state.step % every == 0:
+    if done or state.step % log_every(config) == 0:
         total, norms, count = state.sums.tolist()
         loss, norm = (total / count, norms / count) if count else (None, None)
         state.sums.zero_()
     validation = None
     if measure is not None:
-        total = state.samples / max(fraction, 1e-9)
-        losses, grads = (_times(cost, total) for cost in measure.cost)
-        seldom = min(_MOST, grads)
-        # gradients fall on the times of losses, so that these are not measured more often than they may be
-        often = min(_MOST, losses) // max(1, seldom) * max(1, seldom)
-        deep = _due(seldom, before, fraction)
-        if done or deep or _due(often, before, fraction):
+        often, seldom, depth = validations(*measure.cost, state.samples / max(fraction, 1e-9))
+        deep = due(seldom, before, fraction)
+        if done or deep or due(often, before, fraction):
             average = state.ema.denoiser if state.ema else None
-            depth = max(1, grads // _MOST)
             validation = measure.measure(state.denoiser, average, state.samples if deep else None, depth)
     return Progress(
         state.step, state.samples, state.samples / rows, min(1.0, fraction), lr, state.elapsed, clock.eta(),
         clock.rate(), loss, norm, validation, done, min(state.micro, config.batch),
     )  # fmt: skip
-
-
-def _due(count: int, before: float, after: float) -> bool:
-    """Whether one of `count` evenly spaced times falls between two fractions of the budget."""
-    return math.floor(after * count) > math.floor(before * count)
-
-
-def _times(cost: float, total: float) -> int:
-    """How often half of `_SHARE` bears what costs `cost` samples of work, in a budget of `total` samples."""
-    return int(_SHARE / 2 * total / cost) if cost else 0

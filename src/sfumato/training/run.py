@@ -67,11 +67,7 @@ def train(
     place = None if out is None else os.fspath(out)
     chosen = from_dict({**settings, "data": words, "out": place, "labels": label_file})
     with joined(device_of(chosen.device)) as world:
-        source = _open(data, labels if label_file is None else None, chosen)
-        chosen = _with_budget(chosen, source)
-        spec = DataSpec.fit(source, source.split(chosen.holdout)[0])
-        denoiser = _denoiser(_network(spec, chosen, len(source)), spec, chosen, world.device)
-        loggers.check(chosen.loggers)
+        chosen, source, denoiser = prepared(data, labels if label_file is None else None, chosen, world.device)
         path = world.lead(folder.new(chosen.out, source.name) if world.leads else Path())
         console = console or Console()
         for note in source.notes if world.leads else ():
@@ -145,6 +141,18 @@ def _finish(session: Session, on_start: Callable[[Session], None] | None) -> Run
     if session.world.leads:
         write_report(session.path)
     return Run(session.path, artefact.load(session.path), session.config, folder.read(session.path / "metrics.jsonl"))
+
+
+def prepared(
+    data: Any, labels: Any, settings: TrainConfig, device: torch.device
+) -> tuple[TrainConfig, Source, Denoiser]:
+    """What a run starts with: settings with a budget, samples, and a denoiser that is not trained yet."""
+    source = _open(data, labels, settings)
+    settings = _with_budget(settings, source)
+    spec = DataSpec.fit(source, source.split(settings.holdout)[0])
+    denoiser = _denoiser(_network(spec, settings, len(source)), spec, settings, device)
+    loggers.check(settings.loggers)
+    return settings, source, denoiser
 
 
 def _open(obj: Any, labels: Any, settings: TrainConfig) -> Source:

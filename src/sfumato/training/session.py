@@ -7,7 +7,7 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -37,6 +37,14 @@ _GRID_SHARE = 0.02  # of the work of training that one grid may cost
 _LAST_GRID = 5  # times as much for the last, which is drawn when the budget is used
 _ROWS, _COLUMNS = 10, 4
 INCIDENTS = "incident.json"
+
+
+class Layout(NamedTuple):
+    """A grid of samples: its columns, the class of each sample, the names of the rows."""
+
+    columns: int
+    labels: list[str]
+    names: list[str] | None
 
 
 class Session:
@@ -211,36 +219,35 @@ class Session:
         self.loggers.close()
         self.console.close()
 
-    def _layout(self) -> tuple[int, list[str], list[str] | None]:
-        """(columns, class of each sample, names of the rows): as many as the run can bear."""
-        total = self.state.samples / max(self.fraction, 1e-9)
-        share = _GRID_SHARE * (_LAST_GRID if self.finished else 1)
+    def layout(self, total: float, last: bool) -> Layout:
+        """As many samples as a run of `total` samples can bear."""
+        share = _GRID_SHARE * (_LAST_GRID if last else 1)
         # a call of the network is a third of a training sample's work; two sets of weights, two calls with guidance
         count = max(4, int(3 * share * total / (4 * GRID_STEPS)))
         classes = self.source.classes
         if not classes:
             if self.source.shape == (2,):
-                return 1, [""] * 500, None
+                return Layout(1, [""] * 500, None)
             side = min(6, math.isqrt(count))
-            return side, [""] * side**2, None
+            return Layout(side, [""] * side**2, None)
         rows = min(_ROWS, len(classes))
         columns = min(_COLUMNS, max(1, count // rows))
         if self.source.shape == (2,):
             columns = 50
-        return columns, [name for name in classes[:rows] for _ in range(columns)], classes[:rows]
+        return Layout(columns, [name for name in classes[:rows] for _ in range(columns)], classes[:rows])
 
     def draw(self) -> None:
         """A grid of samples; where it cannot be drawn a note says so, and training goes on."""
         if not self.world.leads:
             return
         try:
-            self._draw()
+            self.grid(self.layout(self.state.samples / max(self.fraction, 1e-9), self.finished))
         except SfumatoError as error:
             self.console.note(f"No samples were drawn at step {self.state.step:,}: {error}")
 
-    def _draw(self) -> None:
+    def grid(self, layout: Layout) -> Path:
         """samples/step_*.png: samples of the raw weights and of their moving average, side by side."""
-        columns, labels, names = self._layout()
+        columns, labels, names = layout
         guided = bool(self.source.classes)
         options: dict[str, Any] = {"label": labels, "guidance": self.config.guidance} if guided else {}
         models = {"raw": self.denoiser}
@@ -259,6 +266,7 @@ class Session:
         path = self.path / "samples" / f"step_{self.state.step:08d}.png"
         save_png(beside(images, list(models)), path, manifest)
         self.loggers.picture(path, self.state.samples)
+        return path
 
 
 def incidents(run: Path) -> list[dict[str, Any]]:
