@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from sfumato.training import resume as resume
     from sfumato.training import train as train
     from sfumato.tuning import tune as tune
+    from sfumato.world import joined as joined
 
 __version__ = "0.1.0"
 
@@ -94,6 +95,7 @@ _PUBLIC = {
     "guide": "sfumato.compose:guide",
     "hybrid_loss": "sfumato.objectives.hybrid:hybrid_loss",
     "interpolate": "sfumato.latents:interpolate",
+    "joined": "sfumato.world:joined",
     "load": "sfumato.artefact:load",
     "load_codec": "sfumato.artefact:load_codec",
     "log_prob": "sfumato.likelihood:log_prob",

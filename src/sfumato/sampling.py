@@ -19,6 +19,7 @@ from sfumato.plans import AnySolver, make_plan
 from sfumato.solvers import Plan, State, Walk
 from sfumato.solvers.brownian import along
 from sfumato.solvers.plan import Noise
+from sfumato.world import ALONE, World
 
 
 def trajectory(
@@ -96,6 +97,7 @@ def sample(
     brownian: bool = False,
     grad_calls: int | Literal["all"] | None = None,
     checkpoint: bool = True,
+    world: World = ALONE,
     **cond: Any,
 ) -> Tensor:
     """n samples, (n, *shape), in user units and dtype where the model carries a data spec.
@@ -107,7 +109,12 @@ def sample(
     whole walk, grad_calls=K those of the last K calls of the denoiser, what came before being a constant (AlignProp,
     2310.03739; DRaFT-K, 2309.17400). checkpoint=True computes each call anew on the way back instead of keeping it.
     Samples with gradients are not rounded to whole numbers nor held to bounds.
+
+    world: processes that share the samples (`sf.joined`), each of which calls this alike and gets them all: to rounding
+    they are those of one.
     """
+    if world.size > 1 and grad_calls is not None:
+        raise SfumatoError("Samples of several processes have no gradients: leave out world or grad_calls.")
     if z is not None:
         n = len(z)
     if index is not None:
@@ -119,9 +126,10 @@ def sample(
     plan = make_plan(model, steps, solver, t_start, t_stop, guidance, interval)
     spec = None if normalised or plan.stop > 0 else getattr(model, "spec", None)
     finish = _units(spec, grad_calls is not None)
-    out = []
-    with torch.set_grad_enabled(grad_calls is not None):
-        for part in torch.arange(n).split(math.ceil(n / math.ceil(n / batch))):
+
+    def own(rows: Tensor) -> Tensor:
+        out = []
+        for part in rows.split(math.ceil(len(rows) / math.ceil(len(rows) / batch))):
             start = None if z is None else z[part]
             chosen = {k: v[part] for k, v in labels.items()}
             walk = trajectory(
@@ -130,7 +138,10 @@ def sample(
             )  # fmt: skip
             (last,) = collections.deque(walk, maxlen=1)  # the states on the way are not kept
             out.append(finish(last.z.cpu()))
-    return torch.cat(out)
+        return torch.cat(out)
+
+    with torch.set_grad_enabled(grad_calls is not None):
+        return world.mapped(own, torch.arange(n))
 
 
 def _skipped(plan: Plan | Walk, grad_calls: int | str) -> int:

@@ -14,7 +14,7 @@ import sfumato as sf
 from sfumato.training import checkpoint
 from sfumato.training.console import Silent
 from sfumato.training.folder import read
-from sfumato.training.world import ALONE, World
+from sfumato.world import ALONE, World
 
 # 50 steps in float64, with validation; every process keeps what it has for the test to compare
 FIT = """
@@ -27,7 +27,7 @@ from sfumato.process import Gaussian
 from sfumato.schedules import Flow
 from sfumato.training import State, TrainConfig, fit
 from sfumato.training.goal import Denoising
-from sfumato.training.world import joined
+from sfumato.world import joined
 out, micro, density = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 x = noise.normal(3, range(60), (5,), noise.DATA, dtype=torch.float64)
 labels = torch.arange(60) % 3
@@ -132,7 +132,7 @@ from sfumato.model import Denoiser
 from sfumato.process import Gaussian
 from sfumato.schedules import Flow
 from sfumato.training import State, TrainConfig, fit
-from sfumato.training.world import joined
+from sfumato.world import joined
 torch.manual_seed(0)
 model = Denoiser(nets.MLP(5, width=16, depth=2), Gaussian(Flow()), "velocity")
 config = TrainConfig(steps=1000, batch=8, precision="float32")

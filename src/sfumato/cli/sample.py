@@ -19,12 +19,14 @@ from sfumato.model import Denoiser
 from sfumato.plans import AnySolver
 from sfumato.solvers import Plan, Walk
 from sfumato.training.precision import compute_dtype, device_of
+from sfumato.world import ALONE, World, joined
 
 PER_CLASS, MOST_CLASSES, NUMBER = 10, 20, 64
 
 
 def sample(options: Any, voice: Voice) -> None:
-    made = draw(options, voice.note)
+    with joined(device_of(options.device)) as world, world.together():
+        made = draw(options, voice.note, world)
     facts = made["manifest"]
     voice.emit(made)
     what = made["out"] if made["files"] == 1 else f"{made['files']:,} files in {made['out']}"
@@ -32,15 +34,19 @@ def sample(options: Any, voice: Voice) -> None:
     voice.say(f"{facts['number']:,} samples in {made['seconds']:.1f} s ({how}): {what}")
 
 
-def draw(options: Any, note: Callable[[str], None]) -> dict[str, Any]:
-    """Sample and write as `options` (of the command) say; returns out, files, seconds and the manifest."""
+def draw(options: Any, note: Callable[[str], None], world: World = ALONE) -> dict[str, Any]:
+    """Sample and write as `options` (of the command) say; returns out, files, seconds and the manifest.
+
+    Of many processes each samples a share, and the first writes.
+    """
     started = time.monotonic()
     contract = artefact.read_contract(options.model)
-    denoiser = artefact.load(options.model, options.weights, device_of(options.device))
+    device = device_of(options.device) if world.size == 1 else world.device
+    denoiser = artefact.load(options.model, options.weights, device)
     spec = _spec(denoiser, options.model)
     denoiser.compute_dtype = compute_dtype(options.precision, denoiser.device)
-    out = options.out or write.default_name(spec)
-    path, folder = write.check(out), write.is_folder(out)
+    out = world.told(lambda: options.out or write.default_name(spec))
+    path, folder = world.told(lambda: (write.check(out), write.is_folder(out)))
     index = _index(options, spec)
     labels = _labels(options, spec, index)
     scale = guidance_scale(options, denoiser)
@@ -51,10 +57,10 @@ def draw(options: Any, note: Callable[[str], None]) -> dict[str, Any]:
     _say_choices(options, spec, scale, note)
     if any(plan is own for own in denoiser.plans.values()):
         note(f"The model's own plan of {plan.steps} steps is used ({plan.name}); --solver takes another.")
-    x = _draw(model, plan, options, index, labels)
+    x = _draw(model, plan, options, index, labels, world)
     facts = manifest(options, contract, denoiser, plan, scale, index, spec)
     names = None if labels is None else labels.numpy()
-    files = write.write(path, folder, x, names, spec, facts)
+    files = world.told(lambda: write.write(path, folder, x, names, spec, facts))
     return {"out": out, "files": files, "seconds": round(time.monotonic() - started, 2), "manifest": facts}
 
 
@@ -108,15 +114,17 @@ def _solver(name: str) -> AnySolver:
     return solvers.NAMES[name]()
 
 
-def _draw(model: Any, plan: Plan | Walk, options: Any, index: torch.Tensor, labels: torch.Tensor | None) -> np.ndarray:
+def _draw(
+    model: Any, plan: Plan | Walk, options: Any, index: torch.Tensor, labels: torch.Tensor | None, world: World
+) -> np.ndarray:
     """Samples batch by batch, with a bar on a terminal."""
     from tqdm import tqdm
 
     parts = []
-    with tqdm(total=len(index), unit=" samples", disable=None, leave=False) as bar:
-        for rows in torch.arange(len(index)).split(options.batch):
+    with tqdm(total=len(index), unit=" samples", disable=None if world.leads else True, leave=False) as bar:
+        for rows in torch.arange(len(index)).split(options.batch * world.size):
             cond: dict[str, Any] = {} if labels is None else {"label": labels[rows]}
-            parts.append(sampling.sample(model, solver=plan, seed=options.seed, index=index[rows], **cond))
+            parts.append(sampling.sample(model, solver=plan, seed=options.seed, index=index[rows], world=world, **cond))
             bar.update(len(rows))
     x = torch.cat(parts)
     return (x.float() if x.dtype == torch.bfloat16 else x).numpy()  # NumPy has no bfloat16

@@ -24,6 +24,7 @@ from sfumato.belief import Estimate, broadcast
 from sfumato.levels.bins import Bins
 from sfumato.process import Gaussian
 from sfumato.schedule import Time
+from sfumato.world import ALONE, World
 
 
 @final
@@ -98,10 +99,18 @@ class Draws:
         yield from self.index.split(self.batch)
 
     @torch.no_grad()
-    def losses(self, model: Any) -> Tensor:
-        """|eps - eps_hat|^2 / d of each draw, float64 (count K,) on the CPU, in evaluation mode."""
+    def losses(self, model: Any, world: World = ALONE) -> Tensor:
+        """|eps - eps_hat|^2 / d of each draw, float64 (count K,) on the CPU, in evaluation mode.
+
+        world: the processes that share the draws; all get them all.
+        """
+
+        def own(index: Tensor) -> Tensor:
+            parts = index.split(-(-self.batch // world.size))
+            return torch.cat([losses(model, self.take(part)).double().cpu() for part in parts])
+
         with evaluating(model):
-            return torch.cat([losses(model, self.take(part)).double().cpu() for part in self.parts()])
+            return world.mapped(own, self.index)
 
     def by_level(self, values: Tensor) -> ByLevel:
         """Means over the draws of each bin; the error is that of independent draws, and these are spread evenly."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from sfumato import noise
 from sfumato.levels.draws import ByLevel, Draws, evaluating, losses
+from sfumato.world import ALONE, World, local
 
 NAN = math.nan
 
@@ -60,38 +61,66 @@ class Gradients:
         return self.total[1] / self.total[0] if self.total[0] > 0 else NAN
 
 
-def measure(model: Any, draws: Draws, factor: Tensor, micro: int, size: int) -> Gradients | None:
+def measure(model: Any, draws: Draws, factor: Tensor, micro: int, size: int, world: World = ALONE) -> Gradients | None:
     """The gradients of mean(factor * loss) over micro * size draws of each bin; None for a model without parameters.
 
     factor: w / p of each draw, float64 (count K,). Parameters that are trained count, or all where none is; `.grad`,
-    the optimiser, modes and random numbers stay as they were. Evaluation mode: no dropout.
+    the optimiser, modes and random numbers stay as they were. Evaluation mode: no dropout. world: processes that share
+    the work, bin by bin, or, where each has only shards of the weights, sample by sample; all get the figures.
     """
     with _wanting(model) as parameters, evaluating(model):
         if not parameters:
             return None
-        rows, whole, bins = [], [torch.zeros_like(p, requires_grad=False) for p in parameters], len(draws.bins)
-        share = draws.bins.mass / draws.bins.mass.sum()
+        sharded = any(local(p) is not p for p in parameters)
+        gradient = _shard_of_gradient if sharded else _gradient
+        bins, whole = len(draws.bins), [torch.zeros_like(local(p), requires_grad=False) for p in parameters]
+        table, share = torch.zeros(bins, 6, dtype=torch.float64), draws.bins.mass / draws.bins.mass.sum()
         # draws are in order of their level within a bin, and no micro-batch may have a part of it for itself
         order = noise.permutation(draws.seed, draws.first, draws.count)[: micro * size]
-        for k in range(bins):
+        for k in range(bins) if sharded else range(world.rank, bins, world.size):
             chosen = draws.index[k::bins][order].split(size)
-            grads = [_gradient(model, draws, factor, part, parameters) for part in chosen]
+            grads = [gradient(model, draws, factor, part, parameters, world) for part in chosen]
             gram = torch.stack([_gram(column) for column in zip(*grads, strict=True)]).sum(0)
-            rows.append(estimate(gram.cpu(), size))
+            values, errors = estimate((world.sum(gram) if sharded else gram).cpu(), size)
+            table[k] = torch.tensor((*values, *errors), dtype=torch.float64)
             for sums, column in zip(whole, zip(*grads, strict=True), strict=True):
                 sums.add_(torch.stack(column).mean(0), alpha=float(share[k]))
-    values, errors = (torch.tensor(column, dtype=torch.float64).T for column in zip(*rows, strict=True))
-    square, variance, scale = (ByLevel(value, error) for value, error in zip(values, errors, strict=True))
-    length = sum(float(part.double().square().sum()) for part in whole)
-    return Gradients(square, variance, scale, _total(length, share, square.value, variance.value, micro * size))
+    if not sharded:
+        table, whole = world.sum(table), [world.sum(part) for part in whole]
+    square, variance, scale = (ByLevel(table[:, i], table[:, i + 3]) for i in range(3))
+    length = sum((part.double().square().sum().cpu() for part in whole), torch.zeros((), dtype=torch.float64))
+    total = float(world.sum(length) if sharded else length)
+    return Gradients(square, variance, scale, _total(total, share, square.value, variance.value, micro * size))
 
 
-def _gradient(model: Any, draws: Draws, factor: Tensor, part: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
+def _gradient(
+    model: Any, draws: Draws, factor: Tensor, part: Tensor, parameters: list[nn.Parameter], world: World
+) -> list[Tensor]:
     with torch.enable_grad():
         found = losses(model, draws.take(part))
         loss = (factor[part].to(found) * found).mean()
         grads = torch.autograd.grad(loss, parameters, allow_unused=True)
     return [torch.zeros_like(p) if g is None else g for g, p in zip(grads, parameters, strict=True)]
+
+
+def _shard_of_gradient(
+    model: Any, draws: Draws, factor: Tensor, part: Tensor, parameters: list[nn.Parameter], world: World
+) -> list[Tensor]:
+    """The shards of this process, of the gradient to which each adds what its share of the draws says."""
+    kept = [p.grad for p in parameters]
+    for p in parameters:
+        p.grad = None
+    count = -(-len(part) // world.size)
+    place = torch.arange(world.rank * count, (world.rank + 1) * count)
+    own, inside = part[place.clamp(max=len(part) - 1)], place < len(part)
+    with torch.enable_grad():
+        found = losses(model, draws.take(own))
+        weight = factor[own] * inside * (world.size / len(part))  # the gradient is a mean over processes
+        (weight.to(found) * found).sum().backward()
+    grads = [torch.zeros_like(local(p), requires_grad=False) if p.grad is None else local(p.grad) for p in parameters]
+    for p, grad in zip(parameters, kept, strict=True):
+        p.grad = grad
+    return grads
 
 
 def _gram(column: Sequence[Tensor]) -> Tensor:

@@ -18,7 +18,7 @@ class Autoencoding(WithoutState):
     """Nats a number of x: (-fit + beta KL) / D, or (-fit + commitment |f - sg(e)|^2) / D, for a `Codec`.
 
     A codebook, which is part of the network, learns after each step of the optimiser; `restarted` counts the codes that
-    were started anew so far. One process: codebooks of several would drift apart.
+    were started anew so far. Of many processes each learns from what all have encoded, so that codebooks stay equal.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Autoencoding(WithoutState):
         first, last = int(batch.index[0]), int(batch.index[-1])
         parts = [code for start, code in sorted(self._seen.items()) if first <= start <= last]
         if parts:
-            code = QuantisedCode(*(torch.cat(each) for each in zip(*parts, strict=True)))
+            code = QuantisedCode(*(batch.world.whole(torch.cat(each)) for each in zip(*parts, strict=True)))
             self.restarted += self._quantiser.learn(code)
         self._seen.clear()
 

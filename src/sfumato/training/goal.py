@@ -24,6 +24,7 @@ from sfumato.schedule import Schedule
 from sfumato.training.config import TrainConfig
 from sfumato.training.objective import times_of, weight_of
 from sfumato.training.validation import Held, Measure, Validator
+from sfumato.world import ALONE, World
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,20 +32,22 @@ class Batch:
     """What one step sees.
 
     x: normalised samples (B, *shape); cond: conditions; index: numbers of the samples in the run, int64 (B,);
-    u: places in (0, 1) that spread evenly over the batch, float64 (B,).
+    u: places in (0, 1) that spread evenly over the batch, float64 (B,); world: the processes that share the batch, of
+    which x and cond are this one's part.
     """
 
     x: Tensor
     cond: dict[str, Any]
     index: Tensor
     u: Tensor
+    world: World = ALONE
 
     def split(self, size: int) -> Iterator[Batch]:
         """Parts of at most `size` samples."""
         for start in range(0, len(self.x), size):
             part = slice(start, start + size)
             cond = {name: value[part] for name, value in self.cond.items()}
-            yield Batch(self.x[part], cond, self.index[part], self.u[part])
+            yield Batch(self.x[part], cond, self.index[part], self.u[part], self.world)
 
 
 @runtime_checkable
@@ -55,9 +58,10 @@ class Goal(Protocol):
         """One loss a sample, (B,), with gradients; a batch may come in parts, each with a call of its own."""
 
     def observe(self, batch: Batch, losses: Tensor) -> None:
-        """Called after the step of the optimiser with the whole batch and its losses (B,).
+        """Called after the step of the optimiser with the losses (B,), index and u of the whole batch.
 
-        The gradients of `parameters` are then those of the step's loss.
+        Of many processes each has x and cond of its share, and does the same: what it learns from more than losses
+        comes from `batch.world.whole`. The gradients of `parameters` are then those of the step's loss.
         """
 
     def parameters(self) -> list[nn.Parameter]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.errors import SfumatoError
 from sfumato.training.batches import Batches
@@ -23,9 +23,10 @@ from sfumato.training.config import TrainConfig
 from sfumato.training.goal import Batch, Goal
 from sfumato.training.guard import STRIKES, WINDOW, Incident, find
 from sfumato.training.occasions import due, log_every, validations
+from sfumato.training.parallel import quiet, shared
 from sfumato.training.state import State
 from sfumato.training.validation import BINS, Measure, Validation
-from sfumato.training.world import ALONE, World, quiet
+from sfumato.world import ALONE, World
 
 _TRIPLES = 128
 _WARMUP_SHARE = 0.03  # of a run is the longest warm-up
@@ -99,16 +100,16 @@ def fit(
     measure = None if holdout is None or not len(holdout[0]) else judge(state, config, *holdout)
     clock, share = _Clock(state, config, world), world.share(config.batch)
     model.train()
-    shared = world.parallel(model)
+    losses = shared(model, state.goal, world)
     while clock.fraction() < 1:
         before = clock.fraction()
         lr = config.lr * state.slower * rate_factor(state.samples + config.batch, before, config)
-        batch = Batch(*batches.take(state.samples, config.batch, share))
+        batch = Batch(*batches.take(state.samples, config.batch, share), world)
         with world.together():
-            taken = _step(shared, batch, config, state, lr, world)
+            taken = _step(losses, batch, config, state, lr, world)
             incident = None if taken else _skip(state, config, batch, batches, lr, world)
             clock.tick()
-        progress = _progress(state, config, clock, before, lr, len(x), measure)
+            progress = _progress(state, config, clock, before, lr, len(x), measure, world)
         yield dataclasses.replace(progress, incident=incident)
         if len(state.strikes) >= STRIKES:  # whoever takes the values did not go back
             raise SfumatoError(
@@ -157,10 +158,10 @@ def judge(state: State, config: TrainConfig, x: Tensor, labels: Tensor | None) -
     return state.goal.measure(model, rows.to(model.device), cond, count, config.batch)
 
 
-def _step(model: Any, batch: Batch, config: TrainConfig, state: State, lr: float, world: World) -> bool:
+def _step(shared: nn.Module, batch: Batch, config: TrainConfig, state: State, lr: float, world: World) -> bool:
     """One step of the optimiser and the average; False where it is not finite, with nothing applied but to weights that
     the step itself has made infinite: `find` sees these, and only an earlier state can help."""
-    losses = world.whole(gradients(model, batch, config.batch, state, world))
+    losses = world.whole(gradients(shared, batch, config.batch, state, world))
     loss = losses.mean()
     largest = config.clip or math.inf
     norm = torch.nn.utils.clip_grad_norm_(state.parameters, largest, foreach=True)
@@ -182,7 +183,7 @@ def _step(model: Any, batch: Batch, config: TrainConfig, state: State, lr: float
     return True
 
 
-def gradients(model: Any, batch: Batch, total: int, state: State, world: World) -> Tensor:
+def gradients(shared: nn.Module, batch: Batch, total: int, state: State, world: World) -> Tensor:
     """The losses (B,) of a share of a batch of `total`, and the gradients of the batch's mean in the parameters.
 
     In parts of `state.micro` samples. Where memory does not suffice the parts are halved, for good; the batch and its
@@ -190,7 +191,7 @@ def gradients(model: Any, batch: Batch, total: int, state: State, world: World) 
     """
     while True:
         try:
-            return _in_parts(model, batch, world.size / total, state)
+            return _in_parts(shared, batch, world.size / total, state)
         except (RuntimeError, MemoryError) as error:
             largest = min(state.micro, len(batch.x))
             if not out_of_memory(error) or largest == 1 or world.size > 1:
@@ -200,15 +201,15 @@ def gradients(model: Any, batch: Batch, total: int, state: State, world: World) 
             torch.cuda.empty_cache()
 
 
-def _in_parts(model: Any, batch: Batch, scale: float, state: State) -> Tensor:
+def _in_parts(shared: nn.Module, batch: Batch, scale: float, state: State) -> Tensor:
     """Losses times `scale` are summed; DistributedDataParallel takes the mean over the processes."""
     state.optimizer.zero_grad(set_to_none=True)
     for parameter in state.goal.parameters():
         parameter.grad = None
     found, parts = [], list(batch.split(state.micro))
     for i, part in enumerate(parts):
-        with quiet(model.net, last=i + 1 == len(parts)):
-            losses = state.goal.losses(model, part)
+        with quiet(shared, last=i + 1 == len(parts)):
+            losses = shared(part)
             (losses.sum() * scale).backward()
         found.append(losses.detach())
     return torch.cat(found)
@@ -235,8 +236,9 @@ def _skip(state: State, config: TrainConfig, batch: Batch, batches: Batches, lr:
 
 
 def _progress(
-    state: State, config: TrainConfig, clock: _Clock, before: float, lr: float, rows: int, measure: Measure | None
-) -> Progress:
+    state: State, config: TrainConfig, clock: _Clock, before: float, lr: float, rows: int, measure: Measure | None,
+    world: World,
+) -> Progress:  # fmt: skip
     fraction = clock.fraction()
     done = fraction >= 1
     loss = norm = None
@@ -250,7 +252,8 @@ def _progress(
         deep = due(seldom, before, fraction)
         if done or deep or due(often, before, fraction):
             average = state.ema.denoiser if state.ema else None
-            validation = measure.measure(state.denoiser, average, state.samples if deep else None, depth)
+            first = state.samples if deep else None
+            validation = measure.measure(state.denoiser, average, first, depth, world)
     return Progress(
         state.step, state.samples, state.samples / rows, min(1.0, fraction), lr, state.elapsed, clock.eta(),
         clock.rate(), loss, norm, validation, done, min(state.micro, config.batch),

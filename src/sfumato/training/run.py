@@ -28,7 +28,7 @@ from sfumato.training.precision import compute_dtype, device_of
 from sfumato.training.report import write as write_report
 from sfumato.training.session import Session
 from sfumato.training.state import State
-from sfumato.training.world import joined
+from sfumato.world import joined
 
 CHANGEABLE = (
     "minutes", "steps", "lr", "decay", "clip", "guidance", "sample_every", "checkpoint_every", "loggers", "micro",

@@ -30,7 +30,7 @@ from sfumato.training.loggers import Loggers
 from sfumato.training.loop import Progress, fit
 from sfumato.training.report import write as write_report
 from sfumato.training.state import State
-from sfumato.training.world import ALONE, World
+from sfumato.world import ALONE, World
 
 GRID_STEPS = 10  # of the solver: enough to judge by, and quick
 _GRID_SHARE = 0.02  # of the work of training that one grid may cost
@@ -105,7 +105,7 @@ class Session:
 
     def _heard(self, ear: Ear, interruption: Interruption) -> bool:
         """Do what was said through the folder (`control`); whether to stop, which all processes do at one step."""
-        words = ear.words() if self.world.leads else []
+        words = ear.words() + ["checkpoint"] * self._due() if self.world.leads else []
         if not self.world.any(bool(words) or interruption.requested, self.denoiser.device):
             return False
         if any(self.world.each(interruption.requested)):
@@ -114,12 +114,20 @@ class Session:
         if "save" in words or "pause" in words:
             self.save(model=True)
             self.console.note(f"Saved at step {self.state.step:,}, as was asked for.")
+        elif "checkpoint" in words:
+            self.save(model=True)
+            if self.world.leads:
+                write_report(self.path)
         if "sample" in words:
             self.draw()
         if "pause" in words and "stop" not in words:
             self.console.note(f"Paused at step {self.state.step:,}: sfumato control {self.path} go")
             self.state.waited += ear.wait()
         return "stop" in words
+
+    def _due(self) -> bool:
+        """Whether the last checkpoint is old enough for another before the end."""
+        return not self.finished and time.monotonic() - self._saved >= 60 * self.config.checkpoint_every
 
     def _steps(self) -> Any:
         x, labels = self.source.x, self.source.labels
@@ -160,18 +168,13 @@ class Session:
     def _events(self, progress: Progress) -> None:
         before, self._fraction = self._fraction, progress.fraction
         averages, state = self.state.averages, self.state
-        if not self.world.leads:
-            return
-        if averages is not None and due(before, progress.fraction, self.config.snapshots):
+        if averages is not None and due(before, progress.fraction, self.config.snapshots) and self.world.leads:
             write_snapshot(self.path, averages, state.step, state.samples)
         if progress.done:
             return
         every = self.config.sample_every
         if (before < 0.5 <= progress.fraction) if every is None else (every and progress.step % every == 0):
             self.draw()
-        if time.monotonic() - self._saved >= 60 * self.config.checkpoint_every:
-            self.save(model=True)
-            write_report(self.path)
 
     def save(self, model: bool = False) -> None:
         """A checkpoint, and the model as it is now."""
@@ -238,12 +241,11 @@ class Session:
 
     def draw(self) -> None:
         """A grid of samples; where it cannot be drawn a note says so, and training goes on."""
-        if not self.world.leads:
-            return
-        try:
-            self.grid(self.layout(self.state.samples / max(self.fraction, 1e-9), self.finished))
-        except SfumatoError as error:
-            self.console.note(f"No samples were drawn at step {self.state.step:,}: {error}")
+        with self.world.together():
+            try:
+                self.grid(self.layout(self.state.samples / max(self.fraction, 1e-9), self.finished))
+            except SfumatoError as error:
+                self.console.note(f"No samples were drawn at step {self.state.step:,}: {error}")
 
     def grid(self, layout: Layout) -> Path:
         """samples/step_*.png: samples of the raw weights and of their moving average, side by side."""
@@ -257,15 +259,16 @@ class Session:
         for model in models.values():
             training = model.training
             model.eval()
-            x = sample(model, len(labels), steps=GRID_STEPS, seed=self.config.seed, **options)
+            x = sample(model, len(labels), steps=GRID_STEPS, seed=self.config.seed, world=self.world, **options)
             model.train(training)
             x = x.float() if x.dtype == torch.bfloat16 else x
             images.append(picture(x, spec.kind, spec.bounds, columns, names))
         guidance = self.config.guidance if guided else 1.0
         manifest = {**self.provenance(), "sampling_steps": GRID_STEPS, "guidance": guidance}
         path = self.path / "samples" / f"step_{self.state.step:08d}.png"
-        save_png(beside(images, list(models)), path, manifest)
-        self.loggers.picture(path, self.state.samples)
+        if self.world.leads:
+            save_png(beside(images, list(models)), path, manifest)
+            self.loggers.picture(path, self.state.samples)
         return path
 
 

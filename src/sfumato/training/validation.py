@@ -22,6 +22,7 @@ from sfumato.model import Denoiser
 from sfumato.objectives import Objective
 from sfumato.objectives.times import TimeDensity
 from sfumato.objectives.weights import Weight
+from sfumato.world import ALONE, World
 
 BINS = 8
 MICRO = 4  # gradients a level
@@ -77,9 +78,10 @@ class Measure(Protocol):
     def cost(self) -> Cost:
         """Of the losses of two sets of weights, and of the gradients; 0 where there are none."""
 
-    def measure(self, raw: Any, ema: Any, first: int | None = None, depth: int = 1) -> Validation:
+    def measure(self, raw: Any, ema: Any, first: int | None = None, depth: int = 1, world: World = ALONE) -> Validation:
         """The losses of both sets of weights, in evaluation mode; with `first` also the gradients of the raw weights,
-        on draws of that number and the next ones, `depth` times as many as their cost says."""
+        on draws of that number and the next ones, `depth` times as many as their cost says. world: the processes that
+        share the work, all of which get the figures."""
 
 
 def _mean(values: list[float]) -> float:
@@ -109,19 +111,23 @@ class Held:
         return Cost(2 * _work(len(self.index), self.batch, -(-len(self.index) // self.batch), self.x.device) / 3, 0.0)
 
     @torch.no_grad()
-    def losses(self, model: Any) -> list[float]:
+    def losses(self, model: Any, world: World = ALONE) -> list[float]:
         """The mean in evaluation mode."""
-        found = []
-        with evaluating(model):
-            for part in self.index.split(self.batch):
+
+        def own(index: Tensor) -> Tensor:
+            found = []
+            for part in index.split(-(-self.batch // world.size)):
                 cond = {name: value[part] for name, value in self.cond.items()}
                 # numbers that no training sample has: other noise
                 rows = (self.x[part], cond, part + _HELD_OUT, self.u[part])
                 found.append(self._losses(model, rows).double().cpu())
-        return [float(torch.cat(found).mean())]
+            return torch.cat(found)
 
-    def measure(self, raw: Any, ema: Any, first: int | None = None, depth: int = 1) -> Validation:
-        return Validation(None, self.losses(raw), None if ema is None else self.losses(ema), None)
+        with evaluating(model):
+            return [float(world.mapped(own, self.index).mean())]
+
+    def measure(self, raw: Any, ema: Any, first: int | None = None, depth: int = 1, world: World = ALONE) -> Validation:
+        return Validation(None, self.losses(raw, world), None if ema is None else self.losses(ema, world), None)
 
 
 @final
@@ -168,8 +174,9 @@ class Validator:
             return Cost(losses, 0.0)
         return Cost(losses, float(_work(self.per_bin // MICRO * MICRO * BINS, self.batch, BINS * MICRO, device)))
 
-    def measure(self, raw: Any, ema: Any, first: int | None = None, depth: int = 1) -> Validation:
-        losses = {"raw": self.draws.losses(raw)} | ({} if ema is None else {"ema": self.draws.losses(ema)})
+    def measure(self, raw: Any, ema: Any, first: int | None = None, depth: int = 1, world: World = ALONE) -> Validation:
+        models = {"raw": raw} | ({} if ema is None else {"ema": ema})
+        losses = {name: self.draws.losses(model, world) for name, model in models.items()}
         losses["trivial"] = self.trivial
         weighted = {name: self.draws.by_level(self.factor * found) for name, found in losses.items()}
         board = {
@@ -181,7 +188,7 @@ class Validator:
             value, error = self.draws.by_level(each)
             board |= {f"loss_{name}": plain(value), f"loss_{name}_stderr": plain(error)}
             board[f"{name}_stderr"] = plain(weighted[name].stderr)
-        found = None if first is None else self._gradients(raw, first, depth * self.per_bin)
+        found = None if first is None else self._gradients(raw, first, depth * self.per_bin, world)
         if found is not None:
             board |= {"grad_norm": plain(found.norm.value), "noise_scale": plain(found.scale.value)}
             for name, column in {"square": found.square, "variance": found.variance}.items():
@@ -190,6 +197,6 @@ class Validator:
         total = None if found is None else found.total
         return Validation(self.logsnr, values["raw"], values.get("ema"), values["trivial"], board, total)
 
-    def _gradients(self, model: Any, first: int, count: int) -> gradients.Gradients | None:
+    def _gradients(self, model: Any, first: int, count: int, world: World) -> gradients.Gradients | None:
         draws = self._drawn(first, count)
-        return gradients.measure(model, draws, self._factor(draws), MICRO, count // MICRO)
+        return gradients.measure(model, draws, self._factor(draws), MICRO, count // MICRO, world)

@@ -1,26 +1,25 @@
-"""The processes that train together: torchrun starts them, DistributedDataParallel joins their gradients.
+"""The processes that work together: torchrun starts them.
 
     torchrun --nproc-per-node 4 -m sfumato.cli train photos/
 
-A batch is the same whatever their number: each takes a share of it, noise and noise levels belong to the samples, and
-the gradient is the mean over all. The first process alone writes files and speaks.
+Each takes a share of the same work, and what belongs to a sample (noise, level) goes with it, so that their number
+changes nothing but the time. The first process alone writes files and speaks.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import itertools
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
-from torch.nn.parallel import DistributedDataParallel
 
 from sfumato.errors import SfumatoError
 
@@ -32,7 +31,7 @@ _T = TypeVar("_T")
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """This process among those that train together; of size 1, alone, everything is what it is without."""
+    """This process among those that work together; of size 1, alone, everything is what it is without."""
 
     rank: int = 0
     size: int = 1
@@ -51,21 +50,32 @@ class World:
         own = count // self.size
         return slice(self.rank * own, (self.rank + 1) * own)
 
-    def parallel(self, model: Any) -> Any:
-        """The same model, whose gradients are the mean over all processes."""
-        if self.size == 1:
-            return model
-        joined = copy.copy(model)
-        joined._modules = {**model._modules, "net": DistributedDataParallel(model.net)}
-        return joined
-
     def whole(self, own: Tensor) -> Tensor:
         """The shares of all processes, in the order of the batch."""
         if self.size == 1:
             return own
-        found = [torch.empty_like(own) for _ in range(self.size)]
-        dist.all_gather(found, own.contiguous())
-        return torch.cat(found)
+        raw = own.contiguous().reshape(-1).view(torch.uint8)  # bytes, which every backend carries
+        found = [torch.empty_like(raw) for _ in range(self.size)]
+        dist.all_gather(found, raw)
+        return torch.cat(found).view(own.dtype).reshape(-1, *own.shape[1:])
+
+    def mapped(self, compute: Callable[[Tensor], Tensor], index: Tensor) -> Tensor:
+        """compute(index), (len(index), ...), each process computing a share of the rows; all have all of it.
+
+        All call `compute` with as many rows, as weights in shards ask for: short shares repeat the last row.
+        """
+        if self.size == 1:
+            return compute(index)
+        own = -(-len(index) // self.size)
+        places = torch.arange(self.rank * own, (self.rank + 1) * own).clamp_(max=len(index) - 1)
+        return self.whole(compute(index[places]))[: len(index)]
+
+    def sum(self, own: Tensor) -> Tensor:
+        """The sum over all processes."""
+        if self.size > 1:
+            own = own.contiguous()
+            dist.all_reduce(own)
+        return own
 
     def lead(self, value: _T) -> _T:
         """What the first process has."""
@@ -74,6 +84,19 @@ class World:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def told(self, make: Callable[[], _T]) -> _T:
+        """What the first process makes, and alone makes; where that is an error it is one in all."""
+        made: Any = None
+        if self.leads:
+            try:
+                made = make()
+            except SfumatoError as error:
+                made = error
+        made = self.lead(made)
+        if isinstance(made, SfumatoError):
+            raise made
+        return made
 
     def each(self, value: _T) -> list[_T]:
         """What every process has, by rank."""
@@ -127,16 +150,22 @@ def _is_of_communication(error: RuntimeError) -> bool:
 
 
 ALONE = World()
+_joined = itertools.count()  # each time under names of its own in the store
 
 
-def quiet(net: nn.Module, last: bool) -> Any:
-    """A context in which backward passes leave the other processes alone, except for the last part of a batch."""
-    return nullcontext() if last or not isinstance(net, DistributedDataParallel) else net.no_sync()
+def local(tensor: Tensor) -> Tensor:
+    """The shard that this process holds of a tensor, or the tensor itself where it is whole."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 @contextmanager
-def joined(device: torch.device, timeout: float = TIMEOUT) -> Iterator[World]:
-    """The world that torchrun's environment describes, alone where there is none. Of GPUs each process has its own."""
+def joined(device: torch.device | str = "cpu", timeout: float = TIMEOUT) -> Iterator[World]:
+    """The world that torchrun's environment describes, alone where there is none. Of GPUs each process has its own.
+
+    with sf.joined("cuda") as world:
+        samples = sf.sample(sf.load("runs/photos", device=world.device), 10_000, world=world)
+    """
+    device = torch.device(device)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World(device=device)
@@ -144,8 +173,12 @@ def joined(device: torch.device, timeout: float = TIMEOUT) -> Iterator[World]:
     if str(device) == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
+    if dist.is_initialized():  # by the caller, who also ends it
+        yield World(dist.get_rank(), dist.get_world_size(), dist.distributed_c10d._get_default_store(), device)
+        return
     try:
         store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
+        store = dist.distributed_c10d.PrefixStore(f"sfumato/{next(_joined)}", store)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(
             backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout),
