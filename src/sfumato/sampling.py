@@ -115,10 +115,7 @@ def sample(
     """
     if world.size > 1 and grad_calls is not None:
         raise SfumatoError("Samples of several processes have no gradients: leave out world or grad_calls.")
-    if z is not None:
-        n = len(z)
-    if index is not None:
-        n = len(index)
+    n = next((len(given) for given in (index, z) if given is not None), n)
     if n < 1 or batch < 1:
         raise SfumatoError(f"The number of samples and the batch must be at least 1, got {n} and {batch}.")
     numbers = torch.arange(n) if index is None else torch.as_tensor(index)

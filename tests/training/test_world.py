@@ -1,46 +1,24 @@
-"""One, two and four processes are one run: torchrun, gloo, DistributedDataParallel."""
+"""One, two and four processes are one run: torchrun and gloo."""
 
 import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 
 import sfumato as sf
+import world_cases
 from sfumato.training import checkpoint
 from sfumato.training.console import Silent
 from sfumato.training.folder import read
 from sfumato.world import ALONE, World
 
-# 50 steps in float64, with validation; every process keeps what it has for the test to compare
-FIT = """
-import sys, torch
-from safetensors.torch import save_file
-from sfumato import nets, noise
-from sfumato.model import Denoiser
-from sfumato.objectives import times, weights
-from sfumato.process import Gaussian
-from sfumato.schedules import Flow
-from sfumato.training import State, TrainConfig, fit
-from sfumato.training.goal import Denoising
-from sfumato.world import joined
-out, micro, density = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-x = noise.normal(3, range(60), (5,), noise.DATA, dtype=torch.float64)
-labels = torch.arange(60) % 3
-torch.manual_seed(0)
-model = Denoiser(nets.MLP(5, width=16, depth=2, classes=3).double(), Gaussian(Flow()), "velocity")
-config = TrainConfig(steps=50, batch=16, micro=micro or None, precision="float32", optimizer="adamw")
-goal = None if density == "none" else Denoising(times.NAMED[density](), weights.sigmoid(), 0)
-with joined(torch.device("cpu"), 60) as world:
-    state = State(model, config, goal)
-    lines = [p.to_dict() for p in fit(model, x, config, labels, (x[:16], labels[:16]), state, world=world)]
-    import json
-    save_file(state.tensors(), f"{out}/{world.rank}.safetensors", {"lines": json.dumps(lines)})
-"""
+CASES = Path(__file__).parents[1] / "world_cases.py"
 
 
 def torchrun(processes: int, *words: str, timeout: float = 240) -> subprocess.CompletedProcess:
@@ -48,50 +26,46 @@ def torchrun(processes: int, *words: str, timeout: float = 240) -> subprocess.Co
     return subprocess.run([*start, *words], capture_output=True, text=True, timeout=timeout)
 
 
-@pytest.fixture(scope="module")
-def script(tmp_path_factory):
-    path = tmp_path_factory.mktemp("script") / "fit.py"
-    path.write_text(FIT)
-    return path
-
-
-def ran(script, folder, processes, micro=0, density="none"):
-    place = folder / f"{processes}-{micro}-{density}"
-    place.mkdir()
-    if processes == 1:
-        done = subprocess.run([sys.executable, script, place, str(micro), density], capture_output=True, text=True)
-    else:
-        done = torchrun(processes, str(script), str(place), str(micro), density)
+def check(folder, processes, *names):
+    """One launch of many processes for some cases, each compared with the same case in this process."""
+    done = torchrun(processes, str(CASES), str(folder), *names)
     assert done.returncode == 0, done.stderr[-2000:]
-    from safetensors import safe_open
+    for name in names:
+        alone, lines = world_cases.run(world_cases.CASES[name], ALONE)
+        for rank in range(processes):
+            with safe_open(folder / f"{name}-{rank}.safetensors", "pt") as file:
+                each = {key: file.get_tensor(key) for key in file.keys()}
+                log = json.loads(file.metadata()["lines"])
+            same(name, alone, each)
+            logs_agree(lines, log)
 
-    with safe_open(place / "0.safetensors", "pt") as file:
-        lines = json.loads(file.metadata()["lines"])
-    return [load_file(place / f"{rank}.safetensors") for rank in range(processes)], lines
+
+def same(name, alone, each):
+    assert each.keys() == alone.keys()
+    for key, ours in alone.items():
+        theirs = each[key]
+        assert torch.equal(ours.isnan(), theirs.isnan()), (name, key)
+        apart = float((ours - theirs).nan_to_num().abs().max())
+        assert apart < 1e-9 * (1 + float(ours.nan_to_num().abs().max())), (name, key, apart)
 
 
-@pytest.mark.parametrize(
-    ("processes", "micro", "density"),
-    [
-        (2, 0, "none"),
-        (2, 4, "adaptive"),
-        pytest.param(4, 0, "none", marks=pytest.mark.slow),
-        pytest.param(4, 2, "none", marks=pytest.mark.slow),
-        pytest.param(2, 2, "none", marks=pytest.mark.slow),
-    ],
-)
-def test_processes_change_nothing(script, tmp_path, processes, micro, density):
-    """Equal rates, samples and losses; weights, averages, optimiser within 1e-9 after 50 steps in float64."""
-    (alone,), one = ran(script, tmp_path, 1, 0, density)
-    many, lines = ran(script, tmp_path, processes, micro, density)
-    for each in many:
-        assert each.keys() == alone.keys()
-        assert max(float((each[name] - alone[name]).abs().max()) for name in alone) < 1e-9
-    assert [(line["lr"], line["samples"]) for line in one] == [(line["lr"], line["samples"]) for line in lines]
-    for ours, theirs in zip(one, lines, strict=True):
-        for name in ("loss", "grad_norm", "valid_ema"):
-            assert (name in ours) == (name in theirs)
-            assert name not in ours or ours[name] == pytest.approx(theirs[name], rel=1e-9)
+def logs_agree(ours, theirs):
+    assert [(line["lr"], line["samples"]) for line in ours] == [(line["lr"], line["samples"]) for line in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        for key in ("loss", "grad_norm", "valid_raw", "valid_ema"):
+            assert (key in one) == (key in other)
+            assert key not in one or one[key] == pytest.approx(other[key], rel=1e-9)
+
+
+def test_two_processes_change_nothing(tmp_path):
+    """Equal rates, samples and losses; weights, averages, optimiser, codebooks, validation and samples to rounding."""
+    check(tmp_path, 2, "mlp", "adaptive", "muon", "vq")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_and_parts_change_nothing(tmp_path, processes):
+    check(tmp_path, processes, *world_cases.CASES)
 
 
 @pytest.fixture(scope="module")

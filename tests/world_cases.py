@@ -1,0 +1,92 @@
+"""Runs of training that any number of processes must end alike; started by torchrun as a script, or called alone.
+
+python tests/world_cases.py FOLDER NAME ...  leaves FOLDER/NAME-RANK.safetensors: all that the process has at the end.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from sfumato import nets, noise
+from sfumato.codec import Codec
+from sfumato.model import Denoiser
+from sfumato.objectives import times, weights
+from sfumato.process import Gaussian
+from sfumato.sampling import sample
+from sfumato.schedules import Flow
+from sfumato.training import State, TrainConfig, fit
+from sfumato.training.autoencoding import Autoencoding
+from sfumato.training.goal import Denoising
+from sfumato.world import World, joined
+
+STEPS, BATCH, ROWS = 50, 16, 60
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """net: mlp, unet, dit or vq. density: a time density that learns, or none."""
+
+    net: str = "mlp"
+    micro: int | None = None
+    density: str | None = None
+    optimizer: str = "adamw"
+    steps: int = STEPS
+
+
+CASES = {
+    "mlp": Case(),
+    "parts": Case(micro=2),
+    "adaptive": Case(micro=4, density="adaptive"),
+    "muon": Case(optimizer="muon"),
+    "vq": Case(net="vq", steps=12),
+    "vq-parts": Case(net="vq", steps=12, micro=3),
+}
+
+
+def model_of(case: Case) -> Denoiser | Codec:
+    torch.manual_seed(0)
+    if case.net == "vq":
+        return Codec(nets.Autoencoder((5,), 2, (16,), bottleneck="vq", codes=8).double())
+    shape = (5,) if case.net == "mlp" else (2, 6, 6)
+    net: torch.nn.Module = nets.MLP(5, width=16, depth=2, classes=3)
+    if case.net == "unet":
+        net = nets.UNet(shape, channels=(8, 12), blocks=1, attention=(1,), classes=3, embed_dim=16)
+    if case.net == "dit":
+        net = nets.DiT(shape, width=12, depth=2, heads=2, classes=3)
+    return Denoiser(net.double(), Gaussian(Flow()), "velocity")
+
+
+def run(case: Case, world: World) -> tuple[dict[str, torch.Tensor], list[dict]]:
+    """(all tensors of the state, samples, validation; the log) at the end of a case."""
+    model = model_of(case)
+    shape = model.net.shape
+    x = noise.normal(3, range(ROWS), shape, noise.DATA, dtype=torch.float64)
+    labels = None if case.net == "vq" else torch.arange(ROWS) % 3
+    config = TrainConfig(steps=case.steps, batch=BATCH, micro=case.micro, precision="float32", optimizer=case.optimizer)
+    goal = Autoencoding() if case.net == "vq" else None
+    if case.density is not None:
+        goal = Denoising(times.NAMED[case.density](), weights.sigmoid(), 0)
+    state = State(model, config, goal)
+    held = (x[:16], None if labels is None else labels[:16])
+    lines = [p.to_dict() for p in fit(model, x, config, labels, held, state, world=world)]
+    found = {name: value.contiguous() for name, value in state.tensors().items()}
+    if case.net != "vq":
+        found["samples"] = sample(state.best, 7, steps=4, seed=1, world=world, label=[0, 1, 2, 0, 1, 2, 0])
+        measure = state.goal.measure(model, x[:16], {"label": labels[:16]}, 64, BATCH)
+        judged = measure.measure(model, state.best, 5, 1, world)
+        columns = {**judged.board, "raw": judged.raw, "ema": judged.ema, "total": list(judged.gradient)}
+        for name, column in columns.items():
+            values = [float("nan") if value is None else value for value in column]
+            found[f"judged.{name}"] = torch.tensor(values, dtype=torch.float64)
+    return found, lines
+
+
+if __name__ == "__main__":
+    with joined("cpu", 60) as world:
+        for name in sys.argv[2:]:
+            tensors, log = run(CASES[name], world)
+            save_file(tensors, Path(sys.argv[1]) / f"{name}-{world.rank}.safetensors", {"lines": json.dumps(log)})
