@@ -1,5 +1,8 @@
 """Counter-based random numbers: Philox's published vectors, laws, and dependence on the key alone."""
 
+import math
+import random
+
 import pytest
 import torch
 from scipy import stats
@@ -28,6 +31,64 @@ def words(*values):
 )
 def test_published_vectors(counter, key, expected):
     assert tuple(int(w) for w in noise.philox(words(*counter), key)) == expected
+
+
+def philox_of_whole_numbers(counter, key):
+    """Salmon et al. 2011, section 4.3, in Python's integers, which know no overflow."""
+    x, k = list(counter), list(key)
+    for _ in range(10):
+        low, high = 0xD2511F53 * x[0], 0xCD9E8D57 * x[2]
+        x = [(high >> 32) ^ x[1] ^ k[0], high % 2**32, (low >> 32) ^ x[3] ^ k[1], low % 2**32]
+        k = [(k[0] + 0x9E3779B9) % 2**32, (k[1] + 0xBB67AE85) % 2**32]
+    return x
+
+
+def words_of(seed, index, count, role, step):
+    """What the counter holds: block, index (two words), role and step; what the key holds: the seed."""
+    key = (seed % 2**32, (seed >> 32) % 2**32)
+    blocks = (
+        philox_of_whole_numbers((block, index % 2**32, index >> 32, (role << 24) | step), key)
+        for block in range(-(-count // 4))
+    )
+    return [word for block in blocks for word in block][:count]
+
+
+KEYS = [(random.Random(n).getrandbits(63), random.Random(-n).getrandbits(48), n % 13, n * 77) for n in range(40)]
+KEYS += [(-1, 2**62, 12, 2**24 - 1), (0, 0, 0, 0), (2**63 - 1, 2**32 - 1, 1, 1)]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_bits_are_those_of_big_integers_on_every_device(device):
+    for seed, index, role, step in KEYS:
+        for count in (1, 6):
+            drawn = noise.bits(seed, [index, index + 1], count, role, step, device)
+            assert drawn.tolist() == [words_of(seed, index + i, count, role, step) for i in (0, 1)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_normals_are_box_and_muller_to_two_ulps_on_every_device(device):
+    index, unit = list(range(50)), 2.0**-32
+    found = noise.normal(11, index, (8,), noise.TRAIN_NOISE, 3, device).cpu()
+    exact = []
+    for i in index:
+        u = [(word + 0.5) * unit for word in words_of(11, i, 8, noise.TRAIN_NOISE, 3)]
+        for a, b in zip(u[::2], u[1::2], strict=True):
+            radius = math.sqrt(-2 * math.log(a))
+            exact.append((radius * math.cos(2 * math.pi * b), radius * math.sin(2 * math.pi * b), radius))
+    for pair, (cosine, sine, radius) in zip(found.reshape(-1, 2).tolist(), exact, strict=True):
+        # the angle is rounded to float32 once, on every device alike: 2^-22 of the radius at most
+        assert abs(pair[0] - cosine) <= 4e-7 * radius and abs(pair[1] - sine) <= 4e-7 * radius
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_draws_what_the_cpu_draws():
+    index = torch.arange(300)
+    for dtype, ulps in ((torch.float32, 2.0**-22), (F64, 2.0**-50)):
+        here, there = (noise.normal(1, index, (97,), noise.PRIOR, device=d, dtype=dtype).cpu() for d in ("cpu", "cuda"))
+        assert float((here - there).abs().max()) < 8 * ulps
+    assert torch.equal(noise.uniform(1, index, (9,)), noise.uniform(1, index, (9,), device="cuda").cpu())
+    assert torch.equal(noise.rademacher(1, index, (9,)), noise.rademacher(1, index, (9,), device="cuda").cpu())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
