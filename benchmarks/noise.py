@@ -102,7 +102,9 @@ def main() -> None:
             )
     worst = max(float(row["share"]) for row in rows)
     print(f"at most {worst:.2%} of a step; {'within' if worst <= LIMIT else 'OVER'} the limit of {LIMIT:.0%}")
-    options.out.write_text(json.dumps({**hardware(), "commit": commit(), "limit": LIMIT, "rows": rows}, indent=1) + "\n")
+    options.out.write_text(
+        json.dumps({**hardware(), "commit": commit(), "limit": LIMIT, "rows": rows}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def test_a_run_in_two_parts_is_the_run_in_one(optimizer):
     ours, theirs = whole.tensors(), second.tensors()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    timed = {"elapsed", "eta", "rate"}
+    timed = {"elapsed", "eta", "rate", "data_wait"}
     assert [{k: v for k, v in line.items() if k not in timed} for line in lines] == [
         {k: v for k, v in line.items() if k not in timed} for line in parts
     ]

@@ -24,7 +24,7 @@ from sfumato.training.folder import read
 from sfumato.training.interrupt import Interrupted
 
 SETTINGS = {"steps": 12, "batch": 8, "precision": "float32", "net": "tiny"}
-TIMED = {"elapsed", "eta", "rate"}
+TIMED = {"elapsed", "eta", "rate", "data_wait"}
 
 
 @pytest.fixture(scope="module")

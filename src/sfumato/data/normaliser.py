@@ -8,12 +8,15 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..errors import SfumatoError
+
+if TYPE_CHECKING:
+    from .rows import Samples
 
 CHUNK_ENTRIES = 1 << 22  # float64 scratch of at most 32 MiB, whatever the size of the set
 GROUP = 8
@@ -36,7 +39,7 @@ class Statistics:
     quiet_sample: tuple[float, ...]
 
 
-def chunks(x: Tensor, indices: Tensor | None = None) -> Iterator[Tensor]:
+def chunks(x: "Samples", indices: Tensor | None = None) -> Iterator[Tensor]:
     """The rows of x (N, C, *spatial), or those named, as float64 blocks (n, C, *spatial) of bounded size."""
     count = len(x) if indices is None else len(indices)
     rows = max(1, CHUNK_ENTRIES // max(1, x[0].numel()))
@@ -45,7 +48,7 @@ def chunks(x: Tensor, indices: Tensor | None = None) -> Iterator[Tensor]:
         yield block.to(torch.float64)
 
 
-def statistics(x: Tensor, indices: Tensor | None = None) -> Statistics:
+def statistics(x: "Samples", indices: Tensor | None = None) -> Statistics:
     """Two passes in float64 over x (N, C, *spatial): mean = sum x / n, var = sum (x - mean)^2 / n, per channel.
 
     The second pass subtracts the mean first, so a small spread around a large offset is not lost to cancellation,
@@ -77,7 +80,7 @@ def _by_channel(block: Tensor) -> Tensor:
     return block.transpose(0, 1).reshape(block.shape[1], -1)
 
 
-def _quiet(x: Tensor, indices: Tensor | None, size: int) -> Tensor:
+def _quiet(x: "Samples", indices: Tensor | None, size: int) -> Tensor:
     """min over groups of `size` neighbouring samples of the std within the group, per channel.
 
     The groups start at evenly spaced places of the set: enough of them for a lower limit, not the whole set.

@@ -17,6 +17,7 @@ from . import arrays, builtin
 from .images import read_images
 from .labels import encode_labels
 from .picture import check_size, fit_cover
+from .rows import Samples
 from .split import split
 
 IMAGE_SUFFIXES = frozenset(
@@ -28,9 +29,9 @@ Size = int | tuple[int, int]
 
 @dataclass(frozen=True)
 class Source:
-    """A data set in memory.
+    """A data set.
 
-    x: (N, *shape) in the user's dtype and units, channels first.
+    x: (N, *shape) in the user's dtype and units, channels first: a tensor, or `Rows` that are read when asked for.
     labels: int64 (N,) indices into `classes`, or None.
     ids: a stable name for each sample (the path within a folder, the position in an array).
     groups: the key of each sample for the hold-out split; samples of one group are never divided.
@@ -39,7 +40,7 @@ class Source:
     bounds: declared (lowest, highest) value where the dtype does not say it.
     """
 
-    x: Tensor
+    x: Samples
     labels: Tensor | None
     classes: list[str]
     ids: list[str]

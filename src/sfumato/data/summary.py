@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from .normaliser import statistics
+from .normaliser import CHUNK_ENTRIES, statistics
+from .rows import Samples
 from .source import Size, Source, class_counts, open
 
 
@@ -35,7 +36,12 @@ def inspect(obj: Any, labels: Any = None, size: Size | None = None) -> dict[str,
     }
 
 
-def duplicates(x: torch.Tensor) -> int:
+def duplicates(x: Samples) -> int:
     """How many rows of x (N, ...) are bit-for-bit copies of an earlier row."""
-    rows = x.reshape(len(x), -1).contiguous().view(torch.uint8).numpy()
-    return len(rows) - len({blake2b(row, digest_size=16).digest() for row in rows})
+    seen: set[bytes] = set()
+    step = max(1, CHUNK_ENTRIES // max(1, x[0].numel()))
+    for at in range(0, len(x), step):
+        block = x[at : at + step]
+        rows = block.reshape(len(block), -1).contiguous().view(torch.uint8).numpy()
+        seen.update(blake2b(row, digest_size=16).digest() for row in rows)
+    return len(x) - len(seen)

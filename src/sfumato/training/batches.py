@@ -8,6 +8,8 @@ so that a batch, a micro-batch or a rank's share has low discrepancy without kno
 
 from __future__ import annotations
 
+import os
+import threading
 from typing import Any
 
 import torch
@@ -15,35 +17,55 @@ from torch import Tensor
 
 from sfumato import noise
 from sfumato.data import DataSpec
+from sfumato.data.rows import Samples
 from sfumato.errors import SfumatoError
+from sfumato.training.prefetch import Prefetch
+from sfumato.training.waiting import FETCHING, NORMALISING, TRANSFER, Waiting
 
-_RESIDENT = 2 << 30  # bytes of data that are kept on an accelerator
+_RESIDENT = 2 << 30  # bytes of normalised data that are kept on an accelerator
+_SHARE = 0.25  # of an accelerator's free memory that data may take as it was given
 
 
 class Batches:
-    """Training samples x (N, *shape) in the user's units and dtype, labels int64 (N,) or None."""
+    """Training samples x (N, *shape) in the user's units and dtype, labels int64 (N,) or None.
+
+    What fits stays on the device, normalised or else as it was given; the rest is fetched by `workers` threads ahead
+    of its use (None: none for what is in memory). Neither changes a number. `close` ends the threads.
+    """
 
     def __init__(
-        self, x: Tensor, labels: Tensor | None, spec: DataSpec | None, seed: int, drop: float, device: torch.device,
-        dtype: torch.dtype = torch.float32,
+        self, x: Samples, labels: Tensor | None, spec: DataSpec | None, seed: int, drop: float, device: torch.device,
+        dtype: torch.dtype = torch.float32, workers: int | None = None,
     ) -> None:  # fmt: skip
         if not len(x):
             raise SfumatoError("There are no samples to train on.")
-        if spec is None and not x.is_floating_point():
+        if spec is None and not x.dtype.is_floating_point:
             raise SfumatoError("Whole numbers need a data spec that normalises them: build the denoiser with spec=...")
         self.normalise = lambda rows: (rows if spec is None else spec.normalise(rows)).to(dtype)
         if device.type != "cpu" and 4 * x.numel() <= _RESIDENT:  # normalised once, it stays where it is used
-            x, self.normalise = self._normalised(x).to(device), lambda rows: rows
+            x = torch.cat([self.normalise(x[at : at + 1024]) for at in range(0, len(x), 1024)]).to(device)
+            self.normalise = lambda rows: rows
+        elif device.type == "cuda" and x.nbytes <= _SHARE * torch.cuda.mem_get_info(device)[0]:
+            x = torch.cat([x[at : at + 1024].to(device) for at in range(0, len(x), 1024)])
         self.x, self.labels, self.seed, self.drop, self.device = x, labels, seed, drop, device
-        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+        self._orders: dict[int, Tensor] = {}
+        self._lock = threading.Lock()
+        self._workers = _workers(x, device) if workers is None else workers
+        self._ahead: Prefetch[Tensor] | None = None
+        self._asked: tuple[int, slice] | None = None
+        self.waiting = Waiting(x, self._workers)
 
-    def _normalised(self, x: Tensor) -> Tensor:
-        return torch.cat([self.normalise(rows) for rows in x.split(1024)])
+    def close(self) -> None:
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
 
     def order(self, epoch: int) -> Tensor:
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, noise.permutation(self.seed, epoch, len(self.x))
-        return self._order
+        with self._lock:
+            if epoch not in self._orders:
+                self._orders = {known: order for known, order in self._orders.items() if abs(known - epoch) == 1}
+                self._orders[epoch] = noise.permutation(self.seed, epoch, len(self.x))
+            return self._orders[epoch]
 
     def rows(self, start: int, count: int) -> Tensor:
         """The rows of samples start .. start + count of the run; a batch may span epochs."""
@@ -58,10 +80,44 @@ class Batches:
     def take(self, start: int, count: int, share: slice = slice(None)) -> tuple[Tensor, dict[str, Any], Tensor, Tensor]:
         """(x normalised, conditions, index, u) of the next `count` samples, or a share of them; u uniform in (0, 1)."""
         rows, index = self.rows(start, count)[share], torch.arange(start, start + count)[share]
-        x = self.normalise(self.x[rows.to(self.x.device)]).to(self.device, non_blocking=True)
+        x = self._samples(start, count, share)
         u = noise.spread(self.seed, index, noise.TRAIN_TIME)
         if self.labels is None:
             return x, {}, index, u
         label = self.labels[rows].clone()
         label[noise.uniform(self.seed, index, (), noise.DROP) < self.drop] = -1
         return x, {"label": label.to(self.device)}, index, u
+
+    def _samples(self, start: int, count: int, share: slice) -> Tensor:
+        with self.waiting.on(FETCHING):
+            x = self._fetched(start, count, share)
+        if self.device.type == "cuda":  # it normalises in float64 to the same bits; fewer bytes have to travel
+            with self.waiting.on(TRANSFER):
+                x = x.to(self.device, non_blocking=True)
+        with self.waiting.on(NORMALISING):
+            x = self.normalise(x)
+        with self.waiting.on(TRANSFER):
+            return x.to(self.device, non_blocking=True)
+
+    def _fetched(self, start: int, count: int, share: slice) -> Tensor:
+        """The samples as they were given, from the threads where there are some."""
+
+        def fetch(first: int) -> Tensor:
+            rows = self.rows(first, count)[share]
+            x = self.x[rows.to(self.x.device) if isinstance(self.x, Tensor) else rows]
+            return x.pin_memory() if self._workers and self.device.type == "cuda" and not x.is_cuda else x
+
+        if not self._workers:
+            return fetch(start)
+        if self._ahead is None or self._asked != (count, share):
+            self.close()
+            self._ahead, self._asked = Prefetch(fetch, self._workers), (count, share)
+        return self._ahead.get(start, count)
+
+
+def _workers(x: Samples, device: torch.device) -> int:
+    """Threads by default: none where samples are at hand, and as many as it is worth reading with elsewhere."""
+    if isinstance(x, Tensor):
+        return int(device.type == "cuda" and not x.is_cuda)
+    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(x.workers, max(1, cores))

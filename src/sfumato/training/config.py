@@ -69,6 +69,9 @@ class TrainConfig:
     """Samples a step, over all processes together."""
     micro: int | None = None
     """Samples that are computed at once, where a batch is too large for the memory; changes nothing else."""
+    workers: int | None = None
+    """Threads that fetch samples ahead where they are not in memory, chosen from the data without it; 0 fetches each
+    batch when it is needed. Changes nothing else."""
     optimizer: str = "muon"
     """muon (matrices by Muon, the rest by AdamW) or adamw."""
     lr: float = 4e-3
@@ -179,8 +182,9 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("lr", _TINY, 1e3), ("warmup", 0, math.inf), ("decay", 0, 1), ("weight_decay", 0, 1e3), ("clip", 0, math.inf),
     ("ema", 0, 0.28), ("drop", 0, 1), ("holdout", 0, 0.9), ("guidance", -1e3, 1e3), ("seed", 0, 2**63 - 1),
     ("sample_every", 0, math.inf), ("snapshots", 0, 1000), ("micro", 1, math.inf), ("checkpoint_every", 1e-3, math.inf),
+    ("workers", 0, 64),
 )  # fmt: skip
-_WHOLE = ("steps", "size", "batch", "warmup", "seed", "sample_every", "snapshots", "micro")
+_WHOLE = ("steps", "size", "batch", "warmup", "seed", "sample_every", "snapshots", "micro", "workers")
 
 
 def docs() -> dict[str, str]:

@@ -26,7 +26,7 @@ class Console:
         self.stream = stream or sys.stderr
         self._live = self.stream.isatty()
         self._bar: Any = None
-        self._last, self._norm = 0.0, 0.0
+        self._last, self._norm, self._wait = 0.0, 0.0, 0.0
         self._loss: float | None = None
         self._valid: float | None = None
 
@@ -39,6 +39,8 @@ class Console:
     def __call__(self, progress: Progress) -> None:
         if progress.loss is not None:
             self._loss, self._norm = progress.loss, progress.grad_norm or 0.0
+        if progress.data_wait is not None:
+            self._wait = progress.data_wait
         if progress.validation is not None:
             self._valid = progress.validation.best
         if self._live:
@@ -51,7 +53,7 @@ class Console:
     def _figures(self, progress: Progress) -> str:
         valid = "" if self._valid is None else f"  valid {self._valid:.4f}"
         loss = "" if self._loss is None else f"loss {self._loss:.4f}{valid}  grad {self._norm:.2f}  "
-        return f"{loss}{progress.rate:,.0f} samples/s"
+        return f"{loss}{progress.rate:,.0f} samples/s  data-wait {self._wait:.0%}"
 
     def _draw(self, progress: Progress) -> None:
         if self._bar is None:

@@ -12,11 +12,13 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sfumato.data.rows import Samples
 from sfumato.errors import SfumatoError
 from sfumato.training.batches import Batches
 from sfumato.training.config import TrainConfig
@@ -38,7 +40,8 @@ class Progress:
 
     loss and grad_norm are means since the last step that had them, None between; lr the rate of this step; rate in
     samples a second; eta and elapsed in seconds; fraction of the budget used; validation at some steps; micro: samples
-    that are computed at once, incident: where the step was skipped.
+    that are computed at once, incident: where the step was skipped. data_wait: the fraction of the time that steps
+    waited for their data, with each loss; advice: what to do where that is much, once.
     """
 
     step: int
@@ -55,10 +58,12 @@ class Progress:
     done: bool = False
     micro: int = 0
     incident: Incident | None = None
+    data_wait: float | None = None
+    advice: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """One line of metrics.jsonl."""
-        apart = ("validation", "incident", "micro")
+        apart = ("validation", "incident", "micro", "advice")
         line = {name: value for name, value in vars(self).items() if value is not None and name not in apart}
         return line if self.validation is None else {**line, **self.validation.to_dict()}
 
@@ -75,10 +80,10 @@ def rate_factor(samples: int, fraction: float, config: TrainConfig) -> float:
 
 def fit(
     model: Any,
-    x: Tensor,
+    x: Samples,
     config: TrainConfig,
     labels: Tensor | None = None,
-    holdout: tuple[Tensor, Tensor | None] | None = None,
+    holdout: tuple[Samples, Tensor | None] | None = None,
     state: State | None = None,
     goal: Goal | None = None,
     world: World = ALONE,
@@ -96,8 +101,15 @@ def fit(
     if config.steps is None and config.minutes is None:
         raise SfumatoError("Training needs a budget: set steps or minutes.")
     state = state or State(model, config, goal)
-    batches = Batches(x, labels, model.spec, config.seed, config.drop, model.device, state.dtype)
     measure = None if holdout is None or not len(holdout[0]) else judge(state, config, *holdout)
+    batches = Batches(x, labels, model.spec, config.seed, config.drop, model.device, state.dtype, config.workers)
+    with closing(batches):
+        yield from _steps(model, batches, config, state, measure, world)
+
+
+def _steps(
+    model: Any, batches: Batches, config: TrainConfig, state: State, measure: Measure | None, world: World
+) -> Iterator[Progress]:
     clock, share = _Clock(state, config, world), world.share(config.batch)
     model.train()
     losses = shared(model, state.goal, world)
@@ -109,8 +121,9 @@ def fit(
             taken = _step(losses, batch, config, state, lr, world)
             incident = None if taken else _skip(state, config, batch, batches, lr, world)
             clock.tick()
-            progress = _progress(state, config, clock, before, lr, len(x), measure, world)
-        yield dataclasses.replace(progress, incident=incident)
+            progress = _progress(state, config, clock, before, lr, len(batches.x), measure, world)
+        waited = batches.waiting.told() if progress.loss is not None or progress.done else {}
+        yield dataclasses.replace(progress, incident=incident, **waited)
         if len(state.strikes) >= STRIKES:  # whoever takes the values did not go back
             raise SfumatoError(
                 f"Training stopped at step {state.step:,}: {STRIKES} steps of {WINDOW} could not be taken; in the last "
@@ -147,7 +160,7 @@ class _Clock:
         return (self.config.steps - self.state.step) * self.config.batch / max(1e-9, self.rate())
 
 
-def judge(state: State, config: TrainConfig, x: Tensor, labels: Tensor | None) -> Measure:
+def judge(state: State, config: TrainConfig, x: Samples, labels: Tensor | None) -> Measure:
     """What measures a run on held-out samples, as many fixed draws as the budget bears."""
     model, count = state.denoiser, _TRIPLES
     if config.steps is not None:

@@ -32,7 +32,7 @@ from sfumato.world import joined
 
 CHANGEABLE = (
     "minutes", "steps", "lr", "decay", "clip", "guidance", "sample_every", "checkpoint_every", "loggers", "micro",
-    "device", "precision",
+    "workers", "device", "precision",
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import torch
 
 from sfumato import artefact
 from sfumato.data import Source
+from sfumato.data.rows import Samples, part
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.model import Denoiser
@@ -88,12 +90,15 @@ class Session:
         if self.state.step == 0:
             self.save()  # an early stop has something to go on from, and a full disk shows now
         ear = Ear(self.path)
-        with Interruption() as interruption:
-            for progress in self._steps():
+        # closed in every case, so that no thread that fetches data outlives the run
+        with Interruption() as interruption, closing(self._steps()) as steps:
+            for progress in steps:
                 if self.log is not None and (progress.loss is not None or progress.validation is not None):
                     self.log.write(progress.to_dict())
                     self.loggers.line(progress.to_dict())
                 self.console(progress)
+                if progress.advice is not None:
+                    self.console.note(progress.advice)
                 if progress.incident is not None:
                     self._note(progress.incident)
                 if self._heard(ear, interruption):
@@ -132,11 +137,11 @@ class Session:
     def _steps(self) -> Any:
         x, labels = self.source.x, self.source.labels
 
-        def part(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-            return x[rows], None if labels is None else labels[rows]
+        def some(rows: torch.Tensor) -> tuple[Samples, torch.Tensor | None]:
+            return part(x, rows), None if labels is None else labels[rows]
 
-        training, training_labels = part(self.train)
-        holdout = part(self.holdout) if len(self.holdout) else None
+        training, training_labels = some(self.train)
+        holdout = some(self.holdout) if len(self.holdout) else None
         return fit(self.denoiser, training, self.config, training_labels, holdout, self.state, world=self.world)
 
     def _note(self, incident: Incident) -> None:

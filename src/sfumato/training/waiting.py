@@ -1,0 +1,72 @@
+"""How much of a run its steps wait for their batches, and what to do about it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, final
+
+from sfumato.data.rows import DECODING, READING, Rows, Samples
+
+FETCHING, NORMALISING, TRANSFER = "fetching", "normalising", "transfer"
+MUCH = 0.10  # of the time: from here on it is said
+_SURE = 3.0  # seconds that were waited, before anything is said
+
+CURES = {
+    READING: "is read too slowly: put it, or the cache (SFUMATO_CACHE), on a faster disk, or give more --workers",
+    DECODING: "is decoded anew for every step: let the cache hold it (SFUMATO_CACHE, SFUMATO_CACHE_GB), or give a "
+    "smaller --size or more --workers",
+    NORMALISING: "takes as long to normalise as this small network to train on it: a larger --net costs little more, "
+    "and a smaller --size less",
+    TRANSFER: "is slow on its way to the device: give a smaller --size, so that all of it may stay there",
+}
+
+
+@final
+class Waiting:
+    """Seconds that steps wait, by cause, beside those that pass."""
+
+    def __init__(self, x: Samples, workers: int) -> None:
+        self._rows, self._workers = x if isinstance(x, Rows) else None, workers
+        self._seconds = dict.fromkeys((FETCHING, NORMALISING, TRANSFER), 0.0)
+        self._mark, self._waited, self._said = time.perf_counter(), 0.0, False
+
+    @contextmanager
+    def on(self, cause: str) -> Iterator[None]:
+        """Within the block a step waits for its batch."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[cause] += time.perf_counter() - start
+
+    def told(self) -> dict[str, Any]:
+        """What a line of progress says of it."""
+        share = self.share()
+        return {"data_wait": share, "advice": self.advice(share)}
+
+    def share(self) -> float:
+        """The fraction of the time since this was last asked in which steps waited."""
+        now, waited = time.perf_counter(), sum(self._seconds.values())
+        share = (waited - self._waited) / max(1e-9, now - self._mark)
+        self._mark, self._waited = now, waited
+        return min(1.0, share)
+
+    def advice(self, share: float) -> str | None:
+        """Cause and cure, once, where steps wait much."""
+        if self._said or share <= MUCH or sum(self._seconds.values()) < _SURE:
+            return None
+        self._said = True
+        where = "The data" if self._rows is None else self._rows.where
+        workers = f" (now {self._workers})" if "--workers" in (cure := CURES[self.cause]) else ""
+        return f"Steps wait {share:.0%} of the time for their data ({self.cause}): {where} {cure}{workers}."
+
+    @property
+    def cause(self) -> str:
+        """What steps waited for most."""
+        most = max(self._seconds, key=lambda name: self._seconds[name])
+        if most != FETCHING:
+            return most
+        reading = {} if self._rows is None else self._rows.spent.seconds()
+        return max(reading, key=lambda name: reading[name]) if reading else READING
