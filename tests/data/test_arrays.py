@@ -216,3 +216,19 @@ def test_missing_paths_suggest_what_was_meant(tmp_path):
     refused(str(tmp_path / "photo"), "does not exist: did you mean .*photos")
     refused(str(tmp_path / "zzz" / "qqq"), "none of the built-in sets")
     refused("", "no data given")
+
+
+def test_a_file_larger_than_memory_stays_on_the_disk(tmp_path, monkeypatch):
+    x = np.random.default_rng(0).integers(0, 255, (40, 12, 10, 3), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", x)
+    usual = data.open(str(tmp_path / "x.npy"))
+    monkeypatch.setattr("sfumato.data.memory.available", lambda: 1000.0)
+    source = data.open(str(tmp_path / "x.npy"))
+    assert not isinstance(source.x, torch.Tensor) and source.shape == usual.shape == (3, 12, 10)
+    assert source.kind == "image" and torch.equal(source.x[:], usual.x) and "read when needed" in source.notes[-1]
+    index = torch.tensor([30, 2, 2])
+    assert torch.equal(source.x[index], usual.x[index])
+    assert data.DataSpec.fit(source) == data.DataSpec.fit(usual)
+    assert data.inspect(source)["duplicates"] == data.inspect(usual)["duplicates"] == 0
+    with pytest.raises(SfumatoError, match="larger than memory, and size cannot change it"):
+        data.open(str(tmp_path / "x.npy"), size=8)

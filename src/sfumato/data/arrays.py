@@ -2,15 +2,19 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import SfumatoError
+from .memory import fits
 from .normaliser import CHUNK_ENTRIES
 from .spec import DTYPES
+
+if TYPE_CHECKING:
+    from .rows import Samples
 
 DATA_KEYS = ("x", "images", "data")
 LABEL_KEYS = ("y", "labels", "label")
@@ -21,10 +25,11 @@ MAP_BYTES = 1 << 30  # larger .npy files are mapped, not read
 
 
 def read_npy(path: Path) -> np.ndarray:
-    """The array in a .npy file; objects are never unpickled."""
-    big = path.stat().st_size > MAP_BYTES
+    """The array in a .npy file; objects are never unpickled. Read-only where it is larger than memory."""
+    size = path.stat().st_size
+    mode: Literal["r", "c"] | None = None if size <= MAP_BYTES and fits(size) else "c" if fits(size) else "r"
     try:
-        return np.load(path, mmap_mode="c" if big else None, allow_pickle=False)
+        return np.load(path, mmap_mode=mode, allow_pickle=False)
     except (ValueError, EOFError, OSError, SyntaxError) as error:
         raise SfumatoError(f"{path} cannot be read as a .npy array: {_reason(error)}") from None
 
@@ -132,7 +137,7 @@ def _channels_last(x: Tensor) -> bool:
     return x.shape[3] in IMAGE_CHANNELS and not channels_first and _image_sides(x.shape[1], x.shape[2])
 
 
-def require_finite(x: Tensor, where: str) -> None:
+def require_finite(x: "Samples", where: str) -> None:
     """Raise SfumatoError with the count and the first position where x (N, ...) holds NaN or infinity."""
     if not x.dtype.is_floating_point:
         return

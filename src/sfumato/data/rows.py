@@ -99,11 +99,12 @@ Samples = Tensor | Rows
 class Mapped(Rows):
     """Rows of an array that stays on the disk; only what is asked for comes into memory, and the system may drop it.
 
-    array: (N, ...), a read-only numpy.memmap. Samples have the arrangement that `arrays.arrange` gives them.
+    array: (N, ...), a read-only numpy.memmap. Samples have the arrangement that `arrays.arrange` gives them, with its
+    `kind` and `notes`.
     """
 
     def __init__(self, array: np.ndarray, where: str, identity: str | None = None) -> None:
-        first = arrays.arrange(arrays.to_tensor(array[:1].copy(), where), where)[0]
+        first, self.kind, self.notes = arrays.arrange(arrays.to_tensor(np.array(array[:1]), where), where)
         super().__init__((len(array), *first.shape[1:]), first.dtype)
         self.array, self.where, self.identity = array, where, identity
 

@@ -16,8 +16,9 @@ from ..errors import SfumatoError
 from . import arrays, builtin
 from .images import read_images
 from .labels import encode_labels
+from .memory import fits
 from .picture import check_size, fit_cover
-from .rows import Samples
+from .rows import Mapped, Samples
 from .split import split
 
 IMAGE_SUFFIXES = frozenset(
@@ -169,12 +170,20 @@ def _stacked(items: Sequence[Tensor]) -> Tensor:
 
 
 def _from_array(data: Any, labels: Any, where: str, name: str) -> Source:
-    x, kind, notes = arrays.arrange(arrays.to_tensor(data, where), where)
+    x, kind, notes = _arranged(data, where)
     arrays.require_finite(x, where)
     encoded, classes = (None, []) if labels is None else encode_labels(labels, len(x))
     dtype = str(x.dtype).removeprefix("torch.")
     notes.insert(0, f"{len(x):,} samples of shape {tuple(x.shape[1:])}, {dtype}.")
     return Source(x, encoded, classes, _positions(len(x)), kind, name, notes=notes)
+
+
+def _arranged(data: Any, where: str) -> tuple[Samples, str, list[str]]:
+    if isinstance(data, np.memmap) and not data.flags.writeable and not fits(data.nbytes):  # as `read_npy` maps it
+        rows = Mapped(data, where)
+        note = f"{rows.nbytes / 2**30:.1f} GiB are more than memory should hold: samples are read when needed."
+        return rows, rows.kind, [*rows.notes, note]
+    return arrays.arrange(arrays.to_tensor(data, where), where)
 
 
 def _positions(count: int) -> list[str]:
@@ -256,6 +265,10 @@ def _resized(source: Source, size: Size) -> Source:
         return source
     if source.kind != "image":
         raise SfumatoError(f"size is for images, but {source.name} holds arrays of shape {source.shape}")
+    if not isinstance(source.x, Tensor):
+        raise SfumatoError(
+            f"{source.name} is larger than memory, and size cannot change it: resize it once and save it"
+        )
     pictures = source.x.numpy().transpose(0, 2, 3, 1)
     resized = np.stack([fit_cover(np.ascontiguousarray(p), target) for p in pictures])
     if source.bounds is not None:  # the filter overshoots at edges
