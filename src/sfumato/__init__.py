@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sfumato.artefact import load as load
     from sfumato.artefact import load_codec as load_codec
     from sfumato.artefact import save as save
+    from sfumato.audit import memorisation as memorisation
     from sfumato.belief import Estimate as Estimate
     from sfumato.budget import error_budget as error_budget
     from sfumato.certification import certify as certify
@@ -99,6 +100,7 @@ _PUBLIC = {
     "load": "sfumato.artefact:load",
     "load_codec": "sfumato.artefact:load_codec",
     "log_prob": "sfumato.likelihood:log_prob",
+    "memorisation": "sfumato.audit:memorisation",
     "nets": "sfumato.nets",
     "nonequilibrium": "sfumato.objectives.nonequilibrium",
     "prior_kl": "sfumato.objectives.prior:prior_kl",

@@ -10,8 +10,8 @@ from likelihood_models import Plain, spec_of
 from sfumato.belief import Estimate
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
+from sfumato.intervals import student_quantile
 from sfumato.likelihood import Measured, bits_per_dim, log_prob
-from sfumato.likelihood.measured import student_quantile
 from sfumato.process import Gaussian
 from sfumato.schedules import VE, Cosine
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
+from sfumato.intervals import student_quantile
 
 FIGURES = ("stderr", "solver_error", "prior_mismatch", "truncation", "prior", "diffusion", "reconstruction")
 DEQUANTISATIONS = {"uniform": "uniform dequantisation", "discretised": "discretised decoder"}
@@ -139,29 +140,6 @@ def bits_per_dim(log_prob: Tensor, dim: int) -> Tensor:
 def _unskewed(q: float, a: float) -> float:
     """T with T + a (T^2 / 3 + 1/6) + a^2 T^3 / 27 = q."""
     return q if abs(a) < 1e-6 else 3 / a * (math.cbrt(1 + a * (q - a / 6)) - 1)
-
-
-def student_quantile(p: float, freedom: int) -> float:
-    """t with P(T <= t) = p, p above 1/2, for a whole number of degrees of freedom, by bisection."""
-    low, high = 0.0, 1.0
-    while _student(high, freedom) < p:
-        high *= 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _student(middle, freedom) < p else (low, middle)
-    return (low + high) / 2
-
-
-def _student(t: float, freedom: int) -> float:
-    """P(T <= t), t >= 0, by the finite sums of Abramowitz and Stegun 1964, 26.7.3 and 26.7.4."""
-    angle = math.atan(t / math.sqrt(freedom))
-    cos, odd = math.cos(angle), freedom % 2
-    term, total = (cos if odd else 1.0), 0.0
-    for k in range(1 + odd, freedom, 2):
-        total += term
-        term *= cos**2 * k / (k + 1)
-    inside = 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
-    return 0.5 + 0.5 * inside
 
 
 def gather(parts: list[Measured], dequantisation: str | None) -> Measured:

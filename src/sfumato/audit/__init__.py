@@ -1,0 +1,5 @@
+"""What a trained model may do wrong though its loss is low: copies of its training samples."""
+
+from sfumato.audit.memorisation import Memorisation, memorisation
+
+__all__ = ["Memorisation", "memorisation"]
