@@ -22,6 +22,7 @@ COMMANDS = {
     "average": "make a model whose weights are averaged over another part of its run",
     "tune": "fit a plan of few steps to a model, so that sampling takes less time",
     "likelihood": "say how probable a model finds a data set, in nats and bits",
+    "memorisation": "say whether samples repeat the training data",
     "info": "say what a model is: data, process, network, classes, origin",
     "inspect": "look at a data set before training on it",
     "explain-objective": "say what a training objective weighs by noise level, and whether it is an ELBO",

@@ -194,6 +194,40 @@ class Average:
 
 
 @command
+class Memorisation:
+    """Say whether samples of a model repeat its training samples, against how near new ones come to these.
+
+    Each sample's distance to the nearest training sample is taken over that to the nearest held-out one, and set beside
+    the same ratio of training samples that are left out themselves. With --json, one JSON object.
+    """
+
+    model: Annotated[tyro.conf.Positional[str], flag("A run folder or a .safetensors file.", "MODEL")]
+    data: Annotated[
+        tyro.conf.Positional[str | None], flag("What it was trained on; that of the run folder without it.", "DATA")
+    ] = None
+    holdout: Annotated[
+        str | None, flag("Unseen data; without it, what training held out. DATA is then the training set.", "DATA")
+    ] = None
+    labels: Annotated[str | None, flag("A .npy or text file with one class label a sample of DATA.", "FILE")] = None
+    size: Annotated[int | None, flag("Side in pixels that images are resized to.", "INT")] = None
+    number: Annotated[int, flag("Samples to draw.", "INT", short="-n")] = 512
+    steps: Annotated[int, flag("Steps of the solver.", "INT")] = 10
+    guidance: Annotated[
+        float | None, flag("Guidance scale; without it none, which is the law that was learned.", "FLOAT")
+    ] = None
+    weights: Annotated[
+        Literal["ema", "raw"], flag("The moving average of the weights, or the last raw ones.", "{ema,raw}")
+    ] = "ema"
+    out: Annotated[
+        str | None,
+        flag("A picture (.png) of the samples nearest to training samples, beside these.", "PATH", short="-o"),
+    ] = None
+    batch: Annotated[int, flag("Samples drawn at once; changes memory and speed alone.", "INT")] = 256
+    seed: Annotated[int, flag("Seed of the samples.", "INT")] = 0
+    device: Annotated[str, flag("auto (a GPU where there is one), cpu, cuda, cuda:1 ...", "NAME")] = "auto"
+
+
+@command
 class Info:
     """Say what a model is: its data and units, process, target, network, classes, origin, and how to sample it.
 
@@ -345,5 +379,6 @@ Train = _train()
 CLASSES: dict[str, type] = {
     "demo": Demo, "train": Train, "resume": Resume, "sample": Sample, "info": Info, "inspect": Inspect,
     "certify": Certify, "tune": Tune, "likelihood": Likelihood, "average": Average, "runs": Runs, "control": Control,
+    "memorisation": Memorisation,
     "explain-objective": ExplainObjective,
 }  # fmt: skip

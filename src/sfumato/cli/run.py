@@ -15,7 +15,7 @@ _HOME = {
     "demo": "train", "train": "train", "resume": "train", "sample": "sample", "info": "look", "inspect": "look",
     "certify": "certify", "tune": "tune", "likelihood": "likelihood", "average": "average", "runs": "runs",
     "control": "train",
-    "explain-objective": "explain",
+    "explain-objective": "explain", "memorisation": "memorisation",
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import torch
 
 import sfumato as sf
 from sfumato import data
-from sfumato.audit.memorisation import choose, compare, words
+from sfumato.audit.copies import choose, compare, words
 from sfumato.audit.nearest import Space, nearest
 from sfumato.training import Run
 
@@ -80,7 +80,9 @@ def test_shrunken_copies_are_named_and_blurred_samples_are_not():
     blurred = judged(centre + 0.8 * (new - centre), x)  # near to everything, copies of nothing
     assert blurred.verdict != "memorised" and blurred.closer.value < 0.56
     plain = nearest((centre + 0.8 * (new - centre)).float(), x, torch.arange(1000), Space(None, None)).first
-    assert float(plain.median()) < 0.85 * float(nearest(new.float(), x, torch.arange(1000), Space(None, None)).first.median())
+    assert float(plain.median()) < 0.85 * float(
+        nearest(new.float(), x, torch.arange(1000), Space(None, None)).first.median()
+    )
 
 
 def test_bits_are_compared_and_leaks_counted():

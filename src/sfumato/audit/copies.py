@@ -28,6 +28,7 @@ from sfumato.audit.nearest import Features, Near, Space, nearest
 from sfumato.data import Source
 from sfumato.errors import SfumatoError
 from sfumato.intervals import NORMAL, Interval, fraction
+from sfumato.pictures import picture
 from sfumato.sampling import sample
 
 _CERTAIN = 3.0902323061678132  # normal quantile of 99.9 %
@@ -44,8 +45,9 @@ class Memorisation:
     samples and of their twins. exact: samples that are a training sample bit for bit; leaked: held-out samples that
     are. samples, twins, train, holdout: how many there are; pairs: independent cases that `closer` is worth; searched:
     training samples that were looked at. nearest:
-    (number of the sample, row of the data, r over the twins' median) of those nearest, worth a look. space: what
-    distances are taken in. notes: what was done, in sentences.
+    (number of the sample, row of the data, r over the twins' median) of those nearest, worth a look, and shown: these
+    samples and training samples themselves, in the units of the data. space: what distances are taken in. notes: what
+    was done, in sentences.
     """
 
     ratio: Interval
@@ -63,6 +65,7 @@ class Memorisation:
     nearest: tuple[tuple[int, int, float], ...]
     space: str
     notes: tuple[str, ...] = ()
+    shown: tuple[Tensor, Tensor] | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
     def z(self) -> float:
@@ -76,7 +79,8 @@ class Memorisation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        made = dataclasses.asdict(self) | {"ratio": self.ratio.to_dict(), "closer": self.closer.to_dict()}
+        made = {name: value for name, value in vars(self).items() if name != "shown"}
+        made |= {"ratio": self.ratio.to_dict(), "closer": self.closer.to_dict()}
         made |= {"notes": list(self.notes), "nearest": [list(each) for each in self.nearest]}
         return {"verdict": self.verdict, "z": self.z, **made}
 
@@ -162,7 +166,9 @@ def memorisation(
     return compare(generated, source, train, (unseen, rest), twins, space, seed)
 
 
-def _sides(model: Any, given: Any, holdout: Any, labels: Any, size: int | None) -> tuple[Source, Tensor, Source, Tensor]:
+def _sides(
+    model: Any, given: Any, holdout: Any, labels: Any, size: int | None
+) -> tuple[Source, Tensor, Source, Tensor]:
     """(source, rows of the training set, source, rows of the hold-out)."""
     source = data.open(given, labels=labels, size=size)
     if holdout is not None:
@@ -175,8 +181,8 @@ def _sides(model: Any, given: Any, holdout: Any, labels: Any, size: int | None) 
         raise SfumatoError("The model does not say what was held out when it was trained: give unseen data as holdout.")
     if made.get("samples") != len(source):
         raise SfumatoError(
-            f"{source.name} has {len(source):,} samples, and the model was trained on {made.get('samples'):,}: give the "
-            "data of the training, or unseen data as holdout."
+            f"{source.name} has {len(source):,} samples, and the model was trained on {made.get('samples'):,}: give "
+            "the data of the training, or unseen data as holdout."
         )
     train, rest = source.split(made["holdout"])
     return source, train, source, rest
@@ -233,11 +239,21 @@ def compare(
         copies=_copies(near), copies_real=_copies(own),
         exact=sum(torch.equal(a, source.x[row]) for a, row in zip(generated.cpu(), near.row.tolist(), strict=True)),
         leaked=_leaked(source.x, bank, other.x, held),
-        samples=len(scores), twins=len(twin_scores), pairs=pairs, train=len(train), searched=len(bank), holdout=len(held),
+        samples=len(scores), twins=len(twin_scores), pairs=pairs,
+        train=len(train), searched=len(bank), holdout=len(held),
         nearest=tuple((i, int(near.row[i]), _finite(math.exp(float(scores[i]) - middle))) for i in order),
         space="features" if space.features is not None else "standard deviations of each channel",
-        notes=tuple(notes),
+        notes=tuple(notes), shown=(generated.cpu()[order], source.x[near.row[order]]),
     )  # fmt: skip
+
+
+def pairs_picture(found: Memorisation, spec: Any) -> Any:
+    """The samples nearest to training samples in a row, and these below; None where none are kept."""
+    if found.shown is None:
+        return None
+    x = torch.cat([each.float() for each in found.shown])
+    kind, bounds = ("array", None) if spec is None else (spec.kind, spec.bounds)
+    return picture(x, kind, bounds, len(found.shown[0]), ["samples", "training"])
 
 
 def _keys(groups: Sequence[str]) -> Tensor:

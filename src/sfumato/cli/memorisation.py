@@ -1,0 +1,59 @@
+"""`memorisation`: how near samples of a model come to what it was trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sfumato import artefact
+from sfumato.audit.copies import Memorisation, pairs_picture
+from sfumato.audit.copies import memorisation as judged
+from sfumato.cli.run import Voice
+from sfumato.data.labels import read_labels
+from sfumato.errors import SfumatoError
+from sfumato.model import Denoiser
+from sfumato.pictures import save_png
+from sfumato.training.config import from_yaml
+from sfumato.training.precision import compute_dtype, device_of
+
+
+def memorisation(options: Any, voice: Voice) -> None:
+    if options.number < 2 or options.steps < 1 or options.batch < 1:
+        raise SfumatoError("-n needs at least 2 samples, and --steps and --batch at least 1")
+    if options.out is not None and Path(options.out).suffix.lower() != ".png":
+        raise SfumatoError(f"{options.out} has no known kind: end it in .png")
+    where, labels, size = _data(options)
+    device = device_of(options.device)
+    denoiser = artefact.load(options.model, options.weights, device)
+    denoiser.compute_dtype = compute_dtype("auto", device)
+    found = judged(
+        denoiser, where, options.holdout, samples=options.number, size=size, steps=options.steps,
+        labels=None if labels is None else read_labels(labels), guidance=options.guidance, seed=options.seed,
+        batch=options.batch, device=device,
+    )  # fmt: skip
+    if options.out is not None:
+        _draw(Path(options.out).expanduser(), found, denoiser)
+    voice.emit({**found.to_dict(), "model": str(options.model), "data": where, "out": options.out})
+    voice.say(*str(found).splitlines())
+    if options.out is not None:
+        voice.say(f"{options.out}: the samples nearest to training samples (above), and these (below).")
+
+
+def _data(options: Any) -> tuple[str, str | None, int | None]:
+    """(data, labels, size) as given, or those that the run folder was trained with."""
+    if options.data is not None:
+        return options.data, options.labels, options.size
+    settings = Path(options.model).expanduser() / "config.yaml"
+    if not settings.exists():
+        raise SfumatoError(f"{options.model} is no run folder, which would say its data: give DATA after it")
+    kept = from_yaml(str(settings))
+    if not kept.data:
+        raise SfumatoError(f"{options.model} was trained on an array in memory: use sf.memorisation in Python")
+    return kept.data, options.labels or kept.labels, options.size or kept.size
+
+
+def _draw(path: Path, found: Memorisation, denoiser: Denoiser) -> None:
+    picture = pairs_picture(found, denoiser.spec)
+    if picture is None:
+        raise SfumatoError("There are no nearest samples to draw")
+    save_png(picture, path)
