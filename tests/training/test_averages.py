@@ -13,7 +13,7 @@ from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
 from sfumato.process import Gaussian
 from sfumato.schedules import Flow
-from sfumato.training import EMA, TrainConfig, averages
+from sfumato.training import EMA, TrainConfig, averages, snapshots
 from sfumato.training.averages import Averages, Profile, combination, due, overlap
 from sfumato.training.ema import exponent
 
@@ -64,19 +64,21 @@ def test_the_reconstructed_average_is_the_one_that_was_followed(tmp_path):
         for each in (direct, two):
             each.update((step - 1) * batch, step * batch)
         if due((step - 1) / steps, step / steps, 8):
-            averages.write_snapshot(tmp_path, two, step, step * batch)
-    read = [part for _, path in averages.found(tmp_path) for part in averages.read_snapshot(path)]
+            snapshots.write(tmp_path, two.snapshot(), step, step * batch)
+    read = list(snapshots.read(snapshots.found(tmp_path)))
     assert len(read) == 16
-    c, _ = combination([profile for profile, _ in read], Profile(exponent(0.08), steps * batch))
+    c, _ = combination(
+        [Profile(exponent(w), one.samples) for one, w, _ in read], Profile(exponent(0.08), steps * batch)
+    )
     for name, wanted in direct.state_dict().items():
-        made = sum(w * weights[name].double() for w, (_, weights) in zip(c, read, strict=True))
+        made = sum(w * weights[name].double() for w, (_, _, weights) in zip(c, read, strict=True))
         assert float((made - wanted).norm() / wanted.norm()) < 0.01, name
 
 
 def test_a_run_gives_a_model_of_any_width(tmp_path):
     x = noise.normal(0, range(200), (4,), noise.DATA).numpy()
     run = sf.train(x, out=str(tmp_path / "run"), steps=60, net="tiny", precision="float32")
-    assert len(averages.found(run.path)) == 8
+    assert len(snapshots.found(run.path)) == 8
     made = averages.average(run.path, 0.06)
     mine, own = made.net.state_dict(), run.denoiser.net.state_dict()
     gap = sum(float((mine[n] - own[n]).square().sum()) for n in own)

@@ -69,7 +69,7 @@ def test_a_run_leaves_its_folder(whole):
     assert {p.name for p in whole.path.iterdir()} == {
         "config.yaml", "metrics.jsonl", "samples", "averages", "report.html", "checkpoints", "model.safetensors",
     }  # fmt: skip
-    assert [p.name for p in checkpoint.found(whole.path)] == ["step_00000012.safetensors", "step_00000000.safetensors"]
+    assert [p.name for p in checkpoint.found(whole.path)] == ["step_00000012.safetensors"]
     assert sorted(p.name for p in (whole.path / "samples").iterdir()) == ["step_00000006.png", "step_00000012.png"]
     manifest = read_manifest(whole.path / "samples/step_00000012.png")
     assert manifest["samples_seen"] == "96" and manifest["guidance"] == "2.5"

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,14 +21,11 @@ from torch import Tensor
 
 from sfumato import artefact
 from sfumato.errors import SfumatoError
-from sfumato.files import read_sealed, write_sealed
 from sfumato.model import Denoiser
+from sfumato.training import snapshots
 from sfumato.training.ema import EMA, exponent
 
 WIDTHS = (0.05, 0.10)  # of the averages that are followed
-FOLDER = "averages"
-_NAME = re.compile(r"step_(\d+)\.safetensors")
-_FORMAT = "sfumato averages"
 
 
 class Averages:
@@ -49,6 +45,10 @@ class Averages:
             for width, ema in zip(WIDTHS, self.each, strict=True)
             for name, value in ema.state_dict().items()
         }
+
+    def snapshot(self) -> dict[float, dict[str, Tensor]]:
+        """The weights of each, by width."""
+        return {width: ema.state_dict() for width, ema in zip(WIDTHS, self.each, strict=True)}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         for width, ema in zip(WIDTHS, self.each, strict=True):
@@ -83,33 +83,9 @@ def combination(known: Sequence[Profile], wanted: Profile) -> tuple[list[float],
     return c.tolist(), math.sqrt(max(0.0, square) / own)
 
 
-def write_snapshot(run: Path, averages: Averages, step: int, samples: int) -> Path:
-    """One file of a run folder with both averages as they are, in half precision; later ones of a lost part go."""
-    path = run / FOLDER / f"step_{step:08d}.safetensors"
-    for number, later in found(run):
-        if number > step:
-            later.unlink(missing_ok=True)
-    halves = {name: _half(value) for name, value in averages.tensors().items()}
-    write_sealed(path, halves, {"format": _FORMAT, "step": step, "samples": samples, "widths": list(WIDTHS)})
-    return path
-
-
-def read_snapshot(path: Path) -> list[tuple[Profile, dict[str, Tensor]]]:
-    """(profile, weights) of each average in a file."""
-    contract, tensors = read_sealed(path, "snapshot of averages")
-    return [(Profile(exponent(w), contract["samples"]), _of_width(tensors, w)) for w in contract["widths"]]
-
-
 def due(before: float, after: float, count: int) -> bool:
     """Whether one of `count` snapshots, at the fractions sqrt(k / count) of the budget, falls between two fractions."""
     return math.floor(count * min(1.0, after) ** 2 + 1e-9) > math.floor(count * min(1.0, before) ** 2 + 1e-9)
-
-
-def found(run: Path) -> list[tuple[int, Path]]:
-    """(step, path) of the snapshots of a run folder, by rising step."""
-    folder = run / FOLDER
-    matches = [(_NAME.fullmatch(p.name), p) for p in folder.iterdir()] if folder.is_dir() else []
-    return sorted((int(m[1]), p) for m, p in matches if m)
 
 
 def average(run: str | os.PathLike[str], width: float) -> Denoiser:
@@ -120,42 +96,27 @@ def average(run: str | os.PathLike[str], width: float) -> Denoiser:
     or where they cannot make this width (an error of the profile above 1/2).
     """
     path = Path(run).expanduser()
-    files = found(path)
+    files = snapshots.found(path)
     if not files:
         raise SfumatoError(f"{path} kept no snapshots of its averages: train with snapshots above 0.")
-    parts: list[tuple[Profile, dict[str, Tensor]]] = []
-    for _, file in files:
-        parts += read_snapshot(file)
-    wanted = Profile(exponent(width), max(profile.samples for profile, _ in parts))
-    weights, error = combination([profile for profile, _ in parts], wanted)
+    known = [Profile(exponent(w), one.samples) for one in files for w in one.widths]
+    weights, error = combination(known, Profile(exponent(width), files[-1].samples))
     if error > 0.5:
         raise SfumatoError(
             f"The {len(files)} snapshots of {path} cannot make a width of {width:g} ({error:.0%} of its shape is off): "
             f"take one nearer to {WIDTHS[0]:g} to {WIDTHS[1]:g}, or train with more snapshots."
         )
     denoiser = artefact.load(path)
-    state = {name: _sum(name, value, weights, parts) for name, value in denoiser.net.state_dict().items()}
-    denoiser.net.load_state_dict(state)
+    own = denoiser.net.state_dict()
+    total = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in own.items()}
+    for c, (_, _, tensors) in zip(weights, snapshots.read(files), strict=True):
+        for name, value in tensors.items():  # what is no number with a fraction is the last snapshot's
+            total[name] = total[name] + c * value.double() if value.is_floating_point() else value
+    denoiser.net.load_state_dict({name: value.to(own[name]) for name, value in total.items()})
     denoiser.provenance = {**denoiser.provenance, "average": {"width": width, "profile_error": error}}
     return denoiser
-
-
-def _sum(name: str, own: Tensor, weights: list[float], parts: list[tuple[Profile, dict[str, Tensor]]]) -> Tensor:
-    """sum_i c_i theta_i of one tensor, in float64; what is no number with a fraction is the last snapshot's."""
-    if not own.is_floating_point():
-        return parts[-1][1][name]
-    total = torch.zeros(own.shape, dtype=torch.float64)
-    for c, (_, tensors) in zip(weights, parts, strict=True):
-        total += c * tensors[name].double()
-    return total.to(own)
 
 
 def _of_width(tensors: dict[str, Tensor], width: float) -> dict[str, Tensor]:
     start = f"{width:g}."
     return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
-
-
-def _half(value: Tensor) -> Tensor:
-    """float16, where every number fits."""
-    low = value.half() if value.is_floating_point() else value
-    return low if not low.is_floating_point() or bool(low.isfinite().all()) else value

@@ -1,5 +1,7 @@
 """Checkpoints: one sealed file each (`files`), written under a temporary name, the last two kept.
 
+That of step 0 goes with the next: it holds what the settings and the seed make anyway.
+
 `step_00001234.safetensors` holds weights, optimiser, moving average, counters, settings and the data spec. A file that
 is cut, changed or half-written is never chosen: the one before it is.
 """
@@ -27,8 +29,10 @@ def write(run: Path, state: State, contract: dict[str, Any]) -> Path:
     path = folder / f"step_{state.step:08d}.safetensors"
     whole = {"format": FORMAT, "version": VERSION, "counters": state.counters(), **contract}
     write_sealed(path, state.tensors(), whole)
-    for old in found(run)[KEEP:]:
-        old.unlink(missing_ok=True)
+    kept = found(run)
+    for i, old in enumerate(kept):
+        if i >= KEEP or i and step_of(old) == 0:
+            old.unlink(missing_ok=True)
     return path
 
 
@@ -38,6 +42,11 @@ def found(run: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted((p for p in folder.iterdir() if _NAME.fullmatch(p.name)), reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint file, by its name."""
+    return int(path.stem.removeprefix("step_"))
 
 
 def latest(run: Path) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:

@@ -96,4 +96,4 @@ def read(path: Path) -> list[dict[str, Any]]:
 def newest_step(path: Path) -> int:
     """The step of the newest checkpoint file."""
     paths = checkpoint.found(path)
-    return int(paths[0].stem.removeprefix("step_")) if paths else 0
+    return checkpoint.step_of(paths[0]) if paths else 0

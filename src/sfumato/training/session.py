@@ -20,8 +20,8 @@ from sfumato.files import write_text
 from sfumato.model import Denoiser
 from sfumato.pictures import beside, picture, save_png
 from sfumato.sampling import sample
-from sfumato.training import checkpoint
-from sfumato.training.averages import due, write_snapshot
+from sfumato.training import checkpoint, snapshots
+from sfumato.training.averages import due
 from sfumato.training.config import TrainConfig
 from sfumato.training.console import Console, Silent
 from sfumato.training.control import Ear
@@ -174,7 +174,7 @@ class Session:
         before, self._fraction = self._fraction, progress.fraction
         averages, state = self.state.averages, self.state
         if averages is not None and due(before, progress.fraction, self.config.snapshots) and self.world.leads:
-            write_snapshot(self.path, averages, state.step, state.samples)
+            snapshots.write(self.path, averages.snapshot(), state.step, state.samples)
         if progress.done:
             return
         every = self.config.sample_every
