@@ -22,7 +22,7 @@ def test_a_sample_of_its_own_for_each_draw():
 def test_draws_that_share_samples():
     """16 samples with 6 draws each: what a sample is like is shared, and treating draws as independent is too sure."""
     generator, inside, naive = torch.Generator().manual_seed(0), 0, 0
-    groups, strata = torch.arange(96) % 16, torch.arange(96) % 8
+    groups, strata = (torch.arange(96) + torch.arange(96) // 16) % 16, torch.arange(96) % 8
     for _ in range(400):
         own = torch.randn(16, generator=generator, dtype=torch.float64)
         values = strata + own[groups] + 0.5 * torch.randn(96, generator=generator, dtype=torch.float64)

@@ -237,7 +237,7 @@ def compare(
         ratio=_ratio(scores, twin_scores, worth, seed),
         closer=fraction(_closer(scores, twin_scores), pairs),
         copies=_copies(near), copies_real=_copies(own),
-        exact=sum(torch.equal(a, source.x[row]) for a, row in zip(generated.cpu(), near.row.tolist(), strict=True)),
+        exact=int((generated.cpu() == source.x[near.row]).flatten(1).all(1).sum()),
         leaked=_leaked(source.x, bank, other.x, held),
         samples=len(scores), twins=len(twin_scores), pairs=pairs,
         train=len(train), searched=len(bank), holdout=len(held),
