@@ -3,8 +3,9 @@
     mean of n draws in K strata, samples g with several draws each, residuals r_j from the mean of the draw's stratum:
     stderr^2 = G / (G - 1) (n - 1) / (n - K) sum_g (sum_(j in g) r_j)^2 / n^2,   interval = mean -+ t_f stderr
 
-G groups, f = G - 1 degrees of freedom, at most n - K. A sample's draws go through the strata. With a sample of its own for every draw this is the usual error
-of a stratified mean. Source: Liang and Zeger 1986; the factor is that of small samples ("CR1").
+G groups, f = G - 1 degrees of freedom, at most n - K; the draws of a sample go through the strata. With a sample of its
+own for every draw this is the usual error of a stratified mean. Source: Liang and Zeger 1986; the factor is that of
+small samples ("CR1").
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from torch import Tensor
 from sfumato import artefact, data, noise
 from sfumato.audit.nearest import Features, Near, Space, nearest
 from sfumato.data import Source
+from sfumato.data.rows import Samples
 from sfumato.errors import SfumatoError
 from sfumato.intervals import NORMAL, Interval, fraction
 from sfumato.pictures import picture
@@ -303,13 +304,13 @@ def _copies(near: Near) -> float:
     return float((near.first < _THIRD * near.second).double().mean())
 
 
-def _leaked(x: Tensor, train: Tensor, other: Tensor, held: Tensor) -> int:
+def _leaked(x: Samples, train: Tensor, other: Samples, held: Tensor) -> int:
     """Held-out rows that are training rows to the last bit."""
     digests = set(_digests(x, train))
     return sum(digest in digests for digest in _digests(other, held))
 
 
-def _digests(x: Tensor, rows: Tensor) -> list[bytes]:
+def _digests(x: Samples, rows: Tensor) -> list[bytes]:
     found = []
     for part in rows.split(4096):
         block = x[part].flatten(1).contiguous().view(torch.uint8).numpy()

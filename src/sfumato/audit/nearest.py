@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
+from sfumato.data.rows import Samples
 from sfumato.errors import SfumatoError
 
 _CANDIDATES = 4  # of each block and of all: products cancel near 0, and the order of the nearest is settled afterwards
@@ -47,7 +48,7 @@ class Near(NamedTuple):
 
 
 def nearest(
-    queries: Tensor, x: Tensor, rows: Tensor, space: Space, apart: Tensor | None = None, keys: Tensor | None = None
+    queries: Tensor, x: Samples, rows: Tensor, space: Space, apart: Tensor | None = None, keys: Tensor | None = None
 ) -> Near:
     """The nearest of x[rows] to each query (Q, F), infinite where there is none.
 
@@ -70,7 +71,7 @@ def nearest(
     return _measured(queries, x, rows, space, best, found)
 
 
-def _measured(queries: Tensor, x: Tensor, rows: Tensor, space: Space, best: Tensor, found: Tensor) -> Near:
+def _measured(queries: Tensor, x: Samples, rows: Tensor, space: Space, best: Tensor, found: Tensor) -> Near:
     """Distances by differences, which are exactly 0 for a copy."""
     exact = torch.full_like(best, torch.inf)
     for k in range(best.shape[1]):
