@@ -1,6 +1,10 @@
 """Dashboards: the real ones where they are installed, and what happens where one is missing or breaks."""
 
+import json
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -43,6 +47,55 @@ def test_mlflow_keeps_the_numbers(tmp_path, monkeypatch):
     sf.train(X, out=str(tmp_path / "run"), loggers="mlflow", **HOW)
     (found,) = mlflow.search_runs(experiment_names=["sfumato"], output_format="list")
     assert found.data.params["batch"] == "16" and math.isfinite(found.data.metrics["valid_ema"])
+
+
+TRACKED = """
+import json, sys
+import numpy as np
+import sfumato as sf
+import trackio
+sf.train(np.load(sys.argv[1]), out=sys.argv[2], loggers="trackio", steps=6, batch=16, net="tiny",
+         precision="float32", snapshots=0)
+from trackio.sqlite_storage import SQLiteStorage
+(run,) = trackio.Api().runs("sfumato")
+logs = [row for row in SQLiteStorage.get_logs("sfumato", run.name) if "loss" in row]
+print(json.dumps({"name": run.name, "config": run.config, "lines": [row["loss"] for row in logs],
+                  "steps": [row["steps"] for row in logs]}))
+"""
+
+
+def test_trackio_has_every_number_of_the_log(tmp_path):
+    """In a process of its own, since it takes its folder when it is imported."""
+    pytest.importorskip("trackio")
+    np.save(tmp_path / "x.npy", X)
+    env = {**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_OFFLINE": "1"}
+    words = [sys.executable, "-W", "error::UserWarning:trackio", "-c", TRACKED]
+    done = subprocess.run(
+        [*words, str(tmp_path / "x.npy"), str(tmp_path / "run")], env=env, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)  # and nothing else: what it prints itself goes to stderr
+    lines = [line for line in read(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
+    assert found["name"] == "run" and found["config"]["batch"] == 16
+    assert found["lines"] == [line["loss"] for line in lines] and found["steps"] == [line["step"] for line in lines]
+    assert "Reserved" not in done.stderr
+
+
+def test_a_dashboard_that_cannot_start_does_not_stop_the_run(tmp_path, monkeypatch):
+    def refuses(run, config):
+        raise ConnectionError("nobody is logged in")
+
+    class Heard(Silent):
+        said: list[str] = []
+
+        def note(self, text):
+            self.said.append(text)
+
+    monkeypatch.setitem(loggers._KINDS, "wandb", refuses)
+    monkeypatch.setattr(loggers, "check", lambda words: None)
+    run = sf.train(X, out=str(tmp_path / "run"), loggers="wandb", **{**HOW, "console": Heard()})
+    assert run.metrics[-1]["done"]
+    assert "wandb is left alone from here on (ConnectionError: nobody is logged in)." in Heard.said
 
 
 def test_names_are_checked_before_anything_is_done(tmp_path):

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, final
@@ -60,14 +62,20 @@ class TensorBoard(Logger):
 
 @final
 class WandB(Logger):
-    """Weights & Biases (WANDB_MODE=offline keeps it here, in RUN/wandb), or trackio, which speaks the same API."""
+    """Weights & Biases (WANDB_MODE=offline keeps it here, in RUN/wandb), or trackio, which speaks the same API.
 
-    def __init__(self, module: Any, run: Path, config: TrainConfig, **place: str) -> None:
-        self.module = module
+    reserved: names that mean something else to it, and what is said instead.
+    """
+
+    def __init__(
+        self, module: Any, run: Path, config: TrainConfig, reserved: Mapping[str, str] | None = None, **place: str
+    ) -> None:
+        self.module, self.reserved = module, reserved or {}
         module.init(project="sfumato", name=run.name, config=config.to_dict(), **place)
 
     def numbers(self, values: dict[str, float], samples: int) -> None:
-        self.module.log({**values, "samples": samples})
+        named = {self.reserved.get(name, name): value for name, value in values.items()}
+        self.module.log({**named, "samples": samples})
 
     def picture(self, path: Path, samples: int) -> None:
         self.module.log({"grid": self.module.Image(str(path)), "samples": samples})
@@ -85,7 +93,7 @@ def _wandb(run: Path, config: TrainConfig) -> WandB:
 def _trackio(run: Path, config: TrainConfig) -> WandB:
     import trackio
 
-    return WandB(trackio, run, config)
+    return WandB(trackio, run, config, reserved={"step": "steps"})
 
 
 @final
@@ -121,7 +129,9 @@ class Loggers:
 
     def __init__(self, run: Path, config: TrainConfig, tell: Callable[[str], None]) -> None:
         self.tell = tell
-        self.each = {name: _KINDS[name](run, config) for name in names(config.loggers)}
+        self.each: dict[str, Logger] = {}
+        for name in names(config.loggers):
+            self._try(name, lambda name=name: self.each.update({name: _KINDS[name](run, config)}))  # type: ignore[misc]
 
     def line(self, line: dict[str, Any]) -> None:
         """A line of metrics.jsonl."""
@@ -140,12 +150,17 @@ class Loggers:
 
     def _do(self, what: Callable[[Logger], None]) -> None:
         for name, logger in list(self.each.items()):
-            try:
-                what(logger)
-            except Exception as error:  # whatever theirs may be: the run goes on without it
-                del self.each[name]
-                words = " ".join(str(error).split())
-                self.tell(f"{name} is left alone from here on ({type(error).__name__}: {words}).")
+            self._try(name, lambda logger=logger: what(logger))  # type: ignore[misc]
+
+    def _try(self, name: str, what: Callable[[], None]) -> None:
+        """What they print goes to stderr, since stdout is for results; the run goes on without one that fails."""
+        try:
+            with redirect_stdout(sys.stderr):
+                what()
+        except Exception as error:  # whatever theirs may be
+            self.each.pop(name, None)
+            words = " ".join(str(error).split())
+            self.tell(f"{name} is left alone from here on ({type(error).__name__}: {words}).")
 
 
 def names(words: str | None) -> Sequence[str]:
