@@ -2,9 +2,16 @@
 
 import os
 
+import pytest
 from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")  # before torch is imported, which reads it once
 
 settings.register_profile("sfumato", deadline=None, derandomize=True)
 settings.load_profile("sfumato")
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch):
+    """Nothing is left in the cache of whoever runs the tests, and nothing of it is found."""
+    monkeypatch.setenv("SFUMATO_CACHE", "off")

@@ -5,10 +5,10 @@ Modes: 1 and L are one channel, RGB and palettes three, anything with transparen
 """
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import SfumatoError
 from . import png16
@@ -17,11 +17,11 @@ ORIENTATION = 0x0112  # the EXIF tag
 FULL = {"uint8": 255, "uint16": 65535}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Header:
     """What is known of an image before its pixels are read; height and width are those of the upright picture."""
 
-    path: Path
+    name: str
     height: int
     width: int
     channels: int
@@ -29,20 +29,21 @@ class Header:
     remarks: tuple[str, ...] = ()
 
 
-def read_header(path: Path) -> Header:
+def read_header(file: BinaryIO, name: str) -> Header:
     """Size, channels and bit depth without decoding; raises what Pillow raises for a file that is no image."""
-    if path.stat().st_size == 0:
+    if not file.read(1):
         raise ValueError("the file is empty")
-    with Image.open(path) as image:
+    file.seek(0)
+    colour16 = png16.channels(file)
+    with _opened(file) as image:
         width, height = image.size
         remarks = []
         if image.getexif().get(ORIENTATION, 1) >= 5:
             width, height = height, width
         if getattr(image, "n_frames", 1) > 1:
             remarks.append("several frames, of which the first is used")
-        colour16 = png16.channels(path) if image.format == "PNG" else 0
         if colour16:
-            return Header(path, height, width, colour16, "uint16", tuple(remarks))
+            return Header(name, height, width, colour16, "uint16", tuple(remarks))
         if image.mode == "1":
             remarks.append("one bit a pixel, read as 0 and 255")
         if image.mode in ("LA", "La"):
@@ -51,7 +52,14 @@ def read_header(path: Path) -> Header:
             remarks.append("a palette, read as colours")
         if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
             remarks.append(f"{image.mode}, converted to RGB")
-        return Header(path, height, width, _channels(image), _depth(image), tuple(remarks))
+        return Header(name, height, width, _channels(image), _depth(image), tuple(remarks))
+
+
+def _opened(file: BinaryIO) -> Image.Image:
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError:
+        raise ValueError("it is no image, or one of a kind that cannot be read") from None
 
 
 def _channels(image: Image.Image) -> int:
@@ -68,12 +76,12 @@ def _depth(image: Image.Image) -> str:
     return "float32" if image.mode == "F" else "uint8"
 
 
-def decode(header: Header, channels: int, depth: str, target: tuple[int, int] | None) -> np.ndarray:
+def decode(file: BinaryIO, header: Header, channels: int, depth: str, target: tuple[int, int] | None) -> np.ndarray:
     """The pixels (channels, height, width) of the given depth; `target` = (height, width) resizes and crops."""
-    if png16.channels(header.path):
-        pixels = png16.read(header.path)
+    if png16.channels(file):
+        pixels = png16.read(file.read())
     else:
-        with Image.open(header.path) as opened:
+        with _opened(file) as opened:
             image = ImageOps.exif_transpose(opened)
             pixels = np.asarray(_standard(image, header.channels))
     pixels = pixels.reshape(*pixels.shape[:2], -1)

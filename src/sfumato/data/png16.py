@@ -6,7 +6,7 @@ Pillow.
 
 import struct
 import zlib
-from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -14,10 +14,10 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 COLOURS = {2: 3, 4: 2, 6: 4}  # colour type -> channels: RGB, grey with alpha, RGBA
 
 
-def channels(path: Path) -> int:
+def channels(file: BinaryIO) -> int:
     """3 or 4 where the file is a PNG for this reader (grey with alpha counts as 4: it is read as RGBA), else 0."""
-    with path.open("rb") as file:
-        head = file.read(29)
+    head = file.read(29)
+    file.seek(0)
     if len(head) < 29 or not head.startswith(SIGNATURE) or head[12:16] != b"IHDR":
         return 0
     depth, colour, interlaced = head[24], head[25], head[28]
@@ -26,9 +26,9 @@ def channels(path: Path) -> int:
     return 3 if colour == 2 else 4
 
 
-def read(path: Path) -> np.ndarray:
+def read(packed: bytes) -> np.ndarray:
     """The pixels uint16 (H, W, 3 or 4). Raises ValueError for a damaged file."""
-    width, height, colour, data = _chunks(path.read_bytes())
+    width, height, colour, data = _chunks(packed)
     bytes_per_pixel = 2 * COLOURS[colour]
     try:
         raw = zlib.decompress(data)

@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..errors import SfumatoError
 from . import arrays, builtin
-from .images import read_images
+from .images import Images, read_images
+from .items import Files
 from .labels import encode_labels
 from .memory import fits
 from .picture import check_size, fit_cover
@@ -39,6 +40,7 @@ class Source:
     skipped: (path, reason) of each file that could not be used.
     notes: sentences on what was understood and done.
     bounds: declared (lowest, highest) value where the dtype does not say it.
+    identity: a name for exactly these values of x, under which figures of them may be kept.
     """
 
     x: Samples
@@ -51,6 +53,7 @@ class Source:
     notes: list[str] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
     bounds: tuple[float, float] | None = None
+    identity: str | None = None
 
     def __post_init__(self) -> None:
         if not self.groups:
@@ -193,23 +196,32 @@ def _positions(count: int) -> list[str]:
 def _open_folder(root: Path, size: Size | None) -> Source:
     files = sorted(p for p in root.rglob("*") if p.is_file() and not _hidden(p.relative_to(root)))
     images = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
-    others = [(p, "not an image") for p in files if p.suffix.lower() not in IMAGE_SUFFIXES]
     if not images:
         raise SfumatoError(_no_images(root, files))
+    items = Files(root, images)
     try:
-        read = read_images(images, size)
+        read = read_images(items, size)
     except SfumatoError as error:
         raise SfumatoError(f"{root}: {error}") from None
-    relative = [p.relative_to(root) for p in read.paths]
-    notes = [f"{len(read.x):,} images of shape {tuple(read.x.shape[1:])}, {read.x.numpy().dtype}.", *read.notes]
+    relative = [PurePosixPath(items.names[i]) for i in read.kept]
     _refuse_splits(root, relative)
+    others = [(p.relative_to(root).as_posix(), "not an image") for p in files if p.suffix.lower() not in IMAGE_SUFFIXES]
+    return _of_pictures(read, relative, root.resolve().name, others)
+
+
+def _of_pictures(
+    read: Images, relative: Sequence[PurePosixPath], name: str, others: Sequence[tuple[str, str]]
+) -> Source:
+    """A source of pictures, its classes being their folders."""
+    dtype = str(read.x.dtype).removeprefix("torch.")
+    notes = [f"{len(read.x):,} images of shape {tuple(read.x.shape[1:])}, {dtype}.", *read.notes]
     labels, classes = _folder_classes(relative, notes)
-    skipped = [(p.relative_to(root).as_posix(), reason) for p, reason in sorted([*read.skipped, *others])]
+    skipped = sorted([*read.skipped, *others])
     if skipped:
         notes.append(f"{len(skipped):,} files were skipped.")
-    ids = [p.as_posix() for p in relative]
+    ids = [str(path) for path in relative]
     kind = "image" if read.x.dtype in arrays.IMAGE_DTYPES else "array"
-    return Source(read.x, labels, classes, ids, kind, root.resolve().name, skipped, notes)
+    return Source(read.x, labels, classes, ids, kind, name, skipped, notes, identity=read.identity)
 
 
 def _hidden(relative: Path) -> bool:
@@ -224,7 +236,7 @@ def _no_images(root: Path, files: Sequence[Path]) -> str:
     return f"{root} holds no images among its {len(files):,} files{hint}"
 
 
-def _refuse_splits(root: Path, relative: Sequence[Path]) -> None:
+def _refuse_splits(root: Path, relative: Sequence[PurePosixPath]) -> None:
     """train/ and test/ with class folders inside are no classes: one of them is the data."""
     tops = sorted({p.parts[0] for p in relative})
     if all(top.lower() in SPLIT_NAMES for top in tops) and all(len(p.parts) > 2 for p in relative):
@@ -233,7 +245,7 @@ def _refuse_splits(root: Path, relative: Sequence[Path]) -> None:
         )
 
 
-def _folder_classes(relative: Sequence[Path], notes: list[str]) -> tuple[Tensor | None, list[str]]:
+def _folder_classes(relative: Sequence[PurePosixPath], notes: list[str]) -> tuple[Tensor | None, list[str]]:
     """Sub-folders are classes where every image is in one; otherwise there are none, and a note says why."""
     tops = [p.parts[0] if len(p.parts) > 1 else None for p in relative]
     if not any(tops):
@@ -275,7 +287,7 @@ def _resized(source: Source, size: Size) -> Source:
         resized = resized.clip(*(resized.dtype.type(bound) for bound in source.bounds))
     x = torch.from_numpy(resized)
     note = f"All images were resized to cover {target[0]} x {target[1]} and cropped at the centre, as asked."
-    return replace(source, x=x.movedim(-1, 1).contiguous(), notes=[*source.notes, note])
+    return replace(source, x=x.movedim(-1, 1).contiguous(), notes=[*source.notes, note], identity=None)
 
 
 def class_counts(source: Source) -> dict[str, int]:

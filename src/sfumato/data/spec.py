@@ -6,7 +6,8 @@ nothing else is clipped.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SfumatoError
+from . import cache
 from .labels import find_class
 from .normaliser import GROUP, Normaliser, Statistics, statistics
 
@@ -76,7 +78,7 @@ class DataSpec:
         indices = torch.as_tensor(indices, dtype=torch.int64)
         if not len(indices):
             raise SfumatoError(f"{source.name}: there are no samples to take statistics of")
-        figures = statistics(source.x, indices)
+        figures = _statistics(source, indices)
         return cls(
             shape=source.shape,
             dtype=str(source.x.dtype).removeprefix("torch."),
@@ -241,9 +243,21 @@ class DataSpec:
             bounds=None if bounds is None else (float(bounds[0]), float(bounds[1])),
             classes=tuple(data["classes"]),
             normaliser=Normaliser.from_dict(data["normaliser"]),
-            statistics=Statistics(**{k: tuple(map(float, v)) for k, v in data["statistics"].items()}),
+            statistics=_figures(data["statistics"]),
             name=data["name"],
         )
+
+
+def _statistics(source: "Source", indices: Tensor) -> Statistics:
+    """The figures of these samples; those of a source with an identity are computed once and kept in the cache."""
+    key = None
+    if source.identity is not None:
+        key = cache.identity(["statistics", source.identity, blake2b(indices.numpy().tobytes()).hexdigest()])
+    return cache.remembered(key, lambda: statistics(source.x, indices), _figures, asdict)
+
+
+def _figures(data: Mapping[str, Any]) -> Statistics:
+    return Statistics(**{name: tuple(map(float, values)) for name, values in data.items()})
 
 
 def _require_keys(what: str, data: Mapping[str, Any], expected: set[str]) -> None:
