@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from sfumato import noise
 from sfumato.compose import Unrolled, guide
 from sfumato.conditions import indices
 from sfumato.errors import SfumatoError
+from sfumato.machine import Threads, kept_memory, threads
 from sfumato.model import Model
 from sfumato.plans import AnySolver, make_plan
 from sfumato.solvers import Plan, State, Walk
@@ -133,12 +133,20 @@ def sample(
                 model, None, None, plan, seed, start, numbers[part], t_start, t_stop, guidance, interval,
                 brownian, grad_calls, checkpoint, **chosen,
             )  # fmt: skip
-            (last,) = collections.deque(walk, maxlen=1)  # the states on the way are not kept
-            out.append(finish(last.z.cpu()))
+            out.append(finish(_end(walk, follower).cpu()))
         return torch.cat(out)
 
-    with torch.set_grad_enabled(grad_calls is not None):
+    keeping = kept_memory(getattr(model, "device", torch.device("cpu")))
+    with torch.set_grad_enabled(grad_calls is not None), keeping, threads() as follower:
         return world.mapped(own, torch.arange(n))
+
+
+def _end(walk: Iterator[State], follower: Threads) -> Tensor:
+    """The last state; those on the way are not kept."""
+    for state in walk:
+        last = state.z
+        follower.follow()
+    return last
 
 
 def _skipped(plan: Plan | Walk, grad_calls: int | str) -> int:

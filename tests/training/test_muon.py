@@ -26,6 +26,22 @@ def test_the_short_cut_is_the_iteration():
     assert torch.allclose(msign(u, steps=4), x, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(2, 48, 200), (1, 64, 64)])
+def test_in_bfloat16_it_is_no_farther_off_than_the_iteration_itself(shape):
+    """Also where singular values fall by e^6, as those of gradients do."""
+    g = torch.Generator().manual_seed(3)
+    left, values, right = torch.linalg.svd(torch.randn(shape, generator=g), full_matrices=False)
+    u = left * torch.linspace(0, -6, values.shape[-1]).exp() @ right
+    x = (u / u.norm(dim=(-2, -1), keepdim=True)).bfloat16()
+    for _ in range(4):
+        s = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * s + 2.0315 * s @ s) @ x
+    exact, low = msign(u.double()), msign(u, dtype=torch.bfloat16)
+    assert low.dtype == torch.bfloat16
+    error = (low - exact).norm() / exact.norm()
+    assert 1e-3 < error < 1.5 * (x - exact).norm() / exact.norm() and error < 0.06
+
+
 def test_the_others_take_the_steps_of_adamw():
     ours, theirs = (torch.nn.Parameter(torch.linspace(-1, 1, 7)) for _ in range(2))
     a = Muon([], [ours], lr=0.01, betas=(0.9, 0.99), weight_decay=0.1)

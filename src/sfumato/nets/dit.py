@@ -43,7 +43,7 @@ class TransformerBlock(nn.Module):
         scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(vector)[:, None].chunk(6, dim=2)
         h = h + gate1 * self.attend(torch.addcmul(shift1, self.norm(h).to(shift1.dtype), 1 + scale1))
         y = torch.addcmul(shift2, self.norm(h).to(shift2.dtype), 1 + scale2)
-        return h + gate2 * self.second(self.dropout(F.gelu(self.first(y), approximate="tanh")))
+        return h + gate2 * self.second(self.dropout(F.gelu(self.first(y))))
 
     def attend(self, y: Tensor) -> Tensor:
         return self.out(attend(self.qkv(y), self.heads))

@@ -116,6 +116,9 @@ class TrainConfig:
     """Minutes between checkpoints; the last two are kept."""
     loggers: str | None = None
     """Dashboards beside metrics.jsonl, with commas between: tensorboard, wandb, trackio, mlflow."""
+    threads: int | None = None
+    """Threads of the processor. Without it a run in steps keeps those it starts with, so that it is repeatable, and a
+    run in minutes uses as many as other processes leave."""
     device: str = "auto"
     """auto (a GPU where there is one), cpu, cuda, cuda:1 ..."""
     precision: str = "auto"
@@ -182,9 +185,9 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("lr", _TINY, 1e3), ("warmup", 0, math.inf), ("decay", 0, 1), ("weight_decay", 0, 1e3), ("clip", 0, math.inf),
     ("ema", 0, 0.28), ("drop", 0, 1), ("holdout", 0, 0.9), ("guidance", -1e3, 1e3), ("seed", 0, 2**63 - 1),
     ("sample_every", 0, math.inf), ("snapshots", 0, 1000), ("micro", 1, math.inf), ("checkpoint_every", 1e-3, math.inf),
-    ("workers", 0, 64),
+    ("workers", 0, 64), ("threads", 1, 1024),
 )  # fmt: skip
-_WHOLE = ("steps", "size", "batch", "warmup", "seed", "sample_every", "snapshots", "micro", "workers")
+_WHOLE = ("steps", "size", "batch", "warmup", "seed", "sample_every", "snapshots", "micro", "workers", "threads")
 
 
 def docs() -> dict[str, str]:

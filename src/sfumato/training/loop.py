@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sfumato.data.rows import Samples
 from sfumato.errors import SfumatoError
+from sfumato.machine import kept_memory, threads
 from sfumato.training.batches import Batches
 from sfumato.training.config import TrainConfig
 from sfumato.training.goal import Batch, Goal
@@ -103,8 +104,12 @@ def fit(
     state = state or State(model, config, goal)
     measure = None if holdout is None or not len(holdout[0]) else judge(state, config, *holdout)
     batches = Batches(x, labels, model.spec, config.seed, config.drop, model.device, state.dtype, config.workers)
-    with closing(batches):
-        yield from _steps(model, batches, config, state, measure, world)
+    # a run in steps is repeatable to the last bit, and another number of threads rounds otherwise
+    repeatable = config.steps is not None or world.size > 1
+    with closing(batches), kept_memory(model.device), threads(config.threads, fixed=repeatable) as follower:
+        for progress in _steps(model, batches, config, state, measure, world):
+            yield progress
+            follower.follow()
 
 
 def _steps(

@@ -22,25 +22,44 @@ from torch.optim.adamw import adamw
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
-def msign(u: Tensor, steps: int = 4) -> Tensor:
-    """(B, m, n) -> nearly orthogonal (B, m, n): singular values near 1, singular vectors kept. In float32.
+def msign(u: Tensor, steps: int = 4, dtype: torch.dtype | None = None) -> Tensor:
+    """(B, m, n) -> nearly orthogonal (B, m, n), computed in `dtype`: singular values near 1, singular vectors kept.
 
     Each step multiplies X from the left by the polynomial P = a + b A + c A^2 of A = X X^T, and all of these commute:
-    so the steps run on the small square matrix alone (A <- P A P, Q <- P Q), and X is multiplied once, X <- Q X.
+    so the steps run on the small square matrix alone (A <- P A P, Q <- P Q), and X is multiplied once, X <- Q X. In
+    bfloat16 A is formed anew after every second step: the squares of small singular values would drown in its rounding.
     """
-    a, b, c = QUINTIC
     wide = u.shape[-2] <= u.shape[-1]
     x = u if wide else u.mT
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    square = x @ x.mT
-    eye = torch.eye(square.shape[-1], dtype=x.dtype, device=x.device)
-    product = eye.expand_as(square)
+    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(dtype or u.dtype)
+    at_once = 2 if x.dtype == torch.bfloat16 else steps
+    for begun in range(0, steps, at_once):
+        x = _polynomials(x @ x.mT, min(at_once, steps - begun)) @ x
+    return x if wide else x.mT
+
+
+def _polynomials(square: Tensor, steps: int) -> Tensor:
+    """Q of so many steps of the iteration, for A = X X^T."""
+    a, b, c = QUINTIC
+    eye = torch.eye(square.shape[-1], dtype=square.dtype, device=square.device)
+    product = eye
     for step in range(steps):
         p = torch.baddbmm(square, square, square, beta=b, alpha=c) + a * eye
         product = p @ product if step else p
-        square = p @ square @ p
-    x = product @ x
-    return x if wide else x.mT
+        if step + 1 < steps:
+            square = p @ square @ p
+    return product
+
+
+def _matrix(p: Tensor) -> Tensor:
+    """A kernel as (outputs, taps x inputs): a view where channels are last in memory. To msign any order of columns is
+    the same."""
+    return p.movedim(1, -1).flatten(1) if p.ndim > 2 else p
+
+
+def _kernel(matrix: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `_matrix`, a view."""
+    return matrix.unflatten(1, (*like.shape[2:], like.shape[1])).movedim(-1, 1) if like.ndim > 2 else matrix
 
 
 def _gradient(p: Tensor) -> Tensor:
@@ -49,7 +68,7 @@ def _gradient(p: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """One learning rate for both kinds. `matrices` get Muon, `others` AdamW.
+    """One learning rate for both kinds. `matrices` get Muon, `others` AdamW. dtype: what msign is computed in.
 
     Weight decay is decoupled and applies to both.
     """
@@ -62,7 +81,9 @@ class Muon(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.99),
         momentum: float = 0.9,
         weight_decay: float = 0.01,
+        dtype: torch.dtype | None = None,
     ) -> None:
+        self.dtype = dtype
         groups = [{"params": list(matrices), "muon": True}, {"params": list(others), "muon": False}]
         defaults = {"lr": lr, "betas": betas, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__([g for g in groups if g["params"]], defaults)
@@ -85,11 +106,11 @@ class Muon(torch.optim.Optimizer):
                 mean = self.state[p].setdefault("mean", torch.zeros_like(p))
                 gradient = _gradient(p)
                 mean.lerp_(gradient, 1 - mu)
-                updates.append(gradient.lerp(mean, mu).reshape(rows, columns))
+                updates.append(_matrix(gradient.lerp(mean, mu)))
             scale = lr * 0.2 * max(rows, columns) ** 0.5
-            for p, update in zip(members, msign(torch.stack(updates)), strict=True):
+            for p, update in zip(members, msign(torch.stack(updates), dtype=self.dtype), strict=True):
                 p.mul_(1 - lr * group["weight_decay"])
-                p.add_(update.to(p.dtype).reshape(p.shape), alpha=-scale)
+                p.add_(_kernel(update, p), alpha=-scale)
 
     def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         for p in parameters:

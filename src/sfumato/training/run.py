@@ -32,7 +32,7 @@ from sfumato.world import joined
 
 CHANGEABLE = (
     "minutes", "steps", "lr", "decay", "clip", "guidance", "sample_every", "checkpoint_every", "loggers", "micro",
-    "workers", "device", "precision",
+    "workers", "threads", "device", "precision",
 )  # fmt: skip
 
 

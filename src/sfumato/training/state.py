@@ -32,7 +32,7 @@ class State:
         self.denoiser, self.goal = denoiser, goal or goal_of(config)
         _channels_last(denoiser.net)
         self.parameters = [p for p in denoiser.net.parameters() if p.requires_grad]
-        self.optimizer = optimizer(denoiser.net, config)
+        self.optimizer = optimizer(denoiser.net, config, getattr(denoiser, "compute_dtype", None))
         self.ema = EMA(denoiser, config.ema) if config.ema else None
         self.averages = Averages(denoiser) if config.snapshots else None
         self.step, self.samples, self.elapsed = 0, 0, 0.0
@@ -108,11 +108,14 @@ def _channels_last(net: torch.nn.Module) -> None:
             parameter.data = parameter.data.contiguous(memory_format=layouts[parameter.ndim])
 
 
-def optimizer(net: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Muon for the matrices between hidden states and AdamW for the rest, or AdamW (fused) for all."""
+def optimizer(net: torch.nn.Module, config: TrainConfig, dtype: torch.dtype | None = None) -> torch.optim.Optimizer:
+    """Muon for the matrices between hidden states and AdamW for the rest, or AdamW (fused) for all.
+
+    dtype: what the network computes in, and Muon's msign with it.
+    """
     named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
     matrices, others = split(named) if config.optimizer == "muon" else ([], [p for _, p in named])
-    return Muon(matrices, others, lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay)
+    return Muon(matrices, others, lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, dtype=dtype)
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
