@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from sfumato.sampling import trajectory as trajectory
     from sfumato.training import resume as resume
     from sfumato.training import train as train
+    from sfumato.training.forecast import forecast as forecast
     from sfumato.tuning import tune as tune
     from sfumato.world import joined as joined
 
@@ -93,6 +94,7 @@ _PUBLIC = {
     "energy": "sfumato.likelihood:energy",
     "error_budget": "sfumato.budget:error_budget",
     "exact": "sfumato.exact",
+    "forecast": "sfumato.training.forecast:forecast",
     "guide": "sfumato.compose:guide",
     "hybrid_loss": "sfumato.objectives.hybrid:hybrid_loss",
     "interpolate": "sfumato.latents:interpolate",

@@ -15,6 +15,7 @@ from sfumato.errors import SfumatoError, suggest
 COMMANDS = {
     "demo": "train on the built-in clothes for two minutes and draw a grid of ten a class",
     "train": "learn a folder of images, a .npy or .npz file, or a built-in set",
+    "plan": "say what a training would take: memory, time, disk",
     "resume": "go on with a run that was interrupted",
     "control": "have a run that is under way save, sample, pause, go on or stop",
     "sample": "draw from a model into .png, .npz, .npy or a folder/",

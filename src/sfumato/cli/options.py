@@ -352,10 +352,17 @@ line: {"event": "progress", ...} while it trains, then {"event": "done", ...}.
 """
 
 
-def _train() -> type:
+_PLAN_WORDS = """Say what `sfumato train` would take with the same DATA and flags: time, memory, disk; does it fit?
+
+It takes some 20 steps in a process of its own, then does once what a run does beside its steps; no file is left. With
+--json, one JSON object: seconds and bytes.
+"""
+
+
+def _train(name: str, about: str) -> type:
     """TrainConfig as flags: DATA is positional, --config and the common flags are added, checks stay TrainConfig's."""
     words, hints = docs(), get_type_hints(TrainConfig)
-    body: dict[str, Any] = {"__doc__": _TRAIN_WORDS, "__module__": __name__, "__annotations__": {}}
+    body: dict[str, Any] = {"__doc__": about, "__module__": __name__, "__annotations__": {}}
     for field in dataclasses.fields(TrainConfig):
         kind, meta = hints[field.name], _metavar(hints[field.name])
         if field.name == "data":
@@ -365,7 +372,7 @@ def _train() -> type:
         body[field.name] = field.default
     config = flag("A YAML file of settings, named as the flags are (with _ for -); flags have the last word.", "FILE")
     body["__annotations__"]["config"], body["config"] = Annotated[str | None, config], None
-    return command(type("Train", (), body))
+    return command(type(name, (), body))
 
 
 def _metavar(kind: Any) -> str | None:
@@ -375,10 +382,9 @@ def _metavar(kind: Any) -> str | None:
     return "FLOAT" if "float" in text else "INT" if "int" in text else "TEXT"
 
 
-Train = _train()
+Train, PlanRun = _train("Train", _TRAIN_WORDS), _train("PlanRun", _PLAN_WORDS)
 CLASSES: dict[str, type] = {
     "demo": Demo, "train": Train, "resume": Resume, "sample": Sample, "info": Info, "inspect": Inspect,
     "certify": Certify, "tune": Tune, "likelihood": Likelihood, "average": Average, "runs": Runs, "control": Control,
-    "memorisation": Memorisation,
-    "explain-objective": ExplainObjective,
+    "memorisation": Memorisation, "plan": PlanRun, "explain-objective": ExplainObjective,
 }  # fmt: skip

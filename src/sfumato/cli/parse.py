@@ -22,7 +22,7 @@ def parse(command: str, words: Sequence[str]) -> Any:
     """The options of `command`; `--help` prints and raises SystemExit(0), mistakes raise SfumatoError."""
     kind, words = CLASSES[command], list(words)
     _refuse_unknown(command, kind, words)
-    default = {"default": _with_config(kind, words)} if command == "train" else {}
+    default = {"default": _with_config(kind, words)} if command in ("train", "plan") else {}
     heard = io.StringIO()
     try:
         with contextlib.redirect_stderr(heard):
@@ -81,8 +81,12 @@ def _with_config(kind: type, words: Sequence[str]) -> Any:
     return kind(**values)
 
 
-def train_config(options: Any) -> TrainConfig:
-    """The settings of a run out of the options of `train`, checked."""
+def train_config(options: Any, command: str = "train") -> TrainConfig:
+    """The settings of a run out of the options of `train` or `plan`, checked."""
+    if not options.data:
+        raise SfumatoError(
+            f"`sfumato {command}` needs DATA: a folder of images, a .npy or .npz file, or a built-in set"
+        )
     return TrainConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)})
 
 

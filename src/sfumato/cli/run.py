@@ -14,7 +14,7 @@ from sfumato.cli.parse import parse
 _HOME = {
     "demo": "train", "train": "train", "resume": "train", "sample": "sample", "info": "look", "inspect": "look",
     "certify": "certify", "tune": "tune", "likelihood": "likelihood", "average": "average", "runs": "runs",
-    "control": "train",
+    "control": "train", "plan": "plan",
     "explain-objective": "explain", "memorisation": "memorisation",
 }  # fmt: skip
 

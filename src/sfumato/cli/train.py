@@ -13,7 +13,6 @@ from sfumato.cli.options import Sample
 from sfumato.cli.parse import train_config
 from sfumato.cli.run import Voice
 from sfumato.cli.sample import draw
-from sfumato.errors import SfumatoError
 from sfumato.training.console import Console
 from sfumato.training.control import say
 from sfumato.training.loop import Progress
@@ -58,8 +57,6 @@ def greet(voice: Voice) -> Callable[[Session], None]:
 def train(options: Any, voice: Voice) -> None:
     settings = train_config(options).to_dict()
     data, out = settings.pop("data"), settings.pop("out")
-    if not data:
-        raise SfumatoError("`sfumato train` needs DATA: a folder of images, a .npy or .npz file, or a built-in set")
     _finish(train_run(data, out, console=console(voice), on_start=greet(voice), **settings), voice)
 
 

@@ -12,6 +12,7 @@ from sfumato.training.config import TrainConfig
 LOG_LINES = 200  # at least, in a budget of so many steps or more
 SHARE = 0.02  # of the work of training that validations cost at most, gradients by noise level being half of it
 MOST = 20  # validations of a run
+PICTURES = 12  # grids that report.html shows, evenly chosen
 
 
 def validations(losses: float, gradients: float, total: float) -> tuple[int, int, int]:

@@ -19,8 +19,7 @@ from sfumato.training.config import docs
 from sfumato.training.console import seconds
 from sfumato.training.folder import newest_step, read
 from sfumato.training.objective import schedule_of, times_of, weight_of
-
-GRIDS = 12  # pictures shown, evenly chosen
+from sfumato.training.occasions import PICTURES
 
 
 def write(run: Path) -> Path:
@@ -75,8 +74,8 @@ def _cards(lines: list[dict[str, Any]], model: dict[str, Any] | None) -> str:
 
 def _pictures(run: Path) -> str:
     paths = sorted((run / "samples").glob("step_*.png")) if (run / "samples").is_dir() else []
-    if len(paths) > GRIDS:
-        paths = [paths[round(i * (len(paths) - 1) / (GRIDS - 1))] for i in range(GRIDS)]
+    if len(paths) > PICTURES:
+        paths = [paths[round(i * (len(paths) - 1) / (PICTURES - 1))] for i in range(PICTURES)]
     figures = []
     for path in reversed(paths):
         encoded = base64.b64encode(path.read_bytes()).decode()

@@ -40,6 +40,8 @@ _LAST_GRID = 5  # times as much for the last, which is drawn when the budget is 
 _ROWS, _COLUMNS = 10, 4
 INCIDENTS = "incident.json"
 
+Labelled = tuple[Samples, torch.Tensor | None]
+
 
 class Layout(NamedTuple):
     """A grid of samples: its columns, the class of each sample, the names of the rows."""
@@ -134,15 +136,18 @@ class Session:
         """Whether the last checkpoint is old enough for another before the end."""
         return not self.finished and time.monotonic() - self._saved >= 60 * self.config.checkpoint_every
 
-    def _steps(self) -> Any:
+    def parts(self) -> tuple[Labelled, Labelled | None]:
+        """(samples, labels) to train on, and those held out."""
         x, labels = self.source.x, self.source.labels
 
-        def some(rows: torch.Tensor) -> tuple[Samples, torch.Tensor | None]:
+        def some(rows: torch.Tensor) -> Labelled:
             return part(x, rows), None if labels is None else labels[rows]
 
-        training, training_labels = some(self.train)
-        holdout = some(self.holdout) if len(self.holdout) else None
-        return fit(self.denoiser, training, self.config, training_labels, holdout, self.state, world=self.world)
+        return some(self.train), some(self.holdout) if len(self.holdout) else None
+
+    def _steps(self) -> Any:
+        (x, labels), holdout = self.parts()
+        return fit(self.denoiser, x, self.config, labels, holdout, self.state, world=self.world)
 
     def _note(self, incident: Incident) -> None:
         """Write an incident down; after STRIKES of them go back to the last checkpoint, or stop."""

@@ -1,0 +1,253 @@
+"""The process that a forecast is measured in: a run of its own, in a folder that goes, told to `forecast` as JSON.
+
+    python -m sfumato.training.calibration JOB.json RESULT.json
+
+It starts as `sfumato train` does, takes some steps with the run's own loop, and then does once, in their order, all
+that a run does beside them, so that its largest memory is a run's largest memory and every cost is one that was paid.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfumato import artefact, sampling
+from sfumato.data import Source
+from sfumato.data.memory import available
+from sfumato.errors import SfumatoError
+from sfumato.files import write_text
+from sfumato.plans import make_plan
+from sfumato.training import checkpoint, memory, occasions
+from sfumato.training.averages import write_snapshot
+from sfumato.training.config import from_dict
+from sfumato.training.console import Silent
+from sfumato.training.costs import Costs, Twice, step_seconds, steps_of
+from sfumato.training.loop import Progress, fit, judge, out_of_memory
+from sfumato.training.precision import compute_dtype, device_of
+from sfumato.training.report import write as write_report
+from sfumato.training.run import prepared
+from sfumato.training.session import Session
+from sfumato.training.state import State
+
+FIRST, STEPS = 4, 20  # steps that are slower, and those that are measured, at least
+_LEAST, _MOST = 2.0, 400  # seconds that are measured where steps are short, and steps then
+_DEPTH = 4  # of gradients by noise level; more take as much longer
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Seconds that it takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def steps(session: Session) -> tuple[list[float], list[float], list[Progress]]:
+    """(seconds of the first steps, seconds of the others, what they told) by the loop of a run.
+
+    Where memory does not suffice and parts are halved, all begins anew with these.
+    """
+    state, config = session.state, session.config.replace(minutes=None, steps=1 << 40)
+    (x, labels), _ = session.parts()
+    first: list[float] = []
+    found: list[float] = []
+    told: list[Progress] = []
+    micro, start = state.micro, time.perf_counter()
+    with closing(fit(session.denoiser, x, config, labels, None, state)) as run:
+        for progress in run:
+            now = time.perf_counter()
+            (first if len(first) < FIRST else found).append(now - start)
+            told.append(progress)
+            if state.micro < micro:
+                first, found, micro = [], [], state.micro
+            if len(found) >= _MOST or len(found) >= STEPS and sum(found) >= _LEAST:
+                break
+            start = time.perf_counter()
+    return first, found, told
+
+
+def validation(session: Session, total: float) -> tuple[Twice, float, tuple[float, float], int]:
+    """(seconds of losses, seconds of gradients beyond, work of both, bytes in the log) of a run of `total` samples."""
+    holdout, state = session.parts()[1], session.state
+    if holdout is None:
+        return Twice(0.0, 0.0), 0.0, (0.0, 0.0), 0
+    measure = judge(state, session.config, *holdout)
+    average = state.ema.denoiser if state.ema else None
+    first, later = (timed(lambda: measure.measure(state.denoiser, average)) for _ in range(2))
+    _, seldom, depth = occasions.validations(*measure.cost, total)
+    depth, gradients = min(depth, _DEPTH), 0.0
+    found = measure.measure(state.denoiser, average)
+    if seldom:
+        start = time.perf_counter()
+        found = measure.measure(state.denoiser, average, state.samples, depth)
+        gradients = max(0.0, time.perf_counter() - start - later) / depth
+    return Twice(first, later), gradients, (measure.cost.losses, measure.cost.gradients), len(json.dumps(found.to_dict()))
+
+
+def rehearse(session: Session, started: float) -> Costs:
+    """Everything that a run does, once."""
+    path, config = session.path, session.config
+    write_text(path / "config.yaml", config.to_yaml())
+    session.save()
+    one = {"first_checkpoint": _bytes(checkpoint.found(path)[0]), "settings": _bytes(path / "config.yaml")}
+    start = time.time() - started
+    first, found, told = steps(session)
+    one["line"] = _log(session, told)
+    step = step_seconds(found).value
+    guess = Costs(start, first, found, Twice(0, 0), 0, (0, 0), Twice(0, 0), 0, 0, 0, {})
+    many = steps_of(guess, config, step)
+    total = float(many * config.batch)
+    losses, gradients, work, one["validation_line"] = validation(session, total)
+    snapshot = _snapshot(session, one)
+    grid = _grids(session, occasions.grids(config, many), total, one)
+    saving = timed(lambda: session.save(model=True)) + timed(lambda: write_report(path))
+    one["checkpoint"] = _bytes(checkpoint.found(path)[0])
+    one["model"] = _bytes(path / artefact.FILE)
+    last = session.layout(total, True)
+    ending = timed(lambda: session.save(model=True)) + timed(lambda: session.grid(last))
+    ending += timed(lambda: write_report(path)) + timed(lambda: artefact.load(path))
+    pictures = [_bytes(each) for each in sorted((path / "samples").iterdir())]
+    one |= {"last_grid": pictures[-1], "report": max(0, _bytes(path / "report.html") - round(4 / 3 * sum(pictures)))}
+    return Costs(start, first, found, losses, gradients, work, grid, snapshot, saving, ending, one)
+
+
+def _log(session: Session, told: list[Progress]) -> int:
+    """Write the lines of a run's log; bytes of one."""
+    assert session.log is not None
+    lines = [progress.to_dict() for progress in told if progress.loss is not None]
+    for line in lines:
+        session.log.write(line)
+    return max(len(json.dumps(line)) + 1 for line in lines)
+
+
+def _snapshot(session: Session, one: dict[str, int]) -> float:
+    state, path = session.state, session.path
+    averages = state.averages
+    if averages is None:
+        one["snapshot"] = 0
+        return 0.0
+    found: list[Path] = []
+    seconds = timed(lambda: found.append(write_snapshot(path, averages, state.step, state.samples)))
+    one["snapshot"] = _bytes(found[0])
+    return seconds
+
+
+def _grids(session: Session, count: int, total: float, one: dict[str, int]) -> Twice:
+    """Seconds of the grids on the way: the first, and where there are more another one."""
+    one["grid"] = 0
+    if not count:
+        return Twice(0.0, 0.0)
+    layout, found = session.layout(total, False), []
+    first = timed(lambda: found.append(session.grid(layout)))
+    later = timed(lambda: session.grid(layout)) if count > 1 else first
+    one["grid"] = _bytes(found[0])
+    return Twice(first, later)
+
+
+def _bytes(path: Path) -> int:
+    return path.stat().st_size
+
+
+def train(job: dict[str, Any], free: dict[str, int | None]) -> dict[str, Any]:
+    """What the run that a job names costs, and what it consists of."""
+    settings = from_dict(job["config"])
+    device = device_of(settings.device)
+    handed = "source" in job
+    data, labels = (_source(job["source"]), None) if handed else (settings.data, job.get("labels"))
+    settings, source, denoiser = prepared(data, labels, settings.replace(labels=None) if handed else settings, device)
+    state, path = State(denoiser, settings), Path(job["run"])
+    (path / "samples").mkdir(parents=True)
+    (path / "checkpoints").mkdir()
+    session = Session(path, settings.replace(out=str(path), loggers=None), source, state, Silent())
+    try:
+        costs = rehearse(session, job["started"])
+    finally:
+        session.close()
+    facts = _facts(session, device)
+    return {"facts": facts, "config": settings.to_dict(), "costs": vars(costs), "memory": _held(device) | free}
+
+
+def _facts(session: Session, device: torch.device) -> dict[str, Any]:
+    source, denoiser = session.source, session.denoiser
+    assert denoiser.spec is not None
+    dtype = denoiser.compute_dtype or torch.float32
+    return {
+        "data": source.name, "samples": len(source), "train": len(session.train), "holdout": len(session.holdout),
+        "shape": list(source.shape), "dtype": denoiser.spec.dtype, "classes": len(source.classes),
+        "notes": source.notes, "network": type(denoiser.net).__name__,
+        "parameters": sum(p.numel() for p in denoiser.parameters()), "device": str(device),
+        "precision": str(dtype).removeprefix("torch."), "threads": torch.get_num_threads(),
+        "micro": min(session.state.micro, session.config.batch),
+    }  # fmt: skip
+
+
+def sample(job: dict[str, Any], free: dict[str, int | None]) -> dict[str, Any]:
+    """What `sfumato sample RUN` costs: ten of each class, or 64 samples, in one batch of at most 256."""
+    settings = from_dict(job["config"])
+    device = device_of(settings.device)
+    denoiser = artefact.load(job["run"], device=device)
+    denoiser.compute_dtype = compute_dtype(settings.precision, device)
+    assert denoiser.spec is not None
+    classes = len(denoiser.spec.classes)
+    number = 10 * classes if 0 < classes <= 20 else 64
+    options: dict[str, Any] = {"guidance": settings.guidance} if classes else {}
+    plan = make_plan(denoiser, None, None, **options)
+    if classes:
+        options["label"] = torch.arange(number) % classes
+    seconds = timed(lambda: sampling.sample(denoiser, number, solver=plan, **options))
+    return {"number": number, "steps": plan.steps, "seconds": seconds, "memory": _held(device) | free}
+
+
+def _held(device: torch.device) -> dict[str, int | None]:
+    """Bytes at most of this process, and of an accelerator's allocator."""
+    own: dict[str, int | None] = {"held": memory.held()}
+    return own if device.type == "cpu" else own | {"device_held": torch.cuda.max_memory_reserved(device)}
+
+
+def _free(device: torch.device) -> dict[str, int | None]:
+    """Bytes that this process may hold, of the machine and of an accelerator."""
+    room, now = available(), memory.held(largest=False) or 0
+    own: dict[str, int | None] = {"free": int(room) + now if math.isfinite(room) else None}
+    return own if device.type == "cpu" else own | {"device_free": torch.cuda.mem_get_info(device)[0]}
+
+
+def _source(facts: dict[str, Any]) -> Source:
+    """Data that was in the memory of the process that asks (`forecast`)."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(facts.pop("path"))
+    bounds = facts.pop("bounds")
+    return Source(tensors["x"], tensors.get("labels"), bounds=None if bounds is None else tuple(bounds), **facts)
+
+
+def main() -> None:
+    given, result = sys.argv[1:]
+    job = json.loads(Path(given).read_text(encoding="utf-8"))
+    if job["threads"]:
+        torch.set_num_threads(job["threads"])
+    memory.yielding()
+    free: dict[str, int | None] = {}
+    try:
+        device = device_of(job["config"]["device"])
+        free = _free(device)
+        if device.type == "cpu":  # a driver reserves far more than it takes
+            memory.limit()
+        told = {"train": train, "sample": sample}[job["what"]](job, free)
+    except SfumatoError as error:
+        told = {"error": str(error)}
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        told = {"out_of_memory": True, **free}
+    Path(result).write_text(json.dumps(told, default=str), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
