@@ -60,7 +60,8 @@ def steps(session: Session) -> tuple[list[float], list[float], list[Progress]]:
     found: list[float] = []
     told: list[Progress] = []
     micro, start = state.micro, time.perf_counter()
-    with closing(fit(session.denoiser, x, config, labels, None, state)) as run:
+    loop: Any = fit(session.denoiser, x, config, labels, None, state)
+    with closing(loop) as run:
         for progress in run:
             now = time.perf_counter()
             (first if len(first) < FIRST else found).append(now - start)
@@ -88,7 +89,8 @@ def validation(session: Session, total: float) -> tuple[Twice, float, tuple[floa
         start = time.perf_counter()
         found = measure.measure(state.denoiser, average, state.samples, depth)
         gradients = max(0.0, time.perf_counter() - start - later) / depth
-    return Twice(first, later), gradients, (measure.cost.losses, measure.cost.gradients), len(json.dumps(found.to_dict()))
+    work = (measure.cost.losses, measure.cost.gradients)
+    return Twice(first, later), gradients, work, len(json.dumps(found.to_dict()))
 
 
 def rehearse(session: Session, started: float) -> Costs:

@@ -1,0 +1,98 @@
+"""`plan`: a page, JSON, and mistakes; nothing is left."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from sfumato.cli.plan import between, duration, page, size, verdict
+from sfumato.training.config import TrainConfig
+from sfumato.training.costs import Interval
+from sfumato.training.forecast import Forecast
+
+SMALL = ("--net", "tiny", "--batch", 8, "--precision", "float32", "--sample-every", 0)
+KEYS = {
+    "config", "facts", "steps", "epochs", "step", "thousand", "total", "start", "loop", "end", "memory", "disk",
+    "sampling", "fits",
+}  # fmt: skip
+
+
+def test_a_page_and_json_and_nothing_left(call, workplace):
+    np.save("x.npy", np.random.default_rng(0).normal(size=(60, 2)))
+    Path("own.yaml").write_text("batch: 4\nsteps: 7\n")
+    before = sorted(Path().rglob("*"))
+    status, out, err = call("plan", "x.npy", "--config", "own.yaml", "--net", "tiny", "--json")
+    assert status == 0, err
+    facts = json.loads(out)
+    assert set(facts) == KEYS and facts["config"]["batch"] == 4 and facts["steps"]["value"] == 7
+    assert sorted(Path().rglob("*")) == before
+    for part in ("time", "memory", "disk", "sampling", "It fits."):
+        assert part in err
+
+
+def test_mistakes_are_those_of_train(refused, workplace):
+    assert "needs DATA" in refused("plan")
+    assert "did you mean --steps" in refused("plan", "digits", "--stepz", 3)
+    assert "did you mean" in refused("plan", "digits", "--net", "smal")
+
+
+def test_data_that_cannot_be_read_is_one_sentence(call, workplace):
+    np.save("bad.npy", np.array([[1.0, np.nan]] * 30))
+    for words, what in ((("plan", "digit"), "did you mean the built-in set 'digits'"), (("plan", "bad.npy"), "NaN")):
+        status, out, err = call(*words, *SMALL)
+        assert status == 2 and out == "" and "Traceback" not in err
+        assert what.lower() in err.splitlines()[-1].lower()
+
+
+def forecast(**changes) -> Forecast:
+    known = {
+        "config": TrainConfig(steps=1000),
+        "facts": {
+            "data": "photos", "samples": 900, "train": 850, "holdout": 50, "shape": [3, 32, 32], "dtype": "uint8",
+            "classes": 2, "notes": ["Some."], "network": "UNet", "parameters": 1234567, "device": "cpu",
+            "precision": "bfloat16", "threads": 2, "micro": 64,
+        },
+        "steps": Interval(1000, 1000, 1000), "epochs": 75.3, "step": Interval(0.05, 0.04, 0.06),
+        "thousand": Interval(52.0, 42.0, 62.0), "total": Interval(125.0, 105.0, 3725.0), "start": 3.0,
+        "loop": {"steps": 50.0, "validation": 2.0, "checkpoints": 0.0}, "end": 1.0,
+        "memory": {"train": 2_000_000_000, "sample": 500_000_000, "free": 8_000_000_000},
+        "disk": {"checkpoints": 900_000, "log": 100, "total": 900_100, "free": 10**12},
+        "sampling": {"number": 20, "steps": 20, "seconds": 1.5},
+    }  # fmt: skip
+    return Forecast(**{**known, **changes})
+
+
+def test_the_words_of_a_page():
+    text = "\n".join(page(forecast()))
+    for part in (
+        "900 samples of 3 x 32 x 32, uint8, 2 classes; 850 to train on, 50 held out", "1,234,567 parameters",
+        "bfloat16 on the CPU with 2 threads, 64 samples a step.", "Note: Some.", "2:05 (1:45 to 1:02:05) in all",
+        "50 ms (40 ms to 60 ms) a step, 1,280 samples a second", "steps 96.2%, validation 3.8%)",
+        "2 GB at most in training, 500 MB in sampling; 8 GB are free", "900 kB in the run folder (checkpoints 900 kB)",
+        "20 samples in 20 steps: 1.5 s", "It fits.",
+    ):  # fmt: skip
+        assert part in text, (part, text)
+    assert max(map(len, text.splitlines())) < 140
+
+
+def test_what_does_not_fit_is_said_with_what_helps():
+    known = forecast()
+    small = {**known.memory, "free": 10**9}
+    assert "--micro" in verdict(forecast(memory=small)) and "not fit" in verdict(forecast(memory=small))
+    assert "disk" in verdict(forecast(disk={**known.disk, "free": 5}))
+    assert "add --micro 16" in verdict(forecast(facts={**known.facts, "micro": 16}))
+    assert "not known" in verdict(forecast(memory={"train": None, "sample": None, "free": None}))
+    shown = "\n".join(page(forecast(memory={**known.memory, "device_train": 1, "device_sample": 2, "device_free": 3})))
+    assert "on device" in shown
+
+
+def test_figures_in_words():
+    assert [duration(s) for s in (0.0412, 0.52, 8.14, 59.96, 125, 3725)] == [
+        "41 ms", "0.52 s", "8.1 s", "1:00", "2:05", "1:02:05"
+    ]  # fmt: skip
+    assert (
+        between(Interval(2.0, 2.01, 2.02)) == "2.0 s" and between(Interval(2.0, 3.0, 1.0)) == "2.0 s (1.0 s to 3.0 s)"
+    )
+    assert [size(n) for n in (None, 12, 1500, 2_500_000, 10**9)] == [
+        "an unknown amount", "12 bytes", "1.5 kB", "2.5 MB", "1 GB"
+    ]  # fmt: skip
