@@ -16,12 +16,12 @@ import sfumato as sf
 from sfumato.training import costs, memory, occasions
 from sfumato.training.config import TrainConfig
 from sfumato.training.console import Silent
-from sfumato.training.costs import Costs, Twice
+from sfumato.training.costs import Costs, Snapshots, Twice
 
 SMALL = {"net": "tiny", "batch": 16, "steps": 24, "precision": "float32"}
 X = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32)
 ONE = {
-    "first_checkpoint": 50, "checkpoint": 100, "model": 30, "snapshot": 7, "grid": 4, "last_grid": 5, "line": 2,
+    "checkpoint": 100, "model": 30, "snapshot": 7, "change": 4, "grid": 4, "last_grid": 5, "line": 2,
     "validation_line": 20, "report": 9, "settings": 3,
 }  # fmt: skip
 
@@ -30,7 +30,8 @@ def priced(**changes) -> Costs:
     """Numbers that are easy to add up: a step takes a second."""
     known = {
         "start": 5.0, "first": [4.0, 3.0], "steps": [1.0] * 20, "losses": Twice(0.0, 0.0), "gradients": 0.0,
-        "work": (0.0, 0.0), "grid": Twice(0.0, 0.0), "snapshot": 0.0, "checkpoint": 0.0, "end": 6.0, "disk": ONE,
+        "work": (0.0, 0.0), "grid": Twice(0.0, 0.0), "snapshots": Snapshots(0.0, 0.0, 0.0, 8),
+        "checkpoint": 0.0, "end": 6.0, "disk": ONE,
     }  # fmt: skip
     return Costs(**{**known, **changes})
 
@@ -42,8 +43,9 @@ def settings(**changes) -> TrainConfig:
 def test_the_loop_is_its_steps_and_what_is_between_them():
     assert costs.loop(priced(), settings(), 100, 1.0)[0] == 7 + 98
     assert costs.loop(priced(), settings(steps=1), 1, 1.0)[0] == 4  # fewer steps than are slow
-    seconds, parts = costs.loop(priced(snapshot=2.0), settings(snapshots=8), 100, 1.0)
-    assert seconds == 105 + 16 and parts["averages"] == 16 and math.fsum(parts.values()) == seconds
+    chain = Snapshots(2.0, 3.0, 0.5, 4)  # 2, 3, 3.5, 4, and again
+    seconds, parts = costs.loop(priced(snapshots=chain), settings(snapshots=8), 100, 1.0)
+    assert seconds == 105 + 25 and parts["averages"] == 25 and math.fsum(parts.values()) == seconds
     parts = costs.loop(priced(grid=Twice(5.0, 3.0)), settings(sample_every=40), 100, 1.0)[1]
     assert parts["grids"] == 5 + 3  # at 40 and 80; the one at the end belongs to the end
     parts = costs.loop(priced(checkpoint=2.0), settings(checkpoint_every=0.5), 100, 1.0)[1]
@@ -56,7 +58,8 @@ def test_the_loop_is_its_steps_and_what_is_between_them():
 
 @pytest.mark.parametrize("minutes", [0.2, 1.0, 10.0])
 def test_a_budget_in_minutes_is_the_same_sum_the_other_way_round(minutes):
-    one = priced(snapshot=0.5, grid=Twice(2.0, 1.0), losses=Twice(1.0, 0.5), gradients=0.7, work=(2.0, 5.0))
+    parts = {"snapshots": Snapshots(0.5, 0.6, 0.1, 8), "grid": Twice(2.0, 1.0), "losses": Twice(1.0, 0.5)}
+    one = priced(**parts, gradients=0.7, work=(2.0, 5.0))
     config = settings(steps=None, minutes=minutes, snapshots=4, sample_every=None)
     steps = costs.steps_of(one, config, 0.1)
     assert costs.loop(one, config, steps, 0.1)[0] >= 60 * minutes > costs.loop(one, config, steps - 1, 0.1)[0]
@@ -73,10 +76,11 @@ def test_held_up_steps_do_not_count_and_the_interval_is_that_of_the_deciles():
 def test_the_folder_is_the_sum_of_its_files():
     parts = costs.disk(priced(), settings(snapshots=8, sample_every=40), 100, 105.0)
     assert parts == {
-        "checkpoints": 150, "model": 30, "averages": 56, "samples": 13, "log": 200, "report": 9 + round(13 * 4 / 3),
-        "settings": 3,
+        "checkpoints": 100, "model": 30, "averages": 7 + 7 * 4, "samples": 13, "log": 200,
+        "report": 9 + round(13 * 4 / 3), "settings": 3,
     }  # fmt: skip
-    assert costs.disk(priced(), settings(checkpoint_every=1), 100, 105.0)["checkpoints"] == 200  # two of the same kind
+    assert costs.disk(priced(), settings(checkpoint_every=1), 100, 105.0)["checkpoints"] == 200  # the last two are kept
+    assert costs.disk(priced(), settings(snapshots=10), 100, 105.0)["averages"] == 2 * 7 + 8 * 4
 
 
 def test_occasions_are_those_of_the_loop(tmp_path):

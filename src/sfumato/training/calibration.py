@@ -25,11 +25,10 @@ from sfumato.data.memory import available
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.plans import make_plan
-from sfumato.training import checkpoint, memory, occasions
-from sfumato.training.averages import write_snapshot
+from sfumato.training import checkpoint, memory, occasions, snapshots
 from sfumato.training.config import from_dict
 from sfumato.training.console import Silent
-from sfumato.training.costs import Costs, Twice, step_seconds, steps_of
+from sfumato.training.costs import Costs, Snapshots, Twice, step_seconds, steps_of
 from sfumato.training.loop import Progress, fit, judge, out_of_memory
 from sfumato.training.precision import compute_dtype, device_of
 from sfumato.training.report import write as write_report
@@ -98,16 +97,17 @@ def rehearse(session: Session, started: float) -> Costs:
     path, config = session.path, session.config
     write_text(path / "config.yaml", config.to_yaml())
     session.save()
-    one = {"first_checkpoint": _bytes(checkpoint.found(path)[0]), "settings": _bytes(path / "config.yaml")}
+    one = {"settings": _bytes(path / "config.yaml")}
     start = time.time() - started
     first, found, told = steps(session)
     one["line"] = _log(session, told)
     step = step_seconds(found).value
-    guess = Costs(start, first, found, Twice(0, 0), 0, (0, 0), Twice(0, 0), 0, 0, 0, {})
+    none = Twice(0.0, 0.0)  # for how many steps there will be, about
+    guess = Costs(start, first, found, none, 0.0, (0.0, 0.0), none, Snapshots(0.0, 0.0, 0.0, 1), 0.0, 0.0, {})
     many = steps_of(guess, config, step)
     total = float(many * config.batch)
     losses, gradients, work, one["validation_line"] = validation(session, total)
-    snapshot = _snapshot(session, one)
+    averages = _snapshots(session, one)
     grid = _grids(session, occasions.grids(config, many), total, one)
     saving = timed(lambda: session.save(model=True)) + timed(lambda: write_report(path))
     one["checkpoint"] = _bytes(checkpoint.found(path)[0])
@@ -117,7 +117,7 @@ def rehearse(session: Session, started: float) -> Costs:
     ending += timed(lambda: write_report(path)) + timed(lambda: artefact.load(path))
     pictures = [_bytes(each) for each in sorted((path / "samples").iterdir())]
     one |= {"last_grid": pictures[-1], "report": max(0, _bytes(path / "report.html") - round(4 / 3 * sum(pictures)))}
-    return Costs(start, first, found, losses, gradients, work, grid, snapshot, saving, ending, one)
+    return Costs(start, first, found, losses, gradients, work, grid, averages, saving, ending, one)
 
 
 def _log(session: Session, told: list[Progress]) -> int:
@@ -129,16 +129,21 @@ def _log(session: Session, told: list[Progress]) -> int:
     return max(len(json.dumps(line)) + 1 for line in lines)
 
 
-def _snapshot(session: Session, one: dict[str, int]) -> float:
-    state, path = session.state, session.path
-    averages = state.averages
+def _snapshots(session: Session, one: dict[str, int]) -> Snapshots:
+    """Seconds of one that stands alone, of one that says what changed, and of another after that."""
+    one["snapshot"] = one["change"] = 0
+    averages, state = session.state.averages, session.state
     if averages is None:
-        one["snapshot"] = 0
-        return 0.0
+        return Snapshots(0.0, 0.0, 0.0, snapshots.STRETCH)
     found: list[Path] = []
-    seconds = timed(lambda: found.append(write_snapshot(path, averages, state.step, state.samples)))
-    one["snapshot"] = _bytes(found[0])
-    return seconds
+
+    def write() -> None:
+        step = state.step + len(found)
+        found.append(snapshots.write(session.path, averages.snapshot(), step, state.samples))
+
+    alone, change, third = (timed(write) for _ in range(3))
+    one["snapshot"], one["change"] = _bytes(found[0]), _bytes(found[1])
+    return Snapshots(alone, change, max(0.0, third - change), snapshots.STRETCH)
 
 
 def _grids(session: Session, count: int, total: float, one: dict[str, int]) -> Twice:

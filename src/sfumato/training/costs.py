@@ -35,14 +35,30 @@ class Twice(NamedTuple):
         return self.first + (count - 1) * self.later if count else 0.0
 
 
+class Snapshots(NamedTuple):
+    """Seconds of a snapshot that stands alone, of the first that says what changed, and of reading each before it.
+
+    size: snapshots from one that stands alone to the next.
+    """
+
+    alone: float
+    change: float
+    reading: float
+    size: int
+
+    def times(self, count: int) -> float:
+        places = (k % self.size for k in range(count))
+        return math.fsum(self.change + (place - 1) * self.reading if place else self.alone for place in places)
+
+
 @dataclasses.dataclass(frozen=True)
 class Costs:
     """What a calibration measured, in seconds, bytes and samples of work.
 
     start: from the start of the process to the first step. first: the first steps, which are slower; steps: the
     calibrated ones. losses, gradients: one validation of each kind (gradients: above the losses, at depth 1); work:
-    what the loop counts for them. grid: one on the way; snapshot, checkpoint: one each (a checkpoint on the way comes
-    with model and report); end: all that follows the last step. disk: bytes of one file of each kind.
+    what the loop counts for them. grid: one on the way; checkpoint: one on the way, which comes with model and
+    report; end: all that follows the last step. disk: bytes of one file of each kind.
     """
 
     start: float
@@ -52,14 +68,15 @@ class Costs:
     gradients: float
     work: tuple[float, float]
     grid: Twice
-    snapshot: float
+    snapshots: Snapshots
     checkpoint: float
     end: float
     disk: dict[str, int]
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Costs:
-        pairs = {name: Twice(*values[name]) for name in ("losses", "grid")}
+        pairs: dict[str, Any] = {name: Twice(*values[name]) for name in ("losses", "grid")}
+        pairs["snapshots"] = Snapshots(*values["snapshots"])
         return cls(**{**values, **pairs, "work": tuple(values["work"])})
 
 
@@ -76,7 +93,7 @@ def events(costs: Costs, config: TrainConfig, steps: int, seconds: float) -> dic
     return {
         "validation": _validation(costs, config, steps),
         "grids": costs.grid.times(occasions.grids(config, steps)),
-        "averages": costs.snapshot * occasions.snapshots(config, steps),
+        "averages": costs.snapshots.times(occasions.snapshots(config, steps)),
         "checkpoints": costs.checkpoint * occasions.checkpoints(config, seconds),
     }
 
@@ -123,13 +140,14 @@ def disk(costs: Costs, config: TrainConfig, steps: int, seconds: float) -> dict[
     often = 0
     if costs.work[0]:
         often = min(steps, max(1, occasions.validations(*costs.work, float(steps * config.batch))[0]))
-    kept = one["checkpoint"] if occasions.checkpoints(config, seconds) else one["first_checkpoint"]
+    kept, averages = 1 + bool(occasions.checkpoints(config, seconds)), occasions.snapshots(config, steps)
+    alone = math.ceil(averages / costs.snapshots.size)
     pictures = grids * one["grid"] + one["last_grid"]
     shown = pictures if grids < occasions.PICTURES else (occasions.PICTURES - 1) * one["grid"] + one["last_grid"]
     return {
-        "checkpoints": kept + one["checkpoint"],
+        "checkpoints": kept * one["checkpoint"],
         "model": one["model"],
-        "averages": one["snapshot"] * occasions.snapshots(config, steps),
+        "averages": alone * one["snapshot"] + (averages - alone) * one["change"],
         "samples": pictures,
         "log": math.ceil(steps / occasions.log_every(config)) * one["line"] + often * one["validation_line"],
         "report": one["report"] + round(_BASE64 * shown),
