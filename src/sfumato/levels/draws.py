@@ -83,7 +83,10 @@ class Draws:
 
     def __post_init__(self) -> None:
         self.index = torch.arange(self.count * len(self.bins))
-        chosen = noise.permutation(self.seed, 0, len(self.x))[(self.first + self.index) % len(self.x)].to(self.x.device)
+        self.sample = noise.permutation(self.seed, 0, len(self.x))[
+            _turns(self.first + self.index, len(self.x), self.bins)
+        ]
+        chosen = self.sample.to(self.x.device)
         self.x, self.cond = self.x[chosen], {name: value[chosen] for name, value in self.cond.items()}
         self.logsnr = self.bins.levels(self.count)
         self.t = self.process.schedule.time(self.logsnr)
@@ -116,6 +119,12 @@ class Draws:
         """Means over the draws of each bin; the error is that of independent draws, and these are spread evenly."""
         table = values.reshape(-1, len(self.bins))
         return ByLevel(table.mean(0), table.std(0) / math.sqrt(len(table)) if len(table) > 1 else table[0] * math.nan)
+
+
+def _turns(number: Tensor, count: int, bins: Bins) -> Tensor:
+    """Which of `count` samples each draw takes: all in turn, and each one other bins when its turn comes again."""
+    late = next(c for c in range(len(bins) + 1) if math.gcd(count - c, len(bins)) == 1)
+    return (number + late * (number // count)) % count
 
 
 def plain(values: Tensor) -> list[float | None]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from sfumato.nets import QuantisedCode
 from sfumato.objectives.vae import COMMITMENT, elbo_loss, vq_loss
 from sfumato.training.goal import Batch, WithoutState
-from sfumato.training.validation import Held
+from sfumato.training.validation import Held, Rows
 
 
 @final
@@ -46,5 +46,7 @@ class Autoencoding(WithoutState):
             self.restarted += self._quantiser.learn(code)
         self._seen.clear()
 
-    def measure(self, model: Any, x: Tensor, cond: dict[str, Any], count: int, batch: int) -> Held:
-        return Held(lambda by, rows: self.losses(by, Batch(*rows)), x, cond, self.seed, count, batch)
+    def measure(
+        self, model: Any, x: Tensor, cond: dict[str, Any], count: int, batch: int, train: Rows | None = None
+    ) -> Held:
+        return Held(lambda by, rows: self.losses(by, Batch(*rows)), x, cond, self.seed, count, batch, train)

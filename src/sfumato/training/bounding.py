@@ -11,7 +11,7 @@ from sfumato.objectives.hybrid import STEPS, vlb_loss
 from sfumato.objectives.times import TimeDensity, UniformTime
 from sfumato.schedule import Schedule
 from sfumato.training.goal import Batch
-from sfumato.training.validation import Held
+from sfumato.training.validation import Held, Rows
 
 
 @final
@@ -56,5 +56,9 @@ class Bounding:
     def load(self, tensors: dict[str, Tensor]) -> None:
         self.history.load(tensors)
 
-    def measure(self, model: Any, x: Tensor, cond: dict[str, Any], count: int, batch: int) -> Held:
-        return Held(lambda by, rows: self._nats(by, Batch(*rows), UniformTime()), x, cond, self.seed, count, batch)
+    def measure(
+        self, model: Any, x: Tensor, cond: dict[str, Any], count: int, batch: int, train: Rows | None = None
+    ) -> Held:
+        return Held(
+            lambda by, rows: self._nats(by, Batch(*rows), UniformTime()), x, cond, self.seed, count, batch, train
+        )

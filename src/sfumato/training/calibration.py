@@ -29,7 +29,8 @@ from sfumato.training import checkpoint, memory, occasions, snapshots
 from sfumato.training.config import from_dict
 from sfumato.training.console import Silent
 from sfumato.training.costs import Costs, Snapshots, Twice, step_seconds, steps_of
-from sfumato.training.loop import Progress, fit, judge, out_of_memory
+from sfumato.training.judging import Labelled, judge
+from sfumato.training.loop import Progress, fit, out_of_memory
 from sfumato.training.precision import compute_dtype, device_of
 from sfumato.training.report import write as write_report
 from sfumato.training.run import prepared
@@ -75,10 +76,10 @@ def steps(session: Session) -> tuple[list[float], list[float], list[Progress]]:
 
 def validation(session: Session, total: float) -> tuple[Twice, float, tuple[float, float], int]:
     """(seconds of losses, seconds of gradients beyond, work of both, bytes in the log) of a run of `total` samples."""
-    holdout, state = session.parts()[1], session.state
+    (training, holdout), state = session.parts(), session.state
     if holdout is None:
         return Twice(0.0, 0.0), 0.0, (0.0, 0.0), 0
-    measure = judge(state, session.config, *holdout)
+    measure = judge(state, session.config, *holdout, Labelled(*training), total)
     average = state.ema.denoiser if state.ema else None
     first, later = (timed(lambda: measure.measure(state.denoiser, average)) for _ in range(2))
     _, seldom, depth = occasions.validations(*measure.cost, total)

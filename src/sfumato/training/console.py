@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from typing import Any, TextIO
 
 from sfumato.training.loop import Progress
+from sfumato.training.triples import Triples, trend
+from sfumato.training.validation import Validation
 
 QUIET_SECONDS = 10.0  # between plain lines, where nothing is watching live
 
@@ -28,7 +31,8 @@ class Console:
         self._bar: Any = None
         self._last, self._norm, self._wait = 0.0, 0.0, 0.0
         self._loss: float | None = None
-        self._valid: float | None = None
+        self._valid = ""
+        self._triples: Triples | None = None
 
     def note(self, text: str) -> None:
         if self._bar is not None:
@@ -42,7 +46,7 @@ class Console:
         if progress.data_wait is not None:
             self._wait = progress.data_wait
         if progress.validation is not None:
-            self._valid = progress.validation.best
+            self._valid = self._judged(progress.validation)
         if self._live:
             self._draw(progress)
         elif progress.done or (self._loss is not None and time.monotonic() - self._last >= QUIET_SECONDS):
@@ -51,9 +55,18 @@ class Console:
             self.note(f"{done}  {self._figures(progress)}  eta {seconds(progress.eta)}")
 
     def _figures(self, progress: Progress) -> str:
-        valid = "" if self._valid is None else f"  valid {self._valid:.4f}"
-        loss = "" if self._loss is None else f"loss {self._loss:.4f}{valid}  grad {self._norm:.2f}  "
+        loss = "" if self._loss is None else f"loss {self._loss:.4f}{self._valid}  grad {self._norm:.2f}  "
         return f"{loss}{progress.rate:,.0f} samples/s  data-wait {self._wait:.0%}"
+
+    def _judged(self, validation: Validation) -> str:
+        """The loss on the hold-out, half of its interval, and how it changed since the last validation."""
+        now, before = validation.triples, self._triples
+        if now is None:
+            return f"  valid {validation.best:.4f}"
+        half, self._triples = now.interval().half, now
+        change = None if before is None else now.change(before)
+        told = "" if change is None else f" {trend(change)}"
+        return f"  valid {validation.best:.4f}{f'±{half:.2g}' if math.isfinite(half) else ''}{told}"
 
     def _draw(self, progress: Progress) -> None:
         if self._bar is None:

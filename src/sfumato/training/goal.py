@@ -23,7 +23,7 @@ from sfumato.objectives.weights import Weight
 from sfumato.schedule import Schedule
 from sfumato.training.config import TrainConfig
 from sfumato.training.objective import times_of, weight_of
-from sfumato.training.validation import Held, Measure, Validator
+from sfumato.training.validation import Held, Measure, Rows, Validator
 from sfumato.world import ALONE, World
 
 
@@ -73,8 +73,12 @@ class Goal(Protocol):
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take over what `tensors` gave."""
 
-    def measure(self, model: Any, x: Tensor, cond: dict[str, Any], count: int, batch: int) -> Measure:
-        """How held-out samples x (N, *shape), normalised, are judged, on `count` fixed draws in batches."""
+    def measure(
+        self, model: Any, x: Tensor, cond: dict[str, Any], count: int, batch: int, train: Rows | None = None
+    ) -> Measure:
+        """How held-out samples x (N, *shape), normalised, are judged, on `count` fixed draws in batches.
+
+        train: training samples to put beside them."""
 
 
 @runtime_checkable
@@ -153,10 +157,12 @@ class Denoising:
         if self._learner is not None:
             self._learner.load(tensors)
 
-    def measure(self, model: Any, x: Tensor, cond: dict[str, Any], count: int, batch: int) -> Validator:
+    def measure(
+        self, model: Any, x: Tensor, cond: dict[str, Any], count: int, batch: int, train: Rows | None = None
+    ) -> Validator:
         # what moves would measure another set of levels each time, and draws by one density and divides by another
         times = UniformLogSNR() if self.times.moves else self.times
-        return Validator(x, cond, model, times, self.weight, self.seed, count, batch, self.times)
+        return Validator(x, cond, model, times, self.weight, self.seed, count, batch, self.times, train)
 
 
 @final
@@ -178,9 +184,11 @@ class Hybrid(Settled):
         losses = hybrid_loss(model, batch.x, t, self.weight, self.times, self.seed, batch.index, **batch.cond)
         return losses * (2 / batch.x[0].numel())
 
-    def measure(self, model: Any, x: Tensor, cond: dict[str, Any], count: int, batch: int) -> Validator:
+    def measure(
+        self, model: Any, x: Tensor, cond: dict[str, Any], count: int, batch: int, train: Rows | None = None
+    ) -> Validator:
         """By the denoising loss under the density that was asked for."""
-        return self._judge.measure(model, x, cond, count, batch)
+        return self._judge.measure(model, x, cond, count, batch, train)
 
 
 @final
@@ -193,8 +201,10 @@ class Plain(Settled):
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         return self._losses(model, batch)
 
-    def measure(self, model: Any, x: Tensor, cond: dict[str, Any], count: int, batch: int) -> Held:
-        return Held(lambda by, rows: self._losses(by, Batch(*rows)), x, cond, self.seed, count, batch)
+    def measure(
+        self, model: Any, x: Tensor, cond: dict[str, Any], count: int, batch: int, train: Rows | None = None
+    ) -> Held:
+        return Held(lambda by, rows: self._losses(by, Batch(*rows)), x, cond, self.seed, count, batch, train)
 
 
 def goal_of(config: TrainConfig) -> Denoising | Hybrid:

@@ -25,13 +25,13 @@ from sfumato.training.batches import Batches
 from sfumato.training.config import TrainConfig
 from sfumato.training.goal import Batch, Goal
 from sfumato.training.guard import STRIKES, WINDOW, Incident, find
-from sfumato.training.occasions import due, log_every, validations
+from sfumato.training.judging import Judge, Labelled
+from sfumato.training.occasions import log_every
 from sfumato.training.parallel import quiet, shared
 from sfumato.training.state import State
-from sfumato.training.validation import BINS, Measure, Validation
+from sfumato.training.validation import Validation
 from sfumato.world import ALONE, World
 
-_TRIPLES = 128
 _WARMUP_SHARE = 0.03  # of a run is the longest warm-up
 
 
@@ -102,18 +102,20 @@ def fit(
     if config.steps is None and config.minutes is None:
         raise SfumatoError("Training needs a budget: set steps or minutes.")
     state = state or State(model, config, goal)
-    measure = None if holdout is None or not len(holdout[0]) else judge(state, config, *holdout)
+    judge = None
+    if holdout is not None and len(holdout[0]):
+        judge = Judge(state, config, Labelled(x, labels), Labelled(*holdout))
     batches = Batches(x, labels, model.spec, config.seed, config.drop, model.device, state.dtype, config.workers)
     # a run in steps is repeatable to the last bit, and another number of threads rounds otherwise
     repeatable = config.steps is not None or world.size > 1
     with closing(batches), kept_memory(model.device), threads(config.threads, fixed=repeatable) as follower:
-        for progress in _steps(model, batches, config, state, measure, world):
+        for progress in _steps(model, batches, config, state, judge, world):
             yield progress
             follower.follow()
 
 
 def _steps(
-    model: Any, batches: Batches, config: TrainConfig, state: State, measure: Measure | None, world: World
+    model: Any, batches: Batches, config: TrainConfig, state: State, judge: Judge | None, world: World
 ) -> Iterator[Progress]:
     clock, share = _Clock(state, config, world), world.share(config.batch)
     model.train()
@@ -126,7 +128,7 @@ def _steps(
             taken = _step(losses, batch, config, state, lr, world)
             incident = None if taken else _skip(state, config, batch, batches, lr, world)
             clock.tick()
-            progress = _progress(state, config, clock, before, lr, len(batches.x), measure, world)
+            progress = _progress(state, config, clock, before, lr, len(batches.x), judge, world)
         waited = batches.waiting.told() if progress.loss is not None or progress.done else {}
         yield dataclasses.replace(progress, incident=incident, **waited)
         if len(state.strikes) >= STRIKES:  # whoever takes the values did not go back
@@ -163,17 +165,6 @@ class _Clock:
         if self.config.steps is None:
             return max(0.0, 60 * (self.config.minutes or 0.0) - self.state.elapsed)
         return (self.config.steps - self.state.step) * self.config.batch / max(1e-9, self.rate())
-
-
-def judge(state: State, config: TrainConfig, x: Samples, labels: Tensor | None) -> Measure:
-    """What measures a run on held-out samples, as many fixed draws as the budget bears."""
-    model, count = state.denoiser, _TRIPLES
-    if config.steps is not None:
-        count = min(_TRIPLES, max(BINS, config.steps * config.batch // 128 // BINS * BINS))
-    rows = x[:count]
-    rows = (rows if model.spec is None else model.spec.normalise(rows)).to(state.dtype)
-    cond = {} if labels is None else {"label": labels[:count].to(model.device)}
-    return state.goal.measure(model, rows.to(model.device), cond, count, config.batch)
 
 
 def _step(shared: nn.Module, batch: Batch, config: TrainConfig, state: State, lr: float, world: World) -> bool:
@@ -254,7 +245,7 @@ def _skip(state: State, config: TrainConfig, batch: Batch, batches: Batches, lr:
 
 
 def _progress(
-    state: State, config: TrainConfig, clock: _Clock, before: float, lr: float, rows: int, measure: Measure | None,
+    state: State, config: TrainConfig, clock: _Clock, before: float, lr: float, rows: int, judge: Judge | None,
     world: World,
 ) -> Progress:  # fmt: skip
     fraction = clock.fraction()
@@ -264,14 +255,7 @@ def _progress(
         total, norms, count = state.sums.tolist()
         loss, norm = (total / count, norms / count) if count else (None, None)
         state.sums.zero_()
-    validation = None
-    if measure is not None:
-        often, seldom, depth = validations(*measure.cost, state.samples / max(fraction, 1e-9))
-        deep = due(seldom, before, fraction)
-        if done or deep or due(often, before, fraction):
-            average = state.ema.denoiser if state.ema else None
-            first = state.samples if deep else None
-            validation = measure.measure(state.denoiser, average, first, depth, world)
+    validation = None if judge is None else judge.at(before, fraction, world)
     return Progress(
         state.step, state.samples, state.samples / rows, min(1.0, fraction), lr, state.elapsed, clock.eta(),
         clock.rate(), loss, norm, validation, done, min(state.micro, config.batch),

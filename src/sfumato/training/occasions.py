@@ -10,9 +10,12 @@ import math
 from sfumato.training.config import TrainConfig
 
 LOG_LINES = 200  # at least, in a budget of so many steps or more
-SHARE = 0.02  # of the work of training that validations cost at most, gradients by noise level being half of it
-MOST = 20  # validations of a run
 PICTURES = 12  # grids that report.html shows, evenly chosen
+
+# of the work of training that each costs at most, 5 % together: validations, gradients by noise level, the grid on the
+# way and the last one, the search for copies at the end
+LOSSES, GRADIENTS, GRID, LAST_GRID, COPIES = 0.0125, 0.0075, 0.01, 0.0125, 0.0075
+TIMES = (20, 16, 12, 8, 4, 2, 1)  # validations of a run: where there are four, one is at three quarters
 
 
 def validations(losses: float, gradients: float, total: float) -> tuple[int, int, int]:
@@ -21,15 +24,16 @@ def validations(losses: float, gradients: float, total: float) -> tuple[int, int
     losses, gradients: what each costs, in samples of work; 0 where there are none. Gradients fall on the times of
     losses, so that these are not measured more often than they may be.
     """
-    many, deep = _borne(losses, total), _borne(gradients, total)
-    seldom = min(MOST, deep)
-    often = min(MOST, many) // max(1, seldom) * max(1, seldom)
-    return often, seldom, max(1, deep // MOST)
+    many = int(LOSSES * total / losses) if losses else 0
+    deep = int(GRADIENTS * total / gradients) if gradients else 0
+    often = next((n for n in TIMES if n <= many), 0)
+    seldom = next((n for n in range(min(often, deep), 0, -1) if often % n == 0), 0)
+    return often, seldom, max(1, deep // max(1, seldom))
 
 
-def _borne(cost: float, total: float) -> int:
-    """How often half of `SHARE` bears what costs `cost` samples of work, in a budget of `total` samples."""
-    return int(SHARE / 2 * total / cost) if cost else 0
+def triples(total: float, most: int, levels: int) -> int:
+    """Fixed draws, a multiple of the levels, that a run of `total` samples can bear four times."""
+    return min(most, max(levels, int(LOSSES * total / 4) // levels * levels))
 
 
 def due(count: int, before: float, after: float) -> bool:

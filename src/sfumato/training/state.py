@@ -15,7 +15,7 @@ from sfumato.training.ema import EMA
 from sfumato.training.goal import Goal, goal_of
 from sfumato.training.muon import Muon, split
 
-_COUNTERS = ("step", "samples", "elapsed", "strikes", "rollbacks", "slower")
+_COUNTERS = ("step", "samples", "elapsed", "strikes", "rollbacks", "slower", "triples")
 
 
 class State:
@@ -25,7 +25,7 @@ class State:
     counters of the whole run. elapsed: seconds of training; waited: those of this process that do not count. sums:
     (loss, gradient norm, steps) since the last line of the log. micro: samples that are computed at once. strikes: the
     last steps that were skipped; rollbacks: how often the run went back; slower: what the learning rate has been
-    multiplied by since.
+    multiplied by since. triples: fixed draws of a validation, 0 before the first.
     """
 
     def __init__(self, denoiser: Any, config: TrainConfig, goal: Goal | None = None) -> None:
@@ -40,6 +40,7 @@ class State:
         self.micro = config.micro or config.batch
         self.strikes: list[int] = []
         self.rollbacks, self.slower = 0, 1.0
+        self.triples = 0
         self.sums = torch.zeros(3, dtype=torch.float64, device=denoiser.device)
 
     def average(self, batch: int) -> None:
