@@ -53,7 +53,7 @@ def test_the_loop_is_its_steps_and_what_is_between_them():
     # 1 % of 1,000 samples is 10: five times 2 samples of work; gradients twice, on two of the five
     parts = costs.loop(priced(losses=Twice(2.0, 1.0), gradients=3.0, work=(2.0, 5.0)), settings(), 100, 1.0)[1]
     often, seldom, depth = occasions.validations(2.0, 5.0, 1000.0)
-    assert (often, seldom, depth) == (4, 2, 1) and parts["validation"] == 2 + 3 + 2 * 3
+    assert (often, seldom, depth) == (4, 1, 1) and parts["validation"] == 2 + 3 + 3
 
 
 @pytest.mark.parametrize("minutes", [0.2, 1.0, 10.0])
@@ -91,7 +91,7 @@ def test_occasions_are_those_of_the_loop(tmp_path):
     assert len(list((run.path / "averages").iterdir())) == occasions.snapshots(whole, count)
     assert len(list((run.path / "samples").iterdir())) == occasions.grids(whole, count) + 1
     scored = sum("valid_raw" in line for line in run.metrics)
-    cost = 2 * 8 / 3  # a draw a bin, by two sets of weights forward alone
+    cost = 3 * 9 / 3  # a draw a bin: two sets of weights and training samples, forward alone
     often, seldom, _ = occasions.validations(cost, 0.0, 60.0 * 16)
     assert scored == max(1, often) == 1 and seldom == 0
     logged = sum("loss" in line for line in run.metrics)
