@@ -21,6 +21,7 @@ from sfumato.schedules import Flow
 from sfumato.training import State, TrainConfig, fit
 from sfumato.training.autoencoding import Autoencoding
 from sfumato.training.goal import Denoising
+from sfumato.training.parallel import gathered
 from sfumato.world import World, joined
 
 STEPS, BATCH, ROWS = 50, 16, 60
@@ -34,6 +35,7 @@ class Case:
     micro: int | None = None
     density: str | None = None
     optimizer: str = "adamw"
+    parallel: str = "auto"
     steps: int = STEPS
 
 
@@ -44,6 +46,12 @@ CASES = {
     "muon": Case(optimizer="muon"),
     "vq": Case(net="vq", steps=12),
     "vq-parts": Case(net="vq", steps=12, micro=3),
+    "fsdp": Case(parallel="fsdp"),
+    "fsdp-parts": Case(micro=2, parallel="fsdp"),
+    "fsdp-unet": Case(net="unet", optimizer="muon", parallel="fsdp", steps=12),
+    "fsdp-dit": Case(net="dit", optimizer="muon", parallel="fsdp", steps=12),
+    "fsdp-vq": Case(net="vq", parallel="fsdp", steps=12),
+    "energy": Case(net="energy", steps=12),
 }
 
 
@@ -51,12 +59,14 @@ def model_of(case: Case) -> Denoiser | Codec:
     torch.manual_seed(0)
     if case.net == "vq":
         return Codec(nets.Autoencoder((5,), 2, (16,), bottleneck="vq", codes=8).double())
-    shape = (5,) if case.net == "mlp" else (2, 6, 6)
+    shape = (2, 6, 6)
     net: torch.nn.Module = nets.MLP(5, width=16, depth=2, classes=3)
     if case.net == "unet":
         net = nets.UNet(shape, channels=(8, 12), blocks=1, attention=(1,), classes=3, embed_dim=16)
     if case.net == "dit":
         net = nets.DiT(shape, width=12, depth=2, heads=2, classes=3)
+    if case.net == "energy":
+        net = nets.Energy(nets.MLP(5, width=16, depth=2, classes=3))
     return Denoiser(net.double(), Gaussian(Flow()), "velocity")
 
 
@@ -66,14 +76,17 @@ def run(case: Case, world: World) -> tuple[dict[str, torch.Tensor], list[dict]]:
     shape = model.net.shape
     x = noise.normal(3, range(ROWS), shape, noise.DATA, dtype=torch.float64)
     labels = None if case.net == "vq" else torch.arange(ROWS) % 3
-    config = TrainConfig(steps=case.steps, batch=BATCH, micro=case.micro, precision="float32", optimizer=case.optimizer)
+    config = TrainConfig(
+        steps=case.steps, batch=BATCH, micro=case.micro, precision="float32", optimizer=case.optimizer,
+        parallel=case.parallel,
+    )  # fmt: skip
     goal = Autoencoding() if case.net == "vq" else None
     if case.density is not None:
         goal = Denoising(times.NAMED[case.density](), weights.sigmoid(), 0)
-    state = State(model, config, goal)
+    state = State(model, config, goal, world)
     held = (x[:16], None if labels is None else labels[:16])
     lines = [p.to_dict() for p in fit(model, x, config, labels, held, state, world=world)]
-    found = {name: value.contiguous() for name, value in state.tensors().items()}
+    found = {name: value.contiguous() for name, value in gathered(state.tensors(), world).items()}
     if case.net != "vq":
         found["samples"] = sample(state.best, 7, steps=4, seed=1, world=world, label=[0, 1, 2, 0, 1, 2, 0])
         measure = state.goal.measure(model, x[:16], {"label": labels[:16]}, 64, BATCH)

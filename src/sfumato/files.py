@@ -38,14 +38,14 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        _flush(temporary)
+        flush(temporary)
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, final)
     except OSError as error:
         raise SfumatoError(f"{final} cannot be written: {reason(error)}.") from None
     finally:
         temporary.unlink(missing_ok=True)
-    _flush(final.parent)
+    flush(final.parent)
 
 
 def reason(error: OSError) -> str:
@@ -59,7 +59,7 @@ def _umask() -> int:
     return mask
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Bytes and names on the disk before anything depends on them; a system without directory handles does without."""
     try:
         handle = os.open(path, os.O_RDONLY)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -76,6 +76,12 @@ class World:
             own = own.contiguous()
             dist.all_reduce(own)
         return own
+
+    def exchange(self, parts: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
+        """parts[r], flat, goes to process r; what each process sent here, of the given sizes."""
+        out = parts[0].new_empty(sum(sizes))
+        dist.all_to_all_single(out, torch.cat(list(parts)), list(sizes), [len(part) for part in parts])
+        return list(out.split(list(sizes)))
 
     def lead(self, value: _T) -> _T:
         """What the first process has."""

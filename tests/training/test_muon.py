@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sfumato.training.muon import Muon, msign, split
+from sfumato.training.muon import Muon, split
+from sfumato.training.orthogonal import msign
 
 
 @pytest.mark.parametrize("shape", [(2, 16, 40), (1, 40, 16), (3, 8, 8)])

@@ -44,10 +44,11 @@ def greet(voice: Voice) -> Callable[[Session], None]:
     """What is said before the first step."""
 
     def say(session: Session) -> None:
+        net: Any = session.denoiser.net
         parameters = sum(p.numel() for p in session.denoiser.parameters())
         budget = f"{session.config.steps:,} steps" if session.config.steps else f"{session.config.minutes:g} minutes"
         voice.note(
-            f"Training a {type(session.denoiser.net).__name__} of {parameters:,} parameters for {budget} on "
+            f"Training a {net.config['name']} of {parameters:,} parameters for {budget} on "
             f"{session.source.name} ({len(session.source):,} samples), in {session.path}. Ctrl-C stops and saves."
         )
 

@@ -31,8 +31,8 @@ WIDTHS = (0.05, 0.10)  # of the averages that are followed
 class Averages:
     """Two moving averages followed beside the one that is used, for the sake of their snapshots."""
 
-    def __init__(self, denoiser: Any) -> None:
-        self.each = [EMA(denoiser, width) for width in WIDTHS]
+    def __init__(self, denoiser: Any, shard: Any = None) -> None:
+        self.each = [EMA(denoiser, width, shard) for width in WIDTHS]
 
     def update(self, before: int, after: int) -> None:
         for ema in self.each:
@@ -49,10 +49,6 @@ class Averages:
     def snapshot(self) -> dict[float, dict[str, Tensor]]:
         """The weights of each, by width."""
         return {width: ema.state_dict() for width, ema in zip(WIDTHS, self.each, strict=True)}
-
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        for width, ema in zip(WIDTHS, self.each, strict=True):
-            ema.load_state_dict(_of_width(tensors, width))
 
 
 class Profile(NamedTuple):

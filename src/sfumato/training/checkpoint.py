@@ -2,13 +2,16 @@
 
 That of step 0 goes with the next: it holds what the settings and the seed make anyway.
 
-`step_00001234.safetensors` holds weights, optimiser, moving average, counters, settings and the data spec. A file that
-is cut, changed or half-written is never chosen: the one before it is.
+`step_00001234.safetensors` holds weights, optimiser, moving average, counters, settings and the data spec; of a network
+in shards `step_00001234` is a folder of files (`shards`). Each goes on in any number of processes, whole or in shards.
+One that is cut, changed or half-written is never chosen: the one before it is.
 """
 
 from __future__ import annotations
 
 import re
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +19,33 @@ from torch import Tensor
 
 from sfumato.errors import SfumatoError
 from sfumato.files import read_sealed, write_sealed
+from sfumato.training import shards
 from sfumato.training.state import State
+from sfumato.world import ALONE, World
 
 FORMAT, VERSION = "sfumato checkpoint", 1
 KEEP = 2
-_NAME = re.compile(r"step_(\d+)\.safetensors")
+_NAME = re.compile(r"step_(\d+)(?:-(\d+))?(\.safetensors)?")
 
 
-def write(run: Path, state: State, contract: dict[str, Any]) -> Path:
-    """Write the checkpoint of a run folder; older ones than the last two go."""
-    folder = run / "checkpoints"
-    path = folder / f"step_{state.step:08d}.safetensors"
+def write(run: Path, state: State, contract: dict[str, Any], world: World = ALONE) -> Path:
+    """Write the checkpoint of a run folder; older ones than the last two go.
+
+    world: of a state in shards all processes, which all write; else the first one alone does.
+    """
+    path = run / "checkpoints" / f"step_{state.step:08d}"
     whole = {"format": FORMAT, "version": VERSION, "counters": state.counters(), **contract}
-    write_sealed(path, state.tensors(), whole)
-    kept = found(run)
-    for i, old in enumerate(kept):
-        if i >= KEEP or i and step_of(old) == 0:
+    if state.sharded:
+        path = shards.write(path, state.tensors(), whole, world)
+    else:
+        path = path.with_suffix(".safetensors")
+        write_sealed(path, state.tensors(), whole)
+    for i, old in enumerate(found(run) if world.leads else ()):
+        if i < KEEP and (i == 0 or step_of(old)):
+            continue
+        if old.is_dir():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
             old.unlink(missing_ok=True)
     return path
 
@@ -39,23 +53,26 @@ def write(run: Path, state: State, contract: dict[str, Any]) -> Path:
 def found(run: Path) -> list[Path]:
     """The checkpoints of a run folder, newest first."""
     folder = run / "checkpoints"
-    if not folder.is_dir():
-        return []
-    return sorted((p for p in folder.iterdir() if _NAME.fullmatch(p.name)), reverse=True)
+    matches = [(_NAME.fullmatch(p.name), p) for p in folder.iterdir()] if folder.is_dir() else []
+    return [p for *_, p in sorted(((int(m[1]), int(m[2] or 0), p) for m, p in matches if m), reverse=True)]
 
 
 def step_of(path: Path) -> int:
-    """The step of a checkpoint file, by its name."""
-    return int(path.stem.removeprefix("step_"))
+    """The step of a checkpoint, by its name."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else 0
 
 
-def latest(run: Path) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
-    """(contract, tensors, notes) of the newest whole checkpoint; notes say which were passed over and why."""
+def latest(run: Path) -> tuple[dict[str, Any], Mapping[str, Tensor], list[str]]:
+    """(contract, tensors, notes) of the newest whole checkpoint; notes say which were passed over and why.
+
+    Tensors of shards are read when they are asked for.
+    """
     notes: list[str] = []
     paths = found(run)
     for path in paths:
         try:
-            contract, tensors = read_sealed(path, "checkpoint")
+            contract, tensors = shards.read(path) if path.is_dir() else read_sealed(path, "checkpoint")
         except SfumatoError as error:
             notes.append(f"Passed over: {error}")
             continue

@@ -32,6 +32,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "variance": ("fixed", "learned"),
     "optimizer": ("muon", "adamw"),
     "precision": ("auto", "float32", "bfloat16"),
+    "parallel": ("auto", "ddp", "fsdp"),
 }  # fmt: skip
 
 MOVING = ("adaptive", "variance-optimal", "learned")  # densities that learn from the losses
@@ -123,6 +124,9 @@ class TrainConfig:
     """auto (a GPU where there is one), cpu, cuda, cuda:1 ..."""
     precision: str = "auto"
     """auto (bfloat16 where it is faster), float32 or bfloat16. Weights, optimiser and loss are float32 always."""
+    parallel: str = "auto"
+    """What processes of torchrun hold: ddp (each all weights; auto) or fsdp (each a shard, of weights, moments and
+    averages, for networks that are too large for one)."""
 
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():

@@ -11,15 +11,17 @@ Source: Karras et al. 2023 (2312.02696), Eq. 124-127, the power-function average
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
+from sfumato.world import local
 
 WIDEST = 12.0**-0.5  # the uniform average, gamma = 0
 
@@ -38,20 +40,34 @@ class EMA:
     Averages are float32 at least; buffers are copied.
     """
 
-    def __init__(self, denoiser: Denoiser, width: float) -> None:
+    def __init__(self, denoiser: Denoiser, width: float, shard: Callable[[nn.Module], nn.Module] | None = None) -> None:
+        """shard: what brings the network into shards (`parallel.sharding`), where that of the denoiser will be."""
         self.power = exponent(width) + 1
-        self.denoiser = copy.copy(denoiser)
-        self.denoiser._modules = {"net": copy.deepcopy(denoiser.net).requires_grad_(False).eval()}
-        self._source: list[Tensor] = list(denoiser.net.parameters())
-        self._mean: list[Tensor] = list(self.denoiser.net.parameters())
-        self._buffers = list(zip(self.denoiser.net.buffers(), denoiser.net.buffers(), strict=True))
+        self.denoiser, self._of = copy.copy(denoiser), denoiser
+        net = copy.deepcopy(denoiser.net).requires_grad_(False).eval()
+        self.denoiser._modules = {"net": net if shard is None else shard(net)}
+        self._sharded = shard is not None
+
+    @property
+    def _tensors(self) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]:
+        """Averages, their sources, and buffers with theirs: of shards those that this process holds now."""
+        if self._sharded:
+            means, sources, buffers = self._whole
+            return [local(p.detach()) for p in means], [local(p.detach()) for p in sources], buffers
+        return self._whole
+
+    @cached_property
+    def _whole(self) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]:
+        own, of = self.denoiser.net, self._of.net
+        return list(own.parameters()), list(of.parameters()), list(zip(own.buffers(), of.buffers(), strict=True))
 
     @torch.no_grad()
     def update(self, before: int, after: int) -> None:
         """Take in the weights of a step that led from `before` to `after` samples seen."""
         beta = (before / after) ** self.power
-        torch._foreach_lerp_(self._mean, self._source, 1 - beta)
-        for mean, source in self._buffers:
+        means, sources, buffers = self._tensors
+        torch._foreach_lerp_(means, sources, 1 - beta)
+        for mean, source in buffers:
             mean.copy_(source)
 
     @contextmanager
@@ -67,13 +83,16 @@ class EMA:
         finally:
             self._exchange()
 
+    @torch.no_grad()
     def _exchange(self) -> None:
-        pairs = [*zip(self._mean, self._source, strict=True), *self._buffers]
-        for mean, source in pairs:
-            mean.data, source.data = source.data, mean.data
+        means, sources, buffers = self._tensors
+        for mean, source in (*zip(means, sources, strict=True), *buffers):
+            if self._sharded:  # whose memory belongs to what gathers them
+                kept = mean.clone()
+                mean.copy_(source)
+                source.copy_(kept)
+            else:
+                mean.data, source.data = source.data, mean.data
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.denoiser.net.state_dict()
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.denoiser.net.load_state_dict(state)

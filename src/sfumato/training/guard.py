@@ -10,7 +10,7 @@ Nothing that is not finite reaches the optimiser, the averages or a checkpoint.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.training.goal import Batch, Goal
+from sfumato.world import ALONE, World, local
 
 STRIKES, WINDOW, ROLLBACKS = 3, 100, 3
 SLOWER = 0.5  # the learning rate after a roll-back, over that before
@@ -55,33 +56,50 @@ def finite(value: Any) -> bool:
     return all(finite(v) for v in value) if isinstance(value, list | tuple) else True
 
 
-def find(model: Any, goal: Goal, batch: Batch) -> tuple[str, bool]:
+def find(model: Any, goal: Goal, batch: Batch, world: World = ALONE) -> tuple[str, bool]:
     """(where the first number that is not finite comes from, whether weights are lost).
 
     Data, conditions, a weight, a module's output, a gradient. Gradients are those that the failed step left; the
-    forward pass is run once more.
+    forward pass is run once more. Of many processes, which go from one to the next together, the first that has the
+    cause says so.
     """
-    for name, parameter in model.net.named_parameters():
-        if not finite(parameter):
-            return f"the weight {name} is not finite any more: the step was too long", True
-    return _without_weights(model, goal, batch), False
+    looks: list[tuple[Callable[[], str | None], bool]] = [
+        (lambda: _in_weights(model), True),
+        (lambda: _in_data(batch), False),
+        (lambda: _in_outputs(model, goal, batch), False),
+        (lambda: _in_gradients(model), False),
+    ]
+    for look, lost in looks:
+        where = next((found for found in world.each(look()) if found is not None), None)
+        if where is not None:
+            return where, lost
+    return "its gradient is too long for its norm to be taken", False
 
 
-def _without_weights(model: Any, goal: Goal, batch: Batch) -> str:
-    if not finite(batch.x) or not finite(batch.cond):
-        return f"the {'data' if not finite(batch.x) else 'conditions'} of its batch are not finite"
+def _in_weights(model: Any) -> str | None:
+    names = [name for name, p in model.net.named_parameters() if not finite(local(p))]
+    return f"the weight {names[0]} is not finite any more: the step was too long" if names else None
+
+
+def _in_data(batch: Batch) -> str | None:
+    broken = [name for name, value in (("data", batch.x), ("conditions", batch.cond)) if not finite(value)]
+    return f"the {broken[0]} of its batch are not finite" if broken else None
+
+
+def _in_outputs(model: Any, goal: Goal, batch: Batch) -> str | None:
     first: list[str] = []
     with _watched(model.net, first), torch.no_grad():
         losses = goal.losses(model, batch)
     if first:
         return f"the output of {first[0]} is not finite"
-    if not finite(losses):
-        return "the loss is not finite, and all outputs of the network are"
-    names = [name for name, p in model.net.named_parameters() if p.grad is not None and not finite(p.grad)]
+    return None if finite(losses) else "the loss is not finite, and all outputs of the network are"
+
+
+def _in_gradients(model: Any) -> str | None:
+    grads = {name: p.grad for name, p in model.net.named_parameters()}
+    names = [name for name, grad in grads.items() if grad is not None and not finite(local(grad))]
     # the way back meets the last part first
-    return (
-        f"the gradient of {names[-1]} is not finite" if names else "its gradient is too long for its norm to be taken"
-    )
+    return f"the gradient of {names[-1]} is not finite" if names else None
 
 
 @contextmanager

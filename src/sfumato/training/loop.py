@@ -27,7 +27,7 @@ from sfumato.training.goal import Batch, Goal
 from sfumato.training.guard import STRIKES, WINDOW, Incident, find
 from sfumato.training.judging import Judge, Labelled
 from sfumato.training.occasions import log_every
-from sfumato.training.parallel import quiet, shared
+from sfumato.training.parallel import clip, finite, quiet, settle, shared
 from sfumato.training.state import State
 from sfumato.training.validation import Validation
 from sfumato.world import ALONE, World
@@ -101,7 +101,7 @@ def fit(
     """
     if config.steps is None and config.minutes is None:
         raise SfumatoError("Training needs a budget: set steps or minutes.")
-    state = state or State(model, config, goal)
+    state = state or State(model, config, goal, world)
     judge = None
     if holdout is not None and len(holdout[0]):
         judge = Judge(state, config, Labelled(x, labels), Labelled(*holdout))
@@ -173,15 +173,13 @@ def _step(shared: nn.Module, batch: Batch, config: TrainConfig, state: State, lr
     losses = world.whole(gradients(shared, batch, config.batch, state, world))
     loss = losses.mean()
     largest = config.clip or math.inf
-    norm = torch.nn.utils.clip_grad_norm_(state.parameters, largest, foreach=True)
+    norm = clip(state.parameters, largest, world)
     if not math.isfinite(float(loss + norm)):
         return False
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     state.optimizer.step()
-    with torch.no_grad():
-        size = torch.stack(torch._foreach_norm(state.parameters)).sum()
-    if not math.isfinite(float(size)):
+    if not finite(state.parameters, world):
         return False
     if world.size > 1:
         index = torch.arange(state.samples, state.samples + config.batch)
@@ -200,7 +198,9 @@ def gradients(shared: nn.Module, batch: Batch, total: int, state: State, world: 
     """
     while True:
         try:
-            return _in_parts(shared, batch, world.size / total, state)
+            losses = _in_parts(shared, batch, world.size / total, state)
+            settle(state.parameters, world)
+            return losses
         except (RuntimeError, MemoryError) as error:
             largest = min(state.micro, len(batch.x))
             if not out_of_memory(error) or largest == 1 or world.size > 1:
@@ -231,10 +231,8 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def _skip(state: State, config: TrainConfig, batch: Batch, batches: Batches, lr: float, world: World) -> Incident:
-    """Count a step that is not taken, and say why: as a process says it that had the cause in its share."""
-    own = find(state.denoiser, state.goal, batch)
-    all_found = world.each(own)
-    where, lost = next((found for found in all_found if "gradient" not in found[0]), all_found[0])
+    """Count a step that is not taken, and say why."""
+    where, lost = find(state.denoiser, state.goal, batch, world)
     state.step += 1
     rows = batches.rows(state.samples, config.batch).tolist()
     state.samples += config.batch

@@ -1,15 +1,28 @@
-"""How the gradient of one batch is made by many processes: DistributedDataParallel, each of which has all weights."""
+"""How many processes train one network: each with all weights (DistributedDataParallel), or with a shard (FSDP2).
+
+In shards a process holds 1/n of every tensor along its first axis: of weights, gradients, moments and averages. A block
+is gathered when it computes, forward and backward, and let go after it; its gradient is summed where its shards live.
+Source: Zhao et al. 2023 (2304.11277), as torch.distributed.fsdp.fully_shard.
+"""
 
 from __future__ import annotations
 
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, final
 
+import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sfumato import nets
+from sfumato.errors import SfumatoError
+from sfumato.model import Denoiser
 from sfumato.training.goal import Batch, Goal
-from sfumato.world import World
+from sfumato.world import World, local
 
 
 @final
@@ -28,12 +41,128 @@ class Losses(nn.Module):
 def shared(model: Any, goal: Goal, world: World) -> nn.Module:
     """The losses of a batch, whose gradients are the mean over all processes."""
     losses = Losses(model, goal)
-    if world.size == 1:
+    if world.size == 1 or in_shards(model.net):
         return losses
     # buffers change by what all processes know, and so they are equal
     return DistributedDataParallel(losses, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def quiet(losses: nn.Module, last: bool) -> Any:
-    """A context in which backward passes leave the other processes alone, except for the last part of a batch."""
+    """A context in which backward passes leave the other processes alone, except for the last part of a batch.
+
+    Shards are summed part by part: whole gradients kept from one to the next would take what shards save.
+    """
     return nullcontext() if last or not isinstance(losses, DistributedDataParallel) else losses.no_sync()
+
+
+def in_shards(net: nn.Module) -> bool:
+    return any(local(p) is not p for p in net.parameters())
+
+
+def sharding(world: World) -> Callable[[nn.Module], nn.Module]:
+    """What turns a network into one in shards, in place: block by block, and the rest together.
+
+    Numbers without an axis (a learned variance) stay whole.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    mesh = init_device_mesh(world.device.type, (world.size,))
+
+    def shard(net: nn.Module) -> nn.Module:
+        if any(isinstance(part, nets.Energy) for part in net.modules()):
+            raise SfumatoError(
+                "An energy needs its weights again after its forward pass, when shards have let them go: train it with "
+                "parallel='ddp'."
+            )
+        for value in (*net.parameters(), *net.buffers()):
+            value.data = value.data.contiguous()
+            dist.broadcast(value.data, 0)  # shards are of one network
+        scalars = {p for p in net.parameters() if p.ndim == 0}
+        for part in (*_blocks(net), net):
+            fully_shard(part, mesh=mesh, reshard_after_forward=True, ignored_params=scalars)
+        for name in ("encode", "decode"):  # by which goals of autoencoders call the network
+            if hasattr(net, name):
+                register_fsdp_forward_method(net, name)
+        return net
+
+    return shard
+
+
+def _blocks(net: nn.Module) -> Iterator[nn.Module]:
+    """What the lists of a network hold: residual blocks, and the maps between levels; inner ones first."""
+    for module in reversed(list(net.modules())):
+        if isinstance(module, nn.ModuleList):
+            parts = (part for part in module if not isinstance(part, nn.ModuleList))
+            yield from (part for part in parts if next(part.parameters(), None) is not None)
+
+
+def settle(parameters: Sequence[nn.Parameter], world: World) -> None:
+    """After the last backward pass: the mean gradient of what is whole beside shards."""
+    if not any(local(p) is not p for p in parameters):
+        return  # all whole: DistributedDataParallel has done it
+    for p in parameters:
+        if p.grad is not None and local(p) is p:
+            p.grad = world.sum(p.grad) / world.size
+
+
+def clip(parameters: Sequence[nn.Parameter], largest: float, world: World) -> Tensor:
+    """Shorten the gradient to a norm of at most `largest`; returns the norm before."""
+    if not any(local(p) is not p for p in parameters):
+        return torch.nn.utils.clip_grad_norm_(parameters, largest, foreach=True)
+    with torch.no_grad():
+        pairs = [(local(p.grad), local(p) is p) for p in parameters if p.grad is not None]
+        squares = torch.stack(torch._foreach_norm([grad for grad, _ in pairs])).square()
+        part = torch.tensor([1 / world.size if whole else 1.0 for _, whole in pairs]).to(squares)
+        norm = world.sum((part * squares).sum()).sqrt()
+        if math.isfinite(largest):
+            torch._foreach_mul_([grad for grad, _ in pairs], (largest / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
+def finite(parameters: Sequence[nn.Parameter], world: World) -> bool:
+    """Whether all weights are finite, in all processes."""
+    own = [local(p.detach()) for p in parameters]
+    with torch.no_grad():
+        broken = not math.isfinite(float(torch.stack(torch._foreach_norm(own)).sum()))
+    return not (world.any(broken, own[0].device) if any(local(p) is not p for p in parameters) else broken)
+
+
+def gathered(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
+    """The same tensors whole, in the first process; the others help, and have none. Shards come to the CPU in turn."""
+    found = {}
+    for name, value in tensors.items():
+        full = value.full_tensor().cpu() if hasattr(value, "full_tensor") else value
+        if world.leads:
+            found[name] = full
+    return found
+
+
+def whole(denoiser: Denoiser, world: World) -> Denoiser:
+    """A denoiser in shards as one that is whole in the first process (in the others it is without weights)."""
+    if not in_shards(denoiser.net):
+        return denoiser
+    state = gathered(denoiser.net.state_dict(), world)
+    made, net = copy.copy(denoiser), getattr(denoiser.net, "config")  # noqa: B009
+    with torch.device("cpu" if world.leads else "meta"):
+        made._modules = {"net": nets.from_config(net)}
+    if world.leads:
+        made.net.to(next(iter(state.values())).dtype).load_state_dict(state)
+    return made
+
+
+def assign(own: Tensor, value: Tensor) -> None:
+    """Copy a whole tensor into one that is whole or a shard of it."""
+    if own.shape != value.shape:
+        raise RuntimeError(f"a tensor of shape {tuple(value.shape)} where it is {tuple(own.shape)}")
+    with torch.no_grad():
+        if local(own) is not own:
+            from torch.distributed.tensor import DTensor, distribute_tensor
+
+            assert isinstance(own, DTensor)
+            # no process asks another: each has the whole tensor and takes its part
+            own.to_local().copy_(
+                distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None).to_local()
+            )
+        else:
+            own.copy_(value)

@@ -32,7 +32,7 @@ from sfumato.world import joined
 
 CHANGEABLE = (
     "minutes", "steps", "lr", "decay", "clip", "guidance", "sample_every", "checkpoint_every", "loggers", "micro",
-    "workers", "threads", "device", "precision",
+    "workers", "threads", "device", "precision", "parallel",
 )  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def train(
         console = console or Console()
         for note in source.notes if world.leads else ():
             console.note(note)
-        state = State(denoiser, chosen)
+        state = State(denoiser, chosen, world=world)
         session = Session(path, chosen.replace(out=str(path)), source, state, console, world=world)
         if world.leads:
             write_text(path / "config.yaml", session.config.to_yaml())
@@ -107,7 +107,7 @@ def resume(
         raise SfumatoError(f"{source.name} is not the data that {path} was trained on: its statistics differ.")
     with joined(device_of(settings.device)) as world:
         denoiser = _denoiser(nets.from_config(contract["net"]), spec, settings, world.device)
-        state = State(denoiser, settings)
+        state = State(denoiser, settings, world=world)
         state.load(tensors, contract["counters"])
         console = console or Console()
         for note in notes if world.leads else ():

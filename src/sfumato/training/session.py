@@ -30,6 +30,7 @@ from sfumato.training.guard import ROLLBACKS, SLOWER, STRIKES, Incident
 from sfumato.training.interrupt import Interruption
 from sfumato.training.loggers import Loggers
 from sfumato.training.loop import Progress, fit
+from sfumato.training.parallel import gathered, whole
 from sfumato.training.report import write as write_report
 from sfumato.training.state import State
 from sfumato.world import ALONE, World
@@ -178,8 +179,10 @@ class Session:
     def _events(self, progress: Progress) -> None:
         before, self._fraction = self._fraction, progress.fraction
         averages, state = self.state.averages, self.state
-        if averages is not None and due(before, progress.fraction, self.config.snapshots) and self.world.leads:
-            snapshots.write(self.path, averages.snapshot(), state.step, state.samples)
+        if averages is not None and due(before, progress.fraction, self.config.snapshots):
+            weights = {width: gathered(each, self.world) for width, each in averages.snapshot().items()}
+            if self.world.leads:
+                snapshots.write(self.path, weights, state.step, state.samples)
         if progress.done:
             return
         every = self.config.sample_every
@@ -188,20 +191,25 @@ class Session:
 
     def save(self, model: bool = False) -> None:
         """A checkpoint, and the model as it is now."""
-        if not self.world.leads:
+        if not (self.world.leads or self.state.sharded):
             return
         contract = {
             "config": self.config.to_dict(),
             "spec": self.denoiser.spec.to_dict(),
             "net": self.denoiser.net.config,
         }
-        checkpoint.write(self.path, self.state, contract)
-        if model:
-            best = self.state.best
-            best.provenance = self.provenance()
-            raw = self.denoiser.net.state_dict() if self.state.ema else None
-            artefact.save(best, self.path / artefact.FILE, raw)
+        with self.world.together():
+            checkpoint.write(self.path, self.state, contract, self.world)
+            if model:
+                self._write_model()
         self._saved = time.monotonic()
+
+    def _write_model(self) -> None:
+        best = whole(self.state.best, self.world)
+        raw = gathered(self.denoiser.net.state_dict(), self.world) if self.state.ema else None
+        if self.world.leads:
+            best.provenance = self.provenance()
+            artefact.save(best, self.path / artefact.FILE, raw)
 
     def provenance(self) -> dict[str, Any]:
         dtype = self.denoiser.compute_dtype or torch.float32

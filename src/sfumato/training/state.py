@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from sfumato.training.config import TrainConfig
 from sfumato.training.ema import EMA
 from sfumato.training.goal import Goal, goal_of
 from sfumato.training.muon import Muon, split
+from sfumato.training.parallel import assign, sharding
+from sfumato.training.shards import Shards
+from sfumato.world import ALONE, World
 
 _COUNTERS = ("step", "samples", "elapsed", "strikes", "rollbacks", "slower", "triples")
 
@@ -25,16 +29,22 @@ class State:
     counters of the whole run. elapsed: seconds of training; waited: those of this process that do not count. sums:
     (loss, gradient norm, steps) since the last line of the log. micro: samples that are computed at once. strikes: the
     last steps that were skipped; rollbacks: how often the run went back; slower: what the learning rate has been
-    multiplied by since. triples: fixed draws of a validation, 0 before the first.
+    multiplied by since. triples: fixed draws of a validation, 0 before the first. sharded: whether this process holds
+    shards, of a network that all of `world` hold together.
     """
 
-    def __init__(self, denoiser: Any, config: TrainConfig, goal: Goal | None = None) -> None:
+    def __init__(self, denoiser: Any, config: TrainConfig, goal: Goal | None = None, world: World = ALONE) -> None:
         self.denoiser, self.goal = denoiser, goal or goal_of(config)
-        _channels_last(denoiser.net)
+        self.sharded = world.size > 1 and config.parallel == "fsdp"
+        shard = sharding(world) if self.sharded else None
+        if not self.sharded:
+            _channels_last(denoiser.net)
+        self.ema = EMA(denoiser, config.ema, shard) if config.ema else None
+        self.averages = Averages(denoiser, shard) if config.snapshots else None
+        if shard is not None:
+            shard(denoiser.net)
         self.parameters = [p for p in denoiser.net.parameters() if p.requires_grad]
-        self.optimizer = optimizer(denoiser.net, config, getattr(denoiser, "compute_dtype", None))
-        self.ema = EMA(denoiser, config.ema) if config.ema else None
-        self.averages = Averages(denoiser) if config.snapshots else None
+        self.optimizer = optimizer(denoiser.net, config, getattr(denoiser, "compute_dtype", None), world)
         self.step, self.samples, self.elapsed = 0, 0, 0.0
         self.waited = 0.0
         self.micro = config.micro or config.batch
@@ -77,28 +87,35 @@ class State:
     def counters(self) -> dict[str, Any]:
         return {name: copy.copy(getattr(self, name)) for name in _COUNTERS}
 
-    def load(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
-        """Take over what `tensors` and `counters` gave."""
+    def load(self, tensors: Mapping[str, Tensor], counters: dict[str, Any]) -> None:
+        """Take over what `tensors` and `counters` gave, here or in other processes, whole or in shards."""
         try:
-            self.denoiser.net.load_state_dict(_part(tensors, "net."))
-            if self.ema:
-                self.ema.load_state_dict(_part(tensors, "ema."))
-            if self.averages:
-                self.averages.load(_part(tensors, "averages."))
-            for i, parameter in enumerate(self.parameters):
-                for name, value in _part(tensors, f"optimizer.{i}.").items():
-                    # the fused step expects its moments in the memory layout of the parameter
-                    own = torch.empty_like(parameter, requires_grad=False) if value.shape == parameter.shape else None
-                    self.optimizer.state[parameter][name] = (
-                        value.to(parameter.device) if own is None else own.copy_(value)
-                    )
-            self.goal.load(_part(tensors, "goal."))
-            self.sums.copy_(tensors["sums"])
+            self._make_moments(tensors)
+            own = {name: value for name, value in self.tensors().items() if not name.startswith("goal.")}
+            if isinstance(tensors, Shards):
+                tensors.into(own)
+            else:
+                for name, value in own.items():
+                    assign(value, tensors[name])
+            goal = [name for name in tensors if name.startswith("goal.")]
+            self.goal.load({name.removeprefix("goal."): tensors[name] for name in goal})
             for name in _COUNTERS:
                 setattr(self, name, copy.copy(counters[name]))
-        except (KeyError, RuntimeError) as error:
+        except (KeyError, RuntimeError, IndexError) as error:
             first = str(error).splitlines()[0]
             raise SfumatoError(f"The checkpoint belongs to another network or other settings ({first}).") from None
+
+    def _make_moments(self, tensors: Iterable[str]) -> None:
+        """Room for what the optimiser had of each parameter, in the memory layout of the parameter."""
+        self.optimizer.state.clear()
+        for name in tensors:
+            if name.startswith("optimizer."):
+                _, number, kind = name.split(".")
+                parameter = self.parameters[int(number)]
+                scalar = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                self.optimizer.state[parameter][kind] = (
+                    scalar if kind == "step" else torch.empty_like(parameter, requires_grad=False)
+                )
 
 
 def _channels_last(net: torch.nn.Module) -> None:
@@ -109,15 +126,15 @@ def _channels_last(net: torch.nn.Module) -> None:
             parameter.data = parameter.data.contiguous(memory_format=layouts[parameter.ndim])
 
 
-def optimizer(net: torch.nn.Module, config: TrainConfig, dtype: torch.dtype | None = None) -> torch.optim.Optimizer:
+def optimizer(
+    net: torch.nn.Module, config: TrainConfig, dtype: torch.dtype | None = None, world: World = ALONE
+) -> torch.optim.Optimizer:
     """Muon for the matrices between hidden states and AdamW for the rest, or AdamW (fused) for all.
 
-    dtype: what the network computes in, and Muon's msign with it.
+    dtype: what the network computes in, and Muon's msign with it. world: the processes that train it together.
     """
     named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
     matrices, others = split(named) if config.optimizer == "muon" else ([], [p for _, p in named])
-    return Muon(matrices, others, lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, dtype=dtype)
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    return Muon(
+        matrices, others, config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, dtype=dtype, world=world
+    )
