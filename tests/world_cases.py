@@ -29,7 +29,7 @@ STEPS, BATCH, ROWS = 50, 16, 60
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """net: mlp, unet, dit or vq. density: a time density that learns, or none."""
+    """net: mlp, unet, dit, energy or vq. density: a time density that learns, or none. broken: a sample is NaN."""
 
     net: str = "mlp"
     micro: int | None = None
@@ -37,6 +37,7 @@ class Case:
     optimizer: str = "adamw"
     parallel: str = "auto"
     steps: int = STEPS
+    broken: bool = False
 
 
 CASES = {
@@ -51,6 +52,7 @@ CASES = {
     "fsdp-unet": Case(net="unet", optimizer="muon", parallel="fsdp", steps=12),
     "fsdp-dit": Case(net="dit", optimizer="muon", parallel="fsdp", steps=12),
     "fsdp-vq": Case(net="vq", parallel="fsdp", steps=12),
+    "fsdp-broken": Case(parallel="fsdp", steps=7, broken=True),
     "energy": Case(net="energy", steps=12),
 }
 
@@ -71,10 +73,12 @@ def model_of(case: Case) -> Denoiser | Codec:
 
 
 def run(case: Case, world: World) -> tuple[dict[str, torch.Tensor], list[dict]]:
-    """(all tensors of the state, samples, validation; the log) at the end of a case."""
+    """(all tensors of the state, of shards in the first process; samples, validation; the log) at the end of a case."""
     model = model_of(case)
     shape = model.net.shape
     x = noise.normal(3, range(ROWS), shape, noise.DATA, dtype=torch.float64)
+    if case.broken:
+        x[30] = torch.nan
     labels = None if case.net == "vq" else torch.arange(ROWS) % 3
     config = TrainConfig(
         steps=case.steps, batch=BATCH, micro=case.micro, precision="float32", optimizer=case.optimizer,
@@ -85,10 +89,16 @@ def run(case: Case, world: World) -> tuple[dict[str, torch.Tensor], list[dict]]:
         goal = Denoising(times.NAMED[case.density](), weights.sigmoid(), 0)
     state = State(model, config, goal, world)
     held = (x[:16], None if labels is None else labels[:16])
-    lines = [p.to_dict() for p in fit(model, x, config, labels, held, state, world=world)]
-    found = {name: value.contiguous() for name, value in gathered(state.tensors(), world).items()}
+    lines = []
+    for progress in fit(model, x, config, labels, held, state, world=world):
+        lines.append({**progress.to_dict(), "incident": progress.incident and progress.incident.where})
+    kept = gathered(state.tensors(), world) if state.sharded else state.tensors()
+    found = {name: value.contiguous() for name, value in kept.items()}
     if case.net != "vq":
         found["samples"] = sample(state.best, 7, steps=4, seed=1, world=world, label=[0, 1, 2, 0, 1, 2, 0])
+        with state.ema.swapped():
+            found["swapped"] = sample(model, 3, steps=4, seed=1, world=world, label=[0, 1, 2])
+        found["raw samples"] = sample(model, 3, steps=4, seed=1, world=world, label=[0, 1, 2])
         measure = state.goal.measure(model, x[:16], {"label": labels[:16]}, 64, BATCH)
         judged = measure.measure(model, state.best, 5, 1, world)
         columns = {**judged.board, "raw": judged.raw, "ema": judged.ema, "total": list(judged.gradient)}

@@ -1,6 +1,8 @@
 """One, two and four processes are one run: torchrun and gloo."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,17 +15,18 @@ from safetensors import safe_open
 
 import sfumato as sf
 import world_cases
+from sfumato.cli import main
 from sfumato.training import checkpoint
 from sfumato.training.console import Silent
 from sfumato.training.folder import read
 from sfumato.world import ALONE, World
 
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 CASES = Path(__file__).parents[1] / "world_cases.py"
 
 
 def torchrun(processes: int, *words: str, timeout: float = 240) -> subprocess.CompletedProcess:
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return subprocess.run([*start, *words], capture_output=True, text=True, timeout=timeout)
+    return subprocess.run([*LAUNCH, str(processes), *words], capture_output=True, text=True, timeout=timeout)
 
 
 def check(folder, processes, *names):
@@ -36,21 +39,25 @@ def check(folder, processes, *names):
             with safe_open(folder / f"{name}-{rank}.safetensors", "pt") as file:
                 each = {key: file.get_tensor(key) for key in file.keys()}
                 log = json.loads(file.metadata()["lines"])
+            assert each.keys() == alone.keys() or rank > 0 and name.startswith("fsdp"), name
             same(name, alone, each)
             logs_agree(lines, log)
 
 
 def same(name, alone, each):
-    assert each.keys() == alone.keys()
-    for key, ours in alone.items():
-        theirs = each[key]
+    for key, theirs in each.items():
+        ours = alone[key]
         assert torch.equal(ours.isnan(), theirs.isnan()), (name, key)
         apart = float((ours - theirs).nan_to_num().abs().max())
         assert apart < 1e-9 * (1 + float(ours.nan_to_num().abs().max())), (name, key, apart)
+    if "swapped" in each:
+        assert torch.allclose(each["swapped"], each["samples"][:3], atol=1e-9)
+        assert not torch.allclose(each["raw samples"], each["samples"][:3], atol=1e-6)
 
 
 def logs_agree(ours, theirs):
-    assert [(line["lr"], line["samples"]) for line in ours] == [(line["lr"], line["samples"]) for line in theirs]
+    for key in ("lr", "samples", "incident"):
+        assert [line[key] for line in ours] == [line[key] for line in theirs]
     for one, other in zip(ours, theirs, strict=True):
         for key in ("loss", "grad_norm", "valid_raw", "valid_ema"):
             assert (key in one) == (key in other)
@@ -59,7 +66,7 @@ def logs_agree(ours, theirs):
 
 def test_two_processes_change_nothing(tmp_path):
     """Equal rates, samples and losses; weights, averages, optimiser, codebooks, validation and samples to rounding."""
-    check(tmp_path, 2, "mlp", "adaptive", "muon", "vq")
+    check(tmp_path, 2, "adaptive", "muon", "vq", "fsdp", "fsdp-unet", "fsdp-broken")
 
 
 @pytest.mark.slow
@@ -76,26 +83,83 @@ def data(tmp_path_factory):
     return path
 
 
-def test_a_run_of_two_processes_goes_on_in_one_and_back(data, tmp_path):
-    """The command line under torchrun: one folder, one voice; its checkpoint is any number of processes'."""
-    how = {"batch": 8, "net": "tiny", "precision": "float32", "optimizer": "adamw", "sample_every": 0}
-    words = ["--batch", "8", "--net", "tiny", "--precision", "float32", "--optimizer", "adamw", "--sample-every", "0"]
-    alone, out = tmp_path / "alone", tmp_path / "run"
-    sf.train(data, alone, steps=5, console=Silent(), **how)
-    for steps in (9, 12):
-        sf.resume(alone, steps=steps, console=Silent())
-    done = torchrun(2, "-m", "sfumato.cli", "train", str(data), "-o", str(out), *words, "--steps", "5", "--json")
+WORDS = ["--batch", "8", "--net", "tiny", "--precision", "float32", "--optimizer", "adamw", "--sample-every", "0"]
+
+
+def cli(processes, *words):
+    done = torchrun(processes, "-m", "sfumato.cli", *map(str, words))
     assert done.returncode == 0, done.stderr[-2000:]
+    return done
+
+
+def alone(data, out, *stops):
+    """The same run by this process, going on as often."""
+    how = {"batch": 8, "net": "tiny", "precision": "float32", "optimizer": "adamw", "sample_every": 0}
+    sf.train(data, out, steps=stops[0], console=Silent(), **how)
+    for steps in stops[1:]:
+        sf.resume(out, steps=steps, console=Silent())
+
+
+def one_run(ours, theirs, steps):
+    (one, mine), (two, other) = (checkpoint.latest(path)[:2] for path in (ours, theirs))
+    assert one["counters"]["samples"] == two["counters"]["samples"] and mine.keys() == other.keys()
+    assert max(float((mine[name] - other[name]).abs().max()) for name in mine) < 1e-4
+    logs = [[(line["step"], line["lr"], line["samples"]) for line in read(p / "metrics.jsonl")] for p in (ours, theirs)]
+    assert logs[0] == logs[1] and [step for step, _, _ in logs[0]] == list(range(1, steps + 1))
+
+
+def test_a_run_of_two_processes_goes_on_in_one_and_back(data, tmp_path):
+    """The command line under torchrun: one folder, one voice; its checkpoint is any number of processes', in shards
+    or whole, and its samples are those of one process."""
+    out = tmp_path / "run"
+    alone(data, tmp_path / "alone", 5, 9, 12, 15)
+    done = cli(2, "train", data, "-o", out, *WORDS, "--steps", 5, "--json")
     said = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["event"] for line in said].count("done") == 1
     sf.resume(out, steps=9, console=Silent())
-    done = torchrun(2, "-m", "sfumato.cli", "resume", str(out), "--steps", "12")
-    assert done.returncode == 0, done.stderr[-2000:]
-    (one, ours), (two, theirs) = (checkpoint.latest(path)[:2] for path in (alone, out))
-    assert one["counters"]["samples"] == two["counters"]["samples"] and ours.keys() == theirs.keys()
-    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-4
-    logs = [[(line["step"], line["lr"], line["samples"]) for line in read(p / "metrics.jsonl")] for p in (alone, out)]
-    assert logs[0] == logs[1] and [step for step, _, _ in logs[0]] == list(range(1, 13))
+    cli(2, "resume", out, "--steps", 12, "--parallel", "fsdp")
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["step_00000009.safetensors", "step_00000012"]
+    sf.resume(out, steps=15, console=Silent())
+    one_run(tmp_path / "alone", out, 15)
+    cli(2, "sample", out, "-n", 7, "-o", tmp_path / "two.npz")
+    assert main(["sample", str(out), "-n", "7", "-o", str(tmp_path / "one.npz")]) == 0
+    one, two = (np.load(tmp_path / f"{name}.npz") for name in ("one", "two"))
+    np.testing.assert_allclose(one["x"], two["x"], rtol=1e-4, atol=1e-4)
+    assert one["manifest"] == two["manifest"]
+
+
+@pytest.mark.slow
+def test_a_run_of_four_processes_in_shards_goes_on_in_one_and_back(data, tmp_path):
+    out = tmp_path / "run"
+    alone(data, tmp_path / "alone", 5, 9, 12, 15)
+    cli(4, "train", data, "-o", out, *WORDS, "--steps", 5, "--parallel", "fsdp")
+    sf.resume(out, steps=9, console=Silent())
+    cli(2, "resume", out, "--steps", 12)
+    cli(4, "resume", out, "--steps", 15, "--parallel", "ddp")
+    one_run(tmp_path / "alone", out, 15)
+
+
+@pytest.mark.slow
+def test_a_run_in_shards_that_is_killed_goes_on(data, tmp_path):
+    """kill -9 of all processes while they write checkpoints without a pause."""
+    out, how = tmp_path / "run", ["--steps", "150", "--parallel", "fsdp", "--checkpoint-every", "0.001"]
+    alone(data, tmp_path / "alone", 150)
+    command = [*LAUNCH, "2", "-m", "sfumato.cli", "train", str(data), "-o", str(out), *WORDS, *how]
+    for kill in range(3):
+        started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        begun = checkpoint.found(out)
+        while checkpoint.found(out)[:1] == begun[:1] and started.poll() is None:
+            time.sleep(0.01)
+        time.sleep(0.1 * kill)
+        workers = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
+        for each in (started.pid, *map(int, workers)):
+            os.kill(each, signal.SIGKILL)
+        started.wait()
+        command = [*LAUNCH, "2", "-m", "sfumato.cli", "resume", str(out)]
+    assert 0 < checkpoint.latest(out)[0]["counters"]["step"] < 150
+    cli(2, "resume", out)
+    one, two = (checkpoint.latest(path)[1] for path in (tmp_path / "alone", out))
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-4
 
 
 HANG = """

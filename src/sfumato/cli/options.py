@@ -66,6 +66,9 @@ class Resume:
     folder: Annotated[tyro.conf.Positional[str], flag("The run folder.", "RUN")]
     minutes: Annotated[float | None, flag("A new budget for the whole run, in minutes.", "FLOAT")] = None
     steps: Annotated[int | None, flag("A new budget for the whole run, in steps.", "INT")] = None
+    parallel: Annotated[
+        Literal["auto", "ddp", "fsdp"] | None, flag("What each process of torchrun holds from here on.", "NAME")
+    ] = None
     changed: Annotated[
         bool, flag("Take what was changed in the run's config.yaml; else such changes are an error.")
     ] = False

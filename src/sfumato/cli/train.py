@@ -62,7 +62,8 @@ def train(options: Any, voice: Voice) -> None:
 
 
 def resume(options: Any, voice: Voice) -> None:
-    changes = {name: value for name in ("minutes", "steps") if (value := getattr(options, name)) is not None}
+    given = {name: getattr(options, name) for name in ("minutes", "steps", "parallel")}
+    changes = {name: value for name, value in given.items() if value is not None}
     how = {"console": console(voice), "on_start": greet(voice), "changed": options.changed}
     _finish(resume_run(options.folder, **how, **changes), voice)
 

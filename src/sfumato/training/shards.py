@@ -12,12 +12,14 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
@@ -44,13 +46,23 @@ def write(final: Path, tensors: Mapping[str, Tensor], contract: Mapping[str, Any
             shutil.rmtree(place, ignore_errors=True)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the word that one process is one process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield
+
+
 def _begin(final: Path) -> Path:
     """A folder under a temporary name; those that killed processes left go."""
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         for old in final.parent.glob(".*.shards"):
             shutil.rmtree(old, ignore_errors=True)
-        return Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".shards", dir=final.parent))
+        place = final.parent / f".{final.name}.{os.getpid()}.shards"
+        place.mkdir()
+        return place
     except OSError as error:
         raise SfumatoError(f"{final} cannot be written: {reason(error)}.") from None
 
@@ -60,9 +72,11 @@ def _save(place: Path, tensors: Mapping[str, Tensor]) -> None:
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
+    alone = not dist.is_initialized()
     plain = {name: value if value.is_contiguous() else value.contiguous() for name, value in tensors.items()}
     try:
-        save(plain, storage_writer=HuggingFaceStorageWriter(str(place), save_distributed=True))
+        with _quiet():
+            save(plain, storage_writer=HuggingFaceStorageWriter(str(place), save_distributed=True), no_dist=alone)
     except CheckpointException as error:  # which all processes get
         rank, (first, _) = next(iter(error.failures.items()))
         words = reason(first) if isinstance(first, OSError) else " ".join(str(first).split())[:200]
@@ -137,5 +151,5 @@ class Shards(Mapping[str, Tensor]):
             known: Any = self._known[name]
             if known.size != value.shape:
                 raise RuntimeError(f"{name} has the shape {tuple(known.size)} where it is {tuple(value.shape)}")
-        with torch.no_grad():
+        with torch.no_grad(), _quiet():
             load(dict(own), storage_reader=self._reader(self.path), no_dist=True)

@@ -1,0 +1,83 @@
+"""Checkpoints in shards as files: what is not whole is never chosen. That processes write them is in test_world."""
+
+import json
+
+import pytest
+import torch
+
+import sfumato as sf
+from sfumato.training import checkpoint, shards
+from sfumato.world import ALONE
+
+TENSORS = {"net.weight": torch.arange(12.0).reshape(4, 3), "step": torch.tensor(3.0), "count": torch.arange(5)}
+
+
+def written(run, step, **more):
+    contract = {"format": checkpoint.FORMAT, "version": 1, "counters": {"step": step}, **more}
+    return shards.write(run / "checkpoints" / f"step_{step:08d}", TENSORS, contract, ALONE)
+
+
+def test_tensors_come_back_one_by_one_and_into_others(tmp_path):
+    contract, found = shards.read(written(tmp_path, 3, more=[1, 2]))
+    assert contract["more"] == [1, 2] and found.keys() == TENSORS.keys()
+    assert all(torch.equal(found[name], value) for name, value in TENSORS.items())
+    room = {"net.weight": torch.zeros(3, 4).T}  # of another layout
+    found.into(room)
+    assert torch.equal(room["net.weight"], TENSORS["net.weight"])
+    with pytest.raises(RuntimeError, match=r"net.weight has the shape \(4, 3\) where it is \(4, 1\)"):
+        found.into({"net.weight": torch.zeros(4, 1)})
+
+
+def cut(path):
+    file = next(path.glob("shard-*"))
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def flipped(path):
+    file = next(path.glob("shard-*"))
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+
+
+def gone(path):
+    next(path.glob("shard-*")).unlink()
+
+
+def unsealed(path):
+    (path / shards.CONTRACT).unlink()
+
+
+def edited(path):
+    contract = json.loads((path / shards.CONTRACT).read_text())
+    (path / shards.CONTRACT).write_text(json.dumps({**contract, "counters": {"step": 99}}))
+
+
+@pytest.mark.parametrize("harm", [cut, flipped, gone, unsealed, edited])
+def test_what_is_not_whole_is_passed_over(tmp_path, harm):
+    written(tmp_path, 3)
+    harm(written(tmp_path, 4))
+    contract, found, notes = checkpoint.latest(tmp_path)
+    assert contract["counters"]["step"] == 3 and torch.equal(found["count"], TENSORS["count"])
+    assert len(notes) == 1 and "step_00000004" in notes[0]
+
+
+def test_one_that_was_being_written_is_no_checkpoint_and_goes_with_the_next(tmp_path):
+    whole = written(tmp_path, 3)
+    half = whole.with_name(".step_00000004.1234.shards")
+    whole.rename(half)
+    assert checkpoint.found(tmp_path) == []
+    written(tmp_path, 4)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000004"]
+
+
+def test_a_second_one_of_a_step_stands_beside_the_first_until_it_is_whole(tmp_path):
+    first, second = written(tmp_path, 3), written(tmp_path, 3, again=True)
+    assert first != second and checkpoint.found(tmp_path) == [second, first]
+    assert checkpoint.step_of(second) == 3 and checkpoint.latest(tmp_path)[0]["again"] is True
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file")
+    with pytest.raises(sf.SfumatoError, match="step_00000003 cannot be written: "):
+        written(tmp_path, 3)
