@@ -51,7 +51,11 @@ def command(*words: str) -> tuple[float, int, str]:
     start = time.monotonic()
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen([sys.executable, "-m", "sfumato.cli", *words], stdout=out, stderr=err)
-        _, status, usage = os.wait4(process.pid, 0)
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:
+            process.kill()
+            raise
         said, notes = (file.seek(0) or file.read() for file in (out, err))
     if status:
         raise SystemExit(f"sfumato {' '.join(words)} ended with status {status}: {notes}")

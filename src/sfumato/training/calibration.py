@@ -12,7 +12,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from sfumato.plans import make_plan
 from sfumato.training import checkpoint, memory, occasions, snapshots
 from sfumato.training.config import from_dict
 from sfumato.training.console import Silent
-from sfumato.training.costs import Costs, Snapshots, Twice, step_seconds, steps_of
+from sfumato.training.costs import BASE64, Costs, Snapshots, Twice, step_seconds, steps_of
 from sfumato.training.judging import Labelled, judge
 from sfumato.training.loop import Progress, fit, out_of_memory
 from sfumato.training.precision import compute_dtype, device_of
@@ -49,28 +49,24 @@ def timed(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def steps(session: Session) -> tuple[list[float], list[float], list[Progress]]:
-    """(seconds of the first steps, seconds of the others, what they told) by the loop of a run.
+def steps(state: State, run: Iterator[Progress]) -> tuple[list[float], list[float], list[Progress]]:
+    """(seconds of the first steps, seconds of the others, what they told) of a run's loop.
 
-    Where memory does not suffice and parts are halved, all begins anew with these.
+    Where memory does not suffice and parts are halved, or the number of threads changes, all begins anew with these.
     """
-    state, config = session.state, session.config.replace(minutes=None, steps=1 << 40)
-    (x, labels), _ = session.parts()
     first: list[float] = []
     found: list[float] = []
     told: list[Progress] = []
-    micro, start = state.micro, time.perf_counter()
-    loop: Any = fit(session.denoiser, x, config, labels, None, state)
-    with closing(loop) as run:
-        for progress in run:
-            now = time.perf_counter()
-            (first if len(first) < FIRST else found).append(now - start)
-            told.append(progress)
-            if state.micro < micro:
-                first, found, micro = [], [], state.micro
-            if len(found) >= _MOST or len(found) >= STEPS and sum(found) >= _LEAST:
-                break
-            start = time.perf_counter()
+    ways, start = (state.micro, torch.get_num_threads()), time.perf_counter()
+    for progress in run:
+        now, way = time.perf_counter(), (state.micro, torch.get_num_threads())
+        (first if len(first) < FIRST else found).append(now - start)
+        told.append(progress)
+        if way != ways:
+            first, found, ways = [], [], way
+        if len(found) >= _MOST or len(found) >= STEPS and sum(found) >= _LEAST:
+            break
+        start = time.perf_counter()
     return first, found, told
 
 
@@ -93,32 +89,42 @@ def validation(session: Session, total: float) -> tuple[Twice, float, tuple[floa
     return Twice(first, later), gradients, work, len(json.dumps(found.to_dict()))
 
 
-def rehearse(session: Session, started: float) -> Costs:
-    """Everything that a run does, once."""
+def rehearse(session: Session, started: float) -> tuple[Costs, int]:
+    """(what everything costs that a run does, done once; threads that it computed with)."""
     path, config = session.path, session.config
     write_text(path / "config.yaml", config.to_yaml())
     session.save()
     one = {"settings": _bytes(path / "config.yaml")}
     start = time.time() - started
-    first, found, told = steps(session)
-    one["line"] = _log(session, told)
-    step = step_seconds(found).value
-    none = Twice(0.0, 0.0)  # for how many steps there will be, about
-    guess = Costs(start, first, found, none, 0.0, (0.0, 0.0), none, Snapshots(0.0, 0.0, 0.0, 1), 0.0, 0.0, {})
-    many = steps_of(guess, config, step)
-    total = float(many * config.batch)
-    losses, gradients, work, one["validation_line"] = validation(session, total)
-    averages = _snapshots(session, one)
-    grid = _grids(session, occasions.grids(config, many), total, one)
-    saving = timed(lambda: session.save(model=True)) + timed(lambda: write_report(path))
-    one["checkpoint"] = _bytes(checkpoint.found(path)[0])
-    one["model"] = _bytes(path / artefact.FILE)
-    last = session.layout(total, True)
-    ending = timed(lambda: session.save(model=True)) + timed(lambda: session.grid(last))
-    ending += timed(lambda: write_report(path)) + timed(lambda: artefact.load(path))
+    endless = config.replace(steps=1 << 40) if config.steps else config.replace(minutes=1e9)
+    (x, labels), _ = session.parts()
+    loop: Any = fit(session.denoiser, x, endless, labels, None, session.state)
+    with closing(loop):  # which holds what it has freed, and so does all that happens between steps
+        first, found, told = steps(session.state, loop)
+        one["line"] = _log(session, told)
+        none = Twice(0.0, 0.0)  # for how many steps there will be, about
+        guess = Costs(start, first, found, none, 0.0, (0.0, 0.0), none, Snapshots(0.0, 0.0, 0.0, 1), 0.0, 0.0, {})
+        many = steps_of(guess, config, step_seconds(found).value)
+        total = float(many * config.batch)
+        losses, gradients, work, one["validation_line"] = validation(session, total)
+        averages = _snapshots(session, one)
+        grid = _grids(session, occasions.grids(config, many), total, one)
+        saving = timed(lambda: session.save(model=True)) + timed(lambda: write_report(path))
+        threads = torch.get_num_threads()
+    end = _end(session, total, one)
+    return Costs(start, first, found, losses, gradients, work, grid, averages, saving, end, one), threads
+
+
+def _end(session: Session, total: float, one: dict[str, int]) -> float:
+    """Seconds of what follows the last step; bytes of all that is left."""
+    path, layout = session.path, session.layout(total, True)
+    seconds = timed(lambda: session.save(model=True)) + timed(lambda: session.grid(layout))
+    seconds += timed(lambda: write_report(path)) + timed(lambda: artefact.load(path))
     pictures = [_bytes(each) for each in sorted((path / "samples").iterdir())]
-    one |= {"last_grid": pictures[-1], "report": max(0, _bytes(path / "report.html") - round(4 / 3 * sum(pictures)))}
-    return Costs(start, first, found, losses, gradients, work, grid, averages, saving, ending, one)
+    one["checkpoint"], one["model"] = _bytes(checkpoint.found(path)[0]), _bytes(path / artefact.FILE)
+    one["last_grid"] = pictures[-1]
+    one["report"] = max(0, _bytes(path / "report.html") - round(BASE64 * sum(pictures)))
+    return seconds
 
 
 def _log(session: Session, told: list[Progress]) -> int:
@@ -175,10 +181,10 @@ def train(job: dict[str, Any], free: dict[str, int | None]) -> dict[str, Any]:
     (path / "checkpoints").mkdir()
     session = Session(path, settings.replace(out=str(path), loggers=None), source, state, Silent())
     try:
-        costs = rehearse(session, job["started"])
+        costs, threads = rehearse(session, job["started"])
     finally:
         session.close()
-    facts = _facts(session, device)
+    facts = {**_facts(session, device), "threads": threads}
     return {"facts": facts, "config": settings.to_dict(), "costs": vars(costs), "memory": _held(device) | free}
 
 
@@ -191,7 +197,7 @@ def _facts(session: Session, device: torch.device) -> dict[str, Any]:
         "shape": list(source.shape), "dtype": denoiser.spec.dtype, "classes": len(source.classes),
         "notes": source.notes, "network": type(denoiser.net).__name__,
         "parameters": sum(p.numel() for p in denoiser.parameters()), "device": str(device),
-        "precision": str(dtype).removeprefix("torch."), "threads": torch.get_num_threads(),
+        "precision": str(dtype).removeprefix("torch."),
         "micro": min(session.state.micro, session.config.batch),
     }  # fmt: skip
 

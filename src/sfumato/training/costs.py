@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from sfumato.training import occasions
 from sfumato.training.config import TrainConfig
 
-_BASE64 = 4 / 3
+BASE64 = 4 / 3
 
 
 class Interval(NamedTuple):
@@ -150,6 +150,6 @@ def disk(costs: Costs, config: TrainConfig, steps: int, seconds: float) -> dict[
         "averages": alone * one["snapshot"] + (averages - alone) * one["change"],
         "samples": pictures,
         "log": math.ceil(steps / occasions.log_every(config)) * one["line"] + often * one["validation_line"],
-        "report": one["report"] + round(_BASE64 * shown),
+        "report": one["report"] + round(BASE64 * shown),
         "settings": one["settings"],
     }
