@@ -9,6 +9,7 @@ so that errors do not add up: each is scale / sqrt(12) of its own change, and av
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -58,7 +59,8 @@ def write(run: Path, averages: Mapping[float, Mapping[str, Tensor]], step: int, 
         else:
             earlier.append(snapshot)
     alone = len(earlier) % STRETCH == 0
-    before: Weights = {} if alone else list(read(earlier[-(len(earlier) % STRETCH) :]))[-1][2]
+    # one at a time is held: all of them are up to fourteen networks
+    before: Weights = {} if alone else deque(read(earlier[-(len(earlier) % STRETCH) :]), maxlen=1)[0][2]
     stored: Weights = {}
     for width, weights in averages.items():
         changes = {name: _change(value.detach().cpu(), before.get(name)) for name, value in weights.items()}
