@@ -166,7 +166,8 @@ def _grids(session: Session, count: int, total: float, one: dict[str, int]) -> T
 
 
 def _bytes(path: Path) -> int:
-    return path.stat().st_size
+    """Of a file, or of all that is in a folder."""
+    return sum(each.stat().st_size for each in ([path] if path.is_file() else path.rglob("*")) if each.is_file())
 
 
 def train(job: dict[str, Any], free: dict[str, int | None]) -> dict[str, Any]:
