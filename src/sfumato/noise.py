@@ -23,9 +23,8 @@ from torch import Tensor
 Device = torch.device | str | None
 
 # What a number is for. Two roles never share a stream.
-PRIOR, STEP, TRAIN_NOISE, TRAIN_TIME, DROP, VALID_NOISE, VALID_TIME, ORDER, DATA, PROBE, BROWNIAN, BOUND, REFERENCE = (
-    range(13)
-)
+(PRIOR, STEP, TRAIN_NOISE, TRAIN_TIME, DROP, VALID_NOISE, VALID_TIME, ORDER, DATA, PROBE, BROWNIAN, BOUND, REFERENCE,
+ BLOCKS) = range(14)  # fmt: skip
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57])
@@ -199,7 +198,21 @@ class Brownian:
         return total
 
 
-def permutation(seed: int, epoch: int, n: int) -> Tensor:
-    """The order of n samples in an epoch, int64 (n,): a function of (seed, epoch) alone."""
-    keys = bits(seed, torch.arange(n), 2, ORDER, epoch % _MAX_STEP)
-    return torch.argsort((keys[:, 0] << 31) ^ keys[:, 1], stable=True)
+WINDOW = 4  # blocks that an order in blocks mixes at a time
+
+
+def permutation(seed: int, epoch: int, n: int, blocks: Tensor | None = None) -> Tensor:
+    """The order of n samples in an epoch, int64 (n,): a function of (seed, epoch) alone.
+
+    blocks: the number of each sample's block, int64 (n,). The order then takes the blocks at random, `WINDOW` of them
+    at a time, and mixes the samples of these: a shuffle buffer as large as a window.
+    """
+    step = epoch % _MAX_STEP
+    keys = bits(seed, torch.arange(n), 2, ORDER, step)
+    order = torch.argsort((keys[:, 0] << 31) ^ keys[:, 1], stable=True)
+    if blocks is None:
+        return order
+    _, place = torch.unique(blocks, return_inverse=True)
+    chance = bits(seed, torch.arange(int(place.max()) + 1), 2, BLOCKS, step)
+    turn = torch.argsort(torch.argsort((chance[:, 0] << 31) ^ chance[:, 1], stable=True))
+    return order[torch.argsort(turn[place][order] // WINDOW, stable=True)]

@@ -5,12 +5,21 @@ from __future__ import annotations
 import abc
 import io
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO, final
 
 from ..errors import SfumatoError
 from ..files import reason
 from . import cache
+
+IMAGE_SUFFIXES = frozenset(
+    ".png .jpg .jpeg .jpe .jfif .webp .bmp .dib .gif .tif .tiff .pgm .ppm .pnm .pbm .tga .jp2 .avif .ico".split()
+)
+
+
+def hidden(relative: PurePath) -> bool:
+    """Whether a name is one that systems leave beside a person's own."""
+    return any(part.startswith((".", "__MACOSX")) for part in relative.parts) or relative.name == "Thumbs.db"
 
 
 class Items(abc.ABC):

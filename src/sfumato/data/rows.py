@@ -11,7 +11,7 @@ import abc
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import final
 
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from . import arrays
 
+BLOCKS_FROM = 2 << 30  # bytes: what is smaller is mixed as a whole
 READING, DECODING = "disk", "decoding"  # causes, as `training.waiting` names them
 
 
@@ -132,6 +133,19 @@ class Part(Rows):
 
     def take(self, rows: np.ndarray) -> Tensor:
         return self.base[torch.from_numpy(self.index[rows])]
+
+
+def in_blocks(x: Samples, sizes: Sequence[int] | None, rows: Sequence[int] | None = None) -> Samples:
+    """x, with the blocks that its rows lie in: runs of `sizes` neighbours, of which x has those that are named.
+
+    Only where all are more than `BLOCKS_FROM` bytes, a question that has one answer on every machine.
+    """
+    if sizes is None or len(sizes) < 2 or x.nbytes <= BLOCKS_FROM:
+        return x
+    blocks = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    view = Part(x, torch.arange(len(x)))
+    view.blocks = blocks if rows is None else blocks[torch.tensor(rows)]
+    return view
 
 
 def part(x: Samples, index: Tensor) -> Samples:

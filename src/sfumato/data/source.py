@@ -2,10 +2,9 @@
 
 import difflib
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,69 +13,26 @@ from torch import Tensor
 
 from ..errors import SfumatoError
 from . import arrays, builtin
-from .images import Images, read_images
-from .items import Files
+from .dataset import Source, class_counts
+from .folders import TABLE_SUFFIXES, TAR_SUFFIXES, open_folder, open_table, open_tars
+from .images import Size
+from .items import IMAGE_SUFFIXES
 from .labels import encode_labels
 from .memory import fits
 from .picture import check_size, fit_cover
 from .rows import Mapped, Samples
-from .split import split
+from .tars import expand
 
-IMAGE_SUFFIXES = frozenset(
-    ".png .jpg .jpeg .jpe .jfif .webp .bmp .dib .gif .tif .tiff .pgm .ppm .pnm .pbm .tga .jp2 .avif .ico".split()
-)
-SPLIT_NAMES = frozenset("train training test testing val valid validation dev".split())
-Size = int | tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A data set.
-
-    x: (N, *shape) in the user's dtype and units, channels first: a tensor, or `Rows` that are read when asked for.
-    labels: int64 (N,) indices into `classes`, or None.
-    ids: a stable name for each sample (the path within a folder, the position in an array).
-    groups: the key of each sample for the hold-out split; samples of one group are never divided.
-    skipped: (path, reason) of each file that could not be used.
-    notes: sentences on what was understood and done.
-    bounds: declared (lowest, highest) value where the dtype does not say it.
-    identity: a name for exactly these values of x, under which figures of them may be kept.
-    """
-
-    x: Samples
-    labels: Tensor | None
-    classes: list[str]
-    ids: list[str]
-    kind: str
-    name: str
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    groups: list[str] = field(default_factory=list)
-    bounds: tuple[float, float] | None = None
-    identity: str | None = None
-
-    def __post_init__(self) -> None:
-        if not self.groups:
-            object.__setattr__(self, "groups", self.ids)
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one sample."""
-        return tuple(self.x.shape[1:])
-
-    def split(self, fraction: float = 0.05) -> tuple[Tensor, Tensor]:
-        """Indices (train, holdout), by a hash of each sample's group."""
-        return split(self.groups, fraction)
+__all__ = ["Size", "Source", "class_counts", "open"]
 
 
 def open(obj: Any, labels: Any = None, size: Size | None = None, name: str | None = None) -> Source:
     """Sniff a data source.
 
-    obj: a folder of images (flat, or one sub-folder a class), a .npy or .npz file, the name of a built-in set
-        ("fashion", "emoji", "digits"), a tensor or array (N, *shape), a pair (x, labels), or a dict with those keys.
+    obj: a folder of images (flat, or one sub-folder a class), a .npy or .npz file, archives of pictures as WebDataset
+        writes them ("photos.tar", "photos-{000..012}.tar", "photos-*.tar", or their folder), tables of pictures or
+        numbers (.parquet files, or a folder that `datasets` saved), the name of a built-in set ("fashion", "emoji",
+        "digits"), a tensor or array (N, *shape), a pair (x, labels), or a dict with those keys.
     labels: one integer or string a sample; replaces those that the source brings.
     size: side in pixels, or (height, width), for images only.
     name: what to call it.
@@ -108,11 +64,26 @@ def _open_text(text: str, size: Size | None) -> Source:
             source.notes.append(f"This is the built-in set; for the file or folder of that name write ./{text}")
         return source
     path = Path(text).expanduser()
+    several = [] if path.exists() else expand(text)
+    if several:
+        return _open_files(several, size, several[0].resolve().parent.name)
     if not path.exists():
         raise SfumatoError(_missing(path, text))
     if path.is_dir():
-        return _open_folder(path, size)
+        return open_folder(path, size)
+    return _open_files([path], size, path.name.partition(".")[0])
+
+
+def _open_files(paths: Sequence[Path], size: Size | None, name: str) -> Source:
+    """Files of one kind, by their ending; only archives and tables may be several."""
+    path = paths[0]
+    if path.name.lower().endswith(TAR_SUFFIXES):
+        return open_tars(paths, size, name)
     suffix = path.suffix.lower()
+    if suffix in TABLE_SUFFIXES:
+        return open_table(paths, size, name)
+    if len(paths) > 1:
+        raise SfumatoError(f"{path} and {len(paths) - 1:,} more: only .tar archives and .parquet tables may be several")
     if suffix == ".npy":
         return _from_array(arrays.read_npy(path), None, str(path), path.stem)
     if suffix == ".npz":
@@ -121,7 +92,7 @@ def _open_text(text: str, size: Size | None) -> Source:
     if suffix in IMAGE_SUFFIXES:
         raise SfumatoError(f"{path} is one image: give the folder that holds the images")
     raise SfumatoError(
-        f"{path} is not a kind of data that can be read: give a folder of images, a .npy or .npz file, "
+        f"{path} is not a kind of data that can be read: give a folder of images, a .npy, .npz, .tar or .parquet file, "
         f"or one of {', '.join(builtin.NAMES)}"
     )
 
@@ -193,70 +164,6 @@ def _positions(count: int) -> list[str]:
     return [str(i) for i in range(count)]
 
 
-def _open_folder(root: Path, size: Size | None) -> Source:
-    files = sorted(p for p in root.rglob("*") if p.is_file() and not _hidden(p.relative_to(root)))
-    images = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
-    if not images:
-        raise SfumatoError(_no_images(root, files))
-    items = Files(root, images)
-    try:
-        read = read_images(items, size)
-    except SfumatoError as error:
-        raise SfumatoError(f"{root}: {error}") from None
-    relative = [PurePosixPath(items.names[i]) for i in read.kept]
-    _refuse_splits(root, relative)
-    others = [(p.relative_to(root).as_posix(), "not an image") for p in files if p.suffix.lower() not in IMAGE_SUFFIXES]
-    return _of_pictures(read, relative, root.resolve().name, others)
-
-
-def _of_pictures(
-    read: Images, relative: Sequence[PurePosixPath], name: str, others: Sequence[tuple[str, str]]
-) -> Source:
-    """A source of pictures, its classes being their folders."""
-    dtype = str(read.x.dtype).removeprefix("torch.")
-    notes = [f"{len(read.x):,} images of shape {tuple(read.x.shape[1:])}, {dtype}.", *read.notes]
-    labels, classes = _folder_classes(relative, notes)
-    skipped = sorted([*read.skipped, *others])
-    if skipped:
-        notes.append(f"{len(skipped):,} files were skipped.")
-    ids = [str(path) for path in relative]
-    kind = "image" if read.x.dtype in arrays.IMAGE_DTYPES else "array"
-    return Source(read.x, labels, classes, ids, kind, name, skipped, notes, identity=read.identity)
-
-
-def _hidden(relative: Path) -> bool:
-    return any(part.startswith((".", "__MACOSX")) for part in relative.parts) or relative.name == "Thumbs.db"
-
-
-def _no_images(root: Path, files: Sequence[Path]) -> str:
-    if not files:
-        return f"{root} is empty: it holds no images"
-    array = next((p for p in files if p.suffix.lower() in (".npy", ".npz")), None)
-    hint = f"; for an array give its file, e.g. {array}" if array else ""
-    return f"{root} holds no images among its {len(files):,} files{hint}"
-
-
-def _refuse_splits(root: Path, relative: Sequence[PurePosixPath]) -> None:
-    """train/ and test/ with class folders inside are no classes: one of them is the data."""
-    tops = sorted({p.parts[0] for p in relative})
-    if all(top.lower() in SPLIT_NAMES for top in tops) and all(len(p.parts) > 2 for p in relative):
-        raise SfumatoError(
-            f"{root} holds {' and '.join(tops)} with sub-folders of their own: give one, e.g. {root / tops[-1]}"
-        )
-
-
-def _folder_classes(relative: Sequence[PurePosixPath], notes: list[str]) -> tuple[Tensor | None, list[str]]:
-    """Sub-folders are classes where every image is in one; otherwise there are none, and a note says why."""
-    tops = [p.parts[0] if len(p.parts) > 1 else None for p in relative]
-    if not any(tops):
-        return None, []
-    loose = tops.count(None)
-    if loose:
-        notes.append(f"{loose:,} images lie beside the sub-folders, so the sub-folders were not taken as classes.")
-        return None, []
-    return encode_labels([str(top) for top in tops], len(tops))
-
-
 def _with_sensible_classes(source: Source) -> Source:
     """A single class says nothing, so the model is unconditional; almost as many classes as samples is said."""
     if source.labels is None:
@@ -288,11 +195,3 @@ def _resized(source: Source, size: Size) -> Source:
     x = torch.from_numpy(resized)
     note = f"All images were resized to cover {target[0]} x {target[1]} and cropped at the centre, as asked."
     return replace(source, x=x.movedim(-1, 1).contiguous(), notes=[*source.notes, note], identity=None)
-
-
-def class_counts(source: Source) -> dict[str, int]:
-    """Samples per class name, in the order of the classes."""
-    if source.labels is None:
-        return {}
-    counts = Counter(source.labels.tolist())
-    return {name: counts[i] for i, name in enumerate(source.classes)}

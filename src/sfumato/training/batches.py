@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sfumato import noise
 from sfumato.data import DataSpec
-from sfumato.data.rows import Samples
+from sfumato.data.rows import Rows, Samples
 from sfumato.errors import SfumatoError
 from sfumato.training.prefetch import Prefetch
 from sfumato.training.waiting import FETCHING, NORMALISING, TRANSFER, Waiting
@@ -42,12 +42,14 @@ class Batches:
         if spec is None and not x.dtype.is_floating_point:
             raise SfumatoError("Whole numbers need a data spec that normalises them: build the denoiser with spec=...")
         self.normalise = lambda rows: (rows if spec is None else spec.normalise(rows)).to(dtype)
+        blocks = x.blocks if isinstance(x, Rows) else None
         if device.type != "cpu" and 4 * x.numel() <= _RESIDENT:  # normalised once, it stays where it is used
             x = torch.cat([self.normalise(x[at : at + 1024]) for at in range(0, len(x), 1024)]).to(device)
             self.normalise = lambda rows: rows
         elif device.type == "cuda" and x.nbytes <= _SHARE * torch.cuda.mem_get_info(device)[0]:
             x = torch.cat([x[at : at + 1024].to(device) for at in range(0, len(x), 1024)])
         self.x, self.labels, self.seed, self.drop, self.device = x, labels, seed, drop, device
+        self._blocks = blocks
         self._orders: dict[int, Tensor] = {}
         self._lock = threading.Lock()
         self._workers = _workers(x, device) if workers is None else workers
@@ -64,7 +66,7 @@ class Batches:
         with self._lock:
             if epoch not in self._orders:
                 self._orders = {known: order for known, order in self._orders.items() if abs(known - epoch) == 1}
-                self._orders[epoch] = noise.permutation(self.seed, epoch, len(self.x))
+                self._orders[epoch] = noise.permutation(self.seed, epoch, len(self.x), self._blocks)
             return self._orders[epoch]
 
     def rows(self, start: int, count: int) -> Tensor:

@@ -1,0 +1,205 @@
+"""Archives of pictures, as WebDataset writes them: shards (.tar) whose members 0007.jpg and 0007.cls are one sample.
+
+An archive is walked once; where each picture lies is kept in the cache, and from then on any of them is read at once.
+A label is the text of a .cls member or a field of a .json member; without any, the folders within are the classes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path, PurePosixPath
+from typing import Any, final
+
+from ..errors import SfumatoError
+from ..files import reason
+from . import cache
+from .items import IMAGE_SUFFIXES, Items, hidden
+
+LABEL_FIELDS = ("label", "cls", "class", "class_name", "category", "target", "y")
+_LARGEST_LABEL = 1 << 20  # bytes of a .cls or .json
+Index = dict[str, Any]
+
+
+@final
+class Tars(Items):
+    """The pictures of some archives; labels: one each, or None; odd: (member, reason) of what is of no use."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths, self.where = list(paths), _together(paths)
+        self._key = [[str(path.resolve()), *cache.stamp(path)] for path in self.paths]
+        indices = [_remembered(path, key) for path, key in zip(self.paths, self._key, strict=True)]
+        self.places = [(shard, *place) for shard, index in enumerate(indices) for place in index["pictures"]]
+        members = [place[1] for place in self.places]
+        repeated = len(set(members)) < len(members)  # each shard may count from 0
+        self.names = [f"{self.paths[shard].name}/{name}" if repeated else name for shard, name, *_ in self.places]
+        self.members = [PurePosixPath(name) for name in members]
+        self.notes: list[str] = []
+        self.labels = self._labels([place[4] for place in self.places])
+        self.odd = [(f"{path.name}/{name}", why) for path, index in zip(self.paths, indices, strict=True)
+                    for name, why in index["odd"]]  # fmt: skip
+
+    def _labels(self, found: list[int | str | None]) -> list[int | str] | None:
+        missing = sum(label is None for label in found)
+        if 0 < missing < len(found):
+            self.notes.append(f"{missing:,} of {len(found):,} pictures have no label, so there are no classes.")
+        if missing:
+            return None
+        whole = all(isinstance(label, int) for label in found)
+        return [label if whole else str(label) for label in found if label is not None]
+
+    def read(self, number: int) -> bytes:
+        shard, name, offset, size, _ = self.places[number]
+        try:
+            with self.paths[shard].open("rb") as file:
+                file.seek(offset)
+                data = file.read(size)
+        except OSError as error:
+            raise SfumatoError(f"{self.paths[shard]} cannot be read any more: {reason(error)}") from None
+        if len(data) < size:
+            raise SfumatoError(f"{self.paths[shard]} was cut short since it was opened: {name} is not whole any more")
+        return data
+
+    @property
+    def nbytes(self) -> int:
+        return sum(place[3] for place in self.places)
+
+    def key(self) -> Any:
+        return self._key
+
+
+def expand(text: str) -> list[Path]:
+    """The files that a pattern names: photos-{000..012}.tar, photos-{a,b}.tar, photos-*.tar; [] where it is none.
+
+    SfumatoError names the first that is missing.
+    """
+    if not re.search(r"[*?\[]|\{.*\}", text):
+        return []
+    paths = []
+    for part in _braces(text):
+        path = Path(part).expanduser()
+        if re.search(r"[*?\[]", path.name):
+            found = sorted(path.parent.glob(path.name))
+            if not found:
+                raise SfumatoError(f"no file is named {part}")
+            paths += found
+        elif path.is_file():
+            paths.append(path)
+        else:
+            raise SfumatoError(f"{path}, of {text}, does not exist")
+    return paths
+
+
+def _braces(text: str) -> list[str]:
+    pieces = re.split(r"(\{[^{}]*\})", text)
+    choices = []
+    for piece in pieces:
+        numbers = re.fullmatch(r"\{(\d+)\.\.(\d+)\}", piece)
+        if numbers:
+            first, last = numbers.groups()
+            choices.append([f"{i:0{len(first)}d}" for i in range(int(first), int(last) + 1)])
+        else:
+            choices.append(piece[1:-1].split(",") if piece.startswith("{") else [piece])
+    return ["".join(chosen) for chosen in product(*choices)]
+
+
+def _together(paths: Sequence[Path]) -> str:
+    return str(paths[0]) if len(paths) == 1 else f"{paths[0].parent} ({len(paths):,} files)"
+
+
+def _remembered(path: Path, key: list[Any]) -> Index:
+    def load(kept: Any) -> Index:
+        return {"pictures": [tuple(place) for place in kept["pictures"]], "odd": kept["odd"]}
+
+    return cache.remembered(cache.identity(["tar", key]), lambda: _walk(path), load, lambda index: index)
+
+
+def _walk(path: Path) -> Index:
+    """{"pictures": [(name, offset, bytes, label)], "odd": [(name, reason)]} of one archive, in its order."""
+    pictures: list[tuple[str, str, int, int]] = []
+    labels: dict[str, int | str] = {}
+    odd: list[tuple[str, str]] = []
+    try:
+        with tarfile.open(path, "r:") as archive:
+            while (member := archive.next()) is not None:
+                archive.members = []  # type: ignore[attr-defined]  # else all of them are kept
+                name = PurePosixPath(member.name)
+                sample, _, ending = name.name.partition(".")
+                place = str(name.parent / sample)
+                if member.isdir() or hidden(name):
+                    continue
+                if not member.isreg() or member.issparse():
+                    odd.append((member.name, "no plain file"))
+                elif name.suffix.lower() in IMAGE_SUFFIXES:
+                    pictures.append((place, member.name, member.offset_data, member.size))
+                elif ending.lower() in ("cls", "json") and member.size <= _LARGEST_LABEL:
+                    file = archive.extractfile(member)
+                    assert file is not None
+                    label = _label(file.read(), ending.lower())
+                    if label is None:
+                        odd.append((member.name, f"it says no label, such as one under {LABEL_FIELDS[0]!r}"))
+                    elif place not in labels or ending.lower() == "cls":
+                        labels[place] = label
+                else:
+                    odd.append((member.name, "neither a picture nor its label (.cls, .json)"))
+            _require_end(path, archive.offset)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise SfumatoError(_refusal(path, error)) from None
+    return _joined(pictures, labels, odd)
+
+
+def _require_end(path: Path, offset: int) -> None:
+    """An archive ends in blocks of zeros; one that was cut between two members has none."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError("it has no end")
+
+
+def _joined(
+    pictures: list[tuple[str, str, int, int]], labels: dict[str, int | str], odd: list[tuple[str, str]]
+) -> Index:
+    """Pictures with their labels; of several pictures of one labelled sample the one named most simply is it."""
+    counts = Counter(place for place, *_ in pictures)
+    simplest: dict[str, str] = {}
+    for place, name, *_ in pictures:
+        if place not in simplest or len(name) < len(simplest[place]):
+            simplest[place] = name
+    kept = []
+    for place, name, offset, size in pictures:
+        if place in labels and counts[place] > 1 and simplest[place] != name:
+            odd.append((name, f"another picture of the sample {simplest[place]}"))
+        else:
+            kept.append((name, offset, size, labels.get(place)))
+    known = {place for place, *_ in pictures}
+    odd += [(place, "a label without its picture") for place in labels if place not in known]
+    return {"pictures": kept, "odd": odd}
+
+
+def _label(data: bytes, kind: str) -> int | str | None:
+    text = data.decode("utf-8", "replace").strip()
+    value: Any = text
+    if kind == "json":
+        try:
+            value = json.loads(text)
+        except ValueError:
+            return None
+        if isinstance(value, dict):
+            value = next((value[name] for name in LABEL_FIELDS if name in value), None)
+    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
+        return None
+    return int(value) if isinstance(value, str) and re.fullmatch(r"-?\d+", value) else value
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    if isinstance(error, OSError) and not isinstance(error, tarfile.TarError) and error.strerror:
+        return f"{path} cannot be read: {reason(error)}"
+    with path.open("rb") as file:
+        start = file.read(6)
+    if start[:2] == b"\x1f\x8b" or start[:3] == b"BZh" or start == b"\xfd7zXZ\x00" or start[:4] == b"\x28\xb5\x2f\xfd":
+        return f"{path} is compressed, so that no picture in it can be found at once: unpack it to a plain .tar"
+    return f"{path} is no whole .tar archive ({str(error).splitlines()[0]}): copy or make it again"

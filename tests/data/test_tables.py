@@ -1,0 +1,215 @@
+"""Tables: columns of pictures, of numbers, of lists; labels; what cannot be learned from; the order in blocks."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import sfumato as sf
+import sfumato.data as data
+from sfumato import noise
+from sfumato.data import rows
+from sfumato.data.rows import Mapped
+from sfumato.data.tabular import Numbers
+from sfumato.errors import SfumatoError
+from sfumato.training.batches import Batches
+from sfumato.training.console import Silent
+
+pa = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
+
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 255, (20, 8, 9, 3), dtype=np.uint8)
+NUMBERS = RNG.normal(size=(60, 3)).astype(np.float32)
+
+
+def png(array) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
+
+
+def pictures(labels=True):
+    """As `datasets` stores them: {"bytes", "path"}, labels by number, the names of the classes beside the schema."""
+    cells = [{"bytes": png(pixels), "path": f"{i}.png"} for i, pixels in enumerate(PIXELS)]
+    table = pa.table({"image": cells, "label": [i % 3 for i in range(20)], "caption": ["words"] * 20})
+    feature = {"label": {"names": ["cat", "dog", "owl"], "_type": "ClassLabel"}, "image": {"_type": "Image"}}
+    about = {"huggingface": json.dumps({"info": {"features": feature}})}
+    return table.replace_schema_metadata(about) if labels else table
+
+
+def numbers(**more):
+    return pa.table({"a": NUMBERS[:, 0], "b": NUMBERS[:, 1], "c": NUMBERS[:, 2], **more})
+
+
+def write(path, table, group=7):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(table, path, row_group_size=group)
+    return path
+
+
+def saved(folder, table):
+    """As `datasets.Dataset.save_to_disk` leaves it."""
+    folder.mkdir()
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}))
+    (folder / "dataset_info.json").write_text("{}")
+    with pa.OSFile(str(folder / "data-00000-of-00001.arrow"), "wb") as file:
+        with pa.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table, max_chunksize=6)
+    return folder
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow", "shards"])
+def test_pictures_with_classes(tmp_path, form):
+    if form == "arrow":
+        source = data.open(saved(tmp_path / "set", pictures()))
+    else:
+        for i, part in enumerate([pictures()] if form == "parquet" else [pictures()[:9], pictures()[9:]]):
+            write(tmp_path / "set" / f"train-{i:05d}.parquet", part)
+        source = data.open(tmp_path / "set")
+    assert torch.equal(source.x, torch.from_numpy(PIXELS).movedim(-1, 1)) and source.kind == "image"
+    assert source.classes == ["cat", "dog", "owl"] and source.labels.tolist() == [i % 3 for i in range(20)]
+    assert any("pictures from 'image', labels from 'label'; not used: caption" in note for note in source.notes)
+
+
+def test_broken_and_empty_cells_are_skipped(tmp_path):
+    cells = [png(pixels) for pixels in PIXELS]
+    cells[4], cells[11] = b"junk", None
+    source = data.open(write(tmp_path / "x.parquet", pa.table({"jpg": cells, "cls": list("abcde") * 4})))
+    assert len(source) == 18 and source.labels.tolist() == [i % 5 for i in range(20) if i not in (4, 11)]
+    assert dict(source.skipped) == {
+        "4": "it is no image, or one of a kind that cannot be read", "11": "the cell is empty"
+    }  # fmt: skip
+
+
+def test_columns_of_numbers_are_vectors(tmp_path):
+    more = {"when": ["today"] * 60, "label": ["x", "y"] * 30}
+    source = data.open(write(tmp_path / "x.parquet", numbers(**more)))
+    assert torch.equal(source.x, torch.from_numpy(NUMBERS)) and source.x.dtype == torch.float32
+    assert source.classes == ["x", "y"] and source.shape == (3,)
+    assert any("numbers from a, b, c, labels from 'label'; not used: when" in note for note in source.notes)
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_a_column_of_lists_is_the_samples(tmp_path, fixed):
+    values = RNG.normal(size=(30, 4, 5))
+    inner = [[row.tolist() for row in sample] for sample in values]
+    kind = pa.list_(pa.list_(pa.float64(), 5 if fixed else -1), 4 if fixed else -1)
+    source = data.open(write(tmp_path / "x.parquet", pa.table({"id": range(30), "x": pa.array(inner, kind)})))
+    assert torch.equal(source.x, torch.from_numpy(values))
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        (
+            lambda: pa.table({"when": ["a", "b"], "where": ["c", "d"]}),
+            r"no column to learn from.*when \(string\), where",
+        ),
+        (lambda: pa.table({"x": [[1.0, 2.0], [3.0]]}), "the lists of 'x' have lengths from 1 to 2"),
+        (lambda: pa.table({"a": [1.0, None, 2.0]}), "1 cells of 'a' are empty from row 0 on"),
+        (lambda: pa.table({"a": [1.0, float("nan"), 2.0]}), "1 values that are NaN or infinite"),
+        (lambda: pa.table({"a": pa.array([], pa.float32())}), "its table has no rows"),
+        (lambda: pa.table({"image": [b"junk", b"more"]}), r"no column to learn from.*image \(binary\)"),
+    ],
+)
+def test_what_cannot_be_learned_from_is_one_sentence(tmp_path, table, words):
+    with pytest.raises(SfumatoError, match=words) as caught:
+        data.open(write(tmp_path / "x.parquet", table()))
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_tables_are_one_sentence(tmp_path):
+    (tmp_path / "x.parquet").write_bytes(b"nonsense")
+    with pytest.raises(SfumatoError, match="cannot be read as a table"):
+        data.open(tmp_path / "x.parquet")
+    write(tmp_path / "two" / "a.parquet", numbers())
+    write(tmp_path / "two" / "b.parquet", numbers(d=NUMBERS[:, 0]))
+    with pytest.raises(SfumatoError, match="b.parquet has other columns than .*a.parquet"):
+        data.open(tmp_path / "two")
+    (tmp_path / "both" / "train").mkdir(parents=True)
+    (tmp_path / "both" / "train" / "state.json").write_text("{}")
+    (tmp_path / "both" / "dataset_dict.json").write_text("{}")
+    with pytest.raises(SfumatoError, match="holds the splits train: give one, e.g. .*both/train"):
+        data.open(tmp_path / "both")
+    with pytest.raises(SfumatoError, match="state.json is damaged"):
+        data.open(tmp_path / "both" / "train")
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    (tmp_path / "x.parquet").write_bytes(b"")
+    with pytest.raises(SfumatoError, match=r"not installed: pip install 'sfumato\[parquet\]'"):
+        data.open(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_table_that_memory_cannot_hold_trains_to_the_same_bits(tmp_path, cached, monkeypatch):
+    how = {"steps": 6, "batch": 16, "net": "tiny", "precision": "float32", "snapshots": 0, "console": Silent()}
+    path = write(tmp_path / "x.parquet", numbers())
+    usual = sf.train(path, out=str(tmp_path / "usual"), **how)
+    if cached:
+        monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("sfumato.data.memory.available", lambda: 100.0)
+    for again in range(2):
+        source = data.open(path)
+        assert isinstance(source.x, Mapped if cached else Numbers), again
+        assert torch.equal(source.x[:], torch.from_numpy(NUMBERS))
+    other = sf.train(path, out=str(tmp_path / "other"), workers=2, **how)
+    weights = [run.denoiser.net.state_dict().values() for run in (usual, other)]
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+def test_a_large_table_is_read_a_few_row_groups_at_a_time(tmp_path, monkeypatch):
+    """The same order in memory, in the cache and by row group: it asks what the table is, not where it lies."""
+    monkeypatch.setattr(rows, "BLOCKS_FROM", 0)
+    path = write(tmp_path / "x.parquet", numbers(), group=4)
+    found = []
+    for room in (1e9, 100.0):
+        monkeypatch.setattr("sfumato.data.memory.available", lambda room=room: room)
+        source = data.open(path)
+        training = rows.part(source.x, source.split(0.2)[0])
+        batches = Batches(training, None, data.DataSpec.fit(source), 0, 0.0, torch.device("cpu"), workers=2)
+        found.append(torch.cat([batches.take(start, 8)[0] for start in range(0, 160, 8)]))
+        blocks = training.blocks[batches.order(1)]
+        batches.close()
+        assert all(len(blocks[i : i + 8].unique()) <= 2 * noise.WINDOW for i in range(0, len(blocks), 8))
+        assert blocks.unique().numel() > 2 * noise.WINDOW
+    assert torch.equal(*found)
+
+
+def test_the_order_in_blocks_is_an_order_and_changes():
+    blocks = torch.arange(100) // 9
+    first = noise.permutation(3, 0, 100, blocks)
+    assert torch.equal(first.sort().values, torch.arange(100))
+    assert torch.equal(first, noise.permutation(3, 0, 100, blocks))
+    for other in (noise.permutation(3, 1, 100, blocks), noise.permutation(4, 0, 100, blocks)):
+        assert int((first == other).sum()) < 20
+    window = blocks[first[: 9 * noise.WINDOW]]
+    assert len(window.unique()) <= noise.WINDOW + 1 and not torch.equal(window, window.sort().values)
+
+
+def test_what_datasets_itself_saves(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    names = datasets.ClassLabel(names=["cat", "dog", "owl"])
+    about = datasets.Features({"image": datasets.Image(), "label": names, "caption": datasets.Value("string")})
+    # a fingerprint is given, so that nothing has to be pickled to make one
+    made = datasets.Dataset(
+        datasets.table.InMemoryTable(pictures(labels=False)), datasets.DatasetInfo(features=about), fingerprint="0" * 16
+    )
+    made.save_to_disk(tmp_path / "set")
+    made.to_parquet(tmp_path / "x.parquet")
+    datasets.DatasetDict({"train": made}).save_to_disk(tmp_path / "splits")
+    assert made[3]["image"].size == (9, 8)
+    for place in ("set", "x.parquet", "splits/train"):
+        source = data.open(tmp_path / place)
+        assert torch.equal(source.x, torch.from_numpy(PIXELS).movedim(-1, 1)) and source.classes == [
+            "cat",
+            "dog",
+            "owl",
+        ]
+    with pytest.raises(SfumatoError, match="holds the splits train"):
+        data.open(tmp_path / "splits")
