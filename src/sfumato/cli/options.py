@@ -249,8 +249,9 @@ class Inspect:
 
     data: Annotated[
         tyro.conf.Positional[str],
-        flag("A folder of images, a .npy or .npz file, or a built-in set (fashion, emoji, digits).", "DATA"),
-    ]
+        flag("A folder of images, a .npy or .npz file, .tar archives or .parquet tables, or a built-in set (fashion, "
+             "emoji, digits).", "DATA"),
+    ]  # fmt: skip
     labels: Annotated[str | None, flag("A .npy or text file with one class label a sample.", "FILE")] = None
     size: Annotated[int | None, flag("Side in pixels that images are resized to.", "INT")] = None
 

@@ -51,7 +51,8 @@ class TrainConfig:
     """Settings of one training run."""
 
     data: str = ""
-    """What to learn: a folder of images, a .npy or .npz file, or a built-in set (fashion, emoji, digits)."""
+    """What to learn: a folder of images, a .npy or .npz file, .tar archives or .parquet tables, or a built-in set
+    (fashion, emoji, digits)."""
     out: str | None = None
     """The run folder; runs/NAME where it is not given."""
     minutes: float | None = None
