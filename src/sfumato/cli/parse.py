@@ -85,7 +85,7 @@ def train_config(options: Any, command: str = "train") -> TrainConfig:
     """The settings of a run out of the options of `train` or `plan`, checked."""
     if not options.data:
         raise SfumatoError(
-            f"`sfumato {command}` needs DATA: a folder of images, a .npy, .npz, .tar or .parquet file, or a built-in set"
+            f"`sfumato {command}` needs DATA: a folder of images, a .npy, .npz, .tar or .parquet file, a built-in set"
         )
     return TrainConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)})
 
