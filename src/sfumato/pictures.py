@@ -159,12 +159,13 @@ def beside(images: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
     """Pictures side by side, each under its title."""
     font, bar, gap = _font(15), 26, 16
     height = max(image.height for image in images) + bar
-    sheet = Image.new("RGB", (sum(image.width for image in images) + gap * (len(images) - 1), height), PAPER)
+    widths = [max(i.width, math.ceil(font.getlength(t))) for i, t in zip(images, titles, strict=True)]
+    sheet = Image.new("RGB", (sum(widths) + gap * (len(images) - 1), height), PAPER)
     draw, left = ImageDraw.Draw(sheet), 0
-    for image, title in zip(images, titles, strict=True):
-        draw.text((left + image.width // 2, bar // 2), title, INK, font, anchor="mm")
-        sheet.paste(image, (left, bar))
-        left += image.width + gap
+    for image, title, width in zip(images, titles, widths, strict=True):
+        draw.text((left + width // 2, bar // 2), title, INK, font, anchor="mm")
+        sheet.paste(image, (left + (width - image.width) // 2, bar))
+        left += width + gap
     return sheet
 
 

@@ -23,7 +23,7 @@ from sfumato.training.console import Console, Silent
 from sfumato.training.folder import read
 from sfumato.training.interrupt import Interrupted
 
-SETTINGS = {"steps": 12, "batch": 8, "precision": "float32", "net": "tiny"}
+SETTINGS = {"steps": 12, "batch": 8, "precision": "float32", "net": "tiny", "sample_every": 6}
 TIMED = {"elapsed", "eta", "rate", "data_wait"}
 
 
@@ -67,7 +67,8 @@ def same(a: Path, b: Path) -> None:
 
 def test_a_run_leaves_its_folder(whole):
     assert {p.name for p in whole.path.iterdir()} == {
-        "config.yaml", "metrics.jsonl", "samples", "averages", "report.html", "checkpoints", "model.safetensors",
+        "config.yaml", "metrics.jsonl", "samples", "averages", "report.html", "report.json", "checkpoints",
+        "model.safetensors",
     }  # fmt: skip
     assert [p.name for p in checkpoint.found(whole.path)] == ["step_00000012.safetensors"]
     assert sorted(p.name for p in (whole.path / "samples").iterdir()) == ["step_00000006.png", "step_00000012.png"]

@@ -28,11 +28,11 @@ from sfumato.audit.nearest import Features, Near, Space, nearest
 from sfumato.data import Source
 from sfumato.data.rows import Samples
 from sfumato.errors import SfumatoError
-from sfumato.intervals import NORMAL, Interval, fraction
+from sfumato.intervals import Interval, fraction
 from sfumato.pictures import picture
 from sfumato.sampling import sample
 
-_CERTAIN = 3.0902323061678132  # normal quantile of 99.9 %
+_CERTAIN, _LIKELY = 3.0902323061678132, 2.3263478740408408  # normal quantiles of 99.9 and 99 %
 _THIRD = 1 / 3
 _RESAMPLED = 400
 _STEPS = 10
@@ -75,8 +75,8 @@ class Memorisation:
 
     @property
     def verdict(self) -> str:
-        """ "memorised" (chance would do it once in 1,000 cases), "suspect" (once in 40) or "none"."""
-        return "memorised" if self.z > _CERTAIN else "suspect" if self.z > NORMAL else "none"
+        """ "memorised" (chance would do it once in 1,000 cases), "suspect" (once in 100) or "none"."""
+        return "memorised" if self.z > _CERTAIN else "suspect" if self.z > _LIKELY else "none"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -14,7 +15,6 @@ from sfumato.training.state import State
 from sfumato.training.validation import BINS, Measure, Validation
 from sfumato.world import World
 
-TRIPLES = 14 * BINS
 _KNOWN = 0.02  # of a budget in minutes: what is used until its pace says how many samples it comes to
 
 
@@ -45,7 +45,8 @@ class Judge:
         if not (done or deep or due(often, before, fraction)):
             return None
         average = state.ema.denoiser if state.ema else None
-        return self._measure.measure(state.denoiser, average, state.samples if deep else None, depth, world)
+        with state.spending("validation"):
+            return self._measure.measure(state.denoiser, average, state.samples if deep else None, depth, world)
 
 
 def judge(
@@ -62,7 +63,7 @@ def judge(
     """
     if not state.triples:
         known = config.steps * config.batch if config.steps is not None else total
-        state.triples = TRIPLES if known is None else triples(known, TRIPLES, BINS)
+        state.triples = triples(math.inf if known is None else known, BINS)
     model, count = state.denoiser, state.triples
 
     def prepared(part: Labelled, most: int, seed: int) -> tuple[Tensor, dict[str, Any]]:

@@ -31,9 +31,11 @@ def validations(losses: float, gradients: float, total: float) -> tuple[int, int
     return often, seldom, max(1, deep // max(1, seldom))
 
 
-def triples(total: float, most: int, levels: int) -> int:
-    """Fixed draws, a multiple of the levels, that a run of `total` samples can bear four times."""
-    return min(most, max(levels, int(LOSSES * total / 4) // levels * levels))
+def triples(total: float, levels: int) -> int:
+    """Fixed draws, a multiple of the levels: up to 14 a level where `total` samples bear them four times, and up to 112
+    where they bear them as often as a run is validated."""
+    borne = max(min(14 * levels, LOSSES * total / 4), min(112 * levels, LOSSES * total / TIMES[0]))
+    return max(levels, int(borne) // levels * levels)
 
 
 def due(count: int, before: float, after: float) -> bool:

@@ -20,6 +20,7 @@ from sfumato.training.console import seconds
 from sfumato.training.folder import newest_step, read
 from sfumato.training.objective import schedule_of, times_of, weight_of
 from sfumato.training.occasions import PICTURES
+from sfumato.training.verdict import verdict
 
 
 def write(run: Path) -> Path:
@@ -30,8 +31,8 @@ def write(run: Path) -> Path:
     name = run.resolve().name
     parts = [
         f"<h1>{escape(name)}</h1>", f'<p class="quiet">{_subtitle(run, lines, model)}</p>',
-        _cards(lines, model), _pictures(run), _curves(lines, _objective(settings)), _next(run, model, settings),
-        _settings(settings, model),
+        _cards(lines, model), verdict(run), _pictures(run), _curves(lines, _objective(settings)),
+        _next(run, model, settings), _settings(settings, model),
     ]  # fmt: skip
     path = run / "report.html"
     write_text(path, page(name, parts))
@@ -96,6 +97,7 @@ def _curves(lines: list[dict[str, Any]], objective: Objective) -> str:
 
     losses = [
         Line("training", _smooth(points("loss")), "c3"),
+        Line("training samples, as validated", points("valid_train"), "c5", True),
         Line("validation, raw weights", points("valid_raw"), "c2", True),
         Line("validation, moving average", points("valid_ema"), "c1", True),
     ]

@@ -13,14 +13,17 @@ from typing import Any, NamedTuple
 import torch
 
 from sfumato import artefact
+from sfumato.audit.copies import Memorisation, choose, classes, compare, pairs_picture
+from sfumato.audit.nearest import Space
 from sfumato.data import Source
 from sfumato.data.rows import Samples, part
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
+from sfumato.levels.draws import evaluating
 from sfumato.model import Denoiser
 from sfumato.pictures import beside, picture, save_png
 from sfumato.sampling import sample
-from sfumato.training import checkpoint, snapshots
+from sfumato.training import checkpoint, snapshots, summary
 from sfumato.training.averages import due
 from sfumato.training.config import TrainConfig
 from sfumato.training.console import Console, Silent
@@ -30,16 +33,18 @@ from sfumato.training.guard import ROLLBACKS, SLOWER, STRIKES, Incident
 from sfumato.training.interrupt import Interruption
 from sfumato.training.loggers import Loggers
 from sfumato.training.loop import Progress, fit
+from sfumato.training.occasions import COPIES, GRID, LAST_GRID
 from sfumato.training.parallel import gathered, whole
 from sfumato.training.report import write as write_report
 from sfumato.training.state import State
 from sfumato.world import ALONE, World
 
 GRID_STEPS = 10  # of the solver: enough to judge by, and quick
-_GRID_SHARE = 0.02  # of the work of training that one grid may cost
-_LAST_GRID = 5  # times as much for the last, which is drawn when the budget is used
+_LEAST_GRID, _POINTS = 4, 500  # samples of a grid, of a scatter plot
+_LEAST_COPIES, _MOST_COPIES = 16, 512  # samples that are searched for copies
+_SEARCH = 1e9  # multiplications a second of training that the search for copies may take: about a hundredth
 _ROWS, _COLUMNS = 10, 4
-INCIDENTS = "incident.json"
+INCIDENTS, NEAREST = "incident.json", "nearest.png"
 
 Labelled = tuple[Samples, torch.Tensor | None]
 
@@ -107,8 +112,10 @@ class Session:
                 if self._heard(ear, interruption):
                     raise KeyboardInterrupt
                 self._events(progress)
+        began = time.monotonic()
         self.save(model=True)
         self.draw()
+        self.close_books(self.copies(), time.monotonic() - began)
         self.world.lead(None)  # the others go on once everything is written
 
     def _heard(self, ear: Ear, interruption: Interruption) -> bool:
@@ -180,17 +187,26 @@ class Session:
         before, self._fraction = self._fraction, progress.fraction
         averages, state = self.state.averages, self.state
         if averages is not None and due(before, progress.fraction, self.config.snapshots):
-            weights = {width: gathered(each, self.world) for width, each in averages.snapshot().items()}
-            if self.world.leads:
-                snapshots.write(self.path, weights, state.step, state.samples)
+            with state.spending("averages"):
+                weights = {width: gathered(each, self.world) for width, each in averages.snapshot().items()}
+                if self.world.leads:
+                    snapshots.write(self.path, weights, state.step, state.samples)
         if progress.done:
             return
         every = self.config.sample_every
-        if (before < 0.5 <= progress.fraction) if every is None else (every and progress.step % every == 0):
+        if every is None:
+            now = before < 0.5 <= progress.fraction and self.bears(GRID) >= _LEAST_GRID
+        else:
+            now = bool(every) and progress.step % every == 0
+        if now:
             self.draw()
 
     def save(self, model: bool = False) -> None:
         """A checkpoint, and the model as it is now."""
+        with self.state.spending("checkpoints"):
+            self._save(model)
+
+    def _save(self, model: bool) -> None:
         if not (self.world.leads or self.state.sharded):
             return
         contract = {
@@ -231,8 +247,43 @@ class Session:
     def stop(self) -> None:
         """What is left when a run is stopped: checkpoint, model, report."""
         self.save(model=self.state.step > 0)
+        command = f"sfumato memorisation {self.path}"
+        self.close_books(f"the run was stopped ({command} does it)", 0.0)
         if self.world.leads:
             write_report(self.path)
+
+    def copies(self) -> Memorisation | str:
+        """Samples of the model against its training samples, as many as a run bears; or why there are none."""
+        total, held = self.state.samples / max(self.fraction, 1e-9), len(self.holdout)
+        count = min(_MOST_COPIES, int(3 * COPIES * total / GRID_STEPS))
+        if not held or len(self.train) < 2:
+            return "nothing was held out"
+        if count < _LEAST_COPIES:
+            return f"the run was too short for it (sfumato memorisation {self.path} does it)"
+        best, seed = self.state.best, self.config.seed
+        twins = choose(self.train, count, seed)
+        most = int(_SEARCH * self.state.elapsed / (4 * count * math.prod(self.source.shape)))
+        try:
+            with self.world.together(), self.state.spending("memorisation"), evaluating(best):
+                label = classes(best, self.source, twins)
+                made = sample(best, count, GRID_STEPS, seed=seed, world=self.world, **label)
+                if not self.world.leads:
+                    return ""
+                space, unseen = Space(best.spec, None, best.device), (self.source, self.holdout)
+                return compare(made, self.source, self.train, unseen, twins, space, seed, max(2, most))
+        except SfumatoError as error:
+            return str(error).rstrip(".")
+
+    def close_books(self, found: Memorisation | str, ending: float) -> None:
+        """report.json, and what it says; ending: seconds since the budget was used."""
+        if not self.world.leads:
+            return
+        told, why = (None, found) if isinstance(found, str) else (found.to_dict(), None)
+        if isinstance(found, Memorisation) and (nearest := pairs_picture(found, self.denoiser.spec)) is not None:
+            save_png(nearest, self.path / "samples" / NEAREST)
+        facts = summary.write(self.path, {**self.state.spent, "ending": ending}, told, why)
+        for line in summary.words(facts):
+            self.console.note(line)
 
     def close(self) -> None:
         if self.log is not None:
@@ -240,26 +291,30 @@ class Session:
         self.loggers.close()
         self.console.close()
 
+    def bears(self, share: float, total: float | None = None) -> int:
+        """Samples of a grid that cost this share of the work of a run of `total` samples (this one)."""
+        if total is None:
+            total = self.state.samples / max(self.fraction, 1e-9)
+        # a call of the network is a third of a training sample's work
+        calls = GRID_STEPS * (1 + bool(self.state.ema)) * (1 + bool(self.source.classes))
+        return int(3 * share * total / calls)
+
     def layout(self, total: float, last: bool) -> Layout:
         """As many samples as a run of `total` samples can bear."""
-        share = _GRID_SHARE * (_LAST_GRID if last else 1)
-        # a call of the network is a third of a training sample's work; two sets of weights, two calls with guidance
-        count = max(4, int(3 * share * total / (4 * GRID_STEPS)))
-        classes = self.source.classes
+        classes, points = self.source.classes, self.source.shape == (2,)
+        count = max(_LEAST_GRID, self.bears(LAST_GRID if last else GRID, total))
         if not classes:
-            if self.source.shape == (2,):
-                return Layout(1, [""] * 500, None)
+            if points:
+                return Layout(1, [""] * min(_POINTS, count), None)
             side = min(6, math.isqrt(count))
             return Layout(side, [""] * side**2, None)
-        rows = min(_ROWS, len(classes))
-        columns = min(_COLUMNS, max(1, count // rows))
-        if self.source.shape == (2,):
-            columns = 50
+        rows = min(_ROWS, len(classes), count)
+        columns = min(_POINTS // rows if points else _COLUMNS, count // rows)
         return Layout(columns, [name for name in classes[:rows] for _ in range(columns)], classes[:rows])
 
     def draw(self) -> None:
         """A grid of samples; where it cannot be drawn a note says so, and training goes on."""
-        with self.world.together():
+        with self.world.together(), self.state.spending("grids"):
             try:
                 self.grid(self.layout(self.state.samples / max(self.fraction, 1e-9), self.finished))
             except SfumatoError as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from sfumato.training.parallel import assign, sharding
 from sfumato.training.shards import Shards
 from sfumato.world import ALONE, World
 
-_COUNTERS = ("step", "samples", "elapsed", "strikes", "rollbacks", "slower", "triples")
+_COUNTERS = ("step", "samples", "elapsed", "strikes", "rollbacks", "slower", "triples", "spent")
 
 
 class State:
@@ -29,8 +31,9 @@ class State:
     counters of the whole run. elapsed: seconds of training; waited: those of this process that do not count. sums:
     (loss, gradient norm, steps) since the last line of the log. micro: samples that are computed at once. strikes: the
     last steps that were skipped; rollbacks: how often the run went back; slower: what the learning rate has been
-    multiplied by since. triples: fixed draws of a validation, 0 before the first. sharded: whether this process holds
-    shards, of a network that all of `world` hold together.
+    multiplied by since. triples: fixed draws of a validation, 0 before the first. spent: seconds of the run that did
+    not go into steps, by what they went into. sharded: whether this process holds shards, of a network that all of
+    `world` hold together.
     """
 
     def __init__(self, denoiser: Any, config: TrainConfig, goal: Goal | None = None, world: World = ALONE) -> None:
@@ -51,7 +54,17 @@ class State:
         self.strikes: list[int] = []
         self.rollbacks, self.slower = 0, 1.0
         self.triples = 0
+        self.spent: dict[str, float] = {}
         self.sums = torch.zeros(3, dtype=torch.float64, device=denoiser.device)
+
+    @contextmanager
+    def spending(self, on: str) -> Iterator[None]:
+        """Within the block time counts for something beside the steps."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.spent[on] = self.spent.get(on, 0.0) + time.monotonic() - start
 
     def average(self, batch: int) -> None:
         """Take the weights after a step of `batch` samples into the averages, and count the step."""
