@@ -29,6 +29,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
         "soft-min-snr", "truncated-snr", "sd3-logit-normal", "sd3-mode", "sd3-cosmap", "sigmoid",
     ),
     "net": ("auto", "tiny", "small", "base"),
+    "compile": ("auto", "always", "never"),
     "variance": ("fixed", "learned"),
     "optimizer": ("muon", "adamw"),
     "precision": ("auto", "float32", "bfloat16"),
@@ -118,6 +119,9 @@ class TrainConfig:
     """Minutes between checkpoints; the last two are kept."""
     loggers: str | None = None
     """Dashboards beside metrics.jsonl, with commas between: tensorboard, wandb, trackio, mlflow."""
+    compile: str = "auto"
+    """Compile the network: auto (beside a run in minutes that is long enough, and kept where it is faster), always
+    (before the first step) or never."""
     threads: int | None = None
     """Threads of the processor. Without it a run in steps keeps those it starts with, so that it is repeatable, and a
     run in minutes uses as many as other processes leave."""

@@ -22,6 +22,7 @@ from sfumato.data.rows import Samples
 from sfumato.errors import SfumatoError
 from sfumato.machine import kept_memory, threads
 from sfumato.training.batches import Batches
+from sfumato.training.compiling import Compiler
 from sfumato.training.config import TrainConfig
 from sfumato.training.goal import Batch, Goal
 from sfumato.training.guard import STRIKES, WINDOW, Incident, find
@@ -42,7 +43,7 @@ class Progress:
     loss and grad_norm are means since the last step that had them, None between; lr the rate of this step; rate in
     samples a second; eta and elapsed in seconds; fraction of the budget used; validation at some steps; micro: samples
     that are computed at once, incident: where the step was skipped. data_wait: the fraction of the time that steps
-    waited for their data, with each loss; advice: what to do where that is much, once.
+    waited for their data, with each loss; advice: what a user should know, once.
     """
 
     step: int
@@ -109,17 +110,24 @@ def fit(
     # a run in steps is repeatable to the last bit, and another number of threads rounds otherwise
     repeatable = config.steps is not None or world.size > 1
     with closing(batches), kept_memory(model.device), threads(config.threads, fixed=repeatable) as follower:
-        for progress in _steps(model, batches, config, state, judge, world):
-            yield progress
-            follower.follow()
+        with closing(Compiler(model, config, state.elapsed, world)) as compiler:
+            for progress in _steps(model, batches, config, state, judge, world, compiler):
+                yield progress
+                follower.follow()
 
 
 def _steps(
-    model: Any, batches: Batches, config: TrainConfig, state: State, judge: Judge | None, world: World
+    model: Any,
+    batches: Batches,
+    config: TrainConfig,
+    state: State,
+    judge: Judge | None,
+    world: World,
+    compiler: Compiler,
 ) -> Iterator[Progress]:
     clock, share = _Clock(state, config, world), world.share(config.batch)
     model.train()
-    losses = shared(model, state.goal, world)
+    losses = shared(compiler.model, state.goal, world)
     while clock.fraction() < 1:
         before = clock.fraction()
         lr = config.lr * state.slower * rate_factor(state.samples + config.batch, before, config)
@@ -129,8 +137,9 @@ def _steps(
             incident = None if taken else _skip(state, config, batch, batches, lr, world)
             clock.tick()
             progress = _progress(state, config, clock, before, lr, len(batches.x), judge, world)
-        waited = batches.waiting.told() if progress.loss is not None or progress.done else {}
-        yield dataclasses.replace(progress, incident=incident, **waited)
+        told = batches.waiting.told() if progress.loss is not None or progress.done else {}
+        told["advice"] = " ".join(filter(None, (told.get("advice"), compiler.look()))) or None
+        yield dataclasses.replace(progress, incident=incident, **told)
         if len(state.strikes) >= STRIKES:  # whoever takes the values did not go back
             raise SfumatoError(
                 f"Training stopped at step {state.step:,}: {STRIKES} steps of {WINDOW} could not be taken; in the last "

@@ -32,7 +32,7 @@ from sfumato.world import joined
 
 CHANGEABLE = (
     "minutes", "steps", "lr", "decay", "clip", "guidance", "sample_every", "checkpoint_every", "loggers", "micro",
-    "workers", "threads", "device", "precision", "parallel",
+    "workers", "threads", "compile", "device", "precision", "parallel",
 )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
+from sfumato.nets.layout import channels_last
 from sfumato.training.averages import Averages
 from sfumato.training.config import TrainConfig
 from sfumato.training.ema import EMA
@@ -41,7 +42,7 @@ class State:
         self.sharded = world.size > 1 and config.parallel == "fsdp"
         shard = sharding(world) if self.sharded else None
         if not self.sharded:
-            _channels_last(denoiser.net)
+            channels_last(denoiser.net)
         self.ema = EMA(denoiser, config.ema, shard) if config.ema else None
         self.averages = Averages(denoiser, shard) if config.snapshots else None
         if shard is not None:
@@ -129,14 +130,6 @@ class State:
                 self.optimizer.state[parameter][kind] = (
                     scalar if kind == "step" else torch.empty_like(parameter, requires_grad=False)
                 )
-
-
-def _channels_last(net: torch.nn.Module) -> None:
-    """Kernels in the layout that convolutions are fast in, of images and of volumes."""
-    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
-    for parameter in net.parameters():
-        if parameter.ndim in layouts:
-            parameter.data = parameter.data.contiguous(memory_format=layouts[parameter.ndim])
 
 
 def optimizer(
