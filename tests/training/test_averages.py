@@ -13,9 +13,10 @@ from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
 from sfumato.process import Gaussian
 from sfumato.schedules import Flow
-from sfumato.training import EMA, TrainConfig, averages, snapshots
+from sfumato.training import EMA, State, TrainConfig, averages, snapshots
 from sfumato.training.averages import Averages, Profile, combination, due, overlap
 from sfumato.training.ema import exponent
+from sfumato.training.goal import Plain
 
 
 @pytest.mark.parametrize("a", [Profile(3.0, 0.4), Profile(17.0, 1.0), Profile(0.5, 1.0)])
@@ -108,3 +109,38 @@ def test_a_swap_ends_with_its_block():
     assert all(torch.equal(v, raw[n]) for n, v in model.net.state_dict().items())
     assert all(torch.equal(v, mean[n]) for n, v in ema.state_dict().items())
     assert all(isinstance(p, nn.Parameter) and p.requires_grad for p in model.net.parameters())
+
+
+class _Steps(nn.Module):
+    """A model whose weights say which step made them: the k-th is 1 after step k, all others 0; the 0-th at first."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.net = nn.Linear(steps + 1, 1, bias=False)
+        self.after(0)
+
+    def after(self, step: int) -> None:
+        with torch.no_grad():
+            self.net.weight.copy_(torch.eye(self.net.in_features)[step : step + 1])
+
+
+@pytest.mark.parametrize("width", [0.001, 0.01, 0.05, 0.06, 0.1, 0.2, 0.28])
+@pytest.mark.parametrize(("steps", "skipped"), [(10, 0), (1000, 0), (30, 2)])
+def test_the_start_has_no_part_in_any_average(width, steps, skipped):
+    """After a tenth of any run its weight is below 1 %, whatever `ema` is, also where the first steps are skipped."""
+    config = TrainConfig(steps=steps, ema=width, optimizer="adamw")
+    model = _Steps(steps)
+    state = State(model, config, Plain(lambda model, batch: batch.x.mean(1)))
+    for step in range(1, steps + 1):
+        model.after(step)
+        if step <= skipped:
+            state.unseen += config.batch
+            state.step, state.samples = step, state.samples + config.batch
+            continue
+        state.average(config.batch)
+        for ema in (state.ema, *state.averages.each):
+            weights = ema.denoiser.net.weight[0]
+            assert float(weights[: skipped + 1].sum()) == 0.0 or step < steps / 10
+            assert float(weights.sum()) == pytest.approx(1, abs=1e-4)

@@ -91,7 +91,7 @@ def test_occasions_are_those_of_the_loop(tmp_path):
     assert len(list((run.path / "averages").iterdir())) == occasions.snapshots(whole, count)
     assert len(list((run.path / "samples").iterdir())) == occasions.grids(whole, count) + 1
     scored = sum("valid_raw" in line for line in run.metrics)
-    cost = 3 * 9 / 3  # a draw a bin: two sets of weights and training samples, forward alone
+    cost = 3 * 18 / 3  # two draws a bin: two sets of weights and training samples, forward alone
     often, seldom, _ = occasions.validations(cost, 0.0, 60.0 * 16)
     assert scored == max(1, often) == 1 and seldom == 0
     logged = sum("loss" in line for line in run.metrics)

@@ -83,6 +83,18 @@ def test_a_step_that_is_not_finite_is_skipped_and_named(bad, words):
     assert all(finite(value) for value in state.tensors().values())
 
 
+def test_the_start_has_no_part_in_the_average_though_the_first_steps_are_skipped():
+    """They are counted as seen; the first that is taken replaces what the weights were."""
+    net, config = model(Bad([1, 2])), settings()
+    state = State(net, config)
+    steps = fit(net, DATA, config, None, None, state)
+    found = [next(steps) for _ in range(3)]
+    assert [p.incident is None for p in found] == [False, False, True] and state.unseen == 14
+    assert all(
+        torch.equal(a, b) for a, b in zip(state.ema.state_dict().values(), net.net.state_dict().values(), strict=True)
+    )
+
+
 def test_without_a_way_back_the_loop_stops_after_some():
     net, config = model(Bad([3, 5, 6, 7])), settings()
     with pytest.raises(SfumatoError, match=f"{STRIKES} steps of .* could not be taken; .* output"):

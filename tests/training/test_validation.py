@@ -217,14 +217,14 @@ def test_judged_are_samples_of_all_classes():
 
 
 def test_a_slow_run_of_minutes_is_not_overspent():
-    """Its pace is looked at first: 20 samples a second for a minute bear 9 triples, not 126."""
+    """Its pace is looked at first: 20 samples a second for a minute bear 18 triples, not 126."""
     state, config = State(denoiser(), settings(steps=None, minutes=1.0)), settings(steps=None, minutes=1.0)
     sides = Labelled(DATA, None), Labelled(HOLDOUT, None)
     own = Judge(state, config, *sides)
     assert own.at(0.0, 0.01, ALONE) is None and state.triples == 0
     state.samples = 1200
     last = own.at(0.99, 1.0, ALONE)
-    assert state.triples == len(last.triples.sample) == BINS
+    assert state.triples == len(last.triples.sample) == 2 * BINS
     fast = State(denoiser(), config)
     fast.samples = 40_000
     Judge(fast, config, *sides).at(0.4, 0.5, ALONE)

@@ -15,7 +15,7 @@ from sfumato.training.state import State
 from sfumato.training.validation import BINS, Measure, Validation
 from sfumato.world import World
 
-_KNOWN = 0.02  # of a budget in minutes: what is used until its pace says how many samples it comes to
+_KNOWN = 0.05  # of a budget in minutes: what is used until its pace says how many samples it comes to
 
 
 class Labelled(NamedTuple):

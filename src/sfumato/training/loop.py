@@ -244,6 +244,8 @@ def _skip(state: State, config: TrainConfig, batch: Batch, batches: Batches, lr:
     where, lost = find(state.denoiser, state.goal, batch, world)
     state.step += 1
     rows = batches.rows(state.samples, config.batch).tolist()
+    if state.unseen == state.samples:
+        state.unseen += config.batch
     state.samples += config.batch
     recent = [step for step in state.strikes if step > state.step - WINDOW]
     state.strikes = [*recent, *[state.step] * (STRIKES if lost else 1)]

@@ -33,9 +33,9 @@ def validations(losses: float, gradients: float, total: float) -> tuple[int, int
 
 def triples(total: float, levels: int) -> int:
     """Fixed draws, a multiple of the levels: up to 14 a level where `total` samples bear them four times, and up to 112
-    where they bear them as often as a run is validated."""
+    where they bear them as often as a run is validated. At least two a level, without which there is no interval."""
     borne = max(min(14 * levels, LOSSES * total / 4), min(112 * levels, LOSSES * total / TIMES[0]))
-    return max(levels, int(borne) // levels * levels)
+    return max(2 * levels, int(borne) // levels * levels)
 
 
 def due(count: int, before: float, after: float) -> bool:

@@ -22,7 +22,7 @@ from sfumato.training.parallel import assign, sharding
 from sfumato.training.shards import Shards
 from sfumato.world import ALONE, World
 
-_COUNTERS = ("step", "samples", "elapsed", "strikes", "rollbacks", "slower", "triples", "spent")
+_COUNTERS = ("step", "samples", "elapsed", "strikes", "rollbacks", "slower", "triples", "spent", "unseen")
 
 
 class State:
@@ -33,8 +33,8 @@ class State:
     (loss, gradient norm, steps) since the last line of the log. micro: samples that are computed at once. strikes: the
     last steps that were skipped; rollbacks: how often the run went back; slower: what the learning rate has been
     multiplied by since. triples: fixed draws of a validation, 0 before the first. spent: seconds of the run that did
-    not go into steps, by what they went into. sharded: whether this process holds shards, of a network that all of
-    `world` hold together.
+    not go into steps, by what they went into. unseen: samples of the steps that were skipped before any was taken.
+    sharded: whether this process holds shards, of a network that all of `world` hold together.
     """
 
     def __init__(self, denoiser: Any, config: TrainConfig, goal: Goal | None = None, world: World = ALONE) -> None:
@@ -56,6 +56,7 @@ class State:
         self.rollbacks, self.slower = 0, 1.0
         self.triples = 0
         self.spent: dict[str, float] = {}
+        self.unseen = 0
         self.sums = torch.zeros(3, dtype=torch.float64, device=denoiser.device)
 
     @contextmanager
@@ -69,9 +70,10 @@ class State:
 
     def average(self, batch: int) -> None:
         """Take the weights after a step of `batch` samples into the averages, and count the step."""
+        before = 0 if self.samples == self.unseen else self.samples  # the first step that is taken replaces the start
         for each in (self.ema, self.averages):
             if each is not None:
-                each.update(self.samples, self.samples + batch)
+                each.update(before, self.samples + batch)
         self.step += 1
         self.samples += batch
 
