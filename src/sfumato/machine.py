@@ -13,12 +13,16 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from torch import Tensor
+
+T = TypeVar("T")
 
 _STAT = Path("/proc/stat")
 _CGROUP = Path("/sys/fs/cgroup/cpu.max")
@@ -167,3 +171,37 @@ def _count(libc: ctypes.CDLL, change: int) -> None:
             libc.mallopt(parameter, value)
         if not _depth:
             libc.malloc_trim(0)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error is that of a machine without the memory asked for."""
+    # on a CPU torch's allocator and the libraries beneath raise a bare RuntimeError
+    words = ("DefaultCPUAllocator", "std::bad_alloc")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
+def in_parts(work: Callable[[Tensor], T], rows: Tensor, most: int, halve: bool = True) -> list[T]:
+    """work(part) for parts of at most `most` rows; where memory does not suffice, parts are halved from there on."""
+    found: list[T] = []
+    while len(rows):
+        part = rows[:most]
+        try:
+            found.append(work(part))
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error) or len(part) == 1 or not halve:
+                raise
+            most = -(-len(part) // 2)
+        else:
+            rows = rows[len(part) :]
+            continue
+        released()  # only now does nothing hold what failed
+    return found
+
+
+def released() -> None:
+    """Give back what is kept of freed memory, so that it can be taken otherwise."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    libc = _libc()
+    if libc is not None:
+        libc.malloc_trim(0)

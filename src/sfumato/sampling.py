@@ -13,7 +13,7 @@ from sfumato import noise
 from sfumato.compose import Unrolled, guide
 from sfumato.conditions import indices
 from sfumato.errors import SfumatoError
-from sfumato.machine import Threads, kept_memory, threads
+from sfumato.machine import Threads, in_parts, kept_memory, threads
 from sfumato.model import Model
 from sfumato.plans import AnySolver, make_plan
 from sfumato.solvers import Plan, State, Walk
@@ -102,8 +102,9 @@ def sample(
 ) -> Tensor:
     """n samples, (n, *shape), in user units and dtype where the model carries a data spec.
 
-    Runs in batches of `batch`; sample i of a seed does not depend on them. normalised=True keeps the model's units,
-    which is also what stopping at t_stop > 0 returns (a noisy state has no user units). See `trajectory` for the rest.
+    Runs in batches of `batch`, halved where memory does not suffice; sample i of a seed does not depend on them.
+    normalised=True keeps the model's units, which is also what stopping at t_stop > 0 returns (a noisy state has no
+    user units). See `trajectory` for the rest.
 
     Without grad_calls nothing is differentiated. grad_calls="all" gives gradients d(samples)/d(weights, z, ..) of the
     whole walk, grad_calls=K those of the last K calls of the denoiser, what came before being a constant (AlignProp,
@@ -124,17 +125,17 @@ def sample(
     spec = None if normalised or plan.stop > 0 else getattr(model, "spec", None)
     finish = _units(spec, grad_calls is not None)
 
+    def one(part: Tensor) -> Tensor:
+        start, chosen = None if z is None else z[part], {k: v[part] for k, v in labels.items()}
+        walk = trajectory(
+            model, None, None, plan, seed, start, numbers[part], t_start, t_stop, guidance, interval,
+            brownian, grad_calls, checkpoint, **chosen,
+        )  # fmt: skip
+        return finish(_end(walk, follower).cpu())
+
     def own(rows: Tensor) -> Tensor:
-        out = []
-        for part in rows.split(math.ceil(len(rows) / math.ceil(len(rows) / batch))):
-            start = None if z is None else z[part]
-            chosen = {k: v[part] for k, v in labels.items()}
-            walk = trajectory(
-                model, None, None, plan, seed, start, numbers[part], t_start, t_stop, guidance, interval,
-                brownian, grad_calls, checkpoint, **chosen,
-            )  # fmt: skip
-            out.append(finish(_end(walk, follower).cpu()))
-        return torch.cat(out)
+        most = math.ceil(len(rows) / math.ceil(len(rows) / batch))
+        return torch.cat(in_parts(one, rows, most, halve=world.size == 1))  # shards of a network are called in step
 
     keeping = kept_memory(getattr(model, "device", torch.device("cpu")))
     with torch.set_grad_enabled(grad_calls is not None), keeping, threads() as follower:

@@ -50,6 +50,21 @@ def test_from_data_to_samples_in_another_process_with_the_data_gone(call, workpl
     assert "2 classes: dark, light" in call("info", "kept.safetensors")[1]
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="a limit to memory is Linux's")
+def test_where_memory_does_not_suffice_parts_are_halved_and_the_run_goes_on(workplace):
+    """A real limit on a real process: 2,048 samples at once need more than the half gigabyte that is free."""
+    code = (
+        "import sys\nfrom sfumato.training import memory\nmemory.available = lambda: 2.0**29\n"
+        "from sfumato.cli import main\nsys.exit(main(sys.argv[1:]))"
+    )
+    words = "train digits --net tiny --batch 2048 --steps 2 --snapshots 0 --precision float32 -o run --sample-every 0"
+    done = subprocess.run([sys.executable, "-c", code, *words.split()], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "Memory does not suffice for 2048 samples at once" in done.stderr and Path("run/model.safetensors").exists()
+    last = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])
+    assert last["samples"] == 2 * 2048 and np.isfinite(last["loss"])
+
+
 def test_json_is_a_line_a_report_and_ends_with_done(call):
     status, out, err = call("train", "digits", "--steps", 6, "-o", "run", "--json", *SMALL)
     assert status == 0, err

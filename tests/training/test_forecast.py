@@ -186,16 +186,17 @@ def test_memory_that_is_not_there_is_an_error_that_is_caught():
     code = """
 import torch
 from sfumato.training import memory
-from sfumato.training.loop import out_of_memory
+from sfumato.machine import out_of_memory
 memory._SHARE, memory.available = 1.0, lambda: 2.0**28
-memory.limit()
 kept = []
 try:
-    for _ in range(1000):
-        kept.append(torch.ones(2**24))
+    with memory.limited():
+        for _ in range(1000):
+            kept.append(torch.ones(2**24))
 except RuntimeError as error:
     assert out_of_memory(error)
     print(len(kept))
+kept += [torch.ones(2**24) for _ in range(8)]  # after the block there is no limit
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr

@@ -5,13 +5,14 @@ import torch
 from torch import nn
 
 from sfumato import nets, noise
+from sfumato.machine import out_of_memory
 from sfumato.model import Denoiser
 from sfumato.objectives import times, weights
 from sfumato.process import Gaussian
+from sfumato.sampling import sample
 from sfumato.schedules import Flow
 from sfumato.training import State, TrainConfig, fit
 from sfumato.training.goal import Denoising
-from sfumato.training.loop import out_of_memory
 
 DATA = noise.normal(3, range(60), (5,), noise.DATA, dtype=torch.float64)
 LABELS = torch.arange(60) % 3
@@ -64,6 +65,18 @@ class Small(nn.Module):
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: not enough memory: you tried")
         self.seen.append(len(x))
         return self.net(x, level, **cond)
+
+
+@pytest.mark.parametrize("most", [5, 1])
+def test_sampling_and_validation_halve_their_parts_too(most):
+    model, small = denoiser(), denoiser()
+    small.net = Small(small.net, most)
+    ours, theirs = (sample(each, z=DATA[:12], steps=4, label=1) for each in (model, small))
+    assert torch.allclose(ours, theirs, atol=1e-12) and max(small.net.seen) <= most
+    goal = Denoising(times.NAMED["uniform"](), None, 0)
+    cond = {"label": LABELS}
+    whole, parts = (goal.measure(each, DATA, cond, 16, 16).measure(each, None) for each in (model, small))
+    assert whole.raw == pytest.approx(parts.raw, rel=1e-12) and max(small.net.seen) <= most
 
 
 @pytest.mark.parametrize(("most", "parts"), [(9, 8), (2, 2), (1, 1)])

@@ -16,6 +16,7 @@ from sfumato.cli.sample import draw
 from sfumato.training.console import Console
 from sfumato.training.control import say
 from sfumato.training.loop import Progress
+from sfumato.training.memory import limited
 from sfumato.training.run import Run
 from sfumato.training.run import resume as resume_run
 from sfumato.training.run import train as train_run
@@ -55,12 +56,14 @@ def greet(voice: Voice) -> Callable[[Session], None]:
     return say
 
 
+@limited()
 def train(options: Any, voice: Voice) -> None:
     settings = train_config(options).to_dict()
     data, out = settings.pop("data"), settings.pop("out")
     _finish(train_run(data, out, console=console(voice), on_start=greet(voice), **settings), voice)
 
 
+@limited()
 def resume(options: Any, voice: Voice) -> None:
     given = {name: getattr(options, name) for name in ("minutes", "steps", "parallel")}
     changes = {name: value for name, value in given.items() if value is not None}
@@ -74,6 +77,7 @@ def control(options: Any, voice: Voice) -> None:
     voice.say(f"Said {options.word} to {path}; a process that trains it hears it within a second or a step.")
 
 
+@limited()
 def demo(options: Any, voice: Voice) -> None:
     folder = free(options.out)
     if folder != options.out:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from sfumato import noise
 from sfumato.belief import Estimate, broadcast
 from sfumato.levels.bins import Bins
+from sfumato.machine import in_parts
 from sfumato.process import Gaussian
 from sfumato.schedule import Time
 from sfumato.world import ALONE, World
@@ -109,8 +110,9 @@ class Draws:
         """
 
         def own(index: Tensor) -> Tensor:
-            parts = index.split(-(-self.batch // world.size))
-            return torch.cat([losses(model, self.take(part)).double().cpu() for part in parts])
+            most, alone = -(-self.batch // world.size), world.size == 1
+            found = in_parts(lambda part: losses(model, self.take(part)).double().cpu(), index, most, halve=alone)
+            return torch.cat(found)
 
         with evaluating(model):
             return world.mapped(own, self.index)

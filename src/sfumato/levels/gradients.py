@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from sfumato import noise
 from sfumato.levels.draws import ByLevel, Draws, evaluating, losses
+from sfumato.machine import in_parts
 from sfumato.world import ALONE, World, local
 
 NAN = math.nan
@@ -96,11 +97,20 @@ def measure(model: Any, draws: Draws, factor: Tensor, micro: int, size: int, wor
 def _gradient(
     model: Any, draws: Draws, factor: Tensor, part: Tensor, parameters: list[nn.Parameter], world: World
 ) -> list[Tensor]:
-    with torch.enable_grad():
-        found = losses(model, draws.take(part))
-        loss = (factor[part].to(found) * found).mean()
-        grads = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for g, p in zip(grads, parameters, strict=True)]
+    """Of the mean over a part, which may be larger than what is computed at once."""
+    sums = [torch.zeros_like(p, requires_grad=False) for p in parameters]
+
+    def add(rows: Tensor) -> None:
+        with torch.enable_grad():
+            found = losses(model, draws.take(rows))
+            loss = (factor[rows].to(found) * found).mean() * (len(rows) / len(part))
+            grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for each, grad in zip(sums, grads, strict=True):
+            if grad is not None:
+                each.add_(grad)
+
+    in_parts(add, part, draws.batch)
+    return sums
 
 
 def _shard_of_gradient(

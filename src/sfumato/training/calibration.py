@@ -24,13 +24,14 @@ from sfumato.data import Source
 from sfumato.data.memory import available
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
+from sfumato.machine import out_of_memory
 from sfumato.plans import make_plan
 from sfumato.training import checkpoint, memory, occasions, snapshots
 from sfumato.training.config import from_dict
 from sfumato.training.console import Silent
 from sfumato.training.costs import BASE64, Costs, Snapshots, Twice, step_seconds, steps_of
 from sfumato.training.judging import Labelled, judge
-from sfumato.training.loop import Progress, fit, out_of_memory
+from sfumato.training.loop import Progress, fit
 from sfumato.training.precision import compute_dtype, device_of
 from sfumato.training.report import write as write_report
 from sfumato.training.run import prepared
@@ -252,9 +253,8 @@ def main() -> None:
     try:
         device = device_of(job["config"]["device"])
         free = _free(device)
-        if device.type == "cpu":  # a driver reserves far more than it takes
-            memory.limit()
-        told = {"train": train, "sample": sample}[job["what"]](job, free)
+        with memory.limited():
+            told = {"train": train, "sample": sample}[job["what"]](job, free)
     except SfumatoError as error:
         told = {"error": str(error)}
     except (RuntimeError, MemoryError) as error:

@@ -75,4 +75,4 @@ def judge(
 
     held = prepared(Labelled(x, labels), count, config.seed)
     beside = None if train is None else prepared(train, len(held[0]), config.seed)
-    return state.goal.measure(model, *held, count, config.batch, beside)
+    return state.goal.measure(model, *held, count, min(config.batch, state.micro), beside)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from sfumato.data.rows import Samples
 from sfumato.errors import SfumatoError
-from sfumato.machine import kept_memory, threads
+from sfumato.machine import kept_memory, out_of_memory, released, threads
 from sfumato.training.batches import Batches
 from sfumato.training.compiling import Compiler
 from sfumato.training.config import TrainConfig
@@ -215,8 +215,7 @@ def gradients(shared: nn.Module, batch: Batch, total: int, state: State, world: 
             if not out_of_memory(error) or largest == 1 or world.size > 1:
                 raise
             state.micro = -(-largest // 2)
-        if batch.x.is_cuda:
-            torch.cuda.empty_cache()
+        released()
 
 
 def _in_parts(shared: nn.Module, batch: Batch, scale: float, state: State) -> Tensor:
@@ -231,12 +230,6 @@ def _in_parts(shared: nn.Module, batch: Batch, scale: float, state: State) -> Te
             (losses.sum() * scale).backward()
         found.append(losses.detach())
     return torch.cat(found)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error is that of a machine without the memory asked for."""
-    # torch's allocator for the CPU raises a bare RuntimeError
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _skip(state: State, config: TrainConfig, batch: Batch, batches: Batches, lr: float, world: World) -> Incident:

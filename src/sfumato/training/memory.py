@@ -5,7 +5,11 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 from sfumato.data.memory import available
 
@@ -28,13 +32,16 @@ def held(largest: bool = True) -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def limit() -> None:
-    """From here on an allocation beyond what is free now fails, and can be answered, before the system ends a process.
+@contextmanager
+def limited() -> Iterator[None]:
+    """Within the block an allocation beyond what is free now fails, and can be answered by taking smaller parts.
 
-    Linux promises more memory than there is, and ends a process once it is used. Nothing happens on other systems.
+    Linux promises more memory than there is, and ends a process once it is used. Nothing happens on other systems, nor
+    where there is a GPU, whose driver reserves far more than it takes.
     """
     room, reserved = available(), _status("VmData")
-    if reserved is None or not math.isfinite(room):
+    if reserved is None or not math.isfinite(room) or torch.cuda.is_available():
+        yield
         return
     import resource
 
@@ -42,6 +49,10 @@ def limit() -> None:
     most = reserved + int(_SHARE * room) + _STACK * (os.cpu_count() or 1)
     others = [each for each in (now, hard) if each != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_DATA, (min([most, *others]), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (now, hard))
 
 
 def yielding() -> None:

@@ -97,7 +97,7 @@ class Session:
         """Train to the end of the budget; KeyboardInterrupt, between two steps, where a signal asks to stop."""
         if self.state.step == 0:
             self.save()  # an early stop has something to go on from, and a full disk shows now
-        ear = Ear(self.path)
+        ear, micro = Ear(self.path), min(self.state.micro, self.config.batch)
         # closed in every case, so that no thread that fetches data outlives the run
         with Interruption() as interruption, closing(self._steps()) as steps:
             for progress in steps:
@@ -105,6 +105,12 @@ class Session:
                     self.log.write(progress.to_dict())
                     self.loggers.line(progress.to_dict())
                 self.console(progress)
+                if progress.micro < micro:
+                    self.console.note(
+                        f"Memory does not suffice for {micro} samples at once: from step {progress.step:,} on they are "
+                        f"computed in parts of {progress.micro}, which changes nothing else."
+                    )
+                    micro = progress.micro
                 if progress.advice is not None:
                     self.console.note(progress.advice)
                 if progress.incident is not None:
