@@ -98,6 +98,8 @@ def rehearse(session: Session, started: float) -> tuple[Costs, int]:
     one = {"settings": _bytes(path / "config.yaml")}
     start = time.time() - started
     endless = config.replace(steps=1 << 40) if config.steps else config.replace(minutes=1e9)
+    if config.compile == "auto":  # what a long run may gain beside its steps, it cannot be promised
+        endless = endless.replace(compile="never")
     (x, labels), _ = session.parts()
     loop: Any = fit(session.denoiser, x, endless, labels, None, session.state)
     with closing(loop):  # which holds what it has freed, and so does all that happens between steps
