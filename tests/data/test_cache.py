@@ -76,6 +76,8 @@ def test_the_second_start_decodes_nothing_and_finds_the_same(folder, kept, monke
     assert data.DataSpec.fit(plain).to_dict() == data.DataSpec.fit(first).to_dict()
     monkeypatch.setattr("sfumato.data.spec.statistics", None)  # nor does it take the figures again
     assert data.DataSpec.fit(second).to_dict() == data.DataSpec.fit(first).to_dict()
+    with pytest.raises(TypeError):
+        data.inspect(second)  # figures of all samples, which nobody has asked for yet
     assert not list(kept.glob("*.tmp")) and not list(kept.glob("*.lock"))
 
 

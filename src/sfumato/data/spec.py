@@ -78,7 +78,7 @@ class DataSpec:
         indices = torch.as_tensor(indices, dtype=torch.int64)
         if not len(indices):
             raise SfumatoError(f"{source.name}: there are no samples to take statistics of")
-        figures = _statistics(source, indices)
+        figures = figures_of(source, indices)
         return cls(
             shape=source.shape,
             dtype=str(source.x.dtype).removeprefix("torch."),
@@ -248,11 +248,13 @@ class DataSpec:
         )
 
 
-def _statistics(source: "Source", indices: Tensor) -> Statistics:
-    """The figures of these samples; those of a source with an identity are computed once and kept in the cache."""
+def figures_of(source: "Source", indices: Tensor | None = None) -> Statistics:
+    """The figures of these samples, or of all; those of a source with an identity are computed once and kept in the
+    cache."""
     key = None
     if source.identity is not None:
-        key = cache.identity(["statistics", source.identity, blake2b(indices.numpy().tobytes()).hexdigest()])
+        chosen = None if indices is None else blake2b(indices.numpy().tobytes()).hexdigest()
+        key = cache.identity(["statistics", source.identity, chosen])
     return cache.remembered(key, lambda: statistics(source.x, indices), _figures, asdict)
 
 

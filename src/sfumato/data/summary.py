@@ -5,9 +5,11 @@ from typing import Any
 
 import torch
 
-from .normaliser import CHUNK_ENTRIES, statistics
+from . import cache
+from .normaliser import CHUNK_ENTRIES
 from .rows import Samples
 from .source import Size, Source, class_counts, open
+from .spec import figures_of
 
 
 def inspect(obj: Any, labels: Any = None, size: Size | None = None) -> dict[str, Any]:
@@ -15,7 +17,7 @@ def inspect(obj: Any, labels: Any = None, size: Size | None = None) -> dict[str,
     one); JSON-able.
     """
     source = obj if isinstance(obj, Source) else open(obj, labels=labels, size=size)
-    figures = statistics(source.x)
+    figures = figures_of(source)
     train, holdout = source.split()
     return {
         "name": source.name,
@@ -30,10 +32,15 @@ def inspect(obj: Any, labels: Any = None, size: Size | None = None) -> dict[str,
         "classes": class_counts(source),
         "train": len(train),
         "holdout": len(holdout),
-        "duplicates": duplicates(source.x),
+        "duplicates": _duplicates(source),
         "skipped": [{"path": path, "reason": reason} for path, reason in source.skipped],
         "notes": list(source.notes),
     }
+
+
+def _duplicates(source: Source) -> int:
+    key = None if source.identity is None else cache.identity(["duplicates", source.identity])
+    return cache.remembered(key, lambda: duplicates(source.x), int, int)
 
 
 def duplicates(x: Samples) -> int:
