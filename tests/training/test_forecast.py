@@ -21,7 +21,7 @@ from sfumato.training.costs import Costs, Snapshots, Twice
 SMALL = {"net": "tiny", "batch": 16, "steps": 24, "precision": "float32"}
 X = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32)
 ONE = {
-    "checkpoint": 100, "model": 30, "snapshot": 7, "change": 4, "grid": 4, "last_grid": 5, "line": 2,
+    "checkpoint": 100, "model": 30, "snapshot": 7, "change": 4, "copies": 6, "grid": 4, "last_grid": 5, "line": 2,
     "validation_line": 20, "report": 9, "settings": 3,
 }  # fmt: skip
 
@@ -76,7 +76,7 @@ def test_held_up_steps_do_not_count_and_the_interval_is_that_of_the_deciles():
 def test_the_folder_is_the_sum_of_its_files():
     parts = costs.disk(priced(), settings(snapshots=8, sample_every=40), 100, 105.0)
     assert parts == {
-        "checkpoints": 100, "model": 30, "averages": 7 + 7 * 4, "samples": 13, "log": 200,
+        "checkpoints": 100, "model": 30, "averages": 7 + 7 * 4, "samples": 13 + 6, "log": 200,
         "report": 9 + round(13 * 4 / 3), "settings": 3,
     }  # fmt: skip
     assert costs.disk(priced(), settings(checkpoint_every=1), 100, 105.0)["checkpoints"] == 200  # the last two are kept

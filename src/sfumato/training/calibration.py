@@ -8,6 +8,7 @@ that a run does beside them, so that its largest memory is a run's largest memor
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
@@ -30,6 +31,7 @@ from sfumato.training import checkpoint, memory, occasions, snapshots
 from sfumato.training.config import from_dict
 from sfumato.training.console import Silent
 from sfumato.training.costs import BASE64, Costs, Snapshots, Twice, step_seconds, steps_of
+from sfumato.training.costs import loop as summed
 from sfumato.training.judging import Labelled, judge
 from sfumato.training.loop import Progress, fit
 from sfumato.training.precision import compute_dtype, device_of
@@ -114,19 +116,22 @@ def rehearse(session: Session, started: float) -> tuple[Costs, int]:
         grid = _grids(session, occasions.grids(config, many), total, one)
         saving = timed(lambda: session.save(model=True)) + timed(lambda: write_report(path))
         threads = torch.get_num_threads()
-    end = _end(session, total, one)
-    return Costs(start, first, found, losses, gradients, work, grid, averages, saving, end, one), threads
+    known = Costs(start, first, found, losses, gradients, work, grid, averages, saving, 0.0, one)
+    state, seconds = session.state, summed(known, config, many, step_seconds(found).value)[0]
+    state.step, state.samples, state.elapsed = many, many * config.batch, max(seconds, 60 * (config.minutes or 0.0))
+    return dataclasses.replace(known, end=_end(session, one)), threads
 
 
-def _end(session: Session, total: float, one: dict[str, int]) -> float:
-    """Seconds of what follows the last step; bytes of all that is left."""
-    path, layout = session.path, session.layout(total, True)
-    seconds = timed(lambda: session.save(model=True)) + timed(lambda: session.grid(layout))
-    seconds += timed(lambda: write_report(path)) + timed(lambda: artefact.load(path))
-    pictures = [_bytes(each) for each in sorted((path / "samples").iterdir())]
+def _end(session: Session, one: dict[str, int]) -> float:
+    """Seconds of what follows the last step; bytes of all that is left. The counters are those of the run's end."""
+    path = session.path
+    seconds = timed(session.end) + timed(lambda: write_report(path)) + timed(lambda: artefact.load(path))
+    pictures = [_bytes(each) for each in sorted((path / "samples").glob("step_*.png"))]
     one["checkpoint"], one["model"] = _bytes(checkpoint.found(path)[0]), _bytes(path / artefact.FILE)
     one["last_grid"] = pictures[-1]
     one["report"] = max(0, _bytes(path / "report.html") - round(BASE64 * sum(pictures)))
+    one["settings"] += sum(_bytes(each) for each in path.glob("*.json"))
+    one["copies"] = _bytes(path / "samples") - sum(pictures)
     return seconds
 
 

@@ -148,7 +148,7 @@ def disk(costs: Costs, config: TrainConfig, steps: int, seconds: float) -> dict[
         "checkpoints": kept * one["checkpoint"],
         "model": one["model"],
         "averages": alone * one["snapshot"] + (averages - alone) * one["change"],
-        "samples": pictures,
+        "samples": pictures + one["copies"],
         "log": math.ceil(steps / occasions.log_every(config)) * one["line"] + often * one["validation_line"],
         "report": one["report"] + round(BASE64 * shown),
         "settings": one["settings"],

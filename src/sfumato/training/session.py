@@ -118,11 +118,15 @@ class Session:
                 if self._heard(ear, interruption):
                     raise KeyboardInterrupt
                 self._events(progress)
+        self.end()
+        self.world.lead(None)  # the others go on once everything is written
+
+    def end(self) -> None:
+        """What is left once the budget is used."""
         began = time.monotonic()
         self.save(model=True)
         self.draw()
         self.close_books(self.copies(), time.monotonic() - began)
-        self.world.lead(None)  # the others go on once everything is written
 
     def _heard(self, ear: Ear, interruption: Interruption) -> bool:
         """Do what was said through the folder (`control`); whether to stop, which all processes do at one step."""
