@@ -2,9 +2,9 @@
 
     python benchmarks/busy.py [--seconds 20]
 
-A process that counts keeps one core busy. With a fixed number of threads each operation waits for the thread that shares
-its core; by default the number follows what others leave of the machine. Each case has a process of its own and some
-seconds; the figure is samples a second (training) and network calls of 64 samples a second (sampling).
+A process that counts keeps one core busy. With a fixed number of threads each operation waits for the thread that
+shares its core; by default the number follows what others leave of the machine. Each case has a process of its own and
+some seconds; the figure is samples a second (training) and network calls of 64 samples a second (sampling).
 """
 
 from __future__ import annotations
