@@ -162,11 +162,39 @@ def show(title: str, rows: list[dict[str, Any]], best: float) -> None:
         )
 
 
+def draw(result: dict[str, Any]) -> None:
+    """results/training.png: GFLOP/s of training and images a second of sampling, a bar a candidate."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    threads, found = next(iter(result["training"].items()))
+    panels = (
+        ("gflops", f"Training, batch {BATCH}, {threads} thread: GFLOP/s", found["rows"]),
+        ("gflops", f"Sampling, {CALLS} calls of {BATCH}, {threads} thread: GFLOP/s", result["sampling"][threads]),
+    )
+    figure, axes = pyplot.subplots(1, 2, figsize=(13, 4.6), sharex=True)
+    for axis, (key, title, rows) in zip(axes, panels, strict=True):
+        rows = sorted(rows, key=lambda row: row[key])
+        names = [f"{row['name']}, {row['mode']}" for row in rows]
+        colours = ["#b5503c" if row["name"].startswith("sfumato") else "#8a94a6" for row in rows]
+        bars = axis.barh(names, [row[key] for row in rows], color=colours)
+        axis.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
+        axis.axvline(found["peak"]["bfloat16"], color="black", linewidth=0.8, linestyle=":")
+        axis.set_title(title + " (dotted: bfloat16 peak)", fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(HERE / "results" / "training.png", dpi=130)
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 4, 16, 256])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--draw", action="store_true", help="draw what was measured before")
     parser.add_argument("--compiled", action="store_true", help="compiled networks too: a minute or two each")
     parser.add_argument("--one", nargs=4, metavar=("NAME", "MODE", "BATCH", "WORK"), help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -200,6 +228,7 @@ def main() -> None:
         result["sampling"][threads] = rows
         show(f"Sampling with {CALLS} calls, batch {BATCH}, threads {threads}", rows, best["bfloat16"])
         save(result)
+    draw(result)
     few = [pair for pair in eager if pair[0] in ("sfumato UNet", "diffusers", "azula")]
     result["batches"], best = {}, result["training"][options.threads[0]]["peak"]
     for batch in options.batches:
