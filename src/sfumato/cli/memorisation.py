@@ -55,5 +55,5 @@ def _data(options: Any) -> tuple[str, str | None, int | None]:
 def _draw(path: Path, found: Memorisation, denoiser: Denoiser) -> None:
     picture = pairs_picture(found, denoiser.spec)
     if picture is None:
-        raise SfumatoError("There are no nearest samples to draw")
+        raise SfumatoError("Points of a plane have no picture of pairs: leave --out away")
     save_png(picture, path)

@@ -97,6 +97,8 @@ class Session:
         """Train to the end of the budget; KeyboardInterrupt, between two steps, where a signal asks to stop."""
         if self.state.step == 0:
             self.save()  # an early stop has something to go on from, and a full disk shows now
+        if self.world.leads:
+            (self.path / summary.FILE).unlink(missing_ok=True)  # what is said of a run that goes on is no longer so
         ear, micro = Ear(self.path), min(self.state.micro, self.config.batch)
         # closed in every case, so that no thread that fetches data outlives the run
         with Interruption() as interruption, closing(self._steps()) as steps:

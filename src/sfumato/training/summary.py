@@ -25,7 +25,7 @@ from sfumato.training.folder import newest_step, read
 from sfumato.training.triples import BANDS, Triples, trend
 from sfumato.training.triples import read as triples_of
 
-FILE = "report.json"
+FILE, VERSION = "report.json", 1
 _QUARTER = 0.75
 _LITTLE = 0.02  # of the loss: a change that is known to be less is none
 Facts = dict[str, Any]
@@ -38,19 +38,20 @@ def write(run: Path, spent: dict[str, float], memorisation: Facts | None, why: s
     why it was not measured.
     """
     lines = read(run / "metrics.jsonl")
-    facts = {**_trained(run, lines), "holdout": _holdout(lines), "time": _time(lines, spent)}
+    facts = {"version": VERSION, **_trained(run, lines), "holdout": _holdout(lines), "time": _time(lines, spent)}
     facts |= {"memorisation": memorisation, "memorisation_missing": why, "next": _next(run, facts)}
     write_text(run / FILE, json.dumps(facts, indent=1, allow_nan=False) + "\n")
     return facts
 
 
 def load(run: Path) -> Facts | None:
-    """What `write` left; None where there is nothing."""
+    """What `write` left; None where there is nothing, or what another version left."""
     path = run / FILE
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        facts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError:
         raise SfumatoError(f"{path} is damaged: it is no JSON.") from None
+    return facts if facts.get("version") == VERSION else None
 
 
 def _trained(run: Path, lines: Sequence[Facts]) -> Facts:
@@ -204,7 +205,7 @@ def holdout_words(found: Facts) -> list[str]:
         )
     gap = found["gap"]
     if gap is not None and gap["low"] is not None:
-        told = "nothing learned by heart" if gap["low"] <= 0 else "the model knows its training samples better"
+        told = "none that these triples tell" if gap["low"] <= 0 else "the model knows its training samples better"
         lines.append(f"Gap to training samples {figure(gap, '+.4f')}: {told}.")
     if found["average"] is not None and found["average"]["low"] is not None:
         best = best_weights(found)
