@@ -249,7 +249,7 @@ def compare(
 
 
 def pairs_picture(found: Memorisation, spec: Any) -> Any:
-    """The samples nearest to training samples in a row, and these below; None where none are kept, or points of a plane."""
+    """The samples nearest to training samples in a row, and these below; None for points, or where none are kept."""
     if found.shown is None or found.shown[0].shape[1:] == (2,):
         return None
     x = torch.cat([each.float() for each in found.shown])
