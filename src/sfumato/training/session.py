@@ -207,7 +207,7 @@ class Session:
             return
         every = self.config.sample_every
         if every is None:
-            now = before < 0.5 <= progress.fraction and self.bears(GRID) >= _LEAST_GRID
+            now = before < 0.5 <= progress.fraction and self.halfway()
         else:
             now = bool(every) and progress.step % every == 0
         if now:
@@ -310,6 +310,10 @@ class Session:
         # a call of the network is a third of a training sample's work
         calls = GRID_STEPS * (1 + bool(self.state.ema)) * (1 + bool(self.source.classes))
         return int(3 * share * total / calls)
+
+    def halfway(self, total: float | None = None) -> bool:
+        """Whether a run of `total` samples (this one) bears a grid on the way that nobody asked for."""
+        return self.bears(GRID, total) >= _LEAST_GRID
 
     def layout(self, total: float, last: bool) -> Layout:
         """As many samples as a run of `total` samples can bear."""
