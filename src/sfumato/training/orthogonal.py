@@ -74,12 +74,15 @@ def directions(updates: Sequence[Tensor], dtype: torch.dtype | None = None) -> l
 
 
 def owners(shapes: Sequence[Shape], size: int) -> list[int]:
-    """The process of each matrix: the costliest first, each to whoever has least to do so far."""
+    """The process of each matrix: all in a row, those of one shape side by side, cut into `size` parts of equal work.
+
+    So few shapes are cut, and what goes through the steps together stays together.
+    """
     work = [min(shape) ** 2 * (4 * max(shape) + 24 * min(shape)) for shape in shapes]
-    found, load = [0] * len(shapes), [0] * size
-    for i in sorted(range(len(shapes)), key=lambda i: -work[i]):
-        found[i] = load.index(min(load))
-        load[found[i]] += work[i]
+    found, done, total = [0] * len(shapes), 0.0, sum(work)
+    for i in sorted(range(len(shapes)), key=lambda i: (-work[i], shapes[i])):
+        found[i] = min(size - 1, int((done + work[i] / 2) / total * size))
+        done += work[i]
     return found
 
 

@@ -8,6 +8,7 @@ Source: Zhao et al. 2023 (2304.11277), as torch.distributed.fsdp.fully_shard.
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -43,8 +44,20 @@ def shared(model: Any, goal: Goal, world: World) -> nn.Module:
     losses = Losses(model, goal)
     if world.size == 1 or in_shards(model.net):
         return losses
+    for p in model.net.parameters():
+        p.data = _as_gradients_lie(p.data)
     # buffers change by what all processes know, and so they are equal
-    return DistributedDataParallel(losses, broadcast_buffers=False, gradient_as_bucket_view=True)
+    known = inspect.signature(DistributedDataParallel).parameters
+    how: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+    return DistributedDataParallel(losses, gradient_as_bucket_view=True, **how)
+
+
+def _as_gradients_lie(kernel: Tensor) -> Tensor:
+    """A kernel of one input with the strides that convolutions give its gradient; the memory is the same."""
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if kernel.ndim not in layouts or kernel.shape[1] != 1:
+        return kernel
+    return kernel.as_strided(kernel.shape, torch.empty_like(kernel, memory_format=layouts[kernel.ndim]).stride())
 
 
 def quiet(losses: nn.Module, last: bool) -> Any:
