@@ -142,10 +142,10 @@ def test_a_run_of_four_processes_in_shards_goes_on_in_one_and_back(data, tmp_pat
 @pytest.mark.slow
 def test_a_run_in_shards_that_is_killed_goes_on(data, tmp_path):
     """kill -9 of all processes while they write checkpoints without a pause: bitwise the run that was not."""
-    out, how = tmp_path / "run", ["--steps", "150", "--parallel", "fsdp", "--checkpoint-every", "0.001"]
+    out, how = tmp_path / "run", ["--steps", "60", "--parallel", "fsdp", "--checkpoint-every", "0.001"]
     cli(2, "train", data, "-o", tmp_path / "whole", *WORDS, *how)
     command = [*LAUNCH, "2", "-m", "sfumato.cli", "train", str(data), "-o", str(out), *WORDS, *how]
-    for kill in range(3):
+    for kill in range(2):
         started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         begun = checkpoint.found(out)
         while checkpoint.found(out)[:1] == begun[:1] and started.poll() is None:
@@ -156,7 +156,7 @@ def test_a_run_in_shards_that_is_killed_goes_on(data, tmp_path):
             os.kill(each, signal.SIGKILL)
         started.wait()
         command = [*LAUNCH, "2", "-m", "sfumato.cli", "resume", str(out)]
-    assert 0 < checkpoint.latest(out)[0]["counters"]["step"] < 150
+    assert 0 < checkpoint.latest(out)[0]["counters"]["step"] < 60
     cli(2, "resume", out)
     one, two = (checkpoint.latest(path)[1] for path in (tmp_path / "whole", out))
     assert all(torch.equal(one[name], two[name]) for name in one)
