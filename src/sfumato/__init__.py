@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sfumato.compose import Rescheduled as Rescheduled
     from sfumato.compose import guide as guide
     from sfumato.dae import DenoisingAutoencoder as DenoisingAutoencoder
+    from sfumato.diagnosis import doctor as doctor
     from sfumato.discrete import DiscreteDenoiser as DiscreteDenoiser
     from sfumato.errors import SfumatoError as SfumatoError
     from sfumato.latents import attribute as attribute
@@ -90,6 +91,7 @@ _PUBLIC = {
     "data": "sfumato.data",
     "decode": "sfumato.latents:decode",
     "denoising_loss": "sfumato.objectives:denoising_loss",
+    "doctor": "sfumato.diagnosis:doctor",
     "encode": "sfumato.latents:encode",
     "energy": "sfumato.likelihood:energy",
     "error_budget": "sfumato.budget:error_budget",

@@ -19,6 +19,7 @@ COMMANDS = {
     "resume": "go on with a run that was interrupted",
     "control": "have a run that is under way save, sample, pause, go on or stop",
     "sample": "draw from a model into .png, .npz, .npy or a folder/",
+    "doctor": "say what is wrong with a run or a model, each fault by a code that the docs explain",
     "runs": "list runs side by side, and what tells them apart",
     "average": "make a model whose weights are averaged over another part of its run",
     "tune": "fit a plan of few steps to a model, so that sampling takes less time",
@@ -53,7 +54,7 @@ def usage() -> str:
         "  0    done",
         "  2    a mistake in what was asked for (said in one sentence)",
         "  130  interrupted by Ctrl-C; training saves a checkpoint first",
-        "  1    anything else; certify: a solver breaks a promise",
+        "  1    anything else; certify: a solver breaks a promise; doctor: a fault was found",
     ]
     return "\n".join(lines)
 

@@ -182,6 +182,27 @@ class Runs:
 
 
 @command
+class Doctor:
+    """Say what is wrong with a RUN (finished, stopped or under way) or a model file: each fault by a code.
+
+    It looks at the log, the data, the weights and what the network answers where the truth is known, says what it
+    looked for and what it could not, and writes nothing. Exit status 1 where there is an error. With --json, one JSON
+    object.
+    """
+
+    subject: Annotated[tyro.conf.Positional[str], flag("A run folder or a .safetensors file.", "RUN")]
+    data: Annotated[
+        str | None,
+        flag("A folder of images, a .npy or .npz file, or a built-in set, in the units of the training data; "
+             "without it, that of the run.", "DATA"),
+    ] = None  # fmt: skip
+    labels: Annotated[str | None, flag("A .npy or text file with one class label a sample of DATA.", "FILE")] = None
+    size: Annotated[int | None, flag("Side in pixels that images of DATA are resized to.", "INT")] = None
+    seed: Annotated[int, flag("Seed of the draws.", "INT")] = 0
+    device: Annotated[str, flag("auto (a GPU where there is one), cpu, cuda, cuda:1 ...", "NAME")] = "auto"
+
+
+@command
 class Average:
     """Make a model of a finished RUN whose weights are averaged over another part of it than the run's --ema.
 
@@ -390,5 +411,5 @@ Train, PlanRun = _train("Train", _TRAIN_WORDS), _train("PlanRun", _PLAN_WORDS)
 CLASSES: dict[str, type] = {
     "demo": Demo, "train": Train, "resume": Resume, "sample": Sample, "info": Info, "inspect": Inspect,
     "certify": Certify, "tune": Tune, "likelihood": Likelihood, "average": Average, "runs": Runs, "control": Control,
-    "memorisation": Memorisation, "plan": PlanRun, "explain-objective": ExplainObjective,
+    "memorisation": Memorisation, "plan": PlanRun, "explain-objective": ExplainObjective, "doctor": Doctor,
 }  # fmt: skip

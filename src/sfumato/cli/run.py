@@ -15,7 +15,7 @@ _HOME = {
     "demo": "train", "train": "train", "resume": "train", "sample": "sample", "info": "look", "inspect": "look",
     "certify": "certify", "tune": "tune", "likelihood": "likelihood", "average": "average", "runs": "runs",
     "control": "train", "plan": "plan",
-    "explain-objective": "explain", "memorisation": "memorisation",
+    "explain-objective": "explain", "memorisation": "memorisation", "doctor": "doctor",
 }  # fmt: skip
 
 
@@ -56,4 +56,4 @@ def run(command: str, words: Sequence[str]) -> int:
     module = import_module(f"sfumato.cli.{_HOME[command]}")
     return (
         getattr(module, command.replace("-", "_"))(options, Voice(options.json)) or 0
-    )  # only `certify` has a status of its own
+    )  # only `certify` and `doctor` have a status of their own

@@ -29,7 +29,8 @@ class Incident:
     """A step that was skipped.
 
     step: its number; samples: numbers of the run's samples in its batch, rows: which samples of the training set these
-    are; where: the first part that was not finite, in words; rolled_back: the step that the run went back to.
+    are; where: the first part that was not finite, in words; precision: what the network computed in; rolled_back: the
+    step that the run went back to.
     """
 
     step: int
@@ -37,6 +38,7 @@ class Incident:
     rows: list[int]
     where: str
     lr: float
+    precision: str = "float32"
     rolled_back: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -45,6 +47,12 @@ class Incident:
     def __str__(self) -> str:
         back = "" if self.rolled_back is None else f" Back to step {self.rolled_back:,}, with half the learning rate."
         return f"Step {self.step:,} was skipped: {self.where}.{back}"
+
+
+def precision(model: Any) -> str:
+    """The dtype that a network computes in, by name."""
+    first = next((p.dtype for p in model.net.parameters()), torch.float32)
+    return str(getattr(model, "compute_dtype", None) or first).removeprefix("torch.")
 
 
 def finite(value: Any) -> bool:

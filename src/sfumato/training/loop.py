@@ -25,7 +25,7 @@ from sfumato.training.batches import Batches
 from sfumato.training.compiling import Compiler
 from sfumato.training.config import TrainConfig
 from sfumato.training.goal import Batch, Goal
-from sfumato.training.guard import STRIKES, WINDOW, Incident, find
+from sfumato.training.guard import STRIKES, WINDOW, Incident, find, precision
 from sfumato.training.judging import Judge, Labelled
 from sfumato.training.occasions import log_every
 from sfumato.training.parallel import clip, finite, quiet, settle, shared
@@ -243,7 +243,7 @@ def _skip(state: State, config: TrainConfig, batch: Batch, batches: Batches, lr:
     recent = [step for step in state.strikes if step > state.step - WINDOW]
     state.strikes = [*recent, *[state.step] * (STRIKES if lost else 1)]
     samples = list(range(state.samples - config.batch, state.samples))
-    return Incident(state.step, samples, rows, where, lr)
+    return Incident(state.step, samples, rows, where, lr, precision(state.denoiser))
 
 
 def _progress(

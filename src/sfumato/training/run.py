@@ -106,7 +106,7 @@ def resume(
     if DataSpec.fit(source, source.split(settings.holdout)[0]).to_dict() != spec.to_dict() | {"name": source.name}:
         raise SfumatoError(f"{source.name} is not the data that {path} was trained on: its statistics differ.")
     with joined(device_of(settings.device)) as world:
-        denoiser = _denoiser(nets.from_config(contract["net"]), spec, settings, world.device)
+        denoiser = rebuilt(contract, settings, world.device)
         state = State(denoiser, settings, world=world)
         state.load(tensors, contract["counters"])
         console = console or Console()
@@ -185,6 +185,11 @@ def _denoiser(net: torch.nn.Module, spec: DataSpec, settings: TrainConfig, devic
     denoiser = Denoiser(net, Gaussian(schedule), settings.target, 1.0, spec, variance=settings.variance).to(device)
     denoiser.compute_dtype = compute_dtype(settings.precision, device)
     return denoiser
+
+
+def rebuilt(contract: dict[str, Any], settings: TrainConfig, device: torch.device) -> Denoiser:
+    """The denoiser that a checkpoint's contract describes, with fresh weights."""
+    return _denoiser(nets.from_config(contract["net"]), DataSpec.from_dict(contract["spec"]), settings, device)
 
 
 def _edited(path: Path, kept: dict[str, Any], accepted: bool) -> dict[str, Any]:

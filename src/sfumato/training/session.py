@@ -30,6 +30,7 @@ from sfumato.training.console import Console, Silent
 from sfumato.training.control import Ear
 from sfumato.training.folder import Log
 from sfumato.training.guard import ROLLBACKS, SLOWER, STRIKES, Incident
+from sfumato.training.health import Health
 from sfumato.training.interrupt import Interruption
 from sfumato.training.loggers import Loggers
 from sfumato.training.loop import Progress, fit
@@ -76,6 +77,8 @@ class Session:
         self.log = Log(path / "metrics.jsonl", state.step if resumed else 0) if world.leads else None
         self.loggers = Loggers(path, config if world.leads else config.replace(loggers=None), self.console.note)
         self.incidents: list[dict[str, Any]] = incidents(path) if resumed else []
+        rows = self.train, self.holdout
+        self.health = Health(path, config, source, rows, state, self.console.note, resumed) if world.leads else None
         self._saved, self._fraction = time.monotonic(), self.fraction
 
     @property
@@ -100,6 +103,8 @@ class Session:
         if self.world.leads:
             (self.path / summary.FILE).unlink(missing_ok=True)  # what is said of a run that goes on is no longer so
         ear, micro = Ear(self.path), min(self.state.micro, self.config.batch)
+        if self.health is not None:
+            self.health.start()
         # closed in every case, so that no thread that fetches data outlives the run
         with Interruption() as interruption, closing(self._steps()) as steps:
             for progress in steps:
@@ -115,6 +120,8 @@ class Session:
                     micro = progress.micro
                 if progress.advice is not None:
                     self.console.note(progress.advice)
+                if self.health is not None:
+                    self.health.look(progress)
                 if progress.incident is not None:
                     self._note(progress.incident)
                 if self._heard(ear, interruption):

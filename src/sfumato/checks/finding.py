@@ -1,0 +1,123 @@
+"""What an examination says: findings by code, what was looked at, and what could not be."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, final
+
+ERROR, WARNING = "error", "warning"
+
+# code -> what it stands for; each has a page, docs/faults/CODE.md
+CODES = {
+    "range": "the data are not in the units that the model knows",
+    "double-normalised": "the data were normalised twice",
+    "mixed-units": "some samples are in other units than the rest",
+    "identical": "the samples are copies of one another",
+    "constant": "a column or channel never changes",
+    "axes": "the axes of the data were taken for others",
+    "labels-shuffled": "the labels do not belong to the samples",
+    "lr-high": "the learning rate is too high",
+    "lr-low": "the loss has hardly moved",
+    "ema-stale": "the moving average still holds the start of the run",
+    "frozen": "parameters never learned anything",
+    "half-overflow": "half precision overflows",
+    "not-finite": "steps were skipped, since something was not finite",
+    "sign-flipped": "the network says the negative of its target",
+    "schedule": "the network is read under another schedule than it learned",
+    "target": "the network is read as another target than it learned",
+    "condition-dead": "the network does not hear the labels",
+    "level-dead": "the network does not hear the noise level",
+    "clipped": "predictions are cut off where the data go on",
+    "worse-than-guess": "the model is worse than a guess that looks at nothing",
+}
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One fault. what: a sentence that says it; evidence: the numbers that it rests on; cure: what to do."""
+
+    code: str
+    what: str
+    evidence: dict[str, Any]
+    cure: str
+    severity: str = ERROR
+    step: int | None = None
+
+    @property
+    def page(self) -> str:
+        """Where the documentation explains the code."""
+        return f"docs/faults/{self.code}.md"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "page": self.page}
+
+    @classmethod
+    def from_dict(cls, made: dict[str, Any]) -> Finding:
+        return cls(**{field.name: made[field.name] for field in dataclasses.fields(cls)})
+
+    def __str__(self) -> str:
+        when = "" if self.step is None else f" (seen at step {self.step:,})"
+        return f"{self.severity} {self.code}: {self.what}{when}. {self.cure} ({self.page})"
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """findings: errors first; checked: codes that were looked for; unchecked: code -> why it could not be."""
+
+    subject: str
+    findings: tuple[Finding, ...]
+    checked: tuple[str, ...]
+    unchecked: dict[str, str]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def codes(self) -> set[str]:
+        """The codes found."""
+        return {finding.code for finding in self.findings}
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing was found, not even a warning."""
+        return not self.findings
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.severity == ERROR)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        found = [finding.to_dict() for finding in self.findings]
+        return {
+            "subject": self.subject, "healthy": self.healthy, "findings": found, "checked": list(self.checked),
+            "unchecked": self.unchecked, "notes": list(self.notes),
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        lines = [f"{self.subject}: {_count(self.findings)}."]
+        for finding in self.findings:
+            numbers = ", ".join(f"{name} {_shown(value)}" for name, value in finding.evidence.items())
+            when = "" if finding.step is None else f" (seen at step {finding.step:,})"
+            lines += [f"  {finding.severity} {finding.code}: {finding.what}{when}.", f"    {numbers}"]
+            lines += [f"    {finding.cure} See {finding.page}."]
+        lines.append(f"Looked for: {', '.join(self.checked) or 'nothing'}.")
+        reasons: dict[str, list[str]] = {}
+        for code, reason in self.unchecked.items():
+            reasons.setdefault(reason, []).append(code)
+        lines += [f"Not looked for, {reason}: {', '.join(codes)}." for reason, codes in reasons.items()]
+        return "\n".join([*lines, *(f"Note: {note}" for note in self.notes)])
+
+
+def _count(findings: tuple[Finding, ...]) -> str:
+    errors = sum(finding.severity == ERROR for finding in findings)
+    counts = ((errors, "error"), (len(findings) - errors, "warning"))
+    return ", ".join(f"{n} {word}{'s' if n > 1 else ''}" for n, word in counts if n) or "nothing found"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, list | tuple):
+        return "[" + " ".join(map(_shown, value)) + "]"
+    return str(value)

@@ -1,0 +1,58 @@
+"""Evidence of a model and of data in memory, as a run that is under way and `sf.doctor` both need it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato.checks.answers import Answers, ask, draws_for, levels
+from sfumato.checks.evidence import Weights
+from sfumato.data import Source
+from sfumato.errors import SfumatoError
+
+POINTS = 512  # samples that answers are asked about, at most
+
+
+def answers(
+    model: Any,
+    source: Source,
+    rows: Tensor,
+    times: str | None = None,
+    seed: int = 0,
+    draws: int | None = None,
+    held: bool = True,
+) -> Answers:
+    """What a denoiser answers about these rows of a source; times: name of the density that it was trained under.
+
+    draws: a level; without it, as many as suffice. SfumatoError where the samples have another shape.
+    """
+    shape = getattr(model, "shape", None)
+    if shape is not None and tuple(shape) != source.shape:
+        raise SfumatoError(f"{source.name} has samples of shape {source.shape}, and those of the model are {shape}.")
+    rows = rows[torch.linspace(0, len(rows) - 1, min(POINTS, len(rows))).round().long()]
+    x = source.x[rows].cpu()
+    x = x if model.spec is None else model.spec.normalise(x)
+    x = x.to(next((p.dtype for p in model.parameters() if p.dtype == torch.float64), torch.float32))
+    label = labels(source, rows, model.spec)
+    count = draws or draws_for(len(x), x[0].numel())
+    return ask(model, x, label, levels(times, model.process.schedule), count, seed, held=held)
+
+
+def labels(source: Source, rows: Tensor, spec: Any) -> Tensor | None:
+    """The labels of some rows in the model's numbering, by name; None where either has no classes."""
+    if source.labels is None or spec is None or not spec.classes:
+        return None
+    numbers = torch.tensor([spec.class_index(name) for name in source.classes])
+    return numbers[source.labels[rows]]
+
+
+def weights(model: Any, average: Any, initial: dict[str, Tensor] | None, steps: int) -> Weights:
+    """Parameters of the raw network, of its average and of the start, by the network's own names."""
+    return Weights(initial, parameters(model), None if average is None else parameters(average), steps)
+
+
+def parameters(model: Any) -> dict[str, Tensor]:
+    """The network's parameters by name, without gradients."""
+    return {name: p.detach() for name, p in model.net.named_parameters()}

@@ -1,0 +1,216 @@
+"""`sf.doctor`: a run folder, a model file or a denoiser in memory -> a report of what is wrong with it, by code."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sfumato import artefact, data, nets
+from sfumato.checks import Evidence, Report, Sample, examine
+from sfumato.checks.evidence import draw
+from sfumato.checks.gather import answers, labels, weights
+from sfumato.data import DataSpec, Source
+from sfumato.data.labels import read_labels
+from sfumato.errors import SfumatoError
+from sfumato.files import read_sealed
+from sfumato.training import checkpoint, folder
+from sfumato.training.config import TrainConfig, from_dict
+from sfumato.training.health import recorded
+from sfumato.training.run import rebuilt
+from sfumato.training.session import incidents
+
+
+def doctor(
+    subject: Any,
+    data: Any = None,
+    labels: Any = None,
+    *,
+    size: int | None = None,
+    average: Any = None,
+    initial: dict[str, Tensor] | None = None,
+    log: Sequence[dict[str, Any]] | None = None,
+    steps: int = 0,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> Report:
+    """What is wrong with a run or a model, each fault under a code with its evidence, its cure and a page.
+
+    subject: a run folder (finished, stopped or under way), a model file, or a denoiser. data: whatever `sf.data.open`
+    takes, in the user's units, with labels and size; a run whose data came from a path brings its own. For a loop of
+    one's own, beside a denoiser of raw weights: average, that of the moving average; initial, the state dict of the
+    network before the first step (keep a copy); log, dicts with step, loss, and valid_raw, valid_ema, valid_trivial
+    where there are validations; steps taken. seed: of the draws.
+    Nothing is changed. The report says what was looked for and what could not be, and why. Raises SfumatoError for
+    what is neither a run nor a model, and for data of another shape.
+    """
+    given = None if data is None else _open(data, labels, size)
+    if not isinstance(subject, str | os.PathLike):
+        return _of_denoiser(subject, given, average, initial, log, steps, seed)
+    path = Path(subject).expanduser()
+    if path.is_dir() and folder.is_run(path):
+        return _of_run(path, given, seed, torch.device(device))
+    return _of_file(path, given, seed, device)
+
+
+class _Patient(NamedTuple):
+    """What a subject is: its raw denoiser and its average, and what its file says of its training."""
+
+    raw: Any
+    average: Any
+    times: str | None
+    made: dict[str, Any]
+
+
+def _open(obj: Any, given: Any, size: int | None) -> Source:
+    if isinstance(given, str | os.PathLike):
+        given = read_labels(os.fspath(given))
+    return data.open(obj, labels=given, size=size)
+
+
+def _of_denoiser(
+    model: Any, given: Source | None, average: Any, initial: Any, log: Any, steps: int, seed: int
+) -> Report:
+    if not hasattr(model, "net") or not hasattr(model, "predict"):
+        raise SfumatoError(f"A doctor looks at a denoiser, a model file or a run, and not at a {type(model).__name__}.")
+    made = getattr(model, "provenance", None) or {}
+    patient = _Patient(model, average, made.get("times"), made)
+    absent = {"incidents": "without a run", "log": "without a log", "weights": "without the initial weights"}
+    known = weights(model, average, initial, steps or int(made.get("steps", 0))) if initial is not None else None
+    done = steps or made.get("steps")
+    evidence = Evidence(log=None if log is None else list(log), weights=known, steps=done, absent=absent)
+    return _examined(evidence, patient, given, f"the {type(model).__name__}", seed, "without data: give data=...", ())
+
+
+def _of_file(path: Path, given: Source | None, seed: int, device: str | torch.device) -> Report:
+    facts = artefact.read_contract(path)
+    average = artefact.load(path, device=device)
+    made = average.provenance
+    raw = artefact.load(path, "raw", device) if facts["raw"] else average
+    patient = _Patient(raw, average if facts["raw"] else None, made.get("times"), made)
+    absent = {"incidents": "since a file alone has no log", "log": "since a file alone has no log",
+              "weights": "since a file alone does not hold the initial weights"}  # fmt: skip
+    why = "since a file alone has no data: give --data"
+    return _examined(Evidence(steps=made.get("steps"), absent=absent), patient, given, str(path), seed, why, ())
+
+
+def _of_run(path: Path, given: Source | None, seed: int, device: torch.device) -> Report:
+    contract, tensors, notes = _newest(path)
+    settings = from_dict(contract["config"], where=str(path))
+    raw, average = _models(contract, tensors, settings, device)
+    steps = int(contract["counters"]["step"])
+    first = _initial(path, contract, settings)
+    log = folder.read(path / "metrics.jsonl")
+    why = ""
+    if given is None:
+        given, why = _own_data(settings)
+    evidence = Evidence(
+        log=log,
+        settings=settings.to_dict(),
+        weights=None if first is None else weights(raw, average, first, steps),
+        incidents=incidents(path),
+        steps=steps,
+        recorded=recorded(path),
+        absent={"weights": "since the initial weights are gone"},
+    )
+    state = "finished" if log and log[-1].get("done") else "not finished"
+    patient = _Patient(raw, average, settings.times, {"holdout": settings.holdout})
+    return _examined(evidence, patient, given, f"{path} ({state}, step {steps:,})", seed, why, tuple(notes))
+
+
+def _newest(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
+    """The newest whole checkpoint; once more where a run under way took it away meanwhile."""
+    try:
+        return checkpoint.latest(path)
+    except SfumatoError:
+        return checkpoint.latest(path)
+
+
+def _models(
+    contract: dict[str, Any], tensors: dict[str, Tensor], settings: TrainConfig, device: torch.device
+) -> tuple[Any, Any]:
+    """(the denoiser of the raw weights, that of their average or None) of a checkpoint."""
+    found = []
+    for prefix in ("net.", "ema."):
+        state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        denoiser = None
+        if state:
+            denoiser = rebuilt(contract, settings, device)
+            denoiser.net.load_state_dict(state)
+            denoiser.eval().requires_grad_(False)
+        found.append(denoiser)
+    return found[0], found[1]
+
+
+def _initial(path: Path, contract: dict[str, Any], settings: TrainConfig) -> dict[str, Tensor] | None:
+    """The weights before the first step: from the first checkpoint, else made anew from the seed."""
+    first = path / "checkpoints" / "step_00000000.safetensors"
+    if first.exists():
+        _, tensors = read_sealed(first, "checkpoint")
+        return {name.removeprefix("net."): value for name, value in tensors.items() if name.startswith("net.")}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return dict(nets.from_config(contract["net"]).named_parameters())
+
+
+def _own_data(settings: TrainConfig) -> tuple[Source | None, str]:
+    """(the data that a run names, why they cannot be had)."""
+    if not settings.data:
+        return None, "since the data were in memory: give --data"
+    try:
+        return _open(settings.data, settings.labels, settings.size), ""
+    except SfumatoError as error:
+        return None, f"since the data cannot be read ({str(error).rstrip('.')}): give --data"
+
+
+def _examined(
+    evidence: Evidence, patient: _Patient, source: Source | None, subject: str, seed: int, why: str,
+    notes: tuple[str, ...],
+) -> Report:  # fmt: skip
+    """The report, with what the data and the network's answers on them add."""
+    model, spec = patient.raw, patient.raw.spec
+    if source is None:
+        missing = {**evidence.absent, "sample": why, "answers": why}
+        return examine(dataclasses.replace(evidence, absent=missing), subject, notes)
+    _fits(source, model)
+    train, held, note = _sides(source, patient.made)
+    sample = _sample(source, train, spec, seed, float(model.sigma_data))
+    asked = held if len(held) else train
+    found = answers(model, source, asked, patient.times, seed, held=len(held) > 0 or not note)
+    both = dataclasses.replace(evidence, sample=sample, answers=found)
+    return examine(both, subject, (*notes, *((note,) if note else ())))
+
+
+def _fits(source: Source, model: Any) -> None:
+    shape = getattr(model, "shape", None)
+    if shape is not None and tuple(shape) != source.shape:
+        raise SfumatoError(f"{source.name} has samples of shape {source.shape}, and those of the model are {shape}.")
+    if model.spec is None and not source.x.is_floating_point():
+        raise SfumatoError(f"{source.name} holds whole numbers, and a model without a data spec cannot normalise them.")
+
+
+def _sides(source: Source, made: dict[str, Any]) -> tuple[Tensor, Tensor, str]:
+    """(rows of training, rows held out, a note): of the training data what was held out, of others all."""
+    fraction = made.get("holdout")
+    own = "samples" not in made or (made["samples"], made.get("data")) == (len(source), source.name)
+    if fraction is None or not own:
+        every = torch.arange(len(source))
+        return every, every, ""
+    train, held = source.split(fraction)
+    if len(held) < 8:
+        return (
+            train,
+            held[:0],
+            "Too little was held out to judge by: the network is asked about what it was trained on.",
+        )
+    return train, held, ""
+
+
+def _sample(source: Source, rows: Tensor, spec: DataSpec | None, seed: int, scale: float) -> Sample:
+    known = labels(source, rows, spec)
+    return draw(source.x[rows.to(source.x.device)], known, spec, seed, 1.0 if spec is not None else scale)

@@ -1,0 +1,123 @@
+"""Checks that a run makes by itself: of its data before the first step, of its log and its answers on the way.
+
+What is found is told once, and kept in RUN/health.json. A run pays at most SHARE of its work for it, in passes that
+change nothing: the numbers of the training are bit by bit what they would be without.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sfumato.checks import Evidence, Finding, Weights, examine
+from sfumato.checks.answers import LEVELS
+from sfumato.checks.evidence import draw
+from sfumato.checks.gather import answers, parameters
+from sfumato.checks.of_answers import TRAINED
+from sfumato.data import Source
+from sfumato.errors import SfumatoError
+from sfumato.files import write_text
+from sfumato.training.config import TrainConfig
+from sfumato.training.folder import read
+from sfumato.training.loop import Progress
+from sfumato.training.state import State
+
+FILE = "health.json"
+SHARE = 0.003  # of the run's work that one question to the network may cost
+MOMENTS = (0.25, 0.6)  # of the budget, when the network is asked
+_LEAST = 8  # draws a level below which nothing is asked
+_KEPT = ("step", "loss", "fraction", "valid_raw", "valid_ema", "valid_trivial", "bins_logsnr", "bins_loss_trivial")
+
+
+class Health:
+    """The examinations of one run; `tell` hears of each code once."""
+
+    def __init__(
+        self,
+        path: Path,
+        config: TrainConfig,
+        source: Source,
+        rows: tuple[Tensor, Tensor],
+        state: State,
+        tell: Callable[[str], None],
+        resumed: bool = False,
+    ) -> None:
+        """rows: those of the training set and those held out."""
+        self.path, self.config, self.source, self.state, self.tell = path / FILE, config, source, state, tell
+        self.train, self.holdout = rows
+        self.found = list(recorded(path)) if resumed else []
+        self.lines = [_short(line) for line in read(path / "metrics.jsonl")] if resumed else []
+        self._before: float | None = None
+
+    def start(self) -> None:
+        """Look at the data, and at the length of a step, before the first one."""
+        labels = None if self.source.labels is None else self.source.labels[self.train]
+        sample = draw(self.source.x[self.train[:_MOST]], None if labels is None else labels[:_MOST],
+                      self.state.denoiser.spec, self.config.seed)  # fmt: skip
+        now = parameters(self.state.denoiser)
+        weights = Weights(now, now, None, 0) if self.state.step == 0 else None
+        self._take(Evidence(sample=sample, weights=weights, log=[], settings=self.config.to_dict()))
+
+    def look(self, progress: Progress) -> None:
+        """After a step: the log where there is a new validation, the network at some moments."""
+        if progress.loss is not None or progress.validation is not None:
+            self.lines.append(_short(progress.to_dict()))
+        before, self._before = self._before, progress.fraction
+        if progress.incident is not None:
+            self._take(Evidence(incidents=[progress.incident.to_dict()]), progress.step, leave=("not-finite",))
+        if progress.validation is not None:
+            self._take(Evidence(log=self.lines, settings=self.config.to_dict()), progress.step)
+        if before is not None and any(before < moment <= progress.fraction for moment in MOMENTS):
+            self._ask(progress)
+
+    def _ask(self, progress: Progress) -> None:
+        rows = self.holdout if len(self.holdout) else self.train
+        draws = int(SHARE * progress.samples / max(progress.fraction, 1e-9) / LEVELS)
+        if draws < _LEAST or progress.step < TRAINED or not hasattr(self.state.denoiser, "predict"):
+            return
+        model, config = self.state.denoiser, self.config
+        try:
+            found = answers(
+                model, self.source, rows, config.times, config.seed, min(draws, 256), held=len(self.holdout) > 0
+            )
+        except SfumatoError:  # a network of the user's that answers otherwise is none of our business here
+            return
+        self._take(
+            Evidence(answers=found, steps=progress.step, log=self.lines, settings=config.to_dict()), progress.step
+        )
+
+    def _take(self, evidence: Evidence, step: int | None = None, leave: tuple[str, ...] = ()) -> None:
+        """Tell and write down what is new."""
+        known = {finding.code for finding in self.found}
+        report = examine(dataclasses.replace(evidence, recorded=tuple(self.found)))
+        new = [f for f in report.findings if f.code not in known and f.code not in leave]
+        for finding in new:
+            finding = dataclasses.replace(finding, step=step)
+            self.found.append(finding)
+            self.tell(str(finding))
+        if new:
+            write_text(self.path, json.dumps([f.to_dict() for f in self.found], indent=1) + "\n")
+
+
+_MOST = 1 << 16  # rows that are copied to choose among
+
+
+def _short(line: dict[str, Any]) -> dict[str, Any]:
+    """What the checks read of a line of the log."""
+    return {name: line[name] for name in _KEPT if name in line}
+
+
+def recorded(run: Path) -> tuple[Finding, ...]:
+    """What a run found by itself, from its health.json."""
+    path = run / FILE
+    if not path.exists():
+        return ()
+    try:
+        return tuple(Finding.from_dict(each) for each in json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError):
+        raise SfumatoError(f"{path} cannot be read: it was changed by hand, and may be deleted.") from None
