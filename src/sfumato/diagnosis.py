@@ -14,11 +14,10 @@ from torch import Tensor
 from sfumato import artefact, data, nets
 from sfumato.checks import Evidence, Report, Sample, examine
 from sfumato.checks.evidence import draw
-from sfumato.checks.gather import answers, labels, weights
+from sfumato.checks.gather import TRAINED, answers, labels, weights
 from sfumato.data import DataSpec, Source
 from sfumato.data.labels import read_labels
 from sfumato.errors import SfumatoError
-from sfumato.files import read_sealed
 from sfumato.training import checkpoint, folder
 from sfumato.training.config import TrainConfig, from_dict
 from sfumato.training.health import recorded
@@ -65,6 +64,7 @@ class _Patient(NamedTuple):
     average: Any
     times: str | None
     made: dict[str, Any]
+    steps: int | None
 
 
 def _open(obj: Any, given: Any, size: int | None) -> Source:
@@ -79,11 +79,10 @@ def _of_denoiser(
     if not hasattr(model, "net") or not hasattr(model, "predict"):
         raise SfumatoError(f"A doctor looks at a denoiser, a model file or a run, and not at a {type(model).__name__}.")
     made = getattr(model, "provenance", None) or {}
-    patient = _Patient(model, average, made.get("times"), made)
+    patient = _Patient(model, average, made.get("times"), made, steps or made.get("steps"))
     absent = {"incidents": "without a run", "log": "without a log", "weights": "without the initial weights"}
     known = weights(model, average, initial, steps or int(made.get("steps", 0))) if initial is not None else None
-    done = steps or made.get("steps")
-    evidence = Evidence(log=None if log is None else list(log), weights=known, steps=done, absent=absent)
+    evidence = Evidence(log=None if log is None else list(log), weights=known, absent=absent)
     return _examined(evidence, patient, given, f"the {type(model).__name__}", seed, "without data: give data=...", ())
 
 
@@ -92,11 +91,11 @@ def _of_file(path: Path, given: Source | None, seed: int, device: str | torch.de
     average = artefact.load(path, device=device)
     made = average.provenance
     raw = artefact.load(path, "raw", device) if facts["raw"] else average
-    patient = _Patient(raw, average if facts["raw"] else None, made.get("times"), made)
+    patient = _Patient(raw, average if facts["raw"] else None, made.get("times"), made, made.get("steps"))
     absent = {"incidents": "since a file alone has no log", "log": "since a file alone has no log",
               "weights": "since a file alone does not hold the initial weights"}  # fmt: skip
     why = "since a file alone has no data: give --data"
-    return _examined(Evidence(steps=made.get("steps"), absent=absent), patient, given, str(path), seed, why, ())
+    return _examined(Evidence(absent=absent), patient, given, str(path), seed, why, ())
 
 
 def _of_run(path: Path, given: Source | None, seed: int, device: torch.device) -> Report:
@@ -104,7 +103,7 @@ def _of_run(path: Path, given: Source | None, seed: int, device: torch.device) -
     settings = from_dict(contract["config"], where=str(path))
     raw, average = _models(contract, tensors, settings, device)
     steps = int(contract["counters"]["step"])
-    first = _initial(path, contract, settings)
+    first = _initial(contract, settings)
     log = folder.read(path / "metrics.jsonl")
     why = ""
     if given is None:
@@ -112,14 +111,12 @@ def _of_run(path: Path, given: Source | None, seed: int, device: torch.device) -
     evidence = Evidence(
         log=log,
         settings=settings.to_dict(),
-        weights=None if first is None else weights(raw, average, first, steps),
+        weights=weights(raw, average, first, steps),
         incidents=incidents(path),
-        steps=steps,
         recorded=recorded(path),
-        absent={"weights": "since the initial weights are gone"},
     )
     state = "finished" if log and log[-1].get("done") else "not finished"
-    patient = _Patient(raw, average, settings.times, {"holdout": settings.holdout})
+    patient = _Patient(raw, average, settings.times, {"holdout": settings.holdout}, steps)
     return _examined(evidence, patient, given, f"{path} ({state}, step {steps:,})", seed, why, tuple(notes))
 
 
@@ -147,15 +144,11 @@ def _models(
     return found[0], found[1]
 
 
-def _initial(path: Path, contract: dict[str, Any], settings: TrainConfig) -> dict[str, Tensor] | None:
-    """The weights before the first step: from the first checkpoint, else made anew from the seed."""
-    first = path / "checkpoints" / "step_00000000.safetensors"
-    if first.exists():
-        _, tensors = read_sealed(first, "checkpoint")
-        return {name.removeprefix("net."): value for name, value in tensors.items() if name.startswith("net.")}
+def _initial(contract: dict[str, Any], settings: TrainConfig) -> dict[str, Tensor]:
+    """The weights before the first step, made anew from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        return dict(nets.from_config(contract["net"]).named_parameters())
+        return {name: p.detach() for name, p in nets.from_config(contract["net"]).named_parameters()}
 
 
 def _own_data(settings: TrainConfig) -> tuple[Source | None, str]:
@@ -181,6 +174,10 @@ def _examined(
     train, held, note = _sides(source, patient.made)
     sample = _sample(source, train, spec, seed, float(model.sigma_data))
     asked = held if len(held) else train
+    if patient.steps is not None and patient.steps < TRAINED:
+        early = f"since the network has hardly learned in {patient.steps} steps"
+        known = dataclasses.replace(evidence, sample=sample, absent={**evidence.absent, "answers": early})
+        return examine(known, subject, notes)
     found = answers(model, source, asked, patient.times, seed, held=len(held) > 0 or not note)
     both = dataclasses.replace(evidence, sample=sample, answers=found)
     return examine(both, subject, (*notes, *((note,) if note else ())))
@@ -190,7 +187,7 @@ def _fits(source: Source, model: Any) -> None:
     shape = getattr(model, "shape", None)
     if shape is not None and tuple(shape) != source.shape:
         raise SfumatoError(f"{source.name} has samples of shape {source.shape}, and those of the model are {shape}.")
-    if model.spec is None and not source.x.is_floating_point():
+    if model.spec is None and not source.x.dtype.is_floating_point:
         raise SfumatoError(f"{source.name} holds whole numbers, and a model without a data spec cannot normalise them.")
 
 
@@ -213,4 +210,4 @@ def _sides(source: Source, made: dict[str, Any]) -> tuple[Tensor, Tensor, str]:
 
 def _sample(source: Source, rows: Tensor, spec: DataSpec | None, seed: int, scale: float) -> Sample:
     known = labels(source, rows, spec)
-    return draw(source.x[rows.to(source.x.device)], known, spec, seed, 1.0 if spec is not None else scale)
+    return draw(source.x, rows, known, spec, seed, 1.0 if spec is not None else scale)

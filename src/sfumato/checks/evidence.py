@@ -69,7 +69,7 @@ class Evidence:
     """All that is known of a run or a model.
 
     log: lines of metrics.jsonl; settings: those of `TrainConfig`, as a dict; incidents: entries of incident.json;
-    steps: taken, where that is known; recorded: what was found while it trained. absent: part -> why it is not there.
+    recorded: what was found while it trained. absent: part -> why it is not there.
     """
 
     log: list[dict[str, Any]] | None = None
@@ -78,7 +78,6 @@ class Evidence:
     weights: Weights | None = None
     answers: Answers | None = None
     incidents: list[dict[str, Any]] | None = None
-    steps: int | None = None
     recorded: tuple[Finding, ...] = ()
     absent: dict[str, str] = dataclasses.field(default_factory=dict)
 

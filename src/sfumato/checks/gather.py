@@ -12,6 +12,7 @@ from sfumato.checks.evidence import Weights
 from sfumato.data import Source
 from sfumato.errors import SfumatoError
 
+TRAINED = 100  # steps before which a network has hardly learned, and is asked nothing
 POINTS = 512  # samples that answers are asked about, at most
 
 

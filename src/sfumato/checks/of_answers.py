@@ -17,11 +17,10 @@ from sfumato.checks.of_log import half_recorded
 from sfumato.checks.of_weights import dead_label, rows_unlearned
 
 WORSE = 0.2  # skill below -0.2 at some level: the answers mean something else, or nothing
-GAP = 0.1  # of the guess's loss that is lost by a wrong scale alone: the same
+GAP = 0.06  # of the guess's loss that is lost by a wrong scale alone: the same
 WRONG = 0.1  # below the guess by so much at half of the levels: the model knows other data, or nothing
 BETTER = 0.08  # mean skill by which another meaning must win
 LIKELY = -0.15  # the least skill that the true meaning may have at any level
-TRAINED = 100  # steps before which a network need not be better than a guess
 SURE = 3.0  # standard errors
 DEAD = 1e-8  # of the answers' power: what rounding changes
 HALFWAY = 0.5  # between labels that say nothing (0) and what they should (1)
@@ -113,7 +112,7 @@ def wrong_target(evidence: Evidence) -> Finding | None:
 def worse_than_guess(evidence: Evidence) -> Finding | None:
     """Surely 0.1 below the guess at half of the levels or more, and no other meaning fits."""
     answers = evidence.answers
-    if answers is None or (evidence.steps is not None and evidence.steps < TRAINED):
+    if answers is None:
         return None
     own = declared(answers).score(answers)
     if own is None or not answers.finite or meaning(answers) is not None:

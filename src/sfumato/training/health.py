@@ -17,8 +17,7 @@ from torch import Tensor
 from sfumato.checks import Evidence, Finding, Weights, examine
 from sfumato.checks.answers import LEVELS
 from sfumato.checks.evidence import draw
-from sfumato.checks.gather import answers, parameters
-from sfumato.checks.of_answers import TRAINED
+from sfumato.checks.gather import TRAINED, answers, parameters
 from sfumato.data import Source
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
@@ -57,8 +56,7 @@ class Health:
     def start(self) -> None:
         """Look at the data, and at the length of a step, before the first one."""
         labels = None if self.source.labels is None else self.source.labels[self.train]
-        sample = draw(self.source.x[self.train[:_MOST]], None if labels is None else labels[:_MOST],
-                      self.state.denoiser.spec, self.config.seed)  # fmt: skip
+        sample = draw(self.source.x, self.train, labels, self.state.denoiser.spec, self.config.seed)
         now = parameters(self.state.denoiser)
         weights = Weights(now, now, None, 0) if self.state.step == 0 else None
         self._take(Evidence(sample=sample, weights=weights, log=[], settings=self.config.to_dict()))
@@ -87,9 +85,7 @@ class Health:
             )
         except SfumatoError:  # a network of the user's that answers otherwise is none of our business here
             return
-        self._take(
-            Evidence(answers=found, steps=progress.step, log=self.lines, settings=config.to_dict()), progress.step
-        )
+        self._take(Evidence(answers=found, log=self.lines, settings=config.to_dict()), progress.step)
 
     def _take(self, evidence: Evidence, step: int | None = None, leave: tuple[str, ...] = ()) -> None:
         """Tell and write down what is new."""
@@ -102,9 +98,6 @@ class Health:
             self.tell(str(finding))
         if new:
             write_text(self.path, json.dumps([f.to_dict() for f in self.found], indent=1) + "\n")
-
-
-_MOST = 1 << 16  # rows that are copied to choose among
 
 
 def _short(line: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,113 @@
+"""`sfumato doctor`: what it says, its status, and what it gets that is no run."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import sfumato as sf
+from fault_cases import moons
+from sfumato.training import checkpoint
+from sfumato.training.console import Silent
+from sfumato.training.interrupt import Interrupted
+
+SETTINGS = {"steps": 100, "batch": 32, "net": "tiny", "precision": "float32", "snapshots": 0, "sample_every": 0}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A finished run, beside the file of its data."""
+    folder = tmp_path_factory.mktemp("doctor")
+    x, labels = moons(600)
+    np.savez(folder / "moons.npz", x=x, labels=labels)
+    sf.train(folder / "moons.npz", folder / "run", console=Silent(), **SETTINGS)
+    return folder / "run"
+
+
+def test_a_healthy_run(call, run):
+    status, out, err = call("doctor", run)
+    assert status == 0 and "(finished, step 100): nothing found." in out and err == ""
+    assert "Looked for: double-normalised, range" in out and "Not looked for" not in out
+    before = sorted(run.rglob("*"))
+    status, out, _ = call("doctor", run, "--json")
+    facts = json.loads(out)
+    assert status == 0 and facts["healthy"] and not facts["unchecked"] and sorted(run.rglob("*")) == before
+
+
+def test_a_fault_has_status_1(call, run, tmp_path):
+    x, labels = moons(600)
+    sf.train(x, tmp_path / "fast", labels=labels, console=Silent(), lr=0.4, **SETTINGS)
+    status, out, _ = call("doctor", tmp_path / "fast")
+    assert status == 1 and "error lr-high: " in out and "docs/faults/lr-high.md" in out
+    assert "Not looked for, since the data were in memory: give --data" in out
+    np.savez(tmp_path / "loud.npz", x=255 * x, labels=labels)
+    status, out, _ = call("doctor", run / "model.safetensors", "--data", tmp_path / "loud.npz")
+    assert status == 1 and "as if it had been multiplied by 255" in out and "a file alone has no log" in out
+
+
+def test_runs_that_are_not_whole(call, run, tmp_path):
+    """Stopped before the first step; without a model, or checkpoints, or data; with a log that was cut."""
+
+    class Stop(Silent):
+        def __call__(self, progress):
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        sf.train(run.parent / "moons.npz", tmp_path / "stopped", console=Stop(), **SETTINGS)
+    out = call("doctor", tmp_path / "stopped")[1]
+    assert "(not finished, step 1): nothing found" in out
+    assert "since the network has hardly learned in 1 steps: " in out
+    other = tmp_path / "part"
+    shutil.copytree(run, other)
+    (other / "model.safetensors").unlink()
+    with (other / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 101, "lo')
+    assert call("doctor", other)[0] == 0
+    (other / "config.yaml").unlink()
+    assert call("doctor", other)[0] == 0
+    for path in checkpoint.found(other):
+        path.write_bytes(path.read_bytes()[:100])
+    status, _, err = call("doctor", other)
+    assert status == 2 and "no checkpoint that can be read" in err and err.count("\n") == 1
+
+
+def test_data_that_moved_away(call, run, tmp_path):
+    folder = tmp_path / "away"
+    folder.mkdir()
+    x, labels = moons(600)
+    np.savez(folder / "moons.npz", x=x, labels=labels)
+    sf.train(folder / "moons.npz", folder / "run", console=Silent(), **{**SETTINGS, "steps": 5})
+    (folder / "moons.npz").unlink()
+    status, out, _ = call("doctor", folder / "run")
+    assert status == 0 and "Not looked for, since the data cannot be read" in out and "frozen" in out
+
+
+def test_what_is_no_run(refused, run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.safetensors").write_text("no")
+    assert "does not exist" in refused("doctor", tmp_path / "none")
+    assert "give a run folder or a model file" in refused("doctor", tmp_path / "empty")
+    refused("doctor", tmp_path / "text.safetensors")
+    np.save(tmp_path / "other.npy", np.zeros((20, 3), np.float32))
+    assert "samples of shape (3,)" in refused("doctor", run, "--data", tmp_path / "other.npy")
+    assert "does not exist" in refused("doctor", run, "--data", "nothing.npy")
+    assert "--data" in refused("doctor", run, "--dat", "x")
+
+
+def test_a_loop_of_ones_own():
+    with pytest.raises(sf.SfumatoError, match="a denoiser, a model file or a run, and not at a int"):
+        sf.doctor(3)
+    net = sf.nets.MLP(2, width=16, depth=1)
+    denoiser = sf.Denoiser(net, sf.Gaussian(sf.schedules.Flow()), "velocity")
+    start = {name: value.clone() for name, value in net.state_dict().items()}
+    lines = [{"step": i, "loss": 50.0 if i > 30 else 2.0} for i in range(60)]
+    assert sf.doctor(denoiser, initial=start, log=lines, steps=60).codes == {"frozen"}
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(torch.randn_like(p))
+    report = sf.doctor(denoiser, initial=start, log=lines, steps=60)
+    assert report.codes == {"lr-high"} and "rose to 50" in report.findings[0].what
+    assert report.unchecked["sign-flipped"] == "without data: give data=..."
