@@ -2,8 +2,8 @@
 
     python benchmarks/doctor.py [NAME ...]
 
-Writes benchmarks/results/doctor.json and docs/faults/README.md. The cases are those of the tests (tests/fault_cases.py);
-each trains at most 500 steps on a processor.
+Writes benchmarks/results/doctor.json, where rows of other cases stay, and from it docs/faults/README.md. The cases are
+those of the tests (tests/fault_cases.py); each trains at most 500 steps on a processor.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 from fault_cases import FAULTS, HEALTHY  # noqa: E402
 from sfumato.checks import CODES  # noqa: E402
 
+RESULTS = HERE / "results/doctor.json"
 PAGE = HERE.parent / "docs/faults/README.md"
 INTRODUCTION = """# Faults that sfumato names
 
 `sfumato doctor RUN` (a run folder: finished, stopped or under way), `sfumato doctor MODEL.safetensors --data DATA`, and
-`sf.doctor(denoiser, data)` in a loop of one's own say what is wrong, each fault by a code. A run looks for them by itself:
-at its data and at the length of a step before the first one, at its log at each validation, at its network's answers
-twice (for less than a hundredth of its work), and says each code once; `health.json` keeps it. Exit status 1 where there
-is an error.
+`sf.doctor(denoiser, data)` in a loop of one's own say what is wrong, each fault by a code; exit status 1 where there is
+an error. A run looks for them by itself: at its data and at the length of a step before the first one, at its log at each
+validation, at its network's answers twice (for less than a hundredth of its work); it says each code once, and keeps it
+in `health.json`.
 
 What a fault explains is not reported again as another: a run whose data are in other units has no doubtful labels.
 
@@ -63,8 +64,8 @@ def page(rows: list[dict[str, Any]]) -> str:
     lines = [INTRODUCTION + "\n".join(f"| [{code}]({code}.md) | {words} |" for code, words in CODES.items()), ""]
     lines += [
         "## The suite", "",
-        "Every fault is put into a real run of at most 500 steps on a processor, as a user would put it there, and has to be "
-        "given its own code and no other (`tests/checks/test_faults.py`, `python benchmarks/doctor.py`).", "",
+        "Every fault is put into a real run of at most 500 steps on a processor, as a user would put it there, and has "
+        "to be given its own code and no other (`tests/checks/test_faults.py`, `python benchmarks/doctor.py`).", "",
         "| fault | named | the run itself said so at step |", "|---|---|---|",
     ]  # fmt: skip
     faults, healthy = ([r for r in rows if bool(r["wanted"]) == sick] for sick in (True, False))
@@ -73,23 +74,23 @@ def page(rows: list[dict[str, Any]]) -> str:
         lines.append(f"| {row['words']} | {', '.join(row['found']) or 'nothing'} | {itself} |")
     lines += ["", "| healthy run | named |", "|---|---|"]
     lines += [f"| {row['words']} | {', '.join(row['found']) or 'nothing'} |" for row in healthy]
-    right = sum(row["right"] for row in rows)
-    kinds = len({code for row in faults for code in row["wanted"]})
-    lines += ["", f"{right} of {len(rows)} as they should be: {len(faults)} faults of {kinds} kinds, {len(healthy)} healthy "
-              "runs."]  # fmt: skip
-    return "\n".join(lines) + "\n"
+    right, kinds = sum(row["right"] for row in rows), len({code for row in faults for code in row["wanted"]})
+    words = f"{len(faults)} faults of {kinds} kinds, {len(healthy)} healthy runs"
+    return "\n".join([*lines, "", f"{right} of {len(rows)} as they should be: {words}."]) + "\n"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("names", nargs="*", help="cases; all, and both files, without any")
+    parser.add_argument("names", nargs="*", help="cases; all without any")
     names = parser.parse_args().names
     torch.set_num_threads(1)
+    names = names or [*FAULTS, *HEALTHY]
+    found = {row["case"]: row for row in json.loads(RESULTS.read_text())["rows"]} if RESULTS.exists() else {}
     measured = commit()
-    rows = [judge(name) for name in names or [*FAULTS, *HEALTHY]]
-    if not names:
-        result = {"commit": measured, "hardware": hardware(), "rows": rows}
-        (HERE / "results/doctor.json").write_text(json.dumps(result, indent=1) + "\n")
+    for name in names:
+        found[name] = {"commit": measured, **judge(name)}
+        rows = [found[each] for each in (*FAULTS, *HEALTHY) if each in found]
+        RESULTS.write_text(json.dumps({"hardware": hardware(), "rows": rows}, indent=1) + "\n")
         PAGE.write_text(page(rows), encoding="utf-8")
     return 0 if all(row["right"] for row in rows) else 1
 

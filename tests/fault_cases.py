@@ -376,6 +376,6 @@ HEALTHY: dict[str, Callable[[Path], Report]] = {
     "a table with classes": healthy(*table(), optimizer="adamw", lr=2e-3),
     "signals with classes": healthy(*signals()),
     "digits with classes": healthy("digits", size=None),
-    "colour pictures in bfloat16": healthy("emoji", size=16, precision="bfloat16"),
-    "volumes": healthy(pictures()[:, :1, None].repeat(4, 2), target="v", schedule="cosine"),
+    "colour pictures in bfloat16": healthy("emoji", size=16, precision="bfloat16", steps=120),
+    "volumes": healthy(pictures()[:, :1, None].repeat(4, 2), target="v", schedule="cosine", steps=120),
 }
