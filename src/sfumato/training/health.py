@@ -57,8 +57,10 @@ class Health:
         """Look at the data, and at the length of a step, before the first one."""
         labels = None if self.source.labels is None else self.source.labels[self.train]
         sample = draw(self.source.x, self.train, labels, self.state.denoiser.spec, self.config.seed)
-        now = parameters(self.state.denoiser)
-        weights = Weights(now, now, None, 0) if self.state.step == 0 else None
+        weights = None
+        if self.state.step == 0 and not self.state.sharded:
+            now = parameters(self.state.denoiser)
+            weights = Weights(now, now, None, 0)
         self._take(Evidence(sample=sample, weights=weights, log=[], settings=self.config.to_dict()))
 
     def look(self, progress: Progress) -> None:
@@ -76,7 +78,8 @@ class Health:
     def _ask(self, progress: Progress) -> None:
         rows = self.holdout if len(self.holdout) else self.train
         draws = int(SHARE * progress.samples / max(progress.fraction, 1e-9) / LEVELS)
-        if draws < _LEAST or progress.step < TRAINED or not hasattr(self.state.denoiser, "predict"):
+        alone = hasattr(self.state.denoiser, "predict") and not self.state.sharded  # in shards all would have to answer
+        if draws < _LEAST or progress.step < TRAINED or not alone:
             return
         model, config = self.state.denoiser, self.config
         try:
