@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,7 +120,7 @@ def _of_run(path: Path, given: Source | None, seed: int, device: torch.device) -
     return _examined(evidence, patient, given, f"{path} ({state}, step {steps:,})", seed, why, tuple(notes))
 
 
-def _newest(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
+def _newest(path: Path) -> tuple[dict[str, Any], Mapping[str, Tensor], list[str]]:
     """The newest whole checkpoint; once more where a run under way took it away meanwhile."""
     try:
         return checkpoint.latest(path)
@@ -129,7 +129,7 @@ def _newest(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
 
 
 def _models(
-    contract: dict[str, Any], tensors: dict[str, Tensor], settings: TrainConfig, device: torch.device
+    contract: dict[str, Any], tensors: Mapping[str, Tensor], settings: TrainConfig, device: torch.device
 ) -> tuple[Any, Any]:
     """(the denoiser of the raw weights, that of their average or None) of a checkpoint."""
     found = []
