@@ -170,9 +170,14 @@ def slow(folder: Path) -> Report:
 class Constant(EMA):
     """The average of a constant factor, 0.99999 a step, begun at the initial weights."""
 
+    def __init__(self, denoiser: Any) -> None:
+        super().__init__(denoiser, 0.06)
+        self.trained = denoiser.net
+
     @torch.no_grad()
     def update(self, before: int, after: int) -> None:
-        torch._foreach_lerp_(self._mean, self._source, 1e-5)
+        for mean, now in zip(self.denoiser.net.parameters(), self.trained.parameters(), strict=True):
+            mean.lerp_(now, 1e-5)
 
 
 def long_average(folder: Path) -> Report:
@@ -180,7 +185,7 @@ def long_average(folder: Path) -> Report:
     x, labels = moons()
 
     def begin(session: Any) -> None:
-        session.state.ema = Constant(session.denoiser, 0.06)
+        session.state.ema = Constant(session.denoiser)
 
     return sf.doctor(train(folder, x, labels, begin), data=x, labels=labels)
 
