@@ -300,7 +300,7 @@ def other_schedule(folder: Path) -> Report:
 
 
 def other_target(folder: Path) -> Report:
-    """Trained on the noise, and declared to say the clean signal."""
+    """Trained to say EDM's F, and declared to say the clean signal."""
     x, denoiser = own_denoiser("F")
     own_loop(denoiser, x)
     denoiser.target = "x"
