@@ -105,7 +105,6 @@ class Session:
         ear, micro = Ear(self.path), min(self.state.micro, self.config.batch)
         if self.health is not None:
             self.health.start()
-        ear, micro = Ear(self.path), min(self.state.micro, self.config.batch)
         # closed in every case, so that no thread that fetches data outlives the run
         with Interruption() as interruption, closing(self._steps()) as steps:
             for progress in steps:
