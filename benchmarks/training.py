@@ -1,6 +1,6 @@
 """Training and sampling throughput of U-Nets and DiTs, ours beside public libraries', in one run.
 
-    python benchmarks/training.py [--threads 1 2] [--batches 1 4 16 256] [--compiled]
+    python benchmarks/training.py [train sample compiled batches] [--threads 1] [--rounds 2]
 
 3x32x32, one training step at batch 64. Ours is a whole step of `sf.train`'s loop by its default settings: batch and
 noise drawn, network, loss, gradients clipped, Muon, three moving averages, the guard. A peer's is the network, a mean
@@ -39,12 +39,20 @@ from sfumato.training.loop import fit
 from sfumato.training.objective import schedule_of
 from sfumato.training.precision import compute_dtype
 
-SHAPE, BATCH, CALLS = (3, 32, 32), 64, 10
+SHAPE, BATCH, CALLS = (3, 32, 32), 64, 4
 OURS: dict[str, Callable[[], nn.Module]] = {
     "sfumato UNet": lambda: UNet(SHAPE, channels=(96, 128, 192), blocks=2, attention=(2,), middle=0),
     "sfumato DiT": lambda: DiT(SHAPE, patch=4, width=384, depth=12, heads=6),
 }
 Step = Callable[[], Any]
+EAGER = ("default", "best")
+# part -> (work, modes, names or all)
+PARTS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "train": ("train", EAGER, ()),
+    "sample": ("sample", EAGER, ()),
+    "compiled": ("train", ("compiled",), ("sfumato UNet", "sfumato DiT", "azula")),
+    "batches": ("train", EAGER, ("sfumato UNet", "diffusers", "azula")),
+}
 
 
 def flops(net: nn.Module, call: Callable[[Any, Tensor, Tensor], Tensor]) -> float:
@@ -74,10 +82,14 @@ def sampler(net: nn.Module, batch: int) -> Step:
     return lambda: sf.sample(model, n=batch, steps=CALLS, solver=sf.solvers.Euler())
 
 
-def candidates(compiled: bool) -> list[tuple[str, str]]:
-    modes = ("default", "best", "compiled") if compiled else ("default", "best")
-    ours = [(name, mode) for name in OURS for mode in modes if mode != "best"]
-    return ours + [(name, mode) for name in peers.PEERS if peers.installed(name) for mode in modes]
+def candidates(modes: tuple[str, ...], names: tuple[str, ...]) -> list[tuple[str, str]]:
+    """(name, mode) of what is to be measured and is installed; ours by default is its best."""
+    pairs = []
+    for name in (*OURS, *peers.PEERS):
+        for mode in modes:
+            if (name in names or not names) and (mode != "best" if name in OURS else peers.installed(name)):
+                pairs.append((name, mode))
+    return pairs
 
 
 def made(name: str, mode: str, batch: int, work: str) -> tuple[Step, dict[str, Any]]:
@@ -163,39 +175,37 @@ def show(title: str, rows: list[dict[str, Any]], best: float) -> None:
 
 
 def draw(result: dict[str, Any]) -> None:
-    """results/training.png: GFLOP/s of training and images a second of sampling, a bar a candidate."""
+    """results/training.png: GFLOP/s of training and of sampling on one thread, a bar a candidate."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    threads, found = next(iter(result["training"].items()))
-    panels = (
-        ("gflops", f"Training, batch {BATCH}, {threads} thread: GFLOP/s", found["rows"]),
-        ("gflops", f"Sampling, {CALLS} calls of {BATCH}, {threads} thread: GFLOP/s", result["sampling"][threads]),
-    )
-    figure, axes = pyplot.subplots(1, 2, figsize=(13, 4.6), sharex=True)
-    for axis, (key, title, rows) in zip(axes, panels, strict=True):
-        rows = sorted(rows, key=lambda row: row[key])
-        names = [f"{row['name']}, {row['mode']}" for row in rows]
+    wanted = {"train": "Training", "sample": f"Sampling, {CALLS} calls"}
+    found = {title: result.get(f"{part}, threads 1, batch {BATCH}") for part, title in wanted.items()}
+    figure, axes = pyplot.subplots(1, 2, figsize=(13, 4.4), sharex=True)
+    for axis, (title, part) in zip(axes, found.items(), strict=True):
+        if part is None:
+            continue
+        rows = sorted(part["rows"], key=lambda row: row["gflops"])
         colours = ["#b5503c" if row["name"].startswith("sfumato") else "#8a94a6" for row in rows]
-        bars = axis.barh(names, [row[key] for row in rows], color=colours)
+        bars = axis.barh([f"{r['name']}, {r['mode']}" for r in rows], [r["gflops"] for r in rows], color=colours)
         axis.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
-        axis.axvline(found["peak"]["bfloat16"], color="black", linewidth=0.8, linestyle=":")
-        axis.set_title(title + " (dotted: bfloat16 peak)", fontsize=9)
+        axis.axvline(part["peak"]["bfloat16"], color="black", linewidth=0.8, linestyle=":")
+        axis.set_title(f"{title}, batch {BATCH}, one thread: GFLOP/s (dotted: bfloat16 peak)", fontsize=9)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(HERE / "results" / "training.png", dpi=130)
+    pyplot.close(figure)
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)}; all without")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 4, 16, 256])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--draw", action="store_true", help="draw what was measured before")
-    parser.add_argument("--compiled", action="store_true", help="compiled networks too: a minute or two each")
     parser.add_argument("--one", nargs=4, metavar=("NAME", "MODE", "BATCH", "WORK"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -203,42 +213,29 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     warnings.filterwarnings("ignore")
     options = arguments()
+    torch.set_num_threads(options.threads)
     if options.one:
-        torch.set_num_threads(options.threads[0])
         name, mode, batch, work = options.one
-        repeats = 3 if int(batch) >= BATCH else 10
-        print(json.dumps(one(name, mode, int(batch), work, repeats)))
+        print(json.dumps(one(name, mode, int(batch), work, 3 if int(batch) >= BATCH else 10)))
         return
-    result: dict[str, Any] = {
-        "commit": commit(),
-        "hardware": hardware(),
-        "shape": SHAPE,
-        "training": {},
-        "sampling": {},
-    }
-    every = candidates(options.compiled)
-    eager = [pair for pair in every if pair[1] != "compiled"]
-    for threads in options.threads:
-        torch.set_num_threads(threads)
-        best = peak()
-        rows = measured(every, BATCH, "train", threads, options.rounds)
-        result["training"][threads] = {"peak": best, "rows": rows}
-        show(f"Training, batch {BATCH}, threads {threads}; peak {best}", rows, best["bfloat16"])
-        rows = measured(eager, BATCH, "sample", threads, options.rounds)
-        result["sampling"][threads] = rows
-        show(f"Sampling with {CALLS} calls, batch {BATCH}, threads {threads}", rows, best["bfloat16"])
-        save(result)
-    draw(result)
-    few = [pair for pair in eager if pair[0] in ("sfumato UNet", "diffusers", "azula")]
-    result["batches"], best = {}, result["training"][options.threads[0]]["peak"]
-    for batch in options.batches:
-        rows = result["batches"][batch] = measured(few, batch, "train", options.threads[0], options.rounds)
-        show(f"Training, batch {batch}, threads {options.threads[0]}", rows, best["bfloat16"])
-        save(result)
+    best = peak()
+    for part in options.parts:
+        work, modes, names = PARTS[part]
+        chosen = candidates(modes, names)
+        for batch in options.batches if part == "batches" else [BATCH]:
+            rows = measured(chosen, batch, work, options.threads, options.rounds)
+            title = f"{part}: batch {batch}, threads {options.threads}, peak {best['bfloat16']:.0f} GFLOP/s in bfloat16"
+            show(title, rows, best["bfloat16"])
+            save(f"{part}, threads {options.threads}, batch {batch}", best, rows)
 
 
-def save(result: dict[str, Any]) -> None:
-    (HERE / "results" / "training.json").write_text(json.dumps(result, indent=1) + "\n")
+def save(key: str, best: dict[str, float], rows: list[dict[str, Any]]) -> None:
+    """One part of results/training.json."""
+    path = HERE / "results" / "training.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    known[key] = {"commit": commit(), "hardware": hardware(), "peak": best, "rows": rows}
+    path.write_text(json.dumps(known, indent=1) + "\n")
+    draw(known)
 
 
 if __name__ == "__main__":
