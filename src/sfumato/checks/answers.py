@@ -16,11 +16,12 @@ from collections.abc import Iterator
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfumato import noise
 from sfumato.errors import SfumatoError
 from sfumato.levels.draws import Trivial, evaluating
+from sfumato.nets.watching import watched
 from sfumato.objectives import times as densities
 from sfumato.objectives.times import UniformLogSNR
 from sfumato.process import Gaussian
@@ -246,7 +247,12 @@ def _peak(model: Any, x: Tensor, label: Tensor | None, lam: float, seed: int) ->
     _, _, z, t = _state(model, x, rows, lam, rows, seed)
     cond = {} if label is None else {"label": label[rows].to(z.device)}
     found: dict[str, float] = {}
-    with _in_float32(model), _watched(model.net, found):
+
+    def look(name: str, out: Any) -> None:
+        if isinstance(out, Tensor) and out.is_floating_point():
+            found[name] = max(found.get(name, 0.0), float(out.abs().max()))
+
+    with _in_float32(model), watched(model.net, look):
         model.predict(z, t, **cond)
     name = max(found, key=lambda each: found[each])
     return found[name], name
@@ -265,20 +271,3 @@ def _in_float32(model: Any) -> Iterator[None]:
         model.compute_dtype = low
         for p, data in kept.items():
             p.data = data
-
-
-@contextlib.contextmanager
-def _watched(net: nn.Module, found: dict[str, float]) -> Iterator[None]:
-    def watch(name: str) -> Any:
-        def look(module: nn.Module, given: Any, out: Any) -> None:
-            if isinstance(out, Tensor) and out.is_floating_point():
-                found[name] = max(found.get(name, 0.0), float(out.abs().max()))
-
-        return look
-
-    handles = [module.register_forward_hook(watch(name or "the network")) for name, module in net.named_modules()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -10,13 +10,13 @@ Nothing that is not finite reaches the optimiser, the averages or a checkpoint.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from sfumato.nets.watching import watched
 from sfumato.training.goal import Batch, Goal
 from sfumato.world import ALONE, World, local
 
@@ -96,7 +96,12 @@ def _in_data(batch: Batch) -> str | None:
 
 def _in_outputs(model: Any, goal: Goal, batch: Batch) -> str | None:
     first: list[str] = []
-    with _watched(model.net, first), torch.no_grad():
+
+    def look(name: str, out: Any) -> None:
+        if not first and not finite(out):
+            first.append(name)
+
+    with watched(model.net, look), torch.no_grad():
         losses = goal.losses(model, batch)
     if first:
         return f"the output of {first[0]} is not finite"
@@ -108,22 +113,3 @@ def _in_gradients(model: Any) -> str | None:
     names = [name for name, grad in grads.items() if grad is not None and not finite(local(grad))]
     # the way back meets the last part first
     return f"the gradient of {names[-1]} is not finite" if names else None
-
-
-@contextmanager
-def _watched(net: nn.Module, first: list[str]) -> Iterator[None]:
-    """Within the block `first` receives the name of the first module whose output is not finite, parts first."""
-
-    def watch(name: str) -> Any:
-        def look(module: nn.Module, given: Any, out: Any) -> None:
-            if not first and not finite(out):
-                first.append(name)
-
-        return look
-
-    handles = [module.register_forward_hook(watch(name or "the network")) for name, module in net.named_modules()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
