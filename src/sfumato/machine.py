@@ -27,7 +27,7 @@ T = TypeVar("T")
 _STAT = Path("/proc/stat")
 _CGROUP = Path("/sys/fs/cgroup/cpu.max")
 _LOOK_SECONDS = 0.5  # between two looks at the load, which the system counts in hundredths of a second
-_AGREED = 2  # looks in a row that have to say the same
+_AGREED = 2  # looks in a row that have to say so before there are more threads again; fewer there are at once
 
 
 def cores() -> int:
@@ -71,6 +71,11 @@ class Load:
             return None
         return time.monotonic(), ticks / os.sysconf("SC_CLK_TCK"), time.process_time()
 
+    @property
+    def since(self) -> float:
+        """When it looked last."""
+        return 0.0 if self._last is None else self._last[0]
+
     def others(self) -> float:
         """0 where the system does not tell."""
         now, last = self._now(), self._last
@@ -79,6 +84,12 @@ class Load:
             return 0.0
         elapsed, worked, own = (b - a for a, b in zip(last, now, strict=True))
         return max(0.0, (worked - own) / elapsed)
+
+
+@cache
+def _load() -> Load:
+    """The one of this process, so that work in short pieces knows what the piece before it saw."""
+    return Load()
 
 
 def left(most: int, others: float, count: int) -> int:
@@ -95,22 +106,20 @@ class Threads:
     def __init__(self, fixed: bool = False) -> None:
         self.most = min(torch.get_num_threads(), cores())
         self.fixed = fixed or self.most == 1 or "OMP_NUM_THREADS" in os.environ
-        self._load: Load | None = None  # made at the first look: what is over sooner has no need of it
-        self._next = time.monotonic() + _LOOK_SECONDS
+        self._load = _load()
+        self._next = self._load.since + _LOOK_SECONDS  # at once, where the last work ended a while ago
         self._wanted, self._agreed, self._cores = self.most, 0, cores()
 
     def follow(self) -> None:
-        """Look, if it is time to, and take another number of threads once two looks agree on it."""
+        """Look, if it is time to, and take as many threads as there is room for."""
         if self.fixed or time.monotonic() < self._next:
             return
         self._next = time.monotonic() + _LOOK_SECONDS
-        if self._load is None:
-            self._load = Load()
-            return
         wanted = left(self.most, self._load.others(), self._cores)
         self._agreed = self._agreed + 1 if wanted == self._wanted else 1
         self._wanted = wanted
-        if self._agreed >= _AGREED and wanted != torch.get_num_threads():
+        now = torch.get_num_threads()
+        if wanted < now or (wanted > now and self._agreed >= _AGREED):
             torch.set_num_threads(wanted)
 
 
