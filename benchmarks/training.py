@@ -51,7 +51,7 @@ PARTS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "train": ("train", EAGER, ()),
     "sample": ("sample", EAGER, ()),
     "compiled": ("train", ("compiled",), ("sfumato UNet", "sfumato DiT", "azula")),
-    "batches": ("train", EAGER, ("sfumato UNet", "diffusers", "azula")),
+    "batches": ("train", EAGER, ("sfumato UNet", "azula")),
 }
 
 
@@ -181,7 +181,7 @@ def draw(result: dict[str, Any]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    wanted = {"train": "Training", "sample": f"Sampling, {CALLS} calls"}
+    wanted = {"train": "Training", "sample": f"Sampling, {CALLS} network calls"}
     found = {title: result.get(f"{part}, threads 1, batch {BATCH}") for part, title in wanted.items()}
     figure, axes = pyplot.subplots(1, 2, figsize=(13, 4.4), sharex=True)
     for axis, (title, part) in zip(axes, found.items(), strict=True):
@@ -192,7 +192,8 @@ def draw(result: dict[str, Any]) -> None:
         bars = axis.barh([f"{r['name']}, {r['mode']}" for r in rows], [r["gflops"] for r in rows], color=colours)
         axis.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
         axis.axvline(part["peak"]["bfloat16"], color="black", linewidth=0.8, linestyle=":")
-        axis.set_title(f"{title}, batch {BATCH}, one thread: GFLOP/s (dotted: bfloat16 peak)", fontsize=9)
+        axis.set_title(f"{title}: GFLOP/s on one thread", fontsize=9)
+        axis.set_xlabel(f"batch {BATCH}; dotted: what products reach in bfloat16", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
