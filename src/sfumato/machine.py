@@ -140,7 +140,7 @@ def threads(number: int | None = None, fixed: bool = False) -> Iterator[Threads]
 _TRIM, _PAD, _MMAP = -1, -2, -3
 _LARGEST = 32 << 20
 _DEFAULTS = ((_TRIM, 128 << 10), (_PAD, 128 << 10), (_MMAP, 128 << 10))
-_KEEPING = ((_TRIM, (1 << 31) - 1), (_PAD, 256 << 20), (_MMAP, _LARGEST))
+_KEEPING = ((_TRIM, (1 << 31) - 1), (_PAD, 8 << 20), (_MMAP, _LARGEST))
 _depth, _guard = 0, threading.Lock()
 
 
@@ -185,7 +185,7 @@ def _count(libc: ctypes.CDLL, change: int) -> None:
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error is that of a machine without the memory asked for."""
     # on a CPU torch's allocator and the libraries beneath raise a bare RuntimeError
-    words = ("DefaultCPUAllocator", "std::bad_alloc")
+    words = ("DefaultCPUAllocator", "std::bad_alloc", "could not create a primitive")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 

@@ -36,7 +36,7 @@ except RuntimeError:
 lines = [line["loss"] for line in run.metrics if "loss" in line]
 print(json.dumps({"bytes": source.x.nbytes, "held": held, "kind": type(source.x).__name__, "losses": lines}))
 """
-ALLOWED, TIMES, SIDE = 256 << 20, 3, 128
+ALLOWED, TIMES, SIDE = 320 << 20, 3, 128
 
 
 def noise_tar(path, count, side):
