@@ -25,7 +25,8 @@ from PIL import Image
 
 from record import HERE, commit, hardware
 from sfumato import data, nets
-from sfumato.data import DataSpec, cache, memory
+from sfumato.data import DataSpec, cache
+from sfumato.machine import memory
 from sfumato.model import Denoiser
 from sfumato.process import Gaussian
 from sfumato.schedules import Flow

@@ -21,7 +21,7 @@ from torch import nn
 import sfumato as sf
 from record import HERE, commit, hardware
 from sfumato import nets
-from sfumato.machine import kept_memory
+from sfumato.machine.kept import kept_memory
 from sfumato.nets import UNet
 from sfumato.nets.layout import channels_last
 from sfumato.training import State, TrainConfig

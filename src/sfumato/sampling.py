@@ -13,7 +13,9 @@ from sfumato import noise
 from sfumato.compose import Unrolled, guide
 from sfumato.conditions import indices
 from sfumato.errors import SfumatoError
-from sfumato.machine import Threads, in_parts, kept_memory, threads
+from sfumato.machine.kept import kept_memory
+from sfumato.machine.parts import in_parts
+from sfumato.machine.threads import Threads, threads
 from sfumato.model import Model
 from sfumato.plans import AnySolver, make_plan
 from sfumato.solvers import Plan, State, Walk

@@ -11,9 +11,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 from sfumato.errors import SfumatoError
 
 TIMEOUT = 600.0  # seconds after which a process that does not answer is missing
+_LETTING_GO = 10.0  # seconds at most in which threads become quiet at the end
 _ANSWER = 5.0  # seconds in which the others say that they are there, once one is missing
 
 _T = TypeVar("_T")
@@ -195,3 +198,22 @@ def joined(device: torch.device | str = "cpu", timeout: float = TIMEOUT) -> Iter
         yield World(rank, size, store, device)
     finally:
         dist.destroy_process_group()
+        _settled()
+
+
+def _settled() -> None:
+    """Wait until gloo's threads, which live as long as a mesh or a wrapped network, have let go of their last tensors.
+
+    One that does so while the interpreter ends aborts the process, after all its work is done (pytorch issue 190489).
+    """
+    end, quiet = time.monotonic() + _LETTING_GO, 0
+    while quiet < 2 and time.monotonic() < end:
+        time.sleep(0.01)  # without the interpreter's lock, for which a thread may wait
+        quiet = 0 if any(_at_work(task) for task in Path("/proc/self/task").glob("*")) else quiet + 1
+
+
+def _at_work(task: Path) -> bool:
+    try:
+        return (task / "comm").read_text().startswith("pt_gloo") and ") S" not in (task / "stat").read_text()
+    except OSError:  # it is over
+        return False

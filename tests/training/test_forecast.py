@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import sfumato as sf
-from sfumato.training import costs, memory, occasions
+from sfumato.machine import memory
+from sfumato.training import costs, occasions
 from sfumato.training.config import TrainConfig
 from sfumato.training.console import Silent
 from sfumato.training.costs import Costs, Snapshots, Twice
@@ -105,7 +106,7 @@ def pair(tmp_path_factory):
     np.save(place / "x.npy", X)
     words = [f"--{name}={value}" for name, value in SMALL.items()]
     code = (
-        "import sys\nfrom sfumato.cli import main\nfrom sfumato.training.memory import held\n"
+        "import sys\nfrom sfumato.cli import main\nfrom sfumato.machine.memory import held\n"
         "assert main(sys.argv[1:]) == 0\nprint(held())"
     )
     command = [sys.executable, "-c", code, "train", str(place / "x.npy"), "--out", str(place / "run"), *words]
@@ -185,8 +186,8 @@ def test_memory_that_is_not_there_is_an_error_that_is_caught():
     """Beyond the limit torch's allocator raises what the loop answers by halving its parts."""
     code = """
 import torch
-from sfumato.training import memory
-from sfumato.machine import out_of_memory
+from sfumato.machine import memory
+from sfumato.machine.parts import out_of_memory
 memory._SHARE, memory.available = 1.0, lambda: 2.0**28
 kept = []
 try:

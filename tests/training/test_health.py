@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import sfumato as sf
+from consoles import Heard
 from fault_cases import moons
 from sfumato.training import checkpoint
 from sfumato.training.console import Silent
@@ -15,19 +16,6 @@ from sfumato.training.health import SHARE, Health
 from sfumato.training.interrupt import Interrupted
 
 SETTINGS = {"steps": 120, "batch": 32, "net": "tiny", "precision": "float32", "snapshots": 0, "sample_every": 0}
-
-
-class Heard(Silent):
-    def __init__(self, stop=None):
-        super().__init__()
-        self.said, self.stop = [], stop
-
-    def note(self, text):
-        self.said.append(text)
-
-    def __call__(self, progress):
-        if progress.step == self.stop:
-            raise KeyboardInterrupt
 
 
 def test_training_is_bit_by_bit_what_it_is_without(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sfumato import nets, noise
-from sfumato.machine import out_of_memory
+from sfumato.machine.parts import out_of_memory
 from sfumato.model import Denoiser
 from sfumato.objectives import times, weights
 from sfumato.process import Gaussian

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import sfumato as sf
+from consoles import Heard
 from sfumato import nets, noise
 from sfumato.training import Run, summary
 from sfumato.training.console import Silent
@@ -20,22 +21,9 @@ X = noise.normal(3, range(500), (4,), noise.DATA).numpy()
 HOW = {"net": "tiny", "precision": "float32", "snapshots": 2, "holdout": 0.2}
 
 
-class Told(Silent):
-    def __init__(self, stop: int = -1) -> None:
-        super().__init__()
-        self.said, self.stop = [], stop
-
-    def note(self, text):
-        self.said.append(text)
-
-    def __call__(self, progress):
-        if progress.step == self.stop:
-            raise KeyboardInterrupt
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> tuple[Run, list[str]]:
-    console = Told()
+    console = Heard()
     run = sf.train(X, tmp_path_factory.mktemp("runs") / "whole", console=console, steps=120, batch=256, **HOW)
     return run, console.said
 
@@ -68,7 +56,7 @@ def test_the_page_shows_it(whole):
 
 
 def test_a_stopped_run_says_how_far_it_came(tmp_path):
-    console = Told(stop=70)
+    console = Heard(stop=70)
     with pytest.raises(Interrupted):
         sf.train(X, tmp_path / "run", console=console, steps=120, batch=256, **HOW)
     facts = json.loads((tmp_path / "run" / "report.json").read_text())
@@ -81,7 +69,7 @@ def test_a_stopped_run_says_how_far_it_came(tmp_path):
 
 
 def test_a_run_without_a_hold_out(tmp_path):
-    console = Told()
+    console = Heard()
     sf.train(X, tmp_path / "run", console=console, steps=3, batch=8, **{**HOW, "holdout": 0.0})
     facts = json.loads((tmp_path / "run" / "report.json").read_text())
     assert facts["holdout"] is None and facts["memorisation_missing"] == "nothing was held out"

@@ -81,10 +81,16 @@ def sign_flipped(evidence: Evidence) -> Finding | None:
     )
 
 
+def _other_meaning(evidence: Evidence) -> tuple[Answers | None, Hypothesis | None]:
+    """(the answers, what they mean), the latter None where it is what is declared, or its negative."""
+    found = meaning(evidence.answers)
+    return evidence.answers, found if found is not None and found.sign == 1 else None
+
+
 def schedule(evidence: Evidence) -> Finding | None:
     """The declared target of another named schedule fits."""
-    found, answers = meaning(evidence.answers), evidence.answers
-    if found is None or answers is None or found.sign != 1 or found.schedule == answers.schedule:
+    answers, found = _other_meaning(evidence)
+    if answers is None or found is None or found.schedule == answers.schedule:
         return None
     name, own = type(found.schedule).__name__, type(answers.schedule).__name__
     also = "" if found.target == answers.target else f", as {found.target}"
@@ -98,8 +104,8 @@ def schedule(evidence: Evidence) -> Finding | None:
 
 def wrong_target(evidence: Evidence) -> Finding | None:
     """Another target under the declared schedule fits."""
-    found, answers = meaning(evidence.answers), evidence.answers
-    if found is None or answers is None or found.sign != 1 or found.schedule != answers.schedule:
+    answers, found = _other_meaning(evidence)
+    if answers is None or found is None or found.schedule != answers.schedule:
         return None
     return Finding(
         "target",

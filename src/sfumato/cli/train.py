@@ -13,10 +13,10 @@ from sfumato.cli.options import Sample
 from sfumato.cli.parse import train_config
 from sfumato.cli.run import Voice
 from sfumato.cli.sample import draw
+from sfumato.machine.memory import limited
 from sfumato.training.console import Console
 from sfumato.training.control import say
 from sfumato.training.loop import Progress
-from sfumato.training.memory import limited
 from sfumato.training.run import Run
 from sfumato.training.run import resume as resume_run
 from sfumato.training.run import train as train_run

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from ..errors import SfumatoError
+from ..machine.memory import fits
 from . import cache
 from .items import Items
-from .memory import fits
 from .picture import Header, check_size, decode, read_header
 from .rows import DECODING, READING, Mapped, Rows, Samples
 

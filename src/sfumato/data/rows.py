@@ -43,9 +43,16 @@ class Spent:
             with self._lock:
                 self._seconds[cause] = self._seconds.get(cause, 0.0) + took
 
-    def seconds(self) -> dict[str, float]:
+    @property
+    def total(self) -> float:
         with self._lock:
-            return dict(self._seconds)
+            return sum(self._seconds.values())
+
+    @property
+    def most(self) -> str | None:
+        """The cause that took longest; None before anything was counted."""
+        with self._lock:
+            return max(self._seconds, key=lambda name: self._seconds[name], default=None)
 
 
 class Rows(abc.ABC):

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from ..errors import SfumatoError
+from ..machine.memory import fits
 from . import arrays, builtin
 from .dataset import Source, class_counts
 from .folders import TABLE_SUFFIXES, TAR_SUFFIXES, open_folder, open_table, open_tars
 from .images import Size
 from .items import IMAGE_SUFFIXES
 from .labels import encode_labels
-from .memory import fits
 from .picture import check_size, fit_cover
 from .rows import Mapped, Samples
 from .tars import expand

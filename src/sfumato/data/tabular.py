@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import SfumatoError
+from ..machine.memory import fits
 from . import arrays, cache
-from .memory import fits
 from .rows import READING, Mapped, Rows, Samples, in_blocks
 from .tables import Table, depth
 

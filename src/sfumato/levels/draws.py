@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from sfumato import noise
 from sfumato.belief import Estimate, broadcast
 from sfumato.levels.bins import Bins
-from sfumato.machine import in_parts
+from sfumato.machine.parts import in_parts
 from sfumato.process import Gaussian
 from sfumato.schedule import Time
 from sfumato.world import ALONE, World

@@ -22,12 +22,13 @@ import torch
 
 from sfumato import artefact, sampling
 from sfumato.data import Source
-from sfumato.data.memory import available
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
-from sfumato.machine import out_of_memory
+from sfumato.machine import memory
+from sfumato.machine.memory import available
+from sfumato.machine.parts import out_of_memory
 from sfumato.plans import make_plan
-from sfumato.training import checkpoint, memory, occasions, snapshots
+from sfumato.training import checkpoint, occasions, snapshots
 from sfumato.training.config import from_dict
 from sfumato.training.console import Silent
 from sfumato.training.costs import BASE64, Costs, Snapshots, Twice, step_seconds, steps_of

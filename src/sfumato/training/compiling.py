@@ -46,7 +46,13 @@ class Switch(nn.Module):
         super().__init__()
         self.net = net
         self.example: dict[str, Any] | None = None
+        self._shapes: list[Any] = []
         self._fast: tuple[Any] | None = None  # in a tuple, since it is a module of the same weights
+
+    @property
+    def taken(self) -> bool:
+        """Whether another form computes."""
+        return self._fast is not None
 
     def take(self, fast: Any) -> None:
         """Compute by another form from now on; None is the network itself."""
@@ -128,7 +134,7 @@ class Compiler:
         took, self._last = 0.0 if self._last is None else now - self._last, now
         if self._child is None:
             self._child = Child(self.model, self.switch)
-        elif self._after or self.switch._fast is not None:
+        elif self.switch.taken:
             return self._compare(took)
         elif self._child.ready is None:
             self._before = [*self._before[-STEPS + 1 :], took]

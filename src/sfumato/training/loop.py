@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from sfumato.data.rows import Samples
 from sfumato.errors import SfumatoError
-from sfumato.machine import kept_memory, out_of_memory, released, threads
+from sfumato.machine.kept import kept_memory, released
+from sfumato.machine.parts import out_of_memory
+from sfumato.machine.threads import threads
 from sfumato.training.batches import Batches
 from sfumato.training.compiling import Compiler
 from sfumato.training.config import TrainConfig

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sfumato import nets
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
+from sfumato.nets.layout import LAYOUTS
 from sfumato.training.goal import Batch, Goal
 from sfumato.world import World, local
 
@@ -54,10 +55,9 @@ def shared(model: Any, goal: Goal, world: World) -> nn.Module:
 
 def _as_gradients_lie(kernel: Tensor) -> Tensor:
     """A kernel of one input with the strides that convolutions give its gradient; the memory is the same."""
-    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
-    if kernel.ndim not in layouts or kernel.shape[1] != 1:
+    if kernel.ndim not in LAYOUTS or kernel.shape[1] != 1:
         return kernel
-    return kernel.as_strided(kernel.shape, torch.empty_like(kernel, memory_format=layouts[kernel.ndim]).stride())
+    return kernel.as_strided(kernel.shape, torch.empty_like(kernel, memory_format=LAYOUTS[kernel.ndim]).stride())
 
 
 def quiet(losses: nn.Module, last: bool) -> Any:

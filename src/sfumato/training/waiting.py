@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, final
 
-from sfumato.data.rows import DECODING, READING, Rows, Samples
+from sfumato.data.rows import DECODING, READING, Rows, Samples, Spent
 
 FETCHING, NORMALISING, TRANSFER = "fetching", "normalising", "transfer"
 MUCH = 0.10  # of the time: from here on it is said
@@ -29,17 +27,9 @@ class Waiting:
 
     def __init__(self, x: Samples, workers: int) -> None:
         self._rows, self._workers = x if isinstance(x, Rows) else None, workers
-        self._seconds = dict.fromkeys((FETCHING, NORMALISING, TRANSFER), 0.0)
+        self._spent = Spent()
+        self.on = self._spent.on  # with waiting.on(cause): a step waits for its batch
         self._mark, self._waited, self._said = time.perf_counter(), 0.0, False
-
-    @contextmanager
-    def on(self, cause: str) -> Iterator[None]:
-        """Within the block a step waits for its batch."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds[cause] += time.perf_counter() - start
 
     def told(self) -> dict[str, Any]:
         """What a line of progress says of it."""
@@ -48,14 +38,14 @@ class Waiting:
 
     def share(self) -> float:
         """The fraction of the time since this was last asked in which steps waited."""
-        now, waited = time.perf_counter(), sum(self._seconds.values())
+        now, waited = time.perf_counter(), self._spent.total
         share = (waited - self._waited) / max(1e-9, now - self._mark)
         self._mark, self._waited = now, waited
         return min(1.0, share)
 
     def advice(self, share: float) -> str | None:
         """Cause and cure, once, where steps wait much."""
-        if self._said or share <= MUCH or sum(self._seconds.values()) < _SURE:
+        if self._said or share <= MUCH or self._spent.total < _SURE:
             return None
         self._said = True
         where = "The data" if self._rows is None else self._rows.where
@@ -65,8 +55,7 @@ class Waiting:
     @property
     def cause(self) -> str:
         """What steps waited for most."""
-        most = max(self._seconds, key=lambda name: self._seconds[name])
+        most = self._spent.most or FETCHING
         if most != FETCHING:
             return most
-        reading = {} if self._rows is None else self._rows.spent.seconds()
-        return max(reading, key=lambda name: reading[name]) if reading else READING
+        return (None if self._rows is None else self._rows.spent.most) or READING

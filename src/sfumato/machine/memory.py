@@ -1,4 +1,4 @@
-"""The largest memory of this process, and a limit to it that can be caught. What is free: `data.memory`."""
+"""How much memory this process may still take, what it has taken, and a limit to it that can be caught."""
 
 from __future__ import annotations
 
@@ -11,10 +11,20 @@ from pathlib import Path
 
 import torch
 
-from sfumato.data.memory import available
-
-_SHARE = 0.95  # of the free memory that a limited process may take: the machine needs some for itself
+SHARE = 0.25  # of what is free that one data set may take; what is larger stays on the disk
+_SHARE = 0.95  # of it that a limited process may take: the machine needs some for itself
 _STACK = 16 << 20  # bytes a thread, which are reserved and hardly used
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def available() -> float:
+    """Bytes; infinity where nothing is known."""
+    return min(_machine(), _group(), _own())
+
+
+def fits(nbytes: float) -> bool:
+    """Whether a data set of so many bytes is to be held in memory."""
+    return nbytes <= SHARE * available()
 
 
 def held(largest: bool = True) -> int | None:
@@ -61,6 +71,44 @@ def yielding() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="utf-8")
     except OSError:
         pass
+
+
+def _machine() -> float:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        pass
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return float("inf")
+
+
+def _group() -> float:
+    """What a container leaves (control groups, version 2), files that are only cached not counted."""
+    try:
+        largest = (_CGROUP / "memory.max").read_text().strip()
+        if largest == "max":
+            return float("inf")
+        used = int((_CGROUP / "memory.current").read_text())
+        facts = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        return float(int(largest) - used + int(facts.get("file", 0)))
+    except (OSError, ValueError):
+        return float("inf")
+
+
+def _own() -> float:
+    """What `ulimit -v` and `ulimit -d` leave."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("inf")
+    left = float("inf")
+    for limit, name in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+        largest, taken = resource.getrlimit(limit)[0], _status(name)
+        if largest != resource.RLIM_INFINITY and taken is not None:
+            left = min(left, max(0.0, float(largest) - taken))
+    return left
 
 
 def _status(name: str) -> int | None:

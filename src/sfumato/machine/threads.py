@@ -1,4 +1,4 @@
-"""What this machine has and what others leave of it: cores, threads that follow the load, memory that is kept.
+"""The cores of this machine, what others leave of them, and threads that follow it.
 
 Two threads on two cores wait for each other after each operation. Once another process keeps one core busy, the thread
 that shares it is late every time, and both together are slower than one alone: waiting in another way does not help,
@@ -7,22 +7,15 @@ fewer threads do.
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
 
 import torch
-from torch import Tensor
-
-T = TypeVar("T")
 
 _STAT = Path("/proc/stat")
 _CGROUP = Path("/sys/fs/cgroup/cpu.max")
@@ -100,15 +93,16 @@ def left(most: int, others: float, count: int) -> int:
 class Threads:
     """Follows the load of the machine with torch's number of threads: `follow()` between two pieces of work.
 
-    It never goes above the number at its start. Where OMP_NUM_THREADS is set, or `fixed`, somebody has decided.
+    It never goes above the number at its start. Where OMP_NUM_THREADS is set, or `fixed`, the number stays.
     """
 
     def __init__(self, fixed: bool = False) -> None:
-        self.most = min(torch.get_num_threads(), cores())
+        self._cores = cores()
+        self.most = min(torch.get_num_threads(), self._cores)
         self.fixed = fixed or self.most == 1 or "OMP_NUM_THREADS" in os.environ
         self._load = _load()
         self._next = self._load.since + _LOOK_SECONDS  # at once, where the last work ended a while ago
-        self._wanted, self._agreed, self._cores = self.most, 0, cores()
+        self._wanted, self._agreed = self.most, 0
 
     def follow(self) -> None:
         """Look, if it is time to, and take as many threads as there is room for."""
@@ -125,92 +119,19 @@ class Threads:
 
 @contextmanager
 def threads(number: int | None = None, fixed: bool = False) -> Iterator[Threads]:
-    """Within the block torch has `number` threads, or as many as others leave; after it, what it had before."""
+    """Within the block torch has `number` threads, or as many as others leave; after it, what it had before.
+
+    torch starts with a thread for each core of the machine, in a container too that is given fewer.
+    """
     before = torch.get_num_threads()
-    if number is not None and number != before:
-        torch.set_num_threads(number)
+    if number is not None:
+        first = number
+    else:
+        first = before if "OMP_NUM_THREADS" in os.environ else min(before, cores())
+    if first != before:
+        torch.set_num_threads(first)
     try:
         yield Threads(fixed or number is not None)
     finally:
         if torch.get_num_threads() != before:
             torch.set_num_threads(before)
-
-
-# mallopt's parameters (malloc.h) and the largest block that it can be told to keep
-_TRIM, _PAD, _MMAP = -1, -2, -3
-_LARGEST = 32 << 20
-_DEFAULTS = ((_TRIM, 128 << 10), (_PAD, 128 << 10), (_MMAP, 128 << 10))
-_KEEPING = ((_TRIM, (1 << 31) - 1), (_PAD, 8 << 20), (_MMAP, _LARGEST))
-_depth, _guard = 0, threading.Lock()
-
-
-@cache
-def _libc() -> ctypes.CDLL | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    found = ctypes.CDLL(None)
-    return found if hasattr(found, "mallopt") and hasattr(found, "malloc_trim") else None
-
-
-@contextmanager
-def kept_memory(device: torch.device) -> Iterator[None]:
-    """Within the block freed memory stays with the process, and is given back at its end; a CPU with glibc alone.
-
-    By default each large tensor is mapped anew and unmapped when it is freed: 75,000 page faults a step of a U-Net, 6 %
-    of its time. May be nested, and used from several threads: it ends when the last block does.
-    """
-    libc = _libc() if device.type == "cpu" else None
-    if libc is None:
-        yield
-        return
-    _count(libc, 1)
-    try:
-        yield
-    finally:
-        _count(libc, -1)
-
-
-def _count(libc: ctypes.CDLL, change: int) -> None:
-    global _depth
-    with _guard:
-        before, _depth = _depth, _depth + change
-        if min(before, _depth) > 0:
-            return
-        for parameter, value in _KEEPING if _depth else _DEFAULTS:
-            libc.mallopt(parameter, value)
-        if not _depth:
-            libc.malloc_trim(0)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error is that of a machine without the memory asked for."""
-    # on a CPU torch's allocator and the libraries beneath raise a bare RuntimeError
-    words = ("DefaultCPUAllocator", "std::bad_alloc", "could not create a primitive")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
-
-
-def in_parts(work: Callable[[Tensor], T], rows: Tensor, most: int, halve: bool = True) -> list[T]:
-    """work(part) for parts of at most `most` rows; where memory does not suffice, parts are halved from there on."""
-    found: list[T] = []
-    while len(rows):
-        part = rows[:most]
-        try:
-            found.append(work(part))
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error) or len(part) == 1 or not halve:
-                raise
-            most = -(-len(part) // 2)
-        else:
-            rows = rows[len(part) :]
-            continue
-        released()  # only now does nothing hold what failed
-    return found
-
-
-def released() -> None:
-    """Give back what is kept of freed memory, so that it can be taken otherwise."""
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-    libc = _libc()
-    if libc is not None:
-        libc.malloc_trim(0)

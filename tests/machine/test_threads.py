@@ -1,4 +1,4 @@
-"""What the machine leaves: its load, threads that follow it, memory that is kept."""
+"""The load of the machine, and threads that follow it."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from sfumato import machine
+from sfumato.machine import threads as machine
 
 STAT = """cpu  100 0 50 900 10 0 0 0 0 0
 cpu0 60 0 30 400 5 1 2 3 0 0
@@ -86,29 +86,13 @@ def test_afterwards_the_number_is_what_it_was(two_threads):
     assert torch.get_num_threads() == 2
 
 
-FAULTS = """
-import resource, torch
-from sfumato.machine import kept_memory
-
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(5):
-        [torch.zeros(4 << 20).add_(1) for _ in range(6)]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-faults()
-free = faults()
-with kept_memory(torch.device("cpu")):
-    faults()
-    with kept_memory(torch.device("cpu")):
-        pass
-    kept = faults()
-print(free, kept, faults())
-"""
-
-
-@pytest.mark.skipif(machine._libc() is None, reason="not glibc")
-def test_kept_memory_is_not_mapped_anew():
-    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
-    free, kept, after = map(int, done.stdout.split())
-    assert kept < free / 10 and after > free / 2
+@pytest.mark.parametrize("arguments", [{}, {"fixed": True}])
+def test_a_container_of_fewer_cores_starts_with_fewer_threads(two_threads, monkeypatch, arguments):
+    monkeypatch.setattr(machine, "cores", lambda: 1)
+    with machine.threads(**arguments):
+        assert torch.get_num_threads() == 1
+    with machine.threads(2):
+        assert torch.get_num_threads() == 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    with machine.threads(**arguments):
+        assert torch.get_num_threads() == 2
