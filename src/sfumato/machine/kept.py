@@ -11,6 +11,8 @@ from functools import cache
 
 import torch
 
+from sfumato.machine.memory import renew
+
 # mallopt's parameters (malloc.h) and the largest block that it can be told to keep
 _TRIM, _PAD, _MMAP = -1, -2, -3
 _LARGEST = 32 << 20
@@ -65,3 +67,13 @@ def released() -> None:
     libc = _libc()
     if libc is not None:
         libc.malloc_trim(0)
+        if hasattr(libc, "mallinfo2"):  # glibc 2.33
+            libc.mallinfo2.restype = _Facts
+            renew(libc.mallinfo2().fordblks)
+
+
+class _Facts(ctypes.Structure):
+    """What mallinfo2 says, in bytes (malloc.h); fordblks is what is free in all heaps."""
+
+    _names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in _names.split()]  # noqa: RUF012 (ctypes asks for it)

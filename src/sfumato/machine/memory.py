@@ -14,6 +14,8 @@ import torch
 SHARE = 0.25  # of what is free that one data set may take; what is larger stays on the disk
 _SHARE = 0.95  # of it that a limited process may take: the machine needs some for itself
 _STACK = 16 << 20  # bytes a thread, which are reserved and hardly used
+_LEAST = 64 << 20  # bytes that small things may take once memory has not sufficed
+_outer: list[tuple[int, int]] = []  # the limits that blocks of `limited` found
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -49,20 +51,37 @@ def limited() -> Iterator[None]:
     Linux promises more memory than there is, and ends a process once it is used. Nothing happens on other systems, nor
     where there is a GPU, whose driver reserves far more than it takes.
     """
-    room, reserved = available(), _status("VmData")
-    if reserved is None or not math.isfinite(room) or torch.cuda.is_available():
+    room = available()
+    if _status("VmData") is None or not math.isfinite(room) or torch.cuda.is_available():
         yield
         return
     import resource
 
-    now, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    most = reserved + int(_SHARE * room) + _STACK * (os.cpu_count() or 1)
-    others = [each for each in (now, hard) if each != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_DATA, (min([most, *others]), hard))
+    _outer.append(resource.getrlimit(resource.RLIMIT_DATA))
     try:
+        _limit(int(_SHARE * room) + _STACK * (os.cpu_count() or 1))
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (now, hard))
+        resource.setrlimit(resource.RLIMIT_DATA, _outer.pop())
+
+
+def renew(reusable: int) -> None:
+    """Within `limited`, once freed memory was given back: the limit is again what is free now.
+
+    reusable: bytes that were freed and given back, and yet stay reserved, since something beyond them is in use. The
+    limit counts them as taken, so that what takes memory otherwise (kernels made for a new shape) would find none.
+    """
+    if _outer:
+        _limit(max(int(_SHARE * available()) - reusable, _LEAST))
+
+
+def _limit(more: int) -> None:
+    """Let this process reserve so many bytes more than it has."""
+    import resource
+
+    reserved = _status("VmData") or 0
+    others = [each for each in _outer[0] if each != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min([reserved + more, *others]), _outer[0][1]))
 
 
 def yielding() -> None:
