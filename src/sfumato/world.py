@@ -11,12 +11,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, final
 
 import torch
 import torch.distributed as dist
@@ -28,6 +29,8 @@ from sfumato.errors import SfumatoError
 TIMEOUT = 600.0  # seconds after which a process that does not answer is missing
 _LETTING_GO = 10.0  # seconds at most in which threads become quiet at the end
 _ANSWER = 5.0  # seconds in which the others say that they are there, once one is missing
+_LOOK = 0.1  # seconds between two looks at what others have said
+_PULSES = 20  # that a process gives in the time after which it is missing
 
 _T = TypeVar("_T")
 
@@ -40,6 +43,7 @@ class World:
     size: int = 1
     store: Any = None
     device: torch.device = torch.device("cpu")
+    timeout: float = TIMEOUT
 
     @property
     def leads(self) -> bool:
@@ -107,6 +111,23 @@ class World:
             raise made
         return made
 
+    def in_turn(self, make: Callable[[], _T]) -> _T:
+        """make() of every process, those of a machine after its first one, whose cache they then find filled.
+
+        It may take any time: the others wait for as long as a process lives, and for none that is silent for the
+        time-out. An error in one is an error in all.
+        """
+        if self.size == 1:
+            return make()
+        turn = _Turn(self)
+        with turn.pulse(), self.together():
+            if first := int(os.environ.get("LOCAL_RANK", "0")):
+                turn.wait(self.rank - first)
+            made = turn.take(make)
+            for rank in range(self.size):
+                turn.wait(rank)
+        return made
+
     def each(self, value: _T) -> list[_T]:
         """What every process has, by rank."""
         if self.size == 1:
@@ -158,7 +179,67 @@ def _is_of_communication(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or any(word in words for word in named)
 
 
+@final
+class _Turn:
+    """One piece of work that every process does in its own time: its pulse, its end, and waiting for that of others."""
+
+    def __init__(self, world: World) -> None:
+        self.world, self._name = world, f"turn/{next(_turns)}"
+        self._over = threading.Event()
+
+    def _key(self, what: str, rank: int) -> str:
+        return f"{self._name}/{what}/{rank}"
+
+    @contextmanager
+    def pulse(self) -> Iterator[None]:
+        """Within the block a thread says now and then that this process lives."""
+        thread = threading.Thread(target=self._beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            thread.join()
+
+    def _beat(self) -> None:
+        try:
+            while not self._over.wait(self.world.timeout / _PULSES):
+                self.world.store.add(self._key("pulse", self.world.rank), 1)
+        except RuntimeError:  # who keeps the store is gone: this process hears it when it asks
+            pass
+
+    def take(self, make: Callable[[], _T]) -> _T:
+        """make(), of whose end the others hear."""
+        why = "it was broken off"
+        try:
+            made = make()
+            why = ""
+        except SfumatoError as error:
+            why = str(error)
+            raise
+        finally:
+            self.world.store.set(self._key("end", self.world.rank), why)
+        return made
+
+    def wait(self, rank: int) -> None:
+        """Until that process is done; SfumatoError where it failed, or has been silent for the time-out."""
+        store, heard, since = self.world.store, 0, time.monotonic()
+        while not store.check([self._key("end", rank)]):
+            time.sleep(_LOOK)
+            pulse = store.add(self._key("pulse", rank), 0)
+            if pulse != heard:
+                heard, since = pulse, time.monotonic()
+            elif time.monotonic() - since > self.world.timeout:
+                raise SfumatoError(
+                    f"Of {self.world.size} processes process {rank} (counted from 0) has given no sign of life for "
+                    f"{self.world.timeout:g} s while the data were opened: look at what it said last, and start again."
+                )
+        if why := store.get(self._key("end", rank)).decode():
+            raise SfumatoError(why)
+
+
 ALONE = World()
+_turns = itertools.count()
 _joined = itertools.count()  # each time under names of its own in the store
 
 
@@ -168,13 +249,13 @@ def local(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def joined(device: torch.device | str = "cpu", timeout: float = TIMEOUT) -> Iterator[World]:
+def joined(device: torch.device | str = "cpu", timeout: float | None = None) -> Iterator[World]:
     """The world that torchrun's environment describes, alone where there is none. Of GPUs each process has its own.
 
     with sf.joined("cuda") as world:
         samples = sf.sample(sf.load("runs/photos", device=world.device), 10_000, world=world)
     """
-    device = torch.device(device)
+    device, timeout = torch.device(device), TIMEOUT if timeout is None else timeout
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World(device=device)
@@ -195,7 +276,7 @@ def joined(device: torch.device | str = "cpu", timeout: float = TIMEOUT) -> Iter
     except (RuntimeError, ValueError) as error:
         raise SfumatoError(f"The {size} processes could not be joined: {' '.join(str(error).split())[:200]}.") from None
     try:
-        yield World(rank, size, store, device)
+        yield World(rank, size, store, device, timeout)
     finally:
         dist.destroy_process_group()
         _settled()

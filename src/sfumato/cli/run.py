@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any, TextIO
 
 from sfumato.cli.parse import parse
+from sfumato.counting import Count, Drawn, heard
 
 _HOME = {
     "demo": "train", "train": "train", "resume": "train", "sample": "sample", "info": "look", "inspect": "look",
@@ -25,6 +26,7 @@ class Voice:
     def __init__(self, as_json: bool) -> None:
         self.json = as_json
         self.mute = os.environ.get("RANK", "0") != "0"  # of the processes that torchrun starts the first one speaks
+        self._counts = Drawn(sys.stderr)
 
     @property
     def stream(self) -> TextIO:
@@ -41,6 +43,11 @@ class Voice:
         if not self.mute:
             print(line, file=sys.stderr, flush=True)
 
+    def count(self, count: Count) -> None:
+        """How far long work is, such as the decoding of pictures."""
+        if not self.mute:
+            self._counts(count)
+
     def emit(self, facts: dict[str, Any]) -> None:
         """Facts as one line of JSON, where that was asked for."""
         if self.json and not self.mute:
@@ -53,7 +60,7 @@ def run(command: str, words: Sequence[str]) -> int:
         options = parse(command, words)
     except SystemExit:  # --help
         return 0
-    module = import_module(f"sfumato.cli.{_HOME[command]}")
-    return (
-        getattr(module, command.replace("-", "_"))(options, Voice(options.json)) or 0
-    )  # only `certify` and `doctor` have a status of their own
+    module, voice = import_module(f"sfumato.cli.{_HOME[command]}"), Voice(options.json)
+    with heard(voice.count):
+        # only `certify` and `doctor` have a status of their own
+        return getattr(module, command.replace("-", "_"))(options, voice) or 0

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from sfumato.cli.run import Voice
+from sfumato.counting import clock
 from sfumato.training import overview
-from sfumato.training.console import seconds
 
 
 def runs(options: Any, voice: Voice) -> None:
@@ -33,7 +33,7 @@ def table(found: list[overview.Overview]) -> list[str]:
         state = "finished" if run.done else "not finished"
         skipped = f", {run.incidents} steps skipped" if run.incidents else ""
         lines.append(
-            f"{run.path!s:<{width}}  {run.step:>9,}  {run.samples:>11,}  {seconds(run.seconds):>8}  {loss:>8}  "
+            f"{run.path!s:<{width}}  {run.step:>9,}  {run.samples:>11,}  {clock(run.seconds):>8}  {loss:>8}  "
             f"{valid:>8}  {state}{skipped}"
         )
     return lines

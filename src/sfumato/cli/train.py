@@ -13,6 +13,7 @@ from sfumato.cli.options import Sample
 from sfumato.cli.parse import train_config
 from sfumato.cli.run import Voice
 from sfumato.cli.sample import draw
+from sfumato.counting import Count, Pace
 from sfumato.machine.memory import limited
 from sfumato.training.console import Console
 from sfumato.training.control import say
@@ -30,7 +31,11 @@ class Lines(Console):
 
     def __init__(self, voice: Voice) -> None:
         super().__init__()
-        self.voice = voice
+        self.voice, self._pace = voice, Pace()
+
+    def count(self, count: Count) -> None:
+        if self._pace(count):
+            self.voice.emit({"event": "count", **count.to_dict()})
 
     def __call__(self, progress: Progress) -> None:
         if progress.loss is not None:

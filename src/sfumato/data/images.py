@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar, final
 
@@ -19,6 +19,7 @@ import PIL
 import torch
 from torch import Tensor
 
+from ..counting import counting
 from ..errors import SfumatoError
 from ..machine.memory import fits
 from . import cache
@@ -29,6 +30,7 @@ from .rows import DECODING, READING, Mapped, Rows, Samples
 MAX_DEFAULT_SIDE = 64
 WORTH_BYTES, WORTH_COUNT = 4 << 20, 500  # encoded: a smaller set is decoded faster than it is looked up
 WORKERS = 4  # threads that decode ahead
+_AHEAD = 1024  # pictures that threads are given at once: the tickets of millions would take memory
 T = TypeVar("T")
 R = TypeVar("R")
 Size = int | tuple[int, int]
@@ -96,9 +98,11 @@ def read_images(items: Items, size: Size | None = None) -> Images:
     if found is not None:
         return found
     worth = items.nbytes >= WORTH_BYTES or len(items) >= WORTH_COUNT
-    with cache.alone(key) if worth else nullcontext():
-        found = _from_cache(key, items) if worth else None  # another process has made it meanwhile
-        return found or _read(items, size, key, worth)
+    with ExitStack() as lock:
+        if worth:
+            lock.enter_context(cache.alone(key))
+            found = _from_cache(key, items)  # another process has made it meanwhile
+        return found or _read(items, size, key, worth, lock.close)
 
 
 def _from_cache(key: str, items: Items) -> Images | None:
@@ -120,13 +124,13 @@ def _stored(entry: cache.Entry, count: int, key: str) -> Samples:
     return Mapped(entry.array("x")[:count], f"the cache {entry.path}", key)
 
 
-def _read(items: Items, size: Size | None, key: str, worth: bool) -> Images:
-    headers, failed = _attempt_all(lambda i: _header(items, i), range(len(items)))
+def _read(items: Items, size: Size | None, key: str, worth: bool, release: Callable[[], None]) -> Images:
+    headers, failed = _attempt_all(lambda i: _header(items, i), range(len(items)), "Looking at pictures")
     bad = {i for i, _ in failed}
     kept = [i for i in range(len(items)) if i not in bad]
     while headers:
         layout = _layout(headers, size)
-        x, told, broken = _decoded(items, kept, headers, layout, key if worth else None, failed, size)
+        x, told, broken = _decoded(items, kept, headers, layout, key if worth else None, failed, size, release)
         failed += [(kept[i], reason) for i, reason in broken]
         lost = {i for i, _ in broken}
         kept = [number for i, number in enumerate(kept) if i not in lost]
@@ -149,12 +153,12 @@ Failed = list[tuple[int, str]]
 
 def _decoded(
     items: Items, kept: Sequence[int], headers: Sequence[Header], layout: Layout, key: str | None, before: Failed,
-    size: Size | None,
+    size: Size | None, release: Callable[[], None],
 ) -> tuple[Samples, list[str], Failed]:  # fmt: skip
     """(samples of those that can be decoded, notes, (position, reason) of those that cannot).
 
     In the cache where that is worth it and possible, else in memory where they fit, else decoded once to see that they
-    can be.
+    can be. release: called once nothing is made that others would wait for.
     """
     nbytes, pictures, told = layout.nbytes(headers), Pictures(items, kept, headers, layout), []
     if key is not None or not fits(nbytes):
@@ -173,6 +177,7 @@ def _decoded(
             told = [f"Decoded once into the cache, {entry.path} ({used / 2**30:.2g} GiB)."]
             return _stored(entry, len(good), key), told, broken
         except cache.Unkept as why:
+            release()
             if cache.root() is not None or not fits(nbytes):
                 told = [f"The decoded pictures are not kept in the cache: {why}."]
     if fits(nbytes):
@@ -193,15 +198,18 @@ def _fill(pictures: Pictures, out: np.ndarray | None) -> tuple[list[int], Failed
             out[i] = pixels
         return i
 
-    good, broken = _attempt_all(one, range(len(pictures)))
+    good, broken = _attempt_all(one, range(len(pictures)), "Decoding pictures")
     if out is not None and broken:
         for place, i in enumerate(good):
             out[place] = out[i]
     return good, broken
 
 
-def _attempt_all(function: Callable[[T], R], items: Sequence[T]) -> tuple[list[R], list[tuple[T, str]]]:
-    """function(item) for all, in order, on a few threads; those that fail are returned with the reason."""
+def _attempt_all(function: Callable[[T], R], items: Sequence[T], what: str) -> tuple[list[R], list[tuple[T, str]]]:
+    """function(item) for all, in order, on a few threads; those that fail are returned with the reason.
+
+    what: the words that it is counted under. Ctrl-C ends it after the items under way.
+    """
 
     def attempt(item: T) -> tuple[bool, R | str]:
         try:
@@ -209,8 +217,16 @@ def _attempt_all(function: Callable[[T], R], items: Sequence[T]) -> tuple[list[R
         except Exception as error:  # Pillow's many decoders raise whatever they like at a damaged file
             return False, _first_line(error)
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        results = list(pool.map(attempt, items))
+    results: list[tuple[bool, R | str]] = []
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, counting(what, len(items)) as count:
+        try:
+            for start in range(0, len(items), _AHEAD):
+                for result in pool.map(attempt, items[start : start + _AHEAD]):
+                    results.append(result)
+                    count()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
     good = [value for done, value in results if done]
     bad = [(item, str(reason)) for item, (done, reason) in zip(items, results, strict=True) if not done]
     return good, bad  # type: ignore[return-value]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..counting import counting
 from ..errors import SfumatoError
 
 if TYPE_CHECKING:
@@ -43,9 +44,11 @@ def chunks(x: "Samples", indices: Tensor | None = None) -> Iterator[Tensor]:
     """The rows of x (N, C, *spatial), or those named, as float64 blocks (n, C, *spatial) of bounded size."""
     count = len(x) if indices is None else len(indices)
     rows = max(1, CHUNK_ENTRIES // max(1, x[0].numel()))
-    for start in range(0, count, rows):
-        block = x[start : start + rows] if indices is None else x[indices[start : start + rows]]
-        yield block.to(torch.float64)
+    with counting("Taking figures of samples", count) as told:
+        for start in range(0, count, rows):
+            block = x[start : start + rows] if indices is None else x[indices[start : start + rows]]
+            yield block.to(torch.float64)
+            told(len(block))
 
 
 def statistics(x: "Samples", indices: Tensor | None = None) -> Statistics:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..counting import counting
 from ..errors import SfumatoError
 from ..machine.memory import fits
 from . import arrays, cache
@@ -113,6 +114,8 @@ def _kept(rows: Numbers, identity: str, nbytes: int) -> cache.Entry:
 
 
 def _fill(rows: Numbers, out: np.ndarray) -> None:
-    for group, start in enumerate(rows.table.starts[:-1]):
-        if rows.table.counts[group]:
-            out[start : start + rows.table.counts[group]] = rows.raw(group)
+    with counting("Reading rows", len(rows)) as count:
+        for group, start in enumerate(rows.table.starts[:-1]):
+            if rows.table.counts[group]:
+                out[start : start + rows.table.counts[group]] = rows.raw(group)
+                count(rows.table.counts[group])

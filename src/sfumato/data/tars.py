@@ -10,11 +10,12 @@ import json
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any, final
 
+from ..counting import counting
 from ..errors import SfumatoError
 from ..files import reason
 from . import cache
@@ -32,7 +33,8 @@ class Tars(Items):
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths, self.where = list(paths), _together(paths)
         self._key = [[str(path.resolve()), *cache.stamp(path)] for path in self.paths]
-        indices = [_remembered(path, key) for path, key in zip(self.paths, self._key, strict=True)]
+        with counting("Walking archives, members") as count:
+            indices = [_remembered(path, key, count) for path, key in zip(self.paths, self._key, strict=True)]
         self.places = [(shard, *place) for shard, index in enumerate(indices) for place in index["pictures"]]
         members = [place[1] for place in self.places]
         repeated = len(set(members)) < len(members)  # each shard may count from 0
@@ -111,15 +113,18 @@ def _together(paths: Sequence[Path]) -> str:
     return str(paths[0]) if len(paths) == 1 else f"{paths[0].parent} ({len(paths):,} files)"
 
 
-def _remembered(path: Path, key: list[Any]) -> Index:
+def _remembered(path: Path, key: list[Any], count: Callable[[], None]) -> Index:
     def load(kept: Any) -> Index:
         return {"pictures": [tuple(place) for place in kept["pictures"]], "odd": kept["odd"]}
 
-    return cache.remembered(cache.identity(["tar", key]), lambda: _walk(path), load, lambda index: index)
+    return cache.remembered(cache.identity(["tar", key]), lambda: _walk(path, count), load, lambda index: index)
 
 
-def _walk(path: Path) -> Index:
-    """{"pictures": [(name, offset, bytes, label)], "odd": [(name, reason)]} of one archive, in its order."""
+def _walk(path: Path, count: Callable[[], None]) -> Index:
+    """{"pictures": [(name, offset, bytes, label)], "odd": [(name, reason)]} of one archive, in its order.
+
+    count: called for each member.
+    """
     pictures: list[tuple[str, str, int, int]] = []
     labels: dict[str, int | str] = {}
     odd: list[tuple[str, str]] = []
@@ -127,6 +132,7 @@ def _walk(path: Path) -> Index:
         with tarfile.open(path, "r:") as archive:
             while (member := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # else all of them are kept
+                count()
                 name = PurePosixPath(member.name)
                 sample, _, ending = name.name.partition(".")
                 place = str(name.parent / sample)

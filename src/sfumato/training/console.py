@@ -7,19 +7,10 @@ import sys
 import time
 from typing import Any, TextIO
 
+from sfumato.counting import QUIET_SECONDS, Count, Drawn, clock
 from sfumato.training.loop import Progress
 from sfumato.training.triples import Triples, trend
 from sfumato.training.validation import Validation
-
-QUIET_SECONDS = 10.0  # between plain lines, where nothing is watching live
-
-
-def seconds(value: float) -> str:
-    """1:02:03 or 2:03."""
-    whole = round(value)
-    minutes, rest = divmod(whole, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class Console:
@@ -27,7 +18,7 @@ class Console:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
-        self._live = self.stream.isatty()
+        self._live, self._counts = self.stream.isatty(), Drawn(self.stream)
         self._bar: Any = None
         self._last, self._norm, self._wait = 0.0, 0.0, 0.0
         self._loss: float | None = None
@@ -39,6 +30,10 @@ class Console:
             self._bar.write(text, file=self.stream)
         else:
             print(text, file=self.stream, flush=True)
+
+    def count(self, count: Count) -> None:
+        """How far the work before the first step is, such as the decoding of pictures."""
+        self._counts(count)
 
     def __call__(self, progress: Progress) -> None:
         if progress.loss is not None:
@@ -52,7 +47,7 @@ class Console:
         elif progress.done or (self._loss is not None and time.monotonic() - self._last >= QUIET_SECONDS):
             self._last = time.monotonic()
             done = f"step {progress.step:,}  {progress.fraction:4.0%}"
-            self.note(f"{done}  {self._figures(progress)}  eta {seconds(progress.eta)}")
+            self.note(f"{done}  {self._figures(progress)}  eta {clock(progress.eta)}")
 
     def _figures(self, progress: Progress) -> str:
         loss = "" if self._loss is None else f"loss {self._loss:.4f}{self._valid}  grad {self._norm:.2f}  "
@@ -75,7 +70,7 @@ class Console:
             shape = "{percentage:3.0f}% |{bar}| {postfix}"
             self._bar = tqdm(total=1.0, bar_format=shape, file=self.stream, dynamic_ncols=True, mininterval=0.2)
         self._bar.set_postfix_str(
-            f"step {progress.step:,}  {self._figures(progress)}  eta {seconds(progress.eta)}", refresh=False
+            f"step {progress.step:,}  {self._figures(progress)}  eta {clock(progress.eta)}", refresh=False
         )
         self._bar.update(progress.fraction - self._bar.n)
 
@@ -89,6 +84,9 @@ class Silent(Console):
     """Says nothing."""
 
     def note(self, text: str) -> None:
+        pass
+
+    def count(self, count: Count) -> None:
         pass
 
     def __call__(self, progress: Progress) -> None:

@@ -11,12 +11,12 @@ import yaml
 
 from sfumato import __version__, artefact
 from sfumato.charts import Line, chart, page
+from sfumato.counting import clock
 from sfumato.files import write_text
 from sfumato.levels import log as levels
 from sfumato.levels.drawing import rows, section, sections
 from sfumato.objectives import Objective
 from sfumato.training.config import docs
-from sfumato.training.console import seconds
 from sfumato.training.folder import newest_step, read
 from sfumato.training.objective import schedule_of, times_of, weight_of
 from sfumato.training.occasions import PICTURES
@@ -62,7 +62,7 @@ def _cards(lines: list[dict[str, Any]], model: dict[str, Any] | None) -> str:
     if lines:
         last = lines[-1]
         found.append((f"{last['samples']:,}", f"samples seen, {last['epoch']:.1f} epochs"))
-        found.append((seconds(last["elapsed"]), "training time"))
+        found.append((clock(last["elapsed"]), "training time"))
         found.append((f"{last['samples'] / max(last['elapsed'], 1e-9):,.0f}", "samples a second, all included"))
     scored = next((line for line in reversed(lines) if "valid_raw" in line), None)
     if scored is not None:

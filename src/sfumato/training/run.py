@@ -7,11 +7,12 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from sfumato import artefact, data, nets
+from sfumato.counting import heard
 from sfumato.data import DataSpec, Source
 from sfumato.data.labels import read_labels
 from sfumato.errors import SfumatoError, suggest
@@ -21,15 +22,16 @@ from sfumato.objectives.factor import check
 from sfumato.process import Gaussian
 from sfumato.training import checkpoint, config, folder, loggers
 from sfumato.training.config import TrainConfig, from_dict
-from sfumato.training.console import Console
+from sfumato.training.console import Console, Silent
 from sfumato.training.interrupt import Interrupted
 from sfumato.training.objective import schedule_of, times_of, weight_of
 from sfumato.training.precision import compute_dtype, device_of
 from sfumato.training.report import write as write_report
 from sfumato.training.session import Session
 from sfumato.training.state import State
-from sfumato.world import joined
+from sfumato.world import World, joined
 
+T = TypeVar("T")
 CHANGEABLE = (
     "minutes", "steps", "lr", "decay", "clip", "guidance", "sample_every", "checkpoint_every", "loggers", "micro",
     "workers", "threads", "compile", "device", "precision", "parallel",
@@ -66,10 +68,10 @@ def train(
     label_file = os.fspath(labels) if isinstance(labels, str | os.PathLike) else settings.pop("labels", None)
     place = None if out is None else os.fspath(out)
     chosen = from_dict({**settings, "data": words, "out": place, "labels": label_file})
+    console, given = console or Console(), labels if label_file is None else None
     with joined(device_of(chosen.device)) as world:
-        chosen, source, denoiser = prepared(data, labels if label_file is None else None, chosen, world.device)
+        chosen, source, denoiser = _in_turn(world, console, lambda: prepared(data, given, chosen, world.device))
         path = world.lead(folder.new(chosen.out, source.name) if world.leads else Path())
-        console = console or Console()
         for note in source.notes if world.leads else ():
             console.note(note)
         state = State(denoiser, chosen, world=world)
@@ -100,16 +102,12 @@ def resume(
     settings = _changed(contract["config"], changes, path)
     if data is None and not settings.data:
         raise SfumatoError(f"{path} was trained on an array in memory: give it again, sf.resume(run, data=...).")
-    label_file = settings.labels if labels is None else None
-    source = _open(settings.data if data is None else data, labels, settings.replace(labels=label_file))
-    spec = DataSpec.from_dict(contract["spec"])
-    if DataSpec.fit(source, source.split(settings.holdout)[0]).to_dict() != spec.to_dict() | {"name": source.name}:
-        raise SfumatoError(f"{source.name} is not the data that {path} was trained on: its statistics differ.")
+    console = console or Console()
     with joined(device_of(settings.device)) as world:
+        source = _in_turn(world, console, lambda: _same(data, labels, settings, contract["spec"], path))
         denoiser = rebuilt(contract, settings, world.device)
         state = State(denoiser, settings, world=world)
         state.load(tensors, contract["counters"])
-        console = console or Console()
         for note in notes if world.leads else ():
             console.note(note)
         session = Session(path, settings, source, state, console, resumed=True, world=world)
@@ -122,6 +120,22 @@ def resume(
             console.note(f"Going on from step {state.step:,}.")
             write_text(path / "config.yaml", settings.to_yaml())
         return _finish(session, on_start)
+
+
+def _in_turn(world: World, console: Console, make: Callable[[], T]) -> T:
+    """What opens the data, `World.in_turn`; the first process says how far it is."""
+    with heard(console.count if world.leads else Silent().count):
+        return world.in_turn(make)
+
+
+def _same(obj: Any, labels: Any, settings: TrainConfig, spec: dict[str, Any], path: Path) -> Source:
+    """The data that a run was trained on, as it goes on with them."""
+    label_file = settings.labels if labels is None else None
+    source = _open(settings.data if obj is None else obj, labels, settings.replace(labels=label_file))
+    kept = DataSpec.from_dict(spec).to_dict() | {"name": source.name}
+    if DataSpec.fit(source, source.split(settings.holdout)[0]).to_dict() != kept:
+        raise SfumatoError(f"{source.name} is not the data that {path} was trained on: its statistics differ.")
+    return source
 
 
 def _finish(session: Session, on_start: Callable[[Session], None] | None) -> Run:

@@ -168,12 +168,12 @@ def best_weights(holdout: Facts) -> str | None:
 
 def words(facts: Facts) -> list[str]:
     """The stop report in sentences."""
-    from sfumato.training.console import seconds
+    from sfumato.counting import clock
 
     state = "Trained" if facts["done"] else f"Stopped after {facts['fraction']:.0%} of {facts['budget']}:"
     lines = [
         f"{state} {facts['step']:,} steps, {facts['samples']:,} samples ({facts['epochs']:.1f} epochs), in "
-        f"{seconds(facts['time']['training'])}."
+        f"{clock(facts['time']['training'])}."
     ]
     if facts["holdout"] is None:
         lines.append("Nothing was held out, or the run ended before its first validation: no loss on unseen samples.")

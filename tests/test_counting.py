@@ -1,0 +1,94 @@
+"""Long work is told of, quick work is not; a bar on a terminal, lines elsewhere."""
+
+import io
+
+import pytest
+
+from sfumato import counting
+from sfumato.counting import Count, Drawn, Pace, heard
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """All that is told of work of which nothing stays silent."""
+    monkeypatch.setattr(counting, "SILENT_SECONDS", 0.0)
+    monkeypatch.setattr(counting, "_LIVE_SECONDS", 0.0)
+    found: list[Count] = []
+    with heard(found.append):
+        yield found
+
+
+def work(total: int | None = 4, fault: int | None = None) -> None:
+    with counting.counting("Decoding pictures", total) as count:
+        for k in range(4):
+            if k == fault:
+                raise KeyboardInterrupt
+            count()
+
+
+def test_what_is_quick_stays_silent():
+    found: list[Count] = []
+    with heard(found.append):
+        work()
+    assert not found
+    work()  # nobody listens
+
+
+def test_every_step_and_the_end_are_told(told):
+    work()
+    assert [(c.done, c.total, c.over) for c in told] == [(k, 4, False) for k in (1, 2, 3, 4)] + [(4, 4, True)]
+    inner: list[Count] = []
+    with heard(inner.append):
+        work()
+    assert len(inner) == len(told) == 5
+
+
+def test_the_end_is_told_of_what_was_broken_off(told):
+    with pytest.raises(KeyboardInterrupt):
+        work(fault=2)
+    assert [c.done for c in told] == [1, 2, 2] and told[-1].over
+
+
+def test_words_and_facts():
+    count = Count("Decoding pictures", 1200, 5000, 60.0)
+    assert count.rate == 20 and count.eta == 190
+    assert str(count) == "Decoding pictures: 1,200 of 5,000  20/s  eta 3:10"
+    assert str(Count("Walking archives, members", 1200, None, 60.0)) == "Walking archives, members: 1,200  20/s"
+    assert str(Count("Decoding pictures", 5000, 5000, 250.0, over=True)) == "Decoding pictures: 5,000 of 5,000  20/s"
+    assert count.to_dict() == {
+        "what": "Decoding pictures", "done": 1200, "total": 5000, "seconds": 60.0, "rate": 20.0, "eta": 190.0,
+        "over": False,
+    }  # fmt: skip
+    assert Count("Reading rows", 0, 5, 0.0).eta is None and counting.clock(3723.4) == "1:02:03"
+
+
+def test_lines_that_stay(monkeypatch, told):
+    """The first, one every ten seconds, the last; of each piece of work anew."""
+    now = iter([100.0, 103.0, 110.5, 111.0, 112.0, 113.0])
+    monkeypatch.setattr(counting.time, "monotonic", lambda: next(now))
+    pace, going, over = Pace(), Count("Reading rows", 1, 5, 3.0), Count("Reading rows", 5, 5, 9.0, over=True)
+    assert [pace(each) for each in (going, going, going, going, over, going)] == [True, False, True, False, True, True]
+
+
+def test_lines_where_nobody_watches(told):
+    stream = io.StringIO()
+    with heard(Drawn(stream)):
+        work()
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 2 and lines[0].startswith("Decoding pictures: 1 of 4  ") and "eta 0:00" in lines[0]
+    assert lines[1].startswith("Decoding pictures: 4 of 4  ")
+
+
+@pytest.mark.parametrize("total", [4, None])
+def test_a_bar_on_a_terminal_that_goes(told, total):
+    stream = Terminal()
+    with heard(Drawn(stream)):
+        work(total)
+    *drawn, last = stream.getvalue().split("\r")[:-1]
+    assert any("Decoding pictures: 3" in line for line in drawn) and any("75%" in line for line in drawn) == bool(total)
+    assert "\n" not in stream.getvalue() and not last.strip()
