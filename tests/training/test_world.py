@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 
 import sfumato as sf
@@ -183,7 +184,7 @@ try:
     with joined(torch.device("cpu"), 4) as world:
         for progress in fit(model, x, config, state=State(model, config), world=world):
             if progress.step == 3 and world.rank == 1:
-                subprocess.Popen(["sh", "-c", f"sleep 12; kill -9 {os.getpid()}"])  # torchrun would give it 30 s
+                subprocess.Popen(["sh", "-c", f"sleep 12; kill -9 {os.getpid()}"], start_new_session=True)  # torchrun would give it 30 s
                 os.kill(os.getpid(), signal.SIGSTOP)
 except SfumatoError as error:
     print(error, flush=True)
@@ -199,6 +200,92 @@ def test_a_process_that_does_not_answer_is_named(tmp_path):
     assert done.returncode != 0
     assert "Of 2 processes process 1 (counted from 0) did not answer" in done.stdout, done.stderr[-2000:]
     assert time.monotonic() - start < 100
+
+
+TURNS = """
+import os, signal, subprocess, time, torch
+from sfumato.errors import SfumatoError
+from sfumato.world import joined
+with joined(torch.device("cpu"), 8) as world:
+    order = []
+    def slow():  # longer than any process is waited for that says nothing
+        order.append(time.time())
+        time.sleep(10 if world.leads else 1)
+        return time.time()
+    started = time.time()
+    end = world.in_turn(slow)
+    first, last = world.each(order[0]), world.each(end)
+    if world.leads:
+        print("in turn:", first[1] >= last[0], flush=True)
+    def broken():
+        if world.rank == 1:
+            raise SfumatoError("photos is empty")
+        return 0
+    try:
+        world.in_turn(broken)
+    except SfumatoError as error:
+        print(f"process {world.rank} hears: {error}", flush=True)
+    def stopped():
+        subprocess.Popen(["sh", "-c", f"sleep 14; kill -9 {os.getpid()}"], start_new_session=True)  # torchrun would give it 30 s
+        os.kill(os.getpid(), signal.SIGSTOP)
+    try:
+        world.in_turn(stopped)
+    except SfumatoError as error:
+        print(error, flush=True)
+        os._exit(2)
+"""
+
+
+@pytest.mark.slow
+def test_work_in_turn_may_take_longer_than_the_time_out(tmp_path):
+    """The first process of a machine comes before the others; an error in one is one in all; silence has an end."""
+    path = tmp_path / "turns.py"
+    path.write_text(TURNS)
+    done = torchrun(2, str(path))
+    said = done.stdout.splitlines()
+    assert done.returncode != 0 and "in turn: True" in said, done.stderr[-2000:]
+    assert {f"process {rank} hears: photos is empty" for rank in (0, 1)} <= set(said)
+    assert any("Of 2 processes process 0 (counted from 0) has given no sign of life for 8 s" in line for line in said)
+
+
+SLOW = """
+import os, sys, time
+from pathlib import Path
+from sfumato import world
+from sfumato.cli import main
+from sfumato.data import images
+world.TIMEOUT, images.WORTH_COUNT, real = 8.0, 1, images.decode
+os.cpu_count = lambda: 2
+rank, apart = os.environ["RANK"], os.environ["CASE"] == "two machines"
+os.environ["SFUMATO_CACHE"] = f"cache{rank if apart else ''}"
+if apart:  # the second of which is much faster
+    os.environ["LOCAL_RANK"] = "0"
+def decode(*given):
+    time.sleep(0 if apart and rank == "1" else 1)
+    Path(f"decoded{rank}").touch()
+    return real(*given)
+images.decode = decode
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["one cache", "two machines"])
+def test_pictures_that_take_longer_to_decode_than_the_time_out(tmp_path, monkeypatch, case):
+    """By the first process alone where the others see its cache, else by each machine; one voice either way."""
+    (tmp_path / "photos").mkdir()
+    for i in range(20):
+        pixels = np.random.default_rng(i).integers(0, 255, (8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.png")
+    (tmp_path / "slow.py").write_text(SLOW)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CASE", case)
+    done = torchrun(2, "slow.py", "train", "photos", "-o", "run", *WORDS, "--steps", "2")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert sorted(p.name for p in tmp_path.glob("decoded*")) == ["decoded0", "decoded1"][: 1 + (case == "two machines")]
+    counts = [line for line in done.stderr.splitlines() if "Decoding pictures" in line]
+    assert counts[-1].startswith("Decoding pictures: 20 of 20") and sum("eta" not in line for line in counts) == 1
+    assert read(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 2
 
 
 def test_shares_are_equal_and_in_order():

@@ -1,0 +1,155 @@
+"""Decoding many pictures: it is counted, may be broken off, and no process waits for another without need."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sfumato as sf
+from sfumato import counting
+from sfumato.counting import Count, heard
+from sfumato.data import cache, images
+
+COUNT = 30
+
+# pictures that take as long to decode as large ones, in a cache that is worth it for a few
+SLOW = """
+import os, sys, time
+from sfumato.cli import main
+from sfumato.data import images
+os.cpu_count = lambda: 2
+real, images.WORTH_COUNT = images.decode, 1
+def decode(*given):
+    time.sleep(0.3)
+    return real(*given)
+images.decode = decode
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    place, draw = tmp_path / "photos", np.random.default_rng(0)
+    place.mkdir()
+    for i in range(COUNT):
+        Image.fromarray(draw.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(place / f"{i:02d}.png")
+    return place
+
+
+@pytest.fixture
+def told(monkeypatch):
+    monkeypatch.setattr(counting, "SILENT_SECONDS", 0.0)
+    monkeypatch.setattr(counting, "_LIVE_SECONDS", 0.0)
+    found: list[Count] = []
+    with heard(found.append):
+        yield found
+
+
+def last(told):
+    return {count.what: (count.done, count.total) for count in told if count.over}
+
+
+def test_pictures_are_counted_twice(folder, told):
+    """Their headers are looked at, and then they are decoded; figures of them are taken at the end."""
+    (folder / "03.png").write_bytes(b"nothing")
+    source = sf.data.open(folder)
+    assert last(told) == {"Looking at pictures": (COUNT, COUNT), "Decoding pictures": (COUNT - 1, COUNT - 1)}
+    sf.data.DataSpec.fit(source, source.split(0.5)[0])
+    assert last(told)["Taking figures of samples"] == (len(source.split(0.5)[0]),) * 2
+
+
+def test_archives_and_tables_are_counted(tmp_path, folder, told):
+    import tarfile
+
+    with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+        for path in sorted(folder.iterdir()):
+            archive.add(path, path.name)
+    sf.data.open(tmp_path / "photos.tar")
+    assert last(told)["Walking archives, members"] == (COUNT, None) and last(told)["Decoding pictures"][0] == COUNT
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pa.table({"a": np.arange(50.0), "b": np.arange(50.0)}), tmp_path / "t.parquet")
+    sf.data.open(tmp_path / "t.parquet")
+    assert last(told)["Reading rows"] == (50, 50)
+
+
+def started(*words, place):
+    env = {**os.environ, "SFUMATO_CACHE": str(place / "cache"), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", SLOW, *map(str, words)], cwd=place, env=env, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["train", "inspect"])
+def test_ctrl_c_while_pictures_are_decoded(folder, tmp_path, command):
+    """After the first line of progress: one sentence, no run folder, nothing in the cache."""
+    process = started(command, folder, place=tmp_path)
+    first = process.stderr.readline()
+    assert first.startswith("Decoding pictures: ") and f" of {COUNT}" in first and "eta" in first, first
+    assert list((tmp_path / "cache").glob("*.tmp"))
+    process.send_signal(signal.SIGINT)
+    out, rest = process.communicate(timeout=60)
+    *counted, said = rest.splitlines()
+    assert process.returncode == 130 and out == "" and said == "Interrupted.", rest
+    assert all(line.startswith("Decoding pictures: ") for line in counted)
+    assert not list((tmp_path / "cache").iterdir()) and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_json_has_lines_of_json_alone(folder, tmp_path):
+    words = ["--steps", "2", "--batch", "4", "--net", "tiny", "--precision", "float32", "--json"]
+    process = started("train", folder, *words, place=tmp_path)
+    out, rest = process.communicate(timeout=120)
+    lines = [json.loads(line) for line in out.splitlines()]
+    counts = [line for line in lines if line["event"] == "count"]
+    assert process.returncode == 0 and "Decoding pictures" not in rest
+    assert counts[-1]["over"] and counts[-1]["done"] == counts[-1]["total"] == COUNT and counts[0]["rate"] > 0
+    assert lines[-1]["event"] == "done"
+
+
+def test_who_waits_for_the_cache_goes_on_where_it_cannot_be_kept(folder, tmp_path, monkeypatch):
+    """Memory is filled by all at once: the first one lets go of the lock before it begins to."""
+    monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("SFUMATO_CACHE_GB", "1e-9")
+    monkeypatch.setattr(images, "WORTH_COUNT", 1)
+    real, both, held = images.decode, threading.Barrier(2, timeout=20), threading.local()
+
+    def decode(*given):
+        if not getattr(held, "met", False):
+            held.met = True
+            both.wait()  # broken, and the picture skipped, unless two sets are decoded at the same time
+        return real(*given)
+
+    monkeypatch.setattr(images, "decode", decode)
+    monkeypatch.setattr(images.os, "cpu_count", lambda: 1)
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(sf.data.open(folder))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [len(source) for source in found] == [COUNT, COUNT] and not found[0].skipped
+    assert any("not kept in the cache" in note for note in found[0].notes)
+    assert cache.root().exists() and not list(cache.root().iterdir())
+
+
+@pytest.mark.slow
+def test_what_was_broken_off_is_decoded_anew(folder, tmp_path):
+    process = started("inspect", folder, place=tmp_path)
+    while not list((tmp_path / "cache").glob("*.tmp")) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130 and not list((tmp_path / "cache").iterdir())
+    process = started("inspect", folder, "--json", place=tmp_path)
+    out, rest = process.communicate(timeout=120)
+    assert json.loads(out)["samples"] == COUNT and "Decoding pictures" in rest and len(rest.splitlines()) >= 2
+    (entry,) = (tmp_path / "cache").glob("*/facts.json")
+    assert np.load(entry.parent / "x.npy").shape == (COUNT, 3, 8, 8)
