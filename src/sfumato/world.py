@@ -29,7 +29,7 @@ from sfumato.errors import SfumatoError
 TIMEOUT = 600.0  # seconds after which a process that does not answer is missing
 _LETTING_GO = 10.0  # seconds at most in which threads become quiet at the end
 _ANSWER = 5.0  # seconds in which the others say that they are there, once one is missing
-_LOOK = 0.1  # seconds between two looks at what others have said
+_FIRST_LOOK, _LOOK = 0.05, 1.0  # seconds between two looks at what others have said: at first, and at most
 _PULSES = 20  # that a process gives in the time after which it is missing
 
 _T = TypeVar("_T")
@@ -120,7 +120,7 @@ class World:
         if self.size == 1:
             return make()
         turn = _Turn(self)
-        with turn.pulse(), self.together():
+        with self.together():
             if first := int(os.environ.get("LOCAL_RANK", "0")):
                 turn.wait(self.rank - first)
             made = turn.take(make)
@@ -181,36 +181,22 @@ def _is_of_communication(error: RuntimeError) -> bool:
 
 @final
 class _Turn:
-    """One piece of work that every process does in its own time: its pulse, its end, and waiting for that of others."""
+    """One piece of work that every process does in its own time: its pulse, its end, and waiting for that of others.
+
+    Only one thread at a time asks the store: requests of two have been seen to hang for minutes.
+    """
 
     def __init__(self, world: World) -> None:
         self.world, self._name = world, f"turn/{next(_turns)}"
-        self._over = threading.Event()
 
     def _key(self, what: str, rank: int) -> str:
         return f"{self._name}/{what}/{rank}"
 
-    @contextmanager
-    def pulse(self) -> Iterator[None]:
-        """Within the block a thread says now and then that this process lives."""
-        thread = threading.Thread(target=self._beat, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._over.set()
-            thread.join()
-
-    def _beat(self) -> None:
-        try:
-            while not self._over.wait(self.world.timeout / _PULSES):
-                self.world.store.add(self._key("pulse", self.world.rank), 1)
-        except RuntimeError:  # who keeps the store is gone: this process hears it when it asks
-            pass
-
     def take(self, make: Callable[[], _T]) -> _T:
-        """make(), of whose end the others hear."""
-        why = "it was broken off"
+        """make(), while a thread says that this process lives; the others hear of its end."""
+        why, over = "it was broken off", threading.Event()
+        thread = threading.Thread(target=self._beat, args=(over,), daemon=True)
+        thread.start()
         try:
             made = make()
             why = ""
@@ -218,14 +204,28 @@ class _Turn:
             why = str(error)
             raise
         finally:
+            over.set()
+            thread.join()
             self.world.store.set(self._key("end", self.world.rank), why)
         return made
 
+    def _beat(self, over: threading.Event) -> None:
+        try:
+            while not over.wait(self.world.timeout / _PULSES):
+                self._live()
+        except RuntimeError:  # who keeps the store is gone: this process hears it when it asks
+            pass
+
+    def _live(self) -> None:
+        self.world.store.add(self._key("pulse", self.world.rank), 1)
+
     def wait(self, rank: int) -> None:
         """Until that process is done; SfumatoError where it failed, or has been silent for the time-out."""
-        store, heard, since = self.world.store, 0, time.monotonic()
+        store, pause, heard, since = self.world.store, _FIRST_LOOK, 0, time.monotonic()
         while not store.check([self._key("end", rank)]):
-            time.sleep(_LOOK)
+            time.sleep(pause)
+            pause = min(1.2 * pause, _LOOK, self.world.timeout / _PULSES)
+            self._live()
             pulse = store.add(self._key("pulse", rank), 0)
             if pulse != heard:
                 heard, since = pulse, time.monotonic()

@@ -44,6 +44,19 @@ def test_intervals_hold_what_they_promise():
     assert inside >= 88 and near >= 88 and alarms <= 2  # 95 % of 100 within three deviations
 
 
+@pytest.mark.parametrize("held", [2000, 100])
+def test_the_ratio_of_resampled_data_is_one(held):
+    """Training set, hold-out and samples are fresh draws of one law: 1 within 0.05, whatever the size of the hold-out.
+
+    With 2,000 samples its standard deviation is 0.014, of which 0.05 is three and a half.
+    """
+    for k in range(5):
+        x, rest, new = (LAW.sample(n, seed=3 * k + i) for i, n in enumerate((2000, held, 2000)))
+        found = sf.memorisation(MODEL, x, rest, generated=new, seed=k)
+        assert found.ratio.value == pytest.approx(1, abs=0.05) and found.ratio.half < 0.05, (k, found.ratio)
+        assert found.samples == found.train == 2000 and found.verdict == "none"
+
+
 @pytest.mark.parametrize(("steps", "near"), [(10, 0.4), (40, 0.05)])
 def test_a_model_that_returns_training_samples_is_named(steps, near):
     """Its samples end as near to the training samples as the solver brings them."""

@@ -173,6 +173,23 @@ def test_a_change_is_known_better_than_a_loss():
     assert sum(bands) / 3 == pytest.approx(now.interval().value) == pytest.approx(validator.measure(model, None).best)
 
 
+def test_fixed_triples_vary_a_tenth_as_much_as_redrawn_ones():
+    """The loss from one look at a run to the next: its changes over samples, noise and levels that stay, or not."""
+    config = settings(steps=300, batch=256)
+    torch.manual_seed(0)
+    model = Denoiser(nets.MLP(5, width=64, depth=2), Gaussian(Flow()), "velocity")
+    state = State(model, config)
+    fixed, kept, redrawn = judge(state, config, HOLDOUT, None), [], []
+    for progress in fit(model, DATA, config, None, None, state):
+        if progress.step > 100 and progress.step % 10 == 0:
+            other = judge(state, config.replace(seed=progress.step), HOLDOUT, None)
+            kept.append(fixed.measure(model, state.best).best)
+            redrawn.append(other.measure(model, state.best).best)
+    assert len(kept) == 20 and kept[0] != kept[-1]
+    variances = [float(torch.tensor(curve).diff().var()) for curve in (kept, redrawn)]
+    assert 0 < variances[0] < variances[1] / 10
+
+
 def test_the_log_keeps_what_is_needed_to_compare_lines():
     model = denoiser()
     triples = judged(model, HOLDOUT, DATA[:100]).measure(model, None)

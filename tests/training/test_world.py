@@ -184,7 +184,8 @@ try:
     with joined(torch.device("cpu"), 4) as world:
         for progress in fit(model, x, config, state=State(model, config), world=world):
             if progress.step == 3 and world.rank == 1:
-                subprocess.Popen(["sh", "-c", f"sleep 12; kill -9 {os.getpid()}"], start_new_session=True)  # torchrun would give it 30 s
+                # torchrun would give it 30 s
+                subprocess.Popen(["sh", "-c", f"sleep 12; kill -9 {os.getpid()}"], start_new_session=True)
                 os.kill(os.getpid(), signal.SIGSTOP)
 except SfumatoError as error:
     print(error, flush=True)
@@ -226,7 +227,8 @@ with joined(torch.device("cpu"), 8) as world:
     except SfumatoError as error:
         print(f"process {world.rank} hears: {error}", flush=True)
     def stopped():
-        subprocess.Popen(["sh", "-c", f"sleep 14; kill -9 {os.getpid()}"], start_new_session=True)  # torchrun would give it 30 s
+        # torchrun would give it 30 s
+        subprocess.Popen(["sh", "-c", f"sleep 14; kill -9 {os.getpid()}"], start_new_session=True)
         os.kill(os.getpid(), signal.SIGSTOP)
     try:
         world.in_turn(stopped)
