@@ -135,8 +135,9 @@ class Drawn:
 
             shape = "{desc}" if count.total is None else "{percentage:3.0f}% |{bar}| {desc}"
             self._bar = tqdm(
-                total=count.total, bar_format=shape, file=self._stream, dynamic_ncols=True, mininterval=0, leave=False
-            )
+                total=count.total, initial=count.done, desc=str(count), bar_format=shape, file=self._stream,
+                dynamic_ncols=True, mininterval=0, leave=False,
+            )  # fmt: skip
         self._bar.set_description_str(str(count), refresh=False)
         self._bar.n = count.done
         self._bar.refresh()
