@@ -1,13 +1,15 @@
-"""Training throughput of two processes with one thread each beside one process with one thread: the same global batch.
+"""Training throughput of two processes with one thread each beside one process with one thread.
 
     python benchmarks/processes.py                       # the demo's network and batch, on a machine that is idle
-    python benchmarks/processes.py --net base --shape 3 32 32 --parallel fsdp
+    python benchmarks/processes.py --net base --shape 3 32 32 --out results/processes-base.json
+    python benchmarks/processes.py --net base --shape 3 32 32 --grow --parallel fsdp
 
-Runs of the loop of `sfumato.training.fit` (no validation, all averages), one after the other in turn, each in processes
-of its own. A run's figure is its median time a step after the first ones; the table has the median run of each.
-`cpu` is processor time a step of the busiest process: what a step costs where nobody waits, and all that can be read of
-a machine that does something else too. Parts are seconds a step of the first process; what it waits for the others is
-within the part that asks them: gradients (backward, all-reduce), optimiser (Muon's directions are shared).
+They share the same global batch, or with --grow each has as much as one alone. Runs of `sfumato.training.fit`
+(no validation, all averages), one after the other in turn, each in processes of its own. A run's figure is its median
+time a step after the first ones; the table has the median run of each. `cpu` is processor time a step of the busiest
+process: what a step costs where nobody waits, and all that can be read of a machine that does something else too. Parts
+are seconds a step of the first process; what it waits for the others is within the part that asks them: gradients
+(backward, all-reduce), optimiser (Muon's directions are shared).
 """
 
 from __future__ import annotations
@@ -85,12 +87,17 @@ def timed(function: Any, spent: dict[str, float], part: str) -> Any:
     return call
 
 
+def whole(processes: int, args: argparse.Namespace) -> int:
+    """The global batch."""
+    return args.batch * (processes if args.grow else 1)
+
+
 def run(processes: int, args: argparse.Namespace) -> dict[str, Any]:
     """A run of so many processes of one thread each."""
     with tempfile.TemporaryDirectory() as folder:
         given = [
-            "--worker", folder, "--steps", args.steps, "--batch", args.batch, "--net", args.net, "--precision",
-            args.precision, "--parallel", args.parallel, "--shape", *args.shape,
+            "--worker", folder, "--steps", args.steps, "--batch", whole(processes, args), "--net", args.net,
+            "--precision", args.precision, "--parallel", args.parallel, "--shape", *args.shape,
         ]  # fmt: skip
         start = [sys.executable]
         if processes > 1:
@@ -110,6 +117,7 @@ def main() -> None:
     parser.add_argument("--net", choices=("tiny", "small", "base"), default="small")
     parser.add_argument("--shape", type=int, nargs="+", default=[1, 28, 28])
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--grow", action="store_true", help="the batch grows with the processes")
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--parallel", choices=("ddp", "fsdp"), default="ddp")
     parser.add_argument("--steps", type=int, default=60)
@@ -127,14 +135,15 @@ def main() -> None:
         of = sorted((r for r in runs if r["processes"] == n), key=lambda r: r["seconds"])
         middle = of[len(of) // 2]
         cpu = statistics.median(r["cpu"] for r in of)
-        table.append({**middle, "cpu": cpu, "rate": args.batch / middle["seconds"]})
+        table.append({**middle, "cpu": cpu, "rate": whole(n, args) / middle["seconds"]})
         first, words = table[0], f"{n} process{'es' if n > 1 else ''}"
         named = [name for name in middle["parts"] if not name.endswith(" cpu")]
         each = ((name, middle["parts"][name], middle["parts"][f"{name} cpu"]) for name in named)
         parts = "  ".join(f"{name} {1e3 * wall:.1f} ({1e3 * cpu:.1f})" for name, wall, cpu in each)
         faster = table[-1]["rate"] / first["rate"]
         print(f"{words}: {table[-1]['rate']:.1f} samples/s (x{faster:.2f}), {1e3 * middle['seconds']:.1f} ms a step")
-        print(f"  processor {1e3 * cpu:.1f} ms (x{first['cpu'] / cpu:.2f}); parts, ms (processor): {parts}")
+        cheaper = first["cpu"] / cpu * whole(n, args) / args.batch
+        print(f"  processor {1e3 * cpu:.1f} ms (x{cheaper:.2f}); parts, ms (processor): {parts}")
     settings = {name: value for name, value in vars(args).items() if name not in ("out", "worker")}
     report = {"commit": measured, "settings": settings, "hardware": hardware(), "table": table, "runs": runs}
     args.out.write_text(json.dumps(report, indent=1) + "\n")

@@ -218,7 +218,7 @@ def sample(job: dict[str, Any], free: dict[str, int | None]) -> dict[str, Any]:
     settings = from_dict(job["config"])
     device = device_of(settings.device)
     denoiser = artefact.load(job["run"], device=device)
-    denoiser.compute_dtype = compute_dtype(settings.precision, device)
+    denoiser.compute_dtype = compute_dtype("auto", device)  # as the command does, whatever the training had
     assert denoiser.spec is not None
     classes = len(denoiser.spec.classes)
     number = 10 * classes if 0 < classes <= 20 else 64
