@@ -99,7 +99,7 @@ def _of_file(path: Path, given: Source | None, seed: int, device: str | torch.de
 
 
 def _of_run(path: Path, given: Source | None, seed: int, device: torch.device) -> Report:
-    contract, tensors, notes = _newest(path)
+    contract, tensors, notes = checkpoint.weights(path)
     settings = from_dict(contract["config"], where=str(path))
     raw, average = _models(contract, tensors, settings, device)
     steps = int(contract["counters"]["step"])
@@ -118,14 +118,6 @@ def _of_run(path: Path, given: Source | None, seed: int, device: torch.device) -
     state = "finished" if log and log[-1].get("done") else "not finished"
     patient = _Patient(raw, average, settings.times, {"holdout": settings.holdout}, steps)
     return _examined(evidence, patient, given, f"{path} ({state}, step {steps:,})", seed, why, tuple(notes))
-
-
-def _newest(path: Path) -> tuple[dict[str, Any], Mapping[str, Tensor], list[str]]:
-    """The newest whole checkpoint; once more where a run under way took it away meanwhile."""
-    try:
-        return checkpoint.latest(path)
-    except SfumatoError:
-        return checkpoint.latest(path)
 
 
 def _models(

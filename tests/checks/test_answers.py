@@ -141,3 +141,27 @@ def test_asking_changes_nothing():
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
     assert all(p.grad is None for p in net.parameters())
     assert Evidence(answers=first).answers is first
+
+
+class Rough(nn.Module):
+    """The score of the two classes under VE, with an error of one size: a great one where scores are small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Parameter(torch.ones(()))
+
+    def forward(self, z, level, label=None):
+        power = 1 + torch.exp(8 * level)[:, None]  # of z before it was scaled
+        score = (MEANS[label] - z * power.sqrt()) / (power - 1 + SPREAD**2)
+        return self.one * (score + 0.2 * torch.sin(1 + 3 * z))
+
+
+def test_a_network_that_is_rough_at_some_levels_means_what_it_knows_at_the_others():
+    """Of so many readings one fits the rough levels better than the true one; it cannot win where that one is good."""
+    x, label = samples()
+    made = sf.Denoiser(Rough(), sf.Gaussian(sf.schedules.VE()), "score")
+    found = ask(made, x, label, torch.linspace(4.65, -4.65, 8, dtype=torch.float64), 800)
+    own = declared(found).score(found)
+    assert own.skill[3] > 0.5 and own.skill[-1] < -100 and own.gap > 1
+    assert any(other.score(found) and other.score(found).mean > own.mean + 0.08 for other in others(found))
+    assert meaning(found) is None

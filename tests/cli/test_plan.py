@@ -50,7 +50,7 @@ def forecast(**changes) -> Forecast:
         "facts": {
             "data": "photos", "samples": 900, "train": 850, "holdout": 50, "shape": [3, 32, 32], "dtype": "uint8",
             "classes": 2, "notes": ["Some."], "network": "UNet", "parameters": 1234567, "device": "cpu",
-            "precision": "bfloat16", "threads": 2, "micro": 64,
+            "precision": "bfloat16", "threads": 2, "micro": 64, "compile": "never",
         },
         "steps": Interval(1000, 1000, 1000), "epochs": 75.3, "step": Interval(0.05, 0.04, 0.06),
         "thousand": Interval(52.0, 42.0, 62.0), "total": Interval(125.0, 105.0, 3725.0), "start": 3.0,
@@ -73,6 +73,19 @@ def test_the_words_of_a_page():
     ):  # fmt: skip
         assert part in text, (part, text)
     assert max(map(len, text.splitlines())) < 140
+
+
+def test_when_it_compiles_is_said():
+    facts, pages = forecast().facts, {}
+    for way in ("never", "before", "beside"):
+        pages[way] = "\n".join(page(forecast(facts={**facts, "compile": way})))
+        assert max(map(len, pages[way].splitlines())) < 140
+    assert "compile" not in pages["never"]
+    assert "compile   before the first step" in pages["before"]
+    assert (
+        "compile   beside the run" in pages["beside"]
+        and "time a step is an upper one, steps a lower" in pages["beside"]
+    )
 
 
 def test_what_does_not_fit_is_said_with_what_helps():

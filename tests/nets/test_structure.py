@@ -121,3 +121,16 @@ def test_images_stay_channels_last_inside() -> None:
                 )
         net(torch.randn(2, *net.shape), torch.zeros(2))
         assert len(seen) == 4 + net.config["args"]["middle"] and all(seen)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_kernels_of_volumes_have_their_gradient_in_bfloat16(depth: int) -> None:
+    """On a CPU that of 3 taps over a depth of 2 was memory that nobody had written."""
+    layer, x = conv(16, 16, (depth, 6, 6)), torch.randn(8, 16, depth, 6, 6)
+    found = []
+    for low in (False, True):
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            layer(x).float().square().sum().backward()
+        found.append(layer.weight.grad.clone())
+    assert float((found[1] - found[0]).norm()) < 0.02 * float(found[0].norm())

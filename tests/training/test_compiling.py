@@ -48,19 +48,21 @@ def denoiser(net):
 @pytest.mark.parametrize(
     ("settings", "elapsed", "expected"),
     [
-        ({"minutes": 70}, 0.0, True), ({"minutes": 59}, 0.0, False), ({"minutes": 70}, 1200.0, False),
-        ({"steps": 10**6}, 0.0, False), ({"minutes": 70, "compile": "never"}, 0.0, False),
-        ({"steps": 10, "compile": "always"}, 0.0, True),
+        ({"minutes": 70}, 0.0, "beside"), ({"minutes": 59}, 0.0, "never"), ({"minutes": 70}, 1200.0, "never"),
+        ({"steps": 10**6}, 0.0, "never"), ({"minutes": 70, "compile": "never"}, 0.0, "never"),
+        ({"steps": 10, "compile": "always"}, 0.0, "before"),
     ],
 )  # fmt: skip
 def test_auto_asks_for_a_long_run_in_minutes(settings, elapsed, expected):
     compiler = Compiler(denoiser(MLP(3)), TrainConfig(**settings), elapsed, ALONE)
-    assert (compiler.switch is not None) == expected
+    assert (compiler.switch is not None) == (expected != "never")
+    assert compiling.when(denoiser(MLP(3)), TrainConfig(**settings), elapsed) == expected
 
 
 def test_an_energy_is_not_compiled():
     energy = sf.nets.build((3,), energy=True)
     assert Compiler(denoiser(energy), TrainConfig(minutes=1000), 0.0, ALONE).switch is None
+    assert compiling.when(denoiser(MLP(3)), TrainConfig(minutes=1000), world=World(0, 2)) == "never"
     with pytest.raises(SfumatoError, match="cannot be compiled"):
         Compiler(denoiser(energy), TrainConfig(minutes=1000, compile="always"), 0.0, ALONE)
     with pytest.raises(SfumatoError, match="one process"):

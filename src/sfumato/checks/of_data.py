@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from sfumato.checks.finding import WARNING, Finding
 FARTHEST = 3.0  # times the deviation, or deviations from the mean, that data may be off
 ALIKE = 0.05  # relative, within which figures are those of data that were normalised twice
 LOG_RANGE = 10.0  # the same in the log, where only squares are known
+SURE = 3.0  # standard errors of what is known from draws
 DIFFERENT = 1e-3  # share of the variance that lies between samples, below which they are the same
 COPIES = 0.1  # share of distinct samples below which fields are copies
 QUIET, FEW = 0.02, 0.02  # samples that vary 50 times less than most; from two in a hundred on
@@ -79,7 +81,7 @@ def double_normalised(evidence: Evidence) -> Finding | None:
 
 def out_of_range(evidence: Evidence) -> Finding | None:
     """Some channel's deviation 3 times too large or small, or its mean 3 deviations away; from the log alone, where
-    the data are not there, a mean square of the held-out samples beyond 10 or below 1/10."""
+    the data are not there, a mean square of the held-out samples surely beyond 10 or below 1/10."""
     found = _range_of_data(evidence.sample) if evidence.sample is not None else None
     return found or (_range_of_log(evidence.log) if evidence.log else None)
 
@@ -116,31 +118,40 @@ def _as_if(sample: Sample, c: int) -> str:
     return ""
 
 
-def _range_of_log(log: list[dict[str, object]]) -> Finding | None:
-    power = logged_power(log)
-    if power is None or 1 / LOG_RANGE <= power <= LOG_RANGE:
+def _range_of_log(log: list[dict[str, Any]]) -> Finding | None:
+    found = logged_power(log)
+    if found is None:
+        return None
+    power, error = found
+    if not (power - SURE * error > LOG_RANGE or power + SURE * error < 1 / LOG_RANGE):
         return None
     return Finding(
         "range",
         f"the held-out samples had a mean square of {power:.3g} in the units of the model, where it is 1",
-        {"mean square": power},
+        {"mean square": power, "standard error": error},
         "The data were changed after their statistics had been taken: give them as they were.",
     )
 
 
-def logged_power(log: list[dict[str, object]]) -> float | None:
-    """E x^2 of the held-out samples by what the linear guess lost on them, E|eps - eps_g|^2 at each level:
+def logged_power(log: list[dict[str, Any]]) -> tuple[float, float] | None:
+    """(E x^2 of the held-out samples, its standard error) by what the linear guess lost on them at each level:
 
-    loss_g = (alpha^4 + alpha^2 sigma^2 E x^2) / (alpha^2 + sigma^2)^2 = s (s + (1 - s) E x^2),  s = sigmoid(logsnr)
+    loss_g = (alpha^4 + alpha^2 sigma^2 E x^2) / (alpha^2 + sigma^2)^2 = s^2 + s (1 - s) E x^2,  s = sigmoid(logsnr)
+
+    by least squares over the levels, since a level has few draws.
     """
     line = next((line for line in reversed(log) if line.get("bins_loss_trivial")), None)
-    if line is None:
+    if line is None or not line.get("bins_loss_trivial_stderr"):
         return None
-    s = torch.tensor(line["bins_logsnr"], dtype=torch.float64).sigmoid()
-    loss = torch.tensor([v if v is not None else math.nan for v in line["bins_loss_trivial"]], dtype=torch.float64)  # type: ignore[attr-defined]
-    power = (loss / s - s) / (1 - s)
-    middle = (s > 0.1) & (s < 0.9) & power.isfinite()
-    return float(power[middle].median()) if bool(middle.any()) else None
+    names = ("bins_logsnr", "bins_loss_trivial", "bins_loss_trivial_stderr")
+    lam, loss, error = (torch.tensor([math.nan if v is None else v for v in line[n]]).double() for n in names)
+    s = lam.sigmoid()
+    share = torch.where((loss + error).isfinite(), s * (1 - s), 0.0)
+    whole = float(share.square().sum())
+    if not whole > 0:
+        return None
+    power = float((share * (loss - s.square()).nan_to_num()).sum()) / whole
+    return power, float((share * error.nan_to_num()).norm()) / whole
 
 
 def mixed_units(evidence: Evidence) -> Finding | None:

@@ -14,6 +14,7 @@ from sfumato.checks.of_log import stale_by_loss
 SOME = 20  # steps before which nothing is said
 START = 0.6  # weight of the start in an average: that of the uniform one, the widest there is, is a half
 PARALLEL = 1e-9  # 1 - cos between a tensor and its start: decay alone shortens it, and turns nothing
+SHORTENED = 2**-24  # of its length: half of float32's spacing, below which decay changes no number at all
 ENOUGH = 8  # numbers in a tensor from which on its direction says something
 
 
@@ -33,7 +34,7 @@ def _still(start: Tensor, now: Tensor) -> bool:
     ratio = float(a @ b / (a @ a))
     # what turned, over the length; float32 rounds each decay by 6e-8 of a number
     turned = float((b - ratio * a).square().sum() / (b @ b))
-    return 0 < ratio < 1 and turned < max(PARALLEL, 0.0)
+    return 0 < ratio < 1 - SHORTENED and turned < PARALLEL
 
 
 def _is_label(name: str) -> bool:

@@ -32,6 +32,7 @@ def page(found: Forecast) -> list[str]:
         *(f"Note: {note}" for note in facts["notes"]),
         "",
         *_time(found),
+        *_compiling(found),
         *_memory(found),
         f"disk      {size(found.disk['total'])} in the run folder ({_disk(found)}); "
         f"{size(found.disk['free'])} are free",
@@ -66,6 +67,20 @@ def _time(found: Forecast) -> list[str]:
         f"{config.batch / step.value:,.0f} samples a second",
         f"          {between(found.thousand)} for 1,000 steps with all that is between them ({shares})",
     ]  # fmt: skip
+
+
+def _compiling(found: Forecast) -> list[str]:
+    """When the network is compiled, and what the figures are then."""
+    way = found.facts["compile"]
+    if way == "before":
+        return ["compile   before the first step, which is counted as long as it took here; what it made may be kept"]
+    if way == "beside":
+        return [
+            "compile   beside the run, from the first step on, by some minutes of one more core; ten steps then show what "
+            "is faster",
+            "          no figure here counts on a gain, which nobody knows before: time a step is an upper one, steps a lower",
+        ]
+    return []
 
 
 def _memory(found: Forecast) -> list[str]:

@@ -28,7 +28,7 @@ from sfumato.machine import memory
 from sfumato.machine.memory import available
 from sfumato.machine.parts import out_of_memory
 from sfumato.plans import make_plan
-from sfumato.training import checkpoint, occasions, snapshots
+from sfumato.training import checkpoint, compiling, occasions, snapshots
 from sfumato.training.config import from_dict
 from sfumato.training.console import Silent
 from sfumato.training.costs import BASE64, Costs, Snapshots, Twice, step_seconds, steps_of
@@ -101,7 +101,7 @@ def rehearse(session: Session, started: float) -> tuple[Costs, int]:
     one = {"settings": _bytes(path / "config.yaml")}
     start = time.time() - started
     endless = config.replace(steps=1 << 40) if config.steps else config.replace(minutes=1e9)
-    if config.compile == "auto":  # what a long run may gain beside its steps, it cannot be promised
+    if config.compile == "auto":  # what a long run may gain by what is compiled beside it cannot be promised
         endless = endless.replace(compile="never")
     (x, labels), _ = session.parts()
     loop: Any = fit(session.denoiser, x, endless, labels, None, session.state)
@@ -209,7 +209,7 @@ def _facts(session: Session, device: torch.device) -> dict[str, Any]:
         "notes": source.notes, "network": type(denoiser.net).__name__,
         "parameters": sum(p.numel() for p in denoiser.parameters()), "device": str(device),
         "precision": str(dtype).removeprefix("torch."),
-        "micro": min(session.state.micro, session.config.batch),
+        "micro": min(session.state.micro, session.config.batch), "compile": compiling.when(denoiser, session.config),
     }  # fmt: skip
 
 

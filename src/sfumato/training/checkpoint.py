@@ -50,6 +50,24 @@ def write(run: Path, state: State, contract: dict[str, Any], world: World = ALON
     return path
 
 
+def weights(run: Path) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
+    """(contract, the network's tensors and their average's, notes) of the newest whole checkpoint.
+
+    Once more where a run under way took it away meanwhile.
+    """
+    try:
+        return _weights(run)
+    except SfumatoError:
+        return _weights(run)
+
+
+def _weights(run: Path) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
+    contract, tensors, notes = latest(run)
+    names = [name for name in tensors if name.startswith(("net.", "ema."))]
+    some = tensors.some(names) if isinstance(tensors, shards.Shards) else {name: tensors[name] for name in names}
+    return contract, some, notes
+
+
 def found(run: Path) -> list[Path]:
     """The checkpoints of a run folder, newest first."""
     folder = run / "checkpoints"

@@ -30,7 +30,7 @@ from sfumato.nets import from_config
 from sfumato.nets.energy import Energy
 from sfumato.nets.layout import channels_last
 from sfumato.training.config import TrainConfig
-from sfumato.world import World
+from sfumato.world import ALONE, World
 
 WORTH = {"cpu": 3600.0, "cuda": 600.0}  # seconds that a run must have left: compiling takes minutes
 STEPS = 10  # that are compared, before and after
@@ -99,31 +99,41 @@ def compiled(net: nn.Module) -> Any:
     return torch.compile(net, dynamic=False, options={"cpp.dynamic_threads": True})
 
 
+def when(model: Any, config: TrainConfig, elapsed: float = 0.0, world: World = ALONE) -> str:
+    """When a run compiles its network: "before" its first step, "beside" it, or "never".
+
+    "auto" is beside a run in minutes with enough of them left, in one process, whose network is one of `sfumato.nets`.
+    """
+    if config.compile == "always":
+        return "before"
+    left = 0.0 if config.minutes is None else 60 * config.minutes - elapsed
+    long = left >= WORTH.get(torch.device(model.device).type, float("inf"))
+    known = hasattr(model.net, "config") and not isinstance(model.net, Energy)
+    return "beside" if config.compile == "auto" and world.size == 1 and long and known else "never"
+
+
 class Compiler:
     """What becomes of `config.compile` in a run: `model` is what trains, `look` is called after each step.
 
-    "never": nothing. "always": the first step compiles, and waits. "auto": as the module says, for a run in minutes
-    with enough of them left, in one process, whose network is one of `sfumato.nets`.
+    "never": nothing. "always": the first step compiles, and waits. "auto": as the module says, where `when` does.
     """
 
     def __init__(self, model: Any, config: TrainConfig, elapsed: float, world: World) -> None:
         self.model, self.switch = model, None
-        net, kind = model.net, torch.device(model.device).type
-        left = 0.0 if config.minutes is None else 60 * config.minutes - elapsed
-        auto = config.compile == "auto" and world.size == 1 and hasattr(net, "config")
-        auto = auto and left >= WORTH.get(kind, float("inf")) and not isinstance(net, Energy)
+        net, way = model.net, when(model, config, elapsed, world)
         self._child: Child | None = None
-        self._waiting, self._before, self._after = auto, list[float](), list[float]()
+        self._waiting, self._before, self._after = way == "beside", list[float](), list[float]()
         self._last: float | None = None
-        if config.compile == "always" or auto:
+        if way != "never":
             self.switch = Switch(net)
             self.model = copy.copy(model)
             self.model._modules = {**model._modules, "net": self.switch}
-        if config.compile == "always" and self.switch is not None:
+        if way == "before":
             if isinstance(net, Energy):
                 raise SfumatoError("The gradient of an energy cannot be compiled: leave out compile.")
             if world.size > 1:
                 raise SfumatoError("Networks are compiled in one process alone: leave out compile.")
+            assert self.switch is not None
             self.switch.take(compiled(net))
 
     def look(self) -> str | None:

@@ -24,17 +24,25 @@ from sfumato.files import write_text
 from sfumato.training.config import TrainConfig
 from sfumato.training.folder import read
 from sfumato.training.loop import Progress
+from sfumato.training.parallel import gathered
 from sfumato.training.state import State
+from sfumato.world import ALONE, World
 
 FILE = "health.json"
 SHARE = 0.003  # of the run's work that one question to the network may cost
 MOMENTS = (0.25, 0.6)  # of the budget, when the network is asked
 _LEAST = 8  # draws a level below which nothing is asked
-_KEPT = ("step", "loss", "fraction", "valid_raw", "valid_ema", "valid_trivial", "bins_logsnr", "bins_loss_trivial")
+_KEPT = (
+    "step", "loss", "fraction", "valid_raw", "valid_ema", "valid_trivial", "bins_logsnr", "bins_loss_trivial",
+    "bins_loss_trivial_stderr",
+)  # fmt: skip
 
 
 class Health:
-    """The examinations of one run; `tell` hears of each code once."""
+    """The examinations of one run; `tell` hears of each code once.
+
+    Of a network in shards every process has one, since all have to answer; the first alone judges, tells and writes.
+    """
 
     def __init__(
         self,
@@ -45,10 +53,11 @@ class Health:
         state: State,
         tell: Callable[[str], None],
         resumed: bool = False,
+        world: World = ALONE,
     ) -> None:
         """rows: those of the training set and those held out."""
         self.path, self.config, self.source, self.state, self.tell = path / FILE, config, source, state, tell
-        self.train, self.holdout = rows
+        self.train, self.holdout, self.world = *rows, world
         self.found = list(recorded(path)) if resumed else []
         self.lines = [_short(line) for line in read(path / "metrics.jsonl")] if resumed else []
         self._before: float | None = None
@@ -58,8 +67,9 @@ class Health:
         labels = None if self.source.labels is None else self.source.labels[self.train]
         sample = draw(self.source.x, self.train, labels, self.state.denoiser.spec, self.config.seed)
         weights = None
-        if self.state.step == 0 and not self.state.sharded:
+        if self.state.step == 0:
             now = parameters(self.state.denoiser)
+            now = gathered(now, self.world) if self.state.sharded else now
             weights = Weights(now, now, None, 0)
         self._take(Evidence(sample=sample, weights=weights, log=[], settings=self.config.to_dict()))
 
@@ -77,21 +87,24 @@ class Health:
 
     def _ask(self, progress: Progress) -> None:
         rows = self.holdout if len(self.holdout) else self.train
-        draws = int(SHARE * progress.samples / max(progress.fraction, 1e-9) / LEVELS)
-        alone = hasattr(self.state.denoiser, "predict") and not self.state.sharded  # in shards all would have to answer
-        if draws < _LEAST or progress.step < TRAINED or not alone:
-            return
+        work = progress.samples / max(progress.fraction, 1e-9) / self.world.size  # of one process; the others wait
+        draws = int(SHARE * work / LEVELS)
         model, config = self.state.denoiser, self.config
+        if draws < _LEAST or progress.step < TRAINED or not hasattr(model, "predict"):
+            return
         try:
-            found = answers(
-                model, self.source, rows, config.times, config.seed, min(draws, 256), held=len(self.holdout) > 0
-            )
+            with self.world.together():
+                found = answers(
+                    model, self.source, rows, config.times, config.seed, min(draws, 256), held=len(self.holdout) > 0
+                )
         except SfumatoError:  # a network of the user's that answers otherwise is none of our business here
             return
         self._take(Evidence(answers=found, log=self.lines, settings=config.to_dict()), progress.step)
 
     def _take(self, evidence: Evidence, step: int | None = None, leave: tuple[str, ...] = ()) -> None:
         """Tell and write down what is new."""
+        if not self.world.leads:
+            return
         known = {finding.code for finding in self.found}
         report = examine(dataclasses.replace(evidence, recorded=tuple(self.found)))
         new = [f for f in report.findings if f.code not in known and f.code not in leave]

@@ -78,7 +78,9 @@ class Session:
         self.loggers = Loggers(path, config if world.leads else config.replace(loggers=None), self.console.note)
         self.incidents: list[dict[str, Any]] = incidents(path) if resumed else []
         rows = self.train, self.holdout
-        self.health = Health(path, config, source, rows, state, self.console.note, resumed) if world.leads else None
+        self.health: Health | None = None
+        if world.leads or state.sharded:
+            self.health = Health(path, config, source, rows, state, self.console.note, resumed, world)
         self._saved, self._fraction = time.monotonic(), self.fraction
 
     @property

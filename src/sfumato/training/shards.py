@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -138,18 +138,27 @@ class Shards(Mapping[str, Tensor]):
         return iter(self._known)
 
     def __getitem__(self, name: str) -> Tensor:
-        known: Any = self._known[name]
-        found = torch.empty(known.size, dtype=known.properties.dtype)
-        self.into({name: found})
+        return self.some([name])[name]
+
+    def some(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """These tensors, whole, by one reading of the files."""
+        known: Any = {name: self._known[name] for name in names}
+        found = {name: torch.empty(each.size, dtype=each.properties.dtype) for name, each in known.items()}
+        self.into(found)
         return found
 
     def into(self, own: Mapping[str, Tensor]) -> None:
-        """Fill tensors, whole ones or shards, by name; RuntimeError where one has another shape."""
+        """Fill tensors, whole ones or shards, by name; RuntimeError where one has another shape, SfumatoError where the
+        files are gone."""
+        from torch.distributed.checkpoint.api import CheckpointException
         from torch.distributed.checkpoint.state_dict_loader import load
 
         for name, value in own.items():
             known: Any = self._known[name]
             if known.size != value.shape:
                 raise RuntimeError(f"{name} has the shape {tuple(known.size)} where it is {tuple(value.shape)}")
-        with torch.no_grad(), _quiet():
-            load(dict(own), storage_reader=self._reader(self.path), no_dist=True)
+        try:
+            with torch.no_grad(), _quiet():
+                load(dict(own), storage_reader=self._reader(self.path), no_dist=True)
+        except (CheckpointException, OSError):
+            raise SfumatoError(f"{self.path} was taken away while it was read.") from None

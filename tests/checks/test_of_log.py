@@ -1,0 +1,51 @@
+"""What few draws of a log say is said with their error; what a small step moved is not called still."""
+
+import math
+
+import torch
+
+from sfumato.checks.evidence import Evidence, Weights
+from sfumato.checks.of_data import logged_power, out_of_range
+from sfumato.checks.of_weights import unmoved
+
+LOGSNR = [6.7, 4.4, 2.2, 0.0, -2.2, -4.4, -6.7]
+
+
+def line(power: float, draws: int, seed: int = 0) -> dict[str, list[float]]:
+    """What the linear guess loses on data of that mean square: means of `draws` squares a level, with their errors."""
+    generator = torch.Generator().manual_seed(seed)
+    s = torch.tensor(LOGSNR, dtype=torch.float64).sigmoid()
+    deviation = (s.square() + s * (1 - s) * power).sqrt()
+    losses = (deviation * torch.randn(draws, len(s), generator=generator, dtype=torch.float64)).square()
+    error = losses.std(0) / math.sqrt(draws)
+    return {"bins_logsnr": LOGSNR, "bins_loss_trivial": losses.mean(0).tolist(),
+            "bins_loss_trivial_stderr": error.tolist()}  # fmt: skip
+
+
+def test_the_mean_square_is_read_from_the_log_within_its_error():
+    for power in (0.01, 1.0, 65025.0):
+        found, error = logged_power([line(power, 2000)])
+        assert abs(found - power) < 4 * error and error < 0.05 * (1 + power)
+
+
+def test_few_draws_of_data_in_their_units_are_no_alarm_and_of_others_one():
+    alarms = sum(out_of_range(Evidence(log=[line(1.0, 5, seed)])) is not None for seed in range(400))
+    assert alarms <= 2
+    assert all(out_of_range(Evidence(log=[line(65025.0, 5, seed)])) is not None for seed in range(0, 400, 40))
+    assert out_of_range(Evidence(log=[line(1e-4, 200)])) is not None
+
+
+def test_a_log_without_errors_says_nothing():
+    old = {name: values for name, values in line(65025.0, 5).items() if not name.endswith("stderr")}
+    assert logged_power([old]) is None and out_of_range(Evidence(log=[old])) is None
+
+
+def test_weights_that_a_tiny_rate_moved_are_not_still_and_those_that_only_decayed_are():
+    start = {"w": torch.randn(64, 64, generator=torch.Generator().manual_seed(0))}
+    turned = start["w"] + 2e-7 * torch.randn(64, 64, generator=torch.Generator().manual_seed(1))
+    decayed = start["w"].clone()
+    for _ in range(100):
+        decayed *= 1 - 4e-5
+    known = (({"w": turned}, []), ({"w": decayed}, ["w"]), (start, ["w"]))
+    for now, names in known:
+        assert unmoved(Weights(start, now, None, 100)) == names
