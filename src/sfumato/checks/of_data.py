@@ -81,7 +81,7 @@ def double_normalised(evidence: Evidence) -> Finding | None:
 
 def out_of_range(evidence: Evidence) -> Finding | None:
     """Some channel's deviation 3 times too large or small, or its mean 3 deviations away; from the log alone, where
-    the data are not there, a mean square of the held-out samples surely beyond 10 or below 1/10."""
+    the data are not there, a mean square of the held-out samples beyond 10 or below 1/10, and surely not 1."""
     found = _range_of_data(evidence.sample) if evidence.sample is not None else None
     return found or (_range_of_log(evidence.log) if evidence.log else None)
 
@@ -123,22 +123,23 @@ def _range_of_log(log: list[dict[str, Any]]) -> Finding | None:
     if found is None:
         return None
     power, error = found
-    if not (power - SURE * error > LOG_RANGE or power + SURE * error < 1 / LOG_RANGE):
+    if 1 / LOG_RANGE <= power <= LOG_RANGE or abs(power - 1) < SURE * error:
         return None
     return Finding(
         "range",
         f"the held-out samples had a mean square of {power:.3g} in the units of the model, where it is 1",
-        {"mean square": power, "standard error": error},
+        {"mean square": power, "standard error of 1": error},
         "The data were changed after their statistics had been taken: give them as they were.",
     )
 
 
 def logged_power(log: list[dict[str, Any]]) -> tuple[float, float] | None:
-    """(E x^2 of the held-out samples, its standard error) by what the linear guess lost on them at each level:
+    """(E x^2 of the held-out samples, its standard error if it is 1) by what the linear guess lost on them by level:
 
     loss_g = (alpha^4 + alpha^2 sigma^2 E x^2) / (alpha^2 + sigma^2)^2 = s^2 + s (1 - s) E x^2,  s = sigmoid(logsnr)
 
-    by least squares over the levels, since a level has few draws.
+    by least squares over the levels, since a level has few draws. Their own errors would be small where they happen to
+    be small; relative ones, of what is expected of data in their units, are not.
     """
     line = next((line for line in reversed(log) if line.get("bins_loss_trivial")), None)
     if line is None or not line.get("bins_loss_trivial_stderr"):
@@ -146,12 +147,13 @@ def logged_power(log: list[dict[str, Any]]) -> tuple[float, float] | None:
     names = ("bins_logsnr", "bins_loss_trivial", "bins_loss_trivial_stderr")
     lam, loss, error = (torch.tensor([math.nan if v is None else v for v in line[n]]).double() for n in names)
     s = lam.sigmoid()
-    share = torch.where((loss + error).isfinite(), s * (1 - s), 0.0)
+    known = (loss + error).isfinite() & (loss > 0)
+    share, expected = torch.where(known, s * (1 - s), 0.0), s * error / loss  # of data of mean square 1 the loss is s
     whole = float(share.square().sum())
     if not whole > 0:
         return None
     power = float((share * (loss - s.square()).nan_to_num()).sum()) / whole
-    return power, float((share * error.nan_to_num()).norm()) / whole
+    return power, float((share * torch.where(known, expected, 0.0)).norm()) / whole
 
 
 def mixed_units(evidence: Evidence) -> Finding | None:

@@ -76,9 +76,8 @@ def _compiling(found: Forecast) -> list[str]:
         return ["compile   before the first step, which is counted as long as it took here; what it made may be kept"]
     if way == "beside":
         return [
-            "compile   beside the run, from the first step on, by some minutes of one more core; ten steps then show what "
-            "is faster",
-            "          no figure here counts on a gain, which nobody knows before: time a step is an upper one, steps a lower",
+            "compile   beside the run, from the first step on, some minutes of one more core; ten steps then decide",
+            "          no gain is counted here, as none is known before: a step takes at most this, save meanwhile",
         ]
     return []
 
