@@ -48,20 +48,22 @@ def meaning(answers: Answers | None) -> Hypothesis | None:
         score = other.score(answers)
         if score is None or float((score.skill + SURE * score.skill_error).min()) < LIKELY:
             continue
-        if score.gap > own.gap / 2 or score.mean < own.mean + BETTER or _loses(score, own):
+        if score.gap > own.gap / 2 or score.mean < own.mean + BETTER or not _wins(score, own):
             continue
         if best is None or score.mean > best[0] + 0.02:
             best = score.mean, other
     return None if best is None else best[1]
 
 
-def _loses(score: Score, own: Score) -> bool:
-    """Whether the declared meaning is surely better at some level, where the true one is best at every level.
+def _wins(score: Score, own: Score) -> bool:
+    """Whether a meaning is surely better at a third of the levels or more, and the declared one surely nowhere by much.
 
-    At one level all targets are affine in E[x | z]: a network that knows it under one reading is off under any other.
+    At one level all targets are affine in E[x | z]: a network that knows it under one reading is off under any other,
+    at all levels but where the two agree. One level that training hardly saw says nothing of the meaning.
     """
     room = SURE * (score.skill_error.square() + own.skill_error.square()).sqrt()
-    return bool((own.skill - score.skill - room > BETTER).any())
+    better = score.skill - own.skill
+    return bool(3 * (better > room).sum() >= len(better)) and not bool((-better - room > BETTER).any())
 
 
 def _numbers(answers: Answers, found: Hypothesis) -> dict[str, Any]:
