@@ -12,6 +12,7 @@ from sfumato.checks.finding import WARNING, Finding
 WHOLE = 0.75  # of the initial weights' length, from which on a step is too long
 BURST, WINDOWS = 3.0, 10  # a loss of three times the first ones, as the median over a tenth of the log
 SHORT = 0.2  # step over weights below which a burst has another cause
+SURE = 3.0  # standard errors by which the loss on held-out triples is above the guess's
 STILL = 0.97  # of the first loss, above which a run has not learned
 PATIENCE = 100  # steps before which nothing is said of that
 
@@ -74,16 +75,20 @@ def step_length(settings: dict[str, Any], initial: dict[str, Any]) -> float | No
 
 
 def lr_low(evidence: Evidence) -> Finding | None:
-    """After 100 steps and half of the budget the loss is above 0.97 of what it was, and above the guess's."""
+    """After 100 steps and half of the budget the loss is above 0.97 of what it was, and surely above the guess's."""
     log = evidence.log or []
     losses = _losses(log)
     if len(losses) < 8 or losses[-1][0] < PATIENCE or log[-1].get("fraction", 1.0) < 0.5:
         return None
-    guess = next((line["valid_trivial"] for line in reversed(log) if "valid_trivial" in line), None)
-    scored = next((line["valid_raw"] for line in reversed(log) if "valid_raw" in line), None)
+    line = next((line for line in reversed(log) if "valid_trivial" in line), None)
+    if line is None:
+        return None
+    guess, scored, error = line["valid_trivial"], line["valid_raw"], line.get("valid_less_trivial_stderr", 0.0)
+    if error is None:  # one triple a level
+        return None
     tail = sorted(loss for _, loss in losses[-max(3, len(losses) // 10) :])
     first, last = _first(losses), tail[len(tail) // 2]
-    if guess is None or scored is None or last < STILL * first or min(last, scored) < 1.02 * guess:
+    if last < STILL * first or last < 1.02 * guess or scored < 1.02 * guess + SURE * error:
         return None
     if last > 2 * first:
         return None  # it has moved

@@ -24,6 +24,7 @@ from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
 from sfumato.nets.layout import LAYOUTS
 from sfumato.training.goal import Batch, Goal
+from sfumato.training.shared_memory import SharedMean
 from sfumato.world import World, local
 
 
@@ -50,7 +51,11 @@ def shared(model: Any, goal: Goal, world: World) -> nn.Module:
     # buffers change by what all processes know, and so they are equal
     known = inspect.signature(DistributedDataParallel).parameters
     how: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
-    return DistributedDataParallel(losses, gradient_as_bucket_view=True, **how)
+    wrapped = DistributedDataParallel(losses, gradient_as_bucket_view=True, **how)
+    memory = SharedMean.of(world)
+    if memory is not None:
+        wrapped.register_comm_hook(None, lambda _, bucket: memory.future(bucket.buffer()))
+    return wrapped
 
 
 def _as_gradients_lie(kernel: Tensor) -> Tensor:
