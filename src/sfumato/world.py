@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from sfumato.errors import SfumatoError
+from sfumato.shared_memory import SharedMemory
 
 TIMEOUT = 600.0  # seconds after which a process that does not answer is missing
 _LETTING_GO = 10.0  # seconds at most in which threads become quiet at the end
@@ -44,6 +45,7 @@ class World:
     store: Any = None
     device: torch.device = torch.device("cpu")
     timeout: float = TIMEOUT
+    memory: SharedMemory | None = dataclasses.field(default=None, compare=False, repr=False)
 
     @property
     def leads(self) -> bool:
@@ -61,6 +63,8 @@ class World:
         """The shares of all processes, in the order of the batch."""
         if self.size == 1:
             return own
+        if self.memory is not None:
+            return self.memory.whole(own)
         raw = own.contiguous().reshape(-1).view(torch.uint8)  # bytes, which every backend carries
         found = [torch.empty_like(raw) for _ in range(self.size)]
         dist.all_gather(found, raw)
@@ -264,7 +268,8 @@ def joined(device: torch.device | str = "cpu", timeout: float | None = None) -> 
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     if dist.is_initialized():  # by the caller, who also ends it
-        yield World(dist.get_rank(), dist.get_world_size(), dist.distributed_c10d._get_default_store(), device)
+        store = dist.distributed_c10d._get_default_store()
+        yield World(dist.get_rank(), dist.get_world_size(), store, device, memory=_memory(device))
         return
     try:
         store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
@@ -273,13 +278,20 @@ def joined(device: torch.device | str = "cpu", timeout: float | None = None) -> 
         dist.init_process_group(
             backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout),
         )  # fmt: skip
+        memory = _memory(device)
     except (RuntimeError, ValueError) as error:
         raise SfumatoError(f"The {size} processes could not be joined: {' '.join(str(error).split())[:200]}.") from None
     try:
-        yield World(rank, size, store, device, timeout)
+        yield World(rank, size, store, device, timeout, memory)
     finally:
         dist.destroy_process_group()
         _settled()
+
+
+def _memory(device: torch.device) -> SharedMemory | None:
+    if device.type != "cpu" or dist.get_backend() != "gloo":
+        return None
+    return SharedMemory.of(dist.get_rank(), dist.get_world_size())
 
 
 def _settled() -> None:

@@ -69,14 +69,16 @@ class Muon(torch.optim.Optimizer):
 
     def _muon(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         mu, lr = group["momentum"], group["lr"]
-        shapes, updates = [(p.shape[0], p.shape[1:].numel()) for p in parameters], []
+        shapes = [(p.shape[0], p.shape[1:].numel()) for p in parameters]
         for p in parameters:
-            mean = local(self.state[p].setdefault("mean", torch.zeros_like(p)))
-            gradient = local(_gradient(p))
-            mean.lerp_(gradient, 1 - mu)
-            updates.append(_matrix(gradient.lerp(mean, mu)))
+            local(self.state[p].setdefault("mean", torch.zeros_like(p))).lerp_(local(_gradient(p)), 1 - mu)
+
+        def update(i: int) -> Tensor:
+            p = parameters[i]
+            return _matrix(local(_gradient(p)).lerp(local(self.state[p]["mean"]), mu))
+
         sharded = any(local(p) is not p for p in parameters)
-        found = shared(updates, shapes, sharded, self.world, self.dtype)
+        found = shared(update, shapes, sharded, self.world, self.dtype)
         for p, shape, direction in zip(parameters, shapes, found, strict=True):
             own = local(p)
             own.mul_(1 - lr * group["weight_decay"])

@@ -9,7 +9,7 @@ all). The steps, which bring all singular values near 1, are Jordan et al.'s (20
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -52,13 +52,20 @@ def _polynomials(square: Tensor, steps: int) -> Tensor:
 
 
 def shared(
-    updates: list[Tensor], shapes: Sequence[Shape], sharded: bool, world: World, dtype: torch.dtype | None = None
+    update: Callable[[int], Tensor],
+    shapes: Sequence[Shape],
+    sharded: bool,
+    world: World,
+    dtype: torch.dtype | None = None,
 ) -> list[Tensor]:
-    """msign of matrices of the given shapes: of whole ones, or of this process's rows of each, and the same of it."""
-    if world.size == 1 or not updates:
-        return directions(updates, dtype)
+    """msign of the matrices update(0), update(1), ... of the given shapes: of whole ones, of which each is asked for in
+    one process; or of this process's rows of each, and the same rows of it."""
+    if world.size == 1 or not shapes:
+        return directions([update(i) for i in range(len(shapes))], dtype)
     owner = owners(shapes, world.size)
-    return (_of_rows if sharded else _of_whole)(updates, shapes, owner, world, dtype)
+    if sharded:
+        return _of_rows([update(i) for i in range(len(shapes))], shapes, owner, world, dtype)
+    return _of_whole(update, shapes, owner, world, dtype)
 
 
 def directions(updates: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
@@ -91,20 +98,24 @@ def _flat(parts: Sequence[Tensor], like: Tensor) -> Tensor:
 
 
 def _of_whole(
-    updates: list[Tensor], shapes: Sequence[Shape], owner: list[int], world: World, dtype: torch.dtype | None
+    update: Callable[[int], Tensor],
+    shapes: Sequence[Shape],
+    owner: list[int],
+    world: World,
+    dtype: torch.dtype | None,
 ) -> list[Tensor]:
     of = [[i for i, rank in enumerate(owner) if rank == r] for r in range(world.size)]
-    longest = max(sum(updates[i].numel() for i in each) for each in of)
-    low = updates[0].to(dtype or updates[0].dtype)
-    own = _flat(directions([updates[i] for i in of[world.rank]], dtype), low)
-    room = own.new_zeros(longest)
-    room[: len(own)] = own
-    found = list(updates)
-    for each, flat in zip(of, world.whole(room[None]), strict=True):
-        sizes = [updates[i].numel() for i in each]
-        for i, part in zip(each, flat[: sum(sizes)].split(sizes), strict=True):
+    sizes = [[shapes[i][0] * shapes[i][1] for i in each] for each in of]
+    longest = max(sum(each) for each in sizes)
+    made = directions([update(i) for i in of[world.rank]], dtype)
+    like = made[0] if made else update(0)
+    low = like.new_empty(longest - sum(sizes[world.rank]), dtype=dtype or like.dtype)
+    own = _flat([*made, low], low)
+    found: dict[int, Tensor] = {}
+    for each, lengths, flat in zip(of, sizes, world.whole(own[None]), strict=True):
+        for i, part in zip(each, flat[: sum(lengths)].split(lengths), strict=True):
             found[i] = part.reshape(shapes[i])
-    return found
+    return [found[i] for i in range(len(shapes))]
 
 
 def _of_rows(

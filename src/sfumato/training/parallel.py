@@ -24,7 +24,6 @@ from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
 from sfumato.nets.layout import LAYOUTS
 from sfumato.training.goal import Batch, Goal
-from sfumato.training.shared_memory import SharedMean
 from sfumato.world import World, local
 
 
@@ -52,10 +51,16 @@ def shared(model: Any, goal: Goal, world: World) -> nn.Module:
     known = inspect.signature(DistributedDataParallel).parameters
     how: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
     wrapped = DistributedDataParallel(losses, gradient_as_bucket_view=True, **how)
-    memory = SharedMean.of(world)
-    if memory is not None:
-        wrapped.register_comm_hook(None, lambda _, bucket: memory.future(bucket.buffer()))
+    if memory := world.memory:
+        wrapped.register_comm_hook(None, lambda _, bucket: _done(memory.mean(bucket.buffer())))
     return wrapped
+
+
+def _done(found: Tensor) -> torch.futures.Future[Tensor]:
+    """What is there already, in the form that DistributedDataParallel asks for."""
+    future: torch.futures.Future[Tensor] = torch.futures.Future()
+    future.set_result(found)
+    return future
 
 
 def _as_gradients_lie(kernel: Tensor) -> Tensor:
