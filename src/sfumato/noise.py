@@ -78,7 +78,7 @@ def bits(
     index = torch.as_tensor(index, dtype=torch.int64, device=device).reshape(-1, 1)
     blocks = torch.arange(-(-count // 4), dtype=torch.int64, device=index.device)[None]
     stream = torch.full((), (role << 24) | step, dtype=torch.int64, device=index.device)
-    shape = torch.broadcast_shapes(index.shape, blocks.shape)
+    shape = (len(index), blocks.shape[1])
     counter = [c.expand(shape) for c in (blocks, index & _MASK, (index >> 32) & _MASK, stream)]
     words = philox(counter, (seed & _MASK, (seed >> 32) & _MASK))
     return torch.stack(words, -1).flatten(1)[:, :count]
