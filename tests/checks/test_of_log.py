@@ -6,6 +6,7 @@ import torch
 
 from sfumato.checks.evidence import Evidence, Weights
 from sfumato.checks.of_data import logged_power, out_of_range
+from sfumato.checks.of_log import lr_low
 from sfumato.checks.of_weights import unmoved
 
 LOGSNR = [6.7, 4.4, 2.2, 0.0, -2.2, -4.4, -6.7]
@@ -49,3 +50,21 @@ def test_weights_that_a_tiny_rate_moved_are_not_still_and_those_that_only_decaye
     known = (({"w": turned}, []), ({"w": decayed}, ["w"]), (start, ["w"]))
     for now, names in known:
         assert unmoved(Weights(start, now, None, 100)) == names
+
+
+def log_of_losses(held, guess=1.26, seed=0):
+    """A log of noisy losses of training, with a look at the same held-out draws after each fifty steps."""
+    noise = 0.3 * torch.randn(50 * len(held), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    lines = [{"step": k + 1, "loss": 1.7 + float(e), "fraction": (k + 1) / len(noise)} for k, e in enumerate(noise)]
+    for k, value in enumerate(held):
+        lines[50 * k + 49] |= {"valid_raw": value, "valid_trivial": guess}
+    return lines
+
+
+def test_a_loss_that_stands_is_one_of_the_same_draws_and_noisy_training_is_none():
+    found = lr_low(Evidence(log=log_of_losses([2.0951, 2.0950, 2.0951, 2.0952])))
+    assert found is not None and "2.095 at step 50 and is 2.095 at step 200" in found.what
+    moving = [[2.1, 1.8, 1.6, 1.43], [1.41, 1.5, 1.4, 1.433]]
+    assert all(lr_low(Evidence(log=log_of_losses(held, seed=s))) is None for held in moving for s in range(20))
+    assert lr_low(Evidence(log=log_of_losses([2.0951] * 4, guess=2.2))) is None, "no worse than the guess"
+    assert lr_low(Evidence(log=log_of_losses([2.0951]))) is None, "one look says nothing of a change"

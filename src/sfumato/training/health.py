@@ -33,8 +33,8 @@ SHARE = 0.003  # of the run's work that one question to the network may cost
 MOMENTS = (0.25, 0.6)  # of the budget, when the network is asked
 _LEAST = 8  # draws a level below which nothing is asked
 _KEPT = (
-    "step", "loss", "fraction", "valid_raw", "valid_ema", "valid_trivial", "valid_less_trivial_stderr", "bins_logsnr",
-    "bins_loss_trivial", "bins_loss_trivial_stderr",
+    "step", "loss", "fraction", "valid_raw", "valid_ema", "valid_trivial", "bins_logsnr", "bins_loss_trivial",
+    "bins_loss_trivial_stderr",
 )  # fmt: skip
 
 

@@ -40,7 +40,7 @@ class Validation:
     their middle; loss_raw, loss_ema and loss_trivial, E|eps - eps_hat|^2 a number, which the weight has no part in;
     ..._stderr, standard errors; at some validations grad_square and grad_variance, |G|^2 and tr Sigma of the raw
     weights, both unbiased, grad_norm and noise_scale. gradient: |G|^2 and tr Sigma of the whole objective. triples: the
-    losses one by one. apart: the standard error of raw less trivial, whose losses at one triple go together.
+    losses one by one.
     """
 
     logsnr: list[float] | None
@@ -50,7 +50,6 @@ class Validation:
     board: dict[str, list[float | None]] = dataclasses.field(default_factory=dict)
     gradient: tuple[float, float] | None = None
     triples: Triples | None = None
-    apart: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The bins and their means, JSON-able."""
@@ -60,8 +59,6 @@ class Validation:
             square, variance = self.gradient
             scale = variance / square if square > 0 else None
             means |= {"valid_grad_square": square, "valid_grad_variance": variance, "valid_noise_scale": scale}
-        if self.apart is not None:
-            means |= {"valid_less_trivial_stderr": self.apart if math.isfinite(self.apart) else None}
         if self.triples is not None:
             means |= self.triples.to_dict()
         bins = {} if self.logsnr is None else {"logsnr": self.logsnr, **losses, **self.board}
@@ -230,11 +227,8 @@ class Validator:
                 board |= {f"grad_{name}": plain(column.value), f"grad_{name}_stderr": plain(column.stderr)}
         values = {name: column.value.tolist() for name, column in weighted.items()}
         total = None if found is None else found.total
-        apart = self.draws.by_level(self.factor * (losses["raw"] - self.trivial)).stderr.square().sum().sqrt() / BINS
         triples = self._triples({name: losses[name] for name in models}, raw if ema is None else ema, world)
-        return Validation(
-            self.logsnr, values["raw"], values.get("ema"), values["trivial"], board, total, triples, float(apart)
-        )
+        return Validation(self.logsnr, values["raw"], values.get("ema"), values["trivial"], board, total, triples)
 
     def _triples(self, losses: dict[str, Tensor], best: Any, world: World) -> Triples:
         """The losses as training counts them, with those of training samples beside them."""
