@@ -5,6 +5,8 @@ import os
 import pytest
 from hypothesis import settings
 
+from sfumato import counting
+
 os.environ.setdefault("OMP_NUM_THREADS", "2")  # before torch is imported, which reads it once
 
 settings.register_profile("sfumato", deadline=None, derandomize=True)
@@ -15,3 +17,13 @@ settings.load_profile("sfumato")
 def no_cache(monkeypatch):
     """Nothing is left in the cache of whoever runs the tests, and nothing of it is found."""
     monkeypatch.setenv("SFUMATO_CACHE", "off")
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """All that is told of counted work, of which nothing stays silent."""
+    monkeypatch.setattr(counting, "SILENT_SECONDS", 0.0)
+    monkeypatch.setattr(counting, "_LIVE_SECONDS", 0.0)
+    found: list[counting.Count] = []
+    with counting.heard(found.append):
+        yield found

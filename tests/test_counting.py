@@ -13,16 +13,6 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture
-def told(monkeypatch):
-    """All that is told of work of which nothing stays silent."""
-    monkeypatch.setattr(counting, "SILENT_SECONDS", 0.0)
-    monkeypatch.setattr(counting, "_LIVE_SECONDS", 0.0)
-    found: list[Count] = []
-    with heard(found.append):
-        yield found
-
-
 def work(total: int | None = 4, fault: int | None = None) -> None:
     with counting.counting("Decoding pictures", total) as count:
         for k in range(4):

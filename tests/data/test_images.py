@@ -13,8 +13,6 @@ import pytest
 from PIL import Image
 
 import sfumato as sf
-from sfumato import counting
-from sfumato.counting import Count, heard
 from sfumato.data import cache, images
 
 COUNT = 30
@@ -41,15 +39,6 @@ def folder(tmp_path):
     for i in range(COUNT):
         Image.fromarray(draw.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(place / f"{i:02d}.png")
     return place
-
-
-@pytest.fixture
-def told(monkeypatch):
-    monkeypatch.setattr(counting, "SILENT_SECONDS", 0.0)
-    monkeypatch.setattr(counting, "_LIVE_SECONDS", 0.0)
-    found: list[Count] = []
-    with heard(found.append):
-        yield found
 
 
 def last(told):

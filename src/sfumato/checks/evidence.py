@@ -18,6 +18,7 @@ from sfumato.data.rows import Samples
 ROWS = 1024  # samples that the data are judged by, at most
 READ = 256  # where they have to be read for it
 VALUES = 1 << 21  # numbers in them, at most
+SURE = 3.0  # standard errors, from which on what draws say is sure
 
 
 @final

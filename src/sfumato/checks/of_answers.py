@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sfumato import noise
 from sfumato.checks.answers import HALF_MAX, Answers
-from sfumato.checks.evidence import Evidence, Sample
+from sfumato.checks.evidence import SURE, Evidence, Sample
 from sfumato.checks.finding import WARNING, Finding
 from sfumato.checks.hypotheses import Hypothesis, Score, declared, others
 from sfumato.checks.of_log import half_recorded
@@ -21,7 +21,6 @@ GAP = 0.06  # of the guess's loss that is lost by a wrong scale alone: the same
 WRONG = 0.1  # below the guess by so much at half of the levels: the model knows other data, or nothing
 BETTER = 0.08  # mean skill by which another meaning must win
 LIKELY = -0.15  # the least skill that the true meaning may have at any level
-SURE = 3.0  # standard errors
 DEAD = 1e-8  # of the answers' power: what rounding changes
 HALFWAY = 0.5  # between labels that say nothing (0) and what they should (1)
 TOLD, UNUSED = 0.1, 0.05  # of the error that the classes explain; response over that part

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.checks.evidence import Evidence, Sample
+from sfumato.checks.evidence import SURE, Evidence, Sample
 from sfumato.checks.finding import WARNING, Finding
 
 FARTHEST = 3.0  # times the deviation, or deviations from the mean, that data may be off
 ALIKE = 0.05  # relative, within which figures are those of data that were normalised twice
 LOG_RANGE = 10.0  # the same in the log, where only squares are known
-SURE = 3.0  # standard errors of what is known from draws
 DIFFERENT = 1e-3  # share of the variance that lies between samples, below which they are the same
 COPIES = 0.1  # share of distinct samples below which fields are copies
 QUIET, FEW = 0.02, 0.02  # samples that vary 50 times less than most; from two in a hundred on

@@ -50,11 +50,12 @@ def shared(model: Any, goal: Goal, world: World) -> nn.Module:
     # buffers change by what all processes know, and so they are equal
     known = inspect.signature(DistributedDataParallel).parameters
     how: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
-    if world.memory is not None:
-        how["bucket_cap_mb"] = 1 << 30  # all at once: who computes cannot send meanwhile, and waits only once
+    memory = world.memory
+    if memory is None:
+        return DistributedDataParallel(losses, gradient_as_bucket_view=True, **how)
+    how["bucket_cap_mb"] = 1 << 30  # all at once: who computes cannot send meanwhile, and waits only once
     wrapped = DistributedDataParallel(losses, gradient_as_bucket_view=True, **how)
-    if memory := world.memory:
-        wrapped.register_comm_hook(None, lambda _, bucket: _done(memory.mean(bucket.buffer())))
+    wrapped.register_comm_hook(None, lambda _, bucket: _done(memory.mean(bucket.buffer())))
     return wrapped
 
 
