@@ -11,10 +11,12 @@ Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -70,14 +72,17 @@ def _round_keys(key: tuple[int, int]) -> np.ndarray:
 
 
 def bits(
-    seed: int, index: Tensor | Sequence[int] | int, count: int, role: int, step: int = 0, device: Device = None
+    seed: int, index: Tensor | Sequence[int] | int, count: int, role: int, step: int | Tensor = 0, device: Device = None
 ) -> Tensor:
-    """32-bit words as int64, shape (len(index), count)."""
-    if not 0 <= step < _MAX_STEP:
-        raise ValueError(f"step must lie in [0, {_MAX_STEP}), got {step}")
+    """32-bit words as int64, shape (len(index), count). step: one, or int64 (len(index),), one a row."""
     index = torch.as_tensor(index, dtype=torch.int64, device=device).reshape(-1, 1)
+    if isinstance(step, Tensor):
+        stream = step.to(index.device, torch.int64).reshape(-1, 1) + (role << 24)
+    elif 0 <= step < _MAX_STEP:
+        stream = torch.full((), (role << 24) | step, dtype=torch.int64, device=index.device)
+    else:
+        raise ValueError(f"step must lie in [0, {_MAX_STEP}), got {step}")
     blocks = torch.arange(-(-count // 4), dtype=torch.int64, device=index.device)[None]
-    stream = torch.full((), (role << 24) | step, dtype=torch.int64, device=index.device)
     shape = (len(index), blocks.shape[1])
     counter = [c.expand(shape) for c in (blocks, index & _MASK, (index >> 32) & _MASK, stream)]
     words = philox(counter, (seed & _MASK, (seed >> 32) & _MASK))
@@ -93,7 +98,7 @@ def uniform(
     index: Tensor | Sequence[int] | int,
     shape: Sequence[int] = (),
     role: int = PRIOR,
-    step: int = 0,
+    step: int | Tensor = 0,
     device: Device = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
@@ -108,7 +113,7 @@ def normal(
     index: Tensor | Sequence[int] | int,
     shape: Sequence[int] = (),
     role: int = PRIOR,
-    step: int = 0,
+    step: int | Tensor = 0,
     device: Device = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
@@ -146,13 +151,57 @@ def rademacher(
     index: Tensor | Sequence[int] | int,
     shape: Sequence[int] = (),
     role: int = PROBE,
-    step: int = 0,
+    step: int | Tensor = 0,
     device: Device = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """v = +1 or -1 with equal chances, shape (len(index), *shape)."""
     low = bits(seed, index, math.prod(shape), role, step, device) & 1
     return (2 * low - 1).to(dtype).reshape(len(low), *shape)
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class Noise:
+    """A source of random numbers for the samples `index` (n,) of a seed, named by a role and a step.
+
+        Noise(seed, index, role, step).normal(shape) = normal(seed, index, shape, role, step),   (n, *shape)
+
+    step: one for all, or int64 (n,), one a sample.
+    """
+
+    seed: int
+    index: Tensor
+    role: int = PRIOR
+    step: int | Tensor = 0
+
+    def normal(self, shape: Sequence[int] = (), device: Device = None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """n ~ N(0, 1), (n, *shape)."""
+        return normal(self.seed, self.index, shape, self.role, self.step, device, dtype)
+
+    def uniform(self, shape: Sequence[int] = (), device: Device = None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """u ~ U(0, 1), (n, *shape)."""
+        return uniform(self.seed, self.index, shape, self.role, self.step, device, dtype)
+
+    def at(self, step: int | Tensor) -> Noise:
+        """The same source at another step."""
+        return dataclasses.replace(self, step=step)
+
+    def rows(self, rows: Tensor | slice) -> Noise:
+        """That of some of the samples."""
+        step = self.step[rows] if isinstance(self.step, Tensor) else self.step
+        return dataclasses.replace(self, index=self.index[rows], step=step)
+
+    def fold(self, name: str) -> Noise:
+        """A source of its own for a part of the samples, by the name of the part."""
+        return dataclasses.replace(self, seed=_folded(self.seed, name))
+
+
+@lru_cache(maxsize=1024)
+def _folded(seed: int, name: str) -> int:
+    """A seed of 63 bits from a seed and a name."""
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 class Brownian:

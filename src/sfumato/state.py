@@ -1,0 +1,67 @@
+"""States: a tensor (B, ...), or a dict of states that are corrupted together (`process.Product`).
+
+Whatever cuts, joins or moves a batch does so through these few functions, and serves both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato.noise import Noise
+
+State = Any  # Tensor | dict[str, "State"]: a recursive type that type checkers cannot follow through dict's invariance
+Shape = Any  # tuple[int, ...] | dict[str, "Shape"]: of one sample
+
+
+def map_state(f: Callable[..., Any], *states: State) -> State:
+    """f of the leaves, in the form of the states, which all have the same."""
+    first = states[0]
+    if isinstance(first, Mapping):
+        return {name: map_state(f, *(state[name] for state in states)) for name in first}
+    return f(*states)
+
+
+def rows_of(state: State, index: Tensor | slice) -> State:
+    """Some rows of a state."""
+    return map_state(lambda leaf: leaf[index], state)
+
+
+def cat_states(states: Sequence[State]) -> State:
+    """The rows of all, one after the other."""
+    return map_state(lambda *leaves: torch.cat(leaves), *states)
+
+
+def first_leaf(state: State) -> Tensor:
+    """The first tensor of a state, for what all share: the number of rows, the device."""
+    while isinstance(state, Mapping):
+        state = next(iter(state.values()))
+    return state
+
+
+def shape_of(state: State) -> Shape:
+    """The shape of one sample of a state."""
+    return map_state(lambda leaf: tuple(leaf.shape[1:]), state)
+
+
+def numbers(noise: Noise | State, shape: Shape, device: Any = None, dtype: torch.dtype = torch.float32) -> State:
+    """Standard normal numbers for samples of `shape`: those of a source of noise, each leaf of a dict with a stream of
+    its own; numbers that are given already pass."""
+    if not isinstance(noise, Noise):
+        return noise
+    if isinstance(shape, Mapping):
+        return {name: numbers(noise.fold(name), part, device, dtype) for name, part in shape.items()}
+    return noise.normal(shape, device, dtype)
+
+
+def numbers_like(noise: Noise | State, state: State) -> State:
+    """Standard normal numbers for a state: of its shapes and device; of its dtype where that is one of real numbers."""
+    if not isinstance(noise, Noise):
+        return noise
+    if isinstance(state, Mapping):
+        return {name: numbers_like(noise.fold(name), leaf) for name, leaf in state.items()}
+    dtype = state.dtype if state.is_floating_point() else torch.float32
+    return noise.normal(tuple(state.shape[1:]), state.device, dtype)
