@@ -10,12 +10,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sfumato.belief import Estimate, broadcast
+from sfumato.conditions import NULL as NULL
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
 from sfumato.process import Gaussian
 from sfumato.schedule import Schedule, Time, as_time
-
-NULL = -1  # the label of "no class"
 
 
 class Wrapped:

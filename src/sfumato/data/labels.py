@@ -1,6 +1,5 @@
 """Class labels: any array of integers or strings, or a file of them -> (indices, names)."""
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..conditions import find_class as find_class
 from ..errors import SfumatoError
 from ..files import reason
 
@@ -80,30 +80,3 @@ def _integers_or_strings(array: np.ndarray) -> np.ndarray:
     if kind not in "iuU":
         raise SfumatoError(f"labels must be integers or strings, but they are {array.dtype}")
     return array
-
-
-def find_class(classes: Sequence[str], wanted: str | int) -> int:
-    """The index of a class given by name (exact, then ignoring case) or by index; SfumatoError lists the known ones.
-
-    Where the names are themselves numbers, a number means the class of that name.
-    """
-    text = str(wanted).strip()
-    if text in classes:
-        return list(classes).index(text)
-    folded = [name.casefold() for name in classes]
-    if folded.count(text.casefold()) == 1:
-        return folded.index(text.casefold())
-    numbered = all(name.lstrip("-").isdigit() for name in classes)
-    if not numbered and text.isdigit() and int(text) < len(classes):
-        return int(text)
-    raise SfumatoError(_unknown(classes, text))
-
-
-def _unknown(classes: Sequence[str], text: str) -> str:
-    if not classes:
-        return f"there is no class {text!r}: this data has no classes"
-    close = difflib.get_close_matches(text, classes, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    shown = ", ".join(f"{i} {name}" for i, name in enumerate(classes[:20]))
-    more = f" and {len(classes) - 20} more" if len(classes) > 20 else ""
-    return f"there is no class {text!r}{hint}; the classes are: {shown}{more}"

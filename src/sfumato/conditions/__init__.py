@@ -1,0 +1,16 @@
+"""Conditions: what a sample is known by. Kinds that data declare, and the one object that travels below the door."""
+
+from .condition import Condition, missing
+from .field import Field
+from .given import Conditions, Given, network_inputs
+from .kinds import KINDS, fit, from_config, guess
+from .label import NULL, Label, find_class
+from .multilabel import MultiLabel
+from .resolve import declared, indices, resolve
+from .scalar import Scalar
+from .vector import Vector
+
+__all__ = [
+    "KINDS", "NULL", "Condition", "Conditions", "Field", "Given", "Label", "MultiLabel", "Scalar", "Vector",
+    "declared", "find_class", "fit", "from_config", "guess", "indices", "missing", "network_inputs", "resolve",
+]  # fmt: skip

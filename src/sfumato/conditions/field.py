@@ -1,0 +1,21 @@
+"""A field beside the sample: a picture to recolour, a low resolution, a map of the ground."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from .real import Real
+
+
+@dataclass(frozen=True)
+class Field(Real):
+    """`shape` (C, *spatial) numbers a sample, normalised by channel: values float32 (B, C, *spatial).
+
+    Its resolution need not be the sample's: a network resizes it.
+    """
+
+    kind: ClassVar[str] = "field"
+
+    def network(self) -> dict[str, Any]:
+        return {"kind": "field", "shape": list(self.shape)}

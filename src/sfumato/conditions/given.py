@@ -1,0 +1,146 @@
+"""Conditions below the door: name -> (values, present), one row a sample. Presence is a mask, not a sentinel.
+
+    Conditions.of({"label": [2, -1], "mass": [0.3, nan]})  =  label (2, -1) present (1, 0), mass (0.3, 0) present (1, 0)
+
+Where a condition is absent its value says nothing: whole numbers are -1 there and floats 0, so that equal conditions
+are equal numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import SfumatoError
+
+
+class Given(NamedTuple):
+    """One condition of a batch: values (B, ...) as a network hears them, and where they are known, bool (B,)."""
+
+    values: Tensor
+    present: Tensor
+
+    @classmethod
+    def of(cls, value: Given | Tensor) -> Given:
+        """From a tensor: whole numbers of one axis are absent where negative, floats where NaN stands in the row."""
+        if isinstance(value, Given):
+            return value
+        if value.ndim < 1:
+            raise SfumatoError("a condition of a batch has one row a sample, and a single number has none")
+        if value.is_floating_point():
+            present = ~value.isnan().reshape(len(value), -1).any(1)
+            return cls(value, present).masked()
+        value = value.long()
+        present = value >= 0 if value.ndim == 1 else torch.ones(len(value), dtype=torch.bool, device=value.device)
+        return cls(value, present).masked()
+
+    def masked(self) -> Given:
+        """The same with -1, or 0 of a float, in place of what is absent."""
+        filler = 0.0 if self.values.is_floating_point() else -1
+        known = self.present.reshape(-1, *(1,) * (self.values.ndim - 1))
+        return Given(torch.where(known, self.values, filler), self.present)
+
+    def rows(self, index: slice | Tensor) -> Given:
+        """These rows: a slice or int64 (n,)."""
+        if isinstance(index, Tensor):
+            index = index.to(self.values.device)
+        return Given(self.values[index], self.present[index])
+
+    def keep(self, kept: Tensor) -> Given:
+        """Absent where `kept`, bool (B,), is False."""
+        return Given(self.values, self.present & kept.to(self.present.device)).masked()
+
+    def null(self) -> Given:
+        """Absent in every row."""
+        filler = 0.0 if self.values.is_floating_point() else -1
+        return Given(torch.full_like(self.values, filler), torch.zeros_like(self.present))
+
+    def to(self, device: torch.device | str) -> Given:
+        return Given(self.values.to(device), self.present.to(device))
+
+
+class Conditions(Mapping[str, Given]):
+    """What a batch is conditioned on, by name, in order; unpacks as `model(z, t, **conditions)`.
+
+    given: name -> Given or a tensor (`Given.of`), all of one number of rows. Raises SfumatoError for rows that differ.
+    """
+
+    def __init__(self, given: Mapping[str, Given | Tensor] | None = None) -> None:
+        self._given = {str(name): Given.of(value) for name, value in (given or {}).items()}
+        counts = {len(value.values) for value in self._given.values()}
+        if len(counts) > 1:
+            raise SfumatoError(f"the conditions of one batch have as many rows each, not {sorted(counts)}")
+
+    @classmethod
+    def of(cls, given: Mapping[str, Given | Tensor]) -> Conditions:
+        """`given` itself where it is Conditions already."""
+        return given if isinstance(given, Conditions) else cls(given)
+
+    def __getitem__(self, name: str) -> Given:
+        return self._given[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._given)
+
+    def __len__(self) -> int:
+        return len(self._given)
+
+    def __repr__(self) -> str:
+        known = (f"{name} {tuple(v.values.shape)}, {int(v.present.sum())} present" for name, v in self.items())
+        return f"Conditions({'; '.join(known)})"
+
+    def _each(self, change: Any) -> Conditions:
+        made = object.__new__(Conditions)  # its parts are Given of one number of rows
+        made._given = {name: change(name, value) for name, value in self._given.items()}
+        return made
+
+    def rows(self, index: slice | Tensor) -> Conditions:
+        """These rows: a slice, or int64 (n,), which may repeat."""
+        return self._each(lambda _, value: value.rows(index))
+
+    def cat(self, *others: Mapping[str, Given | Tensor]) -> Conditions:
+        """The rows of this one, then those of others of the same names; SfumatoError for other names."""
+        every = [self, *map(Conditions.of, others)]
+        if any(set(other) != set(self) for other in every):
+            raise SfumatoError(
+                f"only conditions of the same names are joined, not {[sorted(other) for other in every]}"
+            )
+
+        def joined(name: str, _: Given) -> Given:
+            parts = [other[name] for other in every]
+            return Given(torch.cat([p.values for p in parts]), torch.cat([p.present for p in parts]))
+
+        return self._each(joined)
+
+    def repeat(self, n: int) -> Conditions:
+        """The whole batch n times over, one copy behind another."""
+        return self.cat(*[self] * (n - 1))
+
+    def null(self, *names: str) -> Conditions:
+        """These conditions absent in every row; without names all of them. SfumatoError for an unknown name."""
+        unknown = [name for name in names if name not in self._given]
+        if unknown:
+            raise SfumatoError(f"there is no condition {unknown[0]!r} here, only {', '.join(self) or 'none'}")
+        return self._each(lambda name, value: value.null() if not names or name in names else value)
+
+    def keep(self, kept: Mapping[str, Tensor]) -> Conditions:
+        """Each condition named absent where its mask, bool (B,), is False; the others as they are."""
+        return self._each(lambda name, value: value.keep(kept[name]) if name in kept else value)
+
+    def to(self, device: torch.device | str) -> Conditions:
+        return self._each(lambda _, value: value.to(device))
+
+
+def network_inputs(cond: Mapping[str, Given | Tensor], masks: bool) -> dict[str, Any]:
+    """What a network is called with: name -> values, and with `masks` also present={name: bool (B,)}.
+
+    Of a tensor that is no `Given` the mask is what `Given.of` reads from it.
+    """
+    if not masks:
+        return {name: value.values if isinstance(value, Given) else value for name, value in cond.items()}
+    given = {name: Given.of(value) for name, value in cond.items()}
+    values: dict[str, Any] = {name: value.values for name, value in given.items()}
+    return values | {"present": {name: value.present for name, value in given.items()}} if given else values

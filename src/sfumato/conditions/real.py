@@ -1,0 +1,130 @@
+"""What numbers of every shape have in common: a normaliser, and the range that the data had."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import SfumatoError
+from ..normaliser import Normaliser
+from .condition import Condition, as_array, counted, many, missing
+from .given import Given
+
+REACH = 10.0  # a value over 10 times further from the mean than any in the data is in other units
+
+
+@dataclass(frozen=True)
+class Real(Condition):
+    """Numbers of `shape` a sample, normalised along its first axis: values float32 (B, *shape), 0 where absent.
+
+    low, high: the least and the greatest number of the data along that axis, which a value in other units leaves.
+    """
+
+    shape: tuple[int, ...]
+    normaliser: Normaliser
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    @classmethod
+    def fit(cls, column: Any) -> Self:
+        """Of a column (N, *shape) in the user's units; a row with a missing number is missing.
+
+        Raises SfumatoError for text, for infinite numbers, and where every row is missing.
+        """
+        array = numbers(column)
+        if array.ndim == 2 and array.shape[1] == 1 and cls.kind == "scalar":
+            array = array[:, 0]
+        cls._check_shape(array.shape[1:])
+        known = array[~np.isnan(array.reshape(len(array), -1)).any(1)]
+        if not len(known):
+            raise SfumatoError("there is no number in it: every value is missing")
+        if not np.isfinite(known).all():
+            raise SfumatoError("it holds infinite numbers")
+        flat = known.reshape(len(known), known.shape[1] if known.ndim > 1 else 1, -1)
+        mean, std, low, high = (figure(flat, axis=(0, 2)) for figure in (np.mean, np.std, np.min, np.max))
+        moves = (high > low) & (std > 0)
+        mean, std = np.where(moves, mean, low), np.where(moves, std, 1.0)
+        scale = Normaliser(tuple(mean.tolist()), tuple(std.tolist()))
+        return cls(array.shape[1:], scale, tuple(low.tolist()), tuple(high.tolist()))
+
+    @classmethod
+    def _check_shape(cls, shape: tuple[int, ...]) -> None:
+        """Refuse what this kind does not hold."""
+        axes = {"scalar": (0,), "vector": (1,), "field": (2, 3, 4)}[cls.kind]
+        if len(shape) not in axes or 0 in shape:
+            raise SfumatoError(f"a {cls.kind} has {' or '.join(map(str, axes))} axes a sample, and this has {shape}")
+
+    def encode(self, value: Any, n: int) -> Given:
+        """One value of `shape`, or one a sample, in the user's units; text is read as numbers between commas."""
+        array = numbers(value, self.shape)
+        if array.shape == self.shape:
+            array = array[None]
+        elif not self.shape and array.ndim == 2 and array.shape[1] == 1:
+            array = array[:, 0]
+        if array.shape[1:] != self.shape or array.ndim != len(self.shape) + 1:
+            wanted = f"numbers of shape {self.shape}" if self.shape else "one number"
+            raise SfumatoError(f"a value is {wanted}, or one such a sample, and what is given has shape {array.shape}")
+        given = Given.of(torch.from_numpy(array))
+        columns = given.values.reshape(len(array), len(self.low), -1)
+        self._check_range(columns[given.present])
+        return counted(Given(self.normaliser.normalise(columns).reshape(-1, *self.shape), given.present).masked(), n)
+
+    def _check_range(self, known: Tensor) -> None:
+        """Refuse what is infinite, and what is far out of the range of the data; known (n, channels, places)."""
+        mean, low, high = (_column(v) for v in (self.normaliser.mean, self.low, self.high))
+        reach = REACH * torch.maximum(high - mean, mean - low)
+        wrong = ~known.isfinite() | (((known - mean).abs() > reach) & (high > low))
+        if bool(wrong.any()):
+            channel = int(wrong.nonzero()[0, 1])
+            raise SfumatoError(
+                f"{float(known[wrong][0]):g} is far out of the data, which ran from {self.low[channel]:g} to "
+                f"{self.high[channel]:g}: give it in those units"
+            )
+
+    def decode(self, given: Given) -> list[Any]:
+        columns = given.values.cpu().reshape(len(given.values), len(self.low), -1)
+        values = self.normaliser.denormalise(columns).reshape(-1, *self.shape)
+        return [row.tolist() if here else None for row, here in zip(values, given.present.tolist(), strict=True)]
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind, "shape": list(self.shape), "normaliser": self.normaliser.to_dict(),
+            "low": list(self.low), "high": list(self.high),
+        }  # fmt: skip
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        low, high = (tuple(map(float, config[key])) for key in ("low", "high"))
+        return cls(tuple(int(n) for n in config["shape"]), Normaliser.from_dict(config["normaliser"]), low, high)
+
+    def describe(self) -> str:
+        size = f"{' x '.join(map(str, self.shape))} numbers" if self.shape else "a number"
+        return f"{size} from {min(self.low):g} to {max(self.high):g}"
+
+
+def _column(figures: Sequence[float]) -> Tensor:
+    return torch.tensor(figures, dtype=torch.float64)[:, None]
+
+
+def numbers(value: Any, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """A user's numbers as float64 of any shape, NaN where missing; a missing row of a list has `shape`, or that of the
+    others. SfumatoError for what is no number.
+    """
+    if missing(value):
+        return np.full(shape or (), np.nan)
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",")] if "," in value else value.strip()
+    elif many(value) and any(missing(row) for row in value):
+        known = next((np.shape(row) for row in value if not missing(row)), ())
+        value = [np.full(known if shape is None else shape, np.nan) if missing(row) else row for row in value]
+    array = as_array(value)
+    try:
+        return np.array(array, dtype=np.float64)
+    except (TypeError, ValueError):
+        found = next((v for v in np.asarray(array, dtype=object).reshape(-1) if not isinstance(v, int | float)), value)
+        raise SfumatoError(f"{found!r} is no number") from None

@@ -1,0 +1,84 @@
+"""The door: conditions as users give them, by name, in their own spelling and units -> `Conditions` of n rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import SfumatoError, suggest
+from .condition import Condition, counted, many, missing
+from .given import Conditions, Given
+from .label import Label
+
+RESERVED = "cond"  # cond={"index": ...}: conditions whose names are arguments of the function
+
+
+def declared(model_or_spec: Any) -> dict[str, Condition] | None:
+    """The conditions that a model's data declare, by name; None for a model without a spec."""
+    spec = getattr(model_or_spec, "spec", model_or_spec)
+    known = getattr(spec, "conditions", None)
+    if known is not None:
+        return dict(known)
+    classes = getattr(spec, "classes", None)
+    if not isinstance(classes, tuple | list):
+        return None
+    return {"label": Label(tuple(classes))} if classes else {}
+
+
+def resolve(model_or_spec: Any, given: Mapping[str, Any], n: int) -> Conditions:
+    """What a user conditions on, for n samples: one value each, or one for all; None, NaN and "" are absent.
+
+    given: name -> value in the user's units (`Condition.encode`); the key "cond" holds such a mapping itself, for names
+    that are arguments too. What is None altogether is left out; `Given` passes as it is. Without a spec a tensor keeps
+    its rows: whole numbers stay labels, -1 for none, and floats stay floats.
+    Raises SfumatoError, in one sentence, for an unknown name, label, shape or number of values.
+    """
+    inner = given.get(RESERVED)
+    if isinstance(inner, Mapping):
+        given = {**{name: value for name, value in given.items() if name != RESERVED}, **inner}
+    known = declared(model_or_spec)
+    found = {}
+    for name, value in given.items():
+        if value is None:
+            continue
+        try:
+            found[name] = _encoded(known, name, value, n)
+        except SfumatoError as error:
+            raise SfumatoError(f"The condition {name!r}: {error}") from None
+    return Conditions(found)
+
+
+def _encoded(known: dict[str, Condition] | None, name: str, value: Any, n: int) -> Given:
+    if isinstance(value, Given):
+        return counted(value, n)
+    if known is None:
+        return counted(_plain(value, n), n)
+    if name not in known:
+        raise SfumatoError(
+            f"the model has none of this name: {suggest(name, known)}" if known else "the model has none"
+        )
+    return known[name].encode(value, n)
+
+
+def _plain(value: Any, n: int) -> Given:
+    """A value for a model without a spec: numbers as they are, with one row or n."""
+    if not isinstance(value, Tensor):
+        rows = [np.nan if missing(row) else row for row in value] if many(value) else value
+        try:
+            value = torch.as_tensor(np.asarray(rows) if many(rows) else rows)
+        except (TypeError, ValueError, RuntimeError):
+            raise SfumatoError(f"{value!r} is no number, and the model has no data spec that knows names") from None
+        if value.dtype == torch.float64:
+            value = value.to(torch.get_default_dtype())
+    if value.ndim == 1 and len(value) not in (1, n):
+        raise SfumatoError(f"{len(value)} values for {n} samples: give one, or one each, or a matrix of one row")
+    return Given.of(value.reshape(1) if value.ndim == 0 else value)
+
+
+def indices(model: Any, cond: Mapping[str, Any], n: int) -> dict[str, Tensor]:
+    """The values of `resolve` alone."""
+    return {name: given.values for name, given in resolve(model, cond, n).items()}

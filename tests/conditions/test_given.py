@@ -1,0 +1,96 @@
+"""Conditions below the door: a mask of presence beside the values; and the door itself."""
+
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from sfumato.conditions import Conditions, Given, Label, Scalar, Vector, network_inputs, resolve
+from sfumato.errors import SfumatoError
+
+NAN = float("nan")
+
+
+def both() -> Conditions:
+    return Conditions.of({"label": torch.tensor([2, -1, 0]), "mass": torch.tensor([0.5, 1.5, NAN])})
+
+
+def same(one: Conditions, other: Conditions) -> bool:
+    return list(one) == list(other) and all(
+        torch.equal(a, b) for name in one for a, b in zip(one[name], other[name], strict=True)
+    )
+
+
+def test_presence_is_read_from_tensors():
+    cond = both()
+    assert cond["label"].present.tolist() == [True, False, True] and cond["mass"].present.tolist() == [
+        True,
+        True,
+        False,
+    ]
+    assert cond["mass"].values.tolist() == [0.5, 1.5, 0.0]
+    rows = Given.of(torch.tensor([[1.0, NAN], [1.0, 2.0]]))
+    assert rows.present.tolist() == [False, True] and rows.values.tolist() == [[0, 0], [1, 2]]
+    assert Given.of(torch.tensor([[1, -1]])).present.all()  # whole numbers of more axes are no labels
+    assert (lambda **cond: sorted(cond))(**cond) == ["label", "mass"]
+
+
+def test_rows_and_nulls():
+    cond = both()
+    assert same(cond.rows(slice(0, 2)).cat(cond.rows(torch.tensor([2]))), cond)
+    assert same(cond.repeat(2).rows(slice(3, 6)), cond)
+    gone = cond.null("mass")
+    assert not gone["mass"].present.any() and (gone["mass"].values == 0).all() and same(gone.null("label"), cond.null())
+    assert (cond.null()["label"].values == -1).all()
+    kept = cond.keep({"label": torch.tensor([False, True, True])})
+    assert kept["label"].values.tolist() == [-1, -1, 0] and torch.equal(kept["mass"].present, cond["mass"].present)
+    with pytest.raises(SfumatoError, match="no condition 'heat'"):
+        cond.null("heat")
+    with pytest.raises(SfumatoError, match="same names"):
+        cond.cat({"label": torch.tensor([1])})
+    with pytest.raises(SfumatoError, match="rows"):
+        Conditions({"a": torch.zeros(2), "b": torch.zeros(3)})
+
+
+def test_a_network_hears_plain_tensors_and_masks_where_it_declares_them():
+    cond = both()
+    plain = network_inputs(cond, masks=False)
+    assert plain["label"].tolist() == [2, -1, 0] and set(plain) == {"label", "mass"}
+    assert network_inputs(cond, masks=True)["present"]["mass"].tolist() == [True, True, False]
+    assert network_inputs({}, masks=True) == {}
+
+
+def test_the_door_speaks_user_units():
+    known = {"label": Label(("cat", "dog")), "index": Scalar.fit([0.0, 10.0]), "pose": Vector.fit(np.eye(4))}
+    model = types.SimpleNamespace(spec=types.SimpleNamespace(conditions=known))
+    cond = resolve(model, {"label": "dog", "cond": {"index": [5.0, None, 10]}, "pose": np.eye(4)[:3]}, 3)
+    assert cond["label"].values.tolist() == [1, 1, 1] and cond["pose"].values.shape == (3, 4)
+    assert cond["index"].values.tolist() == [0.0, 0.0, 1.0] and cond["index"].present.tolist() == [True, False, True]
+    assert same(resolve(model, cond, 3), cond)  # what has gone through the door passes it again
+    assert not resolve(model, {"label": None}, 2)
+    for given, words in [
+        ({"heat": 3}, "'heat': the model has none"), ({"label": "mouse"}, "no class 'mouse'"),
+        ({"pose": torch.zeros(3)}, "shape"), ({"label": ["cat", "dog"]}, "2 values for 3"),
+    ]:  # fmt: skip
+        with pytest.raises(SfumatoError, match=words):
+            resolve(model, given, 3)
+
+
+def test_the_door_of_a_model_without_a_spec():
+    """Case H3: floats stay floats and whole numbers labels."""
+    model = types.SimpleNamespace(spec=None)
+    vec = resolve(model, {"vec": torch.tensor([0.7])}, 3)["vec"]
+    assert vec.values.tolist() == pytest.approx([0.7] * 3) and vec.present.all()
+    assert resolve(model, {"vec": [0.1, None, 0.3]}, 3)["vec"].present.tolist() == [True, False, True]
+    assert resolve(model, {"vec": torch.rand(3, 4)}, 3)["vec"].values.shape == (3, 4)
+    assert resolve(model, {"vec": torch.rand(1, 4)}, 3)["vec"].values.shape == (3, 4)
+    label = resolve(model, {"label": [1, 0, -1]}, 3)["label"]
+    assert label.values.dtype == torch.int64 and label.present.tolist() == [True, True, False]
+    for given, words in [
+        ({"vec": torch.rand(2)}, "2 values for 3"),
+        ({"vec": "cat"}, "no number"),
+        ({"vec": torch.rand(2, 4)}, "2 values"),
+    ]:
+        with pytest.raises(SfumatoError, match=words):
+            resolve(model, given, 3)
