@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sfumato import target as targets
 from sfumato.belief import Estimate, broadcast
+from sfumato.conditions import hears_presence, network_inputs
 from sfumato.errors import SfumatoError, suggest
 from sfumato.process import Gaussian
 from sfumato.schedule import Time
@@ -55,7 +56,8 @@ def compute_dtype(model: Model) -> torch.dtype:
 class Denoiser(nn.Module):
     """denoiser(z, t, **cond) -> Estimate.
 
-    net: called as net(z_scaled, noise_level (B,), **cond), returns the shape of z.
+    net: called as net(z_scaled, noise_level (B,), **values), returns the shape of z; present={name: bool (B,)}, where a
+    condition is known, goes to a network whose forward takes `present`.
     target: what the network predicts, one of x, eps, score, v, velocity, F. sigma_data: the standard deviation of the
     normalised data. spec: the data's contract (`data.DataSpec`), which carries user units; None works in plain tensors.
     variance: "learned" for a network of `outputs=2` (twice the channels, or numbers of a vector), whose second half
@@ -136,11 +138,11 @@ class Denoiser(nn.Module):
     def _raw(self, z: Tensor, t: Time, **cond: Any) -> Tensor:
         c_in, level = self._at("input", t, z.device, lambda: self.scaling(t, z.device))
         scaled, level = broadcast(c_in, z) * z, level.expand(len(z))
-        low = self.compute_dtype
+        low, heard = self.compute_dtype, network_inputs(cond, hears_presence(self.net))
         if low is None and not torch.is_autocast_enabled(z.device.type):
-            return self.net(scaled, level, **cond).to(z.dtype)
+            return self.net(scaled, level, **heard).to(z.dtype)
         with torch.autocast(z.device.type, low or torch.bfloat16, enabled=low is not None):
-            y = self.net(scaled, level, **cond)
+            y = self.net(scaled, level, **heard)
         return y.to(z.dtype)
 
     def forward(self, z: Tensor, t: Time, **cond: Any) -> Estimate:

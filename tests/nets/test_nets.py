@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from sfumato.errors import SfumatoError
 from sfumato.nets import MLP, DiT, UNet, build, from_config
-from sfumato.nets.embedding import Conditioning, noise_features
+from sfumato.nets.conditions import Conditioning, described
+from sfumato.nets.embedding import noise_features
 
 SHAPES = [(1, 128), (3, 97), (1, 28, 28), (12, 33, 50), (1, 24, 20, 28), (1, 1, 5), (3, 1), (2, 7, 1, 2)]
 SMALL = {
@@ -166,9 +167,9 @@ def test_noise_features_are_single_precision_whatever_the_network_and_tell_level
     expected = noise_features(level, 64)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(noise_features(level, 64), expected) and expected.dtype == torch.float32
-        conditioning = Conditioning(32, 3)
-        inside = conditioning(level, None, 401)
-    assert torch.equal(inside, conditioning(level, None, 401)) and inside.dtype == torch.float32
+        conditioning = Conditioning(32, described(3, None))
+        inside = conditioning(level, 401, {})
+    assert torch.equal(inside, conditioning(level, 401, {})) and inside.dtype == torch.float32
     distance = torch.cdist(expected.double(), expected.double()) + 100 * torch.eye(401)
     assert distance.min() > 0.1
     # sin^2 + cos^2 = 1 at each frequency

@@ -2,7 +2,7 @@
 
 from .condition import Condition, missing
 from .field import Field
-from .given import Conditions, Given, network_inputs
+from .given import Conditions, Given, hears_presence, network_inputs
 from .kinds import KINDS, fit, from_config, guess
 from .label import NULL, Label, find_class
 from .multilabel import MultiLabel
@@ -12,5 +12,6 @@ from .vector import Vector
 
 __all__ = [
     "KINDS", "NULL", "Condition", "Conditions", "Field", "Given", "Label", "MultiLabel", "Scalar", "Vector",
-    "declared", "find_class", "fit", "from_config", "guess", "indices", "missing", "network_inputs", "resolve",
+    "declared", "find_class", "fit", "from_config", "guess", "hears_presence", "indices", "missing", "network_inputs",
+    "resolve",
 ]  # fmt: skip

@@ -8,11 +8,13 @@ are equal numbers.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import SfumatoError
 
@@ -134,13 +136,28 @@ class Conditions(Mapping[str, Given]):
         return self._each(lambda _, value: value.to(device))
 
 
-def network_inputs(cond: Mapping[str, Given | Tensor], masks: bool) -> dict[str, Any]:
+def network_inputs(cond: Mapping[str, Given | Tensor | None], masks: bool) -> dict[str, Any]:
     """What a network is called with: name -> values, and with `masks` also present={name: bool (B,)}.
 
     Of a tensor that is no `Given` the mask is what `Given.of` reads from it.
     """
-    if not masks:
-        return {name: value.values if isinstance(value, Given) else value for name, value in cond.items()}
-    given = {name: Given.of(value) for name, value in cond.items()}
-    values: dict[str, Any] = {name: value.values for name, value in given.items()}
-    return values | {"present": {name: value.present for name, value in given.items()}} if given else values
+    known = {name: value for name, value in cond.items() if value is not None}
+    if not masks or not known:
+        return {name: value.values if isinstance(value, Given) else value for name, value in known.items()}
+    given = {name: Given.of(value) for name, value in known.items()}
+    return {name: value.values for name, value in given.items()} | {"present": {k: v.present for k, v in given.items()}}
+
+
+def hears_presence(net: nn.Module) -> bool:
+    """Whether a network's forward has a parameter `present`; of a wrapper that hands everything on, what it wraps."""
+    kind: Any = type(net)
+    named, handed = _parameters(kind)
+    inner = getattr(net, "net", getattr(net, "_orig_mod", None)) if handed and not named else None
+    return hears_presence(inner) if isinstance(inner, nn.Module) else named
+
+
+@lru_cache(maxsize=256)
+def _parameters(kind: type[nn.Module]) -> tuple[bool, bool]:
+    """(takes `present`, takes any keyword) of a class's forward."""
+    known = inspect.signature(kind.forward).parameters
+    return "present" in known, any(p.kind is p.VAR_KEYWORD for p in known.values())

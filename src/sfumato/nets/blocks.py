@@ -79,19 +79,24 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """x <- x + W softmax(q k^T / sqrt(d)) v over all places of the grid, with W = 0 at first."""
+    """x <- x + W softmax(q k^T / sqrt(d)) v over all places of the grid, with W = 0 at first.
 
-    def __init__(self, channels: int, head_dim: int) -> None:
+    context: the width of tokens (B, L, context) that are attended to beside the places, 0 for none.
+    """
+
+    def __init__(self, channels: int, head_dim: int, context: int = 0) -> None:
         super().__init__()
         if channels % min(head_dim, channels):
             raise SfumatoError(f"{channels} channels do not divide into attention heads of {head_dim}")
         self.heads = max(1, channels // head_dim)
         self.norm = group_norm(channels)
         self.qkv, self.out = nn.Linear(channels, 3 * channels), zero(nn.Linear(channels, channels))
+        self.context = nn.Linear(context, 2 * channels) if context else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
         h = self.norm(x).movedim(1, -1)  # channels are last in memory already: a view
-        y = self.out(attend(self.qkv(h.flatten(1, -2)), self.heads))
+        beside = None if self.context is None or tokens is None else self.context(tokens)
+        y = self.out(attend(self.qkv(h.flatten(1, -2)), self.heads, beside))
         return x + y.reshape(h.shape).movedim(-1, 1)
 
 
@@ -102,5 +107,10 @@ class Stage(nn.Module):
         super().__init__()
         self.block, self.attention = block, attention
 
-    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
-        return self.attention(self.block(x, modulation))
+    def forward(self, x: Tensor, modulation: Tensor, context: Tensor | None = None) -> Tensor:
+        h = self.block(x, modulation)
+        return (
+            self.attention(h)
+            if context is None or isinstance(self.attention, nn.Identity)
+            else self.attention(h, context)
+        )

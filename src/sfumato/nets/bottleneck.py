@@ -15,8 +15,8 @@ class Bottleneck(nn.Module):
 
     Args: `shape` of a sample, any; `code`, the length of the representation, fewer numbers than x has or more; `widths`
     of the hidden layers of the encoder, and in reverse of the decoder; none for linear maps. `outputs` is always 1.
-    It hears neither noise level nor label, which a denoising autoencoder of one level does not need: both are taken and
-    ignored, so that it stands where any network of this room does. The output is zero at first.
+    It hears neither noise level nor conditions, which a denoising autoencoder of one level does not need: all are taken
+    and ignored, so that it stands where any network of this room does. The output is zero at first.
     Raises SfumatoError for sizes that are not positive, or another shape of x.
     """
 
@@ -41,5 +41,7 @@ class Bottleneck(nn.Module):
         y = self.decoder(code.to(self.decoder.output.weight.dtype)).to(code.dtype)
         return y.reshape(-1, *self.shape)
 
-    def forward(self, x: Tensor, noise_level: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, noise_level: Tensor | None = None, /, label: Tensor | None = None, **cond: Tensor
+    ) -> Tensor:
         return self.decode(self.encode(x))

@@ -47,7 +47,9 @@ def from_config(config: Mapping[str, Any]) -> Network:
     missing = [key for key, p in parameters.items() if p.default is p.empty and key not in args]
     if missing:
         raise SfumatoError(f"{name} needs the argument {missing[0]!r}")
-    made: dict[str, Any] = {k: from_config(v) if isinstance(v, Mapping) else v for k, v in args.items()}
+    made: dict[str, Any] = {
+        k: from_config(v) if isinstance(v, Mapping) and k != "conditions" else v for k, v in args.items()
+    }
     return NETS[name](**made)
 
 
@@ -58,12 +60,14 @@ def build(
     samples: int | None = None,
     outputs: int = 1,
     energy: bool = False,
+    conditions: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> MLP | UNet | Energy:
     """A network for samples of `shape`: (D,) gives an MLP; (C, L), (C, H, W) and (C, D, H, W) give a U-Net.
 
     Args: `classes`, 0 for none; `size` "tiny", "small", "base", or "auto", which learns within minutes on a laptop's
     processor: small, or tiny for fewer than 500 `samples`; `outputs`, 2 for a network that learns a variance too;
-    `energy`: the gradient of a scalar that the network defines (`Energy`).
+    `energy`: the gradient of a scalar that the network defines (`Energy`); `conditions` by name, each as
+    `conditions.Condition.network` describes it.
     Raises SfumatoError for a shape of another rank or an unknown size.
     """
     if size not in SIZES:
@@ -75,13 +79,15 @@ def build(
     net: MLP | UNet
     if len(shape) == 1:
         width, depth = MLPS[size]
-        net = MLP(shape[0], width, depth, classes, outputs=outputs)
+        net = MLP(shape[0], width, depth, classes, outputs=outputs, conditions=conditions)
     else:
-        net = _unet(tuple(shape), classes, size, outputs)
+        net = _unet(tuple(shape), classes, size, outputs, conditions)
     return Energy(net) if energy else net
 
 
-def _unet(shape: tuple[int, ...], classes: int, size: str, outputs: int) -> UNet:
+def _unet(
+    shape: tuple[int, ...], classes: int, size: str, outputs: int, conditions: Mapping[str, Mapping[str, Any]] | None
+) -> UNet:
     """Patches and levels such that each level's places, and so its cost, suit its channels."""
     widths, blocks, attending = UNETS[size]
     spatial = shape[1:]
@@ -104,5 +110,5 @@ def _unet(shape: tuple[int, ...], classes: int, size: str, outputs: int) -> UNet
     # no blocks between the ways down and up: on the coarsest level the two meet, and both attend there
     return UNet(
         shape, channels, blocks, attention, patch=patch, embed_dim=2 * widths[0], classes=classes, middle=0,
-        outputs=outputs,
+        outputs=outputs, conditions=conditions,
     )  # fmt: skip

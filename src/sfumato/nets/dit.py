@@ -1,7 +1,8 @@
 """A diffusion transformer with adaLN-Zero blocks (Peebles and Xie 2023) for sequences, images and volumes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 
 from ..errors import SfumatoError
 from .attention import attend
-from .embedding import Conditioning
+from .conditions import Conditioning, Context, arguments, beside, described, named, of_kind, width_beside
 from .fields import check_input, depth_to_space, field_shape, per_axis_patch, space_to_depth
 
 
@@ -56,7 +57,9 @@ class DiT(nn.Module):
     is filled up with zeros to whole patches, and cropped); `width`, `depth` and `heads` of the blocks (heads of 64 if
     not given); `classes`, 0 for none; `positions` "fixed" (sines and cosines) or "learned"; `ratio` of the inner width
     of the MLPs; `embed_dim`, the length of the conditioning vector (`width` if not given); `dropout` in the MLPs;
-    `outputs`: how many fields come out one behind another, y (B, outputs C, *spatial), 2 where a variance is learned.
+    `outputs`: how many fields come out one behind another, y (B, outputs C, *spatial), 2 where a variance is learned;
+    `conditions` by name, as `conditions.Condition.network` describes them: fields are channels beside x, tokens stand
+    behind the patches and are attended to.
     At first each block is the identity and the output zero (adaLN-Zero). No sample sees another of its batch.
     Raises SfumatoError for impossible sizes, another shape of x, or an unknown label.
     """
@@ -74,6 +77,7 @@ class DiT(nn.Module):
         embed_dim: int | None = None,
         dropout: float = 0.0,
         outputs: int = 1,
+        conditions: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         self.shape, self.outputs = field_shape(shape, "DiT"), int(outputs)
@@ -83,19 +87,20 @@ class DiT(nn.Module):
             raise SfumatoError(f"DiT needs positive sizes and a width of whole heads; got width {width}, heads {heads}")
         if positions not in ("fixed", "learned"):
             raise SfumatoError(f'DiT positions are "fixed" or "learned", not {positions!r}')
+        given = self.given = described(classes, conditions)
         self.config = {
             "name": "DiT",
             "args": {
                 "shape": list(self.shape), "patch": patch if isinstance(patch, int) else list(patch),
-                "width": width, "depth": depth, "heads": heads, "classes": classes, "positions": positions,
+                "width": width, "depth": depth, "heads": heads, **arguments(given), "positions": positions,
                 "ratio": ratio, "embed_dim": embed_dim, "dropout": dropout, "outputs": outputs,
             },
         }  # fmt: skip
         self.patch = per_axis_patch(patch, self.shape[1:])
         self.grid = tuple(-(-n // p) for n, p in zip(self.shape[1:], self.patch, strict=True))
-        self.conditioning = Conditioning(embed_dim, classes)
+        self.conditioning = Conditioning(embed_dim, given)
         outer = self.shape[0] * math.prod(self.patch)
-        self.input = nn.Linear(outer, width)
+        self.input = nn.Linear(outer + width_beside(given, self.shape) * math.prod(self.patch), width)
         places = sincos_positions(self.grid, width)
         if positions == "fixed":
             self.register_buffer("positions", places, persistent=False)
@@ -106,6 +111,7 @@ class DiT(nn.Module):
         self.modulation, self.output = nn.Linear(embed_dim, 2 * width), nn.Linear(width, outputs * outer)
         for parameter in (*self.modulation.parameters(), *self.output.parameters()):
             nn.init.zeros_(parameter)
+        self.context = Context(given, width) if of_kind(given, "tokens") else None
 
     def patchify(self, x: Tensor) -> Tensor:
         """(B, *shape) -> (B, patches, C prod p); the last patch of an axis is filled up with zeros."""
@@ -116,12 +122,20 @@ class DiT(nn.Module):
         channels = tokens.shape[-1] // math.prod(self.patch)
         return depth_to_space(tokens.unflatten(1, self.grid), self.patch, (channels, *self.shape[1:]))
 
-    def forward(self, x: Tensor, noise_level: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, noise_level: Tensor, /, label: Tensor | None = None,
+        present: Mapping[str, Tensor] | None = None, **cond: Tensor,
+    ) -> Tensor:  # fmt: skip
         check_input(x, self.shape)
-        vector = self.conditioning(noise_level, label, len(x))
-        h = self.input(self.patchify(x.to(self.input.weight.dtype))) + self.positions
+        told = named(label, cond)
+        vector = self.conditioning(noise_level, len(x), told, present)
+        field = beside(x.to(self.input.weight.dtype), self.given, told, present)
+        h = self.input(self.patchify(field)) + self.positions
+        if self.context is not None:
+            h = torch.cat([h, self.context(len(x), told, present).to(h.dtype)], dim=1)
         for block in self.blocks:
             h = block(h, vector)
+        h = h[:, : math.prod(self.grid)]
         scale, shift = self.modulation(vector)[:, None].chunk(2, dim=2)
         h = self.output(torch.addcmul(shift, self.norm(h).to(shift.dtype), 1 + scale))
         return self.unpatchify(h).to(x.dtype)

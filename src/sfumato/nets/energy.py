@@ -13,7 +13,9 @@ the inner product.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,19 +45,26 @@ class Energy(nn.Module):
     def shape(self) -> tuple[int, ...]:
         return self.net.shape  # type: ignore[return-value]
 
-    def energy(self, x: Tensor, noise_level: Tensor, label: Tensor | None = None) -> Tensor:
+    def energy(self, x: Tensor, noise_level: Tensor, /, label: Tensor | None = None, **cond: Any) -> Tensor:
         """E = <x, f(x)>, (B,), in float32 at least."""
         wide = torch.promote_types(x.dtype, torch.float32)
-        f = self.net(x, noise_level, label)
+        f = self.net(x, noise_level, label, **cond)
         return (x.to(wide) * f.to(wide)).flatten(1).sum(1)
 
-    def forward(self, x: Tensor, noise_level: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, noise_level: Tensor, /, label: Tensor | None = None,
+        present: Mapping[str, Tensor] | None = None, **cond: Tensor,
+    ) -> Tensor:  # fmt: skip
         training = torch.is_grad_enabled()
         # the fused kernels of attention have no second derivative, which training takes
         kernels = sdpa_kernel(SDPBackend.MATH) if training else nullcontext()
         with torch.inference_mode(False), torch.enable_grad(), kernels:
             own = x if training and x.requires_grad else x.detach().clone().requires_grad_()
-            total = self.energy(own, _outside(noise_level), None if label is None else _outside(label)).sum()
+            told: dict[str, Any] = {name: _outside(value) for name, value in cond.items()}
+            if present is not None:
+                told["present"] = {name: _outside(value) for name, value in present.items()}
+            label = None if label is None else _outside(label)
+            total = self.energy(own, _outside(noise_level), label, **told).sum()
             (y,) = torch.autograd.grad(total, own, create_graph=training)
         return y
 

@@ -1,10 +1,13 @@
 """A residual multi-layer perceptron for vectors."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ..errors import SfumatoError
-from .embedding import Conditioning
+from .conditions import Conditioning, arguments, beside, described, named, refuse, width_beside
 from .fields import check_input
 
 
@@ -31,7 +34,9 @@ class MLP(nn.Module):
 
     Args: `dim` D; `width` and `depth` of the residual layers; `classes`, 0 for none; `embed_dim`, the length of the
     conditioning vector (`width` if not given); `dropout` inside the layers;
-    `outputs`: how many vectors come out side by side, y (B, outputs dim), 2 where a variance is learned too.
+    `outputs`: how many vectors come out side by side, y (B, outputs dim), 2 where a variance is learned too;
+    `conditions` by name, as `conditions.Condition.network` describes them: fields are further numbers beside x, and
+    tokens are refused, since nothing here attends.
     The output layer is zero at first, and so is the output.
     Raises SfumatoError for sizes that are not positive, another shape of x, or an unknown label.
     """
@@ -45,26 +50,33 @@ class MLP(nn.Module):
         embed_dim: int | None = None,
         dropout: float = 0.0,
         outputs: int = 1,
+        conditions: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         embed_dim = width if embed_dim is None else embed_dim
         if min(dim, width, depth, embed_dim, outputs) < 1:
             raise SfumatoError(f"MLP needs positive sizes; got dim {dim}, width {width}, depth {depth}")
-        args = {"dim": dim, "width": width, "depth": depth, "classes": classes}
+        given = described(classes, conditions)
+        refuse(given, "tokens", "an MLP attends to nothing")
+        args = {"dim": dim, "width": width, "depth": depth, **arguments(given)}
         self.config = {"name": "MLP", "args": args | {"embed_dim": embed_dim, "dropout": dropout, "outputs": outputs}}
-        self.shape, self.outputs = (dim,), outputs
-        self.conditioning = Conditioning(embed_dim, classes)
-        self.input = nn.Linear(dim, width)
+        self.shape, self.outputs, self.given = (dim,), outputs, given
+        self.conditioning = Conditioning(embed_dim, given)
+        self.input = nn.Linear(dim + width_beside(given, (dim,)), width)
         self.layers = nn.ModuleList(ResidualLayer(width, embed_dim, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, outputs * dim)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
-    def forward(self, x: Tensor, noise_level: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, noise_level: Tensor, /, label: Tensor | None = None,
+        present: Mapping[str, Tensor] | None = None, **cond: Tensor,
+    ) -> Tensor:  # fmt: skip
         check_input(x, self.shape)
-        vector = self.conditioning(noise_level, label, len(x))
-        h = self.input(x.to(self.input.weight.dtype))
+        told = named(label, cond)
+        vector = self.conditioning(noise_level, len(x), told, present)
+        h = self.input(beside(x, self.given, told, present).to(self.input.weight.dtype))
         for layer in self.layers:
             h = layer(h, vector)
         return self.output(nn.functional.silu(self.norm(h))).to(x.dtype)

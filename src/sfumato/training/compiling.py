@@ -68,12 +68,15 @@ class Switch(nn.Module):
 
 
 def _shapes(args: tuple[Any, ...], cond: dict[str, Any]) -> list[Any]:
-    return [getattr(value, "shape", None) for value in (*args, *cond.values())]
+    present = cond.get("present") or {}
+    return [getattr(value, "shape", None) for value in (*args, *cond.values(), *present.values())]
 
 
 def _described(value: Any) -> dict[str, Any] | None:
     if value is None:
         return None
+    if isinstance(value, dict):
+        return {"each": {name: _described(each) for name, each in value.items()}}
     return {
         "shape": list(value.shape),
         "stride": list(value.stride()),
@@ -81,9 +84,11 @@ def _described(value: Any) -> dict[str, Any] | None:
     }
 
 
-def _like(described: dict[str, Any] | None, device: str) -> Tensor | None:
+def _like(described: dict[str, Any] | None, device: str) -> Any:
     if described is None:
         return None
+    if "each" in described:
+        return {name: _like(each, device) for name, each in described["each"].items()}
     dtype = getattr(torch, described["dtype"])
     return torch.empty_strided(described["shape"], described["stride"], dtype=dtype, device=device).zero_()
 

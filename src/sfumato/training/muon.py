@@ -102,7 +102,7 @@ class Muon(torch.optim.Optimizer):
 
 
 # Parts whose kernels are no map between hidden states: AdamW's.
-OUTER = frozenset({"input", "output", "conditioning", "modulation", "positions"})
+OUTER = frozenset({"input", "output", "conditioning", "context", "modulation", "positions"})
 
 
 def split(named: Iterable[tuple[str, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
