@@ -72,7 +72,8 @@ def test_pictures_with_classes(tmp_path, form):
         source = data.open(tmp_path / "set")
     assert torch.equal(source.x, torch.from_numpy(PIXELS).movedim(-1, 1)) and source.kind == "image"
     assert source.classes == ["cat", "dog", "owl"] and source.labels.tolist() == [i % 3 for i in range(20)]
-    assert any("pictures from 'image', labels from 'label'; not used: caption" in note for note in source.notes)
+    assert any("pictures from 'image', labels from 'label'." in note for note in source.notes)
+    assert any("Not used as conditions: caption (its value is always words)." in note for note in source.notes)
 
 
 def test_broken_and_empty_cells_are_skipped(tmp_path):
@@ -90,7 +91,8 @@ def test_columns_of_numbers_are_vectors(tmp_path):
     source = data.open(write(tmp_path / "x.parquet", numbers(**more)))
     assert torch.equal(source.x, torch.from_numpy(NUMBERS)) and source.x.dtype == torch.float32
     assert source.classes == ["x", "y"] and source.shape == (3,)
-    assert any("numbers from a, b, c, labels from 'label'; not used: when" in note for note in source.notes)
+    assert any("numbers from a, b, c, labels from 'label'." in note for note in source.notes)
+    assert any("Not used as conditions: when (its value is always today)." in note for note in source.notes)
 
 
 @pytest.mark.parametrize("fixed", [True, False])
@@ -213,3 +215,48 @@ def test_what_datasets_itself_saves(tmp_path):
         ]
     with pytest.raises(SfumatoError, match="holds the splits train"):
         data.open(tmp_path / "splits")
+
+
+def test_columns_beside_the_samples_are_conditions(tmp_path):
+    """Beside pictures and beside a column of lists: each type of a column, with cells that are empty."""
+    rows = RNG.normal(size=(60, 4))
+    more = {
+        "mass": pa.array([None, *RNG.normal(size=59)]), "kind": [i % 3 for i in range(60)],
+        "colour": [None, *("rg"[i % 2] for i in range(59))], "tags": [["a", "b"][: i % 3] for i in range(60)],
+        "embedding": [None, *rows[1:].tolist()], "caption": [f"words {i}" for i in range(60)],
+        "flag": [i % 2 == 0 for i in range(60)], "ragged": [[1.0] * (i % 2 + 1) for i in range(60)],
+        "when": pa.array(range(60), pa.timestamp("ms")), "n": list(range(60)),
+        "label": [None, *("xyz"[i % 3] for i in range(59))],
+    }  # fmt: skip
+    source = data.open(write(tmp_path / "x.parquet", pa.table({"x": rows.tolist(), **more})))
+    assert torch.equal(source.x, torch.from_numpy(rows)) and source.labels[:3].tolist() == [-1, 0, 1]
+    kinds = {name: found.kind for name, found in source.conditions.items()}
+    assert kinds == {
+        "label": "label", "mass": "scalar", "kind": "label", "colour": "label", "tags": "multilabel",
+        "embedding": "vector", "flag": "label",
+    }  # fmt: skip
+    for name in ("label", "mass", "colour", "embedding"):
+        assert source.conditions[name].present.tolist() == [False] + [True] * 59, name
+    assert np.array_equal(source.conditions["embedding"].values[1:], rows[1:])
+    note = " ".join(note for note in source.notes if note.startswith("Not used"))
+    for name, why in {
+        "caption": "text of many kinds, which is not read yet", "when": "timestamp[ms] is not read",
+        "n": "it counts the samples", "ragged": "have lengths from 1 to 2",
+    }.items():  # fmt: skip
+        assert f"{name} (" in note and why in note, (name, note)
+    said = data.open(tmp_path / "x.parquet", conditions={"caption": "label", "mass": "ignore"})
+    assert said.conditions["caption"].kind == "label" and "mass" not in said.conditions
+    table = pictures().append_column("mass", pa.array(range(20), pa.float64()))
+    table = table.set_column(0, "image", pa.array([None, *table["image"].to_pylist()[1:]]))
+    beside = data.open(write(tmp_path / "p.parquet", table))
+    assert beside.conditions["mass"].values.tolist() == [float(i) for i in range(1, 20)]
+    assert beside.labels.tolist() == [i % 3 for i in range(1, 20)] and beside.classes == ["cat", "dog", "owl"]
+
+
+def test_metadata_as_a_table_beside_pictures(tmp_path):
+    for i in range(4):
+        (tmp_path / "set").mkdir(exist_ok=True)
+        (tmp_path / "set" / f"{i}.png").write_bytes(png(PIXELS[i]))
+    write(tmp_path / "set" / "metadata.parquet", pa.table({"file_name": ["3.png", "0.png"], "mass": [2.5, 1.0]}))
+    found = data.open(tmp_path / "set").conditions["mass"]
+    assert found.present.tolist() == [True, False, False, True] and found.given.tolist() == [1.0, 2.5]

@@ -181,3 +181,22 @@ def test_an_archive_that_is_cut_while_it_trains_is_one_sentence(tmp_path, monkey
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(SfumatoError, match="was cut short since it was opened"):
         source.x[:]
+
+
+def test_fields_of_a_json_member_are_conditions(tmp_path):
+    fields = [
+        {"mass": i / 3, "colour": "rg"[i % 2], "tags": ["a", "b"][: i % 3], "caption": f"words {i}"} for i in range(6)
+    ]
+    fields[2] = {"mass": None, "class": "cat"}
+    members = [(f"{i}.png", png(PIXELS[i])) for i in range(7)]
+    members += [(f"{i}.json", json.dumps(record).encode()) for i, record in enumerate(fields)]
+    members += [("0.cls", b"dog"), ("1.cls", b"cat")]
+    source = data.open(pack(tmp_path / "x.tar", members))
+    assert source.classes == ["cat", "dog"] and source.labels.tolist() == [1, 0, 0, -1, -1, -1, -1]
+    found = source.conditions
+    assert {name: each.kind for name, each in found.items()} == {
+        "label": "label", "mass": "scalar", "colour": "label", "tags": "multilabel"
+    }  # fmt: skip
+    assert found["mass"].present.tolist() == [True, True, False, True, True, True, False]
+    assert any("4 of 7 pictures have no label" in note for note in source.notes)
+    assert any("caption (text, 5 different: it is not read yet)" in note for note in source.notes)

@@ -34,8 +34,8 @@ def read_npy(path: Path) -> np.ndarray:
         raise SfumatoError(f"{path} cannot be read as a .npy array: {_reason(error)}") from None
 
 
-def read_npz(path: Path) -> tuple[np.ndarray, Any]:
-    """(data, labels or None) of a .npz file, by the keys that `pick` knows."""
+def read_npz(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """(samples, the other arrays by key) of a .npz file, by the keys that `pick` knows."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
@@ -50,19 +50,18 @@ def _reason(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def pick(arrays: Mapping[str, Any], where: str) -> tuple[Any, Any]:
-    """(data, labels or None): data under `x`, `images` or `data`, else the first array of rank 2 or more."""
-    labels = next((arrays[key] for key in LABEL_KEYS if key in arrays), None)
-    for key in DATA_KEYS:
-        if key in arrays:
-            return arrays[key], labels
-    for key, value in arrays.items():
-        if key not in LABEL_KEYS and getattr(value, "ndim", 0) >= 2:
-            return value, labels
-    raise SfumatoError(
-        f"{where} holds no data array: expected one of {', '.join(DATA_KEYS)} or an array of two or more axes, "
-        f"but it holds {', '.join(map(str, arrays)) or 'nothing'}"
-    )
+def pick(arrays: Mapping[str, Any], where: str) -> tuple[Any, dict[str, Any]]:
+    """(samples, the rest): samples under `x`, `images` or `data`, else the first array of rank 2 or more."""
+    chosen = next((key for key in DATA_KEYS if key in arrays), None)
+    if chosen is None:
+        ranked = (key for key, value in arrays.items() if key not in LABEL_KEYS and getattr(value, "ndim", 0) >= 2)
+        chosen = next(ranked, None)
+    if chosen is None:
+        raise SfumatoError(
+            f"{where} holds no data array: expected one of {', '.join(DATA_KEYS)} or an array of two or more axes, "
+            f"but it holds {', '.join(map(str, arrays)) or 'nothing'}"
+        )
+    return arrays[chosen], {key: value for key, value in arrays.items() if key != chosen}
 
 
 def to_tensor(obj: Any, where: str) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..conditions import find_class as find_class
 from ..errors import SfumatoError
 from ..files import reason
+from .column import Column
 
 
 def read_labels(path: str) -> np.ndarray | list[str]:
@@ -47,6 +48,22 @@ def encode_labels(labels: Any, count: int, names: Sequence[str] | None = None) -
     if array.dtype.kind not in "iu" or distinct[0] < 0 or distinct[-1] >= len(names):
         raise SfumatoError(f"labels must be integers from 0 to {len(names) - 1} for {len(names)} named classes")
     return torch.from_numpy(array.astype(np.int64)), list(names)
+
+
+def label_column(found: Column, names: Sequence[str] | None = None) -> Column:
+    """A column (N,) as one of classes: indices into its sorted distinct values, or into `names`.
+
+    Raises SfumatoError as `encode_labels` does; values that are missing are no class.
+    """
+    if found.names is not None:
+        return found
+    given = found.given
+    if found.form == "lists":
+        raise SfumatoError(f"labels must be one a sample, and there are lists such as {list(given[0])}")
+    indices, classes = encode_labels(given.astype(str) if given.dtype == object else given, len(given), names)
+    values = np.full(len(found), -1, np.int64)
+    values[found.present] = indices.numpy()
+    return Column(values, found.present, tuple(classes))
 
 
 def _as_array(labels: Any) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,48 +14,68 @@ from torch import Tensor
 from ..errors import SfumatoError
 from ..machine.memory import fits
 from . import arrays, builtin
-from .dataset import Source, class_counts
+from .column import Column
+from .dataset import LABEL, Source, class_counts
 from .folders import TABLE_SUFFIXES, TAR_SUFFIXES, open_folder, open_table, open_tars
 from .images import Size
 from .items import IMAGE_SUFFIXES
 from .labels import encode_labels
 from .picture import check_size, fit_cover
 from .rows import Mapped, Samples
+from .settle import columns, settled, with_label
 from .tars import expand
 
 __all__ = ["Size", "Source", "class_counts", "open"]
 
 
-def open(obj: Any, labels: Any = None, size: Size | None = None, name: str | None = None) -> Source:
+def open(
+    obj: Any,
+    labels: Any = None,
+    size: Size | None = None,
+    name: str | None = None,
+    conditions: Mapping[str, str] | None = None,
+) -> Source:
     """Sniff a data source.
 
     obj: a folder of images (flat, or one sub-folder a class), a .npy or .npz file, archives of pictures as WebDataset
         writes them ("photos.tar", "photos-{000..012}.tar", "photos-*.tar", or their folder), tables of pictures or
         numbers (.parquet files, or a folder that `datasets` saved), the name of a built-in set ("fashion", "emoji",
-        "digits"), a tensor or array (N, *shape), a pair (x, labels), or a dict with those keys.
+        "digits"), a tensor or array (N, *shape), a pair (x, labels), or a dict {"x": x, "temperature": t, ...} of the
+        samples and their conditions, as an .npz file has them.
     labels: one integer or string a sample; replaces those that the source brings.
     size: side in pixels, or (height, width), for images only.
     name: what to call it.
+    conditions: name -> "label", "multilabel", "scalar", "vector" or "field", where it should not be guessed from the
+        values, or "ignore" to leave one out.
 
     Raises SfumatoError, in one sentence, for whatever cannot be used.
     """
     if isinstance(obj, Source):
         source = obj
     elif isinstance(obj, str | os.PathLike):
-        source = _open_text(os.fspath(obj), size)
+        source = _open_text(os.fspath(obj), size, conditions or {})
     elif _is_pair(obj):
-        source = open(obj[0], labels=obj[1], size=size)
+        source = open(obj[0], labels=obj[1], size=size, conditions=conditions)
     else:
         source = _open_object(obj)
     if size is not None:
         source = _resized(source, size)
     if labels is not None:
-        indices, classes = encode_labels(labels, len(source))
-        source = replace(source, labels=indices, classes=classes)
-    return _with_sensible_classes(replace(source, name=name or source.name))
+        source = source.having({LABEL: _labels(labels, len(source))} | _without(source.conditions, LABEL))
+    return settled(replace(source, name=name or source.name), conditions)
 
 
-def _open_text(text: str, size: Size | None) -> Source:
+def _without(conditions: Mapping[str, Column], name: str) -> dict[str, Column]:
+    return {other: each for other, each in conditions.items() if other != name}
+
+
+def _labels(labels: Any, count: int) -> Column:
+    """Labels that are given apart: one a sample, none missing."""
+    indices, classes = encode_labels(labels, count)
+    return Column(indices.numpy(), np.ones(count, bool), tuple(classes))
+
+
+def _open_text(text: str, size: Size | None, said: Container[str]) -> Source:
     if not text.strip():
         raise SfumatoError(f"no data given: name a folder, a file or one of {', '.join(builtin.NAMES)}")
     if text in builtin.NAMES:
@@ -66,29 +86,28 @@ def _open_text(text: str, size: Size | None) -> Source:
     path = Path(text).expanduser()
     several = [] if path.exists() else expand(text)
     if several:
-        return _open_files(several, size, several[0].resolve().parent.name)
+        return _open_files(several, size, several[0].resolve().parent.name, said)
     if not path.exists():
         raise SfumatoError(_missing(path, text))
     if path.is_dir():
-        return open_folder(path, size)
-    return _open_files([path], size, path.name.partition(".")[0])
+        return open_folder(path, size, said)
+    return _open_files([path], size, path.name.partition(".")[0], said)
 
 
-def _open_files(paths: Sequence[Path], size: Size | None, name: str) -> Source:
+def _open_files(paths: Sequence[Path], size: Size | None, name: str, said: Container[str]) -> Source:
     """Files of one kind, by their ending; only archives and tables may be several."""
     path = paths[0]
     if path.name.lower().endswith(TAR_SUFFIXES):
         return open_tars(paths, size, name)
     suffix = path.suffix.lower()
     if suffix in TABLE_SUFFIXES:
-        return open_table(paths, size, name)
+        return open_table(paths, size, name, said)
     if len(paths) > 1:
         raise SfumatoError(f"{path} and {len(paths) - 1:,} more: only .tar archives and .parquet tables may be several")
     if suffix == ".npy":
-        return _from_array(arrays.read_npy(path), None, str(path), path.stem)
+        return _from_array(arrays.read_npy(path), {}, str(path), path.stem)
     if suffix == ".npz":
-        data, labels = arrays.read_npz(path)
-        return _from_array(data, labels, str(path), path.stem)
+        return _from_array(*arrays.read_npz(path), str(path), path.stem)
     if suffix in IMAGE_SUFFIXES:
         raise SfumatoError(f"{path} is one image: give the folder that holds the images")
     raise SfumatoError(
@@ -117,15 +136,12 @@ def _built_in(name: str) -> Source:
 
 
 def _open_object(obj: Any) -> Source:
-    if isinstance(obj, Mapping):
-        x, labels = arrays.pick(obj, "the dict")
-    else:
-        x, labels = obj, None
+    x, rest = arrays.pick(obj, "the dict") if isinstance(obj, Mapping) else (obj, {})
     if isinstance(x, list | tuple) and x and all(isinstance(item, Tensor) for item in x):
         x = _stacked(x)
     if x is None or isinstance(x, bytes) or callable(x):
         raise SfumatoError(f"a {type(obj).__name__} is not data: give an array, a tensor, a folder or a file")
-    return _from_array(x, labels, "the array", "array")
+    return _from_array(x, rest, "the array", "array")
 
 
 def _is_pair(obj: Any) -> bool:
@@ -143,13 +159,18 @@ def _stacked(items: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(items))
 
 
-def _from_array(data: Any, labels: Any, where: str, name: str) -> Source:
+def _from_array(data: Any, beside: Mapping[str, Any], where: str, name: str) -> Source:
+    """beside: what lies beside the samples, by name."""
     x, kind, notes = _arranged(data, where)
     arrays.require_finite(x, where)
-    encoded, classes = (None, []) if labels is None else encode_labels(labels, len(x))
+    label = next((beside[key] for key in arrays.LABEL_KEYS if beside.get(key) is not None), None)
+    if label is not None and len(label) != len(x):
+        raise SfumatoError(f"there are {len(label):,} labels for {len(x):,} samples: give exactly one label a sample")
+    found, unread = columns(beside, len(x))
+    found = with_label(found, arrays.LABEL_KEYS)
     dtype = str(x.dtype).removeprefix("torch.")
     notes.insert(0, f"{len(x):,} samples of shape {tuple(x.shape[1:])}, {dtype}.")
-    return Source(x, encoded, classes, _positions(len(x)), kind, name, notes=notes)
+    return Source(x, None, [], _positions(len(x)), kind, name, notes=[*notes, *unread]).having(found)
 
 
 def _arranged(data: Any, where: str) -> tuple[Samples, str, list[str]]:
@@ -162,19 +183,6 @@ def _arranged(data: Any, where: str) -> tuple[Samples, str, list[str]]:
 
 def _positions(count: int) -> list[str]:
     return [str(i) for i in range(count)]
-
-
-def _with_sensible_classes(source: Source) -> Source:
-    """A single class says nothing, so the model is unconditional; almost as many classes as samples is said."""
-    if source.labels is None:
-        return source
-    if len(source.classes) > 1:
-        if len(source) < 20 or 2 * len(source.classes) <= len(source):
-            return source
-        note = f"There are {len(source.classes):,} classes for {len(source):,} samples: are the labels classes?"
-        return replace(source, notes=[*source.notes, note])
-    note = f"All samples are of one class ({source.classes[0]}), so there is no class condition."
-    return replace(source, labels=None, classes=[], notes=[*source.notes, note])
 
 
 def _resized(source: Source, size: Size) -> Source:

@@ -40,13 +40,14 @@ def _pyarrow(where: str) -> Any:
 
 
 class Columns(NamedTuple):
-    """What the columns are for: of `pictures` and `numbers` one is given; names: those of the classes, if known."""
+    """What the columns are for: of `pictures` and `numbers` one is given; names: those of the classes, if known;
+    beside: the others."""
 
     pictures: str | None
     numbers: list[str]
     label: str | None
     names: list[str] | None
-    unused: list[str]
+    beside: list[str]
 
 
 @final
@@ -169,8 +170,8 @@ def columns(table: Table) -> Columns:
     names = features.get(label, {}).get("names") if label else None
     rest = [name for name in kinds if name != label]
     encoded = [name for name in rest if _holds_bytes(kinds[name]) and _is_picture(table, name)]
-    lists = [name for name in rest if depth(kinds[name]) > 0 and _is_number(_leaf(kinds[name]))]
-    single = [name for name in rest if _is_number(kinds[name]) and not name.startswith("__index_level")]
+    lists = [name for name in rest if depth(kinds[name]) > 0 and is_number(leaf(kinds[name]))]
+    single = [name for name in rest if is_number(kinds[name]) and not name.startswith("__index_level")]
     pictures = _first(encoded, PICTURE_NAMES)
     chosen = [] if pictures else [found] if (found := _first(lists, LIST_NAMES)) else single
     if not pictures and not chosen:
@@ -197,17 +198,22 @@ def _features(schema: Any) -> dict[str, dict[str, Any]]:
     return {name: feature for name, feature in found.items() if isinstance(feature, dict)}
 
 
-def _is_number(kind: Any) -> bool:
+def is_number(kind: Any) -> bool:
     import pyarrow.types as types
 
     return types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
 
 
+def is_string(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_dictionary(kind)
+
+
 def _can_be_label(kind: Any) -> bool:
     import pyarrow.types as types
 
-    text = types.is_string(kind) or types.is_large_string(kind) or types.is_dictionary(kind)
-    return text or types.is_integer(kind) or types.is_boolean(kind)
+    return is_string(kind) or types.is_integer(kind) or types.is_boolean(kind)
 
 
 def _holds_bytes(kind: Any) -> bool:
@@ -230,9 +236,9 @@ def depth(kind: Any) -> int:
     return 1 + depth(kind.value_type) if is_list else 0
 
 
-def _leaf(kind: Any) -> Any:
+def leaf(kind: Any) -> Any:
     kind = _storage(kind)
-    return _leaf(kind.value_type) if depth(kind) else kind
+    return leaf(kind.value_type) if depth(kind) else kind
 
 
 def _bytes(cell: Any) -> bytes | None:

@@ -13,8 +13,9 @@ from ..counting import counting
 from ..errors import SfumatoError
 from ..machine.memory import fits
 from . import arrays, cache
+from .column import Column, Unread, column
 from .rows import READING, Mapped, Rows, Samples, in_blocks
-from .tables import Table, depth
+from .tables import Table, depth, is_number, is_string, leaf
 
 
 class Tabular(NamedTuple):
@@ -41,35 +42,11 @@ class Numbers(Rows):
     def raw(self, group: int) -> np.ndarray:
         """A row group as the file has it, (n, D) or (n, *shape)."""
         table = self.table.group(group, self.chosen)
-        dense = [self._dense(table.column(name), name, group) for name in self.chosen]
+        place = f" from row {int(self.table.starts[group]):,} on"
+        dense = [
+            _dense(_plain(table.column(name)), f"{self.table.where}: {{}} of {name!r}", place) for name in self.chosen
+        ]
         return dense[0] if len(dense) == 1 and dense[0].ndim > 1 else np.stack(dense, 1)
-
-    def _dense(self, column: Any, name: str, group: int) -> np.ndarray:
-        import pyarrow as pa
-        from pyarrow import compute
-
-        values = column.combine_chunks()
-        values = values.storage if isinstance(values, pa.ExtensionArray) else values
-        shape = [len(values)]
-        while depth(values.type):
-            self._whole(values, name, group)
-            lengths = set(compute.list_value_length(values).to_pylist()) or {0}
-            if len(lengths) > 1:
-                raise SfumatoError(
-                    f"{self.table.where}: the lists of {name!r} have lengths from {min(lengths)} to {max(lengths)}: "
-                    "every sample must have the same shape"
-                )
-            values = values.flatten()
-            shape.append(lengths.pop())
-        self._whole(values, name, group)
-        return values.to_numpy(zero_copy_only=False).reshape(shape)
-
-    def _whole(self, values: Any, name: str, group: int) -> None:
-        if values.null_count:
-            raise SfumatoError(
-                f"{self.table.where}: {values.null_count:,} cells of {name!r} are empty from row "
-                f"{int(self.table.starts[group]):,} on: fill them, or remove these rows"
-            )
 
     def take(self, rows: np.ndarray) -> Tensor:
         out = np.empty((len(rows), *self.raw_shape[1:]), self.raw_dtype)
@@ -81,6 +58,75 @@ class Numbers(Rows):
         if not len(out):
             return torch.empty((0, *self.shape[1:]), dtype=self.dtype)
         return arrays.arrange(arrays.to_tensor(out, self.where), self.where)[0]
+
+
+def _plain(column: Any) -> Any:
+    """One array of a chunked column, without the clothes of an extension."""
+    import pyarrow as pa
+
+    values = column.combine_chunks()
+    return values.storage if isinstance(values, pa.ExtensionArray) else values
+
+
+def _dense(values: Any, words: str, place: str = "") -> np.ndarray:
+    """Numbers or lists of one shape as an array; SfumatoError where some are empty or of another length."""
+    from pyarrow import compute
+
+    shape = [len(values)]
+    while depth(values.type):
+        _whole(values, words, place)
+        lengths = set(compute.list_value_length(values).to_pylist()) or {0}
+        if len(lengths) > 1:
+            raise SfumatoError(
+                f"{words.format('the lists')} have lengths from {min(lengths)} to {max(lengths)}: every sample must "
+                "have the same shape"
+            )
+        values = values.flatten()
+        shape.append(lengths.pop())
+    _whole(values, words, place)
+    return np.asarray(values.to_numpy(zero_copy_only=False)).reshape(shape)
+
+
+def _whole(values: Any, words: str, place: str) -> None:
+    if values.null_count:
+        cells = words.format(f"{values.null_count:,} cells")
+        raise SfumatoError(f"{cells} are empty{place}: fill them, or remove these rows")
+
+
+def read_column(table: Table, name: str, limit: int | None = None) -> Column:
+    """A column of numbers, of lists of numbers, of strings or of lists of strings.
+
+    limit: how many distinct strings are read at most. `Unread` for more, and for columns of another type.
+    """
+    parts = [_plain(table.group(i, [name]).column(0)) for i, count in enumerate(table.counts) if count]
+    kind = parts[0].type
+    if is_number(leaf(kind)):
+        return _numbers_of(parts, name)
+    if is_string(leaf(kind)) and depth(kind) < 2:
+        return _strings_of(parts, limit if depth(kind) == 0 else None)
+    raise Unread(f"{kind} is not read")
+
+
+def _numbers_of(parts: Sequence[Any], name: str) -> Column:
+    present = np.concatenate([part.is_valid().to_numpy(zero_copy_only=False) for part in parts])
+    try:
+        dense = [_dense(part.drop_null(), f"{{}} of {name!r}") for part in parts]
+    except SfumatoError as why:
+        raise Unread(str(why)) from None
+    found = column(np.concatenate([part for part in dense if len(part)] or dense[:1]))
+    return found.scattered(present)
+
+
+def _strings_of(parts: Sequence[Any], limit: int | None) -> Column:
+    cells: list[Any] = []
+    seen: set[Any] = set()
+    for part in parts:
+        if limit is not None:
+            seen.update(part.unique().to_pylist())
+            if len(seen) > limit + 1:  # one of them may be None
+                raise Unread("text of many kinds, which is not read yet")
+        cells += part.to_pylist()
+    return column(cells)
 
 
 def read_numbers(table: Table, chosen: Sequence[str]) -> Tabular:

@@ -1,7 +1,8 @@
 """Archives of pictures, as WebDataset writes them: shards (.tar) whose members 0007.jpg and 0007.cls are one sample.
 
 An archive is walked once; where each picture lies is kept in the cache, and from then on any of them is read at once.
-A label is the text of a .cls member or a field of a .json member; without any, the folders within are the classes.
+A label is the text of a .cls member or a field of a .json member, whose other fields are conditions; without any label,
+the folders within are the classes.
 """
 
 from __future__ import annotations
@@ -19,16 +20,19 @@ from ..counting import counting
 from ..errors import SfumatoError
 from ..files import reason
 from . import cache
+from .dataset import LABEL
 from .items import IMAGE_SUFFIXES, Items, hidden
 
 LABEL_FIELDS = ("label", "cls", "class", "class_name", "category", "target", "y")
+_INDEX = 2  # of what is kept of an archive: another number leaves older ones alone
 _LARGEST_LABEL = 1 << 20  # bytes of a .cls or .json
 Index = dict[str, Any]
 
 
 @final
 class Tars(Items):
-    """The pictures of some archives; labels: one each, or None; odd: (member, reason) of what is of no use."""
+    """The pictures of some archives; fields: one value each, or None, by name, labels under "label"; odd: (member,
+    reason) of what is of no use."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths, self.where = list(paths), _together(paths)
@@ -41,18 +45,17 @@ class Tars(Items):
         self.names = [f"{self.paths[shard].name}/{name}" if repeated else name for shard, name, *_ in self.places]
         self.members = [PurePosixPath(name) for name in members]
         self.notes: list[str] = []
-        self.labels = self._labels([place[4] for place in self.places])
+        self.fields = self._fields([place[4] for place in self.places])
         self.odd = [(f"{path.name}/{name}", why) for path, index in zip(self.paths, indices, strict=True)
                     for name, why in index["odd"]]  # fmt: skip
 
-    def _labels(self, found: list[int | str | None]) -> list[int | str] | None:
-        missing = sum(label is None for label in found)
-        if 0 < missing < len(found):
-            self.notes.append(f"{missing:,} of {len(found):,} pictures have no label, so there are no classes.")
+    def _fields(self, found: list[dict[str, Any]]) -> dict[str, list[Any]]:
+        names = dict.fromkeys(name for fields in found for name in fields)
+        columns = {name: [fields.get(name) for fields in found] for name in names}
+        missing = columns.get(LABEL, []).count(None)
         if missing:
-            return None
-        whole = all(isinstance(label, int) for label in found)
-        return [label if whole else str(label) for label in found if label is not None]
+            self.notes.append(f"{missing:,} of {len(found):,} pictures have no label.")
+        return columns
 
     def read(self, number: int) -> bytes:
         shard, name, offset, size, _ = self.places[number]
@@ -117,16 +120,16 @@ def _remembered(path: Path, key: list[Any], count: Callable[[], None]) -> Index:
     def load(kept: Any) -> Index:
         return {"pictures": [tuple(place) for place in kept["pictures"]], "odd": kept["odd"]}
 
-    return cache.remembered(cache.identity(["tar", key]), lambda: _walk(path, count), load, lambda index: index)
+    return cache.remembered(cache.identity(["tar", _INDEX, key]), lambda: _walk(path, count), load, lambda index: index)
 
 
 def _walk(path: Path, count: Callable[[], None]) -> Index:
-    """{"pictures": [(name, offset, bytes, label)], "odd": [(name, reason)]} of one archive, in its order.
+    """{"pictures": [(name, offset, bytes, fields)], "odd": [(name, reason)]} of one archive, in its order.
 
     count: called for each member.
     """
     pictures: list[tuple[str, str, int, int]] = []
-    labels: dict[str, int | str] = {}
+    fields: dict[str, dict[str, Any]] = {}
     odd: list[tuple[str, str]] = []
     try:
         with tarfile.open(path, "r:") as archive:
@@ -145,17 +148,19 @@ def _walk(path: Path, count: Callable[[], None]) -> Index:
                 elif ending.lower() in ("cls", "json") and member.size <= _LARGEST_LABEL:
                     file = archive.extractfile(member)
                     assert file is not None
-                    label = _label(file.read(), ending.lower())
-                    if label is None:
+                    said = _said(file.read(), ending.lower())
+                    if not said:
                         odd.append((member.name, f"it says no label, such as one under {LABEL_FIELDS[0]!r}"))
-                    elif place not in labels or ending.lower() == "cls":
-                        labels[place] = label
+                    elif ending.lower() == "cls":
+                        fields[place] = fields.get(place, {}) | said
+                    else:
+                        fields[place] = said | fields.get(place, {})
                 else:
                     odd.append((member.name, "neither a picture nor its label (.cls, .json)"))
             _require_end(path, archive.offset)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise SfumatoError(_refusal(path, error)) from None
-    return _joined(pictures, labels, odd)
+    return _joined(pictures, fields, odd)
 
 
 def _require_end(path: Path, offset: int) -> None:
@@ -167,9 +172,9 @@ def _require_end(path: Path, offset: int) -> None:
 
 
 def _joined(
-    pictures: list[tuple[str, str, int, int]], labels: dict[str, int | str], odd: list[tuple[str, str]]
+    pictures: list[tuple[str, str, int, int]], fields: dict[str, dict[str, Any]], odd: list[tuple[str, str]]
 ) -> Index:
-    """Pictures with their labels; of several pictures of one labelled sample the one named most simply is it."""
+    """Pictures with what is said of them; of several pictures of one such sample the one named most simply is it."""
     counts = Counter(place for place, *_ in pictures)
     simplest: dict[str, str] = {}
     for place, name, *_ in pictures:
@@ -177,25 +182,34 @@ def _joined(
             simplest[place] = name
     kept = []
     for place, name, offset, size in pictures:
-        if place in labels and counts[place] > 1 and simplest[place] != name:
+        if place in fields and counts[place] > 1 and simplest[place] != name:
             odd.append((name, f"another picture of the sample {simplest[place]}"))
         else:
-            kept.append((name, offset, size, labels.get(place)))
+            kept.append((name, offset, size, fields.get(place, {})))
     known = {place for place, *_ in pictures}
-    odd += [(place, "a label without its picture") for place in labels if place not in known]
+    odd += [(place, "a label without its picture") for place in fields if place not in known]
     return {"pictures": kept, "odd": odd}
 
 
-def _label(data: bytes, kind: str) -> int | str | None:
+def _said(data: bytes, kind: str) -> dict[str, Any]:
+    """The label that a .cls holds, or the fields of a .json, of which the first of `LABEL_FIELDS` is the label."""
     text = data.decode("utf-8", "replace").strip()
-    value: Any = text
-    if kind == "json":
-        try:
-            value = json.loads(text)
-        except ValueError:
-            return None
-        if isinstance(value, dict):
-            value = next((value[name] for name in LABEL_FIELDS if name in value), None)
+    if kind == "cls":
+        return {} if (label := _label(text)) is None else {LABEL: label}
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(value, dict):
+        return {} if (label := _label(value)) is None else {LABEL: label}
+    for name in LABEL_FIELDS:
+        if (label := _label(value.get(name))) is not None:
+            return {LABEL: label} | {other: cell for other, cell in value.items() if other not in (name, LABEL)}
+    return value
+
+
+def _label(value: Any) -> int | str | None:
+    """Whole numbers, also where they are written as text, and words."""
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
         return None
     return int(value) if isinstance(value, str) and re.fullmatch(r"-?\d+", value) else value

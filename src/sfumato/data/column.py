@@ -1,0 +1,206 @@
+"""A column: one raw value a sample beside the samples, in the user's units, where it is not missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import SfumatoError
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """Values of one condition, one a sample.
+
+    values: (N, ...) numbers, or (N,) objects that are strings or tuples of strings; what stands where one is missing
+        means nothing.
+    present: bool (N,).
+    names: of classes, where the values are indices into them.
+    kind: what it is to the model ("label", "multilabel", "scalar", "vector", "field"), or "" before that is settled.
+    """
+
+    values: np.ndarray
+    present: np.ndarray
+    names: tuple[str, ...] | None = None
+    kind: str = ""
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def missing(self) -> int:
+        """How many samples have no value."""
+        return int(len(self) - self.present.sum())
+
+    @property
+    def given(self) -> np.ndarray:
+        """The values that are there."""
+        return np.asarray(self.values[self.present])
+
+    @property
+    def form(self) -> str:
+        """What the values are: "numbers", "strings" or "lists" of strings."""
+        if self.values.dtype != object:
+            return "numbers"
+        return "strings" if all(isinstance(value, str) for value in self.given) else "lists"
+
+    @property
+    def spelt(self) -> np.ndarray:
+        """The values as a person would write them: names of classes, numbers, with None or NaN for what is missing."""
+        if self.names is not None:
+            names = np.array([*self.names, None], dtype=object)
+            return np.asarray(names[np.where(self.present, self.values, -1)])
+        if self.values.dtype == object:
+            spelt = self.values.copy()
+            spelt[~self.present] = None
+            return spelt
+        if self.present.all():
+            return self.values
+        values = self.values.astype(np.result_type(self.values.dtype, np.float32))
+        values[~self.present] = np.nan
+        return values
+
+    def scattered(self, present: np.ndarray) -> Column:
+        """These values in the places of a longer column, bool (N,), that has nothing in the others."""
+        values = np.zeros((len(present), *self.values.shape[1:]), self.values.dtype)
+        values[present] = self.values
+        there = np.zeros(len(present), bool)
+        there[present] = self.present
+        return Column(values, there, self.names, self.kind)
+
+    def take(self, rows: Tensor | np.ndarray) -> Column:
+        """The values of these samples, int64 (n,)."""
+        rows = np.asarray(rows)
+        return Column(self.values[rows], self.present[rows], self.names, self.kind)
+
+
+BOOLS = ("False", "True")
+
+
+class Unread(ValueError):
+    """Why a column is of no use, in words."""
+
+
+def column(raw: Any) -> Column:
+    """Any array, tensor or list of one value a sample as a `Column`; `Unread` for what is neither numbers nor words.
+
+    Missing are None, NaN, the empty string and what a masked array masks; of an array a sample, one NaN makes the
+    sample's value missing. An empty list of strings is there: it names none.
+    """
+    if isinstance(raw, Tensor):
+        raw = raw.detach().cpu()
+        raw = (raw.float() if raw.dtype == torch.bfloat16 else raw).numpy()
+    if isinstance(raw, np.ma.MaskedArray):
+        mask = np.ma.getmaskarray(raw).reshape(len(raw), -1).any(1)
+        found = column(raw.data)
+        return Column(found.values, found.present & ~mask, found.names)
+    array = raw if isinstance(raw, np.ndarray) else _from_list(list(raw))
+    kind = array.dtype.kind
+    if kind in "biuf":
+        return _numbers(array)
+    if kind == "S":
+        array = np.char.decode(array, "utf-8", "replace")
+    if kind in "SU":
+        array = array.astype(object)
+    if array.dtype != object:
+        raise Unread(f"{array.dtype} values are not read")
+    return _objects(array)
+
+
+def _numbers(array: np.ndarray) -> Column:
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if not array.size:
+        raise Unread("it is empty")
+    flat = array.reshape(len(array), -1)
+    if array.dtype.kind != "f":
+        names = BOOLS if array.dtype == bool and array.ndim == 1 else None
+        return Column(array.astype(np.int64) if names else array, np.ones(len(array), bool), names)
+    if np.isinf(flat).any():
+        row = int(np.nonzero(np.isinf(flat).any(1))[0][0])
+        raise SfumatoError(f"the value of sample {row} is infinite: correct it, or leave it out as NaN")
+    return Column(array, ~np.isnan(flat).any(1))
+
+
+def _from_list(cells: Sequence[Any]) -> np.ndarray:
+    """A list as an array of numbers where all of it are, else as objects."""
+    if all(isinstance(cell, Tensor) for cell in cells):
+        cells = [cell.detach().cpu().numpy() for cell in cells]
+    try:
+        array = np.asarray(cells)
+    except ValueError:  # ragged
+        array = np.empty(0, object)
+    if array.dtype.kind in "biuf" and len(array) == len(cells):
+        return array
+    return _array(cells)
+
+
+def _objects(array: np.ndarray) -> Column:
+    """Cells of any kind: numbers, strings, lists of numbers or of strings, some of them missing."""
+    if array.ndim > 1:
+        array = _from_list([tuple(row) for row in array])
+    present = np.array([not _is_missing(cell) for cell in array.tolist()], bool)
+    found = [cell for cell, here in zip(array.tolist(), present, strict=True) if here]
+    if not found:
+        return Column(np.zeros(len(array)), present)
+    if any(isinstance(cell, str | bytes) for cell in found):
+        if any(isinstance(cell, dict | list | tuple | np.ndarray) for cell in found):
+            raise Unread("strings are mixed with other things")
+        words = [cell.decode("utf-8", "replace") if isinstance(cell, bytes) else str(cell) for cell in found]
+        return Column(_array(words), np.ones(len(words), bool)).scattered(present)
+    if all(isinstance(cell, list | tuple) and all(isinstance(word, str) for word in cell) for cell in found):
+        lists = _array([tuple(cell) for cell in found])
+        return Column(lists, np.ones(len(lists), bool)).scattered(present)
+    try:
+        dense = np.asarray(found)
+    except ValueError:
+        raise Unread("its lists have different lengths") from None
+    if dense.dtype.kind not in "biuf":
+        raise Unread(f"values such as {str(found[0])[:40]!r} are not read")
+    return _numbers(dense).scattered(present)
+
+
+def _array(cells: Sequence[Any]) -> np.ndarray:
+    """Objects (N,), however long each is."""
+    out = np.empty(len(cells), object)
+    for i, cell in enumerate(cells):
+        out[i] = cell
+    return out
+
+
+def _is_missing(cell: Any) -> bool:
+    if cell is None or (isinstance(cell, str | bytes) and not cell.strip()):
+        return True
+    if isinstance(cell, str | bytes | list | tuple | dict | np.ndarray | Tensor):
+        return False
+    try:
+        return bool(cell != cell)
+    except (TypeError, ValueError):  # pandas.NA is neither equal nor unequal
+        return True
+
+
+EMPTY = frozenset(["", "na", "n/a", "nan", "null", "none"])
+
+
+def cells(text: Sequence[str | None]) -> Column:
+    """The cells of a text table: whole numbers, numbers or strings, whichever all of them are that are not empty.
+
+    Among numbers NaN, NA, null and none are empty too; numbers with zeros in front stay strings.
+    """
+    said = [(cell or "").strip() for cell in text]
+    numbers = ["" if cell.lower() in EMPTY else cell for cell in said]
+    for kind in (int, float):
+        try:
+            found: list[Any] = [kind(cell) if cell else None for cell in numbers]
+        except ValueError:
+            continue
+        if any(cell.lstrip("+-").startswith("0") and cell.lstrip("+-").isdigit() and cell.lstrip("+-") != "0"
+               for cell in numbers):  # fmt: skip
+            break
+        return column(found)
+    return column(said)

@@ -1,0 +1,252 @@
+"""What each column beside the samples is to a model: said by the user, or read from its values.
+
+    whole numbers of few values -> label     numbers (N,) -> scalar     (N, d) -> vector     (N, C, *spatial) -> field
+    strings that repeat -> label             lists of strings -> multilabel
+
+"Few" is at most max(2, sqrt(N)) distinct values; a column that is called label or class is one whatever it holds. What
+cannot be read, or says nothing, is left out and named in a note.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import SfumatoError, suggest
+from . import arrays
+from .column import BOOLS, Column, Unread, cells, column
+from .dataset import LABEL, Source
+from .labels import label_column
+
+KINDS = ("label", "multilabel", "scalar", "vector", "field")
+IGNORE = "ignore"
+CLASS_NAMES = ("label", "labels", "class", "cls")  # whose column is one of classes, however many there are
+
+
+def few(count: int) -> int:
+    """How many distinct values of so many are few enough to be classes."""
+    return max(2, math.isqrt(count))
+
+
+def columns(raw: Mapping[str, Any], count: int) -> tuple[dict[str, Column], list[str]]:
+    """What lies beside `count` samples, as columns, and a note on what cannot be one."""
+    found: dict[str, Column] = {}
+    unread: dict[str, str] = {}
+    for name, values in raw.items():
+        if values is None:
+            continue
+        try:
+            found[str(name)] = _one_each(values, count)
+        except Unread as why:
+            unread[str(name)] = str(why)
+    return found, not_used(unread)
+
+
+def _one_each(values: Any, count: int) -> Column:
+    if isinstance(values, Column):
+        return values
+    axes = getattr(values, "ndim", 1)  # a list has one
+    if not hasattr(values, "__len__") or isinstance(values, str | bytes | Mapping) or axes == 0:
+        raise Unread("it is no array")
+    if len(values) != count:
+        raise Unread(f"it has {len(values):,} entries, not {count:,}")
+    return column(values)
+
+
+def not_used(unread: Mapping[str, str]) -> list[str]:
+    """A note on columns that are left out, with the reasons."""
+    if not unread:
+        return []
+    named = [f"{name} ({why})" for name, why in list(unread.items())[:8]]
+    more = f" and {len(unread) - 8} more" if len(unread) > 8 else ""
+    return [f"Not used as conditions: {', '.join(named)}{more}."]
+
+
+def with_label(found: Mapping[str, Column], names: Sequence[str]) -> dict[str, Column]:
+    """The first of these columns that can be one of classes, called "label", before the rest."""
+    for name in names:
+        if name in found:
+            try:
+                label = label_column(replace(found[name], names=None))  # of two, 0 and 1 keep their numbers
+            except SfumatoError:
+                continue
+            return {LABEL: label, **{other: each for other, each in found.items() if other not in (name, LABEL)}}
+    return dict(found)
+
+
+def settled(source: Source, said: Mapping[str, str] | None = None) -> Source:
+    """The source with a kind for each condition; said: name -> kind, or "ignore".
+
+    Raises SfumatoError for a name that the data has not got, an unknown kind, and values that cannot be of it.
+    """
+    said = dict(said or {})
+    _check(said, source.conditions)
+    kept: dict[str, Column] = {}
+    unread: dict[str, str] = {}
+    notes: list[str] = []
+    for name, found in source.conditions.items():
+        if said.get(name) == IGNORE:
+            continue
+        try:
+            kept[name] = _settled(name, found, said.get(name, found.kind), source.x.ndim)
+        except Unread as why:
+            if name == LABEL and found.names and len(found.given):
+                only = found.names[int(found.given[0])]
+                notes.append(f"All samples are of one class ({only}), so there is no class condition.")
+            else:
+                unread[name] = str(why)
+    same = len(kept) == len(source.conditions) and all(kept[name] is source.conditions[name] for name in kept)
+    if same:
+        return source
+    notes += [*_questioned(kept), *_told(kept, source.conditions), *not_used(unread)]
+    return replace(source.having(kept), notes=[*source.notes, *notes])
+
+
+def _check(said: Mapping[str, str], known: Iterable[str]) -> None:
+    for name, kind in said.items():
+        if kind not in (*KINDS, IGNORE):
+            raise SfumatoError(
+                f"the condition {name!r} cannot be of the kind {kind!r}: {suggest(kind, (*KINDS, IGNORE))}"
+            )
+        if name not in known:
+            hint = suggest(name, known) if known else "it has none."
+            raise SfumatoError(f"there is no condition {name!r} in the data: {hint}")
+
+
+def _settled(name: str, found: Column, kind: str, axes: int) -> Column:
+    """The column as what it is said to be, or as what it looks like; `Unread` where it is of no use."""
+    if found.kind and found.kind == kind:
+        return found
+    if not len(found.given):
+        raise Unread("all its values are missing")
+    kind, said = kind or _guess(name, found, axes), bool(kind)
+    try:
+        made = _MAKERS[kind](found, axes)
+    except SfumatoError as why:
+        if not said and kind == "field":
+            raise Unread(str(why)) from None
+        raise SfumatoError(f"the condition {name!r} cannot be a {kind}: {why}") from None
+    if _constant(made):
+        raise Unread(f"its value is always {_shown(made)}")
+    return replace(made, kind=kind)
+
+
+def _guess(name: str, found: Column, axes: int) -> str:
+    if found.names is not None:
+        return "label"
+    values = found.given
+    if found.form == "lists":
+        return "multilabel"
+    if values.ndim > 1:
+        return "vector" if values.ndim == 2 else "field"
+    if values.dtype.kind == "f" and not (name in CLASS_NAMES and bool((values == np.round(values)).all())):
+        return "scalar"
+    distinct = len(np.unique(values)) if values.dtype != object else len(set(values.tolist()))
+    if name in CLASS_NAMES or distinct <= few(len(values)):
+        return "label"
+    if found.form == "strings":
+        raise Unread(f"text, {distinct:,} different: it is not read yet")
+    if distinct == len(found) and bool((np.diff(values.astype(np.int64)) == 1).all()):
+        raise Unread("it counts the samples")
+    return "scalar"
+
+
+def _label(found: Column, axes: int) -> Column:
+    return label_column(found)
+
+
+def _multilabel(found: Column, axes: int) -> Column:
+    if found.form == "numbers" and found.values.ndim != 2:
+        raise SfumatoError("give a list of names a sample, names with commas between, or a row of 0 and 1")
+    return found
+
+
+def _scalar(found: Column, axes: int) -> Column:
+    found = _as_numbers(found)
+    if found.values.ndim != 1:
+        raise SfumatoError(f"it has {'x'.join(map(str, found.values.shape[1:]))} numbers a sample, not one")
+    return found
+
+
+def _vector(found: Column, axes: int) -> Column:
+    found = _as_numbers(found)
+    return replace(found, values=found.values.reshape(len(found), -1))
+
+
+def _field(found: Column, axes: int) -> Column:
+    """Channels first, with as many spatial axes as the samples have."""
+    found = _as_numbers(found)
+    values = found.values
+    if axes == 4 and values.dtype in (np.uint8, np.uint16):
+        values = arrays.arrange(torch.from_numpy(values), "a field")[0].numpy()
+    if values.ndim == axes - 1 and values.ndim > 1:
+        values = values[:, None]
+    if axes < 3 or values.ndim != axes:
+        spatial = f"{axes - 2} spatial axes" if axes > 2 else "no spatial axes"
+        raise SfumatoError(f"its shape a sample is {found.values.shape[1:]}, and the samples have {spatial}")
+    return replace(found, values=values)
+
+
+_MAKERS = {"label": _label, "multilabel": _multilabel, "scalar": _scalar, "vector": _vector, "field": _field}
+
+
+def _as_numbers(found: Column) -> Column:
+    """Numbers as they are, or as strings (and names of classes) spell them."""
+    if found.names is None and found.form == "numbers":
+        return found
+    spelt = Column(found.spelt, found.present)
+    if found.names == BOOLS:
+        return replace(found, names=None)
+    if spelt.form == "strings":
+        numbers = cells([str(cell) if here else None for cell, here in zip(spelt.values, found.present, strict=True)])
+        if numbers.form == "numbers":
+            return numbers
+    raise SfumatoError(f"it holds no numbers, but values such as {spelt.given[0]!r}")
+
+
+def _constant(made: Column) -> bool:
+    values = made.given
+    if values.dtype == object:
+        return len(set(values.tolist())) == 1
+    return bool((values == values[:1]).all())
+
+
+def _shown(made: Column) -> str:
+    text = str(made.names[int(made.given[0])] if made.names is not None else made.given[0])
+    return text if len(text) <= 40 else f"{text[:40]} ..."
+
+
+def _questioned(kept: Mapping[str, Column]) -> list[str]:
+    """Almost as many classes as samples are said."""
+    notes = []
+    for name, found in kept.items():
+        classes, count = len(found.names or ()), len(found)
+        if found.kind == "label" and classes > 1 and count >= 20 and 2 * classes > count:
+            of = "" if name == LABEL else f" of {name!r}"
+            notes.append(f"There are {classes:,} classes{of} for {count:,} samples: are the labels classes?")
+    return notes
+
+
+def _told(kept: Mapping[str, Column], before: Mapping[str, Column]) -> list[str]:
+    """A note on what was understood, where it is more than classes, and on what is missing."""
+    notes = []
+    if set(kept) - {LABEL}:
+        notes.append(f"Conditions: {', '.join(f'{name} ({worded(found)})' for name, found in kept.items())}.")
+    missing = [f"{found.missing:,} of {name}" for name, found in kept.items() if found.missing]
+    if missing:
+        notes.append(f"Values that are missing: {', '.join(missing)}; these samples are trained on without them.")
+    return notes
+
+
+def worded(found: Column) -> str:
+    """A column in a few words."""
+    if found.kind == "label":
+        return f"label, {len(found.names or ()):,} classes"
+    if found.kind in ("vector", "field"):
+        return f"{found.kind}, {' x '.join(map(str, found.values.shape[1:]))}"
+    return found.kind
