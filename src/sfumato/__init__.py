@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from sfumato.objectives.vlb import vlb as vlb
     from sfumato.process.gaussian import Gaussian as Gaussian
     from sfumato.process.uniform import Uniform as Uniform
+    from sfumato.registry import register as register
     from sfumato.sampling import sample as sample
     from sfumato.sampling import trajectory as trajectory
     from sfumato.training import resume as resume
@@ -108,6 +109,7 @@ _PUBLIC = {
     "nets": "sfumato.nets",
     "nonequilibrium": "sfumato.objectives.nonequilibrium",
     "prior_kl": "sfumato.objectives.prior:prior_kl",
+    "register": "sfumato.registry:register",
     "resume": "sfumato.training:resume",
     "sample": "sfumato.sampling:sample",
     "save": "sfumato.artefact:save",

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, overload
+from typing import Any, cast, overload
 
 from sfumato.compose import Guided, Wrapped
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
 from sfumato.process import Uniform
+from sfumato.registry import make
 from sfumato.solvers import Ancestral, AncestralWalk, Plan, Solver, Walk, WalkSolver, default
 
 DEFAULT_STEPS = 20
-AnySolver = Solver | WalkSolver | Plan | Walk
+AnySolver = Solver | WalkSolver | Plan | Walk | str  # a name stands for what it makes
 
 
 @overload
 def make_plan(
     model: Model,
     steps: int | None,
-    solver: Solver | Plan | None,
+    solver: Solver | Plan | str | None,
     t_start: float = 1.0,
     t_stop: float = 0.0,
     guidance: float | None = None,
@@ -48,6 +49,8 @@ def make_plan(
     interval: tuple[float, float] | None = None,
 ) -> Plan | Walk:
     """The plan that `sample` runs: a given Plan as it is, a solver's, or without either one that the model carries."""
+    if isinstance(solver, str):
+        solver = cast(Solver | WalkSolver, make("solver", solver))
     if solver is not None:
         _suits(model, solver)
     if isinstance(solver, Plan | Walk):

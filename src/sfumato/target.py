@@ -16,10 +16,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sfumato import registry
 from sfumato.errors import SfumatoError
+from sfumato.registry import register
 from sfumato.schedule import Schedule, Time, as_time
 
-NAMES = ("x", "eps", "score", "v", "velocity", "F")
+NAMES = registry.names("target")  # those of the package
 
 
 class Row(NamedTuple):
@@ -39,28 +41,50 @@ class Solution(NamedTuple):
 
 
 def row(name: str, schedule: Schedule, t: Time, sigma_data: float = 1.0) -> Row:
-    """The row (a, b) of a named target at times t.
+    """The row (a, b) of a named target at times t; each is registered below, and a user's own beside them."""
+    return registry.get("target", name)(schedule, as_time(t), sigma_data)
 
-    x (1, 0); eps (0, 1); score (0, -1/sigma); v (-sigma, alpha); velocity (alpha', sigma');
-    F (sigma/sd, -alpha sd) / sqrt(sigma^2 + alpha^2 sd^2): EDM's raw network output for any schedule.
-    """
-    t = as_time(t)
+
+@register("target", "x")
+def clean(schedule: Schedule, t: Tensor, sigma_data: float) -> Row:
+    """(1, 0)."""
+    sigma = schedule.sigma(t)
+    return Row(torch.ones_like(sigma), torch.zeros_like(sigma))
+
+
+@register("target", "eps")
+def noise(schedule: Schedule, t: Tensor, sigma_data: float) -> Row:
+    """(0, 1)."""
+    sigma = schedule.sigma(t)
+    return Row(torch.zeros_like(sigma), torch.ones_like(sigma))
+
+
+@register("target", "score")
+def score(schedule: Schedule, t: Tensor, sigma_data: float) -> Row:
+    """(0, -1/sigma)."""
+    sigma = schedule.sigma(t)
+    return Row(torch.zeros_like(sigma), -1 / sigma)
+
+
+@register("target", "v")
+def v(schedule: Schedule, t: Tensor, sigma_data: float) -> Row:
+    """(-sigma, alpha)."""
     alpha, sigma = schedule(t)
-    zero, one = torch.zeros_like(sigma), torch.ones_like(sigma)
-    if name == "x":
-        return Row(one, zero)
-    if name == "eps":
-        return Row(zero, one)
-    if name == "score":
-        return Row(zero, -1 / sigma)
-    if name == "v":
-        return Row(-sigma, alpha)
-    if name == "velocity":
-        return Row(*schedule.rates(t))
-    if name == "F":
-        norm = torch.sqrt(sigma**2 + alpha**2 * sigma_data**2)
-        return Row(sigma / sigma_data / norm, -alpha * sigma_data / norm)
-    raise SfumatoError(f"Unknown target {name!r}: known are {', '.join(NAMES)}.")
+    return Row(-sigma, alpha)
+
+
+@register("target", "velocity")
+def velocity(schedule: Schedule, t: Tensor, sigma_data: float) -> Row:
+    """(alpha', sigma') = dz/dt."""
+    return Row(*schedule.rates(t))
+
+
+@register("target", "F")
+def raw(schedule: Schedule, t: Tensor, sigma_data: float) -> Row:
+    """(sigma/sd, -alpha sd) / sqrt(sigma^2 + alpha^2 sd^2): EDM's raw network output for any schedule."""
+    alpha, sigma = schedule(t)
+    norm = torch.sqrt(sigma**2 + alpha**2 * sigma_data**2)
+    return Row(sigma / sigma_data / norm, -alpha * sigma_data / norm)
 
 
 def solve(row: Row, alpha: Tensor, sigma: Tensor) -> Solution:
@@ -82,16 +106,15 @@ def solve(row: Row, alpha: Tensor, sigma: Tensor) -> Solution:
 
 def check(name: str, schedule: Schedule) -> None:
     """Refuse a target that cannot be read at the schedule's noise end."""
-    if name not in NAMES:
-        raise SfumatoError(f"Unknown target {name!r}: known are {', '.join(NAMES)}.")
-    if name in ("eps", "score") and float(schedule.alpha(1.0)) == 0:
+    at_noise = row(name, schedule, 1.0).a
+    if float(schedule.alpha(1.0)) == 0 and float(at_noise) == 0:
         raise SfumatoError(
             f"Target {name!r} cannot be read at zero signal, and {type(schedule).__name__} has alpha(1) = 0: "
             "use target='v', 'x', 'velocity' or 'F', or a schedule with alpha(1) > 0."
         )
-    if name == "velocity" and not bool(schedule.rates(1.0)[0].isfinite()):
+    if not bool(at_noise.isfinite()):
         raise SfumatoError(
-            f"Target 'velocity' is infinite at t = 1 of {type(schedule).__name__}, where alpha falls to 0 like a root: "
+            f"Target {name!r} is infinite at t = 1 of {type(schedule).__name__}, where alpha falls to 0 like a root: "
             "use target='v', 'x' or 'F'."
         )
 

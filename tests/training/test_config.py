@@ -8,8 +8,10 @@ import sys
 import pytest
 import yaml
 
+from sfumato import registry
 from sfumato.errors import SfumatoError
-from sfumato.training.config import CHOICES, MOVING, TrainConfig, budget, docs, from_dict, from_yaml
+from sfumato.training.config import NAMING, TrainConfig, budget, choices, docs, from_dict, from_yaml
+from sfumato.training.goal import goal_of
 
 
 @pytest.mark.parametrize(
@@ -55,27 +57,19 @@ def test_bad_yaml_is_one_sentence(tmp_path, text, words):
     assert "\n" not in str(caught.value)
 
 
-def test_choices_are_what_the_library_names():
-    """config.py imports no torch, so that its lists are copies: of the named schedules, densities and weights."""
-    from sfumato import target
-    from sfumato.objectives import times, weights
-
-    assert CHOICES["times"] == tuple(times.NAMED)
-    assert CHOICES["weight"] == ("plain", *weights.NAMED)
-    assert CHOICES["target"] == target.NAMES
-    words = docs()
-    for setting in ("schedule", "target", "times", "weight"):
-        assert all(re.search(rf"\b{re.escape(name)}\b", words[setting]) for name in CHOICES[setting])
+def test_choices_and_words_are_what_is_registered():
+    for setting, kind in NAMING.items():
+        assert set(choices(setting)) >= set(registry.names(kind)), setting
+        assert all(re.search(rf"(^|\W){re.escape(name)}\b", docs()[setting]) for name in choices(setting)), setting
 
 
 def test_a_density_that_moves_needs_a_weight():
-    from sfumato.objectives import times
-
-    assert tuple(name for name, make in times.NAMED.items() if make().moves) == MOVING
-    for name in MOVING:
+    moving = [name for name, make in registry.Named("density").items() if make().moves]
+    assert moving == ["adaptive", "variance-optimal", "learned"]
+    for name in moving:
         with pytest.raises(SfumatoError, match="needs a weight"):
-            TrainConfig(times=name)
-        assert TrainConfig(times=name, weight="elbo").times == name
+            goal_of(TrainConfig(times=name))
+        assert goal_of(TrainConfig(times=name, weight="elbo")).times.moves
 
 
 def test_every_setting_has_its_words():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import sfumato as sf
+from sfumato import registry
 from sfumato.errors import SfumatoError
 from sfumato.training import loggers
 from sfumato.training.console import Silent
@@ -91,7 +92,7 @@ def test_a_dashboard_that_cannot_start_does_not_stop_the_run(tmp_path, monkeypat
         def note(self, text):
             self.said.append(text)
 
-    monkeypatch.setitem(loggers._KINDS, "wandb", refuses)
+    monkeypatch.setitem(registry._MADE["logger"], "wandb", refuses)
     monkeypatch.setattr(loggers, "check", lambda words: None)
     run = sf.train(X, out=str(tmp_path / "run"), loggers="wandb", **{**HOW, "console": Heard()})
     assert run.metrics[-1]["done"]
@@ -132,7 +133,7 @@ def test_a_dashboard_that_fails_does_not_stop_the_run(tmp_path, monkeypatch):
         def note(self, text):
             self.said.append(text)
 
-    monkeypatch.setitem(loggers._KINDS, "wandb", Broken)
+    monkeypatch.setitem(registry._MADE["logger"], "wandb", Broken)
     monkeypatch.setattr(loggers, "check", lambda words: None)
     run = sf.train(X, out=str(tmp_path / "run"), loggers="wandb", **{**HOW, "console": Heard()})
     assert run.metrics[-1]["done"]

@@ -8,6 +8,7 @@ from typing import Any
 from sfumato import certification, solvers
 from sfumato.cli.run import Voice
 from sfumato.errors import SfumatoError, suggest
+from sfumato.registry import bare, make, names
 from sfumato.solvers import Plan
 
 PASSED, FAILED = 0, 1
@@ -24,20 +25,20 @@ def certify(options: Any, voice: Voice) -> int:
 
 
 def _subject(word: str) -> Any:
-    if word in solvers.NAMES:
-        return solvers.NAMES[word]()
+    if bare(word) in names("solver"):
+        return make("solver", word)
     if word.endswith(".json") or Path(word).is_file():
         return Plan.load(word)
     raise SfumatoError(
-        f"there is no solver {word!r}, nor a file of a plan of that name: {suggest(word, solvers.NAMES)}"
+        f"there is no solver {word!r}, nor a file of a plan of that name: {suggest(word, names('solver'))}"
     )
 
 
 def _all(voice: Voice, quick: bool) -> int:
     found = {}
-    for name, make in solvers.NAMES.items():
+    for name, maker in solvers.NAMES.items():
         # the one has no order in the number of steps, the other needs what no exact model has learned
-        if isinstance(solver := make(), solvers.Adaptive | solvers.LearnedDDPM):
+        if isinstance(solver := maker(), solvers.Adaptive | solvers.LearnedDDPM):
             continue
         voice.note(f"{name} ...")
         found[name] = certification.certify(solver, name=name, quick=quick)

@@ -7,14 +7,8 @@ from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_ty
 
 import tyro
 
-from sfumato.training.config import CHOICES, TrainConfig, docs
-
-# as sfumato.solvers.NAMES, which needs torch
-SOLVERS = (
-    "adaptive", "annealed-langevin", "churn", "ddim", "ddpm", "ddpm-beta", "ddpm-learned", "deis", "dpm++2m", "dpm++2s",
-    "dpm++3m", "dpm++3s", "dpm2", "dpm3", "euler", "euler-maruyama", "heun", "lms", "midpoint", "multistep", "plms",
-    "pndm", "predictor-corrector", "rk4", "sa-solver", "sde-dpm++2m", "sde-dpm++3m", "sde-dpm2m", "unipc",
-)  # fmt: skip
+from sfumato.registry import names
+from sfumato.training.config import TrainConfig, choices, docs
 
 
 def flag(words: str, metavar: str | None = None, *, name: str | None = None, short: str | None = None) -> Any:
@@ -122,7 +116,7 @@ class Sample:
     steps: Annotated[int | None, flag("Steps of the solver; 20 where it is not given.", "INT")] = None
     solver: Annotated[
         str | None,
-        flag(f"Solver: {', '.join(SOLVERS)}. Without it, the plan of so many steps that the model carries "
+        flag(f"Solver: {', '.join(names('solver'))}. Without it, the plan of so many steps that the model carries "
              "(`sfumato tune`), or multistep with a corrector.", "NAME"),
     ] = None  # fmt: skip
     seed: Annotated[int, flag("Seed of the samples.", "INT")] = 0
@@ -334,7 +328,7 @@ class Certify:
 
     solver: Annotated[
         tyro.conf.Positional[str | None],
-        flag(f"One of {', '.join(SOLVERS)}, or a plan's .json file.", "SOLVER"),
+        flag(f"One of {', '.join(names('solver'))}, or a plan's .json file.", "SOLVER"),
     ] = None
     quick: Annotated[bool, flag("Fewer steps and samples for SOLVER.")] = False
     full: Annotated[bool, flag("All steps and samples where no SOLVER is given.")] = False
@@ -350,10 +344,10 @@ class ExplainObjective:
     """
 
     model: Annotated[tyro.conf.Positional[str | None], flag("A run folder or a .safetensors file.", "MODEL")] = None
-    schedule: Annotated[str | None, flag(f"One of {', '.join(CHOICES['schedule'])}.", "NAME")] = None
-    target: Annotated[str | None, flag(f"One of {', '.join(CHOICES['target'])}.", "NAME")] = None
-    times: Annotated[str | None, flag(f"One of {', '.join(CHOICES['times'])}.", "NAME")] = None
-    weight: Annotated[str | None, flag(f"One of {', '.join(CHOICES['weight'])}.", "NAME")] = None
+    schedule: Annotated[str | None, flag(f"One of {', '.join(choices('schedule'))}.", "NAME")] = None
+    target: Annotated[str | None, flag(f"One of {', '.join(choices('target'))}.", "NAME")] = None
+    times: Annotated[str | None, flag(f"One of {', '.join(choices('times'))}.", "NAME")] = None
+    weight: Annotated[str | None, flag(f"One of {', '.join(choices('weight'))}.", "NAME")] = None
     plot: Annotated[
         str | None,
         flag(

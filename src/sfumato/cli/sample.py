@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from sfumato import __version__, artefact, plans, sampling, solvers
+from sfumato import __version__, artefact, plans, sampling
 from sfumato.cli import write
 from sfumato.cli.run import Voice
 from sfumato.compose import guide
 from sfumato.data import DataSpec
-from sfumato.errors import SfumatoError, suggest
+from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
-from sfumato.plans import AnySolver
 from sfumato.solvers import Plan, Walk
 from sfumato.training.precision import compute_dtype, device_of
 from sfumato.world import ALONE, World, joined
@@ -50,9 +49,8 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE) -> dic
     index = _index(options, spec)
     labels = _labels(options, spec, index)
     scale = guidance_scale(options, denoiser)
-    solver = None if options.solver is None else _solver(options.solver)
     interval = options.guidance_interval
-    plan = plans.make_plan(denoiser, options.steps, solver, guidance=scale, interval=interval)
+    plan = plans.make_plan(denoiser, options.steps, options.solver, guidance=scale, interval=interval)
     model = denoiser if scale is None else guide(denoiser, scale, interval)
     _say_choices(options, spec, scale, note)
     if any(plan is own for own in denoiser.plans.values()):
@@ -106,12 +104,6 @@ def _say_choices(options: Any, spec: DataSpec, scale: float | None, note: Callab
         note(f"No --class was given: the samples go through all {len(spec.classes)} classes in turn.")
     if scale is not None and options.guidance is None:
         note(f"Guidance scale {scale:g}; --guidance sets another.")
-
-
-def _solver(name: str) -> AnySolver:
-    if name not in solvers.NAMES:
-        raise SfumatoError(f"there is no solver {name!r}: {suggest(name, solvers.NAMES)}")
-    return solvers.NAMES[name]()
 
 
 def _draw(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sfumato import artefact
-from sfumato.errors import SfumatoError, suggest
+from sfumato.errors import SfumatoError
 from sfumato.levels import gradients as of_gradients
 from sfumato.levels.bins import make
 from sfumato.levels.draws import Draws
@@ -145,7 +145,7 @@ def _dials(
     chosen = times if times is not None else made.get("times")
     density: TimeDensity = UniformTime()
     if isinstance(chosen, str):
-        density = _named("times", chosen, densities.NAMED)()
+        density = densities.named(chosen)
     elif chosen is not None:
         density = chosen
     if density.moves:
@@ -153,14 +153,8 @@ def _dials(
     picked = weight if weight is not None else made.get("weight", PLAIN)
     w: Weight | None = None
     if isinstance(picked, str):
-        w = None if picked == PLAIN else _named("weight", picked, weights.NAMED)()
+        w = None if picked == PLAIN else weights.named(picked)
     elif picked is not None:
         w = picked
     said = [chosen if isinstance(chosen, str) else repr(density), picked if isinstance(picked, str) else "own"]
     return density, w, f"times {said[0]}, weight {said[1]}"
-
-
-def _named(what: str, name: str, known: dict[str, Any]) -> Any:
-    if name not in known:
-        raise SfumatoError(f"There is no {what} {name!r} that a board knows: {suggest(name, known)}")
-    return known[name]

@@ -9,7 +9,7 @@ its place.
 
 from .autoencoder import Autoencoder
 from .bottleneck import Bottleneck
-from .build import build, from_config
+from .build import build, from_config, named
 from .codes import GaussianCode, QuantisedCode, VectorQuantiser
 from .dit import DiT
 from .energy import Energy
@@ -18,5 +18,5 @@ from .unet import UNet
 
 __all__ = [
     "MLP", "Autoencoder", "Bottleneck", "DiT", "Energy", "GaussianCode", "QuantisedCode", "UNet", "VectorQuantiser",
-    "build", "from_config",
+    "build", "from_config", "named",
 ]  # fmt: skip

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import SfumatoError, suggest
+from ..registry import register
 from .blocks import Block, Grid, Pointwise, conv, group_norm, halved
 from .codes import GaussianCode, QuantisedCode, VectorQuantiser
 from .fields import check_input, field_shape
@@ -23,6 +24,7 @@ from .fields import check_input, field_shape
 BOTTLENECKS = ("kl", "vq")
 
 
+@register("network", "Autoencoder")
 class Autoencoder(nn.Module):
     """encode(x) -> GaussianCode or QuantisedCode; decode(y) -> the mean of x; x (B, *shape), y (B, *latent_shape).
 

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ..errors import SfumatoError
+from ..registry import register
 from .autoencoder import VectorMap
 from .fields import check_input
 
 
+@register("network", "Bottleneck")
 class Bottleneck(nn.Module):
     """net(x) = decode(encode(x)): x and y (B, *shape), the code (B, code) the only way from one to the other.
 

@@ -1,58 +1,67 @@
 """Networks by name, and the network that suits a shape."""
 
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
+from .. import registry
 from ..errors import SfumatoError, suggest
-from .autoencoder import Autoencoder
+from ..registry import register
 from .blocks import halved
-from .bottleneck import Bottleneck
-from .dit import DiT
 from .energy import Energy
 from .fields import per_axis_patch
 from .mlp import MLP
 from .unet import UNet
 
-Network = MLP | UNet | DiT | Bottleneck | Energy | Autoencoder
-NETS: dict[str, type[Network]] = {c.__name__: c for c in (MLP, UNet, DiT, Bottleneck, Energy, Autoencoder)}
-SIZES = ("auto", "tiny", "small", "base")
-
 # By size: (width, depth) of an MLP; the channels of a U-Net's level of up to 100, of up to 300 and of more places, the
 # blocks a level, and the levels that attend.
 MLPS = {"tiny": (128, 3), "small": (256, 4), "base": (512, 6)}
 UNETS = {"tiny": ((64, 32, 16), 1, 1), "small": ((128, 64, 32), 1, 1), "base": ((256, 128, 64), 2, 2)}
+SIZES = ("auto", *MLPS)
 FINEST = 1200  # places that the finest level may have before patches are taken
 COARSEST = 100  # places that the coarsest level may have: levels are added until it does
 ATTENDED = 512  # places that attention may span: beyond, it costs more than the convolutions around it
 
 
-def from_config(config: Mapping[str, Any]) -> Network:
+def from_config(config: Mapping[str, Any]) -> nn.Module:
     """The network that `net.config` describes, with fresh weights: `from_config(net.config).config == net.config`.
 
     `config` is {"name": "MLP" | "UNet" | .., "args": {...}}; arguments left out take their defaults, and one that is a
     network itself is described in the same way.
     Raises SfumatoError for an unknown name or argument, a missing one, or a value that the network refuses.
     """
-    if set(config) != {"name", "args"} or not isinstance(config["args"], Mapping):
-        raise SfumatoError(f'a network is described by {{"name": ..., "args": {{...}}}}; got the keys {sorted(config)}')
-    name, args = config["name"], config["args"]
-    if name not in NETS:
-        raise SfumatoError(f"unknown network {name!r}: {suggest(str(name), NETS)}")
-    parameters = inspect.signature(NETS[name]).parameters
-    for key in args:
-        if key not in parameters:
-            raise SfumatoError(f"{name} has no argument {key!r}: {suggest(str(key), parameters)}")
-    missing = [key for key, p in parameters.items() if p.default is p.empty and key not in args]
-    if missing:
-        raise SfumatoError(f"{name} needs the argument {missing[0]!r}")
-    made: dict[str, Any] = {
-        k: from_config(v) if isinstance(v, Mapping) and k != "conditions" else v for k, v in args.items()
-    }
-    return NETS[name](**made)
+    found: nn.Module = registry.build(config, "network")
+    return found
 
 
+def named(
+    word: Any,
+    shape: Sequence[int],
+    classes: int = 0,
+    samples: int | None = None,
+    outputs: int = 1,
+    conditions: Mapping[str, Mapping[str, Any]] | None = None,
+) -> nn.Module:
+    """The network of a word, such as "auto", "DiT(depth=8)" or a name of your own, for samples of `shape`.
+
+    What the word leaves open of `shape`, `dim` (D of vectors), `classes`, `samples`, `outputs` and `conditions` it gets from
+    here, as far as the network has such arguments.
+    """
+    given: dict[str, Any] = {"shape": tuple(shape), "classes": classes, "samples": samples, "outputs": outputs}
+    if conditions is not None:
+        given["conditions"] = conditions
+    if len(shape) == 1:
+        given["dim"] = shape[0]
+    found: nn.Module = registry.make("network", word, given)
+    return found
+
+
+@register("network", "auto", size="auto")
+@register("network", "tiny", size="tiny")
+@register("network", "small", size="small")
+@register("network", "base", size="base")
 def build(
     shape: Sequence[int],
     classes: int = 0,

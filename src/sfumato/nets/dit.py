@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import SfumatoError
+from ..registry import register
 from .attention import attend
 from .conditions import Conditioning, Context, arguments, beside, described, named, of_kind, width_beside
 from .fields import check_input, depth_to_space, field_shape, per_axis_patch, space_to_depth
@@ -50,6 +51,7 @@ class TransformerBlock(nn.Module):
         return self.out(attend(self.qkv(y), self.heads))
 
 
+@register("network", "DiT")
 class DiT(nn.Module):
     """net(x, noise_level, label) -> y for fields: x and y (B, *shape), noise_level (B,), label int64 (B,) or None.
 

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import SfumatoError
+from ..registry import register
 
 
+@register("network", "Energy")
 class Energy(nn.Module):
     """net(x, noise_level, label) -> grad_x <x, f(x, noise_level, label)>, x and y (B, *shape).
 

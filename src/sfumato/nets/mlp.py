@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import SfumatoError
 from .conditions import Conditioning, arguments, beside, described, named, refuse, width_beside
+from ..registry import register
 from .fields import check_input
 
 
@@ -29,6 +30,7 @@ class ResidualLayer(nn.Module):
         return h + self.second(self.dropout(nn.functional.silu(self.first(y))))
 
 
+@register("network", "MLP")
 class MLP(nn.Module):
     """net(x, noise_level, label) -> y for vectors: x and y (B, dim), noise_level (B,), label int64 (B,) or None.
 

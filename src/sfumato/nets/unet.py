@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import SfumatoError
+from ..registry import register
 from .blocks import Attention, Block, Grid, Pointwise, Stage, conv, group_norm, halved, zero
 from .conditions import Conditioning, Context, arguments, beside, described, named, of_kind, refuse, width_beside
 from .fields import check_input, depth_to_space, field_shape, per_axis_patch, space_to_depth
 
 
+@register("network", "UNet")
 class UNet(nn.Module):
     """net(x, noise_level, label) -> y for fields: x and y (B, *shape), noise_level (B,), label int64 (B,) or None.
 

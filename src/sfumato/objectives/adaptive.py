@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sfumato.errors import SfumatoError
 from sfumato.objectives.density import LIMIT, TimeDensity, limits
+from sfumato.registry import register
 from sfumato.schedule import Schedule
 
 
@@ -120,11 +121,13 @@ class Adaptive(TimeDensity):
         self.sums = sums.detach().to("cpu", torch.float64, copy=True)
 
 
+@register("density", "adaptive")
 def adaptive(half_life: float = 10_000.0, floor: float = 0.05) -> Adaptive:
     """p proportional to the mean of w |eps - eps_hat|^2 at each logsnr (2303.00848, App. F)."""
     return Adaptive(1, half_life=half_life, floor=floor)
 
 
+@register("density", "variance-optimal")
 def variance_optimal(half_life: float = 10_000.0, floor: float = 0.05) -> Adaptive:
     """p proportional to the root of the mean of (w |eps - eps_hat|^2)^2 at each logsnr: the least variance."""
     return Adaptive(2, half_life=half_life, floor=floor)

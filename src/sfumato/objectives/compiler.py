@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
+from sfumato import registry
 from sfumato import target as targets
 from sfumato.errors import SfumatoError
 from sfumato.objectives import factor as factors
@@ -55,7 +56,7 @@ class Nearest(NamedTuple):
 class Objective:
     """A weighted denoising loss, compiled.
 
-    target: a row (`target.NAMES`). times: the density that levels are drawn from, uniform in t by default. The loss is
+    target: a row (of `target`). times: the density that levels are drawn from, uniform in t by default. The loss is
     one of three: the plain squared error of the target; `weight`, w(logsnr) itself, by which `denoising_loss` divides
     the density out again; or `factor`, a function of logsnr that multiplies |y - y_hat|^2 as other trainers write it.
     sigma_data: that of the target F. w and p are 0 outside the levels that the schedule reaches.
@@ -71,8 +72,7 @@ class Objective:
         *,
         factor: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        if target not in targets.NAMES:
-            raise SfumatoError(f"Unknown target {target!r}: known are {', '.join(targets.NAMES)}.")
+        registry.check("target", target)
         if weight is not None and factor is not None:
             raise SfumatoError("An objective has a weight w(logsnr) or a factor on the squared error, not both.")
         self.schedule, self.target, self.sigma_data = schedule, target, float(sigma_data)

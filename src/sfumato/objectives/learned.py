@@ -29,6 +29,7 @@ from sfumato import noise
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
 from sfumato.objectives.density import LIMIT, TimeDensity, limits
+from sfumato.registry import register
 from sfumato.schedule import Schedule
 from sfumato.schedules import Tabulated
 
@@ -215,6 +216,7 @@ def end_rates(
     return 0.5 * (math.exp(ends[0]) * size - errors[0]), 0.5 * (errors[1] - dim)
 
 
+@register("density", "learned")
 def learned(width: int = 64, lr: float = 0.03) -> Learned:
     """VDM's monotone network, trained for the least variance of the loss (2107.00630, App. I.2)."""
     return Learned(width, lr)

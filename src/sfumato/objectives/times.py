@@ -9,8 +9,8 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import final
 
 import torch
@@ -23,7 +23,7 @@ from sfumato.objectives.adaptive import variance_optimal as variance_optimal
 from sfumato.objectives.density import TimeDensity as TimeDensity
 from sfumato.objectives.density import limits as limits
 from sfumato.objectives.learned import learned as learned
-from sfumato.objectives.words import called
+from sfumato.registry import Named, make, register
 from sfumato.schedule import Schedule
 
 
@@ -267,31 +267,38 @@ class LowDiscrepancy(TimeDensity):
         return self.base.moves
 
 
+@register("density", "uniform")
 def uniform() -> TimeDensity:
     """Uniform in t."""
     return UniformTime()
 
 
+@register("density", "uniform-logsnr")
 def uniform_logsnr() -> TimeDensity:
     """Uniform in logsnr."""
     return UniformLogSNR()
 
 
+@register("density", "logit-normal")
 def logit_normal(mean: float = 0.0, std: float = 1.0) -> TimeDensity:
     """t = sigmoid(mean + std n) of the flow path: logsnr ~ N(-2 mean, 4 std^2) (2403.03206, Eq. 19)."""
     return NormalLogSNR(0.0 - 2 * mean, 2 * std)
 
 
+@register("density", "mode")
 def mode(s: float = 1.29) -> TimeDensity:
     """SD3's mode sampling (2403.03206, Eq. 20)."""
     return Mode(s)
 
 
+@register("density", "cosmap")
 def cosmap() -> TimeDensity:
     """SD3's CosMap (2403.03206, Eq. 21): p = sech(logsnr/2) / (2 pi)."""
     return CosMap()
 
 
+# by name for data of standard deviation 1 and not 0.5, which moves ln(sigma/alpha) by ln 2
+@register("density", "edm", mean=-1.2 + math.log(2))
 def edm(mean: float = -1.2, std: float = 1.2) -> TimeDensity:
     """ln(sigma/alpha) ~ N(mean, std^2): logsnr ~ N(-2 mean, 4 std^2) (2206.00364, Table 1)."""
     return NormalLogSNR(0.0 - 2 * mean, 2 * std)
@@ -302,27 +309,16 @@ def from_density(p: Callable[[Tensor], Tensor], cells: int = 4096) -> TimeDensit
     return FromDensity(p, cells)
 
 
+@register("density", "low-discrepancy")
 def low_discrepancy(base: TimeDensity | None = None) -> TimeDensity:
     """A density (uniform in t by default) whose levels are spread evenly over a batch."""
     return LowDiscrepancy(base or UniformTime())
 
 
-# What settings and the command line may name. EDM's figures are for data of standard deviation 0.5; data are
-# normalised to 1 here, which moves ln(sigma/alpha) by ln 2.
-NAMED: dict[str, Callable[..., TimeDensity]] = {
-    "uniform": uniform,
-    "uniform-logsnr": uniform_logsnr,
-    "logit-normal": logit_normal,
-    "mode": mode,
-    "cosmap": cosmap,
-    "edm": partial(edm, mean=-1.2 + math.log(2)),
-    "low-discrepancy": low_discrepancy,
-    "adaptive": adaptive,
-    "variance-optimal": variance_optimal,
-    "learned": learned,
-}
+NAMED: Mapping[str, Callable[..., TimeDensity]] = Named("density")
 
 
 def named(word: str) -> TimeDensity:
-    """The density of a name in `NAMED`, with numbers or without: "mode", "mode(s=0.8)", "logit-normal(0.5, 0.8)"."""
-    return called(word, NAMED, "time density")
+    """The density of a name, with numbers or without: "mode", "mode(s=0.8)", "logit-normal(0.5, 0.8)"."""
+    found: TimeDensity = make("density", word)
+    return found

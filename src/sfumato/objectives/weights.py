@@ -8,19 +8,20 @@ and truncated_snr. snr = exp(logsnr). Source: Kingma and Gao 2023 (2303.00848), 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
 from sfumato.objectives import times
-from sfumato.objectives.words import called
+from sfumato.registry import Named, make, register
 
 Weight = Callable[[Tensor], Tensor]
 
 
+@register("weight", "elbo")
+@register("weight", "likelihood")
 def elbo() -> Weight:
     """w = 1: the evidence lower bound (2107.00630); likelihood weighting g^2 (2101.09258)."""
     return torch.ones_like
@@ -29,16 +30,20 @@ def elbo() -> Weight:
 likelihood = elbo  # g^2 |s - s_hat|^2 in t is |eps - eps_hat|^2 in logsnr
 
 
+@register("weight", "ncsn")
 def ncsn() -> Weight:
     """w = 1: sigma^2 |s - s_hat|^2 with log sigma uniform is the bound already (1907.05600, 2006.09011)."""
     return torch.ones_like
 
 
+@register("weight", "eps-simple")
 def eps_simple() -> Weight:
     """w = sech(logsnr/2): DDPM's simple loss under the cosine schedule (2006.11239, 2102.09672)."""
     return lambda lam: 1 / torch.cosh(lam / 2)
 
 
+@register("weight", "v")
+@register("weight", "flow")
 def v() -> Weight:
     """w = exp(-logsnr/2): v-prediction with cosine, flow matching with uniform t (2202.00512, 2210.02747)."""
     return lambda lam: torch.exp(-lam / 2)
@@ -47,59 +52,71 @@ def v() -> Weight:
 flow = v  # METHODS' dictionary: the same weight under two names
 
 
+@register("weight", "x-simple")
 def x_simple() -> Weight:
     """w = exp(-logsnr) sech(logsnr/2): plain x-prediction with cosine."""
     return lambda lam: torch.exp(-lam) / torch.cosh(lam / 2)
 
 
+@register("weight", "indi")
 def indi() -> Weight:
     """w = exp(-logsnr) sech^2(logsnr/4): plain x-prediction on the linear path, uniform t (2303.11435)."""
     return lambda lam: torch.exp(-lam) / torch.cosh(lam / 4) ** 2
 
 
+# for data of standard deviation 1, as the density of that name
+@register("weight", "edm", sigma_data=1.0, mean=-1.2 + math.log(2))
 def edm(sigma_data: float = 0.5, mean: float = -1.2, std: float = 1.2) -> Weight:
     """w = N(logsnr; -2 mean, 4 std^2) (exp(-logsnr) + sigma_data^2) / sigma_data^2 (2206.00364, Table 1)."""
     density = times.NormalLogSNR(-2 * mean, 2 * std)
     return lambda lam: density.pdf(lam) * (torch.exp(-lam) + sigma_data**2) / sigma_data**2
 
 
+@register("weight", "p2")
 def p2(gamma: float = 1.0, k: float = 1.0) -> Weight:
     """w = sech(logsnr/2) / (k + snr)^gamma: perception prioritized, eps with cosine (2204.00227)."""
     _positive(p2=k)
     return lambda lam: 1 / torch.cosh(lam / 2) / (k + lam.exp()) ** gamma
 
 
+@register("weight", "min-snr")
 def min_snr(gamma: float = 5.0) -> Weight:
     """w = sech(logsnr/2) min(1, gamma / snr): |x - x_hat|^2 min(snr, gamma) with cosine (2303.09556)."""
     _positive(min_snr=gamma)
     return lambda lam: (gamma * torch.exp(-lam)).clamp_max(1.0) / torch.cosh(lam / 2)
 
 
+@register("weight", "soft-min-snr")
 def soft_min_snr(gamma: float = 4.0) -> Weight:
     """w = sech(logsnr/2) gamma / (snr + gamma): min-SNR without the kink (2401.11605); p2(1, gamma)."""
     return p2(1.0, gamma)
 
 
+@register("weight", "truncated-snr")
 def truncated_snr() -> Weight:
     """w = sech(logsnr/2) max(1, 1 / snr): max(|x - x_hat|^2, |eps - eps_hat|^2) with cosine (2202.00512, Sec. 4)."""
     return lambda lam: torch.exp(-lam).clamp_min(1.0) / torch.cosh(lam / 2)
 
 
+@register("weight", "sd3-logit-normal")
 def sd3_logit_normal(mean: float = 0.0, std: float = 1.0) -> Weight:
     """w = N(logsnr; -2 mean, 4 std^2) (1 + exp(-logsnr/2))^2: rectified flow, logit-normal t (2403.03206, Eq. 19)."""
     return _rectified(times.NormalLogSNR(-2 * mean, 2 * std))
 
 
+@register("weight", "sd3-mode")
 def sd3_mode(s: float = 1.29) -> Weight:
     """Rectified flow with mode sampling (2403.03206, Eq. 20)."""
     return _rectified(times.Mode(s))
 
 
+@register("weight", "sd3-cosmap")
 def sd3_cosmap() -> Weight:
     """w = sech(logsnr/2) (1 + exp(-logsnr/2))^2 / (2 pi): rectified flow with CosMap (2403.03206, Eq. 21)."""
     return _rectified(times.CosMap())
 
 
+@register("weight", "sigmoid")
 def sigmoid(bias: float = 0.0) -> Weight:
     """w = sigmoid(bias - logsnr): VDM++ and SiD2 (2303.00848, 2410.19324); monotone, so an ELBO with augmentation."""
     return lambda lam: torch.sigmoid(bias - lam)
@@ -116,28 +133,10 @@ def _positive(**values: float) -> None:
             raise SfumatoError(f"The weight {name} needs a positive number, got {value:g}.")
 
 
-# What settings and the command line may name; EDM's for data of standard deviation 1, as in `times.NAMED`.
-NAMED: dict[str, Callable[..., Weight]] = {
-    "elbo": elbo,
-    "likelihood": likelihood,
-    "ncsn": ncsn,
-    "eps-simple": eps_simple,
-    "x-simple": x_simple,
-    "v": v,
-    "flow": flow,
-    "indi": indi,
-    "edm": partial(edm, sigma_data=1.0, mean=-1.2 + math.log(2)),
-    "p2": p2,
-    "min-snr": min_snr,
-    "soft-min-snr": soft_min_snr,
-    "truncated-snr": truncated_snr,
-    "sd3-logit-normal": sd3_logit_normal,
-    "sd3-mode": sd3_mode,
-    "sd3-cosmap": sd3_cosmap,
-    "sigmoid": sigmoid,
-}
+NAMED: Mapping[str, Callable[..., Weight]] = Named("weight")
 
 
 def named(word: str) -> Weight:
-    """The weight of a name in `NAMED`, with numbers or without: "sigmoid", "sigmoid(bias=-2)", "p2(0.5)"."""
-    return called(word, NAMED, "weight")
+    """The weight of a name, with numbers or without: "sigmoid", "sigmoid(bias=-2)", "p2(0.5)"."""
+    found: Weight = make("weight", word)
+    return found

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from sfumato.errors import SfumatoError
+from sfumato.registry import Named, build
 from sfumato.schedule import Schedule
 from sfumato.schedules.derived import FromBetas, FromFunction, Shifted, Tabulated
 from sfumato.schedules.laws import Cauchy, Laplace
@@ -18,27 +19,12 @@ __all__ = [
 ]  # fmt: skip
 
 
-def named() -> dict[str, type[Schedule]]:
-    """Every schedule that a file may name."""
-    return {
-        c.__name__: c
-        for c in (
-            LinearBeta, SubVP, Cosine, Trig, Flow, VE, EDM, LogLinear, Laplace, Cauchy, Sigmoid, Shifted, FromBetas,
-            Tabulated, ZeroTerminalSNR,
-        )
-    }  # fmt: skip
+def named() -> dict[str, Callable[..., Schedule]]:
+    """Every schedule of a file, by the name of its class."""
+    return {getattr(make, "__name__", name): make for name, make in Named("schedule").items()}
 
 
 def from_config(config: dict[str, Any]) -> Schedule:
     """The schedule that `config()` described."""
-    known = named()
-    if config.get("name") not in known:
-        raise SfumatoError(f"Unknown schedule {config.get('name')!r}: known are {', '.join(sorted(known))}.")
-    args = {
-        k: from_config(v) if isinstance(v, dict) else tuple(v) if isinstance(v, list) else v
-        for k, v in config.get("args", {}).items()
-    }
-    try:
-        return known[config["name"]](**args)
-    except TypeError as error:
-        raise SfumatoError(f"The schedule {config['name']} does not take these arguments: {error}.") from None
+    found: Schedule = build({"args": {}, **config}, "schedule")
+    return found

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
+from sfumato.registry import register
 from sfumato.schedule import Schedule, require
 from sfumato.schedules.paths import LogSNRSchedule
 
 
+@register("schedule", "shifted")
 @dataclasses.dataclass(frozen=True)
 class Shifted(Schedule):
     """The same path x, eps with logsnr(t) = base.logsnr(t) - 2 log(factor): for larger images factor > 1.
@@ -86,6 +88,7 @@ class TableSchedule(LogSNRSchedule):
         return (i + (logsnr - table[i]) / (table[i + 1] - table[i])) / n
 
 
+@register("schedule", "tabulated")
 @dataclasses.dataclass(frozen=True)
 class Tabulated(TableSchedule):
     """logsnr given at t = 0, 1/N, .., 1 and linear between, variance-preserving: any law of logsnr in a file.
@@ -104,6 +107,7 @@ class Tabulated(TableSchedule):
         object.__setattr__(self, "_table", table)
 
 
+@register("schedule", "from-betas")
 @dataclasses.dataclass(frozen=True)
 class FromBetas(TableSchedule):
     """A discrete table: alpha_bar_i = prod_{j<=i} (1 - beta_j) sits at t = i/N, i = 1..N; logsnr is linear between.

@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from sfumato.registry import register
 from sfumato.schedule import require
 from sfumato.schedules.paths import LogSNRSchedule, falling
 
@@ -59,6 +60,7 @@ class QuantileSchedule(LogSNRSchedule):
         return (self.survival((logsnr - self.loc) / self.scale) - lo) / span
 
 
+@register("schedule", "laplace")
 @dataclasses.dataclass(frozen=True)
 class Laplace(QuantileSchedule):
     """Uniform t draws logsnr ~ Laplace(loc, scale), cut to a range. Hang et al. 2024 (2407.03297), Table 1."""
@@ -79,6 +81,7 @@ class Laplace(QuantileSchedule):
         return torch.exp(-x.abs()) / 2
 
 
+@register("schedule", "cauchy")
 @dataclasses.dataclass(frozen=True)
 class Cauchy(QuantileSchedule):
     """Uniform t draws logsnr ~ Cauchy(loc, scale), cut to a range. Hang et al. 2024 (2407.03297), Table 1."""

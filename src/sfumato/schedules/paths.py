@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from sfumato.registry import register
 from sfumato.schedule import Schedule, require
 
 
@@ -41,6 +42,7 @@ class BetaSchedule(Schedule):
         return 2 * b / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * b))
 
 
+@register("schedule", "linear")
 @dataclasses.dataclass(frozen=True)
 class LinearBeta(BetaSchedule):
     """VP with linear beta: B(t) = b0 t + (b1 - b0) t^2 / 2, alpha = exp(-B/2), sigma^2 = 1 - exp(-B).
@@ -60,6 +62,7 @@ class LinearBeta(BetaSchedule):
         return self.integral_time(torch.nn.functional.softplus(-logsnr, threshold=1e9))  # alpha^2 = sigmoid(logsnr)
 
 
+@register("schedule", "sub-vp")
 @dataclasses.dataclass(frozen=True)
 class SubVP(BetaSchedule):
     """sub-VP: alpha = exp(-B/2), sigma = 1 - exp(-B) (a standard deviation), g^2 = beta (1 - exp(-2B)).
@@ -84,6 +87,7 @@ def _vp_from_logsnr(logsnr: Tensor) -> tuple[Tensor, Tensor]:
     return torch.sigmoid(logsnr).sqrt(), torch.sigmoid(-logsnr).sqrt()
 
 
+@register("schedule", "cosine")
 @dataclasses.dataclass(frozen=True)
 class Cosine(Schedule):
     """alpha = cos(a) / cos(c), sigma^2 = 1 - alpha^2, a = pi/2 (t + s)/(1 + s), c = pi/2 s/(1 + s).
@@ -128,6 +132,7 @@ class Cosine(Schedule):
         return torch.where(t > 0.5, 1 - complement * 2 / math.pi * (1 + self.s), t)
 
 
+@register("schedule", "trig")
 @dataclasses.dataclass(frozen=True)
 class Trig(Schedule):
     """alpha = cos(pi t / 2), sigma = sin(pi t / 2). Albergo and Vanden-Eijnden 2022 (2209.15571); Lu and Song 2024."""
@@ -143,6 +148,7 @@ class Trig(Schedule):
         return 2 / math.pi * torch.atan(torch.exp(-logsnr / 2))
 
 
+@register("schedule", "flow")
 @dataclasses.dataclass(frozen=True)
 class Flow(Schedule):
     """alpha = 1 - t, sigma = t: the linear path of flow matching and rectified flow (2210.02747, 2209.03003)."""
@@ -157,6 +163,7 @@ class Flow(Schedule):
         return torch.sigmoid(-logsnr / 2)
 
 
+@register("schedule", "ve")
 @dataclasses.dataclass(frozen=True)
 class VE(Schedule):
     """alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t. Song et al. 2021 (2011.13456), Eq. 30."""
@@ -178,6 +185,7 @@ class VE(Schedule):
         return (-logsnr / 2 - math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)
 
 
+@register("schedule", "edm")
 @dataclasses.dataclass(frozen=True)
 class EDM(Schedule):
     """alpha = 1, sigma = (sigma_min^(1/rho) + t (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho.
@@ -236,6 +244,7 @@ class LogSNRSchedule(Schedule):
         return half * alpha * sigma**2, -half * sigma * alpha**2
 
 
+@register("schedule", "log-linear")
 @dataclasses.dataclass(frozen=True)
 class LogLinear(LogSNRSchedule):
     """logsnr(t) = logsnr_max + t (logsnr_min - logsnr_max), variance-preserving. Kingma et al. 2021 (2107.00630)."""
@@ -256,6 +265,7 @@ class LogLinear(LogSNRSchedule):
         return (logsnr - self.logsnr_max) / (self.logsnr_min - self.logsnr_max)
 
 
+@register("schedule", "sigmoid")
 @dataclasses.dataclass(frozen=True)
 class Sigmoid(LogSNRSchedule):
     """alpha^2 = (S(e/tau) - S((t (e - s) + s)/tau)) / (S(e/tau) - S(s/tau)), S the logistic function, VP.

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
+from sfumato.registry import register
 from sfumato.schedule import Schedule, require
 from sfumato.schedules.derived import FromBetas, bisected
 
 
+@register("schedule", "zero-terminal-snr")
 @dataclasses.dataclass(frozen=True)
 class ZeroTerminalSNR(Schedule):
     """`base` with alpha shifted and scaled until alpha(1) = 0 and alpha(kept) is what it was.

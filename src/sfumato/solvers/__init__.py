@@ -1,7 +1,8 @@
 """Solvers: builders of plans, and the one loop that runs them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+from sfumato.registry import Named
 from sfumato.solvers import grids
 from sfumato.solvers.adaptive import Adaptive, AdaptiveWalk
 from sfumato.solvers.build import Solver
@@ -19,38 +20,7 @@ from sfumato.solvers.runge_kutta import RK4, Heun, Midpoint, RungeKutta
 from sfumato.solvers.singlestep import Singlestep
 from sfumato.solvers.walk import Walk, WalkSolver
 
-# The names that the command line takes.
-NAMES: dict[str, Callable[[], Solver | WalkSolver]] = {
-    "adaptive": Adaptive,
-    "annealed-langevin": AnnealedLangevin,
-    "churn": Churn,
-    "ddim": DDIM,
-    "ddpm": DDPM,
-    "ddpm-beta": lambda: DDPM(variance="beta"),
-    "ddpm-learned": LearnedDDPM,
-    "deis": DEIS,
-    "dpm++2m": lambda: DPMSolverPP(2),
-    "dpm++2s": lambda: DPMSolverPP(2, multistep=False),
-    "dpm++3m": lambda: DPMSolverPP(3),
-    "dpm++3s": lambda: DPMSolverPP(3, multistep=False),
-    "dpm2": lambda: DPMSolver(2),
-    "dpm3": lambda: DPMSolver(3),
-    "euler": Euler,
-    "euler-maruyama": EulerMaruyama,
-    "heun": Heun,
-    "lms": LMS,
-    "midpoint": Midpoint,
-    "multistep": Multistep,
-    "plms": PNDM,
-    "pndm": lambda: PNDM("prk"),
-    "predictor-corrector": PredictorCorrector,
-    "rk4": RK4,
-    "sa-solver": SASolver,
-    "sde-dpm++2m": SDEDPMSolver,
-    "sde-dpm++3m": lambda: SDEDPMSolver(3),
-    "sde-dpm2m": lambda: SDEDPMSolver(row="eps"),
-    "unipc": UniPC,
-}
+NAMES: Mapping[str, Callable[..., Solver | WalkSolver]] = Named("solver")
 
 
 def default(exact: bool = False) -> Solver:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
+from sfumato.registry import register
 from sfumato.schedule import Schedule
 from sfumato.solvers.clocks import clock
 from sfumato.solvers.grids import LOGSNR_LIMIT
@@ -27,6 +28,7 @@ METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 _FLOW = clock("flow")
 
 
+@register("solver", "adaptive")
 @dataclasses.dataclass(frozen=True)
 class Adaptive(WalkSolver):
     """Steps as long as the tolerances allow: |error| <= atol + rtol |w| in the root mean square over the whole batch.

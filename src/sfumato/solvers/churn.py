@@ -12,12 +12,14 @@ import dataclasses
 import math
 
 from sfumato.errors import SfumatoError
+from sfumato.registry import register
 from sfumato.solvers import grids
 from sfumato.solvers.build import Builder, Form, Solver, ddim
 from sfumato.solvers.clocks import clock
 from sfumato.solvers.plan import Plan
 
 
+@register("solver", "churn")
 @dataclasses.dataclass(frozen=True)
 class Churn(Solver):
     """2 steps - 1 calls. Weak order 2 with s_noise = 1: the added noise leads from p_t to p_t^ without an error.

@@ -10,6 +10,7 @@ import math
 
 from sfumato.errors import SfumatoError
 from sfumato.process.gaussian import ancestral
+from sfumato.registry import register
 from sfumato.schedule import as_time
 from sfumato.solvers import grids
 from sfumato.solvers.build import Builder, Form, Solver, ddim
@@ -17,6 +18,7 @@ from sfumato.solvers.clocks import Point
 from sfumato.solvers.plan import Plan
 
 
+@register("solver", "ddim")
 @dataclasses.dataclass(frozen=True)
 class DDIM(Solver):
     """Order 1; eta scales the posterior's standard deviation (2010.02502, Eq. 12 and 16).
@@ -46,6 +48,7 @@ def bridge(t: Point, s: Point, k: int, eta: float) -> tuple[Form, float]:
     return {("z", k): float(step.z), ("x", k): float(step.x)}, float(step.std)
 
 
+@register("solver", "euler")
 @dataclasses.dataclass(frozen=True)
 class Euler(Solver):
     """z_s = z_t + (s - t) dz/dt of the probability-flow ODE in the schedule's own time t. Order 1.

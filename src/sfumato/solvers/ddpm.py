@@ -25,6 +25,7 @@ from torch import Tensor
 from sfumato.belief import Estimate
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
+from sfumato.registry import register
 from sfumato.schedule import Schedule
 from sfumato.solvers import grids
 from sfumato.solvers.build import Builder, Solver
@@ -36,6 +37,8 @@ from sfumato.solvers.walk import WalkSolver
 VARIANCES = ("posterior", "beta")
 
 
+@register("solver", "ddpm")
+@register("solver", "ddpm-beta", variance="beta")
 @dataclasses.dataclass(frozen=True)
 class DDPM(Solver):
     """Ancestral sampling with a fixed variance, 'posterior' or 'beta' (2006.11239, Eq. 7 and Sec. 3.2). Weak order 1.
@@ -70,6 +73,7 @@ def _beta(t: Point, s: Point) -> float:
     return math.sqrt(max(t[1] ** 2 - (a * s[1]) ** 2, 0.0)) * math.hypot(*s) / math.hypot(*t)
 
 
+@register("solver", "ddpm-learned")
 @dataclasses.dataclass(frozen=True)
 class LearnedDDPM(WalkSolver):
     """Ancestral sampling with the variance that the network has learned (`Denoiser(variance="learned")`).

@@ -12,6 +12,7 @@ import dataclasses
 import math
 
 from sfumato.errors import SfumatoError
+from sfumato.registry import register
 from sfumato.solvers import grids
 from sfumato.solvers.build import Builder, Form, Solver, ddim
 from sfumato.solvers.clocks import Point
@@ -25,6 +26,7 @@ def langevin(at: Point, k: int, delta: float) -> tuple[Form, float]:
     return {("z", k): 1 - delta, ("x", k): delta * alpha}, sigma * math.sqrt(2 * delta)
 
 
+@register("solver", "predictor-corrector")
 @dataclasses.dataclass(frozen=True)
 class PredictorCorrector(Solver):
     """A step of the eta family, then `corrections` Langevin updates at the level it leads to (2011.13456, Alg. 2-3).
@@ -58,6 +60,7 @@ class PredictorCorrector(Solver):
         return b.plan(f"PredictorCorrector(snr={self.snr:g}, corrections={self.corrections}, eta={self.eta:g})", 0)
 
 
+@register("solver", "annealed-langevin")
 @dataclasses.dataclass(frozen=True)
 class AnnealedLangevin(Solver):
     """`updates` Langevin updates at each level, z <- z + a/2 score + sqrt(a) xi, a = step sigma^2 (1907.05600, Alg. 1).

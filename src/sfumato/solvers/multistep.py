@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sfumato.errors import SfumatoError
+from sfumato.registry import register
 from sfumato.solvers import grids
 from sfumato.solvers.axis import Axis, Place
 from sfumato.solvers.build import Builder, Form, Solver, add, ddim
@@ -45,6 +46,7 @@ class Step(NamedTuple):
     known: list[Known]
 
 
+@register("solver", "multistep")
 @dataclasses.dataclass(frozen=True)
 class Multistep(Solver):
     """Orders 1 to 4 in the row 'flow', 'F', 'x' or 'eps'; one call a step after the start.

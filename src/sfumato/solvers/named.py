@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from sfumato.errors import SfumatoError
+from sfumato.registry import register
 from sfumato.solvers import grids
 from sfumato.solvers.build import Solver
 from sfumato.solvers.multistep import Multistep
@@ -25,6 +26,8 @@ def _exponential(family: str, row: str, order: int, multistep: bool, grid: grids
     return Singlestep(order, row, grid, name=f"{family} ({order}S)")
 
 
+@register("solver", "dpm2", order=2)
+@register("solver", "dpm3", order=3)
 def DPMSolver(order: int = 2, multistep: bool = False, grid: grids.Grid | None = None, start: str = "rk") -> Solver:
     """z_s = alpha_s z_t / alpha_t - alpha_s int e^-lam eps_hat dlam, eps_hat a polynomial in lam = logsnr / 2.
 
@@ -33,6 +36,10 @@ def DPMSolver(order: int = 2, multistep: bool = False, grid: grids.Grid | None =
     return _exponential("DPM-Solver", "eps", order, multistep, grid, start)
 
 
+@register("solver", "dpm++2m", order=2)
+@register("solver", "dpm++2s", order=2, multistep=False)
+@register("solver", "dpm++3m", order=3)
+@register("solver", "dpm++3s", order=3, multistep=False)
 def DPMSolverPP(order: int = 2, multistep: bool = True, grid: grids.Grid | None = None, start: str = "rk") -> Solver:
     """z_s = sigma_s z_t / sigma_t + sigma_s int e^lam x_hat dlam, x_hat a polynomial in lam = logsnr / 2.
 
@@ -42,6 +49,7 @@ def DPMSolverPP(order: int = 2, multistep: bool = True, grid: grids.Grid | None 
     return _exponential("DPM-Solver++", "x", order, multistep, grid, start)
 
 
+@register("solver", "deis")
 def DEIS(order: int = 3, variable: str = "t", grid: grids.Grid | None = None, start: str = "rk") -> Multistep:
     """tAB-DEIS (variable='t') and rhoAB-DEIS (variable='clock', sigma / alpha): a polynomial there (2204.13902)."""
     kinds = {"t": "tAB", "clock": "rhoAB", "logsnr": "log-rhoAB"}
@@ -49,11 +57,13 @@ def DEIS(order: int = 3, variable: str = "t", grid: grids.Grid | None = None, st
     return Multistep(order, "eps", grid or grids.auto(), variable=variable, start=start, name=name)
 
 
+@register("solver", "lms")
 def LMS(order: int = 4, grid: grids.Grid | None = None, start: str = "rk") -> Multistep:
     """d(z / alpha) = eps_hat d(sigma / alpha) (2206.00364, Eq. 1) by Adams-Bashforth: k-diffusion's LMS."""
     return Multistep(order, "eps", grid or grids.auto(), start=start, name=f"LMS (order {order})")
 
 
+@register("solver", "unipc")
 def UniPC(
     order: int = 2, b: str = "B2", row: str = "x", grid: grids.Grid | None = None, start: str = "rk", end: str = "full"
 ) -> Multistep:

@@ -10,6 +10,7 @@ import dataclasses
 import math
 
 from sfumato.errors import SfumatoError
+from sfumato.registry import register
 from sfumato.solvers import grids
 from sfumato.solvers.axis import Axis
 from sfumato.solvers.build import Builder, Solver, ddim
@@ -25,6 +26,8 @@ ADAMS = (
 )
 
 
+@register("solver", "plms")
+@register("solver", "pndm", start="prk")
 @dataclasses.dataclass(frozen=True)
 class PNDM(Solver):
     """Order 2, one call a step after the start, on nodes in equal steps of t (2202.09778, Eq. 11 to 13).

@@ -20,6 +20,7 @@ import math
 from typing import NamedTuple
 
 from sfumato.errors import SfumatoError
+from sfumato.registry import register
 from sfumato.solvers import grids
 from sfumato.solvers.axis import lagrange_basis
 from sfumato.solvers.build import Builder, Form, Solver, add, ddim
@@ -32,6 +33,7 @@ PHI2 = ("exact", "B1", "B2")
 ROWS = ("x", "eps")
 
 
+@register("solver", "euler-maruyama")
 @dataclasses.dataclass(frozen=True)
 class EulerMaruyama(Solver):
     """z_s = z_t + (s - t) [f z - (1 + eta^2)/2 g^2 score] + eta g sqrt(t - s) xi. Weak order 1.
@@ -105,6 +107,7 @@ def half_logsnr(point: Point) -> float:
     return -math.inf if alpha == 0 else math.inf if sigma == 0 else math.log(alpha / sigma)
 
 
+@register("solver", "sa-solver")
 @dataclasses.dataclass(frozen=True)
 class SASolver(Solver):
     """Stochastic Adams: the row's value is the polynomial in logsnr through the last `predictor` ones; one call a step.
@@ -205,6 +208,9 @@ def decay_moments(decay: float, count: int) -> list[float]:
     return [decay * math.fsum(fall) for fall in falls]
 
 
+@register("solver", "sde-dpm++2m", order=2)
+@register("solver", "sde-dpm++3m", order=3)
+@register("solver", "sde-dpm2m", row="eps")
 def SDEDPMSolver(order: int = 2, eta: float = 1.0, grid: grids.Grid | None = None, row: str = "x") -> SASolver:
     """SDE-DPM-Solver++ 1, 2M and 3M (2211.01095): stochastic Adams without a corrector, 2M with phi2 = B2.
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import ClassVar, NamedTuple
 
+from sfumato.registry import register
 from sfumato.solvers import grids
 from sfumato.solvers.axis import Axis
 from sfumato.solvers.build import Builder, Form, Solver, ddim
@@ -80,6 +81,7 @@ class RungeKutta(Solver):
         return stop.lam < math.inf or axis.between(start, stop, tableau.farthest) > 0
 
 
+@register("solver", "heun")
 @dataclasses.dataclass(frozen=True)
 class Heun(RungeKutta):
     """Order 2, two calls a step and one in the last: 2 steps - 1 calls (2206.00364, Algorithm 1 with row='eps')."""
@@ -90,6 +92,7 @@ class Heun(RungeKutta):
     tableau: ClassVar[Tableau] = HEUN
 
 
+@register("solver", "midpoint")
 @dataclasses.dataclass(frozen=True)
 class Midpoint(RungeKutta):
     """Order 2: z_s = S_s (z_t / S_t + (c_s - c_t) y_m), y_m at the middle of the clock's step. 2 steps calls."""
@@ -100,6 +103,7 @@ class Midpoint(RungeKutta):
     tableau: ClassVar[Tableau] = MIDPOINT
 
 
+@register("solver", "rk4")
 @dataclasses.dataclass(frozen=True)
 class RK4(RungeKutta):
     """The classical method of order 4 (Kutta 1901), 4 calls a step; 3 in the step to the clean signal, of order 3."""

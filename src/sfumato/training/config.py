@@ -10,41 +10,23 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from sfumato import registry
 from sfumato.errors import SfumatoError, suggest
 
-SCHEDULES = {
-    "flow": "Flow", "cosine": "Cosine", "trig": "Trig", "linear": "LinearBeta", "sub-vp": "SubVP", "ve": "VE",
-    "edm": "EDM", "log-linear": "LogLinear", "sigmoid": "Sigmoid", "laplace": "Laplace", "cauchy": "Cauchy",
+# The settings that name something: which kind of thing, and the words beside its names.
+NAMING = {
+    "schedule": "schedule", "target": "target", "times": "density", "weight": "weight", "net": "network",
+    "loss": "loss", "optimizer": "optimizer",
 }  # fmt: skip
-CHOICES: dict[str, tuple[str, ...]] = {
-    "schedule": tuple(SCHEDULES),
-    "target": ("x", "eps", "score", "v", "velocity", "F"),
-    # as sfumato.objectives.times.NAMED and weights.NAMED, which need torch
-    "times": (
-        "uniform", "uniform-logsnr", "logit-normal", "mode", "cosmap", "edm", "low-discrepancy", "adaptive",
-        "variance-optimal", "learned",
-    ),
-    "weight": (
-        "plain", "elbo", "likelihood", "ncsn", "eps-simple", "x-simple", "v", "flow", "indi", "edm", "p2", "min-snr",
-        "soft-min-snr", "truncated-snr", "sd3-logit-normal", "sd3-mode", "sd3-cosmap", "sigmoid",
-    ),
-    "net": ("auto", "tiny", "small", "base"),
-    "compile": ("auto", "always", "never"),
-    "variance": ("fixed", "learned"),
-    "optimizer": ("muon", "adamw"),
-    "precision": ("auto", "float32", "bfloat16"),
-    "parallel": ("auto", "ddp", "fsdp"),
+_WORDS: dict[str, tuple[str, ...]] = {
+    "weight": ("plain",), "loss": ("auto",), "compile": ("auto", "always", "never"), "variance": ("fixed", "learned"),
+    "precision": ("auto", "float32", "bfloat16"), "parallel": ("auto", "ddp", "fsdp"),
 }  # fmt: skip
 
-MOVING = ("adaptive", "variance-optimal", "learned")  # densities that learn from the losses
 
-
-def bare(word: Any) -> Any:
-    """The name in a setting such as sigmoid(bias=-2), whose numbers are read where it is made."""
-    return word.partition("(")[0].strip() if isinstance(word, str) and word.endswith(")") else word
-
-
-LOGGERS = ("tensorboard", "wandb", "trackio", "mlflow")
+def choices(setting: str) -> tuple[str, ...]:
+    """The words that a setting takes; none for one of numbers or of any text."""
+    return _WORDS.get(setting, ()) + (registry.names(NAMING[setting]) if setting in NAMING else ())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +47,11 @@ class TrainConfig:
     size: int | None = None
     """Side in pixels that images are resized to."""
     net: str = "auto"
-    """Size of the network: auto, tiny, small or base."""
+    """The network: a size (auto, tiny, small, base) of the kind that suits the data, or one by name ({net}), with
+    arguments as in DiT(depth=8, width=256)."""
+    loss: str = "auto"
+    """What is minimised: {loss}; also with numbers, such as hybrid(share=0.01). auto is denoising, or hybrid where a
+    variance is learned."""
     energy: bool = False
     """Make the network the gradient of an energy, so that the score is one, at twice the work."""
     batch: int = 64
@@ -76,7 +62,7 @@ class TrainConfig:
     """Threads that fetch samples ahead where they are not in memory, chosen from the data without it; 0 fetches each
     batch when it is needed. Changes nothing else."""
     optimizer: str = "muon"
-    """muon (matrices by Muon, the rest by AdamW) or adamw."""
+    """{optimizer}, where muon takes the matrices by Muon and the rest by AdamW."""
     lr: float = 4e-3
     """Highest learning rate; 2e-3 suits adamw."""
     warmup: int = 4000
@@ -92,17 +78,15 @@ class TrainConfig:
     snapshots: int = 8
     """Times at which two averages are written, so that one of any width can be made after the run; 0 never."""
     schedule: str = "flow"
-    """Noise schedule: flow, cosine, trig, linear, sub-vp, ve, edm, log-linear, sigmoid, laplace or cauchy."""
+    """Noise schedule: {schedule}; also with numbers, such as ve(sigma_max=80)."""
     target: str = "velocity"
-    """What the network predicts: x, eps, score, v, velocity or F."""
+    """What the network predicts: {target}."""
     times: str = "logit-normal"
-    """Density of the noise levels seen in training: uniform, uniform-logsnr, logit-normal, mode, cosmap, edm,
-    low-discrepancy, adaptive, variance-optimal or learned (which need a weight); also with numbers, such as
-    mode(s=0.8)."""
+    """Density of the noise levels seen in training: {times} (those that learn from the losses need
+    a weight); also with numbers, such as mode(s=0.8)."""
     weight: str = "plain"
-    """Loss weight: plain (squared error of the target), elbo, likelihood, ncsn, eps-simple, x-simple, v, flow, indi,
-    edm, p2, min-snr, soft-min-snr, truncated-snr, sd3-logit-normal, sd3-mode, sd3-cosmap or sigmoid; also with
-    numbers, such as sigmoid(bias=-2)."""
+    """Loss weight: {weight}, where plain is the squared error of the target; also with numbers, such as
+    sigmoid(bias=-2)."""
     variance: str = "fixed"
     """Variance of the ancestral sampler's steps: fixed, or learned beside the signal by the hybrid loss."""
     drop: float = 0.1
@@ -118,7 +102,7 @@ class TrainConfig:
     checkpoint_every: float = 5.0
     """Minutes between checkpoints; the last two are kept."""
     loggers: str | None = None
-    """Dashboards beside metrics.jsonl, with commas between: tensorboard, wandb, trackio, mlflow."""
+    """Dashboards beside metrics.jsonl, with commas between: {loggers}."""
     compile: str = "auto"
     """Compile the network: auto (beside a run in minutes that is long enough, and kept where it is faster), always
     (before the first step) or never."""
@@ -134,9 +118,9 @@ class TrainConfig:
     averages, for networks that are too large for one)."""
 
     def __post_init__(self) -> None:
-        for name, known in CHOICES.items():
-            value = getattr(self, name)
-            if (bare(value) if name in ("times", "weight") else value) not in known:
+        for name in (*NAMING, *_WORDS):
+            value, known = getattr(self, name), choices(name)
+            if (registry.bare(value) if name in NAMING and name != "target" else value) not in known:
                 raise SfumatoError(f"{name} cannot be {value!r}: {suggest(str(value), known)}")
         for name, low, high in _RANGES:
             value = getattr(self, name)
@@ -154,20 +138,10 @@ class TrainConfig:
         if self.energy and self.variance == "learned":
             raise SfumatoError("A gradient says no variance beside it: take energy or variance='learned'.")
         for name in (self.loggers or "").split(","):
-            if name.strip() and name.strip() not in LOGGERS:
-                raise SfumatoError(f"There is no logger {name.strip()!r}: {suggest(name.strip(), LOGGERS)}")
+            if name.strip():
+                registry.check("logger", name.strip())
         if self.minutes is not None and self.steps is not None:
             raise SfumatoError("Give minutes or steps as the budget, not both.")
-        if self.variance == "learned" and bare(self.times) in MOVING:
-            raise SfumatoError(
-                f"times={self.times!r} follows one loss, and a learned variance adds another: take a fixed density, "
-                "such as times='uniform'."
-            )
-        if bare(self.times) in MOVING and self.weight == "plain":
-            raise SfumatoError(
-                f"times={self.times!r} needs a weight, since the plain error of a target changes with the density: "
-                "choose one, such as weight='sigmoid' or weight='elbo'."
-            )
 
     def replace(self, **changes: Any) -> TrainConfig:
         """The same settings with some changed; an unknown name is an error with a suggestion."""
@@ -200,7 +174,7 @@ _WHOLE = ("steps", "size", "batch", "warmup", "seed", "sample_every", "snapshots
 
 
 def docs() -> dict[str, str]:
-    """Field name -> its one-line description, read from the class itself."""
+    """Field name -> its one-line description, read from the class itself, with the names that are registered."""
     import ast
     import inspect
     import textwrap
@@ -210,7 +184,9 @@ def docs() -> dict[str, str]:
     found: dict[str, str] = {}
     for field, words in zip(body.body, body.body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(words, ast.Expr) and isinstance(words.value, ast.Constant):
-            found[ast.unparse(field.target)] = " ".join(str(words.value.value).split())
+            name, text = ast.unparse(field.target), " ".join(str(words.value.value).split())
+            listed = registry.names("logger") if name == "loggers" else choices(name)
+            found[name] = text.replace(f"{{{name}}}", ", ".join(listed))
     return found
 
 

@@ -16,8 +16,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, final
 
+from sfumato import registry
 from sfumato.errors import SfumatoError
-from sfumato.training.config import LOGGERS, TrainConfig
+from sfumato.registry import register
+from sfumato.training.config import TrainConfig
 
 
 class Logger(abc.ABC):
@@ -35,6 +37,7 @@ class Logger(abc.ABC):
     def close(self) -> None: ...
 
 
+@register("logger", "tensorboard")
 @final
 class TensorBoard(Logger):
     """Event files in RUN/tensorboard: `tensorboard --logdir runs`."""
@@ -84,18 +87,21 @@ class WandB(Logger):
         self.module.finish()
 
 
+@register("logger", "wandb")
 def _wandb(run: Path, config: TrainConfig) -> WandB:
     import wandb
 
     return WandB(wandb, run, config, dir=str(run))
 
 
+@register("logger", "trackio")
 def _trackio(run: Path, config: TrainConfig) -> WandB:
     import trackio
 
     return WandB(trackio, run, config, reserved={"step": "steps"})
 
 
+@register("logger", "mlflow")
 @final
 class MLflow(Logger):
     """MLflow, where MLFLOW_TRACKING_URI says, ./mlruns without it."""
@@ -118,11 +124,6 @@ class MLflow(Logger):
         self.mlflow.end_run()
 
 
-_KINDS: dict[str, Callable[[Path, TrainConfig], Logger]] = {
-    "tensorboard": TensorBoard, "wandb": _wandb, "trackio": _trackio, "mlflow": MLflow,
-}  # fmt: skip
-
-
 @final
 class Loggers:
     """All that the settings name; without any it does nothing."""
@@ -131,7 +132,7 @@ class Loggers:
         self.tell = tell
         self.each: dict[str, Logger] = {}
         for name in names(config.loggers):
-            self._try(name, lambda name=name: self.each.update({name: _KINDS[name](run, config)}))  # type: ignore[misc]
+            self._try(name, lambda name=name: self.each.update({name: registry.get("logger", name)(run, config)}))  # type: ignore[misc]
 
     def line(self, line: dict[str, Any]) -> None:
         """A line of metrics.jsonl."""
@@ -175,6 +176,3 @@ def check(words: str | None) -> None:
             raise SfumatoError(
                 f"{name} is not installed, and was asked for as a logger: pip install 'sfumato[{name}]'."
             )
-
-
-assert tuple(_KINDS) == LOGGERS

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from sfumato import schedules
 from sfumato.objectives import times, weights
 from sfumato.objectives.times import TimeDensity
 from sfumato.objectives.weights import Weight
+from sfumato.registry import make
 from sfumato.schedule import Schedule
-from sfumato.training.config import SCHEDULES
 
 
 def schedule_of(name: str) -> Schedule:
-    return schedules.named()[SCHEDULES[name]]()
+    """That of a name, or of a name with numbers such as ve(sigma_max=80)."""
+    found: Schedule = make("schedule", name)
+    return found
 
 
 def times_of(name: str) -> TimeDensity:

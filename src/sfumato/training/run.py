@@ -187,10 +187,9 @@ def _with_budget(settings: TrainConfig, source: Source) -> TrainConfig:
 def _network(spec: DataSpec, settings: TrainConfig, samples: int) -> torch.nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        return nets.build(
-            spec.shape, classes=len(spec.classes), size=settings.net, samples=samples,
-            outputs=2 if settings.variance == "learned" else 1, energy=settings.energy,
-        )  # fmt: skip
+        outputs = 2 if settings.variance == "learned" else 1
+        net = nets.named(settings.net, spec.shape, len(spec.classes), samples, outputs)
+        return nets.Energy(net) if settings.energy and not isinstance(net, nets.Energy) else net
 
 
 def _denoiser(net: torch.nn.Module, spec: DataSpec, settings: TrainConfig, device: torch.device) -> Denoiser:

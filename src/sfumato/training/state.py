@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfumato import registry
 from sfumato.errors import SfumatoError
 from sfumato.nets.layout import channels_last
+from sfumato.registry import register
 from sfumato.training.averages import Averages
 from sfumato.training.config import TrainConfig
 from sfumato.training.ema import EMA
@@ -137,12 +139,29 @@ class State:
 def optimizer(
     net: torch.nn.Module, config: TrainConfig, dtype: torch.dtype | None = None, world: World = ALONE
 ) -> torch.optim.Optimizer:
-    """Muon for the matrices between hidden states and AdamW for the rest, or AdamW (fused) for all.
+    """The optimiser that the settings name, of a network.
 
     dtype: what the network computes in, and Muon's msign with it. world: the processes that train it together.
     """
     named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
-    matrices, others = split(named) if config.optimizer == "muon" else ([], [p for _, p in named])
+    found: torch.optim.Optimizer = registry.get("optimizer", config.optimizer)(named, config, dtype, world)
+    return found
+
+
+@register("optimizer", "muon")
+def muon(
+    named: list[tuple[str, torch.nn.Parameter]], config: TrainConfig, dtype: torch.dtype | None, world: World
+) -> torch.optim.Optimizer:
+    """Muon for the matrices between hidden states and AdamW for the rest."""
+    matrices, others = split(named)
     return Muon(
         matrices, others, config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, dtype=dtype, world=world
     )
+
+
+@register("optimizer", "adamw")
+def adamw(
+    named: list[tuple[str, torch.nn.Parameter]], config: TrainConfig, dtype: torch.dtype | None, world: World
+) -> torch.optim.Optimizer:
+    """AdamW (fused) for all."""
+    return Muon([], [p for _, p in named], config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, world=world)

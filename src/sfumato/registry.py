@@ -1,0 +1,430 @@
+"""Named things: each is registered where it is written, and every list, help text and error takes its names from here.
+
+    @register("schedule", "cosine")      sf.train(x, schedule="cosine(margin=0.01)")      --schedule cosine
+    class Cosine(Schedule): ...          {"name": "Cosine", "args": {"margin": 0.01}}     in a file
+
+A thing has the name that it is registered under, by which settings and the command line call it, and its own, by which
+a file does. What the package itself registers is found in the text of its modules, and a module is loaded when
+something of it is made, so that a list costs no import. A user's own things are registered in the same way.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from functools import cache, partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, final
+
+from .errors import SfumatoError, suggest
+
+T = TypeVar("T")
+
+
+class Kind(NamedTuple):
+    """words: what sentences call it. base: the type by whose name an argument asks for one."""
+
+    words: str
+    base: str | None = None
+
+
+KINDS: dict[str, Kind] = {
+    "schedule": Kind("noise schedule", "Schedule"),
+    "target": Kind("target"),
+    "weight": Kind("weight", "Weight"),
+    "density": Kind("time density", "TimeDensity"),
+    "solver": Kind("solver", "Solver"),
+    "network": Kind("network", "Module"),
+    "process": Kind("process", "Process"),
+    "condition": Kind("condition", "Condition"),
+    "model": Kind("model", "Model"),
+    "loss": Kind("loss", "Loss"),
+    "optimizer": Kind("optimizer"),
+    "logger": Kind("logger", "Logger"),
+    "check": Kind("check"),
+    "part": Kind("part of a file"),
+}
+
+_WRITTEN = re.compile(r'^@register\("(\w+)"(?:, "([^"]+)")?', re.MULTILINE)
+_DEFINED = re.compile(r"^(?:class|def) (\w+)", re.MULTILINE)
+_WORD = re.compile(r"\s*([^\s(]+)\s*(?:\((.*)\))?\s*", re.DOTALL)
+_MADE: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in KINDS}  # by registered name
+_ARGUMENTS = "_made_with"
+_OWN: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in KINDS}  # by the name of the class or function
+
+
+def register(kind: str, name: str | None = None, **preset: Any) -> Callable[[T], T]:
+    """A decorator: what it stands on is the `kind` of thing called `name` (its own name without one).
+
+    preset: arguments that this name gives it. Several names may stand on one thing. A name of the package's own cannot
+    be taken; one of the user's may be, as when a cell of a notebook runs again.
+    """
+    _known_kind(kind)
+
+    def keep(thing: Any) -> Any:
+        if not callable(thing):
+            raise SfumatoError(f"A {KINDS[kind].words} is registered as a class or a function, not as {thing!r}.")
+        own = getattr(thing, "__name__", None) or type(thing).__name__
+        called, at = name or own, getattr(thing, "__module__", "")
+        where = _written()[kind].get(called) or _classes()[kind].get(called)
+        if where is not None and where != at:
+            raise SfumatoError(f"There is a {KINDS[kind].words} {called!r} in {where} already: take another name.")
+        _MADE[kind][called] = partial(thing, **preset) if preset else thing
+        if isinstance(thing, type):
+            _OWN[kind][own] = thing
+            _capture(thing)
+        return thing
+
+    return keep
+
+
+def _known_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise SfumatoError(f"Nothing is registered as {kind!r}: {suggest(str(kind), KINDS)}")
+
+
+# -- what the package has ---------------------------------------------------------------------------------------------
+
+
+@cache
+def _scanned() -> tuple[dict[str, dict[str, str]], dict[str, dict[str, str]]]:
+    """kind -> registered name -> module, and kind -> name of a class -> module, from the text of the package."""
+    names: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}
+    classes: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}
+    home = Path(__file__).parent
+    for path in sorted(home.rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        if "\n@register(" not in text:
+            continue
+        module = ".".join((__package__, *path.relative_to(home).with_suffix("").parts)).removesuffix(".__init__")
+        for found in _WRITTEN.finditer(text):
+            what = _DEFINED.search(text, found.end())
+            assert what is not None, f"{path}: a registration that stands on nothing"
+            names[found[1]][found[2] or what[1]] = module
+            if what[0].startswith("class"):
+                classes[found[1]][what[1]] = module
+    return names, classes
+
+
+def _written() -> dict[str, dict[str, str]]:
+    return _scanned()[0]
+
+
+def _classes() -> dict[str, dict[str, str]]:
+    return _scanned()[1]
+
+
+def names(kind: str) -> tuple[str, ...]:
+    """All names of a kind: the package's in the order they are written in, then the user's. Loads nothing."""
+    _known_kind(kind)
+    return tuple(dict.fromkeys((*_written()[kind], *_MADE[kind])))
+
+
+def ships(kind: str, name: str) -> bool:
+    """Whether the package itself has it, so that another process will know it too."""
+    return name in _written()[kind] or name in _classes()[kind]
+
+
+def get(kind: str, name: str) -> Callable[..., Any]:
+    """What makes the thing of that name, or of that class; SfumatoError with a suggestion where there is none."""
+    _known_kind(kind)
+    for made, written in ((_MADE, _written()), (_OWN, _classes())):
+        if name not in made[kind] and name in written[kind]:
+            import_module(written[kind][name])
+        if name in made[kind]:
+            return made[kind][name]
+    raise SfumatoError(f"There is no {KINDS[kind].words} {name!r}: {suggest(str(name), names(kind))}")
+
+
+@final
+class Named(Mapping[str, Callable[..., Any]]):
+    """Name -> what makes the thing, of one kind: a view of the registry."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        if name not in names(self.kind):
+            raise KeyError(name)
+        return get(self.kind, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(names(self.kind))
+
+    def __len__(self) -> int:
+        return len(names(self.kind))
+
+
+# -- words ------------------------------------------------------------------------------------------------------------
+
+
+def bare(word: Any) -> Any:
+    """The name in a setting such as sigmoid(bias=-2)."""
+    found = _WORD.fullmatch(word) if isinstance(word, str) else None
+    return found[1] if found else word
+
+
+def check(kind: str, word: str) -> None:
+    """Refuse a word whose name is not known, without loading anything."""
+    found = _WORD.fullmatch(word)
+    if found is None or (found[1] not in names(kind) and found[1] not in {**_OWN[kind], **_classes()[kind]}):
+        name = found[1] if found else word
+        raise SfumatoError(f"There is no {KINDS[kind].words} {name!r}: {suggest(str(name), names(kind))}")
+
+
+def make(kind: str, word: Any, given: Mapping[str, Any] | None = None) -> Any:
+    """The thing that a word names: "heun", "sigmoid(bias=-2)", "p2(0.5, k=2)", "shifted(cosine, 2)".
+
+    What is no text is returned as it is, so that an object stands wherever a name does. given: values for arguments
+    that the word does not name, of which each thing takes those that it has.
+    """
+    if not isinstance(word, str):
+        return word
+    check(kind, word)
+    found = _WORD.fullmatch(word)
+    assert found is not None
+    maker, given = get(kind, found[1]), given or {}
+    signature = inspect.signature(maker)
+    plain, named = _arguments(found[1], found[2] or "", signature, word, given)
+    filled = {key: value for key, value in given.items() if key in signature.parameters and key not in named}
+    taken = list(signature.parameters)[: len(plain)]
+    filled = {key: value for key, value in filled.items() if key not in taken}
+    try:
+        signature.bind(*plain, **named, **filled)
+    except TypeError as error:
+        missing = re.search(r"missing a required(?: keyword-only)? argument: '(\w+)'", str(error))
+        if missing:
+            raise SfumatoError(f"{word} needs the argument {missing[1]!r}: {_taken(found[1], signature)}.") from None
+        raise SfumatoError(f"{word} is not understood: {_taken(found[1], signature)}.") from None
+    return maker(*plain, **named, **filled)
+
+
+def _arguments(
+    name: str, text: str, signature: inspect.Signature, word: str, given: Mapping[str, Any]
+) -> tuple[list[Any], dict[str, Any]]:
+    """The values of a word, by place and by name."""
+    plain: list[Any] = []
+    named: dict[str, Any] = {}
+    parameters = list(signature.parameters.values())
+    for part in _split(text):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if equals and re.fullmatch(r"[\w.]+", key):
+            if key not in signature.parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+                hint = suggest(key, signature.parameters) if signature.parameters else "it takes none."
+                raise SfumatoError(f"{word} is not understood: {name} has no argument {key!r}: {hint}")
+            named[key] = _value(value, signature.parameters.get(key), word, given)
+        else:
+            parameter = parameters[len(plain)] if len(plain) < len(parameters) else None
+            plain.append(_value(part.strip(), parameter, word, given))
+    return plain, named
+
+
+def _split(text: str) -> list[str]:
+    """At the commas that stand in no brackets."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [] if parts == [""] else parts
+
+
+def _value(text: str, parameter: inspect.Parameter | None, word: str, given: Mapping[str, Any]) -> Any:
+    """A number, a tuple, a word or another named thing, as the argument's type asks."""
+    asks = "" if parameter is None or parameter.annotation is parameter.empty else str(parameter.annotation)
+    kind = next((kind for kind, (_, base) in KINDS.items() if base and re.search(rf"\b{base}\b", asks)), None)
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        try:
+            value = float(text)
+        except ValueError:
+            value = text
+    if isinstance(value, str) and "bool" in asks and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if not isinstance(value, str):
+        return _fitting(value, asks, parameter, word)
+    if kind is not None:
+        return make(kind, value, given)
+    if "str" in asks or not asks:
+        return value
+    raise SfumatoError(f"{word} is not understood: {text!r} is not a number.")
+
+
+def _fitting(value: Any, asks: str, parameter: inspect.Parameter | None, word: str) -> Any:
+    """A value of the kind that the argument asks for: a whole number, one number as a sequence of one."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and re.search(r"Sequence|tuple|list", asks) and not re.search(r"\b(int|float) \|", asks):
+        return (value,)
+    if number and asks in ("int", "int | None", "<class 'int'>") and value != int(value):
+        assert parameter is not None
+        raise SfumatoError(f"{word} is not understood: {parameter.name} takes a whole number, not {value!r}.")
+    return value
+
+
+def _taken(name: str, signature: inspect.Signature) -> str:
+    """What a thing takes, in words."""
+    if not signature.parameters:
+        return f"{name} takes no numbers"
+    numbers = {key: p.default for key, p in signature.parameters.items() if isinstance(p.default, float | int)}
+    example = f", as in {name}({', '.join(f'{key}={value:g}' for key, value in numbers.items())})"
+    return f"{name} takes {', '.join(signature.parameters)}{example if numbers else ''}"
+
+
+# -- trees ------------------------------------------------------------------------------------------------------------
+
+
+def _capture(thing: type) -> None:
+    """Have a class that cannot say how its objects were made remember what they were made with."""
+    if hasattr(thing, "config") or dataclasses.is_dataclass(thing) or thing.__module__.startswith(__package__ + "."):
+        return
+    start = thing.__init__  # type: ignore[misc]
+    if hasattr(start, "remembers"):
+        return
+
+    @functools.wraps(start)
+    def init(self: Any, *args: Any, **named: Any) -> None:
+        if type(self) is thing:
+            found = inspect.signature(start).bind(self, *args, **named).arguments
+            self.__dict__[_ARGUMENTS] = dict(list(found.items())[1:])
+        start(self, *args, **named)
+
+    init.remembers = True  # type: ignore[attr-defined]
+    thing.__init__ = init  # type: ignore[misc]
+
+
+def tree(thing: Any, of: str = "") -> Any:
+    """{"name": .., "args": {..}} of a thing, whose arguments may be things themselves: plain JSON, for `build`.
+
+    What it was made with is told by its `config` (a dict, or a method that gives one, with or without the name), by
+    `to_dict` where its class has `from_dict`, by the attributes that a dataclass or a model has for its arguments, or
+    is remembered from the making of a registered class. SfumatoError where nothing tells.
+    """
+    if thing is None or isinstance(thing, bool | int | float | str):
+        return thing
+    if isinstance(thing, list | tuple):
+        return [tree(each, of) for each in thing]
+    if isinstance(thing, Mapping):
+        return {str(key): tree(value, of) for key, value in thing.items()}
+    name = type(thing).__name__
+    if hasattr(type(thing), "from_dict"):
+        return {"name": name, "args": thing.to_dict()}
+    args = _made_with(thing)
+    if args is None:
+        what = f"{of} was made with a {name}, and" if of else f"Of a {name}"
+        raise SfumatoError(
+            f"{what} no file could say how to make it again: give {name} a property `config`, the dict of its "
+            f'constructor\'s arguments, or write @sf.register("network") above its class before it is made.'
+        )
+    return {"name": name, "args": {key: tree(value, name) for key, value in args.items()}}
+
+
+def _made_with(thing: Any) -> dict[str, Any] | None:
+    """The arguments that a thing was made with, by name; None where nothing tells them."""
+    said = getattr(thing, "config", None)
+    said = said() if callable(said) else said
+    if isinstance(said, Mapping):
+        return dict(said["args"] if set(said) == {"name", "args"} else said)
+    if _ARGUMENTS in getattr(thing, "__dict__", {}):
+        return dict(thing.__dict__[_ARGUMENTS])
+    own: Any = _OWN["model"].get(type(thing).__name__)
+    if own is type(thing):
+        return {key: getattr(thing, key) for key in inspect.signature(type(thing)).parameters if hasattr(thing, key)}
+    if dataclasses.is_dataclass(thing):
+        return {field.name: getattr(thing, field.name) for field in dataclasses.fields(thing) if field.init}
+    return None
+
+
+def build(tree: Any, kind: str | None = None, given: Mapping[str, Any] | None = None) -> Any:
+    """What `tree` described, made anew. kind: what kind of thing it has to be. given: as for `make`.
+
+    Raises SfumatoError for a name that is not registered, and for arguments that are missing or unknown.
+    """
+    if isinstance(tree, list):
+        return [build(each, None, given) for each in tree]
+    if not isinstance(tree, Mapping):
+        return tree
+    if set(tree) != {"name", "args"} or not isinstance(tree["args"], Mapping):
+        if kind is not None:
+            raise SfumatoError(
+                f'A {KINDS[kind].words} is described by {{"name": ..., "args": {{...}}}}; got the keys {sorted(tree)}.'
+            )
+        return {key: build(value, None, given) for key, value in tree.items()}
+    name, args = str(tree["name"]), tree["args"]
+    maker = get(kind or _kind_of(name), name)
+    if hasattr(maker, "from_dict"):
+        return maker.from_dict(args)
+    known = inspect.signature(maker).parameters
+    for key in args:
+        if key not in known:
+            raise SfumatoError(f"{name} does not take {key!r}, it has no argument of that name: {suggest(key, known)}")
+    values = {key: build(value, None, given) for key, value in args.items()}
+    values = {key: value for key, value in (given or {}).items() if key in known} | values
+    missing = [key for key, p in known.items() if p.default is p.empty and key not in values and p.kind < p.VAR_KEYWORD]
+    missing = [key for key in missing if known[key].kind is not inspect.Parameter.VAR_POSITIONAL]
+    if missing:
+        raise SfumatoError(f"{name} needs the argument {missing[0]!r}.")
+    if dataclasses.is_dataclass(maker):
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return maker(**values)
+
+
+def _kind_of(name: str) -> str:
+    """The kind of the class of that name."""
+    for kind in KINDS:
+        if name in _OWN[kind] or name in _classes()[kind]:
+            return kind
+    known = {own: None for kind in KINDS for own in (*_classes()[kind], *_OWN[kind])}
+    near = get_close_matches(name, known, n=1)
+    hint = f", did you mean {near[0]!r}?" if near else "."
+    raise SfumatoError(
+        f"There is no class {name!r} here{hint} A class of your own is given beside it, as in modules=[{name}], or "
+        "registered before."
+    )
+
+
+def word(tree: Any) -> str:
+    """A tree as a word that `make` understands."""
+    if isinstance(tree, Mapping) and set(tree) == {"name", "args"}:
+        return f"{tree['name']}({', '.join(f'{key}={word(value)}' for key, value in tree['args'].items())})"
+    return repr(tuple(tree) if isinstance(tree, list) else tree)
+
+
+# -- a user's own -----------------------------------------------------------------------------------------------------
+
+
+def add(modules: Iterable[Any]) -> None:
+    """Register classes of a user's under their own names, networks or losses, unless they are registered already."""
+    for each in modules:
+        if not isinstance(each, type):
+            raise SfumatoError(f"modules are classes, as in modules=[MyNet], and {each!r} is none.")
+        if not any(each is made for kind in KINDS for made in _OWN[kind].values()):
+            register("loss" if hasattr(each, "losses") else "network")(each)
+
+
+def add_file(path: str) -> None:
+    """Run a user's own Python file, which registers what it has: that is the user's act, never that of a file read."""
+    place = Path(path).expanduser()
+    if not place.is_file():
+        raise SfumatoError(f"{path} is no Python file: modules are files that register things, such as my_parts.py.")
+    called = f"sfumato_modules_{place.stem}"
+    spec = importlib.util.spec_from_file_location(called, place)
+    if spec is None or spec.loader is None:
+        raise SfumatoError(f"{path} is no Python file: its name has to end with .py.")
+    sys.modules[called] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SfumatoError:
+        raise
+    except Exception as error:
+        raise SfumatoError(f"{path} could not be run ({type(error).__name__}: {error}).") from error

@@ -1,0 +1,157 @@
+"""One registry: what is found in the text is what is there, words make things, and a user's own stand beside them."""
+
+import ast
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import sfumato as sf
+from sfumato import registry
+from sfumato.errors import SfumatoError
+from sfumato.objectives import times, weights
+from sfumato.training.config import TrainConfig
+from sfumato.training.objective import times_of, weight_of
+
+F64 = torch.float64
+LAM = torch.linspace(-8, 8, 17, dtype=F64)
+
+
+@pytest.mark.parametrize(
+    ("word", "wanted"),
+    [
+        ("sigmoid", weights.sigmoid(0.0)),
+        ("sigmoid(bias=-2)", weights.sigmoid(-2.0)),
+        ("sigmoid(-2.5)", weights.sigmoid(-2.5)),
+        (" p2 ( 0.5 , k = 2e0 ) ", weights.p2(0.5, 2.0)),
+        ("edm", weights.edm(1.0, -1.2 + math.log(2))),
+        ("edm(std=1)", weights.edm(1.0, -1.2 + math.log(2), 1.0)),
+        ("elbo()", weights.elbo()),
+    ],
+)
+def test_a_weight_with_numbers(word, wanted):
+    torch.testing.assert_close(weights.named(word)(LAM), wanted(LAM), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", weights.NAMED)
+def test_a_bare_name_is_the_weight_of_that_name(name):
+    torch.testing.assert_close(weights.named(name)(LAM), weights.NAMED[name]()(LAM), rtol=0, atol=0)
+
+
+def test_a_density_with_numbers():
+    assert times.named("mode(s=0.8)") == times.Mode(0.8)
+    assert times.named("logit-normal(0.5, 0.8)") == times.logit_normal(0.5, 0.8)
+    assert times.named("logit-normal(std=2)") == times.logit_normal(0.0, 2.0)
+    assert times.named("adaptive(half_life=500)").half_life == 500
+    assert type(times.named("uniform")) is times.UniformTime
+
+
+def test_settings_take_them():
+    config = TrainConfig(data="x.npy", times="mode(s=0.8)", weight="sigmoid(bias=-2)")
+    assert times_of(config.times) == times.Mode(0.8)
+    torch.testing.assert_close(weight_of(config.weight)(LAM), weights.sigmoid(-2.0)(LAM))
+    for wrong in ({"weight": "sigmod(2)"}, {"weight": "sigmoid("}, {"times": "nope(1)"}, {"target": "v(1)"}):
+        with pytest.raises(SfumatoError, match="cannot be"):
+            TrainConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("sigmod", "did you mean 'sigmoid'"),
+        ("sigmoid(bais=2)", "sigmoid has no argument 'bais': did you mean 'bias'"),
+        ("sigmoid(1, 2)", r"sigmoid takes bias, as in sigmoid\(bias=0\)"),
+        ("sigmoid(two)", "'two' is not a number"),
+        ("sigmoid(bias=)", "'' is not a number"),
+        ("p2(1, 2, 3)", "p2 takes gamma, k"),
+        ("p2(0.5, gamma=1)", "p2 takes gamma, k"),
+        ("elbo(3)", "elbo takes no numbers"),
+        ("p2(k=-1)", "positive number"),
+        ("sigmoid(", "There is no weight"),
+        ("", "There is no weight"),
+    ],
+)
+def test_mistakes_are_one_sentence(word, said):
+    with pytest.raises(SfumatoError, match=said) as caught:
+        weights.named(word)
+    assert "\n" not in str(caught.value) and str(caught.value).endswith((".", "?"))
+
+
+def test_what_the_text_says_is_what_is_registered():
+    for kind in registry.KINDS:
+        for name in registry.names(kind):
+            made = registry.get(kind, name)
+            assert callable(made), (kind, name)
+            if isinstance(made, type):
+                assert registry.get(kind, made.__name__) is made, (kind, name)
+    assert len(registry.names("solver")) > 25 and len(registry.names("schedule")) > 12
+
+
+def test_no_list_of_names_is_written_twice():
+    """No tuple, list, set or dict of the package spells most names of a kind: lists come from the registry.
+
+    `__all__` of a room names what Python finds in it, whatever is registered.
+    """
+    names = {kind: set(registry.names(kind)) - {"x", "v", "F"} for kind in registry.KINDS}
+    wrong, seen = [], 0
+    for path in sorted(Path(sf.__file__).parent.rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        public = [node.value for node in tree.body if isinstance(node, ast.Assign) and "__all__" in ast.unparse(node)]
+        for node in ast.walk(tree):
+            if node in public:
+                continue
+            parts = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", [])
+            words = {part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)}
+            seen += len(words)
+            wrong += [(path.name, kind, words & known) for kind, known in names.items() if len(words & known) > max(3, len(known) / 2)]
+    assert not wrong and seen > 500, wrong
+
+
+def test_lists_load_no_torch():
+    code = (
+        "import sys\nfrom sfumato import registry\n"
+        "print(sum(len(registry.names(kind)) for kind in registry.KINDS), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    count, loaded = done.stdout.split()
+    assert int(count) > 60 and loaded == "False"
+
+
+def test_words_hold_words():
+    cosine = sf.schedules.Cosine()
+    assert registry.make("schedule", "shifted(cosine, 2)") == sf.schedules.Shifted(cosine, 2)
+    assert registry.make("schedule", "shifted(base=ve(sigma_max=9), factor=2)").base == sf.schedules.VE(sigma_max=9)
+    assert registry.make("density", "low-discrepancy(logit-normal(0.5))").base == times.logit_normal(0.5)
+    net = registry.make("network", "UNet(channels=(8, 16), attention=1, blocks=1)", {"shape": (1, 4, 4), "classes": 2})
+    assert net.config["args"]["channels"] == [8, 16] and net.config["args"]["classes"] == 2
+    assert registry.make("network", "Energy(net=MLP(width=8))", {"dim": 3}).net.config["args"]["dim"] == 3
+    again = registry.word(net.config)
+    assert registry.make("network", again).config == net.config
+
+
+@pytest.mark.parametrize(
+    ("kind", "word", "said"),
+    [
+        ("network", "DiTT(depth=2)", "There is no network 'DiTT': did you mean 'DiT'"),
+        ("network", "DiT(dept=2)", "DiT has no argument 'dept': did you mean 'depth'"),
+        ("network", "DiT(depth=2)", "needs the argument 'shape'"),
+        ("network", "MLP(dim=2, depth=2.5)", "depth takes a whole number, not 2.5"),
+        ("network", "MLP(dim=2, width=wide)", "'wide' is not a number"),
+        ("solver", "huen", "There is no solver 'huen': did you mean 'heun'"),
+        ("schedule", "shifted(cosin, 2)", "There is no noise schedule 'cosin'"),
+    ],
+)
+def test_a_wrong_word_is_one_sentence(kind, word, said):
+    with pytest.raises(SfumatoError) as caught:
+        registry.make(kind, word)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_name_of_the_package_cannot_be_taken():
+    with pytest.raises(SfumatoError, match="There is a solver 'heun' in sfumato.solvers.runge_kutta already"):
+        sf.register("solver", "heun")(sf.solvers.DDIM)
+    with pytest.raises(SfumatoError, match="Nothing is registered as 'sheduel'"):
+        sf.register("sheduel", "mine")
