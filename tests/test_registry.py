@@ -106,7 +106,11 @@ def test_no_list_of_names_is_written_twice():
             parts = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", [])
             words = {part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)}
             seen += len(words)
-            wrong += [(path.name, kind, words & known) for kind, known in names.items() if len(words & known) > max(3, len(known) / 2)]
+            wrong += [
+                (path.name, kind, words & known)
+                for kind, known in names.items()
+                if len(words & known) > max(3, len(known) / 2)
+            ]
     assert not wrong and seen > 500, wrong
 
 

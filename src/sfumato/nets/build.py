@@ -46,8 +46,8 @@ def named(
 ) -> nn.Module:
     """The network of a word, such as "auto", "DiT(depth=8)" or a name of your own, for samples of `shape`.
 
-    What the word leaves open of `shape`, `dim` (D of vectors), `classes`, `samples`, `outputs` and `conditions` it gets from
-    here, as far as the network has such arguments.
+    What the word leaves open of `shape`, `dim` (D of vectors), `classes`, `samples`, `outputs` and `conditions` it
+    gets from here, as far as the network has such arguments.
     """
     given: dict[str, Any] = {"shape": tuple(shape), "classes": classes, "samples": samples, "outputs": outputs}
     if conditions is not None:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SfumatoError
-from .conditions import Conditioning, arguments, beside, described, named, refuse, width_beside
 from ..registry import register
+from .conditions import Conditioning, arguments, beside, described, named, refuse, width_beside
 from .fields import check_input
 
 
