@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+from sfumato.cli.parse import declared
 from sfumato.cli.run import Voice
 
 
@@ -34,7 +35,8 @@ def how_to_sample(model: str, facts: dict[str, Any]) -> list[str]:
 
 def example_class(spec: dict[str, Any]) -> str | None:
     """The class that examples name: the first that needs no quotes, where there are classes."""
-    classes = list(spec.get("classes") or ())
+    label = spec.get("conditions", {}).get("label", {})
+    classes = list(label.get("classes", ()) or spec.get("classes") or ())  # files of format 1 have them apart
     return next((name for name in classes if name.isalnum()), classes[0] if classes else None)
 
 
@@ -43,7 +45,7 @@ def inspect(options: Any, voice: Voice) -> None:
     from sfumato.data.labels import read_labels
 
     labels = None if options.labels is None else read_labels(options.labels)
-    facts = data.inspect(options.data, labels=labels, size=options.size)
+    facts = data.inspect(options.data, labels=labels, size=options.size, conditions=declared(options.condition))
     voice.emit(facts)
     voice.say(*describe(facts))
 
@@ -62,7 +64,7 @@ def describe(facts: dict[str, Any]) -> list[str]:
             break
         constant = ", never changes" if c in facts["constant_channels"] else ""
         lines.append(f"  channel {c}: mean {mean:.6g}, std {std:.6g}{constant}")
-    lines += _classes(facts["classes"])
+    lines += _conditions(facts)
     lines.append(f"Training would use {facts['train']:,} and hold out {facts['holdout']:,}.")
     if facts["duplicates"]:
         lines.append(f"{facts['duplicates']:,} samples are exact copies of others.")
@@ -75,9 +77,19 @@ def describe(facts: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _classes(counts: dict[str, int]) -> list[str]:
-    if not counts:
+def _conditions(facts: dict[str, Any]) -> list[str]:
+    """The classes with their counts, and a line for each other condition."""
+    if not facts["conditions"]:
         return ["No classes: a model of it would be unconditional."]
+    lines = _classes(facts["classes"]) if facts["classes"] else []
+    for name, found in facts["conditions"].items():
+        missing = f"; {found['missing']:,} are missing" if found["missing"] else ""
+        if name != "label" or missing or not facts["classes"]:
+            lines.append(f"Condition {name} ({found['kind']}): {found['words']}{missing}.")
+    return lines
+
+
+def _classes(counts: dict[str, int]) -> list[str]:
     width = max(len(name) for name in list(counts)[:30])
     lines = [f"{len(counts)} classes:"]
     lines += [f"  {name:<{width}}  {count:,}" for name, count in list(counts.items())[:30]]

@@ -19,8 +19,20 @@ def flag(words: str, metavar: str | None = None, *, name: str | None = None, sho
 
 
 def _hint(default: str) -> str:
-    return "" if default in ("None", "False", "''") else f"(default: {default})"
+    return "" if default in ("None", "False", "''", "") else f"(default: {default})"
 
+
+Several = tyro.conf.UseAppendAction[tuple[str, ...]]  # a flag that may be given again
+DECLARED = Annotated[
+    Several,
+    flag("What a column beside the samples is, where it should not be guessed: label, multilabel, scalar, vector, "
+         "field, or ignore. May be given again for another.", "NAME:KIND"),
+]  # fmt: skip
+ASKED = Annotated[
+    Several,
+    flag("A condition in the user's units, such as temperature=300; several values, one a sample in turn, have commas "
+         "between. May be given again for another.", "NAME=VALUE"),
+]  # fmt: skip
 
 T = TypeVar("T")
 
@@ -104,6 +116,7 @@ class Sample:
         str | None,
         flag("Class by name or index. Without it, samples go through all classes in turn.", "CLASS", name="class"),
     ] = None
+    condition: ASKED = ()
     guidance: Annotated[
         float | None,
         flag("Guidance scale: 1 is the conditional model, 0 the unconditional, above 1 sharper classes. Without it, "
@@ -268,6 +281,7 @@ class Inspect:
              "emoji, digits).", "DATA"),
     ]  # fmt: skip
     labels: Annotated[str | None, flag("A .npy or text file with one class label a sample.", "FILE")] = None
+    condition: DECLARED = ()
     size: Annotated[int | None, flag("Side in pixels that images are resized to.", "INT")] = None
 
 
@@ -286,7 +300,8 @@ class Likelihood:
     ]
     number: Annotated[int, flag("Samples, spread over the set.", "INT", short="-n")] = 16
     klass: Annotated[str | None, flag("The class that all are thought to be of.", "NAME", name="class")] = None
-    conditional: Annotated[bool, flag("Take each sample under its own class.")] = False
+    condition: ASKED = ()
+    conditional: Annotated[bool, flag("Take each sample under its own class and other conditions.")] = False
     labels: Annotated[str | None, flag("A .npy or text file with one class label a sample.", "FILE")] = None
     size: Annotated[int | None, flag("Side in pixels that images are resized to.", "INT")] = None
     method: Annotated[
@@ -386,6 +401,9 @@ def _train(name: str, about: str) -> type:
         kind, meta = hints[field.name], _metavar(hints[field.name])
         if field.name == "data":
             kind, meta = tyro.conf.Positional[str], "DATA"
+        if field.name == "conditions":
+            body["__annotations__"]["condition"], body["condition"] = DECLARED, ()
+            continue
         short = "-o" if field.name == "out" else None
         body["__annotations__"][field.name] = Annotated[kind, flag(words[field.name], meta, short=short)]
         body[field.name] = field.default

@@ -76,6 +76,7 @@ def _with_config(kind: type, words: Sequence[str]) -> Any:
     if path is None:
         return kind()
     values = dataclasses.asdict(from_yaml(path))
+    values["condition"] = tuple(f"{name}:{kind}" for name, kind in values.pop("conditions").items())
     if any(word.partition("=")[0] in ("--minutes", "--steps") for word in words):
         values["minutes"] = values["steps"] = None  # a budget on the command line replaces the file's
     return kind(**values)
@@ -87,7 +88,25 @@ def train_config(options: Any, command: str = "train") -> TrainConfig:
         raise SfumatoError(
             f"`sfumato {command}` needs DATA: a folder of images, a .npy, .npz, .tar or .parquet file, a built-in set"
         )
-    return TrainConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)})
+    names = [field.name for field in dataclasses.fields(TrainConfig) if field.name != "conditions"]
+    return TrainConfig(**{name: getattr(options, name) for name in names}, conditions=declared(options.condition))
+
+
+def declared(words: Sequence[str]) -> dict[str, str]:
+    """NAME:KIND ... -> {name: kind}; the kinds are checked where the data is."""
+    return dict(_pair(word, ":", "NAME:KIND, such as temperature:scalar") for word in words)
+
+
+def asked(words: Sequence[str]) -> dict[str, str]:
+    """NAME=VALUE ... -> {name: value}, as they are written."""
+    return dict(_pair(word, "=", "NAME=VALUE, such as temperature=300") for word in words)
+
+
+def _pair(word: str, mark: str, form: str) -> tuple[str, str]:
+    name, found, value = word.partition(mark) if mark == "=" else word.rpartition(mark)
+    if not (found and name.strip() and value.strip()):
+        raise SfumatoError(f"--condition takes {form}, not {word!r}")
+    return name.strip(), value.strip()
 
 
 def _sentence(command: str, kind: type, text: str) -> str:
@@ -120,5 +139,5 @@ def _sentence(command: str, kind: type, text: str) -> str:
 def _takes(kind: Any) -> str:
     text = str(kind)
     if "tuple" in text:
-        return "two numbers"
+        return "two numbers" if "float" in text else "NAME:KIND or NAME=VALUE"
     return "a number" if "float" in text else "a whole number" if "int" in text else "a value"

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..conditions import KINDS, guess
 from ..errors import SfumatoError, suggest
 from . import arrays
 from .column import BOOLS, Column, Unread, cells, column
 from .dataset import LABEL, Source
 from .labels import label_column
 
-KINDS = ("label", "multilabel", "scalar", "vector", "field")
 IGNORE = "ignore"
 CLASS_NAMES = ("label", "labels", "class", "cls")  # whose column is one of classes, however many there are
 
@@ -124,7 +124,7 @@ def _settled(name: str, found: Column, kind: str, axes: int) -> Column:
         return found
     if not len(found.given):
         raise Unread("all its values are missing")
-    kind, said = kind or _guess(name, found, axes), bool(kind)
+    kind, said = kind or _guess(name, found), bool(kind)
     try:
         made = _MAKERS[kind](found, axes)
     except SfumatoError as why:
@@ -136,24 +136,25 @@ def _settled(name: str, found: Column, kind: str, axes: int) -> Column:
     return replace(made, kind=kind)
 
 
-def _guess(name: str, found: Column, axes: int) -> str:
+def _guess(name: str, found: Column) -> str:
+    """What a column looks like; `Unread` for text, and for what counts the samples."""
     if found.names is not None:
         return "label"
     values = found.given
-    if found.form == "lists":
-        return "multilabel"
-    if values.ndim > 1:
-        return "vector" if values.ndim == 2 else "field"
-    if values.dtype.kind == "f" and not (name in CLASS_NAMES and bool((values == np.round(values)).all())):
-        return "scalar"
-    distinct = len(np.unique(values)) if values.dtype != object else len(set(values.tolist()))
-    if name in CLASS_NAMES or distinct <= few(len(values)):
+    flat = values.ndim == 1 and values.dtype != object
+    if name in CLASS_NAMES and (found.form == "strings" or (flat and bool((values == np.round(values)).all()))):
         return "label"
-    if found.form == "strings":
+    kind = guess(values)
+    if found.form == "strings" and (distinct := len(set(values.tolist()))) > few(len(values)):
         raise Unread(f"text, {distinct:,} different: it is not read yet")
-    if distinct == len(found) and bool((np.diff(values.astype(np.int64)) == 1).all()):
+    if (
+        kind == "scalar"
+        and values.dtype.kind in "iu"
+        and len(found) == len(values)
+        and bool((np.diff(values) == 1).all())
+    ):
         raise Unread("it counts the samples")
-    return "scalar"
+    return kind
 
 
 def _label(found: Column, axes: int) -> Column:

@@ -5,8 +5,8 @@ nothing else is clipped.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import conditions as kinds
+from ..conditions import Condition, Conditions, Given, Label, find_class
+from ..conditions.real import Real
 from ..errors import SfumatoError
 from . import cache
-from .labels import find_class
 from .normaliser import GROUP, Normaliser, Statistics, statistics
 
 if TYPE_CHECKING:
+    from .column import Column
     from .source import Source
 
 DTYPES = {
@@ -38,15 +41,16 @@ def declared_bounds(dtype: torch.dtype) -> tuple[float, float] | None:
     return {torch.bool: (0.0, 1.0), torch.uint8: (0.0, 255.0), torch.uint16: (0.0, 65535.0)}.get(dtype)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class DataSpec:
-    """The contract of a data set: sample shape, dtype, units, classes.
+    """The contract of a data set: sample shape, dtype, units, conditions.
 
     shape: of one sample, channels first, e.g. (1, 28, 28), (3, 97), (2,).
     dtype: the user's, by name ("uint8", "float32", ...): `denormalise` returns it.
     kind: "image" or "array".
     bounds: (lowest, highest) declared value, or None.
-    classes: class names; a label is an index into them, -1 the null class.
+    conditions: what samples are known by, by name; `classes` are those of a condition "label", and given instead of
+        `conditions` they make it.
     statistics: per-channel figures of the training split, against which `check` compares.
     """
 
@@ -54,12 +58,37 @@ class DataSpec:
     dtype: str
     kind: str
     bounds: tuple[float, float] | None
-    classes: tuple[str, ...]
+    conditions: Mapping[str, Condition] = field(hash=False)
     normaliser: Normaliser
     statistics: Statistics
     name: str = ""
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: str,
+        kind: str,
+        bounds: tuple[float, float] | None,
+        conditions: Mapping[str, Condition] | Sequence[str] = (),
+        normaliser: Normaliser | None = None,
+        statistics: Statistics | None = None,
+        name: str = "",
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        if not isinstance(conditions, Mapping):  # class names, as they stood here before there were other conditions
+            classes = conditions
+        known = dict(conditions) if isinstance(conditions, Mapping) else {}
+        if classes is not None:
+            rest = {other: each for other, each in known.items() if other != "label"}
+            known = ({"label": Label(tuple(classes))} if len(classes) else {}) | rest
+        given = (shape, dtype, kind, bounds, known, normaliser, statistics, name)
+        for each, value in zip(fields(self), given, strict=True):
+            object.__setattr__(self, each.name, value)
+        if normaliser is None or statistics is None:
+            raise TypeError("a data spec needs a normaliser and statistics")
+        self._require()
+
+    def _require(self) -> None:
         if self.dtype not in DTYPES:
             raise SfumatoError(f"a data spec's dtype must be one of {', '.join(DTYPES)}, but it is {self.dtype!r}")
         if self.kind not in ("image", "array"):
@@ -79,16 +108,38 @@ class DataSpec:
         if not len(indices):
             raise SfumatoError(f"{source.name}: there are no samples to take statistics of")
         figures = figures_of(source, indices)
+        conditions = {name: fitted(name, found, indices) for name, found in source.conditions.items()}
         return cls(
             shape=source.shape,
             dtype=str(source.x.dtype).removeprefix("torch."),
             kind=source.kind,
             bounds=source.bounds if source.bounds is not None else declared_bounds(source.x.dtype),
-            classes=tuple(source.classes),
+            conditions=conditions,
             normaliser=Normaliser.of(figures),
             statistics=figures,
             name=source.name,
         )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the condition "label"; a label is an index into them, -1 the null class."""
+        label = self.conditions.get("label")
+        return label.classes if isinstance(label, Label) else ()
+
+    def given(self, source: "Source", rows: Tensor | None = None) -> Conditions:
+        """What is known of the samples of a source, or of these, as models hear it.
+
+        Conditions that the source has not got are left out. Raises SfumatoError for a class that the model does not
+        know and for values in other units.
+        """
+        found = {}
+        for name in self.conditions.keys() & source.conditions.keys():
+            column = source.conditions[name]
+            try:
+                found[name] = _heard(self.conditions[name], column if rows is None else column.take(rows))
+            except SfumatoError as why:
+                raise SfumatoError(f"the condition {name!r} of {source.name}: {why}") from None
+        return Conditions({name: found[name] for name in self.conditions if name in found})
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -213,9 +264,9 @@ class DataSpec:
         if self.classes:
             shown = ", ".join(self.classes[:20]) + (" ..." if len(self.classes) > 20 else "")
             lines.append(f"{len(self.classes)} classes: {shown}.")
-        else:
-            lines.append("no classes.")
-        return lines
+        others = {name: each for name, each in self.conditions.items() if name != "label" or not self.classes}
+        lines += [f"condition {name}: {each.describe()}." for name, each in others.items()]
+        return lines if self.conditions else [*lines, "no classes."]
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dict; `from_dict` gives back an equal spec."""
@@ -224,7 +275,7 @@ class DataSpec:
             "dtype": self.dtype,
             "kind": self.kind,
             "bounds": None if self.bounds is None else list(self.bounds),
-            "classes": list(self.classes),
+            "conditions": {name: condition.config() for name, condition in self.conditions.items()},
             "normaliser": self.normaliser.to_dict(),
             "statistics": {f.name: list(getattr(self.statistics, f.name)) for f in fields(Statistics)},
             "name": self.name,
@@ -232,8 +283,11 @@ class DataSpec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "DataSpec":
-        """The inverse of `to_dict`; unknown and missing keys raise SfumatoError."""
-        _require_keys("a data spec", data, {f.name for f in fields(cls)})
+        """The inverse of `to_dict`; unknown and missing keys raise SfumatoError. Of older files `classes` are read."""
+        older = "conditions" not in data and "classes" in data
+        _require_keys(
+            "a data spec", data, {f.name for f in fields(cls)} ^ ({"conditions", "classes"} if older else set())
+        )
         _require_keys("a data spec's statistics", data["statistics"], {f.name for f in fields(Statistics)})
         bounds = data["bounds"]
         return cls(
@@ -241,11 +295,37 @@ class DataSpec:
             dtype=data["dtype"],
             kind=data["kind"],
             bounds=None if bounds is None else (float(bounds[0]), float(bounds[1])),
-            classes=tuple(data["classes"]),
+            conditions=data["classes"] if older else _conditions(data["conditions"]),
             normaliser=Normaliser.from_dict(data["normaliser"]),
             statistics=_figures(data["statistics"]),
             name=data["name"],
         )
+
+
+def fitted(name: str, column: "Column", rows: Tensor) -> Condition:
+    """What a column declares: classes and range of all its values, mean and std of those of the rows named."""
+    if column.names is not None:
+        return Label(column.names)
+    chosen = column.take(rows)
+    try:
+        whole = kinds.fit(column.spelt, column.kind or None)
+        if not isinstance(whole, Real) or not chosen.present.any():
+            return whole
+        fitted = kinds.fit(chosen.spelt, whole.kind)
+    except SfumatoError as why:
+        raise SfumatoError(f"the condition {name!r}: {why}") from None
+    assert isinstance(fitted, Real)
+    return replace(fitted, low=whole.low, high=whole.high)
+
+
+def _heard(condition: Condition, column: "Column") -> Given:
+    if isinstance(condition, Label) and column.names == condition.classes:  # no names have to be looked up
+        return Given(torch.from_numpy(np.where(column.present, column.values, -1)), torch.from_numpy(column.present))
+    return condition.encode(column.spelt, len(column))
+
+
+def _conditions(data: Mapping[str, Any]) -> dict[str, Condition]:
+    return {str(name): kinds.from_config(config) for name, config in data.items()}
 
 
 def figures_of(source: "Source", indices: Tensor | None = None) -> Statistics:

@@ -1,22 +1,26 @@
 """What a person should know of a data set before training on it, as plain values."""
 
+from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any
 
 import torch
 
 from . import cache
+from .column import Column
 from .normaliser import CHUNK_ENTRIES
 from .rows import Samples
 from .source import Size, Source, class_counts, open
-from .spec import figures_of
+from .spec import figures_of, fitted
 
 
-def inspect(obj: Any, labels: Any = None, size: Size | None = None) -> dict[str, Any]:
-    """Counts, shape, dtype, range, per-channel figures, classes, duplicates and notes of a source (or what opens
-    one); JSON-able.
+def inspect(
+    obj: Any, labels: Any = None, size: Size | None = None, conditions: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Counts, shape, dtype, range, per-channel figures, classes, conditions, duplicates and notes of a source (or what
+    opens one); JSON-able.
     """
-    source = obj if isinstance(obj, Source) else open(obj, labels=labels, size=size)
+    source = open(obj, labels=labels, size=size, conditions=conditions)
     figures = figures_of(source)
     train, holdout = source.split()
     return {
@@ -30,12 +34,26 @@ def inspect(obj: Any, labels: Any = None, size: Size | None = None) -> dict[str,
         "std": list(figures.std),
         "constant_channels": [c for c, (a, b) in enumerate(zip(figures.low, figures.high, strict=True)) if a == b],
         "classes": class_counts(source),
+        "conditions": {name: _condition(name, found) for name, found in source.conditions.items()},
         "train": len(train),
         "holdout": len(holdout),
         "duplicates": _duplicates(source),
         "skipped": [{"path": path, "reason": reason} for path, reason in source.skipped],
         "notes": list(source.notes),
     }
+
+
+def _condition(name: str, found: Column) -> dict[str, Any]:
+    """The kind of a condition, its values in words, and how many are missing; of a label also the samples a class."""
+    facts = {
+        "kind": found.kind,
+        "missing": found.missing,
+        "words": fitted(name, found, torch.arange(len(found))).describe(),
+    }
+    if found.names is None:
+        return facts
+    counts = torch.from_numpy(found.given).bincount(minlength=len(found.names)).tolist()
+    return facts | {"classes": dict(zip(found.names, counts, strict=True))}
 
 
 def _duplicates(source: Source) -> int:

@@ -22,6 +22,7 @@ import torch
 
 from sfumato import artefact, sampling
 from sfumato.data import Source
+from sfumato.data.column import unpacked
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.machine import memory
@@ -248,8 +249,9 @@ def _source(facts: dict[str, Any]) -> Source:
     from safetensors.torch import load_file
 
     tensors = load_file(facts.pop("path"))
-    bounds = facts.pop("bounds")
-    return Source(tensors["x"], tensors.get("labels"), bounds=None if bounds is None else tuple(bounds), **facts)
+    bounds, conditions = facts.pop("bounds"), unpacked(tensors, facts.pop("conditions"))
+    source = Source(tensors["x"], None, [], bounds=None if bounds is None else tuple(bounds), **facts)
+    return source.having(conditions)
 
 
 def main() -> None:

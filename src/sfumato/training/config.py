@@ -44,6 +44,9 @@ class TrainConfig:
     """Budget in steps of the optimiser, instead of minutes; such a run is repeatable to the last bit on a CPU."""
     labels: str | None = None
     """A .npy or text file with one class label a sample, where the data does not bring its own."""
+    conditions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """What columns beside the samples are, where it should not be guessed: name: label, multilabel, scalar, vector or
+    field, or ignore to leave one out."""
     size: int | None = None
     """Side in pixels that images are resized to."""
     net: str = "auto"
@@ -133,6 +136,11 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and int(value) != value:
                 raise SfumatoError(f"{name} must be a whole number, not {value!r}.")
+        if not isinstance(self.conditions, Mapping) or not all(
+            isinstance(word, str) for pair in self.conditions.items() for word in pair
+        ):
+            raise SfumatoError(f"conditions are names and kinds, {{'mass': 'scalar'}}, not {self.conditions!r}.")
+        object.__setattr__(self, "conditions", dict(self.conditions))
         if not isinstance(self.energy, bool):
             raise SfumatoError(f"energy must be true or false, not {self.energy!r}.")
         if self.energy and self.variance == "learned":

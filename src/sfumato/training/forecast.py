@@ -97,18 +97,20 @@ def _handed(data: Any, labels: Any, settings: TrainConfig, path: Path) -> dict[s
     from safetensors.torch import save_file
 
     from sfumato import data as sources
+    from sfumato.data.column import packed
     from sfumato.data.labels import read_labels
     from sfumato.data.rows import Rows
 
     if settings.labels is not None:
         labels = read_labels(settings.labels)
-    source = sources.open(data, labels=labels, size=settings.size)
+    source = sources.open(data, labels=labels, size=settings.size, conditions=settings.conditions)
     if isinstance(source.x, Rows):
         raise SfumatoError(f"{source.name} stays on the disk: give its path, which another process can read, too.")
-    tensors = {"x": source.x} | ({} if source.labels is None else {"labels": source.labels})
+    columns, conditions = packed(source.conditions)
+    tensors = {"x": source.x, **columns}
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, str(path))
-    rest = ("classes", "ids", "kind", "name", "skipped", "notes", "groups", "bounds")
-    return {"path": str(path), **{name: getattr(source, name) for name in rest}}
+    rest = ("ids", "kind", "name", "skipped", "notes", "groups", "bounds")
+    return {"path": str(path), "conditions": conditions, **{name: getattr(source, name) for name in rest}}
 
 
 def _threads() -> int | None:

@@ -172,7 +172,7 @@ def prepared(
 def _open(obj: Any, labels: Any, settings: TrainConfig) -> Source:
     if settings.labels is not None:
         labels = read_labels(settings.labels)
-    return data.open(obj, labels=labels, size=settings.size)
+    return data.open(obj, labels=labels, size=settings.size, conditions=settings.conditions)
 
 
 def _with_budget(settings: TrainConfig, source: Source) -> TrainConfig:

@@ -17,6 +17,7 @@ from typing import Any
 
 from sfumato import artefact
 from sfumato.audit.copies import words as copies_words
+from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.intervals import Interval
@@ -68,7 +69,7 @@ def _trained(run: Path, lines: Sequence[Facts]) -> Facts:
         model = artefact.read_contract(run)
         facts["model"] = {
             "network": model["net"]["name"], "parameters": model["parameters"], "shape": model["spec"]["shape"],
-            "data": model["provenance"]["data"], "classes": list(model["spec"]["classes"]),
+            "data": model["provenance"]["data"], "classes": list(DataSpec.from_dict(model["spec"]).classes),
             "guidance": config.guidance, "kind": model["spec"]["kind"],
         }  # fmt: skip
     return facts
