@@ -35,7 +35,6 @@ from sfumato.plans import AnySolver, make_plan
 from sfumato.process import Gaussian
 from sfumato.sampling import sample
 from sfumato.schedules import Flow
-from sfumato.solvers import Plan
 
 SOURCES = ("initialisation", "truncation", "discretisation", "score")
 _FINE_STEPS = 256
@@ -114,7 +113,7 @@ def error_budget(
             raise SfumatoError("An error budget needs the exact law of the data: pass truth=...")
         truth = law.truth
     plan = make_plan(model, steps, solver, 1.0, t_stop)
-    if isinstance(plan, Plan) and plan.stochastic:
+    if plan.stochastic:
         raise SfumatoError(f"{plan.name} draws noise, and its samples have no counterparts: use eta = 0 or an ODE.")
     linear = _one_gaussian(truth) and law is not None and _one_gaussian(law.truth)
     xi = _sigma_points(truth) if linear else noise.normal(seed, range(n), truth.shape, dtype=torch.float64)

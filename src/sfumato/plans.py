@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, cast, overload
+from typing import Any
 
 from sfumato.compose import Guided, Wrapped
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
-from sfumato.process import Uniform
 from sfumato.registry import make
-from sfumato.solvers import Ancestral, AncestralWalk, Plan, Solver, Walk, WalkSolver, default
+from sfumato.solvers import Ancestral, Plan, Solver, default
+from sfumato.solvers.plan import schedule_of
 
 DEFAULT_STEPS = 20
-AnySolver = Solver | WalkSolver | Plan | Walk | str  # a name stands for what it makes
-
-
-@overload
-def make_plan(
-    model: Model,
-    steps: int | None,
-    solver: Solver | Plan | str | None,
-    t_start: float = 1.0,
-    t_stop: float = 0.0,
-    guidance: float | None = None,
-    interval: tuple[float, float] | None = None,
-) -> Plan: ...
-
-
-@overload
-def make_plan(
-    model: Model,
-    steps: int | None,
-    solver: AnySolver | None,
-    t_start: float = 1.0,
-    t_stop: float = 0.0,
-    guidance: float | None = None,
-    interval: tuple[float, float] | None = None,
-) -> Plan | Walk: ...
+AnySolver = Solver | Plan | str  # a name stands for what it makes
 
 
 def make_plan(
@@ -47,37 +23,24 @@ def make_plan(
     t_stop: float = 0.0,
     guidance: float | None = None,
     interval: tuple[float, float] | None = None,
-) -> Plan | Walk:
+) -> Plan:
     """The plan that `sample` runs: a given Plan as it is, a solver's, or without either one that the model carries."""
-    if isinstance(solver, str):
-        solver = cast(Solver | WalkSolver, make("solver", solver))
-    if solver is not None:
-        _suits(model, solver)
-    if isinstance(solver, Plan | Walk):
+    solver = make("solver", solver)
+    if isinstance(solver, Plan):
         if steps is not None and steps != solver.steps:
             raise SfumatoError(f"The plan has {solver.steps} steps and cannot run with {steps}: leave steps out.")
+        solver.check(model)
         return solver
     steps = DEFAULT_STEPS if steps is None else steps
     stored = None if solver is not None else stored_plan(model, steps, t_start, t_stop, guidance, interval)
     chosen = solver or usual_solver(model)
-    return stored or chosen.plan(model.process.schedule, steps, t_start, t_stop)
+    return stored or chosen.plan(model.process, steps, t_start, t_stop)
 
 
-def _suits(model: Any, solver: AnySolver) -> None:
-    """Refuse a solver of another state space."""
-    symbols = isinstance(getattr(model, "process", None), Uniform)
-    if symbols != isinstance(solver, Ancestral | AncestralWalk):
-        name = getattr(solver, "name", type(solver).__name__)
-        raise SfumatoError(
-            f"{name} cannot sample symbols: a model with a Uniform process takes solvers.Ancestral()."
-            if symbols
-            else "Ancestral draws symbols: it needs a model with a Uniform process (a Gaussian one takes DDPM)."
-        )
-
-
-def usual_solver(model: Any) -> Solver | WalkSolver:
+def usual_solver(model: Any) -> Solver:
     """The solver of a model when none is named: by its state space, and by whether it is exact."""
-    return Ancestral() if isinstance(model.process, Uniform) else default(exact=getattr(model, "exact", False))
+    exact = getattr(model, "exact", False)
+    return Ancestral() if schedule_of(model.process) is None else default(exact=exact)
 
 
 def stored_plan(

@@ -18,9 +18,8 @@ from sfumato.machine.parts import in_parts
 from sfumato.machine.threads import Threads, threads
 from sfumato.model import Model
 from sfumato.plans import AnySolver, make_plan
-from sfumato.solvers import Plan, State, Walk
+from sfumato.solvers import Plan, State
 from sfumato.solvers.brownian import along
-from sfumato.solvers.plan import Noise
 from sfumato.world import ALONE, World
 
 
@@ -69,17 +68,8 @@ def trajectory(
     if grad_calls is not None:
         skip = _skipped(plan, grad_calls)
         walker, z = Unrolled(walker, skip, checkpoint), z.detach() if skip else z
-    go = plan.run if isinstance(plan, Plan) else plan.walk
-    yield from go(walker, z, along(plan, seed, index) if brownian else _fresh(seed, index), **labels)
-
-
-def _fresh(seed: int, index: Tensor) -> Noise:
-    """Independent draws, a function of the seed, the sample and the call."""
-
-    def draw(call: int, like: Tensor) -> Tensor:
-        return noise.normal(seed, index, tuple(like.shape[1:]), noise.STEP, call, like.device, like.dtype)
-
-    return draw
+    draws = along(plan, seed, index) if brownian else noise.Noise(seed, index, noise.STEP)
+    yield from plan.run(walker, z, draws, **labels)
 
 
 def sample(
@@ -152,7 +142,7 @@ def _end(walk: Iterator[State], follower: Threads) -> Tensor:
     return last
 
 
-def _skipped(plan: Plan | Walk, grad_calls: int | str) -> int:
+def _skipped(plan: Plan, grad_calls: int | str) -> int:
     """How many calls from the start of a plan are constants."""
     if grad_calls == "all":
         return 0

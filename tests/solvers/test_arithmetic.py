@@ -11,7 +11,7 @@ from sfumato.process import Gaussian
 from sfumato.schedules import VE, Cosine, Flow
 from sfumato.solvers import Heun, Multistep, Plan
 from sfumato.solvers.arithmetic import compiled
-from sfumato.solvers.plan import Line
+from sfumato.solvers.lines import Linear as Line
 from solver_cases import SOLVERS, STRUCTURE
 
 F64 = torch.float64

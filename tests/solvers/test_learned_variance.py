@@ -71,8 +71,8 @@ def test_the_share_that_gives_the_optimal_variance_exists_and_is_taken():
     def fresh(k, like):
         return noise.normal(1, torch.arange(n), (1,), noise.STEP, k, dtype=F64)
 
-    learned = list(LearnedDDPM().plan(schedule, steps).walk(model, z, fresh))
-    optimal = list(OptimalDDPM().plan(schedule, steps).walk(law.denoiser(process), z, fresh))
+    learned = list(LearnedDDPM().plan(schedule, steps).run(model, z, fresh))
+    optimal = list(OptimalDDPM().plan(schedule, steps).run(law.denoiser(process), z, fresh))
     for one, other in zip(learned[:-1], optimal[:-1], strict=True):  # the last step draws in one of them alone
         torch.testing.assert_close(one.z, other.z, rtol=1e-10, atol=1e-10)
 
@@ -156,7 +156,7 @@ def test_the_share_means_the_same_under_any_schedule():
                 (inner, base.schedule, t_vp, s_vp, z),
                 (wide, VE(0.05, 80.0), t_ve, s_ve, z / alpha_t),
             ):
-                walk = LearnedDDPM().plan(schedule, 1, t, s).walk(model, start, lambda k, like, fresh=fresh: fresh)
+                walk = LearnedDDPM().plan(schedule, 1, t, s).run(model, start, lambda k, like, fresh=fresh: fresh)
                 ends.append(list(walk)[-1].z)
             torch.testing.assert_close(ends[0] / alpha_s, ends[1], rtol=1e-5, atol=1e-5)
 

@@ -239,11 +239,11 @@ def test_the_optimal_variance_needs_a_model_that_knows_it():
 
     walk = OptimalDDPM().plan(Cosine(), 3)
     with pytest.raises(SfumatoError, match="knows Var"):
-        list(walk.walk(Plain(), torch.zeros(1, 2, dtype=F64), fresh))
+        list(walk.run(Plain(), torch.zeros(1, 2, dtype=F64), fresh))
     with pytest.raises(SfumatoError, match="noise"):
-        list(walk.walk(Plain(), torch.zeros(1, 2, dtype=F64)))
+        list(walk.run(Plain(), torch.zeros(1, 2, dtype=F64)))
     with pytest.raises(SfumatoError, match="another schedule"):
-        list(walk.walk(mixture().denoiser(Gaussian(Flow())), torch.zeros(1, 2, dtype=F64), fresh))
+        list(walk.run(mixture().denoiser(Gaussian(Flow())), torch.zeros(1, 2, dtype=F64), fresh))
 
 
 # -- published formulas ------------------------------------------------------------------------------------------------

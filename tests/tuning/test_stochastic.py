@@ -193,7 +193,7 @@ def test_the_fit_hears_other_noise_than_any_sample():
     model, plan = law().denoiser(Gaussian(Flow())), SASolver().plan(Flow(), 3)
     exams = Study(model, Range(Flow(), 1.0, 0.0), 3, 8, lambda _: None, 1.0).exams(0, 8, {})
     paths = [Wiener(0, torch.arange(100)), *(one.paths for one in exams)]
-    seen = [along(plan, p.seed, p.index)(0, torch.zeros(len(p.index), 2, dtype=F64))[:, 0] for p in paths]
+    seen = [along(plan, p.seed, p.index).at(0).like(torch.zeros(len(p.index), 2, dtype=F64))[:, 0] for p in paths]
     assert [len(one) for one in seen] == [100, 8, 64] and len(torch.cat(seen).unique()) == 172
 
 

@@ -15,8 +15,7 @@ from sfumato.certification.walks import Level, Oracle, Source, Trace, Walk, leve
 from sfumato.errors import SfumatoError
 from sfumato.schedule import Schedule
 from sfumato.schedules import VE, Flow, LinearBeta
-from sfumato.solvers import Plan, Solver, WalkSolver, grids
-from sfumato.solvers import Walk as WalkPlan
+from sfumato.solvers import Linear, Plan, Solver, grids
 
 Step = Callable[[Any, Tensor, float, float, Any], tuple[Tensor, Any]]  # (model, z, t, s, state) -> (z at s, state)
 
@@ -54,9 +53,9 @@ def _times(plan: Any) -> tuple[float, float]:
 
 
 class SolverSubject(Subject):
-    """One of our solvers: anything with `plan(schedule, steps, t_start, t_stop)` that gives a Plan or a Walk."""
+    """One of our solvers: anything with `plan(schedule, steps, t_start, t_stop)` that gives a Plan."""
 
-    def __init__(self, solver: Solver | WalkSolver, name: str | None, order: int | None) -> None:
+    def __init__(self, solver: Solver, name: str | None, order: int | None) -> None:
         self.solver = solver
         plan = solver.plan(SCHEDULES["flow"], 8)
         self.name = name or plan.name
@@ -98,6 +97,8 @@ class PlanSubject(Subject):
         alphas, sigmas = zip(*self.plan.path, strict=True)
         missed = []
         for k, line in enumerate(self.plan.lines):
+            if not isinstance(line, Linear):
+                continue
             of_x = math.fsum([c * alphas[j] for j, c in line.z.items()] + list(line.x.values()))
             of_eps = math.fsum(c * sigmas[j] for j, c in line.z.items())
             size = 1 + sum(abs(c) * (1 + sigmas[j]) for j, c in (*line.z.items(), *line.x.items()))
@@ -107,13 +108,12 @@ class PlanSubject(Subject):
         return tuple(missed) if few else ()
 
 
-def plan_walk(plan: Plan | WalkPlan, schedule: Schedule, ends: tuple[float, float]) -> Walk:
-    """A compiled plan, or what walks in its place, from the level of ends[0]."""
-    stop = plan.path[-1] if isinstance(plan, Plan) else (1.0, 0.0) if plan.stop == 0 else level_at(schedule, plan.stop)
+def plan_walk(plan: Plan, schedule: Schedule, ends: tuple[float, float]) -> Walk:
+    """A compiled plan from the level of ends[0]."""
+    stop = plan.path[-1] if plan.path else (1.0, 0.0) if plan.stop == 0 else level_at(schedule, plan.stop)
 
     def go(oracle: Oracle, z: Tensor, source: Source) -> Trace:
-        run = plan.run if isinstance(plan, Plan) else plan.walk
-        seen = [(state.z.clone(), state.t) for state in run(oracle, z, source)]
+        seen = [(state.z.clone(), state.t) for state in plan.run(oracle, z, source)]
         return Trace([*((z, level_at(schedule, t)) for z, t in seen[:-1]), (seen[-1][0], stop)])
 
     return Walk(level_at(schedule, ends[0]), stop, ends[0], schedule, go)

@@ -16,7 +16,7 @@ from sfumato.compose import guide
 from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
-from sfumato.solvers import Plan, Walk
+from sfumato.solvers import Plan
 from sfumato.training.precision import compute_dtype, device_of
 from sfumato.world import ALONE, World, joined
 
@@ -107,7 +107,7 @@ def _say_choices(options: Any, spec: DataSpec, scale: float | None, note: Callab
 
 
 def _draw(
-    model: Any, plan: Plan | Walk, options: Any, index: torch.Tensor, labels: torch.Tensor | None, world: World
+    model: Any, plan: Plan, options: Any, index: torch.Tensor, labels: torch.Tensor | None, world: World
 ) -> np.ndarray:
     """Samples batch by batch, with a bar on a terminal."""
     from tqdm import tqdm
@@ -123,7 +123,7 @@ def _draw(
 
 
 def manifest(
-    options: Any, contract: dict[str, Any], denoiser: Denoiser, plan: Plan | Walk, scale: float | None,
+    options: Any, contract: dict[str, Any], denoiser: Denoiser, plan: Plan, scale: float | None,
     index: torch.Tensor, spec: DataSpec,
 ) -> dict[str, Any]:  # fmt: skip
     """What made the samples, enough to make them again."""
@@ -135,7 +135,7 @@ def manifest(
         "weights": options.weights,
         "solver": plan.name,
         "steps": plan.steps,
-        "calls": plan.calls,
+        "calls": plan.spent,
         "seed": options.seed,
         "first": int(index[0]),
         "number": len(index),

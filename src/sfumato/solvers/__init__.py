@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping
 
 from sfumato.registry import Named
 from sfumato.solvers import grids
-from sfumato.solvers.adaptive import Adaptive, AdaptiveWalk
+from sfumato.solvers.adaptive import Adaptive
 from sfumato.solvers.build import Solver
 from sfumato.solvers.churn import Churn
 from sfumato.solvers.ddim import DDIM, Euler
 from sfumato.solvers.ddpm import DDPM, LearnedDDPM, OptimalDDPM
-from sfumato.solvers.discrete import Ancestral, AncestralWalk
+from sfumato.solvers.discrete import Ancestral
 from sfumato.solvers.langevin import AnnealedLangevin, PredictorCorrector
+from sfumato.solvers.lines import Bridge, Corrector, Jump, Linear
 from sfumato.solvers.multistep import Multistep
 from sfumato.solvers.named import DEIS, LMS, DPMSolver, DPMSolverPP, UniPC
 from sfumato.solvers.plan import Plan, State
@@ -18,9 +19,9 @@ from sfumato.solvers.pndm import PNDM
 from sfumato.solvers.reverse_sde import EulerMaruyama, SASolver, SDEDPMSolver
 from sfumato.solvers.runge_kutta import RK4, Heun, Midpoint, RungeKutta
 from sfumato.solvers.singlestep import Singlestep
-from sfumato.solvers.walk import Walk, WalkSolver
+from sfumato.solvers.walk import Walk, together
 
-NAMES: Mapping[str, Callable[..., Solver | WalkSolver]] = Named("solver")
+NAMES: Mapping[str, Callable[..., Solver]] = Named("solver")
 
 
 def default(exact: bool = False) -> Solver:
@@ -40,8 +41,8 @@ def default(exact: bool = False) -> Solver:
 
 
 __all__ = [
-    "DDIM", "DDPM", "DEIS", "LMS", "NAMES", "PNDM", "RK4", "Adaptive", "AdaptiveWalk", "Ancestral", "AncestralWalk",
-    "AnnealedLangevin", "Churn", "DPMSolver", "DPMSolverPP", "Euler", "EulerMaruyama", "Heun", "LearnedDDPM",
+    "DDIM", "DDPM", "DEIS", "LMS", "NAMES", "PNDM", "RK4", "Adaptive", "Ancestral", "AnnealedLangevin", "Bridge",
+    "Churn", "Corrector", "DPMSolver", "DPMSolverPP", "Euler", "EulerMaruyama", "Heun", "Jump", "LearnedDDPM", "Linear",
     "Midpoint", "Multistep", "OptimalDDPM", "Plan", "PredictorCorrector", "RungeKutta", "SASolver", "SDEDPMSolver",
-    "Singlestep", "Solver", "State", "UniPC", "Walk", "WalkSolver", "default", "grids",
+    "Singlestep", "Solver", "State", "UniPC", "Walk", "default", "grids", "together",
 ]  # fmt: skip

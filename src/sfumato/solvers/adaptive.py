@@ -9,20 +9,20 @@ The flow row of `clocks`, finite at both ends of every schedule. Source: Dormand
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
-from sfumato.model import Model
 from sfumato.registry import register
 from sfumato.schedule import Schedule
+from sfumato.solvers import grids
+from sfumato.solvers.build import Builder, Solver
 from sfumato.solvers.clocks import clock
 from sfumato.solvers.grids import LOGSNR_LIMIT
-from sfumato.solvers.plan import Noise, State
-from sfumato.solvers.walk import WalkSolver
+from sfumato.solvers.lines import Corrector
+from sfumato.solvers.plan import Plan
 
 METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 _FLOW = clock("flow")
@@ -30,7 +30,7 @@ _FLOW = clock("flow")
 
 @register("solver", "adaptive")
 @dataclasses.dataclass(frozen=True)
-class Adaptive(WalkSolver):
+class Adaptive(Solver):
     """Steps as long as the tolerances allow: |error| <= atol + rtol |w| in the root mean square over the whole batch.
 
     method: one of torchdiffeq's dopri5, dopri8, bosh3, fehlberg2, adaptive_heun. The number of steps asked for is how
@@ -41,6 +41,7 @@ class Adaptive(WalkSolver):
     method: str = "dopri5"
     rtol: float = 1e-5
     atol: float = 1e-6
+    grid: ClassVar[grids.Grid] = grids.Uniform()  # type: ignore[misc]  # of its ends alone
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -48,79 +49,81 @@ class Adaptive(WalkSolver):
         if not (self.rtol >= 0 and self.atol >= 0 and self.rtol + self.atol > 0):
             raise SfumatoError(f"Adaptive needs tolerances above 0, got rtol {self.rtol:g} and atol {self.atol:g}.")
 
-    def plan(self, schedule: Schedule, steps: int = 20, t_start: float = 1.0, t_stop: float = 0.0) -> AdaptiveWalk:
-        """The way from t_start to t_stop (0: the clean signal), to be gone with any model of this schedule."""
-        if steps < 1 or not 0 <= t_stop < t_start <= 1:
-            raise SfumatoError(
-                f"Sampling needs steps >= 1 and 0 <= t_stop < t_start <= 1, got {steps}, {t_stop:g} and {t_start:g}."
-            )
-        last = t_stop
-        if t_stop == 0 and float(schedule.sigma(0.0)) == 0:  # E[eps|z] is not continuous there: end a little before
-            last = float(schedule.time(LOGSNR_LIMIT))
-        return AdaptiveWalk(self, schedule, steps, float(t_start), float(t_stop), last)
+    def build(self, b: Builder) -> Plan:
+        """The way from t_start to t_stop (0: the clean signal), whose first line integrates and whose others show."""
+        start, stop, steps = b.nodes[0], b.nodes[-1], len(b.nodes) - 1
+        last = stop
+        if stop == 0 and b.point(0.0)[1] == 0:  # E[eps|z] is not continuous there: end a little before
+            last = float(b.schedule.time(LOGSNR_LIMIT))
+        begin, end = (_FLOW.time(*b.point(t)) for t in (start, last))
+        taus = tuple(torch.linspace(begin, end, steps + 1, dtype=torch.float64).tolist())
+        way = Way(self, b.schedule, (start, last), taus)
+        for k, tau in enumerate(taus if stop == 0 else taus[:-1]):
+            b.call(way.point(tau)[0])
+            b.jump(AdaptiveStep(way, k))
+        name = f"Adaptive({self.method}, rtol={self.rtol:g}, atol={self.atol:g})"
+        return dataclasses.replace(b.plan(name, 1), steps=steps)
 
 
-@dataclasses.dataclass
-class AdaptiveWalk:
-    """A way for `sampling`; `calls` is how often the last walk called the model."""
+@final
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """The flow of a model between two times, by a solver's tolerances; taus: where its states are shown."""
 
     solver: Adaptive
     schedule: Schedule
-    steps: int
-    start: float
-    stop: float
-    last: float
-    calls: int = 0
+    ends: tuple[float, float]
+    taus: tuple[float, ...]
 
-    @property
-    def name(self) -> str:
-        return f"Adaptive({self.solver.method}, rtol={self.solver.rtol:g}, atol={self.solver.atol:g})"
-
-    @property
-    def times(self) -> tuple[float, ...]:
-        return (self.start,)
-
-    def _point(self, tau: float) -> tuple[float, float]:
+    def point(self, tau: float) -> tuple[float, float]:
         """(t, S) at a flow time."""
         t = float(self.schedule.time(_FLOW.logsnr(tau)))
-        for bound in (self.last, self.start):  # the inverse is exact to rounding alone
+        for bound in reversed(self.ends):  # the inverse is exact to rounding alone
             t = bound if abs(t - bound) < 1e-12 else t
         alpha, sigma = (float(v) for v in self.schedule(t))
         return t, alpha + sigma
 
-    def walk(self, model: Model, z: Tensor, noise: Noise | None = None, **cond: Any) -> Iterator[State]:
-        """States at `steps` equal intervals of tau, and the end; the model is called in the dtype of z."""
-        odeint, dtype = _torchdiffeq(), z.dtype
-        self.calls = 0
+    def states(self, model: Any, z: Tensor) -> Tensor:
+        """w at every tau, float64 (B, steps + 1, ...); the model is called in the dtype of z."""
+        odeint = _torchdiffeq()
 
         def slope(tau: Tensor, w: Tensor) -> Tensor:
-            t, norm = self._point(float(tau))
-            self.calls += 1
-            belief = model((norm * w).to(dtype), t, **cond)
+            t, norm = self.point(float(tau))
+            belief = model((norm * w).to(z.dtype), t)
             return (belief.eps - belief.x).to(w.dtype)
 
-        begin, end = (_FLOW.time(*map(float, self.schedule(t))) for t in (self.start, self.last))
-        taus = torch.linspace(begin, end, self.steps + 1, dtype=torch.float64, device=z.device)
-        first = z.to(torch.float64) / self._point(begin)[1]
+        taus = torch.tensor(self.taus, dtype=torch.float64, device=z.device)
+        first = z.to(torch.float64) / self.point(self.taus[0])[1]
         tolerances = {"rtol": self.solver.rtol, "atol": self.solver.atol}
         try:
             states = odeint(slope, first, taus, method=self.solver.method, **tolerances)
         except AssertionError as error:  # torchdiffeq's word for a step that has shrunk to nothing
-            raise SfumatoError(f"{self.name} cannot keep its tolerances ({error}): give larger ones.") from None
+            raise SfumatoError(f"Adaptive cannot keep its tolerances ({error}): give larger ones.") from None
         if not bool(states[-1].isfinite().all()):
-            raise SfumatoError(
-                f"{self.name} met numbers that are not finite: give larger tolerances, or check the model."
-            )
-        for tau, w in zip(taus.tolist(), states, strict=True):
-            t, norm = self._point(tau)
-            state = (norm * w).to(dtype)
-            if tau == end and self.stop > 0:
-                yield State(state, self.stop, None)
-                return
-            self.calls += 1
-            belief = model(state, t, **cond)
-            yield State(state, t, belief)
-        yield State(belief.x, self.stop, None)
+            raise SfumatoError("Adaptive met numbers that are not finite: give larger tolerances, or check the model.")
+        return states.transpose(0, 1)
+
+
+@final
+@dataclasses.dataclass
+class AdaptiveStep(Corrector):
+    """From the state at tau_k to the next: the first integrates all of the way, and carries what the others show."""
+
+    way: Way
+    k: int
+    calls: int = 1
+    draws: bool = False
+
+    def __call__(
+        self, model: Any, z: Tensor, t: float, s: float, state: Tensor | None, noise: Any
+    ) -> tuple[Tensor, Tensor]:
+        belief, before = model(z, t), model.calls
+        state = self.way.states(model, z) if state is None else state
+        self.calls = 1 + model.calls - before
+        if self.k + 1 == len(self.way.taus):  # the clean signal
+            return belief.x, state
+        norm = self.way.point(self.way.taus[self.k + 1])[1]
+        return (norm * state[:, self.k + 1]).to(z.dtype), state
 
 
 def _torchdiffeq() -> Any:

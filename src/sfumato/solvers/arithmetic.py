@@ -6,30 +6,25 @@
 A line of a multistep method sees the past through one value of its row for each call, so that x_j and z_j occur in
 one proportion and one m_j is kept of them. The m_j lie side by side in one buffer, and a line is one product of that
 buffer with its coefficients: two operations a step, of whatever order. A call whose proportions differ keeps both.
-Coefficients are applied in the dtype of the state, float32 at least.
+Coefficients are applied in the dtype of the state, float32 at least; one that is a vector over the basis keeps z_j and
+x_j themselves. Rows that stand at different calls take the same program by tables, each at its own line (`ragged`).
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from sfumato.solvers.lines import Coefficient, Linear, is_nonzero
+
 _PARALLEL = 1e-13  # proportions that differ by less differ by rounding
 _AMPLIFIED = 10.0  # x_k is read back from m_k only where that multiplies rounding by less
-
-
-class Terms(Protocol):
-    """The coefficients of one line: index of the call -> coefficient."""
-
-    @property
-    def z(self) -> Mapping[int, float]: ...
-
-    @property
-    def x(self) -> Mapping[int, float]: ...
 
 
 class Memory(NamedTuple):
@@ -52,23 +47,68 @@ class Move(NamedTuple):
     """One line: the memories to keep of (z, x), then a z + b x + the sum of coefficient * memory over `past`."""
 
     keep: tuple[Memory, ...]
-    a: float
-    b: float
-    past: tuple[tuple[int, float], ...]
+    a: Any
+    b: Any
+    past: tuple[tuple[int, Any], ...]
+    noise: Coefficient
 
 
-class Program(NamedTuple):
+class Tables(NamedTuple):
+    """A program by line: a, b, noise (L, *basis), weights of the memories (L, slots, *basis), and what to keep of them.
+
+    m = hold m + z_part z + x_part x, each (L, slots).
+    """
+
+    a: Tensor
+    b: Tensor
+    noise: Tensor
+    weights: Tensor
+    hold: Tensor
+    z_part: Tensor
+    x_part: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
     """All lines of a plan; the weights of `past` as a table (lines, slots), and the own factor of each line; float64.
 
-    A factor that is a tensor already costs half of one that torch must make a tensor of.
+    A factor that is a tensor already costs half of one that torch must make a tensor of. A line that is none of
+    numbers alone leaves `weights` and `factors` without rows: it is computed term by term.
     """
 
     moves: tuple[Move, ...]
-    weights: Tensor
-    factors: Tensor
+    slots: int
+    numbers: bool  # whether no coefficient is a vector
+
+    @functools.cached_property
+    def weights(self) -> Tensor:
+        rows = [[dict(move.past).get(slot, 0.0) for slot in range(self.slots)] for move in self.moves]
+        return torch.tensor(rows, dtype=torch.float64) if self.numbers else torch.zeros(0, self.slots)
+
+    @functools.cached_property
+    def factors(self) -> Tensor:
+        own = [move.a or move.b for move in self.moves] if self.numbers else []
+        return torch.tensor(own, dtype=torch.float64)
+
+    @functools.cached_property
+    def tables(self) -> Tables:
+        past = [dict(move.past).get(slot, 0.0) for move in self.moves for slot in range(self.slots)]
+        weights = _stacked(past)
+        kept = [{m.slot: (0.0, m.z_part, m.x_part) for m in move.keep} for move in self.moves]
+        parts = [[k.get(slot, (1.0, 0.0, 0.0)) for slot in range(self.slots)] for k in kept]
+        hold, z, x = torch.tensor(parts, dtype=torch.float64).reshape(len(parts), self.slots, 3).unbind(-1)
+        a, b, noise = (_stacked([getattr(move, name) for move in self.moves]) for name in ("a", "b", "noise"))
+        return Tables(a, b, noise, weights.reshape(len(self.moves), self.slots, *weights.shape[1:]), hold, z, x)
 
 
-def compiled(lines: Sequence[Terms]) -> Program:
+def _stacked(coefficients: Sequence[Coefficient]) -> Tensor:
+    """(L, *basis), float64."""
+    if not coefficients:
+        return torch.zeros(0, dtype=torch.float64)
+    return torch.stack(torch.broadcast_tensors(*(torch.as_tensor(c, dtype=torch.float64) for c in coefficients)))
+
+
+def compiled(lines: Sequence[Linear]) -> Program:
     """Which memories each call leaves, in which rows of the buffer, and each line in terms of them."""
     uses = _later_uses(lines)
     last = [max((k for k, *_ in use), default=-1) for use in uses]
@@ -83,52 +123,60 @@ def compiled(lines: Sequence[Terms]) -> Program:
         past = [
             term for j, memories in live.items() for term in _through(memories, line.z.get(j, 0.0), line.x.get(j, 0.0))
         ]
-        moves.append(_move(tuple(kept), line.z.get(k, 0.0), line.x.get(k, 0.0), past))
+        moves.append(_move(tuple(kept), line.z.get(k, 0.0), line.x.get(k, 0.0), past, line.noise))
         live[k] = tuple(kept)
         for j in [j for j in live if last[j] <= k]:
             free += [memory.slot for memory in live.pop(j)]
-    weights = [[dict(move.past).get(slot, 0.0) for slot in range(slots)] for move in moves]
-    factors = [move.a or move.b for move in moves]
-    return Program(tuple(moves), *(torch.tensor(numbers, dtype=torch.float64) for numbers in (weights, factors)))
+    return Program(tuple(moves), slots, all(line.numbers for line in lines))
 
 
-def _later_uses(lines: Sequence[Terms]) -> list[list[tuple[int, float, float]]]:
+def _later_uses(lines: Sequence[Linear]) -> list[list[tuple[int, Coefficient, Coefficient]]]:
     """For each call j, (k, coefficient of z_j, coefficient of x_j) of every line after its own that uses it."""
-    uses: list[list[tuple[int, float, float]]] = [[] for _ in lines]
+    uses: list[list[tuple[int, Coefficient, Coefficient]]] = [[] for _ in lines]
     for k, line in enumerate(lines):
         for j in {*line.z, *line.x} - {k}:
             uses[j].append((k, line.z.get(j, 0.0), line.x.get(j, 0.0)))
     return uses
 
 
-def _directions(pairs: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
+def _directions(pairs: Sequence[Sequence[Any]]) -> list[tuple[float, float]]:
     """(z_part, x_part) of the memories that span these coefficients: none, one proportion, or z and x themselves."""
-    if not pairs:
+    numbers = [(z, x) for z, x in pairs if not (isinstance(z, Tensor) or isinstance(x, Tensor))]
+    if len(numbers) < len(pairs):
+        used = [any(is_nonzero(pair[i]) for pair in pairs) for i in (0, 1)]
+        return [part for part, wanted in zip(((1.0, 0.0), (0.0, 1.0)), used, strict=True) if wanted]
+    if not numbers:
         return []
-    size, z, x = max((math.hypot(z, x), z, x) for z, x in pairs)
+    size, z, x = max((math.hypot(z, x), z, x) for z, x in numbers)
     if size == 0:
         return []
-    if any(abs(p * x - q * z) > _PARALLEL * size * size for p, q in pairs):
+    if any(abs(p * x - q * z) > _PARALLEL * size * size for p, q in numbers):
         return [(1.0, 0.0), (0.0, 1.0)]
     return [(z / x, 1.0)] if abs(x) >= abs(z) else [(1.0, x / z)]
 
 
-def _through(memories: Sequence[Memory], z: float, x: float) -> list[tuple[int, float]]:
+def _through(memories: Sequence[Memory], z: Coefficient, x: Coefficient) -> list[tuple[int, Coefficient]]:
     """(slot, coefficient) with which the memories of a call make z z_j + x x_j."""
     if len(memories) == 1:
         (m,) = memories
-        return [(m.slot, x if m.x_part == 1 else z)] if z or x else []
-    return [(m.slot, c) for m, c in zip(memories, (z, x), strict=False) if c]
+        return [(m.slot, x if m.x_part == 1 else z)] if is_nonzero(z) or is_nonzero(x) else []
+    return [(m.slot, c) for m, c in zip(memories, (z, x), strict=False) if is_nonzero(c)]
 
 
-def _move(kept: tuple[Memory, ...], a: float, b: float, past: list[tuple[int, float]]) -> Move:
+def _move(
+    kept: tuple[Memory, ...], a: Coefficient, b: Coefficient, past: list[tuple[int, Coefficient]], noise: Coefficient
+) -> Move:
     """A line whose own x comes from the memory that was just kept, where one operation is saved by it."""
-    if len(kept) == 1 and b and abs(kept[0].z_part) <= _AMPLIFIED * abs(kept[0].x_part):
+    if len(kept) == 1 and is_nonzero(b) and abs(kept[0].z_part) <= _AMPLIFIED * abs(kept[0].x_part):
         (m,) = kept
-        return Move(kept, a - b * m.z_part / m.x_part, 0.0, ((m.slot, b / m.x_part), *past))
-    if len(kept) == 2 and b:
-        return Move(kept, a, 0.0, ((kept[1].slot, b), *past))
-    return Move(kept, a, b, tuple(past))
+        return Move(kept, a - b * m.z_part / m.x_part, 0.0, ((m.slot, b / m.x_part), *past), noise)
+    if len(kept) == 2 and is_nonzero(b):
+        return Move(kept, a, 0.0, ((kept[1].slot, b), *past), noise)
+    return Move(kept, a, b, tuple(past), noise)
+
+
+def _plus(out: Tensor, c: Coefficient, y: Tensor) -> Tensor:
+    return out + c.to(y) * y if isinstance(c, Tensor) else torch.add(out, y, alpha=c)
 
 
 class Arithmetic:
@@ -140,41 +188,84 @@ class Arithmetic:
 
     def __init__(self, program: Program, like: Tensor) -> None:
         low = like.dtype in (torch.float16, torch.bfloat16)
-        self.moves, self.result, self.dtype = program.moves, like.dtype, torch.float32 if low else like.dtype
+        self.program, self.moves = program, program.moves
+        self.result, self.dtype, self.whole = like.dtype, torch.float32 if low else like.dtype, not low
         self.weights = program.weights.to(like.device, self.dtype).unbind(0)
         self.factors = program.factors.to(self.dtype).unbind(0)
         with torch.no_grad():
-            buffer = torch.zeros(program.weights.shape[1], like.numel(), dtype=self.dtype, device=like.device)
-        self.rows = [row.view(like.shape) for row in buffer.unbind(0)]
-        self.columns = buffer.t()
-        self.graph: dict[int, Tensor] | None = None  # the memories of a walk with gradients
+            self._hold(torch.zeros(program.slots, *like.shape, dtype=self.dtype, device=like.device))
+
+    def _hold(self, memory: Tensor) -> None:
+        """What is remembered, (slots, B, *shape)."""
+        self._memory, self.rows = memory, memory.unbind(0)
+        self.graph = dict(enumerate(self.rows)) if memory.requires_grad else None  # of a walk with gradients
+        self.term_by_term = memory.requires_grad or not self.program.numbers
+        self.columns = memory.reshape(len(memory), math.prod(memory.shape[1:])).t()
+
+    @property
+    def memory(self) -> Tensor:
+        if not self.graph:
+            return self._memory
+        return torch.stack([self.graph[slot] for slot in range(len(self.rows))])
+
+    def remember(self, k: int, z: Tensor, x: Tensor) -> None:
+        """What later lines need of a call whose own line is none of sums."""
+        if self.moves[k].keep:
+            self.step(k, z, x)
 
     def step(self, k: int, z: Tensor, x: Tensor) -> Tensor:
-        if not z.dtype is x.dtype is self.dtype:
-            z, x = z.to(self.dtype), x.to(self.dtype)
-        wanted = torch.is_grad_enabled() and (z.requires_grad or x.requires_grad)
-        out = self._grown(k, z, x) if wanted or self.graph is not None else self._fused(k, z, x)
-        return out if self.dtype is self.result else out.to(self.result)
-
-    def _fused(self, k: int, z: Tensor, x: Tensor) -> Tensor:
+        dtype = self.dtype
+        if z.dtype is not dtype or x.dtype is not dtype:
+            z, x = z.to(dtype), x.to(dtype)
+        if self.term_by_term or ((z.requires_grad or x.requires_grad) and torch.is_grad_enabled()):
+            out = self._grown(k, z, x)
+            return out if self.dtype is self.result else out.to(self.result)
         move = self.moves[k]
         for memory in move.keep:
             memory.of(z, x, out=self.rows[memory.slot])
         if move.past:
-            out = torch.addmv(z.reshape(-1), self.columns, self.weights[k], beta=move.a).view_as(z)
-            return out.add_(x, alpha=move.b) if move.b else out
-        if not move.a:
-            return torch.mul(x, self.factors[k])
-        return torch.mul(z, self.factors[k]).add_(x, alpha=move.b)
+            out = z.reshape(-1).addmv(self.columns, self.weights[k], beta=move.a).view_as(z)
+            out = out.add_(x, alpha=move.b) if move.b else out
+        elif move.a:
+            out = z.mul(self.factors[k]).add_(x, alpha=move.b)
+        else:
+            out = x.mul(self.factors[k])
+        return out if self.whole else out.to(self.result)
 
     def _grown(self, k: int, z: Tensor, x: Tensor) -> Tensor:
         """The same line, with nothing written in place."""
         if self.graph is None:
-            self.graph = dict(enumerate(self.rows))
+            self.graph, self.term_by_term = dict(enumerate(self.rows)), True
         move = self.moves[k]
-        out = torch.add(move.a * z, x, alpha=move.b) if move.b else move.a * z
+        out = move.a.to(z) * z if isinstance(move.a, Tensor) else move.a * z
+        out = _plus(out, move.b, x) if is_nonzero(move.b) else out
         for memory in move.keep:
             self.graph[memory.slot] = memory.of(z, x)
         for slot, c in move.past:
-            out = torch.add(out, self.graph[slot], alpha=c)
+            out = _plus(out, c, self.graph[slot])
         return out
+
+    def ragged(self, lines: Tensor, rows: Tensor, z: Tensor, x: Tensor) -> Tensor:
+        """The next states of some rows, z and x (R, *shape), each at a line of its own."""
+        z, x, table = z.to(self.dtype), x.to(self.dtype), self.program.tables
+
+        def of(values: Tensor, each: int) -> Tensor:
+            """(R, 1.., *basis) of a coefficient, (slots, R, 1.., *basis) of those of memories (`each` = 1)."""
+            own = values[lines].to(z)
+            own = own.reshape(*own.shape[: 1 + each], *([1] * (z.ndim - own.ndim + each)), *own.shape[1 + each :])
+            return own.transpose(0, 1) if each else own
+
+        memory = self.memory
+        kept = of(table.hold, 1) * memory[:, rows] + of(table.z_part, 1) * z + of(table.x_part, 1) * x
+        out = of(table.a, 0) * z + of(table.b, 0) * x + (of(table.weights, 1) * kept).sum(0)
+        self._hold(memory.index_copy(1, rows.to(memory.device), kept))
+        return out.to(self.result)
+
+    def noise(self, lines: Tensor, like: Tensor) -> Tensor:
+        """The noise's coefficients of rows at these lines, to multiply `like`."""
+        own = self.program.tables.noise[lines].to(like)
+        return own.reshape(len(lines), *([1] * (like.ndim - own.ndim)), *own.shape[1:])
+
+    def select(self, index: Tensor) -> None:
+        """The same for these rows alone, in this order; a row may come twice."""
+        self._hold(self.memory.index_select(1, index.to(self._memory.device)))

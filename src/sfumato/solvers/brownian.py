@@ -9,16 +9,19 @@ of a seed tend to one picture, and to the same one under any schedule.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
+from typing import final
 
+import torch
 from torch import Tensor
 
 from sfumato import noise
 from sfumato.errors import SfumatoError
 from sfumato.solvers.clocks import Point
-from sfumato.solvers.plan import Noise, Plan
-from sfumato.solvers.walk import Walk
+from sfumato.solvers.draws import Source
+from sfumato.solvers.plan import Plan
 
 
 def level_clock(point: Point) -> float:
@@ -42,17 +45,43 @@ def spans(name: str, path: Sequence[Point], noisy: Sequence[bool]) -> dict[int, 
     return found
 
 
-def along(plan: Plan | Walk, seed: int, index: Tensor) -> Noise:
-    """A source of noise for a plan or a walk with a `path`: row i follows the Wiener process of (seed, index_i)."""
-    points: Sequence[Point] | None = getattr(plan, "path", None)
-    if points is None:
-        raise SfumatoError(f"The solver {plan.name} has no fixed times, so it follows no path: leave brownian out.")
-    noisy = [line.noise != 0 for line in plan.lines] if isinstance(plan, Plan) else [True] * (len(points) - 1)
-    steps = spans(plan.name, points, noisy)
-    path = noise.Brownian(seed, index)
+def along(plan: Plan, seed: int, index: Tensor) -> Path:
+    """A source of noise for a plan: row i follows the Wiener process of (seed, index_i)."""
+    if not plan.path:
+        raise SfumatoError(f"The solver {plan.name} has no levels, so it follows no path: leave brownian out.")
+    steps = spans(plan.name, plan.path, [line.draws for line in plan.lines])
+    return Path(noise.Brownian(seed, index), steps)
 
-    def draw(call: int, like: Tensor) -> Tensor:
-        start, end = steps[call]
-        return path.between(start, end, like) / math.sqrt(end - start)
 
-    return draw
+@final
+@dataclasses.dataclass(frozen=True)
+class Path(Source):
+    """The increments of Wiener processes, one for each row, over the spans of the calls."""
+
+    wiener: noise.Brownian
+    spans: dict[int, tuple[float, float]]
+    step: int | Tensor = 0
+
+    def at(self, step: int | Tensor) -> Path:
+        return dataclasses.replace(self, step=step)
+
+    def rows(self, rows: Tensor) -> Path:
+        step = self.step[rows] if isinstance(self.step, Tensor) else self.step
+        return dataclasses.replace(self, wiener=self._of(torch.as_tensor(self.wiener.index)[rows]), step=step)
+
+    def renumbered(self, index: Tensor) -> Path:
+        return dataclasses.replace(self, wiener=self._of(index))
+
+    def _of(self, index: Tensor) -> noise.Brownian:
+        return noise.Brownian(self.wiener.seed, index)
+
+    def like(self, state: Tensor) -> Tensor:
+        if isinstance(self.step, int):
+            start, end = self.spans[self.step]
+            return self.wiener.between(start, end, state) / math.sqrt(end - start)
+        out = torch.zeros_like(state)
+        for step in self.step.unique().tolist():
+            rows = torch.nonzero(self.step == step)[:, 0]
+            if step in self.spans:
+                out[rows] = self.rows(rows).at(step).like(state[rows])
+        return out

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterable
+from typing import Any, ClassVar, final
 
+from sfumato.errors import SfumatoError
 from sfumato.schedule import Schedule
 from sfumato.solvers import grids
 from sfumato.solvers.clocks import Clock, Point
-from sfumato.solvers.plan import Line, Plan
+from sfumato.solvers.lines import AnyLine, Linear
+from sfumato.solvers.plan import Plan, schedule_of
 
 Form = dict[tuple[str, int], float]  # ("z" | "x", call) -> coefficient
 
@@ -29,7 +32,7 @@ class Builder:
         self.schedule, self.nodes = schedule, times
         self.times: list[float] = []
         self.path: list[Point] = []
-        self.lines: list[Line] = []
+        self.lines: list[AnyLine] = []
         self._points: dict[float, Point] = {}
 
     def point(self, t: float) -> Point:
@@ -57,7 +60,11 @@ class Builder:
     def advance(self, form: Form, noise: float = 0.0) -> None:
         z = {j: c for (kind, j), c in form.items() if kind == "z" and c != 0}
         x = {j: c for (kind, j), c in form.items() if kind == "x" and c != 0}
-        self.lines.append(Line(z, x, noise))
+        self.lines.append(Linear(z, x, noise))
+
+    def jump(self, line: AnyLine) -> None:
+        """A line of another kind."""
+        self.lines.append(line)
 
     def move(
         self, clock: Clock, k: int, to: Point, changes: Iterable[tuple[float, Form]], base: Form | None = None
@@ -78,13 +85,37 @@ def ddim(t: Point, s: Point, k: int, base: Form | None = None) -> Form:
 
 
 class Solver(abc.ABC):
-    """A rule that compiles to a Plan for a schedule and a number of steps."""
+    """A rule that compiles to a Plan for a process and a number of steps.
+
+    any_process: whether it serves processes of any states; else those whose states are sums alpha x + sigma eps.
+    """
 
     grid: grids.Grid
+    any_process: ClassVar[bool] = False
 
     @abc.abstractmethod
     def build(self, b: Builder) -> Plan: ...
 
-    def plan(self, schedule: Schedule, steps: int = 20, t_start: float = 1.0, t_stop: float = 0.0) -> Plan:
-        """The table for `steps` intervals from t_start to t_stop (0: the clean signal)."""
+    @final
+    def plan(self, process: Any, steps: int = 20, t_start: float = 1.0, t_stop: float = 0.0) -> Plan:
+        """The table for `steps` intervals from t_start to t_stop (0: the clean signal).
+
+        process: a model's, or a bare Schedule, which stands for its Gaussian process.
+        """
+        schedule = schedule_of(process)
+        if schedule is None and not self.any_process:
+            raise SfumatoError(
+                f"{type(self).__name__} adds up real numbers, and cannot sample the states of "
+                f"{type(process).__name__}: take {' or '.join(serving())}."
+            )
+        schedule = process.schedule if schedule is None else schedule
         return self.build(Builder(schedule, self.grid.times(schedule, steps, t_start, t_stop)))
+
+
+def serving() -> list[str]:
+    """The names of the solvers that serve every process."""
+    found, names = [Solver], []
+    for kind in found:
+        found += kind.__subclasses__()
+        names += [f"solvers.{kind.__name__}()"] if kind.any_process else []
+    return names

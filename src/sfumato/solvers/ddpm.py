@@ -14,7 +14,6 @@ Sources: Ho et al. 2020 (2006.11239), Sec. 3.2; Nichol and Dhariwal 2021 (2102.0
 
 from __future__ import annotations
 
-import abc
 import dataclasses
 import math
 from collections.abc import Iterator
@@ -22,17 +21,15 @@ from typing import Any, final
 
 from torch import Tensor
 
-from sfumato.belief import Estimate
 from sfumato.errors import SfumatoError
-from sfumato.model import Model
 from sfumato.registry import register
-from sfumato.schedule import Schedule
 from sfumato.solvers import grids
 from sfumato.solvers.build import Builder, Solver
 from sfumato.solvers.clocks import Point
 from sfumato.solvers.ddim import bridge
-from sfumato.solvers.plan import Line, Noise, Plan, State
-from sfumato.solvers.walk import WalkSolver
+from sfumato.solvers.lines import Jump
+from sfumato.solvers.plan import Plan
+from sfumato.state import numbers_like
 
 VARIANCES = ("posterior", "beta")
 
@@ -57,9 +54,7 @@ class DDPM(Solver):
             )
 
     def build(self, b: Builder) -> Plan:
-        for i in range(len(b.nodes) - 1):
-            k = b.call(b.nodes[i])
-            t, s = b.path[k], b.node(i + 1)
+        for k, t, s in _steps(b):
             mean, std = bridge(t, s, k, eta=1.0)
             b.advance(mean, std if self.variance == "posterior" else _beta(t, s))
         return b.plan("DDPM" if self.variance == "posterior" else "DDPM(beta)", 1)
@@ -75,117 +70,85 @@ def _beta(t: Point, s: Point) -> float:
 
 @register("solver", "ddpm-learned")
 @dataclasses.dataclass(frozen=True)
-class LearnedDDPM(WalkSolver):
+class LearnedDDPM(Solver):
     """Ancestral sampling with the variance that the network has learned (`Denoiser(variance="learned")`).
 
     Sigma = exp(v log beta + (1 - v) log beta_tilde), v = `belief.variance_share`, element by element. With few steps
     both limits stretch with the step, so that the learned v still serves (2102.09672, Sec. 4). The last step, to the
-    clean signal, draws no noise. Not a table, as the noise depends on the state.
+    clean signal, draws no noise.
     """
 
     grid: grids.Grid = dataclasses.field(default_factory=grids.Uniform)
 
-    def plan(self, schedule: Schedule, steps: int = 20, t_start: float = 1.0, t_stop: float = 0.0) -> LearnedWalk:
-        return LearnedWalk(DDPM(self.grid).plan(schedule, steps, t_start, t_stop))
+    def build(self, b: Builder) -> Plan:
+        for k, t, s in _steps(b):
+            mean, std = bridge(t, s, k, eta=1.0)
+            b.jump(LearnedStep(mean["z", k], mean["x", k], std, _beta(t, s)))
+        return b.plan("LearnedDDPM", 1)
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimalDDPM(WalkSolver):
+class OptimalDDPM(Solver):
     """Ancestral sampling with the variance of a model that knows Var[x|z] (`belief.variance`), element by element.
 
     std^2 = posterior + (coefficient of x)^2 Var[x|z] is the variance of z_s given z_t, so that Gaussian data of
     independent elements come out exactly in any number of steps, one included. The last step draws too: its variance
-    is Var[x|z]. Not a table, as the noise depends on the state. Source: 2201.06503, Theorem 1; 2206.07309, per element.
+    is Var[x|z]. Source: 2201.06503, Theorem 1; 2206.07309, per element.
     """
 
     grid: grids.Grid = dataclasses.field(default_factory=grids.Uniform)
 
-    def plan(self, schedule: Schedule, steps: int = 20, t_start: float = 1.0, t_stop: float = 0.0) -> OptimalWalk:
-        return OptimalWalk(DDPM(self.grid).plan(schedule, steps, t_start, t_stop))
+    def build(self, b: Builder) -> Plan:
+        for k, t, s in _steps(b):
+            mean, std = bridge(t, s, k, eta=1.0)
+            b.jump(OptimalStep(mean["z", k], mean["x", k], std))
+        return b.plan("OptimalDDPM", 1)
 
 
-@dataclasses.dataclass(frozen=True)
-class AncestralWalk(abc.ABC):
-    """Ancestral sampling whose noise the belief decides: `table` is DDPM's with the posterior's variance."""
-
-    table: Plan
-
-    @property
-    @abc.abstractmethod
-    def name(self) -> str: ...
-
-    @abc.abstractmethod
-    def std(self, belief: Estimate, k: int, line: Line) -> Tensor | float:
-        """The standard deviation of the noise of step k, a number or like z."""
-
-    @property
-    @final
-    def steps(self) -> int:
-        return self.table.steps
-
-    @property
-    @final
-    def calls(self) -> int:
-        return self.table.calls
-
-    @property
-    @final
-    def times(self) -> tuple[float, ...]:
-        return self.table.times
-
-    @property
-    @final
-    def path(self) -> tuple[Point, ...]:
-        return self.table.path
-
-    @property
-    @final
-    def stop(self) -> float:
-        return self.table.stop
-
-    @final
-    def walk(self, model: Model, z: Tensor, noise: Noise | None = None, **cond: Any) -> Iterator[State]:
-        """Walk from z at times[0] to the end; yields a State before each step and one at the end."""
-        self.table.check(model)
-        if noise is None:
-            raise SfumatoError(f"The solver {self.name} draws noise: pass a source of it.")
-        for k, line in enumerate(self.table.lines):
-            belief = model(z, self.times[k], **cond)
-            yield State(z, self.times[k], belief)
-            std = self.std(belief, k, line)
-            z = line.z.get(k, 0.0) * z + line.x.get(k, 0.0) * belief.x + std * noise(k, z)
-        yield State(z, self.stop, None)
+def _steps(b: Builder) -> Iterator[tuple[int, Point, Point]]:
+    """(call, the point it stands at, the point it leads to)."""
+    for i, t in enumerate(b.nodes[:-1]):
+        k = b.call(t)
+        yield k, b.path[k], b.node(i + 1)
 
 
 @final
 @dataclasses.dataclass(frozen=True)
-class LearnedWalk(AncestralWalk):
-    """The walk of `LearnedDDPM`."""
+class LearnedStep(Jump):
+    """a z + b x and noise between two standard deviations, as the belief says."""
+
+    a: float
+    b: float
+    low: float
+    high: float
 
     @property
-    def name(self) -> str:
-        return "LearnedDDPM"
+    def draws(self) -> bool:  # type: ignore[override]
+        return self.low > 0
 
-    def std(self, belief: Estimate, k: int, line: Line) -> Tensor | float:
+    def __call__(self, z: Tensor, belief: Any, s: Tensor | float, noise: Any) -> Tensor:
         share = belief.variance_share
         if share is None:
             raise SfumatoError("LearnedDDPM needs a model that learned its variance, and this one did not: use DDPM.")
-        if line.noise == 0:
-            return 0.0
-        low, high = math.log(line.noise), math.log(_beta(*self.table.path[k : k + 2]))
-        return (low + share * (high - low)).exp()
+        mean: Tensor = self.a * z + self.b * belief.x
+        if not self.draws:
+            return mean
+        low, high = math.log(self.low), math.log(self.high)
+        return mean + (low + share * (high - low)).exp() * numbers_like(noise, z)
 
 
 @final
 @dataclasses.dataclass(frozen=True)
-class OptimalWalk(AncestralWalk):
-    """The walk of `OptimalDDPM`."""
+class OptimalStep(Jump):
+    """a z + b x and noise of variance std^2 + b^2 Var[x|z]."""
 
-    @property
-    def name(self) -> str:
-        return "OptimalDDPM"
+    a: float
+    b: float
+    std: float
 
-    def std(self, belief: Estimate, k: int, line: Line) -> Tensor | float:
+    def __call__(self, z: Tensor, belief: Any, s: Tensor | float, noise: Any) -> Tensor:
         if belief.variance is None:
             raise SfumatoError("OptimalDDPM needs a model that knows Var[x|z], and this one does not: use DDPM.")
-        return (belief.variance * line.x.get(k, 0.0) ** 2 + line.noise**2).sqrt()
+        std = (belief.variance * self.b**2 + self.std**2).sqrt()
+        mean: Tensor = self.a * z + self.b * belief.x
+        return mean + std * numbers_like(noise, z)

@@ -1,8 +1,9 @@
-"""A fixed-step solver is a table: at which times the denoiser is called, and how states, estimates and noise combine.
+"""A solver is a table: at which times the denoiser is called, and how states, beliefs and noise combine.
 
     z_{k+1} = sum_j a_kj z_j + sum_j b_kj x_j + c_k xi_k,   x_k = E[x | z_k] at time t_k,   k = 0..calls-1
 
-Every solver of this package compiles to such a `Plan` once, in float64; `Plan.run` is the only loop.
+or a draw by the belief, or a step that asks the model by itself (`lines`). Every solver of this package compiles to
+such a `Plan` once, in float64; `Plan.start` sets it to work (`walk.Walk`), which is the only loop.
 """
 
 from __future__ import annotations
@@ -10,43 +11,58 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sfumato.belief import Estimate
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
-from sfumato.solvers.arithmetic import Arithmetic, Program, compiled
+from sfumato.process import Gaussian
+from sfumato.schedule import Schedule
+from sfumato.solvers.arithmetic import Program, compiled
+from sfumato.solvers.draws import AnyNoise
+from sfumato.solvers.lines import AnyLine, Corrector, Linear, from_json, in_words, to_json
+from sfumato.solvers.walk import Walk
 
-Noise = Callable[[int, Tensor], Tensor]  # (call, like) -> standard normal numbers of its shape
+Line = Linear  # its name before a plan had other lines
 
 
-class Line(NamedTuple):
-    """The combination that makes the state after one call: index of the call -> coefficient."""
-
-    z: Mapping[int, float]
-    x: Mapping[int, float]
-    noise: float = 0.0
+def schedule_of(process: Any) -> Schedule | None:
+    """The path of a process whose states are sums alpha x + sigma eps (or a schedule itself); None of another."""
+    if isinstance(process, Schedule):
+        return process
+    return process.schedule if isinstance(process, Gaussian) else None
 
 
 class State(NamedTuple):
     """What a trajectory shows: the state, its time, and the belief of the call at that time (None at the end)."""
 
-    z: Tensor
+    z: Any  # a tensor (B, ...), or a dict of them
     t: float
-    belief: Estimate | None
+    belief: Any
 
 
-@dataclasses.dataclass(frozen=True)
+class Due(NamedTuple):
+    """A line, the times that it leads from and to, whether it is `Linear`, and draws."""
+
+    line: Any
+    t: float
+    s: float
+    plain: bool
+    noisy: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
     """A compiled solver.
 
     times: of the calls, (calls,); stop: the time at the end, 0 meaning the clean signal (alpha = 1, sigma = 0).
-    path: (alpha, sigma) at the calls and at the end, (calls + 1, 2), by which a plan recognises its schedule.
+    path: (alpha, sigma) at the calls and at the end, (calls + 1, 2), by which a plan recognises its schedule; empty
+    where its lines hold for any.
     tuned: what a plan that was fitted to a model says of the fit, JSON-able (`tune`); None for a solver's own plan.
     """
 
@@ -55,7 +71,7 @@ class Plan:
     times: tuple[float, ...]
     stop: float
     path: tuple[tuple[float, float], ...]
-    lines: tuple[Line, ...]
+    lines: tuple[AnyLine, ...]
     order: int = 1
     tuned: dict[str, Any] | None = None
 
@@ -65,8 +81,35 @@ class Plan:
         return len(self.times)
 
     @property
+    def spent(self) -> int:
+        """How often its last walk called the denoiser: `calls`, and what a `Corrector` took beyond."""
+        return sum(line.calls if isinstance(line, Corrector) else 1 for line in self.lines)
+
+    @functools.cached_property
     def stochastic(self) -> bool:
-        return any(line.noise != 0 for line in self.lines)
+        return any(line.draws for line in self.lines)
+
+    @functools.cached_property
+    def sums(self) -> bool:
+        """Whether any line is `Linear`."""
+        return any(isinstance(line, Linear) for line in self.lines)
+
+    @functools.cached_property
+    def agenda(self) -> tuple[Due, ...]:
+        """What a walk does at each call."""
+        ends = (*self.times[1:], self.stop)
+        plain = [isinstance(line, Linear) for line in self.lines]
+        noisy = [one and line.draws for one, line in zip(plain, self.lines, strict=True)]
+        return tuple(map(Due, self.lines, self.times, ends, plain, noisy))
+
+    @functools.cached_property
+    def program(self) -> Program:
+        return compiled([line if isinstance(line, Linear) else Linear({}, {}) for line in self.lines])
+
+    @functools.cached_property
+    def moments(self) -> Tensor:
+        """The times of the calls and the end, float64 (calls + 1,)."""
+        return torch.tensor((*self.times, self.stop), dtype=torch.float64)
 
     @property
     def guidance(self) -> tuple[float, tuple[float, float] | None] | None:
@@ -78,15 +121,18 @@ class Plan:
 
     def _stranger(self, model: Model) -> float | None:
         """The first time at which the model's path is not the one that this plan was built for."""
-        schedule = model.process.schedule
-        if self.__dict__.get("_known") is schedule:  # schedules do not change: one look is enough
+        process = model.process
+        if not self.path or self.__dict__.get("_known") is process:  # processes do not change: one look is enough
             return None
+        schedule = schedule_of(process)
+        if schedule is None:
+            return self.times[0]
         here = torch.stack(torch.broadcast_tensors(*schedule(torch.tensor(self.times, dtype=torch.float64))), -1)
         known = torch.tensor(self.path[:-1], dtype=torch.float64)
         off = ((here - known).abs() > 1e-9 * known.abs().clamp_min(1.0)).any(-1)
         if bool(off.any()):
             return self.times[int(off.nonzero()[0])]
-        self.__dict__["_known"] = schedule
+        self.__dict__["_known"] = process
         return None
 
     def fits(self, model: Model) -> bool:
@@ -96,46 +142,39 @@ class Plan:
     def check(self, model: Model) -> None:
         """Refuse a model whose path is not the one that this plan was built for."""
         t = self._stranger(model)
-        if t is not None:
+        if t is None:
+            return
+        schedule = schedule_of(model.process)
+        if schedule is None:
             raise SfumatoError(
-                f"This plan was built for another schedule than {type(model.process.schedule).__name__} "
-                f"(alpha, sigma differ at t = {t:.4g}): build it with solver.plan(model.process.schedule, steps)."
+                f"A plan of {self.name} adds up real numbers: it cannot sample the states of "
+                f"{type(model.process).__name__}. Take a solver that serves it, such as solvers.Ancestral()."
             )
+        raise SfumatoError(
+            f"This plan was built for another schedule than {type(schedule).__name__} "
+            f"(alpha, sigma differ at t = {t:.4g}): build it with solver.plan(model.process, steps)."
+        )
 
-    def run(self, model: Model, z: Tensor, noise: Noise | None = None, **cond: Any) -> Iterator[State]:
-        """Walk from z at times[0] to the end; yields a State before each call's combination and one at the end."""
+    def start(self, model: Model, z: Any, noise: AnyNoise | None = None, **cond: Any) -> Walk:
+        """Rows z (B, ...) at times[0], to be advanced from outside (`Walk`)."""
         self.check(model)
-        if self.stochastic and noise is None:
-            raise SfumatoError(f"The solver {self.name} draws noise: pass a source of it.")
-        arithmetic = Arithmetic(self._program, z)
-        for k, (t, line) in enumerate(zip(self.times, self.lines, strict=True)):
-            belief = model(z, t, **cond)
-            yield State(z, t, belief)
-            z = arithmetic.step(k, z, belief.x)
-            if line.noise:
-                assert noise is not None
-                z = z.add_(noise(k, z), alpha=line.noise) if not z.requires_grad else z + line.noise * noise(k, z)
-        yield State(z, self.stop, None)
+        return Walk(self, model, z, noise, cond)
 
-    @functools.cached_property
-    def _program(self) -> Program:
-        return compiled(self.lines)
+    def run(self, model: Model, z: Any, noise: AnyNoise | None = None, **cond: Any) -> Iterator[State]:
+        """Walk from z at times[0] to the end; yields a State for each call and one at the end."""
+        walk = self.start(model, z, noise, **cond)
+        for t in self.times:
+            z = walk.z
+            yield State(z, t, walk.advance())
+        yield State(walk.z, self.stop, None)
 
     def to_dict(self) -> dict[str, Any]:
-        data = dataclasses.asdict(self)
-        data["lines"] = [
-            {**{k: {str(j): c for j, c in getattr(line, k).items()} for k in "zx"}, "noise": line.noise}
-            for line in self.lines
-        ]
-        return data
+        return {**self._content(), "lines": [to_json(line) for line in self.lines]}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
         try:
-            lines = tuple(
-                Line({int(j): c for j, c in d["z"].items()}, {int(j): c for j, c in d["x"].items()}, d["noise"])
-                for d in data["lines"]
-            )
+            lines = tuple(map(from_json, data["lines"]))
             rest = {k: data[k] for k in ("name", "steps", "stop", "order")}
             path = tuple((float(a), float(s)) for a, s in data["path"])
             return cls(times=tuple(data["times"]), path=path, lines=lines, tuned=data.get("tuned"), **rest)
@@ -153,12 +192,19 @@ class Plan:
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise SfumatoError(f"Cannot read a solver plan from {path}: {error}.") from None
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plan) and self._content() == other._content()
+
+    def _content(self) -> dict[str, Any]:
+        """All fields in a form that compares: tensors as lists."""
+        content = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {**content, "lines": [to_json(one) if isinstance(one, Linear) else one for one in self.lines]}
+
     def __str__(self) -> str:
         kind = "stochastic" if self.stochastic else "deterministic"
         head = f"{self.name}: {self.steps} steps, {self.calls} calls, order {self.order}, {kind}"
         rows = [f"{head}\n{'call':>4} {'t':>9} {'alpha':>9} {'sigma':>9}  next state ="]
-        for k, (t, (alpha, sigma), line) in enumerate(zip(self.times, self.path, self.lines, strict=False)):
-            terms = [f"{c:+.4g} z{j}" for j, c in line.z.items()] + [f"{c:+.4g} x{j}" for j, c in line.x.items()]
-            terms += [f"{line.noise:+.4g} xi"] if line.noise else []
-            rows.append(f"{k:4d} {t:9.5f} {alpha:9.5f} {sigma:9.4g}  {' '.join(terms)}")
+        points = self.path or [(math.nan, math.nan)] * self.calls
+        for k, (t, (alpha, sigma), line) in enumerate(zip(self.times, points, self.lines, strict=False)):
+            rows.append(f"{k:4d} {t:9.5f} {alpha:9.5f} {sigma:9.4g}  {in_words(line)}")
         return "\n".join(rows)

@@ -75,7 +75,9 @@ class Stochastic:
         assert part.paths is not None
         source, like = along(self.base, part.paths.seed, part.paths.index), part.z
         quiet = torch.zeros_like(like)
-        return torch.stack([source(k, like) if noisy else quiet for k, noisy in enumerate(self.noisy)]).flatten(2)
+        return torch.stack([source.at(k).like(like) if noisy else quiet for k, noisy in enumerate(self.noisy)]).flatten(
+            2
+        )
 
     def pack(self, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         """(..., N), (..., N, N), (..., N) -> (..., free)."""

@@ -22,8 +22,7 @@ from torch import Tensor
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
 from sfumato.schedule import Schedule
-from sfumato.solvers import Plan
-from sfumato.solvers.plan import Line
+from sfumato.solvers import Linear, Plan
 
 LOGSNR_LIMIT = 12.0  # the clock of the times ends here where a schedule's logsnr is infinite
 LEAST_SHARE = 1e-4  # no step starts shorter than this share of the clock
@@ -40,11 +39,14 @@ class Table(NamedTuple):
 
 def read(plan: Plan) -> Table:
     """The table of a plan: without noise, where all states hold some of the first one; with it, in its own states."""
+    lines = [line for line in plan.lines if isinstance(line, Linear) and line.numbers]
+    if len(lines) < plan.calls:
+        raise SfumatoError(f"{plan.name} has lines that are no sums of numbers: it has no table to tune.")
     if plan.stochastic:
-        return _read_stochastic(plan)
+        return _read_stochastic(plan, lines)
     n = plan.calls
     share, signals = [1.0], [torch.zeros(n, dtype=torch.float64)]  # z_k = share_k z_0 + sum_j signals_kj x_j
-    for line in plan.lines:
+    for line in lines:
         share.append(sum(c * share[j] for j, c in line.z.items()))
         signals.append(sum((c * signals[j] for j, c in line.z.items()), torch.zeros(n, dtype=torch.float64)))
         for j, c in line.x.items():
@@ -54,12 +56,12 @@ def read(plan: Plan) -> Table:
     return Table(torch.tensor(plan.times, dtype=torch.float64), a, b)
 
 
-def _read_stochastic(plan: Plan) -> Table:
+def _read_stochastic(plan: Plan, lines: list[Linear]) -> Table:
     n = plan.calls
-    if any(set(line.z) - {k} for k, line in enumerate(plan.lines)):
+    if any(set(line.z) - {k} for k, line in enumerate(lines)):
         raise SfumatoError(f"A line of {plan.name} uses states before its own: with noise it has no such table.")
-    a, c = [line.z.get(k, 0.0) for k, line in enumerate(plan.lines)], [line.noise for line in plan.lines]
-    b = [[line.x.get(j, 0.0) for j in range(n)] for line in plan.lines]
+    a, c = [line.z.get(k, 0.0) for k, line in enumerate(lines)], [line.noise for line in lines]
+    b = [[line.x.get(j, 0.0) for j in range(n)] for line in lines]
     return Table(*(torch.tensor(values, dtype=torch.float64) for values in (plan.times, a, b, c)))
 
 
@@ -69,7 +71,7 @@ def write(table: Table, base: Plan, schedule: Schedule, name: str) -> Plan:
     path = tuple((float(alpha), float(sigma)) for alpha, sigma in map(schedule, times))
     noise = [0.0] * len(times) if table.c is None else table.c.tolist()
     lines = tuple(
-        Line({k: float(a)} if a else {}, {j: float(c) for j, c in enumerate(row[: k + 1]) if c}, noise[k])
+        Linear({k: float(a)} if a else {}, {j: float(c) for j, c in enumerate(row[: k + 1]) if c}, noise[k])
         for k, (a, row) in enumerate(zip(table.a, table.b, strict=True))
     )
     return Plan(name, len(times), times, base.stop, (*path, base.path[-1]), lines, base.order)
@@ -111,7 +113,10 @@ class Walk(NamedTuple):
 
 
 def walk(model: Model, table: Table, z: Tensor, cond: dict[str, Any], draws: Tensor | None = None) -> Walk:
-    """Run a table from z (B, *shape); draws xi (N, B, D), where it has noise."""
+    """Run a table from z (B, *shape); draws xi (N, B, D), where it has noise.
+
+    Not the loop of plans, since every state and signal is kept, and the numbers of the table are not merged.
+    """
     shape, state = z.shape, z.flatten(1)
     states, signals = [], []
     with torch.no_grad():

@@ -1,0 +1,122 @@
+"""The lines of a plan: what makes the next state of a call's belief.
+
+Linear      z_{k+1} = sum_j a_kj z_j + sum_j b_kj x_j + c_k xi_k          E[x | z] of past calls, as numbers
+Bridge      z_{k+1} ~ p(z_s | z_t) under the belief, `belief.to(s)`       whatever the state space
+Corrector   (model, z, t, s, state, noise) -> (z, state)                  what asks the model by itself
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sfumato.errors import SfumatoError
+from sfumato.state import State
+
+Coefficient = float | Tensor  # a number, or one for each element of the basis: it broadcasts against a sample
+
+
+class Linear(NamedTuple):
+    """The combination that makes the state after one call: index of the call -> coefficient."""
+
+    z: Mapping[int, Any]
+    x: Mapping[int, Any]
+    noise: Any = 0.0
+
+    @property
+    def draws(self) -> bool:
+        return is_nonzero(self.noise)
+
+    @property
+    def numbers(self) -> bool:
+        """Whether no coefficient is a vector."""
+        return not any(isinstance(c, Tensor) for c in (self.noise, *self.z.values(), *self.x.values()))
+
+
+class Jump(abc.ABC):
+    """A line that asks the call's belief alone, and for the next state at once."""
+
+    draws: bool = True
+
+    @abc.abstractmethod
+    def __call__(self, z: State, belief: Any, s: Tensor | float, noise: Any) -> State:
+        """The state at s, a number or (B,), from z and the belief about it; noise as `belief.to` takes it, or None."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bridge(Jump):
+    """A draw of z_s by the belief itself: eta = 0 is DDIM of a Gaussian process, eta = 1 its ancestral step (DDPM)."""
+
+    eta: float = 1.0
+
+    @property
+    def draws(self) -> bool:  # type: ignore[override]
+        return self.eta != 0
+
+    def __call__(self, z: State, belief: Any, s: Tensor | float, noise: Any) -> State:
+        return belief.to(s, self.eta, noise)
+
+
+class Corrector(abc.ABC):
+    """A line that calls the model by itself, as often as it likes, and may carry tensors (B, ...) from line to line.
+
+    calls: how often it called the model when it last did.
+    """
+
+    draws: bool = True
+    calls: int = 1
+
+    @abc.abstractmethod
+    def __call__(
+        self, model: Any, z: State, t: float, s: float, state: State | None, noise: Any
+    ) -> tuple[State, State | None]:
+        """(z at s, state) of the rows that stand at this line; state is what the last one carried, None at first."""
+
+
+AnyLine = Linear | Jump | Corrector
+
+
+def is_nonzero(c: Coefficient) -> bool:
+    return bool((c != 0).any()) if isinstance(c, Tensor) else c != 0
+
+
+def to_json(line: AnyLine) -> dict[str, Any]:
+    """A line as JSON: numbers, or lists where a coefficient has one for each element of the basis."""
+    if isinstance(line, Bridge):
+        return {"bridge": line.eta}
+    if not isinstance(line, Linear):
+        raise SfumatoError(f"A plan with a line of kind {type(line).__name__} has no table, and no file.")
+    sums = {name: {str(j): _listed(c) for j, c in getattr(line, name).items()} for name in "zx"}
+    return {**sums, "noise": _listed(line.noise)}
+
+
+def from_json(data: Mapping[str, Any]) -> AnyLine:
+    if "bridge" in data:
+        return Bridge(float(data["bridge"]))
+    z, x = ({int(j): _read(c) for j, c in data[name].items()} for name in "zx")
+    return Linear(z, x, _read(data["noise"]))
+
+
+def in_words(line: AnyLine) -> str:
+    """The line as a row of a printed plan."""
+    if not isinstance(line, Linear):
+        return str(line)
+    terms = [f"{_said(c)} {name}{j}" for name in "zx" for j, c in getattr(line, name).items()]
+    return " ".join([*terms, f"{_said(line.noise)} xi"] if line.draws else terms)
+
+
+def _said(c: Coefficient) -> str:
+    return f"[{float(c.min()):+.4g} .. {float(c.max()):+.4g}]" if isinstance(c, Tensor) else f"{c:+.4g}"
+
+
+def _listed(c: Coefficient) -> Any:
+    return c.tolist() if isinstance(c, Tensor) else c
+
+
+def _read(c: Any) -> Coefficient:
+    return torch.tensor(c, dtype=torch.float64) if isinstance(c, list) else c
