@@ -25,16 +25,16 @@ def make_plan(
     interval: tuple[float, float] | None = None,
 ) -> Plan:
     """The plan that `sample` runs: a given Plan as it is, a solver's, or without either one that the model carries."""
-    solver = make("solver", solver)
-    if isinstance(solver, Plan):
-        if steps is not None and steps != solver.steps:
-            raise SfumatoError(f"The plan has {solver.steps} steps and cannot run with {steps}: leave steps out.")
-        solver.check(model)
-        return solver
+    chosen: Any = make("solver", solver)
+    if isinstance(chosen, Plan):
+        if steps is not None and steps != chosen.steps:
+            raise SfumatoError(f"The plan has {chosen.steps} steps and cannot run with {steps}: leave steps out.")
+        chosen.check(model)
+        return chosen
     steps = DEFAULT_STEPS if steps is None else steps
-    stored = None if solver is not None else stored_plan(model, steps, t_start, t_stop, guidance, interval)
-    chosen = solver or usual_solver(model)
-    return stored or chosen.plan(model.process, steps, t_start, t_stop)
+    stored = stored_plan(model, steps, t_start, t_stop, guidance, interval) if chosen is None else None
+    plan: Plan = stored or (chosen or usual_solver(model)).plan(model.process, steps, t_start, t_stop)
+    return plan
 
 
 def usual_solver(model: Any) -> Solver:

@@ -125,7 +125,7 @@ def test_the_clock_knows_logsnr_alone():
 def test_spans_are_disjoint_and_rise(name, curve):
     for steps in (20, 200) if name == "churn" else (2, 20, 200):
         plan = SOLVERS[name].plan(STRUCTURE[curve], steps)
-        noisy = [line.noise > 0 for line in getattr(plan, "table", plan).lines]
+        noisy = [line.draws for line in plan.lines]
         found = spans(plan.name, plan.path, noisy)
         assert list(found) == [k for k, draws in enumerate(noisy) if draws]
         assert all(a < b for a, b in found.values())

@@ -28,8 +28,8 @@ def add(*terms: tuple[float, Form]) -> Form:
 class Builder:
     """A plan in the making: `call` asks the denoiser at a time, `advance` says what state the next call sees."""
 
-    def __init__(self, schedule: Schedule, times: list[float]) -> None:
-        self.schedule, self.nodes = schedule, times
+    def __init__(self, process: Any, schedule: Schedule, times: list[float]) -> None:
+        self.process, self.schedule, self.nodes = process, schedule, times
         self.times: list[float] = []
         self.path: list[Point] = []
         self.lines: list[AnyLine] = []
@@ -109,7 +109,7 @@ class Solver(abc.ABC):
                 f"{type(process).__name__}: take {' or '.join(serving())}."
             )
         schedule = process.schedule if schedule is None else schedule
-        return self.build(Builder(schedule, self.grid.times(schedule, steps, t_start, t_stop)))
+        return self.build(Builder(process, schedule, self.grid.times(schedule, steps, t_start, t_stop)))
 
 
 def serving() -> list[str]:

@@ -7,17 +7,18 @@ Hoogeboom et al. 2021 (2102.05379). Of a Gaussian process it is DDPM (Ho et al. 
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from sfumato.registry import register
+from sfumato.process import Uniform
 from sfumato.schedule import Schedule
 from sfumato.solvers import grids
 from sfumato.solvers.build import Builder, Solver
-from sfumato.solvers.lines import Bridge
+from sfumato.solvers.lines import Bridge, Jump
 from sfumato.solvers.plan import Plan
+from sfumato.state import numbers_like
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,17 @@ class EqualTimes(grids.Grid):
         return torch.tensor([t_start + (t_stop - t_start) * k / steps for k in range(steps + 1)], dtype=torch.float64)
 
 
-@register("solver", "ancestral")
+@dataclasses.dataclass(frozen=True)
+class SymbolStep(Jump):
+    """A draw of every symbol under the belief."""
+
+    process: Uniform
+
+    def __call__(self, z: Tensor, belief: Any, s: Tensor | float, noise: Any) -> Tensor:
+        prob = self.process.bridge(belief, s)
+        return self.process.draw(prob, numbers_like(noise, prob[..., 0]))
+
+
 @dataclasses.dataclass(frozen=True)
 class Ancestral(Solver):
     """The reverse chain of any process, one call a step; what the belief draws with eta = 1."""
@@ -39,5 +50,5 @@ class Ancestral(Solver):
     def build(self, b: Builder) -> Plan:
         for t in b.nodes[:-1]:
             b.times.append(t)
-            b.jump(Bridge(eta=1.0))
+            b.jump(SymbolStep(b.process) if isinstance(b.process, Uniform) else Bridge(eta=1.0))
         return Plan("Ancestral", len(b.times), tuple(b.times), b.nodes[-1], (), tuple(b.lines))
