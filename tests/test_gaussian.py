@@ -156,7 +156,7 @@ def test_config_round_trip():
     for curve in CURVES.values():
         process = Gaussian(curve)
         assert from_config(json.loads(json.dumps(process.config()))) == process
-    with pytest.raises(SfumatoError, match="Unknown process"):
+    with pytest.raises(SfumatoError, match="There is no process 'Blur'"):
         from_config({"name": "Blur", "args": {}})
 
 

@@ -1,86 +1,75 @@
 """A model is one safetensors file that says what it is.
 
-Tensors `net.*` are the weights to use (the moving average, where there is one) and `raw.*` the last raw weights beside
-them. The contract in the header holds the data spec with its normaliser, the process and its schedule, the target,
-the network's class and arguments, the conditions, solver plans and provenance; a hash seals all of it (`files`).
+The contract in the header holds the model as a tree {"name": .., "args": {..}} of registered things, whose arguments
+may be such trees (a network, a process and its schedule, the data spec with its normaliser, solver plans, another
+model), and its provenance; a hash seals all of it (`files`). Tensors have their names in the model, `net.*` of a
+denoiser: the weights to use (the moving average, where there is one); `raw.*` are the last raw weights beside them. A
+file names what it is made of and never code to import: what is not of this package has to be registered, or
+given beside the file, before it is read.
 """
 
 from __future__ import annotations
 
 import datetime
+import inspect
+import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sfumato import __version__, nets, process
-from sfumato.codec import Codec
+from sfumato import __version__, registry
 from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError
-from sfumato.files import parameters, read_header, read_sealed, write_sealed
-from sfumato.model import Denoiser
+from sfumato.files import read_header, read_sealed, write_sealed
 from sfumato.solvers import Plan
 
-FORMAT, CODEC, VERSION = "sfumato model", "sfumato codec", 1
+FORMAT, CODEC, VERSION = "sfumato model", "sfumato codec", 2  # codecs had a format of their own in version 1
 FILE = "model.safetensors"  # its name within a run folder
 
 
-def save(model: Denoiser | Codec, path: str | os.PathLike[str], raw: Mapping[str, Tensor] | None = None) -> Path:
-    """Write a denoiser or an autoencoder as one self-describing file, whole or not at all.
+def save(model: Any, path: str | os.PathLike[str], raw: Mapping[str, Tensor] | None = None) -> Path:
+    """Write a model as one self-describing file, whole or not at all: a denoiser, a wrapped one, an autoencoder ..
 
-    raw: the state dict of the network's raw weights, kept beside those of `model` (their moving average). `load` reads
-    a denoiser and `load_codec` an autoencoder.
-    Raises SfumatoError where the network cannot be described, weights are not finite, or the path cannot be written.
+    raw: the state dict of the network's raw weights, kept beside those of `model` (their moving average).
+    Raises SfumatoError where the model cannot be described, weights are not finite, or the path cannot be written.
     """
-    if not isinstance(model, Denoiser | Codec):
-        raise SfumatoError(f"A file holds a Denoiser or a Codec, not a {type(model).__name__}: save its weights alone.")
-    net = model.net
-    if not isinstance(getattr(net, "config", None), dict):
-        raise SfumatoError(
-            f"{type(net).__name__} has no `config` (a dict with its name and arguments), so that no file "
-            "could say how to rebuild it: save one of sfumato.nets."
-        )
-    tensors = {f"net.{name}": value for name, value in net.state_dict().items()}
+    made = contract(model)
+    tensors = {prefix + name: value for prefix, part in parts(model) for name, value in part.state_dict().items()}
     tensors |= {f"raw.{name}": value for name, value in (raw or {}).items()}
     broken = next((name for name, value in tensors.items() if not bool(torch.isfinite(value).all())), None)
     if broken is not None:
         raise SfumatoError(f"The weights {broken} hold NaN or infinite values, and are not written to {path}.")
-    write_sealed(path, tensors, codec_contract(model) if isinstance(model, Codec) else contract(model))
+    write_sealed(path, tensors, made)
     return Path(path)
 
 
-def contract(denoiser: Denoiser) -> dict[str, Any]:
-    """What a file says of a denoiser, JSON-able."""
-    spec = denoiser.spec
-    classes = list(getattr(spec, "classes", ()) or ())
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "spec": None if spec is None else spec.to_dict(),
-        "process": denoiser.process.config(),
-        "target": denoiser.target,
-        "sigma_data": denoiser.sigma_data,
-        "variance": denoiser.variance,
-        "net": denoiser.net.config,
-        "conditions": {"label": {"classes": classes}} if classes else {},
-        "plans": {name: plan.to_dict() if isinstance(plan, Plan) else plan for name, plan in denoiser.plans.items()},
-        "provenance": _made() | denoiser.provenance,
-    }
+def contract(model: Any) -> dict[str, Any]:
+    """What a file says of a model, JSON-able."""
+    name = type(model).__name__
+    known = registry.Named("model")
+    if type(model) not in known.values():
+        raise SfumatoError(
+            f"A file holds a model ({', '.join(known)}), not a {name}: save its weights alone, or register its class, "
+            f'@sf.register("model").'
+        )
+    provenance = _made() | (getattr(model, "provenance", None) or {})
+    return {"format": FORMAT, "version": VERSION, "model": registry.tree(model), "provenance": provenance}
 
 
-def codec_contract(codec: Codec) -> dict[str, Any]:
-    """What a file says of an autoencoder, JSON-able."""
-    return {
-        "format": CODEC,
-        "version": VERSION,
-        "spec": None if codec.spec is None else codec.spec.to_dict(),
-        "net": codec.net.config,
-        "provenance": _made() | codec.provenance,
-    }
+def parts(model: Any, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """(prefix of its tensors, module) of each module that a model is made of: itself, or those it wraps."""
+    if isinstance(model, nn.Module):
+        yield prefix, model
+        return
+    for name in inspect.signature(type(model)).parameters:
+        inner = getattr(model, name, None)
+        if isinstance(inner, nn.Module) or type(inner) in registry.Named("model").values():
+            yield from parts(inner, f"{prefix}{name}.")
 
 
 def _made() -> dict[str, Any]:
@@ -106,11 +95,10 @@ def locate(path: str | os.PathLike[str]) -> Path:
     raise SfumatoError(f"{path} is a folder without {FILE}: give a run folder or a model file.")
 
 
-def _check(contract: Mapping[str, Any], path: Path, wanted: str = FORMAT) -> None:
-    if contract.get("format") != wanted:
-        kind = "model file" if wanted == FORMAT else wanted
-        how = " (load it with load_codec)" if contract.get("format") == CODEC else ""
-        raise SfumatoError(f"{path} is not a {kind} but a {contract.get('format', 'file of unknown kind')!s}{how}.")
+def _checked(contract: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """A contract in the words of this version, or SfumatoError."""
+    if contract.get("format") not in (FORMAT, CODEC):
+        raise SfumatoError(f"{path} is not a model file but a {contract.get('format', 'file of unknown kind')!s}.")
     version = contract.get("version")
     if not isinstance(version, int) or version < 1:
         raise SfumatoError(f"{path} is not a model file: its contract has the version {version!r}.")
@@ -120,88 +108,124 @@ def _check(contract: Mapping[str, Any], path: Path, wanted: str = FORMAT) -> Non
             f"{path} was written by a newer version of sfumato ({by}, format {version}; this one is {__version__} and "
             f"reads up to format {VERSION}): upgrade sfumato to read it."
         )
-
-
-def read_contract(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The contract of a model file or run folder, without loading weights; `parameters` and `raw` are added."""
-    path = locate(path)
-    contract, header = read_header(path)
-    _check(contract, path)
-    counts = {"parameters": parameters(header, "net."), "raw": parameters(header, "raw.") > 0}
-    return {**contract, **counts, "path": str(path), "bytes": path.stat().st_size}
-
-
-def load(path: str | os.PathLike[str], weights: str = "ema", device: str | torch.device = "cpu") -> Denoiser:
-    """The denoiser in a model file or run folder, ready to sample.
-
-    weights: "ema", the moving average, or "raw", the last weights of training where the file keeps them.
-    Raises SfumatoError for a file that is missing, cut, changed, foreign, or of a newer format.
-    """
-    if weights not in ("ema", "raw"):
-        raise SfumatoError(f"weights must be 'ema' or 'raw', not {weights!r}.")
-    path = locate(path)
-    _check(read_header(path)[0], path)
-    contract, tensors = read_sealed(path)
-    prefix = "raw." if weights == "raw" else "net."
-    state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    if weights == "raw" and not state:
-        raise SfumatoError(f"{path} keeps no raw weights beside the moving average: load it with weights='ema'.")
     try:
-        denoiser = _rebuild(contract)
+        tree = contract["model"] if version > 1 else _tree_of_version_1(contract)
+        return {"format": FORMAT, "version": VERSION, "model": tree, "provenance": contract["provenance"]}
     except (KeyError, TypeError) as error:
         raise SfumatoError(
             f"{path} has an incomplete contract ({error}): it was not written by sfumato.save."
         ) from None
-    _fill(denoiser, state, path)
-    return denoiser.to(device).eval().requires_grad_(False)
 
 
-def load_codec(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Codec:
-    """The autoencoder in a file, ready to encode and decode.
+def _tree_of_version_1(contract: Mapping[str, Any]) -> dict[str, Any]:
+    """The model that a file of format 1 describes."""
+    spec = None if contract["spec"] is None else {"name": "DataSpec", "args": contract["spec"]}
+    args = {"net": contract["net"], "spec": spec}
+    if contract["format"] == CODEC:
+        return {"name": "Codec", "args": args}
+    plans = {name: {"name": "Plan", "args": plan} for name, plan in contract["plans"].items()}
+    # files from before there was a choice of the variance do not say it
+    said = {name: contract[name] for name in ("process", "target", "sigma_data", "variance") if name in contract}
+    return {"name": "Denoiser", "args": {**args, **said, "plans": plans}}
 
-    Raises SfumatoError for a file that is missing, cut, changed, foreign, or of a newer format.
+
+def _innermost(tree: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """(prefix of the tensors, arguments) of the model in a tree that has the network."""
+    prefix, args = "", tree["args"]
+    while "net" not in args:
+        name = next((name for name, value in args.items() if _is_model(value)), None)
+        if name is None:
+            return prefix, args
+        prefix, args = f"{prefix}{name}.", args[name]["args"]
+    return f"{prefix}net.", args
+
+
+def _is_model(value: Any) -> bool:
+    return isinstance(value, Mapping) and set(value) == {"name", "args"} and registry.known("model", value["name"])
+
+
+def read_contract(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a model file or run folder says, without loading weights.
+
+    Beside the contract itself, of the innermost model: spec, process, target, sigma_data, variance, net, conditions,
+    plans (None or empty for a model that has none); parameters of its network, whether there are raw weights, path,
+    bytes. `version` is that of the file.
     """
     path = locate(path)
-    _check(read_header(path)[0], path, CODEC)
+    written, header = read_header(path)
+    whole = _checked(written, path)
+    prefix, args = _innermost(whole["model"])
+    spec, process = args.get("spec"), args.get("process")
+    inner = {} if process is None else process["args"]
+    spec = None if spec is None else spec["args"]
+    classes = list((spec or {}).get("classes") or ())
+    counted = [entry for name, entry in header.items() if name.startswith(prefix)]
+    return {
+        **whole,
+        "version": written["version"],
+        "hash": written["hash"],
+        "spec": spec,
+        "process": process,
+        **{name: args.get(name, inner.get(name)) for name in ("target", "sigma_data", "variance")},
+        "net": args.get("net"),
+        "conditions": {"label": {"classes": classes}} if classes else {},
+        "plans": {name: plan["args"] for name, plan in (args.get("plans") or {}).items()},
+        "parameters": sum(math.prod(entry["shape"]) for entry in counted),
+        "raw": any(name.startswith("raw.") for name in header),
+        "path": str(path),
+        "bytes": path.stat().st_size,
+    }
+
+
+def load(
+    path: str | os.PathLike[str],
+    weights: str = "ema",
+    device: str | torch.device = "cpu",
+    modules: Iterable[type[nn.Module]] = (),
+) -> Any:
+    """The model in a model file or run folder, ready to use: a denoiser, a wrapped one, an autoencoder ..
+
+    weights: "ema", the moving average, or "raw", the last weights of training where the file keeps them. modules: your
+    own classes that the model is made of, where they are not registered: sf.load(path, modules=[MyNet]).
+    Raises SfumatoError for a file that is missing, cut, changed, foreign, of a newer format, or made of a class that is
+    not here.
+    """
+    if weights not in ("ema", "raw"):
+        raise SfumatoError(f"weights must be 'ema' or 'raw', not {weights!r}.")
+    registry.add(modules)
+    path = locate(path)
+    _checked(read_header(path)[0], path)
     contract, tensors = read_sealed(path)
-    try:
-        net = nets.from_config(contract["net"])
-        assert isinstance(net, nets.Autoencoder)
-        codec = Codec(net, None if contract["spec"] is None else DataSpec.from_dict(contract["spec"]))
-        codec.provenance = dict(contract["provenance"])
-    except (KeyError, TypeError, AssertionError) as error:
-        raise SfumatoError(
-            f"{path} has an incomplete contract ({error}): it was not written by sfumato.save."
-        ) from None
-    _fill(codec, {name.removeprefix("net."): value for name, value in tensors.items()}, path)
-    return codec.to(device).eval().requires_grad_(False)
+    whole = _checked(contract, path)
+    state = {name: value for name, value in tensors.items() if not name.startswith("raw.")}
+    raw = {name.removeprefix("raw."): value for name, value in tensors.items() if name.startswith("raw.")}
+    if weights == "raw":
+        if not raw:
+            raise SfumatoError(f"{path} keeps no raw weights beside the moving average: load it with weights='ema'.")
+        prefix, _ = _innermost(whole["model"])
+        state |= {prefix + name: value for name, value in raw.items()}
+    model = registry.build(whole["model"], "model")
+    model.provenance = dict(whole["provenance"])
+    _fill(model, state, path)
+    for _, part in parts(model):
+        part.to(device).eval().requires_grad_(False)
+    return model
 
 
-def _rebuild(contract: Mapping[str, Any]) -> Denoiser:
-    spec = contract["spec"]
-    denoiser = Denoiser(
-        nets.from_config(contract["net"]),
-        process.from_config(contract["process"]),
-        contract["target"],
-        contract["sigma_data"],
-        None if spec is None else DataSpec.from_dict(spec),
-        {name: Plan.from_dict(plan) for name, plan in contract["plans"].items()},
-        contract.get("variance", "fixed"),  # files from before there was a choice
-    )
-    denoiser.provenance = dict(contract["provenance"])
-    return denoiser
+load_codec = load  # the name of format 1, whose codecs had a format of their own
 
 
-def _fill(denoiser: Denoiser | Codec, state: Mapping[str, Tensor], path: Path) -> None:
-    wanted = {name: tuple(value.shape) for name, value in denoiser.net.state_dict().items()}
+def _fill(model: Any, state: Mapping[str, Tensor], path: Path) -> None:
+    own = {prefix + name: tuple(v.shape) for prefix, part in parts(model) for name, v in part.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
-    if wanted != found:
-        wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    if own != found:
+        wrong = sorted(name for name in own.keys() | found.keys() if own.get(name) != found.get(name))
         raise SfumatoError(
             f"{path} does not hold the weights of its network: {len(wrong)} are missing or of "
             f"another shape, such as {wrong[0]}."
         )
-    denoiser.net.load_state_dict(dict(state))
+    for prefix, part in parts(model):
+        part.load_state_dict({name: state[prefix + name] for name in part.state_dict()})
 
 
 def store_plan(path: str | os.PathLike[str], plan: Plan) -> str:
@@ -210,10 +234,12 @@ def store_plan(path: str | os.PathLike[str], plan: Plan) -> str:
     The file is written anew, whole or not at all, under a new hash. Raises SfumatoError for a file that is no model.
     """
     path = locate(path)
-    _check(read_header(path)[0], path)
+    _checked(read_header(path)[0], path)
     contract, tensors = read_sealed(path)
-    name = plan_name(plan)
-    write_sealed(path, tensors, {**contract, "plans": {**contract["plans"], name: plan.to_dict()}})
+    whole = _checked(contract, path)
+    name, (_, args) = plan_name(plan), _innermost(whole["model"])
+    args["plans"] = {**(args.get("plans") or {}), name: registry.tree(plan)}
+    write_sealed(path, tensors, whole)
     return name
 
 
@@ -230,14 +256,14 @@ def plan_name(plan: Plan) -> str:
 def describe(path: str | os.PathLike[str]) -> list[str]:
     """What a model file is, in words, one sentence a line; no weights are loaded."""
     facts = read_contract(path)
-    made, net = facts["provenance"], facts["net"]
-    schedule = facts["process"]["args"]["schedule"]["name"]
-    inner = net["args"].get("net")  # of an energy, the network that it is made of
-    kind = f"an energy made of a {inner['name']}" if isinstance(inner, dict) else f"a {net['name']}"
-    lines = [f"{facts['path']}: {kind} of {facts['parameters']:,} parameters, {facts['bytes'] / 1e6:.1f} MB."]
-    learned = " and the variance of a step" if facts.get("variance") == "learned" else ""
-    process_words = f"under the {schedule} schedule ({facts['process']['name']} process)"
-    lines.append(f"It predicts {facts['target']}{learned} {process_words}.")
+    made = facts["provenance"]
+    lines = [f"{facts['path']}: {_kind(facts)} of {facts['parameters']:,} parameters, {facts['bytes'] / 1e6:.1f} MB."]
+    if facts["process"] is not None:
+        learned = " and the variance of a step" if facts["variance"] == "learned" else ""
+        schedule = facts["process"]["args"].get("schedule", {}).get("name", "unknown")
+        process_words = f"under the {schedule} schedule ({facts['process']['name']} process)"
+        what = facts["target"] or "what its process asks for"
+        lines.append(f"It predicts {what}{learned} {process_words}.")
     if facts["spec"] is not None:
         lines += DataSpec.from_dict(facts["spec"]).describe()
     seen = made.get("samples_seen")
@@ -252,6 +278,18 @@ def describe(path: str | os.PathLike[str]) -> list[str]:
         lines += [f"Solver plan {name!r}: {_plan_words(plan)}." for name, plan in plans.items()]
     lines.append(f"Hash {facts['hash'][:16]} (format {facts['version']}).")
     return lines
+
+
+def _kind(facts: Mapping[str, Any]) -> str:
+    """The network, and what stands around it where that is more than a denoiser."""
+    net, tree = facts["net"], facts["model"]
+    inner = net["args"].get("net") if net else None  # of an energy, the network that it is made of
+    kind = f"an energy made of a {inner['name']}" if isinstance(inner, dict) else f"a {net['name'] if net else 'law'}"
+    around = []
+    while tree["args"] is not None and tree["name"] != "Denoiser":
+        around.append(tree["name"])
+        tree = next((value for value in tree["args"].values() if _is_model(value)), {"name": "Denoiser", "args": None})
+    return f"{kind} in a {' of a '.join(around)}" if around else kind
 
 
 def _plan_words(plan: Plan) -> str:

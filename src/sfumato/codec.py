@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from sfumato.errors import SfumatoError
 from sfumato.nets import Autoencoder, GaussianCode
+from sfumato.registry import register
 
 
+@register("model", "Codec")
 class Codec(nn.Module):
     """codec.encode(x) -> y, codec.decode(y) -> x, in the user's units and dtype where there is a spec.
 

@@ -14,6 +14,7 @@ from sfumato.conditions import NULL as NULL
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
 from sfumato.process import Gaussian
+from sfumato.registry import register
 from sfumato.schedule import Schedule, Time, as_time
 
 
@@ -33,6 +34,7 @@ class Wrapped:
         return getattr(self.inner, name)
 
 
+@register("model", "Guided")
 class Guided(Wrapped):
     """belief = null + scale (conditional - null): scale 1 is the conditional model, 0 the unconditional.
 
@@ -82,6 +84,7 @@ def guide(model: Model, scale: float = 1.0, interval: tuple[float, float] | None
     return Guided(model, scale, interval)
 
 
+@register("model", "Rescheduled")
 class Rescheduled(Wrapped):
     """The same model under another schedule: t' = base.time(logsnr(t)), z' = z n'/n with n = sqrt(alpha^2 + sigma^2).
 
@@ -92,7 +95,7 @@ class Rescheduled(Wrapped):
 
     def __init__(self, inner: Model, schedule: Schedule) -> None:
         super().__init__(inner)
-        self._process = Gaussian(schedule)
+        self.schedule, self._process = schedule, Gaussian(schedule)
 
     @property
     def process(self) -> Gaussian:

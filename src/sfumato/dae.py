@@ -22,6 +22,7 @@ from sfumato import noise
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
 from sfumato.process import Gaussian
+from sfumato.registry import register
 from sfumato.schedules import VE
 
 _WIDTH = 1e-6  # of the one level's schedule in ln sigma: all its times are the level
@@ -35,6 +36,7 @@ class Corruption(abc.ABC):
         """z like x (B, ...); row i is a function of x_i and (seed, index_i) alone."""
 
 
+@register("part", "GaussianNoise")
 @final
 @dataclasses.dataclass(frozen=True)
 class GaussianNoise(Corruption):
@@ -51,6 +53,7 @@ class GaussianNoise(Corruption):
         return x + self.sigma * eps
 
 
+@register("part", "Masking")
 @final
 @dataclasses.dataclass(frozen=True)
 class Masking(Corruption):
@@ -67,6 +70,7 @@ class Masking(Corruption):
         return torch.where(u < self.rate, 0.0, x)
 
 
+@register("model", "DenoisingAutoencoder")
 @final
 class DenoisingAutoencoder(nn.Module):
     """dae(z) -> D(z), like z; dae.losses(x) (B,); dae.encode(x), the code; dae.score(z) under Gaussian noise.

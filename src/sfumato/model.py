@@ -23,6 +23,7 @@ from sfumato.belief import Estimate, broadcast
 from sfumato.conditions import hears_presence, network_inputs
 from sfumato.errors import SfumatoError, suggest
 from sfumato.process import Gaussian
+from sfumato.registry import register
 from sfumato.schedule import Time
 
 LOGSNR_LIMIT = 40.0  # beyond, the state is clean or pure noise in double precision
@@ -53,6 +54,7 @@ def compute_dtype(model: Model) -> torch.dtype:
     return next((p.dtype for p in parameters()), torch.float64) if parameters else torch.float64
 
 
+@register("model", "Denoiser")
 class Denoiser(nn.Module):
     """denoiser(z, t, **cond) -> Estimate.
 

@@ -144,6 +144,11 @@ def get(kind: str, name: str) -> Callable[..., Any]:
     raise SfumatoError(f"There is no {KINDS[kind].words} {name!r}: {suggest(str(name), names(kind))}")
 
 
+def known(kind: str, name: str) -> bool:
+    """Whether there is a thing of that name, or a class, of that kind; loads nothing."""
+    return any(name in where for where in (_MADE[kind], _OWN[kind], _written()[kind], _classes()[kind]))
+
+
 @final
 class Named(Mapping[str, Callable[..., Any]]):
     """Name -> what makes the thing, of one kind: a view of the registry."""
@@ -175,7 +180,7 @@ def bare(word: Any) -> Any:
 def check(kind: str, word: str) -> None:
     """Refuse a word whose name is not known, without loading anything."""
     found = _WORD.fullmatch(word)
-    if found is None or (found[1] not in names(kind) and found[1] not in {**_OWN[kind], **_classes()[kind]}):
+    if found is None or not known(kind, found[1]):
         name = found[1] if found else word
         raise SfumatoError(f"There is no {KINDS[kind].words} {name!r}: {suggest(str(name), names(kind))}")
 

@@ -168,7 +168,7 @@ def test_what_is_no_model_is_one_sentence(refused, models, workplace, command):
     (workplace / "tiny.safetensors").write_bytes(whole[:50])
     (workplace / "empty").mkdir()
     (workplace / "notes.txt").write_text("some notes")
-    later = whole.replace(b'\\"version\\": 1', b'\\"version\\": 9')
+    later = whole.replace(b'\\"version\\": 2', b'\\"version\\": 9')
     assert later != whole
     (workplace / "later.safetensors").write_bytes(later)
     assert "does not exist" in refused(command, "missing.safetensors")

@@ -200,5 +200,5 @@ def test_mistakes():
     with pytest.raises(SfumatoError, match="sigma = 0"):
         sf.energy(held, z, 0.0)
     plain = sf.Denoiser(Energy(torch.nn.Identity()), sf.Gaussian(sf.schedules.Cosine()))
-    with pytest.raises(SfumatoError, match="no `config`"):
+    with pytest.raises(SfumatoError, match="property `config`"):
         sf.save(plain, "nowhere.safetensors")

@@ -18,6 +18,7 @@ from .. import conditions as kinds
 from ..conditions import Condition, Conditions, Given, Label, find_class
 from ..conditions.real import Real
 from ..errors import SfumatoError
+from ..registry import register
 from . import cache
 from .normaliser import GROUP, Normaliser, Statistics, statistics
 
@@ -41,6 +42,7 @@ def declared_bounds(dtype: torch.dtype) -> tuple[float, float] | None:
     return {torch.bool: (0.0, 1.0), torch.uint8: (0.0, 255.0), torch.uint16: (0.0, 65535.0)}.get(dtype)
 
 
+@register("part", "DataSpec")
 @dataclass(frozen=True, init=False)
 class DataSpec:
     """The contract of a data set: sample shape, dtype, units, conditions.

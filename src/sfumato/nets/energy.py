@@ -14,7 +14,7 @@ the inner product.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import SfumatoError
-from ..registry import register
+from ..registry import register, tree
 
 
 @register("network", "Energy")
@@ -39,9 +39,8 @@ class Energy(nn.Module):
         if getattr(net, "outputs", 1) != 1:
             raise SfumatoError("An energy is made of a network with one output a value: build it with outputs=1.")
         self.net, self.outputs = net, 1
-        inner = getattr(net, "config", None)
-        if isinstance(inner, dict):  # without one no file could say how to rebuild it
-            self.config = {"name": "Energy", "args": {"net": inner}}
+        with suppress(SfumatoError):  # of a network that no file could describe, nor could this one be
+            self.config = {"name": "Energy", "args": {"net": tree(net)}}
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sfumato import schedules, target
+from sfumato import target
 from sfumato.belief import Estimate, Reading, broadcast, reading
 from sfumato.errors import SfumatoError
+from sfumato.registry import build, register
 from sfumato.schedule import Schedule, Time
 
 
@@ -38,6 +39,7 @@ class Step(NamedTuple):
     std: Tensor
 
 
+@register("process", "Gaussian")
 @dataclasses.dataclass(frozen=True)
 class Gaussian:
     """z = alpha(t) x + sigma(t) eps under a schedule, for real-valued data of any shape."""
@@ -95,8 +97,6 @@ def ancestral(alpha_t: Tensor, sigma_t: Tensor, alpha_s: Tensor, sigma_s: Tensor
     return Step(kept, alpha_s - kept * alpha_t, std)
 
 
-def from_config(config: dict[str, Any]) -> Gaussian:
+def from_config(config: dict[str, Any]) -> Any:
     """The process that `config()` described."""
-    if config.get("name") != "Gaussian":
-        raise SfumatoError(f"Unknown process {config.get('name')!r}: known is Gaussian.")
-    return Gaussian(schedules.from_config(config["args"]["schedule"]))
+    return build(config, "process")

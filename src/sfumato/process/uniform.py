@@ -20,9 +20,11 @@ from torch import Tensor
 
 from sfumato.belief import Logits, broadcast
 from sfumato.errors import SfumatoError
+from sfumato.registry import register
 from sfumato.schedule import Schedule, Time, as_time
 
 
+@register("process", "Uniform")
 @dataclasses.dataclass(frozen=True)
 class Uniform:
     """The uniform process for symbols 0 .. states - 1, int64 of any shape (B, *shape).
