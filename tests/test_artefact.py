@@ -65,7 +65,7 @@ def test_the_contract_reads_without_weights(model):
     facts = artefact.read_contract(model)
     assert facts["target"] == "v" and facts["net"]["name"] == "UNet" and facts["raw"]
     assert facts["parameters"] == sum(p.numel() for p in denoiser().net.parameters())
-    assert facts["conditions"] == {"label": {"classes": ["kind 0", "kind 1", "kind 2"]}}
+    assert facts["conditions"]["label"]["classes"] == ["kind 0", "kind 1", "kind 2"]
     text = "\n".join(artefact.describe(model))
     assert "Shifted" in text and "1,234 samples" in text and f"{facts['parameters']:,}" in text and "kind 2" in text
 

@@ -158,7 +158,7 @@ def read_contract(path: str | os.PathLike[str]) -> dict[str, Any]:
     spec, process = args.get("spec"), args.get("process")
     inner = {} if process is None else process["args"]
     spec = None if spec is None else spec["args"]
-    classes = list((spec or {}).get("classes") or ())
+    classes = (spec or {}).get("classes")  # which stand alone in format 1
     counted = [entry for name, entry in header.items() if name.startswith(prefix)]
     return {
         **whole,
@@ -168,7 +168,7 @@ def read_contract(path: str | os.PathLike[str]) -> dict[str, Any]:
         "process": process,
         **{name: args.get(name, inner.get(name)) for name in ("target", "sigma_data", "variance")},
         "net": args.get("net"),
-        "conditions": {"label": {"classes": classes}} if classes else {},
+        "conditions": (spec or {}).get("conditions") or ({"label": {"classes": classes}} if classes else {}),
         "plans": {name: plan["args"] for name, plan in (args.get("plans") or {}).items()},
         "parameters": sum(math.prod(entry["shape"]) for entry in counted),
         "raw": any(name.startswith("raw.") for name in header),

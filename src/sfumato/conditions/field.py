@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from ..registry import register
 from .real import Real
 
 
+@register("condition", "field")
 @dataclass(frozen=True)
 class Field(Real):
     """`shape` (C, *spatial) numbers a sample, normalised by channel: values float32 (B, C, *spatial).

@@ -9,16 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import SfumatoError, suggest
+from ..registry import Named
 from .condition import Condition, as_array, missing
-from .field import Field
-from .label import Label
-from .multilabel import MultiLabel
-from .scalar import Scalar
-from .vector import Vector
 
-KINDS: dict[str, type[Label | MultiLabel | Scalar | Vector | Field]] = {
-    kind.kind: kind for kind in (Label, MultiLabel, Scalar, Vector, Field)
-}
+KINDS: Mapping[str, Any] = Named("condition")
 
 
 def fit(column: Any, kind: str | None = None) -> Condition:
@@ -31,7 +25,8 @@ def fit(column: Any, kind: str | None = None) -> Condition:
     kind = guess(column) if kind is None else kind
     if kind not in KINDS:
         raise SfumatoError(f"there is no kind of condition {kind!r}: {suggest(str(kind), KINDS)}")
-    return KINDS[kind].fit(column)
+    found: Condition = KINDS[kind].fit(column)
+    return found
 
 
 def guess(column: Any) -> str:
@@ -64,7 +59,7 @@ def from_config(config: Mapping[str, Any]) -> Condition:
     if kind not in KINDS:
         raise SfumatoError(f"there is no kind of condition {kind!r}: {suggest(str(kind), KINDS)}")
     try:
-        made = KINDS[str(kind)].from_config(config)
+        made: Condition = KINDS[str(kind)].from_config(config)
     except (KeyError, TypeError, ValueError) as error:
         raise SfumatoError(f"this is no {kind}: {config} ({error!r})") from None
     if set(made.config()) != set(config):

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from ..errors import SfumatoError
+from ..registry import register
 from .condition import Condition, as_array, counted, many, missing
 from .given import Given
 
 NULL = -1  # the index of "no class"
 
 
+@register("condition", "label")
 @dataclass(frozen=True)
 class Label(Condition):
     """One class of `classes`: values int64 (B,), indices into the names, -1 where absent."""

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from ..errors import SfumatoError
+from ..registry import register
 from .condition import Condition, as_array, counted, missing
 from .given import Given
 from .label import coded, find_class
 
 
+@register("condition", "multilabel")
 @dataclass(frozen=True)
 class MultiLabel(Condition):
     """A set out of `names`: values float32 (B, K), 1 for each in it. An empty set is present, None is absent."""

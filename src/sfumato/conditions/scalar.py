@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from ..registry import register
 from .real import Real
 
 
+@register("condition", "scalar")
 @dataclass(frozen=True)
 class Scalar(Real):
     """One number a sample: values float32 (B,)."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from ..registry import register
 from .real import Real
 
 
+@register("condition", "vector")
 @dataclass(frozen=True)
 class Vector(Real):
     """`shape` (d,) numbers a sample, each normalised by itself: values float32 (B, d)."""

@@ -22,6 +22,7 @@ from torch import Tensor
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
 from sfumato.process import Gaussian
+from sfumato.registry import register
 from sfumato.schedule import Schedule
 from sfumato.solvers.arithmetic import Program, compiled
 from sfumato.solvers.draws import AnyNoise
@@ -56,6 +57,7 @@ class Due(NamedTuple):
     noisy: bool
 
 
+@register("part", "Plan")
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
     """A compiled solver.
