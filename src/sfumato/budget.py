@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from sfumato import noise
+from sfumato.conditions import resolve
 from sfumato.errors import SfumatoError
 from sfumato.exact import Truth
 from sfumato.exact.mixture import GaussianSum
@@ -135,7 +136,7 @@ def _displacements(model: Model, truth: Truth, plan: Any, xi: Tensor, t_stop: fl
     def finish(z: Tensor, by: Model) -> Tensor:
         """What counts as the sample at the stop."""
         if straight:
-            return by(z, 0.0, **({} if label is None else {"label": _labels(label, len(z))})).x
+            return by(z, 0.0, **resolve(by, {"label": label}, len(z))).x
         return z / alpha
 
     def run(by: Model, z: Tensor) -> Tensor:
@@ -158,16 +159,12 @@ def _displacements(model: Model, truth: Truth, plan: Any, xi: Tensor, t_stop: fl
     }
 
 
-def _labels(label: Any, count: int) -> Tensor:
-    return torch.as_tensor(label, dtype=torch.int64).expand(count)
-
-
 def _follow(model: Model, z: Tensor, t_stop: float, label: Any, finish: Callable[[Tensor, Model], Tensor]) -> Tensor:
     """The end of the model's own flow from z, in steps so fine that theirs is no error."""
     schedule = model.process.schedule
     ratio = float(torch.exp(-schedule.logsnr(t_stop) / 2))
     track = Track.of(schedule, _FINE_STEPS, 1.0, ratio if ratio > 0 else None)
-    field = Field(model, track, {} if label is None else {"label": _labels(label, len(z))})
+    field = Field(model, track, resolve(model, {"label": label}, len(z)))
     *_, (_, w) = field.walk(z / track.norm[-1], back=True)
     return finish(field.state(w, 0), model).to(torch.float64)
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.conditions import indices
+from sfumato.conditions import resolve
 from sfumato.errors import SfumatoError
 from sfumato.model import Model, compute_dtype
 from sfumato.ode import Field, Track, data_scale
@@ -71,12 +71,12 @@ def _flow(
     if given.ndim < 2 or not len(given) or not bool(given.isfinite().all()):
         raise SfumatoError(f"Samples and latents are finite numbers (B, ...), got shape {tuple(given.shape)}.")
     track = Track.of(model.process.schedule, steps, data_scale(model), sigma_min)
-    labels, device = indices(model, cond, len(given)), getattr(model, "device", given.device)
+    conditions, device = resolve(model, cond, len(given)), getattr(model, "device", given.device)
     clean, noise = track.norm[0] / track.alpha[0], track.norm[-1]
     start, stop = (noise, clean) if back else (clean, noise)
     out = []
     for part in torch.arange(len(given)).split(batch):
-        field = Field(model, track, {k: v[part].to(device) for k, v in labels.items()})
+        field = Field(model, track, conditions.rows(part).to(device))
         *_, (_, w) = field.walk(given[part].to(device, torch.float64) / start, back)
         out.append((stop * w).to(compute_dtype(model)).cpu())
     return torch.cat(out)

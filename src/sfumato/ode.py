@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
+from sfumato.conditions import Conditions, Given
 from sfumato.errors import SfumatoError
 from sfumato.exact import ExactDenoiser
 from sfumato.model import Model, compute_dtype
@@ -115,11 +116,12 @@ class Products:
 class Field:
     """dw/du of one batch at the points of a track. States are float64; the model sees its own dtype."""
 
-    def __init__(self, model: Model, track: Track, cond: dict[str, Tensor]) -> None:
-        self.model, self.track, self.cond, self.dtype = model, track, cond, compute_dtype(model)
+    def __init__(self, model: Model, track: Track, cond: Mapping[str, Given | Tensor]) -> None:
+        self.model, self.track, self.dtype = model, track, compute_dtype(model)
+        self.cond = Conditions.of(cond)
 
     def _y(self, z: Tensor, j: int, copies: int = 1) -> Tensor:
-        cond = self.cond if copies == 1 else {k: v.repeat(copies) for k, v in self.cond.items()}
+        cond = self.cond if copies == 1 else self.cond.repeat(copies)
         belief = self.model(z, self.track.time[j], **cond)
         return belief.eps - belief.x / self.track.scale
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sfumato import noise
 from sfumato.compose import Unrolled, guide
-from sfumato.conditions import indices
+from sfumato.conditions import resolve
 from sfumato.errors import SfumatoError
 from sfumato.machine.kept import kept_memory
 from sfumato.machine.parts import in_parts
@@ -43,9 +43,11 @@ def trajectory(
     """The states of one batch on their way, in normalised units: State(z, t, belief); the last has no belief.
 
     z: the state to start from at t_start, or drawn from the prior. index: sample numbers, 0..n-1 by default; sample i
-    of a seed starts from the same noise whatever the batch. guidance and its interval (logsnr) are `compose.guide`'s;
-    label=... takes names or numbers as a user spells them, or a tensor of indices. brownian=True draws the noise of a
-    stochastic solver from one Brownian path of time a sample, so that with more steps a seed tends to one picture.
+    of a seed starts from the same noise whatever the batch. guidance and its interval (logsnr) are `compose.guide`'s.
+    A condition is given by its name, label="cat", temperature=300.0, in the user's spelling and units, one value or one
+    a sample (`conditions.resolve`), or in cond={...} where its name is that of an argument. brownian=True draws the
+    noise of a stochastic solver from one Brownian path of time a sample, so that with more steps a seed tends to one
+    picture.
     Gradients flow where enabled; grad_calls and checkpoint are those of `sample`.
     """
     plan = make_plan(model, steps, solver, t_start, t_stop, guidance, interval)
@@ -63,13 +65,13 @@ def trajectory(
         z = model.process.prior(noise.normal(seed, index, shape, noise.PRIOR, device=device))
     if len(z) != len(index):
         raise SfumatoError(f"{len(z)} start states for {len(index)} samples.")
-    labels = {k: v.to(device) for k, v in indices(model, cond, len(index)).items()}
+    conditions = resolve(model, cond, len(index)).to(device)
     walker: Model = model if guidance is None else guide(model, guidance, interval)
     if grad_calls is not None:
         skip = _skipped(plan, grad_calls)
         walker, z = Unrolled(walker, skip, checkpoint), z.detach() if skip else z
     draws = along(plan, seed, index) if brownian else noise.Noise(seed, index, noise.STEP)
-    yield from plan.run(walker, z, draws, **labels)
+    yield from plan.run(walker, z, draws, **conditions)
 
 
 def sample(
@@ -112,16 +114,16 @@ def sample(
     if n < 1 or batch < 1:
         raise SfumatoError(f"The number of samples and the batch must be at least 1, got {n} and {batch}.")
     numbers = torch.arange(n) if index is None else torch.as_tensor(index)
-    labels = indices(model, cond, n)
+    conditions = resolve(model, cond, n)
     plan = make_plan(model, steps, solver, t_start, t_stop, guidance, interval)
     spec = None if normalised or plan.stop > 0 else getattr(model, "spec", None)
     finish = _units(spec, grad_calls is not None)
 
     def one(part: Tensor) -> Tensor:
-        start, chosen = None if z is None else z[part], {k: v[part] for k, v in labels.items()}
+        start, chosen = None if z is None else z[part], conditions.rows(part)
         walk = trajectory(
             model, None, None, plan, seed, start, numbers[part], t_start, t_stop, guidance, interval,
-            brownian, grad_calls, checkpoint, **chosen,
+            brownian, grad_calls, checkpoint, cond=chosen,
         )  # fmt: skip
         return finish(_end(walk, follower).cpu())
 

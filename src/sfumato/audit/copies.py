@@ -25,6 +25,7 @@ from torch import Tensor
 
 from sfumato import artefact, data, noise
 from sfumato.audit.nearest import Features, Near, Space, nearest
+from sfumato.conditions import of_data
 from sfumato.data import Source
 from sfumato.data.rows import Samples
 from sfumato.errors import SfumatoError
@@ -161,8 +162,8 @@ def memorisation(
     source, train, unseen, rest = _sides(model, data, holdout, labels, size)
     twins = choose(train, samples if generated is None else len(generated), seed)
     if generated is None:
-        cond = classes(model, source, twins)
-        generated = sample(model, len(twins), steps, seed=seed, batch=batch, guidance=guidance, **cond)
+        cond = of_data(model, source, twins)
+        generated = sample(model, len(twins), steps, seed=seed, batch=batch, guidance=guidance, cond=cond)
     space = Space(getattr(model, "spec", None), features, device)
     return compare(generated, source, train, (unseen, rest), twins, space, seed)
 
@@ -193,14 +194,6 @@ def choose(train: Tensor, count: int, seed: int) -> Tensor:
     """Rows of `count` twins among those of the training set; all of them, in turn, where there are fewer."""
     order = noise.permutation(seed, 0, len(train))
     return train[order[torch.arange(count) % len(train)]]
-
-
-def classes(model: Any, source: Source, rows: Tensor) -> dict[str, Any]:
-    """The conditions of some rows, in the model's numbering, where model and data have classes."""
-    spec = getattr(model, "spec", None)
-    if spec is None or not spec.classes or source.labels is None:
-        return {}
-    return {"label": torch.tensor([spec.class_index(name) for name in source.classes])[source.labels[rows]]}
 
 
 def compare(

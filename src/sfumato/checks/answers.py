@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from sfumato import noise
+from sfumato.conditions import Conditions, hears_presence, network_inputs
 from sfumato.errors import SfumatoError
 from sfumato.levels.draws import Trivial, evaluating
 from sfumato.nets.watching import watched
@@ -32,6 +34,7 @@ DRAWS = 1024  # a level, at most
 NUMBERS = 1 << 14  # in the draws of a level that suffice
 WIDEST = 8.0  # |logsnr| beyond which nothing is asked
 HALF_MAX = 65504.0
+DEAD = 1e-8  # of the answers' power: what rounding changes
 
 
 @final
@@ -42,6 +45,7 @@ class Heard:
     response: E|y - y'|^2 over E|y|^2; own, other (n,): mean square error of each sample's answers under its own and
     under another label; moved (n,): mean square of y - y'; untold: the part of the error at the noisier half of the
     levels that the means of the classes explain, estimated without bias. None where there are none.
+    others: the response to another sample's value of each condition that is no label.
     """
 
     level: float
@@ -50,6 +54,7 @@ class Heard:
     other: Tensor | None = None
     moved: Tensor | None = None
     untold: float | None = None
+    others: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @final
@@ -97,28 +102,33 @@ def draws_for(rows: int, numbers: int) -> int:
 def ask(
     model: Any,
     x: Tensor,
-    label: Tensor | None,
+    cond: Tensor | Mapping[str, Any] | None,
     logsnr: Tensor,
     count: int,
     seed: int = 0,
     batch: int = 256,
     held: bool = True,
 ) -> Answers:
-    """The answers of a denoiser about normalised samples x (N, *shape), taken in turn; label int64 (N,) or None.
+    """The answers of a denoiser about normalised samples x (N, *shape), taken in turn, and their conditions or labels.
 
-    Three calls of the network for each of `count` draws at each level (two without labels). Nothing of the model and
-    of the generators of random numbers is changed.
+    Two calls of the network for each of `count` draws at each level, and one more for each condition. Nothing of the
+    model and of the generators of random numbers is changed.
     """
     if not hasattr(model, "predict"):
         raise SfumatoError(f"{type(model).__name__} has no raw prediction to judge: give the denoiser within it.")
+    given = Conditions({"label": cond} if isinstance(cond, Tensor) else cond)
+    label = given.get("label")
+    label = label if isinstance(label, Tensor) else None
     with evaluating(model):
-        parts = [_level(model, x, label, float(lam), k, count, seed, batch) for k, lam in enumerate(logsnr)]
+        parts = [_level(model, x, given, float(lam), k, count, seed, batch) for k, lam in enumerate(logsnr)]
         half = computes_in_half(model)
-        peak = _peak(model, x, label, float(logsnr.mean()), seed) if half else (0.0, "")
-        cut = _cut(model, x, label, float(logsnr.max()), seed, min(count, 4 * batch), batch)
+        peak = _peak(model, x, given, float(logsnr.mean()), seed) if half else (0.0, "")
+        cut = _cut(model, x, given, float(logsnr.max()), seed, min(count, 4 * batch), batch)
     gram = torch.stack([part[0] for part in parts])
     numbers = torch.stack([part[1] for part in parts])  # (K, n, 5)
     heard = _heard(numbers, torch.arange(count) % len(x), label is not None)
+    responses = torch.stack([part[3] for part in parts]).mean(0) / numbers[..., 0].mean().clamp_min(1e-30)
+    heard = dataclasses.replace(heard, others=dict(zip(_unlabelled(given), responses.tolist(), strict=True)))
     if label is not None and len(label.unique()) > 1:
         heard = dataclasses.replace(heard, untold=_untold(torch.stack([p[2] for p in parts[len(parts) // 2 :]]), label))
     return Answers(
@@ -135,21 +145,28 @@ def _state(model: Any, x: Tensor, rows: Tensor, lam: float, number: Tensor, seed
 
 
 def _level(
-    model: Any, x: Tensor, label: Tensor | None, lam: float, k: int, count: int, seed: int, batch: int
-) -> tuple[Tensor, Tensor, Tensor]:
+    model: Any, x: Tensor, given: Conditions, lam: float, k: int, count: int, seed: int, batch: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of one level: Gram matrices (n, 5, 5); (|y|^2, |y - y_level|^2, own, other, |y - y_label|^2) (n, 5); the errors
-    y - y* summed over the draws of each sample, (N, D + 1) with their number last.
+    y - y* summed over the draws of each sample, (N, D + 1) with their number last; the mean |y - y'|^2 under another
+    sample's value of each condition that is no label.
     """
     process: Gaussian = model.process
     guess = Trivial(process, 0.0, model.sigma_data**2)
     grams, numbers = [], []
     errors = torch.zeros(len(x), x[0].numel() + 1, dtype=torch.float64)
-    other = None if label is None else _others(label, seed)
+    label = given.get("label")
+    other = _others(label, seed) if isinstance(label, Tensor) else None
+    names, strange = _unlabelled(given), given.rows(noise.permutation(seed, 1, len(x)))
+    responses = torch.zeros(len(names), dtype=torch.float64)
     for part in torch.arange(count).split(batch):
         rows = part % len(x)
         clean, eps, z, t = _state(model, x, rows, lam, part + k * count, seed)
-        cond = {} if label is None else {"label": label[rows].to(z.device)}
+        cond = given.rows(rows).to(z.device)
         y = model.predict(z, t, **cond)
+        for i, name in enumerate(names):
+            swapped = {**cond, name: strange.given(name).rows(rows).to(z.device)}
+            responses[i] += _square(y - model.predict(z, t, **swapped)).sum().cpu()
         belief = guess(z, t)
         five = torch.stack([v.flatten(1).double() for v in (y, clean, eps, belief.x, belief.eps)], 1)
         grams.append((five @ five.mT / five.shape[2]).cpu())
@@ -158,12 +175,17 @@ def _level(
         if other is not None:
             a, b = process.reading(model.target, t, model.sigma_data).row
             wanted = _times(a, clean) + _times(b, eps)
-            y_other = model.predict(z, t, label=other[rows].to(z.device))
+            y_other = model.predict(z, t, **{**cond, "label": other[rows].to(z.device)})
             error = torch.nn.functional.pad((y - wanted).double().flatten(1).cpu(), (0, 1), value=1.0)
             errors.index_add_(0, rows, error)
             own, wrong, change = _square(y - wanted), _square(y_other - wanted), _square(y - y_other)
         numbers.append(torch.stack((_square(y), moved, own, wrong, change), 1).cpu())
-    return torch.cat(grams), torch.cat(numbers), errors
+    return torch.cat(grams), torch.cat(numbers), errors, responses / count
+
+
+def _unlabelled(given: Conditions) -> list[str]:
+    """The conditions that are no label: what `Heard.others` is about."""
+    return [name for name in given if name != "label" or not given.given(name).is_label]
 
 
 def _times(coefficient: Tensor, x: Tensor) -> Tensor:
@@ -183,13 +205,13 @@ def _others(label: Tensor, seed: int) -> Tensor:
     return drawn
 
 
-def _misheard(model: Any, z: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
+def _misheard(model: Any, z: Tensor, t: Tensor, cond: Conditions) -> Tensor:
     """The network's answer where it is told another noise level, 4 further on in logsnr."""
     c_in, level = model.scaling(t, z.device)
     shifted = torch.where(level > 0, level - 0.5, level + 0.5).expand(len(z))
     low = model.compute_dtype
     with torch.autocast(z.device.type, low or torch.bfloat16, enabled=low is not None):
-        y = model.net(_times(c_in.expand(len(z)), z), shifted, **cond)
+        y = model.net(_times(c_in.expand(len(z)), z), shifted, **network_inputs(cond, hears_presence(model.net)))
     return y.to(z.dtype)[:, : z.shape[1]]
 
 
@@ -225,15 +247,14 @@ def computes_in_half(model: Any) -> bool:
 
 
 def _cut(
-    model: Any, x: Tensor, label: Tensor | None, lam: float, seed: int, count: int, batch: int
+    model: Any, x: Tensor, given: Conditions, lam: float, seed: int, count: int, batch: int
 ) -> tuple[float, float, float]:
     """(largest |x_hat|, share of x_hat right there, share of x beyond it by a twentieth) at little noise."""
     hats, cleans = [], []
     for part in torch.arange(count).split(batch):
         rows = part % len(x)
         clean, _, z, t = _state(model, x, rows, lam, part, seed)
-        cond = {} if label is None else {"label": label[rows].to(z.device)}
-        hats.append(model(z, t, **cond).x.double().abs().flatten().cpu())
+        hats.append(model(z, t, **given.rows(rows).to(z.device)).x.double().abs().flatten().cpu())
         cleans.append(clean.double().abs().flatten().cpu())
     hat, clean = torch.cat(hats), torch.cat(cleans)
     most = float(hat.max())
@@ -241,11 +262,11 @@ def _cut(
     return most, float(piled), float((clean > 1.05 * most).double().mean())
 
 
-def _peak(model: Any, x: Tensor, label: Tensor | None, lam: float, seed: int) -> tuple[float, str]:
+def _peak(model: Any, x: Tensor, given: Conditions, lam: float, seed: int) -> tuple[float, str]:
     """The largest |output| of any part of the network in float32, and that part's name."""
     rows = torch.arange(min(16, len(x)))
     _, _, z, t = _state(model, x, rows, lam, rows, seed)
-    cond = {} if label is None else {"label": label[rows].to(z.device)}
+    cond = given.rows(rows).to(z.device)
     found: dict[str, float] = {}
 
     def look(name: str, out: Any) -> None:
@@ -271,3 +292,36 @@ def _in_float32(model: Any) -> Iterator[None]:
         model.compute_dtype = low
         for p, data in kept.items():
             p.data = data
+
+
+@torch.no_grad()
+def deaf(model: Any, x: Tensor, cond: Mapping[str, Any], seed: int = 0) -> tuple[str, ...]:
+    """The conditions that a network cannot hear: another sample's value, or none, changes nothing in what it says.
+
+    A network that has learned nothing says 0, whatever it hears: the parameters that are all zero are random in this
+    call, and the network itself stays as it is. x: normalised samples (N, *shape), N of 2 or more.
+    """
+    given, rows = Conditions.of(cond), torch.arange(len(x))
+    generator = torch.Generator().manual_seed(seed)
+    moved = {
+        name: (0.5 * torch.randn(p.shape, generator=generator)).to(p)
+        for name, p in model.net.named_parameters()
+        if not bool(p.any())
+    }
+    _, _, z, t = _state(model, x, rows, 0.0, rows, seed)
+
+    def said(heard: Mapping[str, Any]) -> Tensor:
+        c_in, level = model.scaling(t, z.device)
+        inputs = network_inputs(heard, hears_presence(model.net))
+        y: Tensor = functional_call(model.net, moved, (_times(c_in, z), level), inputs)
+        return y
+
+    found = []
+    with evaluating(model):
+        own, given = said(given.to(z.device)), given.to(z.device)
+        for name in given:
+            swapped = given.given(name).rows(rows.roll(1))
+            changes = [said({**given, name: other}) - own for other in (swapped, swapped.null())]
+            if not any(bool((_square(c) > DEAD * _square(own)).any()) for c in changes):
+                found.append(name)
+    return tuple(found)

@@ -14,6 +14,7 @@ from sfumato.checks.answers import Answers
 from sfumato.checks.finding import Finding
 from sfumato.data import DataSpec
 from sfumato.data.rows import Samples
+from sfumato.intervals import Interval
 
 ROWS = 1024  # samples that the data are judged by, at most
 READ = 256  # where they have to be read for it
@@ -70,7 +71,8 @@ class Evidence:
     """All that is known of a run or a model.
 
     log: lines of metrics.jsonl; settings: those of `TrainConfig`, as a dict; incidents: entries of incident.json;
-    recorded: what was found while it trained. absent: part -> why it is not there.
+    recorded: what was found while it trained. deaf: conditions that the network cannot hear. told: how much each
+    condition says, by name, late in a run. absent: part -> why it is not there.
     """
 
     log: list[dict[str, Any]] | None = None
@@ -80,6 +82,8 @@ class Evidence:
     answers: Answers | None = None
     incidents: list[dict[str, Any]] | None = None
     recorded: tuple[Finding, ...] = ()
+    deaf: tuple[str, ...] = ()
+    told: dict[str, Interval] | None = None
     absent: dict[str, str] = dataclasses.field(default_factory=dict)
 
 

@@ -25,7 +25,7 @@ CODES = {
     "sign-flipped": "the network says the negative of its target",
     "schedule": "the network is read under another schedule than it learned",
     "target": "the network is read as another target than it learned",
-    "condition-dead": "the network does not hear the labels",
+    "condition-dead": "the network does not hear a condition",
     "level-dead": "the network does not hear the noise level",
     "clipped": "predictions are cut off where the data go on",
     "worse-than-guess": "the model is worse than a guess that looks at nothing",

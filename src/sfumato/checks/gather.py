@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sfumato.checks.answers import Answers, ask, draws_for, levels
 from sfumato.checks.evidence import Weights
+from sfumato.conditions import of_data
 from sfumato.data import Source
 from sfumato.errors import SfumatoError
 
@@ -36,17 +37,16 @@ def answers(
     x = source.x[rows].cpu()
     x = x if model.spec is None else model.spec.normalise(x)
     x = x.to(next((p.dtype for p in model.parameters() if p.dtype == torch.float64), torch.float32))
-    label = labels(source, rows, model.spec)
+    cond = of_data(model.spec, source, rows)
     count = draws or draws_for(len(x), x[0].numel())
-    return ask(model, x, label, levels(times, model.process.schedule), count, seed, held=held)
+    return ask(model, x, cond, levels(times, model.process.schedule), count, seed, held=held)
 
 
 def labels(source: Source, rows: Tensor, spec: Any) -> Tensor | None:
     """The labels of some rows in the model's numbering, by name; None where either has no classes."""
-    if source.labels is None or spec is None or not spec.classes:
-        return None
-    numbers = torch.tensor([spec.class_index(name) for name in source.classes])
-    return numbers[source.labels[rows]]
+    cond = of_data(spec, source, rows) if spec is not None else {}
+    found = cond.get("label")
+    return found if isinstance(found, Tensor) else None
 
 
 def weights(model: Any, average: Any, initial: dict[str, Tensor] | None, steps: int) -> Weights:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sfumato import noise
-from sfumato.checks.answers import HALF_MAX, Answers
+from sfumato.checks.answers import DEAD, HALF_MAX, Answers
 from sfumato.checks.evidence import SURE, Evidence, Sample
 from sfumato.checks.finding import WARNING, Finding
 from sfumato.checks.hypotheses import Hypothesis, Score, declared, others
@@ -21,7 +22,6 @@ GAP = 0.06  # of the guess's loss that is lost by a wrong scale alone: the same
 WRONG = 0.1  # below the guess by so much at half of the levels: the model knows other data, or nothing
 BETTER = 0.08  # mean skill by which another meaning must win
 LIKELY = -0.15  # the least skill that the true meaning may have at any level
-DEAD = 1e-8  # of the answers' power: what rounding changes
 HALFWAY = 0.5  # between labels that say nothing (0) and what they should (1)
 TOLD, UNUSED = 0.1, 0.05  # of the error that the classes explain; response over that part
 KNOWN = 200  # samples from which on labels that say nothing show
@@ -159,23 +159,27 @@ def half_overflow(evidence: Evidence) -> Finding | None:
 
 
 def condition_dead(evidence: Evidence) -> Finding | None:
-    """Another label changes nothing in the answers, or no label's embedding has ever learned."""
+    """Another value changes nothing in the answers, or what embeds the values has never learned."""
     answers, settings = evidence.answers, evidence.settings or {}
-    response = None if answers is None or not _speaks(answers) else answers.heard.label
+    responses: dict[str, float] = {}
+    if answers is not None and _speaks(answers):
+        label_alone = {} if answers.heard.label is None else {"label": answers.heard.label}
+        responses = label_alone | answers.heard.others
+    dead = [*evidence.deaf, *(name for name, response in responses.items() if response < DEAD)]
     label = dead_label(evidence.weights)
     hidden = evidence.weights is not None and rows_unlearned(evidence.weights)
-    if not (response is not None and response < DEAD) and label is None and not hidden:
+    if not dead and label is None and not hidden:
         return None
-    numbers: dict[str, Any] = {} if response is None else {"response": response}
-    what = "another label changes nothing in what the network says"
-    if label is not None or hidden:
+    numbers: dict[str, Any] = {"response": responses[dead[0]]} if dead and dead[0] in responses else {}
+    what = f"another value of {dead[0]!r} changes nothing in what the network says" if dead else ""
+    if not dead or (dead[0] == "label" and (label is not None or hidden)):
         what = f"the labels never reached the network: {label or 'the embedding of every class'} is as it was made"
         numbers |= {"steps": evidence.weights.steps if evidence.weights else 0}
     return Finding(
         "condition-dead",
         what,
         numbers | ({"drop": settings["drop"]} if "drop" in settings else {}),
-        "Look that the network uses its label argument, that labels reach it, and that --drop is well below 1.",
+        "Look that the network uses this argument, that values reach it, and that --drop is well below 1.",
     )
 
 
@@ -256,6 +260,9 @@ def association(sample: Sample, turns: int = 19) -> float | None:
 
     max over (values, squares, spectra) of (F - mean F_perm) / std F_perm, F = between-class over within-class variance.
     """
+    if sample.labels is not None and bool((sample.labels < 0).any()):  # a missing label is no class
+        known = sample.labels >= 0
+        sample = dataclasses.replace(sample, x=sample.x[known], labels=sample.labels[known])
     label = sample.labels
     if label is None or len(label) < KNOWN or len(label.unique()) < 2 or len(label) < 4 * len(label.unique()):
         return None

@@ -41,13 +41,18 @@ def _is_label(name: str) -> bool:
     return ".label." in f".{name}"
 
 
+def _embeds(name: str) -> bool:
+    """Whether a parameter is of what embeds a condition: the table of labels, or another."""
+    return any(f".{part}." in f".{name}" for part in ("label", "others", "context"))
+
+
 def frozen(evidence: Evidence) -> Finding | None:
-    """Parameters that are what they were at the start; label embeddings alone are `condition-dead`."""
+    """Parameters that are what they were at the start; embeddings of conditions alone are `condition-dead`."""
     weights = evidence.weights
     if weights is None:
         return None
     names = unmoved(weights)
-    still = [name for name in names if not _is_label(name)]
+    still = [name for name in names if not _embeds(name)]
     if not still:
         return None
     count, total = sum(weights.now[n].numel() for n in names), sum(p.numel() for p in weights.now.values())
@@ -61,11 +66,11 @@ def frozen(evidence: Evidence) -> Finding | None:
 
 
 def dead_label(weights: Weights | None) -> str | None:
-    """The name of a label embedding that never learned, where others did."""
+    """The name of an embedding of a condition that never learned, where other parameters did."""
     if weights is None:
         return None
     names = unmoved(weights)
-    label = next((name for name in names if _is_label(name)), None)
+    label = next((name for name in names if _embeds(name)), None)
     return label if len(names) < len(weights.now) / 2 else None
 
 

@@ -6,12 +6,12 @@ from .given import Conditions, Given, hears_presence, network_inputs
 from .kinds import KINDS, fit, from_config, guess
 from .label import NULL, Label, find_class
 from .multilabel import MultiLabel
-from .resolve import declared, indices, resolve
+from .resolve import RESERVED, declared, of_data, resolve
 from .scalar import Scalar
 from .vector import Vector
 
 __all__ = [
-    "KINDS", "NULL", "Condition", "Conditions", "Field", "Given", "Label", "MultiLabel", "Scalar", "Vector",
-    "declared", "find_class", "fit", "from_config", "guess", "hears_presence", "indices", "missing", "network_inputs",
-    "resolve",
+    "KINDS", "NULL", "RESERVED", "Condition", "Conditions", "Field", "Given", "Label", "MultiLabel", "Scalar", "Vector",
+    "declared", "find_class", "fit", "from_config", "guess", "hears_presence", "missing", "network_inputs",
+    "of_data",     "resolve",
 ]  # fmt: skip

@@ -30,6 +30,10 @@ class Condition(ABC):
         """
 
     @abstractmethod
+    def check(self, given: Given) -> None:
+        """Refuse, with SfumatoError, values that no sample of the data could have: those of other units."""
+
+    @abstractmethod
     def decode(self, given: Given) -> list[Any]:
         """A value a row in the user's spelling and units; None where it is absent."""
 

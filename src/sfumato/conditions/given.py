@@ -39,6 +39,11 @@ class Given(NamedTuple):
         present = value >= 0 if value.ndim == 1 else torch.ones(len(value), dtype=torch.bool, device=value.device)
         return cls(value, present).masked()
 
+    @property
+    def is_label(self) -> bool:
+        """Whether these are whole numbers of one axis, of which -1 says by itself that they are absent."""
+        return self.values.ndim == 1 and not self.values.is_floating_point()
+
     def masked(self) -> Given:
         """The same with -1, or 0 of a float, in place of what is absent."""
         filler = 0.0 if self.values.is_floating_point() else -1
@@ -64,9 +69,11 @@ class Given(NamedTuple):
         return Given(self.values.to(device), self.present.to(device))
 
 
-class Conditions(Mapping[str, Given]):
+class Conditions(Mapping[str, Any]):
     """What a batch is conditioned on, by name, in order; unpacks as `model(z, t, **conditions)`.
 
+    A label, whole numbers of one axis, is handed on as the tensor that it is, int64 (B,), -1 where absent; everything
+    else as `Given`. `conditions.given(name)` is a `Given` in every case.
     given: name -> Given or a tensor (`Given.of`), all of one number of rows. Raises SfumatoError for rows that differ.
     """
 
@@ -77,11 +84,16 @@ class Conditions(Mapping[str, Given]):
             raise SfumatoError(f"the conditions of one batch have as many rows each, not {sorted(counts)}")
 
     @classmethod
-    def of(cls, given: Mapping[str, Given | Tensor]) -> Conditions:
+    def of(cls, given: Mapping[str, Given | Tensor] | None) -> Conditions:
         """`given` itself where it is Conditions already."""
         return given if isinstance(given, Conditions) else cls(given)
 
-    def __getitem__(self, name: str) -> Given:
+    def __getitem__(self, name: str) -> Any:
+        given = self._given[name]
+        return given.values if given.is_label else given
+
+    def given(self, name: str) -> Given:
+        """The values of a condition and where it is known."""
         return self._given[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -91,7 +103,7 @@ class Conditions(Mapping[str, Given]):
         return len(self._given)
 
     def __repr__(self) -> str:
-        known = (f"{name} {tuple(v.values.shape)}, {int(v.present.sum())} present" for name, v in self.items())
+        known = (f"{name} {tuple(v.values.shape)}, {int(v.present.sum())} present" for name, v in self._given.items())
         return f"Conditions({'; '.join(known)})"
 
     def _each(self, change: Any) -> Conditions:
@@ -112,7 +124,7 @@ class Conditions(Mapping[str, Given]):
             )
 
         def joined(name: str, _: Given) -> Given:
-            parts = [other[name] for other in every]
+            parts = [other._given[name] for other in every]
             return Given(torch.cat([p.values for p in parts]), torch.cat([p.present for p in parts]))
 
         return self._each(joined)
@@ -120,6 +132,10 @@ class Conditions(Mapping[str, Given]):
     def repeat(self, n: int) -> Conditions:
         """The whole batch n times over, one copy behind another."""
         return self.cat(*[self] * (n - 1))
+
+    def copies(self, n: int) -> Conditions:
+        """Each row n times over, one behind another."""
+        return self if n == 1 else self._each(lambda _, v: Given(*(part.repeat_interleave(n, 0) for part in v)))
 
     def null(self, *names: str) -> Conditions:
         """These conditions absent in every row; without names all of them. SfumatoError for an unknown name."""

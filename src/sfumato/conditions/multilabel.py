@@ -69,6 +69,9 @@ class MultiLabel(Condition):
             raise SfumatoError("a matrix of labels holds 0 and 1")
         return given
 
+    def check(self, given: Given) -> None:
+        """Every name is as good as another."""
+
     def decode(self, given: Given) -> list[list[str] | None]:
         pairs = zip(given.values.tolist(), given.present.tolist(), strict=True)
         return [[k for k, v in zip(self.names, row, strict=True) if v > 0.5] if here else None for row, here in pairs]

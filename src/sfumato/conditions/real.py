@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -71,14 +71,17 @@ class Real(Condition):
             raise SfumatoError(f"a value is {wanted}, or one such a sample, and what is given has shape {array.shape}")
         given = Given.of(torch.from_numpy(array))
         columns = given.values.reshape(len(array), len(self.low), -1)
-        self._check_range(columns[given.present])
+        if not bool(columns.isfinite().all()):
+            raise SfumatoError("a value is infinite")
         return counted(Given(self.normaliser.normalise(columns).reshape(-1, *self.shape), given.present).masked(), n)
 
-    def _check_range(self, known: Tensor) -> None:
-        """Refuse what is infinite, and what is far out of the range of the data; known (n, channels, places)."""
-        mean, low, high = (_column(v) for v in (self.normaliser.mean, self.low, self.high))
-        reach = REACH * torch.maximum(high - mean, mean - low)
-        wrong = ~known.isfinite() | (((known - mean).abs() > reach) & (high > low))
+    def check(self, given: Given) -> None:
+        """Values over REACH times further from the mean than any in the data are in other units."""
+        known = self._in_units(given)[given.present.cpu()]
+        mean, low, high = (
+            torch.tensor(v, dtype=torch.float64)[:, None] for v in (self.normaliser.mean, self.low, self.high)
+        )
+        wrong = ((known - mean).abs() > REACH * torch.maximum(high - mean, mean - low)) & (high > low)
         if bool(wrong.any()):
             channel = int(wrong.nonzero()[0, 1])
             raise SfumatoError(
@@ -86,9 +89,12 @@ class Real(Condition):
                 f"{self.high[channel]:g}: give it in those units"
             )
 
+    def _in_units(self, given: Given) -> Tensor:
+        """(B, channels, places) in the user's units."""
+        return self.normaliser.denormalise(given.values.cpu().reshape(len(given.values), len(self.low), -1))
+
     def decode(self, given: Given) -> list[Any]:
-        columns = given.values.cpu().reshape(len(given.values), len(self.low), -1)
-        values = self.normaliser.denormalise(columns).reshape(-1, *self.shape)
+        values = self._in_units(given).reshape(-1, *self.shape)
         return [row.tolist() if here else None for row, here in zip(values, given.present.tolist(), strict=True)]
 
     def config(self) -> dict[str, Any]:
@@ -105,10 +111,6 @@ class Real(Condition):
     def describe(self) -> str:
         size = f"{' x '.join(map(str, self.shape))} numbers" if self.shape else "a number"
         return f"{size} from {min(self.low):g} to {max(self.high):g}"
-
-
-def _column(figures: Sequence[float]) -> Tensor:
-    return torch.tensor(figures, dtype=torch.float64)[:, None]
 
 
 def numbers(value: Any, shape: tuple[int, ...] | None = None) -> np.ndarray:

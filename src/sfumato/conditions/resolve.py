@@ -52,6 +52,32 @@ def resolve(model_or_spec: Any, given: Mapping[str, Any], n: int) -> Conditions:
     return Conditions(found)
 
 
+def of_data(model_or_spec: Any, source: Any, rows: Tensor) -> Conditions:
+    """The conditions of some rows of a data set, int64 (n,), that a model knows; those that the data lack are left out.
+
+    Raises SfumatoError for a value that the model cannot have seen, such as a class that it does not know.
+    """
+    found = {}
+    for name, condition in (declared(model_or_spec) or {}).items():
+        column = _column(source, name, rows)
+        if column is not None:
+            try:
+                found[name] = condition.encode(column, len(rows))
+            except SfumatoError as error:
+                raise SfumatoError(f"The condition {name!r} of the data: {error}") from None
+    return Conditions(found)
+
+
+def _column(source: Any, name: str, rows: Tensor) -> Any:
+    """A column of some rows as a user spells it."""
+    columns = getattr(source, "conditions", None)
+    if columns is not None:
+        return columns[name].take(rows).spelt if name in columns else None
+    if name != "label" or source.labels is None:
+        return None
+    return np.array([*source.classes, None], dtype=object)[source.labels[rows].numpy()]
+
+
 def _encoded(known: dict[str, Condition] | None, name: str, value: Any, n: int) -> Given:
     if isinstance(value, Given):
         return counted(value, n)
@@ -61,7 +87,9 @@ def _encoded(known: dict[str, Condition] | None, name: str, value: Any, n: int) 
         raise SfumatoError(
             f"the model has none of this name: {suggest(name, known)}" if known else "the model has none"
         )
-    return known[name].encode(value, n)
+    given = known[name].encode(value, n)
+    known[name].check(given)
+    return given
 
 
 def _plain(value: Any, n: int) -> Given:
@@ -77,8 +105,3 @@ def _plain(value: Any, n: int) -> Given:
     if value.ndim == 1 and len(value) not in (1, n):
         raise SfumatoError(f"{len(value)} values for {n} samples: give one, or one each, or a matrix of one row")
     return Given.of(value.reshape(1) if value.ndim == 0 else value)
-
-
-def indices(model: Any, cond: Mapping[str, Any], n: int) -> dict[str, Tensor]:
-    """The values of `resolve` alone."""
-    return {name: given.values for name, given in resolve(model, cond, n).items()}

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from sfumato import noise
 from sfumato.belief import Estimate, broadcast
+from sfumato.conditions import Conditions
 from sfumato.levels.bins import Bins
 from sfumato.machine.parts import in_parts
 from sfumato.process import Gaussian
@@ -51,7 +52,7 @@ class Drawn(NamedTuple):
     eps: Tensor
     z: Tensor
     t: Tensor
-    cond: dict[str, Any]
+    cond: Conditions
 
 
 class ByLevel(NamedTuple):
@@ -74,7 +75,7 @@ class Draws:
     """
 
     x: Tensor
-    cond: dict[str, Any]
+    cond: Conditions
     process: Gaussian
     bins: Bins
     count: int
@@ -88,7 +89,7 @@ class Draws:
             _turns(self.first + self.index, len(self.x), self.bins)
         ]
         chosen = self.sample.to(self.x.device)
-        self.x, self.cond = self.x[chosen], {name: value[chosen] for name, value in self.cond.items()}
+        self.x, self.cond = self.x[chosen], Conditions.of(self.cond).rows(chosen)
         self.logsnr = self.bins.levels(self.count)
         self.t = self.process.schedule.time(self.logsnr)
 
@@ -96,7 +97,7 @@ class Draws:
         """The draws of these numbers."""
         x, t, number = self.x[part], self.t[part], self.first + part
         eps = noise.normal(self.seed, number, tuple(x.shape[1:]), noise.VALID_NOISE, device=x.device, dtype=x.dtype)
-        return Drawn(x, eps, self.process.corrupt(x, t, eps), t, {name: v[part] for name, v in self.cond.items()})
+        return Drawn(x, eps, self.process.corrupt(x, t, eps), t, self.cond.rows(part))
 
     def parts(self) -> Iterator[Tensor]:
         """All numbers, a batch at once."""

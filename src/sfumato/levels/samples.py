@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sfumato import data, noise
+from sfumato.conditions import Conditions, of_data
 from sfumato.data import DataSpec, Source
 from sfumato.errors import SfumatoError
 from sfumato.exact import Truth
@@ -19,7 +20,7 @@ class Rows(NamedTuple):
     """Normalised samples with their conditions, and the law that they are of where it is known."""
 
     x: Tensor
-    cond: dict[str, Any]
+    cond: Conditions
     law: Law | None
 
 
@@ -28,14 +29,14 @@ def rows(
 ) -> Rows:
     """Up to `count` samples of a law or of what `data.open` takes, in the units and on the device of the model.
 
-    conditional: with their classes; None where data set and model have some. What was done is added to `notes`.
+    conditional: with their conditions; None where data set and model have some. What was done is added to `notes`.
     """
     device, spec = getattr(model, "device", torch.device("cpu")), getattr(model, "spec", None)
     if isinstance(given, Truth):
         law = Law(given, spec)
         x, classes = law.sample(count, seed)
-        cond = {"label": classes.to(device)} if conditional else {}
-        return Rows(_fitting(model, x).to(device), cond, law)
+        cond = Conditions({"label": classes} if conditional else {})
+        return Rows(_fitting(model, x).to(device), cond.to(device), law)
     source = data.open(given, labels=labels)
     chosen = _held_out(source, getattr(model, "provenance", None) or {}, notes)
     chosen = chosen[noise.permutation(seed, 0, len(chosen))[:count]].sort().values
@@ -43,11 +44,10 @@ def rows(
     if shape is not None and tuple(shape) != source.shape:
         raise SfumatoError(f"{source.name} has samples of shape {source.shape}, and those of the model are {shape}.")
     x = _normalised(source, chosen, spec)
-    known = spec is not None and bool(spec.classes) and source.labels is not None
-    if conditional and not known:
-        raise SfumatoError("conditional=True needs data with classes and a model that knows them.")
-    cond = {"label": _classes(source, chosen, spec).to(device)} if known and conditional is not False else {}
-    return Rows(_fitting(model, x).to(device), cond, None)
+    cond = Conditions() if spec is None or conditional is False else of_data(spec, source, chosen)
+    if conditional and not cond:
+        raise SfumatoError("conditional=True needs data with conditions, such as classes, and a model that knows them.")
+    return Rows(_fitting(model, x).to(device), cond.to(device), None)
 
 
 def _normalised(source: Source, chosen: Tensor, spec: DataSpec | None) -> Tensor:
@@ -71,12 +71,6 @@ def _held_out(source: Source, made: dict[str, Any], notes: list[str]) -> Tensor:
     if trained:
         notes.append(f"Judged on {source.name}, which the model was trained on.")
     return every
-
-
-def _classes(source: Source, chosen: Tensor, spec: Any) -> Tensor:
-    """The classes of the data in the model's numbering, by name."""
-    assert source.labels is not None
-    return torch.tensor([spec.class_index(name) for name in source.classes])[source.labels[chosen]]
 
 
 def _fitting(model: Any, x: Tensor) -> Tensor:

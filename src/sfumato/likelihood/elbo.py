@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sfumato import noise
 from sfumato.belief import broadcast
+from sfumato.conditions import Conditions
 from sfumato.errors import SfumatoError
 from sfumato.likelihood.measured import Measured, pooled
 from sfumato.model import Model, compute_dtype
@@ -82,7 +83,7 @@ def elbo(
     model: Model,
     x: Tensor,
     index: Tensor,
-    cond: dict[str, Tensor],
+    cond: Conditions,
     steps: int = 64,
     probes: int = 8,
     seed: int = 0,
@@ -113,7 +114,7 @@ def elbo(
 class Draws:
     """The model's errors on noised copies of one batch, with those of the linear denoiser beside them."""
 
-    def __init__(self, model: Model, x: Tensor, index: Tensor, cond: dict[str, Tensor], seed: int, span: Span) -> None:
+    def __init__(self, model: Model, x: Tensor, index: Tensor, cond: Conditions, seed: int, span: Span) -> None:
         self.model, self.x, self.index, self.cond, self.seed, self.span = model, x, index, cond, seed, span
         self.dtype = compute_dtype(model)
 
@@ -158,7 +159,7 @@ class Draws:
         x = self.x.repeat_interleave(copies, 0)
         t = self.model.process.schedule.time(logsnr.flatten())
         z = self.model.process.corrupt(x, t, eps).to(self.dtype)
-        return self.model(z, t, **{k: v.repeat_interleave(copies) for k, v in self.cond.items()}), x, eps
+        return self.model(z, t, **self.cond.copies(copies)), x, eps
 
     @torch.no_grad()
     def _errors(self, logsnr: Tensor, streams: Tensor) -> tuple[Tensor, Tensor]:

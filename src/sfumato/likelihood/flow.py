@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sfumato.conditions import Conditions
 from sfumato.errors import SfumatoError
 from sfumato.likelihood.measured import Measured, pooled
 from sfumato.likelihood.trace import Trace, choose
@@ -35,7 +36,7 @@ def ode(
     model: Model,
     x: Tensor,
     index: Tensor,
-    cond: dict[str, Tensor],
+    cond: Conditions,
     steps: int = DEFAULT_STEPS,
     trace: str = "auto",
     probes: int = 8,

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sfumato import noise
 from sfumato.belief import Estimate
+from sfumato.conditions import Conditions
 from sfumato.errors import SfumatoError
 from sfumato.likelihood.elbo import Span
 from sfumato.likelihood.measured import Measured, pooled
@@ -35,7 +36,7 @@ def importance(
     model: Model,
     x: Tensor,
     index: Tensor,
-    cond: dict[str, Tensor],
+    cond: Conditions,
     steps: int = 64,
     probes: int = 8,
     seed: int = 0,
@@ -58,7 +59,7 @@ def importance(
     copies = probes * particles
     each = []
     for part in torch.arange(len(x)).split(max(1, (1 << 18) // (copies * x[0].numel()))):
-        chosen = {k: v[part].repeat_interleave(copies) for k, v in cond.items()}
+        chosen = cond.rows(part).copies(copies)
         walk = _Trajectories(model, x[part].repeat_interleave(copies, 0), seed, index[part], copies, chosen)
         each.append(walk.log_weights(time, cells).reshape(len(part), probes, particles))
     value, stderr, third = pooled(torch.logsumexp(torch.cat(each), 2) - math.log(particles))
@@ -71,7 +72,7 @@ def importance(
 class _Trajectories:
     """Copies of a batch on their way from the noise to the data: x (B copies, *shape)."""
 
-    def __init__(self, model: Model, x: Tensor, seed: int, index: Tensor, copies: int, cond: dict[str, Tensor]) -> None:
+    def __init__(self, model: Model, x: Tensor, seed: int, index: Tensor, copies: int, cond: Conditions) -> None:
         self.model, self.x, self.seed, self.index, self.copies, self.cond = model, x, seed, index, copies, cond
         self.dtype = compute_dtype(model)
         self.variance = "learned" if getattr(model, "variance", "fixed") == "learned" else "posterior"

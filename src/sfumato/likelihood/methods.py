@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sfumato import noise
-from sfumato.conditions import indices
+from sfumato.conditions import resolve
 from sfumato.errors import SfumatoError, suggest
 from sfumato.likelihood.elbo import elbo
 from sfumato.likelihood.flow import DEFAULT_STEPS, ode
@@ -64,7 +64,7 @@ def log_prob(
     spec = getattr(model, "spec", None)
     how = _dequantisation(spec, dequantisation, method)
     x, numbers = _normalised(spec, x, index, how, seed)
-    labels, device = indices(model, cond, len(x)), getattr(model, "device", x.device)
+    conditions, device = resolve(model, cond, len(x)), getattr(model, "device", x.device)
     cells = cells_of(spec) if how == "discretised" else None
     if cells is not None and sigma_min is None:
         # finer noise would charge for decimals that the cells do not hold
@@ -77,7 +77,7 @@ def log_prob(
     }[method]
     found = []
     for part in torch.arange(len(x)).split(batch or max(1, _BATCH // x[0].numel())):
-        chosen = {k: v[part].to(device) for k, v in labels.items()}
+        chosen = conditions.rows(part).to(device)
         found.append(measure(model, x[part].to(device), numbers[part], chosen, **options))
     result = gather(found, how)
     return result if spec is None or how == "discretised" else result.shifted(spec.log_jacobian)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sfumato import noise
-from sfumato.conditions import indices
+from sfumato.conditions import Conditions, resolve
 from sfumato.errors import SfumatoError
 from sfumato.model import Model, compute_dtype
 from sfumato.objectives.chain import check_variance, data_nats, step_nats
@@ -87,10 +87,10 @@ def vlb(
     rows = torch.as_tensor(x)
     numbers = torch.arange(len(rows)) if index is None else torch.as_tensor(index, dtype=torch.int64)
     rows = (rows if spec is None else spec.normalise(rows)).to(torch.float64)
-    labels, device = indices(model, cond, len(rows)), getattr(model, "device", rows.device)
+    conditions, device = resolve(model, cond, len(rows)), getattr(model, "device", rows.device)
     found = []
     for part in torch.arange(len(rows)).split(batch or max(1, _BATCH // rows[0].numel())):
-        chosen = {k: v[part].to(device) for k, v in labels.items()}
+        chosen = conditions.rows(part).to(device)
         found.append(_terms(model, rows[part].to(device), levels, variance, cells, seed, numbers[part], chosen))
     nats = torch.cat(found).cpu()
     shift = 0.0 if spec is None or cells is not None else spec.log_jacobian
@@ -129,7 +129,7 @@ def _terms(
     cells: Cells | None,
     seed: int,
     index: Tensor,
-    cond: dict[str, Tensor],
+    cond: Conditions,
 ) -> Tensor:
     """L_0, L_1 .. L_{T-1}, (B, T)."""
     process, found, given = model.process, [], compute_dtype(model)

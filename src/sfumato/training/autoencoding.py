@@ -7,6 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from sfumato.conditions import Conditions
 from sfumato.nets import QuantisedCode
 from sfumato.objectives.vae import COMMITMENT, elbo_loss, vq_loss
 from sfumato.training.goal import Batch, WithoutState
@@ -47,6 +48,6 @@ class Autoencoding(WithoutState):
         self._seen.clear()
 
     def measure(
-        self, model: Any, x: Tensor, cond: dict[str, Any], count: int, batch: int, train: Rows | None = None
+        self, model: Any, x: Tensor, cond: Conditions, count: int, batch: int, train: Rows | None = None
     ) -> Held:
         return Held(lambda by, rows: self.losses(by, Batch(*rows)), x, cond, self.seed, count, batch, train)

@@ -1,4 +1,4 @@
-"""Batches as a function of (seed, samples seen): order, labels kept or hidden, noise levels.
+"""Batches as a function of (seed, samples seen): order, conditions kept or dropped, noise levels.
 
     sample p of the run is row order(p mod N) of epoch p div N;  its noise level: u_p = frac(u_0 + p / golden ratio)
 
@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sfumato import noise
+from sfumato.conditions import Conditions
 from sfumato.data import DataSpec
 from sfumato.data.rows import Rows, Samples
 from sfumato.errors import SfumatoError
@@ -27,14 +27,14 @@ _SHARE = 0.25  # of an accelerator's free memory that data may take as it was gi
 
 
 class Batches:
-    """Training samples x (N, *shape) in the user's units and dtype, labels int64 (N,) or None.
+    """Training samples x (N, *shape) in the user's units and dtype, and their conditions; drop: see `dropped`.
 
     What fits stays on the device, normalised or else as it was given; the rest is fetched by `workers` threads ahead
     of its use (None: none for what is in memory). Neither changes a number. `close` ends the threads.
     """
 
     def __init__(
-        self, x: Samples, labels: Tensor | None, spec: DataSpec | None, seed: int, drop: float, device: torch.device,
+        self, x: Samples, cond: Conditions, spec: DataSpec | None, seed: int, drop: float, device: torch.device,
         dtype: torch.dtype = torch.float32, workers: int | None = None,
     ) -> None:  # fmt: skip
         if not len(x):
@@ -48,7 +48,7 @@ class Batches:
             self.normalise = lambda rows: rows
         elif device.type == "cuda" and x.nbytes <= _SHARE * torch.cuda.mem_get_info(device)[0]:
             x = torch.cat([x[at : at + 1024].to(device) for at in range(0, len(x), 1024)])
-        self.x, self.labels, self.seed, self.drop, self.device = x, labels, seed, drop, device
+        self.x, self.cond, self.seed, self.drop, self.device = x, cond, seed, drop, device
         self._blocks = blocks
         self._orders: dict[int, Tensor] = {}
         self._lock = threading.Lock()
@@ -79,16 +79,13 @@ class Batches:
             start, count = start + len(part), count - len(part)
         return torch.cat(parts)
 
-    def take(self, start: int, count: int, share: slice = slice(None)) -> tuple[Tensor, dict[str, Any], Tensor, Tensor]:
+    def take(self, start: int, count: int, share: slice = slice(None)) -> tuple[Tensor, Conditions, Tensor, Tensor]:
         """(x normalised, conditions, index, u) of the next `count` samples, or a share of them; u uniform in (0, 1)."""
         rows, index = self.rows(start, count)[share], torch.arange(start, start + count)[share]
         x = self._samples(start, count, share)
         u = noise.spread(self.seed, index, noise.TRAIN_TIME)
-        if self.labels is None:
-            return x, {}, index, u
-        label = self.labels[rows].clone()
-        label[noise.uniform(self.seed, index, (), noise.DROP) < self.drop] = -1
-        return x, {"label": label.to(self.device)}, index, u
+        cond = dropped(self.cond.rows(rows), noise.Noise(self.seed, index, noise.DROP), self.drop)
+        return x, cond.to(self.device), index, u
 
     def _samples(self, start: int, count: int, share: slice) -> Tensor:
         with self.waiting.on(FETCHING):
@@ -115,6 +112,17 @@ class Batches:
             self.close()
             self._ahead, self._asked = Prefetch(fetch, self._workers), (count, share)
         return self._ahead.get(start, count)
+
+
+def dropped(cond: Conditions, source: noise.Noise, share: float) -> Conditions:
+    """Each condition absent in this share of the samples, and of several all of them in as many more.
+
+    So the network learns every subset: p(x | c1), p(x | c2), p(x). Which, is a function of (seed, sample, name).
+    """
+    together = source.uniform() >= share
+    if len(cond) < 2:
+        return cond.keep({name: together for name in cond})
+    return cond.keep({name: together & (source.fold(name).uniform() >= share) for name in cond})
 
 
 def _workers(x: Samples, device: torch.device) -> int:

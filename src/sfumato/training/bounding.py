@@ -6,6 +6,7 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
+from sfumato.conditions import Conditions
 from sfumato.objectives.history import LossHistory
 from sfumato.objectives.hybrid import STEPS, vlb_loss
 from sfumato.objectives.times import TimeDensity, UniformTime
@@ -57,7 +58,7 @@ class Bounding:
         self.history.load(tensors)
 
     def measure(
-        self, model: Any, x: Tensor, cond: dict[str, Any], count: int, batch: int, train: Rows | None = None
+        self, model: Any, x: Tensor, cond: Conditions, count: int, batch: int, train: Rows | None = None
     ) -> Held:
         return Held(
             lambda by, rows: self._nats(by, Batch(*rows), UniformTime()), x, cond, self.seed, count, batch, train

@@ -104,8 +104,8 @@ def rehearse(session: Session, started: float) -> tuple[Costs, int]:
     endless = config.replace(steps=1 << 40) if config.steps else config.replace(minutes=1e9)
     if config.compile == "auto":  # what a long run may gain by what is compiled beside it cannot be promised
         endless = endless.replace(compile="never")
-    (x, labels), _ = session.parts()
-    loop: Any = fit(session.denoiser, x, endless, labels, None, session.state)
+    (x, cond), _ = session.parts()
+    loop: Any = fit(session.denoiser, x, endless, cond, None, session.state)
     with closing(loop):  # which holds what it has freed, and so does all that happens between steps
         first, found, told = steps(session.state, loop)
         one["line"] = _log(session, told)

@@ -14,6 +14,7 @@ from typing import Any, Protocol, final, runtime_checkable
 
 from torch import Tensor, nn
 
+from sfumato.conditions import Conditions
 from sfumato.errors import SfumatoError
 from sfumato.objectives import denoising_loss
 from sfumato.objectives.hybrid import Defensive, hybrid_loss
@@ -37,7 +38,7 @@ class Batch:
     """
 
     x: Tensor
-    cond: dict[str, Any]
+    cond: Conditions
     index: Tensor
     u: Tensor
     world: World = ALONE
@@ -46,8 +47,7 @@ class Batch:
         """Parts of at most `size` samples."""
         for start in range(0, len(self.x), size):
             part = slice(start, start + size)
-            cond = {name: value[part] for name, value in self.cond.items()}
-            yield Batch(self.x[part], cond, self.index[part], self.u[part], self.world)
+            yield Batch(self.x[part], self.cond.rows(part), self.index[part], self.u[part], self.world)
 
 
 @runtime_checkable
@@ -74,7 +74,7 @@ class Goal(Protocol):
         """Take over what `tensors` gave."""
 
     def measure(
-        self, model: Any, x: Tensor, cond: dict[str, Any], count: int, batch: int, train: Rows | None = None
+        self, model: Any, x: Tensor, cond: Conditions, count: int, batch: int, train: Rows | None = None
     ) -> Measure:
         """How held-out samples x (N, *shape), normalised, are judged, on `count` fixed draws in batches.
 
@@ -158,7 +158,7 @@ class Denoising:
             self._learner.load(tensors)
 
     def measure(
-        self, model: Any, x: Tensor, cond: dict[str, Any], count: int, batch: int, train: Rows | None = None
+        self, model: Any, x: Tensor, cond: Conditions, count: int, batch: int, train: Rows | None = None
     ) -> Validator:
         # what moves would measure another set of levels each time, and draws by one density and divides by another
         times = UniformLogSNR() if self.times.moves else self.times
@@ -185,7 +185,7 @@ class Hybrid(Settled):
         return losses * (2 / batch.x[0].numel())
 
     def measure(
-        self, model: Any, x: Tensor, cond: dict[str, Any], count: int, batch: int, train: Rows | None = None
+        self, model: Any, x: Tensor, cond: Conditions, count: int, batch: int, train: Rows | None = None
     ) -> Validator:
         """By the denoising loss under the density that was asked for."""
         return self._judge.measure(model, x, cond, count, batch, train)
@@ -202,7 +202,7 @@ class Plain(Settled):
         return self._losses(model, batch)
 
     def measure(
-        self, model: Any, x: Tensor, cond: dict[str, Any], count: int, batch: int, train: Rows | None = None
+        self, model: Any, x: Tensor, cond: Conditions, count: int, batch: int, train: Rows | None = None
     ) -> Held:
         return Held(lambda by, rows: self._losses(by, Batch(*rows)), x, cond, self.seed, count, batch, train)
 

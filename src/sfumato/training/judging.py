@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from sfumato import noise
+from sfumato.conditions import Conditions
 from sfumato.data.rows import Samples
 from sfumato.training.config import TrainConfig
 from sfumato.training.occasions import due, triples, validations
@@ -19,10 +20,10 @@ _KNOWN = 0.05  # of a budget in minutes: what is used until its pace says how ma
 
 
 class Labelled(NamedTuple):
-    """Samples (N, *shape) in the user's units, and their labels int64 (N,) or None."""
+    """Samples (N, *shape) in the user's units, and their conditions."""
 
     x: Samples
-    labels: Tensor | None
+    cond: Conditions
 
 
 class Judge:
@@ -53,7 +54,7 @@ def judge(
     state: State,
     config: TrainConfig,
     x: Samples,
-    labels: Tensor | None,
+    cond: Conditions,
     train: Labelled | None = None,
     total: float | None = None,
 ) -> Measure:
@@ -66,13 +67,13 @@ def judge(
         state.triples = triples(math.inf if known is None else known, BINS)
     model, count = state.denoiser, state.triples
 
-    def prepared(part: Labelled, most: int, seed: int) -> tuple[Tensor, dict[str, Any]]:
+    def prepared(part: Labelled, most: int, seed: int) -> tuple[Tensor, Conditions]:
         # folders are sorted by class: the first samples are none to judge by
         rows = noise.permutation(seed, 0, len(part.x))[:most]
         found = part.x[rows]
         found = (found if model.spec is None else model.spec.normalise(found)).to(state.dtype).to(model.device)
-        return found, {} if part.labels is None else {"label": part.labels[rows].to(model.device)}
+        return found, part.cond.rows(rows).to(model.device)
 
-    held = prepared(Labelled(x, labels), count, config.seed)
+    held = prepared(Labelled(x, cond), count, config.seed)
     beside = None if train is None else prepared(train, len(held[0]), config.seed)
     return state.goal.measure(model, *held, count, min(config.batch, state.micro), beside)

@@ -11,13 +11,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sfumato.conditions import Conditions
 from sfumato.data.rows import Samples
 from sfumato.errors import SfumatoError
 from sfumato.machine.kept import kept_memory, released
@@ -86,8 +87,8 @@ def fit(
     model: Any,
     x: Samples,
     config: TrainConfig,
-    labels: Tensor | None = None,
-    holdout: tuple[Samples, Tensor | None] | None = None,
+    cond: Mapping[str, Any] | Tensor | None = None,
+    holdout: tuple[Samples, Mapping[str, Any] | Tensor | None] | None = None,
     state: State | None = None,
     goal: Goal | None = None,
     world: World = ALONE,
@@ -96,7 +97,8 @@ def fit(
 
     model: a denoiser, or any module with `net` (what is trained), `spec` and `device`. goal: what is minimised, the
     denoising loss of the settings by default. x: (N, *shape) in the units of model.spec (normalised floats without
-    one); labels: int64 (N,). holdout: (x, labels) for validation. state: continues a run (default: a new one), and
+    one); cond: the conditions of the samples as the network hears them (`Conditions.of`), labels alone as int64 (N,).
+    holdout: (x, cond) for validation. state: continues a run (default: a new one), and
     brings its goal. world: the processes that train together, each of which calls this with the same arguments.
     config needs a budget, steps or minutes. The caller may stop taking values at any time and go on later with the
     same state. A step whose loss or gradient is not finite is skipped and says so (`guard`); SfumatoError where that
@@ -105,10 +107,10 @@ def fit(
     if config.steps is None and config.minutes is None:
         raise SfumatoError("Training needs a budget: set steps or minutes.")
     state = state or State(model, config, goal, world)
-    judge = None
+    judge, known = None, _conditions(cond)
     if holdout is not None and len(holdout[0]):
-        judge = Judge(state, config, Labelled(x, labels), Labelled(*holdout))
-    batches = Batches(x, labels, model.spec, config.seed, config.drop, model.device, state.dtype, config.workers)
+        judge = Judge(state, config, Labelled(x, known), Labelled(holdout[0], _conditions(holdout[1])))
+    batches = Batches(x, known, model.spec, config.seed, config.drop, model.device, state.dtype, config.workers)
     # a run in steps is repeatable to the last bit, and another number of threads rounds otherwise
     repeatable = config.steps is not None or world.size > 1
     with closing(batches), kept_memory(model.device), threads(config.threads, fixed=repeatable) as follower:
@@ -116,6 +118,10 @@ def fit(
             for progress in _steps(model, batches, config, state, judge, world, compiler):
                 yield progress
                 follower.follow()
+
+
+def _conditions(cond: Mapping[str, Any] | Tensor | None) -> Conditions:
+    return Conditions({"label": cond}) if isinstance(cond, Tensor) else Conditions.of(cond)
 
 
 def _steps(

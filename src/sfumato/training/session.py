@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import torch
 
 from sfumato import artefact
-from sfumato.audit.copies import Memorisation, choose, classes, compare, pairs_picture
+from sfumato.audit.copies import Memorisation, choose, compare, pairs_picture
 from sfumato.audit.nearest import Space
+from sfumato.conditions import Conditions, of_data
 from sfumato.data import Source
 from sfumato.data.rows import Samples, part
 from sfumato.errors import SfumatoError
@@ -47,7 +48,7 @@ _SEARCH = 1e9  # multiplications a second of training that the search for copies
 _ROWS, _COLUMNS = 10, 4
 INCIDENTS, NEAREST = "incident.json", "nearest.png"
 
-Labelled = tuple[Samples, torch.Tensor | None]
+Labelled = tuple[Samples, Conditions]
 
 
 class Layout(NamedTuple):
@@ -166,17 +167,16 @@ class Session:
         return not self.finished and time.monotonic() - self._saved >= 60 * self.config.checkpoint_every
 
     def parts(self) -> tuple[Labelled, Labelled | None]:
-        """(samples, labels) to train on, and those held out."""
-        x, labels = self.source.x, self.source.labels
+        """(samples, conditions) to train on, and those held out."""
 
         def some(rows: torch.Tensor) -> Labelled:
-            return part(x, rows), None if labels is None else labels[rows]
+            return part(self.source.x, rows), of_data(self.denoiser.spec, self.source, rows)
 
         return some(self.train), some(self.holdout) if len(self.holdout) else None
 
     def _steps(self) -> Any:
-        (x, labels), holdout = self.parts()
-        return fit(self.denoiser, x, self.config, labels, holdout, self.state, world=self.world)
+        (x, cond), holdout = self.parts()
+        return fit(self.denoiser, x, self.config, cond, holdout, self.state, world=self.world)
 
     def _note(self, incident: Incident) -> None:
         """Write an incident down; after STRIKES of them go back to the last checkpoint, or stop."""
@@ -286,8 +286,8 @@ class Session:
         most = int(_SEARCH * self.state.elapsed / (4 * count * math.prod(self.source.shape)))
         try:
             with self.world.together(), self.state.spending("memorisation"), evaluating(best):
-                label = classes(best, self.source, twins)
-                made = sample(best, count, GRID_STEPS, seed=seed, world=self.world, **label)
+                cond = of_data(best, self.source, twins)
+                made = sample(best, count, GRID_STEPS, seed=seed, world=self.world, cond=cond)
                 if not self.world.leads:
                     return ""
                 space, unseen = Space(best.spec, None, best.device), (self.source, self.holdout)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sfumato import noise
+from sfumato.conditions import Conditions
 from sfumato.levels import gradients
 from sfumato.levels.bins import make
 from sfumato.levels.draws import Draws, Trivial, evaluating, plain
@@ -77,7 +78,7 @@ class Cost(NamedTuple):
     gradients: float
 
 
-Rows = tuple[Tensor, dict[str, Any]]  # normalised samples (N, *shape) and their conditions
+Rows = tuple[Tensor, Conditions]  # normalised samples (N, *shape) and their conditions
 
 
 class Measure(Protocol):
@@ -108,7 +109,7 @@ class Held:
     """The mean of any loss (model, batch) -> (B,) over fixed draws, the places u filling (0, 1) evenly."""
 
     def __init__(
-        self, losses: Callable[[Any, Any], Tensor], x: Tensor, cond: dict[str, Any], seed: int, count: int, batch: int,
+        self, losses: Callable[[Any, Any], Tensor], x: Tensor, cond: Conditions, seed: int, count: int, batch: int,
         train: Rows | None = None,
     ) -> None:  # fmt: skip
         index = torch.arange(count)
@@ -133,7 +134,7 @@ class Held:
             found = []
             for part in index.split(-(-self.batch // world.size)):
                 # numbers that no training sample has: other noise
-                rows = (x[part], {name: value[part] for name, value in cond.items()}, part + _HELD_OUT, self.u[part])
+                rows = (x[part], cond.rows(part), part + _HELD_OUT, self.u[part])
                 found.append(self._losses(model, rows).double().cpu())
             return torch.cat(found)
 
@@ -151,7 +152,7 @@ class Held:
 
 def _taken(rows: Rows, index: Tensor) -> Rows:
     x, cond = rows
-    return x[index], {name: value[index] for name, value in cond.items()}
+    return x[index], Conditions.of(cond).rows(index)
 
 
 @final
@@ -161,7 +162,7 @@ class Validator:
     def __init__(
         self,
         x: Tensor,
-        cond: dict[str, Any],
+        cond: Conditions,
         denoiser: Denoiser,
         times: TimeDensity,
         weight: Weight | None,

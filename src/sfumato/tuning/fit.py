@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sfumato.conditions import Conditions
 from sfumato.model import Model
 from sfumato.tuning.search import Wiener
 from sfumato.tuning.table import Clock, Table, sensitivities, walk
@@ -31,14 +32,13 @@ class Exam(NamedTuple):
 
     z: Tensor
     end: Tensor
-    cond: dict[str, Tensor]
+    cond: Conditions
     paths: Wiener | None = None
 
     def parts(self, batch: int) -> Iterator[Exam]:
         for rows in torch.arange(len(self.z)).split(batch):
-            cond = {name: value[rows] for name, value in self.cond.items()}
             paths = None if self.paths is None else Wiener(self.paths.seed, self.paths.index[rows])
-            yield Exam(self.z[rows], self.end[rows], cond, paths)
+            yield Exam(self.z[rows], self.end[rows], self.cond.rows(rows), paths)
 
 
 @dataclasses.dataclass(frozen=True)

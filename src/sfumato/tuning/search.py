@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sfumato.conditions import Conditions
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
 from sfumato.schedule import Schedule
@@ -90,15 +91,13 @@ def untuned(reach: Range, calls: int, tau: float = 0.0) -> list[Plan]:
     return found
 
 
-def end_of(
-    plan: Plan, model: Model, z: Tensor, cond: dict[str, Tensor], batch: int, paths: Wiener | None = None
-) -> Tensor:
+def end_of(plan: Plan, model: Model, z: Tensor, cond: Conditions, batch: int, paths: Wiener | None = None) -> Tensor:
     """Where a plan takes z, flat (B, D), in batches; with noise along Brownian paths."""
     ends = []
     with torch.no_grad():
         for rows in torch.arange(len(z)).split(batch):
             noise = along(plan, paths.seed, paths.index[rows]) if paths and plan.stochastic else None
-            *_, last = plan.run(model, z[rows], noise, **{name: value[rows] for name, value in cond.items()})
+            *_, last = plan.run(model, z[rows], noise, **cond.rows(rows))
             ends.append(last.z.flatten(1))
     return torch.cat(ends)
 
@@ -112,7 +111,7 @@ def distances(ends: Tensor, truth: Tensor) -> Tensor:
 def fine_plan(
     model: Model,
     z: Tensor,
-    cond: dict[str, Tensor],
+    cond: Conditions,
     reach: Range,
     calls: int,
     batch: int,

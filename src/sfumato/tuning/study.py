@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sfumato import noise
+from sfumato.conditions import Conditions, Given
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
 from sfumato.solvers import Plan
@@ -66,16 +67,17 @@ class Study:
     progress: Callable[[Progress], None]
     tau: float = 0.0
 
-    def exams(self, seed: int, points: int, cond: dict[str, Tensor]) -> tuple[Exam, Exam]:
+    def exams(self, seed: int, points: int, turns: Mapping[str, Given]) -> tuple[Exam, Exam]:
         """Noise to fit, and noise to judge on, each with the ends of a fine solve."""
         self.progress(Progress("fine solve", 0, 1, math.nan))
         # laws are judged on as many points as they are fitted on: paths that part from the fine solve's blur them
         sizes = {_FIT: points, _HELD_OUT: max(_LEAST_HELD, points if self.tau else -(-points // 2))}
-        starts = [(*self._noise(seed, n, role, cond), self._paths(seed, n, role)) for role, n in sizes.items()]
+        starts = [(*self._noise(seed, n, role, turns), self._paths(seed, n, role)) for role, n in sizes.items()]
         z, own, paths = starts[0]
-        probe = {name: value[:_PROBE] for name, value in own.items()}
         some = None if paths is None else Wiener(paths.seed, paths.index[:_PROBE])
-        plan = fine_plan(self.model, z[:_PROBE], probe, self.reach, self.calls, self.batch, self.tau, some)
+        plan = fine_plan(
+            self.model, z[:_PROBE], own.rows(slice(_PROBE)), self.reach, self.calls, self.batch, self.tau, some
+        )
         first, second = (
             Exam(z, end_of(plan, self.model, z, own, self.batch, paths).double(), own, paths)
             for z, own, paths in starts
@@ -86,22 +88,21 @@ class Study:
         """Brownian paths that no sample of this seed has, by numbers beyond any."""
         return Wiener(seed, torch.arange(count) + (role << 40)) if self.tau else None
 
-    def _noise(self, seed: int, count: int, role: int, cond: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """States at the start of the range, in the dtype of the model's beliefs, and their conditions."""
+    def _noise(self, seed: int, count: int, role: int, turns: Mapping[str, Given]) -> tuple[Tensor, Conditions]:
+        """States at the start of the range, in the dtype of the model's beliefs, and their conditions, in turn."""
         index = torch.arange(count)
         device = getattr(self.model, "device", torch.device("cpu"))
-        own = {name: value[index % len(value)].to(device) for name, value in cond.items()}
+        own = Conditions({name: each.rows(index % len(each.values)) for name, each in turns.items()}).to(device)
         drawn = noise.normal(seed, index, shape_of(self.model), noise.PRIOR, role, device=device, dtype=torch.float64)
         schedule, start = self.reach.schedule, self.reach.start
         near = float(schedule.sigma(start) - schedule.sigma(1.0))
         z = drawn * schedule.sigma(start) if abs(near) < 1e-9 else self.model.process.prior(drawn)
         with torch.no_grad():
-            dtype = self.model(z[:2].float(), start, **{name: value[:2] for name, value in own.items()}).x.dtype
+            dtype = self.model(z[:2].float(), start, **own.rows(slice(2))).x.dtype
         z = z.to(dtype)
         if abs(near) >= 1e-9:
-            few = {name: value[:_PROBE] for name, value in own.items()}
             way = Range(schedule, 1.0, start)
-            plan = fine_plan(self.model, z[:_PROBE], few, way, self.calls, self.batch)
+            plan = fine_plan(self.model, z[:_PROBE], own.rows(slice(_PROBE)), way, self.calls, self.batch)
             z = end_of(plan, self.model, z, own, self.batch).reshape(z.shape)
         return z, own
 

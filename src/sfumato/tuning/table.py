@@ -14,6 +14,7 @@ for each sample on its own, so that the Jacobian of all samples costs one walk f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -112,7 +113,7 @@ class Walk(NamedTuple):
     end: Tensor
 
 
-def walk(model: Model, table: Table, z: Tensor, cond: dict[str, Any], draws: Tensor | None = None) -> Walk:
+def walk(model: Model, table: Table, z: Tensor, cond: Mapping[str, Any], draws: Tensor | None = None) -> Walk:
     """Run a table from z (B, *shape); draws xi (N, B, D), where it has noise.
 
     Not the loop of plans, since every state and signal is kept, and the numbers of the table are not merged.
@@ -145,7 +146,7 @@ def sensitivities(
     done: Walk,
     directions: Tensor,
     shape: tuple[int, ...],
-    cond: dict[str, Any],
+    cond: Mapping[str, Any],
     draws: Tensor | None = None,
 ) -> Slopes:
     """The slopes for directions (Q, B, D); that of c is 0 without draws."""
@@ -167,7 +168,7 @@ def sensitivities(
     return Slopes(by_time[:, :, 1:], by_a, by_b, by_c)
 
 
-def _back(model: Model, z: Tensor, t: Tensor, pulls: Tensor, cond: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def _back(model: Model, z: Tensor, t: Tensor, pulls: Tensor, cond: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """(p^T dx/dz, p^T dx/dt) of one call for pulls p (Q, B, D): (Q, B, D) and (Q, B)."""
     with torch.enable_grad():
         z = z.detach().requires_grad_()

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sfumato.compose import guide
-from sfumato.conditions import indices
+from sfumato.conditions import RESERVED, Given, Label, declared, resolve
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
 from sfumato.plans import guidance_of
@@ -54,8 +53,9 @@ def tune(
     shared Brownian paths, and to the law of its ends (`stochastic`).
     points: how much noise is fitted, half as much more being held out (with noise as much); by default 65,536 numbers
     in all, at least 64 (with noise 128) and at most 4,096 points. rounds: of the fit at most, each about four walks
-    there and back. guidance, interval and conditions are `sample`'s; label may name several classes, which the points
-    take in turn, and by default a model with classes takes all of its own. t_start < 1 is reached by the fine solve.
+    there and back. guidance, interval and conditions are `sample`'s; a condition may have several values, which the
+    points take in turn, and by default a model with classes takes all of its own. t_start < 1 is reached by the fine
+    solve.
     progress is called after every round.
 
     `plan.tuned` says what was fitted and both errors on held-out noise. `sample(model, solver=plan)` uses the plan;
@@ -70,7 +70,7 @@ def tune(
     reach = Range(model.process.schedule, float(t_start), float(t_stop))
     points = points or points_of(shape_of(model), _LEAST_NOISY if noise else _LEAST)
     study = Study(walker, reach, steps, batch, progress or (lambda _: None), float(noise))
-    fitted, held = study.exams(seed, points, labels_of(model, cond))
+    fitted, held = study.exams(seed, points, in_turn(model, cond))
     base = study.best_untuned(fitted, held)
     plan, score, before = study.improve(base, fitted, held, rounds, seed)
     record = {
@@ -93,11 +93,16 @@ def points_of(shape: tuple[int, ...], least: int = _LEAST) -> int:
     return max(least, min(_MOST, _NUMBERS // math.prod(shape)))
 
 
-def labels_of(model: Model, cond: dict[str, Any]) -> dict[str, Tensor]:
+def in_turn(model: Model, cond: Mapping[str, Any]) -> dict[str, Given]:
     """What the points take in turn: the conditions given, or all classes of a model that has some."""
-    given = {name: value for name, value in cond.items() if value is not None}
-    classes = getattr(getattr(model, "spec", None), "classes", ())
-    if not given and classes:
-        return {"label": torch.arange(len(classes))}
-    many = {name: isinstance(value, list | tuple) or getattr(value, "ndim", 0) > 0 for name, value in given.items()}
-    return {name: indices(model, {name: value}, len(value) if many[name] else 1)[name] for name, value in given.items()}
+    inner = cond.get(RESERVED)
+    given = {**cond, **inner} if isinstance(inner, Mapping) else cond
+    given = {name: value for name, value in given.items() if value is not None and value is not inner}
+    label = (declared(model) or {}).get("label")
+    if not given and isinstance(label, Label):
+        return {"label": Given.of(torch.arange(len(label.classes)))}
+    found: dict[str, Given] = {}
+    for name, value in given.items():
+        rows = len(value) if isinstance(value, list | tuple) or getattr(value, "ndim", 0) > 0 else 1
+        found |= {name: resolve(model, {name: value}, rows).given(name)}
+    return found
