@@ -77,9 +77,9 @@ def test_one_value_or_one_a_sample():
 def test_what_is_no_value_is_said_in_a_sentence():
     made = {kind: conditions.fit(column) for kind, column in COLUMNS.items()}
     cases = [
-        ("scalar", 1e6, 1, "out of the data"), ("scalar", [1, 2, 3], 2, "3 values for 2"),
+        ("scalar", [1, 2, 3], 2, "3 values for 2"),
         ("scalar", "warm", 1, "no number"),
-        ("scalar", float("inf"), 1, "out of the data"), ("vector", [1, 2, 3], 1, "shape"),
+        ("scalar", float("inf"), 1, "infinite"), ("vector", [1, 2, 3], 1, "shape"),
         ("vector", np.ones((2, 3)), 2, "shape"),
         ("label", "mouse", 1, "no class 'mouse'"), ("label", ["cat", "dog"], 3, "2 values for 3"),
         ("label", torch.tensor([2]), 1, "indices from -1"), ("multilabel", "z", 1, "no class 'z'"),

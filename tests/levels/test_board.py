@@ -252,7 +252,7 @@ def test_data_that_cannot_be_used(tmp_path):
         sf.board(network(), torch.zeros(20, 2, dtype=torch.int64))
     with pytest.raises(SfumatoError, match="does not exist"):
         sf.board(tmp_path / "none", MIXTURE)
-    with pytest.raises(SfumatoError, match="conditional=True needs data with classes"):
+    with pytest.raises(SfumatoError, match="conditional=True needs data with conditions"):
         sf.board(network(), torch.randn(20, 2), conditional=True)
     spec = spec_of(torch.randn(50, 2) * torch.tensor([1.0, 3.0]))
     with pytest.raises(SfumatoError, match="mixtures of Gaussians alone"):

@@ -116,7 +116,7 @@ def ask(
     """
     if not hasattr(model, "predict"):
         raise SfumatoError(f"{type(model).__name__} has no raw prediction to judge: give the denoiser within it.")
-    given = Conditions({"label": cond} if isinstance(cond, Tensor) else cond)
+    given = Conditions.of(cond)
     label = given.get("label")
     label = label if isinstance(label, Tensor) else None
     with evaluating(model):

@@ -84,9 +84,11 @@ class Conditions(Mapping[str, Any]):
             raise SfumatoError(f"the conditions of one batch have as many rows each, not {sorted(counts)}")
 
     @classmethod
-    def of(cls, given: Mapping[str, Given | Tensor] | None) -> Conditions:
-        """`given` itself where it is Conditions already."""
-        return given if isinstance(given, Conditions) else cls(given)
+    def of(cls, given: Mapping[str, Given | Tensor] | Tensor | None) -> Conditions:
+        """`given` itself where it is Conditions already; a tensor alone holds labels, int64 (B,)."""
+        if isinstance(given, Conditions):
+            return given
+        return cls({"label": given} if isinstance(given, Tensor) else given)
 
     def __getitem__(self, name: str) -> Any:
         given = self._given[name]
@@ -166,14 +168,13 @@ def network_inputs(cond: Mapping[str, Given | Tensor | None], masks: bool) -> di
 
 def hears_presence(net: nn.Module) -> bool:
     """Whether a network's forward has a parameter `present`; of a wrapper that hands everything on, what it wraps."""
-    kind: Any = type(net)
-    named, handed = _parameters(kind)
+    named, handed = _parameters(net.__dict__.get("forward", type(net).forward))
     inner = getattr(net, "net", getattr(net, "_orig_mod", None)) if handed and not named else None
     return hears_presence(inner) if isinstance(inner, nn.Module) else named
 
 
 @lru_cache(maxsize=256)
-def _parameters(kind: type[nn.Module]) -> tuple[bool, bool]:
-    """(takes `present`, takes any keyword) of a class's forward."""
-    known = inspect.signature(kind.forward).parameters
+def _parameters(forward: Any) -> tuple[bool, bool]:
+    """(takes `present`, takes any keyword)."""
+    known = inspect.signature(forward).parameters
     return "present" in known, any(p.kind is p.VAR_KEYWORD for p in known.values())

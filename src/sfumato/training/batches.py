@@ -34,7 +34,7 @@ class Batches:
     """
 
     def __init__(
-        self, x: Samples, cond: Conditions, spec: DataSpec | None, seed: int, drop: float, device: torch.device,
+        self, x: Samples, cond: Mapping[str, Any] | Tensor | None, spec: DataSpec | None, seed: int, drop: float, device: torch.device,
         dtype: torch.dtype = torch.float32, workers: int | None = None,
     ) -> None:  # fmt: skip
         if not len(x):
@@ -48,7 +48,7 @@ class Batches:
             self.normalise = lambda rows: rows
         elif device.type == "cuda" and x.nbytes <= _SHARE * torch.cuda.mem_get_info(device)[0]:
             x = torch.cat([x[at : at + 1024].to(device) for at in range(0, len(x), 1024)])
-        self.x, self.cond, self.seed, self.drop, self.device = x, cond, seed, drop, device
+        self.x, self.cond, self.seed, self.drop, self.device = x, Conditions.of(cond), seed, drop, device
         self._blocks = blocks
         self._orders: dict[int, Tensor] = {}
         self._lock = threading.Lock()

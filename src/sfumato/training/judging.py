@@ -54,7 +54,7 @@ def judge(
     state: State,
     config: TrainConfig,
     x: Samples,
-    cond: Conditions,
+    cond: Mapping[str, Any] | Tensor | None,
     train: Labelled | None = None,
     total: float | None = None,
 ) -> Measure:
@@ -72,8 +72,8 @@ def judge(
         rows = noise.permutation(seed, 0, len(part.x))[:most]
         found = part.x[rows]
         found = (found if model.spec is None else model.spec.normalise(found)).to(state.dtype).to(model.device)
-        return found, part.cond.rows(rows).to(model.device)
+        return found, Conditions.of(part.cond).rows(rows).to(model.device)
 
-    held = prepared(Labelled(x, cond), count, config.seed)
+    held = prepared(Labelled(x, Conditions.of(cond)), count, config.seed)
     beside = None if train is None else prepared(train, len(held[0]), config.seed)
     return state.goal.measure(model, *held, count, min(config.batch, state.micro), beside)

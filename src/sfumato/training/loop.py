@@ -107,9 +107,9 @@ def fit(
     if config.steps is None and config.minutes is None:
         raise SfumatoError("Training needs a budget: set steps or minutes.")
     state = state or State(model, config, goal, world)
-    judge, known = None, _conditions(cond)
+    judge, known = None, Conditions.of(cond)
     if holdout is not None and len(holdout[0]):
-        judge = Judge(state, config, Labelled(x, known), Labelled(holdout[0], _conditions(holdout[1])))
+        judge = Judge(state, config, Labelled(x, known), Labelled(holdout[0], Conditions.of(holdout[1])))
     batches = Batches(x, known, model.spec, config.seed, config.drop, model.device, state.dtype, config.workers)
     # a run in steps is repeatable to the last bit, and another number of threads rounds otherwise
     repeatable = config.steps is not None or world.size > 1
@@ -118,10 +118,6 @@ def fit(
             for progress in _steps(model, batches, config, state, judge, world, compiler):
                 yield progress
                 follower.follow()
-
-
-def _conditions(cond: Mapping[str, Any] | Tensor | None) -> Conditions:
-    return Conditions({"label": cond}) if isinstance(cond, Tensor) else Conditions.of(cond)
 
 
 def _steps(

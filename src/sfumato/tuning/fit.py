@@ -38,7 +38,7 @@ class Exam(NamedTuple):
     def parts(self, batch: int) -> Iterator[Exam]:
         for rows in torch.arange(len(self.z)).split(batch):
             paths = None if self.paths is None else Wiener(self.paths.seed, self.paths.index[rows])
-            yield Exam(self.z[rows], self.end[rows], self.cond.rows(rows), paths)
+            yield Exam(self.z[rows], self.end[rows], Conditions.of(self.cond).rows(rows), paths)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -97,7 +97,7 @@ def end_of(plan: Plan, model: Model, z: Tensor, cond: Conditions, batch: int, pa
     with torch.no_grad():
         for rows in torch.arange(len(z)).split(batch):
             noise = along(plan, paths.seed, paths.index[rows]) if paths and plan.stochastic else None
-            *_, last = plan.run(model, z[rows], noise, **cond.rows(rows))
+            *_, last = plan.run(model, z[rows], noise, **Conditions.of(cond).rows(rows))
             ends.append(last.z.flatten(1))
     return torch.cat(ends)
 
