@@ -82,7 +82,9 @@ def test_the_door_speaks_user_units():
     assert not resolve(model, {"label": None}, 2)
     for given, words in [
         ({"heat": 3}, "'heat': the model has none"), ({"label": "mouse"}, "no class 'mouse'"),
-        ({"pose": torch.zeros(3)}, "shape"), ({"index": 1e6}, "far out of the data, which ran from 0 to 10"), ({"label": ["cat", "dog"]}, "2 values for 3"),
+        ({"pose": torch.zeros(3)}, "shape"),
+        ({"index": 1e6}, "far out of the data, which ran from 0 to 10"),
+        ({"label": ["cat", "dog"]}, "2 values for 3"),
     ]:  # fmt: skip
         with pytest.raises(SfumatoError, match=words):
             resolve(model, given, 3)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,8 +36,8 @@ class Batches:
     """
 
     def __init__(
-        self, x: Samples, cond: Mapping[str, Any] | Tensor | None, spec: DataSpec | None, seed: int, drop: float, device: torch.device,
-        dtype: torch.dtype = torch.float32, workers: int | None = None,
+        self, x: Samples, cond: Mapping[str, Any] | Tensor | None, spec: DataSpec | None, seed: int, drop: float,
+        device: torch.device, dtype: torch.dtype = torch.float32, workers: int | None = None,
     ) -> None:  # fmt: skip
         if not len(x):
             raise SfumatoError("There are no samples to train on.")
