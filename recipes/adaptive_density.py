@@ -14,13 +14,11 @@ BATCH, COUNT, SCHEDULE = 256, 80, sf.schedules.LogLinear(-8.0, 8.0)
 class Optimal:
     """The exact denoiser where a network would stand."""
 
-    target, sigma_data = "v", 1.0
-
     def __init__(self, truth: sf.exact.GaussianMixture) -> None:
         self.truth, self.process = truth, sf.Gaussian(SCHEDULE)
 
-    def predict(self, z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return self.truth.denoiser(self.process)(z, t).v
+    def __call__(self, z: torch.Tensor, t: torch.Tensor) -> sf.Estimate:
+        return self.truth.denoiser(self.process)(z, t)
 
 
 def main() -> float:

@@ -11,15 +11,13 @@ import sfumato as sf
 class Student:
     """D(z) = E[x|z] + theta_i tanh(z): the optimum is theta = 0, where the gradient's mean is 0."""
 
-    target, sigma_data = "v", 1.0
-
     def __init__(self, truth: sf.exact.GaussianMixture, n: int) -> None:
         self.truth, self.process = truth, sf.Gaussian(sf.schedules.Cosine())
         self.theta = torch.zeros(n, 1, dtype=torch.float64, requires_grad=True)
 
-    def predict(self, z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def __call__(self, z: torch.Tensor, t: torch.Tensor) -> sf.Estimate:
         x = self.truth.denoiser(self.process)(z, t).x + self.theta * torch.tanh(z)
-        return self.process.read(x, "x", z, t).v
+        return self.process.read(x, "x", z, t)
 
 
 def main() -> float:

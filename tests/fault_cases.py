@@ -7,6 +7,7 @@ and the only code that it may be given; `HEALTHY` are the runs that may be given
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -295,7 +296,7 @@ def other_schedule(folder: Path) -> Report:
     """Trained under Flow, and sampled under the cosine."""
     run, x, labels = trained(folder)
     denoiser = sf.load(run)
-    denoiser.process = sf.Gaussian(sf.schedules.Cosine())
+    denoiser.process = dataclasses.replace(denoiser.process, schedule=sf.schedules.Cosine())
     return sf.doctor(sf.save(denoiser, folder / "model.safetensors"), data=x, labels=labels)
 
 

@@ -78,6 +78,6 @@ def test_mistakes_are_said(pictures: tuple[torch.Tensor, DataSpec], tmp_path: Pa
 
 
 def test_a_model_that_no_file_describes_is_refused(tmp_path: Path) -> None:
-    symbols = sf.DiscreteDenoiser(sf.nets.MLP(3, 8, 1), sf.Uniform(sf.schedules.Flow()))
-    with pytest.raises(sf.SfumatoError, match="A file holds a model .*, not a DiscreteDenoiser"):
-        sf.save(symbols, tmp_path / "symbols.safetensors")
+    exact = sf.exact.GaussianMixture([1.0], [[0.0]], 1.0).denoiser(sf.Gaussian(sf.schedules.Flow()))
+    with pytest.raises(sf.SfumatoError, match="A file holds a model .*, not a ExactDenoiser"):
+        sf.save(exact, tmp_path / "exact.safetensors")

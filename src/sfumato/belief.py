@@ -1,17 +1,51 @@
-"""What a model believes about the clean signal: E[x | z] and everything that is linear in it."""
+"""What a model believes about the clean signal, given a noisy state.
+
+`Estimate` is E[x | z] of real numbers and everything that is linear in it, `Logits` the law p(x_i | z) of symbols,
+`Beliefs` one of these for each part of a state. All answer the same questions: `Belief`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, Self, final, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from sfumato import target
 from sfumato.errors import SfumatoError
+from sfumato.noise import Noise
 from sfumato.schedule import Schedule, Time, as_time
+from sfumato.state import State, numbers_like
+
+
+@runtime_checkable
+class Belief(Protocol):
+    """What every model returns about its state z at time t (a number or (B,))."""
+
+    @property
+    def z(self) -> State: ...
+
+    @property
+    def t(self) -> Tensor: ...
+
+    @property
+    def mean(self) -> State:
+        """E[x | z]; of symbols that of the one-hot code, (B, *shape, K)."""
+
+    def to(self, s: Time, eta: float = 0.0, noise: Noise | State | None = None) -> State:
+        """A draw of z_s, s <= t, given z_t = z and the belief; eta 0 with as little noise as possible, 1 with that of
+        the reverse Markov chain. noise: standard normal numbers like z, or a source of them."""
+
+    def lerp(self, other: Self, weight: float | Tensor) -> Self:
+        """self + weight (other - self) about the same state: guidance."""
+
+    def rows(self, index: Tensor | slice) -> Self:
+        """The belief about some rows."""
+
+    def chunk(self, n: int) -> tuple[Self, ...]:
+        """The beliefs about n equal parts of the batch."""
 
 
 def broadcast(coefficient: Tensor, like: Tensor) -> Tensor:
@@ -43,8 +77,8 @@ class Estimate:
     """The belief (x, eps) about a state z = alpha x + sigma eps at time t.
 
     Shapes: z (B, ...); t a number or (B,); every property but `t alpha sigma logsnr` has the shape of z.
-    `row` and `y` are what the model predicted (`target.row`); both signals are read from it when asked for,
-    so that nothing is lost to cancellation. `known` is what a model has read at this time before.
+    `y` is what the model predicted, in the terms of `row` or of the target `named`; both signals are read from it when
+    asked for, so that nothing is lost to cancellation. `known` is what a model has read at this time before.
     `variance`, where the model knows it, is called when it is first asked for. `variance_share`, where the model has
     learned it, is v of a step's variance exp(v log beta + (1 - v) log beta_tilde), like z (2102.09672, Eq. 15).
     """
@@ -62,8 +96,9 @@ class Estimate:
         sigma_data: float = 1.0,
         known: Reading | None = None,
         variance_share: Tensor | None = None,
+        named: str | None = None,
     ) -> None:
-        self.variance_share = variance_share
+        self.variance_share, self._named = variance_share, named
         self.z, self.schedule, self.sigma_data = z, schedule, sigma_data
         self._t, self._variance, self._y = t, variance, y
         if y is None and x is None and eps is None:
@@ -98,7 +133,8 @@ class Estimate:
 
     @cached_property
     def _row(self) -> target.Row:
-        return target.row("x" if "x" in self.__dict__ else "eps", self.schedule, self.t)
+        own = self._named if self._named is not None else "x" if "x" in self.__dict__ else "eps"
+        return target.row(own, self.schedule, self.t, self.sigma_data)
 
     @cached_property
     def _prediction(self) -> Tensor:
@@ -128,8 +164,15 @@ class Estimate:
         """Var[x | z] of each element, or None where the model does not know it."""
         return None if self._variance is None else self._variance()
 
+    @property
+    def mean(self) -> Tensor:
+        """E[x | z]."""
+        return self.x
+
     def target(self, name: str) -> Tensor:
-        """The belief in the terms of any row: a x + b eps."""
+        """The belief in the terms of any row: a x + b eps, or what the model said where it spoke in these terms."""
+        if name == self._named and self._y is not None:
+            return self._y
         a, b = target.row(name, self.schedule, self.t, self.sigma_data)
         # sigma' is infinite at t = 0 of a VP schedule, where eps = 0: their product is 0 in the mean
         return self._combine(a, self.x, torch.where(self.sigma == 0, 0.0, b), self.eps)
@@ -169,18 +212,123 @@ class Estimate:
         x = self.x + w * (other.x - self.x)
         eps = self.eps + w * (other.eps - self.eps)
         return Estimate(
-            self.z, self.t, self.schedule, x=x, eps=eps, sigma_data=self.sigma_data, variance_share=other.variance_share
+            self.z, self._t, self.schedule, x=x, eps=eps, sigma_data=self.sigma_data,
+            variance_share=other.variance_share,
+        )  # fmt: skip
+
+    def rows(self, index: Tensor | slice) -> Estimate:
+        """The belief about some rows."""
+
+        def cut(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[index]
+
+        def level(value: Tensor) -> Tensor:
+            return value[index] if value.ndim else value
+
+        made = Estimate(
+            self.z[index], self._t if isinstance(self._t, float | int) else level(self.t), self.schedule, cut(self._y),
+            x=cut(self.__dict__.get("x")), eps=cut(self.__dict__.get("eps")), sigma_data=self.sigma_data,
+            variance=None if self._variance is None else lambda: cut(self.variance),
+            variance_share=cut(self.variance_share), named=self._named,
+        )  # fmt: skip
+        if "_row" in self.__dict__:
+            made.__dict__["_row"] = target.Row(*map(level, self._row))
+        if "_solution" in self.__dict__:
+            made.__dict__["_solution"] = target.Solution(*map(level, self._solution))
+        if "_level" in self.__dict__:
+            made.__dict__["_level"] = tuple(map(level, self._level))
+        return made
+
+    def under(self, process: Any, z: Tensor, t: Tensor) -> Estimate:
+        """The same belief about the state z of equal level at time t of another Gaussian process."""
+        alpha, sigma = process.schedule(t)
+        matched = torch.isclose(alpha * self.sigma, sigma * self.alpha, rtol=1e-9, atol=1e-12)
+        eps = self.eps if bool(matched.all()) else None
+        return Estimate(
+            z, t, process.schedule, x=self.x, eps=eps, sigma_data=self.sigma_data, variance_share=self.variance_share
         )
 
+    def stopped(self) -> Estimate:
+        """The same belief with no gradient through the mean; that of the variance's share stays."""
+        y = None if self._y is None else self._y.detach()
+        x, eps = (None, None) if y is not None else (self.x.detach(), self.eps.detach())
+        return Estimate(
+            self.z, self._t, self.schedule, y, x=x, eps=eps, sigma_data=self.sigma_data,
+            variance_share=self.variance_share, named=self._named,
+        )  # fmt: skip
 
+    def chunk(self, n: int) -> tuple[Estimate, ...]:
+        """The beliefs about n equal parts of the batch."""
+        return tuple(self.rows(part) for part in parts(len(self.z), n))
+
+    def to(self, s: Time, eta: float = 0.0, noise: Noise | Tensor | None = None) -> Tensor:
+        """z_s = alpha_s x + sqrt(sigma_s^2 - std^2) eps + std n, std = eta times the posterior's (2010.02502, Eq. 12).
+
+        s = 0 is the clean signal itself, x. noise: like z, needed for eta > 0.
+        """
+        mean, std = self.step(s, eta)
+        if not eta:
+            return mean
+        if noise is None:
+            raise SfumatoError(f"A step with eta = {eta:g} draws noise: give it.")
+        return mean + broadcast(std, self.z) * numbers_like(noise, self.z)
+
+    def step(self, s: Time, eta: float = 0.0) -> tuple[Tensor, Tensor]:
+        """(mean, std) of z_s given z_t and the belief, s <= t; s = 0 is the clean signal."""
+        s = as_time(s)
+        alpha, sigma = self.schedule(s)
+        clean = s == 0
+        step = ancestral(self.alpha, self.sigma, torch.where(clean, 1.0, alpha), torch.where(clean, 0.0, sigma), eta)
+        return broadcast(step.z, self.z) * self.z + broadcast(step.x, self.z) * self.x, step.std
+
+
+def parts(rows: int, n: int) -> list[slice]:
+    """n equal stretches of so many rows."""
+    size, rest = divmod(rows, n)
+    if rest:
+        raise SfumatoError(f"{rows} rows are no {n} equal parts.")
+    return [slice(k * size, (k + 1) * size) for k in range(n)]
+
+
+class Step(NamedTuple):
+    """z_s = z * z_t + x * x_hat + std * n."""
+
+    z: Tensor
+    x: Tensor
+    std: Tensor
+
+
+def ancestral(alpha_t: Tensor, sigma_t: Tensor, alpha_s: Tensor, sigma_s: Tensor, eta: float = 1.0) -> Step:
+    """The eta family between two points of the path (2010.02502, Eq. 16), as coefficients of z_t, x and noise."""
+    ratio = alpha_t / alpha_s
+    variance = (sigma_t**2 - ratio**2 * sigma_s**2).clamp_min(0.0) * (sigma_s / sigma_t) ** 2
+    std = eta * variance.sqrt()
+    if bool((std > sigma_s).any()):
+        raise SfumatoError(f"eta = {eta:g} asks for more noise than the step's end holds: use a smaller eta.")
+    kept = torch.sqrt(sigma_s**2 - std**2) / sigma_t  # the part of eps = (z - alpha_t x)/sigma_t that stays
+    return Step(kept, alpha_s - kept * alpha_t, std)
+
+
+class SymbolProcess(Protocol):
+    """What `Logits` asks of the process of its symbols."""
+
+    def bridge(self, belief: Logits, s: Time, eta: float = 1.0) -> Tensor:
+        """p(z_s | z_t) of each symbol, (B, *shape, S)."""
+
+    def draw(self, prob: Tensor, noise: Noise | Tensor) -> Tensor:
+        """A symbol of each law."""
+
+
+@final
 class Logits:
     """The belief p(x_i | z) about each of the symbols behind a state z (B, *shape) at time t.
 
-    logits: (B, *shape, K), log-probabilities up to a constant; -inf for what is impossible.
+    logits: (B, *shape, K), log-probabilities up to a constant; -inf for what is impossible. process: that of the
+    symbols, which is needed to draw z_s.
     """
 
-    def __init__(self, logits: Tensor, z: Tensor, t: Time) -> None:
-        self.logits, self.z, self.t = logits, z, as_time(t)
+    def __init__(self, logits: Tensor, z: Tensor, t: Time, process: SymbolProcess | None = None) -> None:
+        self.logits, self.z, self.t, self.process = logits, z, as_time(t), process
 
     @cached_property
     def log_prob(self) -> Tensor:
@@ -191,3 +339,76 @@ class Logits:
     def prob(self) -> Tensor:
         """p(x_i = k | z), (B, *shape, K)."""
         return self.logits.softmax(-1)
+
+    @property
+    def mean(self) -> Tensor:
+        """E of the one-hot code of x, which is p(x_i = k | z): (B, *shape, K)."""
+        return self.prob
+
+    def to(self, s: Time, eta: float = 0.0, noise: Noise | Tensor | None = None) -> Tensor:
+        """z_s ~ p(z_s | z_t), each symbol by itself, int64 like z."""
+        if self.process is None:
+            raise SfumatoError("This belief does not know its process, and cannot draw: Logits(..., process=...).")
+        if noise is None:
+            raise SfumatoError("Symbols are drawn: a step between states of symbols needs noise.")
+        return self.process.draw(self.process.bridge(self, s, eta), numbers_like(noise, self.z))
+
+    def lerp(self, other: Logits, weight: float | Tensor) -> Logits:
+        """log p = log p_self + weight (log p_other - log p_self), up to a constant; what either excludes stays so."""
+        ours, theirs = self.log_prob, other.log_prob
+        w = broadcast(weight, ours) if isinstance(weight, Tensor) else torch.as_tensor(weight, dtype=ours.dtype)
+        possible = ours.isfinite() & theirs.isfinite()
+        mixed = torch.where(possible, ours, 0.0) + w * torch.where(possible, theirs - ours, 0.0)
+        known = torch.where(w == 0, ours, torch.where(w == 1, theirs, torch.where(possible, mixed, -torch.inf)))
+        return Logits(known, self.z, self.t, self.process)
+
+    def under(self, process: SymbolProcess, z: Tensor, t: Time) -> Logits:
+        """The same belief about the same state at the time t of equal level of another process."""
+        return Logits(self.logits, z, t, process)
+
+    def rows(self, index: Tensor | slice) -> Logits:
+        """The belief about some rows."""
+        return Logits(self.logits[index], self.z[index], self.t[index] if self.t.ndim else self.t, self.process)
+
+    def chunk(self, n: int) -> tuple[Logits, ...]:
+        """The beliefs about n equal parts of the batch."""
+        return tuple(self.rows(part) for part in parts(len(self.z), n))
+
+
+@final
+class Beliefs(dict[str, Any]):
+    """A belief for each part of a state that is a dict, all about the same t."""
+
+    @property
+    def z(self) -> State:
+        return {name: belief.z for name, belief in self.items()}
+
+    @property
+    def t(self) -> Tensor:
+        return next(iter(self.values())).t
+
+    @property
+    def mean(self) -> State:
+        """E[x | z], part by part."""
+        return {name: belief.mean for name, belief in self.items()}
+
+    def to(self, s: Time, eta: float = 0.0, noise: Noise | State | None = None) -> State:
+        """A draw of z_s, part by part, each with noise of its own."""
+
+        def part(name: str) -> Any:
+            return noise.fold(name) if isinstance(noise, Noise) else None if noise is None else noise[name]
+
+        return {name: belief.to(s, eta, part(name)) for name, belief in self.items()}
+
+    def lerp(self, other: Beliefs, weight: float | Tensor) -> Beliefs:
+        """That of each part."""
+        return Beliefs({name: belief.lerp(other[name], weight) for name, belief in self.items()})
+
+    def rows(self, index: Tensor | slice) -> Beliefs:
+        """The belief about some rows."""
+        return Beliefs({name: belief.rows(index) for name, belief in self.items()})
+
+    def chunk(self, n: int) -> tuple[Beliefs, ...]:
+        """The beliefs about n equal parts of the batch."""
+        found = {name: belief.chunk(n) for name, belief in self.items()}
+        return tuple(Beliefs({name: each[k] for name, each in found.items()}) for k in range(n))

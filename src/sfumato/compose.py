@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sfumato.belief import Estimate, broadcast
+from sfumato.belief import Estimate
 from sfumato.conditions import NULL as NULL
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
-from sfumato.process import Gaussian
 from sfumato.registry import register
 from sfumato.schedule import Schedule, Time, as_time
+from sfumato.state import cat_states
 
 
 class Wrapped:
@@ -25,7 +25,7 @@ class Wrapped:
         self.inner = inner
 
     @property
-    def process(self) -> Gaussian:
+    def process(self) -> Any:
         return self.inner.process
 
     def __getattr__(self, name: str) -> Any:
@@ -54,7 +54,7 @@ class Guided(Wrapped):
         scale = torch.full_like(t, self.scale)
         if self.interval is None:
             return scale
-        logsnr = self.process.schedule.logsnr(t)
+        logsnr = self.process.level(t)
         inside = (logsnr >= self.interval[0]) & (logsnr <= self.interval[1])
         return torch.where(inside, scale, 1.0)
 
@@ -70,12 +70,8 @@ class Guided(Wrapped):
             return self.inner(z, t, **null)
         # one call of twice the batch: cheaper than two calls on every device
         both = {name: torch.cat((value, null[name])) for name, value in cond.items()}
-        belief = self.inner(torch.cat((z, z)), torch.cat((t, t)) if t.ndim else t, **both)
-        shares = (None, None) if belief.variance_share is None else belief.variance_share.chunk(2)
-        conditional, unconditional = (
-            Estimate(z, t, self.process.schedule, x=x, eps=eps, sigma_data=belief.sigma_data, variance_share=share)
-            for x, eps, share in zip(belief.x.chunk(2), belief.eps.chunk(2), shares, strict=True)
-        )
+        belief = self.inner(cat_states([z, z]), torch.cat((t, t)) if t.ndim else t, **both)
+        conditional, unconditional = belief.chunk(2)
         return unconditional.lerp(conditional, scale)
 
 
@@ -95,25 +91,19 @@ class Rescheduled(Wrapped):
 
     def __init__(self, inner: Model, schedule: Schedule) -> None:
         super().__init__(inner)
-        self.schedule, self._process = schedule, Gaussian(schedule)
+        move = getattr(inner.process, "rescheduled", None)
+        if move is None:
+            raise SfumatoError(f"{type(inner.process).__name__} has no schedule of its own: reschedule its parts.")
+        self.schedule, self._process = schedule, move(schedule)
 
     @property
-    def process(self) -> Gaussian:
+    def process(self) -> Any:
         return self._process
 
-    def __call__(self, z: Tensor, t: Time, **cond: Any) -> Estimate:
+    def __call__(self, z: Tensor, t: Time, **cond: Any) -> Any:
         t = as_time(t)
-        (alpha, sigma), base = self.process.schedule(t), self.inner.process.schedule
-        t_base = base.time(self.process.schedule.logsnr(t))
-        alpha_base, sigma_base = base(t_base)
-        scale = torch.sqrt((alpha_base**2 + sigma_base**2) / (alpha**2 + sigma**2))
-        belief = self.inner(broadcast(scale, z) * z, t_base, **cond)
-        matched = torch.isclose(alpha * sigma_base, sigma * alpha_base, rtol=1e-9, atol=1e-12)
-        eps = belief.eps if bool(matched.all()) else None
-        return Estimate(
-            z, t, self.process.schedule, x=belief.x, eps=eps, sigma_data=belief.sigma_data,
-            variance_share=belief.variance_share,
-        )  # fmt: skip
+        z_base, t_base = self.process.same_level(z, t, self.inner.process)
+        return self.inner(z_base, t_base, **cond).under(self.process, z, t)
 
 
 class Unrolled(Wrapped):

@@ -85,7 +85,7 @@ class DenoisingAutoencoder(nn.Module):
         self.net, self.noise, self.sigma_data, self.spec = net, noise, float(sigma_data), spec
         self._told = (1.0, 0.0)  # c_in and the noise level of the network's input
         if isinstance(noise, GaussianNoise):
-            c_in, level = self.denoiser.scaling(1.0, torch.device("cpu"))
+            c_in, level = self.denoiser.process.scaling(1.0, torch.device("cpu"))
             self._told = (float(c_in), float(level))
 
     @classmethod

@@ -82,12 +82,11 @@ class Off:
     """A denoiser of data 0 that is wrong by 1 in eps at every level: eps_hat = z / sigma + 1."""
 
     def __init__(self, trainer: Trainer) -> None:
-        self.process, self.target, self.sigma_data = Gaussian(trainer.schedule), trainer.target, trainer.sigma_data
+        self.process = Gaussian(trainer.schedule, trainer.target, trainer.sigma_data)
 
-    def predict(self, z, t):
+    def __call__(self, z, t):
         alpha, sigma = self.process.schedule(t)
-        belief = self.process.read(-(sigma / alpha)[:, None].expand_as(z), "x", z, t, self.sigma_data)
-        return belief.target(self.target)
+        return self.process.read(-(sigma / alpha)[:, None].expand_as(z), "x", z, t, self.process.sigma_data)
 
 
 @pytest.mark.parametrize("trainer", TRAINERS, ids=IDS)
@@ -204,14 +203,13 @@ class Scaled:
     """EDM's F = theta z / sqrt(alpha^2 + sigma^2): a model of one parameter, told in any target."""
 
     def __init__(self, objective: Objective, theta: torch.Tensor) -> None:
-        self.process, self.target = Gaussian(objective.schedule), objective.target
-        self.sigma_data, self.theta = objective.sigma_data, theta
+        self.process = Gaussian(objective.schedule, objective.target, objective.sigma_data)
+        self.theta = theta
 
-    def predict(self, z, t):
+    def __call__(self, z, t):
         alpha, sigma = self.process.schedule(t)
         unit = z / torch.sqrt(alpha**2 + sigma**2)[:, None]
-        belief = self.process.read(self.theta * unit, "F", z, t, 0.5)
-        return belief.target(self.target)
+        return self.process.read(self.theta * unit, "F", z, t, 0.5)
 
 
 def gradient(objective, plain):

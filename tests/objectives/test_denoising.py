@@ -1,5 +1,7 @@
 """The denoising loss: one loss in every target, schedule and time density, its floor, and its seeds."""
 
+import dataclasses
+
 import pytest
 import torch
 from scipy import integrate
@@ -33,11 +35,11 @@ class Known:
     """A denoiser whose belief is a given function of (z, t), told in the terms of a target."""
 
     def __init__(self, process, name, signal, sigma_data=1.0):
-        self.process, self.target, self.sigma_data, self.signal = process, name, sigma_data, signal
+        self.process, self.signal = dataclasses.replace(process, target=name, sigma_data=sigma_data), signal
+        self.target, self.sigma_data = name, sigma_data
 
-    def predict(self, z, t):
-        belief = self.process.read(self.signal(z, t), "x", z, t, self.sigma_data)
-        return belief.target(self.target)
+    def __call__(self, z, t):
+        return self.process.read(self.signal(z, t), "x", z, t, self.sigma_data)
 
 
 def optimum(process, name):
@@ -72,7 +74,7 @@ def test_without_a_weight_it_is_the_targets_squared_error(name):
     denoiser = Known(process, name, lambda z, t: 0.1 * z)
     z = process.corrupt(x, t, eps)
     a, b = target.row(name, process.schedule, t)
-    wanted = 0.5 * (denoiser.predict(z, t) - a[:, None] * x - b[:, None] * eps).square().sum(1)
+    wanted = 0.5 * (denoiser(z, t).target(denoiser.target) - a[:, None] * x - b[:, None] * eps).square().sum(1)
     torch.testing.assert_close(denoising_loss(denoiser, x, t, eps=eps), wanted, rtol=1e-9, atol=0)
 
 
@@ -161,9 +163,9 @@ def test_a_samples_loss_does_not_depend_on_its_batch():
 
 def test_condition_reaches_the_model():
     class Labelled(Known):
-        def predict(self, z, t, label):
+        def __call__(self, z, t, label):
             self.seen = label
-            return super().predict(z, t)
+            return super().__call__(z, t)
 
     denoiser = Labelled(Gaussian(Flow()), "v", lambda z, t: z)
     label = torch.tensor([1, -1])

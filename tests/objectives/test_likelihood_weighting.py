@@ -133,16 +133,14 @@ def test_g_squared_is_the_weight_one(curve):
 def test_the_loss_of_a_model_exceeds_its_floor_by_the_kl():
     """`denoising_loss` with the weight likelihood: its mean less the optimum's is KL(p_0|q_0) - KL(p_1|q_1), 4 s.e."""
     curve, (n, d) = LogLinear(-7.0, 9.0), model(0.2, 1.3)
-    process, count = Gaussian(curve), 20_000
+    process, count = Gaussian(curve, "eps"), 20_000
 
     class Exact:
-        target, sigma_data = "eps", 1.0
-
         def __init__(self, mean, cov):
             self.process, self.law = process, GaussianMixture([1.0], mean[None], cov[None])
 
-        def predict(self, z, t):
-            return self.law.moments(z, process=process, t=t).eps
+        def __call__(self, z, t):
+            return process.read(self.law.moments(z, process=process, t=t).eps, z, t)
 
     x = GaussianMixture([1.0], MEAN[None], COV[None]).sample(count, seed=3)
     losses = [denoising_loss(Exact(m, c), x, weight=weights.likelihood(), seed=4) for m, c in ((n, d), (MEAN, COV))]

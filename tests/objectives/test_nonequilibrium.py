@@ -178,7 +178,7 @@ def test_mistakes_are_said() -> None:
     model = DiscreteDenoiser(sf.nets.MLP(6, 8, 1), process)
     assert model.shape == (2,)
     with pytest.raises(sf.SfumatoError, match="whole numbers 0 to 2"):
-        model.symbols(torch.tensor([[0.5, 1.0]]))
+        model.process.data(torch.tensor([[0.5, 1.0]]))
     for solver in (sf.solvers.DDIM(), sf.solvers.DDIM().plan(schedules.Flow(), 3)):
         with pytest.raises(sf.SfumatoError, match="cannot sample the states of Uniform"):
             sf.sample(model, 2, solver=solver)
@@ -232,7 +232,7 @@ def test_binary_pictures_are_learned_in_the_users_units() -> None:
         pass
     pixels = source.x[train].double().mean(0)
     alone = torch.distributions.Bernoulli(pixels.clamp(1e-3, 1 - 1e-3)).log_prob(source.x[held].double())
-    nats = nonequilibrium_bound(model.eval(), model.symbols(source.x[held]), steps).nats
+    nats = nonequilibrium_bound(model.eval(), model.process.data(source.x[held]), steps).nats
     assert float(nats.mean()) > 0.85 * float(alone.flatten(1).sum(1).mean())  # both are negative
     x = sf.sample(model, 256, steps=steps)
     assert x.dtype == torch.bool and x.shape == (256, 1, 8, 8)

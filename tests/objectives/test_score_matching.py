@@ -291,11 +291,11 @@ def test_ncsn_draws_every_level_as_often():
     calls = []
 
     class Watched:
-        process, target, sigma_data = Gaussian(curve), "eps", 1.0
+        process = Gaussian(curve, "eps")
 
-        def predict(self, z, t):
+        def __call__(self, z, t):
             calls.append(t)
-            return torch.zeros_like(z)
+            return self.process.read(torch.zeros_like(z), z, t)
 
     x = mixture().sample(7000, seed=0)
     loss = ncsn(Watched(), x, LEVELS, seed=5, index=index)

@@ -1,10 +1,11 @@
-"""A law of a few symbols, given as a table: every quantity of the uniform process by sums over all states.
+"""A law of a few symbols, given as a table: every quantity of a process of symbols by sums over all states.
 
     p_t(z)       = sum_x p(x) prod_i q(z_i | x_i)
     p(x | z)     = p(x) prod_i q(z_i | x_i) / p_t(z)
     p(z_s | z_t) = p_s(z_s) prod_i q(z_t,i | z_s,i) / p_t(z_t)
 
-No line is a formula of the process beside its kernels, so that this is a proof of it. Memory grows as K^d.
+No line is a formula of the process beside its kernels, so that this is a proof of it. A noisy state may hold symbols
+that data do not (a mask): S^d noisy states for K^d of data. Memory grows with their product.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 from sfumato import noise
 from sfumato.belief import Logits
 from sfumato.errors import SfumatoError
-from sfumato.process.uniform import Uniform
+from sfumato.process.symbols import Symbols
 from sfumato.schedule import Time
 
 _MOST = 1 << 12  # states: a sum over all pairs holds their square, 128 MB
@@ -42,19 +43,22 @@ class Table:
     @property
     def states(self) -> Tensor:
         """All N = K^d states, int64 (N, d), in the order of every axis of N below."""
-        axis = torch.arange(self.symbols)
-        return torch.cartesian_prod(*[axis] * self.dim).reshape(-1, self.dim)
+        return _all(self.symbols, self.dim)
 
     @property
     def entropy(self) -> float:
         """-sum_x p(x) log p(x), in nats."""
         return float(torch.special.entr(self.probs).sum())
 
-    def place(self, x: Tensor) -> Tensor:
-        """The number of each state x (B, d) among `states`, int64 (B,)."""
+    def place(self, x: Tensor, size: int | None = None) -> Tensor:
+        """The number of each state x (B, d) among `states`, or among those of `size` symbols, int64 (B,)."""
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise SfumatoError(f"A state of this table has {self.dim} symbols: give x as (B, {self.dim}).")
-        return x.long() @ self.symbols ** torch.arange(self.dim - 1, -1, -1)
+        return x.long() @ (size or self.symbols) ** torch.arange(self.dim - 1, -1, -1)
+
+    def noisy(self, process: Symbols) -> Tensor:
+        """All S^d states of z, int64, in the order of the axes below."""
+        return _all(process.size, self.dim)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x) in nats, float64 (B,)."""
@@ -66,44 +70,56 @@ class Table:
         place = torch.searchsorted(self.probs.cumsum(0), u, right=True).clamp_max(len(self.probs) - 1)
         return self.states[place]
 
-    def kernel(self, process: Uniform, s: Time, t: Time) -> Tensor:
-        """q(z_t | z_s) for all pairs, (N, N): rows z_s, columns z_t, by products of the K x K matrices."""
+    def kernel(self, process: Symbols, s: Time, t: Time) -> Tensor:
+        """q(z_t | z_s) for all pairs, (S^d, S^d): rows z_s, columns z_t, by products of the S x S matrices.
+
+        At s = 0 the rows are those of the data alone, (K^d, S^d).
+        """
         if process.states != self.symbols:
             raise SfumatoError(f"The process has {process.states} states and the table {self.symbols}.")
         a = float(process.keep(t) / process.keep(s))
-        one = a * torch.eye(self.symbols, dtype=torch.float64) + (1 - a) / self.symbols
+        one = a * torch.eye(process.size, dtype=torch.float64) + (1 - a) * process.law
+        if float(torch.as_tensor(s)) == 0:
+            one = one[: self.symbols]
         whole = one
         for _ in range(self.dim - 1):
             whole = torch.kron(whole, one)
         return whole
 
-    def noised(self, process: Uniform, t: Time) -> Tensor:
-        """p_t(z) of all states, (N,)."""
+    def noised(self, process: Symbols, t: Time) -> Tensor:
+        """p_t(z) of all states, (S^d,)."""
         return self.probs @ self.kernel(process, 0.0, t)
 
-    def posterior(self, process: Uniform, t: Time) -> Tensor:
-        """p(x | z) for all pairs, (N, N): rows z, columns x."""
+    def posterior(self, process: Symbols, t: Time) -> Tensor:
+        """p(x | z) for all pairs, (S^d, K^d): rows z, columns x."""
         return self.reverse(process, 0.0, t)
 
-    def reverse(self, process: Uniform, s: Time, t: Time) -> Tensor:
-        """p(z_s | z_t) for all pairs, (N, N): rows z_t, columns z_s. A z_t that cannot be has a row of zeros."""
-        joint = (self.noised(process, s)[:, None] * self.kernel(process, s, t)).T
+    def reverse(self, process: Symbols, s: Time, t: Time) -> Tensor:
+        """p(z_s | z_t) for all pairs: rows z_t, columns z_s. A z_t that cannot be has a row of zeros."""
+        first = self.probs if float(torch.as_tensor(s)) == 0 else self.noised(process, s)
+        joint = (first[:, None] * self.kernel(process, s, t)).T
         return joint / joint.sum(1, keepdim=True).clamp_min(1e-300)
 
     def marginals(self, weights: Tensor) -> Tensor:
-        """p(x_i = k) under laws of states: weights (B, N) -> (B, d, K)."""
-        hot = torch.nn.functional.one_hot(self.states, self.symbols).double()
+        """p(x_i = k) under laws of states: weights (B, K^d) -> (B, d, K), or of noisy states (B, S^d) -> (B, d, S)."""
+        size = round(weights.shape[1] ** (1 / self.dim))
+        hot = torch.nn.functional.one_hot(_all(size, self.dim), size).double()
         return torch.einsum("bn,nik->bik", weights, hot)
 
-    def dependence(self, process: Uniform, s: Time, t: Time) -> float:
+    def dependence(self, process: Symbols, s: Time, t: Time) -> float:
         """E KL(p(z_s | z_t) || prod_i p(z_s,i | z_t)), nats: what a reverse step loses that draws symbol by symbol."""
         reverse = self.reverse(process, s, t)
         alone = torch.special.entr(self.marginals(reverse)).sum((1, 2))
         return float(self.noised(process, t) @ (alone - torch.special.entr(reverse).sum(1)))
 
-    def denoiser(self, process: Uniform) -> TableDenoiser:
+    def denoiser(self, process: Symbols) -> TableDenoiser:
         """The model whose belief is the exact p(x_i | z)."""
         return TableDenoiser(self, process)
+
+
+def _all(size: int, dim: int) -> Tensor:
+    """The size^dim states of so many symbols, int64, the last axis running fastest."""
+    return torch.cartesian_prod(*[torch.arange(size)] * dim).reshape(-1, dim)
 
 
 @final
@@ -112,18 +128,21 @@ class TableDenoiser:
 
     exact, spec = True, None
 
-    def __init__(self, table: Table, process: Uniform) -> None:
+    def __init__(self, table: Table, process: Symbols) -> None:
         self.table, self.process, self.shape = table, process, (table.dim,)
         self.device = torch.device("cpu")
 
     def __call__(self, z: Tensor, t: Time, **cond: Any) -> Logits:
         t = torch.as_tensor(t, dtype=torch.float64)
-        place, out = self.table.place(z), torch.empty(*z.shape, self.table.symbols, dtype=torch.float64)
+        place, out = (
+            self.table.place(z, self.process.size),
+            torch.empty(*z.shape, self.table.symbols, dtype=torch.float64),
+        )
         for time in t.unique():
             rows = torch.nonzero((t == time).expand(len(z)))[:, 0]
             known = self.table.marginals(self.table.posterior(self.process, time)[place[rows]])
             out[rows] = known.clamp_min(0).log()
-        return Logits(out, z, t)
+        return Logits(out, z, t, self.process)
 
     def __repr__(self) -> str:
         return f"TableDenoiser({self.table.symbols}^{self.table.dim} = {math.prod(self.table.probs.shape)} states)"

@@ -2,63 +2,63 @@
 
     loss = 1/2 * w(logsnr) / p(logsnr) * |eps - eps_hat|^2,   logsnr ~ p
 
-an unbiased estimate of 1/2 int w(logsnr) E|eps - eps_hat|^2 dlogsnr (Kingma and Gao 2023, 2303.00848, Eq. 6).
+an unbiased estimate of 1/2 int w(logsnr) E|eps - eps_hat|^2 dlogsnr (Kingma and Gao 2023, 2303.00848, Eq. 6). What is
+lost is the process's to say, of what the model believes: of symbols it is the path KL at the level (`process.symbols`),
+of a product the sum over its parts. So the loss of whatever wraps a model is that of the wrapper's belief.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sfumato import noise, target
-from sfumato.belief import broadcast
-from sfumato.model import Denoiser
-from sfumato.objectives.factor import factor, finite
+from sfumato import noise
+from sfumato.model import AnyModel
+from sfumato.noise import Noise
 from sfumato.objectives.teacher import Clean, Corrupted
 from sfumato.objectives.times import TimeDensity, UniformTime
 from sfumato.objectives.weights import Weight
 from sfumato.schedule import Time, as_time
+from sfumato.state import State, first_leaf, numbers_like
 
 
 def denoising_loss(
-    denoiser: Denoiser,
-    x: Tensor,
+    denoiser: AnyModel,
+    x: State,
     t: Time | None = None,
     weight: Weight | None = None,
     times: TimeDensity | None = None,
     seed: int = 0,
     index: Tensor | Sequence[int] | None = None,
-    eps: Tensor | None = None,
+    eps: State | None = None,
     clean: Clean | None = None,
     **cond: Any,
 ) -> Tensor:
     """One loss per sample, float32 or better (B,), summed over the sample's elements (nats where weight = elbo).
 
-    x: normalised data (B, ...). t: noise levels (B,), or drawn from `times` (uniform in t by default); given t
-    count as drawn from `times` all the same. eps: the noise, or drawn. Both draws depend on (seed, index) alone;
-    index defaults to 0..B-1. weight: w(logsnr); None is the plain squared error of the target, 1/2 |y - y_hat|^2.
+    denoiser: any model. x: normalised data (B, ...), symbols, or a dict of parts. t: noise levels (B,), or drawn from
+    `times` (uniform in t by default); given t count as drawn from `times` all the same. eps: the noise, or drawn. Both
+    draws depend on (seed, index) alone; index defaults to 0..B-1. weight: w(level); None is the plain squared error of
+    the target, 1/2 |y - y_hat|^2, and the ELBO's of symbols.
     clean: E[x | z] and E[eps | z] by a teacher or a reference batch in place of x and eps (`objectives.teacher`).
     """
     times = times or UniformTime()
-    index = torch.arange(len(x)) if index is None else torch.as_tensor(index)
-    schedule = denoiser.process.schedule
+    index = torch.arange(len(first_leaf(x))) if index is None else torch.as_tensor(index)
+    process, x = denoiser.process, _data(denoiser, x)
     if t is None:
-        t = schedule.time(times.logsnr(times.levels(seed, index, noise.TRAIN_TIME), schedule))
-    t = as_time(t).expand(len(x))
-    if eps is None:
-        eps = noise.normal(seed, index, tuple(x.shape[1:]), noise.TRAIN_NOISE, device=x.device, dtype=x.dtype)
-    z = denoiser.process.corrupt(x, t, eps)
-    row = target.row(denoiser.target, schedule, t, denoiser.sigma_data)
+        t = process.clock.time(times.logsnr(times.levels(seed, index, noise.TRAIN_TIME), process.clock))
+    t = as_time(t).expand(len(index))
+    drawn = numbers_like(Noise(seed, index, noise.TRAIN_NOISE) if eps is None else eps, x)
+    z = process.corrupt(x, t, drawn)
     if clean is not None:
-        x, eps = clean(Corrupted(denoiser.process, x, eps, z, t, seed, index, cond))
-    wanted = broadcast(row.a, x) * x + broadcast(row.b, x) * eps
-    error = (denoiser.predict(z, t, **cond) - wanted).flatten(1).square().sum(1)
-    if weight is None:
-        return 0.5 * error
-    scale = factor(schedule, row, t, times, weight)
-    if scale.device.type == "cpu":  # elsewhere the question would make the device wait
-        finite(scale.detach(), schedule.logsnr(t))
-    return 0.5 * scale.to(error) * error
+        x, drawn = clean(Corrupted(process, x, drawn, z, t, seed, index, cond))
+    return process.loss(denoiser(z, t, **cond), x, drawn, weight, times)
+
+
+def _data(model: AnyModel, x: State) -> State:
+    """Data as the clean state of the model's process."""
+    data: Callable[[State], State] | None = getattr(model.process, "data", None)
+    return x if data is None else data(x)

@@ -2,41 +2,23 @@
 
     1/2 w / p |eps - eps_hat|^2 = 1/2 factor |y - y_hat|^2,   factor = w(logsnr) / p(logsnr) (alpha / det)^2
 
-with y = a x + b eps and det = b alpha - a sigma (`target.error_scale`). Source: 2303.00848, Eq. 6.
+with y = a x + b eps and det = b alpha - a sigma (`process.gaussian.factor`). Source: 2303.00848, Eq. 6.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from sfumato import target as targets
 from sfumato.errors import SfumatoError
 from sfumato.objectives.times import TimeDensity
 from sfumato.objectives.weights import Weight
+from sfumato.process.gaussian import factor as factor
+from sfumato.process.gaussian import finite as finite
 from sfumato.schedule import Schedule
-from sfumato.target import Row
 
 # The places that training draws: `noise.spread` keeps off the ends by 1e-9.
 _PLACES = torch.cat((torch.tensor([1e-9], dtype=torch.float64), torch.arange(1, 64).double() / 64))
-_LARGEST = 3e38  # of float32, in which losses are
-
-
-def factor(schedule: Schedule, row: Row, t: Tensor, times: TimeDensity, weight: Weight) -> Tensor:
-    """w / p (alpha / det)^2 at times t for the row of a target there: the loss is half of it times |y - y_hat|^2."""
-    logsnr = schedule.logsnr(t)
-    return weight(logsnr) / times.density(logsnr, schedule) * targets.error_scale(row, *schedule(t))
-
-
-def finite(found: Tensor, logsnr: Tensor) -> None:
-    """Refuse factors that no loss can carry; found and logsnr of one shape."""
-    wrong = ~(found.abs() <= _LARGEST)
-    if bool(wrong.any()):
-        raise SfumatoError(
-            f"The loss weight over the time density is {float(found[wrong][0]):g} at logsnr "
-            f"{float(logsnr[wrong][0]):.4g}, which no loss can carry: keep away from that noise level, or take another "
-            "weight, time density or target."
-        )
 
 
 def check(

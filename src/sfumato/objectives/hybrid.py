@@ -22,7 +22,6 @@ from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
 from sfumato.objectives.chain import check_variance, data_nats, step_nats
 from sfumato.objectives.decoder import Cells
-from sfumato.objectives.denoising import denoising_loss
 from sfumato.objectives.density import TimeDensity
 from sfumato.objectives.times import UniformTime
 from sfumato.objectives.vlb import chosen_cells
@@ -44,7 +43,7 @@ def level_nats(
     for rows in (torch.nonzero(first)[:, 0], torch.nonzero(~first)[:, 0]):
         if not len(rows):
             continue
-        part, k = _rows(belief, rows), level[rows]
+        part, k = belief.rows(rows), level[rows]
         if bool(first[rows[0]]):
             above = (k + 1) / steps if steps > 1 else None
             nats = data_nats(process, part, x[rows], eps[rows], above, variance, cells)
@@ -52,15 +51,6 @@ def level_nats(
             nats = step_nats(process, part, x[rows], eps[rows], (k - 1) / steps, variance)
         total = total.index_put((rows,), nats.to(total))
     return steps * total
-
-
-def _rows(belief: Estimate, rows: Tensor) -> Estimate:
-    """The belief about some samples of a batch."""
-    t = belief.t.expand(len(belief.z))
-    share = None if belief.variance_share is None else belief.variance_share[rows]
-    return Estimate(
-        belief.z[rows], t[rows], belief.schedule, x=belief.x[rows], eps=belief.eps[rows], variance_share=share
-    )
 
 
 def on_grid(t: Tensor, steps: int) -> Tensor:
@@ -126,19 +116,6 @@ class Defensive(TimeDensity):
         return self.share * even + (1 - self.share) * self.base.density(logsnr, schedule)
 
 
-class _Watched:
-    """A denoiser that keeps what it was last asked and what it answered, so that two losses share one call."""
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        self.denoiser, self.process = denoiser, denoiser.process
-        self.target, self.sigma_data = denoiser.target, denoiser.sigma_data
-
-    def predict(self, z: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        y, share = self.denoiser.outputs(z, t, **cond)
-        self.z, self.t, self.y, self.share = z, t, y, share
-        return y
-
-
 def hybrid_loss(
     denoiser: Denoiser,
     x: Tensor,
@@ -168,15 +145,15 @@ def hybrid_loss(
         eps = noise.normal(seed, index, tuple(x.shape[1:]), noise.TRAIN_NOISE, device=x.device, dtype=x.dtype)
     if t is None:
         t = schedule.time(times.logsnr(times.levels(seed, index, noise.TRAIN_TIME), schedule))
-    level, seen = on_grid(t, steps), _Watched(denoiser)
-    simple = denoising_loss(seen, x, level, times=times, eps=eps, **cond)  # type: ignore[arg-type]
+    level, process = on_grid(t, steps), denoiser.process
+    belief = denoiser(process.corrupt(x, level, eps), level, **cond)
+    simple = process.loss(belief, x, eps, None, times)
     if weight is not None:  # p is that of the drawn time: at k / T it may be infinite or 0
         row, logsnr = target.row(denoiser.target, schedule, level, denoiser.sigma_data), schedule.logsnr(t)
         scale = weight(logsnr) / times.density(logsnr, schedule) * target.error_scale(row, *schedule(level))
         simple = simple * scale.to(simple)
-    y = seen.y.detach() if stop_mean else seen.y
-    belief = denoiser.process.read(y, denoiser.target, seen.z, seen.t, denoiser.sigma_data)
-    belief.variance_share = seen.share
+    if stop_mean:
+        belief = belief.stopped()
     cells = chosen_cells(denoiser.spec, decoder)
     nats = level_nats(denoiser.process, belief, x, eps, steps, "learned", cells)
     return simple + 0.5 * share * nats / level_density(times, schedule, t).to(nats)

@@ -1,7 +1,7 @@
-"""The bound of nonequilibrium thermodynamics for symbols, over T steps of the uniform process, t_i = i / T.
+"""The bound of nonequilibrium thermodynamics for symbols, over T steps of a process of symbols, t_i = i / T.
 
     log p(x) >= K = -(L_T + sum_{i=2}^{T} L_{i-1} + L_0)
-    L_T     = KL(q(z_T | x) || uniform)
+    L_T     = KL(q(z_T | x) || pi)
     L_{i-1} = E_{q(z_i | x)} KL(q(z_{i-1} | z_i, x) || p(z_{i-1} | z_i)),   for i = 1 this is L_0 = -E log p(x | z_1)
 
 where log p(x) is that of the reverse chain. Its kernels draw each symbol by itself: in the mean over the data, K of the
@@ -23,7 +23,7 @@ from torch import Tensor
 from sfumato import noise
 from sfumato.belief import Logits
 from sfumato.errors import SfumatoError
-from sfumato.process import Uniform
+from sfumato.process import Symbols
 from sfumato.schedule import Time
 
 
@@ -31,7 +31,7 @@ class DiscreteModel(Protocol):
     """Anything that turns a state of symbols into a belief."""
 
     @property
-    def process(self) -> Uniform: ...
+    def process(self) -> Symbols: ...
 
     def __call__(self, z: Tensor, t: Time, **cond: Any) -> Logits: ...
 
@@ -59,10 +59,9 @@ def kl(q: Tensor, p: Tensor) -> Tensor:
     return (q * known).flatten(1).sum(1)
 
 
-def terminal_kl(process: Uniform, x: Tensor) -> Tensor:
-    """L_T = KL(q(z_T | x) || uniform), float64 (B,): zero where the schedule ends at alpha = 0."""
-    end = process.marginal(x, 1.0)
-    return kl(end, torch.full_like(end, 1 / process.states))
+def terminal_kl(process: Symbols, x: Tensor) -> Tensor:
+    """L_T = KL(q(z_T | x) || pi), float64 (B,): zero where the schedule ends at alpha = 0."""
+    return process.prior_kl(x)
 
 
 def step_kl(model: DiscreteModel, x: Tensor, z: Tensor, s: Time, t: Time, **cond: Any) -> Tensor:

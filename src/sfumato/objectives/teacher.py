@@ -28,7 +28,6 @@ from sfumato.belief import broadcast
 from sfumato.compose import Rescheduled
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
-from sfumato.process import Gaussian
 
 _LARGEST_RATIO = 1e8  # of alpha to sigma: beyond, z is the sample and nothing is shared
 
@@ -37,7 +36,7 @@ _LARGEST_RATIO = 1e8  # of alpha to sigma: beyond, z is the sample and nothing i
 class Corrupted:
     """What a loss has drawn: z = alpha x + sigma eps at times t of a process, of the samples `index` under `seed`."""
 
-    process: Gaussian
+    process: Any  # Gaussian
     x: Tensor
     eps: Tensor
     z: Tensor

@@ -1,6 +1,20 @@
 """Processes: how data of a kind is corrupted and restored."""
 
-from sfumato.process.gaussian import Gaussian, from_config
-from sfumato.process.uniform import Uniform
+from __future__ import annotations
 
-__all__ = ["Gaussian", "Uniform", "from_config"]
+from typing import Any
+
+from sfumato.process.gaussian import Gaussian
+from sfumato.process.masked import Masked
+from sfumato.process.product import Product
+from sfumato.process.protocol import Process
+from sfumato.process.symbols import Symbols
+from sfumato.process.uniform import Uniform
+from sfumato.registry import build
+
+__all__ = ["Gaussian", "Masked", "Process", "Product", "Symbols", "Uniform", "from_config"]
+
+
+def from_config(config: dict[str, Any]) -> Any:
+    """The process that `config()` described."""
+    return build(config, "process")

@@ -1,27 +1,44 @@
-"""The Gaussian process: q(z_t | x) = N(alpha_t x, sigma_t^2 I).
+"""The Gaussian process: q(z_t | x) = N(alpha_t x, sigma_t^2 I), and how a network's answer about z is read.
 
     jump       q(z_t | z_s) = N(a z_s, c^2),   a = alpha_t / alpha_s,   c^2 = sigma_t^2 - a^2 sigma_s^2
     posterior  q(z_s | z_t, x) = N(a sigma_s^2 / sigma_t^2 z_t + alpha_s c^2 / sigma_t^2 x,  c^2 sigma_s^2 / sigma_t^2)
     bridge     z_s = alpha_s x + sqrt(sigma_s^2 - std^2) eps + std xi
                std = eta * (the posterior's): eta 0 is DDIM, 1 is DDPM
+    network    y = net(c_in z, -logsnr / 8),   c_in = 1 / sqrt(sigma^2 + alpha^2 sigma_data^2)
+    loss       1/2 w / p |eps - eps_hat|^2 = 1/2 w / p (alpha / det)^2 |y - y_hat|^2,   y = a x + b eps
 
+A network of twice the outputs says, beside y, how the variance of an ancestral step lies between its two limits:
+Sigma = exp(v log beta + (1 - v) log beta_tilde), v = (1 + output) / 2.
 Sources: Ho et al. 2020 (2006.11239), Eq. 6-7; Song et al. 2020 (2010.02502), Eq. 12 and 16; Kingma et al. 2021
-(2107.00630), App. A.
+(2107.00630), App. A; Karras et al. 2022 (2206.00364), Eq. 7 and Table 1; Nichol and Dhariwal 2021 (2102.09672), Eq. 15;
+Kingma and Gao 2023 (2303.00848), Eq. 6.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar, final
 
 import torch
 from torch import Tensor
 
-from sfumato import target
-from sfumato.belief import Estimate, Reading, broadcast, reading
-from sfumato.errors import SfumatoError
-from sfumato.registry import build, register
+from sfumato import target as targets
+from sfumato.belief import Estimate, Reading, Step, ancestral, broadcast, reading
+from sfumato.errors import SfumatoError, suggest
+from sfumato.noise import Noise
+from sfumato.process.protocol import Density, noise_level
+from sfumato.registry import register
 from sfumato.schedule import Schedule, Time
+from sfumato.state import numbers_like
+
+__all__ = ["Gaussian", "Jump", "Step", "ancestral", "factor", "finite"]
+
+VARIANCES = ("fixed", "learned")
+KEPT_TIMES = 4096  # of which a process keeps the scaling and the reading
+_LARGEST = 3e38  # of float32, in which losses are
+
+_Made = TypeVar("_Made", bound=tuple[Any, ...])
 
 
 class Jump(NamedTuple):
@@ -31,40 +48,52 @@ class Jump(NamedTuple):
     sigma: Tensor
 
 
-class Step(NamedTuple):
-    """z_s = z * z_t + x * x_hat + std * n."""
-
-    z: Tensor
-    x: Tensor
-    std: Tensor
-
-
-@register("process", "Gaussian")
+@register("process", "gaussian")
+@final
 @dataclasses.dataclass(frozen=True)
 class Gaussian:
-    """z = alpha(t) x + sigma(t) eps under a schedule, for real-valued data of any shape."""
+    """z = alpha(t) x + sigma(t) eps under a schedule, for real-valued data of any shape.
+
+    target: what a network predicts, one of x, eps, score, v, velocity, F. sigma_data: the standard deviation of the
+    normalised data. variance: "learned" for a network of `outputs=2` (twice the channels, or numbers of a vector),
+    whose second half becomes `belief.variance_share`; "fixed" for one that predicts the target alone.
+    """
 
     schedule: Schedule
+    target: str = "v"
+    sigma_data: float = 1.0
+    variance: str = "fixed"
+
+    default_solver = "multistep"
+
+    def __post_init__(self) -> None:
+        if self.target not in targets.NAMES:
+            raise SfumatoError(f"Unknown target {self.target!r}: known are {', '.join(targets.NAMES)}.")
+        if self.variance not in VARIANCES:
+            raise SfumatoError(
+                f"The variance of a denoiser cannot be {self.variance!r}: {suggest(self.variance, VARIANCES)}"
+            )
+        object.__setattr__(self, "sigma_data", float(self.sigma_data))
+
+    # -- the law of z ------------------------------------------------------------------------------------------------
+
+    @property
+    def clock(self) -> Schedule:
+        """The schedule: its logsnr is the level."""
+        return self.schedule
+
+    def level(self, t: Time) -> Tensor:
+        """logsnr at times t, float64."""
+        return self.schedule.logsnr(t)
 
     def prior(self, noise: Tensor) -> Tensor:
         """z_1 = sigma(1) noise, the law that sampling starts from: N(0, sigma(1)^2)."""
         return broadcast(self.schedule.sigma(1.0), noise) * noise
 
-    def corrupt(self, x: Tensor, t: Time, eps: Tensor) -> Tensor:
-        """z_t = alpha x + sigma eps; x and eps (B, ...), t a number or (B,)."""
+    def corrupt(self, x: Tensor, t: Time, noise: Noise | Tensor) -> Tensor:
+        """z_t = alpha x + sigma eps; x (B, ...), t a number or (B,), noise eps like x or a source of it."""
         alpha, sigma = self.schedule(t)
-        return broadcast(alpha, x) * x + broadcast(sigma, x) * eps
-
-    def reading(self, name: str, t: Time, sigma_data: float = 1.0) -> Reading:
-        """How a prediction of the named target is read at times t: what `read` needs beside y and z."""
-        return reading(name, self.schedule, t, sigma_data)
-
-    def read(
-        self, y: Tensor, name: str, z: Tensor, t: Time, sigma_data: float = 1.0, known: Reading | None = None
-    ) -> Estimate:
-        """The belief that a prediction y of the named target says about z; `known` is the `reading` at t."""
-        row = target.row(name, self.schedule, t, sigma_data) if known is None else None
-        return Estimate(z, t, self.schedule, y=y, row=row, sigma_data=sigma_data, known=known)
+        return broadcast(alpha, x) * x + broadcast(sigma, x) * numbers_like(noise, x)
 
     def jump(self, s: Time, t: Time) -> Jump:
         """q(z_t | z_s) for s <= t."""
@@ -82,21 +111,144 @@ class Gaussian:
         mean = broadcast(step.z, belief.z) * belief.z + broadcast(step.x, belief.z) * belief.x
         return mean, step.std
 
+    def rescheduled(self, schedule: Schedule) -> Gaussian:
+        """The same process under another schedule."""
+        return dataclasses.replace(self, schedule=schedule)
+
+    def same_level(self, z: Tensor, t: Time, other: Gaussian) -> tuple[Tensor, Tensor]:
+        """(z', t') of another process with the logsnr of (z, t): z' = z n'/n, n = sqrt(alpha^2 + sigma^2). Beyond the
+        other's range of logsnr, its end."""
+        alpha, sigma = self.schedule(t)
+        there = other.schedule.time(self.schedule.logsnr(t))
+        alpha_there, sigma_there = other.schedule(there)
+        scale = torch.sqrt((alpha_there**2 + sigma_there**2) / (alpha**2 + sigma**2))
+        return broadcast(scale, z) * z, there
+
+    # -- what a network hears and says -------------------------------------------------------------------------------
+
+    def inputs(self, z: Tensor, t: Time) -> tuple[Tensor, Tensor]:
+        """(c_in z, noise level)."""
+        c_in, level = self._at("input", t, z.device, lambda: self.scaling(t, z.device))
+        return broadcast(c_in, z) * z, level
+
+    def scaling(self, t: Time, device: torch.device) -> tuple[Tensor, Tensor]:
+        """c_in and the noise level: the network hears (c_in z, noise level)."""
+        alpha, sigma = self.schedule(t)
+        c_in = 1 / torch.sqrt(sigma**2 + (alpha * self.sigma_data) ** 2)
+        return c_in, noise_level(self.schedule.logsnr(t)).to(device)
+
+    def split(self, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
+        """A network's output as (the target, v of a step's variance where it is learned), both like z."""
+        if self.variance == "fixed":
+            return y, None
+        if y.shape[1] != 2 * z.shape[1]:
+            raise SfumatoError(
+                f"A learned variance needs a network of twice the outputs: {2 * z.shape[1]} along the first axis, not "
+                f"{y.shape[1]}. Build it with outputs=2."
+            )
+        y, share = y.chunk(2, dim=1)
+        return y, (1 + share) / 2
+
+    def reading(self, name: str, t: Time, sigma_data: float = 1.0) -> Reading:
+        """How a prediction of the named target is read at times t: what `read` needs beside y and z."""
+        return reading(name, self.schedule, t, sigma_data)
+
+    def read(self, y: Tensor, z: Any, t: Any, *old: Any) -> Estimate:
+        """The belief that the network's output y (like z, or of twice the channels) says about z at time t.
+
+        The old order (y, target, z, t, sigma_data) reads y in the terms of that target.
+        """
+        if isinstance(z, str):
+            return Estimate(t, old[0], self.schedule, y=y, sigma_data=old[1] if len(old) > 1 else 1.0, named=z)
+        y, share = self.split(y, z)
+        known = None
+        if isinstance(t, float | int):
+            known = self._at("reading", t, z.device, lambda: self.reading(self.target, t, self.sigma_data))
+        return Estimate(
+            z, t, self.schedule, y=y, sigma_data=self.sigma_data, known=known, variance_share=share, named=self.target
+        )
+
+    def check_net(self, net: Any) -> None:
+        """Refuse a target that no network can be read by at the schedule's end, and a network of other outputs."""
+        targets.check(self.target, self.schedule)
+        has, wanted = getattr(net, "outputs", None), 1 if self.variance == "fixed" else 2
+        if isinstance(has, int) and has != wanted:
+            raise SfumatoError(
+                f"A denoiser with variance={self.variance!r} needs a network of outputs={wanted}, not {has}."
+            )
+
+    def _at(self, kind: str, t: Time, device: torch.device, make: Callable[[], _Made]) -> _Made:
+        """What depends on the time alone; that of a number is kept, since a sampler comes back to its times."""
+        if not isinstance(t, float | int) or torch.compiler.is_compiling():
+            return make()
+        kept: dict[Any, Any] = self.__dict__.setdefault("_kept", {})
+        key = (kind, t, device)
+        if key not in kept:
+            with torch.inference_mode(False), torch.no_grad():
+                made = make()
+            if len(kept) >= KEPT_TIMES:
+                kept.clear()
+            kept[key] = made
+        return kept[key]
+
+    # -- the loss ----------------------------------------------------------------------------------------------------
+
+    def loss(
+        self,
+        belief: Estimate,
+        x: Tensor,
+        noise: Noise | Tensor,
+        weight: Callable[[Tensor], Tensor] | None,
+        times: Density,
+    ) -> Tensor:
+        """1/2 w / p |eps - eps_hat|^2, (B,), in the terms of the target, where no precision is lost.
+
+        weight None is the plain squared error of the target, 1/2 |y - y_hat|^2.
+        """
+        eps, t = numbers_like(noise, x), belief.t.expand(len(x))
+        row = targets.row(self.target, self.schedule, t, self.sigma_data)
+        wanted = broadcast(row.a, x) * x + broadcast(row.b, x) * eps
+        error = (belief.target(self.target) - wanted).flatten(1).square().sum(1)
+        if weight is None:
+            return 0.5 * error
+        scale = factor(self.schedule, row, t, times, weight)
+        if scale.device.type == "cpu":  # elsewhere the question would make the device wait
+            finite(scale.detach(), self.schedule.logsnr(t))
+        return 0.5 * scale.to(error) * error
+
+    # -- data and files ----------------------------------------------------------------------------------------------
+
+    def net_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """A network hears z itself."""
+        return tuple(shape)
+
+    def data(self, x: Tensor) -> Tensor:
+        """Any real numbers are clean states."""
+        return x
+
+    def table(self, x: Tensor) -> Tensor:
+        """The clean state itself."""
+        return x
+
     def config(self) -> dict[str, Any]:
-        return {"name": "Gaussian", "args": {"schedule": self.schedule.config()}}
+        args = {"schedule": self.schedule.config(), "target": self.target, "sigma_data": self.sigma_data}
+        return {"name": "Gaussian", "args": args | {"variance": self.variance}}
 
 
-def ancestral(alpha_t: Tensor, sigma_t: Tensor, alpha_s: Tensor, sigma_s: Tensor, eta: float = 1.0) -> Step:
-    """The eta family between two points of the path (2010.02502, Eq. 16), as coefficients of z_t, x and noise."""
-    ratio = alpha_t / alpha_s
-    variance = (sigma_t**2 - ratio**2 * sigma_s**2).clamp_min(0.0) * (sigma_s / sigma_t) ** 2
-    std = eta * variance.sqrt()
-    if bool((std > sigma_s).any()):
-        raise SfumatoError(f"eta = {eta:g} asks for more noise than the step's end holds: use a smaller eta.")
-    kept = torch.sqrt(sigma_s**2 - std**2) / sigma_t  # the part of eps = (z - alpha_t x)/sigma_t that stays
-    return Step(kept, alpha_s - kept * alpha_t, std)
+def factor(
+    schedule: Schedule, row: targets.Row, t: Tensor, times: Density, weight: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """w / p (alpha / det)^2 at times t for the row of a target there: the loss is half of it times |y - y_hat|^2."""
+    logsnr = schedule.logsnr(t)
+    return weight(logsnr) / times.density(logsnr, schedule) * targets.error_scale(row, *schedule(t))
 
 
-def from_config(config: dict[str, Any]) -> Any:
-    """The process that `config()` described."""
-    return build(config, "process")
+def finite(found: Tensor, logsnr: Tensor) -> None:
+    """Refuse factors that no loss can carry; found and logsnr of one shape."""
+    wrong = ~(found.abs() <= _LARGEST)
+    if bool(wrong.any()):
+        raise SfumatoError(
+            f"The loss weight over the time density is {float(found[wrong][0]):g} at logsnr "
+            f"{float(logsnr[wrong][0]):.4g}, which no loss can carry: keep away from that noise level, or take another "
+            "weight, time density or target."
+        )

@@ -7,13 +7,13 @@ from typing import Any
 
 from sfumato.registry import Named, build
 from sfumato.schedule import Schedule
-from sfumato.schedules.derived import FromBetas, FromFunction, Shifted, Tabulated
+from sfumato.schedules.derived import FromBetas, FromFunction, Kept, Shifted, Tabulated
 from sfumato.schedules.laws import Cauchy, Laplace
 from sfumato.schedules.paths import EDM, VE, Cosine, Flow, LinearBeta, LogLinear, Sigmoid, SubVP, Trig
 from sfumato.schedules.terminal import ZeroTerminalSNR, zero_terminal_snr
 
 __all__ = [
-    "EDM", "VE", "Cauchy", "Cosine", "Flow", "FromBetas", "FromFunction", "Laplace", "LinearBeta", "LogLinear",
+    "EDM", "VE", "Cauchy", "Cosine", "Flow", "FromBetas", "FromFunction", "Kept", "Laplace", "LinearBeta", "LogLinear",
     "Schedule", "Shifted", "Sigmoid", "SubVP", "Tabulated", "Trig", "ZeroTerminalSNR", "from_config", "named",
     "zero_terminal_snr",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sfumato.errors import SfumatoError
 from sfumato.registry import register
-from sfumato.schedule import Schedule, require
+from sfumato.schedule import Schedule, Time, as_time, require
 from sfumato.schedules.paths import LogSNRSchedule
 
 
@@ -32,15 +32,13 @@ class Shifted(Schedule):
         require(0 < self.factor < math.inf, self, f"a factor above 0, got {self.factor:g}")
         self._power()
 
-    def _power(self) -> float:
-        """p with alpha^p + sigma^p = 1 on the base (2: VP, 1: flow), 0 for alpha = 1."""
-        alpha, sigma = self.base(0.5)
-        for p in (1, 2):
-            if abs(float(alpha**p + sigma**p) - 1) < 1e-9:
-                return p
-        if abs(float(alpha) - 1) < 1e-12:
-            return 0
-        raise SfumatoError(f"{type(self.base).__name__} is neither VP, VE nor a flow, so that it cannot be shifted.")
+    def _power(self) -> int:
+        p = power(self.base)
+        if p is None:
+            raise SfumatoError(
+                f"{type(self.base).__name__} is neither VP, VE nor a flow, so that it cannot be shifted."
+            )
+        return p
 
     def curve(self, t: Tensor) -> tuple[Tensor, Tensor]:
         (alpha, sigma), p = self.base.curve(t), self._power()
@@ -62,6 +60,51 @@ class Shifted(Schedule):
 
     def curve_time(self, logsnr: Tensor) -> Tensor:
         return self.base.curve_time(logsnr + 2 * math.log(self.factor))
+
+
+def power(schedule: Schedule) -> int | None:
+    """p with alpha^p + sigma^p = 1 (2: VP, 1: flow), 0 for alpha = 1 (VE), None for another norm."""
+    alpha, sigma = schedule(0.5)
+    for p in (1, 2):
+        if abs(float(alpha**p + sigma**p) - 1) < 1e-9:
+            return p
+    return 0 if abs(float(alpha) - 1) < 1e-12 else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept(Schedule):
+    """(sqrt k, sqrt(1 - k)), k = alpha(t) of the base: a variance-preserving curve whose logsnr is logit k.
+
+    The clock of symbols that are kept with probability k: what is stated in logsnr (densities, weights, intervals) is
+    stated in logit k for them.
+    """
+
+    base: Schedule
+
+    def _share(self, t: Tensor) -> Tensor:
+        return self.base.curve(t)[0].clamp(0.0, 1.0)
+
+    def curve(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        k = self._share(t)
+        return k.sqrt(), (1 - k).sqrt()
+
+    def curve_rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        k, rate = self._share(t), self.base.curve_rates(t)[0]
+        return rate / (2 * k.sqrt()), -rate / (2 * (1 - k).sqrt())
+
+    def dlogsnr(self, t: Time) -> Tensor:
+        t = as_time(t)
+        k, rate = self._share(t), self.base.curve_rates(t)[0]
+        return torch.where((k == 0) | (k == 1), -torch.inf, rate / (k * (1 - k)))
+
+    def curve_time(self, logsnr: Tensor) -> Tensor:
+        p = power(self.base)
+        if p == 1:
+            return self.base.curve_time(2 * logsnr)
+        if p == 2:  # alpha^2 / (1 - alpha^2) with alpha = sigmoid(logsnr)
+            log_k = torch.nn.functional.logsigmoid(logsnr)
+            return self.base.curve_time(2 * log_k - torch.log(-torch.expm1(2 * log_k)))
+        return bisected(self, logsnr)
 
 
 class TableSchedule(LogSNRSchedule):

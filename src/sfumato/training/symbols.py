@@ -17,7 +17,7 @@ def symbols(steps: int, seed: int = 0) -> Plain:
     """
 
     def losses(model: Any, batch: Batch) -> Tensor:
-        x = model.symbols(batch.x)
+        x = model.process.data(batch.x)
         return nonequilibrium_loss(model, x, steps, batch.u, seed, batch.index, **batch.cond) / x[0].numel()
 
     return Plain(losses, seed)
