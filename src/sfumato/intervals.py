@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sfumato.roots import bisection
+
 LEVEL = 0.95
 
 
@@ -73,10 +75,8 @@ def student_quantile(p: float, freedom: int) -> float:
     low, high = 0.0, 1.0
     while _student(high, freedom) < p:
         high *= 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _student(middle, freedom) < p else (low, middle)
-    return (low + high) / 2
+    first, last = (torch.tensor(end, dtype=torch.float64) for end in (low, high))
+    return float(bisection(lambda t: torch.tensor(_student(float(t), freedom) < p), first, last, 80))
 
 
 def _student(t: float, freedom: int) -> float:

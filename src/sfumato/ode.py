@@ -21,8 +21,8 @@ from sfumato.conditions import Conditions, Given
 from sfumato.errors import SfumatoError
 from sfumato.exact import ExactDenoiser
 from sfumato.model import Model, compute_dtype
-from sfumato.schedule import Schedule
-from sfumato.solvers.grids import LOGSNR_LIMIT
+from sfumato.roots import bisection
+from sfumato.schedule import NODE_LIMIT, Schedule
 
 SHARE = 0.4  # of the steps that is spent evenly in log(tau)
 _ROWS = 512  # copies of a state are put side by side in one call of the model up to this many rows
@@ -51,7 +51,7 @@ class Track:
         """From sigma/alpha = sigma_min, or the schedule's own end where that is noisier, to t = 1."""
         if steps < 1:
             raise SfumatoError(f"The probability flow needs at least 1 step, got {steps}.")
-        least = scale * math.exp(-LOGSNR_LIMIT / 2) if sigma_min is None else float(sigma_min)
+        least = scale * math.exp(-NODE_LIMIT / 2) if sigma_min is None else float(sigma_min)
         own, last = (float(torch.exp(-schedule.logsnr(t) / 2)) for t in (0.0, 1.0))
         first = max(own, least)
         if not 0 < first < last:
@@ -72,12 +72,11 @@ def _clock(tau_0: float, tau_1: float, intervals: int) -> tuple[Tensor, Tensor]:
     """(tau, dtau/du) at equal steps of u from 0 to 1, float64."""
     span, ratio = tau_1 - tau_0, math.log(tau_1 / tau_0)
     u = torch.linspace(0, 1, intervals + 1, dtype=torch.float64)
-    low, high = torch.zeros_like(u), torch.full_like(u, ratio)  # of log(tau / tau_0)
-    for _ in range(64):
-        middle = (low + high) / 2
-        below = (1 - SHARE) * tau_0 * torch.expm1(middle) / span + SHARE * middle / ratio < u
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    tau = tau_0 * torch.exp((low + high) / 2)
+
+    def below(log: Tensor) -> Tensor:  # of log(tau / tau_0)
+        return (1 - SHARE) * tau_0 * torch.expm1(log) / span + SHARE * log / ratio < u
+
+    tau = tau_0 * torch.exp(bisection(below, torch.zeros_like(u), torch.full_like(u, ratio)))
     tau[0], tau[-1] = tau_0, tau_1
     return tau, 1 / ((1 - SHARE) / span + SHARE / (ratio * tau))
 

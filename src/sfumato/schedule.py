@@ -20,6 +20,13 @@ from sfumato.errors import SfumatoError
 
 Time = Tensor | float | int
 
+# Where an infinite logsnr is cut. Each use has its own, as what is drawn, stored and published rests on it.
+NODE_LIMIT = (
+    12.0  # nodes and clocks of solvers, sigma/alpha from exp(-6) to exp(6): beyond, a step is a step to the end
+)
+DRAWN_LIMIT = 15.0  # levels of training: beyond, the loss is constant to 3e-7 of its value
+HEARD_LIMIT = 40.0  # what a network hears: beyond, a state is clean or pure noise in double precision
+
 
 def as_time(t: Time) -> Tensor:
     """Any time or logsnr as a float64 tensor, on its own device."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sfumato.certification.walks import Level, Oracle, Source, Trace, Walk, level_at
 from sfumato.errors import SfumatoError
-from sfumato.schedule import Schedule
+from sfumato.schedule import NODE_LIMIT, Schedule
 from sfumato.schedules import VE, Flow, LinearBeta
 from sfumato.solvers import Linear, Plan, Solver, grids
 
@@ -150,7 +150,7 @@ class StepSubject(Subject):
 
     def whole(self, schedule: Schedule | None) -> tuple[float, float]:
         assert schedule is not None
-        start, stop = schedule.time(torch.tensor([-12.0, 12.0], dtype=torch.float64)).tolist()
+        start, stop = schedule.time(torch.tensor([-NODE_LIMIT, NODE_LIMIT], dtype=torch.float64)).tolist()
         return start, stop
 
     def walk(self, schedule: Schedule | None, steps: int, ends: tuple[float, float]) -> Walk:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sfumato.errors import SfumatoError
 from sfumato.objectives.times import TimeDensity
+from sfumato.roots import bisection
 from sfumato.schedule import Schedule
 
 
@@ -77,14 +78,11 @@ def _sorted(edges: Sequence[float]) -> list[float]:
 def _places(edges: list[float], times: TimeDensity, schedule: Schedule) -> Tensor:
     """u with logsnr(u) = edge by bisection of the quantile; an edge beyond the density's range is its end."""
     wanted = torch.tensor(edges, dtype=torch.float64)
-    low, high = torch.zeros_like(wanted), torch.ones_like(wanted)
     with torch.no_grad():
         top, bottom = times.logsnr(torch.tensor([0.0, 1.0], dtype=torch.float64), schedule).tolist()
-        for _ in range(60):
-            middle = (low + high) / 2
-            above = times.logsnr(middle, schedule) > wanted
-            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-    places = torch.where(wanted >= top, 0.0, torch.where(wanted <= bottom, 1.0, (low + high) / 2))
+        ends = torch.zeros_like(wanted), torch.ones_like(wanted)
+        inner = bisection(lambda u: times.logsnr(u, schedule) > wanted, *ends, rounds=60)
+    places = torch.where(wanted >= top, 0.0, torch.where(wanted <= bottom, 1.0, inner))
     empty = torch.nonzero(places.diff() <= 1e-12)
     if len(empty):
         k = int(empty[0])

@@ -30,8 +30,7 @@ from sfumato.model import Model, compute_dtype
 from sfumato.objectives.decoder import Cells, cell_nats, density_nats
 from sfumato.objectives.prior import prior_kl
 from sfumato.ode import data_scale
-from sfumato.schedule import Schedule
-from sfumato.solvers.grids import LOGSNR_LIMIT
+from sfumato.schedule import NODE_LIMIT, Schedule
 
 _ROWS = 512  # states that one call of the model sees, where samples are few
 _SHIFT = (1 << 23) - 1  # the stream of the strata's shifts under the role of the bound
@@ -51,7 +50,7 @@ class Span(NamedTuple):
     def of(cls, schedule: Schedule, scale: float, sigma_min: float | None = None) -> Span:
         """From sigma/alpha = sigma_min (exp(-6) of the data's size), or the schedule's own end, to t = 1."""
         low, own = schedule.logsnr_range
-        least = scale * math.exp(-LOGSNR_LIMIT / 2) if sigma_min is None else float(sigma_min)
+        least = scale * math.exp(-NODE_LIMIT / 2) if sigma_min is None else float(sigma_min)
         high = min(own, -2 * math.log(least)) if least > 0 else math.inf
         if not low < high < math.inf:
             end = math.exp(-low / 2) if low > -1400 else math.inf

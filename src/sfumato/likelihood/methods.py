@@ -20,7 +20,7 @@ from sfumato.likelihood.measured import DEQUANTISATIONS, Measured, gather
 from sfumato.model import Model
 from sfumato.objectives.decoder import cells_of
 from sfumato.ode import data_scale
-from sfumato.solvers.grids import LOGSNR_LIMIT
+from sfumato.schedule import NODE_LIMIT
 
 METHODS = ("ode", "elbo", "importance")
 _BATCH = 1 << 18  # numbers in a batch
@@ -68,7 +68,7 @@ def log_prob(
     cells = cells_of(spec) if how == "discretised" else None
     if cells is not None and sigma_min is None:
         # finer noise would charge for decimals that the cells do not hold
-        sigma_min = max(float(cells.half.min()), data_scale(model) * math.exp(-LOGSNR_LIMIT / 2))
+        sigma_min = max(float(cells.half.min()), data_scale(model) * math.exp(-NODE_LIMIT / 2))
     options: dict[str, Any] = {"steps": steps, "probes": probes, "seed": seed, "sigma_min": sigma_min}
     measure: Any = {
         "ode": partial(ode, trace=trace),

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
-from sfumato.objectives.density import LIMIT, TimeDensity, limits
+from sfumato.objectives.density import TimeDensity, limits
 from sfumato.registry import register
-from sfumato.schedule import Schedule
+from sfumato.schedule import DRAWN_LIMIT, Schedule
 
 
 class Adaptive(TimeDensity):
@@ -41,7 +41,9 @@ class Adaptive(TimeDensity):
                 f"got {bins}, {half_life:g}, {floor:g} and {smooth:g}."
             )
         self.moment, self.bins, self.half_life, self.floor = moment, bins, half_life, floor
-        self.edges = torch.linspace(LIMIT, -LIMIT, bins + 1, dtype=torch.float64)  # falling, as logsnr falls in u
+        self.edges = torch.linspace(
+            DRAWN_LIMIT, -DRAWN_LIMIT, bins + 1, dtype=torch.float64
+        )  # falling, as logsnr falls in u
         apart = torch.arange(bins, dtype=torch.float64)[:, None] - torch.arange(bins)
         # the constant lends a bin that no neighbour of was seen the mean of all
         self._kernel = torch.exp(-0.5 * (apart / smooth) ** 2) + 1e-6
@@ -82,7 +84,7 @@ class Adaptive(TimeDensity):
         return mass[i] / width[i]
 
     def _bin(self, logsnr: Tensor) -> Tensor:
-        place = (LIMIT - logsnr) * (self.bins / (2 * LIMIT))
+        place = (DRAWN_LIMIT - logsnr) * (self.bins / (2 * DRAWN_LIMIT))
         return place.floor().long().clamp(0, self.bins - 1)
 
     # -- what is learned -----------------------------------------------------------------------------------------

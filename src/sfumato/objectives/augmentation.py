@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from sfumato.objectives.weights import Weight
+from sfumato.roots import bisection
 
 _NODES = 12  # of a panel, on which w is a polynomial
 _PANELS, _MOST = 64, 2048  # at first, and after the panels on which w is none have been halved
@@ -59,12 +60,9 @@ class Augmentation:
 
         For a weight that never rises, by bisection.
         """
-        lo, hi = torch.full_like(u, self.lo), torch.full_like(u, self.hi)
-        for _ in range(60):
-            mid = (lo + hi) / 2
-            below = 1 - self.survival(mid) <= u
-            lo, hi = torch.where(below, mid, lo), torch.where(below, hi, mid)
-        return torch.where(u >= 1 - self.atom, self.hi, (lo + hi) / 2)
+        ends = torch.full_like(u, self.lo), torch.full_like(u, self.hi)
+        inner = bisection(lambda level: 1 - self.survival(level) <= u, *ends, rounds=60)
+        return torch.where(u >= 1 - self.atom, self.hi, inner)
 
     def density(self, logsnr: Tensor) -> Tensor:
         """-w'(logsnr) / w(lo) inside the range, 0 outside; negative where w rises. The atom is not in it."""

@@ -9,16 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from sfumato import noise
-from sfumato.schedule import Schedule
-
-# Where a schedule's logsnr is infinite: beyond +-15 the loss is constant to 3e-7 of its value.
-LIMIT = 15.0
+from sfumato.schedule import DRAWN_LIMIT, Schedule
 
 
 def limits(schedule: Schedule) -> tuple[float, float]:
     """(lowest, highest) logsnr that a density draws under this schedule: its range, cut to +-15."""
     lo, hi = schedule.logsnr_range
-    return max(lo, -LIMIT), min(hi, LIMIT)
+    return max(lo, -DRAWN_LIMIT), min(hi, DRAWN_LIMIT)
 
 
 class TimeDensity(abc.ABC):

@@ -28,9 +28,9 @@ from torch.nn.functional import softplus
 from sfumato import noise
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
-from sfumato.objectives.density import LIMIT, TimeDensity, limits
+from sfumato.objectives.density import TimeDensity, limits
 from sfumato.registry import register
-from sfumato.schedule import Schedule
+from sfumato.schedule import DRAWN_LIMIT, Schedule
 from sfumato.schedules import Tabulated
 
 _NODES = 256  # between which an inverse is sought
@@ -103,8 +103,10 @@ class Learned(TimeDensity):
     def __init__(self, width: int = 64, lr: float = 0.03, ends: tuple[float, float] | None = None) -> None:
         if not lr > 0:
             raise SfumatoError(f"The learning rate of a learned density must be above 0, not {lr:g}.")
-        if ends is not None and not -LIMIT <= ends[0] < ends[1] <= LIMIT:
-            raise SfumatoError(f"Learned ends begin with two rising logsnr values within +-{LIMIT:g}, not {ends}.")
+        if ends is not None and not -DRAWN_LIMIT <= ends[0] < ends[1] <= DRAWN_LIMIT:
+            raise SfumatoError(
+                f"Learned ends begin with two rising logsnr values within +-{DRAWN_LIMIT:g}, not {ends}."
+            )
         self.net, self.ends = Monotone(width), None
         if ends is not None:  # the lowest, and the logarithm of the length, so that they cannot cross
             first = torch.tensor([ends[0], math.log(ends[1] - ends[0])], dtype=torch.float64)

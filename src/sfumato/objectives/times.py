@@ -24,6 +24,7 @@ from sfumato.objectives.density import TimeDensity as TimeDensity
 from sfumato.objectives.density import limits as limits
 from sfumato.objectives.learned import learned as learned
 from sfumato.registry import Named, make, register
+from sfumato.roots import bisection
 from sfumato.schedule import Schedule
 
 
@@ -143,12 +144,7 @@ class Mode(Law):
     def _place(self, logsnr: Tensor) -> Tensor:
         """v <= 1/2 of the flow time min(t, 1 - t), by bisection: t(1 - v) = 1 - t(v)."""
         t = torch.sigmoid(-logsnr.abs() / 2)
-        lo, hi = torch.zeros_like(t), torch.full_like(t, 0.5)
-        for _ in range(54):
-            mid = (lo + hi) / 2
-            below = self._time(mid) < t
-            lo, hi = torch.where(below, mid, lo), torch.where(below, hi, mid)
-        return (lo + hi) / 2
+        return bisection(lambda v: self._time(v) < t, torch.zeros_like(t), torch.full_like(t, 0.5), rounds=54)
 
     def survival(self, logsnr: Tensor) -> Tensor:
         place = self._place(logsnr)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sfumato.errors import SfumatoError
 from sfumato.registry import register
+from sfumato.roots import bisection
 from sfumato.schedule import Schedule, Time, as_time, require
 from sfumato.schedules.paths import LogSNRSchedule
 
@@ -215,9 +216,4 @@ class FromFunction(Schedule):
 
 def bisected(schedule: Schedule, logsnr: Tensor) -> Tensor:
     """t in [0, 1] with schedule.logsnr(t) = logsnr, to rounding."""
-    lo, hi = torch.zeros_like(logsnr), torch.ones_like(logsnr)
-    for _ in range(64):
-        mid = (lo + hi) / 2
-        above = schedule.logsnr(mid) > logsnr
-        lo, hi = torch.where(above, mid, lo), torch.where(above, hi, mid)
-    return (lo + hi) / 2
+    return bisection(lambda t: schedule.logsnr(t) > logsnr, torch.zeros_like(logsnr), torch.ones_like(logsnr))

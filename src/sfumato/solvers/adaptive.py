@@ -16,11 +16,10 @@ from torch import Tensor
 
 from sfumato.errors import SfumatoError
 from sfumato.registry import register
-from sfumato.schedule import Schedule
+from sfumato.schedule import NODE_LIMIT, Schedule
 from sfumato.solvers import grids
 from sfumato.solvers.build import Builder, Solver
 from sfumato.solvers.clocks import clock
-from sfumato.solvers.grids import LOGSNR_LIMIT
 from sfumato.solvers.lines import Corrector
 from sfumato.solvers.plan import Plan
 
@@ -54,7 +53,7 @@ class Adaptive(Solver):
         start, stop, steps = b.nodes[0], b.nodes[-1], len(b.nodes) - 1
         last = stop
         if stop == 0 and b.point(0.0)[1] == 0:  # E[eps|z] is not continuous there: end a little before
-            last = float(b.schedule.time(LOGSNR_LIMIT))
+            last = float(b.schedule.time(NODE_LIMIT))
         begin, end = (_FLOW.time(*b.point(t)) for t in (start, last))
         taus = tuple(torch.linspace(begin, end, steps + 1, dtype=torch.float64).tolist())
         way = Way(self, b.schedule, (start, last), taus)

@@ -16,10 +16,8 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
-from sfumato.schedule import Schedule
-
-# Clocks that are infinite at an end are cut here: sigma/alpha from exp(-6) to exp(6).
-LOGSNR_LIMIT = 12.0
+from sfumato.roots import bisection
+from sfumato.schedule import NODE_LIMIT, Schedule
 
 
 def _normal(start: Tensor, stop: Tensor) -> Tensor:
@@ -102,7 +100,7 @@ class LogSNR(Grid):
 
 def _cut(schedule: Schedule, t_start: float, t_stop: float) -> Tensor:
     lam = schedule.logsnr(torch.tensor([t_start, t_stop], dtype=torch.float64))
-    return torch.where(lam.isinf(), lam.clamp(-LOGSNR_LIMIT, LOGSNR_LIMIT), lam)
+    return torch.where(lam.isinf(), lam.clamp(-NODE_LIMIT, NODE_LIMIT), lam)
 
 
 def _clean_after(
@@ -158,12 +156,9 @@ class FlowTime(Grid):
             return flow + self.share * (lam - cut[0]) / (cut[1] - cut[0]) + self.middle * normal
 
         wanted = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-        high, low = tau_start.expand_as(wanted).clone(), tau_stop.expand_as(wanted).clone()
-        for _ in range(60):
-            mid = (high + low) / 2
-            before = measure(mid) < wanted
-            high, low = torch.where(before, mid, high), torch.where(before, low, mid)
-        return schedule.time(-2 * torch.logit((high + low) / 2))
+        ends = tau_stop.expand_as(wanted), tau_start.expand_as(wanted)
+        tau = bisection(lambda tau: ~(measure(tau) < wanted), *ends, rounds=60)
+        return schedule.time(-2 * torch.logit(tau))
 
 
 @dataclasses.dataclass(frozen=True)

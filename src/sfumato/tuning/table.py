@@ -22,10 +22,9 @@ from torch import Tensor
 
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
-from sfumato.schedule import Schedule
+from sfumato.schedule import NODE_LIMIT, Schedule
 from sfumato.solvers import Linear, Plan
 
-LOGSNR_LIMIT = 12.0  # the clock of the times ends here where a schedule's logsnr is infinite
 LEAST_SHARE = 1e-4  # no step starts shorter than this share of the clock
 
 
@@ -84,7 +83,7 @@ class Clock:
     def __init__(self, schedule: Schedule, start: float, stop: float) -> None:
         self.schedule, self.start = schedule, start
         ends = schedule.logsnr(torch.tensor([start, stop], dtype=torch.float64))
-        self.low, self.high = ends.clamp(-LOGSNR_LIMIT, LOGSNR_LIMIT).tolist()
+        self.low, self.high = ends.clamp(-NODE_LIMIT, NODE_LIMIT).tolist()
 
     def free(self, times: Tensor) -> Tensor:
         """The free numbers (N,) of N times, the first of which is the start."""
