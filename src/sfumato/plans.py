@@ -8,8 +8,7 @@ from sfumato.compose import Guided, Wrapped
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
 from sfumato.registry import make
-from sfumato.solvers import Ancestral, Plan, Solver, default
-from sfumato.solvers.plan import schedule_of
+from sfumato.solvers import Plan, Solver, default
 
 DEFAULT_STEPS = 20
 AnySolver = Solver | Plan | str  # a name stands for what it makes
@@ -37,10 +36,10 @@ def make_plan(
     return plan
 
 
-def usual_solver(model: Any) -> Solver:
-    """The solver of a model when none is named: by its state space, and by whether it is exact."""
-    exact = getattr(model, "exact", False)
-    return Ancestral() if schedule_of(model.process) is None else default(exact=exact)
+def usual_solver(model: Any) -> Any:
+    """The solver of a model when none is named: by its process, and by whether it is exact."""
+    name = model.process.default_solver
+    return default(exact=getattr(model, "exact", False)) if name == "multistep" else make("solver", name)
 
 
 def stored_plan(

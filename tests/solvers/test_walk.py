@@ -280,5 +280,5 @@ def test_a_corrector_calls_the_model_by_itself_and_carries(model):
 
 
 def test_plans_of_bridges_go_into_files():
-    plan = Plan("Bridges", 2, (1.0, 0.5), 0.0, (), (Bridge(1.0), Bridge(0.0)))
+    plan = Plan("Bridges", 2, (1.0, 0.5), 0.0, (), (Bridge(1.0), Bridge(0.0, draws=False)))
     assert Plan.from_dict(plan.to_dict()) == plan and plan.stochastic and "Bridge" in str(plan)

@@ -108,7 +108,7 @@ class Solver(abc.ABC):
                 f"{type(self).__name__} adds up real numbers, and cannot sample the states of "
                 f"{type(process).__name__}: take {' or '.join(serving())}."
             )
-        schedule = process.schedule if schedule is None else schedule
+        schedule = process.clock if schedule is None else schedule
         return self.build(Builder(process, schedule, self.grid.times(schedule, steps, t_start, t_stop)))
 
 

@@ -7,18 +7,17 @@ Hoogeboom et al. 2021 (2102.05379). Of a Gaussian process it is DDPM (Ho et al. 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from sfumato.process import Uniform
+from sfumato.registry import register
 from sfumato.schedule import Schedule
 from sfumato.solvers import grids
 from sfumato.solvers.build import Builder, Solver
-from sfumato.solvers.lines import Bridge, Jump
-from sfumato.solvers.plan import Plan
-from sfumato.state import numbers_like
+from sfumato.solvers.lines import Bridge
+from sfumato.solvers.plan import Plan, schedule_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,26 +28,24 @@ class EqualTimes(grids.Grid):
         return torch.tensor([t_start + (t_stop - t_start) * k / steps for k in range(steps + 1)], dtype=torch.float64)
 
 
-@dataclasses.dataclass(frozen=True)
-class SymbolStep(Jump):
-    """A draw of every symbol under the belief."""
-
-    process: Uniform
-
-    def __call__(self, z: Tensor, belief: Any, s: Tensor | float, noise: Any) -> Tensor:
-        prob = self.process.bridge(belief, s)
-        return self.process.draw(prob, numbers_like(noise, prob[..., 0]))
-
-
+@register("solver", "ancestral")
+@register("solver", "bridge", eta=0.0)
 @dataclasses.dataclass(frozen=True)
 class Ancestral(Solver):
-    """The reverse chain of any process, one call a step; what the belief draws with eta = 1."""
+    """Steps of any process to what its belief draws, one call each.
+
+    eta = 1 is the reverse chain (of real numbers DDPM, of symbols their posterior), eta = 0 has as little noise as can
+    be (DDIM; the fewest changes of symbols).
+    """
 
     any_process: ClassVar[bool] = True
     grid: grids.Grid = dataclasses.field(default_factory=EqualTimes)
+    eta: float = 1.0
 
     def build(self, b: Builder) -> Plan:
+        draws = self.eta != 0 or schedule_of(b.process) is None
         for t in b.nodes[:-1]:
             b.times.append(t)
-            b.jump(SymbolStep(b.process) if isinstance(b.process, Uniform) else Bridge(eta=1.0))
-        return Plan("Ancestral", len(b.times), tuple(b.times), b.nodes[-1], (), tuple(b.lines))
+            b.jump(Bridge(self.eta, draws))
+        name = "Ancestral" if self.eta == 1 else f"Ancestral(eta={self.eta:g})"
+        return Plan(name, len(b.times), tuple(b.times), b.nodes[-1], (), tuple(b.lines))

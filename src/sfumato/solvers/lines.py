@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -48,15 +48,16 @@ class Jump(abc.ABC):
         """The state at s, a number or (B,), from z and the belief about it; noise as `belief.to` takes it, or None."""
 
 
+@final
 @dataclasses.dataclass(frozen=True)
 class Bridge(Jump):
-    """A draw of z_s by the belief itself: eta = 0 is DDIM of a Gaussian process, eta = 1 its ancestral step (DDPM)."""
+    """A draw of z_s by the belief itself: eta = 0 is DDIM of a Gaussian process, eta = 1 its ancestral step (DDPM).
+
+    draws: whether it takes noise; symbols are drawn whatever their eta.
+    """
 
     eta: float = 1.0
-
-    @property
-    def draws(self) -> bool:  # type: ignore[override]
-        return self.eta != 0
+    draws: bool = True
 
     def __call__(self, z: State, belief: Any, s: Tensor | float, noise: Any) -> State:
         return belief.to(s, self.eta, noise)
@@ -88,7 +89,7 @@ def is_nonzero(c: Coefficient) -> bool:
 def to_json(line: AnyLine) -> dict[str, Any]:
     """A line as JSON: numbers, or lists where a coefficient has one for each element of the basis."""
     if isinstance(line, Bridge):
-        return {"bridge": line.eta}
+        return {"bridge": line.eta, "draws": line.draws}
     if not isinstance(line, Linear):
         raise SfumatoError(f"A plan with a line of kind {type(line).__name__} has no table, and no file.")
     sums = {name: {str(j): _listed(c) for j, c in getattr(line, name).items()} for name in "zx"}
@@ -97,7 +98,7 @@ def to_json(line: AnyLine) -> dict[str, Any]:
 
 def from_json(data: Mapping[str, Any]) -> AnyLine:
     if "bridge" in data:
-        return Bridge(float(data["bridge"]))
+        return Bridge(float(data["bridge"]), bool(data["draws"]))
     z, x = ({int(j): _read(c) for j, c in data[name].items()} for name in "zx")
     return Linear(z, x, _read(data["noise"]))
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
-from sfumato.process import Gaussian
+from sfumato.process import Gaussian, Product
 from sfumato.registry import register
 from sfumato.schedule import Schedule
 from sfumato.solvers.arithmetic import Program, compiled
@@ -36,6 +36,9 @@ def schedule_of(process: Any) -> Schedule | None:
     """The path of a process whose states are sums alpha x + sigma eps (or a schedule itself); None of another."""
     if isinstance(process, Schedule):
         return process
+    if isinstance(process, Product):
+        first, *others = map(schedule_of, process.processes.values())
+        return first if all(other == first for other in others) else None
     return process.schedule if isinstance(process, Gaussian) else None
 
 

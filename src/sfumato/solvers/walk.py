@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sfumato.belief import Estimate
 from sfumato.errors import SfumatoError
 from sfumato.solvers.arithmetic import Arithmetic
 from sfumato.solvers.draws import AnyNoise, as_source, drawn, for_belief, normal_like, renumbered
@@ -166,7 +165,7 @@ class Walk:
         for line, some in self._jumps(call):
             z = rows_of(old, some)
             source = for_belief(noise.rows(some), z) if noise is not None and line.draws else None
-            part = line(z, _part(belief, some), _one(self.plan.moments[call[some] + 1]), source)
+            part = line(z, belief.rows(some), _one(self.plan.moments[call[some] + 1]), source)
             new = map_state(lambda whole, part, some=some: _put(whole, some, part), new, part)
         self._move(rows, new)
 
@@ -228,7 +227,7 @@ def together(walks: Sequence[Walk]) -> None:
     belief = first.model(cat_states(states), _one(t), **_joined(conds))
     start = 0
     for (walk, rows), n in zip(due, sizes, strict=True):
-        walk._tell(rows, _part(belief, slice(start, start + n)))
+        walk._tell(rows, belief.rows(slice(start, start + n)))
         start += n
 
 
@@ -250,15 +249,6 @@ class Watched:
 
 def _mean(belief: Any, z: State) -> State:
     return belief.x if isinstance(z, Tensor) else belief.mean
-
-
-def _part(belief: Any, index: Tensor | slice) -> Any:
-    """The belief about some rows."""
-    if hasattr(belief, "rows"):
-        return belief.rows(index)
-    variance = None if belief.variance is None else belief.variance[index]
-    t = belief.t[index] if belief.t.ndim else belief.t
-    return Estimate(belief.z[index], t, belief.schedule, x=belief.x[index], variance=lambda: variance)
 
 
 def _one(t: Tensor) -> Tensor | float:
