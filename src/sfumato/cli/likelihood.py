@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from sfumato import artefact, data
+from sfumato.cli import conditions as asked
 from sfumato.cli.run import Voice
+from sfumato.conditions import Conditions, of_data
 from sfumato.data import DataSpec
 from sfumato.data.labels import read_labels
 from sfumato.errors import SfumatoError
@@ -38,15 +40,16 @@ def likelihood(options: Any, voice: Voice) -> None:
     if options.out is not None and Path(options.out).suffix.lower() != ".npz":
         raise SfumatoError(f"{options.out} has no known kind: end it in .npz")
     labels = None if options.labels is None else read_labels(options.labels)
-    source = data.open(options.data, labels=labels, size=options.size)
     denoiser = artefact.load(options.model, device=device_of(options.device))
+    source = data.open(options.data, labels=labels, size=options.size, conditions=denoiser.spec)
     # spread over the set: folders are sorted by class
     chosen = torch.linspace(0, len(source) - 1, min(options.number, len(source))).round().long()
-    label = _own_classes(source, chosen, denoiser.spec) if options.conditional else options.klass
-    cond: dict[str, Any] = {} if label is None else {"label": label}
+    given = asked.conditions(asked.said(options, options.klass), denoiser.spec, len(chosen))
+    cond = Conditions({**_own(source, chosen, denoiser.spec), **given}) if options.conditional else given
     found = log_prob(
         denoiser, source.x[chosen], options.method, options.steps, options.trace, options.probes, options.seed,
-        index=chosen, batch=options.batch, dequantisation=options.dequantisation, particles=options.particles, **cond,
+        index=chosen, batch=options.batch, dequantisation=options.dequantisation, particles=options.particles,
+        cond=cond,
     )  # fmt: skip
     if options.out is not None:
         _write(Path(options.out).expanduser(), found, chosen)
@@ -55,12 +58,13 @@ def likelihood(options: Any, voice: Voice) -> None:
     voice.say(*report(found, denoiser.spec))
 
 
-def _own_classes(source: data.Source, chosen: torch.Tensor, spec: DataSpec) -> torch.Tensor:
-    """The classes of the data in the model's numbering, by name."""
-    if source.labels is None:
-        raise SfumatoError("--conditional needs data with classes: give --labels, or leave it out")
-    numbers = torch.tensor([spec.class_index(name) for name in source.classes])
-    return numbers[source.labels[chosen]]
+def _own(source: data.Source, chosen: torch.Tensor, spec: DataSpec) -> Conditions:
+    """What the data say of these samples, as the model hears it."""
+    found = of_data(spec, source, chosen)
+    if not found:
+        raise SfumatoError("--conditional needs data with classes (or other conditions of the model): give --labels, or "
+                           "leave it out")  # fmt: skip
+    return found
 
 
 def facts(found: Measured) -> dict[str, Any]:

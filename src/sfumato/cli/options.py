@@ -159,6 +159,7 @@ class Tune:
     noise: Annotated[
         float, flag("0: the ODE, without noise; 1: the reverse SDE, whose samples draw noise at each step.", "FLOAT")
     ] = 0.0
+    condition: ASKED = ()
     guidance: Annotated[
         float | None,
         flag("Guidance scale that the plan is for. Without it, that of the model's own training grids.", "FLOAT"),

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
 from sfumato import __version__, artefact, plans, sampling
+from sfumato.cli import conditions as asked
 from sfumato.cli import write
 from sfumato.cli.run import Voice
 from sfumato.compose import guide
+from sfumato.conditions import Conditions
 from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
@@ -47,18 +49,18 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE) -> dic
     out = world.told(lambda: options.out or write.default_name(spec))
     path, folder = world.told(lambda: (write.check(out), write.is_folder(out)))
     index = _index(options, spec)
-    labels = _labels(options, spec, index)
-    scale = guidance_scale(options, denoiser)
+    given = asked.said(options, options.class_)
+    cond = asked.in_turn(asked.conditions(given, spec, len(index)), spec, index)
+    scale = guidance_scale(options, denoiser, cond)
     interval = options.guidance_interval
     plan = plans.make_plan(denoiser, options.steps, options.solver, guidance=scale, interval=interval)
     model = denoiser if scale is None else guide(denoiser, scale, interval)
-    _say_choices(options, spec, scale, note)
+    _say_choices(options, spec, given, scale, note)
     if any(plan is own for own in denoiser.plans.values()):
         note(f"The model's own plan of {plan.steps} steps is used ({plan.name}); --solver takes another.")
-    x = _draw(model, plan, options, index, labels, world)
-    facts = manifest(options, contract, denoiser, plan, scale, index, spec)
-    names = None if labels is None else labels.numpy()
-    files = world.told(lambda: write.write(path, folder, x, names, spec, facts))
+    x = _draw(model, plan, options, index, cond, world)
+    facts = manifest(options, contract, denoiser, plan, scale, index, given)
+    files = world.told(lambda: write.write(path, folder, x, asked.columns(cond, spec), spec, facts))
     return {"out": out, "files": files, "seconds": round(time.monotonic() - started, 2), "manifest": facts}
 
 
@@ -72,7 +74,7 @@ def _index(options: Any, spec: DataSpec) -> torch.Tensor:
     """The numbers of the samples."""
     number = options.number
     if number is None:
-        few = 0 < len(spec.classes) <= MOST_CLASSES and options.class_ is None
+        few = 0 < len(spec.classes) <= MOST_CLASSES and "label" not in asked.said(options, options.class_)
         number = PER_CLASS * len(spec.classes) if few else NUMBER
     for name, value, least in (("-n", number, 1), ("--batch", options.batch, 1), ("--first", options.first, 0)):
         if value < least:
@@ -82,32 +84,33 @@ def _index(options: Any, spec: DataSpec) -> torch.Tensor:
     return torch.arange(options.first, options.first + number)
 
 
-def _labels(options: Any, spec: DataSpec, index: torch.Tensor) -> torch.Tensor | None:
-    """The class of each sample: the one asked for, or all in turn by the sample's number."""
-    if options.class_ is not None:
-        return torch.full_like(index, spec.class_index(options.class_))
-    return index % len(spec.classes) if spec.classes else None
-
-
-def guidance_scale(options: Any, denoiser: Denoiser) -> float | None:
-    """The guidance scale: asked for, or that of the model's training grids; None for a model without classes."""
-    if denoiser.spec is not None and denoiser.spec.classes:
+def guidance_scale(options: Any, denoiser: Denoiser, given: Collection[str]) -> float | None:
+    """The guidance scale: asked for, or that of the model's training grids; None where nothing is guided to."""
+    if given:
         return float(denoiser.provenance.get("guidance", 1.0) if options.guidance is None else options.guidance)
     if options.guidance is not None or options.guidance_interval is not None:
+        known = denoiser.spec.conditions if denoiser.spec is not None else {}
+        if known:
+            raise SfumatoError(f"there is nothing to guide to: say one of {', '.join(known)} by --condition NAME=VALUE")
         raise SfumatoError("this model has no classes, so there is nothing to guide to: leave --guidance out")
     return None
 
 
-def _say_choices(options: Any, spec: DataSpec, scale: float | None, note: Callable[[str], None]) -> None:
+def _say_choices(
+    options: Any, spec: DataSpec, given: Mapping[str, str], scale: float | None, note: Callable[[str], None]
+) -> None:
     """What was chosen where nobody said."""
-    if spec.classes and options.class_ is None:
+    if spec.classes and "label" not in given:
         note(f"No --class was given: the samples go through all {len(spec.classes)} classes in turn.")
+    left = [name for name in spec.conditions if name not in given and not (name == "label" and spec.classes)]
+    if left:
+        note(f"Left open, as a model that was not told: {', '.join(left)}; --condition {left[0]}=VALUE says one.")
     if scale is not None and options.guidance is None:
         note(f"Guidance scale {scale:g}; --guidance sets another.")
 
 
 def _draw(
-    model: Any, plan: Plan, options: Any, index: torch.Tensor, labels: torch.Tensor | None, world: World
+    model: Any, plan: Plan, options: Any, index: torch.Tensor, given: Conditions, world: World
 ) -> np.ndarray:
     """Samples batch by batch, with a bar on a terminal."""
     from tqdm import tqdm
@@ -115,8 +118,10 @@ def _draw(
     parts = []
     with tqdm(total=len(index), unit=" samples", disable=None if world.leads else True, leave=False) as bar:
         for rows in torch.arange(len(index)).split(options.batch * world.size):
-            cond: dict[str, Any] = {} if labels is None else {"label": labels[rows]}
-            parts.append(sampling.sample(model, solver=plan, seed=options.seed, index=index[rows], world=world, **cond))
+            cond = given.rows(rows)
+            parts.append(
+                sampling.sample(model, solver=plan, seed=options.seed, index=index[rows], world=world, cond=cond)
+            )
             bar.update(len(rows))
     x = torch.cat(parts)
     return (x.float() if x.dtype == torch.bfloat16 else x).numpy()  # NumPy has no bfloat16
@@ -124,7 +129,7 @@ def _draw(
 
 def manifest(
     options: Any, contract: dict[str, Any], denoiser: Denoiser, plan: Plan, scale: float | None,
-    index: torch.Tensor, spec: DataSpec,
+    index: torch.Tensor, given: Mapping[str, str],
 ) -> dict[str, Any]:  # fmt: skip
     """What made the samples, enough to make them again."""
     dtype = denoiser.compute_dtype or torch.float32
@@ -144,5 +149,10 @@ def manifest(
     }
     if scale is not None:
         facts |= {"guidance": scale, "guidance_interval": options.guidance_interval}
-        facts["class"] = "all in turn" if options.class_ is None else spec.classes[spec.class_index(options.class_)]
+    spec = denoiser.spec
+    if spec is not None and spec.classes:
+        facts["class"] = spec.classes[spec.class_index(given["label"])] if "label" in given else "all in turn"
+    others = {name: value for name, value in given.items() if name != "label" or "class" not in facts}
+    if others:
+        facts["conditions"] = others
     return {name: value for name, value in facts.items() if value is not None}

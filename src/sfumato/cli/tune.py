@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import shlex
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from sfumato import artefact
+from sfumato.cli import conditions as asked
 from sfumato.cli.run import Voice
 from sfumato.cli.sample import guidance_scale
 from sfumato.solvers import Plan
@@ -19,18 +21,22 @@ from sfumato.tuning import tune as fit
 def tune(options: Any, voice: Voice) -> None:
     started = time.monotonic()
     denoiser = artefact.load(options.model, device=device_of(options.device))
-    scale = guidance_scale(options, denoiser)
+    given = asked.said(options)
+    known = {} if denoiser.spec is None else denoiser.spec.conditions
+    scale = guidance_scale(options, denoiser, given or (["label"] if "label" in known else []))
     with Bar(voice) as bar:
         plan = fit(
             denoiser, options.steps, noise=options.noise, guidance=scale, interval=options.guidance_interval,
             points=options.points, rounds=options.rounds, batch=options.batch, seed=options.seed, progress=bar,
+            cond=asked.values(given),
         )  # fmt: skip
     name = artefact.store_plan(options.model, plan)
     facts = artefact.read_contract(options.model)
     assert plan.tuned is not None
     made = {"model": facts["path"], "hash": facts["hash"], "plan": name, "calls": plan.calls, **plan.tuned}
     voice.emit({**made, "seconds": round(time.monotonic() - started, 1)})
-    voice.say(*report(plan, name, facts["path"]), "", *how_to_use(options.model, options.steps, options.guidance))
+    used = how_to_use(options.model, options.steps, options.guidance, options.condition)
+    voice.say(*report(plan, name, facts["path"]), "", *used)
 
 
 def report(plan: Plan, name: str, path: str) -> list[str]:
@@ -53,8 +59,9 @@ def _figures(found: dict[str, float]) -> str:
     return f"rms {found['rms']:.3g}, median {found['median']:.3g}{law}"
 
 
-def how_to_use(model: str, steps: int, guidance: float | None) -> list[str]:
-    chosen = "" if guidance is None else f" --guidance {guidance:g}"
+def how_to_use(model: str, steps: int, guidance: float | None, given: Sequence[str]) -> list[str]:
+    chosen = "".join(f" --condition {shlex.quote(word)}" for word in given)
+    chosen += "" if guidance is None else f" --guidance {guidance:g}"
     return ["It is used by:", f"  sfumato sample {shlex.quote(model)} --steps {steps}{chosen}"]
 
 

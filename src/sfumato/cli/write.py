@@ -18,6 +18,8 @@ from sfumato.errors import SfumatoError
 from sfumato.files import atomic, reason
 
 FILES = (".png", ".npz", ".npy")
+KEYS = ("x", "labels", "classes", "manifest")  # of an .npz, which conditions of these names make way for
+Columns = dict[str, list[Any]]  # conditions by name, a value a sample
 
 
 def default_name(spec: DataSpec) -> str:
@@ -57,12 +59,12 @@ def is_folder(out: str) -> bool:
     return out.endswith(("/", os.sep)) or Path(out).is_dir() or not Path(out).suffix
 
 
-def write(
-    path: Path, folder: bool, x: np.ndarray, labels: np.ndarray | None, spec: DataSpec, facts: dict[str, Any]
-) -> int:
-    """Write samples x (N, *shape) in user units; returns the number of files."""
+def write(path: Path, folder: bool, x: np.ndarray, given: Columns, spec: DataSpec, facts: dict[str, Any]) -> int:
+    """Write samples x (N, *shape) in user units, with what is known of them; returns the number of files."""
     if folder:
-        return _folder(path, x, labels, spec, facts)
+        return _folder(path, x, given, spec, facts)
+    classes = {name: i for i, name in enumerate(spec.classes)}
+    labels = np.array([classes.get(name, -1) for name in given["label"]]) if classes and "label" in given else None
     kind = path.suffix.lower()
     if kind == ".png":
         columns, names, order = layout(len(x), labels, spec)
@@ -71,12 +73,26 @@ def write(
     arrays: dict[str, Any] = {"x": x, "manifest": np.array(json.dumps(facts))}
     if labels is not None:
         arrays |= {"labels": labels, "classes": np.array(list(spec.classes))}
+    for name, values in given.items():
+        if name != "label" or labels is None:
+            arrays[name if name not in KEYS else f"condition_{name}"] = array(values)
     with atomic(path) as temporary, temporary.open("wb") as file:
         if kind == ".npz":
             np.savez_compressed(file, **arrays)
         else:
             np.save(file, x, allow_pickle=False)
     return 1
+
+
+def array(values: list[Any]) -> np.ndarray:
+    """Values a sample as numbers with NaN, or as text with nothing, where one is None; names of a set have commas
+    between."""
+    first = next((value for value in values if value is not None), None)
+    if isinstance(first, str):
+        return np.array([value or "" for value in values])
+    if isinstance(first, list) and all(isinstance(name, str) for name in first):
+        return np.array([", ".join(names or ()) for names in values])
+    return np.array([np.full(np.shape(first), np.nan) if value is None else value for value in values], np.float64)
 
 
 def layout(count: int, labels: np.ndarray | None, spec: DataSpec) -> tuple[int | None, list[str] | None, np.ndarray]:
@@ -90,8 +106,10 @@ def layout(count: int, labels: np.ndarray | None, spec: DataSpec) -> tuple[int |
     return int(counts[0]), [spec.classes[i] for i in shown], np.argsort(labels, kind="stable")
 
 
-def _folder(path: Path, x: np.ndarray, labels: np.ndarray | None, spec: DataSpec, facts: dict[str, Any]) -> int:
+def _folder(path: Path, x: np.ndarray, given: Columns, spec: DataSpec, facts: dict[str, Any]) -> int:
     """One file a sample, named by its number and class: PNG for images, .npy for other data."""
+    labels = given.get("label") if spec.classes else None
+    others = {name: values for name, values in given.items() if values is not labels and _short(values[0])}
     first = int(facts["first"])
     width = max(5, len(str(first + len(x) - 1)))
     save: Callable[[Path, np.ndarray, dict[str, Any]], None] = _save_image if spec.kind == "image" else _save_array
@@ -99,13 +117,20 @@ def _folder(path: Path, x: np.ndarray, labels: np.ndarray | None, spec: DataSpec
     for i, sample in enumerate(x):
         own = {**facts, "index": first + i}
         name = f"{first + i:0{width}d}"
-        if labels is not None:
-            own["class"] = spec.classes[labels[i]]
+        if others:
+            own["conditions"] = {name: values[i] for name, values in others.items()}
+        if labels is not None and labels[i] is not None:
+            own["class"] = labels[i]
             name += "_" + re.sub(r"[^\w-]+", "-", own["class"]).strip("-")
         for key in ("first", "number"):
             own.pop(key)
         save(path / f"{name}{suffix}", _full_scale(sample, spec), own)
     return len(x)
+
+
+def _short(value: Any) -> bool:
+    """Whether a value fits into the manifest of a sample."""
+    return np.ndim(value) < 2
 
 
 def _full_scale(x: np.ndarray, spec: DataSpec) -> np.ndarray:

@@ -79,12 +79,13 @@ def with_label(found: Mapping[str, Column], names: Sequence[str]) -> dict[str, C
     return dict(found)
 
 
-def settled(source: Source, said: Mapping[str, str] | None = None) -> Source:
+def settled(source: Source, said: Mapping[str, str] | None = None, known: bool = False) -> Source:
     """The source with a kind for each condition; said: name -> kind, or "ignore".
 
+    known: these are kinds that a model knows, which the data may lack and of which one value says something.
     Raises SfumatoError for a name that the data has not got, an unknown kind, and values that cannot be of it.
     """
-    said = dict(said or {})
+    said = {name: kind for name, kind in (said or {}).items() if not known or name in source.conditions}
     _check(said, source.conditions)
     kept: dict[str, Column] = {}
     unread: dict[str, str] = {}
@@ -93,7 +94,7 @@ def settled(source: Source, said: Mapping[str, str] | None = None) -> Source:
         if said.get(name) == IGNORE:
             continue
         try:
-            kept[name] = _settled(name, found, said.get(name, found.kind), source.x.ndim)
+            kept[name] = _settled(name, found, said.get(name, found.kind), source.x.ndim, known and name in said)
         except Unread as why:
             if name == LABEL and found.names and len(found.given):
                 only = found.names[int(found.given[0])]
@@ -118,7 +119,7 @@ def _check(said: Mapping[str, str], known: Iterable[str]) -> None:
             raise SfumatoError(f"there is no condition {name!r} in the data: {hint}")
 
 
-def _settled(name: str, found: Column, kind: str, axes: int) -> Column:
+def _settled(name: str, found: Column, kind: str, axes: int, known: bool) -> Column:
     """The column as what it is said to be, or as what it looks like; `Unread` where it is of no use."""
     if found.kind and found.kind == kind:
         return found
@@ -131,7 +132,7 @@ def _settled(name: str, found: Column, kind: str, axes: int) -> Column:
         if not said and kind == "field":
             raise Unread(str(why)) from None
         raise SfumatoError(f"the condition {name!r} cannot be a {kind}: {why}") from None
-    if _constant(made):
+    if not known and _constant(made):
         raise Unread(f"its value is always {_shown(made)}")
     return replace(made, kind=kind)
 

@@ -23,6 +23,7 @@ from .labels import encode_labels
 from .picture import check_size, fit_cover
 from .rows import Mapped, Samples
 from .settle import columns, settled, with_label
+from .spec import DataSpec
 from .tars import expand
 
 __all__ = ["Size", "Source", "class_counts", "open"]
@@ -33,7 +34,7 @@ def open(
     labels: Any = None,
     size: Size | None = None,
     name: str | None = None,
-    conditions: Mapping[str, str] | None = None,
+    conditions: Mapping[str, str] | DataSpec | None = None,
 ) -> Source:
     """Sniff a data source.
 
@@ -46,23 +47,25 @@ def open(
     size: side in pixels, or (height, width), for images only.
     name: what to call it.
     conditions: name -> "label", "multilabel", "scalar", "vector" or "field", where it should not be guessed from the
-        values, or "ignore" to leave one out.
+        values, or "ignore" to leave one out; the spec of a model, for data as it knows them.
 
     Raises SfumatoError, in one sentence, for whatever cannot be used.
     """
+    spec = conditions if isinstance(conditions, DataSpec) else None
+    said = conditions if spec is None else {name: each.kind for name, each in spec.conditions.items()}
+    if _is_pair(obj):
+        obj, labels = obj[0], obj[1] if labels is None else labels
     if isinstance(obj, Source):
         source = obj
     elif isinstance(obj, str | os.PathLike):
-        source = _open_text(os.fspath(obj), size, conditions or {})
-    elif _is_pair(obj):
-        source = open(obj[0], labels=obj[1], size=size, conditions=conditions)
+        source = _open_text(os.fspath(obj), size, said or {})
     else:
         source = _open_object(obj)
     if size is not None:
         source = _resized(source, size)
     if labels is not None:
         source = source.having({LABEL: _labels(labels, len(source))} | _without(source.conditions, LABEL))
-    return settled(replace(source, name=name or source.name), conditions)
+    return settled(replace(source, name=name or source.name), said, known=spec is not None)
 
 
 def _without(conditions: Mapping[str, Column], name: str) -> dict[str, Column]:
