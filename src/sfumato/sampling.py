@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -134,6 +135,18 @@ def sample(
     keeping = kept_memory(getattr(model, "device", torch.device("cpu")))
     with torch.set_grad_enabled(grad_calls is not None), keeping, threads() as follower:
         return world.mapped(own, torch.arange(n))
+
+
+ARGUMENTS = inspect.signature(sample).parameters
+
+
+def apart(names: Iterable[str]) -> list[str]:
+    """What is to be said of conditions whose names are arguments of `sample`."""
+    return [
+        f"The condition {name!r} has an argument's name: give it as cond={{{name!r}: ...}}, or --condition {name}=..."
+        for name in names
+        if name in ARGUMENTS
+    ]
 
 
 def _end(walk: Iterator[State], follower: Threads) -> Tensor:

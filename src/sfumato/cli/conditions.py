@@ -28,6 +28,8 @@ def said(options: Any, label: str | None = None) -> dict[str, str]:
 
 def conditions(given: Mapping[str, str], spec: DataSpec, n: int) -> Conditions:
     """What was written, for n samples: one value, or the .npy file of one or of one a sample."""
+    if LABEL in given and LABEL not in spec.conditions:
+        spec.class_index(given[LABEL])  # which says so
     return resolve(spec, {"cond": values(given)}, n)
 
 

@@ -62,8 +62,9 @@ def _own(source: data.Source, chosen: torch.Tensor, spec: DataSpec) -> Condition
     """What the data say of these samples, as the model hears it."""
     found = of_data(spec, source, chosen)
     if not found:
-        raise SfumatoError("--conditional needs data with classes (or other conditions of the model): give --labels, or "
-                           "leave it out")  # fmt: skip
+        raise SfumatoError(
+            "--conditional needs data with classes (or other conditions): give --labels, or leave it out"
+        )
     return found
 
 

@@ -19,33 +19,27 @@ def info(options: Any, voice: Voice) -> None:
 
 def how_to_sample(model: str, facts: dict[str, Any]) -> list[str]:
     """The commands and the Python that draw from a model."""
-    spec = facts["spec"] or {}
-    name = example_class(spec)
-    out = "grid.png" if spec.get("kind") == "image" else "samples.npz"
-    scale = facts["provenance"].get("guidance", 2.0)
-    one = f" --class {shlex.quote(name)} --guidance {scale:g}" if name else ""
-    cond = f", guidance={scale}, label={name!r}" if name else ""
+    from sfumato.sampling import ARGUMENTS
+    from sfumato.training import examples
+
+    spec, scale = facts["spec"], facts["provenance"].get("guidance", 2.0)
+    out = "grid.png" if (spec or {}).get("kind") == "image" else "samples.npz"
     return [
         "To sample it:",
-        f"  sfumato sample {shlex.quote(model)} -n 64 -o {out}{one}",
+        f"  sfumato sample {shlex.quote(model)} -n 64 -o {out}{examples.flags(spec, scale)}",
         "or in Python, in the units of the data:",
-        f"  import sfumato as sf; x = sf.sample(sf.load({model!r}), 64{cond})",
+        f"  import sfumato as sf; x = {examples.python(spec, scale, f'sf.load({model!r})', ARGUMENTS)}",
     ]
-
-
-def example_class(spec: dict[str, Any]) -> str | None:
-    """The class that examples name: the first that needs no quotes, where there are classes."""
-    label = spec.get("conditions", {}).get("label", {})
-    classes = list(label.get("classes", ()) or spec.get("classes") or ())  # files of format 1 have them apart
-    return next((name for name in classes if name.isalnum()), classes[0] if classes else None)
 
 
 def inspect(options: Any, voice: Voice) -> None:
     from sfumato import data
     from sfumato.data.labels import read_labels
+    from sfumato.sampling import apart
 
     labels = None if options.labels is None else read_labels(options.labels)
     facts = data.inspect(options.data, labels=labels, size=options.size, conditions=declared(options.condition))
+    facts["notes"] += apart(facts["conditions"])
     voice.emit(facts)
     voice.say(*describe(facts))
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from sfumato import artefact
-from sfumato.cli.look import example_class
 from sfumato.cli.options import Sample
 from sfumato.cli.parse import train_config
 from sfumato.cli.run import Voice
 from sfumato.cli.sample import draw
 from sfumato.counting import Count, Pace
 from sfumato.machine.memory import limited
+from sfumato.training import examples
 from sfumato.training.console import Console
 from sfumato.training.control import say
 from sfumato.training.loop import Progress
@@ -116,9 +116,6 @@ def _finish(run: Run, voice: Voice, more: dict[str, str] | None = None) -> None:
 
 def next_steps(folder: str, facts: dict[str, Any], guidance: float) -> list[str]:
     """Commands worth typing after a run."""
-    spec = facts["spec"] or {}
-    out = "more.png" if spec.get("kind") == "image" else "more.npz"
-    chosen = example_class(spec)
-    one = f" --class {shlex.quote(chosen)} --guidance {guidance:g}" if chosen else ""
-    where = shlex.quote(folder)
+    out = "more.png" if (facts["spec"] or {}).get("kind") == "image" else "more.npz"
+    where, one = shlex.quote(folder), examples.flags(facts["spec"], guidance)
     return [f"sfumato sample {where} -n 64 --seed 1 -o {out}{one}", f"sfumato info {where}"]

@@ -92,7 +92,8 @@ def array(values: list[Any]) -> np.ndarray:
         return np.array([value or "" for value in values])
     if isinstance(first, list) and all(isinstance(name, str) for name in first):
         return np.array([", ".join(names or ()) for names in values])
-    return np.array([np.full(np.shape(first), np.nan) if value is None else value for value in values], np.float64)
+    shape = () if first is None else np.shape(first)
+    return np.array([np.full(shape, np.nan) if value is None else value for value in values], np.float64)
 
 
 def layout(count: int, labels: np.ndarray | None, spec: DataSpec) -> tuple[int | None, list[str] | None, np.ndarray]:

@@ -51,8 +51,8 @@ def open(
 
     Raises SfumatoError, in one sentence, for whatever cannot be used.
     """
-    spec = conditions if isinstance(conditions, DataSpec) else None
-    said = conditions if spec is None else {name: each.kind for name, each in spec.conditions.items()}
+    known = isinstance(conditions, DataSpec)
+    said = _kinds(conditions) if isinstance(conditions, DataSpec) else conditions
     if _is_pair(obj):
         obj, labels = obj[0], obj[1] if labels is None else labels
     if isinstance(obj, Source):
@@ -65,7 +65,11 @@ def open(
         source = _resized(source, size)
     if labels is not None:
         source = source.having({LABEL: _labels(labels, len(source))} | _without(source.conditions, LABEL))
-    return settled(replace(source, name=name or source.name), said, known=spec is not None)
+    return settled(replace(source, name=name or source.name), said, known)
+
+
+def _kinds(spec: DataSpec) -> dict[str, str]:
+    return {name: each.kind for name, each in spec.conditions.items()}
 
 
 def _without(conditions: Mapping[str, Column], name: str) -> dict[str, Column]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import conditions as kinds
-from ..conditions import Condition, Conditions, Given, Label, find_class
+from ..conditions import Condition, Label, find_class
 from ..conditions.real import Real
 from ..errors import SfumatoError
 from ..registry import register
@@ -127,21 +127,6 @@ class DataSpec:
         """The names of the condition "label"; a label is an index into them, -1 the null class."""
         label = self.conditions.get("label")
         return label.classes if isinstance(label, Label) else ()
-
-    def given(self, source: "Source", rows: Tensor | None = None) -> Conditions:
-        """What is known of the samples of a source, or of these, as models hear it.
-
-        Conditions that the source has not got are left out. Raises SfumatoError for a class that the model does not
-        know and for values in other units.
-        """
-        found = {}
-        for name in self.conditions.keys() & source.conditions.keys():
-            column = source.conditions[name]
-            try:
-                found[name] = _heard(self.conditions[name], column if rows is None else column.take(rows))
-            except SfumatoError as why:
-                raise SfumatoError(f"the condition {name!r} of {source.name}: {why}") from None
-        return Conditions({name: found[name] for name in self.conditions if name in found})
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -318,12 +303,6 @@ def fitted(name: str, column: "Column", rows: Tensor) -> Condition:
         raise SfumatoError(f"the condition {name!r}: {why}") from None
     assert isinstance(fitted, Real)
     return replace(fitted, low=whole.low, high=whole.high)
-
-
-def _heard(condition: Condition, column: "Column") -> Given:
-    if isinstance(condition, Label) and column.names == condition.classes:  # no names have to be looked up
-        return Given(torch.from_numpy(np.where(column.present, column.values, -1)), torch.from_numpy(column.present))
-    return condition.encode(column.spelt, len(column))
 
 
 def _conditions(data: Mapping[str, Any]) -> dict[str, Condition]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shlex
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import yaml
 from sfumato import __version__, artefact
 from sfumato.charts import Line, chart, page
 from sfumato.counting import clock
+from sfumato.data import DataSpec
 from sfumato.files import write_text
 from sfumato.levels import log as levels
 from sfumato.levels.drawing import rows, section, sections
 from sfumato.objectives import Objective
+from sfumato.training import examples
 from sfumato.training.config import docs
 from sfumato.training.folder import newest_step, read
 from sfumato.training.objective import schedule_of, times_of, weight_of
@@ -59,6 +62,9 @@ def _cards(lines: list[dict[str, Any]], model: dict[str, Any] | None) -> str:
         found.append((f"{model['parameters'] / 1e6:.2f} M", f"parameters, {model['net']['name']}"))
         shape = "\u2009×\u2009".join(map(str, model["spec"]["shape"]))
         found.append((shape, f"{model['spec']['dtype']} {model['spec']['kind']}s"))
+        conditions = DataSpec.from_dict(model["spec"]).conditions
+        if conditions:
+            found.append((", ".join(conditions), "what it is conditioned on"))
     if lines:
         last = lines[-1]
         found.append((f"{last['samples']:,}", f"samples seen, {last['epoch']:.1f} epochs"))
@@ -122,9 +128,8 @@ def _smooth(points: list[tuple[float, float]], most: int = 150) -> list[tuple[fl
 
 
 def _next(run: Path, model: dict[str, Any] | None, settings: dict[str, Any]) -> str:
-    classes = (model or {}).get("conditions", {}).get("label", {}).get("classes", [])
-    chosen = f" --class {_quoted(classes[0])} --guidance {settings['guidance']:g}" if classes else ""
-    where = _quoted(str(run))
+    chosen = examples.flags((model or {}).get("spec"), settings["guidance"])
+    where = shlex.quote(str(run))
     commands = (
         f"sfumato sample {where} -n 64{chosen} -o samples.png\n"
         f"sfumato resume {where} --minutes 30        # a larger total: training goes on where it stopped\n"
@@ -132,12 +137,6 @@ def _next(run: Path, model: dict[str, Any] | None, settings: dict[str, Any]) -> 
         f"import sfumato as sf\nmodel = sf.load({str(run)!r})\nx = sf.sample(model, 64, seed=0)"
     )
     return f"<h2>What to type next</h2><pre>{escape(commands)}</pre>"
-
-
-def _quoted(text: str) -> str:
-    import shlex
-
-    return shlex.quote(text)
 
 
 def _settings(settings: dict[str, Any], model: dict[str, Any] | None) -> str:

@@ -20,6 +20,7 @@ from sfumato.files import write_text
 from sfumato.model import Denoiser
 from sfumato.objectives.factor import check
 from sfumato.process import Gaussian
+from sfumato.sampling import apart
 from sfumato.training import checkpoint, config, folder, loggers
 from sfumato.training.config import TrainConfig, from_dict
 from sfumato.training.console import Console, Silent
@@ -166,6 +167,7 @@ def prepared(
     spec = DataSpec.fit(source, source.split(settings.holdout)[0])
     denoiser = _denoiser(_network(spec, settings, len(source)), spec, settings, device)
     loggers.check(settings.loggers)
+    source.notes.extend(apart(spec.conditions))
     return settings, source, denoiser
 
 
@@ -188,7 +190,9 @@ def _network(spec: DataSpec, settings: TrainConfig, samples: int) -> torch.nn.Mo
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         outputs = 2 if settings.variance == "learned" else 1
-        net = nets.named(settings.net, spec.shape, len(spec.classes), samples, outputs)
+        known = {name: each.network() for name, each in spec.conditions.items()}
+        beyond = known if len(known) > bool(spec.classes) else None  # classes alone are any network's argument
+        net = nets.named(settings.net, spec.shape, len(spec.classes), samples, outputs, beyond)
         return nets.Energy(net) if settings.energy and not isinstance(net, nets.Energy) else net
 
 

@@ -21,6 +21,7 @@ from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.intervals import Interval
+from sfumato.training import examples
 from sfumato.training.config import from_yaml
 from sfumato.training.folder import newest_step, read
 from sfumato.training.triples import BANDS, Triples, trend
@@ -67,10 +68,12 @@ def _trained(run: Path, lines: Sequence[Facts]) -> Facts:
     facts["incidents"] = len(json.loads(incidents.read_text(encoding="utf-8"))) if incidents.exists() else 0
     if (run / artefact.FILE).exists():
         model = artefact.read_contract(run)
+        spec = DataSpec.from_dict(model["spec"])
         facts["model"] = {
             "network": model["net"]["name"], "parameters": model["parameters"], "shape": model["spec"]["shape"],
-            "data": model["provenance"]["data"], "classes": list(DataSpec.from_dict(model["spec"]).classes),
-            "guidance": config.guidance, "kind": model["spec"]["kind"],
+            "data": model["provenance"]["data"], "classes": list(spec.classes), "conditions": list(spec.conditions),
+            "example": examples.flags(model["spec"], config.guidance), "guidance": config.guidance,
+            "kind": model["spec"]["kind"],
         }  # fmt: skip
     return facts
 
@@ -145,9 +148,7 @@ def _next(run: Path, facts: Facts) -> list[str]:
     where, model = shlex.quote(str(run)), facts.get("model")
     if not facts["done"]:
         return [f"sfumato resume {where}"] + ([f"sfumato sample {where}"] if model else [])
-    classes = [] if model is None else model["classes"]
-    name = next((one for one in classes if one.isalnum()), classes[0] if classes else None)
-    chosen = f" --class {shlex.quote(name)} --guidance {model['guidance']:g}" if model and name else ""
+    chosen = facts["model"]["example"] if model else ""
     found = facts["holdout"] or {}
     out = "samples.png" if model and model["kind"] == "image" else "samples.npz"
     raw = " --weights raw" if best_weights(found) == "raw" else ""
