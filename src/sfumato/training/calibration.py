@@ -207,7 +207,7 @@ def _facts(session: Session, device: torch.device) -> dict[str, Any]:
     return {
         "data": source.name, "samples": len(source), "train": len(session.train), "holdout": len(session.holdout),
         "shape": list(source.shape), "dtype": denoiser.spec.dtype, "classes": len(source.classes),
-        "notes": source.notes, "network": type(denoiser.net).__name__,
+        "conditions": list(denoiser.spec.conditions), "notes": source.notes, "network": type(denoiser.net).__name__,
         "parameters": sum(p.numel() for p in denoiser.parameters()), "device": str(device),
         "precision": str(dtype).removeprefix("torch."),
         "micro": min(session.state.micro, session.config.batch), "compile": compiling.when(denoiser, session.config),

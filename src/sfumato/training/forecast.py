@@ -27,9 +27,9 @@ from sfumato.training.costs import Costs, Interval
 class Forecast:
     """What `sf.train` would take with the same data and settings. Seconds, bytes.
 
-    facts: data, samples, train, holdout, shape, dtype, classes, network, parameters, device, precision, threads, micro
-    (samples that are computed at once; fewer than a batch where memory does not suffice), notes of the data, compile
-    (when the network is: never; before the first step, which the total then holds; or beside the run, whose gain nobody
+    facts: data, samples, train, holdout, shape, dtype, classes, conditions, network, parameters, device, precision,
+    threads, micro (samples that are computed at once; fewer than a batch where memory does not suffice), notes of the
+    data, compile (when the network is: never; before the first step, which the total then holds; or beside the run, whose gain nobody
     knows before: then the time of steps is an upper figure, and steps of a budget in minutes are a lower one).
     steps: of the optimiser, in the budget; epochs. step: seconds of one; thousand: of 1,000 with all that is between
     them; total: of the process, with start and end; loop: its parts, without them. memory: train and sample, the

@@ -1,0 +1,183 @@
+"""Conditions from the command line: from a folder, a file or a dict to a run, and from a run to samples."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import sfumato as sf
+from sfumato.training.console import Silent
+
+QUICK = ("--steps", 2, "--precision", "float32")
+RNG = np.random.default_rng(0)
+N = 60
+T = RNG.uniform(280, 320, N)
+X = np.stack([T - 300, RNG.normal(size=N)], 1)
+COLOURS = [("red", "green", "blue")[i % 3] for i in range(N)]
+BESIDE = {"temperature": T, "colour": np.array(COLOURS), "index": RNG.normal(size=(N, 3)), "n": np.arange(N) % 2 == 0}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """An untrained model of two coordinates that is conditioned on a number, two labels, a vector and a field."""
+    source = sf.data.open({"x": np.repeat(X[:, :, None], 4, 2), **BESIDE, "map": RNG.normal(size=(N, 2, 8))})
+    spec = sf.data.DataSpec.fit(source)
+    torch.manual_seed(0)
+    conditions = {name: each.network() for name, each in spec.conditions.items()}
+    net = sf.nets.build(spec.shape, size="tiny", conditions=conditions)
+    for parameter in net.parameters():  # else the last layer is zero, and hears nothing
+        torch.nn.init.normal_(parameter, std=0.1)
+    path = tmp_path_factory.mktemp("models") / "five.safetensors"
+    return sf.save(sf.Denoiser(net, sf.Gaussian(sf.schedules.Flow()), "velocity", 1.0, spec), path)
+
+
+def drawn(path):
+    with np.load(path) as archive:
+        return dict(archive)
+
+
+def test_samples_are_drawn_under_what_is_asked_and_carry_it(call, model):
+    np.save("map.npy", np.ones((2, 8)))
+    words = ("--condition", "temperature=310", "--condition", "index=0,0.5,1", "--condition", "colour=Red")
+    common = ("sample", model, "-n", 3, *QUICK, "--guidance", 1)
+    status, out, err = call(*common, *words, "--condition", "map=map.npy", "-o", "a.npz")
+    assert status == 0, err
+    assert "Left open" in err and err.split("Left open")[1].split(";")[0].endswith(": n")
+    found = drawn("a.npz")
+    manifest = json.loads(str(found["manifest"]))
+    assert manifest["conditions"] == {"temperature": "310", "index": "0,0.5,1", "colour": "Red", "map": "map.npy"}
+    assert found["temperature"] == pytest.approx(np.full(3, 310)) and found["colour"].tolist() == ["red"] * 3
+    assert found["index"] == pytest.approx(np.tile([0, 0.5, 1], (3, 1)), abs=1e-6) and found["map"].shape == (3, 2, 8)
+    loaded = sf.load(model)
+    given = {"temperature": 310.0, "colour": "red", "map": np.ones((2, 8))}
+    asked = sf.sample(loaded, 3, steps=2, **given, cond={"index": [0, 0.5, 1]})
+    assert np.array_equal(found["x"], asked.numpy())
+    open_ = sf.sample(loaded, 3, steps=2)
+    assert not np.allclose(found["x"], open_.numpy())
+    assert call("sample", model, "-n", 3, *QUICK, "-o", "open.npz")[0] == 0
+    assert np.array_equal(drawn("open.npz")["x"], open_.numpy()) and set(drawn("open.npz")) == {"x", "manifest"}
+    np.save("each.npy", np.array([290.0, np.nan, 310.0]))
+    assert call(*common, "--condition", "temperature=each.npy", "-o", "each.npz")[0] == 0
+    assert drawn("each.npz")["temperature"][[0, 2]] == pytest.approx([290, 310])
+    assert np.isnan(drawn("each.npz")["temperature"][1])
+    assert np.array_equal(drawn("each.npz")["x"][1], open_[1].numpy())  # a value that is missing is none
+    assert call(*common, *words, "-o", "folder/")[0] == 0 and len(list(Path("folder").iterdir())) == 3
+    again = sf.data.open("a.npz")
+    assert "temperature (its value is always" in " ".join(again.notes)
+
+
+def test_conditions_that_cannot_be_are_one_sentence(refused, model):
+    (Path.cwd() / "torn.npy").write_text("no array")
+    for word, sentence in {
+        "temprature=3": "'temprature': the model has none of this name: did you mean 'temperature'",
+        "temperature": "--condition takes NAME=VALUE, such as temperature=300, not 'temperature'",
+        "temperature=": "--condition takes NAME=VALUE",
+        "temperature=warm": "'temperature': 'warm' is no number",
+        "temperature=1,2": "'temperature': ",
+        "temperature=0": "'temperature': 0 is far out of the data, which ran from 28",
+        "colour=pink": "'colour': there is no class 'pink'; the classes are: 0 blue, 1 green, 2 red",
+        "index=1,2": "'index': a value is numbers of shape (3,), or one such a sample",
+        "map=missing.npy": "missing.npy cannot be read: no such file",
+        "map=torn.npy": "torn.npy holds no array",
+    }.items():
+        assert sentence in refused("sample", model, "-n", 2, "--condition", word), word
+    assert "no class 'cat'" in refused("sample", model, "-n", 2, "--class", "cat")
+    assert "nothing to guide to: say one of" in refused("sample", model, "-n", 2, "--guidance", 2)
+
+
+def test_classes_and_conditions_together(call, workplace):
+    source = sf.data.open({"x": X, "label": COLOURS, "temperature": T})
+    spec = sf.data.DataSpec.fit(source)
+    net = sf.nets.build(spec.shape, 3, "tiny", conditions={"temperature": {"kind": "scalar"}})
+    sf.save(sf.Denoiser(net, sf.Gaussian(sf.schedules.Flow()), "velocity", 1.0, spec), "m.safetensors")
+    common = ("sample", "m.safetensors", "-n", 4, *QUICK, "--condition", "temperature=300", "-o", "a.npz")
+    assert call(*common)[0] == 0 and drawn("a.npz")["labels"].tolist() == [0, 1, 2, 0]
+    assert call(*common, "--class", "green")[0] == 0 and drawn("a.npz")["labels"].tolist() == [1] * 4
+    assert drawn("a.npz")["temperature"] == pytest.approx(np.full(4, 300))
+    assert json.loads(str(drawn("a.npz")["manifest"]))["class"] == "green"
+    assert call(*common, "--condition", "label=blue")[0] == 0 and drawn("a.npz")["labels"].tolist() == [0] * 4
+    np.savez("d.npz", x=X, label=COLOURS, temperature=T)
+    for words in (("--conditional",), ("--class", "red", "--condition", "temperature=290"), ()):
+        status, out, _ = call("likelihood", "m.safetensors", "d.npz", "-n", 4, "--steps", 4, "--json", *words)
+        assert status == 0 and np.isfinite(json.loads(out)["nats"]), words
+    status, out, _ = call("tune", "m.safetensors", "--steps", 2, "--points", 16, "--rounds", 1, "--condition",
+                          "temperature=300")  # fmt: skip
+    assert status == 0 and "--condition temperature=300" in out
+
+
+@pytest.mark.parametrize("form", ["folder", "file", "dict"])
+def test_from_data_to_samples(call, workplace, form):
+    """A folder with metadata.csv, an .npz with keys of floats, a dict in Python: trained, stopped, resumed, sampled."""
+    how = ("--steps", 4, "--batch", 16, "--net", "tiny", "--precision", "float32", "--snapshots", 0)
+    given = {"temperature": T, "seed": COLOURS, "site": np.arange(N) % 4}
+    if form == "folder":
+        rows = ["file_name,temperature,seed,site,note"]
+        for i in range(N):
+            (workplace / "set").mkdir(exist_ok=True)
+            Image.fromarray(RNG.integers(0, 255, (8, 8), dtype=np.uint8)).save(workplace / "set" / f"{i}.png")
+            rows += [f"{i}.png,{'' if i == 3 else T[i]},{COLOURS[i]},{i % 4},words {i}"] if i != 5 else []
+        (workplace / "set" / "metadata.csv").write_text("\n".join(rows))
+    if form == "file":
+        np.savez("set.npz", x=X, **given)
+    if form == "dict":
+        run = sf.train({"x": X, **given}, "run", steps=4, batch=16, net="tiny", precision="float32", snapshots=0,
+                       console=Silent(), conditions={"site": "scalar"})  # fmt: skip
+        sf.resume(run.path, {"x": X, **given}, steps=6, console=Silent())
+        with pytest.raises(sf.SfumatoError, match="is not the data that .* was trained on"):
+            sf.resume(run.path, {"x": X, **given, "temperature": T + 1}, steps=8, console=Silent())
+    else:
+        data = "set.npz" if form == "file" else "set"
+        status, out, err = call("train", data, *how, "-o", "run", "--condition", "site:scalar")
+        assert status == 0 and "Conditions: temperature (scalar), seed (label, 3 classes), site (scalar)" in err, err
+        assert "The condition 'seed' has an argument's name: give it as cond={'seed': ...}" in err
+        assert ("note (text, 59 different: it is not read yet)" in err) == (form == "folder")
+        assert "conditions:\n  site: scalar" in Path("run/config.yaml").read_text()
+        assert "--condition temperature=" in out
+        assert call("resume", "run", "--steps", 6)[0] == 0
+        facts = json.loads(call("inspect", data, "--condition", "site:ignore", "--json")[1])
+        assert set(facts["conditions"]) == {"temperature", "seed"}
+        assert facts["conditions"]["temperature"]["missing"] == (2 if form == "folder" else 0)
+        assert sum(facts["conditions"]["seed"]["classes"].values()) == N - (form == "folder")
+        assert json.loads(call("plan", data, *how, "--json")[1])["facts"]["conditions"] == [
+            "temperature",
+            "seed",
+            "site",
+        ]
+    spec = sf.load("run").spec
+    assert {name: each.kind for name, each in spec.conditions.items()} == {
+        "temperature": "scalar", "seed": "label", "site": "scalar"
+    }  # fmt: skip
+    said = call("info", "run")[1]
+    for word in (
+        "condition temperature: a number from 28",
+        "condition seed: one of 3 classes",
+        "cond={'seed': 'blue'}",
+    ):
+        assert word in said, word
+    assert "temperature, seed, site" in Path("run/report.html").read_text()
+    command = next(line.split() for line in said.splitlines() if "sfumato sample" in line)
+    assert call(*command[1:], "--steps", 1)[0] == 0
+    x = sf.sample(sf.load("run"), 2, steps=1, temperature=[300.0, 310.0], cond={"seed": "red"})
+    assert len(x) == 2 and torch.isfinite(x.double()).all()
+
+
+def test_settings_of_conditions_are_checked(refused, call, workplace):
+    np.savez("set.npz", x=X, temperature=T)
+    train = ("train", "set.npz", "--steps", 1)
+    for word, sentence in {
+        "temprature:scalar": "no condition 'temprature' in the data: did you mean 'temperature'",
+        "temperature:number": "'temperature' cannot be of the kind 'number': known are label, ",
+        "temperature:label": "'temperature' cannot be a label: label 0 is ",
+        "temperature:field": "'temperature' cannot be a field: its shape a sample is ()",
+        "temperature": "--condition takes NAME:KIND, such as temperature:scalar, not 'temperature'",
+    }.items():
+        for command in (train, ("inspect", "set.npz")):
+            assert sentence in refused(*command, "--condition", word), word
+    Path("c.yaml").write_text("conditions:\n  temperature: ignore\n")
+    status, out, _ = call(*train, "--config", "c.yaml", "--net", "tiny", "-o", "run")
+    assert status == 0 and "no classes" in call("info", "run")[1]
+    Path("d.yaml").write_text("conditions: [temperature]\n")
+    assert "conditions are names and kinds" in refused(*train, "--config", "d.yaml")
