@@ -89,7 +89,8 @@ def _integers_or_strings(array: np.ndarray) -> np.ndarray:
         if not whole.all():
             wrong = int(np.argmin(whole))
             raise SfumatoError(
-                f"label {wrong} is {array[wrong]}: labels must be whole numbers or strings (class labels, not targets)"
+                f"label {wrong} is {array[wrong]}: labels must be whole numbers or strings; give targets as a condition, "
+                "by a name of its own beside the samples"
             )
         return array.astype(np.int64)
     if kind == "b":
