@@ -89,8 +89,8 @@ def _integers_or_strings(array: np.ndarray) -> np.ndarray:
         if not whole.all():
             wrong = int(np.argmin(whole))
             raise SfumatoError(
-                f"label {wrong} is {array[wrong]}: labels must be whole numbers or strings; give targets as a condition, "
-                "by a name of its own beside the samples"
+                f"label {wrong} is {array[wrong]}: labels must be whole numbers or strings; a target is a condition "
+                "of another name, {'x': samples, 'target': numbers}"
             )
         return array.astype(np.int64)
     if kind == "b":
