@@ -67,10 +67,10 @@ class _Patient(NamedTuple):
     steps: int | None
 
 
-def _open(obj: Any, given: Any, size: int | None) -> Source:
+def _open(obj: Any, given: Any, size: int | None, kinds: Mapping[str, str] | None = None) -> Source:
     if isinstance(given, str | os.PathLike):
         given = read_labels(os.fspath(given))
-    return data.open(obj, labels=given, size=size)
+    return data.open(obj, labels=given, size=size, conditions=kinds)
 
 
 def _of_denoiser(
@@ -148,7 +148,7 @@ def _own_data(settings: TrainConfig) -> tuple[Source | None, str]:
     if not settings.data:
         return None, "since the data were in memory: give --data"
     try:
-        return _open(settings.data, settings.labels, settings.size), ""
+        return _open(settings.data, settings.labels, settings.size, settings.conditions), ""
     except SfumatoError as error:
         return None, f"since the data cannot be read ({str(error).rstrip('.')}): give --data"
 

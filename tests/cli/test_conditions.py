@@ -112,9 +112,9 @@ def test_classes_and_conditions_together(call, workplace):
 def test_from_data_to_samples(call, workplace, form):
     """A folder with metadata.csv, an .npz with keys of floats, a dict in Python: trained, stopped, resumed, sampled."""
     how = ("--steps", 4, "--batch", 16, "--net", "tiny", "--precision", "float32", "--snapshots", 0)
-    given = {"temperature": T, "seed": COLOURS, "site": np.arange(N) % 4}
+    given = {"temperature": T, "steps": COLOURS, "site": np.arange(N) % 4}
     if form == "folder":
-        rows = ["file_name,temperature,seed,site,note"]
+        rows = ["file_name,temperature,steps,site,note"]
         for i in range(N):
             (workplace / "set").mkdir(exist_ok=True)
             Image.fromarray(RNG.integers(0, 255, (8, 8), dtype=np.uint8)).save(workplace / "set" / f"{i}.png")
@@ -131,36 +131,36 @@ def test_from_data_to_samples(call, workplace, form):
     else:
         data = "set.npz" if form == "file" else "set"
         status, out, err = call("train", data, *how, "-o", "run", "--condition", "site:scalar")
-        assert status == 0 and "Conditions: temperature (scalar), seed (label, 3 classes), site (scalar)" in err, err
-        assert "The condition 'seed' has an argument's name: give it as cond={'seed': ...}" in err
+        assert status == 0 and "Conditions: temperature (scalar), steps (label, 3 classes), site (scalar)" in err, err
+        assert "The condition 'steps' has an argument's name: give it as cond={'steps': ...}" in err
         assert ("note (text, 59 different: it is not read yet)" in err) == (form == "folder")
         assert "conditions:\n  site: scalar" in Path("run/config.yaml").read_text()
         assert "--condition temperature=" in out
         assert call("resume", "run", "--steps", 6)[0] == 0
         facts = json.loads(call("inspect", data, "--condition", "site:ignore", "--json")[1])
-        assert set(facts["conditions"]) == {"temperature", "seed"}
+        assert set(facts["conditions"]) == {"temperature", "steps"}
         assert facts["conditions"]["temperature"]["missing"] == (2 if form == "folder" else 0)
-        assert sum(facts["conditions"]["seed"]["classes"].values()) == N - (form == "folder")
+        assert sum(facts["conditions"]["steps"]["classes"].values()) == N - (form == "folder")
         assert json.loads(call("plan", data, *how, "--json")[1])["facts"]["conditions"] == [
             "temperature",
-            "seed",
+            "steps",
             "site",
         ]
     spec = sf.load("run").spec
     assert {name: each.kind for name, each in spec.conditions.items()} == {
-        "temperature": "scalar", "seed": "label", "site": "scalar"
+        "temperature": "scalar", "steps": "label", "site": "scalar"
     }  # fmt: skip
     said = call("info", "run")[1]
     for word in (
         "condition temperature: a number from 28",
-        "condition seed: one of 3 classes",
-        "cond={'seed': 'blue'}",
+        "condition steps: one of 3 classes",
+        "cond={'steps': 'blue'}",
     ):
         assert word in said, word
-    assert "temperature, seed, site" in Path("run/report.html").read_text()
+    assert "temperature, steps, site" in Path("run/report.html").read_text()
     command = next(line.split() for line in said.splitlines() if "sfumato sample" in line)
     assert call(*command[1:], "--steps", 1)[0] == 0
-    x = sf.sample(sf.load("run"), 2, steps=1, temperature=[300.0, 310.0], cond={"seed": "red"})
+    x = sf.sample(sf.load("run"), 2, steps=1, temperature=[300.0, 310.0], cond={"steps": "red"})
     assert len(x) == 2 and torch.isfinite(x.double()).all()
 
 

@@ -172,7 +172,7 @@ def _sides(
     model: Any, given: Any, holdout: Any, labels: Any, size: int | None
 ) -> tuple[Source, Tensor, Source, Tensor]:
     """(source, rows of the training set, source, rows of the hold-out)."""
-    source = data.open(given, labels=labels, size=size)
+    source = data.open(given, labels=labels, size=size, conditions=getattr(model, "spec", None))
     if holdout is not None:
         unseen = data.open(holdout, size=size)
         if unseen.shape != source.shape:

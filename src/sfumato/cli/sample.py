@@ -109,9 +109,7 @@ def _say_choices(
         note(f"Guidance scale {scale:g}; --guidance sets another.")
 
 
-def _draw(
-    model: Any, plan: Plan, options: Any, index: torch.Tensor, given: Conditions, world: World
-) -> np.ndarray:
+def _draw(model: Any, plan: Plan, options: Any, index: torch.Tensor, given: Conditions, world: World) -> np.ndarray:
     """Samples batch by batch, with a bar on a terminal."""
     from tqdm import tqdm
 

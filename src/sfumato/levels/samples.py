@@ -37,7 +37,7 @@ def rows(
         x, classes = law.sample(count, seed)
         cond = Conditions({"label": classes} if conditional else {})
         return Rows(_fitting(model, x).to(device), cond.to(device), law)
-    source = data.open(given, labels=labels)
+    source = data.open(given, labels=labels, conditions=spec)
     chosen = _held_out(source, getattr(model, "provenance", None) or {}, notes)
     chosen = chosen[noise.permutation(seed, 0, len(chosen))[:count]].sort().values
     shape = getattr(model, "shape", None)

@@ -30,7 +30,8 @@ class Forecast:
     facts: data, samples, train, holdout, shape, dtype, classes, conditions, network, parameters, device, precision,
     threads, micro (samples that are computed at once; fewer than a batch where memory does not suffice), notes of the
     data, compile (when the network is: never; before the first step, which the total then holds; or beside the run,
-    whose gain nobody knows before: then the time of steps is an upper figure, and steps of a budget in minutes are a lower one).
+    whose gain nobody knows before: then the time of steps is an upper figure, and steps of a budget in minutes are a
+    lower one).
     steps: of the optimiser, in the budget; epochs. step: seconds of one; thousand: of 1,000 with all that is between
     them; total: of the process, with start and end; loop: its parts, without them. memory: train and sample, the
     largest resident memory of a process that does either, and free, what the machine has (None where a system does not
