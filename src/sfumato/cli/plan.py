@@ -24,7 +24,7 @@ def page(found: Forecast) -> list[str]:
     facts = found.facts
     shape = " x ".join(map(str, facts["shape"]))
     classes = f", {facts['classes']} classes" if facts["classes"] else ""
-    others = [name for name in facts["conditions"] if name != "label" or not facts["classes"]]
+    others = [name for name in facts.get("conditions", ()) if name != "label" or not facts["classes"]]
     classes += f", conditioned on {', '.join(others)}" if others else ""
     return [
         f"{facts['data']}: {facts['samples']:,} samples of {shape}, {facts['dtype']}{classes}; "
