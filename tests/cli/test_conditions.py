@@ -159,7 +159,7 @@ def test_from_data_to_samples(call, workplace, form):
         assert word in said, word
     assert "temperature, steps, site" in Path("run/report.html").read_text()
     command = next(line.split() for line in said.splitlines() if "sfumato sample" in line)
-    assert call(*command[1:], "--steps", 1)[0] == 0
+    assert call(*command[1:], "--steps", 1, "--guidance", 1)[0] == 0
     x = sf.sample(sf.load("run"), 2, steps=1, temperature=[300.0, 310.0], cond={"steps": "red"})
     assert len(x) == 2 and torch.isfinite(x.double()).all()
 
@@ -169,7 +169,7 @@ def test_settings_of_conditions_are_checked(refused, call, workplace):
     train = ("train", "set.npz", "--steps", 1)
     for word, sentence in {
         "temprature:scalar": "no condition 'temprature' in the data: did you mean 'temperature'",
-        "temperature:number": "'temperature' cannot be of the kind 'number': known are label, ",
+        "temperature:number": "'temperature' cannot be of the kind 'number': known are ",
         "temperature:label": "'temperature' cannot be a label: label 0 is ",
         "temperature:field": "'temperature' cannot be a field: its shape a sample is ()",
         "temperature": "--condition takes NAME:KIND, such as temperature:scalar, not 'temperature'",
