@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from sfumato.likelihood import energy as energy
     from sfumato.likelihood import log_prob as log_prob
     from sfumato.model import Denoiser as Denoiser
+    from sfumato.noise import Noise as Noise
     from sfumato.objectives import Objective as Objective
     from sfumato.objectives import denoising_loss as denoising_loss
     from sfumato.objectives import nonequilibrium as nonequilibrium
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
     from sfumato.objectives.teacher import Teacher as Teacher
     from sfumato.objectives.vlb import vlb as vlb
     from sfumato.process.gaussian import Gaussian as Gaussian
+    from sfumato.process.masked import Masked as Masked
+    from sfumato.process.product import Product as Product
     from sfumato.process.uniform import Uniform as Uniform
     from sfumato.registry import register as register
     from sfumato.sampling import sample as sample
@@ -78,8 +81,11 @@ _PUBLIC = {
     "Estimate": "sfumato.belief:Estimate",
     "Gaussian": "sfumato.process.gaussian:Gaussian",
     "Guided": "sfumato.compose:Guided",
+    "Masked": "sfumato.process.masked:Masked",
     "Measured": "sfumato.likelihood:Measured",
+    "Noise": "sfumato.noise:Noise",
     "Objective": "sfumato.objectives:Objective",
+    "Product": "sfumato.process.product:Product",
     "Rescheduled": "sfumato.compose:Rescheduled",
     "SfumatoError": "sfumato.errors:SfumatoError",
     "StableTarget": "sfumato.objectives.teacher:StableTarget",

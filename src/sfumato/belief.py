@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, Self, final, runtime_checkable
@@ -40,6 +41,9 @@ class Belief(Protocol):
 
     def lerp(self, other: Self, weight: float | Tensor) -> Self:
         """self + weight (other - self) about the same state: guidance."""
+
+    def nats(self, x: State) -> Tensor:
+        """-log p(x | z), float64 (B,), each entry by itself: what the last step of a bound costs."""
 
     def rows(self, index: Tensor | slice) -> Self:
         """The belief about some rows."""
@@ -216,6 +220,13 @@ class Estimate:
             variance_share=other.variance_share,
         )  # fmt: skip
 
+    def nats(self, x: Tensor) -> Tensor:
+        """-log N(x; E[x|z], 1 / (alpha^2 / sigma^2 + 1 / sigma_data^2)), float64 (B,)."""
+        precision = (self.alpha / self.sigma) ** 2 + self.sigma_data**-2
+        square = (x.double() - self.x.double()).square() * broadcast(precision, x.double())
+        each = 0.5 * (square - broadcast(precision.log(), square) + math.log(2 * math.pi))
+        return each.flatten(1).sum(1)
+
     def rows(self, index: Tensor | slice) -> Estimate:
         """The belief about some rows."""
 
@@ -366,6 +377,10 @@ class Logits:
         """The same belief about the same state at the time t of equal level of another process."""
         return Logits(self.logits, z, t, process)
 
+    def nats(self, x: Tensor) -> Tensor:
+        """-sum_i log p(x_i | z), float64 (B,)."""
+        return -self.log_prob.double().gather(-1, x[..., None]).flatten(1).sum(1)
+
     def rows(self, index: Tensor | slice) -> Logits:
         """The belief about some rows."""
         return Logits(self.logits[index], self.z[index], self.t[index] if self.t.ndim else self.t, self.process)
@@ -403,6 +418,10 @@ class Beliefs(dict[str, Any]):
     def lerp(self, other: Beliefs, weight: float | Tensor) -> Beliefs:
         """That of each part."""
         return Beliefs({name: belief.lerp(other[name], weight) for name, belief in self.items()})
+
+    def nats(self, x: State) -> Tensor:
+        """The sum over the parts, float64 (B,)."""
+        return torch.stack([belief.nats(x[name]) for name, belief in self.items()]).sum(0)
 
     def rows(self, index: Tensor | slice) -> Beliefs:
         """The belief about some rows."""

@@ -21,6 +21,8 @@ from sfumato.model import Model
 from sfumato.plans import AnySolver, make_plan
 from sfumato.solvers import Plan, State
 from sfumato.solvers.brownian import along
+from sfumato.state import State as AnyState
+from sfumato.state import cat_states, first_leaf, map_state, numbers, rows_of
 from sfumato.world import ALONE, World
 
 
@@ -53,19 +55,19 @@ def trajectory(
     """
     plan = make_plan(model, steps, solver, t_start, t_stop, guidance, interval)
     if index is None:
-        count = n if n is not None else len(z) if z is not None else 1
+        count = n if n is not None else len(first_leaf(z)) if z is not None else 1
         index = torch.arange(count)
     index = torch.as_tensor(index, dtype=torch.int64)
-    device = z.device if z is not None else getattr(model, "device", torch.device("cpu"))
+    device = first_leaf(z).device if z is not None else getattr(model, "device", torch.device("cpu"))
     if z is None:
         if plan.times[0] != 1.0:
             raise SfumatoError(f"Sampling that starts at t = {plan.times[0]:g} needs a state z to start from.")
         shape = getattr(model, "shape", None)
         if shape is None:
             raise SfumatoError("The model does not know the shape of a sample: pass a start state z.")
-        z = model.process.prior(noise.normal(seed, index, shape, noise.PRIOR, device=device))
-    if len(z) != len(index):
-        raise SfumatoError(f"{len(z)} start states for {len(index)} samples.")
+        z = model.process.prior(numbers(noise.Noise(seed, index, noise.PRIOR), shape, device))
+    if len(first_leaf(z)) != len(index):
+        raise SfumatoError(f"{len(first_leaf(z))} start states for {len(index)} samples.")
     conditions = resolve(model, cond, len(index)).to(device)
     walker: Model = model if guidance is None else guide(model, guidance, interval)
     if grad_calls is not None:
@@ -111,26 +113,26 @@ def sample(
     """
     if world.size > 1 and grad_calls is not None:
         raise SfumatoError("Samples of several processes have no gradients: leave out world or grad_calls.")
-    n = next((len(given) for given in (index, z) if given is not None), n)
+    n = next((len(first_leaf(given)) for given in (index, z) if given is not None), n)
     if n < 1 or batch < 1:
         raise SfumatoError(f"The number of samples and the batch must be at least 1, got {n} and {batch}.")
-    numbers = torch.arange(n) if index is None else torch.as_tensor(index)
+    samples = torch.arange(n) if index is None else torch.as_tensor(index)
     conditions = resolve(model, cond, n)
     plan = make_plan(model, steps, solver, t_start, t_stop, guidance, interval)
     spec = None if normalised or plan.stop > 0 else getattr(model, "spec", None)
-    finish = _units(spec, grad_calls is not None)
+    finish = _units(model, spec, grad_calls is not None)
 
     def one(part: Tensor) -> Tensor:
-        start, chosen = None if z is None else z[part], conditions.rows(part)
+        start, chosen = None if z is None else rows_of(z, part), conditions.rows(part)
         walk = trajectory(
-            model, None, None, plan, seed, start, numbers[part], t_start, t_stop, guidance, interval,
+            model, None, None, plan, seed, start, samples[part], t_start, t_stop, guidance, interval,
             brownian, grad_calls, checkpoint, cond=chosen,
         )  # fmt: skip
-        return finish(_end(walk, follower).cpu())
+        return finish(map_state(lambda leaf: leaf.cpu(), _end(walk, follower)))
 
     def own(rows: Tensor) -> Tensor:
         most = math.ceil(len(rows) / math.ceil(len(rows) / batch))
-        return torch.cat(in_parts(one, rows, most, halve=world.size == 1))  # shards of a network are called in step
+        return cat_states(in_parts(one, rows, most, halve=world.size == 1))  # shards of a network are called in step
 
     keeping = kept_memory(getattr(model, "device", torch.device("cpu")))
     with torch.set_grad_enabled(grad_calls is not None), keeping, threads() as follower:
@@ -166,10 +168,10 @@ def _skipped(plan: Plan, grad_calls: int | str) -> int:
     return max(0, plan.calls - grad_calls)
 
 
-def _units(spec: Any, smooth: bool) -> Callable[[Tensor], Tensor]:
+def _units(model: Any, spec: Any, smooth: bool) -> Callable[[AnyState], AnyState]:
     """From the model's units to the user's; `smooth` without rounding and bounds, which have no gradient."""
     if spec is None:
         return lambda z: z
     if smooth:
         return lambda z: spec.normaliser.denormalise(z).to(z.dtype)
-    return spec.denormalise
+    return lambda z: spec.denormalise(model.process.table(z))

@@ -2,12 +2,13 @@
 
 from sfumato.exact.empirical import Empirical
 from sfumato.exact.field import GaussianField
+from sfumato.exact.labelled import Labelled, LabelledDenoiser
 from sfumato.exact.mixture import GaussianMixture
 from sfumato.exact.ppca import PPCA
 from sfumato.exact.table import Table, TableDenoiser
 from sfumato.exact.truth import At, ExactDenoiser, Moments, Truth
 
 __all__ = [
-    "PPCA", "At", "Empirical", "ExactDenoiser", "GaussianField", "GaussianMixture", "Moments", "Table",
-    "TableDenoiser", "Truth",
+    "PPCA", "At", "Empirical", "ExactDenoiser", "GaussianField", "GaussianMixture", "Labelled", "LabelledDenoiser",
+    "Moments", "Table", "TableDenoiser", "Truth",
 ]  # fmt: skip

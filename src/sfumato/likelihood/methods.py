@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,10 +17,12 @@ from sfumato.likelihood.elbo import elbo
 from sfumato.likelihood.flow import DEFAULT_STEPS, ode
 from sfumato.likelihood.importance import importance
 from sfumato.likelihood.measured import DEQUANTISATIONS, Measured, gather
+from sfumato.likelihood.path import path_bound
 from sfumato.model import Model
 from sfumato.objectives.decoder import cells_of
 from sfumato.ode import data_scale
 from sfumato.schedule import NODE_LIMIT
+from sfumato.state import first_leaf, map_state
 
 METHODS = ("ode", "elbo", "importance")
 _BATCH = 1 << 18  # numbers in a batch
@@ -30,7 +32,7 @@ _CELL = 1 << 17  # the stream of the dequantisation under the role of the probes
 def log_prob(
     model: Model,
     x: Any,
-    method: str = "ode",
+    method: str | None = None,
     steps: int = DEFAULT_STEPS,
     trace: str = "auto",
     probes: int = 8,
@@ -58,9 +60,19 @@ def log_prob(
     dequantisation of whole numbers, so that -log2 p bounds the bits of their code: uniform, u ~ U(-1/2, 1/2) in each
     entry, or discretised, the probability of each cell (bounds alone); auto is uniform for the ODE, else discretised.
     label=... as in `sample`. A guided model is a model as any other: pass `sf.guide(model, scale)`.
+    Symbols, and states with symbols in them, have the bound alone (`path`): it is their default, as the ODE is that of
+    real numbers. Its value is in nats of a probability, or of a density times one.
     """
-    if method not in METHODS:
+    if method is not None and method not in METHODS:
         raise SfumatoError(f"Unknown method {method!r} of log_prob: {suggest(method, METHODS)}")
+    if not hasattr(model.process, "sigma_data"):
+        if method not in (None, "elbo"):
+            raise SfumatoError(
+                f"A {type(model.process).__name__} process has no {method!r} likelihood, which is that of real numbers "
+                "alone: take method='elbo', its bound."
+            )
+        return _of_path(model, x, index, batch, cond, steps=steps, probes=probes, seed=seed)
+    method = method or "ode"
     spec = getattr(model, "spec", None)
     how = _dequantisation(spec, dequantisation, method)
     x, numbers = _normalised(spec, x, index, how, seed)
@@ -81,6 +93,26 @@ def log_prob(
         found.append(measure(model, x[part].to(device), numbers[part], chosen, **options))
     result = gather(found, how)
     return result if spec is None or how == "discretised" else result.shifted(spec.log_jacobian)
+
+
+def _of_path(model: Any, x: Any, index: Any, batch: int | None, cond: dict[str, Any], **options: Any) -> Measured:
+    """The bound of a process with symbols, for x in user units, or for clean states of a model without units."""
+    spec = getattr(model, "spec", None)
+    if spec is not None:
+        spec.check(x)
+        x = spec.normalise(torch.as_tensor(x))
+    clean = model.process.data(x if isinstance(x, Mapping) else torch.as_tensor(x))
+    count = len(first_leaf(clean))
+    numbers = torch.arange(count) if index is None else torch.as_tensor(index, dtype=torch.int64)
+    if not count or len(numbers) != count:
+        raise SfumatoError(f"log_prob needs samples and a number for each, got {count} and {len(numbers)}.")
+    conditions, device = resolve(model, cond, count), getattr(model, "device", torch.device("cpu"))
+    found = []
+    for part in torch.arange(count).split(batch or 256):
+        some = map_state(lambda leaf: leaf[part].to(device), clean)  # noqa: B023
+        found.append(path_bound(model, some, numbers[part], conditions.rows(part).to(device), **options))
+    result = gather(found, None)
+    return result if spec is None else result.shifted(spec.log_jacobian)
 
 
 def _normalised(

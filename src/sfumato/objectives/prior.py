@@ -9,25 +9,18 @@ Sources: Ho et al. 2020 (2006.11239), Eq. 5; Lin et al. 2023 (2305.08891), Sec. 
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from sfumato.errors import SfumatoError
-from sfumato.process import Gaussian
+from sfumato.state import State
 
 
-def prior_kl(process: Gaussian, x: Tensor, std: float | None = None) -> Tensor:
-    """KL(q(z_1 | x) || N(0, std^2 I)) in nats, float64 (B,), for normalised data x (B, ...).
+def prior_kl(process: Any, x: State, std: float | None = None) -> Tensor:
+    """KL(q(z_1 | x) || prior) in nats, float64 (B,), for normalised data x (B, ...), or symbols, or a dict of parts.
 
-    std: of the prior; sigma(1) by default, what `sample` starts from. Raises for a std that is not positive and finite.
+    std: of a Gaussian prior; sigma(1) by default, what `sample` starts from. Raises for a std that is not positive and
+    finite.
     """
-    if std is not None and not 0 < std < math.inf:
-        raise SfumatoError(f"The prior's standard deviation must be positive and finite, not {std:g}.")
-    alpha, sigma = process.schedule(1.0)
-    scale = sigma if std is None else torch.full_like(sigma, std)
-    square = x.flatten(1).to(torch.float64).square().sum(1)
-    ratio = (sigma / scale) ** 2
-    spread = math.prod(x.shape[1:]) * (ratio - 1 - ratio.log())
-    return 0.5 * ((alpha / scale).to(square.device) ** 2 * square + spread.to(square.device))
+    found: Tensor = process.prior_kl(x) if std is None else process.prior_kl(x, std)
+    return found

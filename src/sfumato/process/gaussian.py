@@ -17,6 +17,7 @@ Kingma and Gao 2023 (2303.00848), Eq. 6.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, final
 
@@ -215,6 +216,17 @@ class Gaussian:
         if scale.device.type == "cpu":  # elsewhere the question would make the device wait
             finite(scale.detach(), self.schedule.logsnr(t))
         return 0.5 * scale.to(error) * error
+
+    def prior_kl(self, x: Tensor, std: float | None = None) -> Tensor:
+        """KL(q(z_1 | x) || N(0, std^2 I)), float64 (B,); std is sigma(1) where not given (`objectives.prior`)."""
+        if std is not None and not 0 < std < math.inf:
+            raise SfumatoError(f"The prior's standard deviation must be positive and finite, not {std:g}.")
+        alpha, sigma = self.schedule(1.0)
+        scale = sigma if std is None else torch.full_like(sigma, std)
+        square = x.flatten(1).to(torch.float64).square().sum(1)
+        ratio = (sigma / scale) ** 2
+        spread = math.prod(x.shape[1:]) * (ratio - 1 - ratio.log())
+        return 0.5 * ((alpha / scale).to(square.device) ** 2 * square + spread.to(square.device))
 
     # -- data and files ----------------------------------------------------------------------------------------------
 

@@ -127,6 +127,10 @@ class Product:
         losses = self._each(lambda process, name: process.loss(belief[name], x[name], _own(noise, name), weight, seen))
         return torch.stack([*losses.values()]).sum(0)
 
+    def prior_kl(self, x: State) -> Tensor:
+        """The sum over the parts, float64 (B,)."""
+        return torch.stack([*self._each(lambda process, name: process.prior_kl(x[name])).values()]).sum(0)
+
     def net_shape(self, shape: Any = None) -> tuple[int, ...]:
         """The channels of all parts side by side."""
         inner = [process.net_shape(self.shapes[name]) for name, process in self.processes.items()]

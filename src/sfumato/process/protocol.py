@@ -70,6 +70,9 @@ class Process(Protocol):
         """One loss a sample, (B,), of a belief about q(z_t | x) made with `noise`: w(level) / p(level) times what the
         belief loses at its level, in nats where the weight is 1 (the ELBO's)."""
 
+    def prior_kl(self, x: State) -> Tensor:
+        """KL(q(z_1 | x) || prior) in nats, float64 (B,)."""
+
     def net_shape(self, shape: Shape) -> tuple[int, ...]:
         """The shape of a network's input for samples of `shape`."""
 

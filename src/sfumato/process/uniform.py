@@ -52,4 +52,4 @@ class Uniform(Symbols):
         own = z[..., None]
         log_d, at = log_ratio.gather(-1, own)[..., 0], true.gather(-1, own)[..., 0]
         apart = (true * log_ratio).sum(-1) + torch.expm1(log_d) - log_d
-        return (1 - keep[..., 0]) / (self.states * at).clamp_min(tiny) * apart
+        return (1 - broadcast(self.keep(t), at)) / (self.states * at).clamp_min(tiny) * apart

@@ -134,7 +134,7 @@ class Denoising:
         self._schedule: Schedule | None = None
 
     def losses(self, model: Any, batch: Batch) -> Tensor:
-        self._schedule = schedule = model.process.schedule
+        self._schedule = schedule = model.process.clock
         t = schedule.time(self.times.logsnr(batch.u, schedule))
         losses = denoising_loss(
             model, batch.x, t, weight=self.weight, times=self.times, seed=self.seed, index=batch.index,
