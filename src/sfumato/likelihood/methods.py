@@ -63,16 +63,9 @@ def log_prob(
     Symbols, and states with symbols in them, have the bound alone (`path`): it is their default, as the ODE is that of
     real numbers. Its value is in nats of a probability, or of a density times one.
     """
-    if method is not None and method not in METHODS:
-        raise SfumatoError(f"Unknown method {method!r} of log_prob: {suggest(method, METHODS)}")
-    if not hasattr(model.process, "sigma_data"):
-        if method not in (None, "elbo"):
-            raise SfumatoError(
-                f"A {type(model.process).__name__} process has no {method!r} likelihood, which is that of real numbers "
-                "alone: take method='elbo', its bound."
-            )
+    method = _method(model.process, method)
+    if method == "path":
         return _of_path(model, x, index, batch, cond, steps=steps, probes=probes, seed=seed)
-    method = method or "ode"
     spec = getattr(model, "spec", None)
     how = _dequantisation(spec, dequantisation, method)
     x, numbers = _normalised(spec, x, index, how, seed)
@@ -93,6 +86,20 @@ def log_prob(
         found.append(measure(model, x[part].to(device), numbers[part], chosen, **options))
     result = gather(found, how)
     return result if spec is None or how == "discretised" else result.shifted(spec.log_jacobian)
+
+
+def _method(process: Any, asked: str | None) -> str:
+    """The method by which it is measured: as asked, or the process's own; "path" is the bound of symbols."""
+    if asked is not None and asked not in METHODS:
+        raise SfumatoError(f"Unknown method {asked!r} of log_prob: {suggest(asked, METHODS)}")
+    if hasattr(process, "sigma_data"):
+        return asked or "ode"
+    if asked not in (None, "elbo"):
+        raise SfumatoError(
+            f"A {type(process).__name__} process has no {asked!r} likelihood, which is that of real numbers alone: take "
+            "method='elbo', its bound."
+        )
+    return "path"
 
 
 def _of_path(model: Any, x: Any, index: Any, batch: int | None, cond: dict[str, Any], **options: Any) -> Measured:
