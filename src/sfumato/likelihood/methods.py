@@ -96,7 +96,7 @@ def _method(process: Any, asked: str | None) -> str:
         return asked or "ode"
     if asked not in (None, "elbo"):
         raise SfumatoError(
-            f"A {type(process).__name__} process has no {asked!r} likelihood, which is that of real numbers alone: take "
+            f"A {type(process).__name__} process has no {asked!r} likelihood, that of real numbers alone: take "
             "method='elbo', its bound."
         )
     return "path"
