@@ -14,7 +14,7 @@ from sfumato.checks.answers import Answers
 from sfumato.checks.finding import Finding
 from sfumato.data import DataSpec
 from sfumato.data.rows import Samples
-from sfumato.intervals import Interval
+from sfumato.levels.information import Information
 
 ROWS = 1024  # samples that the data are judged by, at most
 READ = 256  # where they have to be read for it
@@ -82,8 +82,8 @@ class Evidence:
     answers: Answers | None = None
     incidents: list[dict[str, Any]] | None = None
     recorded: tuple[Finding, ...] = ()
-    deaf: tuple[str, ...] = ()
-    told: dict[str, Interval] | None = None
+    deaf: tuple[str, ...] | None = None
+    told: Information | None = None
     absent: dict[str, str] = dataclasses.field(default_factory=dict)
 
 

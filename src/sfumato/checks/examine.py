@@ -7,8 +7,11 @@ from sfumato.checks.check import Check
 from sfumato.checks.evidence import Evidence
 from sfumato.checks.finding import ERROR, Finding, Report
 
-_MEANING = frozenset({"sign-flipped", "schedule", "target", "worse-than-guess", "clipped", "labels-shuffled"})
+_MEANING = frozenset(
+    {"sign-flipped", "schedule", "target", "worse-than-guess", "clipped", "labels-shuffled", "condition-uninformative"}
+)
 _DEAF = frozenset({"condition-dead", "level-dead"})
+_ABOUT_LABELS = frozenset({"labels-shuffled", "condition-uninformative"})
 _LEARNING = _MEANING | {"lr-high", "lr-low", "ema-stale", "not-finite"}
 
 CHECKS: tuple[Check, ...] = (
@@ -24,10 +27,11 @@ CHECKS: tuple[Check, ...] = (
     Check("lr-low", ("log",), of_log.lr_low, _MEANING | _DEAF | {"ema-stale", "frozen"}),
     Check("ema-stale", ("weights", "log"), of_weights.ema_stale, passes=True),
     Check("level-dead", ("answers",), of_answers.level_dead, _MEANING),
-    Check("sign-flipped", ("answers",), of_answers.sign_flipped, frozenset({"labels-shuffled", "clipped"})),
-    Check("schedule", ("answers",), of_answers.schedule, frozenset({"labels-shuffled", "clipped"})),
-    Check("target", ("answers",), of_answers.wrong_target, frozenset({"labels-shuffled", "clipped"})),
-    Check("condition-dead", ("answers", "weights"), of_answers.condition_dead, frozenset({"labels-shuffled"})),
+    Check("sign-flipped", ("answers",), of_answers.sign_flipped, _ABOUT_LABELS | {"clipped"}),
+    Check("schedule", ("answers",), of_answers.schedule, _ABOUT_LABELS | {"clipped"}),
+    Check("target", ("answers",), of_answers.wrong_target, _ABOUT_LABELS | {"clipped"}),
+    Check("condition-dead", ("answers", "weights", "deaf"), of_answers.condition_dead, _ABOUT_LABELS),
+    Check("condition-uninformative", ("answers", "told"), of_answers.condition_uninformative, passes=True),
     Check("labels-shuffled", ("answers", "sample"), of_answers.labels_shuffled, passes=True),
     Check("clipped", ("answers",), of_answers.clipped, frozenset({"worse-than-guess"})),
     Check("not-finite", ("incidents",), of_log.not_finite),

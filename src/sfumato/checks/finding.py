@@ -26,6 +26,7 @@ CODES = {
     "schedule": "the network is read under another schedule than it learned",
     "target": "the network is read as another target than it learned",
     "condition-dead": "the network does not hear a condition",
+    "condition-uninformative": "a condition says nothing of the samples",
     "level-dead": "the network does not hear the noise level",
     "clipped": "predictions are cut off where the data go on",
     "worse-than-guess": "the model is worse than a guess that looks at nothing",

@@ -7,14 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.checks.answers import Answers, ask, draws_for, levels
+from sfumato.checks.answers import LEVELS, Answers, ask, draws_for, levels
 from sfumato.checks.evidence import Weights
-from sfumato.conditions import of_data
+from sfumato.conditions import Conditions, of_data
 from sfumato.data import Source
 from sfumato.errors import SfumatoError
+from sfumato.levels.information import Information, measured
+from sfumato.process import Gaussian
+from sfumato.world import ALONE, World
 
 TRAINED = 100  # steps before which a network has hardly learned, and is asked nothing
 POINTS = 512  # samples that answers are asked about, at most
+SPOKEN = 2048  # samples that conditions are measured on, at most
 
 
 def answers(
@@ -30,16 +34,34 @@ def answers(
 
     draws: a level; without it, as many as suffice. SfumatoError where the samples have another shape.
     """
+    x, cond = asked(model, source, rows)
+    count = draws or draws_for(len(x), x[0].numel())
+    return ask(model, x, cond, levels(times, model.process.schedule), count, seed, held=held)
+
+
+def asked(model: Any, source: Source, rows: Tensor, most: int = POINTS) -> tuple[Tensor, Conditions]:
+    """At most so many of these rows, as the model sees them, and their conditions."""
     shape = getattr(model, "shape", None)
     if shape is not None and tuple(shape) != source.shape:
         raise SfumatoError(f"{source.name} has samples of shape {source.shape}, and those of the model are {shape}.")
-    rows = rows[torch.linspace(0, len(rows) - 1, min(POINTS, len(rows))).round().long()]
+    rows = rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).round().long()]
     x = source.x[rows].cpu()
     x = x if model.spec is None else model.spec.normalise(x)
     x = x.to(next((p.dtype for p in model.parameters() if p.dtype == torch.float64), torch.float32))
-    cond = of_data(model.spec, source, rows)
-    count = draws or draws_for(len(x), x[0].numel())
-    return ask(model, x, cond, levels(times, model.process.schedule), count, seed, held=held)
+    return x, of_data(model, source, rows)
+
+
+def told(
+    model: Any, source: Source, rows: Tensor, seed: int = 0, draws: int | None = None, world: World = ALONE
+) -> Information | None:
+    """What each condition says of these rows; None without conditions, or for a model that is no Gaussian denoiser."""
+    if not len(rows) or not isinstance(model.process, Gaussian):
+        return None
+    x, cond = asked(model, source, rows, SPOKEN)
+    if not cond:
+        return None
+    count = draws or min(2 * SPOKEN, 4 * LEVELS * draws_for(len(x), x[0].numel()))
+    return measured(model, x.to(model.device), cond.to(model.device), count, seed, world=world)
 
 
 def labels(source: Source, rows: Tensor, spec: Any) -> Tensor | None:

@@ -26,6 +26,7 @@ HALFWAY = 0.5  # between labels that say nothing (0) and what they should (1)
 TOLD, UNUSED = 0.1, 0.05  # of the error that the classes explain; response over that part
 KNOWN = 200  # samples from which on labels that say nothing show
 PILED, BEYOND = 0.01, 0.02
+LEAST = 0.1  # nats below which a condition says as good as nothing
 
 
 def _worst(score: Score) -> tuple[int, float]:
@@ -165,7 +166,7 @@ def condition_dead(evidence: Evidence) -> Finding | None:
     if answers is not None and _speaks(answers):
         label_alone = {} if answers.heard.label is None else {"label": answers.heard.label}
         responses = label_alone | answers.heard.others
-    dead = [*evidence.deaf, *(name for name, response in responses.items() if response < DEAD)]
+    dead = [*(evidence.deaf or ()), *(name for name, response in responses.items() if response < DEAD)]
     label = dead_label(evidence.weights)
     hidden = evidence.weights is not None and rows_unlearned(evidence.weights)
     if not dead and label is None and not hidden:
@@ -180,6 +181,27 @@ def condition_dead(evidence: Evidence) -> Finding | None:
         what,
         numbers | ({"drop": settings["drop"]} if "drop" in settings else {}),
         "Look that the network uses this argument, that values reach it, and that --drop is well below 1.",
+    )
+
+
+def condition_uninformative(evidence: Evidence) -> Finding | None:
+    """Late in a run the interval of what a condition says beside the others, in nats, holds 0, and ends below LEAST."""
+    if evidence.told is None or len(evidence.told.each) < 1:
+        return None
+    silent = {name: found for name, found in evidence.told.each.items() if found.low <= 0 and found.high < LEAST}
+    if "label" in silent and labels_shuffled(evidence) is not None:
+        del silent["label"]
+    if not silent:
+        return None
+    name, found = next(iter(silent.items()))
+    others = f", nor {', '.join(list(silent)[1:])}" if len(silent) > 1 else ""
+    beside = " beside the others" if len(evidence.told.each) > 1 else ""
+    return Finding(
+        "condition-uninformative",
+        f"{name!r} says nothing of held-out samples{beside}{others}",
+        {"nats": found.value, "from": found.low, "to": found.high},
+        "Look that its values belong to the samples; a condition that says nothing can be left out (NAME:ignore).",
+        WARNING,
     )
 
 

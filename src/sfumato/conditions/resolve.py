@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import SfumatoError, suggest
 from .condition import Condition, counted, many, missing
 from .given import Conditions, Given
-from .label import Label
+from .label import NULL, Label
 
 RESERVED = "cond"  # cond={"index": ...}: conditions whose names are arguments of the function
 
@@ -59,23 +59,17 @@ def of_data(model_or_spec: Any, source: Any, rows: Tensor) -> Conditions:
     """
     found = {}
     for name, condition in (declared(model_or_spec) or {}).items():
-        column = _column(source, name, rows)
-        if column is not None:
-            try:
-                found[name] = condition.encode(column, len(rows))
-            except SfumatoError as error:
-                raise SfumatoError(f"The condition {name!r} of the data: {error}") from None
+        if name not in source.conditions:
+            continue
+        column = source.conditions[name].take(rows)
+        try:
+            if isinstance(condition, Label) and column.names == condition.classes:  # no names have to be looked up
+                found[name] = Given.of(torch.from_numpy(np.where(column.present, column.values, NULL)))
+            else:
+                found[name] = condition.encode(column.spelt, len(rows))
+        except SfumatoError as error:
+            raise SfumatoError(f"The condition {name!r} of {source.name}: {error}") from None
     return Conditions(found)
-
-
-def _column(source: Any, name: str, rows: Tensor) -> Any:
-    """A column of some rows as a user spells it."""
-    columns = getattr(source, "conditions", None)
-    if columns is not None:
-        return columns[name].take(rows).spelt if name in columns else None
-    if name != "label" or source.labels is None:
-        return None
-    return np.array([*source.classes, None], dtype=object)[source.labels[rows].numpy()]
 
 
 def _encoded(known: dict[str, Condition] | None, name: str, value: Any, n: int) -> Given:
