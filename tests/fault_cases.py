@@ -256,6 +256,13 @@ def dropped(folder: Path) -> Report:
     return sf.doctor(train(folder, x, labels, drop=1.0), data=x, labels=labels)
 
 
+def unrelated(folder: Path) -> Report:
+    """A number beside the samples has nothing to do with them."""
+    x, _ = moons()
+    given = {"x": x, "moon": np.random.default_rng(5).normal(size=len(x))}
+    return sf.doctor(train(folder, given), data=given)
+
+
 # Faults of what is said of a network
 
 
@@ -359,7 +366,8 @@ FAULTS = {
         Fault(other_schedule, "schedule"), Fault(shuffled, "labels-shuffled"),
         Fault(shuffled_on_the_way, "labels-shuffled", False), Fault(half, "half-overflow"),
         Fault(half_in_a_loop, "half-overflow", False), Fault(deaf, "condition-dead"),
-        Fault(dropped, "condition-dead", False), Fault(part_frozen, "frozen"), Fault(all_frozen, "frozen", False),
+        Fault(dropped, "condition-dead", False), Fault(unrelated, "condition-uninformative"),
+        Fault(part_frozen, "frozen"), Fault(all_frozen, "frozen", False),
         Fault(normalised_twice, "double-normalised"), Fault(one_image, "identical"), Fault(channels_last, "axes"),
         Fault(reshaped, "axes", False), Fault(other_target, "target"), Fault(slow, "lr-low"),
         Fault(deaf_to_noise, "level-dead"), Fault(clamped, "clipped"), Fault(two_units, "mixed-units", False),

@@ -5,12 +5,16 @@ import math
 import pytest
 import torch
 
-from sfumato import nets
+from sfumato import nets, noise
 from sfumato.belief import Estimate
 from sfumato.compose import Guided, Rescheduled, guide
+from sfumato.conditions import Given
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
 from sfumato.model import Denoiser
+from sfumato.objectives import denoising_loss
+from sfumato.objectives.times import UniformTime
+from sfumato.objectives.weights import elbo
 from sfumato.process import Gaussian
 from sfumato.sampling import sample, trajectory
 from sfumato.schedules import EDM, VE, Cosine, Flow, LinearBeta, LogLinear
@@ -213,3 +217,86 @@ def test_beyond_the_base_it_answers_at_its_nearest_end():
     assert bool(sample(model, 4, 5, z=z).isfinite().all())
     linear = Rescheduled(random_denoiser(LinearBeta()), Flow())
     assert bool(sample(linear, 4, 5, z=z).isfinite().all())
+
+
+class Joint:
+    """N(a mass + b label, 1) where each is known, and its marginal where not: E[x | z] of a number and a class."""
+
+    A, B = 1.0, 2.0  # mass ~ N(0, 1), label +-1
+
+    def __init__(self, process):
+        self.process, self.shape, self.calls = process, (1,), 0
+
+    def __call__(self, z, t, /, label=None, mass=None):
+        self.calls += 1
+        n = len(z)
+        label = torch.full((n,), -1) if label is None else label
+        mass = Given.of(torch.full((n,), torch.nan, dtype=z.dtype) if mass is None else mass)
+        x = torch.empty_like(z)
+        for i in range(n):
+            at = {"process": self.process, "t": t if t.ndim == 0 else t[i : i + 1]}
+            mean = self.A * float(mass.values[i]) if mass.present[i] else 0.0
+            variance = 1.0 if mass.present[i] else 1.0 + self.A**2
+            signs = [-1.0, 1.0] if label[i] < 0 else [2.0 * float(label[i]) - 1]
+            law = GaussianMixture([1 / len(signs)] * len(signs), [[mean + self.B * s] for s in signs], variance)
+            x[i] = law.moments(z[i : i + 1], **at).x[0]
+        return Estimate(z, t, self.process.schedule, x=x)
+
+
+def test_one_scale_a_condition():
+    """eps_null + sum_i w_i (eps_i - eps_null), each told one condition alone; what is not named is told everywhere."""
+    model = Joint(Gaussian(LinearBeta()))
+    generator = torch.Generator().manual_seed(0)
+    z, t = 2 * torch.randn(5, 1, dtype=F64, generator=generator), torch.linspace(0.2, 0.9, 5, dtype=F64)
+    label, mass = torch.tensor([0, 1, 1, 0, -1]), torch.tensor([0.5, -1.0, torch.nan, 2.0, 0.3], dtype=F64)
+    cond = {"label": label, "mass": mass}
+    null, both = model(z, t).eps, model(z, t, **cond).eps
+    alone = {"label": model(z, t, label=label).eps, "mass": model(z, t, mass=mass).eps}
+    for scales in ({"label": 3.0, "mass": 1.5}, {"label": 0.0, "mass": 2.0}, {"mass": -1.0, "label": 1.0}):
+        wanted = null + sum(w * (alone[name] - null) for name, w in scales.items())
+        close(guide(model, scales)(z, t, **cond).eps, wanted, 1e-9)
+    for name in cond:
+        other = {rest: value for rest, value in cond.items() if rest != name}
+        base = model(z, t, **other).eps
+        close(guide(model, {name: 2.5})(z, t, **cond).eps, base + 2.5 * (both - base), 1e-9)
+        close(guide(model, {name: 1.0})(z, t, **cond).eps, both, 1e-9)
+        close(guide(model, {name: 0.0})(z, t, **cond).eps, base, 1e-9)
+    close(guide(model, 2.0)(z, t, **cond).eps, null + 2 * (both - null), 1e-9)
+    before = model.calls
+    guide(model, {"label": 3.0, "mass": 1.5})(z, t, **cond)
+    assert model.calls == before + 1
+    inside = guide(model, {"label": 3.0, "mass": 1.5}, (-1.0, 1.0))
+    logsnr = model.process.schedule.logsnr(t)
+    for i in range(5):
+        acting = -1 <= float(logsnr[i]) <= 1
+        wanted = (null + 3 * (alone["label"] - null) + 1.5 * (alone["mass"] - null) if acting else both)[i]
+        close(inside(z, t, **cond).eps[i], wanted, 1e-9)
+    for scales, words in [
+        ({"heat": 2.0}, "names 'heat'"),
+        ({}, "one a condition"),
+        ({"label": float("nan")}, "finite"),
+    ]:
+        with pytest.raises(SfumatoError, match=words):
+            guide(model, scales)(z, t, **cond)
+
+
+def test_the_loss_of_a_guided_model_is_that_of_what_it_believes():
+    """Case H2, for one scale and for one a condition."""
+    model = Joint(Gaussian(LinearBeta()))
+    x, t = (
+        torch.randn(6, 1, dtype=F64, generator=torch.Generator().manual_seed(2)),
+        torch.linspace(0.2, 0.9, 6, dtype=F64),
+    )
+    label, mass = torch.tensor([0, 1, 1, 0, 1, 0]), torch.linspace(-1, 1, 6, dtype=F64)
+    for scale in (3.0, {"label": 3.0, "mass": 0.5}):
+        guided = guide(model, scale)
+        drawn = noise.normal(0, range(6), (1,), noise.TRAIN_NOISE, dtype=F64)
+        z = model.process.corrupt(x, t, drawn)
+        eps = guided(z, t, label=label, mass=mass).eps
+        wanted = (
+            0.5
+            * (eps - drawn).square().sum(1)
+            / UniformTime().density(model.process.schedule.logsnr(t), model.process.schedule)
+        )
+        found = denoising_loss(guided, x, t, weight=elbo(), times=UniformTime(), label=label, mass=mass)
+        close(found, wanted, 1e-6)

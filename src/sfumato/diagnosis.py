@@ -14,7 +14,7 @@ from torch import Tensor
 from sfumato import artefact, data, nets
 from sfumato.checks import Evidence, Report, Sample, examine
 from sfumato.checks.evidence import draw
-from sfumato.checks.gather import TRAINED, answers, labels, weights
+from sfumato.checks.gather import TRAINED, answers, labels, told, weights
 from sfumato.data import DataSpec, Source
 from sfumato.data.labels import read_labels
 from sfumato.errors import SfumatoError
@@ -171,7 +171,7 @@ def _examined(
         known = dataclasses.replace(evidence, sample=sample, absent={**evidence.absent, "answers": early})
         return examine(known, subject, notes)
     found = answers(model, source, asked, patient.times, seed, held=len(held) > 0 or not note)
-    both = dataclasses.replace(evidence, sample=sample, answers=found)
+    both = dataclasses.replace(evidence, sample=sample, answers=found, told=told(model, source, asked, seed))
     return examine(both, subject, (*notes, *((note,) if note else ())))
 
 

@@ -32,7 +32,7 @@ class AnyModel(Protocol):
     @property
     def process(self) -> Process: ...
 
-    def __call__(self, z: State, t: Time, **cond: Any) -> Belief: ...
+    def __call__(self, z: State, t: Time, /, **cond: Any) -> Belief: ...
 
 
 @runtime_checkable
@@ -42,7 +42,7 @@ class Model(Protocol):
     @property
     def process(self) -> Gaussian: ...
 
-    def __call__(self, z: Tensor, t: Time, **cond: Any) -> Estimate: ...
+    def __call__(self, z: Tensor, t: Time, /, **cond: Any) -> Estimate: ...
 
 
 def compute_dtype(model: Any) -> torch.dtype:
@@ -138,7 +138,7 @@ class Denoiser(nn.Module):
         heard: tuple[Tensor, Tensor] = self.process.scaling(t, device)
         return heard
 
-    def predict(self, z: State, t: Time, **cond: Any) -> Tensor:
+    def predict(self, z: State, t: Time, /, **cond: Any) -> Tensor:
         """What the network says, in the terms of the target and like z, or of symbols (B, *shape, K)."""
         y = self.raw(z, t, **cond)
         if isinstance(self.process, Gaussian):
@@ -146,12 +146,12 @@ class Denoiser(nn.Module):
         logits = getattr(self.process, "logits", None)
         return y if logits is None else logits(y, z)
 
-    def outputs(self, z: Tensor, t: Time, **cond: Any) -> tuple[Tensor, Tensor | None]:
+    def outputs(self, z: Tensor, t: Time, /, **cond: Any) -> tuple[Tensor, Tensor | None]:
         """(what `predict` gives, v of a step's variance where it is learned), both like z: of a Gaussian process."""
         found: tuple[Tensor, Tensor | None] = self.process.split(self.raw(z, t, **cond), z)
         return found
 
-    def raw(self, z: State, t: Time, **cond: Any) -> Tensor:
+    def raw(self, z: State, t: Time, /, **cond: Any) -> Tensor:
         """The network's output as it is, in the dtype of its input (float32 at least)."""
         heard, level = self.process.inputs(z, t)
         level = level.expand(len(heard))
@@ -162,7 +162,7 @@ class Denoiser(nn.Module):
             y = self.net(heard, level, **told)
         return y.to(heard.dtype)
 
-    def forward(self, z: State, t: Time, **cond: Any) -> Any:
+    def forward(self, z: State, t: Time, /, **cond: Any) -> Any:
         return self.process.read(self.raw(z, t, **cond), z, t)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from sfumato.compose import Guided, Wrapped
+from sfumato.compose import Guided, Scale, Wrapped
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
 from sfumato.registry import make
@@ -20,7 +21,7 @@ def make_plan(
     solver: AnySolver | None,
     t_start: float = 1.0,
     t_stop: float = 0.0,
-    guidance: float | None = None,
+    guidance: Scale | None = None,
     interval: tuple[float, float] | None = None,
 ) -> Plan:
     """The plan that `sample` runs: a given Plan as it is, a solver's, or without either one that the model carries."""
@@ -47,7 +48,7 @@ def stored_plan(
     steps: int,
     t_start: float = 1.0,
     t_stop: float = 0.0,
-    guidance: float | None = None,
+    guidance: Scale | None = None,
     interval: tuple[float, float] | None = None,
 ) -> Plan | None:
     """The plan of this many steps that the model carries for this range, its own schedule and this guidance, if any."""
@@ -60,8 +61,8 @@ def stored_plan(
 
 
 def guidance_of(
-    model: Model, guidance: float | None = None, interval: tuple[float, float] | None = None
-) -> tuple[float, tuple[float, float] | None]:
+    model: Model, guidance: Scale | None = None, interval: tuple[float, float] | None = None
+) -> tuple[Scale, tuple[float, float] | None]:
     """(scale, interval) under which a model is sampled: what is asked for, or that of a `Guided` within; 1 without."""
     while guidance is None and isinstance(model, Wrapped):
         if isinstance(model, Guided):
@@ -69,4 +70,5 @@ def guidance_of(
         model = model.inner
     if guidance is None or guidance == 1:
         return 1.0, None
-    return float(guidance), None if interval is None else (float(interval[0]), float(interval[1]))
+    scale = dict(guidance) if isinstance(guidance, Mapping) else float(guidance)
+    return scale, None if interval is None else (float(interval[0]), float(interval[1]))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sfumato import noise
-from sfumato.compose import Unrolled, guide
+from sfumato.compose import Scale, Unrolled, guide
 from sfumato.conditions import resolve
 from sfumato.errors import SfumatoError
 from sfumato.machine.kept import kept_memory
@@ -36,7 +36,7 @@ def trajectory(
     index: Sequence[int] | Tensor | None = None,
     t_start: float = 1.0,
     t_stop: float = 0.0,
-    guidance: float | None = None,
+    guidance: Scale | None = None,
     interval: tuple[float, float] | None = None,
     brownian: bool = False,
     grad_calls: int | Literal["all"] | None = None,
@@ -88,7 +88,7 @@ def sample(
     t_start: float = 1.0,
     t_stop: float = 0.0,
     batch: int = 256,
-    guidance: float | None = None,
+    guidance: Scale | None = None,
     interval: tuple[float, float] | None = None,
     normalised: bool = False,
     brownian: bool = False,

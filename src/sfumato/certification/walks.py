@@ -153,7 +153,7 @@ class Oracle:
         self.calls.append(Call(z.detach().clone(), t, level))
         return x, eps
 
-    def __call__(self, z: Tensor, t: Tensor | float, **cond: object) -> Estimate:
+    def __call__(self, z: Tensor, t: Tensor | float, /, **cond: object) -> Estimate:
         schedule, at = self.process.schedule, float(t if not isinstance(t, Tensor) else t.reshape(-1)[0])
         x, eps = self.read(z, at, level_at(schedule, at))
         return Estimate(z, t, schedule, x=x, eps=eps)

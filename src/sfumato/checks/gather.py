@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.checks.answers import LEVELS, Answers, ask, draws_for, levels
+from sfumato.checks.answers import LEVELS, Answers, ask, deaf, draws_for, levels
 from sfumato.checks.evidence import Weights
 from sfumato.conditions import Conditions, of_data
 from sfumato.data import Source
@@ -49,6 +49,17 @@ def asked(model: Any, source: Source, rows: Tensor, most: int = POINTS) -> tuple
     x = x if model.spec is None else model.spec.normalise(x)
     x = x.to(next((p.dtype for p in model.parameters() if p.dtype == torch.float64), torch.float32))
     return x, of_data(model, source, rows)
+
+
+def unheard(model: Any, source: Source, rows: Tensor) -> tuple[str, ...] | None:
+    """The conditions that a network cannot hear; None where it cannot be asked."""
+    if not isinstance(model.process, Gaussian):
+        return None
+    try:
+        x, cond = asked(model, source, rows, 8)
+        return deaf(model, x.to(model.device), cond) if cond and len(x) > 1 else None
+    except (SfumatoError, RuntimeError):  # a network of the user's that takes other samples is none of our business
+        return None
 
 
 def told(

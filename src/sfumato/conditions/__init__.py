@@ -2,16 +2,16 @@
 
 from .condition import Condition, missing
 from .field import Field
-from .given import Conditions, Given, hears_presence, network_inputs
+from .given import Conditions, Given, absent, hears_presence, joined, network_inputs
 from .kinds import KINDS, fit, from_config, guess
 from .label import NULL, Label, find_class
 from .multilabel import MultiLabel
-from .resolve import RESERVED, declared, of_data, resolve
+from .resolve import RESERVED, declared, of_data, resolve, unfolded
 from .scalar import Scalar
 from .vector import Vector
 
 __all__ = [
     "KINDS", "NULL", "RESERVED", "Condition", "Conditions", "Field", "Given", "Label", "MultiLabel", "Scalar", "Vector",
-    "declared", "find_class", "fit", "from_config", "guess", "hears_presence", "missing", "network_inputs",
-    "of_data",     "resolve",
+    "absent", "declared", "find_class", "fit", "from_config", "guess", "hears_presence", "joined", "missing",
+    "network_inputs", "of_data", "resolve", "unfolded",
 ]  # fmt: skip

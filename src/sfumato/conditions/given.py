@@ -9,7 +9,7 @@ are equal numbers.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -152,6 +152,21 @@ class Conditions(Mapping[str, Any]):
 
     def to(self, device: torch.device | str) -> Conditions:
         return self._each(lambda _, value: value.to(device))
+
+
+def absent(value: Given | Tensor) -> Given | Tensor:
+    """A condition that is missing in every row; a label, int64 (B,), stays a tensor."""
+    if isinstance(value, Tensor) and value.ndim == 1 and not value.is_floating_point():
+        return torch.full_like(value, -1)
+    return Given.of(value).null()
+
+
+def joined(values: Sequence[Given | Tensor]) -> Given | Tensor:
+    """The rows of a condition in several batches, one behind another; labels stay a tensor."""
+    if all(isinstance(value, Tensor) and not value.is_floating_point() for value in values):
+        return torch.cat([value for value in values if isinstance(value, Tensor)])
+    parts = [Given.of(value) for value in values]
+    return Given(torch.cat([part.values for part in parts]), torch.cat([part.present for part in parts]))
 
 
 def network_inputs(cond: Mapping[str, Given | Tensor | None], masks: bool) -> dict[str, Any]:

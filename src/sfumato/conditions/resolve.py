@@ -37,12 +37,9 @@ def resolve(model_or_spec: Any, given: Mapping[str, Any], n: int) -> Conditions:
     its rows: whole numbers stay labels, -1 for none, and floats stay floats.
     Raises SfumatoError, in one sentence, for an unknown name, label, shape or number of values.
     """
-    inner = given.get(RESERVED)
-    if isinstance(inner, Mapping):
-        given = {**{name: value for name, value in given.items() if name != RESERVED}, **inner}
     known = declared(model_or_spec)
     found = {}
-    for name, value in given.items():
+    for name, value in unfolded(given).items():
         if value is None:
             continue
         try:
@@ -50,6 +47,14 @@ def resolve(model_or_spec: Any, given: Mapping[str, Any], n: int) -> Conditions:
         except SfumatoError as error:
             raise SfumatoError(f"The condition {name!r}: {error}") from None
     return Conditions(found)
+
+
+def unfolded(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Conditions by name, those of the key "cond" among them."""
+    inner = given.get(RESERVED)
+    if not isinstance(inner, Mapping):
+        return given
+    return {**{name: value for name, value in given.items() if name != RESERVED}, **inner}
 
 
 def of_data(model_or_spec: Any, source: Any, rows: Tensor) -> Conditions:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sfumato import noise
 from sfumato.belief import Estimate
+from sfumato.conditions import Given
 from sfumato.errors import SfumatoError
 from sfumato.exact.flow import Level, follow
 from sfumato.process.gaussian import Gaussian
@@ -300,7 +301,8 @@ class ExactDenoiser:
     def __init__(self, truth: Truth, process: Gaussian) -> None:
         self.truth, self.process, self.shape = truth, process, truth.shape
 
-    def __call__(self, z: Tensor, t: Number, label: Tensor | int | None = None) -> Estimate:
+    def __call__(self, z: Tensor, t: Number, /, label: Tensor | Given | int | None = None) -> Estimate:
+        label = label.values if isinstance(label, Given) else label
         at: At = {"process": self.process, "t": t, "label": label}
         m, truth = self.truth.moments(z, **at), self.truth
         z = z.to(torch.float64)

@@ -37,7 +37,7 @@ class Trivial:
         """mean: a number, or like one sample; variance: of each number about it."""
         self.process, self.mean, self.variance = process, mean, variance
 
-    def __call__(self, z: Tensor, t: Time, **cond: Any) -> Estimate:
+    def __call__(self, z: Tensor, t: Time, /, **cond: Any) -> Estimate:
         alpha, sigma = self.process.schedule(t)
         gain = alpha * self.variance / (alpha**2 * self.variance + sigma**2)
         mean = self.mean.to(z) if isinstance(self.mean, Tensor) else self.mean

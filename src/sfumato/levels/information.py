@@ -110,4 +110,3 @@ def _bins(schedule: Schedule) -> Bins:
     first, last = law.survival(ends).tolist()
     edges = law.quantile(torch.linspace(first, last, _BINS + 1, dtype=torch.float64))
     return make([*ends.tolist(), *edges[1:-1].tolist()], law, schedule)
-

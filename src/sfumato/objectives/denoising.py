@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sfumato import noise
+from sfumato.conditions import unfolded
 from sfumato.model import AnyModel
 from sfumato.noise import Noise
 from sfumato.objectives.teacher import Clean, Corrupted
@@ -44,8 +45,9 @@ def denoising_loss(
     draws depend on (seed, index) alone; index defaults to 0..B-1. weight: w(level); None is the plain squared error of
     the target, 1/2 |y - y_hat|^2, and the ELBO's of symbols.
     clean: E[x | z] and E[eps | z] by a teacher or a reference batch in place of x and eps (`objectives.teacher`).
+    cond={...} holds conditions whose names are arguments here.
     """
-    times = times or UniformTime()
+    times, given = times or UniformTime(), unfolded(cond)
     index = torch.arange(len(first_leaf(x))) if index is None else torch.as_tensor(index)
     process, x = denoiser.process, _data(denoiser, x)
     if t is None:
@@ -54,8 +56,8 @@ def denoising_loss(
     drawn = numbers_like(Noise(seed, index, noise.TRAIN_NOISE) if eps is None else eps, x)
     z = process.corrupt(x, t, drawn)
     if clean is not None:
-        x, drawn = clean(Corrupted(process, x, drawn, z, t, seed, index, cond))
-    return process.loss(denoiser(z, t, **cond), x, drawn, weight, times)
+        x, drawn = clean(Corrupted(process, x, drawn, z, t, seed, index, given))
+    return process.loss(denoiser(z, t, **given), x, drawn, weight, times)
 
 
 def _data(model: AnyModel, x: State) -> State:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sfumato import noise, target
 from sfumato.belief import Estimate
+from sfumato.conditions import unfolded
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
 from sfumato.objectives.chain import check_variance, data_nats, step_nats
@@ -91,7 +92,7 @@ def vlb_loss(
     if eps is None:
         eps = noise.normal(seed, index, tuple(x.shape[1:]), noise.TRAIN_NOISE, device=x.device, dtype=x.dtype)
     level = on_grid(t, steps)
-    belief = denoiser(denoiser.process.corrupt(x, level, eps), level, **cond)
+    belief = denoiser(denoiser.process.corrupt(x, level, eps), level, **unfolded(cond))
     cells = chosen_cells(getattr(denoiser, "spec", None), decoder)
     nats = level_nats(denoiser.process, belief, x, eps, steps, variance, cells)
     return nats / level_density(times, schedule, t).to(nats)
@@ -146,7 +147,7 @@ def hybrid_loss(
     if t is None:
         t = schedule.time(times.logsnr(times.levels(seed, index, noise.TRAIN_TIME), schedule))
     level, process = on_grid(t, steps), denoiser.process
-    belief = denoiser(process.corrupt(x, level, eps), level, **cond)
+    belief = denoiser(process.corrupt(x, level, eps), level, **unfolded(cond))
     simple = process.loss(belief, x, eps, None, times)
     if weight is not None:  # p is that of the drawn time: at k / T it may be infinite or 0
         row, logsnr = target.row(denoiser.target, schedule, level, denoiser.sigma_data), schedule.logsnr(t)

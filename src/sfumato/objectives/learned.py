@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from sfumato import noise
+from sfumato.conditions import unfolded
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
 from sfumato.objectives.density import TimeDensity, limits
@@ -212,7 +213,7 @@ def end_rates(
     eps = noise.normal(seed, index, tuple(x.shape[1:]), noise.TRAIN_NOISE, device=x.device, dtype=x.dtype)
     for end in ends:
         t = schedule.time(end).expand(len(x))
-        belief = denoiser(denoiser.process.corrupt(x, t, eps), t, **cond)
+        belief = denoiser(denoiser.process.corrupt(x, t, eps), t, **unfolded(cond))
         errors.append(float((belief.eps - eps).flatten(1).double().square().sum(1).mean()))
     size = float(x.flatten(1).double().square().sum(1).mean())
     return 0.5 * (math.exp(ends[0]) * size - errors[0]), 0.5 * (errors[1] - dim)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sfumato import noise
 from sfumato.belief import Logits
+from sfumato.conditions import unfolded
 from sfumato.errors import SfumatoError
 from sfumato.process import Symbols
 from sfumato.schedule import Time
@@ -66,7 +67,7 @@ def terminal_kl(process: Symbols, x: Tensor) -> Tensor:
 
 def step_kl(model: DiscreteModel, x: Tensor, z: Tensor, s: Time, t: Time, **cond: Any) -> Tensor:
     """KL(q(z_s | z_t, x) || p(z_s | z_t)) at z_t = z, (B,); at s = 0 this is -log p(x | z_t)."""
-    belief = model(z, t, **cond)
+    belief = model(z, t, **unfolded(cond))
     ours = model.process.bridge(belief, s)
     return kl(model.process.posterior(z, x, s, t, ours.dtype), ours)
 

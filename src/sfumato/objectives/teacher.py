@@ -17,7 +17,7 @@ Sources: Vincent 2011, "A connection between score matching and denoising autoen
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor
 from sfumato import noise
 from sfumato.belief import broadcast
 from sfumato.compose import Rescheduled
+from sfumato.conditions import Given
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
 
@@ -43,7 +44,7 @@ class Corrupted:
     t: Tensor
     seed: int
     index: Tensor
-    cond: dict[str, Any]
+    cond: Mapping[str, Any]
 
 
 Clean = Callable[[Corrupted], tuple[Tensor, Tensor]]
@@ -89,6 +90,7 @@ class StableTarget:
         alpha, sigma = at.process.schedule(at.t)
         ratio = (alpha / sigma).clamp_max(_LARGEST_RATIO).to(at.x.device)
         label = None if self.labels is None else at.cond.get("label")
+        label = label.values if isinstance(label, Given) else label
         blocks = at.index // self.block
         shift = torch.empty_like(at.x)
         for block in blocks.unique().tolist():

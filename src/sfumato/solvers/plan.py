@@ -160,12 +160,12 @@ class Plan:
             f"(alpha, sigma differ at t = {t:.4g}): build it with solver.plan(model.process, steps)."
         )
 
-    def start(self, model: Model, z: Any, noise: AnyNoise | None = None, **cond: Any) -> Walk:
+    def start(self, model: Model, z: Any, noise: AnyNoise | None = None, /, **cond: Any) -> Walk:
         """Rows z (B, ...) at times[0], to be advanced from outside (`Walk`)."""
         self.check(model)
         return Walk(self, model, z, noise, cond)
 
-    def run(self, model: Model, z: Any, noise: AnyNoise | None = None, **cond: Any) -> Iterator[State]:
+    def run(self, model: Model, z: Any, noise: AnyNoise | None = None, /, **cond: Any) -> Iterator[State]:
         """Walk from z at times[0] to the end; yields a State for each call and one at the end."""
         walk = self.start(model, z, noise, **cond)
         for t in self.times:

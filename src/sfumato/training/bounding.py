@@ -40,7 +40,7 @@ class Bounding:
         variance = self.variance or ("learned" if model.variance == "learned" else "posterior")
         t = schedule.time(times.logsnr(batch.u, schedule))
         nats = vlb_loss(
-            model, batch.x, t, times, self.seed, batch.index, steps=self.steps, variance=variance, **batch.cond
+            model, batch.x, t, times, self.seed, batch.index, steps=self.steps, variance=variance, cond=batch.cond
         )
         return nats / batch.x[0].numel()
 

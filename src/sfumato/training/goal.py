@@ -138,7 +138,7 @@ class Denoising:
         t = schedule.time(self.times.logsnr(batch.u, schedule))
         losses = denoising_loss(
             model, batch.x, t, weight=self.weight, times=self.times, seed=self.seed, index=batch.index,
-            clean=self.clean, **batch.cond,
+            clean=self.clean, cond=batch.cond,
         )  # fmt: skip
         return losses * (2 / batch.x[0].numel())
 
@@ -181,7 +181,7 @@ class Hybrid(Settled):
     def losses(self, model: Any, batch: Batch) -> Tensor:
         schedule = model.process.schedule
         t = schedule.time(self.times.logsnr(batch.u, schedule))
-        losses = hybrid_loss(model, batch.x, t, self.weight, self.times, self.seed, batch.index, **batch.cond)
+        losses = hybrid_loss(model, batch.x, t, self.weight, self.times, self.seed, batch.index, cond=batch.cond)
         return losses * (2 / batch.x[0].numel())
 
     def measure(

@@ -17,10 +17,11 @@ from torch import Tensor
 from sfumato.checks import Evidence, Finding, Weights, examine
 from sfumato.checks.answers import LEVELS
 from sfumato.checks.evidence import draw
-from sfumato.checks.gather import TRAINED, answers, parameters
+from sfumato.checks.gather import TRAINED, answers, parameters, unheard
 from sfumato.data import Source
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
+from sfumato.levels.information import Information
 from sfumato.training.config import TrainConfig
 from sfumato.training.folder import read
 from sfumato.training.loop import Progress
@@ -63,15 +64,21 @@ class Health:
         self._before: float | None = None
 
     def start(self) -> None:
-        """Look at the data, and at the length of a step, before the first one."""
+        """Look at the data, at what the network can hear, and at the length of a step, before the first one."""
         labels = None if self.source.labels is None else self.source.labels[self.train]
         sample = draw(self.source.x, self.train, labels, self.state.denoiser.spec, self.config.seed)
-        weights = None
+        weights = deaf = None
         if self.state.step == 0:
             now = parameters(self.state.denoiser)
             now = gathered(now, self.world) if self.state.sharded else now
             weights = Weights(now, now, None, 0)
-        self._take(Evidence(sample=sample, weights=weights, log=[], settings=self.config.to_dict()))
+            deaf = None if self.state.sharded else unheard(self.state.denoiser, self.source, self.train)
+        self._take(Evidence(sample=sample, weights=weights, deaf=deaf, log=[], settings=self.config.to_dict()))
+
+    def end(self, told: Information | None) -> None:
+        """After the last step: what each condition says of the samples held out."""
+        if told is not None:
+            self._take(Evidence(told=told, settings=self.config.to_dict()), self.state.step)
 
     def look(self, progress: Progress) -> None:
         """After a step: the log where there is a new validation, the network at some moments."""

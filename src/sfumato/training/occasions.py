@@ -13,8 +13,8 @@ LOG_LINES = 200  # at least, in a budget of so many steps or more
 PICTURES = 12  # grids that report.html shows, evenly chosen
 
 # of the work of training that each costs at most, 5 % together: validations, gradients by noise level, the grid on the
-# way and the last one, the search for copies at the end
-LOSSES, GRADIENTS, GRID, LAST_GRID, COPIES = 0.0125, 0.0075, 0.01, 0.0125, 0.0075
+# way and the last one, the search for copies at the end; and what the conditions say, where there are some
+LOSSES, GRADIENTS, GRID, LAST_GRID, COPIES, SAID = 0.0125, 0.0075, 0.01, 0.0125, 0.0075, 0.0025
 TIMES = (20, 16, 12, 8, 4, 2, 1)  # validations of a run: where there are four, one is at three quarters
 
 

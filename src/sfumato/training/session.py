@@ -12,15 +12,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sfumato import artefact
+from sfumato import artefact, noise
 from sfumato.audit.copies import Memorisation, choose, compare, pairs_picture
 from sfumato.audit.nearest import Space
+from sfumato.checks.gather import told
 from sfumato.conditions import Conditions, of_data
 from sfumato.data import Source
 from sfumato.data.rows import Samples, part
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.levels.draws import evaluating
+from sfumato.levels.information import Information
 from sfumato.model import Denoiser
 from sfumato.pictures import beside, picture, save_png
 from sfumato.sampling import sample
@@ -35,7 +37,7 @@ from sfumato.training.health import Health
 from sfumato.training.interrupt import Interruption
 from sfumato.training.loggers import Loggers
 from sfumato.training.loop import Progress, fit
-from sfumato.training.occasions import COPIES, GRID, LAST_GRID
+from sfumato.training.occasions import COPIES, GRID, LAST_GRID, SAID
 from sfumato.training.parallel import gathered, whole
 from sfumato.training.report import write as write_report
 from sfumato.training.state import State
@@ -44,6 +46,7 @@ from sfumato.world import ALONE, World
 GRID_STEPS = 10  # of the solver: enough to judge by, and quick
 _LEAST_GRID, _POINTS = 4, 500  # samples of a grid, of a scatter plot
 _LEAST_COPIES, _MOST_COPIES = 16, 512  # samples that are searched for copies
+_LEAST_SAID, _MOST_SAID = 256, 8192  # draws that tell what conditions say
 _SEARCH = 1e9  # multiplications a second of training that the search for copies may take: about a hundredth
 _ROWS, _COLUMNS = 10, 4
 INCIDENTS, NEAREST = "incident.json", "nearest.png"
@@ -138,7 +141,10 @@ class Session:
         began = time.monotonic()
         self.save(model=True)
         self.draw()
-        self.close_books(self.copies(), time.monotonic() - began)
+        said = self.conditions_say()
+        if self.health is not None:
+            self.health.end(said)
+        self.close_books(self.copies(), time.monotonic() - began, said)
 
     def _heard(self, ear: Ear, interruption: Interruption) -> bool:
         """Do what was said through the folder (`control`); whether to stop, which all processes do at one step."""
@@ -295,14 +301,30 @@ class Session:
         except SfumatoError as error:
             return str(error).rstrip(".")
 
-    def close_books(self, found: Memorisation | str, ending: float) -> None:
+    def conditions_say(self) -> Information | None:
+        """What each condition says of held-out samples, on as many draws as a run bears."""
+        total, best = self.state.samples / max(self.fraction, 1e-9), self.state.best
+        rows = self.holdout[noise.permutation(self.config.seed, 0, len(self.holdout))]
+        known = [name for name in best.spec.conditions if name in self.source.conditions]
+        draws = min(_MOST_SAID, int(3 * SAID * total / (1 + len(known) + (len(known) > 1))))
+        if not known or draws < _LEAST_SAID or not hasattr(best, "predict"):
+            return None
+        try:
+            with self.world.together(), self.state.spending("conditions"), evaluating(best):
+                return told(best, self.source, rows, self.config.seed, draws, self.world)
+        except SfumatoError as error:
+            self.console.note(f"What the conditions say was not measured: {error}")
+            return None
+
+    def close_books(self, found: Memorisation | str, ending: float, said: Information | None = None) -> None:
         """report.json, and what it says; ending: seconds since the budget was used."""
         if not self.world.leads:
             return
-        told, why = (None, found) if isinstance(found, str) else (found.to_dict(), None)
+        copied, why = (None, found) if isinstance(found, str) else (found.to_dict(), None)
         if isinstance(found, Memorisation) and (nearest := pairs_picture(found, self.denoiser.spec)) is not None:
             save_png(nearest, self.path / "samples" / NEAREST)
-        facts = summary.write(self.path, {**self.state.spent, "ending": ending}, told, why)
+        spent = {**self.state.spent, "ending": ending}
+        facts = summary.write(self.path, spent, copied, why, None if said is None else said.to_dict())
         for line in summary.words(facts):
             self.console.note(line)
 

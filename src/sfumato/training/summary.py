@@ -33,15 +33,19 @@ _LITTLE = 0.02  # of the loss: a change that is known to be less is none
 Facts = dict[str, Any]
 
 
-def write(run: Path, spent: dict[str, float], memorisation: Facts | None, why: str | None = None) -> Facts:
+def write(
+    run: Path, spent: dict[str, float], memorisation: Facts | None, why: str | None = None,
+    conditions: Facts | None = None,
+) -> Facts:  # fmt: skip
     """Make report.json of a run folder from what lies in it; returns its facts.
 
     spent: seconds by what they went into, beside the steps; memorisation: `Memorisation.to_dict`, or None with a reason
-    why it was not measured.
+    why it was not measured; conditions: `Information.to_dict`, what each condition says of samples held out.
     """
     lines = read(run / "metrics.jsonl")
     facts = {"version": VERSION, **_trained(run, lines), "holdout": _holdout(lines), "time": _time(lines, spent)}
-    facts |= {"memorisation": memorisation, "memorisation_missing": why, "next": _next(run, facts)}
+    facts |= {"memorisation": memorisation, "memorisation_missing": why, "conditions": conditions}
+    facts["next"] = _next(run, facts)
     write_text(run / FILE, json.dumps(facts, indent=1, allow_nan=False) + "\n")
     return facts
 
@@ -139,7 +143,7 @@ def _time(lines: Sequence[Facts], spent: dict[str, float]) -> Facts:
     parts = {name: seconds for name, seconds in spent.items() if name != "ending"}
     parts["data wait"] = elapsed * math.fsum(waits) / len(waits) if waits else 0.0
     shares = {name: seconds / max(total, 1e-9) for name, seconds in parts.items()}
-    evaluation = math.fsum(shares.get(name, 0.0) for name in ("validation", "grids", "memorisation"))
+    evaluation = math.fsum(shares.get(name, 0.0) for name in ("validation", "grids", "memorisation", "conditions"))
     return {"seconds": total, "training": elapsed, "shares": shares, "evaluation": evaluation}
 
 
@@ -188,6 +192,8 @@ def words(facts: Facts) -> list[str]:
         lines += [line for line in shown if line.startswith("LEAK")]
     elif facts["memorisation_missing"]:
         lines.append(f"Memorisation was not measured: {facts['memorisation_missing']}.")
+    if facts.get("conditions"):
+        lines.append(conditions_words(facts["conditions"]))
     lines.append(time_words(facts["time"]))
     if facts["incidents"]:
         lines.append(f"{facts['incidents']} steps could not be taken: see incident.json.")
@@ -217,6 +223,14 @@ def holdout_words(found: Facts) -> list[str]:
             f"{known.get(best or '', 'no difference that these triples tell')}."
         )
     return lines
+
+
+def conditions_words(found: Facts) -> str:
+    """What the conditions say of a sample, in nats."""
+    each = [f"{name} {figure(said)}" for name, said in found["each"].items()]
+    together = f"; all together {figure(found['together'])}" if len(each) > 1 else ""
+    beside = " beside the others" if len(each) > 1 else ""
+    return f"Nats that a condition says of a held-out sample{beside}: {', '.join(each)}{together}."
 
 
 def _quarter_words(found: Facts) -> str:

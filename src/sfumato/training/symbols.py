@@ -18,6 +18,6 @@ def symbols(steps: int, seed: int = 0) -> Plain:
 
     def losses(model: Any, batch: Batch) -> Tensor:
         x = model.process.data(batch.x)
-        return nonequilibrium_loss(model, x, steps, batch.u, seed, batch.index, **batch.cond) / x[0].numel()
+        return nonequilibrium_loss(model, x, steps, batch.u, seed, batch.index, cond=batch.cond) / x[0].numel()
 
     return Plain(losses, seed)

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from sfumato.compose import guide
-from sfumato.conditions import RESERVED, Given, Label, declared, resolve
+from sfumato.compose import Scale, guide
+from sfumato.conditions import Given, Label, declared, resolve, unfolded
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
 from sfumato.plans import guidance_of
@@ -35,7 +35,7 @@ def tune(
     steps: int,
     *,
     noise: float = 0.0,
-    guidance: float | None = None,
+    guidance: Scale | None = None,
     interval: tuple[float, float] | None = None,
     points: int | None = None,
     rounds: int = 40,
@@ -95,9 +95,7 @@ def points_of(shape: tuple[int, ...], least: int = _LEAST) -> int:
 
 def in_turn(model: Model, cond: Mapping[str, Any]) -> dict[str, Given]:
     """What the points take in turn: the conditions given, or all classes of a model that has some."""
-    inner = cond.get(RESERVED)
-    given = {**cond, **inner} if isinstance(inner, Mapping) else cond
-    given = {name: value for name, value in given.items() if value is not None and value is not inner}
+    given = {name: value for name, value in unfolded(cond).items() if value is not None}
     label = (declared(model) or {}).get("label")
     if not given and isinstance(label, Label):
         return {"label": Given.of(torch.arange(len(label.classes)))}
