@@ -164,6 +164,20 @@ def test_from_data_to_samples(call, workplace, form):
     assert len(x) == 2 and torch.isfinite(x.double()).all()
 
 
+def test_a_name_is_free():
+    """Also one that arguments of losses, models and samplers have."""
+    names = ["t", "z", "x", "seed", "index", "weight", "times", "n", "noise", "model", "eps", "cond", "class", "a b"]
+    values = RNG.normal(size=(len(names), N))
+    for some in (names[:7], names[7:]):
+        given = {name: values[names.index(name)] for name in some if name != "x"}
+        run = sf.train({"data": X, **given}, f"run-{some[0]}", steps=2, batch=8, net="tiny", precision="float32",
+                       snapshots=0, console=Silent())  # fmt: skip
+        assert set(run.denoiser.spec.conditions) == set(given)
+        asked = {name: 0.5 for name in given}
+        assert torch.isfinite(sf.sample(run.denoiser, 2, steps=2, cond=asked)).all()
+        assert np.isfinite(sf.log_prob(run.denoiser, torch.from_numpy(X[:2]), steps=4, cond=asked).value).all()
+
+
 def test_settings_of_conditions_are_checked(refused, call, workplace):
     np.savez("set.npz", x=X, temperature=T)
     train = ("train", "set.npz", "--steps", 1)

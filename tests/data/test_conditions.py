@@ -131,7 +131,7 @@ def test_what_says_nothing_or_cannot_be_read_is_named():
         "constant": np.full(N, 3.0), "nothing": [None] * N, "id": np.arange(N) + 7, "short": T[:5], "scale": 3.0,
         "caption": [f"words {i}" for i in range(N)], "ragged": [[1.0] * (1 + i % 2) for i in range(N)],
         "same": ["a"] * N, "when": np.arange(N).astype("datetime64[D]"), "things": [{"a": 1}] * N, "none": None,
-        "volume": RNG.normal(size=(N, 2, 3, 4, 5)),
+        "volume": RNG.normal(size=(N, 2, 3, 4, 5)), "present": np.arange(N) % 2,
     }  # fmt: skip
     source = data.open({"x": X, **given})
     assert source.conditions == {}
@@ -141,6 +141,7 @@ def test_what_says_nothing_or_cannot_be_read_is_named():
         "short": "it has 5 entries, not 40", "scale": "it is no array", "same": "its value is always a",
         "caption": "text, 40 different: it is not read yet", "ragged": "its lists have different lengths",
         "when": "values are not read", "volume": "the samples have no spatial axes",
+        "present": "no condition can have this name",
     }.items():  # fmt: skip
         assert any(f"{name} (" in note and why in note for note in notes), (name, notes)
     many = data.open({"x": np.zeros((10_000, 2)), "caption": [f"words {i}" for i in range(10_000)]})

@@ -25,6 +25,7 @@ from .dataset import LABEL, Source
 from .labels import label_column
 
 IGNORE = "ignore"
+TAKEN = ("self", "present")  # names that a call of a network has for itself
 CLASS_NAMES = ("label", "labels", "class", "cls")  # whose column is one of classes, however many there are
 
 
@@ -123,6 +124,8 @@ def _settled(name: str, found: Column, kind: str, axes: int, known: bool) -> Col
     """The column as what it is said to be, or as what it looks like; `Unread` where it is of no use."""
     if found.kind and found.kind == kind:
         return found
+    if name in TAKEN:
+        raise Unread("no condition can have this name: give it another")
     if not len(found.given):
         raise Unread("all its values are missing")
     kind, said = kind or _guess(name, found), bool(kind)
