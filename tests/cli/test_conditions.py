@@ -159,7 +159,7 @@ def test_from_data_to_samples(call, workplace, form):
         assert word in said, word
     assert "temperature, steps, site" in Path("run/report.html").read_text()
     command = next(line.split() for line in said.splitlines() if "sfumato sample" in line)
-    assert call(*command[1:], "--steps", 1, "--guidance", 1)[0] == 0
+    assert call(*command[1:], "--steps", 1)[0] == 0
     x = sf.sample(sf.load("run"), 2, steps=1, temperature=[300.0, 310.0], cond={"steps": "red"})
     assert len(x) == 2 and torch.isfinite(x.double()).all()
 
