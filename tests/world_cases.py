@@ -21,6 +21,7 @@ from sfumato.schedules import Flow
 from sfumato.training import State, TrainConfig, fit
 from sfumato.training.autoencoding import Autoencoding
 from sfumato.training.goal import Denoising
+from sfumato.training.judging import measure_of
 from sfumato.training.parallel import gathered
 from sfumato.world import World, joined
 
@@ -99,7 +100,7 @@ def run(case: Case, world: World) -> tuple[dict[str, torch.Tensor], list[dict]]:
         with state.ema.swapped():
             found["swapped"] = sample(model, 3, steps=4, seed=1, world=world, label=[0, 1, 2])
         found["raw samples"] = sample(model, 3, steps=4, seed=1, world=world, label=[0, 1, 2])
-        measure = state.goal.measure(model, x[:16], {"label": labels[:16]}, 64, BATCH)
+        measure = measure_of(state.goal, model, x[:16], {"label": labels[:16]}, 64, BATCH)
         judged = measure.measure(model, state.best, 5, 1, world)
         columns = {**judged.board, "raw": judged.raw, "ema": judged.ema, "total": list(judged.gradient)}
         for name, column in columns.items():

@@ -15,6 +15,7 @@ from sfumato.training import State, fit
 from sfumato.training.bounding import Bounding
 from sfumato.training.config import TrainConfig
 from sfumato.training.goal import Hybrid, goal_of
+from sfumato.training.judging import measure_of
 
 F64 = torch.float64
 
@@ -41,7 +42,7 @@ def test_the_goal_is_named_by_the_settings():
     assert isinstance(goal, Hybrid) and not isinstance(goal_of(TrainConfig()), Hybrid)
     for changes, words in (
         ({"variance": "learn"}, "did you mean 'learned'"),
-        ({"variance": "learned", "times": "adaptive", "weight": "elbo"}, "fixed density"),
+        ({"variance": "learned", "times": "adaptive", "weight": "elbo"}, "fixed time density"),
         ({"variance": "learned", "energy": True}, "energy"),
     ):
         with pytest.raises(SfumatoError, match=words):
@@ -117,7 +118,7 @@ def test_training_by_the_bound_lowers_it_and_follows_its_losses():
     denoiser.eval()
     after = sf.vlb(denoiser, held, steps)
     assert float(after.total.mean()) < before - 0.3
-    found = goal.measure(denoiser, held.float(), {}, 4000, 500).measure(denoiser, None)
+    found = measure_of(goal, denoiser, held.float(), {}, 4000, 500).measure(denoiser, None)
     assert found.best * 2 == pytest.approx(float((after.total - after.prior).mean()), abs=0.15)
     assert goal.history.full and float(goal.history.mass.max()) > 2 / steps
     other = State(denoiser, config, Bounding(steps, history=LossHistory(steps, length=4)))

@@ -12,9 +12,10 @@ from sfumato import noise
 from sfumato.conditions import Conditions
 from sfumato.data.rows import Samples
 from sfumato.training.config import TrainConfig
+from sfumato.training.goal import Batch
 from sfumato.training.occasions import due, triples, validations
 from sfumato.training.state import State
-from sfumato.training.validation import BINS, Measure, Validation
+from sfumato.training.validation import BINS, Held, Measure, Rows, Validation, Validator
 from sfumato.world import World
 
 _KNOWN = 0.05  # of a budget in minutes: what is used until its pace says how many samples it comes to
@@ -77,4 +78,25 @@ def judge(
 
     held = prepared(Labelled(x, Conditions.of(cond)), count, config.seed)
     beside = None if train is None else prepared(train, len(held[0]), config.seed)
-    return state.goal.measure(model, *held, count, min(config.batch, state.micro), beside)
+    return measure_of(state.goal, model, *held, count, min(config.batch, state.micro), beside, config.seed)
+
+
+def measure_of(
+    loss: Any,
+    model: Any,
+    x: Tensor,
+    cond: dict[str, Any],
+    count: int,
+    batch: int,
+    train: Rows | None = None,
+    seed: int = 0,
+) -> Measure:
+    """How held-out samples x (N, *shape), normalised, are judged by a loss, on `count` fixed draws in batches.
+
+    By noise level where the loss has levels. train: training samples to put beside them. seed: of the draws, where the
+    loss has none.
+    """
+    levels, seed = loss.levels(), getattr(loss, "seed", seed)
+    if levels is None:
+        return Held(lambda by, rows: loss.held(by, Batch(*rows)), x, cond, seed, count, batch, train)
+    return Validator(x, cond, model, levels.times, levels.weight, seed, count, batch, levels.trained, train)

@@ -194,6 +194,7 @@ def _step(shared: nn.Module, batch: Batch, config: TrainConfig, state: State, lr
     state.optimizer.step()
     if not finite(state.parameters, world):
         return False
+    state.players.step(state.denoiser, batch.split(state.micro), config.batch, lr, world)
     if world.size > 1:
         index = torch.arange(state.samples, state.samples + config.batch)
         batch = dataclasses.replace(batch, index=index, u=world.whole(batch.u))

@@ -29,15 +29,18 @@ from sfumato.world import World, local
 
 @final
 class Losses(nn.Module):
-    """The losses of a goal as one module, so that whatever they call of the network is seen by what wraps them."""
+    """The losses of a batch as one module, so that whatever they call of the network is seen by what wraps them.
+
+    What a loss learns by itself is no part of it: no process has to wait for the others' gradients of it.
+    """
 
     def __init__(self, model: Any, goal: Goal) -> None:
         super().__init__()
-        self.model, self.goal = model, goal
+        self.model, self._goal = model, (goal,)
 
     def forward(self, batch: Batch) -> Tensor:
         """(B,)."""
-        return self.goal.losses(self.model, batch)
+        return self._goal[0].losses(self.model, batch)
 
 
 def shared(model: Any, goal: Goal, world: World) -> nn.Module:

@@ -18,9 +18,10 @@ from sfumato.registry import register
 from sfumato.training.averages import Averages
 from sfumato.training.config import TrainConfig
 from sfumato.training.ema import EMA
-from sfumato.training.goal import Goal, goal_of
+from sfumato.training.goal import Goal, goal_of, loss_of
 from sfumato.training.muon import Muon, split
 from sfumato.training.parallel import assign, sharding
+from sfumato.training.players import Players, make_moments
 from sfumato.training.shards import Shards
 from sfumato.world import ALONE, World
 
@@ -36,11 +37,12 @@ class State:
     last steps that were skipped; rollbacks: how often the run went back; slower: what the learning rate has been
     multiplied by since. triples: fixed draws of a validation, 0 before the first. spent: seconds of the run that did
     not go into steps, by what they went into. unseen: samples of the steps that were skipped before any was taken.
+    players: what the loss steps itself by an optimiser of its own.
     sharded: whether this process holds shards, of a network that all of `world` hold together.
     """
 
     def __init__(self, denoiser: Any, config: TrainConfig, goal: Goal | None = None, world: World = ALONE) -> None:
-        self.denoiser, self.goal = denoiser, goal or goal_of(config)
+        self.denoiser, self.goal = denoiser, goal_of(config) if goal is None else loss_of(goal)
         self.sharded = world.size > 1 and config.parallel == "fsdp"
         shard = sharding(world) if self.sharded else None
         if not self.sharded:
@@ -51,6 +53,8 @@ class State:
             shard(denoiser.net)
         self.parameters = [p for p in denoiser.net.parameters() if p.requires_grad]
         self.optimizer = optimizer(denoiser.net, config, getattr(denoiser, "compute_dtype", None), world)
+        self.goal.to(denoiser.device)
+        self.players = Players(self.goal, config.lr)
         self.step, self.samples, self.elapsed = 0, 0, 0.0
         self.waited = 0.0
         self.micro = config.micro or config.batch
@@ -100,6 +104,7 @@ class State:
             for name, value in self.optimizer.state[parameter].items():
                 found[f"optimizer.{i}.{name}"] = value
         found |= {f"goal.{name}": value for name, value in self.goal.tensors().items()}
+        found |= {f"players.{name}": value for name, value in self.players.tensors().items()}
         return found | {"sums": self.sums}
 
     def counters(self) -> dict[str, Any]:
@@ -109,6 +114,7 @@ class State:
         """Take over what `tensors` and `counters` gave, here or in other processes, whole or in shards."""
         try:
             self._make_moments(tensors)
+            self.players.make_moments(tensors)
             own = {name: value for name, value in self.tensors().items() if not name.startswith("goal.")}
             if isinstance(tensors, Shards):
                 tensors.into(own)
@@ -124,16 +130,8 @@ class State:
             raise SfumatoError(f"The checkpoint belongs to another network or other settings ({first}).") from None
 
     def _make_moments(self, tensors: Iterable[str]) -> None:
-        """Room for what the optimiser had of each parameter, in the memory layout of the parameter."""
-        self.optimizer.state.clear()
-        for name in tensors:
-            if name.startswith("optimizer."):
-                _, number, kind = name.split(".")
-                parameter = self.parameters[int(number)]
-                scalar = torch.zeros((), dtype=torch.float32, device=parameter.device)
-                self.optimizer.state[parameter][kind] = (
-                    scalar if kind == "step" else torch.empty_like(parameter, requires_grad=False)
-                )
+        """Room for what the optimiser had of each parameter."""
+        make_moments(self.optimizer, self.parameters, [name for name in tensors if name.startswith("optimizer.")])
 
 
 def optimizer(

@@ -1,0 +1,90 @@
+"""A loss: what a training step minimises, the mean over the batch of losses(model, batch), and what it learns itself.
+
+    batch   x: normalised samples (B, *shape); cond: conditions by name; index: numbers of the samples in the run,
+            int64 (B,); u: places in (0, 1) that spread evenly over the batch, float64 (B,)
+
+Any `nn.Module` with `losses` is one. This class says what else a loss may have, and what is taken where it has not.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from sfumato.objectives.density import TimeDensity
+from sfumato.objectives.weights import Weight
+
+
+class Levels(NamedTuple):
+    """How held-out samples are judged level by level: a density that stays, the weight, and what training draws by."""
+
+    times: TimeDensity
+    weight: Weight | None
+    trained: TimeDensity
+
+
+class Loss(nn.Module, abc.ABC):
+    """What `sf.train(loss=...)` takes; losses are means over the elements of a sample.
+
+    network: the word for a network of a size ("auto", "tiny" ..), where a loss trains another than a denoiser's.
+    """
+
+    network: str | None = None
+
+    @abc.abstractmethod
+    def losses(self, model: Any, batch: Any) -> Tensor:
+        """One loss a sample, (B,), with gradients; a batch may come in parts, each with a call of its own."""
+
+    def observe(self, batch: Any, losses: Tensor) -> None:
+        """Called after the step of the optimiser with the losses (B,), index and u of the whole batch.
+
+        Of many processes each has x and cond of its share, and does the same: what it learns from more than losses
+        comes from `batch.world.whole`. The gradients of `parameters` are then those of the step's loss.
+        """
+
+    def players(self) -> Iterable[nn.Parameter]:
+        """Parameters that an optimiser of their own steps: a critic, a fake score, learned weights.
+
+        By the gradients that `losses` left, or, where the loss has `player_losses(model, batch)` -> (B,), by those of
+        their mean.
+        """
+        return ()
+
+    def held(self, model: Any, batch: Any) -> Tensor:
+        """The losses (B,) of held-out samples; those of training unless said otherwise."""
+        return self.losses(model, batch)
+
+    def levels(self) -> Levels | None:
+        """Where held-out samples are judged by noise level; None where a loss has none."""
+        return None
+
+    def model(self, net: nn.Module, spec: Any) -> Any:
+        """What is trained around the network; None is the denoiser of the settings."""
+        return None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold so that training goes on exactly."""
+        return dict(self.state_dict())
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `tensors` gave."""
+        self.load_state_dict(dict(tensors))
+
+
+class Own(Loss):
+    """A module that has `losses` and perhaps more of what a `Loss` has; the rest is taken from there."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        for name in ("observe", "players", "player_losses", "held", "levels", "model"):
+            if hasattr(module, name):
+                setattr(self, name, getattr(module, name))
+        self.network = getattr(module, "network", None)
+
+    def losses(self, model: Any, batch: Any) -> Tensor:
+        found: Tensor = self.module.losses(model, batch)  # type: ignore[operator]
+        return found

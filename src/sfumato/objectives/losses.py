@@ -1,0 +1,284 @@
+"""The losses by name: the functions of this room as modules that `sf.train(loss=...)` and `--loss` take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from sfumato import noise
+from sfumato.belief import broadcast
+from sfumato.codec import Codec
+from sfumato.dae import DenoisingAutoencoder, GaussianNoise, Masking
+from sfumato.errors import SfumatoError, suggest
+from sfumato.nets import QuantisedCode
+from sfumato.objectives import score_matching
+from sfumato.objectives.denoising import denoising_loss
+from sfumato.objectives.history import LossHistory
+from sfumato.objectives.hybrid import STEPS, Defensive, hybrid_loss, vlb_loss
+from sfumato.objectives.loss import Levels, Loss
+from sfumato.objectives.teacher import Clean
+from sfumato.objectives.times import TimeDensity, UniformLogSNR, UniformTime
+from sfumato.objectives.vae import COMMITMENT, elbo_loss, vq_loss
+from sfumato.objectives.weights import Weight
+from sfumato.registry import register
+from sfumato.schedule import Schedule
+
+
+def fixed(times: TimeDensity) -> TimeDensity:
+    """A density to judge by: what moves would measure other levels each time."""
+    return UniformLogSNR() if times.moves else times
+
+
+@register("loss", "denoising")
+@final
+class Denoising(Loss):
+    """1/2 w(logsnr) / p(logsnr) |eps - eps_hat|^2 over the elements, times 2: for w None the target's mean square.
+
+    times: p, which may learn from the losses, and then needs a weight. clean: targets of less variance than the sample
+    itself, those of a teacher or a reference (`objectives.teacher`); held-out samples are measured by themselves.
+    """
+
+    def __init__(self, times: TimeDensity, weight: Weight | None, seed: int, clean: Clean | None = None) -> None:
+        if times.moves and weight is None:
+            raise SfumatoError(
+                "A time density that adapts needs a weight, since the plain error of a target would change with it: "
+                "choose one, such as weight='sigmoid' or 'elbo', or another density."
+            )
+        super().__init__()
+        self.times, self.weight, self.seed, self.clean = times, weight, seed, clean
+        self._schedule: Schedule | None = None
+
+    def losses(self, model: Any, batch: Any) -> Tensor:
+        self._schedule = schedule = model.process.clock
+        t = schedule.time(self.times.logsnr(batch.u, schedule))
+        losses = denoising_loss(
+            model, batch.x, t, weight=self.weight, times=self.times, seed=self.seed, index=batch.index,
+            clean=self.clean, **batch.cond,
+        )  # fmt: skip
+        return losses * (2 / batch.x[0].numel())
+
+    def observe(self, batch: Any, losses: Tensor) -> None:
+        assert self._schedule is not None
+        self.times.observe(self.times.logsnr(batch.u, self._schedule).detach(), losses)
+
+    def parameters(self, recurse: bool = True) -> Any:
+        """Those of the density, which it steps itself once it has observed."""
+        return iter(self.times.parameters())
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self.times.tensors()
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        self.times.load(dict(tensors))
+
+    def levels(self) -> Levels:
+        return Levels(fixed(self.times), self.weight, self.times)
+
+
+@register("loss", "hybrid")
+@final
+class Hybrid(Loss):
+    """`Denoising` at the levels k / T, and share times the bound that the variance of the steps learns by.
+
+    A quarter of the levels is uniform in t whatever the density of the others, since the bound asks for all of them.
+    steps: T. The model has variance="learned". Source: Nichol and Dhariwal 2021 (2102.09672), Eq. 16.
+    """
+
+    def __init__(
+        self, times: TimeDensity, weight: Weight | None, seed: int, share: float = 1e-3, steps: int = STEPS
+    ) -> None:
+        if times.moves:
+            raise SfumatoError("A learned variance needs a fixed time density, such as times='uniform'.")
+        super().__init__()
+        self.times, self.weight, self.seed, self.share, self.steps = Defensive(times), weight, seed, share, steps
+        self._judged = times
+
+    def losses(self, model: Any, batch: Any) -> Tensor:
+        schedule = model.process.schedule
+        t = schedule.time(self.times.logsnr(batch.u, schedule))
+        losses = hybrid_loss(
+            model, batch.x, t, self.weight, self.times, self.seed, batch.index, steps=self.steps, share=self.share,
+            **batch.cond,
+        )  # fmt: skip
+        return losses * (2 / batch.x[0].numel())
+
+    def levels(self) -> Levels:
+        """The denoising loss under the density that was asked for."""
+        return Levels(self._judged, self.weight, self._judged)
+
+
+@register("loss", "vlb")
+@final
+class VariationalBound(Loss):
+    """Nats a number of x: T L_k / (p(t) D), an unbiased estimate of the bound of T levels less its prior term.
+
+    steps: T. variance: posterior, beta or learned; what the model has learned by default. history: by which the levels
+    are drawn (2102.09672, Eq. 18), of T levels by default; a checkpoint holds it. Held-out samples are judged on
+    uniform levels.
+    """
+
+    def __init__(
+        self, steps: int = STEPS, variance: str | None = None, history: LossHistory | None = None, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.steps, self.variance, self.seed = steps, variance, seed
+        self.history = LossHistory(steps) if history is None else history
+        self._schedule: Schedule | None = None
+
+    def losses(self, model: Any, batch: Any) -> Tensor:
+        self._schedule = model.process.schedule
+        return self._nats(model, batch, self.history)
+
+    def held(self, model: Any, batch: Any) -> Tensor:
+        return self._nats(model, batch, UniformTime())
+
+    def _nats(self, model: Any, batch: Any, times: TimeDensity) -> Tensor:
+        schedule = model.process.schedule
+        variance = self.variance or ("learned" if model.variance == "learned" else "posterior")
+        t = schedule.time(times.logsnr(batch.u, schedule))
+        nats = vlb_loss(
+            model, batch.x, t, times, self.seed, batch.index, steps=self.steps, variance=variance, **batch.cond
+        )
+        return nats / batch.x[0].numel()
+
+    def observe(self, batch: Any, losses: Tensor) -> None:
+        assert self._schedule is not None
+        self.history.observe(self.history.logsnr(batch.u, self._schedule).detach(), losses)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self.history.tensors()
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        self.history.load(dict(tensors))
+
+
+FORMS = ("sliced", "implicit", "denoising")
+
+
+@register("loss", "score-matching")
+@final
+class ScoreMatching(Loss):
+    """w(logsnr) / p(logsnr) sigma^2 times score matching of p_t, times 2 / D: no noise is told, or all of it.
+
+    form: "sliced" (with `probes` of `law`), "implicit" (an exact trace, D passes) or "denoising". Their means differ by
+    what does not depend on the model, so that all have the minimum of the denoising loss; w None is 1.
+    Sources: Hyvarinen 2005; Song et al. 2019 (1905.07088), Eq. 7 and 8; Vincent 2011, Eq. 11.
+    """
+
+    def __init__(
+        self,
+        times: TimeDensity,
+        weight: Weight | None = None,
+        seed: int = 0,
+        form: str = "sliced",
+        probes: int = 1,
+        law: str = "rademacher",
+    ) -> None:
+        super().__init__()
+        if form not in FORMS:
+            raise SfumatoError(f"Score matching has no form {form!r}: {suggest(form, FORMS)}")
+        self.times, self.weight, self.seed = fixed(times), weight, seed
+        self.form, self.probes, self.law = form, probes, law
+
+    def losses(self, model: Any, batch: Any) -> Tensor:
+        x, schedule = batch.x, model.process.schedule
+        logsnr = self.times.logsnr(batch.u, schedule)
+        t = schedule.time(logsnr)
+        eps = noise.normal(
+            self.seed, batch.index, tuple(x.shape[1:]), noise.TRAIN_NOISE, device=x.device, dtype=x.dtype
+        )
+        alpha, sigma = schedule(t)
+        z = broadcast(alpha, x) * x + broadcast(sigma, x) * eps
+        if self.form == "denoising":
+            found = score_matching.denoising(model, x, t=t, eps=eps, **batch.cond)
+        elif self.form == "implicit":
+            found = score_matching.implicit(model, z, t, **batch.cond)
+        else:
+            found = score_matching.sliced(
+                model, z, t, self.probes, self.law, seed=self.seed, index=batch.index, **batch.cond
+            )
+        weight = sigma**2 / self.times.density(logsnr, schedule)
+        weight = weight if self.weight is None else weight * self.weight(logsnr)
+        return found * weight.to(found) * (2 / x[0].numel())
+
+
+@register("loss", "denoising-autoencoder")
+@final
+class DenoisingAutoencoding(Loss):
+    """|x - D(z)|^2 / D at one noise level: z = x + sigma eps, or a part `masking` of the numbers of x set to 0.
+
+    Under Gaussian noise what is left is a denoiser of one level, to sample by Langevin dynamics
+    (`DenoisingAutoencoder.from_denoiser` is its autoencoder); masking leaves a `DenoisingAutoencoder`.
+    """
+
+    def __init__(self, sigma: float = 0.5, masking: float | None = None, seed: int = 0) -> None:
+        super().__init__()
+        self.noise = GaussianNoise(sigma) if masking is None else Masking(masking)
+        self.seed = seed
+
+    def model(self, net: nn.Module, spec: Any) -> Any:
+        made = DenoisingAutoencoder(net, self.noise, spec=spec)
+        return made.denoiser if isinstance(self.noise, GaussianNoise) else made
+
+    def losses(self, model: Any, batch: Any) -> Tensor:
+        if isinstance(model, DenoisingAutoencoder):
+            found = model.losses(batch.x, seed=self.seed, index=batch.index, **batch.cond)
+        else:
+            found = denoising_loss(model, batch.x, 1.0, seed=self.seed, index=batch.index, **batch.cond)
+        return found * (2 / batch.x[0].numel())
+
+
+@register("loss", "autoencoding")
+@final
+class Autoencoding(Loss):
+    """Nats a number of x: (-fit + beta KL) / D, or (-fit + commitment |f - sg(e)|^2) / D, for a `Codec`.
+
+    A codebook, which is part of the network, learns after each step of the optimiser; `restarted` counts the codes that
+    were started anew so far. Of many processes each learns from what all have encoded, so that codebooks stay equal.
+    """
+
+    network = "Autoencoder"
+
+    def __init__(
+        self, beta: float = 1.0, free_bits: float = 0.0, commitment: float = COMMITMENT, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.beta, self.free_bits, self.commitment, self.seed = beta, free_bits, commitment, seed
+        self.restarted = 0
+        self._seen: dict[int, QuantisedCode] = {}  # number of a part's first sample -> what was encoded of the part
+        self._quantiser: tuple[Any, ...] = ()  # in a tuple, since it is a module of the network
+
+    def model(self, net: nn.Module, spec: Any) -> Any:
+        return Codec(net, spec)  # type: ignore[arg-type]
+
+    def losses(self, model: Any, batch: Any) -> Tensor:
+        net, size = model.net, batch.x[0].numel()
+        if net.quantiser is None:
+            return elbo_loss(net, batch.x, self.beta, self.free_bits, self.seed, batch.index) / size
+        found = vq_loss(net, batch.x, self.commitment)
+        if model.training:
+            self._quantiser, self._seen[int(batch.index[0])] = (net.quantiser,), found.code
+        return found.loss / size
+
+    def observe(self, batch: Any, losses: Tensor) -> None:
+        first, last = int(batch.index[0]), int(batch.index[-1])
+        parts = [code for start, code in sorted(self._seen.items()) if first <= start <= last]
+        if parts:
+            code = QuantisedCode(*(batch.world.whole(torch.cat(each)) for each in zip(*parts, strict=True)))
+            self.restarted += self._quantiser[0].learn(code)
+        self._seen.clear()
+
+
+@final
+class Plain(Loss):
+    """Any function (model, batch) -> (B,)."""
+
+    def __init__(self, losses: Callable[[Any, Any], Tensor], seed: int = 0) -> None:
+        super().__init__()
+        self._losses, self.seed = losses, seed
+
+    def losses(self, model: Any, batch: Any) -> Tensor:
+        return self._losses(model, batch)

@@ -1,0 +1,85 @@
+"""What a loss trains beside the network, by an optimiser of its own: a critic, a fake score, weights of its terms.
+
+AdamW at the rate of the step, after the network's step
+gradients   those that `losses` left, or those of the mean of `player_losses(model, batch)`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato.errors import SfumatoError
+from sfumato.world import World
+
+
+class Players:
+    """The players of one loss; without any it does nothing."""
+
+    def __init__(self, loss: Any, lr: float) -> None:
+        self.loss, self.parameters = loss, [p for p in loss.players() if p.requires_grad]
+        self.optimizer = None
+        if self.parameters:
+            self.optimizer = torch.optim.AdamW(self.parameters, lr, betas=(0.9, 0.99), weight_decay=0.0)
+
+    def step(self, model: Any, parts: Iterable[Any], total: int, lr: float, world: World) -> None:
+        """After the network's step: the parts of a share of a batch of `total` samples."""
+        if self.optimizer is None:
+            return
+        if hasattr(self.loss, "player_losses"):
+            self._differentiate(model, parts, total)
+        elif world.size > 1:  # `losses` were scaled for a mean over the processes
+            for p in self.parameters:
+                p.grad = None if p.grad is None else p.grad / world.size
+        for p in self.parameters:
+            grad = torch.zeros_like(p) if p.grad is None else p.grad
+            p.grad = world.sum(grad) if world.size > 1 else grad
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        if all(bool(p.grad.isfinite().all()) for p in self.parameters if p.grad is not None):
+            self.optimizer.step()
+
+    def _differentiate(self, model: Any, parts: Iterable[Any], total: int) -> None:
+        for p in self.parameters:
+            p.grad = None
+        for part in parts:
+            losses = self.loss.player_losses(model, part)
+            if losses.shape != (len(part.x),):
+                raise SfumatoError(
+                    f"player_losses of {type(self.loss).__name__} gives {tuple(losses.shape)} for {len(part.x)} "
+                    "samples: one number a sample is needed."
+                )
+            found = torch.autograd.grad(losses.sum() / total, self.parameters, allow_unused=True)
+            for p, grad in zip(self.parameters, found, strict=True):
+                if grad is not None:
+                    p.grad = grad if p.grad is None else p.grad + grad
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What the optimiser has of each parameter."""
+        if self.optimizer is None:
+            return {}
+        state = self.optimizer.state
+        return {f"{i}.{name}": v for i, p in enumerate(self.parameters) for name, v in state[p].items()}
+
+    def make_moments(self, tensors: Iterable[str]) -> None:
+        """Room for them."""
+        if self.optimizer is not None:
+            named = [name for name in tensors if name.startswith("players.")]
+            make_moments(self.optimizer, self.parameters, named)
+
+
+def make_moments(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter], names: Iterable[str]
+) -> None:
+    """Room for what an optimiser had of each parameter, in its memory layout; names: what.number.moment."""
+    optimizer.state.clear()
+    for name in names:
+        _, number, kind = name.split(".")
+        parameter = parameters[int(number)]
+        scalar = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        optimizer.state[parameter][kind] = (
+            scalar if kind == "step" else torch.empty_like(parameter, requires_grad=False)
+        )
