@@ -21,7 +21,7 @@ from sfumato.errors import SfumatoError
 from sfumato.training import checkpoint, folder
 from sfumato.training.config import TrainConfig, from_dict
 from sfumato.training.health import recorded
-from sfumato.training.run import rebuilt
+from sfumato.training.parts import rebuilt
 from sfumato.training.session import incidents
 
 
@@ -136,8 +136,10 @@ def _models(
     return found[0], found[1]
 
 
-def _initial(contract: dict[str, Any], settings: TrainConfig) -> dict[str, Tensor]:
-    """The weights before the first step, made anew from the seed."""
+def _initial(contract: dict[str, Any], settings: TrainConfig) -> dict[str, Tensor] | None:
+    """The weights before the first step, made anew from the seed; none where the run was given its start."""
+    if contract.get("given"):
+        return None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         return {name: p.detach() for name, p in nets.from_config(contract["net"]).named_parameters()}

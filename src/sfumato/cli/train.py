@@ -54,7 +54,7 @@ def greet(voice: Voice) -> Callable[[Session], None]:
         parameters = sum(p.numel() for p in session.denoiser.parameters())
         budget = f"{session.config.steps:,} steps" if session.config.steps else f"{session.config.minutes:g} minutes"
         voice.note(
-            f"Training a {net.config['name']} of {parameters:,} parameters for {budget} on "
+            f"Training a {type(net).__name__} of {parameters:,} parameters for {budget} on "
             f"{session.source.name} ({len(session.source):,} samples), in {session.path}. Ctrl-C stops and saves."
         )
 

@@ -9,7 +9,7 @@ its place.
 
 from .autoencoder import Autoencoder
 from .bottleneck import Bottleneck
-from .build import build, from_config, named
+from .build import SIZES, build, from_config, named
 from .codes import GaussianCode, QuantisedCode, VectorQuantiser
 from .dit import DiT
 from .energy import Energy
@@ -17,6 +17,6 @@ from .mlp import MLP
 from .unet import UNet
 
 __all__ = [
-    "MLP", "Autoencoder", "Bottleneck", "DiT", "Energy", "GaussianCode", "QuantisedCode", "UNet", "VectorQuantiser",
-    "build", "from_config", "named",
+    "MLP", "SIZES", "Autoencoder", "Bottleneck", "DiT", "Energy", "GaussianCode", "QuantisedCode", "UNet",
+    "VectorQuantiser", "build", "from_config", "named",
 ]  # fmt: skip

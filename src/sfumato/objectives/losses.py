@@ -56,7 +56,7 @@ class Denoising(Loss):
         t = schedule.time(self.times.logsnr(batch.u, schedule))
         losses = denoising_loss(
             model, batch.x, t, weight=self.weight, times=self.times, seed=self.seed, index=batch.index,
-            clean=self.clean, **batch.cond,
+            clean=self.clean, cond=batch.cond,
         )  # fmt: skip
         return losses * (2 / batch.x[0].numel())
 
@@ -101,7 +101,7 @@ class Hybrid(Loss):
         t = schedule.time(self.times.logsnr(batch.u, schedule))
         losses = hybrid_loss(
             model, batch.x, t, self.weight, self.times, self.seed, batch.index, steps=self.steps, share=self.share,
-            **batch.cond,
+            cond=batch.cond,
         )  # fmt: skip
         return losses * (2 / batch.x[0].numel())
 
@@ -140,7 +140,7 @@ class VariationalBound(Loss):
         variance = self.variance or ("learned" if model.variance == "learned" else "posterior")
         t = schedule.time(times.logsnr(batch.u, schedule))
         nats = vlb_loss(
-            model, batch.x, t, times, self.seed, batch.index, steps=self.steps, variance=variance, **batch.cond
+            model, batch.x, t, times, self.seed, batch.index, steps=self.steps, variance=variance, cond=batch.cond
         )
         return nats / batch.x[0].numel()
 
@@ -227,7 +227,7 @@ class DenoisingAutoencoding(Loss):
         if isinstance(model, DenoisingAutoencoder):
             found = model.losses(batch.x, seed=self.seed, index=batch.index, **batch.cond)
         else:
-            found = denoising_loss(model, batch.x, 1.0, seed=self.seed, index=batch.index, **batch.cond)
+            found = denoising_loss(model, batch.x, 1.0, seed=self.seed, index=batch.index, cond=batch.cond)
         return found * (2 / batch.x[0].numel())
 
 

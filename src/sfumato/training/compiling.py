@@ -10,7 +10,6 @@ machine: so a run in steps, which is repeatable to the last bit, compiles before
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import statistics
@@ -29,7 +28,9 @@ from sfumato.errors import SfumatoError
 from sfumato.nets import from_config
 from sfumato.nets.energy import Energy
 from sfumato.nets.layout import channels_last
+from sfumato.registry import ships, tree
 from sfumato.training.config import TrainConfig
+from sfumato.training.parts import with_net
 from sfumato.world import ALONE, World
 
 WORTH = {"cpu": 3600.0, "cuda": 600.0}  # seconds that a run must have left: compiling takes minutes
@@ -113,7 +114,7 @@ def when(model: Any, config: TrainConfig, elapsed: float = 0.0, world: World = A
         return "before"
     left = 0.0 if config.minutes is None else 60 * config.minutes - elapsed
     long = left >= WORTH.get(torch.device(model.device).type, float("inf"))
-    known = hasattr(model.net, "config") and not isinstance(model.net, Energy)
+    known = ships("network", type(model.net).__name__) and not isinstance(model.net, Energy)
     return "beside" if config.compile == "auto" and world.size == 1 and long and known else "never"
 
 
@@ -131,8 +132,7 @@ class Compiler:
         self._last: float | None = None
         if way != "never":
             self.switch = Switch(net)
-            self.model = copy.copy(model)
-            self.model._modules = {**model._modules, "net": self.switch}
+            self.model = with_net(model, self.switch)
         if way == "before":
             if isinstance(net, Energy):
                 raise SfumatoError("The gradient of an energy cannot be compiled: leave out compile.")
@@ -192,7 +192,7 @@ class Child:
         path = Path(self._folder.name) / "network.json"
         low = getattr(model, "compute_dtype", None)
         what = {
-            "net": switch.net.config, "example": switch.example, "device": str(model.device),
+            "net": tree(switch.net), "example": switch.example, "device": str(model.device),
             "compute": None if low is None else str(low).removeprefix("torch."),
             "weights": str(next(switch.net.parameters()).dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),

@@ -52,6 +52,8 @@ class TrainConfig:
     net: str = "auto"
     """The network: a size (auto, tiny, small, base) of the kind that suits the data, or one by name ({net}), with
     arguments as in DiT(depth=8, width=256)."""
+    model: str | None = None
+    """A run folder or a model file to go on from with new data, in the place of a new network."""
     loss: str = "auto"
     """What is minimised: {loss}; also with numbers, such as hybrid(share=0.01). auto is denoising, or hybrid where a
     variance is learned."""
@@ -123,7 +125,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in (*NAMING, *_WORDS):
             value, known = getattr(self, name), choices(name)
-            if (registry.bare(value) if name in NAMING and name != "target" else value) not in known:
+            named = name in NAMING and name != "target" and registry.known(NAMING[name], registry.bare(value))
+            if value not in known and not named:
                 raise SfumatoError(f"{name} cannot be {value!r}: {suggest(str(value), known)}")
         for name, low, high in _RANGES:
             value = getattr(self, name)

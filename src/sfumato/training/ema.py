@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
+from sfumato.training.parts import with_net
 from sfumato.world import local
 
 WIDEST = 12.0**-0.5  # the uniform average, gamma = 0
@@ -43,9 +44,8 @@ class EMA:
     def __init__(self, denoiser: Denoiser, width: float, shard: Callable[[nn.Module], nn.Module] | None = None) -> None:
         """shard: what brings the network into shards (`parallel.sharding`), where that of the denoiser will be."""
         self.power = exponent(width) + 1
-        self.denoiser, self._of = copy.copy(denoiser), denoiser
         net = copy.deepcopy(denoiser.net).requires_grad_(False).eval()
-        self.denoiser._modules = {"net": net if shard is None else shard(net)}
+        self.denoiser, self._of = with_net(denoiser, net if shard is None else shard(net)), denoiser
         self._sharded = shard is not None
 
     @property

@@ -7,7 +7,6 @@ Source: Zhao et al. 2023 (2304.11277), as torch.distributed.fsdp.fully_shard.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,11 +18,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sfumato import nets
+from sfumato import nets, registry
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
 from sfumato.nets.layout import LAYOUTS
 from sfumato.training.goal import Batch, Goal
+from sfumato.training.parts import with_net
 from sfumato.world import World, local
 
 
@@ -172,9 +172,8 @@ def whole(denoiser: Denoiser, world: World) -> Denoiser:
     if not in_shards(denoiser.net):
         return denoiser
     state = gathered(denoiser.net.state_dict(), world)
-    made, net = copy.copy(denoiser), getattr(denoiser.net, "config")  # noqa: B009
     with torch.device("cpu" if world.leads else "meta"):
-        made._modules = {"net": nets.from_config(net)}
+        made = with_net(denoiser, nets.from_config(registry.tree(denoiser.net)))
     if world.leads:
         made.net.to(next(iter(state.values())).dtype).load_state_dict(state)
     return made

@@ -5,28 +5,25 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from sfumato import artefact, data, nets
+from sfumato import artefact, data
 from sfumato.counting import heard
 from sfumato.data import DataSpec, Source
 from sfumato.data.labels import read_labels
 from sfumato.errors import SfumatoError, suggest
 from sfumato.files import write_text
-from sfumato.model import Denoiser
-from sfumato.objectives.factor import check
-from sfumato.process import Gaussian
 from sfumato.sampling import apart
 from sfumato.training import checkpoint, config, folder, loggers
 from sfumato.training.config import TrainConfig, from_dict
 from sfumato.training.console import Console, Silent
 from sfumato.training.interrupt import Interrupted
-from sfumato.training.objective import schedule_of, times_of, weight_of
-from sfumato.training.precision import compute_dtype, device_of
+from sfumato.training.parts import Own, loss_for, model_for, rebuilt, taken
+from sfumato.training.precision import device_of
 from sfumato.training.report import write as write_report
 from sfumato.training.session import Session
 from sfumato.training.state import State
@@ -41,10 +38,10 @@ CHANGEABLE = (
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, the denoiser to use (moving average), its settings and the lines of its log."""
+    """A finished run: its folder, the model to use (its moving average), its settings and the lines of its log."""
 
     path: Path
-    denoiser: Denoiser
+    denoiser: Any
     config: TrainConfig
     metrics: list[dict[str, Any]]
 
@@ -55,27 +52,34 @@ def train(
     labels: Any = None,
     console: Console | None = None,
     on_start: Callable[[Session], None] | None = None,
+    modules: Iterable[type] = (),
     **settings: Any,
 ) -> Run:
     """Train a denoiser on data of any kind and leave a run folder: `sf.train("photos/", minutes=10)`.
 
     data: whatever `sf.data.open` takes. labels: one class label a sample, or a file of them. settings: those of
-    `TrainConfig`. console: who is told of progress (default: lines or a bar on stderr). on_start: called with the
-    session before the first step, for a caller that has something to say.
+    `TrainConfig`, among which objects may stand for words: net, a torch.nn.Module called as net(x, noise_level,
+    label=..), which is trained in place; model, a denoiser or what is made of one, of which a copy goes on being
+    trained; loss, a module with `losses(model, batch)` (`objectives.loss`). modules: classes of your own that words
+    name, where they are not registered. console: who is told of progress (default: lines or a bar on stderr). on_start:
+    called with the session before the first step, for a caller that has something to say.
     Raises SfumatoError before training for whatever is wrong with data, settings or folder, and Interrupted, a
     KeyboardInterrupt, once the checkpoint of a run that was stopped is saved.
     """
     words = os.fspath(data) if isinstance(data, str | os.PathLike) else ""
     label_file = os.fspath(labels) if isinstance(labels, str | os.PathLike) else settings.pop("labels", None)
     place = None if out is None else os.fspath(out)
+    settings, own = taken(settings, modules)
     chosen = from_dict({**settings, "data": words, "out": place, "labels": label_file})
+    loss = loss_for(own, chosen)
     console, given = console or Console(), labels if label_file is None else None
     with joined(device_of(chosen.device)) as world:
-        chosen, source, denoiser = _in_turn(world, console, lambda: prepared(data, given, chosen, world.device))
+        chosen, source, model = _in_turn(world, console, lambda: prepared(data, given, chosen, world.device, own, loss))
         path = world.lead(folder.new(chosen.out, source.name) if world.leads else Path())
         for note in source.notes if world.leads else ():
             console.note(note)
-        state = State(denoiser, chosen, world=world)
+        state = State(model, chosen, loss, world)
+        state.given = own.net is not None or chosen.model is not None
         session = Session(path, chosen.replace(out=str(path)), source, state, console, world=world)
         if world.leads:
             write_text(path / "config.yaml", session.config.to_yaml())
@@ -89,16 +93,21 @@ def resume(
     console: Console | None = None,
     on_start: Callable[[Session], None] | None = None,
     changed: bool = False,
+    modules: Iterable[type] = (),
     **changes: Any,
 ) -> Run:
     """Go on with a run from its newest whole checkpoint, exactly as if it had not stopped.
 
     data, labels: needed where the run was trained on an array in memory. changes: new values for the settings in
     `CHANGEABLE`; minutes and steps are totals of the whole run. changed: settings that were changed in RUN/config.yaml
-    are taken as changes too; without it they are an error that lists them.
+    are taken as changes too; without it they are an error that lists them. modules: classes of your own that the run is
+    made of, where they are not registered; net or loss: objects of such classes do as well, and a loss that no file
+    describes has to be given.
     """
     path = folder.existing(run)
     contract, tensors, notes = checkpoint.latest(path)
+    given, own = taken({name: changes.pop(name) for name in ("net", "loss") if name in changes}, modules)
+    contract = {**contract, "config": {**contract["config"], **{k: v for k, v in given.items() if k == "loss"}}}
     changes = {**_edited(path, contract["config"], changed), **changes}
     settings = _changed(contract["config"], changes, path)
     if data is None and not settings.data:
@@ -106,8 +115,8 @@ def resume(
     console = console or Console()
     with joined(device_of(settings.device)) as world:
         source = _in_turn(world, console, lambda: _same(data, labels, settings, contract["spec"], path))
-        denoiser = rebuilt(contract, settings, world.device)
-        state = State(denoiser, settings, world=world)
+        state = State(rebuilt(contract, settings, world.device), settings, loss_for(own, settings), world)
+        state.given = contract.get("given", False)
         state.load(tensors, contract["counters"])
         for note in notes if world.leads else ():
             console.note(note)
@@ -133,6 +142,8 @@ def _same(obj: Any, labels: Any, settings: TrainConfig, spec: dict[str, Any], pa
     """The data that a run was trained on, as it goes on with them."""
     label_file = settings.labels if labels is None else None
     source = _open(settings.data if obj is None else obj, labels, settings.replace(labels=label_file))
+    if settings.model is not None:  # whose spec is that of other data
+        return source
     kept = DataSpec.from_dict(spec).to_dict() | {"name": source.name}
     if DataSpec.fit(source, source.split(settings.holdout)[0]).to_dict() != kept:
         raise SfumatoError(f"{source.name} is not the data that {path} was trained on: its statistics differ.")
@@ -159,16 +170,17 @@ def _finish(session: Session, on_start: Callable[[Session], None] | None) -> Run
 
 
 def prepared(
-    data: Any, labels: Any, settings: TrainConfig, device: torch.device
-) -> tuple[TrainConfig, Source, Denoiser]:
-    """What a run starts with: settings with a budget, samples, and a denoiser that is not trained yet."""
+    data: Any, labels: Any, settings: TrainConfig, device: torch.device, own: Own | None = None, loss: Any = None
+) -> tuple[TrainConfig, Source, Any]:
+    """What a run starts with: settings with a budget, samples, and a model that is not trained yet."""
+    own = own or Own()
     source = _open(data, labels, settings)
     settings = _with_budget(settings, source)
     spec = DataSpec.fit(source, source.split(settings.holdout)[0])
-    denoiser = _denoiser(_network(spec, settings, len(source)), spec, settings, device)
+    model = model_for(own, settings, source, spec, loss or loss_for(own, settings), device)
     loggers.check(settings.loggers)
     source.notes.extend(apart(spec.conditions))
-    return settings, source, denoiser
+    return settings, source, model
 
 
 def _open(obj: Any, labels: Any, settings: TrainConfig) -> Source:
@@ -184,29 +196,6 @@ def _with_budget(settings: TrainConfig, source: Source) -> TrainConfig:
     minutes = config.budget(len(source), math.prod(source.shape))
     source.notes.append(f"Training for {minutes:g} minutes, from the size of the data (--minutes or --steps sets it).")
     return settings.replace(minutes=minutes)
-
-
-def _network(spec: DataSpec, settings: TrainConfig, samples: int) -> torch.nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        outputs = 2 if settings.variance == "learned" else 1
-        known = {name: each.network() for name, each in spec.conditions.items()}
-        beyond = known if len(known) > bool(spec.classes) else None  # classes alone are any network's argument
-        net = nets.named(settings.net, spec.shape, len(spec.classes), samples, outputs, beyond)
-        return nets.Energy(net) if settings.energy and not isinstance(net, nets.Energy) else net
-
-
-def _denoiser(net: torch.nn.Module, spec: DataSpec, settings: TrainConfig, device: torch.device) -> Denoiser:
-    schedule = schedule_of(settings.schedule)
-    check(schedule, settings.target, times_of(settings.times), weight_of(settings.weight))
-    denoiser = Denoiser(net, Gaussian(schedule), settings.target, 1.0, spec, variance=settings.variance).to(device)
-    denoiser.compute_dtype = compute_dtype(settings.precision, device)
-    return denoiser
-
-
-def rebuilt(contract: dict[str, Any], settings: TrainConfig, device: torch.device) -> Denoiser:
-    """The denoiser that a checkpoint's contract describes, with fresh weights."""
-    return _denoiser(nets.from_config(contract["net"]), DataSpec.from_dict(contract["spec"]), settings, device)
 
 
 def _edited(path: Path, kept: dict[str, Any], accepted: bool) -> dict[str, Any]:

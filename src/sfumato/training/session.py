@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sfumato import artefact, noise
+from sfumato import artefact, registry, noise
 from sfumato.audit.copies import Memorisation, choose, compare, pairs_picture
 from sfumato.audit.nearest import Space
 from sfumato.checks.gather import told
@@ -239,7 +239,9 @@ class Session:
         contract = {
             "config": self.config.to_dict(),
             "spec": self.denoiser.spec.to_dict(),
-            "net": self.denoiser.net.config,
+            "net": registry.tree(self.denoiser.net),
+            "model": registry.tree(self.denoiser),
+            "given": self.state.given,
         }
         with self.world.together():
             checkpoint.write(self.path, self.state, contract, self.world)

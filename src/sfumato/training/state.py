@@ -38,6 +38,7 @@ class State:
     multiplied by since. triples: fixed draws of a validation, 0 before the first. spent: seconds of the run that did
     not go into steps, by what they went into. unseen: samples of the steps that were skipped before any was taken.
     players: what the loss steps itself by an optimiser of its own.
+    given: whether the weights of the start are not those of the seed.
     sharded: whether this process holds shards, of a network that all of `world` hold together.
     """
 
@@ -63,6 +64,7 @@ class State:
         self.triples = 0
         self.spent: dict[str, float] = {}
         self.unseen = 0
+        self.given = False
         self.sums = torch.zeros(3, dtype=torch.float64, device=denoiser.device)
 
     @contextmanager

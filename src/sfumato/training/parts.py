@@ -1,0 +1,181 @@
+"""What a run is made of: the model that it trains and the loss, from settings and from objects of the caller's."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from sfumato import artefact, nets, registry
+from sfumato.data import DataSpec, Source
+from sfumato.errors import SfumatoError
+from sfumato.model import Denoiser
+from sfumato.objectives.factor import check
+from sfumato.process import Gaussian
+from sfumato.training.config import TrainConfig
+from sfumato.training.goal import goal_of, loss_of
+from sfumato.training.objective import schedule_of, times_of, weight_of
+from sfumato.training.precision import compute_dtype
+
+_THE_MODELS = ("net", "schedule", "target", "variance", "energy")  # settings that a given model brings itself
+
+
+@dataclasses.dataclass(frozen=True)
+class Own:
+    """Objects of the caller's that stand for words of the settings: net a network, model to go on from, loss."""
+
+    net: nn.Module | None = None
+    model: Any = None
+    loss: Any = None
+
+
+def taken(settings: Mapping[str, Any], modules: Iterable[type] = ()) -> tuple[dict[str, Any], Own]:
+    """(settings as words, objects) of settings among which objects stand for words.
+
+    Raises SfumatoError for an object that no file could describe, before anything is done with it.
+    """
+    registry.add(modules)
+    words, own = dict(settings), {name: settings.get(name) for name in ("net", "model", "loss")}
+    own = {name: value for name, value in own.items() if value is not None and not isinstance(value, str)}
+    for name, value in own.items():
+        if name == "model":
+            registry.tree(value)
+            words[name] = "given"
+            continue
+        if not isinstance(value, nn.Module):
+            raise SfumatoError(f"{name} takes a name or a torch.nn.Module, not a {type(value).__name__}.")
+        if name == "loss":
+            loss_of(value)
+        words[name] = _described(name, value)
+        registry.add([type(value)])
+    return words, Own(**own)
+
+
+def _described(name: str, value: nn.Module) -> str:
+    """An object as a word of the settings."""
+    try:
+        return registry.word(registry.tree(value))
+    except SfumatoError:
+        if name == "loss":  # it is no part of the file: given again, a run goes on with it
+            return type(value).__name__
+        raise
+
+
+def loss_for(own: Own, settings: TrainConfig) -> Any:
+    """What the run minimises."""
+    return goal_of(settings) if own.loss is None else loss_of(own.loss)
+
+
+def model_for(own: Own, settings: TrainConfig, source: Source, spec: DataSpec, loss: Any, device: torch.device) -> Any:
+    """What the run trains, on the device."""
+    if settings.model is not None:
+        model = _given(own, settings, spec)
+    else:
+        net = _network(own, settings, spec, loss, len(source))
+        model = loss.model(net, spec) or _denoiser(net, settings, spec)
+    return placed(model, settings, device)
+
+
+def placed(model: Any, settings: TrainConfig, device: torch.device) -> Any:
+    """The model on the device, with what it computes in, all its weights to be trained."""
+    for _, part in artefact.parts(model):
+        part.to(device).requires_grad_(True)
+    inner: Any = model
+    while hasattr(inner, "inner"):
+        inner = inner.inner
+    inner.compute_dtype = compute_dtype(settings.precision, device)
+    return model
+
+
+def _given(own: Own, settings: TrainConfig, spec: DataSpec) -> Any:
+    """A copy of the caller's model, or that of a file, which has to be of such data."""
+    usual = TrainConfig()
+    said = [name for name in _THE_MODELS if getattr(settings, name) != getattr(usual, name)]
+    if said:
+        raise SfumatoError(f"A model that is given brings its own {', '.join(_THE_MODELS)}: leave out {said[0]}.")
+    model = artefact.load(str(settings.model)) if own.model is None else copy.deepcopy(own.model)
+    if not isinstance(getattr(model, "net", None), nn.Module):
+        raise SfumatoError(f"Nothing of a {type(model).__name__} could be trained: give a model that has a network.")
+    if model.spec is None:
+        model.spec = spec
+    have, want = (spec.shape, dict(spec.conditions)), (model.spec.shape, dict(model.spec.conditions))
+    if have[0] != want[0] or have[1].keys() != want[1].keys():
+        raise SfumatoError(
+            f"The model is of data of shape {want[0]} with the conditions {sorted(want[1])}, and these have the shape "
+            f"{have[0]} and {sorted(have[1])}."
+        )
+    return model
+
+
+def _network(own: Own, settings: TrainConfig, spec: DataSpec, loss: Any, samples: int) -> nn.Module:
+    if own.net is not None:
+        return own.net
+    outputs = 2 if settings.variance == "learned" else 1
+    word = settings.net
+    if loss.network is not None and registry.get("network", registry.bare(word)) in _sizes():
+        word = loss.network
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        net = nets.named(word, spec.shape, len(spec.classes), samples, outputs)
+        return nets.Energy(net) if settings.energy and not isinstance(net, nets.Energy) else net
+
+
+def _sizes() -> list[Any]:
+    return [registry.get("network", size) for size in nets.SIZES]
+
+
+def _denoiser(net: nn.Module, settings: TrainConfig, spec: DataSpec) -> Denoiser:
+    schedule = schedule_of(settings.schedule)
+    check(schedule, settings.target, times_of(settings.times), weight_of(settings.weight))
+    denoiser = Denoiser(net, Gaussian(schedule), settings.target, 1.0, spec, variance=settings.variance)
+    if not _ships(net):
+        _ask(denoiser, spec)
+    return denoiser
+
+
+def _ships(net: nn.Module) -> bool:
+    return registry.ships("network", type(net).__name__)
+
+
+def _ask(denoiser: Denoiser, spec: DataSpec) -> None:
+    """Ask a network of the caller's about one batch, so that what is wrong with it is said before a run begins."""
+    x = torch.zeros(2, *spec.shape, device=denoiser.device)
+    cond = {"label": torch.tensor([0, -1], device=denoiser.device)} if spec.classes else {}
+    name, training = type(denoiser.net).__name__, denoiser.net.training
+    like = f"It is called as net(x (B, {', '.join(map(str, spec.shape))}), noise_level (B,)"
+    like += ", label=int64 (B,))" if spec.classes else ")"
+    try:
+        with torch.no_grad():
+            y = denoiser.eval().predict(x, 0.5, **cond)
+    except SfumatoError:
+        raise
+    except Exception as error:
+        raise SfumatoError(f"{name} could not be asked ({' '.join(str(error).split())[:200]}). {like}.") from None
+    denoiser.net.train(training)
+    if y.shape != x.shape:
+        raise SfumatoError(f"{name} gives {tuple(y.shape)} for {tuple(x.shape)}. {like}, and gives the shape of x.")
+
+
+def rebuilt(contract: Mapping[str, Any], settings: TrainConfig, device: torch.device) -> Any:
+    """The model that a checkpoint's contract describes, with fresh weights."""
+    if "model" in contract:
+        model = registry.build(contract["model"], "model")
+    else:  # of before there were other models
+        model = _denoiser(nets.from_config(contract["net"]), settings, DataSpec.from_dict(contract["spec"]))
+    return placed(model, settings, device)
+
+
+def with_net(model: Any, net: nn.Module) -> Any:
+    """The same model with another network of the same kind in the place of its own; nothing is copied."""
+    made = copy.copy(model)
+    if isinstance(model, nn.Module) and "net" in model._modules:
+        made._modules = {**model._modules, "net": net}
+    elif isinstance(model, nn.Module):
+        made._modules = {**model._modules, "inner": with_net(model.inner, net)}
+    else:
+        made.inner = with_net(model.inner, net)
+    return made
