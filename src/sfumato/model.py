@@ -105,6 +105,10 @@ class Denoiser(nn.Module):
     def device(self) -> torch.device:
         return next((p.device for p in self.net.parameters()), torch.device("cpu"))
 
+    def config(self) -> dict[str, Any]:
+        """What a file has to say of it; what is a Gaussian process's own stands there."""
+        return {"net": self.net, "process": self.process, "spec": self.spec, "plans": self.plans}
+
     # What only a Gaussian process has; elsewhere there is no such attribute.
 
     @property

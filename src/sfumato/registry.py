@@ -336,7 +336,8 @@ def tree(thing: Any, of: str = "") -> Any:
 
 def _made_with(thing: Any) -> dict[str, Any] | None:
     """The arguments that a thing was made with, by name; None where nothing tells them."""
-    said = getattr(thing, "config", None)
+    own_config = "config" in getattr(thing, "__dict__", {}) or hasattr(type(thing), "config")  # and not what it wraps
+    said = thing.config if own_config else None
     said = said() if callable(said) else said
     if isinstance(said, Mapping):
         return dict(said["args"] if set(said) == {"name", "args"} else said)

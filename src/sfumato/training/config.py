@@ -16,7 +16,7 @@ from sfumato.errors import SfumatoError, suggest
 # The settings that name something: which kind of thing, and the words beside its names.
 NAMING = {
     "schedule": "schedule", "target": "target", "times": "density", "weight": "weight", "net": "network",
-    "loss": "loss", "optimizer": "optimizer",
+    "loss": "loss", "optimizer": "optimizer", "process": "process",
 }  # fmt: skip
 _WORDS: dict[str, tuple[str, ...]] = {
     "weight": ("plain",), "loss": ("auto",), "compile": ("auto", "always", "never"), "variance": ("fixed", "learned"),
@@ -84,6 +84,8 @@ class TrainConfig:
     """Times at which two averages are written, so that one of any width can be made after the run; 0 never."""
     schedule: str = "flow"
     """Noise schedule: {schedule}; also with numbers, such as ve(sigma_max=80)."""
+    process: str = "gaussian"
+    """How data are corrupted: {process}. masked and uniform are for symbols, whole numbers from 0."""
     target: str = "velocity"
     """What the network predicts: {target}."""
     times: str = "logit-normal"

@@ -11,6 +11,7 @@ from torch import Tensor
 from sfumato import noise
 from sfumato.conditions import Conditions
 from sfumato.data.rows import Samples
+from sfumato.process import Gaussian
 from sfumato.training.config import TrainConfig
 from sfumato.training.goal import Batch
 from sfumato.training.occasions import due, triples, validations
@@ -85,7 +86,7 @@ def measure_of(
     loss: Any,
     model: Any,
     x: Tensor,
-    cond: dict[str, Any],
+    cond: Conditions,
     count: int,
     batch: int,
     train: Rows | None = None,
@@ -97,6 +98,6 @@ def measure_of(
     loss has none.
     """
     levels, seed = loss.levels(), getattr(loss, "seed", seed)
-    if levels is None:
+    if levels is None or not isinstance(model.process, Gaussian):
         return Held(lambda by, rows: loss.held(by, Batch(*rows)), x, cond, seed, count, batch, train)
     return Validator(x, cond, model, levels.times, levels.weight, seed, count, batch, levels.trained, train)

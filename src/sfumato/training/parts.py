@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from sfumato import artefact, nets, registry
+from sfumato.conditions import Conditions
 from sfumato.data import DataSpec, Source
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
@@ -75,8 +76,9 @@ def model_for(own: Own, settings: TrainConfig, source: Source, spec: DataSpec, l
     if settings.model is not None:
         model = _given(own, settings, spec)
     else:
-        net = _network(own, settings, spec, loss, len(source))
-        model = loss.model(net, spec) or _denoiser(net, settings, spec)
+        process = _process(settings, spec)
+        net = _network(own, settings, spec, process, loss, len(source))
+        model = loss.model(net, spec) or _denoiser(net, process, settings, spec)
     return placed(model, settings, device)
 
 
@@ -111,7 +113,16 @@ def _given(own: Own, settings: TrainConfig, spec: DataSpec) -> Any:
     return model
 
 
-def _network(own: Own, settings: TrainConfig, spec: DataSpec, loss: Any, samples: int) -> nn.Module:
+def _process(settings: TrainConfig, spec: DataSpec) -> Any:
+    """The process of the settings; of symbols there are as many as the largest of the training data."""
+    given = {
+        "schedule": schedule_of(settings.schedule), "target": settings.target, "variance": settings.variance,
+        "states": max(2, int(max(spec.statistics.high)) + 1),
+    }  # fmt: skip
+    return registry.make("process", settings.process, given)
+
+
+def _network(own: Own, settings: TrainConfig, spec: DataSpec, process: Any, loss: Any, samples: int) -> nn.Module:
     if own.net is not None:
         return own.net
     outputs = 2 if settings.variance == "learned" else 1
@@ -120,7 +131,9 @@ def _network(own: Own, settings: TrainConfig, spec: DataSpec, loss: Any, samples
         word = loss.network
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        net = nets.named(word, spec.shape, len(spec.classes), samples, outputs)
+        heard = {name: condition.network() for name, condition in spec.conditions.items()}
+        more = heard if heard.keys() - ({"label"} if spec.classes else set()) else None  # a label alone is `classes`
+        net = nets.named(word, process.net_shape(spec.shape), len(spec.classes), samples, outputs, more)
         return nets.Energy(net) if settings.energy and not isinstance(net, nets.Energy) else net
 
 
@@ -128,11 +141,11 @@ def _sizes() -> list[Any]:
     return [registry.get("network", size) for size in nets.SIZES]
 
 
-def _denoiser(net: nn.Module, settings: TrainConfig, spec: DataSpec) -> Denoiser:
-    schedule = schedule_of(settings.schedule)
-    check(schedule, settings.target, times_of(settings.times), weight_of(settings.weight))
-    denoiser = Denoiser(net, Gaussian(schedule), settings.target, 1.0, spec, variance=settings.variance)
-    if not _ships(net):
+def _denoiser(net: nn.Module, process: Any, settings: TrainConfig, spec: DataSpec) -> Denoiser:
+    if isinstance(process, Gaussian):
+        check(process.schedule, process.target, times_of(settings.times), weight_of(settings.weight))
+    denoiser = Denoiser(net, process, spec=spec)
+    if not _ships(net) and isinstance(process, Gaussian):
         _ask(denoiser, spec)
     return denoiser
 
@@ -144,10 +157,10 @@ def _ships(net: nn.Module) -> bool:
 def _ask(denoiser: Denoiser, spec: DataSpec) -> None:
     """Ask a network of the caller's about one batch, so that what is wrong with it is said before a run begins."""
     x = torch.zeros(2, *spec.shape, device=denoiser.device)
-    cond = {"label": torch.tensor([0, -1], device=denoiser.device)} if spec.classes else {}
+    cond = Conditions({name: condition.encode(None, 2) for name, condition in spec.conditions.items()}).to(x.device)
     name, training = type(denoiser.net).__name__, denoiser.net.training
     like = f"It is called as net(x (B, {', '.join(map(str, spec.shape))}), noise_level (B,)"
-    like += ", label=int64 (B,))" if spec.classes else ")"
+    like += "".join(f", {each}=.." for each in cond) + ")"
     try:
         with torch.no_grad():
             y = denoiser.eval().predict(x, 0.5, **cond)
@@ -165,7 +178,8 @@ def rebuilt(contract: Mapping[str, Any], settings: TrainConfig, device: torch.de
     if "model" in contract:
         model = registry.build(contract["model"], "model")
     else:  # of before there were other models
-        model = _denoiser(nets.from_config(contract["net"]), settings, DataSpec.from_dict(contract["spec"]))
+        spec = DataSpec.from_dict(contract["spec"])
+        model = _denoiser(nets.from_config(contract["net"]), _process(settings, spec), settings, spec)
     return placed(model, settings, device)
 
 

@@ -290,6 +290,8 @@ class Session:
         if count < _LEAST_COPIES:
             return f"the run was too short for it (sfumato memorisation {self.path} does it)"
         best, seed = self.state.best, self.config.seed
+        if not hasattr(best, "process"):
+            return f"a {type(best).__name__} draws no samples"
         twins = choose(self.train, count, seed)
         most = int(_SEARCH * self.state.elapsed / (4 * count * math.prod(self.source.shape)))
         try:
@@ -365,9 +367,24 @@ class Session:
         """A grid of samples; where it cannot be drawn a note says so, and training goes on."""
         with self.world.together(), self.state.spending("grids"):
             try:
+                if not hasattr(self.denoiser, "process"):
+                    self.reconstructions()
+                    return
                 self.grid(self.layout(self.state.samples / max(self.fraction, 1e-9), self.finished))
             except SfumatoError as error:
                 self.console.note(f"No samples were drawn at step {self.state.step:,}: {error}")
+
+    def reconstructions(self) -> None:
+        """samples/step_*.png of an autoencoder: images, and what its averaged weights make of their codes."""
+        spec, best = self.denoiser.spec, self.state.best
+        rows = (self.holdout if len(self.holdout) else self.train)[: _COLUMNS**2]
+        if spec.kind != "image" or not hasattr(best, "decode"):
+            return
+        x = self.source.x[rows]
+        with evaluating(best), torch.no_grad():
+            back = best(x).cpu()
+        images = [picture(each, spec.kind, spec.bounds, _COLUMNS, None) for each in (x, back)]
+        self._keep(beside(images, ["data", "reconstruction"]), {**self.provenance(), "samples": len(x)})
 
     def grid(self, layout: Layout) -> Path:
         """samples/step_*.png: samples of the raw weights and of their moving average, side by side."""
@@ -387,9 +404,12 @@ class Session:
             images.append(picture(x, spec.kind, spec.bounds, columns, names))
         guidance = self.config.guidance if guided else 1.0
         manifest = {**self.provenance(), "sampling_steps": GRID_STEPS, "guidance": guidance}
+        return self._keep(beside(images, list(models)), manifest)
+
+    def _keep(self, image: Any, manifest: dict[str, Any]) -> Path:
         path = self.path / "samples" / f"step_{self.state.step:08d}.png"
         if self.world.leads:
-            save_png(beside(images, list(models)), path, manifest)
+            save_png(image, path, manifest)
             self.loggers.picture(path, self.state.samples)
         return path
 
