@@ -46,7 +46,7 @@ def test_the_goal_is_named_by_the_settings():
         ({"variance": "learned", "energy": True}, "energy"),
     ):
         with pytest.raises(SfumatoError, match=words):
-            TrainConfig(**changes)
+            goal_of(TrainConfig(**changes))
 
 
 def test_a_quarter_of_the_levels_is_uniform():
