@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sfumato import artefact, registry, noise
+from sfumato import artefact, noise, registry
 from sfumato.audit.copies import Memorisation, choose, compare, pairs_picture
 from sfumato.audit.nearest import Space
 from sfumato.checks.gather import told
