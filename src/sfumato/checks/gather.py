@@ -53,7 +53,7 @@ def asked(model: Any, source: Source, rows: Tensor, most: int = POINTS) -> tuple
 
 def unheard(model: Any, source: Source, rows: Tensor) -> tuple[str, ...] | None:
     """The conditions that a network cannot hear; None where it cannot be asked."""
-    if not isinstance(model.process, Gaussian):
+    if not isinstance(getattr(model, "process", None), Gaussian):
         return None
     try:
         x, cond = asked(model, source, rows, 8)
