@@ -212,6 +212,14 @@ def load(
     return model
 
 
+def load_sampler(path: str | os.PathLike[str], weights: str = "ema", device: str | torch.device = "cpu") -> Any:
+    """`load` for what draws samples or judges them: SfumatoError for another model, such as an autoencoder."""
+    model = load(path, weights, device)
+    if not hasattr(model, "process"):
+        raise SfumatoError(f"{path} holds a {type(model).__name__}, which has no noise levels and draws no samples.")
+    return model
+
+
 load_codec = load  # the name of format 1, whose codecs had a format of their own
 
 

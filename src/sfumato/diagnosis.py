@@ -88,9 +88,9 @@ def _of_denoiser(
 
 def _of_file(path: Path, given: Source | None, seed: int, device: str | torch.device) -> Report:
     facts = artefact.read_contract(path)
-    average = artefact.load(path, device=device)
+    average = artefact.load_sampler(path, device=device)
     made = average.provenance
-    raw = artefact.load(path, "raw", device) if facts["raw"] else average
+    raw = artefact.load_sampler(path, "raw", device) if facts["raw"] else average
     patient = _Patient(raw, average if facts["raw"] else None, made.get("times"), made, made.get("steps"))
     absent = {"incidents": "since a file alone has no log", "log": "since a file alone has no log",
               "weights": "since a file alone does not hold the initial weights"}  # fmt: skip

@@ -58,6 +58,7 @@ _DEFINED = re.compile(r"^(?:class|def) (\w+)", re.MULTILINE)
 _WORD = re.compile(r"\s*([^\s(]+)\s*(?:\((.*)\))?\s*", re.DOTALL)
 _MADE: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in KINDS}  # by registered name
 _ARGUMENTS = "_made_with"
+FILES: list[str] = []  # of the user's that were run, so that another process may run them, too
 _OWN: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in KINDS}  # by the name of the class or function
 
 
@@ -427,9 +428,12 @@ def add_file(path: str) -> None:
     spec = importlib.util.spec_from_file_location(called, place)
     if spec is None or spec.loader is None:
         raise SfumatoError(f"{path} is no Python file: its name has to end with .py.")
+    if str(place.resolve()) in FILES:
+        return
     sys.modules[called] = module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
+        FILES.append(str(place.resolve()))
     except SfumatoError:
         raise
     except Exception as error:

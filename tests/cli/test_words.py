@@ -137,3 +137,32 @@ def test_an_error_of_our_own_is_a_sentence_and_status_1(call, monkeypatch):
     status, out, err = call("inspect", "digits", "--json")
     assert status == 1 and json.loads(out)["status"] == 1
     assert "ZeroDivisionError" in err and err.count("\n") == 1
+
+
+def test_arguments_of_what_a_flag_names():
+    words = "d --net DiT --net.depth 8 --net.embed-dim=64 --weight sigmoid --weight.bias -2 --schedule ve(sigma_max=9)"
+    made = train_config(parse("train", [*words.split(), "--schedule.sigma_min", "0.1"]))
+    assert made == TrainConfig(
+        data="d", net="DiT(depth=8, embed_dim=64)", weight="sigmoid(bias=-2)",
+        schedule="ve(sigma_max=9, sigma_min=0.1)",
+    )  # fmt: skip
+    assert parse("sample", ["m", "--solver", "multistep", "--solver.order", "3"]).solver == "multistep(order=3)"
+    assert train_config(parse("train", ["d", "--net", "UNet", "--net.channels", "8,16"])).net == "UNet(channels=(8,16))"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("train digits --steps 1 --net DiT --net.dept 8", "DiT has no argument 'dept': did you mean 'depth'"),
+        ("train digits --steps 1 --net DiT --net.depth 2.5", "depth takes a whole number, not 2.5"),
+        ("train digits --steps 1 --net DiTT --net.depth 2", "net cannot be 'DiTT(depth=2)': did you mean 'DiT'"),
+        ("train digits --net.depth", "--net.depth needs a value"),
+        ("train digits --batch.size 3", "has no flag --batch.size: did you mean --batch"),
+        ("sample m --solver.order 3", "--solver.order is an argument of what --solver names"),
+        ("train digits --modules nowhere.py", "nowhere.py is no Python file"),
+        ("train digits --modules broken.py", "broken.py could not be run (NameError: name 'nonsense' is not defined)"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(refused, workplace, words, expected):
+    (workplace / "broken.py").write_text("nonsense")
+    assert expected in refused(*words.split())

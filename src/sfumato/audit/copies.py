@@ -158,7 +158,7 @@ def memorisation(
     data that the model was not trained on, or without a hold-out.
     """
     if isinstance(model, str | os.PathLike):
-        model = artefact.load(model, device=device)
+        model = artefact.load_sampler(model, device=device)
     source, train, unseen, rest = _sides(model, data, holdout, labels, size)
     twins = choose(train, samples if generated is None else len(generated), seed)
     if generated is None:

@@ -47,6 +47,7 @@ def usage() -> str:
     lines += [
         "  sfumato COMMAND --help   the arguments of one command",
         "  --json                   with any command: the result as JSON on stdout, all else on stderr",
+        "  --modules FILE           with any command: Python files of your own, whose registered parts may be named",
         "  --debug                  with any command: a traceback where something fails",
         "  --version                the version",
         "",
@@ -89,9 +90,24 @@ def _dispatch(arguments: list[str]) -> int:
     if name not in COMMANDS:
         what = "flag" if name.startswith("-") else "command"
         raise SfumatoError(f"There is no {what} {name!r}: {suggest(name, COMMANDS)}")
+    for path in _modules(arguments[1:]):  # before the flags are made, whose words name what they register
+        from sfumato.registry import add_file
+
+        add_file(path)
     from sfumato.cli.run import run
 
     return run(name, arguments[1:])
+
+
+def _modules(words: list[str]) -> list[str]:
+    """The files that --modules names."""
+    found = ""
+    for place, word in enumerate(words):
+        if word == "--modules":
+            found = next(iter(words[place + 1 :]), "")
+        elif word.startswith("--modules="):
+            found = word.partition("=")[2]
+    return [path.strip() for path in found.split(",") if path.strip()]
 
 
 def _sentence(error: Exception) -> tuple[str, int]:

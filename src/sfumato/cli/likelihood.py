@@ -40,7 +40,7 @@ def likelihood(options: Any, voice: Voice) -> None:
     if options.out is not None and Path(options.out).suffix.lower() != ".npz":
         raise SfumatoError(f"{options.out} has no known kind: end it in .npz")
     labels = None if options.labels is None else read_labels(options.labels)
-    denoiser = artefact.load(options.model, device=device_of(options.device))
+    denoiser = artefact.load_sampler(options.model, device=device_of(options.device))
     source = data.open(options.data, labels=labels, size=options.size, conditions=denoiser.spec)
     # spread over the set: folders are sorted by class
     chosen = torch.linspace(0, len(source) - 1, min(options.number, len(source))).round().long()

@@ -24,7 +24,7 @@ def memorisation(options: Any, voice: Voice) -> None:
         raise SfumatoError(f"{options.out} has no known kind: end it in .png")
     where, labels, size = _data(options)
     device = device_of(options.device)
-    denoiser = artefact.load(options.model, options.weights, device)
+    denoiser = artefact.load_sampler(options.model, options.weights, device)
     denoiser.compute_dtype = compute_dtype("auto", device)
     found = judged(
         denoiser, where, options.holdout, samples=options.number, size=size, steps=options.steps,

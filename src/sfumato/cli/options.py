@@ -42,9 +42,14 @@ def command(cls: type[T]) -> type[T]:
     """The class as a dataclass, with the flags that every command takes at the end."""
     json = Annotated[bool, flag("Results as JSON on stdout; everything else goes to stderr.")]
     debug = Annotated[bool, flag("Show a traceback where something fails.")]
-    for name, kind in (("json", json), ("debug", debug)):
+    modules = Annotated[
+        str | None,
+        flag("Python files of your own to run first, with commas between: what they register (docs/extending.md) may "
+             "be named.", "FILE"),
+    ]  # fmt: skip
+    for name, kind, usual in (("modules", modules, None), ("json", json, False), ("debug", debug, False)):
         cls.__annotations__[name] = kind
-        setattr(cls, name, False)
+        setattr(cls, name, usual)
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 

@@ -13,26 +13,58 @@ import tyro
 
 from sfumato.cli.options import CLASSES
 from sfumato.errors import SfumatoError, suggest
-from sfumato.training.config import TrainConfig, from_yaml
+from sfumato.training.config import NAMING, TrainConfig, from_yaml
 
+_ARGUMENT = re.compile(r"--([\w-]+)\.([\w-]+)(?:=(.*))?", re.DOTALL)
 _NUMBER = re.compile(r"-\.?\d")
 
 
 def parse(command: str, words: Sequence[str]) -> Any:
     """The options of `command`; `--help` prints and raises SystemExit(0), mistakes raise SfumatoError."""
-    kind, words = CLASSES[command], list(words)
+    kind = CLASSES[command]
+    words, arguments = _apart(kind, words)
     _refuse_unknown(command, kind, words)
     default = {"default": _with_config(kind, words)} if command in ("train", "plan") else {}
     heard = io.StringIO()
     try:
         with contextlib.redirect_stderr(heard):
-            return tyro.cli(
+            options = tyro.cli(
                 kind, prog=f"sfumato {command}", args=words, config=(tyro.conf.FlagCreatePairsOff,), **default
             )
+            called = {name: _called(getattr(options, name), name, more) for name, more in arguments.items()}
+            return dataclasses.replace(options, **called)
     except SystemExit as stop:
         if not stop.code:
             raise
         raise SfumatoError(_sentence(command, kind, heard.getvalue())) from None
+
+
+def _apart(kind: type, words: Sequence[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
+    """(words, arguments of what a flag names) of words such as --net DiT --net.depth 8 --weight.bias=-2."""
+    rest: list[str] = []
+    found: dict[str, dict[str, str]] = {}
+    waiting = iter(words)
+    for word in waiting:
+        match = _ARGUMENT.fullmatch(word)
+        name = match[1].replace("-", "_") if match else ""
+        if match is None or name not in (*NAMING, "solver") or name not in kind.__annotations__:
+            rest.append(word)
+            continue
+        value = match[3] if match[3] is not None else next(waiting, None)
+        if value is None or (match[3] is None and value.startswith("-") and not _NUMBER.match(value)):
+            raise SfumatoError(f"--{match[1]}.{match[2]} needs a value")
+        found.setdefault(name, {})[match[2].replace("-", "_")] = value
+    return rest, found
+
+
+def _called(word: str | None, name: str, more: dict[str, str]) -> str:
+    """A name with further arguments, as settings spell them."""
+    if word is None:
+        raise SfumatoError(f"--{name}.{next(iter(more))} is an argument of what --{name} names: give that, too")
+    inside = f"{word.strip()}(" if not word.strip().endswith(")") else word.strip()[:-1]
+    inside += "" if inside.endswith("(") else ", "
+    values = {key: f"({text})" if "," in text and text[0] not in "([" else text for key, text in more.items()}
+    return f"{inside}{', '.join(f'{key}={text}' for key, text in values.items())})"
 
 
 def _flags(kind: type) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE) -> dic
     started = time.monotonic()
     contract = artefact.read_contract(options.model)
     device = device_of(options.device) if world.size == 1 else world.device
-    denoiser = artefact.load(options.model, options.weights, device)
+    denoiser = artefact.load_sampler(options.model, options.weights, device)
     spec = _spec(denoiser, options.model)
     denoiser.compute_dtype = compute_dtype(options.precision, denoiser.device)
     out = world.told(lambda: options.out or write.default_name(spec))

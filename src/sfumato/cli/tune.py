@@ -20,7 +20,7 @@ from sfumato.tuning import tune as fit
 
 def tune(options: Any, voice: Voice) -> None:
     started = time.monotonic()
-    denoiser = artefact.load(options.model, device=device_of(options.device))
+    denoiser = artefact.load_sampler(options.model, device=device_of(options.device))
     given = asked.said(options)
     known = {} if denoiser.spec is None else denoiser.spec.conditions
     scale = guidance_scale(options, denoiser, given or (["label"] if "label" in known else []))

@@ -119,10 +119,10 @@ def _models(model: Any, ema: Any, device: str | torch.device) -> tuple[dict[str,
         return {"raw": model, "ema": ema}, []
     if ema is not None:
         raise SfumatoError("A model file brings its own moving average: give ema with a denoiser alone.")
-    average = artefact.load(model, device=device)
+    average = artefact.load_sampler(model, device=device)
     if not artefact.read_contract(model)["raw"]:
         return {"model": average}, []
-    return {"raw": artefact.load(model, "raw", device), "ema": average}, []
+    return {"raw": artefact.load_sampler(model, "raw", device), "ema": average}, []
 
 
 def _is_model(model: Any) -> None:

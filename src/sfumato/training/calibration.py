@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from sfumato import artefact, sampling
+from sfumato import artefact, registry, sampling
 from sfumato.data import Source
 from sfumato.data.column import unpacked
 from sfumato.errors import SfumatoError
@@ -260,6 +260,8 @@ def main() -> None:
     if job["threads"]:
         torch.set_num_threads(job["threads"])
     memory.yielding()
+    for path in job.get("modules", ()):
+        registry.add_file(path)
     free: dict[str, int | None] = {}
     try:
         device = device_of(job["config"]["device"])

@@ -51,7 +51,7 @@ class TrainConfig:
     """Side in pixels that images are resized to."""
     net: str = "auto"
     """The network: a size (auto, tiny, small, base) of the kind that suits the data, or one by name ({net}), with
-    arguments as in DiT(depth=8, width=256)."""
+    arguments as in DiT(depth=8, width=256), or --net DiT --net.depth 8."""
     model: str | None = None
     """A run folder or a model file to go on from with new data, in the place of a new network."""
     loss: str = "auto"
@@ -129,7 +129,7 @@ class TrainConfig:
             value, known = getattr(self, name), choices(name)
             named = name in NAMING and name != "target" and registry.known(NAMING[name], registry.bare(value))
             if value not in known and not named:
-                raise SfumatoError(f"{name} cannot be {value!r}: {suggest(str(value), known)}")
+                raise SfumatoError(f"{name} cannot be {value!r}: {suggest(str(registry.bare(value)), known)}")
         for name, low, high in _RANGES:
             value = getattr(self, name)
             if value is None:

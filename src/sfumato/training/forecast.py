@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from sfumato import registry
 from sfumato.errors import SfumatoError
 from sfumato.training import costs as sums
 from sfumato.training.config import TrainConfig, from_dict
@@ -84,6 +85,7 @@ def forecast(data: Any, out: str | os.PathLike[str] | None = None, labels: Any =
     chosen = from_dict({**settings, "data": words, "out": place, "labels": named})
     with tempfile.TemporaryDirectory(prefix="sfumato-") as folder:
         job: dict[str, Any] = {"config": chosen.to_dict(), "run": str(Path(folder, "run")), "threads": _threads()}
+        job["modules"] = registry.FILES
         if not words:
             job["source"] = _handed(data, None if named else labels, chosen, Path(folder, "data.safetensors"))
         elif labels is not None and not named:
