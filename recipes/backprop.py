@@ -31,11 +31,11 @@ def main() -> float:
     z = torch.randn(8, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     found = {}
     for calls in (1, 4, 16, "all"):
-        x = sf.sample(model, z=z, steps=64, t_stop=stop, grad_calls=calls, checkpoint=True)
+        x = sf.sample(sf.differentiable(model, calls), z=z, steps=64, t_stop=stop)
         found[calls] = float(torch.autograd.grad(x.mean(), model.theta)[0])
         print(f"gradient of the last {calls!s:>3} of 64 calls: {found[calls]:.5f}   (exact, all: {exact:.5f})")
     for _ in range(20):  # what it is for: samples that a reward prefers, here those with mean 2
-        x = sf.sample(model, z=z, steps=12, t_stop=stop, grad_calls=4)
+        x = sf.sample(sf.differentiable(model, 4), z=z, steps=12, t_stop=stop)
         (slope,) = torch.autograd.grad((x.mean() - 2).square(), model.theta)
         model.theta.data -= 0.5 * slope
     mean = float(x.detach().mean())

@@ -10,12 +10,12 @@ def main() -> float:
     """How far 40 steps are from 160 on the same paths."""
     truth = sf.exact.GaussianMixture([0.3, 0.7], [[-1.0, 0.0], [1.0, 0.5]], [0.2, 0.1])
     model = truth.denoiser(sf.Gaussian(sf.schedules.LinearBeta()))
-    solver, n, last = sf.solvers.SDEDPMSolver(2), 200, 0.0
-    for brownian in (False, True):
-        drawn = {steps: sf.sample(model, n, steps, solver, batch=n, brownian=brownian) for steps in (10, 40, 160)}
+    fresh, n, last = sf.solvers.SDEDPMSolver(2), 200, 0.0
+    for name, solver in (("fresh noise", fresh), ("one path", sf.solvers.Brownian(fresh))):
+        drawn = {steps: sf.sample(model, n, steps, solver, batch=n) for steps in (10, 40, 160)}
         for few, many in ((10, 40), (40, 160)):
             last = float((drawn[few] - drawn[many]).norm(dim=1).mean())
-            print(f"{'one path' if brownian else 'fresh noise'}: {few:3d} steps are {last:.4f} from {many} steps")
+            print(f"{name}: {few:3d} steps are {last:.4f} from {many} steps")
     return last
 
 

@@ -23,7 +23,7 @@ def main() -> float:
     print(f"against (1 + w) s_c - w s_u:                {float((guided - by_hand).abs().max()):.1e}")
     print(f"against s_c + w grad log p(class | z):      {float((guided - classifier).abs().max()):.1e}")
     for g in (0.0, 1.0, 3.0):
-        x = sf.sample(model, 2000, 40, guidance=g, label=0, batch=2000)
+        x = sf.sample(sf.guide(model, g), 2000, 40, label=0, batch=2000)
         print(f"scale {g:g}: samples have mean {x.mean():+.3f}, std {x.std():.3f}")
     return max(float((guided - by_hand).abs().max()), float((guided - classifier).abs().max()))
 

@@ -98,6 +98,7 @@ _PUBLIC = {
     "data": "sfumato.data",
     "decode": "sfumato.latents:decode",
     "denoising_loss": "sfumato.objectives:denoising_loss",
+    "differentiable": "sfumato.compose:differentiable",
     "doctor": "sfumato.diagnosis:doctor",
     "encode": "sfumato.latents:encode",
     "energy": "sfumato.likelihood:energy",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from sfumato.conditions import NULL as NULL
 from sfumato.conditions import absent, joined
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
+from sfumato.process import Gaussian
 from sfumato.registry import register
 from sfumato.schedule import Schedule, Time, as_time
 from sfumato.state import State, cat_states
@@ -140,25 +141,22 @@ class Rescheduled(Wrapped):
 
 
 class Unrolled(Wrapped):
-    """The same belief in a walk that is differentiated: the first `skip` calls are constants, the rest have gradients.
+    """The same belief in samples that are differentiated, all calls of a walk or the last `grad_calls` of them.
 
     checkpoint: only each call's input is kept; what lies within a call is computed again on the way back, so that the
-    memory is that of one call and not of all (Chen et al. 2016, 1604.06174). One object serves one walk.
+    memory is that of one call and not of all (Chen et al. 2016, 1604.06174).
     """
 
-    def __init__(self, inner: Model, skip: int = 0, checkpoint: bool = True) -> None:
+    def __init__(self, inner: Model, grad_calls: int | Literal["all"] = "all", checkpoint: bool = True) -> None:
         super().__init__(inner)
-        self.skip, self.checkpoint, self.calls = skip, checkpoint, 0
+        if grad_calls != "all" and (not isinstance(grad_calls, int) or grad_calls < 1):
+            raise SfumatoError(f"grad_calls must be a number of calls, at least 1, or 'all', not {grad_calls!r}.")
+        self.grad_calls, self.checkpoint = grad_calls, checkpoint
 
-    def __call__(self, z: Tensor, t: Time, /, **cond: Any) -> Estimate:
-        self.calls += 1
-        if self.calls <= self.skip:
-            with torch.no_grad():
-                x, eps, share = self._signals(z, t, cond)
-        elif self.checkpoint:
-            x, eps, share = checkpoint(self._signals, z, t, cond, use_reentrant=False)
-        else:
+    def __call__(self, z: Any, t: Time, /, **cond: Any) -> Any:
+        if not (self.checkpoint and torch.is_grad_enabled() and isinstance(self.process, Gaussian)):
             return self.inner(z, t, **cond)
+        x, eps, share = checkpoint(self._signals, z, t, cond, use_reentrant=False)
         return Estimate(
             z, t, self.process.schedule, x=x, eps=eps, variance=lambda: self.inner(z, t, **cond).variance,
             variance_share=share,
@@ -167,3 +165,12 @@ class Unrolled(Wrapped):
     def _signals(self, z: Tensor, t: Time, cond: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
         belief = self.inner(z, t, **cond)
         return belief.x, belief.eps, belief.variance_share
+
+
+def differentiable(model: Model, calls: int | Literal["all"] = "all", checkpoint: bool = True) -> Unrolled:
+    """The model whose samples have gradients: d(samples) / d(weights, z, conditions), as in `sf.sample(model, 4)`.
+
+    calls: those of the last K calls of a walk, what came before being a constant (AlignProp, 2310.03739; DRaFT-K,
+    2309.17400), or "all". checkpoint=True computes each call anew on the way back instead of keeping it.
+    """
+    return Unrolled(model, calls, checkpoint)

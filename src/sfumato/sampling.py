@@ -5,23 +5,22 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sfumato import noise
-from sfumato.compose import Scale, Unrolled, guide
+from sfumato.compose import differentiable, guide
 from sfumato.conditions import resolve
 from sfumato.errors import SfumatoError
 from sfumato.machine.kept import kept_memory
 from sfumato.machine.parts import in_parts
 from sfumato.machine.threads import Threads, threads
 from sfumato.model import Model
+from sfumato.noise import PRIOR, STEP, Noise
 from sfumato.plans import AnySolver, make_plan
 from sfumato.solvers import Plan, State
 from sfumato.solvers.brownian import along
-from sfumato.state import State as AnyState
 from sfumato.state import cat_states, first_leaf, map_state, numbers, rows_of
 from sfumato.world import ALONE, World
 
@@ -32,49 +31,31 @@ def trajectory(
     steps: int | None = None,
     solver: AnySolver | None = None,
     seed: int = 0,
-    z: Tensor | None = None,
+    z: Any = None,
     index: Sequence[int] | Tensor | None = None,
     t_start: float = 1.0,
     t_stop: float = 0.0,
-    guidance: Scale | None = None,
-    interval: tuple[float, float] | None = None,
-    brownian: bool = False,
-    grad_calls: int | Literal["all"] | None = None,
-    checkpoint: bool = True,
     **cond: Any,
 ) -> Iterator[State]:
     """The states of one batch on their way, in normalised units: State(z, t, belief); the last has no belief.
 
-    z: the state to start from at t_start, or drawn from the prior. index: sample numbers, 0..n-1 by default; sample i
-    of a seed starts from the same noise whatever the batch. guidance and its interval (logsnr) are `compose.guide`'s.
+    solver: a solver, its name ("heun", "dpm++2m"), or a plan. z: the state to start from at t_start, or drawn from the
+    prior. index: sample numbers, 0..n-1 by default; sample i of a seed starts from the same noise whatever the batch.
     A condition is given by its name, label="cat", temperature=300.0, in the user's spelling and units, one value or one
-    a sample (`conditions.resolve`), or in cond={...} where its name is that of an argument. brownian=True draws the
-    noise of a stochastic solver from one Brownian path of time a sample, so that with more steps a seed tends to one
-    picture.
-    Gradients flow where enabled; grad_calls and checkpoint are those of `sample`.
+    a sample (`conditions.resolve`), or in cond={...} where its name is that of an argument. Gradients flow where
+    enabled.
     """
-    plan = make_plan(model, steps, solver, t_start, t_stop, guidance, interval)
+    model, plan, cond = _asked(model, steps, solver, t_start, t_stop, cond)
     if index is None:
-        count = n if n is not None else len(first_leaf(z)) if z is not None else 1
-        index = torch.arange(count)
+        index = torch.arange(n if n is not None else len(first_leaf(z)) if z is not None else 1)
     index = torch.as_tensor(index, dtype=torch.int64)
-    device = first_leaf(z).device if z is not None else getattr(model, "device", torch.device("cpu"))
-    if z is None:
-        if plan.times[0] != 1.0:
-            raise SfumatoError(f"Sampling that starts at t = {plan.times[0]:g} needs a state z to start from.")
-        shape = getattr(model, "shape", None)
-        if shape is None:
-            raise SfumatoError("The model does not know the shape of a sample: pass a start state z.")
-        z = model.process.prior(numbers(noise.Noise(seed, index, noise.PRIOR), shape, device))
+    device = getattr(model, "device", torch.device("cpu")) if z is None else first_leaf(z).device
+    z = _start(model, plan, seed, index, device) if z is None else z
     if len(first_leaf(z)) != len(index):
         raise SfumatoError(f"{len(first_leaf(z))} start states for {len(index)} samples.")
     conditions = resolve(model, cond, len(index)).to(device)
-    walker: Model = model if guidance is None else guide(model, guidance, interval)
-    if grad_calls is not None:
-        skip = _skipped(plan, grad_calls)
-        walker, z = Unrolled(walker, skip, checkpoint), z.detach() if skip else z
-    draws = along(plan, seed, index) if brownian else noise.Noise(seed, index, noise.STEP)
-    yield from plan.run(walker, z, draws, **conditions)
+    draws = along(plan, seed, index) if plan.brownian else Noise(seed, index, STEP)
+    yield from plan.run(model, z, draws, **conditions)
 
 
 def sample(
@@ -83,63 +64,56 @@ def sample(
     steps: int | None = None,
     solver: AnySolver | None = None,
     seed: int = 0,
-    z: Tensor | None = None,
+    z: Any = None,
     index: Sequence[int] | Tensor | None = None,
     t_start: float = 1.0,
     t_stop: float = 0.0,
     batch: int = 256,
-    guidance: Scale | None = None,
-    interval: tuple[float, float] | None = None,
     normalised: bool = False,
-    brownian: bool = False,
-    grad_calls: int | Literal["all"] | None = None,
-    checkpoint: bool = True,
-    world: World = ALONE,
     **cond: Any,
-) -> Tensor:
+) -> Any:
     """n samples, (n, *shape), in user units and dtype where the model carries a data spec.
 
     Runs in batches of `batch`, halved where memory does not suffice; sample i of a seed does not depend on them.
     normalised=True keeps the model's units, which is also what stopping at t_stop > 0 returns (a noisy state has no
-    user units). See `trajectory` for the rest.
+    user units). See `trajectory` for the rest, `sf.guide` for guidance, `solvers.Brownian` for one picture a seed
+    whatever the steps.
 
-    Without grad_calls nothing is differentiated. grad_calls="all" gives gradients d(samples)/d(weights, z, ..) of the
-    whole walk, grad_calls=K those of the last K calls of the denoiser, what came before being a constant (AlignProp,
-    2310.03739; DRaFT-K, 2309.17400). checkpoint=True computes each call anew on the way back instead of keeping it.
-    Samples with gradients are not rounded to whole numbers nor held to bounds.
-
-    world: processes that share the samples (`sf.joined`), each of which calls this alike and gets them all: to rounding
-    they are those of one.
+    Nothing is differentiated but the samples of `sf.differentiable(model)`, which are not rounded to whole numbers nor
+    held to bounds. world=sf.joined(): processes that share the samples, each of which calls this alike and gets them
+    all; to rounding they are those of one.
     """
-    if world.size > 1 and grad_calls is not None:
-        raise SfumatoError("Samples of several processes have no gradients: leave out world or grad_calls.")
+    world: World = cond.pop("world", ALONE)
     n = next((len(first_leaf(given)) for given in (index, z) if given is not None), n)
     if n < 1 or batch < 1:
         raise SfumatoError(f"The number of samples and the batch must be at least 1, got {n} and {batch}.")
-    samples = torch.arange(n) if index is None else torch.as_tensor(index)
+    which = torch.arange(n) if index is None else torch.as_tensor(index)
+    model, plan, cond = _asked(model, steps, solver, t_start, t_stop, cond)
     conditions = resolve(model, cond, n)
-    plan = make_plan(model, steps, solver, t_start, t_stop, guidance, interval)
-    spec = None if normalised or plan.stop > 0 else getattr(model, "spec", None)
-    finish = _units(model, spec, grad_calls is not None)
+    smooth = getattr(model, "grad_calls", None) is not None
+    if world.size > 1 and smooth:
+        raise SfumatoError("Samples of several processes have no gradients: leave out world, or take the plain model.")
+    finish = _units(model, smooth) if not normalised and plan.stop == 0 else _same
 
-    def one(part: Tensor) -> Tensor:
-        start, chosen = None if z is None else rows_of(z, part), conditions.rows(part)
+    def one(part: Tensor) -> Any:
+        start = None if z is None else rows_of(z, part)
         walk = trajectory(
-            model, None, None, plan, seed, start, samples[part], t_start, t_stop, guidance, interval,
-            brownian, grad_calls, checkpoint, cond=chosen,
-        )  # fmt: skip
+            model, None, None, plan, seed, start, which[part], t_start, t_stop, cond=conditions.rows(part)
+        )
         return finish(map_state(lambda leaf: leaf.cpu(), _end(walk, follower)))
 
-    def own(rows: Tensor) -> Tensor:
+    def own(rows: Tensor) -> Any:
         most = math.ceil(len(rows) / math.ceil(len(rows) / batch))
         return cat_states(in_parts(one, rows, most, halve=world.size == 1))  # shards of a network are called in step
 
     keeping = kept_memory(getattr(model, "device", torch.device("cpu")))
-    with torch.set_grad_enabled(grad_calls is not None), keeping, threads() as follower:
+    with torch.set_grad_enabled(smooth), keeping, threads() as follower:
         return world.mapped(own, torch.arange(n))
 
 
-ARGUMENTS = inspect.signature(sample).parameters
+# What stands among the conditions and is none: `world`, and what `sample` and `trajectory` took before.
+OLD = ("guidance", "interval", "brownian", "grad_calls", "checkpoint")
+ARGUMENTS = (*inspect.signature(sample).parameters, "world", *OLD)
 
 
 def apart(names: Iterable[str]) -> list[str]:
@@ -151,7 +125,32 @@ def apart(names: Iterable[str]) -> list[str]:
     ]
 
 
-def _end(walk: Iterator[State], follower: Threads) -> Tensor:
+def _asked(
+    model: Model, steps: int | None, solver: AnySolver | None, t_start: float, t_stop: float, cond: dict[str, Any]
+) -> tuple[Model, Plan, dict[str, Any]]:
+    """The model, the plan and the conditions, where the keywords that `sample` had before are among these.
+
+    guidance and interval are now `sf.guide`'s, brownian a solver's, grad_calls and checkpoint `sf.differentiable`'s.
+    """
+    guidance, interval, brownian = cond.pop("guidance", None), cond.pop("interval", None), cond.pop("brownian", False)
+    calls, checkpoint = cond.pop("grad_calls", None), cond.pop("checkpoint", True)
+    model = model if guidance is None else guide(model, guidance, interval)
+    model = model if calls is None else differentiable(model, calls, checkpoint)
+    plan = make_plan(model, steps, solver, t_start, t_stop)
+    return model, plan.along_paths() if brownian else plan, cond
+
+
+def _start(model: Model, plan: Plan, seed: int, index: Tensor, device: torch.device) -> Any:
+    """Draws of the prior."""
+    if plan.times[0] != 1.0:
+        raise SfumatoError(f"Sampling that starts at t = {plan.times[0]:g} needs a state z to start from.")
+    shape = getattr(model, "shape", None)
+    if shape is None:
+        raise SfumatoError("The model does not know the shape of a sample: pass a start state z.")
+    return model.process.prior(numbers(Noise(seed, index, PRIOR), shape, device))
+
+
+def _end(walk: Iterator[State], follower: Threads) -> Any:
     """The last state; those on the way are not kept."""
     for state in walk:
         last = state.z
@@ -159,19 +158,15 @@ def _end(walk: Iterator[State], follower: Threads) -> Tensor:
     return last
 
 
-def _skipped(plan: Plan, grad_calls: int | str) -> int:
-    """How many calls from the start of a plan are constants."""
-    if grad_calls == "all":
-        return 0
-    if not isinstance(grad_calls, int) or grad_calls < 1:
-        raise SfumatoError(f"grad_calls must be a number of calls, at least 1, or 'all', not {grad_calls!r}.")
-    return max(0, plan.calls - grad_calls)
-
-
-def _units(model: Any, spec: Any, smooth: bool) -> Callable[[AnyState], AnyState]:
+def _units(model: Model, smooth: bool) -> Callable[[Any], Any]:
     """From the model's units to the user's; `smooth` without rounding and bounds, which have no gradient."""
+    spec, process = getattr(model, "spec", None), model.process
     if spec is None:
-        return lambda z: z
+        return _same
     if smooth:
-        return lambda z: spec.normaliser.denormalise(z).to(z.dtype)
-    return lambda z: spec.denormalise(model.process.table(z))
+        return lambda z: spec.normaliser.denormalise(process.table(z)).to(first_leaf(z).dtype)
+    return lambda z: spec.denormalise(process.table(z))
+
+
+def _same(z: Any) -> Any:
+    return z

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from sfumato import artefact, data, noise
 from sfumato.audit.nearest import Features, Near, Space, nearest
+from sfumato.compose import guide
 from sfumato.conditions import of_data
 from sfumato.data import Source
 from sfumato.data.rows import Samples
@@ -163,7 +164,8 @@ def memorisation(
     twins = choose(train, samples if generated is None else len(generated), seed)
     if generated is None:
         cond = of_data(model, source, twins)
-        generated = sample(model, len(twins), steps, seed=seed, batch=batch, guidance=guidance, cond=cond)
+        drawn_from = model if guidance is None else guide(model, guidance)
+        generated = sample(drawn_from, len(twins), steps, seed=seed, batch=batch, cond=cond)
     space = Space(getattr(model, "spec", None), features, device)
     return compare(generated, source, train, (unseen, rest), twins, space, seed)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from sfumato.registry import Named
 from sfumato.solvers import grids
 from sfumato.solvers.adaptive import Adaptive
+from sfumato.solvers.brownian import Brownian
 from sfumato.solvers.build import Solver
 from sfumato.solvers.churn import Churn
 from sfumato.solvers.ddim import DDIM, Euler
@@ -42,7 +43,7 @@ def default(exact: bool = False) -> Solver:
 
 __all__ = [
     "DDIM", "DDPM", "DEIS", "LMS", "NAMES", "PNDM", "RK4", "Adaptive", "Ancestral", "AnnealedLangevin", "Bridge",
-    "Churn", "Corrector", "DPMSolver", "DPMSolverPP", "Euler", "EulerMaruyama", "Heun", "Jump", "LearnedDDPM", "Linear",
-    "Midpoint", "Multistep", "OptimalDDPM", "Plan", "PredictorCorrector", "RungeKutta", "SASolver", "SDEDPMSolver",
-    "Singlestep", "Solver", "State", "UniPC", "Walk", "default", "grids", "together",
+    "Brownian", "Churn", "Corrector", "DPMSolver", "DPMSolverPP", "Euler", "EulerMaruyama", "Heun", "Jump",
+    "LearnedDDPM", "Linear", "Midpoint", "Multistep", "OptimalDDPM", "Plan", "PredictorCorrector", "RungeKutta",
+    "SASolver", "SDEDPMSolver", "Singlestep", "Solver", "State", "UniPC", "Walk", "default", "grids", "together",
 ]  # fmt: skip

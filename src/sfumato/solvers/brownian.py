@@ -19,7 +19,11 @@ from torch import Tensor
 
 from sfumato import noise
 from sfumato.errors import SfumatoError
+from sfumato.registry import make, register
+from sfumato.solvers import grids
+from sfumato.solvers.build import Builder, Solver
 from sfumato.solvers.clocks import Point
+from sfumato.solvers.ddpm import DDPM
 from sfumato.solvers.draws import Source
 from sfumato.solvers.plan import Plan
 
@@ -85,3 +89,29 @@ class Path(Source):
             if step in self.spans:
                 out[rows] = self.rows(rows).at(step).like(state[rows])
         return out
+
+
+@register("solver", "brownian")
+@final
+@dataclasses.dataclass(frozen=True)
+class Brownian(Solver):
+    """A solver whose noise follows one Brownian path of time a sample: with more steps a seed tends to one sample.
+
+    solver: a solver or its name.
+    """
+
+    solver: Solver = dataclasses.field(default_factory=DDPM)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "solver", make("solver", self.solver))
+
+    @property
+    def grid(self) -> grids.Grid:  # type: ignore[override]
+        return self.solver.grid
+
+    @property
+    def any_process(self) -> bool:  # type: ignore[override]
+        return self.solver.any_process
+
+    def build(self, b: Builder) -> Plan:
+        return self.solver.build(b).along_paths()

@@ -69,6 +69,7 @@ class Plan:
     path: (alpha, sigma) at the calls and at the end, (calls + 1, 2), by which a plan recognises its schedule; empty
     where its lines hold for any.
     tuned: what a plan that was fitted to a model says of the fit, JSON-able (`tune`); None for a solver's own plan.
+    brownian: whether `sample` draws its noise from one path of time a sample (`solvers.Brownian`).
     """
 
     name: str
@@ -79,6 +80,7 @@ class Plan:
     lines: tuple[AnyLine, ...]
     order: int = 1
     tuned: dict[str, Any] | None = None
+    brownian: bool = False
 
     @property
     def calls(self) -> int:
@@ -166,15 +168,28 @@ class Plan:
         return Walk(self, model, z, noise, cond)
 
     def run(self, model: Model, z: Any, noise: AnyNoise | None = None, /, **cond: Any) -> Iterator[State]:
-        """Walk from z at times[0] to the end; yields a State for each call and one at the end."""
-        walk = self.start(model, z, noise, **cond)
-        for t in self.times:
+        """Walk from z at times[0] to the end; yields a State for each call and one at the end.
+
+        Of a model that differentiates its last calls alone (`grad_calls`) those before are constants.
+        """
+        walk, last = self.start(model, z, noise, **cond), getattr(model, "grad_calls", None)
+        for _ in range(0 if last is None or last == "all" else self.calls - last):
+            z, t = walk.z, self.times[walk.made]
+            with torch.no_grad():
+                belief = walk.advance()
+            yield State(z, t, belief)
+        for t in self.times[walk.made :]:
             z = walk.z
             yield State(z, t, walk.advance())
         yield State(walk.z, self.stop, None)
 
+    def along_paths(self) -> Plan:
+        """The same, whose noise `sample` draws from one path of time a sample."""
+        return dataclasses.replace(self, brownian=True)
+
     def to_dict(self) -> dict[str, Any]:
-        return {**self._content(), "lines": [to_json(line) for line in self.lines]}
+        content = {**self._content(), "lines": [to_json(line) for line in self.lines]}
+        return content if self.brownian else {k: v for k, v in content.items() if k != "brownian"}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
@@ -182,7 +197,14 @@ class Plan:
             lines = tuple(map(from_json, data["lines"]))
             rest = {k: data[k] for k in ("name", "steps", "stop", "order")}
             path = tuple((float(a), float(s)) for a, s in data["path"])
-            return cls(times=tuple(data["times"]), path=path, lines=lines, tuned=data.get("tuned"), **rest)
+            return cls(
+                times=tuple(data["times"]),
+                path=path,
+                lines=lines,
+                tuned=data.get("tuned"),
+                **rest,
+                brownian=bool(data.get("brownian")),
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SfumatoError(f"This is not a solver plan: {error!r}.") from None
 

@@ -45,6 +45,11 @@ class Walk:
         return len(first_leaf(self.z))
 
     @property
+    def made(self) -> int:
+        """How many calls all rows have made."""
+        return self._call if isinstance(self._call, int) else int(self._call.min())
+
+    @property
     def call(self) -> Tensor:
         """How many calls each row has made, int64 (B,): the number of the one that it stands before."""
         return torch.full((len(self),), self._call) if isinstance(self._call, int) else self._call

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from sfumato.conditions import Label, MultiLabel, Scalar, Vector
@@ -36,7 +36,7 @@ def flags(spec: Mapping[str, Any] | None, guidance: float) -> str:
     return "".join([*words, f" --guidance {guidance:g}"]) if words else ""
 
 
-def python(spec: Mapping[str, Any] | None, guidance: float, model: str, taken: Mapping[str, Any]) -> str:
+def python(spec: Mapping[str, Any] | None, guidance: float, model: str, taken: Collection[str]) -> str:
     """A call of `sf.sample` with these conditions; taken: names of its own arguments."""
     given = values(spec)
     if not given:
