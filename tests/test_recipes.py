@@ -15,6 +15,7 @@ LIMITS = {
     "board": 1e-6,
     "brownian": 0.1,
     "churn": 0.05,
+    "conditions": 0.25,
     "conventions": 1e-5,
     "ddim": 0.1,
     "ddpm": 0.03,

@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sfumato import conditions as conditions
     from sfumato import data as data
     from sfumato import exact as exact
     from sfumato import nets as nets
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from sfumato.latents import interpolate as interpolate
     from sfumato.latents import slerp as slerp
     from sfumato.levels import board as board
+    from sfumato.levels.information import Information as Information
+    from sfumato.levels.information import information as information
     from sfumato.likelihood import Measured as Measured
     from sfumato.likelihood import bound_gap as bound_gap
     from sfumato.likelihood import energy as energy
@@ -81,6 +84,7 @@ _PUBLIC = {
     "Estimate": "sfumato.belief:Estimate",
     "Gaussian": "sfumato.process.gaussian:Gaussian",
     "Guided": "sfumato.compose:Guided",
+    "Information": "sfumato.levels.information:Information",
     "Masked": "sfumato.process.masked:Masked",
     "Measured": "sfumato.likelihood:Measured",
     "Noise": "sfumato.noise:Noise",
@@ -95,6 +99,7 @@ _PUBLIC = {
     "board": "sfumato.levels:board",
     "bound_gap": "sfumato.likelihood:bound_gap",
     "certify": "sfumato.certification:certify",
+    "conditions": "sfumato.conditions",
     "data": "sfumato.data",
     "decode": "sfumato.latents:decode",
     "denoising_loss": "sfumato.objectives:denoising_loss",
@@ -107,6 +112,7 @@ _PUBLIC = {
     "forecast": "sfumato.training.forecast:forecast",
     "guide": "sfumato.compose:guide",
     "hybrid_loss": "sfumato.objectives.hybrid:hybrid_loss",
+    "information": "sfumato.levels.information:information",
     "interpolate": "sfumato.latents:interpolate",
     "joined": "sfumato.world:joined",
     "load": "sfumato.artefact:load",

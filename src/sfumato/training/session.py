@@ -386,11 +386,21 @@ class Session:
         images = [picture(each, spec.kind, spec.bounds, _COLUMNS, None) for each in (x, back)]
         self._keep(beside(images, ["data", "reconstruction"]), {**self.provenance(), "samples": len(x)})
 
+    def _shown(self, count: int) -> dict[str, Any]:
+        """The conditions of a grid that are no classes: those of held-out samples, the same each time."""
+        rows = self.holdout if len(self.holdout) else self.train
+        rows = rows[noise.permutation(self.config.seed, 0, len(rows))]
+        known = of_data(self.denoiser, self.source, rows[torch.arange(count) % len(rows)])
+        return {name: known[name] for name in known if name != "label" or not self.source.classes}
+
     def grid(self, layout: Layout) -> Path:
         """samples/step_*.png: samples of the raw weights and of their moving average, side by side."""
         columns, labels, names = layout
         guided = bool(self.source.classes)
-        options: dict[str, Any] = {"label": labels, "guidance": self.config.guidance} if guided else {}
+        options: dict[str, Any] = {"cond": self._shown(len(labels))}
+        if guided:  # the classes in rows; other conditions stay what they are
+            scale = {"label": self.config.guidance} if options["cond"] else self.config.guidance
+            options = {"cond": {**options["cond"], "label": labels}, "guidance": scale}
         models = {"raw": self.denoiser}
         if self.state.ema:
             models["moving average"] = self.state.ema.denoiser
