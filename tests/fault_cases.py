@@ -346,6 +346,19 @@ def other_data(folder: Path) -> Report:
     return sf.doctor(run / "model.safetensors", data=np.ascontiguousarray(x.swapaxes(2, 3)))
 
 
+def infinite_loss(folder: Path) -> Report:
+    """A loop of one's own goes on after a loss that was infinite."""
+    x, denoiser = own_denoiser()
+    optimizer = torch.optim.SGD(denoiser.parameters(), lr=1e-3)
+    rows = torch.from_numpy(x[:64].copy()).float()
+    rows[0] = torch.inf
+    for _ in range(2):
+        optimizer.zero_grad()
+        sf.denoising_loss(denoiser, rows).mean().backward()
+        optimizer.step()
+    return sf.doctor(denoiser, data=x)
+
+
 class Fault(NamedTuple):
     """code: the only one that the case may be given; fast: whether the usual tests make it."""
 
@@ -372,7 +385,7 @@ FAULTS = {
         Fault(reshaped, "axes", False), Fault(other_target, "target"), Fault(slow, "lr-low"),
         Fault(deaf_to_noise, "level-dead"), Fault(clamped, "clipped"), Fault(two_units, "mixed-units", False),
         Fault(still_column, "constant", False), Fault(spoiled_rows, "not-finite"),
-        Fault(other_data, "worse-than-guess", False),
+        Fault(other_data, "worse-than-guess", False), Fault(infinite_loss, "weights-not-finite"),
     )
 }  # fmt: skip
 

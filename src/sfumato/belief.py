@@ -320,6 +320,19 @@ def ancestral(alpha_t: Tensor, sigma_t: Tensor, alpha_s: Tensor, sigma_s: Tensor
     return Step(kept, alpha_s - kept * alpha_t, std)
 
 
+class NoSuchReading(SfumatoError, AttributeError):
+    """What a belief about symbols has not got, though one about real numbers has."""
+
+
+def _no_reading(belief: Any, name: str) -> NoSuchReading | AttributeError:
+    if name in ("x", "eps", "alpha", "sigma", "variance", "logsnr", *target.NAMES):
+        return NoSuchReading(
+            f"A belief about symbols has no {name!r}, which is a reading of real numbers: it has mean, prob and "
+            "log_prob; of a product each part has its own."
+        )
+    return AttributeError(f"{type(belief).__name__} has no attribute {name!r}")
+
+
 class SymbolProcess(Protocol):
     """What `Logits` asks of the process of its symbols."""
 
@@ -340,6 +353,9 @@ class Logits:
 
     def __init__(self, logits: Tensor, z: Tensor, t: Time, process: SymbolProcess | None = None) -> None:
         self.logits, self.z, self.t, self.process = logits, z, as_time(t), process
+
+    def __getattr__(self, name: str) -> Any:
+        raise _no_reading(self, name)
 
     @cached_property
     def log_prob(self) -> Tensor:
@@ -393,6 +409,9 @@ class Logits:
 @final
 class Beliefs(dict[str, Any]):
     """A belief for each part of a state that is a dict, all about the same t."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise _no_reading(self, name)
 
     @property
     def z(self) -> State:

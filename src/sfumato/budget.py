@@ -34,6 +34,7 @@ from sfumato.model import Model
 from sfumato.ode import Field, Track, exact_law
 from sfumato.plans import AnySolver, make_plan
 from sfumato.process import Gaussian
+from sfumato.process.gaussian import require_numbers
 from sfumato.sampling import sample
 from sfumato.schedules import Flow
 
@@ -108,6 +109,7 @@ def error_budget(
     truth: the model's own law by default, where it is exact. A state that stops at t_stop > 0 counts as z / alpha. n
     draws of noise; none are needed, and the figures are exact, where model and truth are one Gaussian each.
     """
+    require_numbers(model, "The error budget of a flow", "compare the law of its samples with the data's")
     law = exact_law(model)
     if truth is None:
         if law is None:

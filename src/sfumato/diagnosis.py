@@ -14,10 +14,12 @@ from torch import Tensor
 from sfumato import artefact, data, nets
 from sfumato.checks import Evidence, Report, Sample, examine
 from sfumato.checks.evidence import draw
-from sfumato.checks.gather import TRAINED, answers, labels, told, weights
+from sfumato.checks.gather import TRAINED, answers, broken, labels, told, weights
+from sfumato.compose import Wrapped
 from sfumato.data import DataSpec, Source
 from sfumato.data.labels import read_labels
 from sfumato.errors import SfumatoError
+from sfumato.process import Gaussian
 from sfumato.training import checkpoint, folder
 from sfumato.training.config import TrainConfig, from_dict
 from sfumato.training.health import recorded
@@ -76,6 +78,11 @@ def _open(obj: Any, given: Any, size: int | None, kinds: Mapping[str, str] | Non
 def _of_denoiser(
     model: Any, given: Source | None, average: Any, initial: Any, log: Any, steps: int, seed: int
 ) -> Report:
+    if isinstance(model, Wrapped):
+        raise SfumatoError(
+            f"A doctor looks at what a network answers, and a {type(model).__name__} changes that: give the denoiser "
+            "within it, model.inner."
+        )
     if not hasattr(model, "net") or not hasattr(model, "predict"):
         raise SfumatoError(f"A doctor looks at a denoiser, a model file or a run, and not at a {type(model).__name__}.")
     made = getattr(model, "provenance", None) or {}
@@ -161,16 +168,25 @@ def _examined(
 ) -> Report:  # fmt: skip
     """The report, with what the data and the network's answers on them add."""
     model, spec = patient.raw, patient.raw.spec
+    evidence = dataclasses.replace(evidence, broken=broken(model, patient.average))
+    if evidence.broken:  # such a network answers with nothing that could be judged
+        evidence = dataclasses.replace(evidence, weights=None)
+        missing = dict.fromkeys(("sample", "answers", "weights", "log"), "since the weights are not finite")
+        return examine(dataclasses.replace(evidence, log=None, absent={**evidence.absent, **missing}), subject, notes)
     if source is None:
         missing = {**evidence.absent, "sample": why, "answers": why}
         return examine(dataclasses.replace(evidence, absent=missing), subject, notes)
     _fits(source, model)
     train, held, note = _sides(source, patient.made)
-    sample = _sample(source, train, spec, seed, float(model.sigma_data))
+    sample = _sample(source, train, spec, seed, float(getattr(model, "sigma_data", 1.0)))
     asked = held if len(held) else train
     if patient.steps is not None and patient.steps < TRAINED:
         early = f"since the network has hardly learned in {patient.steps} steps"
         known = dataclasses.replace(evidence, sample=sample, absent={**evidence.absent, "answers": early})
+        return examine(known, subject, notes)
+    if not isinstance(model.process, Gaussian):
+        other = f"since they are about real numbers, and the states of {type(model.process).__name__} are others"
+        known = dataclasses.replace(evidence, sample=sample, absent={**evidence.absent, "answers": other})
         return examine(known, subject, notes)
     found = answers(model, source, asked, patient.times, seed, held=len(held) > 0 or not note)
     both = dataclasses.replace(evidence, sample=sample, answers=found, told=told(model, source, asked, seed))
@@ -179,9 +195,10 @@ def _examined(
 
 def _fits(source: Source, model: Any) -> None:
     shape = getattr(model, "shape", None)
-    if shape is not None and tuple(shape) != source.shape:
+    if isinstance(shape, tuple) and shape != source.shape:
         raise SfumatoError(f"{source.name} has samples of shape {source.shape}, and those of the model are {shape}.")
-    if model.spec is None and not source.x.dtype.is_floating_point:
+    numbers = isinstance(model.process, Gaussian)
+    if numbers and model.spec is None and not source.x.dtype.is_floating_point:
         raise SfumatoError(f"{source.name} holds whole numbers, and a model without a data spec cannot normalise them.")
 
 

@@ -21,8 +21,10 @@ from sfumato.conditions import resolve
 from sfumato.errors import SfumatoError
 from sfumato.model import Model, compute_dtype
 from sfumato.ode import Field, Track, data_scale
+from sfumato.process.gaussian import require_numbers
 
 DEFAULT_STEPS = 64
+_FLOW, _SEEDS = "The flow between data and latents", "what stands for a latent is the noise of a seed and an index"
 
 
 def encode(
@@ -40,6 +42,7 @@ def encode(
     normalised=True takes x in the model's units. label=... as in `sample`: encoding under one label and decoding under
     another edits the sample. SfumatoError where x is not data of the model's spec.
     """
+    require_numbers(model, _FLOW, _SEEDS)
     spec = None if normalised else getattr(model, "spec", None)
     if spec is not None:
         spec.check(x)
@@ -60,6 +63,7 @@ def decode(
 
     Whole-number data is rounded and declared bounds are kept, as by `sample`; normalised=True keeps the model's units.
     """
+    require_numbers(model, _FLOW, _SEEDS)
     spec = None if normalised else getattr(model, "spec", None)
     x = _flow(model, latent, steps, sigma_min, batch, cond, back=True)
     return x if spec is None else spec.denormalise(x)

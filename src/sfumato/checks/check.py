@@ -35,5 +35,5 @@ class Check:
 
 _NAMES = {
     "log": "a log", "sample": "data", "weights": "the weights of the start", "answers": "data and a network",
-    "incidents": "a run", "told": "data and a network", "deaf": "data and a network",
+    "incidents": "a run", "told": "data and a network", "deaf": "data and a network", "broken": "a model",
 }  # fmt: skip

@@ -71,7 +71,8 @@ class Evidence:
     """All that is known of a run or a model.
 
     log: lines of metrics.jsonl; settings: those of `TrainConfig`, as a dict; incidents: entries of incident.json;
-    recorded: what was found while it trained. deaf: conditions that the network cannot hear. told: how much each
+    recorded: what was found while it trained. broken: values of each tensor of the model that are NaN or infinite, by
+    its name; empty where all are finite. deaf: conditions that the network cannot hear. told: how much each
     condition says, by name, late in a run. absent: part -> why it is not there.
     """
 
@@ -82,6 +83,7 @@ class Evidence:
     answers: Answers | None = None
     incidents: list[dict[str, Any]] | None = None
     recorded: tuple[Finding, ...] = ()
+    broken: dict[str, int] | None = None
     deaf: tuple[str, ...] | None = None
     told: Information | None = None
     absent: dict[str, str] = dataclasses.field(default_factory=dict)

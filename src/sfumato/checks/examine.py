@@ -15,6 +15,7 @@ _ABOUT_LABELS = frozenset({"labels-shuffled", "condition-uninformative"})
 _LEARNING = _MEANING | {"lr-high", "lr-low", "ema-stale", "not-finite"}
 
 CHECKS: tuple[Check, ...] = (
+    Check("weights-not-finite", ("broken",), of_weights.not_finite, _LEARNING | _DEAF),
     Check("double-normalised", ("sample",), of_data.double_normalised, _LEARNING | {"range"}),
     Check("range", ("sample", "log"), of_data.out_of_range, _LEARNING | {"mixed-units"}),
     Check("mixed-units", ("sample",), of_data.mixed_units),

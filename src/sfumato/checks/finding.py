@@ -20,6 +20,7 @@ CODES = {
     "lr-low": "the loss has hardly moved",
     "ema-stale": "the moving average still holds the start of the run",
     "frozen": "parameters never learned anything",
+    "weights-not-finite": "weights are NaN or infinite",
     "half-overflow": "half precision overflows",
     "not-finite": "steps were skipped, since something was not finite",
     "sign-flipped": "the network says the negative of its target",
@@ -80,8 +81,8 @@ class Report:
 
     @property
     def healthy(self) -> bool:
-        """Whether nothing was found, not even a warning."""
-        return not self.findings
+        """Whether something was looked at, and nothing found, not even a warning."""
+        return not self.findings and bool(self.checked)
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -96,7 +97,7 @@ class Report:
         }  # fmt: skip
 
     def __str__(self) -> str:
-        lines = [f"{self.subject}: {_count(self.findings)}."]
+        lines = [f"{self.subject}: {_headline(self)}."]
         for finding in self.findings:
             numbers = ", ".join(f"{name} {_shown(value)}" for name, value in finding.evidence.items())
             when = "" if finding.step is None else f" (seen at step {finding.step:,})"
@@ -110,10 +111,15 @@ class Report:
         return "\n".join([*lines, *(f"Note: {note}" for note in self.notes)])
 
 
-def _count(findings: tuple[Finding, ...]) -> str:
-    errors = sum(finding.severity == ERROR for finding in findings)
-    counts = ((errors, "error"), (len(findings) - errors, "warning"))
-    return ", ".join(f"{n} {word}{'s' if n > 1 else ''}" for n, word in counts if n) or "nothing found"
+def _headline(report: Report) -> str:
+    """What was found, and how much was looked at."""
+    errors, looked, left = len(report.errors), len(report.checked), len(report.unchecked)
+    counts = ((errors, "error"), (len(report.findings) - errors, "warning"))
+    found = ", ".join(f"{n} {word}{'s' if n > 1 else ''}" for n, word in counts if n)
+    if not looked:
+        return found or "nothing was looked at"
+    made = f"{looked} of {looked + left} checks could be made" if left else f"all {looked} checks were made"
+    return f"{found or 'nothing found'} ({made})"
 
 
 def _shown(value: Any) -> str:

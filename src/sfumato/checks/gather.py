@@ -87,6 +87,17 @@ def weights(model: Any, average: Any, initial: dict[str, Tensor] | None, steps: 
     return Weights(initial, parameters(model), None if average is None else parameters(average), steps)
 
 
+def broken(*models: Any) -> dict[str, int]:
+    """How many values of each parameter and buffer of these models are NaN or infinite, where any are."""
+    found: dict[str, int] = {}
+    for model in models:
+        for name, value in model.net.state_dict().items() if model is not None else ():
+            wrong = int((~value.isfinite()).sum()) if value.is_floating_point() else 0
+            if wrong:
+                found[name] = found.get(name, 0) + wrong
+    return found
+
+
 def parameters(model: Any) -> dict[str, Tensor]:
     """The network's parameters by name, without gradients."""
     return {name: p.detach() for name, p in model.net.named_parameters()}

@@ -18,6 +18,20 @@ SHORTENED = 2**-24  # of its length: half of float32's spacing, below which deca
 ENOUGH = 8  # numbers in a tensor from which on its direction says something
 
 
+def not_finite(evidence: Evidence) -> Finding | None:
+    """Weights that are NaN or infinite."""
+    if not evidence.broken:
+        return None
+    names = list(evidence.broken)
+    listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return Finding(
+        "weights-not-finite",
+        f"{sum(evidence.broken.values()):,} values of {listed} are NaN or infinite",
+        {"values": sum(evidence.broken.values()), "tensors": len(names)},
+        "Take an earlier checkpoint, or train again at a lower rate.",
+    )
+
+
 def unmoved(weights: Weights) -> list[str]:
     """Parameters that are what they were, or shortened by weight decay alone."""
     if weights.initial is None or weights.steps < SOME:

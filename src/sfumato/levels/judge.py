@@ -20,6 +20,7 @@ from sfumato.objectives import weights
 from sfumato.objectives.compiler import Objective
 from sfumato.objectives.times import TimeDensity, UniformTime
 from sfumato.objectives.weights import Weight
+from sfumato.process.gaussian import require_numbers
 
 PLAIN = "plain"  # the name of no weight at all: the squared error of the target
 _PER_CALL = 8  # samples of a micro-batch, at most
@@ -61,6 +62,7 @@ def board(
     _check(samples, gradients, batch)
     models, notes = _models(model, ema, device)
     first = next(iter(models.values()))
+    require_numbers(first, "The board", "log_prob(...).by_level says what a bound loses at each level")
     density, w, words = _dials(getattr(first, "provenance", None) or {}, times, weight, notes)
     schedule, target = first.process.schedule, getattr(first, "target", "v")
     objective = Objective(schedule, target, density, w, float(getattr(first, "sigma_data", 1.0)))

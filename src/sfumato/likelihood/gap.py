@@ -27,6 +27,7 @@ from sfumato.likelihood.elbo import Span
 from sfumato.model import Model, compute_dtype
 from sfumato.objectives.decoder import density_nats
 from sfumato.ode import data_scale
+from sfumato.process.gaussian import require_numbers
 
 _PRIOR, _DECODER, _LEVEL = 0, 1, 2  # streams under the role of the bound
 
@@ -58,6 +59,7 @@ def bound_gap(
 
     steps: noise levels a sample. sigma_min as in `log_prob`. Raises for a model that carries units.
     """
+    require_numbers(model, "The gap of a Gaussian bound", "compare log_prob with the law's own")
     if getattr(model, "spec", None) is not None:
         raise SfumatoError("The gap is measured in the units of the law: give a model without a data spec.")
     span = Span.of(model.process.schedule, data_scale(model), sigma_min)

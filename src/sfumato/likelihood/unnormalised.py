@@ -32,7 +32,7 @@ def energy(denoiser: Denoiser, z: Tensor, t: Time, **cond: Any) -> Tensor:
     Raises SfumatoError for a free network, which has no energy, and at sigma = 0.
     """
     if not isinstance(denoiser, Denoiser):
-        raise SfumatoError(f"An energy is that of a Denoiser, and not of a {type(denoiser).__name__}.")
+        raise SfumatoError(f"An energy is that of a Denoiser, and not of a {type(denoiser).__name__}: use log_prob.")
     net = denoiser.net
     if not isinstance(net, Energy):
         raise SfumatoError(

@@ -28,6 +28,7 @@ from sfumato.objectives.times import UniformTime
 from sfumato.objectives.vlb import chosen_cells
 from sfumato.objectives.weights import Weight
 from sfumato.process import Gaussian
+from sfumato.process.gaussian import require_numbers
 from sfumato.schedule import Schedule
 
 # Levels of the bound in training. Where they are many, beta and beta_tilde of a step are nearly one, and nothing is
@@ -84,6 +85,7 @@ def vlb_loss(
     x: normalised data (B, ...). t, times, seed, index and eps as in `denoising_loss`; `history.LossHistory` as `times`
     is the paper's importance sampling. variance and decoder as in `vlb`. Sources: 2006.11239, Eq. 5; 2102.09672.
     """
+    require_numbers(denoiser, "The bound of T Gaussian steps", "take denoising_loss, whose weight 1 is a bound")
     check_variance(variance)
     times, schedule = times or UniformTime(), denoiser.process.schedule
     index = torch.arange(len(x)) if index is None else torch.as_tensor(index)
@@ -138,7 +140,8 @@ def hybrid_loss(
     plus share L_vlb a dimension. L_vlb trains the variance alone, its mean is stopped (`stop_mean`), so that share sets
     a learning rate and not a compromise. Other arguments as in `denoising_loss`. Source: 2102.09672, Eq. 16.
     """
-    if denoiser.variance != "learned":
+    require_numbers(denoiser, "The hybrid loss", "take denoising_loss, whose weight 1 is a bound")
+    if getattr(denoiser, "variance", "fixed") != "learned":
         raise SfumatoError("The hybrid loss trains a learned variance: build the denoiser with variance='learned'.")
     times, schedule = times or UniformTime(), denoiser.process.schedule
     index = torch.arange(len(x)) if index is None else torch.as_tensor(index)

@@ -29,6 +29,7 @@ from sfumato.compose import Rescheduled
 from sfumato.conditions import Given
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
+from sfumato.process.gaussian import require_numbers
 
 _LARGEST_RATIO = 1e8  # of alpha to sigma: beyond, z is the sample and nothing is shared
 
@@ -61,6 +62,7 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, at: Corrupted) -> tuple[Tensor, Tensor]:
+        require_numbers(at.process, "The target of a teacher", "train it by denoising_loss on the data")
         schedule = at.process.schedule
         same = self.model.process.schedule == schedule
         belief = (self.model if same else Rescheduled(self.model, schedule))(at.z, at.t, **at.cond)

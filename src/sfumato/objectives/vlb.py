@@ -26,6 +26,7 @@ from sfumato.model import Model, compute_dtype
 from sfumato.objectives.chain import check_variance, data_nats, step_nats
 from sfumato.objectives.decoder import Cells, cells_of
 from sfumato.objectives.prior import prior_kl
+from sfumato.process.gaussian import require_numbers
 
 DECODERS = ("auto", "discretised", "density")
 _BATCH = 1 << 18  # numbers in a batch
@@ -79,6 +80,7 @@ def vlb(
     Raises SfumatoError for levels that do not rise to 1, and for whole numbers asked of real-valued data.
     """
     variance = variance or ("learned" if getattr(model, "variance", "fixed") == "learned" else "posterior")
+    require_numbers(model, "The bound of T Gaussian steps", "take nonequilibrium_bound or log_prob")
     check_variance(variance)
     levels, spec = _levels(steps, times), getattr(model, "spec", None)
     cells = chosen_cells(spec, decoder)

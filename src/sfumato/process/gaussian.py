@@ -247,6 +247,15 @@ class Gaussian:
         return {"name": "Gaussian", "args": args | {"variance": self.variance}}
 
 
+def require_numbers(model: Any, what: str, instead: str) -> None:
+    """Refuse a model whose states are not all real numbers. what: the question; instead: where its answer is."""
+    process = getattr(model, "process", model)
+    if not isinstance(process, Gaussian):
+        raise SfumatoError(
+            f"{what} has an answer for real numbers alone, and {type(process).__name__} has others: {instead}."
+        )
+
+
 def factor(
     schedule: Schedule, row: targets.Row, t: Tensor, times: Density, weight: Callable[[Tensor], Tensor]
 ) -> Tensor:

@@ -22,6 +22,7 @@ from sfumato.conditions import Given, Label, declared, resolve, unfolded
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
 from sfumato.plans import guidance_of
+from sfumato.process.gaussian import require_numbers
 from sfumato.solvers import Plan
 from sfumato.tuning.search import Range
 from sfumato.tuning.study import Progress, Score, Study, shape_of
@@ -61,6 +62,7 @@ def tune(
     `plan.tuned` says what was fitted and both errors on held-out noise. `sample(model, solver=plan)` uses the plan;
     `model.plans["6"] = plan` stores it for `sample(model, steps=6)` with the same guidance, and `save` keeps it.
     """
+    require_numbers(model, "The fit of a plan", "sample it in more steps")
     if steps < 1 or rounds < 0 or batch < 1 or points is not None and points < 8:
         raise SfumatoError("tune needs steps and batch of at least 1, rounds of at least 0 and points of at least 8.")
     if not 0 <= noise < math.inf:
