@@ -30,7 +30,7 @@ def run(tmp_path_factory) -> Path:
 def test_a_healthy_run(call, run):
     status, out, err = call("doctor", run)
     assert status == 0 and "(finished, step 100): nothing found (all " in out and err == ""
-    assert "Looked for: double-normalised, range" in out and "Not looked for" not in out
+    assert "Looked for: weights-not-finite, double-normalised, range" in out and "Not looked for" not in out
     before = sorted(run.rglob("*"))
     status, out, _ = call("doctor", run, "--json")
     facts = json.loads(out)
