@@ -55,6 +55,9 @@ def test_samples_are_drawn_under_what_is_asked_and_carry_it(call, model):
     given = {"temperature": 310.0, "colour": "red", "map": np.ones((2, 8))}
     asked = sf.sample(loaded, 3, steps=2, **given, cond={"index": [0, 0.5, 1]})
     assert np.array_equal(found["x"], asked.numpy())
+    status, _, err = call("sample", model, "-n", 3, *QUICK, "--condition", "temperature=310", "-o", "told.npz")
+    assert status == 0 and "Not guided; --guidance sets a scale." in err
+    assert np.array_equal(drawn("told.npz")["x"], sf.sample(loaded, 3, steps=2, temperature=310).numpy())
     open_ = sf.sample(loaded, 3, steps=2)
     assert not np.allclose(found["x"], open_.numpy())
     assert call("sample", model, "-n", 3, *QUICK, "-o", "open.npz")[0] == 0
@@ -85,6 +88,8 @@ def test_conditions_that_cannot_be_are_one_sentence(refused, model):
     }.items():
         assert sentence in refused("sample", model, "-n", 2, "--condition", word), word
     assert "no class 'cat'" in refused("sample", model, "-n", 2, "--class", "cat")
+    interval = ("--condition", "temperature=300", "--guidance-interval", -2, 2)
+    assert "--guidance-interval needs a scale here" in refused("sample", model, "-n", 2, *interval)
     assert "nothing to guide to: say one of" in refused("sample", model, "-n", 2, "--guidance", 2)
 
 
@@ -94,7 +99,11 @@ def test_classes_and_conditions_together(call, workplace):
     net = sf.nets.build(spec.shape, 3, "tiny", conditions={"temperature": {"kind": "scalar"}})
     sf.save(sf.Denoiser(net, sf.Gaussian(sf.schedules.Flow()), "velocity", 1.0, spec), "m.safetensors")
     common = ("sample", "m.safetensors", "-n", 4, *QUICK, "--condition", "temperature=300", "-o", "a.npz")
-    assert call(*common)[0] == 0 and drawn("a.npz")["labels"].tolist() == [0, 1, 2, 0]
+    status, _, err = call(*common)
+    assert status == 0 and drawn("a.npz")["labels"].tolist() == [0, 1, 2, 0]
+    assert "Not guided; --guidance sets a scale." in err and "guidance" not in json.loads(
+        str(drawn("a.npz")["manifest"])
+    )
     assert call(*common, "--class", "green")[0] == 0 and drawn("a.npz")["labels"].tolist() == [1] * 4
     assert drawn("a.npz")["temperature"] == pytest.approx(np.full(4, 300))
     assert json.loads(str(drawn("a.npz")["manifest"]))["class"] == "green"
@@ -175,7 +184,7 @@ def test_a_name_is_free():
         assert set(run.denoiser.spec.conditions) == set(given)
         asked = {name: 0.5 for name in given}
         assert torch.isfinite(sf.sample(run.denoiser, 2, steps=2, cond=asked)).all()
-        assert np.isfinite(sf.log_prob(run.denoiser, torch.from_numpy(X[:2]), steps=4, cond=asked).value).all()
+        assert np.isfinite(sf.log_prob(run.denoiser, torch.from_numpy(X[:2]), steps=4, cond=asked).value.numpy()).all()
 
 
 def test_settings_of_conditions_are_checked(refused, call, workplace):

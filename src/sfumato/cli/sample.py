@@ -13,12 +13,13 @@ from sfumato import __version__, artefact, plans, sampling
 from sfumato.cli import conditions as asked
 from sfumato.cli import write
 from sfumato.cli.run import Voice
-from sfumato.compose import guide
+from sfumato.compose import Scale, guide
 from sfumato.conditions import Conditions
 from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
 from sfumato.solvers import Plan
+from sfumato.training.examples import usual_scale
 from sfumato.training.precision import compute_dtype, device_of
 from sfumato.world import ALONE, World, joined
 
@@ -84,12 +85,18 @@ def _index(options: Any, spec: DataSpec) -> torch.Tensor:
     return torch.arange(options.first, options.first + number)
 
 
-def guidance_scale(options: Any, denoiser: Denoiser, given: Collection[str]) -> float | None:
+def guidance_scale(options: Any, denoiser: Denoiser, given: Collection[str]) -> Scale | None:
     """The guidance scale: asked for, or that of the model's training grids; None where nothing is guided to."""
+    known = {} if denoiser.spec is None else denoiser.spec.conditions
+    if given and options.guidance is None:
+        usual = float(denoiser.provenance.get("guidance", 1.0))
+        scale = usual_scale({name: known[name] for name in given}, usual)
+        if scale is None and options.guidance_interval is not None:
+            raise SfumatoError("--guidance-interval needs a scale here: give --guidance, too")
+        return scale
     if given:
-        return float(denoiser.provenance.get("guidance", 1.0) if options.guidance is None else options.guidance)
+        return float(options.guidance)
     if options.guidance is not None or options.guidance_interval is not None:
-        known = denoiser.spec.conditions if denoiser.spec is not None else {}
         if known:
             raise SfumatoError(f"there is nothing to guide to: say one of {', '.join(known)} by --condition NAME=VALUE")
         raise SfumatoError("this model has no classes, so there is nothing to guide to: leave --guidance out")
@@ -97,7 +104,7 @@ def guidance_scale(options: Any, denoiser: Denoiser, given: Collection[str]) -> 
 
 
 def _say_choices(
-    options: Any, spec: DataSpec, given: Mapping[str, str], scale: float | None, note: Callable[[str], None]
+    options: Any, spec: DataSpec, given: Mapping[str, str], scale: Scale | None, note: Callable[[str], None]
 ) -> None:
     """What was chosen where nobody said."""
     if spec.classes and "label" not in given:
@@ -105,8 +112,11 @@ def _say_choices(
     left = [name for name in spec.conditions if name not in given and not (name == "label" and spec.classes)]
     if left:
         note(f"Left open, as a model that was not told: {', '.join(left)}; --condition {left[0]}=VALUE says one.")
+    if given and scale is None:
+        note("Not guided; --guidance sets a scale.")
     if scale is not None and options.guidance is None:
-        note(f"Guidance scale {scale:g}; --guidance sets another.")
+        words = f"{scale:g}" if isinstance(scale, float) else ", ".join(f"{w:g} to {name}" for name, w in scale.items())
+        note(f"Guidance scale {words}; --guidance sets another.")
 
 
 def _draw(model: Any, plan: Plan, options: Any, index: torch.Tensor, given: Conditions, world: World) -> np.ndarray:
@@ -126,7 +136,7 @@ def _draw(model: Any, plan: Plan, options: Any, index: torch.Tensor, given: Cond
 
 
 def manifest(
-    options: Any, contract: dict[str, Any], denoiser: Denoiser, plan: Plan, scale: float | None,
+    options: Any, contract: dict[str, Any], denoiser: Denoiser, plan: Plan, scale: Scale | None,
     index: torch.Tensor, given: Mapping[str, str],
 ) -> dict[str, Any]:  # fmt: skip
     """What made the samples, enough to make them again."""

@@ -6,16 +6,28 @@ import shlex
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sfumato.conditions import Label, MultiLabel, Scalar, Vector
+from sfumato.conditions import Condition, Label, MultiLabel, Scalar, Vector
 from sfumato.data import DataSpec
 
 _LONGEST = 4  # numbers of a vector that are worth typing
 
 
+def usual_scale(given: Mapping[str, Condition], scale: float) -> float | dict[str, float] | None:
+    """How samples are guided where nobody says: by their classes and sets of labels; None without any.
+
+    Guidance narrows what is drawn, which a person who asks for a temperature does not expect: numbers and fields are
+    told, and not guided to.
+    """
+    named = [name for name, each in given.items() if isinstance(each, Label | MultiLabel)]
+    if not named:
+        return None
+    return scale if len(named) == len(given) else dict.fromkeys(named, scale)
+
+
 def values(spec: Mapping[str, Any] | None) -> dict[str, Any]:
     """By name, in the user's spelling; spec: as a model file has it. What has no short spelling is left out."""
     found: dict[str, Any] = {}
-    for name, condition in (DataSpec.from_dict(spec).conditions if spec else {}).items():
+    for name, condition in _conditions(spec).items():
         if isinstance(condition, Label | MultiLabel):
             names = condition.classes if isinstance(condition, Label) else condition.names
             found[name] = next((one for one in names if one.isalnum()), names[0])
@@ -26,14 +38,20 @@ def values(spec: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def flags(spec: Mapping[str, Any] | None, guidance: float) -> str:
-    """ " --class cat --condition temperature=300 --guidance 2.5", or nothing for a model without conditions."""
-    words = []
+    """Such as `--class cat --guidance 2.5` or `--condition temperature=300`; nothing for a model without conditions."""
+    words: list[str] = []
     for name, value in values(spec).items():
         text = ",".join(f"{number:g}" for number in value) if isinstance(value, list) else str(value)
         text = f"{value:g}" if isinstance(value, float) else text
         words.append(f" --class {shlex.quote(text)}" if name == "label" and isinstance(value, str)
                      else f" --condition {shlex.quote(f'{name}={text}')}")  # fmt: skip
-    return "".join([*words, f" --guidance {guidance:g}"]) if words else ""
+    if isinstance(usual_scale(_conditions(spec), float(guidance)), float):
+        words.append(f" --guidance {guidance:g}")
+    return "".join(words)
+
+
+def _conditions(spec: Mapping[str, Any] | None) -> Mapping[str, Condition]:
+    return DataSpec.from_dict(spec).conditions if spec else {}
 
 
 def python(spec: Mapping[str, Any] | None, guidance: float, model: str, taken: Collection[str]) -> str:
@@ -44,4 +62,6 @@ def python(spec: Mapping[str, Any] | None, guidance: float, model: str, taken: C
     apart = {name: value for name, value in given.items() if name in taken or not name.isidentifier()}
     words = [f"{name}={value!r}" for name, value in given.items() if name not in apart]
     words += [f"cond={apart!r}"] if apart else []
-    return f"sf.sample(sf.guide({model}, {guidance:g}), 64, {', '.join(words)})"
+    scale = usual_scale({name: each for name, each in _conditions(spec).items() if name in given}, float(guidance))
+    model = model if scale is None else f"sf.guide({model}, {scale!r})"
+    return f"sf.sample({model}, 64, {', '.join(words)})"

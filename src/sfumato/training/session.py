@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from sfumato import artefact, noise, registry
 from sfumato.audit.copies import Memorisation, choose, compare, pairs_picture
 from sfumato.audit.nearest import Space
 from sfumato.checks.gather import told
+from sfumato.compose import guide
 from sfumato.conditions import Conditions, of_data
 from sfumato.data import Source
 from sfumato.data.rows import Samples, part
@@ -31,6 +33,7 @@ from sfumato.training.averages import due
 from sfumato.training.config import TrainConfig
 from sfumato.training.console import Console, Silent
 from sfumato.training.control import Ear
+from sfumato.training.examples import usual_scale
 from sfumato.training.folder import Log
 from sfumato.training.guard import ROLLBACKS, SLOWER, STRIKES, Incident
 from sfumato.training.health import Health
@@ -343,7 +346,8 @@ class Session:
         if total is None:
             total = self.state.samples / max(self.fraction, 1e-9)
         # a call of the network is a third of a training sample's work
-        calls = GRID_STEPS * (1 + bool(self.state.ema)) * (1 + bool(self.source.classes))
+        twice = usual_scale(self.denoiser.spec.conditions, self.config.guidance) is not None  # guided
+        calls = GRID_STEPS * (1 + bool(self.state.ema)) * (1 + twice)
         return int(3 * share * total / calls)
 
     def halfway(self, total: float | None = None) -> bool:
@@ -386,21 +390,26 @@ class Session:
         images = [picture(each, spec.kind, spec.bounds, _COLUMNS, None) for each in (x, back)]
         self._keep(beside(images, ["data", "reconstruction"]), {**self.provenance(), "samples": len(x)})
 
-    def _shown(self, count: int) -> dict[str, Any]:
-        """The conditions of a grid that are no classes: those of held-out samples, the same each time."""
-        rows = self.holdout if len(self.holdout) else self.train
-        rows = rows[noise.permutation(self.config.seed, 0, len(rows))]
-        known = of_data(self.denoiser, self.source, rows[torch.arange(count) % len(rows)])
-        return {name: known[name] for name in known if name != "label" or not self.source.classes}
+    def _shown(self, labels: list[str]) -> Mapping[str, Any]:
+        """What the samples of a grid are known by: these classes, and else what is known of unseen samples of them."""
+        source, spec = self.source, self.denoiser.spec
+        given = {"label": labels} if source.classes else {}
+        if len(spec.conditions) <= len(given):
+            return given
+        unseen = self.holdout if len(self.holdout) else self.train
+        unseen = unseen[noise.permutation(self.config.seed, 0, len(unseen))]
+        rows, known = [], source.labels
+        for i, label in enumerate(labels):
+            own = unseen if known is None else unseen[known[unseen] == source.classes.index(label)]
+            rows.append((own if len(own) else unseen)[i % max(len(own), 1)])
+        return {**of_data(spec, source, torch.stack(rows)), **given}
 
     def grid(self, layout: Layout) -> Path:
         """samples/step_*.png: samples of the raw weights and of their moving average, side by side."""
         columns, labels, names = layout
-        guided = bool(self.source.classes)
-        options: dict[str, Any] = {"cond": self._shown(len(labels))}
-        if guided:  # the classes in rows; other conditions stay what they are
-            scale = {"label": self.config.guidance} if options["cond"] else self.config.guidance
-            options = {"cond": {**options["cond"], "label": labels}, "guidance": scale}
+        cond = self._shown(labels)
+        known = self.denoiser.spec.conditions
+        scale = usual_scale({name: known[name] for name in cond}, self.config.guidance)
         models = {"raw": self.denoiser}
         if self.state.ema:
             models["moving average"] = self.state.ema.denoiser
@@ -408,12 +417,12 @@ class Session:
         for model in models.values():
             training = model.training
             model.eval()
-            x = sample(model, len(labels), steps=GRID_STEPS, seed=self.config.seed, world=self.world, **options)
+            asked = model if scale is None else guide(model, scale)
+            x = sample(asked, len(labels), GRID_STEPS, seed=self.config.seed, world=self.world, cond=cond)
             model.train(training)
             x = x.float() if x.dtype == torch.bfloat16 else x
             images.append(picture(x, spec.kind, spec.bounds, columns, names))
-        guidance = self.config.guidance if guided else 1.0
-        manifest = {**self.provenance(), "sampling_steps": GRID_STEPS, "guidance": guidance}
+        manifest = {**self.provenance(), "sampling_steps": GRID_STEPS, "guidance": 1.0 if scale is None else scale}
         return self._keep(beside(images, list(models)), manifest)
 
     def _keep(self, image: Any, manifest: dict[str, Any]) -> Path:
