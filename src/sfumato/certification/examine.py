@@ -13,6 +13,7 @@ from sfumato.certification.foreign import Foreign
 from sfumato.certification.slopes import Slope
 from sfumato.certification.subjects import PlanSubject, SolverSubject, StepSubject, Subject
 from sfumato.errors import SfumatoError
+from sfumato.registry import make
 from sfumato.schedule import Schedule
 from sfumato.solvers import Adaptive, Plan
 
@@ -55,6 +56,7 @@ def certify(
 
 def as_subject(solver: Any, name: str | None = None, order: int | None = None) -> Subject:
     """The subject that stands for what a caller gave."""
+    solver = make("solver", solver)
     if isinstance(solver, Subject):
         return solver
     if isinstance(solver, Adaptive):

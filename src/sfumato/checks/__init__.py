@@ -1,5 +1,6 @@
 """Checks: evidence of a run or a model -> findings, each under a code that has a page in docs/faults."""
 
+from sfumato.checks.check import Check as Check
 from sfumato.checks.evidence import Evidence as Evidence
 from sfumato.checks.evidence import Sample as Sample
 from sfumato.checks.evidence import Weights as Weights

@@ -1,4 +1,7 @@
-"""All checks over one body of evidence; what a fault explains is not said again as another."""
+"""All checks over one body of evidence; what a fault explains is not said again as another.
+
+A check of the user's is a registered function that gives a `Check`, @register("check", code): it is made after these.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from sfumato.checks import of_answers, of_data, of_log, of_weights
 from sfumato.checks.check import Check
 from sfumato.checks.evidence import Evidence
 from sfumato.checks.finding import ERROR, Finding, Report
+from sfumato.registry import Named
 
 _MEANING = frozenset(
     {"sign-flipped", "schedule", "target", "worse-than-guess", "clipped", "labels-shuffled", "condition-uninformative"}
@@ -44,7 +48,8 @@ def examine(evidence: Evidence, subject: str = "the model", notes: tuple[str, ..
     """Make every check that the evidence allows. What was found during training counts as found."""
     checked, unchecked = [], {}
     found: dict[str, Finding] = {finding.code: finding for finding in evidence.recorded}
-    for check in CHECKS:
+    checks = (*CHECKS, *(make() for make in Named("check").values()))
+    for check in checks:
         reason = check.missing(evidence)
         if reason is not None:
             unchecked[check.code] = reason
@@ -56,7 +61,7 @@ def examine(evidence: Evidence, subject: str = "the model", notes: tuple[str, ..
         elif check.passes:
             found.pop(check.code, None)
     explained: set[str] = set()
-    for check in CHECKS:  # causes stand before what they explain
+    for check in checks:  # causes stand before what they explain
         if check.code not in explained and _is_error(found.get(check.code)):
             explained |= check.explains - {check.code}
     kept = [finding for code, finding in found.items() if code not in explained]

@@ -18,6 +18,7 @@ class Field(Real):
     """
 
     kind: ClassVar[str] = "field"
+    axes: ClassVar[tuple[int, ...]] = (2, 3, 4)
 
     def network(self) -> dict[str, Any]:
         return {"kind": "field", "shape": list(self.shape)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -23,7 +23,10 @@ class Real(Condition):
     """Numbers of `shape` a sample, normalised along its first axis: values float32 (B, *shape), 0 where absent.
 
     low, high: the least and the greatest number of the data along that axis, which a value in other units leaves.
+    axes: how many a sample may have.
     """
+
+    axes: ClassVar[tuple[int, ...]]
 
     shape: tuple[int, ...]
     normaliser: Normaliser
@@ -37,7 +40,7 @@ class Real(Condition):
         Raises SfumatoError for text, for infinite numbers, and where every row is missing.
         """
         array = numbers(column)
-        if array.ndim == 2 and array.shape[1] == 1 and cls.kind == "scalar":
+        if array.ndim == 2 and array.shape[1] == 1 and cls.axes == (0,):
             array = array[:, 0]
         cls._check_shape(array.shape[1:])
         known = array[~np.isnan(array.reshape(len(array), -1)).any(1)]
@@ -55,9 +58,8 @@ class Real(Condition):
     @classmethod
     def _check_shape(cls, shape: tuple[int, ...]) -> None:
         """Refuse what this kind does not hold."""
-        axes = {"scalar": (0,), "vector": (1,), "field": (2, 3, 4)}[cls.kind]
-        if len(shape) not in axes or 0 in shape:
-            raise SfumatoError(f"a {cls.kind} has {' or '.join(map(str, axes))} axes a sample, and this has {shape}")
+        if len(shape) not in cls.axes or 0 in shape:
+            raise SfumatoError(f"a {cls.kind} has {' or '.join(map(str, cls.axes))} axes a sample, not {shape}")
 
     def encode(self, value: Any, n: int) -> Given:
         """One value of `shape`, or one a sample, in the user's units; text is read as numbers between commas."""

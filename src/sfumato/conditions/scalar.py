@@ -15,6 +15,7 @@ class Scalar(Real):
     """One number a sample: values float32 (B,)."""
 
     kind: ClassVar[str] = "scalar"
+    axes: ClassVar[tuple[int, ...]] = (0,)
 
     def network(self) -> dict[str, Any]:
         return {"kind": "scalar"}

@@ -15,6 +15,7 @@ class Vector(Real):
     """`shape` (d,) numbers a sample, each normalised by itself: values float32 (B, d)."""
 
     kind: ClassVar[str] = "vector"
+    axes: ClassVar[tuple[int, ...]] = (1,)
 
     def network(self) -> dict[str, Any]:
         return {"kind": "vector", "size": self.shape[0]}

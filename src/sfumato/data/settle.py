@@ -130,7 +130,7 @@ def _settled(name: str, found: Column, kind: str, axes: int, known: bool) -> Col
         raise Unread("all its values are missing")
     kind, said = kind or _guess(name, found), bool(kind)
     try:
-        made = _MAKERS[kind](found, axes)
+        made = _MAKERS[kind](found, axes) if kind in _MAKERS else found  # a kind of the user's reads its own column
     except SfumatoError as why:
         if not said and kind == "field":
             raise Unread(str(why)) from None

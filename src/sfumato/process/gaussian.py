@@ -29,7 +29,7 @@ from sfumato.belief import Estimate, Reading, Step, ancestral, broadcast, readin
 from sfumato.errors import SfumatoError, suggest
 from sfumato.noise import Noise
 from sfumato.process.protocol import Density, noise_level
-from sfumato.registry import register
+from sfumato.registry import check, register
 from sfumato.schedule import Schedule, Time
 from sfumato.state import numbers_like
 
@@ -68,8 +68,7 @@ class Gaussian:
     default_solver = "multistep"
 
     def __post_init__(self) -> None:
-        if self.target not in targets.NAMES:
-            raise SfumatoError(f"Unknown target {self.target!r}: known are {', '.join(targets.NAMES)}.")
+        check("target", self.target)
         if self.variance not in VARIANCES:
             raise SfumatoError(
                 f"The variance of a denoiser cannot be {self.variance!r}: {suggest(self.variance, VARIANCES)}"

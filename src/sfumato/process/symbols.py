@@ -74,9 +74,25 @@ class Symbols(abc.ABC):
     def replaced(self, u: Tensor) -> Tensor:
         """The symbol of pi at the place u in (0, 1), int64."""
 
-    @abc.abstractmethod
     def rate(self, belief: Logits, x: Tensor) -> Tensor:
-        """What the belief loses a unit of the level, in nats, one a symbol (B, *shape): the path KL's integrand."""
+        """What the belief loses a unit of the level, in nats, one a symbol (B, *shape): the path KL's integrand,
+
+        (1 - alpha) pi(z) / q(z) sum_k q(k) (log r_k - 1 + 1 / r_k),   r = (q / q(z)) / (p / p(z))
+
+        for the true marginal q of the symbol given x and p of the belief of the others.
+        """
+        dtype = torch.promote_types(belief.logits.dtype, torch.float32)
+        z, t = belief.z, belief.t
+        others = (belief.logits.to(dtype) - self.evidence(z, t, dtype)).softmax(-1)
+        keep, law = broadcast(self.keep(t).to(dtype), others), self.law.to(others)
+        ours = keep * others + (1 - keep) * law  # p
+        true = self.marginal(x, t, dtype)
+        tiny = torch.finfo(dtype).tiny
+        log_ratio = true.clamp_min(tiny).log() - ours.clamp_min(tiny).log()
+        own = z[..., None]
+        log_d, at = log_ratio.gather(-1, own)[..., 0], true.gather(-1, own)[..., 0]
+        apart = (true * log_ratio).sum(-1) + torch.expm1(log_d) - log_d
+        return (1 - broadcast(self.keep(t), at)) * law[z] / at.clamp_min(tiny) * apart
 
     # -- the law of z ------------------------------------------------------------------------------------------------
 

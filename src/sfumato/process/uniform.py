@@ -18,7 +18,6 @@ from typing import final
 import torch
 from torch import Tensor
 
-from sfumato.belief import Logits, broadcast
 from sfumato.process.symbols import Symbols
 from sfumato.registry import register
 
@@ -39,17 +38,3 @@ class Uniform(Symbols):
 
     def replaced(self, u: Tensor) -> Tensor:
         return (u * self.states).long().clamp(0, self.states - 1)
-
-    def rate(self, belief: Logits, x: Tensor) -> Tensor:
-        dtype = torch.promote_types(belief.logits.dtype, torch.float32)
-        z, t = belief.z, belief.t
-        others = (belief.logits.to(dtype) - self.evidence(z, t, dtype)).softmax(-1)
-        keep = broadcast(self.keep(t).to(dtype), others)
-        ours = keep * others + (1 - keep) / self.states  # q(. | h)
-        true = self.marginal(x, t, dtype)
-        tiny = torch.finfo(dtype).tiny
-        log_ratio = true.clamp_min(tiny).log() - ours.clamp_min(tiny).log()
-        own = z[..., None]
-        log_d, at = log_ratio.gather(-1, own)[..., 0], true.gather(-1, own)[..., 0]
-        apart = (true * log_ratio).sum(-1) + torch.expm1(log_d) - log_d
-        return (1 - broadcast(self.keep(t), at)) / (self.states * at).clamp_min(tiny) * apart
