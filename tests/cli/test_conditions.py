@@ -133,9 +133,11 @@ def test_from_data_to_samples(call, workplace, form):
     if form == "dict":
         run = sf.train({"x": X, **given}, "run", steps=4, batch=16, net="tiny", precision="float32", snapshots=0,
                        console=Silent(), conditions={"site": "scalar"})  # fmt: skip
-        sf.resume(run.path, {"x": X, **given}, steps=6, console=Silent())
-        with pytest.raises(sf.SfumatoError, match="is not the data that .* was trained on"):
-            sf.resume(run.path, {"x": X, **given, "temperature": T + 1}, steps=8, console=Silent())
+        sf.resume(run.path, {"x": X, **given, "new": T**2}, steps=6, console=Silent())  # which it was not trained on
+        changed = {**given, "temperature": T + 1}, {name: given[name] for name in given if name != "temperature"}
+        for other in changed:
+            with pytest.raises(sf.SfumatoError, match="is not the data that .* was trained on"):
+                sf.resume(run.path, {"x": X, **other}, steps=8, console=Silent())
     else:
         data = "set.npz" if form == "file" else "set"
         status, out, err = call("train", data, *how, "-o", "run", "--condition", "site:scalar")

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sfumato.data as data
+from sfumato.conditions import of_data
 from sfumato.data.spec import DTYPES, DataSpec, declared_bounds
 from sfumato.errors import SfumatoError
 
@@ -232,3 +233,46 @@ def test_the_spec_cannot_be_changed_by_accident():
         spec.shape = (4,)
     with pytest.raises(SfumatoError, match="no samples"):
         DataSpec.fit(data.open(np.zeros((5, 2))), torch.tensor([], dtype=torch.int64))
+
+
+def test_conditions_are_those_of_the_training_split_and_come_back():
+    """Mean and spread of the samples named, range and classes of all; equal after JSON; data in user units heard so."""
+    t = torch.arange(40.0, dtype=torch.float64)
+    tags = [["u", "w"][: i % 3] for i in range(40)]
+    beside = {"t": t, "c": ["a", "b"] * 20, "v": torch.stack([t, -t], 1), "tags": tags}
+    source = data.open({"x": torch.randn(40, 3), **beside, "label": ["cat", None, "dog", "dog"] * 10})
+    spec = DataSpec.fit(source, torch.arange(10))
+    assert {name: each.kind for name, each in spec.conditions.items()} == {
+        "label": "label", "t": "scalar", "c": "label", "v": "vector", "tags": "multilabel"
+    }  # fmt: skip
+    scale = spec.conditions["t"].normaliser
+    assert scale.mean == (4.5,) and scale.std == pytest.approx((float(torch.arange(10.0).std(correction=0)),))
+    assert (spec.conditions["t"].low, spec.conditions["t"].high) == ((0.0,), (39.0,)) and spec.classes == ("cat", "dog")
+    assert DataSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    words = " ".join(spec.describe())
+    for word in ("2 classes: cat, dog", "condition t: a number from 0 to 39", "condition tags: any of 2 labels: u, w"):
+        assert word in words, word
+    heard = of_data(spec, source, torch.tensor([0, 1, 9, 39]))
+    assert heard.given("t").values.tolist() == pytest.approx([(v - 4.5) / scale.std[0] for v in (0, 1, 9, 39)])
+    assert heard["label"].tolist() == [0, -1, -1, 1]
+    assert heard.given("label").present.tolist() == [True, False, False, True]
+    with pytest.raises(SfumatoError, match="'colour'"):
+        DataSpec.from_dict({**spec.to_dict(), "conditions": {"t": {"kind": "colour"}}})
+
+
+def test_classes_make_the_condition_label_as_they_did():
+    spec = spec_of(torch.randn(30, 2), labels=["a", "b", "c"] * 10)
+    older = {name: value for name, value in spec.to_dict().items() if name != "conditions"} | {
+        "classes": ["a", "b", "c"]
+    }
+    rest = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec) if field.name != "conditions"}
+    first, last = (spec.shape, spec.dtype, spec.kind, spec.bounds), (spec.normaliser, spec.statistics, spec.name)
+    made = DataSpec(*first, ("a", "b", "c"), *last)
+    for same in (DataSpec.from_dict(older), DataSpec(**rest, classes=["a", "b", "c"]), made):
+        assert same == spec and same.classes == ("a", "b", "c")
+    renamed = dataclasses.replace(spec, classes=("d", "e"))
+    assert renamed.classes == ("d", "e") and dataclasses.replace(renamed, name="x").classes == ("d", "e")
+    assert dataclasses.replace(spec, conditions={}).classes == () and DataSpec(**rest, classes=()).conditions == {}
+    for wrong in ({**older, "conditions": {}}, {name: value for name, value in older.items() if name != "classes"}):
+        with pytest.raises(SfumatoError, match="a data spec (has unknown keys: classes|lacks the keys: conditions)"):
+            DataSpec.from_dict(wrong)

@@ -77,7 +77,7 @@ class DataSpec:
         name: str = "",
         classes: Sequence[str] | None = None,
     ) -> None:
-        if not isinstance(conditions, Mapping):  # class names, as they stood here before there were other conditions
+        if classes is None and not isinstance(conditions, Mapping):  # class names, as they stood here in format 1
             classes = conditions
         known = dict(conditions) if isinstance(conditions, Mapping) else {}
         if classes is not None:

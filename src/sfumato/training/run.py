@@ -144,7 +144,9 @@ def _same(obj: Any, labels: Any, settings: TrainConfig, spec: dict[str, Any], pa
     source = _open(settings.data if obj is None else obj, labels, settings.replace(labels=label_file))
     if settings.model is not None:  # whose spec is that of other data
         return source
-    kept = DataSpec.from_dict(spec).to_dict() | {"name": source.name}
+    known = DataSpec.from_dict(spec)  # columns that have come since, or that were not read then, are left out
+    source = source.having({name: each for name, each in source.conditions.items() if name in known.conditions})
+    kept = known.to_dict() | {"name": source.name}
     found = DataSpec.fit(source, source.split(settings.holdout)[0]).to_dict()
     if found | {"normaliser": None} != kept | {"normaliser": None}:  # symbols have one of their own
         raise SfumatoError(f"{source.name} is not the data that {path} was trained on: its statistics differ.")
