@@ -6,6 +6,7 @@ import weakref
 import pytest
 import torch
 
+import sfumato as sf
 from sfumato import data
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
@@ -13,7 +14,7 @@ from sfumato.plans import make_plan
 from sfumato.process import Gaussian
 from sfumato.sampling import sample, trajectory
 from sfumato.schedules import VE, Cosine, Flow, LinearBeta
-from sfumato.solvers import DDIM, DDPM, Heun, Multistep
+from sfumato.solvers import DDIM, DDPM, Brownian, DPMSolverPP, Heun, Multistep
 
 F64 = torch.float64
 SOLVERS = {"ddim": DDIM(), "ddpm": DDPM(), "heun": Heun(), "multistep": Multistep(3)}
@@ -138,6 +139,36 @@ def test_mistakes(model):
     with pytest.raises(SfumatoError, match="start states"):
         list(trajectory(model, z=torch.zeros(3, 2), index=[0, 1]))
     assert make_plan(model, None, None).steps == 20
+
+
+def test_a_solver_goes_by_its_name(model):
+    for name, solver in (("heun", Heun()), ("dpm++2m", DPMSolverPP(2)), ("ddim(eta=0.5)", DDIM(eta=0.5))):
+        assert torch.equal(sample(model, 5, 4, name), sample(model, 5, 4, solver)), name
+        *_, last = trajectory(model, 5, 4, name)
+        assert torch.equal(last.z, sample(model, 5, 4, solver)), name
+    for wrong in ("huen", "dpm++2"):
+        with pytest.raises(SfumatoError, match=r"no solver .*(heun|dpm\+\+2s)"):
+            sample(model, solver=wrong)
+
+
+def test_old_keywords_are_the_new_spellings(model):
+    """guidance, interval, brownian, grad_calls and checkpoint, of `sample` and of `trajectory`."""
+    options, shown = {"n": 4, "steps": 5, "seed": 2}, lambda walk: torch.stack([state.z for state in walk])
+    guided, paths = sf.guide(model, 3.0, (-2.0, 2.0)), Brownian(DDPM())
+    pairs = [
+        ((model, {"guidance": 3.0, "interval": (-2.0, 2.0), "label": 1}), (guided, {"label": 1})),
+        ((model, {"solver": DDPM(), "brownian": True}), (model, {"solver": paths})),
+        ((model, {"solver": DDPM(), "brownian": True}), (model, {"solver": "brownian(ddpm)"})),
+        ((model, {"grad_calls": 2, "checkpoint": False}), (sf.differentiable(model, 2, False), {})),
+    ]
+    for (old, before), (new, after) in pairs:
+        assert torch.equal(sample(old, **options, **before), sample(new, **options, **after)), before
+        a, b = (shown(trajectory(m, **options, **how)) for m, how in ((old, before), (new, after)))
+        assert torch.equal(a, b), before
+    z = torch.zeros(2, 2, dtype=F64, requires_grad=True)
+    for wrapped in (sf.differentiable(guided), sf.guide(sf.differentiable(model), 3.0)):
+        assert sample(wrapped, z=z, steps=3, label=1).requires_grad
+    assert not torch.equal(sample(model, solver=paths, **options), sample(model, solver=DDPM(), **options))
 
 
 class InUserUnits:

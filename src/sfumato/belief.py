@@ -77,6 +77,22 @@ def reading(name: str, schedule: Schedule, t: Time, sigma_data: float = 1.0) -> 
     return Reading(alpha, sigma, row, target.solve(row, alpha, sigma))
 
 
+FAINT, FURTHEST = 10.0, 3.0  # in standard deviations of the data
+
+
+def within(x: Tensor, alpha: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
+    """x of samples that are faint in their noise, sigma > FAINT alpha sigma_data, drawn in to a root mean square of at
+    most FURTHEST sigma_data, where data lie.
+
+    A target that is all noise there (eps, score) tells x through a division by alpha, which makes of a network's error
+    of 0.05 one of 8 standard deviations where DDPM starts.
+    """
+    most = FURTHEST * sigma_data
+    size = x.flatten(1).square().mean(1).sqrt()
+    share = most / torch.where((sigma > FAINT * sigma_data * alpha).to(size.device), size, most).clamp_min(most)
+    return broadcast(share, x) * x
+
+
 class Estimate:
     """The belief (x, eps) about a state z = alpha x + sigma eps at time t.
 
@@ -85,6 +101,7 @@ class Estimate:
     asked for, so that nothing is lost to cancellation. `known` is what a model has read at this time before.
     `variance`, where the model knows it, is called when it is first asked for. `variance_share`, where the model has
     learned it, is v of a step's variance exp(v log beta + (1 - v) log beta_tilde), like z (2102.09672, Eq. 15).
+    `indirect`: y says nothing of x in pure noise, so that x is kept `within` the data there.
     """
 
     def __init__(
@@ -101,8 +118,9 @@ class Estimate:
         known: Reading | None = None,
         variance_share: Tensor | None = None,
         named: str | None = None,
+        indirect: bool = False,
     ) -> None:
-        self.variance_share, self._named = variance_share, named
+        self.variance_share, self._named, self._indirect = variance_share, named, indirect
         self.z, self.schedule, self.sigma_data = z, schedule, sigma_data
         self._t, self._variance, self._y = t, variance, y
         if y is None and x is None and eps is None:
@@ -156,7 +174,8 @@ class Estimate:
     @cached_property
     def x(self) -> Tensor:
         """E[x | z]."""
-        return self._combine(self._solution.xz, self.z, self._solution.xy, self._prediction)
+        x = self._combine(self._solution.xz, self.z, self._solution.xy, self._prediction)
+        return within(x, self.alpha, self.sigma, self.sigma_data) if self._indirect else x
 
     @cached_property
     def eps(self) -> Tensor:
@@ -240,7 +259,7 @@ class Estimate:
             self.z[index], self._t if isinstance(self._t, float | int) else level(self.t), self.schedule, cut(self._y),
             x=cut(self.__dict__.get("x")), eps=cut(self.__dict__.get("eps")), sigma_data=self.sigma_data,
             variance=None if self._variance is None else lambda: cut(self.variance),
-            variance_share=cut(self.variance_share), named=self._named,
+            variance_share=cut(self.variance_share), named=self._named, indirect=self._indirect,
         )  # fmt: skip
         if "_row" in self.__dict__:
             made.__dict__["_row"] = target.Row(*map(level, self._row))
@@ -265,7 +284,7 @@ class Estimate:
         x, eps = (None, None) if y is not None else (self.x.detach(), self.eps.detach())
         return Estimate(
             self.z, self._t, self.schedule, y, x=x, eps=eps, sigma_data=self.sigma_data,
-            variance_share=self.variance_share, named=self._named,
+            variance_share=self.variance_share, named=self._named, indirect=self._indirect,
         )  # fmt: skip
 
     def chunk(self, n: int) -> tuple[Estimate, ...]:

@@ -18,7 +18,6 @@ from sfumato.belief import Belief, Estimate
 from sfumato.conditions import hears_presence, network_inputs
 from sfumato.errors import SfumatoError
 from sfumato.process import Gaussian, Process
-from sfumato.process.protocol import LOGSNR_LIMIT as LOGSNR_LIMIT
 from sfumato.process.protocol import noise_level as noise_level
 from sfumato.registry import register
 from sfumato.schedule import Time

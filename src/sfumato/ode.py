@@ -5,6 +5,7 @@
 s is the size of the data. The clock knows the schedule only through its ends, and y is finite at both. The steps are
 equal in u, du = (1 - SHARE) dtau / (tau_1 - tau_0) + SHARE dlog(tau) / log(tau_1 / tau_0): the flow bends at tau of
 order 1, and has the data's fine structure at small tau.
+Not a plan: it also runs from the data up, in float64 whatever the model, and the trace is taken at its nodes.
 Source: Song et al. 2021 (2011.13456), Eq. 13, in the time of flow matching (2210.02747).
 """
 

@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from sfumato import noise
+from sfumato.belief import Beliefs
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
-from sfumato.process import Gaussian
-from sfumato.schedules import Cosine
+from sfumato.process import Gaussian, Product
+from sfumato.schedules import Cosine, Flow
 from sfumato.solvers import (
     DDIM,
     DDPM,
+    Ancestral,
     Bridge,
     Corrector,
     Heun,
@@ -205,6 +207,52 @@ def test_gradients_flow_through_rows_that_part():
     for row in (0, 1):
         (found,) = torch.autograd.grad(walk.z[row].sum(), model.theta, retain_graph=True)
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+class Pair:
+    """Two exact laws side by side: a state is a dict, and its belief one for each part."""
+
+    def __init__(self, curves=(CURVE, CURVE)):
+        laws = law(), GaussianMixture([1.0], [[0.3, -0.2, 0.1]], 0.4)
+        self.parts = {name: one.denoiser(Gaussian(c)) for name, one, c in zip("ab", laws, curves, strict=True)}
+        self.process = Product({name: part.process for name, part in self.parts.items()}, {"a": (2,), "b": (3,)})
+
+    def __call__(self, z, t):
+        return Beliefs({name: part(z[name], t) for name, part in self.parts.items()})
+
+
+def test_a_state_may_be_a_dict():
+    """Each part walks as it does alone, with noise of its own; rows part, are chosen, and walks share calls."""
+    pair = Pair()
+    z = {"a": starts(4), "b": noise.normal(5, range(4), (3,), dtype=F64)}
+    for name in ("multistep", "heun", "ddpm", "sde"):
+        plan = SOLVERS[name].plan(pair.process, 5)
+        whole = end(plan, pair, z, draws(4))
+        for part, model in pair.parts.items():
+            alone = end(plan, model, z[part], draws(4).fold(part))
+            torch.testing.assert_close(whole[part], alone, rtol=0, atol=1e-9, msg=name)
+        walk, other = plan.start(pair, z, draws(4)), DDIM().plan(pair.process, 3).start(pair, z)
+        walk.advance([0, 2])
+        together([walk, other])
+        walk.select([2, 0, 2])
+        while not walk.done:
+            together([walk, other])
+        for part in pair.parts:
+            torch.testing.assert_close(walk.z[part], whole[part][[2, 0, 2]], rtol=0, atol=1e-9, msg=name)
+    apart = Pair((CURVE, Flow()))
+    with pytest.raises(SfumatoError, match=r"cannot sample the states of Product: take solvers.Ancestral\(\)"):
+        DDIM().plan(apart.process, 3)
+    with pytest.raises(SfumatoError, match="cannot sample the states of Product"):
+        DDIM().plan(CURVE, 3).start(apart, z)
+    plan = Ancestral().plan(apart.process, 4)
+    whole = end(plan, apart, z, draws(4))
+    walk = plan.start(apart, z, draws(4))
+    walk.advance([3])
+    walk.select([3, 1])
+    while not walk.done:
+        walk.advance()
+    for part in apart.parts:
+        torch.testing.assert_close(walk.z[part], whole[part][[3, 1]], rtol=0, atol=1e-9)
 
 
 # -- lines -------------------------------------------------------------------------------------------------------------

@@ -36,11 +36,11 @@ def certify(
 ) -> Certificate:
     """Order, calls, contiguity, stability, repeatability and, for a stochastic solver, law, on the exact models.
 
-    solver: one of `solvers`; a Plan; a function (model, z, t, s, state) -> (z, state), whose state is None at first; or
-    a scheduler with set_timesteps and step (`Foreign` takes more about one). order and calls are what it promises: the
-    order (a Plan or a solver of ours says it itself), and the calls a step or a function of the number of steps. Errors
-    are root mean square distances to the exact probability flow in units of hypot(alpha, sigma). quick takes fewer
-    steps and samples.
+    solver: one of `solvers` or its name; a Plan; a function (model, z, t, s, state) -> (z, state), whose state is None
+    at first; or a scheduler with set_timesteps and step (`Foreign` takes more about one). order and calls are what it
+    promises: the order (a Plan or a solver of ours says it itself), and the calls a step or a function of the number of
+    steps. Errors are root mean square distances to the exact probability flow in units of hypot(alpha, sigma). quick
+    takes fewer steps and samples.
     """
     begun = time.perf_counter()
     subject = as_subject(solver, name, order)
@@ -55,7 +55,7 @@ def certify(
 
 
 def as_subject(solver: Any, name: str | None = None, order: int | None = None) -> Subject:
-    """The subject that stands for what a caller gave."""
+    """The subject that stands for what a caller gave; a name is that of a solver of ours."""
     solver = make("solver", solver)
     if isinstance(solver, Subject):
         return solver

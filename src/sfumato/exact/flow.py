@@ -5,6 +5,7 @@
 
 The right side depends on the pair (alpha, sigma) only through theta, so that one map serves every schedule. The clock
 is u = log tan(theta / 2): logarithmic at sigma -> 0, where the data's fine structure lies, and regular at alpha = 0.
+Not a plan: every row has steps of its own, whose length and number its error decides.
 Sources: Song et al. 2021 (2011.13456), Eq. 13; Gragg 1965 and Bulirsch and Stoer 1966 for the extrapolation.
 """
 

@@ -17,6 +17,7 @@ Kingma and Gao 2023 (2303.00848), Eq. 6.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, final
@@ -165,8 +166,14 @@ class Gaussian:
         if isinstance(t, float | int):
             known = self._at("reading", t, z.device, lambda: self.reading(self.target, t, self.sigma_data))
         return Estimate(
-            z, t, self.schedule, y=y, sigma_data=self.sigma_data, known=known, variance_share=share, named=self.target
-        )
+            z, t, self.schedule, y=y, sigma_data=self.sigma_data, known=known, variance_share=share, named=self.target,
+            indirect=self.indirect,
+        )  # fmt: skip
+
+    @functools.cached_property
+    def indirect(self) -> bool:
+        """Whether the target says nothing of x in pure noise."""
+        return float(targets.row(self.target, self.schedule, 1.0).a) == 0
 
     def check_net(self, net: Any) -> None:
         """Refuse a target that no network can be read by at the schedule's end, and a network of other outputs."""

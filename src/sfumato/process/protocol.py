@@ -13,15 +13,13 @@ from torch import Tensor
 
 from sfumato.belief import Belief
 from sfumato.noise import Noise
-from sfumato.schedule import Schedule, Time
+from sfumato.schedule import HEARD_LIMIT, Schedule, Time
 from sfumato.state import Shape, State
-
-LOGSNR_LIMIT = 40.0  # beyond, the state is clean or pure noise in double precision
 
 
 def noise_level(logsnr: Tensor) -> Tensor:
     """-logsnr / 8 = ln(sigma/alpha) / 4, finite at both ends: what every network hears of the time."""
-    return (-logsnr / 8).clamp(-LOGSNR_LIMIT / 8, LOGSNR_LIMIT / 8).float()
+    return (-logsnr / 8).clamp(-HEARD_LIMIT / 8, HEARD_LIMIT / 8).float()
 
 
 class Density(Protocol):

@@ -117,5 +117,5 @@ def serving() -> list[str]:
     found, names = [Solver], []
     for kind in found:
         found += kind.__subclasses__()
-        names += [f"solvers.{kind.__name__}()"] if kind.any_process else []
+        names += [f"solvers.{kind.__name__}()"] if kind.any_process is True else []
     return names
