@@ -261,17 +261,24 @@ def plan_name(plan: Plan) -> str:
     return " ".join(words)
 
 
+def _predicts(process: Mapping[str, Any]) -> str:
+    """What a network of this process says, and under which schedule: of a product part by part."""
+    name, args = process["name"], process["args"]
+    if "processes" in args:
+        return "; ".join(f"of {part!r} {_predicts(inner)}" for part, inner in args["processes"].items())
+    learned = " and the variance of a step" if args.get("variance") == "learned" else ""
+    what = args.get("target") or f"which of {args.get('states')} symbols each is"
+    schedule = args.get("schedule", {}).get("name", "its own")
+    return f"{what}{learned} under the {schedule} schedule ({name} process)"
+
+
 def describe(path: str | os.PathLike[str]) -> list[str]:
     """What a model file is, in words, one sentence a line; no weights are loaded."""
     facts = read_contract(path)
     made = facts["provenance"]
     lines = [f"{facts['path']}: {_kind(facts)} of {facts['parameters']:,} parameters, {facts['bytes'] / 1e6:.1f} MB."]
     if facts["process"] is not None:
-        learned = " and the variance of a step" if facts["variance"] == "learned" else ""
-        schedule = facts["process"]["args"].get("schedule", {}).get("name", "unknown")
-        process_words = f"under the {schedule} schedule ({facts['process']['name']} process)"
-        what = facts["target"] or "what its process asks for"
-        lines.append(f"It predicts {what}{learned} {process_words}.")
+        lines.append(f"It predicts {_predicts(facts['process'])}.")
     if facts["spec"] is not None:
         lines += DataSpec.from_dict(facts["spec"]).describe()
     seen = made.get("samples_seen")

@@ -358,6 +358,9 @@ class SymbolProcess(Protocol):
     def bridge(self, belief: Logits, s: Time, eta: float = 1.0) -> Tensor:
         """p(z_s | z_t) of each symbol, (B, *shape, S)."""
 
+    def evidence(self, z: Tensor, t: Time, dtype: torch.dtype = torch.float64) -> Tensor:
+        """log q(z_i | x_i = k)."""
+
     def draw(self, prob: Tensor, noise: Noise | Tensor) -> Tensor:
         """A symbol of each law."""
 
@@ -367,11 +370,26 @@ class Logits:
     """The belief p(x_i | z) about each of the symbols behind a state z (B, *shape) at time t.
 
     logits: (B, *shape, K), log-probabilities up to a constant; -inf for what is impossible. process: that of the
-    symbols, which is needed to draw z_s.
+    symbols, which is needed to draw z_s. said: log p(x_i | the other symbols), where the model says it (`other`).
     """
 
-    def __init__(self, logits: Tensor, z: Tensor, t: Time, process: SymbolProcess | None = None) -> None:
-        self.logits, self.z, self.t, self.process = logits, z, as_time(t), process
+    def __init__(
+        self, logits: Tensor, z: Tensor, t: Time, process: SymbolProcess | None = None, said: Tensor | None = None
+    ) -> None:
+        self.logits, self.z, self.t, self.process, self._said = logits, z, as_time(t), process, said
+
+    @cached_property
+    def other(self) -> Tensor:
+        """What the other symbols say of each, log h(k) up to a constant: log p(k | z) - log q(z_i | k), (B, *shape, K).
+
+        Where z_i excludes a symbol, h of it is not in p and counts as impossible, unless the model itself said it.
+        """
+        if self._said is not None:
+            return self._said
+        if self.process is None:
+            raise SfumatoError("This belief does not know its process: Logits(..., process=...).")
+        evidence = self.process.evidence(self.z, self.t)
+        return torch.where(evidence > -torch.inf, self.logits.to(evidence) - evidence, -torch.inf)
 
     def __getattr__(self, name: str) -> Any:
         raise _no_reading(self, name)
@@ -406,11 +424,14 @@ class Logits:
         possible = ours.isfinite() & theirs.isfinite()
         mixed = torch.where(possible, ours, 0.0) + w * torch.where(possible, theirs - ours, 0.0)
         known = torch.where(w == 0, ours, torch.where(w == 1, theirs, torch.where(possible, mixed, -torch.inf)))
-        return Logits(known, self.z, self.t, self.process)
+        said = None
+        if self._said is not None and other._said is not None:
+            said = self._said + w * (other._said - self._said)
+        return Logits(known, self.z, self.t, self.process, said)
 
     def under(self, process: SymbolProcess, z: Tensor, t: Time) -> Logits:
         """The same belief about the same state at the time t of equal level of another process."""
-        return Logits(self.logits, z, t, process)
+        return Logits(self.logits, z, t, process, self._said)
 
     def nats(self, x: Tensor) -> Tensor:
         """-sum_i log p(x_i | z), float64 (B,)."""
@@ -418,7 +439,9 @@ class Logits:
 
     def rows(self, index: Tensor | slice) -> Logits:
         """The belief about some rows."""
-        return Logits(self.logits[index], self.z[index], self.t[index] if self.t.ndim else self.t, self.process)
+        said = None if self._said is None else self._said[index]
+        t = self.t[index] if self.t.ndim else self.t
+        return Logits(self.logits[index], self.z[index], t, self.process, said)
 
     def chunk(self, n: int) -> tuple[Logits, ...]:
         """The beliefs about n equal parts of the batch."""

@@ -78,12 +78,21 @@ class Denoiser(nn.Module):
         self.process: Any = _with(process, {k: v for k, v in given.items() if v is not None})
         if isinstance(self.process, Gaussian):
             self.process.check_net(net)
-        adopt = getattr(self.process, "contract", None)
-        self.spec = adopt(spec) if adopt is not None and spec is not None else spec
+        self.spec = spec
         self._known_shape()  # a network that cannot tell so many symbols is refused here
         self.plans = dict(plans or {})
         self.compute_dtype: torch.dtype | None = None
         self.provenance: dict[str, Any] = {}
+
+    @property
+    def spec(self) -> Any:
+        """The data's contract, as the process has it: symbols are not scaled."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: Any) -> None:
+        adopt = getattr(self.process, "contract", None)
+        self._spec = adopt(spec) if adopt is not None and spec is not None else spec
 
     def _known_shape(self) -> Shape | None:
         shapes = getattr(self.process, "shapes", None)

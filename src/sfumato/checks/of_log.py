@@ -129,7 +129,7 @@ def half_recorded(evidence: Evidence) -> Finding | None:
 
 def stale_by_loss(log: Sequence[dict[str, Any]]) -> dict[str, float] | None:
     """The figures of the last validation, where the average loses more than the guess and the raw weights less."""
-    line = next((line for line in reversed(log) if "valid_ema" in line), None)
+    line = next((line for line in reversed(log) if {"valid_ema", "valid_trivial"} <= line.keys()), None)
     if line is None or line["step"] < PATIENCE:
         return None
     raw, average, guess = line["valid_raw"], line["valid_ema"], line["valid_trivial"]

@@ -85,8 +85,11 @@ def _of_model(word: str, given: dict[str, str]) -> tuple[TrainConfig, Any, float
     """(settings, the model's own schedule unless another is given, sigma_data)."""
     run = Path(word).expanduser()
     if (run / "config.yaml").is_file():
-        return from_dict({**from_yaml(str(run / "config.yaml")).to_dict(), **given}), None, 1.0
+        settings = from_dict({**from_yaml(str(run / "config.yaml")).to_dict(), **given})
+        _of_numbers(settings.process)
+        return settings, None, 1.0
     contract = artefact.read_contract(word)
+    _of_numbers(contract["process"]["name"])
     given = {**{dial: v for dial, v in contract["provenance"].items() if dial in ("times", "weight")}, **given}
     missing = [f"--{dial}" for dial in ("times", "weight") if dial not in given]
     if missing:
@@ -95,6 +98,14 @@ def _of_model(word: str, given: dict[str, str]) -> tuple[TrainConfig, Any, float
         )
     curve = None if "schedule" in given else schedules.from_config(contract["process"]["args"]["schedule"])
     return from_dict({"target": contract["target"], **given}), curve, float(contract["sigma_data"])
+
+
+def _of_numbers(process: str) -> None:
+    if process.lower().partition("(")[0] != "gaussian":
+        raise SfumatoError(
+            f"An objective is explained by the target of a network, and a {process.lower()} process has none: weight 1 "
+            "of its loss is the bound on the likelihood, at any density of the levels."
+        )
 
 
 def _fault(objective: Objective) -> str | None:

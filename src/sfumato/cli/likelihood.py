@@ -19,7 +19,7 @@ from sfumato.data.labels import read_labels
 from sfumato.errors import SfumatoError
 from sfumato.files import atomic
 from sfumato.likelihood import Measured, log_prob
-from sfumato.likelihood.measured import DEQUANTISATIONS
+from sfumato.likelihood.measured import WHOLE
 from sfumato.training.precision import device_of
 
 WORDS = {
@@ -46,8 +46,9 @@ def likelihood(options: Any, voice: Voice) -> None:
     chosen = torch.linspace(0, len(source) - 1, min(options.number, len(source))).round().long()
     given = asked.conditions(asked.said(options, options.klass), denoiser.spec, len(chosen))
     cond = Conditions({**_own(source, chosen, denoiser.spec), **given}) if options.conditional else given
+    method = None if options.method == "auto" else options.method
     found = log_prob(
-        denoiser, source.x[chosen], options.method, options.steps, options.trace, options.probes, options.seed,
+        denoiser, source.x[chosen], method, options.steps, options.trace, options.probes, options.seed,
         index=chosen, batch=options.batch, dequantisation=options.dequantisation, particles=options.particles,
         cond=cond,
     )  # fmt: skip
@@ -99,7 +100,7 @@ def report(found: Measured, spec: DataSpec) -> list[str]:
     lines = [f"log p(x) {sign} {mean:.6g}{between} nats a sample, in the units of the data ({spec.dtype})."]
     if found.dequantisation is not None:
         bits = float(found.bits_per_dim.mean())
-        lines.append(f"{bits:.4f} bits per dimension, {DEQUANTISATIONS[found.dequantisation]}: a bound from above.")
+        lines.append(f"{bits:.4f} bits per dimension, {WHOLE[found.dequantisation]}: a bound from above.")
     lines.append(
         f"{len(found)} samples of {found.dim} numbers; {found.method}, {found.steps} steps. Of one sample (rms):"
     )

@@ -311,10 +311,10 @@ class Likelihood:
     labels: Annotated[str | None, flag("A .npy or text file with one class label a sample.", "FILE")] = None
     size: Annotated[int | None, flag("Side in pixels that images are resized to.", "INT")] = None
     method: Annotated[
-        Literal["ode", "elbo", "importance"],
-        flag("ode: the probability flow. elbo: the bound by noise level. importance: the bound of many trajectories.",
-             "NAME"),
-    ] = "ode"  # fmt: skip
+        Literal["auto", "ode", "elbo", "importance"],
+        flag("ode: the probability flow. elbo: the bound by noise level. importance: the bound of many trajectories. "
+             "auto: ode, or of symbols their bound.", "NAME"),
+    ] = "auto"  # fmt: skip
     steps: Annotated[
         int,
         flag("Steps of the ODE, an even number, each 4 calls and a trace; or noise levels of a bound, each a call.",

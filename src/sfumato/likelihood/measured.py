@@ -14,6 +14,7 @@ from sfumato.intervals import student_quantile
 
 FIGURES = ("stderr", "solver_error", "prior_mismatch", "truncation", "prior", "diffusion", "reconstruction")
 DEQUANTISATIONS = {"uniform": "uniform dequantisation", "discretised": "discretised decoder"}
+WHOLE = DEQUANTISATIONS | {"symbols": "of symbols"}  # how whole numbers come to a probability
 _PRIOR_SAMPLES = 10  # as many samples without skewness are thought beside those measured
 
 
@@ -26,7 +27,7 @@ class Measured:
     what one of them says, by which `interval` knows that its law is skew.
     method: in words; dim: numbers in a sample; probes: k, 0 for an exact trace; steps: of the ODE, levels a replicate
     of a bound, or steps of the chain. dequantisation: "uniform" for u ~ U(-1/2, 1/2) added to whole numbers,
-    "discretised" for probabilities of their cells; None for real-valued data.
+    "discretised" for probabilities of their cells, "symbols" where they are symbols; None for real-valued data.
 
     Of the ODE, whose value includes prior_mismatch:
     solver_error: how much value moves when the steps are halved, an upper limit of what the steps leave.
@@ -126,7 +127,7 @@ class Measured:
             f"log p {sign} {value:.6g} +- {error:.2g} nats ({len(self)} samples of {self.dim} numbers; {self.method})"
         ]
         if self.dequantisation is not None:
-            parts.append(f"{float(self.bits_per_dim.mean()):.5g} bits/dim, {DEQUANTISATIONS[self.dequantisation]}")
+            parts.append(f"{float(self.bits_per_dim.mean()):.5g} bits/dim, {WHOLE[self.dequantisation]}")
         for name, figure in self.figures.items():
             parts.append(f"{name} {float(figure.square().mean().sqrt()):.2g}")
         return ", ".join(parts)

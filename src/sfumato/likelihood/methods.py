@@ -21,6 +21,7 @@ from sfumato.likelihood.path import path_bound
 from sfumato.model import Model
 from sfumato.objectives.decoder import cells_of
 from sfumato.ode import data_scale
+from sfumato.process import Symbols
 from sfumato.schedule import NODE_LIMIT
 from sfumato.state import first_leaf, map_state
 
@@ -118,7 +119,7 @@ def _of_path(model: Any, x: Any, index: Any, batch: int | None, cond: dict[str, 
     for part in torch.arange(count).split(batch or 256):
         some = map_state(lambda leaf: leaf[part].to(device), clean)  # noqa: B023
         found.append(path_bound(model, some, numbers[part], conditions.rows(part).to(device), **options))
-    result = gather(found, None)
+    result = gather(found, "symbols" if isinstance(model.process, Symbols) else None)
     return result if spec is None else result.shifted(spec.log_jacobian)
 
 

@@ -20,7 +20,7 @@ from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError
 from sfumato.noise import Noise
 from sfumato.process.protocol import Density, Process
-from sfumato.process.symbols import Symbols, unscaled
+from sfumato.process.symbols import Symbols
 from sfumato.registry import register
 from sfumato.schedule import Schedule, Time
 from sfumato.state import State
@@ -68,6 +68,9 @@ class Product:
             raise SfumatoError(f"The parts of a product have one shape but for their first axis, not {shapes}.")
         object.__setattr__(self, "processes", dict(self.processes))
         object.__setattr__(self, "shapes", shapes)
+
+    def __hash__(self) -> int:
+        return hash((*self.processes.items(), *self.shapes.items()))
 
     @property
     def clock(self) -> Schedule:
@@ -157,12 +160,13 @@ class Product:
 
     def contract(self, spec: DataSpec) -> DataSpec:
         """The contract of data that are a table: symbols in it are not scaled."""
-        first, channels = 0, list[int]()
+        first = 0
         for name, process in self.processes.items():
             width = self.shapes[name][0]
-            channels += range(first, first + width) if isinstance(process, Symbols) else ()
+            if isinstance(process, Symbols):
+                spec = process.unscaled(spec, range(first, first + width))
             first += width
-        return unscaled(spec, channels)
+        return spec
 
     def config(self) -> dict[str, Any]:
         parts = {name: process.config() for name, process in self.processes.items()}

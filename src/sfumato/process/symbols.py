@@ -82,17 +82,16 @@ class Symbols(abc.ABC):
         for the true marginal q of the symbol given x and p of the belief of the others.
         """
         dtype = torch.promote_types(belief.logits.dtype, torch.float32)
-        z, t = belief.z, belief.t
-        others = (belief.logits.to(dtype) - self.evidence(z, t, dtype)).softmax(-1)
-        keep, law = broadcast(self.keep(t).to(dtype), others), self.law.to(others)
-        ours = keep * others + (1 - keep) * law  # p
-        true = self.marginal(x, t, dtype)
-        tiny = torch.finfo(dtype).tiny
+        keep, law, own = self.keep(belief.t), self.law.to(x.device), belief.z[..., None]
+        rest = (broadcast(1 - keep, belief.logits).double() * law).to(dtype)  # small and precise near the data
+        kept, tiny = broadcast(keep, rest).to(dtype), torch.finfo(dtype).tiny
+        ours = kept * self._padded(belief.other.to(dtype).softmax(-1)) + rest  # p
+        true = kept * self.hot(x, dtype) + rest
         log_ratio = true.clamp_min(tiny).log() - ours.clamp_min(tiny).log()
-        own = z[..., None]
         log_d, at = log_ratio.gather(-1, own)[..., 0], true.gather(-1, own)[..., 0]
         apart = (true * log_ratio).sum(-1) + torch.expm1(log_d) - log_d
-        return (1 - broadcast(self.keep(t), at)) * law[z] / at.clamp_min(tiny) * apart
+        replaced = rest.expand_as(true).gather(-1, own)[..., 0]
+        return replaced / at.clamp_min(tiny) * apart
 
     # -- the law of z ------------------------------------------------------------------------------------------------
 
@@ -230,7 +229,7 @@ class Symbols(abc.ABC):
     def read(self, y: Tensor, z: Tensor, t: Time) -> Logits:
         """The belief p(x_i | z) ~ exp(y_i) q(z_i | x_i); y (B, *shape, K), or as a network gives it (`logits`)."""
         y = self.logits(y, z)
-        return Logits(y + self.evidence(z, t, y.dtype), z, t, self)
+        return Logits(y + self.evidence(z, t, y.dtype), z, t, self, y)
 
     # -- the loss ----------------------------------------------------------------------------------------------------
 
@@ -284,10 +283,7 @@ class Symbols(abc.ABC):
         whole = x.round().long() if x.is_floating_point() else x.long()
         last = self.states - 1
         if bool(((whole < 0) | (whole > last)).any()) or bool((whole != x).any()):
-            raise SfumatoError(
-                f"The data of a process of {self.states} symbols are the whole numbers 0 to {last}; these run from "
-                f"{float(x.min()):g} to {float(x.max()):g}."
-            )
+            raise self._foreign(float(x.min()), float(x.max()))
         return whole
 
     @final
@@ -298,15 +294,24 @@ class Symbols(abc.ABC):
     @final
     def contract(self, spec: DataSpec) -> DataSpec:
         """The contract of data that are symbols: as it is, with a normaliser that leaves them so."""
-        return unscaled(spec, range(len(spec.normaliser.mean)))
+        return self.unscaled(spec, range(len(spec.normaliser.mean)))
+
+    @final
+    def unscaled(self, spec: DataSpec, channels: Iterable[int]) -> DataSpec:
+        """A contract whose normaliser leaves these channels as they are: SfumatoError where they are no symbols."""
+        mean, std = list(spec.normaliser.mean), list(spec.normaliser.std)
+        for channel in channels:
+            low, high = spec.statistics.low[channel], spec.statistics.high[channel]
+            if low < 0 or high > self.states - 1:
+                raise self._foreign(low, high)
+            mean[channel], std[channel] = 0.0, 1.0
+        return dataclasses.replace(spec, normaliser=Normaliser(tuple(mean), tuple(std)))
+
+    def _foreign(self, low: float, high: float) -> SfumatoError:
+        return SfumatoError(
+            f"The data of a process of {self.states} symbols are the whole numbers 0 to {self.states - 1}; these run "
+            f"from {low:g} to {high:g}."
+        )
 
     def config(self) -> dict[str, Any]:
         return {"name": type(self).__name__, "args": {"schedule": self.schedule.config(), "states": self.states}}
-
-
-def unscaled(spec: DataSpec, channels: Iterable[int]) -> DataSpec:
-    """A contract whose normaliser leaves these channels as they are."""
-    mean, std = list(spec.normaliser.mean), list(spec.normaliser.std)
-    for channel in channels:
-        mean[channel], std[channel] = 0.0, 1.0
-    return dataclasses.replace(spec, normaliser=Normaliser(tuple(mean), tuple(std)))
