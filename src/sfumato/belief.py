@@ -289,6 +289,7 @@ class Estimate:
 
     def chunk(self, n: int) -> tuple[Estimate, ...]:
         """The beliefs about n equal parts of the batch."""
+        _ = self.x, self.eps  # read once for all parts
         return tuple(self.rows(part) for part in parts(len(self.z), n))
 
     def to(self, s: Time, eta: float = 0.0, noise: Noise | Tensor | None = None) -> Tensor:

@@ -83,15 +83,16 @@ class Guided(Wrapped):
         cond = {name: value for name, value in cond.items() if value is not None}
         groups, t = self._groups(cond), as_time(t)
         null = {name: absent(cond[name]) for _, names in groups for name in names}
-        inside = self._inside(t)
         if len(groups) == 1:
-            scale = torch.where(inside, torch.full_like(t, groups[0][0]), 1.0)
+            scale = torch.full_like(t, groups[0][0])
+            scale = scale if self.interval is None else torch.where(self._inside(t), scale, 1.0)
             if bool((scale == 1).all()):
                 return self.inner(z, t, **cond)
             if bool((scale == 0).all()):
                 return self.inner(z, t, **{**cond, **null})
             base, told = self._asked(z, t, [{**cond, **null}, cond])
             return base.lerp(told, scale)
+        inside = self._inside(t)
         if not bool(inside.any()):
             return self.inner(z, t, **cond)
         apart = [{**cond, **{other: null[other] for other in null if other not in names}} for _, names in groups]

@@ -6,10 +6,10 @@ from torch import nn
 
 import sfumato as sf
 from sfumato import noise
-from sfumato.checks.answers import Answers, ask
+from sfumato.checks.answers import Answers, ask, deaf
 from sfumato.checks.evidence import Evidence, Sample
 from sfumato.checks.hypotheses import declared, others
-from sfumato.checks.of_answers import association, gain, meaning
+from sfumato.checks.of_answers import association, condition_dead, gain, meaning
 
 MEANS = torch.tensor([[-0.9, 0.3], [0.9, -0.3]])
 SPREAD = 0.4
@@ -165,3 +165,48 @@ def test_a_network_that_is_rough_at_some_levels_means_what_it_knows_at_the_other
     assert own.skill[3] > 0.5 and own.skill[-1] < -100 and own.gap > 1
     assert any(other.score(found) and other.score(found).mean > own.mean + 0.08 for other in others(found))
     assert meaning(found) is None
+
+
+class Ignores(nn.Module):
+    """A network that takes a temperature and a class, and adds up nothing of the first."""
+
+    def __init__(self, heard: bool = False) -> None:
+        super().__init__()
+        self.heard, self.inner, self.warm = heard, sf.nets.MLP(2, 16, 1, classes=2), nn.Linear(1, 2)
+
+    def forward(self, x, level, label=None, temperature=None):
+        y = self.inner(x, level, label)
+        warm = self.warm(temperature[:, None].float()) if temperature is not None else 0.0
+        return y + (warm if self.heard else 0.0 * warm)
+
+
+def test_a_condition_that_a_new_network_cannot_hear_is_named():
+    """Before the first step, when every network of ours says 0 whatever it hears."""
+    x, label = samples(8)
+    cond = {"label": label, "temperature": torch.linspace(0, 1, 8)}
+    described = {"label": {"kind": "label", "classes": 2}, "temperature": {"kind": "scalar"}}
+    for net, wanted in [
+        (sf.nets.MLP(2, 16, 2, conditions=described), ()), (Ignores(), ("temperature",)), (Ignores(heard=True), ()),
+    ]:  # fmt: skip
+        model = sf.Denoiser(net, sf.Gaussian(sf.schedules.Flow()), "velocity")
+        before = [p.clone() for p in net.parameters()]
+        with torch.no_grad():
+            y = model.predict(x, 0.5, label=label)
+        assert not isinstance(net, sf.nets.MLP) or not bool(y.any())
+        assert deaf(model, x, cond) == wanted, net
+        assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+    image = sf.nets.UNet((1, 8, 8), (16,), 1, conditions={"map": {"kind": "field", "shape": [1, 4, 4]}})
+    model = sf.Denoiser(image, sf.Gaussian(sf.schedules.Flow()), "velocity")
+    assert deaf(model, torch.randn(4, 1, 8, 8), {"map": torch.randn(4, 1, 4, 4)}) == ()
+
+
+def test_every_condition_is_asked_about():
+    x, label = samples(64)
+    net = Ignores()
+    for parameter in net.inner.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    model = sf.Denoiser(net, sf.Gaussian(sf.schedules.Flow()), "velocity")
+    found = ask(model, x, {"label": label, "temperature": torch.linspace(0, 1, 64)}, LEVELS, 64)
+    assert found.heard.others == {"temperature": 0.0} and found.heard.label is not None
+    finding = condition_dead(Evidence(answers=found))
+    assert finding is not None and "'temperature'" in finding.what and "label" not in finding.what

@@ -172,7 +172,8 @@ def condition_dead(evidence: Evidence) -> Finding | None:
     if not dead and label is None and not hidden:
         return None
     numbers: dict[str, Any] = {"response": responses[dead[0]]} if dead and dead[0] in responses else {}
-    what = f"another value of {dead[0]!r} changes nothing in what the network says" if dead else ""
+    named = ", ".join(map(repr, dict.fromkeys(dead)))
+    what = f"another value of {named} changes nothing in what the network says"
     if not dead or (dead[0] == "label" and (label is not None or hidden)):
         what = f"the labels never reached the network: {label or 'the embedding of every class'} is as it was made"
         numbers |= {"steps": evidence.weights.steps if evidence.weights else 0}

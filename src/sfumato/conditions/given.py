@@ -42,7 +42,7 @@ class Given(NamedTuple):
     @property
     def is_label(self) -> bool:
         """Whether these are whole numbers of one axis, of which -1 says by itself that they are absent."""
-        return self.values.ndim == 1 and not self.values.is_floating_point()
+        return _is_label(self.values)
 
     def masked(self) -> Given:
         """The same with -1, or 0 of a float, in place of what is absent."""
@@ -154,9 +154,13 @@ class Conditions(Mapping[str, Any]):
         return self._each(lambda _, value: value.to(device))
 
 
+def _is_label(values: Tensor) -> bool:
+    return values.ndim == 1 and not values.is_floating_point()
+
+
 def absent(value: Given | Tensor) -> Given | Tensor:
     """A condition that is missing in every row; a label, int64 (B,), stays a tensor."""
-    if isinstance(value, Tensor) and value.ndim == 1 and not value.is_floating_point():
+    if isinstance(value, Tensor) and _is_label(value):
         return torch.full_like(value, -1)
     return Given.of(value).null()
 
@@ -177,8 +181,14 @@ def network_inputs(cond: Mapping[str, Given | Tensor | None], masks: bool) -> di
     known = {name: value for name, value in cond.items() if value is not None}
     if not masks or not known:
         return {name: value.values if isinstance(value, Given) else value for name, value in known.items()}
-    given = {name: Given.of(value) for name, value in known.items()}
-    return {name: value.values for name, value in given.items()} | {"present": {k: v.present for k, v in given.items()}}
+    inputs: dict[str, Any] = {}
+    present: dict[str, Tensor] = {}
+    for name, value in known.items():
+        if isinstance(value, Tensor) and _is_label(value):
+            inputs[name], present[name] = value, value >= 0
+        else:
+            inputs[name], present[name] = Given.of(value)
+    return inputs | {"present": present}
 
 
 def hears_presence(net: nn.Module) -> bool:

@@ -91,6 +91,11 @@ class StableTarget:
     def __call__(self, at: Corrupted) -> tuple[Tensor, Tensor]:
         alpha, sigma = at.process.schedule(at.t)
         ratio = (alpha / sigma).clamp_max(_LARGEST_RATIO).to(at.x.device)
+        other = next((name for name in at.cond if name != "label"), None)
+        if other is not None:
+            raise SfumatoError(
+                f"A reference batch knows of labels alone, and the samples have {other!r}: leave it out."
+            )
         label = None if self.labels is None else at.cond.get("label")
         label = label.values if isinstance(label, Given) else label
         blocks = at.index // self.block

@@ -97,7 +97,7 @@ class TrainConfig:
     variance: str = "fixed"
     """Variance of the ancestral sampler's steps: fixed, or learned beside the signal by the hybrid loss."""
     drop: float = 0.1
-    """Fraction of the samples whose label is hidden, so that guidance works."""
+    """Fraction of the samples whose conditions are hidden, each and of several all, so that guidance works."""
     holdout: float = 0.05
     """Fraction of the samples held out for validation, chosen by a hash of each."""
     guidance: float = 2.5
