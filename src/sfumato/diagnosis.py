@@ -184,8 +184,10 @@ def _examined(
         early = f"since the network has hardly learned in {patient.steps} steps"
         known = dataclasses.replace(evidence, sample=sample, absent={**evidence.absent, "answers": early})
         return examine(known, subject, notes)
-    if not isinstance(model.process, Gaussian):
-        other = f"since they are about real numbers, and the states of {type(model.process).__name__} are others"
+    process = getattr(model, "process", None)
+    if not isinstance(process, Gaussian):
+        other = f"since they are about real numbers, and the states of {type(process).__name__} are others"
+        other = f"since a {type(model).__name__} has no noise levels" if process is None else other
         known = dataclasses.replace(evidence, sample=sample, absent={**evidence.absent, "answers": other})
         return examine(known, subject, notes)
     found = answers(model, source, asked, patient.times, seed, held=len(held) > 0 or not note)
@@ -197,7 +199,7 @@ def _fits(source: Source, model: Any) -> None:
     shape = getattr(model, "shape", None)
     if isinstance(shape, tuple) and shape != source.shape:
         raise SfumatoError(f"{source.name} has samples of shape {source.shape}, and those of the model are {shape}.")
-    numbers = isinstance(model.process, Gaussian)
+    numbers = isinstance(getattr(model, "process", None), Gaussian)
     if numbers and model.spec is None and not source.x.dtype.is_floating_point:
         raise SfumatoError(f"{source.name} holds whole numbers, and a model without a data spec cannot normalise them.")
 

@@ -322,7 +322,7 @@ def tree(thing: Any, of: str = "") -> Any:
         return [tree(each, of) for each in thing]
     if isinstance(thing, Mapping):
         return {str(key): tree(value, of) for key, value in thing.items()}
-    name = type(thing).__name__
+    name = name_of(thing)
     if hasattr(type(thing), "from_dict"):
         return {"name": name, "args": thing.to_dict()}
     args = _made_with(thing)
@@ -333,6 +333,11 @@ def tree(thing: Any, of: str = "") -> Any:
             f'constructor\'s arguments, or write @sf.register("network") above its class before it is made.'
         )
     return {"name": name, "args": {key: tree(value, name) for key, value in args.items()}}
+
+
+def name_of(thing: Any) -> str:
+    """The name of a thing's own class, also where its network is in shards, whose class torch makes of it."""
+    return next(kind.__name__ for kind in type(thing).__mro__ if not kind.__name__.startswith("FSDP"))
 
 
 def _made_with(thing: Any) -> dict[str, Any] | None:

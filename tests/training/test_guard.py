@@ -114,7 +114,7 @@ def faulty(monkeypatch):
     """Training on a network with a fault at chosen calls."""
 
     def use(bad: Bad) -> Bad:
-        built = nets.build
+        built = nets.named
 
         def build(*given, **how):
             net = built(*given, **how)
@@ -129,7 +129,7 @@ def faulty(monkeypatch):
             net.forward = forward
             return net
 
-        monkeypatch.setattr(nets, "build", build)
+        monkeypatch.setattr(nets, "named", build)
         return bad
 
     return use

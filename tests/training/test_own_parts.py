@@ -212,3 +212,12 @@ def test_every_loss_by_name_leaves_a_file_that_loads(tmp_path):
             assert sf.sample(made, 3, 2).shape == (3, 2), word
         else:
             assert made(X[:3]).shape == (3, 2), word
+
+
+def test_symbols_are_a_setting_and_a_healthy_run_of_them_has_no_faults(tmp_path):
+    for name in ("masked", "uniform"):
+        run = sf.train("digits", tmp_path / name, process=name, net="tiny", **SHORT)
+        assert run.denoiser.process.states == 17 and type(run.denoiser.process).__name__.lower() == name
+        assert not (run.path / "health.json").exists() and sf.doctor(run.path).healthy, name
+        assert sf.sample(run.denoiser, 3, 2, label="4").dtype == torch.uint8
+        assert type(sf.resume(run.path, steps=14).denoiser.process) is type(run.denoiser.process)

@@ -12,7 +12,7 @@ from torch import Tensor
 from sfumato import noise
 from sfumato.checks.answers import Answers
 from sfumato.checks.finding import Finding
-from sfumato.data import DataSpec
+from sfumato.data import DataSpec, Normaliser
 from sfumato.data.rows import Samples
 from sfumato.levels.information import Information
 
@@ -99,4 +99,11 @@ def draw(
     chosen = noise.permutation(seed, 0, len(rows))[:count].sort().values
     found = x[rows[chosen]].cpu()
     whole = found.isfinite().flatten(1).all(1) if found.is_floating_point() else torch.ones(count, dtype=torch.bool)
-    return Sample(found[whole], None if labels is None else labels[chosen][whole], spec, scale)
+    return Sample(found[whole], None if labels is None else labels[chosen][whole], _in_deviations(spec), scale)
+
+
+def _in_deviations(spec: DataSpec | None) -> DataSpec | None:
+    """The contract of symbols, which leaves them as they are, as one by which they are judged like other data."""
+    if spec is None or set(spec.normaliser.mean) != {0.0} or set(spec.normaliser.std) != {1.0}:
+        return spec
+    return dataclasses.replace(spec, normaliser=Normaliser.of(spec.statistics))

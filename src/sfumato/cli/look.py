@@ -22,6 +22,8 @@ def how_to_sample(model: str, facts: dict[str, Any]) -> list[str]:
     from sfumato.sampling import ARGUMENTS
     from sfumato.training import examples
 
+    if (other := examples.without_samples(model, facts)) is not None:
+        return ["To use it:", f"  {other}"]
     spec, scale = facts["spec"], facts["provenance"].get("guidance", 2.0)
     out = "grid.png" if (spec or {}).get("kind") == "image" else "samples.npz"
     return [

@@ -14,6 +14,7 @@ from sfumato.cli.run import Voice
 from sfumato.cli.sample import draw
 from sfumato.counting import Count, Pace
 from sfumato.machine.memory import limited
+from sfumato.registry import name_of
 from sfumato.training import examples
 from sfumato.training.console import Console
 from sfumato.training.control import say
@@ -54,7 +55,7 @@ def greet(voice: Voice) -> Callable[[Session], None]:
         parameters = sum(p.numel() for p in session.denoiser.parameters())
         budget = f"{session.config.steps:,} steps" if session.config.steps else f"{session.config.minutes:g} minutes"
         voice.note(
-            f"Training a {type(net).__name__} of {parameters:,} parameters for {budget} on "
+            f"Training a {name_of(net)} of {parameters:,} parameters for {budget} on "
             f"{session.source.name} ({len(session.source):,} samples), in {session.path}. Ctrl-C stops and saves."
         )
 
@@ -118,4 +119,6 @@ def next_steps(folder: str, facts: dict[str, Any], guidance: float) -> list[str]
     """Commands worth typing after a run."""
     out = "more.png" if (facts["spec"] or {}).get("kind") == "image" else "more.npz"
     where, one = shlex.quote(folder), examples.flags(facts["spec"], guidance)
+    if (other := examples.without_samples(folder, facts)) is not None:
+        return [other, f"sfumato info {where}"]
     return [f"sfumato sample {where} -n 64 --seed 1 -o {out}{one}", f"sfumato info {where}"]

@@ -131,7 +131,7 @@ def _end(session: Session, one: dict[str, int]) -> float:
     seconds = timed(session.end) + timed(lambda: write_report(path)) + timed(lambda: artefact.load(path))
     pictures = [_bytes(each) for each in sorted((path / "samples").glob("step_*.png"))]
     one["checkpoint"], one["model"] = _bytes(checkpoint.found(path)[0]), _bytes(path / artefact.FILE)
-    one["last_grid"] = pictures[-1]
+    one["last_grid"] = pictures[-1] if pictures else 0
     one["report"] = max(0, _bytes(path / "report.html") - round(BASE64 * sum(pictures)))
     one["settings"] += sum(_bytes(each) for each in path.glob("*.json"))
     one["copies"] = _bytes(path / "samples") - sum(pictures)
@@ -169,6 +169,9 @@ def _grids(session: Session, count: int, total: float, one: dict[str, int]) -> T
     one["grid"] = 0
     if not count:
         return Twice(0.0, 0.0)
+    if not hasattr(session.denoiser, "process"):
+        seconds = timed(session.reconstructions)
+        return Twice(seconds, seconds)
     layout, found = session.layout(total, False), []
     first = timed(lambda: found.append(session.grid(layout)))
     later = timed(lambda: session.grid(layout)) if count > 1 else first
@@ -221,6 +224,8 @@ def sample(job: dict[str, Any], free: dict[str, int | None]) -> dict[str, Any]:
     denoiser = artefact.load(job["run"], device=device)
     denoiser.compute_dtype = compute_dtype("auto", device)  # as the command does, whatever the training had
     assert denoiser.spec is not None
+    if not hasattr(denoiser, "process"):  # an autoencoder draws no samples
+        return {"number": 0, "steps": 0, "seconds": 0.0, "memory": _held(device) | free}
     classes = len(denoiser.spec.classes)
     number = 10 * classes if 0 < classes <= 20 else 64
     options: dict[str, Any] = {"guidance": settings.guidance} if classes else {}

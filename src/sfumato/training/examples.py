@@ -65,3 +65,11 @@ def python(spec: Mapping[str, Any] | None, guidance: float, model: str, taken: C
     scale = usual_scale({name: each for name, each in _conditions(spec).items() if name in given}, float(guidance))
     model = model if scale is None else f"sf.guide({model}, {scale!r})"
     return f"sf.sample({model}, 64, {', '.join(words)})"
+
+
+def without_samples(model: str, facts: Mapping[str, Any]) -> str | None:
+    """What to do in Python with a model that draws no samples, an autoencoder; None for one that does."""
+    if facts["process"] is not None:
+        return None
+    use = "y = model.encode(x); x = model.decode(y)" if facts["model"]["name"] == "Codec" else "x = model(z)"
+    return f"import sfumato as sf; model = sf.load({model!r}); {use}"
