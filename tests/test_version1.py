@@ -41,7 +41,7 @@ def test_a_file_says_what_it_is(name):
     words = "\n".join(artefact.describe(HERE / f"v1_{name}.safetensors"))
     said = {
         "classes": ["a MLP of", "predicts v under the Shifted schedule", "1,234 samples", "Solver plan '6'", "green"],
-        "learned_variance": ["a UNet of", "predicts eps and the variance of a step under the LinearBeta schedule"],
+        "learned_variance": ["a UNet of", "predicts v and the variance of a step under the LinearBeta schedule"],
         "energy": ["an energy made of a MLP", "predicts F under the VE schedule", "format 1"],
     }
     for phrase in said[name]:

@@ -125,8 +125,9 @@ def _tree_of_version_1(contract: Mapping[str, Any]) -> dict[str, Any]:
         return {"name": "Codec", "args": args}
     plans = {name: {"name": "Plan", "args": plan} for name, plan in contract["plans"].items()}
     # files from before there was a choice of the variance do not say it
-    said = {name: contract[name] for name in ("process", "target", "sigma_data", "variance") if name in contract}
-    return {"name": "Denoiser", "args": {**args, **said, "plans": plans}}
+    said = {name: contract[name] for name in ("target", "sigma_data", "variance") if name in contract}
+    process = {"name": contract["process"]["name"], "args": {**contract["process"]["args"], **said}}
+    return {"name": "Denoiser", "args": {**args, "process": process, "plans": plans}}
 
 
 def _innermost(tree: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -156,7 +157,6 @@ def read_contract(path: str | os.PathLike[str]) -> dict[str, Any]:
     whole = _checked(written, path)
     prefix, args = _innermost(whole["model"])
     spec, process = args.get("spec"), args.get("process")
-    inner = {} if process is None else process["args"]
     spec = None if spec is None else spec["args"]
     classes = (spec or {}).get("classes")  # which stand alone in format 1
     counted = [entry for name, entry in header.items() if name.startswith(prefix)]
@@ -166,7 +166,7 @@ def read_contract(path: str | os.PathLike[str]) -> dict[str, Any]:
         "hash": written["hash"],
         "spec": spec,
         "process": process,
-        **{name: args.get(name, inner.get(name)) for name in ("target", "sigma_data", "variance")},
+        **{name: (process or {"args": {}})["args"].get(name) for name in ("target", "sigma_data", "variance")},
         "net": args.get("net"),
         "conditions": (spec or {}).get("conditions") or ({"label": {"classes": classes}} if classes else {}),
         "plans": {name: plan["args"] for name, plan in (args.get("plans") or {}).items()},
