@@ -83,8 +83,11 @@ def test_rows_may_be_advanced_in_any_order(model):
         order = itertools.cycle(([3, 1], [0, 1, 2, 3, 4, 5], [5], [4, 0, 3], None, [2, 5, 1]))
         while not walk.done:
             rows = next(order)
-            before = walk.call
-            walk.advance(rows)
+            before, z, t = walk.call, walk.z, walk.t
+            belief = walk.advance(rows)
+            who = [i for i in range(6) if i in (rows or range(6)) and before[i] < plan.calls]
+            if who:
+                torch.testing.assert_close(belief.x, model(z[who], t[who], label=label[who]).x, rtol=0, atol=1e-12)
             moved = (walk.call - before).tolist()
             assert moved == [int(i in (rows or range(6)) and before[i] < plan.calls) for i in range(6)], name
         torch.testing.assert_close(walk.z, whole, rtol=0, atol=1e-9, msg=name)
@@ -152,6 +155,17 @@ def test_walks_of_different_plans_share_their_calls(model):
     for walk, whole in zip(walks, wanted, strict=True):
         torch.testing.assert_close(walk.z, whole, rtol=0, atol=1e-5)
     together(walks)  # nothing is left to do
+    plan = DDPM().plan(CURVE, 3)
+    told, free = (
+        plan.start(model, starts(2), draws(2), label=torch.tensor([1, 0])),
+        plan.start(model, starts(2), draws(2)),
+    )
+    while not told.done:
+        together([free, told])
+    torch.testing.assert_close(
+        told.z, end(plan, model, starts(2), draws(2), label=torch.tensor([1, 0])), rtol=0, atol=1e-9
+    )
+    torch.testing.assert_close(free.z, end(plan, model, starts(2), draws(2)), rtol=0, atol=1e-9)
     with pytest.raises(SfumatoError, match="one model"):
         together([DDIM().plan(CURVE, 3).start(one, starts(2)) for one in (model, counted)])
 

@@ -7,11 +7,12 @@ A line of a multistep method sees the past through one value of its row for each
 one proportion and one m_j is kept of them. The m_j lie side by side in one buffer, and a line is one product of that
 buffer with its coefficients: two operations a step, of whatever order. A call whose proportions differ keeps both.
 Coefficients are applied in the dtype of the state, float32 at least; one that is a vector over the basis keeps z_j and
-x_j themselves. Rows that stand at different calls take the same program by tables, each at its own line (`ragged`).
+x_j themselves.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import math
@@ -50,22 +51,6 @@ class Move(NamedTuple):
     a: Any
     b: Any
     past: tuple[tuple[int, Any], ...]
-    noise: Coefficient
-
-
-class Tables(NamedTuple):
-    """A program by line: a, b, noise (L, *basis), weights of the memories (L, slots, *basis), and what to keep of them.
-
-    m = hold m + z_part z + x_part x, each (L, slots).
-    """
-
-    a: Tensor
-    b: Tensor
-    noise: Tensor
-    weights: Tensor
-    hold: Tensor
-    z_part: Tensor
-    x_part: Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,23 +75,6 @@ class Program:
         own = [move.a or move.b for move in self.moves] if self.numbers else []
         return torch.tensor(own, dtype=torch.float64)
 
-    @functools.cached_property
-    def tables(self) -> Tables:
-        past = [dict(move.past).get(slot, 0.0) for move in self.moves for slot in range(self.slots)]
-        weights = _stacked(past)
-        kept = [{m.slot: (0.0, m.z_part, m.x_part) for m in move.keep} for move in self.moves]
-        parts = [[k.get(slot, (1.0, 0.0, 0.0)) for slot in range(self.slots)] for k in kept]
-        hold, z, x = torch.tensor(parts, dtype=torch.float64).reshape(len(parts), self.slots, 3).unbind(-1)
-        a, b, noise = (_stacked([getattr(move, name) for move in self.moves]) for name in ("a", "b", "noise"))
-        return Tables(a, b, noise, weights.reshape(len(self.moves), self.slots, *weights.shape[1:]), hold, z, x)
-
-
-def _stacked(coefficients: Sequence[Coefficient]) -> Tensor:
-    """(L, *basis), float64."""
-    if not coefficients:
-        return torch.zeros(0, dtype=torch.float64)
-    return torch.stack(torch.broadcast_tensors(*(torch.as_tensor(c, dtype=torch.float64) for c in coefficients)))
-
 
 def compiled(lines: Sequence[Linear]) -> Program:
     """Which memories each call leaves, in which rows of the buffer, and each line in terms of them."""
@@ -123,7 +91,7 @@ def compiled(lines: Sequence[Linear]) -> Program:
         past = [
             term for j, memories in live.items() for term in _through(memories, line.z.get(j, 0.0), line.x.get(j, 0.0))
         ]
-        moves.append(_move(tuple(kept), line.z.get(k, 0.0), line.x.get(k, 0.0), past, line.noise))
+        moves.append(_move(tuple(kept), line.z.get(k, 0.0), line.x.get(k, 0.0), past))
         live[k] = tuple(kept)
         for j in [j for j in live if last[j] <= k]:
             free += [memory.slot for memory in live.pop(j)]
@@ -163,16 +131,14 @@ def _through(memories: Sequence[Memory], z: Coefficient, x: Coefficient) -> list
     return [(m.slot, c) for m, c in zip(memories, (z, x), strict=False) if is_nonzero(c)]
 
 
-def _move(
-    kept: tuple[Memory, ...], a: Coefficient, b: Coefficient, past: list[tuple[int, Coefficient]], noise: Coefficient
-) -> Move:
+def _move(kept: tuple[Memory, ...], a: Coefficient, b: Coefficient, past: list[tuple[int, Coefficient]]) -> Move:
     """A line whose own x comes from the memory that was just kept, where one operation is saved by it."""
     if len(kept) == 1 and is_nonzero(b) and abs(kept[0].z_part) <= _AMPLIFIED * abs(kept[0].x_part):
         (m,) = kept
-        return Move(kept, a - b * m.z_part / m.x_part, 0.0, ((m.slot, b / m.x_part), *past), noise)
+        return Move(kept, a - b * m.z_part / m.x_part, 0.0, ((m.slot, b / m.x_part), *past))
     if len(kept) == 2 and is_nonzero(b):
-        return Move(kept, a, 0.0, ((kept[1].slot, b), *past), noise)
-    return Move(kept, a, b, tuple(past), noise)
+        return Move(kept, a, 0.0, ((kept[1].slot, b), *past))
+    return Move(kept, a, b, tuple(past))
 
 
 def _plus(out: Tensor, c: Coefficient, y: Tensor) -> Tensor:
@@ -245,27 +211,12 @@ class Arithmetic:
             out = _plus(out, c, self.graph[slot])
         return out
 
-    def ragged(self, lines: Tensor, rows: Tensor, z: Tensor, x: Tensor) -> Tensor:
-        """The next states of some rows, z and x (R, *shape), each at a line of its own."""
-        z, x, table = z.to(self.dtype), x.to(self.dtype), self.program.tables
+    def part(self, rows: Tensor) -> Arithmetic:
+        """The same at work on some rows, with what it remembers of them."""
+        part = copy.copy(self)
+        part._hold(self.memory.index_select(1, rows.to(self._memory.device)))
+        return part
 
-        def of(values: Tensor, each: int) -> Tensor:
-            """(R, 1.., *basis) of a coefficient, (slots, R, 1.., *basis) of those of memories (`each` = 1)."""
-            own = values[lines].to(z)
-            own = own.reshape(*own.shape[: 1 + each], *([1] * (z.ndim - own.ndim + each)), *own.shape[1 + each :])
-            return own.transpose(0, 1) if each else own
-
-        memory = self.memory
-        kept = of(table.hold, 1) * memory[:, rows] + of(table.z_part, 1) * z + of(table.x_part, 1) * x
-        out = of(table.a, 0) * z + of(table.b, 0) * x + (of(table.weights, 1) * kept).sum(0)
-        self._hold(memory.index_copy(1, rows.to(memory.device), kept))
-        return out.to(self.result)
-
-    def noise(self, lines: Tensor, like: Tensor) -> Tensor:
-        """The noise's coefficients of rows at these lines, to multiply `like`."""
-        own = self.program.tables.noise[lines].to(like)
-        return own.reshape(len(lines), *([1] * (like.ndim - own.ndim)), *own.shape[1:])
-
-    def select(self, index: Tensor) -> None:
-        """The same for these rows alone, in this order; a row may come twice."""
-        self._hold(self.memory.index_select(1, index.to(self._memory.device)))
+    def take(self, rows: Tensor, part: Arithmetic) -> None:
+        """Remember of these rows what a part of it does."""
+        self._hold(self.memory.index_copy(1, rows.to(self._memory.device), part.memory))

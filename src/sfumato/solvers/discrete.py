@@ -43,9 +43,9 @@ class Ancestral(Solver):
     eta: float = 1.0
 
     def build(self, b: Builder) -> Plan:
-        draws = self.eta != 0 or schedule_of(b.process) is None
+        sums = schedule_of(b.process) is not None
         for t in b.nodes[:-1]:
-            b.times.append(t)
-            b.jump(Bridge(self.eta, draws))
-        name = "Ancestral" if self.eta == 1 else f"Ancestral(eta={self.eta:g})"
-        return Plan(name, len(b.times), tuple(b.times), b.nodes[-1], (), tuple(b.lines))
+            b.call(t)
+            b.jump(Bridge(self.eta, draws=self.eta != 0 or not sums))
+        plan = b.plan("Ancestral" if self.eta == 1 else f"Ancestral(eta={self.eta:g})", 1)
+        return plan if sums else dataclasses.replace(plan, path=())

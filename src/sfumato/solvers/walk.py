@@ -6,21 +6,23 @@
 
 `Plan.run` is its plain use, and the loop of every sampler. Between two calls rows may be chosen and doubled (`select`,
 for resampling), left out (`drop`) or left behind (`advance(rows)`); `together` makes one call for several walks.
-While all rows stand at one call the model gets its time as a number, else (B,).
+While all rows stand at one call the model gets its time as a number, else (B,), and rows of one call move together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from sfumato.conditions import Given, absent, joined
 from sfumato.errors import SfumatoError
 from sfumato.solvers.arithmetic import Arithmetic
-from sfumato.solvers.draws import AnyNoise, as_source, drawn, for_belief, normal_like, renumbered
-from sfumato.solvers.lines import Corrector, Jump, Linear
+from sfumato.solvers.draws import AnyNoise, as_source, drawn, for_belief, renumbered
+from sfumato.solvers.lines import Corrector, Linear
 from sfumato.state import State, cat_states, first_leaf, map_state, rows_of
 
 if TYPE_CHECKING:
@@ -69,128 +71,106 @@ class Walk:
         """Whether all rows are."""
         return self._call == self._last if isinstance(self._call, int) else bool(self.ended.all())
 
+    @property
+    def corrects(self) -> bool:
+        """Whether all rows stand at a `Corrector`."""
+        return isinstance(self._call, int) and isinstance(self.plan.lines[self._call], Corrector)
+
     def advance(self, rows: Tensor | Sequence[int] | None = None) -> Any:
         """One call of the model for all rows that are not at their end, or for these of them; the belief of the call.
 
-        A `Corrector` calls the model as it likes: the belief is that of its first call, and None where rows of several
-        calls moved and no other line was among theirs.
+        Its rows stand in the order of the walk's. A `Corrector` calls the model as it likes: the belief is that of its
+        first call, and None where rows stand at several calls and only such lines move.
         """
         k = self._call
         if rows is not None or type(k) is not int:
-            return self._advance_some(rows)
+            belief, moved = _advance([(self, self._due(rows))])
+            return None if belief is None else belief.rows(torch.argsort(torch.cat(moved)))
         if k == self._last:
             return None
-        line, t, s, plain, noisy = self._agenda[k]
+        line, t, _, plain, noisy = self._agenda[k]
         if plain:
             z = self.z
             belief = self.model(z, t, **self.cond)
             z = self._single.step(k, z, belief.x) if self._single is not None else self._leaves(k, z, belief.mean)
             self.z = self._noised(k, line, z) if noisy else z
-        else:
-            belief = self._stepped(k, line, t, s)
-        self._call = k + 1
+            self._call = k + 1
+            return belief
+        if isinstance(line, Corrector):
+            return self._correct()
+        belief = self.model(self.z, t, **self.cond)
+        self._follow(belief)
         return belief
+
+    def _follow(self, belief: Any) -> None:
+        """The step of the one call that all rows stand at, by the belief about them."""
+        assert isinstance(self._call, int)
+        k, z, (line, _, s, plain, noisy) = self._call, self.z, self._agenda[self._call]
+        if plain:
+            z = self._leaves(k, z, belief.x if isinstance(z, Tensor) else belief.mean)
+            self.z = self._noised(k, line, z) if noisy else z
+        else:
+            if self._sums is not None:
+                map_state(lambda sums, z, x: sums.remember(k, z, x), self._sums, z, belief.mean)
+            noise = for_belief(self.noise.at(k), z) if self.noise is not None and line.draws else None
+            self.z = line(z, belief, s, noise)
+        self._call = k + 1
+
+    def _correct(self) -> Any:
+        """The same of a `Corrector`; its first belief."""
+        assert isinstance(self._call, int)
+        line, t, s, *_ = self._agenda[self._call]
+        noise = self.noise.at(self._call) if self.noise is not None and line.draws else None
+        model = Watched(self.model, self.cond)
+        self.z, self._carried = line(model, self.z, t, s, self._carried, noise)
+        self._call += 1
+        return model.belief
 
     def _leaves(self, k: int, z: State, x: State) -> State:
         return map_state(lambda sums, z, x: sums.step(k, z, x), self._sums, z, x)
 
-    def _stepped(self, k: int, line: Any, t: float, s: float) -> Any:
-        """Call k of a line that is no sum, for all rows at once; its belief."""
-        z, noise = self.z, self.noise.at(k) if self.noise is not None and line.draws else None
-        if isinstance(line, Corrector):
-            watched = Watched(self.model, self.cond)
-            self.z, self._carried = line(watched, z, t, s, self._carried, noise)
-            return watched.belief
-        belief = self.model(z, t, **self.cond)
-        if self._sums is not None:
-            map_state(lambda sums, z, x: sums.remember(k, z, x), self._sums, z, _mean(belief, z))
-        self.z = line(z, belief, s, None if noise is None else for_belief(noise, z))
-        return belief
-
     def _noised(self, k: int, line: Linear, z: State) -> State:
-        """A new state with the noise of call k, for all rows at once."""
+        """A new state with the noise of call k."""
         assert self.noise is not None
         n, c = drawn(self.noise, k, z), line.noise
         if isinstance(z, Tensor) and not z.requires_grad and not isinstance(c, Tensor):
             return z.add_(n, alpha=c)
         return map_state(lambda z, n: z + (c.to(z) if isinstance(c, Tensor) else c) * n, z, n)
 
-    # Rows that stand at different calls
-
-    def _advance_some(self, rows: Tensor | Sequence[int] | None) -> Any:
-        index = self._due(rows)
-        if not len(index):
-            return None
-        z, t, cond = self._ask(index)
-        belief = self.model(z, t, **cond)
-        self._tell(index, belief)
-        return belief
-
-    def _due(self, rows: Tensor | Sequence[int] | None = None) -> Tensor:
-        """Which rows want a call, of all or of these; those of them that stand at a `Corrector` have moved."""
+    def _due(self, rows: Tensor | Sequence[int] | None = None) -> list[Tensor]:
+        """The rows that are to move, of all or of these, those of one call together."""
         live = ~self.ended
         index = torch.nonzero(live)[:, 0] if rows is None else torch.as_tensor(rows, dtype=torch.int64)
         if len(index.unique()) < len(index):
             raise SfumatoError("A row makes one call at a time: the rows to advance are not all different.")
         index = index[live[index]]
         call = self.call[index]
-        alone = [k for k in call.unique().tolist() if isinstance(self.plan.lines[k], Corrector)]
-        for k in alone:
-            self._correct(k, index[call == k])
-        return index[~torch.isin(call, torch.tensor(alone))] if alone else index
+        return [index[call == k] for k in call.unique().tolist()]
 
-    def _correct(self, k: int, rows: Tensor) -> None:
-        """The step of call k, a `Corrector`, of some rows."""
-        line, t, s, *_ = self._agenda[k]
-        noise = self.noise.rows(rows).at(k) if self.noise is not None and line.draws else None
-        carried = None if self._carried is None else rows_of(self._carried, rows)
-        model = Watched(self.model, _rows(self.cond, rows))
-        z, carried = line(model, rows_of(self.z, rows), t, s, carried, noise)
-        if carried is not None:
-            if self._carried is None:
-                self._carried = map_state(lambda part: part.new_zeros(len(self), *part.shape[1:]), carried)
-            self._carried = map_state(lambda old, new: _put(old, rows, new), self._carried, carried)
-        self._move(rows, z)
-
-    def _ask(self, rows: Tensor) -> tuple[State, Tensor | float, dict[str, Any]]:
-        """What the model is asked about some rows."""
-        call = self.call[rows]
-        return rows_of(self.z, rows), _one(self.plan.moments[call]), _rows(self.cond, rows)
-
-    def _tell(self, rows: Tensor, belief: Any) -> None:
-        """Move these rows by the belief about them."""
-        call, old = self.call[rows], rows_of(self.z, rows)
-        noise = self.noise.rows(rows).at(call) if self.noise is not None and self.plan.stochastic else None
-        new = old
+    def _part(self, index: Tensor) -> Walk:
+        """A walk of some rows, in this order."""
+        part = copy.copy(self)
+        part.z, part.cond = rows_of(self.z, index), {name: _cut(value, index) for name, value in self.cond.items()}
         if self._sums is not None:
-            new = map_state(lambda sums, z, x: sums.ragged(call, rows, z, x), self._sums, old, _mean(belief, old))
-            if noise is not None and any(self._agenda[k].noisy for k in call.tolist()):
-                xi = normal_like(noise, old)
-                new = map_state(lambda sums, z, n: z + sums.noise(call, z) * n, self._sums, new, xi)
-        for line, some in self._jumps(call):
-            z = rows_of(old, some)
-            source = for_belief(noise.rows(some), z) if noise is not None and line.draws else None
-            part = line(z, belief.rows(some), _one(self.plan.moments[call[some] + 1]), source)
-            new = map_state(lambda whole, part, some=some: _put(whole, some, part), new, part)
-        self._move(rows, new)
+            part._sums = map_state(lambda sums: sums.part(index), self._sums)
+            part._single = part._sums if isinstance(part.z, Tensor) else None
+        if self._carried is not None:
+            part._carried = rows_of(self._carried, index)
+        if self.noise is not None and self.plan.stochastic:
+            part.noise = self.noise.rows(index)
+        part._call = _one_call(self.call[index])
+        return part
 
-    def _jumps(self, call: Tensor) -> list[tuple[Jump, Tensor]]:
-        """Each `Jump` that is due, with the places of its rows."""
-        found: dict[Jump, list[int]] = {}
-        for i, k in enumerate(call.tolist()):
-            line = self.plan.lines[k]
-            if isinstance(line, Jump):
-                found.setdefault(line, []).append(i)
-        return [(line, torch.tensor(places)) for line, places in found.items()]
-
-    def _move(self, rows: Tensor, new: State) -> None:
-        """Put rows in their new place; where all stand at one call then, they are one again."""
-        call = self.call.clone()
-        call[rows] += 1
-        self.z = map_state(lambda z, part: _put(z, rows, part), self.z, new)
-        self._call = _together(call)
-
-    # Other rows
+    def _take(self, rows: Tensor, part: Walk) -> None:
+        """Rows that have moved, back in their places."""
+        self.z = map_state(lambda old, new: _put(old, rows, new), self.z, part.z)
+        if self._sums is not None:
+            map_state(lambda sums, new: sums.take(rows, new), self._sums, part._sums)
+        if part._carried is not None and self._carried is None:
+            self._carried = map_state(lambda new: new.new_zeros(len(self), *new.shape[1:]), part._carried)
+        if part._carried is not None:
+            self._carried = map_state(lambda old, new: _put(old, rows, new), self._carried, part._carried)
+        self._call = _one_call(_put(self.call, rows, part.call))
 
     def select(self, index: Tensor | Sequence[int], samples: Tensor | Sequence[int] | None = None) -> None:
         """The walk of these rows, in this order; a row may come twice, and one that does not come is left out.
@@ -198,17 +178,9 @@ class Walk:
         History, conditions and noise go along, so that a row's samples stay what they were. samples: numbers of the
         samples that the rows draw their noise as from here on, by which twins part.
         """
-        index = torch.as_tensor(index, dtype=torch.int64)
-        self.z, self.cond = rows_of(self.z, index), _rows(self.cond, index)
-        if self._sums is not None:
-            map_state(lambda sums: sums.select(index), self._sums)
-        if self._carried is not None:
-            self._carried = rows_of(self._carried, index)
-        if isinstance(self._call, Tensor):
-            self._call = _together(self._call[index])
-        if self.noise is not None and self.plan.stochastic:
-            new = None if samples is None else torch.as_tensor(samples, dtype=torch.int64)
-            self.noise = self.noise.rows(index) if new is None else renumbered(self.noise, new)
+        self.__dict__.update(self._part(torch.as_tensor(index, dtype=torch.int64)).__dict__)
+        if samples is not None and self.noise is not None:
+            self.noise = renumbered(self.noise, torch.as_tensor(samples, dtype=torch.int64))
 
     def drop(self, rows: Tensor | Sequence[int]) -> None:
         """Leave rows out; the others keep their order."""
@@ -219,21 +191,39 @@ class Walk:
 
 def together(walks: Sequence[Walk]) -> None:
     """Advance all rows of several walks of one model, of whatever plans and seeds, by one call for all of them."""
-    due = [(walk, walk._due()) for walk in walks]
-    due = [(walk, rows) for walk, rows in due if len(rows)]
-    if not due:
-        return
-    first = due[0][0]
-    if any(walk.model is not first.model or walk.cond.keys() != first.cond.keys() for walk, _ in due):
-        raise SfumatoError("Walks that share a call need one model, and conditions of the same names.")
-    states, times, conds = zip(*(walk._ask(rows) for walk, rows in due), strict=True)
-    sizes = [len(rows) for _, rows in due]
-    t = torch.cat([torch.as_tensor(t, dtype=torch.float64).expand(n) for t, n in zip(times, sizes, strict=True)])
-    belief = first.model(cat_states(states), _one(t), **_joined(conds))
+    if any(walk.model is not walks[0].model for walk in walks):
+        raise SfumatoError("Walks that share a call need one model.")
+    _advance([(walk, walk._due()) for walk in walks])
+
+
+def _advance(due: Sequence[tuple[Walk, Sequence[Tensor]]]) -> tuple[Any, list[Tensor]]:
+    """Move these groups of rows of walks by one call of their model; its belief, and the rows that it is about."""
+    groups = [(walk, rows, walk._part(rows)) for walk, each in due for rows in each]
+    asking = [(rows, part) for _, rows, part in groups if not part.corrects]
+    belief: Any = _belief([part for _, part in asking]) if asking else None
     start = 0
-    for (walk, rows), n in zip(due, sizes, strict=True):
-        walk._tell(rows, belief.rows(slice(start, start + n)))
-        start += n
+    for walk, rows, part in groups:
+        if part.corrects:
+            part._correct()
+        else:
+            part._follow(belief.rows(slice(start, start + len(rows))))
+            start += len(rows)
+        walk._take(rows, part)
+    return belief, [rows for rows, _ in asking]
+
+
+def _belief(walks: Sequence[Walk]) -> Any:
+    """What their model believes about the rows of all, one walk after the other."""
+    examples = {name: value for walk in walks for name, value in walk.cond.items()}
+
+    def of(walk: Walk, name: str) -> Any:  # a condition that a walk has not got is absent in its rows
+        missing = torch.zeros(len(walk), dtype=torch.int64)
+        return walk.cond[name] if name in walk.cond else absent(_cut(examples[name], missing))
+
+    cond = {name: joined([of(walk, name) for walk in walks]) for name in examples}
+    t = torch.cat([walk.t for walk in walks])
+    time = float(t[0]) if bool((t == t[0]).all()) else t
+    return walks[0].model(cat_states([walk.z for walk in walks]), time, **cond)
 
 
 class Watched:
@@ -252,16 +242,7 @@ class Watched:
         return getattr(self.model, name)
 
 
-def _mean(belief: Any, z: State) -> State:
-    return belief.x if isinstance(z, Tensor) else belief.mean
-
-
-def _one(t: Tensor) -> Tensor | float:
-    """Times (B,), or the one that they all are."""
-    return float(t[0]) if bool((t == t[0]).all()) else t
-
-
-def _together(call: Tensor) -> Tensor | int:
+def _one_call(call: Tensor) -> Tensor | int:
     return int(call[0]) if len(call) and bool((call == call[0]).all()) else call
 
 
@@ -269,19 +250,5 @@ def _put(whole: Tensor, rows: Tensor, part: Tensor) -> Tensor:
     return whole.index_copy(0, rows.to(whole.device), part.to(whole.dtype))
 
 
-def _rows(cond: Mapping[str, Any], index: Tensor) -> dict[str, Any]:
-    return {name: _each(value, lambda part: part[index]) for name, value in cond.items()}
-
-
-def _each(value: Any, f: Callable[[Any], Any]) -> Any:
-    """Of a condition's tensor, or of all that a tuple of values and presence holds."""
-    return type(value)(*map(f, value)) if isinstance(value, tuple) else f(value)
-
-
-def _joined(conds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    out = {}
-    for name, first in conds[0].items():
-        values = [cond[name] for cond in conds]
-        tuples = isinstance(first, tuple)
-        out[name] = type(first)(*map(torch.cat, zip(*values, strict=True))) if tuples else torch.cat(values)
-    return out
+def _cut(value: Given | Tensor, index: Tensor) -> Any:
+    return value.rows(index) if isinstance(value, Given) else value[index]
