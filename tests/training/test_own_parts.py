@@ -13,6 +13,7 @@ from sfumato.training.checkpoint import latest
 
 SHORT = {"steps": 12, "batch": 16, "precision": "float32", "sample_every": 0, "snapshots": 0, "optimizer": "adamw"}
 X = torch.randn(120, 2, generator=torch.Generator().manual_seed(0)) @ torch.tensor([[2.0, 0.0], [1.0, 0.3]])
+BITS = (X > 0).to(torch.uint8)
 Y = [f"kind {i % 3}" for i in range(120)]
 
 
@@ -193,20 +194,21 @@ LOSSES = {
     "score-matching": "Denoiser", "score-matching(form=implicit)": "Denoiser",
     "score-matching(form=denoising)": "Denoiser",
     "denoising-autoencoder(sigma=0.5)": "Denoiser", "denoising-autoencoder(masking=0.3)": "DenoisingAutoencoder",
-    "autoencoding(beta=0.5)": "Codec",
+    "autoencoding(beta=0.5)": "Codec", "nonequilibrium(steps=8)": "Denoiser",
 }  # fmt: skip
 
 
 def test_every_loss_by_name_leaves_a_file_that_loads(tmp_path):
     assert {registry.bare(word) for word in LOSSES} == set(registry.names("loss")) - {"robust"}
     for i, (word, kind) in enumerate(LOSSES.items()):
-        settings = {"variance": "learned", "times": "uniform"} if word.startswith("hybrid") else {}
+        settings = {"hybrid": {"variance": "learned", "times": "uniform"}, "nonequilibrium": {"process": "uniform"}}
+        settings, data = settings.get(registry.bare(word), {}), BITS if word.startswith("none") else X
         net = "auto" if kind == "Codec" else "MLP(width=16, depth=1)"
-        run = sf.train(X, tmp_path / str(i), loss=word, net=net, **settings, **SHORT)
+        run = sf.train(data, tmp_path / str(i), loss=word, net=net, **settings, **SHORT)
         made = sf.load(run.path)
         assert type(made).__name__ == kind, word
         assert run.metrics[-1]["valid_raw"] > 0 or word.startswith("score"), word
-        again = sf.resume(run.path, data=X, steps=14)
+        again = sf.resume(run.path, data=data, steps=14)
         assert type(again.denoiser).__name__ == kind, word
         if kind == "Denoiser":
             assert sf.sample(made, 3, 2).shape == (3, 2), word

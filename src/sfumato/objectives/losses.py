@@ -19,6 +19,7 @@ from sfumato.objectives.denoising import denoising_loss
 from sfumato.objectives.history import LossHistory
 from sfumato.objectives.hybrid import STEPS, Defensive, hybrid_loss, vlb_loss
 from sfumato.objectives.loss import Levels, Loss
+from sfumato.objectives.nonequilibrium import nonequilibrium_loss
 from sfumato.objectives.teacher import Clean
 from sfumato.objectives.times import TimeDensity, UniformLogSNR, UniformTime
 from sfumato.objectives.vae import COMMITMENT, elbo_loss, vq_loss
@@ -270,6 +271,24 @@ class Autoencoding(Loss):
             code = QuantisedCode(*(batch.world.whole(torch.cat(each)) for each in zip(*parts, strict=True)))
             self.restarted += self._quantiser[0].learn(code)
         self._seen.clear()
+
+
+@register("loss", "nonequilibrium")
+@final
+class Nonequilibrium(Loss):
+    """-K in nats a symbol, the bound of `steps` levels of a process of symbols (1503.03585), for `process="uniform"`.
+
+    Each sample of a batch takes one level, at its place u in (0, 1), so that a batch spreads over all of them.
+    """
+
+    def __init__(self, steps: int = 32, seed: int = 0) -> None:
+        super().__init__()
+        self.steps, self.seed = steps, seed
+
+    def losses(self, model: Any, batch: Any) -> Tensor:
+        x = model.process.data(batch.x)
+        nats = nonequilibrium_loss(model, x, self.steps, batch.u, self.seed, batch.index, cond=batch.cond)
+        return nats / x[0].numel()
 
 
 @final
