@@ -105,7 +105,7 @@ def settled(source: Source, said: Mapping[str, str] | None = None, known: bool =
     same = len(kept) == len(source.conditions) and all(kept[name] is source.conditions[name] for name in kept)
     if same:
         return source
-    notes += [*_questioned(kept), *_told(kept, source.conditions), *not_used(unread)]
+    notes += [*_questioned(kept), *_told(kept), *not_used(unread)]
     return replace(source.having(kept), notes=[*source.notes, *notes])
 
 
@@ -237,18 +237,18 @@ def _questioned(kept: Mapping[str, Column]) -> list[str]:
     return notes
 
 
-def _told(kept: Mapping[str, Column], before: Mapping[str, Column]) -> list[str]:
+def _told(kept: Mapping[str, Column]) -> list[str]:
     """A note on what was understood, where it is more than classes, and on what is missing."""
     notes = []
     if set(kept) - {LABEL}:
-        notes.append(f"Conditions: {', '.join(f'{name} ({worded(found)})' for name, found in kept.items())}.")
+        notes.append(f"Conditions: {', '.join(f'{name} ({_worded(found)})' for name, found in kept.items())}.")
     missing = [f"{found.missing:,} of {name}" for name, found in kept.items() if found.missing]
     if missing:
         notes.append(f"Values that are missing: {', '.join(missing)}; these samples are trained on without them.")
     return notes
 
 
-def worded(found: Column) -> str:
+def _worded(found: Column) -> str:
     """A column in a few words."""
     if found.kind == "label":
         return f"label, {len(found.names or ()):,} classes"

@@ -291,7 +291,7 @@ class DataSpec:
 
 def fitted(name: str, column: "Column", rows: Tensor) -> Condition:
     """What a column declares: classes and range of all its values, mean and std of those of the rows named."""
-    if column.names is not None:
+    if column.names is not None and column.kind in ("", Label.kind):
         return Label(column.names)
     chosen = column.take(rows)
     try:
