@@ -35,7 +35,7 @@ def test_it_trains(density, weight):
     [
         ({"target": "eps", "weight": "min-snr"}, "zero signal"),
         ({"target": "velocity", "schedule": "sigmoid"}, "infinite at t = 1"),
-        ({"weight": "sigmoid(bais=2)"}, "sigmoid takes bias"),
+        ({"weight": "sigmoid(bais=2)"}, "did you mean 'bias'"),
         ({"times": "mode(s=3)"}, "-1 <= s"),
         ({"times": "logit-normal(mean=500)"}, "no mass between"),
         ({"times": "adaptive"}, "needs a weight"),
