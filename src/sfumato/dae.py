@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato import noise
-from sfumato.conditions import hears_presence, network_inputs
+from sfumato.conditions import network_inputs
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
 from sfumato.process import Gaussian
@@ -128,7 +128,7 @@ class DenoisingAutoencoder(nn.Module):
 
     def forward(self, z: Tensor, **cond: Any) -> Tensor:
         """D(z), like z."""
-        return self.net(*self._scaled(z), **network_inputs(cond, hears_presence(self.net))).to(z.dtype)
+        return self.net(*self._scaled(z), **network_inputs(cond, self.net)).to(z.dtype)
 
     def encode(self, x: Tensor) -> Tensor:
         """The representation (B, code) of x as it is given, clean or corrupted.

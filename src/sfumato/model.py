@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.belief import Belief, Estimate
-from sfumato.conditions import hears_presence, network_inputs
+from sfumato.conditions import network_inputs
 from sfumato.errors import SfumatoError
 from sfumato.process import Gaussian, Process
 from sfumato.process.protocol import noise_level as noise_level
@@ -167,7 +167,7 @@ class Denoiser(nn.Module):
         """The network's output as it is, in the dtype of its input (float32 at least)."""
         heard, level = self.process.inputs(z, t)
         level = level.expand(len(heard))
-        low, told = self.compute_dtype, network_inputs(cond, hears_presence(self.net))
+        low, told = self.compute_dtype, network_inputs(cond, self.net)
         if low is None and not torch.is_autocast_enabled(heard.device.type):
             return self.net(heard, level, **told).to(heard.dtype)
         with torch.autocast(heard.device.type, low or torch.bfloat16, enabled=low is not None):

@@ -5,6 +5,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from sfumato.conditions import Conditions, Given, Label, Scalar, Vector, network_inputs, resolve
 from sfumato.errors import SfumatoError
@@ -62,10 +63,32 @@ def test_rows_and_nulls():
 
 def test_a_network_hears_plain_tensors_and_masks_where_it_declares_them():
     cond = both()
-    plain = network_inputs(cond, masks=False)
+
+    class Plain(nn.Module):
+        def forward(self, x, level, label=None, mass=None):
+            return x
+
+    class Masked(nn.Module):
+        def forward(self, x, level, label=None, mass=None, present=None):
+            return x
+
+    class Around(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, *args, **cond):
+            return self.net(*args, **cond)
+
+    plain = network_inputs(cond, Plain())
     assert plain["label"].tolist() == [2, -1, 0] and set(plain) == {"label", "mass"}
-    assert network_inputs(cond, masks=True)["present"]["mass"].tolist() == [True, True, False]
-    assert network_inputs({}, masks=True) == {}
+    assert "present" not in network_inputs(cond, Around(Plain()))
+    for net in (Masked(), Around(Masked()), Around(Around(Masked()))):
+        assert network_inputs(cond, net)["present"]["mass"].tolist() == [True, True, False]
+        assert network_inputs({}, net) == {}
+    for net in (Plain(), Around(Plain())):
+        with pytest.raises(SfumatoError, match="hears no condition 'heat': give its forward"):
+            network_inputs({"heat": torch.ones(2)}, net)
 
 
 def test_the_door_speaks_user_units():

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from sfumato import noise
-from sfumato.conditions import Conditions, hears_presence, network_inputs
+from sfumato.conditions import Conditions, network_inputs
 from sfumato.errors import SfumatoError
 from sfumato.levels.draws import Trivial, evaluating
 from sfumato.nets.watching import watched
@@ -211,7 +211,7 @@ def _misheard(model: Any, z: Tensor, t: Tensor, cond: Conditions) -> Tensor:
     shifted = torch.where(level > 0, level - 0.5, level + 0.5).expand(len(z))
     low = model.compute_dtype
     with torch.autocast(z.device.type, low or torch.bfloat16, enabled=low is not None):
-        y = model.net(_times(c_in.expand(len(z)), z), shifted, **network_inputs(cond, hears_presence(model.net)))
+        y = model.net(_times(c_in.expand(len(z)), z), shifted, **network_inputs(cond, model.net))
     return y.to(z.dtype)[:, : z.shape[1]]
 
 
@@ -312,7 +312,7 @@ def deaf(model: Any, x: Tensor, cond: Mapping[str, Any], seed: int = 0) -> tuple
 
     def said(heard: Mapping[str, Any]) -> Tensor:
         c_in, level = model.scaling(t, z.device)
-        inputs = network_inputs(heard, hears_presence(model.net))
+        inputs = network_inputs(heard, model.net)
         y: Tensor = functional_call(model.net, moved, (_times(c_in, z), level), inputs)
         return y
 

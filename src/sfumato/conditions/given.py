@@ -173,13 +173,21 @@ def joined(values: Sequence[Given | Tensor]) -> Given | Tensor:
     return Given(torch.cat([part.values for part in parts]), torch.cat([part.present for part in parts]))
 
 
-def network_inputs(cond: Mapping[str, Given | Tensor | None], masks: bool) -> dict[str, Any]:
-    """What a network is called with: name -> values, and with `masks` also present={name: bool (B,)}.
+def network_inputs(cond: Mapping[str, Given | Tensor | None], net: nn.Module) -> dict[str, Any]:
+    """What a network is called with: name -> values; present={name: bool (B,)} where its forward takes `present`.
 
-    Of a tensor that is no `Given` the mask is what `Given.of` reads from it.
+    Of a tensor that is no `Given` the mask is what `Given.of` reads from it. Raises SfumatoError for a condition that
+    the network's forward has no argument for.
     """
     known = {name: value for name, value in cond.items() if value is not None}
-    if not masks or not known:
+    names, anything = _heard(net)
+    wrong = None if anything else next((name for name in known if name not in names), None)
+    if wrong is not None:
+        raise SfumatoError(
+            f"{type(net).__name__} hears no condition {wrong!r}: give its forward an argument of this name, or leave "
+            "the condition out."
+        )
+    if "present" not in names or not known:
         return {name: value.values if isinstance(value, Given) else value for name, value in known.items()}
     inputs: dict[str, Any] = {}
     present: dict[str, Tensor] = {}
@@ -191,15 +199,17 @@ def network_inputs(cond: Mapping[str, Given | Tensor | None], masks: bool) -> di
     return inputs | {"present": present}
 
 
-def hears_presence(net: nn.Module) -> bool:
-    """Whether a network's forward has a parameter `present`; of a wrapper that hands everything on, what it wraps."""
-    named, handed = _parameters(net.__dict__.get("forward", type(net).forward))
-    inner = getattr(net, "net", getattr(net, "_orig_mod", None)) if handed and not named else None
-    return hears_presence(inner) if isinstance(inner, nn.Module) else named
+def _heard(net: nn.Module) -> tuple[frozenset[str], bool]:
+    """(names that a network's forward takes, whether it takes any); of a wrapper that hands all on, what it wraps."""
+    own = net.__dict__.get("forward")
+    names, anything = _arguments(type(net).forward, 3) if own is None else _arguments(own, 2)
+    inner = getattr(net, "net", getattr(net, "_orig_mod", None)) if anything and "present" not in names else None
+    return _heard(inner) if isinstance(inner, nn.Module) else (names, anything)
 
 
 @lru_cache(maxsize=256)
-def _parameters(forward: Any) -> tuple[bool, bool]:
-    """(takes `present`, takes any keyword)."""
-    known = inspect.signature(forward).parameters
-    return "present" in known, any(p.kind is p.VAR_KEYWORD for p in known.values())
+def _arguments(forward: Any, first: int) -> tuple[frozenset[str], bool]:
+    """The names of the arguments from `first` on, after the input and its noise level; whether any other is taken."""
+    known = list(inspect.signature(forward).parameters.values())
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return frozenset(p.name for p in known[first:] if p.kind in by_name), any(p.kind is p.VAR_KEYWORD for p in known)

@@ -36,6 +36,8 @@ def described(classes: int, conditions: Mapping[str, Mapping[str, Any]] | None) 
         raise SfumatoError(f"a network cannot have {classes} classes: give 0 for none")
     found = {str(name): dict(conditions[name]) for name in sorted(conditions or {})} if conditions else {}
     for name, given in found.items():
+        if name in ("present", "self"):
+            raise SfumatoError(f"a condition cannot be called {name!r}: rename it")
         kind = given.get("kind")
         if kind not in KEYS:
             raise SfumatoError(f"a condition {name!r} of kind {kind!r}: {suggest(str(kind), KEYS)}")
