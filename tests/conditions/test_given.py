@@ -1,5 +1,6 @@
 """Conditions below the door: a mask of presence beside the values; and the door itself."""
 
+import itertools
 import types
 
 import numpy as np
@@ -7,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from sfumato import noise
 from sfumato.conditions import Conditions, Given, Label, Scalar, Vector, network_inputs, resolve
 from sfumato.errors import SfumatoError
+from sfumato.training.batches import dropped
 
 NAN = float("nan")
 
@@ -130,3 +133,27 @@ def test_the_door_of_a_model_without_a_spec():
     ]:
         with pytest.raises(SfumatoError, match=words):
             resolve(model, given, 3)
+
+
+def test_each_condition_is_dropped_and_all_together():
+    count, share = 20_000, 0.1
+    index = torch.arange(count)
+    source = noise.Noise(7, index, noise.DROP)
+    label = torch.arange(count) % 5
+    alone = dropped(Conditions.of(label), source, share)["label"]
+    as_before = label.clone()
+    as_before[noise.uniform(7, index, (), noise.DROP) < share] = -1
+    assert torch.equal(alone, as_before)
+    three = Conditions({"label": label, "mass": torch.rand(count), "pose": torch.rand(count, 2)})
+    kept = dropped(three, source, share)
+    there = torch.stack([kept.given(name).present for name in three])
+    for pattern in itertools.product((False, True), repeat=3):
+        found = float((there == torch.tensor(pattern)[:, None]).all(0).double().mean())
+        apart = share ** (3 - sum(pattern)) * (1 - share) ** sum(pattern)
+        wanted = (1 - share) * apart + (share if not any(pattern) else 0.0)
+        assert abs(found - wanted) < 4 * (wanted * (1 - wanted) / count) ** 0.5 + 1e-9, (pattern, found, wanted)
+    some = torch.tensor([5, 19_000, 77])
+    again = dropped(three.rows(some), noise.Noise(7, some, noise.DROP), share)
+    assert same(again, kept.rows(some)), "a function of the seed, the sample and the name"
+    other = dropped(Conditions({"pose": three["pose"], "heat": torch.rand(count)}), source, share)
+    assert torch.equal(other.given("pose").present, there[2]), "whatever stands beside it"

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ..errors import SfumatoError, suggest
 from .condition import Condition, counted, many, missing
-from .given import Conditions, Given
+from .given import Conditions, Given, joined
 from .label import NULL, Label
 
+_ROWS = 1 << 14  # of a column that are read at once, since numbers are float64 on the way
 RESERVED = "cond"  # cond={"index": ...}: conditions whose names are arguments of the function
 
 
@@ -66,15 +67,18 @@ def of_data(model_or_spec: Any, source: Any, rows: Tensor) -> Conditions:
     for name, condition in (declared(model_or_spec) or {}).items():
         if name not in source.conditions:
             continue
-        column = source.conditions[name].take(rows)
+        column = source.conditions[name]
         try:
-            if isinstance(condition, Label) and column.names == condition.classes:  # no names have to be looked up
-                found[name] = Given.of(torch.from_numpy(np.where(column.present, column.values, NULL)))
-            else:
-                found[name] = condition.encode(column.spelt, len(rows))
+            found[name] = joined([_of_column(condition, column.take(part)) for part in rows.split(_ROWS)])
         except SfumatoError as error:
             raise SfumatoError(f"The condition {name!r} of {source.name}: {error}") from None
     return Conditions(found)
+
+
+def _of_column(condition: Condition, column: Any) -> Given | Tensor:
+    if isinstance(condition, Label) and column.names == condition.classes:  # no names have to be looked up
+        return torch.from_numpy(np.where(column.present, column.values, NULL))
+    return condition.encode(column.spelt, len(column))
 
 
 def _encoded(known: dict[str, Condition] | None, name: str, value: Any, n: int) -> Given:
