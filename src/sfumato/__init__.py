@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sfumato.codec import Codec as Codec
     from sfumato.compose import Guided as Guided
     from sfumato.compose import Rescheduled as Rescheduled
+    from sfumato.compose import differentiable as differentiable
     from sfumato.compose import guide as guide
     from sfumato.dae import DenoisingAutoencoder as DenoisingAutoencoder
     from sfumato.diagnosis import doctor as doctor
