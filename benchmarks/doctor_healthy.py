@@ -28,7 +28,7 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 import sfumato as sf  # noqa: E402
 from fault_cases import QUICK, moons, pictures, signals, table  # noqa: E402
 from sfumato.noise import permutation  # noqa: E402
-from sfumato.training.config import CHOICES, MOVING, SCHEDULES  # noqa: E402
+from sfumato.registry import Named, names  # noqa: E402
 from sfumato.training.console import Silent  # noqa: E402
 
 RESULTS = HERE / "results/doctor_healthy.json"
@@ -66,6 +66,11 @@ class Case(NamedTuple):
         return ", ".join([self.data, *(f"{name} {value}" for name, value in self.settings)])
 
 
+MOVING = [name for name, make in Named("density").items() if make().moves]
+DERIVED = ("shifted", "tabulated", "from-betas", "zero-terminal-snr")  # made of others
+SCHEDULES = [name for name in names("schedule") if name not in DERIVED]
+
+
 def case(data: str, optimizer: str, precision: str, seed: int, **more: Any) -> Case:
     """A case with the usual rate of its optimiser."""
     named = {"optimizer": optimizer, "precision": precision, "seed": seed, "lr": RATE[optimizer], **more}
@@ -76,12 +81,12 @@ def cases() -> list[Case]:
     """All of them, shuffled, so that any part stands for the whole."""
     kinds, ways = cycle(TURNS), cycle(product(("muon", "adamw"), ("float32", "bfloat16")))
     found: list[Case] = []
-    for k, (schedule, target) in enumerate(product(SCHEDULES, CHOICES["target"])):
+    for k, (schedule, target) in enumerate(product(SCHEDULES, names("target"))):
         found.append(case(next(kinds), *next(ways), k % 5, schedule=schedule, target=target))
-    weights, schedules = CHOICES["weight"][1:], cycle(("flow", "cosine", "log-linear", "edm", "linear"))
-    for k, (weight, times) in enumerate(islice(product(weights, CHOICES["times"]), 0, None, 4)):
+    weights, schedules = names("weight"), cycle(("flow", "cosine", "log-linear", "edm", "linear"))
+    for k, (weight, times) in enumerate(islice(product(weights, names("density")), 0, None, 4)):
         found.append(case(next(kinds), *next(ways), k % 5, weight=weight, times=times, schedule=next(schedules)))
-    plain = [times for times in CHOICES["times"] if times not in MOVING]
+    plain = [times for times in names("density") if times not in MOVING]
     found += [case(next(kinds), *next(ways), 5, times=times) for times in plain]
     for data, optimizer, precision in product(DATA, RATE, ("float32", "bfloat16")):
         found.append(case(data, optimizer, precision, 6))
