@@ -127,12 +127,13 @@ def test_a_model_goes_on_with_new_data(tmp_path):
     before = {name: value.clone() for name, value in first.denoiser.net.state_dict().items()}
     tuned = sf.train(X[:60], tmp_path / "tuned", model=str(tmp_path / "first"), decay=0, **SHORT)
     assert tuned.denoiser.process == first.denoiser.process and tuned.denoiser.spec == first.denoiser.spec
-    assert not same(tuned.denoiser, first.denoiser)
+    assert not same(tuned.denoiser, first.denoiser) and tuned.config.target == "v"
     wrapped = sf.Rescheduled(first.denoiser, sf.schedules.VE())
     whole = sf.train(X[:60], tmp_path / "whole", model=wrapped, decay=0, **SHORT)
     sf.train(X[:60], tmp_path / "half", model=wrapped, decay=0, **{**SHORT, "steps": 6})
     again = sf.resume(tmp_path / "half", data=X[:60], steps=12)
     assert isinstance(again.denoiser, sf.Rescheduled) and same(whole.denoiser, again.denoiser)
+    assert registry.make("schedule", again.config.schedule) == sf.schedules.VE() and again.config.target == "v"
     assert all(torch.equal(value, before[name]) for name, value in first.denoiser.net.state_dict().items())
 
 

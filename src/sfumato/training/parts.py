@@ -82,6 +82,17 @@ def model_for(own: Own, settings: TrainConfig, source: Source, spec: DataSpec, l
     return placed(model, settings, device)
 
 
+def told(model: Any, settings: TrainConfig) -> TrainConfig:
+    """The settings with the schedule and the target that the model brings itself, where they are others."""
+    process = getattr(model, "process", None)
+    if not isinstance(process, Gaussian):
+        return settings
+    own = {"target": process.target, "variance": process.variance}
+    if schedule_of(settings.schedule) != process.schedule:
+        own["schedule"] = registry.word(registry.tree(process.schedule))
+    return settings.replace(**own)
+
+
 def placed(model: Any, settings: TrainConfig, device: torch.device) -> Any:
     """The model on the device, with what it computes in, all its weights to be trained."""
     for _, part in artefact.parts(model):

@@ -22,7 +22,7 @@ from sfumato.training import checkpoint, config, folder, loggers
 from sfumato.training.config import TrainConfig, from_dict
 from sfumato.training.console import Console, Silent
 from sfumato.training.interrupt import Interrupted
-from sfumato.training.parts import Own, loss_for, model_for, rebuilt, taken
+from sfumato.training.parts import Own, loss_for, model_for, rebuilt, taken, told
 from sfumato.training.precision import device_of
 from sfumato.training.report import write as write_report
 from sfumato.training.session import Session
@@ -183,7 +183,7 @@ def prepared(
     model = model_for(own, settings, source, spec, loss or loss_for(own, settings), device)
     loggers.check(settings.loggers)
     source.notes.extend(apart(spec.conditions))
-    return settings, source, model
+    return told(model, settings), source, model
 
 
 def _open(obj: Any, labels: Any, settings: TrainConfig) -> Source:
