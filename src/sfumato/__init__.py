@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from sfumato.diagnosis import doctor as doctor
     from sfumato.discrete import DiscreteDenoiser as DiscreteDenoiser
     from sfumato.errors import SfumatoError as SfumatoError
+    from sfumato.errors import SfumatoWarning as SfumatoWarning
     from sfumato.latents import attribute as attribute
     from sfumato.latents import decode as decode
     from sfumato.latents import encode as encode
@@ -93,6 +94,7 @@ _PUBLIC = {
     "Product": "sfumato.process.product:Product",
     "Rescheduled": "sfumato.compose:Rescheduled",
     "SfumatoError": "sfumato.errors:SfumatoError",
+    "SfumatoWarning": "sfumato.errors:SfumatoWarning",
     "StableTarget": "sfumato.objectives.teacher:StableTarget",
     "Teacher": "sfumato.objectives.teacher:Teacher",
     "Uniform": "sfumato.process.uniform:Uniform",

@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake raises, and words that help after it."""
+"""The exception that a user's mistake raises, the warning where one is likely, and words that help after it."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -9,6 +9,10 @@ class SfumatoError(ValueError):
 
     The command line prints it without a traceback and exits with status 2.
     """
+
+
+class SfumatoWarning(UserWarning):
+    """What a user should know of a result that is made all the same; the command line says it as a note."""
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

@@ -93,6 +93,18 @@ def test_conditions_that_cannot_be_are_one_sentence(refused, model):
     assert "nothing to guide to: say one of" in refused("sample", model, "-n", 2, "--guidance", 2)
 
 
+def test_numbers_far_from_the_training_data_are_said(call, model):
+    far = "The condition 'temperature': 230 is far from what the model was trained on, 28"
+    status, _, err = call("sample", model, "-n", 2, *QUICK, "--condition", "temperature=230", "-o", "a.npz")
+    assert status == 0 and err.count(far) == 1 and any(line.startswith(far) for line in err.splitlines())
+    assert call("sample", model, "-n", 2, *QUICK, "--condition", "temperature=310", "-o", "a.npz")[2].count("far") == 0
+    with pytest.warns(sf.SfumatoWarning, match=far) as said:
+        sf.sample(sf.load(model), 2, steps=1, temperature=[300.0, 230.0])
+    assert len(said) == 1 and said[0].filename == __file__
+    with pytest.warns(sf.SfumatoWarning, match=r"'index': 9 is far"):
+        sf.sample(sf.load(model), 2, steps=1, cond={"index": [0, 0, 9]})
+
+
 def test_classes_and_conditions_together(call, workplace):
     source = sf.data.open({"x": X, "label": COLOURS, "temperature": T})
     spec = sf.data.DataSpec.fit(source)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, TextIO
 
 from sfumato.cli.parse import parse
 from sfumato.counting import Count, Drawn, heard
+from sfumato.errors import SfumatoWarning
 
 _HOME = {
     "demo": "train", "train": "train", "resume": "train", "sample": "sample", "info": "look", "inspect": "look",
@@ -61,6 +64,25 @@ def run(command: str, words: Sequence[str]) -> int:
     except SystemExit:  # --help
         return 0
     module, voice = import_module(f"sfumato.cli.{_HOME[command]}"), Voice(options.json)
-    with heard(voice.count):
+    with heard(voice.count), _warned(voice):
         # only `certify` and `doctor` have a status of their own
         return getattr(module, command.replace("-", "_"))(options, voice) or 0
+
+
+@contextmanager
+def _warned(voice: Voice) -> Iterator[None]:
+    """Warnings of this package are notes, once each; those of others stay as they are."""
+    said: set[str] = set()
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+        warnings.simplefilter("always", SfumatoWarning)
+
+        def show(message: Any, category: type[Warning], *where: Any) -> None:
+            if not issubclass(category, SfumatoWarning):
+                usual(message, category, *where)
+            elif str(message) not in said:
+                said.add(str(message))
+                voice.note(str(message))
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield

@@ -33,6 +33,10 @@ class Condition(ABC):
     def check(self, given: Given) -> None:
         """Refuse, with SfumatoError, values that no sample of the data could have: those of other units."""
 
+    def doubt(self, given: Given) -> str | None:
+        """What is to be said of values that are possible, and that a model was hardly trained on; None of others."""
+        return None
+
     @abstractmethod
     def decode(self, given: Given) -> list[Any]:
         """A value a row in the user's spelling and units; None where it is absent."""

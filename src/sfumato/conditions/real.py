@@ -15,6 +15,7 @@ from ..normaliser import Normaliser
 from .condition import Condition, as_array, counted, many, missing
 from .given import Given
 
+BESIDE = 0.5  # of the data's range: a value further beyond its ends is none that a model was trained on
 REACH = 10.0  # a value over 10 times further from the mean than any in the data is in other units
 
 
@@ -90,6 +91,20 @@ class Real(Condition):
                 f"{float(known[wrong][0]):g} is far out of the data, which ran from {self.low[channel]:g} to "
                 f"{self.high[channel]:g}: give it in those units"
             )
+
+    def doubt(self, given: Given) -> str | None:
+        """A value that is beyond the data's range by more than half its width."""
+        known = self._in_units(given)[given.present.cpu()]
+        low, high = (torch.tensor(v, dtype=torch.float64)[:, None] for v in (self.low, self.high))
+        room = BESIDE * (high - low)
+        far = ((known < low - room) | (known > high + room)) & (high > low)
+        if not bool(far.any()):
+            return None
+        channel = int(far.nonzero()[0, 1])
+        return (
+            f"{float(known[far][0]):g} is far from what the model was trained on, {self.low[channel]:g} to "
+            f"{self.high[channel]:g} in the units of the data: such samples are a guess"
+        )
 
     def _in_units(self, given: Given) -> Tensor:
         """(B, channels, places) in the user's units."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import SfumatoError, suggest
+from ..errors import SfumatoError, SfumatoWarning, suggest
 from .condition import Condition, counted, many, missing
 from .given import Conditions, Given, joined
 from .label import NULL, Label
@@ -36,7 +37,8 @@ def resolve(model_or_spec: Any, given: Mapping[str, Any], n: int) -> Conditions:
     given: name -> value in the user's units (`Condition.encode`); the key "cond" holds such a mapping itself, for names
     that are arguments too. What is None altogether is left out; `Given` passes as it is. Without a spec a tensor keeps
     its rows: whole numbers stay labels, -1 for none, and floats stay floats.
-    Raises SfumatoError, in one sentence, for an unknown name, label, shape or number of values.
+    Raises SfumatoError, in one sentence, for an unknown name, label, shape or number of values, and warns of numbers
+    that are far from what the model was trained on (`Condition.doubt`).
     """
     known = declared(model_or_spec)
     found = {}
@@ -92,6 +94,8 @@ def _encoded(known: dict[str, Condition] | None, name: str, value: Any, n: int) 
         )
     given = known[name].encode(value, n)
     known[name].check(given)
+    if (doubt := known[name].doubt(given)) is not None:
+        warnings.warn(f"The condition {name!r}: {doubt}.", SfumatoWarning, stacklevel=4)
     return given
 
 
