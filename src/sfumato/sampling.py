@@ -21,7 +21,7 @@ from sfumato.noise import PRIOR, STEP, Noise
 from sfumato.plans import AnySolver, make_plan
 from sfumato.solvers import Plan, State
 from sfumato.solvers.brownian import along
-from sfumato.state import cat_states, first_leaf, map_state, numbers, rows_of
+from sfumato.state import cat_states, first_leaf, map_state, numbered, numbers, rows_of
 from sfumato.world import ALONE, World
 
 
@@ -40,7 +40,8 @@ def trajectory(
     """The states of one batch on their way, in normalised units: State(z, t, belief); the last has no belief.
 
     solver: a solver, its name ("heun", "dpm++2m"), or a plan. z: the state to start from at t_start, or drawn from the
-    prior. index: sample numbers, 0..n-1 by default; sample i of a seed starts from the same noise whatever the batch.
+    prior. index: sample numbers, or a mask of them, 0..n-1 by default; sample i of a seed starts from the same noise
+    whatever the batch.
     A condition is given by its name, label="cat", temperature=300.0, in the user's spelling and units, one value or one
     a sample (`conditions.resolve`), or in cond={...} where its name is that of an argument. Gradients flow where
     enabled.
@@ -48,7 +49,7 @@ def trajectory(
     model, plan, cond = _asked(model, steps, solver, t_start, t_stop, cond)
     if index is None:
         index = torch.arange(n if n is not None else len(first_leaf(z)) if z is not None else 1)
-    index = torch.as_tensor(index, dtype=torch.int64)
+    index = numbered(index, of="numbers of samples")
     device = getattr(model, "device", torch.device("cpu")) if z is None else first_leaf(z).device
     z = _start(model, plan, seed, index, device) if z is None else z
     if len(first_leaf(z)) != len(index):
@@ -84,10 +85,11 @@ def sample(
     all; to rounding they are those of one.
     """
     world: World = cond.pop("world", ALONE)
+    index = None if index is None else numbered(index, of="numbers of samples")
     n = next((len(first_leaf(given)) for given in (index, z) if given is not None), n)
     if n < 1 or batch < 1:
         raise SfumatoError(f"The number of samples and the batch must be at least 1, got {n} and {batch}.")
-    which = torch.arange(n) if index is None else torch.as_tensor(index)
+    which = torch.arange(n) if index is None else index
     model, plan, cond = _asked(model, steps, solver, t_start, t_stop, cond)
     conditions = resolve(model, cond, n)
     smooth = getattr(model, "grad_calls", None) is not None

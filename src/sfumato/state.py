@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfumato.errors import SfumatoError
 from sfumato.noise import Noise
 
 State = Any  # Tensor | dict[str, "State"]: a recursive type that type checkers cannot follow through dict's invariance
@@ -28,6 +29,28 @@ def map_state(f: Callable[..., Any], *states: State) -> State:
 def rows_of(state: State, index: Tensor | slice) -> State:
     """Some rows of a state."""
     return map_state(lambda leaf: leaf[index], state)
+
+
+def numbered(which: Any, count: int | None = None, of: str = "rows") -> Tensor:
+    """Rows as their numbers, int64: those where a mask, bool (count,), is true, or numbers themselves.
+
+    count: of all rows, where these are numbers below it (below 0: from the end). of: what sentences call them.
+    """
+    index = torch.as_tensor(which).cpu()
+    index = index.reshape(-1) if index.ndim == 0 else index
+    if index.dtype == torch.bool and index.ndim == 1 and count in (None, len(index)):
+        return torch.nonzero(index)[:, 0]
+    whole = not (index.is_floating_point() or index.is_complex() or index.dtype == torch.bool) or not index.numel()
+    if not whole or index.ndim != 1:
+        mask = "" if count is None else f" ({count},)"
+        got = f"{str(index.dtype).removeprefix('torch.')} {tuple(index.shape)}"
+        raise SfumatoError(f"The {of} are whole numbers, one axis of them, or a mask, bool{mask}; got {got}.")
+    index = index.to(torch.int64)
+    if count is None:
+        return index
+    if bool(((index < -count) | (index >= count)).any()):
+        raise SfumatoError(f"The {of} are numbers from 0 to {count - 1}; got {index.tolist()}.")
+    return torch.where(index < 0, index + count, index)
 
 
 def cat_states(states: Sequence[State]) -> State:

@@ -10,7 +10,7 @@ from sfumato.exact import GaussianMixture
 from sfumato.process import Gaussian
 from sfumato.sampling import sample, trajectory
 from sfumato.schedules import EDM, VE, Cosine, Flow, LinearBeta
-from sfumato.solvers import Adaptive, Multistep
+from sfumato.solvers import Adaptive, Multistep, together
 
 pytest.importorskip("torchdiffeq")
 SCHEDULES = {"cosine": Cosine(), "vp": LinearBeta(), "edm": EDM(), "flow": Flow()}
@@ -64,6 +64,21 @@ def test_labels_guidance_and_single_precision():
     for kwargs in ({"label": 1}, {"label": 0, "guidance": 1.5}):
         got = sample(model, steps=1, solver=Adaptive(), z=z, **kwargs)
         torch.testing.assert_close(got, sample(model, **fine, **kwargs), rtol=0, atol=2e-3)
+
+
+def test_rows_may_be_advanced_in_odd_orders():
+    process, truth = Gaussian(Cosine()), law()
+    model, plan = truth.denoiser(process), Adaptive(rtol=1e-8, atol=1e-9).plan(process, 4)
+    z = truth.sample(4, seed=1, process=process, t=1.0)
+    *_, whole = plan.run(model, z)
+    for order in ([[0, 2]], [[3], [3], [1]], [None, [0]]):
+        walk, other = plan.start(model, z), plan.start(model, z)
+        for rows in order:
+            walk.advance(rows)
+        while not walk.done:
+            together([walk, other])
+        torch.testing.assert_close(walk.z, whole.z, rtol=0, atol=1e-4, msg=str(order))
+        torch.testing.assert_close(other.z, whole.z, rtol=0, atol=1e-4, msg=str(order))
 
 
 def test_mistakes_are_named(monkeypatch):

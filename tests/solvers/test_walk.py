@@ -1,5 +1,6 @@
 """A walk that is advanced from outside: rows at calls and of plans of their own, chosen, doubled and left out."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -339,6 +340,66 @@ def test_a_corrector_calls_the_model_by_itself_and_carries(model):
     assert walk._carried.tolist() == [[3.0]] * 4
     with pytest.raises(SfumatoError, match="no table, and no file"):
         plan.to_dict()
+
+
+@dataclasses.dataclass
+class Counting(Corrector):
+    """Begins to carry at its rows' first line, which it has to be told is the first."""
+
+    firsts: list
+
+    def __call__(self, model, z, t, s, state, noise):
+        self.firsts.append(len(z) * (state is None))
+        state = torch.full((len(z), 1), 7.0, dtype=F64) if state is None else state
+        return z + 0.1 * state, state + model(z, t).x[:, :1] * s
+
+
+def test_rows_come_to_their_first_corrector_with_nothing_carried(model):
+    base, z = DDIM().plan(CURVE, 3), starts(4)
+
+    def made():
+        lines = [base.lines[0], Counting([]), Counting([])]
+        return Plan("Counting", 3, base.times, 0.0, base.path, tuple(lines)), lines
+
+    whole = end(made()[0], model, z, draws(4))
+    for order in ([[0, 2], [0, 2], None, None], [[3], [3], [3], [1], [1], [0, 2]], [None, [1, 3], [0], [1], None]):
+        plan, (_, first, second) = made()
+        walk, other = plan.start(model, z, draws(4)), plan.start(model, z, draws(4))
+        for rows in order:
+            walk.advance(rows)
+        walk.select([3, 2, 1, 0])
+        while not walk.done:
+            together([walk, other])
+        torch.testing.assert_close(walk.z, whole[[3, 2, 1, 0]], rtol=0, atol=1e-12, msg=str(order))
+        assert not sum(second.firsts) and sum(first.firsts) >= 4, order
+
+
+def test_rows_are_numbers_or_masks(model):
+    plan, mask = DDPM().plan(CURVE, 4), torch.tensor([False, True, False, True])
+    walk = plan.start(model, starts(4), draws(4))
+    walk.advance(mask)
+    assert walk.call.tolist() == [0, 1, 0, 1]
+    walk.advance(~mask)
+    walk.drop([False, False, True, False])
+    walk.select([True, False, True])
+    walk.select([-1, 0, 0], samples=[3, 0, 9])
+    while not walk.done:
+        walk.advance()
+    torch.testing.assert_close(walk.z[:2], end(plan, model, starts(4), draws(4))[[3, 0]], rtol=0, atol=1e-9)
+    for act, said in (
+        (lambda: walk.advance([0.0, 1.0]), r"whole numbers.* or a mask, bool \(3,\); got float32"),
+        (lambda: walk.select(torch.ones(2, dtype=torch.bool)), r"mask, bool \(3,\); got bool \(2,\)"),
+        (lambda: walk.select([3]), r"numbers from 0 to 2; got \[3\]"),
+        (lambda: walk.drop([-4]), r"numbers from 0 to 2; got \[-4\]"),
+        (lambda: walk.select([[0]]), "one axis of them"),
+        (lambda: walk.select([0, 1], samples=[5]), "needs one sample number: 2 rows, 1"),
+        (lambda: together([walk, walk]), "not all different"),
+    ):
+        with pytest.raises(SfumatoError, match=said) as caught:
+            act()
+        assert "\n" not in str(caught.value)
+    walk.advance([]), walk.drop([])
+    assert len(walk) == 3
 
 
 def test_plans_of_bridges_go_into_files():

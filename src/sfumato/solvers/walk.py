@@ -23,7 +23,7 @@ from sfumato.errors import SfumatoError
 from sfumato.solvers.arithmetic import Arithmetic
 from sfumato.solvers.draws import AnyNoise, as_source, drawn, for_belief, renumbered
 from sfumato.solvers.lines import Corrector, Linear
-from sfumato.state import State, cat_states, first_leaf, map_state, rows_of
+from sfumato.state import State, cat_states, first_leaf, map_state, numbered, rows_of
 
 if TYPE_CHECKING:
     from sfumato.solvers.plan import Plan
@@ -42,6 +42,7 @@ class Walk:
         self._sums: Any = map_state(lambda leaf: Arithmetic(plan.program, leaf), z) if plan.sums else None
         self._single: Arithmetic | None = self._sums if isinstance(z, Tensor) else None
         self._carried: State | None = None
+        self._carries: bool | Tensor = False  # whether all rows have what a `Corrector` carried, or each, bool (B,)
 
     def __len__(self) -> int:
         return len(first_leaf(self.z))
@@ -83,7 +84,7 @@ class Walk:
         first call, and None where rows stand at several calls and only such lines move.
         """
         k = self._call
-        if rows is not None or type(k) is not int:
+        if rows is not None or type(k) is not int or type(self._carries) is not bool:
             belief, moved = _advance([(self, self._due(rows))])
             return None if belief is None else belief.rows(torch.argsort(torch.cat(moved)))
         if k == self._last:
@@ -123,6 +124,7 @@ class Walk:
         noise = self.noise.at(self._call) if self.noise is not None and line.draws else None
         model = Watched(self.model, self.cond)
         self.z, self._carried = line(model, self.z, t, s, self._carried, noise)
+        self._carries = self._carried is not None
         self._call += 1
         return model.belief
 
@@ -138,14 +140,19 @@ class Walk:
         return map_state(lambda z, n: z + (c.to(z) if isinstance(c, Tensor) else c) * n, z, n)
 
     def _due(self, rows: Tensor | Sequence[int] | None = None) -> list[Tensor]:
-        """The rows that are to move, of all or of these, those of one call together."""
+        """The rows that are to move, of all or of these: those together that are of one call, and carry alike."""
         live = ~self.ended
-        index = torch.nonzero(live)[:, 0] if rows is None else torch.as_tensor(rows, dtype=torch.int64)
+        index = torch.nonzero(live)[:, 0] if rows is None else numbered(rows, len(self))
         if len(index.unique()) < len(index):
             raise SfumatoError("A row makes one call at a time: the rows to advance are not all different.")
         index = index[live[index]]
-        call = self.call[index]
-        return [index[call == k] for k in call.unique().tolist()]
+        alike = 2 * self.call[index] + self._carrying[index]
+        return [index[alike == k] for k in alike.unique().tolist()]
+
+    @property
+    def _carrying(self) -> Tensor:
+        carries = self._carries
+        return torch.full((len(self),), carries) if isinstance(carries, bool) else carries
 
     def _part(self, index: Tensor) -> Walk:
         """A walk of some rows, in this order."""
@@ -154,7 +161,9 @@ class Walk:
         if self._sums is not None:
             part._sums = map_state(lambda sums: sums.part(index), self._sums)
             part._single = part._sums if isinstance(part.z, Tensor) else None
-        if self._carried is not None:
+        part._carries = _one_for_all(self._carrying[index])
+        part._carried = None
+        if self._carried is not None and part._carries is not False:
             part._carried = rows_of(self._carried, index)
         if self.noise is not None and self.plan.stochastic:
             part.noise = self.noise.rows(index)
@@ -170,22 +179,27 @@ class Walk:
             self._carried = map_state(lambda new: new.new_zeros(len(self), *new.shape[1:]), part._carried)
         if part._carried is not None:
             self._carried = map_state(lambda old, new: _put(old, rows, new), self._carried, part._carried)
+        self._carries = _one_for_all(_put(self._carrying, rows, part._carrying))
         self._call = _one_call(_put(self.call, rows, part.call))
 
     def select(self, index: Tensor | Sequence[int], samples: Tensor | Sequence[int] | None = None) -> None:
         """The walk of these rows, in this order; a row may come twice, and one that does not come is left out.
 
-        History, conditions and noise go along, so that a row's samples stay what they were. samples: numbers of the
-        samples that the rows draw their noise as from here on, by which twins part.
+        History, conditions and noise go along, so that a row's samples stay what they were. index: numbers, or a mask,
+        bool (B,). samples: numbers of the samples that the rows draw their noise as from here on, by which twins part.
         """
-        self.__dict__.update(self._part(torch.as_tensor(index, dtype=torch.int64)).__dict__)
-        if samples is not None and self.noise is not None:
-            self.noise = renumbered(self.noise, torch.as_tensor(samples, dtype=torch.int64))
+        rows = numbered(index, len(self))
+        numbers = None if samples is None else numbered(samples, of="numbers of samples")
+        if numbers is not None and len(numbers) != len(rows):
+            raise SfumatoError(f"Each row that is selected needs one sample number: {len(rows)} rows, {len(numbers)}.")
+        self.__dict__.update(self._part(rows).__dict__)
+        if numbers is not None and self.noise is not None:
+            self.noise = renumbered(self.noise, numbers)
 
     def drop(self, rows: Tensor | Sequence[int]) -> None:
         """Leave rows out; the others keep their order."""
         keep = torch.ones(len(self), dtype=torch.bool)
-        keep[torch.as_tensor(rows, dtype=torch.int64)] = False
+        keep[numbered(rows, len(self))] = False
         self.select(torch.nonzero(keep)[:, 0])
 
 
@@ -193,6 +207,8 @@ def together(walks: Sequence[Walk]) -> None:
     """Advance all rows of several walks of one model, of whatever plans and seeds, by one call for all of them."""
     if any(walk.model is not walks[0].model for walk in walks):
         raise SfumatoError("Walks that share a call need one model.")
+    if len({id(walk) for walk in walks}) < len(walks):
+        raise SfumatoError("A row makes one call at a time: the walks that share a call are not all different.")
     _advance([(walk, walk._due()) for walk in walks])
 
 
@@ -244,6 +260,10 @@ class Watched:
 
 def _one_call(call: Tensor) -> Tensor | int:
     return int(call[0]) if len(call) and bool((call == call[0]).all()) else call
+
+
+def _one_for_all(flags: Tensor) -> bool | Tensor:
+    return flags if len(flags) and bool(flags.any()) and not bool(flags.all()) else bool(flags.any())
 
 
 def _put(whole: Tensor, rows: Tensor, part: Tensor) -> Tensor:
