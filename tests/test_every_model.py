@@ -109,7 +109,7 @@ QUESTIONS: dict[str, Question] = {
     "guide": (
         lambda m, k, c: sf.sample(sf.guide(m, 0.5), N, steps=3, label=torch.tensor([0, 1] * 6)),
         like_data,
-        tuple(kind for kind in KINDS if kind not in ("energy", "learned variance")),
+        ("exact", "trained", "guided", "rescheduled", "masked", "uniform", "product"),
     ),
     "Rescheduled": (
         lambda m, k, c: sf.sample(sf.Rescheduled(m, schedules.Cosine()), N, steps=3, **c),

@@ -241,6 +241,8 @@ class Estimate:
 
     def nats(self, x: Tensor) -> Tensor:
         """-log N(x; E[x|z], 1 / (alpha^2 / sigma^2 + 1 / sigma_data^2)), float64 (B,)."""
+        if bool((self.sigma == 0).any()):
+            raise SfumatoError("At sigma = 0 the state is the data, of which a belief has no density.")
         precision = (self.alpha / self.sigma) ** 2 + self.sigma_data**-2
         square = (x.double() - self.x.double()).square() * broadcast(precision, x.double())
         each = 0.5 * (square - broadcast(precision.log(), square) + math.log(2 * math.pi))

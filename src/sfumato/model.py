@@ -76,8 +76,9 @@ class Denoiser(nn.Module):
         given = {"target": target, "sigma_data": sigma_data, "variance": variance}
         self.net = net
         self.process: Any = _with(process, {k: v for k, v in given.items() if v is not None})
-        if isinstance(self.process, Gaussian):
-            self.process.check_net(net)
+        check = getattr(self.process, "check_net", None)
+        if check is not None:
+            check(net)
         self.spec = spec
         self._known_shape()  # a network that cannot tell so many symbols is refused here
         self.plans = dict(plans or {})
@@ -166,6 +167,8 @@ class Denoiser(nn.Module):
     def raw(self, z: State, t: Time, /, **cond: Any) -> Tensor:
         """The network's output as it is, in the dtype of its input (float32 at least)."""
         heard, level = self.process.inputs(z, t)
+        if not (isinstance(z, Tensor) and z.is_floating_point()):  # symbols take the precision of the weights
+            heard = heard.to(next((p.dtype for p in self.net.parameters()), heard.dtype))
         level = level.expand(len(heard))
         low, told = self.compute_dtype, network_inputs(cond, self.net)
         if low is None and not torch.is_autocast_enabled(heard.device.type):

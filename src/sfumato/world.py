@@ -70,16 +70,22 @@ class World:
         dist.all_gather(found, raw)
         return torch.cat(found).view(own.dtype).reshape(-1, *own.shape[1:])
 
-    def mapped(self, compute: Callable[[Tensor], Tensor], index: Tensor) -> Tensor:
-        """compute(index), (len(index), ...), each process computing a share of the rows; all have all of it.
+    def mapped(self, compute: Callable[[Tensor], Any], index: Tensor) -> Any:
+        """compute(index), (len(index), ...) or a dict of such, each process computing a share of the rows.
 
-        All call `compute` with as many rows, as weights in shards ask for: short shares repeat the last row.
+        All have all of it, and call `compute` with as many rows, as weights in shards ask for: short shares repeat the last row.
         """
         if self.size == 1:
             return compute(index)
         own = -(-len(index) // self.size)
         places = torch.arange(self.rank * own, (self.rank + 1) * own).clamp_(max=len(index) - 1)
-        return self.whole(compute(index[places]))[: len(index)]
+
+        def joined(found: Any) -> Any:
+            if isinstance(found, dict):
+                return {name: joined(part) for name, part in found.items()}
+            return self.whole(found)[: len(index)]
+
+        return joined(compute(index[places]))
 
     def sum(self, own: Tensor) -> Tensor:
         """The sum over all processes."""

@@ -168,3 +168,29 @@ def test_mistakes_are_said() -> None:
         Masked(schedules.Flow(), 3).data(torch.tensor([[3.0]]))
     with pytest.raises(sf.SfumatoError, match="belong to a Gaussian process"):
         sf.Denoiser(sf.nets.MLP(6, 8, 1), Masked(schedules.Flow(), 3), "v")
+
+
+@pytest.mark.parametrize("case", KINDS)
+def test_single_precision_is_right_near_the_data_and_near_the_prior(case: str) -> None:
+    kind, curve = KINDS[case]
+    process, y = kind(curve, 3), torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(0))
+    for t in (1e-8, 1e-6, 1e-3, 1 - 1e-7):
+        z = torch.tensor([[0, process.size - 1], [1, 2]])
+        low, high = process.read(y, z, t), process.read(y.double(), z, t)
+        assert torch.allclose(low.log_prob.double(), high.log_prob, atol=1e-3), (t, low.log_prob, high.log_prob)
+        x = torch.tensor([[0, 1], [1, 2]])
+        assert torch.allclose(process.rate(low, x).double(), process.rate(high, x), rtol=1e-3, atol=1e-6), t
+
+
+def test_times_that_are_none_and_steps_away_from_the_data_are_refused() -> None:
+    process, z = Uniform(schedules.Flow(), 3), torch.tensor([[0, 2]])
+    for t in (1.1, -0.1, float("nan")):
+        with pytest.raises(sf.SfumatoError, match="Times run from 0"):
+            process.corrupt(z, t, torch.zeros(1, 2))
+    with pytest.raises(sf.SfumatoError, match="towards the data"):
+        process.read(torch.zeros(1, 2, 3), z, 0.5).to(0.7, 1.0, torch.zeros(1, 2))
+
+
+def test_an_exact_law_without_conditions_refuses_them() -> None:
+    with pytest.raises(sf.SfumatoError, match="leave out label"):
+        sf.sample(law().denoiser(Masked(schedules.Flow(), 3)), 2, label=torch.tensor([0, 1]))

@@ -126,3 +126,13 @@ def test_it_is_described_and_mistakes_are_said() -> None:
         sf.Rescheduled(LAW.denoiser(process), FLOW)
     belief = LAW.denoiser(process)(process.data(torch.tensor([[0.0, 0.3], [2.0, 1.0]])), 0.5)
     assert isinstance(belief, Beliefs) and belief.rows(slice(1, 2))["x"].x.shape == (1, 1)
+
+
+def test_parts_are_checked_and_a_network_of_float64_serves() -> None:
+    with pytest.raises(sf.SfumatoError, match="cannot be read at zero signal"):
+        sf.Denoiser(sf.nets.MLP(4, 8, 1), Product({"x": Gaussian(FLOW, "eps"), "label": Masked(FLOW, 3)}))
+    with pytest.raises(sf.SfumatoError, match="no process of numbers or symbols"):
+        Product({"x": PROCESSES["masked"]})
+    model = sf.Denoiser(torch.nn.Linear(4, 4).double(), PROCESSES["masked"])
+    model.net.forward = lambda x, level: torch.nn.functional.linear(x, model.net.weight)
+    assert sf.sample(model, 2, steps=2)["x"].shape == (2, 1)

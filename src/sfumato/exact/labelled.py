@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sfumato.belief import Beliefs, Estimate, Logits, broadcast
 from sfumato.errors import SfumatoError
+from sfumato.exact.table import without
 from sfumato.exact.truth import Truth
 from sfumato.process import Product
 from sfumato.schedule import Time
@@ -59,6 +60,7 @@ class LabelledDenoiser:
         self.device = torch.device("cpu")
 
     def __call__(self, z: State, t: Time, **cond: Any) -> Beliefs:
+        without(cond)
         gaussian, symbols = self.process.processes["x"], self.process.processes["label"]
         truth, x = self.law.truth, z["x"].double()
         at: Any = {"process": gaussian, "t": t}

@@ -122,6 +122,12 @@ def _all(size: int, dim: int) -> Tensor:
     return torch.cartesian_prod(*[torch.arange(size)] * dim).reshape(-1, dim)
 
 
+def without(cond: dict[str, Any]) -> None:
+    """Refuse conditions of a law that has none."""
+    if cond:
+        raise SfumatoError(f"This exact law is not conditioned on anything: leave out {', '.join(cond)}.")
+
+
 @final
 class TableDenoiser:
     """model(z, t) -> Logits with log p(x_i | z), float64; z (B, d), t a number or (B,)."""
@@ -133,6 +139,7 @@ class TableDenoiser:
         self.device = torch.device("cpu")
 
     def __call__(self, z: Tensor, t: Time, **cond: Any) -> Logits:
+        without(cond)
         t = torch.as_tensor(t, dtype=torch.float64)
         place, out = (
             self.table.place(z, self.process.size),

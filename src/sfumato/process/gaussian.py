@@ -175,9 +175,13 @@ class Gaussian:
         """Whether the target says nothing of x in pure noise."""
         return float(targets.row(self.target, self.schedule, 1.0).a) == 0
 
+    def check_target(self) -> None:
+        """Refuse a target that cannot be read at the schedule's end."""
+        targets.check(self.target, self.schedule)
+
     def check_net(self, net: Any) -> None:
         """Refuse a target that no network can be read by at the schedule's end, and a network of other outputs."""
-        targets.check(self.target, self.schedule)
+        self.check_target()
         has, wanted = getattr(net, "outputs", None), 1 if self.variance == "fixed" else 2
         if isinstance(has, int) and has != wanted:
             raise SfumatoError(

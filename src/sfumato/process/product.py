@@ -66,6 +66,12 @@ class Product:
         shapes = {name: tuple(self.shapes.get(name, (1,))) for name in self.processes}
         if len({shape[1:] for shape in shapes.values()}) > 1:
             raise SfumatoError(f"The parts of a product have one shape but for their first axis, not {shapes}.")
+        inner = next((name for name, process in self.processes.items() if not hasattr(process, "clock")), None)
+        inner = next((name for name, part in self.processes.items() if isinstance(part, Product)), inner)
+        if inner is not None:
+            raise SfumatoError(
+                f"The part {inner!r} of a product is no process of numbers or symbols, such as Gaussian."
+            )
         object.__setattr__(self, "processes", dict(self.processes))
         object.__setattr__(self, "shapes", shapes)
 
@@ -116,6 +122,13 @@ class Product:
         process = self.processes[name]
         outputs = 2 if getattr(process, "variance", "fixed") == "learned" else 1
         return outputs * process.net_shape(self.shapes[name])[0]
+
+    def check_net(self, net: Any) -> None:
+        """Refuse a target of a part that no network can be read by."""
+        for process in self.processes.values():
+            check = getattr(process, "check_target", None)
+            if check is not None:
+                check()
 
     def loss(
         self,

@@ -97,8 +97,10 @@ class Symbols(abc.ABC):
 
     @final
     def keep(self, t: Time) -> Tensor:
-        """alpha_t, float64; 1 at t = 0."""
+        """alpha_t, float64; 1 at t = 0. SfumatoError for a time that is none (on the CPU, elsewhere nobody waits)."""
         t = as_time(t)
+        if t.device.type == "cpu" and not bool(((t >= 0) & (t <= 1)).all()):
+            raise SfumatoError(f"Times run from 0, the data, to 1: {float(t.reshape(-1)[0]):g} is among these.")
         return torch.where(t == 0, 1.0, self._kept(t))
 
     def _kept(self, t: Tensor) -> Tensor:
@@ -136,15 +138,17 @@ class Symbols(abc.ABC):
     @final
     def evidence(self, z: Tensor, t: Time, dtype: torch.dtype = torch.float64) -> Tensor:
         """log q(z_t | x = k) for every k, (B, *shape, K): what a symbol says of itself; -inf where it is impossible."""
-        hot = self.hot(z, dtype)[..., : self.states]
-        keep = broadcast(self.keep(t), hot)
-        return (keep * hot + (1 - keep) * self.law.to(hot.device, dtype)[z][..., None]).log()
+        hot, keep = self.hot(z, dtype)[..., : self.states], self.keep(t)
+        rest = broadcast(1 - keep, z.double()) * self.law.to(z.device)[z]  # small and precise near the data
+        return (broadcast(keep, hot) * hot + rest.to(dtype)[..., None]).log()
 
     @final
     def bridge(self, belief: Logits, s: Time, eta: float = 1.0) -> Tensor:
         """p(z_s | z_t) of each symbol under the belief about z_t, s <= t: (B, *shape, size)."""
         if not 0 <= eta <= 1:
             raise SfumatoError(f"A step between states of symbols needs eta from 0 to 1, not {eta:g}.")
+        if bool((as_time(s) > belief.t).any()):
+            raise SfumatoError("A step leads towards the data: s may not lie above t.")
         parts = []
         if eta > 0:
             parts.append((eta, self._between(belief.prob, belief.z, s, belief.t)))
@@ -299,18 +303,19 @@ class Symbols(abc.ABC):
     @final
     def unscaled(self, spec: DataSpec, channels: Iterable[int]) -> DataSpec:
         """A contract whose normaliser leaves these channels as they are: SfumatoError where they are no symbols."""
-        mean, std = list(spec.normaliser.mean), list(spec.normaliser.std)
-        for channel in channels:
-            low, high = spec.statistics.low[channel], spec.statistics.high[channel]
-            if low < 0 or high > self.states - 1:
-                raise self._foreign(low, high)
+        mean, std, own = list(spec.normaliser.mean), list(spec.normaliser.std), list(channels)
+        low = min(spec.statistics.low[channel] for channel in own)
+        high = max(spec.statistics.high[channel] for channel in own)
+        if low < 0 or high > self.states - 1:
+            raise self._foreign(low, high)
+        for channel in own:
             mean[channel], std[channel] = 0.0, 1.0
         return dataclasses.replace(spec, normaliser=Normaliser(tuple(mean), tuple(std)))
 
     def _foreign(self, low: float, high: float) -> SfumatoError:
         return SfumatoError(
             f"The data of a process of {self.states} symbols are the whole numbers 0 to {self.states - 1}; these run "
-            f"from {low:g} to {high:g}."
+            f"from {low:g} to {high:g} (of real numbers the process is gaussian)."
         )
 
     def config(self) -> dict[str, Any]:

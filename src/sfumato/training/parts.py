@@ -16,7 +16,7 @@ from sfumato.data import DataSpec, Source
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
 from sfumato.objectives.factor import check
-from sfumato.process import Gaussian
+from sfumato.process import Gaussian, Product
 from sfumato.training.config import TrainConfig
 from sfumato.training.goal import goal_of, loss_of
 from sfumato.training.objective import schedule_of, times_of, weight_of
@@ -40,6 +40,7 @@ def taken(settings: Mapping[str, Any], modules: Iterable[type] = ()) -> tuple[di
     Raises SfumatoError for an object that no file could describe, before anything is done with it.
     """
     registry.add(modules)
+    settings = {**settings, **_process_in_words(settings.get("process"))}
     words, own = dict(settings), {name: settings.get(name) for name in ("net", "model", "loss")}
     own = {name: value for name, value in own.items() if value is not None and not isinstance(value, str)}
     for name, value in own.items():
@@ -54,6 +55,18 @@ def taken(settings: Mapping[str, Any], modules: Iterable[type] = ()) -> tuple[di
         words[name] = _described(name, value)
         registry.add([type(value)])
     return words, Own(**own)
+
+
+def _process_in_words(process: Any) -> dict[str, str]:
+    """A process that is given as an object, as the settings name it."""
+    if process is None or isinstance(process, str):
+        return {}
+    if isinstance(process, Product):
+        raise SfumatoError(
+            "A product of processes is trained as that of a model: model=sf.Denoiser(net, process), with a network for "
+            "process.net_shape()."
+        )
+    return {"process": registry.word(process.config())}
 
 
 def _described(name: str, value: nn.Module) -> str:
