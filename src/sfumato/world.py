@@ -73,7 +73,8 @@ class World:
     def mapped(self, compute: Callable[[Tensor], Any], index: Tensor) -> Any:
         """compute(index), (len(index), ...) or a dict of such, each process computing a share of the rows.
 
-        All have all of it, and call `compute` with as many rows, as weights in shards ask for: short shares repeat the last row.
+        All have all of it, and call `compute` with as many rows, as weights in shards ask for: short shares repeat the
+        last row.
         """
         if self.size == 1:
             return compute(index)
