@@ -77,7 +77,12 @@ def test_conditions_that_cannot_be_are_one_sentence(refused, model):
     for word, sentence in {
         "temprature=3": "'temprature': the model has none of this name: did you mean 'temperature'",
         "temperature": "--condition takes NAME=VALUE, such as temperature=300, not 'temperature'",
-        "temperature=": "--condition takes NAME=VALUE",
+        "temperature=": "--condition temperature= says no value: give one, temperature=VALUE, or leave it out",
+        "=3": "--condition takes NAME=VALUE",
+        "temperature=inf": "The condition 'temperature': a value is infinite",
+        "temperature=300,warm": "The condition 'temperature': 'warm' is no number",
+        "temperature=300,301,302": "--condition temperature has 3 values for 2 samples: -n 3 draws one of each",
+        "colour=red,pink": "'colour': there is no class 'pink'",
         "temperature=warm": "'temperature': 'warm' is no number",
         "temperature=1,2": "'temperature': ",
         "temperature=0": "is far out of the data, which ran from 28",
@@ -87,10 +92,66 @@ def test_conditions_that_cannot_be_are_one_sentence(refused, model):
         "map=torn.npy": "torn.npy holds no array",
     }.items():
         assert sentence in refused("sample", model, "-n", 2, "--condition", word), word
-    assert "no class 'cat'" in refused("sample", model, "-n", 2, "--class", "cat")
+    several = refused("sample", model, "-n", 2, "--class", "cat")
+    assert several.rstrip().endswith("say --condition colour=cat or --condition n=cat.")
     interval = ("--condition", "temperature=300", "--guidance-interval", -2, 2)
     assert "--guidance-interval needs a scale here" in refused("sample", model, "-n", 2, *interval)
     assert "nothing to guide to: say one of" in refused("sample", model, "-n", 2, "--guidance", 2)
+
+
+def saved(path, given: dict) -> Path:
+    """An untrained model of two coordinates under these conditions."""
+    spec = sf.data.DataSpec.fit(sf.data.open({"x": X, **given}))
+    net = sf.nets.build(spec.shape, size="tiny", conditions={name: c.network() for name, c in spec.conditions.items()})
+    return sf.save(sf.Denoiser(net, sf.Gaussian(sf.schedules.Flow()), "velocity", 1.0, spec), path)
+
+
+def test_the_class_of_a_condition_of_any_name(call, refused, workplace):
+    saved("breed.safetensors", {"breed": np.array(COLOURS), "temperature": T})
+    common = ("sample", "breed.safetensors", "-n", 2, *QUICK, "-o", "a.npz")
+    status, _, err = call(*common, "--class", "Green")
+    assert status == 0 and drawn("a.npz")["breed"].tolist() == ["green"] * 2, err
+    assert json.loads(str(drawn("a.npz")["manifest"]))["conditions"] == {"breed": "Green"}
+    assert "'breed': there is no class 'cat'; the classes are: 0 blue" in refused(*common, "--class", "cat")
+    two = refused(*common, "--class", "red", "--condition", "breed=blue")
+    assert "--class and --condition breed=... say two things" in two
+    np.savez("d.npz", x=X)
+    words = ("-n", 2, "--steps", 2, "--class", "green")
+    assert call("likelihood", "breed.safetensors", "d.npz", *words)[0] == 0
+    saved("none.safetensors", {"temperature": T})
+    none = refused("sample", "none.safetensors", "-n", 2, "--class", "cat")
+    assert "this model has no classes, only temperature: leave --class out" in none
+
+
+def test_several_values_are_taken_in_turn(call, workplace):
+    names = np.array(["a", "b", "c,d"])[np.arange(N) % 3]
+    saved("kinds.safetensors", {"kind": names, "temperature": T})
+    common = ("sample", "kinds.safetensors", *QUICK, "-o", "a.npz", "--condition")
+    for value, kinds in {
+        "a,b": "abab",
+        "b": "bbbb",
+        "a,b,a,b": "abab",
+        "C,D": ["c,d"] * 4,
+        "b,,a": "b a" + "b",
+    }.items():
+        status, _, err = call(*common, f"kind={value}", "-n", 4)
+        assert status == 0, (value, err)
+        found = [str(name) for name in drawn("a.npz")["kind"]]
+        assert [name or " " for name in found] == list(kinds), value
+    assert call(*common, "temperature=300,310,290", "-n", 4)[0] == 0
+    assert drawn("a.npz")["temperature"] == pytest.approx([300, 310, 290, 300])
+    assert call(*common, "temperature=300,310,290", "-n", 2, "--first", 2)[0] == 0  # by the number of the sample
+    assert drawn("a.npz")["temperature"] == pytest.approx([290, 300])
+    status, _, err = call(*common, "temperature=nan", "-n", 2)
+    assert status == 0 and "Left open, as a model that was not told: kind, temperature" in err
+    status, _, err = call(
+        "tune", "kinds.safetensors", "--steps", 2, "--points", 16, "--rounds", 1, "--condition", "kind=a,b"
+    )
+    assert status == 0, err
+    saved("labels.safetensors", {"label": names})
+    assert call("sample", "labels.safetensors", "-n", 4, *QUICK, "-o", "a.npz", "--class", "a,b")[0] == 0
+    assert drawn("a.npz")["labels"].tolist() == [0, 1, 0, 1]
+    assert json.loads(str(drawn("a.npz")["manifest"]))["conditions"] == {"label": "a,b"}
 
 
 def test_numbers_far_from_the_training_data_are_said(call, model):

@@ -215,7 +215,7 @@ def test_class_index_where_names_are_numbers_means_the_name():
     assert [spec.class_index(n) for n in (3, 7, "10")] == [0, 1, 2]
     with pytest.raises(SfumatoError, match="no class '0'"):
         spec.class_index(0)
-    with pytest.raises(SfumatoError, match="has no classes"):
+    with pytest.raises(SfumatoError, match="has no condition 'label', and no other"):
         spec_of(torch.randn(30, 2)).class_index(0)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sfumato.cli.parse import asked
-from sfumato.conditions import Conditions, resolve
+from sfumato.conditions import Condition, Conditions, Label, MultiLabel, Scalar, resolve
 from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError
 from sfumato.files import reason
@@ -18,24 +18,52 @@ from sfumato.files import reason
 LABEL = "label"
 
 
-def said(options: Any, label: str | None = None) -> dict[str, str]:
-    """Name -> value, as they were written; --class is the condition "label"."""
+def said(options: Any, known: Mapping[str, Condition], label: str | None = None) -> dict[str, str]:
+    """Name -> value, as they were written; --class is the condition of classes, whatever its name."""
     given = asked(options.condition)
-    if label is not None and given.setdefault(LABEL, label) != label:
-        raise SfumatoError("--class and --condition label=... say two things: give one of them")
+    if label is None:
+        return given
+    name = _of_classes(known, label)
+    if given.setdefault(name, label) != label:
+        raise SfumatoError(f"--class and --condition {name}=... say two things: give one of them")
     return given
 
 
-def conditions(given: Mapping[str, str], spec: DataSpec, n: int) -> Conditions:
-    """What was written, for n samples: one value, or the .npy file of one or of one a sample."""
-    if LABEL in given and LABEL not in spec.conditions:
-        spec.class_index(given[LABEL])  # which says so
-    return resolve(spec, {"cond": values(given)}, n)
+def _of_classes(known: Mapping[str, Condition], label: str) -> str:
+    """The condition that --class means: "label", or the only one of classes."""
+    labels = [name for name, each in known.items() if isinstance(each, Label)]
+    if LABEL in known or len(labels) == 1:
+        return LABEL if LABEL in known else labels[0]
+    near = labels or [name for name, each in known.items() if isinstance(each, MultiLabel)]
+    if near:
+        ways = " or ".join(f"--condition {name}={label}" for name in near)
+        raise SfumatoError(f"--class does not say which condition this model should take as {label}: say {ways}")
+    others = f"only {', '.join(known)}" if known else "and no other conditions"
+    raise SfumatoError(f"there is no class {label!r}: this model has no classes, {others}: leave --class out")
 
 
-def values(given: Mapping[str, str]) -> dict[str, Any]:
-    """Texts, and the arrays of files that they name."""
-    return {name: _value(text) for name, text in given.items()}
+def conditions(given: Mapping[str, str], spec: DataSpec, index: torch.Tensor) -> Conditions:
+    """What was written, for samples of these numbers: one value, several in turn, or the .npy file of one or of one a
+    sample.
+    """
+    found = values(given, spec.conditions)
+    turns = {name: _turns(name, each, index) for name, each in found.items() if isinstance(each, list)}
+    return resolve(spec, {"cond": {**found, **turns}}, len(index))
+
+
+def _turns(name: str, several: list[str], index: torch.Tensor) -> list[str]:
+    """One of several values for each sample, by its number."""
+    if len(several) > int(index.max()) + 1:
+        least = len(several) - int(index[0])
+        raise SfumatoError(
+            f"--condition {name} has {len(several)} values for {len(index)} samples: -n {least} draws one of each"
+        )
+    return [several[i % len(several)] for i in index.tolist()]
+
+
+def values(given: Mapping[str, str], known: Mapping[str, Condition]) -> dict[str, Any]:
+    """Texts, lists of them where there are several values, and the arrays of files that they name."""
+    return {name: _value(text, known.get(name)) for name, text in given.items()}
 
 
 def in_turn(given: Conditions, spec: DataSpec, index: torch.Tensor) -> Conditions:
@@ -45,16 +73,22 @@ def in_turn(given: Conditions, spec: DataSpec, index: torch.Tensor) -> Condition
     return Conditions({LABEL: index % len(spec.classes), **given})
 
 
-def _value(text: str) -> Any:
+def _value(text: str, condition: Condition | None) -> Any:
     path = Path(text).expanduser()
     if path.suffix.lower() != ".npy":
-        return text
+        single = not isinstance(condition, Label | Scalar) or "," not in text or _is_class(condition, text)
+        return text if single else [part.strip() for part in text.split(",")]
     try:
         return np.load(path, allow_pickle=False)
     except OSError as error:
         raise SfumatoError(f"{text} cannot be read: {reason(error)}") from None
     except (ValueError, EOFError) as error:
         raise SfumatoError(f"{text} holds no array: {str(error).splitlines()[0]}") from None
+
+
+def _is_class(condition: Condition, text: str) -> bool:
+    """Whether there is a class of this name, commas and all."""
+    return isinstance(condition, Label) and text.casefold() in map(str.casefold, condition.classes)
 
 
 def columns(given: Conditions, spec: DataSpec) -> dict[str, list[Any]]:

@@ -44,7 +44,8 @@ def likelihood(options: Any, voice: Voice) -> None:
     source = data.open(options.data, labels=labels, size=options.size, conditions=denoiser.spec)
     # spread over the set: folders are sorted by class
     chosen = torch.linspace(0, len(source) - 1, min(options.number, len(source))).round().long()
-    given = asked.conditions(asked.said(options, options.klass), denoiser.spec, len(chosen))
+    said = asked.said(options, denoiser.spec.conditions, options.klass)
+    given = asked.conditions(said, denoiser.spec, torch.arange(len(chosen)))
     cond = Conditions({**_own(source, chosen, denoiser.spec), **given}) if options.conditional else given
     method = None if options.method == "auto" else options.method
     found = log_prob(

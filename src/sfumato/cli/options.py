@@ -30,8 +30,8 @@ DECLARED = Annotated[
 ]  # fmt: skip
 ASKED = Annotated[
     Several,
-    flag("A condition in the user's units, such as temperature=300; several values, one a sample in turn, have commas "
-         "between. May be given again for another.", "NAME=VALUE"),
+    flag("A condition in the user's units, such as temperature=300; several numbers or classes, one a sample in turn, "
+         "have commas between. May be given again for another.", "NAME=VALUE"),
 ]  # fmt: skip
 
 T = TypeVar("T")

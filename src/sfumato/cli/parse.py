@@ -136,6 +136,11 @@ def asked(words: Sequence[str]) -> dict[str, str]:
 
 def _pair(word: str, mark: str, form: str) -> tuple[str, str]:
     name, found, value = word.partition(mark) if mark == "=" else word.rpartition(mark)
+    if found and name.strip() and not value.strip() and mark == "=":
+        name = name.strip()
+        raise SfumatoError(
+            f"--condition {name}= says no value: give one, {name}=VALUE, or leave it out to leave it open"
+        )
     if not (found and name.strip() and value.strip()):
         raise SfumatoError(f"--condition takes {form}, not {word!r}")
     return name.strip(), value.strip()

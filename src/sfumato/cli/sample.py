@@ -49,19 +49,20 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE) -> dic
     denoiser.compute_dtype = compute_dtype(options.precision, denoiser.device)
     out = world.told(lambda: options.out or write.default_name(spec))
     path, folder = world.told(lambda: (write.check(out), write.is_folder(out)))
-    index = _index(options, spec)
-    given = asked.said(options, options.class_)
-    cond = asked.in_turn(asked.conditions(given, spec, len(index)), spec, index)
+    given = asked.said(options, spec.conditions, options.class_)
+    index = _index(options, spec, given)
+    cond = asked.in_turn(asked.conditions(given, spec, index), spec, index)
     scale = guidance_scale(options, denoiser, cond)
     interval = options.guidance_interval
     plan = plans.make_plan(denoiser, options.steps, options.solver, guidance=scale, interval=interval)
     model = denoiser if scale is None else guide(denoiser, scale, interval)
-    _say_choices(options, spec, given, scale, note)
+    _say_choices(options, spec, given, cond, scale, note)
     if any(plan is own for own in denoiser.plans.values()):
         note(f"The model's own plan of {plan.steps} steps is used ({plan.name}); --solver takes another.")
     x = _draw(model, plan, options, index, cond, world)
-    facts = manifest(options, contract, denoiser, plan, scale, index, given)
-    files = world.told(lambda: write.write(path, folder, x, asked.columns(cond, spec), spec, facts))
+    columns = asked.columns(cond, spec)
+    facts = manifest(options, contract, denoiser, plan, scale, index, given, columns)
+    files = world.told(lambda: write.write(path, folder, x, columns, spec, facts))
     return {"out": out, "files": files, "seconds": round(time.monotonic() - started, 2), "manifest": facts}
 
 
@@ -71,11 +72,11 @@ def _spec(denoiser: Denoiser, where: str) -> DataSpec:
     return denoiser.spec
 
 
-def _index(options: Any, spec: DataSpec) -> torch.Tensor:
+def _index(options: Any, spec: DataSpec, given: Mapping[str, str]) -> torch.Tensor:
     """The numbers of the samples."""
     number = options.number
     if number is None:
-        few = 0 < len(spec.classes) <= MOST_CLASSES and "label" not in asked.said(options, options.class_)
+        few = 0 < len(spec.classes) <= MOST_CLASSES and "label" not in given
         number = PER_CLASS * len(spec.classes) if few else NUMBER
     for name, value, least in (("-n", number, 1), ("--batch", options.batch, 1), ("--first", options.first, 0)):
         if value < least:
@@ -104,12 +105,13 @@ def guidance_scale(options: Any, denoiser: Denoiser, given: Collection[str]) -> 
 
 
 def _say_choices(
-    options: Any, spec: DataSpec, given: Mapping[str, str], scale: Scale | None, note: Callable[[str], None]
-) -> None:
+    options: Any, spec: DataSpec, given: Mapping[str, str], cond: Conditions, scale: Scale | None,
+    note: Callable[[str], None],
+) -> None:  # fmt: skip
     """What was chosen where nobody said."""
     if spec.classes and "label" not in given:
         note(f"No --class was given: the samples go through all {len(spec.classes)} classes in turn.")
-    left = [name for name in spec.conditions if name not in given and not (name == "label" and spec.classes)]
+    left = [name for name in spec.conditions if name not in cond or not bool(cond.given(name).present.any())]
     if left:
         note(f"Left open, as a model that was not told: {', '.join(left)}; --condition {left[0]}=VALUE says one.")
     if given and scale is None:
@@ -137,7 +139,7 @@ def _draw(model: Any, plan: Plan, options: Any, index: torch.Tensor, given: Cond
 
 def manifest(
     options: Any, contract: dict[str, Any], denoiser: Denoiser, plan: Plan, scale: Scale | None,
-    index: torch.Tensor, given: Mapping[str, str],
+    index: torch.Tensor, given: Mapping[str, str], columns: Mapping[str, list[Any]],
 ) -> dict[str, Any]:  # fmt: skip
     """What made the samples, enough to make them again."""
     dtype = denoiser.compute_dtype or torch.float32
@@ -159,7 +161,8 @@ def manifest(
         facts |= {"guidance": scale, "guidance_interval": options.guidance_interval}
     spec = denoiser.spec
     if spec is not None and spec.classes:
-        facts["class"] = spec.classes[spec.class_index(given["label"])] if "label" in given else "all in turn"
+        drawn = set(columns["label"]) if "label" in given else {"all in turn"}
+        facts |= {"class": drawn.pop()} if len(drawn) == 1 else {}
     others = {name: value for name, value in given.items() if name != "label" or "class" not in facts}
     if others:
         facts["conditions"] = others

@@ -21,14 +21,14 @@ from sfumato.tuning import tune as fit
 def tune(options: Any, voice: Voice) -> None:
     started = time.monotonic()
     denoiser = artefact.load_sampler(options.model, device=device_of(options.device))
-    given = asked.said(options)
     known = {} if denoiser.spec is None else denoiser.spec.conditions
+    given = asked.said(options, known)
     scale = guidance_scale(options, denoiser, given or (["label"] if "label" in known else []))
     with Bar(voice) as bar:
         plan = fit(
             denoiser, options.steps, noise=options.noise, guidance=scale, interval=options.guidance_interval,
             points=options.points, rounds=options.rounds, batch=options.batch, seed=options.seed, progress=bar,
-            cond=asked.values(given),
+            cond=asked.values(given, known),
         )  # fmt: skip
     name = artefact.store_plan(options.model, plan)
     facts = artefact.read_contract(options.model)

@@ -136,8 +136,6 @@ def find_class(classes: Sequence[str], wanted: str | int) -> int:
 
 
 def _unknown(classes: Sequence[str], text: str) -> str:
-    if not classes:
-        return f"there is no class {text!r}: this data has no classes"
     close = difflib.get_close_matches(text, classes, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     shown = ", ".join(f"{i} {name}" for i, name in enumerate(classes[:20]))

@@ -145,5 +145,12 @@ def numbers(value: Any, shape: tuple[int, ...] | None = None) -> np.ndarray:
     try:
         return np.array(array, dtype=np.float64)
     except (TypeError, ValueError):
-        found = next((v for v in np.asarray(array, dtype=object).reshape(-1) if not isinstance(v, int | float)), value)
+        found = next((v for v in np.asarray(array, dtype=object).reshape(-1) if not _is_number(v)), value)
         raise SfumatoError(f"{found!r} is no number") from None
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return bool(np.array(value, dtype=np.float64).ndim == 0)
+    except (TypeError, ValueError):
+        return False

@@ -170,7 +170,10 @@ class DataSpec:
         return x.round().clamp(limits.min, top).to(dtype)
 
     def class_index(self, wanted: str | int) -> int:
-        """The index of a class given by name or index; SfumatoError lists the known ones."""
+        """The index of a class of the condition "label" by name or index; SfumatoError lists the known ones."""
+        if not self.classes:
+            known = f"only {', '.join(self.conditions)}" if self.conditions else "and no other"
+            raise SfumatoError(f"there is no class {wanted!r}: this data has no condition 'label', {known}")
         return find_class(self.classes, wanted)
 
     def check(self, x: Tensor | np.ndarray) -> None:
