@@ -128,7 +128,7 @@ def test_missing_values_are_absent_and_counted():
 
 def test_what_says_nothing_or_cannot_be_read_is_named():
     given = {
-        "constant": np.full(N, 3.0), "nothing": [None] * N, "id": np.arange(N) + 7, "short": T[:5], "scale": 3.0,
+        "constant": np.full(N, 3.0), "nothing": [None] * N, "id": np.arange(N) + 7, "scale": 3.0,
         "caption": [f"words {i}" for i in range(N)], "ragged": [[1.0] * (1 + i % 2) for i in range(N)],
         "same": ["a"] * N, "when": np.arange(N).astype("datetime64[D]"), "things": [{"a": 1}] * N, "none": None,
         "volume": RNG.normal(size=(N, 2, 3, 4, 5)), "present": np.arange(N) % 2,
@@ -138,7 +138,7 @@ def test_what_says_nothing_or_cannot_be_read_is_named():
     notes = [note for note in source.notes if note.startswith("Not used as conditions")]
     for name, why in {
         "constant": "its value is always 3.0", "nothing": "all its values are missing", "id": "it counts the samples",
-        "short": "it has 5 entries, not 40", "scale": "it is no array", "same": "its value is always a",
+        "scale": "it is no array", "same": "its value is always a",
         "caption": "text, 40 different: it is not read yet", "ragged": "its lists have different lengths",
         "when": "values are not read", "volume": "the samples have no spatial axes",
         "present": "no condition can have this name",
@@ -148,7 +148,10 @@ def test_what_says_nothing_or_cannot_be_read_is_named():
     assert not many.conditions and "text, 10,000 different" in unread(many)
     named = data.open({"x": np.zeros((10_000, 2)), "class": [f"words {i}" for i in range(10_000)]})
     assert len(named.conditions["class"].names) == 10_000 and any("are the labels classes" in n for n in named.notes)
-    refused("the value of sample 3 is infinite", {"x": X, "t": [*T[:3], np.inf, *T[4:]]})
+    refused("the condition 't': the value of sample 3 is infinite", {"x": X, "t": [*T[:3], np.inf, *T[4:]]})
+    short = "the condition 'short' has 5 entries for 40 samples: give one a sample, or leave it out"
+    for values in (T[:5], list(T[:5]), torch.from_numpy(T[:5])):
+        refused(short, {"x": X, "temperature": T, "short": values})
 
 
 def test_targets_of_an_npz_are_conditions(tmp_path):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +85,15 @@ BOOLS = ("False", "True")
 
 class Unread(ValueError):
     """Why a column is of no use, in words."""
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Whatever is wrong with a condition's values begins with its name."""
+    try:
+        yield
+    except SfumatoError as why:
+        raise SfumatoError(f"the condition {name!r}: {why}") from None
 
 
 def column(raw: Any) -> Column:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from ..errors import SfumatoError
 from ..files import reason
 from . import tables
-from .column import Column, cells
+from .column import Column, cells, named
 from .settle import columns
 
 NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet", "metadata.json")
@@ -58,7 +58,8 @@ def read(root: Path, files: Sequence[Path], pictures: Sequence[str], kept: Seque
     raw: dict[str, Any] = {name: [None if row is None else column[row] for row in at] for name, column in table.items()}
     for name in text & raw.keys():
         if not any(isinstance(cell, list | dict) for cell in raw[name]):
-            raw[name] = cells([None if cell is None else str(cell) for cell in raw[name]])
+            with named(name):
+                raw[name] = cells([None if cell is None else str(cell) for cell in raw[name]])
     beside, notes = columns(raw, len(at))
     where = chosen[0].name if len(chosen) == 1 else f"{len(chosen)} metadata files"
     strangers = sorted(rows.keys() - set(pictures))

@@ -20,7 +20,7 @@ import torch
 from ..conditions import KINDS, guess
 from ..errors import SfumatoError, suggest
 from . import arrays
-from .column import BOOLS, Column, Unread, cells, column
+from .column import BOOLS, Column, Unread, cells, column, named
 from .dataset import LABEL, Source
 from .labels import label_column
 
@@ -42,7 +42,8 @@ def columns(raw: Mapping[str, Any], count: int) -> tuple[dict[str, Column], list
         if values is None:
             continue
         try:
-            found[str(name)] = _one_each(values, count)
+            with named(str(name)):
+                found[str(name)] = _one_each(values, count)
         except Unread as why:
             unread[str(name)] = str(why)
     return found, not_used(unread)

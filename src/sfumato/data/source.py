@@ -148,7 +148,26 @@ def _open_object(obj: Any) -> Source:
         x = _stacked(x)
     if x is None or isinstance(x, bytes) or callable(x):
         raise SfumatoError(f"a {type(obj).__name__} is not data: give an array, a tensor, a folder or a file")
+    _require_one_each(rest, x)
     return _from_array(x, rest, "the array", "array")
+
+
+def _require_one_each(beside: Mapping[str, Any], x: Any) -> None:
+    """Refuse what lies beside the samples of a dict and is not one a sample; of a file, which another wrote, it is a
+    note.
+    """
+    for name, values in beside.items():
+        if _counts(values) and _counts(x) and len(values) != len(x):
+            raise SfumatoError(
+                f"the condition {name!r} has {len(values):,} entries for {len(x):,} samples: give one a sample, or "
+                "leave it out"
+            )
+
+
+def _counts(values: Any) -> bool:
+    """Whether these are several values and not one."""
+    one = isinstance(values, str | bytes | Mapping) or getattr(values, "ndim", 1) == 0
+    return hasattr(values, "__len__") and not one
 
 
 def _is_pair(obj: Any) -> bool:

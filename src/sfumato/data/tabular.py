@@ -13,7 +13,7 @@ from ..counting import counting
 from ..errors import SfumatoError
 from ..machine.memory import fits
 from . import arrays, cache
-from .column import Column, Unread, column
+from .column import Column, Unread, column, named
 from .rows import READING, Mapped, Rows, Samples, in_blocks
 from .tables import Table, depth, is_number, is_string, leaf
 
@@ -113,7 +113,8 @@ def _numbers_of(parts: Sequence[Any], name: str) -> Column:
         dense = [_dense(part.drop_null(), f"{{}} of {name!r}") for part in parts]
     except SfumatoError as why:
         raise Unread(str(why)) from None
-    found = column(np.concatenate([part for part in dense if len(part)] or dense[:1]))
+    with named(name):
+        found = column(np.concatenate([part for part in dense if len(part)] or dense[:1]))
     return found.scattered(present)
 
 
