@@ -49,6 +49,8 @@ def test_belief_is_the_reading_of_the_network(curve, name):
     close(net.level, expected.clamp(-5, 5).float(), 1e-5)
     assert net.level.dtype == torch.float32 and net.level.shape == (5,)
     y = 0.3 * net.x + net.level.double()[:, None, None]
+    if name in ("eps", "score"):  # said of the noise, x is held within the data where they are faint: test_faint
+        assert float(belief.x[-1].square().mean().sqrt()) <= 3 * 0.6 * (1 + 1e-9) or float(sigma[-1] / alpha[-1]) <= 6
     torch.testing.assert_close(belief.target(name), y, rtol=1e-6, atol=1e-6 * float(y.abs().max()))
     torch.testing.assert_close(
         alpha * belief.x + sigma * belief.eps, z, rtol=1e-9, atol=1e-9 * float(z.abs().max() + 1)

@@ -180,7 +180,14 @@ class Estimate:
     @cached_property
     def eps(self) -> Tensor:
         """E[eps | z]; 0 at sigma = 0, where the state says nothing of the noise."""
-        return self._combine(self._solution.ez, self.z, self._solution.ey, self._prediction)
+        eps = self._combine(self._solution.ez, self.z, self._solution.ey, self._prediction)
+        if not self._indirect:
+            return eps
+        faint = self.sigma > FAINT * self.sigma_data * self.alpha
+        if not bool(faint.any()):
+            return eps
+        rest = (self.z - broadcast(self.alpha, self.z) * self.x) / broadcast(self.sigma, self.z)  # z stays their sum
+        return torch.where(broadcast(faint.double(), eps) > 0, rest, eps)
 
     @cached_property
     def variance(self) -> Tensor | None:
