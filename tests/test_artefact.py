@@ -284,3 +284,19 @@ def test_a_plan_is_stored_in_a_file_of_version_1_and_in_one_of_a_wrapped_model(t
         plan = sf.solvers.Heun().plan(model.process.schedule, 3)
         assert artefact.store_plan(path, plan) == "3" and sf.load(path).plans["3"] == plan
         assert artefact.read_contract(path)["version"] == 2
+
+
+def test_weights_keep_their_dtype(tmp_path):
+    """Of either format; what is drawn is what was drawn."""
+    for dtype in (torch.float64, torch.bfloat16, torch.float16):
+        first = filled(sf.Denoiser(sf.nets.MLP(2, 8, 1), sf.Gaussian(sf.schedules.Flow())), 3).to(dtype)
+        second = sf.load(sf.save(first, tmp_path / "m.safetensors"))
+        for (name, ours), theirs in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
+            assert ours.dtype == theirs.dtype and torch.equal(ours, theirs), (dtype, name)
+        assert torch.equal(sf.sample(first, 3, 4), sf.sample(second, 3, 4)), dtype
+        contract, tensors = files.read_sealed(Path(__file__).parent / "fixtures/v1_classes.safetensors")
+        tensors = {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+        files.write_sealed(tmp_path / "old.safetensors", tensors, contract)
+        old = sf.load(tmp_path / "old.safetensors")
+        assert {p.dtype for p in old.parameters()} == {dtype}
+        assert torch.equal(old.net.state_dict()["input.weight"], tensors["net.input.weight"])

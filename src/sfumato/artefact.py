@@ -186,7 +186,8 @@ def load(
     """The model in a model file or run folder, ready to use: a denoiser, a wrapped one, an autoencoder ..
 
     weights: "ema", the moving average, or "raw", the last weights of training where the file keeps them. modules: your
-    own classes that the model is made of, where they are not registered: sf.load(path, modules=[MyNet]).
+    own classes that the model is made of, where they are not registered: sf.load(path, modules=[MyNet]). The weights
+    keep the dtype that they were saved in.
     Raises SfumatoError for a file that is missing, cut, changed, foreign, of a newer format, or made of a class that is
     not here.
     """
@@ -233,6 +234,10 @@ def _fill(model: Any, state: Mapping[str, Tensor], path: Path) -> None:
             f"another shape, such as {wrong[0]}."
         )
     for prefix, part in parts(model):
+        for name, value in part.state_dict(keep_vars=True).items():
+            kept = state[prefix + name].dtype
+            if value.dtype != kept and value.is_floating_point() and kept.is_floating_point:
+                value.data = value.data.to(kept)
         part.load_state_dict({name: state[prefix + name] for name in part.state_dict()})
 
 
