@@ -268,7 +268,7 @@ def test_a_class_that_is_not_here_is_asked_for(tmp_path):
         pass
 
     path = sf.save(sf.Denoiser(Elsewhere(3), sf.Gaussian(sf.schedules.Flow())), tmp_path / "m.safetensors")
-    with pytest.raises(SfumatoError, match=r"no class 'Elsewhere' here.*modules=\[Elsewhere\]"):
+    with pytest.raises(SfumatoError, match=r"no network 'Elsewhere' here.*modules=\[Elsewhere\]"):
         sf.load(path)
     assert type(sf.load(path, modules=[Elsewhere]).net) is Elsewhere
     with pytest.raises(SfumatoError, match="modules are classes"):

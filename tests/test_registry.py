@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import sfumato as sf
-from sfumato import registry
+from sfumato import files, registry, trees
 from sfumato.errors import SfumatoError
 from sfumato.objectives import times, weights
 from sfumato.training.config import TrainConfig
@@ -118,7 +118,7 @@ def test_no_list_of_names_is_written_twice():
 
 def test_lists_load_no_torch():
     code = (
-        "import sys\nfrom sfumato import registry\n"
+        "import sys\nfrom sfumato import files, registry, trees\n"
         "print(sum(len(registry.names(kind)) for kind in registry.KINDS), 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -134,7 +134,7 @@ def test_words_hold_words():
     net = registry.make("network", "UNet(channels=(8, 16), attention=1, blocks=1)", {"shape": (1, 4, 4), "classes": 2})
     assert net.config["args"]["channels"] == [8, 16] and net.config["args"]["classes"] == 2
     assert registry.make("network", "Energy(net=MLP(width=8))", {"dim": 3}).net.config["args"]["dim"] == 3
-    again = registry.word(net.config)
+    again = trees.word(net.config)
     assert registry.make("network", again).config == net.config
 
 
@@ -161,3 +161,79 @@ def test_a_name_of_the_package_cannot_be_taken():
         sf.register("solver", "heun")(sf.solvers.DDIM)
     with pytest.raises(SfumatoError, match="Nothing is registered as 'sheduel'"):
         sf.register("sheduel", "mine")
+
+
+class Flow(torch.nn.Module):
+    """A network that is named as a schedule is, and holds another."""
+
+    def __init__(self, width: int, *sizes: int, net: torch.nn.Module | None = None, **more: object) -> None:
+        super().__init__()
+        self.sizes, self.more = sizes, more
+        self.inner = net
+        self.map = torch.nn.Linear(width, width)
+
+    def forward(self, x, level):
+        return self.map(x)
+
+
+class DDIM(torch.nn.Module):
+    """Named as a solver is; it changes what it was given."""
+
+    def __init__(self, body, options=None, net=None) -> None:
+        super().__init__()
+        self.body, self.options, self.net = body, options, net
+        if options is not None:
+            options["a"].append(3)
+        self.map = torch.nn.Linear(2, 2)
+
+    def forward(self, x, level):
+        return self.map(x)
+
+
+@pytest.fixture
+def tidy():
+    """What is registered here goes again."""
+    yield
+    for kind, made in ((kind, made) for table in (registry._MADE, registry._OWN) for kind, made in table.items()):
+        for name in [name for name, each in made.items() if getattr(each, "__module__", "") == __name__]:
+            del registry._MADE[kind][name], registry._OWN[kind][name]
+
+
+def test_networks_named_as_something_else_come_back_as_they_were_made(tmp_path, tidy):
+    registry.add([Flow, DDIM])
+    given = {"a": [1, (2, 2)]}
+    changing = DDIM([1, None], given, net=Flow(2, tail={"b": 1}))
+    nets = [Flow(2), Flow(2, 3, 4, net=DDIM("any"), depth=5, names=["x"]), changing]
+    for i, net in enumerate(nets):
+        path = sf.save(sf.Denoiser(net, sf.Gaussian(sf.schedules.Flow())), tmp_path / f"{i}.safetensors")
+        again = sf.load(path, modules=[Flow, DDIM])
+        assert type(again.net) is type(net) and trees.tree(again.net) == trees.tree(net), i
+        assert all(
+            torch.equal(a, b) for a, b in zip(net.state_dict().values(), again.state_dict().values(), strict=True)
+        )
+        if isinstance(net, Flow):
+            made = registry.make("network", trees.word(trees.tree(Flow(2, 3, 4, depth=5, names="x"))))
+            assert made.sizes == (3, 4) and made.more == {"depth": 5, "names": "x"}
+    assert given["a"] == [1, (2, 2), 3] and again.net.options["a"] == [1, [2, 2], 3]  # made anew of [1, [2, 2]]
+    assert sf.load(path).net.net.more == {"tail": {"b": 1}}
+    wrong = [
+        (DDIM(Flow(2)), "DDIM was made with a Flow, in whose place a file would find the Flow of sfumato"),
+        (DDIM({"name": "me", "args": {}}), "made with the dict"),
+        (DDIM([{"x": {1: 2}}]), "made with the dict"),
+    ]
+    for net, words in wrong:
+        with pytest.raises(SfumatoError, match=words) as caught:
+            sf.save(sf.Denoiser(net, sf.Gaussian(sf.schedules.Flow())), tmp_path / "no.safetensors")
+        assert not (tmp_path / "no.safetensors").exists() and "\n" not in str(caught.value)
+
+
+def test_a_file_makes_nothing_but_what_a_file_holds(tmp_path):
+    path = sf.save(sf.Denoiser(sf.nets.MLP(2, 4, 1), sf.Gaussian(sf.schedules.Flow())), tmp_path / "m.safetensors")
+    contract, tensors = files.read_sealed(path)
+    for name, words in [("MLflow", "holds no logger"), ("denoising", "holds no loss"), ("adamw", "holds no optimizer")]:
+        args = {"run": str(tmp_path), "config": {}, "note": None}
+        contract["model"]["args"]["net"] = {"name": name, "args": args}
+        files.write_sealed(tmp_path / "bad.safetensors", tensors, contract)
+        with pytest.raises(SfumatoError, match=words) as caught:
+            sf.load(tmp_path / "bad.safetensors")
+        assert "\n" not in str(caught.value)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfumato import __version__, registry
+from sfumato import __version__, registry, trees
 from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError
 from sfumato.files import read_header, read_sealed, write_sealed
@@ -58,7 +58,7 @@ def contract(model: Any) -> dict[str, Any]:
             f'@sf.register("model").'
         )
     provenance = _made() | (getattr(model, "provenance", None) or {})
-    return {"format": FORMAT, "version": VERSION, "model": registry.tree(model), "provenance": provenance}
+    return {"format": FORMAT, "version": VERSION, "model": trees.tree(model), "provenance": provenance}
 
 
 def parts(model: Any, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -205,7 +205,7 @@ def load(
             raise SfumatoError(f"{path} keeps no raw weights beside the moving average: load it with weights='ema'.")
         prefix, _ = _innermost(whole["model"])
         state |= {prefix + name: value for name, value in raw.items()}
-    model = registry.build(whole["model"], "model")
+    model = trees.build(whole["model"], "model")
     model.provenance = dict(whole["provenance"])
     _fill(model, state, path)
     for _, part in parts(model):
@@ -251,7 +251,7 @@ def store_plan(path: str | os.PathLike[str], plan: Plan) -> str:
     contract, tensors = read_sealed(path)
     whole = _checked(contract, path)
     name, (_, args) = plan_name(plan), _innermost(whole["model"])
-    args["plans"] = {**(args.get("plans") or {}), name: registry.tree(plan)}
+    args["plans"] = {**(args.get("plans") or {}), name: trees.tree(plan)}
     write_sealed(path, tensors, whole)
     return name
 

@@ -18,7 +18,6 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from difflib import get_close_matches
 from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
@@ -30,34 +29,36 @@ T = TypeVar("T")
 
 
 class Kind(NamedTuple):
-    """words: what sentences call it. base: the type by whose name an argument asks for one."""
+    """words: what sentences call it. base: the type by whose name an argument asks for one. held: whether a model file
+    may hold one; what writes, steps or judges is never made because a file says so."""
 
     words: str
     base: str | None = None
+    held: bool = False
 
 
 KINDS: dict[str, Kind] = {
-    "schedule": Kind("noise schedule", "Schedule"),
+    "schedule": Kind("noise schedule", "Schedule", held=True),
     "target": Kind("target"),
     "weight": Kind("weight", "Weight"),
     "density": Kind("time density", "TimeDensity"),
-    "solver": Kind("solver", "Solver"),
-    "network": Kind("network", "Module"),
-    "process": Kind("process", "Process"),
-    "condition": Kind("condition", "Condition"),
-    "model": Kind("model", "Model"),
+    "solver": Kind("solver", "Solver", held=True),
+    "network": Kind("network", "Module", held=True),
+    "process": Kind("process", "Process", held=True),
+    "condition": Kind("condition", "Condition", held=True),
+    "model": Kind("model", "Model", held=True),
     "loss": Kind("loss", "Loss"),
     "optimizer": Kind("optimizer"),
     "logger": Kind("logger", "Logger"),
     "check": Kind("check"),
-    "part": Kind("part of a file"),
+    "part": Kind("part of a file", held=True),
 }
 
 _WRITTEN = re.compile(r'^@register\("(\w+)"(?:, "([^"]+)")?', re.MULTILINE)
 _DEFINED = re.compile(r"^(?:class|def) (\w+)", re.MULTILINE)
 _WORD = re.compile(r"\s*([^\s(]+)\s*(?:\((.*)\))?\s*", re.DOTALL)
 _MADE: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in KINDS}  # by registered name
-_ARGUMENTS = "_made_with"
+ARGUMENTS = "_made_with"
 FILES: list[str] = []  # of the user's that were run, so that another process may run them, too
 _OWN: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in KINDS}  # by the name of the class or function
 
@@ -150,6 +151,21 @@ def known(kind: str, name: str) -> bool:
     return any(name in where for where in (_MADE[kind], _OWN[kind], _written()[kind], _classes()[kind]))
 
 
+def found(kind: str | None, name: str) -> Callable[..., Any] | None:
+    """What makes the thing that a file names: the class of the kind that its place asks for, or else of another that a
+    file may hold."""
+    held = [each for each in KINDS if KINDS[each].held]
+    for each in (*([kind] if kind in held else []), *held):
+        if name in _OWN[each] or name in _classes()[each]:
+            return get(each, name)
+    return None
+
+
+def held() -> list[str]:
+    """The names of all classes that a file may hold."""
+    return [own for kind in KINDS if KINDS[kind].held for own in (*_classes()[kind], *_OWN[kind])]
+
+
 @final
 class Named(Mapping[str, Callable[..., Any]]):
     """Name -> what makes the thing, of one kind: a view of the registry."""
@@ -203,6 +219,7 @@ def make(kind: str, word: Any, given: Mapping[str, Any] | None = None) -> Any:
     filled = {key: value for key, value in given.items() if key in signature.parameters and key not in named}
     taken = list(signature.parameters)[: len(plain)]
     filled = {key: value for key, value in filled.items() if key not in taken}
+    plain, named = spread(signature, plain, named)
     try:
         signature.bind(*plain, **named, **filled)
     except TypeError as error:
@@ -248,7 +265,7 @@ def _split(text: str) -> list[str]:
 def _value(text: str, parameter: inspect.Parameter | None, word: str, given: Mapping[str, Any]) -> Any:
     """A number, a tuple, a word or another named thing, as the argument's type asks."""
     asks = "" if parameter is None or parameter.annotation is parameter.empty else str(parameter.annotation)
-    kind = next((kind for kind, (_, base) in KINDS.items() if base and re.search(rf"\b{base}\b", asks)), None)
+    kind = next((kind for kind, (_, base, _) in KINDS.items() if base and re.search(rf"\b{base}\b", asks)), None)
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -278,6 +295,22 @@ def _fitting(value: Any, asks: str, parameter: inspect.Parameter | None, word: s
     return value
 
 
+def spread(
+    signature: inspect.Signature, plain: list[Any], named: Mapping[str, Any]
+) -> tuple[list[Any], dict[str, Any]]:
+    """Arguments by name as a call takes them: those of `*args` and `**more` stand under these names."""
+    plain, named, parameters = list(plain), dict(named), list(signature.parameters.values())
+    many = any(p.kind is p.VAR_POSITIONAL and p.name in named for p in parameters)
+    for p in parameters[len(plain) :]:
+        if p.kind is p.VAR_POSITIONAL:
+            plain += named.pop(p.name, ())
+        elif p.kind is p.VAR_KEYWORD:
+            named |= named.pop(p.name, {})
+        elif p.name in named and (p.kind is p.POSITIONAL_ONLY or many and p.kind is p.POSITIONAL_OR_KEYWORD):
+            plain.append(named.pop(p.name))
+    return plain, named
+
+
 def _taken(name: str, signature: inspect.Signature) -> str:
     """What a thing takes, in words."""
     if not signature.parameters:
@@ -287,7 +320,7 @@ def _taken(name: str, signature: inspect.Signature) -> str:
     return f"{name} takes {', '.join(signature.parameters)}{example if numbers else ''}"
 
 
-# -- trees ------------------------------------------------------------------------------------------------------------
+# -- a user's own -----------------------------------------------------------------------------------------------------
 
 
 def _capture(thing: type) -> None:
@@ -302,117 +335,18 @@ def _capture(thing: type) -> None:
     def init(self: Any, *args: Any, **named: Any) -> None:
         if type(self) is thing:
             found = inspect.signature(start).bind(self, *args, **named).arguments
-            self.__dict__[_ARGUMENTS] = dict(list(found.items())[1:])
+            self.__dict__[ARGUMENTS] = {name: _kept(value) for name, value in list(found.items())[1:]}
         start(self, *args, **named)
 
     init.remembers = True  # type: ignore[attr-defined]
     thing.__init__ = init  # type: ignore[misc]
 
 
-def tree(thing: Any, of: str = "") -> Any:
-    """{"name": .., "args": {..}} of a thing, whose arguments may be things themselves: plain JSON, for `build`.
-
-    What it was made with is told by its `config` (a dict, or a method that gives one, with or without the name), by
-    `to_dict` where its class has `from_dict`, by the attributes that a dataclass or a model has for its arguments, or
-    is remembered from the making of a registered class. SfumatoError where nothing tells.
-    """
-    if thing is None or isinstance(thing, bool | int | float | str):
-        return thing
-    if isinstance(thing, list | tuple):
-        return [tree(each, of) for each in thing]
-    if isinstance(thing, Mapping):
-        return {str(key): tree(value, of) for key, value in thing.items()}
-    name = name_of(thing)
-    if hasattr(type(thing), "from_dict"):
-        return {"name": name, "args": thing.to_dict()}
-    args = _made_with(thing)
-    if args is None:
-        what = f"{of} was made with a {name}, and" if of else f"Of a {name}"
-        raise SfumatoError(
-            f"{what} no file could say how to make it again: give {name} a property `config`, the dict of its "
-            f'constructor\'s arguments, or write @sf.register("network") above its class before it is made.'
-        )
-    return {"name": name, "args": {key: tree(value, name) for key, value in args.items()}}
-
-
-def name_of(thing: Any) -> str:
-    """The name of a thing's own class, also where its network is in shards, whose class torch makes of it."""
-    return next(kind.__name__ for kind in type(thing).__mro__ if not kind.__name__.startswith("FSDP"))
-
-
-def _made_with(thing: Any) -> dict[str, Any] | None:
-    """The arguments that a thing was made with, by name; None where nothing tells them."""
-    own_config = "config" in getattr(thing, "__dict__", {}) or hasattr(type(thing), "config")  # and not what it wraps
-    said = thing.config if own_config else None
-    said = said() if callable(said) else said
-    if isinstance(said, Mapping):
-        return dict(said["args"] if set(said) == {"name", "args"} else said)
-    if _ARGUMENTS in getattr(thing, "__dict__", {}):
-        return dict(thing.__dict__[_ARGUMENTS])
-    own: Any = _OWN["model"].get(type(thing).__name__)
-    if own is type(thing):
-        return {key: getattr(thing, key) for key in inspect.signature(type(thing)).parameters if hasattr(thing, key)}
-    if dataclasses.is_dataclass(thing):
-        return {field.name: getattr(thing, field.name) for field in dataclasses.fields(thing) if field.init}
-    return None
-
-
-def build(tree: Any, kind: str | None = None, given: Mapping[str, Any] | None = None) -> Any:
-    """What `tree` described, made anew. kind: what kind of thing it has to be. given: as for `make`.
-
-    Raises SfumatoError for a name that is not registered, and for arguments that are missing or unknown.
-    """
-    if isinstance(tree, list):
-        return [build(each, None, given) for each in tree]
-    if not isinstance(tree, Mapping):
-        return tree
-    if set(tree) != {"name", "args"} or not isinstance(tree["args"], Mapping):
-        if kind is not None:
-            raise SfumatoError(
-                f'A {KINDS[kind].words} is described by {{"name": ..., "args": {{...}}}}; got the keys {sorted(tree)}.'
-            )
-        return {key: build(value, None, given) for key, value in tree.items()}
-    name, args = str(tree["name"]), tree["args"]
-    maker = get(kind or _kind_of(name), name)
-    if hasattr(maker, "from_dict"):
-        return maker.from_dict(args)
-    known = inspect.signature(maker).parameters
-    for key in args:
-        if key not in known:
-            raise SfumatoError(f"{name} does not take {key!r}, it has no argument of that name: {suggest(key, known)}")
-    values = {key: build(value, None, given) for key, value in args.items()}
-    values = {key: value for key, value in (given or {}).items() if key in known} | values
-    missing = [key for key, p in known.items() if p.default is p.empty and key not in values and p.kind < p.VAR_KEYWORD]
-    missing = [key for key in missing if known[key].kind is not inspect.Parameter.VAR_POSITIONAL]
-    if missing:
-        raise SfumatoError(f"{name} needs the argument {missing[0]!r}.")
-    if dataclasses.is_dataclass(maker):
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    return maker(**values)
-
-
-def _kind_of(name: str) -> str:
-    """The kind of the class of that name."""
-    for kind in KINDS:
-        if name in _OWN[kind] or name in _classes()[kind]:
-            return kind
-    known = {own: None for kind in KINDS for own in (*_classes()[kind], *_OWN[kind])}
-    near = get_close_matches(name, known, n=1)
-    hint = f", did you mean {near[0]!r}?" if near else "."
-    raise SfumatoError(
-        f"There is no class {name!r} here{hint} A class of your own is given beside it, as in modules=[{name}], or "
-        "registered before."
-    )
-
-
-def word(tree: Any) -> str:
-    """A tree as a word that `make` understands."""
-    if isinstance(tree, Mapping) and set(tree) == {"name", "args"}:
-        return f"{tree['name']}({', '.join(f'{key}={word(value)}' for key, value in tree['args'].items())})"
-    return repr(tuple(tree) if isinstance(tree, list) else tree)
-
-
-# -- a user's own -----------------------------------------------------------------------------------------------------
+def _kept(value: Any) -> Any:
+    """An argument as it was given, whatever is done to it later."""
+    if isinstance(value, list | tuple):
+        return [_kept(each) for each in value]
+    return {key: _kept(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 
 def add(modules: Iterable[Any]) -> None:

@@ -14,7 +14,6 @@ from sfumato.cli.run import Voice
 from sfumato.cli.sample import draw
 from sfumato.counting import Count, Pace
 from sfumato.machine.memory import limited
-from sfumato.registry import name_of
 from sfumato.training import examples
 from sfumato.training.console import Console
 from sfumato.training.control import say
@@ -23,6 +22,7 @@ from sfumato.training.run import Run
 from sfumato.training.run import resume as resume_run
 from sfumato.training.run import train as train_run
 from sfumato.training.session import GRID_STEPS, Session
+from sfumato.trees import name_of
 
 GRID = "grid.png"
 

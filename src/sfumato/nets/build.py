@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from .. import registry
+from .. import registry, trees
 from ..errors import SfumatoError, suggest
 from ..registry import register
 from .blocks import halved
@@ -32,7 +32,7 @@ def from_config(config: Mapping[str, Any]) -> nn.Module:
     network itself is described in the same way.
     Raises SfumatoError for an unknown name or argument, a missing one, or a value that the network refuses.
     """
-    found: nn.Module = registry.build(config, "network")
+    found: nn.Module = trees.build(config, "network")
     return found
 
 

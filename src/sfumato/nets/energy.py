@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import SfumatoError
-from ..registry import register, tree
+from ..registry import register
+from ..trees import tree
 
 
 @register("network", "Energy")

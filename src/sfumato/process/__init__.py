@@ -10,7 +10,7 @@ from sfumato.process.product import Product
 from sfumato.process.protocol import Process
 from sfumato.process.symbols import Symbols
 from sfumato.process.uniform import Uniform
-from sfumato.registry import build
+from sfumato.trees import build
 
 __all__ = ["Gaussian", "Masked", "Process", "Product", "Symbols", "Uniform", "from_config"]
 

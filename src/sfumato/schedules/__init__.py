@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sfumato.registry import Named, build
+from sfumato.registry import Named
 from sfumato.schedule import Schedule
 from sfumato.schedules.derived import FromBetas, FromFunction, Kept, Shifted, Tabulated
 from sfumato.schedules.laws import Cauchy, Laplace
 from sfumato.schedules.paths import EDM, VE, Cosine, Flow, LinearBeta, LogLinear, Sigmoid, SubVP, Trig
 from sfumato.schedules.terminal import ZeroTerminalSNR, zero_terminal_snr
+from sfumato.trees import build
 
 __all__ = [
     "EDM", "VE", "Cauchy", "Cosine", "Flow", "FromBetas", "FromFunction", "Kept", "Laplace", "LinearBeta", "LogLinear",

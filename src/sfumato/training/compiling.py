@@ -28,9 +28,10 @@ from sfumato.errors import SfumatoError
 from sfumato.nets import from_config
 from sfumato.nets.energy import Energy
 from sfumato.nets.layout import channels_last
-from sfumato.registry import ships, tree
+from sfumato.registry import ships
 from sfumato.training.config import TrainConfig
 from sfumato.training.parts import with_net
+from sfumato.trees import tree
 from sfumato.world import ALONE, World
 
 WORTH = {"cpu": 3600.0, "cuda": 600.0}  # seconds that a run must have left: compiling takes minutes

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sfumato import nets, registry
+from sfumato import nets, trees
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
 from sfumato.nets.layout import LAYOUTS
@@ -173,7 +173,7 @@ def whole(denoiser: Denoiser, world: World) -> Denoiser:
         return denoiser
     state = gathered(denoiser.net.state_dict(), world)
     with torch.device("cpu" if world.leads else "meta"):
-        made = with_net(denoiser, nets.from_config(registry.tree(denoiser.net)))
+        made = with_net(denoiser, nets.from_config(trees.tree(denoiser.net)))
     if world.leads:
         made.net.to(next(iter(state.values())).dtype).load_state_dict(state)
     return made

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sfumato import artefact, nets, registry
+from sfumato import artefact, nets, registry, trees
 from sfumato.conditions import Conditions
 from sfumato.data import DataSpec, Source
 from sfumato.errors import SfumatoError
@@ -45,7 +45,7 @@ def taken(settings: Mapping[str, Any], modules: Iterable[type] = ()) -> tuple[di
     own = {name: value for name, value in own.items() if value is not None and not isinstance(value, str)}
     for name, value in own.items():
         if name == "model":
-            registry.tree(value)
+            trees.tree(value)
             words[name] = "given"
             continue
         if not isinstance(value, nn.Module):
@@ -72,7 +72,7 @@ def _process_in_words(process: Any) -> dict[str, str]:
 def _described(name: str, value: nn.Module) -> str:
     """An object as a word of the settings."""
     try:
-        return registry.word(registry.tree(value))
+        return trees.word(trees.tree(value))
     except SfumatoError:
         if name == "loss":  # it is no part of the file: given again, a run goes on with it
             return type(value).__name__
@@ -102,7 +102,7 @@ def told(model: Any, settings: TrainConfig) -> TrainConfig:
         return settings
     own = {"target": process.target, "variance": process.variance}
     if schedule_of(settings.schedule) != process.schedule:
-        own["schedule"] = registry.word(registry.tree(process.schedule))
+        own["schedule"] = trees.word(trees.tree(process.schedule))
     return settings.replace(**own)
 
 
@@ -200,7 +200,7 @@ def _ask(denoiser: Denoiser, spec: DataSpec) -> None:
 def rebuilt(contract: Mapping[str, Any], settings: TrainConfig, device: torch.device) -> Any:
     """The model that a checkpoint's contract describes, with fresh weights."""
     if "model" in contract:
-        model = registry.build(contract["model"], "model")
+        model = trees.build(contract["model"], "model")
     else:  # of before there were other models
         spec = DataSpec.from_dict(contract["spec"])
         model = _denoiser(nets.from_config(contract["net"]), _process(settings, spec), settings, spec)

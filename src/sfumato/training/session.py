@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sfumato import artefact, noise, registry
+from sfumato import artefact, noise, trees
 from sfumato.audit.copies import Memorisation, choose, compare, pairs_picture
 from sfumato.audit.nearest import Space
 from sfumato.checks.gather import told
@@ -242,8 +242,8 @@ class Session:
         contract = {
             "config": self.config.to_dict(),
             "spec": self.denoiser.spec.to_dict(),
-            "net": registry.tree(self.denoiser.net),
-            "model": registry.tree(self.denoiser),
+            "net": trees.tree(self.denoiser.net),
+            "model": trees.tree(self.denoiser),
             "given": self.state.given,
         }
         with self.world.together():
