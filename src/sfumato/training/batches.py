@@ -121,6 +121,8 @@ def dropped(cond: Conditions, source: noise.Noise, share: float) -> Conditions:
 
     So the network learns every subset: p(x | c1), p(x | c2), p(x). Which, is a function of (seed, sample, name).
     """
+    if not cond:
+        return cond
     together = source.uniform() >= share
     if len(cond) < 2:
         return cond.keep({name: together for name in cond})
