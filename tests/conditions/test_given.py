@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from sfumato import noise
+import sfumato as sf
+from sfumato import conditions, noise
 from sfumato.conditions import Conditions, Given, Label, Scalar, Vector, network_inputs, resolve
 from sfumato.errors import SfumatoError
 from sfumato.training.batches import dropped
@@ -157,3 +158,38 @@ def test_each_condition_is_dropped_and_all_together():
     assert same(again, kept.rows(some)), "a function of the seed, the sample and the name"
     other = dropped(Conditions({"pose": three["pose"], "heat": torch.rand(count)}), source, share)
     assert torch.equal(other.given("pose").present, there[2]), "whatever stands beside it"
+
+
+def test_values_of_a_user_are_refused_where_conditions_are_encoded():
+    spec = sf.data.DataSpec.fit(sf.data.open({"x": torch.randn(60, 2), "temperature": torch.linspace(250, 350, 60)}))
+    net = sf.nets.build(spec.shape, size="tiny", conditions={"temperature": {"kind": "scalar"}})
+    model = sf.Denoiser(net, sf.Gaussian(sf.schedules.Flow()), "velocity", 1.0, spec)
+    plan, z = sf.solvers.Euler().plan(model.process, 2), torch.randn(3, 2)
+    for value in (300.0, [300.0] * 3, "300"):
+        for name, call in {
+            "start": lambda v: plan.start(model, z, temperature=v),
+            "guided": lambda v: plan.start(sf.guide(model, 2.0), z, temperature=v),
+            "loss": lambda v: sf.denoising_loss(model, z, temperature=v),
+            "model": lambda v: model(z, 0.5, temperature=v),
+            "of": lambda v: Conditions.of({"temperature": v}),
+        }.items():
+            with pytest.raises(sf.SfumatoError, match=r"^The condition 'temperature': .* sf.conditions.resolve\("):
+                call(value)
+                raise AssertionError(name)
+    encoded = conditions.resolve(model, {"temperature": 300.0}, 3)
+    assert plan.start(model, z, **encoded).advance().x.shape == (3, 2)
+    assert sf.denoising_loss(model, z, **encoded).shape == (3,)
+
+
+def test_labels_are_whole_numbers():
+    label = conditions.Label(("a", "b", "c"))
+    with pytest.raises(sf.SfumatoError, match=r"0\.9 is no label"):
+        label.encode(torch.tensor([0.9, 0.2]), 2)
+    assert label.encode(torch.tensor([1.0, float("nan")]), 2).values.tolist() == [1, -1]
+    for value in ([0, 1, None, 2], [0, 1, float("nan"), 2]):
+        found = conditions.resolve(None, {"label": value}, 4)["label"]
+        assert found.dtype == torch.int64 and found.tolist() == [0, 1, -1, 2]
+    numbers = conditions.resolve(None, {"mass": [0.5, None]}, 2).given("mass")
+    assert numbers.values.tolist() == [0.5, 0.0] and numbers.present.tolist() == [True, False]
+    with pytest.raises(sf.SfumatoError, match="'label' is given twice"):
+        conditions.resolve(None, {"label": 1, "cond": {"label": 2}}, 1)

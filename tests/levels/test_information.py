@@ -1,7 +1,9 @@
 """How much a condition says, in nats: the integral of two losses against quadrature."""
 
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from sfumato.conditions import Given
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
 from sfumato.levels.information import information
+from sfumato.training.console import Silent
 
 
 def mutual(means: list[float], widths: list[float], weights: list[float]) -> float:
@@ -91,3 +94,24 @@ def test_mistakes_are_said():
     model = law.denoiser(sf.Gaussian(sf.schedules.Cosine()))
     with pytest.raises(SfumatoError, match="asked of a condition"):
         information(model, torch.zeros(4, 1))
+
+
+def test_of_whatever_data_open_takes(tmp_path):
+    x = np.random.default_rng(0).normal(size=(80, 2))
+    given = {"x": x, "temperature": x[:, 0] + 300, "kind": np.array(["a", "b"] * 40)}
+    run = sf.train(given, tmp_path / "run", steps=2, batch=8, net="tiny", precision="float32", snapshots=0,
+                   console=Silent())  # fmt: skip
+    facts = json.loads((run.path / "report.json").read_text())
+    asked = f"the run was too short for it (sf.information(sf.load({str(run.path)!r}), data) in Python does it)"
+    assert facts["conditions"] is None and facts["conditions_missing"] == asked
+    assert "What the conditions say was not measured: the run was too short" in (run.path / "report.html").read_text()
+    model = sf.load(run.path)
+    np.savez(tmp_path / "d.npz", **given)
+    for data in (given, tmp_path / "d.npz", sf.data.open(given)):
+        found = information(model, data, 64)
+        assert set(found.each) == {"temperature", "kind"}
+    held = sf.data.open(given).split(0.05)[1]  # of the training data what was held out
+    by_hand = information(model, x[held], 64, temperature=x[held, 0] + 300, kind=given["kind"][held])
+    assert information(model, given, 64).together.value == pytest.approx(by_hand.together.value, abs=1e-9)
+    with pytest.raises(SfumatoError, match="is not data|does not exist"):
+        information(model, "nowhere")

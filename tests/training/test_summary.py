@@ -58,13 +58,15 @@ def test_the_page_shows_it(whole):
 def test_a_stopped_run_says_how_far_it_came(tmp_path):
     console = Heard(stop=70)
     with pytest.raises(Interrupted):
-        sf.train(X, tmp_path / "run", console=console, steps=120, batch=256, **HOW)
+        sf.train((X, np.arange(500) % 2), tmp_path / "run", console=console, steps=120, batch=256, **HOW)
     facts = json.loads((tmp_path / "run" / "report.json").read_text())
     assert not facts["done"] and facts["next"][0] == f"sfumato resume {tmp_path / 'run'}"
     assert any("Stopped after 5" in line and "70 steps" in line for line in console.said)
     assert "the run was stopped" in facts["memorisation_missing"]
-    sf.resume(tmp_path / "run", data=X, console=Silent())
+    assert facts["conditions_missing"].startswith("the run was stopped (sf.information(sf.load(")
+    sf.resume(tmp_path / "run", data=(X, np.arange(500) % 2), console=Silent())
     again = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert again["conditions_missing"].startswith("the run was too short for it")
     assert again["done"] and again["time"]["shares"]["checkpoints"] > 0
 
 

@@ -2,7 +2,7 @@
 
 from .condition import Condition, missing
 from .field import Field
-from .given import Conditions, Given, absent, joined, network_inputs
+from .given import Conditions, Given, absent, joined, network_inputs, require_encoded
 from .kinds import KINDS, fit, from_config, guess
 from .label import NULL, Label, find_class
 from .multilabel import MultiLabel
@@ -13,5 +13,5 @@ from .vector import Vector
 __all__ = [
     "KINDS", "NULL", "RESERVED", "Condition", "Conditions", "Field", "Given", "Label", "MultiLabel", "Scalar", "Vector",
     "absent", "declared", "find_class", "fit", "from_config", "guess", "joined", "missing",
-    "network_inputs", "of_data", "resolve", "unfolded",
+    "network_inputs", "of_data", "require_encoded", "resolve", "unfolded",
 ]  # fmt: skip

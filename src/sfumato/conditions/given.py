@@ -30,6 +30,11 @@ class Given(NamedTuple):
         """From a tensor: whole numbers of one axis are absent where negative, floats where NaN stands in the row."""
         if isinstance(value, Given):
             return value
+        if not isinstance(value, Tensor):
+            raise SfumatoError(
+                f"{value!r:.40} is no tensor: here conditions are encoded, which sf.conditions.resolve(model, {{name: "
+                "value}, n) does"
+            )
         if value.ndim < 1:
             raise SfumatoError("a condition of a batch has one row a sample, and a single number has none")
         if value.is_floating_point():
@@ -78,7 +83,7 @@ class Conditions(Mapping[str, Any]):
     """
 
     def __init__(self, given: Mapping[str, Given | Tensor] | None = None) -> None:
-        self._given = {str(name): Given.of(value) for name, value in (given or {}).items()}
+        self._given = {str(name): _of(name, value) for name, value in (given or {}).items()}
         counts = {len(value.values) for value in self._given.values()}
         if len(counts) > 1:
             raise SfumatoError(f"the conditions of one batch have as many rows each, not {sorted(counts)}")
@@ -154,6 +159,20 @@ class Conditions(Mapping[str, Any]):
         return self._each(lambda _, value: value.to(device))
 
 
+def require_encoded(cond: Mapping[str, Any]) -> None:
+    """Refuse values as users give them where conditions are encoded: SfumatoError names `resolve`."""
+    for name, value in cond.items():
+        if value is not None and not isinstance(value, Given | Tensor):
+            _of(name, value)  # which says so
+
+
+def _of(name: str, value: Given | Tensor) -> Given:
+    try:
+        return Given.of(value)
+    except SfumatoError as why:
+        raise SfumatoError(f"The condition {name!r}: {why}") from None
+
+
 def _is_label(values: Tensor) -> bool:
     return values.ndim == 1 and not values.is_floating_point()
 
@@ -187,6 +206,7 @@ def network_inputs(cond: Mapping[str, Given | Tensor | None], net: nn.Module) ->
             f"{type(net).__name__} hears no condition {wrong!r}: give its forward an argument of this name, or leave "
             "the condition out."
         )
+    require_encoded(known)
     if "present" not in names or not known:
         return {name: value.values if isinstance(value, Given) else value for name, value in known.items()}
     inputs: dict[str, Any] = {}

@@ -46,6 +46,9 @@ class Label(Condition):
             indices = value.reshape(-1).cpu()
             if value.is_floating_point():
                 indices = torch.where(indices.isnan(), float(NULL), indices)
+                if bool((indices != indices.round()).any()):
+                    wrong = float(indices[indices != indices.round()][0])
+                    raise SfumatoError(f"{wrong:g} is no label: a tensor of labels holds whole numbers, their indices")
             if bool(((indices < NULL) | (indices >= len(self.classes))).any()):
                 raise SfumatoError(f"A tensor of labels holds indices from {NULL} (none) to {len(self.classes) - 1}.")
             return counted(Given.of(indices.long()), n)

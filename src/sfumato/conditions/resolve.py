@@ -57,6 +57,9 @@ def unfolded(given: Mapping[str, Any]) -> Mapping[str, Any]:
     inner = given.get(RESERVED)
     if not isinstance(inner, Mapping):
         return given
+    twice = [name for name, value in inner.items() if value is not None and given.get(name) is not None]
+    if twice:
+        raise SfumatoError(f"The condition {twice[0]!r} is given twice, by its name and in {RESERVED}={{...}}: give one")
     return {**{name: value for name, value in given.items() if name != RESERVED}, **inner}
 
 
@@ -99,10 +102,16 @@ def _encoded(known: dict[str, Condition] | None, name: str, value: Any, n: int) 
     return given
 
 
+def _filled(value: Any) -> list[Any]:
+    """Rows with a number where one is missing: the label of none among whole numbers, else NaN."""
+    whole = all(isinstance(row, int | np.integer) for row in value if not missing(row))
+    return [(NULL if whole else np.nan) if missing(row) else row for row in value]
+
+
 def _plain(value: Any, n: int) -> Given:
     """A value for a model without a spec: numbers as they are, with one row or n."""
     if not isinstance(value, Tensor):
-        rows = [np.nan if missing(row) else row for row in value] if many(value) else value
+        rows = _filled(value) if many(value) else value
         try:
             value = torch.as_tensor(np.asarray(rows) if many(rows) else rows)
         except (TypeError, ValueError, RuntimeError):

@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,13 +22,14 @@ from sfumato.errors import SfumatoError
 from sfumato.intervals import Interval, mean
 from sfumato.levels.bins import Bins, make
 from sfumato.levels.draws import Draws
+from sfumato.levels.samples import rows as of_source
 from sfumato.model import compute_dtype
 from sfumato.objectives.times import CosMap, limits
 from sfumato.schedule import Schedule
 from sfumato.world import ALONE, World
 
 REACH = 8.0  # |logsnr| beyond which nothing is asked: normalised data are noise, or known, there
-_BINS = 32
+_BINS, _MOST = 32, 2048  # levels; samples of a data set that are asked about
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +68,19 @@ def information(
 ) -> Information:  # fmt: skip
     """I(x; c) of each condition for samples x (B, *shape) in user units and their conditions, as `sample` takes them.
 
+    x may also be what `sf.data.open` takes, a folder, a file, a dict: its conditions are those of the data, and of the
+    data that the model was trained on only what was held out is looked at.
     draws: noised samples, spread over the levels; each is asked about once with all conditions, once with none, and
     once without each of several. Samples come in turn, so that many of them make the interval narrow.
     Raises SfumatoError without a condition, and for a model whose belief has no eps.
     """
-    spec = getattr(model, "spec", None)
-    x = torch.as_tensor(x) if spec is None else spec.normalise(x)
+    spec, own = getattr(model, "spec", None), Conditions()
+    if not isinstance(x, Tensor | np.ndarray | list):
+        x, own, _ = of_source(model, x, None, None, _MOST, seed, [])
+    else:
+        x = torch.as_tensor(x) if spec is None else spec.normalise(x)
     device, dtype = getattr(model, "device", torch.device("cpu")), compute_dtype(model)
-    given = resolve(model, cond, len(x))
+    given = Conditions({**own, **resolve(model, cond, len(x)).to(device)})
     rows = slice(None) if index is None else torch.as_tensor(index)
     return measured(model, x[rows].to(device, dtype), given.rows(rows).to(device), draws, seed, batch)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sfumato import noise
-from sfumato.conditions import unfolded
+from sfumato.conditions import require_encoded, unfolded
 from sfumato.model import AnyModel
 from sfumato.noise import Noise
 from sfumato.objectives.teacher import Clean, Corrupted
@@ -45,9 +45,11 @@ def denoising_loss(
     draws depend on (seed, index) alone; index defaults to 0..B-1. weight: w(level); None is the plain squared error of
     the target, 1/2 |y - y_hat|^2, and the ELBO's of symbols.
     clean: E[x | z] and E[eps | z] by a teacher or a reference batch in place of x and eps (`objectives.teacher`).
-    cond={...} holds conditions whose names are arguments here.
+    cond: conditions, encoded: tensors or `Given` of B rows, such as `**sf.conditions.resolve(denoiser,
+    {"temperature": 300.0}, B)` makes of the user's values; cond={...} holds those whose names are arguments here.
     """
     times, given = times or UniformTime(), unfolded(cond)
+    require_encoded(given)
     index = torch.arange(len(first_leaf(x))) if index is None else torch.as_tensor(index)
     process, x = denoiser.process, _data(denoiser, x)
     if t is None:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sfumato.conditions import require_encoded
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
 from sfumato.process import Gaussian, Product
@@ -163,8 +164,13 @@ class Plan:
         )
 
     def start(self, model: Model, z: Any, noise: AnyNoise | None = None, /, **cond: Any) -> Walk:
-        """Rows z (B, ...) at times[0], to be advanced from outside (`Walk`)."""
+        """Rows z (B, ...) at times[0], to be advanced from outside (`Walk`).
+
+        Conditions are encoded, tensors or `Given` of B rows: `**sf.conditions.resolve(model, {"temperature": 300.0}, B)`
+        makes them of the user's values; SfumatoError for others.
+        """
         self.check(model)
+        require_encoded(cond)
         return Walk(self, model, z, noise, cond)
 
     def run(self, model: Model, z: Any, noise: AnyNoise | None = None, /, **cond: Any) -> Iterator[State]:

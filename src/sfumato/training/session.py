@@ -146,7 +146,7 @@ class Session:
         self.draw()
         said = self.conditions_say()
         if self.health is not None:
-            self.health.end(said)
+            self.health.end(said if isinstance(said, Information) else None)
         self.close_books(self.copies(), time.monotonic() - began, said)
 
     def _heard(self, ear: Ear, interruption: Interruption) -> bool:
@@ -280,7 +280,8 @@ class Session:
         """What is left when a run is stopped: checkpoint, model, report."""
         self.save(model=self.state.step > 0)
         command = f"sfumato memorisation {self.path}"
-        self.close_books(f"the run was stopped ({command} does it)", 0.0)
+        told = f"the run was stopped ({self._information})" if self._told() else None
+        self.close_books(f"the run was stopped ({command} does it)", 0.0, told)
         if self.world.leads:
             write_report(self.path)
 
@@ -308,22 +309,37 @@ class Session:
         except SfumatoError as error:
             return str(error).rstrip(".")
 
-    def conditions_say(self) -> Information | None:
-        """What each condition says of held-out samples, on as many draws as a run bears."""
-        total, best = self.state.samples / max(self.fraction, 1e-9), self.state.best
+    @property
+    def _information(self) -> str:
+        """What to type where a run did not measure what its conditions say."""
+        data = repr(str(self.config.data)) if self.config.data else "data"
+        return f"sf.information(sf.load({str(self.path)!r}), {data}) in Python does it"
+
+    def _told(self) -> list[str]:
+        """The conditions of the data that the model knows."""
+        return [name for name in self.state.best.spec.conditions if name in self.source.conditions]
+
+    def conditions_say(self) -> Information | str | None:
+        """What each condition says of held-out samples, on as many draws as a run bears; or why that is not known."""
+        total, best, known = self.state.samples / max(self.fraction, 1e-9), self.state.best, self._told()
         rows = self.holdout[noise.permutation(self.config.seed, 0, len(self.holdout))]
-        known = [name for name in best.spec.conditions if name in self.source.conditions]
         draws = min(_MOST_SAID, int(3 * SAID * total / (1 + len(known) + (len(known) > 1))))
-        if not known or draws < _LEAST_SAID or not hasattr(best, "predict"):
+        if not known:
             return None
+        if not len(rows):
+            return f"nothing was held out ({self._information})"
+        if not hasattr(best, "predict"):
+            return f"a {type(best).__name__} has no noise levels"
+        if draws < _LEAST_SAID:
+            return f"the run was too short for it ({self._information})"
         try:
             with self.world.together(), self.state.spending("conditions"), evaluating(best):
-                return told(best, self.source, rows, self.config.seed, draws, self.world)
+                found = told(best, self.source, rows, self.config.seed, draws, self.world)
+            return found or f"it is about real numbers, and the states of {type(best.process).__name__} are others"
         except SfumatoError as error:
-            self.console.note(f"What the conditions say was not measured: {error}")
-            return None
+            return str(error).rstrip(".")
 
-    def close_books(self, found: Memorisation | str, ending: float, said: Information | None = None) -> None:
+    def close_books(self, found: Memorisation | str, ending: float, said: Information | str | None = None) -> None:
         """report.json, and what it says; ending: seconds since the budget was used."""
         if not self.world.leads:
             return
@@ -331,7 +347,8 @@ class Session:
         if isinstance(found, Memorisation) and (nearest := pairs_picture(found, self.denoiser.spec)) is not None:
             save_png(nearest, self.path / "samples" / NEAREST)
         spent = {**self.state.spent, "ending": ending}
-        facts = summary.write(self.path, spent, copied, why, None if said is None else said.to_dict())
+        told, silent = (said.to_dict(), None) if isinstance(said, Information) else (None, said)
+        facts = summary.write(self.path, spent, copied, why, told, silent)
         for line in summary.words(facts):
             self.console.note(line)
 

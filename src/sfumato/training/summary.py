@@ -35,16 +35,18 @@ Facts = dict[str, Any]
 
 def write(
     run: Path, spent: dict[str, float], memorisation: Facts | None, why: str | None = None,
-    conditions: Facts | None = None,
+    conditions: Facts | None = None, silent: str | None = None,
 ) -> Facts:  # fmt: skip
     """Make report.json of a run folder from what lies in it; returns its facts.
 
     spent: seconds by what they went into, beside the steps; memorisation: `Memorisation.to_dict`, or None with a reason
-    why it was not measured; conditions: `Information.to_dict`, what each condition says of samples held out.
+    why it was not measured; conditions: `Information.to_dict`, what each condition says of samples held out,
+    or None with a reason (`silent`) where there are conditions.
     """
     lines = read(run / "metrics.jsonl")
     facts = {"version": VERSION, **_trained(run, lines), "holdout": _holdout(lines), "time": _time(lines, spent)}
-    facts |= {"memorisation": memorisation, "memorisation_missing": why, "conditions": conditions}
+    facts |= {"memorisation": memorisation, "memorisation_missing": why}
+    facts |= {"conditions": conditions, "conditions_missing": silent}
     facts["next"] = _next(run, facts)
     write_text(run / FILE, json.dumps(facts, indent=1, allow_nan=False) + "\n")
     return facts
@@ -194,6 +196,8 @@ def words(facts: Facts) -> list[str]:
         lines.append(f"Memorisation was not measured: {facts['memorisation_missing']}.")
     if facts.get("conditions"):
         lines.append(conditions_words(facts["conditions"]))
+    elif facts.get("conditions_missing"):
+        lines.append(f"What the conditions say was not measured: {facts['conditions_missing']}.")
     lines.append(time_words(facts["time"]))
     if facts["incidents"]:
         lines.append(f"{facts['incidents']} steps could not be taken: see incident.json.")
