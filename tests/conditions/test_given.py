@@ -193,3 +193,36 @@ def test_labels_are_whole_numbers():
     assert numbers.values.tolist() == [0.5, 0.0] and numbers.present.tolist() == [True, False]
     with pytest.raises(sf.SfumatoError, match="'label' is given twice"):
         conditions.resolve(None, {"label": 1, "cond": {"label": 2}}, 1)
+
+
+def test_what_a_network_of_the_user_is_called_with():
+    """The table of docs/extending.md, "A network"."""
+    n, rng = 40, np.random.default_rng(0)
+    mass, place, map_ = rng.normal(5, 2, n), rng.normal(size=(n, 3)), rng.normal(9, 2, (n, 2, 8))
+    kind, tags = np.array(["a", "b"] * (n // 2)), [["x"], ["x", "y"]] * (n // 2)
+    source = sf.data.open(
+        {"x": rng.normal(size=(n, 1, 8)), "mass": mass, "place": place, "map": map_, "kind": kind, "tags": tags}
+    )
+    heard = {}
+
+    class Net(nn.Module):
+        def forward(self, x, level, mass=None, place=None, map=None, kind=None, tags=None, present=None):
+            heard.update(mass=mass, place=place, map=map, kind=kind, tags=tags, present=present)
+            return x
+
+    model = sf.Denoiser(Net(), sf.Gaussian(sf.schedules.Flow()), "velocity", 1.0, sf.data.DataSpec.fit(source))
+    rows = torch.arange(n)
+    model(torch.zeros(n, 1, 8), 0.5, **conditions.of_data(model, source, rows))
+    assert heard["kind"].dtype == torch.int64 and heard["kind"].tolist() == [0, 1] * (n // 2)
+    assert heard["tags"].tolist() == [[1, 0], [1, 1]] * (n // 2)
+    for name, shape in {"mass": (n,), "place": (n, 3), "map": (n, 2, 8)}.items():
+        value = heard[name]
+        assert value.shape == shape and value.dtype == torch.float32, name
+        assert abs(float(value.mean())) < 0.2 and abs(float(value.std()) - 1) < 0.2, name
+        assert heard["present"][name].dtype == torch.bool and bool(heard["present"][name].all())
+    gone = conditions.of_data(model, source, rows).null()
+    model(torch.zeros(n, 1, 8), 0.5, **gone)
+    assert bool((heard["kind"] == -1).all()) and not any(bool(v.any()) for v in heard["present"].values())
+    assert all(bool((heard[name] == 0).all()) for name in ("mass", "place", "map", "tags"))
+    model(torch.zeros(n, 1, 8), 0.5)
+    assert set(map(type, heard.values())) == {type(None)}

@@ -59,7 +59,9 @@ def unfolded(given: Mapping[str, Any]) -> Mapping[str, Any]:
         return given
     twice = [name for name, value in inner.items() if value is not None and given.get(name) is not None]
     if twice:
-        raise SfumatoError(f"The condition {twice[0]!r} is given twice, by its name and in {RESERVED}={{...}}: give one")
+        raise SfumatoError(
+            f"The condition {twice[0]!r} is given twice, by its name and in {RESERVED}={{...}}: give one"
+        )
     return {**{name: value for name, value in given.items() if name != RESERVED}, **inner}
 
 

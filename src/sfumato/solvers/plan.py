@@ -166,7 +166,7 @@ class Plan:
     def start(self, model: Model, z: Any, noise: AnyNoise | None = None, /, **cond: Any) -> Walk:
         """Rows z (B, ...) at times[0], to be advanced from outside (`Walk`).
 
-        Conditions are encoded, tensors or `Given` of B rows: `**sf.conditions.resolve(model, {"temperature": 300.0}, B)`
+        Conditions are encoded, tensors or `Given` of B rows, as `**sf.conditions.resolve(model, {"mass": 0.3}, B)`
         makes them of the user's values; SfumatoError for others.
         """
         self.check(model)
