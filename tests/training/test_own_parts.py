@@ -1,6 +1,7 @@
 """Networks, models and losses of the caller's: they train, resume, are saved and load with all of the engine."""
 
 import json
+import types
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 import sfumato as sf
 from sfumato import artefact, registry
 from sfumato.errors import SfumatoError
+from sfumato.objectives.times import UniformTime
 from sfumato.training.checkpoint import latest
 
 SHORT = {"steps": 12, "batch": 16, "precision": "float32", "sample_every": 0, "snapshots": 0, "optimizer": "adamw"}
@@ -224,3 +226,62 @@ def test_symbols_are_a_setting_and_a_healthy_run_of_them_has_no_faults(tmp_path)
         assert not (run.path / "health.json").exists() and sf.doctor(run.path).healthy, name
         assert sf.sample(run.denoiser, 3, 2, label="4").dtype == torch.uint8
         assert type(sf.resume(run.path, steps=14).denoiser.process) is type(run.denoiser.process)
+
+
+def test_a_loss_that_a_process_cannot_have_is_said_before_a_run_begins(tmp_path):
+    flow, symbols = sf.schedules.Flow(), {"process": "uniform", "net": "MLP(width=16, depth=1)"}
+    product = sf.Product({"a": sf.Gaussian(flow), "b": sf.Gaussian(flow)})
+    gaussian = sf.Denoiser(sf.nets.MLP(2, 8, 1), sf.Gaussian(flow))
+    codec = sf.train(X, tmp_path / "codec", loss="autoencoding", **SHORT).denoiser
+    cases = [(loss, {**symbols, "process": kind}, "real numbers alone, and (Uniform|Masked) has others")
+             for loss in ("vlb", "score-matching") for kind in ("uniform", "masked")]  # fmt: skip
+    cases += [
+        ("hybrid", {**symbols, "times": "uniform"}, "real numbers alone, and Uniform"),
+        ("hybrid", {"model": gaussian, "times": "uniform"}, "give variance='learned'"),
+        ("autoencoding", {"model": gaussian}, "that of a Codec, and the model is a Denoiser"),
+        ("autoencoding", {"process": "masked"}, "brings its own model, which has no process 'masked'"),
+        ("denoising-autoencoder(sigma=0.5)", {"model": gaussian}, "knows many noise levels"),
+        ("denoising-autoencoder(sigma=0.5)", {"process": "uniform"}, "brings its own model"),
+        ("nonequilibrium", {"model": gaussian}, "is of symbols"),
+        ("denoising", {"model": codec}, "a Codec has none"),
+        ("vlb", {"model": codec}, "and Codec has others"),
+    ]
+    for loss, how, words in cases:
+        data = BITS if "process" in how else X
+        with pytest.raises(SfumatoError, match=words) as caught:
+            sf.train(data, tmp_path / "run", loss=loss, **{**SHORT, **how})
+        assert not (tmp_path / "run").exists() and "\n" not in str(caught.value), (loss, how)
+    for word in ("hybrid", "vlb", "score-matching", "denoising-autoencoder", "autoencoding", "nonequilibrium"):
+        loss = registry.make("loss", word, {"times": UniformTime(), "weight": None, "seed": 0})
+        with pytest.raises(SfumatoError):
+            loss.suits(types.SimpleNamespace(process=product))
+
+
+class Shaped(nn.Module):
+    """A loss that gives what it is told to give, in training or of held-out samples."""
+
+    def __init__(self, shape, held=None) -> None:
+        super().__init__()
+        self.shape, self.of_held = shape, held or (lambda found: found)
+
+    def losses(self, model, batch):
+        return self.shape((model.predict(batch.x, 0.5) - batch.x).square())
+
+    def held(self, model, batch):
+        return self.of_held((model.predict(batch.x, 0.5) - batch.x).square().mean(1))
+
+
+def test_what_a_loss_gives_is_one_number_a_sample(tmp_path):
+    cases = [
+        (Shaped(lambda e: e.mean()), r"losses of Shaped gives a tensor of shape \(\) for 16 samples: .*shape \(16,\)"),
+        (Shaped(lambda e: e.mean(1, keepdim=True)), r"of shape \(16, 1\) for 16"),
+        (Shaped(lambda e: e), r"of shape \(16, 2\) for 16"),
+        (Shaped(lambda e: None), "gives a NoneType for 16"),
+        (Shaped(lambda e: float(e.detach().mean())), "gives a float for 16"),
+        (Shaped(lambda e: e.mean(1).detach()), r"of shape \(16,\) without a gradient for 16"),
+        (Shaped(lambda e: e.mean(1), lambda e: e.mean()), r"held of Shaped gives a tensor of shape \(\)"),
+    ]
+    for i, (loss, words) in enumerate(cases):
+        with pytest.raises(SfumatoError, match=words) as caught:
+            sf.train(X, tmp_path / str(i), loss=loss, net="MLP(width=16, depth=1)", **SHORT)
+        assert "\n" not in str(caught.value)

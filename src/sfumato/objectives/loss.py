@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from sfumato.errors import SfumatoError
 from sfumato.objectives.density import TimeDensity
 from sfumato.objectives.weights import Weight
 
@@ -65,6 +66,9 @@ class Loss(nn.Module, abc.ABC):
         """What is trained around the network; None is the denoiser of the settings."""
         return None
 
+    def suits(self, model: Any) -> None:
+        """Refuse, in a sentence, a model that nothing could be learned of by this loss."""
+
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must hold so that training goes on exactly."""
         return dict(self.state_dict())
@@ -72,6 +76,21 @@ class Loss(nn.Module, abc.ABC):
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `tensors` gave."""
         self.load_state_dict(dict(tensors))
+
+
+def one_a_sample(found: Any, count: int, whose: Any, what: str = "losses", trains: bool = True) -> Tensor:
+    """The losses of `count` samples, where they are some; what came and what is wanted, where they are not."""
+    whose = getattr(whose, "module", whose)
+    got = f"a {type(found).__name__}"
+    if isinstance(found, Tensor):
+        got = f"a tensor of shape {tuple(found.shape)}"
+        if found.shape == (count,) and (found.requires_grad or not trains):
+            return found
+        got += " without a gradient" if found.shape == (count,) else ""
+    raise SfumatoError(
+        f"{what} of {type(whose).__name__} gives {got} for {count} samples: a tensor of one number a sample is needed, "
+        f"of shape ({count},){', that depends on the weights' if trains else ''}."
+    )
 
 
 class Own(Loss):

@@ -19,11 +19,12 @@ from sfumato.objectives.denoising import denoising_loss
 from sfumato.objectives.history import LossHistory
 from sfumato.objectives.hybrid import STEPS, Defensive, hybrid_loss, vlb_loss
 from sfumato.objectives.loss import Levels, Loss
-from sfumato.objectives.nonequilibrium import nonequilibrium_loss
+from sfumato.objectives.nonequilibrium import nonequilibrium_loss, require_symbols
 from sfumato.objectives.teacher import Clean
 from sfumato.objectives.times import TimeDensity, UniformLogSNR, UniformTime
 from sfumato.objectives.vae import COMMITMENT, elbo_loss, vq_loss
 from sfumato.objectives.weights import Weight
+from sfumato.process.gaussian import require_numbers
 from sfumato.registry import register
 from sfumato.schedule import Schedule
 
@@ -64,6 +65,13 @@ class Denoising(Loss):
     def observe(self, batch: Any, losses: Tensor) -> None:
         assert self._schedule is not None
         self.times.observe(self.times.logsnr(batch.u, self._schedule).detach(), losses)
+
+    def suits(self, model: Any) -> None:
+        if not hasattr(model, "process"):
+            raise SfumatoError(
+                f"The denoising loss is one of noise levels, and a {type(model).__name__} has none: take another loss, "
+                "such as loss='autoencoding' for a Codec."
+            )
 
     def parameters(self, recurse: bool = True) -> Any:
         """Those of the density, which it steps itself once it has observed."""
@@ -110,6 +118,11 @@ class Hybrid(Loss):
         """The denoising loss under the density that was asked for."""
         return Levels(self._judged, self.weight, self._judged)
 
+    def suits(self, model: Any) -> None:
+        require_numbers(model, "The hybrid loss", "take loss='denoising'")
+        if getattr(model, "variance", "fixed") != "learned":
+            raise SfumatoError("The hybrid loss trains a learned variance: give variance='learned' with it.")
+
 
 @register("loss", "vlb")
 @final
@@ -154,6 +167,9 @@ class VariationalBound(Loss):
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         self.history.load(dict(tensors))
+
+    def suits(self, model: Any) -> None:
+        require_numbers(model, "The bound of T Gaussian steps", "take loss='denoising'")
 
 
 FORMS = ("sliced", "implicit", "denoising")
@@ -205,6 +221,9 @@ class ScoreMatching(Loss):
         weight = weight if self.weight is None else weight * self.weight(logsnr)
         return found * weight.to(found) * (2 / x[0].numel())
 
+    def suits(self, model: Any) -> None:
+        require_numbers(model, "Score matching", "take loss='denoising'")
+
 
 @register("loss", "denoising-autoencoder")
 @final
@@ -223,6 +242,11 @@ class DenoisingAutoencoding(Loss):
     def model(self, net: nn.Module, spec: Any) -> Any:
         made = DenoisingAutoencoder(net, self.noise, spec=spec)
         return made.denoiser if isinstance(self.noise, GaussianNoise) else made
+
+    def suits(self, model: Any) -> None:
+        if not isinstance(model, DenoisingAutoencoder):
+            require_numbers(model, "A denoising autoencoder", "take loss='denoising'")
+            DenoisingAutoencoder.from_denoiser(model)  # which refuses one of many levels
 
     def losses(self, model: Any, batch: Any) -> Tensor:
         if isinstance(model, DenoisingAutoencoder):
@@ -254,6 +278,13 @@ class Autoencoding(Loss):
 
     def model(self, net: nn.Module, spec: Any) -> Any:
         return Codec(net, spec)  # type: ignore[arg-type]
+
+    def suits(self, model: Any) -> None:
+        if not isinstance(model, Codec):
+            raise SfumatoError(
+                f"The autoencoding loss is that of a Codec, and the model is a {type(model).__name__}: leave model "
+                "out, or take loss='denoising'."
+            )
 
     def losses(self, model: Any, batch: Any) -> Tensor:
         net, size = model.net, batch.x[0].numel()
@@ -289,6 +320,9 @@ class Nonequilibrium(Loss):
         x = model.process.data(batch.x)
         nats = nonequilibrium_loss(model, x, self.steps, batch.u, self.seed, batch.index, cond=batch.cond)
         return nats / x[0].numel()
+
+    def suits(self, model: Any) -> None:
+        require_symbols(model, self.steps)
 
 
 @final

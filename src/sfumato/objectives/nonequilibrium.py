@@ -84,7 +84,7 @@ def nonequilibrium_bound(
 
     Draws depend on (seed, index, i) alone; index defaults to 0 .. B-1.
     """
-    _check(steps, model)
+    require_symbols(model, steps)
     index = torch.arange(len(x)) if index is None else torch.as_tensor(index)
     terms = []
     with torch.no_grad():
@@ -108,7 +108,7 @@ def nonequilibrium_loss(
 
     x: int64 (B, *shape). u: places in (0, 1), float64 (B,), or drawn from (seed, index), as the noise is.
     """
-    _check(steps, model)
+    require_symbols(model, steps)
     index = torch.arange(len(x)) if index is None else torch.as_tensor(index)
     if u is None:
         u = noise.uniform(seed, index, (), noise.TRAIN_TIME, dtype=torch.float64)
@@ -119,11 +119,12 @@ def nonequilibrium_loss(
     return steps * terms + terminal_kl(model.process, x).to(terms)
 
 
-def _check(steps: int, model: Any) -> None:
-    if not isinstance(model.process, Symbols):
+def require_symbols(model: Any, steps: int) -> None:
+    """Refuse a model whose states are no symbols, and a bound of no steps."""
+    process = getattr(model, "process", model)
+    if not isinstance(process, Symbols):
         raise SfumatoError(
-            f"This bound is of symbols, and the states of {type(model.process).__name__} are others: take vlb, or "
-            "log_prob."
+            f"This bound is of symbols, and the states of {type(process).__name__} are others: take vlb, or log_prob."
         )
     if steps < 1:
         raise SfumatoError(f"The bound needs at least 1 step, not {steps}.")

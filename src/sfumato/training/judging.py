@@ -11,6 +11,7 @@ from torch import Tensor
 from sfumato import noise
 from sfumato.conditions import Conditions
 from sfumato.data.rows import Samples
+from sfumato.objectives.loss import one_a_sample
 from sfumato.process import Gaussian
 from sfumato.training.config import TrainConfig
 from sfumato.training.goal import Batch
@@ -99,5 +100,9 @@ def measure_of(
     """
     levels, seed = loss.levels(), getattr(loss, "seed", seed)
     if levels is None or not isinstance(model.process, Gaussian):
-        return Held(lambda by, rows: loss.held(by, Batch(*rows)), x, cond, seed, count, batch, train)
+
+        def held(by: Any, rows: Any) -> Tensor:
+            return one_a_sample(loss.held(by, Batch(*rows)), len(rows[0]), loss, "held", trains=False)
+
+        return Held(held, x, cond, seed, count, batch, train)
     return Validator(x, cond, model, levels.times, levels.weight, seed, count, batch, levels.trained, train)

@@ -24,6 +24,7 @@ from sfumato.errors import SfumatoError
 from sfumato.machine.kept import kept_memory, released
 from sfumato.machine.parts import out_of_memory
 from sfumato.machine.threads import threads
+from sfumato.objectives.loss import one_a_sample
 from sfumato.training.batches import Batches
 from sfumato.training.compiling import Compiler
 from sfumato.training.config import TrainConfig
@@ -231,7 +232,7 @@ def _in_parts(shared: nn.Module, batch: Batch, scale: float, state: State) -> Te
     found, parts = [], list(batch.split(state.micro))
     for i, part in enumerate(parts):
         with quiet(shared, last=i + 1 == len(parts)):
-            losses = shared(part)
+            losses = one_a_sample(shared(part), len(part.x), state.goal)
             (losses.sum() * scale).backward()
         found.append(losses.detach())
     return torch.cat(found)

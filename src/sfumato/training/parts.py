@@ -66,7 +66,7 @@ def _process_in_words(process: Any) -> dict[str, str]:
             "A product of processes is trained as that of a model: model=sf.Denoiser(net, process), with a network for "
             "process.net_shape()."
         )
-    return {"process": registry.word(process.config())}
+    return {"process": trees.word(process.config())}
 
 
 def _described(name: str, value: nn.Module) -> str:
@@ -91,7 +91,14 @@ def model_for(own: Own, settings: TrainConfig, source: Source, spec: DataSpec, l
     else:
         process = _process(settings, spec)
         net = _network(own, settings, spec, process, loss, len(source))
-        model = loss.model(net, spec) or _denoiser(net, process, settings, spec)
+        model = loss.model(net, spec)
+        if model is not None and not isinstance(process, Gaussian):
+            raise SfumatoError(
+                f"The loss {settings.loss} brings its own model, which has no process {settings.process!r}: leave one "
+                "of the two out."
+            )
+        model = model or _denoiser(net, process, settings, spec)
+    loss.suits(model)
     return placed(model, settings, device)
 
 

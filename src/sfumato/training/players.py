@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.errors import SfumatoError
+from sfumato.objectives.loss import one_a_sample
 from sfumato.world import World
 
 
@@ -46,12 +46,8 @@ class Players:
         for p in self.parameters:
             p.grad = None
         for part in parts:
-            losses = self.loss.player_losses(model, part)
-            if losses.shape != (len(part.x),):
-                raise SfumatoError(
-                    f"player_losses of {type(self.loss).__name__} gives {tuple(losses.shape)} for {len(part.x)} "
-                    "samples: one number a sample is needed."
-                )
+            found = self.loss.player_losses(model, part)
+            losses = one_a_sample(found, len(part.x), self.loss, "player_losses")
             found = torch.autograd.grad(losses.sum() / total, self.parameters, allow_unused=True)
             for p, grad in zip(self.parameters, found, strict=True):
                 if grad is not None:

@@ -44,6 +44,7 @@ class State:
 
     def __init__(self, denoiser: Any, config: TrainConfig, goal: Goal | None = None, world: World = ALONE) -> None:
         self.denoiser, self.goal = denoiser, goal_of(config) if goal is None else loss_of(goal)
+        self.goal.suits(denoiser)
         self.sharded = world.size > 1 and config.parallel == "fsdp"
         shard = sharding(world) if self.sharded else None
         if not self.sharded:
