@@ -57,7 +57,8 @@ def unfolded(given: Mapping[str, Any]) -> Mapping[str, Any]:
     inner = given.get(RESERVED)
     if not isinstance(inner, Mapping):
         return given
-    twice = [name for name, value in inner.items() if value is not None and given.get(name) is not None]
+    outer = {name for name, value in given.items() if name != RESERVED and value is not None}
+    twice = [name for name, value in inner.items() if name in outer and value is not None]
     if twice:
         raise SfumatoError(
             f"The condition {twice[0]!r} is given twice, by its name and in {RESERVED}={{...}}: give one"
