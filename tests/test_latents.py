@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
+import sfumato as sf
 from likelihood_models import PROCESSES, Plain, plane, spec_of
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
@@ -143,3 +144,14 @@ def test_what_is_no_sample_is_refused():
     for x in (torch.zeros(2), torch.zeros(0, 2), torch.full((2, 2), math.nan)):
         with pytest.raises(SfumatoError, match="finite"):
             encode(model, x)
+
+
+def test_keywords_that_were_once_taken_name_what_to_do():
+    model, x = (
+        GaussianMixture([1.0], [[0.3, -0.2]], 0.4).denoiser(sf.Gaussian(sf.schedules.Cosine())),
+        torch.zeros(2, 2),
+    )
+    for act in (sf.encode, sf.decode, sf.log_prob):
+        for old in ({"guidance": 2.0}, {"interval": (0.1, 0.5)}):
+            with pytest.raises(SfumatoError, match=f"takes no {next(iter(old))}: pass the guided model, sf.guide"):
+                act(model, x, **old)

@@ -22,6 +22,7 @@ from sfumato.errors import SfumatoError
 from sfumato.model import Model, compute_dtype
 from sfumato.ode import Field, Track, data_scale
 from sfumato.process.gaussian import require_numbers
+from sfumato.sampling import unguided
 
 DEFAULT_STEPS = 64
 _FLOW, _SEEDS = "The flow between data and latents", "what stands for a latent is the noise of a seed and an index"
@@ -72,6 +73,7 @@ def decode(
 def _flow(
     model: Model, given: Tensor, steps: int, sigma_min: float | None, batch: int, cond: dict[str, Any], back: bool
 ) -> Tensor:
+    unguided(model, cond, "decode" if back else "encode")
     if given.ndim < 2 or not len(given) or not bool(given.isfinite().all()):
         raise SfumatoError(f"Samples and latents are finite numbers (B, ...), got shape {tuple(given.shape)}.")
     track = Track.of(model.process.schedule, steps, data_scale(model), sigma_min)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sfumato.compose import differentiable, guide
-from sfumato.conditions import resolve
+from sfumato.conditions import declared, resolve
 from sfumato.errors import SfumatoError
 from sfumato.machine.kept import kept_memory
 from sfumato.machine.parts import in_parts
@@ -125,6 +125,13 @@ def apart(names: Iterable[str]) -> list[str]:
         for name in names
         if name in ARGUMENTS
     ]
+
+
+def unguided(model: Model, cond: dict[str, Any], what: str) -> None:
+    """Refuse the keywords of guidance that were once taken, unless the model has conditions of their names."""
+    for name in ("guidance", "interval"):
+        if name in cond and name not in (declared(model) or {}):
+            raise SfumatoError(f"{what} takes no {name}: pass the guided model, sf.guide(model, scale, interval).")
 
 
 def _asked(

@@ -13,7 +13,10 @@ import pytest
 import yaml
 from PIL import Image
 
+import sfumato as sf
+from sfumato import registry
 from sfumato.cli.train import free
+from sfumato.errors import SfumatoError
 
 SMALL = ("--net", "tiny", "--batch", 8, "--precision", "float32", "--sample-every", 0)
 COMMAND = [sys.executable, "-m", "sfumato.cli"]
@@ -139,3 +142,44 @@ def test_ctrl_c_saves_a_checkpoint_and_resume_finishes(call):
     steps = [json.loads(line)["step"] for line in out.splitlines() if "progress" in line]
     assert steps[0] > 10 and steps[-1] == 60
     assert json.loads(call("info", "run", "--json")[1])["provenance"]["steps"] == 60
+
+
+OWN = """
+import sfumato as sf, torch
+@sf.register("network", "ownnet")
+class OwnNet(torch.nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.map = torch.nn.Linear(dim, dim)
+    def forward(self, x, level):
+        return self.map(x)
+"""
+
+
+def test_a_run_with_a_file_of_ones_own_says_how_to_go_on(call, workplace, monkeypatch):
+    monkeypatch.setattr(registry, "FILES", [])
+    (workplace / "own.py").write_text(OWN)
+    np.save("x.npy", np.random.default_rng(0).normal(size=(60, 2)))
+    words = ["--steps", 3, "--batch", 8, "--net", "ownnet", "--out", "run"]
+    try:
+        status, out, err = call("train", "x.npy", *words, "--modules", "own.py")
+        assert status == 0, err
+        given = f" --modules {workplace / 'own.py'}"
+        following = json.loads(Path("run/report.json").read_text())["next"]
+        lines = [*out.splitlines(), *following]
+        assert all(
+            given in line for line in lines if line.split()[:2] in (["sfumato", "sample"], ["sfumato", "resume"])
+        )
+        assert sum(given in line for line in lines) >= 2 and given in Path("run/report.html").read_text()
+    finally:
+        registry._MADE["network"].pop("ownnet"), registry._OWN["network"].pop("OwnNet")
+        registry.FILES.clear()
+    for words in (["resume", "run", "--steps", 6], ["sample", "run", "-n", 2]):
+        status, out, err = call(*words)
+        assert status == 2 and "--modules FILE" in err and "modules=[" in err and err.count("\n") == 1, err
+    with pytest.raises(SfumatoError, match=r"network 'ownnet', which is not here.*modules=\[ownnet\]"):
+        sf.resume("run", steps=6)
+    monkeypatch.setattr(registry, "FILES", [])
+    status, out, err = call("resume", "run", "--steps", 6, "--modules", "own.py")
+    registry._MADE["network"].pop("ownnet"), registry._OWN["network"].pop("OwnNet")
+    assert status == 0, err

@@ -121,4 +121,4 @@ def next_steps(folder: str, facts: dict[str, Any], guidance: float) -> list[str]
     where, one = shlex.quote(folder), examples.flags(facts["spec"], guidance)
     if (other := examples.without_samples(folder, facts)) is not None:
         return [other, f"sfumato info {where}"]
-    return [f"sfumato sample {where} -n 64 --seed 1 -o {out}{one}", f"sfumato info {where}"]
+    return [f"sfumato sample {where} -n 64 --seed 1 -o {out}{one}{examples.modules()}", f"sfumato info {where}"]

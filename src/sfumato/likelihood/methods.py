@@ -22,6 +22,7 @@ from sfumato.model import Model
 from sfumato.objectives.decoder import cells_of
 from sfumato.ode import data_scale
 from sfumato.process import Symbols
+from sfumato.sampling import unguided
 from sfumato.schedule import NODE_LIMIT
 from sfumato.state import first_leaf, map_state
 
@@ -64,6 +65,7 @@ def log_prob(
     Symbols, and states with symbols in them, have the bound alone (`path`): it is their default, as the ODE is that of
     real numbers. Its value is in nats of a probability, or of a density times one.
     """
+    unguided(model, cond, "log_prob")
     method = _method(model.process, method)
     if method == "path":
         return _of_path(model, x, index, batch, cond, steps=steps, probes=probes, seed=seed)

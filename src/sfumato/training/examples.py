@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from sfumato import registry
 from sfumato.conditions import Condition, Label, MultiLabel, Scalar, Vector
 from sfumato.data import DataSpec
 
@@ -48,6 +49,11 @@ def flags(spec: Mapping[str, Any] | None, guidance: float) -> str:
     if isinstance(usual_scale(_conditions(spec), float(guidance)), float):
         words.append(f" --guidance {guidance:g}")
     return "".join(words)
+
+
+def modules() -> str:
+    """Such as ` --modules my_parts.py`, of the user's own files that this process has run; nothing without any."""
+    return f" --modules {shlex.quote(','.join(registry.FILES))}" if registry.FILES else ""
 
 
 def _conditions(spec: Mapping[str, Any] | None) -> Mapping[str, Condition]:

@@ -129,13 +129,13 @@ def _smooth(points: list[tuple[float, float]], most: int = 150) -> list[tuple[fl
 
 def _next(run: Path, model: dict[str, Any] | None, settings: dict[str, Any]) -> str:
     chosen = examples.flags((model or {}).get("spec"), settings["guidance"])
-    where = shlex.quote(str(run))
+    where, own = shlex.quote(str(run)), examples.modules()
     other = None if model is None else examples.without_samples(str(run), model)
     if other is not None:
         return f"<h2>What to type next</h2><pre>{escape(f'{other}{chr(10)}sfumato info {where}')}</pre>"
     commands = (
-        f"sfumato sample {where} -n 64{chosen} -o samples.png\n"
-        f"sfumato resume {where} --minutes 30        # a larger total: training goes on where it stopped\n"
+        f"sfumato sample {where} -n 64{chosen} -o samples.png{own}\n"
+        f"sfumato resume {where} --minutes 30{own}        # a larger total: training goes on where it stopped\n"
         f"sfumato info {where}\n\n"
         f"import sfumato as sf\nmodel = sf.load({str(run)!r})\nx = sf.sample(model, 64, seed=0)"
     )

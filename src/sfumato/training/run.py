@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 
 import torch
 
-from sfumato import artefact, data
+from sfumato import artefact, data, registry, trees
 from sfumato.counting import heard
 from sfumato.data import DataSpec, Source
 from sfumato.data.labels import read_labels
 from sfumato.errors import SfumatoError, suggest
 from sfumato.files import write_text
 from sfumato.sampling import apart
-from sfumato.training import checkpoint, config, folder, loggers
+from sfumato.training import checkpoint, config, examples, folder, loggers
 from sfumato.training.config import TrainConfig, from_dict
 from sfumato.training.console import Console, Silent
 from sfumato.training.interrupt import Interrupted
@@ -108,6 +108,7 @@ def resume(
     contract, tensors, notes = checkpoint.latest(path)
     given, own = taken({name: changes.pop(name) for name in ("net", "loss") if name in changes}, modules)
     contract = {**contract, "config": {**contract["config"], **{k: v for k, v in given.items() if k == "loss"}}}
+    _here(contract["config"], path)
     changes = {**_edited(path, contract["config"], changed), **changes}
     settings = _changed(contract["config"], changes, path)
     if data is None and not settings.data:
@@ -161,7 +162,7 @@ def _finish(session: Session, on_start: Callable[[Session], None] | None) -> Run
     except KeyboardInterrupt:
         session.stop()
         where = f"Stopped at step {session.state.step:,}; the checkpoint is saved."
-        message = f"{where} Go on: sfumato resume {session.path}"
+        message = f"{where} Go on: sfumato resume {session.path}{examples.modules()}"
         session.console.note(message)
         session.world.lead(None)
         raise Interrupted(message) from None
@@ -199,6 +200,17 @@ def _with_budget(settings: TrainConfig, source: Source) -> TrainConfig:
     minutes = config.budget(len(source), math.prod(source.shape))
     source.notes.append(f"Training for {minutes:g} minutes, from the size of the data (--minutes or --steps sets it).")
     return settings.replace(minutes=minutes)
+
+
+def _here(kept: dict[str, Any], path: Path) -> None:
+    """Refuse a run whose settings name a class of the user's that is not here."""
+    for setting, kind in config.NAMING.items():
+        name = registry.bare(kept.get(setting))
+        if isinstance(name, str) and name not in config.choices(setting) and not registry.known(kind, name):
+            raise SfumatoError(
+                f"{path} was trained with the {registry.KINDS[kind].words} {name!r}, which is not here. "
+                f"{trees.give(name)}"
+            )
 
 
 def _edited(path: Path, kept: dict[str, Any], accepted: bool) -> dict[str, Any]:

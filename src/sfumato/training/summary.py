@@ -151,19 +151,19 @@ def _time(lines: Sequence[Facts], spent: dict[str, float]) -> Facts:
 
 def _next(run: Path, facts: Facts) -> list[str]:
     """Commands worth typing now."""
-    where, model = shlex.quote(str(run)), facts.get("model")
+    where, model, own = shlex.quote(str(run)), facts.get("model"), examples.modules()
     if not facts["done"]:
-        return [f"sfumato resume {where}"] + ([f"sfumato sample {where}"] if model else [])
+        return [f"sfumato resume {where}{own}"] + ([f"sfumato sample {where}{own}"] if model else [])
     chosen = facts["model"]["example"] if model else ""
     found = facts["holdout"] or {}
     out = "samples.png" if model and model["kind"] == "image" else "samples.npz"
     raw = " --weights raw" if best_weights(found) == "raw" else ""
-    commands = [f"sfumato sample {where} -n 64{chosen}{raw} -o {out}"]
+    commands = [f"sfumato sample {where} -n 64{chosen}{raw} -o {out}{own}"]
     if ((found.get("quarter") or {}).get("trend")) == "improving":
         longer = f"--{'steps' if 'steps' in facts['budget'] else 'minutes'}"
         amount = facts["budget"].split()[0].replace(",", "")
-        commands.append(f"sfumato resume {where} {longer} {float(amount) * 2:g}")
-    return [*commands, f"sfumato memorisation {where}", f"sfumato info {where}"]
+        commands.append(f"sfumato resume {where} {longer} {float(amount) * 2:g}{own}")
+    return [*commands, f"sfumato memorisation {where}{own}", f"sfumato info {where}"]
 
 
 def best_weights(holdout: Facts) -> str | None:
