@@ -184,9 +184,14 @@ class Plan:
             with torch.no_grad():
                 belief = walk.advance()
             yield State(z, t, belief)
-        for t in self.times[walk.made :]:
-            z = walk.z
-            yield State(z, t, walk.advance())
+        for line, t, *_ in self.agenda[walk.made :]:
+            if isinstance(line, Corrector):
+                z = walk.z
+                yield State(z, t, walk.advance())
+                continue
+            belief = model(walk.z, t, **cond)
+            yield State(walk.z, t, belief)  # before the next state is made, which then needs no third one's memory
+            walk.follow(belief)
         yield State(walk.z, self.stop, None)
 
     def along_paths(self) -> Plan:

@@ -89,26 +89,21 @@ class Walk:
             return None if belief is None else belief.rows(torch.argsort(torch.cat(moved)))
         if k == self._last:
             return None
-        line, t, _, plain, noisy = self._agenda[k]
-        if plain:
-            z = self.z
-            belief = self.model(z, t, **self.cond)
-            z = self._single.step(k, z, belief.x) if self._single is not None else self._leaves(k, z, belief.mean)
-            self.z = self._noised(k, line, z) if noisy else z
-            self._call = k + 1
-            return belief
-        if isinstance(line, Corrector):
+        due = self._agenda[k]
+        if isinstance(due.line, Corrector):
             return self._correct()
-        belief = self.model(self.z, t, **self.cond)
-        self._follow(belief)
+        belief = self.model(self.z, due.t, **self.cond)
+        self.follow(belief)
         return belief
 
-    def _follow(self, belief: Any) -> None:
+    def follow(self, belief: Any) -> None:
         """The step of the one call that all rows stand at, by the belief about them."""
-        assert isinstance(self._call, int)
-        k, z, (line, _, s, plain, noisy) = self._call, self.z, self._agenda[self._call]
+        k, z = self._call, self.z
+        assert type(k) is int
+        line, _, s, plain, noisy = self._agenda[k]
         if plain:
-            z = self._leaves(k, z, belief.x if isinstance(z, Tensor) else belief.mean)
+            single = self._single
+            z = single.step(k, z, belief.x) if single is not None else self._leaves(k, z, belief.mean)
             self.z = self._noised(k, line, z) if noisy else z
         else:
             if self._sums is not None:
@@ -222,7 +217,7 @@ def _advance(due: Sequence[tuple[Walk, Sequence[Tensor]]]) -> tuple[Any, list[Te
         if part.corrects:
             part._correct()
         else:
-            part._follow(belief.rows(slice(start, start + len(rows))))
+            part.follow(belief.rows(slice(start, start + len(rows))))
             start += len(rows)
         walk._take(rows, part)
     return belief, [rows for rows, _ in asking]
