@@ -102,7 +102,8 @@ def resume(
     `CHANGEABLE`; minutes and steps are totals of the whole run. changed: settings that were changed in RUN/config.yaml
     are taken as changes too; without it they are an error that lists them. modules: classes of your own that the run is
     made of, where they are not registered; net or loss: objects of such classes do as well, and a loss that no file
-    describes has to be given.
+    describes has to be given. What a network or a loss draws from torch's own generators, as dropout does, is no part
+    of a checkpoint: such a run goes on rightly, but with other draws than if it had not stopped.
     """
     path = folder.existing(run)
     contract, tensors, notes = checkpoint.latest(path)
