@@ -49,11 +49,14 @@ def test_belief_is_the_reading_of_the_network(curve, name):
     close(net.level, expected.clamp(-5, 5).float(), 1e-5)
     assert net.level.dtype == torch.float32 and net.level.shape == (5,)
     y = 0.3 * net.x + net.level.double()[:, None, None]
-    if name in ("eps", "score"):  # said of the noise, x is held within the data where they are faint: test_faint
-        assert float(belief.x[-1].square().mean().sqrt()) <= 3 * 0.6 * (1 + 1e-9) or float(sigma[-1] / alpha[-1]) <= 6
+    whole = torch.ones(5, dtype=torch.bool)
+    if name in ("eps", "score"):  # where data are faint in their noise x is held within them: tests/process/test_faint
+        whole = (sigma <= 10 * 0.6 * alpha).flatten()
+        held = belief.x[~whole].square().mean((1, 2)).sqrt()
+        assert not len(held) or float(held.max()) <= 3 * 0.6 * (1 + 1e-9)
     torch.testing.assert_close(belief.target(name), y, rtol=1e-6, atol=1e-6 * float(y.abs().max()))
     torch.testing.assert_close(
-        alpha * belief.x + sigma * belief.eps, z, rtol=1e-9, atol=1e-9 * float(z.abs().max() + 1)
+        (alpha * belief.x + sigma * belief.eps)[whole], z[whole], rtol=1e-9, atol=1e-9 * float(z.abs().max() + 1)
     )
     assert belief.sigma_data == 0.6
 

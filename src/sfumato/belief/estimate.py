@@ -59,7 +59,8 @@ class Estimate:
     asked for, so that nothing is lost to cancellation. `known` is what a model has read at this time before.
     `variance`, where the model knows it, is called when it is first asked for. `variance_share`, where the model has
     learned it, is v of a step's variance exp(v log beta + (1 - v) log beta_tilde), like z (2102.09672, Eq. 15).
-    `indirect`: y says nothing of x in pure noise, so that x is kept `within` the data there.
+    `indirect`: y says nothing of x in pure noise, so that x is kept `within` the data there; eps and the score are what
+    the model said, and z is no longer alpha x + sigma eps where x was held.
     """
 
     def __init__(
@@ -138,14 +139,7 @@ class Estimate:
     @cached_property
     def eps(self) -> Tensor:
         """E[eps | z]; 0 at sigma = 0, where the state says nothing of the noise."""
-        eps = self._combine(self._solution.ez, self.z, self._solution.ey, self._prediction)
-        if not self._indirect:
-            return eps
-        faint = self.sigma > FAINT * self.sigma_data * self.alpha
-        if not bool(faint.any()):
-            return eps
-        rest = (self.z - broadcast(self.alpha, self.z) * self.x) / broadcast(self.sigma, self.z)  # z stays their sum
-        return torch.where(broadcast(faint.double(), eps) > 0, rest, eps)
+        return self._combine(self._solution.ez, self.z, self._solution.ey, self._prediction)
 
     @cached_property
     def variance(self) -> Tensor | None:
