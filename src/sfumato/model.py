@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sfumato.belief import Belief, Estimate
 from sfumato.conditions import network_inputs
 from sfumato.errors import SfumatoError
-from sfumato.process import Gaussian, Process
+from sfumato.process import Gaussian, Process, Product
 from sfumato.process.protocol import noise_level as noise_level
 from sfumato.registry import register
 from sfumato.schedule import Time
@@ -76,11 +76,8 @@ class Denoiser(nn.Module):
         given = {"target": target, "sigma_data": sigma_data, "variance": variance}
         self.net = net
         self.process: Any = _with(process, {k: v for k, v in given.items() if v is not None})
-        check = getattr(self.process, "check_net", None)
-        if check is not None:
-            check(net)
+        self.process.check_net(net)
         self.spec = spec
-        self._known_shape()  # a network that cannot tell so many symbols is refused here
         self.plans = dict(plans or {})
         self.compute_dtype: torch.dtype | None = None
         self.provenance: dict[str, Any] = {}
@@ -92,18 +89,15 @@ class Denoiser(nn.Module):
 
     @spec.setter
     def spec(self, spec: Any) -> None:
-        adopt = getattr(self.process, "contract", None)
-        self._spec = adopt(spec) if adopt is not None and spec is not None else spec
+        self._spec = None if spec is None else self.process.contract(spec)
 
     def _known_shape(self) -> Shape | None:
-        shapes = getattr(self.process, "shapes", None)
-        if shapes is not None:
-            return dict(shapes)
+        if isinstance(self.process, Product):
+            return dict(self.process.shapes)
         own, heard = getattr(self.spec, "shape", None), getattr(self.net, "shape", None)
         if own is not None:
             return tuple(own)
-        inverse = getattr(self.process, "sample_shape", tuple)
-        return None if heard is None else inverse(tuple(heard))
+        return None if heard is None else self.process.sample_shape(tuple(heard))
 
     @property
     def shape(self) -> Shape | None:
@@ -153,11 +147,8 @@ class Denoiser(nn.Module):
 
     def predict(self, z: State, t: Time, /, **cond: Any) -> Tensor:
         """What the network says, in the terms of the target and like z, or of symbols (B, *shape, K)."""
-        y = self.raw(z, t, **cond)
-        if isinstance(self.process, Gaussian):
-            return self.process.split(y, z)[0]
-        logits = getattr(self.process, "logits", None)
-        return y if logits is None else logits(y, z)
+        found: Tensor = self.process.prediction(self.raw(z, t, **cond), z)
+        return found
 
     def outputs(self, z: Tensor, t: Time, /, **cond: Any) -> tuple[Tensor, Tensor | None]:
         """(what `predict` gives, v of a step's variance where it is learned), both like z: of a Gaussian process."""

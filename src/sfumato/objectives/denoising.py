@@ -9,7 +9,7 @@ of a product the sum over its parts. So the loss of whatever wraps a model is th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ def denoising_loss(
     times, given = times or UniformTime(), unfolded(cond)
     require_encoded(given)
     index = torch.arange(len(first_leaf(x))) if index is None else torch.as_tensor(index)
-    process, x = denoiser.process, _data(denoiser, x)
+    process, x = denoiser.process, denoiser.process.data(x)
     if t is None:
         t = process.clock.time(times.logsnr(times.levels(seed, index, noise.TRAIN_TIME), process.clock))
     t = as_time(t).expand(len(index))
@@ -60,9 +60,3 @@ def denoising_loss(
     if clean is not None:
         x, drawn = clean(Corrupted(process, x, drawn, z, t, seed, index, given))
     return process.loss(denoiser(z, t, **given), x, drawn, weight, times)
-
-
-def _data(model: AnyModel, x: State) -> State:
-    """Data as the clean state of the model's process."""
-    data: Callable[[State], State] | None = getattr(model.process, "data", None)
-    return x if data is None else data(x)

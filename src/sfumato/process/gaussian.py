@@ -27,6 +27,7 @@ from torch import Tensor
 
 from sfumato import target as targets
 from sfumato.belief import Estimate, Reading, Step, ancestral, broadcast, reading
+from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError, suggest
 from sfumato.noise import Noise
 from sfumato.process.protocol import Density, noise_level
@@ -150,6 +151,10 @@ class Gaussian:
         y, share = y.chunk(2, dim=1)
         return y, (1 + share) / 2
 
+    def prediction(self, y: Tensor, z: Tensor) -> Tensor:
+        """The target alone, like z."""
+        return self.split(y, z)[0]
+
     def reading(self, name: str, t: Time, sigma_data: float = 1.0) -> Reading:
         """How a prediction of the named target is read at times t: what `read` needs beside y and z."""
         return reading(name, self.schedule, t, sigma_data)
@@ -175,13 +180,9 @@ class Gaussian:
         """Whether the target says nothing of x in pure noise."""
         return float(targets.row(self.target, self.schedule, 1.0).a) == 0
 
-    def check_target(self) -> None:
-        """Refuse a target that cannot be read at the schedule's end."""
-        targets.check(self.target, self.schedule)
-
     def check_net(self, net: Any) -> None:
         """Refuse a target that no network can be read by at the schedule's end, and a network of other outputs."""
-        self.check_target()
+        targets.check(self.target, self.schedule)
         has, wanted = getattr(net, "outputs", None), 1 if self.variance == "fixed" else 2
         if isinstance(has, int) and has != wanted:
             raise SfumatoError(
@@ -243,6 +244,14 @@ class Gaussian:
     def net_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """A network hears z itself."""
         return tuple(shape)
+
+    def sample_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """That of the network."""
+        return tuple(shape)
+
+    def contract(self, spec: DataSpec) -> DataSpec:
+        """As it is: real numbers are scaled to mean 0 and standard deviation 1."""
+        return spec
 
     def data(self, x: Tensor) -> Tensor:
         """Any real numbers are clean states."""

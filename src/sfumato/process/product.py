@@ -106,6 +106,10 @@ class Product:
             dtype = torch.promote_types(dtype, part.dtype)
         return torch.cat([part.to(dtype) for part, _ in heard], 1), heard[0][1]
 
+    def prediction(self, y: Tensor, z: State) -> Tensor:
+        """The answer as it is, the parts' channels side by side."""
+        return y
+
     def read(self, y: Tensor, z: State, t: Time) -> Beliefs:
         """A belief for each part, out of its channels of y."""
         widths = [self._width(name) for name in self.processes]
@@ -124,11 +128,9 @@ class Product:
         return outputs * process.net_shape(self.shapes[name])[0]
 
     def check_net(self, net: Any) -> None:
-        """Refuse a target of a part that no network can be read by."""
+        """Refuse a part that no network can be read by."""
         for process in self.processes.values():
-            check = getattr(process, "check_target", None)
-            if check is not None:
-                check()
+            process.check_net(None)
 
     def loss(
         self,
@@ -151,6 +153,10 @@ class Product:
         """The channels of all parts side by side."""
         inner = [process.net_shape(self.shapes[name]) for name, process in self.processes.items()]
         return (sum(part[0] for part in inner), *inner[0][1:])
+
+    def sample_shape(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """The shapes of the parts, whatever hears them."""
+        return dict(self.shapes)
 
     def data(self, x: State) -> State:
         """A table (B, D, ..) as the parts that lie side by side in it."""

@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from sfumato.belief import Belief
+from sfumato.data import DataSpec
 from sfumato.noise import Noise
 from sfumato.schedule import HEARD_LIMIT, Schedule, Time
 from sfumato.state import Shape, State
@@ -54,6 +55,9 @@ class Process(Protocol):
     def inputs(self, z: State, t: Time) -> tuple[Tensor, Tensor]:
         """What the network hears: its input (B, ...), and the noise level, a number or (B,)."""
 
+    def prediction(self, y: Tensor, z: State) -> Tensor:
+        """What the network's output says, like z and in the terms of the target, or of symbols (B, *shape, K)."""
+
     def read(self, y: Tensor, z: State, t: Time) -> Belief:
         """The belief that the network's output says about z."""
 
@@ -71,8 +75,17 @@ class Process(Protocol):
     def prior_kl(self, x: State) -> Tensor:
         """KL(q(z_1 | x) || prior) in nats, float64 (B,)."""
 
+    def check_net(self, net: Any) -> None:
+        """Refuse, with SfumatoError, a network whose answers cannot be read; None asks of the process alone."""
+
     def net_shape(self, shape: Shape) -> tuple[int, ...]:
         """The shape of a network's input for samples of `shape`."""
+
+    def sample_shape(self, shape: tuple[int, ...]) -> Shape:
+        """The shape of samples for a network of `shape`: the inverse of `net_shape`."""
+
+    def contract(self, spec: DataSpec) -> DataSpec:
+        """The data's contract as this process has it: what is no real number is not scaled."""
 
     def data(self, x: Tensor) -> State:
         """Normalised data (B, ...) as the clean state, or SfumatoError where it is none."""

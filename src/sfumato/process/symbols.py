@@ -221,7 +221,7 @@ class Symbols(abc.ABC):
         return code.movedim(-1, 1).flatten(1, 2), level
 
     @final
-    def logits(self, y: Tensor, z: Tensor) -> Tensor:
+    def prediction(self, y: Tensor, z: Tensor) -> Tensor:
         """A network's output (B, K C, ..), or (B, C, ..) of log-odds for K = 2, as (B, *shape, K)."""
         if y.ndim == z.ndim + 1:
             return y
@@ -231,8 +231,8 @@ class Symbols(abc.ABC):
 
     @final
     def read(self, y: Tensor, z: Tensor, t: Time) -> Logits:
-        """The belief p(x_i | z) ~ exp(y_i) q(z_i | x_i); y (B, *shape, K), or as a network gives it (`logits`)."""
-        y = self.logits(y, z)
+        """The belief p(x_i | z) ~ exp(y_i) q(z_i | x_i); y (B, *shape, K), or as a network gives it (`prediction`)."""
+        y = self.prediction(y, z)
         return Logits(y + self.evidence(z, t, y.dtype), z, t, self, y)
 
     # -- the loss ----------------------------------------------------------------------------------------------------
@@ -263,6 +263,13 @@ class Symbols(abc.ABC):
         return (end * ratio).flatten(1).sum(1)
 
     # -- data and files ----------------------------------------------------------------------------------------------
+
+    @final
+    def check_net(self, net: Any) -> None:
+        """Refuse a network whose shape cannot tell so many symbols."""
+        shape = getattr(net, "shape", None)
+        if shape is not None:
+            self.sample_shape(tuple(shape))
 
     @final
     def net_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
