@@ -44,6 +44,11 @@ class Given(NamedTuple):
         present = value >= 0 if value.ndim == 1 else torch.ones(len(value), dtype=torch.bool, device=value.device)
         return cls(value, present).masked()
 
+    @classmethod
+    def cat(cls, parts: Sequence[Given]) -> Given:
+        """The rows of several, one behind another."""
+        return cls(torch.cat([part.values for part in parts]), torch.cat([part.present for part in parts]))
+
     @property
     def is_label(self) -> bool:
         """Whether these are whole numbers of one axis, of which -1 says by itself that they are absent."""
@@ -67,8 +72,7 @@ class Given(NamedTuple):
 
     def null(self) -> Given:
         """Absent in every row."""
-        filler = 0.0 if self.values.is_floating_point() else -1
-        return Given(torch.full_like(self.values, filler), torch.zeros_like(self.present))
+        return Given(self.values, torch.zeros_like(self.present)).masked()
 
     def to(self, device: torch.device | str) -> Given:
         return Given(self.values.to(device), self.present.to(device))
@@ -129,12 +133,7 @@ class Conditions(Mapping[str, Any]):
             raise SfumatoError(
                 f"only conditions of the same names are joined, not {[sorted(other) for other in every]}"
             )
-
-        def joined(name: str, _: Given) -> Given:
-            parts = [other._given[name] for other in every]
-            return Given(torch.cat([p.values for p in parts]), torch.cat([p.present for p in parts]))
-
-        return self._each(joined)
+        return self._each(lambda name, _: Given.cat([other._given[name] for other in every]))
 
     def repeat(self, n: int) -> Conditions:
         """The whole batch n times over, one copy behind another."""
@@ -188,8 +187,7 @@ def joined(values: Sequence[Given | Tensor]) -> Given | Tensor:
     """The rows of a condition in several batches, one behind another; labels stay a tensor."""
     if all(isinstance(value, Tensor) and not value.is_floating_point() for value in values):
         return torch.cat([value for value in values if isinstance(value, Tensor)])
-    parts = [Given.of(value) for value in values]
-    return Given(torch.cat([part.values for part in parts]), torch.cat([part.present for part in parts]))
+    return Given.cat([Given.of(value) for value in values])
 
 
 def network_inputs(cond: Mapping[str, Given | Tensor | None], net: nn.Module) -> dict[str, Any]:
