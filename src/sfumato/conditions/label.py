@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -94,31 +95,38 @@ def coded(column: Any) -> tuple[np.ndarray, list[str]]:
         array = array[:, 0]
     if array.ndim != 1:
         raise SfumatoError(f"labels are one a sample, shape (N,), and these have shape {array.shape}")
-    kind = array.dtype.kind
-    if kind == "S":
+    if array.dtype.kind == "S":
         array = np.char.decode(array, "utf-8", "replace")
-    known = np.ones(len(array), dtype=bool) if kind in "iub" else np.array([not missing(v) for v in array], dtype=bool)
+    whole = array.dtype.kind in "iub"
+    known = np.ones(len(array), dtype=bool) if whole else np.array([not missing(v) for v in array], dtype=bool)
     indices = np.full(len(array), NULL, dtype=np.int64)
-    distinct, indices[known] = np.unique(_whole(array[known]), return_inverse=True)
+    distinct, indices[known] = np.unique(whole_or_text(array[known]), return_inverse=True)
     return indices, [str(value) for value in distinct]
 
 
-def _whole(array: np.ndarray) -> np.ndarray:
-    """Labels without missing ones, as integers or strings."""
-    if array.dtype.kind == "O":
-        numbers = [not isinstance(v, str) for v in array]
-        if any(numbers) and not all(numbers):
-            raise SfumatoError("labels must be all integers or all strings")
-        array = array.astype(float if any(numbers) else str)
+def whole_or_text(array: np.ndarray) -> np.ndarray:
+    """Labels (N,), none of them missing, as integers or strings; SfumatoError names the first that is neither."""
+    kind = array.dtype.kind
+    if kind == "S":
+        return np.char.decode(array, "utf-8", "replace")
+    if kind == "O":
+        other = next((i for i, value in enumerate(array) if not isinstance(value, str)), None)
+        if other is not None and not all(isinstance(value, Real) for value in array):
+            raise SfumatoError(f"label {other} is {array[other]!r}: labels must be all integers or all strings")
+        array = array.astype(str if other is None else float)
     if array.dtype.kind == "f":
-        whole = np.isfinite(array) & (array == np.round(array))
-        if not whole.all():
-            wrong = array[int(np.argmin(whole))]
-            raise SfumatoError(f"a label is {wrong:g}: labels are whole numbers or strings (class labels, not targets)")
+        exact = np.isfinite(array) & (array == np.round(array))
+        if not exact.all():
+            wrong = int(np.argmin(exact))
+            raise SfumatoError(
+                f"label {wrong} is {array[wrong]}: labels must be whole numbers or strings; a target is a condition "
+                "of another name, {'x': samples, 'target': numbers}"
+            )
+    if array.dtype.kind in "bf":
         return array.astype(np.int64)
-    if array.dtype.kind not in "iubUT":
-        raise SfumatoError(f"labels are whole numbers or strings, and these are {array.dtype}")
-    return array.astype(np.int64) if array.dtype.kind == "b" else array
+    if array.dtype.kind not in "iuUT":
+        raise SfumatoError(f"labels must be integers or strings, but they are {array.dtype}")
+    return array
 
 
 def find_class(classes: Sequence[str], wanted: str | int) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..conditions import find_class as find_class
+from ..conditions.label import whole_or_text
 from ..errors import SfumatoError
 from ..files import reason
 from .column import Column
@@ -41,7 +42,7 @@ def encode_labels(labels: Any, count: int, names: Sequence[str] | None = None) -
         raise SfumatoError(f"labels must be one label a sample, shape ({count},), but they have shape {array.shape}")
     if len(array) != count:
         raise SfumatoError(f"there are {len(array):,} labels for {count:,} samples: give exactly one label a sample")
-    array = _integers_or_strings(array)
+    array = whole_or_text(array)
     distinct, indices = np.unique(array, return_inverse=True)
     if names is None:
         return torch.from_numpy(indices.astype(np.int64)), [str(value) for value in distinct]
@@ -73,28 +74,3 @@ def _as_array(labels: Any) -> np.ndarray:
         return np.asarray(labels)
     except ValueError as error:
         raise SfumatoError(f"labels must be a flat list or array, one label a sample ({error})") from None
-
-
-def _integers_or_strings(array: np.ndarray) -> np.ndarray:
-    kind = array.dtype.kind
-    if kind == "S":
-        return np.char.decode(array, "utf-8", "replace")
-    if kind == "O":
-        wrong = next((i for i, value in enumerate(array) if not isinstance(value, str)), None)
-        if wrong is not None:
-            raise SfumatoError(f"label {wrong} is {array[wrong]!r}: labels must be all integers or all strings")
-        return array.astype(str)
-    if kind == "f":
-        whole = np.isfinite(array) & (array == np.round(array))
-        if not whole.all():
-            wrong = int(np.argmin(whole))
-            raise SfumatoError(
-                f"label {wrong} is {array[wrong]}: labels must be whole numbers or strings; a target is a condition "
-                "of another name, {'x': samples, 'target': numbers}"
-            )
-        return array.astype(np.int64)
-    if kind == "b":
-        return array.astype(np.int64)
-    if kind not in "iuU":
-        raise SfumatoError(f"labels must be integers or strings, but they are {array.dtype}")
-    return array
