@@ -21,7 +21,7 @@ from sfumato.likelihood.path import path_bound
 from sfumato.model import Model
 from sfumato.objectives.decoder import cells_of
 from sfumato.ode import data_scale
-from sfumato.process import Symbols
+from sfumato.process import Gaussian, Symbols
 from sfumato.sampling import unguided
 from sfumato.schedule import NODE_LIMIT
 from sfumato.state import first_leaf, map_state
@@ -95,7 +95,7 @@ def _method(process: Any, asked: str | None) -> str:
     """The method by which it is measured: as asked, or the process's own; "path" is the bound of symbols."""
     if asked is not None and asked not in METHODS:
         raise SfumatoError(f"Unknown method {asked!r} of log_prob: {suggest(asked, METHODS)}")
-    if hasattr(process, "sigma_data"):
+    if isinstance(process, Gaussian):
         return asked or "ode"
     if asked not in (None, "elbo"):
         raise SfumatoError(

@@ -26,6 +26,7 @@ from sfumato.errors import SfumatoError
 from sfumato.likelihood.elbo import Span
 from sfumato.likelihood.measured import Measured, pooled
 from sfumato.noise import Noise
+from sfumato.process import Gaussian
 from sfumato.schedule import Schedule
 from sfumato.state import State, first_leaf, map_state, numbers_like, rows_of
 
@@ -67,8 +68,8 @@ class Strata:
 
     def __init__(self, process: Any) -> None:
         parts = [*getattr(process, "processes", {"": process}).values()]
-        real = next((part for part in parts if hasattr(part, "sigma_data")), None)
-        symbols = next((part for part in parts if not hasattr(part, "sigma_data")), None)
+        real = next((part for part in parts if isinstance(part, Gaussian)), None)
+        symbols = next((part for part in parts if not isinstance(part, Gaussian)), None)
         self.start, self.laws = 0.0, list[Law]()
         if real is not None:
             span = Span.of(real.schedule, real.sigma_data, None)
