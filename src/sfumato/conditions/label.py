@@ -29,9 +29,7 @@ class Label(Condition):
     kind: ClassVar[str] = "label"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "classes", tuple(map(str, self.classes)))
-        if not self.classes or len(set(self.classes)) < len(self.classes):
-            raise SfumatoError(f"a label needs different class names, one or more, and these are {self.classes}")
+        object.__setattr__(self, "classes", different(self.classes, "a label needs different class names"))
 
     @classmethod
     def fit(cls, column: Any) -> Label:
@@ -81,8 +79,20 @@ class Label(Condition):
         return cls(tuple(config["classes"]))
 
     def describe(self) -> str:
-        shown = ", ".join(self.classes[:20]) + (" ..." if len(self.classes) > 20 else "")
-        return f"one of {len(self.classes)} classes: {shown}"
+        return f"one of {len(self.classes)} classes: {shown(self.classes)}"
+
+
+def different(names: Sequence[Any], needs: str) -> tuple[str, ...]:
+    """Names as text, each of them once; SfumatoError, which says what `needs` them, for others and for none."""
+    found = tuple(map(str, names))
+    if not found or len(set(found)) < len(found):
+        raise SfumatoError(f"{needs}, one or more, and these are {found}")
+    return found
+
+
+def shown(names: Sequence[str]) -> str:
+    """The first 20, between commas."""
+    return ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
 
 
 def coded(column: Any) -> tuple[np.ndarray, list[str]]:
@@ -149,6 +159,6 @@ def find_class(classes: Sequence[str], wanted: str | int) -> int:
 def _unknown(classes: Sequence[str], text: str) -> str:
     close = difflib.get_close_matches(text, classes, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
-    shown = ", ".join(f"{i} {name}" for i, name in enumerate(classes[:20]))
+    listed = ", ".join(f"{i} {name}" for i, name in enumerate(classes[:20]))
     more = f" and {len(classes) - 20} more" if len(classes) > 20 else ""
-    return f"there is no class {text!r}{hint}; the classes are: {shown}{more}"
+    return f"there is no class {text!r}{hint}; the classes are: {listed}{more}"

@@ -15,7 +15,7 @@ from ..errors import SfumatoError
 from ..registry import register
 from .condition import Condition, as_array, counted, missing
 from .given import Given
-from .label import coded, find_class
+from .label import coded, different, find_class, shown
 
 
 @register("condition", "multilabel")
@@ -27,9 +27,7 @@ class MultiLabel(Condition):
     kind: ClassVar[str] = "multilabel"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "names", tuple(map(str, self.names)))
-        if not self.names or len(set(self.names)) < len(self.names):
-            raise SfumatoError(f"labels need different names, one or more, and these are {self.names}")
+        object.__setattr__(self, "names", different(self.names, "labels need different names"))
 
     @classmethod
     def fit(cls, column: Any, names: Any = None) -> MultiLabel:
@@ -87,8 +85,7 @@ class MultiLabel(Condition):
         return cls(tuple(config["names"]))
 
     def describe(self) -> str:
-        shown = ", ".join(self.names[:20]) + (" ..." if len(self.names) > 20 else "")
-        return f"any of {len(self.names)} labels: {shown}"
+        return f"any of {len(self.names)} labels: {shown(self.names)}"
 
 
 def _members(row: Any) -> list[Any]:
