@@ -9,7 +9,7 @@ They share the same global batch, or with --grow each has as much as one alone. 
 time a step after the first ones; the table has the median run of each. `cpu` is processor time a step of the busiest
 process: what a step costs where nobody waits, and all that can be read of a machine that does something else too. Parts
 are seconds a step of the first process; what it waits for the others is within the part that asks them: gradients
-(backward, all-reduce), optimiser (Muon's directions are shared).
+(backward, all-reduce), and in shards optimiser (updates are gathered).
 """
 
 from __future__ import annotations

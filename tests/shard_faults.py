@@ -55,7 +55,7 @@ def run(name: str, folder: Path, world: World) -> Path:
     session = Session(path, config, source, State(denoiser, config, world=world), Silent(), world=world)
     if world.leads:
         (path / "config.yaml").write_text(config.to_yaml())
-    world.lead(None)
+    world.broadcast(None)
     session.go()
     session.close()
     return path

@@ -110,7 +110,7 @@ def sample(
 
     keeping = kept_memory(getattr(model, "device", torch.device("cpu")))
     with torch.set_grad_enabled(smooth), keeping, threads() as follower:
-        return world.mapped(own, torch.arange(n))
+        return world.parallel_map(own, torch.arange(n))
 
 
 # What stands among the conditions and is none: `world`, and what `sample` and `trajectory` took before.

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from sfumato.training.muon import Muon, split
-from sfumato.training.orthogonal import msign
+from sfumato.training.muon import Muon, msign, split
 
 
 @pytest.mark.parametrize("shape", [(2, 16, 40), (1, 40, 16), (3, 8, 8)])

@@ -27,7 +27,7 @@ PER_CLASS, MOST_CLASSES, NUMBER = 10, 20, 64
 
 
 def sample(options: Any, voice: Voice) -> None:
-    with joined(device_of(options.device)) as world, world.together():
+    with joined(device_of(options.device)) as world, world.naming_missing():
         made = draw(options, voice.note, world)
     facts = made["manifest"]
     voice.emit(made)
@@ -47,8 +47,8 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE) -> dic
     denoiser = artefact.load_sampler(options.model, options.weights, device)
     spec = _spec(denoiser, options.model)
     denoiser.compute_dtype = compute_dtype(options.precision, denoiser.device)
-    out = world.told(lambda: options.out or write.default_name(spec))
-    path, folder = world.told(lambda: (write.check(out), write.is_folder(out)))
+    out = world.broadcast_result(lambda: options.out or write.default_name(spec))
+    path, folder = world.broadcast_result(lambda: (write.check(out), write.is_folder(out)))
     given = asked.said(options, spec.conditions, options.class_)
     index = _index(options, spec, given)
     cond = asked.in_turn(asked.conditions(given, spec, index), spec, index)
@@ -62,7 +62,7 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE) -> dic
     x = _draw(model, plan, options, index, cond, world)
     columns = asked.columns(cond, spec)
     facts = manifest(options, contract, denoiser, plan, scale, index, given, columns)
-    files = world.told(lambda: write.write(path, folder, x, columns, spec, facts))
+    files = world.broadcast_result(lambda: write.write(path, folder, x, columns, spec, facts))
     return {"out": out, "files": files, "seconds": round(time.monotonic() - started, 2), "manifest": facts}
 
 

@@ -116,7 +116,7 @@ class Draws:
             return torch.cat(found)
 
         with evaluating(model):
-            return world.mapped(own, self.index)
+            return world.parallel_map(own, self.index)
 
     def by_level(self, values: Tensor) -> ByLevel:
         """Means over the draws of each bin; the error is that of independent draws, and these are spread evenly."""

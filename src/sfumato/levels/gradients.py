@@ -82,15 +82,15 @@ def measure(model: Any, draws: Draws, factor: Tensor, micro: int, size: int, wor
             chosen = draws.index[k::bins][order].split(size)
             grads = [gradient(model, draws, factor, part, parameters, world) for part in chosen]
             gram = torch.stack([_gram(column) for column in zip(*grads, strict=True)]).sum(0)
-            values, errors = estimate((world.sum(gram) if sharded else gram).cpu(), size)
+            values, errors = estimate((world.all_reduce(gram) if sharded else gram).cpu(), size)
             table[k] = torch.tensor((*values, *errors), dtype=torch.float64)
             for sums, column in zip(whole, zip(*grads, strict=True), strict=True):
                 sums.add_(torch.stack(column).mean(0), alpha=float(share[k]))
     if not sharded:
-        table, whole = world.sum(table), [world.sum(part) for part in whole]
+        table, whole = world.all_reduce(table), [world.all_reduce(part) for part in whole]
     square, variance, scale = (ByLevel(table[:, i], table[:, i + 3]) for i in range(3))
     length = sum((part.double().square().sum().cpu() for part in whole), torch.zeros((), dtype=torch.float64))
-    total = float(world.sum(length) if sharded else length)
+    total = float(world.all_reduce(length) if sharded else length)
     return Gradients(square, variance, scale, _total(total, share, square.value, variance.value, micro * size))
 
 

@@ -43,7 +43,7 @@ class Loss(nn.Module, abc.ABC):
         """Called after the step of the optimiser with the losses (B,), index and u of the whole batch.
 
         Of many processes each has x and cond of its share, and does the same: what it learns from more than losses
-        comes from `batch.world.whole`. The gradients of `parameters` are then those of the step's loss.
+        comes from `batch.world.all_gather`. The gradients of `parameters` are then those of the step's loss.
         """
 
     def players(self) -> Iterable[nn.Parameter]:

@@ -299,7 +299,7 @@ class Autoencoding(Loss):
         first, last = int(batch.index[0]), int(batch.index[-1])
         parts = [code for start, code in sorted(self._seen.items()) if first <= start <= last]
         if parts:
-            code = QuantisedCode(*(batch.world.whole(torch.cat(each)) for each in zip(*parts, strict=True)))
+            code = QuantisedCode(*(batch.world.all_gather(torch.cat(each)) for each in zip(*parts, strict=True)))
             self.restarted += self._quantiser[0].learn(code)
         self._seen.clear()
 

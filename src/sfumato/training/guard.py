@@ -78,7 +78,7 @@ def find(model: Any, goal: Goal, batch: Batch, world: World = ALONE) -> tuple[st
         (lambda: _in_gradients(model), False),
     ]
     for look, lost in looks:
-        where = next((found for found in world.each(look()) if found is not None), None)
+        where = next((found for found in world.all_gather_object(look()) if found is not None), None)
         if where is not None:
             return where, lost
     return "its gradient is too long for its norm to be taken", False

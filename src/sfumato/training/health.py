@@ -99,7 +99,7 @@ class Health:
         model, config = self.state.denoiser, self.config
         if draws < _LEAST or progress.step < TRAINED or not hasattr(model, "predict"):
             return
-        with self.world.together():
+        with self.world.naming_missing():
             try:
                 found = answers(
                     model, self.source, rows, config.times, config.seed, min(draws, 256), held=len(self.holdout) > 0

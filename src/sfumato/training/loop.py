@@ -137,7 +137,7 @@ def _steps(
         before = clock.fraction()
         lr = config.lr * state.slower * rate_factor(state.samples + config.batch, before, config)
         batch = Batch(*batches.take(state.samples, config.batch, share), world)
-        with world.together():
+        with world.naming_missing():
             taken = _step(losses, batch, config, state, lr, world)
             incident = None if taken else _skip(state, config, batch, batches, lr, world)
             clock.tick()
@@ -164,7 +164,7 @@ class _Clock:
     def tick(self) -> None:
         elapsed = time.monotonic() - self._start - self.state.waited
         # a budget in time must end for all at the same step
-        self.state.elapsed = self.world.lead(elapsed) if self.config.steps is None else elapsed
+        self.state.elapsed = self.world.broadcast(elapsed) if self.config.steps is None else elapsed
 
     def fraction(self) -> float:
         if self.config.steps is not None:
@@ -184,21 +184,21 @@ class _Clock:
 def _step(shared: nn.Module, batch: Batch, config: TrainConfig, state: State, lr: float, world: World) -> bool:
     """One step of the optimiser and the average; False where it is not finite, with nothing applied but to weights that
     the step itself has made infinite: `find` sees these, and only an earlier state can help."""
-    losses = world.whole(gradients(shared, batch, config.batch, state, world))
+    losses = world.all_gather(gradients(shared, batch, config.batch, state, world))
     loss = losses.mean()
     largest = config.clip or math.inf
-    norm = clip(state.parameters, largest, world)
+    norm = clip(state.parameters, largest)
     if not math.isfinite(float(loss + norm)):
         return False
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     state.optimizer.step()
-    if not finite(state.parameters, world):
+    if not finite(state.parameters):
         return False
     state.players.step(state.denoiser, batch.split(state.micro), config.batch, lr, world)
     if world.size > 1:
         index = torch.arange(state.samples, state.samples + config.batch)
-        batch = dataclasses.replace(batch, index=index, u=world.whole(batch.u))
+        batch = dataclasses.replace(batch, index=index, u=world.all_gather(batch.u))
     state.goal.observe(batch, losses)
     state.average(config.batch)
     state.sums += torch.stack((loss, norm.detach(), torch.ones_like(loss))).double()

@@ -3,9 +3,10 @@
     m <- mu m + (1 - mu) g,   u = (1 - mu) g + mu m (Nesterov),   W <- W - lr * scale * msign(u)
 
 msign(u) = U V^T of u = U S V^T: every direction of the update has length one, however unevenly the gradient fills
-them, where AdamW's per-element scaling leaves a few directions with nearly all of it (`orthogonal`). A
-convolution's kernel is the matrix (outputs, inputs x taps). Source: Jordan et al. 2024, "Muon"; the scale, which gives
-the update AdamW's root mean square so that both share a learning rate, is Liu et al. 2025 (2502.16982), Eq. 4.
+them, where AdamW's per-element scaling leaves a few directions with nearly all of it. A convolution's kernel is the
+matrix (outputs, inputs x taps). Source: Jordan et al. 2024, "Muon", also of the Newton-Schulz steps that bring all
+singular values near 1, X <- a X + (b X X^T + c (X X^T)^2) X; the scale, which gives the update AdamW's root mean square
+so that both share a learning rate, is Liu et al. 2025 (2502.16982), Eq. 4.
 """
 
 from __future__ import annotations
@@ -17,8 +18,39 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from sfumato.training.orthogonal import shared
-from sfumato.world import ALONE, World, local
+from sfumato.world import full, local, shard
+
+# The quintic of Jordan et al.: steepest at zero, its fixed band about one is [0.68, 1.13].
+QUINTIC = (3.4445, -4.7750, 2.0315)
+
+
+def msign(u: Tensor, steps: int = 4, dtype: torch.dtype | None = None) -> Tensor:
+    """(B, m, n) -> nearly orthogonal (B, m, n), computed in `dtype`: singular values near 1, singular vectors kept.
+
+    Each step multiplies X from the left by the polynomial P = a + b A + c A^2 of A = X X^T, and all of these commute:
+    so the steps run on the small square matrix alone (A <- P A P, Q <- P Q), and X is multiplied once, X <- Q X. In
+    bfloat16 A is formed anew after every second step: the squares of small singular values would drown in its rounding.
+    """
+    wide = u.shape[-2] <= u.shape[-1]
+    x = u if wide else u.mT
+    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(dtype or u.dtype)
+    at_once = 2 if x.dtype == torch.bfloat16 else steps
+    for begun in range(0, steps, at_once):
+        x = _polynomials(x @ x.mT, min(at_once, steps - begun)) @ x
+    return x if wide else x.mT
+
+
+def _polynomials(square: Tensor, steps: int) -> Tensor:
+    """Q of so many steps of the iteration, for A = X X^T."""
+    a, b, c = QUINTIC
+    eye = torch.eye(square.shape[-1], dtype=square.dtype, device=square.device)
+    product = eye
+    for step in range(steps):
+        p = torch.baddbmm(square, square, square, beta=b, alpha=c) + a * eye
+        product = p @ product if step else p
+        if step + 1 < steps:
+            square = p @ square @ p
+    return product
 
 
 def _matrix(p: Tensor) -> Tensor:
@@ -40,8 +72,8 @@ def _gradient(p: Tensor) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """One learning rate for both kinds. `matrices` get Muon, `others` AdamW. dtype: what msign is computed in.
 
-    Weight decay is decoupled and applies to both. world: the processes that take the same step and share its products
-    (`orthogonal`); parameters may be shards, of which each process updates its own.
+    Weight decay is decoupled and applies to both. Parameters may be shards, of which each process updates its own: the
+    matrices of one shape are then whole in every process while their directions are computed.
     """
 
     def __init__(
@@ -53,13 +85,11 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.9,
         weight_decay: float = 0.01,
         dtype: torch.dtype | None = None,
-        world: World = ALONE,
     ) -> None:
         self.dtype = dtype
         groups = [{"params": list(matrices), "muon": True}, {"params": list(others), "muon": False}]
         defaults = {"lr": lr, "betas": betas, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__([g for g in groups if g["params"]], defaults)
-        self.world = world
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -68,21 +98,24 @@ class Muon(torch.optim.Optimizer):
             (self._muon if group["muon"] else self._adamw)(parameters, group)
 
     def _muon(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        mu, lr = group["momentum"], group["lr"]
-        shapes = [(p.shape[0], p.shape[1:].numel()) for p in parameters]
+        alike: dict[tuple[int, int], list[Tensor]] = {}
         for p in parameters:
-            local(self.state[p].setdefault("mean", torch.zeros_like(p))).lerp_(local(_gradient(p)), 1 - mu)
+            alike.setdefault((p.shape[0], p.shape[1:].numel()), []).append(p)
+        for shape, members in alike.items():
+            updates = torch.stack([_matrix(full(self._update(p, group["momentum"]))) for p in members])
+            for p, direction in zip(members, msign(updates, dtype=self.dtype), strict=True):
+                own = local(p)
+                own.mul_(1 - group["lr"] * group["weight_decay"])
+                own.add_(shard(_kernel(direction, p), p), alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
 
-        def update(i: int) -> Tensor:
-            p = parameters[i]
-            return _matrix(local(_gradient(p)).lerp(local(self.state[p]["mean"]), mu))
-
-        sharded = any(local(p) is not p for p in parameters)
-        found = shared(update, shapes, sharded, self.world, self.dtype)
-        for p, shape, direction in zip(parameters, shapes, found, strict=True):
-            own = local(p)
-            own.mul_(1 - lr * group["weight_decay"])
-            own.add_(_kernel(direction, own), alpha=-lr * 0.2 * max(shape) ** 0.5)
+    def _update(self, p: Tensor, momentum: float) -> Tensor:
+        """Take the gradient into the mean; u, a shard of it where p is one."""
+        if not self.state[p]:
+            self.state[p]["mean"] = torch.zeros_like(p)
+        mean, update = local(self.state[p]["mean"]), _gradient(p).clone()
+        mean.lerp_(local(update), 1 - momentum)
+        local(update).lerp_(mean, momentum)
+        return update
 
     def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         for p in parameters:

@@ -24,7 +24,7 @@ from sfumato.model import Denoiser
 from sfumato.nets.layout import LAYOUTS
 from sfumato.training.goal import Batch, Goal
 from sfumato.training.parts import with_net
-from sfumato.world import World, local
+from sfumato.world import World, full, local, shard
 
 
 @final
@@ -53,20 +53,7 @@ def shared(model: Any, goal: Goal, world: World) -> nn.Module:
     # buffers change by what all processes know, and so they are equal
     known = inspect.signature(DistributedDataParallel).parameters
     how: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
-    memory = world.memory
-    if memory is None:
-        return DistributedDataParallel(losses, gradient_as_bucket_view=True, **how)
-    how["bucket_cap_mb"] = 1 << 30  # all at once: who computes cannot send meanwhile, and waits only once
-    wrapped = DistributedDataParallel(losses, gradient_as_bucket_view=True, **how)
-    wrapped.register_comm_hook(None, lambda _, bucket: _done(memory.mean(bucket.buffer())))
-    return wrapped
-
-
-def _done(found: Tensor) -> torch.futures.Future[Tensor]:
-    """What is there already, in the form that DistributedDataParallel asks for."""
-    future: torch.futures.Future[Tensor] = torch.futures.Future()
-    future.set_result(found)
-    return future
+    return DistributedDataParallel(losses, gradient_as_bucket_view=True, **how)
 
 
 def _as_gradients_lie(kernel: Tensor) -> Tensor:
@@ -98,7 +85,7 @@ def sharding(world: World) -> Callable[[nn.Module], nn.Module]:
 
     mesh = init_device_mesh(world.device.type, (world.size,))
 
-    def shard(net: nn.Module) -> nn.Module:
+    def in_place(net: nn.Module) -> nn.Module:
         if any(isinstance(part, nets.Energy) for part in net.modules()):
             raise SfumatoError(
                 "An energy needs its weights again after its forward pass, when shards have let them go: train it with "
@@ -115,7 +102,7 @@ def sharding(world: World) -> Callable[[nn.Module], nn.Module]:
                 register_fsdp_forward_method(net, name)
         return net
 
-    return shard
+    return in_place
 
 
 def _blocks(net: nn.Module) -> Iterator[nn.Module]:
@@ -132,38 +119,41 @@ def settle(parameters: Sequence[nn.Parameter], world: World) -> None:
         return  # all whole: DistributedDataParallel has done it
     for p in parameters:
         if p.grad is not None and local(p) is p:
-            p.grad = world.sum(p.grad) / world.size
+            p.grad = world.all_reduce(p.grad) / world.size
 
 
-def clip(parameters: Sequence[nn.Parameter], largest: float, world: World) -> Tensor:
-    """Shorten the gradient to a norm of at most `largest`; returns the norm before."""
-    if not any(local(p) is not p for p in parameters):
-        return torch.nn.utils.clip_grad_norm_(parameters, largest, foreach=True)
-    with torch.no_grad():
-        pairs = [(local(p.grad), local(p) is p) for p in parameters if p.grad is not None]
-        squares = torch.stack(torch._foreach_norm([grad for grad, _ in pairs])).square()
-        part = torch.tensor([1 / world.size if whole else 1.0 for _, whole in pairs]).to(squares)
-        norm = world.sum((part * squares).sum()).sqrt()
-        if math.isfinite(largest):
-            torch._foreach_mul_([grad for grad, _ in pairs], (largest / (norm + 1e-6)).clamp(max=1.0))
+def clip(parameters: Sequence[nn.Parameter], largest: float) -> Tensor:
+    """Shorten the gradient, whole or in shards, to a norm of at most `largest`; returns the norm before."""
+    norm = _norm([p.grad for p in parameters if p.grad is not None])
+    for each in _kinds(parameters):
+        nn.utils.clip_grads_with_norm_(each, largest, norm, foreach=True)
     return norm
 
 
-def finite(parameters: Sequence[nn.Parameter], world: World) -> bool:
+def finite(parameters: Sequence[nn.Parameter]) -> bool:
     """Whether all weights are finite, in all processes."""
-    own = [local(p.detach()) for p in parameters]
-    with torch.no_grad():
-        broken = not math.isfinite(float(torch.stack(torch._foreach_norm(own)).sum()))
-    return not (world.any(broken, own[0].device) if any(local(p) is not p for p in parameters) else broken)
+    return math.isfinite(float(_norm([p.detach() for p in parameters])))
+
+
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
+    """The norm of all tensors together."""
+    norms = [full(nn.utils.get_total_norm(each, foreach=True)) for each in _kinds(tensors)]
+    return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
+
+
+def _kinds(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Whole tensors, and shards: torch takes no list of both."""
+    both = ([t for t in tensors if (local(t) is t) is whole] for whole in (True, False))
+    return [each for each in both if each]
 
 
 def gathered(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
     """The same tensors whole, in the first process; the others help, and have none. Shards come to the CPU in turn."""
     found = {}
     for name, value in tensors.items():
-        full = value.full_tensor().cpu() if hasattr(value, "full_tensor") else value
+        whole = value if local(value) is value else full(value).cpu()
         if world.leads:
-            found[name] = full
+            found[name] = whole
     return found
 
 
@@ -184,13 +174,4 @@ def assign(own: Tensor, value: Tensor) -> None:
     if own.shape != value.shape:
         raise RuntimeError(f"a tensor of shape {tuple(value.shape)} where it is {tuple(own.shape)}")
     with torch.no_grad():
-        if local(own) is not own:
-            from torch.distributed.tensor import DTensor, distribute_tensor
-
-            assert isinstance(own, DTensor)
-            # no process asks another: each has the whole tensor and takes its part
-            own.to_local().copy_(
-                distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None).to_local()
-            )
-        else:
-            own.copy_(value)
+        local(own).copy_(shard(value.to(own.device), own))

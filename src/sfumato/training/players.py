@@ -36,7 +36,7 @@ class Players:
                 p.grad = None if p.grad is None else p.grad / world.size
         for p in self.parameters:
             grad = torch.zeros_like(p) if p.grad is None else p.grad
-            p.grad = world.sum(grad) if world.size > 1 else grad
+            p.grad = world.all_reduce(grad)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         if all(bool(p.grad.isfinite().all()) for p in self.parameters if p.grad is not None):

@@ -74,8 +74,8 @@ def train(
     loss = loss_for(own, chosen)
     console, given = console or Console(), labels if label_file is None else None
     with joined(device_of(chosen.device)) as world:
-        chosen, source, model = _in_turn(world, console, lambda: prepared(data, given, chosen, world.device, own, loss))
-        path = world.lead(folder.new(chosen.out, source.name) if world.leads else Path())
+        chosen, source, model = _opened(world, console, lambda: prepared(data, given, chosen, world.device, own, loss))
+        path = world.broadcast(folder.new(chosen.out, source.name) if world.leads else Path())
         for note in source.notes if world.leads else ():
             console.note(note)
         state = State(model, chosen, loss, world)
@@ -116,7 +116,7 @@ def resume(
         raise SfumatoError(f"{path} was trained on an array in memory: give it again, sf.resume(run, data=...).")
     console = console or Console()
     with joined(device_of(settings.device)) as world:
-        source = _in_turn(world, console, lambda: _same(data, labels, settings, contract["spec"], path))
+        source = _opened(world, console, lambda: _same(data, labels, settings, contract["spec"], path))
         state = State(rebuilt(contract, settings, world.device), settings, loss_for(own, settings), world)
         state.given = contract.get("given", False)
         state.load(tensors, contract["counters"])
@@ -134,10 +134,10 @@ def resume(
         return _finish(session, on_start)
 
 
-def _in_turn(world: World, console: Console, make: Callable[[], T]) -> T:
-    """What opens the data, `World.in_turn`; the first process says how far it is."""
+def _opened(world: World, console: Console, make: Callable[[], T]) -> T:
+    """What opens the data, by the first process of a machine first; the first of all says how far it is."""
     with heard(console.count if world.leads else Silent().count):
-        return world.in_turn(make)
+        return world.local_main_first(make)
 
 
 def _same(obj: Any, labels: Any, settings: TrainConfig, spec: dict[str, Any], path: Path) -> Source:
@@ -165,7 +165,7 @@ def _finish(session: Session, on_start: Callable[[Session], None] | None) -> Run
         where = f"Stopped at step {session.state.step:,}; the checkpoint is saved."
         message = f"{where} Go on: sfumato resume {session.path}{examples.modules()}"
         session.console.note(message)
-        session.world.lead(None)
+        session.world.broadcast(None)
         raise Interrupted(message) from None
     finally:
         session.close()

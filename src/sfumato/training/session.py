@@ -137,7 +137,7 @@ class Session:
                     raise KeyboardInterrupt
                 self._events(progress)
         self.end()
-        self.world.lead(None)  # the others go on once everything is written
+        self.world.broadcast(None)  # the others go on once everything is written
 
     def end(self) -> None:
         """What is left once the budget is used."""
@@ -154,9 +154,9 @@ class Session:
         words = ear.words() + ["checkpoint"] * self._due() if self.world.leads else []
         if not self.world.any(bool(words) or interruption.requested, self.denoiser.device):
             return False
-        if any(self.world.each(interruption.requested)):
+        if any(self.world.all_gather_object(interruption.requested)):
             return True
-        words = self.world.lead(words)
+        words = self.world.broadcast(words)
         if "save" in words or "pause" in words:
             self.save(model=True)
             self.console.note(f"Saved at step {self.state.step:,}, as was asked for.")
@@ -246,7 +246,7 @@ class Session:
             "model": trees.tree(self.denoiser),
             "given": self.state.given,
         }
-        with self.world.together():
+        with self.world.naming_missing():
             checkpoint.write(self.path, self.state, contract, self.world)
             if model:
                 self._write_model()
@@ -299,7 +299,7 @@ class Session:
         twins = choose(self.train, count, seed)
         most = int(_SEARCH * self.state.elapsed / (4 * count * math.prod(self.source.shape)))
         try:
-            with self.world.together(), self.state.spending("memorisation"), evaluating(best):
+            with self.world.naming_missing(), self.state.spending("memorisation"), evaluating(best):
                 cond = of_data(best, self.source, twins)
                 made = sample(best, count, GRID_STEPS, seed=seed, world=self.world, cond=cond)
                 if not self.world.leads:
@@ -333,7 +333,7 @@ class Session:
         if draws < _LEAST_SAID:
             return f"the run was too short for it ({self._information})"
         try:
-            with self.world.together(), self.state.spending("conditions"), evaluating(best):
+            with self.world.naming_missing(), self.state.spending("conditions"), evaluating(best):
                 found = told(best, self.source, rows, self.config.seed, draws, self.world)
             return found or f"it is about real numbers, and the states of {type(best.process).__name__} are others"
         except SfumatoError as error:
@@ -386,7 +386,7 @@ class Session:
 
     def draw(self) -> None:
         """A grid of samples; where it cannot be drawn a note says so, and training goes on."""
-        with self.world.together(), self.state.spending("grids"):
+        with self.world.naming_missing(), self.state.spending("grids"):
             try:
                 if not hasattr(self.denoiser, "process"):
                     self.reconstructions()

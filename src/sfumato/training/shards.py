@@ -27,7 +27,6 @@ from sfumato.files import flush, reason, seal, write_text
 from sfumato.world import World
 
 CONTRACT = "contract.json"
-_CHUNK = 1 << 20
 
 
 def write(final: Path, tensors: Mapping[str, Tensor], contract: Mapping[str, Any], world: World) -> Path:
@@ -35,12 +34,12 @@ def write(final: Path, tensors: Mapping[str, Tensor], contract: Mapping[str, Any
 
     final: its path; where that is taken a number is added. SfumatoError in all where one cannot write.
     """
-    place = world.told(lambda: _begin(final))
+    place = world.broadcast_result(lambda: _begin(final))
     try:
         _save(place, tensors)
         own = {p.name: _hash(p) for p in place.iterdir() if p.name.startswith(f"shard-{world.rank + 1:05d}-")}
-        files = {name: value for each in world.each(own) for name, value in each.items()}
-        return world.told(lambda: _finish(place, final, {**contract, "files": files}))
+        files = {name: value for each in world.all_gather_object(own) for name, value in each.items()}
+        return world.broadcast_result(lambda: _finish(place, final, {**contract, "files": files}))
     finally:
         if world.leads:
             shutil.rmtree(place, ignore_errors=True)
@@ -98,11 +97,8 @@ def _finish(place: Path, final: Path, contract: dict[str, Any]) -> Path:
 
 
 def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while part := file.read(_CHUNK):
-            digest.update(part)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read(path: Path) -> tuple[dict[str, Any], Shards]:

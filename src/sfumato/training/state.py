@@ -54,7 +54,7 @@ class State:
         if shard is not None:
             shard(denoiser.net)
         self.parameters = [p for p in denoiser.net.parameters() if p.requires_grad]
-        self.optimizer = optimizer(denoiser.net, config, getattr(denoiser, "compute_dtype", None), world)
+        self.optimizer = optimizer(denoiser.net, config, getattr(denoiser, "compute_dtype", None))
         self.goal.to(denoiser.device)
         self.players = Players(self.goal, config.lr)
         self.step, self.samples, self.elapsed = 0, 0, 0.0
@@ -137,32 +137,25 @@ class State:
         make_moments(self.optimizer, self.parameters, [name for name in tensors if name.startswith("optimizer.")])
 
 
-def optimizer(
-    net: torch.nn.Module, config: TrainConfig, dtype: torch.dtype | None = None, world: World = ALONE
-) -> torch.optim.Optimizer:
-    """The optimiser that the settings name, of a network.
-
-    dtype: what the network computes in, and Muon's msign with it. world: the processes that train it together.
-    """
+def optimizer(net: torch.nn.Module, config: TrainConfig, dtype: torch.dtype | None = None) -> torch.optim.Optimizer:
+    """The optimiser that the settings name, of a network. dtype: what the network computes in, and Muon's msign."""
     named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
-    found: torch.optim.Optimizer = registry.get("optimizer", config.optimizer)(named, config, dtype, world)
+    found: torch.optim.Optimizer = registry.get("optimizer", config.optimizer)(named, config, dtype)
     return found
 
 
 @register("optimizer", "muon")
 def muon(
-    named: list[tuple[str, torch.nn.Parameter]], config: TrainConfig, dtype: torch.dtype | None, world: World
+    named: list[tuple[str, torch.nn.Parameter]], config: TrainConfig, dtype: torch.dtype | None
 ) -> torch.optim.Optimizer:
     """Muon for the matrices between hidden states and AdamW for the rest."""
     matrices, others = split(named)
-    return Muon(
-        matrices, others, config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, dtype=dtype, world=world
-    )
+    return Muon(matrices, others, config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, dtype=dtype)
 
 
 @register("optimizer", "adamw")
 def adamw(
-    named: list[tuple[str, torch.nn.Parameter]], config: TrainConfig, dtype: torch.dtype | None, world: World
+    named: list[tuple[str, torch.nn.Parameter]], config: TrainConfig, dtype: torch.dtype | None
 ) -> torch.optim.Optimizer:
     """AdamW (fused) for all."""
-    return Muon([], [p for _, p in named], config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, world=world)
+    return Muon([], [p for _, p in named], config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay)

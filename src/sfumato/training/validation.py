@@ -139,7 +139,7 @@ class Held:
             return torch.cat(found)
 
         with evaluating(model):
-            return world.mapped(own, self.index)
+            return world.parallel_map(own, self.index)
 
     def measure(self, raw: Any, ema: Any, first: int | None = None, depth: int = 1, world: World = ALONE) -> Validation:
         found = {"raw": self.losses(raw, world)} | ({} if ema is None else {"ema": self.losses(ema, world)})
