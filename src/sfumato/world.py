@@ -28,7 +28,7 @@ from sfumato.errors import SfumatoError
 TIMEOUT = 600.0  # seconds after which a process that does not answer is missing
 OPENING = 12 * 3600.0  # the same while data are opened: a large folder may take hours to be decoded
 _LETTING_GO = 10.0  # seconds at most in which threads become quiet at the end
-_ANSWER = 5.0  # seconds in which the others say that they are there, once one is missing
+_ANSWER = 10.0  # seconds in which the others say that they are there, once one is missing
 
 _T = TypeVar("_T")
 
@@ -124,44 +124,25 @@ class World:
         if self.size == 1:
             return make()
         first, made = os.environ.get("LOCAL_RANK", "0") == "0", None
-        with self.naming_missing():
-            group = dist.new_group(backend="gloo", timeout=timedelta(seconds=OPENING))
-            for turn in (True, False):
-                if first == turn:
-                    made = _tried(make)
-                errors = self.all_gather_object(made if isinstance(made, SfumatoError) else None, group)
-                if error := next(filter(None, errors), None):
-                    raise error
-            dist.destroy_process_group(group)
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=OPENING))
+        for turn in (True, False):
+            if first == turn:
+                made = _tried(make)
+            errors = self.all_gather_object(made if isinstance(made, SfumatoError) else None, group)
+            if error := next(filter(None, errors), None):
+                raise error
+        dist.destroy_process_group(group)
         return made  # type: ignore[return-value]
 
-    @contextmanager
-    def naming_missing(self) -> Iterator[None]:
-        """Within the block a process that is gone, or does not answer, is an error that names it."""
-        try:
-            yield
-        except RuntimeError as error:
-            if self.size == 1 or not _is_of_communication(error):
-                raise
-            missing = self._missing()
-            if not missing:
-                raise
-            names = f"process {missing[0]}" if len(missing) == 1 else f"processes {', '.join(map(str, missing))}"
-            raise SfumatoError(
-                f"Of {self.size} processes {names} (counted from 0) did not answer: look at what it said last, and go "
-                "on with sfumato resume where a checkpoint was saved."
-            ) from None
-
-    def _missing(self) -> list[int]:
+    def missing(self) -> list[int]:
         """Ranks that do not say within some seconds that they are there: all others come here by the same error."""
-        self.store.set(f"there/{self.rank}", "yes")
-        missing = []
-        for rank in range(self.size):
-            try:
-                self.store.wait([f"there/{rank}"], timedelta(seconds=_ANSWER))
-            except (RuntimeError, ValueError):
-                missing.append(rank)
-        return missing
+        keys = [f"there/{rank}" for rank in range(self.size)]
+        self.store.set(keys[self.rank], "yes")
+        try:
+            self.store.wait(keys, timedelta(seconds=_ANSWER))
+        except (RuntimeError, ValueError):  # some are missing
+            return [rank for rank, key in enumerate(keys) if not self.store.check([key])]
+        return []
 
 
 def _tried(make: Callable[[], _T]) -> _T | SfumatoError:
@@ -170,6 +151,22 @@ def _tried(make: Callable[[], _T]) -> _T | SfumatoError:
         return make()
     except SfumatoError as error:
         return error
+
+
+@contextmanager
+def _naming_missing(world: World) -> Iterator[World]:
+    """Within the block a process that is gone, or does not answer, is an error that names it."""
+    try:
+        yield world
+    except RuntimeError as error:
+        missing = world.missing() if _is_of_communication(error) else []
+        if not missing:
+            raise
+        names = f"process {missing[0]}" if len(missing) == 1 else f"processes {', '.join(map(str, missing))}"
+        raise SfumatoError(
+            f"Of {world.size} processes {names} (counted from 0) did not answer: look at what it said last, and go on "
+            "with sfumato resume where a checkpoint was saved."
+        ) from None
 
 
 def _is_of_communication(error: RuntimeError) -> bool:
@@ -206,6 +203,8 @@ def shard(whole: Tensor, like: Tensor) -> Tensor:
 def joined(device: torch.device | str = "cpu", timeout: float | None = None) -> Iterator[World]:
     """The world that torchrun's environment describes, alone where there is none. Of GPUs each process has its own.
 
+    SfumatoError where another process is gone or has not answered for `timeout` seconds, with its rank.
+
     with sf.joined("cuda") as world:
         samples = sf.sample(sf.load("runs/photos", device=world.device), 10_000, world=world)
     """
@@ -219,7 +218,8 @@ def joined(device: torch.device | str = "cpu", timeout: float | None = None) -> 
         torch.cuda.set_device(device)
     if dist.is_initialized():  # by the caller, who also ends it
         store = dist.distributed_c10d._get_default_store()
-        yield World(dist.get_rank(), dist.get_world_size(), store, device)
+        with _naming_missing(World(dist.get_rank(), dist.get_world_size(), store, device)) as world:
+            yield world
         return
     try:
         store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
@@ -231,7 +231,8 @@ def joined(device: torch.device | str = "cpu", timeout: float | None = None) -> 
     except (RuntimeError, ValueError) as error:
         raise SfumatoError(f"The {size} processes could not be joined: {' '.join(str(error).split())[:200]}.") from None
     try:
-        yield World(rank, size, store, device)
+        with _naming_missing(World(rank, size, store, device)) as world:
+            yield world
     finally:
         dist.destroy_process_group()
         _settled()

@@ -185,7 +185,7 @@ try:
         for progress in fit(model, x, config, state=State(model, config), world=world):
             if progress.step == 3 and world.rank == 1:
                 # torchrun would give it 30 s
-                subprocess.Popen(["sh", "-c", f"sleep 12; kill -9 {os.getpid()}"], start_new_session=True)
+                subprocess.Popen(["sh", "-c", f"sleep 30; kill -9 {os.getpid()}"], start_new_session=True)
                 os.kill(os.getpid(), signal.SIGSTOP)
 except SfumatoError as error:
     print(error, flush=True)
@@ -205,17 +205,18 @@ TURNS = """
 import os, signal, subprocess, sys, time, torch
 import sfumato.world as module
 from sfumato.errors import SfumatoError
-with module.joined(torch.device("cpu"), 8) as world:
+def say(line):  # at once, so that lines of two processes stay apart
+    os.write(1, f"{line}\\n".encode())
+def turns(world):
     order = []
     def slow():  # longer than any process is waited for elsewhere
         order.append(time.time())
         time.sleep(10 if world.leads else 1)
         return time.time()
-    started = time.time()
     end = world.local_main_first(slow)
     first, last = world.all_gather_object(order[0]), world.all_gather_object(end)
     if world.leads:
-        print("in turn:", first[1] >= last[0], flush=True)
+        say(f"in turn: {first[1] >= last[0]}")
     def broken():
         if world.rank == 1:
             raise SfumatoError("photos is empty")
@@ -223,7 +224,7 @@ with module.joined(torch.device("cpu"), 8) as world:
     try:
         world.local_main_first(broken)
     except SfumatoError as error:
-        print(f"process {world.rank} hears: {error}", flush=True)
+        say(f"process {world.rank} hears: {error}")
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of torchrun, where another process has ended
     if sys.argv[1] == "silent":
         module.OPENING = 8.0
@@ -231,13 +232,15 @@ with module.joined(torch.device("cpu"), 8) as world:
         if sys.argv[1] == "gone":
             os._exit(3)
         # torchrun would give it 30 s
-        subprocess.Popen(["sh", "-c", f"sleep 25; kill -9 {os.getpid()}"], start_new_session=True)
+        subprocess.Popen(["sh", "-c", f"sleep 40; kill -9 {os.getpid()}"], start_new_session=True)
         os.kill(os.getpid(), signal.SIGSTOP)
-    try:
-        world.local_main_first(lost)
-    except SfumatoError as error:
-        print(error, flush=True)
-        os._exit(2)
+    world.local_main_first(lost)
+try:
+    with module.joined(torch.device("cpu"), 8) as world:
+        turns(world)
+except SfumatoError as error:
+    say(str(error))
+    os._exit(2)
 """
 
 

@@ -27,7 +27,7 @@ PER_CLASS, MOST_CLASSES, NUMBER = 10, 20, 64
 
 
 def sample(options: Any, voice: Voice) -> None:
-    with joined(device_of(options.device)) as world, world.naming_missing():
+    with joined(device_of(options.device)) as world:
         made = draw(options, voice.note, world)
     facts = made["manifest"]
     voice.emit(made)

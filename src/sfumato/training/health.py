@@ -99,13 +99,12 @@ class Health:
         model, config = self.state.denoiser, self.config
         if draws < _LEAST or progress.step < TRAINED or not hasattr(model, "predict"):
             return
-        with self.world.naming_missing():
-            try:
-                found = answers(
-                    model, self.source, rows, config.times, config.seed, min(draws, 256), held=len(self.holdout) > 0
-                )
-            except SfumatoError:  # a network of the user's that answers otherwise is none of our business here
-                return
+        try:
+            found = answers(
+                model, self.source, rows, config.times, config.seed, min(draws, 256), held=len(self.holdout) > 0
+            )
+        except SfumatoError:  # a network of the user's that answers otherwise is none of our business here
+            return
         self._take(Evidence(answers=found, log=self.lines, settings=config.to_dict()), progress.step)
 
     def _take(self, evidence: Evidence, step: int | None = None, leave: tuple[str, ...] = ()) -> None:

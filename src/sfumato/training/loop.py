@@ -137,11 +137,10 @@ def _steps(
         before = clock.fraction()
         lr = config.lr * state.slower * rate_factor(state.samples + config.batch, before, config)
         batch = Batch(*batches.take(state.samples, config.batch, share), world)
-        with world.naming_missing():
-            taken = _step(losses, batch, config, state, lr, world)
-            incident = None if taken else _skip(state, config, batch, batches, lr, world)
-            clock.tick()
-            progress = _progress(state, config, clock, before, lr, len(batches.x), judge, world)
+        taken = _step(losses, batch, config, state, lr, world)
+        incident = None if taken else _skip(state, config, batch, batches, lr, world)
+        clock.tick()
+        progress = _progress(state, config, clock, before, lr, len(batches.x), judge, world)
         told = batches.waiting.told() if progress.loss is not None or progress.done else {}
         told["advice"] = " ".join(filter(None, (told.get("advice"), compiler.look()))) or None
         yield dataclasses.replace(progress, incident=incident, **told)

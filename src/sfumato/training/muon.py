@@ -64,11 +64,6 @@ def _kernel(matrix: Tensor, like: Tensor) -> Tensor:
     return matrix.unflatten(1, (*like.shape[2:], like.shape[1])).movedim(-1, 1) if like.ndim > 2 else matrix
 
 
-def _gradient(p: Tensor) -> Tensor:
-    assert p.grad is not None
-    return p.grad
-
-
 class Muon(torch.optim.Optimizer):
     """One learning rate for both kinds. `matrices` get Muon, `others` AdamW. dtype: what msign is computed in.
 
@@ -108,16 +103,16 @@ class Muon(torch.optim.Optimizer):
                 own.mul_(1 - group["lr"] * group["weight_decay"])
                 own.add_(shard(_kernel(direction, p), p), alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
 
-    def _update(self, p: Tensor, momentum: float) -> Tensor:
+    def _update(self, p: Any, momentum: float) -> Tensor:
         """Take the gradient into the mean; u, a shard of it where p is one."""
         if not self.state[p]:
             self.state[p]["mean"] = torch.zeros_like(p)
-        mean, update = local(self.state[p]["mean"]), _gradient(p).clone()
+        mean, update = local(self.state[p]["mean"]), p.grad.clone()
         mean.lerp_(local(update), 1 - momentum)
         local(update).lerp_(mean, momentum)
         return update
 
-    def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+    def _adamw(self, parameters: list[Any], group: dict[str, Any]) -> None:
         for p in parameters:
             if not self.state[p]:
                 self.state[p] = {
@@ -127,7 +122,7 @@ class Muon(torch.optim.Optimizer):
         states = [self.state[p] for p in parameters]
         beta1, beta2 = group["betas"]
         adamw(
-            [local(p) for p in parameters], [local(_gradient(p)) for p in parameters],
+            [local(p) for p in parameters], [local(p.grad) for p in parameters],
             [local(s["exp_avg"]) for s in states], [local(s["exp_avg_sq"]) for s in states], [],
             [s["step"] for s in states], fused=True, amsgrad=False, beta1=beta1, beta2=beta2, lr=group["lr"],
             weight_decay=group["weight_decay"], eps=1e-8, maximize=False,

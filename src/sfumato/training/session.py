@@ -246,10 +246,9 @@ class Session:
             "model": trees.tree(self.denoiser),
             "given": self.state.given,
         }
-        with self.world.naming_missing():
-            checkpoint.write(self.path, self.state, contract, self.world)
-            if model:
-                self._write_model()
+        checkpoint.write(self.path, self.state, contract, self.world)
+        if model:
+            self._write_model()
         self._saved = time.monotonic()
 
     def _write_model(self) -> None:
@@ -299,7 +298,7 @@ class Session:
         twins = choose(self.train, count, seed)
         most = int(_SEARCH * self.state.elapsed / (4 * count * math.prod(self.source.shape)))
         try:
-            with self.world.naming_missing(), self.state.spending("memorisation"), evaluating(best):
+            with self.state.spending("memorisation"), evaluating(best):
                 cond = of_data(best, self.source, twins)
                 made = sample(best, count, GRID_STEPS, seed=seed, world=self.world, cond=cond)
                 if not self.world.leads:
@@ -333,7 +332,7 @@ class Session:
         if draws < _LEAST_SAID:
             return f"the run was too short for it ({self._information})"
         try:
-            with self.world.naming_missing(), self.state.spending("conditions"), evaluating(best):
+            with self.state.spending("conditions"), evaluating(best):
                 found = told(best, self.source, rows, self.config.seed, draws, self.world)
             return found or f"it is about real numbers, and the states of {type(best.process).__name__} are others"
         except SfumatoError as error:
@@ -386,7 +385,7 @@ class Session:
 
     def draw(self) -> None:
         """A grid of samples; where it cannot be drawn a note says so, and training goes on."""
-        with self.world.naming_missing(), self.state.spending("grids"):
+        with self.state.spending("grids"):
             try:
                 if not hasattr(self.denoiser, "process"):
                     self.reconstructions()
