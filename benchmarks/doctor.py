@@ -22,7 +22,7 @@ from record import HERE, commit, hardware
 
 sys.path.insert(0, str(HERE.parent / "tests"))
 from fault_cases import FAULTS, HEALTHY  # noqa: E402
-from sfumato.checks import CODES  # noqa: E402
+from sfumato.diagnostics.checks import CODES  # noqa: E402
 
 RESULTS = HERE / "results/doctor.json"
 PAGE = HERE.parent / "docs/faults/README.md"
@@ -65,7 +65,8 @@ def page(rows: list[dict[str, Any]]) -> str:
     lines += [
         "## The suite", "",
         "Every fault is put into a real run of at most 500 steps on a processor, as a user would put it there, and has "
-        "to be given its own code and no other (`tests/checks/test_faults.py`, `python benchmarks/doctor.py`).", "",
+        "to be given its own code and no other (`tests/diagnostics/checks/test_faults.py`, "
+        "`python benchmarks/doctor.py`).", "",
         "| fault | named | the run itself said so at step |", "|---|---|---|",
     ]  # fmt: skip
     faults, healthy = ([r for r in rows if bool(r["wanted"]) == sick] for sick in (True, False))

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import sfumato as sf
-from sfumato.checks import Report
+from sfumato.diagnostics.checks import Report
 from sfumato.training import State, TrainConfig, fit
 from sfumato.training.console import Silent
 from sfumato.training.ema import EMA

@@ -9,7 +9,7 @@ import torch
 
 import sfumato as sf
 from sfumato import schedules
-from sfumato.checks.finding import Report
+from sfumato.diagnostics.checks.finding import Report
 from sfumato.process import Gaussian, Masked, Product, Uniform
 from sfumato.state import first_leaf, map_state
 

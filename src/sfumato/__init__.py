@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from sfumato.artefact import load as load
     from sfumato.artefact import load_codec as load_codec
     from sfumato.artefact import save as save
-    from sfumato.audit import memorisation as memorisation
     from sfumato.belief import Estimate as Estimate
     from sfumato.budget import error_budget as error_budget
     from sfumato.certification import certify as certify
@@ -32,6 +31,10 @@ if TYPE_CHECKING:
     from sfumato.compose import guide as guide
     from sfumato.dae import DenoisingAutoencoder as DenoisingAutoencoder
     from sfumato.diagnosis import doctor as doctor
+    from sfumato.diagnostics.board import board as board
+    from sfumato.diagnostics.information import Information as Information
+    from sfumato.diagnostics.information import information as information
+    from sfumato.diagnostics.memorization import memorisation as memorisation
     from sfumato.discrete import DiscreteDenoiser as DiscreteDenoiser
     from sfumato.errors import SfumatoError as SfumatoError
     from sfumato.errors import SfumatoWarning as SfumatoWarning
@@ -40,9 +43,6 @@ if TYPE_CHECKING:
     from sfumato.latents import encode as encode
     from sfumato.latents import interpolate as interpolate
     from sfumato.latents import slerp as slerp
-    from sfumato.levels import board as board
-    from sfumato.levels.information import Information as Information
-    from sfumato.levels.information import information as information
     from sfumato.likelihood import Measured as Measured
     from sfumato.likelihood import bound_gap as bound_gap
     from sfumato.likelihood import energy as energy
@@ -86,7 +86,7 @@ _PUBLIC = {
     "Estimate": "sfumato.belief:Estimate",
     "Gaussian": "sfumato.process.gaussian:Gaussian",
     "Guided": "sfumato.compose:Guided",
-    "Information": "sfumato.levels.information:Information",
+    "Information": "sfumato.diagnostics.information:Information",
     "Masked": "sfumato.process.masked:Masked",
     "Measured": "sfumato.likelihood:Measured",
     "Noise": "sfumato.noise:Noise",
@@ -99,7 +99,7 @@ _PUBLIC = {
     "Teacher": "sfumato.objectives.teacher:Teacher",
     "Uniform": "sfumato.process.uniform:Uniform",
     "attribute": "sfumato.latents:attribute",
-    "board": "sfumato.levels:board",
+    "board": "sfumato.diagnostics.board:board",
     "bound_gap": "sfumato.likelihood:bound_gap",
     "certify": "sfumato.certification:certify",
     "conditions": "sfumato.conditions",
@@ -115,13 +115,13 @@ _PUBLIC = {
     "forecast": "sfumato.training.forecast:forecast",
     "guide": "sfumato.compose:guide",
     "hybrid_loss": "sfumato.objectives.hybrid:hybrid_loss",
-    "information": "sfumato.levels.information:information",
+    "information": "sfumato.diagnostics.information:information",
     "interpolate": "sfumato.latents:interpolate",
     "joined": "sfumato.world:joined",
     "load": "sfumato.artefact:load",
     "load_codec": "sfumato.artefact:load_codec",
     "log_prob": "sfumato.likelihood:log_prob",
-    "memorisation": "sfumato.audit:memorisation",
+    "memorisation": "sfumato.diagnostics.memorization:memorisation",
     "nets": "sfumato.nets",
     "nonequilibrium": "sfumato.objectives.nonequilibrium",
     "prior_kl": "sfumato.objectives.prior:prior_kl",

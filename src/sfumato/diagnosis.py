@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from sfumato import artefact, data, nets
-from sfumato.checks import Evidence, Report, Sample, examine
-from sfumato.checks.evidence import draw
-from sfumato.checks.gather import TRAINED, answers, broken, labels, told, weights
 from sfumato.compose import Wrapped
 from sfumato.data import DataSpec, Source
 from sfumato.data.labels import read_labels
+from sfumato.diagnostics.checks import Evidence, Report, Sample, examine
+from sfumato.diagnostics.checks.evidence import draw
+from sfumato.diagnostics.checks.gather import TRAINED, answers, broken, labels, told, weights
 from sfumato.errors import SfumatoError
 from sfumato.process import Gaussian
 from sfumato.training import checkpoint, folder

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from sfumato import nets, noise
+from sfumato.diagnostics.draws import Trivial
 from sfumato.errors import SfumatoError
-from sfumato.levels.draws import Trivial
 from sfumato.model import Denoiser
 from sfumato.objectives import weights
 from sfumato.objectives.times import TimeDensity

@@ -9,7 +9,7 @@ import torch
 
 import sfumato as sf
 from sfumato import nets, noise
-from sfumato.levels import log
+from sfumato.diagnostics import log
 from sfumato.model import Denoiser
 from sfumato.objectives import Objective, denoising_loss
 from sfumato.objectives.adaptive import adaptive

@@ -11,8 +11,9 @@ import torch
 from sfumato import artefact, schedules
 from sfumato.cli.run import Voice
 from sfumato.data.labels import read_labels
+from sfumato.diagnostics.board import board
+from sfumato.diagnostics.table import Board
 from sfumato.errors import SfumatoError
-from sfumato.levels import Board, board
 from sfumato.objectives import Objective
 from sfumato.training.config import TrainConfig, from_dict, from_yaml
 from sfumato.training.goal import goal_of

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from sfumato import artefact
-from sfumato.audit.copies import Memorisation, pairs_picture
-from sfumato.audit.copies import memorisation as judged
 from sfumato.cli.run import Voice
 from sfumato.data.labels import read_labels
+from sfumato.diagnostics.memorization import Memorisation, pairs_picture
+from sfumato.diagnostics.memorization import memorisation as judged
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
 from sfumato.pictures import save_png

@@ -14,14 +14,14 @@ from typing import Any
 
 from torch import Tensor
 
-from sfumato.checks import Evidence, Finding, Weights, examine
-from sfumato.checks.answers import LEVELS
-from sfumato.checks.evidence import draw
-from sfumato.checks.gather import TRAINED, answers, parameters, unheard
 from sfumato.data import Source
+from sfumato.diagnostics.answers import LEVELS
+from sfumato.diagnostics.checks import Evidence, Finding, Weights, examine
+from sfumato.diagnostics.checks.evidence import draw
+from sfumato.diagnostics.checks.gather import TRAINED, answers, parameters, unheard
+from sfumato.diagnostics.information import Information
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
-from sfumato.levels.information import Information
 from sfumato.training.config import TrainConfig
 from sfumato.training.folder import read
 from sfumato.training.loop import Progress

@@ -14,9 +14,9 @@ from sfumato import __version__, artefact
 from sfumato.charts import Line, chart, page
 from sfumato.counting import clock
 from sfumato.data import DataSpec
+from sfumato.diagnostics import log as levels
+from sfumato.diagnostics.drawing import rows, section, sections
 from sfumato.files import write_text
-from sfumato.levels import log as levels
-from sfumato.levels.drawing import rows, section, sections
 from sfumato.objectives import Objective
 from sfumato.training import examples
 from sfumato.training.config import docs

@@ -14,17 +14,17 @@ from typing import Any, NamedTuple
 import torch
 
 from sfumato import artefact, noise, trees
-from sfumato.audit.copies import Memorisation, choose, compare, pairs_picture
-from sfumato.audit.nearest import Space
-from sfumato.checks.gather import told
 from sfumato.compose import guide
 from sfumato.conditions import Conditions, of_data
 from sfumato.data import Source
 from sfumato.data.rows import Samples, part
+from sfumato.diagnostics.checks.gather import told
+from sfumato.diagnostics.draws import evaluating
+from sfumato.diagnostics.information import Information
+from sfumato.diagnostics.memorization import Memorisation, choose, compare, pairs_picture
+from sfumato.diagnostics.nearest import Space
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
-from sfumato.levels.draws import evaluating
-from sfumato.levels.information import Information
 from sfumato.model import Denoiser
 from sfumato.pictures import beside, picture, save_png
 from sfumato.sampling import sample

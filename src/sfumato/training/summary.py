@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from sfumato import artefact
-from sfumato.audit.copies import words as copies_words
 from sfumato.data import DataSpec
+from sfumato.diagnostics.memorization import words as copies_words
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.intervals import Interval

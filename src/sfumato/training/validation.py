@@ -16,9 +16,9 @@ from torch import Tensor
 
 from sfumato import noise
 from sfumato.conditions import Conditions
-from sfumato.levels import gradients
-from sfumato.levels.bins import make
-from sfumato.levels.draws import Draws, Trivial, evaluating, plain
+from sfumato.diagnostics import gradients
+from sfumato.diagnostics.bins import make
+from sfumato.diagnostics.draws import Draws, Trivial, evaluating, plain
 from sfumato.model import Denoiser
 from sfumato.objectives import Objective
 from sfumato.objectives.times import TimeDensity

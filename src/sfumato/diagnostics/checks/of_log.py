@@ -1,0 +1,138 @@
+"""Faults that the log of a run shows: losses beside the guess, the rate, steps that were skipped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from sfumato.diagnostics.checks.evidence import Evidence
+from sfumato.diagnostics.checks.finding import WARNING, Finding
+
+WHOLE = 0.75  # of the initial weights' length, from which on a step is too long
+BURST, WINDOWS = 3.0, 10  # a loss of three times the first ones, as the median over a tenth of the log
+SHORT = 0.2  # step over weights below which a burst has another cause
+MOVED = 0.01  # of the loss on the same triples: a network that learns changes more from one look to another
+STILL = 0.97  # of the first loss, above which a run has not learned
+PATIENCE = 100  # steps before which nothing is said of that
+
+
+def _losses(log: Sequence[dict[str, Any]]) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in log if line.get("loss") is not None]
+
+
+def _first(losses: list[tuple[int, float]]) -> float:
+    head = sorted(loss for _, loss in losses[: max(1, min(5, len(losses) // 20))])
+    return head[len(head) // 2]
+
+
+def lr_high(evidence: Evidence) -> Finding | None:
+    """A step of 3/4 of the length of the initial hidden weights or more; or a tenth of the log whose median loss is 3
+    times the first ones, unless steps are known to be short.
+    """
+    settings, weights, ratio = evidence.settings, evidence.weights, None
+    if settings and weights is not None and weights.initial is not None:
+        ratio = step_length(settings, weights.initial)
+    if ratio is not None and ratio >= WHOLE:
+        assert settings is not None
+        return _too_high(
+            f"at its highest rate one step is {ratio:.3g} times as long as the weights that it starts from",
+            {"step over weights": ratio, "lr": settings["lr"], "optimizer": settings["optimizer"]}, settings,
+        )  # fmt: skip
+    return None if ratio is not None and ratio < SHORT else _burst(evidence)
+
+
+def _burst(evidence: Evidence) -> Finding | None:
+    losses = _losses(evidence.log or [])
+    size = len(losses) // WINDOWS
+    if size < 3:
+        return None
+    parts = [sorted(losses[i : i + size], key=lambda each: each[1]) for i in range(0, len(losses) - size + 1, size)]
+    first = max(losses[0][1], parts[0][size // 2][1])
+    step, most = max((part[size // 2] for part in parts), key=lambda each: each[1])
+    if not most > BURST * first:
+        return None
+    return _too_high(
+        f"the loss rose to {most:.3g} at step {step:,}, {most / first:.2g} times what it was at first",
+        {"first loss": first, "largest median": most}, evidence.settings,
+    )  # fmt: skip
+
+
+def _too_high(what: str, numbers: dict[str, Any], settings: dict[str, Any] | None) -> Finding:
+    usual = {"muon": 4e-3, "adamw": 2e-3}.get((settings or {}).get("optimizer", ""), None)
+    cure = "Train anew with a lower rate" + (f": --lr {usual:g} is usual." if usual else ", a tenth of it at first.")
+    return Finding("lr-high", what, numbers, cure)
+
+
+def step_length(settings: dict[str, Any], initial: dict[str, Any]) -> float | None:
+    """|step| / |W| over the hidden matrices that are not zero at first: lr 0.2 sqrt(n) for Muon, lr sqrt(n) for Adam,
+    n the numbers in them, since both take steps of a length that the gradient has no part in."""
+    hidden = [w for w in initial.values() if w.ndim >= 2 and min(w.shape[0], w[0].numel()) >= 16 and bool(w.any())]
+    if not hidden:
+        return None
+    length = math.sqrt(sum(float(w.double().square().sum()) for w in hidden) / sum(w.numel() for w in hidden))
+    return float(settings["lr"]) * (0.2 if settings["optimizer"] == "muon" else 1.0) / length
+
+
+def lr_low(evidence: Evidence) -> Finding | None:
+    """After 100 steps and half of the budget the loss is above 0.97 of what it was, and above the guess's; and that of
+    the held-out triples, which are the same each time, has moved by less than a hundredth since it was first taken."""
+    log = evidence.log or []
+    losses, judged = _losses(log), [line for line in log if "valid_trivial" in line]
+    if len(losses) < 8 or losses[-1][0] < PATIENCE or log[-1].get("fraction", 1.0) < 0.5 or len(judged) < 2:
+        return None
+    guess, scored = judged[-1]["valid_trivial"], judged[-1]["valid_raw"]
+    tail = sorted(loss for _, loss in losses[-max(3, len(losses) // 10) :])
+    first, last = _first(losses), tail[len(tail) // 2]
+    if last < STILL * first or min(last, scored) < 1.02 * guess:
+        return None
+    if abs(scored - judged[0]["valid_raw"]) > MOVED * scored:
+        return None
+    return Finding(
+        "lr-low",
+        f"the loss on the same held-out draws was {judged[0]['valid_raw']:.4g} at step {judged[0]['step']:,} and is "
+        f"{scored:.4g} at step {judged[-1]['step']:,}; a guess without looking has {guess:.4g}",
+        {"first loss": first, "last loss": last, "held out": scored, "guess": guess,
+         "lr": (evidence.settings or {}).get("lr")},
+        "Raise the learning rate, and look that the optimiser steps.",
+    )  # fmt: skip
+
+
+def not_finite(evidence: Evidence) -> Finding | None:
+    """Steps in incident.json: an error where the run went back, a warning where it went on."""
+    incidents = evidence.incidents
+    if not incidents:
+        return None
+    back = sum(each.get("rolled_back") is not None for each in incidents)
+    last = incidents[-1]
+    return Finding(
+        "not-finite",
+        f"{len(incidents)} steps were skipped, the last one, {last['step']:,}, since {last['where']}",
+        {"skipped": len(incidents), "went back": back, "last rate": last["lr"]},
+        "Look at the rows in incident.json; a lower --lr or --precision float32 help where it is not the data.",
+        "error" if back else WARNING,
+    )
+
+
+def half_recorded(evidence: Evidence) -> Finding | None:
+    """Steps that were skipped while the network computed in float16."""
+    low = [each for each in evidence.incidents or () if each.get("precision") == "float16"]
+    if not low:
+        return None
+    return Finding(
+        "half-overflow",
+        f"{len(low)} steps were skipped while the network computed in float16, the first since {low[0]['where']}",
+        {"skipped": len(low), "first step": low[0]["step"]},
+        "Train with --precision bfloat16 or float32: both reach 3e38, float16 ends at 65,504.",
+    )
+
+
+def stale_by_loss(log: Sequence[dict[str, Any]]) -> dict[str, float] | None:
+    """The figures of the last validation, where the average loses more than the guess and the raw weights less."""
+    line = next((line for line in reversed(log) if {"valid_ema", "valid_trivial"} <= line.keys()), None)
+    if line is None or line["step"] < PATIENCE:
+        return None
+    raw, average, guess = line["valid_raw"], line["valid_ema"], line["valid_trivial"]
+    if not (raw < 0.98 * guess and average > max(1.05 * guess, 1.2 * raw)):
+        return None
+    return {"raw": raw, "average": average, "guess": guess}

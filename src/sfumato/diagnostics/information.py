@@ -1,0 +1,119 @@
+"""How much a condition says of the samples, in nats, from two losses on the same draws.
+
+    I(x; c) = 1/2 int E(|eps - eps_null|^2 - |eps - eps_c|^2) dlogsnr
+
+of an ideal denoiser, where eps_null has not been told c: pointwise in x the integral is log p(x | c) - log p(x) (Guo,
+Shamai and Verdu 2005; Kong et al. 2023, 2302.03792, Eq. 10). Of a trained one it is what the network makes of c. With
+several conditions that of one is what it adds to all the others, eps_null having been told these.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfumato.conditions import Conditions, resolve
+from sfumato.diagnostics.bins import Bins, make
+from sfumato.diagnostics.draws import Draws
+from sfumato.diagnostics.samples import rows as of_source
+from sfumato.errors import SfumatoError
+from sfumato.intervals import Interval, mean
+from sfumato.model import compute_dtype
+from sfumato.objectives.times import CosMap, limits
+from sfumato.schedule import Schedule
+from sfumato.world import ALONE, World
+
+REACH = 8.0  # |logsnr| beyond which nothing is asked: normalised data are noise, or known, there
+_BINS, _MOST = 32, 2048  # levels; samples of a data set that are asked about
+
+
+@dataclasses.dataclass(frozen=True)
+class Information:
+    """each: what a condition says beside the others, nats a sample; together: what all say; each with its interval.
+
+    draws: how many noised samples were asked about; logsnr: (lowest, highest) of their levels.
+    """
+
+    each: dict[str, Interval]
+    together: Interval
+    draws: int
+    logsnr: tuple[float, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            "each": {name: found.to_dict() for name, found in self.each.items()},
+            "together": self.together.to_dict(), "draws": self.draws, "logsnr": list(self.logsnr),
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        lines = [f"{name}: {_words(found)}" for name, found in self.each.items()]
+        if len(self.each) > 1:
+            lines.append(f"all together: {_words(self.together)}")
+        return "\n".join(lines)
+
+
+def _words(found: Interval) -> str:
+    return f"{found.value:.3g} nats ({found.low:.3g} to {found.high:.3g})"
+
+
+def information(
+    model: Any, x: Any, draws: int = 8192, seed: int = 0, batch: int = 256, index: Sequence[int] | None = None,
+    **cond: Any,
+) -> Information:  # fmt: skip
+    """I(x; c) of each condition for samples x (B, *shape) in user units and their conditions, as `sample` takes them.
+
+    x may also be what `sf.data.open` takes, a folder, a file, a dict: its conditions are those of the data, and of the
+    data that the model was trained on only what was held out is looked at.
+    draws: noised samples, spread over the levels; each is asked about once with all conditions, once with none, and
+    once without each of several. Samples come in turn, so that many of them make the interval narrow.
+    Raises SfumatoError without a condition, and for a model whose belief has no eps.
+    """
+    spec, own = getattr(model, "spec", None), Conditions()
+    if not isinstance(x, Tensor | np.ndarray | list):
+        x, own, _ = of_source(model, x, None, None, _MOST, seed, [])
+    else:
+        x = torch.as_tensor(x) if spec is None else spec.normalise(x)
+    device, dtype = getattr(model, "device", torch.device("cpu")), compute_dtype(model)
+    given = Conditions({**own, **resolve(model, cond, len(x)).to(device)})
+    rows = slice(None) if index is None else torch.as_tensor(index)
+    return measured(model, x[rows].to(device, dtype), given.rows(rows).to(device), draws, seed, batch)
+
+
+def measured(
+    model: Any, x: Tensor, cond: Conditions, draws: int, seed: int = 0, batch: int = 256, world: World = ALONE
+) -> Information:
+    """`information` of normalised samples. world: the processes that share the draws; all get the figures."""
+    if not cond:
+        raise SfumatoError("How much a condition says is asked of a condition: give one, such as label=...")
+    bins = _bins(model.process.schedule)
+    known = Draws(x, cond, model.process, bins, max(2, -(-draws // len(bins))), seed, batch)
+    told = known.losses(model, world)
+    # 1/2 int f dlogsnr = E[f / 2 p], of the whole sample and not of one of its numbers
+    factor = 0.5 * x[0].numel() * bins.mass.sum() / bins.times.density(known.logsnr, model.process.schedule)
+
+    def without(*names: str) -> Interval:
+        other = dataclasses.replace(known, x=x, cond=cond.null(*names))
+        return mean(factor * (other.losses(model, world) - told), known.sample, known.index % len(bins))
+
+    together = without()
+    each = {name: without(name) for name in cond} if len(cond) > 1 else dict.fromkeys(cond, together)
+    return Information(each, together, len(known.index), (float(bins.edges[-1]), float(bins.edges[0])))
+
+
+def _bins(schedule: Schedule) -> Bins:
+    """Bins of equal mass under sech(logsnr / 2), as wide as what is asked for."""
+    law, (low, high) = CosMap(), limits(schedule)
+    ends = torch.tensor([min(REACH, high), max(-REACH, low)], dtype=torch.float64)
+    if not float(ends[0]) > float(ends[1]):
+        raise SfumatoError(
+            f"The schedule's levels, logsnr {low:g} to {high:g}, are all beyond -{REACH:g} to {REACH:g}."
+        )
+    first, last = law.survival(ends).tolist()
+    edges = law.quantile(torch.linspace(first, last, _BINS + 1, dtype=torch.float64))
+    return make([*ends.tolist(), *edges[1:-1].tolist()], law, schedule)

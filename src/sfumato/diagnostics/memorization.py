@@ -1,0 +1,317 @@
+"""Does a model repeat its training samples? Distances to the nearest of them, against those that a new sample has.
+
+    r(x) = d(x, train) / d(x, hold-out),   d the distance to the nearest,   for samples s of the model and for twins
+    twin: a training sample whose own group is taken out of the training set, for which it is as new as any
+    ratio = median r(s) / median r(twin),   closer = P(r(s) < r(twin)),   copies: d to the nearest < 1/3 of the second
+
+Fresh samples of the data's law are exchangeable with twins up to one row in N: ratio 1, closer 1/2, and as many copies
+as the data have. The hold-out takes out how sharp samples are: a blurred one is near to everything. Both sets enter
+both sides alike, so their sizes need no correction; a subset of the training set as large as a small hold-out, the
+usual comparison, would not hold the sample that was copied. The third is the criterion of Yoon et al. 2023
+("Diffusion probabilistic models generalize when they fail to memorize") and Gu et al. 2023 (2310.02664).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato import artefact, data, noise
+from sfumato.compose import guide
+from sfumato.conditions import of_data
+from sfumato.data import Source
+from sfumato.data.rows import Samples
+from sfumato.diagnostics.nearest import Features, Near, Space, nearest
+from sfumato.errors import SfumatoError
+from sfumato.intervals import Interval, fraction
+from sfumato.pictures import picture
+from sfumato.sampling import sample
+
+_CERTAIN, _LIKELY = 3.0902323061678132, 2.3263478740408408  # normal quantiles of 99.9 and 99 %
+_THIRD = 1 / 3
+_RESAMPLED = 400
+_STEPS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Memorisation:
+    """How near samples of a model come to its training set.
+
+    ratio, closer: with 95 % intervals; 1 and 1/2 where nothing is memorised. copies, copies_real: fractions of the
+    samples and of their twins. exact: samples that are a training sample bit for bit; leaked: held-out samples that
+    are. samples, twins, train, holdout: how many there are; pairs: independent cases that `closer` is worth; searched:
+    training samples that were looked at. nearest:
+    (number of the sample, row of the data, r over the twins' median) of those nearest, worth a look, and shown: these
+    samples and training samples themselves, in the units of the data. space: what distances are taken in. notes: what
+    was done, in sentences.
+    """
+
+    ratio: Interval
+    closer: Interval
+    copies: float
+    copies_real: float
+    exact: int
+    leaked: int
+    samples: int
+    twins: int
+    pairs: float
+    train: int
+    searched: int
+    holdout: int
+    nearest: tuple[tuple[int, int, float], ...]
+    space: str
+    notes: tuple[str, ...] = ()
+    shown: tuple[Tensor, Tensor] | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    @property
+    def z(self) -> float:
+        """How many standard deviations `closer` is above 1/2."""
+        return (self.closer.value - 0.5) * 2 * math.sqrt(self.pairs)
+
+    @property
+    def verdict(self) -> str:
+        """ "memorised" (chance would do it once in 1,000 cases), "suspect" (once in 100) or "none"."""
+        return "memorised" if self.z > _CERTAIN else "suspect" if self.z > _LIKELY else "none"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        made = {name: value for name, value in vars(self).items() if name != "shown"}
+        made |= {"ratio": self.ratio.to_dict(), "closer": self.closer.to_dict()}
+        made |= {"notes": list(self.notes), "nearest": [list(each) for each in self.nearest]}
+        return {"verdict": self.verdict, "z": self.z, **made}
+
+    def __str__(self) -> str:
+        return "\n".join(words(self.to_dict()))
+
+
+def words(facts: dict[str, Any]) -> list[str]:
+    """What `Memorisation.to_dict` says, in sentences."""
+    said = {
+        "memorised": "MEMORISED: samples are nearer to training samples than new ones would be.",
+        "suspect": "Suspect: samples lean towards training samples; look at more of them.",
+        "none": "No sign of memorisation.",
+    }
+    ratio, closer = facts["ratio"], facts["closer"]
+    lines = [said[facts["verdict"]]]
+    if ratio["value"] is not None:
+        lines.append(
+            f"Distance to the nearest training sample over that to the nearest held-out one, new samples = 1: "
+            f"{ratio['value']:.3g}{_span(ratio, '.3g')}"
+        )
+    lines += [
+        f"Nearer to the training set than a new sample, 50 % where nothing is memorised: "
+        f"{closer['value']:.1%}{_span(closer, '.1%')}",
+        f"Copies (three times nearer to one training sample than to any other): {facts['copies']:.1%}; "
+        f"among new samples {facts['copies_real']:.1%}",
+        f"{facts['samples']:,} samples, {facts['train']:,} training and {facts['holdout']:,} held-out ones, in "
+        f"{facts['space']}.",
+    ]
+    if facts["exact"]:
+        lines.append(f"{facts['exact']:,} samples are training samples to the last bit.")
+    if facts["leaked"]:
+        lines.append(
+            f"LEAK: {facts['leaked']:,} held-out samples are in the training set, too; the hold-out loss is too low."
+        )
+    return [*lines, *facts["notes"]]
+
+
+def _span(found: dict[str, Any], kind: str) -> str:
+    if found["low"] is None or found["high"] is None:
+        return ""
+    return f" ({found['low']:{kind}} to {found['high']:{kind}})"
+
+
+def memorisation(
+    model: Any,
+    data: Any,
+    holdout: Any = None,
+    *,
+    generated: Tensor | None = None,
+    samples: int = 512,
+    labels: Any = None,
+    size: int | None = None,
+    features: Features | None = None,
+    steps: int = _STEPS,
+    guidance: float | None = None,
+    seed: int = 0,
+    batch: int = 256,
+    device: str | torch.device = "cpu",
+) -> Memorisation:
+    """How near samples of a model come to its training samples, against how near new ones do.
+
+    ratio = median r(s) / median r(twin),   closer = P(r(s) < r(twin)),   r = d(., train) / d(., hold-out)
+
+    model: a denoiser, or the path of a model file or run folder. data: what it was trained on, as `sf.data.open` takes
+    it, with the settings `labels` and `size` of the training; split as training split it, or the training set alone
+    where `holdout` gives unseen data. generated: samples in the units of the data, in place of new ones of the model.
+    samples: how many are drawn, in `steps` steps, unguided by default (the law that was learned), under the classes of
+    their twins. features: a map x (B, *shape) in the units of the data -> (B, F) in which distances are taken; by
+    default all numbers count, each over its channel's deviation.
+
+    Cost: samples (steps + 1) calls of the network at most, and 4 samples N D multiplications. Raises SfumatoError for
+    data that the model was not trained on, or without a hold-out.
+    """
+    if isinstance(model, str | os.PathLike):
+        model = artefact.load_sampler(model, device=device)
+    source, train, unseen, rest = _sides(model, data, holdout, labels, size)
+    twins = choose(train, samples if generated is None else len(generated), seed)
+    if generated is None:
+        cond = of_data(model, source, twins)
+        drawn_from = model if guidance is None else guide(model, guidance)
+        generated = sample(drawn_from, len(twins), steps, seed=seed, batch=batch, cond=cond)
+    space = Space(getattr(model, "spec", None), features, device)
+    return compare(generated, source, train, (unseen, rest), twins, space, seed)
+
+
+def _sides(
+    model: Any, given: Any, holdout: Any, labels: Any, size: int | None
+) -> tuple[Source, Tensor, Source, Tensor]:
+    """(source, rows of the training set, source, rows of the hold-out)."""
+    source = data.open(given, labels=labels, size=size, conditions=getattr(model, "spec", None))
+    if holdout is not None:
+        unseen = data.open(holdout, size=size)
+        if unseen.shape != source.shape:
+            raise SfumatoError(f"Held-out samples have the shape {unseen.shape}, and training samples {source.shape}.")
+        return source, torch.arange(len(source)), unseen, torch.arange(len(unseen))
+    made = getattr(model, "provenance", None) or {}
+    if not made.get("holdout"):
+        raise SfumatoError("The model does not say what was held out when it was trained: give unseen data as holdout.")
+    if made.get("samples") != len(source):
+        raise SfumatoError(
+            f"{source.name} has {len(source):,} samples, and the model was trained on {made.get('samples'):,}: give "
+            "the data of the training, or unseen data as holdout."
+        )
+    train, rest = source.split(made["holdout"])
+    return source, train, source, rest
+
+
+def choose(train: Tensor, count: int, seed: int) -> Tensor:
+    """Rows of `count` twins among those of the training set; all of them, in turn, where there are fewer."""
+    order = noise.permutation(seed, 0, len(train))
+    return train[order[torch.arange(count) % len(train)]]
+
+
+def compare(
+    generated: Tensor, source: Source, train: Tensor, unseen: tuple[Source, Tensor], twins: Tensor, space: Space,
+    seed: int = 0, searched: int | None = None,
+) -> Memorisation:  # fmt: skip
+    """`memorisation` of given samples (S, *shape) in the units of the data.
+
+    train: rows of the source; unseen: another source, or the same, and its rows; twins: some of the training rows.
+    searched: training samples that are looked at, at most.
+    """
+    other, held = unseen
+    if not len(held) or len(train) < 2 or not len(generated):
+        raise SfumatoError("Memorisation needs samples, a hold-out, and at least two training samples.")
+    bank, notes = train, []
+    if searched is not None and searched < len(train):
+        bank = train[noise.permutation(seed, 1, len(train))[:searched]].sort().values
+        notes.append(f"Only {len(bank):,} of the training samples were searched, to keep to the budget.")
+    twins = twins.unique()
+    keys = _keys(source.groups)
+    made, real = space(generated), space(source.x[twins])
+    near = nearest(made, source.x, bank, space)
+    own = nearest(real, source.x, bank, space, keys[twins], keys[bank])
+    away, own_away = (nearest(each, other.x, held, space).first for each in (made, real))
+    scores, twin_scores = _score(near.first, away), _score(own.first, own_away)
+    usable = own.first.isfinite()  # the only group of a training set has no twin
+    if not bool(usable.any()):
+        raise SfumatoError("All training samples are of one group: nothing says how near a new sample would be.")
+    twin_scores, own = twin_scores[usable], Near(*(each[usable] for each in own))
+    middle = float(twin_scores.median())
+    worth = min(len(scores), len(bank)), _distinct(twins[usable], own.row)
+    pairs = _pairs(*worth)
+    order = scores.argsort()[:8].tolist()
+    return Memorisation(
+        ratio=_ratio(scores, twin_scores, worth, seed),
+        closer=fraction(_closer(scores, twin_scores), pairs),
+        copies=_copies(near), copies_real=_copies(own),
+        exact=int((generated.cpu() == source.x[near.row]).flatten(1).all(1).sum()),
+        leaked=_leaked(source.x, bank, other.x, held),
+        samples=len(scores), twins=len(twin_scores), pairs=pairs,
+        train=len(train), searched=len(bank), holdout=len(held),
+        nearest=tuple((i, int(near.row[i]), _finite(math.exp(float(scores[i]) - middle))) for i in order),
+        space="features" if space.features is not None else "standard deviations of each channel",
+        notes=tuple(notes), shown=(generated.cpu()[order], source.x[near.row[order]]),
+    )  # fmt: skip
+
+
+def pairs_picture(found: Memorisation, spec: Any) -> Any:
+    """The samples nearest to training samples in a row, and these below; None for points, or where none are kept."""
+    if found.shown is None or found.shown[0].shape[1:] == (2,):
+        return None
+    x = torch.cat([each.float() for each in found.shown])
+    kind, bounds = ("array", None) if spec is None else (spec.kind, spec.bounds)
+    return picture(x, kind, bounds, len(found.shown[0]), ["samples", "training"])
+
+
+def _keys(groups: Sequence[str]) -> Tensor:
+    """A number for each group."""
+    numbers: dict[str, int] = {}
+    return torch.tensor([numbers.setdefault(group, len(numbers)) for group in groups])
+
+
+def _score(first: Tensor, away: Tensor) -> Tensor:
+    """log d(x, train) / d(x, hold-out), float64; 0 where x is in both."""
+    first, away = first.double(), away.double()
+    return torch.where((first == 0) & (away == 0), 0.0, first.log() - away.log())
+
+
+def _closer(a: Tensor, b: Tensor) -> float:
+    """P(a < b) + P(a = b) / 2 over all pairs."""
+    b = b.sort().values
+    below, upto = torch.searchsorted(b, a), torch.searchsorted(b, a, right=True)
+    return float((len(b) - (below + upto).double() / 2).mean()) / len(b)
+
+
+def _pairs(a: int, b: int) -> float:
+    """Independent cases that tell as much as all pairs of a and b draws of one law: 1 / (4 Var), Mann and Whitney."""
+    return 3 * a * b / (a + b + 1)
+
+
+def _distinct(twins: Tensor, row: Tensor) -> int:
+    """Twins, two that are each other's nearest counted once: they have one distance between them."""
+    return len(torch.stack((torch.minimum(twins, row), torch.maximum(twins, row))).unique(dim=1)[0])
+
+
+def _ratio(scores: Tensor, twins: Tensor, worth: tuple[int, int], seed: int) -> Interval:
+    """The ratio of the medians, by the bootstrap, of as many draws as each side is worth."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def medians(values: Tensor, count: int) -> Tensor:
+        chosen = torch.randint(len(values), (_RESAMPLED, count), generator=generator)
+        return values[chosen].median(1).values
+
+    value = float(scores.median() - twins.median())
+    drawn = (medians(scores, worth[0]) - medians(twins, worth[1])).nan_to_num(nan=0.0).sort().values
+    low, high = (float(drawn[round(p * (len(drawn) - 1))]) for p in (0.025, 0.975))
+    return Interval(*(math.exp(v) if v < 700 else math.inf for v in (value, low, high)))
+
+
+def _copies(near: Near) -> float:
+    return float((near.first < _THIRD * near.second).double().mean())
+
+
+def _leaked(x: Samples, train: Tensor, other: Samples, held: Tensor) -> int:
+    """Held-out rows that are training rows to the last bit."""
+    digests = set(_digests(x, train))
+    return sum(digest in digests for digest in _digests(other, held))
+
+
+def _digests(x: Samples, rows: Tensor) -> list[bytes]:
+    found = []
+    for part in rows.split(4096):
+        block = x[part].flatten(1).contiguous().view(torch.uint8).numpy()
+        found += [blake2b(row, digest_size=16).digest() for row in block]
+    return found
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else 0.0

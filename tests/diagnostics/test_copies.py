@@ -1,0 +1,179 @@
+"""Copies are named, new samples are not: on laws whose fresh samples and whose copies are known."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import sfumato as sf
+from sfumato import data
+from sfumato.diagnostics.memorization import choose, compare, words
+from sfumato.diagnostics.nearest import Space, nearest
+from sfumato.training import Run
+
+LAW = sf.exact.GaussianMixture([0.3, 0.7], torch.randn(2, 6, generator=torch.Generator().manual_seed(1)), [0.4, 0.2])
+MODEL = LAW.denoiser(sf.Gaussian(sf.schedules.Cosine()))
+
+
+def judged(samples, x, held=50, **more):
+    """`compare` of samples with x, the last `held` rows of which were held out."""
+    source, n = data.open(x), len(x) - held
+    train, rest = torch.arange(n), torch.arange(n, len(x))
+    return compare(samples, source, train, (source, rest), choose(train, len(samples), 0), Space(None, None), **more)
+
+
+def test_fresh_samples_of_the_exact_model_are_new():
+    """Sampled by the solver, not drawn from the law: 1/2 and 1 within their intervals."""
+    x = LAW.sample(1050, seed=3)
+    found = judged(sf.sample(MODEL, 400, steps=20, seed=5), x)
+    assert found.closer.low < 0.5 < found.closer.high and found.ratio.low < 1 < found.ratio.high
+    assert found.verdict == "none" and found.exact == found.leaked == 0
+    assert abs(found.copies - found.copies_real) < 0.03
+
+
+def test_intervals_hold_what_they_promise():
+    """Over 100 sets and fresh samples of one law; the training set is 20 times the hold-out."""
+    inside, near, alarms = 0, 0, 0
+    for k in range(100):
+        x = LAW.sample(420, seed=1000 + k)
+        found = judged(LAW.sample(120, seed=5000 + k), x, held=20, seed=k)
+        inside += found.closer.low <= 0.5 <= found.closer.high
+        near += found.ratio.low <= 1 <= found.ratio.high
+        alarms += found.verdict == "memorised"
+    assert inside >= 88 and near >= 88 and alarms <= 2  # 95 % of 100 within three deviations
+
+
+@pytest.mark.parametrize("held", [2000, 100])
+def test_the_ratio_of_resampled_data_is_one(held):
+    """Training set, hold-out and samples are fresh draws of one law: 1 within 0.05, whatever the size of the hold-out.
+
+    With 2,000 samples its standard deviation is 0.014, of which 0.05 is three and a half.
+    """
+    for k in range(5):
+        x, rest, new = (LAW.sample(n, seed=3 * k + i) for i, n in enumerate((2000, held, 2000)))
+        found = sf.memorisation(MODEL, x, rest, generated=new, seed=k)
+        assert found.ratio.value == pytest.approx(1, abs=0.05) and found.ratio.half < 0.05, (k, found.ratio)
+        assert found.samples == found.train == 2000 and found.verdict == "none"
+
+
+@pytest.mark.parametrize(("steps", "near"), [(10, 0.4), (40, 0.05)])
+def test_a_model_that_returns_training_samples_is_named(steps, near):
+    """Its samples end as near to the training samples as the solver brings them."""
+    x = LAW.sample(420, seed=3)
+    learned = sf.exact.Empirical(x[:400]).denoiser(sf.Gaussian(sf.schedules.Cosine()))
+    found = judged(sf.sample(learned, 100, steps=steps, seed=1), x, held=20)
+    assert found.verdict == "memorised" and found.ratio.high < near and found.closer.value > 0.95
+    assert found.z > 8 and found.copies > 0.5 > 10 * found.copies_real
+
+
+def test_one_copy_in_five_is_found_though_the_hold_out_is_a_twentieth():
+    """A subset of the training set as large as the hold-out holds one copied sample in twenty, and sees nothing."""
+    x = LAW.sample(1050, seed=4)
+    new = LAW.sample(400, seed=5)
+    mixed = torch.cat((x[:80] + 1e-3, new[80:]))
+    found = judged(mixed, x)
+    assert found.verdict == "memorised" and found.copies == pytest.approx(0.2 + 0.8 * found.copies_real, abs=0.05)
+    assert {row for _, row, _ in found.nearest} <= set(range(80)) and {i for i, _, _ in found.nearest} <= set(range(80))
+    # the share of the samples that are nearer to a part of the training set than to the hold-out, over all such parts
+    rest, space = torch.arange(1000, 1050), Space(None, None)
+    shares = []
+    for samples in (mixed.float(), new.float()):
+        away = nearest(samples, x, rest, space).first
+        parts = [nearest(samples, x, part, space).first < away for part in torch.arange(1000).split(50)]
+        shares.append(float(torch.stack(parts).double().mean()))
+    assert abs(shares[0] - shares[1]) < 0.02 < 0.07 < found.closer.value - judged(new, x).closer.value
+
+
+def test_shrunken_copies_are_named_and_blurred_samples_are_not():
+    x = LAW.sample(1050, seed=4)
+    centre = x.mean(0)
+    assert judged(centre + 0.97 * (x[:300] - centre), x).verdict == "memorised"
+    new = LAW.sample(300, seed=6)
+    blurred = judged(centre + 0.8 * (new - centre), x)  # near to everything, copies of nothing
+    assert blurred.verdict != "memorised" and blurred.closer.value < 0.56
+    plain = nearest((centre + 0.8 * (new - centre)).float(), x, torch.arange(1000), Space(None, None)).first
+    assert float(plain.median()) < 0.85 * float(
+        nearest(new.float(), x, torch.arange(1000), Space(None, None)).first.median()
+    )
+
+
+def test_bits_are_compared_and_leaks_counted():
+    x = torch.randint(0, 256, (120, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    x[110] = x[3]
+    found = judged(x[[5, 6, 7, 8]].clone(), x, held=20)
+    assert found.exact == 4 and found.leaked == 1 and "LEAK: 1 held-out" in str(found)
+    assert found.nearest[0][2] == 0.0
+
+
+def test_variants_of_one_thing_are_no_twins_of_each_other():
+    """With four variants of each thing the nearest neighbour of a twin is its own variant: its group is taken out."""
+    things = LAW.sample(100, seed=7)
+    x = things.repeat_interleave(4, 0) + 0.01 * torch.randn(400, 6, generator=torch.Generator().manual_seed(2))
+    source = data.open(x)
+    source = data.source.replace(source, groups=[str(i // 4) for i in range(400)])
+    train, rest = torch.arange(360), torch.arange(360, 400)
+    new = LAW.sample(200, seed=8).repeat_interleave(1, 0)
+    found = compare(new, source, train, (source, rest), choose(train, 200, 0), Space(None, None))
+    assert found.verdict == "none"
+    copies = x[:200] + 0.01 * torch.randn(200, 6, generator=torch.Generator().manual_seed(3))
+    assert compare(copies, source, train, (source, rest), choose(train, 200, 0), Space(None, None)).verdict != "none"
+
+
+def test_nearest_is_by_differences():
+    """Blocks and products find it, differences measure it: as torch.cdist says in double precision."""
+    generator = torch.Generator().manual_seed(0)
+    x = 100 + torch.randn(500, 40, generator=generator)
+    queries = torch.cat((x[:5], 100 + torch.randn(45, 40, generator=generator)))
+    rows = torch.arange(3, 500)
+    near = nearest(queries, x, rows, Space(None, None))
+    whole = torch.cdist(queries.double(), x[rows].double(), compute_mode="donot_use_mm_for_euclid_dist")
+    two = whole.topk(2, largest=False)
+    assert torch.allclose(near.first.double(), two.values[:, 0], atol=1e-5) and near.first[3] == near.first[4] == 0
+    assert torch.allclose(near.second.double(), two.values[:, 1], atol=1e-5)
+    assert torch.equal(near.row, rows[two.indices[:, 0]])
+
+
+def test_many_blocks_are_one(monkeypatch):
+    x, queries = LAW.sample(300, seed=1), LAW.sample(20, seed=2).float()
+    whole = nearest(queries, x, torch.arange(300), Space(None, None))
+    monkeypatch.setattr("sfumato.diagnostics.nearest._BLOCK", 7 * 6)
+    parts = nearest(queries, x, torch.arange(300), Space(None, None))
+    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Run:
+    folder = tmp_path_factory.mktemp("memorisation")
+    x = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32) * [1.0, 50.0, 0.2]
+    np.savez(folder / "x.npz", x=x.astype(np.float32), labels=np.resize([0, 1], 200))
+    return sf.train(folder / "x.npz", folder / "run", steps=20, net="tiny", precision="float32", holdout=0.2)
+
+
+def test_a_run_is_judged_on_its_own_split(run):
+    place = run.path.parent / "x.npz"
+    found = sf.memorisation(run.path, place, samples=64)
+    assert found.train + found.holdout == 200 and found.samples == 64 and found.twins == 64
+    assert 0 <= found.closer.low <= found.closer.value <= found.closer.high <= 1
+    plain = found.to_dict()
+    assert plain["verdict"] in ("none", "suspect", "memorised") and plain["space"].startswith("standard")
+    again = sf.memorisation(sf.load(run.path), place, samples=64)
+    assert again == found
+    only = sf.memorisation(run.path, place, samples=64, features=lambda x: x[:, :1])
+    assert only.space == "features" and only.closer != found.closer
+    own = sf.memorisation(run.path, place, generated=sf.data.open(place).x[:40], samples=3)
+    assert own.samples == 40 and own.exact > 20
+
+
+def test_what_cannot_be_compared_is_one_sentence(run):
+    place = run.path.parent / "x.npz"
+    with pytest.raises(sf.SfumatoError, match="has 150 samples, and the model was trained on 200"):
+        sf.memorisation(run.path, np.random.default_rng(0).normal(size=(150, 3)).astype(np.float32))
+    with pytest.raises(sf.SfumatoError, match="give unseen data as holdout"):
+        sf.memorisation(MODEL, LAW.sample(50, seed=0))
+    with pytest.raises(sf.SfumatoError, match="features must make a tensor"):
+        sf.memorisation(run.path, place, samples=8, features=lambda x: x.sum())
+    with pytest.raises(sf.SfumatoError, match="have the shape"):
+        sf.memorisation(MODEL, LAW.sample(50, seed=0), LAW.sample(50, seed=0)[:, :2])
+    found = sf.memorisation(MODEL, LAW.sample(200, seed=0), LAW.sample(40, seed=1), samples=50, steps=4)
+    assert found.train == 200 and math.isfinite(found.ratio.value) and words(found.to_dict())
