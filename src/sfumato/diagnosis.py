@@ -18,6 +18,7 @@ from sfumato.data.labels import read_labels
 from sfumato.diagnostics.checks import Evidence, Report, Sample, examine
 from sfumato.diagnostics.checks.evidence import draw
 from sfumato.diagnostics.checks.gather import TRAINED, answers, broken, labels, told, weights
+from sfumato.diagnostics.samples import fits
 from sfumato.errors import SfumatoError
 from sfumato.process import Gaussian
 from sfumato.training import checkpoint, folder
@@ -176,7 +177,7 @@ def _examined(
     if source is None:
         missing = {**evidence.absent, "sample": why, "answers": why}
         return examine(dataclasses.replace(evidence, absent=missing), subject, notes)
-    _fits(source, model)
+    fits(model, source)
     train, held, note = _sides(source, patient.made)
     sample = _sample(source, train, spec, seed, float(getattr(model, "sigma_data", 1.0)))
     asked = held if len(held) else train
@@ -193,15 +194,6 @@ def _examined(
     found = answers(model, source, asked, patient.times, seed, held=len(held) > 0 or not note)
     both = dataclasses.replace(evidence, sample=sample, answers=found, told=told(model, source, asked, seed))
     return examine(both, subject, (*notes, *((note,) if note else ())))
-
-
-def _fits(source: Source, model: Any) -> None:
-    shape = getattr(model, "shape", None)
-    if isinstance(shape, tuple) and shape != source.shape:
-        raise SfumatoError(f"{source.name} has samples of shape {source.shape}, and those of the model are {shape}.")
-    numbers = isinstance(getattr(model, "process", None), Gaussian)
-    if numbers and model.spec is None and not source.x.dtype.is_floating_point:
-        raise SfumatoError(f"{source.name} holds whole numbers, and a model without a data spec cannot normalise them.")
 
 
 def _sides(source: Source, made: dict[str, Any]) -> tuple[Tensor, Tensor, str]:

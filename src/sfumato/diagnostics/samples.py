@@ -9,11 +9,12 @@ from torch import Tensor
 
 from sfumato import data, noise
 from sfumato.conditions import Conditions, of_data
-from sfumato.data import DataSpec, Source
+from sfumato.data import Source
 from sfumato.diagnostics.draws import Trivial
 from sfumato.diagnostics.law import Law
 from sfumato.errors import SfumatoError
 from sfumato.exact import Truth
+from sfumato.process import Gaussian
 
 
 class Rows(NamedTuple):
@@ -40,24 +41,34 @@ def rows(
     source = data.open(given, labels=labels, conditions=spec)
     chosen = _held_out(source, getattr(model, "provenance", None) or {}, notes)
     chosen = chosen[noise.permutation(seed, 0, len(chosen))[:count]].sort().values
-    shape = getattr(model, "shape", None)
-    if shape is not None and tuple(shape) != source.shape:
-        raise SfumatoError(f"{source.name} has samples of shape {source.shape}, and those of the model are {shape}.")
-    x = _normalised(source, chosen, spec)
-    cond = Conditions() if spec is None or conditional is False else of_data(spec, source, chosen)
+    cond = Conditions() if conditional is False else of_data(model, source, chosen)
     if conditional and not cond:
         raise SfumatoError("conditional=True needs data with conditions, such as classes, and a model that knows them.")
-    return Rows(_fitting(model, x).to(device), cond.to(device), None)
+    return Rows(seen(model, source, chosen).to(device), cond.to(device), None)
 
 
-def _normalised(source: Source, chosen: Tensor, spec: DataSpec | None) -> Tensor:
-    x = source.x[chosen]
+def seen(model: Any, source: Source, rows: Tensor, judged: bool = True) -> Tensor:
+    """These rows of a source as the model sees them, on the CPU.
+
+    judged: whether values that its spec does not know are an error. SfumatoError for samples of another shape, too.
+    """
+    fits(model, source)
+    x, spec = source.x[rows].cpu(), getattr(model, "spec", None)
     if spec is not None:
-        spec.check(x)
-        return spec.normalise(x)
-    if not x.is_floating_point():
+        if judged:
+            spec.check(x)
+        x = spec.normalise(x)
+    return _fitting(model, x)
+
+
+def fits(model: Any, source: Source) -> None:
+    """SfumatoError where the samples are none that the model could be asked about."""
+    shape, process = getattr(model, "shape", None), getattr(model, "process", None)
+    if isinstance(shape, tuple) and shape != source.shape:
+        raise SfumatoError(f"{source.name} has samples of shape {source.shape}, and those of the model are {shape}.")
+    bare = getattr(model, "spec", None) is None and isinstance(process, Gaussian)
+    if bare and not source.x.dtype.is_floating_point:
         raise SfumatoError(f"{source.name} holds whole numbers, and a model without a data spec cannot normalise them.")
-    return x
 
 
 def _held_out(source: Source, made: dict[str, Any], notes: list[str]) -> Tensor:

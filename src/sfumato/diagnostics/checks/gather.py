@@ -12,6 +12,7 @@ from sfumato.data import Source
 from sfumato.diagnostics.answers import LEVELS, Answers, ask, deaf, draws_for, levels
 from sfumato.diagnostics.checks.evidence import Weights
 from sfumato.diagnostics.information import Information, measured
+from sfumato.diagnostics.samples import seen
 from sfumato.errors import SfumatoError
 from sfumato.process import Gaussian
 from sfumato.world import ALONE, World
@@ -40,15 +41,9 @@ def answers(
 
 
 def asked(model: Any, source: Source, rows: Tensor, most: int = POINTS) -> tuple[Tensor, Conditions]:
-    """At most so many of these rows, as the model sees them, and their conditions."""
-    shape = getattr(model, "shape", None)
-    if shape is not None and tuple(shape) != source.shape:
-        raise SfumatoError(f"{source.name} has samples of shape {source.shape}, and those of the model are {shape}.")
-    rows = rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).round().long()]
-    x = source.x[rows].cpu()
-    x = x if model.spec is None else model.spec.normalise(x)
-    x = x.to(next((p.dtype for p in model.parameters() if p.dtype == torch.float64), torch.float32))
-    return x, of_data(model, source, rows)
+    """At most so many of these rows, evenly spread, as the model sees them, and their conditions."""
+    chosen = rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).round().long()]
+    return seen(model, source, chosen, judged=False), of_data(model, source, chosen)
 
 
 def unheard(model: Any, source: Source, rows: Tensor) -> tuple[str, ...] | None:
