@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from sfumato import nets, noise
 from sfumato.codec import Codec
+from sfumato.diagnostics.validation import validator_for
 from sfumato.model import Denoiser
 from sfumato.objectives import times, weights
 from sfumato.process import Gaussian
@@ -21,7 +22,6 @@ from sfumato.schedules import Flow
 from sfumato.training import State, TrainConfig, fit
 from sfumato.training.autoencoding import Autoencoding
 from sfumato.training.goal import Denoising
-from sfumato.training.judging import measure_of
 from sfumato.training.parallel import gathered
 from sfumato.world import World, joined
 
@@ -100,7 +100,7 @@ def run(case: Case, world: World) -> tuple[dict[str, torch.Tensor], list[dict]]:
         with state.ema.swapped():
             found["swapped"] = sample(model, 3, steps=4, seed=1, world=world, label=[0, 1, 2])
         found["raw samples"] = sample(model, 3, steps=4, seed=1, world=world, label=[0, 1, 2])
-        measure = measure_of(state.goal, model, x[:16], {"label": labels[:16]}, 64, BATCH)
+        measure = validator_for(state.goal, model, x[:16], {"label": labels[:16]}, 64, BATCH)
         judged = measure.measure(model, state.best, 5, 1, world)
         columns = {**judged.board, "raw": judged.raw, "ema": judged.ema, "total": list(judged.gradient)}
         for name, column in columns.items():

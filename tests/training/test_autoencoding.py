@@ -5,12 +5,12 @@ import torch
 
 import sfumato as sf
 from sfumato.data import DataSpec
+from sfumato.diagnostics.validation import validator_for
 from sfumato.exact import PPCA
 from sfumato.nets import Autoencoder
 from sfumato.training import State, TrainConfig, fit
 from sfumato.training.autoencoding import Autoencoding
 from sfumato.training.goal import Batch
-from sfumato.training.judging import measure_of
 
 
 def settings(steps: int, lr: float, ema: float = 0.0, batch: int = 256) -> TrainConfig:
@@ -93,7 +93,7 @@ def test_the_codebook_moves_in_training_alone() -> None:
     before = codec.net.quantiser.codebook.clone()
     x = torch.randn(64, 6)
     codec.eval()
-    measure_of(goal, codec, x, {}, 64, 32).measure(codec, None)
+    validator_for(goal, codec, x, {}, 64, 32).measure(codec, None)
     goal.observe(Batch(x, {}, torch.arange(64), torch.zeros(64)), torch.zeros(64))
     assert torch.equal(codec.net.quantiser.codebook, before)
     for _ in fit(codec, x, settings(2, 1e-2, batch=32), goal=goal):

@@ -8,6 +8,7 @@ from torch import nn
 
 from sfumato import nets, noise
 from sfumato.diagnostics.draws import Trivial
+from sfumato.diagnostics.validation import BINS
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
 from sfumato.objectives import weights
@@ -19,7 +20,6 @@ from sfumato.training.batches import Batches
 from sfumato.training.ema import exponent
 from sfumato.training.goal import Denoising, Plain
 from sfumato.training.loop import rate_factor
-from sfumato.training.validation import BINS
 
 DATA = noise.normal(3, range(60), (5,), noise.DATA)
 LABELS = torch.arange(60) % 3

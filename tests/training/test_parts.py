@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from sfumato import nets, noise
+from sfumato.diagnostics.validation import validator_for
 from sfumato.machine.parts import out_of_memory
 from sfumato.model import Denoiser
 from sfumato.objectives import times, weights
@@ -13,7 +14,6 @@ from sfumato.sampling import sample
 from sfumato.schedules import Flow
 from sfumato.training import State, TrainConfig, fit
 from sfumato.training.goal import Denoising
-from sfumato.training.judging import measure_of
 
 DATA = noise.normal(3, range(60), (5,), noise.DATA, dtype=torch.float64)
 LABELS = torch.arange(60) % 3
@@ -76,7 +76,7 @@ def test_sampling_and_validation_halve_their_parts_too(most):
     assert torch.allclose(ours, theirs, atol=1e-12) and max(small.net.seen) <= most
     goal = Denoising(times.NAMED["uniform"](), None, 0)
     cond = {"label": LABELS}
-    whole, parts = (measure_of(goal, each, DATA, cond, 16, 16).measure(each, None) for each in (model, small))
+    whole, parts = (validator_for(goal, each, DATA, cond, 16, 16).measure(each, None) for each in (model, small))
     assert whole.raw == pytest.approx(parts.raw, rel=1e-12) and max(small.net.seen) <= most
 
 

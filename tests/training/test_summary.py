@@ -10,11 +10,11 @@ import torch
 import sfumato as sf
 from consoles import Heard
 from sfumato import nets, noise
+from sfumato.diagnostics.triples import Triples
 from sfumato.training import Run, summary
 from sfumato.training.console import Silent
 from sfumato.training.folder import read
 from sfumato.training.interrupt import Interrupted
-from sfumato.training.triples import Triples
 from sfumato.training.verdict import verdict
 
 X = noise.normal(3, range(500), (4,), noise.DATA).numpy()

@@ -10,6 +10,8 @@ import torch
 import sfumato as sf
 from sfumato import nets, noise
 from sfumato.diagnostics import log
+from sfumato.diagnostics.triples import read, trend
+from sfumato.diagnostics.validation import BINS, MICRO, validator_for
 from sfumato.model import Denoiser
 from sfumato.objectives import Objective, denoising_loss
 from sfumato.objectives.adaptive import adaptive
@@ -18,10 +20,8 @@ from sfumato.schedules import Flow
 from sfumato.training import State, TrainConfig, fit
 from sfumato.training.console import Silent
 from sfumato.training.goal import Denoising
-from sfumato.training.judging import Judge, Labelled, judge, measure_of
+from sfumato.training.judging import Judge, Labelled, judge
 from sfumato.training.occasions import GRADIENTS, LOSSES
-from sfumato.training.triples import read, trend
-from sfumato.training.validation import BINS, MICRO
 from sfumato.world import ALONE
 
 DATA = noise.normal(3, range(400), (5,), noise.DATA)
@@ -81,7 +81,7 @@ def test_a_tiny_run_is_validated_once():
 
 def test_work_on_an_accelerator_is_counted_in_batches():
     """There a small call takes as long as a whole batch."""
-    here = measure_of(Denoising(sf.times.logit_normal(), None, 0), denoiser(), HOLDOUT, {}, 72, 64)
+    here = validator_for(Denoising(sf.times.logit_normal(), None, 0), denoiser(), HOLDOUT, {}, 72, 64)
     assert here.cost == (2 * 72 / 3, BINS * MICRO * 4)
     here.draws.x = here.draws.x.to("meta")  # a device that is no CPU
     assert here.cost == (2 * 128 / 3, BINS * MICRO * 64)
@@ -94,7 +94,7 @@ def test_the_bins_are_the_loss_of_training(target, weight):
     torch.nn.init.normal_(model.net.output.weight, std=0.3)
     model.target = target
     times, w = sf.times.logit_normal(), None if weight is None else sf.weights.NAMED[weight]()
-    validator = measure_of(Denoising(times, w, 0), model, HOLDOUT, {}, 72, 16)
+    validator = validator_for(Denoising(times, w, 0), model, HOLDOUT, {}, 72, 16)
     found, drawn = validator.measure(model, None), validator.draws.take(validator.draws.index)
     with torch.no_grad():
         losses = denoising_loss(model, drawn.x, drawn.t, w, times, eps=drawn.eps) * (2 / 5)
@@ -107,7 +107,7 @@ def test_what_adapts_is_judged_on_levels_that_stay():
     """The bins do not move with the density; the log says the density that training draws from."""
     model, times = denoiser(), adaptive()
     goal = Denoising(times, sf.weights.sigmoid(), 0)
-    validator = measure_of(goal, model, HOLDOUT, {}, 64, 64)
+    validator = validator_for(goal, model, HOLDOUT, {}, 64, 64)
     first = validator.measure(model, None)
     assert torch.allclose(torch.tensor(first.board["density"]), torch.tensor(1 / 30), rtol=1e-6)
     schedule = model.process.schedule
@@ -125,7 +125,7 @@ def test_what_adapts_is_judged_on_levels_that_stay():
 def test_each_gradient_has_its_own_draws():
     model = denoiser()
     torch.nn.init.normal_(model.net.output.weight, std=0.3)
-    validator = measure_of(Denoising(sf.times.logit_normal(), None, 0), model, HOLDOUT, {}, 64, 64)
+    validator = validator_for(Denoising(sf.times.logit_normal(), None, 0), model, HOLDOUT, {}, 64, 64)
     a, b, again = (validator.measure(model, None, first) for first in (640, 1280, 640))
     assert a.board["grad_square"] != b.board["grad_square"] and a.to_dict() == again.to_dict()
     assert a.raw == b.raw
@@ -150,7 +150,7 @@ def test_the_log_is_read_as_a_board():
 
 
 def judged(model, held, train, count=BINS * 14):
-    return measure_of(Denoising(sf.times.logit_normal(), None, 0), model, held, {}, count, 64, (train, {}))
+    return validator_for(Denoising(sf.times.logit_normal(), None, 0), model, held, {}, count, 64, (train, {}))
 
 
 def test_a_change_is_known_better_than_a_loss():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import sfumato as sf
+from sfumato.diagnostics.validation import validator_for
 from sfumato.errors import SfumatoError
 from sfumato.objectives import times
 from sfumato.objectives.history import LossHistory
@@ -15,7 +16,6 @@ from sfumato.training import State, fit
 from sfumato.training.bounding import Bounding
 from sfumato.training.config import TrainConfig
 from sfumato.training.goal import Hybrid, goal_of
-from sfumato.training.judging import measure_of
 
 F64 = torch.float64
 
@@ -118,7 +118,7 @@ def test_training_by_the_bound_lowers_it_and_follows_its_losses():
     denoiser.eval()
     after = sf.vlb(denoiser, held, steps)
     assert float(after.total.mean()) < before - 0.3
-    found = measure_of(goal, denoiser, held.float(), {}, 4000, 500).measure(denoiser, None)
+    found = validator_for(goal, denoiser, held.float(), {}, 4000, 500).measure(denoiser, None)
     assert found.best * 2 == pytest.approx(float((after.total - after.prior).mean()), abs=0.15)
     assert goal.history.full and float(goal.history.mass.max()) > 2 / steps
     other = State(denoiser, config, Bounding(steps, history=LossHistory(steps, length=4)))

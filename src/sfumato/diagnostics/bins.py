@@ -43,12 +43,17 @@ class Bins:
         return -self.edges.diff()
 
     def levels(self, count: int) -> Tensor:
-        """`count` values of logsnr a bin, float64 (count K,): draw j lies in bin j mod K, at the middle of its part."""
-        j = torch.arange(count * len(self))
-        part = (j // len(self) + 0.5) / count
-        u = self.places[j % len(self)] + part.double() * self.mass[j % len(self)]
+        """`count` values of logsnr a bin, float64 (count K,), at the places of `spread`."""
         with torch.no_grad():
-            return self.times.logsnr(u, self.schedule)
+            return self.times.logsnr(spread(self.places, count), self.schedule)
+
+
+def spread(places: Tensor, count: int) -> Tensor:
+    """`count` places u a stretch, float64 (count K,): draw j lies in stretch j mod K, at the middle of its part."""
+    k = len(places) - 1
+    j = torch.arange(count * k)
+    part = (j // k + 0.5) / count
+    return places[j % k] + part.double() * places.diff()[j % k]
 
 
 def make(bins: int | Sequence[float], times: TimeDensity, schedule: Schedule) -> Bins:

@@ -83,7 +83,7 @@ def _board(
     if found.law is not None:
         losses["floor"] = found.law.floor(draws)
         excess = {name: found.law.excess(draws, one) for name, one in models.items()}
-    factor = (objective.weight(draws.logsnr) / objective.density(draws.logsnr)).detach()
+    factor = draws.factor(objective)
     size = min(_PER_CALL, draws.count // max(1, micro))
     return Board(
         objective=objective,

@@ -11,9 +11,8 @@ trivial predictor knows the data's mean m and variance v alone, the best linear 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, final
 
 import torch
@@ -22,11 +21,14 @@ from torch import Tensor, nn
 from sfumato import noise
 from sfumato.belief import Estimate, broadcast
 from sfumato.conditions import Conditions
-from sfumato.diagnostics.bins import Bins
+from sfumato.diagnostics.bins import Bins, spread
 from sfumato.machine.parts import in_parts
+from sfumato.objectives.compiler import Objective
 from sfumato.process import Gaussian
 from sfumato.schedule import Time
 from sfumato.world import ALONE, World
+
+WHOLE = torch.tensor([0.0, 1.0], dtype=torch.float64)  # one level, all of (0, 1)
 
 
 @final
@@ -66,32 +68,57 @@ class ByLevel(NamedTuple):
         return ByLevel(self.value * factor, self.stderr * factor)
 
 
-@final
-@dataclasses.dataclass
-class Draws:
-    """`count` draws a bin: draw j takes a sample in turn, noise that is a function of (seed, first + j), and a level.
+class Fixed:
+    """`count` draws a level: draw j takes a sample in turn, noise by its number first + j, and a place u in (0, 1).
 
-    x: normalised samples (N, *shape), float32 or float64; cond: their conditions; batch: draws at once.
+    x: normalised samples (N, *shape), float32 or float64; cond: their conditions; batch: draws at once. places (K + 1,)
+    are the edges of the K levels in u; one level by default.
     """
 
-    x: Tensor
-    cond: Conditions
-    process: Gaussian
-    bins: Bins
-    count: int
-    seed: int
-    batch: int
-    first: int = 0
+    def __init__(
+        self, x: Tensor, cond: Mapping[str, Any], count: int, seed: int, batch: int, places: Tensor = WHOLE,
+        first: int = 0,
+    ) -> None:  # fmt: skip
+        self.count, self.seed, self.batch, self.first, self.levels = count, seed, batch, first, len(places) - 1
+        self.u = spread(places, count)
+        self.index = torch.arange(count * self.levels)
+        self.sample = noise.permutation(seed, 0, len(x))[_turns(first + self.index, len(x), self.levels)]
+        chosen = self.sample.to(x.device)
+        self.x, self.cond = x[chosen], Conditions.of(cond).rows(chosen)
 
-    def __post_init__(self) -> None:
-        self.index = torch.arange(self.count * len(self.bins))
-        self.sample = noise.permutation(self.seed, 0, len(self.x))[
-            _turns(self.first + self.index, len(self.x), self.bins)
-        ]
-        chosen = self.sample.to(self.x.device)
-        self.x, self.cond = self.x[chosen], Conditions.of(self.cond).rows(chosen)
-        self.logsnr = self.bins.levels(self.count)
-        self.t = self.process.schedule.time(self.logsnr)
+    @torch.no_grad()
+    def each(self, model: Any, losses: Callable[[Any, Tensor], Tensor], world: World = ALONE) -> Tensor:
+        """losses(model, numbers of some draws) of all, float64 (count K,) on the CPU, in evaluation mode.
+
+        world: the processes that share the draws; all get them all.
+        """
+
+        def own(index: Tensor) -> Tensor:
+            most, alone = -(-self.batch // world.size), world.size == 1
+            found = in_parts(lambda part: losses(model, part).double().cpu(), index, most, halve=alone)
+            return torch.cat(found)
+
+        with evaluating(model):
+            return world.parallel_map(own, self.index)
+
+    def by_level(self, values: Tensor) -> ByLevel:
+        """Means over the draws of each level; the error is that of independent draws, and these are spread evenly."""
+        table = values.reshape(-1, self.levels)
+        return ByLevel(table.mean(0), table.std(0) / math.sqrt(len(table)) if len(table) > 1 else table[0] * math.nan)
+
+
+@final
+class Draws(Fixed):
+    """Fixed draws of a Gaussian process, whose levels are the bins of a time density."""
+
+    def __init__(
+        self, x: Tensor, cond: Mapping[str, Any], process: Gaussian, bins: Bins, count: int, seed: int, batch: int,
+        first: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__(x, cond, count, seed, batch, bins.places, first)
+        self.process, self.bins = process, bins
+        self.logsnr = bins.levels(count)
+        self.t = process.schedule.time(self.logsnr)
 
     def take(self, part: Tensor) -> Drawn:
         """The draws of these numbers."""
@@ -99,34 +126,18 @@ class Draws:
         eps = noise.normal(self.seed, number, tuple(x.shape[1:]), noise.VALID_NOISE, device=x.device, dtype=x.dtype)
         return Drawn(x, eps, self.process.corrupt(x, t, eps), t, self.cond.rows(part))
 
-    def parts(self) -> Iterator[Tensor]:
-        """All numbers, a batch at once."""
-        yield from self.index.split(self.batch)
-
-    @torch.no_grad()
     def losses(self, model: Any, world: World = ALONE) -> Tensor:
-        """|eps - eps_hat|^2 / d of each draw, float64 (count K,) on the CPU, in evaluation mode.
+        """|eps - eps_hat|^2 / d of each draw, float64 (count K,)."""
+        return self.each(model, lambda model, part: losses(model, self.take(part)), world)
 
-        world: the processes that share the draws; all get them all.
-        """
-
-        def own(index: Tensor) -> Tensor:
-            most, alone = -(-self.batch // world.size), world.size == 1
-            found = in_parts(lambda part: losses(model, self.take(part)).double().cpu(), index, most, halve=alone)
-            return torch.cat(found)
-
-        with evaluating(model):
-            return world.parallel_map(own, self.index)
-
-    def by_level(self, values: Tensor) -> ByLevel:
-        """Means over the draws of each bin; the error is that of independent draws, and these are spread evenly."""
-        table = values.reshape(-1, len(self.bins))
-        return ByLevel(table.mean(0), table.std(0) / math.sqrt(len(table)) if len(table) > 1 else table[0] * math.nan)
+    def factor(self, objective: Objective) -> Tensor:
+        """What an objective multiplies the loss of each draw by, w / p, float64 (count K,)."""
+        return (objective.weight(self.logsnr) / objective.density(self.logsnr)).detach()
 
 
-def _turns(number: Tensor, count: int, bins: Bins) -> Tensor:
-    """Which of `count` samples each draw takes: all in turn, and each one other bins when its turn comes again."""
-    late = next(c for c in range(len(bins) + 1) if math.gcd(count - c, len(bins)) == 1)
+def _turns(number: Tensor, count: int, levels: int) -> Tensor:
+    """Which of `count` samples each draw takes: all in turn, and each one other levels when its turn comes again."""
+    late = next(c for c in range(levels + 1) if math.gcd(count - c, levels) == 1)
     return (number + late * (number // count)) % count
 
 

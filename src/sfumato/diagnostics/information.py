@@ -92,13 +92,14 @@ def measured(
     if not cond:
         raise SfumatoError("How much a condition says is asked of a condition: give one, such as label=...")
     bins = _bins(model.process.schedule)
-    known = Draws(x, cond, model.process, bins, max(2, -(-draws // len(bins))), seed, batch)
+    count = max(2, -(-draws // len(bins)))
+    known = Draws(x, cond, model.process, bins, count, seed, batch)
     told = known.losses(model, world)
     # 1/2 int f dlogsnr = E[f / 2 p], of the whole sample and not of one of its numbers
     factor = 0.5 * x[0].numel() * bins.mass.sum() / bins.times.density(known.logsnr, model.process.schedule)
 
     def without(*names: str) -> Interval:
-        other = dataclasses.replace(known, x=x, cond=cond.null(*names))
+        other = Draws(x, cond.null(*names), model.process, bins, count, seed, batch)
         return mean(factor * (other.losses(model, world) - told), known.sample, known.index % len(bins))
 
     together = without()

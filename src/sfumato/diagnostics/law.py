@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sfumato.data import DataSpec
-from sfumato.diagnostics.draws import ByLevel, Drawn, Draws, evaluating
+from sfumato.diagnostics.draws import ByLevel, Drawn, Draws
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
 from sfumato.exact.truth import At, Truth
@@ -71,17 +71,15 @@ class Law:
             return (alpha / (sigma * self.scale)) ** 2 * self.truth.total_variance(z, **at) / self.truth.dim
         return (guess.double().cpu() - self.truth.moments(z, **at).eps).flatten(1).square().mean(1)
 
-    @torch.no_grad()
     def floor(self, draws: Draws) -> Tensor:
         """The floor at the states drawn, (count K,)."""
-        return torch.cat([self.compare(draws, draws.take(part)) for part in draws.parts()])
+        return draws.each(None, lambda _, part: self.compare(draws, draws.take(part)))
 
-    @torch.no_grad()
     def excess(self, draws: Draws, model: Any) -> ByLevel:
         """What a model loses above the floor, by level, in evaluation mode: no noise of the draws is left in it."""
-        with evaluating(model):
-            found = []
-            for part in draws.parts():
-                drawn = draws.take(part)
-                found.append(self.compare(draws, drawn, model(drawn.z, drawn.t, **drawn.cond).eps))
-        return draws.by_level(torch.cat(found))
+
+        def above(model: Any, part: Tensor) -> Tensor:
+            drawn = draws.take(part)
+            return self.compare(draws, drawn, model(drawn.z, drawn.t, **drawn.cond).eps)
+
+        return draws.by_level(draws.each(model, above))

@@ -1,22 +1,44 @@
 """A loss: what a training step minimises, the mean over the batch of losses(model, batch), and what it learns itself.
 
-    batch   x: normalised samples (B, *shape); cond: conditions by name; index: numbers of the samples in the run,
-            int64 (B,); u: places in (0, 1) that spread evenly over the batch, float64 (B,)
-
 Any `nn.Module` with `losses` is one. This class says what else a loss may have, and what is taken where it has not.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Mapping
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from sfumato.conditions import Conditions
 from sfumato.errors import SfumatoError
 from sfumato.objectives.density import TimeDensity
 from sfumato.objectives.weights import Weight
+from sfumato.world import ALONE, World
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What one step sees.
+
+    x: normalised samples (B, *shape); cond: conditions; index: numbers of the samples in the run, int64 (B,);
+    u: places in (0, 1) that spread evenly over the batch, float64 (B,); world: the processes that share the batch, of
+    which x and cond are this one's part.
+    """
+
+    x: Tensor
+    cond: Conditions
+    index: Tensor
+    u: Tensor
+    world: World = ALONE
+
+    def split(self, size: int) -> Iterator[Batch]:
+        """Parts of at most `size` samples."""
+        for start in range(0, len(self.x), size):
+            part = slice(start, start + size)
+            yield Batch(self.x[part], self.cond.rows(part), self.index[part], self.u[part], self.world)
 
 
 class Levels(NamedTuple):

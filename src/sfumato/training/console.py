@@ -8,9 +8,9 @@ import time
 from typing import Any, TextIO
 
 from sfumato.counting import QUIET_SECONDS, Count, Drawn, clock
+from sfumato.diagnostics.triples import Triples, trend
+from sfumato.diagnostics.validation import Validation
 from sfumato.training.loop import Progress
-from sfumato.training.triples import Triples, trend
-from sfumato.training.validation import Validation
 
 
 class Console:

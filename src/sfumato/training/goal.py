@@ -7,14 +7,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from sfumato.conditions import Conditions
 from sfumato.errors import SfumatoError
+from sfumato.objectives.loss import Batch as Batch
 from sfumato.objectives.loss import Loss, Own
 from sfumato.objectives.losses import Denoising as Denoising
 from sfumato.objectives.losses import Hybrid as Hybrid
@@ -22,31 +20,8 @@ from sfumato.objectives.losses import Plain as Plain
 from sfumato.registry import make
 from sfumato.training.config import TrainConfig
 from sfumato.training.objective import times_of, weight_of
-from sfumato.world import ALONE, World
 
 Goal = Loss  # its name before losses were modules
-
-
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """What one step sees.
-
-    x: normalised samples (B, *shape); cond: conditions; index: numbers of the samples in the run, int64 (B,);
-    u: places in (0, 1) that spread evenly over the batch, float64 (B,); world: the processes that share the batch, of
-    which x and cond are this one's part.
-    """
-
-    x: Tensor
-    cond: Conditions
-    index: Tensor
-    u: Tensor
-    world: World = ALONE
-
-    def split(self, size: int) -> Iterator[Batch]:
-        """Parts of at most `size` samples."""
-        for start in range(0, len(self.x), size):
-            part = slice(start, start + size)
-            yield Batch(self.x[part], self.cond.rows(part), self.index[part], self.u[part], self.world)
 
 
 def goal_of(config: TrainConfig) -> Any:

@@ -11,13 +11,10 @@ from torch import Tensor
 from sfumato import noise
 from sfumato.conditions import Conditions
 from sfumato.data.rows import Samples
-from sfumato.objectives.loss import one_a_sample
-from sfumato.process import Gaussian
+from sfumato.diagnostics.validation import BINS, Validation, Validator, validator_for
 from sfumato.training.config import TrainConfig
-from sfumato.training.goal import Batch
 from sfumato.training.occasions import due, triples, validations
 from sfumato.training.state import State
-from sfumato.training.validation import BINS, Held, Measure, Rows, Validation, Validator
 from sfumato.world import World
 
 _KNOWN = 0.05  # of a budget in minutes: what is used until its pace says how many samples it comes to
@@ -35,7 +32,7 @@ class Judge:
 
     def __init__(self, state: State, config: TrainConfig, train: Labelled, holdout: Labelled) -> None:
         self.state, self.config, self.train, self.holdout = state, config, train, holdout
-        self._measure: Measure | None = None
+        self._measure: Validator | None = None
 
     def at(self, before: float, fraction: float, world: World) -> Validation | None:
         """What is found at a step that led from one fraction of the budget to another; None at most of them."""
@@ -61,7 +58,7 @@ def judge(
     cond: Mapping[str, Any] | Tensor | None,
     train: Labelled | None = None,
     total: float | None = None,
-) -> Measure:
+) -> Validator:
     """What measures a run on held-out samples x: as many fixed draws as `total` samples of training bear.
 
     train: training samples to put beside them, one for each. A run goes on with as many draws as it began with.
@@ -80,29 +77,4 @@ def judge(
 
     held = prepared(Labelled(x, Conditions.of(cond)), count, config.seed)
     beside = None if train is None else prepared(train, len(held[0]), config.seed)
-    return measure_of(state.goal, model, *held, count, min(config.batch, state.micro), beside, config.seed)
-
-
-def measure_of(
-    loss: Any,
-    model: Any,
-    x: Tensor,
-    cond: Conditions,
-    count: int,
-    batch: int,
-    train: Rows | None = None,
-    seed: int = 0,
-) -> Measure:
-    """How held-out samples x (N, *shape), normalised, are judged by a loss, on `count` fixed draws in batches.
-
-    By noise level where the loss has levels. train: training samples to put beside them. seed: of the draws, where the
-    loss has none.
-    """
-    levels, seed = loss.levels(), getattr(loss, "seed", seed)
-    if levels is None or not isinstance(model.process, Gaussian):
-
-        def held(by: Any, rows: Any) -> Tensor:
-            return one_a_sample(loss.held(by, Batch(*rows)), len(rows[0]), loss, "held", trains=False)
-
-        return Held(held, x, cond, seed, count, batch, train)
-    return Validator(x, cond, model, levels.times, levels.weight, seed, count, batch, levels.trained, train)
+    return validator_for(state.goal, model, *held, count, min(config.batch, state.micro), beside, config.seed)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sfumato.conditions import Conditions
 from sfumato.data.rows import Samples
+from sfumato.diagnostics.validation import Validation
 from sfumato.errors import SfumatoError
 from sfumato.machine.kept import kept_memory, released
 from sfumato.machine.parts import out_of_memory
@@ -34,7 +35,6 @@ from sfumato.training.judging import Judge, Labelled
 from sfumato.training.occasions import log_every
 from sfumato.training.parallel import clip, finite, quiet, settle, shared
 from sfumato.training.state import State
-from sfumato.training.validation import Validation
 from sfumato.world import ALONE, World
 
 _WARMUP_SHARE = 0.03  # of a run is the longest warm-up

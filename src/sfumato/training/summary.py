@@ -18,14 +18,14 @@ from typing import Any
 from sfumato import artefact
 from sfumato.data import DataSpec
 from sfumato.diagnostics.memorization import words as copies_words
+from sfumato.diagnostics.triples import BANDS, Triples, trend
+from sfumato.diagnostics.triples import read as triples_of
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.intervals import Interval
 from sfumato.training import examples
 from sfumato.training.config import from_yaml
 from sfumato.training.folder import newest_step, read
-from sfumato.training.triples import BANDS, Triples, trend
-from sfumato.training.triples import read as triples_of
 
 FILE, VERSION = "report.json", 1
 _QUARTER = 0.75

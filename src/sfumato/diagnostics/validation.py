@@ -1,0 +1,216 @@
+"""How held-out samples are judged: fixed triples (sample, noise, noise level), by level, beside a trivial predictor.
+
+The losses are those of training, and before their weight those of `draws`; at some validations the gradient of
+each level and its noise are measured, too (`gradients`), on draws that change from one time to the next.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from sfumato.conditions import Conditions
+from sfumato.diagnostics.bins import make
+from sfumato.diagnostics.draws import Draws, Fixed, Trivial, plain
+from sfumato.diagnostics.gradients import Gradients, measure
+from sfumato.diagnostics.triples import Triples
+from sfumato.objectives import Objective
+from sfumato.objectives.loss import Batch, Levels, one_a_sample
+from sfumato.process import Gaussian
+from sfumato.world import ALONE, World
+
+BINS = 9  # a multiple of the bands of `triples`
+MICRO = 4  # gradients a level
+_HELD_OUT = 1 << 60
+_SMALL = 4  # measured: one sample takes as long as 2.5 to 5 of a batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """Losses per element of the raw weights, the moving average and the trivial guess.
+
+    By noise level, cleanest first, with the middle of each bin in logsnr; one number each where a goal has no levels.
+    board: more columns by noise level, in the log under `bins_...`: edges of the bins in logsnr; weight and density at
+    their middle; loss_raw, loss_ema and loss_trivial, E|eps - eps_hat|^2 a number, which the weight has no part in;
+    ..._stderr, standard errors; at some validations grad_square and grad_variance, |G|^2 and tr Sigma of the raw
+    weights, both unbiased, grad_norm and noise_scale. gradient: |G|^2 and tr Sigma of the whole objective. triples: the
+    losses one by one.
+    """
+
+    logsnr: list[float] | None
+    raw: list[float]
+    ema: list[float] | None
+    trivial: list[float] | None
+    board: dict[str, list[float | None]] = dataclasses.field(default_factory=dict)
+    gradient: tuple[float, float] | None = None
+    triples: Triples | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The bins and their means, JSON-able."""
+        losses = {"raw": self.raw, "ema": self.ema, "trivial": self.trivial}
+        means: dict[str, Any] = {f"valid_{name}": _mean(found) for name, found in losses.items() if found is not None}
+        if self.gradient is not None:
+            square, variance = self.gradient
+            scale = variance / square if square > 0 else None
+            means |= {"valid_grad_square": square, "valid_grad_variance": variance, "valid_noise_scale": scale}
+        if self.triples is not None:
+            means |= self.triples.to_dict()
+        bins = {} if self.logsnr is None else {"logsnr": self.logsnr, **losses, **self.board}
+        return {**means, **{f"bins_{name}": values for name, values in bins.items()}}
+
+    @property
+    def best(self) -> float:
+        """The mean loss of the weights to use."""
+        return _mean(self.raw if self.ema is None else self.ema)
+
+
+class Cost(NamedTuple):
+    """Work in samples of training: a pass forward alone is a third of one, a set of weights or of samples a pass."""
+
+    losses: float
+    gradients: float
+
+
+Rows = tuple[Tensor, Conditions]  # normalised samples (N, *shape) and their conditions
+
+
+def validator_for(
+    loss: Any, model: Any, x: Tensor, cond: Mapping[str, Any], count: int, batch: int, train: Rows | None = None,
+    seed: int = 0,
+) -> Validator:  # fmt: skip
+    """What judges a model by a loss on `count` fixed draws of held-out samples x (N, *shape), normalised.
+
+    By noise level where the loss has levels. batch: draws at once. train: training samples to put beside them, under
+    the same noise and levels. seed: of the draws, where the loss has none.
+    """
+    levels, seed, held = loss.levels(), getattr(loss, "seed", seed), (x, Conditions.of(cond))
+    if levels is not None and isinstance(model.process, Gaussian):
+        return LevelValidator(loss, levels, model, held, count, batch, train, seed)
+    beside = None if train is None else Fixed(*train, count, seed, batch)
+    return Validator(loss, Fixed(*held, count, seed, batch), beside)
+
+
+class Validator:
+    """A loss on fixed draws, at places u that fill (0, 1) evenly."""
+
+    factor: Tensor | float = 1.0  # of each draw's loss, as training counts it
+
+    def __init__(self, loss: Any, draws: Fixed, beside: Fixed | None) -> None:
+        """beside: training samples under the noise and the levels of the held-out ones."""
+        self.loss, self.draws, self.beside = loss, draws, beside
+
+    @property
+    def cost(self) -> Cost:
+        """Of the losses of two sets of weights, and of training samples; of the gradients, 0 where there are none."""
+        count, batch = len(self.draws.index), self.draws.batch
+        work = _work(count, batch, -(-count // batch), self.draws.x.device)
+        return Cost((2 if self.beside is None else 3) * work / 3, 0.0)
+
+    def measure(self, raw: Any, ema: Any, first: int | None = None, depth: int = 1, world: World = ALONE) -> Validation:
+        """The losses of both sets of weights, in evaluation mode; with `first` also the gradients of the raw weights,
+        on draws of that number and the next ones, `depth` times as many as their cost says. world: the processes that
+        share the work, all of which get the figures."""
+        models = {"raw": raw} | ({} if ema is None else {"ema": ema})
+        losses = {name: self._losses(self.draws, model, world) for name, model in models.items()}
+        found = self._validation(losses, raw, None if first is None else (first, depth), world)
+        if self.beside is not None:
+            losses["train"] = self._losses(self.beside, raw if ema is None else ema, world)
+        weighted = {name: self.factor * each for name, each in losses.items()}
+        levels = self.draws.levels
+        return dataclasses.replace(
+            found, triples=Triples(self.draws.sample, self.draws.index % levels, levels, weighted)
+        )
+
+    def _losses(self, draws: Any, model: Any, world: World) -> Tensor:
+        """One a draw, float64, before the factor."""
+
+        def held(model: Any, part: Tensor) -> Tensor:
+            # numbers that no training sample has: other noise
+            batch = Batch(draws.x[part], draws.cond.rows(part), part + _HELD_OUT, draws.u[part])
+            return one_a_sample(self.loss.held(model, batch), len(part), self.loss, "held", trains=False)
+
+        return draws.each(model, held, world)
+
+    def _validation(
+        self, losses: dict[str, Tensor], raw: Any, gradients: tuple[int, int] | None, world: World
+    ) -> Validation:
+        """The means; gradients: (number of the first draw, depth) where they are asked for."""
+        means = {name: [float(each.mean())] for name, each in losses.items()}
+        return Validation(None, means["raw"], means.get("ema"), None)
+
+
+@final
+class LevelValidator(Validator):
+    """`BINS` noise levels of equal weight under a time density that stays, each with the same number of draws."""
+
+    draws: Draws
+
+    def __init__(
+        self, loss: Any, levels: Levels, model: Any, held: Rows, count: int, batch: int, train: Rows | None, seed: int
+    ) -> None:
+        """count: a multiple of BINS."""
+        schedule, per_bin = model.process.schedule, count // BINS
+        bins = make(BINS, levels.times, schedule)
+
+        def drawn(rows: Rows, first: int = 0, count: int = per_bin) -> Draws:
+            return Draws(*rows, model.process, bins, count, seed, batch, first)
+
+        super().__init__(loss, drawn(held), None if train is None else drawn(train))
+        self._more, self._deep = partial(drawn, held), max(MICRO, per_bin)  # draws a level that gradients take
+        self.objective, self.trained = (
+            Objective(schedule, model.target, times, levels.weight, model.sigma_data)
+            for times in (levels.times, levels.trained)
+        )
+        self.factor = self.draws.factor(self.objective)
+        self.trivial = self.draws.losses(Trivial(model.process, 0.0, model.sigma_data**2))
+
+    @property
+    def cost(self) -> Cost:
+        work = _work(self._deep // MICRO * MICRO * BINS, self.draws.batch, BINS * MICRO, self.draws.x.device)
+        return Cost(super().cost.losses, float(work))
+
+    def _losses(self, draws: Any, model: Any, world: World) -> Tensor:
+        found: Tensor = draws.losses(model, world)
+        return found
+
+    def _validation(
+        self, losses: dict[str, Tensor], raw: Any, gradients: tuple[int, int] | None, world: World
+    ) -> Validation:
+        bins, values = self.draws.bins, dict[str, list[float]]()
+        with torch.no_grad():  # a density that learns is another each time
+            columns = {"weight": self.trained.weight(bins.middle), "density": self.trained.density(bins.middle)}
+        board = {"edges": plain(bins.edges), **{name: plain(column) for name, column in columns.items()}}
+        for name, each in (losses | {"trivial": self.trivial}).items():
+            (value, error), weighted = self.draws.by_level(each), self.draws.by_level(self.factor * each)
+            board |= {f"loss_{name}": plain(value), f"loss_{name}_stderr": plain(error)}
+            board[f"{name}_stderr"], values[name] = plain(weighted.stderr), weighted.value.tolist()
+        found = None if gradients is None else self._gradients(raw, *gradients, world)
+        if found is not None:
+            board |= {"grad_norm": plain(found.norm.value), "noise_scale": plain(found.scale.value)}
+            for name, column in {"square": found.square, "variance": found.variance}.items():
+                board |= {f"grad_{name}": plain(column.value), f"grad_{name}_stderr": plain(column.stderr)}
+        return Validation(
+            bins.middle.tolist(), values["raw"], values.get("ema"), values["trivial"], board,
+            None if found is None else found.total,
+        )  # fmt: skip
+
+    def _gradients(self, model: Any, first: int, depth: int, world: World) -> Gradients | None:
+        count = depth * self._deep
+        draws = self._more(first, count)
+        return measure(model, draws, draws.factor(self.objective), MICRO, count // MICRO, world)
+
+
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _work(samples: int, batch: int, sets: int, device: torch.device) -> int:
+    """Samples that pass, each batch in `sets` calls, of which a small one takes as long as one of `_SMALL` samples, or
+    on an accelerator as a whole batch."""
+    return max(samples, sets * (min(batch, _SMALL) if device.type == "cpu" else batch))
