@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -132,8 +131,7 @@ def test_who_waits_for_the_cache_goes_on_where_it_cannot_be_kept(folder, tmp_pat
 @pytest.mark.slow
 def test_what_was_broken_off_is_decoded_anew(folder, tmp_path):
     process = started("inspect", folder, place=tmp_path)
-    while not list((tmp_path / "cache").glob("*.tmp")) and process.poll() is None:
-        time.sleep(0.02)
+    assert process.stderr.readline().startswith("Decoding pictures: ")
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 130 and not list((tmp_path / "cache").iterdir())

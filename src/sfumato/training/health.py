@@ -25,7 +25,7 @@ from sfumato.files import write_text
 from sfumato.training.config import TrainConfig
 from sfumato.training.folder import read
 from sfumato.training.loop import Progress
-from sfumato.training.parallel import gathered
+from sfumato.training.parallel import whole
 from sfumato.training.state import State
 from sfumato.world import ALONE, World
 
@@ -69,10 +69,10 @@ class Health:
         sample = draw(self.source.x, self.train, labels, self.state.denoiser.spec, self.config.seed)
         weights = deaf = None
         if self.state.step == 0:
-            now = parameters(self.state.denoiser)
-            now = gathered(now, self.world) if self.state.sharded else now
-            weights = Weights(now, now, None, 0)
-            deaf = None if self.state.sharded else unheard(self.state.denoiser, self.source, self.train)
+            denoiser = whole(self.state.denoiser, self.world)
+            if self.world.leads:
+                now = parameters(denoiser)
+                weights, deaf = Weights(now, now, None, 0), unheard(denoiser, self.source, self.train)
         self._take(Evidence(sample=sample, weights=weights, deaf=deaf, log=[], settings=self.config.to_dict()))
 
     def end(self, told: Information | None) -> None:
