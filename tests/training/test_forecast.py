@@ -1,40 +1,31 @@
-"""What a run will take: sums that hold exactly, and a calibration against what a real run leaves and holds."""
+"""What a run will take: sums that hold exactly, and figures against what a real run leaves and holds."""
 
 import dataclasses
 import json
 import math
-import os
+import random
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import sfumato as sf
-from sfumato.machine import memory
-from sfumato.training import costs, occasions
 from sfumato.training.config import TrainConfig
 from sfumato.training.console import Silent
-from sfumato.training.costs import Costs, Snapshots, Twice
+from sfumato.training.forecast import Costs
 
 SMALL = {"net": "tiny", "batch": 16, "steps": 24, "precision": "float32"}
 X = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32)
-ONE = {
-    "checkpoint": 100, "model": 30, "snapshot": 7, "change": 4, "copies": 6, "grid": 4, "last_grid": 5, "line": 2,
-    "validation_line": 20, "report": 9, "settings": 3,
-}  # fmt: skip
 
 
-def priced(**changes) -> Costs:
+def priced(config: TrainConfig, **changes) -> Costs:
     """Numbers that are easy to add up: a step takes a second."""
-    known = {
-        "start": 5.0, "first": [4.0, 3.0], "steps": [1.0] * 20, "losses": Twice(0.0, 0.0), "gradients": 0.0,
-        "work": (0.0, 0.0), "grid": Twice(0.0, 0.0), "snapshots": Snapshots(0.0, 0.0, 0.0, 8),
-        "checkpoint": 0.0, "end": 6.0, "disk": ONE,
-    }  # fmt: skip
-    return Costs(**{**known, **changes})
+    return Costs(**{"config": config, "first": [4.0, 3.0], "warm": [1.0] * 20, **changes})
 
 
 def settings(**changes) -> TrainConfig:
@@ -42,66 +33,37 @@ def settings(**changes) -> TrainConfig:
 
 
 def test_the_loop_is_its_steps_and_what_is_between_them():
-    assert costs.loop(priced(), settings(), 100, 1.0)[0] == 7 + 98
-    assert costs.loop(priced(), settings(steps=1), 1, 1.0)[0] == 4  # fewer steps than are slow
-    chain = Snapshots(2.0, 3.0, 0.5, 4)  # 2, 3, 3.5, 4, and again
-    seconds, parts = costs.loop(priced(snapshots=chain), settings(snapshots=8), 100, 1.0)
-    assert seconds == 105 + 25 and parts["averages"] == 25 and math.fsum(parts.values()) == seconds
-    parts = costs.loop(priced(grid=Twice(5.0, 3.0)), settings(sample_every=40), 100, 1.0)[1]
-    assert parts["grids"] == 5 + 3  # at 40 and 80; the one at the end belongs to the end
-    parts = costs.loop(priced(checkpoint=2.0), settings(checkpoint_every=0.5), 100, 1.0)[1]
-    assert parts["checkpoints"] == 3 * 2  # in 105 seconds
-    # 1 % of 1,000 samples is 10: five times 2 samples of work; gradients twice, on two of the five
-    parts = costs.loop(priced(losses=Twice(2.0, 1.0), gradients=3.0, work=(2.0, 5.0)), settings(), 100, 1.0)[1]
-    often, seldom, depth = occasions.validations(2.0, 5.0, 1000.0)
-    assert (often, seldom, depth) == (4, 1, 1) and parts["validation"] == 2 + 3 + 3
+    assert priced(settings()).loop(100, 1.0)["steps"] == 7 + 98
+    assert priced(settings()).loop(1, 1.0)["steps"] == 4  # fewer steps than are slow
+    one = {"averages": 2.0, "grids": 5.0, "checkpoints": 3.0}
+    parts = priced(settings(snapshots=8, sample_every=40, checkpoint_every=0.5), one=one).loop(100, 1.0)
+    # grids at 40 and 80, as the one at the end belongs to the end; checkpoints in 100 seconds
+    assert parts == {"steps": 105, "validation": 0, "averages": 16, "grids": 10, "checkpoints": 9}
+    # 1.25 % of 1,000 samples is 12: four times 2 samples of work, and gradients of 5 on one of them
+    parts = priced(settings(), one={"validation": 0.5}, work=(2.0, 5.0)).loop(100, 1.0)
+    assert parts["validation"] == 0.5 * (4 * 2 + 5)
+    assert priced(settings(), one={"validation": 0.5}, work=(90.0, 0.0)).loop(100, 1.0)["validation"] == 45  # the last
 
 
 @pytest.mark.parametrize("minutes", [0.2, 1.0, 10.0])
 def test_a_budget_in_minutes_is_the_same_sum_the_other_way_round(minutes):
-    parts = {"snapshots": Snapshots(0.5, 0.6, 0.1, 8), "grid": Twice(2.0, 1.0), "losses": Twice(1.0, 0.5)}
-    one = priced(**parts, gradients=0.7, work=(2.0, 5.0))
-    config = settings(steps=None, minutes=minutes, snapshots=4, sample_every=None)
-    steps = costs.steps_of(one, config, 0.1)
-    assert costs.loop(one, config, steps, 0.1)[0] >= 60 * minutes > costs.loop(one, config, steps - 1, 0.1)[0]
-    assert costs.steps_of(one, settings(), 0.1) == 100
+    config = settings(steps=None, minutes=minutes, snapshots=4, sample_every=7)
+    one = priced(config, one={"averages": 0.5, "grids": 2.0, "validation": 0.2}, work=(2.0, 5.0))
+    steps = one.steps(0.1)
+    whole, less = (math.fsum(one.loop(n, 0.1).values()) for n in (steps, steps - 1))
+    assert whole >= 60 * minutes > less
+    assert priced(settings()).steps(0.1) == 100
 
 
-def test_held_up_steps_do_not_count_and_the_interval_is_that_of_the_deciles():
-    step = costs.step_seconds([1.0] * 17 + [0.9, 1.1, 60.0])
-    assert step.value == pytest.approx(1.0, abs=0.01) and step.low <= step.value <= step.high == 1.0
-    spread = costs.step_seconds([float(i) for i in range(1, 21)])
-    assert (spread.value, spread.low, spread.high) == (10.5, 3.0, 18.0)
-
-
-def test_the_folder_is_the_sum_of_its_files():
-    parts = costs.disk(priced(), settings(snapshots=8, sample_every=40), 100, 105.0)
-    assert parts == {
-        "checkpoints": 100, "model": 30, "averages": 7 + 7 * 4, "samples": 13 + 6, "log": 200,
-        "report": 9 + round(13 * 4 / 3), "settings": 3,
-    }  # fmt: skip
-    assert costs.disk(priced(), settings(checkpoint_every=1), 100, 105.0)["checkpoints"] == 200  # the last two are kept
-    assert costs.disk(priced(), settings(snapshots=10), 100, 105.0)["averages"] == 2 * 7 + 8 * 4
-
-
-def test_occasions_are_those_of_the_loop(tmp_path):
-    """Counted on a run."""
-    config = {**SMALL, "steps": 60, "snapshots": 5, "sample_every": 25}
-    run = sf.train(X, out=str(tmp_path / "run"), console=Silent(), **config)
-    whole, count = run.config, 60
-    assert len(list((run.path / "averages").iterdir())) == occasions.snapshots(whole, count)
-    assert len(list((run.path / "samples").iterdir())) == occasions.grids(whole, count) + 1
-    scored = sum("valid_raw" in line for line in run.metrics)
-    cost = 3 * 18 / 3  # two draws a bin: two sets of weights and training samples, forward alone
-    often, seldom, _ = occasions.validations(cost, 0.0, 60.0 * 16)
-    assert scored == max(1, often) == 1 and seldom == 0
-    logged = sum("loss" in line for line in run.metrics)
-    assert logged == count // occasions.log_every(whole)
+def test_held_up_steps_do_not_count():
+    step = priced(settings(), warm=[1.0] * 17 + [0.9, 1.1, 60.0]).step
+    assert step.value == 1.0 and step.low == 1.0 and step.high < 1.1
+    assert priced(settings(), warm=[float(i) for i in range(21)]).step == (10.0, 2.0, 18.0)
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """(forecast, folder of the real run, largest memory of its process) of one small run."""
+    """(forecast, folder of the real run, largest memory of its process) of one small run, each in a fresh process."""
     place = tmp_path_factory.mktemp("pair")
     np.save(place / "x.npy", X)
     words = [f"--{name}={value}" for name, value in SMALL.items()]
@@ -113,61 +75,65 @@ def pair(tmp_path_factory):
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     before = set(place.iterdir())
-    found = sf.forecast(place / "x.npy", out=place / "elsewhere", **SMALL)
+    plan = [sys.executable, "-m", "sfumato.cli", "plan", str(place / "x.npy"), *words, "--json"]
+    planned = subprocess.run(plan, capture_output=True, text=True, timeout=200)
+    assert planned.returncode == 0, planned.stderr
     assert set(place.iterdir()) == before, "a forecast leaves nothing"
-    return found, place / "run", int(done.stdout.split()[-1])
+    return json.loads(planned.stdout), place / "run", int(done.stdout.split()[-1])
 
 
 def test_parameters_and_settings_are_those_of_the_run(pair):
     found, run, _ = pair
     denoiser = sf.load(run)
-    assert found.facts["parameters"] == sum(p.numel() for p in denoiser.parameters())
-    assert found.facts["network"] == type(denoiser.net).__name__ and found.facts["shape"] == [3]
-    assert found.config.steps == 24 and found.config.data.endswith("x.npy") and found.config.out.endswith("elsewhere")
-    assert (found.facts["train"] + found.facts["holdout"], found.facts["micro"]) == (300, 16)
+    assert found["facts"]["parameters"] == sum(p.numel() for p in denoiser.parameters())
+    assert found["facts"]["network"] == type(denoiser.net).__name__ and found["facts"]["shape"] == [3]
+    assert found["config"]["steps"] == 24 and found["config"]["data"].endswith("x.npy")
+    assert (found["facts"]["train"] + found["facts"]["holdout"], found["facts"]["micro"]) == (300, 16)
 
 
 def test_memory_is_within_15_percent(pair):
     found, _, held = pair
-    assert found.memory["train"] == pytest.approx(held, rel=0.15)
-    assert 0 < found.memory["sample"] < 1.15 * held and found.memory["free"] > 0
+    assert found["memory"]["train"] == pytest.approx(held, rel=0.15)
+    assert found["memory"]["free"] > 0
 
 
 def test_disk_is_what_the_run_left(pair):
     found, run, _ = pair
 
-    def size(name: str) -> int:
-        path = run / name
-        return path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.iterdir())
+    def size(*files: Path) -> int:
+        return sum(path.stat().st_size for path in files)
 
-    assert found.disk["checkpoints"] == pytest.approx(size("checkpoints"), rel=0.001)
-    assert found.disk["model"] == pytest.approx(size("model.safetensors"), rel=0.01)
-    assert found.disk["averages"] == pytest.approx(size("averages"), rel=0.001)
-    assert found.disk["log"] == pytest.approx(size("metrics.jsonl"), rel=0.2)
-    whole = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
-    parts = sum(number for name, number in found.disk.items() if name not in ("total", "free"))
-    assert found.disk["total"] == parts == pytest.approx(whole, rel=0.03)
+    disk = found["disk"]
+    assert disk["checkpoints"] == pytest.approx(size(*run.glob("checkpoints/*")), rel=0.001)
+    assert disk["model"] == pytest.approx(size(run / "model.safetensors"), rel=0.01)
+    assert disk["averages"] == pytest.approx(size(*run.glob("averages/*")), rel=0.001)
+    assert disk["log"] == pytest.approx(size(run / "metrics.jsonl"), rel=0.2)
+    assert disk["total"] == pytest.approx(size(*(p for p in run.rglob("*") if p.is_file())), rel=0.03)
+    assert disk["total"] == sum(number for name, number in disk.items() if name not in ("total", "free"))
 
 
-def test_times_add_up_and_everything_is_plain(pair):
+def test_times_add_up(pair):
     found, _, _ = pair
-    for each in (found.step, found.thousand, found.total):
-        assert 0 < each.low <= each.value <= each.high
-    whole = math.fsum(found.loop.values())
-    assert found.total.value == pytest.approx(found.start + whole + found.end)
-    assert found.steps.value == 24 and found.epochs == pytest.approx(24 * 16 / found.facts["train"])
-    plain = json.loads(json.dumps(found.to_dict()))
-    assert plain["fits"] is True and set(plain["total"]) == {"value", "low", "high"}
+    for each in (found["step"], found["total"]):
+        assert 0 < each["low"] <= each["value"] <= each["high"]
+    assert found["total"]["value"] == pytest.approx(math.fsum(found["parts"].values()))
+    assert found["steps"]["value"] == 24 and found["fits"] is True
+    assert found["epochs"] == pytest.approx(24 * 16 / found["facts"]["train"])
 
 
-def test_data_in_memory_of_any_kind():
-    """uint16 images with named classes, and labels beside a path, reach the other process as they are."""
+def test_data_in_memory_of_any_kind_and_nothing_changed(tmp_path, monkeypatch):
+    """uint16 images with named classes; files, random numbers and threads are what they were."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     x = torch.randint(0, 60000, (40, 1, 6, 6), generator=torch.Generator().manual_seed(0)).to(torch.uint16)
-    names = ["cat", "dog"] * 20
-    found = sf.forecast((x, names), **{**SMALL, "minutes": 0.05, "steps": None})
+    torch.manual_seed(0)
+    state = lambda: (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist())  # noqa: E731
+    before, threads = state(), torch.get_num_threads()
+    found = sf.forecast((x, ["cat", "dog"] * 20), threads=1, **{**SMALL, "minutes": 0.05, "steps": None})
     assert found.facts["classes"] == 2 and found.facts["dtype"] == "uint16" and found.facts["samples"] == 40
     assert found.sampling["number"] == 20 and found.steps.low <= found.steps.value <= found.steps.high
-    assert found.total.value > 3
+    assert found.total.value > 3 and found.facts["threads"] == 1
+    assert state() == before and torch.get_num_threads() == threads
+    assert not list(tmp_path.glob("sfumato-*"))
 
 
 def test_what_training_refuses_is_refused():
@@ -182,33 +148,41 @@ def test_what_training_refuses_is_refused():
             sf.forecast(**{**SMALL, **given})
 
 
-def test_memory_that_is_not_there_is_an_error_that_is_caught():
-    """Beyond the limit torch's allocator raises what the loop answers by halving its parts."""
-    code = """
-import torch
-from sfumato.machine import memory
-from sfumato.machine.parts import out_of_memory
-memory._SHARE, memory.available = 1.0, lambda: 2.0**28
-kept = []
-try:
-    with memory.limited():
-        for _ in range(1000):
-            kept.append(torch.ones(2**24))
-except RuntimeError as error:
-    assert out_of_memory(error)
-    print(len(kept))
-kept += [torch.ones(2**24) for _ in range(8)]  # after the block there is no limit
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    if memory.held() is not None and Path("/proc/self/status").exists():
-        assert 1 <= int(done.stdout) <= 4 + (os.cpu_count() or 1)
+@sf.register("network", "hungry")
+class Hungry(nn.Module):
+    """A network for which memory suffices for `most` samples at a time."""
+
+    def __init__(self, most: int = 4) -> None:
+        super().__init__()
+        self.linear, self.most = nn.Linear(3, 3), most
+
+    def forward(self, x, noise_level):
+        if torch.is_grad_enabled() and len(x) > self.most:
+            raise MemoryError
+        return self.linear(x)
 
 
-def test_fits_asks_memory_and_disk(pair):
-    found, _, _ = pair
+def test_halved_parts_are_told_and_too_little_memory_is_one_sentence():
+    assert sf.forecast(X, **{**SMALL, "net": "hungry(most=4)"}).facts["micro"] == 4
+    with pytest.raises(sf.SfumatoError, match="even for one sample at a time"):
+        sf.forecast(X, **{**SMALL, "net": "hungry(most=0)"})
+
+
+def test_fits_asks_memory_and_disk():
+    found = sf.forecast(X, **SMALL)
     held, disk = found.memory, found.disk
+    assert found.fits is True
     assert dataclasses.replace(found, memory={**held, "free": held["train"] - 1}).fits is False
     assert dataclasses.replace(found, disk={**disk, "free": disk["total"] - 1}).fits is False
     assert dataclasses.replace(found, memory={**held, "device_train": 2, "device_free": 1}).fits is False
-    assert dataclasses.replace(found, memory={**held, "train": None, "sample": None}).fits is None
+    assert dataclasses.replace(found, memory={**held, "train": None}).fits is None
+
+
+def test_an_autoencoder_is_forecast(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (60, 1, 8, 8), dtype=np.uint8)
+    how = {"loss": "autoencoding", "steps": 24, "batch": 8, "precision": "float32"}
+    found = sf.forecast(images, **how)
+    assert found.sampling["number"] == 0 and found.total.value > 0
+    run = sf.train(images, tmp_path / "run", console=Silent(), **how)
+    whole = sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file())
+    assert found.disk["total"] == pytest.approx(whole, rel=0.1)

@@ -394,8 +394,8 @@ line: {"event": "progress", ...} while it trains, then {"event": "done", ...}.
 
 _PLAN_WORDS = """Say what `sfumato train` would take with the same DATA and flags: time, memory, disk; does it fit?
 
-It takes some 20 steps in a process of its own, then does once what a run does beside its steps; no file is left. With
---json, one JSON object: seconds and bytes.
+It takes some 24 steps and does once what a run does beside its steps; no file is left, but pictures that were decoded
+stay in the cache. With --json, one JSON object: seconds and bytes.
 """
 
 

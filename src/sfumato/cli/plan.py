@@ -1,4 +1,4 @@
-"""`plan`: what a training would take. A process of its own measures it, so that no torch is loaded here."""
+"""`plan`: what a training would take, in words or as JSON."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from typing import Any
 
 from sfumato.cli.parse import train_config
 from sfumato.cli.run import Voice
-from sfumato.training.costs import Interval
-from sfumato.training.forecast import Forecast, forecast
+from sfumato.training.forecast import Forecast, Interval, forecast
 
 
 def plan(options: Any, voice: Voice) -> None:
     settings = train_config(options, "plan").to_dict()
     data, out = settings.pop("data"), settings.pop("out")
-    voice.note("Taking some steps to measure them; nothing is kept.")
+    voice.note("Opening the data, and taking some steps to measure them; nothing is kept.")
     found = forecast(data, out, **settings)
     voice.emit(found.to_dict())
     voice.say(*page(found))
@@ -34,7 +33,6 @@ def page(found: Forecast) -> list[str]:
         *(f"Note: {note}" for note in facts["notes"]),
         "",
         *_time(found),
-        *_compiling(found),
         *_memory(found),
         f"disk      {size(found.disk['total'])} in the run folder ({_disk(found)}); "
         f"{size(found.disk['free'])} are free",
@@ -57,43 +55,27 @@ def _micro(found: Forecast) -> str:
 
 def _time(found: Forecast) -> list[str]:
     config, step = found.config, found.step
-    whole = sum(found.loop.values())
-    shares = ", ".join(f"{name} {seconds / whole:.1%}" for name, seconds in found.loop.items() if seconds)
+    whole = sum(found.parts.values())
+    shares = ", ".join(f"{name} {seconds / whole:.1%}" for name, seconds in found.parts.items() if seconds)
+    compiled = ["          compiled in the first step, as long as it took here"] if config.compile else []
     limits = "" if config.steps else f" ({found.steps.low:,} to {found.steps.high:,})"
     return [
-        f"time      {between(found.total)} in all, {duration(found.start)} of it to start and "
-        f"{duration(found.end)} to end",
+        f"time      {between(found.total)} in all",
+        f"          of it {shares}",
         f"          {found.steps.value:,} steps{limits}, {found.steps.value * config.batch:,} samples, "
         f"{found.epochs:.1f} epochs",
         f"          {between(step)} a step, "
         f"{config.batch / step.value:,.0f} samples a second",
-        f"          {between(found.thousand)} for 1,000 steps with all that is between them ({shares})",
+        *compiled,
     ]  # fmt: skip
-
-
-def _compiling(found: Forecast) -> list[str]:
-    """When the network is compiled, and what the figures are then."""
-    way = found.facts["compile"]
-    if way == "before":
-        return ["compile   before the first step, which is counted as long as it took here; what it made may be kept"]
-    if way == "beside":
-        return [
-            "compile   beside the run, from the first step on, some minutes of one more core; ten steps then decide",
-            "          no gain is counted here, as none is known before: a step takes at most this, save meanwhile",
-        ]
-    return []
 
 
 def _memory(found: Forecast) -> list[str]:
     held = found.memory
-    lines = [("memory", "train", "sample", "free")]
+    lines = [f"memory    {size(held['train'])} at most in this process; {size(held['free'])} are free for it"]
     if "device_train" in held:
-        lines.append(("on device", "device_train", "device_sample", "device_free"))
-    return [
-        f"{title:<9} {size(held[train])} at most in training, {size(held[sample])} in sampling; "
-        f"{size(held[free])} are free"
-        for title, train, sample, free in lines
-    ]  # fmt: skip
+        lines.append(f"on device {size(held['device_train'])} at most; {size(held['device_free'])} are free for it")
+    return lines
 
 
 def _disk(found: Forecast) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -214,26 +214,3 @@ def cells(text: Sequence[str | None]) -> Column:
             break
         return column(found)
     return column(said)
-
-
-def packed(columns: Mapping[str, Column]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Columns as tensors and JSON, for a file; `unpacked` is the inverse."""
-    tensors, facts = {}, {}
-    for name, found in columns.items():
-        tensors[f"{name} present"] = torch.from_numpy(found.present)
-        facts[name] = {"kind": found.kind, "names": found.names}
-        if found.values.dtype == object:
-            facts[name]["values"] = found.spelt.tolist()
-        else:
-            tensors[f"{name} values"] = torch.from_numpy(np.ascontiguousarray(found.values))
-    return tensors, facts
-
-
-def unpacked(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> dict[str, Column]:
-    made = {}
-    for name, fact in facts.items():
-        listed = [tuple(value) if isinstance(value, list) else value for value in fact.get("values", ())]
-        values = _array(listed) if "values" in fact else tensors[f"{name} values"].numpy()
-        names = None if fact["names"] is None else tuple(fact["names"])
-        made[name] = Column(values, tensors[f"{name} present"].numpy(), names, fact["kind"])
-    return made

@@ -1,43 +1,74 @@
-"""What a run will take, before it is started: memory, time, disk, from a calibration of some steps in a fresh process.
+"""What a run will take, before it is started: some of its steps, and once all that it does beside them.
 
-The process (`calibration`) does what a run does, so that its largest memory is a run's; the sum of its costs over a run
-is `costs`. A second one loads the model that the first has left and samples it. No torch here.
+    seconds = start + first steps + (n - first) step + sum over events of count * cost + end,   n steps
+
+A budget in minutes is the same sum solved for n. The run's own loop and session do the work, on the real data, in this
+process and in a folder that goes.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 import os
+import random
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from sfumato import registry
+import numpy as np
+import torch
+
+from sfumato import artefact
+from sfumato.compose import guide
 from sfumato.errors import SfumatoError
-from sfumato.training import costs as sums
+from sfumato.files import write_text
+from sfumato.levels.draws import evaluating
+from sfumato.machine.memory import available, held
+from sfumato.machine.parts import out_of_memory
+from sfumato.plans import make_plan
+from sfumato.sampling import sample
+from sfumato.training import checkpoint, snapshots
 from sfumato.training.config import TrainConfig, from_dict
-from sfumato.training.costs import Costs, Interval
+from sfumato.training.console import Silent
+from sfumato.training.folder import read
+from sfumato.training.judging import Labelled, judge
+from sfumato.training.loop import Progress, fit
+from sfumato.training.occasions import log_every, validations
+from sfumato.training.precision import device_of
+from sfumato.training.report import write as write_report
+from sfumato.training.run import prepared
+from sfumato.training.session import Session
+from sfumato.training.state import State
+
+FIRST, STEPS = 4, 20  # steps that are slower, and those that are measured, at least
+_LEAST = 2.0  # seconds that are measured, where steps are short
+
+
+class Interval(NamedTuple):
+    """A figure, and what it would be if all steps took as long as the fastest tenth did or the slowest."""
+
+    value: float
+    low: float
+    high: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
-    """What `sf.train` would take with the same data and settings. Seconds, bytes.
+    """What `sf.train` would take with the same data and settings, from its call to its end. Seconds, bytes.
 
     facts: data, samples, train, holdout, shape, dtype, classes, conditions, network, parameters, device, precision,
     threads, micro (samples that are computed at once; fewer than a batch where memory does not suffice), notes of the
-    data, compile (when the network is: never; before the first step, which the total then holds; or beside the run,
-    whose gain nobody knows before: then the time of steps is an upper figure, and steps of a budget in minutes are a
-    lower one).
-    steps: of the optimiser, in the budget; epochs. step: seconds of one; thousand: of 1,000 with all that is between
-    them; total: of the process, with start and end; loop: its parts, without them. memory: train and sample, the
-    largest resident memory of a process that does either, and free, what the machine has (None where a system does not
-    say); on an accelerator also device_train, device_sample and device_free. disk: the run folder by its parts, with
-    total and free. sampling: number, steps, seconds of what `sfumato sample` draws.
+    data. steps: of the optimiser, in the budget; epochs. step: of one, the median. total: of the run; parts: its start,
+    steps, what is between them, and its end. memory: train, the largest resident memory of this process while it did
+    what a run does, and free, what it may hold (None where a system does not say); on an accelerator also device_train
+    and device_free. disk: the run folder by its parts, with total and free. sampling: number, steps, seconds of what
+    `sfumato sample` draws.
     """
 
     config: TrainConfig
@@ -45,11 +76,8 @@ class Forecast:
     steps: Interval
     epochs: float
     step: Interval
-    thousand: Interval
     total: Interval
-    start: float
-    loop: dict[str, float]
-    end: float
+    parts: dict[str, float]
     memory: dict[str, int | None]
     disk: dict[str, int]
     sampling: dict[str, Any]
@@ -57,14 +85,11 @@ class Forecast:
     @property
     def fits(self) -> bool | None:
         """Whether memory and disk suffice; None where the system does not say what is held."""
-        pairs = [(self.disk["total"], self.disk["free"])]
-        for place in ("", "device_"):
-            free = self.memory.get(f"{place}free")
-            needs = (self.memory.get(place + what) for what in ("train", "sample"))
-            pairs += [(need, free) for need in needs if need is not None and free is not None]
-        if any(need > free for need, free in pairs):
+        known = self.memory
+        pairs = [(known["train"], known["free"]), (known.get("device_train"), known.get("device_free"))]
+        if self.disk["total"] > self.disk["free"] or any(a is not None and b is not None and a > b for a, b in pairs):
             return False
-        return None if self.memory["train"] is None or self.memory["free"] is None else True
+        return None if None in pairs[0] else True
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -72,114 +97,223 @@ class Forecast:
         return {**vars(self), **named, "config": self.config.to_dict(), "fits": self.fits}
 
 
+@dataclasses.dataclass
+class Costs:
+    """Seconds of the first steps and of those after them; and of one of each thing that a run does between steps.
+
+    work: samples that pass in a validation, for its losses and for gradients; validation is a sample of it.
+    """
+
+    config: TrainConfig
+    first: list[float]
+    warm: list[float]
+    one: dict[str, float] = dataclasses.field(default_factory=dict)
+    work: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def step(self) -> Interval:
+        """The median of the steps, and their deciles: single steps that something held up do not count."""
+        low, middle, high = np.quantile(self.warm, (0.1, 0.5, 0.9)).tolist()
+        return Interval(middle, low, high)
+
+    def counts(self, steps: int, step: float) -> dict[str, float]:
+        """How often a run of so many steps of so many seconds does each thing."""
+        config, (losses, gradients) = self.config, self.work
+        often, seldom, depth = validations(losses, gradients, float(steps * config.batch))
+        every = config.sample_every or steps
+        return {
+            "validation": max(1, often) * losses + seldom * depth * gradients,
+            "grids": int(steps > 1) if config.sample_every is None else (steps - 1) // every,
+            "averages": min(config.snapshots, steps),
+            "checkpoints": int(steps * step / (60 * config.checkpoint_every)),
+        }
+
+    def loop(self, steps: int, step: float) -> dict[str, float]:
+        """Seconds of the parts of a loop of so many steps."""
+        alone = math.fsum(self.first[:steps]) + max(0, steps - len(self.first)) * step
+        counts = self.counts(steps, step)
+        return {"steps": alone, **{name: count * self.one.get(name, 0.0) for name, count in counts.items()}}
+
+    def steps(self, step: float) -> int:
+        """Steps of the optimiser that the budget gives, the least number that uses it up."""
+        if self.config.steps is not None:
+            return self.config.steps
+        budget = 60 * (self.config.minutes or 0.0)
+        most = len(self.first) + math.ceil(budget / step)
+        return 1 + bisect_left(range(1, most), budget, key=lambda n: math.fsum(self.loop(n, step).values()))
+
+
 def forecast(data: Any, out: str | os.PathLike[str] | None = None, labels: Any = None, **settings: Any) -> Forecast:
     """What training would take: `sf.forecast("photos/", net="base", minutes=60)`.
 
-    data, out, labels, settings: those of `sf.train`. A calibration of 20 steps or more runs in a process of its own and
-    leaves nothing; data in memory are handed to it through a file that goes. Raises SfumatoError for what `sf.train`
-    would refuse, and where memory does not suffice even for one sample at a time.
+    data, out, labels, settings: those of `sf.train`, words alone. Some 24 steps are taken here and nothing is left of
+    them, but pictures that were decoded stay in the cache, where the run finds them; random numbers go on as if nothing
+    had been drawn. Raises SfumatoError for what `sf.train` would refuse, and where memory does not suffice even for one
+    sample at a time.
     """
     words = os.fspath(data) if isinstance(data, str | os.PathLike) else ""
     named = os.fspath(labels) if isinstance(labels, str | os.PathLike) else settings.pop("labels", None)
     place = None if out is None else os.fspath(out)
     chosen = from_dict({**settings, "data": words, "out": place, "labels": named})
-    with tempfile.TemporaryDirectory(prefix="sfumato-") as folder:
-        job: dict[str, Any] = {"config": chosen.to_dict(), "run": str(Path(folder, "run")), "threads": _threads()}
-        job["modules"] = registry.FILES
-        if not words:
-            job["source"] = _handed(data, None if named else labels, chosen, Path(folder, "data.safetensors"))
-        elif labels is not None and not named:
-            job["labels"] = labels if isinstance(labels, list) else labels.tolist()
-        found = _process({**job, "what": "train"}, Path(folder), chosen)
-        drawn = _process({**job, "what": "sample"}, Path(folder), chosen)
-    return _summed(found, drawn, chosen)
+    device = device_of(chosen.device)
+    free = _free(device)
+    with ExitStack() as after:  # random numbers go on as if nothing had been drawn, and no file is left
+        after.callback(random.setstate, random.getstate())
+        after.callback(np.random.set_state, np.random.get_state())
+        after.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        folder = after.enter_context(tempfile.TemporaryDirectory(prefix="sfumato-"))
+        try:
+            return _measured(data, None if named else labels, chosen, Path(folder), free)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise SfumatoError(
+                "Training with these settings needs more memory than is free, even for one sample at a time: try a "
+                "smaller --net or --size."
+            ) from None
 
 
-def _handed(data: Any, labels: Any, settings: TrainConfig, path: Path) -> dict[str, Any]:
-    """Data in memory as a file, and the rest of what a Source holds."""
-    from safetensors.torch import save_file
-
-    from sfumato import data as sources
-    from sfumato.data.column import packed
-    from sfumato.data.labels import read_labels
-    from sfumato.data.rows import Rows
-
-    if settings.labels is not None:
-        labels = read_labels(settings.labels)
-    source = sources.open(data, labels=labels, size=settings.size, conditions=settings.conditions)
-    if isinstance(source.x, Rows):
-        raise SfumatoError(f"{source.name} stays on the disk: give its path, which another process can read, too.")
-    columns, conditions = packed(source.conditions)
-    tensors = {"x": source.x, **columns}
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, str(path))
-    rest = ("ids", "kind", "name", "skipped", "notes", "groups", "bounds")
-    return {"path": str(path), "conditions": conditions, **{name: getattr(source, name) for name in rest}}
-
-
-def _threads() -> int | None:
-    """As many threads as this process computes with, where torch is loaded."""
-    torch = sys.modules.get("torch")
-    return None if torch is None else int(torch.get_num_threads())
-
-
-def _process(job: dict[str, Any], folder: Path, settings: TrainConfig) -> dict[str, Any]:
-    """What a process of its own tells of a job."""
-    given, result = folder / "job.json", folder / "result.json"
-    result.unlink(missing_ok=True)
-    given.write_text(json.dumps({**job, "started": time.time()}), encoding="utf-8")
-    here = str(Path(__file__).parents[2])
-    lead = {"PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH", "")])), "RANK": "0"}
-    command = [sys.executable, "-m", "sfumato.training.calibration", str(given), str(result)]
-    done = subprocess.run(
-        command, env={**os.environ, **lead}, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
-    )
-    told = json.loads(result.read_text(encoding="utf-8")) if done.returncode == 0 else {}
-    if "error" in told:
-        raise SfumatoError(told["error"])
-    if done.returncode == -9 or "out_of_memory" in told:
-        raise SfumatoError(_too_large(job["what"], settings, told.get("free")))
-    if not told:
-        raise RuntimeError(f"The calibration ended with status {done.returncode}: {done.stderr.strip()[-2000:]}")
-    return told
+def _measured(data: Any, labels: Any, chosen: TrainConfig, path: Path, free: dict[str, int | None]) -> Forecast:
+    start = time.perf_counter()
+    config, source, model = prepared(data, labels, chosen, device_of(chosen.device))
+    for part in ("samples", "checkpoints"):
+        (path / part).mkdir()
+    own = config.replace(out=str(path), loggers=None)
+    write_text(path / "config.yaml", own.to_yaml())
+    with closing(Session(path, own, source, State(model, own), Silent())) as session:
+        session.save()
+        starting = time.perf_counter() - start
+        costs, end, facts = _rehearsed(session)
+        memory = {"train": held(), **free}
+        if model.device.type == "cuda":
+            memory["device_train"] = torch.cuda.max_memory_reserved(model.device)
+        step, steps = costs.step, [costs.steps(each) for each in costs.step]
+        loops = [costs.loop(*each) for each in zip(steps, step, strict=True)]
+        disk, place = _disk(session, costs, steps[0]), Path(config.out or "runs").expanduser().absolute()
+        room = shutil.disk_usage(next(each for each in (place, *place.parents) if each.exists())).free
+        return Forecast(
+            config=config, facts=facts, steps=Interval(steps[0], min(steps), max(steps)),
+            epochs=steps[0] * config.batch / facts["train"], step=step,
+            total=Interval(*(starting + math.fsum(each.values()) + end for each in loops)),
+            parts={"start": starting, **loops[0], "end": end}, memory=memory,
+            disk={**disk, "total": sum(disk.values()), "free": room}, sampling=_sampling(session),
+        )  # fmt: skip
 
 
-def _too_large(what: str, settings: TrainConfig, free: int | None) -> str:
-    """Why a process ended: parts of one sample have been tried, unless the system was quicker."""
-    doing = "Training" if what == "train" else "Sampling"
-    room = "is free" if free is None else f"is free ({free / 1e9:.1f} GB)"
-    ways = "a smaller --net or --size" + ("" if settings.micro == 1 else ", or --micro 1")
-    return f"{doing} with these settings needs more memory than {room}: try {ways}."
+def _rehearsed(session: Session) -> tuple[Costs, float, dict[str, Any]]:
+    """(what it costs, seconds of what follows the last step, facts), of some steps and once of all that is no step."""
+    config, state, (x, cond) = session.config, session.state, session.parts()[0]
+    loop: Any = fit(session.denoiser, x, config.replace(steps=1 << 40, minutes=None), cond, None, state)
+    with closing(loop):  # its threads are those of what happens between the steps, too
+        taken = _steps(session, loop)
+        costs = Costs(config, taken[:FIRST], taken[FIRST:])
+        many = costs.steps(costs.step.value)  # about, as nothing else is counted yet
+        _validate(session, costs, float(many * config.batch))
+        if state.averages is not None:  # the first stands alone, the second says what changed
+            start = time.perf_counter()
+            for step in (state.step, state.step + 1):
+                snapshots.write(session.path, state.averages.snapshot(), step, state.samples)
+            costs.one["averages"] = (time.perf_counter() - start) / 2
+        seconds = math.fsum(costs.loop(many, costs.step.value).values())
+        state.step, state.samples, state.elapsed = many, many * config.batch, max(seconds, 60 * (config.minutes or 0))
+        state.spent.clear()
+        ending, report = _timed(session.end), _timed(lambda: write_report(session.path))
+        costs.one["checkpoints"] = state.spent["checkpoints"] + report
+        if config.sample_every is not None or session.halfway():
+            costs.one["grids"] = state.spent["grids"]
+        return costs, ending + report + _timed(lambda: artefact.load(session.path)), _facts(session)
 
 
-def _summed(found: dict[str, Any], drawn: dict[str, Any], settings: TrainConfig) -> Forecast:
-    facts, costs = found["facts"], Costs.from_dict(found["costs"])
-    config = from_dict({**found["config"], "labels": settings.labels, "data": settings.data, "out": settings.out})
-    step = sums.step_seconds(costs.steps)
-    rows = [_sums(costs, config, one) for one in step]
-    steps, thousand, total = (Interval(*(row[name] for row in rows)) for name in ("steps", "thousand", "total"))
-    if config.steps is None:  # slower steps are fewer
-        steps = Interval(steps.value, steps.high, steps.low)
-    held = {
-        f"{place}{what}": each["memory"][f"{place}held"]
-        for place in ("", "device_")
-        for what, each in (("train", found), ("sample", drawn))
-        if f"{place}held" in each["memory"]
-    } | {name: value for name, value in found["memory"].items() if name.endswith("free")}
-    seconds, parts = sums.loop(costs, config, int(steps.value), step.value)
-    disk = sums.disk(costs, config, int(steps.value), seconds)
-    place = Path(config.out or "runs").expanduser().absolute()
-    while not place.exists():
-        place = place.parent
-    return Forecast(
-        config=config, facts=facts, steps=steps, epochs=steps.value * config.batch / facts["train"], step=step,
-        thousand=thousand, total=total, start=costs.start, loop=parts, end=costs.end, memory=held,
-        disk={**disk, "total": sum(disk.values()), "free": shutil.disk_usage(place).free},
-        sampling={name: drawn[name] for name in ("number", "steps", "seconds")},
-    )  # fmt: skip
+def _steps(session: Session, loop: Iterator[Progress]) -> list[float]:
+    """Seconds of each step; the log is written as it is in a run."""
+    assert session.log is not None
+    found, last = list[float](), time.perf_counter()
+    for progress in loop:
+        found.append(time.perf_counter() - last)
+        if progress.loss is not None:
+            session.log.write(progress.to_dict())
+        if len(found) >= FIRST + STEPS and sum(found[FIRST:]) >= _LEAST:
+            break
+        last = time.perf_counter()
+    return found
 
 
-def _sums(costs: Costs, config: TrainConfig, step: float) -> dict[str, Any]:
-    steps = sums.steps_of(costs, config, step)
-    seconds, parts = sums.loop(costs, config, steps, step)
-    between = sum(parts.values()) - parts["steps"]
-    return {"steps": steps, "thousand": 1000 * (step + between / steps), "total": costs.start + seconds + costs.end}
+def _validate(session: Session, costs: Costs, total: float) -> None:
+    """Validate once, as a run of `total` samples does."""
+    (training, holdout), state, log = session.parts(), session.state, session.log
+    if holdout is None or log is None:
+        return
+    measure, average = judge(state, session.config, *holdout, Labelled(*training), total), state.ema
+    start = time.perf_counter()
+    found = measure.measure(state.denoiser, average.denoiser if average else None)
+    costs.work = (measure.cost.losses, measure.cost.gradients)
+    costs.one["validation"] = (time.perf_counter() - start) / measure.cost.losses
+    log.write({**read(log.path)[-1], **found.to_dict()})
+
+
+def _facts(session: Session) -> dict[str, Any]:
+    source, denoiser = session.source, session.denoiser
+    assert denoiser.spec is not None
+    dtype = denoiser.compute_dtype or torch.float32
+    return {
+        "data": source.name, "samples": len(source), "train": len(session.train), "holdout": len(session.holdout),
+        "shape": list(source.shape), "dtype": denoiser.spec.dtype, "classes": len(source.classes),
+        "conditions": list(denoiser.spec.conditions), "notes": source.notes, "network": type(denoiser.net).__name__,
+        "parameters": sum(p.numel() for p in denoiser.parameters()), "device": str(denoiser.device),
+        "precision": str(dtype).removeprefix("torch."), "threads": torch.get_num_threads(),
+        "micro": min(session.state.micro, session.config.batch),
+    }  # fmt: skip
+
+
+def _disk(session: Session, costs: Costs, steps: int) -> dict[str, int]:
+    """Bytes of the run folder by its parts, once a run of so many steps has ended."""
+    path, config, counts = session.path, session.config, costs.counts(steps, costs.step.value)
+    lines = (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    often = max(1, validations(*costs.work, float(steps * config.batch))[0])
+    kept, several = snapshots.found(path), int(counts["averages"])
+    more = int(counts["grids"]) if "grids" in costs.one else 0  # than were drawn
+    alone = -(-several // snapshots.STRETCH)
+    return {
+        "checkpoints": (1 + bool(counts["checkpoints"])) * _bytes(checkpoint.found(path)[0]),
+        "model": _bytes(path / artefact.FILE),
+        "averages": alone * _bytes(kept[0].path) + (several - alone) * _bytes(kept[1].path) if kept else 0,
+        "samples": _bytes(*path.glob("samples/*")) + more * _bytes(*path.glob("samples/step_*.png")),
+        "log": -(-steps // log_every(config)) * len(lines[0]) + often * len(lines[-1]),
+        "other": _bytes(*path.glob("*.html"), *path.glob("*.json"), *path.glob("*.yaml")),
+    }
+
+
+def _bytes(*files: Path) -> int:
+    return sum(each.stat().st_size for each in files)
+
+
+def _sampling(session: Session) -> dict[str, Any]:
+    """What `sfumato sample` draws, ten of each of up to 20 classes or 64 samples, and its seconds."""
+    best, classes = session.state.best, len(session.source.classes)
+    if not hasattr(best, "process"):  # an autoencoder draws no samples
+        return {"number": 0, "steps": 0, "seconds": 0.0}
+    number = 10 * classes if 0 < classes <= 20 else 64
+    asked = guide(best, session.config.guidance) if classes else best
+    plan, cond = make_plan(asked, None, None), {"label": torch.arange(number) % classes} if classes else {}
+    with evaluating(best):
+        seconds = _timed(lambda: sample(asked, number, solver=plan, cond=cond))
+    return {"number": number, "steps": plan.steps, "seconds": seconds}
+
+
+def _timed(work: Callable[[], Any]) -> float:
+    """Seconds that it takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _free(device: torch.device) -> dict[str, int | None]:
+    """Bytes that this process may hold, of the machine and of an accelerator; peaks of what it holds begin anew."""
+    with suppress(OSError):  # elsewhere than on Linux the peak is that of the whole process
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    room, now = available(), held()
+    found = {"free": None if now is None or not math.isfinite(room) else int(room) + now}
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        found["device_free"] = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    return found

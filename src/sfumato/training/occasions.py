@@ -1,4 +1,4 @@
-"""How often a run does what is no step: validations, snapshots of averages, grids of samples, checkpoints.
+"""How often a run is validated and logged, and what share of its work each thing beside its steps may take.
 
 The loop asks as it goes; a forecast (`forecast`) asks before. No torch here.
 """
@@ -46,21 +46,3 @@ def due(count: int, before: float, after: float) -> bool:
 def log_every(config: TrainConfig) -> int:
     """Steps between two lines of the log."""
     return 10 if config.steps is None else min(10, max(1, config.steps // LOG_LINES))
-
-
-def snapshots(config: TrainConfig, steps: int) -> int:
-    """Snapshots of the averages in so many steps: at the fractions sqrt(k / count) of the budget."""
-    count = config.snapshots
-    return len({math.ceil(steps * math.sqrt(k / count) - 1e-6) for k in range(1, count + 1)})
-
-
-def grids(config: TrainConfig, steps: int) -> int:
-    """Grids of samples before the last one: one in the middle, or as often as the settings say."""
-    if config.sample_every is None:
-        return int(steps > 1)
-    return (steps - 1) // config.sample_every if config.sample_every else 0
-
-
-def checkpoints(config: TrainConfig, seconds: float) -> int:
-    """Checkpoints between the first, which a run begins with, and the last, in so many seconds."""
-    return int(seconds / (60 * config.checkpoint_every))
