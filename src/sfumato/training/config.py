@@ -19,9 +19,10 @@ NAMING = {
     "loss": "loss", "optimizer": "optimizer", "process": "process",
 }  # fmt: skip
 _WORDS: dict[str, tuple[str, ...]] = {
-    "weight": ("plain",), "loss": ("auto",), "compile": ("auto", "always", "never"), "variance": ("fixed", "learned"),
+    "weight": ("plain",), "loss": ("auto",), "variance": ("fixed", "learned"),
     "precision": ("auto", "float32", "bfloat16"), "parallel": ("auto", "ddp", "fsdp"),
 }  # fmt: skip
+_COMPILE = {"always": True, "auto": False, "never": False}  # the words of earlier versions, in their files
 
 
 def choices(setting: str) -> tuple[str, ...]:
@@ -110,9 +111,8 @@ class TrainConfig:
     """Minutes between checkpoints; the last two are kept."""
     loggers: str | None = None
     """Dashboards beside metrics.jsonl, with commas between: {loggers}."""
-    compile: str = "auto"
-    """Compile the network: auto (beside a run in minutes that is long enough, and kept where it is faster), always
-    (before the first step) or never."""
+    compile: bool = False
+    """Compile the network in the first step, which takes minutes; a later run finds it in the cache."""
     threads: int | None = None
     """Threads of the processor. Without it a run in steps keeps those it starts with, so that it is repeatable, and a
     run in minutes uses as many as other processes leave."""
@@ -146,8 +146,10 @@ class TrainConfig:
         ):
             raise SfumatoError(f"conditions are names and kinds, {{'mass': 'scalar'}}, not {self.conditions!r}.")
         object.__setattr__(self, "conditions", dict(self.conditions))
-        if not isinstance(self.energy, bool):
-            raise SfumatoError(f"energy must be true or false, not {self.energy!r}.")
+        object.__setattr__(self, "compile", _COMPILE.get(str(self.compile), self.compile))
+        for name in ("energy", "compile"):
+            if not isinstance(getattr(self, name), bool):
+                raise SfumatoError(f"{name} must be true or false, not {getattr(self, name)!r}.")
         if self.energy and self.variance == "learned":
             raise SfumatoError("A gradient says no variance beside it: take energy or variance='learned'.")
         for name in (self.loggers or "").split(","):

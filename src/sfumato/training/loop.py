@@ -27,7 +27,7 @@ from sfumato.machine.parts import out_of_memory
 from sfumato.machine.threads import threads
 from sfumato.objectives.loss import one_a_sample
 from sfumato.training.batches import Batches
-from sfumato.training.compiling import Compiler
+from sfumato.training.compiling import compiled, compiling
 from sfumato.training.config import TrainConfig
 from sfumato.training.goal import Batch, Goal
 from sfumato.training.guard import STRIKES, WINDOW, Incident, find, precision
@@ -115,34 +115,27 @@ def fit(
     # a run in steps is repeatable to the last bit, and another number of threads rounds otherwise
     repeatable = config.steps is not None or world.size > 1
     with closing(batches), kept_memory(model.device), threads(config.threads, fixed=repeatable) as follower:
-        with closing(Compiler(model, config, state.elapsed, world)) as compiler:
-            for progress in _steps(model, batches, config, state, judge, world, compiler):
-                yield progress
-                follower.follow()
+        for progress in _steps(model, batches, config, state, judge, world):
+            yield progress
+            follower.follow()
 
 
 def _steps(
-    model: Any,
-    batches: Batches,
-    config: TrainConfig,
-    state: State,
-    judge: Judge | None,
-    world: World,
-    compiler: Compiler,
+    model: Any, batches: Batches, config: TrainConfig, state: State, judge: Judge | None, world: World
 ) -> Iterator[Progress]:
     clock, share = _Clock(state, config, world), world.share(config.batch)
     model.train()
-    losses = shared(compiler.model, state.goal, world)
+    losses = shared(compiled(model, world) if config.compile else model, state.goal, world)
     while clock.fraction() < 1:
         before = clock.fraction()
         lr = config.lr * state.slower * rate_factor(state.samples + config.batch, before, config)
         batch = Batch(*batches.take(state.samples, config.batch, share), world)
-        taken = _step(losses, batch, config, state, lr, world)
+        with compiling(config.compile):
+            taken = _step(losses, batch, config, state, lr, world)
         incident = None if taken else _skip(state, config, batch, batches, lr, world)
         clock.tick()
         progress = _progress(state, config, clock, before, lr, len(batches.x), judge, world)
         told = batches.waiting.told() if progress.loss is not None or progress.done else {}
-        told["advice"] = " ".join(filter(None, (told.get("advice"), compiler.look()))) or None
         yield dataclasses.replace(progress, incident=incident, **told)
         if len(state.strikes) >= STRIKES:  # whoever takes the values did not go back
             raise SfumatoError(

@@ -218,8 +218,8 @@ def _edited(path: Path, kept: dict[str, Any], accepted: bool) -> dict[str, Any]:
     """The settings that config.yaml of a run has otherwise than its checkpoint, where they are accepted."""
     if not (path / "config.yaml").exists():
         return {}
-    now = config.from_yaml(str(path / "config.yaml")).to_dict()
-    other = {name: value for name, value in now.items() if name in kept and name != "out" and value != kept[name]}
+    now, kept = config.from_yaml(str(path / "config.yaml")).to_dict(), from_dict(kept).to_dict()
+    other = {name: value for name, value in now.items() if name != "out" and value != kept[name]}
     if other and not accepted:
         listed = ", ".join(f"{name} {kept[name]} -> {value}" for name, value in other.items())
         raise SfumatoError(
