@@ -72,8 +72,8 @@ def denoiser(net: nn.Module) -> sf.Denoiser:
 
 def trainer(net: nn.Module, batch: int, mode: str) -> Step:
     """A step of the loop: what `sf.train` does between two lines of its log."""
-    compiled = {"compile": "always" if mode == "compiled" else "never"}
-    steps = fit(denoiser(net), torch.randn(20 * batch, *SHAPE), TrainConfig(steps=100_000, batch=batch, **compiled))
+    config = TrainConfig(steps=100_000, batch=batch, compile=mode == "compiled")
+    steps = fit(denoiser(net), torch.randn(20 * batch, *SHAPE), config)
     return lambda: next(steps)
 
 

@@ -244,10 +244,11 @@ def _validate(session: Session, costs: Costs, total: float) -> None:
     if holdout is None or log is None:
         return
     measure, average = judge(state, session.config, *holdout, Labelled(*training), total), state.ema
-    start = time.perf_counter()
-    found = measure.measure(state.denoiser, average.denoiser if average else None)
     costs.work = (measure.cost.losses, measure.cost.gradients)
-    costs.one["validation"] = (time.perf_counter() - start) / measure.cost.losses
+    deep = validations(*costs.work, total)[1] > 0  # the largest that the run does
+    start = time.perf_counter()
+    found = measure.measure(state.denoiser, average.denoiser if average else None, state.samples if deep else None)
+    costs.one["validation"] = (time.perf_counter() - start) / (costs.work[0] + deep * costs.work[1])
     log.write({**read(log.path)[-1], **found.to_dict()})
 
 
