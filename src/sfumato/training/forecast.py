@@ -26,9 +26,9 @@ import torch
 
 from sfumato import artefact
 from sfumato.compose import guide
+from sfumato.diagnostics.draws import evaluating
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
-from sfumato.levels.draws import evaluating
 from sfumato.machine.memory import available, held
 from sfumato.machine.parts import out_of_memory
 from sfumato.plans import make_plan
