@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sfumato import artefact, data, nets
+from sfumato import artefact, data, folder, nets
 from sfumato.compose import Wrapped
 from sfumato.data import DataSpec, Source
 from sfumato.data.labels import read_labels
@@ -21,11 +21,10 @@ from sfumato.diagnostics.checks.gather import TRAINED, answers, broken, labels, 
 from sfumato.diagnostics.samples import fits
 from sfumato.errors import SfumatoError
 from sfumato.process import Gaussian
-from sfumato.training import checkpoint, folder
+from sfumato.training import checkpoint
 from sfumato.training.config import TrainConfig, from_dict
 from sfumato.training.health import recorded
 from sfumato.training.parts import rebuilt
-from sfumato.training.session import incidents
 
 
 def doctor(
@@ -120,7 +119,7 @@ def _of_run(path: Path, given: Source | None, seed: int, device: torch.device) -
         log=log,
         settings=settings.to_dict(),
         weights=weights(raw, average, first, steps),
-        incidents=incidents(path),
+        incidents=folder.incidents(path),
         recorded=recorded(path),
     )
     state = "finished" if log and log[-1].get("done") else "not finished"

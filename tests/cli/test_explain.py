@@ -94,7 +94,6 @@ def test_a_model_file_needs_what_it_does_not_hold(call, refused, models):
 
 
 def test_the_picture_is_drawn(call, workplace):
-    pytest.importorskip("matplotlib")
     status, out, _ = call("explain-objective", "--plot", "objective.png")
     assert status == 0 and "Drawn: objective.png" in out
     assert Path("objective.png").read_bytes().startswith(b"\x89PNG")
@@ -124,5 +123,4 @@ def test_mistakes(refused, words, said):
     ],
 )
 def test_plots_that_cannot_be_written(refused, words, said):
-    pytest.importorskip("matplotlib")
     assert said in refused("explain-objective", *words)

@@ -8,7 +8,7 @@ import torch
 
 import sfumato as sf
 from sfumato import data
-from sfumato.diagnostics.memorization import choose, compare, words
+from sfumato.diagnostics.memorization import choose, compare
 from sfumato.diagnostics.nearest import Space, nearest
 from sfumato.training import Run
 
@@ -176,4 +176,4 @@ def test_what_cannot_be_compared_is_one_sentence(run):
     with pytest.raises(sf.SfumatoError, match="have the shape"):
         sf.memorisation(MODEL, LAW.sample(50, seed=0), LAW.sample(50, seed=0)[:, :2])
     found = sf.memorisation(MODEL, LAW.sample(200, seed=0), LAW.sample(40, seed=1), samples=50, steps=4)
-    assert found.train == 200 and math.isfinite(found.ratio.value) and words(found.to_dict())
+    assert found.train == 200 and math.isfinite(found.ratio.value) and str(found)

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -437,7 +436,6 @@ def test_plain_numbers_go_through_json():
 
 @pytest.mark.parametrize("ending", ["png", "svg"])
 def test_a_picture_is_drawn(tmp_path, ending):
-    pytest.importorskip("matplotlib")
     path = tmp_path / f"objective.{ending}"
     Objective(FLOW, "velocity", times.logit_normal()).plot(str(path))
     content = path.read_bytes()
@@ -447,9 +445,3 @@ def test_a_picture_is_drawn(tmp_path, ending):
         assert b"<svg" in content
     with pytest.raises(SfumatoError, match="must end in one of"):
         Objective(FLOW, "velocity").plot(str(tmp_path / "objective.xyz"))
-
-
-def test_without_matplotlib_the_extra_is_named(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(SfumatoError, match=r"sfumato\[plots\]"):
-        Objective(FLOW, "velocity").plot(str(tmp_path / "a.png"))

@@ -9,9 +9,9 @@ import torch
 import sfumato as sf
 from consoles import Heard
 from fault_cases import moons
+from sfumato.folder import read
 from sfumato.training import checkpoint
 from sfumato.training.console import Silent
-from sfumato.training.folder import read
 from sfumato.training.health import SHARE, Health
 from sfumato.training.interrupt import Interrupted
 

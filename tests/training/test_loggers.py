@@ -12,9 +12,9 @@ import pytest
 import sfumato as sf
 from sfumato import registry
 from sfumato.errors import SfumatoError
+from sfumato.folder import read
 from sfumato.training import loggers
 from sfumato.training.console import Silent
-from sfumato.training.folder import read
 
 X = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
 HOW = {"steps": 6, "batch": 16, "net": "tiny", "precision": "float32", "snapshots": 0, "console": Silent()}

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sfumato.folder import read
 from sfumato.training import checkpoint
-from sfumato.training.folder import read
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "slurm.sbatch"
 

@@ -21,9 +21,9 @@ import sfumato as sf
 import world_cases
 from sfumato import world
 from sfumato.cli import main
+from sfumato.folder import read
 from sfumato.training import checkpoint
 from sfumato.training.console import Silent
-from sfumato.training.folder import read
 from sfumato.world import ALONE, World
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]

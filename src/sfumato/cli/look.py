@@ -19,8 +19,8 @@ def info(options: Any, voice: Voice) -> None:
 
 def how_to_sample(model: str, facts: dict[str, Any]) -> list[str]:
     """The commands and the Python that draw from a model."""
+    from sfumato.diagnostics import examples
     from sfumato.sampling import ARGUMENTS
-    from sfumato.training import examples
 
     if (other := examples.without_samples(model, facts)) is not None:
         return ["To use it:", f"  {other}"]

@@ -16,10 +16,10 @@ from sfumato.cli.run import Voice
 from sfumato.compose import Scale, guide
 from sfumato.conditions import Conditions
 from sfumato.data import DataSpec
+from sfumato.diagnostics.examples import usual_scale
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
 from sfumato.solvers import Plan
-from sfumato.training.examples import usual_scale
 from sfumato.training.precision import compute_dtype, device_of
 from sfumato.world import ALONE, World, joined
 

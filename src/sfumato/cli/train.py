@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from sfumato.cli.parse import train_config
 from sfumato.cli.run import Voice
 from sfumato.cli.sample import draw
 from sfumato.counting import Count, Pace
+from sfumato.diagnostics import summary
 from sfumato.machine.memory import limited
-from sfumato.training import examples
 from sfumato.training.console import Console
 from sfumato.training.control import say
 from sfumato.training.loop import Progress
@@ -112,13 +111,5 @@ def _finish(run: Run, voice: Voice, more: dict[str, str] | None = None) -> None:
     places = {**(more or {}), "report": str(folder / "report.html"), "model": facts["path"]}
     voice.emit({"event": "done", "run": str(folder), **places, "hash": facts["hash"]})
     voice.say("", f"Done: the run is in {folder}", *(f"  {name:<7} {path}" for name, path in places.items()))
-    voice.say("", "Next:", *(f"  {line}" for line in next_steps(str(folder), facts, run.config.guidance)))
-
-
-def next_steps(folder: str, facts: dict[str, Any], guidance: float) -> list[str]:
-    """Commands worth typing after a run."""
-    out = "more.png" if (facts["spec"] or {}).get("kind") == "image" else "more.npz"
-    where, one = shlex.quote(folder), examples.flags(facts["spec"], guidance)
-    if (other := examples.without_samples(folder, facts)) is not None:
-        return [other, f"sfumato info {where}"]
-    return [f"sfumato sample {where} -n 64 --seed 1 -o {out}{one}{examples.modules()}", f"sfumato info {where}"]
+    said = summary.load(folder)
+    voice.say("", "Next:", *(f"  {line}" for line in (said["next"] if said else ())))

@@ -29,6 +29,7 @@ from sfumato.conditions import of_data
 from sfumato.data import Source
 from sfumato.data.rows import Samples
 from sfumato.diagnostics.nearest import Features, Near, Space, nearest
+from sfumato.diagnostics.summary import copies_words
 from sfumato.errors import SfumatoError
 from sfumato.intervals import Interval, fraction
 from sfumato.pictures import picture
@@ -88,44 +89,7 @@ class Memorisation:
         return {"verdict": self.verdict, "z": self.z, **made}
 
     def __str__(self) -> str:
-        return "\n".join(words(self.to_dict()))
-
-
-def words(facts: dict[str, Any]) -> list[str]:
-    """What `Memorisation.to_dict` says, in sentences."""
-    said = {
-        "memorised": "MEMORISED: samples are nearer to training samples than new ones would be.",
-        "suspect": "Suspect: samples lean towards training samples; look at more of them.",
-        "none": "No sign of memorisation.",
-    }
-    ratio, closer = facts["ratio"], facts["closer"]
-    lines = [said[facts["verdict"]]]
-    if ratio["value"] is not None:
-        lines.append(
-            f"Distance to the nearest training sample over that to the nearest held-out one, new samples = 1: "
-            f"{ratio['value']:.3g}{_span(ratio, '.3g')}"
-        )
-    lines += [
-        f"Nearer to the training set than a new sample, 50 % where nothing is memorised: "
-        f"{closer['value']:.1%}{_span(closer, '.1%')}",
-        f"Copies (three times nearer to one training sample than to any other): {facts['copies']:.1%}; "
-        f"among new samples {facts['copies_real']:.1%}",
-        f"{facts['samples']:,} samples, {facts['train']:,} training and {facts['holdout']:,} held-out ones, in "
-        f"{facts['space']}.",
-    ]
-    if facts["exact"]:
-        lines.append(f"{facts['exact']:,} samples are training samples to the last bit.")
-    if facts["leaked"]:
-        lines.append(
-            f"LEAK: {facts['leaked']:,} held-out samples are in the training set, too; the hold-out loss is too low."
-        )
-    return [*lines, *facts["notes"]]
-
-
-def _span(found: dict[str, Any], kind: str) -> str:
-    if found["low"] is None or found["high"] is None:
-        return ""
-    return f" ({found['low']:{kind}} to {found['high']:{kind}})"
+        return "\n".join(copies_words(self.to_dict()))
 
 
 def memorisation(

@@ -13,16 +13,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sfumato.charts import page
+from sfumato.diagnostics import board_page, report
 from sfumato.diagnostics.bins import Bins
-from sfumato.diagnostics.drawing import rows, sections, table
 from sfumato.diagnostics.draws import ByLevel, plain
 from sfumato.diagnostics.gradients import Gradients
 from sfumato.errors import SfumatoError
@@ -96,20 +94,19 @@ class Board:
         return made | {"gradients": None if self.gradients is None else plain_gradients(self.gradients, self.of)}
 
     def __str__(self) -> str:
-        return table(self.to_dict())
+        return board_page.table(self.to_dict())
 
     def html(self) -> str:
-        """Charts and figures as a section of a page (`charts.page`)."""
-        return rows(sections(self.to_dict() | {"curves": curves(self.objective)}))
+        """Charts and figures as a page that opens without a network."""
+        said = f"{self.words}; {self.count} draws a level, dropout off"
+        return report.page("Board", said, self.to_dict() | {"curves": curves(self.objective)}, figures=str(self))
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
-        """Write the board as a page (.html) that opens without a network."""
+        """Write the page (`html`) to a file whose name ends in .html."""
         path = Path(path).expanduser()
         if path.suffix.lower() != ".html":
             raise SfumatoError(f"A board is drawn as a page: end {path} in .html.")
-        said = f"{self.words}; {self.count} draws a level, dropout off"
-        head = f'<h1>Board</h1><p class="quiet">{escape(said)}</p>'
-        write_text(path, page("Board", [head, self.html(), f"<h2>Figures</h2><pre>{escape(str(self))}</pre>"]))
+        write_text(path, self.html())
         return path
 
 

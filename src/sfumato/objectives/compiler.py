@@ -260,7 +260,7 @@ class Objective:
         }
 
     def plot(self, path: str) -> None:
-        """Draw w, p and w beside the nearest named weights into a file (.png, .svg, .pdf). Needs matplotlib."""
+        """Draw w, p and w beside the nearest named weights into a file (.png, .svg, .pdf)."""
         from sfumato.objectives.drawing import draw
 
         draw(self, path)

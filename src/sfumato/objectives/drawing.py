@@ -22,10 +22,8 @@ _INK, _MAIN, _NEAR, _QUIET = "#26323f", "#1f77b4", "#d66028", "#9aa5b1"
 
 def draw(objective: Objective, path: str) -> None:
     """Write the picture; the ending of `path` says in which format."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise SfumatoError("Plots need matplotlib, which is not installed: pip install 'sfumato[plots]'.") from None
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 6), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     lo, hi = objective.range

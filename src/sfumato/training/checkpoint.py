@@ -9,7 +9,6 @@ One that is cut, changed or half-written is never chosen: the one before it is.
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,13 +18,13 @@ from torch import Tensor
 
 from sfumato.errors import SfumatoError
 from sfumato.files import read_sealed, write_sealed
+from sfumato.folder import found, step_of
 from sfumato.training import shards
 from sfumato.training.state import State
 from sfumato.world import ALONE, World
 
 FORMAT, VERSION = "sfumato checkpoint", 1
 KEEP = 2
-_NAME = re.compile(r"step_(\d+)(?:-(\d+))?(\.safetensors)?")
 
 
 def write(run: Path, state: State, contract: dict[str, Any], world: World = ALONE) -> Path:
@@ -66,19 +65,6 @@ def _weights(run: Path) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
     names = [name for name in tensors if name.startswith(("net.", "ema."))]
     some = tensors.some(names) if isinstance(tensors, shards.Shards) else {name: tensors[name] for name in names}
     return contract, some, notes
-
-
-def found(run: Path) -> list[Path]:
-    """The checkpoints of a run folder, newest first."""
-    folder = run / "checkpoints"
-    matches = [(_NAME.fullmatch(p.name), p) for p in folder.iterdir()] if folder.is_dir() else []
-    return [p for *_, p in sorted(((int(m[1]), int(m[2] or 0), p) for m, p in matches if m), reverse=True)]
-
-
-def step_of(path: Path) -> int:
-    """The step of a checkpoint, by its name."""
-    match = _NAME.fullmatch(path.name)
-    return int(match[1]) if match else 0
 
 
 def latest(run: Path) -> tuple[dict[str, Any], Mapping[str, Tensor], list[str]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sfumato.errors import SfumatoError, suggest
 from sfumato.files import reason
-from sfumato.training.folder import existing
+from sfumato.folder import existing
 
 WORDS = ("save", "sample", "pause", "go", "stop")
 FOLDER = "control"

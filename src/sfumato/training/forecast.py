@@ -29,19 +29,19 @@ from sfumato.compose import guide
 from sfumato.diagnostics.draws import evaluating
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
+from sfumato.folder import found as checkpoints
+from sfumato.folder import read
 from sfumato.machine.memory import available, held
 from sfumato.machine.parts import out_of_memory
 from sfumato.plans import make_plan
 from sfumato.sampling import sample
-from sfumato.training import checkpoint, snapshots
+from sfumato.training import snapshots
 from sfumato.training.config import TrainConfig, from_dict
 from sfumato.training.console import Silent
-from sfumato.training.folder import read
 from sfumato.training.judging import Labelled, judge
 from sfumato.training.loop import Progress, fit
 from sfumato.training.occasions import log_every, validations
 from sfumato.training.precision import device_of
-from sfumato.training.report import write as write_report
 from sfumato.training.run import prepared
 from sfumato.training.session import Session
 from sfumato.training.state import State
@@ -217,7 +217,8 @@ def _rehearsed(session: Session) -> tuple[Costs, float, dict[str, Any]]:
         seconds = math.fsum(costs.loop(many, costs.step.value).values())
         state.step, state.samples, state.elapsed = many, many * config.batch, max(seconds, 60 * (config.minutes or 0))
         state.spent.clear()
-        ending, report = _timed(session.end), _timed(lambda: write_report(session.path))
+        first = _timed(session.report)  # which loads what draws charts
+        ending, report = _timed(session.end) + first, _timed(session.report)
         costs.one["checkpoints"] = state.spent["checkpoints"] + report
         if config.sample_every is not None or session.halfway():
             costs.one["grids"] = state.spent["grids"]
@@ -275,7 +276,7 @@ def _disk(session: Session, costs: Costs, steps: int) -> dict[str, int]:
     more = int(counts["grids"]) if "grids" in costs.one else 0  # than were drawn
     alone = -(-several // snapshots.STRETCH)
     return {
-        "checkpoints": (1 + bool(counts["checkpoints"])) * _bytes(checkpoint.found(path)[0]),
+        "checkpoints": (1 + bool(counts["checkpoints"])) * _bytes(checkpoints(path)[0]),
         "model": _bytes(path / artefact.FILE),
         "averages": alone * _bytes(kept[0].path) + (several - alone) * _bytes(kept[1].path) if kept else 0,
         "samples": _bytes(*path.glob("samples/*")) + more * _bytes(*path.glob("samples/step_*.png")),

@@ -22,8 +22,8 @@ from sfumato.diagnostics.checks.gather import TRAINED, answers, parameters, unhe
 from sfumato.diagnostics.information import Information
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
+from sfumato.folder import read
 from sfumato.training.config import TrainConfig
-from sfumato.training.folder import read
 from sfumato.training.loop import Progress
 from sfumato.training.parallel import whole
 from sfumato.training.state import State

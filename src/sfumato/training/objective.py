@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from sfumato.objectives import times, weights
+from sfumato.objectives import Objective, times, weights
 from sfumato.objectives.times import TimeDensity
 from sfumato.objectives.weights import Weight
 from sfumato.registry import make
 from sfumato.schedule import Schedule
+from sfumato.training.config import TrainConfig
 
 
 def schedule_of(name: str) -> Schedule:
@@ -23,3 +24,9 @@ def times_of(name: str) -> TimeDensity:
 def weight_of(name: str) -> Weight | None:
     """That of a name, or of a name with numbers such as sigmoid(bias=-2); None is the target's plain squared error."""
     return None if name == "plain" else weights.named(name)
+
+
+def objective_of(config: TrainConfig) -> Objective:
+    """What the settings of a run train for."""
+    schedule, times, weight = schedule_of(config.schedule), times_of(config.times), weight_of(config.weight)
+    return Objective(schedule, config.target, times, weight)

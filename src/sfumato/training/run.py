@@ -11,20 +11,20 @@ from typing import Any, TypeVar
 
 import torch
 
-from sfumato import artefact, data, registry, trees
+from sfumato import artefact, data, folder, registry, trees
 from sfumato.counting import heard
 from sfumato.data import DataSpec, Source
 from sfumato.data.labels import read_labels
+from sfumato.diagnostics import examples
 from sfumato.errors import SfumatoError, suggest
 from sfumato.files import write_text
 from sfumato.sampling import apart
-from sfumato.training import checkpoint, config, examples, folder, loggers
+from sfumato.training import checkpoint, config, loggers
 from sfumato.training.config import TrainConfig, from_dict
 from sfumato.training.console import Console, Silent
 from sfumato.training.interrupt import Interrupted
 from sfumato.training.parts import Own, loss_for, model_for, rebuilt, taken, told
 from sfumato.training.precision import device_of
-from sfumato.training.report import write as write_report
 from sfumato.training.session import Session
 from sfumato.training.state import State
 from sfumato.world import World, joined
@@ -170,7 +170,7 @@ def _finish(session: Session, on_start: Callable[[Session], None] | None) -> Run
     finally:
         session.close()
     if session.world.leads:
-        write_report(session.path)
+        session.report()
     return Run(session.path, artefact.load(session.path), session.config, folder.read(session.path / "metrics.jsonl"))
 
 

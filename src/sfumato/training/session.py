@@ -18,31 +18,33 @@ from sfumato.compose import guide
 from sfumato.conditions import Conditions, of_data
 from sfumato.data import Source
 from sfumato.data.rows import Samples, part
+from sfumato.diagnostics import log as board
+from sfumato.diagnostics import report, summary
 from sfumato.diagnostics.checks.gather import told
 from sfumato.diagnostics.draws import evaluating
+from sfumato.diagnostics.examples import usual_scale
 from sfumato.diagnostics.information import Information
 from sfumato.diagnostics.memorization import Memorisation, choose, compare, pairs_picture
 from sfumato.diagnostics.nearest import Space
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
+from sfumato.folder import INCIDENTS, Log, incidents, read
 from sfumato.model import Denoiser
 from sfumato.pictures import beside, picture, save_png
 from sfumato.sampling import sample
-from sfumato.training import checkpoint, snapshots, summary
+from sfumato.training import checkpoint, snapshots
 from sfumato.training.averages import due
-from sfumato.training.config import TrainConfig
+from sfumato.training.config import TrainConfig, docs
 from sfumato.training.console import Console, Silent
 from sfumato.training.control import Ear
-from sfumato.training.examples import usual_scale
-from sfumato.training.folder import Log
 from sfumato.training.guard import ROLLBACKS, SLOWER, STRIKES, Incident
 from sfumato.training.health import Health
 from sfumato.training.interrupt import Interruption
 from sfumato.training.loggers import Loggers
 from sfumato.training.loop import Progress, fit
-from sfumato.training.occasions import COPIES, GRID, LAST_GRID, SAID
+from sfumato.training.objective import objective_of
+from sfumato.training.occasions import COPIES, GRID, LAST_GRID, PICTURES, SAID
 from sfumato.training.parallel import gathered, whole
-from sfumato.training.report import write as write_report
 from sfumato.training.state import State
 from sfumato.world import ALONE, World
 
@@ -52,7 +54,6 @@ _LEAST_COPIES, _MOST_COPIES = 16, 512  # samples that are searched for copies
 _LEAST_SAID, _MOST_SAID = 256, 8192  # draws that tell what conditions say
 _SEARCH = 1e9  # multiplications a second of training that the search for copies may take: about a hundredth
 _ROWS, _COLUMNS = 10, 4
-INCIDENTS, NEAREST = "incident.json", "nearest.png"
 
 Labelled = tuple[Samples, Conditions]
 
@@ -163,7 +164,7 @@ class Session:
         elif "checkpoint" in words:
             self.save(model=True)
             if self.world.leads:
-                write_report(self.path)
+                self.report()
         if "sample" in words:
             self.draw()
         if "pause" in words and "stop" not in words:
@@ -282,7 +283,7 @@ class Session:
         told = f"the run was stopped ({self._information})" if self._told() else None
         self.close_books(f"the run was stopped ({command} does it)", 0.0, told)
         if self.world.leads:
-            write_report(self.path)
+            self.report()
 
     def copies(self) -> Memorisation | str:
         """Samples of the model against its training samples, as many as a run bears; or why there are none."""
@@ -342,14 +343,20 @@ class Session:
         """report.json, and what it says; ending: seconds since the budget was used."""
         if not self.world.leads:
             return
-        copied, why = (None, found) if isinstance(found, str) else (found.to_dict(), None)
         if isinstance(found, Memorisation) and (nearest := pairs_picture(found, self.denoiser.spec)) is not None:
-            save_png(nearest, self.path / "samples" / NEAREST)
+            save_png(nearest, self.path / "samples" / report.NEAREST)
         spent = {**self.state.spent, "ending": ending}
-        told, silent = (said.to_dict(), None) if isinstance(said, Information) else (None, said)
-        facts = summary.write(self.path, spent, copied, why, told, silent)
+        copied = found if isinstance(found, str) else found.to_dict()
+        told = said.to_dict() if isinstance(said, Information) else said
+        facts = summary.write(self.path, self.config.to_dict(), spent, copied, told)
         for line in summary.words(facts):
             self.console.note(line)
+
+    def report(self) -> None:
+        """report.html, from what lies in the folder so far."""
+        lines = read(self.path / "metrics.jsonl")
+        found = board.read(lines, objective_of(self.config))
+        report.write(self.path, lines, found, self.config.to_dict(), docs(), PICTURES)
 
     def close(self) -> None:
         if self.log is not None:
@@ -447,9 +454,3 @@ class Session:
             save_png(image, path, manifest)
             self.loggers.picture(path, self.state.samples)
         return path
-
-
-def incidents(run: Path) -> list[dict[str, Any]]:
-    """The steps of a run that were skipped (`guard.Incident`), from incident.json; none where there is no such file."""
-    path = run / INCIDENTS
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from typing import Any
 from sfumato.artefact import FILE
 from sfumato.errors import SfumatoError
 from sfumato.files import reason, write_text
-from sfumato.training import checkpoint
 
+INCIDENTS = "incident.json"
 _SIGNS = ("config.yaml", "checkpoints", FILE)  # what makes a folder a run
+_NAME = re.compile(r"step_(\d+)(?:-(\d+))?(\.safetensors)?")
 
 
 def is_run(path: Path) -> bool:
@@ -93,7 +95,25 @@ def read(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def newest_step(path: Path) -> int:
-    """The step of the newest checkpoint file."""
-    paths = checkpoint.found(path)
-    return checkpoint.step_of(paths[0]) if paths else 0
+def incidents(run: Path) -> list[dict[str, Any]]:
+    """The steps that were skipped (`guard.Incident`), from incident.json; none where there is no such file."""
+    path = run / INCIDENTS
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def found(run: Path) -> list[Path]:
+    """The checkpoints, newest first."""
+    folder = run / "checkpoints"
+    matches = [(_NAME.fullmatch(p.name), p) for p in folder.iterdir()] if folder.is_dir() else []
+    return [p for *_, p in sorted(((int(m[1]), int(m[2] or 0), p) for m, p in matches if m), reverse=True)]
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint, by its name."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else 0
+
+
+def newest_step(run: Path) -> int:
+    """The step of the newest checkpoint; 0 without any."""
+    return max(map(step_of, found(run)), default=0)

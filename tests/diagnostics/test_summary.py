@@ -10,12 +10,12 @@ import torch
 import sfumato as sf
 from consoles import Heard
 from sfumato import nets, noise
+from sfumato.diagnostics import summary
 from sfumato.diagnostics.triples import Triples
-from sfumato.training import Run, summary
+from sfumato.folder import read
+from sfumato.training import Run
 from sfumato.training.console import Silent
-from sfumato.training.folder import read
 from sfumato.training.interrupt import Interrupted
-from sfumato.training.verdict import verdict
 
 X = noise.normal(3, range(500), (4,), noise.DATA).numpy()
 HOW = {"net": "tiny", "precision": "float32", "snapshots": 2, "holdout": 0.2}
@@ -52,7 +52,6 @@ def test_the_page_shows_it(whole):
         "Nearest to the training",
     ):
         assert text in page
-    assert verdict(whole[0].path.parent) == ""  # a folder without a report
 
 
 def test_a_stopped_run_says_how_far_it_came(tmp_path):
@@ -134,7 +133,7 @@ def test_what_is_said_of_more_time():
 
 def test_what_is_said_of_the_gap():
     assert "knows its training samples better" in told(lines_of([0.6, 0.6, 0.6, 0.6], train=0.5))
-    assert "none that these triples tell" in told(lines_of([0.6, 0.6, 0.6, 0.6], train=0.6))
+    assert "none that these triples show" in told(lines_of([0.6, 0.6, 0.6, 0.6], train=0.6))
     facts = summary._holdout(lines_of([0.6, 0.6], train=0.5))
     assert facts["gap"]["value"] == pytest.approx(0.1, abs=0.03) and facts["gap"]["low"] > 0
 
@@ -151,3 +150,10 @@ def test_a_folder_is_read_again(whole):
     with pytest.raises(sf.SfumatoError, match="is damaged"):
         summary.load(run.path)
     (run.path / "kept.json").rename(run.path / "report.json")
+
+
+def test_an_autoencoder_is_not_sampled(tmp_path):
+    run = sf.train(X, tmp_path / "run", console=Silent(), steps=3, batch=8, loss="autoencoding", **HOW)
+    facts = json.loads((run.path / "report.json").read_text())
+    assert "model.encode(x)" in facts["next"][0] and facts["next"][1:] == [f"sfumato info {run.path}"]
+    assert "sf.sample" not in (run.path / "report.html").read_text(encoding="utf-8")

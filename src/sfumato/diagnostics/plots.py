@@ -1,0 +1,112 @@
+"""Line charts as SVG for the inside of a page, by matplotlib, which is loaded when the first one is drawn."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+import numpy as np
+
+BLUE, ORANGE, GREEN, GREY, PURPLE = "#1f77b4", "#d66028", "#2c8c5a", "#7c8894", "#7a4fb5"
+_INK, _QUIET = "#26323f", "#5f6b77"
+_SIZE = (5.6, 3.3)  # inches; a page scales it to its columns
+_SETTINGS = {  # beside the defaults of matplotlib, whatever a caller has set
+    "svg.fonttype": "none", "svg.hashsalt": "sfumato", "text.parse_math": False, "text.color": _INK,
+    "axes.labelcolor": _INK, "axes.edgecolor": _QUIET, "xtick.color": _QUIET, "ytick.color": _QUIET,
+    "axes.grid": True, "grid.color": _QUIET, "grid.alpha": 0.2, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.facecolor": "none", "figure.facecolor": "none", "legend.frameon": False, "lines.markersize": 4,
+}  # fmt: skip
+Values = Sequence[float | None] | np.ndarray
+
+
+class Line(NamedTuple):
+    """A curve: its name, the points (None or nan where nothing is known), and the standard error of each y.
+
+    colour, dashes: as matplotlib spells them; dots: whether the points are marked, as measured ones are.
+    """
+
+    name: str
+    x: Values
+    y: Values
+    colour: str
+    dots: bool = False
+    errors: Values | None = None
+    dashes: str = "-"
+
+
+def chart(
+    lines: Sequence[Line], across: str, up: str, log: bool = False, span: tuple[float, float] | None = None
+) -> str | None:
+    """Curves with error bars, axes and a legend as an <svg> element; None where there is no point to draw.
+
+    A linear y axis begins at 0; on a logarithmic one only positive points are drawn. span: the ends of x, where other
+    points than those drawn decide. The frame fits the points, and error bars may leave it.
+    """
+    lines = [drawn for line in lines if len((drawn := _drawable(line, log)).x)]
+    if not lines:
+        return None
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    with style.context(["default", _SETTINGS]):
+        figure = Figure(figsize=_SIZE, layout="constrained")
+        axes: Any = figure.subplots()
+        axes.set(xlabel=across, ylabel=up)
+        for line in lines:
+            marker = "o" if line.dots or len(line.x) == 1 else None
+            axes.plot(line.x, line.y, color=line.colour, ls=line.dashes, marker=marker, label=line.name)
+        _frame(axes, log, span)
+        for line in lines:
+            if line.errors is not None:
+                axes.errorbar(line.x, line.y, line.errors, fmt="none", ecolor=line.colour, elinewidth=1.2, alpha=0.7)
+        figure.legend(loc="outside lower center", ncols=2)
+        written = io.StringIO()
+        figure.savefig(written, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return _inline(written.getvalue(), f"{up} over {across}")
+
+
+def _drawable(line: Line, log: bool) -> Line:
+    """In numbers, without the points that cannot be drawn."""
+    x, y = np.array(line.x, dtype=float), np.array(line.y, dtype=float)
+    kept = np.isfinite(x) & np.isfinite(y) & ((y > 0) | (not log))
+    errors = None if line.errors is None else np.array(line.errors, dtype=float)[kept]
+    return line._replace(x=x[kept], y=y[kept], errors=errors)
+
+
+def _frame(axes: Any, log: bool, span: tuple[float, float] | None) -> None:
+    """Limits that stay as they are for the points drawn so far, and ticks at round numbers."""
+    from matplotlib import ticker
+
+    if log:
+        axes.set_yscale("log", nonpositive="clip")
+        low, high = axes.get_ylim()
+        decades = math.log10(high / low)
+        marks = (1, 2, 3, 5, 7) if decades < 1 else (1, 2, 5) if decades < 3 else (1,)
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=marks))
+        axes.yaxis.set_minor_locator(ticker.NullLocator())
+    else:
+        axes.set_ylim(bottom=0)
+    if span is not None:
+        margin = axes.margins()[0] * (span[1] - span[0])
+        axes.set_xlim(span[0] - margin, span[1] + margin)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: number(value)))
+    axes.autoscale(False)
+
+
+def number(value: float) -> str:
+    """1200 as 1,200, 25000 as 25k, 2500000 as 2.5M, small ones with three digits."""
+    for size, unit in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= max(1e4, size):
+            return f"{value / size:g}{unit}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _inline(svg: str, label: str) -> str:
+    """An element for a page: without the head of a file, and without ids of groups, which every chart would repeat."""
+    svg = re.sub(r' id="[a-z0-9._]+_\d+"', "", svg[svg.index("<svg") :])
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)

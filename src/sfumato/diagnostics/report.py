@@ -1,0 +1,124 @@
+"""report.html: one file that opens without a network. Curves, losses by noise level, samples, settings, next steps."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+
+from sfumato import __version__, folder
+from sfumato.counting import clock
+from sfumato.data import DataSpec
+from sfumato.diagnostics import board_page, examples, summary
+from sfumato.diagnostics.plots import BLUE, GREEN, ORANGE, PURPLE, Line, chart
+from sfumato.diagnostics.summary import Facts
+from sfumato.files import write_text
+
+NEAREST = "nearest.png"  # among the samples of a run: those nearest to training samples, beside these
+_PAGES = Environment(loader=PackageLoader("sfumato.diagnostics", ""), autoescape=True, trim_blocks=True)
+_PAGES.filters |= {"clock": clock, "figure": summary.figure}
+
+
+def page(title: str, subtitle: str, facts: Facts | None = None, **parts: Any) -> str:
+    """An HTML document: charts of a board (`Board.to_dict` with its curves), and those parts of the template given."""
+    if facts is not None:
+        parts |= {
+            "board": facts,
+            "drawings": board_page.drawings(facts),
+            "drowned": board_page.drowned(facts["gradients"]),
+        }
+    return _PAGES.get_template("report.html.jinja").render(title=title, subtitle=subtitle, **parts)
+
+
+def write(
+    run: Path, lines: Sequence[Facts], levels: Facts | None, settings: Mapping[str, Any], meanings: Mapping[str, str],
+    most: int,
+) -> Path:  # fmt: skip
+    """Make the report of a run folder from what lies in it; returns its path.
+
+    lines: of its log; levels: the board that is read from them (`log.read`); settings: of the run, by name;
+    meanings: what each says; most: grids of samples that are shown, evenly chosen.
+    """
+    model, facts, nearest = summary.contract(run), summary.load(run), run / "samples" / NEAREST
+    text = page(
+        title=run.resolve().name,
+        subtitle=_subtitle(run, lines, model),
+        facts=levels,
+        model=model,
+        conditions=[] if model is None else list(DataSpec.from_dict(model["spec"]).conditions),
+        last=lines[-1] if lines else None,
+        scored=next((line for line in reversed(lines) if "valid_raw" in line), None),
+        said=summary.words(facts) if facts else [],
+        holdout=facts["holdout"] if facts else None,
+        nearest=_encoded(nearest) if facts and facts["memorisation"] and nearest.exists() else None,
+        samples=_samples(run, most),
+        losses=_losses(lines),
+        commands=_commands(run, model, settings, facts),
+        settings=_settings(settings, meanings, model),
+    )
+    path = run / "report.html"
+    write_text(path, text)
+    return path
+
+
+def _subtitle(run: Path, lines: Sequence[Facts], model: Facts | None) -> str:
+    done = bool(lines) and bool(lines[-1].get("done"))
+    step = lines[-1]["step"] if lines else folder.newest_step(run)
+    state = "Finished" if done else "Not finished:"
+    made = "" if model is None else f" · {model['provenance']['date'].replace('T', ' ').removesuffix('+00:00')} UTC"
+    return f"{state} at step {step:,}{made} · sfumato {__version__}"
+
+
+def _samples(run: Path, most: int) -> list[tuple[int, str]]:
+    """(step, picture) of the grids of samples, the newest first."""
+    paths = sorted((run / "samples").glob("step_*.png"))
+    if len(paths) > most:
+        paths = [paths[round(i * (len(paths) - 1) / (most - 1))] for i in range(most)]
+    return [(int(path.stem.removeprefix("step_")), _encoded(path)) for path in reversed(paths)]
+
+
+def _encoded(picture: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+
+
+def _losses(lines: Sequence[Facts]) -> str | None:
+    """The losses over the run; those of training as means of at most 150 equal stretches."""
+
+    def points(name: str, most: int | None = None) -> tuple[list[float], list[float]]:
+        found = [(line["samples"], line[name]) for line in lines if line.get(name) is not None]
+        size = 1 if most is None else -(-len(found) // most) or 1
+        parts = [found[i : i + size] for i in range(0, len(found), size)]
+        return [part[-1][0] for part in parts], [sum(y for _, y in part) / len(part) for part in parts]
+
+    curves = [
+        Line("training", *points("loss", 150), GREEN),
+        Line("training samples, as validated", *points("valid_train"), PURPLE, True, dashes=":"),
+        Line("validation, raw weights", *points("valid_raw"), ORANGE, True),
+        Line("validation, moving average", *points("valid_ema"), BLUE, True),
+    ]
+    return chart(curves, "samples seen", "loss per element", log=True)
+
+
+def _commands(run: Path, model: Facts | None, settings: Mapping[str, Any], facts: Facts | None) -> list[str]:
+    """What to type next, in a shell and in Python."""
+    known = facts["next"] if facts else summary.commands(run, model, settings, done=False)
+    if model is None or examples.without_samples(str(run), model) is not None:
+        return known
+    python = ("import sfumato as sf", f"model = sf.load({str(run)!r})", "x = sf.sample(model, 64, seed=0)")
+    return [*known, "", *python]
+
+
+def _settings(
+    settings: Mapping[str, Any], meanings: Mapping[str, str], model: Facts | None
+) -> list[tuple[str, Any, str]]:
+    """(name, value, what it means) of the settings, and of what the run was computed with."""
+    rows = [(name, value, meanings.get(name, "")) for name, value in settings.items() if value is not None]
+    if model is not None:
+        made = model["provenance"]
+        rows += [(name, made[name], "As it ran.") for name in ("threads", "torch", "python") if name in made]
+        rows.append(("computed in", made.get("precision", "float32"), "As it ran."))
+        rows.append(("hash", model["hash"], "SHA-256 over the contract and the weights."))
+    return rows

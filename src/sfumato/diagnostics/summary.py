@@ -1,0 +1,348 @@
+"""The stop report: what was trained, whether it went well, where the time went, what next; and runs side by side.
+
+    last quarter: d = loss now - loss at three quarters of what was trained, on the same triples
+    twice the time: at best d log 2 / log(4/3) more, as if the loss went on falling with the logarithm of time
+
+The loss falls ever more slowly, and the falling learning rate helps the last quarter: hence "at best".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sfumato import artefact, folder
+from sfumato.counting import clock
+from sfumato.data import DataSpec
+from sfumato.diagnostics import examples
+from sfumato.diagnostics.triples import BANDS, Triples, trend
+from sfumato.diagnostics.triples import read as triples_of
+from sfumato.errors import SfumatoError
+from sfumato.files import write_text
+from sfumato.intervals import Interval
+
+FILE, VERSION = "report.json", 1
+_QUARTER = 0.75
+_LITTLE = 0.02  # of the loss: a change that is known to be less is none
+_RULING = ("data", "labels", "size", "holdout", "seed", "target", "schedule", "weight", "times")
+_ELSEWHERE = ("out", "device")  # settings that do not make another run
+Facts = dict[str, Any]
+
+
+def write(
+    run: Path, settings: Mapping[str, Any], spent: dict[str, float], memorisation: Facts | str,
+    conditions: Facts | str | None,
+) -> Facts:  # fmt: skip
+    """Make report.json of a run folder from what lies in it; returns its facts.
+
+    settings: those of the run, by name; spent: seconds by what they went into, beside the steps; memorisation:
+    `Memorisation.to_dict`; conditions: `Information.to_dict`, what each condition says of samples held out, None where
+    there is none. A text in the place of either says why it was not measured.
+    """
+    lines = folder.read(run / "metrics.jsonl")
+    last = lines[-1] if lines else {}
+    holdout, model = _holdout(lines), contract(run)
+    facts: Facts = {
+        "version": VERSION, "run": str(run), **_reached(run, lines), "epochs": last.get("epoch", 0.0),
+        "fraction": last.get("fraction", 0.0), "budget": _budget(settings), "holdout": holdout,
+        "time": _time(lines, spent),
+    }  # fmt: skip
+    for name, found in (("memorisation", memorisation), ("conditions", conditions)):
+        missing = isinstance(found, str)
+        facts |= {name: None if missing else found, f"{name}_missing": found if missing else None}
+    if model is not None:
+        facts["model"] = _model(model, settings)
+    facts["next"] = commands(run, model, settings, facts["done"], holdout)
+    write_text(run / FILE, json.dumps(facts, indent=1, allow_nan=False) + "\n")
+    return facts
+
+
+def load(run: Path) -> Facts | None:
+    """What `write` left; None where there is nothing, or what another version left."""
+    path = run / FILE
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError:
+        raise SfumatoError(f"{path} is damaged: it is no JSON.") from None
+    return facts if facts.get("version") == VERSION else None
+
+
+def contract(run: Path) -> Facts | None:
+    """What the model file of a run says of it; None where there is none yet."""
+    return artefact.read_contract(run) if (run / artefact.FILE).exists() else None
+
+
+def _reached(run: Path, lines: Sequence[Facts]) -> Facts:
+    """How far a run came."""
+    last = lines[-1] if lines else {}
+    return {
+        "step": last.get("step", folder.newest_step(run)), "samples": last.get("samples", 0),
+        "loss": next((line["loss"] for line in reversed(lines) if line.get("loss") is not None), None),
+        "incidents": len(folder.incidents(run)), "done": bool(last.get("done")),
+    }  # fmt: skip
+
+
+def _budget(settings: Mapping[str, Any]) -> str:
+    return f"{settings['steps']:,} steps" if settings["steps"] else f"{settings['minutes']:g} minutes"
+
+
+def _model(model: Facts, settings: Mapping[str, Any]) -> Facts:
+    spec = DataSpec.from_dict(model["spec"])
+    return {
+        "network": model["net"]["name"], "parameters": model["parameters"], "shape": model["spec"]["shape"],
+        "data": model["provenance"]["data"], "classes": list(spec.classes), "conditions": list(spec.conditions),
+        "example": examples.flags(model["spec"], settings["guidance"]), "guidance": settings["guidance"],
+        "kind": model["spec"]["kind"],
+    }  # fmt: skip
+
+
+def _holdout(lines: Sequence[Facts]) -> Facts | None:
+    """The last validation, and what changed up to it."""
+    scored = [(line, found) for line in lines if (found := triples_of(line)) is not None]
+    if not scored:
+        return None
+    last, now = scored[-1]
+    facts: Facts = {
+        "loss": now.interval().to_dict(), "weights": now.best, "trivial": last.get("valid_trivial"),
+        "triples": len(now.sample), "samples": len(now.sample.unique()), "gap": _plain(now.gap()),
+        "average": _plain(now.average()), "bands": _bands(last, now), "quarter": None, "lowest": None,
+    }  # fmt: skip
+    earlier = [(line, found) for line, found in scored[:-1] if now.change(found) is not None]
+    wanted = _QUARTER * last["samples"]
+    near = [pair for pair in earlier if 0.5 * last["samples"] <= pair[0]["samples"] <= 0.9 * last["samples"]]
+    if near:
+        line, before = min(near, key=lambda pair: abs(pair[0]["samples"] - wanted))
+        facts["quarter"] = _quarter(now, before, line["samples"] / last["samples"])
+    if earlier:
+        line, lowest = min(earlier, key=lambda pair: pair[1].interval().value)
+        change = now.change(lowest)
+        if change is not None and trend(change) == "worse":
+            facts["lowest"] = {"step": line["step"], "change": change.to_dict()}
+    return facts
+
+
+def _quarter(now: Triples, before: Triples, since: float) -> Facts:
+    """What changed since a fraction of what was trained."""
+    change = now.change(before)
+    assert change is not None
+    twice = math.log(2) / math.log(1 / since)
+    more = Interval(*(min(0.0, v * twice) for v in change[:3])) if change.high < 0 else None
+    settled = trend(change) == "no change" and change.half < _LITTLE * now.interval().value
+    return {
+        "since": since, "change": change.to_dict(), "trend": trend(change), "settled": settled, "twice": _plain(more)
+    }  # fmt: skip
+
+
+def _bands(line: Facts, now: Triples) -> list[Facts]:
+    edges = line.get("bins_edges")
+    if not now.bands or not edges:
+        return []
+    size = now.levels // now.bands
+    return [
+        {"name": BANDS[k], "logsnr": [edges[(k + 1) * size], edges[k * size]],
+         "loss": now.interval(band=k).to_dict(), "gap": _plain(now.gap(k))}
+        for k in range(now.bands)
+    ]  # fmt: skip
+
+
+def _plain(found: Interval | None) -> Facts | None:
+    return None if found is None else found.to_dict()
+
+
+def _time(lines: Sequence[Facts], spent: dict[str, float]) -> Facts:
+    """Seconds of the whole run, and fractions of them."""
+    elapsed = lines[-1]["elapsed"] if lines else 0.0
+    total = elapsed + spent.get("ending", 0.0)
+    waits = [line["data_wait"] for line in lines if line.get("data_wait") is not None]
+    parts = {name: seconds for name, seconds in spent.items() if name != "ending"}
+    parts["data wait"] = elapsed * math.fsum(waits) / len(waits) if waits else 0.0
+    shares = {name: seconds / max(total, 1e-9) for name, seconds in parts.items()}
+    evaluation = math.fsum(shares.get(name, 0.0) for name in ("validation", "grids", "memorisation", "conditions"))
+    return {"seconds": total, "training": elapsed, "shares": shares, "evaluation": evaluation}
+
+
+def commands(
+    run: Path, model: Facts | None, settings: Mapping[str, Any], done: bool, holdout: Facts | None = None
+) -> list[str]:
+    """What is worth typing now; model: what its file says (`contract`), None where there is no file yet."""
+    where, own, found = shlex.quote(str(run)), examples.modules(), holdout or {}
+    if not done or model is None:
+        return [f"sfumato resume {where}{own}"] + ([f"sfumato sample {where}{own}"] if model else [])
+    if (other := examples.without_samples(str(run), model)) is not None:
+        return [other, f"sfumato info {where}"]
+    out = "samples.png" if model["spec"]["kind"] == "image" else "samples.npz"
+    raw = " --weights raw" if best_weights(found) == "raw" else ""
+    lines = [f"sfumato sample {where} -n 64{examples.flags(model['spec'], settings['guidance'])}{raw} -o {out}{own}"]
+    if (found.get("quarter") or {}).get("trend") == "improving":
+        name = "steps" if settings["steps"] else "minutes"
+        lines.append(f"sfumato resume {where} --{name} {settings[name] * 2:.12g}{own}")
+    return [*lines, f"sfumato memorisation {where}{own}", f"sfumato info {where}"]
+
+
+def best_weights(holdout: Facts) -> str | None:
+    """Which weights have the lower loss on the hold-out, "ema" or "raw"; None where nothing tells them apart."""
+    average = holdout.get("average")
+    if not average or average["low"] is None:
+        return None
+    return "ema" if average["high"] < 0 else "raw" if average["low"] > 0 else None
+
+
+def words(facts: Facts) -> list[str]:
+    """The stop report in sentences."""
+    state = "Trained" if facts["done"] else f"Stopped after {facts['fraction']:.0%} of {facts['budget']}:"
+    lines = [
+        f"{state} {facts['step']:,} steps, {facts['samples']:,} samples ({facts['epochs']:.1f} epochs), in "
+        f"{clock(facts['time']['training'])}."
+    ]
+    if facts["holdout"] is None:
+        lines.append("Nothing was held out, or the run ended before its first validation: no loss on unseen samples.")
+    else:
+        lines += holdout_words(facts["holdout"])
+    found = facts["memorisation"]
+    if found is not None:
+        verdict, *rest = copies_words(found)
+        lines.append(f"{verdict} Ratio {figure(found['ratio'])}, closer {figure(found['closer'], '.0%')}.")
+        lines += [line for line in rest if line.startswith("LEAK")]
+    elif facts["memorisation_missing"]:
+        lines.append(f"Memorisation was not measured: {facts['memorisation_missing']}.")
+    if facts.get("conditions"):
+        lines.append(conditions_words(facts["conditions"]))
+    elif facts.get("conditions_missing"):
+        lines.append(f"What the conditions say was not measured: {facts['conditions_missing']}.")
+    lines.append(time_words(facts["time"]))
+    if facts["incidents"]:
+        lines.append(f"{facts['incidents']} steps were skipped: see incident.json.")
+    return lines
+
+
+def holdout_words(found: Facts) -> list[str]:
+    """The loss, its change, the gap, the weights: a sentence each."""
+    trivial = "" if found["trivial"] is None else f"; a guess that ignores neighbours has {found['trivial']:.4f}"
+    lines = [f"Hold-out loss {figure(found['loss'], '.4f')}{trivial}."]
+    if found["quarter"] is not None:
+        lines.append(_quarter_words(found["quarter"]))
+    if found["lowest"] is not None:
+        step, below = found["lowest"]["step"], found["lowest"]["change"]["value"]
+        lines.append(f"It was lowest at step {step:,}, by {below:.4f}: training on from there did harm.")
+    gap, average = found["gap"], found["average"]
+    if gap is not None and gap["low"] is not None:
+        told = "none that these triples show" if gap["low"] <= 0 else "the model knows its training samples better"
+        lines.append(f"Gap to training samples {figure(gap, '+.4f')}: {told}.")
+    if average is not None and average["low"] is not None:
+        best = {"ema": "the average is better", "raw": "the raw weights are better (--weights raw)"}
+        told = best.get(best_weights(found) or "", "no difference that these triples show")
+        lines.append(f"Moving average minus raw weights {figure(average, '+.4f')}: {told}.")
+    return lines
+
+
+def copies_words(facts: Facts) -> list[str]:
+    """What `Memorisation.to_dict` says, in sentences."""
+    said = {
+        "memorised": "MEMORISED: samples are nearer to training samples than new ones would be.",
+        "suspect": "Suspect: samples lean towards training samples; look at more of them.",
+        "none": "No sign of memorisation.",
+    }
+    lines = [said[facts["verdict"]]]
+    if facts["ratio"]["value"] is not None:
+        lines.append(
+            "Distance to the nearest training sample over that to the nearest held-out one, new samples = 1: "
+            f"{figure(facts['ratio'])}"
+        )
+    lines += [
+        "Nearer to the training set than a new sample, 50 % where nothing is memorised: "
+        f"{figure(facts['closer'], '.1%')}",
+        f"Copies (three times nearer to one training sample than to any other): {facts['copies']:.1%}; "
+        f"among new samples {facts['copies_real']:.1%}",
+        f"{facts['samples']:,} samples, {facts['train']:,} training and {facts['holdout']:,} held-out ones, in "
+        f"{facts['space']}.",
+    ]
+    if facts["exact"]:
+        lines.append(f"{facts['exact']:,} samples are training samples to the last bit.")
+    if facts["leaked"]:
+        lines.append(
+            f"LEAK: {facts['leaked']:,} held-out samples are in the training set, too; the hold-out loss is too low."
+        )
+    return [*lines, *facts["notes"]]
+
+
+def conditions_words(found: Facts) -> str:
+    """What the conditions say of a sample, in nats."""
+    each = [f"{name} {figure(said)}" for name, said in found["each"].items()]
+    together = f"; all together {figure(found['together'])}" if len(each) > 1 else ""
+    beside = " beyond the others" if len(each) > 1 else ""
+    return f"Nats that a condition says of a held-out sample{beside}: {', '.join(each)}{together}."
+
+
+def _quarter_words(found: Facts) -> str:
+    part = f"Since {found['since']:.0%} of the run {figure(found['change'], '+.4f')}"
+    if found["trend"] == "improving":
+        return f"{part}, still improving; twice the time brings {found['twice']['value']:+.4f} at best."
+    if found["trend"] == "worse":
+        return f"{part}, getting worse: more time would not help; more data or a smaller --net might."
+    if found["settled"]:
+        return f"{part}, no change: more time alone is hardly worth it."
+    return f"{part}: no change that these triples show; more time would bring little."
+
+
+def time_words(found: Facts) -> str:
+    """Where the time went."""
+    shares = found["shares"]
+    kept = [f"{name} {shares[name]:.1%}" for name in ("checkpoints", "averages", "data wait") if name in shares]
+    return ", ".join([f"Of the time, evaluation took {found['evaluation']:.1%}", *kept]) + "."
+
+
+def figure(found: Facts, kind: str = ".3g") -> str:
+    """A value and its interval."""
+    if found["value"] is None:
+        return "-"
+    if found["low"] is None or found["high"] is None:
+        return f"{found['value']:{kind}}"
+    return f"{found['value']:{kind}} ({found['low']:{kind}} to {found['high']:{kind}})"
+
+
+def runs(places: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """The runs among some folders and what lies directly within them, by name. SfumatoError for a path without one."""
+    found: list[Path] = []
+    for place in map(Path, places):
+        if not place.is_dir():
+            raise SfumatoError(f"{place} is not a folder: give run folders, or a folder of them.")
+        inside = [place] if folder.is_run(place) else [p for p in sorted(place.iterdir()) if folder.is_run(p)]
+        if not inside:
+            raise SfumatoError(f"{place} holds no run: give run folders, or a folder of them.")
+        found += [p for p in inside if p not in found]
+    return found
+
+
+def overview(run: Path, settings: Mapping[str, Any]) -> Facts:
+    """What a run is, how far it came and what it scored; a log that was cut is read as far as it goes."""
+    lines = folder.read(run / "metrics.jsonl")
+    scored = [line.get("valid_ema", line["valid_raw"]) for line in lines if "valid_raw" in line]
+    return {
+        "path": str(run), "config": dict(settings), **_reached(run, lines),
+        "seconds": lines[-1].get("elapsed", 0.0) if lines else 0.0, "validation": scored[-1] if scored else None,
+    }  # fmt: skip
+
+
+def differences(overviews: Sequence[Facts]) -> dict[str, list[Any]]:
+    """Setting -> its value in each run, of those settings that are not the same in all."""
+    names = [name for name in overviews[0]["config"] if name not in _ELSEWHERE]
+    found = {name: [each["config"][name] for each in overviews] for name in names}
+    return {name: values for name, values in found.items() if any(value != values[0] for value in values)}
+
+
+def incomparable(overviews: Sequence[Facts]) -> str | None:
+    """Why validation losses may not be set side by side, None where they may: means of one loss, over one hold-out."""
+    apart = [name for name in _RULING if name in differences(overviews)]
+    return f"they differ in {', '.join(apart)}" if apart else None
+
+
+def ranked(overviews: Sequence[Facts]) -> list[Facts]:
+    """By validation loss, those without one last; as they came where the losses are of different kinds."""
+    if incomparable(overviews) is not None:
+        return list(overviews)
+    return sorted(overviews, key=lambda run: math.inf if run["validation"] is None else run["validation"])
