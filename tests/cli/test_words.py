@@ -1,6 +1,7 @@
 """Commands, flags and help: what is known, what is suggested, what is loaded."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -31,7 +32,7 @@ def test_train_help_tells_every_setting(call):
     out = call("train", "--help")[1]
     for name in vars(TrainConfig()):
         spelling = {"conditions": "condition"}.get(name, name)  # one flag for each of them
-        assert name == "data" or f"--{spelling.replace('_', '-')} " in out, name
+        assert name == "data" or re.search(f"--{spelling.replace('_', '-')}[ ,]", out), name
     assert "{None}" not in out
 
 
@@ -45,11 +46,6 @@ def test_help_and_parsing_load_no_torch():
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "False False"
 
 
-def test_top_help_does_not_load_the_flag_library():
-    code = "import sys\nfrom sfumato.cli import main\nmain(['--help'])\nprint('tyro' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.endswith("False\n")
-
-
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -61,13 +57,17 @@ def test_top_help_does_not_load_the_flag_library():
         ("sample m --gudance 2", "did you mean --guidance?"),
         ("train fashion --steps many", "--steps takes a whole number, not 'many'"),
         ("train fashion --lr fast", "--lr takes a number, not 'fast'"),
-        ("train fashion --steps", "--steps needs a value"),
-        ("sample m --weights best", "--weights cannot be 'best': it takes 'ema' or 'raw'"),
-        ("sample m --guidance-interval 1", "--guidance-interval takes two numbers"),
+        ("train fashion --steps", "--steps takes a whole number: expected one argument"),
+        ("sample m --weights best", "--weights takes 'ema' or 'raw', not 'best'"),
+        ("sample m --guidance-interval 1", "--guidance-interval takes two numbers: expected 2 arguments"),
         ("sample m --seed 1.5", "--seed takes a whole number, not '1.5'"),
         ("sample", "needs MODEL"),
         ("info", "needs MODEL"),
         ("inspect a b", "does not know what to do with 'b'"),
+        ("control run", "needs WORD"),
+        ("sample m --json=yes", "--json takes no value: ignored explicit argument 'yes'"),
+        ("train fashion --condition", "--condition takes NAME:KIND: expected one argument"),
+        ("sample --guidance x --gudance 2", "has no flag --gudance: did you mean --guidance"),
         ("demo --minutes two", "--minutes takes a number, not 'two'"),
     ],
 )
@@ -89,12 +89,34 @@ def test_flags_are_the_settings():
     assert train_config(parse("train", ["d"])) == TrainConfig(data="d")
 
 
+def test_words_may_stand_in_any_order_and_begin_with_a_sign():
+    made = parse("sample", ["--guidance", "-1e-3", "--guidance_interval", "-3", ".5", "-n64", "m", "--class", "-1"])
+    assert (made.guidance, made.guidance_interval, made.number, made.class_) == (-1e-3, (-3.0, 0.5), 64, "-1")
+    assert parse("memorisation", ["m", "-n", "3", "d"]).data == "d"
+    assert parse("runs", ["a", "b", "--json", "c"]).folders == ("a", "b", "c")
+    assert parse("sample", ["m", "--seed=1", "--condition", "a=1", "--seed", "2", "--condition=b=2"]).seed == 2
+    assert parse("sample", ["m", "--condition", "a=1", "--condition=b=2"]).condition == ("a=1", "b=2")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("columns", [80, 120])
+def test_help_fits_the_terminal(call, monkeypatch, command, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = call(command, "--help")[1].splitlines()
+    assert max(map(len, lines)) <= columns and "  --json" in "\n".join(lines)
+
+
 def test_yaml_lies_between_defaults_and_flags(workplace):
     (workplace / "c.yaml").write_text("data: here\nsteps: 9\nlr: 0.01\nbatch: 8\n")
     made = train_config(parse("train", ["--config", "c.yaml", "--batch", "16"]))
     assert made == TrainConfig(data="here", steps=9, lr=0.01, batch=16)
     by_time = train_config(parse("train", ["--config=c.yaml", "--minutes", "3", "there"]))
     assert (by_time.data, by_time.minutes, by_time.steps) == ("there", 3.0, None)
+    (workplace / "d.yaml").write_text("data: here\nenergy: true\nnet: MLP\nconditions: {mass: scalar}\n")
+    both = ["--config", "d.yaml", "--condition", "kind:label"]
+    made = train_config(parse("train", [*both, "--no-energy", "--net.depth", "2"]))
+    assert (made.energy, made.net, made.conditions) == (False, "MLP(depth=2)", {"mass": "scalar", "kind": "label"})
+    assert train_config(parse("train", [*both, "--energy"])).energy
 
 
 @pytest.mark.parametrize(
@@ -118,7 +140,7 @@ def test_a_missing_yaml_is_one_sentence(refused):
 
 
 def test_help_lists_the_solvers_that_there_are(call):
-    shown = " ".join(call("sample", "--help")[1].replace("│", " ").split())
+    shown = " ".join(call("sample", "--help")[1].split())
     assert ", ".join(solvers.NAMES) in shown
 
 
@@ -156,7 +178,7 @@ def test_arguments_of_what_a_flag_names():
         ("train digits --steps 1 --net DiT --net.dept 8", "DiT has no argument 'dept': did you mean 'depth'"),
         ("train digits --steps 1 --net DiT --net.depth 2.5", "depth takes a whole number, not 2.5"),
         ("train digits --steps 1 --net DiTT --net.depth 2", "net cannot be 'DiTT(depth=2)': did you mean 'DiT'"),
-        ("train digits --net.depth", "--net.depth needs a value"),
+        ("train digits --net.depth", "--net.depth takes a value: expected one argument"),
         ("train digits --batch.size 3", "has no flag --batch.size: did you mean --batch"),
         ("sample m --solver.order 3", "--solver.order is an argument of what --solver names"),
         ("train digits --modules nowhere.py", "nowhere.py is no Python file"),

@@ -2,116 +2,156 @@
 
 from __future__ import annotations
 
-import contextlib
+import argparse
 import dataclasses
-import io
+import inspect
 import re
-from collections.abc import Sequence
-from typing import Any, get_type_hints
+import shutil
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import tyro
-
-from sfumato.cli.options import CLASSES
+from sfumato.cli.options import CLASSES, EVERY, PAIR, PLACES, REQUIRED, Flag, Several
 from sfumato.errors import SfumatoError, suggest
 from sfumato.training.config import NAMING, TrainConfig, from_yaml
 
-_ARGUMENT = re.compile(r"--([\w-]+)\.([\w-]+)(?:=(.*))?", re.DOTALL)
+_NAME = re.compile("^--[^=]+")
 _NUMBER = re.compile(r"-\.?\d")
 
 
 def parse(command: str, words: Sequence[str]) -> Any:
     """The options of `command`; `--help` prints and raises SystemExit(0), mistakes raise SfumatoError."""
-    kind = CLASSES[command]
-    words, arguments = _apart(kind, words)
-    _refuse_unknown(command, kind, words)
-    default = {"default": _with_config(kind, words)} if command in ("train", "plan") else {}
-    heard = io.StringIO()
+    words = [_NAME.sub(lambda name: name[0].replace("_", "-"), word) for word in words]
+    known = CLASSES[command].flags()
+    known |= _further(known, words)
     try:
-        with contextlib.redirect_stderr(heard):
-            options = tyro.cli(
-                kind, prog=f"sfumato {command}", args=words, config=(tyro.conf.FlagCreatePairsOff,), **default
-            )
-            called = {name: _called(getattr(options, name), name, more) for name, more in arguments.items()}
-            return dataclasses.replace(options, **called)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise SfumatoError(_sentence(command, kind, heard.getvalue())) from None
+        given = _given(command, known, words)
+    except SfumatoError as error:
+        raise SfumatoError(f"{error} (sfumato {command} --help says more)") from None
+    given = _with_config(given)
+    for name in [name for name in given if "." in name]:
+        of, _, key = name.partition(".")
+        given[of] = _called(of, given.get(of, known[of].usual), key.replace("-", "_"), given.pop(name))
+    return CLASSES[command](**given)
 
 
-def _apart(kind: type, words: Sequence[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
-    """(words, arguments of what a flag names) of words such as --net DiT --net.depth 8 --weight.bias=-2."""
-    rest: list[str] = []
-    found: dict[str, dict[str, str]] = {}
-    waiting = iter(words)
-    for word in waiting:
-        match = _ARGUMENT.fullmatch(word)
-        name = match[1].replace("-", "_") if match else ""
-        if match is None or name not in (*NAMING, "solver") or name not in kind.__annotations__:
-            rest.append(word)
-            continue
-        value = match[3] if match[3] is not None else next(waiting, None)
-        if value is None or (match[3] is None and value.startswith("-") and not _NUMBER.match(value)):
-            raise SfumatoError(f"--{match[1]}.{match[2]} needs a value")
-        found.setdefault(name, {})[match[2].replace("-", "_")] = value
-    return rest, found
-
-
-def _called(word: str | None, name: str, more: dict[str, str]) -> str:
-    """A name with further arguments, as settings spell them."""
-    if word is None:
-        raise SfumatoError(f"--{name}.{next(iter(more))} is an argument of what --{name} names: give that, too")
-    inside = f"{word.strip()}(" if not word.strip().endswith(")") else word.strip()[:-1]
-    inside += "" if inside.endswith("(") else ", "
-    values = {key: f"({text})" if "," in text and text[0] not in "([" else text for key, text in more.items()}
-    return f"{inside}{', '.join(f'{key}={text}' for key, text in values.items())})"
-
-
-def _flags(kind: type) -> dict[str, Any]:
-    """Every spelling of every flag -> the type of its value."""
-    found: dict[str, Any] = {"--help": None, "-h": None}
-    for name, hint in get_type_hints(kind, include_extras=True).items():
-        marks = [mark for mark in getattr(hint, "__metadata__", ()) if hasattr(mark, "aliases")]
-        plain = get_type_hints(kind)[name]
-        if any(mark is tyro.conf.Positional for mark in getattr(hint, "__metadata__", ())):
-            continue
-        long = (marks[0].name if marks else None) or name.replace("_", "-")
-        for spelling in (f"--{long}", *((marks[0].aliases or ()) if marks else ())):
-            found[spelling] = plain
+def _further(known: Mapping[str, Flag], words: Sequence[str]) -> dict[str, Flag]:
+    """Flags of words such as --net.depth: an argument of what --net names."""
+    found = {}
+    for word in words:
+        name, dot, key = word.partition("=")[0].removeprefix("--").partition(".")
+        if dot and name in known and name in (*NAMING, "solver"):
+            found[f"{name}.{key}"] = Flag("", metavar="a value", name=f"{name}.{key}")
     return found
 
 
-def _refuse_unknown(command: str, kind: type, words: Sequence[str]) -> None:
-    known = _flags(kind)
-    for word in words:
-        if word == "--":
-            return
-        spelling = word.partition("=")[0]
-        if not word.startswith("-") or word == "-" or _NUMBER.match(word):
+def _given(command: str, known: Mapping[str, Flag], words: Sequence[str]) -> dict[str, Any]:
+    """Field -> value, of what is given."""
+    try:
+        found, rest = _parser(command, known).parse_known_intermixed_args(words)
+    except argparse.ArgumentError as error:  # too many values of a flag, or too few
+        flag = next(one for one in known.values() if one.spellings[0] == str(error.argument_name).split("/")[0])
+        raise SfumatoError(f"{flag} takes {flag.takes}: {error.message}") from None
+    _refuse(command, known, rest)
+    for name, flag in known.items():
+        if flag.usual is REQUIRED and name not in found:
+            raise SfumatoError(f"`sfumato {command}` needs {flag}")
+    return {name: _read(known[name], value) for name, value in vars(found).items()}
+
+
+class _Page(argparse.HelpFormatter):
+    """Lines of at most 120 characters, paragraphs that stay apart, names that are not broken at their hyphens."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=min(120, shutil.get_terminal_size().columns))
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n\n".join("\n".join(self._split_lines(part, width)) for part in text.split("\n\n"))
+
+
+def _usage(command: str, known: Mapping[str, Flag]) -> str:
+    words = f"sfumato {command} [FLAGS]"
+    for flag in known.values():
+        if flag.group == PLACES:
+            form = f"{flag} ..." if flag.kind == Several else f"{flag}"
+            words += f" {form}" if flag.usual is REQUIRED else f" [{form}]"
+    return words
+
+
+def _parser(command: str, known: Mapping[str, Flag]) -> argparse.ArgumentParser:
+    """argparse for `command`; it only tells words apart, values stay text."""
+    parser = argparse.ArgumentParser(
+        usage=_usage(command, known), description=inspect.getdoc(CLASSES[command]),
+        formatter_class=_Page, add_help=False, allow_abbrev=False, exit_on_error=False,
+        argument_default=argparse.SUPPRESS,
+    )  # fmt: skip
+    parser._negative_number_matcher = _NUMBER  # -1e-3 is a number, too
+    titles = sorted(dict.fromkeys(flag.group for flag in known.values()), key=EVERY.__eq__)  # which comes last
+    groups = {title: parser.add_argument_group(title) for title in titles}
+    for name, flag in known.items():
+        how: dict[str, Any] = {"help": flag.help or argparse.SUPPRESS, "metavar": flag.form}
+        if flag.group == PLACES:
+            groups[flag.group].add_argument(name, nargs="*" if flag.kind == Several else "?", **how)
             continue
-        if spelling.startswith("--"):
-            spelling = spelling.replace("_", "-")
-        if spelling not in known:
-            hint = suggest(spelling, [name for name in known if name.startswith("--")]).replace("'", "").rstrip(".")
-            given = word.partition("=")[0]
-            raise SfumatoError(f"`sfumato {command}` has no flag {given}: {hint} (sfumato {command} --help lists them)")
+        if flag.kind is bool:  # a file of settings may have said yes
+            both = "config" in known and flag.group != EVERY
+            how = {"help": flag.help, "action": argparse.BooleanOptionalAction if both else "store_true"}
+        elif flag.kind == PAIR:
+            how |= {"nargs": 2, "metavar": tuple(flag.form.split())}
+        elif flag.kind == Several:
+            how["action"] = "append"
+        groups[flag.group].add_argument(*flag.spellings, dest=name, **how)
+    groups[EVERY].add_argument("-h", "--help", action="help", help="Show this and do nothing else.")
+    return parser
 
 
-def _with_config(kind: type, words: Sequence[str]) -> Any:
-    """Defaults of `train`: those of TrainConfig, and over them the file that --config names."""
-    path = None
-    for place, word in enumerate(words):
-        if word == "--config":
-            path = next(iter(words[place + 1 :]), None)
-        elif word.startswith("--config="):
-            path = word.partition("=")[2]
-    if path is None:
-        return kind()
-    values = dataclasses.asdict(from_yaml(path))
-    values["condition"] = tuple(f"{name}:{kind}" for name, kind in values.pop("conditions").items())
-    if any(word.partition("=")[0] in ("--minutes", "--steps") for word in words):
+def _refuse(command: str, known: Mapping[str, Flag], rest: Sequence[str]) -> None:
+    """The sentence on words that nothing takes, flags first."""
+    for word in rest:
+        if word.startswith("-") and not _NUMBER.match(word):
+            name = word.partition("=")[0]
+            flags = ["--help", *(str(flag) for flag in known.values() if flag.group != PLACES)]
+            hint = suggest(name, flags).replace("'", "").rstrip(".")
+            raise SfumatoError(f"`sfumato {command}` has no flag {name}: {hint}")
+    if rest:
+        raise SfumatoError(f"`sfumato {command}` does not know what to do with {rest[0]!r}")
+
+
+def _read(flag: Flag, value: Any) -> Any:
+    """The value of the flag's type that its text (or texts) says."""
+    if isinstance(value, list):
+        return tuple(_read(flag, one) for one in value)
+    if flag.few and value not in flag.few:
+        raise SfumatoError(f"{flag} takes {flag.takes}, not {value!r}")
+    try:
+        return int(value) if flag.kind is int else float(value) if flag.kind in (float, PAIR) else value
+    except ValueError:
+        raise SfumatoError(f"{flag} takes {flag.takes}, not {value!r}") from None
+
+
+def _called(name: str, word: str | None, key: str, text: str) -> str:
+    """What a flag names with one more argument, as settings spell it: DiT(depth=8)."""
+    if word is None:
+        raise SfumatoError(f"--{name}.{key} is an argument of what --{name} names: give that, too")
+    inside = word.strip().removesuffix(")")
+    mark = "(" if inside == word.strip() else "" if inside.endswith("(") else ", "
+    value = f"({text})" if "," in text and text[0] not in "([" else text
+    return f"{inside}{mark}{key}={value})"
+
+
+def _with_config(given: dict[str, Any]) -> dict[str, Any]:
+    """What flags say, over the settings of the file that --config names."""
+    if "config" not in given:
+        return given
+    values = dataclasses.asdict(from_yaml(given["config"]))
+    kinds = (f"{name}:{kind}" for name, kind in values["conditions"].items())
+    values["conditions"] = (*kinds, *given.pop("conditions", ()))
+    if "minutes" in given or "steps" in given:
         values["minutes"] = values["steps"] = None  # a budget on the command line replaces the file's
-    return kind(**values)
+    return {**values, **given}
 
 
 def train_config(options: Any, command: str = "train") -> TrainConfig:
@@ -120,8 +160,8 @@ def train_config(options: Any, command: str = "train") -> TrainConfig:
         raise SfumatoError(
             f"`sfumato {command}` needs DATA: a folder of images, a .npy, .npz, .tar or .parquet file, a built-in set"
         )
-    names = [field.name for field in dataclasses.fields(TrainConfig) if field.name != "conditions"]
-    return TrainConfig(**{name: getattr(options, name) for name in names}, conditions=declared(options.condition))
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)}
+    return TrainConfig(**{**given, "conditions": declared(options.conditions)})
 
 
 def declared(words: Sequence[str]) -> dict[str, str]:
@@ -144,37 +184,3 @@ def _pair(word: str, mark: str, form: str) -> tuple[str, str]:
     if not (found and name.strip() and value.strip()):
         raise SfumatoError(f"--condition takes {form}, not {word!r}")
     return name.strip(), value.strip()
-
-
-def _sentence(command: str, kind: type, text: str) -> str:
-    """tyro's boxed message as one sentence."""
-    lines = [line.strip("│ \t") for line in text.splitlines() if not line.strip().startswith(("╭", "╰"))]
-    blocks = re.split(r"\n[─-]{8,}(?:\n|$)", "\n".join(lines))
-    # the title is part of the frame, or, where the terminal has no line drawing, a block of its own
-    said = " ".join(blocks[0 if "╭" in text else min(1, len(blocks) - 1)].split())
-    more = f" (sfumato {command} --help says more)"
-    wrong = re.search(r"Error parsing (?:\S*/)?(--?[\w-]+|[A-Z]+):", said)
-    values = re.search(r"from \[(.*?)\]", said) or re.search(r"literal.*: ('.*?')|to float: ('.*?')", said)
-    if wrong and values:
-        given = next(group for group in values.groups() if group is not None)
-        return f"{wrong.group(1)} takes {_takes(_flags(kind).get(wrong.group(1)))}, not {given}{more}"
-    short = re.search(r"Missing value for argument '(?:\S*/)?(--?[\w-]+)'", said)
-    if short:
-        return f"{short.group(1)} needs a value: {_takes(_flags(kind).get(short.group(1)))}{more}"
-    missing = re.search(r"^\W*([A-Z]+)\b.*\(required\)", said) or re.search(r":\W*([A-Z]+)\b", said)
-    if missing:
-        return f"`sfumato {command}` needs {missing.group(1)}{more}"
-    choice = re.search(r"invalid choice (.*?) for argument '(?:\S*/)?(--?[\w-]+)'.*?\((.*)\)", said)
-    if choice:
-        return f"{choice.group(2)} cannot be {choice.group(1)}: it takes {choice.group(3).replace(', ', ' or ')}{more}"
-    extra = re.search(r"Unrecognized (?:options|arguments?): (.*)", said)
-    if extra:
-        return f"`sfumato {command}` does not know what to do with {extra.group(1)!r}{more}"
-    return f"{said.rstrip('. ')}{more}"
-
-
-def _takes(kind: Any) -> str:
-    text = str(kind)
-    if "tuple" in text:
-        return "two numbers" if "float" in text else "NAME:KIND or NAME=VALUE"
-    return "a number" if "float" in text else "a whole number" if "int" in text else "a value"
