@@ -1,17 +1,16 @@
-"""What a core that does something else costs training and sampling: fixed threads beside the default.
+"""What a core that does something else costs training and sampling: fixed threads beside those of the command line.
 
     python benchmarks/busy.py [--seconds 20]
 
 A process that counts keeps one core busy. With a fixed number of threads each operation waits for the thread that
-shares its core; by default the number follows what others leave of the machine. Each case has a process of its own and
-some seconds; the figure is samples a second (training) and network calls of 64 samples a second (sampling).
+shares its core; in `sfumato train` and `sample` the number follows what others leave. Each case has a process of its
+own and some seconds; the figure is samples a second (training) and network calls of 64 samples a second (sampling).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ import torch
 
 import sfumato as sf
 from record import HERE, commit, hardware
+from sfumato.cli.process import Follower
 from sfumato.nets import build
 from sfumato.training import TrainConfig
 from sfumato.training.loop import fit
@@ -29,8 +29,8 @@ from sfumato.training.objective import schedule_of
 from sfumato.training.precision import compute_dtype
 
 CASES = [
-    ("one thread", "1", False), ("all threads", "all", False), ("default", "default", False),
-    ("one thread", "1", True), ("all threads", "all", True), ("default", "default", True),
+    ("one thread", "1", False), ("all threads", "all", False), ("following", "following", False),
+    ("one thread", "1", True), ("all threads", "all", True), ("following", "following", True),
 ]  # fmt: skip
 
 
@@ -48,16 +48,16 @@ def load(busy: bool) -> Iterator[None]:
 
 def one(work: str, threads: str, seconds: float) -> float:
     """The rate of a case in this process."""
-    count = torch.get_num_threads()
-    fixed = {"1": 1, "all": count, "default": None}[threads]
-    config = TrainConfig(minutes=seconds / 60, threads=fixed)
+    if threads == "1":
+        torch.set_num_threads(1)
+    config = TrainConfig(minutes=seconds / 60)
     model = sf.Denoiser(build((1, 28, 28)), sf.Gaussian(schedule_of(config.schedule)), config.target, 1.0)
     model.compute_dtype = compute_dtype("auto", model.device)
+    if threads == "following":
+        follow = Follower()
+        model.net.register_forward_pre_hook(lambda *_: follow())
     if work == "train":
         return [progress.rate for progress in fit(model, torch.randn(6400, 1, 28, 28), config)][-1]
-    if fixed is not None:
-        torch.set_num_threads(fixed)
-        os.environ["OMP_NUM_THREADS"] = str(fixed)  # whoever sets it has decided
     calls, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
         sf.sample(model, n=64, steps=60, solver=sf.solvers.Euler())

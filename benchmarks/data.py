@@ -24,9 +24,8 @@ import torch
 from PIL import Image
 
 from record import HERE, commit, hardware
-from sfumato import data, nets
+from sfumato import data, machine, nets
 from sfumato.data import DataSpec, cache
-from sfumato.machine import memory
 from sfumato.model import Denoiser
 from sfumato.process import Gaussian
 from sfumato.schedules import Flow
@@ -98,11 +97,11 @@ def main() -> None:
             starts[name] = start(folder, options.size, where)
             print(f"{name:24} open {starts[name]['open_s']:7.2f} s  fit {starts[name]['fit_s']:6.2f} s", flush=True)
         rows = []
-        room = memory.available
+        room = machine.available
         for held, where, workers in WAYS:
             where = kept if where == "cache" else where
             os.environ[cache.PLACE] = where
-            memory.available = room if held else lambda: 1e4
+            machine.available = room if held else lambda: 1e4
             rows.append(steps(folder, options.size, workers, options.steps))
             print(SHOWN.format(**rows[-1]), flush=True)
     about = {"count": options.count, "size": options.size, "steps": options.steps}

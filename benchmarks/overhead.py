@@ -21,7 +21,7 @@ from torch import nn
 import sfumato as sf
 from record import HERE, commit, hardware
 from sfumato import nets
-from sfumato.machine.kept import kept_memory
+from sfumato.cli.process import keep_freed_memory
 from sfumato.nets import UNet
 from sfumato.nets.layout import channels_last
 from sfumato.training import State, TrainConfig
@@ -68,21 +68,21 @@ def bare(net: nn.Module, config: TrainConfig, dtype: torch.dtype | None) -> Call
 
 def main() -> None:
     torch.set_num_threads(1)
+    keep_freed_memory()  # as the command line does
     config, dtype = TrainConfig(steps=10**6), compute_dtype("auto", torch.device("cpu"))
     result = {"commit": commit(), "hardware": hardware(), "batch": config.batch, "networks": {}}
     print(f"{'':32}{'bare ms':>10}{'ours ms':>10}{'above':>8}")
     for name, make in NETS.items():
         torch.manual_seed(0)
-        with kept_memory(torch.device("cpu")):
-            loops = [bare(make(), config, dtype), ours(make(), config, dtype)]
-            times: list[list[float]] = [[], []]
-            for turn in range(TURNS + 1):
-                for loop, found in zip(loops, times, strict=True):
-                    for _ in range(STEPS):
-                        start = time.process_time()
-                        loop()
-                        if turn:  # the first steps make room
-                            found.append(time.process_time() - start)
+        loops = [bare(make(), config, dtype), ours(make(), config, dtype)]
+        times: list[list[float]] = [[], []]
+        for turn in range(TURNS + 1):
+            for loop, found in zip(loops, times, strict=True):
+                for _ in range(STEPS):
+                    start = time.process_time()
+                    loop()
+                    if turn:  # the first steps make room
+                        found.append(time.process_time() - start)
         plain, whole = map(statistics.median, times)
         result["networks"][name] = {"bare": plain, "ours": whole, "overhead": whole / plain - 1}
         print(f"{name:32}{1e3 * plain:10.1f}{1e3 * whole:10.1f}{whole / plain - 1:8.2%}")

@@ -2,7 +2,7 @@
 
     python benchmarks/training.py [train sample compiled batches] [--threads 1] [--rounds 2]
 
-3x32x32, one training step at batch 64. Ours is a whole step of `sf.train`'s loop by its default settings: batch and
+3x32x32, one training step at batch 64. Ours is a whole step of `sfumato train` by its default settings: batch and
 noise drawn, network, loss, gradients clipped, Muon, three moving averages, the guard. A peer's is the network, a mean
 square, gradients clipped and AdamW: in float32 as it comes (default), and in bfloat16 with channels last (best).
 The networks have like parameters and FLOPs; FLOPs are counted alike (torch's counter, attention by its products), so
@@ -33,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import sfumato as sf
 import training_peers as peers
 from record import HERE, commit, hardware
+from sfumato.cli.process import keep_freed_memory
 from sfumato.nets import DiT, UNet
 from sfumato.training import TrainConfig
 from sfumato.training.loop import fit
@@ -71,7 +72,7 @@ def denoiser(net: nn.Module) -> sf.Denoiser:
 
 
 def trainer(net: nn.Module, batch: int, mode: str) -> Step:
-    """A step of the loop: what `sf.train` does between two lines of its log."""
+    """A step of the loop: what `sfumato train` does between two lines of its log."""
     config = TrainConfig(steps=100_000, batch=batch, compile=mode == "compiled")
     steps = fit(denoiser(net), torch.randn(20 * batch, *SHAPE), config)
     return lambda: next(steps)
@@ -96,6 +97,7 @@ def made(name: str, mode: str, batch: int, work: str) -> tuple[Step, dict[str, A
     """(work, what it is) of a candidate."""
     torch.manual_seed(0)
     if name in OURS:
+        keep_freed_memory()  # as the command line does
         net, call = OURS[name](), lambda net, x, t: net(x, t)
         step = trainer(net, batch, mode) if work == "train" else sampler(net, batch)
         title = name

@@ -26,6 +26,7 @@ from sfumato import __version__, registry, trees
 from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError
 from sfumato.files import read_header, read_sealed, write_sealed
+from sfumato.noise import seeded
 from sfumato.solvers import Plan
 
 FORMAT, CODEC, VERSION = "sfumato model", "sfumato codec", 2  # codecs had a format of their own in version 1
@@ -205,7 +206,8 @@ def load(
             raise SfumatoError(f"{path} keeps no raw weights beside the moving average: load it with weights='ema'.")
         prefix, _ = _innermost(whole["model"])
         state |= {prefix + name: value for name, value in raw.items()}
-    model = trees.build(whole["model"], "model")
+    with seeded(0):  # the weights that a network starts with are not kept
+        model = trees.build(whole["model"], "model")
     model.provenance = dict(whole["provenance"])
     _fill(model, state, path)
     for _, part in parts(model):

@@ -20,6 +20,7 @@ from sfumato.diagnostics.checks.evidence import draw
 from sfumato.diagnostics.checks.gather import TRAINED, answers, broken, labels, told, weights
 from sfumato.diagnostics.samples import fits
 from sfumato.errors import SfumatoError
+from sfumato.noise import seeded
 from sfumato.process import Gaussian
 from sfumato.training import checkpoint
 from sfumato.training.config import TrainConfig, from_dict
@@ -147,8 +148,7 @@ def _initial(contract: dict[str, Any], settings: TrainConfig) -> dict[str, Tenso
     """The weights before the first step, made anew from the seed; none where the run was given its start."""
     if contract.get("given"):
         return None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+    with seeded(settings.seed):
         return {name: p.detach() for name, p in nets.from_config(contract["net"]).named_parameters()}
 
 

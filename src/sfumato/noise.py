@@ -14,7 +14,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, final
 
@@ -32,6 +33,14 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57])
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MAX_STEP = 1 << 24
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within the block torch's own generator of the CPU starts from `seed`; after it, it stands where it stood."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed those of GPUs as well
+        yield
 
 
 def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:

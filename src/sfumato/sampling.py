@@ -13,9 +13,7 @@ from torch import Tensor
 from sfumato.compose import differentiable, guide
 from sfumato.conditions import declared, resolve
 from sfumato.errors import SfumatoError
-from sfumato.machine.kept import kept_memory
-from sfumato.machine.parts import in_parts
-from sfumato.machine.threads import Threads, threads
+from sfumato.machine import in_parts
 from sfumato.model import Model
 from sfumato.noise import PRIOR, STEP, Noise
 from sfumato.plans import AnySolver, make_plan
@@ -102,14 +100,13 @@ def sample(
         walk = trajectory(
             model, None, None, plan, seed, start, which[part], t_start, t_stop, cond=conditions.rows(part)
         )
-        return finish(map_state(lambda leaf: leaf.cpu(), _end(walk, follower)))
+        return finish(map_state(lambda leaf: leaf.cpu(), _end(walk)))
 
     def own(rows: Tensor) -> Any:
         most = math.ceil(len(rows) / math.ceil(len(rows) / batch))
         return cat_states(in_parts(one, rows, most, halve=world.size == 1))  # shards of a network are called in step
 
-    keeping = kept_memory(getattr(model, "device", torch.device("cpu")))
-    with torch.set_grad_enabled(smooth), keeping, threads() as follower:
+    with torch.set_grad_enabled(smooth):
         return world.parallel_map(own, torch.arange(n))
 
 
@@ -159,11 +156,10 @@ def _start(model: Model, plan: Plan, seed: int, index: Tensor, device: torch.dev
     return model.process.prior(numbers(Noise(seed, index, PRIOR), shape, device))
 
 
-def _end(walk: Iterator[State], follower: Threads) -> Any:
+def _end(walk: Iterator[State]) -> Any:
     """The last state; those on the way are not kept."""
     for state in walk:
         last = state.z
-        follower.follow()
     return last
 
 

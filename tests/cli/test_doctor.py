@@ -12,7 +12,7 @@ import sfumato as sf
 from fault_cases import moons
 from sfumato.training import checkpoint
 from sfumato.training.console import Silent
-from sfumato.training.interrupt import Interrupted
+from sfumato.training.run import Interrupted
 
 SETTINGS = {"steps": 100, "batch": 32, "net": "tiny", "precision": "float32", "snapshots": 0, "sample_every": 0}
 

@@ -57,7 +57,7 @@ def test_from_data_to_samples_in_another_process_with_the_data_gone(call, workpl
 def test_where_memory_does_not_suffice_parts_are_halved_and_the_run_goes_on(workplace):
     """A real limit on a real process: 2,048 samples at once need more than the half gigabyte that is free."""
     code = (
-        "import sys\nfrom sfumato.machine import memory\nmemory.available = lambda: 2.0**29\n"
+        "import sys\nfrom sfumato import machine\nmachine.available = lambda: 2.0**29\n"
         "from sfumato.cli import main\nsys.exit(main(sys.argv[1:]))"
     )
     words = "train digits --net tiny --batch 2048 --steps 2 --snapshots 0 --precision float32 -o run --sample-every 0"

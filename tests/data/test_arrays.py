@@ -222,7 +222,7 @@ def test_a_file_larger_than_memory_stays_on_the_disk(tmp_path, monkeypatch):
     x = np.random.default_rng(0).integers(0, 255, (40, 12, 10, 3), dtype=np.uint8)
     np.save(tmp_path / "x.npy", x)
     usual = data.open(str(tmp_path / "x.npy"))
-    monkeypatch.setattr("sfumato.machine.memory.available", lambda: 1000.0)
+    monkeypatch.setattr("sfumato.machine.available", lambda: 1000.0)
     source = data.open(str(tmp_path / "x.npy"))
     assert not isinstance(source.x, torch.Tensor) and source.shape == usual.shape == (3, 12, 10)
     assert source.kind == "image" and torch.equal(source.x[:], usual.x) and "read when needed" in source.notes[-1]

@@ -181,7 +181,7 @@ def test_what_memory_cannot_hold_trains_to_the_same_bits(cached, folder, kept, m
     if not cached:
         monkeypatch.setenv("SFUMATO_CACHE", "off")
     usual = sf.train(folder, out=str(tmp_path / "usual"), **how)
-    monkeypatch.setattr("sfumato.machine.memory.available", lambda: 1000.0)
+    monkeypatch.setattr("sfumato.machine.available", lambda: 1000.0)
     source = data.open(folder)
     assert isinstance(source.x, Mapped if cached else images.Pictures)
     other = sf.train(folder, out=str(tmp_path / "other"), workers=3, **how)
@@ -191,7 +191,7 @@ def test_what_memory_cannot_hold_trains_to_the_same_bits(cached, folder, kept, m
 
 
 def test_a_picture_that_goes_while_it_trains_is_one_sentence(folder, monkeypatch):
-    monkeypatch.setattr("sfumato.machine.memory.available", lambda: 1000.0)
+    monkeypatch.setattr("sfumato.machine.available", lambda: 1000.0)
     source = data.open(folder)
     (folder / "b" / "07.png").write_bytes(b"nonsense")
     with pytest.raises(SfumatoError, match="b/07.png of .*photos has changed: it is no image"):

@@ -155,7 +155,7 @@ def test_a_table_that_memory_cannot_hold_trains_to_the_same_bits(tmp_path, cache
     usual = sf.train(path, out=str(tmp_path / "usual"), **how)
     if cached:
         monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("sfumato.machine.memory.available", lambda: 100.0)
+    monkeypatch.setattr("sfumato.machine.available", lambda: 100.0)
     for again in range(2):
         source = data.open(path)
         assert isinstance(source.x, Mapped if cached else Numbers), again
@@ -171,7 +171,7 @@ def test_a_large_table_is_read_a_few_row_groups_at_a_time(tmp_path, monkeypatch)
     path = write(tmp_path / "x.parquet", numbers(), group=4)
     found = []
     for room in (1e9, 100.0):
-        monkeypatch.setattr("sfumato.machine.memory.available", lambda room=room: room)
+        monkeypatch.setattr("sfumato.machine.available", lambda room=room: room)
         source = data.open(path)
         training = rows.part(source.x, source.split(0.2)[0])
         batches = Batches(training, None, data.DataSpec.fit(source), 0, 0.0, torch.device("cpu"), workers=2)

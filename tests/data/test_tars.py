@@ -159,7 +159,7 @@ def test_a_stream_trains_as_the_folder_does(tmp_path, cached, monkeypatch):
     if cached:
         monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(images, "WORTH_COUNT", 1)
-    monkeypatch.setattr("sfumato.machine.memory.available", lambda: 100.0)
+    monkeypatch.setattr("sfumato.machine.available", lambda: 100.0)
 
     class Stops(Silent):
         def __call__(self, progress) -> None:
@@ -175,7 +175,7 @@ def test_a_stream_trains_as_the_folder_does(tmp_path, cached, monkeypatch):
 
 
 def test_an_archive_that_is_cut_while_it_trains_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr("sfumato.machine.memory.available", lambda: 100.0)
+    monkeypatch.setattr("sfumato.machine.available", lambda: 100.0)
     path = shards(tmp_path, 1) / "set-000.tar"
     source = data.open(path)
     path.write_bytes(path.read_bytes()[:2000])

@@ -15,7 +15,7 @@ from sfumato.diagnostics.triples import Triples
 from sfumato.folder import read
 from sfumato.training import Run
 from sfumato.training.console import Silent
-from sfumato.training.interrupt import Interrupted
+from sfumato.training.run import Interrupted
 
 X = noise.normal(3, range(500), (4,), noise.DATA).numpy()
 HOW = {"net": "tiny", "precision": "float32", "snapshots": 2, "holdout": 0.2}

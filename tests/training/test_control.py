@@ -11,7 +11,7 @@ from sfumato.cli import main
 from sfumato.errors import SfumatoError
 from sfumato.training import checkpoint, control
 from sfumato.training.console import Silent
-from sfumato.training.interrupt import Interrupted
+from sfumato.training.run import Interrupted
 
 DATA = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
 

@@ -68,7 +68,7 @@ def pair(tmp_path_factory):
     np.save(place / "x.npy", X)
     words = [f"--{name}={value}" for name, value in SMALL.items()]
     code = (
-        "import sys\nfrom sfumato.cli import main\nfrom sfumato.machine.memory import held\n"
+        "import sys\nfrom sfumato.cli import main\nfrom sfumato.machine import held\n"
         "assert main(sys.argv[1:]) == 0\nprint(held())"
     )
     command = [sys.executable, "-c", code, "train", str(place / "x.npy"), "--out", str(place / "run"), *words]

@@ -13,7 +13,7 @@ from sfumato.folder import read
 from sfumato.training import checkpoint
 from sfumato.training.console import Silent
 from sfumato.training.health import SHARE, Health
-from sfumato.training.interrupt import Interrupted
+from sfumato.training.run import Interrupted
 
 SETTINGS = {"steps": 120, "batch": 32, "net": "tiny", "precision": "float32", "snapshots": 0, "sample_every": 0}
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from sfumato import nets, noise
 from sfumato.diagnostics.validation import validator_for
-from sfumato.machine.parts import out_of_memory
+from sfumato.machine import out_of_memory
 from sfumato.model import Denoiser
 from sfumato.objectives import times, weights
 from sfumato.process import Gaussian

@@ -21,6 +21,7 @@ from torch import Tensor
 from sfumato.certification.subjects import Subject
 from sfumato.certification.walks import Level, Oracle, Source, Trace, Walk
 from sfumato.errors import SfumatoError
+from sfumato.noise import seeded
 from sfumato.schedule import Schedule
 
 SPACES = ("ve", "vp", "flow", "table")
@@ -70,8 +71,7 @@ class Foreign(Subject):
         start = float(scheduler.timesteps[0])
 
         def go(oracle: Oracle, z: Tensor, source: Source) -> Trace:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(source.seed)
+            with seeded(source.seed):
                 return self._loop(steps, levels, oracle, z, source.seed)
 
         return Walk(levels[0], levels[-1], start, None, go, open=False)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sfumato.certification.walks import Level, Oracle, Source, Trace, Walk, level_at
 from sfumato.errors import SfumatoError
+from sfumato.noise import seeded
 from sfumato.schedule import NODE_LIMIT, Schedule
 from sfumato.schedules import VE, Flow, LinearBeta
 from sfumato.solvers import Linear, Plan, Solver, grids
@@ -160,8 +161,7 @@ class StepSubject(Subject):
 
         def go(oracle: Oracle, z: Tensor, source: Source) -> Trace:
             stops, state = [(z.clone(), levels[0])], None
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(source.seed)
+            with seeded(source.seed):
                 for t, s, level in zip(nodes, nodes[1:], levels[1:], strict=False):
                     z, state = self.step(oracle, z, t, s, state)
                     stops.append((z.clone(), level))

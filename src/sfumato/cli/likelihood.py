@@ -12,6 +12,7 @@ import torch
 
 from sfumato import artefact, data
 from sfumato.cli import conditions as asked
+from sfumato.cli.process import at_work
 from sfumato.cli.run import Voice
 from sfumato.conditions import Conditions, of_data
 from sfumato.data import DataSpec
@@ -33,6 +34,7 @@ WORDS = {
 }
 
 
+@at_work()
 def likelihood(options: Any, voice: Voice) -> None:
     started = time.monotonic()
     if options.number < 1:

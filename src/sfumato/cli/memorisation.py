@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato import artefact
+from sfumato.cli.process import at_work
 from sfumato.cli.run import Voice
 from sfumato.data.labels import read_labels
 from sfumato.diagnostics.memorization import Memorisation, pairs_picture
@@ -17,6 +18,7 @@ from sfumato.training.config import from_yaml
 from sfumato.training.precision import compute_dtype, device_of
 
 
+@at_work()
 def memorisation(options: Any, voice: Voice) -> None:
     if options.number < 2 or options.steps < 1 or options.batch < 1:
         raise SfumatoError("-n needs at least 2 samples, and --steps and --batch at least 1")

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from sfumato.cli.parse import train_config
+from sfumato.cli.process import at_work, limited
 from sfumato.cli.run import Voice
 from sfumato.training.forecast import Forecast, Interval, forecast
 
 
+@at_work()
+@limited()
 def plan(options: Any, voice: Voice) -> None:
     settings = train_config(options, "plan").to_dict()
     data, out = settings.pop("data"), settings.pop("out")

@@ -12,6 +12,7 @@ import torch
 from sfumato import __version__, artefact, plans, sampling
 from sfumato.cli import conditions as asked
 from sfumato.cli import write
+from sfumato.cli.process import Follower, at_work
 from sfumato.cli.run import Voice
 from sfumato.compose import Scale, guide
 from sfumato.conditions import Conditions
@@ -36,6 +37,7 @@ def sample(options: Any, voice: Voice) -> None:
     voice.say(f"{facts['number']:,} samples in {made['seconds']:.1f} s ({how}): {what}")
 
 
+@at_work()
 def draw(options: Any, note: Callable[[str], None], world: World = ALONE) -> dict[str, Any]:
     """Sample and write as `options` (of the command) say; returns out, files, seconds and the manifest.
 
@@ -47,6 +49,8 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE) -> dic
     denoiser = artefact.load_sampler(options.model, options.weights, device)
     spec = _spec(denoiser, options.model)
     denoiser.compute_dtype = compute_dtype(options.precision, denoiser.device)
+    follow = Follower()
+    denoiser.net.register_forward_pre_hook(lambda *_: follow())
     out = world.broadcast_result(lambda: options.out or write.default_name(spec))
     path, folder = world.broadcast_result(lambda: (write.check(out), write.is_folder(out)))
     given = asked.said(options, spec.conditions, options.class_)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sfumato import artefact
 from sfumato.cli.options import Sample
 from sfumato.cli.parse import train_config
+from sfumato.cli.process import Follower, at_work, limited, signals
 from sfumato.cli.run import Voice
 from sfumato.cli.sample import draw
 from sfumato.counting import Count, Pace
 from sfumato.diagnostics import summary
-from sfumato.machine.memory import limited
 from sfumato.training.console import Console
 from sfumato.training.control import say
 from sfumato.training.loop import Progress
@@ -46,10 +47,15 @@ def console(voice: Voice) -> Console:
     return Lines(voice) if voice.json else Console()
 
 
-def greet(voice: Voice) -> Callable[[Session], None]:
-    """What is said before the first step."""
+@contextmanager
+def working(voice: Voice) -> Iterator[Callable[[Session], None]]:
+    """The process of a training; what it does before the first step: listen to signals, and say what begins."""
 
-    def say(session: Session) -> None:
+    def begin(session: Session) -> None:
+        listen(session.path)
+        # a run in steps is repeatable to the last bit, and another number of threads rounds otherwise
+        if session.config.steps is None and session.config.threads is None and session.world.size == 1:
+            session.between = Follower()
         net: Any = session.denoiser.net
         parameters = sum(p.numel() for p in session.denoiser.parameters())
         budget = f"{session.config.steps:,} steps" if session.config.steps else f"{session.config.minutes:g} minutes"
@@ -58,22 +64,24 @@ def greet(voice: Voice) -> Callable[[Session], None]:
             f"{session.source.name} ({len(session.source):,} samples), in {session.path}. Ctrl-C stops and saves."
         )
 
-    return say
+    with at_work(), limited(), signals() as listen:
+        yield begin
 
 
-@limited()
 def train(options: Any, voice: Voice) -> None:
     settings = train_config(options).to_dict()
     data, out = settings.pop("data"), settings.pop("out")
-    _finish(train_run(data, out, console=console(voice), on_start=greet(voice), **settings), voice)
+    with working(voice) as begin:
+        run = train_run(data, out, console=console(voice), on_start=begin, **settings)
+    _finish(run, voice)
 
 
-@limited()
 def resume(options: Any, voice: Voice) -> None:
     given = {name: getattr(options, name) for name in ("minutes", "steps", "parallel")}
     changes = {name: value for name, value in given.items() if value is not None}
-    how = {"console": console(voice), "on_start": greet(voice), "changed": options.changed}
-    _finish(resume_run(options.folder, **how, **changes), voice)
+    with working(voice) as begin:
+        run = resume_run(options.folder, console=console(voice), on_start=begin, changed=options.changed, **changes)
+    _finish(run, voice)
 
 
 def control(options: Any, voice: Voice) -> None:
@@ -82,13 +90,12 @@ def control(options: Any, voice: Voice) -> None:
     voice.say(f"Said {options.word} to {path}; a process that trains it hears it within a second or a step.")
 
 
-@limited()
 def demo(options: Any, voice: Voice) -> None:
     folder = free(options.out)
     if folder != options.out:
         voice.note(f"{options.out} is there already: this run goes to {folder}.")
-    settings = {"minutes": options.minutes}
-    run = train_run("fashion", folder, console=console(voice), on_start=greet(voice), **settings)
+    with working(voice) as begin:
+        run = train_run("fashion", folder, console=console(voice), on_start=begin, minutes=options.minutes)
     grid = run.path / GRID
     voice.note("Drawing ten samples of each class.")
     draw(Sample(model=folder, out=str(grid), steps=GRID_STEPS), lambda line: None)

@@ -10,6 +10,7 @@ from typing import Any
 
 from sfumato import artefact
 from sfumato.cli import conditions as asked
+from sfumato.cli.process import at_work
 from sfumato.cli.run import Voice
 from sfumato.cli.sample import guidance_scale
 from sfumato.solvers import Plan
@@ -18,6 +19,7 @@ from sfumato.tuning import Progress
 from sfumato.tuning import tune as fit
 
 
+@at_work()
 def tune(options: Any, voice: Voice) -> None:
     started = time.monotonic()
     denoiser = artefact.load_sampler(options.model, device=device_of(options.device))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SfumatoError
-from ..machine.memory import fits
+from ..machine import fits
 from .normaliser import CHUNK_ENTRIES
 from .spec import DTYPES
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..counting import counting
 from ..errors import SfumatoError
-from ..machine.memory import fits
+from ..machine import fits
 from . import cache
 from .items import Items
 from .picture import Header, check_size, decode, read_header

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SfumatoError
-from ..machine.memory import fits
+from ..machine import fits
 from . import arrays, builtin
 from .column import Column
 from .dataset import LABEL, Source, class_counts

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..counting import counting
 from ..errors import SfumatoError
-from ..machine.memory import fits
+from ..machine import fits
 from . import arrays, cache
 from .column import Column, Unread, column, named
 from .rows import READING, Mapped, Rows, Samples, in_blocks

@@ -22,7 +22,7 @@ from sfumato import noise
 from sfumato.belief import Estimate, broadcast
 from sfumato.conditions import Conditions
 from sfumato.diagnostics.bins import Bins, spread
-from sfumato.machine.parts import in_parts
+from sfumato.machine import in_parts
 from sfumato.objectives.compiler import Objective
 from sfumato.process import Gaussian
 from sfumato.schedule import Time

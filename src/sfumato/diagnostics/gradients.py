@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from sfumato import noise
 from sfumato.diagnostics.draws import ByLevel, Draws, evaluating, losses
-from sfumato.machine.parts import in_parts
+from sfumato.machine import in_parts
 from sfumato.world import ALONE, World, local
 
 NAN = math.nan

@@ -114,8 +114,8 @@ class TrainConfig:
     compile: bool = False
     """Compile the network in the first step, which takes minutes; a later run finds it in the cache."""
     threads: int | None = None
-    """Threads of the processor. Without it a run in steps keeps those it starts with, so that it is repeatable, and a
-    run in minutes uses as many as other processes leave."""
+    """Threads of the processor while the run lasts. Without it they stay as they are, but that the command line gives a
+    run in minutes as many as other processes leave."""
     device: str = "auto"
     """auto (a GPU where there is one), cpu, cuda, cuda:1 ..."""
     precision: str = "auto"

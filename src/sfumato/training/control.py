@@ -38,11 +38,14 @@ def say(run: str | os.PathLike[str], word: str) -> Path:
 
 
 class Ear:
-    """Looks for words every half second at most, so that a step costs nothing more."""
+    """Looks for words every half second at most, so that a step costs nothing more.
 
-    def __init__(self, run: Path) -> None:
+    first: the process that takes away what was said to an earlier one, before this one listens to signals.
+    """
+
+    def __init__(self, run: Path, first: bool = True) -> None:
         self.folder, self._next = run / FOLDER, 0.0
-        for word in WORDS:  # what was said to an earlier process
+        for word in WORDS if first else ():
             (self.folder / word).unlink(missing_ok=True)
 
     def words(self) -> list[str]:

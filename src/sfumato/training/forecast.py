@@ -31,8 +31,7 @@ from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.folder import found as checkpoints
 from sfumato.folder import read
-from sfumato.machine.memory import available, held
-from sfumato.machine.parts import out_of_memory
+from sfumato.machine import available, held, out_of_memory
 from sfumato.plans import make_plan
 from sfumato.sampling import sample
 from sfumato.training import snapshots

@@ -12,7 +12,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any
 
 import torch
@@ -22,9 +22,7 @@ from sfumato.conditions import Conditions
 from sfumato.data.rows import Samples
 from sfumato.diagnostics.validation import Validation
 from sfumato.errors import SfumatoError
-from sfumato.machine.kept import kept_memory, released
-from sfumato.machine.parts import out_of_memory
-from sfumato.machine.threads import threads
+from sfumato.machine import out_of_memory, released
 from sfumato.objectives.loss import one_a_sample
 from sfumato.training.batches import Batches
 from sfumato.training.compiling import compiled, compiling
@@ -112,12 +110,22 @@ def fit(
     if holdout is not None and len(holdout[0]):
         judge = Judge(state, config, Labelled(x, known), Labelled(holdout[0], Conditions.of(holdout[1])))
     batches = Batches(x, known, model.spec, config.seed, config.drop, model.device, state.dtype, config.workers)
-    # a run in steps is repeatable to the last bit, and another number of threads rounds otherwise
-    repeatable = config.steps is not None or world.size > 1
-    with closing(batches), kept_memory(model.device), threads(config.threads, fixed=repeatable) as follower:
-        for progress in _steps(model, batches, config, state, judge, world):
-            yield progress
-            follower.follow()
+    with closing(batches), _threads(config.threads):
+        yield from _steps(model, batches, config, state, judge, world)
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """Within the block torch has so many threads; None leaves them alone."""
+    if number is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _steps(
@@ -184,6 +192,7 @@ def _step(shared: nn.Module, batch: Batch, config: TrainConfig, state: State, lr
         return False
     for group in state.optimizer.param_groups:
         group["lr"] = lr
+    state.midway = True
     state.optimizer.step()
     if not finite(state.parameters):
         return False
@@ -194,6 +203,7 @@ def _step(shared: nn.Module, batch: Batch, config: TrainConfig, state: State, lr
     state.goal.observe(batch, losses)
     state.average(config.batch)
     state.sums += torch.stack((loss, norm.detach(), torch.ones_like(loss))).double()
+    state.midway = False
     return True
 
 

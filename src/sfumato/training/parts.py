@@ -15,6 +15,7 @@ from sfumato.conditions import Conditions
 from sfumato.data import DataSpec, Source
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
+from sfumato.noise import seeded
 from sfumato.objectives.factor import check
 from sfumato.process import Gaussian, Product
 from sfumato.training.config import TrainConfig
@@ -160,8 +161,7 @@ def _network(own: Own, settings: TrainConfig, spec: DataSpec, process: Any, loss
     word = settings.net
     if loss.network is not None and registry.get("network", registry.bare(word)) in _sizes():
         word = loss.network
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+    with seeded(settings.seed):
         heard = {name: condition.network() for name, condition in spec.conditions.items()}
         more = heard if heard.keys() - ({"label"} if spec.classes else set()) else None  # a label alone is `classes`
         net = nets.named(word, process.net_shape(spec.shape), len(spec.classes), samples, outputs, more)
@@ -206,11 +206,12 @@ def _ask(denoiser: Denoiser, spec: DataSpec) -> None:
 
 def rebuilt(contract: Mapping[str, Any], settings: TrainConfig, device: torch.device) -> Any:
     """The model that a checkpoint's contract describes, with fresh weights."""
-    if "model" in contract:
-        model = trees.build(contract["model"], "model")
-    else:  # of before there were other models
-        spec = DataSpec.from_dict(contract["spec"])
-        model = _denoiser(nets.from_config(contract["net"]), _process(settings, spec), settings, spec)
+    with seeded(settings.seed):
+        if "model" in contract:
+            model = trees.build(contract["model"], "model")
+        else:  # of before there were other models
+            spec = DataSpec.from_dict(contract["spec"])
+            model = _denoiser(nets.from_config(contract["net"]), _process(settings, spec), settings, spec)
     return placed(model, settings, device)
 
 

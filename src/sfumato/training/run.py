@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +23,6 @@ from sfumato.sampling import apart
 from sfumato.training import checkpoint, config, loggers
 from sfumato.training.config import TrainConfig, from_dict
 from sfumato.training.console import Console, Silent
-from sfumato.training.interrupt import Interrupted
 from sfumato.training.parts import Own, loss_for, model_for, rebuilt, taken, told
 from sfumato.training.precision import device_of
 from sfumato.training.session import Session
@@ -34,6 +34,10 @@ CHANGEABLE = (
     "minutes", "steps", "lr", "decay", "clip", "guidance", "sample_every", "checkpoint_every", "loggers", "micro",
     "workers", "threads", "compile", "device", "precision", "parallel",
 )  # fmt: skip
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped and its checkpoint saved; the message says how to go on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +66,10 @@ def train(
     label=..), which is trained in place; model, a denoiser or what is made of one, of which a copy goes on being
     trained; loss, a module with `losses(model, batch)` (`objectives.loss`). modules: classes of your own that words
     name, where they are not registered. console: who is told of progress (default: lines or a bar on stderr). on_start:
-    called with the session before the first step, for a caller that has something to say.
-    Raises SfumatoError before training for whatever is wrong with data, settings or folder, and Interrupted, a
-    KeyboardInterrupt, once the checkpoint of a run that was stopped is saved.
+    called in each process with the session before the first step, for a caller that has something to say.
+    Raises SfumatoError before training for whatever is wrong with data, settings or folder. Where the run is stopped by
+    a word (`control`) or, in one process, by a KeyboardInterrupt, the checkpoint is saved and Interrupted raised, a
+    KeyboardInterrupt; it is the last one before where the interruption came while a step changed the weights.
     """
     words = os.fspath(data) if isinstance(data, str | os.PathLike) else ""
     label_file = os.fspath(labels) if isinstance(labels, str | os.PathLike) else settings.pop("labels", None)
@@ -73,7 +78,7 @@ def train(
     chosen = from_dict({**settings, "data": words, "out": place, "labels": label_file})
     loss = loss_for(own, chosen)
     console, given = console or Console(), labels if label_file is None else None
-    with joined(device_of(chosen.device)) as world:
+    with joined(device_of(chosen.device)) as world, _spared(world.device):
         chosen, source, model = _opened(world, console, lambda: prepared(data, given, chosen, world.device, own, loss))
         path = world.broadcast(folder.new(chosen.out, source.name) if world.leads else Path())
         for note in source.notes if world.leads else ():
@@ -115,7 +120,7 @@ def resume(
     if data is None and not settings.data:
         raise SfumatoError(f"{path} was trained on an array in memory: give it again, sf.resume(run, data=...).")
     console = console or Console()
-    with joined(device_of(settings.device)) as world:
+    with joined(device_of(settings.device)) as world, _spared(world.device):
         source = _opened(world, console, lambda: _same(data, labels, settings, contract["spec"], path))
         state = State(rebuilt(contract, settings, world.device), settings, loss_for(own, settings), world)
         state.given = contract.get("given", False)
@@ -132,6 +137,11 @@ def resume(
             console.note(f"Going on from step {state.step:,}.")
             write_text(path / "config.yaml", settings.to_yaml())
         return _finish(session, on_start)
+
+
+def _spared(device: torch.device) -> AbstractContextManager[None]:
+    """Within the block networks may draw from torch's generators, as dropout does; after it these are as before."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def _opened(world: World, console: Console, make: Callable[[], T]) -> T:
@@ -156,22 +166,31 @@ def _same(obj: Any, labels: Any, settings: TrainConfig, spec: dict[str, Any], pa
 
 
 def _finish(session: Session, on_start: Callable[[Session], None] | None) -> Run:
-    if on_start is not None and session.world.leads:
+    if on_start is not None:
         on_start(session)
     try:
-        session.go()
-    except KeyboardInterrupt:
-        session.stop()
-        where = f"Stopped at step {session.state.step:,}; the checkpoint is saved."
-        message = f"{where} Go on: sfumato resume {session.path}{examples.modules()}"
-        session.console.note(message)
-        session.world.broadcast(None)
-        raise Interrupted(message) from None
+        if not _ended(session):
+            session.stop()
+            where = f"Stopped at step {session.state.step:,}; the checkpoint is saved."
+            message = f"{where} Go on: sfumato resume {session.path}{examples.modules()}"
+            session.console.note(message)
+            session.world.broadcast(None)
+            raise Interrupted(message)
     finally:
         session.close()
     if session.world.leads:
         session.report()
     return Run(session.path, artefact.load(session.path), session.config, folder.read(session.path / "metrics.jsonl"))
+
+
+def _ended(session: Session) -> bool:
+    """Train; whether the budget was used, rather than the run stopped."""
+    try:
+        return session.go()
+    except KeyboardInterrupt:
+        if session.world.size > 1:  # processes that stand at different places can save nothing together
+            raise
+        return False
 
 
 def prepared(

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +39,6 @@ from sfumato.training.console import Console, Silent
 from sfumato.training.control import Ear
 from sfumato.training.guard import ROLLBACKS, SLOWER, STRIKES, Incident
 from sfumato.training.health import Health
-from sfumato.training.interrupt import Interruption
 from sfumato.training.loggers import Loggers
 from sfumato.training.loop import Progress, fit
 from sfumato.training.objective import objective_of
@@ -89,6 +88,8 @@ class Session:
         self.health: Health | None = None
         if world.leads or state.sharded:
             self.health = Health(path, config, source, rows, state, self.console.note, resumed, world)
+        self.ear = Ear(path, world.leads)
+        self.between: Callable[[], object] | None = None  # called between two steps
         self._saved, self._fraction = time.monotonic(), self.fraction
 
     @property
@@ -106,17 +107,17 @@ class Session:
     def finished(self) -> bool:
         return self.fraction >= 1
 
-    def go(self) -> None:
-        """Train to the end of the budget; KeyboardInterrupt, between two steps, where a signal asks to stop."""
+    def go(self) -> bool:
+        """Train to the end of the budget; False where all processes stopped between two steps, as was asked for."""
         if self.state.step == 0:
             self.save()  # an early stop has something to go on from, and a full disk shows now
         if self.world.leads:
             (self.path / summary.FILE).unlink(missing_ok=True)  # what is said of a run that goes on is no longer so
-        ear, micro = Ear(self.path), min(self.state.micro, self.config.batch)
+        micro = min(self.state.micro, self.config.batch)
         if self.health is not None:
             self.health.start()
         # closed in every case, so that no thread that fetches data outlives the run
-        with Interruption() as interruption, closing(self._steps()) as steps:
+        with closing(self._steps()) as steps:
             for progress in steps:
                 if self.log is not None and (progress.loss is not None or progress.validation is not None):
                     self.log.write(progress.to_dict())
@@ -134,11 +135,14 @@ class Session:
                     self.health.look(progress)
                 if progress.incident is not None:
                     self._note(progress.incident)
-                if self._heard(ear, interruption):
-                    raise KeyboardInterrupt
+                if self._heard():
+                    return False
                 self._events(progress)
+                if self.between is not None:
+                    self.between()
         self.end()
         self.world.broadcast(None)  # the others go on once everything is written
+        return True
 
     def end(self) -> None:
         """What is left once the budget is used."""
@@ -150,13 +154,11 @@ class Session:
             self.health.end(said if isinstance(said, Information) else None)
         self.close_books(self.copies(), time.monotonic() - began, said)
 
-    def _heard(self, ear: Ear, interruption: Interruption) -> bool:
+    def _heard(self) -> bool:
         """Do what was said through the folder (`control`); whether to stop, which all processes do at one step."""
-        words = ear.words() + ["checkpoint"] * self._due() if self.world.leads else []
-        if not self.world.any(bool(words) or interruption.requested, self.denoiser.device):
+        words = self.ear.words() + ["checkpoint"] * self._due() if self.world.leads else []
+        if not self.world.any(bool(words), self.denoiser.device):
             return False
-        if any(self.world.all_gather_object(interruption.requested)):
-            return True
         words = self.world.broadcast(words)
         if "save" in words or "pause" in words:
             self.save(model=True)
@@ -169,7 +171,7 @@ class Session:
             self.draw()
         if "pause" in words and "stop" not in words:
             self.console.note(f"Paused at step {self.state.step:,}: sfumato control {self.path} go")
-            self.state.waited += ear.wait()
+            self.state.waited += self.ear.wait()
         return "stop" in words
 
     def _due(self) -> bool:
@@ -208,11 +210,15 @@ class Session:
                 "--precision float32."
             )
         counters = {**contract["counters"], "elapsed": state.elapsed, "rollbacks": state.rollbacks + 1}
-        state.load(tensors, {**counters, "slower": state.slower * SLOWER, "strikes": []})
+        self._back(tensors, {**counters, "slower": state.slower * SLOWER, "strikes": []})
+
+    def _back(self, tensors: Mapping[str, torch.Tensor], counters: dict[str, Any]) -> None:
+        """Go back to a checkpoint."""
+        self.state.load(tensors, counters)
         self._fraction = self.fraction
         if self.log is not None:
             self.log.close()
-            self.log = Log(self.path / "metrics.jsonl", state.step)
+            self.log = Log(self.path / "metrics.jsonl", self.state.step)
 
     def _events(self, progress: Progress) -> None:
         before, self._fraction = self._fraction, progress.fraction
@@ -278,6 +284,9 @@ class Session:
 
     def stop(self) -> None:
         """What is left when a run is stopped: checkpoint, model, report."""
+        if self.state.midway:  # interrupted within the step: the last checkpoint is what can be gone on from
+            contract, tensors, _ = checkpoint.latest(self.path)
+            self._back(tensors, contract["counters"])
         self.save(model=self.state.step > 0)
         command = f"sfumato memorisation {self.path}"
         told = f"the run was stopped ({self._information})" if self._told() else None

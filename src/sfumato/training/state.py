@@ -39,6 +39,7 @@ class State:
     not go into steps, by what they went into. unseen: samples of the steps that were skipped before any was taken.
     players: what the loss steps itself by an optimiser of its own.
     given: whether the weights of the start are not those of the seed.
+    midway: whether a step, or `load`, has changed a part of all this and not yet the rest: it is no state to keep.
     sharded: whether this process holds shards, of a network that all of `world` hold together.
     """
 
@@ -65,7 +66,7 @@ class State:
         self.triples = 0
         self.spent: dict[str, float] = {}
         self.unseen = 0
-        self.given = False
+        self.given, self.midway = False, False
         self.sums = torch.zeros(3, dtype=torch.float64, device=denoiser.device)
 
     @contextmanager
@@ -115,6 +116,7 @@ class State:
 
     def load(self, tensors: Mapping[str, Tensor], counters: dict[str, Any]) -> None:
         """Take over what `tensors` and `counters` gave, here or in other processes, whole or in shards."""
+        self.midway = True
         try:
             self._make_moments(tensors)
             self.players.make_moments(tensors)
@@ -128,6 +130,7 @@ class State:
             self.goal.load({name.removeprefix("goal."): tensors[name] for name in goal})
             for name in _COUNTERS:
                 setattr(self, name, copy.copy(counters[name]))
+            self.midway = False
         except (KeyError, RuntimeError, IndexError) as error:
             first = str(error).splitlines()[0]
             raise SfumatoError(f"The checkpoint belongs to another network or other settings ({first}).") from None

@@ -1,0 +1,157 @@
+"""What the command line does to its own process, and the library never to its caller's: threads, memory, signals."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+import torch
+
+from sfumato import machine
+from sfumato.errors import SfumatoError
+from sfumato.training.control import say
+
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+_LOOK_SECONDS = 0.5  # between two looks at the load
+_SHARE = 0.95  # of what is free that training may take: the machine needs some for itself
+_LEAST = 256 << 20  # bytes more that kernels made for a new shape may take, once memory has not sufficed
+_STACK = 16 << 20  # bytes a thread, which are reserved and hardly used
+# mallopt's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD (malloc.h), and the most that they take
+_KEEPING = ((-1, (1 << 31) - 1), (-2, 8 << 20), (-3, 32 << 20))
+
+
+@contextmanager
+def at_work() -> Iterator[None]:
+    """Within the block torch has no more threads than cores; from here on freed memory stays with the process.
+
+    torch starts with a thread for each core of the machine, in a container too that is given fewer.
+    """
+    keep_freed_memory()
+    before = torch.get_num_threads()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(before, cores()))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def keep_freed_memory() -> None:
+    """glibc would map each large tensor anew: 75,000 page faults a step of a U-Net, 6 % of its time."""
+    if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        for parameter, value in _KEEPING:
+            libc.mallopt(parameter, value)
+
+
+def cores() -> int:
+    """Cores that this process may use: those it is bound to, no more than its container is given."""
+    bound = len(_bound())
+    try:
+        quota, period = (machine.CGROUP / "cpu.max").read_text().split()
+        return max(1, min(bound, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such group, or "max"
+        return bound
+
+
+def _bound() -> list[int]:
+    process = psutil.Process()
+    return process.cpu_affinity() if hasattr(process, "cpu_affinity") else list(range(psutil.cpu_count()))
+
+
+class Follower:
+    """Gives torch as many threads as other processes leave cores; called between two pieces of work.
+
+    Two threads on two cores wait for each other after each operation: beside a process that keeps one core busy both
+    together are slower than one alone. There are never more than at the start, and where OMP_NUM_THREADS is set always
+    as many.
+    """
+
+    def __init__(self) -> None:
+        self.most = 1 if "OMP_NUM_THREADS" in os.environ else torch.get_num_threads()
+        self._own, self._wanted, self._next = psutil.Process(), self.most, time.monotonic() + _LOOK_SECONDS
+        self.others()  # psutil counts from here
+
+    def others(self) -> float:
+        """How many cores other processes have kept busy since the last call."""
+        each = psutil.cpu_percent(percpu=True)
+        return max(0.0, (sum(each[core] for core in _bound()) - self._own.cpu_percent()) / 100)
+
+    def __call__(self) -> None:
+        if self.most == 1 or time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + _LOOK_SECONDS
+        now, before = torch.get_num_threads(), self._wanted
+        self._wanted = left(self.most, self.others(), cores())
+        if self._wanted < now or before == self._wanted > now:  # fewer at once, more when two looks agree
+            torch.set_num_threads(self._wanted)
+
+
+def left(most: int, others: float, count: int) -> int:
+    """Threads for a process on `count` cores of which others use `others`: as many as find a core of their own."""
+    return max(1, min(most, math.floor(count - others + 0.5)))
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """Within the block an allocation beyond what is free now fails, on Linux without a GPU.
+
+    Linux promises more memory than there is and ends a process once it is used, so that no allocation would fail and
+    training could not answer by smaller parts. A GPU's driver reserves far more than it takes.
+    """
+    if not sys.platform.startswith("linux") or torch.cuda.is_available():
+        yield
+        return
+    process = psutil.Process()
+    before = process.rlimit(psutil.RLIMIT_DATA)
+    room = int(_SHARE * machine.available()) + _STACK * psutil.cpu_count()
+
+    most = process.memory_info().data + room
+
+    def renew() -> None:
+        process.rlimit(psutil.RLIMIT_DATA, (max(most, process.memory_info().data + _LEAST), before[1]))
+
+    renew()
+    machine.after_release.append(renew)
+    try:
+        yield
+    finally:
+        machine.after_release.remove(renew)
+        process.rlimit(psutil.RLIMIT_DATA, before)
+
+
+@contextmanager
+def signals() -> Iterator[Callable[[Path], None]]:
+    """Within the block, once it is told a run's folder, the first Ctrl-C, SIGTERM or SIGUSR1 says `stop` to the run.
+
+    So no step is cut in half. A second Ctrl-C interrupts at once; batch systems send the others before they end a job.
+    """
+    before: dict[int, Any] = {}
+
+    def listen(run: Path) -> None:
+        said = False
+
+        def answer(number: int, frame: FrameType | None) -> None:
+            nonlocal said
+            if said and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            said = True
+            with suppress(SfumatoError):  # another machine's process may not see the folder: that of the first one does
+                say(run, "stop")
+
+        before.update({number: signal.signal(number, answer) for number in SIGNALS})
+
+    try:
+        yield listen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

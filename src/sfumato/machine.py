@@ -1,0 +1,99 @@
+"""What the machine has: memory that is free or held, and work in parts where memory does not suffice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+CGROUP = Path("/sys/fs/cgroup")  # a container's limits (control groups, version 2), which psutil does not know
+after_release: list[Callable[[], None]] = []  # what a caller that limits its process's memory wants to do then
+SHARE = 0.25  # of what is free that one data set may take; what is larger stays on the disk
+
+
+def available() -> float:
+    """Bytes that this process may still take: of the machine's memory, of its container's, and under `ulimit`."""
+    return min(float(psutil.virtual_memory().available), _container(), _ulimit())
+
+
+def _container() -> float:
+    """What a container leaves, files that are only cached not counted."""
+    try:
+        most, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        facts = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        return float(most - used + int(facts.get("file", 0)))
+    except (OSError, ValueError):  # no such group, or "max"
+        return math.inf
+
+
+def _ulimit() -> float:
+    """What `ulimit -v` and `ulimit -d` leave."""
+    process = psutil.Process()
+    if not hasattr(process, "rlimit"):  # Linux and FreeBSD have it
+        return math.inf
+    used, left = process.memory_info(), math.inf
+    for limit, taken in ((psutil.RLIMIT_AS, used.vms), (psutil.RLIMIT_DATA, used.data)):
+        most = process.rlimit(limit)[0]
+        if most != psutil.RLIM_INFINITY:
+            left = min(left, max(0.0, float(most - taken)))
+    return left
+
+
+def fits(nbytes: float) -> bool:
+    """Whether a data set of so many bytes is to be held in memory."""
+    return nbytes <= SHARE * available()
+
+
+def held() -> int:
+    """Bytes of memory that this process has held at most (its resident set)."""
+    now = psutil.Process().memory_info()
+    if hasattr(now, "peak_wset"):  # Windows
+        return int(now.peak_wset)
+    try:  # Linux, whose getrusage may say what the process held that started this one
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except OSError:  # macOS
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def released() -> None:
+    """Give back what is kept of freed memory, so that it can be taken otherwise."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    if hasattr(psutil, "heap_trim"):
+        psutil.heap_trim()
+    for call in after_release:
+        call()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error is that of a machine without the memory asked for."""
+    # on a CPU torch's allocator and the libraries beneath raise a bare RuntimeError
+    words = ("DefaultCPUAllocator", "std::bad_alloc", "could not create a primitive")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
+def in_parts(work: Callable[[Tensor], T], rows: Tensor, most: int, halve: bool = True) -> list[T]:
+    """work(part) for parts of at most `most` rows; where memory does not suffice, parts are halved from there on."""
+    found: list[T] = []
+    while len(rows):
+        part = rows[:most]
+        try:
+            found.append(work(part))
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error) or len(part) == 1 or not halve:
+                raise
+            most = -(-len(part) // 2)
+        else:
+            rows = rows[len(part) :]
+            continue
+        released()  # only now does nothing hold what failed
+    return found

@@ -1,0 +1,224 @@
+"""The library leaves its caller's process as it is: threads, limits, signals, warnings, environment, random numbers."""
+
+import os
+import pickle
+import random
+import signal
+import threading
+import warnings
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+import torch._dynamo  # noqa: F401  (its import, by torch.utils.checkpoint too, sets a variable and a filter by itself)
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+import sfumato as sf
+from sfumato import schedules
+from sfumato.training.compiling import Compiler
+from sfumato.training.config import TrainConfig
+from sfumato.training.console import Silent
+from sfumato.world import ALONE
+
+TRUTH = sf.exact.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.5]], [0.1, 0.2])
+X, LABELS = TRUTH.sample(40, seed=1).float(), ["a", "b"] * 20
+RUN: dict[str, Any] = {"net": "tiny", "batch": 8, "snapshots": 0, "console": Silent()}
+# public functions without a case, and why
+NO_CASE = {"register": "it adds to the registry, which is all that it is for"}
+
+
+def process() -> dict[str, Any]:
+    """What a caller's process has and no computation changes for its own time."""
+    own = psutil.Process()
+    limits = [name for name in dir(psutil) if name.startswith("RLIMIT_")]
+    score = Path("/proc/self/oom_score_adj")
+    return {
+        "threads of torch": (torch.get_num_threads(), torch.get_num_interop_threads()),
+        "limits": {name: own.rlimit(getattr(psutil, name)) for name in limits},
+        "who is ended first without memory": score.read_text() if score.exists() else None,
+        "signal handlers": {number: signal.getsignal(number) for number in signal.valid_signals()},
+        "environment": dict(os.environ),
+        "working folder": os.getcwd(),
+        "warnings": (list(warnings.filters), warnings.showwarning),
+        "default type and device": (torch.get_default_dtype(), torch.get_default_device()),
+        "deterministic": (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+            torch.utils.deterministic.fill_uninitialized_memory,
+        ),
+        "precision of products": torch.get_float32_matmul_precision(),
+        "distributed": torch.distributed.is_initialized(),
+    }
+
+
+def state() -> dict[str, Any]:
+    """All that a call must leave as it was."""
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    return process() | {
+        "torch's random numbers": torch.get_rng_state().numpy().tobytes(),
+        "numpy's random numbers": pickle.dumps(np.random.get_state()),
+        "Python's random numbers": random.getstate(),
+        "gradients": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_anomaly_enabled()),
+        "autocast": [
+            (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")
+        ]
+        + [torch.is_autocast_cache_enabled()],
+        "cudnn": (cudnn.enabled, cudnn.benchmark, cudnn.deterministic),
+        "attention": (
+            cuda.flash_sdp_enabled(),
+            cuda.mem_efficient_sdp_enabled(),
+            cuda.math_sdp_enabled(),
+            cuda.cudnn_sdp_enabled(),
+        ),
+        "mkldnn": (torch.backends.mkldnn.enabled, torch.backends.mkldnn.deterministic),
+    }
+
+
+def changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    return [name for name, value in before.items() if after[name] != value]
+
+
+def model(outputs: int = 1, **options: Any) -> sf.Denoiser:
+    """A network of two classes with the spec of X."""
+    torch.manual_seed(0)
+    net = sf.nets.MLP(2, 16, 1, classes=2, outputs=outputs)
+    for part in net.parameters():
+        torch.nn.init.normal_(part, std=0.3)
+    spec = sf.data.DataSpec.fit(sf.data.open(X, labels=LABELS))
+    return sf.Denoiser(net, sf.Gaussian(schedules.LinearBeta(), "v", **options), spec=spec)
+
+
+class Place:
+    """What the calls work on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model, self.learned, self.out = model(), model(2, variance="learned"), folder / "out"
+        self.exact = TRUTH.denoiser(sf.Gaussian(schedules.Flow()))
+        torch.manual_seed(0)
+        self.energy = sf.Denoiser(sf.nets.Energy(sf.nets.MLP(2, 16, 1)), sf.Gaussian(schedules.Flow()))
+        self.symbols = sf.nets.MLP(6, 16, 1)
+        self.codec = Path(__file__).parent / "fixtures" / "v1_codec.safetensors"
+        self.saved = sf.save(self.model, folder / "model.safetensors")
+        self.run = folder / "run"
+
+    def trained(self, **settings: Any) -> Any:
+        return sf.train(X, self.run, LABELS, **{"steps": 2, **RUN, **settings})
+
+    def entered(self) -> None:
+        with sf.joined():
+            pass
+
+
+CASES: dict[str, Callable[[Place], Any]] = {
+    "DiscreteDenoiser": lambda p: sf.DiscreteDenoiser(p.symbols, sf.Uniform(schedules.Flow(), 3)),
+    "attribute": lambda p: sf.attribute(p.model, X[:4], X[4:8], steps=2),
+    "board": lambda p: sf.board(p.model, X, bins=2, samples=4, gradients=2, labels=LABELS),
+    "bound_gap": lambda p: sf.bound_gap(p.exact, TRUTH, 8, 4),
+    "certify": lambda p: sf.certify("ddim", quick=True),
+    "decode": lambda p: sf.decode(p.model, torch.ones(2, 2), steps=2),
+    "denoising_loss": lambda p: sf.denoising_loss(p.model, X),
+    "differentiable": lambda p: sf.sample(sf.differentiable(p.model, 2), 2, 3),
+    "doctor": lambda p: sf.doctor(p.model, X, LABELS),
+    "encode": lambda p: sf.encode(p.model, X[:2], steps=2),
+    "energy": lambda p: sf.energy(p.energy, X, 0.5),
+    "error_budget": lambda p: sf.error_budget(p.exact, steps=4, n=50),
+    "forecast": lambda p: sf.forecast(X, labels=LABELS, steps=2, net="tiny", batch=8),
+    "guide": lambda p: sf.sample(sf.guide(p.model, 2.0), 2, 3, label="a"),
+    "hybrid_loss": lambda p: sf.hybrid_loss(p.learned, X, steps=5),
+    "information": lambda p: sf.information(p.model, X, 16, label=LABELS),
+    "interpolate": lambda p: sf.interpolate(p.model, X[:2], X[2:4], [0.5], steps=2),
+    "joined": lambda p: p.entered(),
+    "load": lambda p: sf.load(p.saved),
+    "load_codec": lambda p: sf.load_codec(p.codec),
+    "log_prob": lambda p: sf.log_prob(p.model, X[:4], steps=2),
+    "memorisation": lambda p: sf.memorisation(p.model, X[:30], X[30:], samples=8, steps=2),
+    "prior_kl": lambda p: sf.prior_kl(p.model.process, X),
+    "resume": lambda p: sf.resume(p.run, X, LABELS, console=Silent(), steps=3),
+    "sample": lambda p: sf.sample(p.model, 4, 3, label="a"),
+    "save": lambda p: sf.save(p.model, p.out),
+    "slerp": lambda p: sf.slerp(X[:2], X[2:4], 0.5),
+    "train": lambda p: p.trained(),
+    "trajectory": lambda p: list(sf.trajectory(p.model, 2, 3)),
+    "tune": lambda p: sf.tune(p.model, 3, points=16, rounds=1),
+    "vlb": lambda p: sf.vlb(p.model, X[:4], steps=4),
+    "vlb_loss": lambda p: sf.vlb_loss(p.learned, X, steps=5),
+    # beyond the list of public functions
+    "data.open": lambda p: sf.data.open(X, labels=LABELS),
+    "data.inspect": lambda p: sf.data.inspect("digits"),
+    "train with threads": lambda p: p.trained(threads=torch.get_num_threads() + 1),
+    "train with dropout": lambda p: p.trained(net="MLP(width=16, depth=1, dropout=0.5)"),
+    "doctor of a run": lambda p: sf.doctor(p.run, X, LABELS),
+}
+
+
+def test_every_public_function_has_a_case():
+    public = {name: getattr(sf, name) for name in sf.__all__}
+    functions = {name for name, value in public.items() if callable(value) and not isinstance(value, type | ModuleType)}
+    missing = functions - set(CASES) - set(NO_CASE)
+    assert not missing, f"give {', '.join(sorted(missing))} a case in CASES, or a reason in NO_CASE"
+
+
+@pytest.fixture
+def place(tmp_path) -> Place:
+    return Place(tmp_path)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_call_leaves_the_process_as_it_was(name, place):
+    """Before and after it, and, of what no computation changes for its own time, whenever a network is called in it."""
+    if name in ("resume", "doctor of a run"):
+        place.trained()
+    within: set[str] = set()
+    before, threads = state(), set(threading.enumerate())
+
+    def look(module: torch.nn.Module, _: Any) -> None:
+        if isinstance(module, sf.nets.MLP):
+            within.update(changed(process(), before))
+
+    hook = register_module_forward_pre_hook(look)
+    try:
+        CASES[name](place)
+    finally:
+        hook.remove()
+    assert changed(before, state()) == []
+    assert not set(threading.enumerate()) - threads
+    assert within <= ({"threads of torch"} if name == "train with threads" else set())
+
+
+def test_a_call_that_fails_leaves_the_process_as_it_was(place):
+    def fail(*_: Any) -> None:
+        raise KeyError("in the network")
+
+    place.model.net.register_forward_hook(fail)
+    before = state()
+    for call in (
+        lambda: sf.sample(place.model, 4, 3),
+        lambda: sf.log_prob(place.model, X[:4], steps=2),
+        lambda: sf.train(X, place.run, LABELS, steps=2, **RUN, threads=1, on_start=lambda session: fail()),
+    ):
+        with pytest.raises(KeyError, match="in the network"):
+            call()
+        assert changed(before, state()) == []
+
+
+def test_a_run_that_compiles_names_its_cache_to_torch_while_it_lasts(place, monkeypatch):
+    """torch's compiler itself leaves threads and variables in the process; this one is the library's."""
+    monkeypatch.setenv("SFUMATO_CACHE", str(place.out))
+    before = state()
+    with closing(Compiler(place.model, TrainConfig(steps=2, compile="always"), 0.0, ALONE)):
+        assert changed(before, state()) == ["environment"]
+        assert Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).is_relative_to(place.out)
+    assert changed(before, state()) == []
+
+
+def test_the_library_leaves_the_allocator_alone():
+    """What mallopt was told cannot be read back, so that this reads the library's text."""
+    source = Path(sf.__file__).parent
+    named = {path.relative_to(source) for path in source.rglob("*.py") if "mallopt" in path.read_text("utf-8")}
+    assert named == {Path("cli/process.py")}
