@@ -7,7 +7,6 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,10 +20,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 import sfumato as sf
 from sfumato import schedules
-from sfumato.training.compiling import Compiler
-from sfumato.training.config import TrainConfig
+from sfumato.training.compiling import compiling
 from sfumato.training.console import Silent
-from sfumato.world import ALONE
 
 TRUTH = sf.exact.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.5]], [0.1, 0.2])
 X, LABELS = TRUTH.sample(40, seed=1).float(), ["a", "b"] * 20
@@ -211,7 +208,7 @@ def test_a_run_that_compiles_names_its_cache_to_torch_while_it_lasts(place, monk
     """torch's compiler itself leaves threads and variables in the process; this one is the library's."""
     monkeypatch.setenv("SFUMATO_CACHE", str(place.out))
     before = state()
-    with closing(Compiler(place.model, TrainConfig(steps=2, compile="always"), 0.0, ALONE)):
+    with compiling(True):
         assert changed(before, state()) == ["environment"]
         assert Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).is_relative_to(place.out)
     assert changed(before, state()) == []
