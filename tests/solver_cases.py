@@ -1,8 +1,12 @@
 """What the tests of the solvers share: a smooth mixture, and solvers by name with what they declare."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
+from typing import Any
 
 from sfumato.exact import GaussianMixture
+from sfumato.schedule import Schedule
 from sfumato.schedules import EDM, VE, Cosine, Flow, FromBetas, LinearBeta, Shifted, Sigmoid, SubVP
 from sfumato.solvers import (
     DDIM,
@@ -20,6 +24,7 @@ from sfumato.solvers import (
     Singlestep,
     Solver,
     UniPC,
+    grids,
 )
 
 STRUCTURE = {
@@ -84,7 +89,32 @@ CASES: dict[str, tuple[Solver, Calls]] = {
     "plms": (PNDM(), lambda steps: steps + 1),
     "pndm": (PNDM("prk"), lambda steps: steps + 3 * min(steps, 3)),
 }
-SOLVERS: dict[str, Solver] = {name: solver for name, (solver, _) in CASES.items()}
+
+
+@functools.cache
+def _nodes(grid: grids.Grid, schedule: Schedule, *where: float) -> tuple[float, ...]:
+    return tuple(grid.times(schedule, *where))
+
+
+@dataclasses.dataclass(frozen=True)
+class Once(grids.Grid):
+    """A grid whose nodes are found once for all solvers: their bisection is most of what a plan of few steps costs."""
+
+    grid: grids.Grid
+
+    def times(self, schedule, steps, t_start=1.0, t_stop=0.0):
+        return list(_nodes(self.grid, schedule, steps, t_start, t_stop))
+
+    def nodes(self, *where):
+        return self.grid.nodes(*where)
+
+
+def once(solver: Any) -> Any:
+    """The solver with its nodes shared."""
+    return dataclasses.replace(solver, grid=Once(solver.grid))
+
+
+SOLVERS: dict[str, Solver] = {name: once(solver) for name, (solver, _) in CASES.items()}
 
 
 def mixture():

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from curves import CURVES
+from loops import every
 from sfumato.belief import Estimate
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
@@ -15,7 +16,7 @@ from sfumato.schedules import VE, Cosine, Flow, LinearBeta
 
 F64 = torch.float64
 
-every = pytest.mark.parametrize("process", [Gaussian(c) for c in CURVES.values()], ids=CURVES.keys())
+PROCESSES = {name: Gaussian(curve) for name, curve in CURVES.items()}
 
 
 def close(a, b, tol):
@@ -26,7 +27,7 @@ def density(x, mean, std):
     return torch.exp(-0.5 * ((x - mean) / std) ** 2) / std
 
 
-@every
+@every(process=PROCESSES)
 def test_jumps_compose(process):
     """q(z_t|x) = int q(z_t|z_s) q(z_s|x), and q(z_t|z_r) = int q(z_t|z_s) q(z_s|z_r)."""
     for r, s, t in itertools.combinations((0.05, 0.3, 0.55, 0.8, 0.97), 3):
@@ -47,7 +48,7 @@ def test_a_jump_to_the_same_time_is_nothing():
         assert float(jump.alpha) == 1 and float(jump.sigma) == 0
 
 
-@every
+@every(process=PROCESSES)
 @pytest.mark.parametrize(("s", "t"), [(0.2, 0.5), (0.45, 0.5), (0.05, 0.95), (0.6, 1.0)])
 def test_posterior_by_quadrature(process, s, t):
     """q(z_s|z_t, x) is proportional to q(z_t|z_s) q(z_s|x) (A7): mean and variance on a grid of z_s."""
@@ -65,7 +66,7 @@ def test_posterior_by_quadrature(process, s, t):
         close((weight * (grid - bayes) ** 2).sum() / step.std**2, 1.0, 1e-10)
 
 
-@every
+@every(process=PROCESSES)
 def test_posterior_is_the_formula_of_the_table(process):
     """a sigma_s^2/sigma_t^2 z + alpha_s sigma_ts^2/sigma_t^2 x, variance sigma_ts^2 sigma_s^2/sigma_t^2."""
     s, t = torch.rand(2, 200, dtype=F64, generator=torch.Generator().manual_seed(4)).sort(0).values
@@ -76,8 +77,7 @@ def test_posterior_is_the_formula_of_the_table(process):
     close(step.std, jump.sigma * sigma_s / sigma_t, 1e-7)
 
 
-@every
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@every(process=PROCESSES, eta=[0.0, 0.5, 1.0])
 def test_bridge_keeps_the_marginal_of_each_x(process, eta):
     """With the true x, z_s ~ N(alpha_s x, sigma_s^2) for any eta: coefficient by coefficient."""
     for s, t in [(0.0, 0.3), (0.2, 0.5), (0.05, 0.95), (0.6, 1.0)]:
@@ -117,7 +117,7 @@ def test_bridge_with_more_noise_than_the_end_holds_is_refused():
         process.bridge(belief, 0.1, eta=50.0)
 
 
-@every
+@every(process=PROCESSES)
 def test_corrupt_and_prior(process):
     x, eps = torch.randn(2, 3, 2, 5, dtype=F64, generator=torch.Generator().manual_seed(1))
     t = torch.tensor([0.0, 0.4, 1.0], dtype=F64)

@@ -1,8 +1,6 @@
 """`import sfumato` is free, its public names are the promised ones, and `sfumato --help` answers without torch."""
 
 import ast
-import resource
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +8,12 @@ from pathlib import Path
 import pytest
 
 import sfumato
+from loops import every
 
 PROMISED = set(
     "Gaussian Denoiser Estimate schedules solvers weights times denoising_loss sample trajectory guide exact nets data "
     "train resume load save SfumatoError".split()
 )
-HELP = [sys.executable, "-c", "import sys; from sfumato.cli import main; sys.argv[:] = ['sfumato', '--help']; main()"]
 OPTIONAL = {"matplotlib", "scipy", "sklearn", "pytest", "hypothesis", "diffusers"}
 
 
@@ -26,27 +24,23 @@ def python(code: str) -> str:
     return done.stdout
 
 
-def test_import_costs_at_most_50_ms_more_than_torch():
-    code = (
-        "import time, sys, torch; before = set(sys.modules); start = time.perf_counter(); import sfumato; "
-        "print(time.perf_counter() - start, *(set(sys.modules) - before))"
-    )
-    answers = [python(code).split() for _ in range(3)]
-    assert statistics.median(float(answer[0]) for answer in answers) < 0.050
-    assert set(answers[0][1:]) == {"sfumato"}  # nothing comes along, so the figure does not depend on the machine
+def packages(code: str) -> set[str]:
+    """The modules of packages, not of Python itself, that running the code brings along."""
+    before, after = "import sys; before = set(sys.modules)", "print('\\n', *(set(sys.modules) - before))"
+    names = python("\n".join((before, code, after))).splitlines()[-1].split()
+    return {name for name in names if name.split(".")[0] not in sys.stdlib_module_names}
 
 
-def test_import_does_not_load_torch():
-    assert (
-        python("import sys, sfumato; print(*({'torch', 'numpy', 'PIL', 'argparse'} & set(sys.modules)))").split() == []
-    )
+def test_import_brings_nothing_along():
+    """Neither torch, numpy nor a room of its own: what it costs does not depend on the machine."""
+    assert packages("import sfumato") == {"sfumato"}
 
 
 def test_public_names_are_the_promised_ones():
     assert set(dir(sfumato)) >= PROMISED and set(sfumato.__all__) >= PROMISED
 
 
-@pytest.mark.parametrize("name", sorted(set(sfumato.__all__) | PROMISED))
+@every(name=sorted(set(sfumato.__all__) | PROMISED))
 def test_public_name_resolves(name):
     assert getattr(sfumato, name) is not None
     assert getattr(sfumato, name) is getattr(sfumato, name)
@@ -92,27 +86,13 @@ def test_public_names_need_no_optional_package():
     assert python(code).split() == []
 
 
-def test_help_does_not_load_torch():
+def test_help_brings_nothing_along():
+    """The command without words neither loads torch nor the parser of flags, so that it answers at once."""
     code = (
-        "import sys\nfrom sfumato.cli import main\nsys.argv[:] = ['sfumato', '--help']\n"
+        "from sfumato.cli import main\nsys.argv[:] = ['sfumato', '--help']\n"
         "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
-        "assert 'torch' not in sys.modules, 'torch was loaded'\n"
     )
-    assert "train" in python(code)
-
-
-def test_help_takes_little_more_than_the_parser_of_flags():
-    """Processor time of the command beside that of its parser alone, the least of several."""
-
-    def seconds(words):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run(words, capture_output=True, text=True, timeout=250)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert done.returncode == 0, done.stderr
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-    floor = min(seconds([sys.executable, "-c", "import tyro, yaml"]) for _ in range(4))
-    assert min(seconds(HELP) for _ in range(4)) < 4 * floor
+    assert {name.split(".")[0] for name in packages(code)} == {"sfumato"}
 
 
 def test_no_module_hides_a_public_name():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from curves import CURVES
+from loops import every
 from sfumato import target
 from sfumato.exact import GaussianMixture
 from sfumato.model import Denoiser, Model, noise_level
@@ -13,8 +14,6 @@ from sfumato.process import Gaussian
 from sfumato.schedules import EDM, VE, Cosine, Flow, LinearBeta, Shifted
 
 F64 = torch.float64
-
-every = pytest.mark.parametrize("curve", CURVES.values(), ids=CURVES.keys())
 
 
 def close(a, b, tol):
@@ -29,8 +28,7 @@ class Recorder(torch.nn.Module):
         return 0.3 * x + level.reshape(-1, *[1] * (x.ndim - 1)).to(x.dtype)
 
 
-@every
-@pytest.mark.parametrize("name", target.NAMES)
+@every(curve=CURVES, name=target.NAMES)
 def test_belief_is_the_reading_of_the_network(curve, name):
     process = Gaussian(curve)
     try:

@@ -8,6 +8,7 @@ import torch
 from scipy import integrate, stats
 
 from curves import CURVES
+from loops import every
 from sfumato.errors import SfumatoError
 from sfumato.schedules import (
     EDM,
@@ -31,8 +32,6 @@ F64 = torch.float64
 INNER = torch.linspace(0.013, 0.987, 61, dtype=F64)  # between the entries of the tables, where they have a slope
 UNIT = torch.linspace(0, 1, 257, dtype=F64)
 
-every = pytest.mark.parametrize("curve", CURVES.values(), ids=CURVES.keys())
-
 
 def close(a, b, tol):
     torch.testing.assert_close(torch.as_tensor(a, dtype=F64), torch.as_tensor(b, dtype=F64), rtol=tol, atol=tol)
@@ -45,7 +44,7 @@ def slope(function, t):
     return torch.autograd.grad(value.sum(), leaf)[0] if value.requires_grad else torch.zeros_like(t)
 
 
-@every
+@every(curve=CURVES)
 def test_closed_forms_are_the_derivatives(curve):
     alpha, sigma = curve(INNER)
     da, ds = curve.rates(INNER)
@@ -60,7 +59,7 @@ def test_closed_forms_are_the_derivatives(curve):
     assert bool((curve.diffusion(INNER) >= 0).all())
 
 
-@every
+@every(curve=CURVES)
 def test_time_is_the_inverse_of_logsnr(curve):
     t = torch.cat((UNIT, torch.tensor([1e-9, 1e-6, 1e-4, 1 - 1e-4, 1 - 1e-6, 1 - 1e-9], dtype=F64)))
     assert float((curve.time(curve.logsnr(t)) - t).abs().max()) <= 1e-9
@@ -71,21 +70,21 @@ def test_time_is_the_inverse_of_logsnr(curve):
     assert float(curve.time(-math.inf)) == pytest.approx(1.0, abs=1e-12)
 
 
-@every
+@every(curve=CURVES)
 def test_logsnr_is_the_inverse_of_time(curve):
     lo, hi = (max(-20.0, min(20.0, end)) for end in curve.logsnr_range)
     lam = torch.linspace(lo, hi, 999, dtype=F64)
     close(curve.logsnr(curve.time(lam)), lam, 1e-7)
 
 
-@every
+@every(curve=CURVES)
 def test_times_beyond_the_ends_are_the_ends(curve):
     lo, hi = curve.logsnr_range
     beyond = torch.tensor([-math.inf, -1e4, lo - 1, hi + 1, 1e4, math.inf], dtype=F64)
     close(curve.time(beyond), torch.tensor([1.0, 1, 1, 0, 0, 0]), 1e-9)
 
 
-@every
+@every(curve=CURVES)
 def test_bisection_finds_the_same_times(curve):
     blind = FromFunction(curve.curve)
     close(blind.time(curve.logsnr(INNER)), INNER, 1e-12)
@@ -94,7 +93,7 @@ def test_bisection_finds_the_same_times(curve):
         torch.testing.assert_close(closed, automatic, rtol=1e-9, atol=1e-9)
 
 
-@every
+@every(curve=CURVES)
 def test_ends_are_handled(curve):
     alpha, sigma = curve(UNIT)
     lam = curve.logsnr(UNIT)
@@ -108,7 +107,7 @@ def test_ends_are_handled(curve):
     assert curve.logsnr_range == (float(lam[-1]), float(lam[0]))
 
 
-@every
+@every(curve=CURVES)
 def test_numbers_tensors_and_shapes(curve):
     alpha, sigma = curve(0.3)
     assert alpha.shape == () and alpha.dtype == F64 and sigma.dtype == F64
@@ -119,7 +118,7 @@ def test_numbers_tensors_and_shapes(curve):
     assert [r.shape for r in curve.rates(grid)] == [grid.shape] * 2 and curve.dlogsnr(grid).shape == grid.shape
 
 
-@every
+@every(curve=CURVES)
 def test_config_round_trip(curve):
     again = from_config(json.loads(json.dumps(curve.config())))
     assert again == curve and hash(again) == hash(curve)

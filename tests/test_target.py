@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from curves import CURVES
+from loops import every
 from sfumato import target
 from sfumato.belief import Estimate
 from sfumato.errors import SfumatoError
@@ -17,8 +18,6 @@ from sfumato.schedules import EDM, VE, Cosine, Flow, LinearBeta
 F64 = torch.float64
 SIGMA_DATA = 0.7
 PAIRS = list(itertools.product(target.NAMES, repeat=2))
-
-every = pytest.mark.parametrize("curve", CURVES.values(), ids=CURVES.keys())
 
 
 def close(a, b, tol):
@@ -38,8 +37,7 @@ def value_of(name, curve, t, x, eps):
     return a[:, None] * x + b[:, None] * eps
 
 
-@every
-@pytest.mark.parametrize("given", target.NAMES)
+@every(curve=CURVES, given=target.NAMES)
 def test_all_pairs_convert(curve, given):
     """From z and one target to any other: 36 maps, relative to what a rounding of the input may do."""
     t = torch.linspace(0.1, 0.95, 12, dtype=F64)
@@ -68,8 +66,7 @@ def test_pairs_to_1e12_where_both_signals_show():
             close(belief.target(asked), value_of(asked, curve, t, x, eps), 1e-12)
 
 
-@every
-@pytest.mark.parametrize("name", target.NAMES)
+@every(curve=CURVES, name=target.NAMES)
 def test_data_end(curve, name):
     """At sigma = 0: x = z/alpha and eps = 0 whatever the network says; elsewhere finite."""
     t = torch.zeros(3, dtype=F64)
@@ -87,8 +84,7 @@ def test_data_end(curve, name):
         assert bool(belief.score.isfinite().all())
 
 
-@every
-@pytest.mark.parametrize("name", target.NAMES)
+@every(curve=CURVES, name=target.NAMES)
 def test_noise_end(curve, name):
     """At alpha = 0: eps = z/sigma, and x from a row that tells it; the rows that do not are refused."""
     if name == "velocity" and not bool(curve.rates(1.0)[0].isfinite()):
@@ -111,8 +107,7 @@ def test_noise_end(curve, name):
         close(belief.eps, z / curve.sigma(1.0), 1e-15)
 
 
-@every
-@pytest.mark.parametrize("name", target.NAMES)
+@every(curve=CURVES, name=target.NAMES)
 def test_error_scale(curve, name):
     """|deps|^2 = c |dy|^2 and |dx|^2 = (sigma/alpha)^2 |deps|^2 for two beliefs about one z."""
     t = torch.linspace(0.05, 0.95, 10, dtype=F64)
@@ -157,8 +152,7 @@ def test_F_is_the_network_output_of_edm(curve):
     close(belief.F, F, 1e-9)
 
 
-@every
-@pytest.mark.parametrize("sigma_data", [0.5, 1.0, 3.0])
+@every(curve=CURVES, sigma_data=[0.5, 1.0, 3.0])
 def test_edm_on_matched_gaussian_data(curve, sigma_data):
     """Data N(0, sd^2): the optimal F is 0, the input and the target have variance 1, for every schedule (C11)."""
     law, process = GaussianMixture([1.0], [[0.0, 0.0]], sigma_data**2), Gaussian(curve)

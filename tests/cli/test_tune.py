@@ -12,16 +12,26 @@ import sfumato as sf
 FEW = ("--points", 24, "--rounds", 3, "--steps", 3)
 
 
+def classes(folder):
+    """An untrained model of points of three classes."""
+    source = sf.data.open(np.random.default_rng(0).normal(size=(60, 2)), labels=np.arange(60) % 3)
+    spec = sf.data.DataSpec.fit(source)
+    net = sf.nets.build(spec.shape, 3, "tiny")
+    path = folder / "classes.safetensors"
+    sf.save(sf.Denoiser(net, sf.Gaussian(sf.schedules.Flow()), "velocity", 1.0, spec), path)
+    return path
+
+
 @pytest.fixture
 def own(models, workplace):
-    """A copy of the models with weights that are not zero, so that there is something to fit."""
-    for name in ("points", "images"):
-        model = sf.load(models[name])
+    """Models with weights that are not zero, so that there is something to fit: points, and points of three classes."""
+    for path in (models["points"], classes(workplace)):
+        model = sf.load(path)
         torch.manual_seed(0)
         with torch.no_grad():
             for parameter in model.net.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
-        sf.save(model, workplace / f"{name}.safetensors")
+        sf.save(model, workplace / f"{path.stem}.safetensors")
     return workplace
 
 
@@ -61,11 +71,11 @@ def test_a_stochastic_plan_is_stored_used_and_named(call, own):
 
 
 def test_guidance_belongs_to_the_plan(call, own):
-    status, out, err = call("tune", "images.safetensors", "--guidance", 2.5, "--json", *FEW)
+    status, out, err = call("tune", "classes.safetensors", "--guidance", 2.5, "--json", *FEW)
     facts = json.loads(out)
     assert status == 0 and facts["plan"] == "3 guidance 2.5" and facts["guidance"] == 2.5
     assert facts["error"]["median"] <= facts["untuned"]["median"]
-    used = ["sample", "images.safetensors", "-n", 3, "-o", "x.npz", "--steps", 3]
+    used = ["sample", "classes.safetensors", "-n", 3, "-o", "x.npz", "--steps", 3]
     assert "own plan of 3 steps" in call(*used, "--guidance", 2.5)[2]
     assert "own plan" not in call(*used, "--guidance", 2)[2]
 

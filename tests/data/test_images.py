@@ -31,13 +31,17 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.fixture
-def folder(tmp_path):
-    place, draw = tmp_path / "photos", np.random.default_rng(0)
+def photos(place, count):
+    draw = np.random.default_rng(0)
     place.mkdir()
-    for i in range(COUNT):
+    for i in range(count):
         Image.fromarray(draw.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(place / f"{i:02d}.png")
     return place
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return photos(tmp_path / "photos", COUNT)
 
 
 def last(told):
@@ -76,14 +80,15 @@ def started(*words, place):
 
 
 @pytest.mark.parametrize("command", ["train", "inspect"])
-def test_ctrl_c_while_pictures_are_decoded(folder, tmp_path, command):
+def test_ctrl_c_while_pictures_are_decoded(tmp_path, command):
     """After the first line of progress: one sentence, no run folder, nothing in the cache."""
-    process = started(command, folder, place=tmp_path)
+    many = 20 * COUNT  # a minute and a half: on a busy machine too the signal comes before the last of them
+    process = started(command, photos(tmp_path / "photos", many), place=tmp_path)
     first = process.stderr.readline()
-    assert first.startswith("Decoding pictures: ") and f" of {COUNT}" in first and "eta" in first, first
+    assert first.startswith("Decoding pictures: ") and f" of {many}" in first and "eta" in first, first
     assert list((tmp_path / "cache").glob("*.tmp"))
     process.send_signal(signal.SIGINT)
-    out, rest = process.communicate(timeout=60)
+    out, rest = process.communicate(timeout=200)
     *counted, said = rest.splitlines()
     assert process.returncode == 130 and out == "" and said == "Interrupted.", rest
     assert all(line.startswith("Decoding pictures: ") for line in counted)
@@ -94,7 +99,7 @@ def test_ctrl_c_while_pictures_are_decoded(folder, tmp_path, command):
 def test_json_has_lines_of_json_alone(folder, tmp_path):
     words = ["--steps", "2", "--batch", "4", "--net", "tiny", "--precision", "float32", "--json"]
     process = started("train", folder, *words, place=tmp_path)
-    out, rest = process.communicate(timeout=120)
+    out, rest = process.communicate(timeout=200)
     lines = [json.loads(line) for line in out.splitlines()]
     counts = [line for line in lines if line["event"] == "count"]
     assert process.returncode == 0 and "Decoding pictures" not in rest
@@ -107,7 +112,7 @@ def test_who_waits_for_the_cache_goes_on_where_it_cannot_be_kept(folder, tmp_pat
     monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("SFUMATO_CACHE_GB", "1e-9")
     monkeypatch.setattr(images, "WORTH_COUNT", 1)
-    real, both, held = images.decode, threading.Barrier(2, timeout=20), threading.local()
+    real, both, held = images.decode, threading.Barrier(2, timeout=120), threading.local()
 
     def decode(*given):
         if not getattr(held, "met", False):
@@ -133,10 +138,10 @@ def test_what_was_broken_off_is_decoded_anew(folder, tmp_path):
     process = started("inspect", folder, place=tmp_path)
     assert process.stderr.readline().startswith("Decoding pictures: ")
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=200)
     assert process.returncode == 130 and not list((tmp_path / "cache").iterdir())
     process = started("inspect", folder, "--json", place=tmp_path)
-    out, rest = process.communicate(timeout=120)
+    out, rest = process.communicate(timeout=200)
     assert json.loads(out)["samples"] == COUNT and "Decoding pictures" in rest and len(rest.splitlines()) >= 2
     (entry,) = (tmp_path / "cache").glob("*/facts.json")
     assert np.load(entry.parent / "x.npy").shape == (COUNT, 3, 8, 8)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from loops import every
 from sfumato.belief import Estimate
 from sfumato.process import Gaussian
 from sfumato.schedules import VE, Cosine, Flow
@@ -67,8 +68,7 @@ def random_table(seed, calls=9):
     return Plan("random", calls, times, 0.0, tuple(path), tuple(lines))
 
 
-@pytest.mark.parametrize("name", SOLVERS)
-@pytest.mark.parametrize("curve", ["vp", "ve", "flow"])
+@every(name=[*SOLVERS], curve=["vp", "ve", "flow"])
 def test_a_run_is_what_the_lines_say(name, curve):
     schedule, model = STRUCTURE[curve], Wavy(STRUCTURE[curve])
     plan = SOLVERS[name].plan(schedule, 7)
@@ -78,7 +78,7 @@ def test_a_run_is_what_the_lines_say(name, curve):
         torch.testing.assert_close(state.z, expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@every(seed=range(12))
 def test_any_table_runs(seed):
     plan, model = random_table(seed), Wavy(Cosine())
     z = torch.linspace(-2, 2, 5, dtype=F64).reshape(1, 5)
@@ -87,8 +87,7 @@ def test_any_table_runs(seed):
         torch.testing.assert_close(state.z, expected, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("order", [1, 2, 3, 4])
-@pytest.mark.parametrize("row", ["flow", "F", "x", "eps"])
+@every(order=[1, 2, 3, 4], row=["flow", "F", "x", "eps"])
 def test_a_multistep_method_keeps_one_tensor_a_call(row, order):
     """Beside z and x a line sees at most `order` memories: past values of one row, and the newest."""
     program = compiled(Multistep(order, row, start="low").plan(VE(), 12).lines)

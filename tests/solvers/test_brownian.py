@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from gaussian_moments import follow, gaussian
+from loops import every
 from sfumato import noise
 from sfumato.errors import SfumatoError
 from sfumato.process import Gaussian
@@ -26,7 +27,7 @@ from sfumato.solvers import (
     grids,
 )
 from sfumato.solvers.brownian import along, level_clock, spans
-from solver_cases import STRUCTURE, mixture
+from solver_cases import STRUCTURE, mixture, once
 
 F64 = torch.float64
 SOLVERS = {
@@ -39,6 +40,7 @@ SOLVERS = {
     "sa": SASolver(3, 3),
     "churn": Churn(3.0),
 }
+SOLVERS = {name: once(solver) for name, solver in SOLVERS.items()}
 
 
 def change(a, b):
@@ -120,8 +122,7 @@ def test_the_clock_knows_logsnr_alone():
         assert level_clock((1.0, ratio)) == pytest.approx(wanted) == level_clock((0.3, 0.3 * ratio))
 
 
-@pytest.mark.parametrize("curve", STRUCTURE)
-@pytest.mark.parametrize("name", SOLVERS)
+@every(curve=[*STRUCTURE], name=[*SOLVERS])
 def test_spans_are_disjoint_and_rise(name, curve):
     for steps in (20, 200) if name == "churn" else (2, 20, 200):
         plan = SOLVERS[name].plan(STRUCTURE[curve], steps)

@@ -1,31 +1,39 @@
 """The order of every solver, measured on an exact mixture against its exact probability flow."""
 
 import dataclasses
+import functools
 import math
 
 import pytest
 import torch
 
+from loops import every
 from sfumato.process import Gaussian
 from sfumato.schedules import VE, Flow, LinearBeta
 from sfumato.solvers import DDIM, Euler, Heun, Multistep, axis, grids, multistep
 from sfumato.solvers.singlestep import Stage
-from solver_cases import SOLVERS, mixture
+from solver_cases import SOLVERS, Once, mixture
 
 F64 = torch.float64
 CURVES = {"vp": LinearBeta(), "ve": VE(), "flow": Flow()}
 DETERMINISTIC = [name for name in SOLVERS if name not in ("ddim_half", "ddpm")]
 
 
-def errors(solver, curve, steps, start=-5.0, stop=4.0):
-    """Root mean square distance to the exact flow from logsnr start to logsnr stop, for each number of steps."""
+@functools.cache
+def exact(curve, start, stop):
+    """The exact denoiser, the times of the two levels, and states at the first with where the exact flow takes them."""
     law, process = mixture(), Gaussian(curve)
     t, s = (float(curve.time(lam)) for lam in (start, stop))
     z = law.sample(24, seed=0, process=process, t=t)
-    truth = law.flow(z, t, s, process)
+    return law.denoiser(process), t, s, z, law.flow(z, t, s, process)
+
+
+def errors(solver, curve, steps, start=-5.0, stop=4.0):
+    """Root mean square distance to the exact flow from logsnr start to logsnr stop, for each number of steps."""
+    denoiser, t, s, z, truth = exact(curve, start, stop)
     out = []
     for n in steps:
-        *_, last = solver.plan(curve, n, t, s).run(law.denoiser(process), z)
+        *_, last = solver.plan(curve, n, t, s).run(denoiser, z)
         out.append(float((last.z - truth).square().mean().sqrt()))
     return out
 
@@ -36,10 +44,10 @@ def slope(solver, curve, steps=(48, 96), start=-5.0):
 
 
 @pytest.mark.parametrize("curve", CURVES)
-@pytest.mark.parametrize("name", DETERMINISTIC)
+@every(name=DETERMINISTIC)
 def test_order_is_as_declared(name, curve):
     """From logsnr 0, where the field is at its liveliest: a poor start is not small beside the rest."""
-    solver = dataclasses.replace(SOLVERS[name], grid=grids.LogSNR())
+    solver = dataclasses.replace(SOLVERS[name], grid=Once(grids.LogSNR()))
     declared = solver.plan(CURVES[curve], 4).order
     assert slope(solver, CURVES[curve], (32, 64), start=0.0) == pytest.approx(declared, abs=0.3)
 
@@ -116,8 +124,7 @@ def test_lagrange_integrals_are_exact_for_polynomials(count):
 # -- exact where the mathematics says so ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("curve", CURVES)
-@pytest.mark.parametrize("solver", [Multistep(1, "F"), Multistep(3, "F"), Heun(row="F")], ids=repr)
+@every(curve=[*CURVES], solver=[Multistep(1, "F"), Multistep(3, "F"), Heun(row="F")])
 def test_the_row_F_is_exact_on_matched_gaussian_data(curve, solver):
     """Data N(0, 1): F* = 0, so that one step is the exact map z_s = z_t S_s/S_t (C5, C11)."""
     from sfumato.exact import GaussianMixture
@@ -130,8 +137,7 @@ def test_the_row_F_is_exact_on_matched_gaussian_data(curve, solver):
         torch.testing.assert_close(last.z, law.flow(z, t, s, process), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("curve", CURVES)
-@pytest.mark.parametrize("solver", [DDIM(), Euler(), Heun(), Multistep(2), Multistep(3)], ids=repr)
+@every(curve=[*CURVES], solver=[DDIM(), Euler(), Heun(), Multistep(2), Multistep(3)])
 def test_the_gaussian_map(curve, solver):
     """z_s = alpha_s m + (z_t - alpha_t m) sd_s/sd_t, written out here (C5); each solver tends to it."""
     from sfumato.exact import GaussianMixture
@@ -164,9 +170,7 @@ def coefficients(plan):
     return out
 
 
-@pytest.mark.parametrize("curve", CURVES)
-@pytest.mark.parametrize("grid", [grids.Uniform(), grids.LogSNR()], ids=repr)
-@pytest.mark.parametrize("row", ["flow", "x", "eps"])
+@every(curve=[*CURVES], grid=[grids.Uniform(), grids.LogSNR()], row=["flow", "x", "eps"])
 def test_order_one_is_ddim_in_three_rows(curve, grid, row):
     one, two = (s.plan(CURVES[curve], 7, 0.9, 0.1) for s in (Multistep(1, row, grid), DDIM(grid=grid)))
     torch.testing.assert_close(coefficients(one), coefficients(two), rtol=1e-12, atol=1e-12)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gaussian_moments import follow, gaps, marginal
+from loops import every
 from sfumato import noise
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
@@ -29,7 +30,7 @@ from sfumato.solvers import (
     grids,
 )
 from sfumato.solvers.reverse_sde import decay_moments
-from solver_cases import STRUCTURE, mixture
+from solver_cases import STRUCTURE, mixture, once
 
 F64 = torch.float64
 FLOW_TIME = grids.FlowTime()
@@ -53,6 +54,7 @@ SOLVERS = {
     "pc_ode": PredictorCorrector(0.16, corrections=2, eta=0.0),
     "annealed": AnnealedLangevin(),
 }
+SOLVERS = {name: once(solver) for name, solver in SOLVERS.items()}
 CALLS = {
     "churn": lambda n: 2 * n - 1,
     "churn_1": lambda n: n,
@@ -77,7 +79,7 @@ def run(plan, schedule, n=4):
 
 
 @pytest.mark.parametrize("curve", STRUCTURE)
-@pytest.mark.parametrize("name", SOLVERS)
+@every(name=[*SOLVERS])
 def test_tables_are_finite_and_as_declared(name, curve):
     for steps in (1, 2, 3, 5, 7, 10, 13):
         plan = SOLVERS[name].plan(STRUCTURE[curve], steps)
@@ -111,7 +113,7 @@ def test_many_steps_are_finite(curve, steps):
 EXACT_FOR_A_POINT = [n for n in SOLVERS if n[:2] in ("sd", "sa") or n in ("churn", "churn_eps", "eps_ode")]
 
 
-@pytest.mark.parametrize("name", EXACT_FOR_A_POINT)
+@every(name=EXACT_FOR_A_POINT)
 def test_one_point_of_data_has_its_law_at_every_call(name):
     """x_hat is constant and every bridge exact: z ~ N(alpha x, sigma^2) wherever the model is called."""
     for schedule in (Cosine(), Flow(), VE()):
@@ -161,10 +163,11 @@ ORDERS = {
     "eps_sa_22_much": (SASolver(2, 2, 1.5, row="eps", grid=FLOW_TIME), 2),
     "eps_sa_33_ode": (SASolver(3, 3, 0.0, row="eps", grid=FLOW_TIME), 3),
 }
+ORDERS = {name: (once(solver), order) for name, (solver, order) in ORDERS.items()}
 
 
 @pytest.mark.parametrize("curve", ["cosine", "vp", "flow"])
-@pytest.mark.parametrize("name", ORDERS)
+@every(name=[*ORDERS])
 def test_weak_order_by_exact_moments(name, curve):
     """Mean and variance on N(0.7, 0.3) from t = 0.9 to 0.1, without chance: at least the declared order (C4)."""
     solver, order = ORDERS[name]
@@ -204,7 +207,7 @@ def test_beta_is_the_published_variance():
     assert upper.lines[-1].noise == 0 == lower.lines[-1].noise
 
 
-@pytest.mark.parametrize("curve", STRUCTURE)
+@every(curve=[*STRUCTURE])
 def test_beta_is_exact_for_standard_normal_data(curve):
     """Under every schedule, in any number of steps, up to the last step, which draws nothing (2006.11239, Sec. 3.2)."""
     schedule = STRUCTURE[curve]
@@ -215,8 +218,7 @@ def test_beta_is_exact_for_standard_normal_data(curve):
         assert variance == pytest.approx(marginal(schedule, 0.2, 0.0, 1.0)[1], rel=1e-9)
 
 
-@pytest.mark.parametrize("curve", STRUCTURE)
-@pytest.mark.parametrize("steps", [1, 2, 5, 1000])
+@every(curve=[*STRUCTURE], steps=[1, 2, 5, 1000])
 def test_the_optimal_variance_is_exact_on_gaussians(curve, steps):
     """From the law of z_1 to N(0.7, 0.3), mean and variance to rounding (2201.06503, Theorem 1)."""
     schedule = STRUCTURE[curve]
@@ -249,7 +251,7 @@ def test_the_optimal_variance_needs_a_model_that_knows_it():
 # -- published formulas ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("curve", STRUCTURE)
+@every(curve=[*STRUCTURE])
 def test_first_orders_are_ddim_and_ddpm(curve):
     schedule = STRUCTURE[curve]
     for ours, known in (
@@ -310,17 +312,17 @@ def test_a_step_is_the_integral_of_the_equation(row, tau):
     schedule, n, value = LinearBeta(), 20_000, 0.8
     t, s = (float(schedule.time(v)) for v in (-1.0, 2.0))
     plan = SASolver(1, 0, tau, row=row, grid=grids.LogSNR()).plan(schedule, 1, t, s)
+    nodes = torch.linspace(t, s, n + 1, dtype=F64)
+    lengths, middle = -nodes.diff(), (nodes[1:] + nodes[:-1]) / 2
+    f, g2, (alpha, sigma) = schedule.drift(middle), schedule.diffusion(middle), schedule(middle)
+    pull = (1 + tau**2) / 2 * g2 / sigma  # dz = [f z + pull eps] dt + tau g dw, eps = (z - alpha x) / sigma
+    rate = f + (pull / sigma if row == "x" else 0.0)
+    push = -pull * alpha / sigma * value if row == "x" else pull * value
+    factors, shifts, spreads = torch.exp(-rate * lengths), -push * lengths, tau**2 * g2 * lengths
     mean, variance = 1.3, 0.0
-    for a, b in itertools.pairwise(torch.linspace(t, s, n + 1, dtype=F64).tolist()):
-        middle = (a + b) / 2
-        f, g2 = float(schedule.drift(middle)), float(schedule.diffusion(middle))
-        alpha, sigma = (float(c) for c in schedule(middle))
-        pull = (1 + tau**2) / 2 * g2 / sigma  # dz = [f z + pull eps] dt + tau g dw, eps = (z - alpha x) / sigma
-        rate = f + (pull / sigma if row == "x" else 0.0)
-        push = -pull * alpha / sigma * value if row == "x" else pull * value
-        factor = math.exp(rate * (b - a))
-        mean = factor * mean + push * (b - a)
-        variance = factor**2 * variance + tau**2 * g2 * (a - b)
+    for factor, shift, spread in zip(factors.tolist(), shifts.tolist(), spreads.tolist(), strict=True):
+        mean = factor * mean + shift
+        variance = factor**2 * variance + spread
 
     class Constant:
         process = Gaussian(schedule)

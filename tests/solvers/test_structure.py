@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
+from loops import every
 from sfumato import noise
 from sfumato.belief import Estimate
 from sfumato.errors import SfumatoError
@@ -90,14 +91,13 @@ def check_table(plan, schedule):
 
 
 @pytest.mark.parametrize("curve", STRUCTURE)
-@pytest.mark.parametrize("name", SOLVERS)
+@every(name=[*SOLVERS])
 def test_runs_are_what_the_plan_says(name, curve):
     for steps in COUNTS:
         check_run(name, SOLVERS[name], STRUCTURE[curve], steps)
 
 
-@pytest.mark.parametrize("curve", ["vp", "ve", "flow"])
-@pytest.mark.parametrize("name", SOLVERS)
+@every(name=[*SOLVERS], curve=["vp", "ve", "flow"])
 def test_calls_are_exactly_those_promised(name, curve):
     for steps in COUNTS:
         plan = SOLVERS[name].plan(STRUCTURE[curve], steps, 0.9, 0.2)
@@ -105,7 +105,7 @@ def test_calls_are_exactly_those_promised(name, curve):
 
 
 @pytest.mark.parametrize("curve", STRUCTURE)
-@pytest.mark.parametrize("name", SOLVERS)
+@every(name=[*SOLVERS])
 def test_tables_add_up(name, curve):
     """Each step ends where the next starts. Euler in t is consistent only to first order: its order is its check."""
     for steps in (1, 2, 5, 13):
@@ -124,7 +124,7 @@ def exponential(name):
     return "F" not in name.split("_")
 
 
-@pytest.mark.parametrize("name", [n for n in SOLVERS if n not in ("euler", "ddim_half", "ddpm")])
+@every(name=[n for n in SOLVERS if n not in ("euler", "ddim_half", "ddpm")])
 def test_a_constant_row_is_followed_exactly(name):
     """x_hat and eps_hat constant: every row but F is constant too, and any number of steps is exact."""
     if not exponential(name):
@@ -149,7 +149,7 @@ def test_a_thousand_steps(curve):
         check_run(name, SOLVERS[name], STRUCTURE[curve], 1000)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@every(name=[*SOLVERS])
 def test_fifty_steps(name):
     for curve in ("vp", "flow", "edm"):
         check_run(name, SOLVERS[name], STRUCTURE[curve], 50)
@@ -162,11 +162,9 @@ def test_a_thousand_steps_of_every_solver(name, curve):
     check_run(name, SOLVERS[name], STRUCTURE[curve], 1000)
 
 
-@pytest.mark.parametrize("curve", STRUCTURE)
-@pytest.mark.parametrize(
-    "grid",
-    [grids.Uniform(), grids.Rho(), grids.Rho(3.0), grids.LogSNR(), grids.FlowTime(), grids.FlowTime(0.17, 0.19)],
-    ids=repr,
+@every(
+    curve=[*STRUCTURE],
+    grid=[grids.Uniform(), grids.Rho(), grids.Rho(3.0), grids.LogSNR(), grids.FlowTime(), grids.FlowTime(0.17, 0.19)],
 )
 def test_grids(grid, curve):
     """steps + 1 times from t_start to t_stop, falling; only the clean signal may repeat t = 0."""
@@ -320,7 +318,7 @@ def test_a_stochastic_plan_needs_noise():
 # -- files ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@every(name=[*SOLVERS])
 def test_save_and_load(name, tmp_path):
     plan = SOLVERS[name].plan(Cosine(), 6)
     plan.save(tmp_path / "plan.json")

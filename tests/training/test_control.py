@@ -1,7 +1,6 @@
 """Words to a run under way, through its folder."""
 
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ DATA = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
 
 
 class Speaker(Silent):
-    """Says words to the run after chosen steps, and waits until they can be heard."""
+    """Says words to the run after chosen steps."""
 
     def __init__(self, path, words) -> None:
         super().__init__()
@@ -28,9 +27,12 @@ class Speaker(Silent):
 
     def __call__(self, progress):
         if progress.step in self.words:
-            word = self.words[progress.step]
-            control.say(self.path, word)
-            time.sleep(2 * control._LOOK_SECONDS / 1.9)
+            control.say(self.path, self.words[progress.step])
+
+
+@pytest.fixture(autouse=True)
+def looks_after_each_step(monkeypatch):
+    monkeypatch.setattr(control, "_LOOK_SECONDS", 0.0)
 
 
 def train(path, words, **changes):
