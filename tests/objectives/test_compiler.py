@@ -12,6 +12,7 @@ import torch
 
 import sfumato as sf
 from curves import CURVES
+from loops import every
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
 from sfumato.objectives import Objective, denoising_loss, times, weights
@@ -385,7 +386,7 @@ def test_forbidden_pairs_are_refused_in_one_sentence(curve, target, law, weight,
     assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
 
 
-@pytest.mark.parametrize("curve", CURVES)
+@every(curve=[*CURVES])
 def test_what_is_not_forbidden_is_allowed(curve):
     """Every named weight with x, v and F, under every schedule."""
     for name, make in weights.NAMED.items():

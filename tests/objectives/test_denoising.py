@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy import integrate
 
+from loops import every
 from sfumato import target
 from sfumato.exact import GaussianMixture
 from sfumato.objectives import denoising_loss, times, weights
@@ -47,8 +48,7 @@ def optimum(process, name):
     return Known(process, name, lambda z, t: law.moments(z, process=process, t=t).x)
 
 
-@pytest.mark.parametrize("weight", WEIGHTS)
-@pytest.mark.parametrize("curve", [LinearBeta(), Flow(), EDM()], ids=lambda c: type(c).__name__)
+@every(weight=[*WEIGHTS], curve=[LinearBeta(), Flow(), EDM()])
 def test_every_target_gives_the_same_loss_and_gradient(weight, curve):
     """With a weight the target is only a spelling: loss and gradient with respect to x_hat agree."""
     process, law = Gaussian(curve), mixture()
@@ -78,8 +78,7 @@ def test_without_a_weight_it_is_the_targets_squared_error(name):
     torch.testing.assert_close(denoising_loss(denoiser, x, t, eps=eps), wanted, rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize("density", DENSITIES)
-@pytest.mark.parametrize("curve", SCHEDULES, ids=lambda c: type(c).__name__)
+@every(density=[*DENSITIES], curve=SCHEDULES)
 def test_expectation_is_the_integral_whatever_the_density(density, curve):
     """x_hat = 0 has |eps - eps_hat|^2 = snr |x|^2, so that E loss = 1/2 int w exp(logsnr) |x|^2 dlogsnr."""
     weight, law = weights.edm(0.5, 0.1, 0.45), DENSITIES[density]  # decays on both sides of logsnr -0.2

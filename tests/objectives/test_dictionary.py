@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy import integrate
 
+from loops import every
 from sfumato import target
 from sfumato.objectives import times, weights
 from sfumato.schedules import EDM, VE, Cauchy, Cosine, Flow, Laplace, LinearBeta, LogLinear
@@ -89,8 +90,7 @@ DENSITIES = [
 CURVES = [LinearBeta(), Cosine(), Flow(), VE(), EDM(), Laplace(), Cauchy(), LogLinear(-3.0, 5.0)]
 
 
-@pytest.mark.parametrize("density", DENSITIES, ids=repr)
-@pytest.mark.parametrize("curve", CURVES, ids=lambda c: type(c).__name__)
+@every(density=DENSITIES, curve=CURVES)
 def test_quantile_and_density_are_one_law(density, curve):
     """u is the mass above logsnr(u), which stays inside the range: int_lam(u)^hi p = u."""
     lo, hi = (max(-15.0, min(15.0, end)) for end in curve.logsnr_range)
