@@ -39,7 +39,7 @@ def flags(command: str) -> tuple[str, ...]:
 def places(command: str) -> int:
     """How many words it takes beside the flags."""
     usage = said(command, "--help")[1].splitlines()[0]
-    return len(re.findall(r"(?<=\s)[A-Z]+(?=\s|$)", re.sub(r"\[.*?\]", "", usage)))
+    return len(set(re.findall(r"[A-Z]{2,}", usage)) - {"FLAGS"})
 
 
 @st.composite
