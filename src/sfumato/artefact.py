@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from sfumato import __version__, registry, trees
 from sfumato.data import DataSpec
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, place
 from sfumato.files import read_header, read_sealed, write_sealed
 from sfumato.noise import seeded
 from sfumato.solvers import Plan
@@ -39,14 +39,14 @@ def save(model: Any, path: str | os.PathLike[str], raw: Mapping[str, Tensor] | N
     raw: the state dict of the network's raw weights, kept beside those of `model` (their moving average).
     Raises SfumatoError where the model cannot be described, weights are not finite, or the path cannot be written.
     """
-    made = contract(model)
+    path, made = place(path, "Where a model is saved"), contract(model)
     tensors = {prefix + name: value for prefix, part in parts(model) for name, value in part.state_dict().items()}
     tensors |= {f"raw.{name}": value for name, value in (raw or {}).items()}
     broken = next((name for name, value in tensors.items() if not bool(torch.isfinite(value).all())), None)
     if broken is not None:
         raise SfumatoError(f"The weights {broken} hold NaN or infinite values, and are not written to {path}.")
     write_sealed(path, tensors, made)
-    return Path(path)
+    return path
 
 
 def contract(model: Any) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def _made() -> dict[str, Any]:
 
 def locate(path: str | os.PathLike[str]) -> Path:
     """The model file that a path names: itself, or model.safetensors in a run folder."""
-    path = Path(path).expanduser()
+    path = place(path, "A model file or a run folder")
     if not path.exists():
         raise SfumatoError(f"{path} does not exist: give a model file or a run folder.")
     if not path.is_dir():

@@ -14,10 +14,10 @@ from sfumato.belief import Estimate
 from sfumato.conditions import NULL as NULL
 from sfumato.conditions import absent, joined
 from sfumato.errors import SfumatoError
-from sfumato.model import Model
+from sfumato.model import Model, usable
 from sfumato.process import Gaussian
 from sfumato.registry import register
-from sfumato.schedule import Schedule, Time, as_time
+from sfumato.schedule import Schedule, Time, as_time, schedule_of
 from sfumato.state import State, cat_states
 
 Scale = float | Mapping[str, float]  # of guidance: one for all conditions, or one for each
@@ -52,11 +52,15 @@ class Guided(Wrapped):
     """
 
     def __init__(self, inner: Model, scale: Scale = 1.0, interval: tuple[float, float] | None = None) -> None:
-        super().__init__(inner)
-        self.scale = {str(name): float(w) for name, w in scale.items()} if isinstance(scale, Mapping) else float(scale)
-        each = list(self.scale.values()) if isinstance(self.scale, dict) else [self.scale]
-        if not each or not all(map(math.isfinite, each)):
-            raise SfumatoError(f"The guidance scale must be a finite number, or one a condition, got {scale}.")
+        super().__init__(usable(inner, "Guidance"))
+        each = scale if isinstance(scale, Mapping) else {"": scale}
+        try:
+            scales = {str(name): float(w) for name, w in each.items()}
+        except (TypeError, ValueError):
+            scales = {}
+        if not scales or not all(map(math.isfinite, scales.values())):
+            raise SfumatoError(f"The guidance scale must be a finite number, or one a condition, got {scale!r}.")
+        self.scale = scales if isinstance(scale, Mapping) else scales[""]
         if interval is not None and not interval[0] < interval[1]:
             raise SfumatoError(f"The guidance interval needs two rising logsnr values, got {interval}.")
         self.interval = interval
@@ -129,7 +133,7 @@ class Rescheduled(Wrapped):
         move = getattr(inner.process, "rescheduled", None)
         if move is None:
             raise SfumatoError(f"{type(inner.process).__name__} has no schedule of its own: reschedule its parts.")
-        self.schedule, self._process = schedule, move(schedule)
+        self.schedule, self._process = schedule_of(schedule), move(schedule)
 
     @property
     def process(self) -> Any:

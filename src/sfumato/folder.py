@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.artefact import FILE
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, place
 from sfumato.files import reason, write_text
 
 INCIDENTS = "incident.json"
@@ -54,7 +54,7 @@ def _candidates(name: str) -> Iterator[Path]:
 
 def existing(path: str | os.PathLike[str]) -> Path:
     """A run folder that is there."""
-    path = Path(path).expanduser()
+    path = place(path, "A run folder")
     if not path.is_dir():
         raise SfumatoError(f"{path} is not a run folder: give the folder that sfumato train made.")
     if not is_run(path):

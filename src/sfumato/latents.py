@@ -23,6 +23,7 @@ from sfumato.model import Model, compute_dtype
 from sfumato.ode import Field, Track, data_scale
 from sfumato.process.gaussian import require_numbers
 from sfumato.sampling import unguided
+from sfumato.state import samples
 
 DEFAULT_STEPS = 64
 _FLOW, _SEEDS = "The flow between data and latents", "what stands for a latent is the noise of a seed and an index"
@@ -47,7 +48,7 @@ def encode(
     spec = None if normalised else getattr(model, "spec", None)
     if spec is not None:
         spec.check(x)
-    x = torch.as_tensor(x) if spec is None else spec.normalise(x)
+    x = x if spec is None else spec.normalise(x)
     return _flow(model, x, steps, sigma_min, batch, cond, back=False)
 
 
@@ -73,9 +74,8 @@ def decode(
 def _flow(
     model: Model, given: Tensor, steps: int, sigma_min: float | None, batch: int, cond: dict[str, Any], back: bool
 ) -> Tensor:
-    unguided(model, cond, "decode" if back else "encode")
-    if given.ndim < 2 or not len(given) or not bool(given.isfinite().all()):
-        raise SfumatoError(f"Samples and latents are finite numbers (B, ...), got shape {tuple(given.shape)}.")
+    unguided(model, cond, what := "decode" if back else "encode")
+    given = samples(given, what)
     track = Track.of(model.process.schedule, steps, data_scale(model), sigma_min)
     conditions, device = resolve(model, cond, len(given)), getattr(model, "device", given.device)
     clean, noise = track.norm[0] / track.alpha[0], track.norm[-1]

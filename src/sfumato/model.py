@@ -44,6 +44,16 @@ class Model(Protocol):
     def __call__(self, z: Tensor, t: Time, /, **cond: Any) -> Estimate: ...
 
 
+def usable(model: Any, what: str) -> Any:
+    """The model as it is; SfumatoError where it is none that `what` could ask."""
+    if not callable(model) or not hasattr(model, "process"):
+        raise SfumatoError(
+            f"{what} takes a model, such as sf.load(path) or sf.Denoiser(net, process) gives, not a "
+            f"{type(model).__name__}."
+        )
+    return model
+
+
 def compute_dtype(model: Any) -> torch.dtype:
     """What a model takes states in: the type of its parameters, float64 without any."""
     parameters = getattr(model, "parameters", None)
@@ -74,6 +84,10 @@ class Denoiser(nn.Module):
     ) -> None:
         super().__init__()
         given = {"target": target, "sigma_data": sigma_data, "variance": variance}
+        if not callable(net):
+            raise SfumatoError(f"The network of a denoiser is called as net(input, noise_level), not {net!r:.80}.")
+        if not hasattr(process, "check_net"):
+            raise SfumatoError(f"The process of a denoiser is one such as sf.Gaussian(schedule), not {process!r:.80}.")
         self.net = net
         self.process: Any = _with(process, {k: v for k, v in given.items() if v is not None})
         self.process.check_net(net)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sfumato.conditions import Conditions, Given
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, whole
 from sfumato.exact import ExactDenoiser
 from sfumato.model import Model, compute_dtype
 from sfumato.roots import bisection
@@ -50,8 +50,7 @@ class Track:
     @classmethod
     def of(cls, schedule: Schedule, steps: int, scale: float, sigma_min: float | None = None) -> Track:
         """From sigma/alpha = sigma_min, or the schedule's own end where that is noisier, to t = 1."""
-        if steps < 1:
-            raise SfumatoError(f"The probability flow needs at least 1 step, got {steps}.")
+        steps = whole("steps of the probability flow", steps)
         least = scale * math.exp(-NODE_LIMIT / 2) if sigma_min is None else float(sigma_min)
         own, last = (float(torch.exp(-schedule.logsnr(t) / 2)) for t in (0.0, 1.0))
         first = max(own, least)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sfumato.compose import Guided, Scale, Wrapped
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, whole
 from sfumato.model import Model
 from sfumato.registry import make
 from sfumato.solvers import Plan, Solver, default
@@ -31,7 +31,9 @@ def make_plan(
             raise SfumatoError(f"The plan has {chosen.steps} steps and cannot run with {steps}: leave steps out.")
         chosen.check(model)
         return chosen
-    steps = DEFAULT_STEPS if steps is None else steps
+    if chosen is not None and not hasattr(chosen, "plan"):
+        raise SfumatoError(f"solver is a solver, its name or a plan, not {solver!r:.80}.")
+    steps = DEFAULT_STEPS if steps is None else whole("steps", steps)
     stored = stored_plan(model, steps, t_start, t_stop, guidance, interval) if chosen is None else None
     plan: Plan = stored or (chosen or usual_solver(model)).plan(model.process, steps, t_start, t_stop)
     return plan

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from sfumato.compose import differentiable, guide
 from sfumato.conditions import declared, resolve
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, whole
 from sfumato.machine import in_parts
-from sfumato.model import Model
+from sfumato.model import Model, usable
 from sfumato.noise import PRIOR, STEP, Noise
 from sfumato.plans import AnySolver, make_plan
 from sfumato.solvers import Plan, State
@@ -45,8 +45,10 @@ def trajectory(
     enabled.
     """
     model, plan, cond = _asked(model, steps, solver, t_start, t_stop, cond)
+    seed = whole("seed", seed, least=None)
     if index is None:
-        index = torch.arange(n if n is not None else len(first_leaf(z)) if z is not None else 1)
+        count = n if n is not None else len(first_leaf(z)) if z is not None else 1
+        index = torch.arange(whole("n, the number of samples,", count))
     index = numbered(index, of="numbers of samples")
     device = getattr(model, "device", torch.device("cpu")) if z is None else first_leaf(z).device
     z = _start(model, plan, seed, index, device) if z is None else z
@@ -85,8 +87,7 @@ def sample(
     world: World = cond.pop("world", ALONE)
     index = None if index is None else numbered(index, of="numbers of samples")
     n = next((len(first_leaf(given)) for given in (index, z) if given is not None), n)
-    if n < 1 or batch < 1:
-        raise SfumatoError(f"The number of samples and the batch must be at least 1, got {n} and {batch}.")
+    n, batch = whole("n, the number of samples,", n), whole("batch", batch)
     which = torch.arange(n) if index is None else index
     model, plan, cond = _asked(model, steps, solver, t_start, t_stop, cond)
     conditions = resolve(model, cond, n)
@@ -140,6 +141,9 @@ def _asked(
     """
     guidance, interval, brownian = cond.pop("guidance", None), cond.pop("interval", None), cond.pop("brownian", False)
     calls, checkpoint = cond.pop("grad_calls", None), cond.pop("checkpoint", True)
+    usable(model, "sample")
+    if interval is not None and guidance is None:
+        raise SfumatoError("interval says where guidance acts, and there is none: sf.guide(model, scale, interval).")
     model = model if guidance is None else guide(model, guidance, interval)
     model = model if calls is None else differentiable(model, calls, checkpoint)
     plan = make_plan(model, steps, solver, t_start, t_stop)

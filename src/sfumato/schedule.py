@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
+from sfumato.registry import make
 
 Time = Tensor | float | int
 
@@ -37,6 +38,14 @@ def require(holds: bool, schedule: Schedule, rule: str) -> None:
     """Refuse a schedule whose numbers break its rule."""
     if not holds:
         raise SfumatoError(f"{type(schedule).__name__} needs {rule}.")
+
+
+def schedule_of(given: Any) -> Schedule:
+    """A schedule as it is, or that of a name, with or without numbers: "cosine", "ve(sigma_max=80)"."""
+    found = make("schedule", given)
+    if not isinstance(found, Schedule):
+        raise SfumatoError(f"A noise schedule is one of sf.schedules or its name, and not {given!r:.80}.")
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -88,3 +88,18 @@ def numbers_like(noise: Noise | State, state: State) -> State:
         return {name: numbers_like(noise.fold(name), leaf) for name, leaf in state.items()}
     dtype = state.dtype if state.is_floating_point() else torch.float32
     return noise.normal(tuple(state.shape[1:]), state.device, dtype)
+
+
+def samples(given: Any, what: str) -> Tensor:
+    """Finite numbers (B, ...) as a tensor; SfumatoError says how many are not, and where the first is."""
+    try:
+        x = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        raise SfumatoError(f"{what} takes numbers (B, ...), not a {type(given).__name__}.") from None
+    if x.ndim < 2 or not len(x):
+        raise SfumatoError(f"{what} takes samples (B, ...), at least one, not an array of shape {tuple(x.shape)}.")
+    wrong = (~x.isfinite()).nonzero()
+    if len(wrong):
+        where = tuple(wrong[0].tolist())
+        raise SfumatoError(f"{what} was given {len(wrong):,} values that are NaN or infinite, the first at {where}.")
+    return x

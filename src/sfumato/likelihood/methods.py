@@ -18,13 +18,13 @@ from sfumato.likelihood.flow import DEFAULT_STEPS, ode
 from sfumato.likelihood.importance import importance
 from sfumato.likelihood.measured import DEQUANTISATIONS, Measured, gather
 from sfumato.likelihood.path import path_bound
-from sfumato.model import Model
+from sfumato.model import Model, usable
 from sfumato.objectives.decoder import cells_of
 from sfumato.ode import data_scale
 from sfumato.process import Gaussian, Symbols
 from sfumato.sampling import unguided
 from sfumato.schedule import NODE_LIMIT
-from sfumato.state import first_leaf, map_state
+from sfumato.state import first_leaf, map_state, samples
 
 METHODS = ("ode", "elbo", "importance")
 _BATCH = 1 << 18  # numbers in a batch
@@ -65,7 +65,7 @@ def log_prob(
     Symbols, and states with symbols in them, have the bound alone (`path`): it is their default, as the ODE is that of
     real numbers. Its value is in nats of a probability, or of a density times one.
     """
-    unguided(model, cond, "log_prob")
+    unguided(usable(model, "log_prob"), cond, "log_prob")
     method = _method(model.process, method)
     if method == "path":
         return _of_path(model, x, index, batch, cond, steps=steps, probes=probes, seed=seed)
@@ -131,10 +131,10 @@ def _normalised(
     """Samples in the model's units, float64, dequantised where that is asked for, and their numbers."""
     if spec is not None:
         spec.check(x)
-    x = torch.as_tensor(x)
+    x = samples(x, "log_prob")
     numbers = torch.arange(len(x)) if index is None else torch.as_tensor(index, dtype=torch.int64)
-    if x.ndim < 2 or not len(x) or len(numbers) != len(x):
-        raise SfumatoError(f"log_prob needs samples (B, ...) and a number for each, got {tuple(x.shape)}.")
+    if len(numbers) != len(x):
+        raise SfumatoError(f"log_prob needs a number for each of {len(x)} samples, and got {len(numbers)}.")
     x = x.to(torch.float64) + (_cells(x, seed, numbers) if how == "uniform" else 0.0)
     return (x if spec is None else spec.normalise(x).to(torch.float64)), numbers
 

@@ -21,12 +21,13 @@ from torch import Tensor
 
 from sfumato import noise
 from sfumato.conditions import Conditions, resolve
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, whole
 from sfumato.model import Model, compute_dtype
 from sfumato.objectives.chain import check_variance, data_nats, step_nats
 from sfumato.objectives.decoder import Cells, cells_of
 from sfumato.objectives.prior import prior_kl
 from sfumato.process.gaussian import require_numbers
+from sfumato.state import samples
 
 DECODERS = ("auto", "discretised", "density")
 _BATCH = 1 << 18  # numbers in a batch
@@ -86,7 +87,7 @@ def vlb(
     cells = chosen_cells(spec, decoder)
     if spec is not None:
         spec.check(x)
-    rows = torch.as_tensor(x)
+    rows = samples(x, "vlb")
     numbers = torch.arange(len(rows)) if index is None else torch.as_tensor(index, dtype=torch.int64)
     rows = (rows if spec is None else spec.normalise(rows)).to(torch.float64)
     conditions, device = resolve(model, cond, len(rows)), getattr(model, "device", rows.device)
@@ -102,8 +103,7 @@ def vlb(
 
 def _levels(steps: int, times: Sequence[float] | Tensor | None) -> Tensor:
     if times is None:
-        if steps < 1:
-            raise SfumatoError(f"The bound needs at least 1 level, got {steps}.")
+        steps = whole("steps of the bound", steps)
         return torch.arange(1, steps + 1, dtype=torch.float64) / steps
     levels = torch.as_tensor(times, dtype=torch.float64)
     rising = levels.ndim == 1 and len(levels) > 0 and bool((levels[1:] > levels[:-1]).all())

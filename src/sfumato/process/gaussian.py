@@ -32,7 +32,7 @@ from sfumato.errors import SfumatoError, suggest
 from sfumato.noise import Noise
 from sfumato.process.protocol import Density, noise_level
 from sfumato.registry import check, register
-from sfumato.schedule import Schedule, Time
+from sfumato.schedule import Schedule, Time, schedule_of
 from sfumato.state import numbers_like
 
 __all__ = ["Gaussian", "Jump", "Step", "ancestral", "factor", "finite"]
@@ -70,7 +70,8 @@ class Gaussian:
     default_solver = "multistep"
 
     def __post_init__(self) -> None:
-        check("target", self.target)
+        object.__setattr__(self, "schedule", schedule_of(self.schedule))
+        check("target", str(self.target))
         if self.variance not in VARIANCES:
             raise SfumatoError(
                 f"The variance of a denoiser cannot be {self.variance!r}: {suggest(self.variance, VARIANCES)}"

@@ -58,8 +58,8 @@ class Product:
     default_solver = "bridge"
 
     def __post_init__(self) -> None:
-        if not self.processes:
-            raise SfumatoError("A product needs at least one process.")
+        if not self.processes or not isinstance(self.processes, Mapping):
+            raise SfumatoError("A product is a dict of at least one process, by the names of its parts.")
         stranger = next((name for name in self.shapes if name not in self.processes), None)
         if stranger is not None:
             raise SfumatoError(f"A product has no part {stranger!r}: it has {', '.join(self.processes)}.")

@@ -26,10 +26,10 @@ from torch import Tensor
 
 from sfumato.belief import Logits, broadcast
 from sfumato.data import DataSpec, Normaliser
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, whole
 from sfumato.noise import Noise
 from sfumato.process.protocol import Density, noise_level
-from sfumato.schedule import Schedule, Time, as_time
+from sfumato.schedule import Schedule, Time, as_time, schedule_of
 from sfumato.schedules import Kept
 from sfumato.state import numbers_like
 
@@ -48,9 +48,9 @@ class Symbols(abc.ABC):
     default_solver = "ancestral"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "schedule", schedule_of(self.schedule))
         name, curve = type(self).__name__, type(self.schedule).__name__
-        if self.states < 2:
-            raise SfumatoError(f"A {name.lower()} process needs at least 2 states, not {self.states}.")
+        object.__setattr__(self, "states", whole(f"The number of states of a {name.lower()} process", self.states, 2))
         start, stop = (float(self.schedule.alpha(t)) for t in (0.0, 1.0))
         if not 0 <= stop < start <= 1 + 1e-12:
             raise SfumatoError(

@@ -5,15 +5,8 @@ from __future__ import annotations
 from sfumato.objectives import Objective, times, weights
 from sfumato.objectives.times import TimeDensity
 from sfumato.objectives.weights import Weight
-from sfumato.registry import make
-from sfumato.schedule import Schedule
+from sfumato.schedule import schedule_of as schedule_of
 from sfumato.training.config import TrainConfig
-
-
-def schedule_of(name: str) -> Schedule:
-    """That of a name, or of a name with numbers such as ve(sigma_max=80)."""
-    found: Schedule = make("schedule", name)
-    return found
 
 
 def times_of(name: str) -> TimeDensity:

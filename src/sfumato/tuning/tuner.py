@@ -19,7 +19,7 @@ import torch
 
 from sfumato.compose import Scale, guide
 from sfumato.conditions import Given, Label, declared, resolve, unfolded
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, whole
 from sfumato.model import Model
 from sfumato.plans import guidance_of
 from sfumato.process.gaussian import require_numbers
@@ -63,8 +63,9 @@ def tune(
     `model.plans["6"] = plan` stores it for `sample(model, steps=6)` with the same guidance, and `save` keeps it.
     """
     require_numbers(model, "The fit of a plan", "sample it in more steps")
-    if steps < 1 or rounds < 0 or batch < 1 or points is not None and points < 8:
-        raise SfumatoError("tune needs steps and batch of at least 1, rounds of at least 0 and points of at least 8.")
+    for name, value, least in (("steps", steps, 1), ("batch", batch, 1), ("rounds", rounds, 0), ("points", points, 8)):
+        if value is not None:
+            whole(name, value, least)
     if not 0 <= noise < math.inf:
         raise SfumatoError(f"tune needs noise >= 0 (0: the ODE, 1: the reverse SDE), got {noise:g}.")
     wanted = guidance_of(model, guidance, interval)

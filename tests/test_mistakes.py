@@ -1,0 +1,67 @@
+"""Mistakes of type in Python end in one sentence that names the argument, and not in a traceback from within."""
+
+import torch
+
+import sfumato as sf
+from sfumato.schedules import Flow
+
+MODEL = sf.Denoiser(sf.nets.MLP(3, 16, 1), sf.Gaussian(Flow()))
+X = torch.zeros(4, 3)
+BROKEN = X.clone()
+BROKEN[1, 2] = torch.nan
+
+CASES = {
+    "a fraction of samples": (lambda: sf.sample(MODEL, 2.5), "n, the number of samples, is a whole number, not 2.5"),
+    "n as text": (lambda: sf.sample(MODEL, "3"), "is a whole number, not '3'"),
+    "no samples": (lambda: sf.sample(MODEL, 0), "must be at least 1, not 0"),
+    "half a step": (lambda: sf.sample(MODEL, 2, 2.5), "steps is a whole number, not 2.5"),
+    "steps as text": (lambda: sf.sample(MODEL, 2, "x"), "steps is a whole number"),
+    "seed as text": (lambda: sf.sample(MODEL, 2, 2, seed="a"), "seed is a whole number, not 'a'"),
+    "no solver": (lambda: sf.sample(MODEL, 2, 2, solver=5), "solver is a solver, its name or a plan, not 5"),
+    "half a batch": (lambda: sf.sample(MODEL, 2, 2, batch=1.5), "batch is a whole number, not 1.5"),
+    "no model": (lambda: sf.sample(None, 2), "sample takes a model, such as sf.load(path)"),
+    "a network": (lambda: sf.sample(MODEL.net, 2), "not a MLP"),
+    "a path": (lambda: sf.log_prob("runs/x", X), "log_prob takes a model, such as sf.load(path)"),
+    "an interval alone": (lambda: sf.sample(MODEL, 2, 2, interval=(0, 1)), "interval says where guidance acts"),
+    "no scale": (lambda: sf.guide(MODEL, None), "guidance scale must be a finite number"),
+    "a list of scales": (lambda: sf.guide(MODEL, [1, 2]), "guidance scale must be a finite number"),
+    "no path": (lambda: sf.load(5), "A model file or a run folder is given by its path, not by 5"),
+    "nowhere": (lambda: sf.save(MODEL, 5), "Where a model is saved is given by its path"),
+    "no run": (lambda: sf.resume(5), "A run folder is given by its path"),
+    "no data": (lambda: sf.train(None), "None"),
+    "no schedule": (lambda: sf.Gaussian(None), "A noise schedule is one of sf.schedules or its name, and not None"),
+    "no target": (lambda: sf.Gaussian(Flow(), None), "There is no target 'None'"),
+    "no network": (lambda: sf.Denoiser(None, sf.Gaussian(Flow())), "called as net(input, noise_level)"),
+    "a schedule as process": (lambda: sf.Denoiser(MODEL.net, Flow()), "such as sf.Gaussian(schedule)"),
+    "states as text": (lambda: sf.Masked(Flow(), "a"), "states of a masked process is a whole number"),
+    "one state": (lambda: sf.Uniform(Flow(), 1), "states of a uniform process must be at least 2"),
+    "a list of parts": (lambda: sf.Product([1]), "A product is a dict"),
+    "another schedule": (lambda: sf.Rescheduled(MODEL, 5), "A noise schedule is one of sf.schedules"),
+    "NaN in log_prob": (lambda: sf.log_prob(MODEL, BROKEN), "log_prob was given 1 values that are NaN or infinite"),
+    "where": (lambda: sf.vlb(MODEL, BROKEN), "the first at (1, 2)"),
+    "NaN to encode": (lambda: sf.encode(MODEL, BROKEN), "encode was given 1 values"),
+    "text": (lambda: sf.log_prob(MODEL, "abc"), "log_prob takes numbers (B, ...), not a str"),
+    "one sample": (lambda: sf.log_prob(MODEL, X[0]), "takes samples (B, ...)"),
+    "half a step of the flow": (lambda: sf.encode(MODEL, X, steps=2.5), "steps of the probability flow is a whole"),
+    "half a call": (lambda: sf.tune(MODEL, 2.5), "steps is a whole number, not 2.5"),
+}
+
+
+def test_mistakes_are_one_sentence():
+    wrong = []
+    for name, (call, words) in CASES.items():
+        try:
+            call()
+            wrong.append(f"{name}: no error")
+        except sf.SfumatoError as error:
+            if words not in str(error) or str(error).count("\n"):
+                wrong.append(f"{name}: {error}")
+        except Exception as error:
+            wrong.append(f"{name}: {type(error).__name__}: {error}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_a_schedule_may_be_named():
+    named = sf.Gaussian("ve(sigma_max=80)").schedule
+    assert named == sf.schedules.VE(sigma_max=80.0) and sf.Masked("flow", 3).schedule == Flow()
+    assert sf.Rescheduled(MODEL, "cosine").schedule == sf.schedules.Cosine()
