@@ -16,6 +16,7 @@ from fault_cases import QUICK, moons
 from sfumato.nets import MLP
 from sfumato.training import TrainConfig
 from sfumato.training.console import Silent
+from sfumato.training.hooks import usual
 from sfumato.training.run import prepared
 from sfumato.training.session import Session
 from sfumato.training.state import State
@@ -62,7 +63,7 @@ def run(name: str, folder: Path, world: World) -> Path:
     if world.leads:
         for part in ("samples", "checkpoints"):
             (path / part).mkdir(parents=True)
-    session = Session(path, config, source, State(denoiser, config, world=world), Silent(), world=world)
+    session = usual(Session(path, config, source, State(denoiser, config, world=world), Silent(), world=world))
     if world.leads:
         (path / "config.yaml").write_text(config.to_yaml())
     world.broadcast(None)

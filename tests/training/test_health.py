@@ -26,9 +26,13 @@ def test_training_is_bit_by_bit_what_it_is_without(tmp_path, monkeypatch):
     monkeypatch.setattr(Health, "_ask", lambda self, progress: (asked.append(progress.step), ask(self, progress)))
     runs = [sf.train(x, tmp_path / "with", labels=labels, console=Silent(), **{**SETTINGS, "steps": 200})]
     assert asked == [50, 120]
-    monkeypatch.setattr(Health, "look", lambda self, progress: None)
-    monkeypatch.setattr(Health, "start", lambda self: None)
-    runs.append(sf.train(x, tmp_path / "without", labels=labels, console=Silent(), **{**SETTINGS, "steps": 200}))
+
+    def without(session):
+        session.hooks[:] = [hook for hook in session.hooks if not isinstance(hook, Health)]
+
+    how = {**SETTINGS, "steps": 200, "on_start": without}
+    runs.append(sf.train(x, tmp_path / "without", labels=labels, console=Silent(), **how))
+    assert asked == [50, 120]
     first, second = (checkpoint.latest(run.path)[1] for run in runs)
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     told = [[(v["step"], v.get("loss"), v.get("valid_ema")) for v in read(r.path / "metrics.jsonl")] for r in runs]

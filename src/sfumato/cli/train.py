@@ -17,11 +17,13 @@ from sfumato.counting import Count, Pace
 from sfumato.diagnostics import summary
 from sfumato.training.console import Console
 from sfumato.training.control import say
+from sfumato.training.grids import GRID_STEPS
+from sfumato.training.hooks import Between
 from sfumato.training.loop import Progress
 from sfumato.training.run import Run
 from sfumato.training.run import resume as resume_run
 from sfumato.training.run import train as train_run
-from sfumato.training.session import GRID_STEPS, Session
+from sfumato.training.session import Session
 from sfumato.trees import name_of
 
 GRID = "grid.png"
@@ -55,7 +57,7 @@ def working(voice: Voice) -> Iterator[Callable[[Session], None]]:
         listen(session.path)
         # a run in steps is repeatable to the last bit, and another number of threads rounds otherwise
         if session.config.steps is None and session.config.threads is None and session.world.size == 1:
-            session.between = Follower()
+            session.hooks.append(Between(Follower()))
         net: Any = session.denoiser.net
         parameters = sum(p.numel() for p in session.denoiser.parameters())
         budget = f"{session.config.steps:,} steps" if session.config.steps else f"{session.config.minutes:g} minutes"

@@ -29,14 +29,16 @@ from sfumato.compose import guide
 from sfumato.diagnostics.draws import evaluating
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
+from sfumato.folder import Log, read
 from sfumato.folder import found as checkpoints
-from sfumato.folder import read
 from sfumato.machine import available, held, out_of_memory
 from sfumato.plans import make_plan
 from sfumato.sampling import sample
 from sfumato.training import snapshots
 from sfumato.training.config import TrainConfig, from_dict
 from sfumato.training.console import Silent
+from sfumato.training.grids import halfway
+from sfumato.training.hooks import usual
 from sfumato.training.judging import Labelled, judge
 from sfumato.training.loop import Progress, fit
 from sfumato.training.occasions import log_every, validations
@@ -179,7 +181,7 @@ def _measured(data: Any, labels: Any, chosen: TrainConfig, path: Path, free: dic
         (path / part).mkdir()
     own = config.replace(out=str(path), loggers=None)
     write_text(path / "config.yaml", own.to_yaml())
-    with closing(Session(path, own, source, State(model, own), Silent())) as session:
+    with closing(usual(Session(path, own, source, State(model, own), Silent()))) as session:
         session.save()
         starting = time.perf_counter() - start
         costs, end, facts = _rehearsed(session)
@@ -203,11 +205,12 @@ def _rehearsed(session: Session) -> tuple[Costs, float, dict[str, Any]]:
     """(what it costs, seconds of what follows the last step, facts), of some steps and once of all that is no step."""
     config, state, (x, cond) = session.config, session.state, session.parts()[0]
     loop: Any = fit(session.denoiser, x, config.replace(steps=1 << 40, minutes=None), cond, None, state)
-    with closing(loop):  # its threads are those of what happens between the steps, too
-        taken = _steps(session, loop)
+    # the loop's threads are those of what happens between the steps, too
+    with closing(loop), closing(Log(session.path / "metrics.jsonl")) as log:
+        taken = _steps(log, loop)
         costs = Costs(config, taken[:FIRST], taken[FIRST:])
         many = costs.steps(costs.step.value)  # about, as nothing else is counted yet
-        _validate(session, costs, float(many * config.batch))
+        _validate(session, log, costs, float(many * config.batch))
         if state.averages is not None:  # the first stands alone, the second says what changed
             start = time.perf_counter()
             for step in (state.step, state.step + 1):
@@ -219,29 +222,28 @@ def _rehearsed(session: Session) -> tuple[Costs, float, dict[str, Any]]:
         first = _timed(session.report)  # which loads what draws charts
         ending, report = _timed(session.end) + first, _timed(session.report)
         costs.one["checkpoints"] = state.spent["checkpoints"] + report
-        if config.sample_every is not None or session.halfway():
+        if config.sample_every is not None or halfway(session):
             costs.one["grids"] = state.spent["grids"]
         return costs, ending + report + _timed(lambda: artefact.load(session.path)), _facts(session)
 
 
-def _steps(session: Session, loop: Iterator[Progress]) -> list[float]:
+def _steps(log: Log, loop: Iterator[Progress]) -> list[float]:
     """Seconds of each step; the log is written as it is in a run."""
-    assert session.log is not None
     found, last = list[float](), time.perf_counter()
     for progress in loop:
         found.append(time.perf_counter() - last)
         if progress.loss is not None:
-            session.log.write(progress.to_dict())
+            log.write(progress.to_dict())
         if len(found) >= FIRST + STEPS and sum(found[FIRST:]) >= _LEAST:
             break
         last = time.perf_counter()
     return found
 
 
-def _validate(session: Session, costs: Costs, total: float) -> None:
+def _validate(session: Session, log: Log, costs: Costs, total: float) -> None:
     """Validate once, as a run of `total` samples does."""
-    (training, holdout), state, log = session.parts(), session.state, session.log
-    if holdout is None or log is None:
+    (training, holdout), state = session.parts(), session.state
+    if holdout is None:
         return
     measure, average = judge(state, session.config, *holdout, Labelled(*training), total), state.ema
     costs.work = (measure.cost.losses, measure.cost.gradients)

@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from sfumato.data import Source
 from sfumato.diagnostics.answers import LEVELS
 from sfumato.diagnostics.checks import Evidence, Finding, Weights, examine
 from sfumato.diagnostics.checks.evidence import draw
@@ -23,11 +19,9 @@ from sfumato.diagnostics.information import Information
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.folder import read
-from sfumato.training.config import TrainConfig
 from sfumato.training.loop import Progress
 from sfumato.training.parallel import whole
-from sfumato.training.state import State
-from sfumato.world import ALONE, World
+from sfumato.training.session import Hook, Session
 
 FILE = "health.json"
 SHARE = 0.003  # of the run's work that one question to the network may cost
@@ -39,32 +33,31 @@ _KEPT = (
 )  # fmt: skip
 
 
-class Health:
-    """The examinations of one run; `tell` hears of each code once.
+class Health(Hook):
+    """The examinations of one run; each code is told once.
 
-    Of a network in shards every process has one, since all have to answer; the first alone judges, tells and writes.
+    Of a network in shards every process has to answer; the first alone judges, tells and writes.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        config: TrainConfig,
-        source: Source,
-        rows: tuple[Tensor, Tensor],
-        state: State,
-        tell: Callable[[str], None],
-        resumed: bool = False,
-        world: World = ALONE,
-    ) -> None:
-        """rows: those of the training set and those held out."""
-        self.path, self.config, self.source, self.state, self.tell = path / FILE, config, source, state, tell
-        self.train, self.holdout, self.world = *rows, world
-        self.found = list(recorded(path)) if resumed else []
-        self.lines = [_short(line) for line in read(path / "metrics.jsonl")] if resumed else []
+    def __init__(self, session: Session) -> None:
+        self.path, self.config, self.source, self.state = (
+            session.path / FILE,
+            session.config,
+            session.source,
+            session.state,
+        )
+        self.train, self.holdout, self.world = session.train, session.holdout, session.world
+        self.tell = session.console.note
+        self.found = list(recorded(session.path)) if session.resumed else []
+        lines = read(session.path / "metrics.jsonl") if session.resumed else []
+        self.lines = [_short(line) for line in lines]
         self._before: float | None = None
+        self._asked = self.world.leads or self.state.sharded
 
-    def start(self) -> None:
+    def start(self, session: Session) -> None:
         """Look at the data, at what the network can hear, and at the length of a step, before the first one."""
+        if not self._asked:
+            return
         labels = None if self.source.labels is None else self.source.labels[self.train]
         sample = draw(self.source.x, self.train, labels, self.state.denoiser.spec, self.config.seed)
         weights = deaf = None
@@ -75,13 +68,16 @@ class Health:
                 weights, deaf = Weights(now, now, None, 0), unheard(denoiser, self.source, self.train)
         self._take(Evidence(sample=sample, weights=weights, deaf=deaf, log=[], settings=self.config.to_dict()))
 
-    def end(self, told: Information | None) -> None:
-        """After the last step: what each condition says of the samples held out."""
-        if told is not None:
+    def end(self, session: Session) -> None:
+        """What each condition says of the samples held out."""
+        told = session.found.get("conditions")
+        if isinstance(told, Information):
             self._take(Evidence(told=told, settings=self.config.to_dict()), self.state.step)
 
-    def look(self, progress: Progress) -> None:
-        """After a step: the log where there is a new validation, the network at some moments."""
+    def step(self, session: Session, progress: Progress) -> None:
+        """The log where there is a new validation, the network at some moments."""
+        if not self._asked:
+            return
         if progress.loss is not None or progress.validation is not None:
             self.lines.append(_short(progress.to_dict()))
         before, self._before = self._before, progress.fraction

@@ -23,6 +23,7 @@ from sfumato.sampling import apart
 from sfumato.training import checkpoint, config, loggers
 from sfumato.training.config import TrainConfig, from_dict
 from sfumato.training.console import Console, Silent
+from sfumato.training.hooks import usual
 from sfumato.training.parts import Own, loss_for, model_for, rebuilt, taken, told
 from sfumato.training.precision import device_of
 from sfumato.training.session import Session
@@ -85,7 +86,7 @@ def train(
             console.note(note)
         state = State(model, chosen, loss, world)
         state.given = own.net is not None or chosen.model is not None
-        session = Session(path, chosen.replace(out=str(path)), source, state, console, world=world)
+        session = usual(Session(path, chosen.replace(out=str(path)), source, state, console, world=world))
         if world.leads:
             write_text(path / "config.yaml", session.config.to_yaml())
         return _finish(session, on_start)
@@ -127,7 +128,7 @@ def resume(
         state.load(tensors, contract["counters"])
         for note in notes if world.leads else ():
             console.note(note)
-        session = Session(path, settings, source, state, console, resumed=True, world=world)
+        session = usual(Session(path, settings, source, state, console, resumed=True, world=world))
         if session.finished:
             done = f"{settings.steps:,} steps" if settings.steps else f"{settings.minutes:g} minutes"
             raise SfumatoError(
@@ -178,8 +179,7 @@ def _finish(session: Session, on_start: Callable[[Session], None] | None) -> Run
             raise Interrupted(message)
     finally:
         session.close()
-    if session.world.leads:
-        session.report()
+    session.report()
     return Run(session.path, artefact.load(session.path), session.config, folder.read(session.path / "metrics.jsonl"))
 
 

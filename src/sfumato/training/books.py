@@ -1,0 +1,122 @@
+"""report.json: what a run says of itself at its end, with what it looked for then: copies, and what conditions say."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from sfumato import noise
+from sfumato.conditions import of_data
+from sfumato.diagnostics import report, summary
+from sfumato.diagnostics.checks.gather import told
+from sfumato.diagnostics.draws import evaluating
+from sfumato.diagnostics.information import Information
+from sfumato.diagnostics.memorization import Memorisation, choose, compare, pairs_picture
+from sfumato.diagnostics.nearest import Space
+from sfumato.errors import SfumatoError
+from sfumato.pictures import save_png
+from sfumato.sampling import sample
+from sfumato.training.grids import GRID_STEPS
+from sfumato.training.occasions import COPIES, SAID
+from sfumato.training.session import Hook, Session
+
+_LEAST_COPIES, _MOST_COPIES = 16, 512  # samples that are searched for copies
+_LEAST_SAID, _MOST_SAID = 256, 8192  # draws that tell what conditions say
+_SEARCH = 1e9  # multiplications a second of training that the search for copies may take: about a hundredth
+
+
+class Conditions(Hook):
+    """found["conditions"]: what each condition says of the samples held out, or why that is not known."""
+
+    def end(self, session: Session) -> None:
+        session.found["conditions"] = conditions_say(session)
+
+    def stop(self, session: Session) -> None:
+        session.found["conditions"] = f"the run was stopped ({_information(session)})" if _known(session) else None
+
+
+class Books(Hook):
+    """report.json, and its words; before them the search for copies of training samples."""
+
+    def start(self, session: Session) -> None:
+        if session.world.leads:
+            (session.path / summary.FILE).unlink(missing_ok=True)  # what is said of a run that goes on is no longer so
+
+    def end(self, session: Session) -> None:
+        found = copies(session)
+        self._write(session, found, time.monotonic() - session.began)
+
+    def stop(self, session: Session) -> None:
+        self._write(session, f"the run was stopped (sfumato memorisation {session.path} does it)", 0.0)
+
+    def _write(self, session: Session, found: Memorisation | str, ending: float) -> None:
+        """ending: seconds since the budget was used."""
+        if not session.world.leads:
+            return
+        nearest = pairs_picture(found, session.denoiser.spec) if isinstance(found, Memorisation) else None
+        if nearest is not None:
+            save_png(nearest, session.path / "samples" / report.NEAREST)
+        spent = {**session.state.spent, "ending": ending}
+        copied = found if isinstance(found, str) else found.to_dict()
+        said = session.found.get("conditions")
+        said = said.to_dict() if isinstance(said, Information) else said
+        facts = summary.write(session.path, session.config.to_dict(), spent, copied, said)
+        for line in summary.words(facts):
+            session.console.note(line)
+
+
+def copies(session: Session) -> Memorisation | str:
+    """Samples of the model against its training samples, as many as a run bears; or why there are none."""
+    total, held = session.total, len(session.holdout)
+    count = min(_MOST_COPIES, int(3 * COPIES * total / GRID_STEPS))
+    if not held or len(session.train) < 2:
+        return "nothing was held out"
+    if count < _LEAST_COPIES:
+        return f"the run was too short for it (sfumato memorisation {session.path} does it)"
+    best, seed = session.state.best, session.config.seed
+    if not hasattr(best, "process"):
+        return f"a {type(best).__name__} draws no samples"
+    twins = choose(session.train, count, seed)
+    most = int(_SEARCH * session.state.elapsed / (4 * count * math.prod(session.source.shape)))
+    try:
+        with session.state.spending("memorisation"), evaluating(best):
+            cond = of_data(best, session.source, twins)
+            made = sample(best, count, GRID_STEPS, seed=seed, world=session.world, cond=cond)
+            if not session.world.leads:
+                return ""
+            space, unseen = Space(best.spec, None, best.device), (session.source, session.holdout)
+            return compare(made, session.source, session.train, unseen, twins, space, seed, max(2, most))
+    except SfumatoError as error:
+        return str(error).rstrip(".")
+
+
+def _information(session: Session) -> str:
+    """What to type where a run did not measure what its conditions say."""
+    data = repr(str(session.config.data)) if session.config.data else "data"
+    return f"sf.information(sf.load({str(session.path)!r}), {data}) in Python does it"
+
+
+def _known(session: Session) -> list[str]:
+    """The conditions of the data that the model knows."""
+    return [name for name in session.state.best.spec.conditions if name in session.source.conditions]
+
+
+def conditions_say(session: Session) -> Information | str | None:
+    """What each condition says of held-out samples, on as many draws as a run bears; or why that is not known."""
+    total, best, known = session.total, session.state.best, _known(session)
+    rows = session.holdout[noise.permutation(session.config.seed, 0, len(session.holdout))]
+    draws = min(_MOST_SAID, int(3 * SAID * total / (1 + len(known) + (len(known) > 1))))
+    if not known:
+        return None
+    if not len(rows):
+        return f"nothing was held out ({_information(session)})"
+    if not hasattr(best, "predict"):
+        return f"a {type(best).__name__} has no noise levels"
+    if draws < _LEAST_SAID:
+        return f"the run was too short for it ({_information(session)})"
+    try:
+        with session.state.spending("conditions"), evaluating(best):
+            found = told(best, session.source, rows, session.config.seed, draws, session.world)
+        return found or f"it is about real numbers, and the states of {type(best.process).__name__} are others"
+    except SfumatoError as error:
+        return str(error).rstrip(".")

@@ -1,0 +1,149 @@
+"""samples/step_*.png: grids of samples on the way and at the end, as many samples as a run bears."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from sfumato import noise
+from sfumato.compose import guide
+from sfumato.conditions import of_data
+from sfumato.diagnostics.draws import evaluating
+from sfumato.diagnostics.examples import usual_scale
+from sfumato.errors import SfumatoError
+from sfumato.pictures import beside, picture, save_png
+from sfumato.sampling import sample
+from sfumato.training.loggers import Loggers
+from sfumato.training.loop import Progress
+from sfumato.training.occasions import GRID, LAST_GRID
+from sfumato.training.session import Hook, Session
+
+GRID_STEPS = 10  # of the solver: enough to judge by, and quick
+_LEAST_GRID, _POINTS = 4, 500  # samples of a grid, of a scatter plot
+_ROWS, _COLUMNS = 10, 4
+
+
+class Layout(NamedTuple):
+    """A grid of samples: its columns, the class of each sample, the names of the rows."""
+
+    columns: int
+    labels: list[str]
+    names: list[str] | None
+
+
+def bears(session: Session, share: float, total: float | None = None) -> int:
+    """Samples of a grid that cost this share of the work of a run of `total` samples (this one)."""
+    # a call of the network is a third of a training sample's work
+    twice = usual_scale(session.denoiser.spec.conditions, session.config.guidance) is not None  # guided
+    calls = GRID_STEPS * (1 + bool(session.state.ema)) * (1 + twice)
+    return int(3 * share * (session.total if total is None else total) / calls)
+
+
+def halfway(session: Session, total: float | None = None) -> bool:
+    """Whether a run of `total` samples (this one) bears a grid on the way that nobody asked for."""
+    return bears(session, GRID, total) >= _LEAST_GRID
+
+
+class Grids(Hook):
+    """A grid in the middle of a run, or as often as the settings say, and one at its end."""
+
+    def __init__(self, loggers: Loggers) -> None:
+        self.loggers, self._before = loggers, 0.0
+
+    def start(self, session: Session) -> None:
+        self._before = session.fraction
+
+    back = start
+
+    def step(self, session: Session, progress: Progress) -> None:
+        before, self._before, every = self._before, progress.fraction, session.config.sample_every
+        if progress.done:
+            return
+        if every is None:
+            now = before < 0.5 <= progress.fraction and halfway(session)
+        else:
+            now = bool(every) and progress.step % every == 0
+        if now:
+            self.draw(session)
+
+    def end(self, session: Session) -> None:
+        self.draw(session)
+
+    def draw(self, session: Session) -> None:
+        """A grid of samples; where it cannot be drawn a note says so, and training goes on."""
+        with session.state.spending("grids"):
+            try:
+                if hasattr(session.denoiser, "process"):
+                    self._samples(session, _layout(session))
+                else:
+                    self._reconstructions(session)
+            except SfumatoError as error:
+                session.console.note(f"No samples were drawn at step {session.state.step:,}: {error}")
+
+    def _samples(self, session: Session, layout: Layout) -> None:
+        """Samples of the raw weights and of their moving average, side by side."""
+        columns, labels, names = layout
+        denoiser, state = session.denoiser, session.state
+        cond, spec = _shown(session, labels), denoiser.spec
+        scale = usual_scale({name: spec.conditions[name] for name in cond}, session.config.guidance)
+        models = {"raw": denoiser} | ({"moving average": state.ema.denoiser} if state.ema else {})
+        images = []
+        for model in models.values():
+            asked = model if scale is None else guide(model, scale)
+            with evaluating(model):
+                x = sample(asked, len(labels), GRID_STEPS, seed=session.config.seed, world=session.world, cond=cond)
+            x = x.float() if x.dtype == torch.bfloat16 else x
+            images.append(picture(x, spec.kind, spec.bounds, columns, names))
+        manifest = {"sampling_steps": GRID_STEPS, "guidance": 1.0 if scale is None else scale}
+        self._keep(session, beside(images, list(models)), manifest)
+
+    def _reconstructions(self, session: Session) -> None:
+        """Images for an autoencoder, and what its averaged weights make of their codes."""
+        spec, best = session.denoiser.spec, session.state.best
+        rows = (session.holdout if len(session.holdout) else session.train)[: _COLUMNS**2]
+        if spec.kind != "image" or not hasattr(best, "decode"):
+            return
+        x = session.source.x[rows]
+        with evaluating(best), torch.no_grad():
+            back = best(x).cpu()
+        images = [picture(each, spec.kind, spec.bounds, _COLUMNS, None) for each in (x, back)]
+        self._keep(session, beside(images, ["data", "reconstruction"]), {"samples": len(x)})
+
+    def _keep(self, session: Session, image: Any, manifest: Mapping[str, Any]) -> None:
+        path: Path = session.path / "samples" / f"step_{session.state.step:08d}.png"
+        if session.world.leads:
+            save_png(image, path, {**session.provenance(), **manifest})
+            self.loggers.picture(path, session.state.samples)
+
+
+def _layout(session: Session) -> Layout:
+    """As many samples as the run can bear, at its end or on the way."""
+    classes, points = session.source.classes, session.source.shape == (2,)
+    count = max(_LEAST_GRID, bears(session, LAST_GRID if session.finished else GRID))
+    if not classes:
+        if points:
+            return Layout(1, [""] * min(_POINTS, count), None)
+        side = min(6, math.isqrt(count))
+        return Layout(side, [""] * side**2, None)
+    rows = min(_ROWS, len(classes), count)
+    columns = min(_POINTS // rows if points else _COLUMNS, count // rows)
+    return Layout(columns, [name for name in classes[:rows] for _ in range(columns)], classes[:rows])
+
+
+def _shown(session: Session, labels: list[str]) -> Mapping[str, Any]:
+    """What the samples of a grid are known by: these classes, and else what is known of unseen samples of them."""
+    source, spec = session.source, session.denoiser.spec
+    given = {"label": labels} if source.classes else {}
+    if len(spec.conditions) <= len(given):
+        return given
+    unseen = session.holdout if len(session.holdout) else session.train
+    unseen = unseen[noise.permutation(session.config.seed, 0, len(unseen))]
+    rows, known = [], source.labels
+    for i, label in enumerate(labels):
+        own = unseen if known is None else unseen[known[unseen] == source.classes.index(label)]
+        rows.append((own if len(own) else unseen)[i % max(len(own), 1)])
+    return {**of_data(spec, source, torch.stack(rows)), **given}

@@ -1,0 +1,164 @@
+"""What a run does beside stepping: its log, skipped steps, words from outside, snapshots of averages.
+
+`usual` has all of it, in order; `health`, `grids` and `books` have files of their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from sfumato.errors import SfumatoError
+from sfumato.files import write_text
+from sfumato.folder import INCIDENTS, Log, incidents
+from sfumato.training import checkpoint, snapshots
+from sfumato.training.averages import due
+from sfumato.training.books import Books, Conditions
+from sfumato.training.control import Ear
+from sfumato.training.grids import Grids
+from sfumato.training.guard import ROLLBACKS, SLOWER, STRIKES, Incident
+from sfumato.training.health import Health
+from sfumato.training.loggers import Loggers
+from sfumato.training.loop import Progress
+from sfumato.training.parallel import gathered
+from sfumato.training.session import Hook, Session
+
+
+def usual(session: Session) -> Session:
+    """The session, with what every run does: in this order after each step, and at the end."""
+    records = Records(session)
+    grids = Grids(records.loggers)
+    own = (Conditions(), Health(session), Incidents(session), Control(session, grids), Snapshots(session))
+    session.hooks += [records, *own, grids, Books()]
+    return session
+
+
+class Records(Hook):
+    """metrics.jsonl, dashboards, and what is said on the way."""
+
+    def __init__(self, session: Session) -> None:
+        leads, config, self._micro = session.world.leads, session.config, 0
+        upto = session.state.step if session.resumed else 0
+        self.log = Log(session.path / "metrics.jsonl", upto) if leads else None
+        self.loggers = Loggers(session.path, config if leads else config.replace(loggers=None), session.console.note)
+
+    def start(self, session: Session) -> None:
+        self._micro = min(session.state.micro, session.config.batch)
+
+    def step(self, session: Session, progress: Progress) -> None:
+        if self.log is not None and (progress.loss is not None or progress.validation is not None):
+            self.log.write(progress.to_dict())
+            self.loggers.line(progress.to_dict())
+        session.console(progress)
+        if progress.micro < self._micro:
+            session.console.note(
+                f"Memory does not suffice for {self._micro} samples at once: from step {progress.step:,} on they are "
+                f"computed in parts of {progress.micro}, which changes nothing else."
+            )
+            self._micro = progress.micro
+        if progress.advice is not None:
+            session.console.note(progress.advice)
+
+    def back(self, session: Session) -> None:
+        if self.log is not None:
+            self.log.close()
+            self.log = Log(self.log.path, session.state.step)
+
+    def close(self) -> None:
+        if self.log is not None:
+            self.log.close()
+        self.loggers.close()
+
+
+class Incidents(Hook):
+    """incident.json: steps that were skipped; after STRIKES of them the run goes back to its last checkpoint."""
+
+    def __init__(self, session: Session) -> None:
+        self.each: list[dict[str, Any]] = incidents(session.path) if session.resumed else []
+
+    def step(self, session: Session, progress: Progress) -> None:
+        incident, state = progress.incident, session.state
+        if incident is None:
+            return
+        back = len(state.strikes) >= STRIKES
+        if back:
+            contract, tensors, _ = checkpoint.latest(session.path)
+            incident = dataclasses.replace(incident, rolled_back=contract["counters"]["step"])
+        self._write(session, incident)
+        if not back:
+            return
+        if state.rollbacks == ROLLBACKS:
+            raise SfumatoError(
+                f"Training stopped at step {incident.step:,}: {incident.where}, again after going back {ROLLBACKS} "
+                f"times. {session.path / INCIDENTS} has every case; train with --lr below {incident.lr:.2g} or "
+                "--precision float32."
+            )
+        counters = {**contract["counters"], "elapsed": state.elapsed, "rollbacks": state.rollbacks + 1}
+        session.back(tensors, {**counters, "slower": state.slower * SLOWER, "strikes": []})
+
+    def _write(self, session: Session, incident: Incident) -> None:
+        self.each.append(incident.to_dict())
+        if session.world.leads:
+            write_text(session.path / INCIDENTS, json.dumps(self.each, indent=1) + "\n")
+        session.console.note(str(incident))
+
+
+class Control(Hook):
+    """What is said through the folder (`control`), and checkpoints when they are due."""
+
+    def __init__(self, session: Session, grids: Grids) -> None:
+        self.ear, self.grids = Ear(session.path, session.world.leads), grids
+
+    def step(self, session: Session, progress: Progress) -> bool:
+        words = self.ear.words() + ["checkpoint"] * self._due(session) if session.world.leads else []
+        if not session.world.any(bool(words), session.denoiser.device):
+            return False
+        words = session.world.broadcast(words)
+        if "save" in words or "pause" in words:
+            session.save(model=True)
+            session.console.note(f"Saved at step {session.state.step:,}, as was asked for.")
+        elif "checkpoint" in words:
+            session.save(model=True)
+            session.report()
+        if "sample" in words:
+            self.grids.draw(session)
+        if "pause" in words and "stop" not in words:
+            session.console.note(f"Paused at step {session.state.step:,}: sfumato control {session.path} go")
+            session.state.waited += self.ear.wait()
+        return "stop" in words
+
+    def _due(self, session: Session) -> bool:
+        """Whether the last checkpoint is old enough for another before the end."""
+        return not session.finished and time.monotonic() - session.saved >= 60 * session.config.checkpoint_every
+
+
+class Snapshots(Hook):
+    """averages/: the two averages that `sfumato average` combines, at the times that `due` says."""
+
+    def __init__(self, session: Session) -> None:
+        self._before = session.fraction
+
+    def step(self, session: Session, progress: Progress) -> None:
+        before, self._before = self._before, progress.fraction
+        averages, state = session.state.averages, session.state
+        if averages is not None and due(before, progress.fraction, session.config.snapshots):
+            with state.spending("averages"):
+                weights = {width: gathered(each, session.world) for width, each in averages.snapshot().items()}
+                if session.world.leads:
+                    snapshots.write(session.path, weights, state.step, state.samples)
+
+    def back(self, session: Session) -> None:
+        self._before = session.fraction
+
+
+class Between(Hook):
+    """A function that is called between two steps."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self.call = call
+
+    def step(self, session: Session, progress: Progress) -> None:
+        self.call()
