@@ -1,6 +1,7 @@
 """What every test stands on: two threads, the figure that the time limits were chosen for, and no chance."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -8,6 +9,8 @@ from hypothesis import settings
 from sfumato import counting
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")  # before torch is imported, which reads it once
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what stands in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("sfumato", deadline=None, derandomize=True)
 settings.load_profile("sfumato")

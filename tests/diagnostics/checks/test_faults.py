@@ -9,7 +9,7 @@ import yaml
 from fault_cases import FAULTS, HEALTHY, QUICK
 from sfumato.diagnostics.checks import CHECKS, CODES
 
-DOCS = Path(__file__).parents[2] / "docs/faults"
+DOCS = Path(__file__).parents[3] / "docs/faults"
 FAST_HEALTHY = ("points", "a table with classes")
 
 
