@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,14 @@ import torch
 
 import sfumato as sf
 from fault_cases import moons
+from sfumato.cli import doctor
+from sfumato.diagnostics.checks import CODES
 from sfumato.training import checkpoint
 from sfumato.training.console import Silent
 from sfumato.training.run import Interrupted
 
+ROOT = Path(__file__).parents[2]
+PAGES = ROOT / "docs/faults"
 SETTINGS = {"steps": 100, "batch": 32, "net": "tiny", "precision": "float32", "snapshots": 0, "sample_every": 0}
 
 
@@ -95,6 +100,29 @@ def test_what_is_no_run(refused, run, tmp_path):
     assert "samples of shape (3,)" in refused("doctor", run, "--data", tmp_path / "other.npy")
     assert "does not exist" in refused("doctor", run, "--data", "nothing.npy")
     assert "--data" in refused("doctor", run, "--dat", "x")
+
+
+def test_the_page_of_a_code(call, refused):
+    status, out, err = call("doctor", "--explain", "lr-high")
+    assert status == 0 and err == "" and out == (PAGES / "lr-high.md").read_text(encoding="utf-8")
+    facts = json.loads(call("doctor", "--explain", "lr-high", "--json")[1])
+    assert facts["code"] == "lr-high" and facts["page"].startswith("# lr-high: ")
+    assert "did you mean 'lr-high'?" in refused("doctor", "--explain", "lr_hihg")
+    assert "There is no fault with the code 'README': known are axes, clipped" in refused(
+        "doctor", "--explain", "README"
+    )
+    assert "needs RUN" in refused("doctor")
+
+
+def test_the_pages_are_in_the_package_that_is_installed(tmp_path, monkeypatch):
+    """A wheel holds docs/faults as sfumato/faults, where they are found before those of a checkout."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    held = settings["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert held == {"docs/faults": "sfumato/faults"}
+    shutil.copytree(PAGES, tmp_path / held["docs/faults"])
+    monkeypatch.setattr(doctor, "PACKAGE", tmp_path / "sfumato")
+    for code in CODES:
+        assert doctor.page(code).startswith(f"# {code}: {CODES[code]}\n")
 
 
 def test_a_loop_of_ones_own():

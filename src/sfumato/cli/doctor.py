@@ -1,18 +1,29 @@
-"""`doctor`: what is wrong with a run or a model, by code."""
+"""`doctor`: what is wrong with a run or a model, by code; and the page that explains a code."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from sfumato import diagnosis
 from sfumato.cli.run import Voice
-from sfumato.training.precision import device_of
+from sfumato.errors import SfumatoError, suggest
 
 WELL, ILL = 0, 1
+PACKAGE = Path(__file__).parents[1]
 
 
 def doctor(options: Any, voice: Voice) -> int:
     """The exit status: 1 where there is an error."""
+    if options.explain is not None:
+        text = page(options.explain)
+        voice.emit({"code": options.explain, "page": text})
+        voice.say(text.rstrip())
+        return WELL
+    if options.subject is None:
+        raise SfumatoError("`sfumato doctor` needs RUN, a run folder or a model file, or --explain CODE")
+    from sfumato import diagnosis  # loads torch, which a page does not need
+    from sfumato.training.precision import device_of
+
     report = diagnosis.doctor(
         options.subject, options.data, options.labels, size=options.size, seed=options.seed,
         device=device_of(options.device),
@@ -20,3 +31,13 @@ def doctor(options: Any, voice: Voice) -> int:
     voice.emit(report.to_dict())
     voice.say(str(report))
     return ILL if report.errors else WELL
+
+
+def page(code: str) -> str:
+    """The page on a fault, in Markdown: how it is detected, how it comes about, what cures it."""
+    shipped, checkout = PACKAGE / "faults", PACKAGE.parents[1] / "docs/faults"
+    folder = shipped if shipped.is_dir() else checkout
+    codes = sorted(path.stem for path in folder.glob("[a-z]*.md"))
+    if code not in codes:
+        raise SfumatoError(f"There is no fault with the code {code!r}: {suggest(code, codes)}")
+    return (folder / f"{code}.md").read_text(encoding="utf-8")

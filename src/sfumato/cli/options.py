@@ -224,11 +224,14 @@ class Doctor(Command):
     """Say what is wrong with a RUN (finished, stopped or under way) or a model file: each fault by a code.
 
     It looks at the log, the data, the weights and what the network answers where the truth is known, says what it
-    looked for and what it could not, and writes nothing. Exit status 1 where there is an error. With --json, one JSON
-    object.
+    looked for and what it could not, and writes nothing. Exit status 1 where there is an error. With --explain CODE it
+    prints the page on a fault instead. With --json, one JSON object.
     """
 
-    subject: str = place("A run folder or a .safetensors file.", "RUN")
+    subject: str | None = place("A run folder or a .safetensors file.", "RUN", None)
+    explain: str | None = flag(
+        "Print the page on this fault: how it is detected, how it comes about, what cures it.", metavar="CODE"
+    )
     data: str | None = flag(
         "A folder of images, a .npy or .npz file, or a built-in set, in the units of the training data; without it, "
         "that of the run.",
