@@ -1,6 +1,6 @@
 # make demo   trains on the built-in Fashion-MNIST and leaves a grid of samples, a run folder and a report
 # make test   installs what the tests need and runs them
-# make lint | types | docs    the other checks that .ci/run makes
+# make lint | types | docs | site    the other checks that .ci/run makes; site leaves the documentation in site/
 # make clean  removes the environment and the caches; trained runs stay
 # Nothing has to be done first: each makes the environment it needs. `make PYTHON=python3.12 demo` takes another Python,
 # `make CONSTRAINTS= demo` the newest libraries (and the torch build with GPU support where pip offers one).
@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 TORCH := $(if $(CONSTRAINTS),$(shell grep '^torch==' $(CONSTRAINTS)),torch)
 
-.PHONY: demo test lint types docs clean
+.PHONY: demo test lint types docs site clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sfumato demo $(ARGS)
@@ -32,8 +32,11 @@ types: $(VENV)/.installed-test
 docs: $(VENV)/.installed
 	$(BIN)/python scripts/check_docs.py
 
+site: $(VENV)/.installed-docs
+	$(BIN)/mkdocs build --strict -q
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis src/*.egg-info
 	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.made:
@@ -52,4 +55,8 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) $(VENV)/.made
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	@$(PIP) -e '.[test]'
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed-test
+	@$(PIP) -e '.[docs]'
 	@touch $@

@@ -12,7 +12,7 @@ from sfumato.cli import main
 
 TEXT = (Path(__file__).parents[1] / "docs/extending.md").read_text(encoding="utf-8")
 TITLED = re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL)
-BLOCK = re.compile(r"```(python|sh) ?(\S*)\n(.*?)```", re.DOTALL)
+BLOCK = re.compile(r'```(python|sh)(?: title="(\S*)")?\n(.*?)```', re.DOTALL)
 # title -> (name of the file, its text, what uses it in Python, in the shell)
 SECTIONS = {
     title: (file[1], file[2], use[2], shell[2].splitlines())
