@@ -1,6 +1,6 @@
 """Writes docs/reference/commands.md: what each command is for, an example with its real output, and its flags.
 
-Run ``python scripts/command_pages.py`` after a change of the command line (ten minutes: the examples train small
+Run ``python scripts/command_pages.py`` after a change of the command line (some minutes: the examples train small
 models, in a folder that goes). tests/test_docs.py says when a flag is missing from the page.
 """
 
