@@ -315,7 +315,7 @@ def test_a_grid_that_fails_does_not_stop_the_run(data, tmp_path, monkeypatch):
     def refuse(*args, **options):
         raise SfumatoError("no such thing")
 
-    monkeypatch.setattr("sfumato.training.session.sample", refuse)
+    monkeypatch.setattr("sfumato.training.grids.sample", refuse)
     console = StopAt(-1)
     run = sf.train(data, tmp_path / "run", console=console, **SETTINGS)
     assert run.metrics[-1]["done"] and sum("No samples were drawn" in line for line in console.said) == 2

@@ -191,9 +191,10 @@ class Sample(Command):
 class Tune(Command):
     """Fit a plan of few steps to a model and store it in its file: `sfumato sample MODEL --steps N` then uses it.
 
-    The times and coefficients are fitted to where a fine solve of the same noise ends, and judged on other noise; a
-    plan that is worse than the best untuned one is never stored. With --noise, a stochastic plan, its coefficients
-    fitted along paths of noise and to the law of the samples. With --json, one JSON object: both errors.
+    The times and coefficients are fitted to where a fine solve of the same noise ends, and judged on other noise. A
+    plan whose median error there is above that of the best untuned one, or whose mean square is beyond chance, is never
+    stored. With --noise, a stochastic plan, its coefficients fitted along paths of noise and to the law of the samples.
+    With --json, one JSON object: both errors.
     """
 
     model: str = MODEL

@@ -4,7 +4,10 @@
     L_T = KL(q(z_1 | x) || N(0, sigma(1)^2)),   L_k = KL(q(z_s | z_t, x) || p(z_s | z_t)),   L_0 = -log p(x | z_{t_1})
 
 at the levels t_1 < .. < t_T = 1 of any schedule (`chain` for the steps, `decoder` for L_0). With an exact model the sum
-tends to -log p(x) like 1/T, up to what the last decoder misses (`tests/objectives/test_vlb.py`).
+tends to -log p(x) as the steps shrink in logsnr, like 1/T, up to what the last decoder misses
+(`tests/objectives/test_vlb.py`). At levels i / T of a schedule whose logsnr is infinite at t = 0 the first steps do not
+shrink (t doubles from 1/T to 2/T), and the posterior variance pays for them whatever T: give `times` that are even in
+logsnr, or variance="beta".
 Sources: Sohl-Dickstein et al. 2015 (1503.03585); Ho et al. 2020 (2006.11239), Eq. 5; Nichol and Dhariwal 2021
 (2102.09672), Eq. 4-7.
 """
