@@ -29,12 +29,12 @@ import torch
 
 from record import HERE, commit, hardware
 from sfumato import nets, noise
+from sfumato.distributed import joined
 from sfumato.model import Denoiser
 from sfumato.process import Gaussian
 from sfumato.schedules import Flow
 from sfumato.training import State, TrainConfig, fit, loop
 from sfumato.training.precision import compute_dtype
-from sfumato.world import joined
 
 SKIPPED = 5  # first steps of a run, which allocate
 

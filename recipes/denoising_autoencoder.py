@@ -6,7 +6,7 @@
 import torch
 
 import sfumato as sf
-from sfumato.dae import GaussianNoise, Masking
+from sfumato.denoising_autoencoder import GaussianNoise, Masking
 
 
 def train(dae: sf.DenoisingAutoencoder, x: torch.Tensor, steps: int, batch: int = 128) -> None:

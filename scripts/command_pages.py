@@ -32,7 +32,7 @@ EXAMPLES = {
     "average": ["sfumato average runs/digits --width 0.15"],
     "tune": ["sfumato tune runs/digits --steps 6 --points 128 --rounds 10"],
     "likelihood": ["sfumato likelihood runs/digits digits -n 4"],
-    "memorisation": ["sfumato memorisation runs/digits -n 128"],
+    "memorization": ["sfumato memorization runs/digits -n 128"],
     "explain-objective": ["sfumato explain-objective --target velocity --schedule flow --times logit-normal"],
     "certify": ["sfumato certify dpm++2m --quick"],
 }

@@ -6,7 +6,7 @@ import signal
 import pytest
 from hypothesis import settings
 
-from sfumato import counting
+from sfumato import progress
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")  # before torch is imported, which reads it once
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what stands in the background
@@ -33,8 +33,8 @@ def no_cache(monkeypatch):
 @pytest.fixture
 def told(monkeypatch):
     """All that is told of counted work, of which nothing stays silent."""
-    monkeypatch.setattr(counting, "SILENT_SECONDS", 0.0)
-    monkeypatch.setattr(counting, "_LIVE_SECONDS", 0.0)
-    found: list[counting.Count] = []
-    with counting.heard(found.append):
+    monkeypatch.setattr(progress, "SILENT_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "_LIVE_SECONDS", 0.0)
+    found: list[progress.Count] = []
+    with progress.heard(found.append):
         yield found

@@ -13,6 +13,7 @@ import numpy as np
 
 import sfumato as sf
 from fault_cases import QUICK, moons
+from sfumato.distributed import World, joined
 from sfumato.nets import MLP
 from sfumato.training import TrainConfig
 from sfumato.training.console import Silent
@@ -20,7 +21,6 @@ from sfumato.training.hooks import usual
 from sfumato.training.run import prepared
 from sfumato.training.session import Session
 from sfumato.training.state import State
-from sfumato.world import World, joined
 
 # the network is asked once a run is long enough: for 8 draws a level of three thousandths of a process's work
 CASES: dict[str, dict[str, Any]] = {

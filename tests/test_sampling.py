@@ -10,10 +10,10 @@ import sfumato as sf
 from sfumato import data
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
-from sfumato.plans import make_plan
 from sfumato.process import Gaussian
 from sfumato.sampling import sample, trajectory
 from sfumato.schedules import VE, Cosine, Flow, LinearBeta
+from sfumato.solver_selection import make_plan
 from sfumato.solvers import DDIM, DDPM, Brownian, DPMSolverPP, Heun, Multistep
 
 F64 = torch.float64

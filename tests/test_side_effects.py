@@ -134,7 +134,7 @@ CASES: dict[str, Callable[[Place], Any]] = {
     "load": lambda p: sf.load(p.saved),
     "load_codec": lambda p: sf.load_codec(p.codec),
     "log_prob": lambda p: sf.log_prob(p.model, X[:4], steps=2),
-    "memorisation": lambda p: sf.memorisation(p.model, X[:30], X[30:], samples=8, steps=2),
+    "memorization": lambda p: sf.memorization(p.model, X[:30], X[30:], samples=8, steps=2),
     "prior_kl": lambda p: sf.prior_kl(p.model.process, X),
     "resume": lambda p: sf.resume(p.run, X, LABELS, console=Silent(), steps=3),
     "sample": lambda p: sf.sample(p.model, 4, 3, label="a"),

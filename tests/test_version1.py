@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 import sfumato as sf
-from sfumato import artefact
+from sfumato import serialization
 
 HERE = Path(__file__).parent / "fixtures"
 Z = torch.linspace(-2, 2, 15).reshape(3, 5)
@@ -38,7 +38,7 @@ def test_the_samples_are_what_they_were():
 
 @pytest.mark.parametrize("name", ["classes", "learned_variance", "energy"])
 def test_a_file_says_what_it_is(name):
-    words = "\n".join(artefact.describe(HERE / f"v1_{name}.safetensors"))
+    words = "\n".join(serialization.describe(HERE / f"v1_{name}.safetensors"))
     said = {
         "classes": ["a MLP of", "predicts v under the Shifted schedule", "1,234 samples", "Solver plan '6'", "green"],
         "learned_variance": ["a UNet of", "predicts v and the variance of a step under the LinearBeta schedule"],

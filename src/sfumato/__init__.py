@@ -18,24 +18,21 @@ if TYPE_CHECKING:
     from sfumato import nets as nets
     from sfumato import schedules as schedules
     from sfumato import solvers as solvers
-    from sfumato.artefact import load as load
-    from sfumato.artefact import load_codec as load_codec
-    from sfumato.artefact import save as save
+    from sfumato.autoencoder import Codec as Codec
     from sfumato.belief import Estimate as Estimate
-    from sfumato.budget import error_budget as error_budget
     from sfumato.certification import certify as certify
-    from sfumato.codec import Codec as Codec
     from sfumato.compose import Guided as Guided
     from sfumato.compose import Rescheduled as Rescheduled
     from sfumato.compose import differentiable as differentiable
     from sfumato.compose import guide as guide
-    from sfumato.dae import DenoisingAutoencoder as DenoisingAutoencoder
+    from sfumato.denoising_autoencoder import DenoisingAutoencoder as DenoisingAutoencoder
     from sfumato.diagnosis import doctor as doctor
     from sfumato.diagnostics.board import board as board
     from sfumato.diagnostics.information import Information as Information
     from sfumato.diagnostics.information import information as information
-    from sfumato.diagnostics.memorization import memorisation as memorisation
+    from sfumato.diagnostics.memorization import memorization as memorization
     from sfumato.discrete import DiscreteDenoiser as DiscreteDenoiser
+    from sfumato.distributed import joined as joined
     from sfumato.errors import SfumatoError as SfumatoError
     from sfumato.errors import SfumatoWarning as SfumatoWarning
     from sfumato.latents import attribute as attribute
@@ -69,19 +66,22 @@ if TYPE_CHECKING:
     from sfumato.registry import register as register
     from sfumato.sampling import sample as sample
     from sfumato.sampling import trajectory as trajectory
+    from sfumato.sampling_error import error_budget as error_budget
+    from sfumato.serialization import load as load
+    from sfumato.serialization import load_codec as load_codec
+    from sfumato.serialization import save as save
     from sfumato.training import resume as resume
     from sfumato.training import train as train
     from sfumato.training.forecast import forecast as forecast
     from sfumato.tuning import tune as tune
-    from sfumato.world import joined as joined
 
 __version__ = "0.1.0"
 
 # public name -> where it lives: "module:attribute", or "module" for a module under its public name
 _PUBLIC = {
-    "Codec": "sfumato.codec:Codec",
+    "Codec": "sfumato.autoencoder:Codec",
     "Denoiser": "sfumato.model:Denoiser",
-    "DenoisingAutoencoder": "sfumato.dae:DenoisingAutoencoder",
+    "DenoisingAutoencoder": "sfumato.denoising_autoencoder:DenoisingAutoencoder",
     "DiscreteDenoiser": "sfumato.discrete:DiscreteDenoiser",
     "Estimate": "sfumato.belief:Estimate",
     "Gaussian": "sfumato.process.gaussian:Gaussian",
@@ -110,25 +110,25 @@ _PUBLIC = {
     "doctor": "sfumato.diagnosis:doctor",
     "encode": "sfumato.latents:encode",
     "energy": "sfumato.likelihood:energy",
-    "error_budget": "sfumato.budget:error_budget",
+    "error_budget": "sfumato.sampling_error:error_budget",
     "exact": "sfumato.exact",
     "forecast": "sfumato.training.forecast:forecast",
     "guide": "sfumato.compose:guide",
     "hybrid_loss": "sfumato.objectives.hybrid:hybrid_loss",
     "information": "sfumato.diagnostics.information:information",
     "interpolate": "sfumato.latents:interpolate",
-    "joined": "sfumato.world:joined",
-    "load": "sfumato.artefact:load",
-    "load_codec": "sfumato.artefact:load_codec",
+    "joined": "sfumato.distributed:joined",
+    "load": "sfumato.serialization:load",
+    "load_codec": "sfumato.serialization:load_codec",
     "log_prob": "sfumato.likelihood:log_prob",
-    "memorisation": "sfumato.diagnostics.memorization:memorisation",
+    "memorization": "sfumato.diagnostics.memorization:memorization",
     "nets": "sfumato.nets",
     "nonequilibrium": "sfumato.objectives.nonequilibrium",
     "prior_kl": "sfumato.objectives.prior:prior_kl",
     "register": "sfumato.registry:register",
     "resume": "sfumato.training:resume",
     "sample": "sfumato.sampling:sample",
-    "save": "sfumato.artefact:save",
+    "save": "sfumato.serialization:save",
     "schedules": "sfumato.schedules",
     "score_matching": "sfumato.objectives.score_matching",
     "slerp": "sfumato.latents:slerp",
@@ -143,12 +143,14 @@ _PUBLIC = {
     "weights": "sfumato.objectives.weights",
 }
 
+_FORMER = {"memorisation": "memorization"}  # for one release
+
 __all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> object:
     """The public name `name`, its module loaded now and the result kept (PEP 562)."""
-    where = _PUBLIC.get(name)
+    where = _PUBLIC.get(_FORMER.get(name, name))
     if where is None:
         raise AttributeError(f"module 'sfumato' has no attribute {name!r}")
     module, _, attribute = where.partition(":")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sfumato import artefact, data, folder, nets
+from sfumato import data, folder, nets, serialization
 from sfumato.compose import Wrapped
 from sfumato.data import DataSpec, Source
 from sfumato.data.labels import read_labels
@@ -95,10 +95,10 @@ def _of_denoiser(
 
 
 def _of_file(path: Path, given: Source | None, seed: int, device: str | torch.device) -> Report:
-    facts = artefact.read_contract(path)
-    average = artefact.load_sampler(path, device=device)
+    facts = serialization.read_contract(path)
+    average = serialization.load_sampler(path, device=device)
     made = average.provenance
-    raw = artefact.load_sampler(path, "raw", device) if facts["raw"] else average
+    raw = serialization.load_sampler(path, "raw", device) if facts["raw"] else average
     patient = _Patient(raw, average if facts["raw"] else None, made.get("times"), made, made.get("steps"))
     absent = {"incidents": "since a file alone has no log", "log": "since a file alone has no log",
               "weights": "since a file alone does not hold the initial weights"}  # fmt: skip

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sfumato.artefact import FILE
 from sfumato.errors import SfumatoError, place
 from sfumato.files import reason, write_text
+from sfumato.serialization import FILE
 
 INCIDENTS = "incident.json"
 _SIGNS = ("config.yaml", "checkpoints", FILE)  # what makes a folder a run

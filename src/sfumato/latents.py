@@ -20,7 +20,7 @@ from torch import Tensor
 from sfumato.conditions import resolve
 from sfumato.errors import SfumatoError
 from sfumato.model import Model, compute_dtype
-from sfumato.ode import Field, Track, data_scale
+from sfumato.probability_flow import Field, Track, data_scale
 from sfumato.process.gaussian import require_numbers
 from sfumato.sampling import unguided
 from sfumato.state import samples

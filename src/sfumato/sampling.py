@@ -12,15 +12,15 @@ from torch import Tensor
 
 from sfumato.compose import differentiable, guide
 from sfumato.conditions import declared, resolve
+from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError, whole
 from sfumato.machine import in_parts
 from sfumato.model import Model, usable
 from sfumato.noise import PRIOR, STEP, Noise
-from sfumato.plans import AnySolver, make_plan
+from sfumato.solver_selection import AnySolver, make_plan
 from sfumato.solvers import Plan, State
 from sfumato.solvers.brownian import along
 from sfumato.state import cat_states, first_leaf, map_state, numbered, numbers, rows_of
-from sfumato.world import ALONE, World
 
 
 def trajectory(

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sfumato import counting
+from sfumato import progress
 from sfumato.cli.plan import between, duration, page, size, verdict
 from sfumato.training.config import TrainConfig
 from sfumato.training.forecast import Forecast, Interval
@@ -29,7 +29,7 @@ def test_a_page_and_json_and_nothing_left(call, workplace):
 
 
 def test_what_it_does_is_said_while_a_folder_is_decoded(call, workplace, monkeypatch):
-    monkeypatch.setattr(counting, "SILENT_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "SILENT_SECONDS", 0.0)
     Path("photos").mkdir()
     for i in range(30):
         Image.fromarray(np.full((8, 8), i, np.uint8)).save(f"photos/{i}.png")

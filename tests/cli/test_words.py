@@ -92,7 +92,7 @@ def test_flags_are_the_settings():
 def test_words_may_stand_in_any_order_and_begin_with_a_sign():
     made = parse("sample", ["--guidance", "-1e-3", "--guidance_interval", "-3", ".5", "-n64", "m", "--class", "-1"])
     assert (made.guidance, made.guidance_interval, made.number, made.class_) == (-1e-3, (-3.0, 0.5), 64, "-1")
-    assert parse("memorisation", ["m", "-n", "3", "d"]).data == "d"
+    assert parse("memorization", ["m", "-n", "3", "d"]).data == "d"
     assert parse("runs", ["a", "b", "--json", "c"]).folders == ("a", "b", "c")
     assert parse("sample", ["m", "--seed=1", "--condition", "a=1", "--seed", "2", "--condition=b=2"]).seed == 2
     assert parse("sample", ["m", "--condition", "a=1", "--condition=b=2"]).condition == ("a=1", "b=2")

@@ -8,8 +8,8 @@ from sfumato import data
 from sfumato.diagnostics.memorization import choose, compare
 from sfumato.diagnostics.nearest import Space
 from sfumato.training import State, TrainConfig, fit
-from sfumato.training.judging import Labelled, judge
 from sfumato.training.run import prepared
+from sfumato.training.validation import Labelled, judge
 
 TRAIN, STEPS, EVERY, SAMPLES = 64, 160, 20, 128
 

@@ -11,9 +11,9 @@ from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
 from sfumato.model import Denoiser
 from sfumato.nets import MLP
-from sfumato.plans import make_plan
 from sfumato.process import Gaussian
 from sfumato.schedules import EDM, VE, Cosine, Flow, LinearBeta
+from sfumato.solver_selection import make_plan
 from sfumato.solvers import DDIM, Heun, Multistep, default, grids
 
 F64 = torch.float64

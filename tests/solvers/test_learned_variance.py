@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sfumato import artefact, noise
+from sfumato import noise, serialization
 from sfumato.certification import certify
 from sfumato.compose import Rescheduled, guide
 from sfumato.errors import SfumatoError
@@ -93,8 +93,8 @@ def network(kind):
 @pytest.mark.parametrize("kind", ["mlp", "unet", "dit"])
 def test_a_saved_model_loads_and_samples(kind, tmp_path):
     model = Denoiser(network(kind), Gaussian(Cosine()), variance="learned").eval()
-    path = artefact.save(model, tmp_path / "model.safetensors")
-    again = artefact.load(path)
+    path = serialization.save(model, tmp_path / "model.safetensors")
+    again = serialization.load(path)
     assert again.variance == "learned"
     z = torch.randn(3, *model.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_a_saved_model_loads_and_samples(kind, tmp_path):
     torch.testing.assert_close(one.variance_share, other.variance_share)
     drawn = [sample(m, 3, 4, LearnedDDPM(), seed=1) for m in (model, again)]
     torch.testing.assert_close(*drawn)
-    assert "variance of a step" in " ".join(artefact.describe(path))
+    assert "variance of a step" in " ".join(serialization.describe(path))
 
 
 def test_the_second_half_of_the_outputs_is_the_share():
@@ -119,13 +119,13 @@ def test_the_second_half_of_the_outputs_is_the_share():
 
 def test_files_without_the_word_hold_fixed_variances(tmp_path):
     net = MLP(3, width=8, depth=1)
-    path = artefact.save(Denoiser(net, Gaussian(Flow())), tmp_path / "model.safetensors")
+    path = serialization.save(Denoiser(net, Gaussian(Flow())), tmp_path / "model.safetensors")
     contract, tensors = read_sealed(path)
     del contract["hash"], contract["model"]["args"]["process"]["args"]["variance"]
     contract["model"]["args"].pop("variance", None)
     del contract["model"]["args"]["net"]["args"]["outputs"]
     write_sealed(path, tensors, contract)
-    old = artefact.load(path)
+    old = serialization.load(path)
     assert old.variance == "fixed" and old(torch.zeros(1, 3), 0.5).variance_share is None
 
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import sfumato as sf
+from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError
 from sfumato.nets import MLP
 from sfumato.training import TrainConfig
 from sfumato.training.compiling import compiled, compiling
 from sfumato.training.config import from_dict
 from sfumato.training.console import Silent
-from sfumato.world import ALONE, World
 
 DATA = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32)
 needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import sfumato as sf
-from sfumato import artefact, registry
+from sfumato import registry, serialization
 from sfumato.errors import SfumatoError
 from sfumato.objectives.times import UniformTime
 from sfumato.training.checkpoint import latest
@@ -99,7 +99,7 @@ def test_a_network_of_ones_own_trains_stops_resumes_and_loads(tmp_path, kind):
     assert type(again.denoiser.net) is (Told if kind == "told" else Remembered)
     loaded = sf.load(tmp_path / "whole", modules=[Told])
     assert same(whole.denoiser, loaded, "kind 1") and getattr(loaded.net, "power", 2.0) == 2.0
-    facts = artefact.read_contract(tmp_path / "whole")
+    facts = serialization.read_contract(tmp_path / "whole")
     assert facts["net"]["name"] == type(loaded.net).__name__ and facts["net"]["args"]["classes"] == 3
     assert json.dumps(latest(tmp_path / "half")[0]["model"])
 

@@ -5,10 +5,10 @@ import torch
 
 import sfumato as sf
 from sfumato import noise
-from sfumato.artefact import describe
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
 from sfumato.objectives import score_matching, weights
+from sfumato.serialization import describe
 from sfumato.training.config import TrainConfig
 from sfumato.training.console import Silent
 from sfumato.training.goal import Denoising, Plain

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import sfumato as sf
+from sfumato.distributed import ALONE
 from sfumato.training import checkpoint, shards
-from sfumato.world import ALONE
 
 TENSORS = {"net.weight": torch.arange(12.0).reshape(4, 3), "step": torch.tensor(3.0), "count": torch.arange(5)}
 

@@ -12,6 +12,7 @@ from sfumato import nets, noise
 from sfumato.diagnostics import log
 from sfumato.diagnostics.triples import read, trend
 from sfumato.diagnostics.validation import BINS, MICRO, validator_for
+from sfumato.distributed import ALONE
 from sfumato.model import Denoiser
 from sfumato.objectives import Objective, denoising_loss
 from sfumato.objectives.adaptive import adaptive
@@ -19,10 +20,9 @@ from sfumato.process import Gaussian
 from sfumato.schedules import Flow
 from sfumato.training import State, TrainConfig, fit
 from sfumato.training.console import Silent
+from sfumato.training.evaluation_schedule import GRADIENTS, LOSSES
 from sfumato.training.goal import Denoising
-from sfumato.training.judging import Judge, Labelled, judge
-from sfumato.training.occasions import GRADIENTS, LOSSES
-from sfumato.world import ALONE
+from sfumato.training.validation import Judge, Labelled, judge
 
 DATA = noise.normal(3, range(400), (5,), noise.DATA)
 HOLDOUT = noise.normal(4, range(100), (5,), noise.DATA)

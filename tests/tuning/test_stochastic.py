@@ -7,12 +7,12 @@ import torch
 from scipy import stats
 
 import sfumato as sf
-from sfumato import artefact
+from sfumato import serialization
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
-from sfumato.plans import make_plan
 from sfumato.process import Gaussian
 from sfumato.schedules import VE, Cosine, Flow, LinearBeta
+from sfumato.solver_selection import make_plan
 from sfumato.solvers import DDPM, EulerMaruyama, SASolver, SDEDPMSolver
 from sfumato.solvers.brownian import along
 from sfumato.tuning import stochastic, table
@@ -210,7 +210,7 @@ def test_a_network_with_classes_and_guidance_keeps_its_plan_in_its_file(tmp_path
     path = sf.save(model, tmp_path / "m.safetensors", network().net.state_dict())
     plan = sf.tune(model, 4, noise=1.0, guidance=2.0, points=48, rounds=4)
     assert plan.guidance == (2.0, None) and plan.tuned["error"]["law"] <= plan.tuned["untuned"]["law"]
-    artefact.store_plan(path, plan)
+    serialization.store_plan(path, plan)
     loaded = sf.load(path)
     assert make_plan(loaded, 4, None, guidance=2.0) == plan and make_plan(loaded, 4, None).tuned is None
     drawn = [sf.sample(loaded, 3, steps=4, guidance=2.0, label=["a", "b", "c"], brownian=b) for b in (False, True)]

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import sfumato as sf
-from sfumato import artefact, noise
+from sfumato import noise, serialization
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
-from sfumato.plans import make_plan
 from sfumato.process import Gaussian
 from sfumato.schedules import EDM, VE, Cosine, Flow, LinearBeta
+from sfumato.solver_selection import make_plan
 from sfumato.solvers import Multistep, default
 from sfumato.tuning import table
 from sfumato.tuning.fit import Exam, Problem, levenberg_marquardt
@@ -97,7 +97,7 @@ def test_a_guided_plan_is_used_with_its_guidance_alone():
     wrapped = sf.tune(sf.guide(model, 2.0, (-2.0, 3.0)), 4, points=128, rounds=8, label=label)
     assert plan.guidance == wrapped.guidance == (2.0, (-2.0, 3.0))
     assert plan.times == wrapped.times and plan.lines == wrapped.lines
-    model.plans = {artefact.plan_name(plan): plan}
+    model.plans = {serialization.plan_name(plan): plan}
     assert make_plan(model, 4, None, guidance=2.0, interval=(-2.0, 3.0)) is plan
     assert make_plan(sf.guide(model, 2.0, (-2.0, 3.0)), 4, None) is plan
     for other in ({}, {"guidance": 1.0}, {"guidance": 2.0}, {"guidance": 3.0, "interval": (-2.0, 3.0)}):
@@ -114,7 +114,7 @@ def test_a_guided_plan_is_used_with_its_guidance_alone():
 def test_scale_one_and_no_guidance_are_the_same_use():
     model = law().denoiser(Gaussian(Flow()))
     plan = sf.tune(model, 3, guidance=1.0, points=16, rounds=1, label=0)
-    assert plan.guidance == (1.0, None) and artefact.plan_name(plan) == "3"
+    assert plan.guidance == (1.0, None) and serialization.plan_name(plan) == "3"
     model.plans = {"3": plan}
     assert make_plan(model, 3, None) is plan and make_plan(model, 3, None, guidance=1.0, interval=(0.0, 1.0)) is plan
     assert make_plan(sf.Rescheduled(model, VE()), 3, None).tuned is None  # another schedule
@@ -134,18 +134,18 @@ def test_a_start_below_one_is_reached_by_the_flow():
 def test_a_network_with_classes_keeps_its_plan_in_its_file(tmp_path):
     model = network()
     path = sf.save(model, tmp_path / "m.safetensors", network().net.state_dict())
-    before = artefact.read_contract(path)
+    before = serialization.read_contract(path)
     plan = sf.tune(model, 3, guidance=2.0, points=48, rounds=10)
     assert plan.tuned["error"]["rms"] < 0.7 * plan.tuned["untuned"]["rms"]
-    assert artefact.store_plan(path, plan) == "3 guidance 2"
-    facts = artefact.read_contract(path)
+    assert serialization.store_plan(path, plan) == "3 guidance 2"
+    facts = serialization.read_contract(path)
     assert facts["hash"] != before["hash"] and facts["raw"] and list(facts["plans"]) == ["3 guidance 2"]
     loaded = sf.load(path)
     assert loaded.plans == {"3 guidance 2": plan} and sf.load(path, "raw").plans == loaded.plans
     assert make_plan(loaded, 3, None, guidance=2.0) == plan
-    assert any("3 guidance 2" in line and "tuned" in line for line in artefact.describe(path))
+    assert any("3 guidance 2" in line and "tuned" in line for line in serialization.describe(path))
     again = sf.tune(model, 3, guidance=2.0, points=16, rounds=1, seed=1)
-    artefact.store_plan(path, again)
+    serialization.store_plan(path, again)
     assert sf.load(path).plans == {"3 guidance 2": again}  # in the place of the first
     assert sf.solvers.Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
 

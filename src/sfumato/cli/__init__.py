@@ -24,12 +24,13 @@ COMMANDS = {
     "average": "make a model whose weights are averaged over another part of its run",
     "tune": "fit a plan of few steps to a model, so that sampling takes less time",
     "likelihood": "say how probable a model finds a data set, in nats and bits",
-    "memorisation": "say whether samples repeat the training data",
+    "memorization": "say whether samples repeat the training data",
     "info": "say what a model is: data, process, network, classes, origin",
     "inspect": "look at a data set before training on it",
     "explain-objective": "say what a training objective weighs by noise level, and whether it is an ELBO",
     "certify": "measure solvers on exact models: order, calls, stability, law",
 }
+_FORMER = {"memorisation": "memorization"}  # for one release
 OK, OTHER, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
 _EXAMPLES = (
@@ -86,7 +87,7 @@ def _dispatch(arguments: list[str]) -> int:
     if arguments[0] in ("-V", "--version"):
         print(f"sfumato {__version__}")
         return OK
-    name = arguments[0]
+    name = _FORMER.get(arguments[0], arguments[0])
     if name not in COMMANDS:
         what = "flag" if name.startswith("-") else "command"
         raise SfumatoError(f"There is no {what} {name!r}: {suggest(name, COMMANDS)}")

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from sfumato import artefact
+from sfumato import serialization
 from sfumato.cli.run import Voice
 from sfumato.errors import SfumatoError
 from sfumato.training.averages import average as averaged
@@ -17,9 +17,9 @@ def average(options: Any, voice: Voice) -> None:
     if out.suffix != ".safetensors":
         raise SfumatoError(f"{out} must end in .safetensors, which is what a model file is.")
     denoiser = averaged(options.run, options.width)
-    artefact.save(denoiser, out)
+    serialization.save(denoiser, out)
     made = denoiser.provenance["average"]
-    voice.emit({"model": str(out), "hash": artefact.read_contract(out)["hash"], **made})
+    voice.emit({"model": str(out), "hash": serialization.read_contract(out)["hash"], **made})
     voice.say(
         f"{out}: the weights of {options.run}, averaged over a window of {options.width:g} of the run.",
         f"Its shape is {made['profile_error']:.1%} off the one asked for.",

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sfumato import artefact, schedules
+from sfumato import schedules, serialization
 from sfumato.cli.run import Voice
 from sfumato.data.labels import read_labels
 from sfumato.diagnostics.board import board
@@ -90,7 +90,7 @@ def _of_model(word: str, given: dict[str, str]) -> tuple[TrainConfig, Any, float
         settings = from_dict({**from_yaml(str(run / "config.yaml")).to_dict(), **given})
         _of_numbers(settings.process)
         return settings, None, 1.0
-    contract = artefact.read_contract(word)
+    contract = serialization.read_contract(word)
     _of_numbers(contract["process"]["name"])
     given = {**{dial: v for dial, v in contract["provenance"].items() if dial in ("times", "weight")}, **given}
     missing = [f"--{dial}" for dial in ("times", "weight") if dial not in given]

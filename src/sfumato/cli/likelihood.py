@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sfumato import artefact, data
+from sfumato import data, serialization
 from sfumato.cli import conditions as asked
 from sfumato.cli.process import at_work
 from sfumato.cli.run import Voice
@@ -42,7 +42,7 @@ def likelihood(options: Any, voice: Voice) -> None:
     if options.out is not None and Path(options.out).suffix.lower() != ".npz":
         raise SfumatoError(f"{options.out} has no known kind: end it in .npz")
     labels = None if options.labels is None else read_labels(options.labels)
-    denoiser = artefact.load_sampler(options.model, device=device_of(options.device))
+    denoiser = serialization.load_sampler(options.model, device=device_of(options.device))
     source = data.open(options.data, labels=labels, size=options.size, conditions=denoiser.spec)
     # spread over the set: folders are sorted by class
     chosen = torch.linspace(0, len(source) - 1, min(options.number, len(source))).round().long()

@@ -10,11 +10,11 @@ from sfumato.cli.run import Voice
 
 
 def info(options: Any, voice: Voice) -> None:
-    from sfumato import artefact
+    from sfumato import serialization
 
-    facts = artefact.read_contract(options.model)
+    facts = serialization.read_contract(options.model)
     voice.emit(facts)
-    voice.say(*artefact.describe(options.model), "", *how_to_sample(options.model, facts))
+    voice.say(*serialization.describe(options.model), "", *how_to_sample(options.model, facts))
 
 
 def how_to_sample(model: str, facts: dict[str, Any]) -> list[str]:

@@ -256,7 +256,7 @@ class Average(Command):
     out: str | None = flag("The model file; average-WIDTH.safetensors without it.", metavar="FILE", short="-o")
 
 
-class Memorisation(Command):
+class Memorization(Command):
     """Say whether samples of a model repeat its training samples, against how near new ones come to these.
 
     Each sample's distance to the nearest training sample is taken over that to the nearest held-out one, and set beside
@@ -444,5 +444,5 @@ def _metavar(setting: str) -> str | None:
 CLASSES: dict[str, type[Command]] = {
     "demo": Demo, "train": Train, "resume": Resume, "sample": Sample, "info": Info, "inspect": Inspect,
     "certify": Certify, "tune": Tune, "likelihood": Likelihood, "average": Average, "runs": Runs, "control": Control,
-    "memorisation": Memorisation, "plan": PlanRun, "explain-objective": ExplainObjective, "doctor": Doctor,
+    "memorization": Memorization, "plan": PlanRun, "explain-objective": ExplainObjective, "doctor": Doctor,
 }  # fmt: skip

@@ -12,14 +12,14 @@ from importlib import import_module
 from typing import Any, TextIO
 
 from sfumato.cli.parse import parse
-from sfumato.counting import Count, Drawn, heard
 from sfumato.errors import SfumatoWarning
+from sfumato.progress import Count, Drawn, heard
 
 _HOME = {
     "demo": "train", "train": "train", "resume": "train", "sample": "sample", "info": "look", "inspect": "look",
     "certify": "certify", "tune": "tune", "likelihood": "likelihood", "average": "average", "runs": "runs",
     "control": "train", "plan": "plan",
-    "explain-objective": "explain", "memorisation": "memorisation", "doctor": "doctor",
+    "explain-objective": "explain", "memorization": "memorization", "doctor": "doctor",
 }  # fmt: skip
 
 

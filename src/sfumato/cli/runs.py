@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from sfumato.cli.run import Voice
-from sfumato.counting import clock
 from sfumato.diagnostics import summary
+from sfumato.progress import clock
 from sfumato.training.config import from_yaml
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sfumato import __version__, artefact, plans, sampling
+from sfumato import __version__, sampling, serialization, solver_selection
 from sfumato.cli import conditions as asked
 from sfumato.cli import write
 from sfumato.cli.process import Follower, at_work
@@ -18,11 +18,11 @@ from sfumato.compose import Scale, guide
 from sfumato.conditions import Conditions
 from sfumato.data import DataSpec
 from sfumato.diagnostics.examples import usual_scale
+from sfumato.distributed import ALONE, World, joined
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
 from sfumato.solvers import Plan
 from sfumato.training.precision import compute_dtype, device_of
-from sfumato.world import ALONE, World, joined
 
 PER_CLASS, MOST_CLASSES, NUMBER = 10, 20, 64
 
@@ -44,9 +44,9 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE) -> dic
     Of many processes each samples a share, and the first writes.
     """
     started = time.monotonic()
-    contract = artefact.read_contract(options.model)
+    contract = serialization.read_contract(options.model)
     device = device_of(options.device) if world.size == 1 else world.device
-    denoiser = artefact.load_sampler(options.model, options.weights, device)
+    denoiser = serialization.load_sampler(options.model, options.weights, device)
     spec = _spec(denoiser, options.model)
     denoiser.compute_dtype = compute_dtype(options.precision, denoiser.device)
     follow = Follower()
@@ -58,7 +58,7 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE) -> dic
     cond = asked.in_turn(asked.conditions(given, spec, index), spec, index)
     scale = guidance_scale(options, denoiser, cond)
     interval = options.guidance_interval
-    plan = plans.make_plan(denoiser, options.steps, options.solver, guidance=scale, interval=interval)
+    plan = solver_selection.make_plan(denoiser, options.steps, options.solver, guidance=scale, interval=interval)
     model = denoiser if scale is None else guide(denoiser, scale, interval)
     _say_choices(options, spec, given, cond, scale, note)
     if any(plan is own for own in denoiser.plans.values()):

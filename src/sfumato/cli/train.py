@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sfumato import artefact
+from sfumato import serialization
 from sfumato.cli.options import Sample
 from sfumato.cli.parse import train_config
 from sfumato.cli.process import Follower, at_work, limited, signals
 from sfumato.cli.run import Voice
 from sfumato.cli.sample import draw
-from sfumato.counting import Count, Pace
 from sfumato.diagnostics import summary
+from sfumato.progress import Count, Pace
 from sfumato.training.console import Console
 from sfumato.training.control import say
 from sfumato.training.grids import GRID_STEPS
@@ -116,7 +116,7 @@ def free(out: str) -> str:
 def _finish(run: Run, voice: Voice, more: dict[str, str] | None = None) -> None:
     """Where everything is, and what to type next."""
     folder = run.path
-    facts = artefact.read_contract(folder)
+    facts = serialization.read_contract(folder)
     places = {**(more or {}), "report": str(folder / "report.html"), "model": facts["path"]}
     voice.emit({"event": "done", "run": str(folder), **places, "hash": facts["hash"]})
     voice.say("", f"Done: the run is in {folder}", *(f"  {name:<7} {path}" for name, path in places.items()))

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sfumato import artefact
+from sfumato import serialization
 from sfumato.cli import conditions as asked
 from sfumato.cli.process import at_work
 from sfumato.cli.run import Voice
@@ -22,7 +22,7 @@ from sfumato.tuning import tune as fit
 @at_work()
 def tune(options: Any, voice: Voice) -> None:
     started = time.monotonic()
-    denoiser = artefact.load_sampler(options.model, device=device_of(options.device))
+    denoiser = serialization.load_sampler(options.model, device=device_of(options.device))
     known = {} if denoiser.spec is None else denoiser.spec.conditions
     given = asked.said(options, known)
     scale = guidance_scale(options, denoiser, given or (["label"] if "label" in known else []))
@@ -32,8 +32,8 @@ def tune(options: Any, voice: Voice) -> None:
             points=options.points, rounds=options.rounds, batch=options.batch, seed=options.seed, progress=bar,
             cond=asked.values(given, known),
         )  # fmt: skip
-    name = artefact.store_plan(options.model, plan)
-    facts = artefact.read_contract(options.model)
+    name = serialization.store_plan(options.model, plan)
+    facts = serialization.read_contract(options.model)
     assert plan.tuned is not None
     made = {"model": facts["path"], "hash": facts["hash"], "plan": name, "calls": plan.calls, **plan.tuned}
     voice.emit({**made, "seconds": round(time.monotonic() - started, 1)})

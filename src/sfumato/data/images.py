@@ -19,9 +19,9 @@ import PIL
 import torch
 from torch import Tensor
 
-from ..counting import counting
 from ..errors import SfumatoError
 from ..machine import fits
+from ..progress import counting
 from . import cache
 from .items import Items
 from .picture import Header, check_size, decode, read_header

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..counting import counting
 from ..normaliser import Normaliser as Normaliser
 from ..normaliser import Statistics as Statistics
+from ..progress import counting
 
 if TYPE_CHECKING:
     from .rows import Samples

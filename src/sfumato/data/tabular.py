@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..counting import counting
 from ..errors import SfumatoError
 from ..machine import fits
+from ..progress import counting
 from . import arrays, cache
 from .column import Column, Unread, column, named
 from .rows import READING, Mapped, Rows, Samples, in_blocks

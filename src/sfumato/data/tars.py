@@ -16,9 +16,9 @@ from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any, final
 
-from ..counting import counting
 from ..errors import SfumatoError
 from ..files import reason
+from ..progress import counting
 from . import cache
 from .dataset import LABEL
 from .items import IMAGE_SUFFIXES, Items, hidden

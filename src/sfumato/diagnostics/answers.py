@@ -2,7 +2,7 @@
 
     z = alpha x + sigma eps,   y = the network's raw answer,   Gram matrix of (y, x, eps, x_g, eps_g) for each draw
 
-x_g and eps_g are what the linear guess says of z (`levels.Trivial`). With a row (a, b) of any target, schedule and
+x_g and eps_g are what the linear guess says of z (`draws.Trivial`). With a row (a, b) of any target, schedule and
 sign, the loss of "y means a x + b eps", its slope and the guess's loss are quadratic forms of that matrix:
 
     loss = E|y - (a x + b eps)|^2,   guess = E|a x_g + b eps_g - (a x + b eps)|^2,   skill = 1 - loss / guess

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sfumato import artefact
+from sfumato import serialization
 from sfumato.diagnostics import gradients as of_gradients
 from sfumato.diagnostics.bins import make
 from sfumato.diagnostics.draws import Draws
@@ -121,10 +121,10 @@ def _models(model: Any, ema: Any, device: str | torch.device) -> tuple[dict[str,
         return {"raw": model, "ema": ema}, []
     if ema is not None:
         raise SfumatoError("A model file brings its own moving average: give ema with a denoiser alone.")
-    average = artefact.load_sampler(model, device=device)
-    if not artefact.read_contract(model)["raw"]:
+    average = serialization.load_sampler(model, device=device)
+    if not serialization.read_contract(model)["raw"]:
         return {"model": average}, []
-    return {"raw": artefact.load_sampler(model, "raw", device), "ema": average}, []
+    return {"raw": serialization.load_sampler(model, "raw", device), "ema": average}, []
 
 
 def _is_model(model: Any) -> None:

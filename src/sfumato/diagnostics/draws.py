@@ -22,11 +22,11 @@ from sfumato import noise
 from sfumato.belief import Estimate, broadcast
 from sfumato.conditions import Conditions
 from sfumato.diagnostics.bins import Bins, spread
+from sfumato.distributed import ALONE, World
 from sfumato.machine import in_parts
 from sfumato.objectives.compiler import Objective
 from sfumato.process import Gaussian
 from sfumato.schedule import Time
-from sfumato.world import ALONE, World
 
 WHOLE = torch.tensor([0.0, 1.0], dtype=torch.float64)  # one level, all of (0, 1)
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from sfumato import noise
 from sfumato.diagnostics.draws import ByLevel, Draws, evaluating, losses
+from sfumato.distributed import ALONE, World, local
 from sfumato.machine import in_parts
-from sfumato.world import ALONE, World, local
 
 NAN = math.nan
 

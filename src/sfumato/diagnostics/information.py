@@ -21,12 +21,12 @@ from sfumato.conditions import Conditions, resolve
 from sfumato.diagnostics.bins import Bins, make
 from sfumato.diagnostics.draws import Draws
 from sfumato.diagnostics.samples import rows as of_source
+from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError
 from sfumato.intervals import Interval, mean
 from sfumato.model import compute_dtype
 from sfumato.objectives.times import CosMap, limits
 from sfumato.schedule import Schedule
-from sfumato.world import ALONE, World
 
 REACH = 8.0  # |logsnr| beyond which nothing is asked: normalised data are noise, or known, there
 _BINS, _MOST = 32, 2048  # levels; samples of a data set that are asked about

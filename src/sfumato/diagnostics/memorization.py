@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato import artefact, data, noise
+from sfumato import data, noise, serialization
 from sfumato.compose import guide
 from sfumato.conditions import of_data
 from sfumato.data import Source
@@ -42,7 +42,7 @@ _STEPS = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Memorisation:
+class Memorization:
     """How near samples of a model come to its training set.
 
     ratio, closer: with 95 % intervals; 1 and 1/2 where nothing is memorised. copies, copies_real: fractions of the
@@ -92,7 +92,7 @@ class Memorisation:
         return "\n".join(copies_words(self.to_dict()))
 
 
-def memorisation(
+def memorization(
     model: Any,
     data: Any,
     holdout: Any = None,
@@ -107,7 +107,7 @@ def memorisation(
     seed: int = 0,
     batch: int = 256,
     device: str | torch.device = "cpu",
-) -> Memorisation:
+) -> Memorization:
     """How near samples of a model come to its training samples, against how near new ones do.
 
     ratio = median r(s) / median r(twin),   closer = P(r(s) < r(twin)),   r = d(., train) / d(., hold-out)
@@ -123,7 +123,7 @@ def memorisation(
     data that the model was not trained on, or without a hold-out.
     """
     if isinstance(model, str | os.PathLike):
-        model = artefact.load_sampler(model, device=device)
+        model = serialization.load_sampler(model, device=device)
     source, train, unseen, rest = _sides(model, data, holdout, labels, size)
     twins = choose(train, samples if generated is None else len(generated), seed)
     if generated is None:
@@ -165,8 +165,8 @@ def choose(train: Tensor, count: int, seed: int) -> Tensor:
 def compare(
     generated: Tensor, source: Source, train: Tensor, unseen: tuple[Source, Tensor], twins: Tensor, space: Space,
     seed: int = 0, searched: int | None = None,
-) -> Memorisation:  # fmt: skip
-    """`memorisation` of given samples (S, *shape) in the units of the data.
+) -> Memorization:  # fmt: skip
+    """`memorization` of given samples (S, *shape) in the units of the data.
 
     train: rows of the source; unseen: another source, or the same, and its rows; twins: some of the training rows.
     searched: training samples that are looked at, at most.
@@ -193,7 +193,7 @@ def compare(
     worth = min(len(scores), len(bank)), _distinct(twins[usable], own.row)
     pairs = _pairs(*worth)
     order = scores.argsort()[:8].tolist()
-    return Memorisation(
+    return Memorization(
         ratio=_ratio(scores, twin_scores, worth, seed),
         closer=fraction(_closer(scores, twin_scores), pairs),
         copies=_copies(near), copies_real=_copies(own),
@@ -207,7 +207,7 @@ def compare(
     )  # fmt: skip
 
 
-def pairs_picture(found: Memorisation, spec: Any) -> Any:
+def pairs_picture(found: Memorization, spec: Any) -> Any:
     """The samples nearest to training samples in a row, and these below; None for points, or where none are kept."""
     if found.shown is None or found.shown[0].shape[1:] == (2,):
         return None

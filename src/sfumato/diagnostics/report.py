@@ -10,12 +10,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 
 from sfumato import __version__, folder
-from sfumato.counting import clock
 from sfumato.data import DataSpec
 from sfumato.diagnostics import board_page, examples, summary
 from sfumato.diagnostics.plots import BLUE, GREEN, ORANGE, PURPLE, Line, chart
 from sfumato.diagnostics.summary import Facts
 from sfumato.files import write_text
+from sfumato.progress import clock
 
 NEAREST = "nearest.png"  # among the samples of a run: those nearest to training samples, beside these
 _PAGES = Environment(loader=PackageLoader("sfumato.diagnostics", ""), autoescape=True, trim_blocks=True)

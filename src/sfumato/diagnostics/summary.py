@@ -16,8 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sfumato import artefact, folder
-from sfumato.counting import clock
+from sfumato import folder, serialization
 from sfumato.data import DataSpec
 from sfumato.diagnostics import examples
 from sfumato.diagnostics.triples import BANDS, Triples, trend
@@ -25,6 +24,7 @@ from sfumato.diagnostics.triples import read as triples_of
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.intervals import Interval
+from sfumato.progress import clock
 
 FILE, VERSION = "report.json", 1
 _QUARTER = 0.75
@@ -41,7 +41,7 @@ def write(
     """Make report.json of a run folder from what lies in it; returns its facts.
 
     settings: those of the run, by name; spent: seconds by what they went into, beside the steps; memorisation:
-    `Memorisation.to_dict`; conditions: `Information.to_dict`, what each condition says of samples held out, None where
+    `Memorization.to_dict`; conditions: `Information.to_dict`, what each condition says of samples held out, None where
     there is none. A text in the place of either says why it was not measured.
     """
     lines = folder.read(run / "metrics.jsonl")
@@ -74,7 +74,7 @@ def load(run: Path) -> Facts | None:
 
 def contract(run: Path) -> Facts | None:
     """What the model file of a run says of it; None where there is none yet."""
-    return artefact.read_contract(run) if (run / artefact.FILE).exists() else None
+    return serialization.read_contract(run) if (run / serialization.FILE).exists() else None
 
 
 def _reached(run: Path, lines: Sequence[Facts]) -> Facts:
@@ -181,7 +181,7 @@ def commands(
     if (found.get("quarter") or {}).get("trend") == "improving":
         name = "steps" if settings["steps"] else "minutes"
         lines.append(f"sfumato resume {where} --{name} {settings[name] * 2:.12g}{own}")
-    return [*lines, f"sfumato memorisation {where}{own}", f"sfumato info {where}"]
+    return [*lines, f"sfumato memorization {where}{own}", f"sfumato info {where}"]
 
 
 def best_weights(holdout: Facts) -> str | None:
@@ -241,7 +241,7 @@ def holdout_words(found: Facts) -> list[str]:
 
 
 def copies_words(facts: Facts) -> list[str]:
-    """What `Memorisation.to_dict` says, in sentences."""
+    """What `Memorization.to_dict` says, in sentences."""
     said = {
         "memorised": "MEMORISED: samples are nearer to training samples than new ones would be.",
         "suspect": "Suspect: samples lean towards training samples; look at more of them.",

@@ -20,10 +20,10 @@ from sfumato.diagnostics.bins import make
 from sfumato.diagnostics.draws import Draws, Fixed, Trivial, plain
 from sfumato.diagnostics.gradients import Gradients, measure
 from sfumato.diagnostics.triples import Triples
+from sfumato.distributed import ALONE, World
 from sfumato.objectives import Objective
 from sfumato.objectives.loss import Batch, Levels, one_a_sample
 from sfumato.process import Gaussian
-from sfumato.world import ALONE, World
 
 BINS = 9  # a multiple of the bands of `triples`
 MICRO = 4  # gradients a level

@@ -29,7 +29,7 @@ from sfumato.likelihood.measured import Measured, pooled
 from sfumato.model import Model, compute_dtype
 from sfumato.objectives.decoder import Cells, cell_nats, density_nats
 from sfumato.objectives.prior import prior_kl
-from sfumato.ode import data_scale
+from sfumato.probability_flow import data_scale
 from sfumato.schedule import NODE_LIMIT, Schedule
 
 _ROWS = 512  # states that one call of the model sees, where samples are few

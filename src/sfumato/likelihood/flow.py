@@ -26,7 +26,7 @@ from sfumato.errors import SfumatoError
 from sfumato.likelihood.measured import Measured, pooled
 from sfumato.likelihood.trace import Trace, choose
 from sfumato.model import Model
-from sfumato.ode import Field, Track, data_scale, exact_law, quadrature
+from sfumato.probability_flow import Field, Track, data_scale, exact_law, quadrature
 
 DEFAULT_STEPS = 64
 _EXACT = 128  # numbers in a sample up to which the trace of a network is exact by default

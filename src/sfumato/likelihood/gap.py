@@ -26,7 +26,7 @@ from sfumato.exact.truth import Truth
 from sfumato.likelihood.elbo import Span
 from sfumato.model import Model, compute_dtype
 from sfumato.objectives.decoder import density_nats
-from sfumato.ode import data_scale
+from sfumato.probability_flow import data_scale
 from sfumato.process.gaussian import require_numbers
 
 _PRIOR, _DECODER, _LEVEL = 0, 1, 2  # streams under the role of the bound

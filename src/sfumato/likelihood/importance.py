@@ -27,7 +27,7 @@ from sfumato.likelihood.measured import Measured, pooled
 from sfumato.model import Model, compute_dtype
 from sfumato.objectives.chain import data_nats, spread_out, step, widening
 from sfumato.objectives.decoder import Cells
-from sfumato.ode import data_scale
+from sfumato.probability_flow import data_scale
 
 _FIRST = 1 << 21  # the first stream of the trajectories under the role of the bound
 

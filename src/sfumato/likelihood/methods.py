@@ -20,7 +20,7 @@ from sfumato.likelihood.measured import DEQUANTISATIONS, Measured, gather
 from sfumato.likelihood.path import path_bound
 from sfumato.model import Model, usable
 from sfumato.objectives.decoder import cells_of
-from sfumato.ode import data_scale
+from sfumato.probability_flow import data_scale
 from sfumato.process import Gaussian, Symbols
 from sfumato.sampling import unguided
 from sfumato.schedule import NODE_LIMIT

@@ -25,7 +25,7 @@ from torch import Tensor
 from sfumato import noise
 from sfumato.errors import SfumatoError
 from sfumato.exact import ExactDenoiser
-from sfumato.ode import Field, exact_law
+from sfumato.probability_flow import Field, exact_law
 
 NAMES = ("exact", "rademacher", "gaussian", "deflated")
 _SKETCH = 1 << 16  # the streams of the deflating directions, above those of the probes

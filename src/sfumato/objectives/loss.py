@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from sfumato.conditions import Conditions
+from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError
 from sfumato.objectives.density import TimeDensity
 from sfumato.objectives.weights import Weight
-from sfumato.world import ALONE, World
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sfumato import noise
+from sfumato.autoencoder import Codec
 from sfumato.belief import broadcast
-from sfumato.codec import Codec
-from sfumato.dae import DenoisingAutoencoder, GaussianNoise, Masking
+from sfumato.denoising_autoencoder import DenoisingAutoencoder, GaussianNoise, Masking
 from sfumato.errors import SfumatoError, suggest
 from sfumato.nets import QuantisedCode
 from sfumato.objectives import score_matching

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato import artefact
+from sfumato import serialization
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
 from sfumato.training import snapshots
@@ -102,7 +102,7 @@ def average(run: str | os.PathLike[str], width: float) -> Denoiser:
             f"The {len(files)} snapshots of {path} cannot make a width of {width:g} ({error:.0%} of its shape is off): "
             f"take one nearer to {WIDTHS[0]:g} to {WIDTHS[1]:g}, or train with more snapshots."
         )
-    denoiser = artefact.load(path)
+    denoiser = serialization.load(path)
     own = denoiser.net.state_dict()
     total = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in own.items()}
     for c, (_, _, tensors) in zip(weights, snapshots.read(files), strict=True):

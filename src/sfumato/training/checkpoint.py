@@ -16,12 +16,12 @@ from typing import Any
 
 from torch import Tensor
 
+from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError
 from sfumato.files import read_sealed, write_sealed
 from sfumato.folder import found, step_of
 from sfumato.training import shards
 from sfumato.training.state import State
-from sfumato.world import ALONE, World
 
 FORMAT, VERSION = "sfumato checkpoint", 1
 KEEP = 2

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from sfumato.data.cache import root
+from sfumato.distributed import World
 from sfumato.errors import SfumatoError
 from sfumato.nets.energy import Energy
 from sfumato.training.parts import with_net
-from sfumato.world import World
 
 _PLACE = "TORCHINDUCTOR_CACHE_DIR"
 

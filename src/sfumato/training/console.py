@@ -7,9 +7,9 @@ import sys
 import time
 from typing import Any, TextIO
 
-from sfumato.counting import QUIET_SECONDS, Count, Drawn, clock
 from sfumato.diagnostics.triples import Triples, trend
 from sfumato.diagnostics.validation import Validation
+from sfumato.progress import QUIET_SECONDS, Count, Drawn, clock
 from sfumato.training.loop import Progress
 
 

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sfumato.distributed import local
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
 from sfumato.training.parts import with_net
-from sfumato.world import local
 
 WIDEST = 12.0**-0.5  # the uniform average, gamma = 0
 

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from sfumato import artefact
+from sfumato import serialization
 from sfumato.compose import guide
 from sfumato.diagnostics.draws import evaluating
 from sfumato.errors import SfumatoError
@@ -32,20 +32,20 @@ from sfumato.files import write_text
 from sfumato.folder import Log, read
 from sfumato.folder import found as checkpoints
 from sfumato.machine import available, held, out_of_memory
-from sfumato.plans import make_plan
 from sfumato.sampling import sample
+from sfumato.solver_selection import make_plan
 from sfumato.training import snapshots
 from sfumato.training.config import TrainConfig, from_dict
 from sfumato.training.console import Silent
+from sfumato.training.evaluation_schedule import log_every, validations
 from sfumato.training.grids import halfway
 from sfumato.training.hooks import usual
-from sfumato.training.judging import Labelled, judge
 from sfumato.training.loop import Progress, fit
-from sfumato.training.occasions import log_every, validations
 from sfumato.training.precision import device_of
 from sfumato.training.run import prepared
 from sfumato.training.session import Session
 from sfumato.training.state import State
+from sfumato.training.validation import Labelled, judge
 
 FIRST, STEPS = 4, 20  # steps that are slower, and those that are measured, at least
 _LEAST = 2.0  # seconds that are measured, where steps are short
@@ -224,7 +224,7 @@ def _rehearsed(session: Session) -> tuple[Costs, float, dict[str, Any]]:
         costs.one["checkpoints"] = state.spent["checkpoints"] + report
         if config.sample_every is not None or halfway(session):
             costs.one["grids"] = state.spent["grids"]
-        return costs, ending + report + _timed(lambda: artefact.load(session.path)), _facts(session)
+        return costs, ending + report + _timed(lambda: serialization.load(session.path)), _facts(session)
 
 
 def _steps(log: Log, loop: Iterator[Progress]) -> list[float]:
@@ -278,7 +278,7 @@ def _disk(session: Session, costs: Costs, steps: int) -> dict[str, int]:
     alone = -(-several // snapshots.STRETCH)
     return {
         "checkpoints": (1 + bool(counts["checkpoints"])) * _bytes(checkpoints(path)[0]),
-        "model": _bytes(path / artefact.FILE),
+        "model": _bytes(path / serialization.FILE),
         "averages": alone * _bytes(kept[0].path) + (several - alone) * _bytes(kept[1].path) if kept else 0,
         "samples": _bytes(*path.glob("samples/*")) + more * _bytes(*path.glob("samples/step_*.png")),
         "log": -(-steps // log_every(config)) * len(lines[0]) + often * len(lines[-1]),

@@ -17,9 +17,9 @@ from sfumato.diagnostics.examples import usual_scale
 from sfumato.errors import SfumatoError
 from sfumato.pictures import beside, picture, save_png
 from sfumato.sampling import sample
+from sfumato.training.evaluation_schedule import GRID, LAST_GRID
 from sfumato.training.loggers import Loggers
 from sfumato.training.loop import Progress
-from sfumato.training.occasions import GRID, LAST_GRID
 from sfumato.training.session import Hook, Session
 
 GRID_STEPS = 10  # of the solver: enough to judge by, and quick

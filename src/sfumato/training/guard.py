@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfumato.distributed import ALONE, World, local
 from sfumato.nets.watching import watched
 from sfumato.training.goal import Batch, Goal
-from sfumato.world import ALONE, World, local
 
 STRIKES, WINDOW, ROLLBACKS = 3, 100, 3
 SLOWER = 0.5  # the learning rate after a roll-back, over that before

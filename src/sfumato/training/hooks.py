@@ -16,8 +16,8 @@ from sfumato.files import write_text
 from sfumato.folder import INCIDENTS, Log, incidents
 from sfumato.training import checkpoint, snapshots
 from sfumato.training.averages import due
-from sfumato.training.books import Books, Conditions
 from sfumato.training.control import Ear
+from sfumato.training.final_report import Books, Conditions
 from sfumato.training.grids import Grids
 from sfumato.training.guard import ROLLBACKS, SLOWER, STRIKES, Incident
 from sfumato.training.health import Health

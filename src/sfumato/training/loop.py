@@ -21,19 +21,19 @@ from torch import Tensor, nn
 from sfumato.conditions import Conditions
 from sfumato.data.rows import Samples
 from sfumato.diagnostics.validation import Validation
+from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError
 from sfumato.machine import out_of_memory, released
 from sfumato.objectives.loss import one_a_sample
 from sfumato.training.batches import Batches
 from sfumato.training.compiling import compiled, compiling
 from sfumato.training.config import TrainConfig
+from sfumato.training.evaluation_schedule import log_every
 from sfumato.training.goal import Batch, Goal
 from sfumato.training.guard import STRIKES, WINDOW, Incident, find, precision
-from sfumato.training.judging import Judge, Labelled
-from sfumato.training.occasions import log_every
 from sfumato.training.parallel import clip, finite, quiet, settle, shared
 from sfumato.training.state import State
-from sfumato.world import ALONE, World
+from sfumato.training.validation import Judge, Labelled
 
 _WARMUP_SHARE = 0.03  # of a run is the longest warm-up
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from sfumato.world import full, local, shard
+from sfumato.distributed import full, local, shard
 
 # The quintic of Jordan et al.: steepest at zero, its fixed band about one is [0.68, 1.13].
 QUINTIC = (3.4445, -4.7750, 2.0315)

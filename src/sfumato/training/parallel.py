@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sfumato import nets, trees
+from sfumato.distributed import World, full, local, shard
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
 from sfumato.nets.layout import LAYOUTS
 from sfumato.training.goal import Batch, Goal
 from sfumato.training.parts import with_net
-from sfumato.world import World, full, local, shard
 
 
 @final

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sfumato import artefact, nets, registry, trees
+from sfumato import nets, registry, serialization, trees
 from sfumato.conditions import Conditions
 from sfumato.data import DataSpec, Source
 from sfumato.errors import SfumatoError
@@ -116,7 +116,7 @@ def told(model: Any, settings: TrainConfig) -> TrainConfig:
 
 def placed(model: Any, settings: TrainConfig, device: torch.device) -> Any:
     """The model on the device, with what it computes in, all its weights to be trained."""
-    for _, part in artefact.parts(model):
+    for _, part in serialization.parts(model):
         part.to(device).requires_grad_(True)
     inner: Any = model
     while hasattr(inner, "inner"):
@@ -131,7 +131,7 @@ def _given(own: Own, settings: TrainConfig, spec: DataSpec) -> Any:
     said = [name for name in _THE_MODELS if getattr(settings, name) != getattr(usual, name)]
     if said:
         raise SfumatoError(f"A model that is given brings its own {', '.join(_THE_MODELS)}: leave out {said[0]}.")
-    model = artefact.load(str(settings.model)) if own.model is None else copy.deepcopy(own.model)
+    model = serialization.load(str(settings.model)) if own.model is None else copy.deepcopy(own.model)
     if not isinstance(getattr(model, "net", None), nn.Module):
         raise SfumatoError(f"Nothing of a {type(model).__name__} could be trained: give a model that has a network.")
     if model.spec is None:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfumato.distributed import World
 from sfumato.objectives.loss import one_a_sample
-from sfumato.world import World
 
 
 class Players:

@@ -12,13 +12,14 @@ from typing import Any, TypeVar
 
 import torch
 
-from sfumato import artefact, data, folder, registry, trees
-from sfumato.counting import heard
+from sfumato import data, folder, registry, serialization, trees
 from sfumato.data import DataSpec, Source
 from sfumato.data.labels import read_labels
 from sfumato.diagnostics import examples
+from sfumato.distributed import World, joined
 from sfumato.errors import SfumatoError, suggest
 from sfumato.files import write_text
+from sfumato.progress import heard
 from sfumato.sampling import apart
 from sfumato.training import checkpoint, config, loggers
 from sfumato.training.config import TrainConfig, from_dict
@@ -28,7 +29,6 @@ from sfumato.training.parts import Own, loss_for, model_for, rebuilt, taken, tol
 from sfumato.training.precision import device_of
 from sfumato.training.session import Session
 from sfumato.training.state import State
-from sfumato.world import World, joined
 
 T = TypeVar("T")
 CHANGEABLE = (
@@ -180,7 +180,8 @@ def _finish(session: Session, on_start: Callable[[Session], None] | None) -> Run
     finally:
         session.close()
     session.report()
-    return Run(session.path, artefact.load(session.path), session.config, folder.read(session.path / "metrics.jsonl"))
+    lines = folder.read(session.path / "metrics.jsonl")
+    return Run(session.path, serialization.load(session.path), session.config, lines)
 
 
 def _ended(session: Session) -> bool:

@@ -10,23 +10,23 @@ from typing import Any
 
 import torch
 
-from sfumato import artefact, trees
+from sfumato import serialization, trees
 from sfumato.conditions import Conditions, of_data
 from sfumato.data import Source
 from sfumato.data.rows import Samples, part
 from sfumato.diagnostics import log as board
 from sfumato.diagnostics import report
+from sfumato.distributed import ALONE, World
 from sfumato.folder import read
 from sfumato.model import Denoiser
 from sfumato.training import checkpoint
 from sfumato.training.config import TrainConfig, docs
 from sfumato.training.console import Console, Silent
+from sfumato.training.evaluation_schedule import PICTURES
 from sfumato.training.loop import Progress, fit
 from sfumato.training.objective import objective_of
-from sfumato.training.occasions import PICTURES
 from sfumato.training.parallel import gathered, whole
 from sfumato.training.state import State
-from sfumato.world import ALONE, World
 
 Labelled = tuple[Samples, Conditions]
 
@@ -166,7 +166,7 @@ class Session:
         raw = gathered(self.denoiser.net.state_dict(), self.world) if self.state.ema else None
         if self.world.leads:
             best.provenance = self.provenance()
-            artefact.save(best, self.path / artefact.FILE, raw)
+            serialization.save(best, self.path / serialization.FILE, raw)
 
     def provenance(self) -> dict[str, Any]:
         dtype = self.denoiser.compute_dtype or torch.float32

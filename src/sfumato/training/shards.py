@@ -22,9 +22,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sfumato.distributed import World
 from sfumato.errors import SfumatoError
 from sfumato.files import flush, reason, seal, write_text
-from sfumato.world import World
 
 CONTRACT = "contract.json"
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sfumato import registry
+from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError
 from sfumato.nets.layout import channels_last
 from sfumato.registry import register
@@ -23,7 +24,6 @@ from sfumato.training.muon import Muon, split
 from sfumato.training.parallel import assign, sharding
 from sfumato.training.players import Players, make_moments
 from sfumato.training.shards import Shards
-from sfumato.world import ALONE, World
 
 _COUNTERS = ("step", "samples", "elapsed", "strikes", "rollbacks", "slower", "triples", "spent", "unseen")
 

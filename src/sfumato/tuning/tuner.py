@@ -21,8 +21,8 @@ from sfumato.compose import Scale, guide
 from sfumato.conditions import Given, Label, declared, resolve, unfolded
 from sfumato.errors import SfumatoError, whole
 from sfumato.model import Model
-from sfumato.plans import guidance_of
 from sfumato.process.gaussian import require_numbers
+from sfumato.solver_selection import guidance_of
 from sfumato.solvers import Plan
 from sfumato.tuning.search import Range
 from sfumato.tuning.study import Progress, Score, Study, shape_of

@@ -9,8 +9,8 @@ import pytest
 
 import sfumato as sf
 import shard_faults
+from sfumato.distributed import ALONE
 from sfumato.training import checkpoint
-from sfumato.world import ALONE
 
 SCRIPT = Path(shard_faults.__file__)
 

@@ -13,9 +13,9 @@ from sfumato.diagnostics.answers import LEVELS, Answers, ask, deaf, draws_for, l
 from sfumato.diagnostics.checks.evidence import Weights
 from sfumato.diagnostics.information import Information, measured
 from sfumato.diagnostics.samples import seen
+from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError
 from sfumato.process import Gaussian
-from sfumato.world import ALONE, World
 
 TRAINED = 100  # steps before which a network has hardly learned, and is asked nothing
 POINTS = 512  # samples that answers are asked about, at most

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sfumato as sf
-from sfumato import artefact, files
+from sfumato import files, serialization
 from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError
 
@@ -41,7 +41,7 @@ def denoiser(seed: int = 1) -> sf.Denoiser:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     raw = denoiser(2).net.state_dict()
-    return artefact.save(denoiser(1), tmp_path_factory.mktemp("model") / "m.safetensors", raw)
+    return serialization.save(denoiser(1), tmp_path_factory.mktemp("model") / "m.safetensors", raw)
 
 
 def test_a_loaded_model_is_the_saved_one(model):
@@ -56,23 +56,23 @@ def test_a_loaded_model_is_the_saved_one(model):
 
 
 def test_a_second_round_changes_no_bit(model, tmp_path):
-    again = artefact.save(sf.load(model), tmp_path / "again.safetensors", sf.load(model, "raw").net.state_dict())
+    again = serialization.save(sf.load(model), tmp_path / "again.safetensors", sf.load(model, "raw").net.state_dict())
     ours, theirs = load_file(model), load_file(again)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
 def test_the_contract_reads_without_weights(model):
-    facts = artefact.read_contract(model)
+    facts = serialization.read_contract(model)
     assert facts["target"] == "v" and facts["net"]["name"] == "UNet" and facts["raw"]
     assert facts["parameters"] == sum(p.numel() for p in denoiser().net.parameters())
     assert facts["conditions"]["label"]["classes"] == ["kind 0", "kind 1", "kind 2"]
-    text = "\n".join(artefact.describe(model))
+    text = "\n".join(serialization.describe(model))
     assert "Shifted" in text and "1,234 samples" in text and f"{facts['parameters']:,}" in text and "kind 2" in text
 
 
 def test_a_run_folder_stands_for_its_model(model, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(model.read_bytes())
-    assert artefact.read_contract(tmp_path)["hash"] == artefact.read_contract(model)["hash"]
+    assert serialization.read_contract(tmp_path)["hash"] == serialization.read_contract(model)["hash"]
 
 
 def rewrite(source: Path, path: Path, change) -> Path:
@@ -147,7 +147,7 @@ def test_missing_files_are_one_sentence(tmp_path, name, words):
 
 
 def test_raw_weights_must_be_there(tmp_path):
-    path = artefact.save(denoiser(), tmp_path / "m.safetensors")
+    path = serialization.save(denoiser(), tmp_path / "m.safetensors")
     with pytest.raises(SfumatoError, match="keeps no raw weights"):
         sf.load(path, "raw")
     with pytest.raises(SfumatoError, match="'ema' or 'raw'"):
@@ -155,7 +155,7 @@ def test_raw_weights_must_be_there(tmp_path):
 
 
 def test_nothing_is_left_behind_by_a_failure(tmp_path, monkeypatch):
-    path = artefact.save(denoiser(), tmp_path / "m.safetensors")
+    path = serialization.save(denoiser(), tmp_path / "m.safetensors")
     before = path.read_bytes()
 
     def full(*args):
@@ -163,7 +163,7 @@ def test_nothing_is_left_behind_by_a_failure(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(SfumatoError, match="cannot be written: no space left"):
-        artefact.save(denoiser(2), path)
+        serialization.save(denoiser(2), path)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["m.safetensors"]
 
 
@@ -171,15 +171,15 @@ def test_what_cannot_be_written_is_refused(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(SfumatoError, match="cannot be written"):
-        artefact.save(denoiser(), blocked / "m.safetensors")
+        serialization.save(denoiser(), blocked / "m.safetensors")
     own = sf.Denoiser(torch.nn.Linear(2, 2), sf.Gaussian(sf.schedules.Flow()))
     with pytest.raises(SfumatoError, match="Denoiser was made with a Linear.*property `config`"):
-        artefact.save(own, tmp_path / "m.safetensors")
+        serialization.save(own, tmp_path / "m.safetensors")
     broken = denoiser()
     with torch.no_grad():
         next(broken.net.parameters()).view(-1)[0] = torch.nan
     with pytest.raises(SfumatoError, match="NaN"):
-        artefact.save(broken, tmp_path / "m.safetensors")
+        serialization.save(broken, tmp_path / "m.safetensors")
     assert os.listdir(tmp_path) == ["file"]
 
 
@@ -242,9 +242,9 @@ def test_models_of_any_kind_and_wrapped_ones_go_and_come_back(tmp_path):
         assert torch.equal(again(z, t, **cond).x, model(z, t, **cond).x), name
         second = sf.save(again, tmp_path / "n.safetensors")
         assert files.read_sealed(second)[0]["model"] == files.read_sealed(path)[0]["model"], name
-        facts = artefact.read_contract(path)
+        facts = serialization.read_contract(path)
         assert facts["process"]["name"] == "Gaussian" and facts["parameters"] > 0, name
-        assert ("in a Guided of a Rescheduled" in artefact.describe(path)[0]) == (name == "both"), name
+        assert ("in a Guided of a Rescheduled" in serialization.describe(path)[0]) == (name == "both"), name
 
 
 def test_raw_weights_of_a_wrapped_model_are_those_of_its_network(tmp_path):
@@ -282,8 +282,8 @@ def test_a_plan_is_stored_in_a_file_of_version_1_and_in_one_of_a_wrapped_model(t
     for path in (tmp_path / "old.safetensors", wrapped):
         model = sf.load(path)
         plan = sf.solvers.Heun().plan(model.process.schedule, 3)
-        assert artefact.store_plan(path, plan) == "3" and sf.load(path).plans["3"] == plan
-        assert artefact.read_contract(path)["version"] == 2
+        assert serialization.store_plan(path, plan) == "3" and sf.load(path).plans["3"] == plan
+        assert serialization.read_contract(path)["version"] == 2
 
 
 def test_weights_keep_their_dtype(tmp_path):

@@ -56,7 +56,7 @@ class Count:
 
 
 Listener = Callable[[Count], None]
-_listener: ContextVar[Listener | None] = ContextVar("sfumato.counting", default=None)
+_listener: ContextVar[Listener | None] = ContextVar("sfumato.progress", default=None)
 
 
 @contextmanager

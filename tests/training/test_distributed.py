@@ -17,17 +17,17 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+import distributed_cases
 import sfumato as sf
-import world_cases
-from sfumato import world
+from sfumato import distributed
 from sfumato.cli import main
+from sfumato.distributed import ALONE, World
 from sfumato.folder import read
 from sfumato.training import checkpoint
 from sfumato.training.console import Silent
-from sfumato.world import ALONE, World
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-CASES = Path(__file__).parents[1] / "world_cases.py"
+CASES = Path(__file__).parents[1] / "distributed_cases.py"
 
 
 def torchrun(processes: int, *words: str, timeout: float = 240) -> subprocess.CompletedProcess:
@@ -39,7 +39,7 @@ def check(folder, processes, *names):
     done = torchrun(processes, str(CASES), str(folder), *names)
     assert done.returncode == 0, done.stderr
     for name in names:
-        alone, lines = world_cases.run(world_cases.CASES[name], ALONE)
+        alone, lines = distributed_cases.run(distributed_cases.CASES[name], ALONE)
         for rank in range(processes):
             with safe_open(folder / f"{name}-{rank}.safetensors", "pt") as file:
                 each = {key: file.get_tensor(key) for key in file.keys()}
@@ -77,7 +77,7 @@ def test_two_processes_change_nothing(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_and_parts_change_nothing(tmp_path, processes):
-    check(tmp_path, processes, *world_cases.CASES)
+    check(tmp_path, processes, *distributed_cases.CASES)
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ from sfumato.model import Denoiser
 from sfumato.process import Gaussian
 from sfumato.schedules import Flow
 from sfumato.training import State, TrainConfig, fit
-from sfumato.world import joined
+from sfumato.distributed import joined
 torch.manual_seed(0)
 model = Denoiser(nets.MLP(5, width=16, depth=2), Gaussian(Flow()), "velocity")
 config = TrainConfig(steps=1000, batch=8, precision="float32")
@@ -203,7 +203,7 @@ def test_a_process_that_does_not_answer_is_named(tmp_path):
 
 TURNS = """
 import os, signal, subprocess, sys, time, torch
-import sfumato.world as module
+import sfumato.distributed as module
 from sfumato.errors import SfumatoError
 def say(line):  # at once, so that lines of two processes stay apart
     os.write(1, f"{line}\\n".encode())
@@ -261,7 +261,8 @@ def test_opening_data_may_take_longer_than_the_time_out(tmp_path, case):
 SLOW = """
 import os, sys, time
 from pathlib import Path
-from sfumato import world
+from sfumato import distributed
+from sfumato import distributed
 from sfumato.cli import main
 from sfumato.data import images
 world.TIMEOUT, images.WORTH_COUNT, real = 8.0, 1, images.decode
@@ -331,6 +332,6 @@ def test_processes_part_only_once_the_threads_of_communication_are_quiet():
     named, thread = threading.Event(), threading.Thread(target=work)
     thread.start()
     named.wait()
-    world._settled()
+    distributed._settled()
     assert finished and finished[0] <= time.monotonic()
     thread.join()

@@ -11,13 +11,13 @@ from sfumato.diagnostics import report, summary
 from sfumato.diagnostics.checks.gather import told
 from sfumato.diagnostics.draws import evaluating
 from sfumato.diagnostics.information import Information
-from sfumato.diagnostics.memorization import Memorisation, choose, compare, pairs_picture
+from sfumato.diagnostics.memorization import Memorization, choose, compare, pairs_picture
 from sfumato.diagnostics.nearest import Space
 from sfumato.errors import SfumatoError
 from sfumato.pictures import save_png
 from sfumato.sampling import sample
+from sfumato.training.evaluation_schedule import COPIES, SAID
 from sfumato.training.grids import GRID_STEPS
-from sfumato.training.occasions import COPIES, SAID
 from sfumato.training.session import Hook, Session
 
 _LEAST_COPIES, _MOST_COPIES = 16, 512  # samples that are searched for copies
@@ -47,13 +47,13 @@ class Books(Hook):
         self._write(session, found, time.monotonic() - session.began)
 
     def stop(self, session: Session) -> None:
-        self._write(session, f"the run was stopped (sfumato memorisation {session.path} does it)", 0.0)
+        self._write(session, f"the run was stopped (sfumato memorization {session.path} does it)", 0.0)
 
-    def _write(self, session: Session, found: Memorisation | str, ending: float) -> None:
+    def _write(self, session: Session, found: Memorization | str, ending: float) -> None:
         """ending: seconds since the budget was used."""
         if not session.world.leads:
             return
-        nearest = pairs_picture(found, session.denoiser.spec) if isinstance(found, Memorisation) else None
+        nearest = pairs_picture(found, session.denoiser.spec) if isinstance(found, Memorization) else None
         if nearest is not None:
             save_png(nearest, session.path / "samples" / report.NEAREST)
         spent = {**session.state.spent, "ending": ending}
@@ -65,14 +65,14 @@ class Books(Hook):
             session.console.note(line)
 
 
-def copies(session: Session) -> Memorisation | str:
+def copies(session: Session) -> Memorization | str:
     """Samples of the model against its training samples, as many as a run bears; or why there are none."""
     total, held = session.total, len(session.holdout)
     count = min(_MOST_COPIES, int(3 * COPIES * total / GRID_STEPS))
     if not held or len(session.train) < 2:
         return "nothing was held out"
     if count < _LEAST_COPIES:
-        return f"the run was too short for it (sfumato memorisation {session.path} does it)"
+        return f"the run was too short for it (sfumato memorization {session.path} does it)"
     best, seed = session.state.best, session.config.seed
     if not hasattr(best, "process"):
         return f"a {type(best).__name__} draws no samples"

@@ -4,8 +4,8 @@ import io
 
 import pytest
 
-from sfumato import counting
-from sfumato.counting import Count, Drawn, Pace, heard
+from sfumato import progress
+from sfumato.progress import Count, Drawn, Pace, heard
 
 
 class Terminal(io.StringIO):
@@ -14,7 +14,7 @@ class Terminal(io.StringIO):
 
 
 def work(total: int | None = 4, fault: int | None = None) -> None:
-    with counting.counting("Decoding pictures", total) as count:
+    with progress.counting("Decoding pictures", total) as count:
         for k in range(4):
             if k == fault:
                 raise KeyboardInterrupt
@@ -54,13 +54,13 @@ def test_words_and_facts():
         "what": "Decoding pictures", "done": 1200, "total": 5000, "seconds": 60.0, "rate": 20.0, "eta": 190.0,
         "over": False,
     }  # fmt: skip
-    assert Count("Reading rows", 0, 5, 0.0).eta is None and counting.clock(3723.4) == "1:02:03"
+    assert Count("Reading rows", 0, 5, 0.0).eta is None and progress.clock(3723.4) == "1:02:03"
 
 
 def test_lines_that_stay(monkeypatch, told):
     """The first, one every ten seconds, the last; of each piece of work anew."""
     now = iter([100.0, 103.0, 110.5, 111.0, 112.0, 113.0])
-    monkeypatch.setattr(counting.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
     pace, going, over = Pace(), Count("Reading rows", 1, 5, 3.0), Count("Reading rows", 5, 5, 9.0, over=True)
     assert [pace(each) for each in (going, going, going, going, over, going)] == [True, False, True, False, True, True]
 

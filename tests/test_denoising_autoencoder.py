@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import sfumato as sf
-from sfumato.dae import DenoisingAutoencoder, GaussianNoise, Masking
+from sfumato.denoising_autoencoder import DenoisingAutoencoder, GaussianNoise, Masking
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
 from sfumato.objectives import denoising_loss, score_matching

@@ -52,7 +52,7 @@ def test_the_ratio_of_resampled_data_is_one(held):
     """
     for k in range(5):
         x, rest, new = (LAW.sample(n, seed=3 * k + i) for i, n in enumerate((2000, held, 2000)))
-        found = sf.memorisation(MODEL, x, rest, generated=new, seed=k)
+        found = sf.memorization(MODEL, x, rest, generated=new, seed=k)
         assert found.ratio.value == pytest.approx(1, abs=0.05) and found.ratio.half < 0.05, (k, found.ratio)
         assert found.samples == found.train == 2000 and found.verdict == "none"
 
@@ -152,28 +152,28 @@ def run(tmp_path_factory) -> Run:
 
 def test_a_run_is_judged_on_its_own_split(run):
     place = run.path.parent / "x.npz"
-    found = sf.memorisation(run.path, place, samples=64)
+    found = sf.memorization(run.path, place, samples=64)
     assert found.train + found.holdout == 200 and found.samples == 64 and found.twins == 64
     assert 0 <= found.closer.low <= found.closer.value <= found.closer.high <= 1
     plain = found.to_dict()
     assert plain["verdict"] in ("none", "suspect", "memorised") and plain["space"].startswith("standard")
-    again = sf.memorisation(sf.load(run.path), place, samples=64)
+    again = sf.memorization(sf.load(run.path), place, samples=64)
     assert again == found
-    only = sf.memorisation(run.path, place, samples=64, features=lambda x: x[:, :1])
+    only = sf.memorization(run.path, place, samples=64, features=lambda x: x[:, :1])
     assert only.space == "features" and only.closer != found.closer
-    own = sf.memorisation(run.path, place, generated=sf.data.open(place).x[:40], samples=3)
+    own = sf.memorization(run.path, place, generated=sf.data.open(place).x[:40], samples=3)
     assert own.samples == 40 and own.exact > 20
 
 
 def test_what_cannot_be_compared_is_one_sentence(run):
     place = run.path.parent / "x.npz"
     with pytest.raises(sf.SfumatoError, match="has 150 samples, and the model was trained on 200"):
-        sf.memorisation(run.path, np.random.default_rng(0).normal(size=(150, 3)).astype(np.float32))
+        sf.memorization(run.path, np.random.default_rng(0).normal(size=(150, 3)).astype(np.float32))
     with pytest.raises(sf.SfumatoError, match="give unseen data as holdout"):
-        sf.memorisation(MODEL, LAW.sample(50, seed=0))
+        sf.memorization(MODEL, LAW.sample(50, seed=0))
     with pytest.raises(sf.SfumatoError, match="features must make a tensor"):
-        sf.memorisation(run.path, place, samples=8, features=lambda x: x.sum())
+        sf.memorization(run.path, place, samples=8, features=lambda x: x.sum())
     with pytest.raises(sf.SfumatoError, match="have the shape"):
-        sf.memorisation(MODEL, LAW.sample(50, seed=0), LAW.sample(50, seed=0)[:, :2])
-    found = sf.memorisation(MODEL, LAW.sample(200, seed=0), LAW.sample(40, seed=1), samples=50, steps=4)
+        sf.memorization(MODEL, LAW.sample(50, seed=0), LAW.sample(50, seed=0)[:, :2])
+    found = sf.memorization(MODEL, LAW.sample(200, seed=0), LAW.sample(40, seed=1), samples=50, steps=4)
     assert found.train == 200 and math.isfinite(found.ratio.value) and str(found)

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from sfumato.budget import SOURCES, error_budget
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianField, GaussianMixture
 from sfumato.process import Gaussian
 from sfumato.sampling import sample
+from sfumato.sampling_error import SOURCES, error_budget
 from sfumato.schedules import EDM, VE, Cosine, Flow, LinearBeta
 from sfumato.solvers import DDIM, DDPM, Adaptive, Heun, Multistep
 

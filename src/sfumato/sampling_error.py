@@ -31,12 +31,12 @@ from sfumato.errors import SfumatoError
 from sfumato.exact import Truth
 from sfumato.exact.mixture import GaussianSum
 from sfumato.model import Model
-from sfumato.ode import Field, Track, exact_law
-from sfumato.plans import AnySolver, make_plan
+from sfumato.probability_flow import Field, Track, exact_law
 from sfumato.process import Gaussian
 from sfumato.process.gaussian import require_numbers
 from sfumato.sampling import sample
 from sfumato.schedules import Flow
+from sfumato.solver_selection import AnySolver, make_plan
 
 SOURCES = ("initialisation", "truncation", "discretisation", "score")
 _FINE_STEPS = 256

@@ -12,10 +12,10 @@ from sfumato import noise
 from sfumato.conditions import Conditions
 from sfumato.data.rows import Samples
 from sfumato.diagnostics.validation import BINS, Validation, Validator, validator_for
+from sfumato.distributed import World
 from sfumato.training.config import TrainConfig
-from sfumato.training.occasions import due, triples, validations
+from sfumato.training.evaluation_schedule import due, triples, validations
 from sfumato.training.state import State
-from sfumato.world import World
 
 _KNOWN = 0.05  # of a budget in minutes: what is used until its pace says how many samples it comes to
 

@@ -1,16 +1,16 @@
-"""`memorisation`: how near samples of a model come to what it was trained on."""
+"""`memorization`: how near samples of a model come to what it was trained on."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from sfumato import artefact
+from sfumato import serialization
 from sfumato.cli.process import at_work
 from sfumato.cli.run import Voice
 from sfumato.data.labels import read_labels
-from sfumato.diagnostics.memorization import Memorisation, pairs_picture
-from sfumato.diagnostics.memorization import memorisation as judged
+from sfumato.diagnostics.memorization import Memorization, pairs_picture
+from sfumato.diagnostics.memorization import memorization as judged
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
 from sfumato.pictures import save_png
@@ -19,14 +19,14 @@ from sfumato.training.precision import compute_dtype, device_of
 
 
 @at_work()
-def memorisation(options: Any, voice: Voice) -> None:
+def memorization(options: Any, voice: Voice) -> None:
     if options.number < 2 or options.steps < 1 or options.batch < 1:
         raise SfumatoError("-n needs at least 2 samples, and --steps and --batch at least 1")
     if options.out is not None and Path(options.out).suffix.lower() != ".png":
         raise SfumatoError(f"{options.out} has no known kind: end it in .png")
     where, labels, size = _data(options)
     device = device_of(options.device)
-    denoiser = artefact.load_sampler(options.model, options.weights, device)
+    denoiser = serialization.load_sampler(options.model, options.weights, device)
     denoiser.compute_dtype = compute_dtype("auto", device)
     found = judged(
         denoiser, where, options.holdout, samples=options.number, size=size, steps=options.steps,
@@ -50,11 +50,11 @@ def _data(options: Any) -> tuple[str, str | None, int | None]:
         raise SfumatoError(f"{options.model} is no run folder, which would say its data: give DATA after it")
     kept = from_yaml(str(settings))
     if not kept.data:
-        raise SfumatoError(f"{options.model} was trained on an array in memory: use sf.memorisation in Python")
+        raise SfumatoError(f"{options.model} was trained on an array in memory: use sf.memorization in Python")
     return kept.data, options.labels or kept.labels, options.size or kept.size
 
 
-def _draw(path: Path, found: Memorisation, denoiser: Denoiser) -> None:
+def _draw(path: Path, found: Memorization, denoiser: Denoiser) -> None:
     picture = pairs_picture(found, denoiser.spec)
     if picture is None:
         raise SfumatoError("Points of a plane have no picture of pairs: leave --out away")

@@ -1,6 +1,6 @@
 """Runs of training that any number of processes must end alike; started by torchrun as a script, or called alone.
 
-python tests/world_cases.py FOLDER NAME ...  leaves FOLDER/NAME-RANK.safetensors: all that the process has at the end.
+python tests/distributed_cases.py FOLDER NAME ...  leaves FOLDER/NAME-RANK.safetensors, with what a process has.
 """
 
 import dataclasses
@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from sfumato import nets, noise
-from sfumato.codec import Codec
+from sfumato.autoencoder import Codec
 from sfumato.diagnostics.validation import validator_for
+from sfumato.distributed import World, joined
 from sfumato.model import Denoiser
 from sfumato.objectives import times, weights
 from sfumato.process import Gaussian
@@ -23,7 +24,6 @@ from sfumato.training import State, TrainConfig, fit
 from sfumato.training.autoencoding import Autoencoding
 from sfumato.training.goal import Denoising
 from sfumato.training.parallel import gathered
-from sfumato.world import World, joined
 
 STEPS, BATCH, ROWS = 50, 16, 60
 

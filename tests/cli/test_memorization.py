@@ -1,4 +1,4 @@
-"""`sfumato memorisation`: a run folder alone, other data, and what cannot be compared."""
+"""`sfumato memorization`: a run folder alone, other data, and what cannot be compared."""
 
 import json
 
@@ -21,12 +21,12 @@ def run(tmp_path_factory) -> Run:
 
 
 def test_a_run_folder_is_enough(run, call):
-    status, out, err = call("memorisation", run.path, "-n", 20, "--steps", 2, "-o", "pairs.png")
+    status, out, err = call("memorization", run.path, "-n", 20, "--steps", 2, "-o", "pairs.png")
     assert status == 0 and "No sign" in out and "LEAK" in out and "pairs.png" in out, err
     from PIL import Image
 
     assert Image.open("pairs.png").size[0] > 8 * 8
-    status, out, _ = call("memorisation", run.path, "-n", 20, "--steps", 2, "--json")
+    status, out, _ = call("memorization", run.path, "-n", 20, "--steps", 2, "--json")
     facts = json.loads(out)
     assert facts["samples"] == 20 and facts["leaked"] > 0 and facts["train"] + facts["holdout"] == 90
     assert facts["data"].endswith("x.npz") and len(facts["nearest"]) == 8
@@ -35,13 +35,17 @@ def test_a_run_folder_is_enough(run, call):
 def test_unseen_data_of_ones_own(run, call):
     np.save("unseen.npy", np.random.default_rng(1).integers(0, 256, (25, 1, 8, 8), dtype=np.uint8))
     file, data = run.path / "model.safetensors", run.path.parent / "x.npz"
-    words = ("memorisation", file, data, "--holdout", "unseen.npy", "-n", 10, "--steps", 2, "--json")
+    words = ("memorization", file, data, "--holdout", "unseen.npy", "-n", 10, "--steps", 2, "--json")
     facts = json.loads(call(*words)[1])
     assert facts["train"] == 90 and facts["holdout"] == 25 and facts["leaked"] == 0
 
 
 def test_mistakes(run, refused, models):
-    assert "say its data" in refused("memorisation", run.path / "model.safetensors")
-    assert "end it in .png" in refused("memorisation", run.path, "-o", "pairs.jpg")
-    assert "at least 2 samples" in refused("memorisation", run.path, "-n", 1)
-    assert "give unseen data" in refused("memorisation", models["points"], run.path.parent / "x.npz")
+    assert "say its data" in refused("memorization", run.path / "model.safetensors")
+    assert "end it in .png" in refused("memorization", run.path, "-o", "pairs.jpg")
+    assert "at least 2 samples" in refused("memorization", run.path, "-n", 1)
+    assert "give unseen data" in refused("memorization", models["points"], run.path.parent / "x.npz")
+
+
+def test_the_former_name_goes_on_for_one_release(call, run):
+    assert call("memorisation", run.path, "-n", 20, "--steps", 2)[0] == 0 and sf.memorisation is sf.memorization
