@@ -38,3 +38,19 @@ def told(monkeypatch):
     found: list[progress.Count] = []
     with progress.heard(found.append):
         yield found
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """What a test registers, in the place of something of the same name too, goes again."""
+    from sfumato import registry
+
+    monkeypatch.setattr(registry, "FILES", [])
+    tables = [(kind, known, dict(known)) for table in (registry._MADE, registry._OWN) for kind, known in table.items()]
+    yield
+    for kind, known, before in tables:
+        for name in list(known):
+            if name in before:
+                known[name] = before[name]
+            elif not registry.ships(kind, name):
+                del known[name]

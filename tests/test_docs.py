@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 import sfumato as sf
-from sfumato import registry
 from sfumato.cli import COMMANDS
 from sfumato.cli.parse import parse, train_config
 from sfumato.diagnostics.checks import CODES
@@ -53,7 +52,7 @@ def trained(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def short(trained, tmp_path, monkeypatch):
+def short(trained, tmp_path, monkeypatch, registered):
     """A folder with runs/digits, in which training and fitting take moments; parts that a page registers go again."""
     train, tune, likelihood = sf.train, sf.tune, sf.log_prob
 
@@ -66,13 +65,7 @@ def short(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(sf, "log_prob", lambda *args, **how: likelihood(*args, **{"steps": 4, "probes": 2, **how}))
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(registry, "FILES", [])
-    tables = [known for table in (registry._MADE, registry._OWN) for known in table.items()]
-    before = [set(known) for _, known in tables]
-    yield tmp_path
-    for (kind, known), names in zip(tables, before, strict=True):
-        for name in [name for name in known if name not in names and not registry.ships(kind, name)]:
-            del known[name]
+    return tmp_path
 
 
 @pytest.mark.parametrize("path", paged(PAGES))

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 import sfumato as sf
-from sfumato import registry
 from sfumato.cli import main
 
 TEXT = (Path(__file__).parents[1] / "docs/extending.md").read_text(encoding="utf-8")
@@ -27,22 +26,10 @@ def test_every_kind_that_the_text_speaks_of_has_a_section():
     )
 
 
-@pytest.fixture
-def tidy():
-    """What is registered here goes again: other tests list what there is."""
-    tables = [known for table in (registry._MADE, registry._OWN) for known in table.items()]
-    before = [set(known) for _, known in tables]
-    yield
-    for (kind, known), names in zip(tables, before, strict=True):
-        for name in [name for name in known if name not in names and not registry.ships(kind, name)]:
-            del known[name]
-
-
 @pytest.mark.parametrize("title", SECTIONS)
-def test_a_section_runs_as_it_stands(title, tmp_path, monkeypatch, capsys, tidy):
+def test_a_section_runs_as_it_stands(title, tmp_path, monkeypatch, capsys, registered):
     name, file, use, shell = SECTIONS[title]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(registry, "FILES", [])
     Path(name).write_text(file, encoding="utf-8")
     names = {"sf": sf}
     exec(compile(file, name, "exec"), names)

@@ -152,8 +152,8 @@ def test_a_network_with_classes_keeps_its_plan_in_its_file(tmp_path):
 
 @pytest.mark.parametrize("options", [{"steps": 0}, {"steps": 2, "points": 3}, {"steps": 2, "rounds": -1}])
 def test_mistakes(options):
-    model = law().denoiser(Gaussian(Flow()))
-    with pytest.raises(SfumatoError, match="tune needs"):
+    model, (name, value) = law().denoiser(Gaussian(Flow())), list(options.items())[-1]
+    with pytest.raises(SfumatoError, match=f"{name} must be at least .*, not {value}"):
         sf.tune(model, **options)
 
 
