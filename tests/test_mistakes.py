@@ -1,14 +1,21 @@
 """Mistakes of type in Python end in one sentence that names the argument, and not in a traceback from within."""
 
+import numpy as np
 import torch
 
 import sfumato as sf
 from sfumato.schedules import Flow
+from sfumato.training import TrainConfig
 
 MODEL = sf.Denoiser(sf.nets.MLP(3, 16, 1), sf.Gaussian(Flow()))
 X = torch.zeros(4, 3)
 BROKEN = X.clone()
 BROKEN[1, 2] = torch.nan
+
+
+def train(out="run", **settings):
+    return sf.train(X.numpy(), out, **{"net": "tiny", "steps": 1, **settings})
+
 
 CASES = {
     "a fraction of samples": (lambda: sf.sample(MODEL, 2.5), "n, the number of samples, is a whole number, not 2.5"),
@@ -29,6 +36,18 @@ CASES = {
     "nowhere": (lambda: sf.save(MODEL, 5), "Where a model is saved is given by its path"),
     "no run": (lambda: sf.resume(5), "A run folder is given by its path"),
     "no data": (lambda: sf.train(None), "None"),
+    "a number as run folder": (lambda: train(out=3), "The run folder is given by its path, not by 3"),
+    "endless minutes": (lambda: train(minutes=float("inf"), steps=None), "minutes must be a number from 0.001"),
+    "endless steps": (lambda: train(steps=float("inf")), "steps must be a whole number, not inf"),
+    "half a step of training": (lambda: train(steps=2.5), "steps must be a whole number, not 2.5"),
+    "too large a batch": (lambda: train(batch=1e300), "batch must be a number from 1"),
+    "no rate": (lambda: train(lr=None), "lr must be a number, not None"),
+    "no seed": (lambda: train(seed=None), "seed must be a number, not None"),
+    "a list of networks": (lambda: train(net=["tiny"]), "net takes a name or a torch.nn.Module"),
+    "a list of optimisers": (lambda: train(optimizer=[]), "optimizer is given as text"),
+    "a list of dashboards": (lambda: train(loggers=["x"]), "loggers is given as text"),
+    "a function as weight": (lambda: train(weight=lambda level: level), "register the weight, and give its name"),
+    "a scale as text": (lambda: sf.guide(MODEL, "2"), "guidance scale must be a finite number"),
     "no schedule": (lambda: sf.Gaussian(None), "A noise schedule is one of sf.schedules or its name, and not None"),
     "no target": (lambda: sf.Gaussian(Flow(), None), "There is no target 'None'"),
     "no network": (lambda: sf.Denoiser(None, sf.Gaussian(Flow())), "called as net(input, noise_level)"),
@@ -59,6 +78,12 @@ def test_mistakes_are_one_sentence():
         except Exception as error:
             wrong.append(f"{name}: {type(error).__name__}: {error}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_numbers_of_numpy_and_devices_of_torch_are_settings():
+    config = TrainConfig(steps=np.int64(2), lr=np.float32(0.5), batch=8.0, device=torch.device("cpu"))
+    assert (config.steps, config.lr, config.batch, config.device) == (2, 0.5, 8, "cpu")
+    assert type(config.steps) is type(config.batch) is int and type(config.lr) is float
 
 
 def test_a_schedule_may_be_named():

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sfumato.belief import Estimate
 from sfumato.conditions import NULL as NULL
-from sfumato.conditions import absent, joined
+from sfumato.conditions import absent, declared, joined
 from sfumato.errors import SfumatoError
 from sfumato.model import Model, usable
 from sfumato.process import Gaussian
@@ -53,10 +53,10 @@ class Guided(Wrapped):
 
     def __init__(self, inner: Model, scale: Scale = 1.0, interval: tuple[float, float] | None = None) -> None:
         super().__init__(usable(inner, "Guidance"))
-        each = scale if isinstance(scale, Mapping) else {"": scale}
+        each: Mapping[str, Any] = scale if isinstance(scale, Mapping) else {"": scale}
         try:
-            scales = {str(name): float(w) for name, w in each.items()}
-        except (TypeError, ValueError):
+            scales = {str(name): float(w) for name, w in each.items() if not isinstance(w, str)}
+        except TypeError:
             scales = {}
         if not scales or not all(map(math.isfinite, scales.values())):
             raise SfumatoError(f"The guidance scale must be a finite number, or one a condition, got {scale!r}.")
@@ -75,7 +75,8 @@ class Guided(Wrapped):
     def _groups(self, cond: Mapping[str, Any]) -> list[tuple[float, set[str]]]:
         """(scale, the conditions that it goes with)."""
         if not cond:
-            raise SfumatoError("Guidance needs a condition to guide to, such as label=...: give one.")
+            names = ", ".join(declared(self.inner) or {"label": None})
+            raise SfumatoError(f"Guidance needs a condition to guide to, of {names}: give one.")
         if not isinstance(self.scale, dict):
             return [(self.scale, set(cond))]
         wrong = next((name for name in self.scale if name not in cond), None)

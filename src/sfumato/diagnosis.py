@@ -25,7 +25,7 @@ from sfumato.process import Gaussian
 from sfumato.training import checkpoint
 from sfumato.training.config import TrainConfig, from_dict
 from sfumato.training.health import recorded
-from sfumato.training.parts import rebuilt
+from sfumato.training.parts import known_here, rebuilt
 
 
 def doctor(
@@ -108,6 +108,7 @@ def _of_file(path: Path, given: Source | None, seed: int, device: str | torch.de
 
 def _of_run(path: Path, given: Source | None, seed: int, device: torch.device) -> Report:
     contract, tensors, notes = checkpoint.weights(path)
+    known_here(contract["config"], path)
     settings = from_dict(contract["config"], where=str(path))
     raw, average = _models(contract, tensors, settings, device)
     steps = int(contract["counters"]["step"])

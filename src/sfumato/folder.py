@@ -26,6 +26,8 @@ def new(out: str | None, name: str) -> Path:
     """A folder for a new run, made and tried before anything is trained; SfumatoError where a run is there already."""
     if out is None:
         path = next(p for p in _candidates(name) if not is_run(p))
+    elif not out.strip():
+        raise SfumatoError("The run folder has no name: give one, --out runs/NAME, or leave it out.")
     else:
         path = Path(out).expanduser()
         if path.exists() and not path.is_dir():

@@ -36,9 +36,9 @@ def tree(thing: Any, of: str = "") -> Any:
         return {"name": name, "args": thing.to_dict()}
     args = _made_with(thing)
     if args is None:
-        what = f"{of} was made with a {name}, and" if of else f"Of a {name}"
+        what = f"{of} was made with a {name}, which no file could describe" if of else f"No file could describe {name}"
         raise SfumatoError(
-            f"{what} no file could say how to make it again: give {name} a property `config`, the dict of its "
+            f"{what}, so that it could be made again: give {name} a property `config`, the dict of its "
             f'constructor\'s arguments, or write @sf.register("network") above its class before it is made.'
         )
     asked = _asked(type(thing))

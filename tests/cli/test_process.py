@@ -137,11 +137,11 @@ blocks += [torch.ones(2**24) for _ in range(8)]  # after the block there is no l
 
 @LINUX
 def test_memory_that_is_not_there_is_an_error_that_can_be_answered():
-    """256 MiB in blocks of 16, and again once memory was given back, for what is needed beside what was kept."""
+    """256 MiB in blocks of 16, and again once memory was given back, half a gigabyte for what is needed beside it."""
     done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     first, second = map(int, done.stdout.split())
-    assert 8 <= first <= 16 + (os.cpu_count() or 1) and 8 <= second - first <= 17
+    assert 8 <= first <= 16 + (os.cpu_count() or 1) and 8 <= second - first <= 33
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")

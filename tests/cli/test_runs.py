@@ -1,6 +1,7 @@
 """`runs`: what each is, the best first, and when figures are not one figure."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -41,3 +42,13 @@ def test_a_folder_of_runs_as_json(folder, capsys):
 def test_mistakes_are_one_sentence(folder, tmp_path, capsys):
     assert main(["runs", str(tmp_path / "none")]) == 2 and "is not a folder" in capsys.readouterr().err
     assert main(["runs", str(tmp_path)]) == 2 and "holds no run" in capsys.readouterr().err
+
+
+def test_runs_of_parts_that_are_not_here_are_listed(folder, tmp_path, capsys):
+    """Their settings are words; only what makes a model again asks for the file that has the part."""
+    place = tmp_path / "own"
+    shutil.copytree(folder / "short", place)
+    text = (place / "config.yaml").read_text(encoding="utf-8").replace("weight: plain", "weight: hat(width=2)")
+    (place / "config.yaml").write_text(text, encoding="utf-8")
+    assert main(["runs", str(place), str(folder / "short")]) == 0
+    assert "weight: hat(width=2), plain" in capsys.readouterr().out

@@ -28,7 +28,7 @@ def how_to_sample(model: str, facts: dict[str, Any]) -> list[str]:
     out = "grid.png" if (spec or {}).get("kind") == "image" else "samples.npz"
     return [
         "To sample it:",
-        f"  sfumato sample {shlex.quote(model)} -n 64 -o {out}{examples.flags(spec, scale)}{examples.modules()}",
+        f"  sfumato sample {shlex.quote(model)} -n 64 -o {out}{examples.flags(spec, scale)}{examples.modules(facts)}",
         "or in Python, in the units of the data:",
         f"  import sfumato as sf; x = {examples.python(spec, scale, f'sf.load({model!r})', ARGUMENTS)}",
     ]

@@ -14,7 +14,7 @@ from sfumato.diagnostics.memorization import memorization as judged
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
 from sfumato.pictures import save_png
-from sfumato.training.config import from_yaml
+from sfumato.training.config import read
 from sfumato.training.precision import compute_dtype, device_of
 
 
@@ -48,10 +48,10 @@ def _data(options: Any) -> tuple[str, str | None, int | None]:
     settings = Path(options.model).expanduser() / "config.yaml"
     if not settings.exists():
         raise SfumatoError(f"{options.model} is no run folder, which would say its data: give DATA after it")
-    kept = from_yaml(str(settings))
-    if not kept.data:
+    kept = read(str(settings))
+    if not kept["data"]:
         raise SfumatoError(f"{options.model} was trained on an array in memory: use sf.memorization in Python")
-    return kept.data, options.labels or kept.labels, options.size or kept.size
+    return kept["data"], options.labels or kept["labels"], options.size or kept["size"]
 
 
 def _draw(path: Path, found: Memorization, denoiser: Denoiser) -> None:

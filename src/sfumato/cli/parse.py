@@ -16,11 +16,14 @@ from sfumato.errors import SfumatoError, suggest
 from sfumato.training.config import NAMING, TrainConfig, from_yaml
 
 _NAME = re.compile("^--[^=]+")
-_NUMBER = re.compile(r"-\.?\d")
+_NUMBER = re.compile(r"-\.?\d|-(inf|nan)$")
 
 
 def parse(command: str, words: Sequence[str]) -> Any:
     """The options of `command`; `--help` prints and raises SystemExit(0), mistakes raise SfumatoError."""
+    if "--" in words:  # what follows are places, which may begin with a dash
+        places = words[words.index("--") + 1 :]
+        words = [*words[: words.index("--")], *(f"./{word}" if word.startswith("-") else word for word in places)]
     words = [_NAME.sub(lambda name: name[0].replace("_", "-"), word) for word in words]
     known = CLASSES[command].flags()
     known |= _further(known, words)
@@ -50,8 +53,10 @@ def _given(command: str, known: Mapping[str, Flag], words: Sequence[str]) -> dic
     try:
         found, rest = _parser(command, known).parse_known_intermixed_args(words)
     except argparse.ArgumentError as error:  # too many values of a flag, or too few
-        flag = next(one for one in known.values() if one.spellings[0] == str(error.argument_name).split("/")[0])
-        raise SfumatoError(f"{flag} takes {flag.takes}: {error.message}") from None
+        name = str(error.argument_name).split("/")[0]
+        flag = next((one for one in known.values() if one.spellings[0] == name), None)
+        takes = f"{name} takes no value" if flag is None else f"{flag} takes {flag.takes}"
+        raise SfumatoError(f"{takes}: {error.message}") from None
     _refuse(command, known, rest)
     for name, flag in known.items():
         if flag.usual is REQUIRED and name not in found:

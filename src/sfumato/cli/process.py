@@ -24,7 +24,7 @@ from sfumato.training.control import say
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 _LOOK_SECONDS = 0.5  # between two looks at the load
 _SHARE = 0.95  # of what is free that training may take: the machine needs some for itself
-_LEAST = 256 << 20  # bytes more that kernels made for a new shape may take, once memory has not sufficed
+_LEAST = 512 << 20  # bytes more that kernels made for a new shape may take, once memory has not sufficed
 _STACK = 16 << 20  # bytes a thread, which are reserved and hardly used
 # mallopt's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD (malloc.h), and the most that they take
 _KEEPING = ((-1, (1 << 31) - 1), (-2, 8 << 20), (-3, 32 << 20))

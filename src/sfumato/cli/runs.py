@@ -7,12 +7,12 @@ from typing import Any
 from sfumato.cli.run import Voice
 from sfumato.diagnostics import summary
 from sfumato.progress import clock
-from sfumato.training.config import from_yaml
+from sfumato.training.config import read
 
 
 def runs(options: Any, voice: Voice) -> None:
     places = summary.runs(options.folders or ["runs"])
-    found = [summary.overview(path, from_yaml(str(path / "config.yaml")).to_dict()) for path in places]
+    found = [summary.overview(path, read(str(path / "config.yaml"))) for path in places]
     reason = summary.incomparable(found)
     found = summary.ranked(found)
     apart = summary.differences(found)

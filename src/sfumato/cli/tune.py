@@ -13,6 +13,7 @@ from sfumato.cli import conditions as asked
 from sfumato.cli.process import at_work
 from sfumato.cli.run import Voice
 from sfumato.cli.sample import guidance_scale
+from sfumato.diagnostics import examples
 from sfumato.solvers import Plan
 from sfumato.training.precision import device_of
 from sfumato.tuning import Progress
@@ -64,7 +65,7 @@ def _figures(found: dict[str, float]) -> str:
 def how_to_use(model: str, steps: int, guidance: float | None, given: Sequence[str]) -> list[str]:
     chosen = "".join(f" --condition {shlex.quote(word)}" for word in given)
     chosen += "" if guidance is None else f" --guidance {guidance:g}"
-    return ["It is used by:", f"  sfumato sample {shlex.quote(model)} --steps {steps}{chosen}"]
+    return ["It is used by:", f"  sfumato sample {shlex.quote(model)} --steps {steps}{chosen}{examples.modules()}"]
 
 
 class Bar:

@@ -51,9 +51,14 @@ def flags(spec: Mapping[str, Any] | None, guidance: float) -> str:
     return "".join(words)
 
 
-def modules() -> str:
-    """Such as ` --modules my_parts.py`, of the user's own files that this process has run; nothing without any."""
-    return f" --modules {shlex.quote(','.join(registry.FILES))}" if registry.FILES else ""
+def modules(facts: Mapping[str, Any] | None = None) -> str:
+    """Such as ` --modules my_parts.py`, of the user's own files that this process has run; nothing without any.
+
+    facts: of a model file, whose network may be of a file that is not here: then ` --modules FILE`.
+    """
+    if registry.FILES:
+        return f" --modules {shlex.quote(','.join(registry.FILES))}"
+    return " --modules FILE" if facts and not registry.ships("network", facts["net"]["name"]) else ""
 
 
 def _conditions(spec: Mapping[str, Any] | None) -> Mapping[str, Condition]:

@@ -39,6 +39,7 @@ _CERTAIN, _LIKELY = 3.0902323061678132, 2.3263478740408408  # normal quantiles o
 _THIRD = 1 / 3
 _RESAMPLED = 400
 _STEPS = 10
+_FEW = 8  # samples held out, below which little is told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +180,10 @@ def compare(
         bank = train[noise.permutation(seed, 1, len(train))[:searched]].sort().values
         notes.append(f"Only {len(bank):,} of the training samples were searched, to keep to the budget.")
     twins = twins.unique()
+    if len(held) < _FEW:
+        notes.append(
+            f"Only {len(held)} samples are held out: that tells little of memorisation (--holdout takes more)."
+        )
     keys = _keys(source.groups)
     made, real = space(generated), space(source.x[twins])
     near = nearest(made, source.x, bank, space)

@@ -161,6 +161,7 @@ def _time(lines: Sequence[Facts], spent: dict[str, float]) -> Facts:
     waits = [line["data_wait"] for line in lines if line.get("data_wait") is not None]
     parts = {name: seconds for name, seconds in spent.items() if name != "ending"}
     parts["data wait"] = elapsed * math.fsum(waits) / len(waits) if waits else 0.0
+    total = max(total, math.fsum(parts.values()))  # a run that was stopped at once has saved, and not trained
     shares = {name: seconds / max(total, 1e-9) for name, seconds in parts.items()}
     evaluation = math.fsum(shares.get(name, 0.0) for name in ("validation", "grids", "memorisation", "conditions"))
     return {"seconds": total, "training": elapsed, "shares": shares, "evaluation": evaluation}
@@ -280,6 +281,8 @@ def conditions_words(found: Facts) -> str:
 
 def _quarter_words(found: Facts) -> str:
     part = f"Since {found['since']:.0%} of the run {figure(found['change'], '+.4f')}"
+    if found["change"]["low"] is None:
+        return f"{part}: too little was held out to say more (--holdout takes a larger share)."
     if found["trend"] == "improving":
         return f"{part}, still improving; twice the time brings {found['twice']['value']:+.4f} at best."
     if found["trend"] == "worse":

@@ -25,6 +25,7 @@ from sfumato.objectives import families, weights
 from sfumato.objectives.augmentation import Augmentation
 from sfumato.objectives.times import TimeDensity, UniformTime, limits
 from sfumato.objectives.weights import Weight
+from sfumato.registry import ships
 from sfumato.schedule import Schedule
 
 _GRID = 4097  # levels at which a weight is looked at
@@ -202,7 +203,7 @@ class Objective:
         Where none with its usual numbers is the same, other numbers are tried: "sigmoid(bias=-2)".
         """
         compare = self._comparison(*self._seen)
-        found = {name: compare(self.named(name)) for name in weights.NAMED}
+        found = {name: compare(self.named(name)) for name in weights.NAMED if ships("weight", name)}
         best = min(found, key=lambda name: found[name][0])
         same = tuple(name for name in found if name != best and found[name] == found[best])
         usual = Nearest(best, same, *found[best])

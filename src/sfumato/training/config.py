@@ -125,6 +125,9 @@ class TrainConfig:
     averages, for networks that are too large for one)."""
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if field.name != "conditions":
+                object.__setattr__(self, field.name, _typed(field.name, str(field.type), getattr(self, field.name)))
         for name in (*NAMING, *_WORDS):
             value, known = getattr(self, name), choices(name)
             named = name in NAMING and name != "target" and registry.known(NAMING[name], registry.bare(value))
@@ -132,24 +135,14 @@ class TrainConfig:
                 raise SfumatoError(f"{name} cannot be {value!r}: {suggest(str(registry.bare(value)), known)}")
         for name, low, high in _RANGES:
             value = getattr(self, name)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-                limit = f"from {low:g} to {high:g}" if math.isfinite(high) else f"at least {low:g}"
-                raise SfumatoError(f"{name} must be a number {limit}, not {value!r}.")
-        for name in _WHOLE:
-            value = getattr(self, name)
-            if value is not None and int(value) != value:
-                raise SfumatoError(f"{name} must be a whole number, not {value!r}.")
+            if value is not None and not low <= value <= high:
+                limit = f"at least {low:g}" if value < low and high > 1e6 else f"from {low:g} to {high:g}"
+                raise SfumatoError(f"{name} must be a number {limit}, not {value!r:.40}.")
         if not isinstance(self.conditions, Mapping) or not all(
             isinstance(word, str) for pair in self.conditions.items() for word in pair
         ):
             raise SfumatoError(f"conditions are names and kinds, {{'mass': 'scalar'}}, not {self.conditions!r}.")
         object.__setattr__(self, "conditions", dict(self.conditions))
-        object.__setattr__(self, "compile", _COMPILE.get(str(self.compile), self.compile))
-        for name in ("energy", "compile"):
-            if not isinstance(getattr(self, name), bool):
-                raise SfumatoError(f"{name} must be true or false, not {getattr(self, name)!r}.")
         if self.energy and self.variance == "learned":
             raise SfumatoError("A gradient says no variance beside it: take energy or variance='learned'.")
         for name in (self.loggers or "").split(","):
@@ -177,15 +170,38 @@ class TrainConfig:
         return "\n".join(lines) + "\n"
 
 
-_TINY = 1e-12
+def _typed(name: str, hint: str, value: Any) -> Any:
+    """A setting as the type that it states; numbers of NumPy and whole floats are as good as Python's."""
+    if value is None and hint.endswith("| None"):
+        return None
+    value = _COMPILE.get(str(value), value) if name == "compile" else value
+    kind = hint.split()[0]
+    if kind == "bool" and not isinstance(value, bool):
+        raise SfumatoError(f"{name} must be true or false, not {value!r:.80}.")
+    if kind == "str" and not isinstance(value, str):
+        if name in ("out", "device") and not isinstance(value, int | float | type(None)):  # paths, torch's devices
+            return str(value)
+        what = registry.KINDS[NAMING[name]].words if name in NAMING else name
+        more = f": register the {what}, and give its name" if callable(value) else ""
+        raise SfumatoError(f"{name} is given as text, not as {value!r:.80}{more}.")
+    if kind in ("int", "float"):
+        if isinstance(value, bool | str) or not hasattr(value, "__float__"):
+            raise SfumatoError(f"{name} must be a number, not {value!r:.80}.")
+        value = value.item() if hasattr(value, "item") else value
+        if kind == "int" and (not math.isfinite(value) or int(value) != value):
+            raise SfumatoError(f"{name} must be a whole number, not {value!r}.")
+        return int(value) if kind == "int" else value
+    return value
+
+
+_TINY, _YEARS = 1e-12, 1e7  # minutes, some twenty years
 _RANGES: tuple[tuple[str, float, float], ...] = (
-    ("minutes", 1e-3, math.inf), ("steps", 1, math.inf), ("size", 1, 65536), ("batch", 1, math.inf),
+    ("minutes", 1e-3, _YEARS), ("steps", 1, 2**53), ("size", 1, 65536), ("batch", 1, 2**31),
     ("lr", _TINY, 1e3), ("warmup", 0, math.inf), ("decay", 0, 1), ("weight_decay", 0, 1e3), ("clip", 0, math.inf),
     ("ema", 0, 0.28), ("drop", 0, 1), ("holdout", 0, 0.9), ("guidance", -1e3, 1e3), ("seed", 0, 2**63 - 1),
-    ("sample_every", 0, math.inf), ("snapshots", 0, 1000), ("micro", 1, math.inf), ("checkpoint_every", 1e-3, math.inf),
+    ("sample_every", 0, math.inf), ("snapshots", 0, 1000), ("micro", 1, math.inf), ("checkpoint_every", 1e-3, _YEARS),
     ("workers", 0, 64), ("threads", 1, 1024),
 )  # fmt: skip
-_WHOLE = ("steps", "size", "batch", "warmup", "seed", "sample_every", "snapshots", "micro", "workers", "threads")
 
 
 def docs() -> dict[str, str]:
@@ -217,6 +233,11 @@ def from_dict(values: Mapping[str, Any], where: str = "") -> TrainConfig:
 
 def from_yaml(path: str) -> TrainConfig:
     """Settings from a YAML file."""
+    return from_dict(read(path), where=path)
+
+
+def read(path: str) -> dict[str, Any]:
+    """What a YAML file of settings holds, over what is usual; names of parts that are not here stay as they are."""
     import yaml
 
     try:
@@ -228,7 +249,7 @@ def from_yaml(path: str) -> TrainConfig:
         raise SfumatoError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(values, dict):
         raise SfumatoError(f"{path} must hold settings, one `name: value` a line.")
-    return from_dict(values, where=path)
+    return {**TrainConfig().to_dict(), **values}
 
 
 def budget(samples: int, elements: int) -> float:

@@ -28,6 +28,7 @@ from sfumato import serialization
 from sfumato.compose import guide
 from sfumato.diagnostics.draws import evaluating
 from sfumato.errors import SfumatoError
+from sfumato.errors import place as path_of
 from sfumato.files import write_text
 from sfumato.folder import Log, read
 from sfumato.folder import found as checkpoints
@@ -154,7 +155,7 @@ def forecast(data: Any, out: str | os.PathLike[str] | None = None, labels: Any =
     """
     words = os.fspath(data) if isinstance(data, str | os.PathLike) else ""
     named = os.fspath(labels) if isinstance(labels, str | os.PathLike) else settings.pop("labels", None)
-    place = None if out is None else os.fspath(out)
+    place = None if out is None else str(path_of(out, "The run folder"))
     chosen = from_dict({**settings, "data": words, "out": place, "labels": named})
     device = device_of(chosen.device)
     free = _free(device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from sfumato.model import Denoiser
 from sfumato.noise import seeded
 from sfumato.objectives.factor import check
 from sfumato.process import Gaussian, Product
-from sfumato.training.config import TrainConfig
+from sfumato.training.config import NAMING, TrainConfig, choices
 from sfumato.training.goal import goal_of, loss_of
 from sfumato.training.objective import schedule_of, times_of, weight_of
 from sfumato.training.precision import compute_dtype
@@ -78,6 +79,17 @@ def _described(name: str, value: nn.Module) -> str:
         if name == "loss":  # it is no part of the file: given again, a run goes on with it
             return type(value).__name__
         raise
+
+
+def known_here(kept: Mapping[str, Any], path: Path) -> None:
+    """Refuse a run whose settings name a class of the user's that is not here."""
+    for setting, kind in NAMING.items():
+        name = registry.bare(kept.get(setting))
+        if isinstance(name, str) and name not in choices(setting) and not registry.known(kind, name):
+            raise SfumatoError(
+                f"{path} was trained with the {registry.KINDS[kind].words} {name!r}, which is not here. "
+                f"{trees.give(name)}"
+            )
 
 
 def loss_for(own: Own, settings: TrainConfig) -> Any:

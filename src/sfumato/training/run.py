@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from sfumato import data, folder, registry, serialization, trees
+from sfumato import data, folder, serialization
 from sfumato.data import DataSpec, Source
 from sfumato.data.labels import read_labels
 from sfumato.diagnostics import examples
 from sfumato.distributed import World, joined
 from sfumato.errors import SfumatoError, suggest
+from sfumato.errors import place as path_of
 from sfumato.files import write_text
 from sfumato.progress import heard
 from sfumato.sampling import apart
@@ -25,7 +26,7 @@ from sfumato.training import checkpoint, config, loggers
 from sfumato.training.config import TrainConfig, from_dict
 from sfumato.training.console import Console, Silent
 from sfumato.training.hooks import usual
-from sfumato.training.parts import Own, loss_for, model_for, rebuilt, taken, told
+from sfumato.training.parts import Own, known_here, loss_for, model_for, rebuilt, taken, told
 from sfumato.training.precision import device_of
 from sfumato.training.session import Session
 from sfumato.training.state import State
@@ -46,9 +47,9 @@ class Run:
     """A finished run: its folder, the model to use (its moving average), its settings and the lines of its log."""
 
     path: Path
-    denoiser: Any
-    config: TrainConfig
-    metrics: list[dict[str, Any]]
+    denoiser: Any = dataclasses.field(repr=False)
+    config: TrainConfig = dataclasses.field(repr=False)
+    metrics: list[dict[str, Any]] = dataclasses.field(repr=False)
 
 
 def train(
@@ -74,7 +75,7 @@ def train(
     """
     words = os.fspath(data) if isinstance(data, str | os.PathLike) else ""
     label_file = os.fspath(labels) if isinstance(labels, str | os.PathLike) else settings.pop("labels", None)
-    place = None if out is None else os.fspath(out)
+    place = None if out is None else str(path_of(out, "The run folder"))
     settings, own = taken(settings, modules)
     chosen = from_dict({**settings, "data": words, "out": place, "labels": label_file})
     loss = loss_for(own, chosen)
@@ -115,7 +116,7 @@ def resume(
     contract, tensors, notes = checkpoint.latest(path)
     given, own = taken({name: changes.pop(name) for name in ("net", "loss") if name in changes}, modules)
     contract = {**contract, "config": {**contract["config"], **{k: v for k, v in given.items() if k == "loss"}}}
-    _here(contract["config"], path)
+    known_here(contract["config"], path)
     changes = {**_edited(path, contract["config"], changed), **changes}
     settings = _changed(contract["config"], changes, path)
     if data is None and not settings.data:
@@ -130,12 +131,17 @@ def resume(
             console.note(note)
         session = usual(Session(path, settings, source, state, console, resumed=True, world=world))
         if session.finished:
-            done = f"{settings.steps:,} steps" if settings.steps else f"{settings.minutes:g} minutes"
+            done, total = f"{state.step:,} steps", f"{settings.steps:,}"
+            if not settings.steps:
+                done, total = f"{state.elapsed / 60:.3g} minutes", f"{settings.minutes:g}"
             raise SfumatoError(
-                f"{path} has used its budget of {done}: give a larger total, such as --minutes or --steps."
+                f"{path} has trained for {done}, and {total} in all are no more: give a larger total by --minutes or "
+                "--steps."
             )
         if world.leads:
             console.note(f"Going on from step {state.step:,}.")
+            if (path / serialization.FILE).exists() and serialization.read_contract(path)["plans"]:
+                console.note("The plans that were tuned go, since the weights will be others: tune again afterwards.")
             write_text(path / "config.yaml", settings.to_yaml())
         return _finish(session, on_start)
 
@@ -172,8 +178,11 @@ def _finish(session: Session, on_start: Callable[[Session], None] | None) -> Run
     try:
         if not _ended(session):
             session.stop()
-            where = f"Stopped at step {session.state.step:,}; the checkpoint is saved."
-            message = f"{where} Go on: sfumato resume {session.path}{examples.modules()}"
+            message = f"Stopped at step {session.state.step:,}; the checkpoint is saved."
+            if session.finished:
+                message = f"Training had ended, and {session.path} is whole but for what is looked for at the end."
+            else:
+                message += f" Go on: sfumato resume {session.path}{examples.modules()}"
             session.console.note(message)
             session.world.broadcast(None)
             raise Interrupted(message)
@@ -221,17 +230,6 @@ def _with_budget(settings: TrainConfig, source: Source) -> TrainConfig:
     minutes = config.budget(len(source), math.prod(source.shape))
     source.notes.append(f"Training for {minutes:g} minutes, from the size of the data (--minutes or --steps sets it).")
     return settings.replace(minutes=minutes)
-
-
-def _here(kept: dict[str, Any], path: Path) -> None:
-    """Refuse a run whose settings name a class of the user's that is not here."""
-    for setting, kind in config.NAMING.items():
-        name = registry.bare(kept.get(setting))
-        if isinstance(name, str) and name not in config.choices(setting) and not registry.known(kind, name):
-            raise SfumatoError(
-                f"{path} was trained with the {registry.KINDS[kind].words} {name!r}, which is not here. "
-                f"{trees.give(name)}"
-            )
 
 
 def _edited(path: Path, kept: dict[str, Any], accepted: bool) -> dict[str, Any]:
