@@ -224,7 +224,7 @@ except sf.SfumatoError as error:
 
 def test_a_finished_run_wants_a_larger_budget(data, tmp_path):
     sf.train(data, tmp_path / "run", console=Silent(), **{**SETTINGS, "steps": 3})
-    with pytest.raises(SfumatoError, match="budget of 3 steps"):
+    with pytest.raises(SfumatoError, match="has trained for 3 steps, and 3 in all are no more"):
         sf.resume(tmp_path / "run", console=Silent())
     assert sf.resume(tmp_path / "run", steps=5, console=Silent()).metrics[-1]["step"] == 5
     assert len(checkpoint.found(tmp_path / "run")) == 2

@@ -114,13 +114,12 @@ def limited() -> Iterator[None]:
     process = psutil.Process()
     before = process.rlimit(psutil.RLIMIT_DATA)
     room = int(_SHARE * machine.available()) + _STACK * psutil.cpu_count()
-
     most = process.memory_info().data + room
 
     def renew() -> None:
         process.rlimit(psutil.RLIMIT_DATA, (max(most, process.memory_info().data + _LEAST), before[1]))
 
-    renew()
+    process.rlimit(psutil.RLIMIT_DATA, (most, before[1]))
     machine.after_release.append(renew)
     try:
         yield
