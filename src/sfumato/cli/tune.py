@@ -85,8 +85,9 @@ class Bar:
 
     def __call__(self, progress: Progress) -> None:
         if self.bar.disable and progress.round % 10 == 0:
-            found = f", round {progress.round} of {progress.rounds}, rms {progress.rms:.3g}"
-            self.voice.note(progress.stage + ("" if math.isnan(progress.rms) else found))
+            found = f", {progress.round} of {progress.rounds}" if progress.round else ""
+            rms = "" if math.isnan(progress.rms) else f", rms {progress.rms:.3g}"
+            self.voice.note(f"{progress.stage}{found}{rms}")
         self.bar.total = progress.rounds
         self.bar.n = progress.round
         self.bar.set_description(progress.stage, refresh=False)

@@ -108,10 +108,12 @@ class Study:
 
     def best_untuned(self, fitted: Exam, held: Exam) -> Plan:
         """The plan without a fit that does best on the held-out noise."""
-        self.progress(Progress("untuned plans", 0, 1, math.nan))
         few = next(fitted.parts(max(_FEW, len(fitted.z) // 64)))
         plans = untuned(self.reach, self.calls, self.tau)
-        ends = [self.end(plan, few) for plan in plans]
+        ends = []
+        for i, plan in enumerate(plans):
+            self.progress(Progress("untuned plans", i, len(plans), math.nan))
+            ends.append(self.end(plan, few))
         c2 = turn(min((distances(end, few.end) for end in ends), key=torch.median))
         order = sorted(range(len(plans)), key=lambda i: self.loss(ends[i], few, c2))
         return min((plans[i] for i in order[:_FINALISTS]), key=lambda plan: self.loss(self.end(plan, held), held, c2))
