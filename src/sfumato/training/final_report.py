@@ -35,7 +35,7 @@ class Conditions(Hook):
         session.found["conditions"] = f"the run was stopped ({_information(session)})" if _known(session) else None
 
 
-class Books(Hook):
+class FinalReport(Hook):
     """report.json, and its words; before them the search for copies of training samples."""
 
     def start(self, session: Session) -> None:

@@ -1,6 +1,6 @@
 """What a run does beside stepping: its log, skipped steps, words from outside, snapshots of averages.
 
-`usual` has all of it, in order; `health`, `grids` and `books` have files of their own.
+`usual` has all of it, in order; `health`, `grids` and `final_report` have files of their own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sfumato.folder import INCIDENTS, Log, incidents
 from sfumato.training import checkpoint, snapshots
 from sfumato.training.averages import due
 from sfumato.training.control import Ear
-from sfumato.training.final_report import Books, Conditions
+from sfumato.training.final_report import Conditions, FinalReport
 from sfumato.training.grids import Grids
 from sfumato.training.guard import ROLLBACKS, SLOWER, STRIKES, Incident
 from sfumato.training.health import Health
@@ -32,7 +32,7 @@ def usual(session: Session) -> Session:
     records = Records(session)
     grids = Grids(records.loggers)
     own = (Conditions(), Health(session), Incidents(session), Control(session, grids), Snapshots(session))
-    session.hooks += [records, *own, grids, Books()]
+    session.hooks += [records, *own, grids, FinalReport()]
     return session
 
 

@@ -124,7 +124,6 @@ class Session:
         if self.state.midway:  # interrupted within the step: the last checkpoint is what can be gone on from
             contract, tensors, _ = checkpoint.latest(self.path)
             self.back(tensors, contract["counters"])
-        self.began = time.monotonic()
         self.save(model=self.state.step > 0)
         for hook in self.hooks:
             hook.stop(self)
