@@ -17,7 +17,7 @@ class Student:
 
     def __call__(self, z: torch.Tensor, t: torch.Tensor) -> sf.Estimate:
         x = self.truth.denoiser(self.process)(z, t).x + self.theta * torch.tanh(z)
-        return self.process.read(x, "x", z, t)
+        return sf.Estimate(z, t, self.process.schedule, x=x)
 
 
 def main() -> float:

@@ -110,7 +110,7 @@ def test_one_call_of_twice_the_batch():
 def test_sampling_with_guidance():
     """Through the sampler: scale 1 gives the class, 0 the whole mixture, 3 less spread than the class."""
     model = mixture().denoiser(Gaussian(Cosine()))
-    kinds = {g: sample(model, 64, steps=12, seed=3, guidance=g, label=1) for g in (0.0, 1.0, 3.0)}
+    kinds = {g: sample(guide(model, g), 64, steps=12, seed=3, label=1) for g in (0.0, 1.0, 3.0)}
     close(kinds[1.0], sample(model, 64, steps=12, seed=3, label=1), 1e-6)
     close(kinds[0.0], sample(model, 64, steps=12, seed=3), 1e-6)
     close(kinds[3.0], sample(guide(model, 3.0), 64, steps=12, seed=3, label=1), 1e-6)

@@ -8,7 +8,7 @@ import torch
 
 from curves import CURVES
 from loops import every
-from sfumato.belief import Estimate
+from sfumato.belief import Estimate, ancestral, broadcast
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
 from sfumato.process import Gaussian, from_config
@@ -25,6 +25,12 @@ def close(a, b, tol):
 
 def density(x, mean, std):
     return torch.exp(-0.5 * ((x - mean) / std) ** 2) / std
+
+
+def bridge(belief, s, eta=0.0):
+    """(mean, std) of z_s given z_t and the belief about it, on the curve itself at s = 0 too."""
+    step = ancestral(belief.alpha, belief.sigma, *belief.schedule(s), eta=eta)
+    return broadcast(step.z, belief.z) * belief.z + broadcast(step.x, belief.z) * belief.x, step.std
 
 
 @every(process=PROCESSES)
@@ -84,7 +90,7 @@ def test_bridge_keeps_the_marginal_of_each_x(process, eta):
         (alpha_s, sigma_s), (alpha_t, sigma_t) = process.schedule(s), process.schedule(t)
         z = torch.tensor([[0.0], [1.0], [0.0]], dtype=F64)
         x = torch.tensor([[0.0], [0.0], [1.0]], dtype=F64)
-        mean, std = process.bridge(Estimate(z, t, process.schedule, x=x), s, eta)
+        mean, std = bridge(Estimate(z, t, process.schedule, x=x), s, eta)
         of_z, of_x = mean[1, 0], mean[2, 0]
         assert float(mean[0, 0]) == 0
         close(of_z * alpha_t + of_x, alpha_s, 1e-12)
@@ -102,10 +108,10 @@ def test_bridge_takes_one_time_for_each_row():
     process = Gaussian(Cosine())
     z, x = torch.randn(2, 4, 1, 4, 4, dtype=F64, generator=torch.Generator().manual_seed(0))
     t, s = torch.tensor([0.9, 0.5, 0.3, 0.2], dtype=F64), torch.tensor([0.5, 0.2, 0.1, 0.0], dtype=F64)
-    mean, std = process.bridge(Estimate(z, t, process.schedule, x=x), s, 1.0)
+    mean, std = bridge(Estimate(z, t, process.schedule, x=x), s, 1.0)
     assert mean.shape == z.shape and std.shape == (4,)
     for i in range(4):
-        one, one_std = process.bridge(Estimate(z[i : i + 1], t[i], process.schedule, x=x[i : i + 1]), s[i], 1.0)
+        one, one_std = bridge(Estimate(z[i : i + 1], t[i], process.schedule, x=x[i : i + 1]), s[i], 1.0)
         close(mean[i : i + 1], one, 1e-14)
         close(std[i], one_std, 1e-14)
 
@@ -114,7 +120,7 @@ def test_bridge_with_more_noise_than_the_end_holds_is_refused():
     process = Gaussian(LinearBeta())
     belief = Estimate(torch.zeros(1, 1, dtype=F64), 0.5, process.schedule, x=torch.zeros(1, 1, dtype=F64))
     with pytest.raises(SfumatoError, match="smaller eta"):
-        process.bridge(belief, 0.1, eta=50.0)
+        bridge(belief, 0.1, eta=50.0)
 
 
 @every(process=PROCESSES)
@@ -167,8 +173,8 @@ def test_variance_exploding_is_variance_preserving_scaled():
     t_ve, s_ve = (ve.schedule.time(vp.schedule.logsnr(v)) for v in (t, s))
     x, z = torch.randn(2, 4, 3, dtype=F64, generator=torch.Generator().manual_seed(2))
     for eta in (0.0, 0.6, 1.0):
-        mean, std = vp.bridge(Estimate(z, t, vp.schedule, x=x), s, eta)
-        mean_ve, std_ve = ve.bridge(Estimate(z / vp.schedule.alpha(t), t_ve, ve.schedule, x=x), s_ve, eta)
+        mean, std = bridge(Estimate(z, t, vp.schedule, x=x), s, eta)
+        mean_ve, std_ve = bridge(Estimate(z / vp.schedule.alpha(t), t_ve, ve.schedule, x=x), s_ve, eta)
         close(mean_ve, mean / vp.schedule.alpha(s), 1e-10)
         close(std_ve, std / vp.schedule.alpha(s), 1e-10)
 
@@ -177,5 +183,5 @@ def test_flow_bridge_is_the_convex_combination():
     """eta 0 on the linear path: z_s = (s/t) z_t + (1 - s/t) x (InDI and alpha-deblending, 2303.11435, 2305.03486)."""
     process = Gaussian(Flow())
     z, x = torch.randn(2, 4, 3, dtype=F64, generator=torch.Generator().manual_seed(3))
-    mean, _ = process.bridge(Estimate(z, 0.8, process.schedule, x=x), 0.2)
+    mean, _ = bridge(Estimate(z, 0.8, process.schedule, x=x), 0.2)
     close(mean, 0.25 * z + 0.75 * x, 1e-15)

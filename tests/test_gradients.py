@@ -10,7 +10,7 @@ from sfumato.belief import Estimate
 from sfumato.compose import Unrolled
 from sfumato.errors import SfumatoError
 from sfumato.process import Gaussian
-from sfumato.sampling import sample, trajectory
+from sfumato.sampling import trajectory
 from sfumato.schedules import VE, Cosine, Flow
 from sfumato.solvers import DDPM, Heun, Multistep, UniPC
 
@@ -50,6 +50,12 @@ class Deep(Linear):
 
 def prior(model, n=5):
     return model.process.prior(torch.randn(n, 2, dtype=F64, generator=torch.Generator().manual_seed(0)))
+
+
+def sample(model, *given, grad_calls=None, checkpoint=True, **how):
+    """Samples of a model, which have gradients where `grad_calls` says through which of its calls."""
+    model = model if grad_calls is None else sf.differentiable(model, grad_calls, checkpoint)
+    return sf.sample(model, *given, **how)
 
 
 def gradient(model, **options):
@@ -153,7 +159,7 @@ def test_nothing_is_differentiated_unless_asked():
     model = Linear(Flow())
     assert not sample(model, 3, steps=3).requires_grad
     assert sample(model, 3, steps=3, grad_calls=1).requires_grad
-    assert all(state.z.requires_grad == (state.t == 0) for state in trajectory(model, 3, 3, grad_calls=1))
+    assert all(state.z.requires_grad == (state.t == 0) for state in trajectory(sf.differentiable(model, 1), 3, 3))
 
 
 def test_user_units_are_not_rounded_where_there_is_a_gradient():
@@ -163,7 +169,7 @@ def test_user_units_are_not_rounded_where_there_is_a_gradient():
     net = sf.nets.MLP(3, width=8, depth=1)
     torch.nn.init.normal_(net.output.weight)
     model = sf.Denoiser(net, sf.Gaussian(sf.schedules.Flow()), "v", 1.0, spec)
-    smooth, plain = sf.sample(model, 4, steps=3, grad_calls=1), sf.sample(model, 4, steps=3)
+    smooth, plain = sample(model, 4, steps=3, grad_calls=1), sample(model, 4, steps=3)
     assert smooth.requires_grad and smooth.dtype == torch.float32 and plain.dtype == torch.uint8
     assert torch.equal(smooth.detach().clamp(*spec.bounds or (0, 255)).round().to(torch.uint8), plain)
     smooth.sum().backward()

@@ -29,7 +29,17 @@ CASES = {
     "no model": (lambda: sf.sample(None, 2), "sample takes a model, such as sf.load(path)"),
     "a network": (lambda: sf.sample(MODEL.net, 2), "not a MLP"),
     "a path": (lambda: sf.log_prob("runs/x", X), "log_prob takes a model, such as sf.load(path)"),
-    "an interval alone": (lambda: sf.sample(MODEL, 2, 2, interval=(0, 1)), "interval says where guidance acts"),
+    "an interval alone": (lambda: sf.sample(MODEL, 2, 2, interval=(0, 1)), "sample takes no interval"),
+    "guidance of another time": (
+        lambda: sf.encode(MODEL, X, guidance=2.0),
+        "encode takes no guidance: pass the guided",
+    ),
+    "a misspelt option": (lambda: sf.tune(MODEL, 2, point=64), "tune has no argument 'point': did you mean 'points'?"),
+    "another": (lambda: sf.sample(MODEL, 2, step=3), "sample has no argument 'step': did you mean 'steps'?"),
+    "no training data": (
+        lambda: sf.memorization("runs/x"),
+        "memorization needs the data that the model was trained on",
+    ),
     "no scale": (lambda: sf.guide(MODEL, None), "guidance scale must be a finite number"),
     "a list of scales": (lambda: sf.guide(MODEL, [1, 2]), "guidance scale must be a finite number"),
     "no path": (lambda: sf.load(5), "A model file or a run folder is given by its path, not by 5"),

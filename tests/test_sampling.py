@@ -84,12 +84,13 @@ def test_a_label_is_read_once():
 def test_guidance_in_an_interval_of_logsnr(model):
     """Without any of it in the interval the samples are the conditional ones; with all of it, the guided ones."""
     options = {"n": 9, "steps": 12, "seed": 5, "label": 1}
-    plain, guided = sample(model, **options), sample(model, guidance=3.0, **options)
+    plain, guided = sample(model, **options), sample(sf.guide(model, 3.0), **options)
     assert float((plain - guided).abs().max()) > 0.1
     close = {"rtol": 0, "atol": 0}
-    torch.testing.assert_close(sample(model, guidance=3.0, interval=(50.0, 60.0), **options), plain, **close)
-    torch.testing.assert_close(sample(model, guidance=3.0, interval=(-math.inf, math.inf), **options), guided, **close)
-    part = sample(model, guidance=3.0, interval=(-1.0, 2.0), **options)
+    torch.testing.assert_close(sample(sf.guide(model, 3.0, (50.0, 60.0)), **options), plain, **close)
+    everywhere = sf.guide(model, 3.0, (-math.inf, math.inf))
+    torch.testing.assert_close(sample(everywhere, **options), guided, **close)
+    part = sample(sf.guide(model, 3.0, (-1.0, 2.0)), **options)
     assert not bool((part == plain).all() or (part == guided).all())
 
 
@@ -151,24 +152,17 @@ def test_a_solver_goes_by_its_name(model):
             sample(model, solver=wrong)
 
 
-def test_old_keywords_are_the_new_spellings(model):
-    """guidance, interval, brownian, grad_calls and checkpoint, of `sample` and of `trajectory`."""
+def test_paths_of_noise_and_gradients_are_asked_of_solver_and_model(model):
+    """By object and by name alike; a wrapper around a differentiable model keeps its gradients."""
     options, shown = {"n": 4, "steps": 5, "seed": 2}, lambda walk: torch.stack([state.z for state in walk])
-    guided, paths = sf.guide(model, 3.0, (-2.0, 2.0)), Brownian(DDPM())
-    pairs = [
-        ((model, {"guidance": 3.0, "interval": (-2.0, 2.0), "label": 1}), (guided, {"label": 1})),
-        ((model, {"solver": DDPM(), "brownian": True}), (model, {"solver": paths})),
-        ((model, {"solver": DDPM(), "brownian": True}), (model, {"solver": "brownian(ddpm)"})),
-        ((model, {"grad_calls": 2, "checkpoint": False}), (sf.differentiable(model, 2, False), {})),
-    ]
-    for (old, before), (new, after) in pairs:
-        assert torch.equal(sample(old, **options, **before), sample(new, **options, **after)), before
-        a, b = (shown(trajectory(m, **options, **how)) for m, how in ((old, before), (new, after)))
-        assert torch.equal(a, b), before
-    z = torch.zeros(2, 2, dtype=F64, requires_grad=True)
+    paths = Brownian(DDPM())
+    assert torch.equal(sample(model, solver=paths, **options), sample(model, solver="brownian(ddpm)", **options))
+    a, b = (shown(trajectory(model, solver=solver, **options)) for solver in (paths, "brownian(ddpm)"))
+    assert torch.equal(a, b)
+    assert not torch.equal(sample(model, solver=paths, **options), sample(model, solver=DDPM(), **options))
+    z, guided = torch.zeros(2, 2, dtype=F64, requires_grad=True), sf.guide(model, 3.0, (-2.0, 2.0))
     for wrapped in (sf.differentiable(guided), sf.guide(sf.differentiable(model), 3.0)):
         assert sample(wrapped, z=z, steps=3, label=1).requires_grad
-    assert not torch.equal(sample(model, solver=paths, **options), sample(model, solver=DDPM(), **options))
 
 
 class InUserUnits:

@@ -296,7 +296,7 @@ def test_shifted_flow_is_the_time_shift_of_sd3():
         (lambda: FromFunction(lambda t: (t, 1 - t)), "must fall"),
         (lambda: FromFunction(lambda t: (1 - t, t)).config(), "named schedule"),
         (lambda: from_config({"name": "Linear"}), "There is no noise schedule .Linear."),
-        (lambda: from_config({"name": "VE", "args": {"sigma": 3}}), "does not take"),
+        (lambda: from_config({"name": "VE", "args": {"sigma": 3}}), "did you mean 'sigma_min'"),
         (lambda: VE(math.nan, 1.0), "sigma_min < sigma_max"),
         (lambda: LinearBeta(0.1, math.inf), "beta"),
     ],

@@ -99,8 +99,6 @@ class Place:
         self.exact = TRUTH.denoiser(sf.Gaussian(schedules.Flow()))
         torch.manual_seed(0)
         self.energy = sf.Denoiser(sf.nets.Energy(sf.nets.MLP(2, 16, 1)), sf.Gaussian(schedules.Flow()))
-        self.symbols = sf.nets.MLP(6, 16, 1)
-        self.codec = Path(__file__).parent / "fixtures" / "v1_codec.safetensors"
         self.saved = sf.save(self.model, folder / "model.safetensors")
         self.run = folder / "run"
 
@@ -113,7 +111,6 @@ class Place:
 
 
 CASES: dict[str, Callable[[Place], Any]] = {
-    "DiscreteDenoiser": lambda p: sf.DiscreteDenoiser(p.symbols, sf.Uniform(schedules.Flow(), 3)),
     "attribute": lambda p: sf.attribute(p.model, X[:4], X[4:8], steps=2),
     "board": lambda p: sf.board(p.model, X, bins=2, samples=4, gradients=2, labels=LABELS),
     "bound_gap": lambda p: sf.bound_gap(p.exact, TRUTH, 8, 4),
@@ -132,7 +129,6 @@ CASES: dict[str, Callable[[Place], Any]] = {
     "interpolate": lambda p: sf.interpolate(p.model, X[:2], X[2:4], [0.5], steps=2),
     "joined": lambda p: p.entered(),
     "load": lambda p: sf.load(p.saved),
-    "load_codec": lambda p: sf.load_codec(p.codec),
     "log_prob": lambda p: sf.log_prob(p.model, X[:4], steps=2),
     "memorization": lambda p: sf.memorization(p.model, X[:30], X[30:], samples=8, steps=2),
     "prior_kl": lambda p: sf.prior_kl(p.model.process, X),

@@ -146,7 +146,7 @@ def test_F_is_the_network_output_of_edm(curve):
     _, _, z = truth_of(curve, t)
     sigma, sd = curve.sigma(t)[:, None], 0.5
     F = torch.randn(20, 5, dtype=F64, generator=torch.Generator().manual_seed(2))
-    belief = Gaussian(curve).read(F, "F", z, t, sd)
+    belief = Gaussian(curve, "F", sd).read(F, z, t)
     c_skip, c_out = sd**2 / (sigma**2 + sd**2), sigma * sd / torch.sqrt(sigma**2 + sd**2)
     close(belief.x, c_skip * z + c_out * F, 1e-12)
     close(belief.F, F, 1e-9)
@@ -190,20 +190,20 @@ def test_one_number_for_time_and_one_for_each_row_agree():
     generator = torch.Generator().manual_seed(0)
     z, y = torch.randn(2, 4, 1, 4, 4, dtype=F64, generator=generator)
     for name in target.NAMES:
-        process = Gaussian(LinearBeta())
-        one = process.read(y, name, z, 0.3)
-        many = process.read(y, name, z, torch.full((4,), 0.3, dtype=F64))
+        process = Gaussian(LinearBeta(), name)
+        one = process.read(y, z, 0.3)
+        many = process.read(y, z, torch.full((4,), 0.3, dtype=F64))
         close(one.x, many.x, 0)
-        mixed = process.read(y, name, z, torch.tensor([0.1, 0.3, 0.5, 0.9], dtype=F64))
+        mixed = process.read(y, z, torch.tensor([0.1, 0.3, 0.5, 0.9], dtype=F64))
         close(mixed.x[1], one.x[1], 0)
-        close(mixed.x[3], process.read(y, name, z, 0.9).x[3], 0)
+        close(mixed.x[3], process.read(y, z, 0.9).x[3], 0)
         assert mixed.eps.shape == mixed.v.shape == z.shape
 
 
 def test_belief_is_linear():
-    process, t = Gaussian(Cosine()), torch.tensor([0.2, 0.6], dtype=F64)
+    process, t = Gaussian(Cosine(), "v"), torch.tensor([0.2, 0.6], dtype=F64)
     z, first, second = torch.randn(3, 2, 3, dtype=F64, generator=torch.Generator().manual_seed(3))
-    one, two = process.read(first, "v", z, t), process.read(second, "v", z, t)
+    one, two = process.read(first, z, t), process.read(second, z, t)
     both = one.lerp(two, 2.5)
     for name in ("x", "eps", "v", "velocity", "F", "score"):
         wanted = getattr(one, name) + 2.5 * (getattr(two, name) - getattr(one, name))

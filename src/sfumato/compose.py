@@ -24,7 +24,7 @@ Scale = float | Mapping[str, float]  # of guidance: one for all conditions, or o
 
 
 class Wrapped:
-    """A model around another: what it does not say itself (shape, spec, device) is the inner model's."""
+    """A model around another, whose attributes (shape, spec, device) it passes on."""
 
     def __init__(self, inner: Model) -> None:
         self.inner = inner
@@ -43,10 +43,10 @@ class Wrapped:
 class Guided(Wrapped):
     """belief = null + scale (conditional - null): scale 1 is the conditional model, 0 the unconditional.
 
-        one scale a condition:  eps = eps_null + sum_i w_i (eps_i - eps_null),   eps_i told condition i alone
+        one scale a condition:  eps = eps_null + sum_i w_i (eps_i - eps_null),   eps_i under condition i alone
 
-    With a scale a condition, {"label": 3.0, "mass": 1.5}, what is given and not named is told in every term, eps_null
-    too. Outside the interval (lowest, highest logsnr) the model that is told everything acts alone (Kynkaanniemi et al.
+    With a scale a condition, {"label": 3.0, "mass": 1.5}, conditions without a scale are given in every term, eps_null
+    too. Outside the interval (lowest, highest logsnr) the plain conditional model is used (Kynkaanniemi et al.
     2024, 2404.07724).
     Sources: Ho and Salimans 2022 (2207.12598), Eq. 6, with scale = 1 + w; Liu et al. 2022 (2206.01714), Eq. 11.
     """

@@ -1,4 +1,4 @@
-"""The exception that a user's mistake raises, the warning where one is likely, and words that help after it."""
+"""The exception for a user's mistake, the warning where one is likely, and suggestions."""
 
 import operator
 import os
@@ -9,18 +9,18 @@ from typing import Any
 
 
 class SfumatoError(ValueError):
-    """A mistake of the user's, said in one sentence: what is wrong, where, and what to do.
+    """A mistake of the user's; its message is one sentence: what is wrong, where, and what to do.
 
     The command line prints it without a traceback and exits with status 2.
     """
 
 
 class SfumatoWarning(UserWarning):
-    """What a user should know of a result that is made all the same; the command line says it as a note."""
+    """What a user should know about a result that is computed all the same; the command line prints it as a note."""
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """Words that help after a wrong one, however it spells its dashes: the nearest known, or all of them."""
+    """A suggestion for a wrong word: the nearest known one, whatever its dashes and capitals, or all of them."""
     known = list(known)
     spellings = (word, word.lower(), word.replace("_", "-").lower(), word.replace("-", "_").lower())
     close = [found for spelling in spellings for found in get_close_matches(spelling, known, n=1)]
@@ -39,7 +39,7 @@ def whole(name: str, value: Any, least: int | None = 1) -> int:
 
 
 def place(value: Any, what: str) -> Path:
-    """A path of the user's; what: the thing that it leads to, for the sentence where it is none."""
+    """A user's path; what: what it should lead to, for the message where it is no path."""
     if not isinstance(value, str | os.PathLike):
         raise SfumatoError(f"{what} is given by its path, not by {value!r:.80}.")
     return Path(os.fspath(value)).expanduser()

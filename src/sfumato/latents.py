@@ -22,7 +22,7 @@ from sfumato.errors import SfumatoError
 from sfumato.model import Model, compute_dtype
 from sfumato.probability_flow import Field, Track, data_scale
 from sfumato.process.gaussian import require_numbers
-from sfumato.sampling import unguided
+from sfumato.sampling import refuse_arguments
 from sfumato.state import samples
 
 DEFAULT_STEPS = 64
@@ -74,8 +74,9 @@ def decode(
 def _flow(
     model: Model, given: Tensor, steps: int, sigma_min: float | None, batch: int, cond: dict[str, Any], back: bool
 ) -> Tensor:
-    unguided(model, cond, what := "decode" if back else "encode")
-    given = samples(given, what)
+    function = decode if back else encode
+    refuse_arguments(function, model, cond)
+    given = samples(given, function.__name__)
     track = Track.of(model.process.schedule, steps, data_scale(model), sigma_min)
     conditions, device = resolve(model, cond, len(given)), getattr(model, "device", given.device)
     clean, noise = track.norm[0] / track.alpha[0], track.norm[-1]

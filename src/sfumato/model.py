@@ -2,8 +2,8 @@
 
     belief = process.read(net(*process.inputs(z, t), **conditions), z, t)
 
-The network sees the noise level through the level alone, so that a trained network works under any schedule
-(`compose.Rescheduled`). What it hears, what it predicts and how that is read is the process's to say.
+The network gets the noise level and not the time, so that it works under any schedule (`compose.Rescheduled`). Its
+inputs, what it predicts and how that is read are defined by the process.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Model(Protocol):
 
 
 def usable(model: Any, what: str) -> Any:
-    """The model as it is; SfumatoError where it is none that `what` could ask."""
+    """The model as it is; SfumatoError where `what` was given something else."""
     if not callable(model) or not hasattr(model, "process"):
         raise SfumatoError(
             f"{what} takes a model, such as sf.load(path) or sf.Denoiser(net, process) gives, not a "
@@ -123,10 +123,10 @@ class Denoiser(nn.Module):
         return next((p.device for p in self.net.parameters()), torch.device("cpu"))
 
     def config(self) -> dict[str, Any]:
-        """What a file has to say of it; what is a Gaussian process's own stands there."""
+        """What a file stores; target, sigma_data and variance are in the process."""
         return {"net": self.net, "process": self.process, "spec": self.spec, "plans": self.plans}
 
-    # What only a Gaussian process has; elsewhere there is no such attribute.
+    # Only a Gaussian process has these attributes.
 
     @property
     def target(self) -> str:
@@ -154,19 +154,9 @@ class Denoiser(nn.Module):
         name: str = self.process.variance
         return name
 
-    def scaling(self, t: Time, device: torch.device) -> tuple[Tensor, Tensor]:
-        """c_in and the noise level of a Gaussian process: the network hears (c_in z, noise level)."""
-        heard: tuple[Tensor, Tensor] = self.process.scaling(t, device)
-        return heard
-
     def predict(self, z: State, t: Time, /, **cond: Any) -> Tensor:
-        """What the network says, in the terms of the target and like z, or of symbols (B, *shape, K)."""
+        """The network's prediction of the target, like z; of symbols (B, *shape, K)."""
         found: Tensor = self.process.prediction(self.raw(z, t, **cond), z)
-        return found
-
-    def outputs(self, z: Tensor, t: Time, /, **cond: Any) -> tuple[Tensor, Tensor | None]:
-        """(what `predict` gives, v of a step's variance where it is learned), both like z: of a Gaussian process."""
-        found: tuple[Tensor, Tensor | None] = self.process.split(self.raw(z, t, **cond), z)
         return found
 
     def raw(self, z: State, t: Time, /, **cond: Any) -> Tensor:

@@ -1,11 +1,11 @@
-"""Named things: each is registered where it is written, and every list, help text and error takes its names from here.
+"""Named things: each is registered where it is defined, and every list, help text and error takes its names from here.
 
     @register("schedule", "cosine")      sf.train(x, schedule="cosine(margin=0.01)")      --schedule cosine
     class Cosine(Schedule): ...          {"name": "Cosine", "args": {"margin": 0.01}}     in a file
 
-A thing has the name that it is registered under, by which settings and the command line call it, and its own, by which
-a file does. What the package itself registers is found in the text of its modules, and a module is loaded when
-something of it is made, so that a list costs no import. A user's own things are registered in the same way.
+A thing has the name that it is registered under, for settings and the command line, and that of its class, for files.
+What the package registers is read from the text of its modules, so that a list of names costs no import; a module is
+imported when something of it is made. A user's own things are registered in the same way.
 """
 
 from __future__ import annotations
@@ -29,8 +29,11 @@ T = TypeVar("T")
 
 
 class Kind(NamedTuple):
-    """words: what sentences call it. base: the type by whose name an argument asks for one. held: whether a model file
-    may hold one; what writes, steps or judges is never made because a file says so."""
+    """A kind of registered thing.
+
+    words: its name in messages. base: the type whose name in an annotation asks for one. held: whether a model file may
+    contain one. Loggers, optimisers, losses and checks are never constructed because a file names them.
+    """
 
     words: str
     base: str | None = None
@@ -64,10 +67,10 @@ _OWN: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in KINDS}  #
 
 
 def register(kind: str, name: str | None = None, **preset: Any) -> Callable[[T], T]:
-    """A decorator: what it stands on is the `kind` of thing called `name` (its own name without one).
+    """A decorator that registers a class or function as the `kind` of thing called `name` (by default its own name).
 
-    preset: arguments that this name gives it. Several names may stand on one thing. A name of the package's own cannot
-    be taken; one of the user's may be, as when a cell of a notebook runs again.
+    preset: arguments that are fixed under this name. A thing may have several names. Names of the package cannot be
+    taken; a user's own may be registered again, as when a cell of a notebook runs twice.
     """
     _known_kind(kind)
 
@@ -196,10 +199,9 @@ def bare(word: Any) -> Any:
 
 def check(kind: str, word: str) -> None:
     """Refuse a word whose name is not known, without loading anything."""
-    found = _WORD.fullmatch(word)
-    if found is None or not known(kind, found[1]):
-        name = found[1] if found else word
-        raise SfumatoError(f"There is no {KINDS[kind].words} {name!r}: {suggest(str(name), names(kind))}")
+    name = bare(word)
+    if _WORD.fullmatch(word) is None or not known(kind, name):
+        raise SfumatoError(f"There is no {KINDS[kind].words} {name!r}: {suggest(name, names(kind))}")
 
 
 def make(kind: str, word: Any, given: Mapping[str, Any] | None = None) -> Any:
@@ -211,77 +213,84 @@ def make(kind: str, word: Any, given: Mapping[str, Any] | None = None) -> Any:
     if not isinstance(word, str):
         return word
     check(kind, word)
-    found = _WORD.fullmatch(word)
-    assert found is not None
-    maker, given = get(kind, found[1]), given or {}
+    name, given = bare(word), given or {}
+    maker = get(kind, name)
     signature = inspect.signature(maker)
-    plain, named = _arguments(found[1], found[2] or "", signature, word, given)
-    filled = {key: value for key, value in given.items() if key in signature.parameters and key not in named}
-    taken = list(signature.parameters)[: len(plain)]
-    filled = {key: value for key, value in filled.items() if key not in taken}
-    plain, named = spread(signature, plain, named)
+    plain, named = _arguments(name, signature, word, given)
+    taken = (*named, *list(signature.parameters)[: len(plain)])
+    filled = {key: value for key, value in given.items() if key in signature.parameters and key not in taken}
+    return call(maker, name, plain, {**filled, **named})
+
+
+def call(maker: Callable[..., Any], name: str, plain: list[Any], named: Mapping[str, Any]) -> Any:
+    """maker(*plain, **named); SfumatoError where an argument is missing or there are too many."""
+    signature = inspect.signature(maker)
+    plain, named = _spread(signature, plain, named)
     try:
-        signature.bind(*plain, **named, **filled)
+        signature.bind(*plain, **named)
     except TypeError as error:
         missing = re.search(r"missing a required(?: keyword-only)? argument: '(\w+)'", str(error))
-        if missing:
-            raise SfumatoError(f"{word} needs the argument {missing[1]!r}: {_taken(found[1], signature)}.") from None
-        raise SfumatoError(f"{word} is not understood: {_taken(found[1], signature)}.") from None
-    return maker(*plain, **named, **filled)
+        what = f"{name} needs the argument {missing[1]!r}" if missing else f"{name} cannot be made so"
+        raise SfumatoError(f"{what}: {_taken(name, signature)}.") from None
+    return maker(*plain, **named)
+
+
+def refuse_unknown(name: str, signature: inspect.Signature, key: str) -> None:
+    """Refuse an argument that a thing does not take, with a suggestion."""
+    if key not in signature.parameters and not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        hint = suggest(key, signature.parameters) if signature.parameters else "it takes none."
+        raise SfumatoError(f"{name} has no argument {key!r}: {hint}")
 
 
 def _arguments(
-    name: str, text: str, signature: inspect.Signature, word: str, given: Mapping[str, Any]
+    name: str, signature: inspect.Signature, word: str, given: Mapping[str, Any]
 ) -> tuple[list[Any], dict[str, Any]]:
-    """The values of a word, by place and by name."""
-    plain: list[Any] = []
-    named: dict[str, Any] = {}
+    """The arguments in a word by place and by name, read by Python's own grammar; the name of a thing is not always one
+    of Python's (dpm++2m), and is read before."""
+    source = "f" + word.strip().removeprefix(name).strip()
+    try:
+        tree = ast.parse(source if source != "f" else "f()", mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        tree = None
+    if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name):
+        raise SfumatoError(
+            f"{word} is not understood: arguments are written as Python does, name(value, key=value), and a name that "
+            "Python could not have, such as 'dpm++2m', in quotes."
+        )
     parameters = list(signature.parameters.values())
-    for part in _split(text):
-        key, equals, value = (piece.strip() for piece in part.partition("="))
-        if equals and re.fullmatch(r"[\w.]+", key):
-            if key not in signature.parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters):
-                hint = suggest(key, signature.parameters) if signature.parameters else "it takes none."
-                raise SfumatoError(f"{word} is not understood: {name} has no argument {key!r}: {hint}")
-            named[key] = _value(value, signature.parameters.get(key), word, given)
-        else:
-            parameter = parameters[len(plain)] if len(plain) < len(parameters) else None
-            plain.append(_value(part.strip(), parameter, word, given))
+    plain = [
+        _value(node, source, parameters[i] if i < len(parameters) else None, word, given)
+        for i, node in enumerate(tree.args)
+    ]
+    named = {}
+    for each in tree.keywords:
+        key = str(each.arg)  # None of **more, which nothing takes
+        refuse_unknown(name, signature, key)
+        named[key] = _value(each.value, source, signature.parameters.get(key), word, given)
     return plain, named
 
 
-def _split(text: str) -> list[str]:
-    """At the commas that stand in no brackets."""
-    parts, depth = [""], 0
-    for letter in text:
-        depth += (letter in "([{") - (letter in ")]}")
-        if letter == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return [] if parts == [""] else parts
-
-
-def _value(text: str, parameter: inspect.Parameter | None, word: str, given: Mapping[str, Any]) -> Any:
-    """A number, a tuple, a word or another named thing, as the argument's type asks."""
+def _value(
+    node: ast.expr, source: str, parameter: inspect.Parameter | None, word: str, given: Mapping[str, Any]
+) -> Any:
+    """A literal, or the name of another thing or of a word, as the argument's type asks."""
     asks = "" if parameter is None or parameter.annotation is parameter.empty else str(parameter.annotation)
-    kind = next((kind for kind, (_, base, _) in KINDS.items() if base and re.search(rf"\b{base}\b", asks)), None)
     try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        try:
-            value = float(text)
-        except ValueError:
-            value = text
-    if isinstance(value, str) and "bool" in asks and value.lower() in ("true", "false"):
-        return value.lower() == "true"
+        value = ast.literal_eval(node)
+    except ValueError:
+        value = ast.get_source_segment(source, node)
     if not isinstance(value, str):
         return _fitting(value, asks, parameter, word)
+    if value in ("inf", "-inf", "nan"):
+        return float(value)
+    if value in ("true", "false") and "bool" in asks:
+        return value == "true"
+    kind = next((kind for kind, (_, base, _) in KINDS.items() if base and re.search(rf"\b{base}\b", asks)), None)
     if kind is not None:
         return make(kind, value, given)
     if "str" in asks or not asks:
         return value
-    raise SfumatoError(f"{word} is not understood: {text!r} is not a number.")
+    raise SfumatoError(f"{word} is not understood: {value!r} is not a number.")
 
 
 def _fitting(value: Any, asks: str, parameter: inspect.Parameter | None, word: str) -> Any:
@@ -295,7 +304,7 @@ def _fitting(value: Any, asks: str, parameter: inspect.Parameter | None, word: s
     return value
 
 
-def spread(
+def _spread(
     signature: inspect.Signature, plain: list[Any], named: Mapping[str, Any]
 ) -> tuple[list[Any], dict[str, Any]]:
     """Arguments by name as a call takes them: those of `*args` and `**more` stand under these names."""
@@ -312,19 +321,17 @@ def spread(
 
 
 def _taken(name: str, signature: inspect.Signature) -> str:
-    """What a thing takes, in words."""
+    """What a thing takes, with its defaults, in words."""
     if not signature.parameters:
-        return f"{name} takes no numbers"
-    numbers = {key: p.default for key, p in signature.parameters.items() if isinstance(p.default, float | int)}
-    example = f", as in {name}({', '.join(f'{key}={value:g}' for key, value in numbers.items())})"
-    return f"{name} takes {', '.join(signature.parameters)}{example if numbers else ''}"
+        return f"{name} takes no arguments"
+    return f"{name} takes {', '.join(str(p.replace(annotation=p.empty)) for p in signature.parameters.values())}"
 
 
 # -- a user's own -----------------------------------------------------------------------------------------------------
 
 
 def _capture(thing: type) -> None:
-    """Have a class that cannot say how its objects were made remember what they were made with."""
+    """Let the objects of a class without `config` remember the arguments of their constructor."""
     if hasattr(thing, "config") or dataclasses.is_dataclass(thing) or thing.__module__.startswith(__package__ + "."):
         return
     start = thing.__init__  # type: ignore[misc]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sfumato.compose import differentiable, guide
 from sfumato.conditions import declared, resolve
 from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError, whole
@@ -44,7 +44,8 @@ def trajectory(
     a sample (`conditions.resolve`), or in cond={...} where its name is that of an argument. Gradients flow where
     enabled.
     """
-    model, plan, cond = _asked(model, steps, solver, t_start, t_stop, cond)
+    refuse_arguments(trajectory, model, cond)
+    plan = make_plan(model, steps, solver, t_start, t_stop)
     seed = whole("seed", seed, least=None)
     if index is None:
         count = n if n is not None else len(first_leaf(z)) if z is not None else 1
@@ -71,6 +72,7 @@ def sample(
     t_stop: float = 0.0,
     batch: int = 256,
     normalised: bool = False,
+    world: World = ALONE,
     **cond: Any,
 ) -> Any:
     """n samples, (n, *shape), in user units and dtype where the model carries a data spec.
@@ -84,12 +86,12 @@ def sample(
     held to bounds. world=sf.joined(): processes that share the samples, each of which calls this alike and gets them
     all; to rounding they are those of one.
     """
-    world: World = cond.pop("world", ALONE)
     index = None if index is None else numbered(index, of="numbers of samples")
     n = next((len(first_leaf(given)) for given in (index, z) if given is not None), n)
     n, batch = whole("n, the number of samples,", n), whole("batch", batch)
     which = torch.arange(n) if index is None else index
-    model, plan, cond = _asked(model, steps, solver, t_start, t_stop, cond)
+    refuse_arguments(sample, model, cond)
+    plan = make_plan(model, steps, solver, t_start, t_stop)
     conditions = resolve(model, cond, n)
     smooth = getattr(model, "grad_calls", None) is not None
     if world.size > 1 and smooth:
@@ -111,13 +113,11 @@ def sample(
         return world.parallel_map(own, torch.arange(n))
 
 
-# What stands among the conditions and is none: `world`, and what `sample` and `trajectory` took before.
-OLD = ("guidance", "interval", "brownian", "grad_calls", "checkpoint")
-ARGUMENTS = (*inspect.signature(sample).parameters, "world", *OLD)
+ARGUMENTS = tuple(inspect.signature(sample).parameters)
 
 
 def apart(names: Iterable[str]) -> list[str]:
-    """What is to be said of conditions whose names are arguments of `sample`."""
+    """A note on each condition whose name is an argument of `sample`."""
     return [
         f"The condition {name!r} has an argument's name: give it as cond={{{name!r}: ...}}, or --condition {name}=..."
         for name in names
@@ -125,29 +125,17 @@ def apart(names: Iterable[str]) -> list[str]:
     ]
 
 
-def unguided(model: Model, cond: dict[str, Any], what: str) -> None:
-    """Refuse the keywords of guidance that were once taken, unless the model has conditions of their names."""
-    for name in ("guidance", "interval"):
-        if name in cond and name not in (declared(model) or {}):
-            raise SfumatoError(f"{what} takes no {name}: pass the guided model, sf.guide(model, scale, interval).")
-
-
-def _asked(
-    model: Model, steps: int | None, solver: AnySolver | None, t_start: float, t_stop: float, cond: dict[str, Any]
-) -> tuple[Model, Plan, dict[str, Any]]:
-    """The model, the plan and the conditions, where the keywords that `sample` had before are among these.
-
-    guidance and interval are now `sf.guide`'s, brownian a solver's, grad_calls and checkpoint `sf.differentiable`'s.
-    """
-    guidance, interval, brownian = cond.pop("guidance", None), cond.pop("interval", None), cond.pop("brownian", False)
-    calls, checkpoint = cond.pop("grad_calls", None), cond.pop("checkpoint", True)
-    usable(model, "sample")
-    if interval is not None and guidance is None:
-        raise SfumatoError("interval says where guidance acts, and there is none: sf.guide(model, scale, interval).")
-    model = model if guidance is None else guide(model, guidance, interval)
-    model = model if calls is None else differentiable(model, calls, checkpoint)
-    plan = make_plan(model, steps, solver, t_start, t_stop)
-    return model, plan.along_paths() if brownian else plan, cond
+def refuse_arguments(function: Callable[..., Any], model: Model, cond: dict[str, Any]) -> None:
+    """Refuse keywords that are no conditions of the model but misspelt arguments of `function`, or guidance."""
+    known, arguments = declared(usable(model, function.__name__)) or {}, inspect.signature(function).parameters
+    for name in [name for name in cond if name not in known and name not in arguments]:
+        if name in ("guidance", "interval"):
+            raise SfumatoError(
+                f"{function.__name__} takes no {name}: pass the guided model, sf.guide(model, scale, interval)."
+            )
+        near = get_close_matches(name, arguments, n=1, cutoff=0.8)
+        if near:
+            raise SfumatoError(f"{function.__name__} has no argument {name!r}: did you mean {near[0]!r}?")
 
 
 def _start(model: Model, plan: Plan, seed: int, index: Tensor, device: torch.device) -> Any:

@@ -21,12 +21,12 @@ from sfumato.registry import make
 
 Time = Tensor | float | int
 
-# Where an infinite logsnr is cut. Each use has its own, as what is drawn, stored and published rests on it.
+# Where an infinite logsnr is cut. Each use has its own limit; another one would change samples and losses.
 NODE_LIMIT = (
     12.0  # nodes and clocks of solvers, sigma/alpha from exp(-6) to exp(6): beyond, a step is a step to the end
 )
 DRAWN_LIMIT = 15.0  # levels of training: beyond, the loss is constant to 3e-7 of its value
-HEARD_LIMIT = 40.0  # what a network hears: beyond, a state is clean or pure noise in double precision
+HEARD_LIMIT = 40.0  # input of networks: beyond, a state is clean or pure noise in double precision
 
 
 def as_time(t: Time) -> Tensor:
@@ -35,7 +35,7 @@ def as_time(t: Time) -> Tensor:
 
 
 def require(holds: bool, schedule: Schedule, rule: str) -> None:
-    """Refuse a schedule whose numbers break its rule."""
+    """Raise SfumatoError unless the rule on a schedule's arguments holds."""
     if not holds:
         raise SfumatoError(f"{type(schedule).__name__} needs {rule}.")
 

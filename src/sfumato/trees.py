@@ -1,7 +1,7 @@
-"""Things as trees {"name": .., "args": {..}}, in which files and settings describe them, and things made of trees.
+"""Things as trees {"name": .., "args": {..}}, the form in which files and settings describe them, and back.
 
-A tree names what it is made of and never code to import: what has the name has to be registered, as something of a kind
-that a file may hold (`registry.KINDS`).
+A tree has names and never code to import: a name has to be registered, as a kind of thing that a file may contain
+(`registry.KINDS`).
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from difflib import get_close_matches
 from typing import Any
 
 from . import registry
-from .errors import SfumatoError, suggest
+from .errors import SfumatoError
 from .registry import KINDS
 
 
 def tree(thing: Any, of: str = "") -> Any:
     """{"name": .., "args": {..}} of a thing, whose arguments may be things themselves: plain JSON, for `build`.
 
-    What it was made with is told by its `config` (a dict, or a method that gives one, with or without the name), by
-    `to_dict` where its class has `from_dict`, by the attributes that a dataclass or a model has for its arguments, or
-    is remembered from the making of a registered class. SfumatoError where nothing tells.
+    The arguments come from its `config` (a dict, or a method that returns one, with or without the name), from
+    `to_dict` where its class has `from_dict`, from the attributes of a dataclass or a model, or from what a registered
+    class remembers of its constructor. SfumatoError where none of these is there.
     """
     if thing is None or isinstance(thing, bool | int | float | str):
         return thing
@@ -48,7 +48,7 @@ def tree(thing: Any, of: str = "") -> Any:
 
 
 def _findable(value: Any, kind: str | None, of: str) -> None:
-    """Refuse an argument in whose place a file would find another thing of its name."""
+    """Refuse an argument of which a file would make something else that has the same name."""
     if isinstance(value, list | tuple | Mapping):
         for each in value.values() if isinstance(value, Mapping) else value:
             _findable(each, kind, of)
@@ -63,7 +63,7 @@ def _findable(value: Any, kind: str | None, of: str) -> None:
 
 
 def name_class(thing: Any) -> type:
-    """A thing's own class, also where its network is in shards, whose class torch makes of it."""
+    """The class of a thing, without the subclass that torch makes of it for a network in shards."""
     return next(kind for kind in type(thing).__mro__ if not kind.__name__.startswith("FSDP"))
 
 
@@ -73,7 +73,7 @@ def name_of(thing: Any) -> str:
 
 
 def _made_with(thing: Any) -> dict[str, Any] | None:
-    """The arguments that a thing was made with, by name; None where nothing tells them."""
+    """The arguments of a thing's constructor, by name; None where they are not known."""
     own_config = "config" in getattr(thing, "__dict__", {}) or hasattr(type(thing), "config")  # and not what it wraps
     said = thing.config if own_config else None
     said = said() if callable(said) else said
@@ -90,66 +90,53 @@ def _made_with(thing: Any) -> dict[str, Any] | None:
     return None
 
 
-def build(tree: Any, kind: str | None = None, given: Mapping[str, Any] | None = None) -> Any:
-    """What `tree` described, made anew. kind: what kind of thing it has to be. given: as for `make`.
+def build(tree: Any, kind: str) -> Any:
+    """What `tree` described, made anew: a thing of that kind.
 
     Raises SfumatoError for a name that is not registered as what a file may hold, and for arguments that are missing or
     unknown.
     """
     if not _is_tree(tree):
-        if kind is not None:
-            got = f"the keys {sorted(tree)}" if isinstance(tree, Mapping) else repr(tree)
-            raise SfumatoError(f'A {KINDS[kind].words} is described by {{"name": ..., "args": {{...}}}}; got {got}.')
-        return _built(tree, None, given)
-    name, args = str(tree["name"]), tree["args"]
-    if kind is not None and not registry.known(kind, name):
+        got = f"the keys {sorted(tree)}" if isinstance(tree, Mapping) else repr(tree)
+        raise SfumatoError(f'A {KINDS[kind].words} is described by {{"name": ..., "args": {{...}}}}; got {got}.')
+    name = str(tree["name"])
+    if not registry.known(kind, name):
         raise _lacking(name, KINDS[kind].words)
-    maker: Any = registry.found(None, name) if kind is None else registry.get(kind, name)
-    if maker is None:
-        raise _lacking(name, "class")
-    return _made(name, maker, args, given)
+    return _made(name, registry.get(kind, name), tree["args"])
 
 
 def _is_tree(tree: Any) -> bool:
     return isinstance(tree, Mapping) and set(tree) == {"name", "args"} and isinstance(tree["args"], Mapping)
 
 
-def _built(tree: Any, kind: str | None, given: Mapping[str, Any] | None) -> Any:
-    """An argument, or what is within it. kind: what its place asks for, by which alone names that two have part."""
+def _built(tree: Any, kind: str | None) -> Any:
+    """An argument, or what is within it. kind: what its place asks for, where several kinds have this name."""
     if _is_tree(tree):
-        maker = registry.found(kind, str(tree["name"]))
+        name = str(tree["name"])
+        maker = registry.found(kind, name)
         if maker is None:
-            raise _lacking(str(tree["name"]), "class" if kind is None else KINDS[kind].words)
-        return _made(str(tree["name"]), maker, tree["args"], given)
+            raise _lacking(name, "class" if kind is None else KINDS[kind].words)
+        return _made(name, maker, tree["args"])
     if isinstance(tree, list):
-        return [_built(each, kind, given) for each in tree]
-    return {key: _built(value, kind, given) for key, value in tree.items()} if isinstance(tree, Mapping) else tree
+        return [_built(each, kind) for each in tree]
+    return {key: _built(value, kind) for key, value in tree.items()} if isinstance(tree, Mapping) else tree
 
 
-def _made(name: str, maker: Any, args: Mapping[str, Any], given: Mapping[str, Any] | None) -> Any:
+def _made(name: str, maker: Any, args: Mapping[str, Any]) -> Any:
     """A thing of these arguments."""
     if hasattr(maker, "from_dict"):
         return maker.from_dict(args)
-    signature = inspect.signature(maker)
-    known, asked = signature.parameters, _asked(maker)
-    more = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    asked = _asked(maker)
     for key in args:
-        if key not in known and not more:
-            raise SfumatoError(f"{name} does not take {key!r}, it has no argument of that name: {suggest(key, known)}")
-    values = {key: _built(value, asked.get(key), given) for key, value in args.items()}
-    values = {key: value for key, value in (given or {}).items() if key in known} | values
-    missing = [key for key, p in known.items() if p.default is p.empty and key not in values and p.kind < p.VAR_KEYWORD]
-    missing = [key for key in missing if known[key].kind is not inspect.Parameter.VAR_POSITIONAL]
-    if missing:
-        raise SfumatoError(f"{name} needs the argument {missing[0]!r}.")
+        registry.refuse_unknown(name, inspect.signature(maker), key)
+    values = {key: _built(value, asked.get(key)) for key, value in args.items()}
     if dataclasses.is_dataclass(maker):
         values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    plain, named = registry.spread(signature, [], values)
-    return maker(*plain, **named)
+    return registry.call(maker, name, [], values)
 
 
 def _asked(maker: Any) -> dict[str, str]:
-    """Argument -> the kind that its type, or else its name, asks for."""
+    """Argument -> the kind of thing that its annotation, or else its name, asks for."""
     try:
         parameters = inspect.signature(maker).parameters
     except (TypeError, ValueError):
@@ -166,7 +153,7 @@ def _asked(maker: Any) -> dict[str, str]:
 
 
 def _plain(value: Any, of: str) -> None:
-    """Refuse plain arguments that a file would give back as something else."""
+    """Refuse plain arguments that would be something else when read from a file."""
     if isinstance(value, dict):
         if set(value) == {"name", "args"} or not all(isinstance(key, str) for key in value):
             raise SfumatoError(
@@ -178,7 +165,7 @@ def _plain(value: Any, of: str) -> None:
 
 
 def _lacking(name: str, what: str) -> SfumatoError:
-    """What is to be said where nothing that a file may hold has this name."""
+    """The error for a name that is not registered as what a file may contain."""
     other = next((kind for kind in KINDS if not KINDS[kind].held and registry.known(kind, name)), None)
     if other is not None:
         return SfumatoError(f"A model file holds no {KINDS[other].words}, and this one names {name!r} as a {what}.")
@@ -189,7 +176,7 @@ def _lacking(name: str, what: str) -> SfumatoError:
 
 
 def give(name: str) -> str:
-    """What to do where a class of the user's is not here."""
+    """What to do where a user's class is not registered."""
     return (
         f"A class of your own is given beside the file, modules=[{name}] in Python and --modules FILE on the command "
         "line, or registered before."
@@ -198,6 +185,6 @@ def give(name: str) -> str:
 
 def word(tree: Any) -> str:
     """A tree as a word that `make` understands."""
-    if isinstance(tree, Mapping) and set(tree) == {"name", "args"}:
+    if _is_tree(tree):
         return f"{tree['name']}({', '.join(f'{key}={word(value)}' for key, value in tree['args'].items())})"
     return repr(tuple(tree) if isinstance(tree, list) else tree)

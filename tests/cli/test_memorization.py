@@ -45,7 +45,3 @@ def test_mistakes(run, refused, models):
     assert "end it in .png" in refused("memorization", run.path, "-o", "pairs.jpg")
     assert "at least 2 samples" in refused("memorization", run.path, "-n", 1)
     assert "give unseen data" in refused("memorization", models["points"], run.path.parent / "x.npz")
-
-
-def test_the_former_name_goes_on_for_one_release(call, run):
-    assert call("memorisation", run.path, "-n", 20, "--steps", 2)[0] == 0 and sf.memorisation is sf.memorization

@@ -15,7 +15,7 @@ from PIL import Image
 
 import sfumato as sf
 from sfumato import registry
-from sfumato.cli.train import free
+from sfumato.cli.write import free
 from sfumato.errors import SfumatoError
 from sfumato.training import checkpoint
 

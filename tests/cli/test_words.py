@@ -55,24 +55,38 @@ def test_help_and_parsing_load_no_torch():
         ("train fashion --batchsize=5", "did you mean --batch?"),
         ("train fashion --wieght_decay 0", "did you mean --weight-decay?"),
         ("sample m --gudance 2", "did you mean --guidance?"),
-        ("train fashion --steps many", "--steps takes a whole number, not 'many'"),
-        ("train fashion --lr fast", "--lr takes a number, not 'fast'"),
-        ("train fashion --steps", "--steps takes a whole number: expected one argument"),
-        ("sample m --weights best", "--weights takes 'ema' or 'raw', not 'best'"),
-        ("sample m --guidance-interval 1", "--guidance-interval takes two numbers: expected 2 arguments"),
-        ("sample m --seed 1.5", "--seed takes a whole number, not '1.5'"),
-        ("sample", "needs MODEL"),
-        ("info", "needs MODEL"),
+        ("train fashion --steps many", "argument --steps: invalid int value: 'many'"),
+        ("train fashion --lr fast", "argument --lr: invalid float value: 'fast'"),
+        ("train fashion --steps", "argument --steps: expected one argument"),
+        ("sample m --weights best", "argument --weights: invalid choice: 'best' (choose from 'ema', 'raw')"),
+        ("sample m --guidance-interval 1", "argument --guidance-interval: expected 2 arguments"),
+        ("sample m --seed 1.5", "argument --seed: invalid int value: '1.5'"),
+        ("sample", "the following arguments are required: MODEL"),
+        ("info", "the following arguments are required: MODEL"),
         ("inspect a b", "does not know what to do with 'b'"),
-        ("control run", "needs WORD"),
-        ("sample m --json=yes", "--json takes no value: ignored explicit argument 'yes'"),
-        ("train fashion --condition", "--condition takes NAME:KIND: expected one argument"),
-        ("sample --guidance x --gudance 2", "has no flag --gudance: did you mean --guidance"),
-        ("demo --minutes two", "--minutes takes a number, not 'two'"),
+        ("control run", "the following arguments are required: WORD"),
+        ("sample m --json=yes", "argument --json: ignored explicit argument 'yes'"),
+        ("train fashion --condition", "argument --condition: expected one argument"),
+        ("sample --guidance 1 --gudance 2", "has no flag --gudance: did you mean --guidance"),
+        ("demo --minutes two", "argument --minutes: invalid float value: 'two'"),
+        ("--modules", "argument --modules: expected one argument"),
+        ("train digits --config=", "--config names no file: give the path of a YAML file"),
     ],
 )
 def test_wrong_words_are_one_sentence(refused, words, expected):
     assert expected in refused(*words.split())
+
+
+def test_a_word_of_several_lines_leaves_the_mistake_in_one(refused):
+    assert "no command 'in fo'" in refused("in\nfo").replace("\\n", " ") and refused(
+        "info", "m", "--two\nlines"
+    ).endswith("\n")
+
+
+def test_flags_of_every_command_may_stand_before_it(call, workplace):
+    (workplace / "mine.py").write_text("print('ran')")
+    status, out, _ = call("--modules", "mine.py", "--json", "inspect", "digits")
+    assert status == 0 and out.startswith("ran\n") and json.loads(out.splitlines()[-1])["samples"] == 1797
 
 
 def test_version(call):
@@ -91,11 +105,11 @@ def test_flags_are_the_settings():
 
 def test_words_may_stand_in_any_order_and_begin_with_a_sign():
     made = parse("sample", ["--guidance", "-1e-3", "--guidance_interval", "-3", ".5", "-n64", "m", "--class", "-1"])
-    assert (made.guidance, made.guidance_interval, made.number, made.class_) == (-1e-3, (-3.0, 0.5), 64, "-1")
+    assert (made.guidance, made.guidance_interval, made.number, made.class_) == (-1e-3, [-3.0, 0.5], 64, "-1")
     assert parse("memorization", ["m", "-n", "3", "d"]).data == "d"
-    assert parse("runs", ["a", "b", "--json", "c"]).folders == ("a", "b", "c")
+    assert parse("runs", ["a", "b", "--json", "c"]).folders == ["a", "b", "c"] and parse("runs", []).folders == []
     assert parse("sample", ["m", "--seed=1", "--condition", "a=1", "--seed", "2", "--condition=b=2"]).seed == 2
-    assert parse("sample", ["m", "--condition", "a=1", "--condition=b=2"]).condition == ("a=1", "b=2")
+    assert parse("sample", ["m", "--condition", "a=1", "--condition=b=2"]).condition == ["a=1", "b=2"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -175,10 +189,12 @@ def test_arguments_of_what_a_flag_names():
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("train digits --steps 1 --net DiT --net.dept 8", "DiT has no argument 'dept': did you mean 'depth'"),
+        ("train digits --steps 1 --net DiT --net.dept 8", "DiT has no argument --net.dept: did you mean '--net.depth'"),
+        ("train digits --net DiT --net.embed_dmi 8", "no argument --net.embed_dmi: did you mean '--net.embed-dim'"),
+        ("train digits --steps 1 --net DiT --net.depth=", "--net.depth= says no value: give one"),
         ("train digits --steps 1 --net DiT --net.depth 2.5", "depth takes a whole number, not 2.5"),
-        ("train digits --steps 1 --net DiTT --net.depth 2", "net cannot be 'DiTT(depth=2)': did you mean 'DiT'"),
-        ("train digits --net.depth", "--net.depth takes a value: expected one argument"),
+        ("train digits --steps 1 --net DiTT --net.depth 2", "There is no network 'DiTT': did you mean 'DiT'"),
+        ("train digits --net.depth", "argument --net.depth: expected one argument"),
         ("train digits --batch.size 3", "has no flag --batch.size: did you mean --batch"),
         ("sample m --solver.order 3", "--solver.order is an argument of what --solver names"),
         ("train digits --modules nowhere.py", "nowhere.py is no Python file"),

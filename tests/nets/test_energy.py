@@ -159,8 +159,8 @@ def test_samples_differentiate_through_every_call():
     found = []
     for checkpoint in (False, True):
         net.zero_grad()
-        out = sf.sample(denoiser, 3, 3, sf.solvers.DDIM(), z=torch.ones(3, 2, dtype=F64), grad_calls="all",
-                        checkpoint=checkpoint)  # fmt: skip
+        model, z = sf.differentiable(denoiser, checkpoint=checkpoint), torch.ones(3, 2, dtype=F64)
+        out = sf.sample(model, 3, 3, sf.solvers.DDIM(), z=z)
         out.square().sum().backward()
         found.append([p.grad.clone() for p in net.parameters() if p.grad is not None])
     assert found[0] and all(torch.allclose(a, b, rtol=1e-10) for a, b in zip(*found, strict=True))

@@ -13,6 +13,7 @@ import torch
 import sfumato as sf
 from curves import CURVES
 from loops import every
+from sfumato.belief import Estimate
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
 from sfumato.objectives import Objective, denoising_loss, times, weights
@@ -209,7 +210,7 @@ class Scaled:
     def __call__(self, z, t):
         alpha, sigma = self.process.schedule(t)
         unit = z / torch.sqrt(alpha**2 + sigma**2)[:, None]
-        return self.process.read(self.theta * unit, "F", z, t, 0.5)
+        return Estimate(z, t, self.process.schedule, self.theta * unit, sigma_data=0.5, named="F")
 
 
 def gradient(objective, plain):

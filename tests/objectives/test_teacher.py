@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sfumato import noise, target
+from sfumato.belief import Estimate
 from sfumato.errors import SfumatoError
 from sfumato.exact import Empirical, GaussianMixture
 from sfumato.model import Denoiser
@@ -31,7 +32,7 @@ class Student:
 
     def __call__(self, z, t):
         x = self.law.denoiser(self.process)(z, t).x + self.theta * torch.tanh(z)
-        return self.process.read(x, "x", z, t)
+        return Estimate(z, t, self.process.schedule, x=x)
 
 
 def gradients(student, x, theta=0.0, **settings):

@@ -17,6 +17,7 @@ from sfumato.solvers import (
     DDIM,
     DDPM,
     AnnealedLangevin,
+    Brownian,
     Churn,
     EulerMaruyama,
     Multistep,
@@ -139,7 +140,7 @@ def test_spans_are_disjoint_and_rise(name, curve):
 def distances(solver, schedule, counts, brownian):
     """How far the samples of one count of steps are from those of the next, in the mean."""
     model = mixture().denoiser(Gaussian(schedule))
-    drawn = [sample(model, 200, n, solver, seed=5, brownian=brownian) for n in counts]
+    drawn = [sample(model, 200, n, Brownian(solver) if brownian else solver, seed=5) for n in counts]
     return [float((a - b).norm(dim=1).mean()) for a, b in itertools.pairwise(drawn)]
 
 
@@ -162,7 +163,7 @@ def test_every_schedule_has_the_same_picture():
         z = law.sample(100, alpha=1.0, sigma=math.exp(3.0)) * alpha
         assert sigma / alpha == pytest.approx(math.exp(3.0), rel=1e-6)
         model = law.denoiser(Gaussian(schedule))
-        ends.append(sample(model, steps=steps, solver=DDPM(grids.LogSNR()), z=z, t_start=t, brownian=True))
+        ends.append(sample(model, steps=steps, solver=Brownian(DDPM(grids.LogSNR())), z=z, t_start=t))
     assert float((ends[0] - ends[2]).norm(dim=1).mean()) < 0.05
     assert float((ends[0] - ends[1]).norm(dim=1).mean()) < 0.05
 
@@ -170,23 +171,24 @@ def test_every_schedule_has_the_same_picture():
 @pytest.mark.parametrize("name", ["ddpm", "sa"])
 def test_a_sample_does_not_depend_on_its_batch(name):
     model = mixture().denoiser(Gaussian(Flow()))
-    whole = sample(model, 9, 10, SOLVERS[name], seed=3, brownian=True)
-    torch.testing.assert_close(sample(model, 9, 10, SOLVERS[name], seed=3, batch=2, brownian=True), whole)
-    torch.testing.assert_close(sample(model, 1, 10, SOLVERS[name], seed=3, index=[7], brownian=True), whole[7:8])
+    solver = Brownian(SOLVERS[name])
+    whole = sample(model, 9, 10, solver, seed=3)
+    torch.testing.assert_close(sample(model, 9, 10, solver, seed=3, batch=2), whole)
+    torch.testing.assert_close(sample(model, 1, 10, solver, seed=3, index=[7]), whole[7:8])
 
 
 def test_the_law_is_kept():
     """Mean and variance of 20,000 samples of one Gaussian are those that independent draws have."""
     plan = SDEDPMSolver(2).plan(Cosine(), 30)
     mean, variance = follow(plan, Cosine())[-1]
-    drawn = sample(gaussian().denoiser(Gaussian(Cosine())), 20_000, solver=plan, seed=1, batch=20_000, brownian=True)
+    drawn = sample(gaussian().denoiser(Gaussian(Cosine())), 20_000, solver=plan.along_paths(), seed=1, batch=20_000)
     assert float(drawn.mean()) == pytest.approx(mean, abs=4 * (variance / 20_000) ** 0.5)
     assert float(drawn.var()) == pytest.approx(variance, rel=4 * (2 / 20_000) ** 0.5)
 
 
 def test_deterministic_solvers_do_not_care():
     model = mixture().denoiser(Gaussian(Flow()))
-    assert torch.equal(sample(model, 3, 8, Multistep(2), brownian=True), sample(model, 3, 8, Multistep(2)))
+    assert torch.equal(sample(model, 3, 8, Brownian(Multistep(2))), sample(model, 3, 8, Multistep(2)))
 
 
 def test_what_has_no_path_is_refused():

@@ -110,7 +110,7 @@ def test_a_saved_model_loads_and_samples(kind, tmp_path):
 def test_the_second_half_of_the_outputs_is_the_share():
     net = network("unet")
     model, plain = Denoiser(net, Gaussian(Flow()), "x", variance="learned"), torch.randn(2, 2, 8, 8)
-    y, share = model.outputs(plain, 0.5)
+    y, share = model.process.split(model.raw(plain, 0.5), plain)
     raw = net(plain / math.sqrt(0.5), torch.zeros(2))
     torch.testing.assert_close(y, raw[:, :2])
     torch.testing.assert_close(share, (1 + raw[:, 2:]) / 2)
@@ -176,7 +176,7 @@ def test_mistakes_are_named():
     with pytest.raises(SfumatoError, match="did you mean 'learned'"):
         Denoiser(MLP(3, width=8, depth=1), process, variance="learn")
     with pytest.raises(SfumatoError, match="twice the outputs"):
-        Denoiser(Single(), process, variance="learned").outputs(torch.zeros(1, 3), 0.5)
+        Denoiser(Single(), process, variance="learned").predict(torch.zeros(1, 3), 0.5)
     with pytest.raises(SfumatoError, match="learned its variance"):
         sample(mixture().denoiser(process), 2, 3, LearnedDDPM())
     with pytest.raises(SfumatoError, match="positive sizes"):

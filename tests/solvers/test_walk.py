@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sfumato import noise
-from sfumato.belief import Beliefs
+from sfumato.belief import Beliefs, Estimate
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
 from sfumato.process import Gaussian, Product
@@ -206,7 +206,7 @@ def test_gradients_flow_through_rows_that_part():
             self.theta = torch.zeros(2, dtype=F64, requires_grad=True)
 
         def __call__(self, z, t):
-            return self.process.read(0.3 * z + self.theta, "x", z, t)
+            return Estimate(z, t, CURVE, x=0.3 * z + self.theta)
 
     model, plan = Shifted(), Multistep(3).plan(CURVE, 6)
     run = end(plan, model, starts(3), None)

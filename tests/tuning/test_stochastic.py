@@ -143,7 +143,8 @@ def test_samples_keep_their_law_with_paths_and_without():
     fresh = law().sample(8000, seed=3)
     for brownian in (False, True):
         ours, known = (
-            sf.sample(model, 8000, solver=p, seed=5, batch=8000, brownian=brownian).double() for p in (plan, start)
+            sf.sample(model, 8000, solver=p.along_paths() if brownian else p, seed=5, batch=8000).double()
+            for p in (plan, start)
         )
         assert float(sliced(ours, fresh)) < 0.6 * float(sliced(known, fresh))
         assert spread(ours) == pytest.approx(spread(fresh), rel=0.03)
@@ -213,7 +214,8 @@ def test_a_network_with_classes_and_guidance_keeps_its_plan_in_its_file(tmp_path
     serialization.store_plan(path, plan)
     loaded = sf.load(path)
     assert make_plan(loaded, 4, None, guidance=2.0) == plan and make_plan(loaded, 4, None).tuned is None
-    drawn = [sf.sample(loaded, 3, steps=4, guidance=2.0, label=["a", "b", "c"], brownian=b) for b in (False, True)]
+    guided, stored = sf.guide(loaded, 2.0), make_plan(loaded, 4, None, guidance=2.0)
+    drawn = [sf.sample(guided, 3, solver=p, label=["a", "b", "c"]) for p in (stored, stored.along_paths())]
     assert all(bool(x.isfinite().all()) for x in drawn) and bool((drawn[0] != drawn[1]).any())
 
 

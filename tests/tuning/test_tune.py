@@ -104,11 +104,10 @@ def test_a_guided_plan_is_used_with_its_guidance_alone():
         assert make_plan(model, 4, None, **other) == default(exact=True).plan(Flow(), 4)
     assert make_plan(model, 5, None, guidance=2.0, interval=(-2.0, 3.0)).tuned is None
     assert make_plan(model, 4, Multistep(2), guidance=2.0, interval=(-2.0, 3.0)).tuned is None
-    drawn = sf.sample(model, 6, steps=4, guidance=2.0, interval=(-2.0, 3.0), label=[0, 1, 2] * 2)
-    torch.testing.assert_close(
-        drawn, sf.sample(model, 6, solver=plan, guidance=2.0, interval=(-2.0, 3.0), label=[0, 1, 2] * 2)
-    )
-    assert bool((drawn != sf.sample(model, 6, steps=4, guidance=2.5, label=[0, 1, 2] * 2)).any())
+    guided = sf.guide(model, 2.0, (-2.0, 3.0))
+    drawn = sf.sample(guided, 6, steps=4, label=[0, 1, 2] * 2)
+    torch.testing.assert_close(drawn, sf.sample(guided, 6, solver=plan, label=[0, 1, 2] * 2))
+    assert bool((drawn != sf.sample(sf.guide(model, 2.5), 6, steps=4, label=[0, 1, 2] * 2)).any())
 
 
 def test_scale_one_and_no_guidance_are_the_same_use():

@@ -9,7 +9,7 @@ from sfumato.belief.estimate import (
     FURTHEST,
     Estimate,
     Reading,
-    Step,
+    Transition,
     ancestral,
     reading,
     within,
@@ -18,6 +18,6 @@ from sfumato.belief.logits import Beliefs, Logits, NoSuchReading, SymbolProcess
 from sfumato.belief.protocol import Belief, broadcast, parts
 
 __all__ = [
-    "FAINT", "FURTHEST", "Belief", "Beliefs", "Estimate", "Logits", "NoSuchReading", "Reading", "Step", "SymbolProcess",
-    "ancestral", "broadcast", "parts", "reading", "within",
+    "FAINT", "FURTHEST", "Belief", "Beliefs", "Estimate", "Logits", "NoSuchReading", "Reading", "SymbolProcess",
+    "Transition", "ancestral", "broadcast", "parts", "reading", "within",
 ]  # fmt: skip

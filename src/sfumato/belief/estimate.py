@@ -59,8 +59,8 @@ class Estimate:
     asked for, so that nothing is lost to cancellation. `known` is what a model has read at this time before.
     `variance`, where the model knows it, is called when it is first asked for. `variance_share`, where the model has
     learned it, is v of a step's variance exp(v log beta + (1 - v) log beta_tilde), like z (2102.09672, Eq. 15).
-    `indirect`: y says nothing of x in pure noise, so that x is kept `within` the data there; eps and the score are what
-    the model said, and z is no longer alpha x + sigma eps where x was held.
+    `indirect`: y carries no information on x in pure noise, so that x is kept `within` the data there; eps and the
+    score stay those of the model, and z is not alpha x + sigma eps where x was changed.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class Estimate:
 
     @cached_property
     def eps(self) -> Tensor:
-        """E[eps | z]; 0 at sigma = 0, where the state says nothing of the noise."""
+        """E[eps | z]; 0 at sigma = 0, where the state has no noise."""
         return self._combine(self._solution.ez, self.z, self._solution.ey, self._prediction)
 
     @cached_property
@@ -152,7 +152,7 @@ class Estimate:
         return self.x
 
     def target(self, name: str) -> Tensor:
-        """The belief in the terms of any row: a x + b eps, or what the model said where it spoke in these terms."""
+        """The belief in the terms of any target, a x + b eps; the model's own prediction where that is its target."""
         if name == self._named and self._y is not None:
             return self._y
         a, b = target.row(name, self.schedule, self.t, self.sigma_data)
@@ -274,7 +274,7 @@ class Estimate:
         return broadcast(step.z, self.z) * self.z + broadcast(step.x, self.z) * self.x, step.std
 
 
-class Step(NamedTuple):
+class Transition(NamedTuple):
     """z_s = z * z_t + x * x_hat + std * n."""
 
     z: Tensor
@@ -282,7 +282,7 @@ class Step(NamedTuple):
     std: Tensor
 
 
-def ancestral(alpha_t: Tensor, sigma_t: Tensor, alpha_s: Tensor, sigma_s: Tensor, eta: float = 1.0) -> Step:
+def ancestral(alpha_t: Tensor, sigma_t: Tensor, alpha_s: Tensor, sigma_s: Tensor, eta: float = 1.0) -> Transition:
     """The eta family between two points of the path (2010.02502, Eq. 16), as coefficients of z_t, x and noise."""
     ratio = alpha_t / alpha_s
     variance = (sigma_t**2 - ratio**2 * sigma_s**2).clamp_min(0.0) * (sigma_s / sigma_t) ** 2
@@ -290,4 +290,4 @@ def ancestral(alpha_t: Tensor, sigma_t: Tensor, alpha_s: Tensor, sigma_s: Tensor
     if bool((std > sigma_s).any()):
         raise SfumatoError(f"eta = {eta:g} asks for more noise than the step's end holds: use a smaller eta.")
     kept = torch.sqrt(sigma_s**2 - std**2) / sigma_t  # the part of eps = (z - alpha_t x)/sigma_t that stays
-    return Step(kept, alpha_s - kept * alpha_t, std)
+    return Transition(kept, alpha_s - kept * alpha_t, std)

@@ -17,7 +17,7 @@ from sfumato.state import State, numbers_like
 
 
 class NoSuchReading(SfumatoError, AttributeError):
-    """What a belief about symbols has not got, though one about real numbers has."""
+    """An attribute that only beliefs about real numbers have."""
 
 
 def _no_reading(belief: Any, name: str) -> NoSuchReading | AttributeError:
@@ -47,7 +47,7 @@ class Logits:
     """The belief p(x_i | z) about each of the symbols behind a state z (B, *shape) at time t.
 
     logits: (B, *shape, K), log-probabilities up to a constant; -inf for what is impossible. process: that of the
-    symbols, which is needed to draw z_s. said: log p(x_i | the other symbols), where the model says it (`other`).
+    symbols, which is needed to draw z_s. said: log p(x_i | the other symbols), where the model predicts it (`other`).
     """
 
     def __init__(
@@ -57,9 +57,10 @@ class Logits:
 
     @cached_property
     def other(self) -> Tensor:
-        """What the other symbols say of each, log h(k) up to a constant: log p(k | z) - log q(z_i | k), (B, *shape, K).
+        """The evidence of the other symbols on each, log h(k) up to a constant: log p(k | z) - log q(z_i | k).
 
-        Where z_i excludes a symbol, h of it is not in p and counts as impossible, unless the model itself said it.
+        Shape (B, *shape, K). Where z_i excludes a symbol, its h is not in p and counts as impossible, unless the model
+        predicted h itself.
         """
         if self._said is not None:
             return self._said

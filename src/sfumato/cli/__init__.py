@@ -1,7 +1,7 @@
-"""The command line, `sfumato COMMAND`. A face: it holds no mathematics.
+"""The command line, `sfumato COMMAND`; the mathematics is in the library.
 
-`main` knows the names of the commands and nothing else; the flags of one are made when it is called, and torch is
-loaded only once a command really runs.
+`main` knows the names of the commands alone; their flags are made when one is called, and torch is loaded only once a
+command really runs.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from sfumato import __version__
+from sfumato.cli.every import split
 from sfumato.errors import SfumatoError, suggest
 
 COMMANDS = {
@@ -30,7 +31,6 @@ COMMANDS = {
     "explain-objective": "say what a training objective weighs by noise level, and whether it is an ELBO",
     "certify": "measure solvers on exact models: order, calls, stability, law",
 }
-_FORMER = {"memorisation": "memorization"}  # for one release
 OK, OTHER, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
 _EXAMPLES = (
@@ -81,38 +81,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    every, words = split(arguments)
+    name = words[0] if words else "--help"
+    if name in ("-h", "--help", "help"):
         print(usage())
         return OK
-    if arguments[0] in ("-V", "--version"):
+    if name in ("-V", "--version"):
         print(f"sfumato {__version__}")
         return OK
-    name = _FORMER.get(arguments[0], arguments[0])
     if name not in COMMANDS:
         what = "flag" if name.startswith("-") else "command"
         raise SfumatoError(f"There is no {what} {name!r}: {suggest(name, COMMANDS)}")
-    for path in _modules(arguments[1:]):  # before the flags are made, whose words name what they register
-        from sfumato.registry import add_file
+    for path in every.modules.split(","):  # before the flags are made, whose words name what they register
+        if path.strip():
+            from sfumato.registry import add_file
 
-        add_file(path)
+            add_file(path.strip())
     from sfumato.cli.run import run
 
-    return run(name, arguments[1:])
-
-
-def _modules(words: list[str]) -> list[str]:
-    """The files that --modules names."""
-    found = ""
-    for place, word in enumerate(words):
-        if word == "--modules":
-            found = next(iter(words[place + 1 :]), "")
-        elif word.startswith("--modules="):
-            found = word.partition("=")[2]
-    return [path.strip() for path in found.split(",") if path.strip()]
+    return run(name, words[1:], every.json)
 
 
 def _sentence(error: Exception) -> tuple[str, int]:
-    """(what to say, exit status) of an error."""
+    """(message, exit status) of an error."""
     if isinstance(error, SfumatoError):
         return str(error), MISTAKE
     if isinstance(error, OSError) and error.filename is not None:
@@ -127,8 +118,9 @@ def _sentence(error: Exception) -> tuple[str, int]:
 def _fail(sentence: str, status: int, arguments: Sequence[str], said: bool = False) -> int:
     """One sentence on stderr, and with --json also the object that stands for it.
 
-    said: an interruption that has words has been told already, by the run that it stopped.
+    said: the message was printed before, as a run does that is interrupted.
     """
+    sentence = " ".join(sentence.split())  # what the user typed may contain a newline
     sentence += "" if sentence.endswith((".", "?", "!")) else "."
     if "--json" in arguments:
         import json

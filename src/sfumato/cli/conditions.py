@@ -1,4 +1,4 @@
-"""`--class` and `--condition`: what samples are known by, as a person writes it."""
+"""`--class` and `--condition`: conditions as they are written on the command line."""
 
 from __future__ import annotations
 

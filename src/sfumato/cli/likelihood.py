@@ -46,7 +46,7 @@ def likelihood(options: Any, voice: Voice) -> None:
     source = data.open(options.data, labels=labels, size=options.size, conditions=denoiser.spec)
     # spread over the set: folders are sorted by class
     chosen = torch.linspace(0, len(source) - 1, min(options.number, len(source))).round().long()
-    said = asked.said(options, denoiser.spec.conditions, options.klass)
+    said = asked.said(options, denoiser.spec.conditions, options.class_)
     given = asked.conditions(said, denoiser.spec, torch.arange(len(chosen)))
     cond = Conditions({**_own(source, chosen, denoiser.spec), **given}) if options.conditional else given
     method = None if options.method == "auto" else options.method
@@ -63,7 +63,7 @@ def likelihood(options: Any, voice: Voice) -> None:
 
 
 def _own(source: data.Source, chosen: torch.Tensor, spec: DataSpec) -> Conditions:
-    """What the data say of these samples, as the model hears it."""
+    """The samples' own conditions, as the model takes them."""
     found = of_data(spec, source, chosen)
     if not found:
         raise SfumatoError(
@@ -98,9 +98,9 @@ def _finite(values: list[float]) -> list[float | None]:
 def report(found: Measured, spec: DataSpec) -> list[str]:
     """The result over the samples, in words."""
     mean, error = found.mean()
-    between = f" +- {error:.2g}" if len(found) > 1 else ""
+    between = f" (its standard error {error:.2g})" if len(found) > 1 else ""
     sign = ">=" if found.bound else "="
-    lines = [f"log p(x) {sign} {mean:.6g}{between} nats a sample, in the units of the data ({spec.dtype})."]
+    lines = [f"log p(x) {sign} {mean:.6g} nats a sample{between}, in the units of the data ({spec.dtype})."]
     if found.dequantisation is not None:
         bits = float(found.bits_per_dim.mean())
         lines.append(f"{bits:.4f} bits per dimension, {WHOLE[found.dequantisation]}: a bound from above.")

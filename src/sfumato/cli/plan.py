@@ -7,6 +7,7 @@ from typing import Any
 from sfumato.cli.parse import train_config
 from sfumato.cli.process import at_work, limited
 from sfumato.cli.run import Voice
+from sfumato.progress import clock
 from sfumato.training.forecast import Forecast, Interval, forecast
 
 
@@ -63,7 +64,7 @@ def _time(found: Forecast) -> list[str]:
     compiled = ["          compiled in the first step, as long as it took here"] if config.compile else []
     limits = "" if config.steps else f" ({found.steps.low:,} to {found.steps.high:,})"
     return [
-        f"time      {between(found.total)} in all",
+        f"time      {between(found.total)} in all{'' if config.steps else ', the budget'}",
         f"          of it {shares}",
         f"          {found.steps.value:,} steps{limits}, {found.steps.value * config.batch:,} samples, "
         f"{found.epochs:.1f} epochs",
@@ -113,9 +114,7 @@ def duration(seconds: float) -> str:
         return f"{1000 * seconds:.2g} ms"
     if seconds < 59.95:
         return f"{seconds:.2f} s" if seconds < 0.995 else f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    return clock(seconds)
 
 
 def size(number: int | None) -> str:

@@ -1,4 +1,4 @@
-"""What the command line does to its own process, and the library never to its caller's: threads, memory, signals."""
+"""Threads, memory and signals of the command line's own process; the library leaves those of its caller alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sfumato.training.control import say
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 _LOOK_SECONDS = 0.5  # between two looks at the load
-_SHARE = 0.95  # of what is free that training may take: the machine needs some for itself
+_SHARE = 0.95  # of the free memory that training may take
 _LEAST = 512 << 20  # bytes more that kernels made for a new shape may take, once memory has not sufficed
 _STACK = 16 << 20  # bytes a thread, which are reserved and hardly used
 # mallopt's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD (malloc.h), and the most that they take
@@ -82,7 +82,7 @@ class Follower:
         self.others()  # psutil counts from here
 
     def others(self) -> float:
-        """How many cores other processes have kept busy since the last call."""
+        """The number of cores that other processes kept busy since the last call."""
         each = psutil.cpu_percent(percpu=True)
         return max(0.0, (sum(each[core] for core in _bound()) - self._own.cpu_percent()) / 100)
 
@@ -130,9 +130,10 @@ def limited() -> Iterator[None]:
 
 @contextmanager
 def signals() -> Iterator[Callable[[Path], None]]:
-    """Within the block, once it is told a run's folder, the first Ctrl-C, SIGTERM or SIGUSR1 says `stop` to the run.
+    """Within the block the first Ctrl-C, SIGTERM or SIGUSR1 sends `stop` to the run whose folder is given.
 
-    So no step is cut in half. A second Ctrl-C interrupts at once; batch systems send the others before they end a job.
+    The run then ends after a whole step. A second Ctrl-C interrupts at once; batch systems send the other signals
+    before they end a job.
     """
     before: dict[int, Any] = {}
 

@@ -1,4 +1,4 @@
-"""Runs one command: options, the voice that speaks for it, and its module, loaded only now."""
+"""Run one command: parse its options, load its module, and print its output."""
 
 from __future__ import annotations
 
@@ -24,46 +24,46 @@ _HOME = {
 
 
 class Voice:
-    """Where words go: results to stdout, notes to stderr; with --json stdout holds JSON alone."""
+    """The output of a command: results on stdout, notes on stderr; with --json stdout holds JSON alone."""
 
     def __init__(self, as_json: bool) -> None:
         self.json = as_json
-        self.mute = os.environ.get("RANK", "0") != "0"  # of the processes that torchrun starts the first one speaks
+        self.mute = os.environ.get("RANK", "0") != "0"  # of the processes that torchrun starts the first one prints
         self._counts = Drawn(sys.stderr)
 
     @property
     def stream(self) -> TextIO:
-        """Where people read."""
+        """Where text is printed."""
         return sys.stderr if self.json else sys.stdout
 
     def say(self, *lines: str) -> None:
-        """Results in words."""
+        """Print results as text."""
         for line in () if self.mute else lines:
             print(line, file=self.stream, flush=True)
 
     def note(self, line: str) -> None:
-        """What happens on the way."""
+        """Print a note on stderr."""
         if not self.mute:
             print(line, file=sys.stderr, flush=True)
 
     def count(self, count: Count) -> None:
-        """How far long work is, such as the decoding of pictures."""
+        """Show the progress of long work, such as decoding pictures."""
         if not self.mute:
             self._counts(count)
 
     def emit(self, facts: dict[str, Any]) -> None:
-        """Facts as one line of JSON, where that was asked for."""
+        """Print facts as one line of JSON where --json is given."""
         if self.json and not self.mute:
             print(json.dumps(facts, allow_nan=False, default=str), flush=True)
 
 
-def run(command: str, words: Sequence[str]) -> int:
+def run(command: str, words: Sequence[str], as_json: bool) -> int:
     """Parse and run a command; returns the exit status."""
     try:
         options = parse(command, words)
     except SystemExit:  # --help
         return 0
-    module, voice = import_module(f"sfumato.cli.{_HOME[command]}"), Voice(options.json)
+    module, voice = import_module(f"sfumato.cli.{_HOME[command]}"), Voice(as_json)
     with heard(voice.count), _warned(voice):
         # only `certify` and `doctor` have a status of their own
         return getattr(module, command.replace("-", "_"))(options, voice) or 0

@@ -21,9 +21,17 @@ def runs(options: Any, voice: Voice) -> None:
     voice.say(*table(found))
     if len(found) > 1:
         voice.say("", "What tells them apart:" if apart else "Their settings are the same.")
-        voice.say(*(f"  {name}: {', '.join(map(str, values))}" for name, values in apart.items()))
+        voice.say(*(line for name, values in apart.items() for line in _values(name, found, values)))
         if reason is not None:
             voice.say("", f"Their validation losses cannot be compared, since {reason}.")
+
+
+def _values(setting: str, found: list[dict[str, Any]], values: list[Any]) -> list[str]:
+    """A setting, and a line for each of its values with the runs that have it."""
+    runs: dict[str, list[str]] = {}
+    for run, value in zip(found, values, strict=True):
+        runs.setdefault(str(value), []).append(run["path"])
+    return [f"  {setting}", *(f"    {value}: {', '.join(paths)}" for value, paths in runs.items())]
 
 
 def table(found: list[dict[str, Any]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""`sample`: from the path of a model alone to files."""
+"""`sample`: draw samples from a model file and write them."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from sfumato.diagnostics.examples import usual_scale
 from sfumato.distributed import ALONE, World, joined
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
+from sfumato.progress import counting
 from sfumato.solvers import Plan
 from sfumato.training.precision import compute_dtype, device_of
 
@@ -112,12 +113,12 @@ def _say_choices(
     options: Any, spec: DataSpec, given: Mapping[str, str], cond: Conditions, scale: Scale | None,
     note: Callable[[str], None],
 ) -> None:  # fmt: skip
-    """What was chosen where nobody said."""
+    """Note the choices that the user left open."""
     if spec.classes and "label" not in given:
         note(f"No --class was given: the samples go through all {len(spec.classes)} classes in turn.")
     left = [name for name in spec.conditions if name not in cond or not bool(cond.given(name).present.any())]
     if left:
-        note(f"Left open, as a model that was not told: {', '.join(left)}; --condition {left[0]}=VALUE says one.")
+        note(f"Not conditioned on {', '.join(left)}; --condition {left[0]}=VALUE sets a value.")
     if given and scale is None:
         note("Not guided; --guidance sets a scale.")
     if scale is not None and options.guidance is None:
@@ -126,17 +127,15 @@ def _say_choices(
 
 
 def _draw(model: Any, plan: Plan, options: Any, index: torch.Tensor, given: Conditions, world: World) -> np.ndarray:
-    """Samples batch by batch, with a bar on a terminal."""
-    from tqdm import tqdm
-
+    """Samples batch by batch."""
     parts = []
-    with tqdm(total=len(index), unit=" samples", disable=None if world.leads else True, leave=False) as bar:
+    with counting("Drawing samples", len(index)) as count:
         for rows in torch.arange(len(index)).split(options.batch * world.size):
             cond = given.rows(rows)
             parts.append(
                 sampling.sample(model, solver=plan, seed=options.seed, index=index[rows], world=world, cond=cond)
             )
-            bar.update(len(rows))
+            count(len(rows))
     x = torch.cat(parts)
     return (x.float() if x.dtype == torch.bfloat16 else x).numpy()  # NumPy has no bfloat16
 
@@ -145,7 +144,7 @@ def manifest(
     options: Any, contract: dict[str, Any], denoiser: Denoiser, plan: Plan, scale: Scale | None,
     index: torch.Tensor, given: Mapping[str, str], columns: Mapping[str, list[Any]],
 ) -> dict[str, Any]:  # fmt: skip
-    """What made the samples, enough to make them again."""
+    """What is needed to draw the same samples again."""
     dtype = denoiser.compute_dtype or torch.float32
     facts = {
         "software": f"sfumato {__version__}, torch {torch.__version__}",

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from sfumato import serialization
-from sfumato.cli.options import Sample
-from sfumato.cli.parse import train_config
+from sfumato.cli.parse import parse, train_config
 from sfumato.cli.process import Follower, at_work, limited, signals
 from sfumato.cli.run import Voice
 from sfumato.cli.sample import draw
+from sfumato.cli.write import free
 from sfumato.diagnostics import summary
 from sfumato.progress import Count, Pace
 from sfumato.training.console import Console
@@ -51,7 +51,7 @@ def console(voice: Voice) -> Console:
 
 @contextmanager
 def working(voice: Voice) -> Iterator[Callable[[Session], None]]:
-    """The process of a training; what it does before the first step: listen to signals, and say what begins."""
+    """Set up the process for training; gives a function to call before the first step, which notes what begins."""
 
     def begin(session: Session) -> None:
         listen(session.path)
@@ -89,28 +89,19 @@ def resume(options: Any, voice: Voice) -> None:
 def control(options: Any, voice: Voice) -> None:
     path = say(options.folder, options.word)
     voice.emit({"run": str(path), "word": options.word})
-    voice.say(f"Said {options.word} to {path}; a process that trains it hears it within a second or a step.")
+    voice.say(f"Sent {options.word} to {path}; the process that trains it acts on it within a second or a step.")
 
 
 def demo(options: Any, voice: Voice) -> None:
     folder = free(options.out)
-    if folder != options.out:
+    if Path(folder) != Path(options.out):
         voice.note(f"{options.out} is there already: this run goes to {folder}.")
     with working(voice) as begin:
         run = train_run("fashion", folder, console=console(voice), on_start=begin, minutes=options.minutes)
     grid = run.path / GRID
     voice.note("Drawing ten samples of each class.")
-    draw(Sample(model=folder, out=str(grid), steps=GRID_STEPS), lambda line: None)
+    draw(parse("sample", [folder, f"--out={grid}", f"--steps={GRID_STEPS}"]), lambda line: None)
     _finish(run, voice, {"grid": str(grid)})
-
-
-def free(out: str) -> str:
-    """The name, or where it is taken the next of name-2, name-3 ... that is not."""
-    number, name = 1, out.rstrip("/")
-    while Path(name).exists():
-        number += 1
-        name = f"{out.rstrip('/')}-{number}"
-    return name
 
 
 def _finish(run: Run, voice: Voice, more: dict[str, str] | None = None) -> None:

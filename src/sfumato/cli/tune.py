@@ -27,12 +27,12 @@ def tune(options: Any, voice: Voice) -> None:
     known = {} if denoiser.spec is None else denoiser.spec.conditions
     given = asked.said(options, known)
     scale = guidance_scale(options, denoiser, given or (["label"] if "label" in known else []))
-    with Bar(voice) as bar:
-        plan = fit(
-            denoiser, options.steps, noise=options.noise, guidance=scale, interval=options.guidance_interval,
-            points=options.points, rounds=options.rounds, batch=options.batch, seed=options.seed, progress=bar,
-            cond=asked.values(given, known),
-        )  # fmt: skip
+    plan = fit(
+        denoiser, options.steps, noise=options.noise, guidance=scale, interval=options.guidance_interval,
+        points=options.points, rounds=options.rounds, batch=options.batch, seed=options.seed,
+        progress=lambda progress: None if progress.round % 10 else voice.note(how_far(progress)),
+        cond=asked.values(given, known),
+    )  # fmt: skip
     name = serialization.store_plan(options.model, plan)
     facts = serialization.read_contract(options.model)
     assert plan.tuned is not None
@@ -68,27 +68,7 @@ def how_to_use(model: str, steps: int, guidance: float | None, given: Sequence[s
     return ["It is used by:", f"  sfumato sample {shlex.quote(model)} --steps {steps}{chosen}{examples.modules()}"]
 
 
-class Bar:
-    """Progress: a bar on a terminal, elsewhere a line for each stage and each tenth round."""
-
-    def __init__(self, voice: Voice) -> None:
-        self.voice = voice
-
-    def __enter__(self) -> Bar:
-        from tqdm import tqdm
-
-        self.bar = tqdm(unit=" rounds", disable=None, leave=False)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()
-
-    def __call__(self, progress: Progress) -> None:
-        if self.bar.disable and progress.round % 10 == 0:
-            found = f", {progress.round} of {progress.rounds}" if progress.round else ""
-            rms = "" if math.isnan(progress.rms) else f", rms {progress.rms:.3g}"
-            self.voice.note(f"{progress.stage}{found}{rms}")
-        self.bar.total = progress.rounds
-        self.bar.n = progress.round
-        self.bar.set_description(progress.stage, refresh=False)
-        self.bar.set_postfix_str(f"rms {progress.rms:.3g}", refresh=True)
+def how_far(progress: Progress) -> str:
+    """How far the fit is."""
+    found = f", {progress.round} of {progress.rounds}" if progress.round else ""
+    return progress.stage + found + ("" if math.isnan(progress.rms) else f", rms {progress.rms:.3g}")

@@ -23,12 +23,17 @@ Columns = dict[str, list[Any]]  # conditions by name, a value a sample
 
 
 def default_name(spec: DataSpec) -> str:
-    """Where samples go when nobody says: a picture of images, the numbers of anything else; never over a file."""
-    stem, suffix = "samples", ".png" if spec.kind == "image" else ".npz"
-    number = 1
-    while Path(name := f"{stem}{suffix}" if number == 1 else f"{stem}-{number}{suffix}").exists():
+    """Where samples go by default: a picture of images, the numbers of anything else; never over a file."""
+    return free("samples.png" if spec.kind == "image" else "samples.npz")
+
+
+def free(name: str) -> str:
+    """The name of a file or folder, or where it is taken the first of name-2, name-3 ... that is not."""
+    path, number = Path(name), 1
+    while path.exists():
         number += 1
-    return name
+        path = Path(name).with_stem(f"{Path(name).stem}-{number}")
+    return str(path)
 
 
 def check(out: str) -> Path:
@@ -60,7 +65,7 @@ def is_folder(out: str) -> bool:
 
 
 def write(path: Path, folder: bool, x: np.ndarray, given: Columns, spec: DataSpec, facts: dict[str, Any]) -> int:
-    """Write samples x (N, *shape) in user units, with what is known of them; returns the number of files."""
+    """Write samples x (N, *shape) in user units with their conditions; returns the number of files."""
     if folder:
         return _folder(path, x, given, spec, facts)
     classes = {name: i for i, name in enumerate(spec.classes)}
@@ -135,7 +140,7 @@ def _short(value: Any) -> bool:
 
 
 def _full_scale(x: np.ndarray, spec: DataSpec) -> np.ndarray:
-    """Pictures whose declared bounds are not those of their dtype (0..16) are stretched to it, as viewers expect."""
+    """Stretch pictures with declared bounds such as 0..16 to the range of their dtype, as viewers expect."""
     if spec.kind != "image" or spec.bounds is None:
         return x
     (low, high), top = spec.bounds, np.iinfo(x.dtype).max

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from sfumato import noise
+from sfumato import noise, target
 from sfumato.conditions import Conditions, network_inputs
 from sfumato.diagnostics.draws import Trivial, evaluating
 from sfumato.errors import SfumatoError
@@ -173,7 +173,7 @@ def _level(
         moved = _square(y - _misheard(model, z, t, cond))
         own = wrong = change = torch.zeros_like(moved)
         if other is not None:
-            a, b = process.reading(model.target, t, model.sigma_data).row
+            a, b = target.row(model.target, process.schedule, t, model.sigma_data)
             wanted = _times(a, clean) + _times(b, eps)
             y_other = model.predict(z, t, **{**cond, "label": other[rows].to(z.device)})
             error = torch.nn.functional.pad((y - wanted).double().flatten(1).cpu(), (0, 1), value=1.0)
@@ -207,7 +207,7 @@ def _others(label: Tensor, seed: int) -> Tensor:
 
 def _misheard(model: Any, z: Tensor, t: Tensor, cond: Conditions) -> Tensor:
     """The network's answer where it is told another noise level, 4 further on in logsnr."""
-    c_in, level = model.scaling(t, z.device)
+    c_in, level = model.process.scaling(t, z.device)
     shifted = torch.where(level > 0, level - 0.5, level + 0.5).expand(len(z))
     low = model.compute_dtype
     with torch.autocast(z.device.type, low or torch.bfloat16, enabled=low is not None):
@@ -311,7 +311,7 @@ def deaf(model: Any, x: Tensor, cond: Mapping[str, Any], seed: int = 0) -> tuple
     _, _, z, t = _state(model, x, rows, 0.0, rows, seed)
 
     def said(heard: Mapping[str, Any]) -> Tensor:
-        c_in, level = model.scaling(t, z.device)
+        c_in, level = model.process.scaling(t, z.device)
         inputs = network_inputs(heard, model.net)
         y: Tensor = functional_call(model.net, moved, (_times(c_in, z), level), inputs)
         return y

@@ -13,9 +13,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from sfumato import schedules
 from sfumato.diagnostics.answers import Answers
 from sfumato.errors import SfumatoError
+from sfumato.registry import make, names
 from sfumato.schedule import Schedule
 from sfumato.target import NAMES, row
 
@@ -69,9 +69,9 @@ def declared(answers: Answers) -> Hypothesis:
 def known() -> tuple[Schedule, ...]:
     """The named schedules that need no numbers."""
     found = []
-    for make in schedules.named().values():
+    for name in names("schedule"):
         try:
-            found.append(make())
+            found.append(make("schedule", name))
         except (TypeError, SfumatoError):
             continue
     return tuple(found)

@@ -95,7 +95,7 @@ class Memorization:
 
 def memorization(
     model: Any,
-    data: Any,
+    data: Any = None,
     holdout: Any = None,
     *,
     generated: Tensor | None = None,
@@ -123,6 +123,8 @@ def memorization(
     Cost: samples (steps + 1) calls of the network at most, and 4 samples N D multiplications. Raises SfumatoError for
     data that the model was not trained on, or without a hold-out.
     """
+    if data is None:
+        raise SfumatoError("memorization needs the data that the model was trained on: sf.memorization(model, data).")
     if isinstance(model, str | os.PathLike):
         model = serialization.load_sampler(model, device=device)
     source, train, unseen, rest = _sides(model, data, holdout, labels, size)

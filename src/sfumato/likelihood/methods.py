@@ -18,11 +18,11 @@ from sfumato.likelihood.flow import DEFAULT_STEPS, ode
 from sfumato.likelihood.importance import importance
 from sfumato.likelihood.measured import DEQUANTISATIONS, Measured, gather
 from sfumato.likelihood.path import path_bound
-from sfumato.model import Model, usable
+from sfumato.model import Model
 from sfumato.objectives.decoder import cells_of
 from sfumato.probability_flow import data_scale
 from sfumato.process import Gaussian, Symbols
-from sfumato.sampling import unguided
+from sfumato.sampling import refuse_arguments
 from sfumato.schedule import NODE_LIMIT
 from sfumato.state import first_leaf, map_state, samples
 
@@ -65,7 +65,7 @@ def log_prob(
     Symbols, and states with symbols in them, have the bound alone (`path`): it is their default, as the ODE is that of
     real numbers. Its value is in nats of a probability, or of a density times one.
     """
-    unguided(usable(model, "log_prob"), cond, "log_prob")
+    refuse_arguments(log_prob, model, cond)
     method = _method(model.process, method)
     if method == "path":
         return _of_path(model, x, index, batch, cond, steps=steps, probes=probes, seed=seed)

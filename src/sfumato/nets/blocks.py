@@ -23,7 +23,7 @@ def halved(grid: Grid) -> Grid:
 
 
 class Conv3d(nn.Conv3d):
-    """In float32 on a CPU where the depth is 2: the gradient of its kernel in bfloat16 is then memory that nobody wrote
+    """In float32 on a CPU where the depth is 2: there the gradient of its kernel in bfloat16 is uninitialised memory
     (oneDNN in torch 2.13, 3 taps, AVX512)."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ class Bottleneck(nn.Module):
 
     Args: `shape` of a sample, any; `code`, the length of the representation, fewer numbers than x has or more; `widths`
     of the hidden layers of the encoder, and in reverse of the decoder; none for linear maps. `outputs` is always 1.
-    It hears neither noise level nor conditions, which a denoising autoencoder of one level does not need: all are taken
-    and ignored, so that it stands where any network of this room does. The output is zero at first.
+    The noise level and conditions are accepted and ignored, as a denoising autoencoder of one level does not need them.
+    The output is zero at first.
     Raises SfumatoError for sizes that are not positive, or another shape of x.
     """
 

@@ -1,4 +1,4 @@
-"""What stands between encoder and decoder: a Gaussian law of the code, or the nearest vectors of a codebook."""
+"""The code between encoder and decoder: a Gaussian law, or the nearest vectors of a codebook."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a network hears of its conditions, made from their description: a vector that modulates, channels, or tokens.
+"""How conditions enter a network, built from their description: as a vector that modulates, channels, or tokens.
 
     {"label": {"kind": "label", "classes": 3}, "mass": {"kind": "scalar"}, "map": {"kind": "field", "shape": [1, 8, 8]}}
 
@@ -31,7 +31,7 @@ FEATURES = 64  # of a scalar
 
 
 def described(classes: int, conditions: Mapping[str, Mapping[str, Any]] | None) -> Described:
-    """Conditions by name, sorted; `classes` alone is one label of the name "label". SfumatoError for what is none."""
+    """Conditions by name, sorted; `classes` alone is one label called "label". SfumatoError for a wrong description."""
     if classes < 0:
         raise SfumatoError(f"a network cannot have {classes} classes: give 0 for none")
     found = {str(name): dict(conditions[name]) for name in sorted(conditions or {})} if conditions else {}
@@ -70,7 +70,7 @@ def named(label: Tensor | None, cond: Mapping[str, Tensor]) -> Mapping[str, Tens
 
 
 def refuse(given: Described, kind: str, reason: str) -> None:
-    """For a network that cannot hear a kind."""
+    """Refuse conditions of a kind that a network cannot take."""
     wrong = of_kind(given, kind)
     if wrong:
         raise SfumatoError(f"the condition {next(iter(wrong))!r} is of kind {kind!r}: {reason}")

@@ -26,5 +26,5 @@ def sines(value: Tensor, count: int) -> Tensor:
 
 
 def noise_features(noise_level: Tensor, count: int) -> Tensor:
-    """The sines of a noise level, float32 at least whatever autocast says."""
+    """The sines of a noise level, in float32 at least, also under autocast."""
     return sines(noise_level.to(torch.promote_types(noise_level.dtype, torch.float32)), count)

@@ -1,4 +1,4 @@
-"""What the parts of a network say, as it computes."""
+"""Look at the outputs of a network's parts while it computes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from sfumato import target as targets
-from sfumato.belief import Estimate, Reading, Step, ancestral, broadcast, reading
+from sfumato.belief import Estimate, Transition, ancestral, broadcast, reading
 from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError, suggest
 from sfumato.noise import Noise
@@ -34,8 +34,6 @@ from sfumato.process.protocol import Density, noise_level
 from sfumato.registry import check, register
 from sfumato.schedule import Schedule, Time, schedule_of
 from sfumato.state import numbers_like
-
-__all__ = ["Gaussian", "Jump", "Step", "ancestral", "factor", "finite"]
 
 VARIANCES = ("fixed", "learned")
 KEPT_TIMES = 4096  # of which a process keeps the scaling and the reading
@@ -104,15 +102,9 @@ class Gaussian:
         alpha = alpha_t / alpha_s
         return Jump(alpha, (sigma_t**2 - alpha**2 * sigma_s**2).clamp_min(0.0).sqrt())
 
-    def posterior(self, s: Time, t: Time) -> Step:
+    def posterior(self, s: Time, t: Time) -> Transition:
         """q(z_s | z_t, x) for s <= t and sigma_t > 0."""
         return ancestral(*self.schedule(t), *self.schedule(s), eta=1.0)
-
-    def bridge(self, belief: Estimate, s: Time, eta: float = 0.0) -> tuple[Tensor, Tensor]:
-        """(mean, std) of z_s given z_t and the belief about it, s <= t."""
-        step = ancestral(belief.alpha, belief.sigma, *self.schedule(s), eta=eta)
-        mean = broadcast(step.z, belief.z) * belief.z + broadcast(step.x, belief.z) * belief.x
-        return mean, step.std
 
     def rescheduled(self, schedule: Schedule) -> Gaussian:
         """The same process under another schedule."""
@@ -127,7 +119,7 @@ class Gaussian:
         scale = torch.sqrt((alpha_there**2 + sigma_there**2) / (alpha**2 + sigma**2))
         return broadcast(scale, z) * z, there
 
-    # -- what a network hears and says -------------------------------------------------------------------------------
+    # -- inputs and outputs of a network -----------------------------------------------------------------------------
 
     def inputs(self, z: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """(c_in z, noise level)."""
@@ -135,7 +127,7 @@ class Gaussian:
         return broadcast(c_in, z) * z, level
 
     def scaling(self, t: Time, device: torch.device) -> tuple[Tensor, Tensor]:
-        """c_in and the noise level: the network hears (c_in z, noise level)."""
+        """c_in and the noise level: the inputs of the network are (c_in z, noise level)."""
         alpha, sigma = self.schedule(t)
         c_in = 1 / torch.sqrt(sigma**2 + (alpha * self.sigma_data) ** 2)
         return c_in, noise_level(self.schedule.logsnr(t)).to(device)
@@ -156,21 +148,12 @@ class Gaussian:
         """The target alone, like z."""
         return self.split(y, z)[0]
 
-    def reading(self, name: str, t: Time, sigma_data: float = 1.0) -> Reading:
-        """How a prediction of the named target is read at times t: what `read` needs beside y and z."""
-        return reading(name, self.schedule, t, sigma_data)
-
-    def read(self, y: Tensor, z: Any, t: Any, *old: Any) -> Estimate:
-        """The belief that the network's output y (like z, or of twice the channels) says about z at time t.
-
-        The old order (y, target, z, t, sigma_data) reads y in the terms of that target.
-        """
-        if isinstance(z, str):
-            return Estimate(t, old[0], self.schedule, y=y, sigma_data=old[1] if len(old) > 1 else 1.0, named=z)
+    def read(self, y: Tensor, z: Tensor, t: Time) -> Estimate:
+        """The belief about z at time t, from the network's output y (like z, or of twice the channels)."""
         y, share = self.split(y, z)
         known = None
         if isinstance(t, float | int):
-            known = self._at("reading", t, z.device, lambda: self.reading(self.target, t, self.sigma_data))
+            known = self._at("reading", t, z.device, lambda: reading(self.target, self.schedule, t, self.sigma_data))
         return Estimate(
             z, t, self.schedule, y=y, sigma_data=self.sigma_data, known=known, variance_share=share, named=self.target,
             indirect=self.indirect,
@@ -178,7 +161,7 @@ class Gaussian:
 
     @functools.cached_property
     def indirect(self) -> bool:
-        """Whether the target says nothing of x in pure noise."""
+        """Whether the target carries no information on x in pure noise."""
         return float(targets.row(self.target, self.schedule, 1.0).a) == 0
 
     def check_net(self, net: Any) -> None:
@@ -191,7 +174,7 @@ class Gaussian:
             )
 
     def _at(self, kind: str, t: Time, device: torch.device, make: Callable[[], _Made]) -> _Made:
-        """What depends on the time alone; that of a number is kept, since a sampler comes back to its times."""
+        """What depends on the time alone; kept for times that are numbers, which a sampler uses again."""
         if not isinstance(t, float | int) or torch.compiler.is_compiling():
             return make()
         kept: dict[Any, Any] = self.__dict__.setdefault("_kept", {})
@@ -243,7 +226,7 @@ class Gaussian:
     # -- data and files ----------------------------------------------------------------------------------------------
 
     def net_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """A network hears z itself."""
+        """The shape of z itself."""
         return tuple(shape)
 
     def sample_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -285,7 +268,7 @@ def factor(
 
 
 def finite(found: Tensor, logsnr: Tensor) -> None:
-    """Refuse factors that no loss can carry; found and logsnr of one shape."""
+    """Refuse factors beyond the range of float32; found and logsnr have one shape."""
     wrong = ~(found.abs() <= _LARGEST)
     if bool(wrong.any()):
         raise SfumatoError(

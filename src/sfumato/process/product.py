@@ -99,7 +99,7 @@ class Product:
         return self._each(lambda process, name: process.corrupt(x[name], t, _own(noise, name)))
 
     def inputs(self, z: State, t: Time) -> tuple[Tensor, Tensor]:
-        """What the networks of the parts would hear, side by side along the channels, and the level of the first."""
+        """The inputs of the parts' networks side by side along the channels, and the noise level of the first."""
         heard = [process.inputs(z[name], t) for name, process in self.processes.items()]
         dtype = torch.float32
         for part, _ in heard:
@@ -155,7 +155,7 @@ class Product:
         return (sum(part[0] for part in inner), *inner[0][1:])
 
     def sample_shape(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        """The shapes of the parts, whatever hears them."""
+        """The shapes of the parts, whatever the network."""
         return dict(self.shapes)
 
     def data(self, x: State) -> State:

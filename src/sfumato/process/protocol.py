@@ -19,7 +19,7 @@ from sfumato.state import Shape, State
 
 
 def noise_level(logsnr: Tensor) -> Tensor:
-    """-logsnr / 8 = ln(sigma/alpha) / 4, finite at both ends: what every network hears of the time."""
+    """-logsnr / 8 = ln(sigma/alpha) / 4, finite at both ends: the noise level that every network gets."""
     return (-logsnr / 8).clamp(-HEARD_LIMIT / 8, HEARD_LIMIT / 8).float()
 
 
@@ -33,7 +33,7 @@ class Density(Protocol):
 @runtime_checkable
 class Process(Protocol):
     """z_t ~ q(z_t | x), t = 0 the data, t = 1 the prior. `noise` is a source of it, or standard normal numbers like x
-    (a dict of them for a state that is one)."""
+    (a dict of them for a state that is a dict)."""
 
     @property
     def clock(self) -> Schedule:
@@ -53,13 +53,13 @@ class Process(Protocol):
         """z_t ~ q(z_t | x); t a number or (B,)."""
 
     def inputs(self, z: State, t: Time) -> tuple[Tensor, Tensor]:
-        """What the network hears: its input (B, ...), and the noise level, a number or (B,)."""
+        """The network's inputs: the scaled state (B, ...) and the noise level, a number or (B,)."""
 
     def prediction(self, y: Tensor, z: State) -> Tensor:
-        """What the network's output says, like z and in the terms of the target, or of symbols (B, *shape, K)."""
+        """The network's prediction, like z and in the terms of the target, or of symbols (B, *shape, K)."""
 
     def read(self, y: Tensor, z: State, t: Time) -> Belief:
-        """The belief that the network's output says about z."""
+        """The belief about z, from the network's output y."""
 
     def loss(
         self,
@@ -85,7 +85,7 @@ class Process(Protocol):
         """The shape of samples for a network of `shape`: the inverse of `net_shape`."""
 
     def contract(self, spec: DataSpec) -> DataSpec:
-        """The data's contract as this process has it: what is no real number is not scaled."""
+        """The data's contract under this process: symbols are not scaled."""
 
     def data(self, x: Tensor) -> State:
         """Normalised data (B, ...) as the clean state, or SfumatoError where it is none."""

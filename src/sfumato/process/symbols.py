@@ -6,7 +6,7 @@
     bridge     p(z_s | z_t)      = sum_x p(x | z_t) C(z_s | z_t, x)
                eta 1: C the posterior;   eta 0: C = 1[z_s = z_t], or x with the chance rho that leaves q(z_s | x) right,
                rho = (alpha_s - alpha_t) / (1 - alpha_t);   between, their mixture
-    network    p(x_i | z) ~ exp(y_i) q(z_i | x_i): y says what the other symbols know of one
+    network    p(x_i | z) ~ exp(y_i) q(z_i | x_i): y is the evidence of the other symbols on one
 
 `Uniform` (pi even) and `Masked` (pi on one more symbol) are of this kind. The level is logit alpha_t.
 Sources: Austin et al. 2021 (2107.03006); Hoogeboom et al. 2021 (2102.05379), Eq. 11-15; Song et al. 2020 (2010.02502),
@@ -97,7 +97,7 @@ class Symbols(abc.ABC):
 
     @final
     def keep(self, t: Time) -> Tensor:
-        """alpha_t, float64; 1 at t = 0. SfumatoError for a time that is none (on the CPU, elsewhere nobody waits)."""
+        """alpha_t, float64; 1 at t = 0. SfumatoError for times outside [0, 1] (not checked on a GPU)."""
         t = as_time(t)
         if t.device.type == "cpu" and not bool(((t >= 0) & (t <= 1)).all()):
             raise SfumatoError(f"Times run from 0, the data, to 1: {float(t.reshape(-1)[0]):g} is among these.")
@@ -137,7 +137,7 @@ class Symbols(abc.ABC):
 
     @final
     def evidence(self, z: Tensor, t: Time, dtype: torch.dtype = torch.float64) -> Tensor:
-        """log q(z_t | x = k) for every k, (B, *shape, K): what a symbol says of itself; -inf where it is impossible."""
+        """log q(z_t | x = k) for every k, (B, *shape, K): a symbol's own evidence; -inf where it is impossible."""
         hot, keep = self.hot(z, dtype)[..., : self.states], self.keep(t)
         rest = broadcast(1 - keep, z.double()) * self.law.to(z.device)[z]  # small and precise near the data
         return (broadcast(keep, hot) * hot + rest.to(dtype)[..., None]).log()
@@ -167,7 +167,7 @@ class Symbols(abc.ABC):
         at, above = self.keep(s), self.keep(t)
         here = self.hot(z, prob.dtype)
         law = self.law.to(prob)
-        own = law[z][..., None]  # pi of the symbol that stands there
+        own = law[z][..., None]  # pi of the noisy symbol
         # q(z_t | x) is zero only where x is impossible, and prob with it
         known = broadcast(above, prob) * here[..., : self.states] + (1 - broadcast(above, prob)) * own
         weight = prob / known.clamp_min(torch.finfo(prob.dtype).tiny)
@@ -206,7 +206,7 @@ class Symbols(abc.ABC):
         """(z, t') with the level of (z, t) under another process of these symbols."""
         return z, other.clock.time(self.level(t))
 
-    # -- what a network hears and says -------------------------------------------------------------------------------
+    # -- inputs and outputs of a network -----------------------------------------------------------------------------
 
     @final
     def inputs(self, z: Tensor, t: Time) -> tuple[Tensor, Tensor]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from sfumato.registry import Named
 from sfumato.schedule import Schedule
 from sfumato.schedules.derived import FromBetas, FromFunction, Kept, Shifted, Tabulated
 from sfumato.schedules.laws import Cauchy, Laplace
@@ -15,14 +13,9 @@ from sfumato.trees import build
 
 __all__ = [
     "EDM", "VE", "Cauchy", "Cosine", "Flow", "FromBetas", "FromFunction", "Kept", "Laplace", "LinearBeta", "LogLinear",
-    "Schedule", "Shifted", "Sigmoid", "SubVP", "Tabulated", "Trig", "ZeroTerminalSNR", "from_config", "named",
+    "Schedule", "Shifted", "Sigmoid", "SubVP", "Tabulated", "Trig", "ZeroTerminalSNR", "from_config",
     "zero_terminal_snr",
 ]  # fmt: skip
-
-
-def named() -> dict[str, Callable[..., Schedule]]:
-    """Every schedule of a file, by the name of its class."""
-    return {getattr(make, "__name__", name): make for name, make in Named("schedule").items()}
 
 
 def from_config(config: dict[str, Any]) -> Schedule:

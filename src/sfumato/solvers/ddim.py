@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from sfumato.belief import ancestral
 from sfumato.errors import SfumatoError
-from sfumato.process.gaussian import ancestral
 from sfumato.registry import register
 from sfumato.schedule import as_time
 from sfumato.solvers import grids

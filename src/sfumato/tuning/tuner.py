@@ -22,6 +22,7 @@ from sfumato.conditions import Given, Label, declared, resolve, unfolded
 from sfumato.errors import SfumatoError, whole
 from sfumato.model import Model
 from sfumato.process.gaussian import require_numbers
+from sfumato.sampling import refuse_arguments
 from sfumato.solver_selection import guidance_of
 from sfumato.solvers import Plan
 from sfumato.tuning.search import Range
@@ -63,6 +64,7 @@ def tune(
     `model.plans["6"] = plan` stores it for `sample(model, steps=6)` with the same guidance, and `save` keeps it.
     """
     require_numbers(model, "The fit of a plan", "sample it in more steps")
+    refuse_arguments(tune, model, cond)
     for name, value, least in (("steps", steps, 1), ("batch", batch, 1), ("rounds", rounds, 0), ("points", points, 8)):
         if value is not None:
             whole(name, value, least)
