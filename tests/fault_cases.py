@@ -311,7 +311,7 @@ def other_target(folder: Path) -> Report:
     """Trained to say EDM's F, and declared to say the clean signal."""
     x, denoiser = own_denoiser("F")
     own_loop(denoiser, x)
-    denoiser.target = "x"
+    denoiser.process = dataclasses.replace(denoiser.process, target="x")
     return sf.doctor(sf.save(denoiser, folder / "model.safetensors"), data=x)
 
 

@@ -40,9 +40,9 @@ def test_another_process_or_target_is_read_anew():
     model(z, 0.4)
     model.process = Gaussian(Flow())
     same(model(z, 0.4), Denoiser(Net(), Gaussian(Flow()), "v")(z, 0.4))
-    model.target = "x"
+    model.process = Gaussian(Flow(), "x")
     same(model(z, 0.4), Denoiser(Net(), Gaussian(Flow()), "x")(z, 0.4))
-    model.sigma_data = 0.5
+    model.process = Gaussian(Flow(), "x", 0.5)
     same(copy.deepcopy(model)(z, 0.4), Denoiser(Net(), Gaussian(Flow()), "x", 0.5)(z, 0.4))
 
 

@@ -105,18 +105,15 @@ class Denoiser(nn.Module):
     def spec(self, spec: Any) -> None:
         self._spec = None if spec is None else self.process.contract(spec)
 
-    def _known_shape(self) -> Shape | None:
+    @property
+    def shape(self) -> Shape | None:
+        """Shape of one sample, where the model knows it; a dict of shapes for a product."""
         if isinstance(self.process, Product):
             return dict(self.process.shapes)
         own, heard = getattr(self.spec, "shape", None), getattr(self.net, "shape", None)
         if own is not None:
             return tuple(own)
         return None if heard is None else self.process.sample_shape(tuple(heard))
-
-    @property
-    def shape(self) -> Shape | None:
-        """Shape of one sample, where the model knows it; a dict of shapes for a product."""
-        return self._known_shape()
 
     @property
     def device(self) -> torch.device:
@@ -134,19 +131,11 @@ class Denoiser(nn.Module):
         name: str = self.process.target
         return name
 
-    @target.setter
-    def target(self, name: str) -> None:
-        self.process = _with(self.process, {"target": name})
-
     @property
     def sigma_data(self) -> float:
         """The standard deviation of the normalised data."""
         value: float = self.process.sigma_data
         return value
-
-    @sigma_data.setter
-    def sigma_data(self, value: float) -> None:
-        self.process = _with(self.process, {"sigma_data": value})
 
     @property
     def variance(self) -> str:

@@ -259,7 +259,10 @@ def plan_name(plan: Plan) -> str:
     """By number of steps, and by guidance and range where they are not the usual ones: "6", "6 guidance 2"."""
     scale, interval = plan.guidance or (1.0, None)
     words = [str(plan.steps)]
-    words += [f"guidance {scale:g}"] if scale != 1 else []
+    if isinstance(scale, Mapping):
+        words += [f"guidance {w:g} to {name}" for name, w in scale.items()]
+    else:
+        words += [f"guidance {scale:g}"] if scale != 1 else []
     words += [f"in {interval[0]:g} to {interval[1]:g}"] if interval else []
     words += [f"from {plan.times[0]:g} to {plan.stop:g}"] if (plan.times[0], plan.stop) != (1.0, 0.0) else []
     return " ".join(words)

@@ -1,5 +1,6 @@
 """The board in training: it changes no step, costs its share, says what the loss says, is read back by the report."""
 
+import dataclasses
 import json
 import math
 
@@ -92,7 +93,7 @@ def test_work_on_an_accelerator_is_counted_in_batches():
 def test_the_bins_are_the_loss_of_training(target, weight):
     model = denoiser()
     torch.nn.init.normal_(model.net.output.weight, std=0.3)
-    model.target = target
+    model.process = dataclasses.replace(model.process, target=target)
     times, w = sf.times.logit_normal(), None if weight is None else sf.weights.NAMED[weight]()
     validator = validator_for(Denoising(times, w, 0), model, HOLDOUT, {}, 72, 16)
     found, drawn = validator.measure(model, None), validator.draws.take(validator.draws.index)

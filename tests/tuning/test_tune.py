@@ -160,5 +160,8 @@ def test_a_model_without_a_shape_is_refused():
     class Bare:
         process = Gaussian(Flow())
 
+        def __call__(self, z, t):
+            raise NotImplementedError
+
     with pytest.raises(SfumatoError, match="shape"):
         sf.tune(Bare(), 3)
