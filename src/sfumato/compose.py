@@ -95,19 +95,19 @@ class Guided(Wrapped):
                 return self.inner(z, t, **cond)
             if bool((scale == 0).all()):
                 return self.inner(z, t, **{**cond, **null})
-            base, told = self._asked(z, t, [{**cond, **null}, cond])
-            return base.lerp(told, scale)
+            base, conditional = self._beliefs(z, t, [{**cond, **null}, cond])
+            return base.lerp(conditional, scale)
         inside = self._inside(t)
         if not bool(inside.any()):
             return self.inner(z, t, **cond)
         apart = [{**cond, **{other: null[other] for other in null if other not in names}} for _, names in groups]
-        base, *each = self._asked(z, t, [{**cond, **null}, *apart])
+        base, *each = self._beliefs(z, t, [{**cond, **null}, *apart])
         found = base
         for k, ((w, _), one) in enumerate(zip(groups, each, strict=True)):  # the mean of len(groups) guided beliefs
             found = found.lerp(base.lerp(one, len(groups) * w), 1 / (k + 1))
         return found if bool(inside.all()) else self.inner(z, t, **cond).lerp(found, inside.to(t.dtype))
 
-    def _asked(self, z: State, t: Tensor, conds: list[dict[str, Any]]) -> Any:
+    def _beliefs(self, z: State, t: Tensor, conds: list[dict[str, Any]]) -> Any:
         """The beliefs under each of these, by one call: cheaper than several on every device."""
         n = len(conds)
         every = {name: joined([cond[name] for cond in conds]) for name in conds[0]}

@@ -150,16 +150,16 @@ class Denoiser(nn.Module):
 
     def raw(self, z: State, t: Time, /, **cond: Any) -> Tensor:
         """The network's output as it is, in the dtype of its input (float32 at least)."""
-        heard, level = self.process.inputs(z, t)
+        given, level = self.process.inputs(z, t)
         if not (isinstance(z, Tensor) and z.is_floating_point()):  # symbols take the precision of the weights
-            heard = heard.to(next((p.dtype for p in self.net.parameters()), heard.dtype))
-        level = level.expand(len(heard))
-        low, told = self.compute_dtype, network_inputs(cond, self.net)
-        if low is None and not torch.is_autocast_enabled(heard.device.type):
-            return self.net(heard, level, **told).to(heard.dtype)
-        with torch.autocast(heard.device.type, low or torch.bfloat16, enabled=low is not None):
-            y = self.net(heard, level, **told)
-        return y.to(heard.dtype)
+            given = given.to(next((p.dtype for p in self.net.parameters()), given.dtype))
+        level = level.expand(len(given))
+        low, values = self.compute_dtype, network_inputs(cond, self.net)
+        if low is None and not torch.is_autocast_enabled(given.device.type):
+            return self.net(given, level, **values).to(given.dtype)
+        with torch.autocast(given.device.type, low or torch.bfloat16, enabled=low is not None):
+            y = self.net(given, level, **values)
+        return y.to(given.dtype)
 
     def forward(self, z: State, t: Time, /, **cond: Any) -> Any:
         return self.process.read(self.raw(z, t, **cond), z, t)

@@ -26,7 +26,7 @@ NODE_LIMIT = (
     12.0  # nodes and clocks of solvers, sigma/alpha from exp(-6) to exp(6): beyond, a step is a step to the end
 )
 DRAWN_LIMIT = 15.0  # levels of training: beyond, the loss is constant to 3e-7 of its value
-HEARD_LIMIT = 40.0  # input of networks: beyond, a state is clean or pure noise in double precision
+INPUT_LIMIT = 40.0  # input of networks: beyond, a state is clean or pure noise in double precision
 
 
 def as_time(t: Time) -> Tensor:

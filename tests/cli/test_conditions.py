@@ -77,7 +77,7 @@ def test_conditions_that_cannot_be_are_one_sentence(refused, model):
     for word, sentence in {
         "temprature=3": "'temprature': the model has none of this name: did you mean 'temperature'",
         "temperature": "--condition takes NAME=VALUE, such as temperature=300, not 'temperature'",
-        "temperature=": "--condition temperature= says no value: give one, temperature=VALUE",
+        "temperature=": "--condition temperature= has no value: give one, temperature=VALUE",
         "=3": "--condition takes NAME=VALUE",
         "temperature=inf": "The condition 'temperature': a value is infinite",
         "temperature=300,warm": "The condition 'temperature': 'warm' is no number",
@@ -96,7 +96,7 @@ def test_conditions_that_cannot_be_are_one_sentence(refused, model):
     assert several.rstrip().endswith("say --condition colour=cat or --condition n=cat.")
     interval = ("--condition", "temperature=300", "--guidance-interval", -2, 2)
     assert "--guidance-interval needs a scale here" in refused("sample", model, "-n", 2, *interval)
-    assert "nothing to guide to: say one of" in refused("sample", model, "-n", 2, "--guidance", 2)
+    assert "nothing to guide to: give one of" in refused("sample", model, "-n", 2, "--guidance", 2)
 
 
 def saved(path, given: dict) -> Path:
@@ -114,7 +114,7 @@ def test_the_class_of_a_condition_of_any_name(call, refused, workplace):
     assert json.loads(str(drawn("a.npz")["manifest"]))["conditions"] == {"breed": "Green"}
     assert "'breed': there is no class 'cat'; the classes are: 0 blue" in refused(*common, "--class", "cat")
     two = refused(*common, "--class", "red", "--condition", "breed=blue")
-    assert "--class and --condition breed=... say two things" in two
+    assert "--class and --condition breed=... give different values" in two
     np.savez("d.npz", x=X)
     words = ("-n", 2, "--steps", 2, "--class", "green")
     assert call("likelihood", "breed.safetensors", "d.npz", *words)[0] == 0

@@ -41,7 +41,7 @@ def test_unseen_data_of_ones_own(run, call):
 
 
 def test_mistakes(run, refused, models):
-    assert "say its data" in refused("memorization", run.path / "model.safetensors")
+    assert "its training data are not known" in refused("memorization", run.path / "model.safetensors")
     assert "end it in .png" in refused("memorization", run.path, "-o", "pairs.jpg")
     assert "at least 2 samples" in refused("memorization", run.path, "-n", 1)
     assert "give unseen data" in refused("memorization", models["points"], run.path.parent / "x.npz")

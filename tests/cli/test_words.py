@@ -183,6 +183,7 @@ def test_arguments_of_what_a_flag_names():
         schedule="ve(sigma_max=9, sigma_min=0.1)",
     )  # fmt: skip
     assert parse("sample", ["m", "--solver", "multistep", "--solver.order", "3"]).solver == "multistep(order=3)"
+    assert parse("sample", ["m", "--solver=brownian", "--solver.solver=dpm++2m"]).solver == "brownian(solver='dpm++2m')"
     assert train_config(parse("train", ["d", "--net", "UNet", "--net.channels", "8,16"])).net == "UNet(channels=(8,16))"
 
 
@@ -191,7 +192,7 @@ def test_arguments_of_what_a_flag_names():
     [
         ("train digits --steps 1 --net DiT --net.dept 8", "DiT has no argument --net.dept: did you mean '--net.depth'"),
         ("train digits --net DiT --net.embed_dmi 8", "no argument --net.embed_dmi: did you mean '--net.embed-dim'"),
-        ("train digits --steps 1 --net DiT --net.depth=", "--net.depth= says no value: give one"),
+        ("train digits --steps 1 --net DiT --net.depth=", "--net.depth= has no value: give one"),
         ("train digits --steps 1 --net DiT --net.depth 2.5", "depth takes a whole number, not 2.5"),
         ("train digits --steps 1 --net DiTT --net.depth 2", "There is no network 'DiTT': did you mean 'DiT'"),
         ("train digits --net.depth", "argument --net.depth: expected one argument"),

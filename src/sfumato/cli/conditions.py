@@ -25,7 +25,7 @@ def said(options: Any, known: Mapping[str, Condition], label: str | None = None)
         return given
     name = _of_classes(known, label)
     if given.setdefault(name, label) != label:
-        raise SfumatoError(f"--class and --condition {name}=... say two things: give one of them")
+        raise SfumatoError(f"--class and --condition {name}=... give different values: leave one of them out")
     return given
 
 
@@ -37,7 +37,7 @@ def _of_classes(known: Mapping[str, Condition], label: str) -> str:
     near = labels or [name for name, each in known.items() if isinstance(each, MultiLabel)]
     if near:
         ways = " or ".join(f"--condition {name}={label}" for name in near)
-        raise SfumatoError(f"--class does not say which condition this model should take as {label}: say {ways}")
+        raise SfumatoError(f"--class does not fit this model, which has no single condition of classes: give {ways}")
     others = f"only {', '.join(known)}" if known else "and no other conditions"
     raise SfumatoError(f"there is no class {label!r}: this model has no classes, {others}: leave --class out")
 

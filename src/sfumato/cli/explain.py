@@ -42,7 +42,7 @@ def explain_objective(options: Any, voice: Voice) -> None:
     voice.say(f"{words}; logsnr from {lo:.3g} (noise) to {hi:.3g} (data).", "", *_table(objective), "")
     voice.say(*_nearest(objective), *_bound(objective))
     if fault is not None:
-        voice.say("", f"No model can be trained so. {fault}")
+        voice.say("", f"No model can be trained by this objective. {fault}")
     if seen is not None:
         voice.say("", str(seen))
     if options.plot:
@@ -131,7 +131,7 @@ def _table(objective: Objective) -> list[str]:
         w, factor = float(objective.weight(middle)[0]) / unit, float(objective.factor(middle)[0])
         ratio = math.exp(-float(middle) / 2)
         lines.append(f"{start:6.4g} to {stop:<6.4g}   {ratio:12.4g}   {share:12.1%}   {w:10.4g}   {factor:19.4g}")
-    return [*lines, "Each line is told at its middle; w is relative to that at logsnr 0."]
+    return [*lines, "The figures of a line are those at its middle; w is relative to that at logsnr 0."]
 
 
 def _nearest(objective: Objective) -> list[str]:

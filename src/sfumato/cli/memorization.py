@@ -47,7 +47,9 @@ def _data(options: Any) -> tuple[str, str | None, int | None]:
         return options.data, options.labels, options.size
     settings = Path(options.model).expanduser() / "config.yaml"
     if not settings.exists():
-        raise SfumatoError(f"{options.model} is no run folder, which would say its data: give DATA after it")
+        raise SfumatoError(
+            f"{options.model} is no run folder, so that its training data are not known: give DATA after it"
+        )
     kept = read(str(settings))
     if not kept["data"]:
         raise SfumatoError(f"{options.model} was trained on an array in memory: use sf.memorization in Python")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
 import inspect
 import re
@@ -87,10 +88,14 @@ def _called(word: str | None, name: str, key: str, flag: str, text: str) -> str:
         flags = [f"--{name}.{each.replace('_', '-')}" for each in known]
         raise SfumatoError(f"{thing} has no argument {flag}: {suggest(flag, flags) if flags else 'it takes none.'}")
     if not text:
-        raise SfumatoError(f"{flag}= says no value: give one, or leave it out")
+        raise SfumatoError(f"{flag}= has no value: give one, or leave it out")
     inside = word.strip().removesuffix(")")
     mark = "(" if inside == word.strip() else "" if inside.endswith("(") else ", "
     value = f"({text})" if "," in text and text[0] not in "([" else text
+    try:
+        ast.parse(value, mode="eval")
+    except (SyntaxError, ValueError):  # a name such as dpm++2m
+        value = repr(text)
     return f"{inside}{mark}{key}={value})"
 
 
@@ -130,7 +135,7 @@ def asked(words: Sequence[str]) -> dict[str, str]:
 def _pair(word: str, name: str, mark: str, value: str, form: str) -> tuple[str, str]:
     name, value = name.strip(), value.strip()
     if mark == "=" and name and not value:
-        raise SfumatoError(f"--condition {name}= says no value: give one, {name}=VALUE, or leave the condition out")
+        raise SfumatoError(f"--condition {name}= has no value: give one, {name}=VALUE, or leave the condition out")
     if not (mark and name and value):
         raise SfumatoError(f"--condition takes {form}, not {word!r}")
     return name, value

@@ -104,7 +104,9 @@ def guidance_scale(options: Any, denoiser: Denoiser, given: Collection[str]) -> 
         return float(options.guidance)
     if options.guidance is not None or options.guidance_interval is not None:
         if known:
-            raise SfumatoError(f"there is nothing to guide to: say one of {', '.join(known)} by --condition NAME=VALUE")
+            raise SfumatoError(
+                f"there is nothing to guide to: give one of {', '.join(known)} by --condition NAME=VALUE"
+            )
         raise SfumatoError("this model has no classes, so there is nothing to guide to: leave --guidance out")
     return None
 

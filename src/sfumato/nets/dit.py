@@ -129,12 +129,12 @@ class DiT(nn.Module):
         present: Mapping[str, Tensor] | None = None, **cond: Tensor,
     ) -> Tensor:  # fmt: skip
         check_input(x, self.shape)
-        told = named(label, cond)
-        vector = self.conditioning(noise_level, len(x), told, present)
-        field = beside(x.to(self.input.weight.dtype), self.given, told, present)
+        values = named(label, cond)
+        vector = self.conditioning(noise_level, len(x), values, present)
+        field = beside(x.to(self.input.weight.dtype), self.given, values, present)
         h = self.input(self.patchify(field)) + self.positions
         if self.context is not None:
-            h = torch.cat([h, self.context(len(x), told, present).to(h.dtype)], dim=1)
+            h = torch.cat([h, self.context(len(x), values, present).to(h.dtype)], dim=1)
         for block in self.blocks:
             h = block(h, vector)
         h = h[:, : math.prod(self.grid)]

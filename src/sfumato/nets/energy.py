@@ -4,9 +4,9 @@
 
 dy/dx is the Hessian of E, so that it is symmetric, and every line integral of y is a difference of E. A score that is a
 linear map of (y, z) is then the gradient of a log-density: any target of a denoiser (`sfumato.energy` reads it).
-f is any network of this room, told the same. The inner product keeps what a denoiser needs: f = 0 gives y = 0, with a
-gradient for the weights of f; and a linear f gives a linear y, so that far from the data, where E is quadratic, f need
-not be.
+f is any network of this package, with the same conditions. The inner product keeps what a denoiser needs: f = 0 gives
+y = 0, with a gradient for the weights of f; and a linear f gives a linear y, so that far from the data, where E is
+quadratic, f need not be.
 Sources: Salimans and Ho 2021, "Should EBMs model the energy or the score?"; Du et al. 2023 (2302.11552), Sect. 5, for
 the inner product.
 """
@@ -62,11 +62,11 @@ class Energy(nn.Module):
         kernels = sdpa_kernel(SDPBackend.MATH) if training else nullcontext()
         with torch.inference_mode(False), torch.enable_grad(), kernels:
             own = x if training and x.requires_grad else x.detach().clone().requires_grad_()
-            told: dict[str, Any] = {name: _outside(value) for name, value in cond.items()}
+            values: dict[str, Any] = {name: _outside(value) for name, value in cond.items()}
             if present is not None:
-                told["present"] = {name: _outside(value) for name, value in present.items()}
+                values["present"] = {name: _outside(value) for name, value in present.items()}
             label = None if label is None else _outside(label)
-            total = self.energy(own, _outside(noise_level), label, **told).sum()
+            total = self.energy(own, _outside(noise_level), label, **values).sum()
             (y,) = torch.autograd.grad(total, own, create_graph=training)
         return y
 

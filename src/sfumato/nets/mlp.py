@@ -76,9 +76,9 @@ class MLP(nn.Module):
         present: Mapping[str, Tensor] | None = None, **cond: Tensor,
     ) -> Tensor:  # fmt: skip
         check_input(x, self.shape)
-        told = named(label, cond)
-        vector = self.conditioning(noise_level, len(x), told, present)
-        h = self.input(beside(x, self.given, told, present).to(self.input.weight.dtype))
+        values = named(label, cond)
+        vector = self.conditioning(noise_level, len(x), values, present)
+        h = self.input(beside(x, self.given, values, present).to(self.input.weight.dtype))
         for layer in self.layers:
             h = layer(h, vector)
         return self.output(nn.functional.silu(self.norm(h))).to(x.dtype)

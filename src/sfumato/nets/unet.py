@@ -129,15 +129,15 @@ class UNet(nn.Module):
         present: Mapping[str, Tensor] | None = None, **cond: Tensor,
     ) -> Tensor:  # fmt: skip
         check_input(x, self.shape)
-        told = named(label, cond)
-        vector = self.conditioning(noise_level, len(x), told, present)
+        values = named(label, cond)
+        vector = self.conditioning(noise_level, len(x), values, present)
         modulations = iter(self.modulation(vector).split(self.widths, dim=1))
-        field = beside(x.to(self.modulation.weight.dtype), self.given, told, present)
+        field = beside(x.to(self.modulation.weight.dtype), self.given, values, present)
         field = field.unsqueeze(2) if x.ndim == 3 else field
         layout = torch.channels_last if field.ndim == 4 else torch.channels_last_3d
         h = self.input(space_to_depth(field, self.patch).movedim(-1, 1))
         h = h.contiguous(memory_format=layout)  # a copy only where the input's layout was ambiguous: one channel
-        h = self._levels(h, modulations, None if self.context is None else self.context(len(x), told, present))
+        h = self._levels(h, modulations, None if self.context is None else self.context(len(x), values, present))
         h = self.output(F.silu(self.norm(h))).movedim(1, -1)
         fields = (self.outputs * self.shape[0], *field.shape[2:])
         return depth_to_space(h, self.patch, fields).reshape(len(x), -1, *x.shape[2:]).to(x.dtype)

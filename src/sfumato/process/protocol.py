@@ -14,13 +14,13 @@ from torch import Tensor
 from sfumato.belief import Belief
 from sfumato.data import DataSpec
 from sfumato.noise import Noise
-from sfumato.schedule import HEARD_LIMIT, Schedule, Time
+from sfumato.schedule import INPUT_LIMIT, Schedule, Time
 from sfumato.state import Shape, State
 
 
 def noise_level(logsnr: Tensor) -> Tensor:
     """-logsnr / 8 = ln(sigma/alpha) / 4, finite at both ends: the noise level that every network gets."""
-    return (-logsnr / 8).clamp(-HEARD_LIMIT / 8, HEARD_LIMIT / 8).float()
+    return (-logsnr / 8).clamp(-INPUT_LIMIT / 8, INPUT_LIMIT / 8).float()
 
 
 class Density(Protocol):
