@@ -21,7 +21,9 @@ def main() -> float:
         print(f"{z[i, 0]:8.4f}  " + "  ".join(f"{getattr(belief, name)[i, 0]:8.4f}" for name in ROWS))
     worst = 0.0
     for told in ROWS:
-        read = process.read(getattr(belief, told), told, z, t)  # as if a network had predicted it
+        read = sf.Estimate(
+            z, t, process.schedule, getattr(belief, told), named=told
+        )  # as if a network had predicted it
         for name in ROWS:
             worst = max(worst, float((getattr(read, name) - getattr(belief, name)).abs().max()))
     autograd = torch.func.grad(lambda z: truth.log_prob(z, process=process, t=t).sum())(z)

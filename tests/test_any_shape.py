@@ -56,7 +56,8 @@ def test_numbers_are_read_back_from_the_right_answer(name, asked, shape, count, 
     z = process.corrupt(x, t, eps)
     a, b = target.row(asked, process.schedule, torch.as_tensor(t, dtype=F64).expand(count), process.sigma_data)
     each = (count, *(1 for _ in shape))
-    belief = process.read((a.reshape(each) * x + b.reshape(each) * eps).to(dtype), asked, z, t)
+    y = (a.reshape(each) * x + b.reshape(each) * eps).to(dtype)
+    belief = sf.Estimate(z, t, process.schedule, y, named=asked)
     assert z.shape == x.shape == belief.x.shape == belief.eps.shape and z.dtype == belief.x.dtype == dtype
     heard, level = process.inputs(z, t)
     assert heard.shape == x.shape and level.shape in ((), (count,)) and bool(level.isfinite().all())

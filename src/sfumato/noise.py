@@ -213,7 +213,7 @@ def _folded(seed: int, name: str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-class Brownian:
+class WienerProcess:
     """A Wiener process W on [0, 1], W(0) = 0, for each row a pure function of (seed, index_i).
 
         W(c) = c n_0 + sum_{d < D} 2^{-d/2 - 1} hat(2^d c) n_{d, floor(2^d c)} + 2^{-D/2} sqrt(u (1 - u)) n_leaf

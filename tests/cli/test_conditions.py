@@ -76,9 +76,9 @@ def test_conditions_that_cannot_be_are_one_sentence(refused, model):
     (Path.cwd() / "torn.npy").write_text("no array")
     for word, sentence in {
         "temprature=3": "'temprature': the model has none of this name: did you mean 'temperature'",
-        "temperature": "--condition takes NAME=VALUE, such as temperature=300, not 'temperature'",
-        "temperature=": "--condition temperature= has no value: give one, temperature=VALUE",
-        "=3": "--condition takes NAME=VALUE",
+        "temperature": "argument --condition: takes NAME=VALUE, not 'temperature'",
+        "temperature=": "argument --condition: takes NAME=VALUE, not 'temperature='",
+        "=3": "argument --condition: takes NAME=VALUE, not '=3'",
         "temperature=inf": "The condition 'temperature': a value is infinite",
         "temperature=300,warm": "The condition 'temperature': 'warm' is no number",
         "temperature=300,301,302": "--condition temperature has 3 values for 2 samples: -n 3 draws one of each",
@@ -263,7 +263,7 @@ def test_settings_of_conditions_are_checked(refused, call, workplace):
         "temperature:number": "'temperature' cannot be of the kind 'number': known are ",
         "temperature:label": "'temperature' cannot be a label: label 0 is ",
         "temperature:field": "'temperature' cannot be a field: its shape a sample is ()",
-        "temperature": "--condition takes NAME:KIND, such as temperature:scalar, not 'temperature'",
+        "temperature": "argument --condition: takes NAME:KIND, not 'temperature'",
     }.items():
         for command in (train, ("inspect", "set.npz")):
             assert sentence in refused(*command, "--condition", word), word

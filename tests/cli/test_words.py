@@ -109,7 +109,7 @@ def test_words_may_stand_in_any_order_and_begin_with_a_sign():
     assert parse("memorization", ["m", "-n", "3", "d"]).data == "d"
     assert parse("runs", ["a", "b", "--json", "c"]).folders == ["a", "b", "c"] and parse("runs", []).folders == []
     assert parse("sample", ["m", "--seed=1", "--condition", "a=1", "--seed", "2", "--condition=b=2"]).seed == 2
-    assert parse("sample", ["m", "--condition", "a=1", "--condition=b=2"]).condition == ["a=1", "b=2"]
+    assert parse("sample", ["m", "--condition", "a=1", "--condition=b=2"]).condition == [("a", "1"), ("b", "2")]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -33,8 +33,8 @@ def test_of_a_gaussian_in_closed_form(target, curve):
     best = law.denoiser(process)(z, t).target(target) if target != "F" else None
     held = sf.Denoiser(nn.Identity(), process, target, sigma_data=0.8)
     if best is None:
-        best = process.read(law.denoiser(process)(z, t).x, "x", z, t, 0.8).target("F")
-    c_in, _ = held.scaling(t, z.device)
+        best = sf.Estimate(z, t, curve, x=law.denoiser(process)(z, t).x, sigma_data=0.8).target("F")
+    c_in, _ = held.process.scaling(t, z.device)
     slope = best / (c_in * z)
     torch.testing.assert_close(slope, slope[:1, :1].expand(5, 2))
     denoiser = sf.Denoiser(sf.nets.Energy(Slope(float(slope[0, 0]) / 2)), process, target, sigma_data=0.8)

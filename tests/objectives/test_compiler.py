@@ -87,7 +87,9 @@ class Off:
 
     def __call__(self, z, t):
         alpha, sigma = self.process.schedule(t)
-        return self.process.read(-(sigma / alpha)[:, None].expand_as(z), "x", z, t, self.process.sigma_data)
+        return Estimate(
+            z, t, self.process.schedule, x=-(sigma / alpha)[:, None].expand_as(z), sigma_data=self.process.sigma_data
+        )
 
 
 @pytest.mark.parametrize("trainer", TRAINERS, ids=IDS)

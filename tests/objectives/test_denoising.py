@@ -8,6 +8,7 @@ from scipy import integrate
 
 from loops import every
 from sfumato import target
+from sfumato.belief import Estimate
 from sfumato.exact import GaussianMixture
 from sfumato.objectives import denoising_loss, times, weights
 from sfumato.process import Gaussian
@@ -40,7 +41,7 @@ class Known:
         self.target, self.sigma_data = name, sigma_data
 
     def __call__(self, z, t):
-        return self.process.read(self.signal(z, t), "x", z, t, self.sigma_data)
+        return Estimate(z, t, self.process.schedule, x=self.signal(z, t), sigma_data=self.sigma_data)
 
 
 def optimum(process, name):

@@ -7,6 +7,7 @@ import torch
 from scipy import integrate
 
 from sfumato import nets, noise, schedules
+from sfumato.belief import Estimate
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
 from sfumato.model import Denoiser
@@ -176,7 +177,8 @@ class Linear:
 
     def __call__(self, z, t):
         alpha, sigma = (c[:, None] for c in self.process.schedule(t))
-        return self.process.read(self.factor * sigma / (alpha**2 * self.variance + sigma**2) * z, "eps", z, t)
+        eps = self.factor * sigma / (alpha**2 * self.variance + sigma**2) * z
+        return Estimate(z, t, self.process.schedule, eps=eps)
 
     def error(self, lam):
         """E (eps - eps_hat)^2: 1 - 2 f s^2 / V + f^2 s^2 / V, with s^2 / V = 1 / (1 + v snr)."""

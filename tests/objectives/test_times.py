@@ -8,6 +8,7 @@ from scipy import integrate
 
 from curves import CURVES
 from sfumato import noise
+from sfumato.belief import Estimate
 from sfumato.errors import SfumatoError
 from sfumato.objectives import denoising_loss, times, weights
 from sfumato.process import Gaussian
@@ -189,7 +190,7 @@ def test_spread_levels_lower_the_variance_and_not_the_mean():
         process = Gaussian(Flow())
 
         def __call__(self, z, t):
-            return self.process.read(torch.zeros_like(z), "x", z, t)
+            return Estimate(z, t, self.process.schedule, x=torch.zeros_like(z))
 
     x, weight = torch.ones(64, 1, dtype=F64), weights.edm(0.5, 0.3, 0.8)
     found = {}

@@ -46,7 +46,7 @@ SOLVERS = {name: once(solver) for name, solver in SOLVERS.items()}
 
 def change(a, b):
     """W(b) - W(a) over the tree's normal numbers."""
-    start, end = noise.Brownian.weights(a), noise.Brownian.weights(b)
+    start, end = noise.WienerProcess.weights(a), noise.WienerProcess.weights(b)
     return {node: end.get(node, 0.0) - start.get(node, 0.0) for node in start.keys() | end.keys()}
 
 
@@ -78,14 +78,16 @@ def test_increments_are_independent_and_have_their_variance(times):
 def test_the_covariance_is_the_smaller_time():
     for a, b in itertools.product((0.0, 1e-5, 0.1, 1 / 3, 0.5, 0.77, 1.0), repeat=2):
         wanted = min(a, b)
-        assert product(noise.Brownian.weights(a), noise.Brownian.weights(b)) == pytest.approx(wanted, abs=1e-15)
+        assert product(noise.WienerProcess.weights(a), noise.WienerProcess.weights(b)) == pytest.approx(
+            wanted, abs=1e-15
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_increments_add_up_along_any_times(dtype):
     like = torch.zeros(5, 3, dtype=dtype)
-    whole = noise.Brownian(7, torch.arange(5)).between(0.1, 0.9, like)
-    path = noise.Brownian(7, torch.arange(5))
+    whole = noise.WienerProcess(7, torch.arange(5)).between(0.1, 0.9, like)
+    path = noise.WienerProcess(7, torch.arange(5))
     for times in ([0.1, 0.5, 0.9], [0.1, 0.11, 0.3001, 0.77, 0.9]):
         parts = sum(path.between(a, b, like) for a, b in itertools.pairwise(times))
         torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-12)
@@ -94,17 +96,17 @@ def test_increments_add_up_along_any_times(dtype):
 
 def test_rows_are_functions_of_seed_and_index():
     like = torch.zeros(4, 2, dtype=F64)
-    whole = noise.Brownian(3, torch.arange(4)).between(0.2, 0.21, like)
-    again = noise.Brownian(3, [2]).between(0.2, 0.21, like[:1])
+    whole = noise.WienerProcess(3, torch.arange(4)).between(0.2, 0.21, like)
+    again = noise.WienerProcess(3, [2]).between(0.2, 0.21, like[:1])
     assert torch.equal(whole[2:3], again)
-    assert not torch.equal(noise.Brownian(4, torch.arange(4)).between(0.2, 0.21, like), whole)
+    assert not torch.equal(noise.WienerProcess(4, torch.arange(4)).between(0.2, 0.21, like), whole)
     assert not torch.equal(noise.normal(3, torch.arange(4), (2,), noise.STEP, 0, dtype=F64), whole)
 
 
 def test_drawn_increments_are_normal():
     """Their mean, variance and correlation over 20,000 paths, within four standard errors."""
     n = 20_000
-    path, like = noise.Brownian(1, torch.arange(n)), torch.zeros(n, 1, dtype=F64)
+    path, like = noise.WienerProcess(1, torch.arange(n)), torch.zeros(n, 1, dtype=F64)
     first, second = path.between(0.2, 0.3, like) / 0.1**0.5, path.between(0.3, 0.34, like) / 0.04**0.5
     for draw in (first, second):
         assert abs(float(draw.mean())) < 4 / n**0.5 and abs(float(draw.var()) - 1) < 4 * (2 / n) ** 0.5

@@ -10,6 +10,7 @@ import torch
 from gaussian_moments import follow, gaps, marginal
 from loops import every
 from sfumato import noise
+from sfumato.belief import Estimate
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
 from sfumato.process import Gaussian
@@ -237,7 +238,7 @@ def test_the_optimal_variance_needs_a_model_that_knows_it():
             self.process = self.inner.process
 
         def __call__(self, z, t):
-            return self.process.read(self.inner(z, t).x, "x", z, t)
+            return Estimate(z, t, self.process.schedule, x=self.inner(z, t).x)
 
     walk = OptimalDDPM().plan(Cosine(), 3)
     with pytest.raises(SfumatoError, match="knows Var"):
@@ -328,7 +329,7 @@ def test_a_step_is_the_integral_of_the_equation(row, tau):
         process = Gaussian(schedule)
 
         def __call__(self, z, t):
-            return self.process.read(torch.full_like(z, value), row, z, t)
+            return Estimate(z, t, schedule, torch.full_like(z, value), named=row)
 
     *_, last = plan.run(Constant(), torch.full((1, 1), 1.3, dtype=F64), lambda call, like: torch.zeros_like(like))
     assert float(last.z) == pytest.approx(mean, rel=2e-4)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from sfumato.cli.parse import asked
 from sfumato.conditions import Condition, Conditions, Label, MultiLabel, Scalar, resolve
 from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError
@@ -20,7 +19,7 @@ LABEL = "label"
 
 def said(options: Any, known: Mapping[str, Condition], label: str | None = None) -> dict[str, str]:
     """Name -> value, as they were written; --class is the condition of classes, whatever its name."""
-    given = asked(options.condition)
+    given: dict[str, str] = dict(options.condition)
     if label is None:
         return given
     name = _of_classes(known, label)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from sfumato.cli.parse import declared
 from sfumato.cli.run import Voice
 
 
@@ -40,7 +39,7 @@ def inspect(options: Any, voice: Voice) -> None:
     from sfumato.sampling import apart
 
     labels = None if options.labels is None else read_labels(options.labels)
-    facts = data.inspect(options.data, labels=labels, size=options.size, conditions=declared(options.condition))
+    facts = data.inspect(options.data, labels=labels, size=options.size, conditions=dict(options.condition))
     facts["notes"] += apart(facts["conditions"])
     voice.emit(facts)
     voice.say(*describe(facts))

@@ -48,9 +48,17 @@ def place(name: str, metavar: str, words: str, **how: Any) -> Flag:
     return flag(name, metavar, words, group="arguments", **how)
 
 
-def several(name: str, metavar: str, words: str, **more: Any) -> Flag:
-    """A flag that may be given again."""
-    return flag(name, metavar, f"{words} May be given again for another.", action="append", **more)
+def several(mark: str, metavar: str, words: str, **more: Any) -> Flag:
+    """--condition, which may be given again: (what stands before the mark, what stands after it) of each."""
+
+    def pair(word: str) -> tuple[str, str]:
+        name, found, value = word.partition(mark) if mark == "=" else word.rpartition(mark)
+        if not (found and name.strip() and value.strip()):
+            raise argparse.ArgumentTypeError(f"takes {metavar}, not {word!r}")
+        return name.strip(), value.strip()
+
+    words += " May be given again for another."
+    return flag("--condition", metavar, words, action="append", type=pair, **more)
 
 
 def seed(what: str) -> Flag:
@@ -65,7 +73,7 @@ DECLARED = (
     "ignore."
 )
 GIVEN = several(
-    "--condition", "NAME=VALUE",
+    "=", "NAME=VALUE",
     "A condition in the user's units, such as temperature=300; several numbers or classes, one a sample in turn, have "
     "commas between.",
     default=[],
@@ -250,7 +258,7 @@ INSPECT = Command(
     [
         place("data", "DATA", f"{SOURCES[0].upper()}{SOURCES[1:]} (fashion, emoji, digits)."),
         LABELS,
-        several("--condition", "NAME:KIND", DECLARED, default=[]),
+        several(":", "NAME:KIND", DECLARED, default=[]),
         SIDE,
     ],
 )
@@ -353,7 +361,7 @@ def _settings() -> list[Flag]:
         if field.name == "data":
             found.append(place("data", "DATA", words["data"], nargs="?"))
         elif field.name == "conditions":
-            found.append(several("--condition", "NAME:KIND", DECLARED, dest="conditions", group=title))
+            found.append(several(":", "NAME:KIND", DECLARED, dest="conditions", group=title))
         else:
             found.append(_setting(field, hints[field.name], words[field.name], title))
     for each in found:

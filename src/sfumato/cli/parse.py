@@ -105,8 +105,7 @@ def _with_config(given: argparse.Namespace) -> argparse.Namespace:
     if options["config"] == "":
         raise SfumatoError("--config names no file: give the path of a YAML file of settings")
     values = dataclasses.asdict(TrainConfig() if options["config"] is None else from_yaml(options["config"]))
-    kinds = [f"{name}:{kind}" for name, kind in values["conditions"].items()]
-    values["conditions"] = kinds + options.pop("conditions", [])
+    options["conditions"] = {**values["conditions"], **dict(options.get("conditions", []))}
     if "minutes" in options or "steps" in options:
         values["minutes"] = values["steps"] = None  # a budget on the command line replaces the file's
     return argparse.Namespace(**{**values, **options})
@@ -118,24 +117,4 @@ def train_config(options: Any, command: str = "train") -> TrainConfig:
         raise SfumatoError(
             f"`sfumato {command}` needs DATA: a folder of images, a .npy, .npz, .tar or .parquet file, a built-in set"
         )
-    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)}
-    return TrainConfig(**{**given, "conditions": declared(options.conditions)})
-
-
-def declared(words: Sequence[str]) -> dict[str, str]:
-    """NAME:KIND ... -> {name: kind}; the kinds are checked where the data is."""
-    return dict(_pair(word, *word.rpartition(":"), "NAME:KIND, such as temperature:scalar") for word in words)
-
-
-def asked(words: Sequence[str]) -> dict[str, str]:
-    """NAME=VALUE ... -> {name: value}, as they are written."""
-    return dict(_pair(word, *word.partition("="), "NAME=VALUE, such as temperature=300") for word in words)
-
-
-def _pair(word: str, name: str, mark: str, value: str, form: str) -> tuple[str, str]:
-    name, value = name.strip(), value.strip()
-    if mark == "=" and name and not value:
-        raise SfumatoError(f"--condition {name}= has no value: give one, {name}=VALUE, or leave the condition out")
-    if not (mark and name and value):
-        raise SfumatoError(f"--condition takes {form}, not {word!r}")
-    return name, value
+    return TrainConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from sfumato import serialization
@@ -38,7 +38,7 @@ def tune(options: Any, voice: Voice) -> None:
     assert plan.tuned is not None
     made = {"model": facts["path"], "hash": facts["hash"], "plan": name, "calls": plan.calls, **plan.tuned}
     voice.emit({**made, "seconds": round(time.monotonic() - started, 1)})
-    used = how_to_use(options.model, options.steps, options.guidance, options.condition)
+    used = how_to_use(options.model, options.steps, options.guidance, given)
     voice.say(*report(plan, name, facts["path"]), "", *used)
 
 
@@ -62,8 +62,8 @@ def _figures(found: dict[str, float]) -> str:
     return f"rms {found['rms']:.3g}, median {found['median']:.3g}{law}"
 
 
-def how_to_use(model: str, steps: int, guidance: float | None, given: Sequence[str]) -> list[str]:
-    chosen = "".join(f" --condition {shlex.quote(word)}" for word in given)
+def how_to_use(model: str, steps: int, guidance: float | None, given: Mapping[str, str]) -> list[str]:
+    chosen = "".join(f" --condition {shlex.quote(f'{name}={value}')}" for name, value in given.items())
     chosen += "" if guidance is None else f" --guidance {guidance:g}"
     return ["It is used by:", f"  sfumato sample {shlex.quote(model)} --steps {steps}{chosen}{examples.modules()}"]
 

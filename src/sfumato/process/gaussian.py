@@ -42,7 +42,7 @@ _LARGEST = 3e38  # of float32, in which losses are
 _Made = TypeVar("_Made", bound=tuple[Any, ...])
 
 
-class Jump(NamedTuple):
+class Kernel(NamedTuple):
     """z_t = alpha z_s + sigma n."""
 
     alpha: Tensor
@@ -96,11 +96,11 @@ class Gaussian:
         alpha, sigma = self.schedule(t)
         return broadcast(alpha, x) * x + broadcast(sigma, x) * numbers_like(noise, x)
 
-    def jump(self, s: Time, t: Time) -> Jump:
+    def jump(self, s: Time, t: Time) -> Kernel:
         """q(z_t | z_s) for s <= t."""
         (alpha_s, sigma_s), (alpha_t, sigma_t) = self.schedule(s), self.schedule(t)
         alpha = alpha_t / alpha_s
-        return Jump(alpha, (sigma_t**2 - alpha**2 * sigma_s**2).clamp_min(0.0).sqrt())
+        return Kernel(alpha, (sigma_t**2 - alpha**2 * sigma_s**2).clamp_min(0.0).sqrt())
 
     def posterior(self, s: Time, t: Time) -> Transition:
         """q(z_s | z_t, x) for s <= t and sigma_t > 0."""

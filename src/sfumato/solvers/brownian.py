@@ -40,7 +40,7 @@ def spans(name: str, path: Sequence[Point], noisy: Sequence[bool]) -> dict[int, 
     for k, draws in enumerate(noisy):
         if draws:
             end = level_clock(path[k + 1])
-            if end - start < noise.Brownian.FINEST:
+            if end - start < noise.WienerProcess.FINEST:
                 raise SfumatoError(
                     f"The solver {name} draws noise that no path of time has (call {k} does not lead to less noise, or "
                     "by too little): sample without brownian."
@@ -54,7 +54,7 @@ def along(plan: Plan, seed: int, index: Tensor) -> Path:
     if not plan.path:
         raise SfumatoError(f"The solver {plan.name} has no levels, so it follows no path: leave brownian out.")
     steps = spans(plan.name, plan.path, [line.draws for line in plan.lines])
-    return Path(noise.Brownian(seed, index), steps)
+    return Path(noise.WienerProcess(seed, index), steps)
 
 
 @final
@@ -62,7 +62,7 @@ def along(plan: Plan, seed: int, index: Tensor) -> Path:
 class Path(Source):
     """The increments of Wiener processes, one for each row, over the spans of the calls."""
 
-    wiener: noise.Brownian
+    wiener: noise.WienerProcess
     spans: dict[int, tuple[float, float]]
     step: int | Tensor = 0
 
@@ -76,8 +76,8 @@ class Path(Source):
     def renumbered(self, index: Tensor) -> Path:
         return dataclasses.replace(self, wiener=self._of(index))
 
-    def _of(self, index: Tensor) -> noise.Brownian:
-        return noise.Brownian(self.wiener.seed, index)
+    def _of(self, index: Tensor) -> noise.WienerProcess:
+        return noise.WienerProcess(self.wiener.seed, index)
 
     def like(self, state: Tensor) -> Tensor:
         if isinstance(self.step, int):
