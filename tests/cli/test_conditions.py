@@ -93,7 +93,7 @@ def test_conditions_that_cannot_be_are_one_sentence(refused, model):
     }.items():
         assert sentence in refused("sample", model, "-n", 2, "--condition", word), word
     several = refused("sample", model, "-n", 2, "--class", "cat")
-    assert several.rstrip().endswith("say --condition colour=cat or --condition n=cat.")
+    assert several.rstrip().endswith("give --condition colour=cat or --condition n=cat.")
     interval = ("--condition", "temperature=300", "--guidance-interval", -2, 2)
     assert "--guidance-interval needs a scale here" in refused("sample", model, "-n", 2, *interval)
     assert "nothing to guide to: give one of" in refused("sample", model, "-n", 2, "--guidance", 2)
