@@ -194,7 +194,7 @@ def test_arguments_of_what_a_flag_names():
         ("train digits --net DiT --net.embed_dmi 8", "no argument --net.embed_dmi: did you mean '--net.embed-dim'"),
         ("train digits --steps 1 --net DiT --net.depth=", "--net.depth= has no value: give one"),
         ("train digits --steps 1 --net DiT --net.depth 2.5", "depth takes a whole number, not 2.5"),
-        ("train digits --steps 1 --net DiTT --net.depth 2", "There is no network 'DiTT': did you mean 'DiT'"),
+        ("train digits --steps 1 --net DiTT --net.depth 2", "net cannot be 'DiTT(depth=2)': did you mean 'DiT'"),
         ("train digits --net.depth", "argument --net.depth: expected one argument"),
         ("train digits --batch.size 3", "has no flag --batch.size: did you mean --batch"),
         ("sample m --solver.order 3", "--solver.order is an argument of what --solver names"),

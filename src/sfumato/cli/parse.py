@@ -82,11 +82,11 @@ def _called(word: str | None, name: str, key: str, flag: str, text: str) -> str:
     """The value of --net with one more argument, as settings spell it: DiT(depth=8)."""
     if word is None:
         raise SfumatoError(f"{flag} is an argument of what --{name} names: give that, too")
-    thing = registry.bare(word)
-    known = inspect.signature(registry.get(_KINDS[name], thing)).parameters
-    if key not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+    if registry.known(_KINDS[name], thing := registry.bare(word)):
+        known = inspect.signature(registry.get(_KINDS[name], thing)).parameters
         flags = [f"--{name}.{each.replace('_', '-')}" for each in known]
-        raise SfumatoError(f"{thing} has no argument {flag}: {suggest(flag, flags) if flags else 'it takes none.'}")
+        if key not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+            raise SfumatoError(f"{thing} has no argument {flag}: {suggest(flag, flags) if flags else 'it takes none.'}")
     if not text:
         raise SfumatoError(f"{flag}= has no value: give one, or leave it out")
     inside = word.strip().removesuffix(")")
