@@ -113,7 +113,6 @@ class Place:
 
 
 CASES: dict[str, Callable[[Place], Any]] = {
-    "DiscreteDenoiser": lambda p: sf.DiscreteDenoiser(p.symbols, sf.Uniform(schedules.Flow(), 3)),
     "attribute": lambda p: sf.attribute(p.model, X[:4], X[4:8], steps=2),
     "board": lambda p: sf.board(p.model, X, bins=2, samples=4, gradients=2, labels=LABELS),
     "bound_gap": lambda p: sf.bound_gap(p.exact, TRUTH, 8, 4),

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from sfumato.diagnostics.information import Information as Information
     from sfumato.diagnostics.information import information as information
     from sfumato.diagnostics.memorization import memorization as memorization
-    from sfumato.discrete import DiscreteDenoiser as DiscreteDenoiser
     from sfumato.distributed import joined as joined
     from sfumato.errors import SfumatoError as SfumatoError
     from sfumato.errors import SfumatoWarning as SfumatoWarning
@@ -82,7 +81,6 @@ _PUBLIC = {
     "Codec": "sfumato.autoencoder:Codec",
     "Denoiser": "sfumato.model:Denoiser",
     "DenoisingAutoencoder": "sfumato.denoising_autoencoder:DenoisingAutoencoder",
-    "DiscreteDenoiser": "sfumato.discrete:DiscreteDenoiser",
     "Estimate": "sfumato.belief:Estimate",
     "Gaussian": "sfumato.process.gaussian:Gaussian",
     "Guided": "sfumato.compose:Guided",

@@ -10,8 +10,8 @@ from torch import Tensor
 import sfumato as sf
 import sfumato.noise
 from sfumato import schedules
-from sfumato.discrete import DiscreteDenoiser, net_shape
 from sfumato.exact import Table
+from sfumato.objectives.losses import Nonequilibrium
 from sfumato.objectives.nonequilibrium import (
     Bound,
     nonequilibrium_bound,
@@ -21,7 +21,6 @@ from sfumato.objectives.nonequilibrium import (
 )
 from sfumato.process import Uniform
 from sfumato.training import TrainConfig, fit
-from sfumato.training.symbols import symbols
 
 
 def table(count: int = 2, dim: int = 4) -> Table:
@@ -153,15 +152,15 @@ def test_a_network_learns_the_bound_of_the_exact_belief(states: int) -> None:
     """Trained by the loop of all models; the floor is the sum with the exact belief, the start that of no knowledge."""
     law, process, steps = table(states, 3), Uniform(schedules.Flow(), states), 8
     torch.manual_seed(0)
-    net = sf.nets.MLP(*net_shape((3,), states), width=64, depth=2)
-    model = DiscreteDenoiser(net, process)
+    net = sf.nets.MLP(*process.net_shape((3,)), width=64, depth=2)
+    model = sf.Denoiser(net, process)
     data = law.sample(4000).float()
     floor = -float(law.probs @ summed(law.denoiser(process), law, process, steps).nats)
     with torch.no_grad():
         start = -float(law.probs @ summed(model, law, process, steps).nats)
     assert start == pytest.approx(3 * math.log(states), abs=1e-4)  # a network of zeros: independent uniform symbols
     config = TrainConfig(steps=120, batch=256, precision="float32", ema=0.0, lr=5e-3)
-    for _ in fit(model, data, config, goal=symbols(steps)):
+    for _ in fit(model, data, config, loss=Nonequilibrium(steps)):
         pass
     with torch.no_grad():
         reached = -float(law.probs @ summed(model.eval(), law, process, steps).nats)
@@ -174,8 +173,8 @@ def test_a_network_learns_the_bound_of_the_exact_belief(states: int) -> None:
 def test_mistakes_are_said() -> None:
     process = Uniform(schedules.Flow(), 3)
     with pytest.raises(sf.SfumatoError, match="net_shape"):
-        DiscreteDenoiser(sf.nets.MLP(4, 8, 1), process)
-    model = DiscreteDenoiser(sf.nets.MLP(6, 8, 1), process)
+        sf.Denoiser(sf.nets.MLP(4, 8, 1), process)
+    model = sf.Denoiser(sf.nets.MLP(6, 8, 1), process)
     assert model.shape == (2,)
     with pytest.raises(sf.SfumatoError, match="whole numbers 0 to 2"):
         model.process.data(torch.tensor([[0.5, 1.0]]))
@@ -200,8 +199,8 @@ class Echo(torch.nn.Module):
 
 @pytest.mark.parametrize("states", [2, 3, 4])
 def test_a_network_hears_and_says_symbols_in_the_same_channels(states: int) -> None:
-    shape = (2, 6, 5)
-    model = DiscreteDenoiser(Echo(net_shape(shape, states)), Uniform(schedules.Cosine(), states))
+    process, shape = Uniform(schedules.Cosine(), states), (2, 6, 5)
+    model = sf.Denoiser(Echo(process.net_shape(shape)), process)
     z = torch.randint(states, (3, *shape))
     y = model.predict(z, 0.5)
     assert model.shape == shape and y.shape == (3, *shape, states)
@@ -211,7 +210,7 @@ def test_a_network_hears_and_says_symbols_in_the_same_channels(states: int) -> N
 
 def test_images_of_symbols_pass_through_a_convolutional_network() -> None:
     process, shape = Uniform(schedules.Cosine(), 3), (1, 6, 5)
-    model = DiscreteDenoiser(sf.nets.UNet(net_shape(shape, 3), channels=(8, 16), blocks=1), process)
+    model = sf.Denoiser(sf.nets.UNet(process.net_shape(shape), channels=(8, 16), blocks=1), process)
     x = sf.sample(model, 64, steps=3)
     assert x.shape == (64, *shape) and x.dtype == torch.int64
     nats = nonequilibrium_bound(model, x, 4).nats
@@ -226,9 +225,10 @@ def test_binary_pictures_are_learned_in_the_users_units() -> None:
     train, held = source.split()
     spec = sf.data.DataSpec.fit(source)
     torch.manual_seed(0)
-    net = sf.nets.UNet(net_shape(source.shape, 2), channels=(16, 32), blocks=1)
-    model, steps = DiscreteDenoiser(net, Uniform(schedules.Flow()), spec), 32
-    for _ in fit(model, source.x[train], TrainConfig(steps=200, batch=64, precision="float32"), goal=symbols(steps)):
+    process, steps = Uniform(schedules.Flow()), 32
+    net = sf.nets.UNet(process.net_shape(source.shape), channels=(16, 32), blocks=1)
+    model, config = sf.Denoiser(net, process, spec=spec), TrainConfig(steps=200, batch=64, precision="float32")
+    for _ in fit(model, source.x[train], config, loss=Nonequilibrium(steps)):
         pass
     pixels = source.x[train].double().mean(0)
     alone = torch.distributions.Bernoulli(pixels.clamp(1e-3, 1 - 1e-3)).log_prob(source.x[held].double())

@@ -68,8 +68,8 @@ def pair(tmp_path_factory):
     np.save(place / "x.npy", X)
     words = [f"--{name}={value}" for name, value in SMALL.items()]
     code = (
-        "import sys\nfrom sfumato.cli import main\nfrom sfumato.machine import held\n"
-        "assert main(sys.argv[1:]) == 0\nprint(held())"
+        "import sys\nfrom sfumato.cli import main\nfrom sfumato.machine import peak_memory\n"
+        "assert main(sys.argv[1:]) == 0\nprint(peak_memory())"
     )
     command = [sys.executable, "-c", code, "train", str(place / "x.npy"), "--out", str(place / "run"), *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)

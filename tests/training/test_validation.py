@@ -16,12 +16,12 @@ from sfumato.distributed import ALONE
 from sfumato.model import Denoiser
 from sfumato.objectives import Objective, denoising_loss
 from sfumato.objectives.adaptive import adaptive
+from sfumato.objectives.losses import Denoising
 from sfumato.process import Gaussian
 from sfumato.schedules import Flow
 from sfumato.training import State, TrainConfig, fit
 from sfumato.training.console import Silent
 from sfumato.training.evaluation_schedule import GRADIENTS, LOSSES
-from sfumato.training.goal import Denoising
 from sfumato.training.validation import Judge, Labelled, judge
 
 DATA = noise.normal(3, range(400), (5,), noise.DATA)

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from sfumato.cli.parse import parse
 from sfumato.errors import SfumatoWarning
-from sfumato.progress import Count, Drawn, heard
+from sfumato.progress import CountBar, heard
 
 _HOME = {
     "demo": "train", "train": "train", "resume": "train", "sample": "sample", "info": "look", "inspect": "look",
@@ -29,7 +29,7 @@ class Voice:
     def __init__(self, as_json: bool) -> None:
         self.json = as_json
         self.mute = os.environ.get("RANK", "0") != "0"  # of the processes that torchrun starts the first one speaks
-        self._counts = Drawn(sys.stderr)
+        self.count = None if self.mute else CountBar(sys.stderr)
 
     @property
     def stream(self) -> TextIO:
@@ -45,11 +45,6 @@ class Voice:
         """What happens on the way."""
         if not self.mute:
             print(line, file=sys.stderr, flush=True)
-
-    def count(self, count: Count) -> None:
-        """How far long work is, such as the decoding of pictures."""
-        if not self.mute:
-            self._counts(count)
 
     def emit(self, facts: dict[str, Any]) -> None:
         """Facts as one line of JSON, where that was asked for."""

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from sfumato.diagnostics.triples import Triples, trend
 from sfumato.diagnostics.validation import Validation
-from sfumato.progress import QUIET_SECONDS, Count, Drawn, clock
+from sfumato.progress import QUIET_SECONDS, CountBar, Listener, clock
 from sfumato.training.loop import Progress
 
 
@@ -18,7 +18,8 @@ class Console:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
-        self._live, self._counts = self.stream.isatty(), Drawn(self.stream)
+        self._live = self.stream.isatty()
+        self.count: Listener | None = CountBar(self.stream)  # of the work before the first step
         self._bar: Any = None
         self._last, self._norm, self._wait = 0.0, 0.0, 0.0
         self._loss: float | None = None
@@ -30,10 +31,6 @@ class Console:
             self._bar.write(text, file=self.stream)
         else:
             print(text, file=self.stream, flush=True)
-
-    def count(self, count: Count) -> None:
-        """How far the work before the first step is, such as the decoding of pictures."""
-        self._counts(count)
 
     def __call__(self, progress: Progress) -> None:
         if progress.loss is not None:
@@ -83,10 +80,11 @@ class Console:
 class Silent(Console):
     """Says nothing."""
 
-    def note(self, text: str) -> None:
-        pass
+    def __init__(self, stream: TextIO | None = None) -> None:
+        super().__init__(stream)
+        self.count = None
 
-    def count(self, count: Count) -> None:
+    def note(self, text: str) -> None:
         pass
 
     def __call__(self, progress: Progress) -> None:

@@ -11,13 +11,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import random
 import shutil
 import tempfile
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,22 +27,21 @@ from sfumato import serialization
 from sfumato.compose import guide
 from sfumato.diagnostics.draws import evaluating
 from sfumato.errors import SfumatoError
-from sfumato.errors import place as path_of
 from sfumato.files import write_text
 from sfumato.folder import Log, read
 from sfumato.folder import found as checkpoints
-from sfumato.machine import available, held, out_of_memory
+from sfumato.machine import available, out_of_memory, peak_memory
 from sfumato.sampling import sample
 from sfumato.solver_selection import make_plan
-from sfumato.training import snapshots
-from sfumato.training.config import TrainConfig, from_dict
+from sfumato.training import averages
+from sfumato.training.config import TrainConfig
 from sfumato.training.console import Silent
 from sfumato.training.evaluation_schedule import log_every, validations
 from sfumato.training.grids import halfway
 from sfumato.training.hooks import usual
 from sfumato.training.loop import Progress, fit
 from sfumato.training.precision import device_of
-from sfumato.training.run import prepared
+from sfumato.training.run import generators_kept, in_words, prepared
 from sfumato.training.session import Session
 from sfumato.training.state import State
 from sfumato.training.validation import Labelled, judge
@@ -153,19 +151,12 @@ def forecast(data: Any, out: str | os.PathLike[str] | None = None, labels: Any =
     had been drawn. Raises SfumatoError for what `sf.train` would refuse, and where memory does not suffice even for one
     sample at a time.
     """
-    words = os.fspath(data) if isinstance(data, str | os.PathLike) else ""
-    named = os.fspath(labels) if isinstance(labels, str | os.PathLike) else settings.pop("labels", None)
-    place = None if out is None else str(path_of(out, "The run folder"))
-    chosen = from_dict({**settings, "data": words, "out": place, "labels": named})
+    chosen, labels = in_words(data, out, labels, settings)
     device = device_of(chosen.device)
     free = _free(device)
-    with ExitStack() as after:  # random numbers go on as if nothing had been drawn, and no file is left
-        after.callback(random.setstate, random.getstate())
-        after.callback(np.random.set_state, np.random.get_state())
-        after.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-        folder = after.enter_context(tempfile.TemporaryDirectory(prefix="sfumato-"))
+    with generators_kept(device), tempfile.TemporaryDirectory(prefix="sfumato-") as folder:
         try:
-            return _measured(data, None if named else labels, chosen, Path(folder), free)
+            return _measured(data, labels, chosen, Path(folder), free)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -186,7 +177,7 @@ def _measured(data: Any, labels: Any, chosen: TrainConfig, path: Path, free: dic
         session.save()
         starting = time.perf_counter() - start
         costs, end, facts = _rehearsed(session)
-        memory = {"train": held(), **free}
+        memory = {"train": peak_memory(), **free}
         if model.device.type == "cuda":
             memory["device_train"] = torch.cuda.max_memory_reserved(model.device)
         step, steps = costs.step, [costs.steps(each) for each in costs.step]
@@ -212,14 +203,13 @@ def _rehearsed(session: Session) -> tuple[Costs, float, dict[str, Any]]:
         costs = Costs(config, taken[:FIRST], taken[FIRST:])
         many = costs.steps(costs.step.value)  # about, as nothing else is counted yet
         _validate(session, log, costs, float(many * config.batch))
-        if state.averages is not None:  # the first stands alone, the second says what changed
-            start = time.perf_counter()
-            for step in (state.step, state.step + 1):
-                snapshots.write(session.path, state.averages.snapshot(), step, state.samples)
-            costs.one["averages"] = (time.perf_counter() - start) / 2
+        if state.averages is not None:
+            weights = state.averages.tensors()
+            costs.one["averages"] = _timed(lambda: averages.write(session.path, weights, state.step, state.samples))
         seconds = math.fsum(costs.loop(many, costs.step.value).values())
         state.step, state.samples, state.elapsed = many, many * config.batch, max(seconds, 60 * (config.minutes or 0))
         state.spent.clear()
+        state.sums.zero_()
         first = _timed(session.report)  # which loads what draws charts
         ending, report = _timed(session.end) + first, _timed(session.report)
         costs.one["checkpoints"] = state.spent["checkpoints"] + report
@@ -274,13 +264,11 @@ def _disk(session: Session, costs: Costs, steps: int) -> dict[str, int]:
     path, config, counts = session.path, session.config, costs.counts(steps, costs.step.value)
     lines = (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     often = max(1, validations(*costs.work, float(steps * config.batch))[0])
-    kept, several = snapshots.found(path), int(counts["averages"])
     more = int(counts["grids"]) if "grids" in costs.one else 0  # than were drawn
-    alone = -(-several // snapshots.STRETCH)
     return {
         "checkpoints": (1 + bool(counts["checkpoints"])) * _bytes(checkpoints(path)[0]),
         "model": _bytes(path / serialization.FILE),
-        "averages": alone * _bytes(kept[0].path) + (several - alone) * _bytes(kept[1].path) if kept else 0,
+        "averages": int(counts["averages"]) * _bytes(*(each.path for each in averages.found(path))),
         "samples": _bytes(*path.glob("samples/*")) + more * _bytes(*path.glob("samples/step_*.png")),
         "log": -(-steps // log_every(config)) * len(lines[0]) + often * len(lines[-1]),
         "other": _bytes(*path.glob("*.html"), *path.glob("*.json"), *path.glob("*.yaml")),
@@ -315,7 +303,7 @@ def _free(device: torch.device) -> dict[str, int | None]:
     """Bytes that this process may hold, of the machine and of an accelerator; peaks of what it holds begin anew."""
     with suppress(OSError):  # elsewhere than on Linux the peak is that of the whole process
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    room, now = available(), held()
+    room, now = available(), peak_memory()
     found = {"free": None if now is None or not math.isfinite(room) else int(room) + now}
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

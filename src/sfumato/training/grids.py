@@ -55,7 +55,7 @@ class Grids(Hook):
         self.loggers, self._before = loggers, 0.0
 
     def start(self, session: Session) -> None:
-        self._before = session.fraction
+        self._before = session.seen
 
     back = start
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sfumato.distributed import ALONE, World, local
 from sfumato.nets.watching import watched
-from sfumato.training.goal import Batch, Goal
+from sfumato.objectives.loss import Batch, Loss
 
 STRIKES, WINDOW, ROLLBACKS = 3, 100, 3
 SLOWER = 0.5  # the learning rate after a roll-back, over that before
@@ -64,7 +64,7 @@ def finite(value: Any) -> bool:
     return all(finite(v) for v in value) if isinstance(value, list | tuple) else True
 
 
-def find(model: Any, goal: Goal, batch: Batch, world: World = ALONE) -> tuple[str, bool]:
+def find(model: Any, loss: Loss, batch: Batch, world: World = ALONE) -> tuple[str, bool]:
     """(where the first number that is not finite comes from, whether weights are lost).
 
     Data, conditions, a weight, a module's output, a gradient. Gradients are those that the failed step left; the
@@ -74,7 +74,7 @@ def find(model: Any, goal: Goal, batch: Batch, world: World = ALONE) -> tuple[st
     looks: list[tuple[Callable[[], str | None], bool]] = [
         (lambda: _in_weights(model), True),
         (lambda: _in_data(batch), False),
-        (lambda: _in_outputs(model, goal, batch), False),
+        (lambda: _in_outputs(model, loss, batch), False),
         (lambda: _in_gradients(model), False),
     ]
     for look, lost in looks:
@@ -94,7 +94,7 @@ def _in_data(batch: Batch) -> str | None:
     return f"the {broken[0]} of its batch are not finite" if broken else None
 
 
-def _in_outputs(model: Any, goal: Goal, batch: Batch) -> str | None:
+def _in_outputs(model: Any, loss: Loss, batch: Batch) -> str | None:
     first: list[str] = []
 
     def look(name: str, out: Any) -> None:
@@ -102,7 +102,7 @@ def _in_outputs(model: Any, goal: Goal, batch: Batch) -> str | None:
             first.append(name)
 
     with watched(model.net, look), torch.no_grad():
-        losses = goal.losses(model, batch)
+        losses = loss.losses(model, batch)
     if first:
         return f"the output of {first[0]} is not finite"
     return None if finite(losses) else "the loss is not finite, and all outputs of the network are"

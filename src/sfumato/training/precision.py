@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
-
 import torch
 
 from sfumato.errors import SfumatoError
@@ -25,23 +22,12 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-@cache
-def cpu_flags() -> frozenset[str]:
-    """The processor's features as Linux names them; none elsewhere."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return frozenset()
-    line = next((line for line in text.splitlines() if line.startswith("flags")), "")
-    return frozenset(line.partition(":")[2].split())
-
-
 def best_dtype(device: torch.device | str) -> torch.dtype:
     """bfloat16 where the machine multiplies in it (CUDA from compute capability 8; CPUs with AMX or AVX512-BF16)."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float32
-    if device.type == "cpu" and cpu_flags() & {"amx_bf16", "avx512_bf16"}:
+    if device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()):
         return torch.bfloat16
     return torch.float32
 

@@ -15,37 +15,39 @@ from sfumato import registry
 from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError
 from sfumato.nets.layout import channels_last
+from sfumato.objectives.loss import Loss
 from sfumato.registry import register
 from sfumato.training.averages import Averages
 from sfumato.training.config import TrainConfig
 from sfumato.training.ema import EMA
-from sfumato.training.goal import Goal, goal_of, loss_of
 from sfumato.training.muon import Muon, split
 from sfumato.training.parallel import assign, sharding
-from sfumato.training.players import Players, make_moments
-from sfumato.training.shards import Shards
+from sfumato.training.parts import loss_of
+from sfumato.training.players import Players
 
 _COUNTERS = ("step", "samples", "elapsed", "strikes", "rollbacks", "slower", "triples", "spent", "unseen")
 
 
 class State:
-    """Weights, optimiser, moving average, what the goal learns, counters.
+    """Weights, optimiser, moving average, what the loss learns, counters.
 
-    denoiser: what is trained, whatever it is. goal: the denoising loss of the settings by default. step, samples:
+    denoiser: what is trained, whatever it is. loss: the one that the settings name by default. step, samples:
     counters of the whole run. elapsed: seconds of training; waited: those of this process that do not count. sums:
     (loss, gradient norm, steps) since the last line of the log. micro: samples that are computed at once. strikes: the
     last steps that were skipped; rollbacks: how often the run went back; slower: what the learning rate has been
     multiplied by since. triples: fixed draws of a validation, 0 before the first. spent: seconds of the run that did
     not go into steps, by what they went into. unseen: samples of the steps that were skipped before any was taken.
     players: what the loss steps itself by an optimiser of its own.
-    given: whether the weights of the start are not those of the seed.
-    midway: whether a step, or `load`, has changed a part of all this and not yet the rest: it is no state to keep.
-    sharded: whether this process holds shards, of a network that all of `world` hold together.
+    given: whether training starts from weights that were given, not from those that the seed makes.
+    midway: whether a step, or `load`, has changed only a part of all this; such a state must not be saved.
+    reported: whether the loop's caller has been given `sums`, which then begin anew with the next step; a checkpoint
+    with sums at the end of a line is that of a run that was interrupted before the line was written.
+    sharded: whether this process holds shards of a network that all of `world` hold together.
     """
 
-    def __init__(self, denoiser: Any, config: TrainConfig, goal: Goal | None = None, world: World = ALONE) -> None:
-        self.denoiser, self.goal = denoiser, goal_of(config) if goal is None else loss_of(goal)
-        self.goal.suits(denoiser)
+    def __init__(self, denoiser: Any, config: TrainConfig, loss: Loss | None = None, world: World = ALONE) -> None:
+        self.denoiser, self.loss = denoiser, loss_of(config, loss)
+        self.loss.suits(denoiser)
         self.sharded = world.size > 1 and config.parallel == "fsdp"
         shard = sharding(world) if self.sharded else None
         if not self.sharded:
@@ -56,8 +58,8 @@ class State:
             shard(denoiser.net)
         self.parameters = [p for p in denoiser.net.parameters() if p.requires_grad]
         self.optimizer = optimizer(denoiser.net, config, getattr(denoiser, "compute_dtype", None))
-        self.goal.to(denoiser.device)
-        self.players = Players(self.goal, config.lr)
+        self.loss.to(denoiser.device)
+        self.players = Players(self.loss, config.lr)
         self.step, self.samples, self.elapsed = 0, 0, 0.0
         self.waited = 0.0
         self.micro = config.micro or config.batch
@@ -66,7 +68,7 @@ class State:
         self.triples = 0
         self.spent: dict[str, float] = {}
         self.unseen = 0
-        self.given, self.midway = False, False
+        self.given, self.midway, self.reported = False, False, False
         self.sums = torch.zeros(3, dtype=torch.float64, device=denoiser.device)
 
     @contextmanager
@@ -87,6 +89,18 @@ class State:
         self.step += 1
         self.samples += batch
 
+    def fraction(self, config: TrainConfig) -> float:
+        """Of the budget that is used."""
+        if config.steps is not None:
+            return self.step / config.steps
+        return self.elapsed / (60 * (config.minutes or 1.0))
+
+    def before(self, config: TrainConfig) -> float:
+        """The fraction of the budget at which the last step began; about, of a budget in minutes."""
+        if config.steps is not None:
+            return (self.step - 1) / config.steps
+        return self.fraction(config) * (self.step - 1) / self.step
+
     @property
     def dtype(self) -> torch.dtype:
         """What samples, noise and weights are kept in: float32, or float64 where the network is."""
@@ -104,30 +118,31 @@ class State:
             found |= {f"ema.{name}": value for name, value in self.ema.state_dict().items()}
         if self.averages:
             found |= {f"averages.{name}": value for name, value in self.averages.tensors().items()}
-        for i, parameter in enumerate(self.parameters):
-            for name, value in self.optimizer.state[parameter].items():
-                found[f"optimizer.{i}.{name}"] = value
-        found |= {f"goal.{name}": value for name, value in self.goal.tensors().items()}
-        found |= {f"players.{name}": value for name, value in self.players.tensors().items()}
-        return found | {"sums": self.sums}
+        for whose, (optimizer, parameters) in self._optimizers().items():
+            for i, parameter in enumerate(parameters):
+                found |= {f"{whose}.{i}.{name}": value for name, value in optimizer.state[parameter].items()}
+        found |= {f"goal.{name}": value for name, value in self.loss.tensors().items()}
+        return found | {"sums": torch.zeros_like(self.sums) if self.reported else self.sums}
+
+    def _optimizers(self) -> dict[str, tuple[torch.optim.Optimizer, list[torch.nn.Parameter]]]:
+        found = {"optimizer": (self.optimizer, self.parameters)}
+        if self.players.optimizer is not None:
+            found["players"] = (self.players.optimizer, self.players.parameters)
+        return found
 
     def counters(self) -> dict[str, Any]:
         return {name: copy.copy(getattr(self, name)) for name in _COUNTERS}
 
     def load(self, tensors: Mapping[str, Tensor], counters: dict[str, Any]) -> None:
         """Take over what `tensors` and `counters` gave, here or in other processes, whole or in shards."""
-        self.midway = True
+        self.midway, self.reported = True, False
         try:
             self._make_moments(tensors)
-            self.players.make_moments(tensors)
             own = {name: value for name, value in self.tensors().items() if not name.startswith("goal.")}
-            if isinstance(tensors, Shards):
-                tensors.into(own)
-            else:
-                for name, value in own.items():
-                    assign(value, tensors[name])
-            goal = [name for name in tensors if name.startswith("goal.")]
-            self.goal.load({name.removeprefix("goal."): tensors[name] for name in goal})
+            for name, value in own.items():
+                assign(value, tensors[name])
+            learned = [name for name in tensors if name.startswith("goal.")]
+            self.loss.load({name.removeprefix("goal."): tensors[name] for name in learned})
             for name in _COUNTERS:
                 setattr(self, name, copy.copy(counters[name]))
             self.midway = False
@@ -135,9 +150,20 @@ class State:
             first = str(error).splitlines()[0]
             raise SfumatoError(f"The checkpoint belongs to another network or other settings ({first}).") from None
 
-    def _make_moments(self, tensors: Iterable[str]) -> None:
-        """Room for what the optimiser had of each parameter."""
-        make_moments(self.optimizer, self.parameters, [name for name in tensors if name.startswith("optimizer.")])
+    def _make_moments(self, names: Iterable[str]) -> None:
+        """Room for what the optimisers had of each parameter, in its memory layout."""
+        optimizers = self._optimizers()
+        for optimizer, _ in optimizers.values():
+            optimizer.state.clear()
+        for name in names:
+            whose, _, rest = name.partition(".")
+            if whose not in optimizers:
+                continue
+            optimizer, parameters = optimizers[whose]
+            number, kind = rest.split(".")
+            like: Any = parameters[int(number)]
+            scalar = torch.zeros((), dtype=torch.float32, device=like.device)
+            optimizer.state[like][kind] = scalar if kind == "step" else torch.empty_like(like, requires_grad=False)
 
 
 def optimizer(net: torch.nn.Module, config: TrainConfig, dtype: torch.dtype | None = None) -> torch.optim.Optimizer:

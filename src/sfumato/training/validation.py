@@ -77,4 +77,4 @@ def judge(
 
     held = prepared(Labelled(x, Conditions.of(cond)), count, config.seed)
     beside = None if train is None else prepared(train, len(held[0]), config.seed)
-    return validator_for(state.goal, model, *held, count, min(config.batch, state.micro), beside, config.seed)
+    return validator_for(state.loss, model, *held, count, min(config.batch, state.micro), beside, config.seed)
