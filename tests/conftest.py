@@ -44,7 +44,7 @@ def told(monkeypatch):
     """All that is told of counted work, of which nothing stays silent."""
     monkeypatch.setattr(progress, "SILENT_SECONDS", 0.0)
     found = Counts()
-    with progress.heard(found):
+    with progress.reporting_to(found):
         yield found
 
 

@@ -5,7 +5,7 @@ import io
 import pytest
 
 from sfumato import progress
-from sfumato.progress import Count, CountBar, heard
+from sfumato.progress import Count, CountBar, reporting_to
 
 
 class Terminal(io.StringIO):
@@ -24,7 +24,7 @@ def work(total: int | None = 4, fault: int | None = None) -> None:
 def test_what_is_quick_stays_silent(told, monkeypatch):
     monkeypatch.setattr(progress, "SILENT_SECONDS", 2.0)
     found = type(told)()
-    with heard(found):
+    with reporting_to(found):
         work()
     assert not found
     work()  # nobody listens
@@ -34,7 +34,7 @@ def test_every_step_and_the_end_are_told(told):
     work()
     assert [(c.done, c.total, c.over) for c in told] == [(k, 4, False) for k in (1, 2, 3, 4)] + [(4, 4, True)]
     inner = type(told)()
-    with heard(inner):
+    with reporting_to(inner):
         work()
     assert len(inner) == len(told) == 5
 
@@ -71,7 +71,7 @@ def test_a_listener_says_how_often_it_is_told(monkeypatch, told):
 
 def test_lines_where_nobody_watches(told):
     stream = io.StringIO()
-    with heard(CountBar(stream)):
+    with reporting_to(CountBar(stream)):
         work()
     lines = stream.getvalue().splitlines()
     assert len(lines) == 2 and lines[0].startswith("Decoding pictures: 1 of 4  ") and "eta 0:00" in lines[0]
@@ -82,7 +82,7 @@ def test_lines_where_nobody_watches(told):
 def test_a_bar_on_a_terminal_that_goes(told, monkeypatch, total):
     monkeypatch.setattr(progress, "LIVE_SECONDS", 0.0)
     stream = Terminal()
-    with heard(CountBar(stream)):
+    with reporting_to(CountBar(stream)):
         work(total)
     *drawn, last = stream.getvalue().split("\r")[:-1]
     assert any("Decoding pictures: 3" in line for line in drawn) and any("75%" in line for line in drawn) == bool(total)

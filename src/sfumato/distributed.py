@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 4 -m sfumato.cli train photos/
 
-Each takes a share of the same work, and what belongs to a sample (noise, level) goes with it, so that their number
-changes nothing but the time, and the rounding of sums over them. The first process alone writes files and speaks.
+Each takes a share of the same work. Noise and noise level belong to the sample, so that the number of processes changes
+only the time, and the rounding of sums. The first process alone writes files and prints.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def _naming_missing(world: World) -> Iterator[World]:
             raise
         names = f"process {missing[0]}" if len(missing) == 1 else f"processes {', '.join(map(str, missing))}"
         raise SfumatoError(
-            f"Of {world.size} processes {names} (counted from 0) did not answer: look at what it said last, and go on "
+            f"Of {world.size} processes {names} (counted from 0) did not answer: look at its last output, and go on "
             "with sfumato resume where a checkpoint was saved."
         ) from None
 

@@ -14,7 +14,7 @@ from torch import Tensor
 T = TypeVar("T")
 CGROUP = Path("/sys/fs/cgroup")  # a container's limits (control groups, version 2), which psutil does not know
 after_release: list[Callable[[], None]] = []  # called by `release_memory`; who limits the process's memory adds to it
-SHARE = 0.25  # of what is free that one data set may take; what is larger stays on the disk
+SHARE = 0.25  # of the free memory that one data set may take; a larger one stays on the disk
 
 
 def available() -> float:
@@ -55,7 +55,7 @@ def peak_memory() -> int:
     now = psutil.Process().memory_info()
     if hasattr(now, "peak_wset"):  # Windows
         return int(now.peak_wset)
-    try:  # Linux, whose getrusage may say what the process held that started this one
+    try:  # Linux, where getrusage may give the peak of the process that started this one
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
     except OSError:  # macOS

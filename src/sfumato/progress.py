@@ -1,10 +1,10 @@
-"""Long work that is counted, and told to whoever listens: pictures that are decoded, archives that are walked.
+"""Counts of long work, for whoever listens: pictures that are decoded, archives that are read.
 
-    with heard(listener):                                     # a command or a run, on behalf of a person
+    with reporting_to(listener):                                     # in a command or a run
         with counting("Decoding pictures", 5000) as count:    # wherever the work is done
             count()                                           # one more
 
-Nothing is told of the first two seconds, so that what is quick stays silent.
+Work of less than two seconds is not reported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Protocol, TextIO, final
 
 from tqdm import tqdm
 
-SILENT_SECONDS = 2.0  # of a piece of work, before anything is told
+SILENT_SECONDS = 2.0  # of a piece of work before its first report
 LIVE_SECONDS = 0.2  # between two looks of a bar
 QUIET_SECONDS = 10.0  # between plain lines, where nobody watches live
 
@@ -27,7 +27,7 @@ QUIET_SECONDS = 10.0  # between plain lines, where nobody watches live
 class Count:
     """How far a piece of work is: `done` of `total` (None where that is not known) after so many seconds.
 
-    over: whether this is the last of it, be it finished or broken off.
+    over: whether this is the last count, of work that is finished or was broken off.
     """
 
     what: str
@@ -58,7 +58,7 @@ class Count:
 
 
 class Listener(Protocol):
-    """What counts are told to; every: seconds between two of them at least."""
+    """Is called with counts; every: the least seconds between two of them."""
 
     every: float
 
@@ -69,8 +69,8 @@ _listener: ContextVar[Listener | None] = ContextVar("sfumato.progress", default=
 
 
 @contextmanager
-def heard(listener: Listener | None) -> Iterator[None]:
-    """Within the block what is counted is told to this listener and to no other."""
+def reporting_to(listener: Listener | None) -> Iterator[None]:
+    """Within the block counts go to this listener and to no other; None drops them."""
     token = _listener.set(listener)
     try:
         yield
@@ -80,27 +80,27 @@ def heard(listener: Listener | None) -> Iterator[None]:
 
 @contextmanager
 def counting(what: str, total: int | None = None) -> Iterator[Callable[..., None]]:
-    """Within the block count(n = 1) says that n more are done; to be called by one thread."""
+    """Within the block count(n = 1) counts n more pieces of work; to be called by one thread."""
     listener, start = _listener.get(), time.monotonic()
-    done, told = 0, 0.0
+    done, last = 0, 0.0
 
     def count(more: int = 1) -> None:
-        nonlocal done, told
+        nonlocal done, last
         done, now = done + more, time.monotonic()
-        if listener is not None and now - start >= SILENT_SECONDS and now - told >= listener.every:
-            told = now
+        if listener is not None and now - start >= SILENT_SECONDS and now - last >= listener.every:
+            last = now
             listener(Count(what, done, total, now - start))
 
     try:
         yield count
     finally:
-        if listener is not None and told:
+        if listener is not None and last:
             listener(Count(what, done, total, time.monotonic() - start, over=True))
 
 
 @final
 class CountBar:
-    """Counts for a person: a bar that goes when the work is over on a terminal, otherwise a line for each count."""
+    """Shows counts: on a terminal as a bar, which is cleared at the end, elsewhere as lines."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

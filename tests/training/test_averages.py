@@ -5,12 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import sfumato as sf
 from sfumato import nets, noise
 from sfumato.errors import SfumatoError
 from sfumato.files import write_sealed
+from sfumato.folder import step_of
 from sfumato.model import Denoiser
 from sfumato.objectives.losses import Plain
 from sfumato.process import Gaussian
@@ -67,13 +69,11 @@ def test_the_reconstructed_average_is_the_one_that_was_followed(tmp_path):
             each.update((step - 1) * batch, step * batch)
         if due((step - 1) / steps, step / steps, 8):
             averages.write(tmp_path, two.tensors(), step, step * batch)
-    parts = [(one, width) for one in averages.found(tmp_path) for width in one.widths]
-    assert len(parts) == 16
-    known = [Profile(exponent(width), one.samples) for one, width in parts]
-    c, _ = combination(known, Profile(exponent(0.08), steps * batch))
-    read = [averages.read(*part) for part in parts]
+    parts = [(load_file(path), *each) for path in averages.found(tmp_path) for each in averages.contents(path)]
+    assert len(parts) == 16 and parts[-1][1].samples == steps * batch
+    c, _ = combination([profile for _, profile, _ in parts], Profile(exponent(0.08), steps * batch))
     for name, wanted in direct.state_dict().items():
-        made = sum(w * weights[name].double() for w, weights in zip(c, read, strict=True))
+        made = sum(w * read[start + name].double() for w, (read, _, start) in zip(c, parts, strict=True))
         assert float((made - wanted).norm() / wanted.norm()) < 0.01, name
 
 
@@ -99,18 +99,18 @@ def test_a_snapshot_holds_each_average_in_half_precision_where_that_can_hold_it(
     made |= {name: weights["count"] for name in ("0.05.count", "0.1.count")}
     path = averages.write(tmp_path, made, 10, 640)
     assert path.stat().st_size < 2 * 2 * 320 + 1500
-    (one,) = averages.found(tmp_path)
-    assert (one.step, one.samples, one.widths, one.path) == (10, 640, averages.WIDTHS, path)
-    for width in averages.WIDTHS:
-        read = averages.read(one, width)
-        assert torch.equal(read["w"], made[f"{width:g}.w"].half()) and torch.equal(read["count"], weights["count"])
-        assert torch.equal(read["large"], made[f"{width:g}.large"])
+    assert averages.found(tmp_path) == [path] and path.name == "step_00000010.safetensors"
+    assert averages.contents(path) == [(Profile(exponent(width), 640), f"{width:g}.") for width in averages.WIDTHS]
+    read = load_file(path)
+    assert read.keys() == made.keys()
+    for name, value in made.items():
+        assert torch.equal(read[name], value.half() if name.endswith(".w") else value)
 
 
 def test_snapshots_of_a_part_of_the_run_that_was_lost_are_deleted(tmp_path):
     for step in (1, 2, 3, 4, 3):
         averages.write(tmp_path, {"0.05.w": torch.ones(3), "0.1.w": torch.ones(3)}, step, 10 * step)
-    assert [one.step for one in averages.found(tmp_path)] == [1, 2, 3]
+    assert [step_of(path) for path in averages.found(tmp_path)] == [1, 2, 3]
 
 
 def test_snapshots_of_an_earlier_version_are_refused_and_do_not_stop_the_run(tmp_path):

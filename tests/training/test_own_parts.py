@@ -186,7 +186,7 @@ def test_a_player_learns_by_its_own_losses(tmp_path):
         state = State(model, config, Critic())
         for _ in fit(model, x, config, state=state):
             pass
-        found[micro] = state.goal.module.mean.detach()
+        found[micro] = state.loss.module.mean.detach()
         said = state.best.predict(torch.zeros(1, 2), 0.5)[0]
         assert torch.allclose(found[micro], x.mean(0), atol=0.3) and torch.allclose(said, found[micro], atol=0.3)
     assert torch.allclose(found[16], found[5], atol=1e-5)

@@ -71,9 +71,14 @@ def test_statistics_are_the_same_bits_wherever_the_rows_are(mapped):
     assert DataSpec.fit(source(mapped)) == wanted and DataSpec.fit(source(Counted())) == wanted
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
-def test_the_number_of_workers_changes_nothing(workers, mapped, tmp_path):
-    usual = sf.train(source(torch.from_numpy(X)), out=str(tmp_path / "usual"), **HOW)
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory):
+    """A run whose data are in memory."""
+    return sf.train(source(torch.from_numpy(X)), out=tmp_path_factory.mktemp("runs") / "usual", **HOW)
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_the_number_of_workers_changes_nothing(workers, usual, mapped, tmp_path):
     other = sf.train(source(mapped), out=str(tmp_path / "other"), workers=workers, **HOW)
     for (name, a), b in zip(
         usual.denoiser.net.state_dict().items(), other.denoiser.net.state_dict().values(), strict=True
@@ -94,14 +99,13 @@ class Stops(Silent):
             raise KeyboardInterrupt
 
 
-def test_a_run_that_is_stopped_leaves_no_thread_and_goes_on_as_the_run_in_one(mapped, tmp_path):
-    whole = sf.train(source(mapped), out=str(tmp_path / "whole"), workers=2, **HOW)
+def test_a_run_that_is_stopped_leaves_no_thread_and_goes_on_as_the_run_in_one(usual, mapped, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         sf.train(source(mapped), out=str(tmp_path / "parts"), workers=2, **{**HOW, "console": Stops()})
     assert not threads()
     parts = sf.resume(tmp_path / "parts", data=source(mapped), workers=1, console=Silent())
-    assert len(parts.metrics) == len(whole.metrics)
-    kept = [run.denoiser.net.state_dict().values() for run in (whole, parts)]
+    assert len(parts.metrics) == len(usual.metrics)
+    kept = [run.denoiser.net.state_dict().values() for run in (usual, parts)]
     assert all(torch.equal(a, b) for a, b in zip(*kept, strict=True))
 
 

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from sfumato.cli.parse import parse
 from sfumato.errors import SfumatoWarning
-from sfumato.progress import CountBar, heard
+from sfumato.progress import CountBar, reporting_to
 
 _HOME = {
     "demo": "train", "train": "train", "resume": "train", "sample": "sample", "info": "look", "inspect": "look",
@@ -59,7 +59,7 @@ def run(command: str, words: Sequence[str]) -> int:
     except SystemExit:  # --help
         return 0
     module, voice = import_module(f"sfumato.cli.{_HOME[command]}"), Voice(options.json)
-    with heard(voice.count), _warned(voice):
+    with reporting_to(voice.count), _warned(voice):
         # only `certify` and `doctor` have a status of their own
         return getattr(module, command.replace("-", "_"))(options, voice) or 0
 

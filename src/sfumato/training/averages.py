@@ -33,7 +33,7 @@ _FORMAT, _VERSION, _WHAT = "sfumato averages", 2, "snapshot of averages"
 
 
 class Averages:
-    """Two moving averages followed beside the one that is used, for the sake of their snapshots."""
+    """Two more moving averages, from whose snapshots others are made."""
 
     def __init__(self, denoiser: Any, shard: Any = None) -> None:
         self.each = [EMA(denoiser, width, shard) for width in WIDTHS]
@@ -51,34 +51,15 @@ class Averages:
         }
 
 
-class Snapshot(NamedTuple):
-    """One file: its step, the samples seen by then, the widths of the averages in it."""
-
-    step: int
-    samples: int
-    widths: tuple[float, ...]
-    path: Path
-
-
-def found(run: Path) -> list[Snapshot]:
+def found(run: Path) -> list[Path]:
     """The snapshots of a run folder, by rising step."""
-    return sorted(_header(path) for path in (run / FOLDER).glob("step_*.safetensors"))
-
-
-def _header(path: Path) -> Snapshot:
-    contract, _ = read_header(path, _WHAT)
-    if contract.get("version") != _VERSION:
-        raise SfumatoError(
-            f"{path} was written by another version of sfumato: average this run with that version, or move "
-            f"{path.parent} away."
-        )
-    return Snapshot(contract["step"], contract["samples"], tuple(contract["widths"]), path)
+    return sorted((run / FOLDER).glob("step_*.safetensors"), key=step_of)
 
 
 def write(run: Path, averages: Mapping[str, Tensor], step: int, samples: int) -> Path:
     """Add a snapshot of the averages, `WIDTH.NAME`, in half precision; those of later steps, from before the run went
     back, are deleted."""
-    for old in (run / FOLDER).glob("step_*.safetensors"):
+    for old in found(run):
         if step_of(old) >= step:
             old.unlink(missing_ok=True)
     path = run / FOLDER / f"step_{step:08d}.safetensors"
@@ -93,10 +74,15 @@ def _half(value: Tensor) -> Tensor:
     return half if value.is_floating_point() and bool(half.isfinite().all()) else value
 
 
-def read(snapshot: Snapshot, width: float) -> dict[str, Tensor]:
-    """The weights of one average of a snapshot."""
-    start, (_, tensors) = f"{width:g}.", read_sealed(snapshot.path, _WHAT)
-    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+def contents(path: Path) -> list[tuple[Profile, str]]:
+    """The averages in a snapshot, each by its profile and what the names of its tensors begin with."""
+    contract, _ = read_header(path, _WHAT)
+    if contract.get("version") != _VERSION:
+        raise SfumatoError(
+            f"{path} was written by another version of sfumato: average this run with that version, or move "
+            f"{path.parent} away."
+        )
+    return [(Profile(exponent(width), contract["samples"]), f"{width:g}.") for width in contract["widths"]]
 
 
 class Profile(NamedTuple):
@@ -143,9 +129,9 @@ def average(run: str | os.PathLike[str], width: float) -> Denoiser:
     files = found(path)
     if not files:
         raise SfumatoError(f"{path} kept no snapshots of its averages: train with snapshots above 0.")
-    parts = [(file, each) for file in files for each in file.widths]
-    known = [Profile(exponent(each), file.samples) for file, each in parts]
-    coefficients, error = combination(known, Profile(exponent(width), files[-1].samples))
+    parts = [(file, *each) for file in files for each in contents(file)]
+    known = [profile for _, profile, _ in parts]
+    coefficients, error = combination(known, Profile(exponent(width), known[-1].samples))
     if error > 0.5:
         raise SfumatoError(
             f"The {len(files)} snapshots of {path} cannot make a width of {width:g} ({error:.0%} of its shape is off): "
@@ -154,8 +140,10 @@ def average(run: str | os.PathLike[str], width: float) -> Denoiser:
     denoiser = serialization.load(path)
     own = denoiser.net.state_dict()
     total = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in own.items()}
-    for c, part in zip(coefficients, parts, strict=True):
-        for name, value in read(*part).items():  # integers are those of the last snapshot
+    for c, (file, _, start) in zip(coefficients, parts, strict=True):
+        _, tensors = read_sealed(file, _WHAT)
+        for name in total:  # integers are those of the last snapshot
+            value = tensors[start + name]
             total[name] = total[name] + c * value.double() if value.is_floating_point() else value
     denoiser.net.load_state_dict({name: value.to(own[name]) for name, value in total.items()})
     denoiser.provenance = {**denoiser.provenance, "average": {"width": width, "profile_error": error}}

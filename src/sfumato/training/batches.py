@@ -9,9 +9,9 @@ so that a batch, a micro-batch or a rank's share has low discrepancy without kno
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -43,13 +43,13 @@ class Batches:
             raise SfumatoError("There are no samples to train on.")
         if spec is None and not x.dtype.is_floating_point:
             raise SfumatoError("Whole numbers need a data spec that normalises them: build the denoiser with spec=...")
-        self.blocks = x.blocks if isinstance(x, Rows) else None
+        count, blocks = len(x), x.blocks if isinstance(x, Rows) else None
+        # of two epochs, since a batch may span them
+        self.order = lru_cache(2)(lambda epoch: noise.permutation(seed, epoch, count, blocks))
         if device.type == "cuda" and x.nbytes <= _SHARE * torch.cuda.mem_get_info(device)[0]:
             x = torch.cat([x[at : at + 1024].to(device) for at in range(0, len(x), 1024)])
         self.x, self.cond, self.spec, self.seed, self.drop = x, Conditions.of(cond), spec, seed, drop
         self.device, self.dtype = device, dtype
-        self._orders: dict[int, Tensor] = {}
-        self._lock = threading.Lock()
         workers = _workers(x, device) if workers is None else workers
         self._pool = ThreadPoolExecutor(workers, "sfumato-data") if workers else None
         self._depth, self._ahead = max(_AHEAD, workers), dict[tuple[int, ...], Future[Tensor]]()
@@ -59,13 +59,6 @@ class Batches:
         """No thread is left when this returns."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
-
-    def order(self, epoch: int) -> Tensor:
-        with self._lock:
-            if epoch not in self._orders:
-                self._orders = {known: order for known, order in self._orders.items() if abs(known - epoch) == 1}
-                self._orders[epoch] = noise.permutation(self.seed, epoch, len(self.x), self.blocks)
-            return self._orders[epoch]
 
     def rows(self, start: int, count: int) -> Tensor:
         """The rows of samples start .. start + count of the run; a batch may span epochs."""
@@ -97,9 +90,9 @@ class Batches:
             return x.to(self.device, non_blocking=True)
 
     def _fetched(self, start: int, count: int, share: slice) -> Tensor:
-        """The samples as they were given; where there are threads these begin with the next batches.
+        """The samples as they were given; threads begin to fetch the next batches meanwhile.
 
-        After a start that was not foreseen, of a run that went back, what is under way is dropped.
+        Where a run went back to an earlier step, the batches fetched ahead are dropped.
         """
         if self._pool is None:
             return self._fetch(start, count, share)

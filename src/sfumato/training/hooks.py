@@ -30,7 +30,7 @@ def usual(session: Session) -> Session:
     """The session with the hooks of every run, which are called in this order."""
     records = Records(session)
     grids = Grids(records.loggers)
-    own = (Conditions(), Health(session), Incidents(session), Control(session, grids), Snapshots(session))
+    own = (Conditions(), Health(session), Incidents(session), FolderCommands(session, grids), Snapshots(session))
     session.hooks += [records, *own, grids, FinalReport()]
     return session
 
@@ -107,7 +107,7 @@ class Incidents(Hook):
         session.console.note(str(incident))
 
 
-class Control(Hook):
+class FolderCommands(Hook):
     """Commands given through the run folder (`control`), and checkpoints when they are due."""
 
     def __init__(self, session: Session, grids: Grids) -> None:
@@ -120,7 +120,7 @@ class Control(Hook):
         words = session.world.broadcast(words)
         if "save" in words or "pause" in words:
             session.save(model=True)
-            session.console.note(f"Saved at step {session.state.step:,}, as was asked for.")
+            session.console.note(f"Saved at step {session.state.step:,}, as requested.")
         elif "checkpoint" in words:
             session.save(model=True)
             session.report()

@@ -95,11 +95,11 @@ def fit(
 
     model: a denoiser, or any module with `net` (what is trained), `spec` and `device`. loss: what is minimised, the
     one that the settings name by default. x: (N, *shape) in the units of model.spec (normalised floats without
-    one); cond: the conditions of the samples as the network hears them (`Conditions.of`), labels alone as int64 (N,).
+    one); cond: the conditions of the samples, encoded for the network (`Conditions.of`), labels alone as int64 (N,).
     holdout: (x, cond) for validation. state: continues a run (default: a new one) with
     its loss. world: the processes that train together, each of which calls this with the same arguments.
     config needs a budget, steps or minutes. The caller may stop taking values at any time and go on later with the
-    same state. A step whose loss or gradient is not finite is skipped and says so (`guard`); SfumatoError where that
+    same state. A step whose loss or gradient is not finite is skipped and reported (`guard`); SfumatoError where that
     happens STRIKES times within WINDOW steps, unless the caller has gone back to an earlier state by then.
     """
     if config.steps is None and config.minutes is None:

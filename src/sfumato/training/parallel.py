@@ -1,7 +1,7 @@
 """Training one network in several processes: each has all weights (DistributedDataParallel) or a shard (FSDP2).
 
 In shards a process holds 1/n of every tensor along its first axis: of weights, gradients, moments and averages. A block
-is gathered when it computes, forward and backward, and let go after it; its gradient is summed where its shards live.
+is gathered when it computes, forward and backward, and freed afterwards; its gradient is summed where its shards are.
 Source: Zhao et al. 2023 (2304.11277), as torch.distributed.fsdp.fully_shard.
 """
 
@@ -44,7 +44,7 @@ class Losses(nn.Module):
 
 
 def shared(model: Any, loss: Loss, world: World) -> nn.Module:
-    """The losses of a batch, whose gradients are the mean over all processes."""
+    """A module of the losses of a batch, whose gradients become the mean over all processes."""
     losses = Losses(model, loss)
     if world.size == 1 or in_shards(model.net):
         return losses

@@ -173,9 +173,9 @@ def placed(model: Any, settings: TrainConfig, device: torch.device) -> Any:
 def _given(model: Any, settings: TrainConfig, spec: DataSpec) -> Any:
     """A copy of the caller's model, or that of a file; SfumatoError where it is of other data."""
     usual = TrainConfig()
-    said = [name for name in _OF_MODEL if getattr(settings, name) != getattr(usual, name)]
-    if said:
-        raise SfumatoError(f"A model that is given brings its own {', '.join(_OF_MODEL)}: leave out {said[0]}.")
+    given = [name for name in _OF_MODEL if getattr(settings, name) != getattr(usual, name)]
+    if given:
+        raise SfumatoError(f"A model that is given brings its own {', '.join(_OF_MODEL)}: leave out {given[0]}.")
     model = serialization.load(str(settings.model)) if model is None else copy.deepcopy(model)
     if not isinstance(getattr(model, "net", None), nn.Module):
         raise SfumatoError(f"Nothing of a {type(model).__name__} could be trained: give a model that has a network.")
@@ -206,8 +206,8 @@ def _network(settings: TrainConfig, spec: DataSpec, process: Any, loss: Any, sam
     if loss.network is not None and registry.get("network", registry.bare(word)) in sizes:
         word = loss.network
     with seeded(settings.seed):
-        heard = {name: condition.network() for name, condition in spec.conditions.items()}
-        more = heard if heard.keys() - ({"label"} if spec.classes else set()) else None  # a label alone is `classes`
+        inputs = {name: condition.network() for name, condition in spec.conditions.items()}
+        more = inputs if inputs.keys() - ({"label"} if spec.classes else set()) else None  # a label alone is `classes`
         net = nets.named(word, process.net_shape(spec.shape), len(spec.classes), samples, outputs, more)
         return nets.Energy(net) if settings.energy and not isinstance(net, nets.Energy) else net
 
@@ -222,7 +222,7 @@ def _denoiser(net: nn.Module, process: Any, settings: TrainConfig, spec: DataSpe
 
 
 def _try(denoiser: Denoiser, spec: DataSpec) -> None:
-    """Call a network of the caller's once, so that what is wrong with it is said before a run begins."""
+    """Call a network of the caller's once, so that an error in it shows before the run begins."""
     x = torch.zeros(2, *spec.shape, device=denoiser.device)
     cond = Conditions({name: condition.encode(None, 2) for name, condition in spec.conditions.items()}).to(x.device)
     name, training = type(denoiser.net).__name__, denoiser.net.training

@@ -1,4 +1,4 @@
-"""What a loss trains beside the network, by an optimiser of its own: a critic, a fake score, weights of its terms.
+"""Parameters of a loss that have an optimiser of their own: a critic, a fake score, weights of its terms.
 
 AdamW at the rate of the step, after the network's step
 gradients   those that `losses` left, or those of the mean of `player_losses(model, batch)`

@@ -16,9 +16,9 @@ def device_of(name: str) -> torch.device:
     except RuntimeError:
         raise SfumatoError(f"There is no device {name!r}: give auto, cpu, cuda or cuda:N.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise SfumatoError(f"device {name!r} was asked for, but torch sees no GPU here: give device cpu or auto.")
+        raise SfumatoError(f"There is no device {name!r}: torch sees no GPU here. Give cpu or auto.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise SfumatoError(f"device {name!r} was asked for, but there are only {torch.cuda.device_count()} GPUs here.")
+        raise SfumatoError(f"There is no device {name!r}: torch sees {torch.cuda.device_count()} GPUs here.")
     return device
 
 

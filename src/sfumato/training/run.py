@@ -20,7 +20,7 @@ from sfumato.distributed import World, joined
 from sfumato.errors import SfumatoError, suggest
 from sfumato.errors import place as path_of
 from sfumato.files import write_text
-from sfumato.progress import heard
+from sfumato.progress import reporting_to
 from sfumato.sampling import apart
 from sfumato.training import checkpoint, config, loggers
 from sfumato.training.config import TrainConfig, from_dict
@@ -65,10 +65,10 @@ def train(
 
     data: whatever `sf.data.open` takes. labels: one class label a sample, or a file of them. settings: those of
     `TrainConfig`, among which objects may stand for words: net, a torch.nn.Module called as net(x, noise_level,
-    label=..), which is trained in place; model, a denoiser or what is made of one, of which a copy goes on being
-    trained; loss, a module with `losses(model, batch)` (`objectives.loss`). modules: classes of your own that words
-    name, where they are not registered. console: who is told of progress (default: lines or a bar on stderr). on_start:
-    called in each process with the session before the first step, for a caller that has something to say.
+    label=..), which is trained in place; model, a denoiser or a wrapper of one, of which a copy is trained
+    further; loss, a module with `losses(model, batch)` (`objectives.loss`). modules: classes of your own that words
+    name, where they are not registered. console: shows progress (default: lines or a bar on stderr). on_start:
+    called in each process with the session before the first step.
     Raises SfumatoError before training for whatever is wrong with data, settings or folder. Where the run is stopped by
     a word (`control`) or, in one process, by a KeyboardInterrupt, the checkpoint is saved and Interrupted raised, a
     KeyboardInterrupt; it is the last one before where the interruption came while a step changed the weights.
@@ -107,7 +107,7 @@ def resume(
     are taken as changes too; without it they are an error that lists them. modules: classes of your own that the run is
     made of, where they are not registered; net or loss: objects of such classes do as well, and a loss that no file
     describes has to be given. What a network or a loss draws from torch's own generators, as dropout does, is no part
-    of a checkpoint: such a run goes on rightly, but with other draws than if it had not stopped.
+    of a checkpoint: such a run is resumed correctly, but with other draws than if it had not stopped.
     """
     path = folder.existing(run)
     contract, tensors, notes = checkpoint.latest(path)
@@ -159,7 +159,7 @@ def generators_kept(device: torch.device) -> AbstractContextManager[None]:
 
 def _opened(world: World, console: Console, make: Callable[[], T]) -> T:
     """make(), which opens the data, first in one process of each machine; the first of all shows how far it is."""
-    with heard(console.count if world.leads else None):
+    with reporting_to(console.count if world.leads else None):
         return world.local_main_first(make)
 
 
@@ -208,7 +208,7 @@ def _stop(session: Session) -> NoReturn:
         session.stop()
         message = f"Stopped at step {session.state.step:,}; the checkpoint is saved. {go_on}"
         if session.finished:
-            message = f"Training had ended, and {session.path} is whole but for what is looked for at the end."
+            message = f"Training had ended; in {session.path} only the checks at the end of a run are missing."
         session.world.broadcast(None)
     except KeyboardInterrupt:
         step = folder.newest_step(session.path)
@@ -267,7 +267,7 @@ def _changed(old: dict[str, Any], changes: dict[str, Any], path: Path) -> TrainC
         if name not in old:
             raise SfumatoError(f"There is no setting {name!r}: {suggest(name, CHANGEABLE)}")
         if name not in CHANGEABLE:
-            raise SfumatoError(f"{name} cannot change when {path} goes on: what can is {', '.join(CHANGEABLE)}.")
+            raise SfumatoError(f"{name} cannot change when {path} is resumed; these can: {', '.join(CHANGEABLE)}.")
     given = {name: value for name, value in changes.items() if value is not None}
     if "minutes" in given and "steps" not in given:
         given["steps"] = None

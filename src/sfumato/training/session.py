@@ -23,12 +23,11 @@ from sfumato.training import checkpoint
 from sfumato.training.config import TrainConfig, docs
 from sfumato.training.console import Console, Silent
 from sfumato.training.evaluation_schedule import PICTURES
+from sfumato.training.guard import precision
 from sfumato.training.loop import Progress, fit, line_is_missing
 from sfumato.training.parallel import gathered, whole
 from sfumato.training.parts import objective_of
 from sfumato.training.state import State
-
-Labelled = tuple[Samples, Conditions]
 
 
 class Hook:
@@ -142,10 +141,10 @@ class Session:
         for hook in self.hooks:
             hook.back(self)
 
-    def parts(self) -> tuple[Labelled, Labelled | None]:
+    def parts(self) -> tuple[tuple[Samples, Conditions], tuple[Samples, Conditions] | None]:
         """(samples, conditions) to train on, and those held out."""
 
-        def some(rows: torch.Tensor) -> Labelled:
+        def some(rows: torch.Tensor) -> tuple[Samples, Conditions]:
             return part(self.source.x, rows), of_data(self.denoiser.spec, self.source, rows)
 
         return some(self.train), some(self.holdout) if len(self.holdout) else None
@@ -175,7 +174,6 @@ class Session:
             serialization.save(best, self.path / serialization.FILE, raw)
 
     def provenance(self) -> dict[str, Any]:
-        dtype = self.denoiser.compute_dtype or torch.float32
         return {
             "data": self.source.name,
             "samples": len(self.source),
@@ -187,7 +185,7 @@ class Session:
             "steps": self.state.step,
             "samples_seen": self.state.samples,
             "seconds": round(self.state.elapsed, 1),
-            "precision": str(dtype).removeprefix("torch."),
+            "precision": precision(self.denoiser),
             "threads": torch.get_num_threads(),
         }
 

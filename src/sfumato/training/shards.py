@@ -89,7 +89,7 @@ def _hash(path: Path) -> str:
 
 
 def read(path: Path) -> tuple[dict[str, Any], Shards]:
-    """(contract, tensors) of a folder whose files are all there and as they were written; SfumatoError otherwise."""
+    """(contract, tensors) of a folder whose files all have their hashes; SfumatoError otherwise."""
     try:
         contract = json.loads((path / CONTRACT).read_text(encoding="utf-8"))
         found = {name: _hash(path / name) for name in contract["files"]}

@@ -31,13 +31,15 @@ _COUNTERS = ("step", "samples", "elapsed", "strikes", "rollbacks", "slower", "tr
 class State:
     """Weights, optimiser, moving average, what the loss learns, counters.
 
-    denoiser: what is trained, whatever it is. loss: the one that the settings name by default. step, samples:
-    counters of the whole run. elapsed: seconds of training; waited: those of this process that do not count. sums:
-    (loss, gradient norm, steps) since the last line of the log. micro: samples that are computed at once. strikes: the
-    last steps that were skipped; rollbacks: how often the run went back; slower: what the learning rate has been
-    multiplied by since. triples: fixed draws of a validation, 0 before the first. spent: seconds of the run that did
-    not go into steps, by what they went into. unseen: samples of the steps that were skipped before any was taken.
-    players: what the loss steps itself by an optimiser of its own.
+    denoiser: the model that is trained, not only a `Denoiser`. loss: the one that the settings name by default.
+    players: parameters of the loss that have an optimiser of their own.
+    step, samples: of the whole run. unseen: samples of the steps that were skipped before any was taken.
+    elapsed: seconds of training; waited: seconds of this process that do not count as such; spent: seconds of the run
+    beside the steps, by what they went into.
+    sums: (loss, gradient norm, steps) since the last line of the log.
+    micro: samples that are computed at once. triples: fixed draws of a validation, 0 before the first.
+    strikes: the last steps that were skipped; rollbacks: how often the run went back; slower: the factor on the
+    learning rate since then.
     given: whether training starts from weights that were given, not from those that the seed makes.
     midway: whether a step, or `load`, has changed only a part of all this; such a state must not be saved.
     reported: whether the loop's caller has been given `sums`, which then begin anew with the next step; a checkpoint
@@ -73,7 +75,7 @@ class State:
 
     @contextmanager
     def spending(self, on: str) -> Iterator[None]:
-        """Within the block time counts for something beside the steps."""
+        """Within the block time is counted in `spent[on]`."""
         start = time.monotonic()
         try:
             yield

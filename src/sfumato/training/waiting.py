@@ -1,4 +1,4 @@
-"""How much of a run its steps wait for their batches, and what to do about it."""
+"""How long training steps wait for their batches, why, and what helps."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, final
 from sfumato.data.rows import DECODING, READING, Rows, Samples, Spent
 
 FETCHING, NORMALISING, TRANSFER = "fetching", "normalising", "transfer"
-MUCH = 0.10  # of the time, from which on the user is told
-_SURE = 3.0  # seconds waited in all, before which nobody is told
+MUCH = 0.10  # fraction of the time spent waiting above which advice is given
+_SURE = 3.0  # seconds waited in all before advice is given
 
 CURES = {
     READING: "is read too slowly: put it, or the cache (SFUMATO_CACHE), on a faster disk, or give more --workers",
