@@ -102,10 +102,8 @@ class World:
 
     def broadcast_result(self, make: Callable[[], _T]) -> _T:
         """make() of the first process, called in it alone; an error in it is an error in all."""
-        made: Any = self.broadcast(_tried(make) if self.leads else None)
-        if isinstance(made, SfumatoError):
-            raise made
-        return made
+        made: list[Any] = self.gather_results(lambda: make() if self.leads else None)
+        return made[0]
 
     def all_gather_object(self, value: _T, group: Any = None) -> list[_T]:
         """What every process has, by rank."""

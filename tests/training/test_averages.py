@@ -18,7 +18,7 @@ from sfumato.objectives.losses import Plain
 from sfumato.process import Gaussian
 from sfumato.schedules import Flow
 from sfumato.training import EMA, State, TrainConfig, averages
-from sfumato.training.averages import Averages, Profile, combination, due, overlap
+from sfumato.training.averages import Profile, combination, due, overlap
 from sfumato.training.ema import exponent
 
 
@@ -60,15 +60,15 @@ def test_the_reconstructed_average_is_the_one_that_was_followed(tmp_path):
     """Weights that wander, 400 steps of a random walk: width 0.08 is made from snapshots of two others."""
     torch.manual_seed(0)
     model = Denoiser(nets.MLP(3, width=8, depth=1), Gaussian(Flow()), "velocity")
-    direct, two, steps, batch = EMA(model, 0.08), Averages(model), 400, 64
+    direct, two, steps, batch = EMA(model, 0.08), [EMA(model, w) for w in averages.WIDTHS], 400, 64
     for step in range(1, steps + 1):
         with torch.no_grad():
             for i, p in enumerate(model.net.parameters()):
                 p += 0.1 * noise.normal(step, [i], p.shape, noise.DATA)[0]
-        for each in (direct, two):
+        for each in (direct, *two):
             each.update((step - 1) * batch, step * batch)
         if due((step - 1) / steps, step / steps, 8):
-            averages.write(tmp_path, two.tensors(), step, step * batch)
+            averages.write(tmp_path, averages.tensors(two), step, step * batch)
     parts = [(load_file(path), *each) for path in averages.found(tmp_path) for each in averages.contents(path)]
     assert len(parts) == 16 and parts[-1][1].samples == steps * batch
     c, _ = combination([profile for _, profile, _ in parts], Profile(exponent(0.08), steps * batch))
@@ -170,7 +170,7 @@ def test_the_start_has_no_part_in_any_average(width, steps, skipped):
             state.step, state.samples = step, state.samples + config.batch
             continue
         state.average(config.batch)
-        for ema in (state.ema, *state.averages.each):
+        for ema in (state.ema, *state.averages):
             weights = ema.denoiser.net.weight[0]
             assert float(weights[: skipped + 1].sum()) == 0.0 or step < steps / 10
             assert float(weights.sum()) == pytest.approx(1, abs=1e-4)

@@ -14,7 +14,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,28 +27,15 @@ from sfumato.folder import step_of
 from sfumato.model import Denoiser
 from sfumato.training.ema import EMA, exponent
 
-WIDTHS = (0.05, 0.10)  # of the averages that are followed
+WIDTHS = (0.05, 0.10)  # of the averages of which snapshots are taken
 FOLDER = "averages"
 _FORMAT, _VERSION, _WHAT = "sfumato averages", 2, "snapshot of averages"
 
 
-class Averages:
-    """Two more moving averages, from whose snapshots others are made."""
-
-    def __init__(self, denoiser: Any, shard: Any = None) -> None:
-        self.each = [EMA(denoiser, width, shard) for width in WIDTHS]
-
-    def update(self, before: int, after: int) -> None:
-        for ema in self.each:
-            ema.update(before, after)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All weights, `WIDTH.NAME`."""
-        return {
-            f"{width:g}.{name}": value
-            for width, ema in zip(WIDTHS, self.each, strict=True)
-            for name, value in ema.state_dict().items()
-        }
+def tensors(followed: Sequence[EMA]) -> dict[str, Tensor]:
+    """All weights of the averages of `WIDTHS`, as `WIDTH.NAME`."""
+    each = zip(WIDTHS, followed, strict=True)
+    return {f"{width:g}.{name}": value for width, ema in each for name, value in ema.state_dict().items()}
 
 
 def found(run: Path) -> list[Path]:
@@ -141,9 +128,9 @@ def average(run: str | os.PathLike[str], width: float) -> Denoiser:
     own = denoiser.net.state_dict()
     total = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in own.items()}
     for c, (file, _, start) in zip(coefficients, parts, strict=True):
-        _, tensors = read_sealed(file, _WHAT)
+        _, weights = read_sealed(file, _WHAT)
         for name in total:  # integers are those of the last snapshot
-            value = tensors[start + name]
+            value = weights[start + name]
             total[name] = total[name] + c * value.double() if value.is_floating_point() else value
     denoiser.net.load_state_dict({name: value.to(own[name]) for name, value in total.items()})
     denoiser.provenance = {**denoiser.provenance, "average": {"width": width, "profile_error": error}}

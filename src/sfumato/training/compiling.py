@@ -14,6 +14,8 @@ from sfumato.errors import SfumatoError
 from sfumato.nets.energy import Energy
 from sfumato.training.parts import with_net
 
+_PLACE = "TORCHINDUCTOR_CACHE_DIR"
+
 
 def compiled(model: Any, world: World) -> Any:
     """The same model, with the same weights under the same names, whose network is compiled at its first call.
@@ -42,10 +44,11 @@ def compiling(wanted: bool) -> Iterator[None]:
         yield
         return
     from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     before, folder = dict(os.environ), root()
-    if folder is not None:
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
+    if folder is not None and before.get(_PLACE) in (None, default_cache_dir()):  # which torch sets when it is imported
+        os.environ[_PLACE] = str(folder / "inductor")
     try:
         yield
     except TorchDynamoException as error:

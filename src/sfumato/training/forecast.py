@@ -202,8 +202,8 @@ def _rehearsed(session: Session) -> tuple[Costs, float, dict[str, Any]]:
         costs = Costs(config, taken[:FIRST], taken[FIRST:])
         many = costs.steps(costs.step.value)  # about, as nothing else is counted yet
         _validate(session, log, costs, float(many * config.batch))
-        if state.averages is not None:
-            weights = state.averages.tensors()
+        if state.averages:
+            weights = averages.tensors(state.averages)
             costs.one["averages"] = _timed(lambda: averages.write(session.path, weights, state.step, state.samples))
         seconds = math.fsum(costs.loop(many, costs.step.value).values())
         state.step, state.samples, state.elapsed = many, many * config.batch, max(seconds, 60 * (config.minutes or 0))

@@ -145,9 +145,9 @@ class Snapshots(Hook):
     def step(self, session: Session, progress: Progress) -> None:
         before, self._before = self._before, progress.fraction
         state = session.state
-        if state.averages is not None and averages.due(before, progress.fraction, session.config.snapshots):
+        if state.averages and averages.due(before, progress.fraction, session.config.snapshots):
             with state.spending("averages"):
-                weights = gathered(state.averages.tensors(), session.world)
+                weights = gathered(averages.tensors(state.averages), session.world)
                 if session.world.leads:
                     averages.write(session.path, weights, state.step, state.samples)
 

@@ -22,17 +22,15 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def best_dtype(device: torch.device | str) -> torch.dtype:
-    """bfloat16 where the machine multiplies in it (CUDA from compute capability 8; CPUs with AMX or AVX512-BF16)."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float32
-    if device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()):
-        return torch.bfloat16
-    return torch.float32
-
-
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """What `Denoiser.compute_dtype` is set to: None computes in float32."""
-    dtype = best_dtype(device) if precision == "auto" else getattr(torch, precision)
-    return None if dtype == torch.float32 else dtype
+    """What `Denoiser.compute_dtype` is set to: torch.bfloat16, or None for float32."""
+    if precision == "auto":
+        return torch.bfloat16 if _multiplies_bfloat16(device) else None
+    return torch.bfloat16 if precision == "bfloat16" else None
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware does: CUDA from compute capability 8, CPUs with AMX or AVX512-BF16."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

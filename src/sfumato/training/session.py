@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -67,12 +67,12 @@ class Session:
         console: Console,
         resumed: bool = False,
         world: World = ALONE,
-        hooks: Sequence[Hook] = (),
     ) -> None:
         self.path, self.config, self.source, self.state, self.resumed = path, config, source, state, resumed
         self.console, self.world = console if world.leads else Silent(), world
         self.train, self.holdout = source.split(config.holdout)
-        self.hooks, self.found = list(hooks), dict[str, Any]()
+        self.hooks: list[Hook] = []
+        self.found: dict[str, Any] = {}
         self.began = self.saved = time.monotonic()
         self.logged = state.step - line_is_missing(state, config)  # the last step in the log
 

@@ -17,7 +17,7 @@ from sfumato.errors import SfumatoError
 from sfumato.nets.layout import channels_last
 from sfumato.objectives.loss import Loss
 from sfumato.registry import register
-from sfumato.training.averages import Averages
+from sfumato.training import averages
 from sfumato.training.config import TrainConfig
 from sfumato.training.ema import EMA
 from sfumato.training.muon import Muon, split
@@ -55,7 +55,7 @@ class State:
         if not self.sharded:
             channels_last(denoiser.net)
         self.ema = EMA(denoiser, config.ema, shard) if config.ema else None
-        self.averages = Averages(denoiser, shard) if config.snapshots else None
+        self.averages = [EMA(denoiser, width, shard) for width in averages.WIDTHS if config.snapshots]
         if shard is not None:
             shard(denoiser.net)
         self.parameters = [p for p in denoiser.net.parameters() if p.requires_grad]
@@ -85,7 +85,7 @@ class State:
     def average(self, batch: int) -> None:
         """Take the weights after a step of `batch` samples into the averages, and count the step."""
         before = 0 if self.samples == self.unseen else self.samples  # the first step that is taken replaces the start
-        for each in (self.ema, self.averages):
+        for each in (self.ema, *self.averages):
             if each is not None:
                 each.update(before, self.samples + batch)
         self.step += 1
@@ -119,7 +119,7 @@ class State:
         if self.ema:
             found |= {f"ema.{name}": value for name, value in self.ema.state_dict().items()}
         if self.averages:
-            found |= {f"averages.{name}": value for name, value in self.averages.tensors().items()}
+            found |= {f"averages.{name}": value for name, value in averages.tensors(self.averages).items()}
         for whose, (optimizer, parameters) in self._optimizers().items():
             for i, parameter in enumerate(parameters):
                 found |= {f"{whose}.{i}.{name}": value for name, value in optimizer.state[parameter].items()}
