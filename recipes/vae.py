@@ -6,8 +6,8 @@ log p(x) = ELBO + KL(q(y|x) || p(y|x)): the E step closes the gap, the M step ra
 import torch
 
 import sfumato as sf
+from sfumato.objectives.losses import Autoencoding
 from sfumato.training import TrainConfig, fit
-from sfumato.training.autoencoding import Autoencoding
 
 
 def main() -> float:
