@@ -208,7 +208,6 @@ def _rehearsed(session: Session) -> tuple[Costs, float, dict[str, Any]]:
         seconds = math.fsum(costs.loop(many, costs.step.value).values())
         state.step, state.samples, state.elapsed = many, many * config.batch, max(seconds, 60 * (config.minutes or 0))
         state.spent.clear()
-        state.sums.zero_()
         first = _timed(session.report)  # which loads what draws charts
         ending, report = _timed(session.end) + first, _timed(session.report)
         costs.one["checkpoints"] = state.spent["checkpoints"] + report

@@ -133,7 +133,7 @@ def _steps(
     report, share = _Reporter(state, config, len(batches.x), judge, world), world.share(config.batch)
     model.train()
     losses = shared(compiled(model, world) if config.compile else model, state.loss, world)
-    if line_is_missing(state, config):  # the run was interrupted between its last step and the line of that step
+    if state.unlogged:
         before = state.before(config)
         progress = report.progress(before, _rate(state, config, state.samples, before))
         state.reported = True
@@ -141,18 +141,18 @@ def _steps(
     while state.fraction(config) < 1:
         if state.reported:
             state.sums.zero_()
-            state.reported = False
+            state.line_due, state.reported = False, False
         before = state.fraction(config)
         lr = _rate(state, config, state.samples + config.batch, before)
         batch = Batch(*batches.take(state.samples, config.batch, share), world)
         with compiling(config.compile):
             taken = _step(losses, batch, config, state, lr, world)
         incident = None if taken else _skip(state, config, batch, batches, lr, world)
-        report.tick()
+        report.tick(taken)
         progress = report.progress(before, lr)
-        waits = batches.waiting.report() if progress.loss is not None or progress.done else {}
+        waits = batches.waiting.report() if state.line_due else {}
         progress = dataclasses.replace(progress, incident=incident, **waits)
-        state.reported = progress.loss is not None
+        state.reported = state.line_due
         yield progress
         if len(state.strikes) >= STRIKES:  # the caller did not go back to an earlier state
             raise SfumatoError(
@@ -160,15 +160,6 @@ def _steps(
                 f"one {incident.where if incident else 'the loss was not finite'}. Go on from an earlier state with a "
                 "lower --lr or --precision float32."
             )
-
-
-def line_is_missing(state: State, config: TrainConfig) -> bool:
-    """Whether the line of the log that belongs to the last step has not been written: its sums would be zero."""
-    return bool(state.sums[2] > 0) and not state.reported and _line_is_due(state, config)
-
-
-def _line_is_due(state: State, config: TrainConfig) -> bool:
-    return state.fraction(config) >= 1 or state.step % log_every(config) == 0
 
 
 def _rate(state: State, config: TrainConfig, samples: int, fraction: float) -> float:
@@ -184,18 +175,22 @@ class _Reporter:
         self._start, self._samples = time.monotonic() - state.elapsed - state.waited, state.samples
         self._first = state.elapsed
 
-    def tick(self) -> None:
-        """Count the time of a step."""
-        elapsed = time.monotonic() - self._start - self.state.waited
+    def tick(self, taken: bool) -> None:
+        """Count the time of a step, which ends here."""
+        state, config = self.state, self.config
+        elapsed = time.monotonic() - self._start - state.waited
         # a budget in time must end for all at the same step
-        self.state.elapsed = self.world.broadcast(elapsed) if self.config.steps is None else elapsed
+        state.elapsed = self.world.broadcast(elapsed) if config.steps is None else elapsed
+        state.line_due = state.fraction(config) >= 1 or state.step % log_every(config) == 0
+        if taken:
+            state.midway = False
 
     def progress(self, before: float, lr: float) -> Progress:
         """Where the run stands after a step that began at the fraction `before` of the budget."""
         state, config = self.state, self.config
         fraction = state.fraction(config)
         loss = norm = None
-        if _line_is_due(state, config):
+        if state.line_due:
             total, norms, count = state.sums.tolist()
             loss, norm = (total / count, norms / count) if count else (None, None)
         samples, seconds = state.samples - self._samples, state.elapsed - self._first
@@ -217,7 +212,8 @@ class _Reporter:
 def _step(shared: nn.Module, batch: Batch, config: TrainConfig, state: State, lr: float, world: World) -> bool:
     """One step of the optimiser and the averages; False, with nothing applied, where loss or gradient is not finite.
 
-    Also False where the step itself made weights infinite; then only an earlier state can help.
+    Also False where the step itself made weights infinite; then only an earlier state can help. The state stays
+    `midway` until the step is counted.
     """
     losses = world.all_gather(gradients(shared, batch, config.batch, state, world))
     loss = losses.mean()
@@ -238,7 +234,6 @@ def _step(shared: nn.Module, batch: Batch, config: TrainConfig, state: State, lr
     state.loss.observe(batch, losses)
     state.average(config.batch)
     state.sums += torch.stack((loss, norm.detach(), torch.ones_like(loss))).double()
-    state.midway = False
     return True
 
 

@@ -24,7 +24,7 @@ from sfumato.training.config import TrainConfig, docs
 from sfumato.training.console import Console, Silent
 from sfumato.training.evaluation_schedule import PICTURES
 from sfumato.training.guard import precision
-from sfumato.training.loop import Progress, fit, line_is_missing
+from sfumato.training.loop import Progress, fit
 from sfumato.training.parallel import gathered, whole
 from sfumato.training.parts import objective_of
 from sfumato.training.state import State
@@ -74,7 +74,7 @@ class Session:
         self.hooks: list[Hook] = []
         self.found: dict[str, Any] = {}
         self.began = self.saved = time.monotonic()
-        self.logged = state.step - line_is_missing(state, config)  # the last step in the log
+        self.logged = state.step - state.unlogged  # the last step in the log
 
     @property
     def denoiser(self) -> Denoiser:
@@ -93,7 +93,7 @@ class Session:
     @property
     def finished(self) -> bool:
         """Whether the budget is used and the log complete."""
-        return self.fraction >= 1 and not line_is_missing(self.state, self.config)
+        return self.fraction >= 1 and not self.state.unlogged
 
     @property
     def total(self) -> float:

@@ -42,8 +42,8 @@ class State:
     learning rate since then.
     given: whether training starts from weights that were given, not from those that the seed makes.
     midway: whether a step, or `load`, has changed only a part of all this; such a state must not be saved.
-    reported: whether the loop's caller has been given `sums`, which then begin anew with the next step; a checkpoint
-    with sums at the end of a line is that of a run that was interrupted before the line was written.
+    line_due: whether the last step ends a line of the log; reported: whether the loop's caller has been given that
+    line, so that `sums` begin anew with the next step.
     sharded: whether this process holds shards of a network that all of `world` hold together.
     """
 
@@ -70,7 +70,8 @@ class State:
         self.triples = 0
         self.spent: dict[str, float] = {}
         self.unseen = 0
-        self.given, self.midway, self.reported = False, False, False
+        self.given, self.midway = False, False
+        self.line_due, self.reported = False, False
         self.sums = torch.zeros(3, dtype=torch.float64, device=denoiser.device)
 
     @contextmanager
@@ -96,6 +97,11 @@ class State:
         if config.steps is not None:
             return self.step / config.steps
         return self.elapsed / (60 * (config.minutes or 1.0))
+
+    @property
+    def unlogged(self) -> bool:
+        """Whether the run was interrupted between its last step and the line of the log that ends there."""
+        return self.line_due and not self.reported
 
     def before(self, config: TrainConfig) -> float:
         """The fraction of the budget at which the last step began; about, of a budget in minutes."""
@@ -133,7 +139,8 @@ class State:
         return found
 
     def counters(self) -> dict[str, Any]:
-        return {name: copy.copy(getattr(self, name)) for name in _COUNTERS}
+        found: dict[str, Any] = {name: copy.copy(getattr(self, name)) for name in _COUNTERS}
+        return found | {"unlogged": self.unlogged}
 
     def load(self, tensors: Mapping[str, Tensor], counters: dict[str, Any]) -> None:
         """Take over what `tensors` and `counters` gave, here or in other processes, whole or in shards."""
@@ -147,6 +154,7 @@ class State:
             self.loss.load({name.removeprefix("goal."): tensors[name] for name in learned})
             for name in _COUNTERS:
                 setattr(self, name, copy.copy(counters[name]))
+            self.line_due = counters.get("unlogged", False)
             self.midway = False
         except (KeyError, RuntimeError, IndexError) as error:
             first = str(error).splitlines()[0]
