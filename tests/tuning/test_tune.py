@@ -13,8 +13,8 @@ from sfumato.process import Gaussian
 from sfumato.schedules import EDM, VE, Cosine, Flow, LinearBeta
 from sfumato.solver_selection import make_plan
 from sfumato.solvers import Multistep, default
-from sfumato.tuning import table
-from sfumato.tuning.fit import Exam, Problem, levenberg_marquardt
+from sfumato.tuning.coefficients import write
+from sfumato.tuning.fit import Fit, Pairs
 from sfumato.tuning.search import Range, untuned
 from sfumato.tuning.study import worse
 from tuning_cases import network
@@ -61,16 +61,16 @@ def test_never_worse_even_where_there_is_too_little_to_fit():
     exact = law().flow(z, 1.0, 0.05, model.process)
     found, before = error(plan, model, z, exact), error(start, model, z, exact)
     assert found[0] <= 1.1 * before[0] and found[1] <= 1.1 * before[1]
-    *_, (unchecked, _) = levenberg_marquardt(*overfit(model, start))
-    spoilt = error(table.write(unchecked, start, Flow(), "unchecked"), model, z, exact)
+    *_, unchecked = overfit(model, start).descend(30)
+    spoilt = error(write(unchecked, start, Flow(), "unchecked"), model, z, exact)
     assert spoilt[0] > 1.1 * before[0]  # without held-out noise it would have been
 
 
 def overfit(model, start):
     """The same fit to eight points, with nothing to judge it."""
     z = noise.normal(0, range(8), (2,), noise.PRIOR, 1, dtype=F64)
-    exam = Exam(z, law().flow(z, 1.0, 0.05, model.process), {})
-    return Problem(model, table.Clock(Flow(), 1.0, 0.05), 100), table.read(start), exam, 1e9, 30
+    pairs = Pairs(z, law().flow(z, 1.0, 0.05, model.process), {})
+    return Fit(model, start, Range(Flow(), 1.0, 0.05), pairs, 100, 1e9)
 
 
 def test_chance_is_told_from_harm():

@@ -213,7 +213,7 @@ class Objective:
         # free numbers come near many weights, which says little: they must be much nearer
         return Nearest(word, (), *compare(weight)) if distance < usual.distance / 2 else usual
 
-    # -- the same in other words ---------------------------------------------------------------------------------
+    # -- other spellings of it -----------------------------------------------------------------------------------
 
     def express(
         self, schedule: Schedule | None = None, target: str | None = None, times: TimeDensity | None = None
@@ -241,7 +241,7 @@ class Objective:
         return 1 - self.share(lo - _SLACK, hi + _SLACK)
 
     def to_dict(self, levels: int = 31) -> dict[str, Any]:
-        """What it is in plain numbers: names, range, nearest, monotone, and w, p, factor at equal steps of logsnr."""
+        """JSON-able: names, range, nearest, monotone, and w, p, factor at equal steps of logsnr."""
         lam = self._grid(levels)
         w, p, f = (of(lam).detach().tolist() for of in (self.weight, self.density, self.factor))
         near = self.nearest()

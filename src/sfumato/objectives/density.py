@@ -1,4 +1,4 @@
-"""What a time density is: a law of logsnr under a schedule, as a quantile and a density, and what it may learn."""
+"""The interface of time densities: a law of logsnr under a schedule, as a quantile and a density."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def limits(schedule: Schedule) -> tuple[float, float]:
 
 
 class TimeDensity(abc.ABC):
-    """A law on logsnr, cut to the range of the schedule. What learns from the losses overrides the last five."""
+    """A law on logsnr, cut to the range of the schedule. One that learns from the losses overrides the last five."""
 
     @abc.abstractmethod
     def logsnr(self, u: Tensor, schedule: Schedule) -> Tensor:
@@ -34,19 +34,19 @@ class TimeDensity(abc.ABC):
         return noise.uniform(seed, index, (), role, dtype=torch.float64)
 
     def observe(self, logsnr: Tensor, losses: Tensor) -> None:
-        """What the drawn levels logsnr (B,) gave: losses w |eps - eps_hat|^2 / p, (B,). Nothing is learned here."""
+        """Learn from the losses w |eps - eps_hat|^2 / p, (B,), at the drawn levels logsnr (B,); by default nothing."""
         return None
 
     def parameters(self) -> list[nn.Parameter]:
-        """What `observe` trains."""
+        """The parameters that `observe` trains."""
         return []
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold of it."""
+        """The state that a checkpoint must hold."""
         return {}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `tensors` gave."""
+        """Restore the state that `tensors` returned."""
         return None
 
     @property

@@ -1,6 +1,6 @@
 """A loss: what a training step minimises, the mean over the batch of losses(model, batch), and what it learns itself.
 
-Any `nn.Module` with `losses` is one. This class says what else a loss may have, and what is taken where it has not.
+Any `nn.Module` with `losses` is one. `Loss` lists what else one may define, and the defaults.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Batch:
 
 
 class Levels(NamedTuple):
-    """How held-out samples are judged level by level: a density that stays, the weight, and what training draws by."""
+    """How held-out samples are judged level by level: a fixed density, the weight, and the density of training."""
 
     times: TimeDensity
     weight: Weight | None
@@ -89,19 +89,19 @@ class Loss(nn.Module, abc.ABC):
         return None
 
     def suits(self, model: Any) -> None:
-        """Refuse, in a sentence, a model that nothing could be learned of by this loss."""
+        """Raise SfumatoError for a model that this loss cannot train."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold so that training goes on exactly."""
+        """The state that a checkpoint must hold for an exact resume."""
         return dict(self.state_dict())
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `tensors` gave."""
+        """Restore the state that `tensors` returned."""
         self.load_state_dict(dict(tensors))
 
 
 def one_a_sample(found: Any, count: int, whose: Any, what: str = "losses", trains: bool = True) -> Tensor:
-    """The losses of `count` samples, where they are some; what came and what is wanted, where they are not."""
+    """`found`, checked to be one loss for each of `count` samples; SfumatoError says what came and what is needed."""
     whose = getattr(whose, "module", whose)
     got = f"a {type(found).__name__}"
     if isinstance(found, Tensor):
@@ -115,8 +115,8 @@ def one_a_sample(found: Any, count: int, whose: Any, what: str = "losses", train
     )
 
 
-class Own(Loss):
-    """A module that has `losses` and perhaps more of what a `Loss` has; the rest is taken from there."""
+class CompletedLoss(Loss):
+    """A module with `losses` and perhaps more of what a `Loss` may define, completed by the defaults."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A plan under way: rows of states, each at a call of its own, which move when they are told to.
+"""A plan in execution: rows of states, each at a call of its own, advanced from outside.
 
     walk = plan.start(model, z, noise, **cond)
     while not walk.done:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Walk:
-    """The rows z (B, ...) of a plan under way, their noise and conditions, and what later calls need of the past."""
+    """The rows z (B, ...) that a plan moves, their noise and conditions, and what later calls need of the past."""
 
     def __init__(self, plan: Plan, model: Any, z: State, noise: AnyNoise | None, cond: Mapping[str, Any]) -> None:
         self.plan, self.model, self.z, self.cond = plan, model, z, dict(cond)
@@ -69,7 +69,7 @@ class Walk:
 
     @property
     def done(self) -> bool:
-        """Whether all rows are."""
+        """Whether all rows are at the plan's end."""
         return self._call == self._last if isinstance(self._call, int) else bool(self.ended.all())
 
     @property
@@ -113,7 +113,7 @@ class Walk:
         self._call = k + 1
 
     def _correct(self) -> Any:
-        """The same of a `Corrector`; its first belief."""
+        """The step of a `Corrector` for all rows; returns the belief of its first call."""
         assert isinstance(self._call, int)
         line, t, s, *_ = self._agenda[self._call]
         noise = self.noise.at(self._call) if self.noise is not None and line.draws else None
@@ -135,7 +135,7 @@ class Walk:
         return map_state(lambda z, n: z + (c.to(z) if isinstance(c, Tensor) else c) * n, z, n)
 
     def _due(self, rows: Tensor | Sequence[int] | None = None) -> list[Tensor]:
-        """The rows that are to move, of all or of these: those together that are of one call, and carry alike."""
+        """The rows to advance, grouped by call and by whether they carry tensors of a `Corrector`."""
         live = ~self.ended
         index = torch.nonzero(live)[:, 0] if rows is None else numbered(rows, len(self))
         if len(index.unique()) < len(index):
@@ -166,7 +166,7 @@ class Walk:
         return part
 
     def _take(self, rows: Tensor, part: Walk) -> None:
-        """Rows that have moved, back in their places."""
+        """Write rows that have moved back to their places."""
         self.z = map_state(lambda old, new: _put(old, rows, new), self.z, part.z)
         if self._sums is not None:
             map_state(lambda sums, new: sums.take(rows, new), self._sums, part._sums)
@@ -224,7 +224,7 @@ def _advance(due: Sequence[tuple[Walk, Sequence[Tensor]]]) -> tuple[Any, list[Te
 
 
 def _belief(walks: Sequence[Walk]) -> Any:
-    """What their model believes about the rows of all, one walk after the other."""
+    """One call of the model for the rows of all walks, in the order of the walks."""
     examples = {name: value for walk in walks for name, value in walk.cond.items()}
 
     def of(walk: Walk, name: str) -> Any:  # a condition that a walk has not got is absent in its rows

@@ -13,7 +13,7 @@ from torch import nn
 
 from sfumato.errors import SfumatoError
 from sfumato.objectives.loss import Batch as Batch
-from sfumato.objectives.loss import Loss, Own
+from sfumato.objectives.loss import CompletedLoss, Loss
 from sfumato.objectives.losses import Denoising as Denoising
 from sfumato.objectives.losses import Hybrid as Hybrid
 from sfumato.objectives.losses import Plain as Plain
@@ -38,7 +38,7 @@ def loss_of(loss: Any) -> Any:
     if isinstance(loss, Loss):
         return loss
     if isinstance(loss, nn.Module) and hasattr(loss, "losses"):
-        return Own(loss)
+        return CompletedLoss(loss)
     raise SfumatoError(
         f"A loss is a module with `losses(model, batch)` that gives one number a sample, and {type(loss).__name__} is "
         "none: give it one, or take `Plain` for a function."

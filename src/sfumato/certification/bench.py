@@ -1,4 +1,4 @@
-"""The test bench of solvers: exact beliefs that are recorded as they are asked for, and the exact map between levels.
+"""The test bench of solvers: exact models that record every call, and the exact flow between noise levels.
 
 Everything is float64 and small. A level is (alpha, sigma); a state z at a level has the size hypot(alpha, sigma).
 """
@@ -21,10 +21,11 @@ from sfumato.process import Gaussian
 from sfumato.schedule import Schedule
 
 Level = tuple[float, float]
+Stop = tuple[Tensor, Level]  # a state and the level that it stands for
 Belief = Callable[[Tensor, Level], tuple[Tensor, Tensor]]  # (z, level) -> (E[x|z], E[eps|z])
 
-# Where orders are measured: all of the curvature of the mixture below, away from both ends.
-LOGSNR_START, LOGSNR_STOP = -5.0, 4.0
+# Logsnr between which orders are measured: all of the curvature of the mixture below, away from both ends.
+INTERVAL = (-5.0, 4.0)
 ROWS = 12
 
 
@@ -36,6 +37,17 @@ def logsnr(level: Level) -> float:
 def level_at(schedule: Schedule, t: float) -> Level:
     alpha, sigma = schedule(t)
     return float(alpha), float(sigma)
+
+
+def size(level: Level) -> float:
+    return math.hypot(*level)
+
+
+def rms(z: Tensor) -> float:
+    return float(z.square().mean().sqrt())
+
+
+# -- exact models --------------------------------------------------------------------------------------------------
 
 
 @lru_cache
@@ -58,22 +70,11 @@ def stiff() -> GaussianMixture:
 
 
 def believes(law: GaussianMixture) -> Belief:
-    """The optimal denoiser of a law, at any level; for one diagonal Gaussian the Wiener filter, which is cheaper."""
-    if len(law.means) == 1:
-        return _wiener(law.means[0], law.covs[0].diagonal())
+    """The optimal denoiser of a law, at any level."""
 
     def read(z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
         m = law.moments(z, alpha=level[0], sigma=level[1])
         return m.x, m.eps
-
-    return read
-
-
-def _wiener(mean: Tensor, variance: Tensor) -> Belief:
-    def read(z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-        alpha, sigma = level
-        pull = (z - alpha * mean) / (alpha**2 * variance + sigma**2)
-        return mean + alpha * variance * pull, sigma * pull
 
     return read
 
@@ -88,39 +89,18 @@ def constant(value: float) -> Belief:
     return read
 
 
-@dataclasses.dataclass(frozen=True)
-class Remembered(Schedule):
-    """A schedule that keeps its levels: the same few times are asked for in every check."""
-
-    base: Schedule
-    known: dict[float, tuple[Tensor, Tensor]] = dataclasses.field(default_factory=dict, compare=False)
-
-    def curve(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        if t.ndim:
-            return self.base.curve(t)
-        at = float(t)
-        if at not in self.known:
-            self.known[at] = self.base.curve(t)
-        return self.known[at]
-
-    def curve_rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return self.base.curve_rates(t)
-
-    def curve_time(self, logsnr: Tensor) -> Tensor:
-        return self.base.curve_time(logsnr)
+def start_states(law: GaussianMixture, level: Level, rows: int = ROWS) -> Tensor:
+    """States at a level, the same standard normal numbers for every schedule; alpha = 0 is allowed."""
+    return law.sample(rows, seed=0, alpha=level[0], sigma=level[1])
 
 
-@lru_cache(maxsize=16)
-def _kept(schedule: Schedule) -> Remembered:
-    return Remembered(schedule)
+@lru_cache(maxsize=512)
+def exact_end(start: Level, stop: Level) -> Tensor:
+    """Where the probability flow of the mixture takes `start_states` by the level `stop`, to rounding."""
+    return mixture().flow_between(start_states(mixture(), start), start, stop)
 
 
-def remembered(schedule: Schedule) -> Schedule:
-    """The same curve, remembered where the schedule can be a key."""
-    try:
-        return _kept(schedule)
-    except TypeError:
-        return schedule
+# -- what a solver is run with -------------------------------------------------------------------------------------
 
 
 class Call(NamedTuple):
@@ -136,7 +116,7 @@ class Oracle:
 
     def __init__(self, belief: Belief, schedule: Schedule | None, bump: tuple[int, float] | None = None) -> None:
         self.belief, self.bump, self.calls = belief, bump, list[Call]()
-        self._process = None if schedule is None else Gaussian(remembered(schedule))
+        self._process = None if schedule is None else Gaussian(schedule)
 
     @property
     def process(self) -> Gaussian:
@@ -159,8 +139,8 @@ class Oracle:
         return Estimate(z, t, schedule, x=x, eps=eps)
 
 
-class Source:
-    """Standard normal numbers of a seed, one draw after the other."""
+class SeededNoise:
+    """Standard normal numbers of a seed, one draw after the other; `draws` counts them."""
 
     def __init__(self, seed: int) -> None:
         self.seed, self.draws = seed, 0
@@ -171,18 +151,10 @@ class Source:
         return torch.randn(like.shape, generator=self.generator, dtype=like.dtype)
 
 
-class Silence(Source):
-    """No noise, for what only counts."""
-
-    def __call__(self, call: int, like: Tensor) -> Tensor:
-        self.draws += 1
-        return torch.zeros_like(like)
-
-
-class Units(Source):
+class UnitNoise(SeededNoise):
     """In place of draw j, the unit vector of row 2 + j, and cos(1 + j) in the last row.
 
-    One batch then holds the whole affine map of a walk, and in its last row a proof that it is affine.
+    One batch then holds the whole affine map of a run, and in its last row a proof that it is affine.
     """
 
     def __call__(self, call: int, like: Tensor) -> Tensor:
@@ -194,85 +166,46 @@ class Units(Source):
         return out
 
 
-class Trace(NamedTuple):
-    """The states where steps begin, and the end: (z, level) each."""
+class Recording(NamedTuple):
+    """What one run left: the states where its steps begin and the end, and the calls it made."""
 
-    stops: list[tuple[Tensor, Level]]
+    stops: list[Stop]
+    calls: list[Call]
 
     @property
     def end(self) -> Tensor:
         return self.stops[-1][0]
 
-    def before(self, limit: float) -> tuple[Tensor, Level]:
-        """The last state at a logsnr of at most `limit`."""
+    @property
+    def states(self) -> list[Stop]:
+        """The state of each call, and the end."""
+        return [*((call.z, call.level) for call in self.calls), self.stops[-1]]
+
+    def before(self, limit: float) -> Stop:
+        """The last state where a step begins at a logsnr of at most `limit`."""
         return next(stop for stop in reversed(self.stops) if logsnr(stop[1]) <= limit + 1e-6)
 
 
 @dataclasses.dataclass(frozen=True)
-class Walk:
-    """A solver compiled for a number of steps between two levels.
+class Setup:
+    """A solver set up for a number of steps between two levels.
 
-    open: its noise comes through the source that it is given, so that units can be sent through it.
+    go: (model, z, noise) -> stops. open: its noise comes from the source that it is given, so that unit vectors can be
+    sent through it.
     """
 
     start: Level
     stop: Level
     t_start: float
     schedule: Schedule | None
-    go: Callable[[Oracle, Tensor, Source], Trace]
+    go: Callable[[Oracle, Tensor, SeededNoise], list[Stop]]
     open: bool = True
 
-    def run(self, belief: Belief, z: Tensor, source: Source | int = 0, bump: tuple[int, float] | None = None) -> Run:
+    def run(
+        self, belief: Belief, z: Tensor, noise: SeededNoise | int = 0, bump: tuple[int, float] | None = None
+    ) -> Recording:
+        """One run from z; noise is a source of it, or a seed."""
         oracle = Oracle(belief, self.schedule, bump)
         with torch.no_grad():
-            trace = self.go(oracle, z, Source(source) if isinstance(source, int) else source)
-        return Run(trace, oracle.calls)
-
-
-class Run(NamedTuple):
-    """What one walk left: its trace and the calls it made."""
-
-    trace: Trace
-    calls: list[Call]
-
-
-def start_states(law: GaussianMixture, level: Level, rows: int = ROWS) -> Tensor:
-    """States at a level, the same standard normal numbers for every schedule; alpha = 0 is allowed."""
-    return law.sample(rows, seed=0, alpha=level[0], sigma=level[1])
-
-
-@dataclasses.dataclass(frozen=True)
-class _Between(Schedule):
-    """A straight line of levels from `stop` (t = 0) to `start` (t = 1): what the flow needs are its ends."""
-
-    start: Level
-    stop: Level
-
-    def curve(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        alpha, sigma = (b + t * (a - b) for a, b in zip(self.start, self.stop, strict=True))
-        return alpha, sigma
-
-    def curve_rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        rates = (torch.full_like(t, a - b) for a, b in zip(self.start, self.stop, strict=True))
-        alpha, sigma = rates
-        return alpha, sigma
-
-    def curve_time(self, logsnr: Tensor) -> Tensor:
-        ratio = torch.exp(-logsnr / 2)  # sigma / alpha on the line
-        (a1, s1), (a0, s0) = self.start, self.stop
-        return (ratio * a0 - s0) / ((s1 - s0) - ratio * (a1 - a0))
-
-
-@lru_cache(maxsize=512)
-def exact_map(start: Level, stop: Level, rows: int = ROWS) -> tuple[Tensor, Tensor]:
-    """(z at start, the probability flow's state at stop) of the mixture, to rounding; computed once."""
-    z = start_states(mixture(), start, rows)
-    return z, mixture().flow(z, 1.0, 0.0, Gaussian(_Between(start, stop)))
-
-
-def size(level: Level) -> float:
-    return math.hypot(*level)
-
-
-def rms(z: Tensor) -> float:
-    return float(z.square().mean().sqrt())
+            stops = self.go(oracle, z, SeededNoise(noise) if isinstance(noise, int) else noise)
+        return Recording(stops, oracle.calls)
