@@ -7,7 +7,6 @@ import torch
 
 from sfumato.certification import Foreign, certify, checks
 from sfumato.certification.bench import INTERVAL, Oracle, constant, logsnr
-from sfumato.process import Gaussian
 from sfumato.schedules import Trig
 from sfumato.solvers import DPMSolverPP, Multistep, UniPC, grids
 
@@ -150,9 +149,3 @@ def test_a_foreign_scheduler_is_certified():
     assert good.passed and good.findings[0].calls == "2 K - 1", good.faults
     wrong = certify(Foreign(theirs("DPMSolverMultistep", **KARRAS, solver_order=3), order=3), quick=True)
     assert "declared 3" in " ".join(wrong.faults)
-
-
-def test_process_is_not_needed():
-    """A foreign scheduler brings its levels: a model without a schedule says so."""
-    with pytest.raises(ValueError, match="its own noise levels"):
-        Gaussian(Oracle(square, None).process.schedule)

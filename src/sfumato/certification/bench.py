@@ -9,13 +9,12 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sfumato.belief import Estimate
-from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
 from sfumato.process import Gaussian
 from sfumato.schedule import Schedule
@@ -116,13 +115,7 @@ class Oracle:
 
     def __init__(self, belief: Belief, schedule: Schedule | None, bump: tuple[int, float] | None = None) -> None:
         self.belief, self.bump, self.calls = belief, bump, list[Call]()
-        self._process = None if schedule is None else Gaussian(schedule)
-
-    @property
-    def process(self) -> Gaussian:
-        if self._process is None:
-            raise SfumatoError("A foreign scheduler brings its own noise levels: this model has no schedule.")
-        return self._process
+        self.process: Any = None if schedule is None else Gaussian(schedule)  # a foreign scheduler asks for none
 
     def read(self, z: Tensor, t: float, level: Level) -> tuple[Tensor, Tensor]:
         """(x, eps) for a state at a level; one call."""
@@ -140,22 +133,24 @@ class Oracle:
 
 
 class SeededNoise:
-    """Standard normal numbers of a seed, one draw after the other; `draws` counts them."""
+    """Standard normal numbers of a seed, one draw after the other."""
 
     def __init__(self, seed: int) -> None:
-        self.seed, self.draws = seed, 0
-        self.generator = torch.Generator().manual_seed(seed)
+        self.seed, self.generator = seed, torch.Generator().manual_seed(seed)
 
     def __call__(self, call: int, like: Tensor) -> Tensor:
-        self.draws += 1
         return torch.randn(like.shape, generator=self.generator, dtype=like.dtype)
 
 
 class UnitNoise(SeededNoise):
-    """In place of draw j, the unit vector of row 2 + j, and cos(1 + j) in the last row.
+    """In place of draw number j, the unit vector of row 2 + j, and cos(1 + j) in the last row.
 
     One batch then holds the whole affine map of a run, and in its last row a proof that it is affine.
     """
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.draws = 0
 
     def __call__(self, call: int, like: Tensor) -> Tensor:
         out = torch.zeros_like(like)
@@ -190,8 +185,8 @@ class Recording(NamedTuple):
 class Setup:
     """A solver set up for a number of steps between two levels.
 
-    go: (model, z, noise) -> stops. open: its noise comes from the source that it is given, so that unit vectors can be
-    sent through it.
+    go: (model, z, noise) -> stops. draws: how often it takes noise from the source that it is given, so that unit
+    vectors can be sent through it; None where its noise is its own.
     """
 
     start: Level
@@ -199,7 +194,7 @@ class Setup:
     t_start: float
     schedule: Schedule | None
     go: Callable[[Oracle, Tensor, SeededNoise], list[Stop]]
-    open: bool = True
+    draws: int | None = None
 
     def run(
         self, belief: Belief, z: Tensor, noise: SeededNoise | int = 0, bump: tuple[int, float] | None = None

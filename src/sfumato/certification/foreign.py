@@ -73,7 +73,7 @@ class Foreign(Subject):
             with seeded(noise.seed):
                 return self._loop(steps, levels, oracle, z, noise.seed)
 
-        return Setup(levels[0], levels[-1], float(scheduler.timesteps[0]), None, go, open=False)
+        return Setup(levels[0], levels[-1], float(scheduler.timesteps[0]), None, go)
 
     def _ready(self, steps: int) -> Any:
         """A scheduler with its timesteps set, its tables in float64 where it has any: they limit its accuracy."""

@@ -21,7 +21,6 @@ from sfumato.certification.bench import (
     Belief,
     Level,
     Recording,
-    SeededNoise,
     Setup,
     UnitNoise,
     believes,
@@ -54,23 +53,16 @@ class Bias:
 
 def _columns(setup: Setup, belief: Belief, centre: float, spread: float) -> Recording | None:
     """The run of unit vectors from N(centre, spread^2), or None where it is not affine or hides its noise."""
-    if not setup.open:
+    if (draws := setup.draws) is None:
         return None
-    draws = _draws(setup)
     z = torch.full((draws + 3, 1), centre, dtype=F64)
     z[1] += spread
     z[-1] += 0.5 * spread
-    run = setup.run(belief, z, UnitNoise(0))
+    run = setup.run(belief, z, UnitNoise())
     end = run.end[:, 0] - run.end[0, 0]
     drawn = torch.cos(1 + torch.arange(draws, dtype=F64))
     predicted = 0.5 * end[1] + drawn @ end[2:-1]
     return run if bool((predicted - end[-1]).abs() <= _AFFINE * (1 + end.abs().max())) else None
-
-
-def _draws(setup: Setup) -> int:
-    source = SeededNoise(0)
-    setup.run(constant(0.0), torch.zeros(1, 1, dtype=F64), source)
-    return source.draws
 
 
 def _moments(z: Tensor) -> tuple[float, float]:
@@ -96,10 +88,9 @@ def bias(setup: Setup) -> Bias:
 def weak_order(subject: Subject, schedule: Any, counts: tuple[int, ...]) -> Slope | None:
     """The slope of the bias between two levels; None where it can only be measured with chance."""
     first = subject.attempt(schedule, 4, INTERVAL)
-    if first is None or bias(first).stderr[1] > 0:
+    if first is None or first.draws is None or bias(first).stderr[1] > 0:
         return None
-
-    per_step = max(1, _draws(first) // 4)
+    per_step = max(1, first.draws // 4)
 
     def error(steps: int) -> float | None:
         setup = subject.attempt(schedule, steps, INTERVAL) if steps * per_step <= MOST_DRAWS else None

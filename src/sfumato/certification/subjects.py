@@ -116,7 +116,8 @@ def plan_setup(plan: Plan, schedule: Schedule, t_start: float) -> Setup:
         seen = [(state.z.clone(), state.t) for state in plan.run(oracle, z, noise)]
         return [*((z, level_at(schedule, t)) for z, t in seen[:-1]), (seen[-1][0], stop)]
 
-    return Setup(level_at(schedule, t_start), stop, t_start, schedule, go)
+    draws = sum(line.draws for line in plan.lines)
+    return Setup(level_at(schedule, t_start), stop, t_start, schedule, go, draws)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,4 +161,4 @@ class StepSubject(Subject):
                     stops.append((z.clone(), level))
             return stops
 
-        return Setup(levels[0], levels[-1], nodes[0], schedule, go, open=False)
+        return Setup(levels[0], levels[-1], nodes[0], schedule, go)

@@ -22,8 +22,8 @@ from sfumato.solvers.axis import Axis, Place
 from sfumato.solvers.build import Builder, Form, Solver, add, ddim
 from sfumato.solvers.clocks import clock
 from sfumato.solvers.plan import Plan
-from sfumato.solvers.runge_kutta import CLASSICAL, explicit_step
-from sfumato.solvers.singlestep import STAGES, exponential_step, fits
+from sfumato.solvers.runge_kutta import CLASSICAL, explicit_step, fits
+from sfumato.solvers.singlestep import STAGES, exponential_step
 
 # Parts of the clock left to the data: a step that takes more is predicted by order 3, by order 2 (end='near').
 NEAR = (0.22, 0.5)
@@ -156,7 +156,7 @@ class Multistep(Solver):
         k, point = len(b.times) - 1, b.node(i + 1)
         if self.start == "low" or count >= order - bool(self.corrector):
             return False
-        if order in STAGES and fits(b, axis, i, STAGES[order]):
+        if order in STAGES and fits(b, axis, i, [stage.share for stage in STAGES[order]]):
             exponential_step(b, axis, k, i, STAGES[order], base)
             return True
         if order == 4 and point[1] > 0:

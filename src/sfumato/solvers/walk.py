@@ -40,7 +40,6 @@ class Walk:
         self._call: int | Tensor = 0  # of all rows, or of each
         self._agenda, self._last = plan.agenda, plan.calls
         self._sums: Any = map_state(lambda leaf: Arithmetic(plan.program, leaf), z) if plan.sums else None
-        self._single: Arithmetic | None = self._sums if isinstance(z, Tensor) else None
         self._carried: State | None = None
         self._carries: bool | Tensor = False  # whether all rows have what a `Corrector` carried, or each, bool (B,)
 
@@ -102,8 +101,7 @@ class Walk:
         assert type(k) is int
         line, _, s, plain, noisy = self._agenda[k]
         if plain:
-            single = self._single
-            z = single.step(k, z, belief.x) if single is not None else self._leaves(k, z, belief.mean)
+            z = map_state(lambda sums, z, x: sums.step(k, z, x), self._sums, z, belief.mean)
             self.z = self._noised(k, line, z) if noisy else z
         else:
             if self._sums is not None:
@@ -122,9 +120,6 @@ class Walk:
         self._carries = self._carried is not None
         self._call += 1
         return model.belief
-
-    def _leaves(self, k: int, z: State, x: State) -> State:
-        return map_state(lambda sums, z, x: sums.step(k, z, x), self._sums, z, x)
 
     def _noised(self, k: int, line: Linear, z: State) -> State:
         """A new state with the noise of call k."""
@@ -155,7 +150,6 @@ class Walk:
         part.z, part.cond = rows_of(self.z, index), {name: _cut(value, index) for name, value in self.cond.items()}
         if self._sums is not None:
             part._sums = map_state(lambda sums: sums.part(index), self._sums)
-            part._single = part._sums if isinstance(part.z, Tensor) else None
         part._carries = _one_for_all(self._carrying[index])
         part._carried = None
         if self._carried is not None and part._carries is not False:

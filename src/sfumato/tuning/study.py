@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,16 +34,11 @@ class TuneProgress:
     rms: float
 
 
-class EndError(NamedTuple):
+def figures(end: Tensor, truth: Tensor, law: bool) -> dict[str, float]:
     """Distances from the exact end, |z - y| / sqrt(D), in the units of the model; with noise also that of the laws."""
-
-    rms: float
-    median: float
-    law: float | None = None
-
-    @classmethod
-    def of(cls, gaps: Tensor) -> EndError:
-        return cls(float(gaps.mean().sqrt()), float(gaps.median().sqrt()))
+    gaps = distances(end, truth)
+    found = {"rms": float(gaps.mean().sqrt()), "median": float(gaps.median().sqrt())}
+    return {**found, "law": math.sqrt(float(sliced(end, truth)))} if law else found
 
 
 def shape_of(model: Model) -> tuple[int, ...]:
@@ -114,7 +108,7 @@ class Study:
 
     def improve(
         self, base: Plan, fitted: Pairs, held: Pairs, rounds: int, seed: int
-    ) -> tuple[Plan, EndError, EndError]:
+    ) -> tuple[Plan, dict[str, float], dict[str, float]]:
         """The best plan on held-out noise on the way of the fit, its error, and that of `base`."""
         start, c2 = self.end(base, held), robust_scale(distances(self.end(base, held), held.end))
         before = distances(start, held.end)
@@ -130,12 +124,9 @@ class Study:
                 poorer = worse(distances(end, held.end), before)
             if loss < least and not poorer:
                 plan, best, least = new, end, loss
-            self.progress(TuneProgress("fit", i + 1, rounds, EndError.of(distances(best, held.end)).rms))
-        return plan, self._error(best, held), self._error(start, held)
-
-    def _error(self, end: Tensor, pairs: Pairs) -> EndError:
-        error = EndError.of(distances(end, pairs.end))
-        return error._replace(law=math.sqrt(float(sliced(end, pairs.end)))) if self.tau else error
+            self.progress(TuneProgress("fit", i + 1, rounds, figures(best, held.end, False)["rms"]))
+        noisy = self.tau > 0
+        return plan, figures(best, held.end, noisy), figures(start, held.end, noisy)
 
 
 def robust_scale(gaps: Tensor) -> float:

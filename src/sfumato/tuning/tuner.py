@@ -25,7 +25,7 @@ from sfumato.process.gaussian import require_numbers
 from sfumato.solver_selection import guidance_of
 from sfumato.solvers import Plan
 from sfumato.tuning.search import Range
-from sfumato.tuning.study import EndError, Study, TuneProgress, shape_of
+from sfumato.tuning.study import Study, TuneProgress, shape_of
 
 _NUMBERS, _MOST, _LEAST = 1 << 16, 4096, 64  # how many points are fitted: so many numbers in all, within these limits
 _LEAST_NOISY = 128  # a law needs more points than a path
@@ -82,14 +82,10 @@ def tune(
         "points": points,
         "seed": seed,
         "noise": float(noise),
-        "error": figures(error),
-        "untuned": {"name": base.name, **figures(before)},
+        "error": error,
+        "untuned": {"name": base.name, **before},
     }
     return dataclasses.replace(plan, tuned=record)
-
-
-def figures(error: EndError) -> dict[str, float]:
-    return {name: value for name, value in error._asdict().items() if value is not None}
 
 
 def points_of(shape: tuple[int, ...], least: int = _LEAST) -> int:
