@@ -17,7 +17,7 @@ from sfumato.schedule import Schedule
 from sfumato.solvers import Adaptive, Plan
 
 TOLERANCE = 0.15  # of a measured order
-WHOLE_STEPS, LAW_STEPS = 20, 200
+WHOLE_STEPS, LAW_STEPS, LAW_CALLS = 20, 200, 400  # a law is looked at in as many steps as these calls allow
 ROUNDING = 1e-8
 
 
@@ -80,7 +80,8 @@ def _examine(subject: Subject, where: str, curve: Schedule | None, quick: bool, 
     counts = subject.counts[: 7 if random else 6] if quick else subject.counts
     measure = law.weak_order if random else checks.order
     slope = None if subject.fixed else measure(subject, curve, counts)
-    steps = subject.fixed or (LAW_STEPS if random else WHOLE_STEPS)
+    many, cost = counted[-1]
+    steps = subject.fixed or (min(LAW_STEPS, LAW_CALLS * many // cost) if random else WHOLE_STEPS)
     setup = subject.attempt(curve, steps)
     drawn = setup if random else None
     return Findings(

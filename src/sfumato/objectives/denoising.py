@@ -52,6 +52,7 @@ def denoising_loss(
     require_encoded(given)
     process, x = denoiser.process, denoiser.process.data(x)
     index, t, drawn = drawn_inputs(process, x, t, times, seed, index, eps)
+    t = as_time(t).expand(len(index))
     z = process.corrupt(x, t, drawn)
     if clean is not None:
         x, drawn = clean(Corrupted(process, x, drawn, z, t, seed, index, given))
@@ -66,10 +67,10 @@ def drawn_inputs(
     seed: int,
     index: Tensor | Sequence[int] | None,
     eps: State | None,
-) -> tuple[Tensor, Tensor, State]:
-    """(index, t, eps) of a loss, (B,), (B,) and like x; what is None is drawn from (seed, index) alone."""
+) -> tuple[Tensor, Any, State]:
+    """(index, t, eps) of a loss: (B,), (B,) and like x; what is None is drawn from (seed, index) alone."""
     index = torch.arange(len(first_leaf(x))) if index is None else torch.as_tensor(index)
     if t is None:
         t = process.clock.time(times.logsnr(times.levels(seed, index, noise.TRAIN_TIME), process.clock))
     drawn = numbers_like(Noise(seed, index, noise.TRAIN_NOISE) if eps is None else eps, x)
-    return index, as_time(t).expand(len(index)), drawn
+    return index, t, drawn

@@ -71,7 +71,8 @@ def tune(
     wanted = guidance_of(model, guidance, interval)
     walker = model if guidance is None else guide(model, guidance, interval)
     reach = Range(model.process.schedule, float(t_start), float(t_stop))
-    points = points or points_of(shape_of(model), _LEAST_NOISY if noise else _LEAST)
+    few = _LEAST_NOISY if noise else _LEAST
+    points = points or max(few, min(_MOST, _NUMBERS // math.prod(shape_of(model))))
     study = Study(walker, reach, steps, batch, progress or (lambda _: None), float(noise))
     fitted, held = study.pairs(seed, points, in_turn(model, cond))
     base = study.best_untuned(fitted, held)
@@ -86,10 +87,6 @@ def tune(
         "untuned": {"name": base.name, **before},
     }
     return dataclasses.replace(plan, tuned=record)
-
-
-def points_of(shape: tuple[int, ...], least: int = _LEAST) -> int:
-    return max(least, min(_MOST, _NUMBERS // math.prod(shape)))
 
 
 def in_turn(model: Model, cond: Mapping[str, Any]) -> dict[str, Given]:
