@@ -103,7 +103,7 @@ def exact_end(start: Level, stop: Level) -> Tensor:
 
 
 class Call(NamedTuple):
-    """What a solver asked: the state, its time as the solver names it, and the level of that time."""
+    """One call of the model: the state, the time that the solver gave, and the level of that time."""
 
     z: Tensor
     t: float
@@ -162,7 +162,7 @@ class UnitNoise(SeededNoise):
 
 
 class Recording(NamedTuple):
-    """What one run left: the states where its steps begin and the end, and the calls it made."""
+    """One run: the states where its steps begin and the end, and the calls it made."""
 
     stops: list[Stop]
     calls: list[Call]

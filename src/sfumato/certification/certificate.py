@@ -1,4 +1,4 @@
-"""What `certify` found: figures for each schedule, the faults in words, and a table."""
+"""The result of `certify`: figures for each schedule, the faults in words, and a table."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Certificate:
 
 
 def _finite(value: Any) -> Any:
-    """The same with None for what JSON has no number for."""
+    """A copy in which infinite and undefined numbers, which JSON lacks, are None."""
     if isinstance(value, dict):
         return {key: _finite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -107,7 +107,7 @@ def cells(one: Findings) -> list[str]:
 
 
 def table(rows: list[list[str]]) -> list[str]:
-    """Columns of words, those that hold nothing left out."""
+    """Aligned columns; those that are empty are left out."""
     kept = [i for i in range(len(rows[0])) if i == 0 or any(row[i] != "-" for row in rows[1:])]
     widths = [max(len(row[i]) for row in rows) for i in kept]
     return ["  ".join(row[i].ljust(w) for i, w in zip(kept, widths, strict=True)).rstrip() for row in rows]

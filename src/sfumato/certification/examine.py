@@ -108,7 +108,7 @@ def _examine(subject: Subject, where: str, curve: Schedule | None, quick: bool, 
 
 
 def _faults(subject: Subject, found: Findings, calls: int | Callable[[int], int] | None) -> list[str]:
-    """What is wrong, in words."""
+    """The broken promises, a sentence each."""
     return [*_order_faults(subject, found), *_step_faults(subject, found, calls), *_law_faults(found)]
 
 

@@ -128,7 +128,7 @@ def _config(scheduler: Any, name: str, default: Any) -> Any:
 
 
 def _output(scheduler: Any, level: Level, x: Tensor, eps: Tensor) -> Tensor:
-    """What the network would have said, in the terms that the scheduler expects."""
+    """The output of the network, in the parametrisation that the scheduler expects."""
     alpha, sigma = level
     flows = "flow_prediction" if _space(scheduler) == "flow" else "epsilon"
     kind = _config(scheduler, "prediction_type", flows)

@@ -1,4 +1,4 @@
-"""What can be certified, each set up for runs between two noise levels: a solver, one plan, a step function."""
+"""The kinds of solvers that can be certified, each set up for runs between two noise levels."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Subject(abc.ABC):
         """For `steps` steps between two logsnr, or from noise to data; one that is not `local` runs from end to end."""
 
     def attempt(self, schedule: Any, steps: int, interval: tuple[float, float] | None = None) -> Setup | None:
-        """The same, or None where the solver refuses that number of steps."""
+        """`setup`, or None where the solver refuses that number of steps."""
         try:
             return self.setup(schedule, steps, interval)
         except ValueError:  # SfumatoError, and what foreign schedulers raise

@@ -1,4 +1,4 @@
-"""What every exact model answers, and the model that samplers see.
+"""The interface of exact laws, and the denoiser of one as samplers see it.
 
 Data x with a known law, z = alpha x + sigma eps, and for any z at any level, in float64 and in closed form:
 
@@ -31,7 +31,7 @@ Number = Tensor | float | int
 
 
 class At(TypedDict, total=False):
-    """Where a quantity is asked for: `process` and `t`, or `alpha` and `sigma`; and of which class, `label`."""
+    """The noise level, by `process` and `t` or by `alpha` and `sigma`, and the class, `label`."""
 
     process: Gaussian
     t: Number

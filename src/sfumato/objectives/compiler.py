@@ -97,7 +97,7 @@ class Objective:
         return self._inside(logsnr, self._effective)
 
     def factor(self, logsnr: Tensor) -> Tensor:
-        """What multiplies |y - y_hat|^2 at levels drawn from `times`: 1 where the loss is plain."""
+        """The factor on |y - y_hat|^2 at levels drawn from `times`: 1 where the loss is plain."""
         return self._inside(logsnr, self._raw)
 
     def _inside(self, logsnr: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:

@@ -21,7 +21,7 @@ from sfumato.objectives.weights import Weight
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What one step sees.
+    """The data of one training step.
 
     x: normalised samples (B, *shape); cond: conditions; index: numbers of the samples in the run, int64 (B,);
     u: places in (0, 1) that spread evenly over the batch, float64 (B,); world: the processes that share the batch, of
@@ -50,7 +50,7 @@ class Levels(NamedTuple):
 
 
 class Loss(nn.Module, abc.ABC):
-    """What `sf.train(loss=...)` takes; losses are means over the elements of a sample.
+    """The losses that `sf.train(loss=...)` takes; they are means over the elements of a sample.
 
     network: the word for a network of a size ("auto", "tiny" ..), where a loss trains another than a denoiser's.
     """
@@ -81,11 +81,11 @@ class Loss(nn.Module, abc.ABC):
         return self.losses(model, batch)
 
     def levels(self) -> Levels | None:
-        """Where held-out samples are judged by noise level; None where a loss has none."""
+        """How held-out samples are judged by noise level; None for a loss without levels."""
         return None
 
     def model(self, net: nn.Module, spec: Any) -> Any:
-        """What is trained around the network; None is the denoiser of the settings."""
+        """The model that is trained around the network; None is the denoiser of the settings."""
         return None
 
     def suits(self, model: Any) -> None:

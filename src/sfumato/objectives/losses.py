@@ -74,7 +74,7 @@ class Denoising(Loss):
             )
 
     def parameters(self, recurse: bool = True) -> Any:
-        """Those of the density, which it steps itself once it has observed."""
+        """The parameters of the density, which steps them itself in `observe`."""
         return iter(self.times.parameters())
 
     def tensors(self) -> dict[str, Tensor]:

@@ -162,7 +162,7 @@ class Levels(TimeDensity):
         return cls(tuple(steps.exp().tolist()))
 
     def logsnr(self, u: Tensor, schedule: Schedule) -> Tensor:
-        """That of level floor(u L), the least noise at u = 0. SfumatoError for levels that the schedule lacks."""
+        """The logsnr of level floor(u L), the least noise at u = 0. SfumatoError for levels that the schedule lacks."""
         ratio = torch.tensor(self.sigmas, dtype=torch.float64, device=u.device)
         levels = -2 * ratio.log()
         lo, hi = schedule.logsnr_range

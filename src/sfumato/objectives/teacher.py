@@ -36,7 +36,7 @@ _LARGEST_RATIO = 1e8  # of alpha to sigma: beyond, z is the sample and nothing i
 
 @dataclasses.dataclass(frozen=True)
 class Corrupted:
-    """What a loss has drawn: z = alpha x + sigma eps at times t of a process, of the samples `index` under `seed`."""
+    """The draws of a loss: z = alpha x + sigma eps at times t of a process, of the samples `index` under `seed`."""
 
     process: Any  # Gaussian
     x: Tensor

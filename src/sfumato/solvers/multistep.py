@@ -143,7 +143,7 @@ class Multistep(Solver):
         return self.order
 
     def _bounded(self, axis: Axis, used: list[Known], start: Place, end: Place) -> tuple[list[Known], list[float]]:
-        """As many of the calls as the amplification allows, and their weights."""
+        """The most calls that the amplification allows, newest first, and their weights."""
         for count in range(len(used), 0, -1):
             weights = self._weights(axis, used[:count], start, end)
             if sum(map(abs, weights)) <= self.amplification * abs(end.clock - start.clock) * (1 + 1e-9):

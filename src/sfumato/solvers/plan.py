@@ -42,7 +42,7 @@ def schedule_of(process: Any) -> Schedule | None:
 
 
 class State(NamedTuple):
-    """What a trajectory shows: the state, its time, and the belief of the call at that time (None at the end)."""
+    """One point of a trajectory: the state, its time, and the belief of the call at that time (None at the end)."""
 
     z: Any  # a tensor (B, ...), or a dict of them
     t: float
@@ -102,7 +102,7 @@ class Plan:
 
     @functools.cached_property
     def agenda(self) -> tuple[Due, ...]:
-        """What a walk does at each call."""
+        """The calls of a walk, in order."""
         ends = (*self.times[1:], self.stop)
         plain = [isinstance(line, Linear) for line in self.lines]
         noisy = [one and line.draws for one, line in zip(plain, self.lines, strict=True)]
@@ -193,7 +193,7 @@ class Plan:
         yield State(walk.z, self.stop, None)
 
     def along_paths(self) -> Plan:
-        """The same, whose noise `sample` draws from one path of time a sample."""
+        """This plan, with the noise of each sample drawn by `sample` from one Brownian path."""
         return dataclasses.replace(self, brownian=True)
 
     def to_dict(self) -> dict[str, Any]:

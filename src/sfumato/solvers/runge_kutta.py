@@ -22,7 +22,7 @@ class Tableau(NamedTuple):
 
     @property
     def shares(self) -> list[float]:
-        """Of the step at each stage; 1 is its end."""
+        """Where the stages stand in the step; 1 is its end."""
         return [sum(row) for row in self.a]
 
 

@@ -53,7 +53,7 @@ class Walk:
 
     @property
     def call(self) -> Tensor:
-        """How many calls each row has made, int64 (B,): the number of the one that it stands before."""
+        """How many calls each row has made, int64 (B,), which is the number of its next one."""
         return torch.full((len(self),), self._call) if isinstance(self._call, int) else self._call
 
     @property

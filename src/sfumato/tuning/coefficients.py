@@ -29,7 +29,8 @@ class Coefficients(NamedTuple):
 
 
 def read(plan: Plan) -> Coefficients:
-    """Those of a plan: without noise, where all states hold some of the first one; with it, in its own states."""
+    """The coefficients of a plan. Without noise all states must hold some of the first one; with noise lines look at
+    their own state alone."""
     lines = [line for line in plan.lines if isinstance(line, Linear) and line.numbers]
     if len(lines) < plan.calls:
         raise SfumatoError(f"{plan.name} has lines that are no sums of numbers: it has no coefficients to tune.")

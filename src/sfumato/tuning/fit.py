@@ -73,7 +73,7 @@ def sliced(ends: Tensor, truth: Tensor) -> Tensor:
 
 
 def objective(ends: Tensor, truth: Tensor, c2: float, law: bool) -> Tensor:
-    """What is minimised, of ends (B, D); law: with the distance of the laws. Infinite where an end is not finite."""
+    """The loss of ends (B, D); law: with the distance of the laws. Infinite where an end is not finite."""
     gaps = (ends.double() - truth).square().mean(-1)
     value = (c2 * torch.log1p(gaps / c2)).mean()
     value = value + LAW * sliced(ends, truth) if law else value
@@ -135,9 +135,9 @@ class Fit:
         return torch.cat([self._end(free.expand(len(part.z), -1), part, draws) for part, draws in self.parts])
 
     def _end(self, free: Tensor, part: Pairs, draws: Tensor | None) -> Tensor:
-        """That of some samples (B, D), each under free numbers of its own, (B, F).
+        """The ends of some samples (B, D), each under free numbers of its own, (B, F).
 
-        Not the loop of plans, whose coefficients are merged and no variables. A call's activations are computed again
+        Not `Plan.run`, which cannot differentiate in coefficients and times. A call's activations are computed again
         on the way back, so that memory is that of one call.
         """
         found, state, signals = self.unpack(free), part.z.flatten(1), list[Tensor]()
@@ -198,7 +198,7 @@ class Fit:
             else:
                 return
             gain = (new - loss) / float(gradient @ step + step @ curvature @ step / 2)
-            # Nielsen 1999: less damping the better the quadratic model foretold the loss
+            # Nielsen 1999: the better the quadratic model predicted the loss, the less damping
             damping, growth = max(_LEAST_DAMPING, damping * max(1 / 5, 1 - (2 * gain - 1) ** 3)), 2.0
             slow = slow + 1 if loss - new < 2e-4 * loss else 0
             free, loss = free + step, new

@@ -1,4 +1,4 @@
-"""What a fit needs beside itself: the untuned plans that it starts from, and where the exact solution ends."""
+"""The untuned plans that a fit starts from, and the fine solve that it is fitted to."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _ROBUST = 30.0  # rho turns from square to logarithm at this multiple of the med
 
 @dataclasses.dataclass(frozen=True)
 class TuneProgress:
-    """How far a fit has come: the stage, its round of rounds, and the RMS distance on held-out noise so far."""
+    """The progress of a fit: the stage, its round of rounds, and the best RMS distance on held-out noise so far."""
 
     stage: str
     round: int
@@ -103,7 +103,7 @@ class Study:
         return end_of(plan, self.model, pairs.z, pairs.cond, self.batch, pairs.paths)
 
     def loss(self, end: Tensor, pairs: Pairs, c2: float) -> float:
-        """What a plan is chosen by: the objective of the fit, on pairs of its own."""
+        """The objective of the fit on any pairs; plans are chosen by that on held-out ones."""
         return float(objective(end, pairs.end, c2, law=self.tau > 0))
 
     def improve(

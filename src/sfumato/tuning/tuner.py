@@ -53,8 +53,8 @@ def tune(
     coefficients and those of its noise, to the reverse SDE with so much of it (`SASolver`'s tau; 1 is Anderson's) along
     shared Brownian paths, and to the law of its ends (`fit`).
     points: how much noise is fitted, half as much more being held out (with noise as much); by default 65,536 numbers
-    in all, at least 64 (with noise 128) and at most 4,096 points. rounds: of the fit at most, each about four walks
-    there and back. guidance, interval and conditions are `sample`'s; a condition may have several values, which the
+    in all, at least 64 (with noise 128) and at most 4,096 points. rounds: of the fit at most, each about ten
+    runs of the plan. guidance, interval and conditions are `sample`'s; a condition may have several values, which the
     points take in turn, and by default a model with classes takes all of its own. t_start < 1 is reached by the fine
     solve.
     progress is called after every round.
@@ -90,7 +90,7 @@ def tune(
 
 
 def in_turn(model: Model, cond: Mapping[str, Any]) -> dict[str, Given]:
-    """What the points take in turn: the conditions given, or all classes of a model that has some."""
+    """The conditions that the points take in turn: those given, or all classes of a model that has some."""
     given = {name: value for name, value in unfolded(cond).items() if value is not None}
     label = (declared(model) or {}).get("label")
     if not given and isinstance(label, Label):
