@@ -36,12 +36,6 @@ def pairs(model, tau, n, seed=99, t_stop=0.05, start=0):
     return Pairs(z, end_of(fine, model, z, {}, n, paths), {}, paths)
 
 
-@pytest.fixture
-def coarse(monkeypatch):
-    """A fine solve of few steps, where its accuracy does not matter."""
-    monkeypatch.setattr("sfumato.tuning.search._FINE", 32)
-
-
 def figures(plan, model, one):
     """(the score of path and law, distance of the laws)."""
     end = end_of(plan, model, one.z, {}, len(one.z), one.paths)
@@ -97,7 +91,7 @@ def test_paths_alone_would_lose_variance(monkeypatch):
     assert abs(spreads[100.0] - exact) < 0.3 * abs(spreads[0.0] - exact)
 
 
-def test_nearer_than_its_start():
+def test_nearer_than_its_start(coarse):
     """A small fit, judged on paths of another seed."""
     model = law().denoiser(Gaussian(Flow()))
     plan, start = (sf.tune(model, 4, noise=1.0, points=64, rounds=r, t_stop=0.1) for r in (12, 0))
