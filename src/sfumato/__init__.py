@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sfumato.denoising_autoencoder import DenoisingAutoencoder as DenoisingAutoencoder
     from sfumato.diagnosis import doctor as doctor
     from sfumato.diagnostics.board import board as board
+    from sfumato.diagnostics.draw_table import draws as draws
     from sfumato.diagnostics.information import Information as Information
     from sfumato.diagnostics.information import information as information
     from sfumato.diagnostics.memorization import memorization as memorization
@@ -108,6 +109,7 @@ _PUBLIC = {
     "denoising_loss": "sfumato.objectives:denoising_loss",
     "differentiable": "sfumato.compose:differentiable",
     "doctor": "sfumato.diagnosis:doctor",
+    "draws": "sfumato.diagnostics.draw_table:draws",
     "encode": "sfumato.latents:encode",
     "energy": "sfumato.likelihood:energy",
     "error_budget": "sfumato.sampling_error:error_budget",

@@ -92,7 +92,7 @@ def test_each_of_two_beside_the_other():
 def test_mistakes_are_said():
     law = GaussianMixture([0.5, 0.5], [[0.0], [1.0]], [1.0, 1.0])
     model = law.denoiser(sf.Gaussian(sf.schedules.Cosine()))
-    with pytest.raises(SfumatoError, match="asked of a condition"):
+    with pytest.raises(SfumatoError, match="needs a condition"):
         information(model, torch.zeros(4, 1))
 
 

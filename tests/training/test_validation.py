@@ -252,9 +252,9 @@ def test_a_slow_run_of_minutes_is_not_overspent():
 def test_a_sample_goes_through_the_levels(count):
     """Where draws share samples no level has samples of its own."""
     draws = judged(denoiser(), HOLDOUT[:count], HOLDOUT[:count]).draws
-    shared = {int(s) for s in draws.sample if int((draws.sample == s).sum()) > 1}
+    shared = {int(s) for s in draws.row if int((draws.row == s).sum()) > 1}
     for sample in shared:
-        levels = draws.index[draws.sample == sample] % BINS
+        levels = draws.index[draws.row == sample] % BINS
         assert len(levels.unique()) >= min(BINS, len(levels)) - 2
 
 

@@ -17,7 +17,7 @@ Sources: Hutchinson 1989; Grathwohl et al. 2018 (1810.01367), Eq. 7, probes fixe
 
 from __future__ import annotations
 
-import abc
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -31,17 +31,16 @@ NAMES = ("exact", "rademacher", "gaussian", "deflated")
 _SKETCH = 1 << 16  # the streams of the deflating directions, above those of the probes
 
 
-class Trace(abc.ABC):
-    """An estimator; `columns` is how many independent estimates it gives of a sample."""
+class Trace(Protocol):
+    """trace(field, w, j) -> (y like w, estimates of tr dy/dz (B, k)) at point j, each column independent of the others.
 
-    columns: int = 1
+    learn: whether the estimator may adapt to this point for the next.
+    """
 
-    @abc.abstractmethod
-    def __call__(self, field: Field, w: Tensor, j: int, learn: bool = False) -> tuple[Tensor, Tensor]:
-        """(y like w, tr dy/dz (B, columns)) at point j; `learn` lets an estimator adapt itself for the next point."""
+    def __call__(self, field: Field, w: Tensor, j: int, learn: bool = False) -> tuple[Tensor, Tensor]: ...
 
 
-class Closed(Trace):
+class Closed:
     """Of an exact law, whose posterior covariance is known."""
 
     def __init__(self, model: ExactDenoiser) -> None:
@@ -56,7 +55,7 @@ class Closed(Trace):
         return field.y(w, j), trace[:, None]
 
 
-class Exact(Trace):
+class Exact:
     """Of any model: a product with each unit vector."""
 
     def __call__(self, field: Field, w: Tensor, j: int, learn: bool = False) -> tuple[Tensor, Tensor]:
@@ -69,31 +68,31 @@ class Exact(Trace):
         return y, total[:, None]
 
 
-class Hutchinson(Trace):
+class Hutchinson:
     """v^T J v for k probes v (k, B, D), each fixed for its sample."""
 
     def __init__(self, probes: Tensor) -> None:
-        self.probes, self.columns = probes, len(probes)
+        self.probes = probes
 
     def __call__(self, field: Field, w: Tensor, j: int, learn: bool = False) -> tuple[Tensor, Tensor]:
-        y, products = field.linear(w, j, self.columns)
+        y, products = field.linear(w, j, len(self.probes))
         return y, (products(self.probes) * self.probes).sum(2).T
 
 
-class Deflated(Trace):
+class Deflated:
     """tr Q^T M Q + g^T M g: as many directions Q as there are probes, twice the products of `Hutchinson`."""
 
     def __init__(self, probes: Tensor, sketch: Tensor) -> None:
         """probes (k, B, D) and the first directions (m, B, D), m at most D."""
-        self.probes, self.columns, self.basis = probes, len(probes), _orthonormal(sketch)
+        self.probes, self.basis = probes, _orthonormal(sketch)
 
     def __call__(self, field: Field, w: Tensor, j: int, learn: bool = False) -> tuple[Tensor, Tensor]:
         track, q = field.track, self.basis
-        y, products = field.linear(w, j, len(q) + self.columns)
+        y, products = field.linear(w, j, len(q) + len(self.probes))
         g = self.probes - torch.einsum("mbd,mbe,kbe->kbd", q, q, self.probes)
         v = torch.cat((q, g))
         mv = track.scale / track.norm[j] * (v - track.sigma[j] * products(v))
-        along, rest = (mv * v).sum(2).split((len(q), self.columns))
+        along, rest = (mv * v).sum(2).split((len(q), len(self.probes)))
         # the mean eigenvalue of what is left, as the other probes of the sample see it: its trace is known
         level, square = rest.sum(0) - rest, g.square().sum(2)
         level = level / (square.sum(0) - square).clamp_min(1e-300)

@@ -9,11 +9,11 @@ from sfumato import noise
 from sfumato.conditions import of_data
 from sfumato.diagnostics import report, summary
 from sfumato.diagnostics.checks.gather import told
-from sfumato.diagnostics.draws import evaluating
 from sfumato.diagnostics.information import Information
 from sfumato.diagnostics.memorization import Memorization, choose, compare, pairs_picture
 from sfumato.diagnostics.nearest import Space
 from sfumato.errors import SfumatoError
+from sfumato.noised import evaluating
 from sfumato.pictures import save_png
 from sfumato.sampling import sample
 from sfumato.training.evaluation_schedule import COPIES, SAID

@@ -26,13 +26,13 @@ import torch
 
 from sfumato import serialization
 from sfumato.compose import guide
-from sfumato.diagnostics.draws import evaluating
 from sfumato.errors import SfumatoError
 from sfumato.errors import place as path_of
 from sfumato.files import write_text
 from sfumato.folder import Log, read
 from sfumato.folder import found as checkpoints
 from sfumato.machine import available, held, out_of_memory
+from sfumato.noised import evaluating
 from sfumato.sampling import sample
 from sfumato.solver_selection import make_plan
 from sfumato.training import snapshots

@@ -12,9 +12,9 @@ import torch
 from sfumato import noise
 from sfumato.compose import guide
 from sfumato.conditions import of_data
-from sfumato.diagnostics.draws import evaluating
 from sfumato.diagnostics.examples import usual_scale
 from sfumato.errors import SfumatoError
+from sfumato.noised import evaluating
 from sfumato.pictures import beside, picture, save_png
 from sfumato.sampling import sample
 from sfumato.training.evaluation_schedule import GRID, LAST_GRID
