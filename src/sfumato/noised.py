@@ -20,7 +20,7 @@ from sfumato.machine import in_parts
 from sfumato.noise import Noise
 from sfumato.state import State, numbers_like, rows_of
 
-Columns = dict[str, Tensor]
+ByName = dict[str, Tensor]
 
 
 class NoisedBatch(NamedTuple):
@@ -53,21 +53,21 @@ class Noised:
         return NoisedBatch(x, eps, self.process.corrupt(x, t, eps), t, self.cond.rows(self.row[part]))
 
     @torch.no_grad()
-    def table(self, model: Any, measure: Callable[[Tensor], Columns], world: World = ALONE) -> Columns:
+    def table(self, model: Any, measure: Callable[[Tensor], ByName], world: World = ALONE) -> ByName:
         """The columns of measure(numbers of some draws) -> {name: (B, ...)} for all draws, float64 (n, ...) on the CPU,
         the model in evaluation mode. world: the processes that share the draws; all get all columns."""
 
-        def own(index: Tensor) -> Columns:
+        def own(index: Tensor) -> ByName:
             # processes that share draws or weights make as many calls each
             alone = world.size == 1 and not in_shards(model)
             parts = in_parts(measured, index, -(-self.batch // world.size), halve=alone)
             return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-        def measured(part: Tensor) -> Columns:
+        def measured(part: Tensor) -> ByName:
             return {name: column.double().cpu() for name, column in measure(part).items()}
 
         with evaluating(model):
-            found: Columns = world.parallel_map(own, self.index)
+            found: ByName = world.parallel_map(own, self.index)
         return found
 
     def each(self, model: Any, measure: Callable[[Tensor], Tensor], world: World = ALONE) -> Tensor:

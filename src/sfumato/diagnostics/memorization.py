@@ -16,10 +16,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -181,7 +181,7 @@ def compare(
     twins = twins.unique()
     if len(held) < _FEW:
         notes.append(f"Only {len(held)} samples are held out, too few to judge memorisation by (--holdout takes more).")
-    keys = _keys(source.groups)
+    keys = torch.from_numpy(np.unique(source.groups, return_inverse=True)[1])
     made, real = space(generated), space(source.x[twins])
     near = nearest(made, source.x, bank, space)
     own = nearest(real, source.x, bank, space, keys[twins], keys[bank])
@@ -216,12 +216,6 @@ def pairs_picture(found: Memorization, spec: Any) -> Any:
     x = torch.cat([each.float() for each in found.shown])
     kind, bounds = ("array", None) if spec is None else (spec.kind, spec.bounds)
     return picture(x, kind, bounds, len(found.shown[0]), ["samples", "training"])
-
-
-def _keys(groups: Sequence[str]) -> Tensor:
-    """A number for each group."""
-    numbers: dict[str, int] = {}
-    return torch.tensor([numbers.setdefault(group, len(numbers)) for group in groups])
 
 
 def _score(first: Tensor, away: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from sfumato.diagnostics.draws import ByLevel, Draws, Trivial
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture, Truth
 from sfumato.exact.truth import At
+from sfumato.model import compute_dtype
 from sfumato.noised import NoisedBatch
 from sfumato.process import Gaussian
 
@@ -179,9 +180,7 @@ def _held_out(source: Source, made: dict[str, Any], notes: list[str]) -> Tensor:
 
 def _fitting(model: Any, x: Tensor) -> Tensor:
     """In the precision of the model: float32 for a network of that or less, float64 for exact models."""
-    listed = getattr(model, "parameters", None)
-    first = next(iter(listed()), None) if listed is not None else None
-    return x.float() if first is not None and first.dtype != torch.float64 else x.double()
+    return x.double() if compute_dtype(model) == torch.float64 else x.float()
 
 
 def trivial(model: Any, found: EvaluationSet) -> Trivial:

@@ -27,7 +27,7 @@ from sfumato import noise
 from sfumato.belief import Estimate
 from sfumato.conditions import Conditions
 from sfumato.errors import SfumatoError
-from sfumato.likelihood.control import Linear, controlled
+from sfumato.likelihood.control import LinearDenoiser, controlled
 from sfumato.likelihood.measured import Measured, pooled
 from sfumato.model import Model, compute_dtype
 from sfumato.noise import Noise
@@ -39,7 +39,7 @@ from sfumato.process import Gaussian
 from sfumato.schedule import NODE_LIMIT, Schedule
 from sfumato.state import State, map_state
 
-_ROWS = 512  # states that a model sees at once
+_ROWS = 512  # states that a model sees at once, or as many as there are samples
 _SHIFT = (1 << 23) - 1  # the stream of the strata's shifts under the role of the bound
 _LAST = 1 << 22  # the first stream of the noise of the last term
 _WINDOW = 2  # strata on each side that the weight of the control is fitted to
@@ -122,7 +122,8 @@ def copies(model: Any, x: State, index: Tensor, cond: Conditions, seed: int, t: 
     """Each sample at its times t (B, n), flat (B n,): copy k has the noise of stream first + k."""
     row = torch.arange(len(index)).repeat_interleave(t.shape[1])
     stream = (first + torch.arange(t.shape[1])).repeat(len(index))
-    return Noised(model.process, x, cond, row, t.flatten(), Noise(seed, index[row], noise.BOUND, stream), _ROWS)
+    source = Noise(seed, index[row], noise.BOUND, stream)
+    return Noised(model.process, x, cond, row, t.flatten(), source, max(_ROWS, len(index)))
 
 
 def eps_error(belief: Estimate, x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
@@ -160,7 +161,7 @@ def elbo(
     """
     check(steps, probes)
     span, dtype = Span.of(model.process.schedule, data_scale(model), sigma_min), compute_dtype(model)
-    linear = Linear(span.scale)
+    linear = LinearDenoiser(span.scale)
     logsnr = span.quantile(places(seed, index, probes, steps))
     lam, levels = logsnr.flatten(), copies(model, x, index, cond, seed, span.clock.time(logsnr).flatten(1))
     draws = max(1, steps // _SHARE)

@@ -16,7 +16,7 @@ from torch import Tensor
 from sfumato.belief import broadcast
 
 
-class Linear(NamedTuple):
+class LinearDenoiser(NamedTuple):
     """The denoiser E[eps|z] of N(0, s^2) data: eps - E[eps|z] = a eps - b x, a = sigmoid(logsnr + 2 log s)."""
 
     scale: float

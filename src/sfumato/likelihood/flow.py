@@ -23,7 +23,7 @@ from torch import Tensor
 from sfumato.conditions import Conditions
 from sfumato.errors import SfumatoError
 from sfumato.likelihood.measured import Measured, pooled
-from sfumato.likelihood.trace import Trace, choose
+from sfumato.likelihood.trace import TraceEstimator, choose
 from sfumato.model import Model
 from sfumato.probability_flow import Field, Track, data_scale, exact_law, quadrature
 
@@ -59,7 +59,7 @@ def ode(
 class _Way:
     """One integration of the flow from the data to the noise, `stride` points a step, with its sum of traces."""
 
-    def __init__(self, field: Field, w: Tensor, stride: int, trace: Trace) -> None:
+    def __init__(self, field: Field, w: Tensor, stride: int, trace: TraceEstimator) -> None:
         self.field, self.w, self.stride, self.trace = field, w, stride, trace
         self.weights = quadrature(2 * field.track.steps // stride).tolist()
         self.total: Tensor | float = 0.0
@@ -75,7 +75,7 @@ class _Way:
 
 
 @torch.no_grad()
-def _measure(field: Field, x: Tensor, estimator: Trace) -> tuple[Tensor, ...]:
+def _measure(field: Field, x: Tensor, estimator: TraceEstimator) -> tuple[Tensor, ...]:
     """(value, stderr, third, solver error, prior mismatch, truncation) of normalised x, float64 (B,) each."""
     track, last = field.track, 2 * field.track.steps
     start, slack, truncation = _start(field, track.alpha[0] / track.norm[0] * x, estimator)
@@ -101,7 +101,7 @@ def _log_prior(field: Field, w: Tensor) -> Tensor:
     return -0.5 * ((z / sigma).square().sum(1) + z.shape[1] * math.log(2 * math.pi * sigma**2))[:, None]
 
 
-def _start(field: Field, w: Tensor, estimator: Trace) -> tuple[Tensor, Tensor, Tensor]:
+def _start(field: Field, w: Tensor, estimator: TraceEstimator) -> tuple[Tensor, Tensor, Tensor]:
     """From w = alpha x / S to w at the least noise; its log-determinant (B, columns); the truncation (B,).
 
     With eps = w + s alpha / S y and sigma tr(deps/dz) = sigma / S (D + s alpha tr(dy/dz)).

@@ -33,7 +33,7 @@ from sfumato.process.gaussian import require_numbers
 _PRIOR, _DECODER, _LEVEL = 0, 1, 2  # streams under the role of the bound
 
 
-class Part(NamedTuple):
+class Divergence(NamedTuple):
     """A divergence in nats, and its standard error."""
 
     value: float
@@ -43,13 +43,13 @@ class Part(NamedTuple):
 class Gap(NamedTuple):
     """The parts of E[log p(x) - elbo(x)]."""
 
-    prior: Part
-    path: Part
-    decoder: Part
+    prior: Divergence
+    path: Divergence
+    decoder: Divergence
 
     @property
-    def total(self) -> Part:
-        return Part(math.fsum(p.value for p in self), math.hypot(*(p.stderr for p in self)))
+    def total(self) -> Divergence:
+        return Divergence(math.fsum(p.value for p in self), math.hypot(*(p.stderr for p in self)))
 
 
 @torch.no_grad()
@@ -66,11 +66,11 @@ def bound_gap(
     span = Span.of(model.process.schedule, data_scale(model), sigma_min)
     x, index = truth.sample(n, seed), torch.arange(n)
     parts = _prior(model, truth, x, index, seed), _path(model, truth, x, index, seed, span, steps)
-    return Gap(*(_part(each) for each in (*parts, _decoder(model, truth, x, index, seed, span))))
+    return Gap(*(_divergence(each) for each in (*parts, _decoder(model, truth, x, index, seed, span))))
 
 
-def _part(each: Tensor) -> Part:
-    return Part(float(each.mean()), float(each.std() / math.sqrt(len(each))))
+def _divergence(each: Tensor) -> Divergence:
+    return Divergence(float(each.mean()), float(each.std() / math.sqrt(len(each))))
 
 
 def _noised(model: Model, x: Tensor, index: Tensor, seed: int, t: float | Tensor, stream: int) -> NoisedBatch:

@@ -18,6 +18,7 @@ from sfumato.likelihood.flow import DEFAULT_STEPS, ode
 from sfumato.likelihood.importance import importance
 from sfumato.likelihood.measured import DEQUANTISATIONS, Measured, gather
 from sfumato.model import Model, usable
+from sfumato.noised import evaluating
 from sfumato.objectives.decoder import cells_of
 from sfumato.probability_flow import data_scale
 from sfumato.process import Gaussian, Symbols
@@ -83,7 +84,9 @@ def log_prob(
     found, device = [], getattr(model, "device", leaf.device)
     for part in torch.arange(len(numbers)).split(batch or min(_ROWS, max(1, _BATCH // leaf[0].numel()))):
         some, given = map_state(lambda v: v.to(device), rows_of(x, part)), conditions.rows(part).to(device)
-        found.append(measure(model, some, numbers[part], given, steps, probes=probes, seed=seed, sigma_min=sigma_min))
+        with evaluating(model):
+            one = measure(model, some, numbers[part], given, steps, probes=probes, seed=seed, sigma_min=sigma_min)
+        found.append(one)
     result = gather(found, how)
     return result if spec is None or how == "discretised" else result.shifted(spec.log_jacobian)
 

@@ -31,7 +31,7 @@ NAMES = ("exact", "rademacher", "gaussian", "deflated")
 _SKETCH = 1 << 16  # the streams of the deflating directions, above those of the probes
 
 
-class Trace(Protocol):
+class TraceEstimator(Protocol):
     """trace(field, w, j) -> (y like w, estimates of tr dy/dz (B, k)) at point j, each column independent of the others.
 
     learn: whether the estimator may adapt to this point for the next.
@@ -107,7 +107,9 @@ def _orthonormal(v: Tensor) -> Tensor:
     return torch.linalg.qr(v.permute(1, 2, 0)).Q.permute(2, 0, 1).contiguous()
 
 
-def choose(model: object, name: str, probes: int, seed: int, index: Tensor, dim: int, device: torch.device) -> Trace:
+def choose(
+    model: object, name: str, probes: int, seed: int, index: Tensor, dim: int, device: torch.device
+) -> TraceEstimator:
     """The estimator `name` for the samples of these numbers; an exact law is traced in closed form."""
     if name not in NAMES:
         raise SfumatoError(f"Unknown trace {name!r}: known are {', '.join(NAMES)}, and auto.")
