@@ -40,7 +40,7 @@ def test_the_interval_covers_the_truth(name):
     """Of 1,000 points 93 to 97 % lie within the stated 95 % interval."""
     law = ranks(dim=16, count=4, rank=2)
     x, model = law.sample(1000, seed=1), law.denoiser(Gaussian(Cosine()))
-    found = log_prob(model, x, trace=name, probes=8, steps=24)
+    found = log_prob(model, x, trace=name, probes=8, steps=48)
     low, high = found.interval()
     true = law.log_prob(x)
     assert 0.93 <= float(((low <= true) & (true <= high)).double().mean()) <= 0.97

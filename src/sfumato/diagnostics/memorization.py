@@ -195,6 +195,7 @@ def compare(
     worth = min(len(scores), len(bank)), _distinct(twins[usable], own.row)
     pairs = _pairs(*worth)
     order = scores.argsort()[:8].tolist()
+    relative = (scores - middle).exp().nan_to_num(0.0, 0.0)
     return Memorization(
         ratio=_ratio(scores, twin_scores, worth, seed),
         closer=fraction(_closer(scores, twin_scores), pairs),
@@ -203,7 +204,7 @@ def compare(
         leaked=_leaked(source.x, bank, other.x, held),
         samples=len(scores), twins=len(twin_scores), pairs=pairs,
         train=len(train), searched=len(bank), holdout=len(held),
-        nearest=tuple((i, int(near.row[i]), _finite(math.exp(float(scores[i]) - middle))) for i in order),
+        nearest=tuple((i, int(near.row[i]), float(relative[i])) for i in order),
         space="features" if space.features is not None else "standard deviations of each channel",
         notes=tuple(notes), shown=(generated.cpu()[order], source.x[near.row[order]]),
     )  # fmt: skip
@@ -271,7 +272,3 @@ def _digests(x: Samples, rows: Tensor) -> list[bytes]:
         block = x[part].flatten(1).contiguous().view(torch.uint8).numpy()
         found += [blake2b(row, digest_size=16).digest() for row in block]
     return found
-
-
-def _finite(value: float) -> float:
-    return value if math.isfinite(value) else 0.0

@@ -18,7 +18,7 @@ from torch import Tensor
 from sfumato.conditions import Conditions
 from sfumato.diagnostics.bins import make
 from sfumato.diagnostics.draws import Draws, Trivial, plain
-from sfumato.diagnostics.gradients import Gradients, measure
+from sfumato.diagnostics.gradients import measure
 from sfumato.diagnostics.triples import Triples
 from sfumato.distributed import ALONE, World
 from sfumato.objectives import Objective
@@ -187,7 +187,11 @@ class LevelValidator(Validator):
             (value, error), weighted = self.draws.by_level(each), self.draws.by_level(self.factor * each)
             board |= {f"loss_{name}": plain(value), f"loss_{name}_stderr": plain(error)}
             board[f"{name}_stderr"], values[name] = plain(weighted.stderr), weighted.value.tolist()
-        found = None if gradients is None else self._gradients(raw, *gradients, world)
+        found = None
+        if gradients is not None:
+            first, depth = gradients
+            more = self._more(first, depth * self._deep)
+            found = measure(raw, more, more.factor(self.objective), MICRO, more.count // MICRO, world)
         if found is not None:
             board |= {"grad_norm": plain(found.norm.value), "noise_scale": plain(found.scale.value)}
             for name, column in {"square": found.square, "variance": found.variance}.items():
@@ -196,11 +200,6 @@ class LevelValidator(Validator):
             bins.middle.tolist(), values["raw"], values.get("ema"), values["trivial"], board,
             None if found is None else found.total,
         )  # fmt: skip
-
-    def _gradients(self, model: Any, first: int, depth: int, world: World) -> Gradients | None:
-        count = depth * self._deep
-        draws = self._more(first, count)
-        return measure(model, draws, draws.factor(self.objective), MICRO, count // MICRO, world)
 
 
 def _mean(values: list[float]) -> float:
