@@ -37,7 +37,7 @@ from sfumato.objectives.times import CosMap
 from sfumato.probability_flow import data_scale
 from sfumato.process import Gaussian
 from sfumato.schedule import NODE_LIMIT, Schedule
-from sfumato.state import State, map_state
+from sfumato.state import State, first_leaf, map_state
 
 _ROWS = 512  # states that a model sees at once, or as many as there are samples
 _SHIFT = (1 << 23) - 1  # the stream of the strata's shifts under the role of the bound
@@ -122,8 +122,8 @@ def copies(model: Any, x: State, index: Tensor, cond: Conditions, seed: int, t: 
     """Each sample at its times t (B, n), flat (B n,): copy k has the noise of stream first + k."""
     row = torch.arange(len(index)).repeat_interleave(t.shape[1])
     stream = (first + torch.arange(t.shape[1])).repeat(len(index))
-    source = Noise(seed, index[row], noise.BOUND, stream)
-    return Noised(model.process, x, cond, row, t.flatten(), source, max(_ROWS, len(index)))
+    source, times = Noise(seed, index[row], noise.BOUND, stream), t.flatten().to(first_leaf(x).device)
+    return Noised(model.process, x, cond, row, times, source, max(_ROWS, len(index)))
 
 
 def eps_error(belief: Estimate, x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
