@@ -294,7 +294,7 @@ def test_a_run_has_its_board(run):
     assert "before it had seen any" in moving.notes[0] and moving.bins.width.max() == pytest.approx(30 / 8)
     given = sf.board(run.path, data, samples=8, gradients=0, times="logit-normal", weight="plain")
     assert not given.monotone
-    with pytest.raises(sf.SfumatoError, match="brings its own moving average"):
+    with pytest.raises(sf.SfumatoError, match="has its own moving average"):
         sf.board(run.path, data, ema=denoiser())
     with pytest.raises(sf.SfumatoError, match="not rescaled|in the units|in those units"):
         sf.board(run.path, np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32))

@@ -106,7 +106,7 @@ def _models(model: Any, ema: Any, device: str | torch.device) -> tuple[dict[str,
         _is_model(ema)
         return {"raw": model, "ema": ema}, []
     if ema is not None:
-        raise SfumatoError("A model file brings its own moving average: give ema with a denoiser alone.")
+        raise SfumatoError("A model file has its own moving average: give ema only with a denoiser.")
     average = serialization.load_sampler(model, device=device)
     if not serialization.read_contract(model)["raw"]:
         return {"model": average}, []
@@ -116,7 +116,7 @@ def _models(model: Any, ema: Any, device: str | torch.device) -> tuple[dict[str,
 def _is_model(model: Any) -> None:
     if not callable(model) or getattr(model, "process", None) is None:
         raise SfumatoError(
-            f"A board is of a denoiser, a model file or a run folder, and {type(model).__name__} is none of them."
+            f"A board needs a denoiser, a model file or a run folder; {type(model).__name__} is none of them."
         )
 
 
@@ -127,7 +127,7 @@ def _dials(
     for name, given, kept in (("times", times, made.get("times")), ("weight", weight, made.get("weight"))):
         if given is None and kept is None:
             notes.append(
-                f"The model does not say the {name} that it was trained with: "
+                f"The model does not record the {name} that it was trained with: "
                 f"{'uniform in t' if name == 'times' else 'the plain squared error of its target'} is taken."
             )
     chosen = times if times is not None else made.get("times") or UniformTime()

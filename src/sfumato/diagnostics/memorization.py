@@ -146,7 +146,7 @@ def _sides(
         return source, torch.arange(len(source)), unseen, torch.arange(len(unseen))
     made = getattr(model, "provenance", None) or {}
     if not made.get("holdout"):
-        raise SfumatoError("The model does not say what was held out when it was trained: give unseen data as holdout.")
+        raise SfumatoError("The model does not record what its training held out: give unseen data as holdout.")
     if made.get("samples") != len(source):
         raise SfumatoError(
             f"{source.name} has {len(source):,} samples, and the model was trained on {made.get('samples'):,}: give "

@@ -1,6 +1,6 @@
 """Why the bound lies below log p: the three divergences whose sum is the gap, measured against a known law.
 
-    E[log p(x) - elbo(x)] = KL(p_1 || N(0, sigma_1^2))                  prior: z_1 still knows of the data
+    E[log p(x) - elbo(x)] = KL(p_1 || N(0, sigma_1^2))                  prior: z_1 still depends on the data
                           + 1/2 int E|E[eps|z] - eps_hat|^2 dlogsnr     path: the model's score is not the law's
                           + E KL(p(x|z_0) || decoder)                   decoder: p(x|z_0) is no normal law around x_hat
 

@@ -10,7 +10,7 @@
 
 Each is a sum over the nodes of the same v, so that the standard deviation over the k probes of a sample is the
 standard error of its whole log-density. Q follows the flow: it is the last node's M Q, orthonormalised (subspace
-iteration), and knows nothing of v, so that nothing is biased.
+iteration), and does not depend on v, so that nothing is biased.
 Sources: Hutchinson 1989; Grathwohl et al. 2018 (1810.01367), Eq. 7, probes fixed in time; Meyer et al. 2020
 (2010.09649), Hutch++.
 """
@@ -93,7 +93,7 @@ class Deflated:
         v = torch.cat((q, g))
         mv = track.scale / track.norm[j] * (v - track.sigma[j] * products(v))
         along, rest = (mv * v).sum(2).split((len(q), len(self.probes)))
-        # the mean eigenvalue of what is left, as the other probes of the sample see it: its trace is known
+        # the mean eigenvalue of the rest, estimated from the other probes of the sample: its trace is known
         level, square = rest.sum(0) - rest, g.square().sum(2)
         level = level / (square.sum(0) - square).clamp_min(1e-300)
         slope = along.sum(0) + rest - level * (square - (w[0].numel() - len(q)))

@@ -46,7 +46,7 @@ def energy(denoiser: Denoiser, z: Tensor, t: Time, **cond: Any) -> Tensor:
     row = target.row(denoiser.target, denoiser.process.schedule, t, denoiser.sigma_data)
     det = row.b * alpha - row.a * sigma
     if bool((det == 0).any()):
-        raise SfumatoError("This target says nothing of x at alpha = 0 (zero signal): ask for the energy at t < 1.")
+        raise SfumatoError("This target does not determine x at alpha = 0 (zero signal): ask for the energy at t < 1.")
     potential = net.energy(broadcast(c_in, z) * z, level.expand(len(z)), **network_inputs(cond, net)).double()
     square = z.double().flatten(1).square().sum(1)
     parts = (alpha / c_in, row.a / 2, det * sigma)
