@@ -1,4 +1,4 @@
-"""Intervals that a figure is told with: of means over draws that share samples, and of fractions.
+"""Confidence intervals: of means over draws that share samples, and of fractions.
 
     mean of n draws in K strata, samples g with several draws each, residuals r_j from the mean of the draw's stratum:
     stderr^2 = G / (G - 1) (n - 1) / (n - K) sum_g (sum_(j in g) r_j)^2 / n^2,   interval = mean -+ t_f stderr
@@ -22,7 +22,7 @@ LEVEL = 0.95
 
 
 class Interval(NamedTuple):
-    """An estimate and the interval that holds the truth in 95 of 100 cases; stderr where it is a mean."""
+    """An estimate and its 95 % confidence interval; stderr where it is a mean."""
 
     value: float
     low: float
@@ -40,7 +40,7 @@ class Interval(NamedTuple):
 
 
 def mean(values: Tensor, groups: Tensor, strata: Tensor) -> Interval:
-    """The mean of draws (n,), each of a sample and a stratum, int64 (n,); infinite where one sample tells nothing."""
+    """The mean of draws (n,), each of a sample and a stratum, int64 (n,); infinite with a single sample."""
     values = values.double()
     n, centre = len(values), float(values.mean())
     _, stratum = strata.unique(return_inverse=True)

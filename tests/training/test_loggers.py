@@ -96,7 +96,7 @@ def test_a_dashboard_that_cannot_start_does_not_stop_the_run(tmp_path, monkeypat
     monkeypatch.setattr(loggers, "check", lambda words: None)
     run = sf.train(X, out=str(tmp_path / "run"), loggers="wandb", **{**HOW, "console": Heard()})
     assert run.metrics[-1]["done"]
-    assert "wandb is left alone from here on (ConnectionError: nobody is logged in)." in Heard.said
+    assert "wandb failed and gets no more of this run (ConnectionError: nobody is logged in)." in Heard.said
 
 
 def test_names_are_checked_before_anything_is_done(tmp_path):
@@ -122,10 +122,10 @@ def test_a_dashboard_that_fails_does_not_stop_the_run(tmp_path, monkeypatch):
             raise ConnectionError("the network is gone")
 
         def picture(self, path, samples):
-            raise AssertionError("it was left alone before")
+            raise AssertionError("it was dropped before")
 
         def close(self):
-            raise AssertionError("it was left alone before")
+            raise AssertionError("it was dropped before")
 
     class Heard(Silent):
         said: list[str] = []
@@ -137,6 +137,6 @@ def test_a_dashboard_that_fails_does_not_stop_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(loggers, "check", lambda words: None)
     run = sf.train(X, out=str(tmp_path / "run"), loggers="wandb", **{**HOW, "console": Heard()})
     assert run.metrics[-1]["done"]
-    assert [line for line in Heard.said if "wandb is left alone" in line] == [
-        "wandb is left alone from here on (ConnectionError: the network is gone)."
+    assert [line for line in Heard.said if "wandb failed" in line] == [
+        "wandb failed and gets no more of this run (ConnectionError: the network is gone)."
     ]

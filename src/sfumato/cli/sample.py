@@ -117,7 +117,7 @@ def _say_choices(
         note(f"No --class was given: the samples go through all {len(spec.classes)} classes in turn.")
     left = [name for name in spec.conditions if name not in cond or not bool(cond.given(name).present.any())]
     if left:
-        note(f"Left open, as a model that was not told: {', '.join(left)}; --condition {left[0]}=VALUE says one.")
+        note(f"Sampled without a value for {', '.join(left)}: --condition {left[0]}=VALUE sets one.")
     if given and scale is None:
         note("Not guided; --guidance sets a scale.")
     if scale is not None and options.guidance is None:

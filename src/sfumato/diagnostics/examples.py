@@ -14,10 +14,10 @@ _LONGEST = 4  # numbers of a vector that are worth typing
 
 
 def usual_scale(given: Mapping[str, Condition], scale: float) -> float | dict[str, float] | None:
-    """How samples are guided where nobody says: by their classes and sets of labels; None without any.
+    """The default guidance: this scale for classes and sets of labels; None without any.
 
-    Guidance narrows what is drawn, which a person who asks for a temperature does not expect: numbers and fields are
-    told, and not guided to.
+    Guidance narrows the law of the samples, which a person who asks for a temperature does not expect: numbers and
+    fields are only conditioned on.
     """
     named = [name for name, each in given.items() if isinstance(each, Label | MultiLabel)]
     if not named:
@@ -26,7 +26,7 @@ def usual_scale(given: Mapping[str, Condition], scale: float) -> float | dict[st
 
 
 def values(spec: Mapping[str, Any] | None) -> dict[str, Any]:
-    """By name, in the user's spelling; spec: as a model file has it. What has no short spelling is left out."""
+    """One value of each condition that is short enough to type, by name; spec: as a model file has it."""
     found: dict[str, Any] = {}
     for name, condition in _conditions(spec).items():
         if isinstance(condition, Label | MultiLabel):

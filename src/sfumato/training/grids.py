@@ -1,4 +1,4 @@
-"""samples/step_*.png: grids of samples on the way and at the end, as many samples as a run bears."""
+"""samples/step_*.png: grids of samples during a run and at its end, of as many samples as the run can afford."""
 
 from __future__ import annotations
 
@@ -35,17 +35,16 @@ class Layout(NamedTuple):
     names: list[str] | None
 
 
-def bears(session: Session, share: float, total: float | None = None) -> int:
-    """Samples of a grid that cost this share of the work of a run of `total` samples (this one)."""
-    # a call of the network is a third of a training sample's work
-    twice = usual_scale(session.denoiser.spec.conditions, session.config.guidance) is not None  # guided
-    calls = GRID_STEPS * (1 + bool(session.state.ema)) * (1 + twice)
-    return int(3 * share * (session.total if total is None else total) / calls)
+def _affordable(session: Session, share: float) -> int:
+    """Samples of a grid that cost this share of the run's work; a call of the network is a third of a training step."""
+    guided = usual_scale(session.denoiser.spec.conditions, session.config.guidance) is not None
+    calls = GRID_STEPS * (1 + bool(session.state.ema)) * (1 + guided)
+    return int(3 * share * session.total / calls)
 
 
-def halfway(session: Session, total: float | None = None) -> bool:
-    """Whether a run of `total` samples (this one) bears a grid on the way that nobody asked for."""
-    return bears(session, GRID, total) >= _LEAST_GRID
+def halfway(session: Session) -> bool:
+    """Whether the run can afford a grid in its middle that nobody asked for."""
+    return _affordable(session, GRID) >= _LEAST_GRID
 
 
 class Grids(Hook):
@@ -121,9 +120,9 @@ class Grids(Hook):
 
 
 def _layout(session: Session) -> Layout:
-    """As many samples as the run can bear, at its end or on the way."""
+    """As many samples as the run can afford, at its end or before."""
     classes, points = session.source.classes, session.source.shape == (2,)
-    count = max(_LEAST_GRID, bears(session, LAST_GRID if session.finished else GRID))
+    count = max(_LEAST_GRID, _affordable(session, LAST_GRID if session.finished else GRID))
     if not classes:
         if points:
             return Layout(1, [""] * min(_POINTS, count), None)
@@ -135,7 +134,7 @@ def _layout(session: Session) -> Layout:
 
 
 def _shown(session: Session, labels: list[str]) -> Mapping[str, Any]:
-    """What the samples of a grid are known by: these classes, and else what is known of unseen samples of them."""
+    """The conditions of the samples of a grid: these classes, and otherwise those of unseen samples of the classes."""
     source, spec = session.source, session.denoiser.spec
     given = {"label": labels} if source.classes else {}
     if len(spec.conditions) <= len(given):

@@ -33,7 +33,7 @@ from sfumato.training.goal import Batch, Goal
 from sfumato.training.guard import STRIKES, WINDOW, Incident, find, precision
 from sfumato.training.parallel import clip, finite, quiet, settle, shared
 from sfumato.training.state import State
-from sfumato.training.validation import Judge, Labelled
+from sfumato.training.validation import Judge
 
 _WARMUP_SHARE = 0.03  # of a run is the longest warm-up
 
@@ -108,7 +108,7 @@ def fit(
     state = state or State(model, config, goal, world)
     judge, known = None, Conditions.of(cond)
     if holdout is not None and len(holdout[0]):
-        judge = Judge(state, config, Labelled(x, known), Labelled(holdout[0], Conditions.of(holdout[1])))
+        judge = Judge(state, config, (x, known), holdout)
     batches = Batches(x, known, model.spec, config.seed, config.drop, model.device, state.dtype, config.workers)
     with closing(batches), _threads(config.threads):
         yield from _steps(model, batches, config, state, judge, world)

@@ -14,15 +14,14 @@ from sfumato import serialization, trees
 from sfumato.conditions import Conditions, of_data
 from sfumato.data import Source
 from sfumato.data.rows import Samples, part
-from sfumato.diagnostics import log as board
 from sfumato.diagnostics import report
+from sfumato.diagnostics.board_figures import from_log
 from sfumato.distributed import ALONE, World
 from sfumato.folder import read
 from sfumato.model import Denoiser
 from sfumato.training import checkpoint
 from sfumato.training.config import TrainConfig, docs
 from sfumato.training.console import Console, Silent
-from sfumato.training.evaluation_schedule import PICTURES
 from sfumato.training.loop import Progress, fit
 from sfumato.training.objective import objective_of
 from sfumato.training.parallel import gathered, whole
@@ -188,8 +187,8 @@ class Session:
         """report.html, from what lies in the folder so far."""
         if self.world.leads:
             lines = read(self.path / "metrics.jsonl")
-            found = board.read(lines, objective_of(self.config))
-            report.write(self.path, lines, found, self.config.to_dict(), docs(), PICTURES)
+            levels = from_log(lines, objective_of(self.config))
+            report.write(self.path, lines, levels, self.config.to_dict(), docs())
 
     def close(self) -> None:
         for hook in self.hooks:
