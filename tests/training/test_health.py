@@ -76,6 +76,9 @@ def test_a_fault_is_said_once_and_written_down_and_resuming_does_not_repeat_it(t
     sf.resume(tmp_path / "run", data=x, labels=labels, console=again, steps=60)
     assert not [line for line in again.said if "lr-high" in line]
     assert len(json.loads((tmp_path / "run/health.json").read_text())) == 1
+    (tmp_path / "run/health.json").write_text('[{"code": 3}]')
+    with pytest.raises(sf.SfumatoError, match="health.json cannot be read"):
+        sf.doctor(tmp_path / "run", data=x, labels=labels)
 
 
 def test_data_are_looked_at_before_the_first_step(tmp_path):
@@ -84,11 +87,3 @@ def test_data_are_looked_at_before_the_first_step(tmp_path):
     with pytest.raises(Interrupted):
         sf.train(x, tmp_path / "run", console=heard, **SETTINGS)
     assert sum("error identical" in line for line in heard.said) == 1
-
-
-def test_a_file_that_was_changed_by_hand_is_named(tmp_path):
-    x, labels = moons(600)
-    sf.train(x, tmp_path / "run", labels=labels, console=Silent(), **{**SETTINGS, "steps": 3})
-    (tmp_path / "run/health.json").write_text('[{"code": 3}]')
-    with pytest.raises(sf.SfumatoError, match="health.json cannot be read"):
-        sf.doctor(tmp_path / "run", data=x, labels=labels)

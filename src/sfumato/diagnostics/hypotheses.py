@@ -24,8 +24,8 @@ SURE = 3.0  # standard errors from which on an estimate counts as certain
 
 @final
 @dataclasses.dataclass(frozen=True)
-class Score:
-    """skill and slope by level (K,) and their standard errors; power: E y^2 over the guess's loss."""
+class Fit:
+    """The fit of a reading: skill and slope by level (K,) with standard errors; power: E y^2 over the guess's loss."""
 
     skill: Tensor
     skill_error: Tensor
@@ -59,7 +59,7 @@ class Hypothesis:
     schedule: Schedule
     sign: int = 1
 
-    def score(self, answers: Answers) -> Score | None:
+    def score(self, answers: Answers) -> Fit | None:
         """None where the schedule does not reach the levels, or the target is not finite there."""
         lam = answers.logsnr
         low, high = self.schedule.logsnr_range
@@ -76,11 +76,11 @@ class Hypothesis:
         skill, skill_error = _ratio(loss, least)
         slope, slope_error = _ratio(along, power)
         scale = power.mean(1) / least.mean(1).clamp_min(1e-30)
-        return Score(1 - skill, skill_error, slope, slope_error, scale)
+        return Fit(1 - skill, skill_error, slope, slope_error, scale)
 
 
 def declared(answers: Answers) -> Hypothesis:
-    """What the model says of itself."""
+    """The reading that the model declares."""
     return Hypothesis(answers.target, answers.schedule)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -25,14 +25,6 @@ from sfumato.training.session import Hook, Session
 GRID_STEPS = 10  # of the solver: enough to judge by, and quick
 _LEAST_GRID, _POINTS = 4, 500  # samples of a grid, of a scatter plot
 _ROWS, _COLUMNS = 10, 4
-
-
-class Layout(NamedTuple):
-    """A grid of samples: its columns, the class of each sample, the names of the rows."""
-
-    columns: int
-    labels: list[str]
-    names: list[str] | None
 
 
 def _affordable(session: Session, share: float) -> int:
@@ -77,15 +69,15 @@ class Grids(Hook):
         with session.state.spending("grids"):
             try:
                 if hasattr(session.denoiser, "process"):
-                    self._samples(session, _layout(session))
+                    self._samples(session)
                 else:
                     self._reconstructions(session)
             except SfumatoError as error:
                 session.console.note(f"No samples were drawn at step {session.state.step:,}: {error}")
 
-    def _samples(self, session: Session, layout: Layout) -> None:
+    def _samples(self, session: Session) -> None:
         """Samples of the raw weights and of their moving average, side by side."""
-        columns, labels, names = layout
+        columns, labels, names = _layout(session)
         denoiser, state = session.denoiser, session.state
         cond, spec = _shown(session, labels), denoiser.spec
         scale = usual_scale({name: spec.conditions[name] for name in cond}, session.config.guidance)
@@ -119,18 +111,18 @@ class Grids(Hook):
             self.loggers.picture(path, session.state.samples)
 
 
-def _layout(session: Session) -> Layout:
-    """As many samples as the run can afford, at its end or before."""
+def _layout(session: Session) -> tuple[int, list[str], list[str] | None]:
+    """(columns, the class of each sample, the names of the rows), of as many samples as the run can afford."""
     classes, points = session.source.classes, session.source.shape == (2,)
     count = max(_LEAST_GRID, _affordable(session, LAST_GRID if session.finished else GRID))
     if not classes:
         if points:
-            return Layout(1, [""] * min(_POINTS, count), None)
+            return 1, [""] * min(_POINTS, count), None
         side = min(6, math.isqrt(count))
-        return Layout(side, [""] * side**2, None)
+        return side, [""] * side**2, None
     rows = min(_ROWS, len(classes), count)
     columns = min(_POINTS // rows if points else _COLUMNS, count // rows)
-    return Layout(columns, [name for name in classes[:rows] for _ in range(columns)], classes[:rows])
+    return columns, [name for name in classes[:rows] for _ in range(columns)], classes[:rows]
 
 
 def _shown(session: Session, labels: list[str]) -> Mapping[str, Any]:

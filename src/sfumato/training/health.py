@@ -1,4 +1,4 @@
-"""Checks that a run makes by itself: of its data before the first step, of its log and its answers on the way.
+"""Checks that a run makes by itself: of its data before the first step, of its log and its answers while it trains.
 
 Each fault is reported once, and kept in RUN/health.json. A run spends at most SHARE of its work on it, in passes that
 change nothing: the weights are bit by bit what they would be without.
@@ -51,10 +51,10 @@ class Health(Hook):
             self._judge(Evidence(sample=sample, weights=weights, unheard=ignored, log=[]))
 
     def end(self, session: Session) -> None:
-        """What each condition says of the samples held out."""
-        told = session.found.get("conditions")
-        if isinstance(told, Information):
-            self._judge(Evidence(information=told), session.state.step)
+        """Judge the information of each condition about held-out samples."""
+        found = session.found.get("conditions")
+        if isinstance(found, Information):
+            self._judge(Evidence(information=found), session.state.step)
 
     def step(self, session: Session, progress: Progress) -> None:
         """Judge the log after each validation, and ask the network at some moments."""

@@ -71,7 +71,7 @@ class Evidence:
 
     log: lines of metrics.jsonl; settings: those of `TrainConfig`, as a dict; incidents: entries of incident.json;
     recorded: findings of the run itself. not_finite: tensor -> its values that are NaN or infinite, empty where all are
-    finite. unheard: conditions that the network ignores. information: what each condition says of the samples, late in
+    finite. unheard: conditions that the network ignores. information: that of each condition about the samples, late in
     a run. absent: part -> why it is not there.
     """
 
@@ -146,7 +146,7 @@ def unheard(model: Any, source: Source, rows: Tensor) -> tuple[str, ...] | None:
 def information(
     model: Any, source: Source, rows: Tensor, seed: int = 0, draws: int | None = None, world: World = ALONE
 ) -> Information | None:
-    """What each condition says of these rows; None without conditions, or for a model that is no Gaussian denoiser."""
+    """The information of each condition about these rows; None without conditions, or for a model that is no Gaussian denoiser."""
     if not len(rows) or not isinstance(model.process, Gaussian):
         return None
     x, cond = _asked(model, source, rows, INFORMED)

@@ -1,4 +1,4 @@
-"""What an examination says: findings by code, what was looked at, and what could not be."""
+"""The report of an examination: findings by code, the checks that were made, and those that could not be."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CODES = {
 @final
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One fault. what: a sentence that says it; evidence: the numbers that it rests on; cure: what to do."""
+    """One fault. what: a sentence that names it; evidence: the numbers behind it; cure: what to do."""
 
     code: str
     what: str
@@ -60,7 +60,8 @@ class Finding:
 
     def __str__(self) -> str:
         when = "" if self.step is None else f" (seen at step {self.step:,})"
-        return f"{self.severity} {self.code}: {self.what}{when}. {self.cure} ({self.page})"
+        numbers = ", ".join(f"{name} {_shown(value)}" for name, value in self.evidence.items())
+        return f"{self.severity} {self.code}: {self.what}{when}.\n    {numbers}\n    {self.cure} See {self.page}."
 
 
 @final
@@ -97,12 +98,7 @@ class Report:
         }  # fmt: skip
 
     def __str__(self) -> str:
-        lines = [f"{self.subject}: {_headline(self)}."]
-        for finding in self.findings:
-            numbers = ", ".join(f"{name} {_shown(value)}" for name, value in finding.evidence.items())
-            when = "" if finding.step is None else f" (seen at step {finding.step:,})"
-            lines += [f"  {finding.severity} {finding.code}: {finding.what}{when}.", f"    {numbers}"]
-            lines += [f"    {finding.cure} See {finding.page}."]
+        lines = [f"{self.subject}: {_headline(self)}.", *(f"  {finding}" for finding in self.findings)]
         lines.append(f"Looked for: {', '.join(self.checked) or 'nothing'}.")
         reasons: dict[str, list[str]] = {}
         for code, reason in self.unchecked.items():

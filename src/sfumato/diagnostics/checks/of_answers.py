@@ -1,4 +1,4 @@
-"""Faults that a model's answers show where the truth is known."""
+"""Checks of a model's answers on noised data, where the truth is known."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sfumato.diagnostics.answers import DEAD, HALF_MAX, Answers
 from sfumato.diagnostics.checks.evidence import Evidence, Sample
 from sfumato.diagnostics.checks.finding import ERROR, WARNING, Finding
 from sfumato.diagnostics.checks.of_weights import unlearned_embedding
-from sfumato.diagnostics.hypotheses import SURE, Hypothesis, Score, declared, others
+from sfumato.diagnostics.hypotheses import SURE, Fit, Hypothesis, declared, others
 
 WORSE = 0.2  # skill below -0.2 at some level: the answers mean something else, or nothing
 GAP = 0.06  # of the guess's loss that is lost by a wrong scale alone: the same
@@ -47,7 +47,7 @@ def meaning(answers: Answers | None) -> Hypothesis | None:
     return None if best is None else best[1]
 
 
-def _wins(score: Score, own: Score) -> bool:
+def _wins(score: Fit, own: Fit) -> bool:
     """Whether a reading is surely better at a third of the levels or more, and surely much worse at none.
 
     At one level all targets are affine in E[x | z]: a network that is right under one reading is off under any other,
@@ -244,7 +244,7 @@ def _shuffled(what: str, numbers: dict[str, Any], severity: str = ERROR) -> Find
 
 
 def association(sample: Sample, turns: int = 19) -> float | None:
-    """By how many deviations the classes differ more than classes at random do; None where that cannot be told.
+    """By how many deviations the classes differ more than random classes do; None where too little is known.
 
     max over (values, squares, spectra) of (F - mean F_perm) / std F_perm, F = between-class over within-class variance.
     """

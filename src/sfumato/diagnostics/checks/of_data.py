@@ -1,4 +1,4 @@
-"""Faults that the data show by themselves, beside what the model's contract says of them."""
+"""Checks of the data, against the units that the model's contract declares."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""Faults that the log of a run shows: losses beside the guess, the rate, steps that were skipped."""
+"""Checks of the log of a run: the learning rate, losses against the linear guess, skipped steps."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import median_high
 from typing import Any
 
 from sfumato.diagnostics.checks.evidence import Evidence
@@ -12,18 +13,13 @@ from sfumato.diagnostics.checks.finding import ERROR, WARNING, Finding
 WHOLE = 0.75  # of the initial weights' length, from which on a step is too long
 BURST, WINDOWS = 3.0, 10  # a loss of three times the first ones, as the median over a tenth of the log
 SHORT = 0.2  # step over weights below which a burst has another cause
-MOVED = 0.01  # of the loss on the same triples: a network that learns changes more from one look to another
+MOVED = 0.01  # of the loss on the same held-out draws: that of a network that learns changes more
 STILL = 0.97  # of the first loss, above which a run has not learned
-PATIENCE = 100  # steps before which nothing is said of that
+PATIENCE = 100  # steps before which that is not judged
 
 
 def _losses(log: Sequence[dict[str, Any]]) -> list[tuple[int, float]]:
     return [(line["step"], line["loss"]) for line in log if line.get("loss") is not None]
-
-
-def _first(losses: list[tuple[int, float]]) -> float:
-    head = sorted(loss for _, loss in losses[: max(1, min(5, len(losses) // 20))])
-    return head[len(head) // 2]
 
 
 def lr_high(evidence: Evidence) -> Finding | None:
@@ -82,8 +78,8 @@ def lr_low(evidence: Evidence) -> Finding | None:
     if len(losses) < 8 or losses[-1][0] < PATIENCE or log[-1].get("fraction", 1.0) < 0.5 or len(judged) < 2:
         return None
     guess, scored = judged[-1]["valid_trivial"], judged[-1]["valid_raw"]
-    tail = sorted(loss for _, loss in losses[-max(3, len(losses) // 10) :])
-    first, last = _first(losses), tail[len(tail) // 2]
+    first = median_high(loss for _, loss in losses[: max(1, min(5, len(losses) // 20))])
+    last = median_high(loss for _, loss in losses[-max(3, len(losses) // 10) :])
     if last < STILL * first or min(last, scored) < 1.02 * guess:
         return None
     if abs(scored - judged[0]["valid_raw"]) > MOVED * scored:

@@ -1,4 +1,4 @@
-"""Faults that the weights show: what never moved, and an average that has not forgotten the start."""
+"""Checks of the weights: parameters that never moved, and an average that still holds the start of the run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sfumato.diagnostics.checks.evidence import Evidence, Weights
 from sfumato.diagnostics.checks.finding import ERROR, WARNING, Finding
 from sfumato.diagnostics.checks.of_log import PATIENCE
 
-SOME = 20  # steps before which nothing is said
+SOME = 20  # steps before which weights are not judged
 START = 0.6  # weight of the start in an average: that of the uniform one, the widest there is, is a half
 PARALLEL = 1e-9  # 1 - cos between a tensor and its start: decay alone shortens it, and turns nothing
 SHORTENED = 2**-24  # of its length: half of float32's spacing, below which decay changes no number at all
