@@ -24,19 +24,19 @@ def test_training_is_bit_by_bit_what_it_is_without(tmp_path, monkeypatch):
     asked = []
     ask = Health._ask
     monkeypatch.setattr(Health, "_ask", lambda self, progress: (asked.append(progress.step), ask(self, progress)))
-    runs = [sf.train(x, tmp_path / "with", labels=labels, console=Silent(), **{**SETTINGS, "steps": 200})]
-    assert asked == [50, 120]
+    runs = [sf.train(x, tmp_path / "with", labels=labels, console=Silent(), **{**SETTINGS, "steps": 170})]
+    assert asked == [43, 102]
 
     def without(session):
         session.hooks[:] = [hook for hook in session.hooks if not isinstance(hook, Health)]
 
-    how = {**SETTINGS, "steps": 200, "on_start": without}
+    how = {**SETTINGS, "steps": 170, "on_start": without}
     runs.append(sf.train(x, tmp_path / "without", labels=labels, console=Silent(), **how))
-    assert asked == [50, 120]
+    assert asked == [43, 102]
     first, second = (checkpoint.latest(run.path)[1] for run in runs)
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     told = [[(v["step"], v.get("loss"), v.get("valid_ema")) for v in read(r.path / "metrics.jsonl")] for r in runs]
-    assert told[0] == told[1] and len(told[0]) == 200
+    assert told[0] == told[1] and len(told[0]) == 170
 
 
 def test_what_is_asked_costs_no_more_than_its_share(tmp_path, monkeypatch):

@@ -43,22 +43,15 @@ class Grids(Hook):
     """A grid in the middle of a run, or as often as the settings say, and one at its end."""
 
     def __init__(self, loggers: Loggers) -> None:
-        self.loggers, self._before = loggers, 0.0
-
-    def start(self, session: Session) -> None:
-        self._before = session.fraction
-
-    back = start
+        self.loggers = loggers
 
     def step(self, session: Session, progress: Progress) -> None:
-        before, self._before, every = self._before, progress.fraction, session.config.sample_every
-        if progress.done:
-            return
+        every = session.config.sample_every
         if every is None:
-            now = before < 0.5 <= progress.fraction and halfway(session)
+            due = progress.before < 0.5 <= progress.fraction and halfway(session)
         else:
-            now = bool(every) and progress.step % every == 0
-        if now:
+            due = bool(every) and progress.step % every == 0
+        if due and not progress.done:
             self.draw(session)
 
     def end(self, session: Session) -> None:

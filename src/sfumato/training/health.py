@@ -33,7 +33,6 @@ class Health(Hook):
     def __init__(self, session: Session) -> None:
         self.session = session
         self.found = list(recorded(session.path)) if session.resumed else []
-        self._before: float | None = None
         self._asked = session.world.leads or session.state.sharded
 
     def start(self, session: Session) -> None:
@@ -58,12 +57,11 @@ class Health(Hook):
 
     def step(self, session: Session, progress: Progress) -> None:
         """Judge the log after each validation, and ask the network at some moments."""
-        before, self._before = self._before, progress.fraction
         if progress.incident is not None:
             self._judge(Evidence(incidents=[progress.incident.to_dict()]), progress.step)
         if progress.validation is not None and session.world.leads:
             self._judge(Evidence(log=read(session.path / "metrics.jsonl")), progress.step)
-        if self._asked and before is not None and any(before < moment <= progress.fraction for moment in MOMENTS):
+        if self._asked and any(progress.before < moment <= progress.fraction for moment in MOMENTS):
             self._ask(progress)
 
     def _ask(self, progress: Progress) -> None:

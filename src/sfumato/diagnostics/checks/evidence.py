@@ -146,7 +146,7 @@ def unheard(model: Any, source: Source, rows: Tensor) -> tuple[str, ...] | None:
 def information(
     model: Any, source: Source, rows: Tensor, seed: int = 0, draws: int | None = None, world: World = ALONE
 ) -> Information | None:
-    """The information of each condition about these rows; None without conditions, or for a model that is no Gaussian denoiser."""
+    """The information of each condition about these rows; None without any, or if the model is no Gaussian denoiser."""
     if not len(rows) or not isinstance(model.process, Gaussian):
         return None
     x, cond = _asked(model, source, rows, INFORMED)
