@@ -7,7 +7,6 @@ guess, level by level; the true one is calibrated (the slope of its target on y 
 from __future__ import annotations
 
 import dataclasses
-from functools import cache
 from typing import final
 
 import torch
@@ -84,7 +83,6 @@ def declared(answers: Answers) -> Hypothesis:
     return Hypothesis(answers.target, answers.schedule)
 
 
-@cache
 def known() -> tuple[Schedule, ...]:
     """The named schedules that need no numbers."""
     found = []

@@ -8,7 +8,7 @@ import time
 from sfumato import noise
 from sfumato.conditions import of_data
 from sfumato.diagnostics import report, summary
-from sfumato.diagnostics.checks.evidence import information
+from sfumato.diagnostics.checks.evidence import Evidence, information
 from sfumato.diagnostics.draws import evaluating
 from sfumato.diagnostics.information import Information
 from sfumato.diagnostics.memorization import Memorization, choose, compare, pairs_picture
@@ -18,6 +18,7 @@ from sfumato.pictures import save_png
 from sfumato.sampling import sample
 from sfumato.training.evaluation_schedule import COPIES, SAID
 from sfumato.training.grids import GRID_STEPS
+from sfumato.training.health import Health
 from sfumato.training.session import Hook, Session
 
 _LEAST_COPIES, _MOST_COPIES = 16, 512  # samples that are searched for copies
@@ -25,42 +26,40 @@ _LEAST_DRAWS, _MOST_DRAWS = 256, 8192  # that the information of conditions is m
 _SEARCH = 1e9  # multiplications a second of training that the search for copies may take: about a hundredth
 
 
-class ConditionInformation(Hook):
-    """found["conditions"]: the information of each condition about held-out samples, or why it was not measured."""
-
-    def end(self, session: Session) -> None:
-        session.found["conditions"] = _conditions(session)
-
-    def stop(self, session: Session) -> None:
-        session.found["conditions"] = f"the run was stopped ({_by_hand(session)})" if _known(session) else None
-
-
 class FinalReport(Hook):
-    """report.json, and its sentences; before it the search for copies of training samples."""
+    """report.json, and its sentences; before it the information of the conditions and the search for copies."""
+
+    def __init__(self, health: Health) -> None:
+        self.health = health
 
     def start(self, session: Session) -> None:
         if session.world.leads:
             (session.path / summary.FILE).unlink(missing_ok=True)  # out of date once the run goes on
 
     def end(self, session: Session) -> None:
-        found = _copies(session)
-        self._write(session, found, time.monotonic() - session.began)
+        informed = _conditions(session)
+        if isinstance(informed, Information):
+            self.health.judge(Evidence(information=informed), session.state.step)
+        copied = _copies(session)
+        self._write(session, copied, informed, time.monotonic() - session.began)
 
     def stop(self, session: Session) -> None:
-        self._write(session, f"the run was stopped (sfumato memorization {session.path} does it)", 0.0)
+        informed = f"the run was stopped ({_by_hand(session)})" if _known(session) else None
+        self._write(session, f"the run was stopped (sfumato memorization {session.path} does it)", informed, 0.0)
 
-    def _write(self, session: Session, found: Memorization | str, ending: float) -> None:
+    def _write(
+        self, session: Session, copied: Memorization | str, informed: Information | str | None, ending: float
+    ) -> None:
         """ending: seconds since the budget was used."""
         if not session.world.leads:
             return
-        nearest = pairs_picture(found, session.denoiser.spec) if isinstance(found, Memorization) else None
+        nearest = pairs_picture(copied, session.denoiser.spec) if isinstance(copied, Memorization) else None
         if nearest is not None:
             save_png(nearest, session.path / "samples" / report.NEAREST)
         spent = {**session.state.spent, "ending": ending}
-        copied = found if isinstance(found, str) else found.to_dict()
-        informed = session.found.get("conditions")
-        informed = informed.to_dict() if isinstance(informed, Information) else informed
-        facts = summary.write(session.path, session.config.to_dict(), spent, copied, informed)
+        memorisation = copied.to_dict() if isinstance(copied, Memorization) else copied
+        conditions = informed.to_dict() if isinstance(informed, Information) else informed
+        facts = summary.write(session.path, session.config.to_dict(), spent, memorisation, conditions)
         for line in summary.words(facts):
             session.console.note(line)
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from sfumato.diagnostics.answers import LEVELS
 from sfumato.diagnostics.checks import Evidence, Finding, Weights, examine
 from sfumato.diagnostics.checks.evidence import TRAINED, answers, draw, parameters, unheard
-from sfumato.diagnostics.information import Information
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.folder import read
@@ -47,20 +46,14 @@ class Health(Hook):
                 weights, ignored = Weights(now, now, None, 0), unheard(gathered, session.source, session.train)
         if session.world.leads:
             sample = draw(denoiser, session.source, session.train, session.config.seed)
-            self._judge(Evidence(sample=sample, weights=weights, unheard=ignored, log=[]))
-
-    def end(self, session: Session) -> None:
-        """Judge the information of each condition about held-out samples."""
-        found = session.found.get("conditions")
-        if isinstance(found, Information):
-            self._judge(Evidence(information=found), session.state.step)
+            self.judge(Evidence(sample=sample, weights=weights, unheard=ignored, log=[]))
 
     def step(self, session: Session, progress: Progress) -> None:
         """Judge the log after each validation, and ask the network at some moments."""
         if progress.incident is not None:
-            self._judge(Evidence(incidents=[progress.incident.to_dict()]), progress.step)
+            self.judge(Evidence(incidents=[progress.incident.to_dict()]), progress.step)
         if progress.validation is not None and session.world.leads:
-            self._judge(Evidence(log=read(session.path / "metrics.jsonl")), progress.step)
+            self.judge(Evidence(log=read(session.path / "metrics.jsonl")), progress.step)
         if self._asked and any(progress.before < moment <= progress.fraction for moment in MOMENTS):
             self._ask(progress)
 
@@ -77,9 +70,9 @@ class Health(Hook):
         except SfumatoError:  # a user's network may answer otherwise
             return
         if session.world.leads:
-            self._judge(Evidence(answers=found, log=read(session.path / "metrics.jsonl")), progress.step)
+            self.judge(Evidence(answers=found, log=read(session.path / "metrics.jsonl")), progress.step)
 
-    def _judge(self, evidence: Evidence, step: int | None = None) -> None:
+    def judge(self, evidence: Evidence, step: int | None = None) -> None:
         """Report and write down what is new; the first process alone. Skipped steps have a file of their own."""
         session, known = self.session, {finding.code for finding in self.found} | {"not-finite"}
         if not session.world.leads:

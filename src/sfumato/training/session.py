@@ -53,10 +53,7 @@ class Hook:
 
 
 class Session:
-    """Settings, data, state and folder of one run in this process. Of many processes the first alone writes.
-
-    found: what hooks have found out, for those after them and for report.json.
-    """
+    """Settings, data, state and folder of one run in this process. Of many processes the first alone writes."""
 
     def __init__(
         self,
@@ -72,7 +69,7 @@ class Session:
         self.path, self.config, self.source, self.state, self.resumed = path, config, source, state, resumed
         self.console, self.world = console if world.leads else Silent(), world
         self.train, self.holdout = source.split(config.holdout)
-        self.hooks, self.found = list(hooks), dict[str, Any]()
+        self.hooks = list(hooks)
         self.began = self.saved = time.monotonic()
 
     @property
