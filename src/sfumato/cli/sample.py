@@ -17,7 +17,7 @@ from sfumato.cli.run import Voice
 from sfumato.compose import Scale, guide
 from sfumato.conditions import Conditions
 from sfumato.data import DataSpec
-from sfumato.diagnostics.examples import usual_scale
+from sfumato.diagnostics.examples import default_guidance
 from sfumato.distributed import ALONE, World, joined
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
@@ -95,7 +95,7 @@ def guidance_scale(options: Any, denoiser: Denoiser, given: Collection[str]) -> 
     known = {} if denoiser.spec is None else denoiser.spec.conditions
     if given and options.guidance is None:
         usual = float(denoiser.provenance.get("guidance", 1.0))
-        scale = usual_scale({name: known[name] for name in given}, usual)
+        scale = default_guidance({name: known[name] for name in given}, usual)
         if scale is None and options.guidance_interval is not None:
             raise SfumatoError("--guidance-interval needs a scale here: give --guidance, too")
         return scale

@@ -13,7 +13,7 @@ from sfumato import noise
 from sfumato.compose import guide
 from sfumato.conditions import of_data
 from sfumato.diagnostics.draws import evaluating
-from sfumato.diagnostics.examples import usual_scale
+from sfumato.diagnostics.examples import default_guidance
 from sfumato.errors import SfumatoError
 from sfumato.pictures import beside, picture, save_png
 from sfumato.sampling import sample
@@ -29,7 +29,7 @@ _ROWS, _COLUMNS = 10, 4
 
 def _affordable(session: Session, share: float) -> int:
     """Samples of a grid that cost this share of the run's work; a call of the network is a third of a training step."""
-    guided = usual_scale(session.denoiser.spec.conditions, session.config.guidance) is not None
+    guided = default_guidance(session.denoiser.spec.conditions, session.config.guidance) is not None
     calls = GRID_STEPS * (1 + bool(session.state.ema)) * (1 + guided)
     return int(3 * share * session.total / calls)
 
@@ -73,7 +73,7 @@ class Grids(Hook):
         columns, labels, names = _layout(session)
         denoiser, state = session.denoiser, session.state
         cond, spec = _shown(session, labels), denoiser.spec
-        scale = usual_scale({name: spec.conditions[name] for name in cond}, session.config.guidance)
+        scale = default_guidance({name: spec.conditions[name] for name in cond}, session.config.guidance)
         models = {"raw": denoiser} | ({"moving average": state.ema.denoiser} if state.ema else {})
         images = []
         for model in models.values():
