@@ -223,9 +223,6 @@ def load_sampler(path: str | os.PathLike[str], weights: str = "ema", device: str
     return model
 
 
-load_codec = load  # the name of format 1, whose codecs had a format of their own
-
-
 def _fill(model: Any, state: Mapping[str, Tensor], path: Path) -> None:
     own = {prefix + name: tuple(v.shape) for prefix, part in parts(model) for name, v in part.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}

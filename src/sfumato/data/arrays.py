@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..errors import SfumatoError
 from ..machine import fits
-from .normaliser import CHUNK_ENTRIES
 from .spec import DTYPES
+from .statistics import CHUNK_ENTRIES
 
 if TYPE_CHECKING:
     from .rows import Samples
