@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import secrets
 from collections.abc import Iterator, Mapping
@@ -152,8 +151,3 @@ def read_sealed(path: str | os.PathLike[str], what: str = "model file") -> tuple
     if seal(tensors, contract) != contract.get("hash"):
         raise SfumatoError(f"{path} is damaged: its contents do not match its hash. Copy it again.")
     return contract, tensors
-
-
-def parameters(header: Mapping[str, Any], prefix: str) -> int:
-    """How many numbers the tensors hold whose names start with `prefix`."""
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name.startswith(prefix))

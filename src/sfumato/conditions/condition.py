@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -58,10 +57,15 @@ class Condition(ABC):
 
 
 def missing(value: Any) -> bool:
-    """Whether one value of a user is missing: None, NaN, or an empty string."""
-    if value is None or (isinstance(value, str) and not value.strip()):
+    """Whether one value of a user is missing: None, NaN, pandas.NA, or an empty string."""
+    if value is None or (isinstance(value, str | bytes) and not value.strip()):
         return True
-    return isinstance(value, float | np.floating) and math.isnan(value)
+    if isinstance(value, str | bytes | list | tuple | set | frozenset | dict | np.ndarray | Tensor):
+        return False
+    try:
+        return bool(value != value)
+    except (TypeError, ValueError):  # pandas.NA is neither equal nor unequal
+        return True
 
 
 def many(value: Any) -> bool:

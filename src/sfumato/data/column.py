@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from ..conditions.condition import as_array, missing
 from ..errors import SfumatoError
 
 
@@ -102,8 +102,7 @@ def column(raw: Any) -> Column:
     makes it missing. An empty list of strings is a value: the empty set.
     """
     if isinstance(raw, Tensor):
-        raw = raw.detach().cpu()
-        raw = (raw.float() if raw.dtype == torch.bfloat16 else raw).numpy()
+        raw = as_array(raw)
     if isinstance(raw, np.ma.MaskedArray):
         mask = np.ma.getmaskarray(raw).reshape(len(raw), -1).any(1)
         found = column(raw.data)
@@ -139,7 +138,7 @@ def _numbers(array: np.ndarray) -> Column:
 def _from_list(cells: Sequence[Any]) -> np.ndarray:
     """A list as an array of numbers where all entries are numbers, else of objects."""
     if all(isinstance(cell, Tensor) for cell in cells):
-        cells = [cell.detach().cpu().numpy() for cell in cells]
+        cells = [as_array(cell) for cell in cells]
     try:
         array = np.asarray(cells)
     except ValueError:  # ragged
@@ -153,7 +152,7 @@ def _objects(array: np.ndarray) -> Column:
     """A column of objects: numbers, strings, lists of numbers or lists of strings, some of them missing."""
     if array.ndim > 1:
         array = _from_list([tuple(row) for row in array])
-    present = np.array([not _is_missing(cell) for cell in array.tolist()], bool)
+    present = np.array([not missing(cell) for cell in array.tolist()], bool)
     found = [cell for cell, here in zip(array.tolist(), present, strict=True) if here]
     if not found:
         return Column(np.zeros(len(array)), present)
@@ -180,17 +179,6 @@ def _array(cells: Sequence[Any]) -> np.ndarray:
     for i, cell in enumerate(cells):
         out[i] = cell
     return out
-
-
-def _is_missing(cell: Any) -> bool:
-    if cell is None or (isinstance(cell, str | bytes) and not cell.strip()):
-        return True
-    if isinstance(cell, str | bytes | list | tuple | dict | np.ndarray | Tensor):
-        return False
-    try:
-        return bool(cell != cell)
-    except (TypeError, ValueError):  # pandas.NA is neither equal nor unequal
-        return True
 
 
 EMPTY = frozenset(["", "na", "n/a", "nan", "null", "none"])

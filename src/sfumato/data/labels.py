@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from ..conditions import NULL
+from ..conditions.condition import as_array
 from ..conditions.label import coded
 from ..errors import SfumatoError
 from ..files import reason
@@ -33,7 +33,7 @@ def encode_labels(labels: Any, count: int) -> Column:
 
     Raises SfumatoError for another length, more than one axis, fractions or missing values.
     """
-    array = _as_array(labels)
+    array = as_array(labels)
     if array.ndim and len(array) != count:
         raise SfumatoError(f"there are {len(array):,} labels for {count:,} samples: give exactly one label a sample")
     indices, classes = coded(array)
@@ -61,12 +61,3 @@ def label_column(found: Column, names: Sequence[str] | None = None) -> Column:
     values = np.full(len(found), NULL, np.int64)
     values[found.present] = indices
     return Column(values, found.present, tuple(classes))
-
-
-def _as_array(labels: Any) -> np.ndarray:
-    if isinstance(labels, Tensor):
-        return labels.detach().cpu().numpy()
-    try:
-        return np.asarray(labels)
-    except ValueError as error:
-        raise SfumatoError(f"labels must be a flat list or array, one label a sample ({error})") from None

@@ -4,17 +4,16 @@ x = mean + std z per channel; whole numbers are rounded, declared bounds are res
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import blake2b
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..conditions import Condition, Label, find_class, fit, from_config
+from ..conditions import Condition, Label, fit, from_config
 from ..conditions.real import Real
 from ..errors import SfumatoError
 from ..normaliser import Normaliser, Statistics
@@ -43,7 +42,7 @@ def declared_bounds(dtype: torch.dtype) -> tuple[float, float] | None:
 
 
 @register("part", "DataSpec")
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, kw_only=True)
 class DataSpec:
     """The contract of a data set: sample shape, dtype, units, conditions.
 
@@ -51,42 +50,20 @@ class DataSpec:
     dtype: the user's, by name ("uint8", "float32", ...): `denormalise` returns it.
     kind: "image" or "array".
     bounds: (lowest, highest) declared value, or None.
-    conditions: the conditions of a sample by name. `classes=[...]` makes, or replaces, the condition "label".
     statistics: figures of the training split by channel, against which `check` compares.
+    conditions: the conditions of a sample, by name.
     """
 
     shape: tuple[int, ...]
     dtype: str
     kind: str
     bounds: tuple[float, float] | None
-    conditions: Mapping[str, Condition] = field(hash=False)
     normaliser: Normaliser
     statistics: Statistics
+    conditions: Mapping[str, Condition] = field(default_factory=dict, hash=False)
     name: str = ""
 
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        dtype: str,
-        kind: str,
-        bounds: tuple[float, float] | None,
-        *,
-        normaliser: Normaliser,
-        statistics: Statistics,
-        conditions: Mapping[str, Condition] = MappingProxyType({}),
-        name: str = "",
-        classes: Sequence[str] | None = None,
-    ) -> None:
-        known = dict(conditions)
-        if classes is not None:
-            known.pop("label", None)
-            known = ({"label": Label(tuple(classes))} if len(classes) else {}) | known
-        given = (shape, dtype, kind, bounds, known, normaliser, statistics, name)
-        for each, value in zip(fields(self), given, strict=True):
-            object.__setattr__(self, each.name, value)
-        self._require()
-
-    def _require(self) -> None:
+    def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise SfumatoError(f"a data spec's dtype must be one of {', '.join(DTYPES)}, but it is {self.dtype!r}")
         if self.kind not in ("image", "array"):
@@ -164,13 +141,6 @@ class DataSpec:
         # float64 cannot hold 2^63 - 1: it rounds up to 2^63, which wraps round to the most negative int64
         top = math.nextafter(2.0**63, 0) if dtype == torch.int64 else limits.max
         return x.round().clamp(limits.min, top).to(dtype)
-
-    def class_index(self, wanted: str | int) -> int:
-        """The index of a class of the condition "label" by name or index; SfumatoError lists the known ones."""
-        if not self.classes:
-            known = f"only {', '.join(self.conditions)}" if self.conditions else "and no other"
-            raise SfumatoError(f"there is no class {wanted!r}: this data has no condition 'label', {known}")
-        return find_class(self.classes, wanted)
 
     def check(self, x: Tensor | np.ndarray) -> None:
         """Raise SfumatoError, with the offending figures, where x (B, *shape) cannot be data of this spec.
