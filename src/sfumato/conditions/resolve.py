@@ -21,14 +21,8 @@ RESERVED = "cond"  # cond={"index": ...}: conditions whose names are arguments o
 
 def declared(model_or_spec: Any) -> dict[str, Condition] | None:
     """The conditions that a model's data declare, by name; None for a model without a spec."""
-    spec = getattr(model_or_spec, "spec", model_or_spec)
-    known = getattr(spec, "conditions", None)
-    if known is not None:
-        return dict(known)
-    classes = getattr(spec, "classes", None)
-    if not isinstance(classes, tuple | list):
-        return None
-    return {"label": Label(tuple(classes))} if classes else {}
+    known = getattr(getattr(model_or_spec, "spec", model_or_spec), "conditions", None)
+    return None if known is None else dict(known)
 
 
 def resolve(model_or_spec: Any, given: Mapping[str, Any], n: int) -> Conditions:

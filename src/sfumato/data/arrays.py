@@ -1,4 +1,4 @@
-"""Arrays in memory and in .npy and .npz files -> (N, *shape) tensors in the user's dtype."""
+"""Arrays in memory, and in .npy and .npz files -> (N, *shape) tensors in the user's dtype."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +35,7 @@ def read_npy(path: Path) -> np.ndarray:
 
 
 def read_npz(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
-    """(samples, the other arrays by key) of a .npz file, by the keys that `pick` knows."""
+    """(samples, the other arrays by key) of a .npz file, chosen by `pick`."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
@@ -65,7 +65,7 @@ def pick(arrays: Mapping[str, Any], where: str) -> tuple[Any, dict[str, Any]]:
 
 
 def to_tensor(obj: Any, where: str) -> Tensor:
-    """Any array-like -> a CPU tensor of the same dtype; memory is shared where it can be."""
+    """Any array-like -> a CPU tensor of the same dtype, sharing memory where possible."""
     if isinstance(obj, Tensor):
         return _supported(obj.detach().cpu(), where)
     try:

@@ -34,9 +34,9 @@ def open_pictures(root: Path, files: Sequence[Path], size: Size | None) -> Sourc
     others = [
         (p.relative_to(root).as_posix(), "not an image")
         for p in files
-        if p.suffix.lower() not in IMAGE_SUFFIXES and p.name.lower() not in metadata.NAMES
+        if p.suffix.lower() not in IMAGE_SUFFIXES and p not in beside.files
     ]
-    return _source(items, read, root.resolve().name, conditions, notes, [*others, *beside.unused], "files")
+    return _source(items, read, root.resolve().name, conditions, notes, others, "files")
 
 
 def open_archives(paths: Sequence[Path], size: Size | None, name: str) -> Source:

@@ -26,11 +26,11 @@ Record = dict[str, Any]  # one row: value by column
 
 
 class Beside(NamedTuple):
-    """Columns of the pictures, notes on them, and (file, reason) of metadata files that are not used."""
+    """Columns of the pictures, notes on them, and the files that they are from."""
 
     columns: dict[str, Column]
     notes: list[str]
-    unused: list[tuple[str, str]]
+    files: list[Path]
 
 
 def read(root: Path, files: Sequence[Path], pictures: Sequence[str], kept: Sequence[int]) -> Beside:
@@ -39,7 +39,7 @@ def read(root: Path, files: Sequence[Path], pictures: Sequence[str], kept: Seque
     Rows of one picture are joined. Raises SfumatoError for a file that is no table, has no file_name, or gives one
     picture two values of a column.
     """
-    chosen, unused = _chosen(root, files)
+    chosen = _chosen(files)
     rows: dict[str, Record] = {}
     text: set[str] = set()
     for path in chosen:
@@ -47,7 +47,7 @@ def read(root: Path, files: Sequence[Path], pictures: Sequence[str], kept: Seque
             _add(rows, path, number, record, path.parent.relative_to(root))
             text.update(record if path.suffix.lower() == ".csv" else ())
     if not rows:
-        return Beside({}, [], unused)
+        return Beside({}, [], chosen)
     own = [rows.get(pictures[i], {}) for i in kept]
     names = dict.fromkeys(name for row in rows.values() for name in row)
     raw = {name: [row.get(name) for row in own] for name in names}
@@ -60,17 +60,13 @@ def read(root: Path, files: Sequence[Path], pictures: Sequence[str], kept: Seque
     bare = sum(pictures[i] not in rows for i in kept)
     if bare:
         notes.append(f"{bare:,} of {len(own):,} pictures have no row in {where}: their values are missing.")
-    return Beside(beside, notes, unused)
+    return Beside(beside, notes, chosen)
 
 
-def _chosen(root: Path, files: Sequence[Path]) -> tuple[list[Path], list[tuple[str, str]]]:
-    """One metadata file a folder, the first of `NAMES`; and the others."""
-    chosen: dict[Path, Path] = {}
-    unused = []
-    for path in sorted(files, key=lambda path: NAMES.index(path.name.lower()) if path.name.lower() in NAMES else -1):
-        if path.name.lower() in NAMES and chosen.setdefault(path.parent, path) is not path:
-            unused.append((path.relative_to(root).as_posix(), f"{chosen[path.parent].name} is used instead"))
-    return [chosen[folder] for folder in sorted(chosen)], unused
+def _chosen(files: Sequence[Path]) -> list[Path]:
+    """One metadata file a folder, the first of `NAMES`."""
+    found = [path for name in reversed(NAMES) for path in files if path.name.lower() == name]
+    return sorted({path.parent: path for path in found}.values())
 
 
 def _add(rows: dict[str, Record], path: Path, number: int, record: Record, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """One image file: its header, its pixels as stored, and resizing.
 
-Modes: 1 and L are one channel, RGB and palettes three, anything with transparency four; I;16 is 16 bit, I and F are
-32 bit.
+Pillow's modes 1 and L have one channel, RGB and palettes three, anything with transparency four; I;16 has 16 bits, I
+and F have 32.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ FULL = {"uint8": 255, "uint16": 65535}
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What is known of an image before its pixels are read; height and width are those of the upright picture."""
+    """An image before its pixels are read; height and width are those after its EXIF rotation."""
 
     name: str
     height: int

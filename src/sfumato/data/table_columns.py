@@ -67,18 +67,19 @@ class Numbers(Rows):
     """Columns of numbers (N, D), or one of lists (N, *shape), read by group and arranged as arrays are."""
 
     def __init__(self, table: TableFiles, names: Sequence[str]) -> None:
-        self.table, self.names, self.raw = table, list(names), _recent(self._raw)
+        self.table, self.names, self.raw = table, list(names), _recent(self.read)
         first = next(self.raw(i)[:1] for i, count in enumerate(table.counts) if count)
         x, self.kind, self.notes = arrays.arrange(arrays.to_tensor(first, table.where), table.where)
         self.raw_dtype, self.raw_shape = first.dtype, (len(table), *first.shape[1:])
         super().__init__((len(table), *x.shape[1:]), x.dtype)
         self.where = table.where
 
-    def _raw(self, group: int) -> np.ndarray:
+    def read(self, group: int) -> np.ndarray:
         """A group as the file has it, (n, D) or (n, *shape)."""
         table = self.table.group(group, self.names)
         place = f" from row {int(self.table.starts[group]):,} on"
-        dense = [_dense(_plain(table.column(name)), f"{self.where}: {{}} of {name!r}", place) for name in self.names]
+        words = f"{self.table.where}: {{}} of "
+        dense = [_dense(_plain(table.column(name)), f"{words}{name!r}", place) for name in self.names]
         return dense[0] if len(dense) == 1 and dense[0].ndim > 1 else np.stack(dense, 1)
 
     def take(self, rows: np.ndarray) -> Tensor:
@@ -105,7 +106,7 @@ def read_numbers(table: TableFiles, names: Sequence[str]) -> tuple[Samples, str,
         raw = np.empty(rows.raw_shape, rows.raw_dtype)
         with counting("Reading rows", len(rows)) as count:
             for group, start in enumerate(table.starts[:-1]):
-                raw[start : start + table.counts[group]] = rows.raw(group)
+                raw[start : start + table.counts[group]] = rows.read(group)
                 count(table.counts[group])
         x = arrays.arrange(arrays.to_tensor(raw, table.where), table.where)[0]
     else:
