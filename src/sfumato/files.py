@@ -31,7 +31,10 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = final.with_name(f".{final.name}.{secrets.token_hex(6)}.tmp")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
         yield temporary
+        os.chmod(temporary, mode)  # safetensors makes files that only their owner can read, whatever the umask
         flush(temporary)
         os.replace(temporary, final)
     except OSError as error:

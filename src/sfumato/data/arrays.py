@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import SfumatoError
 from ..machine import fits
 from .spec import DTYPES
-from .statistics import CHUNK_ENTRIES
+from .statistics import blocks
 
 if TYPE_CHECKING:
     from .rows import Samples
@@ -140,15 +140,15 @@ def require_finite(x: "Samples", where: str) -> None:
     """Raise SfumatoError with the count and the first position where x (N, ...) holds NaN or infinity."""
     if not x.dtype.is_floating_point:
         return
-    rows = max(1, CHUNK_ENTRIES // max(1, x[0].numel()))
-    count, first = 0, None
-    for start in range(0, len(x), rows):
-        bad = ~torch.isfinite(x[start : start + rows])
+    count, first, start = 0, None, 0
+    for block in blocks(x):
+        bad = ~torch.isfinite(block)
         if bad.any():
             count += int(bad.sum())
             if first is None:
                 position = torch.nonzero(bad)[0].tolist()
                 first = (start + position[0], *position[1:])
+        start += len(block)
     if count:
         raise SfumatoError(
             f"{where} holds {count:,} values that are NaN or infinite, the first at index {first}: "

@@ -142,12 +142,12 @@ def keep(draft: Path, key: str, facts: dict[str, Any]) -> Entry:
         os.fsync(file.fileno())
     write_text(draft / _FACTS, json.dumps(facts))
     final = draft.parent / key
-    if find(key) is None:
-        shutil.rmtree(final, ignore_errors=True)
     try:
         os.rename(draft, final)
-    except OSError:  # it is there already
-        pass
+    except OSError:  # it is there already, or the rest of one
+        if find(key) is None:
+            shutil.rmtree(final, ignore_errors=True)
+            os.rename(draft, final)
     return find(key) or Entry(final, facts)
 
 

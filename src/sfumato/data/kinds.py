@@ -129,7 +129,7 @@ def _of_kind(name: str, found: Column, kind: str | None, axes: int, constant_ok:
         raise Unread("all its values are missing")
     chosen = kind or _guess(name, found)
     try:
-        made = _MAKERS[chosen](found, axes) if chosen in _MAKERS else found  # a user's kind reads its own column
+        made = _converted(found, chosen, axes)
     except SfumatoError as why:
         if kind is None and chosen == "field":
             raise Unread(str(why)) from None
@@ -164,31 +164,26 @@ def _guess(name: str, found: Column) -> str:
     return "scalar"
 
 
-def _label(found: Column, axes: int) -> Column:
-    return label_column(found)
-
-
-def _multilabel(found: Column, axes: int) -> Column:
-    if found.form == "numbers" and found.values.ndim != 2:
+def _converted(found: Column, kind: str, axes: int) -> Column:
+    """The values as a condition of this kind has them; axes: those of the samples."""
+    if kind == "label":
+        return label_column(found)
+    if kind == "multilabel" and found.form == "numbers" and found.values.ndim != 2:
         raise SfumatoError("give a list of names a sample, names with commas between, or a row of 0 and 1")
-    return found
-
-
-def _scalar(found: Column, axes: int) -> Column:
+    if kind not in ("scalar", "vector", "field"):  # a user's kind reads its own column
+        return found
     found = _as_numbers(found)
+    if kind == "field":
+        return _field(found, axes)
+    if kind == "vector":
+        return replace(found, values=found.values.reshape(len(found), -1))
     if found.values.ndim != 1:
         raise SfumatoError(f"it has {'x'.join(map(str, found.values.shape[1:]))} numbers a sample, not one")
     return found
 
 
-def _vector(found: Column, axes: int) -> Column:
-    found = _as_numbers(found)
-    return replace(found, values=found.values.reshape(len(found), -1))
-
-
 def _field(found: Column, axes: int) -> Column:
     """Channels first; a field has as many spatial axes as the samples."""
-    found = _as_numbers(found)
     values = found.values
     if axes == 4 and values.dtype in (np.uint8, np.uint16):
         values = arrays.arrange(torch.from_numpy(values), "a field")[0].numpy()
@@ -198,9 +193,6 @@ def _field(found: Column, axes: int) -> Column:
         spatial = f"{axes - 2} spatial axes" if axes > 2 else "no spatial axes"
         raise SfumatoError(f"its shape a sample is {found.values.shape[1:]}, and the samples have {spatial}")
     return replace(found, values=values)
-
-
-_MAKERS = {"label": _label, "multilabel": _multilabel, "scalar": _scalar, "vector": _vector, "field": _field}
 
 
 def _as_numbers(found: Column) -> Column:

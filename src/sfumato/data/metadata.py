@@ -141,8 +141,7 @@ def _record(path: Path, number: int, line: str) -> Record:
 def _parquet(path: Path) -> list[Record]:
     table = TableFiles([path])
     _require_key(path, table.schema.names)
-    found = [table.column(name) for name in table.schema.names]
-    return [dict(zip(table.schema.names, row, strict=True)) for row in zip(*found, strict=True)]
+    return [row for i in range(len(table.counts)) for row in table.group(i, table.schema.names).to_pylist()]
 
 
 _READERS = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}

@@ -21,13 +21,17 @@ GROUP = 8
 GROUPS = 1024
 
 
-def chunks(x: "Samples", indices: Tensor | None = None) -> Iterator[Tensor]:
-    """The rows of x (N, C, *spatial), or those named, as float64 blocks (n, C, *spatial) of bounded size."""
-    total = len(x) if indices is None else len(indices)
+def blocks(x: "Samples", indices: Tensor | None = None) -> Iterator[Tensor]:
+    """The rows of x (N, ...), or those at `indices`, in blocks of bounded size."""
     rows = max(1, CHUNK_ENTRIES // max(1, x[0].numel()))
-    with counting("Taking figures of samples", total) as count:
-        for start in range(0, total, rows):
-            block = x[start : start + rows] if indices is None else x[indices[start : start + rows]]
+    for start in range(0, len(x) if indices is None else len(indices), rows):
+        yield x[start : start + rows] if indices is None else x[indices[start : start + rows]]
+
+
+def chunks(x: "Samples", indices: Tensor | None = None) -> Iterator[Tensor]:
+    """`blocks` in float64, counted for progress."""
+    with counting("Taking figures of samples", len(x) if indices is None else len(indices)) as count:
+        for block in blocks(x, indices):
             yield block.to(torch.float64)
             count(len(block))
 

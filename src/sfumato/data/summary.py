@@ -13,7 +13,7 @@ from .opening import open
 from .rows import Samples
 from .source import LABEL, Source
 from .spec import figures_of, fitted
-from .statistics import CHUNK_ENTRIES
+from .statistics import blocks
 
 
 def inspect(
@@ -67,9 +67,7 @@ def _duplicates(source: Source) -> int:
 def duplicates(x: Samples) -> int:
     """How many rows of x (N, ...) are bit-for-bit copies of an earlier row."""
     seen: set[bytes] = set()
-    step = max(1, CHUNK_ENTRIES // max(1, x[0].numel()))
-    for at in range(0, len(x), step):
-        block = x[at : at + step]
+    for block in blocks(x):
         rows = block.reshape(len(block), -1).contiguous().view(torch.uint8).numpy()
         seen.update(blake2b(row, digest_size=16).digest() for row in rows)
     return len(x) - len(seen)

@@ -71,10 +71,6 @@ class TableFiles:
         except Exception as error:  # pyarrow raises many kinds
             raise SfumatoError(f"{self.where} is damaged: {_first_line(error)}") from None
 
-    def column(self, name: str) -> list[Any]:
-        """All cells of one column as Python objects."""
-        return [cell for i in range(len(self.counts)) for cell in self.group(i, [name]).column(0).to_pylist()]
-
 
 def _fragments(path: Path) -> tuple[Any, list[Any]]:
     """(schema, groups) of a file; the groups are fragments of a pyarrow dataset."""
