@@ -50,6 +50,11 @@ def reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type where there is none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def flush(path: Path) -> None:
     """fsync of a file or a folder, where the system can: what comes next must not outlive it in a power cut."""
     try:

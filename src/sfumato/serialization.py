@@ -117,6 +117,13 @@ def _checked(contract: Mapping[str, Any], path: Path) -> dict[str, Any]:
         ) from None
 
 
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(contract in the format of this version, tensors) of a model file."""
+    _checked(read_header(path)[0], path)  # a newer version is reported as such, before the hash is compared
+    contract, tensors = read_sealed(path)
+    return _checked(contract, path), tensors
+
+
 def _tree_of_version_1(contract: Mapping[str, Any]) -> dict[str, Any]:
     """The tree of a model in a file of format 1."""
     spec = None if contract["spec"] is None else {"name": "DataSpec", "args": contract["spec"]}
@@ -125,8 +132,8 @@ def _tree_of_version_1(contract: Mapping[str, Any]) -> dict[str, Any]:
         return {"name": "Codec", "args": args}
     plans = {name: {"name": "Plan", "args": plan} for name, plan in contract["plans"].items()}
     # files from before there was a choice of the variance do not say it
-    said = {name: contract[name] for name in ("target", "sigma_data", "variance") if name in contract}
-    process = {"name": contract["process"]["name"], "args": {**contract["process"]["args"], **said}}
+    read = {name: contract[name] for name in ("target", "sigma_data", "variance") if name in contract}
+    process = {"name": contract["process"]["name"], "args": {**contract["process"]["args"], **read}}
     return {"name": "Denoiser", "args": {**args, "process": process, "plans": plans}}
 
 
@@ -195,9 +202,7 @@ def load(
         raise SfumatoError(f"weights must be 'ema' or 'raw', not {weights!r}.")
     registry.add(modules)
     path = locate(path)
-    _checked(read_header(path)[0], path)
-    contract, tensors = read_sealed(path)
-    whole = _checked(contract, path)
+    whole, tensors = _read(path)
     state = {name: value for name, value in tensors.items() if not name.startswith("raw.")}
     raw = {name.removeprefix("raw."): value for name, value in tensors.items() if name.startswith("raw.")}
     if weights == "raw":
@@ -245,9 +250,7 @@ def store_plan(path: str | os.PathLike[str], plan: Plan) -> str:
     The file is rewritten, whole or not at all, under a new hash. Raises SfumatoError for a file that is no model.
     """
     path = locate(path)
-    _checked(read_header(path)[0], path)
-    contract, tensors = read_sealed(path)
-    whole = _checked(contract, path)
+    whole, tensors = _read(path)
     name, (_, args) = plan_name(plan), _innermost(whole["model"])
     args["plans"] = {**(args.get("plans") or {}), name: trees.tree(plan)}
     write_sealed(path, tensors, whole)

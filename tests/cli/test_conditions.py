@@ -87,7 +87,7 @@ def test_conditions_that_cannot_be_are_one_sentence(refused, model):
         "temperature=1,2": "'temperature': ",
         "temperature=0": "is far out of the data, which ran from 28",
         "colour=pink": "'colour': there is no class 'pink'; the classes are: 0 blue, 1 green, 2 red",
-        "index=1,2": "'index': a value is numbers of shape (3,), or one such a sample",
+        "index=1,2": "'index': a value is numbers of shape (3,), or one for each sample",
         "map=missing.npy": "missing.npy cannot be read: no such file",
         "map=torn.npy": "torn.npy holds no array",
     }.items():

@@ -53,7 +53,7 @@ def threads() -> list[str]:
 
 def source(x) -> Source:
     label = Column(LABELS.numpy(), np.ones(len(X), bool), ("a", "b", "c"))
-    return Source(x, [str(i) for i in range(len(X))], "array", "x", {"label": label})
+    return Source(x, "array", "x", {"label": label})
 
 
 def test_rows_are_what_a_tensor_is(mapped):

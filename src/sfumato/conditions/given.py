@@ -201,7 +201,7 @@ def network_inputs(cond: Mapping[str, Given | Tensor | None], net: nn.Module) ->
     wrong = None if anything else next((name for name in known if name not in names), None)
     if wrong is not None:
         raise SfumatoError(
-            f"{type(net).__name__} hears no condition {wrong!r}: give its forward an argument of this name, or leave "
+            f"{type(net).__name__} takes no condition {wrong!r}: give its forward an argument of this name, or leave "
             "the condition out."
         )
     require_encoded(known)

@@ -73,7 +73,7 @@ class Real(Condition):
             array = array[:, 0]
         if array.shape[1:] != self.shape or array.ndim != len(self.shape) + 1:
             wanted = f"numbers of shape {self.shape}" if self.shape else "one number"
-            raise SfumatoError(f"a value is {wanted}, or one such a sample, and what is given has shape {array.shape}")
+            raise SfumatoError(f"a value is {wanted}, or one for each sample, but this has shape {array.shape}")
         given = Given.of(torch.from_numpy(array))
         columns = given.values.reshape(len(array), len(self.low), -1)
         if not bool(columns.isfinite().all()):

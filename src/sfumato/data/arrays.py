@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SfumatoError
+from ..files import first_line
 from ..machine import fits
 from .spec import DTYPES
 from .statistics import blocks
@@ -47,7 +48,7 @@ def read_npz(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
 def _reason(error: Exception) -> str:
     if "allow_pickle" in str(error):
         return "it holds pickled Python objects, which are never loaded; save a plain numeric array"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return first_line(error)
 
 
 def pick(arrays: Mapping[str, Any], where: str) -> tuple[Any, dict[str, Any]]:

@@ -36,8 +36,7 @@ def _source(name: str, x: np.ndarray, labels: np.ndarray, classes: Sequence[str]
     """x uint8 (N, H, W) or (N, H, W, 3), labels (N,): indices into the classes."""
     label = Column(labels.astype(np.int64), np.ones(len(x), bool), tuple(classes))
     images, kind, _ = arrange(torch.from_numpy(x), name)
-    return Source(images, **{"ids": [str(i) for i in range(len(x))], **more}, kind=kind, name=name,
-                  conditions={LABEL: label}, notes=[note])  # fmt: skip
+    return Source(images, kind, name, {LABEL: label}, notes=[note], **more)
 
 
 def _fashion() -> Source:

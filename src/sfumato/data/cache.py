@@ -3,7 +3,7 @@
     $SFUMATO_CACHE (a folder, or "off"), else the user's cache folder (on Linux $XDG_CACHE_HOME or ~/.cache) / sfumato
 
 An entry is a folder named by the hash of what it was made from. It is written beside its name and renamed, so that a
-half-written one is never seen; of two processes that make the same one the second takes what the first has made.
+half-written one is never seen; where two processes make the same one, the second takes the entry of the first.
 The least recently used entries are removed when all together exceed $SFUMATO_CACHE_GB (32).
 """
 
@@ -64,6 +64,11 @@ def stamp(path: Path) -> list[Any]:
     """A file's size and times of change of contents and inode: equal stamps mean that the file is unchanged."""
     found = path.stat()
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+
+
+def stamps(paths: Sequence[Path]) -> list[list[Any]]:
+    """The absolute path and the stamp of each file."""
+    return [[str(path.resolve()), *stamp(path)] for path in paths]
 
 
 class Unkept(Exception):

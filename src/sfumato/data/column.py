@@ -189,8 +189,8 @@ def cells(text: Sequence[str | None]) -> Column:
 
     Among numbers NaN, NA, null and none are empty too; numbers with leading zeros stay strings.
     """
-    said = [(cell or "").strip() for cell in text]
-    numbers = ["" if cell.lower() in EMPTY else cell for cell in said]
+    stripped = [(cell or "").strip() for cell in text]
+    numbers = ["" if cell.lower() in EMPTY else cell for cell in stripped]
     for kind in (int, float):
         try:
             found: list[Any] = [kind(cell) if cell else None for cell in numbers]
@@ -200,4 +200,4 @@ def cells(text: Sequence[str | None]) -> Column:
                for cell in numbers):  # fmt: skip
             break
         return column(found)
-    return column(said)
+    return column(stripped)

@@ -70,12 +70,10 @@ def open_table(paths: Sequence[Path], size: Size | None, name: str, kinds: Conta
         kept = np.array(read.kept, dtype=np.int64)
         conditions = {name: found.take(kept) for name, found in conditions.items()}
         return _source(items, read, name, conditions, [str(roles), *unread], [], "rows")
-    x, kind, told, identity = read_numbers(table, roles.numbers)
+    x, kind, notes, identity = read_numbers(table, roles.numbers)
     arrays.require_finite(x, table.where)
-    dtype = str(x.dtype).removeprefix("torch.")
-    notes = [f"{len(x):,} samples of shape {tuple(x.shape[1:])}, {dtype}.", str(roles), *told, *unread]
-    ids = [str(i) for i in range(len(x))]
-    return Source(x, ids, kind, name, conditions, notes=notes, identity=identity)
+    notes = [Source.headline(x), str(roles), *notes, *unread]
+    return Source(x, kind, name, conditions, notes=notes, identity=identity)
 
 
 def _source(
@@ -83,14 +81,13 @@ def _source(
     others: Sequence[tuple[str, str]], what: str,
 ) -> Source:  # fmt: skip
     """Pictures with their conditions; others: (path, reason) of further `what` that were skipped."""
-    dtype = str(read.x.dtype).removeprefix("torch.")
     kind = "image" if read.x.dtype in arrays.IMAGE_DTYPES else "array"
     skipped = sorted([*read.skipped, *others])
-    notes = [f"{len(read.x):,} images of shape {tuple(read.x.shape[1:])}, {dtype}.", *read.notes, *notes]
+    notes = [Source.headline(read.x, "images"), *read.notes, *notes]
     if skipped:
         notes.append(f"{len(skipped):,} {what} were skipped.")
     x, ids = in_blocks(read.x, items.blocks, read.kept), [items.names[i] for i in read.kept]
-    return Source(x, ids, kind, name, conditions, skipped, notes, identity=read.identity)
+    return Source(x, kind, name, conditions, ids, skipped, notes, identity=read.identity)
 
 
 def _beside(

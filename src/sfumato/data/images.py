@@ -10,7 +10,6 @@ from __future__ import annotations
 import abc
 import io
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SfumatoError
-from ..files import reason
+from ..files import first_line, reason
 from ..machine import fits
 from ..progress import counting
 from . import cache
@@ -42,6 +41,11 @@ T = TypeVar("T")
 R = TypeVar("R")
 Size = int | tuple[int, int]
 Failures = dict[int, str]  # number of an item -> the reason
+
+
+def together(paths: Sequence[Path]) -> str:
+    """Where the data of some files are, in words."""
+    return str(paths[0]) if len(paths) == 1 else f"{paths[0].parent} ({len(paths):,} files)"
 
 
 def hidden(relative: PurePath) -> bool:
@@ -160,7 +164,7 @@ class Pictures(Rows):
                     out[place] = self.decode(row, io.BytesIO(packed))
                 except Exception as error:  # it could be decoded when it was opened
                     name = self.items.names[self.kept[row]]
-                    raise SfumatoError(f"{name} of {self.where} has changed: {_first_line(error)}") from None
+                    raise SfumatoError(f"{name} of {self.where} has changed: {first_line(error)}") from None
         return torch.from_numpy(out)
 
     def decode(self, row: int, file: BinaryIO) -> np.ndarray:
@@ -209,9 +213,8 @@ def _read(items: Items, size: Size | None, key: str) -> Images:
         x, notes, broken = _decoded(pictures, failed, size, key, worth)
         failed |= broken
         headers = {i: header for i, header in headers.items() if i not in broken}
-        if (
-            headers and ImageFormat.of(headers.values(), size) == pictures.format
-        ):  # else once more, without the broken ones
+        same = headers and ImageFormat.of(headers.values(), size) == pictures.format
+        if same:  # else once more, without the broken ones that decided the format
             if isinstance(x, Pictures):
                 x = Pictures(items, headers, pictures.format)
             notes = [*_notes(list(headers.values()), pictures.format, size), *notes]
@@ -287,7 +290,7 @@ def _attempt_all(function: Callable[[int], R], numbers: Sequence[int], what: str
         try:
             results[number] = function(number)
         except Exception as error:  # Pillow's many decoders raise whatever they like for a damaged file
-            failed[number] = _first_line(error)
+            failed[number] = first_line(error)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, counting(what, len(numbers)) as count:
         try:
@@ -298,11 +301,6 @@ def _attempt_all(function: Callable[[int], R], numbers: Sequence[int], what: str
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     return dict(sorted(results.items())), dict(sorted(failed.items()))
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _common_depth(headers: Sequence[Header]) -> str:
@@ -340,6 +338,7 @@ def _notes(headers: Sequence[Header], form: ImageFormat, size: Size | None) -> l
     deepened = sum(h.depth != form.depth for h in headers)
     if deepened:
         notes.append(f"{deepened:,} images of 8 bits were scaled to 16 bits (x 257).")
-    counts = Counter(remark for h in headers for remark in h.remarks)
-    notes += [f"{count:,} images are {remark}." for remark, count in sorted(counts.items())]
+    films = sum(h.frames > 1 for h in headers)
+    if films:
+        notes.append(f"{films:,} images have several frames, of which the first is used.")
     return notes

@@ -10,7 +10,7 @@ from ..conditions import NULL
 from ..conditions.condition import as_array
 from ..conditions.label import coded
 from ..errors import SfumatoError
-from ..files import reason
+from ..files import first_line, reason
 from .column import Column
 
 
@@ -24,7 +24,7 @@ def read_labels(path: str) -> np.ndarray | list[str]:
     except OSError as error:
         raise SfumatoError(f"the labels {path} cannot be read: {reason(error)}") from None
     except (ValueError, EOFError) as error:
-        raise SfumatoError(f"{path} holds no labels: {str(error).splitlines()[0]}") from None
+        raise SfumatoError(f"{path} holds no labels: {first_line(error)}") from None
     return [line.strip() for line in lines if line.strip()]
 
 

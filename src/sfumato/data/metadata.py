@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from ..errors import SfumatoError
-from ..files import reason
+from ..files import first_line, reason
 from .column import Column, cells, named
 from .kinds import columns
 from .tables import TableFiles
@@ -108,7 +108,7 @@ def _csv(path: Path) -> list[Record]:
     except OSError as error:
         raise SfumatoError(f"{path} cannot be read: {reason(error)}") from None
     except (csv.Error, UnicodeDecodeError) as error:
-        raise SfumatoError(f"{path} is no table of text (.csv): {str(error).splitlines()[0]}") from None
+        raise SfumatoError(f"{path} is no table of text (.csv): {first_line(error)}") from None
     names = [name.strip() for name in lines[0]] if lines else []
     _require_key(path, names)
     if len(set(names)) < len(names):

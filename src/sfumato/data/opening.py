@@ -184,10 +184,8 @@ def _from_array(data: Any, beside: Mapping[str, Any], where: str, name: str) -> 
     if label is not None and len(label) != len(x):
         raise SfumatoError(f"there are {len(label):,} labels for {len(x):,} samples: give exactly one label a sample")
     found, unread = columns(beside, len(x))
-    dtype = str(x.dtype).removeprefix("torch.")
-    notes.insert(0, f"{len(x):,} samples of shape {tuple(x.shape[1:])}, {dtype}.")
     conditions = with_label(found, arrays.LABEL_KEYS)
-    return Source(x, _positions(len(x)), kind, name, conditions, notes=[*notes, *unread])
+    return Source(x, kind, name, conditions, notes=[Source.headline(x), *notes, *unread])
 
 
 def _arranged(data: Any, where: str) -> tuple[Samples, str, list[str]]:
@@ -196,10 +194,6 @@ def _arranged(data: Any, where: str) -> tuple[Samples, str, list[str]]:
         note = f"{rows.nbytes / 2**30:.1f} GiB are more than memory should hold: samples are read when needed."
         return rows, rows.kind, [*rows.notes, note]
     return arrays.arrange(arrays.to_tensor(data, where), where)
-
-
-def _positions(count: int) -> list[str]:
-    return [str(i) for i in range(count)]
 
 
 def _resized(source: Source, size: Size) -> Source:

@@ -26,7 +26,7 @@ class Header:
     width: int
     channels: int
     depth: str
-    remarks: tuple[str, ...] = ()
+    frames: int = 1
 
 
 def read_header(file: BinaryIO, name: str) -> Header:
@@ -37,22 +37,10 @@ def read_header(file: BinaryIO, name: str) -> Header:
     colour16 = png16.channels(file)
     with _opened(file) as image:
         width, height = image.size
-        remarks = []
         if image.getexif().get(ORIENTATION, 1) >= 5:
             width, height = height, width
-        if getattr(image, "n_frames", 1) > 1:
-            remarks.append("several frames, of which the first is used")
-        if colour16:
-            return Header(name, height, width, colour16, "uint16", tuple(remarks))
-        if image.mode == "1":
-            remarks.append("one bit a pixel, read as 0 and 255")
-        if image.mode in ("LA", "La"):
-            remarks.append("grey with transparency, read as RGBA")
-        if image.mode in ("P", "PA"):
-            remarks.append("a palette, read as colours")
-        if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-            remarks.append(f"{image.mode}, converted to RGB")
-        return Header(name, height, width, _channels(image), _depth(image), tuple(remarks))
+        depth = "uint16" if colour16 else _depth(image)
+        return Header(name, height, width, colour16 or _channels(image), depth, getattr(image, "n_frames", 1))
 
 
 def _opened(file: BinaryIO) -> Image.Image:

@@ -104,9 +104,9 @@ Samples = Tensor | Rows
 
 @final
 class Mapped(Rows):
-    """Rows of an array on the disk; only what is asked for comes into memory, and the system may drop it.
+    """Rows of an array on the disk; only the rows that are read come into memory, and the system may drop it.
 
-    array: (N, ...), a read-only numpy.memmap. Samples are arranged by `arrays.arrange`; kind, notes: what that said.
+    array: (N, ...), a read-only numpy.memmap. Samples are arranged by `arrays.arrange`; kind, notes: its results.
     """
 
     def __init__(self, array: np.ndarray, where: str, identity: str | None = None) -> None:

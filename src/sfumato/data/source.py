@@ -28,9 +28,9 @@ class Source:
     """A data set.
 
     x: (N, *shape) in the user's dtype and units, channels first: a tensor, or `Rows` that are read on access.
-    ids: a stable name for each sample (the path within a folder, the position in an array).
     kind: "image" or "array".
     conditions: name -> one value a sample, in the user's units, some of which may be missing.
+    ids: a stable name for each sample, such as its path within a folder; by default its position.
     skipped: (path, reason) of each file that could not be used.
     notes: sentences on how the data were read.
     groups: the key of each sample for the hold-out split, by default its id; a group is never divided.
@@ -39,10 +39,10 @@ class Source:
     """
 
     x: Samples
-    ids: list[str]
     kind: str
     name: str
     conditions: dict[str, Column] = field(default_factory=dict)
+    ids: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
@@ -50,11 +50,18 @@ class Source:
     identity: str | None = None
 
     def __post_init__(self) -> None:
+        if not self.ids:
+            object.__setattr__(self, "ids", [str(i) for i in range(len(self))])
         if not self.groups:
             object.__setattr__(self, "groups", self.ids)
 
     def __len__(self) -> int:
         return len(self.x)
+
+    @staticmethod
+    def headline(x: Samples, what: str = "samples") -> str:
+        """The first note on samples: how many, their shape and dtype."""
+        return f"{len(x):,} {what} of shape {tuple(x.shape[1:])}, {str(x.dtype).removeprefix('torch.')}."
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""DataSpec: what a model knows of its data, in the model file, so that it takes and returns the user's units.
+"""DataSpec: the shape, units and conditions of a model's data, so that it takes and returns the user's units.
 
 x = mean + std z per channel; whole numbers are rounded, declared bounds are respected and nothing else is clipped.
 """

@@ -17,7 +17,9 @@ import numpy as np
 from PIL import Image
 
 from ..errors import SfumatoError
+from ..files import first_line
 from . import cache
+from .images import together
 
 LABEL_NAMES = ("label", "labels", "class", "cls", "category", "target", "y", "fine_label", "coarse_label")
 PICTURE_NAMES = ("image", "img", "picture", "photo", "jpg", "png", "jpeg", "webp")
@@ -48,7 +50,7 @@ class TableFiles:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = list(paths)
-        self.where = str(paths[0]) if len(paths) == 1 else f"{paths[0].parent} ({len(paths):,} files)"
+        self.where = together(paths)
         files = [_fragments(path) for path in self.paths]
         self.schema = files[0][0]
         for path, (schema, _) in zip(self.paths, files, strict=True):
@@ -62,14 +64,14 @@ class TableFiles:
         return int(self.starts[-1])
 
     def key(self) -> Any:
-        return [[str(path.resolve()), *cache.stamp(path)] for path in self.paths]
+        return cache.stamps(self.paths)
 
     def group(self, number: int, names: Sequence[str]) -> Any:
         """Columns of a group, as a pyarrow table."""
         try:
             return self._groups[number].to_table(columns=list(names), use_threads=False)
         except Exception as error:  # pyarrow raises many kinds
-            raise SfumatoError(f"{self.where} is damaged: {_first_line(error)}") from None
+            raise SfumatoError(f"{self.where} is damaged: {first_line(error)}") from None
 
 
 def _fragments(path: Path) -> tuple[Any, list[Any]]:
@@ -89,7 +91,7 @@ def _fragments(path: Path) -> tuple[Any, list[Any]]:
         table = csv.read_csv(path) if suffix == ".csv" else _arrow(pa, path)
         return table.schema, list(dataset.dataset(table).get_fragments())
     except Exception as error:  # pyarrow raises many kinds
-        raise SfumatoError(f"{path} cannot be read as a table: {_first_line(error)}") from None
+        raise SfumatoError(f"{path} cannot be read as a table: {first_line(error)}") from None
 
 
 def _rows(fragment: Any) -> int:
@@ -105,10 +107,6 @@ def _arrow(pa: Any, path: Path) -> Any:
         return pa.ipc.open_stream(mapped).read_all()
     except pa.ArrowInvalid:
         return pa.ipc.open_file(mapped).read_all()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def saved(folder: Path) -> list[Path]:

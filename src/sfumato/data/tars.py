@@ -17,10 +17,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, final
 
 from ..errors import SfumatoError
-from ..files import reason
+from ..files import first_line, reason
 from ..progress import counting
 from . import cache
-from .images import IMAGE_SUFFIXES, Items, hidden
+from .images import IMAGE_SUFFIXES, Items, hidden, together
 from .source import LABEL
 
 LABEL_FIELDS = ("label", "cls", "class", "class_name", "category", "target", "y")
@@ -37,8 +37,8 @@ class Tars(Items):
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths, self.where = list(paths), _together(paths)
-        self._key = [[str(path.resolve()), *cache.stamp(path)] for path in self.paths]
+        self.paths, self.where = list(paths), together(paths)
+        self._key = cache.stamps(self.paths)
         with counting("Walking archives, members") as count:
             indices = [_index(path, key, count) for path, key in zip(self.paths, self._key, strict=True)]
         self.places = [(shard, *place) for shard, index in enumerate(indices) for place in index["pictures"]]
@@ -105,10 +105,6 @@ def _braces(text: str) -> list[str]:
         else:
             choices.append(piece[1:-1].split(",") if piece.startswith("{") else [piece])
     return ["".join(chosen) for chosen in product(*choices)]
-
-
-def _together(paths: Sequence[Path]) -> str:
-    return str(paths[0]) if len(paths) == 1 else f"{paths[0].parent} ({len(paths):,} files)"
 
 
 def _index(path: Path, key: list[Any], count: Callable[[], None]) -> Index:
@@ -215,4 +211,4 @@ def _refusal(path: Path, error: Exception) -> str:
         start = file.read(6)
     if start[:2] == b"\x1f\x8b" or start[:3] == b"BZh" or start == b"\xfd7zXZ\x00" or start[:4] == b"\x28\xb5\x2f\xfd":
         return f"{path} is compressed, so that no picture in it can be found at once: unpack it to a plain .tar"
-    return f"{path} is no whole .tar archive ({str(error).splitlines()[0]}): copy or make it again"
+    return f"{path} is no whole .tar archive ({first_line(error)}): copy or make it again"
