@@ -101,19 +101,22 @@ def fit(column: Any, kind: str) -> Condition:
     kind: "label", "multilabel", "scalar", "vector", "field", or one that is registered.
     Raises SfumatoError for an unknown kind and for a column that is not of it.
     """
+    found: Condition = _class_of(kind).fit(column)
+    return found
+
+
+def _class_of(kind: Any) -> Any:
     if kind not in KINDS:
         raise SfumatoError(f"there is no kind of condition {kind!r}: {suggest(str(kind), KINDS)}")
-    found: Condition = KINDS[kind].fit(column)
-    return found
+    return KINDS[kind]
 
 
 def from_config(config: Mapping[str, Any]) -> Condition:
     """The inverse of `config()`; SfumatoError for an unknown kind and for other keys than its own."""
     kind = config.get("kind") if isinstance(config, Mapping) else None
-    if kind not in KINDS:
-        raise SfumatoError(f"there is no kind of condition {kind!r}: {suggest(str(kind), KINDS)}")
+    wanted = _class_of(kind)
     try:
-        made: Condition = KINDS[str(kind)].from_config(config)
+        made: Condition = wanted.from_config(config)
     except (KeyError, TypeError, ValueError) as error:
         raise SfumatoError(f"this is no {kind}: {config} ({error!r})") from None
     if set(made.config()) != set(config):

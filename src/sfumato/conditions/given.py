@@ -197,7 +197,7 @@ def network_inputs(cond: Mapping[str, Given | Tensor | None], net: nn.Module) ->
     no argument for.
     """
     known = {name: value for name, value in cond.items() if value is not None}
-    names, anything = _heard(net)
+    names, anything = _accepted(net)
     wrong = None if anything else next((name for name in known if name not in names), None)
     if wrong is not None:
         raise SfumatoError(
@@ -217,12 +217,12 @@ def network_inputs(cond: Mapping[str, Given | Tensor | None], net: nn.Module) ->
     return inputs | {"present": present}
 
 
-def _heard(net: nn.Module) -> tuple[frozenset[str], bool]:
+def _accepted(net: nn.Module) -> tuple[frozenset[str], bool]:
     """(names that a network's forward takes, whether it takes any); looks through wrappers that pass **kwargs on."""
     own = net.__dict__.get("forward")
     names, anything = _arguments(type(net).forward, 3) if own is None else _arguments(own, 2)
     inner = getattr(net, "net", getattr(net, "_orig_mod", None)) if anything and "present" not in names else None
-    return _heard(inner) if isinstance(inner, nn.Module) else (names, anything)
+    return _accepted(inner) if isinstance(inner, nn.Module) else (names, anything)
 
 
 @lru_cache(maxsize=256)

@@ -25,7 +25,7 @@ from .labels import label_column
 from .source import LABEL, Source
 
 IGNORE = "ignore"
-RESERVED = ("self", "present")  # arguments of a network's forward
+FORWARD_ARGUMENTS = ("self", "present")  # arguments of a network's forward
 CLASS_NAMES = ("label", "labels", "class", "cls")  # columns of classes, however many there are
 
 
@@ -123,7 +123,7 @@ def _of_kind(name: str, found: Column, kind: str | None, axes: int, constant_ok:
     """The column as its kind, guessed where it is None; `Unread` where it is of no use. axes: those of the samples."""
     if found.kind and found.kind == (kind or found.kind):
         return found
-    if name in RESERVED:
+    if name in FORWARD_ARGUMENTS:
         raise Unread("no condition can have this name: give it another")
     if not len(found.given):
         raise Unread("all its values are missing")
