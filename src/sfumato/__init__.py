@@ -69,7 +69,6 @@ if TYPE_CHECKING:
     from sfumato.sampling import trajectory as trajectory
     from sfumato.sampling_error import error_budget as error_budget
     from sfumato.serialization import load as load
-    from sfumato.serialization import load_codec as load_codec
     from sfumato.serialization import save as save
     from sfumato.training import resume as resume
     from sfumato.training import train as train
@@ -121,7 +120,6 @@ _PUBLIC = {
     "interpolate": "sfumato.latents:interpolate",
     "joined": "sfumato.distributed:joined",
     "load": "sfumato.serialization:load",
-    "load_codec": "sfumato.serialization:load_codec",
     "log_prob": "sfumato.likelihood:log_prob",
     "memorization": "sfumato.diagnostics.memorization:memorization",
     "nets": "sfumato.nets",

@@ -104,7 +104,10 @@ def test_of_whatever_data_open_takes(tmp_path):
     facts = json.loads((run.path / "report.json").read_text())
     asked = f"the run was too short for it (sf.information(sf.load({str(run.path)!r}), data) in Python does it)"
     assert facts["conditions"] is None and facts["conditions_missing"] == asked
-    assert "What the conditions say was not measured: the run was too short" in (run.path / "report.html").read_text()
+    assert (
+        "The information of the conditions was not measured: the run was too short"
+        in (run.path / "report.html").read_text()
+    )
     model = sf.load(run.path)
     np.savez(tmp_path / "d.npz", **given)
     for data in (given, tmp_path / "d.npz", sf.data.open(given)):

@@ -1,5 +1,6 @@
 """Copies are named, new samples are not: on laws whose fresh samples and whose copies are known."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -109,7 +110,7 @@ def test_variants_of_one_thing_are_no_twins_of_each_other():
     things = LAW.sample(100, seed=7)
     x = things.repeat_interleave(4, 0) + 0.01 * torch.randn(400, 6, generator=torch.Generator().manual_seed(2))
     source = data.open(x)
-    source = data.source.replace(source, groups=[str(i // 4) for i in range(400)])
+    source = dataclasses.replace(source, groups=[str(i // 4) for i in range(400)])
     train, rest = torch.arange(360), torch.arange(360, 400)
     new = LAW.sample(200, seed=8).repeat_interleave(1, 0)
     found = compare(new, source, train, (source, rest), choose(train, 200, 0), Space(None, None))

@@ -11,9 +11,9 @@ import torch
 from sfumato import serialization
 from sfumato.diagnostics import gradients as of_gradients
 from sfumato.diagnostics.bins import make
+from sfumato.diagnostics.board_figures import Board
 from sfumato.diagnostics.draws import Draws
 from sfumato.diagnostics.samples import evaluation_set, trivial
-from sfumato.diagnostics.table import Board
 from sfumato.errors import SfumatoError, whole
 from sfumato.objectives import times as densities
 from sfumato.objectives import weights

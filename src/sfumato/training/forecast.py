@@ -46,7 +46,7 @@ from sfumato.training.precision import device_of
 from sfumato.training.run import prepared
 from sfumato.training.session import Session
 from sfumato.training.state import State
-from sfumato.training.validation import Labelled, judge
+from sfumato.training.validation import judge
 
 FIRST, STEPS = 4, 20  # steps that are slower, and those that are measured, at least
 _LEAST = 2.0  # seconds that are measured, where steps are short
@@ -246,7 +246,7 @@ def _validate(session: Session, log: Log, costs: Costs, total: float) -> None:
     (training, holdout), state = session.parts(), session.state
     if holdout is None:
         return
-    measure, average = judge(state, session.config, *holdout, Labelled(*training), total), state.ema
+    measure, average = judge(state, session.config, *holdout, training, total), state.ema
     costs.work = (measure.cost.losses, measure.cost.gradients)
     deep = validations(*costs.work, total)[1] > 0  # the largest that the run does
     start = time.perf_counter()
