@@ -132,7 +132,6 @@ CASES: dict[str, Callable[[Place], Any]] = {
     "interpolate": lambda p: sf.interpolate(p.model, X[:2], X[2:4], [0.5], steps=2),
     "joined": lambda p: p.entered(),
     "load": lambda p: sf.load(p.saved),
-    "load_codec": lambda p: sf.load_codec(p.codec),
     "log_prob": lambda p: sf.log_prob(p.model, X[:4], steps=2),
     "memorization": lambda p: sf.memorization(p.model, X[:30], X[30:], samples=8, steps=2),
     "prior_kl": lambda p: sf.prior_kl(p.model.process, X),

@@ -17,7 +17,7 @@ from sfumato.folder import INCIDENTS, Log, incidents
 from sfumato.training import checkpoint, snapshots
 from sfumato.training.averages import due
 from sfumato.training.control import Ear
-from sfumato.training.final_report import Conditions, FinalReport
+from sfumato.training.final_report import FinalReport
 from sfumato.training.grids import Grids
 from sfumato.training.guard import ROLLBACKS, SLOWER, STRIKES, Incident
 from sfumato.training.health import Health
@@ -30,9 +30,9 @@ from sfumato.training.session import Hook, Session
 def usual(session: Session) -> Session:
     """The session, with what every run does: in this order after each step, and at the end."""
     records = Records(session)
-    grids = Grids(records.loggers)
-    own = (Conditions(), Health(session), Incidents(session), Control(session, grids), Snapshots(session))
-    session.hooks += [records, *own, grids, FinalReport()]
+    grids, health = Grids(records.loggers), Health(session)
+    own = (health, Incidents(session), Control(session, grids), Snapshots(session))
+    session.hooks += [records, *own, grids, FinalReport(health)]
     return session
 
 
