@@ -25,7 +25,9 @@ from sfumato import __version__, registry, trees
 from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError, place
 from sfumato.files import read_header, read_sealed, write_sealed
+from sfumato.model import Denoiser
 from sfumato.noise import seeded
+from sfumato.objectives.density import drawn_levels
 from sfumato.solvers import Plan
 
 FORMAT, CODEC, VERSION = "sfumato model", "sfumato codec", 2  # codecs had a format of their own in version 1
@@ -213,10 +215,18 @@ def load(
     with seeded(0):  # the initial weights are overwritten; drawing them must not move the caller's generator
         model = trees.build(whole["model"], "model")
     model.provenance = dict(whole["provenance"])
+    _know_levels(model)
     _fill(model, state, path)
     for _, part in parts(model):
         part.to(device).eval().requires_grad_(False)
     return model
+
+
+def _know_levels(model: Any) -> None:
+    """The noise levels that a denoiser was trained at, from its settings: files of earlier versions do not say them."""
+    times = model.provenance.get("times")
+    if isinstance(model, Denoiser) and model.noise_levels is None and times is not None:
+        model.noise_levels = drawn_levels(registry.make("density", times), model.process)
 
 
 def load_sampler(path: str | os.PathLike[str], weights: str = "ema", device: str | torch.device = "cpu") -> Any:

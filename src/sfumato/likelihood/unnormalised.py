@@ -40,7 +40,7 @@ def energy(denoiser: Denoiser, z: Tensor, t: Time, **cond: Any) -> Tensor:
             "build its network with nets.build(shape, energy=True), or use log_prob."
         )
     t = as_time(t)
-    (alpha, sigma), (c_in, level) = denoiser.process.schedule(t), denoiser.process.scaling(t, z.device)
+    (alpha, sigma), (c_in, level) = denoiser.process.schedule(t), denoiser.scaling(t, z.device)
     if bool((sigma == 0).any()):
         raise SfumatoError("The energy at sigma = 0 is that of the data itself, which the network does not determine.")
     row = target.row(denoiser.target, denoiser.process.schedule, t, denoiser.sigma_data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +12,25 @@ from torch import Tensor, nn
 from sfumato import noise
 from sfumato.schedule import DRAWN_LIMIT, Schedule
 
+MISSED = 1e-4  # of the draws lie beyond either end of the levels that a network is said to be trained at
+
 
 def limits(schedule: Schedule) -> tuple[float, float]:
     """(lowest, highest) logsnr that a density draws under this schedule: its range, cut to +-15."""
     lo, hi = schedule.logsnr_range
     return max(lo, -DRAWN_LIMIT), min(hi, DRAWN_LIMIT)
+
+
+def drawn_levels(times: TimeDensity, process: Any, missed: float = MISSED) -> tuple[float, float]:
+    """(lowest, highest) noise level between which a density draws, but for a share `missed` at either end.
+
+    In what a network of `process` hears, -logsnr / 8: all that the schedule has where the density moves.
+    """
+    clock, ends = process.clock, torch.tensor([missed, 1 - missed], dtype=torch.float64)
+    with torch.no_grad():
+        logsnr = ends.new_tensor(limits(clock)[::-1]) if times.moves else times.logsnr(ends, clock)
+        low, high = process.noise_level(clock.time(logsnr)).tolist()
+    return low, high
 
 
 class TimeDensity(abc.ABC):

@@ -17,6 +17,7 @@ from sfumato.data import DataSpec, Source
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
 from sfumato.noise import seeded
+from sfumato.objectives.density import TimeDensity, drawn_levels
 from sfumato.objectives.factor import check
 from sfumato.process import Gaussian, Product
 from sfumato.training.config import NAMING, TrainConfig, choices
@@ -112,6 +113,7 @@ def model_for(own: Own, settings: TrainConfig, source: Source, spec: DataSpec, l
             )
         model = model or _denoiser(net, process, settings, spec)
     loss.suits(model)
+    _keep_levels(model, getattr(loss, "times", None))
     return placed(model, settings, device)
 
 
@@ -135,6 +137,14 @@ def placed(model: Any, settings: TrainConfig, device: torch.device) -> Any:
         inner = inner.inner
     inner.compute_dtype = compute_dtype(settings.precision, device)
     return model
+
+
+def _keep_levels(model: Any, times: Any) -> None:
+    """Tell a denoiser at which noise levels it is trained, beside those that it was trained at before."""
+    if isinstance(model, Denoiser) and isinstance(times, TimeDensity):
+        low, high = drawn_levels(times, model.process)
+        before = model.noise_levels or (low, high)
+        model.noise_levels = (min(low, before[0]), max(high, before[1]))
 
 
 def _given(own: Own, settings: TrainConfig, spec: DataSpec) -> Any:
