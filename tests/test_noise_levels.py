@@ -1,4 +1,4 @@
-"""A network is asked at noise levels that it was trained at: the range belongs to the model, from training to its file."""
+"""A network is asked at noise levels that it was trained at: their range belongs to the model and its file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def classes() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def run(classes: dict[str, np.ndarray], tmp_path_factory: Any) -> Any:
-    return sf.train(classes, steps=STEPS, net="tiny", out=str(tmp_path_factory.mktemp("levels") / "run"), sample_every=0)
+    return sf.train(
+        classes, steps=STEPS, net="tiny", out=str(tmp_path_factory.mktemp("levels") / "run"), sample_every=0
+    )
 
 
 def test_beyond_its_levels_a_network_hears_the_nearer_end() -> None:
