@@ -17,7 +17,7 @@ def samples() -> dict[str, torch.Tensor]:
     """What is drawn from each file; `v1_samples.safetensors` holds what the code that wrote the files drew."""
     model, raw = (sf.load(HERE / "v1_classes.safetensors", weights) for weights in ("ema", "raw"))
     learned, energy = (sf.load(HERE / f"v1_{name}.safetensors") for name in ("learned_variance", "energy"))
-    codec = sf.load_codec(HERE / "v1_codec.safetensors")
+    codec = sf.load(HERE / "v1_codec.safetensors")
     label = ["red", "green", "blue", "red"]
     return {
         "classes": sf.sample(model, 4, 6, solver=model.plans["6"], seed=3, label=label),

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sfumato.denoising_autoencoder import DenoisingAutoencoder as DenoisingAutoencoder
     from sfumato.diagnosis import doctor as doctor
     from sfumato.diagnostics.board import board as board
+    from sfumato.diagnostics.draw_table import draws as draws
     from sfumato.diagnostics.information import Information as Information
     from sfumato.diagnostics.information import information as information
     from sfumato.diagnostics.memorization import memorization as memorization
@@ -67,7 +68,6 @@ if TYPE_CHECKING:
     from sfumato.sampling import trajectory as trajectory
     from sfumato.sampling_error import error_budget as error_budget
     from sfumato.serialization import load as load
-    from sfumato.serialization import load_codec as load_codec
     from sfumato.serialization import save as save
     from sfumato.training import resume as resume
     from sfumato.training import train as train
@@ -106,6 +106,7 @@ _PUBLIC = {
     "denoising_loss": "sfumato.objectives:denoising_loss",
     "differentiable": "sfumato.compose:differentiable",
     "doctor": "sfumato.diagnosis:doctor",
+    "draws": "sfumato.diagnostics.draw_table:draws",
     "encode": "sfumato.latents:encode",
     "energy": "sfumato.likelihood:energy",
     "error_budget": "sfumato.sampling_error:error_budget",
@@ -117,7 +118,6 @@ _PUBLIC = {
     "interpolate": "sfumato.latents:interpolate",
     "joined": "sfumato.distributed:joined",
     "load": "sfumato.serialization:load",
-    "load_codec": "sfumato.serialization:load_codec",
     "log_prob": "sfumato.likelihood:log_prob",
     "memorization": "sfumato.diagnostics.memorization:memorization",
     "nets": "sfumato.nets",

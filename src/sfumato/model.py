@@ -9,6 +9,8 @@ The network sees the noise level through the level alone, so that a trained netw
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -69,6 +71,7 @@ class Denoiser(nn.Module):
     takes `present`. process: `Gaussian(schedule, target)`, `Masked`, `Uniform` or `Product`; target, sigma_data and
     variance, where given, replace those of a Gaussian one. spec: the data's contract (`data.DataSpec`), which carries
     user units; None works in plain tensors.
+    noise_levels: (lowest, highest) that the network was trained at: beyond them it hears the nearer of the two.
     compute_dtype: torch.bfloat16 runs the network under autocast; scaling and belief stay in float32 or better.
     """
 
@@ -81,6 +84,7 @@ class Denoiser(nn.Module):
         spec: Any = None,
         plans: dict[str, Any] | None = None,
         variance: str | None = None,
+        noise_levels: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         given = {"target": target, "sigma_data": sigma_data, "variance": variance}
@@ -93,6 +97,7 @@ class Denoiser(nn.Module):
         self.process.check_net(net)
         self.spec = spec
         self.plans = dict(plans or {})
+        self.noise_levels = noise_levels
         self.compute_dtype: torch.dtype | None = None
         self.provenance: dict[str, Any] = {}
 
@@ -104,6 +109,23 @@ class Denoiser(nn.Module):
     @spec.setter
     def spec(self, spec: Any) -> None:
         self._spec = None if spec is None else self.process.contract(spec)
+
+    @property
+    def noise_levels(self) -> tuple[float, float] | None:
+        """(lowest, highest) that the network was trained at; None where that is not known, and it hears every one."""
+        return self._noise_levels
+
+    @noise_levels.setter
+    def noise_levels(self, levels: Sequence[float] | None) -> None:
+        if levels is not None:
+            low, high = (float(level) for level in levels)
+            if not -math.inf < low < high < math.inf:
+                raise SfumatoError(f"noise_levels are two finite numbers, the lower first, not {levels!r:.80}.")
+            levels = (low, high)
+        self._noise_levels: tuple[float, float] | None = levels
+
+    def _heard(self, level: Tensor) -> Tensor:
+        return level if self._noise_levels is None else level.clamp(*self._noise_levels)
 
     def _known_shape(self) -> Shape | None:
         if isinstance(self.process, Product):
@@ -124,7 +146,8 @@ class Denoiser(nn.Module):
 
     def config(self) -> dict[str, Any]:
         """What a file has to say of it; what is a Gaussian process's own stands there."""
-        return {"net": self.net, "process": self.process, "spec": self.spec, "plans": self.plans}
+        own = {"net": self.net, "process": self.process, "spec": self.spec, "plans": self.plans}
+        return own if self.noise_levels is None else own | {"noise_levels": self.noise_levels}
 
     # What only a Gaussian process has; elsewhere there is no such attribute.
 
@@ -156,8 +179,8 @@ class Denoiser(nn.Module):
 
     def scaling(self, t: Time, device: torch.device) -> tuple[Tensor, Tensor]:
         """c_in and the noise level of a Gaussian process: the network hears (c_in z, noise level)."""
-        heard: tuple[Tensor, Tensor] = self.process.scaling(t, device)
-        return heard
+        c_in, level = self.process.scaling(t, device)
+        return c_in, self._heard(level)
 
     def predict(self, z: State, t: Time, /, **cond: Any) -> Tensor:
         """What the network says, in the terms of the target and like z, or of symbols (B, *shape, K)."""
@@ -174,7 +197,7 @@ class Denoiser(nn.Module):
         heard, level = self.process.inputs(z, t)
         if not (isinstance(z, Tensor) and z.is_floating_point()):  # symbols take the precision of the weights
             heard = heard.to(next((p.dtype for p in self.net.parameters()), heard.dtype))
-        level = level.expand(len(heard))
+        level = self._heard(level).expand(len(heard))
         low, told = self.compute_dtype, network_inputs(cond, self.net)
         if low is None and not torch.is_autocast_enabled(heard.device.type):
             return self.net(heard, level, **told).to(heard.dtype)

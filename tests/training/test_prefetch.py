@@ -9,7 +9,8 @@ import torch
 import sfumato as sf
 from sfumato import nets
 from sfumato.data import DataSpec
-from sfumato.data.rows import DECODING, READING, Mapped, Part, Rows
+from sfumato.data.column import Column
+from sfumato.data.rows import DECODING, READING, Mapped, Rows, Subset
 from sfumato.data.source import Source
 from sfumato.errors import SfumatoError
 from sfumato.training import waiting
@@ -50,20 +51,21 @@ def threads() -> list[str]:
 
 
 def source(x) -> Source:
-    return Source(x, LABELS, ["a", "b", "c"], [str(i) for i in range(len(X))], "array", "x")
+    label = Column(LABELS.numpy(), np.ones(len(X), bool), ("a", "b", "c"))
+    return Source(x, "array", "x", {"label": label})
 
 
 def test_rows_are_what_a_tensor_is(mapped):
     x = torch.from_numpy(X)
     index = torch.tensor([5, 3, 56, 3])
-    for rows in (mapped, Counted(), Part(x, torch.arange(57)), Part(mapped, torch.arange(57))):
+    for rows in (mapped, Counted(), Subset(x, torch.arange(57)), Subset(mapped, torch.arange(57))):
         assert rows.shape == x.shape and rows.dtype == x.dtype and len(rows) == 57 and rows.nbytes == x.nbytes
         assert torch.equal(rows[7], x[7]) and torch.equal(rows[-1], x[-1])
         assert torch.equal(rows[3:50:4], x[3:50:4]) and torch.equal(rows[9:9], x[9:9]) and torch.equal(rows[:], x)
         assert torch.equal(rows[index], x[index])
         with pytest.raises(IndexError):
             rows[57]
-    assert torch.equal(Part(mapped, index)[torch.tensor([2, 0])], x[[56, 5]])
+    assert torch.equal(Subset(mapped, index)[torch.tensor([2, 0])], x[[56, 5]])
 
 
 def test_statistics_are_the_same_bits_wherever_the_rows_are(mapped):

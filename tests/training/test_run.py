@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import sfumato as sf
 from sfumato.errors import SfumatoError
 from sfumato.folder import Log, read
-from sfumato.pictures import read_manifest
 from sfumato.training import checkpoint
 from sfumato.training.console import Console, Silent
 from sfumato.training.run import Interrupted
@@ -73,7 +73,7 @@ def test_a_run_leaves_its_folder(whole):
     }  # fmt: skip
     assert [p.name for p in checkpoint.found(whole.path)] == ["step_00000012.safetensors"]
     assert sorted(p.name for p in (whole.path / "samples").iterdir()) == ["step_00000006.png", "step_00000012.png"]
-    manifest = read_manifest(whole.path / "samples/step_00000012.png")
+    manifest = Image.open(whole.path / "samples/step_00000012.png").text
     assert manifest["samples_seen"] == "96" and manifest["guidance"] == "2.5"
     assert whole.metrics[-1]["done"] and whole.denoiser.provenance["steps"] == 12
     assert sf.training.config.from_yaml(str(whole.path / "config.yaml")) == whole.config

@@ -12,7 +12,7 @@ from sfumato import schedules, serialization
 from sfumato.cli.run import Voice
 from sfumato.data.labels import read_labels
 from sfumato.diagnostics.board import board
-from sfumato.diagnostics.table import Board
+from sfumato.diagnostics.board_figures import Board
 from sfumato.errors import SfumatoError
 from sfumato.objectives import Objective
 from sfumato.objectives.times import named as times_of
@@ -132,7 +132,7 @@ def _table(objective: Objective) -> list[str]:
         w, factor = float(objective.weight(middle)[0]) / unit, float(objective.factor(middle)[0])
         ratio = math.exp(-float(middle) / 2)
         lines.append(f"{start:6.4g} to {stop:<6.4g}   {ratio:12.4g}   {share:12.1%}   {w:10.4g}   {factor:19.4g}")
-    return [*lines, "Each line is told at its middle; w is relative to that at logsnr 0."]
+    return [*lines, "Weight and factor are those at the middle of each range; w is relative to its value at logsnr 0."]
 
 
 def _nearest(objective: Objective) -> list[str]:

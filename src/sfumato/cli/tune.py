@@ -16,7 +16,7 @@ from sfumato.cli.sample import guidance_scale
 from sfumato.diagnostics import examples
 from sfumato.solvers import Plan
 from sfumato.training.precision import device_of
-from sfumato.tuning import Progress
+from sfumato.tuning import TuneProgress
 from sfumato.tuning import tune as fit
 
 
@@ -83,7 +83,7 @@ class Bar:
     def __exit__(self, *error: object) -> None:
         self.bar.close()
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: TuneProgress) -> None:
         if self.bar.disable and progress.round % 10 == 0:
             found = f", {progress.round} of {progress.rounds}" if progress.round else ""
             rms = "" if math.isnan(progress.rms) else f", rms {progress.rms:.3g}"

@@ -1,4 +1,4 @@
-"""Words and a bar for a person who watches a run; the loop itself prints nothing."""
+"""A progress bar and notes for a person who watches a run; the loop itself prints nothing."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ class Console:
         return f"{loss}{progress.rate:,.0f} samples/s  data-wait {self._wait:.0%}"
 
     def _judged(self, validation: Validation) -> str:
-        """The loss on the hold-out, half of its interval, and how it changed since the last validation."""
+        """The hold-out loss, half the width of its interval, and the trend since the last validation."""
         now, before = validation.triples, self._triples
         if now is None:
             return f"  valid {validation.best:.4f}"
         half, self._triples = now.interval().half, now
         change = None if before is None else now.change(before)
-        told = "" if change is None else f" {trend(change)}"
-        return f"  valid {validation.best:.4f}{f'±{half:.2g}' if math.isfinite(half) else ''}{told}"
+        since = "" if change is None else f" {trend(change)}"
+        return f"  valid {validation.best:.4f}{f'±{half:.2g}' if math.isfinite(half) else ''}{since}"
 
     def _draw(self, progress: Progress) -> None:
         if self._bar is None:
@@ -78,7 +78,7 @@ class Console:
 
 
 class Silent(Console):
-    """Says nothing."""
+    """Prints nothing."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         super().__init__(stream)

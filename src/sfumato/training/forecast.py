@@ -25,12 +25,12 @@ import torch
 
 from sfumato import serialization
 from sfumato.compose import guide
-from sfumato.diagnostics.draws import evaluating
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.folder import Log, read
 from sfumato.folder import found as checkpoints
 from sfumato.machine import available, out_of_memory, peak_memory
+from sfumato.noised import evaluating
 from sfumato.sampling import sample
 from sfumato.solver_selection import make_plan
 from sfumato.training import averages
@@ -45,7 +45,7 @@ from sfumato.training.precision import device_of
 from sfumato.training.run import generators_kept, in_words, prepared
 from sfumato.training.session import Session
 from sfumato.training.state import State
-from sfumato.training.validation import Labelled, judge
+from sfumato.training.validation import judge
 
 FIRST, STEPS = 4, 20  # steps that are slower, and those that are measured, at least
 _LEAST = 2.0  # seconds that are measured, where steps are short
@@ -234,7 +234,7 @@ def _validate(session: Session, log: Log, costs: Costs, total: float) -> None:
     (training, holdout), state = session.parts(), session.state
     if holdout is None:
         return
-    measure, average = judge(state, session.config, *holdout, Labelled(*training), total), state.ema
+    measure, average = judge(state, session.config, *holdout, training, total), state.ema
     costs.work = (measure.cost.losses, measure.cost.gradients)
     deep = validations(*costs.work, total)[1] > 0  # the largest that the run does
     start = time.perf_counter()

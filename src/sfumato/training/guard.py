@@ -1,8 +1,8 @@
-"""What happens where a loss or a gradient is not finite: the step is skipped, and the cause is looked for and named.
+"""Skip steps whose loss or gradients are not finite, and find the first tensor that caused it.
 
-    one incident               nothing of the step is kept; the next batch is another
+    one incident               nothing of the step is kept; training goes on with the next batch
     STRIKES in WINDOW steps    back to the last good checkpoint, with half the learning rate
-    more than ROLLBACKS        the run stops and says what it was
+    more than ROLLBACKS        the run stops and names the cause
 
 Nothing that is not finite reaches the optimiser, the averages or a checkpoint.
 """
@@ -28,9 +28,8 @@ SLOWER = 0.5  # the learning rate after a roll-back, over that before
 class Incident:
     """A step that was skipped.
 
-    step: its number; samples: numbers of the run's samples in its batch, rows: which samples of the training set these
-    are; where: the first part that was not finite, in words; precision: what the network computed in; rolled_back: the
-    step that the run went back to.
+    samples: numbers of the run's samples in its batch; rows: of the training set; where: the first part that was not
+    finite, in words; precision: dtype that the network computed in; rolled_back: the step that the run went back to.
     """
 
     step: int
@@ -67,9 +66,8 @@ def finite(value: Any) -> bool:
 def find(model: Any, loss: Loss, batch: Batch, world: World = ALONE) -> tuple[str, bool]:
     """(where the first number that is not finite comes from, whether weights are lost).
 
-    Data, conditions, a weight, a module's output, a gradient. Gradients are those that the failed step left; the
-    forward pass is run once more. Of many processes, which go from one to the next together, the first that has the
-    cause says so.
+    Looks at the weights, the data and conditions, the output of each module in another forward pass, and the gradients
+    that the failed step left. Of many processes, which search together, the first that finds the cause names it.
     """
     looks: list[tuple[Callable[[], str | None], bool]] = [
         (lambda: _in_weights(model), True),

@@ -16,7 +16,7 @@ from sfumato.files import write_text
 from sfumato.folder import INCIDENTS, Log, incidents
 from sfumato.training import averages, checkpoint
 from sfumato.training.control import Commands
-from sfumato.training.final_report import Conditions, FinalReport
+from sfumato.training.final_report import FinalReport
 from sfumato.training.grids import Grids
 from sfumato.training.guard import ROLLBACKS, SLOWER, STRIKES, Incident
 from sfumato.training.health import Health
@@ -29,9 +29,9 @@ from sfumato.training.session import Hook, Session
 def usual(session: Session) -> Session:
     """The session with the hooks of every run, which are called in this order."""
     records = Records(session)
-    grids = Grids(records.loggers)
-    own = (Conditions(), Health(session), Incidents(session), FolderCommands(session, grids), Snapshots(session))
-    session.hooks += [records, *own, grids, FinalReport()]
+    grids, health = Grids(records.loggers), Health(session)
+    own = (health, Incidents(session), FolderCommands(session, grids), Snapshots(session))
+    session.hooks += [records, *own, grids, FinalReport(health)]
     return session
 
 

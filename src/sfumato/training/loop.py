@@ -32,7 +32,7 @@ from sfumato.training.evaluation_schedule import log_every
 from sfumato.training.guard import STRIKES, WINDOW, Incident, find, precision
 from sfumato.training.parallel import average_whole, clip, finite, no_sync, shared
 from sfumato.training.state import State
-from sfumato.training.validation import Judge, Labelled
+from sfumato.training.validation import Judge
 
 _WARMUP_SHARE = 0.03  # of a run is the longest warm-up
 
@@ -42,9 +42,9 @@ class Progress:
     """Where a run stands after a step.
 
     loss and grad_norm are means since the last step that had them, None between; lr the rate of this step; rate in
-    samples a second; eta and elapsed in seconds; fraction of the budget used; validation at some steps; micro: samples
-    that are computed at once, incident: where the step was skipped. data_wait: the fraction of the time that steps
-    waited for their data, with each loss; advice: what a user should know, once.
+    samples a second; eta and elapsed in seconds; fraction of the budget used, and before the step; validation at some
+    steps; micro: samples that are computed at once, incident: where the step was skipped. data_wait: the fraction of
+    the time that steps waited for their data, with each loss; advice: what a user should know, once.
     """
 
     step: int
@@ -60,13 +60,14 @@ class Progress:
     validation: Validation | None = None
     done: bool = False
     micro: int = 0
+    before: float = 0.0
     incident: Incident | None = None
     data_wait: float | None = None
     advice: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """One line of metrics.jsonl."""
-        apart = ("validation", "incident", "micro", "advice")
+        apart = ("validation", "incident", "micro", "before", "advice")
         line = {name: value for name, value in vars(self).items() if value is not None and name not in apart}
         return line if self.validation is None else {**line, **self.validation.to_dict()}
 
@@ -107,7 +108,7 @@ def fit(
     state = state or State(model, config, loss, world)
     judge, known = None, Conditions.of(cond)
     if holdout is not None and len(holdout[0]):
-        judge = Judge(state, config, Labelled(x, known), Labelled(holdout[0], Conditions.of(holdout[1])))
+        judge = Judge(state, config, (x, known), holdout)
     batches = Batches(x, known, model.spec, config.seed, config.drop, model.device, state.dtype, config.workers)
     with closing(batches), _threads(config.threads):
         yield from _steps(model, batches, config, state, judge, world)
@@ -200,7 +201,7 @@ class _Reporter:
         validation = None if self.judge is None else self.judge.at(before, fraction, self.world)
         return Progress(
             state.step, state.samples, state.samples / self.rows, min(1.0, fraction), lr, state.elapsed,
-            self._eta(rate), rate, loss, norm, validation, fraction >= 1, min(state.micro, config.batch),
+            self._eta(rate), rate, loss, norm, validation, fraction >= 1, min(state.micro, config.batch), before,
         )  # fmt: skip
 
     def _eta(self, rate: float) -> float:

@@ -18,8 +18,9 @@ from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
 from sfumato.noise import seeded
 from sfumato.objectives import Objective, times, weights
+from sfumato.objectives.density import TimeDensity, drawn_levels
 from sfumato.objectives.factor import check
-from sfumato.objectives.loss import Loss, Own
+from sfumato.objectives.loss import CompletedLoss, Loss
 from sfumato.objectives.weights import Weight
 from sfumato.process import Gaussian, Product
 from sfumato.schedule import schedule_of
@@ -121,7 +122,7 @@ def as_loss(module: Any) -> Any:
     if isinstance(module, Loss):
         return module
     if isinstance(module, nn.Module) and hasattr(module, "losses"):
-        return Own(module)
+        return CompletedLoss(module)
     raise SfumatoError(
         f"A loss is a module with `losses(model, batch)` that gives one number a sample, and {type(module).__name__} "
         "is none: give it one, or take `Plain` for a function."
@@ -145,6 +146,7 @@ def model_for(
             )
         model = model or _denoiser(net, process, settings, spec)
     loss.suits(model)
+    _keep_levels(model, getattr(loss, "times", None))
     return placed(model, settings, device)
 
 
@@ -168,6 +170,14 @@ def placed(model: Any, settings: TrainConfig, device: torch.device) -> Any:
         inner = inner.inner
     inner.compute_dtype = compute_dtype(settings.precision, device)
     return model
+
+
+def _keep_levels(model: Any, times: Any) -> None:
+    """Tell a denoiser at which noise levels it is trained, beside those that it was trained at before."""
+    if isinstance(model, Denoiser) and isinstance(times, TimeDensity):
+        low, high = drawn_levels(times, model.process)
+        before = model.noise_levels or (low, high)
+        model.noise_levels = (min(low, before[0]), max(high, before[1]))
 
 
 def _given(model: Any, settings: TrainConfig, spec: DataSpec) -> Any:

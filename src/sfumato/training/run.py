@@ -170,7 +170,8 @@ def _same(obj: Any, labels: Any, settings: TrainConfig, spec: dict[str, Any], pa
     if settings.model is not None:  # its spec may be that of other data
         return source
     known = DataSpec.from_dict(spec)  # columns added since, or not read then, are left out
-    source = source.having({name: each for name, each in source.conditions.items() if name in known.conditions})
+    own = {name: each for name, each in source.conditions.items() if name in known.conditions}
+    source = dataclasses.replace(source, conditions=own)
     kept = known.to_dict() | {"name": source.name}
     found = DataSpec.fit(source, source.split(settings.holdout)[0]).to_dict()
     if found | {"normaliser": None} != kept | {"normaliser": None}:  # symbols have one of their own

@@ -14,15 +14,14 @@ from sfumato import serialization, trees
 from sfumato.conditions import Conditions, of_data
 from sfumato.data import Source
 from sfumato.data.rows import Samples, part
-from sfumato.diagnostics import log as board
 from sfumato.diagnostics import report
+from sfumato.diagnostics.board_figures import from_log
 from sfumato.distributed import ALONE, World
 from sfumato.folder import read
 from sfumato.model import Denoiser
 from sfumato.training import checkpoint
 from sfumato.training.config import TrainConfig, docs
 from sfumato.training.console import Console, Silent
-from sfumato.training.evaluation_schedule import PICTURES
 from sfumato.training.guard import precision
 from sfumato.training.loop import Progress, fit
 from sfumato.training.parallel import gathered, whole
@@ -53,10 +52,7 @@ class Hook:
 
 
 class Session:
-    """Settings, data, state and folder of one run in this process. Of many processes the first alone writes.
-
-    found: results of hooks, for later hooks and for report.json.
-    """
+    """Settings, data, state and folder of one run in this process. Of many processes the first alone writes."""
 
     def __init__(
         self,
@@ -72,7 +68,6 @@ class Session:
         self.console, self.world = console if world.leads else Silent(), world
         self.train, self.holdout = source.split(config.holdout)
         self.hooks: list[Hook] = []
-        self.found: dict[str, Any] = {}
         self.began = self.saved = time.monotonic()
         self.logged = state.step - state.unlogged  # the last step in the log
 
@@ -193,8 +188,8 @@ class Session:
         """Write report.html from the files of the run folder."""
         if self.world.leads:
             lines = read(self.path / "metrics.jsonl")
-            found = board.read(lines, objective_of(self.config))
-            report.write(self.path, lines, found, self.config.to_dict(), docs(), PICTURES)
+            levels = from_log(lines, objective_of(self.config))
+            report.write(self.path, lines, levels, self.config.to_dict(), docs())
 
     def close(self) -> None:
         for hook in self.hooks:
