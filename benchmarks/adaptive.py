@@ -26,9 +26,9 @@ from record import HERE, commit, hardware
 from sfumato import noise
 from sfumato.data import builtin
 from sfumato.objectives import times, weights
+from sfumato.objectives.losses import Denoising
 from sfumato.objectives.times import TimeDensity
 from sfumato.training import State, TrainConfig, fit
-from sfumato.training.goal import Denoising
 
 DENSITIES: dict[str, Callable[[], TimeDensity]] = {
     "uniform": times.uniform,
@@ -45,7 +45,7 @@ HELD = 512
 
 def images() -> tuple[Tensor, Tensor]:
     """Fashion-MNIST in mean 0 and standard deviation 1: what is trained on, and what is held out."""
-    x = torch.from_numpy(builtin.load("fashion").x).float()[:, None]
+    x = builtin.load("fashion").x.float()
     x = (x - x.mean()) / x.std()
     return x[HELD:], x[:HELD]
 
@@ -112,7 +112,7 @@ def second_moments(setup: str, args: argparse.Namespace) -> dict[str, float]:
     denoiser = sf.Denoiser(sf.nets.build((1, 28, 28), size="tiny"), sf.Gaussian(schedule), "v")
     config = TrainConfig(steps=args.samples // args.batch, batch=args.batch, decay=0.0, lr=args.lr, precision="float32")
     learned = times.variance_optimal()
-    for _ in fit(denoiser, images()[0], config, goal=Denoising(learned, weight(), 0)):
+    for _ in fit(denoiser, images()[0], config, loss=Denoising(learned, weight(), 0)):
         pass
     lo, hi = times.limits(schedule)
     lam = hi + (lo - hi) * (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000

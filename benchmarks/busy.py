@@ -23,9 +23,9 @@ import sfumato as sf
 from record import HERE, commit, hardware
 from sfumato.cli.process import Follower
 from sfumato.nets import build
+from sfumato.schedule import schedule_of
 from sfumato.training import TrainConfig
 from sfumato.training.loop import fit
-from sfumato.training.objective import schedule_of
 from sfumato.training.precision import compute_dtype
 
 CASES = [

@@ -28,8 +28,8 @@ import fashion_metrics as metrics
 import sfumato as sf
 from record import HERE, commit, hardware
 from sfumato.training.config import TrainConfig
+from sfumato.training.grids import GRID_STEPS
 from sfumato.training.precision import compute_dtype
-from sfumato.training.session import GRID_STEPS
 
 JUDGE = "Fashion-MNIST judge (fashion_classifier.py), penultimate 256-d"
 

@@ -24,9 +24,9 @@ from sfumato import nets
 from sfumato.cli.process import keep_freed_memory
 from sfumato.nets import UNet
 from sfumato.nets.layout import channels_last
+from sfumato.schedule import schedule_of
 from sfumato.training import State, TrainConfig
 from sfumato.training.loop import fit
-from sfumato.training.objective import schedule_of
 from sfumato.training.precision import compute_dtype
 from sfumato.training.state import optimizer
 

@@ -35,9 +35,9 @@ import training_peers as peers
 from record import HERE, commit, hardware
 from sfumato.cli.process import keep_freed_memory
 from sfumato.nets import DiT, UNet
+from sfumato.schedule import schedule_of
 from sfumato.training import TrainConfig
 from sfumato.training.loop import fit
-from sfumato.training.objective import schedule_of
 from sfumato.training.precision import compute_dtype
 
 SHAPE, BATCH, CALLS = (3, 32, 32), 64, 4

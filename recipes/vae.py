@@ -6,8 +6,8 @@ log p(x) = ELBO + KL(q(y|x) || p(y|x)): the E step closes the gap, the M step ra
 import torch
 
 import sfumato as sf
+from sfumato.objectives.losses import Autoencoding
 from sfumato.training import TrainConfig, fit
-from sfumato.training.autoencoding import Autoencoding
 
 
 def main() -> float:
@@ -33,7 +33,7 @@ def main() -> float:
     print(f"maximum likelihood {top:.4f} nats; 50 steps of EM {float(model.log_prob(x).mean()):.4f}")
     codec = sf.Codec(sf.nets.Autoencoder((6,), latent=2, channels=()))
     config = TrainConfig(steps=300, batch=256, lr=5e-2, ema=0.0, precision="float32", weight_decay=0.0)
-    *_, last = fit(codec, x.float(), config, goal=Autoencoding())
+    *_, last = fit(codec, x.float(), config, loss=Autoencoding())
     print(f"a linear VAE after {last.step} steps of the loop: ELBO {-6 * (last.loss or 0.0):.2f} nats")
     print(f"with the exact posterior: |ELBO - log p(x)| = {error:.1e}")
     return error

@@ -30,13 +30,21 @@ def no_cache(monkeypatch):
     monkeypatch.setenv("SFUMATO_CACHE", "off")
 
 
+class Counts(list[progress.Count]):
+    """A listener that keeps every count."""
+
+    every = 0.0
+
+    def __call__(self, count: progress.Count) -> None:
+        self.append(count)
+
+
 @pytest.fixture
 def told(monkeypatch):
     """All that is told of counted work, of which nothing stays silent."""
     monkeypatch.setattr(progress, "SILENT_SECONDS", 0.0)
-    monkeypatch.setattr(progress, "_LIVE_SECONDS", 0.0)
-    found: list[progress.Count] = []
-    with progress.heard(found.append):
+    found = Counts()
+    with progress.reporting_to(found):
         yield found
 
 

@@ -17,12 +17,11 @@ from sfumato.diagnostics.validation import validator_for
 from sfumato.distributed import World, joined
 from sfumato.model import Denoiser
 from sfumato.objectives import times, weights
+from sfumato.objectives.losses import Autoencoding, Denoising
 from sfumato.process import Gaussian
 from sfumato.sampling import sample
 from sfumato.schedules import Flow
 from sfumato.training import State, TrainConfig, fit
-from sfumato.training.autoencoding import Autoencoding
-from sfumato.training.goal import Denoising
 from sfumato.training.parallel import gathered
 
 STEPS, BATCH, ROWS = 50, 16, 60
@@ -100,7 +99,7 @@ def run(case: Case, world: World) -> tuple[dict[str, torch.Tensor], list[dict]]:
         with state.ema.swapped():
             found["swapped"] = sample(model, 3, steps=4, seed=1, world=world, label=[0, 1, 2])
         found["raw samples"] = sample(model, 3, steps=4, seed=1, world=world, label=[0, 1, 2])
-        measure = validator_for(state.goal, model, x[:16], {"label": labels[:16]}, 64, BATCH)
+        measure = validator_for(state.loss, model, x[:16], {"label": labels[:16]}, 64, BATCH)
         judged = measure.measure(model, state.best, 5, 1, world)
         columns = {**judged.board, "raw": judged.raw, "ema": judged.ema, "total": list(judged.gradient)}
         for name, column in columns.items():

@@ -18,10 +18,10 @@ import torch
 
 import sfumato as sf
 from sfumato.diagnostics.checks import Report
+from sfumato.objectives.losses import Plain
 from sfumato.training import State, TrainConfig, fit
 from sfumato.training.console import Silent
 from sfumato.training.ema import EMA
-from sfumato.training.goal import Plain
 
 STEPS = 200
 QUICK = {"steps": STEPS, "batch": 32, "net": "tiny", "sample_every": 0, "snapshots": 0, "precision": "float32"}

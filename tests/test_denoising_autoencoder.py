@@ -12,8 +12,8 @@ from sfumato.denoising_autoencoder import DenoisingAutoencoder, GaussianNoise, M
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
 from sfumato.objectives import denoising_loss, score_matching
+from sfumato.objectives.losses import Plain
 from sfumato.training.config import TrainConfig
-from sfumato.training.goal import Plain
 from sfumato.training.loop import fit
 from sfumato.training.state import State
 

@@ -1,5 +1,6 @@
 """`import sfumato` is free, its public names are the promised ones, and `sfumato --help` answers without torch."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,22 @@ def test_another_name_is_an_attribute_error():
         sfumato.gaussian_process  # noqa: B018
 
 
+def test_type_checkers_see_the_same_names():
+    tree = ast.parse(Path(sfumato.__file__).read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    typed = {}
+    for node in block.body:
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                module = node.module if node.module != "sfumato" else None
+                typed[alias.asname or alias.name] = (module, alias.name)
+    for name, where in sfumato._PUBLIC.items():
+        module, _, attribute = where.partition(":")
+        home, inner = typed.pop(name)
+        assert f"{home}:{inner}" in (where, f"None:{name}", f"{module.rpartition('.')[0]}:{name}"), name
+    assert not typed
+
+
 def test_public_names_need_no_optional_package():
     code = (
         "import sys, sfumato; [getattr(sfumato, name) for name in sfumato.__all__]; "
@@ -83,7 +100,7 @@ def test_no_module_hides_a_public_name():
     folder = Path(sfumato.__file__).parent
     hidden = [
         name
-        for name, (module, attribute) in sfumato._PUBLIC.items()
-        if module != "sfumato" and ((folder / f"{name}.py").exists() or (folder / name).is_dir())
+        for name, where in sfumato._PUBLIC.items()
+        if ":" in where and ((folder / f"{name}.py").exists() or (folder / name).is_dir())
     ]
     assert not hidden

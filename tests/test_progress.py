@@ -5,7 +5,7 @@ import io
 import pytest
 
 from sfumato import progress
-from sfumato.progress import Count, Drawn, Pace, heard
+from sfumato.progress import Count, CountBar, reporting_to
 
 
 class Terminal(io.StringIO):
@@ -21,9 +21,10 @@ def work(total: int | None = 4, fault: int | None = None) -> None:
             count()
 
 
-def test_what_is_quick_stays_silent():
-    found: list[Count] = []
-    with heard(found.append):
+def test_what_is_quick_stays_silent(told, monkeypatch):
+    monkeypatch.setattr(progress, "SILENT_SECONDS", 2.0)
+    found = type(told)()
+    with reporting_to(found):
         work()
     assert not found
     work()  # nobody listens
@@ -32,8 +33,8 @@ def test_what_is_quick_stays_silent():
 def test_every_step_and_the_end_are_told(told):
     work()
     assert [(c.done, c.total, c.over) for c in told] == [(k, 4, False) for k in (1, 2, 3, 4)] + [(4, 4, True)]
-    inner: list[Count] = []
-    with heard(inner.append):
+    inner = type(told)()
+    with reporting_to(inner):
         work()
     assert len(inner) == len(told) == 5
 
@@ -57,17 +58,20 @@ def test_words_and_facts():
     assert Count("Reading rows", 0, 5, 0.0).eta is None and progress.clock(3723.4) == "1:02:03"
 
 
-def test_lines_that_stay(monkeypatch, told):
-    """The first, one every ten seconds, the last; of each piece of work anew."""
-    now = iter([100.0, 103.0, 110.5, 111.0, 112.0, 113.0])
+def test_a_listener_says_how_often_it_is_told(monkeypatch, told):
+    """The first after two seconds, one every ten, the last."""
+    now = iter([100.0, 101.0, 103.0, 104.0, 113.0, 114.0])
+    monkeypatch.setattr(progress, "SILENT_SECONDS", 2.0)
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
-    pace, going, over = Pace(), Count("Reading rows", 1, 5, 3.0), Count("Reading rows", 5, 5, 9.0, over=True)
-    assert [pace(each) for each in (going, going, going, going, over, going)] == [True, False, True, False, True, True]
+    told.every = CountBar(io.StringIO()).every
+    work()
+    found = [(count.done, count.seconds, count.over) for count in told]
+    assert found == [(2, 3.0, False), (4, 13.0, False), (4, 14.0, True)]
 
 
 def test_lines_where_nobody_watches(told):
     stream = io.StringIO()
-    with heard(Drawn(stream)):
+    with reporting_to(CountBar(stream)):
         work()
     lines = stream.getvalue().splitlines()
     assert len(lines) == 2 and lines[0].startswith("Decoding pictures: 1 of 4  ") and "eta 0:00" in lines[0]
@@ -75,9 +79,10 @@ def test_lines_where_nobody_watches(told):
 
 
 @pytest.mark.parametrize("total", [4, None])
-def test_a_bar_on_a_terminal_that_goes(told, total):
+def test_a_bar_on_a_terminal_that_goes(told, monkeypatch, total):
+    monkeypatch.setattr(progress, "LIVE_SECONDS", 0.0)
     stream = Terminal()
-    with heard(Drawn(stream)):
+    with reporting_to(CountBar(stream)):
         work(total)
     *drawn, last = stream.getvalue().split("\r")[:-1]
     assert any("Decoding pictures: 3" in line for line in drawn) and any("75%" in line for line in drawn) == bool(total)

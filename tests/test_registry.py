@@ -14,7 +14,7 @@ from sfumato import files, registry, trees
 from sfumato.errors import SfumatoError
 from sfumato.objectives import times, weights
 from sfumato.training.config import TrainConfig
-from sfumato.training.objective import times_of, weight_of
+from sfumato.training.parts import weight_of
 
 F64 = torch.float64
 LAM = torch.linspace(-8, 8, 17, dtype=F64)
@@ -51,7 +51,7 @@ def test_a_density_with_numbers():
 
 def test_settings_take_them():
     config = TrainConfig(data="x.npy", times="mode(s=0.8)", weight="sigmoid(bias=-2)")
-    assert times_of(config.times) == times.Mode(0.8)
+    assert times.named(config.times) == times.Mode(0.8)
     torch.testing.assert_close(weight_of(config.weight)(LAM), weights.sigmoid(-2.0)(LAM))
     for wrong in ({"weight": "sigmod(2)"}, {"weight": "sigmoid("}, {"times": "nope(1)"}, {"target": "v(1)"}):
         with pytest.raises(SfumatoError, match="cannot be"):

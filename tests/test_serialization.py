@@ -183,6 +183,16 @@ def test_what_cannot_be_written_is_refused(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_files_have_the_permissions_of_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        files.write_sealed(tmp_path / "t.safetensors", {"a": torch.ones(2)}, {})
+        files.write_text(tmp_path / "t.txt", "x")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
+
+
 def test_tied_weights_are_written(tmp_path):
     value = torch.ones(3)
     files.write_sealed(tmp_path / "t.safetensors", {"a": value, "b": value, "c": value.view(3, 1).mT}, {})

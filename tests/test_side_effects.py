@@ -119,6 +119,7 @@ CASES: dict[str, Callable[[Place], Any]] = {
     "denoising_loss": lambda p: sf.denoising_loss(p.model, X),
     "differentiable": lambda p: sf.sample(sf.differentiable(p.model, 2), 2, 3),
     "doctor": lambda p: sf.doctor(p.model, X, LABELS),
+    "draws": lambda p: sf.draws(p.model, X, 2, 0, label=LABELS),
     "encode": lambda p: sf.encode(p.model, X[:2], steps=2),
     "energy": lambda p: sf.energy(p.energy, X, 0.5),
     "error_budget": lambda p: sf.error_budget(p.exact, steps=4, n=50),

@@ -8,9 +8,7 @@ in ``logsnr = log(alpha^2 / sigma^2)``; users speak in the units of their own da
 Importing the package loads nothing else, not even torch: what the imports below name is loaded when it is first used.
 """
 
-import ast
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
     from sfumato.denoising_autoencoder import DenoisingAutoencoder as DenoisingAutoencoder
     from sfumato.diagnosis import doctor as doctor
     from sfumato.diagnostics.board import board as board
+    from sfumato.diagnostics.draw_table import draws as draws
     from sfumato.diagnostics.information import Information as Information
     from sfumato.diagnostics.information import information as information
     from sfumato.diagnostics.memorization import memorization as memorization
@@ -77,16 +76,71 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+# public name -> where it lives: "module:attribute", or "module" for a module under its public name
+_PUBLIC = {
+    "Codec": "sfumato.autoencoder:Codec",
+    "Denoiser": "sfumato.model:Denoiser",
+    "DenoisingAutoencoder": "sfumato.denoising_autoencoder:DenoisingAutoencoder",
+    "Estimate": "sfumato.belief:Estimate",
+    "Gaussian": "sfumato.process.gaussian:Gaussian",
+    "Guided": "sfumato.compose:Guided",
+    "Information": "sfumato.diagnostics.information:Information",
+    "Masked": "sfumato.process.masked:Masked",
+    "Measured": "sfumato.likelihood:Measured",
+    "Noise": "sfumato.noise:Noise",
+    "Objective": "sfumato.objectives:Objective",
+    "Product": "sfumato.process.product:Product",
+    "Rescheduled": "sfumato.compose:Rescheduled",
+    "SfumatoError": "sfumato.errors:SfumatoError",
+    "SfumatoWarning": "sfumato.errors:SfumatoWarning",
+    "StableTarget": "sfumato.objectives.teacher:StableTarget",
+    "Teacher": "sfumato.objectives.teacher:Teacher",
+    "Uniform": "sfumato.process.uniform:Uniform",
+    "attribute": "sfumato.latents:attribute",
+    "board": "sfumato.diagnostics.board:board",
+    "bound_gap": "sfumato.likelihood:bound_gap",
+    "certify": "sfumato.certification:certify",
+    "conditions": "sfumato.conditions",
+    "data": "sfumato.data",
+    "decode": "sfumato.latents:decode",
+    "denoising_loss": "sfumato.objectives:denoising_loss",
+    "differentiable": "sfumato.compose:differentiable",
+    "doctor": "sfumato.diagnosis:doctor",
+    "draws": "sfumato.diagnostics.draw_table:draws",
+    "encode": "sfumato.latents:encode",
+    "energy": "sfumato.likelihood:energy",
+    "error_budget": "sfumato.sampling_error:error_budget",
+    "exact": "sfumato.exact",
+    "forecast": "sfumato.training.forecast:forecast",
+    "guide": "sfumato.compose:guide",
+    "hybrid_loss": "sfumato.objectives.hybrid:hybrid_loss",
+    "information": "sfumato.diagnostics.information:information",
+    "interpolate": "sfumato.latents:interpolate",
+    "joined": "sfumato.distributed:joined",
+    "load": "sfumato.serialization:load",
+    "log_prob": "sfumato.likelihood:log_prob",
+    "memorization": "sfumato.diagnostics.memorization:memorization",
+    "nets": "sfumato.nets",
+    "nonequilibrium": "sfumato.objectives.nonequilibrium",
+    "prior_kl": "sfumato.objectives.prior:prior_kl",
+    "register": "sfumato.registry:register",
+    "resume": "sfumato.training:resume",
+    "sample": "sfumato.sampling:sample",
+    "save": "sfumato.serialization:save",
+    "schedules": "sfumato.schedules",
+    "score_matching": "sfumato.objectives.score_matching",
+    "slerp": "sfumato.latents:slerp",
+    "solvers": "sfumato.solvers",
+    "times": "sfumato.objectives.times",
+    "train": "sfumato.training:train",
+    "trajectory": "sfumato.sampling:trajectory",
+    "tune": "sfumato.tuning:tune",
+    "vae": "sfumato.objectives.vae",
+    "vlb": "sfumato.objectives.vlb:vlb",
+    "vlb_loss": "sfumato.objectives.hybrid:vlb_loss",
+    "weights": "sfumato.objectives.weights",
+}
 
-def _public() -> dict[str, tuple[str, str]]:
-    """Public name -> (module, name in it), read from the imports above."""
-    tree = ast.parse(Path(__file__).read_text(encoding="utf-8"))
-    block = next(node for node in tree.body if isinstance(node, ast.If))
-    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
-    return {alias.asname or alias.name: (str(node.module), alias.name) for node in imports for alias in node.names}
-
-
-_PUBLIC = _public()
 __all__ = ["__version__", *_PUBLIC]
 
 
@@ -94,9 +148,9 @@ def __getattr__(name: str) -> object:
     """The public name `name`, its module loaded now and the result kept (PEP 562)."""
     if name not in _PUBLIC:
         raise AttributeError(f"module 'sfumato' has no attribute {name!r}")
-    module, attribute = _PUBLIC[name]
-    home = None if module == "sfumato" else import_module(module)
-    value: object = getattr(home, attribute, None) or import_module(f"{module}.{attribute}")  # which is a module
+    module, _, attribute = _PUBLIC[name].partition(":")
+    found = import_module(module)
+    value: object = getattr(found, attribute) if attribute else found
     globals()[name] = value
     return value
 

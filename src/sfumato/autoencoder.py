@@ -17,7 +17,7 @@ class Codec(nn.Module):
     """codec.encode(x) -> y, codec.decode(y) -> x, in the user's units and dtype where there is a spec.
 
     net: an `Autoencoder` of normalised data. spec: the data's contract (`data.DataSpec`); None works in plain tensors.
-    For the loop a model as any other: `fit(codec, x, config, goal=Autoencoding())`.
+    For the loop a model as any other: `fit(codec, x, config, loss=Autoencoding())`.
     """
 
     def __init__(self, net: Autoencoder, spec: Any = None) -> None:
@@ -46,7 +46,7 @@ class Codec(nn.Module):
         return (x.float() if self.spec is None else self.spec.normalise(x)).to(self.device)
 
     def encode(self, x: Tensor) -> Tensor:
-        """The code (B, *latent_shape) of x (B, *shape): the mean of its law, or the nearest vectors of the codebook."""
+        """The code (B, *latent_shape) of x (B, *shape): its mean, or the nearest vectors of the codebook."""
         code = self.net.encode(self.normalise(x))
         return code.mean if isinstance(code, GaussianCode) else code.value
 

@@ -84,10 +84,10 @@ class DenoisingAutoencoder(nn.Module):
     def __init__(self, net: nn.Module, noise: Corruption, sigma_data: float = 1.0, spec: Any = None) -> None:
         super().__init__()
         self.net, self.noise, self.sigma_data, self.spec = net, noise, float(sigma_data), spec
-        self._told = (1.0, 0.0)  # c_in and the noise level of the network's input
+        self._input = (1.0, 0.0)  # c_in and the noise level that the network gets
         if isinstance(noise, GaussianNoise):
             c_in, level = self.denoiser.process.scaling(1.0, torch.device("cpu"))
-            self._told = (float(c_in), float(level))
+            self._input = (float(c_in), float(level))
 
     @classmethod
     def from_denoiser(cls, denoiser: Denoiser) -> DenoisingAutoencoder:
@@ -122,8 +122,8 @@ class DenoisingAutoencoder(nn.Module):
         return Denoiser(self.net, Gaussian(schedule), "x", self.sigma_data, self.spec)
 
     def _scaled(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network is told: z at unit variance, and the noise level."""
-        c_in, level = self._told
+        """The network's input: z at unit variance, and the noise level."""
+        c_in, level = self._input
         return c_in * z, torch.full((len(z),), level, device=z.device)
 
     def forward(self, z: Tensor, **cond: Any) -> Tensor:

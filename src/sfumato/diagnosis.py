@@ -13,11 +13,10 @@ from torch import Tensor
 
 from sfumato import data, folder, nets, serialization
 from sfumato.compose import Wrapped
-from sfumato.data import DataSpec, Source
+from sfumato.data import Source
 from sfumato.data.labels import read_labels
-from sfumato.diagnostics.checks import Evidence, Report, Sample, examine
-from sfumato.diagnostics.checks.evidence import draw
-from sfumato.diagnostics.checks.gather import TRAINED, answers, broken, labels, told, weights
+from sfumato.diagnostics.checks import Evidence, Report, Weights, examine
+from sfumato.diagnostics.checks.evidence import TRAINED, answers, draw, information, not_finite, parameters
 from sfumato.diagnostics.samples import fits
 from sfumato.errors import SfumatoError
 from sfumato.noise import seeded
@@ -53,21 +52,32 @@ def doctor(
     """
     given = None if data is None else _open(data, labels, size)
     if not isinstance(subject, str | os.PathLike):
-        return _of_denoiser(subject, given, average, initial, log, steps, seed)
+        patient = _of_denoiser(subject, average, initial, log, steps)
+        return _examined(patient, given, seed)
     path = Path(subject).expanduser()
     if path.is_dir() and folder.is_run(path):
-        return _of_run(path, given, seed, torch.device(device))
-    return _of_file(path, given, seed, device)
+        patient, settings = _of_run(path, torch.device(device))
+        if given is None:
+            given, why = _own_data(settings)
+            patient = patient._replace(no_data=why)
+    else:
+        patient = _of_file(path, device)
+    return _examined(patient, given, seed)
 
 
 class _Patient(NamedTuple):
-    """What a subject is: its raw denoiser and its average, and what its file says of its training."""
+    """What a subject is: the denoisers of its raw weights and of their average, and what is known without its data.
 
+    made: its provenance. no_data: why there are none, where none are given.
+    """
+
+    name: str
     raw: Any
     average: Any
-    times: str | None
-    made: dict[str, Any]
-    steps: int | None
+    made: Mapping[str, Any]
+    known: Evidence
+    no_data: str
+    notes: tuple[str, ...] = ()
 
 
 def _open(obj: Any, given: Any, size: int | None, kinds: Mapping[str, str] | None = None) -> Source:
@@ -76,9 +86,7 @@ def _open(obj: Any, given: Any, size: int | None, kinds: Mapping[str, str] | Non
     return data.open(obj, labels=given, size=size, conditions=kinds)
 
 
-def _of_denoiser(
-    model: Any, given: Source | None, average: Any, initial: Any, log: Any, steps: int, seed: int
-) -> Report:
+def _of_denoiser(model: Any, average: Any, initial: Any, log: Any, steps: int) -> _Patient:
     if isinstance(model, Wrapped):
         raise SfumatoError(
             f"A doctor looks at what a network answers, and a {type(model).__name__} changes that: give the denoiser "
@@ -86,63 +94,53 @@ def _of_denoiser(
         )
     if not hasattr(model, "net") or not hasattr(model, "predict"):
         raise SfumatoError(f"A doctor looks at a denoiser, a model file or a run, and not at a {type(model).__name__}.")
-    made = getattr(model, "provenance", None) or {}
-    patient = _Patient(model, average, made.get("times"), made, steps or made.get("steps"))
+    made = dict(getattr(model, "provenance", None) or {})
+    made["steps"] = steps or made.get("steps")
     absent = {"incidents": "without a run", "log": "without a log", "weights": "without the initial weights"}
-    known = weights(model, average, initial, steps or int(made.get("steps", 0))) if initial is not None else None
-    evidence = Evidence(log=None if log is None else list(log), weights=known, absent=absent)
-    return _examined(evidence, patient, given, f"the {type(model).__name__}", seed, "without data: give data=...", ())
+    weights = None if initial is None else _weights(model, average, initial, made["steps"] or 0)
+    known = Evidence(log=None if log is None else list(log), weights=weights, absent=absent)
+    return _Patient(f"the {type(model).__name__}", model, average, made, known, "without data: give data=...")
 
 
-def _of_file(path: Path, given: Source | None, seed: int, device: str | torch.device) -> Report:
-    facts = serialization.read_contract(path)
+def _of_file(path: Path, device: str | torch.device) -> _Patient:
+    both = serialization.read_contract(path)["raw"]
     average = serialization.load_sampler(path, device=device)
-    made = average.provenance
-    raw = serialization.load_sampler(path, "raw", device) if facts["raw"] else average
-    patient = _Patient(raw, average if facts["raw"] else None, made.get("times"), made, made.get("steps"))
+    raw = serialization.load_sampler(path, "raw", device) if both else average
     absent = {"incidents": "since a file alone has no log", "log": "since a file alone has no log",
               "weights": "since a file alone does not hold the initial weights"}  # fmt: skip
     why = "since a file alone has no data: give --data"
-    return _examined(Evidence(absent=absent), patient, given, str(path), seed, why, ())
+    return _Patient(str(path), raw, average if both else None, average.provenance, Evidence(absent=absent), why)
 
 
-def _of_run(path: Path, given: Source | None, seed: int, device: torch.device) -> Report:
+def _of_run(path: Path, device: torch.device) -> tuple[_Patient, TrainConfig]:
     contract, tensors, notes = checkpoint.weights(path)
     known_here(contract["config"], path)
     settings = from_dict(contract["config"], where=str(path))
-    raw, average = _models(contract, tensors, settings, device)
+    raw, average = (_model(contract, tensors, prefix, settings, device) for prefix in ("net.", "ema."))
     steps = int(contract["counters"]["step"])
-    first = _initial(contract, settings)
     log = folder.read(path / "metrics.jsonl")
-    why = ""
-    if given is None:
-        given, why = _own_data(settings)
-    evidence = Evidence(
+    known = Evidence(
         log=log,
         settings=settings.to_dict(),
-        weights=weights(raw, average, first, steps),
+        weights=_weights(raw, average, _initial(contract, settings), steps),
         incidents=folder.incidents(path),
         recorded=recorded(path),
     )
     state = "finished" if log and log[-1].get("done") else "not finished"
-    patient = _Patient(raw, average, settings.times, {"holdout": settings.holdout}, steps)
-    return _examined(evidence, patient, given, f"{path} ({state}, step {steps:,})", seed, why, tuple(notes))
+    made = {"times": settings.times, "holdout": settings.holdout, "steps": steps}
+    return _Patient(f"{path} ({state}, step {steps:,})", raw, average, made, known, "", tuple(notes)), settings
 
 
-def _models(
-    contract: dict[str, Any], tensors: Mapping[str, Tensor], settings: TrainConfig, device: torch.device
-) -> tuple[Any, Any]:
-    """(the denoiser of the raw weights, that of their average or None) of a checkpoint."""
-    found = []
-    for prefix in ("net.", "ema."):
-        state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-        denoiser = None
-        if state:
-            denoiser = rebuilt(contract, settings, device)
-            denoiser.net.load_state_dict(state)
-            denoiser.eval().requires_grad_(False)
-        found.append(denoiser)
-    return found[0], found[1]
+def _model(
+    contract: dict[str, Any], tensors: Mapping[str, Tensor], prefix: str, settings: TrainConfig, device: torch.device
+) -> Any:
+    """The denoiser of the weights of a checkpoint with this prefix, None where there are none."""
+    state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    if not state:
+        return None
+    denoiser = rebuilt(contract, settings, device)
+    denoiser.net.load_state_dict(state)
+    return denoiser.eval().requires_grad_(False)
 
 
 def _initial(contract: dict[str, Any], settings: TrainConfig) -> dict[str, Tensor] | None:
@@ -151,6 +149,10 @@ def _initial(contract: dict[str, Any], settings: TrainConfig) -> dict[str, Tenso
         return None
     with seeded(settings.seed):
         return {name: p.detach() for name, p in nets.from_config(contract["net"]).named_parameters()}
+
+
+def _weights(model: Any, average: Any, initial: dict[str, Tensor] | None, steps: int) -> Weights:
+    return Weights(initial, parameters(model), None if average is None else parameters(average), steps)
 
 
 def _own_data(settings: TrainConfig) -> tuple[Source | None, str]:
@@ -163,40 +165,45 @@ def _own_data(settings: TrainConfig) -> tuple[Source | None, str]:
         return None, f"since the data cannot be read ({str(error).rstrip('.')}): give --data"
 
 
-def _examined(
-    evidence: Evidence, patient: _Patient, source: Source | None, subject: str, seed: int, why: str,
-    notes: tuple[str, ...],
-) -> Report:  # fmt: skip
+def _examined(patient: _Patient, source: Source | None, seed: int) -> Report:
     """The report, with what the data and the network's answers on them add."""
-    model, spec = patient.raw, patient.raw.spec
-    evidence = dataclasses.replace(evidence, broken=broken(model, patient.average))
-    if evidence.broken:  # such a network answers with nothing that could be judged
-        evidence = dataclasses.replace(evidence, weights=None)
-        missing = dict.fromkeys(("sample", "answers", "weights", "log"), "since the weights are not finite")
-        return examine(dataclasses.replace(evidence, log=None, absent={**evidence.absent, **missing}), subject, notes)
-    if source is None:
-        missing = {**evidence.absent, "sample": why, "answers": why}
-        return examine(dataclasses.replace(evidence, absent=missing), subject, notes)
-    fits(model, source)
-    train, held, note = _sides(source, patient.made)
-    sample = _sample(source, train, spec, seed, float(getattr(model, "sigma_data", 1.0)))
-    asked = held if len(held) else train
-    if patient.steps is not None and patient.steps < TRAINED:
-        early = f"since the network has hardly learned in {patient.steps} steps"
-        known = dataclasses.replace(evidence, sample=sample, absent={**evidence.absent, "answers": early})
-        return examine(known, subject, notes)
+    known = dataclasses.replace(patient.known, not_finite=not_finite(patient.raw, patient.average))
+    notes = patient.notes
+    if known.not_finite:  # such a network answers with nothing that could be judged
+        known = dataclasses.replace(known, weights=None, log=None)
+        absent = dict.fromkeys(("sample", "answers", "weights", "log"), "since the weights are not finite")
+    elif source is None:
+        absent = dict.fromkeys(("sample", "answers"), patient.no_data)
+    else:
+        fits(patient.raw, source)
+        train, held, note = _sides(source, patient.made)
+        known = dataclasses.replace(known, sample=draw(patient.raw, source, train, seed))
+        absent = _unasked(patient)
+        if not absent:
+            rows = held if len(held) else train
+            known = dataclasses.replace(
+                known,
+                answers=answers(patient.raw, source, rows, patient.made.get("times"), seed, held=len(held) > 0),
+                information=information(patient.raw, source, rows, seed),
+            )
+            notes += (note,) if note else ()
+    return examine(dataclasses.replace(known, absent={**known.absent, **absent}), patient.name, notes)
+
+
+def _unasked(patient: _Patient) -> dict[str, str]:
+    """Why the network is not asked; empty where it is."""
+    model, steps = patient.raw, patient.made.get("steps")
     process = getattr(model, "process", None)
+    if steps is not None and steps < TRAINED:
+        return {"answers": f"since the network has hardly learned in {steps} steps"}
+    if process is None:
+        return {"answers": f"since a {type(model).__name__} has no noise levels"}
     if not isinstance(process, Gaussian):
-        other = f"since they are about real numbers, and the states of {type(process).__name__} are others"
-        other = f"since a {type(model).__name__} has no noise levels" if process is None else other
-        known = dataclasses.replace(evidence, sample=sample, absent={**evidence.absent, "answers": other})
-        return examine(known, subject, notes)
-    found = answers(model, source, asked, patient.times, seed, held=len(held) > 0 or not note)
-    both = dataclasses.replace(evidence, sample=sample, answers=found, told=told(model, source, asked, seed))
-    return examine(both, subject, (*notes, *((note,) if note else ())))
+        return {"answers": f"since they are about real numbers, and {type(process).__name__} has other states"}
+    return {}
 
 
-def _sides(source: Source, made: dict[str, Any]) -> tuple[Tensor, Tensor, str]:
+def _sides(source: Source, made: Mapping[str, Any]) -> tuple[Tensor, Tensor, str]:
     """(rows of training, rows held out, a note): of the training data what was held out, of others all."""
     fraction = made.get("holdout")
     own = "samples" not in made or (made["samples"], made.get("data")) == (len(source), source.name)
@@ -204,15 +211,6 @@ def _sides(source: Source, made: dict[str, Any]) -> tuple[Tensor, Tensor, str]:
         every = torch.arange(len(source))
         return every, every, ""
     train, held = source.split(fraction)
-    if len(held) < 8:
-        return (
-            train,
-            held[:0],
-            "Too little was held out to judge by: the network is asked about what it was trained on.",
-        )
-    return train, held, ""
-
-
-def _sample(source: Source, rows: Tensor, spec: DataSpec | None, seed: int, scale: float) -> Sample:
-    known = labels(source, rows, spec)
-    return draw(source.x, rows, known, spec, seed, 1.0 if spec is not None else scale)
+    if len(held) >= 8:
+        return train, held, ""
+    return train, held[:0], "Too little was held out to judge by: the network is asked about its training samples."

@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 4 -m sfumato.cli train photos/
 
-Each takes a share of the same work, and what belongs to a sample (noise, level) goes with it, so that their number
-changes nothing but the time, and the rounding of sums over them. The first process alone writes files and speaks.
+Each takes a share of the same work. Noise and noise level belong to the sample, so that the number of processes changes
+only the time, and the rounding of sums. The first process alone writes files and prints.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from torch.distributed.rendezvous import rendezvous
 
 from sfumato.errors import SfumatoError
 
-TIMEOUT = 600.0  # seconds after which a process that does not answer is missing
-OPENING = 12 * 3600.0  # the same while data are opened: a large folder may take hours to be decoded
-_LETTING_GO = 10.0  # seconds at most in which threads become quiet at the end
-_ANSWER = 10.0  # seconds in which the others say that they are there, once one is missing
+TIMEOUT = 600.0  # seconds after which a process that does not answer counts as gone
+OPENING = 12 * 3600.0  # the same while data are opened: decoding a large folder may take hours
+_IDLE_WAIT = 10.0  # seconds at most that the threads of gloo get to become idle at the end
+_ANSWER = 10.0  # seconds in which processes have to answer, once one seems to be gone
 
 _T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """This process among those that work together; of size 1, alone, everything is what it is without."""
+    """This process among those that work together; size 1 is a process alone."""
 
     rank: int = 0
     size: int = 1
@@ -44,7 +44,7 @@ class World:
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes and speaks."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def share(self, count: int) -> slice:
@@ -101,11 +101,9 @@ class World:
         return box[0]
 
     def broadcast_result(self, make: Callable[[], _T]) -> _T:
-        """What the first process makes, and alone makes; where that is an error it is one in all."""
-        made: Any = self.broadcast(_tried(make) if self.leads else None)
-        if isinstance(made, SfumatoError):
-            raise made
-        return made
+        """make() of the first process, called in it alone; an error in it is an error in all."""
+        made: list[Any] = self.gather_results(lambda: make() if self.leads else None)
+        return made[0]
 
     def all_gather_object(self, value: _T, group: Any = None) -> list[_T]:
         """What every process has, by rank."""
@@ -115,11 +113,18 @@ class World:
         dist.all_gather_object(found, value, group)
         return found
 
-    def local_main_first(self, make: Callable[[], _T]) -> _T:
-        """make() of every process, those of a machine after its first one, whose cache they then find filled.
+    def gather_results(self, make: Callable[[], _T]) -> list[_T]:
+        """make() of every process, by rank; an error in one is an error in all."""
+        made: list[Any] = self.all_gather_object(_tried(make))
+        if error := next((each for each in made if isinstance(each, SfumatoError)), None):
+            raise error
+        return made
 
-        They wait for each other for OPENING seconds; one that is gone is missed at once. An error in one is an error in
-        all.
+    def local_main_first(self, make: Callable[[], _T]) -> _T:
+        """make() of every process, first in one of each machine, so that the others find its cache filled.
+
+        They wait for each other for OPENING seconds at most; a process that has ended is noticed at once. An error in
+        one is an error in all.
         """
         if self.size == 1:
             return make()
@@ -135,7 +140,7 @@ class World:
         return made  # type: ignore[return-value]
 
     def missing(self) -> list[int]:
-        """Ranks that do not say within some seconds that they are there: all others come here by the same error."""
+        """Ranks that do not answer within some seconds; all others call this after the same error."""
         keys = [f"there/{rank}" for rank in range(self.size)]
         self.store.set(keys[self.rank], "yes")
         try:
@@ -146,7 +151,7 @@ class World:
 
 
 def _tried(make: Callable[[], _T]) -> _T | SfumatoError:
-    """make(), or the error that it is."""
+    """make(), or the SfumatoError that it raised."""
     try:
         return make()
     except SfumatoError as error:
@@ -155,7 +160,7 @@ def _tried(make: Callable[[], _T]) -> _T | SfumatoError:
 
 @contextmanager
 def _naming_missing(world: World) -> Iterator[World]:
-    """Within the block a process that is gone, or does not answer, is an error that names it."""
+    """Within the block an error of communication names the processes that are gone or do not answer."""
     try:
         yield world
     except RuntimeError as error:
@@ -164,7 +169,7 @@ def _naming_missing(world: World) -> Iterator[World]:
             raise
         names = f"process {missing[0]}" if len(missing) == 1 else f"processes {', '.join(map(str, missing))}"
         raise SfumatoError(
-            f"Of {world.size} processes {names} (counted from 0) did not answer: look at what it said last, and go on "
+            f"Of {world.size} processes {names} (counted from 0) did not answer: look at its last output, and go on "
             "with sfumato resume where a checkpoint was saved."
         ) from None
 
@@ -185,12 +190,12 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def full(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that processes hold in shards, which all of them ask for, or the tensor itself."""
+    """A tensor in shards as a whole one, by a call in all processes; a whole tensor itself."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def shard(whole: Tensor, like: Tensor) -> Tensor:
-    """Of a whole tensor what this process holds of `like`; no process asks another."""
+    """The part of a whole tensor that this process holds of `like`, without communication."""
     if local(like) is like:
         return whole
     from torch.distributed.tensor import DTensor, distribute_tensor
@@ -235,16 +240,16 @@ def joined(device: torch.device | str = "cpu", timeout: float | None = None) -> 
             yield world
     finally:
         dist.destroy_process_group()
-        _settled()
+        _wait_for_gloo()
 
 
-def _settled() -> None:
-    """Wait until gloo's threads, which live as long as a mesh or a wrapped network, have let go of their last tensors.
+def _wait_for_gloo() -> None:
+    """Wait until gloo's threads, which live as long as a mesh or a wrapped network, have freed their last tensors.
 
-    One that does so while the interpreter ends aborts the process, after all its work is done (pytorch issue 190489):
-    with torch 2.13 five of six runs of two processes in shards, where nobody waits.
+    One that does so while the interpreter ends aborts the process (pytorch issue 190489): without waiting, five of six
+    runs of two processes in shards with torch 2.13.
     """
-    end, quiet = time.monotonic() + _LETTING_GO, 0
+    end, quiet = time.monotonic() + _IDLE_WAIT, 0
     while quiet < 2 and time.monotonic() < end:
         time.sleep(0.01)  # without the interpreter's lock, for which a thread may wait
         quiet = 0 if any(_at_work(task) for task in Path("/proc/self/task").glob("*")) else quiet + 1
@@ -253,5 +258,5 @@ def _settled() -> None:
 def _at_work(task: Path) -> bool:
     try:
         return (task / "comm").read_text().startswith("pt_gloo") and ") S" not in (task / "stat").read_text()
-    except OSError:  # it is over
+    except OSError:  # the thread has ended
         return False

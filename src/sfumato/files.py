@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, and tensors under a seal.
+"""Files that are whole or absent: atomic writes, and tensors under a hash.
 
 A sealed file is one safetensors file whose header carries a JSON contract and
 
@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +26,22 @@ _LARGEST_HEADER = 100_000_000  # the limit of the safetensors format
 
 @contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary name beside `path`; renamed to it when the block ends well, removed when it does not."""
+    """The path of a temporary file to write, beside `path`: renamed to it at the end, removed after an error."""
     final = Path(path)
+    temporary = final.with_name(f".{final.name}.{secrets.token_hex(6)}.tmp")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent)
-    except OSError as error:
-        raise SfumatoError(f"{final} cannot be written: {reason(error)}.") from None
-    os.close(handle)
-    temporary = Path(name)
-    try:
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
         yield temporary
+        os.chmod(temporary, mode)  # safetensors makes files that only their owner can read, whatever the umask
         flush(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, final)
     except OSError as error:
         raise SfumatoError(f"{final} cannot be written: {reason(error)}.") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
     flush(final.parent)
 
 
@@ -53,14 +50,13 @@ def reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type where there is none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def flush(path: Path) -> None:
-    """Bytes and names on the disk before anything depends on them; a system without directory handles does without."""
+    """fsync of a file or a folder, where the system can: what comes next must not outlive it in a power cut."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:
@@ -74,13 +70,13 @@ def flush(path: Path) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Text under its final name, or nothing."""
+    """Write a text file, whole or not at all."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_sealed(path: str | os.PathLike[str], tensors: Mapping[str, Any], contract: Mapping[str, Any]) -> None:
-    """Tensors and a JSON-able contract as one sealed safetensors file."""
+    """Write tensors and a JSON-able contract as one sealed safetensors file."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -163,8 +159,3 @@ def read_sealed(path: str | os.PathLike[str], what: str = "model file") -> tuple
     if seal(tensors, contract) != contract.get("hash"):
         raise SfumatoError(f"{path} is damaged: its contents do not match its hash. Copy it again.")
     return contract, tensors
-
-
-def parameters(header: Mapping[str, Any], prefix: str) -> int:
-    """How many numbers the tensors hold whose names start with `prefix`."""
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name.startswith(prefix))

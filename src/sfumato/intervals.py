@@ -1,4 +1,4 @@
-"""Intervals that a figure is told with: of means over draws that share samples, and of fractions.
+"""Confidence intervals: of means over draws that share samples, and of fractions.
 
     mean of n draws in K strata, samples g with several draws each, residuals r_j from the mean of the draw's stratum:
     stderr^2 = G / (G - 1) (n - 1) / (n - K) sum_g (sum_(j in g) r_j)^2 / n^2,   interval = mean -+ t_f stderr
@@ -22,7 +22,7 @@ LEVEL = 0.95
 
 
 class Interval(NamedTuple):
-    """An estimate and the interval that holds the truth in 95 of 100 cases; stderr where it is a mean."""
+    """An estimate and its 95 % confidence interval; stderr where it is a mean."""
 
     value: float
     low: float
@@ -40,7 +40,7 @@ class Interval(NamedTuple):
 
 
 def mean(values: Tensor, groups: Tensor, strata: Tensor) -> Interval:
-    """The mean of draws (n,), each of a sample and a stratum, int64 (n,); infinite where one sample tells nothing."""
+    """The mean of draws (n,), each of a sample and a stratum, int64 (n,); infinite with a single sample."""
     values = values.double()
     n, centre = len(values), float(values.mean())
     _, stratum = strata.unique(return_inverse=True)
@@ -71,17 +71,14 @@ def fraction(share: float, n: float) -> Interval:
 
 
 def student_quantile(p: float, freedom: int) -> float:
-    """t with P(T <= t) = p, p above 1/2, for a whole number of degrees of freedom, by bisection."""
-    low, high = 0.0, 1.0
-    while _student(high, freedom) < p:
-        high *= 2
-    first, last = (torch.tensor(end, dtype=torch.float64) for end in (low, high))
-    return float(bisection(lambda t: torch.tensor(_student(float(t), freedom) < p), first, last, 80))
+    """t with P(T <= t) = p, p above 1/2, for a whole number of degrees of freedom, by bisection of its angle."""
+    first, last = (torch.tensor(end, dtype=torch.float64) for end in (0.0, math.pi / 2))
+    angle = bisection(lambda angle: torch.tensor(_student(float(angle), freedom) < p), first, last, 80)
+    return math.sqrt(freedom) * math.tan(float(angle))
 
 
-def _student(t: float, freedom: int) -> float:
-    """P(T <= t), t >= 0, by the finite sums of Abramowitz and Stegun 1964, 26.7.3 and 26.7.4."""
-    angle = math.atan(t / math.sqrt(freedom))
+def _student(angle: float, freedom: int) -> float:
+    """P(T <= sqrt(freedom) tan(angle)), by the finite sums of Abramowitz and Stegun 1964, 26.7.3 and 26.7.4."""
     cos, odd = math.cos(angle), freedom % 2
     term, total = (cos if odd else 1.0), 0.0
     for k in range(1 + odd, freedom, 2):

@@ -1,4 +1,4 @@
-"""What the machine has: memory that is free or held, and work in parts where memory does not suffice."""
+"""The memory of the machine: how much is free, how much was used, and work in parts where it does not suffice."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 
 T = TypeVar("T")
 CGROUP = Path("/sys/fs/cgroup")  # a container's limits (control groups, version 2), which psutil does not know
-after_release: list[Callable[[], None]] = []  # what a caller that limits its process's memory wants to do then
-SHARE = 0.25  # of what is free that one data set may take; what is larger stays on the disk
+after_release: list[Callable[[], None]] = []  # called by `release_memory`; who limits the process's memory adds to it
+SHARE = 0.25  # of the free memory that one data set may take; a larger one stays on the disk
 
 
 def available() -> float:
@@ -46,16 +46,16 @@ def _ulimit() -> float:
 
 
 def fits(nbytes: float) -> bool:
-    """Whether a data set of so many bytes is to be held in memory."""
+    """Whether a data set of so many bytes is kept in memory."""
     return nbytes <= SHARE * available()
 
 
-def held() -> int:
-    """Bytes of memory that this process has held at most (its resident set)."""
+def peak_memory() -> int:
+    """The largest resident set of this process so far, in bytes."""
     now = psutil.Process().memory_info()
     if hasattr(now, "peak_wset"):  # Windows
         return int(now.peak_wset)
-    try:  # Linux, whose getrusage may say what the process held that started this one
+    try:  # Linux, where getrusage may give the peak of the process that started this one
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
     except OSError:  # macOS
@@ -64,8 +64,8 @@ def held() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def released() -> None:
-    """Give back what is kept of freed memory, so that it can be taken otherwise."""
+def release_memory() -> None:
+    """Return freed memory that torch and the allocator keep."""
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     if hasattr(psutil, "heap_trim"):
@@ -75,7 +75,7 @@ def released() -> None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error is that of a machine without the memory asked for."""
+    """Whether an error says that memory did not suffice."""
     # on a CPU torch's allocator and the libraries beneath raise a bare RuntimeError
     words = ("DefaultCPUAllocator", "std::bad_alloc", "could not create a primitive")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
@@ -95,5 +95,5 @@ def in_parts(work: Callable[[Tensor], T], rows: Tensor, most: int, halve: bool =
         else:
             rows = rows[len(part) :]
             continue
-        released()  # only now does nothing hold what failed
+        release_memory()  # only now does nothing hold what failed
     return found

@@ -9,6 +9,8 @@ inputs, what it predicts and how that is read are defined by the process.
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -69,6 +71,7 @@ class Denoiser(nn.Module):
     takes `present`. process: `Gaussian(schedule, target)`, `Masked`, `Uniform` or `Product`; target, sigma_data and
     variance, where given, replace those of a Gaussian one. spec: the data's contract (`data.DataSpec`), which carries
     user units; None works in plain tensors.
+    noise_levels: (lowest, highest) that the network was trained at: beyond them it hears the nearer of the two.
     compute_dtype: torch.bfloat16 runs the network under autocast; scaling and belief stay in float32 or better.
     """
 
@@ -81,6 +84,7 @@ class Denoiser(nn.Module):
         spec: Any = None,
         plans: dict[str, Any] | None = None,
         variance: str | None = None,
+        noise_levels: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         given = {"target": target, "sigma_data": sigma_data, "variance": variance}
@@ -93,6 +97,7 @@ class Denoiser(nn.Module):
         self.process.check_net(net)
         self.spec = spec
         self.plans = dict(plans or {})
+        self.noise_levels = noise_levels
         self.compute_dtype: torch.dtype | None = None
         self.provenance: dict[str, Any] = {}
 
@@ -104,6 +109,23 @@ class Denoiser(nn.Module):
     @spec.setter
     def spec(self, spec: Any) -> None:
         self._spec = None if spec is None else self.process.contract(spec)
+
+    @property
+    def noise_levels(self) -> tuple[float, float] | None:
+        """(lowest, highest) that the network was trained at; None where that is not known."""
+        return self._noise_levels
+
+    @noise_levels.setter
+    def noise_levels(self, levels: Sequence[float] | None) -> None:
+        if levels is not None:
+            low, high = (float(level) for level in levels)
+            if not -math.inf < low < high < math.inf:
+                raise SfumatoError(f"noise_levels are two finite numbers, the lower first, not {levels!r:.80}.")
+            levels = (low, high)
+        self._noise_levels: tuple[float, float] | None = levels
+
+    def _within(self, level: Tensor) -> Tensor:
+        return level if self._noise_levels is None else level.clamp(*self._noise_levels)
 
     @property
     def shape(self) -> Shape | None:
@@ -121,7 +143,8 @@ class Denoiser(nn.Module):
 
     def config(self) -> dict[str, Any]:
         """What a file stores; target, sigma_data and variance are in the process."""
-        return {"net": self.net, "process": self.process, "spec": self.spec, "plans": self.plans}
+        own = {"net": self.net, "process": self.process, "spec": self.spec, "plans": self.plans}
+        return own if self.noise_levels is None else own | {"noise_levels": self.noise_levels}
 
     # Only a Gaussian process has these attributes.
 
@@ -143,6 +166,11 @@ class Denoiser(nn.Module):
         name: str = self.process.variance
         return name
 
+    def scaling(self, t: Time, device: torch.device) -> tuple[Tensor, Tensor]:
+        """c_in and the noise level of a Gaussian process: the network is given (c_in z, noise level)."""
+        c_in, level = self.process.scaling(t, device)
+        return c_in, self._within(level)
+
     def predict(self, z: State, t: Time, /, **cond: Any) -> Tensor:
         """The network's prediction of the target, like z; of symbols (B, *shape, K)."""
         found: Tensor = self.process.prediction(self.raw(z, t, **cond), z)
@@ -153,7 +181,7 @@ class Denoiser(nn.Module):
         given, level = self.process.inputs(z, t)
         if not (isinstance(z, Tensor) and z.is_floating_point()):  # symbols take the precision of the weights
             given = given.to(next((p.dtype for p in self.net.parameters()), given.dtype))
-        level = level.expand(len(given))
+        level = self._within(level).expand(len(given))
         low, values = self.compute_dtype, network_inputs(cond, self.net)
         if low is None and not torch.is_autocast_enabled(given.device.type):
             return self.net(given, level, **values).to(given.dtype)

@@ -1,4 +1,4 @@
-"""Pictures of samples of any kind with Pillow alone, and PNG files that carry their manifest as text.
+"""Pictures of samples of any kind, and PNG files that carry their manifest as text.
 
 Images are laid out as a grid; two-vectors become a scatter plot, longer vectors and sequences lines, volumes their
 middle slices, fields with other channel counts one grey picture a channel.
@@ -20,7 +20,6 @@ from sfumato.files import atomic
 INK, PALE, PAPER = (38, 50, 66), (206, 213, 222), (255, 255, 255)
 LINES = ((31, 119, 180), (214, 96, 40), (44, 140, 90), (150, 90, 170), (120, 120, 120), (200, 60, 90))
 _CELL = 160  # pixels of a plotted cell
-_POINT = 2
 
 
 def picture(
@@ -36,7 +35,7 @@ def picture(
         raise ValueError(f"a picture needs samples (N, *shape), got shape {x.shape}")
     shape = x.shape[1:]
     if len(shape) == 1 and shape[0] == 2:
-        return scatter(x)
+        return _scatter(x)
     if len(shape) <= 2:
         curves = x[:, None] if len(shape) == 1 else x
         return _tile([_plot(c, _range(x)) for c in curves], columns, labels)
@@ -69,14 +68,9 @@ def _bytes(x: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.round(255 * scaled.clip(0, 1)).astype(np.uint8)
 
 
-def grid(
-    x: Any, columns: int | None = None, labels: Sequence[str] | None = None, scale: int | None = None
-) -> Image.Image:
+def grid(x: np.ndarray, columns: int | None = None, labels: Sequence[str] | None = None) -> Image.Image:
     """x uint8 (N, C, H, W) with 1, 3 or 4 channels -> one picture, row by row; small images are enlarged."""
-    x = np.asarray(x)
-    if x.dtype != np.uint8 or x.ndim != 4 or x.shape[1] not in (1, 3, 4):
-        raise ValueError(f"a grid takes uint8 images (N, 1, 3 or 4, H, W), got {x.dtype} {x.shape}")
-    factor = scale or max(1, 64 // max(x.shape[2:]))
+    factor = max(1, 64 // max(x.shape[2:]))
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[x.shape[1]]
     cells = []
     for sample in x:
@@ -88,10 +82,6 @@ def grid(
     return _tile(cells, columns, labels)
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
-
-
 def _tile(cells: Sequence[Image.Image], columns: int | None, labels: Sequence[str] | None) -> Image.Image:
     """Cells of one size in rows, with a thin gap, and a name before each row where there are labels."""
     columns = columns or math.ceil(math.sqrt(len(cells)))
@@ -99,7 +89,7 @@ def _tile(cells: Sequence[Image.Image], columns: int | None, labels: Sequence[st
     width, height = cells[0].size
     gap = 2 if max(width, height) <= 128 else 4
     size = max(11, min(16, height // 3))
-    font = _font(size)
+    font = ImageFont.load_default(size)
     names = [] if labels is None else [str(name) for name in labels[:rows]]
     left = gap + (max((math.ceil(font.getlength(name)) for name in names), default=0) + 12 if names else 0)
     sheet = Image.new("RGB", (left + columns * (width + gap), gap + rows * (height + gap)), PAPER)
@@ -119,8 +109,7 @@ def _plot(curves: np.ndarray, span: tuple[float, float]) -> Image.Image:
     draw = ImageDraw.Draw(image)
     draw.rectangle((0, 0, width - 1, height - 1), outline=PALE, width=2)
     low, high = span
-    length = curves.shape[-1]
-    across = (np.arange(length) + 0.5) / length * width
+    across = (np.arange(curves.shape[-1]) + 0.5) / curves.shape[-1] * width
     for c, line in enumerate(curves[: len(LINES)].astype(np.float64)):
         up = (np.nan_to_num(line, nan=low) - low) / (high - low)
         down = height - 8 - (height - 16) * up.clip(0, 1)
@@ -131,33 +120,26 @@ def _plot(curves: np.ndarray, span: tuple[float, float]) -> Image.Image:
     return image.resize((width // 2, height // 2), Image.Resampling.LANCZOS)
 
 
-def scatter(x: Any, side: int = 480) -> Image.Image:
-    """x (N, 2) as points in a square frame with the ends of both axes written."""
-    x = np.asarray(x).astype(np.float64)
-    image = Image.new("RGB", (2 * side, 2 * side), PAPER)
-    draw = ImageDraw.Draw(image)
-    margin, inner = 72, 2 * side - 96
-    spans = [_range(x[:, axis]) for axis in range(2)]
-    spans = [(low - 0.05 * (high - low), high + 0.05 * (high - low)) for low, high in spans]
-    draw.rectangle((margin, 24, margin + inner, 24 + inner), outline=PALE, width=2)
-    for first, second in x:
-        a = margin + inner * (first - spans[0][0]) / (spans[0][1] - spans[0][0])
-        b = 24 + inner * (1 - (second - spans[1][0]) / (spans[1][1] - spans[1][0]))
-        if margin <= a <= margin + inner and 24 <= b <= 24 + inner:
-            radius = 2 * _POINT
-            draw.ellipse((a - radius, b - radius, a + radius, b + radius), fill=LINES[0])
-    font = _font(22)
-    for where, value, anchor in (
-        ((margin, 32 + inner), spans[0][0], "la"), ((margin + inner, 32 + inner), spans[0][1], "ra"),
-        ((margin - 8, 24 + inner), spans[1][0], "rd"), ((margin - 8, 24), spans[1][1], "ra"),
-    ):  # fmt: skip
-        draw.text(where, f"{value:.3g}", INK, font, anchor=anchor)
-    return image.resize((side, side), Image.Resampling.LANCZOS)
+def _scatter(x: np.ndarray) -> Image.Image:
+    """x (N, 2) as points in a square frame with axes; the outermost half percent may lie outside."""
+    from matplotlib import style
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with style.context("default"):
+        figure = Figure(figsize=(4.8, 4.8), layout="constrained")
+        axes, canvas = figure.subplots(), FigureCanvasAgg(figure)
+        axes.scatter(x[:, 0], x[:, 1], s=4, linewidths=0)
+        for column, limit in ((x[:, 0], axes.set_xlim), (x[:, 1], axes.set_ylim)):
+            low, high = _range(column)
+            limit(low - 0.05 * (high - low), high + 0.05 * (high - low))
+        canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def beside(images: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
     """Pictures side by side, each under its title."""
-    font, bar, gap = _font(15), 26, 16
+    font, bar, gap = ImageFont.load_default(15), 26, 16
     height = max(image.height for image in images) + bar
     widths = [max(i.width, math.ceil(font.getlength(t))) for i, t in zip(images, titles, strict=True)]
     sheet = Image.new("RGB", (sum(widths) + gap * (len(images) - 1), height), PAPER)
@@ -176,10 +158,3 @@ def save_png(image: Image.Image, path: str | os.PathLike[str], manifest: Mapping
         chunks.add_text(name, value if isinstance(value, str) else json.dumps(value), zip=False)
     with atomic(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=chunks, optimize=True)
-
-
-def read_manifest(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The text chunks of a PNG."""
-    with Image.open(path) as image:
-        image.load()
-        return {name: str(value) for name, value in getattr(image, "text", {}).items()}

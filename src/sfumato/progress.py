@@ -1,10 +1,10 @@
-"""Long work that is counted, and told to whoever listens: pictures that are decoded, archives that are walked.
+"""Counts of long work, for whoever listens: pictures that are decoded, archives that are read.
 
-    with heard(listener):                                     # a command or a run, on behalf of a person
+    with reporting_to(listener):                                     # in a command or a run
         with counting("Decoding pictures", 5000) as count:    # wherever the work is done
             count()                                           # one more
 
-Nothing is told of the first two seconds, so that what is quick stays silent.
+Work of less than two seconds is not reported.
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, TextIO, final
+from typing import Any, Protocol, TextIO, final
 
-SILENT_SECONDS = 2.0  # of a piece of work, before anything is told
-QUIET_SECONDS = 10.0  # between plain lines, where nothing is watching live
-_LIVE_SECONDS = 0.2  # between what listeners are told
+from tqdm import tqdm
+
+SILENT_SECONDS = 2.0  # of a piece of work before its first report
+LIVE_SECONDS = 0.2  # between two looks of a bar
+QUIET_SECONDS = 10.0  # between plain lines, where nobody watches live
 
 
 @dataclass(frozen=True)
 class Count:
     """How far a piece of work is: `done` of `total` (None where that is not known) after so many seconds.
 
-    over: whether this is the last of it, be it finished or broken off.
+    over: whether this is the last count, of work that is finished or was broken off.
     """
 
     what: str
@@ -55,13 +57,20 @@ class Count:
         return f"{self.what}: {self.done:,}{of}  {self.rate:,.0f}/s{eta}"
 
 
-Listener = Callable[[Count], None]
+class Listener(Protocol):
+    """Is called with counts; every: the least seconds between two of them."""
+
+    every: float
+
+    def __call__(self, count: Count) -> None: ...
+
+
 _listener: ContextVar[Listener | None] = ContextVar("sfumato.progress", default=None)
 
 
 @contextmanager
-def heard(listener: Listener) -> Iterator[None]:
-    """Within the block, what is counted is told to this listener and to no other."""
+def reporting_to(listener: Listener | None) -> Iterator[None]:
+    """Within the block counts go to this listener and to no other; None drops them."""
     token = _listener.set(listener)
     try:
         yield
@@ -71,73 +80,42 @@ def heard(listener: Listener) -> Iterator[None]:
 
 @contextmanager
 def counting(what: str, total: int | None = None) -> Iterator[Callable[..., None]]:
-    """Within the block count(n = 1) says that n more are done; to be called by one thread."""
-    tally = _Tally(what, total, _listener.get())
+    """Within the block count(n = 1) counts n more pieces of work; to be called by one thread."""
+    listener, start = _listener.get(), time.monotonic()
+    done, last = 0, 0.0
+
+    def count(more: int = 1) -> None:
+        nonlocal done, last
+        done, now = done + more, time.monotonic()
+        if listener is not None and now - start >= SILENT_SECONDS and now - last >= listener.every:
+            last = now
+            listener(Count(what, done, total, now - start))
+
     try:
-        yield tally.add
+        yield count
     finally:
-        tally.close()
+        if listener is not None and last:
+            listener(Count(what, done, total, time.monotonic() - start, over=True))
 
 
 @final
-class _Tally:
-    def __init__(self, what: str, total: int | None, listener: Listener | None) -> None:
-        self._what, self._total, self._listener = what, total, listener
-        self._done, self._start, self._told = 0, time.monotonic(), 0.0
-
-    def add(self, more: int = 1) -> None:
-        self._done += more
-        now = time.monotonic()
-        if now - self._start >= SILENT_SECONDS and now - self._told >= _LIVE_SECONDS:
-            self._told = now
-            self._tell(now)
-
-    def close(self) -> None:
-        if self._told:
-            self._tell(time.monotonic(), over=True)
-
-    def _tell(self, now: float, over: bool = False) -> None:
-        if self._listener is not None:
-            self._listener(Count(self._what, self._done, self._total, now - self._start, over))
-
-
-@final
-class Pace:
-    """Which counts are worth a line that stays: the first of a piece of work, one every ten seconds, and the last."""
-
-    def __init__(self) -> None:
-        self._last = 0.0
-
-    def __call__(self, count: Count) -> bool:
-        now = time.monotonic()
-        due = count.over or now - self._last >= QUIET_SECONDS
-        self._last = 0.0 if count.over else now if due else self._last
-        return due
-
-
-@final
-class Drawn:
-    """Counts for a person: a bar that goes when the work is over on a terminal, otherwise plain lines."""
+class CountBar:
+    """Shows counts: on a terminal as a bar, which is cleared at the end, elsewhere as lines."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream, self._live, self._pace = stream, stream.isatty(), Pace()
+        self._stream = stream
         self._bar: Any = None
+        self.every = LIVE_SECONDS if stream.isatty() else QUIET_SECONDS
 
     def __call__(self, count: Count) -> None:
-        if self._live:
-            self._draw(count)
-        elif self._pace(count):
+        if not self._stream.isatty():
             print(count, file=self._stream, flush=True)
-
-    def _draw(self, count: Count) -> None:
+            return
         if self._bar is None:
-            from tqdm import tqdm
-
             shape = "{desc}" if count.total is None else "{percentage:3.0f}% |{bar}| {desc}"
             self._bar = tqdm(
-                total=count.total, initial=count.done, desc=str(count), bar_format=shape, file=self._stream,
-                dynamic_ncols=True, mininterval=0, leave=False,
-            )  # fmt: skip
+                total=count.total, bar_format=shape, file=self._stream, dynamic_ncols=True, mininterval=0, leave=False
+            )
         self._bar.set_description_str(str(count), refresh=False)
         self._bar.n = count.done
         self._bar.refresh()

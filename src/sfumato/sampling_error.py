@@ -136,7 +136,7 @@ def _displacements(model: Model, truth: Truth, plan: Any, xi: Tensor, t_stop: fl
     straight = t_stop == 0 and float(process.schedule.sigma(0.0)) > 0
 
     def finish(z: Tensor, by: Model) -> Tensor:
-        """What counts as the sample at the stop."""
+        """The sample that is read from the state at the stop."""
         if straight:
             return by(z, 0.0, **resolve(by, {"label": label}, len(z))).x
         return z / alpha
@@ -162,7 +162,7 @@ def _displacements(model: Model, truth: Truth, plan: Any, xi: Tensor, t_stop: fl
 
 
 def _follow(model: Model, z: Tensor, t_stop: float, label: Any, finish: Callable[[Tensor, Model], Tensor]) -> Tensor:
-    """The end of the model's own flow from z, in steps so fine that theirs is no error."""
+    """The end of the model's own flow from z, in steps so fine that their error is negligible."""
     schedule = model.process.schedule
     ratio = float(torch.exp(-schedule.logsnr(t_stop) / 2))
     track = Track.of(schedule, _FINE_STEPS, 1.0, ratio if ratio > 0 else None)

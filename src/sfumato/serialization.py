@@ -1,11 +1,10 @@
-"""A model is one safetensors file that says what it is.
+"""A model is one self-describing safetensors file.
 
-The contract in the header holds the model as a tree {"name": .., "args": {..}} of registered things, whose arguments
+The contract in its header holds the model as a tree {"name": .., "args": {..}} of registered things, whose arguments
 may be such trees (a network, a process and its schedule, the data spec with its normaliser, solver plans, another
-model), and its provenance; a hash seals all of it (`files`). Tensors have their names in the model, `net.*` of a
-denoiser: the weights to use (the moving average, where there is one); `raw.*` are the last raw weights beside them. A
-file names what it is made of and never code to import: what is not of this package has to be registered, or
-given beside the file, before it is read.
+model), and its provenance; a hash seals all of it (`files`). Tensors have the names of the model's state dict, `net.*`
+for a denoiser: the weights to use (the moving average, where there is one); `raw.*` are the last raw weights. A file
+never names code to import: classes that are not of this package have to be registered, or given to `load`, first.
 """
 
 from __future__ import annotations
@@ -26,7 +25,9 @@ from sfumato import __version__, registry, trees
 from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError, place
 from sfumato.files import read_header, read_sealed, write_sealed
+from sfumato.model import Denoiser
 from sfumato.noise import seeded
+from sfumato.objectives.density import drawn_levels
 from sfumato.solvers import Plan
 
 FORMAT, CODEC, VERSION = "sfumato model", "sfumato codec", 2  # codecs had a format of their own in version 1
@@ -34,9 +35,9 @@ FILE = "model.safetensors"  # its name within a run folder
 
 
 def save(model: Any, path: str | os.PathLike[str], raw: Mapping[str, Tensor] | None = None) -> Path:
-    """Write a model as one self-describing file, whole or not at all: a denoiser, a wrapped one, an autoencoder ..
+    """Write a model (a denoiser, a wrapped one, an autoencoder ..) as one self-describing file, whole or not at all.
 
-    raw: the state dict of the network's raw weights, kept beside those of `model` (their moving average).
+    raw: the state dict of the network's raw weights, stored beside those of `model` (their moving average).
     Raises SfumatoError where the model cannot be described, weights are not finite, or the path cannot be written.
     """
     path, made = place(path, "Where a model is saved"), contract(model)
@@ -50,7 +51,7 @@ def save(model: Any, path: str | os.PathLike[str], raw: Mapping[str, Tensor] | N
 
 
 def contract(model: Any) -> dict[str, Any]:
-    """What a file says of a model, JSON-able."""
+    """The contract that describes a model in a file, JSON-able."""
     name = type(model).__name__
     known = registry.Named("model")
     if type(model) not in known.values():
@@ -63,7 +64,7 @@ def contract(model: Any) -> dict[str, Any]:
 
 
 def parts(model: Any, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """(prefix of its tensors, module) of each module that a model is made of: itself, or those it wraps."""
+    """(prefix of its tensors, module) of each module of a model: the model itself, or the modules that it wraps."""
     if isinstance(model, nn.Module):
         yield prefix, model
         return
@@ -83,7 +84,7 @@ def _made() -> dict[str, Any]:
 
 
 def locate(path: str | os.PathLike[str]) -> Path:
-    """The model file that a path names: itself, or model.safetensors in a run folder."""
+    """The model file of a path: the path itself, or model.safetensors in a run folder."""
     path = place(path, "A model file or a run folder")
     if not path.exists():
         raise SfumatoError(f"{path} does not exist: give a model file or a run folder.")
@@ -97,7 +98,7 @@ def locate(path: str | os.PathLike[str]) -> Path:
 
 
 def _checked(contract: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """A contract in the words of this version, or SfumatoError."""
+    """A contract in the format of this version; SfumatoError where it cannot be read."""
     if contract.get("format") not in (FORMAT, CODEC):
         raise SfumatoError(f"{path} is not a model file but a {contract.get('format', 'file of unknown kind')!s}.")
     version = contract.get("version")
@@ -118,21 +119,28 @@ def _checked(contract: Mapping[str, Any], path: Path) -> dict[str, Any]:
         ) from None
 
 
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(contract in the format of this version, tensors) of a model file."""
+    _checked(read_header(path)[0], path)  # a newer version is reported as such, before the hash is compared
+    contract, tensors = read_sealed(path)
+    return _checked(contract, path), tensors
+
+
 def _tree_of_version_1(contract: Mapping[str, Any]) -> dict[str, Any]:
-    """The model that a file of format 1 describes."""
+    """The tree of a model in a file of format 1."""
     spec = None if contract["spec"] is None else {"name": "DataSpec", "args": contract["spec"]}
     args = {"net": contract["net"], "spec": spec}
     if contract["format"] == CODEC:
         return {"name": "Codec", "args": args}
     plans = {name: {"name": "Plan", "args": plan} for name, plan in contract["plans"].items()}
     # files from before there was a choice of the variance do not say it
-    said = {name: contract[name] for name in ("target", "sigma_data", "variance") if name in contract}
-    process = {"name": contract["process"]["name"], "args": {**contract["process"]["args"], **said}}
+    read = {name: contract[name] for name in ("target", "sigma_data", "variance") if name in contract}
+    process = {"name": contract["process"]["name"], "args": {**contract["process"]["args"], **read}}
     return {"name": "Denoiser", "args": {**args, "process": process, "plans": plans}}
 
 
 def _innermost(tree: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """(prefix of the tensors, arguments) of the model in a tree that has the network."""
+    """(prefix of the tensors, arguments) of the innermost model of a tree, the one with the network."""
     prefix, args = "", tree["args"]
     while "net" not in args:
         name = next((name for name, value in args.items() if _is_model(value)), None)
@@ -147,11 +155,11 @@ def _is_model(value: Any) -> bool:
 
 
 def read_contract(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a model file or run folder says, without loading weights.
+    """The contract of a model file or run folder, without loading weights.
 
-    Beside the contract itself, of the innermost model: spec, process, target, sigma_data, variance, net, conditions,
-    plans (None or empty for a model that has none); parameters of its network, whether there are raw weights, path,
-    bytes. `version` is that of the file.
+    Added to it, of the innermost model: spec, process, target, sigma_data, variance, net, conditions, plans (None or
+    empty where it has none), the number of parameters of its network; and of the file: version, raw (whether it has raw
+    weights), path, bytes.
     """
     path = locate(path)
     written, header = read_header(path)
@@ -184,21 +192,19 @@ def load(
     device: str | torch.device = "cpu",
     modules: Iterable[type[nn.Module]] = (),
 ) -> Any:
-    """The model in a model file or run folder, ready to use: a denoiser, a wrapped one, an autoencoder ..
+    """The model (a denoiser, a wrapped one, an autoencoder ..) in a model file or run folder, ready to use.
 
-    weights: "ema", the moving average, or "raw", the last weights of training where the file keeps them. modules: your
-    own classes that the model is made of, where they are not registered: sf.load(path, modules=[MyNet]). The weights
-    keep the dtype that they were saved in.
-    Raises SfumatoError for a file that is missing, cut, changed, foreign, of a newer format, or made of a class that is
-    not here.
+    weights: "ema", the moving average, or "raw", the last weights of training where the file has them. modules: your
+    own classes that the model needs and that are not registered: sf.load(path, modules=[MyNet]). The weights keep the
+    dtype that they were saved in.
+    Raises SfumatoError for a file that is missing, cut, changed, foreign, of a newer format, or that needs a class that
+    is not known.
     """
     if weights not in ("ema", "raw"):
         raise SfumatoError(f"weights must be 'ema' or 'raw', not {weights!r}.")
     registry.add(modules)
     path = locate(path)
-    _checked(read_header(path)[0], path)
-    contract, tensors = read_sealed(path)
-    whole = _checked(contract, path)
+    whole, tensors = _read(path)
     state = {name: value for name, value in tensors.items() if not name.startswith("raw.")}
     raw = {name.removeprefix("raw."): value for name, value in tensors.items() if name.startswith("raw.")}
     if weights == "raw":
@@ -206,17 +212,25 @@ def load(
             raise SfumatoError(f"{path} keeps no raw weights beside the moving average: load it with weights='ema'.")
         prefix, _ = _innermost(whole["model"])
         state |= {prefix + name: value for name, value in raw.items()}
-    with seeded(0):  # the weights that a network starts with are not kept
+    with seeded(0):  # the initial weights are overwritten; drawing them must not move the caller's generator
         model = trees.build(whole["model"], "model")
     model.provenance = dict(whole["provenance"])
+    _know_levels(model)
     _fill(model, state, path)
     for _, part in parts(model):
         part.to(device).eval().requires_grad_(False)
     return model
 
 
+def _know_levels(model: Any) -> None:
+    """The noise levels that a denoiser was trained at, from its settings: files of earlier versions do not say them."""
+    times = model.provenance.get("times")
+    if isinstance(model, Denoiser) and model.noise_levels is None and times is not None:
+        model.noise_levels = drawn_levels(registry.make("density", times), model.process)
+
+
 def load_sampler(path: str | os.PathLike[str], weights: str = "ema", device: str | torch.device = "cpu") -> Any:
-    """`load` for what draws samples or judges them: SfumatoError for another model, such as an autoencoder."""
+    """`load` for a model that draws samples: SfumatoError for another one, such as an autoencoder."""
     model = load(path, weights, device)
     if not hasattr(model, "process"):
         raise SfumatoError(f"{path} holds a {type(model).__name__}, which has no noise levels and draws no samples.")
@@ -241,14 +255,12 @@ def _fill(model: Any, state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def store_plan(path: str | os.PathLike[str], plan: Plan) -> str:
-    """Put a plan among those of a model file or run folder, in the place of one for the same use; returns its name.
+    """Add a plan to a model file or run folder, replacing the one of the same name; returns its name (`plan_name`).
 
-    The file is written anew, whole or not at all, under a new hash. Raises SfumatoError for a file that is no model.
+    The file is rewritten, whole or not at all, under a new hash. Raises SfumatoError for a file that is no model.
     """
     path = locate(path)
-    _checked(read_header(path)[0], path)
-    contract, tensors = read_sealed(path)
-    whole = _checked(contract, path)
+    whole, tensors = _read(path)
     name, (_, args) = plan_name(plan), _innermost(whole["model"])
     args["plans"] = {**(args.get("plans") or {}), name: trees.tree(plan)}
     write_sealed(path, tensors, whole)
@@ -256,7 +268,7 @@ def store_plan(path: str | os.PathLike[str], plan: Plan) -> str:
 
 
 def plan_name(plan: Plan) -> str:
-    """By number of steps, and by guidance and range where they are not the usual ones: "6", "6 guidance 2"."""
+    """The number of steps, with guidance and range where they are not the default: "6", "6 guidance 2"."""
     scale, interval = plan.guidance or (1.0, None)
     words = [str(plan.steps)]
     if isinstance(scale, Mapping):
@@ -269,7 +281,7 @@ def plan_name(plan: Plan) -> str:
 
 
 def _predicts(process: Mapping[str, Any]) -> str:
-    """What a network of this process says, and under which schedule: of a product part by part."""
+    """What a network of this process predicts, and under which schedule; part by part for a product."""
     name, args = process["name"], process["args"]
     if "processes" in args:
         return "; ".join(f"of {part!r} {_predicts(inner)}" for part, inner in args["processes"].items())
@@ -280,7 +292,7 @@ def _predicts(process: Mapping[str, Any]) -> str:
 
 
 def describe(path: str | os.PathLike[str]) -> list[str]:
-    """What a model file is, in words, one sentence a line; no weights are loaded."""
+    """A model file in words, one sentence a line; no weights are loaded."""
     facts = read_contract(path)
     made = facts["provenance"]
     lines = [f"{facts['path']}: {_kind(facts)} of {facts['parameters']:,} parameters, {facts['bytes'] / 1e6:.1f} MB."]
@@ -303,7 +315,7 @@ def describe(path: str | os.PathLike[str]) -> list[str]:
 
 
 def _kind(facts: Mapping[str, Any]) -> str:
-    """The network, and what stands around it where that is more than a denoiser."""
+    """The network, and the models that wrap it where there are more than a denoiser."""
     net, tree = facts["net"], facts["model"]
     inner = net["args"].get("net") if net else None  # of an energy, the network that it is made of
     kind = f"an energy made of a {inner['name']}" if isinstance(inner, dict) else f"a {net['name'] if net else 'law'}"

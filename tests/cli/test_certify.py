@@ -43,7 +43,7 @@ def test_all_of_them(call, monkeypatch):
     monkeypatch.setattr("sfumato.solvers.NAMES", some)
     status, out, err = call("certify")
     lines = out.splitlines()
-    assert status == 0 and len(lines) == 4 and "VP VE flow" in lines[0]
+    assert status == 0 and len(lines) == 4 and "VP, VE, flow" in lines[0]
     assert [line.split()[0] for line in lines[1:]] == list(some) and all("passed" in line for line in lines[1:])
     assert "ddpm ..." in err
 

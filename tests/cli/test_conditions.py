@@ -45,7 +45,7 @@ def test_samples_are_drawn_under_what_is_asked_and_carry_it(call, model):
     common = ("sample", model, "-n", 3, *QUICK, "--guidance", 1)
     status, out, err = call(*common, *words, "--condition", "map=map.npy", "-o", "a.npz")
     assert status == 0, err
-    assert "Not conditioned on n; " in err
+    assert "Sampled without a value for n: " in err
     found = drawn("a.npz")
     manifest = json.loads(str(found["manifest"]))
     assert manifest["conditions"] == {"temperature": "310", "index": "0,0.5,1", "colour": "Red", "map": "map.npy"}
@@ -87,7 +87,7 @@ def test_conditions_that_cannot_be_are_one_sentence(refused, model):
         "temperature=1,2": "'temperature': ",
         "temperature=0": "is far out of the data, which ran from 28",
         "colour=pink": "'colour': there is no class 'pink'; the classes are: 0 blue, 1 green, 2 red",
-        "index=1,2": "'index': a value is numbers of shape (3,), or one such a sample",
+        "index=1,2": "'index': a value is numbers of shape (3,), or one for each sample",
         "map=missing.npy": "missing.npy cannot be read: no such file",
         "map=torn.npy": "torn.npy holds no array",
     }.items():
@@ -143,7 +143,7 @@ def test_several_values_are_taken_in_turn(call, workplace):
     assert call(*common, "temperature=300,310,290", "-n", 2, "--first", 2)[0] == 0  # by the number of the sample
     assert drawn("a.npz")["temperature"] == pytest.approx([290, 300])
     status, _, err = call(*common, "temperature=nan", "-n", 2)
-    assert status == 0 and "Not conditioned on kind, temperature; " in err
+    assert status == 0 and "Sampled without a value for kind, temperature: " in err
     fit = ("tune", "kinds.safetensors", "--steps", 2, "--points", 16, "--rounds", 1)
     status, out, err = call(*fit, "--condition", "kind=a,b", "--condition", "temperature=300")
     assert status == 0 and "--condition kind=a,b --condition temperature=300" in out, err

@@ -13,7 +13,7 @@ def rows(out: str) -> list[list[str]]:
     """The table: [from, to, noise/signal, share, w, factor] of each line."""
     lines = out.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("logsnr  ")) + 1
-    stop = next(i for i, line in enumerate(lines) if line.startswith("The figures of a line"))
+    stop = next(i for i, line in enumerate(lines) if line.startswith("Weight and factor are those at the middle"))
     return [line.replace(" to ", " ").split() for line in lines[start:stop]]
 
 

@@ -129,7 +129,7 @@ def fill():
     return len(blocks)
 with process.limited():
     print(fill())
-    machine.released()
+    machine.release_memory()
     print(fill())
 blocks += [torch.ones(2**24) for _ in range(8)]  # after the block there is no limit
 """

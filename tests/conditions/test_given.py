@@ -91,7 +91,7 @@ def test_a_network_hears_plain_tensors_and_masks_where_it_declares_them():
         assert network_inputs(cond, net)["present"]["mass"].tolist() == [True, True, False]
         assert network_inputs({}, net) == {}
     for net in (Plain(), Around(Plain())):
-        with pytest.raises(SfumatoError, match="hears no condition 'heat': give its forward"):
+        with pytest.raises(SfumatoError, match="takes no condition 'heat': give its forward"):
             network_inputs({"heat": torch.ones(2)}, net)
 
 

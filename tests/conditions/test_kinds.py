@@ -23,7 +23,7 @@ COLUMNS = {
 
 def test_a_column_is_guessed_fitted_and_kept():
     for kind, column in COLUMNS.items():
-        made = conditions.fit(column)
+        made = conditions.fit(column, kind)
         assert made.kind == kind
         kept = json.loads(json.dumps(made.config()))
         assert conditions.from_config(kept) == made, kind
@@ -38,17 +38,6 @@ def test_a_column_is_guessed_fitted_and_kept():
         assert torch.equal(back.present, given.present), kind
 
 
-def test_guesses():
-    cases = [
-        ("label", np.array([3, 1, 2] * 9)), ("scalar", np.arange(27)), ("label", np.array([True, False])),
-        ("scalar", np.array([0.5, np.nan])), ("vector", np.zeros((3, 2))), ("multilabel", np.ones((3, 2), dtype=bool)),
-        ("field", np.zeros((3, 1, 4))), ("scalar", torch.rand(4)), ("vector", [[1.0, 2.0], None, [0.0, 1.0]]),
-        ("multilabel", [["x"], ["y", "z"]]),
-    ]  # fmt: skip
-    for kind, column in cases:
-        assert conditions.guess(column) == kind, (kind, column)
-
-
 def test_numbers_are_normalised_and_missing_ones_are_no_part_of_it():
     scalar = Scalar.fit([200.0, 300.0, float("nan"), 400.0])
     assert (scalar.normaliser.mean, scalar.low, scalar.high) == ((300.0,), (200.0,), (400.0,))
@@ -58,6 +47,18 @@ def test_numbers_are_normalised_and_missing_ones_are_no_part_of_it():
     assert vector.encode(VECTORS, 6).values.std(0, correction=0).allclose(torch.ones(4))
     constant = Scalar.fit([3.0, 3.0])
     assert float(constant.encode(3.0, 1).values) == 0.0 and constant.decode(constant.encode(3.0, 1)) == [3.0]
+
+
+def test_a_number_comes_back_as_it_was_given():
+    for scale in (1e-9, 1.0, 1e9):
+        scalar = Scalar.fit(np.random.default_rng(0).normal(310, 17, 50) * scale)
+        for value in (300.0, 273.15, 299.9975, 310.0):
+            assert scalar.decode(scalar.encode(value * scale, 1)) == [pytest.approx(value * scale, rel=1e-15)], value
+    assert Scalar.fit([280.0, 320.0, 311.3]).decode(Scalar.fit([280.0, 320.0, 311.3]).encode([300, 0.1 + 299], 2)) == [
+        300.0, 299.1
+    ]  # fmt: skip
+    vector = Vector.fit(np.random.default_rng(0).normal(3, 5, (50, 2)))
+    assert vector.decode(vector.encode([0.1, -7.25], 1)) == [[0.1, -7.25]]
 
 
 def test_one_value_or_one_a_sample():
@@ -75,7 +76,7 @@ def test_one_value_or_one_a_sample():
 
 
 def test_what_is_no_value_is_said_in_a_sentence():
-    made = {kind: conditions.fit(column) for kind, column in COLUMNS.items()}
+    made = {kind: conditions.fit(column, kind) for kind, column in COLUMNS.items()}
     cases = [
         ("scalar", [1, 2, 3], 2, "3 values for 2"),
         ("scalar", "warm", 1, "no number"),

@@ -112,7 +112,7 @@ def judge(kind: str, steps: int, off_by: float = 0.05, wide_by: float = 0.1) -> 
 
 
 def test_a_number_moves_the_mean_and_the_width():
-    judge("scalar", 1000, 0.12, 0.2)
+    judge("scalar", 600, 0.12, 0.2)
 
 
 @pytest.mark.slow

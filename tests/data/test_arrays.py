@@ -109,6 +109,15 @@ def test_tuple_dict_and_list():
     assert data.open(source) == source
 
 
+def test_a_handful_of_samples_is_said():
+    for count, said in ((5, True), (15, True), (16, False)):
+        source = data.open(np.zeros((count, 2)))
+        assert any(f"only {count} samples" in note for note in source.notes) == said, count
+        assert data.open(source) == source
+    few = data.open(np.zeros((3, 2)), conditions=data.DataSpec.fit(source))  # of data to be judged by a model
+    assert not any("only" in note for note in few.notes)
+
+
 def test_a_tensor_with_gradients_is_taken_as_numbers():
     assert not data.open(torch.randn(4, 2, requires_grad=True)).x.requires_grad
 
@@ -146,8 +155,8 @@ def test_labels_that_look_like_names_of_samples_are_questioned():
         ([0, 1, 2], "3 labels for 4 samples"),
         ([0.5, 1, 2, 3], "label 0 is 0.5"),
         ([0, float("nan"), 2, 3], "label 1 is nan"),
-        (np.zeros((4, 2), int), r"one label a sample, shape \(4,\)"),
-        ([[1], [1, 2], [3], [4]], "flat list"),
+        (np.zeros((4, 2), int), r"one label a sample, shape \(N,\)"),
+        ([[1], [1, 2], [3], [4]], r"label 0 is \[1\]: labels must be all"),
         ([None, "a", "b", "c"], "label 0 is None"),
         (np.array([1j, 2, 3, 4]), "integers or strings"),
     ],
@@ -206,8 +215,8 @@ def test_files_that_cannot_be_read(tmp_path):
     for name in ("cut.npy", "cut.npz", "text.npy", "empty.npy"):
         refused(tmp_path / name, f"{name} cannot be read")
     refused(tmp_path / "objects.npy", "pickled Python objects, which are never loaded")
-    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
-    refused(tmp_path / "table.csv", "not a kind of data")
+    (tmp_path / "table.xls").write_text("a,b\n1,2\n")
+    refused(tmp_path / "table.xls", "not a kind of data")
 
 
 def test_missing_paths_suggest_what_was_meant(tmp_path):

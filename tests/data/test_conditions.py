@@ -63,6 +63,7 @@ def test_a_dict_declares_its_conditions_by_their_values():
         "grey": (mask[:, 0], "field"),
         "picture": (RNG.integers(0, 255, (N, 8, 8, 3), dtype=np.uint8), "field"),
         "tags": (TAGS, "multilabel"),
+        "bits": (RNG.normal(size=(N, 3)) > 0, "multilabel"),
     }
     source = data.open({"x": PICTURES, **{name: values for name, (values, _) in given.items()}})
     wanted = {name: kind for name, (_, kind) in given.items()}
@@ -195,7 +196,7 @@ def test_metadata_of_a_folder(tmp_path):
     lines = "\n".join(map(json.dumps, rows))
     made = {
         "csv": {"csv": CSV}, "semicolons": {"csv": "\ufeff" + CSV.replace(",", ";")},
-        "jsonl": {"jsonl": lines + "\n\n"}, "json": {"json": json.dumps(rows)}, "both": {"csv": CSV, "jsonl": lines},
+        "jsonl": {"jsonl": lines + "\n\n"}, "both": {"csv": CSV, "jsonl": lines},
     }  # fmt: skip
     for name, text in made.items():
         source = data.open(folder(tmp_path / name, NAMES, **text))
@@ -227,7 +228,7 @@ def test_metadata_within_folders_and_beside_classes(tmp_path):
 def test_metadata_that_cannot_be_used_is_one_sentence(tmp_path):
     for name, (ending, text, words) in {
         "key": ("csv", "name,a\na.png,1\n", "has no column 'file_name'.*it has name, a"),
-        "twice": ("csv", CSV + "b.png,3,red\n", "says two things of b.png, 2.5 and 3: keep one"),
+        "twice": ("csv", CSV + "b.png,3,red\n", "gives two values of temperature for b.png, 2.5 and 3: keep one"),
         "long": ("csv", "file_name,a\na.png,1,2\n", "has 3 cells in row 1, and 2 columns"),
         "quote": ("csv", 'file_name,a\n"a.png,1\n', "is no table of text"),
         "same": ("csv", "file_name,a,a\n", "two columns of one name"),
@@ -244,8 +245,6 @@ def test_metadata_that_cannot_be_used_is_one_sentence(tmp_path):
     refused("is no table of text", binary)
     twice = data.open(folder(tmp_path / "agreed", NAMES, csv=CSV + "b.png,2.5,red\n"))
     assert twice.conditions["temperature"].missing == 2
-    about = data.open(folder(tmp_path / "about", NAMES, json='{"licence": "MIT"}'))
-    assert about.conditions == {} and [path for path, _ in about.skipped] == ["metadata.json"]
 
 
 def test_ten_thousand_rows_are_read_at_once(tmp_path):

@@ -16,10 +16,10 @@ import json, resource, sys
 from pathlib import Path
 import torch
 import sfumato as sf
-from sfumato.data import normaliser
+from sfumato.data import statistics
 from sfumato.training.console import Silent
 
-normaliser.CHUNK_ENTRIES = 1 << 18  # less scratch than usual, so that the corpus need not be larger than this one
+statistics.CHUNK_ENTRIES = 1 << 18  # less scratch than usual, so that the corpus need not be larger than this one
 torch.set_num_threads(1)
 status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
 own = 1024 * int(status["VmData"].split()[0])

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfumato.data import normaliser as module
-from sfumato.data.normaliser import Normaliser, statistics
+from sfumato.data import statistics as module
+from sfumato.data.statistics import statistics
 from sfumato.errors import SfumatoError
+from sfumato.normaliser import Normaliser
 
 
 def gaussian(shape, seed=0):

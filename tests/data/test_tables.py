@@ -12,13 +12,13 @@ import sfumato as sf
 import sfumato.data as data
 from sfumato import noise
 from sfumato.data import rows
-from sfumato.data.rows import Mapped
-from sfumato.data.tabular import Numbers
+from sfumato.data.table_columns import Numbers
 from sfumato.errors import SfumatoError
 from sfumato.training.batches import Batches
 from sfumato.training.console import Silent
 
 pa = pytest.importorskip("pyarrow")
+csv, feather = pytest.importorskip("pyarrow.csv"), pytest.importorskip("pyarrow.feather")
 parquet = pytest.importorskip("pyarrow.parquet")
 
 RNG = np.random.default_rng(0)
@@ -95,6 +95,19 @@ def test_columns_of_numbers_are_vectors(tmp_path):
     assert any("Not used as conditions: when (its value is always today)." in note for note in source.notes)
 
 
+def test_feather_and_csv_are_tables_too(tmp_path):
+    table = numbers(label=["x", "y"] * 30)
+    feather.write_feather(table, tmp_path / "x.feather")
+    csv.write_csv(table, tmp_path / "x.csv")
+    for name, exact in (("x.feather", True), ("x.csv", False)):
+        source = data.open(tmp_path / name)
+        assert source.x.dtype == (torch.float32 if exact else torch.float64) and source.classes == ["x", "y"], name
+        assert torch.equal(source.x.float(), torch.from_numpy(NUMBERS)), name
+    (tmp_path / "torn.csv").write_text("a,b\n1,2\n3\n")
+    with pytest.raises(SfumatoError, match="torn.csv cannot be read as a table"):
+        data.open(tmp_path / "torn.csv")
+
+
 @pytest.mark.parametrize("fixed", [True, False])
 def test_a_column_of_lists_is_the_samples(tmp_path, fixed):
     values = RNG.normal(size=(30, 4, 5))
@@ -148,25 +161,20 @@ def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
         data.open(tmp_path / "x.parquet")
 
 
-@pytest.mark.parametrize("cached", [True, False])
-def test_a_table_that_memory_cannot_hold_trains_to_the_same_bits(tmp_path, cached, monkeypatch):
+def test_a_table_that_memory_cannot_hold_trains_to_the_same_bits(tmp_path, monkeypatch):
     how = {"steps": 6, "batch": 16, "net": "tiny", "precision": "float32", "snapshots": 0, "console": Silent()}
     path = write(tmp_path / "x.parquet", numbers())
     usual = sf.train(path, out=str(tmp_path / "usual"), **how)
-    if cached:
-        monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("sfumato.machine.available", lambda: 100.0)
-    for again in range(2):
-        source = data.open(path)
-        assert isinstance(source.x, Mapped if cached else Numbers), again
-        assert torch.equal(source.x[:], torch.from_numpy(NUMBERS))
+    source = data.open(path)
+    assert isinstance(source.x, Numbers) and torch.equal(source.x[:], torch.from_numpy(NUMBERS))
     other = sf.train(path, out=str(tmp_path / "other"), workers=2, **how)
     weights = [run.denoiser.net.state_dict().values() for run in (usual, other)]
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
 
 def test_a_large_table_is_read_a_few_row_groups_at_a_time(tmp_path, monkeypatch):
-    """The same order in memory, in the cache and by row group: it asks what the table is, not where it lies."""
+    """The same order in memory and by row group: it depends on the table, not on the machine."""
     monkeypatch.setattr(rows, "BLOCKS_FROM", 0)
     path = write(tmp_path / "x.parquet", numbers(), group=4)
     found = []

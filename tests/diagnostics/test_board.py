@@ -11,7 +11,7 @@ import sfumato as sf
 from sfumato.belief import Estimate
 from sfumato.diagnostics.bins import make
 from sfumato.diagnostics.draws import Draws
-from sfumato.diagnostics.law import Law
+from sfumato.diagnostics.samples import NormalisedLaw
 from sfumato.errors import SfumatoError
 
 FLOW = sf.Gaussian(sf.schedules.Flow())
@@ -155,10 +155,11 @@ def test_any_law_in_one_unit():
     """A data set of points in its own units, and the same points normalised: one floor, one excess."""
     x = 40 + 7 * torch.randn(30, 1, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     spec = spec_of(x)
-    inside = Law(sf.exact.Empirical(x), spec)
-    outside = Law(sf.exact.Empirical((x - spec.normaliser.mean[0]) / spec.normaliser.std[0]), None)
+    inside = NormalisedLaw(sf.exact.Empirical(x), spec)
+    outside = NormalisedLaw(sf.exact.Empirical((x - spec.normaliser.mean[0]) / spec.normaliser.std[0]), None)
     draws = Draws(inside.sample(80, 0)[0], {}, FLOW, make(4, sf.times.logit_normal(), FLOW.schedule), 20, 0, 64)
-    assert torch.allclose(draws.x, Draws(outside.sample(80, 0)[0], {}, FLOW, draws.bins, 20, 0, 64).x, atol=1e-12)
+    others = Draws(outside.sample(80, 0)[0], {}, FLOW, draws.bins, 20, 0, 64)
+    assert torch.allclose(draws.take(draws.index).x, others.take(others.index).x, atol=1e-12)
     assert torch.allclose(inside.floor(draws), outside.floor(draws), rtol=1e-8, atol=1e-12)
     flat = Off(sf.exact.GaussianMixture([1.0], [[0.0, 0.0, 0.0]], 1.0, shape=(1, 3)), 0.0)
     assert torch.allclose(inside.excess(draws, flat).value, outside.excess(draws, flat).value, rtol=1e-8)
@@ -231,7 +232,7 @@ def test_words_numbers_and_the_page(tmp_path):
         ({"samples": 1}, "samples, the draws of a bin"),
         ({"gradients": 1}, "gradients, the micro-batches of a bin"),
         ({"gradients": 65}, "from 2 to its 64 draws"),
-        ({"batch": 0}, "batch must be a whole number"),
+        ({"batch": 0}, "batch, the draws at once, must be at least 1"),
         ({"times": "unifrom"}, "did you mean 'uniform'"),
         ({"weight": "sigmiod"}, "did you mean 'sigmoid'"),
         ({"ema": 3}, "int is none of them"),

@@ -92,7 +92,7 @@ def test_each_of_two_beside_the_other():
 def test_mistakes_are_said():
     law = GaussianMixture([0.5, 0.5], [[0.0], [1.0]], [1.0, 1.0])
     model = law.denoiser(sf.Gaussian(sf.schedules.Cosine()))
-    with pytest.raises(SfumatoError, match="asked of a condition"):
+    with pytest.raises(SfumatoError, match="needs a condition"):
         information(model, torch.zeros(4, 1))
 
 
@@ -104,7 +104,10 @@ def test_of_whatever_data_open_takes(tmp_path):
     facts = json.loads((run.path / "report.json").read_text())
     asked = f"the run was too short for it (sf.information(sf.load({str(run.path)!r}), data) in Python does it)"
     assert facts["conditions"] is None and facts["conditions_missing"] == asked
-    assert "What the conditions say was not measured: the run was too short" in (run.path / "report.html").read_text()
+    assert (
+        "The information of the conditions was not measured: the run was too short"
+        in (run.path / "report.html").read_text()
+    )
     model = sf.load(run.path)
     np.savez(tmp_path / "d.npz", **given)
     for data in (given, tmp_path / "d.npz", sf.data.open(given)):

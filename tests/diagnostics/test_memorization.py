@@ -1,5 +1,6 @@
 """Copies are named, new samples are not: on laws whose fresh samples and whose copies are known."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -78,7 +79,7 @@ def test_one_copy_in_five_is_found_though_the_hold_out_is_a_twentieth():
     # the share of the samples that are nearer to a part of the training set than to the hold-out, over all such parts
     rest, space = torch.arange(1000, 1050), Space(None, None)
     shares = []
-    for samples in (mixed.float(), new.float()):
+    for samples in (mixed, new):
         away = nearest(samples, x, rest, space).first
         parts = [nearest(samples, x, part, space).first < away for part in torch.arange(1000).split(50)]
         shares.append(float(torch.stack(parts).double().mean()))
@@ -92,10 +93,8 @@ def test_shrunken_copies_are_named_and_blurred_samples_are_not():
     new = LAW.sample(300, seed=6)
     blurred = judged(centre + 0.8 * (new - centre), x)  # near to everything, copies of nothing
     assert blurred.verdict != "memorised" and blurred.closer.value < 0.56
-    plain = nearest((centre + 0.8 * (new - centre)).float(), x, torch.arange(1000), Space(None, None)).first
-    assert float(plain.median()) < 0.85 * float(
-        nearest(new.float(), x, torch.arange(1000), Space(None, None)).first.median()
-    )
+    plain = nearest(centre + 0.8 * (new - centre), x, torch.arange(1000), Space(None, None)).first
+    assert float(plain.median()) < 0.85 * float(nearest(new, x, torch.arange(1000), Space(None, None)).first.median())
 
 
 def test_bits_are_compared_and_leaks_counted():
@@ -111,7 +110,7 @@ def test_variants_of_one_thing_are_no_twins_of_each_other():
     things = LAW.sample(100, seed=7)
     x = things.repeat_interleave(4, 0) + 0.01 * torch.randn(400, 6, generator=torch.Generator().manual_seed(2))
     source = data.open(x)
-    source = data.source.replace(source, groups=[str(i // 4) for i in range(400)])
+    source = dataclasses.replace(source, groups=[str(i // 4) for i in range(400)])
     train, rest = torch.arange(360), torch.arange(360, 400)
     new = LAW.sample(200, seed=8).repeat_interleave(1, 0)
     found = compare(new, source, train, (source, rest), choose(train, 200, 0), Space(None, None))
@@ -120,26 +119,26 @@ def test_variants_of_one_thing_are_no_twins_of_each_other():
     assert compare(copies, source, train, (source, rest), choose(train, 200, 0), Space(None, None)).verdict != "none"
 
 
-def test_nearest_is_by_differences():
-    """Blocks and products find it, differences measure it: as torch.cdist says in double precision."""
+def test_nearest_is_that_of_differences():
+    """By products of float64, as torch.cdist finds it by differences; a copy is at the distance 0."""
     generator = torch.Generator().manual_seed(0)
     x = 100 + torch.randn(500, 40, generator=generator)
     queries = torch.cat((x[:5], 100 + torch.randn(45, 40, generator=generator)))
     rows = torch.arange(3, 500)
-    near = nearest(queries, x, rows, Space(None, None))
+    near = nearest(queries.double(), x, rows, Space(None, None))
     whole = torch.cdist(queries.double(), x[rows].double(), compute_mode="donot_use_mm_for_euclid_dist")
     two = whole.topk(2, largest=False)
-    assert torch.allclose(near.first.double(), two.values[:, 0], atol=1e-5) and near.first[3] == near.first[4] == 0
-    assert torch.allclose(near.second.double(), two.values[:, 1], atol=1e-5)
+    assert torch.allclose(near.first, two.values[:, 0], atol=1e-8) and near.first[3] == near.first[4] == 0
+    assert torch.allclose(near.second, two.values[:, 1], atol=1e-8)
     assert torch.equal(near.row, rows[two.indices[:, 0]])
 
 
 def test_many_blocks_are_one(monkeypatch):
-    x, queries = LAW.sample(300, seed=1), LAW.sample(20, seed=2).float()
+    x, queries = LAW.sample(300, seed=1), LAW.sample(20, seed=2)
     whole = nearest(queries, x, torch.arange(300), Space(None, None))
     monkeypatch.setattr("sfumato.diagnostics.nearest._BLOCK", 7 * 6)
     parts = nearest(queries, x, torch.arange(300), Space(None, None))
-    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+    assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(whole, parts, strict=True))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from sfumato.diagnostics.memorization import choose, compare
 from sfumato.diagnostics.nearest import Space
 from sfumato.training import State, TrainConfig, fit
 from sfumato.training.run import prepared
-from sfumato.training.validation import Labelled, judge
+from sfumato.training.validation import judge
 
 TRAIN, STEPS, EVERY, SAMPLES = 64, 160, 20, 128
 
@@ -23,7 +23,7 @@ def test_copies_are_flagged_before_the_losses_are_twice_apart():
     config = TrainConfig(steps=STEPS, batch=64, precision="float32", net="tiny", snapshots=0)
     _, _, model = prepared(source.x[train], None, config, torch.device("cpu"))
     state, space = State(model, config), Space(model.spec, None)
-    measure = judge(state, config.replace(steps=20 * STEPS), source.x[held], None, Labelled(source.x[train], None))
+    measure = judge(state, config.replace(steps=20 * STEPS), source.x[held], None, (source.x[train], None))
     flagged = None
     for progress in fit(model, source.x[train], config, None, None, state):
         if progress.step % EVERY:

@@ -98,7 +98,7 @@ def test_evaluation_costs_five_per_cent_of_a_run_at_most(tmp_path, monkeypatch, 
     assert (run.path / "samples" / "nearest.png").exists() and len(list((run.path / "samples").iterdir())) == 3
 
 
-def lines_of(losses: list[float], train: float | None = None, spread: float = 0.3) -> list[dict]:
+def lines_of(losses: list[float], train: float | None = None, spread: float = 0.3, samples: int = 126) -> list[dict]:
     """Logs of validations with these mean losses, one at each quarter."""
     generator = torch.Generator().manual_seed(0)
     own = spread * torch.randn(126, generator=generator, dtype=torch.float64)
@@ -108,9 +108,8 @@ def lines_of(losses: list[float], train: float | None = None, spread: float = 0.
         found = {"raw": loss + own + jitter}
         if train is not None:
             found["train"] = train + own + 0.1 * torch.randn(126, generator=generator, dtype=torch.float64)
-        triples = Triples(torch.arange(126), torch.arange(126) % 9, 9, found)
-        samples = 1000 * (k + 1)
-        line = {"step": 10 * (k + 1), "samples": samples, "elapsed": 60.0 * (k + 1), "valid_trivial": 2.0}
+        triples = Triples(torch.arange(126) % samples, torch.arange(126) % 9, 9, found)
+        line = {"step": 10 * (k + 1), "samples": 1000 * (k + 1), "elapsed": 60.0 * (k + 1), "valid_trivial": 2.0}
         made.append({**line, "bins_edges": list(range(9, -1, -1)), **triples.to_dict()})
     return made
 
@@ -133,9 +132,11 @@ def test_what_is_said_of_more_time():
 
 def test_what_is_said_of_the_gap():
     assert "knows its training samples better" in told(lines_of([0.6, 0.6, 0.6, 0.6], train=0.5))
-    assert "none that these triples show" in told(lines_of([0.6, 0.6, 0.6, 0.6], train=0.6))
+    assert ": not significant." in told(lines_of([0.6, 0.6, 0.6, 0.6], train=0.6))
     facts = summary._holdout(lines_of([0.6, 0.6], train=0.5))
     assert facts["gap"]["value"] == pytest.approx(0.1, abs=0.03) and facts["gap"]["low"] > 0
+    one = told(lines_of([0.6, 0.6], train=0.5, samples=1))
+    assert "(no interval): too few samples are held out to judge it" in one
 
 
 def test_a_folder_is_read_again(whole):

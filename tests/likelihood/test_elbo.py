@@ -12,7 +12,8 @@ from sfumato.compose import guide
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
 from sfumato.likelihood import bound_gap, log_prob
-from sfumato.likelihood.elbo import Span, controlled
+from sfumato.likelihood.bound import Span
+from sfumato.likelihood.control import controlled
 from sfumato.model import Denoiser
 from sfumato.nets import MLP
 from sfumato.objectives.vlb import vlb

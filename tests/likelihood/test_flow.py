@@ -120,8 +120,8 @@ def test_only_the_ends_of_logsnr_matter():
 def test_mean_is_the_integral_of_the_denoising_error():
     """A6: -E log p = D/2 log(2 pi e) - 1/2 int (D sigmoid(logsnr) - mmse_x snr) dlogsnr, with one law's own mmse."""
     law = GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], 0.04)
-    lam = torch.linspace(-16, 16, 400, dtype=F64)
-    snr, n = lam.exp(), 4000
+    lam = torch.linspace(-16, 16, 200, dtype=F64)
+    snr, n = lam.exp(), 2000
     mmse = torch.tensor([law.mmse(n, 8, alpha=1.0, sigma=float(s)) for s in snr**-0.5], dtype=F64)
     bound = torch.trapezoid(torch.sigmoid(lam) - mmse[:, 0] * snr, lam) / 2
     entropy = 0.5 * math.log(2 * math.pi * math.e) - float(bound)
@@ -138,7 +138,7 @@ def test_any_network_defines_a_density(target):
     torch.nn.init.normal_(net.output.weight, std=0.15)
     model = Denoiser(net, Gaussian(Flow()), target=target).double()
     x = torch.linspace(-12, 12, 1201, dtype=F64)[:, None]
-    found = log_prob(model, x, sigma_min=0.1, steps=256)
+    found = log_prob(model, x, sigma_min=0.1, steps=64)
     density = found.uncorrected.exp()
     assert float(density.max()) > 0.2
     assert float(density.sum() * 0.02) == pytest.approx(1, abs=2e-4)

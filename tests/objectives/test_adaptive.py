@@ -11,11 +11,11 @@ from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
 from sfumato.model import Denoiser
 from sfumato.objectives import denoising_loss, times, weights
-from sfumato.objectives.adaptive import Adaptive, adaptive, variance_optimal
+from sfumato.objectives.adaptive import AdaptiveDensity, adaptive, variance_optimal
+from sfumato.objectives.losses import Denoising
 from sfumato.process import Gaussian
 from sfumato.schedules import EDM, Cosine, Flow, LinearBeta, LogLinear
 from sfumato.training import State, TrainConfig, fit
-from sfumato.training.goal import Denoising
 
 F64 = torch.float64
 MIXTURE = GaussianMixture([0.3, 0.7], [[-1.0, 0.5], [0.8, 0.0]], [[[0.2, 0.1], [0.1, 0.3]], [[0.4, 0.0], [0.0, 0.05]]])
@@ -58,7 +58,7 @@ def learn(density, curve, weight, law=MIXTURE, batches=60, size=300, seed=1):
 @pytest.mark.parametrize("curve", CURVES, ids=lambda c: type(c).__name__)
 def test_quantile_and_density_are_one_law_whatever_was_learned(curve, moment):
     """u is the mass above logsnr(u), exactly, before and after learning; p > 0 on all of the range."""
-    density = Adaptive(moment, bins=37)
+    density = AdaptiveDensity(moment, bins=37)
     lo, hi = times.limits(curve)
     for _ in range(2):
         u = torch.tensor([0.0, 1e-9, 0.1, 0.35, 0.5, 0.8, 0.99, 1.0], dtype=F64)
@@ -80,7 +80,7 @@ def test_quantile_and_density_are_one_law_whatever_was_learned(curve, moment):
 def test_before_any_sample_it_is_uniform_in_logsnr():
     lam = torch.linspace(-6.9, 8.9, 50, dtype=F64)
     curve = LogLinear(-7.0, 9.0)
-    torch.testing.assert_close(Adaptive().density(lam, curve), times.uniform_logsnr().density(lam, curve))
+    torch.testing.assert_close(AdaptiveDensity().density(lam, curve), times.uniform_logsnr().density(lam, curve))
 
 
 @pytest.mark.parametrize("make", [adaptive, variance_optimal])
@@ -95,7 +95,7 @@ def test_unbiased_while_it_moves(make):
 
 def test_it_takes_out_the_density_that_its_batch_was_drawn_under():
     """A loss that is l(logsnr) without chance comes back as l in every bin, however far p has moved."""
-    curve, density = LogLinear(-10.0, 10.0), Adaptive(bins=30, half_life=200.0, floor=0.2)
+    curve, density = LogLinear(-10.0, 10.0), AdaptiveDensity(bins=30, half_life=200.0, floor=0.2)
     for k in range(40):
         lam = drawn(density, curve, 0, torch.arange(100 * k, 100 * k + 100))
         place = ((15 - lam) // 1).long()  # bins of width 1
@@ -149,7 +149,7 @@ def test_contributions_are_flat(case):
 def test_bins_of_parts_add_up_to_those_of_the_batch():
     """What micro-batches and processes collect is summed, and then taken in once."""
     curve, lam = Cosine(), None
-    whole, parts = Adaptive(2), Adaptive(2)
+    whole, parts = AdaptiveDensity(2), AdaptiveDensity(2)
     for density in (whole, parts):
         learn(density, curve, weights.sigmoid(), batches=3)
         lam = drawn(density, curve, 5, torch.arange(90))
@@ -161,7 +161,7 @@ def test_bins_of_parts_add_up_to_those_of_the_batch():
 
 
 def test_old_losses_are_forgotten_by_half_life():
-    curve, density = LogLinear(-5.0, 5.0), Adaptive(bins=1, half_life=100.0)
+    curve, density = LogLinear(-5.0, 5.0), AdaptiveDensity(bins=1, half_life=100.0)
     for level in (4.0, 1.0):
         lam = density.logsnr(torch.full((100,), 0.5, dtype=F64), curve)
         density.observe(lam, level / density.density(lam, curve))
@@ -201,9 +201,9 @@ def test_mistakes_are_told():
     with pytest.raises(SfumatoError, match="needs a weight"):
         Denoising(times.low_discrepancy(adaptive()), None, 0)
     with pytest.raises(SfumatoError, match="draw the noise levels itself"):
-        Adaptive().observe(torch.zeros(3), torch.ones(3))
+        AdaptiveDensity().observe(torch.zeros(3), torch.ones(3))
     with pytest.raises(SfumatoError, match="100 bins"):
-        Adaptive().load(Adaptive(bins=10).tensors())
+        AdaptiveDensity().load(AdaptiveDensity(bins=10).tensors())
     for wrong in ({"moment": 3}, {"bins": 0}, {"floor": 0.0}, {"half_life": -1.0}, {"smooth": 0.0}):
         with pytest.raises(SfumatoError, match="adaptive density"):
-            Adaptive(**wrong)
+            AdaptiveDensity(**wrong)

@@ -13,10 +13,10 @@ from sfumato.exact import GaussianMixture
 from sfumato.model import Denoiser
 from sfumato.objectives import denoising_loss, times, weights
 from sfumato.objectives.learned import Learned, Monotone, end_rates
+from sfumato.objectives.losses import Denoising
 from sfumato.process import Gaussian
 from sfumato.schedules import Cosine, Flow, LogLinear
 from sfumato.training import State, TrainConfig, fit
-from sfumato.training.goal import Denoising
 
 F64 = torch.float64
 MIXTURE = GaussianMixture([0.3, 0.7], [[-1.0, 0.5], [0.8, 0.0]], [[[0.2, 0.1], [0.1, 0.3]], [[0.4, 0.0], [0.0, 0.05]]])

@@ -11,6 +11,7 @@ import sfumato as sf
 import sfumato.noise
 from sfumato import schedules
 from sfumato.exact import Table
+from sfumato.objectives.losses import Nonequilibrium
 from sfumato.objectives.nonequilibrium import (
     Bound,
     nonequilibrium_bound,
@@ -20,7 +21,6 @@ from sfumato.objectives.nonequilibrium import (
 )
 from sfumato.process import Uniform
 from sfumato.training import TrainConfig, fit
-from sfumato.training.symbols import symbols
 
 
 def table(count: int = 2, dim: int = 4) -> Table:
@@ -160,7 +160,7 @@ def test_a_network_learns_the_bound_of_the_exact_belief(states: int) -> None:
         start = -float(law.probs @ summed(model, law, process, steps).nats)
     assert start == pytest.approx(3 * math.log(states), abs=1e-4)  # a network of zeros: independent uniform symbols
     config = TrainConfig(steps=120, batch=256, precision="float32", ema=0.0, lr=5e-3)
-    for _ in fit(model, data, config, goal=symbols(steps)):
+    for _ in fit(model, data, config, loss=Nonequilibrium(steps)):
         pass
     with torch.no_grad():
         reached = -float(law.probs @ summed(model.eval(), law, process, steps).nats)
@@ -199,8 +199,7 @@ class Echo(torch.nn.Module):
 
 @pytest.mark.parametrize("states", [2, 3, 4])
 def test_a_network_hears_and_says_symbols_in_the_same_channels(states: int) -> None:
-    shape = (2, 6, 5)
-    process = Uniform(schedules.Cosine(), states)
+    process, shape = Uniform(schedules.Cosine(), states), (2, 6, 5)
     model = sf.Denoiser(Echo(process.net_shape(shape)), process)
     z = torch.randint(states, (3, *shape))
     y = model.predict(z, 0.5)
@@ -226,10 +225,10 @@ def test_binary_pictures_are_learned_in_the_users_units() -> None:
     train, held = source.split()
     spec = sf.data.DataSpec.fit(source)
     torch.manual_seed(0)
-    process = Uniform(schedules.Flow())
+    process, steps = Uniform(schedules.Flow()), 32
     net = sf.nets.UNet(process.net_shape(source.shape), channels=(16, 32), blocks=1)
-    model, steps = sf.Denoiser(net, process, spec=spec), 32
-    for _ in fit(model, source.x[train], TrainConfig(steps=200, batch=64, precision="float32"), goal=symbols(steps)):
+    model, config = sf.Denoiser(net, process, spec=spec), TrainConfig(steps=200, batch=64, precision="float32")
+    for _ in fit(model, source.x[train], config, loss=Nonequilibrium(steps)):
         pass
     pixels = source.x[train].double().mean(0)
     alone = torch.distributions.Bernoulli(pixels.clamp(1e-3, 1 - 1e-3)).log_prob(source.x[held].double())

@@ -13,11 +13,11 @@ from sfumato.exact import Empirical, GaussianMixture
 from sfumato.model import Denoiser
 from sfumato.nets import MLP
 from sfumato.objectives import denoising_loss, times, weights
+from sfumato.objectives.losses import Denoising
 from sfumato.objectives.teacher import Corrupted, StableTarget, Teacher, away
 from sfumato.process import Gaussian
 from sfumato.schedules import VE, Cosine, Flow, LinearBeta
 from sfumato.training import TrainConfig, fit
-from sfumato.training.goal import Denoising
 
 F64 = torch.float64
 MIXTURE = GaussianMixture([0.3, 0.7], [[-1.0, 0.5], [0.8, 0.0]], [[[0.2, 0.1], [0.1, 0.3]], [[0.4, 0.0], [0.0, 0.05]]])
@@ -196,7 +196,7 @@ def test_the_loop_trains_with_it():
         model = Denoiser(MLP(2, width=32, depth=2), process, "velocity")
         goal = Denoising(times.logit_normal(), None, 0, clean)
         config = TrainConfig(steps=120, batch=64, precision="float32")
-        *_, last = fit(model, law.sample(2000, seed=9).float(), config, goal=goal)
+        *_, last = fit(model, law.sample(2000, seed=9).float(), config, loss=goal)
         ends.append(last.loss)
     assert ends[0] < 0.1 * ends[1]
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sfumato.certification import Foreign
-from sfumato.certification.walks import believes, logsnr, mixture, size, start_states
+from sfumato.certification.bench import believes, logsnr, mixture, size, start_states
 from sfumato.process import Gaussian
 from sfumato.schedules import VE, Trig
 from sfumato.solvers import DDIM, DDPM, LMS, PNDM, Heun, Multistep, SASolver, SDEDPMSolver, Singlestep, UniPC, grids
@@ -78,10 +78,10 @@ def gaps(scheduler, solver, steps=STEPS, noise=F64, stages=False, **options):
     stages: their calls at stages within a step stand at nodes of their grid, ours do not: compare where steps begin.
     """
     adapter = Foreign(scheduler, **options)
-    walk = adapter.walk(None, steps, (1.0, 0.0))
-    z = start_states(mixture(), walk.start)
-    run = walk.run(believes(mixture()), z, SEED)
-    levels = [level for _, level in run.trace.stops]
+    setup = adapter.setup(None, steps)
+    z = start_states(mixture(), setup.start)
+    run = setup.run(believes(mixture()), z, SEED)
+    levels = [level for _, level in run.stops]
     curve = VE(1e-3, 1e3) if all(alpha == 1 for alpha, _ in levels) else Trig()
     times = [float(curve.time(logsnr(level))) if level[1] > 0 else 0.0 for level in levels]
     nodes = [t for t, before in zip(times, [math.inf, *times], strict=False) if t < before - 1e-12]
@@ -89,9 +89,9 @@ def gaps(scheduler, solver, steps=STEPS, noise=F64, stages=False, **options):
     states = list(plan.run(Exact(Gaussian(curve)), z, Recorded(noise)))
     if stages:
         firsts = {round(state.t, 12): state.z for state in reversed(states)}
-        pairs = [(firsts[round(t, 12)], z, level) for t, (z, level) in zip(times, run.trace.stops, strict=True)]
+        pairs = [(firsts[round(t, 12)], z, level) for t, (z, level) in zip(times, run.stops, strict=True)]
     else:
-        seen = [*((call.z, call.level) for call in run.calls), run.trace.stops[-1]]
+        seen = run.states
         assert len(states) == len(seen), "another number of calls"
         pairs = [(state.z, z, level) for state, (z, level) in zip(states, seen, strict=True)]
     return [float((mine - other).abs().max()) / size(level) for mine, other, level in pairs]
@@ -246,14 +246,14 @@ def prk_nodes(scheduler):
 
 def test_pndm_with_its_runge_kutta_start():
     scheduler = theirs("PNDM", set_alpha_to_one=True, timestep_spacing="leading")
-    walk = Foreign(scheduler).walk(None, STEPS, (1.0, 0.0))
-    z = start_states(mixture(), walk.start)
-    run = walk.run(believes(mixture()), z)
-    levels = [run.calls[k].level for k in prk_nodes(scheduler)] + [run.trace.stops[-1][1]]
+    setup = Foreign(scheduler).setup(None, STEPS)
+    z = start_states(mixture(), setup.start)
+    run = setup.run(believes(mixture()), z)
+    levels = [run.calls[k].level for k in prk_nodes(scheduler)] + [run.stops[-1][1]]
     nodes = [float(Trig().time(logsnr(level))) if level[1] > 0 else 0.0 for level in levels]
     plan = PNDM("prk", Given(nodes)).plan(Trig(), len(nodes) - 1, nodes[0], 0.0)
     states = [state.z for state in plan.run(Exact(Gaussian(Trig())), z)]
     assert len(states) == len(run.calls) + 1
     for k in prk_nodes(scheduler):
         torch.testing.assert_close(states[k], run.calls[k].z, rtol=CLOSE, atol=CLOSE)
-    torch.testing.assert_close(states[-1], run.trace.end, rtol=CLOSE, atol=CLOSE)
+    torch.testing.assert_close(states[-1], run.end, rtol=CLOSE, atol=CLOSE)

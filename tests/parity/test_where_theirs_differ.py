@@ -5,10 +5,8 @@ import math
 import pytest
 import torch
 
-from sfumato.certification import Foreign, certify, ode
-from sfumato.certification.examine import FOREIGN_COUNTS
-from sfumato.certification.walks import Oracle, constant, logsnr
-from sfumato.process import Gaussian
+from sfumato.certification import Foreign, certify, checks
+from sfumato.certification.bench import INTERVAL, Oracle, constant, logsnr
 from sfumato.schedules import Trig
 from sfumato.solvers import DPMSolverPP, Multistep, UniPC, grids
 
@@ -27,11 +25,11 @@ def theirs(name, **config):
 
 def order_of(scheduler, **options):
     """The slope of its error, from pure noise to logsnr 4."""
-    return ode.order(Foreign(scheduler, **options), None, FOREIGN_COUNTS).order
+    return checks.order(Foreign(scheduler, **options), None, Foreign.counts).order
 
 
 def error_of(scheduler, steps, **options):
-    return ode.distance(Foreign(scheduler, **options).walk(None, steps, (1.0, 0.0)))
+    return checks.distance(Foreign(scheduler, **options).setup(None, steps), INTERVAL[1])
 
 
 def square(z, level):
@@ -60,8 +58,8 @@ def test_dpm_solver_pp_3m_is_of_order_2():
     """Its D2 is half the second derivative and its weight that of the whole one: the quadratic part counts half."""
     scheduler = theirs("DPMSolverMultistep", **KARRAS, solver_order=3)
     assert order_of(scheduler) == pytest.approx(2, abs=0.25)
-    run = Foreign(scheduler).walk(None, 20, (1.0, 0.0)).run(square, torch.zeros(1, 1, dtype=F64))
-    states, levels = zip(*run.trace.stops, strict=True)
+    run = Foreign(scheduler).setup(None, 20).run(square, torch.zeros(1, 1, dtype=F64))
+    states, levels = zip(*run.stops, strict=True)
     wrong = residuals(states, levels)[2:]  # after the starts by orders 1 and 2
     nodes = [float(Trig().time(logsnr(level))) if level[1] else 0.0 for level in levels]
     plan = Multistep(3, "x", Given(nodes), variable="logsnr", start="low").plan(Trig(), 20, nodes[0], 0.0)
@@ -83,10 +81,12 @@ class Given(grids.Grid):
 
 def off_level(scheduler, steps, **options):
     """How far states are from the level of their call, in sigmas, where the data is one point."""
-    walk = Foreign(scheduler, **options).walk(None, steps, (1.0, 0.0))
+    setup = Foreign(scheduler, **options).setup(None, steps)
     eps = torch.tensor([[1.3, -0.4]], dtype=F64)
-    run = walk.run(constant(ode.POINT), walk.start[0] * ode.POINT + walk.start[1] * eps)
-    return max(float((z - alpha * ode.POINT - sigma * eps).abs().max()) / sigma for z, _, (alpha, sigma) in run.calls)
+    run = setup.run(constant(checks.POINT), setup.start[0] * checks.POINT + setup.start[1] * eps)
+    return max(
+        float((z - alpha * checks.POINT - sigma * eps).abs().max()) / sigma for z, _, (alpha, sigma) in run.calls
+    )
 
 
 @pytest.mark.parametrize("name", ["DDIM", "PNDM"])
@@ -115,7 +115,7 @@ def test_the_network_hears_a_rounded_timestep(name, grid):
 def test_unipc_b1_ends_in_nan():
     """B(h) = h is infinite at the clean signal; the default, B2, is not."""
     scheduler = theirs("UniPCMultistep", **KARRAS, solver_type="bh1")
-    end = Foreign(scheduler).walk(None, 20, (1.0, 0.0)).run(constant(0.8), torch.ones(1, 2, dtype=F64)).trace.end
+    end = Foreign(scheduler).setup(None, 20).run(constant(0.8), torch.ones(1, 2, dtype=F64)).end
     assert bool(end.isnan().all())
     assert certify(UniPC(2, "B1"), quick=True).passed
 
@@ -125,8 +125,8 @@ def test_ddpm_with_the_larger_variance_leaves_noise_in_the_sample():
 
     def spread(spacing):
         scheduler = theirs("DDPM", variance_type="fixed_large", clip_sample=False, timestep_spacing=spacing)
-        run = Foreign(scheduler).walk(None, 20, (1.0, 0.0)).run(constant(0.8), torch.ones(500, 2, dtype=F64))
-        return float((run.trace.end - 0.8).std())
+        run = Foreign(scheduler).setup(None, 20).run(constant(0.8), torch.ones(500, 2, dtype=F64))
+        return float((run.end - 0.8).std())
 
     assert spread("leading") < 1e-9 < 0.1 < spread("trailing")
 
@@ -149,9 +149,3 @@ def test_a_foreign_scheduler_is_certified():
     assert good.passed and good.findings[0].calls == "2 K - 1", good.faults
     wrong = certify(Foreign(theirs("DPMSolverMultistep", **KARRAS, solver_order=3), order=3), quick=True)
     assert "declared 3" in " ".join(wrong.faults)
-
-
-def test_process_is_not_needed():
-    """A foreign scheduler brings its levels: a model without a schedule says so."""
-    with pytest.raises(ValueError, match="its own noise levels"):
-        Gaussian(Oracle(square, None).process.schedule)

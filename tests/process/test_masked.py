@@ -97,11 +97,10 @@ def test_the_loss_of_the_exact_belief_integrates_to_the_entropy(case: str) -> No
     assert torch.allclose(total, -truth.log_prob(truth.states), atol=2e-4), (total, -truth.log_prob(truth.states))
 
 
-@pytest.mark.parametrize("case", KINDS)
-def test_log_prob_is_the_bound_and_an_equality_for_the_exact_belief(case: str) -> None:
-    kind, curve = KINDS[case]
+@pytest.mark.parametrize("kind", [Masked, Uniform])
+def test_log_prob_is_the_bound_and_an_equality_for_the_exact_belief(kind: type[Symbols]) -> None:
     truth = law()
-    model = truth.denoiser(kind(curve, 3))
+    model = truth.denoiser(kind(CURVES["flow"], 3))
     found, wanted = sf.log_prob(model, truth.states, steps=64, probes=32, seed=1), truth.log_prob(truth.states)
     assert found.bound and float((found.stderr / wanted.abs()).max()) < 0.15
     assert bool(((found.value - wanted).abs() < 4.5 * found.stderr + 1e-3).all()), (found.value - wanted) / found.stderr
@@ -109,6 +108,9 @@ def test_log_prob_is_the_bound_and_an_equality_for_the_exact_belief(case: str) -
     assert abs(float((truth.probs * (found.value - wanted)).sum())) < 4 * error < 0.3
     alone = sf.log_prob(model, truth.states[4:5], steps=64, probes=32, seed=1, index=[4])
     assert torch.allclose(alone.value, found.value[4:5], atol=1e-9)
+    # the levels are drawn under the clock alone: another schedule between the same ends costs the same
+    each = [sf.log_prob(truth.denoiser(kind(c, 3)), truth.states, steps=8, probes=2).value for c in CURVES.values()]
+    assert torch.allclose(*each, atol=1e-9)
     with pytest.raises(sf.SfumatoError, match="take method='elbo'"):
         sf.log_prob(model, truth.states, "ode")
 

@@ -8,9 +8,9 @@ from sfumato.data import DataSpec
 from sfumato.diagnostics.validation import validator_for
 from sfumato.exact import PPCA
 from sfumato.nets import Autoencoder
+from sfumato.objectives.loss import Batch
+from sfumato.objectives.losses import Autoencoding
 from sfumato.training import State, TrainConfig, fit
-from sfumato.training.autoencoding import Autoencoding
-from sfumato.training.goal import Batch
 
 
 def settings(steps: int, lr: float, ema: float = 0.0, batch: int = 256) -> TrainConfig:
@@ -33,7 +33,7 @@ def test_a_linear_vae_reaches_the_maximum_likelihood_of_principal_components() -
         return float(law.log_prob(x).mean()), float(bound)
 
     before = learned()
-    for _ in fit(codec, rows, settings(500, 5e-2), goal=Autoencoding()):
+    for _ in fit(codec, rows, settings(500, 5e-2), loss=Autoencoding()):
         pass
     likelihood, bound = learned()
     assert before[0] < best - 2
@@ -96,7 +96,7 @@ def test_the_codebook_moves_in_training_alone() -> None:
     validator_for(goal, codec, x, {}, 64, 32).measure(codec, None)
     goal.observe(Batch(x, {}, torch.arange(64), torch.zeros(64)), torch.zeros(64))
     assert torch.equal(codec.net.quantiser.codebook, before)
-    for _ in fit(codec, x, settings(2, 1e-2, batch=32), goal=goal):
+    for _ in fit(codec, x, settings(2, 1e-2, batch=32), loss=goal):
         pass
     assert not torch.equal(codec.net.quantiser.codebook, before) and goal.restarted >= 8
 
@@ -112,7 +112,7 @@ def test_a_codebook_learns_from_the_whole_batch(micro: int) -> None:
         config = TrainConfig(
             steps=3, batch=32, micro=parts, lr=1e-3, ema=0, optimizer="adamw", precision="float32", weight_decay=0.0
         )
-        for _ in fit(codec, x, config, goal=Autoencoding()):
+        for _ in fit(codec, x, config, loss=Autoencoding()):
             pass
         return codec.net.quantiser.codebook
 

@@ -5,18 +5,21 @@ import math
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import sfumato as sf
 from sfumato import nets, noise
 from sfumato.errors import SfumatoError
+from sfumato.files import write_sealed
+from sfumato.folder import step_of
 from sfumato.model import Denoiser
+from sfumato.objectives.losses import Plain
 from sfumato.process import Gaussian
 from sfumato.schedules import Flow
-from sfumato.training import EMA, State, TrainConfig, averages, snapshots
-from sfumato.training.averages import Averages, Profile, combination, due, overlap
+from sfumato.training import EMA, State, TrainConfig, averages
+from sfumato.training.averages import Profile, combination, due, overlap
 from sfumato.training.ema import exponent
-from sfumato.training.goal import Plain
 
 
 @pytest.mark.parametrize("a", [Profile(3.0, 0.4), Profile(17.0, 1.0), Profile(0.5, 1.0)])
@@ -57,29 +60,27 @@ def test_the_reconstructed_average_is_the_one_that_was_followed(tmp_path):
     """Weights that wander, 400 steps of a random walk: width 0.08 is made from snapshots of two others."""
     torch.manual_seed(0)
     model = Denoiser(nets.MLP(3, width=8, depth=1), Gaussian(Flow()), "velocity")
-    direct, two, steps, batch = EMA(model, 0.08), Averages(model), 400, 64
+    direct, two, steps, batch = EMA(model, 0.08), [EMA(model, w) for w in averages.WIDTHS], 400, 64
     for step in range(1, steps + 1):
         with torch.no_grad():
             for i, p in enumerate(model.net.parameters()):
                 p += 0.1 * noise.normal(step, [i], p.shape, noise.DATA)[0]
-        for each in (direct, two):
+        for each in (direct, *two):
             each.update((step - 1) * batch, step * batch)
         if due((step - 1) / steps, step / steps, 8):
-            snapshots.write(tmp_path, two.snapshot(), step, step * batch)
-    read = list(snapshots.read(snapshots.found(tmp_path)))
-    assert len(read) == 16
-    c, _ = combination(
-        [Profile(exponent(w), one.samples) for one, w, _ in read], Profile(exponent(0.08), steps * batch)
-    )
+            averages.write(tmp_path, averages.tensors(two), step, step * batch)
+    parts = [(load_file(path), *each) for path in averages.found(tmp_path) for each in averages.contents(path)]
+    assert len(parts) == 16 and parts[-1][1].samples == steps * batch
+    c, _ = combination([profile for _, profile, _ in parts], Profile(exponent(0.08), steps * batch))
     for name, wanted in direct.state_dict().items():
-        made = sum(w * weights[name].double() for w, (_, _, weights) in zip(c, read, strict=True))
+        made = sum(w * read[start + name].double() for w, (read, _, start) in zip(c, parts, strict=True))
         assert float((made - wanted).norm() / wanted.norm()) < 0.01, name
 
 
 def test_a_run_gives_a_model_of_any_width(tmp_path):
     x = noise.normal(0, range(200), (4,), noise.DATA).numpy()
     run = sf.train(x, out=str(tmp_path / "run"), steps=60, net="tiny", precision="float32")
-    assert len(snapshots.found(run.path)) == 8
+    assert len(averages.found(run.path)) == 8
     made = averages.average(run.path, 0.06)
     mine, own = made.net.state_dict(), run.denoiser.net.state_dict()
     gap = sum(float((mine[n] - own[n]).square().sum()) for n in own)
@@ -90,6 +91,35 @@ def test_a_run_gives_a_model_of_any_width(tmp_path):
     bare = sf.train(x, out=str(tmp_path / "bare"), steps=3, net="tiny", snapshots=0, precision="float32")
     with pytest.raises(SfumatoError, match="kept no snapshots"):
         averages.average(bare.path, 0.1)
+
+
+def test_a_snapshot_holds_each_average_in_half_precision_where_that_can_hold_it(tmp_path):
+    weights = {"w": torch.randn(8, 40), "large": torch.tensor([1e6 + 64, -3.0]), "count": torch.tensor(70_000)}
+    made = {f"{width:g}.{name}": value + width for width in averages.WIDTHS for name, value in weights.items()}
+    made |= {name: weights["count"] for name in ("0.05.count", "0.1.count")}
+    path = averages.write(tmp_path, made, 10, 640)
+    assert path.stat().st_size < 2 * 2 * 320 + 1500
+    assert averages.found(tmp_path) == [path] and path.name == "step_00000010.safetensors"
+    assert averages.contents(path) == [(Profile(exponent(width), 640), f"{width:g}.") for width in averages.WIDTHS]
+    read = load_file(path)
+    assert read.keys() == made.keys()
+    for name, value in made.items():
+        assert torch.equal(read[name], value.half() if name.endswith(".w") else value)
+
+
+def test_snapshots_of_a_part_of_the_run_that_was_lost_are_deleted(tmp_path):
+    for step in (1, 2, 3, 4, 3):
+        averages.write(tmp_path, {"0.05.w": torch.ones(3), "0.1.w": torch.ones(3)}, step, 10 * step)
+    assert [step_of(path) for path in averages.found(tmp_path)] == [1, 2, 3]
+
+
+def test_snapshots_of_an_earlier_version_are_refused_and_do_not_stop_the_run(tmp_path):
+    path = tmp_path / averages.FOLDER / "step_00000002.safetensors"
+    contract = {"format": "sfumato averages", "step": 2, "samples": 20, "widths": [0.05, 0.1], "base": None}
+    write_sealed(path, {"0.05.whole.w": torch.ones(3).half(), "0.1.whole.w": torch.ones(3).half()}, contract)
+    averages.write(tmp_path, {"0.05.w": torch.ones(3), "0.1.w": torch.ones(3)}, 3, 30)
+    with pytest.raises(SfumatoError, match=r"step_00000002.safetensors was written by another version of sfumato"):
+        averages.average(tmp_path, 0.06)
 
 
 def test_a_swap_ends_with_its_block():
@@ -140,7 +170,7 @@ def test_the_start_has_no_part_in_any_average(width, steps, skipped):
             state.step, state.samples = step, state.samples + config.batch
             continue
         state.average(config.batch)
-        for ema in (state.ema, *state.averages.each):
+        for ema in (state.ema, *state.averages):
             weights = ema.denoiser.net.weight[0]
             assert float(weights[: skipped + 1].sum()) == 0.0 or step < steps / 10
             assert float(weights.sum()) == pytest.approx(1, abs=1e-4)

@@ -11,7 +11,7 @@ import yaml
 from sfumato import registry
 from sfumato.errors import SfumatoError
 from sfumato.training.config import NAMING, TrainConfig, budget, choices, docs, from_dict, from_yaml
-from sfumato.training.goal import goal_of
+from sfumato.training.parts import loss_of
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_a_density_that_moves_needs_a_weight():
     assert moving == ["adaptive", "variance-optimal", "learned"]
     for name in moving:
         with pytest.raises(SfumatoError, match="needs a weight"):
-            goal_of(TrainConfig(times=name))
-        assert goal_of(TrainConfig(times=name, weight="elbo")).times.moves
+            loss_of(TrainConfig(times=name))
+        assert loss_of(TrainConfig(times=name, weight="elbo")).times.moves
 
 
 def test_every_setting_has_its_words():

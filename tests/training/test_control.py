@@ -60,20 +60,20 @@ def test_a_pause_is_no_training_time(tmp_path, monkeypatch):
         (ear.folder / "pause").unlink()
         return 1000.0
 
-    monkeypatch.setattr(control.Ear, "wait", long_wait)
+    monkeypatch.setattr(control.Commands, "wait", long_wait)
     speaker, run = train(tmp_path / "run", {3: "pause"})
     assert any("Paused at step 3" in line for line in speaker.said)
     assert run.metrics[-1]["step"] == 8 and run.metrics[-1]["elapsed"] < 0  # the clock stood for all that was waited
 
 
 def test_a_pause_ends_with_its_file(tmp_path):
-    ear = control.Ear(tmp_path)
+    commands = control.Commands(tmp_path)
     (tmp_path / control.FOLDER).mkdir()
     lying = tmp_path / control.FOLDER / "pause"
     lying.touch()
-    assert ear.words() == ["pause"]
+    assert commands.words() == ["pause"]
     found = []
-    waiting = threading.Thread(target=lambda: found.append(ear.wait()))
+    waiting = threading.Thread(target=lambda: found.append(commands.wait()))
     waiting.start()
     waiting.join(0.1)
     assert waiting.is_alive()

@@ -331,6 +331,6 @@ def test_processes_part_only_once_the_threads_of_communication_are_quiet():
     named, thread = threading.Event(), threading.Thread(target=work)
     thread.start()
     named.wait()
-    distributed._settled()
+    distributed._wait_for_gloo()
     assert finished and finished[0] <= time.monotonic()
     thread.join()

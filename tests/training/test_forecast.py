@@ -68,8 +68,8 @@ def pair(tmp_path_factory):
     np.save(place / "x.npy", X)
     words = [f"--{name}={value}" for name, value in SMALL.items()]
     code = (
-        "import sys\nfrom sfumato.cli import main\nfrom sfumato.machine import held\n"
-        "assert main(sys.argv[1:]) == 0\nprint(held())"
+        "import sys\nfrom sfumato.cli import main\nfrom sfumato.machine import peak_memory\n"
+        "assert main(sys.argv[1:]) == 0\nprint(peak_memory())"
     )
     command = [sys.executable, "-c", code, "train", str(place / "x.npy"), "--out", str(place / "run"), *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
@@ -162,20 +162,20 @@ class Hungry(nn.Module):
         return self.linear(x)
 
 
-def test_halved_parts_are_told_and_too_little_memory_is_one_sentence():
-    assert sf.forecast(X, **{**SMALL, "net": "hungry(most=4)"}).facts["micro"] == 4
-    with pytest.raises(sf.SfumatoError, match="even for one sample at a time"):
-        sf.forecast(X, **{**SMALL, "net": "hungry(most=0)"})
-
-
-def test_fits_asks_memory_and_disk():
-    found = sf.forecast(X, **SMALL)
+def test_halved_parts_and_whether_memory_and_disk_suffice():
+    found = sf.forecast(X, **{**SMALL, "net": "hungry(most=4)"})
+    assert found.facts["micro"] == 4
     held, disk = found.memory, found.disk
     assert found.fits is True
     assert dataclasses.replace(found, memory={**held, "free": held["train"] - 1}).fits is False
     assert dataclasses.replace(found, disk={**disk, "free": disk["total"] - 1}).fits is False
     assert dataclasses.replace(found, memory={**held, "device_train": 2, "device_free": 1}).fits is False
-    assert dataclasses.replace(found, memory={**held, "train": None}).fits is None
+    assert dataclasses.replace(found, memory={**held, "device_train": 1, "device_free": 2}).fits is True
+
+
+def test_too_little_memory_is_one_sentence():
+    with pytest.raises(sf.SfumatoError, match="even for one sample at a time"):
+        sf.forecast(X, **{**SMALL, "net": "hungry(most=0)"})
 
 
 def test_an_autoencoder_is_forecast(tmp_path):

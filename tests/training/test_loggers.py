@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import sfumato as sf
+from consoles import Heard
 from sfumato import registry
 from sfumato.errors import SfumatoError
 from sfumato.folder import read
@@ -82,23 +83,6 @@ def test_trackio_has_every_number_of_the_log(tmp_path):
     assert "Reserved" not in done.stderr
 
 
-def test_a_dashboard_that_cannot_start_does_not_stop_the_run(tmp_path, monkeypatch):
-    def refuses(run, config):
-        raise ConnectionError("nobody is logged in")
-
-    class Heard(Silent):
-        said: list[str] = []
-
-        def note(self, text):
-            self.said.append(text)
-
-    monkeypatch.setitem(registry._MADE["logger"], "wandb", refuses)
-    monkeypatch.setattr(loggers, "check", lambda words: None)
-    run = sf.train(X, out=str(tmp_path / "run"), loggers="wandb", **{**HOW, "console": Heard()})
-    assert run.metrics[-1]["done"]
-    assert "wandb is left alone from here on (ConnectionError: nobody is logged in)." in Heard.said
-
-
 def test_names_are_checked_before_anything_is_done(tmp_path):
     with pytest.raises(SfumatoError, match="no logger 'tensorbord': did you mean 'tensorboard'"):
         sf.train(X, out=str(tmp_path / "run"), loggers="tensorbord", **HOW)
@@ -112,31 +96,32 @@ def test_a_missing_package_names_its_extra(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_dashboard_that_fails_does_not_stop_the_run(tmp_path, monkeypatch):
-    class Broken(loggers.Logger):
-        def __init__(self, run, config) -> None:
-            self.calls = 0
+def refuses(run, config):
+    raise ConnectionError("nobody is logged in")
 
-        def numbers(self, values, samples):
-            self.calls += 1
-            raise ConnectionError("the network is gone")
 
-        def picture(self, path, samples):
-            raise AssertionError("it was left alone before")
+class Broken(loggers.Logger):
+    def __init__(self, run, config) -> None:
+        pass
 
-        def close(self):
-            raise AssertionError("it was left alone before")
+    def numbers(self, values, samples):
+        raise ConnectionError("the network is gone")
 
-    class Heard(Silent):
-        said: list[str] = []
+    def picture(self, path, samples):
+        raise AssertionError("it was dropped before")
 
-        def note(self, text):
-            self.said.append(text)
+    def close(self):
+        raise AssertionError("it was dropped before")
 
+
+def test_dashboards_that_fail_are_reported_once_and_do_not_stop_the_run(tmp_path, monkeypatch):
     monkeypatch.setitem(registry._MADE["logger"], "wandb", Broken)
+    monkeypatch.setitem(registry._MADE["logger"], "mlflow", refuses)
     monkeypatch.setattr(loggers, "check", lambda words: None)
-    run = sf.train(X, out=str(tmp_path / "run"), loggers="wandb", **{**HOW, "console": Heard()})
+    heard = Heard()
+    run = sf.train(X, out=str(tmp_path / "run"), loggers="wandb, mlflow", **{**HOW, "console": heard})
     assert run.metrics[-1]["done"]
-    assert [line for line in Heard.said if "wandb is left alone" in line] == [
-        "wandb is left alone from here on (ConnectionError: the network is gone)."
+    assert [line for line in heard.said if "gets no more of this run" in line] == [
+        "mlflow failed and gets no more of this run (ConnectionError: nobody is logged in).",
+        "wandb failed and gets no more of this run (ConnectionError: the network is gone).",
     ]

@@ -14,13 +14,13 @@ from sfumato.diagnostics.validation import BINS
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
 from sfumato.objectives import weights
+from sfumato.objectives.losses import Denoising, Plain
 from sfumato.objectives.times import TimeDensity
 from sfumato.process import Gaussian
 from sfumato.schedules import Flow
 from sfumato.training import EMA, State, TrainConfig, fit, loop
 from sfumato.training.batches import Batches
 from sfumato.training.ema import exponent
-from sfumato.training.goal import Denoising, Plain
 from sfumato.training.loop import rate_factor
 
 DATA = noise.normal(3, range(60), (5,), noise.DATA)
@@ -230,11 +230,11 @@ def test_a_density_learns_from_the_losses_and_is_part_of_the_checkpoint():
     config = settings()
     state = State(denoiser(), config, Denoising(_Running(), weights.elbo(), 0))
     lines = [p.to_dict() for p in fit(state.denoiser, DATA, config, LABELS, state=state)]
-    times = state.goal.times
+    times = state.loss.times
     assert float(times.seen[1]) == 12 * 7
     mean = float(times.seen[0] / times.seen[1])
     assert mean == pytest.approx(sum(line["loss"] for line in lines) / len(lines), rel=1e-5)
     assert len(times.grads) == 12 and all(math.isfinite(g) and g != 0 for g in times.grads)
     other = State(denoiser(), config, Denoising(_Running(), weights.elbo(), 0))
     other.load({name: value.clone() for name, value in state.tensors().items()}, state.counters())
-    assert torch.equal(other.goal.times.seen, times.seen)
+    assert torch.equal(other.loss.times.seen, times.seen)

@@ -109,7 +109,7 @@ def test_what_cannot_be_kept_is_said_before_a_run_begins(tmp_path):
         ({"net": Silent(2)}, "No file could describe Silent, so that it could be made again.*config"),
         ({"net": "remembred"}, "net cannot be 'remembred': did you mean 'remembered'"),
         ({"net": "remembered(powr=1)"}, "has no argument 'powr': did you mean 'power'"),
-        ({"net": Told(5)}, "Told could not be asked.*called as net"),
+        ({"net": Told(5)}, "Told could not be called.*called as net"),
         ({"net": 3}, "net takes a name or a torch.nn.Module"),
         ({"loss": "robst"}, "loss cannot be 'robst': did you mean 'robust'"),
         ({"loss": nn.Linear(2, 2)}, "A loss is a module with `losses"),
@@ -186,7 +186,7 @@ def test_a_player_learns_by_its_own_losses(tmp_path):
         state = State(model, config, Critic())
         for _ in fit(model, x, config, state=state):
             pass
-        found[micro] = state.goal.module.mean.detach()
+        found[micro] = state.loss.module.mean.detach()
         said = state.best.predict(torch.zeros(1, 2), 0.5)[0]
         assert torch.allclose(found[micro], x.mean(0), atol=0.3) and torch.allclose(said, found[micro], atol=0.3)
     assert torch.allclose(found[16], found[5], atol=1e-5)

@@ -9,11 +9,11 @@ from sfumato.diagnostics.validation import validator_for
 from sfumato.machine import out_of_memory
 from sfumato.model import Denoiser
 from sfumato.objectives import times, weights
+from sfumato.objectives.losses import Denoising
 from sfumato.process import Gaussian
 from sfumato.sampling import sample
 from sfumato.schedules import Flow
 from sfumato.training import State, TrainConfig, fit
-from sfumato.training.goal import Denoising
 
 DATA = noise.normal(3, range(60), (5,), noise.DATA, dtype=torch.float64)
 LABELS = torch.arange(60) % 3

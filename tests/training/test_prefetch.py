@@ -9,7 +9,8 @@ import torch
 import sfumato as sf
 from sfumato import nets
 from sfumato.data import DataSpec
-from sfumato.data.rows import DECODING, READING, Mapped, Part, Rows
+from sfumato.data.column import Column
+from sfumato.data.rows import DECODING, READING, Mapped, Rows, Subset
 from sfumato.data.source import Source
 from sfumato.errors import SfumatoError
 from sfumato.training import waiting
@@ -17,7 +18,6 @@ from sfumato.training.batches import Batches
 from sfumato.training.config import TrainConfig
 from sfumato.training.console import Silent
 from sfumato.training.loop import fit
-from sfumato.training.prefetch import Prefetch
 from sfumato.training.waiting import FETCHING, NORMALISING, Waiting
 
 X = np.random.default_rng(0).integers(0, 255, (57, 3), dtype=np.uint8)
@@ -51,20 +51,21 @@ def threads() -> list[str]:
 
 
 def source(x) -> Source:
-    return Source(x, LABELS, ["a", "b", "c"], [str(i) for i in range(len(X))], "array", "x")
+    label = Column(LABELS.numpy(), np.ones(len(X), bool), ("a", "b", "c"))
+    return Source(x, "array", "x", {"label": label})
 
 
 def test_rows_are_what_a_tensor_is(mapped):
     x = torch.from_numpy(X)
     index = torch.tensor([5, 3, 56, 3])
-    for rows in (mapped, Counted(), Part(x, torch.arange(57)), Part(mapped, torch.arange(57))):
+    for rows in (mapped, Counted(), Subset(x, torch.arange(57)), Subset(mapped, torch.arange(57))):
         assert rows.shape == x.shape and rows.dtype == x.dtype and len(rows) == 57 and rows.nbytes == x.nbytes
         assert torch.equal(rows[7], x[7]) and torch.equal(rows[-1], x[-1])
         assert torch.equal(rows[3:50:4], x[3:50:4]) and torch.equal(rows[9:9], x[9:9]) and torch.equal(rows[:], x)
         assert torch.equal(rows[index], x[index])
         with pytest.raises(IndexError):
             rows[57]
-    assert torch.equal(Part(mapped, index)[torch.tensor([2, 0])], x[[56, 5]])
+    assert torch.equal(Subset(mapped, index)[torch.tensor([2, 0])], x[[56, 5]])
 
 
 def test_statistics_are_the_same_bits_wherever_the_rows_are(mapped):
@@ -72,9 +73,14 @@ def test_statistics_are_the_same_bits_wherever_the_rows_are(mapped):
     assert DataSpec.fit(source(mapped)) == wanted and DataSpec.fit(source(Counted())) == wanted
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
-def test_the_number_of_workers_changes_nothing(workers, mapped, tmp_path):
-    usual = sf.train(source(torch.from_numpy(X)), out=str(tmp_path / "usual"), **HOW)
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory):
+    """A run whose data are in memory."""
+    return sf.train(source(torch.from_numpy(X)), out=tmp_path_factory.mktemp("runs") / "usual", **HOW)
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_the_number_of_workers_changes_nothing(workers, usual, mapped, tmp_path):
     other = sf.train(source(mapped), out=str(tmp_path / "other"), workers=workers, **HOW)
     for (name, a), b in zip(
         usual.denoiser.net.state_dict().items(), other.denoiser.net.state_dict().values(), strict=True
@@ -95,14 +101,13 @@ class Stops(Silent):
             raise KeyboardInterrupt
 
 
-def test_a_run_that_is_stopped_leaves_no_thread_and_goes_on_as_the_run_in_one(mapped, tmp_path):
-    whole = sf.train(source(mapped), out=str(tmp_path / "whole"), workers=2, **HOW)
+def test_a_run_that_is_stopped_leaves_no_thread_and_goes_on_as_the_run_in_one(usual, mapped, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         sf.train(source(mapped), out=str(tmp_path / "parts"), workers=2, **{**HOW, "console": Stops()})
     assert not threads()
     parts = sf.resume(tmp_path / "parts", data=source(mapped), workers=1, console=Silent())
-    assert len(parts.metrics) == len(whole.metrics)
-    kept = [run.denoiser.net.state_dict().values() for run in (whole, parts)]
+    assert len(parts.metrics) == len(usual.metrics)
+    kept = [run.denoiser.net.state_dict().values() for run in (usual, parts)]
     assert all(torch.equal(a, b) for a, b in zip(*kept, strict=True))
 
 
@@ -131,13 +136,6 @@ def test_an_error_in_a_thread_is_one_sentence_where_the_batch_is_needed():
     assert not threads()
 
 
-def test_a_start_that_was_not_foreseen_drops_what_was_under_way():
-    ahead = Prefetch(lambda start: start * 2, workers=2)
-    assert [ahead.get(start, 5) for start in (0, 5, 10, 0, 5, 100)] == [0, 10, 20, 0, 10, 200]
-    ahead.close()
-    assert not threads()
-
-
 @pytest.mark.parametrize(
     ("cause", "words"),
     [(READING, "faster disk"), (DECODING, "let the cache hold it"), (NORMALISING, "a larger --net")],
@@ -154,26 +152,28 @@ def test_waiting_is_said_once_with_cause_and_cure(cause, words, monkeypatch):
     if cause != NORMALISING:
         with rows.spent.on(cause):
             passes(4.0)
-    told.share()
+    told.report()
     with told.on(NORMALISING if cause == NORMALISING else FETCHING):
         passes(4.0)
     passes(36.0)
-    first, second = told.told(), told.told()
+    first, second = told.report(), told.report()
     assert first["data_wait"] == pytest.approx(0.1) and first["advice"] is None  # not more than a tenth
     assert second["data_wait"] == 0
     with told.on(NORMALISING if cause == NORMALISING else FETCHING):
         passes(1.0)
     passes(1.0)
-    said = told.told()
+    said = told.report()
     assert said["data_wait"] == pytest.approx(0.5)
     assert f"50% of the time for their data ({cause})" in said["advice"] and words in said["advice"]
     with told.on(FETCHING):
         passes(9.0)
-    assert told.told()["advice"] is None  # once
+    assert told.report()["advice"] is None  # once
 
 
-def test_little_that_was_waited_is_not_spoken_of():
+def test_little_that_was_waited_is_not_spoken_of(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
     told = Waiting(torch.zeros(3, 1), workers=0)
     with told.on(FETCHING):
-        pass
-    assert waiting.MUCH < 1 and told.advice(1.0) is None
+        now[0] += waiting._SURE / 2
+    assert told.report()["advice"] is None

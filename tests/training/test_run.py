@@ -14,14 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import sfumato as sf
 from sfumato.errors import SfumatoError
-from sfumato.folder import read
-from sfumato.pictures import read_manifest
+from sfumato.folder import Log, read
 from sfumato.training import checkpoint
 from sfumato.training.console import Console, Silent
 from sfumato.training.run import Interrupted
+from sfumato.training.validation import Judge
 
 SETTINGS = {"steps": 12, "batch": 8, "precision": "float32", "net": "tiny", "sample_every": 6}
 TIMED = {"elapsed", "eta", "rate", "data_wait"}
@@ -72,7 +73,7 @@ def test_a_run_leaves_its_folder(whole):
     }  # fmt: skip
     assert [p.name for p in checkpoint.found(whole.path)] == ["step_00000012.safetensors"]
     assert sorted(p.name for p in (whole.path / "samples").iterdir()) == ["step_00000006.png", "step_00000012.png"]
-    manifest = read_manifest(whole.path / "samples/step_00000012.png")
+    manifest = Image.open(whole.path / "samples/step_00000012.png").text
     assert manifest["samples_seen"] == "96" and manifest["guidance"] == "2.5"
     assert whole.metrics[-1]["done"] and whole.denoiser.provenance["steps"] == 12
     assert sf.training.config.from_yaml(str(whole.path / "config.yaml")) == whole.config
@@ -121,6 +122,48 @@ def test_ctrl_c_within_a_step_leaves_no_half_of_it(data, whole, tmp_path, where,
     assert checkpoint.latest(tmp_path / "run")[0]["counters"]["step"] == kept
     sf.resume(tmp_path / "run", console=Silent())
     same(tmp_path / "run", whole.path)
+
+
+@pytest.mark.parametrize("step", [5, 12])
+@pytest.mark.parametrize("where", ["before the line", "after the line"])
+def test_ctrl_c_between_a_step_and_its_line_loses_and_doubles_no_line(data, whole, tmp_path, monkeypatch, where, step):
+    """Also after the last step: the run then ends once it is resumed, without a larger budget."""
+    at, write, due = Judge.at, Log.write, [True]
+
+    def interrupt(now: int) -> None:
+        if now == step and due:
+            due.clear()
+            signal.raise_signal(signal.SIGINT)
+
+    def judged(judge, *how):
+        if where == "before the line":
+            interrupt(judge.state.step)
+        return at(judge, *how)
+
+    def written(log, line):
+        write(log, line)
+        if where == "after the line":
+            interrupt(line["step"])
+
+    monkeypatch.setattr(Judge, "at", judged)
+    monkeypatch.setattr(Log, "write", written)
+    with pytest.raises(Interrupted, match=f"Stopped at step {step};"):
+        sf.train(data, tmp_path / "run", console=Silent(), **SETTINGS)
+    assert not due
+    run = sf.resume(tmp_path / "run", console=Silent())
+    same(run.path, whole.path)
+    assert run.metrics[-1]["done"] and (run.path / "report.json").exists()
+
+
+def test_ctrl_c_while_a_stopped_run_is_saved_says_how_to_go_on(data, tmp_path, monkeypatch):
+    def start(session) -> None:
+        monkeypatch.setattr(checkpoint, "write", lambda *_: signal.raise_signal(signal.SIGINT))
+        session.console.step = 4
+
+    console, out = StopAt(-1), tmp_path / "run"
+    with pytest.raises(Interrupted, match=f"newest checkpoint is that of step 0. Go on: sfumato resume {out}"):
+        sf.train(data, out, console=console, on_start=start, **SETTINGS)
+    assert "Interrupted while the run was being saved" in console.said[-1]
 
 
 def test_a_half_written_checkpoint_is_never_chosen(data, whole, tmp_path):
@@ -172,7 +215,7 @@ else:
 """
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_run_that_was_killed_is_the_run_that_was_not(data, tmp_path, kills):
     """Weights, optimiser, averages and log, bit by bit, after `kill -9` at random moments."""
     steps, out, moments = 40 * kills, tmp_path / "run", random.Random(0)

@@ -8,10 +8,10 @@ from sfumato import noise
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
 from sfumato.objectives import score_matching, weights
+from sfumato.objectives.losses import Denoising, Plain
 from sfumato.serialization import describe
 from sfumato.training.config import TrainConfig
 from sfumato.training.console import Silent
-from sfumato.training.goal import Denoising, Plain
 from sfumato.training.loop import fit
 from sfumato.training.state import State
 

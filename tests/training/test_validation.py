@@ -10,20 +10,20 @@ import torch
 
 import sfumato as sf
 from sfumato import nets, noise
-from sfumato.diagnostics import log
+from sfumato.diagnostics.board_figures import from_log
 from sfumato.diagnostics.triples import read, trend
 from sfumato.diagnostics.validation import BINS, MICRO, validator_for
 from sfumato.distributed import ALONE
 from sfumato.model import Denoiser
 from sfumato.objectives import Objective, denoising_loss
 from sfumato.objectives.adaptive import adaptive
+from sfumato.objectives.losses import Denoising
 from sfumato.process import Gaussian
 from sfumato.schedules import Flow
 from sfumato.training import State, TrainConfig, fit
 from sfumato.training.console import Silent
 from sfumato.training.evaluation_schedule import GRADIENTS, LOSSES
-from sfumato.training.goal import Denoising
-from sfumato.training.validation import Judge, Labelled, judge
+from sfumato.training.validation import Judge, judge
 
 DATA = noise.normal(3, range(400), (5,), noise.DATA)
 HOLDOUT = noise.normal(4, range(100), (5,), noise.DATA)
@@ -117,7 +117,7 @@ def test_what_adapts_is_judged_on_levels_that_stay():
     second = validator.measure(model, None)
     assert second.raw == first.raw and second.logsnr == first.logsnr
     assert second.board["density"][2] > 2 * second.board["density"][-3]
-    facts = log.read([second.to_dict()], Objective(schedule, "velocity", times, sf.weights.sigmoid()))
+    facts = from_log([second.to_dict()], Objective(schedule, "velocity", times, sf.weights.sigmoid()))
     assert facts["span"] == pytest.approx([30 / BINS] * BINS)
     total = sum(facts["contribution"]["raw"]["value"])
     assert total == pytest.approx(math.fsum(first.raw) / BINS)
@@ -138,16 +138,16 @@ def test_the_log_is_read_as_a_board():
     state = State(denoiser(), config)
     lines = [p.to_dict() for p in fit(state.denoiser, DATA, config, None, (HOLDOUT, None), state)]
     lines = json.loads(json.dumps([line for line in lines if "valid_raw" in line], allow_nan=False))
-    facts = log.read(lines, Objective(Flow(), "velocity", sf.times.logit_normal()))
+    facts = from_log(lines, Objective(Flow(), "velocity", sf.times.logit_normal()))
     last = lines[-1]
-    assert facts["models"] == ["raw", "ema"] and facts["loss"]["ema"]["value"] == last["bins_loss_ema"]
+    assert list(facts["loss"]) == ["raw", "ema", "trivial"] and facts["loss"]["ema"]["value"] == last["bins_loss_ema"]
     assert sum(facts["contribution"]["ema"]["value"]) == pytest.approx(last["valid_ema"])
     deep = [line for line in lines if "bins_grad_square" in line]
     kept = deep[len(deep) // 2 :]
     assert len(deep) >= 2
     mean = np.mean([line["bins_grad_variance"] for line in kept], 0)
     assert facts["gradients"]["variance"]["value"] == pytest.approx(mean.tolist())
-    assert log.read([{"loss": 1.0}], Objective(Flow())) is None
+    assert from_log([{"loss": 1.0}], Objective(Flow())) is None
 
 
 def judged(model, held, train, count=BINS * 14):
@@ -230,14 +230,14 @@ def test_judged_are_samples_of_all_classes():
     config = settings(steps=400, batch=64)
     model = Denoiser(nets.MLP(5, classes=10, width=16, depth=1), Gaussian(Flow()), "velocity")
     state = State(model, config)
-    measure = judge(state, config, DATA[:300], labels, Labelled(DATA[:300], labels))
+    measure = judge(state, config, DATA[:300], labels, (DATA[:300], labels))
     assert len(measure.draws.cond["label"].unique()) == 10 == len(measure.beside.cond["label"].unique())
 
 
 def test_a_slow_run_of_minutes_is_not_overspent():
     """Its pace is looked at first: 20 samples a second for a minute bear 18 triples, not 126."""
     state, config = State(denoiser(), settings(steps=None, minutes=1.0)), settings(steps=None, minutes=1.0)
-    sides = Labelled(DATA, None), Labelled(HOLDOUT, None)
+    sides = (DATA, None), (HOLDOUT, None)
     own = Judge(state, config, *sides)
     assert own.at(0.0, 0.01, ALONE) is None and state.triples == 0
     state.samples = 1200
@@ -253,9 +253,9 @@ def test_a_slow_run_of_minutes_is_not_overspent():
 def test_a_sample_goes_through_the_levels(count):
     """Where draws share samples no level has samples of its own."""
     draws = judged(denoiser(), HOLDOUT[:count], HOLDOUT[:count]).draws
-    shared = {int(s) for s in draws.sample if int((draws.sample == s).sum()) > 1}
+    shared = {int(s) for s in draws.row if int((draws.row == s).sum()) > 1}
     for sample in shared:
-        levels = draws.index[draws.sample == sample] % BINS
+        levels = draws.index[draws.row == sample] % BINS
         assert len(levels.unique()) >= min(BINS, len(levels)) - 2
 
 
@@ -295,7 +295,7 @@ def test_a_run_has_its_board(run):
     assert "before it had seen any" in moving.notes[0] and moving.bins.width.max() == pytest.approx(30 / 8)
     given = sf.board(run.path, data, samples=8, gradients=0, times="logit-normal", weight="plain")
     assert not given.monotone
-    with pytest.raises(sf.SfumatoError, match="brings its own moving average"):
+    with pytest.raises(sf.SfumatoError, match="has its own moving average"):
         sf.board(run.path, data, ema=denoiser())
     with pytest.raises(sf.SfumatoError, match="not rescaled|in the units|in those units"):
         sf.board(run.path, np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32))

@@ -11,11 +11,11 @@ from sfumato.errors import SfumatoError
 from sfumato.objectives import times
 from sfumato.objectives.history import LossHistory
 from sfumato.objectives.hybrid import Defensive
+from sfumato.objectives.losses import Hybrid, VariationalBound
 from sfumato.schedules import Flow
 from sfumato.training import State, fit
-from sfumato.training.bounding import Bounding
 from sfumato.training.config import TrainConfig
-from sfumato.training.goal import Hybrid, goal_of
+from sfumato.training.parts import loss_of
 
 F64 = torch.float64
 
@@ -38,15 +38,15 @@ def test_a_run_learns_a_variance_and_its_file_samples(tmp_path):
 
 
 def test_the_goal_is_named_by_the_settings():
-    goal = goal_of(TrainConfig(variance="learned", times="logit-normal"))
-    assert isinstance(goal, Hybrid) and not isinstance(goal_of(TrainConfig()), Hybrid)
+    goal = loss_of(TrainConfig(variance="learned", times="logit-normal"))
+    assert isinstance(goal, Hybrid) and not isinstance(loss_of(TrainConfig()), Hybrid)
     for changes, words in (
         ({"variance": "learn"}, "did you mean 'learned'"),
         ({"variance": "learned", "times": "adaptive", "weight": "elbo"}, "fixed time density"),
         ({"variance": "learned", "energy": True}, "energy"),
     ):
         with pytest.raises(SfumatoError, match=words):
-            goal_of(TrainConfig(**changes))
+            loss_of(TrainConfig(**changes))
 
 
 def test_a_quarter_of_the_levels_is_uniform():
@@ -110,7 +110,7 @@ def test_training_by_the_bound_lowers_it_and_follows_its_losses():
     denoiser = sf.Denoiser(sf.nets.MLP(2, width=32, depth=1, outputs=2), sf.Gaussian(Flow()), variance="learned")
     x, held = law.sample(2000).float(), law.sample(500, seed=5)
     config = TrainConfig(steps=150, batch=64, lr=3e-3, optimizer="adamw")
-    goal = Bounding(steps, history=LossHistory(steps, length=4))
+    goal = VariationalBound(steps, history=LossHistory(steps, length=4))
     state = State(denoiser, config, goal)
     before = float(sf.vlb(denoiser, held, steps).total.mean())
     last = list(fit(denoiser, x, config, holdout=(held.float(), None), state=state))[-1]
@@ -121,6 +121,6 @@ def test_training_by_the_bound_lowers_it_and_follows_its_losses():
     found = validator_for(goal, denoiser, held.float(), {}, 4000, 500).measure(denoiser, None)
     assert found.best * 2 == pytest.approx(float((after.total - after.prior).mean()), abs=0.15)
     assert goal.history.full and float(goal.history.mass.max()) > 2 / steps
-    other = State(denoiser, config, Bounding(steps, history=LossHistory(steps, length=4)))
+    other = State(denoiser, config, VariationalBound(steps, history=LossHistory(steps, length=4)))
     other.load({name: value.clone() for name, value in state.tensors().items()}, state.counters())
-    torch.testing.assert_close(other.goal.history.mass, goal.history.mass)
+    torch.testing.assert_close(other.loss.history.mass, goal.history.mass)

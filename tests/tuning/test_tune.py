@@ -13,8 +13,8 @@ from sfumato.process import Gaussian
 from sfumato.schedules import EDM, VE, Cosine, Flow, LinearBeta
 from sfumato.solver_selection import make_plan
 from sfumato.solvers import Multistep, default
-from sfumato.tuning import table
-from sfumato.tuning.fit import Exam, Problem, levenberg_marquardt
+from sfumato.tuning.coefficients import write
+from sfumato.tuning.fit import Fit, Pairs
 from sfumato.tuning.search import Range, untuned
 from sfumato.tuning.study import worse
 from tuning_cases import network
@@ -61,16 +61,16 @@ def test_never_worse_even_where_there_is_too_little_to_fit():
     exact = law().flow(z, 1.0, 0.05, model.process)
     found, before = error(plan, model, z, exact), error(start, model, z, exact)
     assert found[0] <= 1.1 * before[0] and found[1] <= 1.1 * before[1]
-    *_, (unchecked, _) = levenberg_marquardt(*overfit(model, start))
-    spoilt = error(table.write(unchecked, start, Flow(), "unchecked"), model, z, exact)
+    *_, unchecked = overfit(model, start).descend(30)
+    spoilt = error(write(unchecked, start, Flow(), "unchecked"), model, z, exact)
     assert spoilt[0] > 1.1 * before[0]  # without held-out noise it would have been
 
 
 def overfit(model, start):
     """The same fit to eight points, with nothing to judge it."""
     z = noise.normal(0, range(8), (2,), noise.PRIOR, 1, dtype=F64)
-    exam = Exam(z, law().flow(z, 1.0, 0.05, model.process), {})
-    return Problem(model, table.Clock(Flow(), 1.0, 0.05), 100), table.read(start), exam, 1e9, 30
+    pairs = Pairs(z, law().flow(z, 1.0, 0.05, model.process), {})
+    return Fit(model, start, Range(Flow(), 1.0, 0.05), pairs, 100, 1e9)
 
 
 def test_chance_is_told_from_harm():
@@ -84,13 +84,13 @@ def test_chance_is_told_from_harm():
     assert worse(many, before)
 
 
-def test_the_same_seed_gives_the_same_plan():
+def test_the_same_seed_gives_the_same_plan(coarse):
     model = law().denoiser(Gaussian(Flow()))
     first, again, other = (sf.tune(model, 3, points=32, rounds=4, seed=seed) for seed in (0, 0, 1))
     assert first == again and first.times != other.times
 
 
-def test_a_guided_plan_is_used_with_its_guidance_alone():
+def test_a_guided_plan_is_used_with_its_guidance_alone(coarse):
     model = law().denoiser(Gaussian(Flow()))
     label = torch.arange(3)
     plan = sf.tune(model, 4, guidance=2.0, interval=(-2.0, 3.0), points=128, rounds=8, label=label)
@@ -110,7 +110,7 @@ def test_a_guided_plan_is_used_with_its_guidance_alone():
     assert bool((drawn != sf.sample(sf.guide(model, 2.5), 6, steps=4, label=[0, 1, 2] * 2)).any())
 
 
-def test_scale_one_and_no_guidance_are_the_same_use():
+def test_scale_one_and_no_guidance_are_the_same_use(coarse):
     model = law().denoiser(Gaussian(Flow()))
     plan = sf.tune(model, 3, guidance=1.0, points=16, rounds=1, label=0)
     assert plan.guidance == (1.0, None) and serialization.plan_name(plan) == "3"
@@ -130,7 +130,7 @@ def test_a_start_below_one_is_reached_by_the_flow():
     assert error(plan, model, z, exact)[0] < 0.6 * best
 
 
-def test_a_network_with_classes_keeps_its_plan_in_its_file(tmp_path):
+def test_a_network_with_classes_keeps_its_plan_in_its_file(tmp_path, coarse):
     model = network()
     path = sf.save(model, tmp_path / "m.safetensors", network().net.state_dict())
     before = serialization.read_contract(path)

@@ -1,4 +1,4 @@
-"""What `certify` found: figures for each schedule, the faults in words, and a table."""
+"""The result of `certify`: figures for each schedule, the faults in words, and a table."""
 
 from __future__ import annotations
 
@@ -66,12 +66,7 @@ class Certificate:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, with `passed`."""
-        found = dataclasses.asdict(self)
-        for mine, one in zip(found["findings"], self.findings, strict=True):
-            for part in ("bias", "marginal"):
-                value = getattr(one, part)
-                mine[part] = None if value is None else value._asdict()
-        return {**_finite(found), "passed": self.passed}
+        return {**_finite(dataclasses.asdict(self)), "passed": self.passed}
 
     def __str__(self) -> str:
         kind = "stochastic" if self.stochastic else "deterministic"
@@ -83,7 +78,7 @@ class Certificate:
 
 
 def _finite(value: Any) -> Any:
-    """The same with None for what JSON has no number for."""
+    """A copy in which infinite and undefined numbers, which JSON lacks, are None."""
     if isinstance(value, dict):
         return {key: _finite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -91,18 +86,9 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-HEAD = [
-    "",
-    "order",
-    "start",
-    "calls",
-    "joins to",
-    "bounded from",
-    "repeats",
-    "whole run",
-    "mean, variance",
-    "law / floor",
-]
+HEAD = ["", "order", "start", "calls", "joins to", "bounded from", "repeats", "law / floor", "whole run",
+        "mean, variance"]  # fmt: skip
+SHORT = HEAD[1:8]  # of the summary
 
 
 def cells(one: Findings) -> list[str]:
@@ -114,46 +100,26 @@ def cells(one: Findings) -> list[str]:
         f"{one.joins[1]:.0e}",
         "never" if one.bounded_from is None else f"{one.bounded_from} steps",
         "yes" if one.same else "NO",
+        "-" if one.marginal is None else f"{one.marginal.distance:.3f} / {one.marginal.floor:.3f}",
         "-" if one.whole is None else f"{one.whole[1]:.2g} in {one.whole[0]}",
         "-" if one.bias is None else f"{one.bias.mean:+.1e}, {one.bias.variance:+.1e} in {one.bias_steps}",
-        "-" if one.marginal is None else f"{one.marginal.distance:.3f} / {one.marginal.floor:.3f}",
     ]
 
 
 def table(rows: list[list[str]]) -> list[str]:
-    """Columns of words, those that hold nothing left out."""
+    """Aligned columns; those that are empty are left out."""
     kept = [i for i in range(len(rows[0])) if i == 0 or any(row[i] != "-" for row in rows[1:])]
     widths = [max(len(row[i]) for row in rows) for i in kept]
     return ["  ".join(row[i].ljust(w) for i, w in zip(kept, widths, strict=True)).rstrip() for row in rows]
 
 
-SUMMARY = ["solver", "declared", "order on", "start", "calls", "joins to", "bounded from", "repeats", "law / floor", ""]
-
-
 def summary(found: dict[str, Certificate]) -> str:
-    """One line for each solver: the worst over its schedules; the orders one by one."""
-    rows = [SUMMARY]
+    """One line for each solver: each figure on its schedules in turn, or once where all agree."""
+    schedules = [part.schedule for one in found.values() for part in one.findings]
+    rows = [["solver", "declared", *SHORT, f"on {', '.join(dict.fromkeys(schedules))}"]]
     for name, one in found.items():
-        parts = one.findings
-        orders = " ".join("-" if p.order is None else f"{p.order:.2f}" for p in parts)
-        starts = [p.start_order for p in parts if p.start_order is not None]
-        ratios = [p.marginal for p in parts if p.marginal is not None]
-        worst = max(ratios, key=lambda m: m.distance / m.floor, default=None)
-        bounded = [p.bounded_from for p in parts]
-        rows.append([
-            name,
-            "-" if one.declared is None else str(one.declared),
-            orders,
-            f"{min(starts):.2f}" if starts else "-",
-            parts[0].calls,
-            f"{max(p.joins[1] for p in parts):.0e}",
-            "never" if None in bounded else f"{max(b for b in bounded if b is not None)} steps",
-            "yes" if all(p.same for p in parts) else "NO",
-            "-" if worst is None else f"{worst.distance:.3f} / {worst.floor:.3f}",
-            "passed" if one.passed else "FAILED",
-        ])  # fmt: skip
-    if found:
-        schedules = " ".join(part.schedule for part in next(iter(found.values())).findings)
-        rows[0] = [f"order on {schedules}" if word == "order on" else word for word in SUMMARY]
-    faults = [f"  ! {name}, {fault}" for name, one in found.items() for fault in one.faults]
-    return "\n".join([*table(rows), *faults])
+        columns = list(zip(*map(cells, one.findings), strict=True))[: len(SHORT)]
+        figures = [column[0] if len(set(column)) == 1 else ", ".join(column) for column in columns]
+        declared = "-" if one.declared is None else str(one.declared)
+        rows.append([name, declared, *figures, "passed" if one.passed else "FAILED"])
+    return "\n".join([*table(rows), *(f"  ! {name}, {fault}" for name, one in found.items() for fault in one.faults)])

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from sfumato.certification import law, ode
+from sfumato.certification import checks, law
 from sfumato.certification.certificate import Certificate, Findings
 from sfumato.certification.foreign import Foreign
-from sfumato.certification.slopes import Slope
 from sfumato.certification.subjects import PlanSubject, SolverSubject, StepSubject, Subject
 from sfumato.errors import SfumatoError
 from sfumato.registry import make
@@ -18,10 +17,7 @@ from sfumato.schedule import Schedule
 from sfumato.solvers import Adaptive, Plan
 
 TOLERANCE = 0.15  # of a measured order
-COUNTS = (8, 16, 32, 64, 128, 256, 512, 1024)
-FOREIGN_COUNTS = (10, 20, 40, 100, 200, 500)  # divisors of a thousand trained steps
-WHOLE_STEPS, LAW_STEPS = 20, 200
-QUICK_CALLS = 400
+WHOLE_STEPS, LAW_STEPS, LAW_CALLS = 20, 200, 400  # a law is looked at in as many steps as these calls allow
 ROUNDING = 1e-8
 
 
@@ -43,18 +39,17 @@ def certify(
     takes fewer steps and samples.
     """
     begun = time.perf_counter()
-    subject = as_subject(solver, name, order)
+    subject = as_subject(solver)
+    subject.name, subject.order = name or subject.name, subject.order if order is None else order
     curves = subject.schedules if schedules is None else dict(schedules)
-    random = ode.repeats(subject, next(iter(curves.values()))).random
     found = []
     for i, (where, curve) in enumerate(curves.items()):
-        work = Work(random, quick, sampled=not quick or i == len(curves) - 1)
-        one = _examine(subject, where, curve, work)
+        one = _examine(subject, where, curve, quick, sampled=not quick or i == len(curves) - 1)
         found.append(dataclasses.replace(one, faults=tuple(_faults(subject, one, calls))))
-    return Certificate(subject.name, subject.order, random, tuple(found), time.perf_counter() - begun)
+    return Certificate(subject.name, subject.order, found[0].random, tuple(found), time.perf_counter() - begun)
 
 
-def as_subject(solver: Any, name: str | None = None, order: int | None = None) -> Subject:
+def as_subject(solver: Any) -> Subject:
     """The subject that stands for what a caller gave; a name is that of a solver of ours."""
     solver = make("solver", solver)
     if isinstance(solver, Subject):
@@ -64,87 +59,56 @@ def as_subject(solver: Any, name: str | None = None, order: int | None = None) -
             "An adaptive solver takes the steps that its tolerances ask for: there is no order in them to certify."
         )
     if isinstance(solver, Plan):
-        return PlanSubject(solver, name, order)
+        return PlanSubject(solver)
     if callable(getattr(solver, "plan", None)):
-        return SolverSubject(solver, name, order)
+        return SolverSubject(solver)
     if callable(getattr(solver, "set_timesteps", None)):
-        return Foreign(solver, order=order, name=name)
+        return Foreign(solver)
     if callable(solver):
-        return StepSubject(solver, name, order)
+        return StepSubject(solver)
     raise SfumatoError(
         f"Cannot certify a {type(solver).__name__}: give a solver, a Plan, a function (model, z, t, s, state) -> "
         "(z, state), or a scheduler with set_timesteps and step."
     )
 
 
-class Work(NamedTuple):
-    """random: it draws noise; quick: fewer steps and samples; sampled: the law is looked at by samples as well."""
-
-    random: bool
-    quick: bool
-    sampled: bool
-
-    def counts(self, subject: Subject) -> tuple[int, ...]:
-        if isinstance(subject, Foreign):
-            return FOREIGN_COUNTS
-        return COUNTS if not self.quick else COUNTS[:7] if self.random else COUNTS[:6]
-
-
-def _examine(subject: Subject, where: str, curve: Schedule | None, work: Work) -> Findings:
-    """All the checks on one schedule."""
-    counted = ode.calls(subject, curve)
-    first, begin = ode.first_time(subject, curve)
-    again = ode.repeats(subject, curve)
-    random, slope = work.random, _slope(subject, curve, work)
-    early = ode.start_order(subject, curve) if subject.local and not random and curve is not None else None
-    whole = None if random else ode.whole_error(subject, curve, subject.fixed or WHOLE_STEPS)
-    bias, marginal, steps = _law(subject, curve, work) if random else (None, None, None)
+def _examine(subject: Subject, where: str, curve: Schedule | None, quick: bool, sampled: bool) -> Findings:
+    """All the checks on one schedule; sampled: the law of a stochastic solver is looked at by samples as well."""
+    counted = checks.count_calls(subject, curve)
+    first, begin = checks.first_time(subject, curve)
+    same, random = checks.repeats(subject, curve)
+    counts = subject.counts[: 7 if random else 6] if quick else subject.counts
+    measure = law.weak_order if random else checks.order
+    slope = None if subject.fixed else measure(subject, curve, counts)
+    many, cost = counted[-1]
+    steps = subject.fixed or (min(LAW_STEPS, LAW_CALLS * many // cost) if random else WHOLE_STEPS)
+    setup = subject.attempt(curve, steps)
+    drawn = setup if random else None
     return Findings(
         schedule=where,
         order=None if slope is None else slope.order,
         errors=() if slope is None else slope.errors,
         settled=slope is not None and slope.settled,
-        start_order=early,
-        calls=counted.law,
-        counted=counted.counted,
-        unused=counted.unused,
+        start_order=checks.start_order(subject, curve) if subject.local and not random else None,
+        calls=checks.calls_law(counted),
+        counted=counted,
+        unused=checks.unused_calls(subject, curve),
         first_call=first,
         t_start=begin,
-        joins=(law.joins if random else ode.joins)(subject, curve, (40, 160)),
-        bounded_from=ode.bounded_from(subject, curve),
-        same=again.same,
-        random=again.random,
-        whole=None if whole is None else (subject.fixed or WHOLE_STEPS, whole),
-        reference=None if random or subject.fixed is None else ode.reference(subject, curve),
-        bias=bias,
-        bias_steps=steps,
-        marginal=marginal,
+        joins=checks.joins(subject, curve, law.defect if random else checks.defect),
+        bounded_from=checks.bounded_from(subject, curve),
+        same=same,
+        random=random,
+        whole=None if random or setup is None else (steps, checks.distance(setup)),
+        reference=None if random or subject.fixed is None else checks.reference(subject, curve),
+        bias=None if drawn is None else law.bias(drawn),
+        bias_steps=None if drawn is None else steps,
+        marginal=None if drawn is None or not sampled else law.marginal(drawn, steps, 2000 if quick else 4000),
     )
 
 
-def _slope(subject: Subject, curve: Schedule | None, work: Work) -> Slope | None:
-    if subject.fixed is not None:
-        return None
-    measure = law.weak_order if work.random else ode.order
-    return measure(subject, curve, work.counts(subject))
-
-
-def _law(
-    subject: Subject, curve: Schedule | None, work: Work
-) -> tuple[law.Bias | None, law.Marginal | None, int | None]:
-    steps = subject.fixed or LAW_STEPS
-    walk = ode.attempt(lambda: subject.walk(curve, steps, subject.whole(curve)))
-    if walk is None:
-        return None, None, None
-    if work.quick and subject.fixed is None and ode.calls_of(walk) > QUICK_CALLS:
-        steps = max(1, steps * QUICK_CALLS // ode.calls_of(walk))
-        walk = subject.walk(curve, steps, subject.whole(curve))
-    marginal = law.marginal(walk, steps, 2000 if work.quick else 4000) if work.sampled else None
-    return law.bias(walk), marginal, steps
-
-
 def _faults(subject: Subject, found: Findings, calls: int | Callable[[int], int] | None) -> list[str]:
-    """What is wrong, in words."""
+    """The broken promises, a sentence each."""
     return [*_order_faults(subject, found), *_step_faults(subject, found, calls), *_law_faults(found)]
 
 
@@ -204,8 +168,8 @@ def _joins_limit(subject: Subject, found: Findings) -> float:
 
 def _law_faults(found: Findings) -> list[str]:
     faults = []
-    if found.bias is not None and found.order is None:
-        for word, value, stderr in zip(("mean", "variance"), found.bias[:2], found.bias.stderr, strict=True):
+    if (bias := found.bias) is not None and found.order is None:
+        for word, value, stderr in zip(("mean", "variance"), (bias.mean, bias.variance), bias.stderr, strict=True):
             if abs(value) > 0.03 + 4 * stderr:
                 faults.append(f"the {word} is {value:+.3f} off in {found.bias_steps} steps")
     if found.marginal is not None and found.marginal.distance > 1.5 * found.marginal.floor:

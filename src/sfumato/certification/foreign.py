@@ -18,11 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfumato.certification.bench import Level, Oracle, SeededNoise, Setup, Stop
 from sfumato.certification.subjects import Subject
-from sfumato.certification.walks import Level, Oracle, Source, Trace, Walk
 from sfumato.errors import SfumatoError
 from sfumato.noise import seeded
-from sfumato.schedule import Schedule
 
 SPACES = ("ve", "vp", "flow", "table")
 
@@ -40,6 +39,7 @@ class Foreign(Subject):
 
     local = False
     floor = 1e-6  # some round their states to float32
+    counts = (10, 20, 40, 100, 200, 500)  # divisors of a thousand trained steps
 
     def __init__(
         self,
@@ -63,28 +63,27 @@ class Foreign(Subject):
         self.name, self.order, self.space, self.extra = name or type(one).__name__, order, space, extra
 
     @property
-    def schedules(self) -> dict[str, Schedule | None]:
+    def schedules(self) -> dict[str, Any]:
         return {"its own": None}
 
-    def walk(self, schedule: Schedule | None, steps: int, ends: tuple[float, float]) -> Walk:
+    def setup(self, schedule: Any, steps: int, interval: tuple[float, float] | None = None) -> Setup:
         levels = levels_of(scheduler := self._ready(steps), self.space)
-        start = float(scheduler.timesteps[0])
 
-        def go(oracle: Oracle, z: Tensor, source: Source) -> Trace:
-            with seeded(source.seed):
-                return self._loop(steps, levels, oracle, z, source.seed)
+        def go(oracle: Oracle, z: Tensor, noise: SeededNoise) -> list[Stop]:
+            with seeded(noise.seed):
+                return self._loop(steps, levels, oracle, z, noise.seed)
 
-        return Walk(levels[0], levels[-1], start, None, go, open=False)
+        return Setup(levels[0], levels[-1], float(scheduler.timesteps[0]), None, go)
 
     def _ready(self, steps: int) -> Any:
         """A scheduler with its timesteps set, its tables in float64 where it has any: they limit its accuracy."""
         scheduler = self.make()
-        _raise(scheduler, "alphas_cumprod")  # first: sigmas are made of it, the same ones at every call
+        _to_float64(scheduler, "alphas_cumprod")  # first: sigmas are made of it, the same ones at every call
         scheduler.set_timesteps(steps)
-        _raise(scheduler, "sigmas")
+        _to_float64(scheduler, "sigmas")
         return scheduler
 
-    def _loop(self, steps: int, levels: list[Level], oracle: Oracle, z: Tensor, seed: int) -> Trace:
+    def _loop(self, steps: int, levels: list[Level], oracle: Oracle, z: Tensor, seed: int) -> list[Stop]:
         scheduler, stops = self._ready(steps), []
         extra = dict(self.extra)
         if "generator" in inspect.signature(scheduler.step).parameters:
@@ -96,7 +95,7 @@ class Foreign(Subject):
                 scheduler.scale_model_input(z, t)
             output = _output(scheduler, level, *self._ask(scheduler, oracle, z, float(t), level))
             z = scheduler.step(output, t, z, **extra).prev_sample.double()
-        return Trace([*stops, (z, levels[-1])])
+        return [*stops, (z, levels[-1])]
 
     def _ask(self, scheduler: Any, oracle: Oracle, z: Tensor, t: float, level: Level) -> tuple[Tensor, Tensor]:
         if self.heard == "sigmas":
@@ -105,7 +104,7 @@ class Foreign(Subject):
         return (z - level[1] * eps) / level[0], eps
 
 
-def _raise(scheduler: Any, table: str) -> None:
+def _to_float64(scheduler: Any, table: str) -> None:
     if isinstance(getattr(scheduler, table, None), Tensor):
         setattr(scheduler, table, getattr(scheduler, table).double())
 
@@ -129,7 +128,7 @@ def _config(scheduler: Any, name: str, default: Any) -> Any:
 
 
 def _output(scheduler: Any, level: Level, x: Tensor, eps: Tensor) -> Tensor:
-    """What the network would have said, in the terms that the scheduler expects."""
+    """The output of the network, in the parametrisation that the scheduler expects."""
     alpha, sigma = level
     flows = "flow_prediction" if _space(scheduler) == "flow" else "epsilon"
     kind = _config(scheduler, "prediction_type", flows)

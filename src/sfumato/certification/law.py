@@ -1,4 +1,4 @@
-"""What a stochastic solver owes: the right mean, variance and marginal law.
+"""The checks of stochastic solvers: mean, variance and marginal law.
 
 On a Gaussian every estimate is affine in its state, so that the end of a run is an affine map of the start and of each
 draw of noise; unit vectors sent through the run itself give the map, and with it mean and variance without chance.
@@ -7,31 +7,30 @@ A solver that draws its own noise is measured on many samples instead, with stan
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sfumato import noise
-from sfumato.certification.ode import POINT, attempt, interior
-from sfumato.certification.slopes import Slope, refine
-from sfumato.certification.subjects import Subject
-from sfumato.certification.walks import (
+from sfumato.certification.bench import (
+    INTERVAL,
     Belief,
     Level,
-    Run,
-    Silence,
-    Units,
-    Walk,
+    Recording,
+    Setup,
+    UnitNoise,
     believes,
     constant,
     gaussian,
     mixture,
     start_states,
 )
-from sfumato.schedule import Schedule
+from sfumato.certification.checks import POINT, Slope, slope_of
+from sfumato.certification.subjects import Subject
 
 F64 = torch.float64
 MANY = 20_000
@@ -39,7 +38,8 @@ MOST_DRAWS = 600  # of an affine map: its columns are kept at every call
 _AFFINE = 1e-7
 
 
-class Bias(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Bias:
     """Errors of the mean in standard deviations and of the variance as a fraction; stderr of each, 0 where exact."""
 
     mean: float
@@ -51,25 +51,18 @@ class Bias(NamedTuple):
         return math.hypot(self.mean, self.variance)
 
 
-def _columns(walk: Walk, belief: Belief, centre: float, spread: float) -> Run | None:
+def _columns(setup: Setup, belief: Belief, centre: float, spread: float) -> Recording | None:
     """The run of unit vectors from N(centre, spread^2), or None where it is not affine or hides its noise."""
-    if not walk.open:
+    if (draws := setup.draws) is None:
         return None
-    draws = _draws(walk)
     z = torch.full((draws + 3, 1), centre, dtype=F64)
     z[1] += spread
     z[-1] += 0.5 * spread
-    run = walk.run(belief, z, Units(0))
-    end = run.trace.end[:, 0] - run.trace.end[0, 0]
+    run = setup.run(belief, z, UnitNoise())
+    end = run.end[:, 0] - run.end[0, 0]
     drawn = torch.cos(1 + torch.arange(draws, dtype=F64))
     predicted = 0.5 * end[1] + drawn @ end[2:-1]
     return run if bool((predicted - end[-1]).abs() <= _AFFINE * (1 + end.abs().max())) else None
-
-
-def _draws(walk: Walk) -> int:
-    probe = Silence(0)
-    walk.run(constant(0.0), torch.zeros(1, 1, dtype=F64), probe)
-    return probe.draws
 
 
 def _moments(z: Tensor) -> tuple[float, float]:
@@ -77,77 +70,53 @@ def _moments(z: Tensor) -> tuple[float, float]:
     return float(z[0, 0]), float((z[1:-1, 0] - z[0, 0]).square().sum())
 
 
-def bias(walk: Walk) -> Bias:
+def bias(setup: Setup) -> Bias:
     """At the end of a run on N(0.7, 0.3), started from its exact law."""
     law = gaussian()
     m, v = float(law.means[0, 0]), float(law.covs[0, 0, 0])
-    (alpha, sigma), (end_alpha, end_sigma) = walk.start, walk.stop
+    (alpha, sigma), (end_alpha, end_sigma) = setup.start, setup.stop
     mean, variance = end_alpha * m, end_alpha**2 * v + end_sigma**2
-    run = _columns(walk, believes(law), alpha * m, math.sqrt(alpha**2 * v + sigma**2))
+    run = _columns(setup, believes(law), alpha * m, math.sqrt(alpha**2 * v + sigma**2))
     if run is not None:
-        found, spread = _moments(run.trace.end)
+        found, spread = _moments(run.end)
         return Bias((found - mean) / math.sqrt(variance), spread / variance - 1)
-    end = walk.run(believes(law), start_states(law, walk.start, MANY)).trace.end
+    end = setup.run(believes(law), start_states(law, setup.start, MANY)).end
     errors = (1 / math.sqrt(MANY), math.sqrt(2 / MANY))
     return Bias((float(end.mean()) - mean) / math.sqrt(variance), float(end.var()) / variance - 1, errors)
 
 
-def weak_order(subject: Subject, schedule: Schedule | None, counts: tuple[int, ...]) -> Slope | None:
+def weak_order(subject: Subject, schedule: Any, counts: tuple[int, ...]) -> Slope | None:
     """The slope of the bias between two levels; None where it can only be measured with chance."""
-    first = attempt(lambda: subject.walk(schedule, 4, interior(schedule)))
-    if first is None or bias(first).stderr[1] > 0:
+    first = subject.attempt(schedule, 4, INTERVAL)
+    if first is None or first.draws is None or bias(first).stderr[1] > 0:
         return None
-
-    per_step = max(1, _draws(first) // 4)
+    per_step = max(1, first.draws // 4)
 
     def error(steps: int) -> float | None:
-        if steps * per_step > MOST_DRAWS:
-            return None
-        walk = attempt(lambda: subject.walk(schedule, steps, interior(schedule)))
-        return None if walk is None else bias(walk).total
+        setup = subject.attempt(schedule, steps, INTERVAL) if steps * per_step <= MOST_DRAWS else None
+        return None if setup is None else bias(setup).total
 
-    return refine(error, counts, subject.floor)
+    return slope_of(error, counts, subject.floor)
 
 
-def joins(subject: Subject, schedule: Schedule | None, counts: tuple[int, int]) -> tuple[float, float]:
-    """As `ode.joins` for the law of the states: with one point as data, N(alpha x, sigma^2) at every call."""
-    found = []
-    for steps in counts if subject.fixed is None else (subject.fixed,) * 2:
-        ends = interior(schedule) if subject.local else subject.whole(schedule)
-        walk = attempt(lambda ends=ends, steps=steps: subject.walk(schedule, steps, ends))  # type: ignore[misc]
-        if walk is not None:
-            found.append(_defect(walk))
-    return (found[0], found[-1]) if found else (math.nan, math.nan)
-
-
-def _defect(walk: Walk) -> float:
-    alpha, sigma = walk.start
-    run = _columns(walk, constant(POINT), alpha * POINT, sigma)
+def defect(setup: Setup) -> float:
+    """As `checks.defect` for the law of the states: with one point as data, N(alpha x, sigma^2) at every call."""
+    alpha, sigma = setup.start
+    run = _columns(setup, constant(POINT), alpha * POINT, sigma)
     if run is None:
         n = noise.normal(0, torch.arange(MANY // 4), (1,), noise.PRIOR, dtype=F64)
-        z = alpha * POINT + sigma * n
-        run = walk.run(constant(POINT), z)
-        moments = [(float(z.mean()), float(z.var())) for z in _states(run)]
+        run = setup.run(constant(POINT), alpha * POINT + sigma * n)
+        moments = [(float(z.mean()), float(z.var())) for z, _ in run.states]
     else:
-        moments = [_moments(z) for z in _states(run)]
+        moments = [_moments(z) for z, _ in run.states]
     gaps = []
-    for (mean, variance), (a, s) in zip(moments, _levels(run), strict=True):
+    for (mean, variance), (_, (a, s)) in zip(moments, run.states, strict=True):
         gaps.append(max(abs(mean - a * POINT) / (s or 1.0), abs(variance - s**2) / (s**2 or 1.0)))
     return max(gaps)
 
 
-def _states(run: Run) -> list[Tensor]:
-    return [*(call.z for call in run.calls), run.trace.end]
-
-
-def _levels(run: Run) -> list[Level]:
-    return [*(call.level for call in run.calls), run.trace.stops[-1][1]]
-
-
-# -- the marginal law ----------------------------------------------------------------------------------------------
-
-
-class Marginal(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Marginal:
     """Sliced Wasserstein distance of the samples to exact ones, and the largest between sets of exact ones."""
 
     distance: float
@@ -170,9 +139,9 @@ def _fresh(level: Level, n: int) -> tuple[Tensor, float]:
     return draws[0], max(sliced(draws[0], other) for other in draws[1:])
 
 
-def marginal(walk: Walk, steps: int, n: int) -> Marginal:
+def marginal(setup: Setup, steps: int, n: int) -> Marginal:
     """n samples of the mixture, each from its own noise."""
-    z = mixture().sample(n, seed=7, alpha=walk.start[0], sigma=walk.start[1])
-    end = walk.run(believes(mixture()), z, 8).trace.end
-    exact, floor = _fresh(walk.stop, n)
+    z = mixture().sample(n, seed=7, alpha=setup.start[0], sigma=setup.start[1])
+    end = setup.run(believes(mixture()), z, 8).end
+    exact, floor = _fresh(setup.stop, n)
     return Marginal(sliced(exact, end), floor, steps, n)

@@ -1,4 +1,4 @@
-"""What can be certified: a solver, one plan, a step function; each is seen as walks between two levels."""
+"""The kinds of solvers that can be certified, each set up for runs between two noise levels."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.certification.walks import Level, Oracle, Source, Trace, Walk, level_at
+from sfumato.certification.bench import Level, Oracle, SeededNoise, Setup, Stop, level_at
 from sfumato.errors import SfumatoError
 from sfumato.noise import seeded
 from sfumato.schedule import NODE_LIMIT, Schedule
 from sfumato.schedules import VE, Flow, LinearBeta
 from sfumato.solvers import Linear, Plan, Solver, grids
 
-Step = Callable[[Any, Tensor, float, float, Any], tuple[Tensor, Any]]  # (model, z, t, s, state) -> (z at s, state)
+StepFunction = Callable[[Any, Tensor, float, float, Any], tuple[Tensor, Any]]  # (model, z, t, s, state) -> (z, state)
 
 SCHEDULES: dict[str, Schedule] = {"VP": LinearBeta(), "VE": VE(), "flow": Flow()}
 
@@ -26,7 +26,8 @@ SCHEDULES: dict[str, Schedule] = {"VP": LinearBeta(), "VE": VE(), "flow": Flow()
 class Subject(abc.ABC):
     """A solver as the checks see it. order: as declared, or None; fixed: the only number of steps it has, or None.
 
-    local: it can walk any short interval, so that its first steps can be looked at alone.
+    local: it can run over any short interval, so that its first steps can be looked at alone. counts: the numbers of
+    steps at which its order is measured.
     """
 
     name: str
@@ -34,40 +35,43 @@ class Subject(abc.ABC):
     fixed: int | None = None
     local: bool = True
     floor: float = 1e-11  # errors below this are rounding
+    counts: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512, 1024)
 
     @property
-    def schedules(self) -> dict[str, Schedule | None]:
-        """The curves that it is tried on, by name."""
+    def schedules(self) -> dict[str, Any]:
+        """The curves that it is tried on, by name; None stands for noise levels of its own."""
         return dict(SCHEDULES)
 
     @abc.abstractmethod
-    def walk(self, schedule: Schedule | None, steps: int, ends: tuple[float, float]) -> Walk:
-        """Compiled for `steps` steps between two times."""
+    def setup(self, schedule: Any, steps: int, interval: tuple[float, float] | None = None) -> Setup:
+        """For `steps` steps between two logsnr, or from noise to data; one that is not `local` runs from end to end."""
 
-    def whole(self, schedule: Schedule | None) -> tuple[float, float]:
-        """The times of a whole run, from noise to data."""
-        return 1.0, 0.0
+    def attempt(self, schedule: Any, steps: int, interval: tuple[float, float] | None = None) -> Setup | None:
+        """`setup`, or None where the solver refuses that number of steps."""
+        try:
+            return self.setup(schedule, steps, interval)
+        except ValueError:  # SfumatoError, and what foreign schedulers raise
+            return None
 
 
-def _times(plan: Any) -> tuple[float, float]:
-    return float(plan.times[0]), float(plan.stop)
+def _times(schedule: Schedule, interval: tuple[float, float]) -> tuple[float, float]:
+    start, stop = schedule.time(torch.tensor(interval, dtype=torch.float64)).tolist()
+    return start, stop
 
 
 class SolverSubject(Subject):
-    """One of our solvers: anything with `plan(schedule, steps, t_start, t_stop)` that gives a Plan."""
+    """A solver with `plan(schedule, steps, t_start, t_stop)` that gives a Plan."""
 
-    def __init__(self, solver: Solver, name: str | None, order: int | None) -> None:
-        self.solver = solver
+    def __init__(self, solver: Solver) -> None:
         plan = solver.plan(SCHEDULES["flow"], 8)
-        self.name = name or plan.name
-        self.order = getattr(plan, "order", None) if order is None else order
+        self.solver, self.name, self.order = solver, plan.name, getattr(plan, "order", None)
         # a grid of trained timesteps may start below t_start, and has no short intervals
         self.local = bool(getattr(getattr(solver, "grid", None), "starts_at", True))
 
-    def walk(self, schedule: Schedule | None, steps: int, ends: tuple[float, float]) -> Walk:
-        assert schedule is not None
-        plan = self.solver.plan(schedule, steps, *(ends if self.local else (1.0, 0.0)))
-        return plan_walk(plan, schedule, ends if self.local else _times(plan))
+    def setup(self, schedule: Any, steps: int, interval: tuple[float, float] | None = None) -> Setup:
+        ends = _times(schedule, interval) if interval and self.local else (1.0, 0.0)
+        plan = self.solver.plan(schedule, steps, *ends)
+        return plan_setup(plan, schedule, ends[0] if self.local else plan.times[0])
 
 
 class PlanSubject(Subject):
@@ -75,20 +79,15 @@ class PlanSubject(Subject):
 
     local = False
 
-    def __init__(self, plan: Plan, name: str | None, order: int | None) -> None:
-        self.plan, self.name, self.fixed = plan, name or plan.name, plan.steps
-        self.order = plan.order if order is None else order
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.name, self.fixed, self.order = plan, plan.name, plan.steps, plan.order
 
     @property
-    def schedules(self) -> dict[str, Schedule | None]:
-        return {"its own": _Levels(dict(zip(self.plan.times, self.plan.path, strict=False)))}
+    def schedules(self) -> dict[str, Any]:
+        return {"its own": KnownLevels(dict(zip(self.plan.times, self.plan.path, strict=False)))}
 
-    def walk(self, schedule: Schedule | None, steps: int, ends: tuple[float, float]) -> Walk:
-        assert schedule is not None
-        return plan_walk(self.plan, schedule, _times(self.plan))
-
-    def whole(self, schedule: Schedule | None) -> tuple[float, float]:
-        return _times(self.plan)
+    def setup(self, schedule: Any, steps: int, interval: tuple[float, float] | None = None) -> Setup:
+        return plan_setup(self.plan, schedule, self.plan.times[0])
 
     def odd_lines(self) -> tuple[int, ...]:
         """The lines that miss their level for constant x and eps, in a deterministic plan whose other lines do not.
@@ -109,19 +108,20 @@ class PlanSubject(Subject):
         return tuple(missed) if few else ()
 
 
-def plan_walk(plan: Plan, schedule: Schedule, ends: tuple[float, float]) -> Walk:
-    """A compiled plan from the level of ends[0]."""
+def plan_setup(plan: Plan, schedule: Schedule, t_start: float) -> Setup:
+    """A compiled plan from the level of t_start."""
     stop = plan.path[-1] if plan.path else (1.0, 0.0) if plan.stop == 0 else level_at(schedule, plan.stop)
 
-    def go(oracle: Oracle, z: Tensor, source: Source) -> Trace:
-        seen = [(state.z.clone(), state.t) for state in plan.run(oracle, z, source)]
-        return Trace([*((z, level_at(schedule, t)) for z, t in seen[:-1]), (seen[-1][0], stop)])
+    def go(oracle: Oracle, z: Tensor, noise: SeededNoise) -> list[Stop]:
+        seen = [(state.z.clone(), state.t) for state in plan.run(oracle, z, noise)]
+        return [*((z, level_at(schedule, t)) for z, t in seen[:-1]), (seen[-1][0], stop)]
 
-    return Walk(level_at(schedule, ends[0]), stop, ends[0], schedule, go)
+    draws = sum(line.draws for line in plan.lines)
+    return Setup(level_at(schedule, t_start), stop, t_start, schedule, go, draws)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Levels(Schedule):
+class KnownLevels(Schedule):
     """The levels that a plan knows, at its own times alone."""
 
     known: dict[float, Level]
@@ -145,26 +145,20 @@ class StepSubject(Subject):
     numbers, if any, are torch's own.
     """
 
-    def __init__(self, step: Step, name: str | None, order: int | None) -> None:
-        self.step, self.name = step, name or str(getattr(step, "__name__", type(step).__name__))
-        self.order = getattr(step, "order", None) if order is None else order
+    def __init__(self, step: StepFunction) -> None:
+        self.step, self.name = step, str(getattr(step, "__name__", type(step).__name__))
+        self.order = getattr(step, "order", None)
 
-    def whole(self, schedule: Schedule | None) -> tuple[float, float]:
-        assert schedule is not None
-        start, stop = schedule.time(torch.tensor([-NODE_LIMIT, NODE_LIMIT], dtype=torch.float64)).tolist()
-        return start, stop
-
-    def walk(self, schedule: Schedule | None, steps: int, ends: tuple[float, float]) -> Walk:
-        assert schedule is not None
-        nodes = grids.auto().times(schedule, steps, *ends)
+    def setup(self, schedule: Any, steps: int, interval: tuple[float, float] | None = None) -> Setup:
+        nodes = grids.auto().times(schedule, steps, *_times(schedule, interval or (-NODE_LIMIT, NODE_LIMIT)))
         levels = [level_at(schedule, t) for t in nodes]
 
-        def go(oracle: Oracle, z: Tensor, source: Source) -> Trace:
+        def go(oracle: Oracle, z: Tensor, noise: SeededNoise) -> list[Stop]:
             stops, state = [(z.clone(), levels[0])], None
-            with seeded(source.seed):
+            with seeded(noise.seed):
                 for t, s, level in zip(nodes, nodes[1:], levels[1:], strict=False):
                     z, state = self.step(oracle, z, t, s, state)
                     stops.append((z.clone(), level))
-            return Trace(stops)
+            return stops
 
-        return Walk(levels[0], levels[-1], nodes[0], schedule, go, open=False)
+        return Setup(levels[0], levels[-1], nodes[0], schedule, go)

@@ -12,12 +12,13 @@ from sfumato import schedules, serialization
 from sfumato.cli.run import Voice
 from sfumato.data.labels import read_labels
 from sfumato.diagnostics.board import board
-from sfumato.diagnostics.table import Board
+from sfumato.diagnostics.board_figures import Board
 from sfumato.errors import SfumatoError
 from sfumato.objectives import Objective
+from sfumato.objectives.times import named as times_of
+from sfumato.schedule import schedule_of
 from sfumato.training.config import TrainConfig, from_dict, from_yaml
-from sfumato.training.goal import goal_of
-from sfumato.training.objective import schedule_of, times_of, weight_of
+from sfumato.training.parts import loss_of, weight_of
 from sfumato.training.precision import device_of
 
 _DIALS = ("schedule", "target", "times", "weight")
@@ -75,7 +76,7 @@ def _objective(options: Any) -> tuple[Objective, dict[str, str]]:
         config, curve, sigma_data = _of_model(options.model, given)
     schedule = schedule_of(config.schedule) if curve is None else curve
     times, weight = times_of(config.times), weight_of(config.weight)
-    if goal_of(config).levels() is None:  # which refuses what it cannot train by
+    if loss_of(config).levels() is None:  # which refuses what it cannot train by
         raise SfumatoError(f"The loss {config.loss} weighs no noise levels: there is nothing of them to explain.")
     names = {dial: getattr(config, dial) for dial in _DIALS}
     if curve is not None:
@@ -131,7 +132,7 @@ def _table(objective: Objective) -> list[str]:
         w, factor = float(objective.weight(middle)[0]) / unit, float(objective.factor(middle)[0])
         ratio = math.exp(-float(middle) / 2)
         lines.append(f"{start:6.4g} to {stop:<6.4g}   {ratio:12.4g}   {share:12.1%}   {w:10.4g}   {factor:19.4g}")
-    return [*lines, "The figures of a line are those at its middle; w is relative to that at logsnr 0."]
+    return [*lines, "Weight and factor are those at the middle of each range; w is relative to its value at logsnr 0."]
 
 
 def _nearest(objective: Objective) -> list[str]:

@@ -8,7 +8,7 @@ from sfumato.cli.parse import train_config
 from sfumato.cli.process import at_work, limited
 from sfumato.cli.run import Voice
 from sfumato.progress import clock
-from sfumato.training.forecast import Forecast, Interval, forecast
+from sfumato.training.forecast import Forecast, Range, forecast
 
 
 @at_work()
@@ -90,8 +90,6 @@ def _disk(found: Forecast) -> str:
 
 def verdict(found: Forecast) -> str:
     """Whether it fits, in a sentence."""
-    if found.fits is None:
-        return "What memory is free is not known on this system."
     if found.disk["total"] > found.disk["free"]:
         return "It does not fit on the disk: take a smaller --net or fewer --snapshots, or another place with --out."
     if not found.fits:
@@ -102,7 +100,7 @@ def verdict(found: Forecast) -> str:
     return "It fits."
 
 
-def between(figure: Interval) -> str:
+def between(figure: Range) -> str:
     """2:05 (2:03 to 2:09), or one figure where the ends are the same."""
     value, low, high = map(duration, (figure.value, *sorted(figure[1:])))
     return value if low == high else f"{value} ({low} to {high})"
@@ -117,10 +115,8 @@ def duration(seconds: float) -> str:
     return clock(seconds)
 
 
-def size(number: int | None) -> str:
+def size(number: int) -> str:
     """Bytes in words."""
-    if number is None:
-        return "an unknown amount"
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if number >= scale:
             return f"{number / scale:.3g} {unit}"

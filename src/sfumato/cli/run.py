@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from sfumato.cli.parse import parse
 from sfumato.errors import SfumatoWarning
-from sfumato.progress import Count, Drawn, heard
+from sfumato.progress import CountBar, reporting_to
 
 _HOME = {
     "demo": "train", "train": "train", "resume": "train", "sample": "sample", "info": "look", "inspect": "look",
@@ -29,7 +29,7 @@ class Voice:
     def __init__(self, as_json: bool) -> None:
         self.json = as_json
         self.mute = os.environ.get("RANK", "0") != "0"  # of the processes that torchrun starts the first one prints
-        self._counts = Drawn(sys.stderr)
+        self.count = None if self.mute else CountBar(sys.stderr)
 
     @property
     def stream(self) -> TextIO:
@@ -46,11 +46,6 @@ class Voice:
         if not self.mute:
             print(line, file=sys.stderr, flush=True)
 
-    def count(self, count: Count) -> None:
-        """Show the progress of long work, such as decoding pictures."""
-        if not self.mute:
-            self._counts(count)
-
     def emit(self, facts: dict[str, Any]) -> None:
         """Print facts as one line of JSON where --json is given."""
         if self.json and not self.mute:
@@ -64,7 +59,7 @@ def run(command: str, words: Sequence[str], as_json: bool) -> int:
     except SystemExit:  # --help
         return 0
     module, voice = import_module(f"sfumato.cli.{_HOME[command]}"), Voice(as_json)
-    with heard(voice.count), _warned(voice):
+    with reporting_to(voice.count), _warned(voice):
         # only `certify` and `doctor` have a status of their own
         return getattr(module, command.replace("-", "_"))(options, voice) or 0
 

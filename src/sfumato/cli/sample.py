@@ -17,7 +17,7 @@ from sfumato.cli.run import Voice
 from sfumato.compose import Scale, guide
 from sfumato.conditions import Conditions
 from sfumato.data import DataSpec
-from sfumato.diagnostics.examples import usual_scale
+from sfumato.diagnostics.examples import default_guidance
 from sfumato.distributed import ALONE, World, joined
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
@@ -96,7 +96,7 @@ def guidance_scale(options: Any, denoiser: Denoiser, given: Collection[str]) -> 
     known = {} if denoiser.spec is None else denoiser.spec.conditions
     if given and options.guidance is None:
         usual = float(denoiser.provenance.get("guidance", 1.0))
-        scale = usual_scale({name: known[name] for name in given}, usual)
+        scale = default_guidance({name: known[name] for name in given}, usual)
         if scale is None and options.guidance_interval is not None:
             raise SfumatoError("--guidance-interval needs a scale here: give --guidance, too")
         return scale
@@ -120,7 +120,7 @@ def _say_choices(
         note(f"No --class was given: the samples go through all {len(spec.classes)} classes in turn.")
     left = [name for name in spec.conditions if name not in cond or not bool(cond.given(name).present.any())]
     if left:
-        note(f"Not conditioned on {', '.join(left)}; --condition {left[0]}=VALUE sets a value.")
+        note(f"Sampled without a value for {', '.join(left)}: --condition {left[0]}=VALUE sets one.")
     if given and scale is None:
         note("Not guided; --guidance sets a scale.")
     if scale is not None and options.guidance is None:

@@ -14,7 +14,7 @@ from sfumato.cli.run import Voice
 from sfumato.cli.sample import draw
 from sfumato.cli.write import free
 from sfumato.diagnostics import summary
-from sfumato.progress import Count, Pace
+from sfumato.progress import QUIET_SECONDS, Count
 from sfumato.training.console import Console
 from sfumato.training.control import say
 from sfumato.training.grids import GRID_STEPS
@@ -29,16 +29,24 @@ from sfumato.trees import name_of
 GRID = "grid.png"
 
 
+class CountLines:
+    """Counts as lines of JSON on stdout."""
+
+    every = QUIET_SECONDS
+
+    def __init__(self, voice: Voice) -> None:
+        self.voice = voice
+
+    def __call__(self, count: Count) -> None:
+        self.voice.emit({"event": "count", **count.to_dict()})
+
+
 class Lines(Console):
     """Progress as lines of JSON on stdout; notes stay words on stderr."""
 
     def __init__(self, voice: Voice) -> None:
         super().__init__()
-        self.voice, self._pace = voice, Pace()
-
-    def count(self, count: Count) -> None:
-        if self._pace(count):
-            self.voice.emit({"event": "count", **count.to_dict()})
+        self.voice, self.count = voice, CountLines(voice)
 
     def __call__(self, progress: Progress) -> None:
         if progress.loss is not None:

@@ -16,7 +16,7 @@ from sfumato.cli.sample import guidance_scale
 from sfumato.diagnostics import examples
 from sfumato.solvers import Plan
 from sfumato.training.precision import device_of
-from sfumato.tuning import Progress
+from sfumato.tuning import TuneProgress
 from sfumato.tuning import tune as fit
 
 
@@ -68,7 +68,7 @@ def how_to_use(model: str, steps: int, guidance: float | None, given: Mapping[st
     return ["It is used by:", f"  sfumato sample {shlex.quote(model)} --steps {steps}{chosen}{examples.modules()}"]
 
 
-def how_far(progress: Progress) -> str:
+def how_far(progress: TuneProgress) -> str:
     """How far the fit is."""
     found = f", {progress.round} of {progress.rounds}" if progress.round else ""
     return progress.stage + found + ("" if math.isnan(progress.rms) else f", rms {progress.rms:.3g}")

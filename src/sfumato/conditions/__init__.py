@@ -1,17 +1,13 @@
-"""Conditions: what a sample is known by. Kinds that data declare, and the one object that travels below the door."""
+"""Conditions of samples: the kinds that data declare, and the encoded values that models are given."""
 
-from .condition import Condition, missing
-from .field import Field
+from .condition import KINDS, Condition, fit, from_config, missing
 from .given import Conditions, Given, absent, joined, network_inputs, require_encoded
-from .kinds import KINDS, fit, from_config, guess
-from .label import NULL, Label, find_class
-from .multilabel import MultiLabel
+from .label import NULL, Label, MultiLabel, find_class
+from .real import Field, Scalar, Vector
 from .resolve import RESERVED, declared, of_data, resolve, unfolded
-from .scalar import Scalar
-from .vector import Vector
 
 __all__ = [
     "KINDS", "NULL", "RESERVED", "Condition", "Conditions", "Field", "Given", "Label", "MultiLabel", "Scalar", "Vector",
-    "absent", "declared", "find_class", "fit", "from_config", "guess", "joined", "missing",
-    "network_inputs", "of_data", "require_encoded", "resolve", "unfolded",
+    "absent", "declared", "find_class", "fit", "from_config", "joined", "missing", "network_inputs",
+    "of_data", "require_encoded", "resolve", "unfolded",
 ]  # fmt: skip

@@ -1,9 +1,9 @@
-"""Conditions below the door: name -> (values, present), one row a sample. Presence is a mask, not a sentinel.
+"""Encoded conditions of a batch: name -> (values, present), one row a sample. Presence is a mask, not a sentinel.
 
     Conditions.of({"label": [2, -1], "mass": [0.3, nan]})  =  label (2, -1) present (1, 0), mass (0.3, 0) present (1, 0)
 
-Where a condition is absent its value says nothing: whole numbers are -1 there and floats 0, so that equal conditions
-are equal numbers.
+Where a condition is absent its value is a filler, -1 for whole numbers and 0 for floats, so that equal conditions are
+equal tensors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..errors import SfumatoError
 
 
 class Given(NamedTuple):
-    """One condition of a batch: values (B, ...) as a network hears them, and where they are known, bool (B,)."""
+    """One condition of a batch: values (B, ...) as a network is given them, and where they are known, bool (B,)."""
 
     values: Tensor
     present: Tensor
@@ -32,8 +32,8 @@ class Given(NamedTuple):
             return value
         if not isinstance(value, Tensor):
             raise SfumatoError(
-                f"{value!r:.40} is no tensor: here conditions are encoded, which sf.conditions.resolve(model, {{name: "
-                "value}, n) does"
+                f"{value!r:.40} is no tensor: encode conditions first, with sf.conditions.resolve(model, {{name: "
+                "value}, n)"
             )
         if value.ndim < 1:
             raise SfumatoError("a condition of a batch has one row a sample, and a single number has none")
@@ -46,16 +46,16 @@ class Given(NamedTuple):
 
     @classmethod
     def cat(cls, parts: Sequence[Given]) -> Given:
-        """The rows of several, one behind another."""
+        """The rows of several, concatenated."""
         return cls(torch.cat([part.values for part in parts]), torch.cat([part.present for part in parts]))
 
     @property
     def is_label(self) -> bool:
-        """Whether these are whole numbers of one axis, of which -1 says by itself that they are absent."""
+        """Whether these are whole numbers (B,), where -1 alone means absent."""
         return _is_label(self.values)
 
     def masked(self) -> Given:
-        """The same with -1, or 0 of a float, in place of what is absent."""
+        """The same with the filler, -1 or 0.0, where it is absent."""
         filler = 0.0 if self.values.is_floating_point() else -1
         known = self.present.reshape(-1, *(1,) * (self.values.ndim - 1))
         return Given(torch.where(known, self.values, filler), self.present)
@@ -79,11 +79,11 @@ class Given(NamedTuple):
 
 
 class Conditions(Mapping[str, Any]):
-    """What a batch is conditioned on, by name, in order; unpacks as `model(z, t, **conditions)`.
+    """The conditions of a batch by name, in order; unpacks as `model(z, t, **conditions)`.
 
-    A label, whole numbers of one axis, is handed on as the tensor that it is, int64 (B,), -1 where absent; everything
-    else as `Given`. `conditions.given(name)` is a `Given` in every case.
-    given: name -> Given or a tensor (`Given.of`), all of one number of rows. Raises SfumatoError for rows that differ.
+    A label is a plain tensor here, int64 (B,), -1 where absent; everything else is a `Given`. `conditions.given(name)`
+    is a `Given` in every case.
+    given: name -> Given or a tensor (`Given.of`), all with the same number of rows; SfumatoError otherwise.
     """
 
     def __init__(self, given: Mapping[str, Given | Tensor] | None = None) -> None:
@@ -94,7 +94,7 @@ class Conditions(Mapping[str, Any]):
 
     @classmethod
     def of(cls, given: Mapping[str, Given | Tensor] | Tensor | None) -> Conditions:
-        """`given` itself where it is Conditions already; a tensor alone holds labels, int64 (B,)."""
+        """`given` itself where it is Conditions; a tensor alone holds labels, int64 (B,)."""
         if isinstance(given, Conditions):
             return given
         return cls({"label": given} if isinstance(given, Tensor) else given)
@@ -118,7 +118,7 @@ class Conditions(Mapping[str, Any]):
         return f"Conditions({'; '.join(known)})"
 
     def _each(self, change: Any) -> Conditions:
-        made = object.__new__(Conditions)  # its parts are Given of one number of rows
+        made = object.__new__(Conditions)  # already checked: no need to look at the rows again
         made._given = {name: change(name, value) for name, value in self._given.items()}
         return made
 
@@ -127,20 +127,20 @@ class Conditions(Mapping[str, Any]):
         return self._each(lambda _, value: value.rows(index))
 
     def cat(self, *others: Mapping[str, Given | Tensor]) -> Conditions:
-        """The rows of this one, then those of others of the same names; SfumatoError for other names."""
+        """The rows of this one, then those of others with the same names; SfumatoError for other names."""
         every = [self, *map(Conditions.of, others)]
         if any(set(other) != set(self) for other in every):
             raise SfumatoError(
-                f"only conditions of the same names are joined, not {[sorted(other) for other in every]}"
+                f"only conditions of the same names can be concatenated, not {[sorted(other) for other in every]}"
             )
         return self._each(lambda name, _: Given.cat([other._given[name] for other in every]))
 
     def repeat(self, n: int) -> Conditions:
-        """The whole batch n times over, one copy behind another."""
+        """The whole batch n times: rows 0 1 2 0 1 2."""
         return self.cat(*[self] * (n - 1))
 
     def copies(self, n: int) -> Conditions:
-        """Each row n times over, one behind another."""
+        """Each row n times: rows 0 0 1 1 2 2."""
         return self if n == 1 else self._each(lambda _, v: Given(*(part.repeat_interleave(n, 0) for part in v)))
 
     def null(self, *names: str) -> Conditions:
@@ -159,10 +159,10 @@ class Conditions(Mapping[str, Any]):
 
 
 def require_encoded(cond: Mapping[str, Any]) -> None:
-    """Refuse values as users give them where conditions are encoded: SfumatoError names `resolve`."""
+    """Raise SfumatoError, which names `resolve`, for values that are not encoded."""
     for name, value in cond.items():
         if value is not None and not isinstance(value, Given | Tensor):
-            _of(name, value)  # which says so
+            _of(name, value)  # raises
 
 
 def _of(name: str, value: Given | Tensor) -> Given:
@@ -184,24 +184,24 @@ def absent(value: Given | Tensor) -> Given | Tensor:
 
 
 def joined(values: Sequence[Given | Tensor]) -> Given | Tensor:
-    """The rows of a condition in several batches, one behind another; labels stay a tensor."""
+    """The rows of a condition of several batches, concatenated; labels stay a tensor."""
     if all(isinstance(value, Tensor) and not value.is_floating_point() for value in values):
         return torch.cat([value for value in values if isinstance(value, Tensor)])
     return Given.cat([Given.of(value) for value in values])
 
 
 def network_inputs(cond: Mapping[str, Given | Tensor | None], net: nn.Module) -> dict[str, Any]:
-    """What a network is called with: name -> values; present={name: bool (B,)} where its forward takes `present`.
+    """The keyword arguments of a network: name -> values; present={name: bool (B,)} where its forward takes `present`.
 
-    Of a tensor that is no `Given` the mask is what `Given.of` reads from it. Raises SfumatoError for a condition that
-    the network's forward has no argument for.
+    The mask of a plain tensor is that of `Given.of`. Raises SfumatoError for a condition that the network's forward has
+    no argument for.
     """
     known = {name: value for name, value in cond.items() if value is not None}
-    names, anything = _heard(net)
+    names, anything = _accepted(net)
     wrong = None if anything else next((name for name in known if name not in names), None)
     if wrong is not None:
         raise SfumatoError(
-            f"{type(net).__name__} hears no condition {wrong!r}: give its forward an argument of this name, or leave "
+            f"{type(net).__name__} takes no condition {wrong!r}: give its forward an argument of this name, or leave "
             "the condition out."
         )
     require_encoded(known)
@@ -217,12 +217,12 @@ def network_inputs(cond: Mapping[str, Given | Tensor | None], net: nn.Module) ->
     return inputs | {"present": present}
 
 
-def _heard(net: nn.Module) -> tuple[frozenset[str], bool]:
-    """(names that a network's forward takes, whether it takes any); of a wrapper that hands all on, what it wraps."""
+def _accepted(net: nn.Module) -> tuple[frozenset[str], bool]:
+    """(names that a network's forward takes, whether it takes any); looks through wrappers that pass **kwargs on."""
     own = net.__dict__.get("forward")
     names, anything = _arguments(type(net).forward, 3) if own is None else _arguments(own, 2)
     inner = getattr(net, "net", getattr(net, "_orig_mod", None)) if anything and "present" not in names else None
-    return _heard(inner) if isinstance(inner, nn.Module) else (names, anything)
+    return _accepted(inner) if isinstance(inner, nn.Module) else (names, anything)
 
 
 @lru_cache(maxsize=256)

@@ -1,4 +1,4 @@
-"""What numbers of every shape have in common: a normaliser, and the range that the data had."""
+"""Conditions that are numbers: a scalar, a vector, or a field beside the sample."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from torch import Tensor
 
 from ..errors import SfumatoError
 from ..normaliser import Normaliser
+from ..registry import register
 from .condition import Condition, as_array, counted, many, missing
 from .given import Given
 
-BESIDE = 0.5  # of the data's range: a value further beyond its ends is none that a model was trained on
+BESIDE = 0.5  # of the data's range: a model was not trained on values further beyond its ends
 REACH = 10.0  # a value over 10 times further from the mean than any in the data is in other units
+DIGITS = 20  # decimals that are tried for the shortest spelling of a number, after the point and before it
 
 
 @dataclass(frozen=True)
 class Real(Condition):
     """Numbers of `shape` a sample, normalised along its first axis: values float32 (B, *shape), 0 where absent.
 
-    low, high: the least and the greatest number of the data along that axis, which a value in other units leaves.
-    axes: how many a sample may have.
+    low, high: the least and the greatest number of the data for each entry of that axis.
+    axes: the numbers of axes that a sample may have.
     """
 
     axes: ClassVar[tuple[int, ...]]
@@ -36,7 +38,7 @@ class Real(Condition):
 
     @classmethod
     def fit(cls, column: Any) -> Self:
-        """Of a column (N, *shape) in the user's units; a row with a missing number is missing.
+        """From a column (N, *shape) in the user's units; a row with a missing number is missing.
 
         Raises SfumatoError for text, for infinite numbers, and where every row is missing.
         """
@@ -58,7 +60,7 @@ class Real(Condition):
 
     @classmethod
     def _check_shape(cls, shape: tuple[int, ...]) -> None:
-        """Refuse what this kind does not hold."""
+        """Raise SfumatoError for a shape that is not of this kind."""
         if len(shape) not in cls.axes or 0 in shape:
             raise SfumatoError(f"a {cls.kind} has {' or '.join(map(str, cls.axes))} axes a sample, not {shape}")
 
@@ -71,7 +73,7 @@ class Real(Condition):
             array = array[:, 0]
         if array.shape[1:] != self.shape or array.ndim != len(self.shape) + 1:
             wanted = f"numbers of shape {self.shape}" if self.shape else "one number"
-            raise SfumatoError(f"a value is {wanted}, or one such a sample, and what is given has shape {array.shape}")
+            raise SfumatoError(f"a value is {wanted}, or one for each sample, but this has shape {array.shape}")
         given = Given.of(torch.from_numpy(array))
         columns = given.values.reshape(len(array), len(self.low), -1)
         if not bool(columns.isfinite().all()):
@@ -79,7 +81,7 @@ class Real(Condition):
         return counted(Given(self.normaliser.normalise(columns).reshape(-1, *self.shape), given.present).masked(), n)
 
     def check(self, given: Given) -> None:
-        """Values over REACH times further from the mean than any in the data are in other units."""
+        """Raise SfumatoError for values over REACH times further from the mean than any in the data: other units."""
         known = self._in_units(given)[given.present.cpu()]
         mean, low, high = (
             torch.tensor(v, dtype=torch.float64)[:, None] for v in (self.normaliser.mean, self.low, self.high)
@@ -93,7 +95,7 @@ class Real(Condition):
             )
 
     def doubt(self, given: Given) -> str | None:
-        """A value that is beyond the data's range by more than half its width."""
+        """A warning about a value that is outside the data's range by more than half its width."""
         known = self._in_units(given)[given.present.cpu()]
         low, high = (torch.tensor(v, dtype=torch.float64)[:, None] for v in (self.low, self.high))
         room = BESIDE * (high - low)
@@ -111,8 +113,14 @@ class Real(Condition):
         return self.normaliser.denormalise(given.values.cpu().reshape(len(given.values), len(self.low), -1))
 
     def decode(self, given: Given) -> list[Any]:
-        values = self._in_units(given).reshape(-1, *self.shape)
-        return [row.tolist() if here else None for row, here in zip(values, given.present.tolist(), strict=True)]
+        """The shortest decimals that encode to these values: 300.0, not 300.00000005."""
+        encoded, exact = given.values.cpu().reshape(len(given.values), len(self.low), -1), self._in_units(given)
+        values = exact
+        for decimals in range(DIGITS, -DIGITS, -1):
+            shorter = exact.round(decimals=decimals)
+            values = shorter.where(self.normaliser.normalise(shorter) == encoded, values)
+        rows = values.reshape(-1, *self.shape)
+        return [row.tolist() if here else None for row, here in zip(rows, given.present.tolist(), strict=True)]
 
     def config(self) -> dict[str, Any]:
         return {
@@ -130,9 +138,50 @@ class Real(Condition):
         return f"{size} from {min(self.low):g} to {max(self.high):g}"
 
 
+@register("condition", "scalar")
+@dataclass(frozen=True)
+class Scalar(Real):
+    """One number a sample, such as a temperature: values float32 (B,)."""
+
+    kind: ClassVar[str] = "scalar"
+    axes: ClassVar[tuple[int, ...]] = (0,)
+
+    def network(self) -> dict[str, Any]:
+        return {"kind": "scalar"}
+
+
+@register("condition", "vector")
+@dataclass(frozen=True)
+class Vector(Real):
+    """`shape` (d,) numbers a sample, each normalised by itself: values float32 (B, d)."""
+
+    kind: ClassVar[str] = "vector"
+    axes: ClassVar[tuple[int, ...]] = (1,)
+
+    def network(self) -> dict[str, Any]:
+        return {"kind": "vector", "size": self.shape[0]}
+
+
+@register("condition", "field")
+@dataclass(frozen=True)
+class Field(Real):
+    """`shape` (C, *spatial) numbers a sample, normalised by channel: values float32 (B, C, *spatial).
+
+    A picture to recolour, a low resolution, a map. Its resolution may differ from the sample's: networks resize it.
+    """
+
+    kind: ClassVar[str] = "field"
+    axes: ClassVar[tuple[int, ...]] = (2, 3, 4)
+
+    def network(self) -> dict[str, Any]:
+        return {"kind": "field", "shape": list(self.shape)}
+
+
 def numbers(value: Any, shape: tuple[int, ...] | None = None) -> np.ndarray:
-    """A user's numbers as float64 of any shape, NaN where missing; a missing row of a list has `shape`, or that of the
-    others. SfumatoError for what is no number.
+    """A user's numbers as a float64 array, NaN where missing.
+
+    A missing row of a list becomes NaN of `shape`, or of the shape of the other rows. SfumatoError names what is no
+    number.
     """
     if missing(value):
         return np.full(shape or (), np.nan)

@@ -1,4 +1,4 @@
-"""The door: conditions as users give them, by name, in their own spelling and units -> `Conditions` of n rows."""
+"""Conditions as users give them, by name, in their own spelling and units -> encoded `Conditions` of n rows."""
 
 from __future__ import annotations
 
@@ -15,30 +15,24 @@ from .condition import Condition, counted, many, missing
 from .given import Conditions, Given, joined
 from .label import NULL, Label
 
-_ROWS = 1 << 14  # of a column that are read at once, since numbers are float64 on the way
+_ROWS = 1 << 14  # rows of a column that are encoded at once, in float64
 RESERVED = "cond"  # cond={"index": ...}: conditions whose names are arguments of the function
 
 
 def declared(model_or_spec: Any) -> dict[str, Condition] | None:
     """The conditions that a model's data declare, by name; None for a model without a spec."""
-    spec = getattr(model_or_spec, "spec", model_or_spec)
-    known = getattr(spec, "conditions", None)
-    if known is not None:
-        return dict(known)
-    classes = getattr(spec, "classes", None)
-    if not isinstance(classes, tuple | list):
-        return None
-    return {"label": Label(tuple(classes))} if classes else {}
+    known = getattr(getattr(model_or_spec, "spec", model_or_spec), "conditions", None)
+    return None if known is None else dict(known)
 
 
 def resolve(model_or_spec: Any, given: Mapping[str, Any], n: int) -> Conditions:
-    """What a user conditions on, for n samples: one value each, or one for all; None, NaN and "" are absent.
+    """A user's conditions encoded for n samples: one value each, or one for all; None, NaN and "" are absent.
 
     given: name -> value in the user's units (`Condition.encode`); the key "cond" holds such a mapping itself, for names
-    that are arguments too. What is None altogether is left out; `Given` passes as it is. Without a spec a tensor keeps
-    its rows: whole numbers stay labels, -1 for none, and floats stay floats.
-    Raises SfumatoError, in one sentence, for an unknown name, label, shape or number of values, and warns of numbers
-    that are far from what the model was trained on (`Condition.doubt`).
+    that are arguments too. A condition that is None is left out; a `Given` is taken as it is. Without a spec a tensor
+    keeps its rows: whole numbers stay labels, -1 for none, and floats stay floats.
+    Raises SfumatoError for an unknown name, label, shape or number of values, and warns of numbers that are far from
+    the training data (`Condition.doubt`).
     """
     known = declared(model_or_spec)
     found = {}
@@ -53,7 +47,7 @@ def resolve(model_or_spec: Any, given: Mapping[str, Any], n: int) -> Conditions:
 
 
 def unfolded(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Conditions by name, those of the key "cond" among them."""
+    """`given` with the entries of its key "cond" moved to the top level."""
     inner = given.get(RESERVED)
     if not isinstance(inner, Mapping):
         return given
@@ -67,9 +61,9 @@ def unfolded(given: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def of_data(model_or_spec: Any, source: Any, rows: Tensor) -> Conditions:
-    """The conditions of some rows of a data set, int64 (n,), that a model knows; those that the data lack are left out.
+    """The conditions of some rows of a data set, int64 (n,), that a model knows and the data have.
 
-    Raises SfumatoError for a value that the model cannot have seen, such as a class that it does not know.
+    Raises SfumatoError for a value that the model does not know, such as a new class.
     """
     found = {}
     for name, condition in (declared(model_or_spec) or {}).items():
@@ -84,7 +78,7 @@ def of_data(model_or_spec: Any, source: Any, rows: Tensor) -> Conditions:
 
 
 def _of_column(condition: Condition, column: Any) -> Given | Tensor:
-    if isinstance(condition, Label) and column.names == condition.classes:  # no names have to be looked up
+    if isinstance(condition, Label) and column.names == condition.classes:  # the same indices
         return torch.from_numpy(np.where(column.present, column.values, NULL))
     return condition.encode(column.spelt, len(column))
 
@@ -106,13 +100,13 @@ def _encoded(known: dict[str, Condition] | None, name: str, value: Any, n: int) 
 
 
 def _filled(value: Any) -> list[Any]:
-    """Rows with a number where one is missing: the label of none among whole numbers, else NaN."""
+    """Rows with a number where one is missing: -1 (no label) among whole numbers, else NaN."""
     whole = all(isinstance(row, int | np.integer) for row in value if not missing(row))
     return [(NULL if whole else np.nan) if missing(row) else row for row in value]
 
 
 def _plain(value: Any, n: int) -> Given:
-    """A value for a model without a spec: numbers as they are, with one row or n."""
+    """A value for a model without a spec: numbers as they are, one row or n."""
     if not isinstance(value, Tensor):
         rows = _filled(value) if many(value) else value
         try:

@@ -1,4 +1,4 @@
-"""Arrays in memory and in .npy and .npz files -> (N, *shape) tensors in the user's dtype."""
+"""Arrays in memory, and in .npy and .npz files -> (N, *shape) tensors in the user's dtype."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ..errors import SfumatoError
+from ..files import first_line
 from ..machine import fits
-from .normaliser import CHUNK_ENTRIES
 from .spec import DTYPES
+from .statistics import blocks
 
 if TYPE_CHECKING:
     from .rows import Samples
@@ -35,7 +36,7 @@ def read_npy(path: Path) -> np.ndarray:
 
 
 def read_npz(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
-    """(samples, the other arrays by key) of a .npz file, by the keys that `pick` knows."""
+    """(samples, the other arrays by key) of a .npz file, chosen by `pick`."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
@@ -47,7 +48,7 @@ def read_npz(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
 def _reason(error: Exception) -> str:
     if "allow_pickle" in str(error):
         return "it holds pickled Python objects, which are never loaded; save a plain numeric array"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return first_line(error)
 
 
 def pick(arrays: Mapping[str, Any], where: str) -> tuple[Any, dict[str, Any]]:
@@ -65,7 +66,7 @@ def pick(arrays: Mapping[str, Any], where: str) -> tuple[Any, dict[str, Any]]:
 
 
 def to_tensor(obj: Any, where: str) -> Tensor:
-    """Any array-like -> a CPU tensor of the same dtype; memory is shared where it can be."""
+    """Any array-like -> a CPU tensor of the same dtype, sharing memory where possible."""
     if isinstance(obj, Tensor):
         return _supported(obj.detach().cpu(), where)
     try:
@@ -140,15 +141,15 @@ def require_finite(x: "Samples", where: str) -> None:
     """Raise SfumatoError with the count and the first position where x (N, ...) holds NaN or infinity."""
     if not x.dtype.is_floating_point:
         return
-    rows = max(1, CHUNK_ENTRIES // max(1, x[0].numel()))
-    count, first = 0, None
-    for start in range(0, len(x), rows):
-        bad = ~torch.isfinite(x[start : start + rows])
+    count, first, start = 0, None, 0
+    for block in blocks(x):
+        bad = ~torch.isfinite(block)
         if bad.any():
             count += int(bad.sum())
             if first is None:
                 position = torch.nonzero(bad)[0].tolist()
                 first = (start + position[0], *position[1:])
+        start += len(block)
     if count:
         raise SfumatoError(
             f"{where} holds {count:,} values that are NaN or infinite, the first at index {first}: "

@@ -1,10 +1,10 @@
-"""What was decoded once, kept under the user's cache folder: arrays that are mapped, and figures.
+"""Decoded data on the disk, kept between runs: arrays that are mapped, and small results as JSON.
 
-    $SFUMATO_CACHE (a folder, or "off"), else $XDG_CACHE_HOME/sfumato, else ~/.cache/sfumato
+    $SFUMATO_CACHE (a folder, or "off"), else the user's cache folder (on Linux $XDG_CACHE_HOME or ~/.cache) / sfumato
 
-An entry is a folder under the hash of what it was made from. It is written beside its name and renamed, so that a
-half-written one is never seen; of two processes that make the same one the second takes what the first has made.
-Entries that were not used for longest go when all together exceed $SFUMATO_CACHE_GB (32).
+An entry is a folder named by the hash of what it was made from. It is written beside its name and renamed, so that a
+half-written one is never seen; where two processes make the same one, the second takes the entry of the first.
+The least recently used entries are removed when all together exceed $SFUMATO_CACHE_GB (32).
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import errno
 import json
 import os
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
+import platformdirs
 
 from ..errors import SfumatoError
 from ..files import reason, write_text
@@ -31,21 +31,18 @@ from ..files import reason, write_text
 PLACE, LIMIT = "SFUMATO_CACHE", "SFUMATO_CACHE_GB"
 DEFAULT_LIMIT = 32.0
 OFF = ("off", "none", "0", "no")
-FORMAT = 1  # of entries, and of how things are decoded: a higher number leaves older entries alone
+FORMAT = 1  # of entries, and of how data are decoded: another number ignores older entries
 _MARGIN = 0.9  # of the free space that an entry may take
-_OLD = 86400.0  # seconds after which what a process on another machine left half-written goes
-T = TypeVar("T")
+_OLD = 86400.0  # seconds without a change after which a half-written entry is removed
+_ARRAY, _FACTS = "x.npy", "facts.json"
 
 
 def root() -> Path | None:
-    """The cache folder, or None where there is to be none."""
+    """The cache folder, or None where the cache is off."""
     place = os.environ.get(PLACE, "").strip()
     if place.lower() in OFF:
         return None
-    if place:
-        return Path(place).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME", "").strip()
-    return (Path(base).expanduser() if base else Path.home() / ".cache") / "sfumato"
+    return Path(place).expanduser() if place else platformdirs.user_cache_path("sfumato", appauthor=False)
 
 
 def limit() -> float:
@@ -64,25 +61,30 @@ def identity(parts: Any) -> str:
 
 
 def stamp(path: Path) -> list[Any]:
-    """What tells that a file is as it was: size, time of its contents and time of its entry on the disk."""
+    """A file's size and times of change of contents and inode: equal stamps mean that the file is unchanged."""
     found = path.stat()
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
 
+def stamps(paths: Sequence[Path]) -> list[list[Any]]:
+    """The absolute path and the stamp of each file."""
+    return [[str(path.resolve()), *stamp(path)] for path in paths]
+
+
 class Unkept(Exception):
-    """There is no room, or no cache; the words say why."""
+    """There is no cache, or no room in it; the message says why."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A folder of the cache: arrays by name, and facts."""
+    """A folder of the cache: one array, and facts about it."""
 
     path: Path
     facts: dict[str, Any]
 
-    def array(self, name: str, mode: str = "r") -> np.ndarray:
+    def array(self, mode: str = "r") -> np.ndarray:
         """The array, mapped: "r" to read, "c" for changes that stay in memory."""
-        return np.lib.format.open_memmap(self.path / f"{name}.npy", mode=mode)
+        return np.lib.format.open_memmap(self.path / _ARRAY, mode=mode)
 
 
 def find(key: str) -> Entry | None:
@@ -92,36 +94,16 @@ def find(key: str) -> Entry | None:
         return None
     path = place / key
     try:
-        facts = json.loads((path / "facts.json").read_text(encoding="utf-8"))
-        os.utime(path / "facts.json")
+        facts = json.loads((path / _FACTS).read_text(encoding="utf-8"))
+        os.utime(path / _FACTS)
     except (OSError, ValueError):
         return None
     return Entry(path, facts)
 
 
-class Draft:
-    """An entry that is being made, under a name of its own."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def array(self, name: str, shape: Sequence[int], dtype: Any) -> np.ndarray:
-        """An array to fill, whose place on the disk is taken at once: a full disk says so here, not later."""
-        path = self.path / f"{name}.npy"
-        made = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=tuple(shape))
-        if hasattr(os, "posix_fallocate"):
-            with path.open("r+b") as file:
-                try:
-                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-                except OSError as error:
-                    if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # file systems that know no such thing
-                        raise
-        return made
-
-
 @contextmanager
-def drafted(key: str, nbytes: int) -> Iterator[Draft]:
-    """A draft for an entry of so many bytes, removed unless `keep` renames it. Unkept where there is no room for it."""
+def drafted(key: str, nbytes: int) -> Iterator[Path]:
+    """A folder for a new entry of so many bytes, removed unless `keep` renames it; Unkept where there is no room."""
     place = root()
     if place is None:
         raise Unkept(f"there is no cache ({PLACE} is off)")
@@ -129,108 +111,82 @@ def drafted(key: str, nbytes: int) -> Iterator[Draft]:
         raise Unkept(f"its {nbytes / 2**30:.1f} GiB are more than the cache may hold ({LIMIT} is {limit() / 2**30:g})")
     try:
         place.mkdir(parents=True, exist_ok=True)
-        _sweep(place)
         _make_room(place, nbytes)
         free = shutil.disk_usage(place).free
         if nbytes > _MARGIN * free:
             raise Unkept(f"it needs {nbytes / 2**30:.1f} GiB and {place} has {free / 2**30:.1f} GiB free")
-        prefix = f"{key}+{socket.gethostname()}+{os.getpid()}+"
-        path = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=place))
+        draft = Path(tempfile.mkdtemp(prefix=f"{key}.", suffix=".tmp", dir=place))
     except OSError as error:
         raise Unkept(f"{place} cannot be written: {reason(error)}") from None
     try:
-        yield Draft(path)
+        yield draft
     except OSError as error:
         raise Unkept(f"{place} cannot be written: {reason(error)}") from None
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(draft, ignore_errors=True)
 
 
-def keep(draft: Draft, key: str, facts: dict[str, Any]) -> Entry:
-    """The draft under its final name; where another process was faster, its entry."""
-    for file in draft.path.iterdir():  # a name must not outlive a power cut that its contents do not
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    write_text(draft.path / "facts.json", json.dumps(facts))
-    final = draft.path.parent / key
+def allocate(draft: Path, shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """The array of a draft, to be filled. Its space on the disk is taken at once: a full disk under a mapping would be
+    a signal and no error."""
+    path = draft / _ARRAY
+    made = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=tuple(shape))
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # file systems without this call
+                    raise
+    return made
+
+
+def keep(draft: Path, key: str, facts: dict[str, Any]) -> Entry:
+    """Rename a filled draft to its final name; where another process was faster, take its entry."""
+    with (draft / _ARRAY).open("rb") as file:  # after a power cut the name must not be there without the contents
+        os.fsync(file.fileno())
+    write_text(draft / _FACTS, json.dumps(facts))
+    final = draft.parent / key
     try:
-        os.rename(draft.path, final)
-    except OSError:  # it is there already
-        found = find(key)
-        if found is None:
+        os.rename(draft, final)
+    except OSError:  # it is there already, or the rest of one
+        if find(key) is None:
             shutil.rmtree(final, ignore_errors=True)
-            os.rename(draft.path, final)
+            os.rename(draft, final)
     return find(key) or Entry(final, facts)
 
 
-@contextmanager
-def alone(key: str) -> Iterator[None]:
-    """Within the block no other process makes this entry; without locks two may, which does no harm."""
+def remembered(key: str | None, compute: Callable[[], Any]) -> Any:
+    """compute(), JSON-able, or the result under this key from before; without a key it is always computed."""
     place = root()
+    if place is None or key is None:
+        return compute()
+    path = place / "figures" / f"{key}.json"
     try:
-        import fcntl
-
-        if place is None:
-            raise OSError
-        place.mkdir(parents=True, exist_ok=True)
-        file = (place / f"{key}.lock").open("w")
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except (OSError, ImportError):
-        yield
-        return
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        value = compute()
     try:
-        yield
-    finally:
-        (place / f"{key}.lock").unlink(missing_ok=True)
-        file.close()
-
-
-def remembered(key: str | None, compute: Callable[[], T], load: Callable[[Any], T], dump: Callable[[T], Any]) -> T:
-    """compute(), or what it gave when it was asked under this key before."""
-    place = root()
-    path = None if place is None or key is None else place / "figures" / f"{key}.json"
-    if path is not None:
-        try:
-            return load(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, KeyError):
-            pass
-    value = compute()
-    if path is not None:
-        try:
-            write_text(path, json.dumps(dump(value)))
-        except SfumatoError:  # a cache that cannot be written is none
-            pass
+        write_text(path, json.dumps(value))
+    except SfumatoError:  # the cache cannot be written: go on without it
+        pass
     return value
 
 
-def _sweep(place: Path) -> None:
-    """Remove what processes that are gone left half-written."""
-    for path in place.glob("*.tmp"):
-        _, host, pid, *_ = [*path.name.split("+"), "", "", ""]
-        gone = host == socket.gethostname() and pid.isdigit() and not _lives(int(pid))
-        if gone or time.time() - path.stat().st_mtime > _OLD:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
 def _make_room(place: Path, nbytes: int) -> None:
-    """Remove the entries that were not used for longest until `nbytes` more are within the limit."""
+    """Remove abandoned drafts, and the least recently used entries until `nbytes` more are within the limit."""
     entries = []
-    for facts in place.glob("*/facts.json"):
-        size = sum(file.stat().st_size for file in facts.parent.iterdir())
-        entries.append((facts.stat().st_mtime, size, facts.parent))
+    for path in place.iterdir():
+        with suppress(OSError):  # another process removes or renames it meanwhile
+            if path.suffix == ".tmp":
+                if time.time() - max(each.stat().st_mtime for each in (path, *path.iterdir())) > _OLD:
+                    shutil.rmtree(path, ignore_errors=True)
+            elif (path / _FACTS).exists():
+                size = sum(file.stat().st_size for file in path.iterdir())
+                entries.append(((path / _FACTS).stat().st_mtime, size, path))
     total = sum(size for _, size, _ in entries)
     for _, size, path in sorted(entries):
         if total + nbytes <= limit():
             return
-        shutil.rmtree(path, ignore_errors=True)  # who has it mapped keeps it until the end
+        shutil.rmtree(path, ignore_errors=True)  # a process that has it mapped keeps it until its end
         total -= size

@@ -1,4 +1,4 @@
-"""A column: one raw value a sample beside the samples, in the user's units, where it is not missing."""
+"""A column: one value a sample beside the samples, in the user's units, some of which may be missing."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from ..conditions.condition import as_array, missing
 from ..errors import SfumatoError
 
 
@@ -18,11 +18,10 @@ from ..errors import SfumatoError
 class Column:
     """Values of one condition, one a sample.
 
-    values: (N, ...) numbers, or (N,) objects that are strings or tuples of strings; what stands where one is missing
-        means nothing.
-    present: bool (N,).
-    names: of classes, where the values are indices into them.
-    kind: what it is to the model ("label", "multilabel", "scalar", "vector", "field"), or "" before that is settled.
+    values: (N, ...) numbers, or (N,) objects that are strings or tuples of strings; arbitrary where one is missing.
+    present: bool (N,), False where a value is missing.
+    names: the class names that the values are indices into, if they are.
+    kind: of condition ("label", "multilabel", "scalar", "vector", "field"), or "" before it is known.
     """
 
     values: np.ndarray
@@ -40,19 +39,19 @@ class Column:
 
     @property
     def given(self) -> np.ndarray:
-        """The values that are there."""
+        """The values that are not missing."""
         return np.asarray(self.values[self.present])
 
     @property
     def form(self) -> str:
-        """What the values are: "numbers", "strings" or "lists" of strings."""
+        """The type of the values: "numbers", "strings" or "lists" of strings."""
         if self.values.dtype != object:
             return "numbers"
         return "strings" if all(isinstance(value, str) for value in self.given) else "lists"
 
     @property
     def spelt(self) -> np.ndarray:
-        """The values as a person would write them: names of classes, numbers, with None or NaN for what is missing."""
+        """The values as a user writes them: class names or numbers, with None or NaN where they are missing."""
         if self.names is not None:
             names = np.array([*self.names, None], dtype=object)
             return np.asarray(names[np.where(self.present, self.values, -1)])
@@ -67,7 +66,7 @@ class Column:
         return values
 
     def scattered(self, present: np.ndarray) -> Column:
-        """These values in the places of a longer column, bool (N,), that has nothing in the others."""
+        """A longer column with these values where `present`, bool (N,), and none elsewhere."""
         values = np.zeros((len(present), *self.values.shape[1:]), self.values.dtype)
         values[present] = self.values
         there = np.zeros(len(present), bool)
@@ -84,12 +83,12 @@ BOOLS = ("False", "True")
 
 
 class Unread(ValueError):
-    """Why a column is of no use, in words."""
+    """A column cannot be used; the message says why."""
 
 
 @contextmanager
 def named(name: str) -> Iterator[None]:
-    """Whatever is wrong with a condition's values begins with its name."""
+    """Errors within the block begin with the name of the condition."""
     try:
         yield
     except SfumatoError as why:
@@ -97,14 +96,13 @@ def named(name: str) -> Iterator[None]:
 
 
 def column(raw: Any) -> Column:
-    """Any array, tensor or list of one value a sample as a `Column`; `Unread` for what is neither numbers nor words.
+    """Any array, tensor or list of one value a sample as a `Column`; `Unread` for anything but numbers and text.
 
-    Missing are None, NaN, the empty string and what a masked array masks; of an array a sample, one NaN makes the
-    sample's value missing. An empty list of strings is there: it names none.
+    Missing are None, NaN, the empty string and masked entries of a masked array; where a value is an array, one NaN
+    makes it missing. An empty list of strings is a value: the empty set.
     """
     if isinstance(raw, Tensor):
-        raw = raw.detach().cpu()
-        raw = (raw.float() if raw.dtype == torch.bfloat16 else raw).numpy()
+        raw = as_array(raw)
     if isinstance(raw, np.ma.MaskedArray):
         mask = np.ma.getmaskarray(raw).reshape(len(raw), -1).any(1)
         found = column(raw.data)
@@ -138,9 +136,9 @@ def _numbers(array: np.ndarray) -> Column:
 
 
 def _from_list(cells: Sequence[Any]) -> np.ndarray:
-    """A list as an array of numbers where all of it are, else as objects."""
+    """A list as an array of numbers where all entries are numbers, else of objects."""
     if all(isinstance(cell, Tensor) for cell in cells):
-        cells = [cell.detach().cpu().numpy() for cell in cells]
+        cells = [as_array(cell) for cell in cells]
     try:
         array = np.asarray(cells)
     except ValueError:  # ragged
@@ -151,10 +149,10 @@ def _from_list(cells: Sequence[Any]) -> np.ndarray:
 
 
 def _objects(array: np.ndarray) -> Column:
-    """Cells of any kind: numbers, strings, lists of numbers or of strings, some of them missing."""
+    """A column of objects: numbers, strings, lists of numbers or lists of strings, some of them missing."""
     if array.ndim > 1:
         array = _from_list([tuple(row) for row in array])
-    present = np.array([not _is_missing(cell) for cell in array.tolist()], bool)
+    present = np.array([not missing(cell) for cell in array.tolist()], bool)
     found = [cell for cell, here in zip(array.tolist(), present, strict=True) if here]
     if not found:
         return Column(np.zeros(len(array)), present)
@@ -176,34 +174,23 @@ def _objects(array: np.ndarray) -> Column:
 
 
 def _array(cells: Sequence[Any]) -> np.ndarray:
-    """Objects (N,), however long each is."""
+    """An object array (N,) of cells of any length."""
     out = np.empty(len(cells), object)
     for i, cell in enumerate(cells):
         out[i] = cell
     return out
 
 
-def _is_missing(cell: Any) -> bool:
-    if cell is None or (isinstance(cell, str | bytes) and not cell.strip()):
-        return True
-    if isinstance(cell, str | bytes | list | tuple | dict | np.ndarray | Tensor):
-        return False
-    try:
-        return bool(cell != cell)
-    except (TypeError, ValueError):  # pandas.NA is neither equal nor unequal
-        return True
-
-
 EMPTY = frozenset(["", "na", "n/a", "nan", "null", "none"])
 
 
 def cells(text: Sequence[str | None]) -> Column:
-    """The cells of a text table: whole numbers, numbers or strings, whichever all of them are that are not empty.
+    """The cells of a text table: whole numbers, else numbers, else strings, as all that are not empty can be read.
 
-    Among numbers NaN, NA, null and none are empty too; numbers with zeros in front stay strings.
+    Among numbers NaN, NA, null and none are empty too; numbers with leading zeros stay strings.
     """
-    said = [(cell or "").strip() for cell in text]
-    numbers = ["" if cell.lower() in EMPTY else cell for cell in said]
+    stripped = [(cell or "").strip() for cell in text]
+    numbers = ["" if cell.lower() in EMPTY else cell for cell in stripped]
     for kind in (int, float):
         try:
             found: list[Any] = [kind(cell) if cell else None for cell in numbers]
@@ -213,4 +200,4 @@ def cells(text: Sequence[str | None]) -> Column:
                for cell in numbers):  # fmt: skip
             break
         return column(found)
-    return column(said)
+    return column(stripped)

@@ -1,18 +1,21 @@
-"""Many encoded pictures -> samples (N, C, H, W), as stored.
+"""Encoded pictures, wherever they are -> samples (N, C, H, W), as stored.
 
-A set of several modes is promoted to the widest. Equal sizes stay; unequal ones follow one rule: the shorter side is
-resized to min(64, the smallest shorter side) and the picture cropped to a centred square. What took a while to decode
-is kept in the cache; what neither memory nor cache can hold is decoded when it is asked for.
+A set of several modes is promoted to the widest. Equal sizes stay; otherwise the shorter side is resized to
+min(64, the smallest shorter side) and the picture cropped to a centred square. Pictures that take a while to decode are
+kept in the cache; what neither memory nor cache can hold is decoded on access.
 """
 
+from __future__ import annotations
+
+import abc
 import io
 import os
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, TypeVar, final
+from functools import cached_property
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO, TypeVar, final
 
 import numpy as np
 import PIL
@@ -20,26 +23,104 @@ import torch
 from torch import Tensor
 
 from ..errors import SfumatoError
+from ..files import first_line, reason
 from ..machine import fits
 from ..progress import counting
 from . import cache
-from .items import Items
 from .picture import Header, check_size, decode, read_header
 from .rows import DECODING, READING, Mapped, Rows, Samples
 
+IMAGE_SUFFIXES = frozenset(
+    ".png .jpg .jpeg .jpe .jfif .webp .bmp .dib .gif .tif .tiff .pgm .ppm .pnm .pbm .tga .jp2 .avif .ico".split()
+)
 MAX_DEFAULT_SIDE = 64
-WORTH_BYTES, WORTH_COUNT = 4 << 20, 500  # encoded: a smaller set is decoded faster than it is looked up
+WORTH_BYTES, WORTH_COUNT = 4 << 20, 500  # encoded: decoding fewer is faster than looking them up in the cache
 WORKERS = 4  # threads that decode ahead
-_AHEAD = 1024  # pictures that threads are given at once: the tickets of millions would take memory
+_AHEAD = 1024  # pictures that are handed to the threads at once: one future each for millions would take memory
 T = TypeVar("T")
 R = TypeVar("R")
 Size = int | tuple[int, int]
+Failures = dict[int, str]  # number of an item -> the reason
+
+
+def together(paths: Sequence[Path]) -> str:
+    """Where the data of some files are, in words."""
+    return str(paths[0]) if len(paths) == 1 else f"{paths[0].parent} ({len(paths):,} files)"
+
+
+def hidden(relative: PurePath) -> bool:
+    """Whether a path is one that operating systems leave beside a person's own files."""
+    return any(part.startswith((".", "__MACOSX")) for part in relative.parts) or relative.name == "Thumbs.db"
+
+
+class Items(abc.ABC):
+    """Encoded pictures by number. Any thread may read.
+
+    names: one a picture. where: what holds them, in words. blocks: the sizes of runs of neighbours that are read
+    together, where a single picture cannot be read cheaply.
+    """
+
+    names: list[str]
+    where: str
+    blocks: Sequence[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @abc.abstractmethod
+    def read(self, number: int) -> bytes:
+        """All bytes of one picture."""
+
+    def open(self, number: int) -> BinaryIO:
+        """One picture as a file, of which only a part may be read."""
+        return io.BytesIO(self.read(number))
+
+    @property
+    @abc.abstractmethod
+    def nbytes(self) -> int:
+        """Bytes of all pictures as they are encoded."""
+
+    @abc.abstractmethod
+    def key(self) -> Any:
+        """What distinguishes these contents from others, JSON-able."""
+
+
+@final
+class ImageFiles(Items):
+    """Files below a folder."""
+
+    def __init__(self, root: Path, paths: Sequence[Path]) -> None:
+        self.root, self.paths, self.where = root, list(paths), str(root)
+        self.names = [path.relative_to(root).as_posix() for path in paths]
+
+    def read(self, number: int) -> bytes:
+        try:
+            return self.paths[number].read_bytes()
+        except OSError as error:
+            raise SfumatoError(f"{self.paths[number]} cannot be read any more: {reason(error)}") from None
+
+    def open(self, number: int) -> BinaryIO:
+        return self.paths[number].open("rb")
+
+    @cached_property
+    def _stamps(self) -> list[list[Any]]:
+        return [cache.stamp(path) for path in self.paths]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(stamp[0] for stamp in self._stamps)
+
+    def key(self) -> Any:
+        return [str(self.root.resolve()), self.names, self._stamps]
 
 
 @dataclass(frozen=True)
 class Images:
-    """Decoded images x (N, C, H, W), which of the items they are, (name, reason) of what was skipped, and what was done
-    to them. identity: a name for exactly these pixels, where they are worth one."""
+    """Decoded images x (N, C, H, W).
+
+    kept: the number of each image among the items. skipped: (name, reason) of the others. notes: sentences on what was
+    done to the images. identity: a hash that names exactly these pixels, or None for a small set.
+    """
 
     x: Samples
     kept: list[int]
@@ -49,196 +130,177 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What all images of a set become: channels, depth, and (height, width) or None where they stay as stored."""
+class ImageFormat:
+    """The form of all images of a set: channels, depth, and (height, width) or None where sizes stay as stored."""
 
     channels: int
     depth: str
     target: tuple[int, int] | None
 
-    def shape(self, headers: Sequence[Header]) -> tuple[int, int, int, int]:
-        height, width = self.target or (headers[0].height, headers[0].width)
-        return len(headers), self.channels, height, width
-
-    def nbytes(self, headers: Sequence[Header]) -> int:
-        count, channels, height, width = self.shape(headers)
-        return count * channels * height * width * np.dtype(self.depth).itemsize
+    @classmethod
+    def of(cls, headers: Iterable[Header], size: Size | None) -> ImageFormat:
+        headers = list(headers)
+        return cls(max(h.channels for h in headers), _common_depth(headers), _target(headers, size))
 
 
 @final
 class Pictures(Rows):
-    """Pictures that are decoded when they are asked for."""
+    """Pictures that are decoded on access."""
 
-    def __init__(self, items: Items, kept: Sequence[int], headers: Sequence[Header], layout: Layout) -> None:
-        super().__init__(layout.shape(headers), getattr(torch, layout.depth))
-        self.items, self.kept, self.headers, self.layout = items, kept, headers, layout
+    def __init__(self, items: Items, headers: dict[int, Header], form: ImageFormat) -> None:
+        first = next(iter(headers.values()))
+        side = form.target or (first.height, first.width)
+        super().__init__((len(headers), form.channels, *side), getattr(torch, form.depth))
+        self.items, self.kept, self.headers, self.format = items, list(headers), list(headers.values()), form
         self.where, self.workers = items.where, WORKERS
 
     def take(self, rows: np.ndarray) -> Tensor:
-        out = np.empty((len(rows), *self.shape[1:]), self.layout.depth)
+        out = np.empty((len(rows), *self.shape[1:]), self.format.depth)
         for place, row in enumerate(rows.tolist()):
             with self.spent.on(READING):
                 packed = self.items.read(self.kept[row])
             with self.spent.on(DECODING):
                 try:
-                    out[place] = self._decode(io.BytesIO(packed), self.headers[row])
+                    out[place] = self.decode(row, io.BytesIO(packed))
                 except Exception as error:  # it could be decoded when it was opened
                     name = self.items.names[self.kept[row]]
-                    raise SfumatoError(f"{name} of {self.where} has changed: {_first_line(error)}") from None
+                    raise SfumatoError(f"{name} of {self.where} has changed: {first_line(error)}") from None
         return torch.from_numpy(out)
 
-    def _decode(self, file: Any, header: Header) -> np.ndarray:
-        return decode(file, header, self.layout.channels, self.layout.depth, self.layout.target)
+    def decode(self, row: int, file: BinaryIO) -> np.ndarray:
+        """The pixels (C, H, W) of one row."""
+        return decode(file, self.headers[row], self.format.channels, self.format.depth, self.format.target)
 
 
 def read_images(items: Items, size: Size | None = None) -> Images:
-    """Read all that can be read; what cannot is skipped with its reason. All skipped raises SfumatoError."""
+    """Decode all pictures that can be decoded and skip the rest, with reasons; SfumatoError where none is left."""
     key = cache.identity(["images", items.key(), size, PIL.__version__])
-    found = _from_cache(key, items)
-    if found is not None:
-        return found
-    worth = items.nbytes >= WORTH_BYTES or len(items) >= WORTH_COUNT
-    with ExitStack() as lock:
-        if worth:
-            lock.enter_context(cache.alone(key))
-            found = _from_cache(key, items)  # another process has made it meanwhile
-        return found or _read(items, size, key, worth, lock.close)
+    if (entry := cache.find(key)) is not None:
+        return _from_cache(entry, key, items)
+    try:
+        return _read(items, size, key)
+    except SfumatoError as error:
+        raise SfumatoError(f"{items.where}: {error}") from None
 
 
-def _from_cache(key: str, items: Items) -> Images | None:
-    entry = cache.find(key)
-    if entry is None:
-        return None
-    facts = entry.facts
-    dropped = dict(facts["dropped"])
+def _from_cache(entry: cache.Entry, key: str, items: Items) -> Images:
+    dropped = dict(entry.facts["dropped"])
     kept = [i for i in range(len(items)) if i not in dropped]
-    skipped = sorted((items.names[i], reason) for i, reason in facts["dropped"])
-    note = f"Decoded pictures are in the cache, {entry.path} ({facts['bytes'] / 2**30:.2g} GiB)."
-    return Images(_stored(entry, len(kept), key), kept, skipped, [*facts["notes"], note], key)
+    note = f"Decoded pictures are in the cache, {entry.path} ({entry.facts['bytes'] / 2**30:.2g} GiB)."
+    return Images(_stored(entry, len(kept), key), kept, _skipped(items, dropped), [*entry.facts["notes"], note], key)
 
 
 def _stored(entry: cache.Entry, count: int, key: str) -> Samples:
     """The rows of an entry: as a tensor where memory can hold it, page by page and shared with other processes."""
     if entry.facts["bytes"] and fits(entry.facts["bytes"]):
-        return torch.from_numpy(entry.array("x", "c")[:count])
-    return Mapped(entry.array("x")[:count], f"the cache {entry.path}", key)
+        return torch.from_numpy(entry.array("c")[:count])
+    return Mapped(entry.array()[:count], f"the cache {entry.path}", key)
 
 
-def _read(items: Items, size: Size | None, key: str, worth: bool, release: Callable[[], None]) -> Images:
-    headers, failed = _attempt_all(lambda i: _header(items, i), range(len(items)), "Looking at pictures")
-    bad = {i for i, _ in failed}
-    kept = [i for i in range(len(items)) if i not in bad]
+def _skipped(items: Items, failed: Failures) -> list[tuple[str, str]]:
+    return sorted((items.names[i], why) for i, why in failed.items())
+
+
+def _read(items: Items, size: Size | None, key: str) -> Images:
+    def header(number: int) -> Header:
+        with items.open(number) as file:
+            return read_header(file, items.names[number])
+
+    headers, failed = _attempt_all(header, range(len(items)), "Looking at pictures")
+    worth = items.nbytes >= WORTH_BYTES or len(items) >= WORTH_COUNT
     while headers:
-        layout = _layout(headers, size)
-        x, told, broken = _decoded(items, kept, headers, layout, key if worth else None, failed, size, release)
-        failed += [(kept[i], reason) for i, reason in broken]
-        lost = {i for i, _ in broken}
-        kept = [number for i, number in enumerate(kept) if i not in lost]
-        headers = [header for i, header in enumerate(headers) if i not in lost]
-        if headers and _layout(headers, size) == layout:  # else the broken ones had shaped it: once more without
+        pictures = Pictures(items, headers, ImageFormat.of(headers.values(), size))
+        x, notes, broken = _decoded(pictures, failed, size, key, worth)
+        failed |= broken
+        headers = {i: header for i, header in headers.items() if i not in broken}
+        same = headers and ImageFormat.of(headers.values(), size) == pictures.format
+        if same:  # else once more, without the broken ones that decided the format
             if isinstance(x, Pictures):
-                x = Pictures(items, kept, headers, layout)
-            skipped = sorted((items.names[i], reason) for i, reason in failed)
-            return Images(x, kept, skipped, [*_notes(headers, layout, size), *told], key if worth else None)
-    raise SfumatoError(f"no image could be read: {_reasons(items, failed)}")
-
-
-def _header(items: Items, number: int) -> Header:
-    with items.open(number) as file:
-        return read_header(file, items.names[number])
-
-
-Failed = list[tuple[int, str]]
+                x = Pictures(items, headers, pictures.format)
+            notes = [*_notes(list(headers.values()), pictures.format, size), *notes]
+            return Images(x, list(headers), _skipped(items, failed), notes, key if worth else None)
+    number, why = next(iter(failed.items()))
+    more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+    raise SfumatoError(f"no image could be read: {items.names[number]}: {why}{more}")
 
 
 def _decoded(
-    items: Items, kept: Sequence[int], headers: Sequence[Header], layout: Layout, key: str | None, before: Failed,
-    size: Size | None, release: Callable[[], None],
-) -> tuple[Samples, list[str], Failed]:  # fmt: skip
-    """(samples of those that can be decoded, notes, (position, reason) of those that cannot).
+    pictures: Pictures, failed: Failures, size: Size | None, key: str, worth: bool
+) -> tuple[Samples, list[str], Failures]:
+    """(samples of the pictures that can be decoded, notes, the others with their reasons).
 
-    In the cache where that is worth it and possible, else in memory where they fit, else decoded once to see that they
-    can be. release: called once nothing is made that others would wait for.
+    In the cache where that is worth it and possible, else in memory where they fit, else decoded once to find the
+    broken ones and then on access.
     """
-    nbytes, pictures, told = layout.nbytes(headers), Pictures(items, kept, headers, layout), []
-    if key is not None or not fits(nbytes):
-        key = key or cache.identity(["images", items.key(), size, PIL.__version__])
+    notes: list[str] = []
+    if worth or not fits(pictures.nbytes):
         try:
-            with cache.drafted(key, nbytes) as draft:
-                out = draft.array("x", pictures.shape, layout.depth)
-                good, broken = _fill(pictures, out)
-                rest = [header for i, header in enumerate(headers) if i not in dict(broken)]
-                if not rest or _layout(rest, size) != layout:
-                    return pictures, [], broken
-                dropped = sorted([*before, *((kept[i], reason) for i, reason in broken)])
-                used = out[: len(good)].nbytes
-                facts = {"dropped": dropped, "notes": _notes(rest, layout, size), "bytes": used}
-                entry = cache.keep(draft, key, facts)
-            told = [f"Decoded once into the cache, {entry.path} ({used / 2**30:.2g} GiB)."]
-            return _stored(entry, len(good), key), told, broken
+            return _in_cache(pictures, failed, size, key)
         except cache.Unkept as why:
-            release()
-            if cache.root() is not None or not fits(nbytes):
-                told = [f"The decoded pictures are not kept in the cache: {why}."]
-    if fits(nbytes):
-        x = np.empty(pictures.shape, layout.depth)
-        good, broken = _fill(pictures, x)
-        return torch.from_numpy(x[: len(good)]), told, broken
-    told.append("They are more than memory should hold, so each is decoded whenever it is used.")
-    return pictures, told, _fill(pictures, None)[1]
+            if cache.root() is not None or not fits(pictures.nbytes):
+                notes = [f"The decoded pictures are not kept in the cache: {why}."]
+    if fits(pictures.nbytes):
+        out = np.empty(pictures.shape, pictures.format.depth)
+        broken = _fill(pictures, out)
+        return torch.from_numpy(out[: len(out) - len(broken)]), notes, broken
+    notes.append("They are more than memory should hold, so each is decoded whenever it is used.")
+    return pictures, notes, _fill(pictures, None)
 
 
-def _fill(pictures: Pictures, out: np.ndarray | None) -> tuple[list[int], Failed]:
-    """Decode all into out, without gaps: (positions that could be decoded, (position, reason) of the others)."""
+def _in_cache(pictures: Pictures, failed: Failures, size: Size | None, key: str) -> tuple[Samples, list[str], Failures]:
+    with cache.drafted(key, pictures.nbytes) as draft:
+        out = cache.allocate(draft, pictures.shape, pictures.format.depth)
+        broken = _fill(pictures, out)
+        rest = [h for i, h in zip(pictures.kept, pictures.headers, strict=True) if i not in broken]
+        if not rest or ImageFormat.of(rest, size) != pictures.format:
+            return pictures, [], broken
+        used = out[: len(rest)].nbytes
+        dropped = sorted((failed | broken).items())
+        facts = {"dropped": dropped, "notes": _notes(rest, pictures.format, size), "bytes": used}
+        entry = cache.keep(draft, key, facts)
+    note = f"Decoded once into the cache, {entry.path} ({used / 2**30:.2g} GiB)."
+    return _stored(entry, len(rest), key), [note], broken
 
-    def one(i: int) -> int:
-        with pictures.items.open(pictures.kept[i]) as file:
-            pixels = pictures._decode(file, pictures.headers[i])
+
+def _fill(pictures: Pictures, out: np.ndarray | None) -> Failures:
+    """Decode all into out, without gaps; returns those that cannot be decoded, by item."""
+
+    def one(row: int) -> None:
+        with pictures.items.open(pictures.kept[row]) as file:
+            pixels = pictures.decode(row, file)
         if out is not None:
-            out[i] = pixels
-        return i
+            out[row] = pixels
 
     good, broken = _attempt_all(one, range(len(pictures)), "Decoding pictures")
     if out is not None and broken:
-        for place, i in enumerate(good):
-            out[place] = out[i]
-    return good, broken
+        for place, row in enumerate(good):
+            out[place] = out[row]
+    return {pictures.kept[row]: why for row, why in broken.items()}
 
 
-def _attempt_all(function: Callable[[T], R], items: Sequence[T], what: str) -> tuple[list[R], list[tuple[T, str]]]:
-    """function(item) for all, in order, on a few threads; those that fail are returned with the reason.
+def _attempt_all(function: Callable[[int], R], numbers: Sequence[int], what: str) -> tuple[dict[int, R], Failures]:
+    """function(number) of all, by number, on a few threads; and the reasons of those that fail.
 
-    what: the words that it is counted under. Ctrl-C ends it after the items under way.
+    what: the words under which progress is counted. Ctrl-C ends it after the calls under way.
     """
+    results: dict[int, R] = {}
+    failed: Failures = {}
 
-    def attempt(item: T) -> tuple[bool, R | str]:
+    def attempt(number: int) -> None:
         try:
-            return True, function(item)
-        except Exception as error:  # Pillow's many decoders raise whatever they like at a damaged file
-            return False, _first_line(error)
+            results[number] = function(number)
+        except Exception as error:  # Pillow's many decoders raise whatever they like for a damaged file
+            failed[number] = first_line(error)
 
-    results: list[tuple[bool, R | str]] = []
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, counting(what, len(items)) as count:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, counting(what, len(numbers)) as count:
         try:
-            for start in range(0, len(items), _AHEAD):
-                for result in pool.map(attempt, items[start : start + _AHEAD]):
-                    results.append(result)
+            for start in range(0, len(numbers), _AHEAD):
+                for _ in pool.map(attempt, numbers[start : start + _AHEAD]):
                     count()
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    good = [value for done, value in results if done]
-    bad = [(item, str(reason)) for item, (done, reason) in zip(items, results, strict=True) if not done]
-    return good, bad  # type: ignore[return-value]
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
-
-
-def _layout(headers: Sequence[Header], size: Size | None) -> Layout:
-    return Layout(max(h.channels for h in headers), _common_depth(headers), _target(headers, size))
+    return dict(sorted(results.items())), dict(sorted(failed.items()))
 
 
 def _common_depth(headers: Sequence[Header]) -> str:
@@ -260,30 +322,23 @@ def _target(headers: Sequence[Header], size: Size | None) -> tuple[int, int] | N
     return side, side
 
 
-def _notes(headers: Sequence[Header], layout: Layout, size: Size | None) -> list[str]:
+def _notes(headers: Sequence[Header], form: ImageFormat, size: Size | None) -> list[str]:
     notes = []
-    if layout.target is not None:
-        changed = sum((h.height, h.width) != layout.target for h in headers)
+    if form.target is not None:
+        changed = sum((h.height, h.width) != form.target for h in headers)
         why = "as asked" if size is not None else "because the images have different sizes"
         if changed:
             notes.append(
-                f"{changed:,} of {len(headers):,} images were resized to cover {layout.target[0]} x {layout.target[1]} "
+                f"{changed:,} of {len(headers):,} images were resized to cover {form.target[0]} x {form.target[1]} "
                 f"and cropped at the centre, {why}."
             )
-    promoted = sum(h.channels != layout.channels for h in headers)
+    promoted = sum(h.channels != form.channels for h in headers)
     if promoted:
-        notes.append(f"{promoted:,} images with fewer channels were promoted to {layout.channels}.")
-    deepened = sum(h.depth != layout.depth for h in headers)
+        notes.append(f"{promoted:,} images with fewer channels were promoted to {form.channels}.")
+    deepened = sum(h.depth != form.depth for h in headers)
     if deepened:
         notes.append(f"{deepened:,} images of 8 bits were scaled to 16 bits (x 257).")
-    counts = Counter(remark for h in headers for remark in h.remarks)
-    notes += [f"{count:,} images are {remark}." for remark, count in sorted(counts.items())]
+    films = sum(h.frames > 1 for h in headers)
+    if films:
+        notes.append(f"{films:,} images have several frames, of which the first is used.")
     return notes
-
-
-def _reasons(items: Items, failed: Failed) -> str:
-    if not failed:
-        return "there is none"
-    number, reason = failed[0]
-    more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-    return f"{items.names[number]}: {reason}{more}"

@@ -8,111 +8,98 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
-from itertools import zip_longest
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from sys import intern
 from typing import Any, NamedTuple
 
 from ..errors import SfumatoError
-from ..files import reason
-from . import tables
+from ..files import first_line, reason
 from .column import Column, cells, named
-from .settle import columns
+from .kinds import columns
+from .tables import TableFiles
 
-NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet", "metadata.json")
+NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 KEY = "file_name"
 _SHOWN = 3  # names that a note lists
 
-Cells = dict[str, list[Any]]  # by column
+Record = dict[str, Any]  # one row: value by column
 
 
 class Beside(NamedTuple):
-    """Columns of the pictures, notes on them, and (file, reason) of metadata files that are not used."""
+    """Columns of the pictures, notes on them, and the files that they are from."""
 
     columns: dict[str, Column]
     notes: list[str]
-    unused: list[tuple[str, str]]
+    files: list[Path]
 
 
 def read(root: Path, files: Sequence[Path], pictures: Sequence[str], kept: Sequence[int]) -> Beside:
-    """What metadata files among `files` say of the pictures (all by path from root) that are kept.
+    """The columns of the metadata files among `files`, for those of the pictures (all by path from root) that are kept.
 
-    Rows of one picture are joined. Raises SfumatoError for a file that is no table, has no file_name, or says two
-    things of one picture.
+    Rows of one picture are joined. Raises SfumatoError for a file that is no table, has no file_name, or gives one
+    picture two values of a column.
     """
-    chosen, unused = _chosen(root, files)
-    table: Cells = {}
-    rows: dict[str, int] = {}
+    chosen = _chosen(files)
+    rows: dict[str, Record] = {}
     text: set[str] = set()
     for path in chosen:
-        found = _READERS[path.suffix.lower()](path)
-        if KEY not in found and path.suffix.lower() == ".json":  # which may be about something else
-            unused.append((path.relative_to(root).as_posix(), f"no list of objects, each with {KEY!r}"))
-            continue
-        _add(table, rows, path, found, path.parent.relative_to(root))
-        text.update(found if path.suffix.lower() == ".csv" else ())
+        for number, record in enumerate(_READERS[path.suffix.lower()](path), 1):
+            _add(rows, path, number, record, path.parent.relative_to(root))
+            text.update(record if path.suffix.lower() == ".csv" else ())
     if not rows:
-        return Beside({}, [], unused)
-    at = [rows.get(pictures[i]) for i in kept]
-    raw: dict[str, Any] = {name: [None if row is None else column[row] for row in at] for name, column in table.items()}
-    for name in text & raw.keys():
-        if not any(isinstance(cell, list | dict) for cell in raw[name]):
-            with named(name):
-                raw[name] = cells([None if cell is None else str(cell) for cell in raw[name]])
-    beside, notes = columns(raw, len(at))
+        return Beside({}, [], chosen)
+    own = [rows.get(pictures[i], {}) for i in kept]
+    names = dict.fromkeys(name for row in rows.values() for name in row)
+    raw = {name: [row.get(name) for row in own] for name in names}
+    beside, notes = columns({name: _parsed(name, raw[name]) if name in text else raw[name] for name in names}, len(own))
     where = chosen[0].name if len(chosen) == 1 else f"{len(chosen)} metadata files"
     strangers = sorted(rows.keys() - set(pictures))
     if strangers:
-        more = ", ..." if len(strangers) > _SHOWN else ""
-        listed = ", ".join(strangers[:_SHOWN]) + more
+        listed = ", ".join(strangers[:_SHOWN]) + (", ..." if len(strangers) > _SHOWN else "")
         notes.append(f"{len(strangers):,} rows of {where} name no picture that is here ({listed}).")
-    bare = sum(row is None for row in at)
+    bare = sum(pictures[i] not in rows for i in kept)
     if bare:
-        notes.append(f"{bare:,} of {len(at):,} pictures have no row in {where}: what it says is missing for them.")
-    return Beside(beside, notes, unused)
+        notes.append(f"{bare:,} of {len(own):,} pictures have no row in {where}: their values are missing.")
+    return Beside(beside, notes, chosen)
 
 
-def _chosen(root: Path, files: Sequence[Path]) -> tuple[list[Path], list[tuple[str, str]]]:
-    """One metadata file a folder, the first of `NAMES`; and the others."""
-    here: dict[Path, list[Path]] = {}
-    for path in files:
-        if path.name.lower() in NAMES:
-            here.setdefault(path.parent, []).append(path)
-    chosen, unused = [], []
-    for _, found in sorted(here.items()):
-        first, *rest = sorted(found, key=lambda path: NAMES.index(path.name.lower()))
-        chosen.append(first)
-        unused += [(path.relative_to(root).as_posix(), f"{first.name} is used instead") for path in rest]
-    return chosen, unused
+def _chosen(files: Sequence[Path]) -> list[Path]:
+    """One metadata file a folder, the first of `NAMES`."""
+    found = [path for name in reversed(NAMES) for path in files if path.name.lower() == name]
+    return sorted({path.parent: path for path in found}.values())
 
 
-def _add(table: Cells, rows: dict[str, int], path: Path, found: Cells, folder: Path) -> None:
-    """The rows of a file under those of others; columns that either lacks are empty there."""
-    if KEY not in found:
+def _add(rows: dict[str, Record], path: Path, number: int, record: Record, folder: Path) -> None:
+    """Put one row under its picture, beside what others gave for it."""
+    name = record.pop(KEY, None)
+    if not isinstance(name, str) or not name.strip():
+        raise SfumatoError(f"{path} has no {KEY} in row {number}")
+    row = rows.setdefault((PurePosixPath(folder.as_posix()) / name.strip().replace("\\", "/")).as_posix(), {})
+    for column, now in record.items():
+        before = row.get(column)
+        if before in (None, ""):
+            row[column] = now
+        elif now not in (None, "") and now != before:
+            raise SfumatoError(f"{path} gives two values of {column} for {name}, {before} and {now}: keep one of them")
+
+
+def _parsed(name: str, values: list[Any]) -> Any:
+    """Cells of text as numbers where all of them are."""
+    if any(isinstance(cell, list | dict) for cell in values):
+        return values
+    with named(name):
+        return cells([None if cell is None else str(cell) for cell in values])
+
+
+def _require_key(path: Path, names: Iterable[str]) -> None:
+    if KEY not in names:
         raise SfumatoError(
-            f"{path} has no column {KEY!r}, which says whose each row is; it has "
-            f"{', '.join(list(found)[:8]) or 'none'}: name it so, or give the file another name to leave it out"
+            f"{path} has no column {KEY!r}, the picture of each row; it has {', '.join(list(names)[:8]) or 'none'}: "
+            "name it so, or give the file another name to leave it out"
         )
-    names, before = found.pop(KEY), max(map(len, table.values()), default=len(rows))
-    count = len(names)
-    for name in found:
-        table.setdefault(name, [None] * before)
-    for name, column in table.items():
-        column += found.get(name, [None] * count)
-    for i, name in enumerate(names):
-        if not isinstance(name, str) or not name.strip():
-            raise SfumatoError(f"{path} has no {KEY} in row {i + 1}")
-        key = (PurePosixPath(folder.as_posix()) / name.strip().replace("\\", "/")).as_posix()
-        first = rows.setdefault(key, before + i)
-        for column in table.values() if first != before + i else ():
-            was, now = column[first], column[before + i]
-            column[first] = now if was in (None, "") else was
-            if was != now and was not in (None, "") and now not in (None, ""):
-                raise SfumatoError(f"{path} says two things of {name}, {was} and {now}: keep one of them")
 
 
-def _csv(path: Path) -> Cells:
+def _csv(path: Path) -> list[Record]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header = file.readline()
@@ -121,57 +108,40 @@ def _csv(path: Path) -> Cells:
     except OSError as error:
         raise SfumatoError(f"{path} cannot be read: {reason(error)}") from None
     except (csv.Error, UnicodeDecodeError) as error:
-        raise SfumatoError(f"{path} is no table of text (.csv): {str(error).splitlines()[0]}") from None
+        raise SfumatoError(f"{path} is no table of text (.csv): {first_line(error)}") from None
     names = [name.strip() for name in lines[0]] if lines else []
+    _require_key(path, names)
     if len(set(names)) < len(names):
         raise SfumatoError(f"{path} has two columns of one name: {', '.join(names)}")
-    found: Cells = {name: [] for name in names}
     for number, line in enumerate(lines[1:], 1):
         if len(line) > len(names):
             raise SfumatoError(f"{path} has {len(line)} cells in row {number}, and {len(names)} columns")
-        for name, cell in zip_longest(names, line, fillvalue=""):
-            found[name].append(intern(cell))
-    return found
+    return [dict(zip(names, line, strict=False)) for line in lines[1:]]
 
 
-def _jsonl(path: Path) -> Cells:
+def _jsonl(path: Path) -> list[Record]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = reason(error) if isinstance(error, OSError) else "it is no text"
         raise SfumatoError(f"{path} cannot be read: {why}") from None
-    return _records(path, [(f"line {i}", line) for i, line in enumerate(lines, 1) if line.strip()])
+    return [_record(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def _json(path: Path) -> Cells:
-    """A list of objects, as metadata.json often is; of anything else nothing."""
+def _record(path: Path, number: int, line: str) -> Record:
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    listed = isinstance(found, list) and all(isinstance(record, dict) for record in found)
-    return _records(path, [(f"entry {i}", record) for i, record in enumerate(found, 1)]) if listed else {}
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise SfumatoError(f"{path} is no table: line {number} is no JSON object")
+    return record
 
 
-def _records(path: Path, given: Sequence[tuple[str, Any]]) -> Cells:
-    found: Cells = {}
-    for count, (place, record) in enumerate(given):
-        try:
-            record = json.loads(record) if isinstance(record, str) else record
-        except (ValueError, RecursionError):
-            record = None
-        if not isinstance(record, dict):
-            raise SfumatoError(f"{path} is no table: {place} is no JSON object")
-        for name, cell in record.items():
-            found.setdefault(name, [None] * count).append(cell)
-        for column in found.values():
-            column += [None] * (count + 1 - len(column))
-    return found
+def _parquet(path: Path) -> list[Record]:
+    table = TableFiles([path])
+    _require_key(path, table.schema.names)
+    return [row for i in range(len(table.counts)) for row in table.group(i, table.schema.names).to_pylist()]
 
 
-def _parquet(path: Path) -> Cells:
-    table = tables.Table([path])
-    return {name: table.column(name) for name in table.schema.names}
-
-
-_READERS = {".csv": _csv, ".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
+_READERS = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}

@@ -1,7 +1,7 @@
 """One image file: its header, its pixels as stored, and resizing.
 
-Modes: 1 and L are one channel, RGB and palettes three, anything with transparency four; I;16 is 16 bit, I and F are
-32 bit.
+Pillow's modes 1 and L have one channel, RGB and palettes three, anything with transparency four; I;16 has 16 bits, I
+and F have 32.
 """
 
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ FULL = {"uint8": 255, "uint16": 65535}
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What is known of an image before its pixels are read; height and width are those of the upright picture."""
+    """An image before its pixels are read; height and width are those after its EXIF rotation."""
 
     name: str
     height: int
     width: int
     channels: int
     depth: str
-    remarks: tuple[str, ...] = ()
+    frames: int = 1
 
 
 def read_header(file: BinaryIO, name: str) -> Header:
@@ -37,22 +37,10 @@ def read_header(file: BinaryIO, name: str) -> Header:
     colour16 = png16.channels(file)
     with _opened(file) as image:
         width, height = image.size
-        remarks = []
         if image.getexif().get(ORIENTATION, 1) >= 5:
             width, height = height, width
-        if getattr(image, "n_frames", 1) > 1:
-            remarks.append("several frames, of which the first is used")
-        if colour16:
-            return Header(name, height, width, colour16, "uint16", tuple(remarks))
-        if image.mode == "1":
-            remarks.append("one bit a pixel, read as 0 and 255")
-        if image.mode in ("LA", "La"):
-            remarks.append("grey with transparency, read as RGBA")
-        if image.mode in ("P", "PA"):
-            remarks.append("a palette, read as colours")
-        if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-            remarks.append(f"{image.mode}, converted to RGB")
-        return Header(name, height, width, _channels(image), _depth(image), tuple(remarks))
+        depth = "uint16" if colour16 else _depth(image)
+        return Header(name, height, width, colour16 or _channels(image), depth, getattr(image, "n_frames", 1))
 
 
 def _opened(file: BinaryIO) -> Image.Image:

@@ -1,8 +1,8 @@
-"""Samples that are read when they are asked for: what a tensor (N, *shape) is to the rest, without the memory.
+"""Samples that are read by row on access: indexed as a tensor (N, *shape) is, without holding it in memory.
 
-    x[5], x[10:20], x[index]  ->  a tensor in memory, as of a tensor
+    x[5], x[10:20], x[index]  ->  a tensor in memory
 
-`Mapped` are rows of an array on the disk, `Part` some rows of others. What the rows cost to get is counted by cause.
+`Mapped` are rows of an array on the disk, `Subset` some rows of others. The time spent on reading is counted by cause.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from torch import Tensor
 
 from . import arrays
 
-BLOCKS_FROM = 2 << 30  # bytes: what is smaller is mixed as a whole
-READING, DECODING = "disk", "decoding"  # causes, as `training.waiting` names them
+BLOCKS_FROM = 2 << 30  # bytes: smaller data are shuffled as a whole
+READING, DECODING = "disk", "decoding"  # causes of waiting
 
 
 class Spent:
-    """Seconds by cause, counted by any number of threads."""
+    """Seconds spent by cause, counted from any number of threads."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
@@ -34,7 +34,7 @@ class Spent:
 
     @contextmanager
     def on(self, cause: str) -> Iterator[None]:
-        """Within the block time counts for a cause."""
+        """Count the time within the block for a cause."""
         start = time.perf_counter()
         try:
             yield
@@ -50,18 +50,17 @@ class Spent:
 
     @property
     def most(self) -> str | None:
-        """The cause that took longest; None before anything was counted."""
+        """The cause that took longest; None where nothing was counted."""
         with self._lock:
             return max(self._seconds, key=lambda name: self._seconds[name], default=None)
 
 
 class Rows(abc.ABC):
-    """Samples of one shape and dtype, by number.
+    """Samples of one shape and dtype that are read by row. Any thread may read.
 
-    shape: (N, *shape), as of a tensor. blocks: where neighbours are cheaper to read together than apart, the number of
-    each row's block, int64 (N,) and never falling; the order of training then stays within a few blocks for a while.
-    workers: threads that it is worth reading with. where: what holds them, in words. identity: names the content, and
-    None where that is not known. Any thread may read.
+    shape: (N, *shape), as of a tensor. blocks: where neighbours are cheaper to read together, the number of each row's
+    block, int64 (N,), ascending; the training order then stays within a few blocks for a while. workers: threads that
+    are worth reading with. where: what holds the samples, in words. identity: a hash that names the content, or None.
     """
 
     blocks: Tensor | None = None
@@ -74,7 +73,7 @@ class Rows(abc.ABC):
 
     @abc.abstractmethod
     def take(self, rows: np.ndarray) -> Tensor:
-        """The samples of these numbers, int64 (n,) -> (n, *shape), in memory of their own."""
+        """The samples at these rows, int64 (n,) -> a new tensor (n, *shape)."""
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -95,7 +94,7 @@ class Rows(abc.ABC):
             return self.take(np.arange(*key.indices(len(self))))
         if isinstance(key, int):
             if not -len(self) <= key < len(self):
-                raise IndexError(f"there are {len(self)} samples, and {key} is none of them")
+                raise IndexError(f"there is no sample {key} among {len(self)}")
             return self.take(np.array([key % len(self)]))[0]
         return self.take(np.asarray(key.cpu(), dtype=np.int64).reshape(-1) % len(self))
 
@@ -105,10 +104,9 @@ Samples = Tensor | Rows
 
 @final
 class Mapped(Rows):
-    """Rows of an array that stays on the disk; only what is asked for comes into memory, and the system may drop it.
+    """Rows of an array on the disk; only the rows that are read come into memory, and the system may drop it.
 
-    array: (N, ...), a read-only numpy.memmap. Samples have the arrangement that `arrays.arrange` gives them, with its
-    `kind` and `notes`.
+    array: (N, ...), a read-only numpy.memmap. Samples are arranged by `arrays.arrange`; kind, notes: its results.
     """
 
     def __init__(self, array: np.ndarray, where: str, identity: str | None = None) -> None:
@@ -125,7 +123,7 @@ class Mapped(Rows):
 
 
 @final
-class Part(Rows):
+class Subset(Rows):
     """Some rows of others, without a copy."""
 
     def __init__(self, base: Samples, index: Tensor) -> None:
@@ -143,18 +141,18 @@ class Part(Rows):
 
 
 def in_blocks(x: Samples, sizes: Sequence[int] | None, rows: Sequence[int] | None = None) -> Samples:
-    """x, with the blocks that its rows lie in: runs of `sizes` neighbours, of which x has those that are named.
+    """x with `blocks`: runs of `sizes` neighbours, of which x has those at `rows` (None: all).
 
-    Only where all are more than `BLOCKS_FROM` bytes, a question that has one answer on every machine.
+    Data of up to `BLOCKS_FROM` bytes have none: the order of training depends on the data, not on the machine's memory.
     """
     if sizes is None or len(sizes) < 2 or x.nbytes <= BLOCKS_FROM:
         return x
     blocks = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    view = Part(x, torch.arange(len(x)))
+    view = Subset(x, torch.arange(len(x)))
     view.blocks = blocks if rows is None else blocks[torch.tensor(rows)]
     return view
 
 
 def part(x: Samples, index: Tensor) -> Samples:
-    """The rows of x that are named: a copy where x is a small tensor, else a view."""
-    return x[index] if isinstance(x, Tensor) and x.nbytes <= arrays.MAP_BYTES else Part(x, index)
+    """x[index]: a copy where x is a small tensor, else a view."""
+    return x[index] if isinstance(x, Tensor) and x.nbytes <= arrays.MAP_BYTES else Subset(x, index)

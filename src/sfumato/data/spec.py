@@ -1,11 +1,10 @@
-"""DataSpec: what a model must know of its data to speak the user's units at both ends.
+"""DataSpec: the shape, units and conditions of a model's data, so that it takes and returns the user's units.
 
-It travels in the model file. x = mean + std z per channel; integers are rounded, declared bounds are respected and
-nothing else is clipped.
+x = mean + std z per channel; whole numbers are rounded, declared bounds are respected and nothing else is clipped.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -14,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import conditions as kinds
-from ..conditions import Condition, Label, find_class
+from ..conditions import Condition, Label, fit, from_config
 from ..conditions.real import Real
 from ..errors import SfumatoError
+from ..normaliser import Normaliser, Statistics
 from ..registry import register
 from . import cache
-from .normaliser import GROUP, Normaliser, Statistics, statistics
+from .statistics import GROUP, statistics
 
 if TYPE_CHECKING:
     from .column import Column
@@ -38,12 +37,12 @@ RANGE_TOLERANCE = 10.0  # a value over 10 times further from the mean than any s
 
 
 def declared_bounds(dtype: torch.dtype) -> tuple[float, float] | None:
-    """The bounds that a dtype declares by itself: bool, uint8 and uint16 have some, wider and signed types none."""
+    """The bounds implied by a dtype: bool, uint8 and uint16 have some, wider and signed types none."""
     return {torch.bool: (0.0, 1.0), torch.uint8: (0.0, 255.0), torch.uint16: (0.0, 65535.0)}.get(dtype)
 
 
 @register("part", "DataSpec")
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, kw_only=True)
 class DataSpec:
     """The contract of a data set: sample shape, dtype, units, conditions.
 
@@ -51,46 +50,20 @@ class DataSpec:
     dtype: the user's, by name ("uint8", "float32", ...): `denormalise` returns it.
     kind: "image" or "array".
     bounds: (lowest, highest) declared value, or None.
-    conditions: what samples are known by, by name; `classes` are those of a condition "label", and given instead of
-        `conditions` they make it.
-    statistics: per-channel figures of the training split, against which `check` compares.
+    statistics: figures of the training split by channel, against which `check` compares.
+    conditions: the conditions of a sample, by name.
     """
 
     shape: tuple[int, ...]
     dtype: str
     kind: str
     bounds: tuple[float, float] | None
-    conditions: Mapping[str, Condition] = field(hash=False)
     normaliser: Normaliser
     statistics: Statistics
+    conditions: Mapping[str, Condition] = field(default_factory=dict, hash=False)
     name: str = ""
 
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        dtype: str,
-        kind: str,
-        bounds: tuple[float, float] | None,
-        conditions: Mapping[str, Condition] | Sequence[str] = (),
-        normaliser: Normaliser | None = None,
-        statistics: Statistics | None = None,
-        name: str = "",
-        classes: Sequence[str] | None = None,
-    ) -> None:
-        if classes is None and not isinstance(conditions, Mapping):  # class names, as they stood here in format 1
-            classes = conditions
-        known = dict(conditions) if isinstance(conditions, Mapping) else {}
-        if classes is not None:
-            rest = {other: each for other, each in known.items() if other != "label"}
-            known = ({"label": Label(tuple(classes))} if len(classes) else {}) | rest
-        given = (shape, dtype, kind, bounds, known, normaliser, statistics, name)
-        for each, value in zip(fields(self), given, strict=True):
-            object.__setattr__(self, each.name, value)
-        if normaliser is None or statistics is None:
-            raise TypeError("a data spec needs a normaliser and statistics")
-        self._require()
-
-    def _require(self) -> None:
+    def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise SfumatoError(f"a data spec's dtype must be one of {', '.join(DTYPES)}, but it is {self.dtype!r}")
         if self.kind not in ("image", "array"):
@@ -103,7 +76,7 @@ class DataSpec:
 
     @classmethod
     def fit(cls, source: "Source", indices: Tensor | None = None) -> "DataSpec":
-        """The spec of a source with the statistics of the samples named (default: of its training split)."""
+        """The spec of a source, with the statistics of the samples at `indices` (default: its training split)."""
         if indices is None:
             indices = source.split()[0]
         indices = torch.as_tensor(indices, dtype=torch.int64)
@@ -124,7 +97,7 @@ class DataSpec:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the condition "label"; a label is an index into them, -1 the null class."""
+        """The class names of the condition "label"; a label is an index into them, -1 for none."""
         label = self.conditions.get("label")
         return label.classes if isinstance(label, Label) else ()
 
@@ -169,19 +142,12 @@ class DataSpec:
         top = math.nextafter(2.0**63, 0) if dtype == torch.int64 else limits.max
         return x.round().clamp(limits.min, top).to(dtype)
 
-    def class_index(self, wanted: str | int) -> int:
-        """The index of a class of the condition "label" by name or index; SfumatoError lists the known ones."""
-        if not self.classes:
-            known = f"only {', '.join(self.conditions)}" if self.conditions else "and no other"
-            raise SfumatoError(f"there is no class {wanted!r}: this data has no condition 'label', {known}")
-        return find_class(self.classes, wanted)
-
     def check(self, x: Tensor | np.ndarray) -> None:
         """Raise SfumatoError, with the offending figures, where x (B, *shape) cannot be data of this spec.
 
-        What is caught: another shape; NaN or inf; values outside the declared bounds; fractions in whole-number
-        data; values ten times further out than any in training; a batch that varies ten times less than any in
-        training (other units, such as x / 255). Batches of eight or more samples are judged most sharply.
+        Refused are: another shape; NaN or inf; values outside the declared bounds; fractions in whole-number data;
+        values ten times further out than any in training; a batch that varies ten times less than any in training
+        (other units, such as x / 255). The last is sharpest for batches of eight or more samples.
         """
         x = self._batch(x).to(torch.float64)
         if not len(x):
@@ -273,11 +239,11 @@ class DataSpec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "DataSpec":
-        """The inverse of `to_dict`; unknown and missing keys raise SfumatoError. Of older files `classes` are read."""
-        older = "conditions" not in data and "classes" in data
-        _require_keys(
-            "a data spec", data, {f.name for f in fields(cls)} ^ ({"conditions", "classes"} if older else set())
-        )
+        """The inverse of `to_dict`; unknown and missing keys raise SfumatoError. Reads format 1, too."""
+        if "conditions" not in data and "classes" in data:  # of format 1
+            label = {"label": Label(tuple(data["classes"])).config()} if data["classes"] else {}
+            data = {name: value for name, value in data.items() if name != "classes"} | {"conditions": label}
+        _require_keys("a data spec", data, {f.name for f in fields(cls)})
         _require_keys("a data spec's statistics", data["statistics"], {f.name for f in fields(Statistics)})
         bounds = data["bounds"]
         return cls(
@@ -285,7 +251,7 @@ class DataSpec:
             dtype=data["dtype"],
             kind=data["kind"],
             bounds=None if bounds is None else (float(bounds[0]), float(bounds[1])),
-            conditions=data["classes"] if older else _conditions(data["conditions"]),
+            conditions={str(name): from_config(each) for name, each in data["conditions"].items()},
             normaliser=Normaliser.from_dict(data["normaliser"]),
             statistics=_figures(data["statistics"]),
             name=data["name"],
@@ -293,33 +259,28 @@ class DataSpec:
 
 
 def fitted(name: str, column: "Column", rows: Tensor) -> Condition:
-    """What a column declares: classes and range of all its values, mean and std of those of the rows named."""
+    """The condition that a column declares: classes and range of all its values, mean and std of the given rows."""
     if column.names is not None and column.kind in ("", Label.kind):
         return Label(column.names)
     chosen = column.take(rows)
     try:
-        whole = kinds.fit(column.spelt, column.kind or None)
+        whole = fit(column.spelt, column.kind)
         if not isinstance(whole, Real) or not chosen.present.any():
             return whole
-        fitted = kinds.fit(chosen.spelt, whole.kind)
+        trained = fit(chosen.spelt, whole.kind)
     except SfumatoError as why:
         raise SfumatoError(f"the condition {name!r}: {why}") from None
-    assert isinstance(fitted, Real)
-    return replace(fitted, low=whole.low, high=whole.high)
-
-
-def _conditions(data: Mapping[str, Any]) -> dict[str, Condition]:
-    return {str(name): kinds.from_config(config) for name, config in data.items()}
+    assert isinstance(trained, Real)
+    return replace(trained, low=whole.low, high=whole.high)
 
 
 def figures_of(source: "Source", indices: Tensor | None = None) -> Statistics:
-    """The figures of these samples, or of all; those of a source with an identity are computed once and kept in the
-    cache."""
+    """Statistics of these samples, or of all; those of a source with an identity are computed once and cached."""
     key = None
     if source.identity is not None:
         chosen = None if indices is None else blake2b(indices.numpy().tobytes()).hexdigest()
         key = cache.identity(["statistics", source.identity, chosen])
-    return cache.remembered(key, lambda: statistics(source.x, indices), _figures, asdict)
+    return _figures(cache.remembered(key, lambda: asdict(statistics(source.x, indices))))
 
 
 def _figures(data: Mapping[str, Any]) -> Statistics:

@@ -1,4 +1,4 @@
-"""What a person should know of a data set before training on it, as plain values."""
+"""A summary of a data set, to read before training on it."""
 
 from collections.abc import Mapping
 from hashlib import blake2b
@@ -8,21 +8,24 @@ import torch
 
 from . import cache
 from .column import Column
-from .normaliser import CHUNK_ENTRIES
+from .images import Size
+from .opening import open
 from .rows import Samples
-from .source import Size, Source, class_counts, open
+from .source import LABEL, Source
 from .spec import figures_of, fitted
+from .statistics import blocks
 
 
 def inspect(
     obj: Any, labels: Any = None, size: Size | None = None, conditions: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Counts, shape, dtype, range, per-channel figures, classes, conditions, duplicates and notes of a source (or what
-    opens one); JSON-able.
+    """Counts, shape, dtype, range, statistics by channel, classes, conditions, duplicates and notes of a source (or of
+    what `open` takes), JSON-able.
     """
     source = open(obj, labels=labels, size=size, conditions=conditions)
     figures = figures_of(source)
     train, holdout = source.split()
+    described = {name: _condition(name, found) for name, found in source.conditions.items()}
     return {
         "name": source.name,
         "kind": source.kind,
@@ -33,8 +36,8 @@ def inspect(
         "mean": list(figures.mean),
         "std": list(figures.std),
         "constant_channels": [c for c, (a, b) in enumerate(zip(figures.low, figures.high, strict=True)) if a == b],
-        "classes": class_counts(source),
-        "conditions": {name: _condition(name, found) for name, found in source.conditions.items()},
+        "classes": described.get(LABEL, {}).get("classes", {}),
+        "conditions": described,
         "train": len(train),
         "holdout": len(holdout),
         "duplicates": _duplicates(source),
@@ -44,7 +47,7 @@ def inspect(
 
 
 def _condition(name: str, found: Column) -> dict[str, Any]:
-    """The kind of a condition, its values in words, and how many are missing; of a label also the samples a class."""
+    """A condition's kind, its values in words, how many are missing; for a label also the samples of each class."""
     facts = {
         "kind": found.kind,
         "missing": found.missing,
@@ -58,15 +61,13 @@ def _condition(name: str, found: Column) -> dict[str, Any]:
 
 def _duplicates(source: Source) -> int:
     key = None if source.identity is None else cache.identity(["duplicates", source.identity])
-    return cache.remembered(key, lambda: duplicates(source.x), int, int)
+    return int(cache.remembered(key, lambda: duplicates(source.x)))
 
 
 def duplicates(x: Samples) -> int:
     """How many rows of x (N, ...) are bit-for-bit copies of an earlier row."""
     seen: set[bytes] = set()
-    step = max(1, CHUNK_ENTRIES // max(1, x[0].numel()))
-    for at in range(0, len(x), step):
-        block = x[at : at + step]
+    for block in blocks(x):
         rows = block.reshape(len(block), -1).contiguous().view(torch.uint8).numpy()
         seen.update(blake2b(row, digest_size=16).digest() for row in rows)
     return len(x) - len(seen)

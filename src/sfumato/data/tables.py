@@ -1,16 +1,14 @@
-"""Tables in Parquet files, or as Hugging Face's `datasets` saves them (Arrow files): which columns are what, and cells.
+"""Tables (Parquet, Feather, CSV, or the Arrow files that Hugging Face's `datasets` saves), read by pyarrow.
 
-One column of encoded pictures makes a set of pictures; else columns of numbers make vectors (N, D), or one column of
-lists of numbers the samples. A column named label, or one that its writer calls a class, holds the labels. Rows are
-read by row group, the unit that such a file is read in.
+A column of encoded pictures makes a set of pictures; else one column of lists of numbers is the samples, or all columns
+of single numbers are, as vectors (N, D). A column named label, or one that its writer calls a class, holds the labels.
+Rows are read by group: the row groups of Parquet, the batches of Arrow.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -19,29 +17,19 @@ import numpy as np
 from PIL import Image
 
 from ..errors import SfumatoError
+from ..files import first_line
 from . import cache
-from .items import Items
+from .images import together
 
 LABEL_NAMES = ("label", "labels", "class", "cls", "category", "target", "y", "fine_label", "coarse_label")
 PICTURE_NAMES = ("image", "img", "picture", "photo", "jpg", "png", "jpeg", "webp")
 LIST_NAMES = ("x", "data", "values", "features")
-_KEPT = 6  # row groups in memory: those of a window of the order, and of the next
-_SHOWN = 12  # columns that an error names
+_SHOWN = 12  # columns that an error lists
+_NAMED = 8  # columns that a note lists
 
 
-def _pyarrow(where: str) -> Any:
-    try:
-        import pyarrow
-    except ImportError:
-        raise SfumatoError(
-            f"{where} is read by pyarrow, which is not installed: pip install 'sfumato[parquet]'"
-        ) from None
-    return pyarrow
-
-
-class Columns(NamedTuple):
-    """What the columns are for: of `pictures` and `numbers` one is given; names: those of the classes, if known;
-    beside: the others."""
+class Roles(NamedTuple):
+    """What each column is for; either `pictures` or `numbers` is given. names: those of the classes, where known."""
 
     pictures: str | None
     numbers: list[str]
@@ -49,99 +37,76 @@ class Columns(NamedTuple):
     names: list[str] | None
     beside: list[str]
 
+    def __str__(self) -> str:
+        more = f" and {len(self.numbers) - _NAMED} more" if len(self.numbers) > _NAMED else ""
+        numbers = f"numbers from {', '.join(self.numbers[:_NAMED])}{more}"
+        samples = f"pictures from {self.pictures!r}" if self.pictures else numbers
+        return f"Columns: {samples}{f', labels from {self.label!r}' if self.label else ''}."
+
 
 @final
-class Table:
-    """Row groups of some files of one schema. Any thread may read."""
+class TableFiles:
+    """The rows of files with the same columns, in groups. Any thread may read."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        _pyarrow(str(paths[0]))
         self.paths = list(paths)
-        self.where = str(paths[0]) if len(paths) == 1 else f"{paths[0].parent} ({len(paths):,} files)"
-        self._files = [_opened(path) for path in self.paths]
-        self._groups = [(file, i) for file in self._files for i in range(file.groups)]
-        self.schema = self._files[0].schema
-        for path, file in zip(self.paths, self._files, strict=True):
-            if file.schema.names != self.schema.names or file.schema.types != self.schema.types:
+        self.where = together(paths)
+        files = [_fragments(path) for path in self.paths]
+        self.schema = files[0][0]
+        for path, (schema, _) in zip(self.paths, files, strict=True):
+            if (schema.names, schema.types) != (self.schema.names, self.schema.types):
                 raise SfumatoError(f"{path} has other columns than {self.paths[0]}: give files of one table")
-        self.counts = [file.rows(i) for file, i in self._groups]
-        self.starts = np.concatenate([[0], np.cumsum(self.counts)])
-        self._kept: OrderedDict[tuple[int, tuple[str, ...]], Any] = OrderedDict()
-        self._lock = threading.Lock()
+        self._groups = [group for _, groups in files for group in groups]
+        self.counts = [_rows(group) for group in self._groups]
+        self.starts = np.cumsum([0, *self.counts])
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     def key(self) -> Any:
-        return [[str(path.resolve()), *cache.stamp(path)] for path in self.paths]
+        return cache.stamps(self.paths)
 
-    def group(self, number: int, columns: Sequence[str]) -> Any:
-        """A row group's columns as a pyarrow table; the last few stay in memory."""
-        name = (number, tuple(columns))
-        with self._lock:  # a file is read by one thread at a time
-            if name in self._kept:
-                self._kept.move_to_end(name)
-                return self._kept[name]
-            file, i = self._groups[number]
-            try:
-                table = file.read(i, list(columns))
-            except Exception as error:  # pyarrow has many kinds
-                raise SfumatoError(f"{self.where} is damaged: {str(error).splitlines()[0]}") from None
-            self._kept[name] = table
-            while len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
-            return table
-
-    def group_of(self, row: int) -> int:
-        return int(np.searchsorted(self.starts, row, side="right")) - 1
-
-    def column(self, name: str) -> list[Any]:
-        """All cells of one column, as Python's values."""
-        return [cell for i in range(len(self.counts)) for cell in self.group(i, [name]).column(0).to_pylist()]
-
-
-class _Parquet:
-    def __init__(self, path: Path) -> None:
-        import pyarrow.parquet as parquet
-
-        self._file = parquet.ParquetFile(path, memory_map=True)
-        self.schema, self.groups = self._file.schema_arrow, self._file.num_row_groups
-
-    def rows(self, group: int) -> int:
-        return self._file.metadata.row_group(group).num_rows
-
-    def read(self, group: int, columns: list[str]) -> Any:
-        return self._file.read_row_group(group, columns=columns, use_threads=False)
-
-
-class _Arrow:
-    def __init__(self, path: Path) -> None:
-        import pyarrow as pa
-
-        # batches are windows on the mapped file
+    def group(self, number: int, names: Sequence[str]) -> Any:
+        """Columns of a group, as a pyarrow table."""
         try:
-            stream = pa.ipc.open_stream(pa.memory_map(str(path)))
-            self.schema, self._batches = stream.schema, list(stream)
-        except pa.ArrowInvalid:
-            file = pa.ipc.open_file(pa.memory_map(str(path)))
-            self.schema, self._batches = file.schema, [file.get_batch(i) for i in range(file.num_record_batches)]
-        self.groups = len(self._batches)
-
-    def rows(self, group: int) -> int:
-        return self._batches[group].num_rows
-
-    def read(self, group: int, columns: list[str]) -> Any:
-        import pyarrow as pa
-
-        return pa.Table.from_batches([self._batches[group].select(columns)])
+            return self._groups[number].to_table(columns=list(names), use_threads=False)
+        except Exception as error:  # pyarrow raises many kinds
+            raise SfumatoError(f"{self.where} is damaged: {first_line(error)}") from None
 
 
-def _opened(path: Path) -> _Parquet | _Arrow:
+def _fragments(path: Path) -> tuple[Any, list[Any]]:
+    """(schema, groups) of a file; the groups are fragments of a pyarrow dataset."""
     try:
-        return _Parquet(path) if path.suffix.lower() in (".parquet", ".pq") else _Arrow(path)
-    except Exception as error:  # pyarrow has many kinds
-        lines = str(error).splitlines()
-        raise SfumatoError(f"{path} cannot be read as a table: {lines[0] if lines else type(error).__name__}") from None
+        import pyarrow as pa
+        from pyarrow import csv, dataset
+    except ImportError:
+        raise SfumatoError(
+            f"{path} is read by pyarrow, which is not installed: pip install 'sfumato[parquet]'"
+        ) from None
+    suffix = path.suffix.lower()
+    try:
+        if suffix in (".parquet", ".pq"):
+            (whole,) = dataset.dataset(path, format="parquet").get_fragments()
+            return whole.physical_schema, whole.split_by_row_group()
+        table = csv.read_csv(path) if suffix == ".csv" else _arrow(pa, path)
+        return table.schema, list(dataset.dataset(table).get_fragments())
+    except Exception as error:  # pyarrow raises many kinds
+        raise SfumatoError(f"{path} cannot be read as a table: {first_line(error)}") from None
+
+
+def _rows(fragment: Any) -> int:
+    if hasattr(fragment, "row_groups"):  # of Parquet, where `count_rows` is that of the whole file
+        return sum(group.num_rows for group in fragment.row_groups)
+    return int(fragment.count_rows())
+
+
+def _arrow(pa: Any, path: Path) -> Any:
+    """The table of an Arrow file, mapped: a stream as `datasets` saves it, or a file with an index."""
+    mapped = pa.memory_map(str(path))
+    try:
+        return pa.ipc.open_stream(mapped).read_all()
+    except pa.ArrowInvalid:
+        return pa.ipc.open_file(mapped).read_all()
 
 
 def saved(folder: Path) -> list[Path]:
@@ -161,28 +126,28 @@ def saved(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def columns(table: Table) -> Columns:
+def roles(table: TableFiles) -> Roles:
     """What each column is for; SfumatoError, with the columns, where none can be learned from."""
     features = _features(table.schema)
-    kinds = {field.name: field.type for field in table.schema}
+    types = {field.name: field.type for field in table.schema}
     called = [name for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
-    label = next((name for name in [*called, *LABEL_NAMES] if name in kinds and _can_be_label(kinds[name])), None)
+    label = next((name for name in [*called, *LABEL_NAMES] if name in types and _can_be_label(types[name])), None)
     names = features.get(label, {}).get("names") if label else None
-    rest = [name for name in kinds if name != label]
-    encoded = [name for name in rest if _holds_bytes(kinds[name]) and _is_picture(table, name)]
-    lists = [name for name in rest if depth(kinds[name]) > 0 and is_number(leaf(kinds[name]))]
-    single = [name for name in rest if is_number(kinds[name]) and not name.startswith("__index_level")]
+    rest = [name for name in types if name != label]
+    encoded = [name for name in rest if _holds_bytes(types[name]) and _is_picture(table, name)]
+    lists = [name for name in rest if depth(types[name]) > 0 and is_number(leaf(types[name]))]
+    single = [name for name in rest if is_number(types[name]) and not name.startswith("__index_level")]
     pictures = _first(encoded, PICTURE_NAMES)
     chosen = [] if pictures else [found] if (found := _first(lists, LIST_NAMES)) else single
     if not pictures and not chosen:
-        shown = [f"{name} ({kind})" for name, kind in list(kinds.items())[:_SHOWN]]
-        more = f" and {len(kinds) - _SHOWN} more" if len(kinds) > _SHOWN else ""
+        shown = [f"{name} ({kind})" for name, kind in list(types.items())[:_SHOWN]]
+        more = f" and {len(types) - _SHOWN} more" if len(types) > _SHOWN else ""
         raise SfumatoError(
             f"{table.where} has no column to learn from: pictures (encoded bytes), numbers or lists of numbers; it has "
             f"{', '.join(shown)}{more}"
         )
     used = {pictures, label, *chosen}
-    return Columns(pictures, chosen, label, names, [name for name in kinds if name not in used])
+    return Roles(pictures, chosen, label, names, [name for name in types if name not in used])
 
 
 def _first(names: list[str], liked: Sequence[str]) -> str | None:
@@ -190,7 +155,7 @@ def _first(names: list[str], liked: Sequence[str]) -> str | None:
 
 
 def _features(schema: Any) -> dict[str, dict[str, Any]]:
-    """What `datasets` says of the columns in the schema's metadata."""
+    """The features of the columns that `datasets` writes into the schema's metadata."""
     try:
         found = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, ValueError, TypeError):
@@ -199,89 +164,57 @@ def _features(schema: Any) -> dict[str, dict[str, Any]]:
 
 
 def is_number(kind: Any) -> bool:
-    import pyarrow.types as types
+    from pyarrow import types
 
     return types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
 
 
 def is_string(kind: Any) -> bool:
-    import pyarrow.types as types
+    from pyarrow import types
 
     return types.is_string(kind) or types.is_large_string(kind) or types.is_dictionary(kind)
 
 
 def _can_be_label(kind: Any) -> bool:
-    import pyarrow.types as types
+    from pyarrow import types
 
     return is_string(kind) or types.is_integer(kind) or types.is_boolean(kind)
 
 
 def _holds_bytes(kind: Any) -> bool:
-    import pyarrow.types as types
+    from pyarrow import types
 
     if types.is_struct(kind):
         return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
     return types.is_binary(kind) or types.is_large_binary(kind)
 
 
-def _storage(kind: Any) -> Any:
-    return getattr(kind, "storage_type", kind)
-
-
 def depth(kind: Any) -> int:
-    import pyarrow.types as types
+    """How many lists are nested in a type."""
+    from pyarrow import types
 
-    kind = _storage(kind)
+    kind = getattr(kind, "storage_type", kind)
     is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
     return 1 + depth(kind.value_type) if is_list else 0
 
 
 def leaf(kind: Any) -> Any:
-    kind = _storage(kind)
+    kind = getattr(kind, "storage_type", kind)
     return leaf(kind.value_type) if depth(kind) else kind
 
 
-def _bytes(cell: Any) -> bytes | None:
+def encoded_bytes(cell: Any) -> bytes | None:
+    """The encoded picture in a cell: bytes, or the struct that `datasets` writes."""
     return cell.get("bytes") if isinstance(cell, dict) else cell
 
 
-def _is_picture(table: Table, name: str) -> bool:
-    """Whether the first cells of a column start as pictures do."""
-    for number in range(len(table.counts)):
-        for cell in table.group(number, [name]).column(0).slice(0, 8).to_pylist():
-            packed = _bytes(cell)
-            if packed:
-                try:
-                    with Image.open(io.BytesIO(packed)):
-                        return True
-                except Exception:  # Pillow's decoders raise whatever they like
-                    continue
-        return False
+def _is_picture(table: TableFiles, name: str) -> bool:
+    """Whether one of the first cells of a column starts as a picture does."""
+    first = next((i for i, count in enumerate(table.counts) if count), None)
+    for cell in [] if first is None else table.group(first, [name]).column(0).slice(0, 8).to_pylist():
+        try:
+            with Image.open(io.BytesIO(encoded_bytes(cell) or b"")):
+                return True
+        except Exception:  # Pillow's decoders raise whatever they like
+            continue
     return False
-
-
-@final
-class Cells(Items):
-    """The pictures in a column."""
-
-    def __init__(self, table: Table, column: str) -> None:
-        self.table, self.column, self.where = table, column, table.where
-        self.names = [str(i) for i in range(len(table))]
-        self.blocks = table.counts
-
-    def read(self, number: int) -> bytes:
-        group = self.table.group_of(number)
-        cells = self.table.group(group, [self.column]).column(0)
-        cell = cells[number - int(self.table.starts[group])].as_py()
-        packed = _bytes(cell)
-        if not packed:
-            held = cell.get("path") if isinstance(cell, dict) else None
-            raise ValueError(f"it holds no picture, only the name {held}" if held else "the cell is empty")
-        return packed
-
-    @property
-    def nbytes(self) -> int:
-        return sum(path.stat().st_size for path in self.table.paths)
-
-    def key(self) -> Any:
-        return [self.table.key(), self.column]

@@ -1,8 +1,8 @@
 """Archives of pictures, as WebDataset writes them: shards (.tar) whose members 0007.jpg and 0007.cls are one sample.
 
-An archive is walked once; where each picture lies is kept in the cache, and from then on any of them is read at once.
-A label is the text of a .cls member or a field of a .json member, whose other fields are conditions; without any label,
-the folders within are the classes.
+An archive is walked once, and the offsets of its pictures are cached: from then on any picture is read at once. A label
+is the text of a .cls member or a field of a .json member, whose other fields are conditions; without any label, the
+folders within are the classes.
 """
 
 from __future__ import annotations
@@ -17,45 +17,40 @@ from pathlib import Path, PurePosixPath
 from typing import Any, final
 
 from ..errors import SfumatoError
-from ..files import reason
+from ..files import first_line, reason
 from ..progress import counting
 from . import cache
-from .dataset import LABEL
-from .items import IMAGE_SUFFIXES, Items, hidden
+from .images import IMAGE_SUFFIXES, Items, hidden, together
+from .source import LABEL
 
 LABEL_FIELDS = ("label", "cls", "class", "class_name", "category", "target", "y")
-_INDEX = 2  # of what is kept of an archive: another number leaves older ones alone
+_INDEX = 2  # version of the cached index: another number ignores older ones
 _LARGEST_LABEL = 1 << 20  # bytes of a .cls or .json
 Index = dict[str, Any]
 
 
 @final
 class Tars(Items):
-    """The pictures of some archives; fields: one value each, or None, by name, labels under "label"; odd: (member,
-    reason) of what is of no use."""
+    """The pictures of some archives.
+
+    fields: name -> one value a picture, or None; labels are under "label". odd: (member, reason) of those not used.
+    """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths, self.where = list(paths), _together(paths)
-        self._key = [[str(path.resolve()), *cache.stamp(path)] for path in self.paths]
+        self.paths, self.where = list(paths), together(paths)
+        self._key = cache.stamps(self.paths)
         with counting("Walking archives, members") as count:
-            indices = [_remembered(path, key, count) for path, key in zip(self.paths, self._key, strict=True)]
+            indices = [_index(path, key, count) for path, key in zip(self.paths, self._key, strict=True)]
         self.places = [(shard, *place) for shard, index in enumerate(indices) for place in index["pictures"]]
-        members = [place[1] for place in self.places]
-        repeated = len(set(members)) < len(members)  # each shard may count from 0
+        self.members = [place[1] for place in self.places]
+        repeated = len(set(self.members)) < len(self.members)  # each shard may count from 0
         self.names = [f"{self.paths[shard].name}/{name}" if repeated else name for shard, name, *_ in self.places]
-        self.members = [PurePosixPath(name) for name in members]
-        self.notes: list[str] = []
-        self.fields = self._fields([place[4] for place in self.places])
+        found: list[dict[str, Any]] = [place[4] for place in self.places]
+        self.fields = {name: [each.get(name) for each in found] for name in dict.fromkeys(n for f in found for n in f)}
+        bare = self.fields.get(LABEL, []).count(None)
+        self.notes = [f"{bare:,} of {len(found):,} pictures have no label."] if bare else []
         self.odd = [(f"{path.name}/{name}", why) for path, index in zip(self.paths, indices, strict=True)
                     for name, why in index["odd"]]  # fmt: skip
-
-    def _fields(self, found: list[dict[str, Any]]) -> dict[str, list[Any]]:
-        names = dict.fromkeys(name for fields in found for name in fields)
-        columns = {name: [fields.get(name) for fields in found] for name in names}
-        missing = columns.get(LABEL, []).count(None)
-        if missing:
-            self.notes.append(f"{missing:,} of {len(found):,} pictures have no label.")
-        return columns
 
     def read(self, number: int) -> bytes:
         shard, name, offset, size, _ = self.places[number]
@@ -66,7 +61,7 @@ class Tars(Items):
         except OSError as error:
             raise SfumatoError(f"{self.paths[shard]} cannot be read any more: {reason(error)}") from None
         if len(data) < size:
-            raise SfumatoError(f"{self.paths[shard]} was cut short since it was opened: {name} is not whole any more")
+            raise SfumatoError(f"{self.paths[shard]} was cut short since it was opened: {name} is incomplete")
         return data
 
     @property
@@ -78,7 +73,7 @@ class Tars(Items):
 
 
 def expand(text: str) -> list[Path]:
-    """The files that a pattern names: photos-{000..012}.tar, photos-{a,b}.tar, photos-*.tar; [] where it is none.
+    """The files of a pattern such as photos-{000..012}.tar, photos-{a,b}.tar, photos-*.tar; [] of any other text.
 
     SfumatoError names the first that is missing.
     """
@@ -112,15 +107,9 @@ def _braces(text: str) -> list[str]:
     return ["".join(chosen) for chosen in product(*choices)]
 
 
-def _together(paths: Sequence[Path]) -> str:
-    return str(paths[0]) if len(paths) == 1 else f"{paths[0].parent} ({len(paths):,} files)"
-
-
-def _remembered(path: Path, key: list[Any], count: Callable[[], None]) -> Index:
-    def load(kept: Any) -> Index:
-        return {"pictures": [tuple(place) for place in kept["pictures"]], "odd": kept["odd"]}
-
-    return cache.remembered(cache.identity(["tar", _INDEX, key]), lambda: _walk(path, count), load, lambda index: index)
+def _index(path: Path, key: list[Any], count: Callable[[], None]) -> Index:
+    found: Index = cache.remembered(cache.identity(["tar", _INDEX, key]), lambda: _walk(path, count))
+    return found
 
 
 def _walk(path: Path, count: Callable[[], None]) -> Index:
@@ -148,13 +137,13 @@ def _walk(path: Path, count: Callable[[], None]) -> Index:
                 elif ending.lower() in ("cls", "json") and member.size <= _LARGEST_LABEL:
                     file = archive.extractfile(member)
                     assert file is not None
-                    said = _said(file.read(), ending.lower())
-                    if not said:
-                        odd.append((member.name, f"it says no label, such as one under {LABEL_FIELDS[0]!r}"))
-                    elif ending.lower() == "cls":
-                        fields[place] = fields.get(place, {}) | said
+                    found = _parsed(file.read(), ending.lower())
+                    if not found:
+                        odd.append((member.name, f"it holds no label, such as one under {LABEL_FIELDS[0]!r}"))
+                    elif ending.lower() == "cls":  # a label of its own comes before that of a .json
+                        fields[place] = fields.get(place, {}) | found
                     else:
-                        fields[place] = said | fields.get(place, {})
+                        fields[place] = found | fields.get(place, {})
                 else:
                     odd.append((member.name, "neither a picture nor its label (.cls, .json)"))
             _require_end(path, archive.offset)
@@ -168,13 +157,13 @@ def _require_end(path: Path, offset: int) -> None:
     with path.open("rb") as file:
         file.seek(offset)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError("it has no end")
+            raise tarfile.ReadError("its end is missing")
 
 
 def _joined(
     pictures: list[tuple[str, str, int, int]], fields: dict[str, dict[str, Any]], odd: list[tuple[str, str]]
 ) -> Index:
-    """Pictures with what is said of them; of several pictures of one such sample the one named most simply is it."""
+    """The index: pictures with their fields; of several pictures of one sample the shortest name is kept."""
     counts = Counter(place for place, *_ in pictures)
     simplest: dict[str, str] = {}
     for place, name, *_ in pictures:
@@ -191,8 +180,8 @@ def _joined(
     return {"pictures": kept, "odd": odd}
 
 
-def _said(data: bytes, kind: str) -> dict[str, Any]:
-    """The label that a .cls holds, or the fields of a .json, of which the first of `LABEL_FIELDS` is the label."""
+def _parsed(data: bytes, kind: str) -> dict[str, Any]:
+    """The label in a .cls, or the fields of a .json, of which the first of `LABEL_FIELDS` becomes the label."""
     text = data.decode("utf-8", "replace").strip()
     if kind == "cls":
         return {} if (label := _label(text)) is None else {LABEL: label}
@@ -209,7 +198,7 @@ def _said(data: bytes, kind: str) -> dict[str, Any]:
 
 
 def _label(value: Any) -> int | str | None:
-    """Whole numbers, also where they are written as text, and words."""
+    """A label: a word or a whole number, also one written as text; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
         return None
     return int(value) if isinstance(value, str) and re.fullmatch(r"-?\d+", value) else value
@@ -222,4 +211,4 @@ def _refusal(path: Path, error: Exception) -> str:
         start = file.read(6)
     if start[:2] == b"\x1f\x8b" or start[:3] == b"BZh" or start == b"\xfd7zXZ\x00" or start[:4] == b"\x28\xb5\x2f\xfd":
         return f"{path} is compressed, so that no picture in it can be found at once: unpack it to a plain .tar"
-    return f"{path} is no whole .tar archive ({str(error).splitlines()[0]}): copy or make it again"
+    return f"{path} is no whole .tar archive ({first_line(error)}): copy or make it again"

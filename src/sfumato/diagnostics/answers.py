@@ -1,8 +1,8 @@
-"""What a model answers where the truth is known: noised data, by noise level, each answer beside x and eps.
+"""The answers of a model about noised data whose x and eps are known, by noise level.
 
     z = alpha x + sigma eps,   y = the network's raw answer,   Gram matrix of (y, x, eps, x_g, eps_g) for each draw
 
-x_g and eps_g are what the linear guess says of z (`draws.Trivial`). With a row (a, b) of any target, schedule and
+x_g and eps_g are the linear guess from z (`draws.Trivial`). With a row (a, b) of any target, schedule and
 sign, the loss of "y means a x + b eps", its slope and the guess's loss are quadratic forms of that matrix:
 
     loss = E|y - (a x + b eps)|^2,   guess = E|a x_g + b eps_g - (a x + b eps)|^2,   skill = 1 - loss / guess
@@ -21,18 +21,19 @@ from torch.func import functional_call
 
 from sfumato import noise, target
 from sfumato.conditions import Conditions, network_inputs
-from sfumato.diagnostics.draws import Trivial, evaluating
+from sfumato.diagnostics.draws import Trivial
 from sfumato.errors import SfumatoError
 from sfumato.nets.watching import watched
+from sfumato.noise import Noise
+from sfumato.noised import Noised, NoisedBatch, evaluating
 from sfumato.objectives import times as densities
 from sfumato.objectives.times import UniformLogSNR
-from sfumato.process import Gaussian
 from sfumato.schedule import Schedule
 
 LEVELS = 8
 DRAWS = 1024  # a level, at most
 NUMBERS = 1 << 14  # in the draws of a level that suffice
-WIDEST = 8.0  # |logsnr| beyond which nothing is asked
+WIDEST = 8.0  # the largest |logsnr| that is looked at
 HALF_MAX = 65504.0
 DEAD = 1e-8  # of the answers' power: what rounding changes
 
@@ -40,7 +41,7 @@ DEAD = 1e-8  # of the answers' power: what rounding changes
 @final
 @dataclasses.dataclass(frozen=True)
 class Heard:
-    """What another label, or another noise level, changes in the answers.
+    """How the answers change with the noise level and the conditions that the network is given.
 
     response: E|y - y'|^2 over E|y|^2; own, other (n,): mean square error of each sample's answers under its own and
     under another label; moved (n,): mean square of y - y'; untold: the part of the error at the noisier half of the
@@ -63,9 +64,9 @@ class Answers:
     """logsnr (K,); gram (K, n, 5, 5) a number of a sample; target and schedule: as the model declares itself.
 
     cut: the largest |x_hat| at the least noise; piled: the share of predictions that lie right there, beyond: that of
-    the data outside it by a twentieth or more. half: whether the network computes in float16; peak: in float32 the
-    largest |output| of a part of it, and its name; finite: whether all answers are. held: whether training never saw
-    the samples.
+    the data outside it by a twentieth or more. half: whether the network computes in float16; peak: if so, the
+    largest |output| of a part of it in float32, and its name; finite: whether all answers are. held: whether training
+    never saw the samples.
     """
 
     logsnr: Tensor
@@ -98,7 +99,6 @@ def draws_for(rows: int, numbers: int) -> int:
     return int(min(DRAWS, max(min(rows, 64), NUMBERS // numbers)))
 
 
-@torch.no_grad()
 def ask(
     model: Any,
     x: Tensor,
@@ -117,75 +117,57 @@ def ask(
     if not hasattr(model, "predict"):
         raise SfumatoError(f"{type(model).__name__} has no raw prediction to judge: give the denoiser within it.")
     given = Conditions.of(cond)
-    label = given.get("label")
-    label = label if isinstance(label, Tensor) else None
-    with evaluating(model):
-        parts = [_level(model, x, given, float(lam), k, count, seed, batch) for k, lam in enumerate(logsnr)]
-        half = computes_in_half(model)
-        peak = _peak(model, x, given, float(logsnr.mean()), seed) if half else (0.0, "")
-        cut = _cut(model, x, given, float(logsnr.max()), seed, min(count, 4 * batch), batch)
-    gram = torch.stack([part[0] for part in parts])
-    numbers = torch.stack([part[1] for part in parts])  # (K, n, 5)
-    heard = _heard(numbers, torch.arange(count) % len(x), label is not None)
-    responses = torch.stack([part[3] for part in parts]).mean(0) / numbers[..., 0].mean().clamp_min(1e-30)
-    heard = dataclasses.replace(heard, others=dict(zip(_unlabelled(given), responses.tolist(), strict=True)))
-    if label is not None and len(label.unique()) > 1:
-        heard = dataclasses.replace(heard, untold=_untold(torch.stack([p[2] for p in parts[len(parts) // 2 :]]), label))
+    swapped = _of_others(given, len(x), seed).to(model.device)
+    draws = _draws(model, x, given, logsnr, count, seed, batch)
+    found = draws.table(model, lambda part: _answered(model, draws.take(part), swapped.rows(draws.row[part])))
+    found = {name: column.unflatten(0, (len(logsnr), count)) for name, column in found.items()}
+    heard = _heard(found, draws.row[:count], given)
+    half, peak = computes_in_half(model), (0.0, "")
+    if half:
+        peak = _peak(model, _draws(model, x, given, logsnr.mean()[None], min(16, len(x)), seed, batch))
+    cut = _cut(model, _draws(model, x, given, logsnr.max()[None], min(count, 4 * batch), seed, batch))
+    finite = all(bool(column.isfinite().all()) for column in found.values())
     return Answers(
-        logsnr, gram, model.target, model.process.schedule, float(model.sigma_data), heard, *cut, half, peak,
-        bool(numbers.isfinite().all()), held,
+        logsnr, found["gram"], model.target, model.process.schedule, float(model.sigma_data), heard, *cut, half, peak,
+        finite, held,
     )  # fmt: skip
 
 
-def _state(model: Any, x: Tensor, rows: Tensor, lam: float, number: Tensor, seed: int) -> tuple[Tensor, ...]:
-    x = x[rows].to(model.device)
-    eps = noise.normal(seed, number, tuple(x.shape[1:]), noise.PROBE, device=x.device, dtype=x.dtype)
-    t = model.process.schedule.time(lam).expand(len(x))
-    return x, eps, model.process.corrupt(x, t, eps), t
+def _draws(model: Any, x: Tensor, cond: Conditions, logsnr: Tensor, count: int, seed: int, batch: int) -> Noised:
+    """`count` draws at each level, level after level, with the samples in turn at each."""
+    number, device = torch.arange(count * len(logsnr)), model.device
+    t = model.process.schedule.time(logsnr.double()).repeat_interleave(count)
+    source = Noise(seed, number, noise.PROBE)
+    return Noised(model.process, x.to(device), cond.to(device), number % count % len(x), t, source, batch)
 
 
-def _level(
-    model: Any, x: Tensor, given: Conditions, lam: float, k: int, count: int, seed: int, batch: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of one level: Gram matrices (n, 5, 5); (|y|^2, |y - y_level|^2, own, other, |y - y_label|^2) (n, 5); the errors
-    y - y* summed over the draws of each sample, (N, D + 1) with their number last; the mean |y - y'|^2 under another
-    sample's value of each condition that is no label.
+def _answered(model: Any, drawn: NoisedBatch, swapped: Conditions) -> dict[str, Tensor]:
+    """Of each draw: the Gram matrix (5, 5) of (y, x, eps, x_g, eps_g); |y|^2; |y - y'|^2 under another noise level and
+    under another sample's value of each condition; and where there are labels the error y - y* with its square, and the
+    square of the error under another label.
     """
-    process: Gaussian = model.process
-    guess = Trivial(process, 0.0, model.sigma_data**2)
-    grams, numbers = [], []
-    errors = torch.zeros(len(x), x[0].numel() + 1, dtype=torch.float64)
-    label = given.get("label")
-    other = _others(label, seed) if isinstance(label, Tensor) else None
-    names, strange = _unlabelled(given), given.rows(noise.permutation(seed, 1, len(x)))
-    responses = torch.zeros(len(names), dtype=torch.float64)
-    for part in torch.arange(count).split(batch):
-        rows = part % len(x)
-        clean, eps, z, t = _state(model, x, rows, lam, part + k * count, seed)
-        cond = given.rows(rows).to(z.device)
-        y = model.predict(z, t, **cond)
-        for i, name in enumerate(names):
-            swapped = {**cond, name: strange.given(name).rows(rows).to(z.device)}
-            responses[i] += _square(y - model.predict(z, t, **swapped)).sum().cpu()
-        belief = guess(z, t)
-        five = torch.stack([v.flatten(1).double() for v in (y, clean, eps, belief.x, belief.eps)], 1)
-        grams.append((five @ five.mT / five.shape[2]).cpu())
-        moved = _square(y - _misheard(model, z, t, cond))
-        own = wrong = change = torch.zeros_like(moved)
-        if other is not None:
+    (x, eps, z, t, cond), process = drawn, model.process
+    y = model.predict(z, t, **cond)
+    belief = Trivial(process, 0.0, model.sigma_data**2)(z, t)
+    five = torch.stack([v.flatten(1).double() for v in (y, x, eps, belief.x, belief.eps)], 1)
+    columns = {"gram": five @ five.mT / five.shape[2], "answer": _square(y)}
+    columns["level"] = _square(y - _misheard(model, z, t, cond))
+    for name in swapped:
+        other = model.predict(z, t, **{**cond, name: swapped[name]})
+        columns[f"condition {name}"] = _square(y - other)
+        if name == "label" and swapped.given(name).is_label:
             a, b = target.row(model.target, process.schedule, t, model.sigma_data)
-            wanted = _times(a, clean) + _times(b, eps)
-            y_other = model.predict(z, t, **{**cond, "label": other[rows].to(z.device)})
-            error = torch.nn.functional.pad((y - wanted).double().flatten(1).cpu(), (0, 1), value=1.0)
-            errors.index_add_(0, rows, error)
-            own, wrong, change = _square(y - wanted), _square(y_other - wanted), _square(y - y_other)
-        numbers.append(torch.stack((_square(y), moved, own, wrong, change), 1).cpu())
-    return torch.cat(grams), torch.cat(numbers), errors, responses / count
+            wanted = _times(a, x) + _times(b, eps)
+            columns |= {"error": (y - wanted).double().flatten(1), "own": _square(y - wanted)}
+            columns["other"] = _square(other - wanted)
+    return columns
 
 
-def _unlabelled(given: Conditions) -> list[str]:
-    """The conditions that are no label: what `Heard.others` is about."""
-    return [name for name in given if name != "label" or not given.given(name).is_label]
+def _of_others(given: Conditions, count: int, seed: int) -> Conditions:
+    """For each of `count` samples the value of each condition of another sample, and the label of another class."""
+    strange = given.rows(noise.permutation(seed, 1, count))
+    label = given.get("label")
+    return Conditions({**strange, **({"label": _others(label, seed)} if isinstance(label, Tensor) else {})})
 
 
 def _times(coefficient: Tensor, x: Tensor) -> Tensor:
@@ -206,8 +188,8 @@ def _others(label: Tensor, seed: int) -> Tensor:
 
 
 def _misheard(model: Any, z: Tensor, t: Tensor, cond: Conditions) -> Tensor:
-    """The network's answer where it is told another noise level, 4 further on in logsnr."""
-    c_in, level = model.process.scaling(t, z.device)
+    """The network's answer when it is given a noise level that is wrong by 4 in logsnr."""
+    c_in, level = model.scaling(t, z.device)
     shifted = torch.where(level > 0, level - 0.5, level + 0.5).expand(len(z))
     low = model.compute_dtype
     with torch.autocast(z.device.type, low or torch.bfloat16, enabled=low is not None):
@@ -215,24 +197,37 @@ def _misheard(model: Any, z: Tensor, t: Tensor, cond: Conditions) -> Tensor:
     return y.to(z.dtype)[:, : z.shape[1]]
 
 
-def _heard(numbers: Tensor, rows: Tensor, labelled: bool) -> Heard:
-    """Over levels and draws; what belongs to labels by sample, whose draws are no independent witnesses."""
-    size, moved, own, other, change = numbers.mean(0).T
-    power = float(size.mean().clamp_min(1e-30))
-    level = float(moved.mean()) / power
-    if not labelled:
-        return Heard(level)
-    per = torch.zeros(int(rows.max()) + 1, dtype=torch.float64)
-    hits = per.index_add(0, rows, torch.ones_like(own))
-    own, other, change = (per.index_add(0, rows, each) / hits for each in (own, other, change))
-    return Heard(level, float(change.mean()) / power, own, other, change)
+def _heard(found: Mapping[str, Tensor], rows: Tensor, given: Conditions) -> Heard:
+    """From columns (K, n, ...) of draws of the samples `rows` at each level.
+
+    What belongs to labels is averaged over the draws of each sample, which are not independent of each other.
+    """
+    power = float(found["answer"].mean().clamp_min(1e-30))
+    response = {name: float(found[f"condition {name}"].mean()) / power for name in given}
+    level = float(found["level"].mean()) / power
+    label = given.get("label")
+    if not isinstance(label, Tensor):
+        return Heard(level, others=response)
+    own, other, moved = (_by_sample(found[n].mean(0), rows) for n in ("own", "other", "condition label"))
+    untold = None
+    if len(label.unique()) > 1:
+        noisier = found["error"][len(found["error"]) // 2 :]
+        untold = _untold(torch.stack([_by_sample(error, rows) for error in noisier]), label[: len(own)])
+    return Heard(level, response.pop("label"), own, other, moved, untold, response)
 
 
-def _untold(errors: Tensor, label: Tensor) -> float:
-    """sum_c p_c <m_c, m'_c> / d over levels: m and m' are the mean errors of a class over two halves of its samples."""
-    seen = errors[..., -1].sum(0) > 0
-    mean = errors[..., :-1][:, seen] / errors[..., -1:][:, seen]
-    label, total = label[seen], 0.0
+def _by_sample(values: Tensor, rows: Tensor) -> Tensor:
+    """The mean over the draws of each sample, (N, ...) from (n, ...)."""
+    sums = torch.zeros(int(rows.max()) + 1, *values.shape[1:], dtype=torch.float64).index_add(0, rows, values)
+    return sums / rows.bincount().reshape(-1, *[1] * (values.ndim - 1))
+
+
+def _untold(mean: Tensor, label: Tensor) -> float:
+    """sum_c p_c <m_c, m'_c> / d over levels: m and m' are the mean errors of a class over two halves of its samples.
+
+    mean (K, N, d): that of each sample.
+    """
+    total = 0.0
     for c in label.unique():
         rows = torch.nonzero(label == c).flatten()
         if len(rows) >= 4:
@@ -246,35 +241,31 @@ def computes_in_half(model: Any) -> bool:
     return model.compute_dtype == torch.float16 or any(p.dtype == torch.float16 for p in model.parameters())
 
 
-def _cut(
-    model: Any, x: Tensor, given: Conditions, lam: float, seed: int, count: int, batch: int
-) -> tuple[float, float, float]:
+def _cut(model: Any, draws: Noised) -> tuple[float, float, float]:
     """(largest |x_hat|, share of x_hat right there, share of x beyond it by a twentieth) at little noise."""
-    hats, cleans = [], []
-    for part in torch.arange(count).split(batch):
-        rows = part % len(x)
-        clean, _, z, t = _state(model, x, rows, lam, part, seed)
-        hats.append(model(z, t, **given.rows(rows).to(z.device)).x.double().abs().flatten().cpu())
-        cleans.append(clean.double().abs().flatten().cpu())
-    hat, clean = torch.cat(hats), torch.cat(cleans)
+
+    def sizes(part: Tensor) -> dict[str, Tensor]:
+        drawn = draws.take(part)
+        return {"hat": model(drawn.z, drawn.t, **drawn.cond).x.abs(), "clean": drawn.x.abs()}
+
+    hat, clean = draws.table(model, sizes).values()
     most = float(hat.max())
     piled = (hat >= most * (1 - 1e-6)).double().mean()
     return most, float(piled), float((clean > 1.05 * most).double().mean())
 
 
-def _peak(model: Any, x: Tensor, given: Conditions, lam: float, seed: int) -> tuple[float, str]:
+@torch.no_grad()
+def _peak(model: Any, draws: Noised) -> tuple[float, str]:
     """The largest |output| of any part of the network in float32, and that part's name."""
-    rows = torch.arange(min(16, len(x)))
-    _, _, z, t = _state(model, x, rows, lam, rows, seed)
-    cond = given.rows(rows).to(z.device)
+    drawn = draws.take(draws.index)
     found: dict[str, float] = {}
 
     def look(name: str, out: Any) -> None:
         if isinstance(out, Tensor) and out.is_floating_point():
             found[name] = max(found.get(name, 0.0), float(out.abs().max()))
 
-    with _in_float32(model), watched(model.net, look):
-        model.predict(z, t, **cond)
+    with evaluating(model), _in_float32(model), watched(model.net, look):
+        model.predict(drawn.z, drawn.t, **drawn.cond)
     name = max(found, key=lambda each: found[each])
     return found[name], name
 
@@ -296,31 +287,30 @@ def _in_float32(model: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def deaf(model: Any, x: Tensor, cond: Mapping[str, Any], seed: int = 0) -> tuple[str, ...]:
-    """The conditions that a network cannot hear: another sample's value, or none, changes nothing in what it says.
+    """The conditions that do not reach a network's output: another sample's value, or none, leaves it unchanged.
 
-    A network that has learned nothing says 0, whatever it hears: the parameters that are all zero are random in this
-    call, and the network itself stays as it is. x: normalised samples (N, *shape), N of 2 or more.
+    A new network answers 0 to everything: parameters that are all zero are replaced by random ones for this call, and
+    the network itself stays as it is. x: normalised samples (N, *shape), N of 2 or more.
     """
-    given, rows = Conditions.of(cond), torch.arange(len(x))
+    draws = _draws(model, x, Conditions.of(cond), torch.zeros(1), len(x), seed, len(x))
+    _, _, z, t, given = draws.take(draws.index)
     generator = torch.Generator().manual_seed(seed)
     moved = {
         name: (0.5 * torch.randn(p.shape, generator=generator)).to(p)
         for name, p in model.net.named_parameters()
         if not bool(p.any())
     }
-    _, _, z, t = _state(model, x, rows, 0.0, rows, seed)
+    c_in, level = model.scaling(t, z.device)
 
     def said(heard: Mapping[str, Any]) -> Tensor:
-        c_in, level = model.process.scaling(t, z.device)
-        inputs = network_inputs(heard, model.net)
-        y: Tensor = functional_call(model.net, moved, (_times(c_in, z), level), inputs)
+        y: Tensor = functional_call(model.net, moved, (_times(c_in, z), level), network_inputs(heard, model.net))
         return y
 
     found = []
     with evaluating(model):
-        own, given = said(given.to(z.device)), given.to(z.device)
+        own = said(given)
         for name in given:
-            swapped = given.given(name).rows(rows.roll(1))
+            swapped = given.given(name).rows(draws.index.roll(1))
             changes = [said({**given, name: other}) - own for other in (swapped, swapped.null())]
             if not any(bool((_square(c) > DEAD * _square(own)).any()) for c in changes):
                 found.append(name)

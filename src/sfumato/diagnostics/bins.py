@@ -18,6 +18,8 @@ from sfumato.objectives.times import TimeDensity
 from sfumato.roots import bisection
 from sfumato.schedule import Schedule
 
+WHOLE = torch.tensor([0.0, 1.0], dtype=torch.float64)  # the places of one bin that holds every level
+
 
 @dataclasses.dataclass(frozen=True)
 class Bins:
@@ -34,7 +36,7 @@ class Bins:
 
     @property
     def mass(self) -> Tensor:
-        """What the density gives each bin, (K,)."""
+        """The probability of each bin under the density, (K,)."""
         return self.places.diff()
 
     @property

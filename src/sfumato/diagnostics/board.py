@@ -11,10 +11,10 @@ import torch
 from sfumato import serialization
 from sfumato.diagnostics import gradients as of_gradients
 from sfumato.diagnostics.bins import make
+from sfumato.diagnostics.board_figures import Board
 from sfumato.diagnostics.draws import Draws
-from sfumato.diagnostics.samples import Rows, rows, trivial
-from sfumato.diagnostics.table import Board
-from sfumato.errors import SfumatoError
+from sfumato.diagnostics.samples import evaluation_set, trivial
+from sfumato.errors import SfumatoError, whole
 from sfumato.objectives import times as densities
 from sfumato.objectives import weights
 from sfumato.objectives.compiler import Objective
@@ -42,12 +42,12 @@ def board(
     batch: int = 256,
     device: str | torch.device = "cpu",
 ) -> Board:
-    """What a model loses at each noise level on some data, against the trivial guess and, on a known law, the floor.
+    """The loss of a model at each noise level, beside that of the trivial predictor and the floor of a known law.
 
     loss = E|eps - eps_hat|^2 / d,   contribution = int w loss dlogsnr   (2303.00848, Eq. 6, times 2 / d)
 
     model: a denoiser, or the path of a model file or run folder, whose raw weights and moving average are both judged.
-    ema: another denoiser to put beside it, as its moving average. data: whatever `sf.data.open` takes, in the units of
+    ema: another denoiser to compare with, as its moving average. data: whatever `sf.data.open` takes, in the units of
     the model's data (with `labels`), or a law of `sf.exact` in those units. bins: a number of equal mass under the time
     density, or edges in logsnr. samples: draws a bin. gradients: micro-batches a bin for gradient and noise scale
     (1812.06162), at least 2, 3 for their errors; 0 leaves them out. times, weight: objects or names of
@@ -55,60 +55,46 @@ def board(
     model was trained with, else uniform in t and plain. conditional: whether samples are judged under their own class;
     by default where data set and model have classes. A law is judged without. device: where a file is loaded.
 
-    What a density hardly draws is hardly seen, here as in training: its part of the objective is then known badly.
-    Where the data are those that the model was trained on, only what training held out is looked at. Nothing of the
-    model is changed. Raises SfumatoError for data, bins, names or numbers that cannot be used.
+    Levels that the density rarely draws are estimated from few draws, as in training. Of the data that the model was
+    trained on only the held-out samples are used. Nothing of the model is changed. Raises SfumatoError for data, bins,
+    names or numbers that cannot be used.
     """
     _check(samples, gradients, batch)
     models, notes = _models(model, ema, device)
-    first = next(iter(models.values()))
+    of, first = next(iter(models.items()))
     require_numbers(first, "The board", "log_prob(...).by_level says what a bound loses at each level")
     density, w, words = _dials(getattr(first, "provenance", None) or {}, times, weight, notes)
     schedule, target = first.process.schedule, getattr(first, "target", "v")
     objective = Objective(schedule, target, density, w, float(getattr(first, "sigma_data", 1.0)))
     cut = make(bins, density, schedule)
-    found = rows(first, data, labels, conditional, samples * len(cut), seed, notes)
+    found = evaluation_set(first, data, labels, conditional, samples * len(cut), seed, notes)
     draws = Draws(found.x, found.cond, first.process, cut, samples, seed, batch)
-    said = f"{target} under {type(schedule).__name__}, {words}"
-    return _board(models, draws, found, objective, gradients, said, notes)
-
-
-def _board(
-    models: dict[str, Any], draws: Draws, found: Rows, objective: Objective, micro: int, words: str, notes: list[str]
-) -> Board:
-    """All that is measured on the draws."""
-    of, first = next(iter(models.items()))
     losses = {name: draws.losses(one) for name, one in {**models, "trivial": trivial(first, found)}.items()}
-    excess = {}
     if found.law is not None:
         losses["floor"] = found.law.floor(draws)
-        excess = {name: found.law.excess(draws, one) for name, one in models.items()}
-    factor = draws.factor(objective)
-    size = min(_PER_CALL, draws.count // max(1, micro))
+    factor, size = draws.factor(objective), min(_PER_CALL, samples // max(1, gradients))
     return Board(
         objective=objective,
-        bins=draws.bins,
-        count=draws.count,
+        bins=cut,
+        count=samples,
         models=tuple(models),
         loss={name: draws.by_level(value) for name, value in losses.items()},
-        contribution={name: draws.by_level(value * factor).times(draws.bins.mass) for name, value in losses.items()},
-        excess=excess,
-        gradients=of_gradients.measure(first, draws, factor, micro, size) if micro else None,
+        contribution={name: draws.by_level(value * factor).times(cut.mass) for name, value in losses.items()},
+        excess={} if found.law is None else {name: found.law.excess(draws, one) for name, one in models.items()},
+        gradients=of_gradients.measure(first, draws, factor, gradients, size) if gradients else None,
         of=of,
-        words=words,
+        words=f"{target} under {type(schedule).__name__}, {words}",
         notes=tuple(notes),
     )
 
 
 def _check(samples: int, gradients: int, batch: int) -> None:
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 2:
-        raise SfumatoError(f"samples, the draws of a bin, must be a whole number from 2 up, not {samples!r}.")
-    if isinstance(gradients, bool) or not isinstance(gradients, int) or gradients == 1 or not 0 <= gradients <= samples:
+    whole("samples, the draws of a bin,", samples, 2)
+    whole("batch, the draws at once,", batch)
+    if whole("gradients, the micro-batches of a bin,", gradients, 0) == 1 or gradients > samples:
         raise SfumatoError(
-            f"gradients, the micro-batches of a bin, must be 0 or from 2 to its {samples} draws, not {gradients!r}."
+            f"gradients, the micro-batches of a bin, must be 0 or from 2 to its {samples} draws, not {gradients}."
         )
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-        raise SfumatoError(f"batch must be a whole number from 1 up, not {batch!r}.")
 
 
 def _models(model: Any, ema: Any, device: str | torch.device) -> tuple[dict[str, Any], list[str]]:
@@ -120,7 +106,7 @@ def _models(model: Any, ema: Any, device: str | torch.device) -> tuple[dict[str,
         _is_model(ema)
         return {"raw": model, "ema": ema}, []
     if ema is not None:
-        raise SfumatoError("A model file brings its own moving average: give ema with a denoiser alone.")
+        raise SfumatoError("A model file has its own moving average: give ema only with a denoiser.")
     average = serialization.load_sampler(model, device=device)
     if not serialization.read_contract(model)["raw"]:
         return {"model": average}, []
@@ -130,33 +116,25 @@ def _models(model: Any, ema: Any, device: str | torch.device) -> tuple[dict[str,
 def _is_model(model: Any) -> None:
     if not callable(model) or getattr(model, "process", None) is None:
         raise SfumatoError(
-            f"A board is of a denoiser, a model file or a run folder, and {type(model).__name__} is none of them."
+            f"A board needs a denoiser, a model file or a run folder; {type(model).__name__} is none of them."
         )
 
 
 def _dials(
     made: dict[str, Any], times: TimeDensity | str | None, weight: Weight | str | None, notes: list[str]
 ) -> tuple[TimeDensity, Weight | None, str]:
-    """Time density and weight, as given or as trained, and both in words."""
+    """Time density and weight, those given or else those of the training, and a description of both."""
     for name, given, kept in (("times", times, made.get("times")), ("weight", weight, made.get("weight"))):
         if given is None and kept is None:
             notes.append(
-                f"The model does not say the {name} that it was trained with: "
+                f"The model does not record the {name} that it was trained with: "
                 f"{'uniform in t' if name == 'times' else 'the plain squared error of its target'} is taken."
             )
-    chosen = times if times is not None else made.get("times")
-    density: TimeDensity = UniformTime()
-    if isinstance(chosen, str):
-        density = densities.named(chosen)
-    elif chosen is not None:
-        density = chosen
+    chosen = times if times is not None else made.get("times") or UniformTime()
+    density = densities.named(chosen) if isinstance(chosen, str) else chosen
     if density.moves:
         notes.append("The time density learns from the losses; here it is what it was before it had seen any.")
     picked = weight if weight is not None else made.get("weight", PLAIN)
-    w: Weight | None = None
-    if isinstance(picked, str):
-        w = None if picked == PLAIN else weights.named(picked)
-    elif picked is not None:
-        w = picked
+    w = None if picked in (None, PLAIN) else weights.named(picked) if isinstance(picked, str) else picked
     said = [chosen if isinstance(chosen, str) else repr(density), picked if isinstance(picked, str) else "own"]
     return density, w, f"times {said[0]}, weight {said[1]}"

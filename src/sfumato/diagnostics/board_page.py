@@ -10,7 +10,7 @@ import numpy as np
 from sfumato.diagnostics.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, Line, chart
 
 AXIS = "logsnr (noise on the left, data on the right)"
-_LOOKS = {  # name: what the legend says, the colour and the dashes; in the order they are drawn
+_LOOKS = {  # name: legend, colour and dashes; in drawing order
     "trivial": ("trivial predictor (mean and variance)", GREY, "--"),
     "floor": ("floor: no model can be lower", PURPLE, ":"),
     "raw": ("raw weights", ORANGE, "-"),
@@ -67,7 +67,7 @@ def _gradients(found: Facts, logsnr: Sequence[float]) -> dict[str, str | None]:
 
 
 def drowned(gradients: Facts | None) -> dict[str, Any] | None:
-    """How many levels have a |G|^2 that is not told from 0, and the least noise scale that one of them has:
+    """The number of levels whose |G|^2 cannot be told from 0, and the least noise scale that one of them may have,
     tr Sigma / (|G|^2 + 2 errors); None where there is no such level."""
     if gradients is None:
         return None

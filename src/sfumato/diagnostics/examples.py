@@ -13,11 +13,11 @@ from sfumato.data import DataSpec
 _LONGEST = 4  # numbers of a vector that are worth typing
 
 
-def usual_scale(given: Mapping[str, Condition], scale: float) -> float | dict[str, float] | None:
-    """How samples are guided where nobody says: by their classes and sets of labels; None without any.
+def default_guidance(given: Mapping[str, Condition], scale: float) -> float | dict[str, float] | None:
+    """The default guidance: this scale for classes and sets of labels; None without any.
 
-    Guidance narrows what is drawn, which a person who asks for a temperature does not expect: numbers and fields are
-    told, and not guided to.
+    Guidance narrows the law of the samples, which a person who asks for a temperature does not expect: numbers and
+    fields are only conditioned on.
     """
     named = [name for name, each in given.items() if isinstance(each, Label | MultiLabel)]
     if not named:
@@ -26,7 +26,7 @@ def usual_scale(given: Mapping[str, Condition], scale: float) -> float | dict[st
 
 
 def values(spec: Mapping[str, Any] | None) -> dict[str, Any]:
-    """By name, in the user's spelling; spec: as a model file has it. What has no short spelling is left out."""
+    """One value of each condition that is short enough to type, by name; spec: as a model file has it."""
     found: dict[str, Any] = {}
     for name, condition in _conditions(spec).items():
         if isinstance(condition, Label | MultiLabel):
@@ -46,7 +46,7 @@ def flags(spec: Mapping[str, Any] | None, guidance: float) -> str:
         text = f"{value:g}" if isinstance(value, float) else text
         words.append(f" --class {shlex.quote(text)}" if name == "label" and isinstance(value, str)
                      else f" --condition {shlex.quote(f'{name}={text}')}")  # fmt: skip
-    if isinstance(usual_scale(_conditions(spec), float(guidance)), float):
+    if isinstance(default_guidance(_conditions(spec), float(guidance)), float):
         words.append(f" --guidance {guidance:g}")
     return "".join(words)
 
@@ -73,7 +73,7 @@ def python(spec: Mapping[str, Any] | None, guidance: float, model: str, taken: C
     apart = {name: value for name, value in given.items() if name in taken or not name.isidentifier()}
     words = [f"{name}={value!r}" for name, value in given.items() if name not in apart]
     words += [f"cond={apart!r}"] if apart else []
-    scale = usual_scale({name: each for name, each in _conditions(spec).items() if name in given}, float(guidance))
+    scale = default_guidance({name: each for name, each in _conditions(spec).items() if name in given}, float(guidance))
     model = model if scale is None else f"sf.guide({model}, {scale!r})"
     return f"sf.sample({model}, 64, {', '.join(words)})"
 

@@ -6,7 +6,7 @@ With m micro-batches of b samples at the level, g_i their gradients and g their 
     simple noise scale B = tr Sigma / |G|^2
 
 About B samples must be averaged until a step is more gradient than noise. The estimate of |G|^2 may be negative where
-the gradient is drowned; the ratio says nothing then. Errors are the jackknife's over micro-batches.
+the gradient is smaller than its noise; the ratio is then NaN. Errors are the jackknife's over micro-batches.
 Source: McCandlish et al. 2018 (1812.06162), Eq. 2.8 and App. A.1, with the small batch b and the big one m b.
 """
 
@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from sfumato import noise
-from sfumato.diagnostics.draws import ByLevel, Draws, evaluating, losses
+from sfumato.diagnostics.draws import ByLevel, Draws, losses
 from sfumato.distributed import ALONE, World, local
 from sfumato.machine import in_parts
+from sfumato.noised import evaluating, in_shards
 
 NAN = math.nan
 
@@ -69,10 +70,10 @@ def measure(model: Any, draws: Draws, factor: Tensor, micro: int, size: int, wor
     the optimiser, modes and random numbers stay as they were. Evaluation mode: no dropout. world: processes that share
     the work, bin by bin, or, where each has only shards of the weights, sample by sample; all get the figures.
     """
-    with _wanting(model) as parameters, evaluating(model):
+    with _trained(model) as parameters, evaluating(model):
         if not parameters:
             return None
-        sharded = any(local(p) is not p for p in parameters)
+        sharded = in_shards(model)
         gradient = _shard_of_gradient if sharded else _gradient
         bins, whole = len(draws.bins), [torch.zeros_like(local(p), requires_grad=False) for p in parameters]
         table, share = torch.zeros(bins, 6, dtype=torch.float64), draws.bins.mass / draws.bins.mass.sum()
@@ -94,10 +95,20 @@ def measure(model: Any, draws: Draws, factor: Tensor, micro: int, size: int, wor
     return Gradients(square, variance, scale, _total(total, share, square.value, variance.value, micro * size))
 
 
+def norms(model: Any, draws: Draws) -> Tensor:
+    """|gradient of |eps - eps_hat|^2 / d| of each draw, float64 (count K,); NaN for a model without parameters."""
+    found, ones = torch.full((len(draws.index),), NAN, dtype=torch.float64), torch.ones(len(draws.index))
+    with _trained(model) as parameters, evaluating(model):
+        for draw in draws.index if parameters else ():
+            grads = _gradient(model, draws, ones, draw[None], parameters, ALONE)
+            found[draw] = torch.stack([g.double().square().sum() for g in grads]).sum().sqrt()
+    return found
+
+
 def _gradient(
     model: Any, draws: Draws, factor: Tensor, part: Tensor, parameters: list[nn.Parameter], world: World
 ) -> list[Tensor]:
-    """Of the mean over a part, which may be larger than what is computed at once."""
+    """The gradient of the mean over a part, accumulated over batches that fit into memory."""
     sums = [torch.zeros_like(p, requires_grad=False) for p in parameters]
 
     def add(rows: Tensor) -> None:
@@ -116,7 +127,7 @@ def _gradient(
 def _shard_of_gradient(
     model: Any, draws: Draws, factor: Tensor, part: Tensor, parameters: list[nn.Parameter], world: World
 ) -> list[Tensor]:
-    """The shards of this process, of the gradient to which each adds what its share of the draws says."""
+    """The same where each process has a shard of the weights: it takes a share of the draws and gets its shard."""
     kept = [p.grad for p in parameters]
     for p in parameters:
         p.grad = None
@@ -170,8 +181,8 @@ def _total(length: float, share: Tensor, square: Tensor, variance: Tensor, count
 
 
 @contextlib.contextmanager
-def _wanting(model: Any) -> Iterator[list[nn.Parameter]]:
-    """The parameters whose gradients are asked for; frozen ones want some only within."""
+def _trained(model: Any) -> Iterator[list[nn.Parameter]]:
+    """The trained parameters, or all of them where none is trained: these require gradients within the block only."""
     listed: Callable[[], Iterator[nn.Parameter]] | None = getattr(model, "parameters", None)
     every = list(listed()) if listed is not None else []
     wanted = [p for p in every if p.requires_grad] or every

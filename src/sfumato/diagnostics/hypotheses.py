@@ -1,4 +1,4 @@
-"""What else the answers of a network could mean: every target under every named schedule, with either sign.
+"""Readings of a network's answers: every target under every named schedule, with either sign.
 
 Each hypothesis is a row (a, b) at equal logsnr, "y means a x + b eps". It is scored by its skill against the linear
 guess, level by level; the true one is calibrated (the slope of its target on y is 1) and never far below zero.
@@ -7,7 +7,6 @@ guess, level by level; the true one is calibrated (the slope of its target on y 
 from __future__ import annotations
 
 import dataclasses
-from functools import cache
 from typing import final
 
 import torch
@@ -19,15 +18,13 @@ from sfumato.registry import make, names
 from sfumato.schedule import Schedule
 from sfumato.target import NAMES, row
 
+SURE = 3.0  # standard errors from which on an estimate counts as certain
+
 
 @final
 @dataclasses.dataclass(frozen=True)
-class Score:
-    """skill and slope by level (K,) and their standard errors; power: E y^2 over the guess's loss.
-
-    gap = power (1 - slope)^2: what y loses only because it is not scaled rightly; mean: of the skills, each held
-    above -1.
-    """
+class Fit:
+    """The fit of a reading: skill and slope by level (K,) with standard errors; power: E y^2 over the guess's loss."""
 
     skill: Tensor
     skill_error: Tensor
@@ -36,13 +33,19 @@ class Score:
     power: Tensor
 
     @property
+    def most(self) -> Tensor:
+        """The skill plus SURE standard errors, (K,)."""
+        return self.skill + SURE * self.skill_error
+
+    @property
     def gap(self) -> float:
-        """The largest that is sure, by three standard errors."""
+        """The largest power (1 - slope)^2, what y loses by its scale alone, less SURE standard errors."""
         room = 2 * (1 - self.slope).abs() * self.slope_error
-        return float((self.power * ((1 - self.slope).square() - 3 * room)).max())
+        return float((self.power * ((1 - self.slope).square() - SURE * room)).max())
 
     @property
     def mean(self) -> float:
+        """Of the skills, each cut off at -1."""
         return float(self.skill.clamp_min(-1.0).mean())
 
 
@@ -55,17 +58,31 @@ class Hypothesis:
     schedule: Schedule
     sign: int = 1
 
-    def score(self, answers: Answers) -> Score | None:
-        """None where the schedule does not reach the levels, or the target cannot be told there."""
-        return _score(self, answers)
+    def score(self, answers: Answers) -> Fit | None:
+        """None where the schedule does not reach the levels, or the target is not finite there."""
+        lam = answers.logsnr
+        low, high = self.schedule.logsnr_range
+        if not low - 1e-9 <= float(lam.min()) <= float(lam.max()) <= high + 1e-9:
+            return None
+        a, b = row(self.target, self.schedule, self.schedule.time(lam), answers.sigma_data)
+        if not bool((a.isfinite() & b.isfinite()).all()):
+            return None
+        a, b, one, zero = self.sign * a, self.sign * b, torch.ones_like(a), torch.zeros_like(a)
+        answer, wanted = torch.stack((one, zero, zero, zero, zero), 1), torch.stack((zero, a, b, zero, zero), 1)
+        guess = torch.stack((zero, zero, zero, a, b), 1)
+        loss, least = _form(answer - wanted, answers.gram), _form(guess - wanted, answers.gram)
+        power, along = _form(answer, answers.gram), torch.einsum("ki,knij,kj->kn", wanted, answers.gram, answer)
+        skill, skill_error = _ratio(loss, least)
+        slope, slope_error = _ratio(along, power)
+        scale = power.mean(1) / least.mean(1).clamp_min(1e-30)
+        return Fit(1 - skill, skill_error, slope, slope_error, scale)
 
 
 def declared(answers: Answers) -> Hypothesis:
-    """What the model says of itself."""
+    """The reading that the model declares."""
     return Hypothesis(answers.target, answers.schedule)
 
 
-@cache
 def known() -> tuple[Schedule, ...]:
     """The named schedules that need no numbers."""
     found = []
@@ -88,25 +105,6 @@ def others(answers: Answers) -> list[Hypothesis]:
         return sum(wrong), wrong.index(True) if any(wrong) else 0
 
     return sorted((h for h in found if h != own), key=mistakes)
-
-
-def _score(h: Hypothesis, answers: Answers) -> Score | None:
-    lam = answers.logsnr
-    low, high = h.schedule.logsnr_range
-    if not low - 1e-9 <= float(lam.min()) <= float(lam.max()) <= high + 1e-9:
-        return None
-    a, b = row(h.target, h.schedule, h.schedule.time(lam), answers.sigma_data)
-    if not bool((a.isfinite() & b.isfinite()).all()):
-        return None
-    a, b, one, zero = h.sign * a, h.sign * b, torch.ones_like(a), torch.zeros_like(a)
-    answer, wanted = torch.stack((one, zero, zero, zero, zero), 1), torch.stack((zero, a, b, zero, zero), 1)
-    guess = torch.stack((zero, zero, zero, a, b), 1)
-    loss, least = _form(answer - wanted, answers.gram), _form(guess - wanted, answers.gram)
-    power, along = _form(answer, answers.gram), torch.einsum("ki,knij,kj->kn", wanted, answers.gram, answer)
-    skill, skill_error = _ratio(loss, least)
-    slope, slope_error = _ratio(along, power)
-    scale = power.mean(1) / least.mean(1).clamp_min(1e-30)
-    return Score(1 - skill, skill_error, slope, slope_error, scale)
 
 
 def _form(u: Tensor, gram: Tensor) -> Tensor:

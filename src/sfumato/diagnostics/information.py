@@ -1,42 +1,39 @@
-"""How much a condition says of the samples, in nats, from two losses on the same draws.
+"""The mutual information of a condition and the samples, in nats, from two losses on the same draws.
 
     I(x; c) = 1/2 int E(|eps - eps_null|^2 - |eps - eps_c|^2) dlogsnr
 
-of an ideal denoiser, where eps_null has not been told c: pointwise in x the integral is log p(x | c) - log p(x) (Guo,
-Shamai and Verdu 2005; Kong et al. 2023, 2302.03792, Eq. 10). Of a trained one it is what the network makes of c. With
-several conditions that of one is what it adds to all the others, eps_null having been told these.
+of an ideal denoiser, eps_null being its answer without c: pointwise in x the integral is log p(x | c) - log p(x) (Guo,
+Shamai and Verdu 2005; Kong et al. 2023, 2302.03792, Eq. 10). For a trained one it measures how much the network uses c.
+With several conditions that of one is what it adds to all the others, which eps_null has as well.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato.conditions import Conditions, resolve
+from sfumato.conditions import Conditions
 from sfumato.diagnostics.bins import Bins, make
 from sfumato.diagnostics.draws import Draws
-from sfumato.diagnostics.samples import rows as of_source
+from sfumato.diagnostics.samples import with_conditions
 from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError
 from sfumato.intervals import Interval, mean
-from sfumato.model import compute_dtype
 from sfumato.objectives.times import CosMap, limits
 from sfumato.schedule import Schedule
 
-REACH = 8.0  # |logsnr| beyond which nothing is asked: normalised data are noise, or known, there
-_BINS, _MOST = 32, 2048  # levels; samples of a data set that are asked about
+REACH = 8.0  # the largest |logsnr| that is looked at: beyond, normalised data are noise, or known
+_BINS, _MOST = 32, 2048  # levels; samples of a data set, at most
 
 
 @dataclasses.dataclass(frozen=True)
 class Information:
-    """each: what a condition says beside the others, nats a sample; together: what all say; each with its interval.
+    """each: what a condition adds to the others, nats a sample; together: that of all; each with its interval.
 
-    draws: how many noised samples were asked about; logsnr: (lowest, highest) of their levels.
+    draws: the number of noised samples; logsnr: (lowest, highest) of their levels.
     """
 
     each: dict[str, Interval]
@@ -62,27 +59,17 @@ def _words(found: Interval) -> str:
     return f"{found.value:.3g} nats ({found.low:.3g} to {found.high:.3g})"
 
 
-def information(
-    model: Any, x: Any, draws: int = 8192, seed: int = 0, batch: int = 256, index: Sequence[int] | None = None,
-    **cond: Any,
-) -> Information:  # fmt: skip
+def information(model: Any, x: Any, draws: int = 8192, seed: int = 0, batch: int = 256, **cond: Any) -> Information:
     """I(x; c) of each condition for samples x (B, *shape) in user units and their conditions, as `sample` takes them.
 
     x may also be what `sf.data.open` takes, a folder, a file, a dict: its conditions are those of the data, and of the
-    data that the model was trained on only what was held out is looked at.
-    draws: noised samples, spread over the levels; each is asked about once with all conditions, once with none, and
-    once without each of several. Samples come in turn, so that many of them make the interval narrow.
+    data that the model was trained on only the held-out samples are used.
+    draws: noised samples, spread over the levels; the model is called on each once with all conditions, once with none,
+    and once without each of several. Samples come in turn, so that many of them make the interval narrow.
     Raises SfumatoError without a condition, and for a model whose belief has no eps.
     """
-    spec, own = getattr(model, "spec", None), Conditions()
-    if not isinstance(x, Tensor | np.ndarray | list):
-        x, own, _ = of_source(model, x, None, None, _MOST, seed, [])
-    else:
-        x = torch.as_tensor(x) if spec is None else spec.normalise(x)
-    device, dtype = getattr(model, "device", torch.device("cpu")), compute_dtype(model)
-    given = Conditions({**own, **resolve(model, cond, len(x)).to(device)})
-    rows = slice(None) if index is None else torch.as_tensor(index)
-    return measured(model, x[rows].to(device, dtype), given.rows(rows).to(device), draws, seed, batch)
+    found = with_conditions(model, x, cond, _MOST, seed)
+    return measured(model, found.x, found.cond, draws, seed, batch)
 
 
 def measured(
@@ -90,7 +77,7 @@ def measured(
 ) -> Information:
     """`information` of normalised samples. world: the processes that share the draws; all get the figures."""
     if not cond:
-        raise SfumatoError("How much a condition says is asked of a condition: give one, such as label=...")
+        raise SfumatoError("The information of a condition needs a condition: give one, such as label=...")
     bins = _bins(model.process.schedule)
     count = max(2, -(-draws // len(bins)))
     known = Draws(x, cond, model.process, bins, count, seed, batch)
@@ -100,7 +87,7 @@ def measured(
 
     def without(*names: str) -> Interval:
         other = Draws(x, cond.null(*names), model.process, bins, count, seed, batch)
-        return mean(factor * (other.losses(model, world) - told), known.sample, known.index % len(bins))
+        return mean(factor * (other.losses(model, world) - told), known.row, known.index % len(bins))
 
     together = without()
     each = {name: without(name) for name in cond} if len(cond) > 1 else dict.fromkeys(cond, together)
@@ -108,7 +95,7 @@ def measured(
 
 
 def _bins(schedule: Schedule) -> Bins:
-    """Bins of equal mass under sech(logsnr / 2), as wide as what is asked for."""
+    """Bins of equal mass under sech(logsnr / 2), within REACH."""
     law, (low, high) = CosMap(), limits(schedule)
     ends = torch.tensor([min(REACH, high), max(-REACH, low)], dtype=torch.float64)
     if not float(ends[0]) > float(ends[1]):

@@ -1,14 +1,14 @@
-"""Does a model repeat its training samples? Distances to the nearest of them, against those that a new sample has.
+"""Whether a model repeats its training samples: distances to the nearest of them, compared with those of new samples.
 
     r(x) = d(x, train) / d(x, hold-out),   d the distance to the nearest,   for samples s of the model and for twins
-    twin: a training sample whose own group is taken out of the training set, for which it is as new as any
+    twin: a training sample compared with the training set without its own group, to which it is as new as a fresh one
     ratio = median r(s) / median r(twin),   closer = P(r(s) < r(twin)),   copies: d to the nearest < 1/3 of the second
 
 Fresh samples of the data's law are exchangeable with twins up to one row in N: ratio 1, closer 1/2, and as many copies
-as the data have. The hold-out takes out how sharp samples are: a blurred one is near to everything. Both sets enter
-both sides alike, so their sizes need no correction; a subset of the training set as large as a small hold-out, the
-usual comparison, would not hold the sample that was copied. The third is the criterion of Yoon et al. 2023
-("Diffusion probabilistic models generalize when they fail to memorize") and Gu et al. 2023 (2310.02664).
+as the data have. Dividing by the distance to the hold-out cancels sharpness: a blurred sample is near to everything.
+Both sets enter both sides alike, so their sizes need no correction; a subset of the training set as large as a small
+hold-out, the usual comparison, would not hold the sample that was copied. The third is the criterion of Yoon et al.
+2023 ("Diffusion probabilistic models generalize when they fail to memorize") and Gu et al. 2023 (2310.02664).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,7 +39,7 @@ _CERTAIN, _LIKELY = 3.0902323061678132, 2.3263478740408408  # normal quantiles o
 _THIRD = 1 / 3
 _RESAMPLED = 400
 _STEPS = 10
-_FEW = 8  # samples held out, below which little is told
+_FEW = 8  # held-out samples below which the comparison is weak
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +48,10 @@ class Memorization:
 
     ratio, closer: with 95 % intervals; 1 and 1/2 where nothing is memorised. copies, copies_real: fractions of the
     samples and of their twins. exact: samples that are a training sample bit for bit; leaked: held-out samples that
-    are. samples, twins, train, holdout: how many there are; pairs: independent cases that `closer` is worth; searched:
-    training samples that were looked at. nearest:
-    (number of the sample, row of the data, r over the twins' median) of those nearest, worth a look, and shown: these
-    samples and training samples themselves, in the units of the data. space: what distances are taken in. notes: what
-    was done, in sentences.
+    are. samples, twins, train, holdout: how many there are; pairs: how many independent comparisons `closer` amounts
+    to; searched: training samples that were compared with. nearest: (number of the sample, row of the data, r over the
+    twins' median) of the samples that are nearest to a training sample; shown: these samples and their neighbours, in
+    the units of the data. space: where distances are taken. notes: remarks, in sentences.
     """
 
     ratio: Interval
@@ -109,7 +108,7 @@ def memorization(
     batch: int = 256,
     device: str | torch.device = "cpu",
 ) -> Memorization:
-    """How near samples of a model come to its training samples, against how near new ones do.
+    """How near samples of a model come to its training samples, compared with how near new samples do.
 
     ratio = median r(s) / median r(twin),   closer = P(r(s) < r(twin)),   r = d(., train) / d(., hold-out)
 
@@ -149,7 +148,7 @@ def _sides(
         return source, torch.arange(len(source)), unseen, torch.arange(len(unseen))
     made = getattr(model, "provenance", None) or {}
     if not made.get("holdout"):
-        raise SfumatoError("The model does not say what was held out when it was trained: give unseen data as holdout.")
+        raise SfumatoError("The model does not record what its training held out: give unseen data as holdout.")
     if made.get("samples") != len(source):
         raise SfumatoError(
             f"{source.name} has {len(source):,} samples, and the model was trained on {made.get('samples'):,}: give "
@@ -172,7 +171,7 @@ def compare(
     """`memorization` of given samples (S, *shape) in the units of the data.
 
     train: rows of the source; unseen: another source, or the same, and its rows; twins: some of the training rows.
-    searched: training samples that are looked at, at most.
+    searched: how many training samples to compare with, at most.
     """
     other, held = unseen
     if not len(held) or len(train) < 2 or not len(generated):
@@ -180,13 +179,11 @@ def compare(
     bank, notes = train, []
     if searched is not None and searched < len(train):
         bank = train[noise.permutation(seed, 1, len(train))[:searched]].sort().values
-        notes.append(f"Only {len(bank):,} of the training samples were searched, to keep to the budget.")
+        notes.append(f"Only {len(bank):,} of the training samples were searched, to stay within the budget.")
     twins = twins.unique()
     if len(held) < _FEW:
-        notes.append(
-            f"Only {len(held)} samples are held out: that tells little of memorisation (--holdout takes more)."
-        )
-    keys = _keys(source.groups)
+        notes.append(f"Only {len(held)} samples are held out, too few to judge memorisation by (--holdout takes more).")
+    keys = torch.from_numpy(np.unique(source.groups, return_inverse=True)[1])
     made, real = space(generated), space(source.x[twins])
     near = nearest(made, source.x, bank, space)
     own = nearest(real, source.x, bank, space, keys[twins], keys[bank])
@@ -194,12 +191,13 @@ def compare(
     scores, twin_scores = _score(near.first, away), _score(own.first, own_away)
     usable = own.first.isfinite()  # the only group of a training set has no twin
     if not bool(usable.any()):
-        raise SfumatoError("All training samples are of one group: nothing says how near a new sample would be.")
+        raise SfumatoError("All training samples are of one group, so that none can stand for a new one.")
     twin_scores, own = twin_scores[usable], Near(*(each[usable] for each in own))
     middle = float(twin_scores.median())
     worth = min(len(scores), len(bank)), _distinct(twins[usable], own.row)
     pairs = _pairs(*worth)
     order = scores.argsort()[:8].tolist()
+    relative = (scores - middle).exp().nan_to_num(0.0, 0.0)
     return Memorization(
         ratio=_ratio(scores, twin_scores, worth, seed),
         closer=fraction(_closer(scores, twin_scores), pairs),
@@ -208,7 +206,7 @@ def compare(
         leaked=_leaked(source.x, bank, other.x, held),
         samples=len(scores), twins=len(twin_scores), pairs=pairs,
         train=len(train), searched=len(bank), holdout=len(held),
-        nearest=tuple((i, int(near.row[i]), _finite(math.exp(float(scores[i]) - middle))) for i in order),
+        nearest=tuple((i, int(near.row[i]), float(relative[i])) for i in order),
         space="features" if space.features is not None else "standard deviations of each channel",
         notes=tuple(notes), shown=(generated.cpu()[order], source.x[near.row[order]]),
     )  # fmt: skip
@@ -221,12 +219,6 @@ def pairs_picture(found: Memorization, spec: Any) -> Any:
     x = torch.cat([each.float() for each in found.shown])
     kind, bounds = ("array", None) if spec is None else (spec.kind, spec.bounds)
     return picture(x, kind, bounds, len(found.shown[0]), ["samples", "training"])
-
-
-def _keys(groups: Sequence[str]) -> Tensor:
-    """A number for each group."""
-    numbers: dict[str, int] = {}
-    return torch.tensor([numbers.setdefault(group, len(numbers)) for group in groups])
 
 
 def _score(first: Tensor, away: Tensor) -> Tensor:
@@ -243,17 +235,17 @@ def _closer(a: Tensor, b: Tensor) -> float:
 
 
 def _pairs(a: int, b: int) -> float:
-    """Independent cases that tell as much as all pairs of a and b draws of one law: 1 / (4 Var), Mann and Whitney."""
+    """How many independent comparisons all pairs of a and b draws amount to: 1 / (4 Var), Mann and Whitney."""
     return 3 * a * b / (a + b + 1)
 
 
 def _distinct(twins: Tensor, row: Tensor) -> int:
-    """Twins, two that are each other's nearest counted once: they have one distance between them."""
+    """The number of twins, two that are each other's nearest counted once, since they share one distance."""
     return len(torch.stack((torch.minimum(twins, row), torch.maximum(twins, row))).unique(dim=1)[0])
 
 
 def _ratio(scores: Tensor, twins: Tensor, worth: tuple[int, int], seed: int) -> Interval:
-    """The ratio of the medians, by the bootstrap, of as many draws as each side is worth."""
+    """The ratio of the medians, with a bootstrap interval for as many independent draws as each side has."""
     generator = torch.Generator().manual_seed(seed)
 
     def medians(values: Tensor, count: int) -> Tensor:
@@ -282,7 +274,3 @@ def _digests(x: Samples, rows: Tensor) -> list[bytes]:
         block = x[part].flatten(1).contiguous().view(torch.uint8).numpy()
         found += [blake2b(row, digest_size=16).digest() for row in block]
     return found
-
-
-def _finite(value: float) -> float:
-    return value if math.isfinite(value) else 0.0

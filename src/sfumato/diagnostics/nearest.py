@@ -1,4 +1,4 @@
-"""Nearest neighbours by blocks: products find the candidates, differences measure them."""
+"""Nearest neighbours by blocks: |q - x|^2 = |q|^2 + |x|^2 - 2 q.x in float64, 0 within the rounding of float32."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from sfumato.data.rows import Samples
 from sfumato.errors import SfumatoError
 
-_CANDIDATES = 4  # of each block and of all: products cancel near 0, and the order of the nearest is settled afterwards
-_BLOCK = 1 << 24  # numbers of the bank held at once
+_SAME = 1e-13  # of |q|^2 + |x|^2: below, two float32 samples are the same
+_BLOCK = 1 << 24  # numbers of the bank, and of the distances to it, held at once
 Features = Callable[[Tensor], Tensor]
 
 
@@ -27,7 +27,7 @@ class Space:
         self.spec, self.features, self.device = spec, features, device
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x (B, *shape) in the user's units -> (B, F), float32."""
+        """x (B, *shape) in the user's units -> (B, F), float64."""
         x = x.to(self.device)
         if self.features is not None:
             with torch.no_grad():
@@ -36,7 +36,8 @@ class Space:
                 raise SfumatoError(f"features must make a tensor ({len(x)}, F) of {len(x)} samples.")
         else:
             found = x if self.spec is None else self.spec.normalise(x)
-        return found.flatten(1).float()
+        found = found.cpu() if found.device.type == "mps" else found  # which has no float64
+        return found.flatten(1).double()
 
 
 class Near(NamedTuple):
@@ -54,33 +55,17 @@ def nearest(
 
     keys: int64, one for each of `rows`; apart (Q,): rows of this key are no neighbours of the query (-1: all are).
     """
-    width = queries.shape[1]
-    squares = queries.square().sum(1)
-    best = torch.full((len(queries), 0), torch.inf, device=queries.device)
-    found = torch.empty((len(queries), 0), dtype=torch.int64, device=queries.device)
-    for start in range(0, len(rows), size := max(1, _BLOCK // max(1, width))):
-        part = torch.arange(start, min(start + size, len(rows)))
+    squares = queries.square().sum(1)[:, None]
+    best = torch.full((len(queries), 2), torch.inf, dtype=queries.dtype, device=queries.device)
+    found = torch.zeros_like(best, dtype=torch.int64)
+    for part in torch.arange(len(rows)).split(max(1, _BLOCK // max(1, *queries.shape))):
         block = space(x[rows[part]])
-        square = squares[:, None] + block.square().sum(1) - 2 * queries @ block.T
+        scale = squares + block.square().sum(1)
+        square = scale - 2 * queries @ block.T
+        square = torch.where(square > _SAME * scale, square, 0.0)
         if apart is not None and keys is not None:
             square[apart[:, None].to(square.device) == keys[part].to(square.device)] = torch.inf
-        best = torch.cat((best, square), 1)
-        found = torch.cat((found, part.to(found).expand(len(queries), -1)), 1)
-        best, order = best.topk(min(_CANDIDATES, best.shape[1]), dim=1, largest=False)
-        found = found.gather(1, order)
-    return _measured(queries, x, rows, space, best, found)
-
-
-def _measured(queries: Tensor, x: Samples, rows: Tensor, space: Space, best: Tensor, found: Tensor) -> Near:
-    """Distances by differences, which are exactly 0 for a copy."""
-    exact = torch.full_like(best, torch.inf)
-    for k in range(best.shape[1]):
-        for part in torch.arange(len(queries)).split(max(1, _BLOCK // max(1, queries.shape[1]))):
-            apart = queries[part] - space(x[rows[found[part, k].cpu()]])
-            exact[part, k] = apart.double().square().sum(1).sqrt().to(exact)
-    exact = torch.where(best.isfinite(), exact, torch.inf)
-    exact, order = exact.sort(1)
-    missing = torch.full_like(exact[:, :1], torch.inf)
-    exact = torch.cat((exact, missing, missing), 1)
-    row = rows[found.gather(1, order)[:, 0].cpu()] if best.shape[1] else torch.full((len(queries),), -1)
-    return Near(exact[:, 0].cpu(), exact[:, 1].cpu(), row)
+        best, order = torch.cat((best, square), 1).topk(2, dim=1, largest=False)
+        found = torch.cat((found, part.to(found).expand(len(queries), -1)), 1).gather(1, order)
+    first, second = best.sqrt().cpu().T
+    return Near(first, second, rows[found[:, 0].cpu()])

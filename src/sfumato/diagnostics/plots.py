@@ -94,16 +94,8 @@ def _frame(axes: Any, log: bool, span: tuple[float, float] | None) -> None:
         margin = axes.margins()[0] * (span[1] - span[0])
         axes.set_xlim(span[0] - margin, span[1] + margin)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: number(value)))
+        axis.set_major_formatter(ticker.StrMethodFormatter("{x:,g}"))
     axes.autoscale(False)
-
-
-def number(value: float) -> str:
-    """1200 as 1,200, 25000 as 25k, 2500000 as 2.5M, small ones with three digits."""
-    for size, unit in ((1e6, "M"), (1e3, "k")):
-        if abs(value) >= max(1e4, size):
-            return f"{value / size:g}{unit}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _inline(svg: str, label: str) -> str:

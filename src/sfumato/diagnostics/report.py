@@ -17,6 +17,7 @@ from sfumato.diagnostics.summary import Facts
 from sfumato.files import write_text
 from sfumato.progress import clock
 
+GRIDS = 12  # of samples that are shown, at most
 NEAREST = "nearest.png"  # among the samples of a run: those nearest to training samples, beside these
 _PAGES = Environment(loader=PackageLoader("sfumato.diagnostics", ""), autoescape=True, trim_blocks=True)
 _PAGES.filters |= {"clock": clock, "figure": summary.figure}
@@ -34,13 +35,12 @@ def page(title: str, subtitle: str, facts: Facts | None = None, **parts: Any) ->
 
 
 def write(
-    run: Path, lines: Sequence[Facts], levels: Facts | None, settings: Mapping[str, Any], meanings: Mapping[str, str],
-    most: int,
-) -> Path:  # fmt: skip
-    """Make the report of a run folder from what lies in it; returns its path.
+    run: Path, lines: Sequence[Facts], levels: Facts | None, settings: Mapping[str, Any], meanings: Mapping[str, str]
+) -> None:
+    """Make report.html of a run folder from what lies in it.
 
-    lines: of its log; levels: the board that is read from them (`log.read`); settings: of the run, by name;
-    meanings: what each says; most: grids of samples that are shown, evenly chosen.
+    lines: of its log; levels: the board that they hold (`board_figures.from_log`); settings: of the run, by name, and
+    their meanings.
     """
     model, facts, nearest = summary.contract(run), summary.load(run), run / "samples" / NEAREST
     text = page(
@@ -54,14 +54,12 @@ def write(
         said=summary.words(facts) if facts else [],
         holdout=facts["holdout"] if facts else None,
         nearest=_encoded(nearest) if facts and facts["memorisation"] and nearest.exists() else None,
-        samples=_samples(run, most),
+        samples=_samples(run),
         losses=_losses(lines),
         commands=_commands(run, model, settings, facts),
         settings=_settings(settings, meanings, model),
     )
-    path = run / "report.html"
-    write_text(path, text)
-    return path
+    write_text(run / "report.html", text)
 
 
 def _subtitle(run: Path, lines: Sequence[Facts], model: Facts | None) -> str:
@@ -72,11 +70,11 @@ def _subtitle(run: Path, lines: Sequence[Facts], model: Facts | None) -> str:
     return f"{state} at step {step:,}{made} · sfumato {__version__}"
 
 
-def _samples(run: Path, most: int) -> list[tuple[int, str]]:
-    """(step, picture) of the grids of samples, the newest first."""
+def _samples(run: Path) -> list[tuple[int, str]]:
+    """(step, picture) of the grids of samples, the newest first; of many evenly chosen ones."""
     paths = sorted((run / "samples").glob("step_*.png"))
-    if len(paths) > most:
-        paths = [paths[round(i * (len(paths) - 1) / (most - 1))] for i in range(most)]
+    if len(paths) > GRIDS:
+        paths = [paths[round(i * (len(paths) - 1) / (GRIDS - 1))] for i in range(GRIDS)]
     return [(int(path.stem.removeprefix("step_")), _encoded(path)) for path in reversed(paths)]
 
 
@@ -114,11 +112,11 @@ def _commands(run: Path, model: Facts | None, settings: Mapping[str, Any], facts
 def _settings(
     settings: Mapping[str, Any], meanings: Mapping[str, str], model: Facts | None
 ) -> list[tuple[str, Any, str]]:
-    """(name, value, what it means) of the settings, and of what the run was computed with."""
+    """(name, value, meaning) of the settings, and of the software that the run was computed with."""
     rows = [(name, value, meanings.get(name, "")) for name, value in settings.items() if value is not None]
     if model is not None:
         made = model["provenance"]
-        rows += [(name, made[name], "As it ran.") for name in ("threads", "torch", "python") if name in made]
-        rows.append(("computed in", made.get("precision", "float32"), "As it ran."))
+        rows += [(name, made[name], "As recorded.") for name in ("threads", "torch", "python") if name in made]
+        rows.append(("computed in", made.get("precision", "float32"), "As recorded."))
         rows.append(("hash", model["hash"], "SHA-256 over the contract and the weights."))
     return rows

@@ -1,50 +1,144 @@
-"""The samples that a board judges by, as the model sees them."""
+"""The samples that a model is judged by, as it sees them, and the law that they come from where it is known.
+
+    floor at a level = E |eps - E[eps|z]|^2 / d = (alpha / sigma)^2 E tr Cov(x|z) / d
+    excess           = E |eps_hat - E[eps|z]|^2 / d,   loss = floor + excess
+
+A model with a spec sees (x - m) / s. With one s in all channels z' = s z + alpha m is the state alpha x + sigma s eps
+of the law itself; a mixture of Gaussians is restated in the normalised units, whatever s is.
+Source: Guo, Shamai and Verdu 2005 for the floor; the excess by the Pythagorean rule of conditional expectations.
+"""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sfumato import data, noise
-from sfumato.conditions import Conditions, of_data
-from sfumato.data import Source
-from sfumato.diagnostics.draws import Trivial
-from sfumato.diagnostics.law import Law
+from sfumato.conditions import Conditions, of_data, resolve
+from sfumato.data import DataSpec, Source
+from sfumato.diagnostics.draws import ByLevel, Draws, Trivial
 from sfumato.errors import SfumatoError
-from sfumato.exact import Truth
+from sfumato.exact import GaussianMixture, Truth
+from sfumato.exact.truth import At
+from sfumato.model import compute_dtype
+from sfumato.noised import NoisedBatch
 from sfumato.process import Gaussian
 
 
-class Rows(NamedTuple):
-    """Normalised samples with their conditions, and the law that they are of where it is known."""
+@final
+class NormalisedLaw:
+    """A law of `sf.exact` in the units of a model whose data are normalised by `spec` (None: as they are)."""
+
+    def __init__(self, truth: Truth, spec: DataSpec | None) -> None:
+        self.truth, self.shift, self.scale = truth, torch.zeros(()), 1.0
+        if spec is None:
+            return
+        if tuple(spec.shape) != truth.shape:
+            raise SfumatoError(f"The law has samples of shape {truth.shape}, and the model's data {tuple(spec.shape)}.")
+        columns = [-1, *[1] * (len(spec.shape) - 1)]
+        mean, std = (
+            torch.tensor(v, dtype=torch.float64).reshape(columns).expand(spec.shape)
+            for v in (spec.normaliser.mean, spec.normaliser.std)
+        )
+        if isinstance(truth, GaussianMixture):
+            m, s = mean.flatten(), std.flatten()
+            covs = truth.covs / (s[:, None] * s)
+            self.truth = GaussianMixture(truth.weights, (truth.means - m) / s, covs, truth.labels, truth.shape)
+        elif bool((std == std.flatten()[0]).all()):
+            self.shift, self.scale = mean, float(std.flatten()[0])
+        else:
+            raise SfumatoError(
+                "The model scales its channels differently: the floor is then known for mixtures of Gaussians alone."
+            )
+
+    def sample(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
+        """(x normalised, float64 (count, *shape); the class of each)."""
+        x, labels = self.truth.labelled(count, seed)
+        return (x - self.shift) / self.scale, labels
+
+    def moments(self) -> tuple[Tensor, float]:
+        """E[x], like a sample, and tr Cov(x) / d, both normalised: a state without signal has the law's own moments."""
+        zero = torch.zeros(1, *self.truth.shape, dtype=torch.float64)
+        variance = float(self.truth.total_variance(zero, alpha=0.0, sigma=1.0)) / self.truth.dim
+        return (self.truth.mean.reshape(self.truth.shape) - self.shift) / self.scale, variance / self.scale**2
+
+    def floor(self, draws: Draws) -> Tensor:
+        """The floor at the states drawn, (count K,)."""
+
+        def below(part: Tensor) -> Tensor:
+            z, at = self._states(draws.process, draws.take(part))
+            return (at["alpha"] / at["sigma"]) ** 2 * self.truth.total_variance(z, **at) / self.truth.dim
+
+        return draws.each(None, below)
+
+    def excess(self, draws: Draws, model: Any) -> ByLevel:
+        """The loss of a model above the floor, by level, in evaluation mode: the noise of the draws is not in it."""
+
+        def above(part: Tensor) -> Tensor:
+            drawn = draws.take(part)
+            z, at = self._states(draws.process, drawn)
+            guess = model(drawn.z, drawn.t, **drawn.cond).eps
+            return (guess.double().cpu() - self.truth.moments(z, **at).eps).flatten(1).square().mean(1)
+
+        return draws.by_level(draws.each(model, above))
+
+    def _states(self, process: Gaussian, drawn: NoisedBatch) -> tuple[Tensor, At]:
+        """The states in the law's own units, float64, and their levels and labels there."""
+        alpha, sigma = process.schedule(drawn.t)
+        columns = alpha.reshape(-1, *[1] * len(self.truth.shape))
+        at: At = {"alpha": alpha, "sigma": sigma * self.scale}
+        if "label" in drawn.cond:
+            at["label"] = drawn.cond["label"].cpu()
+        return self.scale * drawn.z.double().cpu() + columns * self.shift, at
+
+
+class EvaluationSet(NamedTuple):
+    """Normalised samples with their conditions, on the model's device, and their law where it is known."""
 
     x: Tensor
     cond: Conditions
-    law: Law | None
+    law: NormalisedLaw | None
 
 
-def rows(
+def evaluation_set(
     model: Any, given: Any, labels: Any, conditional: bool | None, count: int, seed: int, notes: list[str]
-) -> Rows:
-    """Up to `count` samples of a law or of what `data.open` takes, in the units and on the device of the model.
+) -> EvaluationSet:
+    """Up to `count` samples of a law or of what `data.open` takes, as the model sees them.
 
-    conditional: with their conditions; None where data set and model have some. What was done is added to `notes`.
+    conditional: with their conditions; None: where data set and model have some. Adds to `notes` which rows were taken.
     """
     device, spec = getattr(model, "device", torch.device("cpu")), getattr(model, "spec", None)
     if isinstance(given, Truth):
-        law = Law(given, spec)
+        law = NormalisedLaw(given, spec)
         x, classes = law.sample(count, seed)
         cond = Conditions({"label": classes} if conditional else {})
-        return Rows(_fitting(model, x).to(device), cond.to(device), law)
+        return EvaluationSet(_fitting(model, x).to(device), cond.to(device), law)
     source = data.open(given, labels=labels, conditions=spec)
     chosen = _held_out(source, getattr(model, "provenance", None) or {}, notes)
     chosen = chosen[noise.permutation(seed, 0, len(chosen))[:count]].sort().values
     cond = Conditions() if conditional is False else of_data(model, source, chosen)
     if conditional and not cond:
         raise SfumatoError("conditional=True needs data with conditions, such as classes, and a model that knows them.")
-    return Rows(seen(model, source, chosen).to(device), cond.to(device), None)
+    return EvaluationSet(seen(model, source, chosen).to(device), cond.to(device), None)
+
+
+def with_conditions(model: Any, x: Any, cond: Mapping[str, Any], most: int, seed: int) -> EvaluationSet:
+    """All of x (B, *shape) in user units, or up to `most` samples of a law or of what `data.open` takes.
+
+    cond: conditions by name, as `sample` takes them, beside those that the data bring.
+    """
+    if isinstance(x, Tensor | np.ndarray | list):
+        spec, device = getattr(model, "spec", None), getattr(model, "device", torch.device("cpu"))
+        x = torch.as_tensor(x) if spec is None else spec.normalise(x)
+        found = EvaluationSet(_fitting(model, x).to(device), Conditions(), None)
+    else:
+        found = evaluation_set(model, x, None, None, most, seed, [])
+    own = resolve(model, cond, len(found.x)).to(found.x.device)
+    return found._replace(cond=Conditions({**found.cond, **own}))
 
 
 def seen(model: Any, source: Source, rows: Tensor, judged: bool = True) -> Tensor:
@@ -62,7 +156,7 @@ def seen(model: Any, source: Source, rows: Tensor, judged: bool = True) -> Tenso
 
 
 def fits(model: Any, source: Source) -> None:
-    """SfumatoError where the samples are none that the model could be asked about."""
+    """SfumatoError where the model cannot be asked about samples of this shape or kind."""
     shape, process = getattr(model, "shape", None), getattr(model, "process", None)
     if isinstance(shape, tuple) and shape != source.shape:
         raise SfumatoError(f"{source.name} has samples of shape {source.shape}, and those of the model are {shape}.")
@@ -72,7 +166,7 @@ def fits(model: Any, source: Source) -> None:
 
 
 def _held_out(source: Source, made: dict[str, Any], notes: list[str]) -> Tensor:
-    """The rows to judge by: of the training data those that were held out."""
+    """The rows to evaluate on: of the training data those that were held out."""
     every = torch.arange(len(source))
     trained = made.get("data") == source.name and made.get("samples") == len(source)
     rest = source.split(made["holdout"])[1] if trained and made.get("holdout") else every[:0]
@@ -86,12 +180,10 @@ def _held_out(source: Source, made: dict[str, Any], notes: list[str]) -> Tensor:
 
 def _fitting(model: Any, x: Tensor) -> Tensor:
     """In the precision of the model: float32 for a network of that or less, float64 for exact models."""
-    listed = getattr(model, "parameters", None)
-    first = next(iter(listed()), None) if listed is not None else None
-    return x.float() if first is not None and first.dtype != torch.float64 else x.double()
+    return x.double() if compute_dtype(model) == torch.float64 else x.float()
 
 
-def trivial(model: Any, found: Rows) -> Trivial:
+def trivial(model: Any, found: EvaluationSet) -> Trivial:
     """Normalised data have mean 0 and deviation sigma_data; else both are those of the law or of the samples."""
     if getattr(model, "spec", None) is not None:
         return Trivial(model.process, 0.0, model.sigma_data**2)

@@ -1,4 +1,4 @@
-"""The stop report: what was trained, whether it went well, where the time went, what next; and runs side by side.
+"""The report at the end of a run: what was trained, how well, where the time went, what next; and runs side by side.
 
     last quarter: d = loss now - loss at three quarters of what was trained, on the same triples
     twice the time: at best d log 2 / log(4/3) more, as if the loss went on falling with the logarithm of time
@@ -40,16 +40,17 @@ def write(
 ) -> Facts:  # fmt: skip
     """Make report.json of a run folder from what lies in it; returns its facts.
 
-    settings: those of the run, by name; spent: seconds by what they went into, beside the steps; memorisation:
-    `Memorization.to_dict`; conditions: `Information.to_dict`, what each condition says of samples held out, None where
-    there is none. A text in the place of either says why it was not measured.
+    settings: those of the run, by name; spent: seconds by purpose, beside the steps; memorisation:
+    `Memorization.to_dict`; conditions: `Information.to_dict`, None where there are no conditions. A text in the place
+    of either says why it was not measured.
     """
     lines = folder.read(run / "metrics.jsonl")
     last = lines[-1] if lines else {}
     holdout, model = _holdout(lines), contract(run)
+    budget = f"{settings['steps']:,} steps" if settings["steps"] else f"{settings['minutes']:g} minutes"
     facts: Facts = {
         "version": VERSION, "run": str(run), **_reached(run, lines), "epochs": last.get("epoch", 0.0),
-        "fraction": last.get("fraction", 0.0), "budget": _budget(settings), "holdout": holdout,
+        "fraction": last.get("fraction", 0.0), "budget": budget, "holdout": holdout,
         "time": _time(lines, spent),
     }  # fmt: skip
     for name, found in (("memorisation", memorisation), ("conditions", conditions)):
@@ -63,7 +64,7 @@ def write(
 
 
 def load(run: Path) -> Facts | None:
-    """What `write` left; None where there is nothing, or what another version left."""
+    """The facts that `write` left; None where there are none, or those of another version."""
     path = run / FILE
     try:
         facts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -73,22 +74,18 @@ def load(run: Path) -> Facts | None:
 
 
 def contract(run: Path) -> Facts | None:
-    """What the model file of a run says of it; None where there is none yet."""
+    """The contract in the model file of a run; None where there is no file yet."""
     return serialization.read_contract(run) if (run / serialization.FILE).exists() else None
 
 
 def _reached(run: Path, lines: Sequence[Facts]) -> Facts:
-    """How far a run came."""
+    """How far a run got."""
     last = lines[-1] if lines else {}
     return {
         "step": last.get("step", folder.newest_step(run)), "samples": last.get("samples", 0),
         "loss": next((line["loss"] for line in reversed(lines) if line.get("loss") is not None), None),
         "incidents": len(folder.incidents(run)), "done": bool(last.get("done")),
     }  # fmt: skip
-
-
-def _budget(settings: Mapping[str, Any]) -> str:
-    return f"{settings['steps']:,} steps" if settings["steps"] else f"{settings['minutes']:g} minutes"
 
 
 def _model(model: Facts, settings: Mapping[str, Any]) -> Facts:
@@ -102,7 +99,7 @@ def _model(model: Facts, settings: Mapping[str, Any]) -> Facts:
 
 
 def _holdout(lines: Sequence[Facts]) -> Facts | None:
-    """The last validation, and what changed up to it."""
+    """The last validation, and the changes since earlier ones."""
     scored = [(line, found) for line in lines if (found := triples_of(line)) is not None]
     if not scored:
         return None
@@ -127,7 +124,7 @@ def _holdout(lines: Sequence[Facts]) -> Facts | None:
 
 
 def _quarter(now: Triples, before: Triples, since: float) -> Facts:
-    """What changed since a fraction of what was trained."""
+    """The change since a fraction of the run."""
     change = now.change(before)
     assert change is not None
     twice = math.log(2) / math.log(1 / since)
@@ -170,7 +167,7 @@ def _time(lines: Sequence[Facts], spent: dict[str, float]) -> Facts:
 def commands(
     run: Path, model: Facts | None, settings: Mapping[str, Any], done: bool, holdout: Facts | None = None
 ) -> list[str]:
-    """What is worth typing now; model: what its file says (`contract`), None where there is no file yet."""
+    """What to type next; model: its contract, None where there is no file yet."""
     where, own, found = shlex.quote(str(run)), examples.modules(), holdout or {}
     if not done or model is None:
         return [f"sfumato resume {where}{own}"] + ([f"sfumato sample {where}{own}"] if model else [])
@@ -194,7 +191,7 @@ def best_weights(holdout: Facts) -> str | None:
 
 
 def words(facts: Facts) -> list[str]:
-    """The stop report in sentences."""
+    """The report in sentences."""
     state = "Trained" if facts["done"] else f"Stopped after {facts['fraction']:.0%} of {facts['budget']}:"
     lines = [
         f"{state} {facts['step']:,} steps, {facts['samples']:,} samples ({facts['epochs']:.1f} epochs), in "
@@ -214,7 +211,7 @@ def words(facts: Facts) -> list[str]:
     if facts.get("conditions"):
         lines.append(conditions_words(facts["conditions"]))
     elif facts.get("conditions_missing"):
-        lines.append(f"What the conditions say was not measured: {facts['conditions_missing']}.")
+        lines.append(f"The information of the conditions was not measured: {facts['conditions_missing']}.")
     lines.append(time_words(facts["time"]))
     if facts["incidents"]:
         lines.append(f"{facts['incidents']} steps were skipped: see incident.json.")
@@ -231,65 +228,67 @@ def holdout_words(found: Facts) -> list[str]:
         step, below = found["lowest"]["step"], found["lowest"]["change"]["value"]
         lines.append(f"It was lowest at step {step:,}, by {below:.4f}: training on from there did harm.")
     gap, average = found["gap"], found["average"]
-    if gap is not None and gap["low"] is not None:
-        told = "none that these triples show" if gap["low"] <= 0 else "the model knows its training samples better"
-        lines.append(f"Gap to training samples {figure(gap, '+.4f')}: {told}.")
+    if gap is not None and gap["low"] is None:
+        lines.append(f"Gap to training samples {figure(gap, '+.4f')}: too few samples are held out to judge it.")
+    elif gap is not None:
+        verdict = "the model knows its training samples better" if gap["low"] > 0 else "not significant"
+        lines.append(f"Gap to training samples {figure(gap, '+.4f')}: {verdict}.")
     if average is not None and average["low"] is not None:
-        best = {"ema": "the average is better", "raw": "the raw weights are better (--weights raw)"}
-        told = best.get(best_weights(found) or "", "no difference that these triples show")
-        lines.append(f"Moving average minus raw weights {figure(average, '+.4f')}: {told}.")
+        better = {"ema": "the average is better", "raw": "the raw weights are better (--weights raw)"}
+        verdict = better.get(best_weights(found) or "", "no significant difference")
+        lines.append(f"Moving average minus raw weights {figure(average, '+.4f')}: {verdict}.")
     return lines
 
 
 def copies_words(facts: Facts) -> list[str]:
-    """What `Memorization.to_dict` says, in sentences."""
-    said = {
+    """`Memorization.to_dict` in sentences."""
+    verdicts = {
         "memorised": "MEMORISED: samples are nearer to training samples than new ones would be.",
         "suspect": "Suspect: samples lean towards training samples; look at more of them.",
         "none": "No sign of memorisation.",
     }
-    lines = [said[facts["verdict"]]]
+    lines = [verdicts[facts["verdict"]]]
     if facts["ratio"]["value"] is not None:
         lines.append(
-            "Distance to the nearest training sample over that to the nearest held-out one, new samples = 1: "
+            "Distance to the nearest training sample over distance to the nearest held-out sample (1 for new samples): "
             f"{figure(facts['ratio'])}"
         )
     lines += [
-        "Nearer to the training set than a new sample, 50 % where nothing is memorised: "
+        "Nearer to the training set than a new sample (50 % where nothing is memorised): "
         f"{figure(facts['closer'], '.1%')}",
         f"Copies (three times nearer to one training sample than to any other): {facts['copies']:.1%}; "
         f"among new samples {facts['copies_real']:.1%}",
-        f"{facts['samples']:,} samples, {facts['train']:,} training and {facts['holdout']:,} held-out ones, in "
-        f"{facts['space']}.",
+        f"{facts['samples']:,} samples of the model against {facts['train']:,} of the training set and "
+        f"{facts['holdout']:,} held out; distances in {facts['space']}.",
     ]
     if facts["exact"]:
         lines.append(f"{facts['exact']:,} samples are training samples to the last bit.")
     if facts["leaked"]:
         lines.append(
-            f"LEAK: {facts['leaked']:,} held-out samples are in the training set, too; the hold-out loss is too low."
+            f"LEAK: {facts['leaked']:,} held-out samples are in the training set too; the hold-out loss is too low."
         )
     return [*lines, *facts["notes"]]
 
 
 def conditions_words(found: Facts) -> str:
-    """What the conditions say of a sample, in nats."""
-    each = [f"{name} {figure(said)}" for name, said in found["each"].items()]
+    """The information of the conditions about a sample, in nats."""
+    each = [f"{name} {figure(nats)}" for name, nats in found["each"].items()]
     together = f"; all together {figure(found['together'])}" if len(each) > 1 else ""
-    beside = " beyond the others" if len(each) > 1 else ""
-    return f"Nats that a condition says of a held-out sample{beside}: {', '.join(each)}{together}."
+    beyond = " beyond the others" if len(each) > 1 else ""
+    return f"Information about a held-out sample{beyond}, in nats: {', '.join(each)}{together}."
 
 
 def _quarter_words(found: Facts) -> str:
     part = f"Since {found['since']:.0%} of the run {figure(found['change'], '+.4f')}"
     if found["change"]["low"] is None:
-        return f"{part}: too little was held out to say more (--holdout takes a larger share)."
+        return f"{part}: too few samples are held out for an interval (--holdout takes a larger share)."
     if found["trend"] == "improving":
         return f"{part}, still improving; twice the time brings {found['twice']['value']:+.4f} at best."
     if found["trend"] == "worse":
         return f"{part}, getting worse: more time would not help; more data or a smaller --net might."
     if found["settled"]:
         return f"{part}, no change: more time alone is hardly worth it."
-    return f"{part}: no change that these triples show; more time would bring little."
+    return f"{part}, no significant change: more time would bring little."
 
 
 def time_words(found: Facts) -> str:
@@ -304,7 +303,7 @@ def figure(found: Facts, kind: str = ".3g") -> str:
     if found["value"] is None:
         return "-"
     if found["low"] is None or found["high"] is None:
-        return f"{found['value']:{kind}}"
+        return f"{found['value']:{kind}} (no interval)"
     return f"{found['value']:{kind}} ({found['low']:{kind}} to {found['high']:{kind}})"
 
 
@@ -322,7 +321,7 @@ def runs(places: Sequence[str | os.PathLike[str]]) -> list[Path]:
 
 
 def overview(run: Path, settings: Mapping[str, Any]) -> Facts:
-    """What a run is, how far it came and what it scored; a log that was cut is read as far as it goes."""
+    """The settings of a run, how far it got and its validation loss; a log that was cut is read as far as it goes."""
     lines = folder.read(run / "metrics.jsonl")
     scored = [line.get("valid_ema", line["valid_raw"]) for line in lines if "valid_raw" in line]
     return {
@@ -339,7 +338,7 @@ def differences(overviews: Sequence[Facts]) -> dict[str, list[Any]]:
 
 
 def incomparable(overviews: Sequence[Facts]) -> str | None:
-    """Why validation losses may not be set side by side, None where they may: means of one loss, over one hold-out."""
+    """Why validation losses cannot be compared, None where they can: one loss, over one hold-out."""
     apart = [name for name in _RULING if name in differences(overviews)]
     return f"they differ in {', '.join(apart)}" if apart else None
 

@@ -1,10 +1,10 @@
-"""Losses of fixed triples (sample, noise, noise level), and what differences of them say.
+"""Losses of fixed triples (sample, noise, noise level), and paired differences of them.
 
     loss:    the mean over the triples, with an interval for new samples (`intervals.mean`)
     gap:     hold-out less training samples under the same noise and levels, triple by triple
     change:  now less then, on the same triples, whose samples and noise cancel
 
-The interval of a change is several times narrower than that of a loss: runs are to be watched by it.
+The interval of a change is several times narrower than that of a loss: it shows first whether a run improves.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ class Triples(NamedTuple):
         return self._mean(self.losses[name or self.best], band)
 
     def gap(self, band: int | None = None) -> Interval | None:
-        """What the loss is higher on the hold-out than on training samples; None where these were not measured."""
+        """How much higher the loss is on the hold-out than on training samples; None where these were not measured."""
         if "train" not in self.losses:
             return None
         return self._mean(self.losses[self.best] - self.losses["train"], band)
 
     def change(self, earlier: Triples, band: int | None = None) -> Interval | None:
-        """What the loss is higher now than in an earlier validation; None where its triples were others."""
+        """How much higher the loss is now than in an earlier validation; None where its triples were others."""
         if not torch.equal(self.sample, earlier.sample) or not torch.equal(self.level, earlier.level):
             return None
         return self._mean(self.losses[self.best] - earlier.losses[earlier.best], band)
 
     def average(self) -> Interval | None:
-        """What the loss of the moving average is higher than that of the raw weights."""
+        """How much higher the loss of the moving average is than that of the raw weights; None without an average."""
         return self._mean(self.losses["ema"] - self.losses["raw"], None) if "ema" in self.losses else None
 
     @property
@@ -70,7 +70,7 @@ class Triples(NamedTuple):
         return intervals.mean(values[rows], self.sample[rows], self.level[rows])
 
     def to_dict(self) -> dict[str, Any]:
-        """What the log keeps: figures, and the losses themselves, so that any two lines may be compared."""
+        """The figures for the log, and the losses themselves, so that any two validations can be compared."""
         gap, found = self.gap(), self.interval().to_dict()
         made: dict[str, Any] = {"valid_low": found["low"], "valid_high": found["high"]}
         if gap is not None:

@@ -1,7 +1,7 @@
-"""How held-out samples are judged: fixed triples (sample, noise, noise level), by level, beside a trivial predictor.
+"""Validation on held-out samples: fixed triples (sample, noise, noise level), by level, beside a trivial predictor.
 
-The losses are those of training, and before their weight those of `draws`; at some validations the gradient of
-each level and its noise are measured, too (`gradients`), on draws that change from one time to the next.
+The losses are those of training; without their weight they are those of `draws`. Some validations also measure the
+gradient of each level and its noise (`gradients`), on draws that differ from one validation to the next.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from sfumato.conditions import Conditions
 from sfumato.diagnostics.bins import make
-from sfumato.diagnostics.draws import Draws, Fixed, Trivial, plain
-from sfumato.diagnostics.gradients import Gradients, measure
+from sfumato.diagnostics.draws import Draws, Trivial, plain
+from sfumato.diagnostics.gradients import measure
 from sfumato.diagnostics.triples import Triples
 from sfumato.distributed import ALONE, World
 from sfumato.objectives import Objective
@@ -28,16 +28,16 @@ from sfumato.process import Gaussian
 BINS = 9  # a multiple of the bands of `triples`
 MICRO = 4  # gradients a level
 _HELD_OUT = 1 << 60
-_SMALL = 4  # measured: one sample takes as long as 2.5 to 5 of a batch
+_SMALL = 4  # measured on CPUs: a single sample takes as long as 2.5 to 5 samples of a batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """Losses per element of the raw weights, the moving average and the trivial guess.
+    """Losses per element of the raw weights, the moving average and the trivial predictor.
 
     By noise level, cleanest first, with the middle of each bin in logsnr; one number each where a goal has no levels.
     board: more columns by noise level, in the log under `bins_...`: edges of the bins in logsnr; weight and density at
-    their middle; loss_raw, loss_ema and loss_trivial, E|eps - eps_hat|^2 a number, which the weight has no part in;
+    their middle; loss_raw, loss_ema and loss_trivial, the unweighted E|eps - eps_hat|^2 a number;
     ..._stderr, standard errors; at some validations grad_square and grad_variance, |G|^2 and tr Sigma of the raw
     weights, both unbiased, grad_norm and noise_scale. gradient: |G|^2 and tr Sigma of the whole objective. triples: the
     losses one by one.
@@ -71,29 +71,29 @@ class Validation:
 
 
 class Cost(NamedTuple):
-    """Work in samples of training: a pass forward alone is a third of one, a set of weights or of samples a pass."""
+    """Work in training samples, a forward pass counting a third: of the losses, and of the gradients."""
 
     losses: float
     gradients: float
 
 
-Rows = tuple[Tensor, Conditions]  # normalised samples (N, *shape) and their conditions
+SampleSet = tuple[Tensor, Conditions]  # normalised samples (N, *shape) and their conditions
 
 
 def validator_for(
-    loss: Any, model: Any, x: Tensor, cond: Mapping[str, Any], count: int, batch: int, train: Rows | None = None,
+    loss: Any, model: Any, x: Tensor, cond: Mapping[str, Any], count: int, batch: int, train: SampleSet | None = None,
     seed: int = 0,
 ) -> Validator:  # fmt: skip
-    """What judges a model by a loss on `count` fixed draws of held-out samples x (N, *shape), normalised.
+    """Measures a loss on `count` fixed draws of held-out samples x (N, *shape), normalised.
 
-    By noise level where the loss has levels. batch: draws at once. train: training samples to put beside them, under
-    the same noise and levels. seed: of the draws, where the loss has none.
+    By noise level where the loss has levels. batch: draws at once. train: training samples to compare with, under the
+    same noise and levels. seed: of the draws, where the loss has none.
     """
     levels, seed, held = loss.levels(), getattr(loss, "seed", seed), (x, Conditions.of(cond))
     if levels is not None and isinstance(model.process, Gaussian):
         return LevelValidator(loss, levels, model, held, count, batch, train, seed)
-    beside = None if train is None else Fixed(*train, count, seed, batch)
-    return Validator(loss, Fixed(*held, count, seed, batch), beside)
+    beside = None if train is None else Draws(*train, None, None, count, seed, batch)
+    return Validator(loss, Draws(*held, None, None, count, seed, batch), beside)
 
 
 class Validator:
@@ -101,21 +101,21 @@ class Validator:
 
     factor: Tensor | float = 1.0  # of each draw's loss, as training counts it
 
-    def __init__(self, loss: Any, draws: Fixed, beside: Fixed | None) -> None:
+    def __init__(self, loss: Any, draws: Draws, beside: Draws | None) -> None:
         """beside: training samples under the noise and the levels of the held-out ones."""
         self.loss, self.draws, self.beside = loss, draws, beside
 
     @property
     def cost(self) -> Cost:
-        """Of the losses of two sets of weights, and of training samples; of the gradients, 0 where there are none."""
+        """Of the losses of two sets of weights, and of the training samples; gradients are not measured."""
         count, batch = len(self.draws.index), self.draws.batch
         work = _work(count, batch, -(-count // batch), self.draws.x.device)
         return Cost((2 if self.beside is None else 3) * work / 3, 0.0)
 
     def measure(self, raw: Any, ema: Any, first: int | None = None, depth: int = 1, world: World = ALONE) -> Validation:
-        """The losses of both sets of weights, in evaluation mode; with `first` also the gradients of the raw weights,
-        on draws of that number and the next ones, `depth` times as many as their cost says. world: the processes that
-        share the work, all of which get the figures."""
+        """The losses of both sets of weights, in evaluation mode; with `first` also the gradients of the raw weights on
+        the draws from that number on, `depth` times as many as `cost` counts. world: the processes that share the work;
+        all get all figures."""
         models = {"raw": raw} | ({} if ema is None else {"ema": ema})
         losses = {name: self._losses(self.draws, model, world) for name, model in models.items()}
         found = self._validation(losses, raw, None if first is None else (first, depth), world)
@@ -123,16 +123,15 @@ class Validator:
             losses["train"] = self._losses(self.beside, raw if ema is None else ema, world)
         weighted = {name: self.factor * each for name, each in losses.items()}
         levels = self.draws.levels
-        return dataclasses.replace(
-            found, triples=Triples(self.draws.sample, self.draws.index % levels, levels, weighted)
-        )
+        return dataclasses.replace(found, triples=Triples(self.draws.row, self.draws.index % levels, levels, weighted))
 
-    def _losses(self, draws: Any, model: Any, world: World) -> Tensor:
+    def _losses(self, draws: Draws, model: Any, world: World) -> Tensor:
         """One a draw, float64, before the factor."""
 
-        def held(model: Any, part: Tensor) -> Tensor:
-            # numbers that no training sample has: other noise
-            batch = Batch(draws.x[part], draws.cond.rows(part), part + _HELD_OUT, draws.u[part])
+        def held(part: Tensor) -> Tensor:
+            row = draws.row[part]
+            # indices that no training sample has, so that the noise is new
+            batch = Batch(draws.x[row], draws.cond.rows(row), part + _HELD_OUT, draws.t[part])
             return one_a_sample(self.loss.held(model, batch), len(part), self.loss, "held", trains=False)
 
         return draws.each(model, held, world)
@@ -149,17 +148,16 @@ class Validator:
 class LevelValidator(Validator):
     """`BINS` noise levels of equal weight under a time density that stays, each with the same number of draws."""
 
-    draws: Draws
-
     def __init__(
-        self, loss: Any, levels: Levels, model: Any, held: Rows, count: int, batch: int, train: Rows | None, seed: int
-    ) -> None:
+        self, loss: Any, levels: Levels, model: Any, held: SampleSet, count: int, batch: int, train: SampleSet | None,
+        seed: int,
+    ) -> None:  # fmt: skip
         """count: a multiple of BINS."""
         schedule, per_bin = model.process.schedule, count // BINS
         bins = make(BINS, levels.times, schedule)
 
-        def drawn(rows: Rows, first: int = 0, count: int = per_bin) -> Draws:
-            return Draws(*rows, model.process, bins, count, seed, batch, first)
+        def drawn(samples: SampleSet, first: int = 0, count: int = per_bin) -> Draws:
+            return Draws(*samples, model.process, bins, count, seed, batch, first)
 
         super().__init__(loss, drawn(held), None if train is None else drawn(train))
         self._more, self._deep = partial(drawn, held), max(MICRO, per_bin)  # draws a level that gradients take
@@ -175,9 +173,8 @@ class LevelValidator(Validator):
         work = _work(self._deep // MICRO * MICRO * BINS, self.draws.batch, BINS * MICRO, self.draws.x.device)
         return Cost(super().cost.losses, float(work))
 
-    def _losses(self, draws: Any, model: Any, world: World) -> Tensor:
-        found: Tensor = draws.losses(model, world)
-        return found
+    def _losses(self, draws: Draws, model: Any, world: World) -> Tensor:
+        return draws.losses(model, world)
 
     def _validation(
         self, losses: dict[str, Tensor], raw: Any, gradients: tuple[int, int] | None, world: World
@@ -190,7 +187,11 @@ class LevelValidator(Validator):
             (value, error), weighted = self.draws.by_level(each), self.draws.by_level(self.factor * each)
             board |= {f"loss_{name}": plain(value), f"loss_{name}_stderr": plain(error)}
             board[f"{name}_stderr"], values[name] = plain(weighted.stderr), weighted.value.tolist()
-        found = None if gradients is None else self._gradients(raw, *gradients, world)
+        found = None
+        if gradients is not None:
+            first, depth = gradients
+            more = self._more(first, depth * self._deep)
+            found = measure(raw, more, more.factor(self.objective), MICRO, more.count // MICRO, world)
         if found is not None:
             board |= {"grad_norm": plain(found.norm.value), "noise_scale": plain(found.scale.value)}
             for name, column in {"square": found.square, "variance": found.variance}.items():
@@ -200,17 +201,11 @@ class LevelValidator(Validator):
             None if found is None else found.total,
         )  # fmt: skip
 
-    def _gradients(self, model: Any, first: int, depth: int, world: World) -> Gradients | None:
-        count = depth * self._deep
-        draws = self._more(first, count)
-        return measure(model, draws, draws.factor(self.objective), MICRO, count // MICRO, world)
-
 
 def _mean(values: list[float]) -> float:
     return math.fsum(values) / len(values)
 
 
 def _work(samples: int, batch: int, sets: int, device: torch.device) -> int:
-    """Samples that pass, each batch in `sets` calls, of which a small one takes as long as one of `_SMALL` samples, or
-    on an accelerator as a whole batch."""
+    """Samples that pass in `sets` calls; a small call takes as long as `_SMALL` samples, on accelerators as a batch."""
     return max(samples, sets * (min(batch, _SMALL) if device.type == "cpu" else batch))

@@ -28,7 +28,7 @@ class Labelled:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of one sample of each part, as `Product` takes them."""
+        """The shape of one sample of each part, as `Product` takes them."""
         return {"x": self.truth.shape, "label": (1, *[1] * (len(self.truth.shape) - 1))}
 
     def sample(self, n: int, seed: int = 0, first: int = 0) -> State:

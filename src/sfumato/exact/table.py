@@ -4,8 +4,8 @@
     p(x | z)     = p(x) prod_i q(z_i | x_i) / p_t(z)
     p(z_s | z_t) = p_s(z_s) prod_i q(z_t,i | z_s,i) / p_t(z_t)
 
-No line is a formula of the process beside its kernels, so that this is a proof of it. A noisy state may hold symbols
-that data do not (a mask): S^d noisy states for K^d of data. Memory grows with their product.
+Of the process it uses the kernels alone, and so proves every other formula of it. A noisy state may hold symbols that
+data do not (a mask): S^d noisy states for K^d of data. Memory grows with their product.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every exact model answers, and the model that samplers see.
+"""The interface of exact laws, and the denoiser of one as samplers see it.
 
 Data x with a known law, z = alpha x + sigma eps, and for any z at any level, in float64 and in closed form:
 
@@ -31,7 +31,7 @@ Number = Tensor | float | int
 
 
 class At(TypedDict, total=False):
-    """Where a quantity is asked for: `process` and `t`, or `alpha` and `sigma`; and of which class, `label`."""
+    """The noise level, by `process` and `t` or by `alpha` and `sigma`, and the class, `label`."""
 
     process: Gaussian
     t: Number
@@ -188,20 +188,32 @@ class Truth(abc.ABC):
         label: Tensor | int | None = None,
         tol: float = 1e-13,
     ) -> Tensor:
-        """z_s on the probability-flow ODE through z (B, *shape) at time t; t and s are numbers or (B,).
+        """z_s on the probability-flow ODE through z (B, *shape) at time t, as `flow_between`; t, s: numbers or (B,)."""
+        return self.flow_between(z, process.schedule(t), process.schedule(s), label, tol)
+
+    @final
+    def flow_between(
+        self,
+        z: Tensor,
+        start: tuple[Number, Number],
+        stop: tuple[Number, Number],
+        label: Tensor | int | None = None,
+        tol: float = 1e-13,
+    ) -> Tensor:
+        """The state at the level stop = (alpha, sigma) on the probability-flow ODE through z (B, *shape) at start.
 
         Closed form for rows with one component, z_s = alpha_s m + S_s S_t^{-1} (z - alpha_t m) with
         S = sqrt(alpha^2 C + sigma^2); the others are integrated with an error below `tol` a step. No gradients.
         """
-        flat, start, labels = self._flat(z, {"process": process, "t": t, "label": label})
-        stop = self._level(len(flat), flat.device, {"process": process, "t": s})
+        flat, begin, labels = self._flat(z, {"alpha": start[0], "sigma": start[1], "label": label})
+        end = self._level(len(flat), flat.device, {"alpha": stop[0], "sigma": stop[1]})
         with torch.no_grad():
             out, alone = torch.empty_like(flat), self._alone(labels)
             known, rest = torch.nonzero(alone >= 0)[:, 0], torch.nonzero(alone < 0)[:, 0]
             if len(known):
-                out[known] = self._flow_alone(flat[known], _rows(start, known), _rows(stop, known), alone[known])
+                out[known] = self._flow_alone(flat[known], _rows(begin, known), _rows(end, known), alone[known])
             if len(rest):
-                out[rest] = self._integrated(flat[rest], _rows(start, rest), _rows(stop, rest), labels[rest], tol)
+                out[rest] = self._integrated(flat[rest], _rows(begin, rest), _rows(end, rest), labels[rest], tol)
         return self._field(out)
 
     @final

@@ -1,4 +1,4 @@
-"""Likelihoods with everything by which they may be wrong."""
+"""Likelihoods, each with the size of the errors it may have."""
 
 from sfumato.likelihood.gap import bound_gap
 from sfumato.likelihood.measured import Measured, bits_per_dim

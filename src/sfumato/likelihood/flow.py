@@ -16,7 +16,6 @@ which are Tweedie's formula twice.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ from torch import Tensor
 from sfumato.conditions import Conditions
 from sfumato.errors import SfumatoError
 from sfumato.likelihood.measured import Measured, pooled
-from sfumato.likelihood.trace import Trace, choose
+from sfumato.likelihood.trace import TraceEstimator, choose
 from sfumato.model import Model
 from sfumato.probability_flow import Field, Track, data_scale, exact_law, quadrature
 
@@ -51,25 +50,16 @@ def ode(
         trace = "exact" if exact_law(model) or dim <= _EXACT else "rademacher"
     estimator = choose(model, trace, probes, seed, index, dim, x.device)
     figures = _measure(Field(model, track, cond), x, estimator)
+    value, stderr, third, error, mismatch, truncation = (figure.cpu() for figure in figures)
     k = 0 if trace == "exact" else probes
     words = "ode, exact trace" if trace == "exact" else f"ode, {k} {trace} probes"
-    named = {name: figure.cpu() for name, figure in figures._asdict().items()}
-    return Measured(**named, method=words, dim=dim, probes=k, steps=steps)
-
-
-class _Figures(NamedTuple):
-    value: Tensor
-    stderr: Tensor
-    third: Tensor
-    solver_error: Tensor
-    prior_mismatch: Tensor
-    truncation: Tensor
+    return Measured(value, stderr, third, error, mismatch, truncation, words, dim, k, steps)
 
 
 class _Way:
     """One integration of the flow from the data to the noise, `stride` points a step, with its sum of traces."""
 
-    def __init__(self, field: Field, w: Tensor, stride: int, trace: Trace) -> None:
+    def __init__(self, field: Field, w: Tensor, stride: int, trace: TraceEstimator) -> None:
         self.field, self.w, self.stride, self.trace = field, w, stride, trace
         self.weights = quadrature(2 * field.track.steps // stride).tolist()
         self.total: Tensor | float = 0.0
@@ -85,8 +75,8 @@ class _Way:
 
 
 @torch.no_grad()
-def _measure(field: Field, x: Tensor, estimator: Trace) -> _Figures:
-    """All figures of one batch of normalised x, float64 (B,) each."""
+def _measure(field: Field, x: Tensor, estimator: TraceEstimator) -> tuple[Tensor, ...]:
+    """(value, stderr, third, solver error, prior mismatch, truncation) of normalised x, float64 (B,) each."""
     track, last = field.track, 2 * field.track.steps
     start, slack, truncation = _start(field, track.alpha[0] / track.norm[0] * x, estimator)
     fine, coarse = _Way(field, start, 2, estimator), _Way(field, start, 4, estimator)
@@ -101,7 +91,7 @@ def _measure(field: Field, x: Tensor, estimator: Trace) -> _Figures:
     value, stderr, third = pooled(each)
     mismatch = mismatch.mean(1)
     error = (value - mismatch - other.mean(1)).abs()
-    return _Figures(value, stderr, third, error, mismatch, truncation)
+    return value, stderr, third, error, mismatch, truncation
 
 
 def _log_prior(field: Field, w: Tensor) -> Tensor:
@@ -111,7 +101,7 @@ def _log_prior(field: Field, w: Tensor) -> Tensor:
     return -0.5 * ((z / sigma).square().sum(1) + z.shape[1] * math.log(2 * math.pi * sigma**2))[:, None]
 
 
-def _start(field: Field, w: Tensor, estimator: Trace) -> tuple[Tensor, Tensor, Tensor]:
+def _start(field: Field, w: Tensor, estimator: TraceEstimator) -> tuple[Tensor, Tensor, Tensor]:
     """From w = alpha x / S to w at the least noise; its log-determinant (B, columns); the truncation (B,).
 
     With eps = w + s alpha / S y and sigma tr(deps/dz) = sigma / S (D + s alpha tr(dy/dz)).

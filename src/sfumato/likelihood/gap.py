@@ -1,6 +1,6 @@
 """Why the bound lies below log p: the three divergences whose sum is the gap, measured against a known law.
 
-    E[log p(x) - elbo(x)] = KL(p_1 || N(0, sigma_1^2))                  prior: z_1 still knows of the data
+    E[log p(x) - elbo(x)] = KL(p_1 || N(0, sigma_1^2))                  prior: z_1 still depends on the data
                           + 1/2 int E|E[eps|z] - eps_hat|^2 dlogsnr     path: the model's score is not the law's
                           + E KL(p(x|z_0) || decoder)                   decoder: p(x|z_0) is no normal law around x_hat
 
@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from sfumato import noise
-from sfumato.belief import broadcast
+from sfumato.conditions import Conditions
 from sfumato.errors import SfumatoError
 from sfumato.exact.truth import Truth
-from sfumato.likelihood.elbo import Span
+from sfumato.likelihood.bound import Span, copies, decoder_nats, eps_error
 from sfumato.model import Model, compute_dtype
+from sfumato.noised import NoisedBatch
 from sfumato.objectives.decoder import density_nats
 from sfumato.probability_flow import data_scale
 from sfumato.process.gaussian import require_numbers
@@ -32,7 +33,7 @@ from sfumato.process.gaussian import require_numbers
 _PRIOR, _DECODER, _LEVEL = 0, 1, 2  # streams under the role of the bound
 
 
-class Part(NamedTuple):
+class Divergence(NamedTuple):
     """A divergence in nats, and its standard error."""
 
     value: float
@@ -42,13 +43,13 @@ class Part(NamedTuple):
 class Gap(NamedTuple):
     """The parts of E[log p(x) - elbo(x)]."""
 
-    prior: Part
-    path: Part
-    decoder: Part
+    prior: Divergence
+    path: Divergence
+    decoder: Divergence
 
     @property
-    def total(self) -> Part:
-        return Part(math.fsum(p.value for p in self), math.hypot(*(p.stderr for p in self)))
+    def total(self) -> Divergence:
+        return Divergence(math.fsum(p.value for p in self), math.hypot(*(p.stderr for p in self)))
 
 
 @torch.no_grad()
@@ -65,50 +66,43 @@ def bound_gap(
     span = Span.of(model.process.schedule, data_scale(model), sigma_min)
     x, index = truth.sample(n, seed), torch.arange(n)
     parts = _prior(model, truth, x, index, seed), _path(model, truth, x, index, seed, span, steps)
-    return Gap(*(_part(each) for each in (*parts, _decoder(model, truth, x, index, seed, span))))
+    return Gap(*(_divergence(each) for each in (*parts, _decoder(model, truth, x, index, seed, span))))
 
 
-def _part(each: Tensor) -> Part:
-    return Part(float(each.mean()), float(each.std() / math.sqrt(len(each))))
+def _divergence(each: Tensor) -> Divergence:
+    return Divergence(float(each.mean()), float(each.std() / math.sqrt(len(each))))
 
 
-def _draw(model: Model, x: Tensor, t: Tensor, index: Tensor, seed: int, step: int) -> tuple[Tensor, Tensor]:
-    eps = noise.normal(seed, index, tuple(x.shape[1:]), noise.BOUND, step, dtype=torch.float64)
-    return model.process.corrupt(x, t, eps), eps
+def _noised(model: Model, x: Tensor, index: Tensor, seed: int, t: float | Tensor, stream: int) -> NoisedBatch:
+    """All samples at the time t, under the noise of a stream."""
+    draws = copies(model, x, index, Conditions(), seed, torch.as_tensor(t).expand(len(x))[:, None], stream)
+    return draws.take(draws.index)
 
 
 def _prior(model: Model, truth: Truth, x: Tensor, index: Tensor, seed: int) -> Tensor:
     """log p_1(z_1) - log N(z_1; 0, sigma_1^2), (n,)."""
-    z, _ = _draw(model, x, torch.ones(()), index, seed, _PRIOR)
+    z = _noised(model, x, index, seed, 1.0, _PRIOR).z
     sigma = model.process.schedule.sigma(1.0)
     return truth.log_prob(z, process=model.process, t=1.0) + density_nats(z, sigma.log().expand_as(z))
 
 
 def _path(model: Model, truth: Truth, x: Tensor, index: Tensor, seed: int, span: Span, steps: int) -> Tensor:
     """1/2 |E[eps|z] - eps_hat|^2 over the density of the levels, a mean over `steps` strata, (n,)."""
-    schedule, total = model.process.schedule, torch.zeros(len(x), dtype=torch.float64)
+    total = torch.zeros(len(x), dtype=torch.float64)
     shift = noise.uniform(seed, index, (), noise.BOUND, _LEVEL, dtype=torch.float64)
     for k in range(steps):
         logsnr = span.quantile((k + shift) / steps)
-        t = schedule.time(logsnr)
-        z, _ = _draw(model, x, t, index, seed, _LEVEL + 1 + k)
+        _, _, z, t, _ = _noised(model, x, index, seed, span.clock.time(logsnr), _LEVEL + 1 + k)
         belief, exact = model(z.to(compute_dtype(model)), t), truth.moments(z, process=model.process, t=t)
-        by_eps = (belief.eps.to(torch.float64) - exact.eps).flatten(1).square().sum(1)
-        by_x = (belief.x.to(torch.float64) - exact.x).flatten(1).square().sum(1)
-        error = torch.where(logsnr > 0, by_eps, logsnr.clamp_max(0).exp() * by_x)
-        total += 0.5 * error / span.density(logsnr) / steps
+        total += 0.5 * eps_error(belief, exact.x, exact.eps, logsnr) / span.density(logsnr) / steps
     return total
 
 
 def _decoder(model: Model, truth: Truth, x: Tensor, index: Tensor, seed: int, span: Span) -> Tensor:
     """log p(x|z_0) - log of the decoder, (n,), by Bayes' rule: log p(x|z) = log p(x) + log q(z|x) - log p_0(z)."""
     t = model.process.schedule.time(span.high)
-    z, eps = _draw(model, x, t, index, seed, _DECODER)
+    _, eps, z, _, _ = _noised(model, x, index, seed, t, _DECODER)
     sigma = model.process.schedule.sigma(t)
     noised = -density_nats(sigma * eps, sigma.log().expand_as(x))
     posterior = truth.log_prob(x) + noised - truth.log_prob(z, process=model.process, t=t)
-    belief = model(z.to(compute_dtype(model)), float(t))
-    ratio = math.exp(-span.high / 2)
-    error = ratio * (belief.eps.to(torch.float64) - eps) if span.high > 0 else x - belief.x.to(torch.float64)
-    log_std = torch.tensor(-0.5 * math.log(math.exp(span.high) + span.scale**-2), dtype=torch.float64)
-    return posterior + density_nats(error, broadcast(log_std, x).expand_as(x))
+    return posterior + decoder_nats(model(z.to(compute_dtype(model)), float(t)), x, eps, span)

@@ -21,8 +21,8 @@ from torch import Tensor
 from sfumato import noise
 from sfumato.belief import Estimate
 from sfumato.conditions import Conditions
-from sfumato.errors import SfumatoError
-from sfumato.likelihood.elbo import Span
+from sfumato.errors import whole
+from sfumato.likelihood.bound import Span, check
 from sfumato.likelihood.measured import Measured, pooled
 from sfumato.model import Model, compute_dtype
 from sfumato.objectives.chain import data_nats, spread_out, step, widening
@@ -49,10 +49,8 @@ def importance(
     stderr is of the bound of K trajectories, which itself lies below log p(x), by about half the weights' variance over
     K.
     """
-    if steps < 1 or probes < 2 or particles < 1:
-        raise SfumatoError(
-            f"The bound needs steps and particles of at least 1 and 2 replicates, got {steps}, {particles}, {probes}."
-        )
+    check(steps, probes)
+    particles = whole("particles, the trajectories of a replicate,", particles)
     span = Span.of(model.process.schedule, data_scale(model), sigma_min)
     time = model.process.schedule.time(span.quantile(torch.linspace(1, 0, steps + 1, dtype=torch.float64)))
     time[-1] = 1.0

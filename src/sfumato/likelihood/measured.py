@@ -1,4 +1,4 @@
-"""A measured log-likelihood: its value, and everything by which it may be wrong."""
+"""A measured log-likelihood: its value, and the size of each error it may have."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from sfumato.intervals import student_quantile
 FIGURES = ("stderr", "solver_error", "prior_mismatch", "truncation", "prior", "diffusion", "reconstruction")
 DEQUANTISATIONS = {"uniform": "uniform dequantisation", "discretised": "discretised decoder"}
 WHOLE = DEQUANTISATIONS | {"symbols": "of symbols"}  # how whole numbers come to a probability
-_PRIOR_SAMPLES = 10  # as many samples without skewness are thought beside those measured
+_PRIOR_SAMPLES = 10  # shrinks the skewness as if so many samples without any had been measured
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """log p(x) of B samples, float64 (B,) each, in nats and in the user's units. What a method has not got is None.
+    """log p(x) of B samples, float64 (B,) each, in nats and in the user's units; None where a method measures none.
 
     value: the estimate; a lower bound where `bound` says so. stderr: its standard error from k independent estimates
     (the probes of the trace, or the replicates of a bound); 0 for an exact trace. third: the third central moment of
-    what one of them says, by which `interval` knows that its law is skew.
+    one of them, from which `interval` corrects for skewness.
     method: in words; dim: numbers in a sample; probes: k, 0 for an exact trace; steps: of the ODE, levels a replicate
     of a bound, or steps of the chain. dequantisation: "uniform" for u ~ U(-1/2, 1/2) added to whole numbers,
     "discretised" for probabilities of their cells, "symbols" where they are symbols; None for real-valued data.
 
     Of the ODE, whose value includes prior_mismatch:
     solver_error: how much value moves when the steps are halved, an upper limit of what the steps leave.
-    prior_mismatch: what is gained where the flow starts from the law of the noised data instead of N(0, sigma(1)^2).
+    prior_mismatch: what is gained when the flow starts from the law of the noised data instead of N(0, sigma(1)^2).
     truncation: how much log p of x with the least noise, from which the flow starts, would lack, if the model's eps is
     a score; `value` has taken that step.
 
@@ -66,7 +66,7 @@ class Measured:
 
     @property
     def figures(self) -> dict[str, Tensor]:
-        """What this method has measured beside the value, (B,) each: by name."""
+        """What this method has measured besides the value, (B,) each, by name."""
         found = {name: getattr(self, name) for name in FIGURES}
         return {name: figure for name, figure in found.items() if figure is not None}
 

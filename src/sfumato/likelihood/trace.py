@@ -10,14 +10,14 @@
 
 Each is a sum over the nodes of the same v, so that the standard deviation over the k probes of a sample is the
 standard error of its whole log-density. Q follows the flow: it is the last node's M Q, orthonormalised (subspace
-iteration), and knows nothing of v, so that nothing is biased.
+iteration), and does not depend on v, so that nothing is biased.
 Sources: Hutchinson 1989; Grathwohl et al. 2018 (1810.01367), Eq. 7, probes fixed in time; Meyer et al. 2020
 (2010.09649), Hutch++.
 """
 
 from __future__ import annotations
 
-import abc
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -31,17 +31,16 @@ NAMES = ("exact", "rademacher", "gaussian", "deflated")
 _SKETCH = 1 << 16  # the streams of the deflating directions, above those of the probes
 
 
-class Trace(abc.ABC):
-    """An estimator; `columns` is how many independent estimates it gives of a sample."""
+class TraceEstimator(Protocol):
+    """trace(field, w, j) -> (y like w, estimates of tr dy/dz (B, k)) at point j, each column independent of the others.
 
-    columns: int = 1
+    learn: whether the estimator may adapt to this point for the next.
+    """
 
-    @abc.abstractmethod
-    def __call__(self, field: Field, w: Tensor, j: int, learn: bool = False) -> tuple[Tensor, Tensor]:
-        """(y like w, tr dy/dz (B, columns)) at point j; `learn` lets an estimator adapt itself for the next point."""
+    def __call__(self, field: Field, w: Tensor, j: int, learn: bool = False) -> tuple[Tensor, Tensor]: ...
 
 
-class Closed(Trace):
+class Closed:
     """Of an exact law, whose posterior covariance is known."""
 
     def __init__(self, model: ExactDenoiser) -> None:
@@ -56,7 +55,7 @@ class Closed(Trace):
         return field.y(w, j), trace[:, None]
 
 
-class Exact(Trace):
+class Exact:
     """Of any model: a product with each unit vector."""
 
     def __call__(self, field: Field, w: Tensor, j: int, learn: bool = False) -> tuple[Tensor, Tensor]:
@@ -69,32 +68,32 @@ class Exact(Trace):
         return y, total[:, None]
 
 
-class Hutchinson(Trace):
+class Hutchinson:
     """v^T J v for k probes v (k, B, D), each fixed for its sample."""
 
     def __init__(self, probes: Tensor) -> None:
-        self.probes, self.columns = probes, len(probes)
+        self.probes = probes
 
     def __call__(self, field: Field, w: Tensor, j: int, learn: bool = False) -> tuple[Tensor, Tensor]:
-        y, products = field.linear(w, j, self.columns)
+        y, products = field.linear(w, j, len(self.probes))
         return y, (products(self.probes) * self.probes).sum(2).T
 
 
-class Deflated(Trace):
+class Deflated:
     """tr Q^T M Q + g^T M g: as many directions Q as there are probes, twice the products of `Hutchinson`."""
 
     def __init__(self, probes: Tensor, sketch: Tensor) -> None:
         """probes (k, B, D) and the first directions (m, B, D), m at most D."""
-        self.probes, self.columns, self.basis = probes, len(probes), _orthonormal(sketch)
+        self.probes, self.basis = probes, _orthonormal(sketch)
 
     def __call__(self, field: Field, w: Tensor, j: int, learn: bool = False) -> tuple[Tensor, Tensor]:
         track, q = field.track, self.basis
-        y, products = field.linear(w, j, len(q) + self.columns)
+        y, products = field.linear(w, j, len(q) + len(self.probes))
         g = self.probes - torch.einsum("mbd,mbe,kbe->kbd", q, q, self.probes)
         v = torch.cat((q, g))
         mv = track.scale / track.norm[j] * (v - track.sigma[j] * products(v))
-        along, rest = (mv * v).sum(2).split((len(q), self.columns))
-        # the mean eigenvalue of what is left, as the other probes of the sample see it: its trace is known
+        along, rest = (mv * v).sum(2).split((len(q), len(self.probes)))
+        # the mean eigenvalue of the rest, estimated from the other probes of the sample: its trace is known
         level, square = rest.sum(0) - rest, g.square().sum(2)
         level = level / (square.sum(0) - square).clamp_min(1e-300)
         slope = along.sum(0) + rest - level * (square - (w[0].numel() - len(q)))
@@ -108,7 +107,9 @@ def _orthonormal(v: Tensor) -> Tensor:
     return torch.linalg.qr(v.permute(1, 2, 0)).Q.permute(2, 0, 1).contiguous()
 
 
-def choose(model: object, name: str, probes: int, seed: int, index: Tensor, dim: int, device: torch.device) -> Trace:
+def choose(
+    model: object, name: str, probes: int, seed: int, index: Tensor, dim: int, device: torch.device
+) -> TraceEstimator:
     """The estimator `name` for the samples of these numbers; an exact law is traced in closed form."""
     if name not in NAMES:
         raise SfumatoError(f"Unknown trace {name!r}: known are {', '.join(NAMES)}, and auto.")

@@ -40,15 +40,15 @@ def energy(denoiser: Denoiser, z: Tensor, t: Time, **cond: Any) -> Tensor:
             "build its network with nets.build(shape, energy=True), or use log_prob."
         )
     t = as_time(t)
-    (alpha, sigma), (c_in, level) = denoiser.process.schedule(t), denoiser.process.scaling(t, z.device)
+    (alpha, sigma), (c_in, level) = denoiser.process.schedule(t), denoiser.scaling(t, z.device)
     if bool((sigma == 0).any()):
         raise SfumatoError("The energy at sigma = 0 is that of the data itself, which the network does not determine.")
     row = target.row(denoiser.target, denoiser.process.schedule, t, denoiser.sigma_data)
     det = row.b * alpha - row.a * sigma
     if bool((det == 0).any()):
-        raise SfumatoError("This target says nothing of x at alpha = 0 (zero signal): ask for the energy at t < 1.")
-    told = net.energy(broadcast(c_in, z) * z, level.expand(len(z)), **network_inputs(cond, net)).double()
+        raise SfumatoError("This target does not determine x at alpha = 0 (zero signal): ask for the energy at t < 1.")
+    potential = net.energy(broadcast(c_in, z) * z, level.expand(len(z)), **network_inputs(cond, net)).double()
     square = z.double().flatten(1).square().sum(1)
     parts = (alpha / c_in, row.a / 2, det * sigma)
-    first, second, divisor = (broadcast(p, told) for p in parts)
-    return (first * told - second * square) / divisor
+    first, second, divisor = (broadcast(p, potential) for p in parts)
+    return (first * potential - second * square) / divisor

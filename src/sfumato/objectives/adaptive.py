@@ -19,7 +19,7 @@ from sfumato.registry import register
 from sfumato.schedule import DRAWN_LIMIT, Schedule
 
 
-class Adaptive(TimeDensity):
+class AdaptiveDensity(TimeDensity):
     """p = (1 - floor) h / int h + floor / (hi - lo) on the schedule's range (lo, hi), h constant in each of the bins.
 
     moment: 1, p proportional to the mean loss; 2, the variance-optimal density. bins: of equal width between logsnr
@@ -45,7 +45,7 @@ class Adaptive(TimeDensity):
             DRAWN_LIMIT, -DRAWN_LIMIT, bins + 1, dtype=torch.float64
         )  # falling, as logsnr falls in u
         apart = torch.arange(bins, dtype=torch.float64)[:, None] - torch.arange(bins)
-        # the constant lends a bin that no neighbour of was seen the mean of all
+        # the constant gives a bin without observed neighbours the mean of all bins
         self._kernel = torch.exp(-0.5 * (apart / smooth) ** 2) + 1e-6
         self.sums = torch.zeros(3, bins, dtype=torch.float64)
         self._span: tuple[float, float] | None = None
@@ -124,12 +124,12 @@ class Adaptive(TimeDensity):
 
 
 @register("density", "adaptive")
-def adaptive(half_life: float = 10_000.0, floor: float = 0.05) -> Adaptive:
+def adaptive(half_life: float = 10_000.0, floor: float = 0.05) -> AdaptiveDensity:
     """p proportional to the mean of w |eps - eps_hat|^2 at each logsnr (2303.00848, App. F)."""
-    return Adaptive(1, half_life=half_life, floor=floor)
+    return AdaptiveDensity(1, half_life=half_life, floor=floor)
 
 
 @register("density", "variance-optimal")
-def variance_optimal(half_life: float = 10_000.0, floor: float = 0.05) -> Adaptive:
+def variance_optimal(half_life: float = 10_000.0, floor: float = 0.05) -> AdaptiveDensity:
     """p proportional to the root of the mean of (w |eps - eps_hat|^2)^2 at each logsnr: the least variance."""
-    return Adaptive(2, half_life=half_life, floor=floor)
+    return AdaptiveDensity(2, half_life=half_life, floor=floor)

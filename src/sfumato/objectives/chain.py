@@ -28,8 +28,8 @@ from sfumato.process import Gaussian
 VARIANCES = ("posterior", "beta", "learned")
 
 
-class Step(NamedTuple):
-    """The law of a step: coefficients of z_t and x, log beta_tilde and log beta; float64, numbers or (B,)."""
+class Transition(NamedTuple):
+    """The law of one step: coefficients of z_t and x, log beta_tilde and log beta; float64, numbers or (B,)."""
 
     kept: Tensor
     gain: Tensor
@@ -37,22 +37,22 @@ class Step(NamedTuple):
     high: Tensor
 
 
-def step(process: Gaussian, t: Tensor, s: Tensor) -> Step:
-    """That from t to s < t, where sigma_s > 0."""
+def step(process: Gaussian, t: Tensor, s: Tensor) -> Transition:
+    """The transition from t to s < t, where sigma_s > 0."""
     schedule = process.schedule
     (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
     new = -torch.expm1(schedule.logsnr(t) - schedule.logsnr(s))  # c^2 / sigma_t^2, without cancellation
     norm = (alpha_s**2 + sigma_s**2) / (alpha_t**2 + sigma_t**2)
     low = 2 * sigma_s.log() + new.log()
-    return Step(alpha_t / alpha_s * (sigma_s / sigma_t) ** 2, alpha_s * new, low, (sigma_t**2 * new * norm).log())
+    return Transition(alpha_t / alpha_s * (sigma_s / sigma_t) ** 2, alpha_s * new, low, (sigma_t**2 * new * norm).log())
 
 
-def last_step(process: Gaussian, t: Tensor, before: Tensor | None) -> Step:
-    """That from t to the data, `before` being the time above t, or None where there is none."""
+def last_step(process: Gaussian, t: Tensor, before: Tensor | None) -> Transition:
+    """The transition from t to the data; `before` is the time above t, or None where there is none."""
     alpha, sigma = process.schedule(t)
     high = 2 * sigma.log() - (alpha**2 + sigma**2).log()
     low = high if before is None else torch.minimum(step(process, before, t).low, high)
-    return Step(torch.zeros_like(alpha), torch.ones_like(alpha), low, high)
+    return Transition(torch.zeros_like(alpha), torch.ones_like(alpha), low, high)
 
 
 def check_variance(variance: str) -> None:
@@ -60,7 +60,7 @@ def check_variance(variance: str) -> None:
         raise SfumatoError(f"The variance of a step cannot be {variance!r}: {suggest(variance, VARIANCES)}")
 
 
-def widening(belief: Estimate, law: Step, variance: str) -> Tensor:
+def widening(belief: Estimate, law: Transition, variance: str) -> Tensor:
     """r = log(Sigma / beta_tilde): a number, (B,), or like z where it is learned."""
     if variance == "posterior":
         return torch.zeros_like(law.low)

@@ -97,7 +97,7 @@ class Objective:
         return self._inside(logsnr, self._effective)
 
     def factor(self, logsnr: Tensor) -> Tensor:
-        """What multiplies |y - y_hat|^2 at levels drawn from `times`: 1 where the loss is plain."""
+        """The factor on |y - y_hat|^2 at levels drawn from `times`: 1 where the loss is plain."""
         return self._inside(logsnr, self._raw)
 
     def _inside(self, logsnr: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
@@ -213,7 +213,7 @@ class Objective:
         # free numbers come near many weights, which says little: they must be much nearer
         return Nearest(word, (), *compare(weight)) if distance < usual.distance / 2 else usual
 
-    # -- the same in other words ---------------------------------------------------------------------------------
+    # -- other spellings of it -----------------------------------------------------------------------------------
 
     def express(
         self, schedule: Schedule | None = None, target: str | None = None, times: TimeDensity | None = None
@@ -241,7 +241,7 @@ class Objective:
         return 1 - self.share(lo - _SLACK, hi + _SLACK)
 
     def to_dict(self, levels: int = 31) -> dict[str, Any]:
-        """What it is in plain numbers: names, range, nearest, monotone, and w, p, factor at equal steps of logsnr."""
+        """JSON-able: names, range, nearest, monotone, and w, p, factor at equal steps of logsnr."""
         lam = self._grid(levels)
         w, p, f = (of(lam).detach().tolist() for of in (self.weight, self.density, self.factor))
         near = self.nearest()

@@ -50,13 +50,27 @@ def denoising_loss(
     """
     times, given = times or UniformTime(), unfolded(cond)
     require_encoded(given)
-    index = torch.arange(len(first_leaf(x))) if index is None else torch.as_tensor(index)
     process, x = denoiser.process, denoiser.process.data(x)
-    if t is None:
-        t = process.clock.time(times.logsnr(times.levels(seed, index, noise.TRAIN_TIME), process.clock))
+    index, t, drawn = drawn_inputs(process, x, t, times, seed, index, eps)
     t = as_time(t).expand(len(index))
-    drawn = numbers_like(Noise(seed, index, noise.TRAIN_NOISE) if eps is None else eps, x)
     z = process.corrupt(x, t, drawn)
     if clean is not None:
         x, drawn = clean(Corrupted(process, x, drawn, z, t, seed, index, given))
     return process.loss(denoiser(z, t, **given), x, drawn, weight, times)
+
+
+def drawn_inputs(
+    process: Any,
+    x: State,
+    t: Time | None,
+    times: TimeDensity,
+    seed: int,
+    index: Tensor | Sequence[int] | None,
+    eps: State | None,
+) -> tuple[Tensor, Any, State]:
+    """(index, t, eps) of a loss: (B,), (B,) and like x; what is None is drawn from (seed, index) alone."""
+    index = torch.arange(len(first_leaf(x))) if index is None else torch.as_tensor(index)
+    if t is None:
+        t = process.clock.time(times.logsnr(times.levels(seed, index, noise.TRAIN_TIME), process.clock))
+    drawn = numbers_like(Noise(seed, index, noise.TRAIN_NOISE) if eps is None else eps, x)
+    return index, t, drawn

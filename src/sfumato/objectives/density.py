@@ -1,15 +1,18 @@
-"""What a time density is: a law of logsnr under a schedule, as a quantile and a density, and what it may learn."""
+"""The interface of time densities: a law of logsnr under a schedule, as a quantile and a density."""
 
 from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sfumato import noise
 from sfumato.schedule import DRAWN_LIMIT, Schedule
+
+MISSED = 1e-4  # of the draws lie beyond either end of the levels that a network is said to be trained at
 
 
 def limits(schedule: Schedule) -> tuple[float, float]:
@@ -18,8 +21,20 @@ def limits(schedule: Schedule) -> tuple[float, float]:
     return max(lo, -DRAWN_LIMIT), min(hi, DRAWN_LIMIT)
 
 
+def drawn_levels(times: TimeDensity, process: Any, missed: float = MISSED) -> tuple[float, float]:
+    """(lowest, highest) noise level between which a density draws, but for a share `missed` at either end.
+
+    In what a network of `process` hears, -logsnr / 8: all that the schedule has where the density moves.
+    """
+    clock, ends = process.clock, torch.tensor([missed, 1 - missed], dtype=torch.float64)
+    with torch.no_grad():
+        logsnr = ends.new_tensor(limits(clock)[::-1]) if times.moves else times.logsnr(ends, clock)
+        low, high = process.noise_level(clock.time(logsnr)).tolist()
+    return low, high
+
+
 class TimeDensity(abc.ABC):
-    """A law on logsnr, cut to the range of the schedule. What learns from the losses overrides the last five."""
+    """A law on logsnr, cut to the range of the schedule. One that learns from the losses overrides the last five."""
 
     @abc.abstractmethod
     def logsnr(self, u: Tensor, schedule: Schedule) -> Tensor:
@@ -34,19 +49,19 @@ class TimeDensity(abc.ABC):
         return noise.uniform(seed, index, (), role, dtype=torch.float64)
 
     def observe(self, logsnr: Tensor, losses: Tensor) -> None:
-        """What the drawn levels logsnr (B,) gave: losses w |eps - eps_hat|^2 / p, (B,). Nothing is learned here."""
+        """Learn from the losses w |eps - eps_hat|^2 / p, (B,), at the drawn levels logsnr (B,); by default nothing."""
         return None
 
     def parameters(self) -> list[nn.Parameter]:
-        """What `observe` trains."""
+        """The parameters that `observe` trains."""
         return []
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold of it."""
+        """The state that a checkpoint must hold."""
         return {}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `tensors` gave."""
+        """Restore the state that `tensors` returned."""
         return None
 
     @property

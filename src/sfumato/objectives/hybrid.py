@@ -16,13 +16,14 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from sfumato import noise, target
+from sfumato import target
 from sfumato.belief import Estimate
 from sfumato.conditions import unfolded
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
 from sfumato.objectives.chain import check_variance, data_nats, step_nats
 from sfumato.objectives.decoder import Cells
+from sfumato.objectives.denoising import drawn_inputs
 from sfumato.objectives.density import TimeDensity
 from sfumato.objectives.times import UniformTime
 from sfumato.objectives.vlb import chosen_cells
@@ -87,17 +88,13 @@ def vlb_loss(
     """
     require_numbers(denoiser, "The bound of T Gaussian steps", "take denoising_loss, whose weight 1 is a bound")
     check_variance(variance)
-    times, schedule = times or UniformTime(), denoiser.process.schedule
-    index = torch.arange(len(x)) if index is None else torch.as_tensor(index)
-    if t is None:
-        t = schedule.time(times.logsnr(times.levels(seed, index, noise.TRAIN_TIME), schedule))
-    if eps is None:
-        eps = noise.normal(seed, index, tuple(x.shape[1:]), noise.TRAIN_NOISE, device=x.device, dtype=x.dtype)
+    times, process = times or UniformTime(), denoiser.process
+    _, t, eps = drawn_inputs(process, x, t, times, seed, index, eps)
     level = on_grid(t, steps)
-    belief = denoiser(denoiser.process.corrupt(x, level, eps), level, **unfolded(cond))
+    belief = denoiser(process.corrupt(x, level, eps), level, **unfolded(cond))
     cells = chosen_cells(getattr(denoiser, "spec", None), decoder)
-    nats = level_nats(denoiser.process, belief, x, eps, steps, variance, cells)
-    return nats / level_density(times, schedule, t).to(nats)
+    nats = level_nats(process, belief, x, eps, steps, variance, cells)
+    return nats / level_density(times, process.schedule, t).to(nats)
 
 
 @final
@@ -143,13 +140,9 @@ def hybrid_loss(
     require_numbers(denoiser, "The hybrid loss", "take denoising_loss, whose weight 1 is a bound")
     if getattr(denoiser, "variance", "fixed") != "learned":
         raise SfumatoError("The hybrid loss trains a learned variance: build the denoiser with variance='learned'.")
-    times, schedule = times or UniformTime(), denoiser.process.schedule
-    index = torch.arange(len(x)) if index is None else torch.as_tensor(index)
-    if eps is None:
-        eps = noise.normal(seed, index, tuple(x.shape[1:]), noise.TRAIN_NOISE, device=x.device, dtype=x.dtype)
-    if t is None:
-        t = schedule.time(times.logsnr(times.levels(seed, index, noise.TRAIN_TIME), schedule))
-    level, process = on_grid(t, steps), denoiser.process
+    times, process, schedule = times or UniformTime(), denoiser.process, denoiser.process.schedule
+    _, t, eps = drawn_inputs(process, x, t, times, seed, index, eps)
+    level = on_grid(t, steps)
     belief = denoiser(process.corrupt(x, level, eps), level, **unfolded(cond))
     simple = process.loss(belief, x, eps, None, times)
     if weight is not None:  # p is that of the drawn time: at k / T it may be infinite or 0
@@ -159,5 +152,5 @@ def hybrid_loss(
     if stop_mean:
         belief = belief.stopped()
     cells = chosen_cells(denoiser.spec, decoder)
-    nats = level_nats(denoiser.process, belief, x, eps, steps, "learned", cells)
+    nats = level_nats(process, belief, x, eps, steps, "learned", cells)
     return simple + 0.5 * share * nats / level_density(times, schedule, t).to(nats)

@@ -197,7 +197,7 @@ class Learned(TimeDensity):
 
     @torch.no_grad()
     def frozen(self, schedule: Schedule, nodes: int = 256) -> Tabulated:
-        """What was learned as a schedule: uniform t draws logsnr from this density (variance-preserving, a table)."""
+        """The learned density as a schedule: uniform t draws logsnr from it (variance-preserving, a table)."""
         return Tabulated(tuple(self.logsnr(torch.linspace(0, 1, nodes + 1, dtype=torch.float64), schedule).tolist()))
 
 

@@ -1,6 +1,6 @@
 """A loss: what a training step minimises, the mean over the batch of losses(model, batch), and what it learns itself.
 
-Any `nn.Module` with `losses` is one. This class says what else a loss may have, and what is taken where it has not.
+Any `nn.Module` with `losses` is one. `Loss` lists what else one may define, and the defaults.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sfumato.objectives.weights import Weight
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What one step sees.
+    """The data of one training step.
 
     x: normalised samples (B, *shape); cond: conditions; index: numbers of the samples in the run, int64 (B,);
     u: places in (0, 1) that spread evenly over the batch, float64 (B,); world: the processes that share the batch, of
@@ -42,7 +42,7 @@ class Batch:
 
 
 class Levels(NamedTuple):
-    """How held-out samples are judged level by level: a density that stays, the weight, and what training draws by."""
+    """How held-out samples are judged level by level: a fixed density, the weight, and the density of training."""
 
     times: TimeDensity
     weight: Weight | None
@@ -50,7 +50,7 @@ class Levels(NamedTuple):
 
 
 class Loss(nn.Module, abc.ABC):
-    """What `sf.train(loss=...)` takes; losses are means over the elements of a sample.
+    """The losses that `sf.train(loss=...)` takes; they are means over the elements of a sample.
 
     network: the word for a network of a size ("auto", "tiny" ..), where a loss trains another than a denoiser's.
     """
@@ -81,27 +81,27 @@ class Loss(nn.Module, abc.ABC):
         return self.losses(model, batch)
 
     def levels(self) -> Levels | None:
-        """Where held-out samples are judged by noise level; None where a loss has none."""
+        """How held-out samples are judged by noise level; None for a loss without levels."""
         return None
 
     def model(self, net: nn.Module, spec: Any) -> Any:
-        """What is trained around the network; None is the denoiser of the settings."""
+        """The model that is trained around the network; None is the denoiser of the settings."""
         return None
 
     def suits(self, model: Any) -> None:
-        """Refuse, in a sentence, a model that nothing could be learned of by this loss."""
+        """Raise SfumatoError for a model that this loss cannot train."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold so that training goes on exactly."""
+        """The state that a checkpoint must hold for an exact resume."""
         return dict(self.state_dict())
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `tensors` gave."""
+        """Restore the state that `tensors` returned."""
         self.load_state_dict(dict(tensors))
 
 
 def one_a_sample(found: Any, count: int, whose: Any, what: str = "losses", trains: bool = True) -> Tensor:
-    """The losses of `count` samples, where they are some; what came and what is wanted, where they are not."""
+    """`found`, checked to be one loss for each of `count` samples; SfumatoError says what came and what is needed."""
     whose = getattr(whose, "module", whose)
     got = f"a {type(found).__name__}"
     if isinstance(found, Tensor):
@@ -115,8 +115,8 @@ def one_a_sample(found: Any, count: int, whose: Any, what: str = "losses", train
     )
 
 
-class Own(Loss):
-    """A module that has `losses` and perhaps more of what a `Loss` has; the rest is taken from there."""
+class CompletedLoss(Loss):
+    """A module with `losses` and perhaps more of what a `Loss` may define, completed by the defaults."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from sfumato import noise
 from sfumato.autoencoder import Codec
-from sfumato.belief import broadcast
 from sfumato.denoising_autoencoder import DenoisingAutoencoder, GaussianNoise, Masking
 from sfumato.errors import SfumatoError, suggest
 from sfumato.nets import QuantisedCode
@@ -27,10 +26,11 @@ from sfumato.objectives.weights import Weight
 from sfumato.process.gaussian import require_numbers
 from sfumato.registry import register
 from sfumato.schedule import Schedule
+from sfumato.state import numbers_like
 
 
 def fixed(times: TimeDensity) -> TimeDensity:
-    """A density to judge by: what moves would measure other levels each time."""
+    """The density that held-out samples are judged under: one that moves would measure other levels each time."""
     return UniformLogSNR() if times.moves else times
 
 
@@ -74,7 +74,7 @@ class Denoising(Loss):
             )
 
     def parameters(self, recurse: bool = True) -> Any:
-        """Those of the density, which it steps itself once it has observed."""
+        """The parameters of the density, which steps them itself in `observe`."""
         return iter(self.times.parameters())
 
     def tensors(self) -> dict[str, Tensor]:
@@ -178,7 +178,7 @@ FORMS = ("sliced", "implicit", "denoising")
 @register("loss", "score-matching")
 @final
 class ScoreMatching(Loss):
-    """w(logsnr) / p(logsnr) sigma^2 times score matching of p_t, times 2 / D: no noise is told, or all of it.
+    """w(logsnr) / p(logsnr) sigma^2 times score matching of p_t, times 2 / D.
 
     form: "sliced" (with `probes` of `law`), "implicit" (an exact trace, D passes) or "denoising". Their means differ by
     what does not depend on the model, so that all have the minimum of the denoising loss; w None is 1.
@@ -204,11 +204,8 @@ class ScoreMatching(Loss):
         x, schedule = batch.x, model.process.schedule
         logsnr = self.times.logsnr(batch.u, schedule)
         t = schedule.time(logsnr)
-        eps = noise.normal(
-            self.seed, batch.index, tuple(x.shape[1:]), noise.TRAIN_NOISE, device=x.device, dtype=x.dtype
-        )
-        alpha, sigma = schedule(t)
-        z = broadcast(alpha, x) * x + broadcast(sigma, x) * eps
+        eps = numbers_like(noise.Noise(self.seed, batch.index, noise.TRAIN_NOISE), x)
+        z, sigma = model.process.corrupt(x, t, eps), schedule.sigma(t)
         if self.form == "denoising":
             found = score_matching.denoising(model, x, t=t, eps=eps, **batch.cond)
         elif self.form == "implicit":

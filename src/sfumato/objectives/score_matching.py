@@ -36,6 +36,7 @@ from sfumato.objectives import weights
 from sfumato.objectives.denoising import denoising_loss
 from sfumato.objectives.times import TimeDensity
 from sfumato.schedule import Schedule, Time
+from sfumato.state import numbers_like
 
 Score = Callable[[Tensor], Tensor]
 Index = Tensor | Sequence[int] | None
@@ -113,8 +114,7 @@ def denoising(
     """
     function, (alpha, scale) = score_of(score, t, **cond), _level(score, sigma, t)
     index = torch.arange(len(x)) if index is None else torch.as_tensor(index)
-    if eps is None:
-        eps = noise.normal(seed, index, tuple(x.shape[1:]), noise.TRAIN_NOISE, device=x.device, dtype=x.dtype)
+    eps = numbers_like(noise.Noise(seed, index, noise.TRAIN_NOISE) if eps is None else eps, x)
     z = broadcast(alpha, x) * x + broadcast(scale, x) * eps
     return 0.5 * _square(_like(function(z), z) + eps / broadcast(scale, x))
 
@@ -162,7 +162,7 @@ class Levels(TimeDensity):
         return cls(tuple(steps.exp().tolist()))
 
     def logsnr(self, u: Tensor, schedule: Schedule) -> Tensor:
-        """That of level floor(u L), the least noise at u = 0. SfumatoError for levels that the schedule lacks."""
+        """The logsnr of level floor(u L), the least noise at u = 0. SfumatoError for levels that the schedule lacks."""
         ratio = torch.tensor(self.sigmas, dtype=torch.float64, device=u.device)
         levels = -2 * ratio.log()
         lo, hi = schedule.logsnr_range

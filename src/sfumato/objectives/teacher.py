@@ -1,9 +1,9 @@
-"""Targets with less chance in them: E[x | z] by a teacher or by a reference batch, in place of the one x behind z.
+"""Targets of less variance: E[x | z] by a teacher or by a reference batch, in place of the one x behind z.
 
     |x - D(z)|^2 = |E[x|z] - D(z)|^2 + tr Cov(x|z)   in the mean
 
-so that D has the same optimum, the loss loses its floor, and the gradient its variance there. A target of this room is
-what `denoising_loss(..., clean=...)` takes: Corrupted -> (x, eps), both signals that the network is to tell.
+so that D has the same optimum, the loss loses its floor, and the gradient its variance there. A target is what
+`denoising_loss(..., clean=...)` takes: Corrupted -> (x, eps), the two signals that the network is to predict.
 
     Teacher        (E[x|z], E[eps|z]) of any model
     StableTarget   x^ = sum_i r_i x_i, r_i ~ N(z; alpha x_i, sigma^2), over a reference that holds the sample itself
@@ -36,7 +36,7 @@ _LARGEST_RATIO = 1e8  # of alpha to sigma: beyond, z is the sample and nothing i
 
 @dataclasses.dataclass(frozen=True)
 class Corrupted:
-    """What a loss has drawn: z = alpha x + sigma eps at times t of a process, of the samples `index` under `seed`."""
+    """The draws of a loss: z = alpha x + sigma eps at times t of a process, of the samples `index` under `seed`."""
 
     process: Any  # Gaussian
     x: Tensor

@@ -46,7 +46,7 @@ class UniformTime(TimeDensity):
         return -1 / schedule.dlogsnr(schedule.time(logsnr)) / (stop - start)
 
 
-class Law(TimeDensity):
+class LogSNRLaw(TimeDensity):
     """A law given on all of logsnr, P(Lambda > logsnr) and its inverse, and cut to the range of the schedule."""
 
     @abc.abstractmethod
@@ -74,7 +74,7 @@ class Law(TimeDensity):
 
 
 @lru_cache(maxsize=256)
-def _cut(law: Law, lo: float, hi: float) -> tuple[float, float]:
+def _cut(law: LogSNRLaw, lo: float, hi: float) -> tuple[float, float]:
     """survival at hi and at lo."""
     first, last = law.survival(torch.tensor([hi, lo], dtype=torch.float64)).tolist()
     if not last - first > 1e-9:
@@ -101,7 +101,7 @@ class UniformLogSNR(TimeDensity):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class NormalLogSNR(Law):
+class NormalLogSNR(LogSNRLaw):
     """logsnr ~ N(mean, std^2)."""
 
     mean: float
@@ -124,7 +124,7 @@ class NormalLogSNR(Law):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class Mode(Law):
+class Mode(LogSNRLaw):
     """Flow time t = f(u; s), f = 1 - u - s (cos^2(pi u/2) - 1 + u), u uniform: SD3's sampling with heavy tails.
 
     Esser et al. 2024 (2403.03206), Eq. 20. s > 0 prefers the middle of the flow, s < 0 its ends, s = 0 is uniform
@@ -160,7 +160,7 @@ class Mode(Law):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class CosMap(Law):
+class CosMap(LogSNRLaw):
     """Flow time t = 1 - 1 / (tan(pi u/2) + 1): the levels of the cosine schedule, p = sech(logsnr/2) / (2 pi).
 
     Esser et al. 2024 (2403.03206), Eq. 21, whose density in flow time is 2 / (pi - 2 pi t + 2 pi t^2).

@@ -122,7 +122,7 @@ def sigmoid(bias: float = 0.0) -> Weight:
     return lambda lam: torch.sigmoid(bias - lam)
 
 
-def _rectified(density: times.Law) -> Weight:
+def _rectified(density: times.LogSNRLaw) -> Weight:
     """p (1 + exp(-logsnr/2))^2: |u - u_hat|^2 = |eps - eps_hat|^2 / alpha^2 on the linear path."""
     return lambda lam: density.pdf(lam) * (1 + torch.exp(-lam / 2)) ** 2
 

@@ -130,7 +130,11 @@ class Gaussian:
         """c_in and the noise level: the inputs of the network are (c_in z, noise level)."""
         alpha, sigma = self.schedule(t)
         c_in = 1 / torch.sqrt(sigma**2 + (alpha * self.sigma_data) ** 2)
-        return c_in, noise_level(self.schedule.logsnr(t)).to(device)
+        return c_in, self.noise_level(t).to(device)
+
+    def noise_level(self, t: Time) -> Tensor:
+        """-logsnr / 8."""
+        return noise_level(self.schedule.logsnr(t))
 
     def split(self, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """A network's output as (the target, v of a step's variance where it is learned), both like z."""

@@ -98,6 +98,10 @@ class Product:
         """z_t of every part, each with noise of its own."""
         return self._each(lambda process, name: process.corrupt(x[name], t, _own(noise, name)))
 
+    def noise_level(self, t: Time) -> Tensor:
+        """That of the first part."""
+        return next(iter(self.processes.values())).noise_level(t)
+
     def inputs(self, z: State, t: Time) -> tuple[Tensor, Tensor]:
         """The inputs of the parts' networks side by side along the channels, and the noise level of the first."""
         heard = [process.inputs(z[name], t) for name, process in self.processes.items()]

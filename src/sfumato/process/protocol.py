@@ -52,6 +52,9 @@ class Process(Protocol):
     def corrupt(self, x: State, t: Time, noise: Noise | State) -> State:
         """z_t ~ q(z_t | x); t a number or (B,)."""
 
+    def noise_level(self, t: Time) -> Tensor:
+        """What the network hears of the time, float32, rising from the data to the prior."""
+
     def inputs(self, z: State, t: Time) -> tuple[Tensor, Tensor]:
         """The network's inputs: the scaled state (B, ...) and the noise level, a number or (B,)."""
 

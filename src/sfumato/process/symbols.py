@@ -209,10 +209,15 @@ class Symbols(abc.ABC):
     # -- inputs and outputs of a network -----------------------------------------------------------------------------
 
     @final
+    def noise_level(self, t: Time) -> Tensor:
+        """That of logsnr = 2 logit alpha, which `schedules.Flow` has."""
+        return noise_level(2 * torch.logit(self.keep(t)))
+
+    @final
     def inputs(self, z: Tensor, t: Time) -> tuple[Tensor, Tensor]:
-        """The code (K 1[z = k] - 1) / sqrt(K - 1) as channels (B, K C, ..), -1 and 1 for K = 2; a mask is 0. The noise
-        level is that of logsnr = 2 logit alpha, which `schedules.Flow` has."""
-        level = noise_level(2 * torch.logit(self.keep(t))).to(z.device)
+        """The code (K 1[z = k] - 1) / sqrt(K - 1) as channels (B, K C, ..), -1 and 1 for K = 2; a mask is 0, and the
+        noise level."""
+        level = self.noise_level(t).to(z.device)
         hot = self.hot(z, torch.float32)[..., : self.states]
         known = hot.sum(-1, keepdim=True)
         if self.states == 2:

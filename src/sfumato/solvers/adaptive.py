@@ -49,7 +49,7 @@ class Adaptive(Solver):
             raise SfumatoError(f"Adaptive needs tolerances above 0, got rtol {self.rtol:g} and atol {self.atol:g}.")
 
     def build(self, b: Builder) -> Plan:
-        """The way from t_start to t_stop (0: the clean signal), whose first line integrates and whose others show."""
+        """A plan whose first line integrates from t_start to t_stop, and whose others read states off that solution."""
         start, stop, steps = b.nodes[0], b.nodes[-1], len(b.nodes) - 1
         last = stop
         if stop == 0 and b.point(0.0)[1] == 0:  # E[eps|z] is not continuous there: end a little before
@@ -106,7 +106,7 @@ class Way:
 @final
 @dataclasses.dataclass
 class AdaptiveStep(Corrector):
-    """From the state at tau_k to the next: the first integrates all of the way, and carries what the others show."""
+    """From the state at tau_k to the next: the first line integrates to the end and carries the others' states."""
 
     way: Way
     k: int

@@ -146,7 +146,7 @@ def _plus(out: Tensor, c: Coefficient, y: Tensor) -> Tensor:
 
 
 class Arithmetic:
-    """A program at work on states of one shape: `step` takes call k's state and estimate to the next state.
+    """Runs a program on states of one shape: `step` takes call k's state and estimate to the next state.
 
     Nothing that went in or came out is written to. From the first call on whose state or estimate asks for a gradient,
     every operation makes a new tensor.
@@ -162,7 +162,7 @@ class Arithmetic:
             self._hold(torch.zeros(program.slots, *like.shape, dtype=self.dtype, device=like.device))
 
     def _hold(self, memory: Tensor) -> None:
-        """What is remembered, (slots, B, *shape)."""
+        """Set the memory, (slots, B, *shape)."""
         self._memory, self.rows = memory, memory.unbind(0)
         self.graph = dict(enumerate(self.rows)) if memory.requires_grad else None  # of a walk with gradients
         self.term_by_term = memory.requires_grad or not self.program.numbers
@@ -175,7 +175,7 @@ class Arithmetic:
         return torch.stack([self.graph[slot] for slot in range(len(self.rows))])
 
     def remember(self, k: int, z: Tensor, x: Tensor) -> None:
-        """What later lines need of a call whose own line is none of sums."""
+        """Keep what later lines need of a call whose own line is not `Linear`."""
         if self.moves[k].keep:
             self.step(k, z, x)
 
@@ -212,11 +212,11 @@ class Arithmetic:
         return out
 
     def part(self, rows: Tensor) -> Arithmetic:
-        """The same at work on some rows, with what it remembers of them."""
+        """The same program for some of the rows, with their memory."""
         part = copy.copy(self)
         part._hold(self.memory.index_select(1, rows.to(self._memory.device)))
         return part
 
     def take(self, rows: Tensor, part: Arithmetic) -> None:
-        """Remember of these rows what a part of it does."""
+        """Take over the memory of these rows from a part."""
         self._hold(self.memory.index_copy(1, rows.to(self._memory.device), part.memory))

@@ -28,7 +28,7 @@ _FAR = 38.0  # exp(-38) is nothing beside 1 in double precision
 
 
 class Place(NamedTuple):
-    """Where a node stands: the row's clock, the variable of the polynomial, and lam = logsnr / 2."""
+    """A node on the axis: the row's clock, the variable of the polynomial, and lam = logsnr / 2."""
 
     clock: float
     variable: float

@@ -24,7 +24,7 @@ from sfumato.solvers import grids
 from sfumato.solvers.build import Builder, Solver
 from sfumato.solvers.clocks import Point
 from sfumato.solvers.ddpm import DDPM
-from sfumato.solvers.draws import Source
+from sfumato.solvers.draws import NoiseSource
 from sfumato.solvers.plan import Plan
 
 
@@ -35,7 +35,7 @@ def level_clock(point: Point) -> float:
 
 
 def spans(name: str, path: Sequence[Point], noisy: Sequence[bool]) -> dict[int, tuple[float, float]]:
-    """Of each call that draws: the clock from the end of the last draw to that of the state that the call makes."""
+    """For each call that draws, the span of the clock that its noise covers: from where the last draw ended."""
     found, start = {}, level_clock(path[0])
     for k, draws in enumerate(noisy):
         if draws:
@@ -59,7 +59,7 @@ def along(plan: Plan, seed: int, index: Tensor) -> Path:
 
 @final
 @dataclasses.dataclass(frozen=True)
-class Path(Source):
+class Path(NoiseSource):
     """The increments of Wiener processes, one for each row, over the spans of the calls."""
 
     wiener: noise.WienerProcess

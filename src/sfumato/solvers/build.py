@@ -1,4 +1,4 @@
-"""The workshop of plans: linear forms over states, estimates and noise, and the builder that every solver fills."""
+"""How solvers build plans: linear forms over states, estimates and noise, and the builder that every solver fills."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Builder:
         self.lines.append(Linear(z, x, noise))
 
     def jump(self, line: AnyLine) -> None:
-        """A line of another kind."""
+        """Append a line that is not `Linear`."""
         self.lines.append(line)
 
     def move(

@@ -32,7 +32,7 @@ class EqualTimes(grids.Grid):
 @register("solver", "bridge", eta=0.0)
 @dataclasses.dataclass(frozen=True)
 class Ancestral(Solver):
-    """Steps of any process to what its belief draws, one call each.
+    """Each step draws the next state from the belief; one call a step, any process.
 
     eta = 1 is the reverse chain (of real numbers DDPM, of symbols their posterior), eta = 0 has as little noise as can
     be (DDIM; the fewest changes of symbols).

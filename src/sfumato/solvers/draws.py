@@ -1,4 +1,4 @@
-"""Where the noise of a walk comes from: a `noise.Noise`, or a `Source` of another law of its calls."""
+"""Where the noise of a walk comes from: a `noise.Noise`, or a `NoiseSource` that draws in another way."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from sfumato.state import State, numbers_like
 Draw = Callable[[int, Tensor], Tensor]  # (call, like) -> standard normal numbers of its shape
 
 
-class Source(abc.ABC):
+class NoiseSource(abc.ABC):
     """Standard normal numbers for the rows of a walk, each at a call of its own."""
 
     @abc.abstractmethod
-    def at(self, step: int | Tensor) -> Source:
-        """At these calls, one for all rows or int64 (B,)."""
+    def at(self, step: int | Tensor) -> NoiseSource:
+        """The source at these calls, one for all rows or int64 (B,)."""
 
     @abc.abstractmethod
-    def rows(self, rows: Tensor) -> Source:
-        """For some of the rows."""
+    def rows(self, rows: Tensor) -> NoiseSource:
+        """The source for some of the rows."""
 
     @abc.abstractmethod
-    def renumbered(self, index: Tensor) -> Source:
-        """For rows of these sample numbers."""
+    def renumbered(self, index: Tensor) -> NoiseSource:
+        """The source for rows of these sample numbers."""
 
     @abc.abstractmethod
     def like(self, state: State) -> State: ...
 
 
 @final
-class Function(Source):
+class Function(NoiseSource):
     """A function (call, like), for rows that stay together."""
 
     def __init__(self, draw: Draw, step: int | Tensor = 0) -> None:
@@ -45,13 +45,13 @@ class Function(Source):
     def at(self, step: int | Tensor) -> Function:
         return Function(self.draw, step)
 
-    def rows(self, rows: Tensor) -> Source:
+    def rows(self, rows: Tensor) -> NoiseSource:
         raise SfumatoError(
             "A function (call, like) draws noise for all rows of a walk at once, and these rows part: give a "
             "noise.Noise, which names each row's sample."
         )
 
-    def renumbered(self, index: Tensor) -> Source:
+    def renumbered(self, index: Tensor) -> NoiseSource:
         return self.rows(index)
 
     def like(self, state: State) -> State:
@@ -59,27 +59,23 @@ class Function(Source):
         return self.draw(self.step, state)
 
 
-AnyNoise = Noise | Source | Draw
+AnyNoise = Noise | NoiseSource | Draw
 
 
-def as_source(noise: AnyNoise | None) -> Noise | Source | None:
-    return noise if noise is None or isinstance(noise, Noise | Source) else Function(noise)
+def as_source(noise: AnyNoise | None) -> Noise | NoiseSource | None:
+    return noise if noise is None or isinstance(noise, Noise | NoiseSource) else Function(noise)
 
 
-def renumbered(noise: Noise | Source, index: Tensor) -> Noise | Source:
+def renumbered(noise: Noise | NoiseSource, index: Tensor) -> Noise | NoiseSource:
     return dataclasses.replace(noise, index=index) if isinstance(noise, Noise) else noise.renumbered(index)
 
 
-def normal_like(noise: Noise | Source, state: State) -> State:
-    """Standard normal numbers for a state."""
-    return noise.like(state) if isinstance(noise, Source) else numbers_like(noise, state)
+def drawn(noise: Noise | NoiseSource, call: int, state: State) -> State:
+    """Standard normal numbers of one call for all rows of a state."""
+    there = noise.at(call)
+    return there.like(state) if isinstance(there, NoiseSource) else numbers_like(there, state)
 
 
-def drawn(noise: Noise | Source, call: int, state: State) -> State:
-    """Those of one call for all rows."""
-    return noise.draw(call, state) if type(noise) is Function else normal_like(noise.at(call), state)
-
-
-def for_belief(noise: Noise | Source, state: State) -> Any:
-    """What `belief.to` draws from: the source by name, or its numbers."""
-    return noise.like(state) if isinstance(noise, Source) else noise
+def for_belief(noise: Noise | NoiseSource, state: State) -> Any:
+    """The noise as `belief.to` takes it: a `Noise` itself, or the numbers of a `NoiseSource`."""
+    return noise.like(state) if isinstance(noise, NoiseSource) else noise

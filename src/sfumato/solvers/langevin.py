@@ -1,4 +1,4 @@
-"""Langevin dynamics at a standing noise level: as a corrector between steps, and annealed from level to level.
+"""Langevin dynamics at a fixed noise level: as a corrector between steps, and annealed from level to level.
 
     z <- z + e score + sqrt(2 e) xi  =  (1 - delta) z + delta alpha x + sigma sqrt(2 delta) xi,   e = delta sigma^2
 

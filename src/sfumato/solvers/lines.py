@@ -1,8 +1,8 @@
-"""The lines of a plan: what makes the next state of a call's belief.
+"""The lines of a plan: how the next state follows from the belief of a call.
 
 Linear      z_{k+1} = sum_j a_kj z_j + sum_j b_kj x_j + c_k xi_k          E[x | z] of past calls, as numbers
 Bridge      z_{k+1} ~ p(z_s | z_t) under the belief, `belief.to(s)`       whatever the state space
-Corrector   (model, z, t, s, state, noise) -> (z, state)                  what asks the model by itself
+Corrector   (model, z, t, s, state, noise) -> (z, state)                  calls the model itself
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Linear(NamedTuple):
 
 
 class Jump(abc.ABC):
-    """A line that asks the call's belief alone, and for the next state at once."""
+    """A line that makes the next state from the belief of its call alone."""
 
     draws: bool = True
 
@@ -107,11 +107,11 @@ def in_words(line: AnyLine) -> str:
     """The line as a row of a printed plan."""
     if not isinstance(line, Linear):
         return str(line)
-    terms = [f"{_said(c)} {name}{j}" for name in "zx" for j, c in getattr(line, name).items()]
-    return " ".join([*terms, f"{_said(line.noise)} xi"] if line.draws else terms)
+    terms = [f"{_shown(c)} {name}{j}" for name in "zx" for j, c in getattr(line, name).items()]
+    return " ".join([*terms, f"{_shown(line.noise)} xi"] if line.draws else terms)
 
 
-def _said(c: Coefficient) -> str:
+def _shown(c: Coefficient) -> str:
     return f"[{float(c.min()):+.4g} .. {float(c.max()):+.4g}]" if isinstance(c, Tensor) else f"{c:+.4g}"
 
 

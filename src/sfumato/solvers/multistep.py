@@ -22,8 +22,8 @@ from sfumato.solvers.axis import Axis, Place
 from sfumato.solvers.build import Builder, Form, Solver, add, ddim
 from sfumato.solvers.clocks import clock
 from sfumato.solvers.plan import Plan
-from sfumato.solvers.runge_kutta import CLASSICAL, explicit_step
-from sfumato.solvers.singlestep import STAGES, exponential_step, fits
+from sfumato.solvers.runge_kutta import CLASSICAL, explicit_step, fits
+from sfumato.solvers.singlestep import STAGES, exponential_step
 
 # Parts of the clock left to the data: a step that takes more is predicted by order 3, by order 2 (end='near').
 NEAR = (0.22, 0.5)
@@ -38,7 +38,7 @@ class Known(NamedTuple):
     place: Place
 
 
-class Step(NamedTuple):
+class PredictedStep(NamedTuple):
     """A predicted step: the calls it used, the newest first, their weights, and the calls a corrector may use."""
 
     used: list[Known]
@@ -102,7 +102,7 @@ class Multistep(Solver):
         return self.order + 1 if self.corrector is True else int(self.corrector)
 
     def _declared(self, full: bool = False) -> int:
-        """The order of the whole: the starts and the end may hold it back."""
+        """The order of the whole method, which start and end may lower."""
         predicted = max(p for p in range(1, self.order + 1) if p == 1 or PLAIN[p - 1] <= self.amplification)
         reached = min(self._nodes, predicted + 1) if self.corrector else predicted
         if full:
@@ -113,7 +113,7 @@ class Multistep(Solver):
     def build(self, b: Builder) -> Plan:
         axis = Axis(b.schedule, clock(self.row), self.variable)
         known: list[Known] = []
-        last: Step | None = None
+        last: PredictedStep | None = None
         steps = len(b.nodes) - 1
         for i in range(steps):
             k = b.call(b.nodes[i])
@@ -128,7 +128,7 @@ class Multistep(Solver):
             elif not self._start(b, axis, i, len(known), base):
                 reach = self._reach(new.place, end, steps - i)
                 used, weights = self._bounded(axis, known[:reach], new.place, end)
-                last = Step(used, weights, known[:reach] if self.end == "low" else known)
+                last = PredictedStep(used, weights, known[:reach] if self.end == "low" else known)
                 b.advance(b.move(axis.rule, k, point, self._terms(b, axis, last), base))
         return b.plan(self.name or self._describe(), self._declared())
 
@@ -143,7 +143,7 @@ class Multistep(Solver):
         return self.order
 
     def _bounded(self, axis: Axis, used: list[Known], start: Place, end: Place) -> tuple[list[Known], list[float]]:
-        """As many of the calls as the amplification allows, and their weights."""
+        """The most calls that the amplification allows, newest first, and their weights."""
         for count in range(len(used), 0, -1):
             weights = self._weights(axis, used[:count], start, end)
             if sum(map(abs, weights)) <= self.amplification * abs(end.clock - start.clock) * (1 + 1e-9):
@@ -156,7 +156,7 @@ class Multistep(Solver):
         k, point = len(b.times) - 1, b.node(i + 1)
         if self.start == "low" or count >= order - bool(self.corrector):
             return False
-        if order in STAGES and fits(b, axis, i, STAGES[order]):
+        if order in STAGES and fits(b, axis, i, [stage.share for stage in STAGES[order]]):
             exponential_step(b, axis, k, i, STAGES[order], base)
             return True
         if order == 4 and point[1] > 0:
@@ -164,16 +164,16 @@ class Multistep(Solver):
             return True
         return False
 
-    def _terms(self, b: Builder, axis: Axis, step: Step) -> list[tuple[float, Form]]:
+    def _terms(self, b: Builder, axis: Axis, step: PredictedStep) -> list[tuple[float, Form]]:
         return [(w, b.value(axis.rule, one.call)) for w, one in zip(step.weights, step.used, strict=True)]
 
-    def _corrected(self, b: Builder, axis: Axis, last: Step, new: Known) -> Form | None:
+    def _corrected(self, b: Builder, axis: Axis, last: PredictedStep, new: Known) -> Form | None:
         """The state at the newest call, corrected by what that call says; the predicted one gives the old back."""
         if not self.corrector:
             return None
         used = [new, *last.known][: self._nodes]
         used, weights = self._bounded(axis, used, last.used[0].place, new.place)
-        step = Step(used, weights, used)
+        step = PredictedStep(used, weights, used)
         scale = axis.rule.scale(*b.path[new.call])
         changes = [(scale * w, y) for w, y in self._terms(b, axis, step)]
         changes += [(-scale * w, y) for w, y in self._terms(b, axis, last)]

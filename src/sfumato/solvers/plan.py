@@ -30,8 +30,6 @@ from sfumato.solvers.draws import AnyNoise
 from sfumato.solvers.lines import AnyLine, Corrector, Linear, from_json, in_words, to_json
 from sfumato.solvers.walk import Walk
 
-Line = Linear  # its name before a plan had other lines
-
 
 def schedule_of(process: Any) -> Schedule | None:
     """The path of a process whose states are sums alpha x + sigma eps (or a schedule itself); None of another."""
@@ -44,7 +42,7 @@ def schedule_of(process: Any) -> Schedule | None:
 
 
 class State(NamedTuple):
-    """What a trajectory shows: the state, its time, and the belief of the call at that time (None at the end)."""
+    """One point of a trajectory: the state, its time, and the belief of the call at that time (None at the end)."""
 
     z: Any  # a tensor (B, ...), or a dict of them
     t: float
@@ -52,7 +50,7 @@ class State(NamedTuple):
 
 
 class Due(NamedTuple):
-    """A line, the times that it leads from and to, whether it is `Linear`, and draws."""
+    """One call of a walk: its line, the times from and to, whether the line is `Linear`, and whether that one draws."""
 
     line: Any
     t: float
@@ -90,7 +88,7 @@ class Plan:
 
     @property
     def spent(self) -> int:
-        """How often its last walk called the denoiser: `calls`, and what a `Corrector` took beyond."""
+        """How often its last walk called the denoiser: `calls`, plus further calls that a `Corrector` made."""
         return sum(line.calls if isinstance(line, Corrector) else 1 for line in self.lines)
 
     @functools.cached_property
@@ -104,7 +102,7 @@ class Plan:
 
     @functools.cached_property
     def agenda(self) -> tuple[Due, ...]:
-        """What a walk does at each call."""
+        """The calls of a walk, in order."""
         ends = (*self.times[1:], self.stop)
         plain = [isinstance(line, Linear) for line in self.lines]
         noisy = [one and line.draws for one, line in zip(plain, self.lines, strict=True)]
@@ -127,7 +125,7 @@ class Plan:
         interval = self.tuned["interval"]
         return self.tuned["guidance"], None if interval is None else (interval[0], interval[1])
 
-    def _stranger(self, model: Model) -> float | None:
+    def _mismatch(self, model: Model) -> float | None:
         """The first time at which the model's path is not the one that this plan was built for."""
         process = model.process
         if not self.path or self.__dict__.get("_known") is process:  # processes do not change: one look is enough
@@ -145,11 +143,11 @@ class Plan:
 
     def fits(self, model: Model) -> bool:
         """Whether the model has the schedule that this plan was built for."""
-        return self._stranger(model) is None
+        return self._mismatch(model) is None
 
     def check(self, model: Model) -> None:
         """Refuse a model whose path is not the one that this plan was built for."""
-        t = self._stranger(model)
+        t = self._mismatch(model)
         if t is None:
             return
         schedule = schedule_of(model.process)
@@ -195,7 +193,7 @@ class Plan:
         yield State(walk.z, self.stop, None)
 
     def along_paths(self) -> Plan:
-        """The same, whose noise `sample` draws from one path of time a sample."""
+        """This plan, with the noise of each sample drawn by `sample` from one Brownian path."""
         return dataclasses.replace(self, brownian=True)
 
     def to_dict(self) -> dict[str, Any]:

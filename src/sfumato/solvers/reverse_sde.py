@@ -88,7 +88,7 @@ class Exponential(NamedTuple):
 
 
 def sde_step(t: Point, s: Point, tau: float, row: str = "x") -> Exponential:
-    """Of the SDE with `tau`, from one (alpha, sigma) to a cleaner one."""
+    """The step of the SDE with `tau` from one (alpha, sigma) to a cleaner one."""
     if s[1] == 0:
         return Exponential(0.0, s[0], 0.0, math.inf)
     if t[0] == 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+from collections.abc import Iterable
 from typing import ClassVar, NamedTuple
 
 from sfumato.registry import register
@@ -21,15 +21,23 @@ class Tableau(NamedTuple):
     b: tuple[float, ...]
 
     @property
-    def farthest(self) -> float:
-        """The last stage's share of the step; at 1 it stands at the end."""
-        return max(sum(row) for row in self.a)
+    def shares(self) -> list[float]:
+        """Where the stages stand in the step; 1 is its end."""
+        return [sum(row) for row in self.a]
 
 
 HEUN = Tableau(((), (1.0,)), (1 / 2, 1 / 2))
 MIDPOINT = Tableau(((), (1 / 2,)), (0.0, 1.0))
 HEUN3 = Tableau(((), (1 / 3,), (0.0, 2 / 3)), (1 / 4, 0.0, 3 / 4))
 CLASSICAL = Tableau(((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
+
+
+def fits(b: Builder, axis: Axis, i: int, shares: Iterable[float]) -> bool:
+    """Whether both ends of step i are finite, and no stage at these shares lies beyond the last noise level."""
+    start, stop = (axis.place(b.nodes[j], b.node(j)) for j in (i, i + 1))
+    if not (start.finite and stop.finite):
+        return False
+    return all(share == 1 or axis.between(start, stop, share) > 0 for share in shares)
 
 
 def explicit_step(b: Builder, axis: Axis, first: int, i: int, tableau: Tableau, base: Form | None = None) -> None:
@@ -67,18 +75,12 @@ class RungeKutta(Solver):
         axis = Axis(b.schedule, clock(self.row))
         for i in range(len(b.nodes) - 1):
             first, end = b.call(b.nodes[i]), b.node(i + 1)
-            tableau = self.tableau if end[1] > 0 or self.tableau.farthest < 1 else self.last
-            if tableau is not None and self._fits(b, axis, i, tableau):
+            tableau = self.tableau if end[1] > 0 or max(self.tableau.shares) < 1 else self.last
+            if tableau is not None and fits(b, axis, i, tableau.shares[1:]):
                 explicit_step(b, axis, first, i, tableau)
             else:
                 b.advance(ddim(b.path[first], end, first))
         return b.plan(f"{type(self).__name__}(row={self.row})", self.order)
-
-    def _fits(self, b: Builder, axis: Axis, i: int, tableau: Tableau) -> bool:
-        start, stop = (axis.place(b.nodes[j], b.node(j)) for j in (i, i + 1))
-        if not (start.finite and stop.finite):
-            return False
-        return stop.lam < math.inf or axis.between(start, stop, tableau.farthest) > 0
 
 
 @register("solver", "heun")

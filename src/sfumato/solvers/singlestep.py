@@ -17,6 +17,7 @@ from sfumato.solvers.axis import Axis
 from sfumato.solvers.build import Builder, Form, Solver, ddim
 from sfumato.solvers.clocks import clock
 from sfumato.solvers.plan import Plan
+from sfumato.solvers.runge_kutta import fits
 
 
 class Stage(NamedTuple):
@@ -31,14 +32,6 @@ STAGES: dict[int, tuple[Stage, ...]] = {
     2: (Stage(1 / 2, (0,)), Stage(1, (1,))),
     3: (Stage(1 / 3, (0,)), Stage(2 / 3, (0, 1)), Stage(1, (0, 2))),
 }
-
-
-def fits(b: Builder, axis: Axis, i: int, stages: tuple[Stage, ...]) -> bool:
-    """Whether both ends of step i are finite, and no stage lies beyond the schedule's last noise level."""
-    start, stop = (axis.place(b.nodes[j], b.node(j)) for j in (i, i + 1))
-    if not (start.finite and stop.finite):
-        return False
-    return all(stage.share == 1 or axis.between(start, stop, stage.share) > 0 for stage in stages)
 
 
 def exponential_step(
@@ -79,7 +72,7 @@ class Singlestep(Solver):
         axis = Axis(b.schedule, clock(self.row), self.variable)
         for i in range(len(b.nodes) - 1):
             k, end = b.call(b.nodes[i]), b.node(i + 1)
-            if fits(b, axis, i, STAGES[self.order]):
+            if fits(b, axis, i, [stage.share for stage in STAGES[self.order]]):
                 exponential_step(b, axis, k, i, STAGES[self.order])
             else:
                 b.advance(ddim(b.path[k], end, k))

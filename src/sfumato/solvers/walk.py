@@ -1,4 +1,4 @@
-"""A plan under way: rows of states, each at a call of its own, which move when they are told to.
+"""A plan in execution: rows of states, each at a call of its own, advanced from outside.
 
     walk = plan.start(model, z, noise, **cond)
     while not walk.done:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Walk:
-    """The rows z (B, ...) of a plan under way, their noise and conditions, and what later calls need of the past."""
+    """The rows z (B, ...) that a plan moves, their noise and conditions, and what later calls need of the past."""
 
     def __init__(self, plan: Plan, model: Any, z: State, noise: AnyNoise | None, cond: Mapping[str, Any]) -> None:
         self.plan, self.model, self.z, self.cond = plan, model, z, dict(cond)
@@ -40,7 +40,6 @@ class Walk:
         self._call: int | Tensor = 0  # of all rows, or of each
         self._agenda, self._last = plan.agenda, plan.calls
         self._sums: Any = map_state(lambda leaf: Arithmetic(plan.program, leaf), z) if plan.sums else None
-        self._single: Arithmetic | None = self._sums if isinstance(z, Tensor) else None
         self._carried: State | None = None
         self._carries: bool | Tensor = False  # whether all rows have what a `Corrector` carried, or each, bool (B,)
 
@@ -54,7 +53,7 @@ class Walk:
 
     @property
     def call(self) -> Tensor:
-        """How many calls each row has made, int64 (B,): the number of the one that it stands before."""
+        """How many calls each row has made, int64 (B,), which is the number of its next one."""
         return torch.full((len(self),), self._call) if isinstance(self._call, int) else self._call
 
     @property
@@ -69,7 +68,7 @@ class Walk:
 
     @property
     def done(self) -> bool:
-        """Whether all rows are."""
+        """Whether all rows are at the plan's end."""
         return self._call == self._last if isinstance(self._call, int) else bool(self.ended.all())
 
     @property
@@ -102,8 +101,7 @@ class Walk:
         assert type(k) is int
         line, _, s, plain, noisy = self._agenda[k]
         if plain:
-            single = self._single
-            z = single.step(k, z, belief.x) if single is not None else self._leaves(k, z, belief.mean)
+            z = map_state(lambda sums, z, x: sums.step(k, z, x), self._sums, z, belief.mean)
             self.z = self._noised(k, line, z) if noisy else z
         else:
             if self._sums is not None:
@@ -113,7 +111,7 @@ class Walk:
         self._call = k + 1
 
     def _correct(self) -> Any:
-        """The same of a `Corrector`; its first belief."""
+        """The step of a `Corrector` for all rows; returns the belief of its first call."""
         assert isinstance(self._call, int)
         line, t, s, *_ = self._agenda[self._call]
         noise = self.noise.at(self._call) if self.noise is not None and line.draws else None
@@ -122,9 +120,6 @@ class Walk:
         self._carries = self._carried is not None
         self._call += 1
         return model.belief
-
-    def _leaves(self, k: int, z: State, x: State) -> State:
-        return map_state(lambda sums, z, x: sums.step(k, z, x), self._sums, z, x)
 
     def _noised(self, k: int, line: Linear, z: State) -> State:
         """A new state with the noise of call k."""
@@ -135,7 +130,7 @@ class Walk:
         return map_state(lambda z, n: z + (c.to(z) if isinstance(c, Tensor) else c) * n, z, n)
 
     def _due(self, rows: Tensor | Sequence[int] | None = None) -> list[Tensor]:
-        """The rows that are to move, of all or of these: those together that are of one call, and carry alike."""
+        """The rows to advance, grouped by call and by whether they carry tensors of a `Corrector`."""
         live = ~self.ended
         index = torch.nonzero(live)[:, 0] if rows is None else numbered(rows, len(self))
         if len(index.unique()) < len(index):
@@ -155,7 +150,6 @@ class Walk:
         part.z, part.cond = rows_of(self.z, index), {name: _cut(value, index) for name, value in self.cond.items()}
         if self._sums is not None:
             part._sums = map_state(lambda sums: sums.part(index), self._sums)
-            part._single = part._sums if isinstance(part.z, Tensor) else None
         part._carries = _one_for_all(self._carrying[index])
         part._carried = None
         if self._carried is not None and part._carries is not False:
@@ -166,7 +160,7 @@ class Walk:
         return part
 
     def _take(self, rows: Tensor, part: Walk) -> None:
-        """Rows that have moved, back in their places."""
+        """Write rows that have moved back to their places."""
         self.z = map_state(lambda old, new: _put(old, rows, new), self.z, part.z)
         if self._sums is not None:
             map_state(lambda sums, new: sums.take(rows, new), self._sums, part._sums)
@@ -224,7 +218,7 @@ def _advance(due: Sequence[tuple[Walk, Sequence[Tensor]]]) -> tuple[Any, list[Te
 
 
 def _belief(walks: Sequence[Walk]) -> Any:
-    """What their model believes about the rows of all, one walk after the other."""
+    """One call of the model for the rows of all walks, in the order of the walks."""
     examples = {name: value for walk in walks for name, value in walk.cond.items()}
 
     def of(walk: Walk, name: str) -> Any:  # a condition that a walk has not got is absent in its rows

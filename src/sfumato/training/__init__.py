@@ -1,5 +1,20 @@
 """Training: settings, the loop (a generator), moving averages, checkpoints, run folders, reports.
 
+To read in this order:
+
+    config, precision               settings, device and dtype
+    parts, batches, waiting         what is trained by which loss, and on what
+    ema, averages, muon, players    what a step changes beside the weights
+    state                           all of that, as a checkpoint holds it
+    evaluation_schedule, validation
+    guard, parallel, compiling      steps that are skipped, several processes, torch.compile
+    loop                            the steps
+    checkpoint, shards              files to resume from
+    session, control, hooks         a run: steps, files, and hooks for all else
+    grids, health, final_report, loggers, console
+    run                             train and resume
+    forecast                        what a run will take
+
 Names are looked up when first used, so that `TrainConfig` (which flags are made from) loads no torch.
 """
 

@@ -4,6 +4,7 @@
     <p_a, p_b> = (gamma_a + 1) (gamma_b + 1) / (gamma_a + gamma_b + 1)  N_a^gamma_b / N_b^(gamma_b + 1),   N_a <= N_b
     theta(width) = sum_i c_i theta_i,   c = argmin |sum_i c_i p_i - p_width|^2  with  sum_i c_i = 1
 
+A snapshot is one file, RUN/averages/step_00001234.safetensors, with both averages in half precision.
 Source: Karras et al. 2023 (2312.02696), Sec. 3.2 and Alg. 3.
 """
 
@@ -11,9 +12,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,34 +22,54 @@ from torch import Tensor
 
 from sfumato import serialization
 from sfumato.errors import SfumatoError
+from sfumato.files import read_header, read_sealed, write_sealed
+from sfumato.folder import step_of
 from sfumato.model import Denoiser
-from sfumato.training import snapshots
 from sfumato.training.ema import EMA, exponent
 
-WIDTHS = (0.05, 0.10)  # of the averages that are followed
+WIDTHS = (0.05, 0.10)  # of the averages of which snapshots are taken
+FOLDER = "averages"
+_FORMAT, _VERSION, _WHAT = "sfumato averages", 2, "snapshot of averages"
 
 
-class Averages:
-    """Two moving averages followed beside the one that is used, for the sake of their snapshots."""
+def tensors(followed: Sequence[EMA]) -> dict[str, Tensor]:
+    """All weights of the averages of `WIDTHS`, as `WIDTH.NAME`."""
+    each = zip(WIDTHS, followed, strict=True)
+    return {f"{width:g}.{name}": value for width, ema in each for name, value in ema.state_dict().items()}
 
-    def __init__(self, denoiser: Any, shard: Any = None) -> None:
-        self.each = [EMA(denoiser, width, shard) for width in WIDTHS]
 
-    def update(self, before: int, after: int) -> None:
-        for ema in self.each:
-            ema.update(before, after)
+def found(run: Path) -> list[Path]:
+    """The snapshots of a run folder, by rising step."""
+    return sorted((run / FOLDER).glob("step_*.safetensors"), key=step_of)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All weights, `WIDTH.NAME`."""
-        return {
-            f"{width:g}.{name}": value
-            for width, ema in zip(WIDTHS, self.each, strict=True)
-            for name, value in ema.state_dict().items()
-        }
 
-    def snapshot(self) -> dict[float, dict[str, Tensor]]:
-        """The weights of each, by width."""
-        return {width: ema.state_dict() for width, ema in zip(WIDTHS, self.each, strict=True)}
+def write(run: Path, averages: Mapping[str, Tensor], step: int, samples: int) -> Path:
+    """Add a snapshot of the averages, `WIDTH.NAME`, in half precision; those of later steps, from before the run went
+    back, are deleted."""
+    for old in found(run):
+        if step_of(old) >= step:
+            old.unlink(missing_ok=True)
+    path = run / FOLDER / f"step_{step:08d}.safetensors"
+    contract = {"format": _FORMAT, "version": _VERSION, "step": step, "samples": samples, "widths": WIDTHS}
+    write_sealed(path, {name: _half(value.detach()) for name, value in averages.items()}, contract)
+    return path
+
+
+def _half(value: Tensor) -> Tensor:
+    """A floating-point tensor in half precision, unless its numbers are too large for it."""
+    half = value.half()
+    return half if value.is_floating_point() and bool(half.isfinite().all()) else value
+
+
+def contents(path: Path) -> list[tuple[Profile, str]]:
+    """The averages in a snapshot, each by its profile and what the names of its tensors begin with."""
+    contract, _ = read_header(path, _WHAT)
+    if contract.get("version") != _VERSION:
+        raise SfumatoError(
+            f"{path} was written by another version of sfumato: average this run with that version, or move "
+            f"{path.parent} away."
+        )
+    return [(Profile(exponent(width), contract["samples"]), f"{width:g}.") for width in contract["widths"]]
 
 
 class Profile(NamedTuple):
@@ -92,11 +113,12 @@ def average(run: str | os.PathLike[str], width: float) -> Denoiser:
     or where they cannot make this width (an error of the profile above 1/2).
     """
     path = Path(run).expanduser()
-    files = snapshots.found(path)
+    files = found(path)
     if not files:
         raise SfumatoError(f"{path} kept no snapshots of its averages: train with snapshots above 0.")
-    known = [Profile(exponent(w), one.samples) for one in files for w in one.widths]
-    weights, error = combination(known, Profile(exponent(width), files[-1].samples))
+    parts = [(file, *each) for file in files for each in contents(file)]
+    known = [profile for _, profile, _ in parts]
+    coefficients, error = combination(known, Profile(exponent(width), known[-1].samples))
     if error > 0.5:
         raise SfumatoError(
             f"The {len(files)} snapshots of {path} cannot make a width of {width:g} ({error:.0%} of its shape is off): "
@@ -105,14 +127,11 @@ def average(run: str | os.PathLike[str], width: float) -> Denoiser:
     denoiser = serialization.load(path)
     own = denoiser.net.state_dict()
     total = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in own.items()}
-    for c, (_, _, tensors) in zip(weights, snapshots.read(files), strict=True):
-        for name, value in tensors.items():  # what is no number with a fraction is the last snapshot's
+    for c, (file, _, start) in zip(coefficients, parts, strict=True):
+        _, weights = read_sealed(file, _WHAT)
+        for name in total:  # integers are those of the last snapshot
+            value = weights[start + name]
             total[name] = total[name] + c * value.double() if value.is_floating_point() else value
     denoiser.net.load_state_dict({name: value.to(own[name]) for name, value in total.items()})
     denoiser.provenance = {**denoiser.provenance, "average": {"width": width, "profile_error": error}}
     return denoiser
-
-
-def _of_width(tensors: dict[str, Tensor], width: float) -> dict[str, Tensor]:
-    start = f"{width:g}."
-    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}

@@ -9,8 +9,9 @@ so that a batch, a micro-batch or a rank's share has low discrepancy without kno
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,18 +22,17 @@ from sfumato.conditions import Conditions
 from sfumato.data import DataSpec
 from sfumato.data.rows import Rows, Samples
 from sfumato.errors import SfumatoError
-from sfumato.training.prefetch import Prefetch
 from sfumato.training.waiting import FETCHING, NORMALISING, TRANSFER, Waiting
 
-_RESIDENT = 2 << 30  # bytes of normalised data that are kept on an accelerator
-_SHARE = 0.25  # of an accelerator's free memory that data may take as it was given
+_SHARE = 0.25  # of a GPU's free memory that the data may take
+_AHEAD = 2  # batches that are fetched ahead, or as many as there are threads where these are more
 
 
 class Batches:
     """Training samples x (N, *shape) in the user's units and dtype, and their conditions; drop: see `dropped`.
 
-    What fits stays on the device, normalised or else as it was given; the rest is fetched by `workers` threads ahead
-    of its use (None: none for what is in memory). Neither changes a number. `close` ends the threads.
+    Data that fit stay on the GPU; others are fetched by `workers` threads ahead of their use (None: no thread for data
+    in memory). Neither changes a number. `close` ends the threads.
     """
 
     def __init__(
@@ -43,33 +43,22 @@ class Batches:
             raise SfumatoError("There are no samples to train on.")
         if spec is None and not x.dtype.is_floating_point:
             raise SfumatoError("Whole numbers need a data spec that normalises them: build the denoiser with spec=...")
-        self.normalise = lambda rows: (rows if spec is None else spec.normalise(rows)).to(dtype)
-        blocks = x.blocks if isinstance(x, Rows) else None
-        if device.type != "cpu" and 4 * x.numel() <= _RESIDENT:  # normalised once, it stays where it is used
-            x = torch.cat([self.normalise(x[at : at + 1024]) for at in range(0, len(x), 1024)]).to(device)
-            self.normalise = lambda rows: rows
-        elif device.type == "cuda" and x.nbytes <= _SHARE * torch.cuda.mem_get_info(device)[0]:
+        count, blocks = len(x), x.blocks if isinstance(x, Rows) else None
+        # of two epochs, since a batch may span them
+        self.order = lru_cache(2)(lambda epoch: noise.permutation(seed, epoch, count, blocks))
+        if device.type == "cuda" and x.nbytes <= _SHARE * torch.cuda.mem_get_info(device)[0]:
             x = torch.cat([x[at : at + 1024].to(device) for at in range(0, len(x), 1024)])
-        self.x, self.cond, self.seed, self.drop, self.device = x, Conditions.of(cond), seed, drop, device
-        self._blocks = blocks
-        self._orders: dict[int, Tensor] = {}
-        self._lock = threading.Lock()
-        self._workers = _workers(x, device) if workers is None else workers
-        self._ahead: Prefetch[Tensor] | None = None
-        self._asked: tuple[int, slice] | None = None
-        self.waiting = Waiting(x, self._workers)
+        self.x, self.cond, self.spec, self.seed, self.drop = x, Conditions.of(cond), spec, seed, drop
+        self.device, self.dtype = device, dtype
+        workers = _workers(x, device) if workers is None else workers
+        self._pool = ThreadPoolExecutor(workers, "sfumato-data") if workers else None
+        self._depth, self._ahead = max(_AHEAD, workers), dict[tuple[int, ...], Future[Tensor]]()
+        self.waiting = Waiting(x, workers)
 
     def close(self) -> None:
-        if self._ahead is not None:
-            self._ahead.close()
-            self._ahead = None
-
-    def order(self, epoch: int) -> Tensor:
-        with self._lock:
-            if epoch not in self._orders:
-                self._orders = {known: order for known, order in self._orders.items() if abs(known - epoch) == 1}
-                self._orders[epoch] = noise.permutation(self.seed, epoch, len(self.x), self._blocks)
-            return self._orders[epoch]
+        """No thread is left when this returns."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
     def rows(self, start: int, count: int) -> Tensor:
         """The rows of samples start .. start + count of the run; a batch may span epochs."""
@@ -96,24 +85,29 @@ class Batches:
             with self.waiting.on(TRANSFER):
                 x = x.to(self.device, non_blocking=True)
         with self.waiting.on(NORMALISING):
-            x = self.normalise(x)
+            x = (x if self.spec is None else self.spec.normalise(x)).to(self.dtype)
         with self.waiting.on(TRANSFER):
             return x.to(self.device, non_blocking=True)
 
     def _fetched(self, start: int, count: int, share: slice) -> Tensor:
-        """The samples as they were given, from the threads where there are some."""
+        """The samples as they were given; threads begin to fetch the next batches meanwhile.
 
-        def fetch(first: int) -> Tensor:
-            rows = self.rows(first, count)[share]
-            x = self.x[rows.to(self.x.device) if isinstance(self.x, Tensor) else rows]
-            return x.pin_memory() if self._workers and self.device.type == "cuda" and not x.is_cuda else x
+        Where a run went back to an earlier step, the batches fetched ahead are dropped.
+        """
+        if self._pool is None:
+            return self._fetch(start, count, share)
+        wanted = [(start + ahead * count, count, *share.indices(count)) for ahead in range(self._depth + 1)]
+        for old in self._ahead.keys() - set(wanted):
+            self._ahead.pop(old).cancel()
+        for key in wanted:
+            if key not in self._ahead:
+                self._ahead[key] = self._pool.submit(self._fetch, key[0], count, share)
+        return self._ahead.pop(wanted[0]).result()
 
-        if not self._workers:
-            return fetch(start)
-        if self._ahead is None or self._asked != (count, share):
-            self.close()
-            self._ahead, self._asked = Prefetch(fetch, self._workers), (count, share)
-        return self._ahead.get(start, count)
+    def _fetch(self, start: int, count: int, share: slice) -> Tensor:
+        rows = self.rows(start, count)[share]
+        x = self.x[rows.to(self.x.device) if isinstance(self.x, Tensor) else rows]
+        return x.pin_memory() if self._pool and self.device.type == "cuda" and not x.is_cuda else x
 
 
 def dropped(cond: Conditions, source: noise.Noise, share: float) -> Conditions:

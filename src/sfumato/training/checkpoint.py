@@ -1,10 +1,9 @@
-"""Checkpoints: one sealed file each (`files`), written under a temporary name, the last two kept.
+"""Checkpoints: one sealed file each (`files`), written under a temporary name; the last two are kept.
 
-That of step 0 goes with the next: it holds what the settings and the seed make anyway.
-
-`step_00001234.safetensors` holds weights, optimiser, moving average, counters, settings and the data spec; of a network
-in shards `step_00001234` is a folder of files (`shards`). Each goes on in any number of processes, whole or in shards.
-One that is cut, changed or half-written is never chosen: the one before it is.
+`step_00001234.safetensors` holds weights, optimiser, moving averages, counters, settings and the data spec; of a
+network in shards `step_00001234` is a folder of files (`shards`). Either is resumed by any number of processes, whole
+or in shards. A damaged or half-written one is passed over for the one before it. That of step 0 is deleted with the
+next, since settings and seed make it again.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ KEEP = 2
 
 
 def write(run: Path, state: State, contract: dict[str, Any], world: World = ALONE) -> Path:
-    """Write the checkpoint of a run folder; older ones than the last two go.
+    """Write a checkpoint into a run folder and delete those before the last two.
 
     world: of a state in shards all processes, which all write; else the first one alone does.
     """
@@ -50,9 +49,9 @@ def write(run: Path, state: State, contract: dict[str, Any], world: World = ALON
 
 
 def weights(run: Path) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
-    """(contract, the network's tensors and their average's, notes) of the newest whole checkpoint.
+    """(contract, tensors of the network and its average, notes) of the newest whole checkpoint.
 
-    Once more where a run under way took it away meanwhile.
+    Tried twice, since a run may delete it meanwhile.
     """
     try:
         return _weights(run)
@@ -62,15 +61,13 @@ def weights(run: Path) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
 
 def _weights(run: Path) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
     contract, tensors, notes = latest(run)
-    names = [name for name in tensors if name.startswith(("net.", "ema."))]
-    some = tensors.some(names) if isinstance(tensors, shards.Shards) else {name: tensors[name] for name in names}
-    return contract, some, notes
+    return contract, {name: tensors[name] for name in tensors if name.startswith(("net.", "ema."))}, notes
 
 
 def latest(run: Path) -> tuple[dict[str, Any], Mapping[str, Tensor], list[str]]:
     """(contract, tensors, notes) of the newest whole checkpoint; notes say which were passed over and why.
 
-    Tensors of shards are read when they are asked for.
+    Tensors of shards are read when they are used.
     """
     notes: list[str] = []
     paths = found(run)

@@ -37,17 +37,17 @@ def compiled(model: Any, world: World) -> Any:
 def compiling(wanted: bool) -> Iterator[None]:
     """Within the block torch keeps compiled code in sfumato's cache, unless the environment names another folder.
 
-    os.environ, where torch looks for the folder and notes its own, is afterwards what it was. SfumatoError where the
-    network cannot be compiled. Nothing happens where it is not wanted.
+    Afterwards the environment is as before. SfumatoError where the network cannot be compiled. Nothing happens where
+    it is not wanted.
     """
     if not wanted:
         yield
         return
-    before, folder = dict(os.environ), root()
     from torch._dynamo.exc import TorchDynamoException
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-    if folder is not None and before.get(_PLACE) in (None, default_cache_dir()):
+    before, folder = dict(os.environ), root()
+    if folder is not None and before.get(_PLACE) in (None, default_cache_dir()):  # which torch sets when it is imported
         os.environ[_PLACE] = str(folder / "inductor")
     try:
         yield
@@ -55,6 +55,6 @@ def compiling(wanted: bool) -> Iterator[None]:
         why = " ".join(str(error).split())[:200]
         raise SfumatoError(f"The network cannot be compiled, leave out compile: {why}") from error
     finally:
-        for name in [name for name, value in os.environ.items() if before.get(name) != value]:
+        for name in os.environ.keys() - before.keys():  # torch notes its folders there, too
             del os.environ[name]
-        os.environ.update({name: value for name, value in before.items() if name not in os.environ})
+        os.environ.update(before)

@@ -13,7 +13,7 @@ from typing import Any
 from sfumato import registry
 from sfumato.errors import SfumatoError, suggest
 
-# The settings that name something: which kind of thing, and the words beside its names.
+# Settings that name a registered thing: its kind, and the further words that they take.
 NAMING = {
     "schedule": "schedule", "target": "target", "times": "density", "weight": "weight", "net": "network",
     "loss": "loss", "optimizer": "optimizer", "process": "process",
@@ -144,7 +144,7 @@ class TrainConfig:
             raise SfumatoError(f"conditions are names and kinds, {{'mass': 'scalar'}}, not {self.conditions!r}.")
         object.__setattr__(self, "conditions", dict(self.conditions))
         if self.energy and self.variance == "learned":
-            raise SfumatoError("A gradient says no variance beside it: take energy or variance='learned'.")
+            raise SfumatoError("An energy network cannot learn a variance: take energy or variance='learned'.")
         for name in (self.loggers or "").split(","):
             if name.strip():
                 registry.check("logger", name.strip())
@@ -237,7 +237,7 @@ def from_yaml(path: str) -> TrainConfig:
 
 
 def read(path: str) -> dict[str, Any]:
-    """What a YAML file of settings holds, over what is usual; names of parts that are not here stay as they are."""
+    """The settings in a YAML file over the defaults; names of parts that are not registered stay as they are."""
     import yaml
 
     try:

@@ -1,4 +1,4 @@
-"""Words and a bar for a person who watches a run; the loop itself prints nothing."""
+"""A progress bar and notes for a person who watches a run; the loop itself prints nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from sfumato.diagnostics.triples import Triples, trend
 from sfumato.diagnostics.validation import Validation
-from sfumato.progress import QUIET_SECONDS, Count, Drawn, clock
+from sfumato.progress import QUIET_SECONDS, CountBar, Listener, clock
 from sfumato.training.loop import Progress
 
 
@@ -18,7 +18,8 @@ class Console:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
-        self._live, self._counts = self.stream.isatty(), Drawn(self.stream)
+        self._live = self.stream.isatty()
+        self.count: Listener | None = CountBar(self.stream)  # of the work before the first step
         self._bar: Any = None
         self._last, self._norm, self._wait = 0.0, 0.0, 0.0
         self._loss: float | None = None
@@ -30,10 +31,6 @@ class Console:
             self._bar.write(text, file=self.stream)
         else:
             print(text, file=self.stream, flush=True)
-
-    def count(self, count: Count) -> None:
-        """How far the work before the first step is, such as the decoding of pictures."""
-        self._counts(count)
 
     def __call__(self, progress: Progress) -> None:
         if progress.loss is not None:
@@ -54,14 +51,14 @@ class Console:
         return f"{loss}{progress.rate:,.0f} samples/s  data-wait {self._wait:.0%}"
 
     def _judged(self, validation: Validation) -> str:
-        """The loss on the hold-out, half of its interval, and how it changed since the last validation."""
+        """The hold-out loss, half the width of its interval, and the trend since the last validation."""
         now, before = validation.triples, self._triples
         if now is None:
             return f"  valid {validation.best:.4f}"
         half, self._triples = now.interval().half, now
         change = None if before is None else now.change(before)
-        told = "" if change is None else f" {trend(change)}"
-        return f"  valid {validation.best:.4f}{f'±{half:.2g}' if math.isfinite(half) else ''}{told}"
+        since = "" if change is None else f" {trend(change)}"
+        return f"  valid {validation.best:.4f}{f'±{half:.2g}' if math.isfinite(half) else ''}{since}"
 
     def _draw(self, progress: Progress) -> None:
         if self._bar is None:
@@ -81,12 +78,13 @@ class Console:
 
 
 class Silent(Console):
-    """Says nothing."""
+    """Prints nothing."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        super().__init__(stream)
+        self.count = None
 
     def note(self, text: str) -> None:
-        pass
-
-    def count(self, count: Count) -> None:
         pass
 
     def __call__(self, progress: Progress) -> None:

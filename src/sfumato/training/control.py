@@ -1,9 +1,10 @@
-"""Words to a run under way, through files in its folder: RUN/control/WORD is done between two steps and taken away.
+"""Commands to a training that runs, as files in its folder: RUN/control/WORD is carried out between two steps, then
+deleted.
 
 save     a checkpoint and the model as they are now
 sample   a grid of samples
-pause    wait, the clock standing, until the file is taken away (`go`)
-stop     save and end, as Ctrl-C does
+pause    wait until the file is deleted (`go`); the time does not count
+stop     save and end, as after Ctrl-C
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _LOOK_SECONDS = 0.5  # between two looks at the folder
 
 
 def say(run: str | os.PathLike[str], word: str) -> Path:
-    """Leave a word for a run; `go` takes `pause` back. The word is heard by the run's process where there is one."""
+    """Leave a command for a run, which carries it out if a process trains it; `go` takes `pause` back."""
     if word not in WORDS:
         raise SfumatoError(f"A run does not know the word {word!r}: {suggest(word, WORDS)}")
     path = existing(run)
@@ -37,34 +38,34 @@ def say(run: str | os.PathLike[str], word: str) -> Path:
     return path
 
 
-class Ear:
-    """Looks for words every half second at most, so that a step costs nothing more.
+class Commands:
+    """Looks for commands, every half second at most.
 
-    first: the process that takes away what was said to an earlier one, before this one listens to signals.
+    leads: whether this process deletes those that were left for an earlier one.
     """
 
-    def __init__(self, run: Path, first: bool = True) -> None:
+    def __init__(self, run: Path, leads: bool = True) -> None:
         self.folder, self._next = run / FOLDER, 0.0
-        for word in WORDS if first else ():
+        for word in WORDS if leads else ():
             (self.folder / word).unlink(missing_ok=True)
 
     def words(self) -> list[str]:
-        """The words that lie there, `pause` last; all but it are taken away."""
+        """The commands in the folder, `pause` last; all others are deleted."""
         if time.monotonic() < self._next:
             return []
         self._next = time.monotonic() + _LOOK_SECONDS
         try:
-            lying = {entry.name for entry in self.folder.iterdir()}
+            there = {entry.name for entry in self.folder.iterdir()}
         except FileNotFoundError:
             return []
-        found: list[str] = [word for word in ("save", "sample", "stop", "pause") if word in lying]
+        found: list[str] = [word for word in ("save", "sample", "stop", "pause") if word in there]
         for word in found:
             if word != "pause":
                 (self.folder / word).unlink(missing_ok=True)
         return found
 
     def wait(self) -> float:
-        """Seconds until `pause` is taken away, or `stop` said."""
+        """Wait until `pause` is deleted or `stop` is there; the seconds that it took."""
         start = time.monotonic()
         while (self.folder / "pause").exists() and not (self.folder / "stop").exists():
             time.sleep(_LOOK_SECONDS / 2)

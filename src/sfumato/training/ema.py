@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -46,36 +45,27 @@ class EMA:
         self.power = exponent(width) + 1
         net = copy.deepcopy(denoiser.net).requires_grad_(False).eval()
         self.denoiser, self._of = with_net(denoiser, net if shard is None else shard(net)), denoiser
-        self._sharded = shard is not None
 
-    @property
     def _tensors(self) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]:
-        """Averages, their sources, and buffers with theirs: of shards those that this process holds now."""
-        if self._sharded:
-            means, sources, buffers = self._whole
-            return [local(p.detach()) for p in means], [local(p.detach()) for p in sources], buffers
-        return self._whole
-
-    @cached_property
-    def _whole(self) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]:
+        """Averages, their sources, and pairs of buffers; of shards those that this process holds now."""
         own, of = self.denoiser.net, self._of.net
-        return list(own.parameters()), list(of.parameters()), list(zip(own.buffers(), of.buffers(), strict=True))
+        means, sources = ([local(p.detach()) for p in net.parameters()] for net in (own, of))
+        return means, sources, list(zip(own.buffers(), of.buffers(), strict=True))
 
     @torch.no_grad()
     def update(self, before: int, after: int) -> None:
         """Take in the weights of a step that led from `before` to `after` samples seen."""
         beta = (before / after) ** self.power
-        means, sources, buffers = self._tensors
+        means, sources, buffers = self._tensors()
         torch._foreach_lerp_(means, sources, 1 - beta)
         for mean, source in buffers:
             mean.copy_(source)
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """Within the block the trained denoiser computes with the average, whatever holds it; after it as before.
+        """Within the block the trained denoiser computes with the average; after it, or an error in it, as before.
 
-        Only the memory behind the tensors changes hands, so that neither optimiser nor average can keep what is not
-        theirs, and the block may end by an error. Training steps within the block would train the average.
+        Training steps within the block would train the average.
         """
         self._exchange()
         try:
@@ -85,14 +75,11 @@ class EMA:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        means, sources, buffers = self._tensors
+        means, sources, buffers = self._tensors()
         for mean, source in (*zip(means, sources, strict=True), *buffers):
-            if self._sharded:  # whose memory belongs to what gathers them
-                kept = mean.clone()
-                mean.copy_(source)
-                source.copy_(kept)
-            else:
-                mean.data, source.data = source.data, mean.data
+            kept = mean.clone()
+            mean.copy_(source)
+            source.copy_(kept)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.denoiser.net.state_dict()

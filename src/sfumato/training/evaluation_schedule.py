@@ -10,7 +10,6 @@ import math
 from sfumato.training.config import TrainConfig
 
 LOG_LINES = 200  # at least, in a budget of so many steps or more
-PICTURES = 12  # grids that report.html shows, evenly chosen
 
 # of the work of training that each costs at most, 5 % together: validations, gradients by noise level, the grid on the
 # way and the last one, the search for copies at the end; and what the conditions say, where there are some
@@ -19,10 +18,9 @@ TIMES = (20, 16, 12, 8, 4, 2, 1)  # validations of a run: where there are four, 
 
 
 def validations(losses: float, gradients: float, total: float) -> tuple[int, int, int]:
-    """(times that losses are measured, times with gradients among these, depth of these) in a run of `total` samples.
+    """(validations of a run of `total` samples, those of them with gradients, depth of these).
 
-    losses, gradients: what each costs, in samples of work; 0 where there are none. Gradients fall on the times of
-    losses, so that these are not measured more often than they may be.
+    losses, gradients: the cost of each, in samples of work; 0 where there are none.
     """
     many = int(LOSSES * total / losses) if losses else 0
     deep = int(GRADIENTS * total / gradients) if gradients else 0
@@ -32,10 +30,10 @@ def validations(losses: float, gradients: float, total: float) -> tuple[int, int
 
 
 def triples(total: float, levels: int) -> int:
-    """Fixed draws, a multiple of the levels: up to 14 a level where `total` samples bear them four times, and up to 112
-    where they bear them as often as a run is validated. At least two a level, without which there is no interval."""
-    borne = max(min(14 * levels, LOSSES * total / 4), min(112 * levels, LOSSES * total / TIMES[0]))
-    return max(2 * levels, int(borne) // levels * levels)
+    """Fixed draws, a multiple of the levels: up to 14 a level if `total` samples can pay for four validations, up to
+    112 if for all of them. At least two a level, without which there is no interval."""
+    affordable = max(min(14 * levels, LOSSES * total / 4), min(112 * levels, LOSSES * total / TIMES[0]))
+    return max(2 * levels, int(affordable) // levels * levels)
 
 
 def due(count: int, before: float, after: float) -> bool:

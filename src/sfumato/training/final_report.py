@@ -1,4 +1,4 @@
-"""report.json: what a run says of itself at its end, with what it looked for then: copies, and what conditions say."""
+"""report.json, and what is measured for it at the end of a run: memorisation, and the information of the conditions."""
 
 from __future__ import annotations
 
@@ -8,68 +8,66 @@ import time
 from sfumato import noise
 from sfumato.conditions import of_data
 from sfumato.diagnostics import report, summary
-from sfumato.diagnostics.checks.gather import told
-from sfumato.diagnostics.draws import evaluating
+from sfumato.diagnostics.checks.evidence import Evidence, information
 from sfumato.diagnostics.information import Information
 from sfumato.diagnostics.memorization import Memorization, choose, compare, pairs_picture
 from sfumato.diagnostics.nearest import Space
 from sfumato.errors import SfumatoError
+from sfumato.noised import evaluating
 from sfumato.pictures import save_png
 from sfumato.sampling import sample
 from sfumato.training.evaluation_schedule import COPIES, SAID
 from sfumato.training.grids import GRID_STEPS
+from sfumato.training.health import Health
 from sfumato.training.session import Hook, Session
 
 _LEAST_COPIES, _MOST_COPIES = 16, 512  # samples that are searched for copies
-_LEAST_SAID, _MOST_SAID = 256, 8192  # draws that tell what conditions say
+_LEAST_DRAWS, _MOST_DRAWS = 256, 8192  # that the information of conditions is measured on
 _SEARCH = 1e9  # multiplications a second of training that the search for copies may take: about a hundredth
 
 
-class Conditions(Hook):
-    """found["conditions"]: what each condition says of the samples held out, or why that is not known."""
-
-    def end(self, session: Session) -> None:
-        session.found["conditions"] = conditions_say(session)
-
-    def stop(self, session: Session) -> None:
-        session.found["conditions"] = f"the run was stopped ({_information(session)})" if _known(session) else None
-
-
 class FinalReport(Hook):
-    """report.json, and its words; before them the search for copies of training samples."""
+    """report.json, and its sentences; before it the information of the conditions and the search for copies."""
+
+    def __init__(self, health: Health) -> None:
+        self.health = health
 
     def start(self, session: Session) -> None:
         if session.world.leads:
-            (session.path / summary.FILE).unlink(missing_ok=True)  # what is said of a run that goes on is no longer so
+            (session.path / summary.FILE).unlink(missing_ok=True)  # out of date once the run goes on
 
     def end(self, session: Session) -> None:
-        found = copies(session)
-        self._write(session, found, time.monotonic() - session.began)
+        informed = _conditions(session)
+        if isinstance(informed, Information):
+            self.health.judge(Evidence(information=informed), session.state.step)
+        copied = _copies(session)
+        self._write(session, copied, informed, time.monotonic() - session.began)
 
     def stop(self, session: Session) -> None:
-        self._write(session, f"the run was stopped (sfumato memorization {session.path} does it)", 0.0)
+        informed = f"the run was stopped ({_by_hand(session)})" if _known(session) else None
+        self._write(session, f"the run was stopped (sfumato memorization {session.path} does it)", informed, 0.0)
 
-    def _write(self, session: Session, found: Memorization | str, ending: float) -> None:
+    def _write(
+        self, session: Session, copied: Memorization | str, informed: Information | str | None, ending: float
+    ) -> None:
         """ending: seconds since the budget was used."""
         if not session.world.leads:
             return
-        nearest = pairs_picture(found, session.denoiser.spec) if isinstance(found, Memorization) else None
+        nearest = pairs_picture(copied, session.denoiser.spec) if isinstance(copied, Memorization) else None
         if nearest is not None:
             save_png(nearest, session.path / "samples" / report.NEAREST)
         spent = {**session.state.spent, "ending": ending}
-        copied = found if isinstance(found, str) else found.to_dict()
-        said = session.found.get("conditions")
-        said = said.to_dict() if isinstance(said, Information) else said
-        facts = summary.write(session.path, session.config.to_dict(), spent, copied, said)
+        memorisation = copied.to_dict() if isinstance(copied, Memorization) else copied
+        conditions = informed.to_dict() if isinstance(informed, Information) else informed
+        facts = summary.write(session.path, session.config.to_dict(), spent, memorisation, conditions)
         for line in summary.words(facts):
             session.console.note(line)
 
 
-def copies(session: Session) -> Memorization | str:
-    """Samples of the model against its training samples, as many as a run bears; or why there are none."""
-    total, held = session.total, len(session.holdout)
-    count = min(_MOST_COPIES, int(3 * COPIES * total / GRID_STEPS))
-    if not held or len(session.train) < 2:
+def _copies(session: Session) -> Memorization | str:
+    """Samples of the model against its training samples, as many as the run can afford; or why there are none."""
+    count = min(_MOST_COPIES, int(3 * COPIES * session.total / GRID_STEPS))
+    if not len(session.holdout) or len(session.train) < 2:
         return "nothing was held out"
     if count < _LEAST_COPIES:
         return f"the run was too short for it (sfumato memorization {session.path} does it)"
@@ -90,8 +88,8 @@ def copies(session: Session) -> Memorization | str:
         return str(error).rstrip(".")
 
 
-def _information(session: Session) -> str:
-    """What to type where a run did not measure what its conditions say."""
+def _by_hand(session: Session) -> str:
+    """What to type for the information of the conditions where a run did not measure it."""
     data = repr(str(session.config.data)) if session.config.data else "data"
     return f"sf.information(sf.load({str(session.path)!r}), {data}) in Python does it"
 
@@ -101,22 +99,22 @@ def _known(session: Session) -> list[str]:
     return [name for name in session.state.best.spec.conditions if name in session.source.conditions]
 
 
-def conditions_say(session: Session) -> Information | str | None:
-    """What each condition says of held-out samples, on as many draws as a run bears; or why that is not known."""
-    total, best, known = session.total, session.state.best, _known(session)
+def _conditions(session: Session) -> Information | str | None:
+    """The information of each condition, on as many draws as the run can afford; or why it was not measured."""
+    best, known = session.state.best, _known(session)
     rows = session.holdout[noise.permutation(session.config.seed, 0, len(session.holdout))]
-    draws = min(_MOST_SAID, int(3 * SAID * total / (1 + len(known) + (len(known) > 1))))
+    draws = min(_MOST_DRAWS, int(3 * SAID * session.total / (1 + len(known) + (len(known) > 1))))
     if not known:
         return None
     if not len(rows):
-        return f"nothing was held out ({_information(session)})"
+        return f"nothing was held out ({_by_hand(session)})"
     if not hasattr(best, "predict"):
         return f"a {type(best).__name__} has no noise levels"
-    if draws < _LEAST_SAID:
-        return f"the run was too short for it ({_information(session)})"
+    if draws < _LEAST_DRAWS:
+        return f"the run was too short for it ({_by_hand(session)})"
     try:
         with session.state.spending("conditions"), evaluating(best):
-            found = told(best, session.source, rows, session.config.seed, draws, session.world)
-        return found or f"it is about real numbers, and the states of {type(best.process).__name__} are others"
+            found = information(best, session.source, rows, session.config.seed, draws, session.world)
+        return found or f"it is about real numbers, and {type(best.process).__name__} has other states"
     except SfumatoError as error:
         return str(error).rstrip(".")

@@ -1,9 +1,9 @@
-"""What a run will take, before it is started: some of its steps, and once all that it does beside them.
+"""What a run will take, measured before it starts: some of its steps, and each thing that it does between them once.
 
     seconds = start + first steps + (n - first) step + sum over events of count * cost + end,   n steps
 
 A budget in minutes is the same sum solved for n. The run's own loop and session do the work, on the real data, in this
-process and in a folder that goes.
+process and in a temporary folder.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import random
 import shutil
 import tempfile
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,33 +25,33 @@ import torch
 
 from sfumato import serialization
 from sfumato.compose import guide
-from sfumato.diagnostics.draws import evaluating
 from sfumato.errors import SfumatoError
-from sfumato.errors import place as path_of
 from sfumato.files import write_text
 from sfumato.folder import Log, read
 from sfumato.folder import found as checkpoints
-from sfumato.machine import available, held, out_of_memory
+from sfumato.machine import available, out_of_memory, peak_memory
+from sfumato.noised import evaluating
 from sfumato.sampling import sample
 from sfumato.solver_selection import make_plan
-from sfumato.training import snapshots
-from sfumato.training.config import TrainConfig, from_dict
+from sfumato.training import averages
+from sfumato.training.config import TrainConfig
 from sfumato.training.console import Silent
 from sfumato.training.evaluation_schedule import log_every, validations
 from sfumato.training.grids import halfway
+from sfumato.training.guard import precision
 from sfumato.training.hooks import usual
 from sfumato.training.loop import Progress, fit
 from sfumato.training.precision import device_of
-from sfumato.training.run import prepared
+from sfumato.training.run import generators_kept, in_words, prepared
 from sfumato.training.session import Session
 from sfumato.training.state import State
-from sfumato.training.validation import Labelled, judge
+from sfumato.training.validation import judge
 
 FIRST, STEPS = 4, 20  # steps that are slower, and those that are measured, at least
 _LEAST = 2.0  # seconds that are measured, where steps are short
 
 
-class Interval(NamedTuple):
+class Range(NamedTuple):
     """A figure, and what it would be if all steps took as long as the fastest tenth did or the slowest."""
 
     value: float
@@ -68,34 +67,32 @@ class Forecast:
     threads, micro (samples that are computed at once; fewer than a batch where memory does not suffice), notes of the
     data. steps: of the optimiser, in the budget; epochs. step: of one, the median. total: of the run; parts: its start,
     steps, what is between them, and its end. memory: train, the largest resident memory of this process while it did
-    what a run does, and free, what it may hold (None where a system does not say); on an accelerator also device_train
+    what a run does, and free, what it may take; on an accelerator also device_train
     and device_free. disk: the run folder by its parts, with total and free. sampling: number, steps, seconds of what
     `sfumato sample` draws.
     """
 
     config: TrainConfig
     facts: dict[str, Any]
-    steps: Interval
+    steps: Range
     epochs: float
-    step: Interval
-    total: Interval
+    step: Range
+    total: Range
     parts: dict[str, float]
-    memory: dict[str, int | None]
+    memory: dict[str, int]
     disk: dict[str, int]
     sampling: dict[str, Any]
 
     @property
-    def fits(self) -> bool | None:
-        """Whether memory and disk suffice; None where the system does not say what is held."""
+    def fits(self) -> bool:
+        """Whether memory and disk suffice."""
         known = self.memory
-        pairs = [(known["train"], known["free"]), (known.get("device_train"), known.get("device_free"))]
-        if self.disk["total"] > self.disk["free"] or any(a is not None and b is not None and a > b for a, b in pairs):
-            return False
-        return None if None in pairs[0] else True
+        on_device = known.get("device_train", 0) <= known.get("device_free", 0)
+        return self.disk["total"] <= self.disk["free"] and known["train"] <= known["free"] and on_device
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        named = {name: value._asdict() for name, value in vars(self).items() if isinstance(value, Interval)}
+        named = {name: value._asdict() for name, value in vars(self).items() if isinstance(value, Range)}
         return {**vars(self), **named, "config": self.config.to_dict(), "fits": self.fits}
 
 
@@ -113,10 +110,10 @@ class Costs:
     work: tuple[float, float] = (0.0, 0.0)
 
     @property
-    def step(self) -> Interval:
-        """The median of the steps, and their deciles: single steps that something held up do not count."""
+    def step(self) -> Range:
+        """The median of the steps and their deciles, which a few slow steps do not change."""
         low, middle, high = np.quantile(self.warm, (0.1, 0.5, 0.9)).tolist()
-        return Interval(middle, low, high)
+        return Range(middle, low, high)
 
     def counts(self, steps: int, step: float) -> dict[str, float]:
         """How often a run of so many steps of so many seconds does each thing."""
@@ -153,19 +150,12 @@ def forecast(data: Any, out: str | os.PathLike[str] | None = None, labels: Any =
     had been drawn. Raises SfumatoError for what `sf.train` would refuse, and where memory does not suffice even for one
     sample at a time.
     """
-    words = os.fspath(data) if isinstance(data, str | os.PathLike) else ""
-    named = os.fspath(labels) if isinstance(labels, str | os.PathLike) else settings.pop("labels", None)
-    place = None if out is None else str(path_of(out, "The run folder"))
-    chosen = from_dict({**settings, "data": words, "out": place, "labels": named})
+    chosen, labels = in_words(data, out, labels, settings)
     device = device_of(chosen.device)
     free = _free(device)
-    with ExitStack() as after:  # random numbers go on as if nothing had been drawn, and no file is left
-        after.callback(random.setstate, random.getstate())
-        after.callback(np.random.set_state, np.random.get_state())
-        after.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-        folder = after.enter_context(tempfile.TemporaryDirectory(prefix="sfumato-"))
+    with generators_kept(device), tempfile.TemporaryDirectory(prefix="sfumato-") as folder:
         try:
-            return _measured(data, None if named else labels, chosen, Path(folder), free)
+            return _measured(data, labels, chosen, Path(folder), free)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -175,7 +165,7 @@ def forecast(data: Any, out: str | os.PathLike[str] | None = None, labels: Any =
             ) from None
 
 
-def _measured(data: Any, labels: Any, chosen: TrainConfig, path: Path, free: dict[str, int | None]) -> Forecast:
+def _measured(data: Any, labels: Any, chosen: TrainConfig, path: Path, free: dict[str, int]) -> Forecast:
     start = time.perf_counter()
     config, source, model = prepared(data, labels, chosen, device_of(chosen.device))
     for part in ("samples", "checkpoints"):
@@ -186,7 +176,7 @@ def _measured(data: Any, labels: Any, chosen: TrainConfig, path: Path, free: dic
         session.save()
         starting = time.perf_counter() - start
         costs, end, facts = _rehearsed(session)
-        memory = {"train": held(), **free}
+        memory = {"train": peak_memory(), **free}
         if model.device.type == "cuda":
             memory["device_train"] = torch.cuda.max_memory_reserved(model.device)
         step, steps = costs.step, [costs.steps(each) for each in costs.step]
@@ -194,16 +184,16 @@ def _measured(data: Any, labels: Any, chosen: TrainConfig, path: Path, free: dic
         disk, place = _disk(session, costs, steps[0]), Path(config.out or "runs").expanduser().absolute()
         room = shutil.disk_usage(next(each for each in (place, *place.parents) if each.exists())).free
         return Forecast(
-            config=config, facts=facts, steps=Interval(steps[0], min(steps), max(steps)),
+            config=config, facts=facts, steps=Range(steps[0], min(steps), max(steps)),
             epochs=steps[0] * config.batch / facts["train"], step=step,
-            total=Interval(*(starting + math.fsum(each.values()) + end for each in loops)),
+            total=Range(*(starting + math.fsum(each.values()) + end for each in loops)),
             parts={"start": starting, **loops[0], "end": end}, memory=memory,
             disk={**disk, "total": sum(disk.values()), "free": room}, sampling=_sampling(session),
         )  # fmt: skip
 
 
 def _rehearsed(session: Session) -> tuple[Costs, float, dict[str, Any]]:
-    """(what it costs, seconds of what follows the last step, facts), of some steps and once of all that is no step."""
+    """(costs of steps and of what is between them, seconds of the end of a run, facts), by doing some and each once."""
     config, state, (x, cond) = session.config, session.state, session.parts()[0]
     loop: Any = fit(session.denoiser, x, config.replace(steps=1 << 40, minutes=None), cond, None, state)
     # the loop's threads are those of what happens between the steps, too
@@ -212,11 +202,9 @@ def _rehearsed(session: Session) -> tuple[Costs, float, dict[str, Any]]:
         costs = Costs(config, taken[:FIRST], taken[FIRST:])
         many = costs.steps(costs.step.value)  # about, as nothing else is counted yet
         _validate(session, log, costs, float(many * config.batch))
-        if state.averages is not None:  # the first stands alone, the second says what changed
-            start = time.perf_counter()
-            for step in (state.step, state.step + 1):
-                snapshots.write(session.path, state.averages.snapshot(), step, state.samples)
-            costs.one["averages"] = (time.perf_counter() - start) / 2
+        if state.averages:
+            weights = averages.tensors(state.averages)
+            costs.one["averages"] = _timed(lambda: averages.write(session.path, weights, state.step, state.samples))
         seconds = math.fsum(costs.loop(many, costs.step.value).values())
         state.step, state.samples, state.elapsed = many, many * config.batch, max(seconds, 60 * (config.minutes or 0))
         state.spent.clear()
@@ -246,7 +234,7 @@ def _validate(session: Session, log: Log, costs: Costs, total: float) -> None:
     (training, holdout), state = session.parts(), session.state
     if holdout is None:
         return
-    measure, average = judge(state, session.config, *holdout, Labelled(*training), total), state.ema
+    measure, average = judge(state, session.config, *holdout, training, total), state.ema
     costs.work = (measure.cost.losses, measure.cost.gradients)
     deep = validations(*costs.work, total)[1] > 0  # the largest that the run does
     start = time.perf_counter()
@@ -258,13 +246,12 @@ def _validate(session: Session, log: Log, costs: Costs, total: float) -> None:
 def _facts(session: Session) -> dict[str, Any]:
     source, denoiser = session.source, session.denoiser
     assert denoiser.spec is not None
-    dtype = denoiser.compute_dtype or torch.float32
     return {
         "data": source.name, "samples": len(source), "train": len(session.train), "holdout": len(session.holdout),
         "shape": list(source.shape), "dtype": denoiser.spec.dtype, "classes": len(source.classes),
         "conditions": list(denoiser.spec.conditions), "notes": source.notes, "network": type(denoiser.net).__name__,
         "parameters": sum(p.numel() for p in denoiser.parameters()), "device": str(denoiser.device),
-        "precision": str(dtype).removeprefix("torch."), "threads": torch.get_num_threads(),
+        "precision": precision(denoiser), "threads": torch.get_num_threads(),
         "micro": min(session.state.micro, session.config.batch),
     }  # fmt: skip
 
@@ -274,13 +261,11 @@ def _disk(session: Session, costs: Costs, steps: int) -> dict[str, int]:
     path, config, counts = session.path, session.config, costs.counts(steps, costs.step.value)
     lines = (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     often = max(1, validations(*costs.work, float(steps * config.batch))[0])
-    kept, several = snapshots.found(path), int(counts["averages"])
     more = int(counts["grids"]) if "grids" in costs.one else 0  # than were drawn
-    alone = -(-several // snapshots.STRETCH)
     return {
         "checkpoints": (1 + bool(counts["checkpoints"])) * _bytes(checkpoints(path)[0]),
         "model": _bytes(path / serialization.FILE),
-        "averages": alone * _bytes(kept[0].path) + (several - alone) * _bytes(kept[1].path) if kept else 0,
+        "averages": int(counts["averages"]) * _bytes(*averages.found(path)),
         "samples": _bytes(*path.glob("samples/*")) + more * _bytes(*path.glob("samples/step_*.png")),
         "log": -(-steps // log_every(config)) * len(lines[0]) + often * len(lines[-1]),
         "other": _bytes(*path.glob("*.html"), *path.glob("*.json"), *path.glob("*.yaml")),
@@ -297,26 +282,25 @@ def _sampling(session: Session) -> dict[str, Any]:
     if not hasattr(best, "process"):  # an autoencoder draws no samples
         return {"number": 0, "steps": 0, "seconds": 0.0}
     number = 10 * classes if 0 < classes <= 20 else 64
-    asked = guide(best, session.config.guidance) if classes else best
-    plan, cond = make_plan(asked, None, None), {"label": torch.arange(number) % classes} if classes else {}
+    guided = guide(best, session.config.guidance) if classes else best
+    plan, cond = make_plan(guided, None, None), {"label": torch.arange(number) % classes} if classes else {}
     with evaluating(best):
-        seconds = _timed(lambda: sample(asked, number, solver=plan, cond=cond))
+        seconds = _timed(lambda: sample(guided, number, solver=plan, cond=cond))
     return {"number": number, "steps": plan.steps, "seconds": seconds}
 
 
 def _timed(work: Callable[[], Any]) -> float:
-    """Seconds that it takes."""
+    """Seconds that work() takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
-def _free(device: torch.device) -> dict[str, int | None]:
-    """Bytes that this process may hold, of the machine and of an accelerator; peaks of what it holds begin anew."""
+def _free(device: torch.device) -> dict[str, int]:
+    """Bytes that this process may take, of the machine and of an accelerator; the peaks of what it takes begin anew."""
     with suppress(OSError):  # elsewhere than on Linux the peak is that of the whole process
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    room, now = available(), held()
-    found = {"free": None if now is None or not math.isfinite(room) else int(room) + now}
+    found = {"free": int(available()) + peak_memory()}
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         found["device_free"] = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)

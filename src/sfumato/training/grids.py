@@ -1,20 +1,20 @@
-"""samples/step_*.png: grids of samples on the way and at the end, as many samples as a run bears."""
+"""samples/step_*.png: grids of samples during a run and at its end, of as many samples as the run can afford."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from sfumato import noise
 from sfumato.compose import guide
 from sfumato.conditions import of_data
-from sfumato.diagnostics.draws import evaluating
-from sfumato.diagnostics.examples import usual_scale
+from sfumato.diagnostics.examples import default_guidance
 from sfumato.errors import SfumatoError
+from sfumato.noised import evaluating
 from sfumato.pictures import beside, picture, save_png
 from sfumato.sampling import sample
 from sfumato.training.evaluation_schedule import GRID, LAST_GRID
@@ -27,47 +27,31 @@ _LEAST_GRID, _POINTS = 4, 500  # samples of a grid, of a scatter plot
 _ROWS, _COLUMNS = 10, 4
 
 
-class Layout(NamedTuple):
-    """A grid of samples: its columns, the class of each sample, the names of the rows."""
-
-    columns: int
-    labels: list[str]
-    names: list[str] | None
-
-
-def bears(session: Session, share: float, total: float | None = None) -> int:
-    """Samples of a grid that cost this share of the work of a run of `total` samples (this one)."""
-    # a call of the network is a third of a training sample's work
-    twice = usual_scale(session.denoiser.spec.conditions, session.config.guidance) is not None  # guided
-    calls = GRID_STEPS * (1 + bool(session.state.ema)) * (1 + twice)
-    return int(3 * share * (session.total if total is None else total) / calls)
+def _affordable(session: Session, share: float) -> int:
+    """Samples of a grid that cost this share of the run's work; a call of the network is a third of a training step."""
+    guided = default_guidance(session.denoiser.spec.conditions, session.config.guidance) is not None
+    calls = GRID_STEPS * (1 + bool(session.state.ema)) * (1 + guided)
+    return int(3 * share * session.total / calls)
 
 
-def halfway(session: Session, total: float | None = None) -> bool:
-    """Whether a run of `total` samples (this one) bears a grid on the way that nobody asked for."""
-    return bears(session, GRID, total) >= _LEAST_GRID
+def halfway(session: Session) -> bool:
+    """Whether the run can afford a grid in its middle that nobody asked for."""
+    return _affordable(session, GRID) >= _LEAST_GRID
 
 
 class Grids(Hook):
     """A grid in the middle of a run, or as often as the settings say, and one at its end."""
 
     def __init__(self, loggers: Loggers) -> None:
-        self.loggers, self._before = loggers, 0.0
-
-    def start(self, session: Session) -> None:
-        self._before = session.fraction
-
-    back = start
+        self.loggers = loggers
 
     def step(self, session: Session, progress: Progress) -> None:
-        before, self._before, every = self._before, progress.fraction, session.config.sample_every
-        if progress.done:
-            return
+        every = session.config.sample_every
         if every is None:
-            now = before < 0.5 <= progress.fraction and halfway(session)
+            due = progress.before < 0.5 <= progress.fraction and halfway(session)
         else:
-            now = bool(every) and progress.step % every == 0
-        if now:
+            due = bool(every) and progress.step % every == 0
+        if due and not progress.done:
             self.draw(session)
 
     def end(self, session: Session) -> None:
@@ -78,18 +62,18 @@ class Grids(Hook):
         with session.state.spending("grids"):
             try:
                 if hasattr(session.denoiser, "process"):
-                    self._samples(session, _layout(session))
+                    self._samples(session)
                 else:
                     self._reconstructions(session)
             except SfumatoError as error:
                 session.console.note(f"No samples were drawn at step {session.state.step:,}: {error}")
 
-    def _samples(self, session: Session, layout: Layout) -> None:
+    def _samples(self, session: Session) -> None:
         """Samples of the raw weights and of their moving average, side by side."""
-        columns, labels, names = layout
+        columns, labels, names = _layout(session)
         denoiser, state = session.denoiser, session.state
         cond, spec = _shown(session, labels), denoiser.spec
-        scale = usual_scale({name: spec.conditions[name] for name in cond}, session.config.guidance)
+        scale = default_guidance({name: spec.conditions[name] for name in cond}, session.config.guidance)
         models = {"raw": denoiser} | ({"moving average": state.ema.denoiser} if state.ema else {})
         images = []
         for model in models.values():
@@ -120,22 +104,22 @@ class Grids(Hook):
             self.loggers.picture(path, session.state.samples)
 
 
-def _layout(session: Session) -> Layout:
-    """As many samples as the run can bear, at its end or on the way."""
+def _layout(session: Session) -> tuple[int, list[str], list[str] | None]:
+    """(columns, the class of each sample, the names of the rows), of as many samples as the run can afford."""
     classes, points = session.source.classes, session.source.shape == (2,)
-    count = max(_LEAST_GRID, bears(session, LAST_GRID if session.finished else GRID))
+    count = max(_LEAST_GRID, _affordable(session, LAST_GRID if session.finished else GRID))
     if not classes:
         if points:
-            return Layout(1, [""] * min(_POINTS, count), None)
+            return 1, [""] * min(_POINTS, count), None
         side = min(6, math.isqrt(count))
-        return Layout(side, [""] * side**2, None)
+        return side, [""] * side**2, None
     rows = min(_ROWS, len(classes), count)
     columns = min(_POINTS // rows if points else _COLUMNS, count // rows)
-    return Layout(columns, [name for name in classes[:rows] for _ in range(columns)], classes[:rows])
+    return columns, [name for name in classes[:rows] for _ in range(columns)], classes[:rows]
 
 
 def _shown(session: Session, labels: list[str]) -> Mapping[str, Any]:
-    """What the samples of a grid are known by: these classes, and else what is known of unseen samples of them."""
+    """The conditions of the samples of a grid: these classes, and otherwise those of unseen samples of the classes."""
     source, spec = session.source, session.denoiser.spec
     given = {"label": labels} if source.classes else {}
     if len(spec.conditions) <= len(given):

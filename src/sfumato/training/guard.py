@@ -1,8 +1,8 @@
-"""What happens where a loss or a gradient is not finite: the step is skipped, and the cause is looked for and named.
+"""Skip steps whose loss or gradients are not finite, and find the first tensor that caused it.
 
-    one incident               nothing of the step is kept; the next batch is another
+    one incident               nothing of the step is kept; training goes on with the next batch
     STRIKES in WINDOW steps    back to the last good checkpoint, with half the learning rate
-    more than ROLLBACKS        the run stops and says what it was
+    more than ROLLBACKS        the run stops and names the cause
 
 Nothing that is not finite reaches the optimiser, the averages or a checkpoint.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sfumato.distributed import ALONE, World, local
 from sfumato.nets.watching import watched
-from sfumato.training.goal import Batch, Goal
+from sfumato.objectives.loss import Batch, Loss
 
 STRIKES, WINDOW, ROLLBACKS = 3, 100, 3
 SLOWER = 0.5  # the learning rate after a roll-back, over that before
@@ -28,9 +28,8 @@ SLOWER = 0.5  # the learning rate after a roll-back, over that before
 class Incident:
     """A step that was skipped.
 
-    step: its number; samples: numbers of the run's samples in its batch, rows: which samples of the training set these
-    are; where: the first part that was not finite, in words; precision: what the network computed in; rolled_back: the
-    step that the run went back to.
+    samples: numbers of the run's samples in its batch; rows: of the training set; where: the first part that was not
+    finite, in words; precision: dtype that the network computed in; rolled_back: the step that the run went back to.
     """
 
     step: int
@@ -64,17 +63,16 @@ def finite(value: Any) -> bool:
     return all(finite(v) for v in value) if isinstance(value, list | tuple) else True
 
 
-def find(model: Any, goal: Goal, batch: Batch, world: World = ALONE) -> tuple[str, bool]:
+def find(model: Any, loss: Loss, batch: Batch, world: World = ALONE) -> tuple[str, bool]:
     """(where the first number that is not finite comes from, whether weights are lost).
 
-    Data, conditions, a weight, a module's output, a gradient. Gradients are those that the failed step left; the
-    forward pass is run once more. Of many processes, which go from one to the next together, the first that has the
-    cause says so.
+    Looks at the weights, the data and conditions, the output of each module in another forward pass, and the gradients
+    that the failed step left. Of many processes, which search together, the first that finds the cause names it.
     """
     looks: list[tuple[Callable[[], str | None], bool]] = [
         (lambda: _in_weights(model), True),
         (lambda: _in_data(batch), False),
-        (lambda: _in_outputs(model, goal, batch), False),
+        (lambda: _in_outputs(model, loss, batch), False),
         (lambda: _in_gradients(model), False),
     ]
     for look, lost in looks:
@@ -94,7 +92,7 @@ def _in_data(batch: Batch) -> str | None:
     return f"the {broken[0]} of its batch are not finite" if broken else None
 
 
-def _in_outputs(model: Any, goal: Goal, batch: Batch) -> str | None:
+def _in_outputs(model: Any, loss: Loss, batch: Batch) -> str | None:
     first: list[str] = []
 
     def look(name: str, out: Any) -> None:
@@ -102,7 +100,7 @@ def _in_outputs(model: Any, goal: Goal, batch: Batch) -> str | None:
             first.append(name)
 
     with watched(model.net, look), torch.no_grad():
-        losses = goal.losses(model, batch)
+        losses = loss.losses(model, batch)
     if first:
         return f"the output of {first[0]} is not finite"
     return None if finite(losses) else "the loss is not finite, and all outputs of the network are"

@@ -1,6 +1,6 @@
-"""What a run does beside stepping: its log, skipped steps, words from outside, snapshots of averages.
+"""What a run does beside its training steps: log, skipped steps, commands from its folder, snapshots of averages.
 
-`usual` has all of it, in order; `health`, `grids` and `final_report` have files of their own.
+`usual` adds all of them in order; `health`, `grids` and `final_report` have files of their own.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from typing import Any
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.folder import INCIDENTS, Log, incidents
-from sfumato.training import checkpoint, snapshots
-from sfumato.training.averages import due
-from sfumato.training.control import Ear
-from sfumato.training.final_report import Conditions, FinalReport
+from sfumato.training import averages, checkpoint
+from sfumato.training.control import Commands
+from sfumato.training.final_report import FinalReport
 from sfumato.training.grids import Grids
 from sfumato.training.guard import ROLLBACKS, SLOWER, STRIKES, Incident
 from sfumato.training.health import Health
@@ -28,20 +27,20 @@ from sfumato.training.session import Hook, Session
 
 
 def usual(session: Session) -> Session:
-    """The session, with what every run does: in this order after each step, and at the end."""
+    """The session with the hooks of every run, which are called in this order."""
     records = Records(session)
-    grids = Grids(records.loggers)
-    own = (Conditions(), Health(session), Incidents(session), Control(session, grids), Snapshots(session))
-    session.hooks += [records, *own, grids, FinalReport()]
+    grids, health = Grids(records.loggers), Health(session)
+    own = (health, Incidents(session), FolderCommands(session, grids), Snapshots(session))
+    session.hooks += [records, *own, grids, FinalReport(health)]
     return session
 
 
 class Records(Hook):
-    """metrics.jsonl, dashboards, and what is said on the way."""
+    """metrics.jsonl, dashboards and the console."""
 
     def __init__(self, session: Session) -> None:
         leads, config, self._micro = session.world.leads, session.config, 0
-        upto = session.state.step if session.resumed else 0
+        upto = session.logged if session.resumed else 0
         self.log = Log(session.path / "metrics.jsonl", upto) if leads else None
         self.loggers = Loggers(session.path, config if leads else config.replace(loggers=None), session.console.note)
 
@@ -49,9 +48,11 @@ class Records(Hook):
         self._micro = min(session.state.micro, session.config.batch)
 
     def step(self, session: Session, progress: Progress) -> None:
-        if self.log is not None and (progress.loss is not None or progress.validation is not None):
-            self.log.write(progress.to_dict())
+        if progress.loss is not None or progress.validation is not None:
+            if self.log is not None:
+                self.log.write(progress.to_dict())
             self.loggers.line(progress.to_dict())
+        session.logged = progress.step
         session.console(progress)
         if progress.micro < self._micro:
             session.console.note(
@@ -106,20 +107,20 @@ class Incidents(Hook):
         session.console.note(str(incident))
 
 
-class Control(Hook):
-    """What is said through the folder (`control`), and checkpoints when they are due."""
+class FolderCommands(Hook):
+    """Commands given through the run folder (`control`), and checkpoints when they are due."""
 
     def __init__(self, session: Session, grids: Grids) -> None:
-        self.ear, self.grids = Ear(session.path, session.world.leads), grids
+        self.commands, self.grids = Commands(session.path, session.world.leads), grids
 
     def step(self, session: Session, progress: Progress) -> bool:
-        words = self.ear.words() + ["checkpoint"] * self._due(session) if session.world.leads else []
+        words = self.commands.words() + ["checkpoint"] * self._due(session) if session.world.leads else []
         if not session.world.any(bool(words), session.denoiser.device):
             return False
         words = session.world.broadcast(words)
         if "save" in words or "pause" in words:
             session.save(model=True)
-            session.console.note(f"Saved at step {session.state.step:,}, as was asked for.")
+            session.console.note(f"Saved at step {session.state.step:,}, as requested.")
         elif "checkpoint" in words:
             session.save(model=True)
             session.report()
@@ -127,7 +128,7 @@ class Control(Hook):
             self.grids.draw(session)
         if "pause" in words and "stop" not in words:
             session.console.note(f"Paused at step {session.state.step:,}: sfumato control {session.path} go")
-            session.state.waited += self.ear.wait()
+            session.state.waited += self.commands.wait()
         return "stop" in words
 
     def _due(self, session: Session) -> bool:
@@ -136,19 +137,19 @@ class Control(Hook):
 
 
 class Snapshots(Hook):
-    """averages/: the two averages that `sfumato average` combines, at the times that `due` says."""
+    """averages/: the two averages that `sfumato average` combines, at the times that `averages.due` gives."""
 
     def __init__(self, session: Session) -> None:
-        self._before = session.fraction
+        self._before = session.seen
 
     def step(self, session: Session, progress: Progress) -> None:
         before, self._before = self._before, progress.fraction
-        averages, state = session.state.averages, session.state
-        if averages is not None and due(before, progress.fraction, session.config.snapshots):
+        state = session.state
+        if state.averages and averages.due(before, progress.fraction, session.config.snapshots):
             with state.spending("averages"):
-                weights = {width: gathered(each, session.world) for width, each in averages.snapshot().items()}
+                weights = gathered(averages.tensors(state.averages), session.world)
                 if session.world.leads:
-                    snapshots.write(session.path, weights, state.step, state.samples)
+                    averages.write(session.path, weights, state.step, state.samples)
 
     def back(self, session: Session) -> None:
         self._before = session.fraction

@@ -1,8 +1,7 @@
 """Other people's dashboards beside metrics.jsonl: TensorBoard, Weights & Biases, trackio, MLflow.
 
-Each is an extra of the package, imported where it is asked for. What is sent is the line of metrics.jsonl, its numbers
-by name and by samples seen, and the grids of samples; a dashboard that fails is told of once and left alone, since
-training is not for it.
+Each is an extra of the package, imported where it is asked for. It gets the numbers of each line of metrics.jsonl, by
+name and by samples seen, and the grids of samples. One that fails is reported once and dropped; training goes on.
 """
 
 from __future__ import annotations
@@ -10,8 +9,8 @@ from __future__ import annotations
 import abc
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, final
@@ -65,20 +64,17 @@ class TensorBoard(Logger):
 
 @final
 class WandB(Logger):
-    """Weights & Biases (WANDB_MODE=offline keeps it here, in RUN/wandb), or trackio, which speaks the same API.
+    """Weights & Biases (WANDB_MODE=offline keeps it here, in RUN/wandb), or trackio, which has the same API.
 
-    reserved: names that mean something else to it, and what is said instead.
+    step: the name of the step, where the usual one is reserved.
     """
 
-    def __init__(
-        self, module: Any, run: Path, config: TrainConfig, reserved: Mapping[str, str] | None = None, **place: str
-    ) -> None:
-        self.module, self.reserved = module, reserved or {}
+    def __init__(self, module: Any, run: Path, config: TrainConfig, step: str = "step", **place: str) -> None:
+        self.module, self.step = module, step
         module.init(project="sfumato", name=run.name, config=config.to_dict(), **place)
 
     def numbers(self, values: dict[str, float], samples: int) -> None:
-        named = {self.reserved.get(name, name): value for name, value in values.items()}
-        self.module.log({**named, "samples": samples})
+        self.module.log({self.step if name == "step" else name: value for name, value in values.items()})
 
     def picture(self, path: Path, samples: int) -> None:
         self.module.log({"grid": self.module.Image(str(path)), "samples": samples})
@@ -98,7 +94,7 @@ def _wandb(run: Path, config: TrainConfig) -> WandB:
 def _trackio(run: Path, config: TrainConfig) -> WandB:
     import trackio
 
-    return WandB(trackio, run, config, reserved={"step": "steps"})
+    return WandB(trackio, run, config, step="steps")
 
 
 @register("logger", "mlflow")
@@ -132,7 +128,8 @@ class Loggers:
         self.tell = tell
         self.each: dict[str, Logger] = {}
         for name in names(config.loggers):
-            self._try(name, lambda name=name: self.each.update({name: registry.get("logger", name)(run, config)}))  # type: ignore[misc]
+            with self._guarded(name):
+                self.each[name] = registry.get("logger", name)(run, config)
 
     def line(self, line: dict[str, Any]) -> None:
         """A line of metrics.jsonl."""
@@ -141,30 +138,33 @@ class Loggers:
             for name, value in line.items()
             if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         }
-        self._do(lambda logger: logger.numbers(values, int(line["samples"])))
+        for name, logger in list(self.each.items()):
+            with self._guarded(name):
+                logger.numbers(values, int(line["samples"]))
 
     def picture(self, path: Path, samples: int) -> None:
-        self._do(lambda logger: logger.picture(path, samples))
+        for name, logger in list(self.each.items()):
+            with self._guarded(name):
+                logger.picture(path, samples)
 
     def close(self) -> None:
-        self._do(lambda logger: logger.close())
-
-    def _do(self, what: Callable[[Logger], None]) -> None:
         for name, logger in list(self.each.items()):
-            self._try(name, lambda logger=logger: what(logger))  # type: ignore[misc]
+            with self._guarded(name):
+                logger.close()
 
-    def _try(self, name: str, what: Callable[[], None]) -> None:
-        """What they print goes to stderr, since stdout is for results; the run goes on without one that fails."""
+    @contextmanager
+    def _guarded(self, name: str) -> Iterator[None]:
+        """What a dashboard prints goes to stderr, since stdout is for results; one that fails is dropped."""
         try:
             with redirect_stdout(sys.stderr):
-                what()
+                yield
         except Exception as error:  # whatever theirs may be
             self.each.pop(name, None)
             words = " ".join(str(error).split())
-            self.tell(f"{name} is left alone from here on ({type(error).__name__}: {words}).")
+            self.tell(f"{name} failed and gets no more of this run ({type(error).__name__}: {words}).")
 
 
-def names(words: str | None) -> Sequence[str]:
+def names(words: str | None) -> list[str]:
     """The names in a setting such as "tensorboard,wandb"."""
     return [word.strip() for word in (words or "").split(",") if word.strip()]
 
@@ -173,6 +173,4 @@ def check(words: str | None) -> None:
     """Raise SfumatoError for a dashboard whose package is not installed, before a run has a folder."""
     for name in names(words):
         if find_spec(name) is None:
-            raise SfumatoError(
-                f"{name} is not installed, and was asked for as a logger: pip install 'sfumato[{name}]'."
-            )
+            raise SfumatoError(f"The logger {name} is not installed: pip install 'sfumato[{name}]'.")

@@ -1,6 +1,6 @@
 """The training loop: a generator that does one step of the optimiser for each value taken from it.
 
-    loss = mean over the batch of goal.losses(model, batch);   Muon or AdamW;   EMA
+    loss = mean over the batch of loss.losses(model, batch);   Muon or AdamW;   EMA
 
 Every step is a function of (seed, samples seen, state). Under a budget in minutes the learning rate follows the
 fraction of the budget that is used; the seconds used are part of the state.
@@ -23,17 +23,16 @@ from sfumato.data.rows import Samples
 from sfumato.diagnostics.validation import Validation
 from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError
-from sfumato.machine import out_of_memory, released
-from sfumato.objectives.loss import one_a_sample
+from sfumato.machine import out_of_memory, release_memory
+from sfumato.objectives.loss import Batch, Loss, one_a_sample
 from sfumato.training.batches import Batches
 from sfumato.training.compiling import compiled, compiling
 from sfumato.training.config import TrainConfig
 from sfumato.training.evaluation_schedule import log_every
-from sfumato.training.goal import Batch, Goal
 from sfumato.training.guard import STRIKES, WINDOW, Incident, find, precision
-from sfumato.training.parallel import clip, finite, quiet, settle, shared
+from sfumato.training.parallel import average_whole, clip, finite, no_sync, shared
 from sfumato.training.state import State
-from sfumato.training.validation import Judge, Labelled
+from sfumato.training.validation import Judge
 
 _WARMUP_SHARE = 0.03  # of a run is the longest warm-up
 
@@ -43,9 +42,9 @@ class Progress:
     """Where a run stands after a step.
 
     loss and grad_norm are means since the last step that had them, None between; lr the rate of this step; rate in
-    samples a second; eta and elapsed in seconds; fraction of the budget used; validation at some steps; micro: samples
-    that are computed at once, incident: where the step was skipped. data_wait: the fraction of the time that steps
-    waited for their data, with each loss; advice: what a user should know, once.
+    samples a second; eta and elapsed in seconds; fraction of the budget used, and before the step; validation at some
+    steps; micro: samples that are computed at once, incident: where the step was skipped. data_wait: the fraction of
+    the time that steps waited for their data, with each loss; advice: what a user should know, once.
     """
 
     step: int
@@ -61,13 +60,14 @@ class Progress:
     validation: Validation | None = None
     done: bool = False
     micro: int = 0
+    before: float = 0.0
     incident: Incident | None = None
     data_wait: float | None = None
     advice: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """One line of metrics.jsonl."""
-        apart = ("validation", "incident", "micro", "advice")
+        apart = ("validation", "incident", "micro", "before", "advice")
         line = {name: value for name, value in vars(self).items() if value is not None and name not in apart}
         return line if self.validation is None else {**line, **self.validation.to_dict()}
 
@@ -89,26 +89,26 @@ def fit(
     cond: Mapping[str, Any] | Tensor | None = None,
     holdout: tuple[Samples, Mapping[str, Any] | Tensor | None] | None = None,
     state: State | None = None,
-    goal: Goal | None = None,
+    loss: Loss | None = None,
     world: World = ALONE,
 ) -> Iterator[Progress]:
     """Train a model; yields after each step, and leaves everything in `state`.
 
-    model: a denoiser, or any module with `net` (what is trained), `spec` and `device`. goal: what is minimised, the
-    denoising loss of the settings by default. x: (N, *shape) in the units of model.spec (normalised floats without
-    one); cond: the conditions of the samples as the network hears them (`Conditions.of`), labels alone as int64 (N,).
-    holdout: (x, cond) for validation. state: continues a run (default: a new one), and
-    brings its goal. world: the processes that train together, each of which calls this with the same arguments.
+    model: a denoiser, or any module with `net` (what is trained), `spec` and `device`. loss: what is minimised, the
+    one that the settings name by default. x: (N, *shape) in the units of model.spec (normalised floats without
+    one); cond: the conditions of the samples, encoded for the network (`Conditions.of`), labels alone as int64 (N,).
+    holdout: (x, cond) for validation. state: continues a run (default: a new one) with
+    its loss. world: the processes that train together, each of which calls this with the same arguments.
     config needs a budget, steps or minutes. The caller may stop taking values at any time and go on later with the
-    same state. A step whose loss or gradient is not finite is skipped and says so (`guard`); SfumatoError where that
+    same state. A step whose loss or gradient is not finite is skipped and reported (`guard`); SfumatoError where that
     happens STRIKES times within WINDOW steps, unless the caller has gone back to an earlier state by then.
     """
     if config.steps is None and config.minutes is None:
         raise SfumatoError("Training needs a budget: set steps or minutes.")
-    state = state or State(model, config, goal, world)
+    state = state or State(model, config, loss, world)
     judge, known = None, Conditions.of(cond)
     if holdout is not None and len(holdout[0]):
-        judge = Judge(state, config, Labelled(x, known), Labelled(holdout[0], Conditions.of(holdout[1])))
+        judge = Judge(state, config, (x, known), holdout)
     batches = Batches(x, known, model.spec, config.seed, config.drop, model.device, state.dtype, config.workers)
     with closing(batches), _threads(config.threads):
         yield from _steps(model, batches, config, state, judge, world)
@@ -131,21 +131,31 @@ def _threads(number: int | None) -> Iterator[None]:
 def _steps(
     model: Any, batches: Batches, config: TrainConfig, state: State, judge: Judge | None, world: World
 ) -> Iterator[Progress]:
-    clock, share = _Clock(state, config, world), world.share(config.batch)
+    report, share = _Reporter(state, config, len(batches.x), judge, world), world.share(config.batch)
     model.train()
-    losses = shared(compiled(model, world) if config.compile else model, state.goal, world)
-    while clock.fraction() < 1:
-        before = clock.fraction()
-        lr = config.lr * state.slower * rate_factor(state.samples + config.batch, before, config)
+    losses = shared(compiled(model, world) if config.compile else model, state.loss, world)
+    if state.unlogged:
+        before = state.before(config)
+        progress = report.progress(before, _rate(state, config, state.samples, before))
+        state.reported = True
+        yield progress
+    while state.fraction(config) < 1:
+        if state.reported:
+            state.sums.zero_()
+            state.line_due, state.reported = False, False
+        before = state.fraction(config)
+        lr = _rate(state, config, state.samples + config.batch, before)
         batch = Batch(*batches.take(state.samples, config.batch, share), world)
         with compiling(config.compile):
             taken = _step(losses, batch, config, state, lr, world)
         incident = None if taken else _skip(state, config, batch, batches, lr, world)
-        clock.tick()
-        progress = _progress(state, config, clock, before, lr, len(batches.x), judge, world)
-        told = batches.waiting.told() if progress.loss is not None or progress.done else {}
-        yield dataclasses.replace(progress, incident=incident, **told)
-        if len(state.strikes) >= STRIKES:  # whoever takes the values did not go back
+        report.tick(taken)
+        progress = report.progress(before, lr)
+        waits = batches.waiting.report() if state.line_due else {}
+        progress = dataclasses.replace(progress, incident=incident, **waits)
+        state.reported = state.line_due
+        yield progress
+        if len(state.strikes) >= STRIKES:  # the caller did not go back to an earlier state
             raise SfumatoError(
                 f"Training stopped at step {state.step:,}: {STRIKES} steps of {WINDOW} could not be taken; in the last "
                 f"one {incident.where if incident else 'the loss was not finite'}. Go on from an earlier state with a "
@@ -153,37 +163,59 @@ def _steps(
             )
 
 
-class _Clock:
-    """The fraction of the budget used, and the pace."""
+def _rate(state: State, config: TrainConfig, samples: int, fraction: float) -> float:
+    """The learning rate of a step that ends at so many samples and begins at a fraction of the budget."""
+    return config.lr * state.slower * rate_factor(samples, fraction, config)
 
-    def __init__(self, state: State, config: TrainConfig, world: World) -> None:
-        self.state, self.config, self.world = state, config, world
+
+class _Reporter:
+    """What is reported of each step: time, pace, the means of loss and gradient norm, validation."""
+
+    def __init__(self, state: State, config: TrainConfig, rows: int, judge: Judge | None, world: World) -> None:
+        self.state, self.config, self.rows, self.judge, self.world = state, config, rows, judge, world
         self._start, self._samples = time.monotonic() - state.elapsed - state.waited, state.samples
         self._first = state.elapsed
 
-    def tick(self) -> None:
-        elapsed = time.monotonic() - self._start - self.state.waited
+    def tick(self, taken: bool) -> None:
+        """Count the time of a step, which ends here."""
+        state, config = self.state, self.config
+        elapsed = time.monotonic() - self._start - state.waited
         # a budget in time must end for all at the same step
-        self.state.elapsed = self.world.broadcast(elapsed) if self.config.steps is None else elapsed
+        state.elapsed = self.world.broadcast(elapsed) if config.steps is None else elapsed
+        state.line_due = state.fraction(config) >= 1 or state.step % log_every(config) == 0
+        if taken:
+            state.midway = False
 
-    def fraction(self) -> float:
-        if self.config.steps is not None:
-            return self.state.step / self.config.steps
-        return self.state.elapsed / (60 * (self.config.minutes or 1.0))
+    def progress(self, before: float, lr: float) -> Progress:
+        """Where the run stands after a step that began at the fraction `before` of the budget."""
+        state, config = self.state, self.config
+        fraction = state.fraction(config)
+        loss = norm = None
+        if state.line_due:
+            total, norms, count = state.sums.tolist()
+            loss, norm = (total / count, norms / count) if count else (None, None)
+        samples, seconds = state.samples - self._samples, state.elapsed - self._first
+        if not samples:  # no step was taken yet by this process
+            samples, seconds = state.samples, state.elapsed
+        rate = samples / max(1e-9, seconds)
+        validation = None if self.judge is None else self.judge.at(before, fraction, self.world)
+        return Progress(
+            state.step, state.samples, state.samples / self.rows, min(1.0, fraction), lr, state.elapsed,
+            self._eta(rate), rate, loss, norm, validation, fraction >= 1, min(state.micro, config.batch), before,
+        )  # fmt: skip
 
-    def rate(self) -> float:
-        """Samples a second since this process began."""
-        return (self.state.samples - self._samples) / max(1e-9, self.state.elapsed - self._first)
-
-    def eta(self) -> float:
+    def _eta(self, rate: float) -> float:
         if self.config.steps is None:
             return max(0.0, 60 * (self.config.minutes or 0.0) - self.state.elapsed)
-        return (self.config.steps - self.state.step) * self.config.batch / max(1e-9, self.rate())
+        return (self.config.steps - self.state.step) * self.config.batch / max(1e-9, rate)
 
 
 def _step(shared: nn.Module, batch: Batch, config: TrainConfig, state: State, lr: float, world: World) -> bool:
-    """One step of the optimiser and the average; False where it is not finite, with nothing applied but to weights that
-    the step itself has made infinite: `find` sees these, and only an earlier state can help."""
+    """One step of the optimiser and the averages; False, with nothing applied, where loss or gradient is not finite.
+
+    Also False where the step itself made weights infinite; then only an earlier state can help. The state stays
+    `midway` until the step is counted.
+    """
     losses = world.all_gather(gradients(shared, batch, config.batch, state, world))
     loss = losses.mean()
     largest = config.clip or math.inf
@@ -200,10 +232,9 @@ def _step(shared: nn.Module, batch: Batch, config: TrainConfig, state: State, lr
     if world.size > 1:
         index = torch.arange(state.samples, state.samples + config.batch)
         batch = dataclasses.replace(batch, index=index, u=world.all_gather(batch.u))
-    state.goal.observe(batch, losses)
+    state.loss.observe(batch, losses)
     state.average(config.batch)
     state.sums += torch.stack((loss, norm.detach(), torch.ones_like(loss))).double()
-    state.midway = False
     return True
 
 
@@ -216,33 +247,36 @@ def gradients(shared: nn.Module, batch: Batch, total: int, state: State, world: 
     while True:
         try:
             losses = _in_parts(shared, batch, world.size / total, state)
-            settle(state.parameters, world)
+            average_whole(state.parameters, world)
             return losses
         except (RuntimeError, MemoryError) as error:
             largest = min(state.micro, len(batch.x))
             if not out_of_memory(error) or largest == 1 or world.size > 1:
                 raise
             state.micro = -(-largest // 2)
-        released()
+        release_memory()
 
 
 def _in_parts(shared: nn.Module, batch: Batch, scale: float, state: State) -> Tensor:
-    """Losses times `scale` are summed; DistributedDataParallel takes the mean over the processes."""
+    """The losses (B,) of a batch computed in parts, and the gradient of their sum times `scale`.
+
+    DistributedDataParallel then takes the mean over the processes.
+    """
     state.optimizer.zero_grad(set_to_none=True)
-    for parameter in state.goal.parameters():
+    for parameter in state.loss.parameters():
         parameter.grad = None
     found, parts = [], list(batch.split(state.micro))
     for i, part in enumerate(parts):
-        with quiet(shared, last=i + 1 == len(parts)):
-            losses = one_a_sample(shared(part), len(part.x), state.goal)
+        with no_sync(shared, last=i + 1 == len(parts)):
+            losses = one_a_sample(shared(part), len(part.x), state.loss)
             (losses.sum() * scale).backward()
         found.append(losses.detach())
     return torch.cat(found)
 
 
 def _skip(state: State, config: TrainConfig, batch: Batch, batches: Batches, lr: float, world: World) -> Incident:
-    """Count a step that is not taken, and say why."""
-    where, lost = find(state.denoiser, state.goal, batch, world)
+    """Count the batch of a skipped step; returns the cause."""
+    where, lost = find(state.denoiser, state.loss, batch, world)
     state.step += 1
     rows = batches.rows(state.samples, config.batch).tolist()
     if state.unseen == state.samples:
@@ -252,21 +286,3 @@ def _skip(state: State, config: TrainConfig, batch: Batch, batches: Batches, lr:
     state.strikes = [*recent, *[state.step] * (STRIKES if lost else 1)]
     samples = list(range(state.samples - config.batch, state.samples))
     return Incident(state.step, samples, rows, where, lr, precision(state.denoiser))
-
-
-def _progress(
-    state: State, config: TrainConfig, clock: _Clock, before: float, lr: float, rows: int, judge: Judge | None,
-    world: World,
-) -> Progress:  # fmt: skip
-    fraction = clock.fraction()
-    done = fraction >= 1
-    loss = norm = None
-    if done or state.step % log_every(config) == 0:
-        total, norms, count = state.sums.tolist()
-        loss, norm = (total / count, norms / count) if count else (None, None)
-        state.sums.zero_()
-    validation = None if judge is None else judge.at(before, fraction, world)
-    return Progress(
-        state.step, state.samples, state.samples / rows, min(1.0, fraction), lr, state.elapsed, clock.eta(),
-        clock.rate(), loss, norm, validation, done, min(state.micro, config.batch),
-    )  # fmt: skip

@@ -129,7 +129,7 @@ class Muon(torch.optim.Optimizer):
         )  # fmt: skip
 
 
-# Parts whose kernels are no map between hidden states: AdamW's.
+# Parts whose weights are no maps between hidden states; they are left to AdamW.
 OUTER = frozenset({"input", "output", "conditioning", "context", "modulation", "positions"})
 
 

@@ -1,7 +1,7 @@
-"""How many processes train one network: each with all weights (DistributedDataParallel), or with a shard (FSDP2).
+"""Training one network in several processes: each has all weights (DistributedDataParallel) or a shard (FSDP2).
 
 In shards a process holds 1/n of every tensor along its first axis: of weights, gradients, moments and averages. A block
-is gathered when it computes, forward and backward, and let go after it; its gradient is summed where its shards live.
+is gathered when it computes, forward and backward, and freed afterwards; its gradient is summed where its shards are.
 Source: Zhao et al. 2023 (2304.11277), as torch.distributed.fsdp.fully_shard.
 """
 
@@ -23,48 +23,48 @@ from sfumato.distributed import World, full, local, shard
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
 from sfumato.nets.layout import LAYOUTS
-from sfumato.training.goal import Batch, Goal
+from sfumato.objectives.loss import Batch, Loss
 from sfumato.training.parts import with_net
 
 
 @final
 class Losses(nn.Module):
-    """The losses of a batch as one module, so that whatever they call of the network is seen by what wraps them.
+    """The losses of a batch as one module, which DistributedDataParallel can wrap.
 
-    What a loss learns by itself is no part of it: no process has to wait for the others' gradients of it.
+    The parameters of the loss are no part of it: their gradients are not averaged over the processes.
     """
 
-    def __init__(self, model: Any, goal: Goal) -> None:
+    def __init__(self, model: Any, loss: Loss) -> None:
         super().__init__()
-        self.model, self._goal = model, (goal,)
+        self.model, self._loss = model, (loss,)
 
     def forward(self, batch: Batch) -> Tensor:
         """(B,)."""
-        return self._goal[0].losses(self.model, batch)
+        return self._loss[0].losses(self.model, batch)
 
 
-def shared(model: Any, goal: Goal, world: World) -> nn.Module:
-    """The losses of a batch, whose gradients are the mean over all processes."""
-    losses = Losses(model, goal)
+def shared(model: Any, loss: Loss, world: World) -> nn.Module:
+    """A module of the losses of a batch, whose gradients become the mean over all processes."""
+    losses = Losses(model, loss)
     if world.size == 1 or in_shards(model.net):
         return losses
     for p in model.net.parameters():
-        p.data = _as_gradients_lie(p.data)
+        p.data = _with_strides_of_gradient(p.data)
     # buffers change by what all processes know, and so they are equal
     known = inspect.signature(DistributedDataParallel).parameters
     how: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
     return DistributedDataParallel(losses, gradient_as_bucket_view=True, **how)
 
 
-def _as_gradients_lie(kernel: Tensor) -> Tensor:
+def _with_strides_of_gradient(kernel: Tensor) -> Tensor:
     """A kernel of one input with the strides that convolutions give its gradient; the memory is the same."""
     if kernel.ndim not in LAYOUTS or kernel.shape[1] != 1:
         return kernel
     return kernel.as_strided(kernel.shape, torch.empty_like(kernel, memory_format=LAYOUTS[kernel.ndim]).stride())
 
 
-def quiet(losses: nn.Module, last: bool) -> Any:
-    """A context in which backward passes leave the other processes alone, except for the last part of a batch.
+def no_sync(losses: nn.Module, last: bool) -> Any:
+    """A context in which only the backward pass of the last part of a batch averages gradients over the processes.
 
     Shards are summed part by part: whole gradients kept from one to the next would take what shards save.
     """
@@ -76,7 +76,7 @@ def in_shards(net: nn.Module) -> bool:
 
 
 def sharding(world: World) -> Callable[[nn.Module], nn.Module]:
-    """What turns a network into one in shards, in place: block by block, and the rest together.
+    """A function that brings a network into shards, in place: block by block, and the rest together.
 
     Numbers without an axis (a learned variance) stay whole.
     """
@@ -97,7 +97,7 @@ def sharding(world: World) -> Callable[[nn.Module], nn.Module]:
         scalars = {p for p in net.parameters() if p.ndim == 0}
         for part in (*_blocks(net), net):
             fully_shard(part, mesh=mesh, reshard_after_forward=True, ignored_params=scalars)
-        for name in ("encode", "decode"):  # by which goals of autoencoders call the network
+        for name in ("encode", "decode"):  # which losses of autoencoders call
             if hasattr(net, name):
                 register_fsdp_forward_method(net, name)
         return net
@@ -106,15 +106,15 @@ def sharding(world: World) -> Callable[[nn.Module], nn.Module]:
 
 
 def _blocks(net: nn.Module) -> Iterator[nn.Module]:
-    """What the lists of a network hold: residual blocks, and the maps between levels; inner ones first."""
+    """The modules in the lists of a network (residual blocks, maps between levels), inner ones first."""
     for module in reversed(list(net.modules())):
         if isinstance(module, nn.ModuleList):
             parts = (part for part in module if not isinstance(part, nn.ModuleList))
             yield from (part for part in parts if next(part.parameters(), None) is not None)
 
 
-def settle(parameters: Sequence[nn.Parameter], world: World) -> None:
-    """After the last backward pass: the mean gradient of what is whole beside shards."""
+def average_whole(parameters: Sequence[nn.Parameter], world: World) -> None:
+    """Average the gradients of the parameters that stay whole beside shards, after the last backward pass."""
     if not any(local(p) is not p for p in parameters):
         return  # all whole: DistributedDataParallel has done it
     for p in parameters:
@@ -148,7 +148,7 @@ def _kinds(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
 
 
 def gathered(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
-    """The same tensors whole, in the first process; the others help, and have none. Shards come to the CPU in turn."""
+    """The same tensors whole on the CPU of the first process; {} in the others, which have to call it, too."""
     found = {}
     for name, value in tensors.items():
         whole = value if local(value) is value else full(value).cpu()
@@ -158,7 +158,7 @@ def gathered(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
 
 
 def whole(denoiser: Denoiser, world: World) -> Denoiser:
-    """A denoiser in shards as one that is whole in the first process (in the others it is without weights)."""
+    """A denoiser in shards as a whole one in the first process; in the others it has no weights (meta device)."""
     if not in_shards(denoiser.net):
         return denoiser
     state = gathered(denoiser.net.state_dict(), world)

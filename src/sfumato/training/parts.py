@@ -1,4 +1,4 @@
-"""What a run is made of: the model that it trains and the loss, from settings and from objects of the caller's."""
+"""The model that a run trains and its loss, made from settings and from objects of the caller."""
 
 from __future__ import annotations
 
@@ -17,35 +17,38 @@ from sfumato.data import DataSpec, Source
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
 from sfumato.noise import seeded
+from sfumato.objectives import Objective, times, weights
+from sfumato.objectives.density import TimeDensity, drawn_levels
 from sfumato.objectives.factor import check
+from sfumato.objectives.loss import CompletedLoss, Loss
+from sfumato.objectives.weights import Weight
 from sfumato.process import Gaussian, Product
+from sfumato.schedule import schedule_of
 from sfumato.training.config import NAMING, TrainConfig, choices
-from sfumato.training.goal import goal_of, loss_of
-from sfumato.training.objective import schedule_of, times_of, weight_of
 from sfumato.training.precision import compute_dtype
 
-_THE_MODELS = ("net", "schedule", "target", "variance", "energy")  # settings that a given model brings itself
+_OF_MODEL = ("net", "schedule", "target", "variance", "energy")  # settings that a given model has itself
 
 
 @dataclasses.dataclass(frozen=True)
-class Own:
-    """Objects of the caller's that stand for words of the settings: net a network, model to go on from, loss."""
+class Objects:
+    """Objects given in place of the words of settings: net, a network; model, to go on from; loss."""
 
     net: nn.Module | None = None
     model: Any = None
     loss: Any = None
 
 
-def taken(settings: Mapping[str, Any], modules: Iterable[type] = ()) -> tuple[dict[str, Any], Own]:
-    """(settings as words, objects) of settings among which objects stand for words.
+def separate(settings: Mapping[str, Any], modules: Iterable[type] = ()) -> tuple[dict[str, Any], Objects]:
+    """(settings in words, the objects) of settings some of which are objects.
 
-    Raises SfumatoError for an object that no file could describe, before anything is done with it.
+    Raises SfumatoError for an object that no file could describe.
     """
     registry.add(modules)
-    settings = {**settings, **_process_in_words(settings.get("process"))}
-    words, own = dict(settings), {name: settings.get(name) for name in ("net", "model", "loss")}
-    own = {name: value for name, value in own.items() if value is not None and not isinstance(value, str)}
-    for name, value in own.items():
+    words = {**settings, **_process_in_words(settings.get("process"))}
+    given = {name: settings.get(name) for name in ("net", "model", "loss")}
+    given = {name: value for name, value in given.items() if value is not None and not isinstance(value, str)}
+    for name, value in given.items():
         if name == "model":
             trees.tree(value)
             words[name] = "given"
@@ -53,14 +56,14 @@ def taken(settings: Mapping[str, Any], modules: Iterable[type] = ()) -> tuple[di
         if not isinstance(value, nn.Module):
             raise SfumatoError(f"{name} takes a name or a torch.nn.Module, not a {type(value).__name__}.")
         if name == "loss":
-            loss_of(value)
+            as_loss(value)
         words[name] = _described(name, value)
         registry.add([type(value)])
-    return words, Own(**own)
+    return words, Objects(**given)
 
 
 def _process_in_words(process: Any) -> dict[str, str]:
-    """A process that is given as an object, as the settings name it."""
+    """A process given as an object, in the words of the settings."""
     if process is None or isinstance(process, str):
         return {}
     if isinstance(process, Product):
@@ -72,17 +75,17 @@ def _process_in_words(process: Any) -> dict[str, str]:
 
 
 def _described(name: str, value: nn.Module) -> str:
-    """An object as a word of the settings."""
+    """An object in the words of the settings."""
     try:
         return trees.word(trees.tree(value))
     except SfumatoError:
-        if name == "loss":  # it is no part of the file: given again, a run goes on with it
+        if name == "loss":  # no file holds it; to resume the run it is given again
             return type(value).__name__
         raise
 
 
 def known_here(kept: Mapping[str, Any], path: Path) -> None:
-    """Refuse a run whose settings name a class of the user's that is not here."""
+    """Refuse a run whose settings name a class of the user's that is not registered here."""
     for setting, kind in NAMING.items():
         name = registry.bare(kept.get(setting))
         if isinstance(name, str) and name not in choices(setting) and not registry.known(kind, name):
@@ -92,18 +95,49 @@ def known_here(kept: Mapping[str, Any], path: Path) -> None:
             )
 
 
-def loss_for(own: Own, settings: TrainConfig) -> Any:
-    """What the run minimises."""
-    return goal_of(settings) if own.loss is None else loss_of(own.loss)
+def weight_of(name: str) -> Weight | None:
+    """The loss weight of a name, such as sigmoid(bias=-2); None is the target's plain squared error."""
+    return None if name == "plain" else weights.named(name)
 
 
-def model_for(own: Own, settings: TrainConfig, source: Source, spec: DataSpec, loss: Any, device: torch.device) -> Any:
+def objective_of(config: TrainConfig) -> Objective:
+    """What the settings of a run weigh by noise level."""
+    schedule, density = schedule_of(config.schedule), times.named(config.times)
+    return Objective(schedule, config.target, density, weight_of(config.weight))
+
+
+def loss_of(config: TrainConfig, given: Any = None) -> Any:
+    """The loss that a run minimises: the module given, or the one that the settings name."""
+    if given is not None:
+        return as_loss(given)
+    word = config.loss
+    if word == "auto":
+        word = "hybrid" if config.variance == "learned" else "denoising"
+    known = {"times": times.named(config.times), "weight": weight_of(config.weight), "seed": config.seed}
+    return as_loss(registry.make("loss", word, known))
+
+
+def as_loss(module: Any) -> Any:
+    """Any module with `losses` as a `Loss`."""
+    if isinstance(module, Loss):
+        return module
+    if isinstance(module, nn.Module) and hasattr(module, "losses"):
+        return CompletedLoss(module)
+    raise SfumatoError(
+        f"A loss is a module with `losses(model, batch)` that gives one number a sample, and {type(module).__name__} "
+        "is none: give it one, or take `Plain` for a function."
+    )
+
+
+def model_for(
+    given: Objects, settings: TrainConfig, source: Source, spec: DataSpec, loss: Any, device: torch.device
+) -> Any:
     """What the run trains, on the device."""
     if settings.model is not None:
-        model = _given(own, settings, spec)
+        model = _given(given.model, settings, spec)
     else:
         process = _process(settings, spec)
-        net = _network(own, settings, spec, process, loss, len(source))
+        net = _network(settings, spec, process, loss, len(source)) if given.net is None else given.net
         model = loss.model(net, spec)
         if model is not None and not isinstance(process, Gaussian):
             raise SfumatoError(
@@ -112,22 +146,23 @@ def model_for(own: Own, settings: TrainConfig, source: Source, spec: DataSpec, l
             )
         model = model or _denoiser(net, process, settings, spec)
     loss.suits(model)
+    _keep_levels(model, getattr(loss, "times", None))
     return placed(model, settings, device)
 
 
-def told(model: Any, settings: TrainConfig) -> TrainConfig:
-    """The settings with the schedule and the target that the model brings itself, where they are others."""
+def with_model(settings: TrainConfig, model: Any) -> TrainConfig:
+    """The settings with target, variance and schedule of the model, which may be a given one."""
     process = getattr(model, "process", None)
     if not isinstance(process, Gaussian):
         return settings
-    own = {"target": process.target, "variance": process.variance}
+    found = {"target": process.target, "variance": process.variance}
     if schedule_of(settings.schedule) != process.schedule:
-        own["schedule"] = trees.word(trees.tree(process.schedule))
-    return settings.replace(**own)
+        found["schedule"] = trees.word(trees.tree(process.schedule))
+    return settings.replace(**found)
 
 
 def placed(model: Any, settings: TrainConfig, device: torch.device) -> Any:
-    """The model on the device, with what it computes in, all its weights to be trained."""
+    """The model on the device, all its weights trainable, computing in the precision of the settings."""
     for _, part in serialization.parts(model):
         part.to(device).requires_grad_(True)
     inner: Any = model
@@ -137,13 +172,21 @@ def placed(model: Any, settings: TrainConfig, device: torch.device) -> Any:
     return model
 
 
-def _given(own: Own, settings: TrainConfig, spec: DataSpec) -> Any:
-    """A copy of the caller's model, or that of a file, which has to be of such data."""
+def _keep_levels(model: Any, times: Any) -> None:
+    """Tell a denoiser at which noise levels it is trained, beside those that it was trained at before."""
+    if isinstance(model, Denoiser) and isinstance(times, TimeDensity):
+        low, high = drawn_levels(times, model.process)
+        before = model.noise_levels or (low, high)
+        model.noise_levels = (min(low, before[0]), max(high, before[1]))
+
+
+def _given(model: Any, settings: TrainConfig, spec: DataSpec) -> Any:
+    """A copy of the caller's model, or that of a file; SfumatoError where it is of other data."""
     usual = TrainConfig()
-    said = [name for name in _THE_MODELS if getattr(settings, name) != getattr(usual, name)]
-    if said:
-        raise SfumatoError(f"A model that is given brings its own {', '.join(_THE_MODELS)}: leave out {said[0]}.")
-    model = serialization.load(str(settings.model)) if own.model is None else copy.deepcopy(own.model)
+    given = [name for name in _OF_MODEL if getattr(settings, name) != getattr(usual, name)]
+    if given:
+        raise SfumatoError(f"A model that is given brings its own {', '.join(_OF_MODEL)}: leave out {given[0]}.")
+    model = serialization.load(str(settings.model)) if model is None else copy.deepcopy(model)
     if not isinstance(getattr(model, "net", None), nn.Module):
         raise SfumatoError(f"Nothing of a {type(model).__name__} could be trained: give a model that has a network.")
     if model.spec is None:
@@ -166,39 +209,30 @@ def _process(settings: TrainConfig, spec: DataSpec) -> Any:
     return registry.make("process", settings.process, given)
 
 
-def _network(own: Own, settings: TrainConfig, spec: DataSpec, process: Any, loss: Any, samples: int) -> nn.Module:
-    if own.net is not None:
-        return own.net
+def _network(settings: TrainConfig, spec: DataSpec, process: Any, loss: Any, samples: int) -> nn.Module:
     outputs = 2 if settings.variance == "learned" else 1
     word = settings.net
-    if loss.network is not None and registry.get("network", registry.bare(word)) in _sizes():
+    sizes = [registry.get("network", size) for size in nets.SIZES]
+    if loss.network is not None and registry.get("network", registry.bare(word)) in sizes:
         word = loss.network
     with seeded(settings.seed):
-        heard = {name: condition.network() for name, condition in spec.conditions.items()}
-        more = heard if heard.keys() - ({"label"} if spec.classes else set()) else None  # a label alone is `classes`
+        inputs = {name: condition.network() for name, condition in spec.conditions.items()}
+        more = inputs if inputs.keys() - ({"label"} if spec.classes else set()) else None  # a label alone is `classes`
         net = nets.named(word, process.net_shape(spec.shape), len(spec.classes), samples, outputs, more)
         return nets.Energy(net) if settings.energy and not isinstance(net, nets.Energy) else net
 
 
-def _sizes() -> list[Any]:
-    return [registry.get("network", size) for size in nets.SIZES]
-
-
 def _denoiser(net: nn.Module, process: Any, settings: TrainConfig, spec: DataSpec) -> Denoiser:
     if isinstance(process, Gaussian):
-        check(process.schedule, process.target, times_of(settings.times), weight_of(settings.weight))
+        check(process.schedule, process.target, times.named(settings.times), weight_of(settings.weight))
     denoiser = Denoiser(net, process, spec=spec)
-    if not _ships(net) and isinstance(process, Gaussian):
-        _ask(denoiser, spec)
+    if not registry.ships("network", type(net).__name__) and isinstance(process, Gaussian):
+        _try(denoiser, spec)
     return denoiser
 
 
-def _ships(net: nn.Module) -> bool:
-    return registry.ships("network", type(net).__name__)
-
-
-def _ask(denoiser: Denoiser, spec: DataSpec) -> None:
-    """Ask a network of the caller's about one batch, so that what is wrong with it is said before a run begins."""
+def _try(denoiser: Denoiser, spec: DataSpec) -> None:
+    """Call a network of the caller's once, so that an error in it shows before the run begins."""
     x = torch.zeros(2, *spec.shape, device=denoiser.device)
     cond = Conditions({name: condition.encode(None, 2) for name, condition in spec.conditions.items()}).to(x.device)
     name, training = type(denoiser.net).__name__, denoiser.net.training
@@ -210,7 +244,7 @@ def _ask(denoiser: Denoiser, spec: DataSpec) -> None:
     except SfumatoError:
         raise
     except Exception as error:
-        raise SfumatoError(f"{name} could not be asked ({' '.join(str(error).split())[:200]}). {like}.") from None
+        raise SfumatoError(f"{name} could not be called ({' '.join(str(error).split())[:200]}). {like}.") from None
     denoiser.net.train(training)
     if y.shape != x.shape:
         raise SfumatoError(f"{name} gives {tuple(y.shape)} for {tuple(x.shape)}. {like}, and gives the shape of x.")
@@ -221,7 +255,7 @@ def rebuilt(contract: Mapping[str, Any], settings: TrainConfig, device: torch.de
     with seeded(settings.seed):
         if "model" in contract:
             model = trees.build(contract["model"], "model")
-        else:  # of before there were other models
+        else:  # of a version that knew denoisers alone
             spec = DataSpec.from_dict(contract["spec"])
             model = _denoiser(nets.from_config(contract["net"]), _process(settings, spec), settings, spec)
     return placed(model, settings, device)

@@ -1,4 +1,4 @@
-"""What a loss trains beside the network, by an optimiser of its own: a critic, a fake score, weights of its terms.
+"""Parameters of a loss that have an optimiser of their own: a critic, a fake score, weights of its terms.
 
 AdamW at the rate of the step, after the network's step
 gradients   those that `losses` left, or those of the mean of `player_losses(model, batch)`
@@ -6,11 +6,10 @@ gradients   those that `losses` left, or those of the mean of `player_losses(mod
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sfumato.distributed import World
 from sfumato.objectives.loss import one_a_sample
@@ -52,30 +51,3 @@ class Players:
             for p, grad in zip(self.parameters, found, strict=True):
                 if grad is not None:
                     p.grad = grad if p.grad is None else p.grad + grad
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What the optimiser has of each parameter."""
-        if self.optimizer is None:
-            return {}
-        state = self.optimizer.state
-        return {f"{i}.{name}": v for i, p in enumerate(self.parameters) for name, v in state[p].items()}
-
-    def make_moments(self, tensors: Iterable[str]) -> None:
-        """Room for them."""
-        if self.optimizer is not None:
-            named = [name for name in tensors if name.startswith("players.")]
-            make_moments(self.optimizer, self.parameters, named)
-
-
-def make_moments(
-    optimizer: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter], names: Iterable[str]
-) -> None:
-    """Room for what an optimiser had of each parameter, in its memory layout; names: what.number.moment."""
-    optimizer.state.clear()
-    for name in names:
-        _, number, kind = name.split(".")
-        parameter = parameters[int(number)]
-        scalar = torch.zeros((), dtype=torch.float32, device=parameter.device)
-        optimizer.state[parameter][kind] = (
-            scalar if kind == "step" else torch.empty_like(parameter, requires_grad=False)
-        )

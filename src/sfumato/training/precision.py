@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
-
 import torch
 
 from sfumato.errors import SfumatoError
@@ -19,34 +16,21 @@ def device_of(name: str) -> torch.device:
     except RuntimeError:
         raise SfumatoError(f"There is no device {name!r}: give auto, cpu, cuda or cuda:N.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise SfumatoError(f"device {name!r} was asked for, but torch sees no GPU here: give device cpu or auto.")
+        raise SfumatoError(f"There is no device {name!r}: torch sees no GPU here. Give cpu or auto.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise SfumatoError(f"device {name!r} was asked for, but there are only {torch.cuda.device_count()} GPUs here.")
+        raise SfumatoError(f"There is no device {name!r}: torch sees {torch.cuda.device_count()} GPUs here.")
     return device
 
 
-@cache
-def cpu_flags() -> frozenset[str]:
-    """The processor's features as Linux names them; none elsewhere."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return frozenset()
-    line = next((line for line in text.splitlines() if line.startswith("flags")), "")
-    return frozenset(line.partition(":")[2].split())
-
-
-def best_dtype(device: torch.device | str) -> torch.dtype:
-    """bfloat16 where the machine multiplies in it (CUDA from compute capability 8; CPUs with AMX or AVX512-BF16)."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float32
-    if device.type == "cpu" and cpu_flags() & {"amx_bf16", "avx512_bf16"}:
-        return torch.bfloat16
-    return torch.float32
-
-
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """What `Denoiser.compute_dtype` is set to: None computes in float32."""
-    dtype = best_dtype(device) if precision == "auto" else getattr(torch, precision)
-    return None if dtype == torch.float32 else dtype
+    """What `Denoiser.compute_dtype` is set to: torch.bfloat16, or None for float32."""
+    if precision == "auto":
+        return torch.bfloat16 if _multiplies_bfloat16(device) else None
+    return torch.bfloat16 if precision == "bfloat16" else None
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware does: CUDA from compute capability 8, CPUs with AMX or AVX512-BF16."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 
@@ -20,13 +20,13 @@ from sfumato.distributed import World, joined
 from sfumato.errors import SfumatoError, suggest
 from sfumato.errors import place as path_of
 from sfumato.files import write_text
-from sfumato.progress import heard
+from sfumato.progress import reporting_to
 from sfumato.sampling import apart
 from sfumato.training import checkpoint, config, loggers
 from sfumato.training.config import TrainConfig, from_dict
-from sfumato.training.console import Console, Silent
+from sfumato.training.console import Console
 from sfumato.training.hooks import usual
-from sfumato.training.parts import Own, known_here, loss_for, model_for, rebuilt, taken, told
+from sfumato.training.parts import Objects, known_here, loss_of, model_for, rebuilt, separate, with_model
 from sfumato.training.precision import device_of
 from sfumato.training.session import Session
 from sfumato.training.state import State
@@ -65,28 +65,25 @@ def train(
 
     data: whatever `sf.data.open` takes. labels: one class label a sample, or a file of them. settings: those of
     `TrainConfig`, among which objects may stand for words: net, a torch.nn.Module called as net(x, noise_level,
-    label=..), which is trained in place; model, a denoiser or what is made of one, of which a copy goes on being
-    trained; loss, a module with `losses(model, batch)` (`objectives.loss`). modules: classes of your own that words
-    name, where they are not registered. console: who is told of progress (default: lines or a bar on stderr). on_start:
-    called in each process with the session before the first step, for a caller that has something to say.
+    label=..), which is trained in place; model, a denoiser or a wrapper of one, of which a copy is trained
+    further; loss, a module with `losses(model, batch)` (`objectives.loss`). modules: classes of your own that words
+    name, where they are not registered. console: shows progress (default: lines or a bar on stderr). on_start:
+    called in each process with the session before the first step.
     Raises SfumatoError before training for whatever is wrong with data, settings or folder. Where the run is stopped by
     a word (`control`) or, in one process, by a KeyboardInterrupt, the checkpoint is saved and Interrupted raised, a
     KeyboardInterrupt; it is the last one before where the interruption came while a step changed the weights.
     """
-    words = os.fspath(data) if isinstance(data, str | os.PathLike) else ""
-    label_file = os.fspath(labels) if isinstance(labels, str | os.PathLike) else settings.pop("labels", None)
-    place = None if out is None else str(path_of(out, "The run folder"))
-    settings, own = taken(settings, modules)
-    chosen = from_dict({**settings, "data": words, "out": place, "labels": label_file})
-    loss = loss_for(own, chosen)
-    console, given = console or Console(), labels if label_file is None else None
-    with joined(device_of(chosen.device)) as world, _spared(world.device):
-        chosen, source, model = _opened(world, console, lambda: prepared(data, given, chosen, world.device, own, loss))
+    settings, given = separate(settings, modules)
+    chosen, labels = in_words(data, out, labels, settings)
+    loss, console = loss_of(chosen, given.loss), console or Console()
+    with joined(device_of(chosen.device)) as world, generators_kept(world.device):
+        make = lambda: prepared(data, labels, chosen, world.device, given, loss)  # noqa: E731
+        chosen, source, model = _opened(world, console, make)
         path = world.broadcast(folder.new(chosen.out, source.name) if world.leads else Path())
         for note in source.notes if world.leads else ():
             console.note(note)
         state = State(model, chosen, loss, world)
-        state.given = own.net is not None or chosen.model is not None
+        state.given = given.net is not None or chosen.model is not None
         session = usual(Session(path, chosen.replace(out=str(path)), source, state, console, world=world))
         if world.leads:
             write_text(path / "config.yaml", session.config.to_yaml())
@@ -110,21 +107,21 @@ def resume(
     are taken as changes too; without it they are an error that lists them. modules: classes of your own that the run is
     made of, where they are not registered; net or loss: objects of such classes do as well, and a loss that no file
     describes has to be given. What a network or a loss draws from torch's own generators, as dropout does, is no part
-    of a checkpoint: such a run goes on rightly, but with other draws than if it had not stopped.
+    of a checkpoint: such a run is resumed correctly, but with other draws than if it had not stopped.
     """
     path = folder.existing(run)
     contract, tensors, notes = checkpoint.latest(path)
-    given, own = taken({name: changes.pop(name) for name in ("net", "loss") if name in changes}, modules)
-    contract = {**contract, "config": {**contract["config"], **{k: v for k, v in given.items() if k == "loss"}}}
+    words, given = separate({name: changes.pop(name) for name in ("net", "loss") if name in changes}, modules)
+    contract["config"] |= {name: word for name, word in words.items() if name == "loss"}
     known_here(contract["config"], path)
     changes = {**_edited(path, contract["config"], changed), **changes}
     settings = _changed(contract["config"], changes, path)
     if data is None and not settings.data:
         raise SfumatoError(f"{path} was trained on an array in memory: give it again, sf.resume(run, data=...).")
     console = console or Console()
-    with joined(device_of(settings.device)) as world, _spared(world.device):
+    with joined(device_of(settings.device)) as world, generators_kept(world.device):
         source = _opened(world, console, lambda: _same(data, labels, settings, contract["spec"], path))
-        state = State(rebuilt(contract, settings, world.device), settings, loss_for(own, settings), world)
+        state = State(rebuilt(contract, settings, world.device), settings, loss_of(settings, given.loss), world)
         state.given = contract.get("given", False)
         state.load(tensors, contract["counters"])
         for note in notes if world.leads else ():
@@ -146,25 +143,35 @@ def resume(
         return _finish(session, on_start)
 
 
-def _spared(device: torch.device) -> AbstractContextManager[None]:
+def in_words(data: Any, out: Any, labels: Any, settings: Mapping[str, Any]) -> tuple[TrainConfig, Any]:
+    """(settings with the paths of data, labels and run folder; labels that are no file)."""
+    words = os.fspath(data) if isinstance(data, str | os.PathLike) else ""
+    named = os.fspath(labels) if isinstance(labels, str | os.PathLike) else settings.get("labels")
+    place = None if out is None else str(path_of(out, "The run folder"))
+    chosen = from_dict({**settings, "data": words, "out": place, "labels": named})
+    return chosen, None if named else labels
+
+
+def generators_kept(device: torch.device) -> AbstractContextManager[None]:
     """Within the block networks may draw from torch's generators, as dropout does; after it these are as before."""
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def _opened(world: World, console: Console, make: Callable[[], T]) -> T:
-    """What opens the data, by the first process of a machine first; the first of all says how far it is."""
-    with heard(console.count if world.leads else Silent().count):
+    """make(), which opens the data, first in one process of each machine; the first of all shows how far it is."""
+    with reporting_to(console.count if world.leads else None):
         return world.local_main_first(make)
 
 
 def _same(obj: Any, labels: Any, settings: TrainConfig, spec: dict[str, Any], path: Path) -> Source:
-    """The data that a run was trained on, as it goes on with them."""
+    """The data of a run that is resumed; SfumatoError where they are not those that it was trained on."""
     label_file = settings.labels if labels is None else None
     source = _open(settings.data if obj is None else obj, labels, settings.replace(labels=label_file))
-    if settings.model is not None:  # whose spec is that of other data
+    if settings.model is not None:  # its spec may be that of other data
         return source
-    known = DataSpec.from_dict(spec)  # columns that have come since, or that were not read then, are left out
-    source = source.having({name: each for name, each in source.conditions.items() if name in known.conditions})
+    known = DataSpec.from_dict(spec)  # columns added since, or not read then, are left out
+    own = {name: each for name, each in source.conditions.items() if name in known.conditions}
+    source = dataclasses.replace(source, conditions=own)
     kept = known.to_dict() | {"name": source.name}
     found = DataSpec.fit(source, source.split(settings.holdout)[0]).to_dict()
     if found | {"normaliser": None} != kept | {"normaliser": None}:  # symbols have one of their own
@@ -177,15 +184,7 @@ def _finish(session: Session, on_start: Callable[[Session], None] | None) -> Run
         on_start(session)
     try:
         if not _ended(session):
-            session.stop()
-            message = f"Stopped at step {session.state.step:,}; the checkpoint is saved."
-            if session.finished:
-                message = f"Training had ended, and {session.path} is whole but for what is looked for at the end."
-            else:
-                message += f" Go on: sfumato resume {session.path}{examples.modules()}"
-            session.console.note(message)
-            session.world.broadcast(None)
-            raise Interrupted(message)
+            _stop(session)
     finally:
         session.close()
     session.report()
@@ -194,7 +193,7 @@ def _finish(session: Session, on_start: Callable[[Session], None] | None) -> Run
 
 
 def _ended(session: Session) -> bool:
-    """Train; whether the budget was used, rather than the run stopped."""
+    """Train; False where the run was stopped before its budget was used."""
     try:
         return session.go()
     except KeyboardInterrupt:
@@ -203,18 +202,34 @@ def _ended(session: Session) -> bool:
         return False
 
 
+def _stop(session: Session) -> NoReturn:
+    """Save a run that was stopped, and raise Interrupted, which says how to go on."""
+    go_on = f"Go on: sfumato resume {session.path}{examples.modules()}"
+    try:
+        session.stop()
+        message = f"Stopped at step {session.state.step:,}; the checkpoint is saved. {go_on}"
+        if session.finished:
+            message = f"Training had ended; in {session.path} only the checks at the end of a run are missing."
+        session.world.broadcast(None)
+    except KeyboardInterrupt:
+        step = folder.newest_step(session.path)
+        message = f"Interrupted while the run was being saved; its newest checkpoint is that of step {step:,}. {go_on}"
+    session.console.note(message)
+    raise Interrupted(message)
+
+
 def prepared(
-    data: Any, labels: Any, settings: TrainConfig, device: torch.device, own: Own | None = None, loss: Any = None
+    data: Any, labels: Any, settings: TrainConfig, device: torch.device, given: Objects | None = None, loss: Any = None
 ) -> tuple[TrainConfig, Source, Any]:
     """What a run starts with: settings with a budget, samples, and a model that is not trained yet."""
-    own = own or Own()
+    given = given or Objects()
     source = _open(data, labels, settings)
     settings = _with_budget(settings, source)
     spec = DataSpec.fit(source, source.split(settings.holdout)[0])
-    model = model_for(own, settings, source, spec, loss or loss_for(own, settings), device)
+    model = model_for(given, settings, source, spec, loss or loss_of(settings, given.loss), device)
     loggers.check(settings.loggers)
     source.notes.extend(apart(spec.conditions))
-    return told(model, settings), source, model
+    return with_model(settings, model), source, model
 
 
 def _open(obj: Any, labels: Any, settings: TrainConfig) -> Source:
@@ -253,7 +268,7 @@ def _changed(old: dict[str, Any], changes: dict[str, Any], path: Path) -> TrainC
         if name not in old:
             raise SfumatoError(f"There is no setting {name!r}: {suggest(name, CHANGEABLE)}")
         if name not in CHANGEABLE:
-            raise SfumatoError(f"{name} cannot change when {path} goes on: what can is {', '.join(CHANGEABLE)}.")
+            raise SfumatoError(f"{name} cannot change when {path} is resumed; these can: {', '.join(CHANGEABLE)}.")
     given = {name: value for name, value in changes.items() if value is not None}
     if "minutes" in given and "steps" not in given:
         given["steps"] = None

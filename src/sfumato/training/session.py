@@ -1,9 +1,9 @@
-"""A run under way: the loop's steps, what is saved of them, and hooks for all else that a run does."""
+"""A run: the loop's steps, its checkpoints and model file, and hooks for all else that it does."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,50 +14,45 @@ from sfumato import serialization, trees
 from sfumato.conditions import Conditions, of_data
 from sfumato.data import Source
 from sfumato.data.rows import Samples, part
-from sfumato.diagnostics import log as board
 from sfumato.diagnostics import report
+from sfumato.diagnostics.board_figures import from_log
 from sfumato.distributed import ALONE, World
 from sfumato.folder import read
 from sfumato.model import Denoiser
 from sfumato.training import checkpoint
 from sfumato.training.config import TrainConfig, docs
 from sfumato.training.console import Console, Silent
-from sfumato.training.evaluation_schedule import PICTURES
+from sfumato.training.guard import precision
 from sfumato.training.loop import Progress, fit
-from sfumato.training.objective import objective_of
 from sfumato.training.parallel import gathered, whole
+from sfumato.training.parts import objective_of
 from sfumato.training.state import State
-
-Labelled = tuple[Samples, Conditions]
 
 
 class Hook:
-    """One thing that a run does beside stepping. Of many processes all call it alike."""
+    """Something that a run does beside its training steps. Of several processes all call it alike."""
 
     def start(self, session: Session) -> None:
         """Before the first step of this process."""
 
     def step(self, session: Session, progress: Progress) -> bool | None:
-        """After each step; True stops the run here, which all processes have to say of one step."""
+        """After each step; True stops the run, and has to be returned by all processes at the same step."""
 
     def back(self, session: Session) -> None:
         """The run has gone back to a checkpoint."""
 
     def end(self, session: Session) -> None:
-        """Once the budget is used, and the model written."""
+        """At the end of training, once the model is written."""
 
     def stop(self, session: Session) -> None:
-        """Where the run is stopped before that, once the model is written."""
+        """Where the run is stopped before its end, once the model is written."""
 
     def close(self) -> None:
-        """In every case, after all else."""
+        """Last of all, also after an error."""
 
 
 class Session:
-    """Settings, data, state and folder of one run in this process. Of many processes the first alone writes.
-
-    found: what hooks have found out, for those after them and for report.json.
-    """
+    """Settings, data, state and folder of one run in this process. Of many processes the first alone writes."""
 
     def __init__(
         self,
@@ -68,13 +63,13 @@ class Session:
         console: Console,
         resumed: bool = False,
         world: World = ALONE,
-        hooks: Sequence[Hook] = (),
     ) -> None:
         self.path, self.config, self.source, self.state, self.resumed = path, config, source, state, resumed
         self.console, self.world = console if world.leads else Silent(), world
         self.train, self.holdout = source.split(config.holdout)
-        self.hooks, self.found = list(hooks), dict[str, Any]()
+        self.hooks: list[Hook] = []
         self.began = self.saved = time.monotonic()
+        self.logged = state.step - state.unlogged  # the last step in the log
 
     @property
     def denoiser(self) -> Denoiser:
@@ -83,13 +78,17 @@ class Session:
     @property
     def fraction(self) -> float:
         """Of the budget that is used."""
-        if self.config.steps is not None:
-            return self.state.step / self.config.steps
-        return self.state.elapsed / (60 * (self.config.minutes or 1.0))
+        return self.state.fraction(self.config)
+
+    @property
+    def seen(self) -> float:
+        """The fraction of the budget whose steps the hooks have seen."""
+        return self.fraction if self.logged == self.state.step else self.state.before(self.config)
 
     @property
     def finished(self) -> bool:
-        return self.fraction >= 1
+        """Whether the budget is used and the log complete."""
+        return self.fraction >= 1 and not self.state.unlogged
 
     @property
     def total(self) -> float:
@@ -97,14 +96,14 @@ class Session:
         return self.state.samples / max(self.fraction, 1e-9)
 
     def go(self) -> bool:
-        """Train to the end of the budget; False where all processes stopped between two steps, as was asked for."""
+        """Train to the end of the budget; False where a hook stopped the run."""
         if self.state.step == 0:
-            self.save()  # an early stop has something to go on from, and a full disk shows now
+            self.save()  # so that an early stop can be resumed, and a full disk shows now
         for hook in self.hooks:
             hook.start(self)
         (x, cond), holdout = self.parts()
         steps: Any = fit(self.denoiser, x, self.config, cond, holdout, self.state, world=self.world)
-        with closing(steps):  # in every case, so that no thread that fetches data outlives the run
+        with closing(steps):  # no thread that fetches data outlives the run
             for progress in steps:
                 if any([hook.step(self, progress) for hook in self.hooks]):
                     return False
@@ -113,17 +112,18 @@ class Session:
         return True
 
     def end(self) -> None:
-        """What is left once the budget is used."""
+        """Write the trained model, and let the hooks end."""
         self.began = time.monotonic()
         self.save(model=True)
         for hook in self.hooks:
             hook.end(self)
 
     def stop(self) -> None:
-        """What is left when a run is stopped: checkpoint, model, report."""
-        if self.state.midway:  # interrupted within the step: the last checkpoint is what can be gone on from
+        """Save a run that is stopped: checkpoint, model, report."""
+        if self.state.midway:  # interrupted within a step: only the last checkpoint is whole
             contract, tensors, _ = checkpoint.latest(self.path)
             self.back(tensors, contract["counters"])
+        self.state.reported &= self.logged == self.state.step
         self.save(model=self.state.step > 0)
         for hook in self.hooks:
             hook.stop(self)
@@ -132,13 +132,14 @@ class Session:
     def back(self, tensors: Mapping[str, torch.Tensor], counters: dict[str, Any]) -> None:
         """Go back to a checkpoint."""
         self.state.load(tensors, counters)
+        self.logged = self.state.step
         for hook in self.hooks:
             hook.back(self)
 
-    def parts(self) -> tuple[Labelled, Labelled | None]:
+    def parts(self) -> tuple[tuple[Samples, Conditions], tuple[Samples, Conditions] | None]:
         """(samples, conditions) to train on, and those held out."""
 
-        def some(rows: torch.Tensor) -> Labelled:
+        def some(rows: torch.Tensor) -> tuple[Samples, Conditions]:
             return part(self.source.x, rows), of_data(self.denoiser.spec, self.source, rows)
 
         return some(self.train), some(self.holdout) if len(self.holdout) else None
@@ -168,7 +169,6 @@ class Session:
             serialization.save(best, self.path / serialization.FILE, raw)
 
     def provenance(self) -> dict[str, Any]:
-        dtype = self.denoiser.compute_dtype or torch.float32
         return {
             "data": self.source.name,
             "samples": len(self.source),
@@ -180,16 +180,16 @@ class Session:
             "steps": self.state.step,
             "samples_seen": self.state.samples,
             "seconds": round(self.state.elapsed, 1),
-            "precision": str(dtype).removeprefix("torch."),
+            "precision": precision(self.denoiser),
             "threads": torch.get_num_threads(),
         }
 
     def report(self) -> None:
-        """report.html, from what lies in the folder so far."""
+        """Write report.html from the files of the run folder."""
         if self.world.leads:
             lines = read(self.path / "metrics.jsonl")
-            found = board.read(lines, objective_of(self.config))
-            report.write(self.path, lines, found, self.config.to_dict(), docs(), PICTURES)
+            levels = from_log(lines, objective_of(self.config))
+            report.write(self.path, lines, levels, self.config.to_dict(), docs())
 
     def close(self) -> None:
         for hook in self.hooks:

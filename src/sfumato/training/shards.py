@@ -1,9 +1,10 @@
-"""Checkpoints in shards: a folder with one safetensors file a process, by torch.distributed.checkpoint.
+"""Checkpoints in shards: a folder with one safetensors file a process.
 
-    checkpoints/step_00001234/  contract.json  shard-00001-...safetensors  shard-00002-...safetensors
+    checkpoints/step_00001234/  contract.json  shard-00001-of-00002.safetensors  shard-00002-of-00002.safetensors
 
-Each process writes what it holds. contract.json comes last, with the hash of every file, and the folder gets its name
-when all is on the disk: one that has it is whole. It is read by any number of processes, each what it needs.
+Each process writes its rows of every tensor; the first one also the tensors that all hold whole. contract.json comes
+last, with the hash of every file, and the folder gets its name when all is on the disk: one that has it is whole. Any
+number of processes reads it: a tensor is the rows of all files, in order.
 """
 
 from __future__ import annotations
@@ -12,17 +13,16 @@ import hashlib
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from sfumato.distributed import World
+from sfumato.distributed import World, local
 from sfumato.errors import SfumatoError
 from sfumato.files import flush, reason, seal, write_text
 
@@ -36,25 +36,15 @@ def write(final: Path, tensors: Mapping[str, Tensor], contract: Mapping[str, Any
     """
     place = world.broadcast_result(lambda: _begin(final))
     try:
-        _save(place, tensors)
-        own = {p.name: _hash(p) for p in place.iterdir() if p.name.startswith(f"shard-{world.rank + 1:05d}-")}
-        files = {name: value for each in world.all_gather_object(own) for name, value in each.items()}
+        files = dict(world.gather_results(lambda: _save(place, tensors, world)))
         return world.broadcast_result(lambda: _finish(place, final, {**contract, "files": files}))
     finally:
         if world.leads:
             shutil.rmtree(place, ignore_errors=True)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the word that one process is one process."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        yield
-
-
 def _begin(final: Path) -> Path:
-    """A folder under a temporary name; those that killed processes left go."""
+    """A folder under a temporary name; those that killed processes left are deleted."""
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         for old in final.parent.glob(".*.shards"):
@@ -66,20 +56,17 @@ def _begin(final: Path) -> Path:
         raise SfumatoError(f"{final} cannot be written: {reason(error)}.") from None
 
 
-def _save(place: Path, tensors: Mapping[str, Tensor]) -> None:
-    from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
-    from torch.distributed.checkpoint.state_dict_saver import save
-
-    alone = not dist.is_initialized()
-    plain = {name: value if value.is_contiguous() else value.contiguous() for name, value in tensors.items()}
+def _save(place: Path, tensors: Mapping[str, Tensor], world: World) -> tuple[str, str]:
+    """Write the file of this process; returns its name and hash."""
+    own = {name: value for name, value in tensors.items() if world.leads or local(value) is not value}
+    path = place / f"shard-{world.rank + 1:05d}-of-{world.size:05d}.safetensors"
     try:
-        with _quiet():
-            save(plain, storage_writer=HuggingFaceStorageWriter(str(place), save_distributed=True), no_dist=alone)
-    except CheckpointException as error:  # which all processes get
-        rank, (first, _) = next(iter(error.failures.items()))
-        words = reason(first) if isinstance(first, OSError) else " ".join(str(first).split())[:200]
-        raise SfumatoError(f"{place.parent} cannot be written by process {rank}: {words}.") from None
+        save_file({name: local(value).detach().cpu().contiguous() for name, value in own.items()}, path)
+        flush(path)
+        return path.name, _hash(path)
+    except (OSError, SafetensorError) as error:
+        words = reason(error) if isinstance(error, OSError) else " ".join(str(error).split())[:200]
+        raise SfumatoError(f"{place.parent} cannot be written by process {world.rank}: {words}.") from None
 
 
 def _finish(place: Path, final: Path, contract: dict[str, Any]) -> Path:
@@ -102,59 +89,36 @@ def _hash(path: Path) -> str:
 
 
 def read(path: Path) -> tuple[dict[str, Any], Shards]:
-    """(contract, tensors) of a folder whose files are all there and as they were written; SfumatoError otherwise."""
+    """(contract, tensors) of a folder whose files all have their hashes; SfumatoError otherwise."""
     try:
         contract = json.loads((path / CONTRACT).read_text(encoding="utf-8"))
         found = {name: _hash(path / name) for name in contract["files"]}
+        shards = Shards(path / name for name in sorted(found))
     except OSError as error:
         raise SfumatoError(f"{path} is not whole: {error.filename}: {reason(error)}.") from None
-    except (ValueError, KeyError, TypeError):
-        raise SfumatoError(f"{path} is damaged: its contract cannot be read.") from None
+    except (ValueError, KeyError, TypeError, SafetensorError):
+        raise SfumatoError(f"{path} is damaged: its contract or a file cannot be read.") from None
     if seal({}, contract) != contract.get("hash") or found != contract["files"]:
         raise SfumatoError(f"{path} is damaged: its contents do not match their hashes. Copy it again.")
-    return contract, Shards(path)
+    return contract, shards
 
 
 class Shards(Mapping[str, Tensor]):
-    """The tensors of a folder by name; one that is asked for is read whole, `into` reads each process's shards."""
+    """The tensors of files by name, each read whole when it is asked for."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self._known = path, self._reader(path).read_metadata().state_dict_metadata
-
-    @staticmethod
-    def _reader(path: Path) -> Any:
-        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-
-        return HuggingFaceStorageReader(str(path))
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._files: dict[str, list[Any]] = {}
+        for path in paths:
+            file = safe_open(path, "pt")
+            for name in file.keys():  # noqa: SIM118
+                self._files.setdefault(name, []).append(file)
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._files)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._known)
+        return iter(self._files)
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.some([name])[name]
-
-    def some(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """These tensors, whole, by one reading of the files."""
-        known: Any = {name: self._known[name] for name in names}
-        found = {name: torch.empty(each.size, dtype=each.properties.dtype) for name, each in known.items()}
-        self.into(found)
-        return found
-
-    def into(self, own: Mapping[str, Tensor]) -> None:
-        """Fill tensors, whole ones or shards, by name; RuntimeError where one has another shape, SfumatoError where the
-        files are gone."""
-        from torch.distributed.checkpoint.api import CheckpointException
-        from torch.distributed.checkpoint.state_dict_loader import load
-
-        for name, value in own.items():
-            known: Any = self._known[name]
-            if known.size != value.shape:
-                raise RuntimeError(f"{name} has the shape {tuple(known.size)} where it is {tuple(value.shape)}")
-        try:
-            with torch.no_grad(), _quiet():
-                load(dict(own), storage_reader=self._reader(self.path), no_dist=True)
-        except (CheckpointException, OSError):
-            raise SfumatoError(f"{self.path} was taken away while it was read.") from None
+        parts = [file.get_tensor(name) for file in self._files[name]]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)

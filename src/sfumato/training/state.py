@@ -15,49 +15,53 @@ from sfumato import registry
 from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError
 from sfumato.nets.layout import channels_last
+from sfumato.objectives.loss import Loss
 from sfumato.registry import register
-from sfumato.training.averages import Averages
+from sfumato.training import averages
 from sfumato.training.config import TrainConfig
 from sfumato.training.ema import EMA
-from sfumato.training.goal import Goal, goal_of, loss_of
 from sfumato.training.muon import Muon, split
 from sfumato.training.parallel import assign, sharding
-from sfumato.training.players import Players, make_moments
-from sfumato.training.shards import Shards
+from sfumato.training.parts import loss_of
+from sfumato.training.players import Players
 
 _COUNTERS = ("step", "samples", "elapsed", "strikes", "rollbacks", "slower", "triples", "spent", "unseen")
 
 
 class State:
-    """Weights, optimiser, moving average, what the goal learns, counters.
+    """Weights, optimiser, moving average, what the loss learns, counters.
 
-    denoiser: what is trained, whatever it is. goal: the denoising loss of the settings by default. step, samples:
-    counters of the whole run. elapsed: seconds of training; waited: those of this process that do not count. sums:
-    (loss, gradient norm, steps) since the last line of the log. micro: samples that are computed at once. strikes: the
-    last steps that were skipped; rollbacks: how often the run went back; slower: what the learning rate has been
-    multiplied by since. triples: fixed draws of a validation, 0 before the first. spent: seconds of the run that did
-    not go into steps, by what they went into. unseen: samples of the steps that were skipped before any was taken.
-    players: what the loss steps itself by an optimiser of its own.
-    given: whether the weights of the start are not those of the seed.
-    midway: whether a step, or `load`, has changed a part of all this and not yet the rest: it is no state to keep.
-    sharded: whether this process holds shards, of a network that all of `world` hold together.
+    denoiser: the model that is trained, not only a `Denoiser`. loss: the one that the settings name by default.
+    players: parameters of the loss that have an optimiser of their own.
+    step, samples: of the whole run. unseen: samples of the steps that were skipped before any was taken.
+    elapsed: seconds of training; waited: seconds of this process that do not count as such; spent: seconds of the run
+    beside the steps, by what they went into.
+    sums: (loss, gradient norm, steps) since the last line of the log.
+    micro: samples that are computed at once. triples: fixed draws of a validation, 0 before the first.
+    strikes: the last steps that were skipped; rollbacks: how often the run went back; slower: the factor on the
+    learning rate since then.
+    given: whether training starts from weights that were given, not from those that the seed makes.
+    midway: whether a step, or `load`, has changed only a part of all this; such a state must not be saved.
+    line_due: whether the last step ends a line of the log; reported: whether the loop's caller has been given that
+    line, so that `sums` begin anew with the next step.
+    sharded: whether this process holds shards of a network that all of `world` hold together.
     """
 
-    def __init__(self, denoiser: Any, config: TrainConfig, goal: Goal | None = None, world: World = ALONE) -> None:
-        self.denoiser, self.goal = denoiser, goal_of(config) if goal is None else loss_of(goal)
-        self.goal.suits(denoiser)
+    def __init__(self, denoiser: Any, config: TrainConfig, loss: Loss | None = None, world: World = ALONE) -> None:
+        self.denoiser, self.loss = denoiser, loss_of(config, loss)
+        self.loss.suits(denoiser)
         self.sharded = world.size > 1 and config.parallel == "fsdp"
         shard = sharding(world) if self.sharded else None
         if not self.sharded:
             channels_last(denoiser.net)
         self.ema = EMA(denoiser, config.ema, shard) if config.ema else None
-        self.averages = Averages(denoiser, shard) if config.snapshots else None
+        self.averages = [EMA(denoiser, width, shard) for width in averages.WIDTHS if config.snapshots]
         if shard is not None:
             shard(denoiser.net)
         self.parameters = [p for p in denoiser.net.parameters() if p.requires_grad]
         self.optimizer = optimizer(denoiser.net, config, getattr(denoiser, "compute_dtype", None))
-        self.goal.to(denoiser.device)
-        self.players = Players(self.goal, config.lr)
+        self.loss.to(denoiser.device)
+        self.players = Players(self.loss, config.lr)
         self.step, self.samples, self.elapsed = 0, 0, 0.0
         self.waited = 0.0
         self.micro = config.micro or config.batch
@@ -67,11 +71,12 @@ class State:
         self.spent: dict[str, float] = {}
         self.unseen = 0
         self.given, self.midway = False, False
+        self.line_due, self.reported = False, False
         self.sums = torch.zeros(3, dtype=torch.float64, device=denoiser.device)
 
     @contextmanager
     def spending(self, on: str) -> Iterator[None]:
-        """Within the block time counts for something beside the steps."""
+        """Within the block time is counted in `spent[on]`."""
         start = time.monotonic()
         try:
             yield
@@ -81,11 +86,28 @@ class State:
     def average(self, batch: int) -> None:
         """Take the weights after a step of `batch` samples into the averages, and count the step."""
         before = 0 if self.samples == self.unseen else self.samples  # the first step that is taken replaces the start
-        for each in (self.ema, self.averages):
+        for each in (self.ema, *self.averages):
             if each is not None:
                 each.update(before, self.samples + batch)
         self.step += 1
         self.samples += batch
+
+    def fraction(self, config: TrainConfig) -> float:
+        """Of the budget that is used."""
+        if config.steps is not None:
+            return self.step / config.steps
+        return self.elapsed / (60 * (config.minutes or 1.0))
+
+    @property
+    def unlogged(self) -> bool:
+        """Whether the run was interrupted between its last step and the line of the log that ends there."""
+        return self.line_due and not self.reported
+
+    def before(self, config: TrainConfig) -> float:
+        """The fraction of the budget at which the last step began; about, of a budget in minutes."""
+        if config.steps is not None:
+            return (self.step - 1) / config.steps
+        return self.fraction(config) * (self.step - 1) / self.step
 
     @property
     def dtype(self) -> torch.dtype:
@@ -103,41 +125,55 @@ class State:
         if self.ema:
             found |= {f"ema.{name}": value for name, value in self.ema.state_dict().items()}
         if self.averages:
-            found |= {f"averages.{name}": value for name, value in self.averages.tensors().items()}
-        for i, parameter in enumerate(self.parameters):
-            for name, value in self.optimizer.state[parameter].items():
-                found[f"optimizer.{i}.{name}"] = value
-        found |= {f"goal.{name}": value for name, value in self.goal.tensors().items()}
-        found |= {f"players.{name}": value for name, value in self.players.tensors().items()}
-        return found | {"sums": self.sums}
+            found |= {f"averages.{name}": value for name, value in averages.tensors(self.averages).items()}
+        for whose, (optimizer, parameters) in self._optimizers().items():
+            for i, parameter in enumerate(parameters):
+                found |= {f"{whose}.{i}.{name}": value for name, value in optimizer.state[parameter].items()}
+        found |= {f"goal.{name}": value for name, value in self.loss.tensors().items()}
+        return found | {"sums": torch.zeros_like(self.sums) if self.reported else self.sums}
+
+    def _optimizers(self) -> dict[str, tuple[torch.optim.Optimizer, list[torch.nn.Parameter]]]:
+        found = {"optimizer": (self.optimizer, self.parameters)}
+        if self.players.optimizer is not None:
+            found["players"] = (self.players.optimizer, self.players.parameters)
+        return found
 
     def counters(self) -> dict[str, Any]:
-        return {name: copy.copy(getattr(self, name)) for name in _COUNTERS}
+        found: dict[str, Any] = {name: copy.copy(getattr(self, name)) for name in _COUNTERS}
+        return found | {"unlogged": self.unlogged}
 
     def load(self, tensors: Mapping[str, Tensor], counters: dict[str, Any]) -> None:
         """Take over what `tensors` and `counters` gave, here or in other processes, whole or in shards."""
-        self.midway = True
+        self.midway, self.reported = True, False
         try:
             self._make_moments(tensors)
-            self.players.make_moments(tensors)
             own = {name: value for name, value in self.tensors().items() if not name.startswith("goal.")}
-            if isinstance(tensors, Shards):
-                tensors.into(own)
-            else:
-                for name, value in own.items():
-                    assign(value, tensors[name])
-            goal = [name for name in tensors if name.startswith("goal.")]
-            self.goal.load({name.removeprefix("goal."): tensors[name] for name in goal})
+            for name, value in own.items():
+                assign(value, tensors[name])
+            learned = [name for name in tensors if name.startswith("goal.")]
+            self.loss.load({name.removeprefix("goal."): tensors[name] for name in learned})
             for name in _COUNTERS:
                 setattr(self, name, copy.copy(counters[name]))
+            self.line_due = counters.get("unlogged", False)
             self.midway = False
         except (KeyError, RuntimeError, IndexError) as error:
             first = str(error).splitlines()[0]
             raise SfumatoError(f"The checkpoint belongs to another network or other settings ({first}).") from None
 
-    def _make_moments(self, tensors: Iterable[str]) -> None:
-        """Room for what the optimiser had of each parameter."""
-        make_moments(self.optimizer, self.parameters, [name for name in tensors if name.startswith("optimizer.")])
+    def _make_moments(self, names: Iterable[str]) -> None:
+        """Room for what the optimisers had of each parameter, in its memory layout."""
+        optimizers = self._optimizers()
+        for optimizer, _ in optimizers.values():
+            optimizer.state.clear()
+        for name in names:
+            whose, _, rest = name.partition(".")
+            if whose not in optimizers:
+                continue
+            optimizer, parameters = optimizers[whose]
+            number, kind = rest.split(".")
+            like: Any = parameters[int(number)]
+            scalar = torch.zeros((), dtype=torch.float32, device=like.device)
+            optimizer.state[like][kind] = scalar if kind == "step" else torch.empty_like(like, requires_grad=False)
 
 
 def optimizer(net: torch.nn.Module, config: TrainConfig, dtype: torch.dtype | None = None) -> torch.optim.Optimizer:

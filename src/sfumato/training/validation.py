@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -17,25 +17,19 @@ from sfumato.training.config import TrainConfig
 from sfumato.training.evaluation_schedule import due, triples, validations
 from sfumato.training.state import State
 
-_KNOWN = 0.05  # of a budget in minutes: what is used until its pace says how many samples it comes to
-
-
-class Labelled(NamedTuple):
-    """Samples (N, *shape) in the user's units, and their conditions."""
-
-    x: Samples
-    cond: Conditions
+_KNOWN = 0.05  # of a budget in minutes, after which the pace says how many samples it comes to
+Given = tuple[Samples, Mapping[str, Any] | Tensor | None]  # samples (N, *shape) in the user's units, their conditions
 
 
 class Judge:
-    """Validates a run when it is time; a budget in minutes is first looked at, so that it is not overspent."""
+    """Validates a run when it is due. Under a budget in minutes it first waits for the pace, so as not to overspend."""
 
-    def __init__(self, state: State, config: TrainConfig, train: Labelled, holdout: Labelled) -> None:
+    def __init__(self, state: State, config: TrainConfig, train: Given, holdout: Given) -> None:
         self.state, self.config, self.train, self.holdout = state, config, train, holdout
         self._measure: Validator | None = None
 
     def at(self, before: float, fraction: float, world: World) -> Validation | None:
-        """What is found at a step that led from one fraction of the budget to another; None at most of them."""
+        """The validation after a step from one fraction of the budget to another; None where none is due."""
         state, done = self.state, fraction >= 1
         total = state.samples / max(fraction, 1e-9)
         if self._measure is None:
@@ -56,25 +50,24 @@ def judge(
     config: TrainConfig,
     x: Samples,
     cond: Mapping[str, Any] | Tensor | None,
-    train: Labelled | None = None,
+    train: Given | None = None,
     total: float | None = None,
 ) -> Validator:
-    """What measures a run on held-out samples x: as many fixed draws as `total` samples of training bear.
+    """The validator of a run on held-out samples x: as many fixed draws as `total` samples of training can pay for.
 
-    train: training samples to put beside them, one for each. A run goes on with as many draws as it began with.
+    train: training samples to compare them with, one for each. A resumed run keeps its number of draws.
     """
     if not state.triples:
         known = config.steps * config.batch if config.steps is not None else total
         state.triples = triples(math.inf if known is None else known, BINS)
     model, count = state.denoiser, state.triples
 
-    def prepared(part: Labelled, most: int, seed: int) -> tuple[Tensor, Conditions]:
-        # folders are sorted by class: the first samples are none to judge by
-        rows = noise.permutation(seed, 0, len(part.x))[:most]
-        found = part.x[rows]
+    def prepared(x: Samples, cond: Mapping[str, Any] | Tensor | None, most: int) -> tuple[Tensor, Conditions]:
+        rows = noise.permutation(config.seed, 0, len(x))[:most]  # folders are sorted by class: never the first ones
+        found = x[rows]
         found = (found if model.spec is None else model.spec.normalise(found)).to(state.dtype).to(model.device)
-        return found, Conditions.of(part.cond).rows(rows).to(model.device)
+        return found, Conditions.of(cond).rows(rows).to(model.device)
 
-    held = prepared(Labelled(x, Conditions.of(cond)), count, config.seed)
-    beside = None if train is None else prepared(train, len(held[0]), config.seed)
-    return validator_for(state.goal, model, *held, count, min(config.batch, state.micro), beside, config.seed)
+    held = prepared(x, cond, count)
+    beside = None if train is None else prepared(*train, len(held[0]))
+    return validator_for(state.loss, model, *held, count, min(config.batch, state.micro), beside, config.seed)

@@ -1,4 +1,4 @@
-"""How much of a run its steps wait for their batches, and what to do about it."""
+"""How long training steps wait for their batches, why, and what helps."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, final
 from sfumato.data.rows import DECODING, READING, Rows, Samples, Spent
 
 FETCHING, NORMALISING, TRANSFER = "fetching", "normalising", "transfer"
-MUCH = 0.10  # of the time: from here on it is said
-_SURE = 3.0  # seconds that were waited, before anything is said
+MUCH = 0.10  # fraction of the time spent waiting above which advice is given
+_SURE = 3.0  # seconds waited in all before advice is given
 
 CURES = {
     READING: "is read too slowly: put it, or the cache (SFUMATO_CACHE), on a faster disk, or give more --workers",
@@ -23,7 +23,7 @@ CURES = {
 
 @final
 class Waiting:
-    """Seconds that steps wait, by cause, beside those that pass."""
+    """Seconds that steps wait for their batches, by cause."""
 
     def __init__(self, x: Samples, workers: int) -> None:
         self._rows, self._workers = x if isinstance(x, Rows) else None, workers
@@ -31,26 +31,19 @@ class Waiting:
         self.on = self._spent.on  # with waiting.on(cause): a step waits for its batch
         self._mark, self._waited, self._said = time.perf_counter(), 0.0, False
 
-    def told(self) -> dict[str, Any]:
-        """What a line of progress says of it."""
-        share = self.share()
-        return {"data_wait": share, "advice": self.advice(share)}
-
-    def share(self) -> float:
-        """The fraction of the time since this was last asked in which steps waited."""
+    def report(self) -> dict[str, Any]:
+        """data_wait: the fraction of the time since the last report in which steps waited. advice: where that is much,
+        cause and cure, once."""
         now, waited = time.perf_counter(), self._spent.total
-        share = (waited - self._waited) / max(1e-9, now - self._mark)
+        share = min(1.0, (waited - self._waited) / max(1e-9, now - self._mark))
         self._mark, self._waited = now, waited
-        return min(1.0, share)
-
-    def advice(self, share: float) -> str | None:
-        """Cause and cure, once, where steps wait much."""
-        if self._said or share <= MUCH or self._spent.total < _SURE:
-            return None
+        if self._said or share <= MUCH or waited < _SURE:
+            return {"data_wait": share, "advice": None}
         self._said = True
         where = "The data" if self._rows is None else self._rows.where
         workers = f" (now {self._workers})" if "--workers" in (cure := CURES[self.cause]) else ""
-        return f"Steps wait {share:.0%} of the time for their data ({self.cause}): {where} {cure}{workers}."
+        advice = f"Steps wait {share:.0%} of the time for their data ({self.cause}): {where} {cure}{workers}."
+        return {"data_wait": share, "advice": advice}
 
     @property
     def cause(self) -> str:

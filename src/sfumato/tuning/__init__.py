@@ -1,6 +1,6 @@
 """Plans fitted to a model."""
 
-from sfumato.tuning.study import Progress
+from sfumato.tuning.study import TuneProgress
 from sfumato.tuning.tuner import tune
 
-__all__ = ["Progress", "tune"]
+__all__ = ["TuneProgress", "tune"]

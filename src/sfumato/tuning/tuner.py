@@ -4,8 +4,8 @@
 
 Phi is a fine solve of the probability-flow ODE; z_0i is noise of its own stream, half of it held out. The fit starts
 from the untuned plan that does best, and what it returns does better on the held-out noise, or is that plan itself:
-its loss and median are smaller, and its mean square is not larger beyond chance. With noise see `stochastic`.
-Sources: Shaul et al. 2024 (2403.01329) fit all coefficients of a fixed-step solver; here by Gauss-Newton (`fit`).
+its loss and median are smaller, and its mean square is not larger beyond chance. With noise see `fit`.
+Source: Shaul et al. 2024 (2403.01329) fit all coefficients of a fixed-step solver.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sfumato.sampling import refuse_arguments
 from sfumato.solver_selection import guidance_of
 from sfumato.solvers import Plan
 from sfumato.tuning.search import Range
-from sfumato.tuning.study import Progress, Score, Study, shape_of
+from sfumato.tuning.study import Study, TuneProgress, shape_of
 
 _NUMBERS, _MOST, _LEAST = 1 << 16, 4096, 64  # how many points are fitted: so many numbers in all, within these limits
 _LEAST_NOISY = 128  # a law needs more points than a path
@@ -45,17 +45,17 @@ def tune(
     seed: int = 0,
     t_start: float = 1.0,
     t_stop: float = 0.0,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[TuneProgress], None] | None = None,
     **cond: Any,
 ) -> Plan:
     """A plan of `steps` calls fitted to a model, its guidance and its conditions.
 
     noise: 0 fits a deterministic plan, its times and coefficients, to the ODE; above 0 a stochastic one, its
     coefficients and those of its noise, to the reverse SDE with so much of it (`SASolver`'s tau; 1 is Anderson's) along
-    shared Brownian paths, and to the law of its ends (`stochastic`).
+    shared Brownian paths, and to the law of its ends (`fit`).
     points: how much noise is fitted, half as much more being held out (with noise as much); by default 65,536 numbers
-    in all, at least 64 (with noise 128) and at most 4,096 points. rounds: of the fit at most, each about four walks
-    there and back. guidance, interval and conditions are `sample`'s; a condition may have several values, which the
+    in all, at least 64 (with noise 128) and at most 4,096 points. rounds: of the fit at most, each about ten
+    runs of the plan. guidance, interval and conditions are `sample`'s; a condition may have several values, which the
     points take in turn, and by default a model with classes takes all of its own. t_start < 1 is reached by the fine
     solve.
     progress is called after every round.
@@ -73,33 +73,26 @@ def tune(
     wanted = guidance_of(model, guidance, interval)
     walker = model if guidance is None else guide(model, guidance, interval)
     reach = Range(model.process.schedule, float(t_start), float(t_stop))
-    points = points or points_of(shape_of(model), _LEAST_NOISY if noise else _LEAST)
+    few = _LEAST_NOISY if noise else _LEAST
+    points = points or max(few, min(_MOST, _NUMBERS // math.prod(shape_of(model))))
     study = Study(walker, reach, steps, batch, progress or (lambda _: None), float(noise))
-    fitted, held = study.exams(seed, points, in_turn(model, cond))
+    fitted, held = study.pairs(seed, points, in_turn(model, cond))
     base = study.best_untuned(fitted, held)
-    plan, score, before = study.improve(base, fitted, held, rounds, seed)
+    plan, error, before = study.improve(base, fitted, held, rounds, seed)
     record = {
         "guidance": wanted[0],
         "interval": None if wanted[1] is None else list(wanted[1]),
         "points": points,
         "seed": seed,
         "noise": float(noise),
-        "error": figures(score),
-        "untuned": {"name": base.name, **figures(before)},
+        "error": error,
+        "untuned": {"name": base.name, **before},
     }
     return dataclasses.replace(plan, tuned=record)
 
 
-def figures(score: Score) -> dict[str, float]:
-    return {name: value for name, value in score._asdict().items() if value is not None}
-
-
-def points_of(shape: tuple[int, ...], least: int = _LEAST) -> int:
-    return max(least, min(_MOST, _NUMBERS // math.prod(shape)))
-
-
 def in_turn(model: Model, cond: Mapping[str, Any]) -> dict[str, Given]:
-    """What the points take in turn: the conditions given, or all classes of a model that has some."""
+    """The conditions that the points take in turn: those given, or all classes of a model that has some."""
     given = {name: value for name, value in unfolded(cond).items() if value is not None}
     label = (declared(model) or {}).get("label")
     if not given and isinstance(label, Label):

@@ -1,4 +1,4 @@
-"""What a check may look at. Every part may be absent: a run that is under way, data that were moved, a file alone."""
+"""What checks look at, and how it is taken from a model and its data. Every part of it may be absent."""
 
 from __future__ import annotations
 
@@ -10,22 +10,28 @@ import torch
 from torch import Tensor
 
 from sfumato import noise
-from sfumato.data import DataSpec, Normaliser
-from sfumato.data.rows import Samples
-from sfumato.diagnostics.answers import Answers
+from sfumato.conditions import Conditions, of_data
+from sfumato.data import DataSpec, Normaliser, Source
+from sfumato.diagnostics.answers import LEVELS, Answers, ask, deaf, draws_for, levels
 from sfumato.diagnostics.checks.finding import Finding
-from sfumato.diagnostics.information import Information
+from sfumato.diagnostics.information import Information, measured
+from sfumato.diagnostics.samples import seen
+from sfumato.distributed import ALONE, World
+from sfumato.errors import SfumatoError
+from sfumato.process import Gaussian
 
+TRAINED = 100  # steps before which a network has hardly learned, and is asked nothing
 ROWS = 1024  # samples that the data are judged by, at most
-READ = 256  # where they have to be read for it
+READ = 256  # the same where they are read from files
 VALUES = 1 << 21  # numbers in them, at most
-SURE = 3.0  # standard errors, from which on what draws say is sure
+ASKED = 512  # samples that the network is asked about, at most
+INFORMED = 2048  # samples that the information of conditions is measured on, at most
 
 
 @final
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Some samples as they come: x (n, *shape) in the user's units, labels int64 (n,) or None.
+    """Some samples as they come: x (n, *shape) in the user's units, labels int64 (n,) or None, negative if missing.
 
     spec: the contract that the model normalises them by, None where they are normalised already, with deviation
     `scale`.
@@ -38,14 +44,8 @@ class Sample:
 
     @property
     def normalised(self) -> Tensor:
-        """As the model sees them, in deviations of what it knows, float64 (n, *shape)."""
-        z = self.x.double() / self.scale if self.spec is None else self.spec.normalise(self.x).double()
-        return z
-
-    @property
-    def by_channel(self) -> Tensor:
-        """`normalised` as (C, n prod(spatial))."""
-        return self.normalised.transpose(0, 1).flatten(1)
+        """As the model sees them, in deviations of its training data, float64 (n, *shape)."""
+        return self.x.double() / self.scale if self.spec is None else self.spec.normalise(self.x).double()
 
     @property
     def field(self) -> bool:
@@ -56,8 +56,7 @@ class Sample:
 @final
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Parameters by name: at the start, now, and of their moving average where there is one. settled: parts of the
-    initial weights are known to be those of the run."""
+    """Parameters by name: before the first step, now, and of their moving average; the steps taken."""
 
     initial: dict[str, Tensor] | None
     now: dict[str, Tensor]
@@ -71,9 +70,9 @@ class Evidence:
     """All that is known of a run or a model.
 
     log: lines of metrics.jsonl; settings: those of `TrainConfig`, as a dict; incidents: entries of incident.json;
-    recorded: what was found while it trained. broken: values of each tensor of the model that are NaN or infinite, by
-    its name; empty where all are finite. deaf: conditions that the network cannot hear. told: how much each
-    condition says, by name, late in a run. absent: part -> why it is not there.
+    recorded: findings of the run itself. not_finite: tensor -> its values that are NaN or infinite, empty where all are
+    finite. unheard: conditions that the network ignores. information: that of each condition about the samples, late in
+    a run. absent: part -> why it is not there.
     """
 
     log: list[dict[str, Any]] | None = None
@@ -83,27 +82,91 @@ class Evidence:
     answers: Answers | None = None
     incidents: list[dict[str, Any]] | None = None
     recorded: tuple[Finding, ...] = ()
-    broken: dict[str, int] | None = None
-    deaf: tuple[str, ...] | None = None
-    told: Information | None = None
+    not_finite: dict[str, int] | None = None
+    unheard: tuple[str, ...] | None = None
+    information: Information | None = None
     absent: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def draw(
-    x: Samples, rows: Tensor, labels: Tensor | None, spec: DataSpec | None, seed: int, scale: float = 1.0
-) -> Sample:
-    """Up to ROWS of these rows of x (N, *shape), chosen by the seed, of VALUES numbers at most (or 8 rows); what is not
-    finite is left out. labels: one a row of `rows`."""
-    most = ROWS if isinstance(x, Tensor) else READ
-    count = min(len(rows), most, max(8, VALUES // max(1, math.prod(x.shape[1:]))))
-    chosen = noise.permutation(seed, 0, len(rows))[:count].sort().values
-    found = x[rows[chosen]].cpu()
-    whole = found.isfinite().flatten(1).all(1) if found.is_floating_point() else torch.ones(count, dtype=torch.bool)
-    return Sample(found[whole], None if labels is None else labels[chosen][whole], _in_deviations(spec), scale)
+def draw(model: Any, source: Source, rows: Tensor, seed: int) -> Sample:
+    """Up to ROWS of these rows, chosen by the seed, of VALUES numbers at most (or 8 rows); rows that are not finite are
+    left out. Labels are in the model's numbering."""
+    most = ROWS if isinstance(source.x, Tensor) else READ
+    count = min(len(rows), most, max(8, VALUES // max(1, math.prod(source.shape))))
+    chosen = rows[noise.permutation(seed, 0, len(rows))[:count].sort().values]
+    x, spec = source.x[chosen].cpu(), model.spec
+    whole = x.isfinite().flatten(1).all(1) if x.is_floating_point() else torch.ones(count, dtype=torch.bool)
+    label = None if spec is None else of_data(spec, source, chosen).get("label")
+    scale = float(getattr(model, "sigma_data", 1.0)) if spec is None else 1.0
+    return Sample(x[whole], label[whole] if isinstance(label, Tensor) else None, _in_deviations(spec), scale)
 
 
 def _in_deviations(spec: DataSpec | None) -> DataSpec | None:
-    """The contract of symbols, which leaves them as they are, as one by which they are judged like other data."""
+    """A contract that leaves data as they are, such as that of symbols, as one that takes them in deviations."""
     if spec is None or set(spec.normaliser.mean) != {0.0} or set(spec.normaliser.std) != {1.0}:
         return spec
     return dataclasses.replace(spec, normaliser=Normaliser.of(spec.statistics))
+
+
+def answers(
+    model: Any,
+    source: Source,
+    rows: Tensor,
+    times: str | None = None,
+    seed: int = 0,
+    draws: int | None = None,
+    held: bool = True,
+) -> Answers:
+    """What a denoiser answers about these rows of a source; times: name of the density that it was trained under.
+
+    draws: a level; without it, as many as suffice. SfumatoError where the samples have another shape.
+    """
+    x, cond = _asked(model, source, rows, ASKED)
+    count = draws or draws_for(len(x), x[0].numel())
+    return ask(model, x, cond, levels(times, model.process.schedule), count, seed, held=held)
+
+
+def _asked(model: Any, source: Source, rows: Tensor, most: int) -> tuple[Tensor, Conditions]:
+    """At most so many of these rows, evenly spread, as the model sees them, and their conditions."""
+    chosen = rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).round().long()]
+    return seen(model, source, chosen, judged=False), of_data(model, source, chosen)
+
+
+def unheard(model: Any, source: Source, rows: Tensor) -> tuple[str, ...] | None:
+    """The conditions that a network ignores; None where it cannot be asked."""
+    if not isinstance(getattr(model, "process", None), Gaussian):
+        return None
+    try:
+        x, cond = _asked(model, source, rows, 8)
+        return deaf(model, x.to(model.device), cond) if cond and len(x) > 1 else None
+    except (SfumatoError, RuntimeError):  # a user's network may take inputs that we do not know how to make
+        return None
+
+
+def information(
+    model: Any, source: Source, rows: Tensor, seed: int = 0, draws: int | None = None, world: World = ALONE
+) -> Information | None:
+    """The information of each condition about these rows; None without any, or if the model is no Gaussian denoiser."""
+    if not len(rows) or not isinstance(model.process, Gaussian):
+        return None
+    x, cond = _asked(model, source, rows, INFORMED)
+    if not cond:
+        return None
+    count = draws or min(2 * INFORMED, 4 * LEVELS * draws_for(len(x), x[0].numel()))
+    return measured(model, x.to(model.device), cond.to(model.device), count, seed, world=world)
+
+
+def not_finite(*models: Any) -> dict[str, int]:
+    """How many values of each parameter and buffer of these models are NaN or infinite, where any are."""
+    found: dict[str, int] = {}
+    for model in models:
+        for name, value in model.net.state_dict().items() if model is not None else ():
+            wrong = int((~value.isfinite()).sum()) if value.is_floating_point() else 0
+            if wrong:
+                found[name] = found.get(name, 0) + wrong
+    return found
+
+
+def parameters(model: Any) -> dict[str, Tensor]:
+    """The network's parameters by name, without gradients."""
+    return {name: p.detach() for name, p in model.net.named_parameters()}

@@ -1,15 +1,38 @@
-"""All checks over one body of evidence; what a fault explains is not said again as another.
+"""All checks over one body of evidence, in one table: causes stand before what they explain.
 
-A check of the user's is a registered function that gives a `Check`, @register("check", code): it is made after these.
+A check of the user's is a registered function that returns a `Check`, @register("check", code): it is made after these.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+from typing import final
+
 from sfumato.diagnostics.checks import of_answers, of_data, of_log, of_weights
-from sfumato.diagnostics.checks.check import Check
 from sfumato.diagnostics.checks.evidence import Evidence
 from sfumato.diagnostics.checks.finding import ERROR, Finding, Report
 from sfumato.registry import Named
+
+Rule = Callable[[Evidence], Finding | None]
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """A rule for one code, a pure function of the evidence.
+
+    needs: parts of the evidence, any one of which suffices. explains: codes that are mere consequences of this one and
+    are not reported beside it. passes: whether further training may cure the fault, so that a finding recorded during
+    the run is dropped when the check, made again, finds nothing.
+    """
+
+    code: str
+    needs: tuple[str, ...]
+    rule: Rule
+    explains: frozenset[str] = frozenset()
+    passes: bool = False
+
 
 _MEANING = frozenset(
     {"sign-flipped", "schedule", "target", "worse-than-guess", "clipped", "labels-shuffled", "condition-uninformative"}
@@ -19,7 +42,7 @@ _ABOUT_LABELS = frozenset({"labels-shuffled", "condition-uninformative"})
 _LEARNING = _MEANING | {"lr-high", "lr-low", "ema-stale", "not-finite"}
 
 CHECKS: tuple[Check, ...] = (
-    Check("weights-not-finite", ("broken",), of_weights.not_finite, _LEARNING | _DEAF),
+    Check("weights-not-finite", ("not_finite",), of_weights.not_finite, _LEARNING | _DEAF),
     Check("double-normalised", ("sample",), of_data.double_normalised, _LEARNING | {"range"}),
     Check("range", ("sample", "log"), of_data.out_of_range, _LEARNING | {"mixed-units"}),
     Check("mixed-units", ("sample",), of_data.mixed_units),
@@ -32,11 +55,11 @@ CHECKS: tuple[Check, ...] = (
     Check("lr-low", ("log",), of_log.lr_low, _MEANING | _DEAF | {"ema-stale", "frozen"}),
     Check("ema-stale", ("weights", "log"), of_weights.ema_stale, passes=True),
     Check("level-dead", ("answers",), of_answers.level_dead, _MEANING),
-    Check("sign-flipped", ("answers",), of_answers.sign_flipped, _ABOUT_LABELS | {"clipped"}),
-    Check("schedule", ("answers",), of_answers.schedule, _ABOUT_LABELS | {"clipped"}),
-    Check("target", ("answers",), of_answers.wrong_target, _ABOUT_LABELS | {"clipped"}),
-    Check("condition-dead", ("answers", "weights", "deaf"), of_answers.condition_dead, _ABOUT_LABELS),
-    Check("condition-uninformative", ("answers", "told"), of_answers.condition_uninformative, passes=True),
+    Check("sign-flipped", ("answers",), of_answers.misread, _ABOUT_LABELS | {"clipped"}),
+    Check("schedule", ("answers",), of_answers.misread, _ABOUT_LABELS | {"clipped"}),
+    Check("target", ("answers",), of_answers.misread, _ABOUT_LABELS | {"clipped"}),
+    Check("condition-dead", ("answers", "weights", "unheard"), of_answers.condition_dead, _ABOUT_LABELS),
+    Check("condition-uninformative", ("answers", "information"), of_answers.condition_uninformative, passes=True),
     Check("labels-shuffled", ("answers", "sample"), of_answers.labels_shuffled, passes=True),
     Check("clipped", ("answers",), of_answers.clipped, frozenset({"worse-than-guess"})),
     Check("not-finite", ("incidents",), of_log.not_finite),
@@ -45,29 +68,24 @@ CHECKS: tuple[Check, ...] = (
 
 
 def examine(evidence: Evidence, subject: str = "the model", notes: tuple[str, ...] = ()) -> Report:
-    """Make every check that the evidence allows. What was found during training counts as found."""
-    checked, unchecked = [], {}
-    found: dict[str, Finding] = {finding.code: finding for finding in evidence.recorded}
+    """Make every check that the evidence allows; what the run recorded itself counts as found."""
     checks = (*CHECKS, *(make() for make in Named("check").values()))
+    checked, unchecked = [], {}
+    found = {finding.code: finding for finding in evidence.recorded}
     for check in checks:
-        reason = check.missing(evidence)
-        if reason is not None:
-            unchecked[check.code] = reason
+        if all(getattr(evidence, part) is None for part in check.needs):
+            unchecked[check.code] = evidence.absent.get(check.needs[0], f"without {check.needs[0]}")
             continue
         checked.append(check.code)
-        finding = check.find(evidence)
+        finding = check.rule(evidence)
         if finding is not None:
-            found[check.code] = finding
+            found[finding.code] = finding
         elif check.passes:
             found.pop(check.code, None)
     explained: set[str] = set()
-    for check in checks:  # causes stand before what they explain
-        if check.code not in explained and _is_error(found.get(check.code)):
+    for check in checks:
+        if check.code in found and check.code not in explained and found[check.code].severity == ERROR:
             explained |= check.explains - {check.code}
     kept = [finding for code, finding in found.items() if code not in explained]
     kept.sort(key=lambda finding: finding.severity != ERROR)
     return Report(subject, tuple(kept), tuple(checked), unchecked, notes)
-
-
-def _is_error(finding: Finding | None) -> bool:
-    return finding is not None and finding.severity == ERROR

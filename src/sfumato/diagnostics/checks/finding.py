@@ -1,4 +1,4 @@
-"""What an examination says: findings by code, what was looked at, and what could not be."""
+"""The report of an examination: findings by code, the checks that were made, and those that could not be."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CODES = {
     "mixed-units": "some samples are in other units than the rest",
     "identical": "the samples are copies of one another",
     "constant": "a column or channel never changes",
-    "axes": "the axes of the data were taken for others",
+    "axes": "the axes of the data are in the wrong order",
     "labels-shuffled": "the labels do not belong to the samples",
     "lr-high": "the learning rate is too high",
     "lr-low": "the loss has hardly moved",
@@ -22,22 +22,22 @@ CODES = {
     "frozen": "parameters never learned anything",
     "weights-not-finite": "weights are NaN or infinite",
     "half-overflow": "half precision overflows",
-    "not-finite": "steps were skipped, since something was not finite",
-    "sign-flipped": "the network says the negative of its target",
-    "schedule": "the network is read under another schedule than it learned",
-    "target": "the network is read as another target than it learned",
-    "condition-dead": "the network does not hear a condition",
-    "condition-uninformative": "a condition says nothing of the samples",
-    "level-dead": "the network does not hear the noise level",
-    "clipped": "predictions are cut off where the data go on",
-    "worse-than-guess": "the model is worse than a guess that looks at nothing",
+    "not-finite": "steps were skipped because something was not finite",
+    "sign-flipped": "the network predicts the negative of its target",
+    "schedule": "the model declares another schedule than the network learned",
+    "target": "the model declares another target than the network learned",
+    "condition-dead": "the network ignores a condition",
+    "condition-uninformative": "a condition carries no information about the samples",
+    "level-dead": "the network ignores the noise level",
+    "clipped": "predictions are clipped inside the range of the data",
+    "worse-than-guess": "the model is worse than the linear guess",
 }
 
 
 @final
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One fault. what: a sentence that says it; evidence: the numbers that it rests on; cure: what to do."""
+    """One fault. what: a sentence that names it; evidence: the numbers behind it; cure: what to do."""
 
     code: str
     what: str
@@ -60,7 +60,8 @@ class Finding:
 
     def __str__(self) -> str:
         when = "" if self.step is None else f" (seen at step {self.step:,})"
-        return f"{self.severity} {self.code}: {self.what}{when}. {self.cure} ({self.page})"
+        numbers = ", ".join(f"{name} {_shown(value)}" for name, value in self.evidence.items())
+        return f"{self.severity} {self.code}: {self.what}{when}.\n    {numbers}\n    {self.cure} See {self.page}."
 
 
 @final
@@ -97,12 +98,7 @@ class Report:
         }  # fmt: skip
 
     def __str__(self) -> str:
-        lines = [f"{self.subject}: {_headline(self)}."]
-        for finding in self.findings:
-            numbers = ", ".join(f"{name} {_shown(value)}" for name, value in finding.evidence.items())
-            when = "" if finding.step is None else f" (seen at step {finding.step:,})"
-            lines += [f"  {finding.severity} {finding.code}: {finding.what}{when}.", f"    {numbers}"]
-            lines += [f"    {finding.cure} See {finding.page}."]
+        lines = [f"{self.subject}: {_headline(self)}.", *(f"  {finding}" for finding in self.findings)]
         lines.append(f"Looked for: {', '.join(self.checked) or 'nothing'}.")
         reasons: dict[str, list[str]] = {}
         for code, reason in self.unchecked.items():

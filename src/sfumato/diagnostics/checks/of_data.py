@@ -1,4 +1,4 @@
-"""Faults that the data show by themselves, beside what the model's contract says of them."""
+"""Checks of the data, against the units that the model's contract declares."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.diagnostics.checks.evidence import SURE, Evidence, Sample
+from sfumato.diagnostics.checks.evidence import Evidence, Sample
 from sfumato.diagnostics.checks.finding import WARNING, Finding
+from sfumato.diagnostics.hypotheses import SURE
 
 FARTHEST = 3.0  # times the deviation, or deviations from the mean, that data may be off
 ALIKE = 0.05  # relative, within which figures are those of data that were normalised twice
@@ -23,7 +24,7 @@ PERIOD = 0.02  # by which the correlation of every third value may exceed that o
 
 def _figures(sample: Sample) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and deviation of each channel in the model's units, and which channels vary in its contract."""
-    channels = sample.by_channel
+    channels = _by_channel(sample.normalised)
     varies = torch.ones(len(channels), dtype=torch.bool)
     if sample.spec is not None:
         figures = sample.spec.statistics
@@ -31,27 +32,26 @@ def _figures(sample: Sample) -> tuple[Tensor, Tensor, Tensor]:
     return channels.mean(1), channels.std(1, correction=0), varies
 
 
+def _by_channel(x: Tensor) -> Tensor:
+    """(n, C, *spatial) -> float64 (C, n prod(spatial))."""
+    return x.double().transpose(0, 1).flatten(1)
+
+
 def _twice(sample: Sample) -> tuple[Tensor, Tensor] | None:
-    """What mean and deviation of each channel would be after the normaliser has acted twice, where that shows."""
+    """Mean and deviation of each channel after the normaliser has acted twice, where the sample has just these."""
     if sample.spec is None:
         return None
-    mean, std = (
-        torch.tensor(v, dtype=torch.float64) for v in (sample.spec.normaliser.mean, sample.spec.normaliser.std)
-    )
-    expected = -mean / std, 1 / std
-    shows = (expected[1].log().abs() > math.log(1.2)) | (expected[0].abs() > 0.2)
-    return expected if bool(shows.any()) else None
-
-
-def _is_twice(sample: Sample) -> bool:
-    expected, (mean, std, varies) = _twice(sample), _figures(sample)
-    if expected is None or not bool(varies.any()):
-        return False
+    normaliser, (mean, std, varies) = sample.spec.normaliser, _figures(sample)
+    m, s = (torch.tensor(v, dtype=torch.float64) for v in (normaliser.mean, normaliser.std))
+    expected_mean, expected_std = -m / s, 1 / s
+    shows = (expected_std.log().abs() > math.log(1.2)) | (expected_mean.abs() > 0.2)
+    if not bool(shows.any() and varies.any()):
+        return None
     room = 3 / math.sqrt(len(sample.x)) + ALIKE  # of the sample's own chance, in the deviations of the channel
-    near = (mean - expected[0]).abs() < room * expected[1]
-    alike = (std / expected[1]).log().abs() < max(room, 0.2)
-    off = _off(mean, std)[varies]
-    return bool((near & alike)[varies].all()) and bool((off > 0.15).any())
+    near = (mean - expected_mean).abs() < room * expected_std
+    alike = (std / expected_std).log().abs() < max(room, 0.2)
+    off = bool((_off(mean, std)[varies] > 0.15).any())
+    return (expected_mean, expected_std) if off and bool((near & alike)[varies].all()) else None
 
 
 def _off(mean: Tensor, std: Tensor) -> Tensor:
@@ -62,11 +62,10 @@ def _off(mean: Tensor, std: Tensor) -> Tensor:
 def double_normalised(evidence: Evidence) -> Finding | None:
     """mean -m/s and deviation 1/s in every channel: (z - m)/s of what has been (x - m)/s already."""
     sample = evidence.sample
-    if sample is None or not _is_twice(sample):
+    expected = None if sample is None else _twice(sample)
+    if sample is None or expected is None:
         return None
     mean, std, _ = _figures(sample)
-    expected = _twice(sample)
-    assert expected is not None
     return Finding(
         "double-normalised",
         "the model's normaliser acts on data that it has acted on before",
@@ -87,7 +86,7 @@ def out_of_range(evidence: Evidence) -> Finding | None:
 
 def _range_of_data(sample: Sample) -> Finding | None:
     mean, std, varies = _figures(sample)
-    if not bool(varies.any()) or _is_twice(sample) or float(sample.normalised.std()) == 0:
+    if not bool(varies.any()) or _twice(sample) is not None or float(sample.normalised.std()) == 0:
         return None
     far = (mean.abs() > FARTHEST) | (std > FARTHEST) | (std < 1 / FARTHEST)
     # of many columns a rare one may be quiet in few rows: most must be off, or one loud beyond doubt
@@ -106,10 +105,10 @@ def _range_of_data(sample: Sample) -> Finding | None:
 
 
 def _as_if(sample: Sample, c: int) -> str:
-    """The likely story of a wrong scale, in words."""
+    """The likely cause of a wrong scale, in words."""
     if sample.spec is None:
         return ""
-    own = float(sample.x.double().transpose(0, 1).flatten(1)[c].std()) / max(1e-30, sample.spec.normaliser.std[c])
+    own = float(_by_channel(sample.x)[c].std()) / max(1e-30, sample.spec.normaliser.std[c])
     for factor, words in ((255, "multiplied by 255"), (1 / 255, "divided by 255"), (2 / 255, "mapped to [-1, 1]"),
                           (127.5, "multiplied by 127.5"), (257, "multiplied by 257")):  # fmt: skip
         if abs(math.log(own / factor)) < 0.2:
@@ -156,7 +155,7 @@ def logged_power(log: list[dict[str, Any]]) -> tuple[float, float] | None:
 
 
 def mixed_units(evidence: Evidence) -> Finding | None:
-    """Samples that vary 50 times less than the middle one, yet vary: from 2 % of all on."""
+    """2 % of the samples or more vary, but 50 times less, or more, than the median one."""
     sample = evidence.sample
     if sample is None or not sample.field or len(sample.x) < 50:
         return None
@@ -168,8 +167,8 @@ def mixed_units(evidence: Evidence) -> Finding | None:
         return None
     return Finding(
         "mixed-units",
-        f"{max(few, many):.0%} of the samples vary 50 times {'less' if few >= many else 'more'} than the middle one",
-        {"share": max(few, many), "middle deviation": typical, "least": float(spread.min())},
+        f"{max(few, many):.0%} of the samples vary 50 times {'less' if few >= many else 'more'} than the median one",
+        {"share": max(few, many), "median deviation": typical, "least": float(spread.min())},
         "Bring all samples to one scale: often some are in [0, 1] and others in [0, 255].",
         WARNING,
     )
@@ -192,7 +191,7 @@ def identical(evidence: Evidence) -> Finding | None:
         "identical",
         "the samples are the same" if distinct * len(x) == 1 else "most samples are copies of few, or nearly so",
         {"distinct": distinct, "variance between samples": between, "looked at": len(x)},
-        "Look at how the data were read: often one sample was repeated, or an index never moved.",
+        "Check how the data are read: often one sample was repeated, or an index never moved.",
     )
 
 
@@ -201,7 +200,7 @@ def constant(evidence: Evidence) -> Finding | None:
     sample = evidence.sample
     if sample is None or len(sample.x) < 8:
         return None
-    x = sample.x.double().transpose(0, 1).flatten(1)
+    x = _by_channel(sample.x)
     still = (x == x[:, :1]).all(1)
     if sample.spec is not None:
         figures = sample.spec.statistics
@@ -214,7 +213,7 @@ def constant(evidence: Evidence) -> Finding | None:
         "constant",
         f"{what} {which[0]}" + (f" and {len(which) - 1} more" if which[1:] else "") + " never changes",
         {"constant": which[:8], "of": len(x), "value": float(x[which[0], 0])},
-        "It costs work and tells nothing: leave it out, or look whether it was read rightly.",
+        "It costs work and carries no information: leave it out, or check that it was read correctly.",
         WARNING,
     )
 

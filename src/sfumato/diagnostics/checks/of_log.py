@@ -1,29 +1,25 @@
-"""Faults that the log of a run shows: losses beside the guess, the rate, steps that were skipped."""
+"""Checks of the log of a run: the learning rate, losses against the linear guess, skipped steps."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import median_high
 from typing import Any
 
 from sfumato.diagnostics.checks.evidence import Evidence
-from sfumato.diagnostics.checks.finding import WARNING, Finding
+from sfumato.diagnostics.checks.finding import ERROR, WARNING, Finding
 
 WHOLE = 0.75  # of the initial weights' length, from which on a step is too long
 BURST, WINDOWS = 3.0, 10  # a loss of three times the first ones, as the median over a tenth of the log
 SHORT = 0.2  # step over weights below which a burst has another cause
-MOVED = 0.01  # of the loss on the same triples: a network that learns changes more from one look to another
+MOVED = 0.01  # of the loss on the same held-out draws: that of a network that learns changes more
 STILL = 0.97  # of the first loss, above which a run has not learned
-PATIENCE = 100  # steps before which nothing is said of that
+PATIENCE = 100  # steps before which that is not judged
 
 
 def _losses(log: Sequence[dict[str, Any]]) -> list[tuple[int, float]]:
     return [(line["step"], line["loss"]) for line in log if line.get("loss") is not None]
-
-
-def _first(losses: list[tuple[int, float]]) -> float:
-    head = sorted(loss for _, loss in losses[: max(1, min(5, len(losses) // 20))])
-    return head[len(head) // 2]
 
 
 def lr_high(evidence: Evidence) -> Finding | None:
@@ -82,8 +78,8 @@ def lr_low(evidence: Evidence) -> Finding | None:
     if len(losses) < 8 or losses[-1][0] < PATIENCE or log[-1].get("fraction", 1.0) < 0.5 or len(judged) < 2:
         return None
     guess, scored = judged[-1]["valid_trivial"], judged[-1]["valid_raw"]
-    tail = sorted(loss for _, loss in losses[-max(3, len(losses) // 10) :])
-    first, last = _first(losses), tail[len(tail) // 2]
+    first = median_high(loss for _, loss in losses[: max(1, min(5, len(losses) // 20))])
+    last = median_high(loss for _, loss in losses[-max(3, len(losses) // 10) :])
     if last < STILL * first or min(last, scored) < 1.02 * guess:
         return None
     if abs(scored - judged[0]["valid_raw"]) > MOVED * scored:
@@ -91,10 +87,10 @@ def lr_low(evidence: Evidence) -> Finding | None:
     return Finding(
         "lr-low",
         f"the loss on the same held-out draws was {judged[0]['valid_raw']:.4g} at step {judged[0]['step']:,} and is "
-        f"{scored:.4g} at step {judged[-1]['step']:,}; a guess without looking has {guess:.4g}",
+        f"{scored:.4g} at step {judged[-1]['step']:,}; the linear guess has {guess:.4g}",
         {"first loss": first, "last loss": last, "held out": scored, "guess": guess,
          "lr": (evidence.settings or {}).get("lr")},
-        "Raise the learning rate, and look that the optimiser steps.",
+        "Raise the learning rate, and check that the optimiser takes steps.",
     )  # fmt: skip
 
 
@@ -110,29 +106,5 @@ def not_finite(evidence: Evidence) -> Finding | None:
         f"{len(incidents)} steps were skipped, the last one, {last['step']:,}, since {last['where']}",
         {"skipped": len(incidents), "went back": back, "last rate": last["lr"]},
         "Look at the rows in incident.json; a lower --lr or --precision float32 help where it is not the data.",
-        "error" if back else WARNING,
+        ERROR if back else WARNING,
     )
-
-
-def half_recorded(evidence: Evidence) -> Finding | None:
-    """Steps that were skipped while the network computed in float16."""
-    low = [each for each in evidence.incidents or () if each.get("precision") == "float16"]
-    if not low:
-        return None
-    return Finding(
-        "half-overflow",
-        f"{len(low)} steps were skipped while the network computed in float16, the first since {low[0]['where']}",
-        {"skipped": len(low), "first step": low[0]["step"]},
-        "Train with --precision bfloat16 or float32: both reach 3e38, float16 ends at 65,504.",
-    )
-
-
-def stale_by_loss(log: Sequence[dict[str, Any]]) -> dict[str, float] | None:
-    """The figures of the last validation, where the average loses more than the guess and the raw weights less."""
-    line = next((line for line in reversed(log) if {"valid_ema", "valid_trivial"} <= line.keys()), None)
-    if line is None or line["step"] < PATIENCE:
-        return None
-    raw, average, guess = line["valid_raw"], line["valid_ema"], line["valid_trivial"]
-    if not (raw < 0.98 * guess and average > max(1.05 * guess, 1.2 * raw)):
-        return None
-    return {"raw": raw, "average": average, "guess": guess}

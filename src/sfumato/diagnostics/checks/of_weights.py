@@ -1,17 +1,19 @@
-"""Faults that the weights show: what never moved, and an average that has not forgotten the start."""
+"""Checks of the weights: parameters that never moved, and an average that still holds the start of the run."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sfumato.diagnostics.checks.evidence import Evidence, Weights
-from sfumato.diagnostics.checks.finding import WARNING, Finding
-from sfumato.diagnostics.checks.of_log import stale_by_loss
+from sfumato.diagnostics.checks.finding import ERROR, WARNING, Finding
+from sfumato.diagnostics.checks.of_log import PATIENCE
 
-SOME = 20  # steps before which nothing is said
+SOME = 20  # steps before which weights are not judged
 START = 0.6  # weight of the start in an average: that of the uniform one, the widest there is, is a half
 PARALLEL = 1e-9  # 1 - cos between a tensor and its start: decay alone shortens it, and turns nothing
 SHORTENED = 2**-24  # of its length: half of float32's spacing, below which decay changes no number at all
@@ -20,14 +22,14 @@ ENOUGH = 8  # numbers in a tensor from which on its direction says something
 
 def not_finite(evidence: Evidence) -> Finding | None:
     """Weights that are NaN or infinite."""
-    if not evidence.broken:
+    if not evidence.not_finite:
         return None
-    names = list(evidence.broken)
+    names = list(evidence.not_finite)
     listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return Finding(
         "weights-not-finite",
-        f"{sum(evidence.broken.values()):,} values of {listed} are NaN or infinite",
-        {"values": sum(evidence.broken.values()), "tensors": len(names)},
+        f"{sum(evidence.not_finite.values()):,} values of {listed} are NaN or infinite",
+        {"values": sum(evidence.not_finite.values()), "tensors": len(names)},
         "Take an earlier checkpoint, or train again at a lower rate.",
     )
 
@@ -51,10 +53,6 @@ def _still(start: Tensor, now: Tensor) -> bool:
     return 0 < ratio < 1 - SHORTENED and turned < PARALLEL
 
 
-def _is_label(name: str) -> bool:
-    return ".label." in f".{name}"
-
-
 def _embeds(name: str) -> bool:
     """Whether a parameter is of what embeds a condition: the table of labels, or another."""
     return any(f".{part}." in f".{name}" for part in ("label", "others", "context"))
@@ -75,50 +73,53 @@ def frozen(evidence: Evidence) -> Finding | None:
         f"{count:,} of {total:,} parameters are what they were before the first step, such as {still[0]}",
         {"share": count / total, "tensors": len(names), "steps": weights.steps},
         "Look for requires_grad_(False), detach() or a part that the optimiser was not given.",
-        "error" if count > 0.01 * total else WARNING,
+        ERROR if count > 0.01 * total else WARNING,
     )
 
 
-def dead_label(weights: Weights | None) -> str | None:
-    """The name of an embedding of a condition that never learned, where other parameters did."""
-    if weights is None:
-        return None
-    names = unmoved(weights)
-    label = next((name for name in names if _embeds(name)), None)
-    return label if len(names) < len(weights.now) / 2 else None
-
-
-def rows_unlearned(weights: Weights) -> bool:
-    """Whether in a label embedding only the row of no label has learned."""
-    for name, now in weights.now.items():
-        if _is_label(name) and weights.initial is not None and name in weights.initial and weights.steps >= SOME:
-            start = weights.initial[name]
-            still = [_still(a, b) for a, b in zip(start[1:], now[1:], strict=True)]
-            if still and all(still):
-                return True
-    return False
+def unlearned_embedding(weights: Weights) -> str | None:
+    """What embeds a condition and never learned, in words, where other parameters did: a parameter, or of the table of
+    labels all but the row of no label."""
+    still = unmoved(weights)
+    name = next((name for name in still if _embeds(name)), None)
+    if name is not None and len(still) < len(weights.now) / 2:
+        return name
+    for name, start in (weights.initial or {}).items():
+        if ".label." in f".{name}" and name in weights.now and weights.steps >= SOME:
+            rows = zip(start[1:], weights.now[name][1:], strict=True)
+            if len(start) > 1 and all(_still(a, b) for a, b in rows):
+                return "the embedding of every class"
+    return None
 
 
 def ema_stale(evidence: Evidence) -> Finding | None:
     """<ema - theta, theta_0 - theta> / |theta_0 - theta|^2 above 0.6, or an average worse than the guess beside raw
     weights that are better."""
-    weights, by_loss = evidence.weights, stale_by_loss(evidence.log or [])
-    share = None if weights is None else _share_of_start(weights)
-    if not (share is not None and share > START) and by_loss is None:
+    share = None if evidence.weights is None else _share_of_start(evidence.weights)
+    numbers = _stale_by_loss(evidence.log or [])
+    if share is not None and share > START:
+        what = f"the start of the run makes up {share:.0%} of the moving average"
+    elif numbers:
+        what = "the moving average loses {average:.3g}, the raw weights {raw:.3g} and the linear guess {guess:.3g}"
+        what = what.format(**numbers)
+    else:
         return None
-    numbers = dict(by_loss or {}) | ({} if share is None else {"weight of the start": share})
-    what = (
-        f"the start of the run makes up {share:.0%} of the moving average"
-        if share is not None and share > START
-        else f"the moving average loses {numbers['average']:.3g}, the raw weights {numbers['raw']:.3g} and a guess "
-        f"{numbers['guess']:.3g}"
-    )
     return Finding(
         "ema-stale",
         what,
-        numbers,
+        numbers | ({} if share is None else {"weight of the start": share}),
         "Take an average whose window is a fraction of the run (--ema 0.06), or the raw weights (--weights raw).",
     )
+
+
+def _stale_by_loss(log: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The figures of the last validation, where the average loses more than the guess and the raw weights less."""
+    line = next((line for line in reversed(log) if {"valid_ema", "valid_trivial"} <= line.keys()), None)
+    if line is None or line["step"] < PATIENCE:
+        return {}
+    raw, average, guess = line["valid_raw"], line["valid_ema"], line["valid_trivial"]
+    stale = raw < 0.98 * guess and average > max(1.05 * guess, 1.2 * raw)
+    return {"raw": raw, "average": average, "guess": guess} if stale else {}
 
 
 def _share_of_start(weights: Weights) -> float | None:

@@ -1,7 +1,6 @@
 """The statistics of the training split, channel by channel, in float64.
 
-Data normalised with them has mean 0 and standard deviation 1 in every channel, so sigma_data = 1 everywhere above this
-room.
+Data normalised with them have mean 0 and standard deviation 1 in every channel, so that sigma_data = 1.
 """
 
 import math
@@ -11,8 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..normaliser import Normaliser as Normaliser
-from ..normaliser import Statistics as Statistics
+from ..normaliser import Statistics
 from ..progress import counting
 
 if TYPE_CHECKING:
@@ -23,15 +21,19 @@ GROUP = 8
 GROUPS = 1024
 
 
-def chunks(x: "Samples", indices: Tensor | None = None) -> Iterator[Tensor]:
-    """The rows of x (N, C, *spatial), or those named, as float64 blocks (n, C, *spatial) of bounded size."""
-    count = len(x) if indices is None else len(indices)
+def blocks(x: "Samples", indices: Tensor | None = None) -> Iterator[Tensor]:
+    """The rows of x (N, ...), or those at `indices`, in blocks of bounded size."""
     rows = max(1, CHUNK_ENTRIES // max(1, x[0].numel()))
-    with counting("Taking figures of samples", count) as told:
-        for start in range(0, count, rows):
-            block = x[start : start + rows] if indices is None else x[indices[start : start + rows]]
+    for start in range(0, len(x) if indices is None else len(indices), rows):
+        yield x[start : start + rows] if indices is None else x[indices[start : start + rows]]
+
+
+def chunks(x: "Samples", indices: Tensor | None = None) -> Iterator[Tensor]:
+    """`blocks` in float64, counted for progress."""
+    with counting("Taking figures of samples", len(x) if indices is None else len(indices)) as count:
+        for block in blocks(x, indices):
             yield block.to(torch.float64)
-            told(len(block))
+            count(len(block))
 
 
 def statistics(x: "Samples", indices: Tensor | None = None) -> Statistics:

@@ -1,4 +1,5 @@
-"""The board: what a model loses at each noise level, what that adds to its objective, and how noisy its gradient is.
+"""The figures of a board: what a model loses at each noise level, what that adds to its objective, how noisy its
+gradient is; as measured now, and as a run keeps them in its log.
 
     loss_k         = E |eps - eps_hat|^2 / d in bin k, beside that of a trivial guess and the floor of a known law
     contribution_k = int over bin k of w(logsnr) E |eps - eps_hat|^2 / d dlogsnr;  their sum is the objective
@@ -13,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from torch import Tensor
 from sfumato.diagnostics import board_page, report
 from sfumato.diagnostics.bins import Bins
 from sfumato.diagnostics.draws import ByLevel, plain
-from sfumato.diagnostics.gradients import Gradients
+from sfumato.diagnostics.gradients import Gradients, ratio
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.objectives.compiler import Nearest, Objective
@@ -83,7 +85,7 @@ class Board:
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON; None where there is none (a drowned gradient, an error of one draw)."""
         made: dict[str, Any] = {
-            "objective": self.words, "monotone": self.monotone, "nearest": nearest(self.objective),
+            "objective": self.words, "monotone": self.monotone, "nearest": _nearest(self.objective),
             "models": list(self.models), "draws": self.count, "notes": list(self.notes),
             "logsnr": plain(self.logsnr), "edges": plain(self.bins.edges), "mass": plain(self.bins.mass),
             "span": plain(self.bins.mass / self.density), "weight": plain(self.weight), "density": plain(self.density),
@@ -91,7 +93,7 @@ class Board:
         for column in ("loss", "contribution", "excess"):
             made[column] = {name: _pair(found) for name, found in getattr(self, column).items()}
         made["total"] = {n: dict(zip(("value", "stderr"), map(_number, self.total(n)), strict=True)) for n in self.loss}
-        return made | {"gradients": None if self.gradients is None else plain_gradients(self.gradients, self.of)}
+        return made | {"gradients": None if self.gradients is None else _plain_gradients(self.gradients, self.of)}
 
     def __str__(self) -> str:
         return board_page.table(self.to_dict())
@@ -99,7 +101,7 @@ class Board:
     def html(self) -> str:
         """Charts and figures as a page that opens without a network."""
         said = f"{self.words}; {self.count} draws a level, dropout off"
-        return report.page("Board", said, self.to_dict() | {"curves": curves(self.objective)}, figures=str(self))
+        return report.page("Board", said, self.to_dict() | {"curves": _curves(self.objective)}, figures=str(self))
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
         """Write the page (`html`) to a file whose name ends in .html."""
@@ -110,7 +112,53 @@ class Board:
         return path
 
 
-def plain_gradients(found: Gradients, of: str) -> dict[str, Any]:
+def from_log(lines: Sequence[Mapping[str, Any]], objective: Objective) -> dict[str, Any] | None:
+    """What the page of a board draws, from the last line of a log that has losses by noise level; None without one.
+
+    Each estimate is a column `bins_NAME` beside its errors, `bins_NAME_stderr`.
+    """
+    line = next((line for line in reversed(lines) if "bins_edges" in line), None)
+    if line is None:
+        return None
+    names, density = [name for name in ("raw", "ema", "trivial") if line.get(f"bins_{name}")], line["bins_density"]
+    mass = torch.tensor(1 / len(density), dtype=torch.float64)  # of each bin, since all are equal
+    curves, span = _curves(objective), [float(mass) / p for p in density]
+    if objective.times.moves:  # known where the log has it
+        curves = {name: line[f"bins_{name}"][::-1] for name in ("logsnr", "weight", "density")}
+        span = [a - b for a, b in zip(line["bins_edges"], line["bins_edges"][1:], strict=False)]
+    return {
+        "monotone": objective.monotone, "nearest": _nearest(objective), "logsnr": line["bins_logsnr"], "span": span,
+        "loss": {name: _pair(_column(line, f"loss_{name}")) for name in names},
+        "contribution": {name: _pair(_column(line, name).times(mass)) for name in names},
+        "curves": curves, "gradients": _logged_gradients(lines),
+    }  # fmt: skip
+
+
+def _column(line: Mapping[str, Any], name: str) -> ByLevel:
+    columns = ([math.nan if v is None else v for v in line[f"bins_{column}"]] for column in (name, f"{name}_stderr"))
+    return ByLevel(*(torch.tensor(values, dtype=torch.float64) for values in columns))
+
+
+def _logged_gradients(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Means over the second half of the lines that have gradients: of |G|^2 and of tr Sigma, so that their ratio is
+    steadier than any one of its estimates."""
+    found = [line for line in lines if line.get("bins_grad_square") is not None]
+    found = found[len(found) // 2 :]
+    if not found:
+        return None
+
+    def mean(name: str) -> ByLevel:
+        columns = [_column(line, name) for line in found]
+        errors = torch.stack([each.stderr for each in columns]).square().sum(0).sqrt() / len(found)
+        return ByLevel(torch.stack([each.value for each in columns]).mean(0), errors)
+
+    square, variance = mean("grad_square"), mean("grad_variance")
+    names = ("valid_grad_square", "valid_grad_variance")
+    total = torch.tensor([[line[name] for name in names] for line in found], dtype=torch.float64).mean(0).tolist()
+    return _plain_gradients(Gradients(square, variance, ratio(square, variance), (total[0], total[1])), "raw")
+
+
+def _plain_gradients(found: Gradients, of: str) -> dict[str, Any]:
     """Gradients of the model named `of` in plain numbers."""
     return {
         "of": of, "mode": "evaluation", "norm": _pair(found.norm), "noise_scale": _pair(found.scale),
@@ -119,13 +167,13 @@ def plain_gradients(found: Gradients, of: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def nearest(objective: Objective) -> dict[str, Any]:
+def _nearest(objective: Objective) -> dict[str, Any]:
     """The named weight that is nearest, in plain words and numbers."""
     near = objective.nearest()
     return near._asdict() | {"aliases": list(near.aliases), "same": near.same, "factor": near.factor}
 
 
-def curves(objective: Objective, count: int = 121) -> dict[str, list[float | None]]:
+def _curves(objective: Objective, count: int = 121) -> dict[str, list[float | None]]:
     """w and p at `count` levels, over all but a thousandth of what the density draws."""
     with torch.no_grad():
         ends = objective.times.logsnr(torch.tensor([5e-4, 1 - 5e-4], dtype=torch.float64), objective.schedule)

@@ -1,10 +1,10 @@
-"""What each column beside the samples is to a model: said by the user, or read from its values.
+"""The kind of condition that each column beside the samples is: given by the user, or guessed from its values.
 
     whole numbers of few values -> label     numbers (N,) -> scalar     (N, d) -> vector     (N, C, *spatial) -> field
     strings that repeat -> label             lists of strings -> multilabel
 
-"Few" is at most max(2, sqrt(N)) distinct values; a column that is called label or class is one whatever it holds. What
-cannot be read, or says nothing, is left out and named in a note.
+"Few" is at most max(2, sqrt(N)) distinct values; a column called label or class holds classes whatever its values.
+Columns that cannot be read, or never change, are left out and named in a note.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..conditions import KINDS, guess
+from ..conditions import KINDS
 from ..errors import SfumatoError, suggest
 from . import arrays
 from .column import BOOLS, Column, Unread, cells, column, named
-from .dataset import LABEL, Source
 from .labels import label_column
+from .source import LABEL, Source
 
 IGNORE = "ignore"
-TAKEN = ("self", "present")  # names that a call of a network has for itself
-CLASS_NAMES = ("label", "labels", "class", "cls")  # whose column is one of classes, however many there are
+FORWARD_ARGUMENTS = ("self", "present")  # arguments of a network's forward
+CLASS_NAMES = ("label", "labels", "class", "cls")  # columns of classes, however many there are
 
 
 def few(count: int) -> int:
-    """How many distinct values of so many are few enough to be classes."""
+    """How many distinct values are few enough to be classes of `count` samples: max(2, sqrt(count))."""
     return max(2, math.isqrt(count))
 
 
 def columns(raw: Mapping[str, Any], count: int) -> tuple[dict[str, Column], list[str]]:
-    """What lies beside `count` samples, as columns, and a note on what cannot be one."""
+    """Arrays beside `count` samples as columns, and a note on those that cannot be read."""
     found: dict[str, Column] = {}
     unread: dict[str, str] = {}
     for name, values in raw.items():
@@ -61,7 +61,7 @@ def _one_each(values: Any, count: int) -> Column:
 
 
 def not_used(unread: Mapping[str, str]) -> list[str]:
-    """A note on columns that are left out, with the reasons."""
+    """A note on columns that are left out, with the reasons; [] where there are none."""
     if not unread:
         return []
     named = [f"{name} ({why})" for name, why in list(unread.items())[:8]]
@@ -70,7 +70,7 @@ def not_used(unread: Mapping[str, str]) -> list[str]:
 
 
 def with_label(found: Mapping[str, Column], names: Sequence[str]) -> dict[str, Column]:
-    """The first of these columns that can be one of classes, called "label", before the rest."""
+    """The first column of these names that can hold classes becomes the condition "label"; the rest follow."""
     for name in names:
         if name in found:
             try:
@@ -81,37 +81,35 @@ def with_label(found: Mapping[str, Column], names: Sequence[str]) -> dict[str, C
     return dict(found)
 
 
-def settled(source: Source, said: Mapping[str, str] | None = None, known: bool = False) -> Source:
-    """The source with a kind for each condition; said: name -> kind, or "ignore".
+def with_kinds(source: Source, kinds: Mapping[str, str], known: bool = False) -> Source:
+    """The source with a kind for each condition; kinds: name -> kind, or "ignore", where it is not to be guessed.
 
-    known: these are kinds that a model knows, which the data may lack and of which one value says something.
-    Raises SfumatoError for a name that the data has not got, an unknown kind, and values that cannot be of it.
+    known: the kinds are those of a model, so names that the data lack and columns that never change are no mistake.
+    Raises SfumatoError for a name that the data lack, an unknown kind, and values that cannot be of it.
     """
-    said = {name: kind for name, kind in (said or {}).items() if not known or name in source.conditions}
-    _check(said, source.conditions)
+    kinds = {name: kind for name, kind in kinds.items() if not known or name in source.conditions}
+    _check(kinds, source.conditions)
     kept: dict[str, Column] = {}
     unread: dict[str, str] = {}
     notes: list[str] = []
     for name, found in source.conditions.items():
-        if said.get(name) == IGNORE:
+        if kinds.get(name) == IGNORE:
             continue
         try:
-            kept[name] = _settled(name, found, said.get(name, found.kind), source.x.ndim, known and name in said)
+            kept[name] = _of_kind(name, found, kinds.get(name), source.x.ndim, known and name in kinds)
         except Unread as why:
             if name == LABEL and found.names and len(found.given):
-                only = found.names[int(found.given[0])]
-                notes.append(f"All samples are of one class ({only}), so there is no class condition.")
+                notes.append(f"All samples are of one class ({_shown(found)}), so there is no class condition.")
             else:
                 unread[name] = str(why)
-    same = len(kept) == len(source.conditions) and all(kept[name] is source.conditions[name] for name in kept)
-    if same:
+    if kept == source.conditions:
         return source
-    notes += [*_questioned(kept), *_told(kept), *not_used(unread)]
-    return replace(source.having(kept), notes=[*source.notes, *notes])
+    notes += [*_questioned(kept), *_described(kept), *not_used(unread)]
+    return replace(source, conditions=kept, notes=[*source.notes, *notes])
 
 
-def _check(said: Mapping[str, str], known: Iterable[str]) -> None:
-    for name, kind in said.items():
+def _check(kinds: Mapping[str, str], known: Iterable[str]) -> None:
+    for name, kind in kinds.items():
         if kind not in (*KINDS, IGNORE):
             raise SfumatoError(
                 f"the condition {name!r} cannot be of the kind {kind!r}: {suggest(kind, (*KINDS, IGNORE))}"
@@ -121,72 +119,71 @@ def _check(said: Mapping[str, str], known: Iterable[str]) -> None:
             raise SfumatoError(f"there is no condition {name!r} in the data: {hint}")
 
 
-def _settled(name: str, found: Column, kind: str, axes: int, known: bool) -> Column:
-    """The column as what it is said to be, or as what it looks like; `Unread` where it is of no use."""
-    if found.kind and found.kind == kind:
+def _of_kind(name: str, found: Column, kind: str | None, axes: int, constant_ok: bool) -> Column:
+    """The column as its kind, guessed where it is None; `Unread` where it is of no use. axes: those of the samples."""
+    if found.kind and found.kind == (kind or found.kind):
         return found
-    if name in TAKEN:
+    if name in FORWARD_ARGUMENTS:
         raise Unread("no condition can have this name: give it another")
     if not len(found.given):
         raise Unread("all its values are missing")
-    kind, said = kind or _guess(name, found), bool(kind)
+    chosen = kind or _guess(name, found)
     try:
-        made = _MAKERS[kind](found, axes) if kind in _MAKERS else found  # a kind of the user's reads its own column
+        made = _converted(found, chosen, axes)
     except SfumatoError as why:
-        if not said and kind == "field":
+        if kind is None and chosen == "field":
             raise Unread(str(why)) from None
-        raise SfumatoError(f"the condition {name!r} cannot be a {kind}: {why}") from None
-    if not known and _constant(made):
+        raise SfumatoError(f"the condition {name!r} cannot be a {chosen}: {why}") from None
+    if not constant_ok and _constant(made):
         raise Unread(f"its value is always {_shown(made)}")
-    return replace(made, kind=kind)
+    return replace(made, kind=chosen)
 
 
 def _guess(name: str, found: Column) -> str:
-    """What a column looks like; `Unread` for text, and for what counts the samples."""
+    """The kind that a column looks like; `Unread` for free text and for numbers that count the samples."""
+    values, form = found.given, found.form
     if found.names is not None:
         return "label"
-    values = found.given
-    flat = values.ndim == 1 and values.dtype != object
-    if name in CLASS_NAMES and (found.form == "strings" or (flat and bool((values == np.round(values)).all()))):
+    if form == "lists":
+        return "multilabel"
+    if form == "strings":
+        distinct = len(set(values.tolist()))
+        if name not in CLASS_NAMES and distinct > few(len(values)):
+            raise Unread(f"text, {distinct:,} different: it is not read yet")
         return "label"
-    kind = guess(values)
-    if found.form == "strings" and (distinct := len(set(values.tolist()))) > few(len(values)):
-        raise Unread(f"text, {distinct:,} different: it is not read yet")
-    if (
-        kind == "scalar"
-        and values.dtype.kind in "iu"
-        and len(found) == len(values)
-        and bool((np.diff(values) == 1).all())
-    ):
+    if values.ndim > 1:
+        return "multilabel" if values.dtype == bool else "vector" if values.ndim == 2 else "field"
+    if name in CLASS_NAMES and bool((values == np.round(values)).all()):
+        return "label"
+    if values.dtype.kind == "f":
+        return "scalar"
+    if len(np.unique(values)) <= few(len(values)):
+        return "label"
+    if len(found) == len(values) and bool((np.diff(values) == 1).all()):
         raise Unread("it counts the samples")
-    return kind
+    return "scalar"
 
 
-def _label(found: Column, axes: int) -> Column:
-    return label_column(found)
-
-
-def _multilabel(found: Column, axes: int) -> Column:
-    if found.form == "numbers" and found.values.ndim != 2:
+def _converted(found: Column, kind: str, axes: int) -> Column:
+    """The values as a condition of this kind has them; axes: those of the samples."""
+    if kind == "label":
+        return label_column(found)
+    if kind == "multilabel" and found.form == "numbers" and found.values.ndim != 2:
         raise SfumatoError("give a list of names a sample, names with commas between, or a row of 0 and 1")
-    return found
-
-
-def _scalar(found: Column, axes: int) -> Column:
+    if kind not in ("scalar", "vector", "field"):  # a user's kind reads its own column
+        return found
     found = _as_numbers(found)
+    if kind == "field":
+        return _field(found, axes)
+    if kind == "vector":
+        return replace(found, values=found.values.reshape(len(found), -1))
     if found.values.ndim != 1:
         raise SfumatoError(f"it has {'x'.join(map(str, found.values.shape[1:]))} numbers a sample, not one")
     return found
 
 
-def _vector(found: Column, axes: int) -> Column:
-    found = _as_numbers(found)
-    return replace(found, values=found.values.reshape(len(found), -1))
-
-
 def _field(found: Column, axes: int) -> Column:
-    """Channels first, with as many spatial axes as the samples have."""
-    found = _as_numbers(found)
+    """Channels first; a field has as many spatial axes as the samples."""
     values = found.values
     if axes == 4 and values.dtype in (np.uint8, np.uint16):
         values = arrays.arrange(torch.from_numpy(values), "a field")[0].numpy()
@@ -198,11 +195,8 @@ def _field(found: Column, axes: int) -> Column:
     return replace(found, values=values)
 
 
-_MAKERS = {"label": _label, "multilabel": _multilabel, "scalar": _scalar, "vector": _vector, "field": _field}
-
-
 def _as_numbers(found: Column) -> Column:
-    """Numbers as they are, or as strings (and names of classes) spell them."""
+    """A column of numbers, also where strings or class names spell them."""
     if found.names is None and found.form == "numbers":
         return found
     spelt = Column(found.spelt, found.present)
@@ -228,7 +222,7 @@ def _shown(made: Column) -> str:
 
 
 def _questioned(kept: Mapping[str, Column]) -> list[str]:
-    """Almost as many classes as samples are said."""
+    """A note where there are almost as many classes as samples."""
     notes = []
     for name, found in kept.items():
         classes, count = len(found.names or ()), len(found)
@@ -238,8 +232,8 @@ def _questioned(kept: Mapping[str, Column]) -> list[str]:
     return notes
 
 
-def _told(kept: Mapping[str, Column]) -> list[str]:
-    """A note on what was understood, where it is more than classes, and on what is missing."""
+def _described(kept: Mapping[str, Column]) -> list[str]:
+    """Notes on the kinds, where there are more than classes, and on missing values."""
     notes = []
     if set(kept) - {LABEL}:
         notes.append(f"Conditions: {', '.join(f'{name} ({_worded(found)})' for name, found in kept.items())}.")

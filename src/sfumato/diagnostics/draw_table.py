@@ -1,0 +1,71 @@
+"""`sf.draws`: one long table of everything that a model gets wrong on fixed draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from sfumato import target as targets
+from sfumato.belief import broadcast
+from sfumato.diagnostics import gradients as of_gradients
+from sfumato.diagnostics.bins import make
+from sfumato.diagnostics.draws import Draws
+from sfumato.diagnostics.samples import trivial, with_conditions
+from sfumato.errors import whole
+from sfumato.noised import NoisedBatch
+from sfumato.objectives import times as densities
+from sfumato.objectives.times import TimeDensity
+from sfumato.process.gaussian import require_numbers
+
+
+def draws(
+    model: Any,
+    x: Any,
+    levels: int | Sequence[float] = 8,
+    seed: int = 0,
+    *,
+    count: int = 64,
+    times: TimeDensity | str = "uniform",
+    gradients: bool = False,
+    batch: int = 256,
+    **cond: Any,
+) -> dict[str, np.ndarray]:
+    """What a model gets wrong on noised samples z = alpha x + sigma eps, a row a draw: columns of one length by name.
+
+        loss = |eps - eps_hat(z)|^2 / d,   error = |y - y_hat(z)|^2 / d,   y = a x + b eps the model's own target
+
+    x: samples (B, *shape) in user units with their conditions by keyword, as `sample` takes them; or whatever
+    `sf.data.open` takes, with its own conditions; or a law of `sf.exact`. levels: how many bins of equal mass under the
+    time density `times`, or the edges of the bins in logsnr. count: draws in each bin; samples come in turn. seed: of
+    all draws, which depend on nothing else, so that two models of the same data are compared draw by draw.
+
+    Columns: sample (row of x; of a data set or a law the place among the samples drawn from it), bin (0 is the
+    cleanest), logsnr, loss, error, trivial (the loss of the best linear guess from the data's mean and variance), and
+    with gradients=True gradient, the norm of the gradient of `loss`, which takes one backward pass a draw. The model is
+    asked in evaluation mode and is left as it was. `pandas.DataFrame(sf.draws(...))` makes a frame of it.
+    Raises SfumatoError for symbols, and for levels, counts or data that cannot be used.
+    """
+    require_numbers(model, "The table of draws", "log_prob(...).by_level says what a bound loses at each level")
+    density = densities.named(times) if isinstance(times, str) else times
+    bins = make(levels, density, model.process.schedule)
+    count = whole("count, the draws in each bin,", count)
+    found = with_conditions(model, x, cond, count * len(bins), seed)
+    fixed = Draws(found.x, found.cond, model.process, bins, count, seed, batch)
+    table = {"sample": fixed.row, "bin": fixed.index % len(bins), "logsnr": fixed.logsnr}
+    table |= fixed.table(model, lambda part: _errors(model, fixed.take(part)))
+    table["trivial"] = fixed.losses(trivial(model, found))
+    if gradients:
+        table["gradient"] = of_gradients.norms(model, fixed)
+    return {name: column.numpy() for name, column in table.items()}
+
+
+def _errors(model: Any, drawn: NoisedBatch) -> dict[str, Tensor]:
+    """|eps - eps_hat|^2 / d and |y - y_hat|^2 / d, (B,) each."""
+    process, belief = model.process, model(drawn.z, drawn.t, **drawn.cond)
+    row = targets.row(process.target, process.schedule, drawn.t, process.sigma_data)
+    wanted = broadcast(row.a, drawn.x) * drawn.x + broadcast(row.b, drawn.x) * drawn.eps
+    off = {"loss": belief.eps - drawn.eps, "error": belief.target(process.target) - wanted}
+    return {name: each.flatten(1).square().mean(1) for name, each in off.items()}
