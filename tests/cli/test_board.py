@@ -21,7 +21,7 @@ def points(workplace) -> Path:
 def test_the_board_in_words(call, models, points):
     status, out, err = call("explain-objective", models["points"], "--data", points, *WORDS)
     assert status == 0 and err == ""
-    assert "The weight is that of 'sigmoid'" in out and "6 draws a level, no dropout" in out
+    assert "The weight is that of 'sigmoid'" in out and "6 draws per level, no dropout" in out
     head = next(line for line in out.splitlines() if "loss trivial" in line)
     assert "gradient" in head and "noise scale" in head
     levels = [float(line.split()[0]) for line in out.splitlines()[out.splitlines().index(head) + 1 :][:8]]
@@ -52,6 +52,6 @@ def test_mistakes(refused, models, points):
     )
     assert "which is not given" in refused("explain-objective", model, "--labels", points, *WORDS)
     assert "samples of shape" in refused("explain-objective", models["images"], "--data", points, *WORDS)
-    assert "samples, the draws of a bin" in refused("explain-objective", model, "--data", points, *WORDS[:4], "-n", 1)
+    assert "samples, the draws per bin" in refused("explain-objective", model, "--data", points, *WORDS[:4], "-n", 1)
     assert "in .html" in refused("explain-objective", model, "--data", points, *WORDS, "--plot", "board.png")
     assert "does not exist" in refused("explain-objective", model, "--data", "nothing", *WORDS)

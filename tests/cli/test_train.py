@@ -64,7 +64,7 @@ def test_where_memory_does_not_suffice_parts_are_halved_and_the_run_goes_on(work
     words = "train digits --net tiny --batch 2048 --steps 2 --snapshots 0 --precision float32 -o run --sample-every 0"
     done = subprocess.run([sys.executable, "-c", code, *words.split()], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert "Memory does not suffice for 2048 samples at once" in done.stderr and Path("run/model.safetensors").exists()
+    assert "not enough memory for 2048 samples at once" in done.stderr and Path("run/model.safetensors").exists()
     last = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])
     assert last["samples"] == 2 * 2048 and np.isfinite(last["loss"])
 
@@ -180,7 +180,7 @@ def test_a_run_with_a_file_of_ones_own_says_how_to_go_on(call, workplace, monkey
     for words in (["resume", "run", "--steps", 6], ["sample", "run", "-n", 2]):
         status, out, err = call(*words)
         assert status == 2 and "--modules FILE" in err and "modules=[" in err and err.count("\n") == 1, err
-    with pytest.raises(SfumatoError, match=r"network 'ownnet', which is not here.*modules=\[ownnet\]"):
+    with pytest.raises(SfumatoError, match=r"network 'ownnet', which is not registered here.*modules=\[ownnet\]"):
         sf.resume("run", steps=6)
     monkeypatch.setattr(registry, "FILES", [])
     status, out, err = call("resume", "run", "--steps", 6, "--modules", "own.py")

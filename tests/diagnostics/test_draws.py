@@ -78,7 +78,7 @@ def test_mistakes_are_one_sentence():
     for options, words in (
         ({"levels": 0}, "bins must be a number"),
         ({"levels": [20.0, 30.0]}, "no mass between"),
-        ({"count": 0}, "count, the draws in each bin"),
+        ({"count": 0}, "count, the draws per bin"),
         ({"times": "unifrom"}, "did you mean 'uniform'"),
     ):
         with pytest.raises(SfumatoError, match=words):

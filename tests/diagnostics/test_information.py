@@ -102,7 +102,7 @@ def test_of_whatever_data_open_takes(tmp_path):
     run = sf.train(given, tmp_path / "run", steps=2, batch=8, net="tiny", precision="float32", snapshots=0,
                    console=Silent())  # fmt: skip
     facts = json.loads((run.path / "report.json").read_text())
-    asked = f"the run was too short for it (sf.information(sf.load({str(run.path)!r}), data) in Python does it)"
+    asked = f"the run was too short (sf.information(sf.load({str(run.path)!r}), data) measures it in Python)"
     assert facts["conditions"] is None and facts["conditions_missing"] == asked
     assert (
         "The information of the conditions was not measured: the run was too short"

@@ -170,9 +170,9 @@ def test_what_cannot_be_compared_is_one_sentence(run):
         sf.memorization(run.path, np.random.default_rng(0).normal(size=(150, 3)).astype(np.float32))
     with pytest.raises(sf.SfumatoError, match="give unseen data as holdout"):
         sf.memorization(MODEL, LAW.sample(50, seed=0))
-    with pytest.raises(sf.SfumatoError, match="features must make a tensor"):
+    with pytest.raises(sf.SfumatoError, match="features must return a tensor"):
         sf.memorization(run.path, place, samples=8, features=lambda x: x.sum())
-    with pytest.raises(sf.SfumatoError, match="have the shape"):
+    with pytest.raises(sf.SfumatoError, match="have shape"):
         sf.memorization(MODEL, LAW.sample(50, seed=0), LAW.sample(50, seed=0)[:, :2])
     found = sf.memorization(MODEL, LAW.sample(200, seed=0), LAW.sample(40, seed=1), samples=50, steps=4)
     assert found.train == 200 and math.isfinite(found.ratio.value) and str(found)

@@ -86,7 +86,7 @@ def test_a_run_gives_a_model_of_any_width(tmp_path):
     gap = sum(float((mine[n] - own[n]).square().sum()) for n in own)
     assert math.sqrt(gap / sum(float(own[n].square().sum()) for n in own)) < 0.01
     assert made.provenance["average"]["width"] == 0.06
-    with pytest.raises(SfumatoError, match="cannot make a width of 0.001"):
+    with pytest.raises(SfumatoError, match="cannot reconstruct an average of width 0.001"):
         averages.average(run.path, 0.001)
     bare = sf.train(x, out=str(tmp_path / "bare"), steps=3, net="tiny", snapshots=0, precision="float32")
     with pytest.raises(SfumatoError, match="kept no snapshots"):

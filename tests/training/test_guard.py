@@ -97,7 +97,7 @@ def test_the_start_has_no_part_in_the_average_though_the_first_steps_are_skipped
 
 def test_without_a_way_back_the_loop_stops_after_some():
     net, config = model(Bad([3, 5, 6, 7])), settings()
-    with pytest.raises(SfumatoError, match=f"{STRIKES} steps of .* could not be taken; .* output"):
+    with pytest.raises(SfumatoError, match=f"{STRIKES} of .* steps were skipped; .* output"):
         list(fit(net, DATA, config))
 
 

@@ -22,8 +22,8 @@ def test_training_is_bit_by_bit_what_it_is_without(tmp_path, monkeypatch):
     x, labels = moons(600)
     monkeypatch.setattr("sfumato.training.health.SHARE", 0.05)  # so that so short a run asks its network
     asked = []
-    ask = Health._ask
-    monkeypatch.setattr(Health, "_ask", lambda self, progress: (asked.append(progress.step), ask(self, progress)))
+    ask = Health._probe
+    monkeypatch.setattr(Health, "_probe", lambda self, progress: (asked.append(progress.step), ask(self, progress)))
     runs = [sf.train(x, tmp_path / "with", labels=labels, console=Silent(), **{**SETTINGS, "steps": 170})]
     assert asked == [43, 102]
 
@@ -49,14 +49,14 @@ def test_what_is_asked_costs_no_more_than_its_share(tmp_path, monkeypatch):
     monkeypatch.setattr("sfumato.training.health.MOMENTS", (0.9,))
     monkeypatch.setattr("sfumato.training.health.SHARE", 0.05)
     inside = []
-    ask = Health._ask
+    ask = Health._probe
 
     def counted(self, progress):
         before = sum(passed)
         ask(self, progress)
         inside.append(sum(passed) - before)
 
-    monkeypatch.setattr(Health, "_ask", counted)
+    monkeypatch.setattr(Health, "_probe", counted)
     sf.train(x, tmp_path / "run", labels=labels, console=Silent(), **SETTINGS)
     # a pass forward is a third of a training sample's work; two of three calls are `predict`
     assert len(inside) == 1 and 0 < 1.5 * inside[0] / 3 <= 0.05 * 120 * 32

@@ -121,7 +121,7 @@ def test_dashboards_that_fail_are_reported_once_and_do_not_stop_the_run(tmp_path
     heard = Heard()
     run = sf.train(X, out=str(tmp_path / "run"), loggers="wandb, mlflow", **{**HOW, "console": heard})
     assert run.metrics[-1]["done"]
-    assert [line for line in heard.said if "gets no more of this run" in line] == [
-        "mlflow failed and gets no more of this run (ConnectionError: nobody is logged in).",
-        "wandb failed and gets no more of this run (ConnectionError: the network is gone).",
+    assert [line for line in heard.said if "is switched off for this run" in line] == [
+        "mlflow failed and is switched off for this run (ConnectionError: nobody is logged in).",
+        "wandb failed and is switched off for this run (ConnectionError: the network is gone).",
     ]

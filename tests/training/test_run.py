@@ -161,7 +161,7 @@ def test_ctrl_c_while_a_stopped_run_is_saved_says_how_to_go_on(data, tmp_path, m
         session.console.step = 4
 
     console, out = StopAt(-1), tmp_path / "run"
-    with pytest.raises(Interrupted, match=f"newest checkpoint is that of step 0. Go on: sfumato resume {out}"):
+    with pytest.raises(Interrupted, match=f"newest checkpoint is that of step 0. To resume: sfumato resume {out}"):
         sf.train(data, out, console=console, on_start=start, **SETTINGS)
     assert "Interrupted while the run was being saved" in console.said[-1]
 
@@ -175,7 +175,7 @@ def test_a_half_written_checkpoint_is_never_chosen(data, whole, tmp_path):
     (newest.parent / ".step_00000010.safetensors.x.tmp").write_bytes(b"")
     console = StopAt(-1)
     sf.resume(out, console=console)
-    assert "Passed over" in console.said[0] and "step_00000009" in console.said[0] and "step 4" in console.said[1]
+    assert "Skipped" in console.said[0] and "step_00000009" in console.said[0] and "step 4" in console.said[1]
     same(out, whole.path)
 
 
@@ -267,7 +267,7 @@ except sf.SfumatoError as error:
 
 def test_a_finished_run_wants_a_larger_budget(data, tmp_path):
     sf.train(data, tmp_path / "run", console=Silent(), **{**SETTINGS, "steps": 3})
-    with pytest.raises(SfumatoError, match="has trained for 3 steps, and 3 in all are no more"):
+    with pytest.raises(SfumatoError, match="has already trained for 3 steps of 3"):
         sf.resume(tmp_path / "run", console=Silent())
     assert sf.resume(tmp_path / "run", steps=5, console=Silent()).metrics[-1]["step"] == 5
     assert len(checkpoint.found(tmp_path / "run")) == 2

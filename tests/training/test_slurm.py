@@ -58,7 +58,7 @@ def test_a_job_that_is_cut_queues_again_and_goes_on(cluster, processes):
     assert 0 < reached < 400
     second = job(place, env, processes)
     said, _ = second.communicate(timeout=180)
-    assert second.returncode == 0 and f"Going on from step {reached:,}" in said, said[-2000:]
+    assert second.returncode == 0 and f"Resuming from step {reached:,}" in said, said[-2000:]
     assert checkpoint.latest(place / "run")[0]["counters"]["step"] == 400
     assert (place / "asked").read_text() == "requeue 7\n"
     steps = [line["step"] for line in read(place / "run" / "metrics.jsonl")]

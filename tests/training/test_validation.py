@@ -292,7 +292,7 @@ def test_a_run_has_its_board(run):
     last = run.metrics[-1]
     assert value == pytest.approx(last["valid_ema"], abs=3 * (last["valid_high"] - last["valid_low"]) + 6 * error)
     moving = sf.board(run.path, data, samples=8, gradients=0, times="adaptive")
-    assert "before it had seen any" in moving.notes[0] and moving.bins.width.max() == pytest.approx(30 / 8)
+    assert "untrained form" in moving.notes[0] and moving.bins.width.max() == pytest.approx(30 / 8)
     given = sf.board(run.path, data, samples=8, gradients=0, times="logit-normal", weight="plain")
     assert not given.monotone
     with pytest.raises(sf.SfumatoError, match="has its own moving average"):

@@ -1,9 +1,9 @@
-"""The answers of a model about noised data whose x and eps are known, by noise level.
+"""A network's outputs on noised data with known x and eps, by noise level.
 
-    z = alpha x + sigma eps,   y = the network's raw answer,   Gram matrix of (y, x, eps, x_g, eps_g) for each draw
+    z = alpha x + sigma eps,   y = the network's raw output,   Gram matrix of (y, x, eps, x_g, eps_g) for each draw
 
-x_g and eps_g are the linear guess from z (`draws.Trivial`). With a row (a, b) of any target, schedule and
-sign, the loss of "y means a x + b eps", its slope and the guess's loss are quadratic forms of that matrix:
+x_g and eps_g are the linear guess from z (`draws.Trivial`). For the row (a, b) of any target, schedule and sign, the
+loss of reading y as a x + b eps, its slope and the guess's loss are quadratic forms of that matrix:
 
     loss = E|y - (a x + b eps)|^2,   guess = E|a x_g + b eps_g - (a x + b eps)|^2,   skill = 1 - loss / guess
 """
@@ -31,22 +31,22 @@ from sfumato.objectives.times import UniformLogSNR
 from sfumato.schedule import Schedule
 
 LEVELS = 8
-DRAWS = 1024  # a level, at most
-NUMBERS = 1 << 14  # in the draws of a level that suffice
-WIDEST = 8.0  # the largest |logsnr| that is looked at
+DRAWS = 1024  # most draws per level
+NUMBERS = 1 << 14  # values per level that are enough
+WIDEST = 8.0  # largest |logsnr| examined
 HALF_MAX = 65504.0
-DEAD = 1e-8  # of the answers' power: what rounding changes
+DEAD = 1e-8  # relative change of the outputs' power that rounding alone explains
 
 
 @final
 @dataclasses.dataclass(frozen=True)
-class Heard:
-    """How the answers change with the noise level and the conditions that the network is given.
+class Sensitivity:
+    """How the outputs change when the network receives another noise level or another condition.
 
-    response: E|y - y'|^2 over E|y|^2; own, other (n,): mean square error of each sample's answers under its own and
-    under another label; moved (n,): mean square of y - y'; untold: the part of the error at the noisier half of the
-    levels that the means of the classes explain, estimated without bias. None where there are none.
-    others: the response to another sample's value of each condition that is no label.
+    level, label: the response E|y - y'|^2 / E|y|^2 to a wrong noise level and to another label. own, other (n,): mean
+    square error of each sample's outputs under its own and under another label; moved (n,): mean square of y - y';
+    by_class: the part of the error, at the noisier half of the levels, that class means explain (unbiased). None
+    without labels. others: the response to another sample's value of each condition other than the label.
     """
 
     level: float
@@ -54,19 +54,19 @@ class Heard:
     own: Tensor | None = None
     other: Tensor | None = None
     moved: Tensor | None = None
-    untold: float | None = None
+    by_class: float | None = None
     others: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @final
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """logsnr (K,); gram (K, n, 5, 5) a number of a sample; target and schedule: as the model declares itself.
+    """logsnr (K,); gram (K, n, 5, 5), divided by the sample's size; target and schedule: those that the model declares.
 
-    cut: the largest |x_hat| at the least noise; piled: the share of predictions that lie right there, beyond: that of
-    the data outside it by a twentieth or more. half: whether the network computes in float16; peak: if so, the
-    largest |output| of a part of it in float32, and its name; finite: whether all answers are. held: whether training
-    never saw the samples.
+    cut: the largest |x_hat| at the lowest noise level; piled: the share of predictions that equal it; beyond: the share
+    of the data that exceed it by 5 % or more. half: whether the network computes in float16; peak: if so, the largest
+    |output| of any of its modules in float32, and that module's name. finite: whether all outputs are. held: whether
+    the samples were held out of training.
     """
 
     logsnr: Tensor
@@ -74,7 +74,7 @@ class Answers:
     target: str
     schedule: Schedule
     sigma_data: float
-    heard: Heard
+    sensitivity: Sensitivity
     cut: float
     piled: float
     beyond: float
@@ -85,7 +85,7 @@ class Answers:
 
 
 def levels(times: str | None, schedule: Schedule, count: int = LEVELS) -> Tensor:
-    """`count` values of logsnr over which a density of this name spreads (1 % to 99 %), cleanest first."""
+    """`count` evenly spaced logsnr between the 1 % and 99 % quantiles of the named density, cleanest first."""
     density = UniformLogSNR() if times is None else densities.named(times)
     density = UniformLogSNR() if density.moves else density
     u = torch.linspace(0.01, 0.99, count, dtype=torch.float64)
@@ -95,7 +95,7 @@ def levels(times: str | None, schedule: Schedule, count: int = LEVELS) -> Tensor
 
 
 def draws_for(rows: int, numbers: int) -> int:
-    """Draws a level that suffice for samples of so many numbers."""
+    """How many draws per level are enough for `rows` samples of `numbers` values each."""
     return int(min(DRAWS, max(min(rows, 64), NUMBERS // numbers)))
 
 
@@ -109,32 +109,32 @@ def ask(
     batch: int = 256,
     held: bool = True,
 ) -> Answers:
-    """The answers of a denoiser about normalised samples x (N, *shape), taken in turn, and their conditions or labels.
+    """A denoiser's outputs on normalised samples x (N, *shape), used in turn, with their conditions or labels.
 
-    Two calls of the network for each of `count` draws at each level, and one more for each condition. Nothing of the
-    model and of the generators of random numbers is changed.
+    Calls the network twice for each of `count` draws at each level, and once more for each condition. The model and
+    torch's random state stay unchanged.
     """
     if not hasattr(model, "predict"):
-        raise SfumatoError(f"{type(model).__name__} has no raw prediction to judge: give the denoiser within it.")
+        raise SfumatoError(f"{type(model).__name__} has no raw prediction to judge: pass the denoiser inside it.")
     given = Conditions.of(cond)
     swapped = _of_others(given, len(x), seed).to(model.device)
     draws = _draws(model, x, given, logsnr, count, seed, batch)
     found = draws.table(model, lambda part: _answered(model, draws.take(part), swapped.rows(draws.row[part])))
     found = {name: column.unflatten(0, (len(logsnr), count)) for name, column in found.items()}
-    heard = _heard(found, draws.row[:count], given)
+    change = _sensitivity(found, draws.row[:count], given)
     half, peak = computes_in_half(model), (0.0, "")
     if half:
         peak = _peak(model, _draws(model, x, given, logsnr.mean()[None], min(16, len(x)), seed, batch))
     cut = _cut(model, _draws(model, x, given, logsnr.max()[None], min(count, 4 * batch), seed, batch))
     finite = all(bool(column.isfinite().all()) for column in found.values())
     return Answers(
-        logsnr, found["gram"], model.target, model.process.schedule, float(model.sigma_data), heard, *cut, half, peak,
+        logsnr, found["gram"], model.target, model.process.schedule, float(model.sigma_data), change, *cut, half, peak,
         finite, held,
     )  # fmt: skip
 
 
 def _draws(model: Any, x: Tensor, cond: Conditions, logsnr: Tensor, count: int, seed: int, batch: int) -> Noised:
-    """`count` draws at each level, level after level, with the samples in turn at each."""
+    """`count` draws at each level, level after level; each level uses the samples in turn."""
     number, device = torch.arange(count * len(logsnr)), model.device
     t = model.process.schedule.time(logsnr.double()).repeat_interleave(count)
     source = Noise(seed, number, noise.PROBE)
@@ -142,16 +142,16 @@ def _draws(model: Any, x: Tensor, cond: Conditions, logsnr: Tensor, count: int, 
 
 
 def _answered(model: Any, drawn: NoisedBatch, swapped: Conditions) -> dict[str, Tensor]:
-    """Of each draw: the Gram matrix (5, 5) of (y, x, eps, x_g, eps_g); |y|^2; |y - y'|^2 under another noise level and
-    under another sample's value of each condition; and where there are labels the error y - y* with its square, and the
-    square of the error under another label.
+    """For each draw: the Gram matrix (5, 5) of (y, x, eps, x_g, eps_g); |y|^2; |y - y'|^2 under another noise level and
+    under another sample's value of each condition; with labels also the error y - y*, its square, and the square of the
+    error under another label.
     """
     (x, eps, z, t, cond), process = drawn, model.process
     y = model.predict(z, t, **cond)
     belief = Trivial(process, 0.0, model.sigma_data**2)(z, t)
     five = torch.stack([v.flatten(1).double() for v in (y, x, eps, belief.x, belief.eps)], 1)
     columns = {"gram": five @ five.mT / five.shape[2], "answer": _square(y)}
-    columns["level"] = _square(y - _misheard(model, z, t, cond))
+    columns["level"] = _square(y - _at_wrong_level(model, z, t, cond))
     for name in swapped:
         other = model.predict(z, t, **{**cond, name: swapped[name]})
         columns[f"condition {name}"] = _square(y - other)
@@ -164,7 +164,7 @@ def _answered(model: Any, drawn: NoisedBatch, swapped: Conditions) -> dict[str, 
 
 
 def _of_others(given: Conditions, count: int, seed: int) -> Conditions:
-    """For each of `count` samples the value of each condition of another sample, and the label of another class."""
+    """For each of `count` samples, every condition's value from another sample, and the label of another class."""
     strange = given.rows(noise.permutation(seed, 1, count))
     label = given.get("label")
     return Conditions({**strange, **({"label": _others(label, seed)} if isinstance(label, Tensor) else {})})
@@ -180,15 +180,15 @@ def _square(values: Tensor) -> Tensor:
 
 
 def _others(label: Tensor, seed: int) -> Tensor:
-    """For each sample the label of another class, drawn by how often the classes come."""
+    """A label of another class for each sample, drawn by class frequency."""
     drawn = label[noise.permutation(seed, 1, len(label))]
     for turn in range(2, 8):
         drawn = torch.where(drawn == label, label[noise.permutation(seed, turn, len(label))], drawn)
     return drawn
 
 
-def _misheard(model: Any, z: Tensor, t: Tensor, cond: Conditions) -> Tensor:
-    """The network's answer when it is given a noise level that is wrong by 4 in logsnr."""
+def _at_wrong_level(model: Any, z: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+    """The network's output for a noise level that is wrong by 4 in logsnr."""
     c_in, level = model.scaling(t, z.device)
     shifted = torch.where(level > 0, level - 0.5, level + 0.5).expand(len(z))
     low = model.compute_dtype
@@ -197,35 +197,35 @@ def _misheard(model: Any, z: Tensor, t: Tensor, cond: Conditions) -> Tensor:
     return y.to(z.dtype)[:, : z.shape[1]]
 
 
-def _heard(found: Mapping[str, Tensor], rows: Tensor, given: Conditions) -> Heard:
-    """From columns (K, n, ...) of draws of the samples `rows` at each level.
+def _sensitivity(found: Mapping[str, Tensor], rows: Tensor, given: Conditions) -> Sensitivity:
+    """Summarise columns (K, n, ...) of draws of the samples `rows` at each level.
 
-    What belongs to labels is averaged over the draws of each sample, which are not independent of each other.
+    Figures about labels are averaged over the draws of each sample first, since those are not independent.
     """
     power = float(found["answer"].mean().clamp_min(1e-30))
     response = {name: float(found[f"condition {name}"].mean()) / power for name in given}
     level = float(found["level"].mean()) / power
     label = given.get("label")
     if not isinstance(label, Tensor):
-        return Heard(level, others=response)
+        return Sensitivity(level, others=response)
     own, other, moved = (_by_sample(found[n].mean(0), rows) for n in ("own", "other", "condition label"))
-    untold = None
+    by_class = None
     if len(label.unique()) > 1:
         noisier = found["error"][len(found["error"]) // 2 :]
-        untold = _untold(torch.stack([_by_sample(error, rows) for error in noisier]), label[: len(own)])
-    return Heard(level, response.pop("label"), own, other, moved, untold, response)
+        by_class = _by_class(torch.stack([_by_sample(error, rows) for error in noisier]), label[: len(own)])
+    return Sensitivity(level, response.pop("label"), own, other, moved, by_class, response)
 
 
 def _by_sample(values: Tensor, rows: Tensor) -> Tensor:
-    """The mean over the draws of each sample, (N, ...) from (n, ...)."""
+    """Mean over the draws of each sample: (n, ...) -> (N, ...)."""
     sums = torch.zeros(int(rows.max()) + 1, *values.shape[1:], dtype=torch.float64).index_add(0, rows, values)
     return sums / rows.bincount().reshape(-1, *[1] * (values.ndim - 1))
 
 
-def _untold(mean: Tensor, label: Tensor) -> float:
+def _by_class(mean: Tensor, label: Tensor) -> float:
     """sum_c p_c <m_c, m'_c> / d over levels: m and m' are the mean errors of a class over two halves of its samples.
 
-    mean (K, N, d): that of each sample.
+    mean (K, N, d): the mean error of each sample.
     """
     total = 0.0
     for c in label.unique():
@@ -237,12 +237,12 @@ def _untold(mean: Tensor, label: Tensor) -> float:
 
 
 def computes_in_half(model: Any) -> bool:
-    """Whether the network multiplies in float16, whose largest number is 65,504."""
+    """Whether the network computes in float16, whose largest number is 65,504."""
     return model.compute_dtype == torch.float16 or any(p.dtype == torch.float16 for p in model.parameters())
 
 
 def _cut(model: Any, draws: Noised) -> tuple[float, float, float]:
-    """(largest |x_hat|, share of x_hat right there, share of x beyond it by a twentieth) at little noise."""
+    """(largest |x_hat|, share of x_hat equal to it, share of x that exceeds it by 5 %) at low noise."""
 
     def sizes(part: Tensor) -> dict[str, Tensor]:
         drawn = draws.take(part)
@@ -256,7 +256,7 @@ def _cut(model: Any, draws: Noised) -> tuple[float, float, float]:
 
 @torch.no_grad()
 def _peak(model: Any, draws: Noised) -> tuple[float, str]:
-    """The largest |output| of any part of the network in float32, and that part's name."""
+    """The largest |output| of any module of the network in float32, and that module's name."""
     drawn = draws.take(draws.index)
     found: dict[str, float] = {}
 
@@ -272,7 +272,7 @@ def _peak(model: Any, draws: Noised) -> tuple[float, str]:
 
 @contextlib.contextmanager
 def _in_float32(model: Any) -> Iterator[None]:
-    """Within the block the network computes in float32; weights of half precision come back bit by bit."""
+    """Run the network in float32 within the block; half-precision weights are restored bit for bit."""
     low, kept = model.compute_dtype, {p: p.data for p in model.parameters() if p.dtype == torch.float16}
     model.compute_dtype = None
     for p in kept:
@@ -287,10 +287,10 @@ def _in_float32(model: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def deaf(model: Any, x: Tensor, cond: Mapping[str, Any], seed: int = 0) -> tuple[str, ...]:
-    """The conditions that do not reach a network's output: another sample's value, or none, leaves it unchanged.
+    """The conditions that a network ignores: another sample's value, or none, leaves the output unchanged.
 
-    A new network answers 0 to everything: parameters that are all zero are replaced by random ones for this call, and
-    the network itself stays as it is. x: normalised samples (N, *shape), N of 2 or more.
+    A new network outputs 0 for every input, so parameters that are all zero are replaced by random ones for this call;
+    the network itself is not changed. x: normalised samples (N, *shape), N >= 2.
     """
     draws = _draws(model, x, Conditions.of(cond), torch.zeros(1), len(x), seed, len(x))
     _, _, z, t, given = draws.take(draws.index)
@@ -302,16 +302,16 @@ def deaf(model: Any, x: Tensor, cond: Mapping[str, Any], seed: int = 0) -> tuple
     }
     c_in, level = model.scaling(t, z.device)
 
-    def said(heard: Mapping[str, Any]) -> Tensor:
-        y: Tensor = functional_call(model.net, moved, (_times(c_in, z), level), network_inputs(heard, model.net))
+    def output(cond: Mapping[str, Any]) -> Tensor:
+        y: Tensor = functional_call(model.net, moved, (_times(c_in, z), level), network_inputs(cond, model.net))
         return y
 
     found = []
     with evaluating(model):
-        own = said(given)
+        own = output(given)
         for name in given:
             swapped = given.given(name).rows(draws.index.roll(1))
-            changes = [said({**given, name: other}) - own for other in (swapped, swapped.null())]
+            changes = [output({**given, name: other}) - own for other in (swapped, swapped.null())]
             if not any(bool((_square(c) > DEAD * _square(own)).any()) for c in changes):
                 found.append(name)
     return tuple(found)

@@ -1,7 +1,7 @@
 """Bins of noise levels, and how draws fill them.
 
-A time density gives each place u in (0, 1) a logsnr, falling in u. A bin is a stretch of places: its length is the mass
-that the density gives it. Draws lie evenly over the stretch, so that the mean over a bin's draws is E[. | bin].
+A time density maps each place u in (0, 1) to a logsnr, decreasing in u. A bin is an interval of places, whose length is
+the bin's probability under the density. Draws fill it evenly, so that the mean over a bin's draws is E[. | bin].
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from sfumato.objectives.times import TimeDensity
 from sfumato.roots import bisection
 from sfumato.schedule import Schedule
 
-WHOLE = torch.tensor([0.0, 1.0], dtype=torch.float64)  # the places of one bin that holds every level
+WHOLE = torch.tensor([0.0, 1.0], dtype=torch.float64)  # a single bin for all levels
 
 
 @dataclasses.dataclass(frozen=True)
 class Bins:
-    """K bins, cleanest first. places (K + 1,): u at their edges, rising; edges (K + 1,) and middle (K,): logsnr."""
+    """K bins, cleanest first. places (K + 1,): u at the edges, increasing; edges (K + 1,), middle (K,): logsnr."""
 
     times: TimeDensity
     schedule: Schedule
@@ -41,17 +41,17 @@ class Bins:
 
     @property
     def width(self) -> Tensor:
-        """Of each bin in logsnr, (K,)."""
+        """The width of each bin in logsnr, (K,)."""
         return -self.edges.diff()
 
     def levels(self, count: int) -> Tensor:
-        """`count` values of logsnr a bin, float64 (count K,), at the places of `spread`."""
+        """`count` logsnr per bin, float64 (count K,), at the places given by `spread`."""
         with torch.no_grad():
             return self.times.logsnr(spread(self.places, count), self.schedule)
 
 
 def spread(places: Tensor, count: int) -> Tensor:
-    """`count` places u a stretch, float64 (count K,): draw j lies in stretch j mod K, at the middle of its part."""
+    """`count` places u per interval, float64 (count K,): draw j lies in interval j mod K, in the middle of its part."""
     k = len(places) - 1
     j = torch.arange(count * k)
     part = (j // k + 0.5) / count
@@ -59,7 +59,7 @@ def spread(places: Tensor, count: int) -> Tensor:
 
 
 def make(bins: int | Sequence[float], times: TimeDensity, schedule: Schedule) -> Bins:
-    """`bins` of equal mass under the density, or those between given edges in logsnr, as numpy.histogram takes them."""
+    """Bins: as many of equal mass under the density, or those between edges in logsnr, as in numpy.histogram."""
     if isinstance(bins, bool) or isinstance(bins, int) and bins < 1:
         raise SfumatoError(f"bins must be a number from 1 up or the edges of bins in logsnr, not {bins!r}.")
     if isinstance(bins, int):
@@ -83,7 +83,7 @@ def _sorted(edges: Sequence[float]) -> list[float]:
 
 
 def _places(edges: list[float], times: TimeDensity, schedule: Schedule) -> Tensor:
-    """u with logsnr(u) = edge by bisection of the quantile; an edge beyond the density's range is its end."""
+    """The u with logsnr(u) = edge, by bisection of the quantile; edges outside the density's range become its ends."""
     wanted = torch.tensor(edges, dtype=torch.float64)
     with torch.no_grad():
         top, bottom = times.logsnr(torch.tensor([0.0, 1.0], dtype=torch.float64), schedule).tolist()

@@ -1,4 +1,4 @@
-"""`sf.board`: a model and data -> a Board."""
+"""`sf.board`: measure a model on data, noise level by noise level."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from sfumato.objectives.times import TimeDensity, UniformTime
 from sfumato.objectives.weights import Weight
 from sfumato.process.gaussian import require_numbers
 
-PLAIN = "plain"  # the name of no weight at all: the squared error of the target
-_PER_CALL = 8  # samples of a micro-batch, at most
+PLAIN = "plain"  # no weight: the squared error of the target
+_PER_CALL = 8  # largest micro-batch
 
 
 def board(
@@ -42,27 +42,27 @@ def board(
     batch: int = 256,
     device: str | torch.device = "cpu",
 ) -> Board:
-    """The loss of a model at each noise level, beside that of the trivial predictor and the floor of a known law.
+    """The loss of a model at each noise level, next to the trivial predictor's and to the floor of a known law.
 
     loss = E|eps - eps_hat|^2 / d,   contribution = int w loss dlogsnr   (2303.00848, Eq. 6, times 2 / d)
 
     model: a denoiser, or the path of a model file or run folder, whose raw weights and moving average are both judged.
-    ema: another denoiser to compare with, as its moving average. data: whatever `sf.data.open` takes, in the units of
-    the model's data (with `labels`), or a law of `sf.exact` in those units. bins: a number of equal mass under the time
-    density, or edges in logsnr. samples: draws a bin. gradients: micro-batches a bin for gradient and noise scale
-    (1812.06162), at least 2, 3 for their errors; 0 leaves them out. times, weight: objects or names of
-    `sf.times.NAMED` and `sf.weights.NAMED`, "plain" for the squared error of the target; by default those that the
-    model was trained with, else uniform in t and plain. conditional: whether samples are judged under their own class;
-    by default where data set and model have classes. A law is judged without. device: where a file is loaded.
+    ema: the moving average of `model`, or another denoiser to compare. data: whatever `sf.data.open` takes, in the
+    units of the model's data (with `labels`), or a law of `sf.exact` in those units. bins: a number of bins of equal
+    mass under the time density, or their edges in logsnr. samples: draws per bin. gradients: micro-batches per bin for
+    gradient and noise scale (1812.06162), at least 2, or 3 for error bars; 0 for none. times, weight: objects or names,
+    "plain" for the squared error of the target; by default those of the training, if recorded, else uniform in t and
+    plain. conditional: whether to use the samples' classes; by default if data set and model have some, but not for a
+    law. device: where a model file is loaded.
 
-    Levels that the density rarely draws are estimated from few draws, as in training. Of the data that the model was
-    trained on only the held-out samples are used. Nothing of the model is changed. Raises SfumatoError for data, bins,
+    Levels that the density rarely draws are estimated from few draws, as in training. If the data are the model's
+    training data, only the held-out samples are used. The model is not changed. Raises SfumatoError for data, bins,
     names or numbers that cannot be used.
     """
     _check(samples, gradients, batch)
     models, notes = _models(model, ema, device)
     of, first = next(iter(models.items()))
-    require_numbers(first, "The board", "log_prob(...).by_level says what a bound loses at each level")
+    require_numbers(first, "The board", "log_prob(...).by_level gives the loss of a bound at each level")
     density, w, words = _dials(getattr(first, "provenance", None) or {}, times, weight, notes)
     schedule, target = first.process.schedule, getattr(first, "target", "v")
     objective = Objective(schedule, target, density, w, float(getattr(first, "sigma_data", 1.0)))
@@ -89,16 +89,16 @@ def board(
 
 
 def _check(samples: int, gradients: int, batch: int) -> None:
-    whole("samples, the draws of a bin,", samples, 2)
+    whole("samples, the draws per bin,", samples, 2)
     whole("batch, the draws at once,", batch)
-    if whole("gradients, the micro-batches of a bin,", gradients, 0) == 1 or gradients > samples:
+    if whole("gradients, the micro-batches per bin,", gradients, 0) == 1 or gradients > samples:
         raise SfumatoError(
-            f"gradients, the micro-batches of a bin, must be 0 or from 2 to its {samples} draws, not {gradients}."
+            f"gradients, the micro-batches per bin, must be 0 or from 2 to its {samples} draws, not {gradients}."
         )
 
 
 def _models(model: Any, ema: Any, device: str | torch.device) -> tuple[dict[str, Any], list[str]]:
-    """The models by name; of a file the raw weights and their average."""
+    """The models by name; for a model file, the raw weights and their moving average."""
     if not isinstance(model, str | os.PathLike):
         _is_model(model)
         if ema is None:
@@ -106,7 +106,7 @@ def _models(model: Any, ema: Any, device: str | torch.device) -> tuple[dict[str,
         _is_model(ema)
         return {"raw": model, "ema": ema}, []
     if ema is not None:
-        raise SfumatoError("A model file has its own moving average: give ema only with a denoiser.")
+        raise SfumatoError("A model file has its own moving average: pass ema only with a denoiser.")
     average = serialization.load_sampler(model, device=device)
     if not serialization.read_contract(model)["raw"]:
         return {"model": average}, []
@@ -115,26 +115,24 @@ def _models(model: Any, ema: Any, device: str | torch.device) -> tuple[dict[str,
 
 def _is_model(model: Any) -> None:
     if not callable(model) or getattr(model, "process", None) is None:
-        raise SfumatoError(
-            f"A board needs a denoiser, a model file or a run folder; {type(model).__name__} is none of them."
-        )
+        raise SfumatoError(f"A board needs a denoiser, a model file or a run folder, not {type(model).__name__}.")
 
 
 def _dials(
     made: dict[str, Any], times: TimeDensity | str | None, weight: Weight | str | None, notes: list[str]
 ) -> tuple[TimeDensity, Weight | None, str]:
-    """Time density and weight, those given or else those of the training, and a description of both."""
+    """Time density and weight, those of the caller or else of the training, and a description of both."""
     for name, given, kept in (("times", times, made.get("times")), ("weight", weight, made.get("weight"))):
         if given is None and kept is None:
             notes.append(
-                f"The model does not record the {name} that it was trained with: "
-                f"{'uniform in t' if name == 'times' else 'the plain squared error of its target'} is taken."
+                f"The model does not record the {name} of its training: "
+                f"{'uniform in t' if name == 'times' else 'the plain squared error of its target'} is used."
             )
     chosen = times if times is not None else made.get("times") or UniformTime()
     density = densities.named(chosen) if isinstance(chosen, str) else chosen
     if density.moves:
-        notes.append("The time density learns from the losses; here it is what it was before it had seen any.")
+        notes.append("The time density learns from the losses; its untrained form is used here.")
     picked = weight if weight is not None else made.get("weight", PLAIN)
     w = None if picked in (None, PLAIN) else weights.named(picked) if isinstance(picked, str) else picked
-    said = [chosen if isinstance(chosen, str) else repr(density), picked if isinstance(picked, str) else "own"]
-    return density, w, f"times {said[0]}, weight {said[1]}"
+    shown = [chosen if isinstance(chosen, str) else repr(density), picked if isinstance(picked, str) else "own"]
+    return density, w, f"times {shown[0]}, weight {shown[1]}"

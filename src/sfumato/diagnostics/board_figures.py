@@ -1,9 +1,9 @@
-"""The figures of a board: what a model loses at each noise level, what that adds to its objective, how noisy its
-gradient is; as measured now, and as a run keeps them in its log.
+"""The figures of a board: a model's loss at each noise level, its contribution to the objective, and the noise of the
+gradient; measured by `sf.board`, or read from the log of a run.
 
     loss_k         = E |eps - eps_hat|^2 / d in bin k, beside that of a trivial guess and the floor of a known law
     contribution_k = int over bin k of w(logsnr) E |eps - eps_hat|^2 / d dlogsnr;  their sum is the objective
-    |G_k|, B_k     = gradient and noise scale of the training loss of a sample of bin k
+    |G_k|, B_k     = norm of the gradient of the training loss in bin k, and its noise scale
 
 The objective is 2 / d times that of `denoising_loss` (Kingma and Gao 2023, 2303.00848, Eq. 6): the loss that training
 prints. Noise scale: McCandlish et al. 2018 (1812.06162).
@@ -32,11 +32,11 @@ from sfumato.objectives.compiler import Nearest, Objective
 
 @dataclasses.dataclass(frozen=True)
 class Board:
-    """Figures by noise level, cleanest first; every estimate comes with its standard error.
+    """Figures by noise level, cleanest first, each with its standard error.
 
-    loss, contribution: by name, one of `models` or "trivial", and "floor" where the law of the data is known.
-    excess: the loss above the floor, by model, without the noise of the draws. gradients: those of the model named `of`
-    in evaluation mode, None where they were not asked for or there is nothing to train. count: draws a bin.
+    loss, contribution: by name: those in `models`, "trivial", and "floor" if the law of the data is known. excess: the
+    loss above the floor, by model, without the noise of the draws. gradients: of the model named `of`, in evaluation
+    mode; None if not requested or if it has no parameters. count: draws per bin.
     """
 
     objective: Objective
@@ -72,18 +72,18 @@ class Board:
         return self.objective.monotone
 
     def nearest(self) -> Nearest:
-        """The named weight that is nearest."""
+        """The nearest named weight."""
         return self.objective.nearest()
 
     def total(self, name: str) -> tuple[float, float]:
-        """The objective of a model, the trivial guess or the floor, over the bins, and its standard error."""
+        """(objective, standard error) of a model, the trivial predictor or the floor, summed over the bins."""
         if name not in self.contribution:
             raise SfumatoError(f"The board has no {name!r}: it has {', '.join(self.contribution)}.")
         found = self.contribution[name]
         return float(found.value.sum()), math.sqrt(float(found.stderr.square().sum()))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers for JSON; None where there is none (a drowned gradient, an error of one draw)."""
+        """Plain numbers for JSON; None for undefined ones (a gradient below its noise, the error of a single draw)."""
         made: dict[str, Any] = {
             "objective": self.words, "monotone": self.monotone, "nearest": _nearest(self.objective),
             "models": list(self.models), "draws": self.count, "notes": list(self.notes),
@@ -99,31 +99,31 @@ class Board:
         return board_page.table(self.to_dict())
 
     def html(self) -> str:
-        """Charts and figures as a page that opens without a network."""
-        said = f"{self.words}; {self.count} draws a level, dropout off"
-        return report.page("Board", said, self.to_dict() | {"curves": _curves(self.objective)}, figures=str(self))
+        """Charts and figures as a self-contained HTML page."""
+        subtitle = f"{self.words}; {self.count} draws per level, dropout off"
+        return report.page("Board", subtitle, self.to_dict() | {"curves": _curves(self.objective)}, figures=str(self))
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
         """Write the page (`html`) to a file whose name ends in .html."""
         path = Path(path).expanduser()
         if path.suffix.lower() != ".html":
-            raise SfumatoError(f"A board is drawn as a page: end {path} in .html.")
+            raise SfumatoError(f"A board is written as an HTML page: {path} must end in .html.")
         write_text(path, self.html())
         return path
 
 
 def from_log(lines: Sequence[Mapping[str, Any]], objective: Objective) -> dict[str, Any] | None:
-    """What the page of a board draws, from the last line of a log that has losses by noise level; None without one.
+    """The facts for a board's page, from the last line of a log with losses by noise level; None if there is none.
 
-    Each estimate is a column `bins_NAME` beside its errors, `bins_NAME_stderr`.
+    Each estimate is a column `bins_NAME`, with its errors in `bins_NAME_stderr`.
     """
     line = next((line for line in reversed(lines) if "bins_edges" in line), None)
     if line is None:
         return None
     names, density = [name for name in ("raw", "ema", "trivial") if line.get(f"bins_{name}")], line["bins_density"]
-    mass = torch.tensor(1 / len(density), dtype=torch.float64)  # of each bin, since all are equal
+    mass = torch.tensor(1 / len(density), dtype=torch.float64)  # bins have equal mass
     curves, span = _curves(objective), [float(mass) / p for p in density]
-    if objective.times.moves:  # known where the log has it
+    if objective.times.moves:  # a learned density is known only where it was logged
         curves = {name: line[f"bins_{name}"][::-1] for name in ("logsnr", "weight", "density")}
         span = [a - b for a, b in zip(line["bins_edges"], line["bins_edges"][1:], strict=False)]
     return {
@@ -140,8 +140,8 @@ def _column(line: Mapping[str, Any], name: str) -> ByLevel:
 
 
 def _logged_gradients(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Means over the second half of the lines that have gradients: of |G|^2 and of tr Sigma, so that their ratio is
-    steadier than any one of its estimates."""
+    """Means of |G|^2 and tr Sigma over the second half of the lines that have them; the ratio of the means is steadier
+    than any single estimate."""
     found = [line for line in lines if line.get("bins_grad_square") is not None]
     found = found[len(found) // 2 :]
     if not found:
@@ -159,7 +159,7 @@ def _logged_gradients(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any] | No
 
 
 def _plain_gradients(found: Gradients, of: str) -> dict[str, Any]:
-    """Gradients of the model named `of` in plain numbers."""
+    """The gradients of the model named `of`, as plain numbers."""
     return {
         "of": of, "mode": "evaluation", "norm": _pair(found.norm), "noise_scale": _pair(found.scale),
         "square": _pair(found.square), "variance": _pair(found.variance),
@@ -168,13 +168,13 @@ def _plain_gradients(found: Gradients, of: str) -> dict[str, Any]:
 
 
 def _nearest(objective: Objective) -> dict[str, Any]:
-    """The named weight that is nearest, in plain words and numbers."""
+    """The nearest named weight, as plain words and numbers."""
     near = objective.nearest()
     return near._asdict() | {"aliases": list(near.aliases), "same": near.same, "factor": near.factor}
 
 
 def _curves(objective: Objective, count: int = 121) -> dict[str, list[float | None]]:
-    """w and p at `count` levels, over all but a thousandth of what the density draws."""
+    """w and p at `count` levels, over the central 99.9 % of the density."""
     with torch.no_grad():
         ends = objective.times.logsnr(torch.tensor([5e-4, 1 - 5e-4], dtype=torch.float64), objective.schedule)
         logsnr = torch.linspace(float(ends[1]), float(ends[0]), count, dtype=torch.float64)

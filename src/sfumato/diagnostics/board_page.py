@@ -1,4 +1,4 @@
-"""A board as text and as charts, from the plain numbers of `Board.to_dict`, which a run's log has too."""
+"""A board as text and as charts, from the plain numbers of `Board.to_dict` or of a run's log."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _LOOKS = {  # name: legend, colour and dashes; in drawing order
     "ema": ("moving average", BLUE, "-"),
     "model": ("model", BLUE, "-"),
 }
-_SHOWN = 1e3  # weights and densities are drawn down and up to this factor
+_SHOWN = 1e3  # curves of weight and density span at most this factor up and down
 Facts = Mapping[str, Any]
 
 
 def drawings(facts: Facts) -> dict[str, str | None]:
-    """The charts by name (`plots.chart`), those of gradients where they were measured."""
+    """The charts by name (`plots.chart`), including those of gradients if they were measured."""
     made = {
         "loss": chart(_estimates(facts, "loss"), AXIS, "noise not explained"),
         "contribution": chart(_estimates(facts, "contribution", facts["span"]), AXIS, "objective per unit of logsnr"),
@@ -32,7 +32,7 @@ def drawings(facts: Facts) -> dict[str, str | None]:
 
 
 def _estimates(facts: Facts, column: str, span: Sequence[float | None] | None = None) -> list[Line]:
-    """The estimates of a column by level; divided by the span of logsnr of each bin, where it is given."""
+    """The estimates of a column by level, divided by each bin's width in logsnr if `span` is given."""
     lines, per = [], 1.0 if span is None else np.array(span, dtype=float)
     for name, (label, colour, dashes) in _LOOKS.items():
         if name in facts[column]:
@@ -42,7 +42,7 @@ def _estimates(facts: Facts, column: str, span: Sequence[float | None] | None = 
 
 
 def _dials(curves: Facts) -> str | None:
-    """Weight and density, each in parts of its size, where that is neither tiny nor huge."""
+    """A chart of weight and density, each relative to its typical size, without extreme values."""
     weight, density = (np.array(curves[name], dtype=float) for name in ("weight", "density"))
     scaled = {"weight w": weight / np.median(weight[weight > 0]), "density p": density / np.nanmax(density)}
     lines = [
@@ -67,8 +67,8 @@ def _gradients(found: Facts, logsnr: Sequence[float]) -> dict[str, str | None]:
 
 
 def drowned(gradients: Facts | None) -> dict[str, Any] | None:
-    """The number of levels whose |G|^2 cannot be told from 0, and the least noise scale that one of them may have,
-    tr Sigma / (|G|^2 + 2 errors); None where there is no such level."""
+    """The number of levels with an estimated |G|^2 of 0 or less, and a lower bound on their noise scales,
+    tr Sigma / (|G|^2 + 2 errors); None if there are none."""
     if gradients is None:
         return None
     columns = (gradients["square"]["value"], gradients["square"]["stderr"], gradients["variance"]["value"])
@@ -78,7 +78,7 @@ def drowned(gradients: Facts | None) -> dict[str, Any] | None:
 
 
 def table(facts: Facts) -> str:
-    """The board as text: a line a level, cleanest first, estimates with their standard errors."""
+    """The board as text: one line per level, cleanest first, estimates with their standard errors."""
     models, gradients = facts["models"], facts["gradients"]
     names = [*models, "trivial", *(["floor"] if "floor" in facts["loss"] else [])]
     plain = {"logsnr": "logsnr", "p": "density", "w": "weight"}
@@ -96,12 +96,12 @@ def table(facts: Facts) -> str:
 def _words(facts: Facts) -> list[str]:
     near = facts["nearest"]
     names = ", ".join([near["name"], *near["aliases"]])
-    known = f"It is that of {names}." if near["same"] else f"Nearest: {names}, off by a factor of {near['factor']:.3g}."
+    known = f"It equals {names}." if near["same"] else f"Nearest: {names}, off by a factor of {near['factor']:.3g}."
     shape = "monotone: a likelihood bound of noised data" if facts["monotone"] else "not monotone: no likelihood bound"
     return [
-        f"{facts['objective']}; {facts['draws']} draws a level, no dropout.",
+        f"{facts['objective']}; {facts['draws']} draws per level, no dropout.",
         f"The weight is {shape}. {known}",
-        "loss = E|eps - eps_hat|^2 a number; adds = its part of the objective.",
+        "loss = E|eps - eps_hat|^2 per number; adds = contribution to the objective.",
     ]
 
 

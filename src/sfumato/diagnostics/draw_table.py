@@ -1,4 +1,4 @@
-"""`sf.draws`: one long table of everything that a model gets wrong on fixed draws."""
+"""`sf.draws`: a table of a model's errors on fixed draws, one row per draw."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ def draws(
     batch: int = 256,
     **cond: Any,
 ) -> dict[str, np.ndarray]:
-    """What a model gets wrong on noised samples z = alpha x + sigma eps, a row a draw: columns of one length by name.
+    """A model's errors on noised samples z = alpha x + sigma eps, one row per draw: a dict of columns.
 
         loss = |eps - eps_hat(z)|^2 / d,   error = |y - y_hat(z)|^2 / d,   y = a x + b eps the model's own target
 
     x: samples (B, *shape) in user units with their conditions by keyword, as `sample` takes them; or whatever
-    `sf.data.open` takes, with its own conditions; or a law of `sf.exact`. levels: how many bins of equal mass under the
-    time density `times`, or the edges of the bins in logsnr. count: draws in each bin; samples come in turn. seed: of
-    all draws, which depend on nothing else, so that two models of the same data are compared draw by draw.
+    `sf.data.open` takes, with its own conditions; or a law of `sf.exact`. levels: a number of bins of equal mass under
+    the time density `times`, or their edges in logsnr. count: draws per bin; samples are used in turn. seed: determines
+    all draws, so that two models of the same data can be compared draw by draw.
 
-    Columns: sample (row of x; of a data set or a law the place among the samples drawn from it), bin (0 is the
-    cleanest), logsnr, loss, error, trivial (the loss of the best linear guess from the data's mean and variance), and
-    with gradients=True gradient, the norm of the gradient of `loss`, which takes one backward pass a draw. The model is
-    asked in evaluation mode and is left as it was. `pandas.DataFrame(sf.draws(...))` makes a frame of it.
+    Columns: sample (row of x; for a data set or law, position among the samples drawn from it), bin (0 is the
+    cleanest), logsnr, loss, error, trivial (loss of the best linear guess from the data's mean and variance), and with
+    gradients=True also gradient, the norm of the gradient of `loss`, at the cost of one backward pass per draw. The
+    model runs in evaluation mode and is not changed. `pandas.DataFrame(sf.draws(...))` turns the table into a frame.
     Raises SfumatoError for symbols, and for levels, counts or data that cannot be used.
     """
-    require_numbers(model, "The table of draws", "log_prob(...).by_level says what a bound loses at each level")
+    require_numbers(model, "The table of draws", "log_prob(...).by_level gives the loss of a bound at each level")
     density = densities.named(times) if isinstance(times, str) else times
     bins = make(levels, density, model.process.schedule)
-    count = whole("count, the draws in each bin,", count)
+    count = whole("count, the draws per bin,", count)
     found = with_conditions(model, x, cond, count * len(bins), seed)
     fixed = Draws(found.x, found.cond, model.process, bins, count, seed, batch)
     table = {"sample": fixed.row, "bin": fixed.index % len(bins), "logsnr": fixed.logsnr}

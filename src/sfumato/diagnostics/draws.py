@@ -1,9 +1,9 @@
-"""Fixed draws (sample, noise, noise level) that measure a model level by level, and a predictor to compare it with.
+"""Fixed draws (sample, noise, noise level) to measure a model level by level, and a trivial predictor to compare with.
 
     loss at a level = E |eps - eps_hat(z)|^2 / d,   d numbers in a sample
 
-It means the same for every target, from 0 (pure noise: z shows eps) to 1 (clean data: z tells nothing about eps). The
-trivial predictor uses only the data's mean m and variance v; it is the best linear guess of each number by itself,
+It is comparable across targets, from 0 (pure noise: z shows eps) to 1 (clean data: z says nothing about eps). The
+trivial predictor knows only the data's mean m and variance v; it is the best linear guess of each number by itself,
 
     x_hat = m + alpha v (z - alpha m) / (alpha^2 v + sigma^2).
 """
@@ -30,10 +30,10 @@ from sfumato.schedule import Time
 
 @final
 class Trivial:
-    """The linear guess in place of a network: trivial(z, t) -> Estimate."""
+    """The linear guess, called like a denoiser: trivial(z, t) -> Estimate."""
 
     def __init__(self, process: Gaussian, mean: Tensor | float = 0.0, variance: float = 1.0) -> None:
-        """mean: a number, or like one sample; variance: of each number about it."""
+        """mean: a number, or shaped like one sample; variance: of each number about the mean."""
         self.process, self.mean, self.variance = process, mean, variance
 
     def __call__(self, z: Tensor, t: Time, /, **cond: Any) -> Estimate:
@@ -45,22 +45,22 @@ class Trivial:
 
 
 class ByLevel(NamedTuple):
-    """One estimate a bin, float64 (K,), and its standard error (NaN where it comes from a single draw)."""
+    """One estimate per bin, float64 (K,), and its standard error (NaN for a single draw)."""
 
     value: Tensor
     stderr: Tensor
 
     def times(self, factor: Tensor) -> ByLevel:
-        """Both times a known positive factor (K,)."""
+        """Multiply value and error by a known positive factor (K,)."""
         return ByLevel(self.value * factor, self.stderr * factor)
 
 
 @final
 class Draws(Noised):
-    """`count` draws in each of K bins: draw j lies in bin j mod K and takes a sample in turn, with noise first + j.
+    """`count` draws in each of K bins: draw j lies in bin j mod K, uses the next sample in turn and noise first + j.
 
     x: normalised samples (N, *shape), float32 or float64, and their conditions; batch: draws at once. Without bins
-    there is one level, and t is the place u in (0, 1) of each draw.
+    there is a single level, and t is the place u in (0, 1) of each draw.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Draws(Noised):
         return self.each(model, lambda part: losses(model, self.take(part)), world)
 
     def by_level(self, values: Tensor) -> ByLevel:
-        """Means over the draws of each level; the error is that of independent draws, and these are spread evenly."""
+        """Means over the draws of each level. Errors assume independent draws; evenly spread ones are more precise."""
         table = values.reshape(-1, self.levels)
         return ByLevel(table.mean(0), table.std(0) / math.sqrt(len(table)) if len(table) > 1 else table[0] * math.nan)
 
@@ -92,13 +92,13 @@ class Draws(Noised):
 
 
 def _turns(number: Tensor, count: int, levels: int) -> Tensor:
-    """Which of `count` samples each draw takes: all in turn, and each one other levels when its turn comes again."""
+    """Which of `count` samples each draw uses: all in turn, at different levels in each round."""
     late = next(c for c in range(levels + 1) if math.gcd(count - c, levels) == 1)
     return (number + late * (number // count)) % count
 
 
 def plain(values: Tensor) -> list[float | None]:
-    """Numbers for JSON: None for those that are not finite."""
+    """Numbers for JSON, with None for those that are not finite."""
     return [value if math.isfinite(value) else None for value in values.tolist()]
 
 

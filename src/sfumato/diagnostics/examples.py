@@ -1,4 +1,4 @@
-"""One value of each condition of a model, as flags of the command line and as Python: what to type next."""
+"""Suggest commands to run next: example values of a model's conditions, as command-line flags and as Python."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from sfumato import registry
 from sfumato.conditions import Condition, Label, MultiLabel, Scalar, Vector
 from sfumato.data import DataSpec
 
-_LONGEST = 4  # numbers of a vector that are worth typing
+_LONGEST = 4  # longest vector worth typing
 
 
 def default_guidance(given: Mapping[str, Condition], scale: float) -> float | dict[str, float] | None:
-    """The default guidance: this scale for classes and sets of labels; None without any.
+    """The default guidance: this scale for labels and sets of labels; None if there are none.
 
-    Guidance narrows the law of the samples, which a person who asks for a temperature does not expect: numbers and
-    fields are only conditioned on.
+    Guidance narrows the law of the samples, which nobody expects who conditions on, say, a temperature. Numbers and
+    fields are therefore not guided.
     """
     named = [name for name, each in given.items() if isinstance(each, Label | MultiLabel)]
     if not named:
@@ -26,7 +26,7 @@ def default_guidance(given: Mapping[str, Condition], scale: float) -> float | di
 
 
 def values(spec: Mapping[str, Any] | None) -> dict[str, Any]:
-    """One value of each condition that is short enough to type, by name; spec: as a model file has it."""
+    """An example value of each condition short enough to type, by name; spec: as stored in a model file."""
     found: dict[str, Any] = {}
     for name, condition in _conditions(spec).items():
         if isinstance(condition, Label | MultiLabel):
@@ -39,7 +39,7 @@ def values(spec: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def flags(spec: Mapping[str, Any] | None, guidance: float) -> str:
-    """Such as `--class cat --guidance 2.5` or `--condition temperature=300`; nothing for a model without conditions."""
+    """Flags such as `--class cat --guidance 2.5` or `--condition temperature=300`; empty without conditions."""
     words: list[str] = []
     for name, value in values(spec).items():
         text = ",".join(f"{number:g}" for number in value) if isinstance(value, list) else str(value)
@@ -52,9 +52,9 @@ def flags(spec: Mapping[str, Any] | None, guidance: float) -> str:
 
 
 def modules(facts: Mapping[str, Any] | None = None) -> str:
-    """Such as ` --modules my_parts.py`, of the user's own files that this process has run; nothing without any.
+    """A flag such as ` --modules my_parts.py`, for the user's files that this process has loaded; empty if none.
 
-    facts: of a model file, whose network may be of a file that is not here: then ` --modules FILE`.
+    facts: contract of a model file; if its network comes from a file that is not loaded, the flag is ` --modules FILE`.
     """
     if registry.FILES:
         return f" --modules {shlex.quote(','.join(registry.FILES))}"
@@ -66,7 +66,7 @@ def _conditions(spec: Mapping[str, Any] | None) -> Mapping[str, Condition]:
 
 
 def python(spec: Mapping[str, Any] | None, guidance: float, model: str, taken: Collection[str]) -> str:
-    """A call of `sf.sample` with these conditions; taken: names of its own arguments."""
+    """A call of `sf.sample` with example conditions; taken: names of its own arguments."""
     given = values(spec)
     if not given:
         return f"sf.sample({model}, 64)"
@@ -79,7 +79,7 @@ def python(spec: Mapping[str, Any] | None, guidance: float, model: str, taken: C
 
 
 def without_samples(model: str, facts: Mapping[str, Any]) -> str | None:
-    """What to do in Python with a model that draws no samples, an autoencoder; None for one that does."""
+    """Python code that uses a model which draws no samples, such as an autoencoder; None for other models."""
     if facts["process"] is not None:
         return None
     use = "y = model.encode(x); x = model.decode(y)" if facts["model"]["name"] == "Codec" else "x = model(z)"

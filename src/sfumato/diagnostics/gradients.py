@@ -1,12 +1,12 @@
-"""The gradient of the loss at a noise level and how noisy it is: |G|^2, tr Sigma and their ratio, the noise scale.
+"""The gradient of the loss at a noise level and its noise: |G|^2, tr Sigma and their ratio, the noise scale.
 
 With m micro-batches of b samples at the level, g_i their gradients and g their mean, unbiased for any m >= 2:
 
     |G|^2 = (m |g|^2 - mean |g_i|^2) / (m - 1),   tr Sigma = b m (mean |g_i|^2 - |g|^2) / (m - 1)
     simple noise scale B = tr Sigma / |G|^2
 
-About B samples must be averaged until a step is more gradient than noise. The estimate of |G|^2 may be negative where
-the gradient is smaller than its noise; the ratio is then NaN. Errors are the jackknife's over micro-batches.
+A step needs about B samples to be more gradient than noise. The estimate of |G|^2 may be negative if the gradient is
+smaller than its noise; the ratio is then NaN. Standard errors are by the jackknife over micro-batches.
 Source: McCandlish et al. 2018 (1812.06162), Eq. 2.8 and App. A.1, with the small batch b and the big one m b.
 """
 
@@ -39,7 +39,7 @@ def ratio(square: ByLevel, variance: ByLevel) -> ByLevel:
 
 @dataclasses.dataclass(frozen=True)
 class Gradients:
-    """At each level: |G|^2 and tr Sigma of the loss of a sample there. total: both of the whole objective."""
+    """|G|^2 and tr Sigma of the loss of one sample at each level; total: both for the whole objective."""
 
     square: ByLevel
     variance: ByLevel
@@ -54,21 +54,21 @@ class Gradients:
 
     @property
     def total_norm(self) -> float:
-        """|G| of the whole objective; NaN where it is drowned."""
+        """|G| of the whole objective; NaN if it is below its noise."""
         return math.sqrt(self.total[0]) if self.total[0] > 0 else NAN
 
     @property
     def total_scale(self) -> float:
-        """The noise scale of batches whose levels follow the time density; NaN where the gradient is drowned."""
+        """The noise scale of batches with levels from the time density; NaN if the gradient is below its noise."""
         return self.total[1] / self.total[0] if self.total[0] > 0 else NAN
 
 
 def measure(model: Any, draws: Draws, factor: Tensor, micro: int, size: int, world: World = ALONE) -> Gradients | None:
     """The gradients of mean(factor * loss) over micro * size draws of each bin; None for a model without parameters.
 
-    factor: w / p of each draw, float64 (count K,). Parameters that are trained count, or all where none is; `.grad`,
-    the optimiser, modes and random numbers stay as they were. Evaluation mode: no dropout. world: processes that share
-    the work, bin by bin, or, where each has only shards of the weights, sample by sample; all get the figures.
+    factor: w / p of each draw, float64 (count K,). Uses the trainable parameters, or all if none is trainable; `.grad`,
+    the optimiser, train/eval modes and the random state are not changed. Runs in evaluation mode, without dropout.
+    world: processes that share the work, by bins, or by samples if the weights are sharded; all get the result.
     """
     with _trained(model) as parameters, evaluating(model):
         if not parameters:
@@ -77,7 +77,7 @@ def measure(model: Any, draws: Draws, factor: Tensor, micro: int, size: int, wor
         gradient = _shard_of_gradient if sharded else _gradient
         bins, whole = len(draws.bins), [torch.zeros_like(local(p), requires_grad=False) for p in parameters]
         table, share = torch.zeros(bins, 6, dtype=torch.float64), draws.bins.mass / draws.bins.mass.sum()
-        # draws are in order of their level within a bin, and no micro-batch may have a part of it for itself
+        # draws are ordered by level within a bin: interleave them, so that every micro-batch covers the whole bin
         order = noise.permutation(draws.seed, draws.first, draws.count)[: micro * size]
         for k in range(bins) if sharded else range(world.rank, bins, world.size):
             chosen = draws.index[k::bins][order].split(size)
@@ -108,7 +108,7 @@ def norms(model: Any, draws: Draws) -> Tensor:
 def _gradient(
     model: Any, draws: Draws, factor: Tensor, part: Tensor, parameters: list[nn.Parameter], world: World
 ) -> list[Tensor]:
-    """The gradient of the mean over a part, accumulated over batches that fit into memory."""
+    """The gradient of the mean over a micro-batch, accumulated over batches that fit into memory."""
     sums = [torch.zeros_like(p, requires_grad=False) for p in parameters]
 
     def add(rows: Tensor) -> None:
@@ -127,7 +127,7 @@ def _gradient(
 def _shard_of_gradient(
     model: Any, draws: Draws, factor: Tensor, part: Tensor, parameters: list[nn.Parameter], world: World
 ) -> list[Tensor]:
-    """The same where each process has a shard of the weights: it takes a share of the draws and gets its shard."""
+    """The same for sharded weights: each process computes a share of the draws and receives its shard of the result."""
     kept = [p.grad for p in parameters]
     for p in parameters:
         p.grad = None
@@ -145,14 +145,14 @@ def _shard_of_gradient(
 
 
 def _gram(column: Sequence[Tensor]) -> Tensor:
-    """g_i . g_j for one parameter, float64 (m, m)."""
+    """The products g_i . g_j for one parameter, float64 (m, m)."""
     flat = torch.stack([g.flatten() for g in column])
     flat = flat if flat.dtype == torch.float64 else flat.float()
     return (flat @ flat.T).double()
 
 
 def estimate(gram: Tensor, size: int) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """(|G|^2, tr Sigma, B) from g_i . g_j (m, m) of micro-batches of `size`, and their standard errors."""
+    """(|G|^2, tr Sigma, B) and their standard errors, from g_i . g_j (m, m) of micro-batches of `size`."""
     m = len(gram)
     values = _unbiased(gram, size)
     if m < 3:
@@ -164,7 +164,7 @@ def estimate(gram: Tensor, size: int) -> tuple[tuple[float, float, float], tuple
 
 
 def _unbiased(gram: Tensor, size: int) -> tuple[float, float, float]:
-    """(m |g|^2 - mean |g_i|^2) / (m - 1) is the mean of g_i . g_j over pairs."""
+    """(|G|^2, tr Sigma, B); (m |g|^2 - mean |g_i|^2) / (m - 1) equals the mean of g_i . g_j over pairs."""
     m, one = len(gram), float(gram.diagonal().mean())
     square = float(gram.sum() - gram.trace()) / (m * (m - 1))
     variance = size * (one - square)
@@ -172,9 +172,9 @@ def _unbiased(gram: Tensor, size: int) -> tuple[float, float, float]:
 
 
 def _total(length: float, share: Tensor, square: Tensor, variance: Tensor, count: int) -> tuple[float, float]:
-    """|G|^2 and tr Sigma of batches whose levels follow the density: G = sum_k share_k G_k, and the level varies, too.
+    """|G|^2 and tr Sigma of batches with random levels: G = sum_k share_k G_k, and the level adds to the variance.
 
-    length: |sum_k share_k g_k|^2 of the means of `count` draws.
+    length: |sum_k share_k g_k|^2 of the means g_k of `count` draws.
     """
     norm = length - float((share**2 * variance).sum()) / count
     return norm, float((share * (variance + square)).sum()) - norm
@@ -182,7 +182,7 @@ def _total(length: float, share: Tensor, square: Tensor, variance: Tensor, count
 
 @contextlib.contextmanager
 def _trained(model: Any) -> Iterator[list[nn.Parameter]]:
-    """The trained parameters, or all of them where none is trained: these require gradients within the block only."""
+    """The trainable parameters, or all if none is trainable: these require gradients within the block only."""
     listed: Callable[[], Iterator[nn.Parameter]] | None = getattr(model, "parameters", None)
     every = list(listed()) if listed is not None else []
     wanted = [p for p in every if p.requires_grad] or every

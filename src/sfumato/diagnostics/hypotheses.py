@@ -1,7 +1,7 @@
-"""Readings of a network's answers: every target under every named schedule, with either sign.
+"""Hypotheses about what a network's output y means: every target under every named schedule, with either sign.
 
-Each hypothesis is a row (a, b) at equal logsnr, "y means a x + b eps". It is scored by its skill against the linear
-guess, level by level; the true one is calibrated (the slope of its target on y is 1) and never far below zero.
+A hypothesis is a row (a, b) at each logsnr: y stands for a x + b eps. Its score is the skill against the linear guess,
+level by level. The true one is calibrated (regressing its target on y has slope 1), with a skill never far below zero.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from sfumato.registry import make, names
 from sfumato.schedule import Schedule
 from sfumato.target import NAMES, row
 
-SURE = 3.0  # standard errors from which on an estimate counts as certain
+SURE = 3.0  # standard errors that make an estimate certain
 
 
 @final
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """The fit of a reading: skill and slope by level (K,) with standard errors; power: E y^2 over the guess's loss."""
+    """The fit of a hypothesis: skill and slope by level (K,) with standard errors; power: E y^2 / the guess's loss."""
 
     skill: Tensor
     skill_error: Tensor
@@ -34,32 +34,32 @@ class Fit:
 
     @property
     def most(self) -> Tensor:
-        """The skill plus SURE standard errors, (K,)."""
+        """Upper bound on the skill: plus SURE standard errors, (K,)."""
         return self.skill + SURE * self.skill_error
 
     @property
     def gap(self) -> float:
-        """The largest power (1 - slope)^2, what y loses by its scale alone, less SURE standard errors."""
+        """Lower bound on the largest power (1 - slope)^2, the loss from a wrong scale of y alone."""
         room = 2 * (1 - self.slope).abs() * self.slope_error
         return float((self.power * ((1 - self.slope).square() - SURE * room)).max())
 
     @property
     def mean(self) -> float:
-        """Of the skills, each cut off at -1."""
+        """The mean skill, with each level's cut off at -1."""
         return float(self.skill.clamp_min(-1.0).mean())
 
 
 @final
 @dataclasses.dataclass(frozen=True)
 class Hypothesis:
-    """sign times the target under a schedule."""
+    """The output is sign * target under a schedule."""
 
     target: str
     schedule: Schedule
     sign: int = 1
 
     def score(self, answers: Answers) -> Fit | None:
-        """None where the schedule does not reach the levels, or the target is not finite there."""
+        """The fit to a network's outputs; None if the schedule lacks some levels or the target diverges there."""
         lam = answers.logsnr
         low, high = self.schedule.logsnr_range
         if not low - 1e-9 <= float(lam.min()) <= float(lam.max()) <= high + 1e-9:
@@ -79,12 +79,12 @@ class Hypothesis:
 
 
 def declared(answers: Answers) -> Hypothesis:
-    """The reading that the model declares."""
+    """The hypothesis that the model declares."""
     return Hypothesis(answers.target, answers.schedule)
 
 
 def known() -> tuple[Schedule, ...]:
-    """The named schedules that need no numbers."""
+    """The named schedules that need no arguments."""
     found = []
     for name in names("schedule"):
         try:
@@ -95,7 +95,7 @@ def known() -> tuple[Schedule, ...]:
 
 
 def others(answers: Answers) -> list[Hypothesis]:
-    """All but the declared one, the likeliest mistakes first: the sign, the schedule, the target, then two of these."""
+    """All but the declared hypothesis, likeliest mistakes first: sign, schedule, target, then two of these at once."""
     own = declared(answers)
     curves = [own.schedule, *(s for s in known() if s != own.schedule)]
     found = [Hypothesis(target, s, sign) for target in NAMES for s in curves for sign in (1, -1)]

@@ -2,9 +2,9 @@
 
     I(x; c) = 1/2 int E(|eps - eps_null|^2 - |eps - eps_c|^2) dlogsnr
 
-of an ideal denoiser, eps_null being its answer without c: pointwise in x the integral is log p(x | c) - log p(x) (Guo,
-Shamai and Verdu 2005; Kong et al. 2023, 2302.03792, Eq. 10). For a trained one it measures how much the network uses c.
-With several conditions that of one is what it adds to all the others, which eps_null has as well.
+for an ideal denoiser, where eps_null is its prediction without c; pointwise in x the integral is
+log p(x | c) - log p(x) (Guo, Shamai and Verdu 2005; Kong et al. 2023, 2302.03792, Eq. 10). For a trained denoiser it
+measures how much the network uses c. With several conditions, eps_null keeps the others: it is what c adds to them.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from sfumato.intervals import Interval, mean
 from sfumato.objectives.times import CosMap, limits
 from sfumato.schedule import Schedule
 
-REACH = 8.0  # the largest |logsnr| that is looked at: beyond, normalised data are noise, or known
-_BINS, _MOST = 32, 2048  # levels; samples of a data set, at most
+REACH = 8.0  # largest |logsnr| examined: beyond it, normalised data are pure noise or known
+_BINS, _MOST = 32, 2048  # levels; most samples of a data set
 
 
 @dataclasses.dataclass(frozen=True)
 class Information:
-    """each: what a condition adds to the others, nats a sample; together: that of all; each with its interval.
+    """Information in nats per sample, with intervals. each: what each condition adds to the others; together: of all.
 
-    draws: the number of noised samples; logsnr: (lowest, highest) of their levels.
+    draws: number of noised samples; logsnr: (lowest, highest) of their levels.
     """
 
     each: dict[str, Interval]
@@ -42,7 +42,7 @@ class Information:
     logsnr: tuple[float, float]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Plain values for JSON."""
         return {
             "each": {name: found.to_dict() for name, found in self.each.items()},
             "together": self.together.to_dict(), "draws": self.draws, "logsnr": list(self.logsnr),
@@ -62,10 +62,10 @@ def _words(found: Interval) -> str:
 def information(model: Any, x: Any, draws: int = 8192, seed: int = 0, batch: int = 256, **cond: Any) -> Information:
     """I(x; c) of each condition for samples x (B, *shape) in user units and their conditions, as `sample` takes them.
 
-    x may also be what `sf.data.open` takes, a folder, a file, a dict: its conditions are those of the data, and of the
-    data that the model was trained on only the held-out samples are used.
-    draws: noised samples, spread over the levels; the model is called on each once with all conditions, once with none,
-    and once without each of several. Samples come in turn, so that many of them make the interval narrow.
+    x may also be whatever `sf.data.open` takes, with the conditions of the data; if the data are the model's training
+    data, only the held-out samples are used.
+    draws: noised samples, spread over the levels. The model is called on each once with all conditions, once with none
+    and, if there are several, once without each. Samples are used in turn: more of them give a narrower interval.
     Raises SfumatoError without a condition, and for a model whose belief has no eps.
     """
     found = with_conditions(model, x, cond, _MOST, seed)
@@ -75,14 +75,14 @@ def information(model: Any, x: Any, draws: int = 8192, seed: int = 0, batch: int
 def measured(
     model: Any, x: Tensor, cond: Conditions, draws: int, seed: int = 0, batch: int = 256, world: World = ALONE
 ) -> Information:
-    """`information` of normalised samples. world: the processes that share the draws; all get the figures."""
+    """`information` of normalised samples. world: the processes that share the draws; all get the result."""
     if not cond:
         raise SfumatoError("The information of a condition needs a condition: give one, such as label=...")
     bins = _bins(model.process.schedule)
     count = max(2, -(-draws // len(bins)))
     known = Draws(x, cond, model.process, bins, count, seed, batch)
     told = known.losses(model, world)
-    # 1/2 int f dlogsnr = E[f / 2 p], of the whole sample and not of one of its numbers
+    # 1/2 int f dlogsnr = E[f / 2 p], for the whole sample: losses are means over its numbers
     factor = 0.5 * x[0].numel() * bins.mass.sum() / bins.times.density(known.logsnr, model.process.schedule)
 
     def without(*names: str) -> Interval:
@@ -100,7 +100,7 @@ def _bins(schedule: Schedule) -> Bins:
     ends = torch.tensor([min(REACH, high), max(-REACH, low)], dtype=torch.float64)
     if not float(ends[0]) > float(ends[1]):
         raise SfumatoError(
-            f"The schedule's levels, logsnr {low:g} to {high:g}, are all beyond -{REACH:g} to {REACH:g}."
+            f"The schedule's levels, logsnr {low:g} to {high:g}, are all outside -{REACH:g} to {REACH:g}."
         )
     first, last = law.survival(ends).tolist()
     edges = law.quantile(torch.linspace(first, last, _BINS + 1, dtype=torch.float64))

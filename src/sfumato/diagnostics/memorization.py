@@ -1,14 +1,14 @@
-"""Whether a model repeats its training samples: distances to the nearest of them, compared with those of new samples.
+"""Whether a model repeats its training samples: nearest-neighbour distances, compared with those of new samples.
 
-    r(x) = d(x, train) / d(x, hold-out),   d the distance to the nearest,   for samples s of the model and for twins
-    twin: a training sample compared with the training set without its own group, to which it is as new as a fresh one
+    r(x) = d(x, train) / d(x, hold-out),   d: distance to the nearest,   for samples s of the model and for twins
+    twin: a training sample, compared with the training set without its own group, for which it is a new sample
     ratio = median r(s) / median r(twin),   closer = P(r(s) < r(twin)),   copies: d to the nearest < 1/3 of the second
 
-Fresh samples of the data's law are exchangeable with twins up to one row in N: ratio 1, closer 1/2, and as many copies
-as the data have. Dividing by the distance to the hold-out cancels sharpness: a blurred sample is near to everything.
-Both sets enter both sides alike, so their sizes need no correction; a subset of the training set as large as a small
-hold-out, the usual comparison, would not hold the sample that was copied. The third is the criterion of Yoon et al.
-2023 ("Diffusion probabilistic models generalize when they fail to memorize") and Gu et al. 2023 (2310.02664).
+New samples from the data's law are exchangeable with twins, up to one row in N: ratio 1, closer 1/2, and as many copies
+as among the data. Dividing by the distance to the hold-out cancels sharpness: a blurred sample is close to everything.
+Both sets enter the two sides alike, so their sizes need no correction. The usual comparison, with a subset of the
+training set as small as the hold-out, would miss most copied samples. The copy criterion is that of Yoon et al. 2023
+("Diffusion probabilistic models generalize when they fail to memorize") and Gu et al. 2023 (2310.02664).
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ _FEW = 8  # held-out samples below which the comparison is weak
 
 @dataclasses.dataclass(frozen=True)
 class Memorization:
-    """How near samples of a model come to its training set.
+    """How close a model's samples are to its training set.
 
-    ratio, closer: with 95 % intervals; 1 and 1/2 where nothing is memorised. copies, copies_real: fractions of the
-    samples and of their twins. exact: samples that are a training sample bit for bit; leaked: held-out samples that
-    are. samples, twins, train, holdout: how many there are; pairs: how many independent comparisons `closer` amounts
-    to; searched: training samples that were compared with. nearest: (number of the sample, row of the data, r over the
-    twins' median) of the samples that are nearest to a training sample; shown: these samples and their neighbours, in
-    the units of the data. space: where distances are taken. notes: remarks, in sentences.
+    ratio, closer: with 95 % intervals; 1 and 1/2 if nothing is memorised. copies, copies_real: fractions of the samples
+    and of the twins. exact: samples that equal a training sample bit for bit; leaked: held-out samples that do.
+    samples, twins, train, holdout: their numbers; pairs: the number of independent comparisons behind `closer`;
+    searched: the number of training samples searched. nearest: (number of the sample, row of the data, r over the
+    twins' median) of the samples closest to a training sample; shown: these samples and their neighbours, in the units
+    of the data. space: where distances are measured. notes: remarks, in sentences.
     """
 
     ratio: Interval
@@ -78,7 +78,7 @@ class Memorization:
 
     @property
     def verdict(self) -> str:
-        """ "memorised" (chance would do it once in 1,000 cases), "suspect" (once in 100) or "none"."""
+        """ "memorised" (by chance once in 1,000 cases), "suspect" (by chance once in 100) or "none"."""
         return "memorised" if self.z > _CERTAIN else "suspect" if self.z > _LIKELY else "none"
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,19 +108,19 @@ def memorization(
     batch: int = 256,
     device: str | torch.device = "cpu",
 ) -> Memorization:
-    """How near samples of a model come to its training samples, compared with how near new samples do.
+    """How close a model's samples are to its training samples, compared with new samples.
 
     ratio = median r(s) / median r(twin),   closer = P(r(s) < r(twin)),   r = d(., train) / d(., hold-out)
 
-    model: a denoiser, or the path of a model file or run folder. data: what it was trained on, as `sf.data.open` takes
-    it, with the settings `labels` and `size` of the training; split as training split it, or the training set alone
-    where `holdout` gives unseen data. generated: samples in the units of the data, in place of new ones of the model.
-    samples: how many are drawn, in `steps` steps, unguided by default (the law that was learned), under the classes of
-    their twins. features: a map x (B, *shape) in the units of the data -> (B, F) in which distances are taken; by
-    default all numbers count, each over its channel's deviation.
+    model: a denoiser, or the path of a model file or run folder. data: its training data, as `sf.data.open` takes them,
+    with the training's settings `labels` and `size`; split as in training, or the training set alone if `holdout` is
+    unseen data. generated: samples to judge, in the units of the data, instead of new ones. samples: how many to draw,
+    in `steps` steps, by default unguided (the learned law), with the conditions of their twins. features: a map
+    x (B, *shape) in the units of the data -> (B, F), in which to measure distances; by default these use all numbers,
+    each divided by its channel's deviation.
 
-    Cost: samples (steps + 1) calls of the network at most, and 4 samples N D multiplications. Raises SfumatoError for
-    data that the model was not trained on, or without a hold-out.
+    Cost: at most samples (steps + 1) network calls, and 4 samples N D multiplications. Raises SfumatoError for data
+    other than the training data, or without a hold-out.
     """
     if data is None:
         raise SfumatoError("memorization needs the data that the model was trained on: sf.memorization(model, data).")
@@ -144,22 +144,22 @@ def _sides(
     if holdout is not None:
         unseen = data.open(holdout, size=size)
         if unseen.shape != source.shape:
-            raise SfumatoError(f"Held-out samples have the shape {unseen.shape}, and training samples {source.shape}.")
+            raise SfumatoError(f"Held-out samples have shape {unseen.shape}, but training samples {source.shape}.")
         return source, torch.arange(len(source)), unseen, torch.arange(len(unseen))
     made = getattr(model, "provenance", None) or {}
     if not made.get("holdout"):
-        raise SfumatoError("The model does not record what its training held out: give unseen data as holdout.")
+        raise SfumatoError("The model does not record what its training held out: pass unseen data as holdout.")
     if made.get("samples") != len(source):
         raise SfumatoError(
-            f"{source.name} has {len(source):,} samples, and the model was trained on {made.get('samples'):,}: give "
-            "the data of the training, or unseen data as holdout."
+            f"{source.name} has {len(source):,} samples, but the model was trained on {made.get('samples'):,}: pass "
+            "the training data, or unseen data as holdout."
         )
     train, rest = source.split(made["holdout"])
     return source, train, source, rest
 
 
 def choose(train: Tensor, count: int, seed: int) -> Tensor:
-    """Rows of `count` twins among those of the training set; all of them, in turn, where there are fewer."""
+    """Rows of `count` twins among those of the training set; repeated in turn if there are fewer."""
     order = noise.permutation(seed, 0, len(train))
     return train[order[torch.arange(count) % len(train)]]
 
@@ -168,10 +168,10 @@ def compare(
     generated: Tensor, source: Source, train: Tensor, unseen: tuple[Source, Tensor], twins: Tensor, space: Space,
     seed: int = 0, searched: int | None = None,
 ) -> Memorization:  # fmt: skip
-    """`memorization` of given samples (S, *shape) in the units of the data.
+    """`memorization` of existing samples (S, *shape) in the units of the data.
 
     train: rows of the source; unseen: another source, or the same, and its rows; twins: some of the training rows.
-    searched: how many training samples to compare with, at most.
+    searched: the largest number of training samples to search.
     """
     other, held = unseen
     if not len(held) or len(train) < 2 or not len(generated):
@@ -179,19 +179,19 @@ def compare(
     bank, notes = train, []
     if searched is not None and searched < len(train):
         bank = train[noise.permutation(seed, 1, len(train))[:searched]].sort().values
-        notes.append(f"Only {len(bank):,} of the training samples were searched, to stay within the budget.")
+        notes.append(f"Only {len(bank):,} training samples were searched, to stay within the budget.")
     twins = twins.unique()
     if len(held) < _FEW:
-        notes.append(f"Only {len(held)} samples are held out, too few to judge memorisation by (--holdout takes more).")
+        notes.append(f"Only {len(held)} samples are held out, too few to judge memorisation (raise --holdout).")
     keys = torch.from_numpy(np.unique(source.groups, return_inverse=True)[1])
     made, real = space(generated), space(source.x[twins])
     near = nearest(made, source.x, bank, space)
     own = nearest(real, source.x, bank, space, keys[twins], keys[bank])
     away, own_away = (nearest(each, other.x, held, space).first for each in (made, real))
     scores, twin_scores = _score(near.first, away), _score(own.first, own_away)
-    usable = own.first.isfinite()  # the only group of a training set has no twin
+    usable = own.first.isfinite()  # without other groups there are no neighbours
     if not bool(usable.any()):
-        raise SfumatoError("All training samples are of one group, so that none can stand for a new one.")
+        raise SfumatoError("All training samples belong to one group, so none can stand in for a new sample.")
     twin_scores, own = twin_scores[usable], Near(*(each[usable] for each in own))
     middle = float(twin_scores.median())
     worth = min(len(scores), len(bank)), _distinct(twins[usable], own.row)
@@ -213,7 +213,7 @@ def compare(
 
 
 def pairs_picture(found: Memorization, spec: Any) -> Any:
-    """The samples nearest to training samples in a row, and these below; None for points, or where none are kept."""
+    """A row of the samples closest to training samples above a row of those; None for points, or if none were kept."""
     if found.shown is None or found.shown[0].shape[1:] == (2,):
         return None
     x = torch.cat([each.float() for each in found.shown])
@@ -222,7 +222,7 @@ def pairs_picture(found: Memorization, spec: Any) -> Any:
 
 
 def _score(first: Tensor, away: Tensor) -> Tensor:
-    """log d(x, train) / d(x, hold-out), float64; 0 where x is in both."""
+    """log d(x, train) / d(x, hold-out), float64; 0 if x is in both."""
     first, away = first.double(), away.double()
     return torch.where((first == 0) & (away == 0), 0.0, first.log() - away.log())
 
@@ -235,17 +235,17 @@ def _closer(a: Tensor, b: Tensor) -> float:
 
 
 def _pairs(a: int, b: int) -> float:
-    """How many independent comparisons all pairs of a and b draws amount to: 1 / (4 Var), Mann and Whitney."""
+    """The number of independent comparisons equivalent to all pairs of a and b draws: 1 / (4 Var), Mann and Whitney."""
     return 3 * a * b / (a + b + 1)
 
 
 def _distinct(twins: Tensor, row: Tensor) -> int:
-    """The number of twins, two that are each other's nearest counted once, since they share one distance."""
+    """The number of twins, counting mutual nearest neighbours once, since they share one distance."""
     return len(torch.stack((torch.minimum(twins, row), torch.maximum(twins, row))).unique(dim=1)[0])
 
 
 def _ratio(scores: Tensor, twins: Tensor, worth: tuple[int, int], seed: int) -> Interval:
-    """The ratio of the medians, with a bootstrap interval for as many independent draws as each side has."""
+    """The ratio of the medians, with a bootstrap interval for the number of independent draws on each side."""
     generator = torch.Generator().manual_seed(seed)
 
     def medians(values: Tensor, count: int) -> Tensor:
@@ -263,7 +263,7 @@ def _copies(near: Near) -> float:
 
 
 def _leaked(x: Samples, train: Tensor, other: Samples, held: Tensor) -> int:
-    """Held-out rows that are training rows to the last bit."""
+    """The number of held-out rows that equal a training row bit for bit."""
     digests = set(_digests(x, train))
     return sum(digest in digests for digest in _digests(other, held))
 

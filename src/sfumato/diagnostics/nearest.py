@@ -1,4 +1,4 @@
-"""Nearest neighbours by blocks: |q - x|^2 = |q|^2 + |x|^2 - 2 q.x in float64, 0 within the rounding of float32."""
+"""Nearest neighbours, block by block: |q - x|^2 = |q|^2 + |x|^2 - 2 q.x in float64, 0 within float32 rounding."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 from sfumato.data.rows import Samples
 from sfumato.errors import SfumatoError
 
-_SAME = 1e-13  # of |q|^2 + |x|^2: below, two float32 samples are the same
-_BLOCK = 1 << 24  # numbers of the bank, and of the distances to it, held at once
+_SAME = 1e-13  # relative to |q|^2 + |x|^2: below this, two float32 samples are equal
+_BLOCK = 1 << 24  # most numbers in memory, of the bank and of distances
 Features = Callable[[Tensor], Tensor]
 
 
 @final
 class Space:
-    """Where distances are taken: the numbers that a model sees (each channel over its deviation), or features.
+    """The space of distances: the numbers that a model sees (each channel over its deviation), or features of them.
 
-    spec: of the data, None for x as it is. features: x (B, *shape) in the user's units -> (B, F).
+    spec: of the data; None for raw x. features: x (B, *shape) in the user's units -> (B, F).
     """
 
     def __init__(self, spec: Any, features: Features | None, device: torch.device | str = "cpu") -> None:
@@ -33,15 +33,15 @@ class Space:
             with torch.no_grad():
                 found = self.features(x)
             if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != len(x):
-                raise SfumatoError(f"features must make a tensor ({len(x)}, F) of {len(x)} samples.")
+                raise SfumatoError(f"features must return a tensor ({len(x)}, F) for {len(x)} samples.")
         else:
             found = x if self.spec is None else self.spec.normalise(x)
-        found = found.cpu() if found.device.type == "mps" else found  # which has no float64
+        found = found.cpu() if found.device.type == "mps" else found  # MPS has no float64
         return found.flatten(1).double()
 
 
 class Near(NamedTuple):
-    """Of each query (Q,): distances to the nearest and the second nearest row of a bank, and which row is nearest."""
+    """For each query (Q,): distances to the nearest and second nearest row of a bank, and the nearest row."""
 
     first: Tensor
     second: Tensor
@@ -51,9 +51,9 @@ class Near(NamedTuple):
 def nearest(
     queries: Tensor, x: Samples, rows: Tensor, space: Space, apart: Tensor | None = None, keys: Tensor | None = None
 ) -> Near:
-    """The nearest of x[rows] to each query (Q, F), infinite where there is none.
+    """The nearest of x[rows] to each query (Q, F); the distance is infinite if there is none.
 
-    keys: int64, one for each of `rows`; apart (Q,): rows of this key are no neighbours of the query (-1: all are).
+    keys: int64, one for each of `rows`; apart (Q,): the key of rows that are excluded for a query (-1: none).
     """
     squares = queries.square().sum(1)[:, None]
     best = torch.full((len(queries), 2), torch.inf, dtype=queries.dtype, device=queries.device)

@@ -1,4 +1,4 @@
-"""Line charts as SVG for the inside of a page, by matplotlib, which is loaded when the first one is drawn."""
+"""Line charts as inline SVG, drawn by matplotlib, which is imported for the first chart."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 
 BLUE, ORANGE, GREEN, GREY, PURPLE = "#1f77b4", "#d66028", "#2c8c5a", "#7c8894", "#7a4fb5"
 _INK, _QUIET = "#26323f", "#5f6b77"
-_SIZE = (5.6, 3.3)  # inches; a page scales it to its columns
-_SETTINGS = {  # beside the defaults of matplotlib, whatever a caller has set
+_SIZE = (5.6, 3.3)  # inches; pages scale it to their columns
+_SETTINGS = {  # on top of matplotlib's defaults, whatever the caller has configured
     "svg.fonttype": "none", "svg.hashsalt": "sfumato", "text.parse_math": False, "text.color": _INK,
     "axes.labelcolor": _INK, "axes.edgecolor": _QUIET, "xtick.color": _QUIET, "ytick.color": _QUIET,
     "axes.grid": True, "grid.color": _QUIET, "grid.alpha": 0.2, "axes.spines.top": False, "axes.spines.right": False,
@@ -24,9 +24,9 @@ Values = Sequence[float | None] | np.ndarray
 
 
 class Line(NamedTuple):
-    """A curve: its name, the points (None or nan where nothing is known), and the standard error of each y.
+    """A curve: its name, its points (None or nan if unknown), and the standard error of each y.
 
-    colour, dashes: as matplotlib spells them; dots: whether the points are marked, as measured ones are.
+    colour, dashes: as in matplotlib; dots: whether to mark the points, as for measurements.
     """
 
     name: str
@@ -41,10 +41,10 @@ class Line(NamedTuple):
 def chart(
     lines: Sequence[Line], across: str, up: str, log: bool = False, span: tuple[float, float] | None = None
 ) -> str | None:
-    """Curves with error bars, axes and a legend as an <svg> element; None where there is no point to draw.
+    """Curves with error bars, axes and a legend as an <svg> element; None if there is no point to draw.
 
-    A linear y axis begins at 0; on a logarithmic one only positive points are drawn. span: the ends of x, where other
-    points than those drawn decide. The frame fits the points, and error bars may leave it.
+    A linear y axis starts at 0; a logarithmic one shows only positive points. span: the ends of the x axis, by default
+    those of the points. The frame fits the points; error bars may leave it.
     """
     lines = [drawn for line in lines if len((drawn := _drawable(line, log)).x)]
     if not lines:
@@ -70,7 +70,7 @@ def chart(
 
 
 def _drawable(line: Line, log: bool) -> Line:
-    """In numbers, without the points that cannot be drawn."""
+    """The line as arrays, without points that cannot be drawn."""
     x, y = np.array(line.x, dtype=float), np.array(line.y, dtype=float)
     kept = np.isfinite(x) & np.isfinite(y) & ((y > 0) | (not log))
     errors = None if line.errors is None else np.array(line.errors, dtype=float)[kept]
@@ -78,7 +78,7 @@ def _drawable(line: Line, log: bool) -> Line:
 
 
 def _frame(axes: Any, log: bool, span: tuple[float, float] | None) -> None:
-    """Limits that stay as they are for the points drawn so far, and ticks at round numbers."""
+    """Fix the limits to the points drawn so far, and set ticks at round numbers."""
     from matplotlib import ticker
 
     if log:
@@ -99,6 +99,6 @@ def _frame(axes: Any, log: bool, span: tuple[float, float] | None) -> None:
 
 
 def _inline(svg: str, label: str) -> str:
-    """An element for a page: without the head of a file, and without ids of groups, which every chart would repeat."""
+    """An <svg> element for a page: without the file header, and without group ids, which charts would share."""
     svg = re.sub(r' id="[a-z0-9._]+_\d+"', "", svg[svg.index("<svg") :])
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)

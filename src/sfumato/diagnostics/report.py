@@ -1,4 +1,4 @@
-"""report.html: one file that opens without a network. Curves, losses by noise level, samples, settings, next steps."""
+"""report.html, a self-contained page: loss curves, losses by noise level, samples, settings, next steps."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from sfumato.diagnostics.summary import Facts
 from sfumato.files import write_text
 from sfumato.progress import clock
 
-GRIDS = 12  # of samples that are shown, at most
-NEAREST = "nearest.png"  # among the samples of a run: those nearest to training samples, beside these
+GRIDS = 12  # most sample grids shown
+NEAREST = "nearest.png"  # in a run's samples folder: samples closest to training samples, next to those
 _PAGES = Environment(loader=PackageLoader("sfumato.diagnostics", ""), autoescape=True, trim_blocks=True)
 _PAGES.filters |= {"clock": clock, "figure": summary.figure}
 
 
 def page(title: str, subtitle: str, facts: Facts | None = None, **parts: Any) -> str:
-    """An HTML document: charts of a board (`Board.to_dict` with its curves), and those parts of the template given."""
+    """An HTML document: the charts of a board (`Board.to_dict` with its curves), and further parts of the template."""
     if facts is not None:
         parts |= {
             "board": facts,
@@ -37,10 +37,10 @@ def page(title: str, subtitle: str, facts: Facts | None = None, **parts: Any) ->
 def write(
     run: Path, lines: Sequence[Facts], levels: Facts | None, settings: Mapping[str, Any], meanings: Mapping[str, str]
 ) -> None:
-    """Make report.html of a run folder from what lies in it.
+    """Write report.html of a run folder from the files in it.
 
-    lines: of its log; levels: the board that they hold (`board_figures.from_log`); settings: of the run, by name, and
-    their meanings.
+    lines: of its log; levels: the board in them (`board_figures.from_log`); settings: of the run, by name, and their
+    descriptions.
     """
     model, facts, nearest = summary.contract(run), summary.load(run), run / "samples" / NEAREST
     text = page(
@@ -71,7 +71,7 @@ def _subtitle(run: Path, lines: Sequence[Facts], model: Facts | None) -> str:
 
 
 def _samples(run: Path) -> list[tuple[int, str]]:
-    """(step, picture) of the grids of samples, the newest first; of many evenly chosen ones."""
+    """(step, picture) of the sample grids, newest first; of more than GRIDS, an even selection."""
     paths = sorted((run / "samples").glob("step_*.png"))
     if len(paths) > GRIDS:
         paths = [paths[round(i * (len(paths) - 1) / (GRIDS - 1))] for i in range(GRIDS)]
@@ -83,7 +83,7 @@ def _encoded(picture: Path) -> str:
 
 
 def _losses(lines: Sequence[Facts]) -> str | None:
-    """The losses over the run; those of training as means of at most 150 equal stretches."""
+    """A chart of the losses over the run; training losses are means over at most 150 equal intervals."""
 
     def points(name: str, most: int | None = None) -> tuple[list[float], list[float]]:
         found = [(line["samples"], line[name]) for line in lines if line.get(name) is not None]
@@ -93,7 +93,7 @@ def _losses(lines: Sequence[Facts]) -> str | None:
 
     curves = [
         Line("training", *points("loss", 150), GREEN),
-        Line("training samples, as validated", *points("valid_train"), PURPLE, True, dashes=":"),
+        Line("training samples, on validation draws", *points("valid_train"), PURPLE, True, dashes=":"),
         Line("validation, raw weights", *points("valid_raw"), ORANGE, True),
         Line("validation, moving average", *points("valid_ema"), BLUE, True),
     ]
@@ -101,7 +101,7 @@ def _losses(lines: Sequence[Facts]) -> str | None:
 
 
 def _commands(run: Path, model: Facts | None, settings: Mapping[str, Any], facts: Facts | None) -> list[str]:
-    """What to type next, in a shell and in Python."""
+    """Commands to run next, in a shell and in Python."""
     known = facts["next"] if facts else summary.commands(run, model, settings, done=False)
     if model is None or examples.without_samples(str(run), model) is not None:
         return known
@@ -112,7 +112,7 @@ def _commands(run: Path, model: Facts | None, settings: Mapping[str, Any], facts
 def _settings(
     settings: Mapping[str, Any], meanings: Mapping[str, str], model: Facts | None
 ) -> list[tuple[str, Any, str]]:
-    """(name, value, meaning) of the settings, and of the software that the run was computed with."""
+    """(name, value, description) of the settings, and of the software versions of the run."""
     rows = [(name, value, meanings.get(name, "")) for name, value in settings.items() if value is not None]
     if model is not None:
         made = model["provenance"]

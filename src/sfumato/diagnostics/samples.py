@@ -1,11 +1,11 @@
-"""The samples that a model is judged by, as it sees them, and the law that they come from where it is known.
+"""The samples that a model is judged on, normalised for it, and their law if that is known.
 
     floor at a level = E |eps - E[eps|z]|^2 / d = (alpha / sigma)^2 E tr Cov(x|z) / d
     excess           = E |eps_hat - E[eps|z]|^2 / d,   loss = floor + excess
 
-A model with a spec sees (x - m) / s. With one s in all channels z' = s z + alpha m is the state alpha x + sigma s eps
-of the law itself; a mixture of Gaussians is restated in the normalised units, whatever s is.
-Source: Guo, Shamai and Verdu 2005 for the floor; the excess by the Pythagorean rule of conditional expectations.
+A model with a spec sees (x - m) / s. If s is the same in all channels, z' = s z + alpha m is the state
+alpha x + sigma s eps in the law's own units; a mixture of Gaussians is converted to normalised units for any s.
+Source: Guo, Shamai and Verdu 2005 for the floor; the excess follows from the orthogonality of conditional expectations.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from sfumato.process import Gaussian
 
 @final
 class NormalisedLaw:
-    """A law of `sf.exact` in the units of a model whose data are normalised by `spec` (None: as they are)."""
+    """A law of `sf.exact` in the units of a model whose data are normalised by `spec` (None: not at all)."""
 
     def __init__(self, truth: Truth, spec: DataSpec | None) -> None:
         self.truth, self.shift, self.scale = truth, torch.zeros(()), 1.0
         if spec is None:
             return
         if tuple(spec.shape) != truth.shape:
-            raise SfumatoError(f"The law has samples of shape {truth.shape}, and the model's data {tuple(spec.shape)}.")
+            raise SfumatoError(f"The law's samples have shape {truth.shape}, but the model's data {tuple(spec.shape)}.")
         columns = [-1, *[1] * (len(spec.shape) - 1)]
         mean, std = (
             torch.tensor(v, dtype=torch.float64).reshape(columns).expand(spec.shape)
@@ -52,22 +52,22 @@ class NormalisedLaw:
             self.shift, self.scale = mean, float(std.flatten()[0])
         else:
             raise SfumatoError(
-                "The model scales its channels differently: the floor is then known for mixtures of Gaussians alone."
+                "The model scales its channels differently: only mixtures of Gaussians have a known floor then."
             )
 
     def sample(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
-        """(x normalised, float64 (count, *shape); the class of each)."""
+        """(normalised x, float64 (count, *shape); the class of each)."""
         x, labels = self.truth.labelled(count, seed)
         return (x - self.shift) / self.scale, labels
 
     def moments(self) -> tuple[Tensor, float]:
-        """E[x], like a sample, and tr Cov(x) / d, both normalised: a state without signal has the law's own moments."""
+        """E[x], shaped like a sample, and tr Cov(x) / d, both normalised; taken from the belief at alpha = 0."""
         zero = torch.zeros(1, *self.truth.shape, dtype=torch.float64)
         variance = float(self.truth.total_variance(zero, alpha=0.0, sigma=1.0)) / self.truth.dim
         return (self.truth.mean.reshape(self.truth.shape) - self.shift) / self.scale, variance / self.scale**2
 
     def floor(self, draws: Draws) -> Tensor:
-        """The floor at the states drawn, (count K,)."""
+        """The floor at the drawn states, (count K,)."""
 
         def below(part: Tensor) -> Tensor:
             z, at = self._states(draws.process, draws.take(part))
@@ -76,7 +76,7 @@ class NormalisedLaw:
         return draws.each(None, below)
 
     def excess(self, draws: Draws, model: Any) -> ByLevel:
-        """The loss of a model above the floor, by level, in evaluation mode: the noise of the draws is not in it."""
+        """The loss of a model above the floor, by level, in evaluation mode, free of the noise of the draws."""
 
         def above(part: Tensor) -> Tensor:
             drawn = draws.take(part)
@@ -87,7 +87,7 @@ class NormalisedLaw:
         return draws.by_level(draws.each(model, above))
 
     def _states(self, process: Gaussian, drawn: NoisedBatch) -> tuple[Tensor, At]:
-        """The states in the law's own units, float64, and their levels and labels there."""
+        """The states in the law's own units, float64, and their levels and labels in those units."""
         alpha, sigma = process.schedule(drawn.t)
         columns = alpha.reshape(-1, *[1] * len(self.truth.shape))
         at: At = {"alpha": alpha, "sigma": sigma * self.scale}
@@ -97,7 +97,7 @@ class NormalisedLaw:
 
 
 class EvaluationSet(NamedTuple):
-    """Normalised samples with their conditions, on the model's device, and their law where it is known."""
+    """Normalised samples with their conditions, on the model's device, and their law if that is known."""
 
     x: Tensor
     cond: Conditions
@@ -107,9 +107,9 @@ class EvaluationSet(NamedTuple):
 def evaluation_set(
     model: Any, given: Any, labels: Any, conditional: bool | None, count: int, seed: int, notes: list[str]
 ) -> EvaluationSet:
-    """Up to `count` samples of a law or of what `data.open` takes, as the model sees them.
+    """Up to `count` samples of a law or of whatever `data.open` takes, normalised for the model.
 
-    conditional: with their conditions; None: where data set and model have some. Adds to `notes` which rows were taken.
+    conditional: whether to include conditions; None: if data set and model have any. Notes which rows were chosen.
     """
     device, spec = getattr(model, "device", torch.device("cpu")), getattr(model, "spec", None)
     if isinstance(given, Truth):
@@ -127,9 +127,9 @@ def evaluation_set(
 
 
 def with_conditions(model: Any, x: Any, cond: Mapping[str, Any], most: int, seed: int) -> EvaluationSet:
-    """All of x (B, *shape) in user units, or up to `most` samples of a law or of what `data.open` takes.
+    """All of x (B, *shape) in user units, or up to `most` samples of a law or of whatever `data.open` takes.
 
-    cond: conditions by name, as `sample` takes them, beside those that the data bring.
+    cond: conditions by name, as `sample` takes them, in addition to those of the data.
     """
     if isinstance(x, Tensor | np.ndarray | list):
         spec, device = getattr(model, "spec", None), getattr(model, "device", torch.device("cpu"))
@@ -142,9 +142,9 @@ def with_conditions(model: Any, x: Any, cond: Mapping[str, Any], most: int, seed
 
 
 def seen(model: Any, source: Source, rows: Tensor, judged: bool = True) -> Tensor:
-    """These rows of a source as the model sees them, on the CPU.
+    """These rows of a source, normalised for the model, on the CPU.
 
-    judged: whether values that its spec does not know are an error. SfumatoError for samples of another shape, too.
+    judged: whether values outside its spec are an error. Raises SfumatoError also for samples of another shape.
     """
     fits(model, source)
     x, spec = source.x[rows].cpu(), getattr(model, "spec", None)
@@ -156,17 +156,17 @@ def seen(model: Any, source: Source, rows: Tensor, judged: bool = True) -> Tenso
 
 
 def fits(model: Any, source: Source) -> None:
-    """SfumatoError where the model cannot be asked about samples of this shape or kind."""
+    """Raise SfumatoError if the model cannot take samples of this shape or kind."""
     shape, process = getattr(model, "shape", None), getattr(model, "process", None)
     if isinstance(shape, tuple) and shape != source.shape:
-        raise SfumatoError(f"{source.name} has samples of shape {source.shape}, and those of the model are {shape}.")
+        raise SfumatoError(f"{source.name} has samples of shape {source.shape}, but the model needs {shape}.")
     bare = getattr(model, "spec", None) is None and isinstance(process, Gaussian)
     if bare and not source.x.dtype.is_floating_point:
-        raise SfumatoError(f"{source.name} holds whole numbers, and a model without a data spec cannot normalise them.")
+        raise SfumatoError(f"{source.name} holds whole numbers, which a model without a data spec cannot normalise.")
 
 
 def _held_out(source: Source, made: dict[str, Any], notes: list[str]) -> Tensor:
-    """The rows to evaluate on: of the training data those that were held out."""
+    """The rows to evaluate on; for the training data, only those that were held out."""
     every = torch.arange(len(source))
     trained = made.get("data") == source.name and made.get("samples") == len(source)
     rest = source.split(made["holdout"])[1] if trained and made.get("holdout") else every[:0]
@@ -179,12 +179,12 @@ def _held_out(source: Source, made: dict[str, Any], notes: list[str]) -> Tensor:
 
 
 def _fitting(model: Any, x: Tensor) -> Tensor:
-    """In the precision of the model: float32 for a network of that or less, float64 for exact models."""
+    """x in the precision of the model: float64 for models in float64, such as exact ones, otherwise float32."""
     return x.double() if compute_dtype(model) == torch.float64 else x.float()
 
 
 def trivial(model: Any, found: EvaluationSet) -> Trivial:
-    """Normalised data have mean 0 and deviation sigma_data; else both are those of the law or of the samples."""
+    """The trivial predictor: mean 0 and deviation sigma_data for normalised data, else those of the law or samples."""
     if getattr(model, "spec", None) is not None:
         return Trivial(model.process, 0.0, model.sigma_data**2)
     if found.law is not None:

@@ -1,9 +1,9 @@
-"""The report at the end of a run: what was trained, how well, where the time went, what next; and runs side by side.
+"""The report at the end of a run: what was trained, how well, where the time went, what next. Also compares runs.
 
-    last quarter: d = loss now - loss at three quarters of what was trained, on the same triples
-    twice the time: at best d log 2 / log(4/3) more, as if the loss went on falling with the logarithm of time
+    last quarter: d = loss now - loss at three quarters of the training so far, on the same triples
+    twice the time: at best another d log 2 / log(4/3), if the loss kept falling with the logarithm of time
 
-The loss falls ever more slowly, and the falling learning rate helps the last quarter: hence "at best".
+"At best", since the loss falls ever more slowly, and the falling learning rate helps the last quarter.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from sfumato.progress import clock
 
 FILE, VERSION = "report.json", 1
 _QUARTER = 0.75
-_LITTLE = 0.02  # of the loss: a change that is known to be less is none
+_LITTLE = 0.02  # fraction of the loss: a change surely smaller than this counts as none
 _RULING = ("data", "labels", "size", "holdout", "seed", "target", "schedule", "weight", "times")
-_ELSEWHERE = ("out", "device")  # settings that do not make another run
+_ELSEWHERE = ("out", "device")  # settings that do not make a run different
 Facts = dict[str, Any]
 
 
@@ -38,11 +38,10 @@ def write(
     run: Path, settings: Mapping[str, Any], spent: dict[str, float], memorisation: Facts | str,
     conditions: Facts | str | None,
 ) -> Facts:  # fmt: skip
-    """Make report.json of a run folder from what lies in it; returns its facts.
+    """Write report.json of a run folder from the files in it; returns its facts.
 
-    settings: those of the run, by name; spent: seconds by purpose, beside the steps; memorisation:
-    `Memorization.to_dict`; conditions: `Information.to_dict`, None where there are no conditions. A text in the place
-    of either says why it was not measured.
+    settings: of the run, by name; spent: seconds besides the steps, by purpose; memorisation: `Memorization.to_dict`;
+    conditions: `Information.to_dict`, None without conditions. Either may be a text that says why it was not measured.
     """
     lines = folder.read(run / "metrics.jsonl")
     last = lines[-1] if lines else {}
@@ -64,17 +63,17 @@ def write(
 
 
 def load(run: Path) -> Facts | None:
-    """The facts that `write` left; None where there are none, or those of another version."""
+    """The facts in report.json; None if there are none, or if another version wrote them."""
     path = run / FILE
     try:
         facts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError:
-        raise SfumatoError(f"{path} is damaged: it is no JSON.") from None
+        raise SfumatoError(f"{path} is damaged: it is not valid JSON.") from None
     return facts if facts.get("version") == VERSION else None
 
 
 def contract(run: Path) -> Facts | None:
-    """The contract in the model file of a run; None where there is no file yet."""
+    """The contract in the model file of a run; None if there is no file yet."""
     return serialization.read_contract(run) if (run / serialization.FILE).exists() else None
 
 
@@ -124,7 +123,7 @@ def _holdout(lines: Sequence[Facts]) -> Facts | None:
 
 
 def _quarter(now: Triples, before: Triples, since: float) -> Facts:
-    """The change since a fraction of the run."""
+    """The change of the loss since the fraction `since` of the run."""
     change = now.change(before)
     assert change is not None
     twice = math.log(2) / math.log(1 / since)
@@ -158,7 +157,7 @@ def _time(lines: Sequence[Facts], spent: dict[str, float]) -> Facts:
     waits = [line["data_wait"] for line in lines if line.get("data_wait") is not None]
     parts = {name: seconds for name, seconds in spent.items() if name != "ending"}
     parts["data wait"] = elapsed * math.fsum(waits) / len(waits) if waits else 0.0
-    total = max(total, math.fsum(parts.values()))  # a run that was stopped at once has saved, and not trained
+    total = max(total, math.fsum(parts.values()))  # a run stopped at once has saved but not trained
     shares = {name: seconds / max(total, 1e-9) for name, seconds in parts.items()}
     evaluation = math.fsum(shares.get(name, 0.0) for name in ("validation", "grids", "memorisation", "conditions"))
     return {"seconds": total, "training": elapsed, "shares": shares, "evaluation": evaluation}
@@ -167,7 +166,7 @@ def _time(lines: Sequence[Facts], spent: dict[str, float]) -> Facts:
 def commands(
     run: Path, model: Facts | None, settings: Mapping[str, Any], done: bool, holdout: Facts | None = None
 ) -> list[str]:
-    """What to type next; model: its contract, None where there is no file yet."""
+    """Commands to run next; model: its contract, None if there is no file yet."""
     where, own, found = shlex.quote(str(run)), examples.modules(), holdout or {}
     if not done or model is None:
         return [f"sfumato resume {where}{own}"] + ([f"sfumato sample {where}{own}"] if model else [])
@@ -183,7 +182,7 @@ def commands(
 
 
 def best_weights(holdout: Facts) -> str | None:
-    """Which weights have the lower loss on the hold-out, "ema" or "raw"; None where nothing tells them apart."""
+    """The weights with the lower loss on the hold-out, "ema" or "raw"; None if the difference is not significant."""
     average = holdout.get("average")
     if not average or average["low"] is None:
         return None
@@ -191,7 +190,7 @@ def best_weights(holdout: Facts) -> str | None:
 
 
 def words(facts: Facts) -> list[str]:
-    """The report in sentences."""
+    """The report as sentences."""
     state = "Trained" if facts["done"] else f"Stopped after {facts['fraction']:.0%} of {facts['budget']}:"
     lines = [
         f"{state} {facts['step']:,} steps, {facts['samples']:,} samples ({facts['epochs']:.1f} epochs), in "
@@ -219,14 +218,14 @@ def words(facts: Facts) -> list[str]:
 
 
 def holdout_words(found: Facts) -> list[str]:
-    """The loss, its change, the gap, the weights: a sentence each."""
+    """One sentence each on the loss, its change, the gap and the weights."""
     trivial = "" if found["trivial"] is None else f"; a guess that ignores neighbours has {found['trivial']:.4f}"
     lines = [f"Hold-out loss {figure(found['loss'], '.4f')}{trivial}."]
     if found["quarter"] is not None:
         lines.append(_quarter_words(found["quarter"]))
     if found["lowest"] is not None:
         step, below = found["lowest"]["step"], found["lowest"]["change"]["value"]
-        lines.append(f"It was lowest at step {step:,}, by {below:.4f}: training on from there did harm.")
+        lines.append(f"It was lowest at step {step:,}, by {below:.4f}: training beyond that point made it worse.")
     gap, average = found["gap"], found["average"]
     if gap is not None and gap["low"] is None:
         lines.append(f"Gap to training samples {figure(gap, '+.4f')}: too few samples are held out to judge it.")
@@ -243,8 +242,8 @@ def holdout_words(found: Facts) -> list[str]:
 def copies_words(facts: Facts) -> list[str]:
     """`Memorization.to_dict` in sentences."""
     verdicts = {
-        "memorised": "MEMORISED: samples are nearer to training samples than new ones would be.",
-        "suspect": "Suspect: samples lean towards training samples; look at more of them.",
+        "memorised": "MEMORISED: samples are closer to training samples than new samples would be.",
+        "suspect": "Suspect: samples tend towards training samples; check more of them.",
         "none": "No sign of memorisation.",
     }
     lines = [verdicts[facts["verdict"]]]
@@ -254,24 +253,24 @@ def copies_words(facts: Facts) -> list[str]:
             f"{figure(facts['ratio'])}"
         )
     lines += [
-        "Nearer to the training set than a new sample (50 % where nothing is memorised): "
+        "Closer to the training set than a new sample (50 % if nothing is memorised): "
         f"{figure(facts['closer'], '.1%')}",
-        f"Copies (three times nearer to one training sample than to any other): {facts['copies']:.1%}; "
+        f"Copies (three times closer to one training sample than to any other): {facts['copies']:.1%}; "
         f"among new samples {facts['copies_real']:.1%}",
         f"{facts['samples']:,} samples of the model against {facts['train']:,} of the training set and "
         f"{facts['holdout']:,} held out; distances in {facts['space']}.",
     ]
     if facts["exact"]:
-        lines.append(f"{facts['exact']:,} samples are training samples to the last bit.")
+        lines.append(f"{facts['exact']:,} samples equal a training sample bit for bit.")
     if facts["leaked"]:
         lines.append(
-            f"LEAK: {facts['leaked']:,} held-out samples are in the training set too; the hold-out loss is too low."
+            f"LEAK: {facts['leaked']:,} held-out samples are also in the training set; the hold-out loss is too low."
         )
     return [*lines, *facts["notes"]]
 
 
 def conditions_words(found: Facts) -> str:
-    """The information of the conditions about a sample, in nats."""
+    """A sentence on the information of the conditions, in nats."""
     each = [f"{name} {figure(nats)}" for name, nats in found["each"].items()]
     together = f"; all together {figure(found['together'])}" if len(each) > 1 else ""
     beyond = " beyond the others" if len(each) > 1 else ""
@@ -279,27 +278,27 @@ def conditions_words(found: Facts) -> str:
 
 
 def _quarter_words(found: Facts) -> str:
-    part = f"Since {found['since']:.0%} of the run {figure(found['change'], '+.4f')}"
+    part = f"Change since {found['since']:.0%} of the run {figure(found['change'], '+.4f')}"
     if found["change"]["low"] is None:
-        return f"{part}: too few samples are held out for an interval (--holdout takes a larger share)."
+        return f"{part}: too few samples are held out for an interval (raise --holdout)."
     if found["trend"] == "improving":
-        return f"{part}, still improving; twice the time brings {found['twice']['value']:+.4f} at best."
+        return f"{part}, still improving; twice the time would bring {found['twice']['value']:+.4f} at best."
     if found["trend"] == "worse":
         return f"{part}, getting worse: more time would not help; more data or a smaller --net might."
     if found["settled"]:
-        return f"{part}, no change: more time alone is hardly worth it."
+        return f"{part}, no change: more time alone would hardly help."
     return f"{part}, no significant change: more time would bring little."
 
 
 def time_words(found: Facts) -> str:
-    """Where the time went."""
+    """A sentence on where the time went."""
     shares = found["shares"]
     kept = [f"{name} {shares[name]:.1%}" for name in ("checkpoints", "averages", "data wait") if name in shares]
     return ", ".join([f"Of the time, evaluation took {found['evaluation']:.1%}", *kept]) + "."
 
 
 def figure(found: Facts, kind: str = ".3g") -> str:
-    """A value and its interval."""
+    """A value and its interval as text."""
     if found["value"] is None:
         return "-"
     if found["low"] is None or found["high"] is None:
@@ -308,7 +307,7 @@ def figure(found: Facts, kind: str = ".3g") -> str:
 
 
 def runs(places: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """The runs among some folders and what lies directly within them, by name. SfumatoError for a path without one."""
+    """The runs among these folders and their direct subfolders, by name. Raises SfumatoError for a path without one."""
     found: list[Path] = []
     for place in map(Path, places):
         if not place.is_dir():
@@ -321,7 +320,7 @@ def runs(places: Sequence[str | os.PathLike[str]]) -> list[Path]:
 
 
 def overview(run: Path, settings: Mapping[str, Any]) -> Facts:
-    """The settings of a run, how far it got and its validation loss; a log that was cut is read as far as it goes."""
+    """The settings of a run, how far it got and its validation loss; a truncated log is read as far as it goes."""
     lines = folder.read(run / "metrics.jsonl")
     scored = [line.get("valid_ema", line["valid_raw"]) for line in lines if "valid_raw" in line]
     return {
@@ -331,20 +330,20 @@ def overview(run: Path, settings: Mapping[str, Any]) -> Facts:
 
 
 def differences(overviews: Sequence[Facts]) -> dict[str, list[Any]]:
-    """Setting -> its value in each run, of those settings that are not the same in all."""
+    """Setting -> its value in each run, for settings that differ between runs."""
     names = [name for name in overviews[0]["config"] if name not in _ELSEWHERE]
     found = {name: [each["config"][name] for each in overviews] for name in names}
     return {name: values for name, values in found.items() if any(value != values[0] for value in values)}
 
 
 def incomparable(overviews: Sequence[Facts]) -> str | None:
-    """Why validation losses cannot be compared, None where they can: one loss, over one hold-out."""
+    """Why validation losses cannot be compared; None if they can, being the same loss on the same hold-out."""
     apart = [name for name in _RULING if name in differences(overviews)]
     return f"they differ in {', '.join(apart)}" if apart else None
 
 
 def ranked(overviews: Sequence[Facts]) -> list[Facts]:
-    """By validation loss, those without one last; as they came where the losses are of different kinds."""
+    """The runs sorted by validation loss, those without one last; unsorted if the losses cannot be compared."""
     if incomparable(overviews) is not None:
         return list(overviews)
     return sorted(overviews, key=lambda run: math.inf if run["validation"] is None else run["validation"])

@@ -1,10 +1,10 @@
-"""Losses of fixed triples (sample, noise, noise level), and paired differences of them.
+"""Losses on fixed triples (sample, noise, noise level), and paired differences between them.
 
     loss:    the mean over the triples, with an interval for new samples (`intervals.mean`)
-    gap:     hold-out less training samples under the same noise and levels, triple by triple
-    change:  now less then, on the same triples, whose samples and noise cancel
+    gap:     hold-out minus training samples under the same noise and levels, triple by triple
+    change:  now minus earlier, on the same triples, whose samples and noise cancel
 
-The interval of a change is several times narrower than that of a loss: it shows first whether a run improves.
+The interval of a change is several times narrower than that of a loss, so it shows first whether a run improves.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch import Tensor
 from sfumato import intervals
 from sfumato.intervals import Interval
 
-BANDS = ("low noise", "middle", "high noise")  # thirds of what the time density draws, cleanest first
+BANDS = ("low noise", "middle", "high noise")  # thirds of the time density, cleanest first
 _DIGITS = 5
 
 
 class Triples(NamedTuple):
-    """Losses of n triples as training counts them, by name: raw, ema, and train for training samples in their place.
+    """Losses of n triples, weighted as in training, by name: raw, ema, and train for training samples in their place.
 
-    sample, level: int64 (n,), which held-out sample and which of `levels` noise levels, cleanest first; 1: none.
+    sample, level: int64 (n,), the held-out sample and the noise level, cleanest first; levels: how many, 1 for none.
     """
 
     sample: Tensor
@@ -39,28 +39,28 @@ class Triples(NamedTuple):
         return "ema" if "ema" in self.losses else "raw"
 
     def interval(self, name: str | None = None, band: int | None = None) -> Interval:
-        """The mean loss, of one band of noise levels or of all."""
+        """The mean loss over one band of noise levels, or over all."""
         return self._mean(self.losses[name or self.best], band)
 
     def gap(self, band: int | None = None) -> Interval | None:
-        """How much higher the loss is on the hold-out than on training samples; None where these were not measured."""
+        """Loss on the hold-out minus loss on training samples; None if the latter was not measured."""
         if "train" not in self.losses:
             return None
         return self._mean(self.losses[self.best] - self.losses["train"], band)
 
     def change(self, earlier: Triples, band: int | None = None) -> Interval | None:
-        """How much higher the loss is now than in an earlier validation; None where its triples were others."""
+        """Loss now minus loss in an earlier validation; None if that used other triples."""
         if not torch.equal(self.sample, earlier.sample) or not torch.equal(self.level, earlier.level):
             return None
         return self._mean(self.losses[self.best] - earlier.losses[earlier.best], band)
 
     def average(self) -> Interval | None:
-        """How much higher the loss of the moving average is than that of the raw weights; None without an average."""
+        """Loss of the moving average minus loss of the raw weights; None without an average."""
         return self._mean(self.losses["ema"] - self.losses["raw"], None) if "ema" in self.losses else None
 
     @property
     def bands(self) -> int:
-        """How many bands there are: 3, or 0 where there are no noise levels."""
+        """The number of bands: 3, or 0 without noise levels."""
         return len(BANDS) if self.levels % len(BANDS) == 0 else 0
 
     def _mean(self, values: Tensor, band: int | None) -> Interval:
@@ -87,7 +87,7 @@ class Triples(NamedTuple):
 
 
 def read(line: Mapping[str, Any]) -> Triples | None:
-    """The triples of a line of the log; None where it has none."""
+    """The triples in a line of the log; None if it has none."""
     if "triples_sample" not in line:
         return None
     sample, levels = torch.tensor(line["triples_sample"]), line["triples_levels"]
@@ -97,5 +97,5 @@ def read(line: Mapping[str, Any]) -> Triples | None:
 
 
 def trend(change: Interval) -> str:
-    """A change in a word: improving, worse, or no change where the interval holds 0."""
+    """A change in words: improving, worse, or no change if the interval contains 0."""
     return "improving" if change.high < 0 else "worse" if change.low > 0 else "no change"

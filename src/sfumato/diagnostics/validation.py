@@ -1,7 +1,7 @@
-"""Validation on held-out samples: fixed triples (sample, noise, noise level), by level, beside a trivial predictor.
+"""Validation on held-out samples: losses on fixed triples (sample, noise, noise level), next to a trivial predictor.
 
-The losses are those of training; without their weight they are those of `draws`. Some validations also measure the
-gradient of each level and its noise (`gradients`), on draws that differ from one validation to the next.
+The losses are weighted as in training; without the weight they are those of `draws`. Some validations also measure the
+gradient at each level and its noise (`gradients`), on draws that differ from one validation to the next.
 """
 
 from __future__ import annotations
@@ -26,21 +26,20 @@ from sfumato.objectives.loss import Batch, Levels, one_a_sample
 from sfumato.process import Gaussian
 
 BINS = 9  # a multiple of the bands of `triples`
-MICRO = 4  # gradients a level
+MICRO = 4  # gradients per level
 _HELD_OUT = 1 << 60
-_SMALL = 4  # measured on CPUs: a single sample takes as long as 2.5 to 5 samples of a batch
+_SMALL = 4  # measured on CPUs: a single sample takes as long as 2.5 to 5 samples in a batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
     """Losses per element of the raw weights, the moving average and the trivial predictor.
 
-    By noise level, cleanest first, with the middle of each bin in logsnr; one number each where a goal has no levels.
-    board: more columns by noise level, in the log under `bins_...`: edges of the bins in logsnr; weight and density at
-    their middle; loss_raw, loss_ema and loss_trivial, the unweighted E|eps - eps_hat|^2 a number;
-    ..._stderr, standard errors; at some validations grad_square and grad_variance, |G|^2 and tr Sigma of the raw
-    weights, both unbiased, grad_norm and noise_scale. gradient: |G|^2 and tr Sigma of the whole objective. triples: the
-    losses one by one.
+    By noise level, cleanest first, with the middle of each bin in logsnr; a single number for losses without levels.
+    board: further columns by noise level, logged as `bins_...`: edges of the bins in logsnr; weight and density at
+    their middle; loss_raw, loss_ema and loss_trivial, the unweighted E|eps - eps_hat|^2 per number; ..._stderr,
+    standard errors; in some validations grad_square and grad_variance, unbiased |G|^2 and tr Sigma of the raw weights,
+    grad_norm and noise_scale. gradient: |G|^2 and tr Sigma of the whole objective. triples: the individual losses.
     """
 
     logsnr: list[float] | None
@@ -52,7 +51,7 @@ class Validation:
     triples: Triples | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The bins and their means, JSON-able."""
+        """The bins and their means, as plain values for JSON."""
         losses = {"raw": self.raw, "ema": self.ema, "trivial": self.trivial}
         means: dict[str, Any] = {f"valid_{name}": _mean(found) for name, found in losses.items() if found is not None}
         if self.gradient is not None:
@@ -71,7 +70,7 @@ class Validation:
 
 
 class Cost(NamedTuple):
-    """Work in training samples, a forward pass counting a third: of the losses, and of the gradients."""
+    """The cost of losses and of gradients in training samples; a forward pass counts as a third of one."""
 
     losses: float
     gradients: float
@@ -84,10 +83,10 @@ def validator_for(
     loss: Any, model: Any, x: Tensor, cond: Mapping[str, Any], count: int, batch: int, train: SampleSet | None = None,
     seed: int = 0,
 ) -> Validator:  # fmt: skip
-    """Measures a loss on `count` fixed draws of held-out samples x (N, *shape), normalised.
+    """A validator that measures a loss on `count` fixed draws of normalised held-out samples x (N, *shape).
 
-    By noise level where the loss has levels. batch: draws at once. train: training samples to compare with, under the
-    same noise and levels. seed: of the draws, where the loss has none.
+    By noise level if the loss has levels. batch: draws at once. train: training samples to compare with, under the same
+    noise and levels. seed: of the draws, if the loss has none.
     """
     levels, seed, held = loss.levels(), getattr(loss, "seed", seed), (x, Conditions.of(cond))
     if levels is not None and isinstance(model.process, Gaussian):
@@ -97,7 +96,7 @@ def validator_for(
 
 
 class Validator:
-    """A loss on fixed draws, at places u that fill (0, 1) evenly."""
+    """Measures a loss on fixed draws, at places u that fill (0, 1) evenly."""
 
     factor: Tensor | float = 1.0  # of each draw's loss, as training counts it
 
@@ -107,15 +106,15 @@ class Validator:
 
     @property
     def cost(self) -> Cost:
-        """Of the losses of two sets of weights, and of the training samples; gradients are not measured."""
+        """The cost of the losses of two sets of weights and of the training samples; gradients are not measured."""
         count, batch = len(self.draws.index), self.draws.batch
         work = _work(count, batch, -(-count // batch), self.draws.x.device)
         return Cost((2 if self.beside is None else 3) * work / 3, 0.0)
 
     def measure(self, raw: Any, ema: Any, first: int | None = None, depth: int = 1, world: World = ALONE) -> Validation:
-        """The losses of both sets of weights, in evaluation mode; with `first` also the gradients of the raw weights on
-        the draws from that number on, `depth` times as many as `cost` counts. world: the processes that share the work;
-        all get all figures."""
+        """Measure the losses of both sets of weights, in evaluation mode. With `first`, also the gradients of the raw
+        weights on new draws from that number on, `depth` times as many as `cost` counts. world: the processes that
+        share the work; all get the result."""
         models = {"raw": raw} | ({} if ema is None else {"ema": ema})
         losses = {name: self._losses(self.draws, model, world) for name, model in models.items()}
         found = self._validation(losses, raw, None if first is None else (first, depth), world)
@@ -126,11 +125,11 @@ class Validator:
         return dataclasses.replace(found, triples=Triples(self.draws.row, self.draws.index % levels, levels, weighted))
 
     def _losses(self, draws: Draws, model: Any, world: World) -> Tensor:
-        """One a draw, float64, before the factor."""
+        """The loss of each draw, float64, without the factor."""
 
         def held(part: Tensor) -> Tensor:
             row = draws.row[part]
-            # indices that no training sample has, so that the noise is new
+            # indices beyond those of training, so that the noise is new
             batch = Batch(draws.x[row], draws.cond.rows(row), part + _HELD_OUT, draws.t[part])
             return one_a_sample(self.loss.held(model, batch), len(part), self.loss, "held", trains=False)
 
@@ -139,14 +138,14 @@ class Validator:
     def _validation(
         self, losses: dict[str, Tensor], raw: Any, gradients: tuple[int, int] | None, world: World
     ) -> Validation:
-        """The means; gradients: (number of the first draw, depth) where they are asked for."""
+        """The mean losses; gradients: (number of the first draw, depth), or None not to measure them."""
         means = {name: [float(each.mean())] for name, each in losses.items()}
         return Validation(None, means["raw"], means.get("ema"), None)
 
 
 @final
 class LevelValidator(Validator):
-    """`BINS` noise levels of equal weight under a time density that stays, each with the same number of draws."""
+    """Measures a loss in `BINS` bins of equal mass under a fixed time density, with equally many draws in each."""
 
     def __init__(
         self, loss: Any, levels: Levels, model: Any, held: SampleSet, count: int, batch: int, train: SampleSet | None,
@@ -160,7 +159,7 @@ class LevelValidator(Validator):
             return Draws(*samples, model.process, bins, count, seed, batch, first)
 
         super().__init__(loss, drawn(held), None if train is None else drawn(train))
-        self._more, self._deep = partial(drawn, held), max(MICRO, per_bin)  # draws a level that gradients take
+        self._more, self._deep = partial(drawn, held), max(MICRO, per_bin)  # draws per level for gradients
         self.objective, self.trained = (
             Objective(schedule, model.target, times, levels.weight, model.sigma_data)
             for times in (levels.times, levels.trained)
@@ -180,7 +179,7 @@ class LevelValidator(Validator):
         self, losses: dict[str, Tensor], raw: Any, gradients: tuple[int, int] | None, world: World
     ) -> Validation:
         bins, values = self.draws.bins, dict[str, list[float]]()
-        with torch.no_grad():  # a density that learns is another each time
+        with torch.no_grad():  # a learned density changes between validations
             columns = {"weight": self.trained.weight(bins.middle), "density": self.trained.density(bins.middle)}
         board = {"edges": plain(bins.edges), **{name: plain(column) for name, column in columns.items()}}
         for name, each in (losses | {"trivial": self.trivial}).items():
@@ -207,5 +206,5 @@ def _mean(values: list[float]) -> float:
 
 
 def _work(samples: int, batch: int, sets: int, device: torch.device) -> int:
-    """Samples that pass in `sets` calls; a small call takes as long as `_SMALL` samples, on accelerators as a batch."""
+    """Cost in samples of `sets` calls: each costs at least `_SMALL` samples, on an accelerator at least a batch."""
     return max(samples, sets * (min(batch, _SMALL) if device.type == "cpu" else batch))

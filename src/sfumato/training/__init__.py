@@ -1,21 +1,21 @@
 """Training: settings, the loop (a generator), moving averages, checkpoints, run folders, reports.
 
-To read in this order:
+Reading order:
 
     config, precision               settings, device and dtype
-    parts, batches, waiting         what is trained by which loss, and on what
-    ema, averages, muon, players    what a step changes beside the weights
-    state                           all of that, as a checkpoint holds it
+    parts, batches, waiting         model, loss and training batches
+    ema, averages, muon, players    what a step updates besides the weights
+    state                           all of it, in the form that checkpoints save
     evaluation_schedule, validation
-    guard, parallel, compiling      steps that are skipped, several processes, torch.compile
-    loop                            the steps
+    guard, parallel, compiling      skipped steps, several processes, torch.compile
+    loop                            the training steps
     checkpoint, shards              files to resume from
-    session, control, hooks         a run: steps, files, and hooks for all else
+    session, control, hooks         a run: steps, files, and hooks for everything else
     grids, health, final_report, loggers, console
     run                             train and resume
-    forecast                        what a run will take
+    forecast                        time, memory and disk that a run will need
 
-Names are looked up when first used, so that `TrainConfig` (which flags are made from) loads no torch.
+Names are imported on first use, so that importing `TrainConfig` (from which flags are made) loads no torch.
 """
 
 from importlib import import_module

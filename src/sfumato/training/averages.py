@@ -1,4 +1,4 @@
-"""Any width of the moving average after the run: snapshots of two power-function averages, combined.
+"""Moving averages of any width, reconstructed after the run from snapshots of two power-function averages.
 
     profile of a snapshot (gamma, N):   p(n) = (gamma + 1) n^gamma / N^(gamma + 1),   0 < n <= N samples seen
     <p_a, p_b> = (gamma_a + 1) (gamma_b + 1) / (gamma_a + gamma_b + 1)  N_a^gamma_b / N_b^(gamma_b + 1),   N_a <= N_b
@@ -27,25 +27,25 @@ from sfumato.folder import step_of
 from sfumato.model import Denoiser
 from sfumato.training.ema import EMA, exponent
 
-WIDTHS = (0.05, 0.10)  # of the averages of which snapshots are taken
+WIDTHS = (0.05, 0.10)  # of the two averages that snapshots save
 FOLDER = "averages"
 _FORMAT, _VERSION, _WHAT = "sfumato averages", 2, "snapshot of averages"
 
 
 def tensors(followed: Sequence[EMA]) -> dict[str, Tensor]:
-    """All weights of the averages of `WIDTHS`, as `WIDTH.NAME`."""
+    """The weights of the averages, named `WIDTH.NAME` for each of `WIDTHS`."""
     each = zip(WIDTHS, followed, strict=True)
     return {f"{width:g}.{name}": value for width, ema in each for name, value in ema.state_dict().items()}
 
 
 def found(run: Path) -> list[Path]:
-    """The snapshots of a run folder, by rising step."""
+    """The snapshots of a run folder, sorted by step."""
     return sorted((run / FOLDER).glob("step_*.safetensors"), key=step_of)
 
 
 def write(run: Path, averages: Mapping[str, Tensor], step: int, samples: int) -> Path:
-    """Add a snapshot of the averages, `WIDTH.NAME`, in half precision; those of later steps, from before the run went
-    back, are deleted."""
+    """Write a snapshot of the averages, named `WIDTH.NAME`, in half precision. Snapshots of the same or later steps,
+    left from before the run went back, are deleted."""
     for old in found(run):
         if step_of(old) >= step:
             old.unlink(missing_ok=True)
@@ -56,13 +56,13 @@ def write(run: Path, averages: Mapping[str, Tensor], step: int, samples: int) ->
 
 
 def _half(value: Tensor) -> Tensor:
-    """A floating-point tensor in half precision, unless its numbers are too large for it."""
+    """A floating-point tensor in half precision, unchanged if it would overflow."""
     half = value.half()
     return half if value.is_floating_point() and bool(half.isfinite().all()) else value
 
 
 def contents(path: Path) -> list[tuple[Profile, str]]:
-    """The averages in a snapshot, each by its profile and what the names of its tensors begin with."""
+    """(profile, prefix of its tensor names) of each average in a snapshot."""
     contract, _ = read_header(path, _WHAT)
     if contract.get("version") != _VERSION:
         raise SfumatoError(
@@ -73,7 +73,7 @@ def contents(path: Path) -> list[tuple[Profile, str]]:
 
 
 class Profile(NamedTuple):
-    """The weight that an average gives to the past: exponent gamma, and how many samples had been seen, N."""
+    """How an average weighs the past: its exponent gamma and the number of samples seen, N."""
 
     gamma: float
     samples: float
@@ -87,7 +87,7 @@ def overlap(a: Profile, b: Profile) -> float:
 
 
 def combination(known: Sequence[Profile], wanted: Profile) -> tuple[list[float], float]:
-    """(coefficients that sum to 1, relative error |sum c_i p_i - p| / |p| of the profile that they make)."""
+    """(coefficients that sum to 1, relative error |sum c_i p_i - p| / |p| of the combined profile)."""
     n = len(known)
     system = np.zeros((n + 1, n + 1))
     system[:n, :n] = [[overlap(a, b) for b in known] for a in known]
@@ -101,7 +101,7 @@ def combination(known: Sequence[Profile], wanted: Profile) -> tuple[list[float],
 
 
 def due(before: float, after: float, count: int) -> bool:
-    """Whether one of `count` snapshots, at the fractions sqrt(k / count) of the budget, falls between two fractions."""
+    """Whether one of `count` snapshots, at fractions sqrt(k / count) of the budget, is due between two fractions."""
     return math.floor(count * min(1.0, after) ** 2 + 1e-9) > math.floor(count * min(1.0, before) ** 2 + 1e-9)
 
 
@@ -109,8 +109,8 @@ def average(run: str | os.PathLike[str], width: float) -> Denoiser:
     """The denoiser of a run with its weights averaged over a window of any width (a fraction of the run).
 
     theta(width) = sum_i c_i theta_i over the snapshots in RUN/averages (2312.02696, Alg. 3). `provenance["average"]`
-    holds the width and the relative error of the reconstructed profile. SfumatoError where the run kept no snapshots,
-    or where they cannot make this width (an error of the profile above 1/2).
+    holds the width and the relative error of the reconstructed profile. Raises SfumatoError if the run kept no
+    snapshots, or if they cannot reconstruct this width (profile error above 1/2).
     """
     path = Path(run).expanduser()
     files = found(path)
@@ -121,15 +121,15 @@ def average(run: str | os.PathLike[str], width: float) -> Denoiser:
     coefficients, error = combination(known, Profile(exponent(width), known[-1].samples))
     if error > 0.5:
         raise SfumatoError(
-            f"The {len(files)} snapshots of {path} cannot make a width of {width:g} ({error:.0%} of its shape is off): "
-            f"take one nearer to {WIDTHS[0]:g} to {WIDTHS[1]:g}, or train with more snapshots."
+            f"The {len(files)} snapshots of {path} cannot reconstruct an average of width {width:g} (profile error "
+            f"{error:.0%}): choose a width closer to {WIDTHS[0]:g} to {WIDTHS[1]:g}, or train with more snapshots."
         )
     denoiser = serialization.load(path)
     own = denoiser.net.state_dict()
     total = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in own.items()}
     for c, (file, _, start) in zip(coefficients, parts, strict=True):
         _, weights = read_sealed(file, _WHAT)
-        for name in total:  # integers are those of the last snapshot
+        for name in total:  # integers are taken from the last snapshot
             value = weights[start + name]
             total[name] = total[name] + c * value.double() if value.is_floating_point() else value
     denoiser.net.load_state_dict({name: value.to(own[name]) for name, value in total.items()})

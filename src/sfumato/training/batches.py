@@ -1,9 +1,9 @@
-"""Batches as a function of (seed, samples seen): order, conditions kept or dropped, noise levels.
+"""Batches as a function of (seed, samples seen): data order, dropped conditions and noise levels.
 
     sample p of the run is row order(p mod N) of epoch p div N;  its noise level: u_p = frac(u_0 + p / golden ratio)
 
-The additive recurrence (Kronecker sequence) spreads any consecutive stretch of samples evenly over the noise levels,
-so that a batch, a micro-batch or a rank's share has low discrepancy without knowing of the others.
+The additive recurrence (Kronecker sequence) spreads any run of consecutive samples evenly over the noise levels, so
+that every batch, micro-batch and rank's share has low discrepancy by itself.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from sfumato.errors import SfumatoError
 from sfumato.training.waiting import FETCHING, NORMALISING, TRANSFER, Waiting
 
 _SHARE = 0.25  # of a GPU's free memory that the data may take
-_AHEAD = 2  # batches that are fetched ahead, or as many as there are threads where these are more
+_AHEAD = 2  # batches fetched ahead; with more threads than this, one per thread
 
 
 class Batches:
     """Training samples x (N, *shape) in the user's units and dtype, and their conditions; drop: see `dropped`.
 
-    Data that fit stay on the GPU; others are fetched by `workers` threads ahead of their use (None: no thread for data
-    in memory). Neither changes a number. `close` ends the threads.
+    Data that fit stay on the GPU; other data are prefetched by `workers` threads (None: chosen from
+    the data). Neither changes any number. `close` ends the threads.
     """
 
     def __init__(
@@ -42,9 +42,9 @@ class Batches:
         if not len(x):
             raise SfumatoError("There are no samples to train on.")
         if spec is None and not x.dtype.is_floating_point:
-            raise SfumatoError("Whole numbers need a data spec that normalises them: build the denoiser with spec=...")
+            raise SfumatoError("Integer data need a data spec that normalises them: build the denoiser with spec=...")
         count, blocks = len(x), x.blocks if isinstance(x, Rows) else None
-        # of two epochs, since a batch may span them
+        # two epochs are cached, since a batch may span both
         self.order = lru_cache(2)(lambda epoch: noise.permutation(seed, epoch, count, blocks))
         if device.type == "cuda" and x.nbytes <= _SHARE * torch.cuda.mem_get_info(device)[0]:
             x = torch.cat([x[at : at + 1024].to(device) for at in range(0, len(x), 1024)])
@@ -56,12 +56,12 @@ class Batches:
         self.waiting = Waiting(x, workers)
 
     def close(self) -> None:
-        """No thread is left when this returns."""
+        """Stop the fetching threads and wait for them to end."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
     def rows(self, start: int, count: int) -> Tensor:
-        """The rows of samples start .. start + count of the run; a batch may span epochs."""
+        """Row numbers of the run's samples start .. start + count, across epochs if need be."""
         parts = []
         while count:
             epoch, offset = divmod(start, len(self.x))
@@ -81,7 +81,7 @@ class Batches:
     def _samples(self, start: int, count: int, share: slice) -> Tensor:
         with self.waiting.on(FETCHING):
             x = self._fetched(start, count, share)
-        if self.device.type == "cuda":  # it normalises in float64 to the same bits; fewer bytes have to travel
+        if self.device.type == "cuda":  # float64 normalisation gives the same bits there, and raw data are smaller
             with self.waiting.on(TRANSFER):
                 x = x.to(self.device, non_blocking=True)
         with self.waiting.on(NORMALISING):
@@ -90,9 +90,9 @@ class Batches:
             return x.to(self.device, non_blocking=True)
 
     def _fetched(self, start: int, count: int, share: slice) -> Tensor:
-        """The samples as they were given; threads begin to fetch the next batches meanwhile.
+        """The raw samples of this batch; the next batches are prefetched meanwhile.
 
-        Where a run went back to an earlier step, the batches fetched ahead are dropped.
+        If the run went back to an earlier step, batches prefetched for other steps are dropped.
         """
         if self._pool is None:
             return self._fetch(start, count, share)
@@ -111,9 +111,9 @@ class Batches:
 
 
 def dropped(cond: Conditions, source: noise.Noise, share: float) -> Conditions:
-    """Each condition absent in this share of the samples, and of several all of them in as many more.
+    """Drop each condition in this share of the samples and, if there are several, all at once in the same share.
 
-    So the network learns every subset: p(x | c1), p(x | c2), p(x). Which, is a function of (seed, sample, name).
+    The network thus learns every subset: p(x | c1), p(x | c2), p(x). The choice is a function of (seed, sample, name).
     """
     if not cond:
         return cond
@@ -124,7 +124,7 @@ def dropped(cond: Conditions, source: noise.Noise, share: float) -> Conditions:
 
 
 def _workers(x: Samples, device: torch.device) -> int:
-    """Threads by default: none where samples are at hand, and as many as it is worth reading with elsewhere."""
+    """Default number of threads: 0 for samples on the training device, 1 for other tensors, more for files."""
     if isinstance(x, Tensor):
         return int(device.type == "cuda" and not x.is_cuda)
     cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -1,9 +1,9 @@
 """Checkpoints: one sealed file each (`files`), written under a temporary name; the last two are kept.
 
-`step_00001234.safetensors` holds weights, optimiser, moving averages, counters, settings and the data spec; of a
-network in shards `step_00001234` is a folder of files (`shards`). Either is resumed by any number of processes, whole
-or in shards. A damaged or half-written one is passed over for the one before it. That of step 0 is deleted with the
-next, since settings and seed make it again.
+`step_00001234.safetensors` holds weights, optimiser, moving averages, counters, settings and the data spec; for a
+sharded network `step_00001234` is a folder of files (`shards`). Any number of processes can resume from either, with
+whole or sharded weights. A damaged or incomplete checkpoint is skipped in favour of the previous one. The checkpoint
+of step 0 is deleted once there is another, since settings and seed reproduce it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ KEEP = 2
 
 
 def write(run: Path, state: State, contract: dict[str, Any], world: World = ALONE) -> Path:
-    """Write a checkpoint into a run folder and delete those before the last two.
+    """Write a checkpoint into a run folder and delete all but the last two.
 
-    world: of a state in shards all processes, which all write; else the first one alone does.
+    world: the processes of a sharded state, which all write; otherwise only the first one does.
     """
     path = run / "checkpoints" / f"step_{state.step:08d}"
     whole = {"format": FORMAT, "version": VERSION, "counters": state.counters(), **contract}
@@ -49,9 +49,9 @@ def write(run: Path, state: State, contract: dict[str, Any], world: World = ALON
 
 
 def weights(run: Path) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
-    """(contract, tensors of the network and its average, notes) of the newest whole checkpoint.
+    """(contract, tensors of the network and its average, notes) of the newest intact checkpoint.
 
-    Tried twice, since a run may delete it meanwhile.
+    Tried twice, since a run in progress may delete the file while it is read.
     """
     try:
         return _weights(run)
@@ -65,9 +65,9 @@ def _weights(run: Path) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
 
 
 def latest(run: Path) -> tuple[dict[str, Any], Mapping[str, Tensor], list[str]]:
-    """(contract, tensors, notes) of the newest whole checkpoint; notes say which were passed over and why.
+    """(contract, tensors, notes) of the newest intact checkpoint; notes name those that were skipped, and why.
 
-    Tensors of shards are read when they are used.
+    Tensors of shards are read on access.
     """
     notes: list[str] = []
     paths = found(run)
@@ -75,12 +75,12 @@ def latest(run: Path) -> tuple[dict[str, Any], Mapping[str, Tensor], list[str]]:
         try:
             contract, tensors = shards.read(path) if path.is_dir() else read_sealed(path, "checkpoint")
         except SfumatoError as error:
-            notes.append(f"Passed over: {error}")
+            notes.append(f"Skipped: {error}")
             continue
         if contract.get("format") != FORMAT or contract.get("version", 0) > VERSION:
-            notes.append(f"Passed over: {path} was written by another version of sfumato.")
+            notes.append(f"Skipped: {path} was written by another version of sfumato.")
             continue
         return contract, tensors, notes
     if paths:
-        raise SfumatoError(f"{run} holds no checkpoint that can be read: {notes[0].removeprefix('Passed over: ')}")
+        raise SfumatoError(f"{run} holds no checkpoint that can be read: {notes[0].removeprefix('Skipped: ')}")
     raise SfumatoError(f"{run} holds no checkpoint to resume from: give a run folder of sfumato train.")

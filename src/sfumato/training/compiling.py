@@ -1,4 +1,4 @@
-"""The network of a run by torch.compile; its code lies in sfumato's cache, so that a later run only loads it."""
+"""torch.compile for the network of a run; compiled code is kept in sfumato's cache, for later runs to load."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ _PLACE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def compiled(model: Any, world: World) -> Any:
-    """The same model, with the same weights under the same names, whose network is compiled at its first call.
+    """The same model, sharing its weights and their names, with a network that compiles on its first call.
 
-    For the shape it is called with; a last smaller part of a batch is compiled for itself. SfumatoError for an energy,
-    and where more than one process trains.
+    Every input shape is compiled separately, such as a smaller last micro-batch. Raises SfumatoError for an energy,
+    and if more than one process trains.
     """
     if isinstance(model.net, Energy):
         raise SfumatoError("The gradient of an energy cannot be compiled: leave out compile.")
     if world.size > 1:
-        raise SfumatoError("Networks are compiled in one process alone: leave out compile.")
-    net = copy.copy(model.net)  # what validates and samples, in other shapes, stays as it is
+        raise SfumatoError("A network cannot be compiled when several processes train it: leave out compile.")
+    net = copy.copy(model.net)  # validation and sampling use other shapes, and keep the original
     with compiling(True):
-        net.compile(dynamic=False, options={"cpp.dynamic_threads": True})  # as many as torch has when it runs
+        net.compile(dynamic=False, options={"cpp.dynamic_threads": True})  # torch's thread count at run time
     return with_net(model, net)
 
 
 @contextmanager
 def compiling(wanted: bool) -> Iterator[None]:
-    """Within the block torch keeps compiled code in sfumato's cache, unless the environment names another folder.
+    """Keep torch's compiled code in sfumato's cache within the block, unless the environment names another folder.
 
-    Afterwards the environment is as before. SfumatoError where the network cannot be compiled. Nothing happens where
-    it is not wanted.
+    The environment is restored afterwards. Raises SfumatoError if the network cannot be compiled. Does nothing if not
+    `wanted`.
     """
     if not wanted:
         yield
@@ -47,7 +47,7 @@ def compiling(wanted: bool) -> Iterator[None]:
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     before, folder = dict(os.environ), root()
-    if folder is not None and before.get(_PLACE) in (None, default_cache_dir()):  # which torch sets when it is imported
+    if folder is not None and before.get(_PLACE) in (None, default_cache_dir()):  # torch sets it on import
         os.environ[_PLACE] = str(folder / "inductor")
     try:
         yield
@@ -55,6 +55,6 @@ def compiling(wanted: bool) -> Iterator[None]:
         why = " ".join(str(error).split())[:200]
         raise SfumatoError(f"The network cannot be compiled, leave out compile: {why}") from error
     finally:
-        for name in os.environ.keys() - before.keys():  # torch notes its folders there, too
+        for name in os.environ.keys() - before.keys():  # torch adds variables for its folders
             del os.environ[name]
         os.environ.update(before)

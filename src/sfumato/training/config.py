@@ -1,6 +1,6 @@
-"""TrainConfig: every setting of a training run, with its words; flags, YAML and Python are made from this one class.
+"""TrainConfig: every setting of a training run with its description, the one source of flags, YAML and Python.
 
-This module imports no torch, so that a command line can show its help at once.
+This module imports no torch, so that the command line shows its help at once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from sfumato import registry
 from sfumato.errors import SfumatoError, suggest
 
-# Settings that name a registered thing: its kind, and the further words that they take.
+# Settings whose value names a registered part, with the kind of part; _WORDS: values besides registered names.
 NAMING = {
     "schedule": "schedule", "target": "target", "times": "density", "weight": "weight", "net": "network",
     "loss": "loss", "optimizer": "optimizer", "process": "process",
@@ -22,11 +22,11 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "weight": ("plain",), "loss": ("auto",), "variance": ("fixed", "learned"),
     "precision": ("auto", "float32", "bfloat16"), "parallel": ("auto", "ddp", "fsdp"),
 }  # fmt: skip
-_COMPILE = {"always": True, "auto": False, "never": False}  # the words of earlier versions, in their files
+_COMPILE = {"always": True, "auto": False, "never": False}  # values in files of earlier versions
 
 
 def choices(setting: str) -> tuple[str, ...]:
-    """The words that a setting takes; none for one of numbers or of any text."""
+    """The names that a setting accepts; empty for numbers and free text."""
     return _WORDS.get(setting, ()) + (registry.names(NAMING[setting]) if setting in NAMING else ())
 
 
@@ -35,94 +35,95 @@ class TrainConfig:
     """Settings of one training run."""
 
     data: str = ""
-    """What to learn: a folder of images, a .npy or .npz file, .tar archives or .parquet tables, or a built-in set
+    """Training data: a folder of images, a .npy or .npz file, .tar archives or .parquet tables, or a built-in set
     (fashion, emoji, digits)."""
     out: str | None = None
-    """The run folder; runs/NAME where it is not given."""
+    """The run folder; runs/NAME by default."""
     minutes: float | None = None
-    """Budget of wall time. Without minutes and steps, chosen from the size of the data."""
+    """Budget of wall time. Without minutes or steps, chosen from the size of the data."""
     steps: int | None = None
-    """Budget in steps of the optimiser, instead of minutes; such a run is repeatable to the last bit on a CPU."""
+    """Budget in optimiser steps instead of minutes; on a CPU such a run is reproducible to the last bit."""
     labels: str | None = None
-    """A .npy or text file with one class label a sample, where the data does not bring its own."""
+    """A .npy or text file with one class label per sample, for data without labels of their own."""
     conditions: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """What columns beside the samples are, where it should not be guessed: name: label, multilabel, scalar, vector or
-    field, or ignore to leave one out."""
+    """Kinds of condition columns, where they should not be guessed: name: label, multilabel, scalar, vector or field,
+    or ignore to leave a column out."""
     size: int | None = None
-    """Side in pixels that images are resized to."""
+    """Side in pixels to which images are resized."""
     net: str = "auto"
-    """The network: a size (auto, tiny, small, base) of the kind that suits the data, or one by name ({net}), with
-    arguments as in DiT(depth=8, width=256), or --net DiT --net.depth 8."""
+    """The network: a size (auto, tiny, small, base) of the kind that suits the data, or a network by name ({net}),
+    with arguments as in DiT(depth=8, width=256) or --net DiT --net.depth 8."""
     model: str | None = None
-    """A run folder or a model file to go on from with new data, in the place of a new network."""
+    """A run folder or model file whose model is trained further, on new data, instead of a new network."""
     loss: str = "auto"
-    """What is minimised: {loss}; also with numbers, such as hybrid(share=0.01). auto is denoising, or hybrid where a
-    variance is learned."""
+    """The loss to minimise: {loss}; also with arguments, such as hybrid(share=0.01). auto is denoising, or hybrid if
+    the variance is learned."""
     energy: bool = False
-    """Make the network the gradient of an energy, so that the score is one, at twice the work."""
+    """Make the network the gradient of an energy, so that the score is a gradient field, at twice the cost."""
     batch: int = 64
-    """Samples a step, over all processes together."""
+    """Samples per step, over all processes."""
     micro: int | None = None
-    """Samples that are computed at once, where a batch is too large for the memory; changes nothing else."""
+    """Samples computed at once, if a batch does not fit into memory; changes nothing else."""
     workers: int | None = None
-    """Threads that fetch samples ahead where they are not in memory, chosen from the data without it; 0 fetches each
-    batch when it is needed. Changes nothing else."""
+    """Threads that prefetch samples not held in memory; by default chosen from the data. 0 fetches each batch when it
+    is needed. Changes nothing else."""
     optimizer: str = "muon"
-    """{optimizer}, where muon takes the matrices by Muon and the rest by AdamW."""
+    """The optimiser: {optimizer}. muon uses Muon for the matrices and AdamW for the rest."""
     lr: float = 4e-3
-    """Highest learning rate; 2e-3 suits adamw."""
+    """Peak learning rate; 2e-3 suits adamw."""
     warmup: int = 4000
     """Samples over which the learning rate rises; at most 3 % of the run."""
     decay: float = 0.7
-    """The last part of the run, as a fraction, over which the learning rate falls to zero; 0 keeps it constant."""
+    """Final fraction of the run over which the learning rate falls to zero; 0 keeps it constant."""
     weight_decay: float = 0.01
     """Decoupled weight decay."""
     clip: float = 1.0
-    """Largest norm of the gradient; longer ones are shortened to it. 0 never clips."""
+    """Largest gradient norm; longer gradients are scaled down to it. 0 never clips."""
     ema: float = 0.06
     """Width of the moving average of the weights, as a fraction of the run; 0 keeps none."""
     snapshots: int = 8
-    """Times at which two averages are written, so that one of any width can be made after the run; 0 never."""
+    """Number of snapshots of two moving averages, from which one of any width can be made after the run; 0 for none."""
     schedule: str = "flow"
-    """Noise schedule: {schedule}; also with numbers, such as ve(sigma_max=80)."""
+    """Noise schedule: {schedule}; also with arguments, such as ve(sigma_max=80)."""
     process: str = "gaussian"
-    """How data are corrupted: {process}. masked and uniform are for symbols, whole numbers from 0."""
+    """Corruption process: {process}. masked and uniform are for symbols, whole numbers from 0."""
     target: str = "velocity"
     """What the network predicts: {target}."""
     times: str = "logit-normal"
-    """Density of the noise levels seen in training: {times} (those that learn from the losses need
-    a weight); also with numbers, such as mode(s=0.8)."""
+    """Density of the noise levels in training: {times} (those that learn from the losses need a
+    weight); also with arguments, such as mode(s=0.8)."""
     weight: str = "plain"
-    """Loss weight: {weight}, where plain is the squared error of the target; also with numbers, such as
+    """Loss weight: {weight}, where plain is the squared error of the target; also with arguments, such as
     sigmoid(bias=-2)."""
     variance: str = "fixed"
-    """Variance of the ancestral sampler's steps: fixed, or learned beside the signal by the hybrid loss."""
+    """Variance of the ancestral sampler's steps: fixed, or learned together with the signal by the hybrid loss."""
     drop: float = 0.1
-    """Fraction of the samples whose conditions are hidden, each and of several all, so that guidance works."""
+    """Fraction of the samples in which each condition is dropped, and with several conditions also all at once, as
+    guidance needs."""
     holdout: float = 0.05
-    """Fraction of the samples held out for validation, chosen by a hash of each."""
+    """Fraction of the samples held out for validation, chosen by the hash of each sample."""
     guidance: float = 2.5
     """Guidance scale of the sample grids; 1 is the conditional model."""
     seed: int = 0
-    """Seed of weights, data order, noise and samples."""
+    """Seed of the weights, data order, noise and samples."""
     sample_every: int | None = None
-    """Steps between sample grids; without it, one in the middle and one at the end. 0 draws only the last."""
+    """Steps between sample grids; by default one halfway and one at the end. 0 draws only the last."""
     checkpoint_every: float = 5.0
     """Minutes between checkpoints; the last two are kept."""
     loggers: str | None = None
-    """Dashboards beside metrics.jsonl, with commas between: {loggers}."""
+    """Dashboards besides metrics.jsonl, separated by commas: {loggers}."""
     compile: bool = False
-    """Compile the network in the first step, which takes minutes; a later run finds it in the cache."""
+    """Compile the network in the first step, which takes minutes; later runs load it from the cache."""
     threads: int | None = None
-    """Threads of the processor while the run lasts. Without it they stay as they are, but that the command line gives a
-    run in minutes as many as other processes leave."""
+    """CPU threads during the run. By default torch's number is unchanged; the command line gives a run with a budget
+    in minutes as many as other processes leave free."""
     device: str = "auto"
-    """auto (a GPU where there is one), cpu, cuda, cuda:1 ..."""
+    """auto (a GPU if there is one), cpu, cuda, cuda:1 ..."""
     precision: str = "auto"
-    """auto (bfloat16 where it is faster), float32 or bfloat16. Weights, optimiser and loss are float32 always."""
+    """auto (bfloat16 where it is faster), float32 or bfloat16. Weights, optimiser and loss are always float32."""
     parallel: str = "auto"
-    """What processes of torchrun hold: ddp (each all weights; auto) or fsdp (each a shard, of weights, moments and
-    averages, for networks that are too large for one)."""
+    """What each process of torchrun holds: ddp (all weights; auto) or fsdp (a shard of weights, moments and averages,
+    for networks too large for one GPU)."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -144,7 +145,7 @@ class TrainConfig:
             raise SfumatoError(f"conditions are names and kinds, {{'mass': 'scalar'}}, not {self.conditions!r}.")
         object.__setattr__(self, "conditions", dict(self.conditions))
         if self.energy and self.variance == "learned":
-            raise SfumatoError("An energy network cannot learn a variance: take energy or variance='learned'.")
+            raise SfumatoError("An energy network cannot learn a variance: choose energy or variance='learned'.")
         for name in (self.loggers or "").split(","):
             if name.strip():
                 registry.check("logger", name.strip())
@@ -152,14 +153,14 @@ class TrainConfig:
             raise SfumatoError("Give minutes or steps as the budget, not both.")
 
     def replace(self, **changes: Any) -> TrainConfig:
-        """The same settings with some changed; an unknown name is an error with a suggestion."""
+        """A copy with some settings changed. Raises SfumatoError with a suggestion for an unknown name."""
         return from_dict({**dataclasses.asdict(self), **changes})
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     def to_yaml(self) -> str:
-        """The settings as YAML, each line with what it means."""
+        """The settings as YAML, each below a comment that describes it."""
         import yaml
 
         words = docs()
@@ -171,7 +172,7 @@ class TrainConfig:
 
 
 def _typed(name: str, hint: str, value: Any) -> Any:
-    """A setting as the type that it states; numbers of NumPy and whole floats are as good as Python's."""
+    """The value converted to the declared type; NumPy numbers and whole floats are accepted."""
     if value is None and hint.endswith("| None"):
         return None
     value = _COMPILE.get(str(value), value) if name == "compile" else value
@@ -179,11 +180,11 @@ def _typed(name: str, hint: str, value: Any) -> Any:
     if kind == "bool" and not isinstance(value, bool):
         raise SfumatoError(f"{name} must be true or false, not {value!r:.80}.")
     if kind == "str" and not isinstance(value, str):
-        if name in ("out", "device") and not isinstance(value, int | float | type(None)):  # paths, torch's devices
+        if name in ("out", "device") and not isinstance(value, int | float | type(None)):  # Path, torch.device
             return str(value)
         what = registry.KINDS[NAMING[name]].words if name in NAMING else name
-        more = f": register the {what}, and give its name" if callable(value) else ""
-        raise SfumatoError(f"{name} is given as text, not as {value!r:.80}{more}.")
+        more = f": register the {what} and pass its name" if callable(value) else ""
+        raise SfumatoError(f"{name} must be text, not {value!r:.80}{more}.")
     if kind in ("int", "float"):
         if isinstance(value, bool | str) or not hasattr(value, "__float__"):
             raise SfumatoError(f"{name} must be a number, not {value!r:.80}.")
@@ -194,7 +195,7 @@ def _typed(name: str, hint: str, value: Any) -> Any:
     return value
 
 
-_TINY, _YEARS = 1e-12, 1e7  # minutes, some twenty years
+_TINY, _YEARS = 1e-12, 1e7  # minutes: about twenty years
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("minutes", 1e-3, _YEARS), ("steps", 1, 2**53), ("size", 1, 65536), ("batch", 1, 2**31),
     ("lr", _TINY, 1e3), ("warmup", 0, math.inf), ("decay", 0, 1), ("weight_decay", 0, 1e3), ("clip", 0, math.inf),
@@ -205,7 +206,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
 
 
 def docs() -> dict[str, str]:
-    """Field name -> its one-line description, read from the class itself, with the names that are registered."""
+    """Field name -> its one-line description, read from the class source, with the registered names filled in."""
     import ast
     import inspect
     import textwrap
@@ -222,7 +223,7 @@ def docs() -> dict[str, str]:
 
 
 def from_dict(values: Mapping[str, Any], where: str = "") -> TrainConfig:
-    """Settings from a mapping (keyword arguments, YAML); unknown names are errors with a suggestion."""
+    """Settings from a mapping (keyword arguments, YAML). Raises SfumatoError with a suggestion for an unknown name."""
     known = [field.name for field in dataclasses.fields(TrainConfig)]
     for name in values:
         if name not in known:
@@ -237,7 +238,7 @@ def from_yaml(path: str) -> TrainConfig:
 
 
 def read(path: str) -> dict[str, Any]:
-    """The settings in a YAML file over the defaults; names of parts that are not registered stay as they are."""
+    """The settings of a YAML file over the defaults, unchecked: they may name parts that are not registered here."""
     import yaml
 
     try:
@@ -248,11 +249,11 @@ def read(path: str) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SfumatoError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(values, dict):
-        raise SfumatoError(f"{path} must hold settings, one `name: value` a line.")
+        raise SfumatoError(f"{path} must hold settings, one `name: value` per line.")
     return {**TrainConfig().to_dict(), **values}
 
 
 def budget(samples: int, elements: int) -> float:
-    """Minutes for a data set where none are given: 2 to 60, with the root of its size in values."""
+    """Default budget in minutes: 2 to 60, the square root of the data's size in millions of values."""
     size = samples * elements / 1e6
     return float(min(60, max(2, round(math.sqrt(size)))))

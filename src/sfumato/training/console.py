@@ -1,4 +1,4 @@
-"""A progress bar and notes for a person who watches a run; the loop itself prints nothing."""
+"""A progress bar and notes for whoever watches a run; the loop itself prints nothing."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from sfumato.training.loop import Progress
 
 
 class Console:
-    """A bar on a terminal, otherwise a plain line every ten seconds; notes are lines in both."""
+    """Shows a progress bar on a terminal, otherwise a plain line every ten seconds; notes are lines in both."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
         self._live = self.stream.isatty()
-        self.count: Listener | None = CountBar(self.stream)  # of the work before the first step
+        self.count: Listener | None = CountBar(self.stream)  # progress of the work before the first step
         self._bar: Any = None
         self._last, self._norm, self._wait = 0.0, 0.0, 0.0
         self._loss: float | None = None
@@ -38,7 +38,7 @@ class Console:
         if progress.data_wait is not None:
             self._wait = progress.data_wait
         if progress.validation is not None:
-            self._valid = self._judged(progress.validation)
+            self._valid = self._validated(progress.validation)
         if self._live:
             self._draw(progress)
         elif progress.done or (self._loss is not None and time.monotonic() - self._last >= QUIET_SECONDS):
@@ -50,8 +50,8 @@ class Console:
         loss = "" if self._loss is None else f"loss {self._loss:.4f}{self._valid}  grad {self._norm:.2f}  "
         return f"{loss}{progress.rate:,.0f} samples/s  data-wait {self._wait:.0%}"
 
-    def _judged(self, validation: Validation) -> str:
-        """The hold-out loss, half the width of its interval, and the trend since the last validation."""
+    def _validated(self, validation: Validation) -> str:
+        """The hold-out loss, half the width of its interval, and the trend since the previous validation."""
         now, before = validation.triples, self._triples
         if now is None:
             return f"  valid {validation.best:.4f}"

@@ -1,10 +1,10 @@
-"""Commands to a training that runs, as files in its folder: RUN/control/WORD is carried out between two steps, then
+"""Commands to a run in progress, as files in its folder: RUN/control/WORD is carried out between two steps and then
 deleted.
 
-save     a checkpoint and the model as they are now
-sample   a grid of samples
+save     write a checkpoint and the model
+sample   draw a grid of samples
 pause    wait until the file is deleted (`go`); the time does not count
-stop     save and end, as after Ctrl-C
+stop     save and end, as on Ctrl-C
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from sfumato.folder import existing
 
 WORDS = ("save", "sample", "pause", "go", "stop")
 FOLDER = "control"
-_LOOK_SECONDS = 0.5  # between two looks at the folder
+_LOOK_SECONDS = 0.5  # between two checks of the folder
 
 
 def say(run: str | os.PathLike[str], word: str) -> Path:
-    """Leave a command for a run, which carries it out if a process trains it; `go` takes `pause` back."""
+    """Leave a command for a run; a process that trains it will carry it out. `go` ends `pause`."""
     if word not in WORDS:
-        raise SfumatoError(f"A run does not know the word {word!r}: {suggest(word, WORDS)}")
+        raise SfumatoError(f"There is no command {word!r} for a run: {suggest(word, WORDS)}")
     path = existing(run)
     try:
         if word == "go":
@@ -39,9 +39,9 @@ def say(run: str | os.PathLike[str], word: str) -> Path:
 
 
 class Commands:
-    """Looks for commands, every half second at most.
+    """Checks a run folder for commands, at most every half second.
 
-    leads: whether this process deletes those that were left for an earlier one.
+    leads: whether this process deletes commands left over from an earlier one.
     """
 
     def __init__(self, run: Path, leads: bool = True) -> None:
@@ -50,7 +50,7 @@ class Commands:
             (self.folder / word).unlink(missing_ok=True)
 
     def words(self) -> list[str]:
-        """The commands in the folder, `pause` last; all others are deleted."""
+        """The commands in the folder, `pause` last; all but `pause` are deleted."""
         if time.monotonic() < self._next:
             return []
         self._next = time.monotonic() + _LOOK_SECONDS
@@ -65,7 +65,7 @@ class Commands:
         return found
 
     def wait(self) -> float:
-        """Wait until `pause` is deleted or `stop` is there; the seconds that it took."""
+        """Wait until `pause` is deleted or `stop` appears; returns the seconds waited."""
         start = time.monotonic()
         while (self.folder / "pause").exists() and not (self.folder / "stop").exists():
             time.sleep(_LOOK_SECONDS / 2)

@@ -3,7 +3,7 @@
     ema_n = beta_n ema_{n-1} + (1 - beta_n) theta_n,   beta_n = (n_{-}/n)^(gamma + 1)
     =>  weight of theta at samples n in the average at N:  (n/N)^(gamma+1) - (n_{-}/N)^(gamma+1)  ~  n^gamma dn
 
-n counts samples seen, n_- those before the step; the first step's beta is 0, so that the initial weights have no part.
+n counts samples seen, n_- those before the step; beta is 0 in the first step, so that the initial weights drop out.
 The window's standard deviation relative to N is `width`: width^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)).
 Source: Karras et al. 2023 (2312.02696), Eq. 124-127, the power-function average.
 """
@@ -27,7 +27,7 @@ WIDEST = 12.0**-0.5  # the uniform average, gamma = 0
 
 
 def exponent(width: float) -> float:
-    """gamma >= 0 with the given relative standard deviation of n^gamma on [0, 1]."""
+    """gamma >= 0 for which n^gamma on [0, 1] has standard deviation `width`."""
     if not 0 < width <= WIDEST:
         raise SfumatoError(f"The width of a moving average must be above 0 and at most {WIDEST:.3f}, not {width}.")
     t = width**-2
@@ -37,24 +37,24 @@ def exponent(width: float) -> float:
 class EMA:
     """The power-function average of a denoiser's weights, itself a denoiser (`ema.denoiser`).
 
-    Averages are float32 at least; buffers are copied.
+    Averages are at least float32; buffers are copied, not averaged.
     """
 
     def __init__(self, denoiser: Denoiser, width: float, shard: Callable[[nn.Module], nn.Module] | None = None) -> None:
-        """shard: what brings the network into shards (`parallel.sharding`), where that of the denoiser will be."""
+        """shard: shards a network in place (`parallel.sharding`), if the denoiser's network will be sharded."""
         self.power = exponent(width) + 1
         net = copy.deepcopy(denoiser.net).requires_grad_(False).eval()
         self.denoiser, self._of = with_net(denoiser, net if shard is None else shard(net)), denoiser
 
     def _tensors(self) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]:
-        """Averages, their sources, and pairs of buffers; of shards those that this process holds now."""
+        """(averages, trained weights, pairs of buffers); for shards, the part that this process holds."""
         own, of = self.denoiser.net, self._of.net
         means, sources = ([local(p.detach()) for p in net.parameters()] for net in (own, of))
         return means, sources, list(zip(own.buffers(), of.buffers(), strict=True))
 
     @torch.no_grad()
     def update(self, before: int, after: int) -> None:
-        """Take in the weights of a step that led from `before` to `after` samples seen."""
+        """Average in the weights after a step from `before` to `after` samples seen."""
         beta = (before / after) ** self.power
         means, sources, buffers = self._tensors()
         torch._foreach_lerp_(means, sources, 1 - beta)
@@ -63,9 +63,9 @@ class EMA:
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """Within the block the trained denoiser computes with the average; after it, or an error in it, as before.
+        """Give the trained denoiser the averaged weights within the block; its own are restored afterwards.
 
-        Training steps within the block would train the average.
+        A training step within the block would train the average.
         """
         self._exchange()
         try:

@@ -1,6 +1,6 @@
-"""How often a run is validated and logged, and what share of its work each thing beside its steps may take.
+"""How often a run is validated and logged, and what share of its work everything besides its steps may take.
 
-The loop asks as it goes; a forecast (`forecast`) asks before. No torch here.
+The loop uses it as it trains, `forecast` before. No torch here.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ import math
 
 from sfumato.training.config import TrainConfig
 
-LOG_LINES = 200  # at least, in a budget of so many steps or more
+LOG_LINES = 200  # at least, in a budget of this many steps or more
 
-# of the work of training that each costs at most, 5 % together: validations, gradients by noise level, the grid on the
-# way and the last one, the search for copies at the end; and what the conditions say, where there are some
-LOSSES, GRADIENTS, GRID, LAST_GRID, COPIES, SAID = 0.0125, 0.0075, 0.01, 0.0125, 0.0075, 0.0025
-TIMES = (20, 16, 12, 8, 4, 2, 1)  # validations of a run: where there are four, one is at three quarters
+# largest share of the training work for each, about 5 % together: validations, gradients by noise level, the grid
+# halfway and the last one, the search for copies at the end, and the information of the conditions, if there are any
+LOSSES, GRADIENTS, GRID, LAST_GRID, COPIES, INFORMATION = 0.0125, 0.0075, 0.01, 0.0125, 0.0075, 0.0025
+TIMES = (20, 16, 12, 8, 4, 2, 1)  # allowed numbers of validations; from four on, one falls at three quarters of the run
 
 
 def validations(losses: float, gradients: float, total: float) -> tuple[int, int, int]:
-    """(validations of a run of `total` samples, those of them with gradients, depth of these).
+    """(number of validations in a run of `total` samples, how many of them measure gradients, depth of those).
 
-    losses, gradients: the cost of each, in samples of work; 0 where there are none.
+    losses, gradients: the cost of one measurement of each, in samples of work; 0 if there is none.
     """
     many = int(LOSSES * total / losses) if losses else 0
     deep = int(GRADIENTS * total / gradients) if gradients else 0
@@ -30,8 +30,8 @@ def validations(losses: float, gradients: float, total: float) -> tuple[int, int
 
 
 def triples(total: float, levels: int) -> int:
-    """Fixed draws, a multiple of the levels: up to 14 a level if `total` samples can pay for four validations, up to
-    112 if for all of them. At least two a level, without which there is no interval."""
+    """Number of fixed draws, a multiple of the levels: up to 14 per level if `total` samples can pay for four
+    validations, up to 112 if for all of them. At least two per level, which an interval needs."""
     affordable = max(min(14 * levels, LOSSES * total / 4), min(112 * levels, LOSSES * total / TIMES[0]))
     return max(2 * levels, int(affordable) // levels * levels)
 
@@ -42,5 +42,5 @@ def due(count: int, before: float, after: float) -> bool:
 
 
 def log_every(config: TrainConfig) -> int:
-    """Steps between two lines of the log."""
+    """Steps per line of the log."""
     return 10 if config.steps is None else min(10, max(1, config.steps // LOG_LINES))

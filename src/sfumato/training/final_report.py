@@ -1,4 +1,4 @@
-"""report.json, and what is measured for it at the end of a run: memorisation, and the information of the conditions."""
+"""Writes report.json at the end of a run, and measures memorisation and the information of the conditions for it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from sfumato.errors import SfumatoError
 from sfumato.noised import evaluating
 from sfumato.pictures import save_png
 from sfumato.sampling import sample
-from sfumato.training.evaluation_schedule import COPIES, SAID
+from sfumato.training.evaluation_schedule import COPIES, INFORMATION
 from sfumato.training.grids import GRID_STEPS
 from sfumato.training.health import Health
 from sfumato.training.session import Hook, Session
 
-_LEAST_COPIES, _MOST_COPIES = 16, 512  # samples that are searched for copies
-_LEAST_DRAWS, _MOST_DRAWS = 256, 8192  # that the information of conditions is measured on
-_SEARCH = 1e9  # multiplications a second of training that the search for copies may take: about a hundredth
+_LEAST_COPIES, _MOST_COPIES = 16, 512  # samples checked for copies of training samples
+_LEAST_DRAWS, _MOST_DRAWS = 256, 8192  # noised samples for the information of the conditions
+_SEARCH = 1e9  # multiplications that the search for copies may take per second of training: about 1 % of the time
 
 
 class FinalReport(Hook):
-    """report.json, and its sentences; before it the information of the conditions and the search for copies."""
+    """Measures the information of the conditions, searches for copies, writes report.json and prints its sentences."""
 
     def __init__(self, health: Health) -> None:
         self.health = health
@@ -45,12 +45,12 @@ class FinalReport(Hook):
 
     def stop(self, session: Session) -> None:
         informed = f"the run was stopped ({_by_hand(session)})" if _known(session) else None
-        self._write(session, f"the run was stopped (sfumato memorization {session.path} does it)", informed, 0.0)
+        self._write(session, f"the run was stopped (sfumato memorization {session.path} measures it)", informed, 0.0)
 
     def _write(
         self, session: Session, copied: Memorization | str, informed: Information | str | None, ending: float
     ) -> None:
-        """ending: seconds since the budget was used."""
+        """ending: seconds since the end of the budget."""
         if not session.world.leads:
             return
         nearest = pairs_picture(copied, session.denoiser.spec) if isinstance(copied, Memorization) else None
@@ -65,12 +65,12 @@ class FinalReport(Hook):
 
 
 def _copies(session: Session) -> Memorization | str:
-    """Samples of the model against its training samples, as many as the run can afford; or why there are none."""
+    """Compares as many samples of the model as the run can afford with its training samples; or says why it cannot."""
     count = min(_MOST_COPIES, int(3 * COPIES * session.total / GRID_STEPS))
     if not len(session.holdout) or len(session.train) < 2:
         return "nothing was held out"
     if count < _LEAST_COPIES:
-        return f"the run was too short for it (sfumato memorization {session.path} does it)"
+        return f"the run was too short (sfumato memorization {session.path} measures it)"
     best, seed = session.state.best, session.config.seed
     if not hasattr(best, "process"):
         return f"a {type(best).__name__} draws no samples"
@@ -89,9 +89,9 @@ def _copies(session: Session) -> Memorization | str:
 
 
 def _by_hand(session: Session) -> str:
-    """What to type for the information of the conditions where a run did not measure it."""
+    """The Python call for the information of the conditions, if a run did not measure it."""
     data = repr(str(session.config.data)) if session.config.data else "data"
-    return f"sf.information(sf.load({str(session.path)!r}), {data}) in Python does it"
+    return f"sf.information(sf.load({str(session.path)!r}), {data}) measures it in Python"
 
 
 def _known(session: Session) -> list[str]:
@@ -100,10 +100,10 @@ def _known(session: Session) -> list[str]:
 
 
 def _conditions(session: Session) -> Information | str | None:
-    """The information of each condition, on as many draws as the run can afford; or why it was not measured."""
+    """The information of each condition, from as many draws as the run can afford; or why it was not measured."""
     best, known = session.state.best, _known(session)
     rows = session.holdout[noise.permutation(session.config.seed, 0, len(session.holdout))]
-    draws = min(_MOST_DRAWS, int(3 * SAID * session.total / (1 + len(known) + (len(known) > 1))))
+    draws = min(_MOST_DRAWS, int(3 * INFORMATION * session.total / (1 + len(known) + (len(known) > 1))))
     if not known:
         return None
     if not len(rows):
@@ -111,10 +111,10 @@ def _conditions(session: Session) -> Information | str | None:
     if not hasattr(best, "predict"):
         return f"a {type(best).__name__} has no noise levels"
     if draws < _LEAST_DRAWS:
-        return f"the run was too short for it ({_by_hand(session)})"
+        return f"the run was too short ({_by_hand(session)})"
     try:
         with session.state.spending("conditions"), evaluating(best):
             found = information(best, session.source, rows, session.config.seed, draws, session.world)
-        return found or f"it is about real numbers, and {type(best.process).__name__} has other states"
+        return found or f"it needs real numbers, and {type(best.process).__name__} has other states"
     except SfumatoError as error:
         return str(error).rstrip(".")

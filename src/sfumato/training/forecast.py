@@ -1,8 +1,8 @@
-"""What a run will take, measured before it starts: some of its steps, and each thing that it does between them once.
+"""Predict a run's time, memory and disk by doing a few of its steps, and everything it does between steps once.
 
     seconds = start + first steps + (n - first) step + sum over events of count * cost + end,   n steps
 
-A budget in minutes is the same sum solved for n. The run's own loop and session do the work, on the real data, in this
+For a budget in minutes the sum is solved for n. The run's own loop and session do the work, on the real data, in this
 process and in a temporary folder.
 """
 
@@ -47,12 +47,12 @@ from sfumato.training.session import Session
 from sfumato.training.state import State
 from sfumato.training.validation import judge
 
-FIRST, STEPS = 4, 20  # steps that are slower, and those that are measured, at least
-_LEAST = 2.0  # seconds that are measured, where steps are short
+FIRST, STEPS = 4, 20  # slower warm-up steps, and the least number of steps measured after them
+_LEAST = 2.0  # seconds of measurement, at least
 
 
 class Range(NamedTuple):
-    """A figure, and what it would be if all steps took as long as the fastest tenth did or the slowest."""
+    """An estimate from the median step time, with its values at the 10 % and 90 % quantiles of the step time."""
 
     value: float
     low: float
@@ -61,15 +61,15 @@ class Range(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
-    """What `sf.train` would take with the same data and settings, from its call to its end. Seconds, bytes.
+    """The time (seconds), memory and disk (bytes) that `sf.train` would need with the same data and settings.
 
     facts: data, samples, train, holdout, shape, dtype, classes, conditions, network, parameters, device, precision,
-    threads, micro (samples that are computed at once; fewer than a batch where memory does not suffice), notes of the
-    data. steps: of the optimiser, in the budget; epochs. step: of one, the median. total: of the run; parts: its start,
-    steps, what is between them, and its end. memory: train, the largest resident memory of this process while it did
-    what a run does, and free, what it may take; on an accelerator also device_train
-    and device_free. disk: the run folder by its parts, with total and free. sampling: number, steps, seconds of what
-    `sfumato sample` draws.
+    threads, micro (samples computed at once; fewer than a batch if memory is short), notes on the data. steps:
+    optimiser steps in the budget; epochs: the same in epochs. step: median time of one. total: time of the whole run;
+    parts: the same for its start, its steps, the work between them and its end. memory: train, the peak resident
+    memory of this process while it rehearsed the run, and free, the memory that it may use; with an accelerator also
+    device_train and device_free. disk: the run folder by parts, with total and free. sampling: number, steps and
+    seconds of a default `sfumato sample`.
     """
 
     config: TrainConfig
@@ -85,22 +85,22 @@ class Forecast:
 
     @property
     def fits(self) -> bool:
-        """Whether memory and disk suffice."""
+        """Whether there is enough memory and disk space."""
         known = self.memory
         on_device = known.get("device_train", 0) <= known.get("device_free", 0)
         return self.disk["total"] <= self.disk["free"] and known["train"] <= known["free"] and on_device
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Plain values for JSON."""
         named = {name: value._asdict() for name, value in vars(self).items() if isinstance(value, Range)}
         return {**vars(self), **named, "config": self.config.to_dict(), "fits": self.fits}
 
 
 @dataclasses.dataclass
 class Costs:
-    """Seconds of the first steps and of those after them; and of one of each thing that a run does between steps.
+    """Seconds of each warm-up step (first), of each later step (warm), and of one of every other kind of work (one).
 
-    work: samples that pass in a validation, for its losses and for gradients; validation is a sample of it.
+    work: cost of a validation in samples, for its losses and its gradients; one["validation"] is the time per sample.
     """
 
     config: TrainConfig
@@ -111,12 +111,12 @@ class Costs:
 
     @property
     def step(self) -> Range:
-        """The median of the steps and their deciles, which a few slow steps do not change."""
+        """The median and the outer deciles of the step time, which a few slow steps do not change."""
         low, middle, high = np.quantile(self.warm, (0.1, 0.5, 0.9)).tolist()
         return Range(middle, low, high)
 
     def counts(self, steps: int, step: float) -> dict[str, float]:
-        """How often a run of so many steps of so many seconds does each thing."""
+        """How often a run of `steps` steps of `step` seconds does every other kind of work."""
         config, (losses, gradients) = self.config, self.work
         often, seldom, depth = validations(losses, gradients, float(steps * config.batch))
         every = config.sample_every or steps
@@ -128,13 +128,13 @@ class Costs:
         }
 
     def loop(self, steps: int, step: float) -> dict[str, float]:
-        """Seconds of the parts of a loop of so many steps."""
+        """Seconds of each kind of work in a loop of `steps` steps of `step` seconds."""
         alone = math.fsum(self.first[:steps]) + max(0, steps - len(self.first)) * step
         counts = self.counts(steps, step)
         return {"steps": alone, **{name: count * self.one.get(name, 0.0) for name, count in counts.items()}}
 
     def steps(self, step: float) -> int:
-        """Steps of the optimiser that the budget gives, the least number that uses it up."""
+        """The number of optimiser steps in the budget: the smallest that uses it up."""
         if self.config.steps is not None:
             return self.config.steps
         budget = 60 * (self.config.minutes or 0.0)
@@ -143,12 +143,11 @@ class Costs:
 
 
 def forecast(data: Any, out: str | os.PathLike[str] | None = None, labels: Any = None, **settings: Any) -> Forecast:
-    """What training would take: `sf.forecast("photos/", net="base", minutes=60)`.
+    """Predict the time, memory and disk that training would need: `sf.forecast("photos/", net="base", minutes=60)`.
 
-    data, out, labels, settings: those of `sf.train`, words alone. Some 24 steps are taken here and nothing is left of
-    them, but pictures that were decoded stay in the cache, where the run finds them; random numbers go on as if nothing
-    had been drawn. Raises SfumatoError for what `sf.train` would refuse, and where memory does not suffice even for one
-    sample at a time.
+    data, out, labels, settings: as for `sf.train`, but without objects. Trains for about 24 steps and discards the
+    result; only decoded images stay in the cache, for the run to use. The random state of the caller is unchanged.
+    Raises SfumatoError for whatever `sf.train` would refuse, and if memory is too small even for one sample at a time.
     """
     chosen, labels = in_words(data, out, labels, settings)
     device = device_of(chosen.device)
@@ -193,14 +192,14 @@ def _measured(data: Any, labels: Any, chosen: TrainConfig, path: Path, free: dic
 
 
 def _rehearsed(session: Session) -> tuple[Costs, float, dict[str, Any]]:
-    """(costs of steps and of what is between them, seconds of the end of a run, facts), by doing some and each once."""
+    """(costs of steps and of the work between them, seconds of the end of a run, facts), by rehearsing them."""
     config, state, (x, cond) = session.config, session.state, session.parts()[0]
     loop: Any = fit(session.denoiser, x, config.replace(steps=1 << 40, minutes=None), cond, None, state)
-    # the loop's threads are those of what happens between the steps, too
+    # everything runs while the loop is open, with its number of threads
     with closing(loop), closing(Log(session.path / "metrics.jsonl")) as log:
         taken = _steps(log, loop)
         costs = Costs(config, taken[:FIRST], taken[FIRST:])
-        many = costs.steps(costs.step.value)  # about, as nothing else is counted yet
+        many = costs.steps(costs.step.value)  # an estimate: no other work is measured yet
         _validate(session, log, costs, float(many * config.batch))
         if state.averages:
             weights = averages.tensors(state.averages)
@@ -208,7 +207,7 @@ def _rehearsed(session: Session) -> tuple[Costs, float, dict[str, Any]]:
         seconds = math.fsum(costs.loop(many, costs.step.value).values())
         state.step, state.samples, state.elapsed = many, many * config.batch, max(seconds, 60 * (config.minutes or 0))
         state.spent.clear()
-        first = _timed(session.report)  # which loads what draws charts
+        first = _timed(session.report)  # includes loading matplotlib
         ending, report = _timed(session.end) + first, _timed(session.report)
         costs.one["checkpoints"] = state.spent["checkpoints"] + report
         if config.sample_every is not None or halfway(session):
@@ -217,7 +216,7 @@ def _rehearsed(session: Session) -> tuple[Costs, float, dict[str, Any]]:
 
 
 def _steps(log: Log, loop: Iterator[Progress]) -> list[float]:
-    """Seconds of each step; the log is written as it is in a run."""
+    """Seconds of each step; writes the log as a run would."""
     found, last = list[float](), time.perf_counter()
     for progress in loop:
         found.append(time.perf_counter() - last)
@@ -236,7 +235,7 @@ def _validate(session: Session, log: Log, costs: Costs, total: float) -> None:
         return
     measure, average = judge(state, session.config, *holdout, training, total), state.ema
     costs.work = (measure.cost.losses, measure.cost.gradients)
-    deep = validations(*costs.work, total)[1] > 0  # the largest that the run does
+    deep = validations(*costs.work, total)[1] > 0  # whether the run will measure gradients at all
     start = time.perf_counter()
     found = measure.measure(state.denoiser, average.denoiser if average else None, state.samples if deep else None)
     costs.one["validation"] = (time.perf_counter() - start) / (costs.work[0] + deep * costs.work[1])
@@ -257,11 +256,11 @@ def _facts(session: Session) -> dict[str, Any]:
 
 
 def _disk(session: Session, costs: Costs, steps: int) -> dict[str, int]:
-    """Bytes of the run folder by its parts, once a run of so many steps has ended."""
+    """Bytes of the run folder by parts at the end of a run of `steps` steps."""
     path, config, counts = session.path, session.config, costs.counts(steps, costs.step.value)
     lines = (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     often = max(1, validations(*costs.work, float(steps * config.batch))[0])
-    more = int(counts["grids"]) if "grids" in costs.one else 0  # than were drawn
+    more = int(counts["grids"]) if "grids" in costs.one else 0  # besides the one drawn here
     return {
         "checkpoints": (1 + bool(counts["checkpoints"])) * _bytes(checkpoints(path)[0]),
         "model": _bytes(path / serialization.FILE),
@@ -277,7 +276,7 @@ def _bytes(*files: Path) -> int:
 
 
 def _sampling(session: Session) -> dict[str, Any]:
-    """What `sfumato sample` draws, ten of each of up to 20 classes or 64 samples, and its seconds."""
+    """The size and seconds of a default `sfumato sample`: ten samples of each of up to 20 classes, or 64 samples."""
     best, classes = session.state.best, len(session.source.classes)
     if not hasattr(best, "process"):  # an autoencoder draws no samples
         return {"number": 0, "steps": 0, "seconds": 0.0}
@@ -297,8 +296,8 @@ def _timed(work: Callable[[], Any]) -> float:
 
 
 def _free(device: torch.device) -> dict[str, int]:
-    """Bytes that this process may take, of the machine and of an accelerator; the peaks of what it takes begin anew."""
-    with suppress(OSError):  # elsewhere than on Linux the peak is that of the whole process
+    """Bytes of memory that this process may use, on the machine and on an accelerator. Resets the peaks measured."""
+    with suppress(OSError):  # only Linux can reset it; elsewhere the peak covers the whole process
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     found = {"free": int(available()) + peak_memory()}
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""samples/step_*.png: grids of samples during a run and at its end, of as many samples as the run can afford."""
+"""samples/step_*.png: grids of samples during a run and at its end, with as many samples as the run can afford."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from sfumato.training.loggers import Loggers
 from sfumato.training.loop import Progress
 from sfumato.training.session import Hook, Session
 
-GRID_STEPS = 10  # of the solver: enough to judge by, and quick
-_LEAST_GRID, _POINTS = 4, 500  # samples of a grid, of a scatter plot
+GRID_STEPS = 10  # solver steps: quick, and enough to judge by
+_LEAST_GRID, _POINTS = 4, 500  # fewest samples of a grid, most of a scatter plot
 _ROWS, _COLUMNS = 10, 4
 
 
 def _affordable(session: Session, share: float) -> int:
-    """Samples of a grid that cost this share of the run's work; a call of the network is a third of a training step."""
+    """Number of samples that cost this share of the run's work; a network call counts as a third of a training step."""
     guided = default_guidance(session.denoiser.spec.conditions, session.config.guidance) is not None
     calls = GRID_STEPS * (1 + bool(session.state.ema)) * (1 + guided)
     return int(3 * share * session.total / calls)
 
 
 def halfway(session: Session) -> bool:
-    """Whether the run can afford a grid in its middle that nobody asked for."""
+    """Whether the run can afford a grid halfway by default."""
     return _affordable(session, GRID) >= _LEAST_GRID
 
 
 class Grids(Hook):
-    """A grid in the middle of a run, or as often as the settings say, and one at its end."""
+    """Draws a grid halfway, or as often as the settings say, and one at the end."""
 
     def __init__(self, loggers: Loggers) -> None:
         self.loggers = loggers
@@ -58,7 +58,7 @@ class Grids(Hook):
         self.draw(session)
 
     def draw(self, session: Session) -> None:
-        """A grid of samples; where it cannot be drawn a note says so, and training goes on."""
+        """Draw a grid of samples. If that fails, a note says so and training continues."""
         with session.state.spending("grids"):
             try:
                 if hasattr(session.denoiser, "process"):
@@ -69,7 +69,7 @@ class Grids(Hook):
                 session.console.note(f"No samples were drawn at step {session.state.step:,}: {error}")
 
     def _samples(self, session: Session) -> None:
-        """Samples of the raw weights and of their moving average, side by side."""
+        """Draw samples of the raw weights and of their moving average, side by side."""
         columns, labels, names = _layout(session)
         denoiser, state = session.denoiser, session.state
         cond, spec = _shown(session, labels), denoiser.spec
@@ -77,16 +77,16 @@ class Grids(Hook):
         models = {"raw": denoiser} | ({"moving average": state.ema.denoiser} if state.ema else {})
         images = []
         for model in models.values():
-            asked = model if scale is None else guide(model, scale)
+            guided = model if scale is None else guide(model, scale)
             with evaluating(model):
-                x = sample(asked, len(labels), GRID_STEPS, seed=session.config.seed, world=session.world, cond=cond)
+                x = sample(guided, len(labels), GRID_STEPS, seed=session.config.seed, world=session.world, cond=cond)
             x = x.float() if x.dtype == torch.bfloat16 else x
             images.append(picture(x, spec.kind, spec.bounds, columns, names))
         manifest = {"sampling_steps": GRID_STEPS, "guidance": 1.0 if scale is None else scale}
         self._keep(session, beside(images, list(models)), manifest)
 
     def _reconstructions(self, session: Session) -> None:
-        """Images for an autoencoder, and what its averaged weights make of their codes."""
+        """Show images beside their reconstructions by an autoencoder with averaged weights."""
         spec, best = session.denoiser.spec, session.state.best
         rows = (session.holdout if len(session.holdout) else session.train)[: _COLUMNS**2]
         if spec.kind != "image" or not hasattr(best, "decode"):
@@ -105,7 +105,7 @@ class Grids(Hook):
 
 
 def _layout(session: Session) -> tuple[int, list[str], list[str] | None]:
-    """(columns, the class of each sample, the names of the rows), of as many samples as the run can afford."""
+    """(columns, class of each sample, names of the rows) for as many samples as the run can afford."""
     classes, points = session.source.classes, session.source.shape == (2,)
     count = max(_LEAST_GRID, _affordable(session, LAST_GRID if session.finished else GRID))
     if not classes:
@@ -119,7 +119,7 @@ def _layout(session: Session) -> tuple[int, list[str], list[str] | None]:
 
 
 def _shown(session: Session, labels: list[str]) -> Mapping[str, Any]:
-    """The conditions of the samples of a grid: these classes, and otherwise those of unseen samples of the classes."""
+    """The conditions of a grid: these classes, with all other conditions taken from unseen samples of the classes."""
     source, spec = session.source, session.denoiser.spec
     given = {"label": labels} if source.classes else {}
     if len(spec.conditions) <= len(given):

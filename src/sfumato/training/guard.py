@@ -1,10 +1,10 @@
 """Skip steps whose loss or gradients are not finite, and find the first tensor that caused it.
 
-    one incident               nothing of the step is kept; training goes on with the next batch
+    one incident               the step is discarded and training continues with the next batch
     STRIKES in WINDOW steps    back to the last good checkpoint, with half the learning rate
     more than ROLLBACKS        the run stops and names the cause
 
-Nothing that is not finite reaches the optimiser, the averages or a checkpoint.
+No value that is not finite reaches the optimiser, the averages or a checkpoint.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from sfumato.nets.watching import watched
 from sfumato.objectives.loss import Batch, Loss
 
 STRIKES, WINDOW, ROLLBACKS = 3, 100, 3
-SLOWER = 0.5  # the learning rate after a roll-back, over that before
+SLOWER = 0.5  # factor on the learning rate at each roll-back
 
 
 @dataclasses.dataclass(frozen=True)
 class Incident:
     """A step that was skipped.
 
-    samples: numbers of the run's samples in its batch; rows: of the training set; where: the first part that was not
-    finite, in words; precision: dtype that the network computed in; rolled_back: the step that the run went back to.
+    samples: the batch's positions in the run's stream of samples; rows: its rows in the training set; where: what was
+    not finite, in words; precision: the network's compute dtype; rolled_back: the step that the run went back to.
     """
 
     step: int
@@ -49,13 +49,13 @@ class Incident:
 
 
 def precision(model: Any) -> str:
-    """The dtype that a network computes in, by name."""
+    """The name of a network's compute dtype."""
     first = next((p.dtype for p in model.net.parameters()), torch.float32)
     return str(getattr(model, "compute_dtype", None) or first).removeprefix("torch.")
 
 
 def finite(value: Any) -> bool:
-    """Whether all floating-point tensors in a nest of tuples, lists and mappings are finite."""
+    """Whether all floating-point tensors in nested tuples, lists and mappings are finite."""
     if isinstance(value, Tensor):
         return not value.is_floating_point() or bool(value.isfinite().all())
     if isinstance(value, Mapping):
@@ -64,10 +64,10 @@ def finite(value: Any) -> bool:
 
 
 def find(model: Any, loss: Loss, batch: Batch, world: World = ALONE) -> tuple[str, bool]:
-    """(where the first number that is not finite comes from, whether weights are lost).
+    """(where values first become infinite or NaN, whether the weights themselves are lost).
 
-    Looks at the weights, the data and conditions, the output of each module in another forward pass, and the gradients
-    that the failed step left. Of many processes, which search together, the first that finds the cause names it.
+    Checks the weights, the data and conditions, the output of each module in a new forward pass, and the gradients of
+    the failed step. Several processes search together; the first one that finds a cause names it.
     """
     looks: list[tuple[Callable[[], str | None], bool]] = [
         (lambda: _in_weights(model), True),
@@ -79,12 +79,12 @@ def find(model: Any, loss: Loss, batch: Batch, world: World = ALONE) -> tuple[st
         where = next((found for found in world.all_gather_object(look()) if found is not None), None)
         if where is not None:
             return where, lost
-    return "its gradient is too long for its norm to be taken", False
+    return "the norm of its gradient overflows", False
 
 
 def _in_weights(model: Any) -> str | None:
     names = [name for name, p in model.net.named_parameters() if not finite(local(p))]
-    return f"the weight {names[0]} is not finite any more: the step was too long" if names else None
+    return f"the weight {names[0]} is no longer finite: the step was too long" if names else None
 
 
 def _in_data(batch: Batch) -> str | None:
@@ -103,11 +103,11 @@ def _in_outputs(model: Any, loss: Loss, batch: Batch) -> str | None:
         losses = loss.losses(model, batch)
     if first:
         return f"the output of {first[0]} is not finite"
-    return None if finite(losses) else "the loss is not finite, and all outputs of the network are"
+    return None if finite(losses) else "the loss is not finite, although all outputs of the network are"
 
 
 def _in_gradients(model: Any) -> str | None:
     grads = {name: p.grad for name, p in model.net.named_parameters()}
     names = [name for name, grad in grads.items() if grad is not None and not finite(local(grad))]
-    # the way back meets the last part first
+    # the backward pass reaches the last part first
     return f"the gradient of {names[-1]} is not finite" if names else None

@@ -1,7 +1,7 @@
-"""Checks that a run makes by itself: of its data before the first step, of its log and its answers while it trains.
+"""Checks during a run: of its data before the first step, of its log and the network's predictions while it trains.
 
-Each fault is reported once, and kept in RUN/health.json. A run spends at most SHARE of its work on it, in passes that
-change nothing: the weights are bit by bit what they would be without.
+Each fault is reported once and kept in RUN/health.json. Each probe costs at most SHARE of the run's work and changes
+nothing: the weights are bit for bit what they would be without it.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from sfumato.training.parallel import whole
 from sfumato.training.session import Hook, Session
 
 FILE = "health.json"
-SHARE = 0.003  # of the run's work that one question to the network may cost
-MOMENTS = (0.25, 0.6)  # of the budget, when the network is asked
-_LEAST = 8  # draws a level below which nothing is asked
+SHARE = 0.003  # of the run's work that one probe of the network may cost
+MOMENTS = (0.25, 0.6)  # fractions of the budget at which the network is probed
+_LEAST = 8  # fewest draws per level for a probe
 
 
 class Health(Hook):
-    """The checks of one run. Of a network in shards every process has to answer; the first alone judges and writes."""
+    """The checks of one run. A sharded network is probed by all processes; only the first one judges and writes."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self.found = list(recorded(session.path)) if session.resumed else []
-        self._asked = session.world.leads or session.state.sharded
+        self._takes_part = session.world.leads or session.state.sharded
 
     def start(self, session: Session) -> None:
-        """Look at the data, at what the network can hear, and at the length of a step, before the first one."""
-        if not self._asked:
+        """Before the first step, check data, initial weights and whether every condition reaches the network."""
+        if not self._takes_part:
             return
         denoiser, weights, ignored = session.denoiser, None, None
         if session.state.step == 0:
@@ -49,31 +49,31 @@ class Health(Hook):
             self.judge(Evidence(sample=sample, weights=weights, unheard=ignored, log=[]))
 
     def step(self, session: Session, progress: Progress) -> None:
-        """Judge the log after each validation, and ask the network at some moments."""
+        """Judge the log after each validation, and probe the network at MOMENTS."""
         if progress.incident is not None:
             self.judge(Evidence(incidents=[progress.incident.to_dict()]), progress.step)
         if progress.validation is not None and session.world.leads:
             self.judge(Evidence(log=read(session.path / "metrics.jsonl")), progress.step)
-        if self._asked and any(progress.before < moment <= progress.fraction for moment in MOMENTS):
-            self._ask(progress)
+        if self._takes_part and any(progress.before < moment <= progress.fraction for moment in MOMENTS):
+            self._probe(progress)
 
-    def _ask(self, progress: Progress) -> None:
+    def _probe(self, progress: Progress) -> None:
         session, config = self.session, self.session.config
         model, rows = session.denoiser, session.holdout if len(session.holdout) else session.train
-        draws = int(SHARE * session.total / session.world.size / LEVELS)  # of one process; the others wait
+        draws = int(SHARE * session.total / session.world.size / LEVELS)  # the other processes wait meanwhile
         if draws < _LEAST or progress.step < TRAINED or not hasattr(model, "predict"):
             return
         try:
             found = answers(
                 model, session.source, rows, config.times, config.seed, min(draws, 256), len(session.holdout) > 0
             )
-        except SfumatoError:  # a user's network may answer otherwise
+        except SfumatoError:  # a user's network may not support the probe
             return
         if session.world.leads:
             self.judge(Evidence(answers=found, log=read(session.path / "metrics.jsonl")), progress.step)
 
     def judge(self, evidence: Evidence, step: int | None = None) -> None:
-        """Report and write down what is new; the first process alone. Skipped steps have a file of their own."""
+        """Report and record new findings, in the first process only. Skipped steps have a file of their own."""
         session, known = self.session, {finding.code for finding in self.found} | {"not-finite"}
         if not session.world.leads:
             return
@@ -87,11 +87,11 @@ class Health(Hook):
 
 
 def recorded(run: Path) -> tuple[Finding, ...]:
-    """What a run found by itself, from its health.json."""
+    """The findings of a run in its health.json."""
     path = run / FILE
     if not path.exists():
         return ()
     try:
         return tuple(Finding.from_dict(each) for each in json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError):
-        raise SfumatoError(f"{path} cannot be read: it was changed by hand, and may be deleted.") from None
+        raise SfumatoError(f"{path} is damaged, perhaps edited by hand: it can be deleted safely.") from None

@@ -1,6 +1,6 @@
-"""What a run does beside its training steps: log, skipped steps, commands from its folder, snapshots of averages.
+"""What a run does besides its training steps: log, skipped steps, commands from its folder, snapshots of averages.
 
-`usual` adds all of them in order; `health`, `grids` and `final_report` have files of their own.
+`usual` adds all hooks in order; `health`, `grids` and `final_report` have files of their own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sfumato.training.session import Hook, Session
 
 
 def usual(session: Session) -> Session:
-    """The session with the hooks of every run, which are called in this order."""
+    """Add the standard hooks to a session, in the order in which they are called; returns the session."""
     records = Records(session)
     grids, health = Grids(records.loggers), Health(session)
     own = (health, Incidents(session), FolderCommands(session, grids), Snapshots(session))
@@ -56,8 +56,8 @@ class Records(Hook):
         session.console(progress)
         if progress.micro < self._micro:
             session.console.note(
-                f"Memory does not suffice for {self._micro} samples at once: from step {progress.step:,} on they are "
-                f"computed in parts of {progress.micro}, which changes nothing else."
+                f"There is not enough memory for {self._micro} samples at once: from step {progress.step:,} on they "
+                f"are computed {progress.micro} at a time, which changes nothing else."
             )
             self._micro = progress.micro
         if progress.advice is not None:
@@ -75,7 +75,7 @@ class Records(Hook):
 
 
 class Incidents(Hook):
-    """incident.json: steps that were skipped; after STRIKES of them the run goes back to its last checkpoint."""
+    """incident.json: skipped steps; after STRIKES of them the run goes back to its last checkpoint."""
 
     def __init__(self, session: Session) -> None:
         self.each: list[dict[str, Any]] = incidents(session.path) if session.resumed else []
@@ -93,8 +93,8 @@ class Incidents(Hook):
             return
         if state.rollbacks == ROLLBACKS:
             raise SfumatoError(
-                f"Training stopped at step {incident.step:,}: {incident.where}, again after going back {ROLLBACKS} "
-                f"times. {session.path / INCIDENTS} has every case; train with --lr below {incident.lr:.2g} or "
+                f"Training stopped at step {incident.step:,}: {incident.where}, again after {ROLLBACKS} roll-backs. "
+                f"{session.path / INCIDENTS} lists every case; train with --lr below {incident.lr:.2g} or "
                 "--precision float32."
             )
         counters = {**contract["counters"], "elapsed": state.elapsed, "rollbacks": state.rollbacks + 1}
@@ -108,7 +108,7 @@ class Incidents(Hook):
 
 
 class FolderCommands(Hook):
-    """Commands given through the run folder (`control`), and checkpoints when they are due."""
+    """Carries out commands left in the run folder (`control`), and writes checkpoints when they are due."""
 
     def __init__(self, session: Session, grids: Grids) -> None:
         self.commands, self.grids = Commands(session.path, session.world.leads), grids
@@ -132,12 +132,12 @@ class FolderCommands(Hook):
         return "stop" in words
 
     def _due(self, session: Session) -> bool:
-        """Whether the last checkpoint is old enough for another before the end."""
+        """Whether a checkpoint is due before the end of the run."""
         return not session.finished and time.monotonic() - session.saved >= 60 * session.config.checkpoint_every
 
 
 class Snapshots(Hook):
-    """averages/: the two averages that `sfumato average` combines, at the times that `averages.due` gives."""
+    """averages/: snapshots for `sfumato average`, written when `averages.due` says so."""
 
     def __init__(self, session: Session) -> None:
         self._before = session.seen
@@ -156,7 +156,7 @@ class Snapshots(Hook):
 
 
 class Between(Hook):
-    """A function that is called between two steps."""
+    """Calls a function after every step."""
 
     def __init__(self, call: Callable[[], object]) -> None:
         self.call = call

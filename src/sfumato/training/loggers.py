@@ -1,7 +1,7 @@
-"""Other people's dashboards beside metrics.jsonl: TensorBoard, Weights & Biases, trackio, MLflow.
+"""External dashboards besides metrics.jsonl: TensorBoard, Weights & Biases, trackio, MLflow.
 
-Each is an extra of the package, imported where it is asked for. It gets the numbers of each line of metrics.jsonl, by
-name and by samples seen, and the grids of samples. One that fails is reported once and dropped; training goes on.
+Each is an extra of the package, imported only when selected. It receives the numbers of each line of metrics.jsonl, by
+name and samples seen, and the grids of samples. One that fails is reported once and dropped; training continues.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Logger(abc.ABC):
 
     @abc.abstractmethod
     def numbers(self, values: dict[str, float], samples: int) -> None:
-        """Values by name, at so many samples seen."""
+        """Log values by name, after `samples` samples seen."""
 
     @abc.abstractmethod
     def picture(self, path: Path, samples: int) -> None:
-        """A grid of samples, a .png file."""
+        """Log a grid of samples, a .png file."""
 
     @abc.abstractmethod
     def close(self) -> None: ...
@@ -64,9 +64,9 @@ class TensorBoard(Logger):
 
 @final
 class WandB(Logger):
-    """Weights & Biases (WANDB_MODE=offline keeps it here, in RUN/wandb), or trackio, which has the same API.
+    """Weights & Biases (WANDB_MODE=offline logs to RUN/wandb only), or trackio, which has the same API.
 
-    step: the name of the step, where the usual one is reserved.
+    step: the name under which the step is logged; trackio reserves the usual one.
     """
 
     def __init__(self, module: Any, run: Path, config: TrainConfig, step: str = "step", **place: str) -> None:
@@ -100,7 +100,7 @@ def _trackio(run: Path, config: TrainConfig) -> WandB:
 @register("logger", "mlflow")
 @final
 class MLflow(Logger):
-    """MLflow, where MLFLOW_TRACKING_URI says, ./mlruns without it."""
+    """MLflow at MLFLOW_TRACKING_URI, by default ./mlruns."""
 
     def __init__(self, run: Path, config: TrainConfig) -> None:
         import mlflow
@@ -122,17 +122,17 @@ class MLflow(Logger):
 
 @final
 class Loggers:
-    """All that the settings name; without any it does nothing."""
+    """All dashboards that the settings name; does nothing if there are none."""
 
-    def __init__(self, run: Path, config: TrainConfig, tell: Callable[[str], None]) -> None:
-        self.tell = tell
+    def __init__(self, run: Path, config: TrainConfig, note: Callable[[str], None]) -> None:
+        self.note = note
         self.each: dict[str, Logger] = {}
         for name in names(config.loggers):
             with self._guarded(name):
                 self.each[name] = registry.get("logger", name)(run, config)
 
     def line(self, line: dict[str, Any]) -> None:
-        """A line of metrics.jsonl."""
+        """Log a line of metrics.jsonl."""
         values = {
             name: float(value)
             for name, value in line.items()
@@ -154,14 +154,14 @@ class Loggers:
 
     @contextmanager
     def _guarded(self, name: str) -> Iterator[None]:
-        """What a dashboard prints goes to stderr, since stdout is for results; one that fails is dropped."""
+        """Send a dashboard's output to stderr, since stdout is for results, and drop the dashboard if it fails."""
         try:
             with redirect_stdout(sys.stderr):
                 yield
-        except Exception as error:  # whatever theirs may be
+        except Exception as error:  # dashboards may raise anything
             self.each.pop(name, None)
             words = " ".join(str(error).split())
-            self.tell(f"{name} failed and gets no more of this run ({type(error).__name__}: {words}).")
+            self.note(f"{name} failed and is switched off for this run ({type(error).__name__}: {words}).")
 
 
 def names(words: str | None) -> list[str]:
@@ -170,7 +170,7 @@ def names(words: str | None) -> list[str]:
 
 
 def check(words: str | None) -> None:
-    """Raise SfumatoError for a dashboard whose package is not installed, before a run has a folder."""
+    """Raise SfumatoError for a dashboard whose package is not installed, before the run folder is created."""
     for name in names(words):
         if find_spec(name) is None:
             raise SfumatoError(f"The logger {name} is not installed: pip install 'sfumato[{name}]'.")

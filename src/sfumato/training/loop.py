@@ -1,9 +1,9 @@
-"""The training loop: a generator that does one step of the optimiser for each value taken from it.
+"""The training loop: a generator that takes one optimiser step per value it yields.
 
     loss = mean over the batch of loss.losses(model, batch);   Muon or AdamW;   EMA
 
-Every step is a function of (seed, samples seen, state). Under a budget in minutes the learning rate follows the
-fraction of the budget that is used; the seconds used are part of the state.
+Every step is a function of (seed, samples seen, state). With a budget in minutes the learning rate follows the
+fraction of the budget used; the seconds used are part of the state.
 """
 
 from __future__ import annotations
@@ -34,17 +34,18 @@ from sfumato.training.parallel import average_whole, clip, finite, no_sync, shar
 from sfumato.training.state import State
 from sfumato.training.validation import Judge
 
-_WARMUP_SHARE = 0.03  # of a run is the longest warm-up
+_WARMUP_SHARE = 0.03  # longest warm-up, as a fraction of the run
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Where a run stands after a step.
+    """The progress of a run after a step.
 
-    loss and grad_norm are means since the last step that had them, None between; lr the rate of this step; rate in
-    samples a second; eta and elapsed in seconds; fraction of the budget used, and before the step; validation at some
-    steps; micro: samples that are computed at once, incident: where the step was skipped. data_wait: the fraction of
-    the time that steps waited for their data, with each loss; advice: what a user should know, once.
+    loss, grad_norm: means over the steps since they were last reported, None in between. lr: learning rate of this
+    step. rate: samples per second. eta, elapsed: seconds. fraction, before: fraction of the budget used after and
+    before the step. validation: present after some steps. micro: samples computed at once. incident: why the step was
+    skipped, if it was. data_wait: fraction of the time spent waiting for data, with each loss. advice: how to wait
+    less, given once.
     """
 
     step: int
@@ -73,7 +74,7 @@ class Progress:
 
 
 def rate_factor(samples: int, fraction: float, config: TrainConfig) -> float:
-    """The learning rate over its highest: a linear rise, a plateau, a linear fall to zero.
+    """The learning rate as a fraction of its peak: a linear rise, a plateau, a linear fall to zero.
 
     min(1, max(samples / warmup, fraction / 0.03)) * min(1, (1 - fraction) / decay)
     """
@@ -92,16 +93,16 @@ def fit(
     loss: Loss | None = None,
     world: World = ALONE,
 ) -> Iterator[Progress]:
-    """Train a model; yields after each step, and leaves everything in `state`.
+    """Train a model; yields after each step and keeps all results in `state`.
 
-    model: a denoiser, or any module with `net` (what is trained), `spec` and `device`. loss: what is minimised, the
-    one that the settings name by default. x: (N, *shape) in the units of model.spec (normalised floats without
-    one); cond: the conditions of the samples, encoded for the network (`Conditions.of`), labels alone as int64 (N,).
-    holdout: (x, cond) for validation. state: continues a run (default: a new one) with
-    its loss. world: the processes that train together, each of which calls this with the same arguments.
-    config needs a budget, steps or minutes. The caller may stop taking values at any time and go on later with the
-    same state. A step whose loss or gradient is not finite is skipped and reported (`guard`); SfumatoError where that
-    happens STRIKES times within WINDOW steps, unless the caller has gone back to an earlier state by then.
+    model: a denoiser, or any module with `net` (which is trained), `spec` and `device`. loss: by default the one that
+    the settings name. x: (N, *shape) in the units of model.spec (normalised floats without one); cond: the samples'
+    conditions, encoded for the network (`Conditions.of`), or labels alone as int64 (N,). holdout: (x, cond) for
+    validation. state: that of a run to continue, with its loss (default: a new one). world: the processes that train
+    together, each of which makes this call with the same arguments.
+    config needs a budget, steps or minutes. The caller may stop iterating at any time and continue later with the same
+    state. A step whose loss or gradient is not finite is skipped and reported (`guard`). Raises SfumatoError if that
+    happens STRIKES times within WINDOW steps, unless the caller goes back to an earlier state first.
     """
     if config.steps is None and config.minutes is None:
         raise SfumatoError("Training needs a budget: set steps or minutes.")
@@ -116,7 +117,7 @@ def fit(
 
 @contextmanager
 def _threads(number: int | None) -> Iterator[None]:
-    """Within the block torch has so many threads; None leaves them alone."""
+    """Set torch's number of threads within the block; None leaves it unchanged."""
     if number is None:
         yield
         return
@@ -157,19 +158,19 @@ def _steps(
         yield progress
         if len(state.strikes) >= STRIKES:  # the caller did not go back to an earlier state
             raise SfumatoError(
-                f"Training stopped at step {state.step:,}: {STRIKES} steps of {WINDOW} could not be taken; in the last "
-                f"one {incident.where if incident else 'the loss was not finite'}. Go on from an earlier state with a "
+                f"Training stopped at step {state.step:,}: {STRIKES} of {WINDOW} steps were skipped; in the last one, "
+                f"{incident.where if incident else 'the loss was not finite'}. Continue from an earlier state with a "
                 "lower --lr or --precision float32."
             )
 
 
 def _rate(state: State, config: TrainConfig, samples: int, fraction: float) -> float:
-    """The learning rate of a step that ends at so many samples and begins at a fraction of the budget."""
+    """The learning rate of a step that ends after `samples` samples and begins at `fraction` of the budget."""
     return config.lr * state.slower * rate_factor(samples, fraction, config)
 
 
 class _Reporter:
-    """What is reported of each step: time, pace, the means of loss and gradient norm, validation."""
+    """Builds the Progress of each step: time, rate, mean loss and gradient norm, validation."""
 
     def __init__(self, state: State, config: TrainConfig, rows: int, judge: Judge | None, world: World) -> None:
         self.state, self.config, self.rows, self.judge, self.world = state, config, rows, judge, world
@@ -177,17 +178,17 @@ class _Reporter:
         self._first = state.elapsed
 
     def tick(self, taken: bool) -> None:
-        """Count the time of a step, which ends here."""
+        """Count the time of the step that ends now; taken: whether it was applied."""
         state, config = self.state, self.config
         elapsed = time.monotonic() - self._start - state.waited
-        # a budget in time must end for all at the same step
+        # a budget in minutes must end at the same step in all processes
         state.elapsed = self.world.broadcast(elapsed) if config.steps is None else elapsed
         state.line_due = state.fraction(config) >= 1 or state.step % log_every(config) == 0
         if taken:
             state.midway = False
 
     def progress(self, before: float, lr: float) -> Progress:
-        """Where the run stands after a step that began at the fraction `before` of the budget."""
+        """The progress after a step that began at the fraction `before` of the budget."""
         state, config = self.state, self.config
         fraction = state.fraction(config)
         loss = norm = None
@@ -195,7 +196,7 @@ class _Reporter:
             total, norms, count = state.sums.tolist()
             loss, norm = (total / count, norms / count) if count else (None, None)
         samples, seconds = state.samples - self._samples, state.elapsed - self._first
-        if not samples:  # no step was taken yet by this process
+        if not samples:  # this process has not taken a step yet
             samples, seconds = state.samples, state.elapsed
         rate = samples / max(1e-9, seconds)
         validation = None if self.judge is None else self.judge.at(before, fraction, self.world)
@@ -211,10 +212,10 @@ class _Reporter:
 
 
 def _step(shared: nn.Module, batch: Batch, config: TrainConfig, state: State, lr: float, world: World) -> bool:
-    """One step of the optimiser and the averages; False, with nothing applied, where loss or gradient is not finite.
+    """Step the optimiser and the averages. Returns False, with nothing applied, if loss or gradient is not finite.
 
-    Also False where the step itself made weights infinite; then only an earlier state can help. The state stays
-    `midway` until the step is counted.
+    Also returns False if the step itself made weights infinite or NaN; only an earlier state can then help. The state
+    stays `midway` until the step is counted.
     """
     losses = world.all_gather(gradients(shared, batch, config.batch, state, world))
     loss = losses.mean()
@@ -239,10 +240,10 @@ def _step(shared: nn.Module, batch: Batch, config: TrainConfig, state: State, lr
 
 
 def gradients(shared: nn.Module, batch: Batch, total: int, state: State, world: World) -> Tensor:
-    """The losses (B,) of a share of a batch of `total`, and the gradients of the batch's mean in the parameters.
+    """The losses (B,) of this process's share of a batch of `total`; gradients of the batch mean go to `.grad`.
 
-    In parts of `state.micro` samples. Where memory does not suffice the parts are halved, for good; the batch and its
-    gradient stay what they are. With more than one process that is left to the settings: all must take equal parts.
+    Computed in parts of `state.micro` samples. When memory runs out the parts are halved, for good; the batch and its
+    gradient stay the same. Several processes must use equal parts, so there the error is raised instead.
     """
     while True:
         try:
@@ -258,9 +259,9 @@ def gradients(shared: nn.Module, batch: Batch, total: int, state: State, world: 
 
 
 def _in_parts(shared: nn.Module, batch: Batch, scale: float, state: State) -> Tensor:
-    """The losses (B,) of a batch computed in parts, and the gradient of their sum times `scale`.
+    """The losses (B,) of a batch computed in parts; the gradient of their sum times `scale` goes to `.grad`.
 
-    DistributedDataParallel then takes the mean over the processes.
+    DistributedDataParallel then averages it over the processes.
     """
     state.optimizer.zero_grad(set_to_none=True)
     for parameter in state.loss.parameters():
@@ -275,7 +276,7 @@ def _in_parts(shared: nn.Module, batch: Batch, scale: float, state: State) -> Te
 
 
 def _skip(state: State, config: TrainConfig, batch: Batch, batches: Batches, lr: float, world: World) -> Incident:
-    """Count the batch of a skipped step; returns the cause."""
+    """Find the cause of a skipped step and count its batch as seen."""
     where, lost = find(state.denoiser, state.loss, batch, world)
     state.step += 1
     rows = batches.rows(state.samples, config.batch).tolist()

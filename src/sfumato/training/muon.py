@@ -1,12 +1,12 @@
-"""Muon for the matrices of a network, AdamW for all else, as one optimiser.
+"""One optimiser: Muon for the matrices of a network, AdamW for everything else.
 
     m <- mu m + (1 - mu) g,   u = (1 - mu) g + mu m (Nesterov),   W <- W - lr * scale * msign(u)
 
-msign(u) = U V^T of u = U S V^T: every direction of the update has length one, however unevenly the gradient fills
-them, where AdamW's per-element scaling leaves a few directions with nearly all of it. A convolution's kernel is the
-matrix (outputs, inputs x taps). Source: Jordan et al. 2024, "Muon", also of the Newton-Schulz steps that bring all
-singular values near 1, X <- a X + (b X X^T + c (X X^T)^2) X; the scale, which gives the update AdamW's root mean square
-so that both share a learning rate, is Liu et al. 2025 (2502.16982), Eq. 4.
+msign(u) = U V^T of u = U S V^T gives every direction of the update length one, however uneven the gradient, where
+AdamW's per-element scaling leaves nearly all of it in a few directions. A convolution kernel is treated as the matrix
+(outputs, inputs x taps). Source: Jordan et al. 2024, "Muon", including the Newton-Schulz steps that bring all singular
+values near 1, X <- a X + (b X X^T + c (X X^T)^2) X. The scale gives the update the root mean square of AdamW's, so that
+both share a learning rate: Liu et al. 2025 (2502.16982), Eq. 4.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 def msign(u: Tensor, steps: int = 4, dtype: torch.dtype | None = None) -> Tensor:
     """(B, m, n) -> nearly orthogonal (B, m, n), computed in `dtype`: singular values near 1, singular vectors kept.
 
-    Each step multiplies X from the left by the polynomial P = a + b A + c A^2 of A = X X^T, and all of these commute:
-    so the steps run on the small square matrix alone (A <- P A P, Q <- P Q), and X is multiplied once, X <- Q X. In
-    bfloat16 A is formed anew after every second step: the squares of small singular values would drown in its rounding.
+    Each step multiplies X from the left by the polynomial P = a + b A + c A^2 of A = X X^T, and these all commute. The
+    steps therefore run on the small square matrix (A <- P A P, Q <- P Q), and X is multiplied once, X <- Q X. In
+    bfloat16 A is recomputed after every second step, since rounding would swamp the squares of small singular values.
     """
     wide = u.shape[-2] <= u.shape[-1]
     x = u if wide else u.mT
@@ -41,7 +41,7 @@ def msign(u: Tensor, steps: int = 4, dtype: torch.dtype | None = None) -> Tensor
 
 
 def _polynomials(square: Tensor, steps: int) -> Tensor:
-    """Q of so many steps of the iteration, for A = X X^T."""
+    """Q after `steps` steps of the iteration, from A = X X^T."""
     a, b, c = QUINTIC
     eye = torch.eye(square.shape[-1], dtype=square.dtype, device=square.device)
     product = eye
@@ -54,8 +54,8 @@ def _polynomials(square: Tensor, steps: int) -> Tensor:
 
 
 def _matrix(p: Tensor) -> Tensor:
-    """A kernel as (outputs, taps x inputs): a view where channels are last in memory. To msign any order of columns is
-    the same."""
+    """A kernel as (outputs, taps x inputs), a view if channels are last in memory. The order of columns does not matter
+    to msign."""
     return p.movedim(1, -1).flatten(1) if p.ndim > 2 else p
 
 
@@ -65,10 +65,10 @@ def _kernel(matrix: Tensor, like: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """One learning rate for both kinds. `matrices` get Muon, `others` AdamW. dtype: what msign is computed in.
+    """Muon for `matrices` and AdamW for `others`, with one learning rate. dtype: the precision of msign.
 
-    Weight decay is decoupled and applies to both. Parameters may be shards, of which each process updates its own: the
-    matrices of one shape are then whole in every process while their directions are computed.
+    Weight decay is decoupled and applies to both. Parameters may be shards: each process updates its own, but gathers
+    whole matrices, shape by shape, to compute their update directions.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Muon(torch.optim.Optimizer):
                 own.add_(shard(_kernel(direction, p), p), alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
 
     def _update(self, p: Any, momentum: float) -> Tensor:
-        """Take the gradient into the mean; u, a shard of it where p is one."""
+        """Update the momentum and return u; for a shard, the shard of u."""
         if not self.state[p]:
             self.state[p]["mean"] = torch.zeros_like(p)
         mean, update = local(self.state[p]["mean"]), p.grad.clone()
@@ -129,12 +129,12 @@ class Muon(torch.optim.Optimizer):
         )  # fmt: skip
 
 
-# Parts whose weights are no maps between hidden states; they are left to AdamW.
+# Parts whose weights do not map hidden states to hidden states; AdamW updates them.
 OUTER = frozenset({"input", "output", "conditioning", "context", "modulation", "positions"})
 
 
 def split(named: Iterable[tuple[str, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
-    """Matrices and kernels between hidden states; and the rest: first and last layers, conditioning, norms, biases."""
+    """(matrices and kernels between hidden states, the rest: first and last layers, conditioning, norms, biases)."""
     matrices: list[Tensor] = []
     others: list[Tensor] = []
     for name, p in named:

@@ -1,7 +1,7 @@
 """Training one network in several processes: each has all weights (DistributedDataParallel) or a shard (FSDP2).
 
-In shards a process holds 1/n of every tensor along its first axis: of weights, gradients, moments and averages. A block
-is gathered when it computes, forward and backward, and freed afterwards; its gradient is summed where its shards are.
+With shards, each of n processes holds 1/n of every weight, gradient, moment and average along its first axis. A block
+is gathered for its forward and backward pass and freed afterwards; its gradient is reduced to the shards.
 Source: Zhao et al. 2023 (2304.11277), as torch.distributed.fsdp.fully_shard.
 """
 
@@ -29,9 +29,9 @@ from sfumato.training.parts import with_net
 
 @final
 class Losses(nn.Module):
-    """The losses of a batch as one module, which DistributedDataParallel can wrap.
+    """A module that computes the losses of a batch, for DistributedDataParallel to wrap.
 
-    The parameters of the loss are no part of it: their gradients are not averaged over the processes.
+    The loss's own parameters are not registered, so that their gradients are not averaged over the processes.
     """
 
     def __init__(self, model: Any, loss: Loss) -> None:
@@ -44,20 +44,20 @@ class Losses(nn.Module):
 
 
 def shared(model: Any, loss: Loss, world: World) -> nn.Module:
-    """A module of the losses of a batch, whose gradients become the mean over all processes."""
+    """A module that computes the losses of a batch and averages their gradients over all processes."""
     losses = Losses(model, loss)
     if world.size == 1 or in_shards(model.net):
         return losses
     for p in model.net.parameters():
         p.data = _with_strides_of_gradient(p.data)
-    # buffers change by what all processes know, and so they are equal
+    # all processes update buffers alike, so these need no synchronisation
     known = inspect.signature(DistributedDataParallel).parameters
     how: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
     return DistributedDataParallel(losses, gradient_as_bucket_view=True, **how)
 
 
 def _with_strides_of_gradient(kernel: Tensor) -> Tensor:
-    """A kernel of one input with the strides that convolutions give its gradient; the memory is the same."""
+    """A view of a kernel with one input channel, with the strides that convolutions give its gradient."""
     if kernel.ndim not in LAYOUTS or kernel.shape[1] != 1:
         return kernel
     return kernel.as_strided(kernel.shape, torch.empty_like(kernel, memory_format=LAYOUTS[kernel.ndim]).stride())
@@ -66,7 +66,7 @@ def _with_strides_of_gradient(kernel: Tensor) -> Tensor:
 def no_sync(losses: nn.Module, last: bool) -> Any:
     """A context in which only the backward pass of the last part of a batch averages gradients over the processes.
 
-    Shards are summed part by part: whole gradients kept from one to the next would take what shards save.
+    Shards are reduced after every part: keeping whole gradients between parts would use the memory that shards save.
     """
     return nullcontext() if last or not isinstance(losses, DistributedDataParallel) else losses.no_sync()
 
@@ -76,9 +76,9 @@ def in_shards(net: nn.Module) -> bool:
 
 
 def sharding(world: World) -> Callable[[nn.Module], nn.Module]:
-    """A function that brings a network into shards, in place: block by block, and the rest together.
+    """A function that shards a network in place: block by block, and the rest together.
 
-    Numbers without an axis (a learned variance) stay whole.
+    Scalar parameters (a learned variance) stay whole.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -88,16 +88,16 @@ def sharding(world: World) -> Callable[[nn.Module], nn.Module]:
     def in_place(net: nn.Module) -> nn.Module:
         if any(isinstance(part, nets.Energy) for part in net.modules()):
             raise SfumatoError(
-                "An energy needs its weights again after its forward pass, when shards have let them go: train it with "
+                "An energy cannot be trained in shards, which free its weights after the forward pass: use "
                 "parallel='ddp'."
             )
         for value in (*net.parameters(), *net.buffers()):
             value.data = value.data.contiguous()
-            dist.broadcast(value.data, 0)  # shards are of one network
+            dist.broadcast(value.data, 0)  # all processes must shard the same weights
         scalars = {p for p in net.parameters() if p.ndim == 0}
         for part in (*_blocks(net), net):
             fully_shard(part, mesh=mesh, reshard_after_forward=True, ignored_params=scalars)
-        for name in ("encode", "decode"):  # which losses of autoencoders call
+        for name in ("encode", "decode"):  # called by the losses of autoencoders
             if hasattr(net, name):
                 register_fsdp_forward_method(net, name)
         return net
@@ -114,16 +114,16 @@ def _blocks(net: nn.Module) -> Iterator[nn.Module]:
 
 
 def average_whole(parameters: Sequence[nn.Parameter], world: World) -> None:
-    """Average the gradients of the parameters that stay whole beside shards, after the last backward pass."""
+    """Average the gradients of the unsharded parameters of a sharded network, after the last backward pass."""
     if not any(local(p) is not p for p in parameters):
-        return  # all whole: DistributedDataParallel has done it
+        return  # no shards: DistributedDataParallel has averaged them
     for p in parameters:
         if p.grad is not None and local(p) is p:
             p.grad = world.all_reduce(p.grad) / world.size
 
 
 def clip(parameters: Sequence[nn.Parameter], largest: float) -> Tensor:
-    """Shorten the gradient, whole or in shards, to a norm of at most `largest`; returns the norm before."""
+    """Scale the gradient, whole or sharded, to a norm of at most `largest`; returns the norm before."""
     norm = _norm([p.grad for p in parameters if p.grad is not None])
     for each in _kinds(parameters):
         nn.utils.clip_grads_with_norm_(each, largest, norm, foreach=True)
@@ -142,13 +142,13 @@ def _norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _kinds(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Whole tensors, and shards: torch takes no list of both."""
+    """The whole tensors and the shards as separate lists, since torch accepts no mixture; empty lists are left out."""
     both = ([t for t in tensors if (local(t) is t) is whole] for whole in (True, False))
     return [each for each in both if each]
 
 
 def gathered(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
-    """The same tensors whole on the CPU of the first process; {} in the others, which have to call it, too."""
+    """The tensors whole, shards gathered on the CPU, in the first process; {} in the others, which must call it too."""
     found = {}
     for name, value in tensors.items():
         whole = value if local(value) is value else full(value).cpu()
@@ -158,7 +158,7 @@ def gathered(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
 
 
 def whole(denoiser: Denoiser, world: World) -> Denoiser:
-    """A denoiser in shards as a whole one in the first process; in the others it has no weights (meta device)."""
+    """An unsharded copy of a sharded denoiser in the first process; in the others it has no weights (meta device)."""
     if not in_shards(denoiser.net):
         return denoiser
     state = gathered(denoiser.net.state_dict(), world)
@@ -170,8 +170,8 @@ def whole(denoiser: Denoiser, world: World) -> Denoiser:
 
 
 def assign(own: Tensor, value: Tensor) -> None:
-    """Copy a whole tensor into one that is whole or a shard of it."""
+    """Copy a whole tensor into another whole tensor or into a shard."""
     if own.shape != value.shape:
-        raise RuntimeError(f"a tensor of shape {tuple(value.shape)} where it is {tuple(own.shape)}")
+        raise RuntimeError(f"a tensor of shape {tuple(value.shape)} instead of {tuple(own.shape)}")
     with torch.no_grad():
         local(own).copy_(shard(value.to(own.device), own))

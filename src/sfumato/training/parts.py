@@ -1,4 +1,4 @@
-"""The model that a run trains and its loss, made from settings and from objects of the caller."""
+"""Build the model that a run trains, and its loss, from settings and the caller's objects."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from sfumato.schedule import schedule_of
 from sfumato.training.config import NAMING, TrainConfig, choices
 from sfumato.training.precision import compute_dtype
 
-_OF_MODEL = ("net", "schedule", "target", "variance", "energy")  # settings that a given model has itself
+_OF_MODEL = ("net", "schedule", "target", "variance", "energy")  # settings that a model passed by the caller fixes
 
 
 @dataclasses.dataclass(frozen=True)
 class Objects:
-    """Objects given in place of the words of settings: net, a network; model, to go on from; loss."""
+    """Objects passed instead of names in the settings: net, a network; model, one to train further; loss."""
 
     net: nn.Module | None = None
     model: Any = None
@@ -40,9 +40,9 @@ class Objects:
 
 
 def separate(settings: Mapping[str, Any], modules: Iterable[type] = ()) -> tuple[dict[str, Any], Objects]:
-    """(settings in words, the objects) of settings some of which are objects.
+    """Separate settings into (settings in words, which files can hold; objects).
 
-    Raises SfumatoError for an object that no file could describe.
+    Raises SfumatoError for an object that no file can describe.
     """
     registry.add(modules)
     words = {**settings, **_process_in_words(settings.get("process"))}
@@ -63,51 +63,51 @@ def separate(settings: Mapping[str, Any], modules: Iterable[type] = ()) -> tuple
 
 
 def _process_in_words(process: Any) -> dict[str, str]:
-    """A process given as an object, in the words of the settings."""
+    """The settings that describe a process passed as an object."""
     if process is None or isinstance(process, str):
         return {}
     if isinstance(process, Product):
         raise SfumatoError(
-            "A product of processes is trained as that of a model: model=sf.Denoiser(net, process), with a network for "
-            "process.net_shape()."
+            "A product of processes has to be passed as part of a model: model=sf.Denoiser(net, process), with a "
+            "network for process.net_shape()."
         )
     return {"process": trees.word(process.config())}
 
 
 def _described(name: str, value: nn.Module) -> str:
-    """An object in the words of the settings."""
+    """The setting that describes an object."""
     try:
         return trees.word(trees.tree(value))
     except SfumatoError:
-        if name == "loss":  # no file holds it; to resume the run it is given again
+        if name == "loss":  # files hold only its name; resuming needs the object again
             return type(value).__name__
         raise
 
 
 def known_here(kept: Mapping[str, Any], path: Path) -> None:
-    """Refuse a run whose settings name a class of the user's that is not registered here."""
+    """Raise SfumatoError if the settings of a run name a class of the user's that is not registered here."""
     for setting, kind in NAMING.items():
         name = registry.bare(kept.get(setting))
         if isinstance(name, str) and name not in choices(setting) and not registry.known(kind, name):
             raise SfumatoError(
-                f"{path} was trained with the {registry.KINDS[kind].words} {name!r}, which is not here. "
+                f"{path} was trained with the {registry.KINDS[kind].words} {name!r}, which is not registered here. "
                 f"{trees.give(name)}"
             )
 
 
 def weight_of(name: str) -> Weight | None:
-    """The loss weight of a name, such as sigmoid(bias=-2); None is the target's plain squared error."""
+    """The loss weight of a setting such as sigmoid(bias=-2); None for "plain", the target's squared error."""
     return None if name == "plain" else weights.named(name)
 
 
 def objective_of(config: TrainConfig) -> Objective:
-    """What the settings of a run weigh by noise level."""
+    """The objective of a run's settings: schedule, target, time density and weight."""
     schedule, density = schedule_of(config.schedule), times.named(config.times)
     return Objective(schedule, config.target, density, weight_of(config.weight))
 
 
 def loss_of(config: TrainConfig, given: Any = None) -> Any:
-    """The loss that a run minimises: the module given, or the one that the settings name."""
+    """The loss that a run minimises: the module passed by the caller, or the one that the settings name."""
     if given is not None:
         return as_loss(given)
     word = config.loss
@@ -118,21 +118,21 @@ def loss_of(config: TrainConfig, given: Any = None) -> Any:
 
 
 def as_loss(module: Any) -> Any:
-    """Any module with `losses` as a `Loss`."""
+    """Any module with a method `losses`, as a `Loss`."""
     if isinstance(module, Loss):
         return module
     if isinstance(module, nn.Module) and hasattr(module, "losses"):
         return CompletedLoss(module)
     raise SfumatoError(
-        f"A loss is a module with `losses(model, batch)` that gives one number a sample, and {type(module).__name__} "
-        "is none: give it one, or take `Plain` for a function."
+        f"A loss is a module with `losses(model, batch)` that returns one number per sample, and a "
+        f"{type(module).__name__} has none: add it, or wrap a function in `Plain`."
     )
 
 
 def model_for(
     given: Objects, settings: TrainConfig, source: Source, spec: DataSpec, loss: Any, device: torch.device
 ) -> Any:
-    """What the run trains, on the device."""
+    """The model that the run trains, on the device."""
     if settings.model is not None:
         model = _given(given.model, settings, spec)
     else:
@@ -141,8 +141,8 @@ def model_for(
         model = loss.model(net, spec)
         if model is not None and not isinstance(process, Gaussian):
             raise SfumatoError(
-                f"The loss {settings.loss} brings its own model, which has no process {settings.process!r}: leave one "
-                "of the two out."
+                f"The loss {settings.loss} builds its own model, which cannot use the process {settings.process!r}: "
+                "leave out one of the two."
             )
         model = model or _denoiser(net, process, settings, spec)
     loss.suits(model)
@@ -151,7 +151,7 @@ def model_for(
 
 
 def with_model(settings: TrainConfig, model: Any) -> TrainConfig:
-    """The settings with target, variance and schedule of the model, which may be a given one."""
+    """The settings with target, variance and schedule taken from the model."""
     process = getattr(model, "process", None)
     if not isinstance(process, Gaussian):
         return settings
@@ -173,7 +173,7 @@ def placed(model: Any, settings: TrainConfig, device: torch.device) -> Any:
 
 
 def _keep_levels(model: Any, times: Any) -> None:
-    """Tell a denoiser at which noise levels it is trained, beside those that it was trained at before."""
+    """Record in a denoiser the range of noise levels that it is trained on, joined with the range recorded before."""
     if isinstance(model, Denoiser) and isinstance(times, TimeDensity):
         low, high = drawn_levels(times, model.process)
         before = model.noise_levels or (low, high)
@@ -181,27 +181,27 @@ def _keep_levels(model: Any, times: Any) -> None:
 
 
 def _given(model: Any, settings: TrainConfig, spec: DataSpec) -> Any:
-    """A copy of the caller's model, or that of a file; SfumatoError where it is of other data."""
+    """A copy of the caller's model, or the model of a file. Raises SfumatoError if its data have another shape."""
     usual = TrainConfig()
     given = [name for name in _OF_MODEL if getattr(settings, name) != getattr(usual, name)]
     if given:
-        raise SfumatoError(f"A model that is given brings its own {', '.join(_OF_MODEL)}: leave out {given[0]}.")
+        raise SfumatoError(f"A model to train further fixes {', '.join(_OF_MODEL)}: leave out {given[0]}.")
     model = serialization.load(str(settings.model)) if model is None else copy.deepcopy(model)
     if not isinstance(getattr(model, "net", None), nn.Module):
-        raise SfumatoError(f"Nothing of a {type(model).__name__} could be trained: give a model that has a network.")
+        raise SfumatoError(f"A {type(model).__name__} has nothing to train: give a model with a network.")
     if model.spec is None:
         model.spec = spec
     have, want = (spec.shape, dict(spec.conditions)), (model.spec.shape, dict(model.spec.conditions))
     if have[0] != want[0] or have[1].keys() != want[1].keys():
         raise SfumatoError(
-            f"The model is of data of shape {want[0]} with the conditions {sorted(want[1])}, and these have the shape "
-            f"{have[0]} and {sorted(have[1])}."
+            f"The model needs data of shape {want[0]} with the conditions {sorted(want[1])}, but these have shape "
+            f"{have[0]} and the conditions {sorted(have[1])}."
         )
     return model
 
 
 def _process(settings: TrainConfig, spec: DataSpec) -> Any:
-    """The process of the settings; of symbols there are as many as the largest of the training data."""
+    """The process that the settings name; the number of symbols is one more than the largest in the training data."""
     given = {
         "schedule": schedule_of(settings.schedule), "target": settings.target, "variance": settings.variance,
         "states": max(2, int(max(spec.statistics.high)) + 1),
@@ -232,7 +232,7 @@ def _denoiser(net: nn.Module, process: Any, settings: TrainConfig, spec: DataSpe
 
 
 def _try(denoiser: Denoiser, spec: DataSpec) -> None:
-    """Call a network of the caller's once, so that an error in it shows before the run begins."""
+    """Call the caller's network once, so that an error in it shows before the run begins."""
     x = torch.zeros(2, *spec.shape, device=denoiser.device)
     cond = Conditions({name: condition.encode(None, 2) for name, condition in spec.conditions.items()}).to(x.device)
     name, training = type(denoiser.net).__name__, denoiser.net.training
@@ -247,7 +247,9 @@ def _try(denoiser: Denoiser, spec: DataSpec) -> None:
         raise SfumatoError(f"{name} could not be called ({' '.join(str(error).split())[:200]}). {like}.") from None
     denoiser.net.train(training)
     if y.shape != x.shape:
-        raise SfumatoError(f"{name} gives {tuple(y.shape)} for {tuple(x.shape)}. {like}, and gives the shape of x.")
+        raise SfumatoError(
+            f"{name} returns shape {tuple(y.shape)} for input {tuple(x.shape)}. {like}, and must return the shape of x."
+        )
 
 
 def rebuilt(contract: Mapping[str, Any], settings: TrainConfig, device: torch.device) -> Any:
@@ -255,14 +257,14 @@ def rebuilt(contract: Mapping[str, Any], settings: TrainConfig, device: torch.de
     with seeded(settings.seed):
         if "model" in contract:
             model = trees.build(contract["model"], "model")
-        else:  # of a version that knew denoisers alone
+        else:  # written by a version that only knew denoisers
             spec = DataSpec.from_dict(contract["spec"])
             model = _denoiser(nets.from_config(contract["net"]), _process(settings, spec), settings, spec)
     return placed(model, settings, device)
 
 
 def with_net(model: Any, net: nn.Module) -> Any:
-    """The same model with another network of the same kind in the place of its own; nothing is copied."""
+    """The same model with another network of the same kind instead of its own; nothing is copied."""
     made = copy.copy(model)
     if isinstance(model, nn.Module) and "net" in model._modules:
         made._modules = {**model._modules, "net": net}

@@ -1,7 +1,7 @@
-"""Parameters of a loss that have an optimiser of their own: a critic, a fake score, weights of its terms.
+"""Players: parameters of a loss with an optimiser of their own, such as a critic, a fake score or loss weights.
 
-AdamW at the rate of the step, after the network's step
-gradients   those that `losses` left, or those of the mean of `player_losses(model, batch)`
+They take an AdamW step, at the same learning rate, after the network's. Their gradients are those of
+the mean of `player_losses(model, batch)` if the loss has it, otherwise those that `losses` produced.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sfumato.objectives.loss import one_a_sample
 
 
 class Players:
-    """The players of one loss; without any it does nothing."""
+    """The players of one loss; does nothing if there are none."""
 
     def __init__(self, loss: Any, lr: float) -> None:
         self.loss, self.parameters = loss, [p for p in loss.players() if p.requires_grad]
@@ -25,12 +25,12 @@ class Players:
             self.optimizer = torch.optim.AdamW(self.parameters, lr, betas=(0.9, 0.99), weight_decay=0.0)
 
     def step(self, model: Any, parts: Iterable[Any], total: int, lr: float, world: World) -> None:
-        """After the network's step: the parts of a share of a batch of `total` samples."""
+        """Step the players. parts: this process's share of a batch of `total` samples, in micro-batches."""
         if self.optimizer is None:
             return
         if hasattr(self.loss, "player_losses"):
             self._differentiate(model, parts, total)
-        elif world.size > 1:  # `losses` were scaled for a mean over the processes
+        elif world.size > 1:  # the gradients of `losses` were scaled for a mean over the processes
             for p in self.parameters:
                 p.grad = None if p.grad is None else p.grad / world.size
         for p in self.parameters:

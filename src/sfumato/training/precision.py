@@ -1,4 +1,4 @@
-"""The dtype that a network computes in. Weights, optimiser, loss, scaling and belief stay in float32."""
+"""The device and compute dtype of a network. Weights, optimiser, loss, scaling and belief stay in float32."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sfumato.errors import SfumatoError
 
 
 def device_of(name: str) -> torch.device:
-    """auto: a CUDA device where there is one, else the CPU."""
+    """The torch device of a name; auto is a CUDA device if there is one, else the CPU."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -23,14 +23,14 @@ def device_of(name: str) -> torch.device:
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """What `Denoiser.compute_dtype` is set to: torch.bfloat16, or None for float32."""
+    """The value for `Denoiser.compute_dtype`: torch.bfloat16, or None for float32."""
     if precision == "auto":
         return torch.bfloat16 if _multiplies_bfloat16(device) else None
     return torch.bfloat16 if precision == "bfloat16" else None
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware does: CUDA from compute capability 8, CPUs with AMX or AVX512-BF16."""
+    """Whether the hardware multiplies in bfloat16: CUDA from compute capability 8, CPUs with AMX or AVX512-BF16."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
     return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

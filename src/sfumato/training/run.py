@@ -1,4 +1,4 @@
-"""A run from data to file: source -> spec -> network -> loop -> run folder."""
+"""Train and resume runs, from data to model file: source -> spec -> network -> loop -> run folder."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ CHANGEABLE = (
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was stopped and its checkpoint saved; the message says how to go on."""
+    """Training was stopped and its checkpoint saved; the message says how to resume."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, the model to use (its moving average), its settings and the lines of its log."""
+    """A finished run: its folder, its model (the moving average), its settings and the lines of its log."""
 
     path: Path
     denoiser: Any = dataclasses.field(repr=False)
@@ -61,17 +61,17 @@ def train(
     modules: Iterable[type] = (),
     **settings: Any,
 ) -> Run:
-    """Train a denoiser on data of any kind and leave a run folder: `sf.train("photos/", minutes=10)`.
+    """Train a denoiser on data of any kind and write a run folder: `sf.train("photos/", minutes=10)`.
 
-    data: whatever `sf.data.open` takes. labels: one class label a sample, or a file of them. settings: those of
-    `TrainConfig`, among which objects may stand for words: net, a torch.nn.Module called as net(x, noise_level,
-    label=..), which is trained in place; model, a denoiser or a wrapper of one, of which a copy is trained
-    further; loss, a module with `losses(model, batch)` (`objectives.loss`). modules: classes of your own that words
-    name, where they are not registered. console: shows progress (default: lines or a bar on stderr). on_start:
-    called in each process with the session before the first step.
-    Raises SfumatoError before training for whatever is wrong with data, settings or folder. Where the run is stopped by
-    a word (`control`) or, in one process, by a KeyboardInterrupt, the checkpoint is saved and Interrupted raised, a
-    KeyboardInterrupt; it is the last one before where the interruption came while a step changed the weights.
+    data: whatever `sf.data.open` takes. labels: one class label per sample, or a file of them. settings: those of
+    `TrainConfig`, three of which may also be objects: net, a torch.nn.Module called as net(x, noise_level, label=..),
+    which is trained in place; model, a denoiser or a wrapper of one, of which a copy is trained further; loss, a module
+    with `losses(model, batch)` (`objectives.loss`). modules: your own classes that the settings name, if they are not
+    registered. console: shows progress (default: lines or a bar on stderr). on_start: called with the session in each
+    process before the first step.
+    Raises SfumatoError before training if anything is wrong with data, settings or folder. If the run is stopped by a
+    command (`control`) or, in a single process, by a KeyboardInterrupt, it saves a checkpoint and raises Interrupted, a
+    KeyboardInterrupt. An interrupt in the middle of a weight update falls back to the checkpoint before.
     """
     settings, given = separate(settings, modules)
     chosen, labels = in_words(data, out, labels, settings)
@@ -100,14 +100,14 @@ def resume(
     modules: Iterable[type] = (),
     **changes: Any,
 ) -> Run:
-    """Go on with a run from its newest whole checkpoint, exactly as if it had not stopped.
+    """Resume a run from its newest intact checkpoint, exactly as if it had not stopped.
 
-    data, labels: needed where the run was trained on an array in memory. changes: new values for the settings in
-    `CHANGEABLE`; minutes and steps are totals of the whole run. changed: settings that were changed in RUN/config.yaml
-    are taken as changes too; without it they are an error that lists them. modules: classes of your own that the run is
-    made of, where they are not registered; net or loss: objects of such classes do as well, and a loss that no file
-    describes has to be given. What a network or a loss draws from torch's own generators, as dropout does, is no part
-    of a checkpoint: such a run is resumed correctly, but with other draws than if it had not stopped.
+    data, labels: needed if the run was trained on an array in memory. changes: new values for the settings in
+    `CHANGEABLE`; minutes and steps are totals of the whole run. changed: accept settings that were edited in
+    RUN/config.yaml; without it such edits are an error that lists them. modules: your own classes in the run, if they
+    are not registered; passing objects of such classes as net or loss also works, and is required for a loss that no
+    file describes. Checkpoints do not hold the state of torch's own generators, which dropout uses: a resumed run that
+    uses them is valid, but its draws differ from those of an uninterrupted one.
     """
     path = folder.existing(run)
     contract, tensors, notes = checkpoint.latest(path)
@@ -117,7 +117,7 @@ def resume(
     changes = {**_edited(path, contract["config"], changed), **changes}
     settings = _changed(contract["config"], changes, path)
     if data is None and not settings.data:
-        raise SfumatoError(f"{path} was trained on an array in memory: give it again, sf.resume(run, data=...).")
+        raise SfumatoError(f"{path} was trained on an array in memory: pass it again, sf.resume(run, data=...).")
     console = console or Console()
     with joined(device_of(settings.device)) as world, generators_kept(world.device):
         source = _opened(world, console, lambda: _same(data, labels, settings, contract["spec"], path))
@@ -132,19 +132,18 @@ def resume(
             if not settings.steps:
                 done, total = f"{state.elapsed / 60:.3g} minutes", f"{settings.minutes:g}"
             raise SfumatoError(
-                f"{path} has trained for {done}, and {total} in all are no more: give a larger total by --minutes or "
-                "--steps."
+                f"{path} has already trained for {done} of {total}: set a larger total with --minutes or --steps."
             )
         if world.leads:
-            console.note(f"Going on from step {state.step:,}.")
+            console.note(f"Resuming from step {state.step:,}.")
             if (path / serialization.FILE).exists() and serialization.read_contract(path)["plans"]:
-                console.note("The plans that were tuned go, since the weights will be others: tune again afterwards.")
+                console.note("Tuned plans are dropped, since the weights will change: tune again afterwards.")
             write_text(path / "config.yaml", settings.to_yaml())
         return _finish(session, on_start)
 
 
 def in_words(data: Any, out: Any, labels: Any, settings: Mapping[str, Any]) -> tuple[TrainConfig, Any]:
-    """(settings with the paths of data, labels and run folder; labels that are no file)."""
+    """(settings with the paths of data, labels and run folder; labels that are not in a file)."""
     words = os.fspath(data) if isinstance(data, str | os.PathLike) else ""
     named = os.fspath(labels) if isinstance(labels, str | os.PathLike) else settings.get("labels")
     place = None if out is None else str(path_of(out, "The run folder"))
@@ -153,28 +152,28 @@ def in_words(data: Any, out: Any, labels: Any, settings: Mapping[str, Any]) -> t
 
 
 def generators_kept(device: torch.device) -> AbstractContextManager[None]:
-    """Within the block networks may draw from torch's generators, as dropout does; after it these are as before."""
+    """Restore torch's random generators, which dropout uses, after the block."""
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def _opened(world: World, console: Console, make: Callable[[], T]) -> T:
-    """make(), which opens the data, first in one process of each machine; the first of all shows how far it is."""
+    """Call make(), which opens the data, first in one process per machine; the very first one shows progress."""
     with reporting_to(console.count if world.leads else None):
         return world.local_main_first(make)
 
 
 def _same(obj: Any, labels: Any, settings: TrainConfig, spec: dict[str, Any], path: Path) -> Source:
-    """The data of a run that is resumed; SfumatoError where they are not those that it was trained on."""
+    """The data of a run to resume. Raises SfumatoError if they are not the data that it was trained on."""
     label_file = settings.labels if labels is None else None
     source = _open(settings.data if obj is None else obj, labels, settings.replace(labels=label_file))
-    if settings.model is not None:  # its spec may be that of other data
+    if settings.model is not None:  # the spec may come from the data of an earlier training
         return source
-    known = DataSpec.from_dict(spec)  # columns added since, or not read then, are left out
+    known = DataSpec.from_dict(spec)  # columns that training did not use are left out
     own = {name: each for name, each in source.conditions.items() if name in known.conditions}
     source = dataclasses.replace(source, conditions=own)
     kept = known.to_dict() | {"name": source.name}
     found = DataSpec.fit(source, source.split(settings.holdout)[0]).to_dict()
-    if found | {"normaliser": None} != kept | {"normaliser": None}:  # symbols have one of their own
+    if found | {"normaliser": None} != kept | {"normaliser": None}:  # that of symbols differs
         raise SfumatoError(f"{source.name} is not the data that {path} was trained on: its statistics differ.")
     return source
 
@@ -193,27 +192,27 @@ def _finish(session: Session, on_start: Callable[[Session], None] | None) -> Run
 
 
 def _ended(session: Session) -> bool:
-    """Train; False where the run was stopped before its budget was used."""
+    """Train; returns False if the run was stopped before the end of its budget."""
     try:
         return session.go()
     except KeyboardInterrupt:
-        if session.world.size > 1:  # processes that stand at different places can save nothing together
+        if session.world.size > 1:  # processes interrupted at different points cannot save together
             raise
         return False
 
 
 def _stop(session: Session) -> NoReturn:
-    """Save a run that was stopped, and raise Interrupted, which says how to go on."""
-    go_on = f"Go on: sfumato resume {session.path}{examples.modules()}"
+    """Save a run that was stopped, and raise Interrupted, which says how to resume."""
+    go_on = f"To resume: sfumato resume {session.path}{examples.modules()}"
     try:
         session.stop()
         message = f"Stopped at step {session.state.step:,}; the checkpoint is saved. {go_on}"
         if session.finished:
-            message = f"Training had ended; in {session.path} only the checks at the end of a run are missing."
+            message = f"Training is complete; only the final checks are missing in {session.path}."
         session.world.broadcast(None)
     except KeyboardInterrupt:
         step = folder.newest_step(session.path)
-        message = f"Interrupted while the run was being saved; its newest checkpoint is that of step {step:,}. {go_on}"
+        message = f"Interrupted while saving; the newest checkpoint is that of step {step:,}. {go_on}"
     session.console.note(message)
     raise Interrupted(message)
 
@@ -221,7 +220,7 @@ def _stop(session: Session) -> NoReturn:
 def prepared(
     data: Any, labels: Any, settings: TrainConfig, device: torch.device, given: Objects | None = None, loss: Any = None
 ) -> tuple[TrainConfig, Source, Any]:
-    """What a run starts with: settings with a budget, samples, and a model that is not trained yet."""
+    """(settings with a budget, data, untrained model) for a new run."""
     given = given or Objects()
     source = _open(data, labels, settings)
     settings = _with_budget(settings, source)
@@ -239,16 +238,16 @@ def _open(obj: Any, labels: Any, settings: TrainConfig) -> Source:
 
 
 def _with_budget(settings: TrainConfig, source: Source) -> TrainConfig:
-    """A budget from the size of the data where none was given."""
+    """The settings with a budget, chosen from the size of the data if there is none."""
     if settings.minutes is not None or settings.steps is not None:
         return settings
     minutes = config.budget(len(source), math.prod(source.shape))
-    source.notes.append(f"Training for {minutes:g} minutes, from the size of the data (--minutes or --steps sets it).")
+    source.notes.append(f"Training for {minutes:g} minutes, chosen from the data size (set --minutes or --steps).")
     return settings.replace(minutes=minutes)
 
 
 def _edited(path: Path, kept: dict[str, Any], accepted: bool) -> dict[str, Any]:
-    """The settings that config.yaml of a run has otherwise than its checkpoint, where they are accepted."""
+    """The settings in a run's config.yaml that differ from its checkpoint; an error unless `accepted`."""
     if not (path / "config.yaml").exists():
         return {}
     now, kept = config.from_yaml(str(path / "config.yaml")).to_dict(), from_dict(kept).to_dict()
@@ -256,19 +255,19 @@ def _edited(path: Path, kept: dict[str, Any], accepted: bool) -> dict[str, Any]:
     if other and not accepted:
         listed = ", ".join(f"{name} {kept[name]} -> {value}" for name, value in other.items())
         raise SfumatoError(
-            f"{path / 'config.yaml'} was changed since the checkpoint: {listed}. Go on with --changed "
-            "(changed=True in Python), or put the old values back."
+            f"{path / 'config.yaml'} was edited since the checkpoint: {listed}. Accept this with --changed "
+            "(changed=True in Python), or restore the old values."
         )
     return other
 
 
 def _changed(old: dict[str, Any], changes: dict[str, Any], path: Path) -> TrainConfig:
-    """The settings of a checkpoint with some changed; a new budget replaces the old one."""
+    """The settings of a checkpoint with changes applied; a new budget replaces the old one."""
     for name in changes:
         if name not in old:
             raise SfumatoError(f"There is no setting {name!r}: {suggest(name, CHANGEABLE)}")
         if name not in CHANGEABLE:
-            raise SfumatoError(f"{name} cannot change when {path} is resumed; these can: {', '.join(CHANGEABLE)}.")
+            raise SfumatoError(f"{name} cannot change when {path} is resumed; only {', '.join(CHANGEABLE)} can.")
     given = {name: value for name, value in changes.items() if value is not None}
     if "minutes" in given and "steps" not in given:
         given["steps"] = None

@@ -1,4 +1,4 @@
-"""A run: the loop's steps, its checkpoints and model file, and hooks for all else that it does."""
+"""A run: the loop's steps, its checkpoints and model file, and hooks for everything else."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ from sfumato.training.state import State
 
 
 class Hook:
-    """Something that a run does beside its training steps. Of several processes all call it alike."""
+    """Something that a run does besides its training steps. All processes call every hook."""
 
     def start(self, session: Session) -> None:
-        """Before the first step of this process."""
+        """Called before the first step of this process."""
 
     def step(self, session: Session, progress: Progress) -> bool | None:
-        """After each step; True stops the run, and has to be returned by all processes at the same step."""
+        """Called after each step. True stops the run; all processes must return it at the same step."""
 
     def back(self, session: Session) -> None:
-        """The run has gone back to a checkpoint."""
+        """Called after the run has gone back to a checkpoint."""
 
     def end(self, session: Session) -> None:
-        """At the end of training, once the model is written."""
+        """Called at the end of training, after the model is written."""
 
     def stop(self, session: Session) -> None:
-        """Where the run is stopped before its end, once the model is written."""
+        """Called when the run is stopped early, after the model is written."""
 
     def close(self) -> None:
-        """Last of all, also after an error."""
+        """Called last, also after an error."""
 
 
 class Session:
-    """Settings, data, state and folder of one run in this process. Of many processes the first alone writes."""
+    """Settings, data, state and folder of a run in this process. Only the first of several processes writes."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Session:
         self.train, self.holdout = source.split(config.holdout)
         self.hooks: list[Hook] = []
         self.began = self.saved = time.monotonic()
-        self.logged = state.step - state.unlogged  # the last step in the log
+        self.logged = state.step - state.unlogged  # last step that is in the log
 
     @property
     def denoiser(self) -> Denoiser:
@@ -77,7 +77,7 @@ class Session:
 
     @property
     def fraction(self) -> float:
-        """Of the budget that is used."""
+        """The fraction of the budget used."""
         return self.state.fraction(self.config)
 
     @property
@@ -87,40 +87,40 @@ class Session:
 
     @property
     def finished(self) -> bool:
-        """Whether the budget is used and the log complete."""
+        """Whether the budget is used up and the log complete."""
         return self.fraction >= 1 and not self.state.unlogged
 
     @property
     def total(self) -> float:
-        """Samples that the whole budget comes to."""
+        """The number of samples in the whole budget, at the rate so far."""
         return self.state.samples / max(self.fraction, 1e-9)
 
     def go(self) -> bool:
-        """Train to the end of the budget; False where a hook stopped the run."""
+        """Train to the end of the budget; returns False if a hook stopped the run."""
         if self.state.step == 0:
-            self.save()  # so that an early stop can be resumed, and a full disk shows now
+            self.save()  # so that an early stop can be resumed, and a full disk is noticed now
         for hook in self.hooks:
             hook.start(self)
         (x, cond), holdout = self.parts()
         steps: Any = fit(self.denoiser, x, self.config, cond, holdout, self.state, world=self.world)
-        with closing(steps):  # no thread that fetches data outlives the run
+        with closing(steps):  # ends the threads that fetch data
             for progress in steps:
                 if any([hook.step(self, progress) for hook in self.hooks]):
                     return False
         self.end()
-        self.world.broadcast(None)  # the others go on once everything is written
+        self.world.broadcast(None)  # the other processes wait until everything is written
         return True
 
     def end(self) -> None:
-        """Write the trained model, and let the hooks end."""
+        """Write the trained model and end the hooks."""
         self.began = time.monotonic()
         self.save(model=True)
         for hook in self.hooks:
             hook.end(self)
 
     def stop(self) -> None:
-        """Save a run that is stopped: checkpoint, model, report."""
-        if self.state.midway:  # interrupted within a step: only the last checkpoint is whole
+        """Save a run that was stopped: checkpoint, model, report."""
+        if self.state.midway:  # interrupted within a step: go back to the last checkpoint
             contract, tensors, _ = checkpoint.latest(self.path)
             self.back(tensors, contract["counters"])
         self.state.reported &= self.logged == self.state.step
@@ -137,7 +137,7 @@ class Session:
             hook.back(self)
 
     def parts(self) -> tuple[tuple[Samples, Conditions], tuple[Samples, Conditions] | None]:
-        """(samples, conditions) to train on, and those held out."""
+        """(samples, conditions) for training, and for the hold-out (None if nothing is held out)."""
 
         def some(rows: torch.Tensor) -> tuple[Samples, Conditions]:
             return part(self.source.x, rows), of_data(self.denoiser.spec, self.source, rows)
@@ -145,7 +145,7 @@ class Session:
         return some(self.train), some(self.holdout) if len(self.holdout) else None
 
     def save(self, model: bool = False) -> None:
-        """A checkpoint, and the model as it is now."""
+        """Write a checkpoint and, if `model`, the model file."""
         if not (self.world.leads or self.state.sharded):
             return
         with self.state.spending("checkpoints"):

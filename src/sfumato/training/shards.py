@@ -1,10 +1,10 @@
-"""Checkpoints in shards: a folder with one safetensors file a process.
+"""Sharded checkpoints: a folder with one safetensors file per process.
 
     checkpoints/step_00001234/  contract.json  shard-00001-of-00002.safetensors  shard-00002-of-00002.safetensors
 
-Each process writes its rows of every tensor; the first one also the tensors that all hold whole. contract.json comes
-last, with the hash of every file, and the folder gets its name when all is on the disk: one that has it is whole. Any
-number of processes reads it: a tensor is the rows of all files, in order.
+Each process writes its rows of every tensor; the first one also writes the unsharded tensors. contract.json is written
+last, with the hash of every file, and the folder is renamed once all of it is on disk, so that a folder with its final
+name is complete. Any number of processes can read it: a tensor is the concatenation of the rows of all files.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ CONTRACT = "contract.json"
 
 
 def write(final: Path, tensors: Mapping[str, Tensor], contract: Mapping[str, Any], world: World) -> Path:
-    """Write tensors, whole ones and shards, as one folder; all processes do, and return when it has its name.
+    """Write whole and sharded tensors into one folder. All processes call this, and return once it is complete.
 
-    final: its path; where that is taken a number is added. SfumatoError in all where one cannot write.
+    final: its path; a number is appended if that is taken. Raises SfumatoError in all processes if one cannot write.
     """
     place = world.broadcast_result(lambda: _begin(final))
     try:
@@ -44,7 +44,7 @@ def write(final: Path, tensors: Mapping[str, Tensor], contract: Mapping[str, Any
 
 
 def _begin(final: Path) -> Path:
-    """A folder under a temporary name; those that killed processes left are deleted."""
+    """Create a folder with a temporary name, and delete those left by killed processes."""
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         for old in final.parent.glob(".*.shards"):
@@ -57,7 +57,7 @@ def _begin(final: Path) -> Path:
 
 
 def _save(place: Path, tensors: Mapping[str, Tensor], world: World) -> tuple[str, str]:
-    """Write the file of this process; returns its name and hash."""
+    """Write this process's file; returns its name and hash."""
     own = {name: value for name, value in tensors.items() if world.leads or local(value) is not value}
     path = place / f"shard-{world.rank + 1:05d}-of-{world.size:05d}.safetensors"
     try:
@@ -89,13 +89,13 @@ def _hash(path: Path) -> str:
 
 
 def read(path: Path) -> tuple[dict[str, Any], Shards]:
-    """(contract, tensors) of a folder whose files all have their hashes; SfumatoError otherwise."""
+    """(contract, tensors) of a folder. Raises SfumatoError if a file does not match its hash."""
     try:
         contract = json.loads((path / CONTRACT).read_text(encoding="utf-8"))
         found = {name: _hash(path / name) for name in contract["files"]}
         shards = Shards(path / name for name in sorted(found))
     except OSError as error:
-        raise SfumatoError(f"{path} is not whole: {error.filename}: {reason(error)}.") from None
+        raise SfumatoError(f"{path} is incomplete: {error.filename}: {reason(error)}.") from None
     except (ValueError, KeyError, TypeError, SafetensorError):
         raise SfumatoError(f"{path} is damaged: its contract or a file cannot be read.") from None
     if seal({}, contract) != contract.get("hash") or found != contract["files"]:
@@ -104,7 +104,7 @@ def read(path: Path) -> tuple[dict[str, Any], Shards]:
 
 
 class Shards(Mapping[str, Tensor]):
-    """The tensors of files by name, each read whole when it is asked for."""
+    """The tensors of several files by name, each read whole on access."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._files: dict[str, list[Any]] = {}

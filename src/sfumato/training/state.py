@@ -1,4 +1,4 @@
-"""Everything that a training step changes, as tensors and numbers; with the seed it determines all that follows."""
+"""Everything that a training step changes, as tensors and numbers; with the seed it determines all later steps."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ _COUNTERS = ("step", "samples", "elapsed", "strikes", "rollbacks", "slower", "tr
 
 
 class State:
-    """Weights, optimiser, moving average, what the loss learns, counters.
+    """Weights, optimiser, moving averages, what the loss learns, counters.
 
-    denoiser: the model that is trained, not only a `Denoiser`. loss: the one that the settings name by default.
+    denoiser: the model that is trained, not necessarily a `Denoiser`. loss: by default the one that the settings name.
     players: parameters of the loss that have an optimiser of their own.
-    step, samples: of the whole run. unseen: samples of the steps that were skipped before any was taken.
-    elapsed: seconds of training; waited: seconds of this process that do not count as such; spent: seconds of the run
-    beside the steps, by what they went into.
+    step, samples: counted over the whole run. unseen: samples in steps skipped before the first successful one.
+    elapsed: seconds of training; waited: seconds of this process that do not count as training; spent: seconds used
+    besides the steps, by purpose.
     sums: (loss, gradient norm, steps) since the last line of the log.
-    micro: samples that are computed at once. triples: fixed draws of a validation, 0 before the first.
-    strikes: the last steps that were skipped; rollbacks: how often the run went back; slower: the factor on the
-    learning rate since then.
-    given: whether training starts from weights that were given, not from those that the seed makes.
-    midway: whether a step, or `load`, has changed only a part of all this; such a state must not be saved.
-    line_due: whether the last step ends a line of the log; reported: whether the loop's caller has been given that
-    line, so that `sums` begin anew with the next step.
-    sharded: whether this process holds shards of a network that all of `world` hold together.
+    micro: samples computed at once. triples: number of fixed draws per validation, 0 before the first.
+    strikes: the recently skipped steps; rollbacks: how often the run went back; slower: the resulting factor on the
+    learning rate.
+    given: whether training started from the caller's weights rather than from the seed's.
+    midway: whether a step, or `load`, is half applied; such a state must not be saved.
+    line_due: whether the last step completes a line of the log; reported: whether the loop has yielded that line, so
+    that `sums` restart with the next step.
+    sharded: whether this process holds shards of a network distributed over `world`.
     """
 
     def __init__(self, denoiser: Any, config: TrainConfig, loss: Loss | None = None, world: World = ALONE) -> None:
@@ -76,7 +76,7 @@ class State:
 
     @contextmanager
     def spending(self, on: str) -> Iterator[None]:
-        """Within the block time is counted in `spent[on]`."""
+        """Add the time of the block to `spent[on]`."""
         start = time.monotonic()
         try:
             yield
@@ -84,8 +84,8 @@ class State:
             self.spent[on] = self.spent.get(on, 0.0) + time.monotonic() - start
 
     def average(self, batch: int) -> None:
-        """Take the weights after a step of `batch` samples into the averages, and count the step."""
-        before = 0 if self.samples == self.unseen else self.samples  # the first step that is taken replaces the start
+        """Update the averages after a step of `batch` samples, and count the step."""
+        before = 0 if self.samples == self.unseen else self.samples  # the first real step replaces the initial weights
         for each in (self.ema, *self.averages):
             if each is not None:
                 each.update(before, self.samples + batch)
@@ -93,30 +93,30 @@ class State:
         self.samples += batch
 
     def fraction(self, config: TrainConfig) -> float:
-        """Of the budget that is used."""
+        """The fraction of the budget used."""
         if config.steps is not None:
             return self.step / config.steps
         return self.elapsed / (60 * (config.minutes or 1.0))
 
     @property
     def unlogged(self) -> bool:
-        """Whether the run was interrupted between its last step and the line of the log that ends there."""
+        """Whether the run was interrupted after its last step but before that step's line of the log was written."""
         return self.line_due and not self.reported
 
     def before(self, config: TrainConfig) -> float:
-        """The fraction of the budget at which the last step began; about, of a budget in minutes."""
+        """The fraction of the budget at which the last step began; approximate for a budget in minutes."""
         if config.steps is not None:
             return (self.step - 1) / config.steps
         return self.fraction(config) * (self.step - 1) / self.step
 
     @property
     def dtype(self) -> torch.dtype:
-        """What samples, noise and weights are kept in: float32, or float64 where the network is."""
+        """The dtype of samples, noise and weights: float64 if the network has it, otherwise float32."""
         return next((p.dtype for p in self.parameters if p.dtype == torch.float64), torch.float32)
 
     @property
     def best(self) -> Any:
-        """The denoiser to use: the moving average where there is one."""
+        """The model to use: the moving average if there is one."""
         return self.ema.denoiser if self.ema else self.denoiser
 
     def tensors(self) -> dict[str, Tensor]:
@@ -143,7 +143,7 @@ class State:
         return found | {"unlogged": self.unlogged}
 
     def load(self, tensors: Mapping[str, Tensor], counters: dict[str, Any]) -> None:
-        """Take over what `tensors` and `counters` gave, here or in other processes, whole or in shards."""
+        """Load the results of `tensors` and `counters`, from whichever number of processes, whole or sharded."""
         self.midway, self.reported = True, False
         try:
             self._make_moments(tensors)
@@ -161,7 +161,7 @@ class State:
             raise SfumatoError(f"The checkpoint belongs to another network or other settings ({first}).") from None
 
     def _make_moments(self, names: Iterable[str]) -> None:
-        """Room for what the optimisers had of each parameter, in its memory layout."""
+        """Allocate the optimisers' state for each parameter, in the parameter's memory layout."""
         optimizers = self._optimizers()
         for optimizer, _ in optimizers.values():
             optimizer.state.clear()
@@ -177,7 +177,7 @@ class State:
 
 
 def optimizer(net: torch.nn.Module, config: TrainConfig, dtype: torch.dtype | None = None) -> torch.optim.Optimizer:
-    """The optimiser that the settings name, of a network. dtype: what the network computes in, and Muon's msign."""
+    """The optimiser that the settings name, for a network. dtype: compute dtype of the network and of Muon's msign."""
     named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
     found: torch.optim.Optimizer = registry.get("optimizer", config.optimizer)(named, config, dtype)
     return found
@@ -196,5 +196,5 @@ def muon(
 def adamw(
     named: list[tuple[str, torch.nn.Parameter]], config: TrainConfig, dtype: torch.dtype | None
 ) -> torch.optim.Optimizer:
-    """AdamW (fused) for all."""
+    """AdamW (fused) for all parameters."""
     return Muon([], [p for _, p in named], config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay)

@@ -1,4 +1,4 @@
-"""When a run is validated, and on what: triples of held-out samples, and as many of training samples."""
+"""When a run is validated, and on which draws: triples of held-out samples, and as many of training samples."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from sfumato.training.config import TrainConfig
 from sfumato.training.evaluation_schedule import due, triples, validations
 from sfumato.training.state import State
 
-_KNOWN = 0.05  # of a budget in minutes, after which the pace says how many samples it comes to
+_KNOWN = 0.05  # fraction of a budget in minutes after which the pace predicts its number of samples
 Given = tuple[Samples, Mapping[str, Any] | Tensor | None]  # samples (N, *shape) in the user's units, their conditions
 
 
 class Judge:
-    """Validates a run when it is due. Under a budget in minutes it first waits for the pace, so as not to overspend."""
+    """Validates a run when due. With a budget in minutes it first measures the pace, so as not to overspend."""
 
     def __init__(self, state: State, config: TrainConfig, train: Given, holdout: Given) -> None:
         self.state, self.config, self.train, self.holdout = state, config, train, holdout
         self._measure: Validator | None = None
 
     def at(self, before: float, fraction: float, world: World) -> Validation | None:
-        """The validation after a step from one fraction of the budget to another; None where none is due."""
+        """The validation due after a step between two fractions of the budget; None if none is due."""
         state, done = self.state, fraction >= 1
         total = state.samples / max(fraction, 1e-9)
         if self._measure is None:
@@ -53,9 +53,9 @@ def judge(
     train: Given | None = None,
     total: float | None = None,
 ) -> Validator:
-    """The validator of a run on held-out samples x: as many fixed draws as `total` samples of training can pay for.
+    """The validator of a run on held-out samples x, with as many fixed draws as `total` training samples can pay for.
 
-    train: training samples to compare them with, one for each. A resumed run keeps its number of draws.
+    train: training samples for comparison, as many as are held out. A resumed run keeps its number of draws.
     """
     if not state.triples:
         known = config.steps * config.batch if config.steps is not None else total
@@ -63,7 +63,7 @@ def judge(
     model, count = state.denoiser, state.triples
 
     def prepared(x: Samples, cond: Mapping[str, Any] | Tensor | None, most: int) -> tuple[Tensor, Conditions]:
-        rows = noise.permutation(config.seed, 0, len(x))[:most]  # folders are sorted by class: never the first ones
+        rows = noise.permutation(config.seed, 0, len(x))[:most]  # not the first ones: folders are sorted by class
         found = x[rows]
         found = (found if model.spec is None else model.spec.normalise(found)).to(state.dtype).to(model.device)
         return found, Conditions.of(cond).rows(rows).to(model.device)

@@ -1,4 +1,4 @@
-"""How long training steps wait for their batches, why, and what helps."""
+"""Measure how long training steps wait for their batches, find out why, and advise what would help."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any, final
 from sfumato.data.rows import DECODING, READING, Rows, Samples, Spent
 
 FETCHING, NORMALISING, TRANSFER = "fetching", "normalising", "transfer"
-MUCH = 0.10  # fraction of the time spent waiting above which advice is given
-_SURE = 3.0  # seconds waited in all before advice is given
+MUCH = 0.10  # fraction of time spent waiting that calls for advice
+_SURE = 3.0  # total seconds waited before advice is given
 
 CURES = {
-    READING: "is read too slowly: put it, or the cache (SFUMATO_CACHE), on a faster disk, or give more --workers",
-    DECODING: "is decoded anew for every step: let the cache hold it (SFUMATO_CACHE, SFUMATO_CACHE_GB), or give a "
-    "smaller --size or more --workers",
-    NORMALISING: "takes as long to normalise as this small network to train on it: a larger --net costs little more, "
-    "and a smaller --size less",
-    TRANSFER: "is slow on its way to the device: give a smaller --size, so that all of it may stay there",
+    READING: "is read too slowly: put it, or the cache (SFUMATO_CACHE), on a faster disk, or set more --workers",
+    DECODING: "is decoded again for every step: enlarge the cache (SFUMATO_CACHE, SFUMATO_CACHE_GB), or set a smaller "
+    "--size or more --workers",
+    NORMALISING: "takes as long to normalise as this small network takes to train on it: a larger --net would cost "
+    "little more, a smaller --size less",
+    TRANSFER: "is slow to copy to the device: set a smaller --size, so that all of it fits there",
 }
 
 
@@ -28,18 +28,18 @@ class Waiting:
     def __init__(self, x: Samples, workers: int) -> None:
         self._rows, self._workers = x if isinstance(x, Rows) else None, workers
         self._spent = Spent()
-        self.on = self._spent.on  # with waiting.on(cause): a step waits for its batch
-        self._mark, self._waited, self._said = time.perf_counter(), 0.0, False
+        self.on = self._spent.on  # `with waiting.on(cause)` counts the time of the block as waiting
+        self._mark, self._waited, self._advised = time.perf_counter(), 0.0, False
 
     def report(self) -> dict[str, Any]:
-        """data_wait: the fraction of the time since the last report in which steps waited. advice: where that is much,
-        cause and cure, once."""
+        """data_wait: the fraction of time since the last report that steps waited. advice: cause and cure if that is
+        too much, given once."""
         now, waited = time.perf_counter(), self._spent.total
         share = min(1.0, (waited - self._waited) / max(1e-9, now - self._mark))
         self._mark, self._waited = now, waited
-        if self._said or share <= MUCH or waited < _SURE:
+        if self._advised or share <= MUCH or waited < _SURE:
             return {"data_wait": share, "advice": None}
-        self._said = True
+        self._advised = True
         where = "The data" if self._rows is None else self._rows.where
         workers = f" (now {self._workers})" if "--workers" in (cure := CURES[self.cause]) else ""
         advice = f"Steps wait {share:.0%} of the time for their data ({self.cause}): {where} {cure}{workers}."
@@ -47,7 +47,7 @@ class Waiting:
 
     @property
     def cause(self) -> str:
-        """What steps waited for most."""
+        """The main cause of waiting."""
         most = self._spent.most or FETCHING
         if most != FETCHING:
             return most

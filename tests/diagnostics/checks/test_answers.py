@@ -112,9 +112,9 @@ def test_what_the_network_does_not_hear_changes_nothing():
             return 0.5 * self.one * z
 
     found = answers(net=Deaf())
-    assert found.heard.level == 0 == found.heard.label
-    heard = answers().heard
-    assert heard.level > 1e-3 and heard.label > 1e-3
+    assert found.sensitivity.level == 0 == found.sensitivity.label
+    sensitivity = answers().sensitivity
+    assert sensitivity.level > 1e-3 and sensitivity.label > 1e-3
 
 
 def test_classes_that_differ_in_their_mean_or_in_their_spectrum_are_told_from_chance():
@@ -207,6 +207,6 @@ def test_every_condition_is_asked_about():
         nn.init.normal_(parameter, std=0.3)
     model = sf.Denoiser(net, sf.Gaussian(sf.schedules.Flow()), "velocity")
     found = ask(model, x, {"label": label, "temperature": torch.linspace(0, 1, 64)}, LEVELS, 64)
-    assert found.heard.others == {"temperature": 0.0} and found.heard.label is not None
+    assert found.sensitivity.others == {"temperature": 0.0} and found.sensitivity.label is not None
     finding = condition_dead(Evidence(answers=found))
     assert finding is not None and "'temperature'" in finding.what and "label" not in finding.what

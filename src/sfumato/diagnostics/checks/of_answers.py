@@ -141,8 +141,8 @@ def condition_dead(evidence: Evidence) -> Finding | None:
     answers, weights, settings = evidence.answers, evidence.weights, evidence.settings or {}
     responses: dict[str, float] = {}
     if answers is not None and _speaks(answers):
-        label = {} if answers.heard.label is None else {"label": answers.heard.label}
-        responses = label | answers.heard.others
+        label = {} if answers.sensitivity.label is None else {"label": answers.sensitivity.label}
+        responses = label | answers.sensitivity.others
     dead = [*(evidence.unheard or ()), *(name for name, response in responses.items() if response < DEAD)]
     unlearned = None if weights is None else unlearned_embedding(weights)
     if not dead and unlearned is None:
@@ -184,12 +184,12 @@ def condition_uninformative(evidence: Evidence) -> Finding | None:
 def level_dead(evidence: Evidence) -> Finding | None:
     """Another noise level changes nothing in the answers."""
     answers = evidence.answers
-    if answers is None or not _speaks(answers) or answers.heard.level >= DEAD:
+    if answers is None or not _speaks(answers) or answers.sensitivity.level >= DEAD:
         return None
     return Finding(
         "level-dead",
         "another noise level changes nothing in the network's answers",
-        {"response": answers.heard.level},
+        {"response": answers.sensitivity.level},
         "Check that the network uses its second argument, one noise level a sample.",
     )
 
@@ -205,15 +205,15 @@ def gain(answers: Answers) -> tuple[float, float] | None:
     g = (E|y' - y*|^2 - E|y - y*|^2) / E|y - y'|^2,  y under the sample's own label, y' under another: 1 where y is
     E[y* | z, label], 0 where the labels have nothing to do with the samples.
     """
-    heard = answers.heard
-    if heard.own is None or heard.other is None or heard.moved is None or len(heard.own) < 8:
+    change = answers.sensitivity
+    if change.own is None or change.other is None or change.moved is None or len(change.own) < 8:
         return None
-    moved = float(heard.moved.mean())
+    moved = float(change.moved.mean())
     if not moved > 0:
         return None
-    difference = heard.other - heard.own
+    difference = change.other - change.own
     g = float(difference.mean()) / moved
-    return g, float((difference - g * heard.moved).std()) / moved / math.sqrt(len(heard.own))
+    return g, float((difference - g * change.moved).std()) / moved / math.sqrt(len(change.own))
 
 
 def labels_shuffled(evidence: Evidence) -> Finding | None:
@@ -222,9 +222,10 @@ def labels_shuffled(evidence: Evidence) -> Finding | None:
     if answers is not None and answers.finite and answers.held and (found := gain(answers)) is not None:
         g, error = found
         numbers = {"gain": g, "standard error": error}
-        heard = answers.heard
-        assert heard.own is not None and heard.moved is not None
-        explained, used = (heard.untold or 0.0) / float(heard.own.mean()), float(heard.moved.mean() / heard.own.mean())
+        change = answers.sensitivity
+        assert change.own is not None and change.moved is not None
+        loss = float(change.own.mean())
+        explained, used = (change.by_class or 0.0) / loss, float(change.moved.mean()) / loss
         if explained > EXPLAINED and used < UNUSED * explained:
             what = f"the classes would explain {explained:.0%} of the network's error, and it hardly uses them"
             return _shuffled(what, numbers | {"explained": explained, "used": used})
