@@ -65,8 +65,8 @@ def test_settings_take_them():
         ("sigmoid(bais=2)", "sigmoid has no argument 'bais': did you mean 'bias'"),
         ("sigmoid(1, 2)", r"sigmoid takes bias=0.0"),
         ("sigmoid(two)", "'two' is not a number"),
-        ("sigmoid(bias=)", "arguments are written as Python does"),
-        ("sigmoid(1)(2)", "arguments are written as Python does"),
+        ("sigmoid(bias=)", "write arguments as in Python"),
+        ("sigmoid(1)(2)", "write arguments as in Python"),
         ("sigmoid(**{})", "sigmoid has no argument 'None'"),
         ("p2(1, 2, 3)", "p2 takes gamma=1.0, k=1.0"),
         ("p2(0.5, gamma=1)", "p2 takes gamma=1.0, k=1.0"),
@@ -220,8 +220,8 @@ def test_networks_named_as_something_else_come_back_as_they_were_made(tmp_path, 
     assert sf.load(path).net.net.more == {"tail": {"b": 1}}
     wrong = [
         (DDIM(Flow(2)), "DDIM was made with a Flow, in whose place a file would find the Flow of sfumato"),
-        (DDIM({"name": "me", "args": {}}), "made with the dict"),
-        (DDIM([{"x": {1: 2}}]), "made with the dict"),
+        (DDIM({"name": "me", "args": {}}), "contains the dict"),
+        (DDIM([{"x": {1: 2}}]), "contains the dict"),
     ]
     for net, words in wrong:
         with pytest.raises(SfumatoError, match=words) as caught:

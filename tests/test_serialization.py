@@ -148,7 +148,7 @@ def test_missing_files_are_one_sentence(tmp_path, name, words):
 
 def test_raw_weights_must_be_there(tmp_path):
     path = serialization.save(denoiser(), tmp_path / "m.safetensors")
-    with pytest.raises(SfumatoError, match="keeps no raw weights"):
+    with pytest.raises(SfumatoError, match="has no raw weights"):
         sf.load(path, "raw")
     with pytest.raises(SfumatoError, match="'ema' or 'raw'"):
         sf.load(path, "best")
@@ -281,7 +281,7 @@ def test_a_class_that_is_not_here_is_asked_for(tmp_path):
     with pytest.raises(SfumatoError, match=r"no network 'Elsewhere' here.*modules=\[Elsewhere\]"):
         sf.load(path)
     assert type(sf.load(path, modules=[Elsewhere]).net) is Elsewhere
-    with pytest.raises(SfumatoError, match="modules are classes"):
+    with pytest.raises(SfumatoError, match="modules must be classes"):
         sf.load(path, modules=["Elsewhere"])
 
 

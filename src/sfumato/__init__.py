@@ -5,7 +5,7 @@
 Conventions: ``z = alpha(t) x + sigma(t) eps``, t in [0, 1], t = 0 is data and t = 1 is noise; noise levels are stated
 in ``logsnr = log(alpha^2 / sigma^2)``; users speak in the units of their own data.
 
-Importing the package loads nothing else, not even torch: what the imports below name is loaded when it is first used.
+Importing the package loads nothing else, not even torch: every public name is imported on first use.
 """
 
 from importlib import import_module
@@ -76,7 +76,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# public name -> where it lives: "module:attribute", or "module" for a module under its public name
+# public name -> its source: "module:attribute", or "module" for a module under its public name
 _PUBLIC = {
     "Codec": "sfumato.autoencoder:Codec",
     "Denoiser": "sfumato.model:Denoiser",
@@ -145,7 +145,7 @@ __all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> object:
-    """The public name `name`, its module loaded now and the result kept (PEP 562)."""
+    """Import the public name `name` and cache it (PEP 562)."""
     if name not in _PUBLIC:
         raise AttributeError(f"module 'sfumato' has no attribute {name!r}")
     module, _, attribute = _PUBLIC[name].partition(":")

@@ -1,4 +1,4 @@
-"""`sf.doctor`: a run folder, a model file or a denoiser in memory -> a report of what is wrong with it, by code."""
+"""`sf.doctor`: find faults in a run folder, a model file or a denoiser in memory, each reported under a code."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def doctor(
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> Report:
-    """What is wrong with a run or a model, each fault under a code with its evidence, its cure and a page.
+    """Find the faults of a run or a model; each has a code, evidence, a cure and a page in the documentation.
 
-    subject: a run folder (finished, stopped or under way), a model file, or a denoiser. data: whatever `sf.data.open`
-    takes, in the user's units, with labels and size; a run whose data came from a path brings its own. For a loop of
-    one's own, beside a denoiser of raw weights: average, that of the moving average; initial, the state dict of the
-    network before the first step (keep a copy); log, dicts with step, loss, and valid_raw, valid_ema, valid_trivial
-    where there are validations; steps taken. seed: of the draws.
-    Nothing is changed. The report says what was looked for and what could not be, and why. Raises SfumatoError for
-    what is neither a run nor a model, and for data of another shape.
+    subject: a run folder (finished, stopped or in progress), a model file, or a denoiser. data: whatever `sf.data.open`
+    takes, in the user's units, with labels and size; not needed for a run on data from a path. For your own training
+    loop, pass a denoiser with raw weights and also: average, the denoiser of the moving average; initial, the network's
+    state dict before the first step (keep a copy); log, dicts with step, loss, and for validations valid_raw,
+    valid_ema, valid_trivial; steps taken. seed: of the draws. Nothing is changed. The report lists which checks were
+    made, and which could not be and why. Raises SfumatoError for anything that is neither a run nor a model, and for
+    data of another shape.
     """
     given = None if data is None else _open(data, labels, size)
     if not isinstance(subject, str | os.PathLike):
@@ -66,9 +66,9 @@ def doctor(
 
 
 class _Patient(NamedTuple):
-    """What a subject is: the denoisers of its raw weights and of their average, and what is known without its data.
+    """A subject: the denoisers of its raw weights and of their average, and the evidence that needs no data.
 
-    made: its provenance. no_data: why there are none, where none are given.
+    made: its provenance. no_data: why there are no data unless the caller passes some.
     """
 
     name: str
@@ -89,11 +89,11 @@ def _open(obj: Any, given: Any, size: int | None, kinds: Mapping[str, str] | Non
 def _of_denoiser(model: Any, average: Any, initial: Any, log: Any, steps: int) -> _Patient:
     if isinstance(model, Wrapped):
         raise SfumatoError(
-            f"A doctor looks at what a network answers, and a {type(model).__name__} changes that: give the denoiser "
-            "within it, model.inner."
+            f"The doctor examines a network's outputs, which a {type(model).__name__} changes: pass the denoiser "
+            "inside it, model.inner."
         )
     if not hasattr(model, "net") or not hasattr(model, "predict"):
-        raise SfumatoError(f"A doctor looks at a denoiser, a model file or a run, and not at a {type(model).__name__}.")
+        raise SfumatoError(f"The doctor examines a denoiser, a model file or a run, not a {type(model).__name__}.")
     made = dict(getattr(model, "provenance", None) or {})
     made["steps"] = steps or made.get("steps")
     absent = {"incidents": "without a run", "log": "without a log", "weights": "without the initial weights"}
@@ -134,7 +134,7 @@ def _of_run(path: Path, device: torch.device) -> tuple[_Patient, TrainConfig]:
 def _model(
     contract: dict[str, Any], tensors: Mapping[str, Tensor], prefix: str, settings: TrainConfig, device: torch.device
 ) -> Any:
-    """The denoiser of the weights of a checkpoint with this prefix, None where there are none."""
+    """The denoiser with the weights of a checkpoint under this prefix; None if there are none."""
     state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     if not state:
         return None
@@ -144,7 +144,7 @@ def _model(
 
 
 def _initial(contract: dict[str, Any], settings: TrainConfig) -> dict[str, Tensor] | None:
-    """The weights before the first step, made anew from the seed; none where the run was given its start."""
+    """The weights before the first step, recreated from the seed; None if the caller supplied them."""
     if contract.get("given"):
         return None
     with seeded(settings.seed):
@@ -156,7 +156,7 @@ def _weights(model: Any, average: Any, initial: dict[str, Tensor] | None, steps:
 
 
 def _own_data(settings: TrainConfig) -> tuple[Source | None, str]:
-    """(the data that a run names, why they cannot be had)."""
+    """(the data that a run names, why they are not available)."""
     if not settings.data:
         return None, "since the data were in memory: give --data"
     try:
@@ -166,10 +166,10 @@ def _own_data(settings: TrainConfig) -> tuple[Source | None, str]:
 
 
 def _examined(patient: _Patient, source: Source | None, seed: int) -> Report:
-    """The report, with what the data and the network's answers on them add."""
+    """The report, with the evidence from the data and the network's outputs on them."""
     known = dataclasses.replace(patient.known, not_finite=not_finite(patient.raw, patient.average))
     notes = patient.notes
-    if known.not_finite:  # such a network answers with nothing that could be judged
+    if known.not_finite:  # its outputs cannot be judged
         known = dataclasses.replace(known, weights=None, log=None)
         absent = dict.fromkeys(("sample", "answers", "weights", "log"), "since the weights are not finite")
     elif source is None:
@@ -191,7 +191,7 @@ def _examined(patient: _Patient, source: Source | None, seed: int) -> Report:
 
 
 def _unasked(patient: _Patient) -> dict[str, str]:
-    """Why the network is not asked; empty where it is."""
+    """Why the network's outputs are not examined; empty if they are."""
     model, steps = patient.raw, patient.made.get("steps")
     process = getattr(model, "process", None)
     if steps is not None and steps < TRAINED:
@@ -199,12 +199,12 @@ def _unasked(patient: _Patient) -> dict[str, str]:
     if process is None:
         return {"answers": f"since a {type(model).__name__} has no noise levels"}
     if not isinstance(process, Gaussian):
-        return {"answers": f"since they are about real numbers, and {type(process).__name__} has other states"}
+        return {"answers": f"since they need real numbers, and {type(process).__name__} has other states"}
     return {}
 
 
 def _sides(source: Source, made: Mapping[str, Any]) -> tuple[Tensor, Tensor, str]:
-    """(rows of training, rows held out, a note): of the training data what was held out, of others all."""
+    """(rows of training, rows held out, a note): for the training data as training split it, for other data all."""
     fraction = made.get("holdout")
     own = "samples" not in made or (made["samples"], made.get("data")) == (len(source), source.name)
     if fraction is None or not own:
@@ -213,4 +213,4 @@ def _sides(source: Source, made: Mapping[str, Any]) -> tuple[Tensor, Tensor, str
     train, held = source.split(fraction)
     if len(held) >= 8:
         return train, held, ""
-    return train, held[:0], "Too little was held out to judge by: the network is asked about its training samples."
+    return train, held[:0], "Too little was held out to judge by: the network is examined on its training samples."

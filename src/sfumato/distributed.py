@@ -1,9 +1,9 @@
-"""The processes that work together: torchrun starts them.
+"""Several processes that work together, started by torchrun.
 
     torchrun --nproc-per-node 4 -m sfumato.cli train photos/
 
-Each takes a share of the same work. Noise and noise level belong to the sample, so that the number of processes changes
-only the time, and the rounding of sums. The first process alone writes files and prints.
+Each takes a share of the same work. Noise and noise levels belong to the sample, so that the number of processes only
+affects the time taken and the rounding of sums. Only the first process writes files and prints.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from torch.distributed.rendezvous import rendezvous
 
 from sfumato.errors import SfumatoError
 
-TIMEOUT = 600.0  # seconds after which a process that does not answer counts as gone
+TIMEOUT = 600.0  # seconds after which a process that does not respond counts as lost
 OPENING = 12 * 3600.0  # the same while data are opened: decoding a large folder may take hours
-_IDLE_WAIT = 10.0  # seconds at most that the threads of gloo get to become idle at the end
-_ANSWER = 10.0  # seconds in which processes have to answer, once one seems to be gone
+_IDLE_WAIT = 10.0  # most seconds to wait at the end for gloo's threads to become idle
+_ANSWER = 10.0  # seconds in which processes must respond, once one seems lost
 
 _T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """This process among those that work together; size 1 is a process alone."""
+    """This process and those that it works with; size 1 is a single process."""
 
     rank: int = 0
     size: int = 1
@@ -48,14 +48,14 @@ class World:
         return self.rank == 0
 
     def share(self, count: int) -> slice:
-        """The samples of a batch that this process takes."""
+        """This process's share of a batch of `count` samples."""
         if count % self.size:
             raise SfumatoError(f"A batch of {count} cannot be shared by {self.size} processes: give a multiple.")
         own = count // self.size
         return slice(self.rank * own, (self.rank + 1) * own)
 
     def all_gather(self, own: Tensor) -> Tensor:
-        """(B, ...) of each process, all of one shape, as (size B, ...) by rank."""
+        """Concatenate the processes' tensors (B, ...), all of one shape, to (size B, ...) in order of rank."""
         if self.size == 1:
             return own
         own = own.contiguous()
@@ -66,8 +66,8 @@ class World:
     def parallel_map(self, compute: Callable[[Tensor], Any], index: Tensor) -> Any:
         """compute(index), (len(index), ...) or a dict of such, each process computing a share of the rows.
 
-        All have all of it, and call `compute` with as many rows, as weights in shards ask for: short shares repeat the
-        last row.
+        All get the whole result. They call `compute` with equally many rows, as sharded weights require: short shares
+        repeat the last row.
         """
         if self.size == 1:
             return compute(index)
@@ -82,18 +82,18 @@ class World:
         return gathered(compute(index[places]))
 
     def all_reduce(self, own: Tensor) -> Tensor:
-        """The sum over all processes, which may take the place of `own`."""
+        """The sum over all processes; may overwrite `own`."""
         if self.size > 1:
             own = own.contiguous()
             dist.all_reduce(own)
         return own
 
     def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether it holds in any process."""
+        """Whether `flag` is true in any process."""
         return flag if self.size == 1 else float(self.all_reduce(torch.tensor(float(flag), device=device))) > 0
 
     def broadcast(self, value: _T) -> _T:
-        """What the first process has."""
+        """The value in the first process."""
         if self.size == 1:
             return value
         box = [value]
@@ -101,12 +101,12 @@ class World:
         return box[0]
 
     def broadcast_result(self, make: Callable[[], _T]) -> _T:
-        """make() of the first process, called in it alone; an error in it is an error in all."""
+        """Call make() in the first process only; all get its result, or its error."""
         made: list[Any] = self.gather_results(lambda: make() if self.leads else None)
         return made[0]
 
     def all_gather_object(self, value: _T, group: Any = None) -> list[_T]:
-        """What every process has, by rank."""
+        """The values of all processes, by rank."""
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
@@ -114,17 +114,17 @@ class World:
         return found
 
     def gather_results(self, make: Callable[[], _T]) -> list[_T]:
-        """make() of every process, by rank; an error in one is an error in all."""
+        """The results of make() in all processes, by rank; an error in one is raised in all."""
         made: list[Any] = self.all_gather_object(_tried(make))
         if error := next((each for each in made if isinstance(each, SfumatoError)), None):
             raise error
         return made
 
     def local_main_first(self, make: Callable[[], _T]) -> _T:
-        """make() of every process, first in one of each machine, so that the others find its cache filled.
+        """Call make() in every process, first in one per machine, so that the others find the cache filled.
 
-        They wait for each other for OPENING seconds at most; a process that has ended is noticed at once. An error in
-        one is an error in all.
+        They wait for each other for at most OPENING seconds, but notice at once if a process ends. An error in one is
+        raised in all.
         """
         if self.size == 1:
             return make()
@@ -140,7 +140,7 @@ class World:
         return made  # type: ignore[return-value]
 
     def missing(self) -> list[int]:
-        """Ranks that do not answer within some seconds; all others call this after the same error."""
+        """The ranks that do not respond within _ANSWER seconds; all others call this after the same error."""
         keys = [f"there/{rank}" for rank in range(self.size)]
         self.store.set(keys[self.rank], "yes")
         try:
@@ -160,7 +160,7 @@ def _tried(make: Callable[[], _T]) -> _T | SfumatoError:
 
 @contextmanager
 def _naming_missing(world: World) -> Iterator[World]:
-    """Within the block an error of communication names the processes that are gone or do not answer."""
+    """Within the block, replace communication errors by one that names the processes that do not respond."""
     try:
         yield world
     except RuntimeError as error:
@@ -169,8 +169,8 @@ def _naming_missing(world: World) -> Iterator[World]:
             raise
         names = f"process {missing[0]}" if len(missing) == 1 else f"processes {', '.join(map(str, missing))}"
         raise SfumatoError(
-            f"Of {world.size} processes {names} (counted from 0) did not answer: look at its last output, and go on "
-            "with sfumato resume where a checkpoint was saved."
+            f"Of {world.size} processes {names} (counted from 0) did not respond: check the last output, and continue "
+            "with sfumato resume if a checkpoint was saved."
         ) from None
 
 
@@ -181,16 +181,16 @@ def _is_of_communication(error: RuntimeError) -> bool:
 
 
 ALONE = World()
-_joined = itertools.count()  # each time under names of its own in the store
+_joined = itertools.count()  # each use has its own names in the store
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The shard that this process holds of a tensor, or the tensor itself where it is whole."""
+    """The shard of a tensor that this process holds, or the tensor itself if it is whole."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def full(tensor: Tensor) -> Tensor:
-    """A tensor in shards as a whole one, by a call in all processes; a whole tensor itself."""
+    """Gather a sharded tensor, which all processes must call; a whole tensor is returned as it is."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
@@ -206,9 +206,9 @@ def shard(whole: Tensor, like: Tensor) -> Tensor:
 
 @contextmanager
 def joined(device: torch.device | str = "cpu", timeout: float | None = None) -> Iterator[World]:
-    """The world that torchrun's environment describes, alone where there is none. Of GPUs each process has its own.
+    """The world that torchrun's environment describes, or a single process. Each process uses its own GPU.
 
-    SfumatoError where another process is gone or has not answered for `timeout` seconds, with its rank.
+    Raises SfumatoError, with the rank, if another process ends or does not respond for `timeout` seconds.
 
     with sf.joined("cuda") as world:
         samples = sf.sample(sf.load("runs/photos", device=world.device), 10_000, world=world)
@@ -221,7 +221,7 @@ def joined(device: torch.device | str = "cpu", timeout: float | None = None) -> 
     if str(device) == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-    if dist.is_initialized():  # by the caller, who also ends it
+    if dist.is_initialized():  # by the caller, who also cleans up
         store = dist.distributed_c10d._get_default_store()
         with _naming_missing(World(dist.get_rank(), dist.get_world_size(), store, device)) as world:
             yield world
@@ -251,7 +251,7 @@ def _wait_for_gloo() -> None:
     """
     end, quiet = time.monotonic() + _IDLE_WAIT, 0
     while quiet < 2 and time.monotonic() < end:
-        time.sleep(0.01)  # without the interpreter's lock, for which a thread may wait
+        time.sleep(0.01)  # releases the interpreter's lock, which a thread may be waiting for
         quiet = 0 if any(_at_work(task) for task in Path("/proc/self/task").glob("*")) else quiet + 1
 
 

@@ -1,4 +1,4 @@
-"""The exception for a user's mistake, the warning where one is likely, and suggestions."""
+"""The exception for user mistakes, the warning for likely ones, and suggestions."""
 
 import operator
 import os
@@ -9,18 +9,18 @@ from typing import Any
 
 
 class SfumatoError(ValueError):
-    """A mistake of the user's; its message is one sentence: what is wrong, where, and what to do.
+    """A user's mistake. The message is one sentence: what is wrong, where, and what to do.
 
     The command line prints it without a traceback and exits with status 2.
     """
 
 
 class SfumatoWarning(UserWarning):
-    """What a user should know about a result that is computed all the same; the command line prints it as a note."""
+    """A warning about a result that is computed nevertheless; the command line prints it as a note."""
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """A suggestion for a wrong word: the nearest known one, whatever its dashes and capitals, or all of them."""
+    """A suggestion for a wrong word: the closest known one, ignoring dashes and capitals, or all of them."""
     known = list(known)
     spellings = (word, word.lower(), word.replace("_", "-").lower(), word.replace("-", "_").lower())
     close = [found for spelling in spellings for found in get_close_matches(spelling, known, n=1)]
@@ -28,18 +28,18 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 
 def whole(name: str, value: Any, least: int | None = 1) -> int:
-    """The value as an int, of at least `least` where that is given; those of NumPy and torch are as good."""
+    """The value as an int, at least `least` if that is not None; accepts integers of NumPy and torch."""
     try:
         number = operator.index(value)
     except TypeError:
-        raise SfumatoError(f"{name} is a whole number, not {value!r:.80}.") from None
+        raise SfumatoError(f"{name} must be a whole number, not {value!r:.80}.") from None
     if least is not None and number < least:
         raise SfumatoError(f"{name} must be at least {least}, not {number}.")
     return number
 
 
 def place(value: Any, what: str) -> Path:
-    """A user's path; what: what it should lead to, for the message where it is no path."""
+    """The user's path. Raises SfumatoError if it is not a path; what: a description of its target for the message."""
     if not isinstance(value, str | os.PathLike):
-        raise SfumatoError(f"{what} is given by its path, not by {value!r:.80}.")
+        raise SfumatoError(f"{what} must be a path, not {value!r:.80}.")
     return Path(os.fspath(value)).expanduser()

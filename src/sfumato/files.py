@@ -1,10 +1,10 @@
-"""Files that are whole or absent: atomic writes, and tensors under a hash.
+"""Atomic file writes, and sealed tensor files with a hash.
 
 A sealed file is one safetensors file whose header carries a JSON contract and
 
-    hash = SHA-256(contract without hash, then name, dtype, shape and bytes of every tensor by rising name)
+    hash = SHA-256(contract without hash, then name, dtype, shape and bytes of every tensor, sorted by name)
 
-so that a reader notices a cut, a changed bit or a foreign file. Nothing is pickled.
+so that a reader detects truncated, modified and foreign files. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Any
 
 from sfumato.errors import SfumatoError
 
-KEY = "sfumato"  # where the contract stands in the safetensors metadata
+KEY = "sfumato"  # key of the contract in the safetensors metadata
 _LARGEST_HEADER = 100_000_000  # the limit of the safetensors format
 
 
 @contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """The path of a temporary file to write, beside `path`: renamed to it at the end, removed after an error."""
+    """A temporary file next to `path` to write to: renamed to `path` at the end, removed after an error."""
     final = Path(path)
     temporary = final.with_name(f".{final.name}.{secrets.token_hex(6)}.tmp")
     try:
@@ -34,7 +34,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.touch(exist_ok=False)
         mode = temporary.stat().st_mode
         yield temporary
-        os.chmod(temporary, mode)  # safetensors makes files that only their owner can read, whatever the umask
+        os.chmod(temporary, mode)  # safetensors ignores the umask and makes files readable only by their owner
         flush(temporary)
         os.replace(temporary, final)
     except OSError as error:
@@ -46,17 +46,17 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def reason(error: OSError) -> str:
-    """The operating system's words, without number and path."""
+    """The operating system's message, without number and path."""
     return (error.strerror or str(error)).lower()
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type where there is none."""
+    """The first line of an error's message, or its type if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def flush(path: Path) -> None:
-    """fsync of a file or a folder, where the system can: what comes next must not outlive it in a power cut."""
+    """fsync a file or a folder if the system can, so that later writes cannot survive a power cut without it."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:
@@ -82,7 +82,7 @@ def write_sealed(path: str | os.PathLike[str], tensors: Mapping[str, Any], contr
 
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     whole = {**contract, "hash": seal(plain, contract)}
-    # tensors that share memory (tied weights) are written once each
+    # tensors that share memory (tied weights) are written separately
     seen: set[int] = set()
     for name, value in plain.items():
         if value.untyped_storage().data_ptr() in seen:
@@ -91,7 +91,7 @@ def write_sealed(path: str | os.PathLike[str], tensors: Mapping[str, Any], contr
     with atomic(path) as temporary:
         try:
             save_file(plain, str(temporary), metadata={KEY: json.dumps(whole)})
-        except SafetensorError as error:  # which a full disk is to this library
+        except SafetensorError as error:  # raised for a full disk
             words = str(error).rpartition("I/O error: ")[2].partition(" (os error")[0]
             raise SfumatoError(f"{path} cannot be written: {words.lower()}.") from None
 
@@ -112,7 +112,7 @@ def seal(tensors: Mapping[str, Any], contract: Mapping[str, Any]) -> str:
 def read_header(path: str | os.PathLike[str], what: str = "model file") -> tuple[dict[str, Any], dict[str, Any]]:
     """(contract, {tensor name: {"dtype", "shape", "data_offsets"}}) of a sealed file, without reading its tensors.
 
-    Raises SfumatoError where the file is missing, cut short, no safetensors file, or without a contract.
+    Raises SfumatoError if the file is missing, truncated, not a safetensors file, or without a contract.
     """
     path = Path(path)
     try:
@@ -147,7 +147,7 @@ def read_header(path: str | os.PathLike[str], what: str = "model file") -> tuple
 
 
 def read_sealed(path: str | os.PathLike[str], what: str = "model file") -> tuple[dict[str, Any], dict[str, Any]]:
-    """(contract, tensors) of a sealed file whose hash is right; SfumatoError otherwise."""
+    """(contract, tensors) of a sealed file. Raises SfumatoError if it does not match its hash."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

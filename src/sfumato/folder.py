@@ -14,7 +14,7 @@ from sfumato.files import reason, write_text
 from sfumato.serialization import FILE
 
 INCIDENTS = "incident.json"
-_SIGNS = ("config.yaml", "checkpoints", FILE)  # what makes a folder a run
+_SIGNS = ("config.yaml", "checkpoints", FILE)  # a folder with any of these is a run
 _NAME = re.compile(r"step_(\d+)(?:-(\d+))?(\.safetensors)?")
 
 
@@ -23,7 +23,7 @@ def is_run(path: Path) -> bool:
 
 
 def new(out: str | None, name: str) -> Path:
-    """A folder for a new run, made and tried before anything is trained; SfumatoError where a run is there already."""
+    """Create a folder for a new run and check that it is writable. Raises SfumatoError if it already holds a run."""
     if out is None:
         path = next(p for p in _candidates(name) if not is_run(p))
     elif not out.strip():
@@ -33,7 +33,7 @@ def new(out: str | None, name: str) -> Path:
         if path.exists() and not path.is_dir():
             raise SfumatoError(f"{path} is a file: give a folder for the run.")
         if is_run(path):
-            raise SfumatoError(f"{path} holds a run already: go on with `sfumato resume {path}` or give another --out.")
+            raise SfumatoError(f"{path} already holds a run: continue it with `sfumato resume {path}` or set --out.")
     try:
         (path / "samples").mkdir(parents=True, exist_ok=True)
         (path / "checkpoints").mkdir(exist_ok=True)
@@ -55,7 +55,7 @@ def _candidates(name: str) -> Iterator[Path]:
 
 
 def existing(path: str | os.PathLike[str]) -> Path:
-    """A run folder that is there."""
+    """The path of an existing run folder. Raises SfumatoError if there is none."""
     path = place(path, "A run folder")
     if not path.is_dir():
         raise SfumatoError(f"{path} is not a run folder: give the folder that sfumato train made.")
@@ -65,10 +65,10 @@ def existing(path: str | os.PathLike[str]) -> Path:
 
 
 class Log:
-    """metrics.jsonl: one JSON object a line, each flushed as it is written."""
+    """metrics.jsonl: one JSON object per line, each flushed at once."""
 
     def __init__(self, path: Path, upto: int | None = None) -> None:
-        """upto: the step of the checkpoint that a run goes on from; later lines are taken away."""
+        """upto: the step of the checkpoint that a run resumes from; later lines are removed."""
         self.path = path
         if upto is not None and path.exists():
             kept = [line for line in read(path) if line["step"] <= upto]
@@ -87,7 +87,7 @@ class Log:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line that was cut while being written is left out."""
+    """The lines of a metrics.jsonl, without an incomplete last one."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
@@ -98,7 +98,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def incidents(run: Path) -> list[dict[str, Any]]:
-    """The steps that were skipped (`guard.Incident`), from incident.json; none where there is no such file."""
+    """The skipped steps (`guard.Incident`) in incident.json; empty if there is no such file."""
     path = run / INCIDENTS
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
@@ -111,7 +111,7 @@ def found(run: Path) -> list[Path]:
 
 
 def step_of(path: Path) -> int:
-    """The step of a checkpoint, by its name."""
+    """The step of a checkpoint or snapshot, from its name."""
     match = _NAME.fullmatch(path.name)
     return int(match[1]) if match else 0
 

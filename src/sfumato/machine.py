@@ -1,4 +1,4 @@
-"""The memory of the machine: how much is free, how much was used, and work in parts where it does not suffice."""
+"""The machine's memory: how much is free, how much was used, and work in smaller parts when it runs out."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
-CGROUP = Path("/sys/fs/cgroup")  # a container's limits (control groups, version 2), which psutil does not know
-after_release: list[Callable[[], None]] = []  # called by `release_memory`; who limits the process's memory adds to it
-SHARE = 0.25  # of the free memory that one data set may take; a larger one stays on the disk
+CGROUP = Path("/sys/fs/cgroup")  # a container's limits (control groups, version 2), which psutil ignores
+after_release: list[Callable[[], None]] = []  # called by `release_memory`; memory limiters add to it
+SHARE = 0.25  # of the free memory that one data set may take; larger ones stay on disk
 
 
 def available() -> float:
-    """Bytes that this process may still take: of the machine's memory, of its container's, and under `ulimit`."""
+    """Bytes of memory that this process may still use, given the machine, its container and `ulimit`."""
     return min(float(psutil.virtual_memory().available), _container(), _ulimit())
 
 
 def _container() -> float:
-    """What a container leaves, files that are only cached not counted."""
+    """Bytes left by the container's limit; cached files do not count as used."""
     try:
         most, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
         facts = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
@@ -33,7 +33,7 @@ def _container() -> float:
 
 
 def _ulimit() -> float:
-    """What `ulimit -v` and `ulimit -d` leave."""
+    """Bytes left by `ulimit -v` and `ulimit -d`."""
     process = psutil.Process()
     if not hasattr(process, "rlimit"):  # Linux and FreeBSD have it
         return math.inf
@@ -46,7 +46,7 @@ def _ulimit() -> float:
 
 
 def fits(nbytes: float) -> bool:
-    """Whether a data set of so many bytes is kept in memory."""
+    """Whether a data set of `nbytes` is kept in memory."""
     return nbytes <= SHARE * available()
 
 
@@ -65,7 +65,7 @@ def peak_memory() -> int:
 
 
 def release_memory() -> None:
-    """Return freed memory that torch and the allocator keep."""
+    """Return memory that torch and the allocator hold in reserve to the system."""
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     if hasattr(psutil, "heap_trim"):
@@ -75,14 +75,14 @@ def release_memory() -> None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice."""
-    # on a CPU torch's allocator and the libraries beneath raise a bare RuntimeError
+    """Whether an error means that memory ran out."""
+    # on a CPU torch's allocator and lower libraries raise a bare RuntimeError
     words = ("DefaultCPUAllocator", "std::bad_alloc", "could not create a primitive")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def in_parts(work: Callable[[Tensor], T], rows: Tensor, most: int, halve: bool = True) -> list[T]:
-    """work(part) for parts of at most `most` rows; where memory does not suffice, parts are halved from there on."""
+    """work(part) for parts of at most `most` rows; when memory runs out, all further parts are halved."""
     found: list[T] = []
     while len(rows):
         part = rows[:most]
@@ -95,5 +95,5 @@ def in_parts(work: Callable[[Tensor], T], rows: Tensor, most: int, halve: bool =
         else:
             rows = rows[len(part) :]
             continue
-        release_memory()  # only now does nothing hold what failed
+        release_memory()  # only here is nothing of the failed part referenced any more
     return found

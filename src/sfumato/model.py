@@ -1,9 +1,9 @@
-"""A denoiser: a network and a process; a belief comes out.
+"""A denoiser: a network and a process that together turn a noisy state into a belief about the data.
 
     belief = process.read(net(*process.inputs(z, t), **conditions), z, t)
 
-The network gets the noise level and not the time, so that it works under any schedule (`compose.Rescheduled`). Its
-inputs, what it predicts and how that is read are defined by the process.
+The network receives the noise level, not the time, so that it works under any schedule (`compose.Rescheduled`). The
+process defines the network's inputs, its prediction target and how the output is interpreted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sfumato.state import Shape, State
 
 @runtime_checkable
 class AnyModel(Protocol):
-    """Anything that turns a state into a belief."""
+    """Anything that maps a state to a belief."""
 
     @property
     def process(self) -> Process: ...
@@ -47,7 +47,7 @@ class Model(Protocol):
 
 
 def usable(model: Any, what: str) -> Any:
-    """The model as it is; SfumatoError where `what` was given something else."""
+    """The model itself. Raises SfumatoError, naming `what`, for anything else."""
     if not callable(model) or not hasattr(model, "process"):
         raise SfumatoError(
             f"{what} takes a model, such as sf.load(path) or sf.Denoiser(net, process) gives, not a "
@@ -57,7 +57,7 @@ def usable(model: Any, what: str) -> Any:
 
 
 def compute_dtype(model: Any) -> torch.dtype:
-    """What a model takes states in: the type of its parameters, float64 without any."""
+    """The dtype of a model's states: that of its parameters, float64 if it has none."""
     parameters = getattr(model, "parameters", None)
     return next((p.dtype for p in parameters()), torch.float64) if parameters else torch.float64
 
@@ -66,12 +66,12 @@ def compute_dtype(model: Any) -> torch.dtype:
 class Denoiser(nn.Module):
     """denoiser(z, t, **cond) -> the belief about z: `Estimate`, `Logits`, or one for each part of a product.
 
-    net: called as net(input, noise_level (B,), **values), where input is what the process makes of z (`process.inputs`)
-    and the answer has its shape; present={name: bool (B,)}, where a condition is known, goes to a network whose forward
-    takes `present`. process: `Gaussian(schedule, target)`, `Masked`, `Uniform` or `Product`; target, sigma_data and
-    variance, where given, replace those of a Gaussian one. spec: the data's contract (`data.DataSpec`), which carries
-    user units; None works in plain tensors.
-    noise_levels: (lowest, highest) that the network was trained at: beyond them it hears the nearer of the two.
+    net: called as net(input, noise_level (B,), **values), where the process computes input from z (`process.inputs`),
+    and the output has the same shape; a network whose forward takes `present` also receives present={name: bool (B,)},
+    where each condition is known. process: `Gaussian(schedule, target)`, `Masked`, `Uniform` or `Product`; target,
+    sigma_data and variance, if not None, replace those of a Gaussian one. spec: the data's contract (`data.DataSpec`),
+    which holds the user's units; None for plain tensors.
+    noise_levels: (lowest, highest) of training; the network's input is clamped to this range.
     compute_dtype: torch.bfloat16 runs the network under autocast; scaling and belief stay in float32 or better.
     """
 
@@ -103,7 +103,7 @@ class Denoiser(nn.Module):
 
     @property
     def spec(self) -> Any:
-        """The data's contract, as the process has it: symbols are not scaled."""
+        """The data's contract, adapted to the process: symbols are not scaled."""
         return self._spec
 
     @spec.setter
@@ -112,7 +112,7 @@ class Denoiser(nn.Module):
 
     @property
     def noise_levels(self) -> tuple[float, float] | None:
-        """(lowest, highest) that the network was trained at; None where that is not known."""
+        """(lowest, highest) noise level of training; None if unknown."""
         return self._noise_levels
 
     @noise_levels.setter
@@ -120,7 +120,7 @@ class Denoiser(nn.Module):
         if levels is not None:
             low, high = (float(level) for level in levels)
             if not -math.inf < low < high < math.inf:
-                raise SfumatoError(f"noise_levels are two finite numbers, the lower first, not {levels!r:.80}.")
+                raise SfumatoError(f"noise_levels must be two finite numbers, the lower first, not {levels!r:.80}.")
             levels = (low, high)
         self._noise_levels: tuple[float, float] | None = levels
 
@@ -129,7 +129,7 @@ class Denoiser(nn.Module):
 
     @property
     def shape(self) -> Shape | None:
-        """Shape of one sample, where the model knows it; a dict of shapes for a product."""
+        """Shape of one sample, None if unknown; a dict of shapes for a product."""
         if isinstance(self.process, Product):
             return dict(self.process.shapes)
         own, heard = getattr(self.spec, "shape", None), getattr(self.net, "shape", None)
@@ -142,7 +142,7 @@ class Denoiser(nn.Module):
         return next((p.device for p in self.net.parameters()), torch.device("cpu"))
 
     def config(self) -> dict[str, Any]:
-        """What a file stores; target, sigma_data and variance are in the process."""
+        """The arguments to store in a file; target, sigma_data and variance are part of the process."""
         own = {"net": self.net, "process": self.process, "spec": self.spec, "plans": self.plans}
         return own if self.noise_levels is None else own | {"noise_levels": self.noise_levels}
 
@@ -162,24 +162,24 @@ class Denoiser(nn.Module):
 
     @property
     def variance(self) -> str:
-        """Of an ancestral step: fixed or learned."""
+        """The variance of an ancestral step: fixed or learned."""
         name: str = self.process.variance
         return name
 
     def scaling(self, t: Time, device: torch.device) -> tuple[Tensor, Tensor]:
-        """c_in and the noise level of a Gaussian process: the network is given (c_in z, noise level)."""
+        """(c_in, noise level) of a Gaussian process: the network is called with (c_in z, noise level)."""
         c_in, level = self.process.scaling(t, device)
         return c_in, self._within(level)
 
     def predict(self, z: State, t: Time, /, **cond: Any) -> Tensor:
-        """The network's prediction of the target, like z; of symbols (B, *shape, K)."""
+        """The network's prediction of the target, shaped like z; for symbols (B, *shape, K)."""
         found: Tensor = self.process.prediction(self.raw(z, t, **cond), z)
         return found
 
     def raw(self, z: State, t: Time, /, **cond: Any) -> Tensor:
-        """The network's output as it is, in the dtype of its input (float32 at least)."""
+        """The network's raw output, in the dtype of its input (at least float32)."""
         given, level = self.process.inputs(z, t)
-        if not (isinstance(z, Tensor) and z.is_floating_point()):  # symbols take the precision of the weights
+        if not (isinstance(z, Tensor) and z.is_floating_point()):  # symbols use the precision of the weights
             given = given.to(next((p.dtype for p in self.net.parameters()), given.dtype))
         level = self._within(level).expand(len(given))
         low, values = self.compute_dtype, network_inputs(cond, self.net)

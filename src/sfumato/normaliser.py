@@ -1,4 +1,4 @@
-"""z = (x - mean) / std, channel by channel: what makes numbers in any unit into numbers of mean 0 and deviation 1.
+"""z = (x - mean) / std, channel by channel: normalises data in any units to mean 0 and standard deviation 1.
 
 The affine map is computed in float64; only the result is rounded to float32.
 """
@@ -19,8 +19,8 @@ from .errors import SfumatoError
 class Statistics:
     """Per-channel figures of a set of samples, each a tuple of `channels` floats.
 
-    `quiet` is the smallest standard deviation that any of many groups of 8 neighbouring samples has, and
-    `quiet_sample` the smallest within one sample: a batch that varies far less than that is in other units.
+    `quiet` is the smallest standard deviation among many groups of 8 neighbouring samples, and `quiet_sample` the
+    smallest within one sample: a batch that varies far less must be in other units.
     """
 
     mean: tuple[float, ...]
@@ -33,9 +33,9 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Normaliser:
-    """z = (x - mean_c) / std_c; `mean` and `std` hold one float a channel (the first axis of a sample).
+    """z = (x - mean_c) / std_c; `mean` and `std` hold one float per channel (the first axis of a sample).
 
-    A channel that never changes in the training split gets std 1: it maps to 0 and comes back exactly.
+    A channel that is constant in the training split gets std 1: it maps to 0 and back exactly.
     """
 
     mean: tuple[float, ...]
@@ -44,7 +44,7 @@ class Normaliser:
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or not self.mean:
             raise SfumatoError(
-                f"a normaliser needs one mean and one std a channel, not {len(self.mean)} and {len(self.std)}"
+                f"a normaliser needs one mean and one std per channel, not {len(self.mean)} and {len(self.std)}"
             )
         if not all(math.isfinite(m) for m in self.mean) or not all(math.isfinite(s) and s > 0 for s in self.std):
             raise SfumatoError("a normaliser's means must be finite and its stds finite and positive")
@@ -86,7 +86,7 @@ class Normaliser:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Normaliser":
-        """The inverse of `to_dict`; unknown or missing keys and other names raise SfumatoError."""
+        """The inverse of `to_dict`. Raises SfumatoError for unknown or missing keys and other names."""
         if set(data) != {"name", "mean", "std"} or data["name"] != "affine":
             raise SfumatoError(
                 "a normaliser is {'name': 'affine', 'mean': [...], 'std': [...]}, "

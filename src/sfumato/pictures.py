@@ -1,7 +1,7 @@
 """Pictures of samples of any kind, and PNG files that carry their manifest as text.
 
-Images are laid out as a grid; two-vectors become a scatter plot, longer vectors and sequences lines, volumes their
-middle slices, fields with other channel counts one grey picture a channel.
+Images are laid out in a grid; two-vectors become a scatter plot, longer vectors and sequences become lines, volumes
+their middle slices, and fields with other numbers of channels one grey picture per channel.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def picture(
     columns: int | None = None,
     labels: Sequence[str] | None = None,
 ) -> Image.Image:
-    """Samples x (N, *shape) in user units as one picture; see the module. labels: one a row of the grid."""
+    """Samples x (N, *shape) in user units as one picture (see the module). labels: one per row of the grid."""
     x = np.asarray(x)
     if x.ndim < 2 or not len(x):
         raise ValueError(f"a picture needs samples (N, *shape), got shape {x.shape}")
@@ -53,7 +53,7 @@ def _planes(x: np.ndarray) -> np.ndarray:
 
 
 def _range(x: np.ndarray) -> tuple[float, float]:
-    """The span of the finite values without the outermost half percent."""
+    """The range of the finite values without the outermost half percent."""
     values = x[np.isfinite(x)].astype(np.float64) if x.dtype.kind == "f" else x.astype(np.float64)
     if not values.size:
         return 0.0, 1.0
@@ -76,14 +76,14 @@ def grid(x: np.ndarray, columns: int | None = None, labels: Sequence[str] | None
     for sample in x:
         cell = Image.fromarray(np.ascontiguousarray(sample[0] if mode == "L" else sample.transpose(1, 2, 0)))
         cell = cell.resize((cell.width * factor, cell.height * factor), Image.Resampling.NEAREST)
-        if mode == "RGBA":  # over a light ground, as a viewer shows it
+        if mode == "RGBA":  # over a light background, as viewers show it
             cell = Image.alpha_composite(Image.new("RGBA", cell.size, (*PAPER, 255)), cell)
         cells.append(cell.convert("RGB"))
     return _tile(cells, columns, labels)
 
 
 def _tile(cells: Sequence[Image.Image], columns: int | None, labels: Sequence[str] | None) -> Image.Image:
-    """Cells of one size in rows, with a thin gap, and a name before each row where there are labels."""
+    """Cells of one size in rows, with a thin gap, and with labels a name before each row."""
     columns = columns or math.ceil(math.sqrt(len(cells)))
     rows = math.ceil(len(cells) / columns)
     width, height = cells[0].size
@@ -152,7 +152,7 @@ def beside(images: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
 
 
 def save_png(image: Image.Image, path: str | os.PathLike[str], manifest: Mapping[str, Any] | None = None) -> None:
-    """A PNG, whole or absent, with its manifest as text chunks: strings as they are, all else as JSON."""
+    """Write a PNG atomically, with its manifest as text chunks: strings as they are, everything else as JSON."""
     chunks = PngImagePlugin.PngInfo()
     for name, value in (manifest or {}).items():
         chunks.add_text(name, value if isinstance(value, str) else json.dumps(value), zip=False)

@@ -1,10 +1,10 @@
-"""Counts of long work, for whoever listens: pictures that are decoded, archives that are read.
+"""Progress counts of long tasks, such as decoding pictures, for a listener.
 
     with reporting_to(listener):                                     # in a command or a run
         with counting("Decoding pictures", 5000) as count:    # wherever the work is done
             count()                                           # one more
 
-Work of less than two seconds is not reported.
+Tasks shorter than two seconds are not reported.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from typing import Any, Protocol, TextIO, final
 
 from tqdm import tqdm
 
-SILENT_SECONDS = 2.0  # of a piece of work before its first report
-LIVE_SECONDS = 0.2  # between two looks of a bar
-QUIET_SECONDS = 10.0  # between plain lines, where nobody watches live
+SILENT_SECONDS = 2.0  # before the first report of a task
+LIVE_SECONDS = 0.2  # between updates of a bar
+QUIET_SECONDS = 10.0  # between plain lines, if output is not a terminal
 
 
 @dataclass(frozen=True)
 class Count:
-    """How far a piece of work is: `done` of `total` (None where that is not known) after so many seconds.
+    """The progress of a task: `done` of `total` (None if unknown) after `seconds`.
 
-    over: whether this is the last count, of work that is finished or was broken off.
+    over: whether this is the last count, of a task that finished or was interrupted.
     """
 
     what: str
@@ -38,12 +38,12 @@ class Count:
 
     @property
     def rate(self) -> float:
-        """A second."""
+        """Items per second."""
         return self.done / max(self.seconds, 1e-9)
 
     @property
     def eta(self) -> float | None:
-        """Seconds until it is finished, at the pace so far."""
+        """Seconds until the end, at the rate so far; None if unknown."""
         return None if self.total is None or not self.done else (self.total - self.done) / self.rate
 
     def to_dict(self) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class Count:
 
 
 class Listener(Protocol):
-    """Is called with counts; every: the least seconds between two of them."""
+    """Called with counts; every: the shortest time between two calls, in seconds."""
 
     every: float
 
@@ -70,7 +70,7 @@ _listener: ContextVar[Listener | None] = ContextVar("sfumato.progress", default=
 
 @contextmanager
 def reporting_to(listener: Listener | None) -> Iterator[None]:
-    """Within the block counts go to this listener and to no other; None drops them."""
+    """Send counts within the block to this listener only; None drops them."""
     token = _listener.set(listener)
     try:
         yield
@@ -80,7 +80,7 @@ def reporting_to(listener: Listener | None) -> Iterator[None]:
 
 @contextmanager
 def counting(what: str, total: int | None = None) -> Iterator[Callable[..., None]]:
-    """Within the block count(n = 1) counts n more pieces of work; to be called by one thread."""
+    """Yields count(n = 1), which counts n more items of a task; call it from one thread only."""
     listener, start = _listener.get(), time.monotonic()
     done, last = 0, 0.0
 
@@ -100,7 +100,7 @@ def counting(what: str, total: int | None = None) -> Iterator[Callable[..., None
 
 @final
 class CountBar:
-    """Shows counts: on a terminal as a bar, which is cleared at the end, elsewhere as lines."""
+    """Shows counts as a bar on a terminal, cleared at the end, and as lines elsewhere."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

@@ -1,11 +1,11 @@
-"""Named things: each is registered where it is defined, and every list, help text and error takes its names from here.
+"""Registry of named parts: each is registered where it is defined; lists, help texts and errors get their names here.
 
     @register("schedule", "cosine")      sf.train(x, schedule="cosine(margin=0.01)")      --schedule cosine
     class Cosine(Schedule): ...          {"name": "Cosine", "args": {"margin": 0.01}}     in a file
 
-A thing has the name that it is registered under, for settings and the command line, and that of its class, for files.
-What the package registers is read from the text of its modules, so that a list of names costs no import; a module is
-imported when something of it is made. A user's own things are registered in the same way.
+A part has a registered name, for settings and the command line, and its class name, for files. The package's own
+registrations are read from the source text of its modules, so that listing names imports nothing; a module is imported
+when one of its parts is used. Users register their own parts in the same way.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ T = TypeVar("T")
 
 
 class Kind(NamedTuple):
-    """A kind of registered thing.
+    """A kind of registered part.
 
-    words: its name in messages. base: the type whose name in an annotation asks for one. held: whether a model file may
-    contain one. Loggers, optimisers, losses and checks are never constructed because a file names them.
+    words: its name in messages. base: the type that stands for it in annotations. held: whether a model file may
+    contain it. Loggers, optimisers, losses and checks are never constructed because a file names them.
     """
 
     words: str
@@ -62,15 +62,15 @@ _DEFINED = re.compile(r"^(?:class|def) (\w+)", re.MULTILINE)
 _WORD = re.compile(r"\s*([^\s(]+)\s*(?:\((.*)\))?\s*", re.DOTALL)
 _MADE: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in KINDS}  # by registered name
 ARGUMENTS = "_made_with"
-FILES: list[str] = []  # of the user's that were run, so that another process may run them, too
+FILES: list[str] = []  # the user's files that were run, so that other processes can run them too
 _OWN: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in KINDS}  # by the name of the class or function
 
 
 def register(kind: str, name: str | None = None, **preset: Any) -> Callable[[T], T]:
-    """A decorator that registers a class or function as the `kind` of thing called `name` (by default its own name).
+    """A decorator that registers a class or function as a `kind` named `name` (by default its own name).
 
-    preset: arguments that are fixed under this name. A thing may have several names. Names of the package cannot be
-    taken; a user's own may be registered again, as when a cell of a notebook runs twice.
+    preset: arguments that are fixed under this name. A part may have several names. The package's names cannot be
+    reused; users may register their own again, as when a notebook cell runs twice.
     """
     _known_kind(kind)
 
@@ -96,12 +96,12 @@ def _known_kind(kind: str) -> None:
         raise SfumatoError(f"Nothing is registered as {kind!r}: {suggest(str(kind), KINDS)}")
 
 
-# -- what the package has ---------------------------------------------------------------------------------------------
+# -- the package's own parts ------------------------------------------------------------------------------------------
 
 
 @cache
 def _scanned() -> tuple[dict[str, dict[str, str]], dict[str, dict[str, str]]]:
-    """kind -> registered name -> module, and kind -> name of a class -> module, from the text of the package."""
+    """(kind -> registered name -> module, kind -> class name -> module), from the package's source text."""
     names: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}
     classes: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}
     home = Path(__file__).parent
@@ -128,18 +128,18 @@ def _classes() -> dict[str, dict[str, str]]:
 
 
 def names(kind: str) -> tuple[str, ...]:
-    """All names of a kind: the package's in the order they are written in, then the user's. Loads nothing."""
+    """All names of a kind: the package's in source order, then the user's. Imports nothing."""
     _known_kind(kind)
     return tuple(dict.fromkeys((*_written()[kind], *_MADE[kind])))
 
 
 def ships(kind: str, name: str) -> bool:
-    """Whether the package itself has it, so that another process will know it too."""
+    """Whether this name belongs to the package itself, so that every process knows it."""
     return name in _written()[kind] or name in _classes()[kind]
 
 
 def get(kind: str, name: str) -> Callable[..., Any]:
-    """What makes the thing of that name, or of that class; SfumatoError with a suggestion where there is none."""
+    """The class or function with this registered name or class name. Raises SfumatoError with a suggestion."""
     _known_kind(kind)
     for made, written in ((_MADE, _written()), (_OWN, _classes())):
         if name not in made[kind] and name in written[kind]:
@@ -150,12 +150,12 @@ def get(kind: str, name: str) -> Callable[..., Any]:
 
 
 def known(kind: str, name: str) -> bool:
-    """Whether there is a thing of that name, or a class, of that kind; loads nothing."""
+    """Whether a kind has this registered name or class name. Imports nothing."""
     return any(name in where for where in (_MADE[kind], _OWN[kind], _written()[kind], _classes()[kind]))
 
 
 def found(kind: str | None, name: str) -> Callable[..., Any] | None:
-    """What makes the thing that a file names: the class of the kind that its place asks for, or else of another that a
+    """The class or function for a name in a file: of the kind that its place requires, else of any other kind that a
     file may hold."""
     held = [each for each in KINDS if KINDS[each].held]
     for each in (*([kind] if kind in held else []), *held):
@@ -171,7 +171,7 @@ def held() -> list[str]:
 
 @final
 class Named(Mapping[str, Callable[..., Any]]):
-    """Name -> what makes the thing, of one kind: a view of the registry."""
+    """A read-only view of the registry for one kind: name -> class or function."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -198,17 +198,17 @@ def bare(word: Any) -> Any:
 
 
 def check(kind: str, word: str) -> None:
-    """Refuse a word whose name is not known, without loading anything."""
+    """Raise SfumatoError for a word with an unknown name. Imports nothing."""
     name = bare(word)
     if _WORD.fullmatch(word) is None or not known(kind, name):
         raise SfumatoError(f"There is no {KINDS[kind].words} {name!r}: {suggest(name, names(kind))}")
 
 
 def make(kind: str, word: Any, given: Mapping[str, Any] | None = None) -> Any:
-    """The thing that a word names: "heun", "sigmoid(bias=-2)", "p2(0.5, k=2)", "shifted(cosine, 2)".
+    """Construct the part that a word names: "heun", "sigmoid(bias=-2)", "p2(0.5, k=2)", "shifted(cosine, 2)".
 
-    What is no text is returned as it is, so that an object stands wherever a name does. given: values for arguments
-    that the word does not name, of which each thing takes those that it has.
+    Anything but text is returned as it is, so that objects are accepted wherever names are. given: values for arguments
+    that the word does not set; arguments that a part does not have are ignored.
     """
     if not isinstance(word, str):
         return word
@@ -223,7 +223,7 @@ def make(kind: str, word: Any, given: Mapping[str, Any] | None = None) -> Any:
 
 
 def call(maker: Callable[..., Any], name: str, plain: list[Any], named: Mapping[str, Any]) -> Any:
-    """maker(*plain, **named); SfumatoError where an argument is missing or there are too many."""
+    """maker(*plain, **named). Raises SfumatoError if arguments are missing or there are too many."""
     signature = inspect.signature(maker)
     plain, named = _spread(signature, plain, named)
     try:
@@ -236,7 +236,7 @@ def call(maker: Callable[..., Any], name: str, plain: list[Any], named: Mapping[
 
 
 def refuse_unknown(name: str, signature: inspect.Signature, key: str) -> None:
-    """Refuse an argument that a thing does not take, with a suggestion."""
+    """Raise SfumatoError, with a suggestion, for an argument that a part does not take."""
     if key not in signature.parameters and not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
         hint = suggest(key, signature.parameters) if signature.parameters else "it takes none."
         raise SfumatoError(f"{name} has no argument {key!r}: {hint}")
@@ -245,8 +245,8 @@ def refuse_unknown(name: str, signature: inspect.Signature, key: str) -> None:
 def _arguments(
     name: str, signature: inspect.Signature, word: str, given: Mapping[str, Any]
 ) -> tuple[list[Any], dict[str, Any]]:
-    """The arguments in a word by place and by name, read by Python's own grammar; the name of a thing is not always one
-    of Python's (dpm++2m), and is read before."""
+    """(positional, keyword) arguments in a word, parsed by Python's grammar; the name before them need not be a Python
+    name (dpm++2m)."""
     source = "f" + word.strip().removeprefix(name).strip()
     try:
         tree = ast.parse(source if source != "f" else "f()", mode="eval").body
@@ -254,8 +254,8 @@ def _arguments(
         tree = None
     if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name):
         raise SfumatoError(
-            f"{word} is not understood: arguments are written as Python does, name(value, key=value), and a name that "
-            "Python could not have, such as 'dpm++2m', in quotes."
+            f"{word} is not understood: write arguments as in Python, name(value, key=value), and put names that are "
+            "not valid in Python, such as 'dpm++2m', in quotes."
         )
     parameters = list(signature.parameters.values())
     plain = [
@@ -273,7 +273,7 @@ def _arguments(
 def _value(
     node: ast.expr, source: str, parameter: inspect.Parameter | None, word: str, given: Mapping[str, Any]
 ) -> Any:
-    """A literal, or the name of another thing or of a word, as the argument's type asks."""
+    """A literal, or the name of another part or a plain word, as the argument's type requires."""
     asks = "" if parameter is None or parameter.annotation is parameter.empty else str(parameter.annotation)
     try:
         value = ast.literal_eval(node)
@@ -294,7 +294,7 @@ def _value(
 
 
 def _fitting(value: Any, asks: str, parameter: inspect.Parameter | None, word: str) -> Any:
-    """A value of the kind that the argument asks for: a whole number, one number as a sequence of one."""
+    """The value converted to the argument's type: to a whole number, or from one number to a sequence of one."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if number and re.search(r"Sequence|tuple|list", asks) and not re.search(r"\b(int|float) \|", asks):
         return (value,)
@@ -307,7 +307,7 @@ def _fitting(value: Any, asks: str, parameter: inspect.Parameter | None, word: s
 def _spread(
     signature: inspect.Signature, plain: list[Any], named: Mapping[str, Any]
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Arguments by name as a call takes them: those of `*args` and `**more` stand under these names."""
+    """(positional, keyword) arguments of a call from arguments by name; `*args` and `**more` are under these names."""
     plain, named, parameters = list(plain), dict(named), list(signature.parameters.values())
     many = any(p.kind is p.VAR_POSITIONAL and p.name in named for p in parameters)
     for p in parameters[len(plain) :]:
@@ -321,17 +321,17 @@ def _spread(
 
 
 def _taken(name: str, signature: inspect.Signature) -> str:
-    """What a thing takes, with its defaults, in words."""
+    """The arguments of a part with their defaults, in words."""
     if not signature.parameters:
         return f"{name} takes no arguments"
     return f"{name} takes {', '.join(str(p.replace(annotation=p.empty)) for p in signature.parameters.values())}"
 
 
-# -- a user's own -----------------------------------------------------------------------------------------------------
+# -- the user's parts -------------------------------------------------------------------------------------------------
 
 
 def _capture(thing: type) -> None:
-    """Let the objects of a class without `config` remember the arguments of their constructor."""
+    """Make objects of a class without `config` remember their constructor's arguments."""
     if hasattr(thing, "config") or dataclasses.is_dataclass(thing) or thing.__module__.startswith(__package__ + "."):
         return
     start = thing.__init__  # type: ignore[misc]
@@ -350,23 +350,23 @@ def _capture(thing: type) -> None:
 
 
 def _kept(value: Any) -> Any:
-    """An argument as it was given, whatever is done to it later."""
+    """A copy of an argument, safe from later changes."""
     if isinstance(value, list | tuple):
         return [_kept(each) for each in value]
     return {key: _kept(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 
 def add(modules: Iterable[Any]) -> None:
-    """Register classes of a user's under their own names, networks or losses, unless they are registered already."""
+    """Register the user's classes under their own names, as networks or losses, unless already registered."""
     for each in modules:
         if not isinstance(each, type):
-            raise SfumatoError(f"modules are classes, as in modules=[MyNet], and {each!r} is none.")
+            raise SfumatoError(f"modules must be classes, as in modules=[MyNet], not {each!r}.")
         if not any(each is made for kind in KINDS for made in _OWN[kind].values()):
             register("loss" if hasattr(each, "losses") else "network")(each)
 
 
 def add_file(path: str) -> None:
-    """Run a user's own Python file, which registers what it has: that is the user's act, never that of a file read."""
+    """Run the user's Python file, which registers its parts. Only the user can name one, never a model file."""
     place = Path(path).expanduser()
     if not place.is_file():
         raise SfumatoError(f"{path} is no Python file: modules are files that register things, such as my_parts.py.")

@@ -1,10 +1,10 @@
-"""A model is one self-describing safetensors file.
+"""Save and load models, each as one self-describing safetensors file.
 
-The contract in its header holds the model as a tree {"name": .., "args": {..}} of registered things, whose arguments
-may be such trees (a network, a process and its schedule, the data spec with its normaliser, solver plans, another
-model), and its provenance; a hash seals all of it (`files`). Tensors have the names of the model's state dict, `net.*`
-for a denoiser: the weights to use (the moving average, where there is one); `raw.*` are the last raw weights. A file
-never names code to import: classes that are not of this package have to be registered, or given to `load`, first.
+The contract in its header holds the model as a tree {"name": .., "args": {..}} of registered parts, whose arguments may
+be trees themselves (a network, a process and its schedule, the data spec with its normaliser, solver plans, another
+model), and the model's provenance; a hash covers everything (`files`). Tensors are named as in the model's state dict,
+`net.*` for a denoiser: the weights to use (the moving average if there is one); `raw.*` are the last raw weights. Files
+never name code to import: classes from outside this package must first be registered, or passed to `load`.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ FILE = "model.safetensors"  # its name within a run folder
 
 
 def save(model: Any, path: str | os.PathLike[str], raw: Mapping[str, Tensor] | None = None) -> Path:
-    """Write a model (a denoiser, a wrapped one, an autoencoder ..) as one self-describing file, whole or not at all.
+    """Write a model (a denoiser, a wrapped one, an autoencoder ..) atomically as one self-describing file.
 
-    raw: the state dict of the network's raw weights, stored beside those of `model` (their moving average).
-    Raises SfumatoError where the model cannot be described, weights are not finite, or the path cannot be written.
+    raw: the state dict of the network's raw weights, stored in addition to those of `model` (their moving average).
+    Raises SfumatoError if the model cannot be described, weights are not finite, or the path cannot be written.
     """
     path, made = place(path, "Where a model is saved"), contract(model)
     tensors = {prefix + name: value for prefix, part in parts(model) for name, value in part.state_dict().items()}
@@ -51,7 +51,7 @@ def save(model: Any, path: str | os.PathLike[str], raw: Mapping[str, Tensor] | N
 
 
 def contract(model: Any) -> dict[str, Any]:
-    """The contract that describes a model in a file, JSON-able."""
+    """The contract that describes a model in a file, as plain JSON."""
     name = type(model).__name__
     known = registry.Named("model")
     if type(model) not in known.values():
@@ -64,7 +64,7 @@ def contract(model: Any) -> dict[str, Any]:
 
 
 def parts(model: Any, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """(prefix of its tensors, module) of each module of a model: the model itself, or the modules that it wraps."""
+    """(tensor prefix, module) of each module of a model: the model itself, or the modules that it wraps."""
     if isinstance(model, nn.Module):
         yield prefix, model
         return
@@ -98,7 +98,7 @@ def locate(path: str | os.PathLike[str]) -> Path:
 
 
 def _checked(contract: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """A contract in the format of this version; SfumatoError where it cannot be read."""
+    """A contract in the format of this version. Raises SfumatoError if it cannot be read."""
     if contract.get("format") not in (FORMAT, CODEC):
         raise SfumatoError(f"{path} is not a model file but a {contract.get('format', 'file of unknown kind')!s}.")
     version = contract.get("version")
@@ -121,7 +121,7 @@ def _checked(contract: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(contract in the format of this version, tensors) of a model file."""
-    _checked(read_header(path)[0], path)  # a newer version is reported as such, before the hash is compared
+    _checked(read_header(path)[0], path)  # report a newer version before comparing the hash
     contract, tensors = read_sealed(path)
     return _checked(contract, path), tensors
 
@@ -133,7 +133,7 @@ def _tree_of_version_1(contract: Mapping[str, Any]) -> dict[str, Any]:
     if contract["format"] == CODEC:
         return {"name": "Codec", "args": args}
     plans = {name: {"name": "Plan", "args": plan} for name, plan in contract["plans"].items()}
-    # files from before there was a choice of the variance do not say it
+    # files older than the choice of variance do not record it
     read = {name: contract[name] for name in ("target", "sigma_data", "variance") if name in contract}
     process = {"name": contract["process"]["name"], "args": {**contract["process"]["args"], **read}}
     return {"name": "Denoiser", "args": {**args, "process": process, "plans": plans}}
@@ -157,9 +157,9 @@ def _is_model(value: Any) -> bool:
 def read_contract(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The contract of a model file or run folder, without loading weights.
 
-    Added to it, of the innermost model: spec, process, target, sigma_data, variance, net, conditions, plans (None or
-    empty where it has none), the number of parameters of its network; and of the file: version, raw (whether it has raw
-    weights), path, bytes.
+    It is extended by facts of the innermost model: spec, process, target, sigma_data, variance, net, conditions, plans
+    (None or empty if absent), parameters (of its network); and of the file: version, raw (whether it has raw weights),
+    path, bytes.
     """
     path = locate(path)
     written, header = read_header(path)
@@ -167,7 +167,7 @@ def read_contract(path: str | os.PathLike[str]) -> dict[str, Any]:
     prefix, args = _innermost(whole["model"])
     spec, process = args.get("spec"), args.get("process")
     spec = None if spec is None else spec["args"]
-    classes = (spec or {}).get("classes")  # which stand alone in format 1
+    classes = (spec or {}).get("classes")  # separate in format 1
     counted = [entry for name, entry in header.items() if name.startswith(prefix)]
     return {
         **whole,
@@ -194,11 +194,10 @@ def load(
 ) -> Any:
     """The model (a denoiser, a wrapped one, an autoencoder ..) in a model file or run folder, ready to use.
 
-    weights: "ema", the moving average, or "raw", the last weights of training where the file has them. modules: your
-    own classes that the model needs and that are not registered: sf.load(path, modules=[MyNet]). The weights keep the
-    dtype that they were saved in.
-    Raises SfumatoError for a file that is missing, cut, changed, foreign, of a newer format, or that needs a class that
-    is not known.
+    weights: "ema", the moving average, or "raw", the last weights of training if the file has them. modules: your own
+    classes that the model needs, if not registered: sf.load(path, modules=[MyNet]). Weights keep the dtype in which
+    they were saved. Raises SfumatoError for a file that is missing, truncated, modified, foreign, of a newer format, or
+    that needs an unknown class.
     """
     if weights not in ("ema", "raw"):
         raise SfumatoError(f"weights must be 'ema' or 'raw', not {weights!r}.")
@@ -209,10 +208,10 @@ def load(
     raw = {name.removeprefix("raw."): value for name, value in tensors.items() if name.startswith("raw.")}
     if weights == "raw":
         if not raw:
-            raise SfumatoError(f"{path} keeps no raw weights beside the moving average: load it with weights='ema'.")
+            raise SfumatoError(f"{path} has no raw weights besides the moving average: load it with weights='ema'.")
         prefix, _ = _innermost(whole["model"])
         state |= {prefix + name: value for name, value in raw.items()}
-    with seeded(0):  # the initial weights are overwritten; drawing them must not move the caller's generator
+    with seeded(0):  # initial weights are overwritten; drawing them must not change the caller's random state
         model = trees.build(whole["model"], "model")
     model.provenance = dict(whole["provenance"])
     _know_levels(model)
@@ -223,14 +222,14 @@ def load(
 
 
 def _know_levels(model: Any) -> None:
-    """The noise levels that a denoiser was trained at, from its settings: files of earlier versions do not say them."""
+    """Set the noise levels of a denoiser's training from its settings, as files of earlier versions lack them."""
     times = model.provenance.get("times")
     if isinstance(model, Denoiser) and model.noise_levels is None and times is not None:
         model.noise_levels = drawn_levels(registry.make("density", times), model.process)
 
 
 def load_sampler(path: str | os.PathLike[str], weights: str = "ema", device: str | torch.device = "cpu") -> Any:
-    """`load` for a model that draws samples: SfumatoError for another one, such as an autoencoder."""
+    """`load` for a model that draws samples. Raises SfumatoError for others, such as an autoencoder."""
     model = load(path, weights, device)
     if not hasattr(model, "process"):
         raise SfumatoError(f"{path} holds a {type(model).__name__}, which has no noise levels and draws no samples.")
@@ -257,7 +256,7 @@ def _fill(model: Any, state: Mapping[str, Tensor], path: Path) -> None:
 def store_plan(path: str | os.PathLike[str], plan: Plan) -> str:
     """Add a plan to a model file or run folder, replacing the one of the same name; returns its name (`plan_name`).
 
-    The file is rewritten, whole or not at all, under a new hash. Raises SfumatoError for a file that is no model.
+    The file is rewritten atomically, with a new hash. Raises SfumatoError for a file that is not a model.
     """
     path = locate(path)
     whole, tensors = _read(path)
@@ -268,7 +267,7 @@ def store_plan(path: str | os.PathLike[str], plan: Plan) -> str:
 
 
 def plan_name(plan: Plan) -> str:
-    """The number of steps, with guidance and range where they are not the default: "6", "6 guidance 2"."""
+    """The number of steps, with guidance and range if they are not the default: "6", "6 guidance 2"."""
     scale, interval = plan.guidance or (1.0, None)
     words = [str(plan.steps)]
     if isinstance(scale, Mapping):
@@ -281,7 +280,7 @@ def plan_name(plan: Plan) -> str:
 
 
 def _predicts(process: Mapping[str, Any]) -> str:
-    """What a network of this process predicts, and under which schedule; part by part for a product."""
+    """A description of what a network of this process predicts, under which schedule; part by part for a product."""
     name, args = process["name"], process["args"]
     if "processes" in args:
         return "; ".join(f"of {part!r} {_predicts(inner)}" for part, inner in args["processes"].items())
@@ -292,7 +291,7 @@ def _predicts(process: Mapping[str, Any]) -> str:
 
 
 def describe(path: str | os.PathLike[str]) -> list[str]:
-    """A model file in words, one sentence a line; no weights are loaded."""
+    """A model file in words, one sentence per line; no weights are loaded."""
     facts = read_contract(path)
     made = facts["provenance"]
     lines = [f"{facts['path']}: {_kind(facts)} of {facts['parameters']:,} parameters, {facts['bytes'] / 1e6:.1f} MB."]
@@ -315,7 +314,7 @@ def describe(path: str | os.PathLike[str]) -> list[str]:
 
 
 def _kind(facts: Mapping[str, Any]) -> str:
-    """The network, and the models that wrap it where there are more than a denoiser."""
+    """The network in words, with the models that wrap it if there are more than a denoiser."""
     net, tree = facts["net"], facts["model"]
     inner = net["args"].get("net") if net else None  # of an energy, the network that it is made of
     kind = f"an energy made of a {inner['name']}" if isinstance(inner, dict) else f"a {net['name'] if net else 'law'}"

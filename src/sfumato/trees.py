@@ -1,6 +1,6 @@
-"""Things as trees {"name": .., "args": {..}}, the form in which files and settings describe them, and back.
+"""Convert parts to trees {"name": .., "args": {..}}, the form used in files and settings, and back.
 
-A tree has names and never code to import: a name has to be registered, as a kind of thing that a file may contain
+A tree contains names, never code to import: every name must be registered, as a kind that a file may contain
 (`registry.KINDS`).
 """
 
@@ -19,11 +19,11 @@ from .registry import KINDS
 
 
 def tree(thing: Any, of: str = "") -> Any:
-    """{"name": .., "args": {..}} of a thing, whose arguments may be things themselves: plain JSON, for `build`.
+    """{"name": .., "args": {..}} of a part, whose arguments may be parts themselves: plain JSON, for `build`.
 
     The arguments come from its `config` (a dict, or a method that returns one, with or without the name), from
-    `to_dict` where its class has `from_dict`, from the attributes of a dataclass or a model, or from what a registered
-    class remembers of its constructor. SfumatoError where none of these is there.
+    `to_dict` if its class has `from_dict`, from the attributes of a dataclass or a model, or from the constructor
+    arguments that a registered class remembers. Raises SfumatoError if there is none of these.
     """
     if thing is None or isinstance(thing, bool | int | float | str):
         return thing
@@ -36,10 +36,10 @@ def tree(thing: Any, of: str = "") -> Any:
         return {"name": name, "args": thing.to_dict()}
     args = _made_with(thing)
     if args is None:
-        what = f"{of} was made with a {name}, which no file could describe" if of else f"No file could describe {name}"
+        what = f"{of} contains a {name}, which no file could describe" if of else f"No file could describe {name}"
         raise SfumatoError(
-            f"{what}, so that it could be made again: give {name} a property `config`, the dict of its "
-            f'constructor\'s arguments, or write @sf.register("network") above its class before it is made.'
+            f"{what} well enough to rebuild it: give {name} a property `config`, the dict of its constructor's "
+            f'arguments, or decorate its class with @sf.register("network") before creating the object.'
         )
     asked = _asked(type(thing))
     for key, value in args.items():
@@ -48,7 +48,7 @@ def tree(thing: Any, of: str = "") -> Any:
 
 
 def _findable(value: Any, kind: str | None, of: str) -> None:
-    """Refuse an argument of which a file would make something else that has the same name."""
+    """Raise SfumatoError for an argument that a file would turn into another class of the same name."""
     if isinstance(value, list | tuple | Mapping):
         for each in value.values() if isinstance(value, Mapping) else value:
             _findable(each, kind, of)
@@ -57,24 +57,24 @@ def _findable(value: Any, kind: str | None, of: str) -> None:
     found: Any = registry.found(kind, own.__name__)
     if found is not None and found is not own and found.__module__.startswith(f"{__package__}."):
         raise SfumatoError(
-            f"{of} was made with a {own.__name__}, in whose place a file would find the {found.__name__} of "
+            f"{of} contains a {own.__name__}, which a file would confuse with the {found.__name__} of "
             f"{found.__module__}: give the class another name."
         )
 
 
 def name_class(thing: Any) -> type:
-    """The class of a thing, without the subclass that torch makes of it for a network in shards."""
+    """The class of a part, without the subclass that torch makes of a sharded network."""
     return next(kind for kind in type(thing).__mro__ if not kind.__name__.startswith("FSDP"))
 
 
 def name_of(thing: Any) -> str:
-    """The name of a thing's own class."""
+    """The name of a part's own class."""
     return name_class(thing).__name__
 
 
 def _made_with(thing: Any) -> dict[str, Any] | None:
-    """The arguments of a thing's constructor, by name; None where they are not known."""
-    own_config = "config" in getattr(thing, "__dict__", {}) or hasattr(type(thing), "config")  # and not what it wraps
+    """The constructor arguments of a part, by name; None if unknown."""
+    own_config = "config" in getattr(thing, "__dict__", {}) or hasattr(type(thing), "config")  # not a wrapped one's
     said = thing.config if own_config else None
     said = said() if callable(said) else said
     if isinstance(said, Mapping):
@@ -91,10 +91,10 @@ def _made_with(thing: Any) -> dict[str, Any] | None:
 
 
 def build(tree: Any, kind: str) -> Any:
-    """What `tree` described, made anew: a thing of that kind.
+    """Rebuild the part of this kind that a tree describes.
 
-    Raises SfumatoError for a name that is not registered as what a file may hold, and for arguments that are missing or
-    unknown.
+    Raises SfumatoError for a name that is not registered as a kind that files may contain, and for missing or unknown
+    arguments.
     """
     if not _is_tree(tree):
         got = f"the keys {sorted(tree)}" if isinstance(tree, Mapping) else repr(tree)
@@ -110,7 +110,7 @@ def _is_tree(tree: Any) -> bool:
 
 
 def _built(tree: Any, kind: str | None) -> Any:
-    """An argument, or what is within it. kind: what its place asks for, where several kinds have this name."""
+    """Rebuild an argument and everything inside it. kind: the required kind, if several kinds have this name."""
     if _is_tree(tree):
         name = str(tree["name"])
         maker = registry.found(kind, name)
@@ -123,7 +123,7 @@ def _built(tree: Any, kind: str | None) -> Any:
 
 
 def _made(name: str, maker: Any, args: Mapping[str, Any]) -> Any:
-    """A thing of these arguments."""
+    """Construct a part from its arguments."""
     if hasattr(maker, "from_dict"):
         return maker.from_dict(args)
     asked = _asked(maker)
@@ -136,7 +136,7 @@ def _made(name: str, maker: Any, args: Mapping[str, Any]) -> Any:
 
 
 def _asked(maker: Any) -> dict[str, str]:
-    """Argument -> the kind of thing that its annotation, or else its name, asks for."""
+    """Argument -> the kind of part that its annotation, or else its name, requires."""
     try:
         parameters = inspect.signature(maker).parameters
     except (TypeError, ValueError):
@@ -153,19 +153,19 @@ def _asked(maker: Any) -> dict[str, str]:
 
 
 def _plain(value: Any, of: str) -> None:
-    """Refuse plain arguments that would be something else when read from a file."""
+    """Raise SfumatoError for plain arguments that would be read from a file as something else."""
     if isinstance(value, dict):
         if set(value) == {"name", "args"} or not all(isinstance(key, str) for key in value):
             raise SfumatoError(
-                f"{of} was made with the dict {value!r:.80}, which no file could tell from what it stands for: give it "
-                "keys that are text, other than 'name' and 'args' alone."
+                f"{of} contains the dict {value!r:.80}, which is ambiguous in a file: use keys that are text, other "
+                "than just 'name' and 'args'."
             )
     for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         _plain(each, of)
 
 
 def _lacking(name: str, what: str) -> SfumatoError:
-    """The error for a name that is not registered as what a file may contain."""
+    """The error for a name that is not registered as a kind that files may contain."""
     other = next((kind for kind in KINDS if not KINDS[kind].held and registry.known(kind, name)), None)
     if other is not None:
         return SfumatoError(f"A model file holds no {KINDS[other].words}, and this one names {name!r} as a {what}.")
@@ -176,15 +176,15 @@ def _lacking(name: str, what: str) -> SfumatoError:
 
 
 def give(name: str) -> str:
-    """What to do where a user's class is not registered."""
+    """Advice for a user's class that is not registered."""
     return (
-        f"A class of your own is given beside the file, modules=[{name}] in Python and --modules FILE on the command "
-        "line, or registered before."
+        f"Register your own class first, or pass it along with the file: modules=[{name}] in Python, --modules FILE on "
+        "the command line."
     )
 
 
 def word(tree: Any) -> str:
-    """A tree as a word that `make` understands."""
+    """A tree as a word for `registry.make`."""
     if _is_tree(tree):
         return f"{tree['name']}({', '.join(f'{key}={word(value)}' for key, value in tree['args'].items())})"
     return repr(tuple(tree) if isinstance(tree, list) else tree)

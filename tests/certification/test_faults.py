@@ -142,7 +142,7 @@ def displaced(plan: Plan, schedule):
 
 def test_a_shifted_start_is_flagged():
     assert fault_of(Spoilt(lambda plan, schedule: plan)) == ""
-    assert "the first call stands at" in fault_of(Spoilt(late))
+    assert "the first call is at" in fault_of(Spoilt(late))
     assert "steps do not join" in fault_of(Spoilt(displaced))
 
 

@@ -50,7 +50,7 @@ def test_mistakes(refused, models, points):
     assert "leave out --schedule" in refused(
         "explain-objective", model, "--data", points, "--schedule", "cosine", *WORDS
     )
-    assert "which is not given" in refused("explain-objective", model, "--labels", points, *WORDS)
+    assert "to which they belong" in refused("explain-objective", model, "--labels", points, *WORDS)
     assert "samples of shape" in refused("explain-objective", models["images"], "--data", points, *WORDS)
     assert "samples, the draws per bin" in refused("explain-objective", model, "--data", points, *WORDS[:4], "-n", 1)
     assert "in .html" in refused("explain-objective", model, "--data", points, *WORDS, "--plot", "board.png")

@@ -44,4 +44,4 @@ def test_mistakes(run, refused, models):
     assert "its training data are not known" in refused("memorization", run.path / "model.safetensors")
     assert "end it in .png" in refused("memorization", run.path, "-o", "pairs.jpg")
     assert "at least 2 samples" in refused("memorization", run.path, "-n", 1)
-    assert "give unseen data" in refused("memorization", models["points"], run.path.parent / "x.npz")
+    assert "pass unseen data" in refused("memorization", models["points"], run.path.parent / "x.npz")

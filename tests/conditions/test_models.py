@@ -86,7 +86,7 @@ def test_mistakes_at_the_door_are_one_sentence():
     d = model()
     for cond, words in [
         ({"heat": 3}, "'heat'.*none of this name"), ({"label": "mouse"}, "no class 'mouse'"),
-        ({"temperature": 9e5}, "far out of the data"), ({"pose": [1, 2, 3]}, "shape"),
+        ({"temperature": 9e5}, "far outside the data"), ({"pose": [1, 2, 3]}, "shape"),
         ({"temperature": [1, 2, 3]}, "3 values"),
         ({"temperature": "warm"}, "no number"),
     ]:  # fmt: skip

@@ -223,7 +223,7 @@ def test_missing_paths_suggest_what_was_meant(tmp_path):
     (tmp_path / "photos").mkdir()
     refused("fashon", "did you mean the built-in set 'fashion'")
     refused(str(tmp_path / "photo"), "does not exist: did you mean .*photos")
-    refused(str(tmp_path / "zzz" / "qqq"), "none of the built-in sets")
+    refused(str(tmp_path / "zzz" / "qqq"), "not one of the built-in sets")
     refused("", "no data given")
 
 

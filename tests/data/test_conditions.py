@@ -142,7 +142,7 @@ def test_what_says_nothing_or_cannot_be_read_is_named():
         "scale": "it is no array", "same": "its value is always a",
         "caption": "text, 40 different: it is not read yet", "ragged": "its lists have different lengths",
         "when": "values are not read", "volume": "the samples have no spatial axes",
-        "present": "no condition can have this name",
+        "present": "a condition cannot have this name",
     }.items():  # fmt: skip
         assert any(f"{name} (" in note and why in note for note in notes), (name, notes)
     many = data.open({"x": np.zeros((10_000, 2)), "caption": [f"words {i}" for i in range(10_000)]})

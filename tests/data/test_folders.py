@@ -269,7 +269,7 @@ def test_folders_that_hold_nothing(tmp_path):
     refused(tmp_path, r"no image could be read: c\.png")
     (tmp_path / "d.png").write_bytes(b"")
     refused(tmp_path, r"no image could be read: .*and 1 more")
-    refused(tmp_path / "c.png", "is one image: give the folder")
+    refused(tmp_path / "c.png", "is a single image: give the folder")
 
 
 def test_labels_of_another_length_are_refused(tmp_path):

@@ -52,7 +52,7 @@ def test_pictures_are_counted_twice(folder, told):
     source = sf.data.open(folder)
     assert last(told) == {"Looking at pictures": (COUNT, COUNT), "Decoding pictures": (COUNT - 1, COUNT - 1)}
     sf.data.DataSpec.fit(source, source.split(0.5)[0])
-    assert last(told)["Taking figures of samples"] == (len(source.split(0.5)[0]),) * 2
+    assert last(told)["Computing statistics"] == (len(source.split(0.5)[0]),) * 2
 
 
 def test_archives_and_tables_are_counted(tmp_path, folder, told):

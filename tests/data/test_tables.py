@@ -82,7 +82,7 @@ def test_broken_and_empty_cells_are_skipped(tmp_path):
     source = data.open(write(tmp_path / "x.parquet", pa.table({"jpg": cells, "cls": list("abcde") * 4})))
     assert len(source) == 18 and source.labels.tolist() == [i % 5 for i in range(20) if i not in (4, 11)]
     assert dict(source.skipped) == {
-        "4": "it is no image, or one of a kind that cannot be read", "11": "the cell is empty"
+        "4": "it is not an image, or of a kind that cannot be read", "11": "the cell is empty"
     }  # fmt: skip
 
 

@@ -256,7 +256,7 @@ def test_data_that_cannot_be_used(tmp_path):
     with pytest.raises(SfumatoError, match="conditional=True needs data with conditions"):
         sf.board(network(), torch.randn(20, 2), conditional=True)
     spec = spec_of(torch.randn(50, 2) * torch.tensor([1.0, 3.0]))
-    with pytest.raises(SfumatoError, match="mixtures of Gaussians alone"):
+    with pytest.raises(SfumatoError, match="only mixtures of Gaussians"):
         sf.board(network(spec=spec), sf.exact.Empirical(torch.randn(9, 2, dtype=torch.float64)))
     with pytest.raises(SfumatoError, match=r"law.s samples have shape \(3,\)"):
         sf.board(network(spec=spec), WHITE)

@@ -39,7 +39,7 @@ def test_weights_are_shared_under_their_own_names_and_the_network_stays_plain():
 def test_what_is_not_compiled_is_one_sentence():
     with pytest.raises(SfumatoError, match="energy cannot be compiled"):
         compiled(denoiser(sf.nets.build((3,), energy=True)), ALONE)
-    with pytest.raises(SfumatoError, match="one process"):
+    with pytest.raises(SfumatoError, match="several processes"):
         compiled(denoiser(MLP(3)), World(0, 2))
 
 

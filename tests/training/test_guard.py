@@ -162,7 +162,7 @@ def test_three_incidents_go_back_with_half_the_rate(faulty, tmp_path):
 
 def test_a_run_that_cannot_go_on_stops_with_its_cause(faulty, tmp_path):
     faulty(Bad(range(1, 1000)))
-    with pytest.raises(SfumatoError, match="the .*, again after going back 3 times"):
+    with pytest.raises(SfumatoError, match="the .*, again after 3 roll-backs"):
         trained(tmp_path)
     cases = json.loads((tmp_path / "run" / "incident.json").read_text())
     assert len(cases) == STRIKES * (ROLLBACKS + 1) and sum(c["rolled_back"] is not None for c in cases) == ROLLBACKS + 1

@@ -138,7 +138,7 @@ def test_an_error_in_a_thread_is_one_sentence_where_the_batch_is_needed():
 
 @pytest.mark.parametrize(
     ("cause", "words"),
-    [(READING, "faster disk"), (DECODING, "let the cache hold it"), (NORMALISING, "a larger --net")],
+    [(READING, "faster disk"), (DECODING, "enlarge the cache"), (NORMALISING, "a larger --net")],
 )
 def test_waiting_is_said_once_with_cause_and_cure(cause, words, monkeypatch):
     now = [0.0]

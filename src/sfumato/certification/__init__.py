@@ -1,4 +1,4 @@
-"""Certificates of solvers: what they promise, measured on models whose every quantity is known."""
+"""Certificates of solvers: their order and other promises, measured on models with exactly known solutions."""
 
 from sfumato.certification.certificate import Certificate, Findings, summary
 from sfumato.certification.examine import certify

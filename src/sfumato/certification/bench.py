@@ -1,6 +1,6 @@
-"""The test bench of solvers: exact models that record every call, and the exact flow between noise levels.
+"""The test bench for solvers: exact models that record every call, and the exact flow between noise levels.
 
-Everything is float64 and small. A level is (alpha, sigma); a state z at a level has the size hypot(alpha, sigma).
+Everything is small and in float64. A level is (alpha, sigma); states z at it have typical size hypot(alpha, sigma).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Level = tuple[float, float]
 Stop = tuple[Tensor, Level]  # a state and the level that it stands for
 Belief = Callable[[Tensor, Level], tuple[Tensor, Tensor]]  # (z, level) -> (E[x|z], E[eps|z])
 
-# Logsnr between which orders are measured: all of the curvature of the mixture below, away from both ends.
+# Range of logsnr for measuring orders: covers the curvature of the mixture below, away from both ends.
 INTERVAL = (-5.0, 4.0)
 ROWS = 12
 
@@ -58,13 +58,13 @@ def mixture() -> GaussianMixture:
 
 @lru_cache
 def gaussian() -> GaussianMixture:
-    """N(0.7, 0.3): every estimate is affine in its state, so that moments are linear algebra."""
+    """N(0.7, 0.3): every estimate is affine in its state, so moments follow by linear algebra."""
     return GaussianMixture([1.0], [[0.7]], 0.3)
 
 
 @lru_cache
 def stiff() -> GaussianMixture:
-    """One direction of standard deviation 0.01 beside one of 1: a ratio of 10^4 in the drift near the data."""
+    """Standard deviations 0.01 and 1 in two directions: a ratio of 10^4 in the drift near the data."""
     return GaussianMixture([1.0], [[0.0, 0.0]], [[1e-4, 1.0]])
 
 
@@ -79,7 +79,7 @@ def believes(law: GaussianMixture) -> Belief:
 
 
 def constant(value: float) -> Belief:
-    """Data that is one point: E[x|z] = value, and the flow is z = alpha x + sigma eps with x and eps fixed."""
+    """Data in a single point: E[x|z] = value, and the flow is z = alpha x + sigma eps with x and eps fixed."""
 
     def read(z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
         x = torch.full_like(z, value)
@@ -89,13 +89,13 @@ def constant(value: float) -> Belief:
 
 
 def start_states(law: GaussianMixture, level: Level, rows: int = ROWS) -> Tensor:
-    """States at a level, the same standard normal numbers for every schedule; alpha = 0 is allowed."""
+    """States at a level, from the same standard normal numbers for every schedule; alpha = 0 is allowed."""
     return law.sample(rows, seed=0, alpha=level[0], sigma=level[1])
 
 
 @lru_cache(maxsize=512)
 def exact_end(start: Level, stop: Level) -> Tensor:
-    """Where the probability flow of the mixture takes `start_states` by the level `stop`, to rounding."""
+    """The states at the level `stop` on the mixture's probability flow from `start_states`, up to rounding."""
     return mixture().flow_between(start_states(mixture(), start), start, stop)
 
 
@@ -103,7 +103,7 @@ def exact_end(start: Level, stop: Level) -> Tensor:
 
 
 class Call(NamedTuple):
-    """One call of the model: the state, the time that the solver gave, and the level of that time."""
+    """One call of the model: the state, the time that the solver passed, and the level at that time."""
 
     z: Tensor
     t: float
@@ -111,11 +111,11 @@ class Call(NamedTuple):
 
 
 class Oracle:
-    """A model that records every call; `bump` adds to the belief of one call, to see whether anything uses it."""
+    """A model that records every call; `bump` perturbs the belief of one call, to test whether it matters."""
 
     def __init__(self, belief: Belief, schedule: Schedule | None, bump: tuple[int, float] | None = None) -> None:
         self.belief, self.bump, self.calls = belief, bump, list[Call]()
-        self.process: Any = None if schedule is None else Gaussian(schedule)  # a foreign scheduler asks for none
+        self.process: Any = None if schedule is None else Gaussian(schedule)  # foreign schedulers need none
 
     def read(self, z: Tensor, t: float, level: Level) -> tuple[Tensor, Tensor]:
         """(x, eps) for a state at a level; one call."""
@@ -133,7 +133,7 @@ class Oracle:
 
 
 class SeededNoise:
-    """Standard normal numbers of a seed, one draw after the other."""
+    """Standard normal numbers from a seed, drawn in sequence."""
 
     def __init__(self, seed: int) -> None:
         self.seed, self.generator = seed, torch.Generator().manual_seed(seed)
@@ -143,9 +143,9 @@ class SeededNoise:
 
 
 class UnitNoise(SeededNoise):
-    """In place of draw number j, the unit vector of row 2 + j, and cos(1 + j) in the last row.
+    """Replaces draw j by the unit vector of row 2 + j, and by cos(1 + j) in the last row.
 
-    One batch then holds the whole affine map of a run, and in its last row a proof that it is affine.
+    One batch thus yields the whole affine map of a run, and its last row tests that the map is affine.
     """
 
     def __init__(self) -> None:
@@ -162,7 +162,7 @@ class UnitNoise(SeededNoise):
 
 
 class Recording(NamedTuple):
-    """One run: the states where its steps begin and the end, and the calls it made."""
+    """One run: the states at the start of each step and at the end, and the calls of the model."""
 
     stops: list[Stop]
     calls: list[Call]
@@ -177,7 +177,7 @@ class Recording(NamedTuple):
         return [*((call.z, call.level) for call in self.calls), self.stops[-1]]
 
     def before(self, limit: float) -> Stop:
-        """The last state where a step begins at a logsnr of at most `limit`."""
+        """The last state at the start of a step with a logsnr of at most `limit`."""
         return next(stop for stop in reversed(self.stops) if logsnr(stop[1]) <= limit + 1e-6)
 
 
@@ -185,8 +185,8 @@ class Recording(NamedTuple):
 class Setup:
     """A solver set up for a number of steps between two levels.
 
-    go: (model, z, noise) -> stops. draws: how often it takes noise from the source that it is given, so that unit
-    vectors can be sent through it; None where its noise is its own.
+    go: (model, z, noise) -> stops. draws: how often it draws from the noise source passed to it, so that unit vectors
+    can be sent through it; None if it uses noise of its own.
     """
 
     start: Level
@@ -199,7 +199,7 @@ class Setup:
     def run(
         self, belief: Belief, z: Tensor, noise: SeededNoise | int = 0, bump: tuple[int, float] | None = None
     ) -> Recording:
-        """One run from z; noise is a source of it, or a seed."""
+        """One run from z; noise: a source of noise, or a seed."""
         oracle = Oracle(belief, self.schedule, bump)
         with torch.no_grad():
             stops = self.go(oracle, z, SeededNoise(noise) if isinstance(noise, int) else noise)

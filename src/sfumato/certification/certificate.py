@@ -1,4 +1,4 @@
-"""The result of `certify`: figures for each schedule, the faults in words, and a table."""
+"""The result of `certify`: measurements for each schedule, faults in words, and a table."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from sfumato.certification.law import Bias, Marginal
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """The figures of one schedule.
+    """The measurements on one schedule.
 
-    order: the measured slope, that of the bias of mean and variance for a stochastic solver; None where it cannot be
-    measured (one plan, or errors that are rounding throughout). errors: what it was fitted to, (steps, error).
-    start_order: of the first steps alone. calls: for K steps, as a law; unused: calls whose answer changes nothing.
-    first_call, t_start: where the first call stands and where it should. joins: how far states are from the level they
-    stand for on data of one point, in units of sigma, at two numbers of steps. bounded_from: the smallest number of
-    steps from which on runs on a stiff Gaussian stay bounded. whole: (steps, distance to the exact map from noise to
-    data). reference: that distance for DDIM on the calls of one plan. bias: at `bias_steps` from noise to data.
-    marginal: of a mixture. faults: what is wrong, in words.
+    order: the measured order, for a stochastic solver that of the bias of mean and variance; None if it cannot be
+    measured (a single plan, or errors at rounding level). errors: the data of the fit, (steps, error). start_order: of
+    the first steps alone. calls: as a formula in the number of steps K; unused: calls whose result changes nothing.
+    first_call, t_start: time of the first call, and the time it should have. joins: distance of states from their
+    level for data in one point, in units of sigma, at two numbers of steps. bounded_from: the number of steps from
+    which runs on a stiff Gaussian stay bounded. whole: (steps, distance to the exact map from noise to data).
+    reference: the same distance for DDIM on the calls of a plan. bias: at `bias_steps`, from noise to data. marginal:
+    law of the samples of a mixture. faults: everything wrong, in words.
     """
 
     schedule: str
@@ -47,7 +47,7 @@ class Findings:
 
 @dataclasses.dataclass(frozen=True)
 class Certificate:
-    """A solver's figures on every schedule. `str()` prints them as a table; `passed` is True where nothing is wrong."""
+    """A solver's measurements on every schedule. `str()` prints a table; `passed` is True if there are no faults."""
 
     name: str
     declared: int | None
@@ -61,11 +61,11 @@ class Certificate:
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """Everything that is wrong, a sentence each, with the schedule in front."""
+        """All faults, one sentence each, prefixed with the schedule."""
         return tuple(f"{one.schedule}: {fault}" for one in self.findings for fault in one.faults)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able, with `passed`."""
+        """Plain values for JSON, including `passed`."""
         return {**_finite(dataclasses.asdict(self)), "passed": self.passed}
 
     def __str__(self) -> str:
@@ -78,7 +78,7 @@ class Certificate:
 
 
 def _finite(value: Any) -> Any:
-    """A copy in which infinite and undefined numbers, which JSON lacks, are None."""
+    """A copy with None for infinite and undefined numbers, which JSON lacks."""
     if isinstance(value, dict):
         return {key: _finite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -92,7 +92,7 @@ SHORT = HEAD[1:8]  # of the summary
 
 
 def cells(one: Findings) -> list[str]:
-    """The figures of one schedule in the columns of HEAD."""
+    """The measurements on one schedule, in the columns of HEAD."""
     return [
         "-" if one.order is None else f"{one.order:.2f}",
         "-" if one.start_order is None else f"{one.start_order:.2f}",
@@ -107,14 +107,14 @@ def cells(one: Findings) -> list[str]:
 
 
 def table(rows: list[list[str]]) -> list[str]:
-    """Aligned columns; those that are empty are left out."""
+    """Rows as aligned columns; empty columns are left out."""
     kept = [i for i in range(len(rows[0])) if i == 0 or any(row[i] != "-" for row in rows[1:])]
     widths = [max(len(row[i]) for row in rows) for i in kept]
     return ["  ".join(row[i].ljust(w) for i, w in zip(kept, widths, strict=True)).rstrip() for row in rows]
 
 
 def summary(found: dict[str, Certificate]) -> str:
-    """One line for each solver: each figure on its schedules in turn, or once where all agree."""
+    """One line per solver: each measurement on its schedules in turn, or once if all agree."""
     schedules = [part.schedule for one in found.values() for part in one.findings]
     rows = [["solver", "declared", *SHORT, f"on {', '.join(dict.fromkeys(schedules))}"]]
     for name, one in found.items():

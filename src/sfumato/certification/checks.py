@@ -1,4 +1,4 @@
-"""The checks of every solver: order, calls, steps that join, bounded runs, the same samples for the same seed."""
+"""The checks of every solver: order, calls, contiguous steps, bounded runs, the same samples for the same seed."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from sfumato.certification.bench import (
 from sfumato.certification.subjects import Subject
 
 F64 = torch.float64
-SHORT_STEPS = 5  # as many as the start of a method of order 4 may take, and one
+SHORT_STEPS = 5  # one more than the longest start of a method of order 4
 STABILITY_STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 50, 100)
-BOUND = 10.0  # of the state's size in units of its exact standard deviation, in each direction
+BOUND = 10.0  # on the state's size in units of its exact standard deviation, in each direction
 CALL_STEPS = (3, 4, 5, 6, 8, 10, 20)
-POINT = 0.8  # the data of the test for steps that join
+POINT = 0.8  # the single data point in the test for contiguous steps
 
 
 # -- order ---------------------------------------------------------------------------------------------------------
 
-SETTLED = 0.05  # fits that differ by less, with and without the newest error, belong to the asymptotic range
-STRAIGHT = 0.05  # local slopes that differ by less are a line
+SETTLED = 0.05  # if adding the newest error changes the fit by less, the range is asymptotic
+STRAIGHT = 0.05  # local slopes that differ by less form a line
 _POINTS = 4
 
 
 class Slope(NamedTuple):
-    """order: the fitted slope, None where fewer than three errors lie above rounding; errors: (steps, error).
+    """order: the fitted slope, None if fewer than three errors are above rounding; errors: (steps, error).
 
-    settled: whether the fit had stopped changing, so that it is of the asymptotic range.
+    settled: whether the fit had stopped changing, which marks the asymptotic range.
     """
 
     order: float | None
@@ -50,10 +50,10 @@ class Slope(NamedTuple):
 
 
 def fit_order(errors: list[tuple[int, float]]) -> float | None:
-    """The slope of log e over log n where it is a line, else p of log e = c - p log n + d / n, by least squares.
+    """The slope of log e over log n if it is a line, else p of log e = c - p log n + d / n, by least squares.
 
-    Of the last errors, three at least. d / n is the next term of any smooth error: without it the slope of a few dozen
-    steps is off by some tenths.
+    Fitted to the last errors, at least three. d / n is the next term of any smooth error: without it the slope at a few
+    dozen steps is off by some tenths.
     """
     last = errors[-_POINTS:]
     if len(last) < 3:
@@ -67,9 +67,9 @@ def fit_order(errors: list[tuple[int, float]]) -> float | None:
 
 
 def slope_of(error: Callable[[int], float | None], counts: Iterable[int], floor: float) -> Slope:
-    """Measure at growing numbers of steps until the fit settles, the error is rounding, or counts end.
+    """Measure at increasing numbers of steps until the fit settles, the error reaches rounding, or counts end.
 
-    error(n) is None where n steps cannot be taken.
+    error(n) is None if n steps are impossible.
     """
     seen: list[tuple[int, float]] = []
     order: float | None = None
@@ -91,7 +91,7 @@ def slope_of(error: Callable[[int], float | None], counts: Iterable[int], floor:
 def distance(setup: Setup, limit: float = math.inf) -> float:
     """Root mean square distance to the exact flow of the mixture, in units of hypot(alpha, sigma).
 
-    At the end, or at the last step that begins at a logsnr of at most `limit`.
+    Measured at the end, or at the start of the last step with a logsnr of at most `limit`.
     """
     run = setup.run(believes(mixture()), start_states(mixture(), setup.start))
     state, level = run.before(limit)
@@ -109,10 +109,10 @@ def order(subject: Subject, schedule: Any, counts: tuple[int, ...]) -> Slope:
 
 
 def start_order(subject: Subject, schedule: Any) -> float | None:
-    """q where the first steps together leave an error like h^(q + 1): a method of order p needs q >= p - 1.
+    """q, if the error of the first steps together scales as h^(q + 1): a method of order p needs q >= p - 1.
 
-    The first few steps alone, over shorter and shorter intervals: the lowest power of h is what remains, where over a
-    whole run a poor start hides behind the many steps after it until there are hundreds.
+    The first few steps run alone over ever shorter intervals, which isolates the lowest power of h. In whole runs a
+    poor start would show only after hundreds of steps.
     """
 
     def error(parts: int) -> float | None:
@@ -124,7 +124,7 @@ def start_order(subject: Subject, schedule: Any) -> float | None:
 
 
 def reference(subject: Subject, schedule: Any) -> float:
-    """The distance to the exact flow of DDIM through the levels that a run calls at."""
+    """The distance to the exact flow of DDIM on the levels that a run calls."""
     setup = subject.setup(schedule, subject.fixed or 4)
     belief, z = believes(mixture()), start_states(mixture(), setup.start)
     levels = [level for _, level in setup.run(belief, z).states]
@@ -148,7 +148,7 @@ def count_calls(subject: Subject, schedule: Any) -> tuple[tuple[int, int], ...]:
 
 
 def calls_law(counted: tuple[tuple[int, int], ...]) -> str:
-    """ "K", "2 K - 1" or "K + 9 (K > 3)" for the calls in K steps; each count by itself where three do not fit."""
+    """The calls in K steps as "K", "2 K - 1" or "K + 9 (K > 3)"; if no formula fits, the counts themselves."""
     if len(counted) > 2:
         (m, a), (n, b) = counted[-2:]
         slope = (b - a) // (n - m)
@@ -168,7 +168,7 @@ def _states(setup: Setup, rows: int = 2) -> Tensor:
 
 
 def unused_calls(subject: Subject, schedule: Any) -> tuple[int, ...]:
-    """The calls of a short run whose answer the end does not depend on."""
+    """The calls of a short run whose results do not affect the end."""
     setup = subject.setup(schedule, subject.fixed or 5)
     belief, z = believes(mixture()), _states(setup, 1)
     plain = setup.run(belief, z)
@@ -180,9 +180,9 @@ def unused_calls(subject: Subject, schedule: Any) -> tuple[int, ...]:
 
 
 def defect(setup: Setup) -> float:
-    """How far the states at the calls and at the end are from the levels that they stand for, in units of sigma.
+    """How far the states at the calls and at the end are from their nominal levels, in units of sigma.
 
-    With one point as data the flow keeps x and eps: a state at a level is alpha x + sigma eps, whatever the solver.
+    With a single data point the flow keeps x and eps fixed: a state at a level is alpha x + sigma eps for any solver.
     """
     eps = torch.tensor([[1.3, -0.4]], dtype=F64)
     run = setup.run(constant(POINT), setup.start[0] * POINT + setup.start[1] * eps)
@@ -190,7 +190,7 @@ def defect(setup: Setup) -> float:
 
 
 def joins(subject: Subject, schedule: Any, measure: Callable[[Setup], float]) -> tuple[float, float]:
-    """The defect at two numbers of steps: rounding for exponential methods, else falling."""
+    """The defect at two numbers of steps: rounding for exponential methods, decreasing for others."""
     counts = (40, 160) if subject.fixed is None else (subject.fixed,)
     setups = (subject.attempt(schedule, steps, INTERVAL) for steps in counts)
     found = [measure(setup) for setup in setups if setup is not None]
@@ -198,7 +198,7 @@ def joins(subject: Subject, schedule: Any, measure: Callable[[Setup], float]) ->
 
 
 def first_time(subject: Subject, schedule: Any) -> tuple[float, float]:
-    """(where the first call stands, where it should)."""
+    """(time of the first call, time that it should have)."""
     setup = subject.setup(schedule, subject.fixed or 4)
     return setup.run(constant(POINT), _states(setup)).calls[0].t, setup.t_start
 
@@ -217,7 +217,7 @@ def bounded(subject: Subject, schedule: Any, steps: int) -> bool:
 
 
 def bounded_from(subject: Subject, schedule: Any) -> int | None:
-    """The smallest number of steps from which on every run tried stays bounded; None where even the finest does not."""
+    """The smallest number of steps from which all tested runs stay bounded; None if not even the finest does."""
     smallest = None
     for steps in reversed(STABILITY_STEPS if subject.fixed is None else (subject.fixed,)):
         if not bounded(subject, schedule, steps):
@@ -227,9 +227,9 @@ def bounded_from(subject: Subject, schedule: Any) -> int | None:
 
 
 def repeats(subject: Subject, schedule: Any) -> tuple[bool, bool]:
-    """(whether the same seed gives the same samples, whether another seed gives others)."""
+    """(whether the same seed gives the same samples, whether another seed gives different ones)."""
     setup = subject.setup(schedule, subject.fixed or 6)
     z = start_states(mixture(), setup.start)
     ends = [setup.run(believes(mixture()), z.clone(), seed).end for seed in (1, 1, 2)]
-    first, again, other = (end.nan_to_num(nan=math.pi) for end in ends)  # NaN repeats as well
+    first, again, other = (end.nan_to_num(nan=math.pi) for end in ends)  # NaN counts as repeating
     return torch.equal(first, again), not torch.equal(first, other)

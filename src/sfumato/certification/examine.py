@@ -1,4 +1,4 @@
-"""`certify`: every check on every schedule, and what counts as a fault."""
+"""`certify`: run every check on every schedule and decide what counts as a fault."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from sfumato.registry import make
 from sfumato.schedule import Schedule
 from sfumato.solvers import Adaptive, Plan
 
-TOLERANCE = 0.15  # of a measured order
-WHOLE_STEPS, LAW_STEPS, LAW_CALLS = 20, 200, 400  # a law is looked at in as many steps as these calls allow
+TOLERANCE = 0.15  # on a measured order
+WHOLE_STEPS, LAW_STEPS, LAW_CALLS = 20, 200, 400  # laws are measured in LAW_STEPS steps, or as many as LAW_CALLS allow
 ROUNDING = 1e-8
 
 
@@ -30,13 +30,13 @@ def certify(
     schedules: Mapping[str, Schedule] | None = None,
     quick: bool = False,
 ) -> Certificate:
-    """Order, calls, contiguity, stability, repeatability and, for a stochastic solver, law, on the exact models.
+    """Measure order, calls, contiguity, stability, repeatability and, for a stochastic solver, law, on exact models.
 
-    solver: one of `solvers` or its name; a Plan; a function (model, z, t, s, state) -> (z, state), whose state is None
-    at first; or a scheduler with set_timesteps and step (`Foreign` takes more about one). order and calls are what it
-    promises: the order (a Plan or a solver of ours says it itself), and the calls a step or a function of the number of
-    steps. Errors are root mean square distances to the exact probability flow in units of hypot(alpha, sigma). quick
-    takes fewer steps and samples.
+    solver: one of `solvers` or its name; a Plan; a function (model, z, t, s, state) -> (z, state), whose state starts
+    as None; or a scheduler with set_timesteps and step (`Foreign` has more options). order, calls: what the solver
+    promises: its order (known for plans and solvers of this library), and its calls per step, or a function of the
+    number of steps. Errors are root mean square distances to the exact probability flow in units of hypot(alpha,
+    sigma). quick: use fewer steps and samples.
     """
     begun = time.perf_counter()
     subject = as_subject(solver)
@@ -50,14 +50,12 @@ def certify(
 
 
 def as_subject(solver: Any) -> Subject:
-    """The subject that stands for what a caller gave; a name is that of a solver of ours."""
+    """The subject for a caller's solver; a name refers to a solver of this library."""
     solver = make("solver", solver)
     if isinstance(solver, Subject):
         return solver
     if isinstance(solver, Adaptive):
-        raise SfumatoError(
-            "An adaptive solver takes the steps that its tolerances ask for: there is no order in them to certify."
-        )
+        raise SfumatoError("An adaptive solver chooses its steps by its tolerances: it has no order to certify.")
     if isinstance(solver, Plan):
         return PlanSubject(solver)
     if callable(getattr(solver, "plan", None)):
@@ -73,7 +71,7 @@ def as_subject(solver: Any) -> Subject:
 
 
 def _examine(subject: Subject, where: str, curve: Schedule | None, quick: bool, sampled: bool) -> Findings:
-    """All the checks on one schedule; sampled: the law of a stochastic solver is looked at by samples as well."""
+    """All checks on one schedule; sampled: whether to check the law of a stochastic solver by samples as well."""
     counted = checks.count_calls(subject, curve)
     first, begin = checks.first_time(subject, curve)
     same, random = checks.repeats(subject, curve)
@@ -108,7 +106,7 @@ def _examine(subject: Subject, where: str, curve: Schedule | None, quick: bool, 
 
 
 def _faults(subject: Subject, found: Findings, calls: int | Callable[[int], int] | None) -> list[str]:
-    """The broken promises, a sentence each."""
+    """The broken promises, one sentence each."""
     return [*_order_faults(subject, found), *_step_faults(subject, found, calls), *_law_faults(found)]
 
 
@@ -117,7 +115,7 @@ def _order_faults(subject: Subject, found: Findings) -> list[str]:
     declared, order = subject.order, found.order
     if order is not None:
         if found.random:
-            # a Gaussian may be kinder than the order that holds for any data
+            # on a Gaussian the order may be higher than for general data
             if order < (1 if declared is None else declared) - TOLERANCE:
                 faults.append(f"mean and variance converge with order {order:.2f}, not {declared or 1}")
         elif declared is None and order < 1 - TOLERANCE:
@@ -133,14 +131,14 @@ def _order_faults(subject: Subject, found: Findings) -> list[str]:
 def _step_faults(subject: Subject, found: Findings, calls: int | Callable[[int], int] | None) -> list[str]:
     faults = []
     if found.unused:
-        faults.append(f"calls whose answer is not used: {', '.join(str(k + 1) for k in found.unused)} of a short run")
+        faults.append(f"calls whose result is not used: {', '.join(str(k + 1) for k in found.unused)} of a short run")
     for steps, count in found.counted if calls is not None else ():
         promised = calls(steps) if callable(calls) else int(calls or 0) * steps
         if promised != count:
             faults.append(f"{count} calls in {steps} steps, declared {promised}")
             break
     if not found.random and abs(found.first_call - found.t_start) > 1e-9 * max(1.0, abs(found.t_start)):
-        faults.append(f"the first call stands at t = {found.first_call:.6g}, the start at {found.t_start:.6g}")
+        faults.append(f"the first call is at t = {found.first_call:.6g}, but the start at {found.t_start:.6g}")
     if found.whole is not None and found.reference is not None and found.whole[1] > found.reference + ROUNDING:
         faults.append(f"{found.whole[1]:.2g} from the exact map, where DDIM on the same calls is {found.reference:.2g}")
     if isinstance(subject, PlanSubject) and subject.odd_lines():

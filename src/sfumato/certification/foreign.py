@@ -1,6 +1,6 @@
-"""Schedulers of diffusers' kind as subjects: `set_timesteps(n)`, `timesteps`, `step(output, t, z).prev_sample`.
+"""Schedulers in the style of diffusers as subjects: `set_timesteps(n)`, `timesteps`, `step(output, t, z).prev_sample`.
 
-Nothing is imported: a scheduler is known by what it has. Its noise levels are its own, and are read from
+Nothing is imported: schedulers are recognised by their attributes. Their noise levels are read from
 
     sigmas, alpha = 1                           z = x + sigma eps            (Euler, Heun, LMS)
     sigmas, alpha = 1 / sqrt(1 + sigma^2)       z = alpha (x + sigma eps)    (DPM-Solver, UniPC, DEIS, SA-Solver)
@@ -27,19 +27,19 @@ SPACES = ("ve", "vp", "flow", "table")
 
 
 class Foreign(Subject):
-    """A foreign scheduler. `make` is one, or a function that makes one (a fresh one is then used for each walk).
+    """A foreign scheduler. make: a scheduler, or a function that returns one (then a new one is used for each run).
 
-    order: the order that its documentation states. space: how its state reads, one of 've', 'vp', 'flow', 'table';
-    found out where it is not given. Further arguments go to its `step`. It is compared with the exact flow where its
-    steps begin, at the levels that it states itself.
+    order: the order that its documentation states. space: the parametrisation of its state, 've', 'vp', 'flow' or
+    'table'; detected by default. Further arguments go to its `step`. It is compared with the exact flow at the start of
+    each step, at its own levels.
 
-    heard='sigmas' asks the model at those levels; heard='timesteps' asks it at the timestep that the scheduler gives
-    out, which is what a network hears: the two differ where timesteps are rounded.
+    heard='sigmas' calls the model at those levels; heard='timesteps' calls it at the scheduler's timestep, as a network
+    is called: the two differ if timesteps are rounded.
     """
 
     local = False
     floor = 1e-6  # some round their states to float32
-    counts = (10, 20, 40, 100, 200, 500)  # divisors of a thousand trained steps
+    counts = (10, 20, 40, 100, 200, 500)  # divisors of a thousand training steps
 
     def __init__(
         self,
@@ -76,9 +76,9 @@ class Foreign(Subject):
         return Setup(levels[0], levels[-1], float(scheduler.timesteps[0]), None, go)
 
     def _ready(self, steps: int) -> Any:
-        """A scheduler with its timesteps set, its tables in float64 where it has any: they limit its accuracy."""
+        """A scheduler with its timesteps set, and any tables in float64, since they limit its accuracy."""
         scheduler = self.make()
-        _to_float64(scheduler, "alphas_cumprod")  # first: sigmas are made of it, the same ones at every call
+        _to_float64(scheduler, "alphas_cumprod")  # first, since sigmas are derived from it
         scheduler.set_timesteps(steps)
         _to_float64(scheduler, "sigmas")
         return scheduler
@@ -110,13 +110,13 @@ def _to_float64(scheduler: Any, table: str) -> None:
 
 
 def _begins(scheduler: Any, k: int) -> bool:
-    """Whether call k stands at a node, and not at a stage within a step."""
+    """Whether call k is at a node, rather than at a stage within a step."""
     orders = getattr(scheduler, "order_list", None)  # of the singlestep solvers
     return orders[k] == 1 if orders else bool(getattr(scheduler, "state_in_first_order", True))
 
 
 def _trained(scheduler: Any, t: float) -> Level:
-    """The level that a network trained on the scheduler's table knows by this timestep; between two, log-linear."""
+    """The level of a timestep for a network trained on the scheduler's table; log-linear between entries."""
     squares = scheduler.alphas_cumprod.double()
     low = min(int(t), len(squares) - 2)
     ends = torch.log((1 - squares[low : low + 2]) / squares[low : low + 2]) / 2
@@ -135,17 +135,17 @@ def _output(scheduler: Any, level: Level, x: Tensor, eps: Tensor) -> Tensor:
     outputs = {
         "epsilon": lambda: eps,
         "sample": lambda: x,
-        # of a state x + sigma eps the prediction v is that of the state scaled to unit variance
+        # for a state x + sigma eps, v is defined for the state scaled to unit variance
         "v_prediction": lambda: (alpha * eps - sigma * x) / math.hypot(alpha, sigma),
         "flow_prediction": lambda: eps - x,
     }
     if kind not in outputs:
-        raise SfumatoError(f"The prediction type {kind!r} of {type(scheduler).__name__} is not known here.")
+        raise SfumatoError(f"The prediction type {kind!r} of {type(scheduler).__name__} is not supported.")
     return outputs[kind]()
 
 
 def _space(scheduler: Any) -> str:
-    """Which of the four readings at the head of this file holds."""
+    """Which of the four parametrisations at the top of this file applies."""
     if getattr(scheduler, "sigmas", None) is None:
         return "table"
     flow = "FlowMatch" in type(scheduler).__name__ or _config(scheduler, "use_flow_sigmas", False)
@@ -155,7 +155,7 @@ def _space(scheduler: Any) -> str:
 
 
 def levels_of(scheduler: Any, space: str | None = None) -> list[Level]:
-    """(alpha, sigma) of each call of a scheduler whose timesteps are set, and of the end."""
+    """(alpha, sigma) at each call of a scheduler whose timesteps are set, and at the end."""
     space = space or _space(scheduler)
     if space == "table":
         squares = scheduler.alphas_cumprod.double()

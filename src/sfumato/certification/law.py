@@ -1,8 +1,8 @@
 """The checks of stochastic solvers: mean, variance and marginal law.
 
-On a Gaussian every estimate is affine in its state, so that the end of a run is an affine map of the start and of each
-draw of noise; unit vectors sent through the run itself give the map, and with it mean and variance without chance.
-A solver that draws its own noise is measured on many samples instead, with standard errors.
+On a Gaussian every estimate is affine in its state, so the end of a run is an affine map of the start and of each draw
+of noise. Sending unit vectors through the run yields this map, and with it the exact mean and variance. A solver with
+noise of its own is measured on many samples instead, with standard errors.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from sfumato.certification.subjects import Subject
 
 F64 = torch.float64
 MANY = 20_000
-MOST_DRAWS = 600  # of an affine map: its columns are kept at every call
+MOST_DRAWS = 600  # limit for an affine map, whose columns are kept at every call
 _AFFINE = 1e-7
 
 
 @dataclasses.dataclass(frozen=True)
 class Bias:
-    """Errors of the mean in standard deviations and of the variance as a fraction; stderr of each, 0 where exact."""
+    """Errors of the mean, in standard deviations, and of the variance, relative; with standard errors, 0 if exact."""
 
     mean: float
     variance: float
@@ -52,7 +52,7 @@ class Bias:
 
 
 def _columns(setup: Setup, belief: Belief, centre: float, spread: float) -> Recording | None:
-    """The run of unit vectors from N(centre, spread^2), or None where it is not affine or hides its noise."""
+    """The run of unit vectors from N(centre, spread^2); None if it is not affine or its noise cannot be controlled."""
     if (draws := setup.draws) is None:
         return None
     z = torch.full((draws + 3, 1), centre, dtype=F64)
@@ -66,12 +66,12 @@ def _columns(setup: Setup, belief: Belief, centre: float, spread: float) -> Reco
 
 
 def _moments(z: Tensor) -> tuple[float, float]:
-    """Mean and variance out of the columns of an affine map."""
+    """Mean and variance from the columns of an affine map."""
     return float(z[0, 0]), float((z[1:-1, 0] - z[0, 0]).square().sum())
 
 
 def bias(setup: Setup) -> Bias:
-    """At the end of a run on N(0.7, 0.3), started from its exact law."""
+    """The bias at the end of a run on N(0.7, 0.3), started from its exact law."""
     law = gaussian()
     m, v = float(law.means[0, 0]), float(law.covs[0, 0, 0])
     (alpha, sigma), (end_alpha, end_sigma) = setup.start, setup.stop
@@ -86,7 +86,7 @@ def bias(setup: Setup) -> Bias:
 
 
 def weak_order(subject: Subject, schedule: Any, counts: tuple[int, ...]) -> Slope | None:
-    """The slope of the bias between two levels; None where it can only be measured with chance."""
+    """The slope of the bias between two levels; None if it can only be measured by sampling."""
     first = subject.attempt(schedule, 4, INTERVAL)
     if first is None or first.draws is None or bias(first).stderr[1] > 0:
         return None
@@ -100,7 +100,7 @@ def weak_order(subject: Subject, schedule: Any, counts: tuple[int, ...]) -> Slop
 
 
 def defect(setup: Setup) -> float:
-    """As `checks.defect` for the law of the states: with one point as data, N(alpha x, sigma^2) at every call."""
+    """`checks.defect` for the law of the states: with a single data point, N(alpha x, sigma^2) at every call."""
     alpha, sigma = setup.start
     run = _columns(setup, constant(POINT), alpha * POINT, sigma)
     if run is None:
@@ -117,7 +117,7 @@ def defect(setup: Setup) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Marginal:
-    """Sliced Wasserstein distance of the samples to exact ones, and the largest between sets of exact ones."""
+    """Sliced Wasserstein distance of samples to exact ones (distance); the largest between exact sets (floor)."""
 
     distance: float
     floor: float
@@ -126,7 +126,7 @@ class Marginal:
 
 
 def sliced(a: Tensor, b: Tensor, directions: int = 32) -> float:
-    """W_2 between projections of two sets of as many points in the plane, root mean square over directions."""
+    """W_2 between projections of two equally large sets of points in the plane, root mean square over directions."""
     angle = torch.linspace(0, math.pi, directions + 1, dtype=F64)[:-1]
     axes = torch.stack((angle.cos(), angle.sin()))
     return float(((a @ axes).sort(0).values - (b @ axes).sort(0).values).square().mean().sqrt())
@@ -134,13 +134,13 @@ def sliced(a: Tensor, b: Tensor, directions: int = 32) -> float:
 
 @lru_cache(maxsize=16)
 def _fresh(level: Level, n: int) -> tuple[Tensor, float]:
-    """n exact samples, and the largest of four distances to as many others."""
+    """n exact samples, and the largest of four distances to further sets of n."""
     draws = [mixture().sample(n, seed=100 + s, alpha=level[0], sigma=level[1]) for s in range(5)]
     return draws[0], max(sliced(draws[0], other) for other in draws[1:])
 
 
 def marginal(setup: Setup, steps: int, n: int) -> Marginal:
-    """n samples of the mixture, each from its own noise."""
+    """The distance of n samples, each from its own noise, to the mixture's law."""
     z = mixture().sample(n, seed=7, alpha=setup.start[0], sigma=setup.start[1])
     end = setup.run(believes(mixture()), z, 8).end
     exact, floor = _fresh(setup.stop, n)

@@ -24,10 +24,10 @@ SCHEDULES: dict[str, Schedule] = {"VP": LinearBeta(), "VE": VE(), "flow": Flow()
 
 
 class Subject(abc.ABC):
-    """A solver as the checks see it. order: as declared, or None; fixed: the only number of steps it has, or None.
+    """A solver in the form that checks use. order: as declared, or None; fixed: its only number of steps, or None.
 
-    local: it can run over any short interval, so that its first steps can be looked at alone. counts: the numbers of
-    steps at which its order is measured.
+    local: whether it can run over any short interval, so that its first steps can be checked alone. counts: the numbers
+    of steps at which its order is measured.
     """
 
     name: str
@@ -39,18 +39,18 @@ class Subject(abc.ABC):
 
     @property
     def schedules(self) -> dict[str, Any]:
-        """The curves that it is tried on, by name; None stands for noise levels of its own."""
+        """The schedules to test it on, by name; None stands for its own noise levels."""
         return dict(SCHEDULES)
 
     @abc.abstractmethod
     def setup(self, schedule: Any, steps: int, interval: tuple[float, float] | None = None) -> Setup:
-        """For `steps` steps between two logsnr, or from noise to data; one that is not `local` runs from end to end."""
+        """A setup for `steps` steps between two logsnr, or from noise to data; always the latter if not `local`."""
 
     def attempt(self, schedule: Any, steps: int, interval: tuple[float, float] | None = None) -> Setup | None:
-        """`setup`, or None where the solver refuses that number of steps."""
+        """`setup`, or None if the solver rejects that number of steps."""
         try:
             return self.setup(schedule, steps, interval)
-        except ValueError:  # SfumatoError, and what foreign schedulers raise
+        except ValueError:  # SfumatoError, and errors of foreign schedulers
             return None
 
 
@@ -60,12 +60,12 @@ def _times(schedule: Schedule, interval: tuple[float, float]) -> tuple[float, fl
 
 
 class SolverSubject(Subject):
-    """A solver with `plan(schedule, steps, t_start, t_stop)` that gives a Plan."""
+    """A solver with `plan(schedule, steps, t_start, t_stop)`, which returns a Plan."""
 
     def __init__(self, solver: Solver) -> None:
         plan = solver.plan(SCHEDULES["flow"], 8)
         self.solver, self.name, self.order = solver, plan.name, getattr(plan, "order", None)
-        # a grid of trained timesteps may start below t_start, and has no short intervals
+        # a grid of training timesteps may start below t_start, and has no short intervals
         self.local = bool(getattr(getattr(solver, "grid", None), "starts_at", True))
 
     def setup(self, schedule: Any, steps: int, interval: tuple[float, float] | None = None) -> Setup:
@@ -92,7 +92,8 @@ class PlanSubject(Subject):
     def odd_lines(self) -> tuple[int, ...]:
         """The lines that miss their level for constant x and eps, in a deterministic plan whose other lines do not.
 
-        Where half of them or more do (Euler in t, the row F, a tuned plan) it is the method's way, and no line is odd.
+        If half of the lines or more do (Euler in t, the row F, a tuned plan), that is how the method works: none is
+        odd.
         """
         alphas, sigmas = zip(*self.plan.path, strict=True)
         missed = []
@@ -122,7 +123,7 @@ def plan_setup(plan: Plan, schedule: Schedule, t_start: float) -> Setup:
 
 @dataclasses.dataclass(frozen=True)
 class KnownLevels(Schedule):
-    """The levels that a plan knows, at its own times alone."""
+    """The levels of a plan, known only at its own times."""
 
     known: dict[float, Level]
 
@@ -141,8 +142,8 @@ class KnownLevels(Schedule):
 class StepSubject(Subject):
     """A function (model, z, t, s, state) -> (z, state), called from node to node; state is None at first.
 
-    It is never asked to end on sigma = 0, where a function of alpha and sigma alone may have no value. Its random
-    numbers, if any, are torch's own.
+    It is never stepped to sigma = 0, where a function of alpha and sigma alone may be undefined. Random numbers, if
+    any, come from torch's own generator.
     """
 
     def __init__(self, step: StepFunction) -> None:

@@ -1,7 +1,6 @@
 """The command line, `sfumato COMMAND`; the mathematics is in the library.
 
-`main` knows the names of the commands alone; their flags are made when one is called, and torch is loaded only once a
-command really runs.
+`main` only knows the commands' names; flags are built when a command is called, and torch is loaded only when one runs.
 """
 
 from __future__ import annotations
@@ -14,21 +13,21 @@ from sfumato.cli.every import split
 from sfumato.errors import SfumatoError, suggest
 
 COMMANDS = {
-    "demo": "train on the built-in clothes for two minutes and draw a grid of ten a class",
-    "train": "learn a folder of images, a .npy or .npz file, or a built-in set",
-    "plan": "say what a training would take: memory, time, disk",
-    "resume": "go on with a run that was interrupted",
-    "control": "have a run that is under way save, sample, pause, go on or stop",
-    "sample": "draw from a model into .png, .npz, .npy or a folder/",
-    "doctor": "say what is wrong with a run or a model, each fault by a code that the docs explain",
-    "runs": "list runs side by side, and what tells them apart",
+    "demo": "train on the built-in clothes for two minutes and draw a grid of ten per class",
+    "train": "train a model on a folder of images, a .npy or .npz file, or a built-in set",
+    "plan": "predict the memory, time and disk space that a training run needs",
+    "resume": "resume an interrupted run",
+    "control": "tell a run in progress to save, sample, pause, continue or stop",
+    "sample": "draw samples from a model into .png, .npz, .npy or a folder/",
+    "doctor": "find faults in a run or a model, each with a code that the docs explain",
+    "runs": "compare runs side by side, and list their differences",
     "average": "make a model whose weights are averaged over another part of its run",
     "tune": "fit a plan of few steps to a model, so that sampling takes less time",
-    "likelihood": "say how probable a model finds a data set, in nats and bits",
-    "memorization": "say whether samples repeat the training data",
-    "info": "say what a model is: data, process, network, classes, origin",
-    "inspect": "look at a data set before training on it",
-    "explain-objective": "say what a training objective weighs by noise level, and whether it is an ELBO",
+    "likelihood": "measure the likelihood of a data set under a model, in nats and bits",
+    "memorization": "check whether samples repeat the training data",
+    "info": "describe a model: data, process, network, classes, origin",
+    "inspect": "check a data set before training on it",
+    "explain-objective": "show how a training objective weighs noise levels, and whether it is an ELBO",
     "certify": "measure solvers on exact models: order, calls, stability, law",
 }
 OK, OTHER, MISTAKE, INTERRUPTED = 0, 1, 2, 130
@@ -41,20 +40,20 @@ _EXAMPLES = (
 
 
 def usage() -> str:
-    """What `sfumato --help` prints."""
+    """The output of `sfumato --help`."""
     lines = ["usage: sfumato COMMAND [ARGUMENTS]", "", "Train a diffusion model on your own data, and sample it.", ""]
     lines += [f"  {name:<18} {words}" for name, words in COMMANDS.items()]
     lines += ["", "for example", *(f"  {line}" for line in _EXAMPLES), ""]
     lines += [
         "  sfumato COMMAND --help   the arguments of one command",
         "  --json                   with any command: the result as JSON on stdout, all else on stderr",
-        "  --modules FILE           with any command: Python files of your own, whose registered parts may be named",
-        "  --debug                  with any command: a traceback where something fails",
+        "  --modules FILE           with any command: your own Python files, whose registered parts can be named",
+        "  --debug                  with any command: a traceback if something fails",
         "  --version                the version",
         "",
         "exit status",
         "  0    done",
-        "  2    a mistake in what was asked for (said in one sentence)",
+        "  2    a mistake in the command or its input (explained in one sentence)",
         "  130  interrupted by Ctrl-C; training saves a checkpoint first",
         "  1    anything else; certify: a solver breaks a promise; doctor: a fault was found",
     ]
@@ -67,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     try:
         return _dispatch(arguments)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         _drop_stdout()
         return OTHER
     except KeyboardInterrupt as interrupt:
@@ -92,7 +91,7 @@ def _dispatch(arguments: list[str]) -> int:
     if name not in COMMANDS:
         what = "flag" if name.startswith("-") else "command"
         raise SfumatoError(f"There is no {what} {name!r}: {suggest(name, COMMANDS)}")
-    for path in every.modules.split(","):  # before the flags are made, whose words name what they register
+    for path in every.modules.split(","):  # before building flags, whose help lists registered names
         if path.strip():
             from sfumato.registry import add_file
 
@@ -108,17 +107,17 @@ def _sentence(error: Exception) -> tuple[str, int]:
         return str(error), MISTAKE
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {(error.strerror or str(error)).lower()}.", MISTAKE
-    text = " ".join(str(error).split()) or "no further words"
-    scarce = ("out of memory", "DefaultCPUAllocator", "bad_alloc")  # as sfumato.machine, which needs torch
+    text = " ".join(str(error).split()) or "no message"
+    scarce = ("out of memory", "DefaultCPUAllocator", "bad_alloc")  # as in sfumato.machine, which needs torch
     if isinstance(error, MemoryError) or any(word in text for word in scarce):
-        return f"There is not enough memory ({text[:200]}): take a smaller --batch or --size.", OTHER
+        return f"There is not enough memory ({text[:200]}): use a smaller --batch or --size.", OTHER
     return f"Something went wrong within sfumato ({type(error).__name__}: {text[:300]}): --debug shows where.", OTHER
 
 
 def _fail(sentence: str, status: int, arguments: Sequence[str], said: bool = False) -> int:
-    """One sentence on stderr, and with --json also the object that stands for it.
+    """Print the error as one sentence on stderr, and with --json also as an object; returns the status.
 
-    said: the message was printed before, as a run does that is interrupted.
+    said: whether the message has been printed already, as by an interrupted run.
     """
     sentence = " ".join(sentence.split())  # what the user typed may contain a newline
     sentence += "" if sentence.endswith((".", "?", "!")) else "."
@@ -132,7 +131,7 @@ def _fail(sentence: str, status: int, arguments: Sequence[str], said: bool = Fal
 
 
 def _drop_stdout() -> None:
-    """Keep the interpreter from complaining when it flushes a pipe that nobody reads."""
+    """Keep the interpreter from reporting an error when it flushes a closed pipe."""
     import os
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -15,14 +15,14 @@ from sfumato.training.averages import average as averaged
 def average(options: Any, voice: Voice) -> None:
     out = Path(options.out or f"average-{options.width:g}.safetensors")
     if out.suffix != ".safetensors":
-        raise SfumatoError(f"{out} must end in .safetensors, which is what a model file is.")
+        raise SfumatoError(f"{out} must end in .safetensors, as model files do.")
     denoiser = averaged(options.folder, options.width)
     serialization.save(denoiser, out)
     made = denoiser.provenance["average"]
     voice.emit({"model": str(out), "hash": serialization.read_contract(out)["hash"], **made})
     voice.say(
         f"{out}: the weights of {options.folder}, averaged over a window of {options.width:g} of the run.",
-        f"Its shape is {made['profile_error']:.1%} off the one asked for.",
+        f"Its profile is {made['profile_error']:.1%} off the requested one.",
         "",
         "To sample it:",
         f"  sfumato sample {shlex.quote(str(out))}",

@@ -15,7 +15,7 @@ PASSED, FAILED = 0, 1
 
 
 def certify(options: Any, voice: Voice) -> int:
-    """The exit status: 0 where everything passed, 1 where something failed."""
+    """Certify solvers; returns the exit status, 0 if everything passed, else 1."""
     if options.solver is None:
         return _all(voice, quick=not options.full)
     found = certification.certify(_subject(options.solver), name=options.solver, quick=options.quick)
@@ -29,15 +29,13 @@ def _subject(word: str) -> Any:
         return make("solver", word)
     if word.endswith(".json") or Path(word).is_file():
         return Plan.load(word)
-    raise SfumatoError(
-        f"there is no solver {word!r}, nor a file of a plan of that name: {suggest(word, names('solver'))}"
-    )
+    raise SfumatoError(f"there is no solver or plan file {word!r}: {suggest(word, names('solver'))}")
 
 
 def _all(voice: Voice, quick: bool) -> int:
     found = {}
     for name, maker in solvers.NAMES.items():
-        # the one has no order in the number of steps, the other needs what no exact model has learned
+        # the first has no order in the number of steps, the second needs a learned variance, which exact models lack
         if isinstance(solver := maker(), solvers.Adaptive | solvers.LearnedDDPM):
             continue
         voice.note(f"{name} ...")

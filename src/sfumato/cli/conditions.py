@@ -1,4 +1,4 @@
-"""`--class` and `--condition`: conditions as they are written on the command line."""
+"""`--class` and `--condition`: conditions from the command line."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ LABEL = "label"
 
 
 def said(options: Any, known: Mapping[str, Condition], label: str | None = None) -> dict[str, str]:
-    """Name -> value, as they were written; --class is the condition of classes, whatever its name."""
+    """Name -> value, as typed; --class sets the condition that holds classes, whatever its name."""
     given: dict[str, str] = dict(options.condition)
     if label is None:
         return given
     name = _of_classes(known, label)
     if given.setdefault(name, label) != label:
-        raise SfumatoError(f"--class and --condition {name}=... give different values: leave one of them out")
+        raise SfumatoError(f"--class and --condition {name}=... give different values: leave out one of them")
     return given
 
 
 def _of_classes(known: Mapping[str, Condition], label: str) -> str:
-    """The condition that --class means: "label", or the only one of classes."""
+    """The condition that --class refers to: "label", or the only one with classes."""
     labels = [name for name, each in known.items() if isinstance(each, Label)]
     if LABEL in known or len(labels) == 1:
         return LABEL if LABEL in known else labels[0]
@@ -42,8 +42,8 @@ def _of_classes(known: Mapping[str, Condition], label: str) -> str:
 
 
 def conditions(given: Mapping[str, str], spec: DataSpec, index: torch.Tensor) -> Conditions:
-    """What was written, for samples of these numbers: one value, several in turn, or the .npy file of one or of one a
-    sample.
+    """Encode typed conditions for samples with these numbers: one value, several in turn, or a .npy file with one value
+    or one per sample.
     """
     found = values(given, spec.conditions)
     turns = {name: _turns(name, each, index) for name, each in found.items() if isinstance(each, list)}
@@ -61,12 +61,12 @@ def _turns(name: str, several: list[str], index: torch.Tensor) -> list[str]:
 
 
 def values(given: Mapping[str, str], known: Mapping[str, Condition]) -> dict[str, Any]:
-    """Texts, lists of them where there are several values, and the arrays of files that they name."""
+    """Name -> text, a list of texts for several values, or the array in the file that a text names."""
     return {name: _value(text, known.get(name)) for name, text in given.items()}
 
 
 def in_turn(given: Conditions, spec: DataSpec, index: torch.Tensor) -> Conditions:
-    """With all classes in turn, by the number of each sample, where no class was asked for."""
+    """The conditions with all classes in turn, by the number of each sample, if no class was set."""
     if LABEL in given or not spec.classes:
         return given
     return Conditions({LABEL: index % len(spec.classes), **given})
@@ -82,14 +82,14 @@ def _value(text: str, condition: Condition | None) -> Any:
     except OSError as error:
         raise SfumatoError(f"{text} cannot be read: {reason(error)}") from None
     except (ValueError, EOFError) as error:
-        raise SfumatoError(f"{text} holds no array: {str(error).splitlines()[0]}") from None
+        raise SfumatoError(f"{text} does not hold an array: {str(error).splitlines()[0]}") from None
 
 
 def _is_class(condition: Condition, text: str) -> bool:
-    """Whether there is a class of this name, commas and all."""
+    """Whether the whole text, including commas, is the name of a class."""
     return isinstance(condition, Label) and text.casefold() in map(str.casefold, condition.classes)
 
 
 def columns(given: Conditions, spec: DataSpec) -> dict[str, list[Any]]:
-    """Name -> a value a sample, in the user's spelling and units, None where it was left open."""
+    """Name -> one value per sample, in the user's spelling and units, None where unset."""
     return {name: spec.conditions[name].decode(given.given(name)) for name in given}

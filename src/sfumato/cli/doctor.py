@@ -1,4 +1,4 @@
-"""`doctor`: what is wrong with a run or a model, by code; and the page that explains a code."""
+"""`doctor`: find faults in a run or a model, or print the page that explains a code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def doctor(options: Any, voice: Voice) -> int:
-    """The exit status: 1 where there is an error."""
+    """Examine a run or a model; returns the exit status, 1 if there is an error."""
     if options.explain is not None:
         text = page(options.explain)
         voice.emit({"code": options.explain, "page": text})
@@ -21,7 +21,7 @@ def doctor(options: Any, voice: Voice) -> int:
         return WELL
     if options.subject is None:
         raise SfumatoError("`sfumato doctor` needs RUN, a run folder or a model file, or --explain CODE")
-    from sfumato import diagnosis  # loads torch, which a page does not need
+    from sfumato import diagnosis  # imports torch, which a page does not need
     from sfumato.training.precision import device_of
 
     report = diagnosis.doctor(
@@ -34,7 +34,7 @@ def doctor(options: Any, voice: Voice) -> int:
 
 
 def page(code: str) -> str:
-    """The page on a fault, in Markdown: how it is detected, how it comes about, what cures it."""
+    """The page on a fault, in Markdown: how it is detected, its causes and its cure."""
     shipped, checkout = PACKAGE / "faults", PACKAGE.parents[1] / "docs/faults"
     folder = shipped if shipped.is_dir() else checkout
     codes = sorted(path.stem for path in folder.glob("[a-z]*.md"))

@@ -1,4 +1,4 @@
-"""The flags that every command takes, before its name or after it, and the parser of all flags."""
+"""The flags of every command, accepted before and after its name, and the parser of all flags."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sfumato.errors import SfumatoError
 
 
 class Help(argparse.HelpFormatter):
-    """argparse's layout, in which names such as ddpm-beta are not broken at their hyphens."""
+    """argparse's layout, but without line breaks at hyphens, as in ddpm-beta."""
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return textwrap.wrap(text, width, break_on_hyphens=False)
@@ -24,23 +24,23 @@ class Parser(argparse.ArgumentParser):
     """An argparse parser that raises SfumatoError where argparse would exit."""
 
     def error(self, message: str) -> NoReturn:
-        raise SfumatoError(f"{message} ({self.prog} --help says more)")
+        raise SfumatoError(f"{message} (see {self.prog} --help)")
 
 
 def with_every_command(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that every command takes, which may also stand before its name."""
+    """Add the flags of every command, which are also accepted before its name."""
     group = parser.add_argument_group("with every command")
     group.add_argument(
         "--modules", metavar="FILE", default="",
-        help="Python files of your own to run first, with commas between: what they register (docs/extending.md) may "
-        "be named.",
+        help="Your own Python files to run first, separated by commas: parts that they register (docs/extending.md) "
+        "can be named.",
     )  # fmt: skip
-    group.add_argument("--json", action="store_true", help="Results as JSON on stdout; everything else goes to stderr.")
-    group.add_argument("--debug", action="store_true", help="Show a traceback where something fails.")
+    group.add_argument("--json", action="store_true", help="Print results as JSON on stdout, and notes on stderr.")
+    group.add_argument("--debug", action="store_true", help="Show a traceback if something fails.")
 
 
 def split(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """(the flags of every command, the other words: a command and what belongs to it)."""
+    """(the flags of every command, the remaining words: a command and its arguments)."""
     parser = Parser("sfumato", add_help=False, allow_abbrev=False)
     with_every_command(parser)
     return parser.parse_known_args(words)

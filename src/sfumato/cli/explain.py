@@ -1,4 +1,4 @@
-"""`explain-objective`: what a training objective really weighs, by noise level, and what that means."""
+"""`explain-objective`: how a training objective really weighs noise levels, and what that means."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def explain_objective(options: Any, voice: Voice) -> None:
 
 
 def _board(options: Any) -> Board | None:
-    """The model on data, level by level, where --data asks for it."""
+    """The board of the model on the data, if --data is set."""
     if options.data is None:
         if options.labels is not None:
-            raise SfumatoError("--labels are those of --data, which is not given.")
+            raise SfumatoError("--labels needs --data, to which they belong.")
         return None
     if options.model is None:
-        raise SfumatoError("--data needs a MODEL to judge by it: a run folder or a model file.")
+        raise SfumatoError("--data needs a MODEL to judge: a run folder or a model file.")
     if options.schedule is not None or options.target is not None:
         raise SfumatoError("--data judges the model as it is: leave out --schedule and --target.")
     labels = None if options.labels is None else read_labels(options.labels)
@@ -68,7 +68,7 @@ def _board(options: Any) -> Board | None:
 
 
 def _objective(options: Any) -> tuple[Objective, dict[str, str]]:
-    """What the words ask for: the settings of a run or a model, replaced by those that are given."""
+    """The objective of a run or a model, with settings replaced by those on the command line."""
     given = {dial: getattr(options, dial) for dial in _DIALS if getattr(options, dial) is not None}
     if options.model is None:
         config, curve, sigma_data = from_dict(given), None, 1.0
@@ -76,8 +76,8 @@ def _objective(options: Any) -> tuple[Objective, dict[str, str]]:
         config, curve, sigma_data = _of_model(options.model, given)
     schedule = schedule_of(config.schedule) if curve is None else curve
     times, weight = times_of(config.times), weight_of(config.weight)
-    if loss_of(config).levels() is None:  # which refuses what it cannot train by
-        raise SfumatoError(f"The loss {config.loss} weighs no noise levels: there is nothing of them to explain.")
+    if loss_of(config).levels() is None:  # raises for settings that cannot be trained
+        raise SfumatoError(f"The loss {config.loss} has no noise levels to explain.")
     names = {dial: getattr(config, dial) for dial in _DIALS}
     if curve is not None:
         names["schedule"] = type(curve).__name__
@@ -85,7 +85,7 @@ def _objective(options: Any) -> tuple[Objective, dict[str, str]]:
 
 
 def _of_model(word: str, given: dict[str, str]) -> tuple[TrainConfig, Any, float]:
-    """(settings, the model's own schedule unless another is given, sigma_data)."""
+    """(settings, the model's own schedule unless --schedule is set, sigma_data)."""
     run = Path(word).expanduser()
     if (run / "config.yaml").is_file():
         settings = from_dict({**from_yaml(str(run / "config.yaml")).to_dict(), **given})
@@ -97,7 +97,7 @@ def _of_model(word: str, given: dict[str, str]) -> tuple[TrainConfig, Any, float
     missing = [f"--{dial}" for dial in ("times", "weight") if dial not in given]
     if missing:
         raise SfumatoError(
-            f"{word} does not say how it was trained: add {' and '.join(missing)}, or give its run folder instead."
+            f"{word} does not record how it was trained: add {' and '.join(missing)}, or give its run folder instead."
         )
     curve = None if "schedule" in given else schedules.from_config(contract["process"]["args"]["schedule"])
     return from_dict({"target": contract["target"], **given}), curve, float(contract["sigma_data"])
@@ -106,8 +106,8 @@ def _of_model(word: str, given: dict[str, str]) -> tuple[TrainConfig, Any, float
 def _of_numbers(process: str) -> None:
     if process.lower().partition("(")[0] != "gaussian":
         raise SfumatoError(
-            f"An objective is explained by the target of a network, and a {process.lower()} process has none: weight 1 "
-            "of its loss is the bound on the likelihood, at any density of the levels."
+            f"Objectives are explained in terms of a network's target, and a {process.lower()} process has none: with "
+            "weight 1 its loss is the bound on the likelihood, for any density of the levels."
         )
 
 
@@ -120,7 +120,7 @@ def _fault(objective: Objective) -> str | None:
 
 
 def _table(objective: Objective) -> list[str]:
-    """w, the share of the draws and the factor on the squared error, a line for each stretch of noise levels."""
+    """w, the share of the draws and the factor on the squared error, one line per range of noise levels."""
     lo, hi = objective.range
     edges = [float(at) for at in range(-_WIDEST, _WIDEST + 1, _STEP) if lo < at < hi]
     edges = [lo, *edges, hi] if edges else [lo, hi]

@@ -1,4 +1,4 @@
-"""`likelihood`: how probable a model finds a data set, in nats and, for whole numbers, in bits per dimension."""
+"""`likelihood`: the likelihood of data under a model, in nats and, for whole numbers, in bits per dimension."""
 
 from __future__ import annotations
 
@@ -63,17 +63,15 @@ def likelihood(options: Any, voice: Voice) -> None:
 
 
 def _own(source: data.Source, chosen: torch.Tensor, spec: DataSpec) -> Conditions:
-    """The samples' own conditions, as the model takes them."""
+    """The samples' own conditions, encoded for the model."""
     found = of_data(spec, source, chosen)
     if not found:
-        raise SfumatoError(
-            "--conditional needs data with classes (or other conditions): give --labels, or leave it out"
-        )
+        raise SfumatoError("--conditional needs data with classes (or other conditions): set --labels, or leave it out")
     return found
 
 
 def facts(found: Measured) -> dict[str, Any]:
-    """The result over the samples, for JSON."""
+    """The result over all samples, for JSON."""
     mean, error = found.mean()
     made: dict[str, Any] = {
         "nats": mean,
@@ -91,16 +89,16 @@ def facts(found: Measured) -> dict[str, Any]:
 
 
 def _finite(values: list[float]) -> list[float | None]:
-    """Without the infinite end of a schedule, which JSON has no word for."""
+    """The values with None for the infinite end of a schedule, which JSON lacks."""
     return [value if math.isfinite(value) else None for value in values]
 
 
 def report(found: Measured, spec: DataSpec) -> list[str]:
-    """The result over the samples, in words."""
+    """The result over all samples, in words."""
     mean, error = found.mean()
     between = f" (its standard error {error:.2g})" if len(found) > 1 else ""
     sign = ">=" if found.bound else "="
-    lines = [f"log p(x) {sign} {mean:.6g} nats a sample{between}, in the units of the data ({spec.dtype})."]
+    lines = [f"log p(x) {sign} {mean:.6g} nats per sample{between}, in the units of the data ({spec.dtype})."]
     if found.dequantisation is not None:
         bits = float(found.bits_per_dim.mean())
         lines.append(f"{bits:.4f} bits per dimension, {WHOLE[found.dequantisation]}: a bound from above.")

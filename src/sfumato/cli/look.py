@@ -1,4 +1,4 @@
-"""`info` and `inspect`: what a model or a data set is, in words or as JSON."""
+"""`info` and `inspect`: describe a model or a data set, in words or as JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def info(options: Any, voice: Voice) -> None:
 
 
 def how_to_sample(model: str, facts: dict[str, Any]) -> list[str]:
-    """The commands and the Python that draw from a model."""
+    """The shell command and the Python call that draw from a model."""
     from sfumato.diagnostics import examples
     from sfumato.sampling import ARGUMENTS
 
@@ -46,7 +46,7 @@ def inspect(options: Any, voice: Voice) -> None:
 
 
 def describe(facts: dict[str, Any]) -> list[str]:
-    """A data set in words, one fact a line."""
+    """A data set in words, one fact per line."""
     shape = " x ".join(map(str, facts["shape"]))
     low, high = facts["range"]
     lines = [
@@ -57,7 +57,7 @@ def describe(facts: dict[str, Any]) -> list[str]:
         if c == 8:
             lines.append(f"  ... and {len(facts['mean']) - 8} more channels")
             break
-        constant = ", never changes" if c in facts["constant_channels"] else ""
+        constant = ", constant" if c in facts["constant_channels"] else ""
         lines.append(f"  channel {c}: mean {mean:.6g}, std {std:.6g}{constant}")
     lines += _conditions(facts)
     lines.append(f"Training would use {facts['train']:,} and hold out {facts['holdout']:,}.")
@@ -73,9 +73,9 @@ def describe(facts: dict[str, Any]) -> list[str]:
 
 
 def _conditions(facts: dict[str, Any]) -> list[str]:
-    """The classes with their counts, and a line for each other condition."""
+    """The classes with their counts, and one line per other condition."""
     if not facts["conditions"]:
-        return ["No classes: a model of it would be unconditional."]
+        return ["No classes: a model trained on it would be unconditional."]
     lines = _classes(facts["classes"]) if facts["classes"] else []
     for name, found in facts["conditions"].items():
         missing = f"; {found['missing']:,} are missing" if found["missing"] else ""

@@ -1,4 +1,4 @@
-"""`memorization`: how near samples of a model come to what it was trained on."""
+"""`memorization`: how close a model's samples are to its training data."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def memorization(options: Any, voice: Voice) -> None:
     voice.emit({**found.to_dict(), "model": str(options.model), "data": where, "out": options.out})
     voice.say(*str(found).splitlines())
     if options.out is not None:
-        voice.say(f"{options.out}: the samples nearest to training samples (above), and these (below).")
+        voice.say(f"{options.out}: the samples closest to training samples (above), and those (below).")
 
 
 def _data(options: Any) -> tuple[str, str | None, int | None]:
@@ -59,5 +59,5 @@ def _data(options: Any) -> tuple[str, str | None, int | None]:
 def _draw(path: Path, found: Memorization, denoiser: Denoiser) -> None:
     picture = pairs_picture(found, denoiser.spec)
     if picture is None:
-        raise SfumatoError("Points of a plane have no picture of pairs: leave --out away")
+        raise SfumatoError("There is no picture for points in a plane: leave out --out")
     save_png(picture, path)

@@ -1,4 +1,4 @@
-"""Words of the command line -> the options of a command; every mistake is one sentence with a suggestion."""
+"""Parse the command line into the options of a command; every mistake is one sentence with a suggestion."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KINDS = {**NAMING, "solver": "solver"}  # --net names a network, and --net.dept
 
 
 def parse(command: str, words: Sequence[str]) -> argparse.Namespace:
-    """The options of `command`; `--help` prints and raises SystemExit(0), mistakes raise SfumatoError."""
+    """The options of `command`. `--help` prints and raises SystemExit(0); mistakes raise SfumatoError."""
     known = COMMANDS[command]
     words = [word if "." in word.partition("=")[0] else _dashed(word) for word in words]
     parser = _parser(command, known)
@@ -44,7 +44,7 @@ def _dashed(word: str) -> str:
 
 
 def _parts(flag: str, known: Command) -> tuple[str, ...]:
-    """("net", "depth") of --net.depth; none of any other word."""
+    """("net", "depth") for --net.depth; empty for any other word."""
     name, dot, key = flag.removeprefix("--").partition(".")
     takes = flag.startswith("--") and dot and name in _KINDS and any(f"--{name}" in each.names for each in known.flags)
     return (name, key.replace("-", "_")) if takes else ()
@@ -57,7 +57,7 @@ def _parser(command: str, known: Command) -> argparse.ArgumentParser:
         ["sfumato", command, "[FLAGS]", *(forms[how.get("nargs")].format(how["metavar"]) for how in places)]
     )
     parser = Parser(f"sfumato {command}", usage, known.about, formatter_class=Help, add_help=False, allow_abbrev=False)
-    parser._negative_number_matcher = _NUMBER  # -1e-3 is a number, too
+    parser._negative_number_matcher = _NUMBER  # also accepts -1e-3
     groups = {title: parser.add_argument_group(title) for title in dict.fromkeys(flag.group for flag in known.flags)}
     for flag in known.flags:
         groups[flag.group].add_argument(*flag.names, **flag.how)
@@ -79,7 +79,7 @@ def _refuse(command: str, known: Command, rest: Sequence[str]) -> None:
 
 
 def _called(word: str | None, name: str, key: str, flag: str, text: str) -> str:
-    """The value of --net with one more argument, as settings spell it: DiT(depth=8)."""
+    """The value of --net with one more argument, in the form of settings: DiT(depth=8)."""
     if word is None:
         raise SfumatoError(f"{flag} is an argument of what --{name} names: give that, too")
     if registry.known(_KINDS[name], thing := registry.bare(word)):
@@ -100,7 +100,7 @@ def _called(word: str | None, name: str, key: str, flag: str, text: str) -> str:
 
 
 def _with_config(given: argparse.Namespace) -> argparse.Namespace:
-    """The settings of a run: flags overrule the file that --config names, which overrules the defaults."""
+    """The settings of a run: flags override the file named by --config, which overrides the defaults."""
     options = vars(given)
     if options["config"] == "":
         raise SfumatoError("--config names no file: give the path of a YAML file of settings")
@@ -112,7 +112,7 @@ def _with_config(given: argparse.Namespace) -> argparse.Namespace:
 
 
 def train_config(options: Any, command: str = "train") -> TrainConfig:
-    """The settings of a run out of the options of `train` or `plan`, checked."""
+    """The checked settings of a run from the options of `train` or `plan`."""
     if not options.data:
         raise SfumatoError(
             f"`sfumato {command}` needs DATA: a folder of images, a .npy, .npz, .tar or .parquet file, a built-in set"

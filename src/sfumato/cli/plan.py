@@ -1,4 +1,4 @@
-"""`plan`: what a training would take, in words or as JSON."""
+"""`plan`: the time, memory and disk space of a training run, in words or as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sfumato.training.forecast import Forecast, Range, forecast
 def plan(options: Any, voice: Voice) -> None:
     settings = train_config(options, "plan").to_dict()
     data, out = settings.pop("data"), settings.pop("out")
-    voice.note("Opening the data, and taking some steps to measure them; nothing is kept.")
+    voice.note("Opening the data and timing a few steps; nothing is kept.")
     found = forecast(data, out, **settings)
     voice.emit(found.to_dict())
     voice.say(*page(found))
@@ -33,7 +33,7 @@ def page(found: Forecast) -> list[str]:
         f"{facts['data']}: {facts['samples']:,} samples of {shape}, {facts['dtype']}{classes}; "
         f"{facts['train']:,} to train on, {facts['holdout']:,} held out.",
         f"A {facts['network']} of {facts['parameters']:,} parameters, computed in {facts['precision']} "
-        f"on {_machine(facts)}, {found.config.batch} samples a step{_micro(found)}.",
+        f"on {_machine(facts)}, {found.config.batch} samples per step{_micro(found)}.",
         *(f"Note: {note}" for note in facts["notes"]),
         "",
         *_time(found),
@@ -101,7 +101,7 @@ def verdict(found: Forecast) -> str:
 
 
 def between(figure: Range) -> str:
-    """2:05 (2:03 to 2:09), or one figure where the ends are the same."""
+    """2:05 (2:03 to 2:09), or a single figure if the ends are equal."""
     value, low, high = map(duration, (figure.value, *sorted(figure[1:])))
     return value if low == high else f"{value} ({low} to {high})"
 

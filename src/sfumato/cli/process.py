@@ -1,4 +1,4 @@
-"""Threads, memory and signals of the command line's own process; the library leaves those of its caller alone."""
+"""Threads, memory and signals of the command line's process; the library does not touch those of its caller."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from sfumato.errors import SfumatoError
 from sfumato.training.control import say
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-_LOOK_SECONDS = 0.5  # between two looks at the load
+_LOOK_SECONDS = 0.5  # between two measurements of the load
 _SHARE = 0.95  # of the free memory that training may take
-_LEAST = 512 << 20  # bytes more that kernels made for a new shape may take, once memory has not sufficed
-_STACK = 16 << 20  # bytes a thread, which are reserved and hardly used
-# mallopt's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD (malloc.h), and the most that they take
+_LEAST = 512 << 20  # extra bytes for kernels of a new shape, after memory has run out
+_STACK = 16 << 20  # bytes per thread, reserved but hardly used
+# mallopt's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD (malloc.h), and their largest value
 _KEEPING = ((-1, (1 << 31) - 1), (-2, 8 << 20), (-3, 32 << 20))
 
 
 @contextmanager
 def at_work() -> Iterator[None]:
-    """Within the block torch has no more threads than cores; from here on freed memory stays with the process.
+    """Limit torch's threads to the available cores within the block; from here on the process keeps freed memory.
 
-    torch starts with a thread for each core of the machine, in a container too that is given fewer.
+    By default torch uses a thread for each core of the machine, even in a container with fewer cores.
     """
     keep_freed_memory()
     before = torch.get_num_threads()
@@ -47,14 +47,14 @@ def at_work() -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """glibc would map each large tensor anew: 75,000 page faults a step of a U-Net, 6 % of its time."""
+    """Stop glibc from mapping each large tensor anew: 75,000 page faults per step of a U-Net, 6 % of its time."""
     if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         for parameter, value in _KEEPING:
             libc.mallopt(parameter, value)
 
 
 def cores() -> int:
-    """Cores that this process may use: those it is bound to, no more than its container is given."""
+    """The number of cores that this process may use, given its affinity and its container's limit."""
     bound = len(_bound())
     try:
         quota, period = (machine.CGROUP / "cpu.max").read_text().split()
@@ -69,11 +69,10 @@ def _bound() -> list[int]:
 
 
 class Follower:
-    """Gives torch as many threads as other processes leave cores; called between two pieces of work.
+    """Sets torch's threads to the number of cores that other processes leave free; called between pieces of work.
 
-    Two threads on two cores wait for each other after each operation: beside a process that keeps one core busy both
-    together are slower than one alone. There are never more than at the start, and where OMP_NUM_THREADS is set always
-    as many.
+    Threads wait for each other after each operation: on two cores, of which another process keeps one busy, two threads
+    are slower than one. The number never exceeds that at the start, and never changes if OMP_NUM_THREADS is set.
     """
 
     def __init__(self) -> None:
@@ -92,21 +91,21 @@ class Follower:
         self._next = time.monotonic() + _LOOK_SECONDS
         now, before = torch.get_num_threads(), self._wanted
         self._wanted = left(self.most, self.others(), cores())
-        if self._wanted < now or before == self._wanted > now:  # fewer at once, more when two looks agree
+        if self._wanted < now or before == self._wanted > now:  # reduce at once, increase if two measurements agree
             torch.set_num_threads(self._wanted)
 
 
 def left(most: int, others: float, count: int) -> int:
-    """Threads for a process on `count` cores of which others use `others`: as many as find a core of their own."""
+    """Threads for a process on `count` cores of which others use `others`: as many as have a core to themselves."""
     return max(1, min(most, math.floor(count - others + 0.5)))
 
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """Within the block an allocation beyond what is free now fails, on Linux without a GPU.
+    """Make allocations beyond the free memory fail within the block, on Linux without a GPU.
 
-    Linux promises more memory than there is and ends a process once it is used, so that no allocation would fail and
-    training could not answer by smaller parts. A GPU's driver reserves far more than it takes.
+    Linux overcommits memory and kills a process once it is used, so without a limit no allocation would fail and
+    training could not switch to smaller parts. Not with a GPU, whose driver reserves far more memory than it uses.
     """
     if not sys.platform.startswith("linux") or torch.cuda.is_available():
         yield
@@ -130,10 +129,10 @@ def limited() -> Iterator[None]:
 
 @contextmanager
 def signals() -> Iterator[Callable[[Path], None]]:
-    """Within the block the first Ctrl-C, SIGTERM or SIGUSR1 sends `stop` to the run whose folder is given.
+    """Within the block the first Ctrl-C, SIGTERM or SIGUSR1 sends `stop` to the run in the registered folder.
 
-    The run then ends after a whole step. A second Ctrl-C interrupts at once; batch systems send the other signals
-    before they end a job.
+    The run then ends after a complete step. A second Ctrl-C interrupts at once. Batch systems send the other two
+    signals before they end a job.
     """
     before: dict[int, Any] = {}
 
@@ -145,7 +144,7 @@ def signals() -> Iterator[Callable[[Path], None]]:
             if said and number == signal.SIGINT:
                 raise KeyboardInterrupt
             said = True
-            with suppress(SfumatoError):  # another machine's process may not see the folder: that of the first one does
+            with suppress(SfumatoError):  # only the first machine's process need see the folder
                 say(run, "stop")
 
         before.update({number: signal.signal(number, answer) for number in SIGNALS})

@@ -24,16 +24,16 @@ _HOME = {
 
 
 class Voice:
-    """The output of a command: results on stdout, notes on stderr; with --json stdout holds JSON alone."""
+    """The output of a command: results on stdout, notes on stderr; with --json only JSON on stdout."""
 
     def __init__(self, as_json: bool) -> None:
         self.json = as_json
-        self.mute = os.environ.get("RANK", "0") != "0"  # of the processes that torchrun starts the first one prints
+        self.mute = os.environ.get("RANK", "0") != "0"  # only torchrun's first process prints
         self.count = None if self.mute else CountBar(sys.stderr)
 
     @property
     def stream(self) -> TextIO:
-        """Where text is printed."""
+        """The stream for text."""
         return sys.stderr if self.json else sys.stdout
 
     def say(self, *lines: str) -> None:
@@ -47,7 +47,7 @@ class Voice:
             print(line, file=sys.stderr, flush=True)
 
     def emit(self, facts: dict[str, Any]) -> None:
-        """Print facts as one line of JSON where --json is given."""
+        """Print facts as one line of JSON if --json is set."""
         if self.json and not self.mute:
             print(json.dumps(facts, allow_nan=False, default=str), flush=True)
 
@@ -66,7 +66,7 @@ def run(command: str, words: Sequence[str], as_json: bool) -> int:
 
 @contextmanager
 def _warned(voice: Voice) -> Iterator[None]:
-    """Warnings of this package are notes, once each; those of others stay as they are."""
+    """Print this package's warnings as notes, once each; other warnings are unchanged."""
     said: set[str] = set()
     with warnings.catch_warnings():
         usual = warnings.showwarning

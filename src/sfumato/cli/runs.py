@@ -20,14 +20,14 @@ def runs(options: Any, voice: Voice) -> None:
     voice.emit(facts | ({} if reason is None else {"reason": reason}))
     voice.say(*table(found))
     if len(found) > 1:
-        voice.say("", "What tells them apart:" if apart else "Their settings are the same.")
+        voice.say("", "Differences:" if apart else "Their settings are the same.")
         voice.say(*(line for name, values in apart.items() for line in _values(name, found, values)))
         if reason is not None:
             voice.say("", f"Their validation losses cannot be compared, since {reason}.")
 
 
 def _values(setting: str, found: list[dict[str, Any]], values: list[Any]) -> list[str]:
-    """A setting, and a line for each of its values with the runs that have it."""
+    """A setting, and one line for each of its values with the runs that have it."""
     runs: dict[str, list[str]] = {}
     for run, value in zip(found, values, strict=True):
         runs.setdefault(str(value), []).append(run["path"])
@@ -35,7 +35,7 @@ def _values(setting: str, found: list[dict[str, Any]], values: list[Any]) -> lis
 
 
 def table(found: list[dict[str, Any]]) -> list[str]:
-    """A line a run."""
+    """The runs as a table, one line each."""
     width = max(len(run["path"]) for run in found)
     lines = [f"{'run':<{width}}  {'step':>9}  {'samples':>11}  {'time':>8}  {'loss':>8}  {'valid':>8}  state"]
     for run in found:

@@ -40,9 +40,9 @@ def sample(options: Any, voice: Voice) -> None:
 
 @at_work()
 def draw(options: Any, note: Callable[[str], None], world: World = ALONE) -> dict[str, Any]:
-    """Sample and write as `options` (of the command) say; returns out, files, seconds and the manifest.
+    """Sample and write according to the command's `options`; returns out, files, seconds and the manifest.
 
-    Of many processes each samples a share, and the first writes.
+    Each of several processes draws a share of the samples, and the first one writes.
     """
     started = time.monotonic()
     contract = serialization.read_contract(options.model)
@@ -63,7 +63,7 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE) -> dic
     model = denoiser if scale is None else guide(denoiser, scale, interval)
     _say_choices(options, spec, given, cond, scale, note)
     if any(plan is own for own in denoiser.plans.values()):
-        note(f"The model's own plan of {plan.steps} steps is used ({plan.name}); --solver takes another.")
+        note(f"Using the model's own plan of {plan.steps} steps ({plan.name}); --solver selects another.")
     x = _draw(model, plan, options, index, cond, world)
     columns = asked.columns(cond, spec)
     facts = manifest(options, contract, denoiser, plan, scale, index, given, columns)
@@ -92,13 +92,13 @@ def _index(options: Any, spec: DataSpec, given: Mapping[str, str]) -> torch.Tens
 
 
 def guidance_scale(options: Any, denoiser: Denoiser, given: Collection[str]) -> Scale | None:
-    """The guidance scale: asked for, or that of the model's training grids; None where nothing is guided to."""
+    """The guidance scale: the user's, or that of the model's training grids; None without guidance."""
     known = {} if denoiser.spec is None else denoiser.spec.conditions
     if given and options.guidance is None:
         usual = float(denoiser.provenance.get("guidance", 1.0))
         scale = default_guidance({name: known[name] for name in given}, usual)
         if scale is None and options.guidance_interval is not None:
-            raise SfumatoError("--guidance-interval needs a scale here: give --guidance, too")
+            raise SfumatoError("--guidance-interval needs a scale here: also set --guidance")
         return scale
     if given:
         return float(options.guidance)
@@ -115,7 +115,7 @@ def _say_choices(
     options: Any, spec: DataSpec, given: Mapping[str, str], cond: Conditions, scale: Scale | None,
     note: Callable[[str], None],
 ) -> None:  # fmt: skip
-    """Note the choices that the user left open."""
+    """Print notes on choices that were made for the user."""
     if spec.classes and "label" not in given:
         note(f"No --class was given: the samples go through all {len(spec.classes)} classes in turn.")
     left = [name for name in spec.conditions if name not in cond or not bool(cond.given(name).present.any())]
@@ -146,7 +146,7 @@ def manifest(
     options: Any, contract: dict[str, Any], denoiser: Denoiser, plan: Plan, scale: Scale | None,
     index: torch.Tensor, given: Mapping[str, str], columns: Mapping[str, list[Any]],
 ) -> dict[str, Any]:  # fmt: skip
-    """What is needed to draw the same samples again."""
+    """Everything needed to draw the same samples again."""
     dtype = denoiser.compute_dtype or torch.float32
     facts = {
         "software": f"sfumato {__version__}, torch {torch.__version__}",

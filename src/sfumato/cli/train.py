@@ -1,4 +1,4 @@
-"""`train`, `resume` and `demo`: runs of training, followed in words or as lines of JSON."""
+"""`train`, `resume` and `demo`: training runs, with progress in words or as lines of JSON."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ def console(voice: Voice) -> Console:
 
 @contextmanager
 def working(voice: Voice) -> Iterator[Callable[[Session], None]]:
-    """Set up the process for training; gives a function to call before the first step, which notes what begins."""
+    """Set up the process for training; yields a function to call before the first step, which announces the run."""
 
     def begin(session: Session) -> None:
         listen(session.path)
-        # a run in steps is repeatable to the last bit, and another number of threads rounds otherwise
+        # a run in steps must be reproducible to the last bit, and rounding depends on the number of threads
         if session.config.steps is None and session.config.threads is None and session.world.size == 1:
             session.hooks.append(Between(Follower()))
         net: Any = session.denoiser.net
@@ -103,7 +103,7 @@ def control(options: Any, voice: Voice) -> None:
 def demo(options: Any, voice: Voice) -> None:
     folder = free(options.out)
     if Path(folder) != Path(options.out):
-        voice.note(f"{options.out} is there already: this run goes to {folder}.")
+        voice.note(f"{options.out} already exists: this run goes to {folder}.")
     with working(voice) as begin:
         run = train_run("fashion", folder, console=console(voice), on_start=begin, minutes=options.minutes)
     grid = run.path / GRID
@@ -113,7 +113,7 @@ def demo(options: Any, voice: Voice) -> None:
 
 
 def _finish(run: Run, voice: Voice, more: dict[str, str] | None = None) -> None:
-    """Where everything is, and what to type next."""
+    """Print where everything is, and commands to run next."""
     folder = run.path
     facts = serialization.read_contract(folder)
     places = {**(more or {}), "report": str(folder / "report.html"), "model": facts["path"]}

@@ -1,4 +1,4 @@
-"""`tune`: a plan of few steps fitted to a model, and stored in its file."""
+"""`tune`: fit a plan of few steps to a model and store it in its file."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def tune(options: Any, voice: Voice) -> None:
 
 
 def report(plan: Plan, name: str, path: str) -> list[str]:
-    """What was gained, in words."""
+    """The improvement, in words."""
     assert plan.tuned is not None
     after, before = plan.tuned["error"], plan.tuned["untuned"]
     way = "fine solve along the same path of noise" if "law" in after else "exact solution of the flow"
@@ -53,7 +53,7 @@ def report(plan: Plan, name: str, path: str) -> list[str]:
         f"  untuned  {_figures(before)} ({before['name']}, the best of many)",
     ]
     if plan.name == before["name"]:
-        lines.append("Nothing better was found than the untuned plan, which is stored as it is.")
+        lines.append("No plan was better than the untuned one, which is stored unchanged.")
     return [*lines, f"Stored in {path} as plan {name!r}."]
 
 
@@ -65,10 +65,10 @@ def _figures(found: dict[str, float]) -> str:
 def how_to_use(model: str, steps: int, guidance: float | None, given: Mapping[str, str]) -> list[str]:
     chosen = "".join(f" --condition {shlex.quote(f'{name}={value}')}" for name, value in given.items())
     chosen += "" if guidance is None else f" --guidance {guidance:g}"
-    return ["It is used by:", f"  sfumato sample {shlex.quote(model)} --steps {steps}{chosen}{examples.modules()}"]
+    return ["To use it:", f"  sfumato sample {shlex.quote(model)} --steps {steps}{chosen}{examples.modules()}"]
 
 
 def how_far(progress: TuneProgress) -> str:
-    """How far the fit is."""
+    """The progress of the fit, in words."""
     found = f", {progress.round} of {progress.rounds}" if progress.round else ""
     return progress.stage + found + ("" if math.isnan(progress.rms) else f", rms {progress.rms:.3g}")

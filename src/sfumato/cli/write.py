@@ -1,4 +1,4 @@
-"""Samples and their manifest as one picture, one array file, or a folder of files; whole or absent."""
+"""Write samples and their manifest atomically as a picture, an array file, or a folder of files."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from sfumato.errors import SfumatoError
 from sfumato.files import atomic, reason
 
 FILES = (".png", ".npz", ".npy")
-KEYS = ("x", "labels", "classes", "manifest")  # of an .npz, which conditions of these names make way for
-Columns = dict[str, list[Any]]  # conditions by name, a value a sample
+KEYS = ("x", "labels", "classes", "manifest")  # of an .npz; conditions with these names are renamed
+Columns = dict[str, list[Any]]  # conditions by name, one value per sample
 
 
 def default_name(spec: DataSpec) -> str:
-    """Where samples go by default: a picture of images, the numbers of anything else; never over a file."""
+    """The default output: a picture for images, an array file for other data; never an existing file."""
     return free("samples.png" if spec.kind == "image" else "samples.npz")
 
 
 def free(name: str) -> str:
-    """The name of a file or folder, or where it is taken the first of name-2, name-3 ... that is not."""
+    """The name of a file or folder, or if that is taken the first free one of name-2, name-3 ..."""
     path, number = Path(name), 1
     while path.exists():
         number += 1
@@ -37,7 +37,7 @@ def free(name: str) -> str:
 
 
 def check(out: str) -> Path:
-    """The path of the output, known to be writable before any work is done."""
+    """The path of the output. Raises SfumatoError, before any work is done, if it cannot be written."""
     path = Path(out).expanduser()
     folder = is_folder(out)
     if not folder and path.suffix.lower() not in FILES:
@@ -60,7 +60,7 @@ def check(out: str) -> Path:
 
 
 def is_folder(out: str) -> bool:
-    """A trailing slash, a folder that is there, or a name without a suffix."""
+    """Whether the output is a folder: a trailing slash, an existing folder, or a name without a suffix."""
     return out.endswith(("/", os.sep)) or Path(out).is_dir() or not Path(out).suffix
 
 
@@ -90,8 +90,8 @@ def write(path: Path, folder: bool, x: np.ndarray, given: Columns, spec: DataSpe
 
 
 def array(values: list[Any]) -> np.ndarray:
-    """Values a sample as numbers with NaN, or as text with nothing, where one is None; names of a set have commas
-    between."""
+    """Per-sample values as numbers, with NaN for None, or as text, with "" for None; names of a set are separated by
+    commas."""
     first = next((value for value in values if value is not None), None)
     if isinstance(first, str):
         return np.array([value or "" for value in values])
@@ -102,7 +102,7 @@ def array(values: list[Any]) -> np.ndarray:
 
 
 def layout(count: int, labels: np.ndarray | None, spec: DataSpec) -> tuple[int | None, list[str] | None, np.ndarray]:
-    """(columns, name of each row, order of samples) of a grid: a class a row where all have equally many."""
+    """(columns, name of each row, order of samples) of a grid: one class per row if all have equally many samples."""
     everything = np.arange(count)
     if labels is None or len(spec.shape) == 1 and spec.shape[0] == 2:
         return None, None, everything
@@ -113,7 +113,7 @@ def layout(count: int, labels: np.ndarray | None, spec: DataSpec) -> tuple[int |
 
 
 def _folder(path: Path, x: np.ndarray, given: Columns, spec: DataSpec, facts: dict[str, Any]) -> int:
-    """One file a sample, named by its number and class: PNG for images, .npy for other data."""
+    """Write one file per sample, named by its number and class: PNG for images, .npy for other data."""
     labels = given.get("label") if spec.classes else None
     others = {name: values for name, values in given.items() if values is not labels and _short(values[0])}
     first = int(facts["first"])
@@ -135,12 +135,12 @@ def _folder(path: Path, x: np.ndarray, given: Columns, spec: DataSpec, facts: di
 
 
 def _short(value: Any) -> bool:
-    """Whether a value fits into the manifest of a sample."""
+    """Whether a value is short enough for the manifest of a sample."""
     return np.ndim(value) < 2
 
 
 def _full_scale(x: np.ndarray, spec: DataSpec) -> np.ndarray:
-    """Stretch pictures with declared bounds such as 0..16 to the range of their dtype, as viewers expect."""
+    """Scale pictures with declared bounds such as 0..16 to the full range of their dtype, as viewers expect."""
     if spec.kind != "image" or spec.bounds is None:
         return x
     (low, high), top = spec.bounds, np.iinfo(x.dtype).max
@@ -155,7 +155,7 @@ def _save_array(path: Path, x: np.ndarray, facts: dict[str, Any]) -> None:
 
 
 def _save_image(path: Path, x: np.ndarray, facts: dict[str, Any]) -> None:
-    """x (C, H, W): 8 bit as it is; 16 bit as it is where it is grey, else its upper 8 bits (Pillow has no more)."""
+    """Write x (C, H, W): 8 bit and grey 16 bit unchanged, colour 16 bit as its upper 8 bits (a limit of Pillow)."""
     from PIL import Image
 
     if x.dtype == np.uint16 and len(x) > 1:

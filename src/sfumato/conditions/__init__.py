@@ -1,4 +1,4 @@
-"""Conditions of samples: the kinds that data declare, and the encoded values that models are given."""
+"""Conditions of samples: the kinds that data declare, and the encoded values that models receive."""
 
 from .condition import KINDS, Condition, fit, from_config, missing
 from .given import Conditions, Given, absent, joined, network_inputs, require_encoded

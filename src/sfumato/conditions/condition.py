@@ -1,4 +1,4 @@
-"""A kind of condition: fitted to a column of data, and encoded from the user's values for a network and back."""
+"""Kinds of conditions: fitted to a column of data; they encode the user's values for a network, and decode them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KINDS: Mapping[str, Any] = Named("condition")
 
 
 class Condition(ABC):
-    """One condition of a model: declared by a column of data, kept in the model file.
+    """One condition of a model: declared by a column of data, stored in the model file.
 
     encode(user's value, n) -> Given of n rows,   decode(Given) -> the user's values,   network() -> how to embed it
     """
@@ -27,25 +27,25 @@ class Condition(ABC):
 
     @abstractmethod
     def encode(self, value: Any, n: int) -> Given:
-        """One value for all n samples, or one a sample, as a user gives it; None, NaN and "" are absent.
+        """Encode the user's value for all n samples, or one value per sample; None, NaN and "" are absent.
 
-        Raises SfumatoError for what is no value of this condition, or for another number of values.
+        Raises SfumatoError for values that do not belong to this condition, or for another number of values.
         """
 
-    def check(self, given: Given) -> None:  # noqa: B027  (of names each is as good as another)
-        """Raise SfumatoError for values that no sample of the data could have: those of other units."""
+    def check(self, given: Given) -> None:  # noqa: B027  (names need no check)
+        """Raise SfumatoError for values so far from the data that they must be in other units."""
 
     def doubt(self, given: Given) -> str | None:
-        """A warning about values that are possible but far from the training data; None without one."""
+        """A warning about values that are possible but far from the training data; None if there are none."""
         return None
 
     @abstractmethod
     def decode(self, given: Given) -> list[Any]:
-        """A value a row in the user's spelling and units; None where it is absent."""
+        """One value per row in the user's spelling and units; None if absent."""
 
     @abstractmethod
     def network(self) -> dict[str, Any]:
-        """What a network needs to embed it, JSON-able: {"kind": ..., sizes}."""
+        """What a network needs to embed the condition, as plain JSON: {"kind": ..., sizes}."""
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
@@ -53,11 +53,11 @@ class Condition(ABC):
 
     @abstractmethod
     def describe(self) -> str:
-        """In words, to follow the condition's name."""
+        """The condition in words, to follow its name."""
 
 
 def missing(value: Any) -> bool:
-    """Whether one value of a user is missing: None, NaN, pandas.NA, or an empty string."""
+    """Whether a user's value is missing: None, NaN, pandas.NA, or an empty string."""
     if value is None or (isinstance(value, str | bytes) and not value.strip()):
         return True
     if isinstance(value, str | bytes | list | tuple | set | frozenset | dict | np.ndarray | Tensor):
@@ -74,16 +74,16 @@ def many(value: Any) -> bool:
 
 
 def counted(given: Given, n: int) -> Given:
-    """n rows, from one or from n; SfumatoError for another number."""
+    """n rows, repeating a single one. Raises SfumatoError unless there are 1 or n."""
     if len(given.values) == n:
         return given
     if len(given.values) != 1:
-        raise SfumatoError(f"{len(given.values)} values for {n} samples: give one, or one each")
+        raise SfumatoError(f"{len(given.values)} values for {n} samples: give one, or one per sample")
     return given.rows(torch.zeros(n, dtype=torch.int64))
 
 
 def as_array(value: Any) -> np.ndarray:
-    """A column as an array: numbers, strings, or objects where it is neither."""
+    """A column as an array of numbers or strings, otherwise of objects."""
     if isinstance(value, Tensor):
         value = value.detach().cpu()
         return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
@@ -96,10 +96,10 @@ def as_array(value: Any) -> np.ndarray:
 
 
 def fit(column: Any, kind: str) -> Condition:
-    """The condition of a kind that a column of data declares, one value a sample, some of which may be missing.
+    """Fit a condition of this kind to a column of data with one value per sample; values may be missing.
 
     kind: "label", "multilabel", "scalar", "vector", "field", or one that is registered.
-    Raises SfumatoError for an unknown kind and for a column that is not of it.
+    Raises SfumatoError for an unknown kind and for a column that does not fit it.
     """
     found: Condition = _class_of(kind).fit(column)
     return found
@@ -112,13 +112,13 @@ def _class_of(kind: Any) -> Any:
 
 
 def from_config(config: Mapping[str, Any]) -> Condition:
-    """The inverse of `config()`; SfumatoError for an unknown kind and for other keys than its own."""
+    """The inverse of `config()`. Raises SfumatoError for an unknown kind and for wrong keys."""
     kind = config.get("kind") if isinstance(config, Mapping) else None
     wanted = _class_of(kind)
     try:
         made: Condition = wanted.from_config(config)
     except (KeyError, TypeError, ValueError) as error:
-        raise SfumatoError(f"this is no {kind}: {config} ({error!r})") from None
+        raise SfumatoError(f"this does not describe a {kind}: {config} ({error!r})") from None
     if set(made.config()) != set(config):
         raise SfumatoError(f"a {kind} is described by {sorted(made.config())}, not by {sorted(config)}")
     return made

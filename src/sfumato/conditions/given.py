@@ -1,9 +1,8 @@
-"""Encoded conditions of a batch: name -> (values, present), one row a sample. Presence is a mask, not a sentinel.
+"""Encoded conditions of a batch: name -> (values, present), one row per sample. Presence is a mask, not a sentinel.
 
     Conditions.of({"label": [2, -1], "mass": [0.3, nan]})  =  label (2, -1) present (1, 0), mass (0.3, 0) present (1, 0)
 
-Where a condition is absent its value is a filler, -1 for whole numbers and 0 for floats, so that equal conditions are
-equal tensors.
+Absent values are filled with -1 for whole numbers and 0 for floats, so that equal conditions are equal tensors.
 """
 
 from __future__ import annotations
@@ -20,23 +19,23 @@ from ..errors import SfumatoError
 
 
 class Given(NamedTuple):
-    """One condition of a batch: values (B, ...) as a network is given them, and where they are known, bool (B,)."""
+    """One condition of a batch: encoded values (B, ...) for a network, and where they are present, bool (B,)."""
 
     values: Tensor
     present: Tensor
 
     @classmethod
     def of(cls, value: Given | Tensor) -> Given:
-        """From a tensor: whole numbers of one axis are absent where negative, floats where NaN stands in the row."""
+        """From a tensor: one-dimensional whole numbers are absent if negative, floats if their row contains NaN."""
         if isinstance(value, Given):
             return value
         if not isinstance(value, Tensor):
             raise SfumatoError(
-                f"{value!r:.40} is no tensor: encode conditions first, with sf.conditions.resolve(model, {{name: "
+                f"{value!r:.40} is not a tensor: encode conditions first, with sf.conditions.resolve(model, {{name: "
                 "value}, n)"
             )
         if value.ndim < 1:
-            raise SfumatoError("a condition of a batch has one row a sample, and a single number has none")
+            raise SfumatoError("a condition of a batch needs one row per sample, not a single number")
         if value.is_floating_point():
             present = ~value.isnan().reshape(len(value), -1).any(1)
             return cls(value, present).masked()
@@ -46,16 +45,16 @@ class Given(NamedTuple):
 
     @classmethod
     def cat(cls, parts: Sequence[Given]) -> Given:
-        """The rows of several, concatenated."""
+        """Concatenate the rows of several batches."""
         return cls(torch.cat([part.values for part in parts]), torch.cat([part.present for part in parts]))
 
     @property
     def is_label(self) -> bool:
-        """Whether these are whole numbers (B,), where -1 alone means absent."""
+        """Whether the values are whole numbers (B,) with -1 only where absent."""
         return _is_label(self.values)
 
     def masked(self) -> Given:
-        """The same with the filler, -1 or 0.0, where it is absent."""
+        """The same with absent values replaced by the filler, -1 or 0.0."""
         filler = 0.0 if self.values.is_floating_point() else -1
         known = self.present.reshape(-1, *(1,) * (self.values.ndim - 1))
         return Given(torch.where(known, self.values, filler), self.present)
@@ -67,11 +66,11 @@ class Given(NamedTuple):
         return Given(self.values[index], self.present[index])
 
     def keep(self, kept: Tensor) -> Given:
-        """Absent where `kept`, bool (B,), is False."""
+        """The same, absent where `kept`, bool (B,), is False."""
         return Given(self.values, self.present & kept.to(self.present.device)).masked()
 
     def null(self) -> Given:
-        """Absent in every row."""
+        """The same, absent in every row."""
         return Given(self.values, torch.zeros_like(self.present)).masked()
 
     def to(self, device: torch.device | str) -> Given:
@@ -81,20 +80,20 @@ class Given(NamedTuple):
 class Conditions(Mapping[str, Any]):
     """The conditions of a batch by name, in order; unpacks as `model(z, t, **conditions)`.
 
-    A label is a plain tensor here, int64 (B,), -1 where absent; everything else is a `Given`. `conditions.given(name)`
-    is a `Given` in every case.
-    given: name -> Given or a tensor (`Given.of`), all with the same number of rows; SfumatoError otherwise.
+    Items are a plain tensor for a label, int64 (B,), -1 where absent, and a `Given` for everything else;
+    `conditions.given(name)` is always a `Given`.
+    given: name -> Given or a tensor (`Given.of`). Raises SfumatoError unless all have the same number of rows.
     """
 
     def __init__(self, given: Mapping[str, Given | Tensor] | None = None) -> None:
         self._given = {str(name): _of(name, value) for name, value in (given or {}).items()}
         counts = {len(value.values) for value in self._given.values()}
         if len(counts) > 1:
-            raise SfumatoError(f"the conditions of one batch have as many rows each, not {sorted(counts)}")
+            raise SfumatoError(f"the conditions of a batch must have equally many rows, not {sorted(counts)}")
 
     @classmethod
     def of(cls, given: Mapping[str, Given | Tensor] | Tensor | None) -> Conditions:
-        """`given` itself where it is Conditions; a tensor alone holds labels, int64 (B,)."""
+        """`given` itself if it is Conditions; a bare tensor holds labels, int64 (B,)."""
         if isinstance(given, Conditions):
             return given
         return cls({"label": given} if isinstance(given, Tensor) else given)
@@ -104,7 +103,7 @@ class Conditions(Mapping[str, Any]):
         return given.values if given.is_label else given
 
     def given(self, name: str) -> Given:
-        """The values of a condition and where it is known."""
+        """A condition's values and presence."""
         return self._given[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -118,7 +117,7 @@ class Conditions(Mapping[str, Any]):
         return f"Conditions({'; '.join(known)})"
 
     def _each(self, change: Any) -> Conditions:
-        made = object.__new__(Conditions)  # already checked: no need to look at the rows again
+        made = object.__new__(Conditions)  # already checked
         made._given = {name: change(name, value) for name, value in self._given.items()}
         return made
 
@@ -127,7 +126,7 @@ class Conditions(Mapping[str, Any]):
         return self._each(lambda _, value: value.rows(index))
 
     def cat(self, *others: Mapping[str, Given | Tensor]) -> Conditions:
-        """The rows of this one, then those of others with the same names; SfumatoError for other names."""
+        """These rows followed by those of others. Raises SfumatoError unless all have the same names."""
         every = [self, *map(Conditions.of, others)]
         if any(set(other) != set(self) for other in every):
             raise SfumatoError(
@@ -144,14 +143,14 @@ class Conditions(Mapping[str, Any]):
         return self if n == 1 else self._each(lambda _, v: Given(*(part.repeat_interleave(n, 0) for part in v)))
 
     def null(self, *names: str) -> Conditions:
-        """These conditions absent in every row; without names all of them. SfumatoError for an unknown name."""
+        """The conditions with these names, by default all, absent in every row. Unknown names raise SfumatoError."""
         unknown = [name for name in names if name not in self._given]
         if unknown:
             raise SfumatoError(f"there is no condition {unknown[0]!r} here, only {', '.join(self) or 'none'}")
         return self._each(lambda name, value: value.null() if not names or name in names else value)
 
     def keep(self, kept: Mapping[str, Tensor]) -> Conditions:
-        """Each condition named absent where its mask, bool (B,), is False; the others as they are."""
+        """Make each condition in `kept` absent where its mask, bool (B,), is False; others are unchanged."""
         return self._each(lambda name, value: value.keep(kept[name]) if name in kept else value)
 
     def to(self, device: torch.device | str) -> Conditions:
@@ -159,7 +158,7 @@ class Conditions(Mapping[str, Any]):
 
 
 def require_encoded(cond: Mapping[str, Any]) -> None:
-    """Raise SfumatoError, which names `resolve`, for values that are not encoded."""
+    """Raise SfumatoError, with a pointer to `resolve`, for values that are not encoded."""
     for name, value in cond.items():
         if value is not None and not isinstance(value, Given | Tensor):
             _of(name, value)  # raises
@@ -177,24 +176,24 @@ def _is_label(values: Tensor) -> bool:
 
 
 def absent(value: Given | Tensor) -> Given | Tensor:
-    """A condition that is missing in every row; a label, int64 (B,), stays a tensor."""
+    """The condition, absent in every row; a label, int64 (B,), stays a tensor."""
     if isinstance(value, Tensor) and _is_label(value):
         return torch.full_like(value, -1)
     return Given.of(value).null()
 
 
 def joined(values: Sequence[Given | Tensor]) -> Given | Tensor:
-    """The rows of a condition of several batches, concatenated; labels stay a tensor."""
+    """Concatenate the rows of a condition of several batches; labels stay a tensor."""
     if all(isinstance(value, Tensor) and not value.is_floating_point() for value in values):
         return torch.cat([value for value in values if isinstance(value, Tensor)])
     return Given.cat([Given.of(value) for value in values])
 
 
 def network_inputs(cond: Mapping[str, Given | Tensor | None], net: nn.Module) -> dict[str, Any]:
-    """The keyword arguments of a network: name -> values; present={name: bool (B,)} where its forward takes `present`.
+    """The keyword arguments of a network: name -> values, and present={name: bool (B,)} if its forward takes `present`.
 
-    The mask of a plain tensor is that of `Given.of`. Raises SfumatoError for a condition that the network's forward has
-    no argument for.
+    A plain tensor's mask is that of `Given.of`. Raises SfumatoError for a condition without an argument in the
+    network's forward.
     """
     known = {name: value for name, value in cond.items() if value is not None}
     names, anything = _accepted(net)
@@ -218,7 +217,7 @@ def network_inputs(cond: Mapping[str, Given | Tensor | None], net: nn.Module) ->
 
 
 def _accepted(net: nn.Module) -> tuple[frozenset[str], bool]:
-    """(names that a network's forward takes, whether it takes any); looks through wrappers that pass **kwargs on."""
+    """(names that a network's forward takes, whether it takes any name); looks through wrappers that pass **kwargs."""
     own = net.__dict__.get("forward")
     names, anything = _arguments(type(net).forward, 3) if own is None else _arguments(own, 2)
     inner = getattr(net, "net", getattr(net, "_orig_mod", None)) if anything and "present" not in names else None
@@ -227,7 +226,7 @@ def _accepted(net: nn.Module) -> tuple[frozenset[str], bool]:
 
 @lru_cache(maxsize=256)
 def _arguments(forward: Any, first: int) -> tuple[frozenset[str], bool]:
-    """The names of the arguments from `first` on, after the input and its noise level; whether any other is taken."""
+    """(names of the arguments from `first` on, after input and noise level; whether there is a **kwargs)."""
     known = list(inspect.signature(forward).parameters.values())
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return frozenset(p.name for p in known[first:] if p.kind in by_name), any(p.kind is p.VAR_KEYWORD for p in known)

@@ -1,4 +1,4 @@
-"""Conditions that are names: one class out of a list, or any number of labels at once."""
+"""Conditions that are names: one class of a list, or any number of labels at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .condition import Condition, as_array, counted, many, missing
 from .given import Given
 
 NULL = -1  # the index of "no class"
-_SHOWN = 20  # names that a sentence lists
+_SHOWN = 20  # most names listed in a sentence
 _SEVERAL = (list, tuple, set, frozenset, np.ndarray)
 
 
@@ -31,7 +31,7 @@ class _Names(Condition):
     def __post_init__(self) -> None:
         found = tuple(map(str, self._all))
         if not found or len(set(found)) < len(found):
-            raise SfumatoError(f"a {self.kind} needs one or more names, all different, and these are {found}")
+            raise SfumatoError(f"a {self.kind} needs one or more names, all different, not {found}")
         object.__setattr__(self, self.key, found)
 
     @property
@@ -72,7 +72,7 @@ class Label(_Names):
         return cls(tuple(distinct))
 
     def encode(self, value: Any, n: int) -> Given:
-        """Names or numbers as a user spells them; a tensor holds indices, and -1 is none."""
+        """Encode names or numbers in the user's spelling; a tensor holds indices, -1 for none."""
         if isinstance(value, Tensor):
             return counted(Given.of(self._indices(value)), n)
         known: dict[Any, int] = {}
@@ -88,7 +88,7 @@ class Label(_Names):
             indices = torch.where(indices.isnan(), float(NULL), indices)
             if bool((indices != indices.round()).any()):
                 wrong = float(indices[indices != indices.round()][0])
-                raise SfumatoError(f"{wrong:g} is no label: a tensor of labels holds whole numbers, their indices")
+                raise SfumatoError(f"{wrong:g} is not a label: a tensor of labels holds their indices, whole numbers")
         if bool(((indices < NULL) | (indices >= len(self.classes))).any()):
             raise SfumatoError(f"A tensor of labels holds indices from {NULL} (none) to {len(self.classes) - 1}.")
         return indices.long()
@@ -107,7 +107,7 @@ class Label(_Names):
 @register("condition", "multilabel")
 @dataclass(frozen=True)
 class MultiLabel(_Names):
-    """A set out of `names`: values float32 (B, K), 1 for each in it. An empty set is present, None is absent."""
+    """A subset of `names`: values float32 (B, K), 1 for each member. The empty set is present, None is absent."""
 
     names: tuple[str, ...]
     kind: ClassVar[str] = "multilabel"
@@ -125,7 +125,7 @@ class MultiLabel(_Names):
         return cls(tuple(coded(every)[1]))
 
     def encode(self, value: Any, n: int) -> Given:
-        """A name, a list of names, "a,b", or for each sample such a list; a matrix (n, K) or a row (K,) of 0 and 1."""
+        """Encode a name, a list of names, "a,b", one of these per sample, or a row (K,) or matrix (n, K) of 0 and 1."""
         if isinstance(value, Tensor | np.ndarray) and as_array(value).dtype.kind in "biuf":
             return counted(self._matrix(as_array(value)), n)
         nested = isinstance(value, list | tuple | np.ndarray) and any(
@@ -145,10 +145,10 @@ class MultiLabel(_Names):
     def _matrix(self, array: np.ndarray) -> Given:
         array = array.reshape(1, -1) if array.ndim == 1 else array
         if array.ndim != 2 or array.shape[1] != len(self.names):
-            raise SfumatoError(f"a set of {len(self.names)} labels is a row of as many numbers, not {array.shape}")
+            raise SfumatoError(f"a set of {len(self.names)} labels needs a row of as many numbers, not {array.shape}")
         given = Given.of(torch.from_numpy(np.array(array, dtype=np.float32)))
         if bool(((given.values != 0) & (given.values != 1)).any()):
-            raise SfumatoError("a matrix of labels holds 0 and 1")
+            raise SfumatoError("a matrix of labels must hold 0 and 1")
         return given
 
     def decode(self, given: Given) -> list[list[str] | None]:
@@ -160,7 +160,7 @@ class MultiLabel(_Names):
 
 
 def _members(row: Any) -> list[Any]:
-    """The names in one cell: a list, or text in which commas, semicolons or bars stand between them."""
+    """The names in one cell: a list, or text with commas, semicolons or bars between names."""
     if isinstance(row, str):
         return [part.strip() for part in re.split(r"[,;|]", row) if part.strip()]
     return list(row) if isinstance(row, _SEVERAL) else [row]
@@ -173,14 +173,14 @@ def _absent(row: Any) -> bool:
 def coded(column: Any) -> tuple[np.ndarray, list[str]]:
     """Whole numbers or strings (N,) -> (indices int64 (N,), -1 where missing; distinct names, sorted).
 
-    Integers sort as numbers. Raises SfumatoError for another number of axes, for fractions, and for numbers and strings
-    in one column.
+    Integers sort as numbers. Raises SfumatoError for more than one axis, fractions, or a mixture of numbers and
+    strings.
     """
     array = as_array(column)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1:
-        raise SfumatoError(f"labels must be one label a sample, shape (N,), but they have shape {array.shape}")
+        raise SfumatoError(f"labels must be one per sample, shape (N,), but they have shape {array.shape}")
     if array.dtype.kind == "S":
         array = np.char.decode(array, "utf-8", "replace")
     whole = array.dtype.kind in "iub"
@@ -191,7 +191,7 @@ def coded(column: Any) -> tuple[np.ndarray, list[str]]:
 
 
 def _whole_or_text(array: np.ndarray) -> np.ndarray:
-    """Labels (N,), none of them missing, as integers or strings; SfumatoError names the first that is neither."""
+    """Labels (N,), none missing, as integers or strings. Raises SfumatoError naming the first that is neither."""
     if array.dtype.kind == "O":
         other = next((i for i, value in enumerate(array) if not isinstance(value, str)), None)
         if other is not None and not all(isinstance(value, Real) for value in array):
@@ -213,9 +213,9 @@ def _whole_or_text(array: np.ndarray) -> np.ndarray:
 
 
 def find_class(classes: Sequence[str], wanted: str | int) -> int:
-    """The index of a class given by name (exact, then ignoring case) or by index; SfumatoError lists the known ones.
+    """The index of a class, by name (exact, then ignoring case) or index. Raises SfumatoError listing the classes.
 
-    Where the names are themselves numbers, a number means the class of that name.
+    If the names are themselves numbers, a number means the class of that name.
     """
     text = str(wanted).strip()
     if text in classes:

@@ -1,4 +1,4 @@
-"""Conditions that are numbers: a scalar, a vector, or a field beside the sample."""
+"""Conditions that are numbers: a scalar, a vector, or a field on a grid."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ..registry import register
 from .condition import Condition, as_array, counted, many, missing
 from .given import Given
 
-BESIDE = 0.5  # of the data's range: a model was not trained on values further beyond its ends
+BESIDE = 0.5  # fraction of the data's range beyond its ends at which a value becomes doubtful
 REACH = 10.0  # a value over 10 times further from the mean than any in the data is in other units
-DIGITS = 20  # decimals that are tried for the shortest spelling of a number, after the point and before it
+DIGITS = 20  # most digits before and after the point in the shortest spelling of a number
 
 
 @dataclass(frozen=True)
 class Real(Condition):
-    """Numbers of `shape` a sample, normalised along its first axis: values float32 (B, *shape), 0 where absent.
+    """Numbers of `shape` per sample, normalised along their first axis: values float32 (B, *shape), 0 where absent.
 
-    low, high: the least and the greatest number of the data for each entry of that axis.
-    axes: the numbers of axes that a sample may have.
+    low, high: the smallest and largest number of the data for each entry of that axis.
+    axes: the allowed numbers of axes of a value.
     """
 
     axes: ClassVar[tuple[int, ...]]
@@ -40,7 +40,7 @@ class Real(Condition):
     def fit(cls, column: Any) -> Self:
         """From a column (N, *shape) in the user's units; a row with a missing number is missing.
 
-        Raises SfumatoError for text, for infinite numbers, and where every row is missing.
+        Raises SfumatoError for text, for infinite numbers, and if every row is missing.
         """
         array = numbers(column)
         if array.ndim == 2 and array.shape[1] == 1 and cls.axes == (0,):
@@ -62,10 +62,10 @@ class Real(Condition):
     def _check_shape(cls, shape: tuple[int, ...]) -> None:
         """Raise SfumatoError for a shape that is not of this kind."""
         if len(shape) not in cls.axes or 0 in shape:
-            raise SfumatoError(f"a {cls.kind} has {' or '.join(map(str, cls.axes))} axes a sample, not {shape}")
+            raise SfumatoError(f"a {cls.kind} has {' or '.join(map(str, cls.axes))} axes per sample, not shape {shape}")
 
     def encode(self, value: Any, n: int) -> Given:
-        """One value of `shape`, or one a sample, in the user's units; text is read as numbers between commas."""
+        """Encode one value of `shape`, or one per sample, in the user's units; text is numbers separated by commas."""
         array = numbers(value, self.shape)
         if array.shape == self.shape:
             array = array[None]
@@ -73,7 +73,7 @@ class Real(Condition):
             array = array[:, 0]
         if array.shape[1:] != self.shape or array.ndim != len(self.shape) + 1:
             wanted = f"numbers of shape {self.shape}" if self.shape else "one number"
-            raise SfumatoError(f"a value is {wanted}, or one for each sample, but this has shape {array.shape}")
+            raise SfumatoError(f"a value must be {wanted}, or one per sample, but this has shape {array.shape}")
         given = Given.of(torch.from_numpy(array))
         columns = given.values.reshape(len(array), len(self.low), -1)
         if not bool(columns.isfinite().all()):
@@ -90,12 +90,12 @@ class Real(Condition):
         if bool(wrong.any()):
             channel = int(wrong.nonzero()[0, 1])
             raise SfumatoError(
-                f"{float(known[wrong][0]):g} is far out of the data, which ran from {self.low[channel]:g} to "
+                f"{float(known[wrong][0]):g} is far outside the data, which ran from {self.low[channel]:g} to "
                 f"{self.high[channel]:g}: give it in those units"
             )
 
     def doubt(self, given: Given) -> str | None:
-        """A warning about a value that is outside the data's range by more than half its width."""
+        """A warning about a value outside the data's range by more than half its width."""
         known = self._in_units(given)[given.present.cpu()]
         low, high = (torch.tensor(v, dtype=torch.float64)[:, None] for v in (self.low, self.high))
         room = BESIDE * (high - low)
@@ -141,7 +141,7 @@ class Real(Condition):
 @register("condition", "scalar")
 @dataclass(frozen=True)
 class Scalar(Real):
-    """One number a sample, such as a temperature: values float32 (B,)."""
+    """One number per sample, such as a temperature: values float32 (B,)."""
 
     kind: ClassVar[str] = "scalar"
     axes: ClassVar[tuple[int, ...]] = (0,)
@@ -153,7 +153,7 @@ class Scalar(Real):
 @register("condition", "vector")
 @dataclass(frozen=True)
 class Vector(Real):
-    """`shape` (d,) numbers a sample, each normalised by itself: values float32 (B, d)."""
+    """`shape` (d,) numbers per sample, each normalised by itself: values float32 (B, d)."""
 
     kind: ClassVar[str] = "vector"
     axes: ClassVar[tuple[int, ...]] = (1,)
@@ -165,9 +165,9 @@ class Vector(Real):
 @register("condition", "field")
 @dataclass(frozen=True)
 class Field(Real):
-    """`shape` (C, *spatial) numbers a sample, normalised by channel: values float32 (B, C, *spatial).
+    """`shape` (C, *spatial) numbers per sample, normalised by channel: values float32 (B, C, *spatial).
 
-    A picture to recolour, a low resolution, a map. Its resolution may differ from the sample's: networks resize it.
+    Such as a picture to recolour, a low-resolution version, or a map. Networks resize it to the sample's resolution.
     """
 
     kind: ClassVar[str] = "field"
@@ -180,8 +180,8 @@ class Field(Real):
 def numbers(value: Any, shape: tuple[int, ...] | None = None) -> np.ndarray:
     """A user's numbers as a float64 array, NaN where missing.
 
-    A missing row of a list becomes NaN of `shape`, or of the shape of the other rows. SfumatoError names what is no
-    number.
+    A missing row of a list becomes NaN of `shape`, or of the shape of the other rows. Raises SfumatoError naming the
+    first value that is not a number.
     """
     if missing(value):
         return np.full(shape or (), np.nan)
@@ -195,7 +195,7 @@ def numbers(value: Any, shape: tuple[int, ...] | None = None) -> np.ndarray:
         return np.array(array, dtype=np.float64)
     except (TypeError, ValueError):
         found = next((v for v in np.asarray(array, dtype=object).reshape(-1) if not _is_number(v)), value)
-        raise SfumatoError(f"{found!r} is no number") from None
+        raise SfumatoError(f"{found!r} is not a number") from None
 
 
 def _is_number(value: Any) -> bool:

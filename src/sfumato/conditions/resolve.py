@@ -1,4 +1,4 @@
-"""Conditions as users give them, by name, in their own spelling and units -> encoded `Conditions` of n rows."""
+"""The user's conditions, by name, in the user's spelling and units -> encoded `Conditions` of n rows."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ from .condition import Condition, counted, many, missing
 from .given import Conditions, Given, joined
 from .label import NULL, Label
 
-_ROWS = 1 << 14  # rows of a column that are encoded at once, in float64
+_ROWS = 1 << 14  # rows of a column encoded at once, in float64
 RESERVED = "cond"  # cond={"index": ...}: conditions whose names are arguments of the function
 
 
 def declared(model_or_spec: Any) -> dict[str, Condition] | None:
-    """The conditions that a model's data declare, by name; None for a model without a spec."""
+    """The conditions declared by a model's data, by name; None for a model without a spec."""
     known = getattr(getattr(model_or_spec, "spec", model_or_spec), "conditions", None)
     return None if known is None else dict(known)
 
 
 def resolve(model_or_spec: Any, given: Mapping[str, Any], n: int) -> Conditions:
-    """A user's conditions encoded for n samples: one value each, or one for all; None, NaN and "" are absent.
+    """Encode the user's conditions for n samples: one value per sample, or one for all; None, NaN and "" are absent.
 
-    given: name -> value in the user's units (`Condition.encode`); the key "cond" holds such a mapping itself, for names
-    that are arguments too. A condition that is None is left out; a `Given` is taken as it is. Without a spec a tensor
-    keeps its rows: whole numbers stay labels, -1 for none, and floats stay floats.
-    Raises SfumatoError for an unknown name, label, shape or number of values, and warns of numbers that are far from
-    the training data (`Condition.doubt`).
+    given: name -> value in the user's units (`Condition.encode`); the key "cond" may hold such a mapping, for names
+    that clash with arguments. A condition that is None is left out; a `Given` is used as it is. Without a spec a tensor
+    keeps its rows: whole numbers are labels, -1 for none, and floats stay floats. Raises SfumatoError for an unknown
+    name, label, shape or number of values, and warns of numbers far from the training data (`Condition.doubt`).
     """
     known = declared(model_or_spec)
     found = {}
@@ -55,13 +54,13 @@ def unfolded(given: Mapping[str, Any]) -> Mapping[str, Any]:
     twice = [name for name, value in inner.items() if name in outer and value is not None]
     if twice:
         raise SfumatoError(
-            f"The condition {twice[0]!r} is given twice, by its name and in {RESERVED}={{...}}: give one"
+            f"The condition {twice[0]!r} is given twice, by its name and in {RESERVED}={{...}}: remove one"
         )
     return {**{name: value for name, value in given.items() if name != RESERVED}, **inner}
 
 
 def of_data(model_or_spec: Any, source: Any, rows: Tensor) -> Conditions:
-    """The conditions of some rows of a data set, int64 (n,), that a model knows and the data have.
+    """The conditions of rows int64 (n,) of a data set: those that both the model and the data have.
 
     Raises SfumatoError for a value that the model does not know, such as a new class.
     """
@@ -112,9 +111,9 @@ def _plain(value: Any, n: int) -> Given:
         try:
             value = torch.as_tensor(np.asarray(rows) if many(rows) else rows)
         except (TypeError, ValueError, RuntimeError):
-            raise SfumatoError(f"{value!r} is no number, and the model has no data spec that knows names") from None
+            raise SfumatoError(f"{value!r} is not a number, and the model has no data spec to look up names") from None
         if value.dtype == torch.float64:
             value = value.to(torch.get_default_dtype())
     if value.ndim == 1 and len(value) not in (1, n):
-        raise SfumatoError(f"{len(value)} values for {n} samples: give one, or one each, or a matrix of one row")
+        raise SfumatoError(f"{len(value)} values for {n} samples: give one, one per sample, or a matrix of one row")
     return Given.of(value.reshape(1) if value.ndim == 0 else value)

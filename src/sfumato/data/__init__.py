@@ -1,4 +1,4 @@
-"""From a person's data to normalised tensors and back: sources, the data spec, the hold-out split."""
+"""From the user's data to normalised tensors and back: sources, the data spec, the hold-out split."""
 
 from ..normaliser import Normaliser
 from .opening import open  # noqa: A004  (data.open is the public name)

@@ -1,4 +1,4 @@
-"""Arrays in memory, and in .npy and .npz files -> (N, *shape) tensors in the user's dtype."""
+"""Arrays, in memory or in .npy and .npz files -> (N, *shape) tensors in the user's dtype."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,12 +21,12 @@ DATA_KEYS = ("x", "images", "data")
 LABEL_KEYS = ("y", "labels", "label")
 IMAGE_DTYPES = (torch.uint8, torch.uint16)
 IMAGE_CHANNELS = (1, 3, 4)
-MIN_IMAGE_SIDE = 8  # a shorter side is read as a channel axis
-MAP_BYTES = 1 << 30  # larger .npy files are mapped, not read
+MIN_IMAGE_SIDE = 8  # shorter axes are read as channels
+MAP_BYTES = 1 << 30  # larger .npy files are memory-mapped
 
 
 def read_npy(path: Path) -> np.ndarray:
-    """The array in a .npy file; objects are never unpickled. Read-only where it is larger than memory."""
+    """The array in a .npy file; objects are never unpickled. Arrays larger than memory are read-only."""
     size = path.stat().st_size
     mode: Literal["r", "c"] | None = None if size <= MAP_BYTES and fits(size) else "c" if fits(size) else "r"
     try:
@@ -40,7 +40,7 @@ def read_npz(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
-    except Exception as error:  # zipfile, zlib and numpy each raise their own for a damaged archive
+    except Exception as error:  # a damaged archive may raise errors of zipfile, zlib or numpy
         raise SfumatoError(f"{path} cannot be read as a .npz archive: {_reason(error)}") from None
     return pick(arrays, str(path))
 
@@ -100,10 +100,11 @@ def _supported(x: Tensor, where: str) -> Tensor:
 
 
 def arrange(x: Tensor, where: str) -> tuple[Tensor, str, list[str]]:
-    """(N, ...) as given -> (x as (N, *shape) channels first, kind, notes).
+    """The user's array (N, ...) -> (x as (N, *shape) channels first, kind, notes).
 
-    Rank 1 is N numbers, rank 2 is (N, D), rank 3 and more is (N, C, *spatial). Two exceptions, for uint8 and uint16
-    only: (N, H, W) with both sides of an image is grey images, and (N, H, W, 1|3|4) is channels-last images.
+    Rank 1 is read as N numbers, rank 2 as (N, D), higher ranks as (N, C, *spatial). Two exceptions, for uint8 and
+    uint16 only: (N, H, W) with sides long enough for an image is grey images, and (N, H, W, 1|3|4) channels-last
+    images.
     """
     if x.ndim == 0:
         raise SfumatoError(f"{where} is a single number: give an array whose first axis counts the samples")
@@ -112,7 +113,7 @@ def arrange(x: Tensor, where: str) -> tuple[Tensor, str, list[str]]:
     notes = []
     if x.ndim == 1:
         x = x[:, None]
-        notes.append("One number a sample: read as vectors of length 1.")
+        notes.append("One number per sample: read as vectors of length 1.")
     elif x.ndim == 3 and x.dtype in IMAGE_DTYPES and _image_sides(x.shape[1], x.shape[2]):
         x = x[:, None]
         notes.append("Read as grey images (N, H, W); for C channels of length L use another dtype.")
@@ -138,7 +139,7 @@ def _channels_last(x: Tensor) -> bool:
 
 
 def require_finite(x: "Samples", where: str) -> None:
-    """Raise SfumatoError with the count and the first position where x (N, ...) holds NaN or infinity."""
+    """Raise SfumatoError if x (N, ...) holds NaN or infinite values, with their count and first position."""
     if not x.dtype.is_floating_point:
         return
     count, first, start = 0, None, 0

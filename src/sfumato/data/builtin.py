@@ -1,4 +1,4 @@
-"""The sets that come with the package: `fashion`, `emoji`, `digits`. Sources and licences are in NOTICE."""
+"""The built-in data sets: `fashion`, `emoji`, `digits`. Sources and licences are in NOTICE."""
 
 import gzip
 import json
@@ -21,11 +21,11 @@ NAMES = ("fashion", "emoji", "digits")
 FASHION_CLASSES = [
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 ]  # fmt: skip
-SKIN = " skin "  # separates the base emoji from its skin tones in the names of the sheet
+SKIN = " skin "  # separates the base emoji from its skin tone in emoji names
 
 
 def load(name: str) -> Source:
-    """A built-in set by name; a missing or damaged asset raises SfumatoError."""
+    """A built-in set by name. Raises SfumatoError if its file is missing or damaged."""
     try:
         return {"fashion": _fashion, "emoji": _emoji, "digits": _digits}[name]()
     except (OSError, EOFError, ValueError) as error:

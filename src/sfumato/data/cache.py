@@ -1,10 +1,10 @@
-"""Decoded data on the disk, kept between runs: arrays that are mapped, and small results as JSON.
+"""A cache of decoded data on disk, kept between runs: memory-mapped arrays, and small results as JSON.
 
     $SFUMATO_CACHE (a folder, or "off"), else the user's cache folder (on Linux $XDG_CACHE_HOME or ~/.cache) / sfumato
 
-An entry is a folder named by the hash of what it was made from. It is written beside its name and renamed, so that a
-half-written one is never seen; where two processes make the same one, the second takes the entry of the first.
-The least recently used entries are removed when all together exceed $SFUMATO_CACHE_GB (32).
+An entry is a folder named by the hash of its inputs. It is written under a temporary name and then renamed, so that no
+incomplete entry is ever visible; if two processes write the same entry, the second uses the first one's.
+The least recently used entries are removed when the total exceeds $SFUMATO_CACHE_GB (32).
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from ..files import reason, write_text
 PLACE, LIMIT = "SFUMATO_CACHE", "SFUMATO_CACHE_GB"
 DEFAULT_LIMIT = 32.0
 OFF = ("off", "none", "0", "no")
-FORMAT = 1  # of entries, and of how data are decoded: another number ignores older entries
-_MARGIN = 0.9  # of the free space that an entry may take
-_OLD = 86400.0  # seconds without a change after which a half-written entry is removed
+FORMAT = 1  # version of entries and of decoding; a new number makes older entries invalid
+_MARGIN = 0.9  # fraction of the free space that an entry may take
+_OLD = 86400.0  # seconds without a change after which an incomplete entry is removed
 _ARRAY, _FACTS = "x.npy", "facts.json"
 
 
 def root() -> Path | None:
-    """The cache folder, or None where the cache is off."""
+    """The cache folder; None if the cache is off."""
     place = os.environ.get(PLACE, "").strip()
     if place.lower() in OFF:
         return None
@@ -46,7 +46,7 @@ def root() -> Path | None:
 
 
 def limit() -> float:
-    """Bytes that all entries together may take."""
+    """Largest total size of all entries, in bytes."""
     words = os.environ.get(LIMIT, "").strip()
     try:
         size = float(words) if words else DEFAULT_LIMIT
@@ -61,7 +61,7 @@ def identity(parts: Any) -> str:
 
 
 def stamp(path: Path) -> list[Any]:
-    """A file's size and times of change of contents and inode: equal stamps mean that the file is unchanged."""
+    """A file's size, mtime and ctime; equal stamps mean that the file is unchanged."""
     found = path.stat()
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
@@ -72,7 +72,7 @@ def stamps(paths: Sequence[Path]) -> list[list[Any]]:
 
 
 class Unkept(Exception):
-    """There is no cache, or no room in it; the message says why."""
+    """The data cannot be cached; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,12 @@ class Entry:
     facts: dict[str, Any]
 
     def array(self, mode: str = "r") -> np.ndarray:
-        """The array, mapped: "r" to read, "c" for changes that stay in memory."""
+        """The array, memory-mapped: mode "r" is read-only, "c" copy-on-write."""
         return np.lib.format.open_memmap(self.path / _ARRAY, mode=mode)
 
 
 def find(key: str) -> Entry | None:
-    """The entry of that name, if it is there and whole; it counts as used."""
+    """The entry with this key, if it exists and is complete; marks it as used."""
     place = root()
     if place is None:
         return None
@@ -103,7 +103,7 @@ def find(key: str) -> Entry | None:
 
 @contextmanager
 def drafted(key: str, nbytes: int) -> Iterator[Path]:
-    """A folder for a new entry of so many bytes, removed unless `keep` renames it; Unkept where there is no room."""
+    """A draft folder for an entry of `nbytes`, removed unless `keep` renames it. Raises Unkept if there is no room."""
     place = root()
     if place is None:
         raise Unkept(f"there is no cache ({PLACE} is off)")
@@ -127,8 +127,8 @@ def drafted(key: str, nbytes: int) -> Iterator[Path]:
 
 
 def allocate(draft: Path, shape: Sequence[int], dtype: Any) -> np.ndarray:
-    """The array of a draft, to be filled. Its space on the disk is taken at once: a full disk under a mapping would be
-    a signal and no error."""
+    """The array of a draft, to be filled. Its disk space is reserved at once: a disk that is full under a mapping kills
+    the process instead of raising an error."""
     path = draft / _ARRAY
     made = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=tuple(shape))
     if hasattr(os, "posix_fallocate"):
@@ -136,20 +136,20 @@ def allocate(draft: Path, shape: Sequence[int], dtype: Any) -> np.ndarray:
             try:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
             except OSError as error:
-                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # file systems without this call
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # not supported by this file system
                     raise
     return made
 
 
 def keep(draft: Path, key: str, facts: dict[str, Any]) -> Entry:
-    """Rename a filled draft to its final name; where another process was faster, take its entry."""
-    with (draft / _ARRAY).open("rb") as file:  # after a power cut the name must not be there without the contents
+    """Rename a filled draft to its final name; if another process was faster, use its entry."""
+    with (draft / _ARRAY).open("rb") as file:  # after a power cut no entry may exist without its contents
         os.fsync(file.fileno())
     write_text(draft / _FACTS, json.dumps(facts))
     final = draft.parent / key
     try:
         os.rename(draft, final)
-    except OSError:  # it is there already, or the rest of one
+    except OSError:  # the entry, or a broken one, already exists
         if find(key) is None:
             shutil.rmtree(final, ignore_errors=True)
             os.rename(draft, final)
@@ -157,7 +157,7 @@ def keep(draft: Path, key: str, facts: dict[str, Any]) -> Entry:
 
 
 def remembered(key: str | None, compute: Callable[[], Any]) -> Any:
-    """compute(), JSON-able, or the result under this key from before; without a key it is always computed."""
+    """The cached result for this key, else compute(), which must return plain JSON; without a key never cached."""
     place = root()
     if place is None or key is None:
         return compute()
@@ -168,7 +168,7 @@ def remembered(key: str | None, compute: Callable[[], Any]) -> Any:
         value = compute()
     try:
         write_text(path, json.dumps(value))
-    except SfumatoError:  # the cache cannot be written: go on without it
+    except SfumatoError:  # the cache cannot be written: continue without it
         pass
     return value
 
@@ -177,7 +177,7 @@ def _make_room(place: Path, nbytes: int) -> None:
     """Remove abandoned drafts, and the least recently used entries until `nbytes` more are within the limit."""
     entries = []
     for path in place.iterdir():
-        with suppress(OSError):  # another process removes or renames it meanwhile
+        with suppress(OSError):  # another process may remove or rename it meanwhile
             if path.suffix == ".tmp":
                 if time.time() - max(each.stat().st_mtime for each in (path, *path.iterdir())) > _OLD:
                     shutil.rmtree(path, ignore_errors=True)
@@ -188,5 +188,5 @@ def _make_room(place: Path, nbytes: int) -> None:
     for _, size, path in sorted(entries):
         if total + nbytes <= limit():
             return
-        shutil.rmtree(path, ignore_errors=True)  # a process that has it mapped keeps it until its end
+        shutil.rmtree(path, ignore_errors=True)  # processes that have mapped it can still read it
         total -= size

@@ -1,4 +1,4 @@
-"""A column: one value a sample beside the samples, in the user's units, some of which may be missing."""
+"""A column of data: one value per sample, in the user's units; values may be missing."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ..errors import SfumatoError
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """Values of one condition, one a sample.
+    """The values of one condition, one per sample.
 
-    values: (N, ...) numbers, or (N,) objects that are strings or tuples of strings; arbitrary where one is missing.
+    values: (N, ...) numbers, or (N,) objects, each a string or a tuple of strings; arbitrary where missing.
     present: bool (N,), False where a value is missing.
-    names: the class names that the values are indices into, if they are.
-    kind: of condition ("label", "multilabel", "scalar", "vector", "field"), or "" before it is known.
+    names: class names, if the values are indices into them.
+    kind: of condition ("label", "multilabel", "scalar", "vector", "field"), or "" while unknown.
     """
 
     values: np.ndarray
@@ -34,7 +34,7 @@ class Column:
 
     @property
     def missing(self) -> int:
-        """How many samples have no value."""
+        """The number of samples without a value."""
         return int(len(self) - self.present.sum())
 
     @property
@@ -51,7 +51,7 @@ class Column:
 
     @property
     def spelt(self) -> np.ndarray:
-        """The values as a user writes them: class names or numbers, with None or NaN where they are missing."""
+        """The values as the user writes them: class names or numbers, None or NaN where missing."""
         if self.names is not None:
             names = np.array([*self.names, None], dtype=object)
             return np.asarray(names[np.where(self.present, self.values, -1)])
@@ -66,7 +66,7 @@ class Column:
         return values
 
     def scattered(self, present: np.ndarray) -> Column:
-        """A longer column with these values where `present`, bool (N,), and none elsewhere."""
+        """A longer column with these values where `present`, bool (N,), is True, and missing values elsewhere."""
         values = np.zeros((len(present), *self.values.shape[1:]), self.values.dtype)
         values[present] = self.values
         there = np.zeros(len(present), bool)
@@ -88,7 +88,7 @@ class Unread(ValueError):
 
 @contextmanager
 def named(name: str) -> Iterator[None]:
-    """Errors within the block begin with the name of the condition."""
+    """Prefix errors raised within the block with the name of the condition."""
     try:
         yield
     except SfumatoError as why:
@@ -96,10 +96,10 @@ def named(name: str) -> Iterator[None]:
 
 
 def column(raw: Any) -> Column:
-    """Any array, tensor or list of one value a sample as a `Column`; `Unread` for anything but numbers and text.
+    """Any array, tensor or list with one value per sample as a `Column`. Raises `Unread` unless numbers or text.
 
-    Missing are None, NaN, the empty string and masked entries of a masked array; where a value is an array, one NaN
-    makes it missing. An empty list of strings is a value: the empty set.
+    None, NaN, the empty string and masked array entries are missing values; one NaN makes an array value missing. An
+    empty list of strings is a value: the empty set.
     """
     if isinstance(raw, Tensor):
         raw = as_array(raw)
@@ -136,7 +136,7 @@ def _numbers(array: np.ndarray) -> Column:
 
 
 def _from_list(cells: Sequence[Any]) -> np.ndarray:
-    """A list as an array of numbers where all entries are numbers, else of objects."""
+    """A list as an array of numbers if all entries are numbers, else of objects."""
     if all(isinstance(cell, Tensor) for cell in cells):
         cells = [as_array(cell) for cell in cells]
     try:
@@ -185,9 +185,9 @@ EMPTY = frozenset(["", "na", "n/a", "nan", "null", "none"])
 
 
 def cells(text: Sequence[str | None]) -> Column:
-    """The cells of a text table: whole numbers, else numbers, else strings, as all that are not empty can be read.
+    """The cells of a text column as whole numbers, else numbers, else strings: the first that fits all non-empty cells.
 
-    Among numbers NaN, NA, null and none are empty too; numbers with leading zeros stay strings.
+    In a column of numbers NaN, NA, null and none also count as empty; numbers with leading zeros stay strings.
     """
     stripped = [(cell or "").strip() for cell in text]
     numbers = ["" if cell.lower() in EMPTY else cell for cell in stripped]

@@ -57,7 +57,7 @@ def open_archives(paths: Sequence[Path], size: Size | None, name: str) -> Source
 def open_table(paths: Sequence[Path], size: Size | None, name: str, kinds: Container[str] = ()) -> Source:
     """The pictures or the numbers of a table, with its other columns as conditions.
 
-    kinds: the columns whose kind of condition is given, so that text of many values is read for them too.
+    kinds: columns whose kind the user has set; these are read even if they are text with many values.
     """
     table = tables.TableFiles(paths)
     if not len(table):
@@ -80,7 +80,7 @@ def _source(
     items: Items, read: Images, name: str, conditions: dict[str, Column], notes: Sequence[str],
     others: Sequence[tuple[str, str]], what: str,
 ) -> Source:  # fmt: skip
-    """Pictures with their conditions; others: (path, reason) of further `what` that were skipped."""
+    """A source of pictures with their conditions; others: (path, reason) of other files that were skipped."""
     kind = "image" if read.x.dtype in arrays.IMAGE_DTYPES else "array"
     skipped = sorted([*read.skipped, *others])
     notes = [Source.headline(read.x, "images"), *read.notes, *notes]
@@ -93,7 +93,7 @@ def _source(
 def _beside(
     table: tables.TableFiles, roles: tables.Roles, kinds: Container[str]
 ) -> tuple[dict[str, Column], list[str]]:
-    """The columns beside the samples, the labels first, and a note on those that cannot be read."""
+    """The condition columns of a table, labels first, and a note on those that cannot be read."""
     found: dict[str, Column] = {}
     unread: dict[str, str] = {}
     if roles.label is not None:
@@ -109,7 +109,7 @@ def _beside(
 
 
 def _refuse_splits(root: Path, names: Sequence[str]) -> None:
-    """Refuse folders such as train/ and test/ with class folders inside: one of them is the data."""
+    """Raise SfumatoError for folders such as train/ and test/ with class folders inside: the user has to choose one."""
     paths = [PurePosixPath(name) for name in names]
     tops = sorted({p.parts[0] for p in paths})
     if all(top.lower() in SPLIT_NAMES for top in tops) and all(len(p.parts) > 2 for p in paths):
@@ -119,9 +119,9 @@ def _refuse_splits(root: Path, names: Sequence[str]) -> None:
 
 
 def _folder_classes(names: Sequence[str], notes: list[str]) -> dict[str, Column]:
-    """Sub-folders are classes where every image is in one; otherwise there are none, and a note says why."""
+    """Labels from sub-folders if every image is in one; otherwise there are none, and a note says why."""
     paths = [PurePosixPath(name) for name in names]
     loose = sum(len(p.parts) == 1 for p in paths)
     if 0 < loose < len(paths):
-        notes.append(f"{loose:,} images lie beside the sub-folders, so the sub-folders were not taken as classes.")
+        notes.append(f"{loose:,} images are outside the sub-folders, so the sub-folders were not taken as classes.")
     return {} if loose else {LABEL: label_column(column([p.parts[0] for p in paths]))}

@@ -1,8 +1,8 @@
-"""Encoded pictures, wherever they are -> samples (N, C, H, W), as stored.
+"""Encoded pictures from any container -> samples (N, C, H, W), with the stored pixel values.
 
-A set of several modes is promoted to the widest. Equal sizes stay; otherwise the shorter side is resized to
+Mixed modes are promoted to the widest one. Equal sizes are kept; otherwise the shorter side is resized to
 min(64, the smallest shorter side) and the picture cropped to a centred square. Pictures that take a while to decode are
-kept in the cache; what neither memory nor cache can hold is decoded on access.
+cached; if neither memory nor cache can hold them, they are decoded on access.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ IMAGE_SUFFIXES = frozenset(
     ".png .jpg .jpeg .jpe .jfif .webp .bmp .dib .gif .tif .tiff .pgm .ppm .pnm .pbm .tga .jp2 .avif .ico".split()
 )
 MAX_DEFAULT_SIDE = 64
-WORTH_BYTES, WORTH_COUNT = 4 << 20, 500  # encoded: decoding fewer is faster than looking them up in the cache
-WORKERS = 4  # threads that decode ahead
-_AHEAD = 1024  # pictures that are handed to the threads at once: one future each for millions would take memory
+WORTH_BYTES, WORTH_COUNT = 4 << 20, 500  # bytes encoded, pictures: below these, decoding is faster than the cache
+WORKERS = 4  # decoding threads
+_AHEAD = 1024  # pictures queued for the threads at once: millions of futures would take too much memory
 T = TypeVar("T")
 R = TypeVar("R")
 Size = int | tuple[int, int]
@@ -44,20 +44,20 @@ Failures = dict[int, str]  # number of an item -> the reason
 
 
 def together(paths: Sequence[Path]) -> str:
-    """Where the data of some files are, in words."""
+    """A short description of where some files are."""
     return str(paths[0]) if len(paths) == 1 else f"{paths[0].parent} ({len(paths):,} files)"
 
 
 def hidden(relative: PurePath) -> bool:
-    """Whether a path is one that operating systems leave beside a person's own files."""
+    """Whether a path is hidden, or one that operating systems add to the user's files."""
     return any(part.startswith((".", "__MACOSX")) for part in relative.parts) or relative.name == "Thumbs.db"
 
 
 class Items(abc.ABC):
-    """Encoded pictures by number. Any thread may read.
+    """Encoded pictures by number. Thread-safe.
 
-    names: one a picture. where: what holds them, in words. blocks: the sizes of runs of neighbours that are read
-    together, where a single picture cannot be read cheaply.
+    names: one per picture. where: a description of their container. blocks: sizes of the runs of neighbours that are
+    read together, if single pictures cannot be read cheaply.
     """
 
     names: list[str]
@@ -72,17 +72,17 @@ class Items(abc.ABC):
         """All bytes of one picture."""
 
     def open(self, number: int) -> BinaryIO:
-        """One picture as a file, of which only a part may be read."""
+        """One picture as a file object, of which a part can be read."""
         return io.BytesIO(self.read(number))
 
     @property
     @abc.abstractmethod
     def nbytes(self) -> int:
-        """Bytes of all pictures as they are encoded."""
+        """Total size of the encoded pictures in bytes."""
 
     @abc.abstractmethod
     def key(self) -> Any:
-        """What distinguishes these contents from others, JSON-able."""
+        """Plain JSON values that identify these contents."""
 
 
 @final
@@ -97,7 +97,7 @@ class ImageFiles(Items):
         try:
             return self.paths[number].read_bytes()
         except OSError as error:
-            raise SfumatoError(f"{self.paths[number]} cannot be read any more: {reason(error)}") from None
+            raise SfumatoError(f"{self.paths[number]} can no longer be read: {reason(error)}") from None
 
     def open(self, number: int) -> BinaryIO:
         return self.paths[number].open("rb")
@@ -118,8 +118,8 @@ class ImageFiles(Items):
 class Images:
     """Decoded images x (N, C, H, W).
 
-    kept: the number of each image among the items. skipped: (name, reason) of the others. notes: sentences on what was
-    done to the images. identity: a hash that names exactly these pixels, or None for a small set.
+    kept: the number of each image among the items. skipped: (name, reason) of the others. notes: sentences on how the
+    images were changed. identity: a hash that identifies these pixels, or None for a small set.
     """
 
     x: Samples
@@ -131,7 +131,7 @@ class Images:
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """The form of all images of a set: channels, depth, and (height, width) or None where sizes stay as stored."""
+    """The common format of a set's images: channels, depth, and (height, width), None to keep the stored size."""
 
     channels: int
     depth: str
@@ -162,7 +162,7 @@ class Pictures(Rows):
             with self.spent.on(DECODING):
                 try:
                     out[place] = self.decode(row, io.BytesIO(packed))
-                except Exception as error:  # it could be decoded when it was opened
+                except Exception as error:  # decoding worked when the set was opened
                     name = self.items.names[self.kept[row]]
                     raise SfumatoError(f"{name} of {self.where} has changed: {first_line(error)}") from None
         return torch.from_numpy(out)
@@ -173,7 +173,7 @@ class Pictures(Rows):
 
 
 def read_images(items: Items, size: Size | None = None) -> Images:
-    """Decode all pictures that can be decoded and skip the rest, with reasons; SfumatoError where none is left."""
+    """Decode all pictures, skipping those that cannot be decoded. Raises SfumatoError if none is left."""
     key = cache.identity(["images", items.key(), size, PIL.__version__])
     if (entry := cache.find(key)) is not None:
         return _from_cache(entry, key, items)
@@ -191,7 +191,7 @@ def _from_cache(entry: cache.Entry, key: str, items: Items) -> Images:
 
 
 def _stored(entry: cache.Entry, count: int, key: str) -> Samples:
-    """The rows of an entry: as a tensor where memory can hold it, page by page and shared with other processes."""
+    """The rows of a cache entry: as a tensor mapped into memory if that can hold it, otherwise read row by row."""
     if entry.facts["bytes"] and fits(entry.facts["bytes"]):
         return torch.from_numpy(entry.array("c")[:count])
     return Mapped(entry.array()[:count], f"the cache {entry.path}", key)
@@ -214,7 +214,7 @@ def _read(items: Items, size: Size | None, key: str) -> Images:
         failed |= broken
         headers = {i: header for i, header in headers.items() if i not in broken}
         same = headers and ImageFormat.of(headers.values(), size) == pictures.format
-        if same:  # else once more, without the broken ones that decided the format
+        if same:  # otherwise repeat, without the broken ones that had decided the format
             if isinstance(x, Pictures):
                 x = Pictures(items, headers, pictures.format)
             notes = [*_notes(list(headers.values()), pictures.format, size), *notes]
@@ -227,10 +227,10 @@ def _read(items: Items, size: Size | None, key: str) -> Images:
 def _decoded(
     pictures: Pictures, failed: Failures, size: Size | None, key: str, worth: bool
 ) -> tuple[Samples, list[str], Failures]:
-    """(samples of the pictures that can be decoded, notes, the others with their reasons).
+    """(samples of the pictures that can be decoded, notes, the other pictures with reasons).
 
-    In the cache where that is worth it and possible, else in memory where they fit, else decoded once to find the
-    broken ones and then on access.
+    The samples are in the cache if that is worthwhile and possible, else in memory if they fit; otherwise all are
+    decoded once to find broken ones, and then again on access.
     """
     notes: list[str] = []
     if worth or not fits(pictures.nbytes):
@@ -243,7 +243,7 @@ def _decoded(
         out = np.empty(pictures.shape, pictures.format.depth)
         broken = _fill(pictures, out)
         return torch.from_numpy(out[: len(out) - len(broken)]), notes, broken
-    notes.append("They are more than memory should hold, so each is decoded whenever it is used.")
+    notes.append("They do not fit into memory, so each picture is decoded whenever it is used.")
     return pictures, notes, _fill(pictures, None)
 
 
@@ -263,7 +263,7 @@ def _in_cache(pictures: Pictures, failed: Failures, size: Size | None, key: str)
 
 
 def _fill(pictures: Pictures, out: np.ndarray | None) -> Failures:
-    """Decode all into out, without gaps; returns those that cannot be decoded, by item."""
+    """Decode all pictures into out, without gaps; returns those that cannot be decoded, by item number."""
 
     def one(row: int) -> None:
         with pictures.items.open(pictures.kept[row]) as file:
@@ -279,9 +279,9 @@ def _fill(pictures: Pictures, out: np.ndarray | None) -> Failures:
 
 
 def _attempt_all(function: Callable[[int], R], numbers: Sequence[int], what: str) -> tuple[dict[int, R], Failures]:
-    """function(number) of all, by number, on a few threads; and the reasons of those that fail.
+    """(results of function(number) by number, failures with reasons), computed on a few threads.
 
-    what: the words under which progress is counted. Ctrl-C ends it after the calls under way.
+    what: label of the progress count. Ctrl-C stops after the calls in progress.
     """
     results: dict[int, R] = {}
     failed: Failures = {}
@@ -289,7 +289,7 @@ def _attempt_all(function: Callable[[int], R], numbers: Sequence[int], what: str
     def attempt(number: int) -> None:
         try:
             results[number] = function(number)
-        except Exception as error:  # Pillow's many decoders raise whatever they like for a damaged file
+        except Exception as error:  # Pillow's decoders raise all kinds of errors for damaged files
             failed[number] = first_line(error)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, counting(what, len(numbers)) as count:

@@ -1,10 +1,10 @@
-"""The kind of condition that each column beside the samples is: given by the user, or guessed from its values.
+"""The kind of condition of each column: set by the user, or guessed from the values.
 
     whole numbers of few values -> label     numbers (N,) -> scalar     (N, d) -> vector     (N, C, *spatial) -> field
     strings that repeat -> label             lists of strings -> multilabel
 
-"Few" is at most max(2, sqrt(N)) distinct values; a column called label or class holds classes whatever its values.
-Columns that cannot be read, or never change, are left out and named in a note.
+"Few" means at most max(2, sqrt(N)) distinct values; a column called label or class always holds classes. Columns that
+cannot be read, or never change, are left out with a note.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from .source import LABEL, Source
 
 IGNORE = "ignore"
 FORWARD_ARGUMENTS = ("self", "present")  # arguments of a network's forward
-CLASS_NAMES = ("label", "labels", "class", "cls")  # columns of classes, however many there are
+CLASS_NAMES = ("label", "labels", "class", "cls")  # columns of these names hold classes, however many
 
 
 def few(count: int) -> int:
-    """How many distinct values are few enough to be classes of `count` samples: max(2, sqrt(count))."""
+    """The largest number of distinct values that count as classes of `count` samples: max(2, sqrt(count))."""
     return max(2, math.isqrt(count))
 
 
 def columns(raw: Mapping[str, Any], count: int) -> tuple[dict[str, Column], list[str]]:
-    """Arrays beside `count` samples as columns, and a note on those that cannot be read."""
+    """(arrays with one value for each of `count` samples as columns, a note on those that cannot be read)."""
     found: dict[str, Column] = {}
     unread: dict[str, str] = {}
     for name, values in raw.items():
@@ -61,7 +61,7 @@ def _one_each(values: Any, count: int) -> Column:
 
 
 def not_used(unread: Mapping[str, str]) -> list[str]:
-    """A note on columns that are left out, with the reasons; [] where there are none."""
+    """A note on columns that are left out, with reasons; [] if there are none."""
     if not unread:
         return []
     named = [f"{name} ({why})" for name, why in list(unread.items())[:8]]
@@ -82,10 +82,10 @@ def with_label(found: Mapping[str, Column], names: Sequence[str]) -> dict[str, C
 
 
 def with_kinds(source: Source, kinds: Mapping[str, str], known: bool = False) -> Source:
-    """The source with a kind for each condition; kinds: name -> kind, or "ignore", where it is not to be guessed.
+    """The source with a kind for each condition. kinds: name -> kind, or "ignore"; other columns are guessed.
 
-    known: the kinds are those of a model, so names that the data lack and columns that never change are no mistake.
-    Raises SfumatoError for a name that the data lack, an unknown kind, and values that cannot be of it.
+    known: the kinds come from a model, so the data may lack some names, and columns may be constant.
+    Raises SfumatoError for a name that the data lack, an unknown kind, and values that do not fit the kind.
     """
     kinds = {name: kind for name, kind in kinds.items() if not known or name in source.conditions}
     _check(kinds, source.conditions)
@@ -120,11 +120,11 @@ def _check(kinds: Mapping[str, str], known: Iterable[str]) -> None:
 
 
 def _of_kind(name: str, found: Column, kind: str | None, axes: int, constant_ok: bool) -> Column:
-    """The column as its kind, guessed where it is None; `Unread` where it is of no use. axes: those of the samples."""
+    """The column converted to its kind, guessed if None. Raises `Unread` if useless. axes: those of the samples."""
     if found.kind and found.kind == (kind or found.kind):
         return found
     if name in FORWARD_ARGUMENTS:
-        raise Unread("no condition can have this name: give it another")
+        raise Unread("a condition cannot have this name: rename it")
     if not len(found.given):
         raise Unread("all its values are missing")
     chosen = kind or _guess(name, found)
@@ -140,7 +140,7 @@ def _of_kind(name: str, found: Column, kind: str | None, axes: int, constant_ok:
 
 
 def _guess(name: str, found: Column) -> str:
-    """The kind that a column looks like; `Unread` for free text and for numbers that count the samples."""
+    """The kind that a column seems to be. Raises `Unread` for free text and for numbers that count the samples."""
     values, form = found.given, found.form
     if found.names is not None:
         return "label"
@@ -165,11 +165,11 @@ def _guess(name: str, found: Column) -> str:
 
 
 def _converted(found: Column, kind: str, axes: int) -> Column:
-    """The values as a condition of this kind has them; axes: those of the samples."""
+    """The values in the form of a condition of this kind; axes: those of the samples."""
     if kind == "label":
         return label_column(found)
     if kind == "multilabel" and found.form == "numbers" and found.values.ndim != 2:
-        raise SfumatoError("give a list of names a sample, names with commas between, or a row of 0 and 1")
+        raise SfumatoError("each sample needs a list of names, names separated by commas, or a row of 0 and 1")
     if kind not in ("scalar", "vector", "field"):  # a user's kind reads its own column
         return found
     found = _as_numbers(found)
@@ -178,12 +178,12 @@ def _converted(found: Column, kind: str, axes: int) -> Column:
     if kind == "vector":
         return replace(found, values=found.values.reshape(len(found), -1))
     if found.values.ndim != 1:
-        raise SfumatoError(f"it has {'x'.join(map(str, found.values.shape[1:]))} numbers a sample, not one")
+        raise SfumatoError(f"it has {'x'.join(map(str, found.values.shape[1:]))} numbers per sample, not one")
     return found
 
 
 def _field(found: Column, axes: int) -> Column:
-    """Channels first; a field has as many spatial axes as the samples."""
+    """A field with channels first, and as many spatial axes as the samples."""
     values = found.values
     if axes == 4 and values.dtype in (np.uint8, np.uint16):
         values = arrays.arrange(torch.from_numpy(values), "a field")[0].numpy()
@@ -191,12 +191,12 @@ def _field(found: Column, axes: int) -> Column:
         values = values[:, None]
     if axes < 3 or values.ndim != axes:
         spatial = f"{axes - 2} spatial axes" if axes > 2 else "no spatial axes"
-        raise SfumatoError(f"its shape a sample is {found.values.shape[1:]}, and the samples have {spatial}")
+        raise SfumatoError(f"its values have shape {found.values.shape[1:]}, but the samples have {spatial}")
     return replace(found, values=values)
 
 
 def _as_numbers(found: Column) -> Column:
-    """A column of numbers, also where strings or class names spell them."""
+    """A column of numbers, parsed from strings or class names if need be."""
     if found.names is None and found.form == "numbers":
         return found
     spelt = Column(found.spelt, found.present)
@@ -222,7 +222,7 @@ def _shown(made: Column) -> str:
 
 
 def _questioned(kept: Mapping[str, Column]) -> list[str]:
-    """A note where there are almost as many classes as samples."""
+    """A note if there are almost as many classes as samples."""
     notes = []
     for name, found in kept.items():
         classes, count = len(found.names or ()), len(found)
@@ -233,13 +233,13 @@ def _questioned(kept: Mapping[str, Column]) -> list[str]:
 
 
 def _described(kept: Mapping[str, Column]) -> list[str]:
-    """Notes on the kinds, where there are more than classes, and on missing values."""
+    """Notes on the kinds, unless there is only a label, and on missing values."""
     notes = []
     if set(kept) - {LABEL}:
         notes.append(f"Conditions: {', '.join(f'{name} ({_worded(found)})' for name, found in kept.items())}.")
     missing = [f"{found.missing:,} of {name}" for name, found in kept.items() if found.missing]
     if missing:
-        notes.append(f"Values that are missing: {', '.join(missing)}; these samples are trained on without them.")
+        notes.append(f"Missing values: {', '.join(missing)}; these samples are used without them.")
     return notes
 
 

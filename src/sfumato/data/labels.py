@@ -15,7 +15,7 @@ from .column import Column
 
 
 def read_labels(path: str) -> np.ndarray | list[str]:
-    """The labels in a .npy file or, one a line, in a text file; empty lines are skipped."""
+    """The labels in a .npy file, or in a text file with one per line; empty lines are skipped."""
     file = Path(path).expanduser()
     try:
         if file.suffix.lower() == ".npy":
@@ -29,13 +29,13 @@ def read_labels(path: str) -> np.ndarray | list[str]:
 
 
 def encode_labels(labels: Any, count: int) -> Column:
-    """One label a sample, none missing, as a column of indices into the sorted distinct labels.
+    """One label per sample, none missing, as a column of indices into the sorted distinct labels.
 
     Raises SfumatoError for another length, more than one axis, fractions or missing values.
     """
     array = as_array(labels)
     if array.ndim and len(array) != count:
-        raise SfumatoError(f"there are {len(array):,} labels for {count:,} samples: give exactly one label a sample")
+        raise SfumatoError(f"there are {len(array):,} labels for {count:,} samples: give exactly one per sample")
     indices, classes = coded(array)
     if (indices == NULL).any():
         missing = int(np.argmin(indices))
@@ -44,15 +44,15 @@ def encode_labels(labels: Any, count: int) -> Column:
 
 
 def label_column(found: Column, names: Sequence[str] | None = None) -> Column:
-    """A column (N,) as one of classes: indices into its sorted distinct values, or, with `names`, into those.
+    """A column (N,) as class indices into its sorted distinct values, or into `names`.
 
-    Raises SfumatoError as `encode_labels` does; missing values belong to no class.
+    Raises SfumatoError as `encode_labels` does, but accepts missing values, which belong to no class.
     """
     if found.names is not None:
         return found
     given = found.given
     if found.form == "lists":
-        raise SfumatoError(f"labels must be one label a sample, but there are lists such as {list(given[0])}")
+        raise SfumatoError(f"labels must be one per sample, but there are lists such as {list(given[0])}")
     indices, classes = coded(given.astype(str) if given.dtype == object else given)
     if names is not None:
         if given.dtype.kind not in "iu" or (len(given) and not 0 <= given.min() <= given.max() < len(names)):

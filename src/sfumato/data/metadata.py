@@ -1,7 +1,7 @@
-"""metadata.csv, .jsonl or .parquet in a folder of pictures, as Hugging Face's imagefolder has it.
+"""metadata.csv, .jsonl or .parquet in a folder of pictures, in the layout of Hugging Face's imagefolder.
 
-A column file_name holds the path of a picture, from the folder that the file is in; each other column is one value a
-picture. Folders within may have files of their own.
+The column file_name holds the path of a picture, relative to the metadata file; every other column holds one value per
+picture. Sub-folders may have their own metadata files.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from .tables import TableFiles
 
 NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 KEY = "file_name"
-_SHOWN = 3  # names that a note lists
+_SHOWN = 3  # most names listed in a note
 
 Record = dict[str, Any]  # one row: value by column
 
 
 class Beside(NamedTuple):
-    """Columns of the pictures, notes on them, and the files that they are from."""
+    """Columns with a value per picture, notes on them, and the metadata files that they come from."""
 
     columns: dict[str, Column]
     notes: list[str]
@@ -34,10 +34,10 @@ class Beside(NamedTuple):
 
 
 def read(root: Path, files: Sequence[Path], pictures: Sequence[str], kept: Sequence[int]) -> Beside:
-    """The columns of the metadata files among `files`, for those of the pictures (all by path from root) that are kept.
+    """The columns of the metadata files among `files`, for the pictures (paths relative to root) at `kept`.
 
-    Rows of one picture are joined. Raises SfumatoError for a file that is no table, has no file_name, or gives one
-    picture two values of a column.
+    Rows of the same picture are merged. Raises SfumatoError for a file that is not a table, has no file_name, or gives
+    a picture two different values in a column.
     """
     chosen = _chosen(files)
     rows: dict[str, Record] = {}
@@ -56,7 +56,7 @@ def read(root: Path, files: Sequence[Path], pictures: Sequence[str], kept: Seque
     strangers = sorted(rows.keys() - set(pictures))
     if strangers:
         listed = ", ".join(strangers[:_SHOWN]) + (", ..." if len(strangers) > _SHOWN else "")
-        notes.append(f"{len(strangers):,} rows of {where} name no picture that is here ({listed}).")
+        notes.append(f"{len(strangers):,} rows of {where} name pictures that do not exist ({listed}).")
     bare = sum(pictures[i] not in rows for i in kept)
     if bare:
         notes.append(f"{bare:,} of {len(own):,} pictures have no row in {where}: their values are missing.")
@@ -64,13 +64,13 @@ def read(root: Path, files: Sequence[Path], pictures: Sequence[str], kept: Seque
 
 
 def _chosen(files: Sequence[Path]) -> list[Path]:
-    """One metadata file a folder, the first of `NAMES`."""
+    """One metadata file per folder, the first of `NAMES`."""
     found = [path for name in reversed(NAMES) for path in files if path.name.lower() == name]
     return sorted({path.parent: path for path in found}.values())
 
 
 def _add(rows: dict[str, Record], path: Path, number: int, record: Record, folder: Path) -> None:
-    """Put one row under its picture, beside what others gave for it."""
+    """Merge one row into those of its picture."""
     name = record.pop(KEY, None)
     if not isinstance(name, str) or not name.strip():
         raise SfumatoError(f"{path} has no {KEY} in row {number}")
@@ -84,7 +84,7 @@ def _add(rows: dict[str, Record], path: Path, number: int, record: Record, folde
 
 
 def _parsed(name: str, values: list[Any]) -> Any:
-    """Cells of text as numbers where all of them are."""
+    """Text cells as numbers if all of them are numbers."""
     if any(isinstance(cell, list | dict) for cell in values):
         return values
     with named(name):

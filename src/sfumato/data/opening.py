@@ -1,4 +1,4 @@
-"""One string or object -> a Source: `_read` decides what it is, here and nowhere else."""
+"""Any string or object -> a Source; only `_read` decides what it is."""
 
 import difflib
 import os
@@ -26,7 +26,7 @@ from .tars import expand
 
 TABLE_SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".csv")
 TAR_SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
-HANDFUL = 16  # fewer samples than these are almost certainly a mistake
+HANDFUL = 16  # fewer samples than this are almost certainly a mistake
 
 
 def open(
@@ -36,20 +36,20 @@ def open(
     name: str | None = None,
     conditions: Mapping[str, str] | DataSpec | None = None,
 ) -> Source:
-    """Open a data source, whatever it is.
+    """Open a data source of any kind.
 
-    obj: a folder of images (flat, or one sub-folder a class), a .npy or .npz file, archives of pictures as WebDataset
-        writes them ("photos.tar", "photos-{000..012}.tar", "photos-*.tar", or their folder), tables of pictures or
-        numbers (.parquet, .feather, .arrow, .csv, or a folder that `datasets` saved), the name of a built-in set
-        ("fashion", "emoji", "digits"), a tensor or array (N, *shape), a pair (x, labels), or a dict
-        {"x": x, "temperature": t, ...} of the samples and their conditions, as an .npz file has them.
-    labels: one integer or string a sample; they replace those of the source.
-    size: side in pixels, or (height, width), for images only.
-    name: what to call the source.
-    conditions: name -> "label", "multilabel", "scalar", "vector" or "field", where it should not be guessed from the
-        values, or "ignore" to leave one out; or the spec of a model, to read the data as that model knows them.
+    obj: a folder of images (flat, or one sub-folder per class), a .npy or .npz file, archives of pictures in WebDataset
+        format ("photos.tar", "photos-{000..012}.tar", "photos-*.tar", or their folder), tables of pictures or numbers
+        (.parquet, .feather, .arrow, .csv, or a folder saved by `datasets`), the name of a built-in set ("fashion",
+        "emoji", "digits"), a tensor or array (N, *shape), a pair (x, labels), or a dict
+        {"x": x, "temperature": t, ...} of samples and their conditions, the layout of an .npz file.
+    labels: one integer or string per sample; they replace those of the source.
+    size: side in pixels, or (height, width); for images only.
+    name: name of the source.
+    conditions: name -> "label", "multilabel", "scalar", "vector" or "field", for kinds that should not be guessed from
+        the values, or "ignore" to leave a column out; or the spec of a model, to read the data in its format.
 
-    Raises SfumatoError, in one sentence, for data that cannot be used.
+    Raises SfumatoError for data that cannot be used.
     """
     known = isinstance(conditions, DataSpec)
     if isinstance(conditions, DataSpec):
@@ -70,7 +70,7 @@ def open(
 
 
 def _read(obj: Any, size: Size | None, kinds: Container[str]) -> Source:
-    """Decide what an object, a name, a folder, a file or several files are, and read them."""
+    """Decide whether obj is an object, a name, a folder, a file or several files, and read it."""
     if isinstance(obj, Source):
         return obj
     if not isinstance(obj, str | os.PathLike):
@@ -100,7 +100,7 @@ def _read(obj: Any, size: Size | None, kinds: Container[str]) -> Source:
     if suffix == ".npz":
         return _from_array(*arrays.read_npz(first), str(first), first.stem)
     if suffix in IMAGE_SUFFIXES:
-        raise SfumatoError(f"{first} is one image: give the folder that holds the images")
+        raise SfumatoError(f"{first} is a single image: give the folder that holds the images")
     raise SfumatoError(
         f"{first} is not a kind of data that can be read: give a folder of images, a .npy, .npz, .tar, .parquet or "
         f".csv file, or one of {', '.join(builtin.NAMES)}"
@@ -108,7 +108,7 @@ def _read(obj: Any, size: Size | None, kinds: Container[str]) -> Source:
 
 
 def _read_folder(root: Path, size: Size | None, kinds: Container[str]) -> Source:
-    """A data set that `datasets` saved, or else the first of these that the folder holds: images, archives, tables."""
+    """A data set saved by `datasets`, otherwise the first of images, archives and tables that the folder holds."""
     name = root.resolve().name
     if saved := tables.saved(root):
         return open_table(saved, size, name, kinds)
@@ -127,7 +127,7 @@ def _read_folder(root: Path, size: Size | None, kinds: Container[str]) -> Source
 
 
 def _found(text: str) -> list[Path]:
-    """The folder, the file or the files that a text names; SfumatoError with a suggestion where there are none."""
+    """The folder, file or files that a text names. Raises SfumatoError with a suggestion if there are none."""
     if not text.strip():
         raise SfumatoError(f"no data given: name a folder, a file or one of {', '.join(builtin.NAMES)}")
     path = Path(text).expanduser()
@@ -142,7 +142,7 @@ def _found(text: str) -> list[Path]:
         raise SfumatoError(f"{text} does not exist: did you mean the built-in set {near_set[0]!r}?")
     if near_file:
         raise SfumatoError(f"{text} does not exist: did you mean {path.parent / near_file[0]}?")
-    raise SfumatoError(f"{text} does not exist, and it is none of the built-in sets ({', '.join(builtin.NAMES)})")
+    raise SfumatoError(f"{text} does not exist, and is not one of the built-in sets ({', '.join(builtin.NAMES)})")
 
 
 def _from_object(obj: Any) -> Source:
@@ -153,10 +153,10 @@ def _from_object(obj: Any) -> Source:
         x = torch.stack(list(x))
     if x is None or isinstance(x, bytes) or callable(x):
         raise SfumatoError(f"a {type(obj).__name__} is not data: give an array, a tensor, a folder or a file")
-    for name, values in beside.items():  # an error here; in a file, which another wrote, it is a note
+    for name, values in beside.items():  # an error in the caller's dict, but only a note for a file
         if _has_axis(values) and _has_axis(x) and len(values) != len(x):
             raise SfumatoError(
-                f"the condition {name!r} has {len(values):,} entries for {len(x):,} samples: give one a sample, or "
+                f"the condition {name!r} has {len(values):,} entries for {len(x):,} samples: give one per sample, or "
                 "leave it out"
             )
     return _from_array(x, beside, "the array", "array")
@@ -182,7 +182,7 @@ def _from_array(data: Any, beside: Mapping[str, Any], where: str, name: str) -> 
     arrays.require_finite(x, where)
     label = next((beside[key] for key in arrays.LABEL_KEYS if beside.get(key) is not None), None)
     if label is not None and len(label) != len(x):
-        raise SfumatoError(f"there are {len(label):,} labels for {len(x):,} samples: give exactly one label a sample")
+        raise SfumatoError(f"there are {len(label):,} labels for {len(x):,} samples: give exactly one per sample")
     found, unread = columns(beside, len(x))
     conditions = with_label(found, arrays.LABEL_KEYS)
     return Source(x, kind, name, conditions, notes=[Source.headline(x), *notes, *unread])
@@ -191,7 +191,7 @@ def _from_array(data: Any, beside: Mapping[str, Any], where: str, name: str) -> 
 def _arranged(data: Any, where: str) -> tuple[Samples, str, list[str]]:
     if isinstance(data, np.memmap) and not data.flags.writeable and not fits(data.nbytes):  # as `read_npy` maps it
         rows = Mapped(data, where)
-        note = f"{rows.nbytes / 2**30:.1f} GiB are more than memory should hold: samples are read when needed."
+        note = f"{rows.nbytes / 2**30:.1f} GiB do not fit into memory: samples are read when needed."
         return rows, rows.kind, [*rows.notes, note]
     return arrays.arrange(arrays.to_tensor(data, where), where)
 

@@ -1,6 +1,6 @@
-"""One image file: its header, its pixels as stored, and resizing.
+"""Read and resize one image file: its header, and its pixels as stored.
 
-Pillow's modes 1 and L have one channel, RGB and palettes three, anything with transparency four; I;16 has 16 bits, I
+Pillow's modes 1 and L have one channel, RGB and palettes three, everything with transparency four; I;16 has 16 bits, I
 and F have 32.
 """
 
@@ -19,7 +19,7 @@ FULL = {"uint8": 255, "uint16": 65535}
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """An image before its pixels are read; height and width are those after its EXIF rotation."""
+    """An image before its pixels are read; height and width are after EXIF rotation."""
 
     name: str
     height: int
@@ -30,7 +30,7 @@ class Header:
 
 
 def read_header(file: BinaryIO, name: str) -> Header:
-    """Size, channels and bit depth without decoding; raises what Pillow raises for a file that is no image."""
+    """Size, channels and bit depth without decoding. Raises Pillow's errors for a file that is not an image."""
     if not file.read(1):
         raise ValueError("the file is empty")
     file.seek(0)
@@ -47,7 +47,7 @@ def _opened(file: BinaryIO) -> Image.Image:
     try:
         return Image.open(file)
     except UnidentifiedImageError:
-        raise ValueError("it is no image, or one of a kind that cannot be read") from None
+        raise ValueError("it is not an image, or of a kind that cannot be read") from None
 
 
 def _channels(image: Image.Image) -> int:
@@ -65,7 +65,7 @@ def _depth(image: Image.Image) -> str:
 
 
 def decode(file: BinaryIO, header: Header, channels: int, depth: str, target: tuple[int, int] | None) -> np.ndarray:
-    """The pixels (channels, height, width) of the given depth; `target` = (height, width) resizes and crops."""
+    """The pixels (channels, height, width) at this depth; `target` = (height, width) resizes and crops."""
     if png16.channels(file):
         pixels = png16.read(file.read())
     else:
@@ -82,7 +82,7 @@ def decode(file: BinaryIO, header: Header, channels: int, depth: str, target: tu
 
 
 def _standard(image: Image.Image, channels: int) -> Image.Image:
-    """The image in one of the modes L, RGB, RGBA, or unchanged where it holds 16 or 32 bits."""
+    """The image in mode L, RGB or RGBA; images of 16 or 32 bits are unchanged."""
     if image.mode == "F" or image.mode.startswith("I"):
         return image
     return image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
@@ -99,7 +99,7 @@ def _widen(pixels: np.ndarray, channels: int, opaque: int) -> np.ndarray:
 
 
 def _deepen(pixels: np.ndarray, stored: str, depth: str) -> np.ndarray:
-    """8 bit in a 16-bit set: x 257 maps 0..255 onto 0..65535 exactly. Other depths are not mixed."""
+    """Scale 8-bit pixels for a 16-bit set: x 257 maps 0..255 onto 0..65535 exactly. Other depths are not mixed."""
     if stored == "uint8" and depth == "uint16":
         return pixels.astype(np.uint16) * np.uint16(257)
     if depth == "uint16" and (pixels.min() < 0 or pixels.max() > 65535):

@@ -1,4 +1,4 @@
-"""PNG with 16 bits a channel and colour or alpha, which Pillow reads only at 8 bits.
+"""Reader for PNG with colour or alpha at 16 bits per channel, which Pillow reads only at 8 bits.
 
 The PNG specification (W3C, third edition), sections 9 (filters) and 10 (compression). Interlaced files are left to
 Pillow.
@@ -15,7 +15,7 @@ COLOURS = {2: 3, 4: 2, 6: 4}  # colour type -> channels: RGB, grey with alpha, R
 
 
 def channels(file: BinaryIO) -> int:
-    """3 or 4 where the file is a PNG for this reader (grey with alpha counts as 4: it is read as RGBA), else 0."""
+    """3 or 4 if the file is a PNG for this reader (grey with alpha is read as RGBA, so 4), else 0."""
     head = file.read(29)
     file.seek(0)
     if len(head) < 29 or not head.startswith(SIGNATURE) or head[12:16] != b"IHDR":
@@ -69,12 +69,12 @@ def _unfilter(kinds: np.ndarray, filtered: np.ndarray) -> np.ndarray:
     """Undo the five row filters: kinds (H,), filtered (H, W, bytes a pixel) uint8 -> bytes of the same shape.
 
     A pixel needs its left, upper and upper-left neighbours, so pixels (i, j) with the same i + j are independent:
-    the loop runs over the H + W - 1 diagonals and each diagonal is done at once.
+    the loop runs over the H + W - 1 diagonals, and each diagonal is computed at once.
     """
     if kinds.max(initial=0) > 4:
         raise ValueError("it uses an unknown row filter")
     height, width, size = filtered.shape
-    out = np.zeros((height + 1, width + 1, size), np.int16)  # one row and one column of zeros before the picture
+    out = np.zeros((height + 1, width + 1, size), np.int16)  # padded with one row and one column of zeros
     for diagonal in range(height + width - 1):
         i = np.arange(max(0, diagonal - width + 1), min(height, diagonal + 1))
         j = diagonal - i

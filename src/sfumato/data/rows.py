@@ -1,8 +1,8 @@
-"""Samples that are read by row on access: indexed as a tensor (N, *shape) is, without holding it in memory.
+"""Samples read row by row on access, indexed like a tensor (N, *shape) without holding it in memory.
 
     x[5], x[10:20], x[index]  ->  a tensor in memory
 
-`Mapped` are rows of an array on the disk, `Subset` some rows of others. The time spent on reading is counted by cause.
+`Mapped` reads an array on disk, `Subset` selects rows of others. The time spent on reading is counted by cause.
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ class Spent:
 
     @property
     def most(self) -> str | None:
-        """The cause that took longest; None where nothing was counted."""
+        """The cause that took longest; None if nothing was counted."""
         with self._lock:
             return max(self._seconds, key=lambda name: self._seconds[name], default=None)
 
 
 class Rows(abc.ABC):
-    """Samples of one shape and dtype that are read by row. Any thread may read.
+    """Samples of one shape and dtype, read row by row. Thread-safe.
 
-    shape: (N, *shape), as of a tensor. blocks: where neighbours are cheaper to read together, the number of each row's
-    block, int64 (N,), ascending; the training order then stays within a few blocks for a while. workers: threads that
-    are worth reading with. where: what holds the samples, in words. identity: a hash that names the content, or None.
+    shape: (N, *shape), as for a tensor. blocks: int64 (N,), ascending, the block of each row, if neighbours are cheaper
+    to read together; training then works through a few blocks at a time. workers: a useful number of reading threads.
+    where: a description of what holds the samples. identity: a hash that identifies the content, or None.
     """
 
     blocks: Tensor | None = None
@@ -104,7 +104,7 @@ Samples = Tensor | Rows
 
 @final
 class Mapped(Rows):
-    """Rows of an array on the disk; only the rows that are read come into memory, and the system may drop it.
+    """Rows of an array on disk; only rows that are read take memory, which the system may reclaim.
 
     array: (N, ...), a read-only numpy.memmap. Samples are arranged by `arrays.arrange`; kind, notes: its results.
     """
@@ -124,7 +124,7 @@ class Mapped(Rows):
 
 @final
 class Subset(Rows):
-    """Some rows of others, without a copy."""
+    """Selected rows of other samples, without a copy."""
 
     def __init__(self, base: Samples, index: Tensor) -> None:
         rest = base.spent if isinstance(base, Rows) else None
@@ -141,9 +141,9 @@ class Subset(Rows):
 
 
 def in_blocks(x: Samples, sizes: Sequence[int] | None, rows: Sequence[int] | None = None) -> Samples:
-    """x with `blocks`: runs of `sizes` neighbours, of which x has those at `rows` (None: all).
+    """x with `blocks` set: runs of `sizes` neighbours, of which x has those at `rows` (None: all).
 
-    Data of up to `BLOCKS_FROM` bytes have none: the order of training depends on the data, not on the machine's memory.
+    Data of up to `BLOCKS_FROM` bytes get none, so that the training order depends on the data, not on the machine.
     """
     if sizes is None or len(sizes) < 2 or x.nbytes <= BLOCKS_FROM:
         return x

@@ -29,13 +29,13 @@ class Source:
 
     x: (N, *shape) in the user's dtype and units, channels first: a tensor, or `Rows` that are read on access.
     kind: "image" or "array".
-    conditions: name -> one value a sample, in the user's units, some of which may be missing.
+    conditions: name -> one value per sample, in the user's units; values may be missing.
     ids: a stable name for each sample, such as its path within a folder; by default its position.
     skipped: (path, reason) of each file that could not be used.
     notes: sentences on how the data were read.
-    groups: the key of each sample for the hold-out split, by default its id; a group is never divided.
-    bounds: declared (lowest, highest) value where the dtype does not imply it.
-    identity: a hash that names exactly these values of x, under which statistics of them are cached.
+    groups: the group of each sample, by default its id; the hold-out split never divides a group.
+    bounds: declared (lowest, highest) value, if the dtype does not imply it.
+    identity: a hash that identifies these values of x; statistics are cached under it.
     """
 
     x: Samples
@@ -75,7 +75,7 @@ class Source:
 
     @property
     def labels(self) -> Tensor | None:
-        """Indices into `classes`, int64 (N,), -1 where a label is missing; None without classes."""
+        """Indices into `classes`, int64 (N,), -1 for missing labels; None without classes."""
         if not self.classes:
             return None
         label = self.conditions[LABEL]
@@ -95,7 +95,7 @@ def split(ids: Sequence[str], fraction: float = 0.05) -> tuple[Tensor, Tensor]:
     """Indices (train, holdout), int64 and ascending; equal ids (the members of one group) fall on the same side.
 
     Pass `source.groups` (or call `source.split`) so that variants of one thing are never on both sides.
-    With 10 or more samples in at least two groups the hold-out has at least one; the training side is never empty.
+    With 10 or more samples in at least two groups the hold-out is never empty; the training side never is.
     `fraction` is in [0, 1); 0 holds nothing out.
     """
     if not 0 <= fraction < 1:

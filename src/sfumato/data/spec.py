@@ -32,12 +32,12 @@ DTYPES = {
         torch.float16, torch.bfloat16, torch.float32, torch.float64,
     )
 }  # fmt: skip
-SCALE_TOLERANCE = 0.1  # a batch that varies ten times less than the quietest samples in training is in other units
-RANGE_TOLERANCE = 10.0  # a value over 10 times further from the mean than any seen in training is in other units
+SCALE_TOLERANCE = 0.1  # a batch that varies ten times less than the least varied training samples is in other units
+RANGE_TOLERANCE = 10.0  # a value over 10 times further from the mean than any training value is in other units
 
 
 def declared_bounds(dtype: torch.dtype) -> tuple[float, float] | None:
-    """The bounds implied by a dtype: bool, uint8 and uint16 have some, wider and signed types none."""
+    """The (lowest, highest) value implied by bool, uint8 and uint16; None for wider and signed types."""
     return {torch.bool: (0.0, 1.0), torch.uint8: (0.0, 255.0), torch.uint16: (0.0, 65535.0)}.get(dtype)
 
 
@@ -50,7 +50,7 @@ class DataSpec:
     dtype: the user's, by name ("uint8", "float32", ...): `denormalise` returns it.
     kind: "image" or "array".
     bounds: (lowest, highest) declared value, or None.
-    statistics: figures of the training split by channel, against which `check` compares.
+    statistics: of the training split, by channel; `check` compares data with them.
     conditions: the conditions of a sample, by name.
     """
 
@@ -81,7 +81,7 @@ class DataSpec:
             indices = source.split()[0]
         indices = torch.as_tensor(indices, dtype=torch.int64)
         if not len(indices):
-            raise SfumatoError(f"{source.name}: there are no samples to take statistics of")
+            raise SfumatoError(f"{source.name}: there are no samples to compute statistics from")
         figures = figures_of(source, indices)
         conditions = {name: fitted(name, found, indices) for name, found in source.conditions.items()}
         return cls(
@@ -117,17 +117,17 @@ class DataSpec:
         return self.normaliser.log_jacobian(self.shape)
 
     def normalise(self, x: Tensor | np.ndarray) -> Tensor:
-        """x (B, *shape) in user units -> z (B, *shape) float32 with mean 0 and std 1 a channel."""
+        """x (B, *shape) in user units -> z (B, *shape) float32 with mean 0 and std 1 in each channel."""
         return self.normaliser.normalise(self._batch(x))
 
     def denormalise(self, z: Tensor) -> Tensor:
         """z (B, *shape) -> x (B, *shape) in the user's units and dtype.
 
-        Whole-number types are rounded to the nearest; declared bounds are respected. Where no bounds are declared
-        the only limit is what the dtype can hold.
+        Integer types are rounded to nearest, and values are clipped to the declared bounds, or without any to the range
+        of the dtype.
         """
         z = self._batch(z)
-        if z.device.type == "mps":  # no float64 there
+        if z.device.type == "mps":  # MPS has no float64
             z = z.cpu()
         x = self.normaliser.denormalise(z)
         dtype = self.torch_dtype
@@ -138,16 +138,16 @@ class DataSpec:
         if dtype.is_floating_point:
             return x.to(dtype)
         limits = torch.iinfo(dtype)
-        # float64 cannot hold 2^63 - 1: it rounds up to 2^63, which wraps round to the most negative int64
+        # float64 cannot hold 2^63 - 1: it rounds up to 2^63, which wraps around to the most negative int64
         top = math.nextafter(2.0**63, 0) if dtype == torch.int64 else limits.max
         return x.round().clamp(limits.min, top).to(dtype)
 
     def check(self, x: Tensor | np.ndarray) -> None:
-        """Raise SfumatoError, with the offending figures, where x (B, *shape) cannot be data of this spec.
+        """Raise SfumatoError, with the offending figures, if x (B, *shape) cannot be data of this spec.
 
-        Refused are: another shape; NaN or inf; values outside the declared bounds; fractions in whole-number data;
-        values ten times further out than any in training; a batch that varies ten times less than any in training
-        (other units, such as x / 255). The last is sharpest for batches of eight or more samples.
+        That is: another shape; NaN or inf; values outside the declared bounds; fractions in whole-number data; values
+        ten times further from the mean than any in training; a batch that varies ten times less than any in training
+        (other units, such as x / 255), which is most reliable for batches of eight or more samples.
         """
         x = self._batch(x).to(torch.float64)
         if not len(x):
@@ -174,7 +174,7 @@ class DataSpec:
         mean, low, high = (torch.tensor(v, dtype=torch.float64) for v in (figures.mean, figures.low, figures.high))
         reach = RANGE_TOLERANCE * torch.maximum(high - mean, mean - low)
         furthest = (x.transpose(0, 1).reshape(x.shape[1], -1) - mean[:, None]).abs().amax(1)
-        wrong = torch.nonzero((furthest > reach) & (high > low))  # a channel that never changed has no scale
+        wrong = torch.nonzero((furthest > reach) & (high > low))  # a constant channel has no scale
         if len(wrong):
             c = int(wrong[0])
             raise SfumatoError(
@@ -208,7 +208,7 @@ class DataSpec:
         return "no bounds" if self.bounds is None else f"{self.bounds[0]:g} to {self.bounds[1]:g}"
 
     def describe(self) -> list[str]:
-        """The spec in words, one sentence a line."""
+        """The spec in words, one sentence per line."""
         size = " x ".join(map(str, self.shape))
         lines = [f"{self.kind} data {self.name!r}: {size} of {self.dtype}, {self._bounds_text()}."]
         for c, (m, s) in enumerate(zip(self.normaliser.mean, self.normaliser.std, strict=True)):
@@ -239,7 +239,7 @@ class DataSpec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "DataSpec":
-        """The inverse of `to_dict`; unknown and missing keys raise SfumatoError. Reads format 1, too."""
+        """The inverse of `to_dict`; also reads format 1. Raises SfumatoError for unknown and missing keys."""
         if "conditions" not in data and "classes" in data:  # of format 1
             label = {"label": Label(tuple(data["classes"])).config()} if data["classes"] else {}
             data = {name: value for name, value in data.items() if name != "classes"} | {"conditions": label}
@@ -259,7 +259,7 @@ class DataSpec:
 
 
 def fitted(name: str, column: "Column", rows: Tensor) -> Condition:
-    """The condition that a column declares: classes and range of all its values, mean and std of the given rows."""
+    """The condition that a column declares: classes and range of all its values, mean and std of `rows`."""
     if column.names is not None and column.kind in ("", Label.kind):
         return Label(column.names)
     chosen = column.take(rows)
@@ -275,7 +275,7 @@ def fitted(name: str, column: "Column", rows: Tensor) -> Condition:
 
 
 def figures_of(source: "Source", indices: Tensor | None = None) -> Statistics:
-    """Statistics of these samples, or of all; those of a source with an identity are computed once and cached."""
+    """Statistics of these samples, or of all; cached for a source with an identity."""
     key = None
     if source.identity is not None:
         chosen = None if indices is None else blake2b(indices.numpy().tobytes()).hexdigest()

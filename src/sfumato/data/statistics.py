@@ -16,7 +16,7 @@ from ..progress import counting
 if TYPE_CHECKING:
     from .rows import Samples
 
-CHUNK_ENTRIES = 1 << 22  # float64 scratch of at most 32 MiB, whatever the size of the set
+CHUNK_ENTRIES = 1 << 22  # limits float64 scratch memory to 32 MiB
 GROUP = 8
 GROUPS = 1024
 
@@ -29,8 +29,8 @@ def blocks(x: "Samples", indices: Tensor | None = None) -> Iterator[Tensor]:
 
 
 def chunks(x: "Samples", indices: Tensor | None = None) -> Iterator[Tensor]:
-    """`blocks` in float64, counted for progress."""
-    with counting("Taking figures of samples", len(x) if indices is None else len(indices)) as count:
+    """`blocks` in float64, with a progress count."""
+    with counting("Computing statistics", len(x) if indices is None else len(indices)) as count:
         for block in blocks(x, indices):
             yield block.to(torch.float64)
             count(len(block))
@@ -39,8 +39,8 @@ def chunks(x: "Samples", indices: Tensor | None = None) -> Iterator[Tensor]:
 def statistics(x: "Samples", indices: Tensor | None = None) -> Statistics:
     """Two passes in float64 over x (N, C, *spatial): mean = sum x / n, var = sum (x - mean)^2 / n, per channel.
 
-    The second pass subtracts the mean first, so a small spread around a large offset is not lost to cancellation,
-    and divides by the range, so that squares of very small or large units neither vanish nor overflow.
+    The second pass subtracts the mean first, so that a small spread around a large offset is not lost to cancellation,
+    and divides by the range, so that squares neither underflow nor overflow.
     """
     channels = x.shape[1]
     total = torch.zeros(channels, dtype=torch.float64)
@@ -71,7 +71,7 @@ def _by_channel(block: Tensor) -> Tensor:
 def _quiet(x: "Samples", indices: Tensor | None, size: int) -> Tensor:
     """min over groups of `size` neighbouring samples of the std within the group, per channel.
 
-    The groups start at evenly spaced places of the set: enough of them for a lower limit, not the whole set.
+    The groups start at evenly spaced places: enough of them for a lower limit, not the whole set.
     """
     rows = torch.arange(len(x)) if indices is None else indices
     size = min(size, len(rows))

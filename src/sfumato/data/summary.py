@@ -20,7 +20,7 @@ def inspect(
     obj: Any, labels: Any = None, size: Size | None = None, conditions: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """Counts, shape, dtype, range, statistics by channel, classes, conditions, duplicates and notes of a source (or of
-    what `open` takes), JSON-able.
+    whatever `open` takes), as plain values for JSON.
     """
     source = open(obj, labels=labels, size=size, conditions=conditions)
     figures = figures_of(source)
@@ -47,7 +47,7 @@ def inspect(
 
 
 def _condition(name: str, found: Column) -> dict[str, Any]:
-    """A condition's kind, its values in words, how many are missing; for a label also the samples of each class."""
+    """A condition's kind, its values in words, the number missing; for a label also the samples per class."""
     facts = {
         "kind": found.kind,
         "missing": found.missing,
@@ -65,7 +65,7 @@ def _duplicates(source: Source) -> int:
 
 
 def duplicates(x: Samples) -> int:
-    """How many rows of x (N, ...) are bit-for-bit copies of an earlier row."""
+    """The number of rows of x (N, ...) that are bit-for-bit copies of an earlier row."""
     seen: set[bytes] = set()
     for block in blocks(x):
         rows = block.reshape(len(block), -1).contiguous().view(torch.uint8).numpy()

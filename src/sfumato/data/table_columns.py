@@ -20,12 +20,12 @@ from .images import Items
 from .rows import READING, Rows, Samples, in_blocks
 from .tables import TableFiles, depth, encoded_bytes, is_number, is_string, leaf
 
-_KEPT = 6  # groups in memory: those of a window of the order, and of the next
+_KEPT = 6  # groups kept in memory: enough for the current and the next window of the training order
 T = TypeVar("T")
 
 
 def _recent(function: Callable[[int], T]) -> Callable[[int], T]:
-    """The function of a group's number with its last few results kept; one thread at a time computes."""
+    """Cache the last few results of a function of a group's number; only one thread at a time computes."""
     kept, lock = lru_cache(_KEPT)(function), threading.Lock()
 
     def found(number: int) -> T:
@@ -51,7 +51,7 @@ class PictureColumn(Items):
         packed = encoded_bytes(cell)
         if not packed:
             path = cell.get("path") if isinstance(cell, dict) else None
-            raise ValueError(f"it holds no picture, only the name {path}" if path else "the cell is empty")
+            raise ValueError(f"it holds no picture, only the path {path}" if path else "the cell is empty")
         return packed
 
     @property
@@ -64,7 +64,7 @@ class PictureColumn(Items):
 
 @final
 class Numbers(Rows):
-    """Columns of numbers (N, D), or one of lists (N, *shape), read by group and arranged as arrays are."""
+    """Columns of numbers (N, D), or one of lists (N, *shape), read by group and arranged like arrays."""
 
     def __init__(self, table: TableFiles, names: Sequence[str]) -> None:
         self.table, self.names, self.raw = table, list(names), _recent(self.read)
@@ -75,7 +75,7 @@ class Numbers(Rows):
         self.where = table.where
 
     def read(self, group: int) -> np.ndarray:
-        """A group as the file has it, (n, D) or (n, *shape)."""
+        """A group as stored, (n, D) or (n, *shape)."""
         table = self.table.group(group, self.names)
         place = f" from row {int(self.table.starts[group]):,} on"
         words = f"{self.table.where}: {{}} of "
@@ -95,9 +95,9 @@ class Numbers(Rows):
 
 
 def read_numbers(table: TableFiles, names: Sequence[str]) -> tuple[Samples, str, list[str], str]:
-    """(samples x (N, *shape), their kind, notes, a name for exactly these values) of columns of numbers.
+    """(samples x (N, *shape), their kind, notes, identity) of columns of numbers.
 
-    In memory where they fit, else read by group on access.
+    In memory if they fit, otherwise read by group on access.
     """
     rows = Numbers(table, names)
     identity, notes = cache.identity(["numbers", table.key(), list(names)]), list(rows.notes)
@@ -110,7 +110,7 @@ def read_numbers(table: TableFiles, names: Sequence[str]) -> tuple[Samples, str,
                 count(table.counts[group])
         x = arrays.arrange(arrays.to_tensor(raw, table.where), table.where)[0]
     else:
-        notes.append("The table is more than memory should hold: its rows are read by group whenever they are used.")
+        notes.append("The table does not fit into memory: its rows are read by group whenever they are used.")
     return in_blocks(x, table.counts), rows.kind, notes, identity
 
 
@@ -123,7 +123,7 @@ def _plain(chunked: Any) -> Any:
 
 
 def _dense(values: Any, words: str, place: str = "") -> np.ndarray:
-    """Numbers or lists of one shape as an array; SfumatoError where some are empty or of another length."""
+    """Numbers, or lists of one shape, as an array. Raises SfumatoError for empty cells and for unequal lengths."""
     from pyarrow import compute
 
     shape = [len(values)]
@@ -150,7 +150,7 @@ def _require_whole(values: Any, words: str, place: str) -> None:
 def read_column(table: TableFiles, name: str, limit: int | None = None) -> Column:
     """A column of numbers, of lists of numbers, of strings or of lists of strings.
 
-    limit: how many distinct strings are read at most. `Unread` for more, and for columns of another type.
+    limit: the most distinct strings. Raises `Unread` if there are more, and for columns of another type.
     """
     parts = [_plain(table.group(i, [name]).column(0)) for i, count in enumerate(table.counts) if count]
     kind = parts[0].type

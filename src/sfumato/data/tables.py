@@ -1,8 +1,8 @@
-"""Tables (Parquet, Feather, CSV, or the Arrow files that Hugging Face's `datasets` saves), read by pyarrow.
+"""Tables (Parquet, Feather, CSV, or the Arrow files of Hugging Face's `datasets`), read by pyarrow.
 
-A column of encoded pictures makes a set of pictures; else one column of lists of numbers is the samples, or all columns
-of single numbers are, as vectors (N, D). A column named label, or one that its writer calls a class, holds the labels.
-Rows are read by group: the row groups of Parquet, the batches of Arrow.
+The samples are a column of encoded pictures, else a column of lists of numbers, else all columns of single numbers, as
+vectors (N, D). The labels are in a column named label, or in one whose metadata declare classes. Rows are read by
+group: the row groups of Parquet, the batches of Arrow.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from .images import together
 LABEL_NAMES = ("label", "labels", "class", "cls", "category", "target", "y", "fine_label", "coarse_label")
 PICTURE_NAMES = ("image", "img", "picture", "photo", "jpg", "png", "jpeg", "webp")
 LIST_NAMES = ("x", "data", "values", "features")
-_SHOWN = 12  # columns that an error lists
-_NAMED = 8  # columns that a note lists
+_SHOWN = 12  # most columns listed in an error
+_NAMED = 8  # most columns listed in a note
 
 
 class Roles(NamedTuple):
-    """What each column is for; either `pictures` or `numbers` is given. names: those of the classes, where known."""
+    """The use of each column; either `pictures` or `numbers` is set. names: of the classes, if known."""
 
     pictures: str | None
     numbers: list[str]
@@ -46,7 +46,7 @@ class Roles(NamedTuple):
 
 @final
 class TableFiles:
-    """The rows of files with the same columns, in groups. Any thread may read."""
+    """The rows of files with the same columns, in groups. Thread-safe."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = list(paths)
@@ -55,7 +55,7 @@ class TableFiles:
         self.schema = files[0][0]
         for path, (schema, _) in zip(self.paths, files, strict=True):
             if (schema.names, schema.types) != (self.schema.names, self.schema.types):
-                raise SfumatoError(f"{path} has other columns than {self.paths[0]}: give files of one table")
+                raise SfumatoError(f"{path} has other columns than {self.paths[0]}: give files of the same table")
         self._groups = [group for _, groups in files for group in groups]
         self.counts = [_rows(group) for group in self._groups]
         self.starts = np.cumsum([0, *self.counts])

@@ -13,8 +13,8 @@ _SURE = 3.0  # total seconds waited before advice is given
 
 CURES = {
     READING: "is read too slowly: put it, or the cache (SFUMATO_CACHE), on a faster disk, or set more --workers",
-    DECODING: "is decoded again for every step: enlarge the cache (SFUMATO_CACHE, SFUMATO_CACHE_GB), or set a smaller "
-    "--size or more --workers",
+    DECODING: "is decoded again for every step: enlarge the cache (SFUMATO_CACHE, SFUMATO_CACHE_GB), or set a "
+    "smaller --size or more --workers",
     NORMALISING: "takes as long to normalise as this small network takes to train on it: a larger --net would cost "
     "little more, a smaller --size less",
     TRANSFER: "is slow to copy to the device: set a smaller --size, so that all of it fits there",

@@ -1,4 +1,4 @@
-"""Plans fitted to a model."""
+"""Fit plans to a model."""
 
 from sfumato.tuning.study import TuneProgress
 from sfumato.tuning.tuner import tune

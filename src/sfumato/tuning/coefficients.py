@@ -1,8 +1,8 @@
-"""A plan in the form that is fitted.
+"""The coefficients of a plan, in the form that is fitted.
 
     z_{k+1} = a_k z_k + sum_{j<=k} b_kj x_j + c_k xi_k,     x_j = E[x | z_j] at t_j,     k = 0..N-1
 
-Every plan without noise has this form, and with noise those whose lines use no state but their own.
+Every plan without noise has this form; with noise, those whose lines use only their own state.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sfumato.errors import SfumatoError
 from sfumato.schedule import NODE_LIMIT, Schedule
 from sfumato.solvers import Linear, Plan
 
-LEAST_SHARE = 1e-4  # no step starts shorter than this share of the range of logsnr
+LEAST_SHARE = 1e-4  # shortest initial step, as a fraction of the range of logsnr
 
 
 class Coefficients(NamedTuple):
@@ -29,11 +29,11 @@ class Coefficients(NamedTuple):
 
 
 def read(plan: Plan) -> Coefficients:
-    """The coefficients of a plan. Without noise all states must hold some of the first one; with noise lines look at
-    their own state alone."""
+    """The coefficients of a plan. Without noise all states must depend on the first one; with noise lines may use only
+    their own state."""
     lines = [line for line in plan.lines if isinstance(line, Linear) and line.numbers]
     if len(lines) < plan.calls:
-        raise SfumatoError(f"{plan.name} has lines that are no sums of numbers: it has no coefficients to tune.")
+        raise SfumatoError(f"{plan.name} has lines that are not linear: it has no coefficients to tune.")
     if plan.stochastic:
         return _read_stochastic(plan, lines)
     n = plan.calls
@@ -58,7 +58,7 @@ def _read_stochastic(plan: Plan, lines: list[Linear]) -> Coefficients:
 
 
 def write(found: Coefficients, base: Plan, schedule: Schedule, name: str) -> Plan:
-    """The plan of these coefficients; its ends are those of `base`."""
+    """The plan with these coefficients, and with the ends of `base`."""
     times = tuple(found.times.tolist())
     path = tuple((float(alpha), float(sigma)) for alpha, sigma in map(schedule, times))
     lines = tuple(
@@ -69,7 +69,7 @@ def write(found: Coefficients, base: Plan, schedule: Schedule, name: str) -> Pla
 
 
 class TimeShares:
-    """Falling times as the shares of the steps in logsnr, a softmax of free numbers: every vector is a valid grid."""
+    """Decreasing times, parametrised by each step's share of logsnr, a softmax: any free numbers give a valid grid."""
 
     def __init__(self, schedule: Schedule, start: float, stop: float) -> None:
         self.schedule, self.start = schedule, start
@@ -77,7 +77,7 @@ class TimeShares:
         self.low, self.high = ends.clamp(-NODE_LIMIT, NODE_LIMIT).tolist()
 
     def free(self, times: Tensor) -> Tensor:
-        """The free numbers (N,) of N times, the first of which is the start."""
+        """The free numbers (N,) for N times, of which the first is the start."""
         logsnr = self.schedule.logsnr(times[1:])
         place = ((logsnr - self.low) / (self.high - self.low)).clamp(0, 1)
         ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
@@ -90,5 +90,5 @@ class TimeShares:
         with torch.no_grad():
             inner = self.schedule.time(logsnr)
             rate = self.schedule.dlogsnr(inner)
-        inner = inner + (logsnr - logsnr.detach()) / rate  # the derivative of an inverse that may be found by bisection
+        inner = inner + (logsnr - logsnr.detach()) / rate  # adds the derivative, since the inverse may be by bisection
         return torch.cat((torch.full_like(free[..., :1], self.start), inner), -1)

@@ -1,16 +1,16 @@
-"""The fit of a plan to where a fine solve takes the same noise: its coefficients, and without noise its times.
+"""Fit a plan's coefficients, and without noise also its times, to the end points of a fine solve of the same noise.
 
     minimise  mean_i rho(|z_i - y_i|^2 / D)  +  LAW SW^2({z_i}, {y_i})  with noise,     rho(s) = c^2 log(1 + s / c^2)
     SW^2 = mean over directions theta and ranks i of (theta.z_(i) - theta.y_(i))^2,     both sorted along theta
 
 rho' = 1 / (1 + s / c^2) is the weight of sample i: the few samples that a plan sends to another mode than the fine
-solve, where no small change of the plan helps, do not rule the rest.
-With noise y_i ends along the same Brownian path. The first term alone asks for z = E[y | what the plan's own increments
-of the path say], whose variance is too small by all that a few steps cannot know. The second, the sliced Wasserstein
-distance of the laws (Bonneel et al. 2015, "Sliced and Radon Wasserstein barycenters"), is at most the mean of
-|z_i - y_i|^2 / D, and of second order in that loss of variance: it takes a large factor, and leaves to the first which
-of the plans of the right law follows the path. Along no direction can the standard deviation be off by more than that
-distance. The times of a plan with noise stay: increments of a path are not smooth in them.
+solve, which no small change of the plan can fix, do not dominate the rest. With noise, y_i is the end along the same
+Brownian path. The first term alone is minimised by the conditional mean of y given the plan's own increments of the
+path, whose variance is too small by all that a few steps cannot know. The second term, the sliced Wasserstein distance
+of the laws (Bonneel et al. 2015, "Sliced and Radon Wasserstein barycenters"), is at most the mean of |z_i - y_i|^2 / D,
+and of second order in that loss of variance. It therefore has a large factor; among plans with the right law, the first
+term selects the one that follows the path. In no direction is the standard deviation off by more than that distance.
+The times of a plan with noise are fixed: path increments are not smooth in them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _DIRECTIONS = 128
 
 
 class Pairs(NamedTuple):
-    """Noise z (B, *shape) at the start, the end (B, D) that it belongs to, and each sample's conditions and path."""
+    """Noise z (B, *shape) at the start, the end point (B, D) of each, and its conditions and path."""
 
     z: Tensor
     end: Tensor
@@ -66,14 +66,14 @@ def _sphere(dim: int) -> Tensor:
 
 
 def sliced(ends: Tensor, truth: Tensor) -> Tensor:
-    """SW^2 of two sets of points (B, D): the mean over directions of the squared distance, that of one dimension."""
+    """SW^2 of two sets of points (B, D): the mean over directions of the squared one-dimensional distance."""
     axes = _sphere(ends.shape[1]).to(ends.device)
     ours, exact = ((points.double() @ axes).sort(0).values for points in (ends, truth))
     return (ours - exact).square().mean()
 
 
 def objective(ends: Tensor, truth: Tensor, c2: float, law: bool) -> Tensor:
-    """The loss of ends (B, D); law: with the distance of the laws. Infinite where an end is not finite."""
+    """The loss of end points (B, D); law: whether to add the distance of the laws. Infinite if any is not finite."""
     gaps = (ends.double() - truth).square().mean(-1)
     value = (c2 * torch.log1p(gaps / c2)).mean()
     value = value + LAW * sliced(ends, truth) if law else value
@@ -93,7 +93,7 @@ def probes(like: Tensor, generator: torch.Generator) -> Tensor:
 class Fit:
     """The fit of one plan.
 
-    Free numbers: those of the times where the plan has no noise, a, the lower triangle of b, and c where it has some.
+    Free numbers: those of the times (without noise), a, the lower triangle of b, and c (with noise).
     """
 
     model: Model
@@ -131,14 +131,14 @@ class Fit:
         return Coefficients(self.start.times.expand_as(a) if self.law else self.shares.times(shares), a, b, c)
 
     def ends(self, free: Tensor) -> Tensor:
-        """Where the plan takes all samples, (B, D)."""
+        """The end points of all samples, (B, D)."""
         return torch.cat([self._end(free.expand(len(part.z), -1), part, draws) for part, draws in self.parts])
 
     def _end(self, free: Tensor, part: Pairs, draws: Tensor | None) -> Tensor:
-        """The ends of some samples (B, D), each under free numbers of its own, (B, F).
+        """The end points of some samples (B, D), each with its own free numbers, (B, F).
 
-        Not `Plan.run`, which cannot differentiate in coefficients and times. A call's activations are computed again
-        on the way back, so that memory is that of one call.
+        `Plan.run` cannot differentiate in coefficients and times. Activations are recomputed in the backward pass, so
+        that memory is that of a single call.
         """
         found, state, signals = self.unpack(free), part.z.flatten(1), list[Tensor]()
         a, b, c = (value.to(state) for value in (found.a, found.b, found.c))
@@ -154,7 +154,7 @@ class Fit:
         return state
 
     def normal_equations(self, free: Tensor, ends: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The gradient of the objective in the free numbers, which lead to `ends`, and the Gauss-Newton matrix.
+        """The gradient of the objective in the free numbers, evaluated at `ends`, and the Gauss-Newton matrix.
 
         The matrix is 2 J^T W J of the first term; beyond `EXACT` dimensions it is estimated from random directions.
         """
@@ -174,7 +174,7 @@ class Fit:
         return gradient, curvature
 
     def descend(self, rounds: int, seed: int = 0) -> Iterator[Coefficients]:
-        """The coefficients after each round, until nothing is gained any more."""
+        """Yield the coefficients after each round, until there is no further gain."""
         descent = self._quasi_newton if self.law else self._levenberg_marquardt
         yield from map(self.unpack, descent(self.pack(self.start), rounds, torch.Generator().manual_seed(seed)))
 

@@ -27,7 +27,7 @@ from sfumato.solvers import (
 )
 from sfumato.solvers.brownian import along
 
-_FINE = 256  # steps of the fine solve, whose error is then a thousandth of that of a plan of 20 calls
+_FINE = 256  # steps of the fine solve; its error is about a thousandth of that of a plan of 20 calls
 
 
 class Range(NamedTuple):
@@ -39,14 +39,14 @@ class Range(NamedTuple):
 
 
 class Wiener(NamedTuple):
-    """Brownian paths of samples (B,), by a seed and their numbers."""
+    """Brownian paths of samples (B,), identified by a seed and the samples' numbers."""
 
     seed: int
     index: Tensor  # type: ignore[assignment]
 
 
 def rules() -> Iterator[Solver]:
-    """Solvers worth starting from: orders, rows and correctors on grids between flow time and logsnr."""
+    """Solvers worth starting from: orders, rows and correctors, on grids between flow time and logsnr."""
     yield default()
     yield default(exact=True)
     for grid in (*map(grids.FlowTime, (0.0, 0.07, 0.15, 0.3, 0.6)), grids.Rho(7.0)):
@@ -62,7 +62,7 @@ def rules() -> Iterator[Solver]:
 
 
 def noisy_rules(tau: float) -> Iterator[Solver]:
-    """Solvers of the reverse SDE to start from; their lines use no state but their own."""
+    """Solvers of the reverse SDE to start from; their lines use only their own state."""
     for grid in (*map(grids.FlowTime, (0.0, 0.15, 0.6)), grids.Rho(7.0), grids.LogSNR()):
         for order in (1, 2, 3):
             yield SDEDPMSolver(order, tau, grid)
@@ -90,7 +90,7 @@ def untuned(reach: Range, calls: int, tau: float = 0.0) -> list[Plan]:
 
 
 def end_of(plan: Plan, model: Model, z: Tensor, cond: Conditions, batch: int, paths: Wiener | None = None) -> Tensor:
-    """Where a plan takes z, flat (B, D), in batches; with noise along Brownian paths."""
+    """The end points of a plan from z, flattened (B, D), in batches; with noise, along Brownian paths."""
     ends = []
     with torch.no_grad():
         for rows in torch.arange(len(z)).split(batch):
@@ -107,6 +107,6 @@ def distances(ends: Tensor, truth: Tensor) -> Tensor:
 
 
 def fine_plan(reach: Range, calls: int, tau: float = 0.0) -> Plan:
-    """The plan that stands for the exact solution beside plans of `calls`; with tau that of the reverse SDE."""
+    """The fine plan that serves as exact solution for plans of `calls` calls; with tau, of the reverse SDE."""
     rule = SDEDPMSolver(2, tau) if tau else Multistep(3, "flow", grids.auto(), corrector=True)
     return rule.plan(reach.schedule, max(_FINE, 16 * calls), reach.start, reach.stop)

@@ -1,4 +1,4 @@
-"""One fit of a plan: what is fitted and what is held out, the plan to start from, and which plan is better."""
+"""One fit of a plan: the noise to fit and to hold out, the plan to start from, and the comparison of plans."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from sfumato.tuning.coefficients import write
 from sfumato.tuning.fit import Fit, Pairs, objective, sliced
 from sfumato.tuning.search import Range, Wiener, distances, end_of, fine_plan, untuned
 
-_FIT, _HELD_OUT = 1, 2  # steps of the role PRIOR, whose step 0 is the noise that `sample` draws
-_FEW, _FINALISTS = 16, 6  # every untuned plan is tried on a few points (or a 64th of them), the best of them on all
-_LEAST_HELD = 64  # points held out at least
-_ROBUST = 30.0  # rho turns from square to logarithm at this multiple of the median squared distance
+_FIT, _HELD_OUT = 1, 2  # steps of the role PRIOR; its step 0 is the noise that `sample` draws
+_FEW, _FINALISTS = 16, 6  # every untuned plan is tried on a few points (or a 64th), the best of them on all
+_LEAST_HELD = 64  # fewest points held out
+_ROBUST = 30.0  # multiple of the median squared distance at which rho turns from quadratic to logarithmic
 
 
 @dataclasses.dataclass(frozen=True)
 class TuneProgress:
-    """The progress of a fit: the stage, its round of rounds, and the best RMS distance on held-out noise so far."""
+    """The progress of a fit: its stage, round (of rounds), and the best RMS distance on held-out noise so far."""
 
     stage: str
     round: int
@@ -35,7 +35,7 @@ class TuneProgress:
 
 
 def figures(end: Tensor, truth: Tensor, law: bool) -> dict[str, float]:
-    """Distances from the exact end, |z - y| / sqrt(D), in the units of the model; with noise also that of the laws."""
+    """Distances to the exact end points, |z - y| / sqrt(D), in the model's units; with noise also that of the laws."""
     gaps = distances(end, truth)
     found = {"rms": float(gaps.mean().sqrt()), "median": float(gaps.median().sqrt())}
     return {**found, "law": math.sqrt(float(sliced(end, truth)))} if law else found
@@ -44,13 +44,13 @@ def figures(end: Tensor, truth: Tensor, law: bool) -> dict[str, float]:
 def shape_of(model: Model) -> tuple[int, ...]:
     shape = getattr(model, "shape", None)
     if shape is None:
-        raise SfumatoError("The model does not know the shape of a sample, so that no noise can be drawn to tune on.")
+        raise SfumatoError("The model does not know its sample shape, so no noise can be drawn for tuning.")
     return tuple(shape)
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """One fit: the model as it is sampled, the range, the number of calls, and the noise of the reverse SDE (tau)."""
+    """One fit: the model with its guidance, the range, the number of calls, and the noise of the reverse SDE (tau)."""
 
     model: Model
     reach: Range
@@ -60,7 +60,7 @@ class Study:
     tau: float = 0.0
 
     def pairs(self, seed: int, points: int, turns: Mapping[str, Given]) -> tuple[Pairs, Pairs]:
-        """Noise to fit, and noise to judge on, each with the ends of a fine solve."""
+        """Noise to fit and noise to judge by, each with the end points of a fine solve."""
         self.progress(TuneProgress("fine solve", 0, 1, math.nan))
         # laws are judged on as many points as they are fitted on: paths that part from the fine solve's blur them
         sizes = {_FIT: points, _HELD_OUT: max(_LEAST_HELD, points if self.tau else -(-points // 2))}
@@ -87,7 +87,7 @@ class Study:
         return z, own
 
     def best_untuned(self, fitted: Pairs, held: Pairs) -> Plan:
-        """The plan without a fit that does best on the held-out noise."""
+        """The untuned plan that does best on the held-out noise."""
         few = next(fitted.parts(max(_FEW, len(fitted.z) // 64)))
         plans = untuned(self.reach, self.calls, self.tau)
         ends = []
@@ -99,7 +99,7 @@ class Study:
         return min((plans[i] for i in order[:_FINALISTS]), key=lambda plan: self.loss(self.end(plan, held), held, c2))
 
     def end(self, plan: Plan, pairs: Pairs) -> Tensor:
-        """Where a plan takes the noise of these pairs, (B, D)."""
+        """The end points of a plan from the noise of these pairs, (B, D)."""
         return end_of(plan, self.model, pairs.z, pairs.cond, self.batch, pairs.paths)
 
     def loss(self, end: Tensor, pairs: Pairs, c2: float) -> float:
@@ -109,7 +109,7 @@ class Study:
     def improve(
         self, base: Plan, fitted: Pairs, held: Pairs, rounds: int, seed: int
     ) -> tuple[Plan, dict[str, float], dict[str, float]]:
-        """The best plan on held-out noise on the way of the fit, its error, and that of `base`."""
+        """(the plan of the fit that is best on held-out noise, its error, the error of `base`)."""
         start, c2 = self.end(base, held), robust_scale(distances(self.end(base, held), held.end))
         before = distances(start, held.end)
         plan, best, least, law = base, start, self.loss(start, held, c2), float(sliced(start, held.end))
@@ -130,12 +130,12 @@ class Study:
 
 
 def robust_scale(gaps: Tensor) -> float:
-    """c^2 of rho for plans about as good as the one with these gaps."""
+    """c^2 of rho, for plans about as good as the one with these squared distances."""
     return max(_ROBUST * float(gaps.median()), 1e-30)
 
 
 def worse(gaps: Tensor, before: Tensor) -> bool:
-    """Whether the mean square has grown, by more than two standard errors of the difference sample by sample.
+    """Whether the mean square has grown by more than two standard errors of the paired difference.
 
     Single samples that land in another mode change the mean square of either plan by chance.
     """

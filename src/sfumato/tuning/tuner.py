@@ -2,9 +2,9 @@
 
     minimise over times, a, b:  mean_i rho(|z_N(times, a, b; z_0i) - Phi(z_0i)|^2)
 
-Phi is a fine solve of the probability-flow ODE; z_0i is noise of its own stream, half of it held out. The fit starts
-from the untuned plan that does best, and what it returns does better on the held-out noise, or is that plan itself:
-its loss and median are smaller, and its mean square is not larger beyond chance. With noise see `fit`.
+Phi is a fine solve of the probability-flow ODE; z_0i is noise from a stream of its own, part of it held out. The fit
+starts from the best untuned plan. It returns a plan that does better on the held-out noise (smaller loss and median,
+and a mean square not significantly larger), or else that untuned plan. For plans with noise see `fit`.
 Source: Shaul et al. 2024 (2403.01329) fit all coefficients of a fixed-step solver.
 """
 
@@ -28,7 +28,7 @@ from sfumato.solvers import Plan
 from sfumato.tuning.search import Range
 from sfumato.tuning.study import Study, TuneProgress, shape_of
 
-_NUMBERS, _MOST, _LEAST = 1 << 16, 4096, 64  # how many points are fitted: so many numbers in all, within these limits
+_NUMBERS, _MOST, _LEAST = 1 << 16, 4096, 64  # numbers in all fitted points, and the most and fewest points
 _LEAST_NOISY = 128  # a law needs more points than a path
 
 
@@ -48,17 +48,16 @@ def tune(
     progress: Callable[[TuneProgress], None] | None = None,
     **cond: Any,
 ) -> Plan:
-    """A plan of `steps` calls fitted to a model, its guidance and its conditions.
+    """Fit a plan of `steps` calls to a model, its guidance and its conditions.
 
-    noise: 0 fits a deterministic plan, its times and coefficients, to the ODE; above 0 a stochastic one, its
-    coefficients and those of its noise, to the reverse SDE with so much of it (`SASolver`'s tau; 1 is Anderson's) along
-    shared Brownian paths, and to the law of its ends (`fit`).
-    points: how much noise is fitted, half as much more being held out (with noise as much); by default 65,536 numbers
-    in all, at least 64 (with noise 128) and at most 4,096 points. rounds: of the fit at most, each about ten
-    runs of the plan. guidance, interval and conditions are `sample`'s; a condition may have several values, which the
-    points take in turn, and by default a model with classes takes all of its own. t_start < 1 is reached by the fine
-    solve.
-    progress is called after every round.
+    noise: 0 fits the times and coefficients of a deterministic plan to the ODE; above 0 fits the coefficients,
+    including those of the noise, of a stochastic plan to the reverse SDE with this amount of noise (`SASolver`'s tau; 1
+    is Anderson's), along shared Brownian paths, and to the law of its end points (`fit`). points: how many noise points
+    to fit; half as many more are held out (with noise, as many). By default 65,536 numbers in all, at least 64 (with
+    noise 128) and at most 4,096 points. rounds: most rounds of the fit, each about ten runs of the plan. guidance,
+    interval and conditions: as for `sample`; a condition may have several values, which the points use in turn, and by
+    default a model with classes uses all of them. If t_start < 1, the fine solve leads there first. progress: called
+    after every round.
 
     `plan.tuned` says what was fitted and both errors on held-out noise. `sample(model, solver=plan)` uses the plan;
     `model.plans["6"] = plan` stores it for `sample(model, steps=6)` with the same guidance, and `save` keeps it.
@@ -92,7 +91,7 @@ def tune(
 
 
 def in_turn(model: Model, cond: Mapping[str, Any]) -> dict[str, Given]:
-    """The conditions that the points take in turn: those given, or all classes of a model that has some."""
+    """The conditions that the points use in turn: the caller's, or by default all classes of the model."""
     given = {name: value for name, value in unfolded(cond).items() if value is not None}
     label = (declared(model) or {}).get("label")
     if not given and isinstance(label, Label):
