@@ -18,14 +18,14 @@ def train(out="run", **settings):
 
 
 CASES = {
-    "a fraction of samples": (lambda: sf.sample(MODEL, 2.5), "n, the number of samples, is a whole number, not 2.5"),
+    "a fraction of samples": (lambda: sf.sample(MODEL, 2.5), "n, the number of samples, must be a whole number, not 2.5"),
     "n as text": (lambda: sf.sample(MODEL, "3"), "is a whole number, not '3'"),
     "no samples": (lambda: sf.sample(MODEL, 0), "must be at least 1, not 0"),
-    "half a step": (lambda: sf.sample(MODEL, 2, 2.5), "steps is a whole number, not 2.5"),
-    "steps as text": (lambda: sf.sample(MODEL, 2, "x"), "steps is a whole number"),
-    "seed as text": (lambda: sf.sample(MODEL, 2, 2, seed="a"), "seed is a whole number, not 'a'"),
+    "half a step": (lambda: sf.sample(MODEL, 2, 2.5), "steps must be a whole number, not 2.5"),
+    "steps as text": (lambda: sf.sample(MODEL, 2, "x"), "steps must be a whole number"),
+    "seed as text": (lambda: sf.sample(MODEL, 2, 2, seed="a"), "seed must be a whole number, not 'a'"),
     "no solver": (lambda: sf.sample(MODEL, 2, 2, solver=5), "solver is a solver, its name or a plan, not 5"),
-    "half a batch": (lambda: sf.sample(MODEL, 2, 2, batch=1.5), "batch is a whole number, not 1.5"),
+    "half a batch": (lambda: sf.sample(MODEL, 2, 2, batch=1.5), "batch must be a whole number, not 1.5"),
     "no model": (lambda: sf.sample(None, 2), "sample takes a model, such as sf.load(path)"),
     "a network": (lambda: sf.sample(MODEL.net, 2), "not a MLP"),
     "a path": (lambda: sf.log_prob("runs/x", X), "log_prob takes a model, such as sf.load(path)"),
@@ -42,11 +42,11 @@ CASES = {
     ),
     "no scale": (lambda: sf.guide(MODEL, None), "guidance scale must be a finite number"),
     "a list of scales": (lambda: sf.guide(MODEL, [1, 2]), "guidance scale must be a finite number"),
-    "no path": (lambda: sf.load(5), "A model file or a run folder is given by its path, not by 5"),
-    "nowhere": (lambda: sf.save(MODEL, 5), "Where a model is saved is given by its path"),
-    "no run": (lambda: sf.resume(5), "A run folder is given by its path"),
+    "no path": (lambda: sf.load(5), "A model file or a run folder must be a path, not 5"),
+    "nowhere": (lambda: sf.save(MODEL, 5), "The destination of a model must be a path"),
+    "no run": (lambda: sf.resume(5), "A run folder must be a path"),
     "no data": (lambda: sf.train(None), "None"),
-    "a number as run folder": (lambda: train(out=3), "The run folder is given by its path, not by 3"),
+    "a number as run folder": (lambda: train(out=3), "The run folder must be a path, not 3"),
     "endless minutes": (lambda: train(minutes=float("inf"), steps=None), "minutes must be a number from 0.001"),
     "endless steps": (lambda: train(steps=float("inf")), "steps must be a whole number, not inf"),
     "half a step of training": (lambda: train(steps=2.5), "steps must be a whole number, not 2.5"),
@@ -62,7 +62,7 @@ CASES = {
     "no target": (lambda: sf.Gaussian(Flow(), None), "There is no target 'None'"),
     "no network": (lambda: sf.Denoiser(None, sf.Gaussian(Flow())), "called as net(input, noise_level)"),
     "a schedule as process": (lambda: sf.Denoiser(MODEL.net, Flow()), "such as sf.Gaussian(schedule)"),
-    "states as text": (lambda: sf.Masked(Flow(), "a"), "states of a masked process is a whole number"),
+    "states as text": (lambda: sf.Masked(Flow(), "a"), "states of a masked process must be a whole number"),
     "one state": (lambda: sf.Uniform(Flow(), 1), "states of a uniform process must be at least 2"),
     "a list of parts": (lambda: sf.Product([1]), "A product is a dict"),
     "another schedule": (lambda: sf.Rescheduled(MODEL, 5), "A noise schedule is one of sf.schedules"),
@@ -72,7 +72,7 @@ CASES = {
     "text": (lambda: sf.log_prob(MODEL, "abc"), "log_prob takes numbers (B, ...), not a str"),
     "one sample": (lambda: sf.log_prob(MODEL, X[0]), "takes samples (B, ...)"),
     "half a step of the flow": (lambda: sf.encode(MODEL, X, steps=2.5), "steps of the probability flow is a whole"),
-    "half a call": (lambda: sf.tune(MODEL, 2.5), "steps is a whole number, not 2.5"),
+    "half a call": (lambda: sf.tune(MODEL, 2.5), "steps must be a whole number, not 2.5"),
 }
 
 

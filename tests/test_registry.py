@@ -219,7 +219,7 @@ def test_networks_named_as_something_else_come_back_as_they_were_made(tmp_path, 
     assert given["a"] == [1, (2, 2), 3] and again.net.options["a"] == [1, [2, 2], 3]  # made anew of [1, [2, 2]]
     assert sf.load(path).net.net.more == {"tail": {"b": 1}}
     wrong = [
-        (DDIM(Flow(2)), "DDIM was made with a Flow, in whose place a file would find the Flow of sfumato"),
+        (DDIM(Flow(2)), "DDIM contains a Flow, which a file would confuse with the Flow of sfumato"),
         (DDIM({"name": "me", "args": {}}), "contains the dict"),
         (DDIM([{"x": {1: 2}}]), "contains the dict"),
     ]

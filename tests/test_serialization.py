@@ -173,7 +173,7 @@ def test_what_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(SfumatoError, match="cannot be written"):
         serialization.save(denoiser(), blocked / "m.safetensors")
     own = sf.Denoiser(torch.nn.Linear(2, 2), sf.Gaussian(sf.schedules.Flow()))
-    with pytest.raises(SfumatoError, match="Denoiser was made with a Linear.*property `config`"):
+    with pytest.raises(SfumatoError, match="Denoiser contains a Linear.*property `config`"):
         serialization.save(own, tmp_path / "m.safetensors")
     broken = denoiser()
     with torch.no_grad():
@@ -266,7 +266,7 @@ def test_raw_weights_of_a_wrapped_model_are_those_of_its_network(tmp_path):
 
 def test_what_nobody_could_make_again_is_refused(tmp_path):
     flow = sf.Gaussian(sf.schedules.Flow())
-    with pytest.raises(SfumatoError, match="made with a Silent.*property `config`.*@sf.register"):
+    with pytest.raises(SfumatoError, match="contains a Silent.*property `config`.*@sf.register"):
         sf.save(sf.Denoiser(Silent(3), flow), tmp_path / "m.safetensors")
     with pytest.raises(SfumatoError, match="A file holds a model .*, not a ToyNet"):
         sf.save(ToyNet(3), tmp_path / "m.safetensors")

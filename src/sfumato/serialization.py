@@ -40,7 +40,7 @@ def save(model: Any, path: str | os.PathLike[str], raw: Mapping[str, Tensor] | N
     raw: the state dict of the network's raw weights, stored in addition to those of `model` (their moving average).
     Raises SfumatoError if the model cannot be described, weights are not finite, or the path cannot be written.
     """
-    path, made = place(path, "Where a model is saved"), contract(model)
+    path, made = place(path, "The destination of a model"), contract(model)
     tensors = {prefix + name: value for prefix, part in parts(model) for name, value in part.state_dict().items()}
     tensors |= {f"raw.{name}": value for name, value in (raw or {}).items()}
     broken = next((name for name, value in tensors.items() if not bool(torch.isfinite(value).all())), None)

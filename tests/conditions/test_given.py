@@ -110,7 +110,7 @@ def test_the_door_speaks_user_units():
     for given, words in [
         ({"heat": 3}, "'heat': the model has none"), ({"label": "mouse"}, "no class 'mouse'"),
         ({"pose": torch.zeros(3)}, "shape"),
-        ({"index": 1e6}, "far out of the data, which ran from 0 to 10"),
+        ({"index": 1e6}, "far outside the data, which ran from 0 to 10"),
         ({"label": ["cat", "dog"]}, "2 values for 3"),
     ]:  # fmt: skip
         with pytest.raises(SfumatoError, match=words):
@@ -129,7 +129,7 @@ def test_the_door_of_a_model_without_a_spec():
     assert label.values.dtype == torch.int64 and label.present.tolist() == [True, True, False]
     for given, words in [
         ({"vec": torch.rand(2)}, "2 values for 3"),
-        ({"vec": "cat"}, "no number"),
+        ({"vec": "cat"}, "not a number"),
         ({"vec": torch.rand(2, 4)}, "2 values"),
     ]:
         with pytest.raises(SfumatoError, match=words):
@@ -183,7 +183,7 @@ def test_values_of_a_user_are_refused_where_conditions_are_encoded():
 
 def test_labels_are_whole_numbers():
     label = conditions.Label(("a", "b", "c"))
-    with pytest.raises(sf.SfumatoError, match=r"0\.9 is no label"):
+    with pytest.raises(sf.SfumatoError, match=r"0\.9 is not a label"):
         label.encode(torch.tensor([0.9, 0.2]), 2)
     assert label.encode(torch.tensor([1.0, float("nan")]), 2).values.tolist() == [1, -1]
     for value in ([0, 1, None, 2], [0, 1, float("nan"), 2]):

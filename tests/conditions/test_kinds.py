@@ -79,7 +79,7 @@ def test_what_is_no_value_is_said_in_a_sentence():
     made = {kind: conditions.fit(column, kind) for kind, column in COLUMNS.items()}
     cases = [
         ("scalar", [1, 2, 3], 2, "3 values for 2"),
-        ("scalar", "warm", 1, "no number"),
+        ("scalar", "warm", 1, "not a number"),
         ("scalar", float("inf"), 1, "infinite"), ("vector", [1, 2, 3], 1, "shape"),
         ("vector", np.ones((2, 3)), 2, "shape"),
         ("label", "mouse", 1, "no class 'mouse'"), ("label", ["cat", "dog"], 3, "2 values for 3"),
@@ -90,7 +90,7 @@ def test_what_is_no_value_is_said_in_a_sentence():
         with pytest.raises(SfumatoError, match=words):
             made[kind].encode(value, n)
     for kind, column, words in [
-        ("scalar", [None, None], "missing"), ("scalar", ["a"], "no number"), ("scalar", VECTORS, "axes"),
+        ("scalar", [None, None], "missing"), ("scalar", ["a"], "not a number"), ("scalar", VECTORS, "axes"),
         ("vector", [1.0, 2.0], "axes"), ("label", [0.5, 1.0], "whole numbers"), ("label", [None], "missing"),
         ("scalar", [np.inf, 1.0], "infinite"), ("colour", [1], "no kind"),
     ]:  # fmt: skip

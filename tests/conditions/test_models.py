@@ -88,7 +88,7 @@ def test_mistakes_at_the_door_are_one_sentence():
         ({"heat": 3}, "'heat'.*none of this name"), ({"label": "mouse"}, "no class 'mouse'"),
         ({"temperature": 9e5}, "far outside the data"), ({"pose": [1, 2, 3]}, "shape"),
         ({"temperature": [1, 2, 3]}, "3 values"),
-        ({"temperature": "warm"}, "no number"),
+        ({"temperature": "warm"}, "not a number"),
     ]:  # fmt: skip
         with pytest.raises(SfumatoError, match=words):
             sf.sample(d, 2, 4, **cond)

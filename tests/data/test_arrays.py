@@ -155,7 +155,7 @@ def test_labels_that_look_like_names_of_samples_are_questioned():
         ([0, 1, 2], "3 labels for 4 samples"),
         ([0.5, 1, 2, 3], "label 0 is 0.5"),
         ([0, float("nan"), 2, 3], "label 1 is nan"),
-        (np.zeros((4, 2), int), r"one label a sample, shape \(N,\)"),
+        (np.zeros((4, 2), int), r"one per sample, shape \(N,\)"),
         ([[1], [1, 2], [3], [4]], r"label 0 is \[1\]: labels must be all"),
         ([None, "a", "b", "c"], "label 0 is None"),
         (np.array([1j, 2, 3, 4]), "integers or strings"),

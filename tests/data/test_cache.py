@@ -197,7 +197,7 @@ def test_a_picture_that_goes_while_it_trains_is_one_sentence(folder, monkeypatch
     monkeypatch.setattr("sfumato.machine.available", lambda: 1000.0)
     source = data.open(folder)
     (folder / "b" / "07.png").write_bytes(b"nonsense")
-    with pytest.raises(SfumatoError, match="b/07.png of .*photos has changed: it is no image"):
+    with pytest.raises(SfumatoError, match="b/07.png of .*photos has changed: it is not an image"):
         source.x[:]
     (folder / "b" / "07.png").unlink()
     with pytest.raises(SfumatoError, match="07.png cannot be read any more: no such file"):

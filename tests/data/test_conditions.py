@@ -121,7 +121,7 @@ def test_missing_values_are_absent_and_counted():
     assert kinds(source)["whole"] == kinds(source)["words"] == "label" and source.conditions["words"].missing == 2
     assert source.conditions["words"].spelt.tolist() == [None, None, *WORDS[2:]]
     assert np.isnan(source.conditions["masked"].spelt[:2].astype(float)).all()
-    assert any("Values that are missing: 2 of listed, " in note for note in source.notes)
+    assert any("Missing values: 2 of listed, " in note for note in source.notes)
     labelled = data.open({"x": X, "label": [None, "", *WORDS[2:]]})
     assert labelled.labels[:4].tolist() == [-1, -1, 0, 2] and labelled.classes == ["blue", "green", "red"]
     assert data.inspect(labelled)["classes"] == {"blue": 13, "green": 12, "red": 13}
@@ -150,7 +150,7 @@ def test_what_says_nothing_or_cannot_be_read_is_named():
     named = data.open({"x": np.zeros((10_000, 2)), "class": [f"words {i}" for i in range(10_000)]})
     assert len(named.conditions["class"].names) == 10_000 and any("are the labels classes" in n for n in named.notes)
     refused("the condition 't': the value of sample 3 is infinite", {"x": X, "t": [*T[:3], np.inf, *T[4:]]})
-    short = "the condition 'short' has 5 entries for 40 samples: give one a sample, or leave it out"
+    short = "the condition 'short' has 5 entries for 40 samples: give one per sample, or leave it out"
     for values in (T[:5], list(T[:5]), torch.from_numpy(T[:5])):
         refused(short, {"x": X, "temperature": T, "short": values})
 
@@ -251,5 +251,5 @@ def test_ten_thousand_rows_are_read_at_once(tmp_path):
     rows = "\n".join(f"{i}.png,{i / 7},{'ab'[i % 2]}" for i in range(10_000))
     source = data.open(folder(tmp_path, ["5.png", "9999.png"], csv=f"file_name,t,c\n{rows}\n"))
     assert source.conditions["t"].values.tolist() == [5 / 7, 9999 / 7] and "c (its value is always b)" in unread(source)
-    assert any("9,998 rows of metadata.csv name no picture that is here (0.png, 1.png, 10.png, ...)" in n
+    assert any("9,998 rows of metadata.csv name pictures that do not exist (0.png, 1.png, 10.png, ...)" in n
                for n in source.notes)  # fmt: skip

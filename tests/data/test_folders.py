@@ -224,7 +224,7 @@ def test_sub_folders_are_classes_in_the_order_of_their_names(tmp_path):
     assert data.open(tmp_path, labels=[0, 1, 0, 1, 0, 1]).classes == ["0", "1"]
     save(tmp_path / "loose.png", pixels(8, 8))
     mixed = data.open(tmp_path)
-    assert mixed.labels is None and any("1 images lie beside the sub-folders" in note for note in mixed.notes)
+    assert mixed.labels is None and any("1 images are outside the sub-folders" in note for note in mixed.notes)
 
 
 def test_train_and_test_are_not_taken_for_classes(tmp_path):

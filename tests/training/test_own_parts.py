@@ -106,7 +106,7 @@ def test_a_network_of_ones_own_trains_stops_resumes_and_loads(tmp_path, kind):
 
 def test_what_cannot_be_kept_is_said_before_a_run_begins(tmp_path):
     cases = [
-        ({"net": Silent(2)}, "No file could describe Silent, so that it could be made again.*config"),
+        ({"net": Silent(2)}, "No file could describe Silent well enough to rebuild it.*config"),
         ({"net": "remembred"}, "net cannot be 'remembred': did you mean 'remembered'"),
         ({"net": "remembered(powr=1)"}, "has no argument 'powr': did you mean 'power'"),
         ({"net": Told(5)}, "Told could not be called.*called as net"),
