@@ -18,8 +18,8 @@ def train(out="run", **settings):
 
 
 CASES = {
-    "a fraction of samples": (lambda: sf.sample(MODEL, 2.5), "n, the number of samples, must be a whole number, not 2.5"),
-    "n as text": (lambda: sf.sample(MODEL, "3"), "is a whole number, not '3'"),
+    "a fraction of samples": (lambda: sf.sample(MODEL, 2.5), "number of samples, must be a whole number, not 2.5"),
+    "n as text": (lambda: sf.sample(MODEL, "3"), "must be a whole number, not '3'"),
     "no samples": (lambda: sf.sample(MODEL, 0), "must be at least 1, not 0"),
     "half a step": (lambda: sf.sample(MODEL, 2, 2.5), "steps must be a whole number, not 2.5"),
     "steps as text": (lambda: sf.sample(MODEL, 2, "x"), "steps must be a whole number"),

@@ -200,7 +200,7 @@ def test_a_picture_that_goes_while_it_trains_is_one_sentence(folder, monkeypatch
     with pytest.raises(SfumatoError, match="b/07.png of .*photos has changed: it is not an image"):
         source.x[:]
     (folder / "b" / "07.png").unlink()
-    with pytest.raises(SfumatoError, match="07.png cannot be read any more: no such file"):
+    with pytest.raises(SfumatoError, match="07.png can no longer be read: no such file"):
         source.x[:]
 
 
