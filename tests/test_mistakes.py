@@ -71,7 +71,7 @@ CASES = {
     "NaN to encode": (lambda: sf.encode(MODEL, BROKEN), "encode was given 1 values"),
     "text": (lambda: sf.log_prob(MODEL, "abc"), "log_prob takes numbers (B, ...), not a str"),
     "one sample": (lambda: sf.log_prob(MODEL, X[0]), "takes samples (B, ...)"),
-    "half a step of the flow": (lambda: sf.encode(MODEL, X, steps=2.5), "steps of the probability flow is a whole"),
+    "half a step of the flow": (lambda: sf.encode(MODEL, X, steps=2.5), "steps of the probability flow must be a whole"),
     "half a call": (lambda: sf.tune(MODEL, 2.5), "steps must be a whole number, not 2.5"),
 }
 
