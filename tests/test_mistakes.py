@@ -64,7 +64,7 @@ CASES = {
     "a schedule as process": (lambda: sf.Denoiser(MODEL.net, Flow()), "such as sf.Gaussian(schedule)"),
     "states as text": (lambda: sf.Masked(Flow(), "a"), "states of a masked process is a whole number"),
     "one state": (lambda: sf.Uniform(Flow(), 1), "states of a uniform process must be at least 2"),
-    "a list of parts": (lambda: sf.Product([1]), "A product is a dict"),
+    "a list of parts": (lambda: sf.Product([1]), "A product needs a dict"),
     "another schedule": (lambda: sf.Rescheduled(MODEL, 5), "A noise schedule is one of sf.schedules"),
     "NaN in log_prob": (lambda: sf.log_prob(MODEL, BROKEN), "log_prob was given 1 values that are NaN or infinite"),
     "where": (lambda: sf.vlb(MODEL, BROKEN), "the first at (1, 2)"),

@@ -233,7 +233,7 @@ def test_a_loss_that_a_process_cannot_have_is_said_before_a_run_begins(tmp_path)
     product = sf.Product({"a": sf.Gaussian(flow), "b": sf.Gaussian(flow)})
     gaussian = sf.Denoiser(sf.nets.MLP(2, 8, 1), sf.Gaussian(flow))
     codec = sf.train(X, tmp_path / "codec", loss="autoencoding", **SHORT).denoiser
-    cases = [(loss, {**symbols, "process": kind}, "real numbers alone, and (Uniform|Masked) has others")
+    cases = [(loss, {**symbols, "process": kind}, "only for real-valued data, not for (Uniform|Masked)")
              for loss in ("vlb", "score-matching") for kind in ("uniform", "masked")]  # fmt: skip
     cases += [
         ("hybrid", {**symbols, "times": "uniform"}, "real numbers alone, and Uniform"),
