@@ -45,7 +45,7 @@ def test_symbols_are_trained_sampled_and_measured(call, symbols, tmp_path, proce
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["tune", "RUN", "--steps", "3"], "real numbers alone"),
+        (["tune", "RUN", "--steps", "3"], "real-valued data"),
         (["sample", "RUN", "--solver", "heun"], "cannot sample the states of Masked"),
         (["likelihood", "RUN", "DATA", "--method", "ode"], "take method='elbo'"),
         (["explain-objective", "RUN"], "has none"),

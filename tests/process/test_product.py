@@ -122,7 +122,7 @@ def test_it_is_described_and_mistakes_are_said() -> None:
         process.data(torch.full((2, 2), 0.5))
     with pytest.raises(sf.SfumatoError, match="at least one part"):
         Product({})
-    with pytest.raises(sf.SfumatoError, match="no schedule of its own"):
+    with pytest.raises(sf.SfumatoError, match="no single schedule"):
         sf.Rescheduled(LAW.denoiser(process), FLOW)
     belief = LAW.denoiser(process)(process.data(torch.tensor([[0.0, 0.3], [2.0, 1.0]])), 0.5)
     assert isinstance(belief, Beliefs) and belief.rows(slice(1, 2))["x"].x.shape == (1, 1)
