@@ -111,7 +111,7 @@ def test_log_prob_is_the_bound_and_an_equality_for_the_exact_belief(kind: type[S
     # the levels are drawn under the clock alone: another schedule between the same ends costs the same
     each = [sf.log_prob(truth.denoiser(kind(c, 3)), truth.states, steps=8, probes=2).value for c in CURVES.values()]
     assert torch.allclose(*each, atol=1e-9)
-    with pytest.raises(sf.SfumatoError, match="take method='elbo'"):
+    with pytest.raises(sf.SfumatoError, match="use method='elbo'"):
         sf.log_prob(model, truth.states, "ode")
 
 

@@ -233,10 +233,10 @@ def test_a_loss_that_a_process_cannot_have_is_said_before_a_run_begins(tmp_path)
     product = sf.Product({"a": sf.Gaussian(flow), "b": sf.Gaussian(flow)})
     gaussian = sf.Denoiser(sf.nets.MLP(2, 8, 1), sf.Gaussian(flow))
     codec = sf.train(X, tmp_path / "codec", loss="autoencoding", **SHORT).denoiser
-    cases = [(loss, {**symbols, "process": kind}, "only for real-valued data, not for (Uniform|Masked)")
+    cases = [(loss, {**symbols, "process": kind}, "only for a Gaussian process, not for (Uniform|Masked)")
              for loss in ("vlb", "score-matching") for kind in ("uniform", "masked")]  # fmt: skip
     cases += [
-        ("hybrid", {**symbols, "times": "uniform"}, "only for real-valued data, not for Uniform"),
+        ("hybrid", {**symbols, "times": "uniform"}, "only for a Gaussian process, not for Uniform"),
         ("hybrid", {"model": gaussian, "times": "uniform"}, "pass variance='learned'"),
         ("autoencoding", {"model": gaussian}, "needs a Codec, but the model is a Denoiser"),
         ("autoencoding", {"process": "masked"}, "brings its own model, which has no process 'masked'"),
@@ -244,7 +244,7 @@ def test_a_loss_that_a_process_cannot_have_is_said_before_a_run_begins(tmp_path)
         ("denoising-autoencoder(sigma=0.5)", {"process": "uniform"}, "brings its own model"),
         ("nonequilibrium", {"model": gaussian}, "needs a process of symbols"),
         ("denoising", {"model": codec}, "a Codec has none"),
-        ("vlb", {"model": codec}, "and Codec has others"),
+        ("vlb", {"model": codec}, "not for Codec"),
     ]
     for loss, how, words in cases:
         data = BITS if "process" in how else X

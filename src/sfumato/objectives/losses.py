@@ -69,7 +69,7 @@ class Denoising(Loss):
     def suits(self, model: Any) -> None:
         if not hasattr(model, "process"):
             raise SfumatoError(
-                f"The denoising loss needs a model with noise levels, which a {type(model).__name__} is not: use "
+                f"The denoising loss needs a model with noise levels, and a {type(model).__name__} has none: use "
                 "another loss, such as loss='autoencoding' for a Codec."
             )
 

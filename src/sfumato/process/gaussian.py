@@ -258,7 +258,9 @@ def require_numbers(model: Any, what: str, instead: str) -> None:
     """Raise SfumatoError unless the model's process is Gaussian; `what` needs it, `instead` names the alternative."""
     process = getattr(model, "process", model)
     if not isinstance(process, Gaussian):
-        raise SfumatoError(f"{what} is defined only for real-valued data, not for {type(process).__name__}: {instead}.")
+        raise SfumatoError(
+            f"{what} is defined only for a Gaussian process, not for {type(process).__name__}: {instead}."
+        )
 
 
 def factor(
