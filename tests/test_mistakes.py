@@ -29,6 +29,15 @@ CASES = {
     "no model": (lambda: sf.sample(None, 2), "sample takes a model, such as sf.load(path)"),
     "a network": (lambda: sf.sample(MODEL.net, 2), "not a MLP"),
     "a path": (lambda: sf.log_prob("runs/x", X), "log_prob takes a model, such as sf.load(path)"),
+    "a path in the place of samples": (
+        lambda: sf.log_prob(MODEL, "held-out.npz"),
+        "log_prob takes numbers (B, ...), not a str",
+    ),
+    "a path in the place of a model": (
+        lambda: sf.tune("runs/x", 6),
+        "The fit of a plan is asked of a model, such as sf.load(path) gives, not of a str",
+    ),
+    "a path of draws": (lambda: sf.draws("runs/x", X), "asked of a model, such as sf.load(path) gives"),
     "an interval alone": (lambda: sf.sample(MODEL, 2, 2, interval=(0, 1)), "sample takes no interval"),
     "guidance of another time": (
         lambda: sf.encode(MODEL, X, guidance=2.0),

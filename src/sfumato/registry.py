@@ -164,9 +164,10 @@ def found(kind: str | None, name: str) -> Callable[..., Any] | None:
     return None
 
 
-def held() -> list[str]:
-    """The names of all classes that a file may hold."""
-    return [own for kind in KINDS if KINDS[kind].held for own in (*_classes()[kind], *_OWN[kind])]
+def held(kind: str | None = None) -> list[str]:
+    """The names of the classes that a file may hold: those of one kind, or of all."""
+    kinds = [each for each in KINDS if KINDS[each].held and kind in (None, each)]
+    return [own for each in kinds for own in (*_classes()[each], *_OWN[each])]
 
 
 @final

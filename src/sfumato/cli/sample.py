@@ -64,6 +64,8 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE) -> dic
     _say_choices(options, spec, given, cond, scale, note)
     if any(plan is own for own in denoiser.plans.values()):
         note(f"The model's own plan of {plan.steps} steps is used ({plan.name}); --solver takes another.")
+    elif options.solver is None and any(own.steps == plan.steps for own in denoiser.plans.values()):
+        note(f"The model's plan of {plan.steps} steps is not used: `sfumato tune` fitted it for another guidance.")
     x = _draw(model, plan, options, index, cond, world)
     columns = asked.columns(cond, spec)
     facts = manifest(options, contract, denoiser, plan, scale, index, given, columns)

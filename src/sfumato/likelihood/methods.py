@@ -110,9 +110,9 @@ def _clean(
 ) -> tuple[State, Tensor]:  # fmt: skip
     """Clean states in the model's units, real numbers as float64 and dequantised where asked, and their numbers."""
     spec, real = getattr(model, "spec", None), isinstance(model.process, Gaussian)
+    x = x if isinstance(x, Mapping) else samples(x, "log_prob")
     if spec is not None:
         spec.check(x)
-    x = x if isinstance(x, Mapping) else samples(x, "log_prob")
     count = len(first_leaf(x))
     numbers = torch.arange(count) if index is None else torch.as_tensor(index, dtype=torch.int64)
     if len(numbers) != count:

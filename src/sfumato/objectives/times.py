@@ -314,7 +314,7 @@ def low_discrepancy(base: TimeDensity | None = None) -> TimeDensity:
 NAMED: Mapping[str, Callable[..., TimeDensity]] = Named("density")
 
 
-def named(word: str) -> TimeDensity:
-    """The density of a name, with numbers or without: "mode", "mode(s=0.8)", "logit-normal(0.5, 0.8)"."""
+def named(word: TimeDensity | str) -> TimeDensity:
+    """A density as it is, or that of a name, with numbers or without: "mode(s=0.8)", "logit-normal(0.5, 0.8)"."""
     found: TimeDensity = make("density", word)
     return found
