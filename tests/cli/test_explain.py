@@ -93,9 +93,8 @@ def test_a_run_says_what_it_trains_by(call, workplace):
 
 def test_a_run_by_a_weight_that_is_not_here(refused, workplace):
     Path("run").mkdir()
-    Path("run/config.yaml").write_text(
-        TrainConfig(data="x.npy", steps=1).to_yaml().replace("plain", "tent(width=6)", 1)
-    )
+    settings = TrainConfig(data="x.npy", steps=1).to_yaml()
+    Path("run/config.yaml").write_text(settings.replace("\nweight: plain", "\nweight: tent(width=6)"))
     said = refused("explain-objective", "run")
     assert "run was trained with the weight 'tent', which is not here" in said and "--modules FILE" in said
 
