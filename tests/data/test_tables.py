@@ -161,6 +161,9 @@ def test_files_that_are_no_tables_are_one_sentence(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"nonsense")
     with pytest.raises(SfumatoError, match="cannot be read as a table"):
         data.open(tmp_path / "x.parquet")
+    (tmp_path / "latin.csv").write_bytes("a,é\n1.5,2.5\n".encode("latin-1"))
+    with pytest.raises(SfumatoError, match="latin.csv cannot be read as a table: .*utf-8"):
+        data.open(tmp_path / "latin.csv")
     write(tmp_path / "two" / "a.parquet", numbers())
     write(tmp_path / "two" / "b.parquet", numbers(d=NUMBERS[:, 0]))
     with pytest.raises(SfumatoError, match="b.parquet has other columns than .*a.parquet"):

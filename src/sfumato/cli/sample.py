@@ -19,7 +19,7 @@ from sfumato.conditions import Conditions
 from sfumato.data import DataSpec
 from sfumato.diagnostics.examples import default_guidance
 from sfumato.distributed import ALONE, World, joined
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, whole
 from sfumato.model import Denoiser
 from sfumato.progress import counting
 from sfumato.solvers import Plan
@@ -86,8 +86,7 @@ def _index(options: Any, spec: DataSpec, given: Mapping[str, str]) -> torch.Tens
         few = 0 < len(spec.classes) <= MOST_CLASSES and "label" not in given
         number = PER_CLASS * len(spec.classes) if few else NUMBER
     for name, value, least in (("-n", number, 1), ("--batch", options.batch, 1), ("--first", options.first, 0)):
-        if value < least:
-            raise SfumatoError(f"{name} must be at least {least}, not {value}")
+        whole(name, value, least)
     if not 0 <= options.seed < 2**63:
         raise SfumatoError(f"--seed must be from 0 to 2^63 - 1, not {options.seed}")
     return torch.arange(options.first, options.first + number)

@@ -54,6 +54,8 @@ def open(
     known = isinstance(conditions, DataSpec)
     if isinstance(conditions, DataSpec):
         conditions = {each: condition.kind for each, condition in conditions.conditions.items()}
+    if not isinstance(conditions, Mapping | None):
+        raise SfumatoError(f"conditions are names and kinds, {{'mass': 'scalar'}}, not {conditions!r:.80}")
     kinds = dict(conditions or {})
     if _is_pair(obj):
         obj, labels = obj[0], obj[1] if labels is None else labels
