@@ -93,7 +93,8 @@ CASES = {
 }
 
 
-def test_mistakes_are_one_sentence():
+def test_mistakes_are_one_sentence_and_leave_no_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     wrong = []
     for name, (call, words) in CASES.items():
         try:
@@ -105,6 +106,7 @@ def test_mistakes_are_one_sentence():
         except Exception as error:
             wrong.append(f"{name}: {type(error).__name__}: {error}")
     assert not wrong, "\n".join(wrong)
+    assert not list(tmp_path.iterdir())
 
 
 def test_numbers_of_numpy_and_devices_of_torch_are_settings():
