@@ -26,9 +26,26 @@ CASES = {
     "seed as text": (lambda: sf.sample(MODEL, 2, 2, seed="a"), "seed is a whole number, not 'a'"),
     "no solver": (lambda: sf.sample(MODEL, 2, 2, solver=5), "solver must be a solver, its name or a plan, not 5"),
     "half a batch": (lambda: sf.sample(MODEL, 2, 2, batch=1.5), "batch is a whole number, not 1.5"),
+    "samples beyond counting": (lambda: sf.sample(MODEL, 10**30), "n, the number of samples, must be below 2^63"),
+    "no batch of a likelihood": (lambda: sf.log_prob(MODEL, X, batch=-1), "batch must be at least 1, not -1"),
+    "probes as text": (lambda: sf.log_prob(MODEL, X, probes="x"), "probes is a whole number, not 'x'"),
+    "a method by number": (lambda: sf.log_prob(MODEL, X, method=0), "Unknown method 0 of log_prob"),
+    "kinds as text": (lambda: sf.data.open(X.numpy(), conditions="x"), "conditions are names and kinds"),
+    "a huge size": (lambda: sf.data.open("digits", size=10**30), "size must be one number of pixels from 1 to 65536"),
+    "a folder to save to": (lambda: sf.save(MODEL, "."), ". cannot be written"),
+    "an average of nothing": (lambda: train(ema=1e-320), "The width of a moving average must be from 1e-09 to 0.289"),
     "no model": (lambda: sf.sample(None, 2), "sample takes a model, such as sf.load(path)"),
     "a network": (lambda: sf.sample(MODEL.net, 2), "not a MLP"),
     "a path": (lambda: sf.log_prob("runs/x", X), "log_prob takes a model, such as sf.load(path)"),
+    "a path in the place of samples": (
+        lambda: sf.log_prob(MODEL, "held-out.npz"),
+        "log_prob takes numbers (B, ...), not a str",
+    ),
+    "a path in the place of a model": (
+        lambda: sf.tune("runs/x", 6),
+        "The fit of a plan is asked of a model, such as sf.load(path) gives, not of a str",
+    ),
+    "a path of draws": (lambda: sf.draws("runs/x", X), "asked of a model, such as sf.load(path) gives"),
     "an interval alone": (lambda: sf.sample(MODEL, 2, 2, interval=(0, 1)), "sample takes no interval"),
     "guidance of another time": (
         lambda: sf.encode(MODEL, X, guidance=2.0),
@@ -76,7 +93,8 @@ CASES = {
 }
 
 
-def test_mistakes_are_one_sentence():
+def test_mistakes_are_one_sentence_and_leave_no_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     wrong = []
     for name, (call, words) in CASES.items():
         try:
@@ -88,6 +106,7 @@ def test_mistakes_are_one_sentence():
         except Exception as error:
             wrong.append(f"{name}: {type(error).__name__}: {error}")
     assert not wrong, "\n".join(wrong)
+    assert not list(tmp_path.iterdir())
 
 
 def test_numbers_of_numpy_and_devices_of_torch_are_settings():

@@ -344,6 +344,16 @@ def test_a_weighted_loss_is_an_expectation_of_bounds(name, known):
     assert bool((inside >= -1e-12).all()) == found.monotone
 
 
+def test_dials_by_their_names():
+    named = Objective(FLOW, "velocity", "mode(s=0.8)", "sigmoid(bias=-2)")
+    made = Objective(FLOW, "velocity", times.Mode(0.8), weights.sigmoid(-2.0))
+    lam = torch.linspace(-9, 9, 31, dtype=F64)
+    assert torch.equal(named.weight(lam), made.weight(lam)) and torch.equal(named.density(lam), made.density(lam))
+    assert torch.equal(Objective(FLOW, weight="plain").weight(lam), Objective(FLOW).weight(lam))
+    with pytest.raises(SfumatoError, match="There is no weight 'sigmod': did you mean 'sigmoid'"):
+        Objective(FLOW, weight="sigmod")
+
+
 def test_the_law_of_the_noise_in_closed_form():
     """w = sigmoid(b - lam): p_w is logistic about b, cut; w = exp(-lam/2): exponential; w = 1: an atom at the data."""
     lam = torch.linspace(-7, 5, 25, dtype=F64)

@@ -36,10 +36,26 @@ from sfumato.solvers import (
     default,
     grids,
 )
+from sfumato.solvers.build import Solver, ddim
 from solver_cases import CASES, ROWS, SOLVERS, STRUCTURE, mixture
 
 F64 = torch.float64
 COUNTS = (1, 2, 3, 5, 7, 10, 13)  # 50 and 1000 have tests of their own
+
+
+class Gridless(Solver):
+    """A solver that leaves its grid open."""
+
+    def build(self, b):
+        for i in range(len(b.nodes) - 1):
+            k = b.call(b.nodes[i])
+            b.advance(ddim(b.path[k], b.node(i + 1), k))
+        return b.plan("Gridless", 1)
+
+
+def test_a_solver_without_a_grid_has_the_default_one():
+    found, wanted = Gridless().plan(Cosine(), 5), DDIM(grid=grids.auto()).plan(Cosine(), 5)
+    assert found.times == wanted.times and found.lines == wanted.lines
 
 
 class Wiener:

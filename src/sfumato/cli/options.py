@@ -119,9 +119,9 @@ CONTROL = Command(
 
 SAMPLE = Command(
     "Draw samples from a model: a run folder, or one .safetensors file. The training data is not needed. Sample i of "
-    "a seed is the same whatever -n and --batch are (with --solver adaptive: within its tolerance). It may compute in "
-    "bfloat16, where `sf.sample` in Python uses float32: --precision float32 gives the samples of Python. With "
-    "--json, one JSON object: where the samples are and their manifest.",
+    "a seed is the same whatever -n and --batch are (with --solver adaptive: within its tolerance). It guides "
+    "towards classes and may compute in bfloat16, where `sf.sample` in Python does neither: --guidance 1 --precision "
+    "float32 gives the samples of Python. With --json, one JSON object: where the samples are and their manifest.",
     [
         MODEL,
         flag("-n --number", int, "How many; 64, or ten of each class where there are up to 20."),

@@ -131,10 +131,10 @@ def _dials(
                 f"{'uniform in t' if name == 'times' else 'the plain squared error of its target'} is taken."
             )
     chosen = times if times is not None else made.get("times") or UniformTime()
-    density = densities.named(chosen) if isinstance(chosen, str) else chosen
+    density = densities.named(chosen)
     if density.moves:
         notes.append("The time density learns from the losses; here it is what it was before it had seen any.")
     picked = weight if weight is not None else made.get("weight", PLAIN)
-    w = None if picked in (None, PLAIN) else weights.named(picked) if isinstance(picked, str) else picked
+    w = weights.chosen(picked)
     said = [chosen if isinstance(chosen, str) else repr(density), picked if isinstance(picked, str) else "own"]
     return density, w, f"times {said[0]}, weight {said[1]}"

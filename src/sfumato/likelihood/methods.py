@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sfumato import noise
 from sfumato.conditions import resolve
-from sfumato.errors import SfumatoError, suggest
+from sfumato.errors import SfumatoError, suggest, whole
 from sfumato.likelihood.bound import elbo, path_bound
 from sfumato.likelihood.flow import DEFAULT_STEPS, ode
 from sfumato.likelihood.importance import importance
@@ -67,6 +67,8 @@ def log_prob(
     """
     refuse_arguments(log_prob, model, cond)
     method = _method(model.process, method)
+    steps, probes = whole("steps", steps), whole("probes", probes)
+    batch = None if batch is None else whole("batch", batch)
     spec = getattr(model, "spec", None)
     how = _dequantisation(model.process, spec, dequantisation, method)
     x, numbers = _clean(model, x, index, how, seed)
@@ -110,9 +112,9 @@ def _clean(
 ) -> tuple[State, Tensor]:  # fmt: skip
     """Clean states in the model's units (real numbers as float64, dequantised if `how` is uniform), sample numbers."""
     spec, real = getattr(model, "spec", None), isinstance(model.process, Gaussian)
+    x = x if isinstance(x, Mapping) else samples(x, "log_prob")
     if spec is not None:
         spec.check(x)
-    x = x if isinstance(x, Mapping) else samples(x, "log_prob")
     count = len(first_leaf(x))
     numbers = torch.arange(count) if index is None else torch.as_tensor(index, dtype=torch.int64)
     if len(numbers) != count:

@@ -23,7 +23,7 @@ from sfumato.errors import SfumatoError
 from sfumato.objectives import factor as factors
 from sfumato.objectives import families, weights
 from sfumato.objectives.augmentation import Augmentation
-from sfumato.objectives.times import TimeDensity, UniformTime, limits
+from sfumato.objectives.times import TimeDensity, UniformTime, limits, named
 from sfumato.objectives.weights import Weight
 from sfumato.registry import ships
 from sfumato.schedule import Schedule
@@ -60,15 +60,16 @@ class Objective:
     target: the name of a target. times: the density that levels are drawn from, uniform in t by default. There are
     three kinds of loss: the plain squared error of the target; `weight`, w(logsnr) itself, for which `denoising_loss`
     divides by the density; or `factor`, a function of logsnr that multiplies |y - y_hat|^2, as in other trainers.
-    sigma_data: of the target F. w and p are 0 outside the levels of the schedule.
+    times and weight may be names, such as "sigmoid(bias=-2)". sigma_data: of the target F. w and p are 0 outside the
+    levels of the schedule.
     """
 
     def __init__(
         self,
         schedule: Schedule,
         target: str = "v",
-        times: TimeDensity | None = None,
-        weight: Weight | None = None,
+        times: TimeDensity | str | None = None,
+        weight: Weight | str | None = None,
         sigma_data: float = 1.0,
         *,
         factor: Callable[[Tensor], Tensor] | None = None,
@@ -77,8 +78,8 @@ class Objective:
         if weight is not None and factor is not None:
             raise SfumatoError("An objective takes a weight w(logsnr) or a factor on the squared error, not both.")
         self.schedule, self.target, self.sigma_data = schedule, target, float(sigma_data)
-        self.times = times or UniformTime()
-        self._weight, self._factor = weight, factor
+        self.times = UniformTime() if times is None else named(times)
+        self._weight, self._factor = weights.chosen(weight), factor
         factors.finite(self.weight(self._grid(65)), self._grid(65))
 
     # -- the two functions ---------------------------------------------------------------------------------------

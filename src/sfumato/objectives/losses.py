@@ -282,6 +282,11 @@ class Autoencoding(Loss):
                 f"The autoencoding loss needs a Codec, but the model is a {type(model).__name__}: leave out model, or "
                 "use loss='denoising'."
             )
+        if not hasattr(model.net, "log_variance"):
+            raise SfumatoError(
+                f"The autoencoding loss trains an Autoencoder, and the network is a {type(model.net).__name__}: leave "
+                "net out, or take loss='denoising'."
+            )
 
     def losses(self, model: Any, batch: Any) -> Tensor:
         net, size = model.net, batch.x[0].numel()

@@ -314,7 +314,7 @@ def low_discrepancy(base: TimeDensity | None = None) -> TimeDensity:
 NAMED: Mapping[str, Callable[..., TimeDensity]] = Named("density")
 
 
-def named(word: str) -> TimeDensity:
-    """The density of a name with optional arguments: "mode", "mode(s=0.8)", "logit-normal(0.5, 0.8)"."""
+def named(word: TimeDensity | str) -> TimeDensity:
+    """A density as it is, or by its name with optional arguments: "mode(s=0.8)", "logit-normal(0.5, 0.8)"."""
     density: TimeDensity = make("density", word)
     return density

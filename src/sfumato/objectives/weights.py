@@ -136,6 +136,13 @@ def _positive(**values: float) -> None:
 NAMED: Mapping[str, Callable[..., Weight]] = Named("weight")
 
 
+def chosen(weight: Weight | str | None) -> Weight | None:
+    """A weight as it is, or that of a name; None for None and for "plain", the target's plain squared error."""
+    if not isinstance(weight, str):
+        return weight
+    return None if weight == "plain" else named(weight)
+
+
 def named(word: str) -> Weight:
     """The weight of a name with optional arguments: "sigmoid", "sigmoid(bias=-2)", "p2(0.5)"."""
     weight: Weight = make("weight", word)

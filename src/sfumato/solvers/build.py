@@ -87,10 +87,11 @@ def ddim(t: Point, s: Point, k: int, base: Form | None = None) -> Form:
 class Solver(abc.ABC):
     """A rule that compiles to a Plan for a process and a number of steps.
 
-    any_process: whether it supports every process, or only those with states alpha x + sigma eps.
+    grid: where the nodes of the steps lie. any_process: whether it supports every process, or only those with states
+    alpha x + sigma eps.
     """
 
-    grid: grids.Grid
+    grid: grids.Grid = grids.auto()
     any_process: ClassVar[bool] = False
 
     @abc.abstractmethod
