@@ -68,7 +68,7 @@ def test_mistakes_are_said(pictures: tuple[torch.Tensor, DataSpec], tmp_path: Pa
     codec = sf.Codec(Autoencoder(spec.shape, 3, (8, 8)), spec)
     with pytest.raises(sf.SfumatoError, match="has 'kl'"):
         codec.codes(x)
-    with pytest.raises(sf.SfumatoError, match="Whole numbers are codes"):
+    with pytest.raises(sf.SfumatoError, match="Integers are code indices"):
         codec.decode(torch.zeros(1, 4, 4, dtype=torch.int64))
     with torch.no_grad():
         codec.net.log_variance.fill_(float("nan"))

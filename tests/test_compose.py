@@ -273,7 +273,7 @@ def test_one_scale_a_condition():
         close(inside(z, t, **cond).eps[i], wanted, 1e-9)
     for scales, words in [
         ({"heat": 2.0}, "names 'heat'"),
-        ({}, "one a condition"),
+        ({}, "one per condition"),
         ({"label": float("nan")}, "finite"),
     ]:
         with pytest.raises(SfumatoError, match=words):

@@ -148,7 +148,7 @@ def test_files_keep_it(tmp_path):
     torch.testing.assert_close(again.encode(z), dae.encode(z).detach())
     torch.testing.assert_close(loaded(z, 1.0).x, again(z))
     assert again.noise.sigma == pytest.approx(0.3, rel=1e-12)
-    with pytest.raises(SfumatoError, match="many noise levels"):
+    with pytest.raises(SfumatoError, match="many levels"):
         DenoisingAutoencoder.from_denoiser(sf.Denoiser(loaded.net, sf.Gaussian(sf.schedules.VE()), "x"))
 
 

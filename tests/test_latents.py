@@ -142,7 +142,7 @@ def test_a_network_in_single_precision():
 def test_what_is_no_sample_is_refused():
     model = pair().denoiser(Gaussian(Flow()))
     for x in (torch.zeros(2), torch.zeros(0, 2), torch.full((2, 2), math.nan)):
-        with pytest.raises(SfumatoError, match="encode (takes samples|was given 4 values)"):
+        with pytest.raises(SfumatoError, match="encode (takes samples|got 4 values)"):
             encode(model, x)
 
 

@@ -24,11 +24,28 @@ CASES = {
     "half a step": (lambda: sf.sample(MODEL, 2, 2.5), "steps must be a whole number, not 2.5"),
     "steps as text": (lambda: sf.sample(MODEL, 2, "x"), "steps must be a whole number"),
     "seed as text": (lambda: sf.sample(MODEL, 2, 2, seed="a"), "seed must be a whole number, not 'a'"),
-    "no solver": (lambda: sf.sample(MODEL, 2, 2, solver=5), "solver is a solver, its name or a plan, not 5"),
+    "no solver": (lambda: sf.sample(MODEL, 2, 2, solver=5), "solver must be a solver, its name or a plan, not 5"),
     "half a batch": (lambda: sf.sample(MODEL, 2, 2, batch=1.5), "batch must be a whole number, not 1.5"),
+    "samples beyond counting": (lambda: sf.sample(MODEL, 10**30), "n, the number of samples, must be below 2^63"),
+    "no batch of a likelihood": (lambda: sf.log_prob(MODEL, X, batch=-1), "batch must be at least 1, not -1"),
+    "probes as text": (lambda: sf.log_prob(MODEL, X, probes="x"), "probes must be a whole number, not 'x'"),
+    "a method by number": (lambda: sf.log_prob(MODEL, X, method=0), "Unknown method 0 of log_prob"),
+    "kinds as text": (lambda: sf.data.open(X.numpy(), conditions="x"), "conditions are names and kinds"),
+    "a huge size": (lambda: sf.data.open("digits", size=10**30), "size must be one number of pixels from 1 to 65536"),
+    "a folder to save to": (lambda: sf.save(MODEL, "."), ". cannot be written"),
+    "an average of nothing": (lambda: train(ema=1e-320), "The width of a moving average must be from 1e-09 to 0.289"),
     "no model": (lambda: sf.sample(None, 2), "sample takes a model, such as sf.load(path)"),
     "a network": (lambda: sf.sample(MODEL.net, 2), "not a MLP"),
     "a path": (lambda: sf.log_prob("runs/x", X), "log_prob takes a model, such as sf.load(path)"),
+    "a path in the place of samples": (
+        lambda: sf.log_prob(MODEL, "held-out.npz"),
+        "log_prob takes numbers (B, ...), not a str",
+    ),
+    "a path in the place of a model": (
+        lambda: sf.tune("runs/x", 6),
+        "The fit of a plan is asked of a model, such as sf.load(path) gives, not of a str",
+    ),
+    "a path of draws": (lambda: sf.draws("runs/x", X), "asked of a model, such as sf.load(path) gives"),
     "an interval alone": (lambda: sf.sample(MODEL, 2, 2, interval=(0, 1)), "sample takes no interval"),
     "guidance of another time": (
         lambda: sf.encode(MODEL, X, guidance=2.0),
@@ -58,25 +75,29 @@ CASES = {
     "a list of dashboards": (lambda: train(loggers=["x"]), "loggers must be text"),
     "a function as weight": (lambda: train(weight=lambda level: level), "register the weight and pass its name"),
     "a scale as text": (lambda: sf.guide(MODEL, "2"), "guidance scale must be a finite number"),
-    "no schedule": (lambda: sf.Gaussian(None), "A noise schedule is one of sf.schedules or its name, and not None"),
+    "no schedule": (lambda: sf.Gaussian(None), "A noise schedule must be one of sf.schedules or its name, not None"),
     "no target": (lambda: sf.Gaussian(Flow(), None), "There is no target 'None'"),
     "no network": (lambda: sf.Denoiser(None, sf.Gaussian(Flow())), "called as net(input, noise_level)"),
     "a schedule as process": (lambda: sf.Denoiser(MODEL.net, Flow()), "such as sf.Gaussian(schedule)"),
     "states as text": (lambda: sf.Masked(Flow(), "a"), "states of a masked process must be a whole number"),
     "one state": (lambda: sf.Uniform(Flow(), 1), "states of a uniform process must be at least 2"),
-    "a list of parts": (lambda: sf.Product([1]), "A product is a dict"),
-    "another schedule": (lambda: sf.Rescheduled(MODEL, 5), "A noise schedule is one of sf.schedules"),
-    "NaN in log_prob": (lambda: sf.log_prob(MODEL, BROKEN), "log_prob was given 1 values that are NaN or infinite"),
+    "a list of parts": (lambda: sf.Product([1]), "A product needs a dict"),
+    "another schedule": (lambda: sf.Rescheduled(MODEL, 5), "A noise schedule must be one of sf.schedules"),
+    "NaN in log_prob": (lambda: sf.log_prob(MODEL, BROKEN), "log_prob got 1 values that are NaN or infinite"),
     "where": (lambda: sf.vlb(MODEL, BROKEN), "the first at (1, 2)"),
-    "NaN to encode": (lambda: sf.encode(MODEL, BROKEN), "encode was given 1 values"),
+    "NaN to encode": (lambda: sf.encode(MODEL, BROKEN), "encode got 1 values"),
     "text": (lambda: sf.log_prob(MODEL, "abc"), "log_prob takes numbers (B, ...), not a str"),
     "one sample": (lambda: sf.log_prob(MODEL, X[0]), "takes samples (B, ...)"),
-    "half a step of the flow": (lambda: sf.encode(MODEL, X, steps=2.5), "steps of the probability flow must be a whole"),
+    "half a step of the flow": (
+        lambda: sf.encode(MODEL, X, steps=2.5),
+        "steps of the probability flow must be a whole",
+    ),
     "half a call": (lambda: sf.tune(MODEL, 2.5), "steps must be a whole number, not 2.5"),
 }
 
 
-def test_mistakes_are_one_sentence():
+def test_mistakes_are_one_sentence_and_leave_no_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     wrong = []
     for name, (call, words) in CASES.items():
         try:
@@ -88,6 +109,7 @@ def test_mistakes_are_one_sentence():
         except Exception as error:
             wrong.append(f"{name}: {type(error).__name__}: {error}")
     assert not wrong, "\n".join(wrong)
+    assert not list(tmp_path.iterdir())
 
 
 def test_numbers_of_numpy_and_devices_of_torch_are_settings():

@@ -14,7 +14,6 @@ from sfumato import files, registry, trees
 from sfumato.errors import SfumatoError
 from sfumato.objectives import times, weights
 from sfumato.training.config import TrainConfig
-from sfumato.training.parts import weight_of
 
 F64 = torch.float64
 LAM = torch.linspace(-8, 8, 17, dtype=F64)
@@ -52,7 +51,7 @@ def test_a_density_with_numbers():
 def test_settings_take_them():
     config = TrainConfig(data="x.npy", times="mode(s=0.8)", weight="sigmoid(bias=-2)")
     assert times.named(config.times) == times.Mode(0.8)
-    torch.testing.assert_close(weight_of(config.weight)(LAM), weights.sigmoid(-2.0)(LAM))
+    torch.testing.assert_close(weights.chosen(config.weight)(LAM), weights.sigmoid(-2.0)(LAM))
     for wrong in ({"weight": "sigmod(2)"}, {"weight": "sigmoid("}, {"times": "nope(1)"}, {"target": "v(1)"}):
         with pytest.raises(SfumatoError, match="cannot be"):
             TrainConfig(**wrong)
@@ -156,6 +155,14 @@ def test_a_wrong_word_is_one_sentence(kind, word, said):
     with pytest.raises(SfumatoError) as caught:
         registry.make(kind, word)
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_is_not_here_is_taken_for_none_of_another_kind():
+    """'Mine' is near 'Cosine', which is no network."""
+    with pytest.raises(SfumatoError, match=r"There is no network 'Mine' here\. A class of your own is given"):
+        trees.build({"name": "Mine", "args": {}}, "network")
+    with pytest.raises(SfumatoError, match="There is no network 'Unet' here, did you mean 'UNet'?"):
+        trees.build({"name": "Unet", "args": {}}, "network")
 
 
 def test_a_name_of_the_package_cannot_be_taken():

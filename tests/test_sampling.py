@@ -125,7 +125,7 @@ def test_the_states_on_the_way_are_not_kept():
 
 
 def test_mistakes(model):
-    with pytest.raises(SfumatoError, match="needs a state z"):
+    with pytest.raises(SfumatoError, match="needs a start state"):
         sample(model, 3, t_start=0.5)
     with pytest.raises(SfumatoError, match="at least 1"):
         sample(model, 0)

@@ -116,7 +116,7 @@ def test_it_prints_and_refuses():
     model = law().denoiser(Gaussian(Flow()))
     text = str(error_budget(model, steps=10))
     assert all(name in text for name in (*SOURCES, "interaction", "closed form"))
-    with pytest.raises(SfumatoError, match="draws noise"):
+    with pytest.raises(SfumatoError, match="is stochastic"):
         error_budget(model, steps=10, solver=DDPM())
 
     class Other:

@@ -293,7 +293,7 @@ def test_shifted_flow_is_the_time_shift_of_sd3():
         (lambda: Shifted(Flow(), 0.0), "factor above 0"),
         (lambda: Shifted(Flow(), math.nan), "factor above 0"),
         (lambda: Shifted(SubVP(), 2.0), "cannot be shifted"),
-        (lambda: FromFunction(lambda t: (t, 1 - t)), "must fall"),
+        (lambda: FromFunction(lambda t: (t, 1 - t)), "must decrease"),
         (lambda: FromFunction(lambda t: (1 - t, t)).config(), "named schedule"),
         (lambda: from_config({"name": "Linear"}), "There is no noise schedule .Linear."),
         (lambda: from_config({"name": "VE", "args": {"sigma": 3}}), "did you mean 'sigma_min'"),

@@ -59,7 +59,7 @@ def test_other_paths_keep_what_they_are():
 
 @pytest.mark.parametrize("curve", [VE(), EDM()], ids=lambda c: type(c).__name__)
 def test_a_path_whose_signal_never_falls_is_refused(curve):
-    with pytest.raises(SfumatoError, match="alpha must fall"):
+    with pytest.raises(SfumatoError, match="alpha must decrease"):
         zero_terminal_snr(curve)
     with pytest.raises(SfumatoError, match="kept time"):
         schedules.ZeroTerminalSNR(LinearBeta(), 1.0)

@@ -1,4 +1,4 @@
-"""An autoencoder with its data's contract: user units in, codes out, and back."""
+"""An autoencoder with the data spec: user units in, codes out, and back."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from sfumato.registry import register
 
 @register("model", "Codec")
 class Codec(nn.Module):
-    """codec.encode(x) -> y, codec.decode(y) -> x, in the user's units and dtype where there is a spec.
+    """codec.encode(x) -> y, codec.decode(y) -> x, in the user's units and dtype if there is a spec.
 
-    net: an `Autoencoder` of normalised data. spec: the data's contract (`data.DataSpec`); None works in plain tensors.
-    For the loop a model as any other: `fit(codec, x, config, loss=Autoencoding())`.
+    net: an `Autoencoder` of normalised data. spec: a `data.DataSpec`; None works on plain tensors.
+    It trains like any other model: `fit(codec, x, config, loss=Autoencoding())`.
     """
 
     def __init__(self, net: Autoencoder, spec: Any = None) -> None:
         super().__init__()
         if spec is not None and tuple(spec.shape) != net.shape:
-            raise SfumatoError(f"The data have shape {tuple(spec.shape)} and the autoencoder {net.shape}.")
+            raise SfumatoError(f"The data have shape {tuple(spec.shape)}, but the autoencoder expects {net.shape}.")
         self.net, self.spec = net, spec
         self.provenance: dict[str, Any] = {}
 
@@ -33,35 +33,35 @@ class Codec(nn.Module):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample."""
+        """The shape of one sample."""
         return self.net.shape
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """Of one code."""
+        """The shape of one code."""
         return self.net.latent_shape
 
     def normalise(self, x: Tensor) -> Tensor:
-        """What the network sees of data in user units, on its device."""
+        """Data in user units as network inputs, on its device."""
         return (x.float() if self.spec is None else self.spec.normalise(x)).to(self.device)
 
     def encode(self, x: Tensor) -> Tensor:
-        """The code (B, *latent_shape) of x (B, *shape): its mean, or the nearest vectors of the codebook."""
+        """The code (B, *latent_shape) of x (B, *shape): its mean (KL), or the nearest codebook vectors (VQ)."""
         code = self.net.encode(self.normalise(x))
         return code.mean if isinstance(code, GaussianCode) else code.value
 
     def codes(self, x: Tensor) -> Tensor:
-        """The numbers of the nearest vectors, int64 (B, *places): what a VQ bottleneck keeps of x."""
+        """The indices of the nearest codebook vectors, int64 (B, *grid), for a VQ bottleneck."""
         code = self.net.encode(self.normalise(x))
         if isinstance(code, GaussianCode):
-            raise SfumatoError("Only an autoencoder with bottleneck='vq' has numbered codes; this one has 'kl'.")
+            raise SfumatoError("Only an autoencoder with bottleneck='vq' has code indices; this one has 'kl'.")
         return code.codes
 
     def decode(self, y: Tensor) -> Tensor:
-        """The mean of x given a code (B, *latent_shape), or given the numbers of codes (int64)."""
+        """The mean of x given a code (B, *latent_shape), or given code indices (int64)."""
         if not y.is_floating_point():
             if self.net.quantiser is None:
-                raise SfumatoError("Whole numbers are codes of an autoencoder with bottleneck='vq'; this one has none.")
+                raise SfumatoError("Integers are code indices, which need bottleneck='vq'; this autoencoder has 'kl'.")
             y = self.net.quantiser.look_up(y)
         x = self.net.decode(y)
         return x if self.spec is None else self.spec.denormalise(x)

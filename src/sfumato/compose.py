@@ -1,4 +1,4 @@
-"""Model -> Model: guidance and other wrappers. Every sampler and every loss takes what comes out."""
+"""Model -> Model: guidance and other wrappers. Every sampler and every loss accepts the result."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from sfumato.registry import register
 from sfumato.schedule import Schedule, Time, as_time, schedule_of
 from sfumato.state import State, cat_states
 
-Scale = float | Mapping[str, float]  # of guidance: one for all conditions, or one for each
+Scale = float | Mapping[str, float]  # guidance scale: one for all conditions, or one per condition
 
 
 class Wrapped:
-    """A model around another, whose attributes (shape, spec, device) it passes on."""
+    """A model around another one; it forwards the inner model's attributes (shape, spec, device)."""
 
     def __init__(self, inner: Model) -> None:
         self.inner = inner
@@ -43,11 +43,11 @@ class Wrapped:
 class Guided(Wrapped):
     """belief = null + scale (conditional - null): scale 1 is the conditional model, 0 the unconditional.
 
-        one scale a condition:  eps = eps_null + sum_i w_i (eps_i - eps_null),   eps_i under condition i alone
+        one scale per condition:  eps = eps_null + sum_i w_i (eps_i - eps_null),   eps_i under condition i alone
 
-    With a scale a condition, {"label": 3.0, "mass": 1.5}, conditions without a scale are given in every term, eps_null
-    too. Outside the interval (lowest, highest logsnr) the plain conditional model is used (Kynkaanniemi et al.
-    2024, 2404.07724).
+    With one scale per condition, {"label": 3.0, "mass": 1.5}, conditions without a scale are passed in every term,
+    including eps_null. Outside the interval (lowest, highest logsnr) the plain conditional model is used (Kynkaanniemi
+    et al. 2024, 2404.07724).
     Sources: Ho and Salimans 2022 (2207.12598), Eq. 6, with scale = 1 + w; Liu et al. 2022 (2206.01714), Eq. 11.
     """
 
@@ -59,29 +59,29 @@ class Guided(Wrapped):
         except TypeError:
             scales = {}
         if not scales or not all(map(math.isfinite, scales.values())):
-            raise SfumatoError(f"The guidance scale must be a finite number, or one a condition, got {scale!r}.")
+            raise SfumatoError(f"The guidance scale must be a finite number, or one per condition, got {scale!r}.")
         self.scale = scales if isinstance(scale, Mapping) else scales[""]
         if interval is not None and not interval[0] < interval[1]:
-            raise SfumatoError(f"The guidance interval needs two rising logsnr values, got {interval}.")
+            raise SfumatoError(f"The guidance interval must be two increasing logsnr values, got {interval}.")
         self.interval = interval
 
     def _inside(self, t: Tensor) -> Tensor:
-        """Where guidance acts, bool like t."""
+        """Whether t lies in the guidance interval, bool like t."""
         if self.interval is None:
             return torch.ones_like(t, dtype=torch.bool)
         logsnr = self.process.level(t)
         return (logsnr >= self.interval[0]) & (logsnr <= self.interval[1])
 
     def _groups(self, cond: Mapping[str, Any]) -> list[tuple[float, set[str]]]:
-        """(scale, the conditions that it goes with)."""
+        """Pairs (scale, names of the conditions it applies to)."""
         if not cond:
             names = ", ".join(declared(self.inner) or {"label": None})
-            raise SfumatoError(f"Guidance needs a condition to guide to, of {names}: give one.")
+            raise SfumatoError(f"Guidance needs a condition to guide to: pass one of {names}.")
         if not isinstance(self.scale, dict):
             return [(self.scale, set(cond))]
         wrong = next((name for name in self.scale if name not in cond), None)
         if wrong is not None:
-            raise SfumatoError(f"The guidance scale names {wrong!r}, and what is given is {', '.join(cond)}.")
+            raise SfumatoError(f"The guidance scale names {wrong!r}, but the call passes {', '.join(cond)}.")
         return [(scale, {name}) for name, scale in self.scale.items()]
 
     def __call__(self, z: State, t: Time, /, **cond: Any) -> Any:
@@ -100,23 +100,23 @@ class Guided(Wrapped):
         inside = self._inside(t)
         if not bool(inside.any()):
             return self.inner(z, t, **cond)
-        apart = [{**cond, **{other: null[other] for other in null if other not in names}} for _, names in groups]
-        base, *each = self._beliefs(z, t, [{**cond, **null}, *apart])
-        found = base
+        single = [{**cond, **{other: null[other] for other in null if other not in names}} for _, names in groups]
+        base, *each = self._beliefs(z, t, [{**cond, **null}, *single])
+        guided = base
         for k, ((w, _), one) in enumerate(zip(groups, each, strict=True)):  # the mean of len(groups) guided beliefs
-            found = found.lerp(base.lerp(one, len(groups) * w), 1 / (k + 1))
-        return found if bool(inside.all()) else self.inner(z, t, **cond).lerp(found, inside.to(t.dtype))
+            guided = guided.lerp(base.lerp(one, len(groups) * w), 1 / (k + 1))
+        return guided if bool(inside.all()) else self.inner(z, t, **cond).lerp(guided, inside.to(t.dtype))
 
     def _beliefs(self, z: State, t: Tensor, conds: list[dict[str, Any]]) -> Any:
-        """The beliefs under each of these, by one call: cheaper than several on every device."""
+        """The beliefs under each set of conditions, from one batched call, which is faster on every device."""
         n = len(conds)
         every = {name: joined([cond[name] for cond in conds]) for name in conds[0]}
         return self.inner(cat_states([z] * n), torch.cat([t] * n) if t.ndim else t, **every).chunk(n)
 
 
 def guide(model: Model, scale: Scale = 1.0, interval: tuple[float, float] | None = None) -> Guided:
-    """Classifier-free guidance; scale 1 is the conditional model, 0 the unconditional; or one scale a condition, as
-    {"label": 3.0, "temperature": 1.5}. `interval` is in logsnr."""
+    """Classifier-free guidance: scale 1 is the conditional model, 0 the unconditional one. `scale` may also be one per
+    condition, {"label": 3.0, "temperature": 1.5}. `interval` is in logsnr."""
     return Guided(model, scale, interval)
 
 
@@ -124,16 +124,15 @@ def guide(model: Model, scale: Scale = 1.0, interval: tuple[float, float] | None
 class Rescheduled(Wrapped):
     """The same model under another schedule: t' = base.time(logsnr(t)), z' = z n'/n with n = sqrt(alpha^2 + sigma^2).
 
-    Equal logsnr is equal information: p_t' and p_t are the same law up to scale (z_VE = z_VP / alpha).
-    Where the new schedule leaves the base's range of logsnr, the base answers at its end, the nearest
-    that it knows.
+    Equal logsnr means equal information: p_t' and p_t are the same distribution up to scale (z_VE = z_VP / alpha).
+    Outside the base's range of logsnr the base is called at its nearest end.
     """
 
     def __init__(self, inner: Model, schedule: Schedule) -> None:
         super().__init__(inner)
         move = getattr(inner.process, "rescheduled", None)
         if move is None:
-            raise SfumatoError(f"{type(inner.process).__name__} has no schedule of its own: reschedule its parts.")
+            raise SfumatoError(f"{type(inner.process).__name__} has no single schedule: reschedule its parts.")
         self.schedule, self._process = schedule_of(schedule), move(schedule)
 
     @property
@@ -147,10 +146,10 @@ class Rescheduled(Wrapped):
 
 
 class Unrolled(Wrapped):
-    """The same belief in samples that are differentiated, all calls of a walk or the last `grad_calls` of them.
+    """The same model, differentiated through sampling: through all calls of a walk or the last `grad_calls`.
 
-    checkpoint: only each call's input is kept; what lies within a call is computed again on the way back, so that the
-    memory is that of one call and not of all (Chen et al. 2016, 1604.06174).
+    checkpoint: store only the input of each call and recompute the call in the backward pass, which takes the memory of
+    one call instead of all (Chen et al. 2016, 1604.06174).
     """
 
     def __init__(self, inner: Model, grad_calls: int | Literal["all"] = "all", checkpoint: bool = True) -> None:
@@ -174,9 +173,9 @@ class Unrolled(Wrapped):
 
 
 def differentiable(model: Model, calls: int | Literal["all"] = "all", checkpoint: bool = True) -> Unrolled:
-    """The model whose samples have gradients: d(samples) / d(weights, z, conditions), as in `sf.sample(model, 4)`.
+    """A model with differentiable samples: `sf.sample` then gives d(samples) / d(weights, z, conditions).
 
-    calls: those of the last K calls of a walk, what came before being a constant (AlignProp, 2310.03739; DRaFT-K,
-    2309.17400), or "all". checkpoint=True computes each call anew on the way back instead of keeping it.
+    calls: differentiate only the last K calls and treat earlier ones as constants (AlignProp, 2310.03739; DRaFT-K,
+    2309.17400), or "all". checkpoint=True recomputes each call in the backward pass instead of storing it.
     """
     return Unrolled(model, calls, checkpoint)

@@ -1,8 +1,8 @@
-"""The denoising autoencoder of one noise level: D(z) gives back x from z ~ q(z | x), through a code if it has one.
+"""The denoising autoencoder of one noise level: D(z) reconstructs x from z ~ q(z | x), possibly through a code.
 
     loss = 1/2 |x - D(z)|^2,   D* = E[x | z]
-    Gaussian   z = x + sigma eps:                           grad log p(z) = (D*(z) - z) / sigma^2, p the law of z
-    masking    z_i = x_i, or 0 with a chance of `rate`:     D*_i = E[x_i | the x_j that are left]
+    Gaussian   z = x + sigma eps:                           grad log p(z) = (D*(z) - z) / sigma^2, p the density of z
+    masking    z_i = x_i, or 0 with probability `rate`:     D*_i = E[x_i | the unmasked x_j]
 
 Sources: Vincent et al. 2008, "Extracting and composing robust features with denoising autoencoders"; 2010, JMLR 11;
 Vincent 2011, "A connection between score matching and denoising autoencoders", Eq. 11.
@@ -26,11 +26,11 @@ from sfumato.process import Gaussian
 from sfumato.registry import register
 from sfumato.schedules import VE
 
-_WIDTH = 1e-6  # of the one level's schedule in ln sigma: all its times are the level
+_WIDTH = 1e-6  # the range of ln sigma of the one-level schedule, negligible
 
 
 class Corruption(abc.ABC):
-    """q(z | x)."""
+    """A corruption q(z | x)."""
 
     @abc.abstractmethod
     def corrupt(self, x: Tensor, seed: int, index: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class GaussianNoise(Corruption):
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma < float("inf"):
-            raise SfumatoError(f"Gaussian noise needs sigma above 0, got {self.sigma:g}.")
+            raise SfumatoError(f"GaussianNoise needs sigma above 0, got {self.sigma:g}.")
 
     def corrupt(self, x: Tensor, seed: int, index: Tensor) -> Tensor:
         eps = noise.normal(seed, index, tuple(x.shape[1:]), noise.TRAIN_NOISE, device=x.device, dtype=x.dtype)
@@ -58,7 +58,7 @@ class GaussianNoise(Corruption):
 @final
 @dataclasses.dataclass(frozen=True)
 class Masking(Corruption):
-    """Each number of x is set to 0 with a chance of `rate`, independently of the others."""
+    """Set each element of x to 0 with probability `rate`, independently."""
 
     rate: float
 
@@ -77,29 +77,29 @@ class DenoisingAutoencoder(nn.Module):
     """dae(z) -> D(z), like z; dae.losses(x) (B,); dae.encode(x), the code; dae.score(z) under Gaussian noise.
 
     net: any network of `nets`, called as net(z, level, **cond) at one level; `nets.Bottleneck` has a code. noise:
-    `GaussianNoise(sigma)` or `Masking(rate)`. sigma_data: the standard deviation of the normalised data, by which a
-    network sees z / sqrt(sigma^2 + sigma_data^2) under Gaussian noise. spec: the data's contract, for training on it.
+    `GaussianNoise(sigma)` or `Masking(rate)`. sigma_data: the standard deviation of the normalised data; under Gaussian
+    noise the network's input is z / sqrt(sigma^2 + sigma_data^2). spec: the data spec, for training.
     """
 
     def __init__(self, net: nn.Module, noise: Corruption, sigma_data: float = 1.0, spec: Any = None) -> None:
         super().__init__()
         self.net, self.noise, self.sigma_data, self.spec = net, noise, float(sigma_data), spec
-        self._input = (1.0, 0.0)  # c_in and the noise level that the network gets
+        self._input = (1.0, 0.0)  # c_in and the noise level input of the network
         if isinstance(noise, GaussianNoise):
             c_in, level = self.denoiser.process.scaling(1.0, torch.device("cpu"))
             self._input = (float(c_in), float(level))
 
     @classmethod
     def from_denoiser(cls, denoiser: Denoiser) -> DenoisingAutoencoder:
-        """The autoencoder of Gaussian noise in a model of one level, such as `load` brings back from its file.
+        """The Gaussian autoencoder inside a model of one level, such as `load` returns.
 
-        Raises SfumatoError for a model of many levels.
+        Raises SfumatoError for a model with many levels.
         """
         lo, hi = denoiser.process.schedule.logsnr_range
         if denoiser.target != "x" or not hi - lo < 4 * _WIDTH:
             raise SfumatoError(
-                "This denoiser knows many noise levels, or predicts another target than x: a denoising autoencoder has "
-                "one level."
+                "A denoising autoencoder has one noise level and predicts x; this denoiser has many levels or another "
+                "target."
             )
         sigma = float(denoiser.process.schedule.sigma(1.0))
         return cls(denoiser.net, GaussianNoise(sigma), denoiser.sigma_data, denoiser.spec)
@@ -110,9 +110,9 @@ class DenoisingAutoencoder(nn.Module):
 
     @property
     def denoiser(self) -> Denoiser:
-        """The same network as a model, z = x + sigma eps at every t: to sample by Langevin dynamics, read and save.
+        """The same network as a `Denoiser` with z = x + sigma eps at every t, for Langevin sampling and saving.
 
-        Raises SfumatoError where the noise is not Gaussian.
+        Raises SfumatoError if the noise is not Gaussian.
         """
         if not isinstance(self.noise, GaussianNoise):
             raise SfumatoError(
@@ -131,15 +131,13 @@ class DenoisingAutoencoder(nn.Module):
         return self.net(*self._scaled(z), **network_inputs(cond, self.net)).to(z.dtype)
 
     def encode(self, x: Tensor) -> Tensor:
-        """The representation (B, code) of x as it is given, clean or corrupted.
+        """The code (B, code) of x, clean or corrupted.
 
         Raises SfumatoError for a network without a code.
         """
         encode = getattr(self.net, "encode", None)
         if not callable(encode):
-            raise SfumatoError(
-                f"{type(self.net).__name__} has no code to show: give the autoencoder a nets.Bottleneck."
-            )
+            raise SfumatoError(f"{type(self.net).__name__} has no code: build the autoencoder with a nets.Bottleneck.")
         return encode(self._scaled(x)[0])
 
     def corrupt(self, x: Tensor, seed: int = 0, index: Tensor | Sequence[int] | None = None) -> Tensor:
@@ -154,11 +152,11 @@ class DenoisingAutoencoder(nn.Module):
         index: Tensor | Sequence[int] | None = None,
         **cond: Any,
     ) -> Tensor:
-        """1/2 |x - D(z)|^2, (B,), float32 or better. x (B, ...): clean, normalised; z: corrupted, or drawn."""
+        """1/2 |x - D(z)|^2, (B,), at least float32. x (B, ...): clean, normalised; z: corrupted, by default drawn."""
         z = self.corrupt(x, seed, index) if z is None else z
         error = self(z, **cond) - x
         return 0.5 * error.to(torch.promote_types(error.dtype, torch.float32)).flatten(1).square().sum(1)
 
     def score(self, z: Tensor, **cond: Any) -> Tensor:
-        """(D(z) - z) / sigma^2, like z: grad log p of x + sigma eps. SfumatoError where the noise is not Gaussian."""
+        """(D(z) - z) / sigma^2, like z: grad log p of x + sigma eps. SfumatoError if the noise is not Gaussian."""
         return self.denoiser(z, 1.0, **cond).score

@@ -108,7 +108,7 @@ def _of_file(path: Path, device: str | torch.device) -> _Patient:
     raw = serialization.load_sampler(path, "raw", device) if both else average
     absent = {"incidents": "since a file alone has no log", "log": "since a file alone has no log",
               "weights": "since a file alone does not hold the initial weights"}  # fmt: skip
-    why = "since a file alone has no data: give --data"
+    why = "since a file alone has no data (give --data)"
     return _Patient(str(path), raw, average if both else None, average.provenance, Evidence(absent=absent), why)
 
 
@@ -158,11 +158,11 @@ def _weights(model: Any, average: Any, initial: dict[str, Tensor] | None, steps:
 def _own_data(settings: TrainConfig) -> tuple[Source | None, str]:
     """(the data that a run names, why they are not available)."""
     if not settings.data:
-        return None, "since the data were in memory: give --data"
+        return None, "since the data were in memory (give --data)"
     try:
         return _open(settings.data, settings.labels, settings.size, settings.conditions), ""
     except SfumatoError as error:
-        return None, f"since the data cannot be read ({str(error).rstrip('.')}): give --data"
+        return None, f"since the data cannot be read (give --data; {str(error).rstrip('.')})"
 
 
 def _examined(patient: _Patient, source: Source | None, seed: int) -> Report:

@@ -7,6 +7,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+_BEYOND = 2**63  # what torch counts by
+
 
 class SfumatoError(ValueError):
     """A user's mistake. The message is one sentence: what is wrong, where, and what to do.
@@ -19,22 +21,24 @@ class SfumatoWarning(UserWarning):
     """A warning about a result that is computed nevertheless; the command line prints it as a note."""
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
+def suggest(word: Any, known: Iterable[str]) -> str:
     """A suggestion for a wrong word: the closest known one, ignoring dashes and capitals, or all of them."""
-    known = list(known)
+    word, known = str(word), list(known)
     spellings = (word, word.lower(), word.replace("_", "-").lower(), word.replace("-", "_").lower())
     close = [found for spelling in spellings for found in get_close_matches(spelling, known, n=1)]
     return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}."
 
 
 def whole(name: str, value: Any, least: int | None = 1) -> int:
-    """The value as an int, at least `least` if that is not None; accepts integers of NumPy and torch."""
+    """The value as an int; accepts integers of NumPy and torch. A count has a `least` value and is below 2^63."""
     try:
         number = operator.index(value)
     except TypeError:
         raise SfumatoError(f"{name} must be a whole number, not {value!r:.80}.") from None
     if least is not None and number < least:
         raise SfumatoError(f"{name} must be at least {least}, not {number}.")
+    if least is not None and number >= _BEYOND:
+        raise SfumatoError(f"{name} must be below 2^63.")
     return number
 
 

@@ -28,7 +28,7 @@ _LARGEST_HEADER = 100_000_000  # the limit of the safetensors format
 def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary file next to `path` to write to: renamed to `path` at the end, removed after an error."""
     final = Path(path)
-    temporary = final.with_name(f".{final.name}.{secrets.token_hex(6)}.tmp")
+    temporary = final.parent / f".{final.name}.{secrets.token_hex(6)}.tmp"
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch(exist_ok=False)

@@ -1,11 +1,11 @@
-"""Confidence intervals: of means over draws that share samples, and of fractions.
+"""Confidence intervals for means over draws that share samples, and for fractions.
 
     mean of n draws in K strata, samples g with several draws each, residuals r_j from the mean of the draw's stratum:
     stderr^2 = G / (G - 1) (n - 1) / (n - K) sum_g (sum_(j in g) r_j)^2 / n^2,   interval = mean -+ t_f stderr
 
-G groups, f = G - 1 degrees of freedom, at most n - K; the draws of a sample go through the strata. With a sample of its
-own for every draw this is the usual error of a stratified mean. Source: Liang and Zeger 1986; the factor is that of
-small samples ("CR1").
+G groups, f = G - 1 degrees of freedom, at most n - K; the draws of a sample are spread over the strata. If every draw
+has its own sample, this is the usual standard error of a stratified mean. Source: Liang and Zeger 1986, with the
+small-sample factor "CR1".
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LEVEL = 0.95
 
 
 class Interval(NamedTuple):
-    """An estimate and its 95 % confidence interval; stderr where it is a mean."""
+    """An estimate and its 95 % confidence interval; stderr for means, else NaN."""
 
     value: float
     low: float
@@ -30,7 +30,7 @@ class Interval(NamedTuple):
     stderr: float = math.nan
 
     def to_dict(self) -> dict[str, float | None]:
-        """Plain numbers for JSON; None where there is none."""
+        """Plain numbers for JSON; None for values that are not finite."""
         return {name: v if math.isfinite(v) else None for name, v in self._asdict().items()}
 
     @property
@@ -40,7 +40,7 @@ class Interval(NamedTuple):
 
 
 def mean(values: Tensor, groups: Tensor, strata: Tensor) -> Interval:
-    """The mean of draws (n,), each of a sample and a stratum, int64 (n,); infinite with a single sample."""
+    """The mean of draws (n,) with sample numbers `groups` and `strata`, int64 (n,); infinitely wide for one sample."""
     values = values.double()
     n, centre = len(values), float(values.mean())
     _, stratum = strata.unique(return_inverse=True)
@@ -63,7 +63,7 @@ def around(value: float, stderr: float, freedom: int) -> Interval:
 
 
 def fraction(share: float, n: float) -> Interval:
-    """A fraction of n independent cases: the values p with |share - p| <= z sqrt(p (1 - p) / n) (Wilson 1927)."""
+    """The interval of p with |share - p| <= z sqrt(p (1 - p) / n) for a fraction of n cases (Wilson 1927)."""
     z2 = NORMAL**2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = NORMAL / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
@@ -71,7 +71,7 @@ def fraction(share: float, n: float) -> Interval:
 
 
 def student_quantile(p: float, freedom: int) -> float:
-    """t with P(T <= t) = p, p above 1/2, for a whole number of degrees of freedom, by bisection of its angle."""
+    """t with P(T <= t) = p, p above 1/2, for integer degrees of freedom, by bisection of arctan(t / sqrt(freedom))."""
     first, last = (torch.tensor(end, dtype=torch.float64) for end in (0.0, math.pi / 2))
     angle = bisection(lambda angle: torch.tensor(_student(float(angle), freedom) < p), first, last, 80)
     return math.sqrt(freedom) * math.tan(float(angle))

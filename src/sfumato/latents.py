@@ -1,9 +1,9 @@
-"""Latents: the probability-flow ODE from data to noise and back, and what can be done on the way.
+"""Latents: encode data to noise by the probability-flow ODE, decode, interpolate and edit.
 
     encode  z_1 = Phi_{0 -> 1}(x)          decode  x = Phi_{1 -> 0}(z_1)          edit  decode(encode(x) + shift)
 
-The map is one to one: encode and decode with the same steps undo each other up to the solver's error (order 4). A
-latent is a state at t = 1, z_1 ~ N(0, sigma(1)^2) and not whitened: `sample(model, z=latent)` takes it as it is, and
+The map is one-to-one: encode and decode with the same steps invert each other up to the solver's error (order 4). A
+latent is a state at t = 1, z_1 ~ N(0, sigma(1)^2), not whitened: `sample(model, z=latent)` accepts it unchanged, and
 latent / sigma(1) is standard normal.
 Sources: Song et al. 2020 (2010.02502), Sec. 4.3 and 5.3; Song et al. 2021 (2011.13456), App. D.4.
 """
@@ -26,7 +26,7 @@ from sfumato.sampling import refuse_arguments
 from sfumato.state import samples
 
 DEFAULT_STEPS = 64
-_FLOW, _SEEDS = "The flow between data and latents", "what stands for a latent is the noise of a seed and an index"
+_FLOW, _SEEDS = "The flow between data and latents", "use the noise of a seed and an index instead of a latent"
 
 
 def encode(
@@ -40,9 +40,9 @@ def encode(
 ) -> Tensor:
     """z_1 = Phi_{0 -> 1}(x): the latent (B, *shape) of x (B, *shape) in user units, in the model's dtype.
 
-    4 steps calls of the model. sigma_min: where the flow starts, as in `log_prob`; x counts as a state of that noise.
-    normalised=True takes x in the model's units. label=... as in `sample`: encoding under one label and decoding under
-    another edits the sample. SfumatoError where x is not data of the model's spec.
+    Costs 4 steps calls of the model. sigma_min: the noise level where the flow starts, as in `log_prob`; x is treated
+    as a state at that level. normalised=True takes x in the model's units. label=... as in `sample`: encoding under one
+    label and decoding under another edits the sample. SfumatoError if x does not match the model's spec.
     """
     require_numbers(model, _FLOW, _SEEDS)
     spec = None if normalised else getattr(model, "spec", None)
@@ -63,7 +63,8 @@ def decode(
 ) -> Tensor:
     """x = Phi_{1 -> 0}(z_1): samples (B, *shape) in user units and dtype, the inverse of `encode` for equal arguments.
 
-    Whole-number data is rounded and declared bounds are kept, as by `sample`; normalised=True keeps the model's units.
+    As in `sample`, integer data are rounded and clipped to their declared bounds; normalised=True keeps the model's
+    units.
     """
     require_numbers(model, _FLOW, _SEEDS)
     spec = None if normalised else getattr(model, "spec", None)
@@ -72,60 +73,60 @@ def decode(
 
 
 def _flow(
-    model: Model, given: Tensor, steps: int, sigma_min: float | None, batch: int, cond: dict[str, Any], back: bool
+    model: Model, state: Tensor, steps: int, sigma_min: float | None, batch: int, cond: dict[str, Any], back: bool
 ) -> Tensor:
     function = decode if back else encode
     refuse_arguments(function, model, cond)
-    given = samples(given, function.__name__)
+    state = samples(state, function.__name__)
     track = Track.of(model.process.schedule, steps, data_scale(model), sigma_min)
-    conditions, device = resolve(model, cond, len(given)), getattr(model, "device", given.device)
+    conditions, device = resolve(model, cond, len(state)), getattr(model, "device", state.device)
     clean, noise = track.norm[0] / track.alpha[0], track.norm[-1]
     start, stop = (noise, clean) if back else (clean, noise)
     out = []
-    for part in torch.arange(len(given)).split(batch):
+    for part in torch.arange(len(state)).split(batch):
         field = Field(model, track, conditions.rows(part).to(device))
-        *_, (_, w) = field.walk(given[part].to(device, torch.float64) / start, back)
+        *_, (_, w) = field.walk(state[part].to(device, torch.float64) / start, back)
         out.append((stop * w).to(compute_dtype(model)).cpu())
     return torch.cat(out)
 
 
 def slerp(a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
-    """(sin((1 - p) w) a + sin(p w) b) / sin w, w the angle between a and b, for each sample: the way along the sphere.
+    """(sin((1 - p) w) a + sin(p w) b) / sin w, w the angle between a and b, for each sample: spherical interpolation.
 
-    a, b (B, ...); share p a number or (B,). |z| is kept where |a| = |b|, so that the way between latents is made of
-    typical latents. Straight where a and b point the same way.
+    a, b (B, ...); share p a number or (B,). |z| is constant if |a| = |b|, so that latents on the path are typical.
+    Linear if a and b point in the same direction.
     Source: Shoemake 1985; Song et al. 2020 (2010.02502), Eq. 67.
     """
     if a.shape != b.shape or a.ndim < 2:
         raise SfumatoError(
-            f"Latents to interpolate have one shape (B, ...), got {tuple(a.shape)} and {tuple(b.shape)}."
+            f"Latents to interpolate must share one shape (B, ...), got {tuple(a.shape)} and {tuple(b.shape)}."
         )
     p = torch.as_tensor(share, dtype=torch.float64, device=a.device).expand(len(a))
     u, v = a.flatten(1).double(), b.flatten(1).double()
     cosine = (u * v).sum(1) / (u.norm(dim=1) * v.norm(dim=1)).clamp_min(1e-300)
     angle = torch.acos(cosine.clamp(-1, 1))
     if bool((math.pi - angle < 1e-6).any()):
-        raise SfumatoError("Two latents point in opposite directions: no way along the sphere is the shortest.")
-    flat = angle < 1e-6
-    sine = torch.where(flat, 1.0, torch.sin(angle))
-    first = torch.where(flat, 1 - p, torch.sin((1 - p) * angle) / sine)
-    second = torch.where(flat, p, torch.sin(p * angle) / sine)
+        raise SfumatoError("Two latents point in opposite directions: the shortest path on the sphere is not unique.")
+    parallel = angle < 1e-6
+    sine = torch.where(parallel, 1.0, torch.sin(angle))
+    first = torch.where(parallel, 1 - p, torch.sin((1 - p) * angle) / sine)
+    second = torch.where(parallel, p, torch.sin(p * angle) / sine)
     return (first[:, None] * u + second[:, None] * v).reshape(a.shape).to(a.dtype)
 
 
 def interpolate(model: Model, a: Any, b: Any, shares: Sequence[float], **how: Any) -> Tensor:
     """decode(slerp(encode(a), encode(b), p)) for each p of `shares`: (len(shares), B, *shape) in user units.
 
-    `how` goes to `encode` and `decode`: steps, label, ...
+    `how` is passed to `encode` and `decode`: steps, label, ...
     """
     start, end = (encode(model, x, **how) for x in (a, b))
     return torch.stack([decode(model, slerp(start, end, p), **how) for p in shares])
 
 
 def attribute(model: Model, having: Any, lacking: Any, **how: Any) -> Tensor:
-    """mean encode(having) - mean encode(lacking), (1, *shape): what to add to a latent for more of an attribute.
+    """mean encode(having) - mean encode(lacking), (1, *shape): the direction to add to latents for an attribute.
 
-    having, lacking: samples (B, *shape) in user units with and without it. Source: Kingma and Dhariwal 2018
+    having, lacking: samples (B, *shape) in user units with and without the attribute. Source: Kingma and Dhariwal 2018
     (1807.03039), Sec. 6.2, in the latents of the ODE (2011.13456, App. D.4).
     """
     return encode(model, having, **how).mean(0, keepdim=True) - encode(model, lacking, **how).mean(0, keepdim=True)

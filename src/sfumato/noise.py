@@ -2,10 +2,10 @@
 
     n_i = normal(seed, index_i, role, step)
 
-Row i depends on nothing else: not on the batch it is drawn in, the order, the device or the number of processes.
-Words are integers, and uniform numbers, signs and orders exact functions of them: every device gives the same bits.
-Normal numbers pass through log, cos and sin, each rounded to an ulp or two by the library of the device (the square
-root is exact everywhere), so that those of a CPU and of a GPU may differ in the last two bits, and in no others.
+Row i depends on nothing else: not on its batch, the order of draws, the device or the number of processes.
+Uniform numbers, signs and permutations are exact functions of integer words: every device gives the same bits.
+Normal numbers use log, cos and sin, which each device's library rounds to an ulp or two (the square root is exact
+everywhere), so those of a CPU and a GPU may differ in the last two bits.
 Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 """
 
@@ -25,7 +25,7 @@ from torch import Tensor
 
 Device = torch.device | str | None
 
-# What a number is for. Two roles never share a stream.
+# The roles of random numbers. Two roles never share a stream.
 (PRIOR, STEP, TRAIN_NOISE, TRAIN_TIME, DROP, VALID_NOISE, VALID_TIME, ORDER, DATA, PROBE, BROWNIAN, BOUND, REFERENCE,
  BLOCKS) = range(14)  # fmt: skip
 
@@ -37,25 +37,25 @@ _MAX_STEP = 1 << 24
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Within the block torch's own generator of the CPU starts from `seed`; after it, it stands where it stood."""
+    """Seed torch's global CPU generator within the block, and restore its state afterwards."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed those of GPUs as well
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPU generators as well
         yield
 
 
 def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:
-    """Ten rounds of Philox4x32 on four int64 tensors that hold 32-bit words; returns four such tensors.
+    """Ten rounds of Philox4x32 on four int64 tensors of 32-bit words; returns four such tensors.
 
-    Integers alone, which every device computes to the last bit.
+    Integer arithmetic only, so every device gives the same bits.
     """
-    # both halves of a round at once, which is half the calls
+    # both halves of a round at once, for half the calls
     even, odd = torch.stack((counter[0], counter[2])), torch.stack((counter[1], counter[3]))
     column = (2, *(1,) * counter[0].ndim)
     multipliers, keys = _MULTIPLIERS.reshape(column), _round_keys(key).reshape(10, *column)
     if even.device.type != "cpu":
         on = even.device
         even, odd = _rounds(even, odd, torch.from_numpy(multipliers).to(on), torch.from_numpy(keys).to(on))
-    else:  # numpy's calls cost a third of torch's, which is what few numbers cost
+    else:  # a numpy call costs a third of a torch call, which dominates for few numbers
         even, odd = map(torch.from_numpy, _rounds(even.numpy(), odd.numpy(), multipliers, keys))
     return [even[0], odd[0], even[1], odd[1]]
 
@@ -63,7 +63,7 @@ def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:
 def _rounds(even: Any, odd: Any, multipliers: Any, keys: Any) -> tuple[Any, Any]:
     """The rounds on (first and third word, second and fourth word), int64 arrays or tensors alike."""
     for k in keys:
-        # int64 products wrap modulo 2^64, so that both halves of the unsigned product survive the masks.
+        # int64 products wrap modulo 2^64, so the masks recover both halves of the unsigned product.
         product = (even * multipliers)[[1, 0]]
         even = product >> 32
         even &= _MASK
@@ -83,7 +83,7 @@ def _round_keys(key: tuple[int, int]) -> np.ndarray:
 def bits(
     seed: int, index: Tensor | Sequence[int] | int, count: int, role: int, step: int | Tensor = 0, device: Device = None
 ) -> Tensor:
-    """32-bit words as int64, shape (len(index), count). step: one, or int64 (len(index),), one a row."""
+    """32-bit words as int64, shape (len(index), count). step: one number, or one per row, int64 (len(index),)."""
     index = torch.as_tensor(index, dtype=torch.int64, device=device).reshape(-1, 1)
     if isinstance(step, Tensor):
         stream = step.to(index.device, torch.int64).reshape(-1, 1) + (role << 24)
@@ -130,7 +130,7 @@ def normal(
     count = math.prod(shape)
     pairs = bits(seed, index, count + count % 2, role, step, device)
     work = torch.float64 if dtype == torch.float64 else torch.float32
-    # The radius in double precision: a float32 uniform would reach 1 and cut the tail at 5.9 standard deviations.
+    # Compute the radius in double precision: float32 uniforms would truncate the tail at 5.9 standard deviations.
     radius = _open_unit(pairs[:, 0::2]).log_().mul_(-2).sqrt_().to(work)
     angle = _open_unit(pairs[:, 1::2]).mul_(2 * math.pi).to(work)
     n = torch.stack((radius * angle.cos(), radius * angle.sin()), -1).flatten(1)[:, :count]
@@ -146,13 +146,13 @@ def _first(seed: int, role: int) -> float:
 
 
 def spread(seed: int, index: Tensor | Sequence[int] | int, role: int) -> Tensor:
-    """u_i = frac(u_0 + i / golden ratio) in (0, 1), float64 (len(index),): the Kronecker sequence, shifted at random.
+    """u_i = frac(u_0 + i / golden ratio) in (0, 1), float64 (len(index),): a randomly shifted Kronecker sequence.
 
-    Each u_i alone is uniform, and any consecutive stretch of indices is spread evenly: a batch, a micro-batch or a
-    rank's share has low discrepancy without knowing of the others (Niederreiter 1992, Ch. 3).
+    Each single u_i is uniform, and any run of consecutive indices is spread evenly: every batch, micro-batch or rank's
+    share has low discrepancy by itself (Niederreiter 1992, Ch. 3).
     """
-    place = torch.as_tensor(index, dtype=torch.float64).reshape(-1)
-    return torch.frac(_first(seed, role) + place * _GOLDEN).clamp_(1e-9, 1 - 1e-9)
+    i = torch.as_tensor(index, dtype=torch.float64).reshape(-1)
+    return torch.frac(_first(seed, role) + i * _GOLDEN).clamp_(1e-9, 1 - 1e-9)
 
 
 def rademacher(
@@ -164,7 +164,7 @@ def rademacher(
     device: Device = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """v = +1 or -1 with equal chances, shape (len(index), *shape)."""
+    """v = +1 or -1 with equal probability, shape (len(index), *shape)."""
     low = bits(seed, index, math.prod(shape), role, step, device) & 1
     return (2 * low - 1).to(dtype).reshape(len(low), *shape)
 
@@ -172,11 +172,11 @@ def rademacher(
 @final
 @dataclasses.dataclass(frozen=True, eq=False)
 class Noise:
-    """A source of random numbers for the samples `index` (n,) of a seed, named by a role and a step.
+    """A source of random numbers for the samples `index` (n,) of a seed, for one role and step.
 
         Noise(seed, index, role, step).normal(shape) = normal(seed, index, shape, role, step),   (n, *shape)
 
-    step: one for all, or int64 (n,), one a sample.
+    step: one for all samples, or one per sample, int64 (n,).
     """
 
     seed: int
@@ -197,12 +197,12 @@ class Noise:
         return dataclasses.replace(self, step=step)
 
     def rows(self, rows: Tensor | slice) -> Noise:
-        """That of some of the samples."""
+        """The source for some of the samples."""
         step = self.step[rows] if isinstance(self.step, Tensor) else self.step
         return dataclasses.replace(self, index=self.index[rows], step=step)
 
     def fold(self, name: str) -> Noise:
-        """A source of its own for a part of the samples, by the name of the part."""
+        """An independent source for the part `name` of the samples."""
         return dataclasses.replace(self, seed=_folded(self.seed, name))
 
 
@@ -218,8 +218,8 @@ class WienerProcess:
 
         W(c) = c n_0 + sum_{d < D} 2^{-d/2 - 1} hat(2^d c) n_{d, floor(2^d c)} + 2^{-D/2} sqrt(u (1 - u)) n_leaf
 
-    by Levy and Ciesielski, hat(v) = 1 - |2 frac(v) - 1|, u = frac(2^D c): a virtual Brownian tree of D levels whose
-    nodes are drawn when asked for. Increments over steps of at least FINEST have exactly the law of a Wiener process.
+    the Levy-Ciesielski construction, hat(v) = 1 - |2 frac(v) - 1|, u = frac(2^D c): a virtual Brownian tree of D levels
+    with nodes drawn on demand. Increments over steps of at least FINEST are exactly those of a Wiener process.
     """
 
     LEVELS = 20
@@ -234,14 +234,14 @@ class WienerProcess:
         """W(c) as a combination of standard normal numbers: node of the tree -> coefficient."""
         out = {0: c}
         for depth in range(cls.LEVELS + 1):
-            place = min(int(c * 2**depth), 2**depth - 1)
-            u = c * 2**depth - place
+            position = min(int(c * 2**depth), 2**depth - 1)
+            u = c * 2**depth - position
             height = (1 - abs(2 * u - 1)) / 2 if depth < cls.LEVELS else math.sqrt(max(u * (1 - u), 0.0))
-            out[2**depth + place] = height * 2 ** (-depth / 2)
+            out[2**depth + position] = height * 2 ** (-depth / 2)
         return {node: value for node, value in out.items() if value != 0}
 
     def between(self, a: float, b: float, like: Tensor) -> Tensor:
-        """W(b) - W(a) for 0 <= a <= b <= 1, in the shape, device and dtype of `like` (len(index), ...)."""
+        """W(b) - W(a) for 0 <= a <= b <= 1, with the shape, device and dtype of `like` (len(index), ...)."""
         start, end = self.weights(a), self.weights(b)
         change = {node: end.get(node, 0.0) - start.get(node, 0.0) for node in end.keys() | start.keys()}
         drawn: dict[int, Tensor] = {}
@@ -252,25 +252,25 @@ class WienerProcess:
                 known = normal(self.seed, self.index, tuple(like.shape[1:]), BROWNIAN, node, like.device, like.dtype)
             drawn[node] = known
             total.add_(known, alpha=change[node])
-        self._kept = {node: value for node, value in drawn.items() if node in end}  # where the next step starts
+        self._kept = {node: value for node, value in drawn.items() if node in end}  # for a next step from b
         return total
 
 
-WINDOW = 4  # blocks that an order in blocks mixes at a time
+WINDOW = 4  # the number of blocks that a permutation in blocks shuffles together
 
 
 def permutation(seed: int, epoch: int, n: int, blocks: Tensor | None = None) -> Tensor:
-    """The order of n samples in an epoch, int64 (n,): a function of (seed, epoch) alone.
+    """The order of n samples in an epoch, int64 (n,), a function of (seed, epoch) alone.
 
-    blocks: the number of each sample's block, int64 (n,). The order then takes the blocks at random, `WINDOW` of them
-    at a time, and mixes the samples of these: a shuffle buffer as large as a window.
+    blocks: the block number of each sample, int64 (n,). The blocks are then taken in random order, `WINDOW` at a time,
+    and only the samples of one window are shuffled together, as in a shuffle buffer of that size.
     """
     step = epoch % _MAX_STEP
     keys = bits(seed, torch.arange(n), 2, ORDER, step)
     order = torch.argsort((keys[:, 0] << 31) ^ keys[:, 1], stable=True)
     if blocks is None:
         return order
-    _, place = torch.unique(blocks, return_inverse=True)
-    chance = bits(seed, torch.arange(int(place.max()) + 1), 2, BLOCKS, step)
-    turn = torch.argsort(torch.argsort((chance[:, 0] << 31) ^ chance[:, 1], stable=True))
-    return order[torch.argsort(turn[place][order] // WINDOW, stable=True)]
+    _, block = torch.unique(blocks, return_inverse=True)
+    block_keys = bits(seed, torch.arange(int(block.max()) + 1), 2, BLOCKS, step)
+    rank = torch.argsort(torch.argsort((block_keys[:, 0] << 31) ^ block_keys[:, 1], stable=True))
+    return order[torch.argsort(rank[block][order] // WINDOW, stable=True)]

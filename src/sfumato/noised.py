@@ -1,8 +1,8 @@
-"""Noised samples at known levels: the draws by which a model is measured, one after the other.
+"""Noised samples at known levels: numbered draws, on which models are evaluated.
 
     z_i = corrupt(x[row_i], t_i, eps_i),   eps_i the random numbers of (seed, index_i, role, step_i)
 
-Each draw is fixed by its own numbers, so that neither the size of a batch nor the number of processes changes one.
+Each draw depends only on its own numbers, not on the batch size or the number of processes.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class NoisedBatch(NamedTuple):
 class Noised:
     """n draws of a process: draw i takes sample row[i] of x, time t[i] and the noise of row i of `source`.
 
-    x: clean states (N, ...); cond: their conditions; row: int64 (n,); t: (n,); source: a `Noise` of n rows; batch: how
-    many draws a model sees at once.
+    x: clean states (N, ...); cond: their conditions; row: int64 (n,); t: (n,); source: a `Noise` of n rows; batch: the
+    number of draws per model call.
     """
 
     def __init__(
@@ -47,18 +47,18 @@ class Noised:
         self.row, self.t, self.source, self.index = row, t, source, torch.arange(len(row))
 
     def take(self, part: Tensor) -> NoisedBatch:
-        """The draws of these numbers."""
+        """The draws with these numbers."""
         x, t = rows_of(self.x, self.row[part]), self.t[part]
         eps = numbers_like(self.source.rows(part), x)
         return NoisedBatch(x, eps, self.process.corrupt(x, t, eps), t, self.cond.rows(self.row[part]))
 
     @torch.no_grad()
     def table(self, model: Any, measure: Callable[[Tensor], ByName], world: World = ALONE) -> ByName:
-        """The columns of measure(numbers of some draws) -> {name: (B, ...)} for all draws, float64 (n, ...) on the CPU,
-        the model in evaluation mode. world: the processes that share the draws; all get all columns."""
+        """Evaluate measure(numbers of some draws) -> {name: (B, ...)} on all draws, with the model in evaluation mode;
+        returns columns, float64 (n, ...) on the CPU. world: the processes that share the work; all get all columns."""
 
         def own(index: Tensor) -> ByName:
-            # processes that share draws or weights make as many calls each
+            # processes that share draws or weights must make the same number of calls
             alone = world.size == 1 and not in_shards(model)
             parts = in_parts(measured, index, -(-self.batch // world.size), halve=alone)
             return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -67,23 +67,23 @@ class Noised:
             return {name: column.double().cpu() for name, column in measure(part).items()}
 
         with evaluating(model):
-            found: ByName = world.parallel_map(own, self.index)
-        return found
+            columns: ByName = world.parallel_map(own, self.index)
+        return columns
 
     def each(self, model: Any, measure: Callable[[Tensor], Tensor], world: World = ALONE) -> Tensor:
-        """One column alone: measure(numbers of some draws) -> (B, ...)."""
+        """`table` for a single column: measure(numbers of some draws) -> (B, ...)."""
         return self.table(model, lambda part: {"": measure(part)}, world)[""]
 
 
 def in_shards(model: Any) -> bool:
-    """Whether each process has only a shard of the model's weights."""
+    """Whether each process holds only a shard of the model's weights."""
     parameters = getattr(model, "parameters", None)
     return parameters is not None and any(local(p) is not p for p in parameters())
 
 
 @contextlib.contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Evaluation mode (no dropout) within the block; then each module is back in the mode it was in."""
+    """Set evaluation mode (no dropout) within the block, and restore each module's mode afterwards."""
     if not isinstance(model, nn.Module):
         model = getattr(model, "inner", None)
     modes = {part: part.training for part in model.modules()} if isinstance(model, nn.Module) else {}

@@ -1,11 +1,11 @@
-"""The probability-flow ODE of any model in one clock, by Runge-Kutta steps of order 4; to the noise and back.
+"""The probability-flow ODE of any model in one clock, by Runge-Kutta steps of order 4, from data to noise and back.
 
     w = z / S,   S = s alpha + sigma,   tau = sigma / S,   dw/dtau = y = E[eps|z] - E[x|z] / s
 
-s is the size of the data. The clock knows the schedule only through its ends, and y is finite at both. The steps are
-equal in u, du = (1 - SHARE) dtau / (tau_1 - tau_0) + SHARE dlog(tau) / log(tau_1 / tau_0): the flow bends at tau of
-order 1, and has the data's fine structure at small tau.
-Not a plan: it also runs from the data up, in float64 whatever the model, and the trace is taken at its nodes.
+s is the standard deviation of the data. The clock depends on the schedule only through its ends, and y is finite at
+both. Steps are equal in u, du = (1 - SHARE) dtau / (tau_1 - tau_0) + SHARE dlog(tau) / log(tau_1 / tau_0): the flow is
+most curved at tau of order 1, and resolves the data's fine structure at small tau.
+This is not a `Plan`: it also runs from data to noise, in float64 for every model, and computes traces at its nodes.
 Source: Song et al. 2021 (2011.13456), Eq. 13, in the time of flow matching (2210.02747).
 """
 
@@ -25,15 +25,15 @@ from sfumato.model import Model, compute_dtype
 from sfumato.roots import bisection
 from sfumato.schedule import NODE_LIMIT, Schedule
 
-SHARE = 0.4  # of the steps that is spent evenly in log(tau)
-_ROWS = 512  # copies of a state are put side by side in one call of the model up to this many rows
+SHARE = 0.4  # the share of the steps that is uniform in log(tau)
+_ROWS = 512  # most rows of one model call when a state is repeated
 
 
 @dataclasses.dataclass(frozen=True)
 class Track:
-    """The points that N steps touch: nodes at even j, their midpoints at odd j, j = 0 (data) to 2 N (noise).
+    """The points of N steps: nodes at even j, midpoints at odd j, from j = 0 (data) to 2 N (noise).
 
-    time, alpha, sigma, norm (S) and rate (dtau/du) hold 2 N + 1 numbers each; scale is s.
+    time, alpha, sigma, norm (S) and rate (dtau/du) have 2 N + 1 numbers each; scale is s.
     """
 
     time: tuple[float, ...]
@@ -49,7 +49,7 @@ class Track:
 
     @classmethod
     def of(cls, schedule: Schedule, steps: int, scale: float, sigma_min: float | None = None) -> Track:
-        """From sigma/alpha = sigma_min, or the schedule's own end where that is noisier, to t = 1."""
+        """The track from sigma/alpha = sigma_min, or the schedule's own start if that is noisier, to t = 1."""
         steps = whole("steps of the probability flow", steps)
         least = scale * math.exp(-NODE_LIMIT / 2) if sigma_min is None else float(sigma_min)
         own, last = (float(torch.exp(-schedule.logsnr(t) / 2)) for t in (0.0, 1.0))
@@ -82,21 +82,21 @@ def _clock(tau_0: float, tau_1: float, intervals: int) -> tuple[Tensor, Tensor]:
 
 
 def exact_law(model: object) -> ExactDenoiser | None:
-    """The model, if it is that of an exact law."""
+    """The model if it is an `ExactDenoiser`, else None."""
     return model if isinstance(model, ExactDenoiser) else None
 
 
 def data_scale(model: Model) -> float:
-    """The standard deviation of an entry of the data: of the exact law (at alpha = 0), or the denoiser's sigma_data."""
+    """The standard deviation of the data: that of an exact model (root mean variance), or the denoiser's sigma_data."""
     law = exact_law(model)
     if law is not None:
-        nothing = torch.zeros(1, *law.shape, dtype=torch.float64)
-        return math.sqrt(float(law.truth.variance(nothing, alpha=0.0, sigma=1.0).mean())) or 1.0
+        z = torch.zeros(1, *law.shape, dtype=torch.float64)  # at alpha = 0, Var[x|z] is the variance of the data
+        return math.sqrt(float(law.truth.variance(z, alpha=0.0, sigma=1.0).mean())) or 1.0
     return float(getattr(model, "sigma_data", 1.0))
 
 
 class Products:
-    """v -> (dy/dz)^T v for vectors v (P, B, D); `copies` of them share one backward call: quick in small batches."""
+    """v -> (dy/dz)^T v for vectors v (P, B, D); `copies` of them share one backward pass, for speed."""
 
     def __init__(self, z: Tensor, y: Tensor, copies: int) -> None:
         self.z, self.y, self.copies = z, y, copies
@@ -113,7 +113,7 @@ class Products:
 
 
 class Field:
-    """dw/du of one batch at the points of a track. States are float64; the model sees its own dtype."""
+    """dw/du of one batch at the points of a track. States are float64; the model is called in its own dtype."""
 
     def __init__(self, model: Model, track: Track, cond: Mapping[str, Given | Tensor]) -> None:
         self.model, self.track, self.dtype = model, track, compute_dtype(model)
@@ -134,7 +134,7 @@ class Field:
         return self._y(self.state(w, j), j).to(torch.float64)
 
     def linear(self, w: Tensor, j: int, count: int = 1) -> tuple[Tensor, Products]:
-        """y as `y` gives it, and the products of (dy/dz)^T with vectors, of which about `count` are wanted."""
+        """y as in `y`, and the products of (dy/dz)^T with vectors, set up for about `count` of them."""
         copies = max(1, min(count, _ROWS // len(w)))
         with torch.enable_grad():
             z = self.state(w, j).detach().repeat(copies, *([1] * (w.ndim - 1))).requires_grad_()
@@ -143,7 +143,7 @@ class Field:
 
     @torch.no_grad()
     def step(self, w: Tensor, j: int, jump: int, y: Tensor | None = None) -> Tensor:
-        """w at the point j + jump: one step of the classical Runge-Kutta method; y is that at w where known."""
+        """w at the point j + jump, by one classical Runge-Kutta step; y: its value at (w, j), if known."""
         h, half, end, rate = jump / (2 * self.track.steps), j + jump // 2, j + jump, self.track.rate
         k1 = rate[j] * (self.y(w, j) if y is None else y)
         k2 = rate[half] * self.y(w + h / 2 * k1, half)
@@ -152,7 +152,7 @@ class Field:
         return w + h / 6 * (k1 + 2 * (k2 + k3) + k4)
 
     def walk(self, w: Tensor, back: bool = False) -> Iterator[tuple[int, Tensor]]:
-        """(j, w) at the nodes from the data to the noise, or back."""
+        """Yield (j, w) at the nodes from data to noise, or back."""
         points = range(0, 2 * self.track.steps + 1, 2)
         jump = -2 if back else 2
         for j in reversed(points) if back else points:

@@ -61,6 +61,7 @@ _WRITTEN = re.compile(r'^@register\("(\w+)"(?:, "([^"]+)")?', re.MULTILINE)
 _DEFINED = re.compile(r"^(?:class|def) (\w+)", re.MULTILINE)
 _WORD = re.compile(r"\s*([^\s(]+)\s*(?:\((.*)\))?\s*", re.DOTALL)
 _MADE: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in KINDS}  # by registered name
+_MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)  # *args, **more
 ARGUMENTS = "_made_with"
 FILES: list[str] = []  # the user's files that were run, so that other processes can run them too
 _OWN: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in KINDS}  # by the name of the class or function
@@ -164,9 +165,10 @@ def found(kind: str | None, name: str) -> Callable[..., Any] | None:
     return None
 
 
-def held() -> list[str]:
-    """The names of all classes that a file may hold."""
-    return [own for kind in KINDS if KINDS[kind].held for own in (*_classes()[kind], *_OWN[kind])]
+def held(kind: str | None = None) -> list[str]:
+    """The names of the classes that a file may hold: those of one kind, or of all."""
+    kinds = [each for each in KINDS if KINDS[each].held and kind in (None, each)]
+    return [own for each in kinds for own in (*_classes()[each], *_OWN[each])]
 
 
 @final
@@ -298,10 +300,14 @@ def _fitting(value: Any, asks: str, parameter: inspect.Parameter | None, word: s
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if number and re.search(r"Sequence|tuple|list", asks) and not re.search(r"\b(int|float) \|", asks):
         return (value,)
-    if number and asks in ("int", "int | None", "<class 'int'>") and value != int(value):
-        assert parameter is not None
-        raise SfumatoError(f"{word} is not understood: {parameter.name} takes a whole number, not {value!r}.")
-    return value
+    one = re.fullmatch(r"(?:<class ')?(int|float)(?:'>)?( \| None)?", asks)
+    if one is None or parameter is None or parameter.kind in _MANY or value is None and one[2]:
+        return value
+    whole = one[1] == "int"
+    if not number or whole and value % 1 != 0:  # of infinity and NaN that is NaN
+        what = "a whole number" if whole else "a number"
+        raise SfumatoError(f"{word} is not understood: {parameter.name} takes {what}, not {value!r:.80}.")
+    return int(value) if whole else value
 
 
 def _spread(

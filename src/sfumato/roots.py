@@ -1,4 +1,4 @@
-"""Where a function changes sign, by bisection: the one for all clocks and quantiles that have no closed inverse."""
+"""Bisection, for all clocks and quantiles without a closed-form inverse."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def bisection(below: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, rounds: int = 64) -> Tensor:
-    """x in (low, high) up to which `below` (a bool for each element) holds; `rounds` halvings, then the middle."""
+    """The x in (low, high) where `below`, bool for each element, turns from True to False, after `rounds` halvings."""
     for _ in range(rounds):
         middle = (low + high) / 2
         left = below(middle)

@@ -35,13 +35,13 @@ def trajectory(
     t_stop: float = 0.0,
     **cond: Any,
 ) -> Iterator[State]:
-    """The states of one batch on their way, in normalised units: State(z, t, belief); the last has no belief.
+    """Yield the states of one batch during sampling, State(z, t, belief) in normalised units; the last has no belief.
 
-    solver: a solver, its name ("heun", "dpm++2m"), or a plan. z: the state to start from at t_start, or drawn from the
-    prior. index: sample numbers, or a mask of them, 0..n-1 by default; sample i of a seed starts from the same noise
-    whatever the batch.
-    A condition is given by its name, label="cat", temperature=300.0, in the user's spelling and units, one value or one
-    a sample (`conditions.resolve`), or in cond={...} where its name is that of an argument. Gradients flow where
+    solver: a solver, its name ("heun", "dpm++2m"), or a plan. z: the start state at t_start, by default drawn from the
+    prior. index: sample numbers, or a mask, 0..n-1 by default; sample i of a seed starts from the same noise in any
+    batch.
+    Conditions are keyword arguments, label="cat", temperature=300.0, in the user's labels and units, one value or one
+    per sample (`conditions.resolve`); cond={...} passes those that share their name with an argument. Gradients flow if
     enabled.
     """
     refuse_arguments(trajectory, model, cond)
@@ -54,7 +54,7 @@ def trajectory(
     device = getattr(model, "device", torch.device("cpu")) if z is None else first_leaf(z).device
     z = _start(model, plan, seed, index, device) if z is None else z
     if len(first_leaf(z)) != len(index):
-        raise SfumatoError(f"{len(first_leaf(z))} start states for {len(index)} samples.")
+        raise SfumatoError(f"z has {len(first_leaf(z))} start states for {len(index)} samples: pass one per sample.")
     conditions = resolve(model, cond, len(index)).to(device)
     draws = along(plan, seed, index) if plan.brownian else Noise(seed, index, STEP)
     yield from plan.run(model, z, draws, **conditions)
@@ -75,19 +75,19 @@ def sample(
     world: World = ALONE,
     **cond: Any,
 ) -> Any:
-    """n samples, (n, *shape), in user units and dtype where the model carries a data spec.
+    """n samples, (n, *shape), in user units and dtype if the model has a data spec.
 
-    Runs in batches of `batch`, halved where memory does not suffice; sample i of a seed does not depend on them.
-    normalised=True keeps the model's units, which is also what stopping at t_stop > 0 returns (a noisy state has no
-    user units). See `trajectory` for the rest, `sf.guide` for guidance, `solvers.Brownian` for one picture a seed
-    whatever the steps.
+    Runs in batches of `batch`, halved if memory runs out; sample i of a seed does not depend on the batches.
+    normalised=True keeps the model's units, as does stopping at t_stop > 0 (noisy states have no user units). See
+    `trajectory` for the other arguments, `sf.guide` for guidance, and `solvers.Brownian` for samples that depend little
+    on the number of steps.
 
-    Nothing is differentiated but the samples of `sf.differentiable(model)`, which are not rounded to whole numbers nor
-    held to bounds. world=sf.joined(): processes that share the samples, each of which calls this alike and gets them
-    all; to rounding they are those of one.
+    Only samples of `sf.differentiable(model)` carry gradients; these are not rounded to integers or clipped to bounds.
+    world=sf.joined(): share the work between processes, which must all make this call and all get every sample, equal
+    to those of a single process up to rounding.
     """
     index = None if index is None else numbered(index, of="numbers of samples")
-    n = next((len(first_leaf(given)) for given in (index, z) if given is not None), n)
+    n = next((len(first_leaf(rows)) for rows in (index, z) if rows is not None), n)
     n, batch = whole("n, the number of samples,", n), whole("batch", batch)
     which = torch.arange(n) if index is None else index
     refuse_arguments(sample, model, cond)
@@ -95,7 +95,7 @@ def sample(
     conditions = resolve(model, cond, n)
     smooth = getattr(model, "grad_calls", None) is not None
     if world.size > 1 and smooth:
-        raise SfumatoError("Samples of several processes have no gradients: leave out world, or take the plain model.")
+        raise SfumatoError("Samples of several processes have no gradients: leave out world, or use the plain model.")
     finish = _units(model, smooth) if not normalised and plan.stop == 0 else _same
 
     def one(part: Tensor) -> Any:
@@ -107,7 +107,7 @@ def sample(
 
     def own(rows: Tensor) -> Any:
         most = math.ceil(len(rows) / math.ceil(len(rows) / batch))
-        return cat_states(in_parts(one, rows, most, halve=world.size == 1))  # shards of a network are called in step
+        return cat_states(in_parts(one, rows, most, halve=world.size == 1))  # sharded networks must make equal calls
 
     with torch.set_grad_enabled(smooth):
         return world.parallel_map(own, torch.arange(n))
@@ -117,16 +117,16 @@ ARGUMENTS = tuple(inspect.signature(sample).parameters)
 
 
 def apart(names: Iterable[str]) -> list[str]:
-    """A note on each condition whose name is an argument of `sample`."""
+    """A note for each condition that shares its name with an argument of `sample`."""
     return [
-        f"The condition {name!r} has an argument's name: give it as cond={{{name!r}: ...}}, or --condition {name}=..."
+        f"The condition {name!r} has an argument's name: pass it as cond={{{name!r}: ...}}, or --condition {name}=..."
         for name in names
         if name in ARGUMENTS
     ]
 
 
 def refuse_arguments(function: Callable[..., Any], model: Model, cond: dict[str, Any]) -> None:
-    """Refuse keywords that are no conditions of the model but misspelt arguments of `function`, or guidance."""
+    """Raise SfumatoError for keywords that are not conditions of the model but misspelt arguments, or guidance."""
     known, arguments = declared(usable(model, function.__name__)) or {}, inspect.signature(function).parameters
     for name in [name for name in cond if name not in known and name not in arguments]:
         if name in ("guidance", "interval"):
@@ -139,24 +139,24 @@ def refuse_arguments(function: Callable[..., Any], model: Model, cond: dict[str,
 
 
 def _start(model: Model, plan: Plan, seed: int, index: Tensor, device: torch.device) -> Any:
-    """Draws of the prior."""
+    """Start states drawn from the prior."""
     if plan.times[0] != 1.0:
-        raise SfumatoError(f"Sampling that starts at t = {plan.times[0]:g} needs a state z to start from.")
+        raise SfumatoError(f"Sampling that starts at t = {plan.times[0]:g} needs a start state: pass z.")
     shape = getattr(model, "shape", None)
     if shape is None:
-        raise SfumatoError("The model does not know the shape of a sample: pass a start state z.")
+        raise SfumatoError("The model does not define the shape of a sample: pass a start state z.")
     return model.process.prior(numbers(Noise(seed, index, PRIOR), shape, device))
 
 
 def _end(walk: Iterator[State]) -> Any:
-    """The last state; those on the way are not kept."""
+    """The last state of a walk; earlier ones are not stored."""
     for state in walk:
         last = state.z
     return last
 
 
 def _units(model: Model, smooth: bool) -> Callable[[Any], Any]:
-    """From the model's units to the user's; `smooth` without rounding and bounds, which have no gradient."""
+    """The map from the model's units to the user's; `smooth` skips rounding and clipping, which have no gradient."""
     spec, process = getattr(model, "spec", None), model.process
     if spec is None:
         return _same

@@ -1,16 +1,16 @@
-"""Where a sampler's error comes from, on a law that is known: four sources, each alone, and what they make together.
+"""The error budget of a sampler on a known distribution: four sources of error, each alone and all together.
 
-Noise xi ~ N(0, I) has its exact sample x* = Phi(xi), the probability flow from pure noise to the clean data, and
-d = (what the sampler makes of xi) - x*. Each source is switched on alone:
+Noise xi ~ N(0, I) has the exact sample x* = Phi(xi), by the probability flow from pure noise to clean data, and the
+displacement d = (the sampler's output for xi) - x*. Each source is switched on alone:
 
     initialisation   Phi(sigma(1) xi) - x*          the prior instead of the noised data
-    truncation       the exact flow ends as the sampler does: at t_stop > 0, or by a straight step from sigma(0) > 0
+    truncation       the exact flow ends like the sampler: at t_stop > 0, or by a straight step from sigma(0) > 0
     discretisation   the plan instead of the flow, from the exact start, with the exact denoiser
     score            the model instead of the exact denoiser, along the flow
 
-With the law of xi as the coupling, sqrt(E |d|^2) bounds the Wasserstein-2 distance from above; for one Gaussian, whose
-maps are symmetric, it is that distance. To first order the displacements add up, sum_i d_i = d, and so do the shares
-E<d_i, d> / sqrt(E |d|^2); what is left over is their interaction.
+Coupled through xi, sqrt(E |d|^2) is an upper bound of the Wasserstein-2 distance; for a single Gaussian, whose maps are
+symmetric, the two are equal. To first order the displacements add up, sum_i d_i = d, and so do the shares
+E<d_i, d> / sqrt(E |d|^2); the rest is the interaction.
 Source: Chen et al. 2022 (2209.11215), Theorem 2, for the first three sources; Peyre and Cuturi 2019 (1803.00567),
 Remark 2.31, for Gaussians.
 """
@@ -46,8 +46,8 @@ _FINE_STEPS = 256
 class Budget:
     """Root mean squares of the displacements, in the units of the model's data.
 
-    alone: of each source by itself; shares: what each adds to `total`, negative where it cancels others;
-    interaction: total - sum of the shares; points: how many draws (0: exact, by the linear maps of one Gaussian).
+    alone: each source by itself; shares: the contribution of each to `total`, negative if it cancels others;
+    interaction: total - sum of the shares; points: the number of draws (0: exact, by the linear maps of one Gaussian).
     """
 
     alone: dict[str, float]
@@ -63,7 +63,7 @@ class Budget:
     def __str__(self) -> str:
         how = f"{self.points} points" if self.points else "closed form"
         lines = [
-            f"{self.plan}: distance to the law {self.total:.4g} ({how})",
+            f"{self.plan}: distance to the exact distribution {self.total:.4g} ({how})",
             f"{'source':>16} {'alone':>10} {'share':>10}",
         ]
         lines += [f"{name:>16} {self.alone[name]:10.3g} {self.shares[name]:+10.3g}" for name in SOURCES]
@@ -71,7 +71,7 @@ class Budget:
 
 
 class _Ends:
-    """The exact flow of a law between pure noise, the process's levels and the clean data, by way of the flow path."""
+    """The exact flow between pure noise, the process's levels and clean data, computed on the flow schedule."""
 
     def __init__(self, truth: Truth, process: Gaussian, label: Any) -> None:
         self.truth, self.schedule, self.label = truth, process.schedule, label
@@ -104,27 +104,28 @@ def error_budget(
     seed: int = 0,
     label: Any = None,
 ) -> Budget:
-    """The budget of a deterministic sampler of `model`, of which `truth` is the exact law in the model's units.
+    """The error budget of a deterministic sampler of `model`, for data with the exact distribution `truth`.
 
-    truth: the model's own law by default, where it is exact. A state that stops at t_stop > 0 counts as z / alpha. n
-    draws of noise; none are needed, and the figures are exact, where model and truth are one Gaussian each.
+    truth: in the model's units; by default that of the model itself, if it is exact. States at t_stop > 0 count as
+    z / alpha. n: the number of noise draws; if model and truth are one Gaussian each, none are needed and the result is
+    exact.
     """
-    require_numbers(model, "The error budget of a flow", "compare the law of its samples with the data's")
+    require_numbers(model, "The error budget of a flow", "compare the distributions of its samples and of the data")
     law = exact_law(model)
     if truth is None:
         if law is None:
-            raise SfumatoError("An error budget needs the exact law of the data: pass truth=...")
+            raise SfumatoError("An error budget needs the exact distribution of the data: pass truth=...")
         truth = law.truth
     plan = make_plan(model, steps, solver, 1.0, t_stop)
     if plan.stochastic:
-        raise SfumatoError(f"{plan.name} draws noise, and its samples have no counterparts: use eta = 0 or an ODE.")
+        raise SfumatoError(f"{plan.name} is stochastic, but an error budget needs a deterministic solver: use eta = 0.")
     linear = _one_gaussian(truth) and law is not None and _one_gaussian(law.truth)
     xi = _sigma_points(truth) if linear else noise.normal(seed, range(n), truth.shape, dtype=torch.float64)
-    moves = _displacements(model, truth, plan, xi, t_stop, label)
-    mean = {name: d.flatten(1) for name, d in moves.items()}
-    total = float(mean["total"].square().sum(1).mean().sqrt())
-    alone = {name: float(mean[name].square().sum(1).mean().sqrt()) for name in SOURCES}
-    shares = {name: float((mean[name] * mean["total"]).sum(1).mean()) / (total or 1.0) for name in SOURCES}
+    displacements = _displacements(model, truth, plan, xi, t_stop, label)
+    d = {name: each.flatten(1) for name, each in displacements.items()}
+    total = float(d["total"].square().sum(1).mean().sqrt())
+    alone = {name: float(d[name].square().sum(1).mean().sqrt()) for name in SOURCES}
+    shares = {name: float((d[name] * d["total"]).sum(1).mean()) / (total or 1.0) for name in SOURCES}
     return Budget(alone, shares, total, 0 if linear else n, plan.name)
 
 
@@ -136,7 +137,7 @@ def _displacements(model: Model, truth: Truth, plan: Any, xi: Tensor, t_stop: fl
     straight = t_stop == 0 and float(process.schedule.sigma(0.0)) > 0
 
     def finish(z: Tensor, by: Model) -> Tensor:
-        """The sample that is read from the state at the stop."""
+        """The sample from the state at t_stop."""
         if straight:
             return by(z, 0.0, **resolve(by, {"label": label}, len(z))).x
         return z / alpha
@@ -162,7 +163,7 @@ def _displacements(model: Model, truth: Truth, plan: Any, xi: Tensor, t_stop: fl
 
 
 def _follow(model: Model, z: Tensor, t_stop: float, label: Any, finish: Callable[[Tensor, Model], Tensor]) -> Tensor:
-    """The end of the model's own flow from z, in steps so fine that their error is negligible."""
+    """The end of the model's own flow from z, in steps so fine that the solver's error is negligible."""
     schedule = model.process.schedule
     ratio = float(torch.exp(-schedule.logsnr(t_stop) / 2))
     track = Track.of(schedule, _FINE_STEPS, 1.0, ratio if ratio > 0 else None)
@@ -176,6 +177,6 @@ def _one_gaussian(truth: Truth) -> bool:
 
 
 def _sigma_points(truth: Truth) -> Tensor:
-    """+- sqrt(D) e_i, of mean 0 and covariance I: exact for the mean square of what is affine in the noise."""
+    """+- sqrt(D) e_i, of mean 0 and covariance I: exact for mean squares of affine functions of the noise."""
     one = math.sqrt(truth.dim) * torch.eye(truth.dim, dtype=torch.float64)
     return torch.cat((one, -one)).reshape(-1, *truth.shape)

@@ -1,9 +1,10 @@
-"""What a noise schedule is: a curve t -> (alpha, sigma), z = alpha(t) x + sigma(t) eps; t = 0 is data, t = 1 is noise.
+"""Noise schedules: t -> (alpha, sigma) for z = alpha(t) x + sigma(t) eps, from data at t = 0 to noise at t = 1.
 
     logsnr = log(alpha^2 / sigma^2)
     f = d log alpha / dt,   g^2 = d sigma^2 / dt - 2 f sigma^2 = -sigma^2 dlogsnr/dt
 
-Every quantity is computed in float64. A schedule is one curve and its inverse; the rest is derived once, here.
+Every quantity is computed in float64. A schedule implements the curve, its rates and its inverse; the rest is derived
+here.
 Sources: Song et al. 2021 (2011.13456) for VP, VE and sub-VP; Kingma et al. 2021 (2107.00630) for logsnr.
 """
 
@@ -21,36 +22,34 @@ from sfumato.registry import make
 
 Time = Tensor | float | int
 
-# Where an infinite logsnr is cut. Each use has its own limit; another one would change samples and losses.
-NODE_LIMIT = (
-    12.0  # nodes and clocks of solvers, sigma/alpha from exp(-6) to exp(6): beyond, a step is a step to the end
-)
-DRAWN_LIMIT = 15.0  # levels of training: beyond, the loss is constant to 3e-7 of its value
-INPUT_LIMIT = 40.0  # input of networks: beyond, a state is clean or pure noise in double precision
+# Limits that replace an infinite logsnr, one for each use; other values would change samples and losses.
+NODE_LIMIT = 12.0  # nodes and clocks of solvers, sigma/alpha from exp(-6) to exp(6): further out a single step suffices
+DRAWN_LIMIT = 15.0  # training levels: further out the loss is constant to a relative 3e-7
+INPUT_LIMIT = 40.0  # network inputs: further out a state is clean or pure noise in double precision
 
 
 def as_time(t: Time) -> Tensor:
-    """Any time or logsnr as a float64 tensor, on its own device."""
+    """A time or logsnr as a float64 tensor, on its own device."""
     return torch.as_tensor(t, dtype=torch.float64)
 
 
 def require(holds: bool, schedule: Schedule, rule: str) -> None:
-    """Raise SfumatoError unless the rule on a schedule's arguments holds."""
+    """Raise SfumatoError, naming the rule, unless it holds for a schedule's arguments."""
     if not holds:
         raise SfumatoError(f"{type(schedule).__name__} needs {rule}.")
 
 
-def schedule_of(given: Any) -> Schedule:
-    """A schedule as it is, or that of a name, with or without numbers: "cosine", "ve(sigma_max=80)"."""
-    found = make("schedule", given)
-    if not isinstance(found, Schedule):
-        raise SfumatoError(f"A noise schedule is one of sf.schedules or its name, and not {given!r:.80}.")
-    return found
+def schedule_of(spec: Any) -> Schedule:
+    """The schedule itself, or the one that a name describes: "cosine", "ve(sigma_max=80)"."""
+    schedule = make("schedule", spec)
+    if not isinstance(schedule, Schedule):
+        raise SfumatoError(f"A noise schedule must be one of sf.schedules or its name, not {spec!r:.80}.")
+    return schedule
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule(abc.ABC):
-    """The curve t -> (alpha, sigma). A subclass gives the curve, its rates and the inverse of its logsnr."""
+    """A curve t -> (alpha, sigma). Subclasses implement the curve, its rates and the inverse of its logsnr."""
 
     @abc.abstractmethod
     def curve(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,7 +61,7 @@ class Schedule(abc.ABC):
 
     @abc.abstractmethod
     def curve_time(self, logsnr: Tensor) -> Tensor:
-        """t with logsnr(t) = logsnr; beyond the ends anything, `time` clamps."""
+        """t with logsnr(t) = logsnr; arbitrary beyond the ends, since `time` clamps."""
 
     def __call__(self, t: Time) -> tuple[Tensor, Tensor]:
         return self.curve(as_time(t))
@@ -98,7 +97,7 @@ class Schedule(abc.ABC):
     def diffusion(self, t: Time) -> Tensor:
         """g^2 = 2 sigma (sigma' - f sigma)."""
         (alpha, sigma), (da, ds) = self(t), self.rates(t)
-        # sigma' is infinite where a VP curve leaves sigma = 0; alpha^2 + sigma^2 = 1 makes g^2 = -2 f there
+        # at sigma = 0 sigma' of a VP curve is infinite; there alpha^2 + sigma^2 = 1 gives g^2 = -2 f
         vp_start = (sigma == 0) & ds.isinf()
         return torch.where(vp_start, -2 * da / alpha, 2 * sigma * (ds - da / alpha * sigma))
 
@@ -116,7 +115,7 @@ class Schedule(abc.ABC):
                 value = value.config()
             elif callable(value):
                 raise SfumatoError(
-                    f"{type(self).__name__} holds a Python function and cannot go into a file: use a named schedule."
+                    f"{type(self).__name__} contains a Python function and cannot be saved: use a named schedule."
                 )
             args[field.name] = list(value) if isinstance(value, tuple) else value
         return {"name": type(self).__name__, "args": args}

@@ -1,4 +1,4 @@
-"""Which plan a model is sampled with: one that was given, one that the model carries, or a solver's."""
+"""Choose the plan for sampling a model: the caller's, one stored with the model, or a solver's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sfumato.registry import make
 from sfumato.solvers import Plan, Solver, default
 
 DEFAULT_STEPS = 20
-AnySolver = Solver | Plan | str  # a name stands for what it makes
+AnySolver = Solver | Plan | str  # a name is resolved to a solver or plan
 
 
 def make_plan(
@@ -24,7 +24,7 @@ def make_plan(
     guidance: Scale | None = None,
     interval: tuple[float, float] | None = None,
 ) -> Plan:
-    """The plan that `sample` runs: a given Plan as it is, a solver's, or without either one that the model carries."""
+    """The plan that `sample` runs: `solver` if it is a Plan, else the solver's; by default one stored in the model."""
     chosen: Any = make("solver", solver)
     if isinstance(chosen, Plan):
         if steps is not None and steps != chosen.steps:
@@ -32,7 +32,7 @@ def make_plan(
         chosen.check(model)
         return chosen
     if chosen is not None and not hasattr(chosen, "plan"):
-        raise SfumatoError(f"solver is a solver, its name or a plan, not {solver!r:.80}.")
+        raise SfumatoError(f"solver must be a solver, its name or a plan, not {solver!r:.80}.")
     steps = DEFAULT_STEPS if steps is None else whole("steps", steps)
     stored = stored_plan(model, steps, t_start, t_stop, guidance, interval) if chosen is None else None
     plan: Plan = stored or (chosen or usual_solver(model)).plan(model.process, steps, t_start, t_stop)
@@ -40,7 +40,7 @@ def make_plan(
 
 
 def usual_solver(model: Any) -> Any:
-    """The solver of a model when none is named: by its process, and by whether it is exact."""
+    """The default solver of a model, by its process and by whether it is exact."""
     name = model.process.default_solver
     return default(exact=getattr(model, "exact", False)) if name == "multistep" else make("solver", name)
 
@@ -53,11 +53,11 @@ def stored_plan(
     guidance: Scale | None = None,
     interval: tuple[float, float] | None = None,
 ) -> Plan | None:
-    """The plan of this many steps that the model carries for this range, its own schedule and this guidance, if any."""
-    wanted = guidance_of(model, guidance, interval)
+    """The model's stored plan for this number of steps, range and guidance and for its schedule, or None."""
+    needed = guidance_of(model, guidance, interval)
     for plan in getattr(model, "plans", {}).values():
         ends = (plan.times[0], plan.stop)
-        if plan.steps == steps and ends == (t_start, t_stop) and plan.fits(model) and plan.guidance in (None, wanted):
+        if plan.steps == steps and ends == (t_start, t_stop) and plan.fits(model) and plan.guidance in (None, needed):
             return plan
     return None
 
@@ -65,7 +65,7 @@ def stored_plan(
 def guidance_of(
     model: Model, guidance: Scale | None = None, interval: tuple[float, float] | None = None
 ) -> tuple[Scale, tuple[float, float] | None]:
-    """(scale, interval) under which a model is sampled: what is asked for, or that of a `Guided` within; 1 without."""
+    """(scale, interval) of the guidance: the arguments, or those of a `Guided` in the model; (1, None) without any."""
     while guidance is None and isinstance(model, Wrapped):
         if isinstance(model, Guided):
             guidance, interval = model.scale, model.interval

@@ -1,6 +1,6 @@
 """States: a tensor (B, ...), or a dict of states that are corrupted together (`process.Product`).
 
-Whatever cuts, joins or moves a batch does so through these few functions, and serves both.
+Code that splits, joins or moves batches uses these functions, which handle both.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Shape = Any  # tuple[int, ...] | dict[str, "Shape"]: of one sample
 
 
 def map_state(f: Callable[..., Any], *states: State) -> State:
-    """f of the leaves, in the form of the states, which all have the same."""
+    """Apply f to the corresponding leaves of states of the same structure."""
     first = states[0]
     if isinstance(first, Mapping):
         return {name: map_state(f, *(state[name] for state in states)) for name in first}
@@ -32,9 +32,9 @@ def rows_of(state: State, index: Tensor | slice) -> State:
 
 
 def numbered(which: Any, count: int | None = None, of: str = "rows") -> Tensor:
-    """Rows as their numbers, int64: those where a mask, bool (count,), is true, or numbers themselves.
+    """Row numbers, int64, from a bool mask (count,) or from numbers.
 
-    count: of all rows, where these are numbers below it (below 0: from the end). of: what sentences call them.
+    count: the total number of rows, to check the numbers (negative ones count from the end). of: their name in errors.
     """
     index = torch.as_tensor(which).cpu()
     index = index.reshape(-1) if index.ndim == 0 else index
@@ -44,22 +44,22 @@ def numbered(which: Any, count: int | None = None, of: str = "rows") -> Tensor:
     if not whole or index.ndim != 1:
         mask = "" if count is None else f" ({count},)"
         got = f"{str(index.dtype).removeprefix('torch.')} {tuple(index.shape)}"
-        raise SfumatoError(f"The {of} are whole numbers, one axis of them, or a mask, bool{mask}; got {got}.")
+        raise SfumatoError(f"The {of} must be one axis of integers or a bool mask{mask}; got {got}.")
     index = index.to(torch.int64)
     if count is None:
         return index
     if bool(((index < -count) | (index >= count)).any()):
-        raise SfumatoError(f"The {of} are numbers from 0 to {count - 1}; got {index.tolist()}.")
+        raise SfumatoError(f"The {of} must be numbers from 0 to {count - 1}; got {index.tolist()}.")
     return torch.where(index < 0, index + count, index)
 
 
 def cat_states(states: Sequence[State]) -> State:
-    """The rows of all, one after the other."""
+    """Concatenate states along the batch."""
     return map_state(lambda *leaves: torch.cat(leaves), *states)
 
 
 def first_leaf(state: State) -> Tensor:
-    """The first tensor of a state, for what all share: the number of rows, the device."""
+    """The first tensor of a state, to read what all leaves share: the number of rows, the device."""
     while isinstance(state, Mapping):
         state = next(iter(state.values()))
     return state
@@ -71,8 +71,8 @@ def shape_of(state: State) -> Shape:
 
 
 def numbers(noise: Noise | State, shape: Shape, device: Any = None, dtype: torch.dtype = torch.float32) -> State:
-    """Standard normal numbers for samples of `shape`: those of a source of noise, each leaf of a dict with a stream of
-    its own; numbers that are given already pass."""
+    """Standard normal numbers for samples of `shape` from a `Noise` source, with an independent stream for each leaf of
+    a dict; anything else is returned unchanged."""
     if not isinstance(noise, Noise):
         return noise
     if isinstance(shape, Mapping):
@@ -81,7 +81,7 @@ def numbers(noise: Noise | State, shape: Shape, device: Any = None, dtype: torch
 
 
 def numbers_like(noise: Noise | State, state: State) -> State:
-    """Standard normal numbers for a state: of its shapes and device; of its dtype where that is one of real numbers."""
+    """Standard normal numbers with the shapes and device of a state, and its dtype if that is floating point."""
     if not isinstance(noise, Noise):
         return noise
     if isinstance(state, Mapping):
@@ -90,16 +90,16 @@ def numbers_like(noise: Noise | State, state: State) -> State:
     return noise.normal(tuple(state.shape[1:]), state.device, dtype)
 
 
-def samples(given: Any, what: str) -> Tensor:
-    """Finite numbers (B, ...) as a tensor; SfumatoError says how many are not, and where the first is."""
+def samples(values: Any, what: str) -> Tensor:
+    """Finite samples (B, ...) as a tensor; SfumatoError reports how many values are not finite, and the first place."""
     try:
-        x = torch.as_tensor(given)
+        x = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError):
-        raise SfumatoError(f"{what} takes numbers (B, ...), not a {type(given).__name__}.") from None
+        raise SfumatoError(f"{what} takes numbers (B, ...), not a {type(values).__name__}.") from None
     if x.ndim < 2 or not len(x):
         raise SfumatoError(f"{what} takes samples (B, ...), at least one, not an array of shape {tuple(x.shape)}.")
     wrong = (~x.isfinite()).nonzero()
     if len(wrong):
         where = tuple(wrong[0].tolist())
-        raise SfumatoError(f"{what} was given {len(wrong):,} values that are NaN or infinite, the first at {where}.")
+        raise SfumatoError(f"{what} got {len(wrong):,} values that are NaN or infinite, the first at {where}.")
     return x

@@ -1,11 +1,11 @@
-"""Prediction types as rows: every target is y = a x + b eps, and z = alpha x + sigma eps is the second equation.
+"""Prediction targets as rows (a, b): y = a x + b eps together with z = alpha x + sigma eps determines x and eps.
 
     [alpha sigma] [x  ]   [z]                        det = b alpha - a sigma
     [a     b    ] [eps] = [y]        x = (b z - sigma y) / det,   eps = (alpha y - a z) / det
                                      |dy|^2 = (det / sigma)^2 |dx|^2 = (det / alpha)^2 |deps|^2
 
-At sigma = 0 the state is the data: x = z/alpha, and E[eps | z] = 0. At alpha = 0 a row whose second entry alone
-survives (eps, score) says nothing of x: such a pair is refused.
+At sigma = 0 the state is the data: x = z/alpha, and E[eps | z] = 0. At alpha = 0 a row with a = 0 (eps, score) carries
+no information on x and raises SfumatoError.
 Sources: Salimans and Ho 2022 (2202.00512) for v; Karras et al. 2022 (2206.00364), Eq. 7-8, for F.
 """
 
@@ -21,7 +21,7 @@ from sfumato.errors import SfumatoError
 from sfumato.registry import register
 from sfumato.schedule import Schedule, Time, as_time
 
-NAMES = registry.names("target")  # those of the package
+NAMES = registry.names("target")  # the built-in targets
 
 
 class Row(NamedTuple):
@@ -41,7 +41,7 @@ class Solution(NamedTuple):
 
 
 def row(name: str, schedule: Schedule, t: Time, sigma_data: float = 1.0) -> Row:
-    """The row (a, b) of a named target at times t; each is registered below, and a user's own beside them."""
+    """The row (a, b) of a named target at times t: one of those registered below, or a user's own."""
     return registry.get("target", name)(schedule, as_time(t), sigma_data)
 
 
@@ -88,12 +88,12 @@ def raw(schedule: Schedule, t: Tensor, sigma_data: float) -> Row:
 
 
 def solve(row: Row, alpha: Tensor, sigma: Tensor) -> Solution:
-    """The coefficients that read (x, eps) out of (z, y). Raises where the row cannot tell x (alpha = 0, a = 0)."""
+    """The coefficients of (x, eps) in terms of (z, y). Raises SfumatoError if x is undetermined (alpha = a = 0)."""
     a, b = row
     det = b * alpha - a * sigma
     clean = sigma == 0
     if not det.is_meta and bool(((det == 0) & ~clean).any()):
-        raise SfumatoError("This target says nothing of x at alpha = 0 (zero signal): use x, v, velocity or F there.")
+        raise SfumatoError("This target cannot determine x at alpha = 0 (zero signal): use x, v, velocity or F.")
     inverse = 1 / torch.where(clean, 1.0, det)
     # at sigma = 0: x = z / alpha and eps = 0, whatever the row
     return Solution(
@@ -105,7 +105,7 @@ def solve(row: Row, alpha: Tensor, sigma: Tensor) -> Solution:
 
 
 def check(name: str, schedule: Schedule) -> None:
-    """Refuse a target that cannot be read at the schedule's noise end."""
+    """Raise SfumatoError if the target does not determine x, or is infinite, at the schedule's noise end."""
     at_noise = row(name, schedule, 1.0).a
     if float(schedule.alpha(1.0)) == 0 and float(at_noise) == 0:
         raise SfumatoError(
@@ -114,8 +114,8 @@ def check(name: str, schedule: Schedule) -> None:
         )
     if not bool(at_noise.isfinite()):
         raise SfumatoError(
-            f"Target {name!r} is infinite at t = 1 of {type(schedule).__name__}, where alpha falls to 0 like a root: "
-            "use target='v', 'x' or 'F'."
+            f"Target {name!r} is infinite at t = 1 of {type(schedule).__name__}, where alpha goes to 0 like a square "
+            "root: use target='v', 'x' or 'F'."
         )
 
 

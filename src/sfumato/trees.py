@@ -101,7 +101,7 @@ def build(tree: Any, kind: str) -> Any:
         raise SfumatoError(f'A {KINDS[kind].words} is described by {{"name": ..., "args": {{...}}}}; got {got}.')
     name = str(tree["name"])
     if not registry.known(kind, name):
-        raise _lacking(name, KINDS[kind].words)
+        raise _lacking(name, kind)
     return _made(name, registry.get(kind, name), tree["args"])
 
 
@@ -115,7 +115,7 @@ def _built(tree: Any, kind: str | None) -> Any:
         name = str(tree["name"])
         maker = registry.found(kind, name)
         if maker is None:
-            raise _lacking(name, "class" if kind is None else KINDS[kind].words)
+            raise _lacking(name, kind)
         return _made(name, maker, tree["args"])
     if isinstance(tree, list):
         return [_built(each, kind) for each in tree]
@@ -164,12 +164,13 @@ def _plain(value: Any, of: str) -> None:
         _plain(each, of)
 
 
-def _lacking(name: str, what: str) -> SfumatoError:
-    """The error for a name that is not registered as a kind that files may contain."""
-    other = next((kind for kind in KINDS if not KINDS[kind].held and registry.known(kind, name)), None)
+def _lacking(name: str, kind: str | None) -> SfumatoError:
+    """The error for a name that is not registered as a kind that files may contain. kind: the expected one."""
+    what = "class" if kind is None else KINDS[kind].words
+    other = next((each for each in KINDS if not KINDS[each].held and registry.known(each, name)), None)
     if other is not None:
         return SfumatoError(f"A model file holds no {KINDS[other].words}, and this one names {name!r} as a {what}.")
-    near = get_close_matches(name, registry.held(), n=1)
+    near = get_close_matches(name, registry.held(kind), n=1)
     return SfumatoError(
         f"There is no {what} {name!r} here{f', did you mean {near[0]!r}?' if near else '.'} {give(name)}"
     )

@@ -47,7 +47,7 @@ def test_a_fault_has_status_1(call, run, tmp_path):
     sf.train(x, tmp_path / "fast", labels=labels, console=Silent(), lr=0.4, **SETTINGS)
     status, out, _ = call("doctor", tmp_path / "fast")
     assert status == 1 and "error lr-high: " in out and "docs/faults/lr-high.md" in out
-    assert "Not looked for, since the data were in memory: give --data" in out
+    assert "Not looked for, since the data were in memory (give --data): " in out
     np.savez(tmp_path / "loud.npz", x=255 * x, labels=labels)
     status, out, _ = call("doctor", run / "model.safetensors", "--data", tmp_path / "loud.npz")
     assert status == 1 and "as if it had been multiplied by 255" in out and "a file alone has no log" in out

@@ -28,8 +28,10 @@ def test_images_in_bits_under_their_classes(call, models, workplace):
     x = np.random.default_rng(2).integers(0, 256, (6, 1, 8, 8), dtype=np.uint8)
     np.savez("set.npz", x=x, labels=np.resize([3, 5], 6))
     words = ("likelihood", models["images"], "set.npz", "--steps", 4, "--trace", "rademacher", "--probes", 2)
-    status, out, _ = call(*words)
+    status, out, err = call(*words)
     assert status == 0 and "bits per dimension" in out and "uniform" in out
+    assert err == "Not conditioned on label; --conditional takes each sample under its own.\n"
+    assert "Not conditioned" not in call(*words, "--conditional")[2] + call(*words, "--class", 9)[2]
     plain, classes, one = (
         json.loads(call(*words, "--json", *more)[1]) for more in ((), ("--conditional",), ("--class", "9"))
     )

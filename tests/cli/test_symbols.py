@@ -45,12 +45,12 @@ def test_symbols_are_trained_sampled_and_measured(call, symbols, tmp_path, proce
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["tune", "RUN", "--steps", "3"], "real numbers alone"),
+        (["tune", "RUN", "--steps", "3"], "only for a Gaussian process"),
         (["sample", "RUN", "--solver", "heun"], "cannot sample the states of Masked"),
-        (["likelihood", "RUN", "DATA", "--method", "ode"], "take method='elbo'"),
+        (["likelihood", "RUN", "DATA", "--method", "ode"], "use method='elbo'"),
         (["explain-objective", "RUN"], "has none"),
         (["train", "DATA", "--process", "product", "--steps", "3"], "needs the argument 'processes'"),
-        (["train", "DATA", "--process", "masked(states=2)", "--steps", "3"], "whole numbers 0 to 1"),
+        (["train", "DATA", "--process", "masked(states=2)", "--steps", "3"], "integers from 0 to 1"),
     ],
 )
 def test_what_has_no_answer_is_one_sentence(call, symbols, tmp_path, words, said):

@@ -71,6 +71,16 @@ def test_help_and_parsing_load_no_torch():
         ("demo --minutes two", "argument --minutes: invalid float value: 'two'"),
         ("--modules", "argument --modules: expected one argument"),
         ("train digits --config=", "--config names no file: give the path of a YAML file"),
+        ("train digits --out=--", "--out=-- has no value: give one, or leave it out"),
+        ("--modules=-- info m", "--modules=-- has no value: give one, or leave it out"),
+        ("train digits --net DiT(depth=None)", "depth takes a whole number, not None"),
+        ("train digits --net DiT(depth=1e999)", "depth takes a whole number, not inf"),
+        ("train digits --schedule ve(sigma_max=80j)", "sigma_max takes a number, not 80j"),
+        (
+            "train digits --loss autoencoding --net DiT(depth=1,width=32)",
+            "trains an Autoencoder, and the network is a DiT",
+        ),
+        ("train digits --device meta", "There is no device 'meta'"),
     ],
 )
 def test_wrong_words_are_one_sentence(refused, words, expected):

@@ -1,5 +1,6 @@
 """The cache of what was decoded: the same samples, found whole or not at all, by any number of processes."""
 
+import errno
 import os
 import resource
 import shutil
@@ -161,6 +162,17 @@ def test_a_folder_that_cannot_be_the_cache_is_one_sentence(folder, kept, monkeyp
     monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path / "file"))
     source = data.open(folder)
     assert len(source) == COUNT - 1 and any("not kept in the cache" in note for note in source.notes)
+
+
+def test_a_cache_that_may_only_be_read_is_used(folder, kept, monkeypatch):
+    wanted = data.open(folder)
+
+    def utime(path):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+
+    monkeypatch.setattr(os, "utime", utime)  # as a file system that is mounted read-only, which root alone could mount
+    no_decoding(monkeypatch)
+    assert same(data.open(folder), wanted)
 
 
 def test_the_cache_keeps_to_its_limit(folder, kept, monkeypatch):

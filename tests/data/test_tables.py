@@ -117,6 +117,26 @@ def test_a_column_of_lists_is_the_samples(tmp_path, fixed):
     assert torch.equal(source.x, torch.from_numpy(values))
 
 
+def test_a_column_of_numbers_is_a_condition_where_its_kind_is_said(tmp_path):
+    """It leaves the samples, may have empty cells, and is read so again by the spec of a model of it."""
+    age = [None if i % 10 == 0 else 20.0 + i for i in range(60)]
+    path = write(tmp_path / "x.parquet", numbers(age=age, target=[i % 7 for i in range(60)]))
+    source = data.open(path, conditions={"age": "scalar", "target": "scalar"})
+    assert torch.equal(source.x, torch.from_numpy(NUMBERS))
+    assert {name: found.kind for name, found in source.conditions.items()} == {"age": "scalar", "target": "scalar"}
+    assert source.conditions["age"].present.sum() == 54
+    again = data.open(path, conditions=data.DataSpec.fit(source))
+    assert torch.equal(again.x, source.x) and set(again.conditions) == {"age", "target"}
+    assert set(data.open(path, conditions={"b": "scalar", "age": "scalar"}).conditions) == {"label", "b", "age"}
+
+
+def test_a_number_of_the_samples_cannot_be_ignored(tmp_path):
+    path = write(tmp_path / "x.parquet", numbers(note=[f"words {i}" for i in range(60)]))
+    assert not data.open(path, conditions={"note": "ignore"}).conditions
+    with pytest.raises(SfumatoError, match="'b' is one of the numbers of each sample and cannot be ignored: remove"):
+        data.open(path, conditions={"b": "ignore"})
+
+
 @pytest.mark.parametrize(
     ("table", "words"),
     [
@@ -141,6 +161,9 @@ def test_files_that_are_no_tables_are_one_sentence(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"nonsense")
     with pytest.raises(SfumatoError, match="cannot be read as a table"):
         data.open(tmp_path / "x.parquet")
+    (tmp_path / "latin.csv").write_bytes("a,é\n1.5,2.5\n".encode("latin-1"))
+    with pytest.raises(SfumatoError, match="latin.csv cannot be read as a table: .*utf-8"):
+        data.open(tmp_path / "latin.csv")
     write(tmp_path / "two" / "a.parquet", numbers())
     write(tmp_path / "two" / "b.parquet", numbers(d=NUMBERS[:, 0]))
     with pytest.raises(SfumatoError, match="b.parquet has other columns than .*a.parquet"):

@@ -84,5 +84,5 @@ def test_mistakes_are_one_sentence():
         with pytest.raises(SfumatoError, match=words):
             sf.draws(model, WHITE, **options)
     symbols = sf.Masked(sf.schedules.Flow(), 3)
-    with pytest.raises(SfumatoError, match="real numbers alone"):
+    with pytest.raises(SfumatoError, match="only for a Gaussian process"):
         sf.draws(symbols, torch.zeros(4, 1))

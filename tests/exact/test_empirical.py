@@ -99,7 +99,7 @@ def test_posterior_variance_is_the_error_of_the_denoiser(data):
         ((torch.full((2, 2), math.nan),), "finite"),
         ((torch.zeros(0, 2),), "at least 1"),
         ((torch.zeros(3, 2), torch.zeros(2)), "labels"),
-        ((torch.zeros(3, 2), None, torch.tensor([1.0, -1.0, 1.0])), "not negative"),
+        ((torch.zeros(3, 2), None, torch.tensor([1.0, -1.0, 1.0])), "non-negative"),
         ((torch.zeros(3, 2), None, torch.ones(2)), "weights must be 3"),
     ],
 )

@@ -275,7 +275,7 @@ def test_fields_of_any_shape_and_single_precision(process):
     ("call", "says"),
     [
         (lambda m, p: GaussianMixture([0.5, 0.5], [[0.0, 1.0]], 1.0), "weights"),
-        (lambda m, p: GaussianMixture([0.5, -0.5], [[0.0], [1.0]], 1.0), "not negative"),
+        (lambda m, p: GaussianMixture([0.5, -0.5], [[0.0], [1.0]], 1.0), "non-negative"),
         (lambda m, p: GaussianMixture([1.0], [[0.0, 1.0]], [[[1.0, 2.0], [2.0, 1.0]]]), "semi-definite"),
         (lambda m, p: GaussianMixture([1.0], [[0.0, 1.0]], [[[1.0, 0.2], [0.0, 1.0]]]), "symmetric"),
         (lambda m, p: GaussianMixture([1.0], [[0.0, 1.0]], torch.ones(3, 2)), "covs"),

@@ -79,8 +79,8 @@ def test_places_entropy_and_mistakes() -> None:
     assert law.place(law.states).tolist() == [0, 1, 2, 3]
     assert law.entropy == pytest.approx(1.5 * math.log(2), abs=1e-15)
     assert law.log_prob(torch.tensor([[1, 0], [0, 1]])).tolist() == [math.log(0.25), -math.inf]
-    for wrong, words in [([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]], "one length"), ([[1.0, -1.0], [0.0, 1.0]], "negative")]:
+    for wrong, words in [([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]], "same length"), ([[1.0, -1.0], [0.0, 1.0]], "negative")]:
         with pytest.raises(SfumatoError, match=words):
             Table(torch.tensor(wrong))
-    with pytest.raises(SfumatoError, match="2 states and the table 3"):
+    with pytest.raises(SfumatoError, match="2 symbols, but the table has 3"):
         table(3, 2).noised(Uniform(schedules.Flow()), 0.5)

@@ -74,7 +74,7 @@ def test_the_variance_is_learned_or_given() -> None:
         ({"shape": (1, 8, 8), "channels": ()}, "at least one level"),
         ({"shape": (4,), "latent": 0}, "positive sizes"),
         ({"shape": (4,), "variance": 0.0}, "above 0"),
-        ({"shape": (4,), "bottleneck": "vq", "codes": 1}, "2 codes or more"),
+        ({"shape": (4,), "bottleneck": "vq", "codes": 1}, "at least 2 codes"),
     ],
 )
 def test_mistakes_are_said(arguments: dict, words: str) -> None:

@@ -141,8 +141,8 @@ def test_a_bottleneck_takes_and_ignores_conditions():
 def test_mistakes_are_said():
     one = {"mass": {"kind": "scalar"}}
     cases = [
-        (lambda: MLP(2, conditions=TOKENS), "attends to nothing"),
-        (lambda: UNet((1, 8, 8), (8,), 1, conditions=TOKENS), "attend"),
+        (lambda: MLP(2, conditions=TOKENS), "has no attention"),
+        (lambda: UNet((1, 8, 8), (8,), 1, conditions=TOKENS), "without attention"),
         (lambda: UNet((1, 8, 8), (8,), 1, conditions={"map": {"kind": "field", "shape": [1, 8]}}), "as many axes"),
         (lambda: MLP(2, conditions={"a": {"kind": "colour"}}), "kind 'colour'"),
         (lambda: MLP(2, conditions={"a": {"kind": "vector"}}), "its kind and size"),

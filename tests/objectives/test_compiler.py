@@ -344,6 +344,16 @@ def test_a_weighted_loss_is_an_expectation_of_bounds(name, known):
     assert bool((inside >= -1e-12).all()) == found.monotone
 
 
+def test_dials_by_their_names():
+    named = Objective(FLOW, "velocity", "mode(s=0.8)", "sigmoid(bias=-2)")
+    made = Objective(FLOW, "velocity", times.Mode(0.8), weights.sigmoid(-2.0))
+    lam = torch.linspace(-9, 9, 31, dtype=F64)
+    assert torch.equal(named.weight(lam), made.weight(lam)) and torch.equal(named.density(lam), made.density(lam))
+    assert torch.equal(Objective(FLOW, weight="plain").weight(lam), Objective(FLOW).weight(lam))
+    with pytest.raises(SfumatoError, match="There is no weight 'sigmod': did you mean 'sigmoid'"):
+        Objective(FLOW, weight="sigmod")
+
+
 def test_the_law_of_the_noise_in_closed_form():
     """w = sigmoid(b - lam): p_w is logistic about b, cut; w = exp(-lam/2): exponential; w = 1: an atom at the data."""
     lam = torch.linspace(-7, 5, 25, dtype=F64)
@@ -375,12 +385,12 @@ def test_drawing_the_noise_is_the_same_expectation():
         (CURVES["latent_table_to_zero"], "eps", times.uniform(), weights.min_snr(), "zero signal"),
         (FLOW, "score", times.uniform(), None, "zero signal"),
         (CURVES["sigmoid"], "velocity", times.uniform(), weights.elbo(), "infinite at t = 1"),
-        (FLOW, "v", times.uniform(), lambda lam: lam, "from 0 up"),
+        (FLOW, "v", times.uniform(), lambda lam: lam, "non-negative"),
         (FLOW, "v", times.uniform(), lambda lam: snr(lam) / (snr(lam) - snr(lam)), "inf at logsnr"),
         (FLOW, "v", times.uniform(), lambda lam: 0 * lam, "nothing would be learned"),
-        (FLOW, "v", times.uniform(), lambda lam: lam.sum(), "one number a noise level"),
+        (FLOW, "v", times.uniform(), lambda lam: lam.sum(), "one number per noise level"),
         (FLOW, "v", times.uniform(), lambda lam: torch.sqrt(lam), "nan at logsnr"),
-        (FLOW, "v", times.uniform(), lambda lam: torch.exp(10 * lam), "which no loss can carry"),
+        (FLOW, "v", times.uniform(), lambda lam: torch.exp(10 * lam), "beyond float32"),
     ],
 )
 def test_forbidden_pairs_are_refused_in_one_sentence(curve, target, law, weight, words):
@@ -424,7 +434,7 @@ def test_mistakes_of_the_constructor():
         Objective(FLOW, "w")
     with pytest.raises(SfumatoError, match="not both"):
         Objective(FLOW, weight=weights.v(), factor=torch.ones_like)
-    with pytest.raises(SfumatoError, match="no loss can carry"):
+    with pytest.raises(SfumatoError, match="beyond float32"):
         Objective(FLOW, factor=lambda lam: 1 / (lam - lam))
 
 

@@ -223,9 +223,9 @@ def test_ends_go_where_the_bound_is_better():
 
 
 def test_mistakes_are_told():
-    with pytest.raises(SfumatoError, match="rising logsnr"):
+    with pytest.raises(SfumatoError, match="increasing logsnr"):
         Learned(ends=(3.0, 1.0))
-    with pytest.raises(SfumatoError, match="keeps the ends"):
+    with pytest.raises(SfumatoError, match="fixed ends"):
         Learned().learn_ends(Linear(Flow(), 1.0), torch.zeros(2, 1), 0, torch.arange(2))
     with pytest.raises(SfumatoError, match="draw the noise levels itself"):
         Learned().observe(torch.zeros(3), torch.ones(3))
@@ -237,5 +237,5 @@ def test_mistakes_are_told():
         Learned(lr=0.0)
     with pytest.raises(SfumatoError, match="needs a weight"):
         Denoising(Learned(), None, 0)
-    with pytest.raises(SfumatoError, match="falling"):
+    with pytest.raises(SfumatoError, match="decreasing"):
         schedules.Tabulated((1.0, 2.0))

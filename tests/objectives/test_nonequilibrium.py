@@ -176,7 +176,7 @@ def test_mistakes_are_said() -> None:
         sf.Denoiser(sf.nets.MLP(4, 8, 1), process)
     model = sf.Denoiser(sf.nets.MLP(6, 8, 1), process)
     assert model.shape == (2,)
-    with pytest.raises(sf.SfumatoError, match="whole numbers 0 to 2"):
+    with pytest.raises(sf.SfumatoError, match="integers from 0 to 2"):
         model.process.data(torch.tensor([[0.5, 1.0]]))
     for solver in (sf.solvers.DDIM(), sf.solvers.DDIM().plan(schedules.Flow(), 3)):
         with pytest.raises(sf.SfumatoError, match="cannot sample the states of Uniform"):

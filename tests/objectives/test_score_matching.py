@@ -378,18 +378,18 @@ def test_attention_has_the_second_derivatives_that_training_needs():
 def test_mistakes_are_said_in_one_sentence():
     z, model = torch.zeros(2, 2, dtype=F64), mixture().denoiser(Gaussian(VE()))
     cases = [
-        (lambda: implicit(model, z), "give t"),
+        (lambda: implicit(model, z), "pass t"),
         (lambda: implicit(network(2), z, t=0.5), "function z -> score"),
         (lambda: implicit(lambda z: z.sum(1), z), "shape of z"),
-        (lambda: implicit(lambda z: torch.ones_like(z), z), "no way from z"),
-        (lambda: implicit(lambda z: Bowed()(z.detach()), z), "no way from z"),
+        (lambda: implicit(lambda z: torch.ones_like(z), z), "not connected to z"),
+        (lambda: implicit(lambda z: Bowed()(z.detach()), z), "not connected to z"),
         (lambda: sliced(network(2), z, law="signs"), "known are"),
         (lambda: sliced(network(2), z, probes=0), "at least 1"),
-        (lambda: sliced(network(2), z, probes=torch.ones(1, 2, 3)), "Probes must be"),
+        (lambda: sliced(network(2), z, probes=torch.ones(1, 2, 3)), "Probes must have shape"),
         (lambda: denoising(network(2), z), "sigma"),
         (lambda: denoising(model, z, sigma=0.5, t=0.5), "as t for a model"),
         (lambda: denoising(network(2), z, sigma=0.0), "above 0"),
-        (lambda: Levels((0.5, 0.2)), "rising"),
+        (lambda: Levels((0.5, 0.2)), "increasing"),
         (lambda: Levels.geometric(1.0, 0.1, 5), "sigma_min < sigma_max"),
         (lambda: Levels((0.001, 90.0)).logsnr(torch.zeros(1), VE(0.01, 50.0)), "VE"),
     ]

@@ -204,7 +204,7 @@ def test_the_loop_trains_with_it():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [({"size": 0}, "1 to 9"), ({"size": 10}, "1 to 9"), ({"size": 3, "block": 0}, "at least 1"),
-     ({"size": 3, "labels": torch.zeros(4)}, "one label each")],
+     ({"size": 3, "labels": torch.zeros(4)}, "one label per sample")],
 )  # fmt: skip
 def test_mistakes_are_told(settings, words):
     with pytest.raises(SfumatoError, match=words):

@@ -135,7 +135,7 @@ def test_a_fine_table_is_the_density():
     [
         (lambda: times.mode(2.0), "-1 <= s <= 1.75"),
         (lambda: times.logit_normal(0.0, 0.0), "std > 0"),
-        (lambda: times.from_density(lambda lam: lam).logsnr(U, Flow()), "not negative"),
+        (lambda: times.from_density(lambda lam: lam).logsnr(U, Flow()), "non-negative"),
         (lambda: times.from_density(lambda lam: 0 * lam).logsnr(U, Flow()), "not all zero"),
         (lambda: times.from_density(torch.ones_like, 0), "at least 1 cell"),
         (lambda: times.NormalLogSNR(200.0, 1.0).logsnr(U, Flow()), "no mass between"),

@@ -114,15 +114,15 @@ def test_it_is_described_and_mistakes_are_said() -> None:
     process = PROCESSES["label first"]
     again = process_from(process.config())
     assert again == process and again.clock == process.clock
-    with pytest.raises(sf.SfumatoError, match="answers with 4 numbers"):
+    with pytest.raises(sf.SfumatoError, match="needs 4 outputs"):
         process.read(torch.zeros(2, 3), process.data(torch.zeros(2, 2)), 0.5)
-    with pytest.raises(sf.SfumatoError, match="have 2 numbers along the first axis"):
+    with pytest.raises(sf.SfumatoError, match="need 2 columns along the first axis"):
         process.data(torch.zeros(2, 3))
-    with pytest.raises(sf.SfumatoError, match="whole numbers 0 to 2"):
+    with pytest.raises(sf.SfumatoError, match="integers from 0 to 2"):
         process.data(torch.full((2, 2), 0.5))
-    with pytest.raises(sf.SfumatoError, match="at least one process"):
+    with pytest.raises(sf.SfumatoError, match="at least one part"):
         Product({})
-    with pytest.raises(sf.SfumatoError, match="no schedule of its own"):
+    with pytest.raises(sf.SfumatoError, match="no single schedule"):
         sf.Rescheduled(LAW.denoiser(process), FLOW)
     belief = LAW.denoiser(process)(process.data(torch.tensor([[0.0, 0.3], [2.0, 1.0]])), 0.5)
     assert isinstance(belief, Beliefs) and belief.rows(slice(1, 2))["x"].x.shape == (1, 1)
@@ -131,7 +131,7 @@ def test_it_is_described_and_mistakes_are_said() -> None:
 def test_parts_are_checked_and_a_network_of_float64_serves() -> None:
     with pytest.raises(sf.SfumatoError, match="cannot be read at zero signal"):
         sf.Denoiser(sf.nets.MLP(4, 8, 1), Product({"x": Gaussian(FLOW, "eps"), "label": Masked(FLOW, 3)}))
-    with pytest.raises(sf.SfumatoError, match="no process of numbers or symbols"):
+    with pytest.raises(sf.SfumatoError, match="not a process of numbers or symbols"):
         Product({"x": PROCESSES["masked"]})
     model = sf.Denoiser(torch.nn.Linear(4, 4).double(), PROCESSES["masked"])
     model.net.forward = lambda x, level: torch.nn.functional.linear(x, model.net.weight)

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 
+from sfumato.compose import guide
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
 from sfumato.process import Gaussian
@@ -61,9 +62,9 @@ def test_labels_guidance_and_single_precision():
     model = truth.denoiser(process)
     z = torch.randn(20, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     fine = {"steps": 300, "solver": Multistep(3), "z": z}
-    for kwargs in ({"label": 1}, {"label": 0, "guidance": 1.5}):
-        got = sample(model, steps=1, solver=Adaptive(), z=z, **kwargs)
-        torch.testing.assert_close(got, sample(model, **fine, **kwargs), rtol=0, atol=2e-3)
+    for one, label in ((model, 1), (guide(model, 1.5), 0)):
+        got = sample(one, steps=1, solver=Adaptive(), z=z, label=label)
+        torch.testing.assert_close(got, sample(one, **fine, label=label), rtol=0, atol=2e-3)
 
 
 def test_rows_may_be_advanced_in_odd_orders():

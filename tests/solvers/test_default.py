@@ -95,7 +95,7 @@ def test_amplification_bounds_the_order(amplification, order):
 
 
 def test_amplification_below_one_is_refused():
-    with pytest.raises(SfumatoError, match="amplification 1: a bound of 0.5"):
+    with pytest.raises(SfumatoError, match="amplification >= 1, that of order 1; got 0.5"):
         Multistep(2, amplification=0.5)
 
 

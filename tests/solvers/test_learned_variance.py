@@ -175,14 +175,14 @@ def test_mistakes_are_named():
         Denoiser(MLP(3, width=8, depth=1, outputs=2), process)
     with pytest.raises(SfumatoError, match="did you mean 'learned'"):
         Denoiser(MLP(3, width=8, depth=1), process, variance="learn")
-    with pytest.raises(SfumatoError, match="twice the outputs"):
+    with pytest.raises(SfumatoError, match="twice as many"):
         Denoiser(Single(), process, variance="learned").predict(torch.zeros(1, 3), 0.5)
-    with pytest.raises(SfumatoError, match="learned its variance"):
+    with pytest.raises(SfumatoError, match="a learned variance"):
         sample(mixture().denoiser(process), 2, 3, LearnedDDPM())
     with pytest.raises(SfumatoError, match="positive sizes"):
         MLP(3, outputs=0)
 
 
 def test_certify_says_what_the_solver_needs():
-    with pytest.raises(SfumatoError, match="learned its variance"):
+    with pytest.raises(SfumatoError, match="a learned variance"):
         certify(LearnedDDPM(), name="ddpm-learned", quick=True)

@@ -241,7 +241,7 @@ def test_the_optimal_variance_needs_a_model_that_knows_it():
             return Estimate(z, t, self.process.schedule, x=self.inner(z, t).x)
 
     walk = OptimalDDPM().plan(Cosine(), 3)
-    with pytest.raises(SfumatoError, match="knows Var"):
+    with pytest.raises(SfumatoError, match="provides Var"):
         list(walk.run(Plain(), torch.zeros(1, 2, dtype=F64), fresh))
     with pytest.raises(SfumatoError, match="noise"):
         list(walk.run(Plain(), torch.zeros(1, 2, dtype=F64)))

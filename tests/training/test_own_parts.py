@@ -233,18 +233,18 @@ def test_a_loss_that_a_process_cannot_have_is_said_before_a_run_begins(tmp_path)
     product = sf.Product({"a": sf.Gaussian(flow), "b": sf.Gaussian(flow)})
     gaussian = sf.Denoiser(sf.nets.MLP(2, 8, 1), sf.Gaussian(flow))
     codec = sf.train(X, tmp_path / "codec", loss="autoencoding", **SHORT).denoiser
-    cases = [(loss, {**symbols, "process": kind}, "real numbers alone, and (Uniform|Masked) has others")
+    cases = [(loss, {**symbols, "process": kind}, "only for a Gaussian process, not for (Uniform|Masked)")
              for loss in ("vlb", "score-matching") for kind in ("uniform", "masked")]  # fmt: skip
     cases += [
-        ("hybrid", {**symbols, "times": "uniform"}, "real numbers alone, and Uniform"),
-        ("hybrid", {"model": gaussian, "times": "uniform"}, "give variance='learned'"),
-        ("autoencoding", {"model": gaussian}, "that of a Codec, and the model is a Denoiser"),
+        ("hybrid", {**symbols, "times": "uniform"}, "only for a Gaussian process, not for Uniform"),
+        ("hybrid", {"model": gaussian, "times": "uniform"}, "pass variance='learned'"),
+        ("autoencoding", {"model": gaussian}, "needs a Codec, but the model is a Denoiser"),
         ("autoencoding", {"process": "masked"}, "builds its own model, which cannot use the process 'masked'"),
-        ("denoising-autoencoder(sigma=0.5)", {"model": gaussian}, "knows many noise levels"),
+        ("denoising-autoencoder(sigma=0.5)", {"model": gaussian}, "has many levels"),
         ("denoising-autoencoder(sigma=0.5)", {"process": "uniform"}, "builds its own model"),
-        ("nonequilibrium", {"model": gaussian}, "is of symbols"),
+        ("nonequilibrium", {"model": gaussian}, "needs a process of symbols"),
         ("denoising", {"model": codec}, "a Codec has none"),
-        ("vlb", {"model": codec}, "and Codec has others"),
+        ("vlb", {"model": codec}, "not for Codec"),
     ]
     for loss, how, words in cases:
         data = BITS if "process" in how else X
@@ -273,13 +273,16 @@ class Shaped(nn.Module):
 
 def test_what_a_loss_gives_is_one_number_a_sample(tmp_path):
     cases = [
-        (Shaped(lambda e: e.mean()), r"losses of Shaped gives a tensor of shape \(\) for 16 samples: .*shape \(16,\)"),
+        (
+            Shaped(lambda e: e.mean()),
+            r"losses of Shaped returned a tensor of shape \(\) for 16 samples: .*shape \(16,\)",
+        ),
         (Shaped(lambda e: e.mean(1, keepdim=True)), r"of shape \(16, 1\) for 16"),
         (Shaped(lambda e: e), r"of shape \(16, 2\) for 16"),
-        (Shaped(lambda e: None), "gives a NoneType for 16"),
-        (Shaped(lambda e: float(e.detach().mean())), "gives a float for 16"),
+        (Shaped(lambda e: None), "returned a NoneType for 16"),
+        (Shaped(lambda e: float(e.detach().mean())), "returned a float for 16"),
         (Shaped(lambda e: e.mean(1).detach()), r"of shape \(16,\) without a gradient for 16"),
-        (Shaped(lambda e: e.mean(1), lambda e: e.mean()), r"held of Shaped gives a tensor of shape \(\)"),
+        (Shaped(lambda e: e.mean(1), lambda e: e.mean()), r"held of Shaped returned a tensor of shape \(\)"),
     ]
     for i, (loss, words) in enumerate(cases):
         with pytest.raises(SfumatoError, match=words) as caught:

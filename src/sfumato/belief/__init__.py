@@ -1,7 +1,7 @@
 """What a model believes about the clean signal, given a noisy state.
 
-`Estimate` is E[x | z] of real numbers and everything that is linear in it, `Logits` the law p(x_i | z) of symbols,
-`Beliefs` one of these for each part of a state. All answer the same questions: `Belief`.
+`Estimate` is E[x | z] of real numbers and everything linear in it, `Logits` the distribution p(x_i | z) of symbols,
+`Beliefs` one of these for each part of a state. All implement the protocol `Belief`.
 """
 
 from sfumato.belief.estimate import (

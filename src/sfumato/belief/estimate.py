@@ -1,4 +1,4 @@
-"""E[x | z] of real numbers and everything that is linear in it: the belief of Gaussian processes."""
+"""E[x | z] of real numbers and everything linear in it: the belief under a Gaussian process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sfumato.state import numbers_like
 
 
 class Reading(NamedTuple):
-    """How a prediction is read at a time: (alpha, sigma), the row of the prediction and its solution."""
+    """How to read a prediction at a time: (alpha, sigma), the row of its target and the solution for (x, eps)."""
 
     alpha: Tensor
     sigma: Tensor
@@ -28,7 +28,7 @@ class Reading(NamedTuple):
 
 
 def reading(name: str, schedule: Schedule, t: Time, sigma_data: float = 1.0) -> Reading:
-    """That of a named target at times t."""
+    """The `Reading` of a named target at times t."""
     t = as_time(t)
     alpha, sigma = schedule(t)
     row = target.row(name, schedule, t, sigma_data)
@@ -39,28 +39,28 @@ FAINT, FURTHEST = 10.0, 3.0  # in standard deviations of the data
 
 
 def within(x: Tensor, alpha: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
-    """x of samples that are faint in their noise, sigma > FAINT alpha sigma_data, drawn in to a root mean square of at
-    most FURTHEST sigma_data, where data lie.
+    """Scale x down to a root mean square of at most FURTHEST sigma_data where the signal is faint,
+    sigma > FAINT alpha sigma_data.
 
-    A target that is all noise there (eps, score) tells x through a division by alpha, which makes of a network's error
-    of 0.05 one of 8 standard deviations where DDPM starts.
+    A target that is pure noise there (eps, score) gives x only after division by alpha, which turns a network error of
+    0.05 into 8 standard deviations at the start of DDPM sampling.
     """
     most = FURTHEST * sigma_data
-    size = x.flatten(1).square().mean(1).sqrt()
-    share = most / torch.where((sigma > FAINT * sigma_data * alpha).to(size.device), size, most).clamp_min(most)
-    return broadcast(share, x) * x
+    rms = x.flatten(1).square().mean(1).sqrt()
+    shrink = most / torch.where((sigma > FAINT * sigma_data * alpha).to(rms.device), rms, most).clamp_min(most)
+    return broadcast(shrink, x) * x
 
 
 class Estimate:
     """The belief (x, eps) about a state z = alpha x + sigma eps at time t.
 
     Shapes: z (B, ...); t a number or (B,); every property but `t alpha sigma logsnr` has the shape of z.
-    `y` is what the model predicted, in the terms of `row` or of the target `named`; both signals are read from it when
-    asked for, so that nothing is lost to cancellation. `known` is what a model has read at this time before.
-    `variance`, where the model knows it, is called when it is first asked for. `variance_share`, where the model has
-    learned it, is v of a step's variance exp(v log beta + (1 - v) log beta_tilde), like z (2102.09672, Eq. 15).
-    `indirect`: y carries no information on x in pure noise, so that x is kept `within` the data there; eps and the
-    score stay those of the model, and z is not alpha x + sigma eps where x was changed.
+    `y` is the model's prediction of the target `named`, or of the one with this `row`; x and eps are each computed from
+    it directly when first used, so that nothing cancels. `known` is a cached `Reading` for this time.
+    `variance` is called on first use, if the model can compute it. `variance_share`, if the model learned it, is v of a
+    step's variance exp(v log beta + (1 - v) log beta_tilde), like z (2102.09672, Eq. 15).
+    `indirect`: y carries no information on x in pure noise, so x is limited to the range of the data there (`within`);
+    eps and the score stay the model's own, so z is not alpha x + sigma eps where x was changed.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Estimate:
         if eps is not None:
             self.__dict__["eps"] = eps
 
-    # What costs tensor operations is made when it is first asked for: a solver asks for x alone.
+    # Everything that costs tensor operations is computed on first use: many solvers need only x.
 
     @cached_property
     def t(self) -> Tensor:
@@ -114,14 +114,14 @@ class Estimate:
 
     @cached_property
     def _row(self) -> target.Row:
-        own = self._named if self._named is not None else "x" if "x" in self.__dict__ else "eps"
-        return target.row(own, self.schedule, self.t, self.sigma_data)
+        name = self._named if self._named is not None else "x" if "x" in self.__dict__ else "eps"
+        return target.row(name, self.schedule, self.t, self.sigma_data)
 
     @cached_property
     def _prediction(self) -> Tensor:
-        given = self._y if self._y is not None else self.__dict__.get("x", self.__dict__.get("eps"))
-        assert given is not None
-        return given
+        prediction = self._y if self._y is not None else self.__dict__.get("x", self.__dict__.get("eps"))
+        assert prediction is not None
+        return prediction
 
     @cached_property
     def _solution(self) -> target.Solution:
@@ -138,12 +138,12 @@ class Estimate:
 
     @cached_property
     def eps(self) -> Tensor:
-        """E[eps | z]; 0 at sigma = 0, where the state has no noise."""
+        """E[eps | z]; 0 at sigma = 0, where z has no noise."""
         return self._combine(self._solution.ez, self.z, self._solution.ey, self._prediction)
 
     @cached_property
     def variance(self) -> Tensor | None:
-        """Var[x | z] of each element, or None where the model does not know it."""
+        """Var[x | z] of each element, or None if the model cannot compute it."""
         return None if self._variance is None else self._variance()
 
     @property
@@ -152,7 +152,7 @@ class Estimate:
         return self.x
 
     def target(self, name: str) -> Tensor:
-        """The belief in the terms of any target, a x + b eps; the model's own prediction where that is its target."""
+        """The belief as any target, a x + b eps; for the model's own target its prediction, unchanged."""
         if name == self._named and self._y is not None:
             return self._y
         a, b = target.row(name, self.schedule, self.t, self.sigma_data)
@@ -163,7 +163,7 @@ class Estimate:
     def score(self) -> Tensor:
         """grad_z log p_t(z) = -E[eps | z] / sigma (Tweedie's formula)."""
         if bool((self.sigma == 0).any()):
-            raise SfumatoError("The score at sigma = 0 is that of the data itself, which x and eps do not determine.")
+            raise SfumatoError("The score at sigma = 0 is that of the data, which x and eps do not determine.")
         return -self.eps / broadcast(self.sigma, self.eps)
 
     @property
@@ -186,9 +186,9 @@ class Estimate:
         return self.schedule.logsnr(self.t)
 
     def lerp(self, other: Estimate, weight: float | Tensor) -> Estimate:
-        """self + weight (other - self), about the same state: linear in every row at once.
+        """self + weight (other - self) about the same state, in x and eps and so in every target.
 
-        What was learned of a step's variance is `other`'s, as guided models have it (2105.05233's code).
+        A learned step variance is taken from `other`, as in guided models (the code of 2105.05233).
         """
         w = broadcast(weight, self.z) if isinstance(weight, Tensor) else weight
         x = self.x + w * (other.x - self.x)
@@ -201,14 +201,14 @@ class Estimate:
     def nats(self, x: Tensor) -> Tensor:
         """-log N(x; E[x|z], 1 / (alpha^2 / sigma^2 + 1 / sigma_data^2)), float64 (B,)."""
         if bool((self.sigma == 0).any()):
-            raise SfumatoError("At sigma = 0 the state is the data, of which a belief has no density.")
+            raise SfumatoError("At sigma = 0 the state is the data itself: p(x | z) has no density.")
         precision = (self.alpha / self.sigma) ** 2 + self.sigma_data**-2
         square = (x.double() - self.x.double()).square() * broadcast(precision, x.double())
         each = 0.5 * (square - broadcast(precision.log(), square) + math.log(2 * math.pi))
         return each.flatten(1).sum(1)
 
     def rows(self, index: Tensor | slice) -> Estimate:
-        """The belief about some rows."""
+        """The belief about some samples of the batch."""
 
         def cut(value: Tensor | None) -> Tensor | None:
             return None if value is None else value[index]
@@ -231,7 +231,7 @@ class Estimate:
         return made
 
     def under(self, process: Any, z: Tensor, t: Tensor) -> Estimate:
-        """The same belief about the state z of equal level at time t of another Gaussian process."""
+        """The same belief, about the state z at time t of another Gaussian process with the same logsnr."""
         alpha, sigma = process.schedule(t)
         matched = torch.isclose(alpha * self.sigma, sigma * self.alpha, rtol=1e-9, atol=1e-12)
         eps = self.eps if bool(matched.all()) else None
@@ -240,7 +240,7 @@ class Estimate:
         )
 
     def stopped(self) -> Estimate:
-        """The same belief with no gradient through the mean; that of the variance's share stays."""
+        """The belief with x and eps detached; gradients still flow through `variance_share`."""
         y = None if self._y is None else self._y.detach()
         x, eps = (None, None) if y is not None else (self.x.detach(), self.eps.detach())
         return Estimate(
@@ -250,23 +250,23 @@ class Estimate:
 
     def chunk(self, n: int) -> tuple[Estimate, ...]:
         """The beliefs about n equal parts of the batch."""
-        _ = self.x, self.eps  # read once for all parts
+        _ = self.x, self.eps  # compute once for all parts
         return tuple(self.rows(part) for part in parts(len(self.z), n))
 
     def to(self, s: Time, eta: float = 0.0, noise: Noise | Tensor | None = None) -> Tensor:
         """z_s = alpha_s x + sqrt(sigma_s^2 - std^2) eps + std n, std = eta times the posterior's (2010.02502, Eq. 12).
 
-        s = 0 is the clean signal itself, x. noise: like z, needed for eta > 0.
+        s = 0 gives the clean signal x. noise: like z or a `Noise` source, needed for eta > 0.
         """
         mean, std = self.step(s, eta)
         if not eta:
             return mean
         if noise is None:
-            raise SfumatoError(f"A step with eta = {eta:g} draws noise: give it.")
+            raise SfumatoError(f"A step with eta = {eta:g} needs the argument noise.")
         return mean + broadcast(std, self.z) * numbers_like(noise, self.z)
 
     def step(self, s: Time, eta: float = 0.0) -> tuple[Tensor, Tensor]:
-        """(mean, std) of z_s given z_t and the belief, s <= t; s = 0 is the clean signal."""
+        """(mean, std) of z_s given z_t and the belief, s <= t; s = 0 gives the clean signal."""
         s = as_time(s)
         alpha, sigma = self.schedule(s)
         clean = s == 0
@@ -283,11 +283,11 @@ class Transition(NamedTuple):
 
 
 def ancestral(alpha_t: Tensor, sigma_t: Tensor, alpha_s: Tensor, sigma_s: Tensor, eta: float = 1.0) -> Transition:
-    """The eta family between two points of the path (2010.02502, Eq. 16), as coefficients of z_t, x and noise."""
+    """The step t -> s of the DDIM family (2010.02502, Eq. 16) as coefficients of z_t, x and noise."""
     ratio = alpha_t / alpha_s
     variance = (sigma_t**2 - ratio**2 * sigma_s**2).clamp_min(0.0) * (sigma_s / sigma_t) ** 2
     std = eta * variance.sqrt()
     if bool((std > sigma_s).any()):
-        raise SfumatoError(f"eta = {eta:g} asks for more noise than the step's end holds: use a smaller eta.")
-    kept = torch.sqrt(sigma_s**2 - std**2) / sigma_t  # the part of eps = (z - alpha_t x)/sigma_t that stays
+        raise SfumatoError(f"eta = {eta:g} adds more noise than the end of the step has: use a smaller eta.")
+    kept = torch.sqrt(sigma_s**2 - std**2) / sigma_t  # times z - alpha_t x = sigma_t eps
     return Transition(kept, alpha_s - kept * alpha_t, std)

@@ -1,4 +1,4 @@
-"""The law p(x_i | z) of each symbol, and beliefs about the parts of a state that is a dict."""
+"""The distribution p(x_i | z) of each symbol, and beliefs about the parts of a state that is a dict."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class NoSuchReading(SfumatoError, AttributeError):
 def _no_reading(belief: Any, name: str) -> NoSuchReading | AttributeError:
     if name in ("x", "eps", "alpha", "sigma", "variance", "logsnr", *target.NAMES):
         return NoSuchReading(
-            f"A belief about symbols has no {name!r}, which is a reading of real numbers: it has mean, prob and "
-            "log_prob; of a product each part has its own."
+            f"A belief about symbols has no {name!r}, which is defined for real numbers only: use mean, prob or "
+            "log_prob; in a product each part has its own belief."
         )
     return AttributeError(f"{type(belief).__name__} has no attribute {name!r}")
 
 
 class SymbolProcess(Protocol):
-    """What `Logits` asks of the process of its symbols."""
+    """What `Logits` needs from the process of its symbols."""
 
     def bridge(self, belief: Logits, s: Time, eta: float = 1.0) -> Tensor:
         """p(z_s | z_t) of each symbol, (B, *shape, S)."""
@@ -39,33 +39,33 @@ class SymbolProcess(Protocol):
         """log q(z_i | x_i = k)."""
 
     def draw(self, prob: Tensor, noise: Noise | Tensor) -> Tensor:
-        """A symbol of each law."""
+        """Draw a symbol from each distribution."""
 
 
 @final
 class Logits:
     """The belief p(x_i | z) about each of the symbols behind a state z (B, *shape) at time t.
 
-    logits: (B, *shape, K), log-probabilities up to a constant; -inf for what is impossible. process: that of the
-    symbols, which is needed to draw z_s. said: log p(x_i | the other symbols), where the model predicts it (`other`).
+    logits: (B, *shape, K), log-probabilities up to a constant; -inf for impossible symbols. process: the process of the
+    symbols, needed to draw z_s. other: log p(x_i | the other symbols), if the model predicts it.
     """
 
     def __init__(
-        self, logits: Tensor, z: Tensor, t: Time, process: SymbolProcess | None = None, said: Tensor | None = None
+        self, logits: Tensor, z: Tensor, t: Time, process: SymbolProcess | None = None, other: Tensor | None = None
     ) -> None:
-        self.logits, self.z, self.t, self.process, self._said = logits, z, as_time(t), process, said
+        self.logits, self.z, self.t, self.process, self._other = logits, z, as_time(t), process, other
 
     @cached_property
     def other(self) -> Tensor:
-        """The evidence of the other symbols on each, log h(k) up to a constant: log p(k | z) - log q(z_i | k).
+        """The evidence on each symbol from all others, log h(k) = log p(k | z) - log q(z_i | k) up to a constant.
 
-        Shape (B, *shape, K). Where z_i excludes a symbol, its h is not in p and counts as impossible, unless the model
-        predicted h itself.
+        Shape (B, *shape, K). A symbol that z_i rules out counts as impossible, since p does not determine its h, unless
+        the model predicted h itself.
         """
-        if self._said is not None:
-            return self._said
+        if self._other is not None:
+            return self._other
         if self.process is None:
-            raise SfumatoError("This belief does not know its process: Logits(..., process=...).")
+            raise SfumatoError("This belief has no process: build it as Logits(..., process=...).")
         evidence = self.process.evidence(self.z, self.t)
         return torch.where(evidence > -torch.inf, self.logits.to(evidence) - evidence, -torch.inf)
 
@@ -84,42 +84,43 @@ class Logits:
 
     @property
     def mean(self) -> Tensor:
-        """E of the one-hot code of x, which is p(x_i = k | z): (B, *shape, K)."""
+        """E[one-hot(x) | z] = p(x_i = k | z), (B, *shape, K)."""
         return self.prob
 
     def to(self, s: Time, eta: float = 0.0, noise: Noise | Tensor | None = None) -> Tensor:
-        """z_s ~ p(z_s | z_t), each symbol by itself, int64 like z."""
+        """z_s ~ p(z_s | z_t), each symbol independently, int64 like z."""
         if self.process is None:
-            raise SfumatoError("This belief does not know its process, and cannot draw: Logits(..., process=...).")
+            raise SfumatoError("This belief has no process to draw with: build it as Logits(..., process=...).")
         if noise is None:
-            raise SfumatoError("Symbols are drawn: a step between states of symbols needs noise.")
+            raise SfumatoError("A step of symbols is random and needs the argument noise.")
         return self.process.draw(self.process.bridge(self, s, eta), numbers_like(noise, self.z))
 
     def lerp(self, other: Logits, weight: float | Tensor) -> Logits:
-        """log p = log p_self + weight (log p_other - log p_self), up to a constant; what either excludes stays so."""
+        """log p = log p_self + weight (log p_other - log p_self) up to a constant; symbols that either belief excludes
+        stay excluded (for weights other than 0 and 1)."""
         ours, theirs = self.log_prob, other.log_prob
         w = broadcast(weight, ours) if isinstance(weight, Tensor) else torch.as_tensor(weight, dtype=ours.dtype)
         possible = ours.isfinite() & theirs.isfinite()
         mixed = torch.where(possible, ours, 0.0) + w * torch.where(possible, theirs - ours, 0.0)
-        known = torch.where(w == 0, ours, torch.where(w == 1, theirs, torch.where(possible, mixed, -torch.inf)))
-        said = None
-        if self._said is not None and other._said is not None:
-            said = self._said + w * (other._said - self._said)
-        return Logits(known, self.z, self.t, self.process, said)
+        logits = torch.where(w == 0, ours, torch.where(w == 1, theirs, torch.where(possible, mixed, -torch.inf)))
+        evidence = None
+        if self._other is not None and other._other is not None:
+            evidence = self._other + w * (other._other - self._other)
+        return Logits(logits, self.z, self.t, self.process, evidence)
 
     def under(self, process: SymbolProcess, z: Tensor, t: Time) -> Logits:
-        """The same belief about the same state at the time t of equal level of another process."""
-        return Logits(self.logits, z, t, process, self._said)
+        """The same belief, about the state z at time t of another process at the same level."""
+        return Logits(self.logits, z, t, process, self._other)
 
     def nats(self, x: Tensor) -> Tensor:
         """-sum_i log p(x_i | z), float64 (B,)."""
         return -self.log_prob.double().gather(-1, x[..., None]).flatten(1).sum(1)
 
     def rows(self, index: Tensor | slice) -> Logits:
-        """The belief about some rows."""
-        said = None if self._said is None else self._said[index]
+        """The belief about some samples of the batch."""
+        other = None if self._other is None else self._other[index]
         t = self.t[index] if self.t.ndim else self.t
-        return Logits(self.logits[index], self.z[index], t, self.process, said)
+        return Logits(self.logits[index], self.z[index], t, self.process, other)
 
     def chunk(self, n: int) -> tuple[Logits, ...]:
         """The beliefs about n equal parts of the batch."""
@@ -147,7 +148,7 @@ class Beliefs(dict[str, Any]):
         return {name: belief.mean for name, belief in self.items()}
 
     def to(self, s: Time, eta: float = 0.0, noise: Noise | State | None = None) -> State:
-        """A draw of z_s, part by part, each with noise of its own."""
+        """A draw of z_s, part by part, with independent noise."""
 
         def part(name: str) -> Any:
             return noise.fold(name) if isinstance(noise, Noise) else None if noise is None else noise[name]
@@ -155,18 +156,18 @@ class Beliefs(dict[str, Any]):
         return {name: belief.to(s, eta, part(name)) for name, belief in self.items()}
 
     def lerp(self, other: Beliefs, weight: float | Tensor) -> Beliefs:
-        """That of each part."""
+        """`lerp` of each part."""
         return Beliefs({name: belief.lerp(other[name], weight) for name, belief in self.items()})
 
     def nats(self, x: State) -> Tensor:
-        """The sum over the parts, float64 (B,)."""
+        """The sum of the parts' nats, float64 (B,)."""
         return torch.stack([belief.nats(x[name]) for name, belief in self.items()]).sum(0)
 
     def rows(self, index: Tensor | slice) -> Beliefs:
-        """The belief about some rows."""
+        """The belief about some samples of the batch."""
         return Beliefs({name: belief.rows(index) for name, belief in self.items()})
 
     def chunk(self, n: int) -> tuple[Beliefs, ...]:
         """The beliefs about n equal parts of the batch."""
-        found = {name: belief.chunk(n) for name, belief in self.items()}
-        return tuple(Beliefs({name: each[k] for name, each in found.items()}) for k in range(n))
+        chunks = {name: belief.chunk(n) for name, belief in self.items()}
+        return tuple(Beliefs({name: each[k] for name, each in chunks.items()}) for k in range(n))

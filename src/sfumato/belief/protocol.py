@@ -1,4 +1,4 @@
-"""What every belief answers, and how its parts are cut and scaled."""
+"""The protocol of all beliefs, and helpers to broadcast coefficients and split batches."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ class Belief(Protocol):
 
     @property
     def mean(self) -> State:
-        """E[x | z]; of symbols that of the one-hot code, (B, *shape, K)."""
+        """E[x | z]; for symbols E[one-hot(x) | z], (B, *shape, K)."""
 
     def to(self, s: Time, eta: float = 0.0, noise: Noise | State | None = None) -> State:
-        """A draw of z_s, s <= t, given z_t = z and the belief; eta 0 with as little noise as possible, 1 with that of
-        the reverse Markov chain. noise: standard normal numbers like z, or a source of them."""
+        """A draw of z_s, s <= t, given z_t = z and the belief; eta 0 adds as little noise as possible, eta 1 as much as
+        the reverse Markov chain. noise: standard normal numbers like z, or a `Noise` source."""
 
     def lerp(self, other: Self, weight: float | Tensor) -> Self:
         """self + weight (other - self) about the same state: guidance."""
 
     def nats(self, x: State) -> Tensor:
-        """-log p(x | z), float64 (B,), each entry by itself: what the last step of a bound costs."""
+        """-log p(x | z) with independent elements, float64 (B,): the reconstruction term of a variational bound."""
 
     def rows(self, index: Tensor | slice) -> Self:
-        """The belief about some rows."""
+        """The belief about some samples of the batch."""
 
     def chunk(self, n: int) -> tuple[Self, ...]:
         """The beliefs about n equal parts of the batch."""
@@ -52,8 +52,8 @@ def broadcast(coefficient: Tensor, like: Tensor) -> Tensor:
 
 
 def parts(rows: int, n: int) -> list[slice]:
-    """n equal stretches of so many rows."""
+    """Split `rows` rows into n equal slices."""
     size, rest = divmod(rows, n)
     if rest:
-        raise SfumatoError(f"{rows} rows are no {n} equal parts.")
+        raise SfumatoError(f"{rows} rows do not divide into {n} equal parts.")
     return [slice(k * size, (k + 1) * size) for k in range(n)]

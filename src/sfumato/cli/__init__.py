@@ -108,7 +108,8 @@ def _sentence(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {(error.strerror or str(error)).lower()}.", MISTAKE
     text = " ".join(str(error).split()) or "no message"
-    scarce = ("out of memory", "DefaultCPUAllocator", "bad_alloc")  # as in sfumato.machine, which needs torch
+    # as in sfumato.machine, which needs torch
+    scarce = ("out of memory", "DefaultCPUAllocator", "bad_alloc", "size calculation overflowed")
     if isinstance(error, MemoryError) or any(word in text for word in scarce):
         return f"There is not enough memory ({text[:200]}): use a smaller --batch or --size.", OTHER
     return f"Something went wrong within sfumato ({type(error).__name__}: {text[:300]}): --debug shows where.", OTHER

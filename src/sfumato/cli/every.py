@@ -41,6 +41,9 @@ def with_every_command(parser: argparse.ArgumentParser) -> None:
 
 def split(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """(the flags of every command, the remaining words: a command and its arguments)."""
+    for word in words:
+        if word.startswith("--") and word.endswith("=--"):  # argparse would make it an empty list
+            raise SfumatoError(f"{word} has no value: give one, or leave it out")
     parser = Parser("sfumato", add_help=False, allow_abbrev=False)
     with_every_command(parser)
     return parser.parse_known_args(words)

@@ -15,10 +15,9 @@ from sfumato.diagnostics.board import board
 from sfumato.diagnostics.board_figures import Board
 from sfumato.errors import SfumatoError
 from sfumato.objectives import Objective
-from sfumato.objectives.times import named as times_of
 from sfumato.schedule import schedule_of
-from sfumato.training.config import TrainConfig, from_dict, from_yaml
-from sfumato.training.parts import loss_of, weight_of
+from sfumato.training.config import TrainConfig, from_dict, read
+from sfumato.training.parts import known_here, loss_of
 from sfumato.training.precision import device_of
 
 _DIALS = ("schedule", "target", "times", "weight")
@@ -75,20 +74,21 @@ def _objective(options: Any) -> tuple[Objective, dict[str, str]]:
     else:
         config, curve, sigma_data = _of_model(options.model, given)
     schedule = schedule_of(config.schedule) if curve is None else curve
-    times, weight = times_of(config.times), weight_of(config.weight)
     if loss_of(config).levels() is None:  # raises for settings that cannot be trained
         raise SfumatoError(f"The loss {config.loss} has no noise levels to explain.")
     names = {dial: getattr(config, dial) for dial in _DIALS}
     if curve is not None:
         names["schedule"] = type(curve).__name__
-    return Objective(schedule, config.target, times, weight, sigma_data), names
+    return Objective(schedule, config.target, config.times, config.weight, sigma_data), names
 
 
 def _of_model(word: str, given: dict[str, str]) -> tuple[TrainConfig, Any, float]:
     """(settings, the model's own schedule unless --schedule is set, sigma_data)."""
     run = Path(word).expanduser()
     if (run / "config.yaml").is_file():
-        settings = from_dict({**from_yaml(str(run / "config.yaml")).to_dict(), **given})
+        kept = read(str(run / "config.yaml")) | given
+        known_here(kept, run)
+        settings = from_dict(kept)
         _of_numbers(settings.process)
         return settings, None, 1.0
     contract = serialization.read_contract(word)

@@ -49,6 +49,9 @@ def likelihood(options: Any, voice: Voice) -> None:
     said = asked.said(options, denoiser.spec.conditions, options.class_)
     given = asked.conditions(said, denoiser.spec, torch.arange(len(chosen)))
     cond = Conditions({**_own(source, chosen, denoiser.spec), **given}) if options.conditional else given
+    known = [name for name in source.conditions if name in denoiser.spec.conditions]
+    if known and not cond:
+        voice.note(f"Not conditioned on {', '.join(known)}; --conditional takes each sample under its own.")
     method = None if options.method == "auto" else options.method
     found = log_prob(
         denoiser, source.x[chosen], method, options.steps, options.trace, options.probes, options.seed,

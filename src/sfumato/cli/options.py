@@ -118,9 +118,9 @@ CONTROL = Command(
 
 SAMPLE = Command(
     "Draw samples from a model: a run folder, or one .safetensors file. The training data are not needed. Sample i of "
-    "a seed is the same for any -n and --batch (with --solver adaptive: within its tolerance). The default precision "
-    "may be bfloat16, but `sf.sample` in Python uses float32: --precision float32 draws the same samples. With --json, "
-    "prints one JSON object: where the samples are, and their manifest.",
+    "a seed is the same for any -n and --batch (with --solver adaptive: within its tolerance). It guides towards "
+    "classes and may compute in bfloat16; `sf.sample` in Python does neither: --guidance 1 --precision float32 draws "
+    "the same samples as Python. With --json, prints one JSON object: where the samples are, and their manifest.",
     [
         MODEL,
         flag("-n --number", int, "How many; 64, or ten of each class where there are up to 20."),

@@ -19,7 +19,7 @@ from sfumato.conditions import Conditions
 from sfumato.data import DataSpec
 from sfumato.diagnostics.examples import default_guidance
 from sfumato.distributed import ALONE, World, joined
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, whole
 from sfumato.model import Denoiser
 from sfumato.progress import counting
 from sfumato.solvers import Plan
@@ -64,6 +64,8 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE) -> dic
     _say_choices(options, spec, given, cond, scale, note)
     if any(plan is own for own in denoiser.plans.values()):
         note(f"Using the model's own plan of {plan.steps} steps ({plan.name}); --solver selects another.")
+    elif options.solver is None and any(own.steps == plan.steps for own in denoiser.plans.values()):
+        note(f"The model's plan of {plan.steps} steps is not used: `sfumato tune` fitted it for another guidance.")
     x = _draw(model, plan, options, index, cond, world)
     columns = asked.columns(cond, spec)
     facts = manifest(options, contract, denoiser, plan, scale, index, given, columns)
@@ -84,8 +86,7 @@ def _index(options: Any, spec: DataSpec, given: Mapping[str, str]) -> torch.Tens
         few = 0 < len(spec.classes) <= MOST_CLASSES and "label" not in given
         number = PER_CLASS * len(spec.classes) if few else NUMBER
     for name, value, least in (("-n", number, 1), ("--batch", options.batch, 1), ("--first", options.first, 0)):
-        if value < least:
-            raise SfumatoError(f"{name} must be at least {least}, not {value}")
+        whole(name, value, least)
     if not 0 <= options.seed < 2**63:
         raise SfumatoError(f"--seed must be from 0 to 2^63 - 1, not {options.seed}")
     return torch.arange(options.first, options.first + number)

@@ -95,9 +95,10 @@ def find(key: str) -> Entry | None:
     path = place / key
     try:
         facts = json.loads((path / _FACTS).read_text(encoding="utf-8"))
-        os.utime(path / _FACTS)
     except (OSError, ValueError):
         return None
+    with suppress(OSError):  # a cache that may only be read
+        os.utime(path / _FACTS)
     return Entry(path, facts)
 
 

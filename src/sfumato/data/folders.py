@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -54,15 +54,16 @@ def open_archives(paths: Sequence[Path], size: Size | None, name: str) -> Source
     return _source(tars, read, name, conditions, [*notes, *unread], tars.odd, "members")
 
 
-def open_table(paths: Sequence[Path], size: Size | None, name: str, kinds: Container[str] = ()) -> Source:
+def open_table(paths: Sequence[Path], size: Size | None, name: str, kinds: Mapping[str, str]) -> Source:
     """The pictures or the numbers of a table, with its other columns as conditions.
 
-    kinds: columns whose kind the user has set; these are read even if they are text with many values.
+    kinds: name -> kind of condition, where the user has set it: such a column is no part of the samples, and text with
+    many values is read too.
     """
     table = tables.TableFiles(paths)
     if not len(table):
         raise SfumatoError(f"{table.where} is empty: its table has no rows")
-    roles = tables.roles(table)
+    roles = tables.roles(table, kinds)
     conditions, unread = _beside(table, roles, kinds)
     if roles.pictures is not None:
         items = PictureColumn(table, roles.pictures)
@@ -91,7 +92,7 @@ def _source(
 
 
 def _beside(
-    table: tables.TableFiles, roles: tables.Roles, kinds: Container[str]
+    table: tables.TableFiles, roles: tables.Roles, kinds: Mapping[str, str]
 ) -> tuple[dict[str, Column], list[str]]:
     """The condition columns of a table, labels first, and a note on those that cannot be read."""
     found: dict[str, Column] = {}

@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,8 @@ def open(
     known = isinstance(conditions, DataSpec)
     if isinstance(conditions, DataSpec):
         conditions = {each: condition.kind for each, condition in conditions.conditions.items()}
+    if not isinstance(conditions, Mapping | None):
+        raise SfumatoError(f"conditions are names and kinds, {{'mass': 'scalar'}}, not {conditions!r:.80}")
     kinds = dict(conditions or {})
     if _is_pair(obj):
         obj, labels = obj[0], obj[1] if labels is None else labels
@@ -69,7 +71,7 @@ def open(
     return with_kinds(replace(source, name=name or source.name), kinds, known)
 
 
-def _read(obj: Any, size: Size | None, kinds: Container[str]) -> Source:
+def _read(obj: Any, size: Size | None, kinds: Mapping[str, str]) -> Source:
     """Decide whether obj is an object, a name, a folder, a file or several files, and read it."""
     if isinstance(obj, Source):
         return obj
@@ -107,7 +109,7 @@ def _read(obj: Any, size: Size | None, kinds: Container[str]) -> Source:
     )
 
 
-def _read_folder(root: Path, size: Size | None, kinds: Container[str]) -> Source:
+def _read_folder(root: Path, size: Size | None, kinds: Mapping[str, str]) -> Source:
     """A data set saved by `datasets`, otherwise the first of images, archives and tables that the folder holds."""
     name = root.resolve().name
     if saved := tables.saved(root):

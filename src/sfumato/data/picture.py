@@ -14,6 +14,7 @@ from ..errors import SfumatoError
 from . import png16
 
 ORIENTATION = 0x0112  # the EXIF tag
+_LARGEST = 1 << 16  # pixels of a side
 FULL = {"uint8": 255, "uint16": 65535}
 
 
@@ -136,8 +137,10 @@ def fit_cover(pixels: np.ndarray, target: tuple[int, int]) -> np.ndarray:
 
 
 def check_size(size: int | tuple[int, int]) -> tuple[int, int]:
-    """`size` as (height, width); one number is a square. Raises SfumatoError unless both are positive integers."""
+    """`size` as (height, width); one number is a square. Raises SfumatoError unless both are from 1 to 65536."""
     pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-        raise SfumatoError(f"size must be one positive number of pixels or (height, width), but it is {size!r}")
+    if len(pair) != 2 or not all(isinstance(side, int) and 0 < side <= _LARGEST for side in pair):
+        raise SfumatoError(
+            f"size must be one number of pixels from 1 to {_LARGEST}, or (height, width), but it is {size!r:.80}"
+        )
     return pair[0], pair[1]

@@ -144,7 +144,7 @@ def _dense(values: Any, words: str, place: str = "") -> np.ndarray:
 def _require_whole(values: Any, words: str, place: str) -> None:
     if values.null_count:
         cells = words.format(f"{values.null_count:,} cells")
-        raise SfumatoError(f"{cells} are empty{place}: fill them, or remove these rows")
+        raise SfumatoError(f"{cells} are empty{place}: fill them, remove these rows, or make the column a condition")
 
 
 def read_column(table: TableFiles, name: str, limit: int | None = None) -> Column:

@@ -1,15 +1,15 @@
 """Tables (Parquet, Feather, CSV, or the Arrow files of Hugging Face's `datasets`), read by pyarrow.
 
 The samples are a column of encoded pictures, else a column of lists of numbers, else all columns of single numbers, as
-vectors (N, D). The labels are in a column named label, or in one whose metadata declare classes. Rows are read by
-group: the row groups of Parquet, the batches of Arrow.
+vectors (N, D), except those that the user makes conditions. The labels are in a column named label, or in one whose
+metadata declare classes. Rows are read by group: the row groups of Parquet, the batches of Arrow.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -20,6 +20,7 @@ from ..errors import SfumatoError
 from ..files import first_line
 from . import cache
 from .images import together
+from .kinds import IGNORE
 
 LABEL_NAMES = ("label", "labels", "class", "cls", "category", "target", "y", "fine_label", "coarse_label")
 PICTURE_NAMES = ("image", "img", "picture", "photo", "jpg", "png", "jpeg", "webp")
@@ -89,6 +90,7 @@ def _fragments(path: Path) -> tuple[Any, list[Any]]:
             (whole,) = dataset.dataset(path, format="parquet").get_fragments()
             return whole.physical_schema, whole.split_by_row_group()
         table = csv.read_csv(path) if suffix == ".csv" else _arrow(pa, path)
+        table.schema.names  # noqa: B018 -- fails here where the head of a CSV file is not UTF-8
         return table.schema, list(dataset.dataset(table).get_fragments())
     except Exception as error:  # pyarrow raises many kinds
         raise SfumatoError(f"{path} cannot be read as a table: {first_line(error)}") from None
@@ -126,14 +128,19 @@ def saved(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def roles(table: TableFiles) -> Roles:
-    """What each column is for; SfumatoError, with the columns, where none can be learned from."""
+def roles(table: TableFiles, kinds: Mapping[str, str]) -> Roles:
+    """What each column is for; SfumatoError, with the columns, where none can be learned from.
+
+    kinds: name -> kind of condition, where it is given: such a column is a condition, and no part of the samples.
+    """
     features = _features(table.schema)
     types = {field.name: field.type for field in table.schema}
     called = [name for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
-    label = next((name for name in [*called, *LABEL_NAMES] if name in types and _can_be_label(types[name])), None)
+    free = {name for name in types if kinds.get(name, IGNORE) == IGNORE}
+    classes = [name for name in types if (name in free or kinds[name] == "label") and _can_be_label(types[name])]
+    label = next((name for name in [*called, *LABEL_NAMES] if name in classes), None)
     names = features.get(label, {}).get("names") if label else None
-    rest = [name for name in types if name != label]
+    rest = [name for name in types if name != label and name in free]
     encoded = [name for name in rest if _holds_bytes(types[name]) and _is_picture(table, name)]
     lists = [name for name in rest if depth(types[name]) > 0 and is_number(leaf(types[name]))]
     single = [name for name in rest if is_number(types[name]) and not name.startswith("__index_level")]
@@ -145,6 +152,11 @@ def roles(table: TableFiles) -> Roles:
         raise SfumatoError(
             f"{table.where} has no column to learn from: pictures (encoded bytes), numbers or lists of numbers; it has "
             f"{', '.join(shown)}{more}"
+        )
+    if left := [name for name in chosen if name in kinds]:
+        raise SfumatoError(
+            f"{table.where}: {left[0]!r} is one of the numbers of each sample and cannot be ignored: remove the column "
+            "from the table, or make it a condition"
         )
     used = {pictures, label, *chosen}
     return Roles(pictures, chosen, label, names, [name for name in types if name not in used])

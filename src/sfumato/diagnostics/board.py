@@ -129,10 +129,10 @@ def _dials(
                 f"{'uniform in t' if name == 'times' else 'the plain squared error of its target'} is used."
             )
     chosen = times if times is not None else made.get("times") or UniformTime()
-    density = densities.named(chosen) if isinstance(chosen, str) else chosen
+    density = densities.named(chosen)
     if density.moves:
         notes.append("The time density learns from the losses; its untrained form is used here.")
     picked = weight if weight is not None else made.get("weight", PLAIN)
-    w = None if picked in (None, PLAIN) else weights.named(picked) if isinstance(picked, str) else picked
+    w = weights.chosen(picked)
     shown = [chosen if isinstance(chosen, str) else repr(density), picked if isinstance(picked, str) else "own"]
     return density, w, f"times {shown[0]}, weight {shown[1]}"

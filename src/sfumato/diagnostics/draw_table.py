@@ -49,7 +49,7 @@ def draws(
     Raises SfumatoError for symbols, and for levels, counts or data that cannot be used.
     """
     require_numbers(model, "The table of draws", "log_prob(...).by_level gives the loss of a bound at each level")
-    density = densities.named(times) if isinstance(times, str) else times
+    density = densities.named(times)
     bins = make(levels, density, model.process.schedule)
     count = whole("count, the draws per bin,", count)
     found = with_conditions(model, x, cond, count * len(bins), seed)

@@ -30,7 +30,7 @@ from sfumato.data import Source
 from sfumato.data.rows import Samples
 from sfumato.diagnostics.nearest import Features, Near, Space, nearest
 from sfumato.diagnostics.summary import copies_words
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, whole
 from sfumato.intervals import Interval, fraction
 from sfumato.pictures import picture
 from sfumato.sampling import sample
@@ -124,6 +124,7 @@ def memorization(
     """
     if data is None:
         raise SfumatoError("memorization needs the data that the model was trained on: sf.memorization(model, data).")
+    samples = whole("samples", samples)
     if isinstance(model, str | os.PathLike):
         model = serialization.load_sampler(model, device=device)
     source, train, unseen, rest = _sides(model, data, holdout, labels, size)

@@ -1,4 +1,4 @@
-"""Models whose every quantity is known: the truth that the rest is proven against."""
+"""Models with every quantity known exactly, which the rest of the library is tested against."""
 
 from sfumato.exact.empirical import Empirical
 from sfumato.exact.field import GaussianField

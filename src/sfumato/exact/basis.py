@@ -1,7 +1,7 @@
 """Orthonormal bases in which covariances are diagonal: C_k = U_k diag(c_k) U_k^T.
 
-A basis turns (B, K, D) vectors, one for each of K components, into coefficients and back. The same Gaussian algebra
-then serves diagonal covariances (`Axes`), full ones (`Eigen`) and stationary fields on the torus (`Hartley`).
+A basis transforms vectors (B, K, D), one for each of K components, to coefficients and back, so that one Gaussian
+algebra handles diagonal covariances (`Axes`), full ones (`Eigen`) and stationary fields on the torus (`Hartley`).
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Basis(abc.ABC):
 
     @abc.abstractmethod
     def to(self, device: torch.device) -> Basis:
-        """The same basis with its tensors on a device."""
+        """The same basis on another device."""
 
 
 @final
 class Axes(Basis):
-    """U = I: covariances are diagonal as given."""
+    """U = I, for diagonal covariances."""
 
     def analyse(self, y: Tensor) -> Tensor:
         return y
@@ -60,7 +60,7 @@ class Axes(Basis):
 
 @final
 class Eigen(Basis):
-    """U_k given: `vectors` (K, D, D) with the basis in its columns."""
+    """Explicit bases: `vectors` (K, D, D) with U_k in its columns."""
 
     def __init__(self, vectors: Tensor) -> None:
         self.vectors = vectors
@@ -85,8 +85,8 @@ class Eigen(Basis):
 class Hartley(Basis):
     """h(x)_k = N^{-1/2} sum_n x_n (cos + sin)(2 pi k.n / size): real, orthonormal and its own inverse.
 
-    It diagonalises every stationary covariance. `shape` is the field's; its last `space` dimensions are the torus, the
-    ones before (channels) are copies. Source: Bracewell 1983, "Discrete Hartley transform".
+    It diagonalises every stationary covariance. shape: of the field; its last `space` dimensions are the torus, earlier
+    ones (channels) are copies. Source: Bracewell 1983, "Discrete Hartley transform".
     """
 
     def __init__(self, shape: tuple[int, ...], space: int) -> None:
@@ -101,7 +101,7 @@ class Hartley(Basis):
         return self.analyse(c).sum(1)
 
     def diagonal(self, spectrum: Tensor) -> Tensor:
-        # (cos + sin)^2 = 1 + sin(2 .), and the sine is odd where the spectrum is even: every pixel has the mean
+        # (cos + sin)^2 = 1 + sin(2 .), and the odd sine cancels against the even spectrum: every pixel has the mean
         mean = spectrum.sum(1).reshape(-1, self.copies, self.size).mean(-1, keepdim=True)
         return mean.expand(-1, -1, self.size).reshape(len(spectrum), -1)
 

@@ -1,4 +1,4 @@
-"""Stationary Gaussian fields on the torus: one Gaussian whose covariance the Fourier transform diagonalises.
+"""Stationary Gaussian fields on the torus: a Gaussian with a covariance that the Fourier transform diagonalises.
 
     P(f) ~ f^-power,   E[x|z] = mean + F^-1 [alpha P / (alpha^2 P + sigma^2)] F (z - alpha mean)
 
@@ -19,12 +19,12 @@ from sfumato.exact.mixture import Components, GaussianSum
 
 @final
 class GaussianField(GaussianSum):
-    """A Gaussian field of `shape` with a power-law spectrum: natural images have power near 2.
+    """A Gaussian field of `shape` with a power-law spectrum; natural images have power near 2.
 
     shape: channels first, such as (H, W) or (C, H, W); its last `space` dimensions (at most) are a torus, channels are
     independent copies. power: the exponent of P(f) ~ f^-power in f = |(f_1, .., f_n)|, cycles per pixel; the zero
-    frequency has the power of the lowest other one. mean: a number or a tensor that broadcasts to shape. std: of each
-    entry. Source: van der Schaaf and van Hateren 1996, "Modelling the power spectra of natural images".
+    frequency gets the power of the lowest other one. mean: a number or a tensor that broadcasts to shape. std: of each
+    element. Source: van der Schaaf and van Hateren 1996, "Modelling the power spectra of natural images".
     """
 
     def __init__(
@@ -41,8 +41,8 @@ class GaussianField(GaussianSum):
         space = min(space, len(shape))
         self.power, self.std, self.space = float(power), float(std), space
         self.frequency = radial_frequency(shape[-space:])
-        law = self.frequency.clamp_min(1 / max(shape[-space:])) ** -self.power
-        self.spectrum = std**2 * law / law.mean()
+        power_law = self.frequency.clamp_min(1 / max(shape[-space:])) ** -self.power
+        self.spectrum = std**2 * power_law / power_law.mean()
         centre = torch.as_tensor(mean, dtype=torch.float64).expand(shape)
         parts = Components(
             centre.reshape(1, -1).clone(),
@@ -58,7 +58,7 @@ class GaussianField(GaussianSum):
         return torch.fft.fftn(centred, dim=dims, norm="ortho").abs() ** 2
 
     def noised_spectrum(self, alpha: float, sigma: float) -> Tensor:
-        """alpha^2 P + sigma^2, in the layout of `spectrum`: where the two terms meet, noise covers the signal."""
+        """alpha^2 P + sigma^2, in the layout of `spectrum`: noise dominates beyond the frequency of equal terms."""
         return alpha**2 * self.spectrum + sigma**2
 
 

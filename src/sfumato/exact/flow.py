@@ -3,9 +3,9 @@
     w = z / sqrt(alpha^2 + sigma^2),   theta = arctan(sigma / alpha)
     dw/dtheta = cos(theta) E[eps|z] - sin(theta) E[x|z]
 
-The right side depends on the pair (alpha, sigma) only through theta, so that one map serves every schedule. The clock
-is u = log tan(theta / 2): logarithmic at sigma -> 0, where the data's fine structure lies, and regular at alpha = 0.
-Not a plan: every row has steps of its own, whose length and number its error decides.
+The right-hand side depends on (alpha, sigma) only through theta, so one map covers every schedule. The clock is
+u = log tan(theta / 2): logarithmic at sigma -> 0, where the data have fine structure, and regular at alpha = 0.
+This is not a `Plan`: each row has its own adaptive steps.
 Sources: Song et al. 2021 (2011.13456), Eq. 13; Gragg 1965 and Bulirsch and Stoer 1966 for the extrapolation.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sfumato.errors import SfumatoError
 
-# (u, y, rows) -> dy/du; `rows` are the batch rows that y's last-but-one dimension holds
+# (u, y, rows) -> dy/du; `rows` are the batch rows along y's last-but-one dimension
 RightSide = Callable[[Tensor, Tensor, Tensor], Tensor]
 # (z, alpha, sigma, rows) -> (E[x|z], E[eps|z])
 Read = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -28,8 +28,8 @@ Read = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 _COLUMNS = 6
 _NEAR = 1e-10  # below this sigma / (alpha scale), (x, eps) are constant along the flow to within 1e-10 of the scale
 
-# Steps in the clock, where structure has the width 1: a longer step could pass over all of it unseen, and where a
-# shorter one is asked for, two components balance on rounding.
+# Step limits in the clock, where features have width 1: a longer step could miss one entirely, and the error estimate
+# asks for a shorter one only where two components balance to rounding.
 _SHORTEST, _LONGEST = 1e-5, 2.0
 _LEAST_TOL = 1e-13
 
@@ -42,26 +42,26 @@ class Level(NamedTuple):
 
 
 def _weights(columns: int) -> list[float]:
-    """Extrapolation of even-power errors in 1/n, n = 2, 4, ...: w_j = prod_{i != j} n_j^2 / (n_j^2 - n_i^2)."""
+    """Extrapolation weights for errors even in 1/n, n = 2, 4, ...: w_j = prod_{i != j} n_j^2 / (n_j^2 - n_i^2)."""
     n = range(1, columns + 1)
     return [math.prod(j * j / (j * j - i * i) for i in n if i != j) for j in n]
 
 
 def _extrapolated_step(rhs: RightSide, u: Tensor, y: Tensor, h: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """One step of order 2 J by the modified midpoint rule at n = 2, 4, .., 2 J substeps, all sequences in one batch.
+    """One step of order 2 J by the extrapolated midpoint rule with n = 2, 4, .., 2 J substeps, in one batch.
 
-    Returns y(u + h) (B, D) and an estimate of the error (B,), that of the scheme with the coarsest sequence left out.
+    Returns y(u + h) (B, D) and an error estimate (B,): the difference to the scheme without the coarsest sequence.
     """
     counts = torch.arange(2, 2 * _COLUMNS + 1, 2, dtype=y.dtype, device=y.device)
     sub = h / counts[:, None]  # (J, B)
     old = y.expand(_COLUMNS, *y.shape).clone()
     new = old + sub[..., None] * rhs(u, y, rows)
     for m in range(1, 2 * _COLUMNS):
-        live = int((counts <= m).sum())  # the sequences with more than m substeps go on
+        live = int((counts <= m).sum())  # the first sequence with more than m substeps; it and later ones continue
         slope = rhs(u + m * sub[live:], new[live:], rows)
         old[live:], new[live:] = new[live:].clone(), old[live:] + 2 * sub[live:, :, None] * slope
     fine = torch.tensor(_weights(_COLUMNS), dtype=y.dtype, device=y.device)
-    # leaving out n_1 multiplies the weight of each other column by (n_j^2 - n_1^2) / n_j^2
+    # without n_1, the weight of each other column is multiplied by (n_j^2 - n_1^2) / n_j^2
     coarse = fine * (1 - (counts[0] / counts) ** 2)
     result, other = torch.einsum("j,jbd->bd", fine, new), torch.einsum("j,jbd->bd", coarse, new)
     return result, (result - other).abs().amax(-1)
@@ -77,29 +77,29 @@ def integrate(
     shortest: float = 0.0,
     longest: float = math.inf,
 ) -> Tensor:
-    """y(stop) of dy/du = rhs(u, y, rows), y(start) = y (B, D), every row with its own steps; start and stop are (B,).
+    """y(stop) of dy/du = rhs(u, y, rows), y(start) = y (B, D), with separate steps for each row; start and stop (B,).
 
-    The estimated error of a step stays below tol (1 + max|y|) in each row. A step of length `shortest` is taken
-    whatever its error (rounding may exceed tol), none is longer than `longest`. No gradients.
+    The estimated error of a step stays below tol (1 + max|y|) in each row. Steps of length `shortest` are accepted
+    whatever their error (rounding may exceed tol); no step is longer than `longest`. No gradients.
     """
     if not tol >= _LEAST_TOL:
-        raise SfumatoError(f"tol = {tol:g} lies below rounding: give {_LEAST_TOL:g} or more.")
+        raise SfumatoError(f"tol = {tol:g} is below rounding error: use {_LEAST_TOL:g} or more.")
     if not bool(y.isfinite().all()):
         raise SfumatoError("The probability flow starts from a state that is not finite: check z.")
-    y, u, way = y.clone(), start.clone(), torch.sign(stop - start)
+    y, u, sign = y.clone(), start.clone(), torch.sign(stop - start)
     h = ((stop - start).abs() / 4).clamp(shortest, longest)
     least = torch.clamp(1e-9 * (stop - start).abs(), min=shortest)
-    rows = torch.nonzero(way)[:, 0]
+    rows = torch.nonzero(sign)[:, 0]
     while len(rows):
         left = (stop[rows] - u[rows]).abs()
         step, last = torch.minimum(h[rows], left), h[rows] >= left
-        new, error = _extrapolated_step(rhs, u[rows], y[rows], way[rows] * step, rows)
+        new, error = _extrapolated_step(rhs, u[rows], y[rows], sign[rows] * step, rows)
         ratio = torch.nan_to_num(error / (tol * (1 + y[rows].abs().amax(-1))), nan=math.inf, posinf=math.inf)
         good = (ratio <= 1) | (ratio.isfinite() & (step <= shortest))
         if bool((~good & (step < least[rows])).any()):
-            raise SfumatoError("The probability flow cannot be followed within tol from here: give a larger tol.")
+            raise SfumatoError("The probability flow cannot be integrated within tol from here: use a larger tol.")
         y[rows] = torch.where(good[:, None], new, y[rows])
-        u[rows] = torch.where(good, u[rows] + way[rows] * step, u[rows])
+        u[rows] = torch.where(good, u[rows] + sign[rows] * step, u[rows])
         growth = (0.9 * ratio.clamp_min(1e-30) ** (-1 / (2 * _COLUMNS - 1))).clamp(0.1, 5.0)
         h[rows] = (step * growth).clamp(shortest, longest)
         rows = rows[~(good & last)]
@@ -114,10 +114,10 @@ def _clock(level: Level) -> Tensor:
 def follow(read: Read, z: Tensor, start: Level, stop: Level, centre: Tensor, scale: float, tol: float) -> Tensor:
     """The flow's state at `stop` from z (B, D) at `start`.
 
-    `centre` (D,) and `scale` are the mean and the spread of the data: the clock runs on (x - centre) / scale, so that
-    the structure of the data lies at theta of order 1 and below whatever its units.
+    `centre` (D,) and `scale` are the mean and spread of the data: the ODE is solved for (x - centre) / scale, so that
+    the structure of the data is at theta of order 1 and below in any units.
     """
-    every = torch.arange(len(z), device=z.device)
+    all_rows = torch.arange(len(z), device=z.device)
     start, stop = Level(start.alpha * scale, start.sigma), Level(stop.alpha * scale, stop.sigma)
 
     def beliefs(w: Tensor, cos: Tensor, sin: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,8 +131,8 @@ def follow(read: Read, z: Tensor, start: Level, stop: Level, centre: Tensor, sca
         return (sin * cos)[..., None] * eps - (sin * sin)[..., None] * x
 
     def jump(w: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """Straight from u to v, both below _NEAR."""
-        x, eps = beliefs(w, -torch.tanh(u), 1 / torch.cosh(u), every)
+        """One straight step from u to v, both below _NEAR."""
+        x, eps = beliefs(w, -torch.tanh(u), 1 / torch.cosh(u), all_rows)
         return -torch.tanh(v)[:, None] * x + (1 / torch.cosh(v))[:, None] * eps
 
     u, v = _clock(start), _clock(stop)

@@ -1,4 +1,4 @@
-"""A law of samples and their classes as one state of two parts: all of a product of processes in closed form.
+"""The joint distribution of samples and their classes, as the exact model of a product of two processes.
 
 p(k | z) ~ p(k) p_t(z_x | k) q(z_k | k),   E[x | z] = sum_k p(k | z) E[x | z_x, k]
 """
@@ -21,14 +21,14 @@ from sfumato.state import State
 
 @final
 class Labelled:
-    """The joint law of x and its class under a `Truth`: states {"x": (B, *shape), "label": (B, 1)}."""
+    """The joint distribution of x and its class under a `Truth`: states {"x": (B, *shape), "label": (B, 1)}."""
 
     def __init__(self, truth: Truth) -> None:
         self.truth, self.classes = truth, truth.classes
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of one sample of each part, as `Product` takes them."""
+        """The shape of one sample of each part, for `Product`."""
         return {"x": self.truth.shape, "label": (1, *[1] * (len(self.truth.shape) - 1))}
 
     def sample(self, n: int, seed: int = 0, first: int = 0) -> State:
@@ -55,7 +55,9 @@ class LabelledDenoiser:
 
     def __init__(self, law: Labelled, process: Product) -> None:
         if set(process.processes) != {"x", "label"}:
-            raise SfumatoError(f"This law has the parts x and label, and the process {', '.join(process.processes)}.")
+            raise SfumatoError(
+                f"This model needs a product with the parts x and label, not {', '.join(process.processes)}."
+            )
         self.law, self.process, self.shape = law, process, process.shapes
         self.device = torch.device("cpu")
 
@@ -64,8 +66,8 @@ class LabelledDenoiser:
         gaussian, symbols = self.process.processes["x"], self.process.processes["label"]
         truth, x = self.law.truth, z["x"].double()
         at: Any = {"process": gaussian, "t": t}
-        known: Any = symbols
-        evidence = known.evidence(z["label"], t).reshape(len(x), -1)
+        label_process: Any = symbols
+        evidence = label_process.evidence(z["label"], t).reshape(len(x), -1)
         log_p = truth.classify(x, **at) + evidence
         r = log_p.softmax(-1)
         signal, noise = torch.zeros_like(x), torch.zeros_like(x)
@@ -75,4 +77,4 @@ class LabelledDenoiser:
         schedule: Any = gaussian
         estimate = Estimate(x, t, schedule.schedule, x=signal, eps=noise)
         logits = log_p.reshape(*z["label"].shape, -1)
-        return Beliefs({"x": estimate, "label": Logits(logits, z["label"], t, known)})
+        return Beliefs({"x": estimate, "label": Logits(logits, z["label"], t, label_process)})

@@ -6,7 +6,7 @@ With C_k = U_k diag(c_k) U_k^T, v = alpha^2 c + sigma^2, y_k = U_k^T (z - alpha 
     E[x|z]  =  sum_k r_k (m_k + alpha U_k (c_k y_k / v_k))
     Cov(x|z) = sum_k r_k (U_k diag(c_k sigma^2 / v_k) U_k^T + (mu_k - E[x|z]) (mu_k - E[x|z])^T)
 
-No line divides by alpha or sigma, so that both ends are exact. Source: Efron 2011 and the product of Gaussians.
+No formula divides by alpha or sigma, so both ends are exact. Source: Efron 2011 and the product of Gaussians.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sfumato.exact.basis import Axes, Basis, Eigen
 from sfumato.exact.flow import Level
 from sfumato.exact.truth import Moments, Truth, draw_position
 
-_ULP = 1e-15  # relative size below which a distance is rounding
+_ULP = 1e-15  # relative size below which a distance is rounding error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Components:
 
     @property
     def floor(self) -> float:
-        """The variance of rounding: no distance between z and a component is known better."""
+        """The variance of the rounding error of distances between z and a component."""
         size = float(self.means.abs().amax()) + math.sqrt(float(self.spectra.amax()))
         return (_ULP * (size or 1.0)) ** 2
 
@@ -52,7 +52,7 @@ class Components:
         return y, at.alpha[:, None, None] ** 2 * self.spectra + at.sigma[:, None, None] ** 2
 
     def densities(self, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """log N(z; alpha m_k, V_k), (B, K): with v from rounding up, and as it is (infinite where v = 0)."""
+        """log N(z; alpha m_k, V_k), (B, K), twice: with v at least the rounding error; exact (infinite if v = 0)."""
         safe = v.clamp_min(self.floor)
         finite = -0.5 * (y**2 / safe + torch.log(2 * math.pi * safe)).sum(-1)
         flat = v == 0
@@ -66,7 +66,7 @@ def moments(parts: Components, z: Tensor, at: Level, prior: Tensor) -> Moments:
     finite, true = parts.densities(y, v)
     log_weights = torch.log_softmax(prior + finite, -1)
     r = log_weights.exp()
-    # where v = 0 the component is a point in that direction and nothing is to be inferred: E[eps|z] = 0
+    # where v = 0 the component is a point in that direction and z carries no noise: E[eps|z] = 0
     pull = r[..., None] * torch.where(v == 0, 0.0, y / torch.where(v == 0, 1.0, v))
     score = -parts.basis.gather(pull)
     x = r @ parts.means + parts.basis.gather(at.alpha[:, None, None] * parts.spectra * pull)
@@ -87,19 +87,19 @@ def _posterior_parts(parts: Components, z: Tensor, at: Level, prior: Tensor) -> 
 
 
 def total_variance(parts: Components, z: Tensor, at: Level, prior: Tensor) -> Tensor:
-    """tr Cov(x|z) (B,), the deviations in each component's basis: U_k^T (m_k - E[x|z]) + alpha c_k y_k / v_k."""
+    """tr Cov(x|z) (B,), by the deviations in each component's basis, U_k^T (m_k - E[x|z]) + alpha c_k y_k / v_k."""
     y, v = parts.residuals(z, at)
     r = torch.softmax(prior + parts.densities(y, v)[0], -1)
     gain = parts.spectra / torch.where(v == 0, 1.0, v)
     shift = at.alpha[:, None, None] * gain * y
     x = r @ parts.means + parts.basis.gather(r[..., None] * shift)
-    own = parts.basis.analyse(parts.means - x[:, None]) + shift
-    inside = gain * at.sigma[:, None, None] ** 2
-    return (r * (inside + own.square()).sum(-1)).sum(-1)
+    deviation = parts.basis.analyse(parts.means - x[:, None]) + shift
+    within = gain * at.sigma[:, None, None] ** 2
+    return (r * (within + deviation.square()).sum(-1)).sum(-1)
 
 
 class GaussianSum(Truth):
-    """Any law that is a sum of Gaussians given by `Components`."""
+    """A mixture of the Gaussians in `Components`."""
 
     def __init__(
         self, parts: Components, shape: tuple[int, ...], weights: Tensor, labels: Tensor | Sequence[int] | None = None
@@ -167,10 +167,10 @@ def _only(component: Tensor, parts: Components) -> Tensor:
 class GaussianMixture(GaussianSum):
     """p(x) = sum_k w_k N(x; m_k, C_k).
 
-    weights (K,): not negative, divided by their sum. means (K, D). covs: full (K, D, D), diagonal (K, D), one variance
-    for each component (K,), or one number; positive semi-definite, zero is a point. labels (K,): the class of each
-    component, 0, 1, .. by default. shape: how models see the D numbers, (D,) by default. All in the data's units and
-    kept in float64.
+    weights (K,): non-negative, normalised to sum 1. means (K, D). covs: full (K, D, D), diagonal (K, D), one variance
+    per component (K,), or one number; positive semi-definite, zero is a point. labels (K,): the class of each
+    component, 0, 1, .. by default. shape: the shape of a sample of D numbers, (D,) by default. All in the data's units,
+    stored as float64.
     """
 
     def __init__(
@@ -188,26 +188,26 @@ class GaussianMixture(GaussianSum):
         super().__init__(parts, (m.shape[1],) if shape is None else shape, w, labels)
 
     def noised(self, alpha: float, sigma: float) -> GaussianMixture:
-        """The law of z = alpha x + sigma eps: means alpha m_k, covariances alpha^2 C_k + sigma^2 I."""
+        """The distribution of z = alpha x + sigma eps: means alpha m_k, covariances alpha^2 C_k + sigma^2 I."""
         covs = alpha**2 * self.covs + sigma**2 * torch.eye(self.dim, dtype=torch.float64)
         return GaussianMixture(self.weights, alpha * self.means, covs, self.labels, self.shape)
 
     @property
     def weights(self) -> Tensor:
-        """(K,), summing to 1."""
+        """The weights of the components (K,), summing to 1."""
         return self.log_weights.exp()
 
     @property
     def means(self) -> Tensor:
-        """(K, D)."""
+        """The means of the components, (K, D)."""
         return self.components.means
 
     @property
     def covs(self) -> Tensor:
-        """(K, D, D), whatever form was given."""
+        """The full covariances of the components, (K, D, D)."""
         parts = self.components
-        own = torch.eye(len(parts.means), dtype=torch.float64)
-        return parts.basis.matrix(own[..., None] * parts.spectra)
+        one = torch.eye(len(parts.means), dtype=torch.float64)
+        return parts.basis.matrix(one[..., None] * parts.spectra)
 
 
 def _diagonalise(covs: Tensor, count: int, dim: int) -> tuple[Tensor, Basis]:
@@ -229,5 +229,5 @@ def _diagonalise(covs: Tensor, count: int, dim: int) -> tuple[Tensor, Basis]:
         )
     if not bool(((spectra >= 0) & spectra.isfinite()).all()):
         least = float(spectra.min())
-        raise SfumatoError(f"covs must be positive semi-definite and finite; the least eigenvalue is {least:g}.")
+        raise SfumatoError(f"covs must be positive semi-definite and finite; the smallest eigenvalue is {least:g}.")
     return spectra, basis

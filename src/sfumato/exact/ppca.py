@@ -4,10 +4,10 @@
     posterior  p(y | x) = N(M^-1 W^T (x - m), s^2 M^-1),   M = W^T W + s^2 I
     ELBO       E_q[log p(x | y)] - KL(q || p(y)) = log p(x) - KL(q || p(y | x)),   q = N(mean, cov)
 
-Maximum likelihood from data with the sample covariance S = U diag(l) U^T is s^2 = mean of the D - L smallest l and
-W = U_L (diag(l_L) - s^2 I)^(1/2). The linear-Gaussian VAE, with its EM: everything a variational autoencoder leaves
-to networks is known here. Source: Tipping and Bishop 1999, "Probabilistic principal component analysis", Eq. 3-14
-and 25-28 (EM).
+The maximum likelihood for data with sample covariance S = U diag(l) U^T is s^2 = mean of the D - L smallest l and
+W = U_L (diag(l_L) - s^2 I)^(1/2). This is the linear-Gaussian VAE with its EM steps, where everything that a
+variational autoencoder learns by networks is known exactly. Source: Tipping and Bishop 1999, "Probabilistic principal
+component analysis", Eq. 3-14 and 25-28 (EM).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from sfumato import noise
 from sfumato.errors import SfumatoError
 from sfumato.exact.mixture import GaussianMixture
 
-_LATENT, _NOISE = 1, 2  # steps of the data's stream of random numbers
+_LATENT, _NOISE = 1, 2  # streams of random numbers under the role noise.DATA
 
 
 @final
 class PPCA:
-    """The law above: loading W (D, L), mean m (D,), variance s^2 > 0. Everything in float64."""
+    """The model above: loading W (D, L), mean m (D,), variance s^2 > 0. Everything in float64."""
 
     def __init__(self, loading: Tensor, mean: Tensor | float = 0.0, variance: float = 1.0) -> None:
         self.loading = torch.as_tensor(loading, dtype=torch.float64)
@@ -56,7 +56,7 @@ class PPCA:
         return _log_normal(self._centred(x), self.covariance)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """p(y | x): means (B, L), and the covariance (L, L) that all x share."""
+        """p(y | x): means (B, L), and the covariance (L, L), which does not depend on x."""
         inverse = torch.linalg.inv(self.precision)
         return self._centred(x) @ self.loading @ inverse, self.variance * inverse
 
@@ -68,7 +68,7 @@ class PPCA:
         return y @ self.loading.T + self.mean + math.sqrt(self.variance) * added
 
     def truth(self) -> GaussianMixture:
-        """The same law as an exact model of diffusion."""
+        """The same distribution of x as an exact diffusion model."""
         return GaussianMixture([1.0], self.mean[None], self.covariance[None])
 
     # -- the variational bound -----------------------------------------------------------------------------------
@@ -76,41 +76,41 @@ class PPCA:
     def elbo(self, x: Tensor, mean: Tensor, cov: Tensor) -> Tensor:
         """E_q[log p(x | y)] - KL(q || N(0, I)) for q = N(mean, cov): mean (B, L), cov (L, L) or (B, L, L); (B,)."""
         cov = torch.as_tensor(cov, dtype=torch.float64)
-        left = (self._centred(x) - mean @ self.loading.T).square().sum(-1)
+        residual = (self._centred(x) - mean @ self.loading.T).square().sum(-1)
         spread = _trace(self.loading.T @ self.loading, cov)
-        fit = -0.5 * (left + spread) / self.variance - 0.5 * self.dim * math.log(2 * math.pi * self.variance)
+        fit = -0.5 * (residual + spread) / self.variance - 0.5 * self.dim * math.log(2 * math.pi * self.variance)
         return fit - gaussian_kl(mean, cov, torch.zeros_like(mean), torch.eye(self.latent, dtype=torch.float64))
 
     def gap(self, x: Tensor, mean: Tensor, cov: Tensor) -> Tensor:
-        """KL(q || p(y | x)), (B,): what `elbo` lacks of log p(x). Zero after an E step."""
+        """KL(q || p(y | x)) = log p(x) - `elbo`, (B,). Zero after an E step."""
         return gaussian_kl(mean, torch.as_tensor(cov, dtype=torch.float64), *self.posterior(x))
 
     # -- learning ------------------------------------------------------------------------------------------------
 
     @classmethod
     def fit(cls, x: Tensor, latent: int) -> PPCA:
-        """The maximum of the likelihood of x (N, D) over W, m and s^2, in closed form."""
+        """The maximum-likelihood model of x (N, D) over W, m and s^2, in closed form."""
         x = torch.as_tensor(x, dtype=torch.float64)
         if x.ndim != 2 or not 1 <= latent < x.shape[1]:
-            raise SfumatoError(f"x must be (N, D) with D above the {latent} latent numbers, not {tuple(x.shape)}.")
+            raise SfumatoError(f"x must be (N, D) with D above the latent dimension {latent}, not {tuple(x.shape)}.")
         mean = x.mean(0)
         values, vectors = torch.linalg.eigh((x - mean).T @ (x - mean) / len(x))
         variance = float(values[: x.shape[1] - latent].mean())
         if variance <= 1e-12 * float(values[-1]):
-            raise SfumatoError(f"The data lie in {latent} dimensions: their likelihood has no maximum, use fewer.")
+            raise SfumatoError(f"The data lie in {latent} dimensions and their likelihood is unbounded: use fewer.")
         top = (values[-latent:] - variance).clamp_min(0).sqrt()
         return cls((vectors[:, -latent:] * top).flip(1), mean, variance)
 
     def em_step(self, x: Tensor) -> PPCA:
-        """One step of expectation and maximisation on x (N, D); the likelihood of x never falls.
+        """One step of expectation maximisation on x (N, D); it never decreases the likelihood of x.
 
-        E: p(y | x), which makes the bound tight.  M: the W, m and s^2 that maximise it, m being the mean of x:
+        E: q = p(y | x), which makes the bound tight.  M: the W, m and s^2 that maximise it, with m the mean of x:
             W = (sum_i r_i E[y_i]^T) (sum_i E[y_i y_i^T])^-1,   r = x - m
             s^2 = mean_i,d (|r_i|^2 - 2 E[y_i]^T W^T r_i + tr E[y_i y_i^T] W^T W)
         """
         x = torch.as_tensor(x, dtype=torch.float64)
         mean = x.mean(0)
-        # with m at its own maximum, which does not depend on the rest, the E step is that of (W, mean of x, s^2)
+        # the optimal m does not depend on W and s^2, so the E step can already use it
         start = PPCA(self.loading, mean, self.variance)
         y, cov = start.posterior(x)
         r, second = x - mean, len(x) * cov + y.T @ y

@@ -1,11 +1,11 @@
-"""A law of a few symbols, given as a table: every quantity of a process of symbols by sums over all states.
+"""A distribution of a few symbols as a table: every quantity of a symbol process by sums over all states.
 
     p_t(z)       = sum_x p(x) prod_i q(z_i | x_i)
     p(x | z)     = p(x) prod_i q(z_i | x_i) / p_t(z)
     p(z_s | z_t) = p_s(z_s) prod_i q(z_t,i | z_s,i) / p_t(z_t)
 
-Of the process it uses the kernels alone, and so proves every other formula of it. A noisy state may hold symbols that
-data do not (a mask): S^d noisy states for K^d of data. Memory grows with their product.
+It uses only the kernels of the process, so it can test every other formula. Noisy states may contain symbols that the
+data do not (a mask): S^d noisy states for K^d data states. Memory grows with their product.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from sfumato.errors import SfumatoError
 from sfumato.process.symbols import Symbols
 from sfumato.schedule import Time
 
-_MOST = 1 << 12  # states: a sum over all pairs holds their square, 128 MB
+_MOST = 1 << 12  # most states: sums over all pairs take 128 MB
 
 
 @final
 class Table:
-    """The law on {0, .., K-1}^d that puts probs[x_1, .., x_d] on x. probs: d axes of K, divided by their sum."""
+    """The distribution p(x) = probs[x_1, .., x_d] on {0, .., K-1}^d. probs: d axes of K, normalised to sum 1."""
 
     def __init__(self, probs: Tensor) -> None:
         probs = torch.as_tensor(probs, dtype=torch.float64)
         if probs.ndim < 1 or len(set(probs.shape)) != 1 or probs.shape[0] < 2:
-            raise SfumatoError(f"A table has d axes of one length K >= 2, not the shape {tuple(probs.shape)}.")
+            raise SfumatoError(f"A table needs d axes of the same length K >= 2, not the shape {tuple(probs.shape)}.")
         if not bool((probs >= 0).all() and probs.isfinite().all() and probs.sum() > 0):
-            raise SfumatoError("The probabilities of a table must be finite, not negative and not all zero.")
+            raise SfumatoError("The probabilities of a table must be finite, non-negative and not all zero.")
         if probs.numel() > _MOST:
             raise SfumatoError(f"A table of {probs.numel():,} states is too large for sums over all pairs.")
         self.dim, self.symbols = probs.ndim, probs.shape[0]
@@ -42,7 +42,7 @@ class Table:
 
     @property
     def states(self) -> Tensor:
-        """All N = K^d states, int64 (N, d), in the order of every axis of N below."""
+        """All N = K^d states, int64 (N, d), in the order of all axes of length N below."""
         return _all(self.symbols, self.dim)
 
     @property
@@ -51,9 +51,9 @@ class Table:
         return float(torch.special.entr(self.probs).sum())
 
     def place(self, x: Tensor, size: int | None = None) -> Tensor:
-        """The number of each state x (B, d) among `states`, or among those of `size` symbols, int64 (B,)."""
+        """The index of each state x (B, d) in `states`, or in the states of `size` symbols, int64 (B,)."""
         if x.ndim != 2 or x.shape[1] != self.dim:
-            raise SfumatoError(f"A state of this table has {self.dim} symbols: give x as (B, {self.dim}).")
+            raise SfumatoError(f"A state of this table has {self.dim} symbols: x must be (B, {self.dim}).")
         return x.long() @ (size or self.symbols) ** torch.arange(self.dim - 1, -1, -1)
 
     def noisy(self, process: Symbols) -> Tensor:
@@ -71,12 +71,12 @@ class Table:
         return self.states[place]
 
     def kernel(self, process: Symbols, s: Time, t: Time) -> Tensor:
-        """q(z_t | z_s) for all pairs, (S^d, S^d): rows z_s, columns z_t, by products of the S x S matrices.
+        """q(z_t | z_s) for all pairs, (S^d, S^d): rows z_s, columns z_t, as Kronecker products of S x S matrices.
 
-        At s = 0 the rows are those of the data alone, (K^d, S^d).
+        At s = 0 the rows are the data states only, (K^d, S^d).
         """
         if process.states != self.symbols:
-            raise SfumatoError(f"The process has {process.states} states and the table {self.symbols}.")
+            raise SfumatoError(f"The process has {process.states} symbols, but the table has {self.symbols}.")
         a = float(process.keep(t) / process.keep(s))
         one = a * torch.eye(process.size, dtype=torch.float64) + (1 - a) * process.law
         if float(torch.as_tensor(s)) == 0:
@@ -95,37 +95,37 @@ class Table:
         return self.reverse(process, 0.0, t)
 
     def reverse(self, process: Symbols, s: Time, t: Time) -> Tensor:
-        """p(z_s | z_t) for all pairs: rows z_t, columns z_s. A z_t that cannot be has a row of zeros."""
+        """p(z_s | z_t) for all pairs: rows z_t, columns z_s. The row of an impossible z_t is zero."""
         first = self.probs if float(torch.as_tensor(s)) == 0 else self.noised(process, s)
         joint = (first[:, None] * self.kernel(process, s, t)).T
         return joint / joint.sum(1, keepdim=True).clamp_min(1e-300)
 
     def marginals(self, weights: Tensor) -> Tensor:
-        """p(x_i = k) under laws of states: weights (B, K^d) -> (B, d, K), or of noisy states (B, S^d) -> (B, d, S)."""
+        """p(x_i = k) under distributions of states: (B, K^d) -> (B, d, K), or of noisy states (B, S^d) -> (B, d, S)."""
         size = round(weights.shape[1] ** (1 / self.dim))
         hot = torch.nn.functional.one_hot(_all(size, self.dim), size).double()
         return torch.einsum("bn,nik->bik", weights, hot)
 
     def dependence(self, process: Symbols, s: Time, t: Time) -> float:
-        """E KL(p(z_s | z_t) || prod_i p(z_s,i | z_t)), nats: what a reverse step loses that draws symbol by symbol."""
+        """E KL(p(z_s | z_t) || prod_i p(z_s,i | z_t)), nats: the loss of a reverse step with independent symbols."""
         reverse = self.reverse(process, s, t)
         alone = torch.special.entr(self.marginals(reverse)).sum((1, 2))
         return float(self.noised(process, t) @ (alone - torch.special.entr(reverse).sum(1)))
 
     def denoiser(self, process: Symbols) -> TableDenoiser:
-        """The model whose belief is the exact p(x_i | z)."""
+        """The exact model, with belief p(x_i | z)."""
         return TableDenoiser(self, process)
 
 
 def _all(size: int, dim: int) -> Tensor:
-    """The size^dim states of so many symbols, int64, the last axis running fastest."""
+    """The size^dim states of dim symbols, int64, the last axis varying fastest."""
     return torch.cartesian_prod(*[torch.arange(size)] * dim).reshape(-1, dim)
 
 
 def without(cond: dict[str, Any]) -> None:
-    """Refuse conditions of a law that has none."""
+    """Raise SfumatoError for conditions of an unconditional exact model."""
     if cond:
-        raise SfumatoError(f"This exact law is not conditioned on anything: leave out {', '.join(cond)}.")
+        raise SfumatoError(f"This exact model is unconditional: leave out {', '.join(cond)}.")
 
 
 @final
@@ -147,8 +147,8 @@ class TableDenoiser:
         )
         for time in t.unique():
             rows = torch.nonzero((t == time).expand(len(z)))[:, 0]
-            known = self.table.marginals(self.table.posterior(self.process, time)[place[rows]])
-            out[rows] = known.clamp_min(0).log()
+            prob = self.table.marginals(self.table.posterior(self.process, time)[place[rows]])
+            out[rows] = prob.clamp_min(0).log()
         return Logits(out, z, t, self.process)
 
     def __repr__(self) -> str:

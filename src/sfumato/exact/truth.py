@@ -1,12 +1,12 @@
-"""The interface of exact laws, and the denoiser of one as samplers see it.
+"""The interface of exact distributions, and their optimal denoiser as a model.
 
-Data x with a known law, z = alpha x + sigma eps, and for any z at any level, in float64 and in closed form:
+For data x of a known distribution and z = alpha x + sigma eps at any level, in float64 and in closed form:
 
     log p_t(z),   E[x|z],   E[eps|z] = -sigma score,   score = grad log p_t(z),   Cov(x|z),   p(component|z)
 
-A noise level is given to every method as `process=..., t=...` or `alpha=..., sigma=...`, each a number or a tensor
-(B,); without one it is the data itself (alpha = 1, sigma = 0). `label` (a number or int64 (B,), -1 for any) restricts
-the data to one class. Both ends, alpha = 0 and sigma = 0, are exact.
+Every method takes the noise level as `process=..., t=...` or `alpha=..., sigma=...`, each a number or a tensor (B,);
+the default is the data itself (alpha = 1, sigma = 0). `label` (a number or int64 (B,), -1 for any) restricts the data
+to one class. Both ends, alpha = 0 and sigma = 0, are exact.
 Source: Efron 2011, "Tweedie's formula and selection bias".
 """
 
@@ -51,23 +51,23 @@ class Moments(NamedTuple):
 
 
 class Truth(abc.ABC):
-    """A law of the data whose every noised quantity is known. K components of D numbers, seen as fields of `shape`.
+    """A data distribution with all noised quantities known: K components in R^D, with samples of `shape`.
 
-    A subclass works on flat z (B, D) at a `Level` of (B,), with int64 labels (B,) that are -1 for any class.
+    Subclasses work on flat z (B, D) at a `Level` (B,), with int64 labels (B,), -1 for any class.
     """
 
     def __init__(
         self, shape: tuple[int, ...], dim: int, weights: Tensor, labels: Tensor | Sequence[int] | None
     ) -> None:
-        """weights (K,): not negative, divided by their sum. labels (K,): their classes, 0, 1, .. by default."""
+        """weights (K,): non-negative, normalised to sum 1. labels (K,): their classes, 0, 1, .. by default."""
         weights = torch.as_tensor(weights, dtype=torch.float64)
         labels = torch.arange(len(weights)) if labels is None else torch.as_tensor(labels, dtype=torch.int64)
         if math.prod(shape) != dim:
-            raise SfumatoError(f"shape {tuple(shape)} does not hold {dim} numbers: give a shape with that product.")
+            raise SfumatoError(f"shape {tuple(shape)} must have {dim} elements.")
         if not bool((weights >= 0).all() and weights.isfinite().all() and weights.sum() > 0):
-            raise SfumatoError("weights must be finite, not negative and not all zero.")
+            raise SfumatoError("weights must be finite, non-negative and not all zero.")
         if labels.shape != weights.shape or bool((labels < 0).any()):
-            raise SfumatoError(f"labels must be {len(weights)} numbers from 0 on, one for each component.")
+            raise SfumatoError(f"labels must be {len(weights)} non-negative integers, one per component.")
         self.shape, self.dim, self.labels, self.classes = tuple(shape), dim, labels, int(labels.max()) + 1
         self.log_weights = torch.log(weights / weights.sum())
 
@@ -79,7 +79,7 @@ class Truth(abc.ABC):
     @property
     @abc.abstractmethod
     def spread(self) -> float:
-        """A standard deviation that none of the data's directions exceeds by much."""
+        """An approximate upper bound on the data's standard deviation in any direction."""
 
     @abc.abstractmethod
     def _moments(self, z: Tensor, at: Level, label: Tensor) -> Moments: ...
@@ -98,11 +98,11 @@ class Truth(abc.ABC):
 
     @abc.abstractmethod
     def _draw(self, component: Tensor, seed: int, index: Tensor) -> Tensor:
-        """Clean samples (n, D), one of each given component (n,)."""
+        """Clean samples (n, D), one from the component of each row (n,)."""
 
     @abc.abstractmethod
     def _flow_alone(self, z: Tensor, start: Level, stop: Level, component: Tensor) -> Tensor:
-        """The flow's state (B, D) where the data of row i is component[i] alone."""
+        """The flow's state (B, D) if the data of row i are component[i] only."""
 
     # -- quantities at one level ---------------------------------------------------------------------------------
 
@@ -114,12 +114,12 @@ class Truth(abc.ABC):
 
     @final
     def log_prob(self, z: Tensor, **at: Unpack[At]) -> Tensor:
-        """log p_t(z) in nats, (B,); log p_t(z|label) with a label. Infinite at sigma = 0 of a law without a density."""
+        """log p_t(z) in nats, (B,); log p_t(z|label) with a label. Infinite at sigma = 0 without a density."""
         return self._moments(*self._flat(z, at)).log_prob
 
     @final
     def score(self, z: Tensor, **at: Unpack[At]) -> Tensor:
-        """grad_z log p_t(z), like z; at sigma = 0 that of the data's own density."""
+        """grad_z log p_t(z), like z; at sigma = 0 the score of the data."""
         return self._field(self._moments(*self._flat(z, at)).score)
 
     @final
@@ -158,7 +158,7 @@ class Truth(abc.ABC):
 
     @final
     def labelled(self, n: int, seed: int = 0, first: int = 0, **at: Unpack[At]) -> tuple[Tensor, Tensor]:
-        """Samples as `sample` draws them, and the class of each, int64 (n,)."""
+        """The samples of `sample` and the class of each, int64 (n,)."""
         index = torch.arange(first, first + n)
         level, label = self._level(n, index.device, at), self._label(n, index.device, at)
         component = self._components(seed, index, label)
@@ -169,7 +169,7 @@ class Truth(abc.ABC):
 
     @final
     def mmse(self, n: int, seed: int = 0, **at: Unpack[At]) -> tuple[float, float]:
-        """E |x - E[x|z]|^2 = E tr Cov(x|z), the floor of every denoising loss: the mean of n draws, its standard error.
+        """E |x - E[x|z]|^2 = E tr Cov(x|z), the minimum of any denoising loss: mean of n draws and its standard error.
 
         With it d I(x; z) / d snr = mmse / 2, snr = alpha^2 / sigma^2 (Guo, Shamai and Verdu 2005, Eq. 22).
         """
@@ -188,7 +188,7 @@ class Truth(abc.ABC):
         label: Tensor | int | None = None,
         tol: float = 1e-13,
     ) -> Tensor:
-        """z_s on the probability-flow ODE through z (B, *shape) at time t, as `flow_between`; t, s: numbers or (B,)."""
+        """z_s on the probability-flow ODE through z (B, *shape) at t, by `flow_between`; t, s: numbers or (B,)."""
         return self.flow_between(z, process.schedule(t), process.schedule(s), label, tol)
 
     @final
@@ -203,15 +203,15 @@ class Truth(abc.ABC):
         """The state at the level stop = (alpha, sigma) on the probability-flow ODE through z (B, *shape) at start.
 
         Closed form for rows with one component, z_s = alpha_s m + S_s S_t^{-1} (z - alpha_t m) with
-        S = sqrt(alpha^2 C + sigma^2); the others are integrated with an error below `tol` a step. No gradients.
+        S = sqrt(alpha^2 C + sigma^2); others are integrated with an error below `tol` per step. No gradients.
         """
         flat, begin, labels = self._flat(z, {"alpha": start[0], "sigma": start[1], "label": label})
         end = self._level(len(flat), flat.device, {"alpha": stop[0], "sigma": stop[1]})
         with torch.no_grad():
             out, alone = torch.empty_like(flat), self._alone(labels)
-            known, rest = torch.nonzero(alone >= 0)[:, 0], torch.nonzero(alone < 0)[:, 0]
-            if len(known):
-                out[known] = self._flow_alone(flat[known], _rows(begin, known), _rows(end, known), alone[known])
+            closed, rest = torch.nonzero(alone >= 0)[:, 0], torch.nonzero(alone < 0)[:, 0]
+            if len(closed):
+                out[closed] = self._flow_alone(flat[closed], _rows(begin, closed), _rows(end, closed), alone[closed])
             if len(rest):
                 out[rest] = self._integrated(flat[rest], _rows(begin, rest), _rows(end, rest), labels[rest], tol)
         return self._field(out)
@@ -220,7 +220,7 @@ class Truth(abc.ABC):
     def consistency(
         self, z: Tensor, t: Number, process: Gaussian, label: Tensor | int | None = None, tol: float = 1e-13
     ) -> Tensor:
-        """f(z, t) = the flow at t = 0, the optimum of consistency training (2303.01469, Eq. 4)."""
+        """f(z, t) = the flow's state at t = 0, the optimum of consistency training (2303.01469, Eq. 4)."""
         return self.flow(z, t, 0.0, process, label, tol)
 
     def _integrated(self, z: Tensor, start: Level, stop: Level, label: Tensor, tol: float) -> Tensor:
@@ -231,32 +231,31 @@ class Truth(abc.ABC):
 
         return follow(read, z, start, stop, self.mean.to(z.device), self.spread or 1.0, tol)
 
-    # -- what samplers see ---------------------------------------------------------------------------------------
+    # -- the model for samplers ----------------------------------------------------------------------------------
 
     @final
     def denoiser(self, process: Gaussian) -> ExactDenoiser:
-        """The optimal denoiser of this law under a process: a model as any other."""
+        """The optimal denoiser of this distribution under a process, usable like any other model."""
         return ExactDenoiser(self, process)
 
-    # -- which components a label leaves -------------------------------------------------------------------------
+    # -- the components of a label -------------------------------------------------------------------------------
 
-    def _open(self, label: Tensor) -> Tensor:
-        """Which components a label leaves, bool (B, K)."""
-        owners = self.labels.to(label.device)
-        return (label[:, None] < 0) | (label[:, None] == owners)
+    def _allowed(self, label: Tensor) -> Tensor:
+        """Which components have each row's label, bool (B, K); all for label -1."""
+        return (label[:, None] < 0) | (label[:, None] == self.labels.to(label.device))
 
     def _log_prior(self, label: Tensor) -> Tensor:
         """log p(component|label), (B, K)."""
-        return torch.log_softmax(torch.where(self._open(label), self.log_weights.to(label.device), -torch.inf), -1)
+        return torch.log_softmax(torch.where(self._allowed(label), self.log_weights.to(label.device), -torch.inf), -1)
 
     def _alone(self, label: Tensor) -> Tensor:
-        """The component of each row where the label leaves only one, else -1: int64 (B,)."""
+        """The component of each row if its label has only one, else -1: int64 (B,)."""
         values, where = torch.unique(label, return_inverse=True)
-        left = self._open(values) & (self.log_weights > -torch.inf).to(label.device)
-        return torch.where(left.sum(-1) == 1, left.long().argmax(-1), -1)[where]
+        possible = self._allowed(values) & (self.log_weights > -torch.inf).to(label.device)
+        return torch.where(possible.sum(-1) == 1, possible.long().argmax(-1), -1)[where]
 
     def _components(self, seed: int, index: Tensor, label: Tensor) -> Tensor:
-        """A component for each row, int64 (n,), by inversion of the cumulative weights."""
+        """Draw a component for each row, int64 (n,), by inverting the cumulative weights."""
         u = noise.uniform(seed, index, (), noise.DATA, step=_COMPONENT, dtype=torch.float64)
         values, where = torch.unique(label, return_inverse=True)
         drawn = torch.empty_like(label)
@@ -265,33 +264,33 @@ class Truth(abc.ABC):
             drawn[where == i] = torch.searchsorted(prior.cumsum(0), u[where == i], right=True).clamp_max(last)
         return drawn
 
-    # -- from the caller's arguments to rows ---------------------------------------------------------------------
+    # -- the caller's arguments as rows --------------------------------------------------------------------------
 
     def _field(self, flat: Tensor) -> Tensor:
         return flat.reshape(-1, *self.shape)
 
     def _flat(self, z: Tensor, at: At) -> tuple[Tensor, Level, Tensor]:
         if tuple(z.shape[1:]) != self.shape:
-            raise SfumatoError(f"z has shape {tuple(z.shape)}, this law needs (batch, *{self.shape}).")
+            raise SfumatoError(f"z has shape {tuple(z.shape)}; expected (batch, *{self.shape}).")
         flat = z.to(torch.float64).reshape(len(z), self.dim)
         return flat, self._level(len(z), z.device, at), self._label(len(z), z.device, at)
 
     def _level(self, batch: int, device: torch.device, at: At) -> Level:
         if ("process" in at) != ("t" in at) or "process" in at and ("alpha" in at or "sigma" in at):
-            raise SfumatoError("Give the noise level as process=... and t=..., or as alpha=... and sigma=...")
+            raise SfumatoError("Pass the noise level as process=... and t=..., or as alpha=... and sigma=...")
         pair = at["process"].schedule(at["t"]) if "process" in at else (at.get("alpha", 1.0), at.get("sigma", 0.0))
         alpha, sigma = (torch.as_tensor(v, dtype=torch.float64, device=device).expand(batch) for v in pair)
         return Level(alpha, sigma)
 
     def _label(self, batch: int, device: torch.device, at: At) -> Tensor:
-        given = at.get("label")
-        label = torch.as_tensor(-1 if given is None else given, dtype=torch.int64, device=device).expand(batch)
+        value = at.get("label")
+        label = torch.as_tensor(-1 if value is None else value, dtype=torch.int64, device=device).expand(batch)
         if bool(((label < -1) | (label >= self.classes)).any()):
             raise SfumatoError(f"Labels must lie between 0 and {self.classes - 1}, or be -1 for any class.")
         return label
 
 
-# Streams under the role noise.DATA: which component, where in it, and the noise on top.
+# Streams under the role noise.DATA: the component, the position within it, and the noise.
 _COMPONENT, _POSITION, _NOISE = 0, 1, 2
 
 
@@ -306,9 +305,9 @@ def _rows(level: Level, rows: Tensor) -> Level:
 
 @final
 class ExactDenoiser:
-    """E[x|z] of a known law as a model: `model(z, t, label=None) -> Estimate` with x and eps in float64."""
+    """The exact E[x|z] as a model: `model(z, t, label=None) -> Estimate` with x and eps in float64."""
 
-    exact = True  # a smooth E[x|z], which high order follows: `solvers.default`
+    exact = True  # E[x|z] is smooth enough for high-order solvers (`solvers.default`)
 
     def __init__(self, truth: Truth, process: Gaussian) -> None:
         self.truth, self.process, self.shape = truth, process, truth.shape

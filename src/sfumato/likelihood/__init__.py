@@ -1,4 +1,4 @@
-"""Likelihoods, each with the size of the errors it may have."""
+"""Likelihoods, each with estimates of its errors."""
 
 from sfumato.likelihood.gap import bound_gap
 from sfumato.likelihood.measured import Measured, bits_per_dim

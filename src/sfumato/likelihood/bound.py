@@ -1,18 +1,18 @@
-"""The continuous-time variational bound: what a sample costs at each noise level, whatever the schedule between.
+"""The continuous-time variational bound, as a sum over noise levels that does not depend on the schedule in between.
 
     -log p(x) <= KL(q(z_1|x) || prior) + int L(x, z_t, t) dlevel + E[-log p(x|z_0)]
 
-L is the rate at which a belief loses nats a unit of the level: 1/2 |eps - E[eps|z]|^2 of real numbers, of symbols the
-path KL of 2107.03006 and 2406.07524, which an exact belief makes an equality, and of a product the sum over its parts
-at one time (`Process.loss` under weight 1). Of real numbers the integral runs over logsnr between the ends alone, so
-that schedules with equal ends have equal bounds; z_0 is x with the least noise, p(x|z_0) the discretised or the normal
-law around E[x|z_0] with the variance sigma^2 / (alpha^2 + sigma^2 / s^2), s the size of the data.
+L is the loss rate in nats per unit of the level (`Process.loss` with weight 1): 1/2 |eps - E[eps|z]|^2 for real
+numbers; for symbols the path KL of 2107.03006 and 2406.07524, an equality for an exact belief; for a product the sum
+over its parts at one time. For real numbers the integral runs over logsnr between the schedule's ends only, so
+schedules with equal ends have equal bounds; z_0 is x with the least noise, and p(x|z_0) the discretised or the normal
+distribution around E[x|z_0] with variance sigma^2 / (alpha^2 + sigma^2 / s^2), s the standard deviation of the data.
 
-Levels: each replicate has one in each of K strata of equal mass, all shifted by one uniform number. Of real numbers
-p(logsnr) ~ sigmoid(logsnr + 2 log s), under which the integrand of N(0, s^2) is constant and logsnr may start at -inf.
-Of symbols p(level) ~ sech(level / 2): under a density that falls faster towards the data the second moment of masked
-ones is infinite. A product deals its strata in turn to the kinds of its parts, and divides by the mixture.
-Source: Kingma et al. 2021 (2107.00630), Eq. 11-15, App. I.
+Levels: each replicate has one in each of K strata of equal probability, all shifted by one uniform number. For real
+numbers p(logsnr) ~ sigmoid(logsnr + 2 log s), for which the integrand of N(0, s^2) data is constant and logsnr may
+start at -inf. For symbols p(level) ~ sech(level / 2): with a density that decays faster towards the data, the second
+moment for masked symbols is infinite. A product assigns its strata in turn to its kinds of parts, and divides by the
+mixture. Source: Kingma et al. 2021 (2107.00630), Eq. 11-15, App. I.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from sfumato.process import Gaussian
 from sfumato.schedule import NODE_LIMIT, Schedule
 from sfumato.state import State, first_leaf, map_state
 
-_ROWS = 512  # states that a model sees at once, or as many as there are samples
-_SHIFT = (1 << 23) - 1  # the stream of the strata's shifts under the role of the bound
-_LAST = 1 << 22  # the first stream of the noise of the last term
-_WINDOW = 2  # strata on each side that the weight of the control is fitted to
-_SHARE = 8  # levels for each draw of the last term
-_EARLIEST = 1e-12  # a time that stands for the end of a path which begins with some noise
+_ROWS = 512  # states per model call, or one per sample if those are more
+_SHIFT = (1 << 23) - 1  # the stream of the shifts of the strata, under the role BOUND
+_LAST = 1 << 22  # the first stream of the noise of the reconstruction term
+_WINDOW = 2  # strata on each side used to fit the weight of the control variate
+_SHARE = 8  # levels per draw of the reconstruction term
+_EARLIEST = 1e-12  # the first time of a schedule with noise at t = 0
 
 
 class Span(NamedTuple):
-    """The logsnr of real numbers between the ends of a schedule, spread by p ~ sigmoid(logsnr + 2 log scale)."""
+    """The logsnr range of real numbers on a schedule, with the density p ~ sigmoid(logsnr + 2 log scale)."""
 
     clock: Schedule
     low: float
@@ -57,7 +57,7 @@ class Span(NamedTuple):
 
     @classmethod
     def of(cls, schedule: Schedule, scale: float, sigma_min: float | None = None) -> Span:
-        """From sigma/alpha = sigma_min (exp(-6) of the data's size), or the schedule's own end, to t = 1."""
+        """From sigma/alpha = sigma_min (default: exp(-6) scale), or the schedule's own start if noisier, to t = 1."""
         low, own = schedule.logsnr_range
         least = scale * math.exp(-NODE_LIMIT / 2) if sigma_min is None else float(sigma_min)
         high = min(own, -2 * math.log(least)) if least > 0 else math.inf
@@ -73,7 +73,7 @@ class Span(NamedTuple):
         return low, high
 
     def quantile(self, u: Tensor) -> Tensor:
-        """logsnr rising from low at u = 0 to high at u = 1."""
+        """logsnr, increasing from low at u = 0 to high at u = 1."""
         low, high = self._ends
         mass = low + u * (high - low)
         return (mass + torch.log(-torch.expm1(-mass)) - 2 * math.log(self.scale)).clamp(self.low, self.high)
@@ -84,7 +84,7 @@ class Span(NamedTuple):
 
 
 class SymbolSpan(NamedTuple):
-    """The levels of symbols from low to high, spread by p ~ sech(level / 2)."""
+    """The levels of symbols from low to high, with the density p ~ sech(level / 2)."""
 
     clock: Schedule
     low: float
@@ -92,12 +92,12 @@ class SymbolSpan(NamedTuple):
 
     @property
     def _ends(self) -> tuple[float, float]:
-        """The mass above low and above high."""
+        """The probability above low and above high."""
         low, high = CosMap().survival(torch.tensor([self.low, self.high], dtype=torch.float64)).tolist()
         return low, high
 
     def quantile(self, u: Tensor) -> Tensor:
-        """The level rising from low at u = 0 to high at u = 1."""
+        """The level, increasing from low at u = 0 to high at u = 1."""
         low, high = self._ends
         return CosMap().quantile(low + u * (high - low)).clamp(self.low, self.high)
 
@@ -107,19 +107,19 @@ class SymbolSpan(NamedTuple):
 
 
 def check(steps: int, probes: int) -> None:
-    """Refuse a bound without a level, or without the two replicates that its standard error needs."""
+    """Raise SfumatoError unless there is at least one level, and two replicates for the standard error."""
     if steps < 1 or probes < 2:
         raise SfumatoError(f"The bound needs at least 1 level and 2 replicates, got steps={steps}, probes={probes}.")
 
 
 def places(seed: int, index: Tensor, probes: int, strata: int) -> Tensor:
-    """u in (0, 1), float64 (B, R, K): one in each stratum, all of a replicate shifted by one uniform number."""
+    """u in (0, 1), float64 (B, R, K): one per stratum, with a common uniform shift within each replicate."""
     shift = noise.uniform(seed, index, (probes, 1), noise.BOUND, _SHIFT, dtype=torch.float64)
     return (shift + torch.arange(strata)) / strata
 
 
 def copies(model: Any, x: State, index: Tensor, cond: Conditions, seed: int, t: Tensor, first: int = 0) -> Noised:
-    """Each sample at its times t (B, n), flat (B n,): copy k has the noise of stream first + k."""
+    """n copies of each sample at its times t (B, n), flattened to B n draws: copy k uses noise stream first + k."""
     row = torch.arange(len(index)).repeat_interleave(t.shape[1])
     stream = (first + torch.arange(t.shape[1])).repeat(len(index))
     source, times = Noise(seed, index[row], noise.BOUND, stream), t.flatten().to(first_leaf(x).device)
@@ -127,14 +127,14 @@ def copies(model: Any, x: State, index: Tensor, cond: Conditions, seed: int, t: 
 
 
 def eps_error(belief: Estimate, x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
-    """|eps - E[eps|z]|^2, float64 (B,), by eps or by x, whichever is precise at the level."""
+    """|eps - E[eps|z]|^2, float64 (B,), from eps or from x, whichever is more precise at the level."""
     by_eps = (eps - belief.eps.to(torch.float64)).flatten(1).square().sum(1)
     by_x = (x - belief.x.to(torch.float64)).flatten(1).square().sum(1)
     return torch.where(logsnr > 0, by_eps, logsnr.clamp_max(0).exp() * by_x)
 
 
 def decoder_nats(belief: Estimate, x: Tensor, eps: Tensor, span: Span, cells: Cells | None = None) -> Tensor:
-    """-log p(x|z_0), float64 (B,), of the belief about z_0: of whole numbers with their cells, else of a density."""
+    """-log p(x|z_0), float64 (B,), from the belief about z_0: of integers if `cells` are passed, else a density."""
     precision = torch.tensor([span.high, -2 * math.log(span.scale)], dtype=torch.float64).logsumexp(0)
     log_std = torch.full_like(x, -0.5 * float(precision))
     if cells is not None:
@@ -155,9 +155,9 @@ def elbo(
     sigma_min: float | None = None,
     cells: Cells | None = None,
 ) -> Measured:
-    """The bound for normalised x (B, *shape), float64, of the numbers `index`: `probes` replicates of `steps` levels.
+    """The bound for normalised x (B, *shape), float64, samples `index`, by `probes` replicates of `steps` levels.
 
-    cells: those of whole numbers, for the probability of x; None for a density in normalised units.
+    cells: of integer data, for the probability of x; None for a density in normalised units.
     """
     check(steps, probes)
     span, dtype = Span.of(model.process.schedule, data_scale(model), sigma_min), compute_dtype(model)
@@ -179,22 +179,22 @@ def elbo(
         control = linear.error(least.flatten()[part], drawn.x, drawn.eps) - linear.mean(span.high, drawn.x)
         return {"nats": nats, "control": control}
 
-    found = {name: each.reshape(logsnr.shape) for name, each in levels.table(model, diffusion).items()}
+    errors = {name: each.reshape(logsnr.shape) for name, each in levels.table(model, diffusion).items()}
     last = {name: each.reshape(len(x), probes, draws) for name, each in ends.table(model, reconstruction).items()}
     edges = span.quantile(torch.linspace(0, 1, steps + 1, dtype=torch.float64))
-    # of each stratum: its part of the integral, by the model's error and by the linear denoiser's
+    # the integral over each stratum, for the model and for the linear denoiser as a control variate
     scale = 0.5 / span.density(logsnr) / steps
     mean = linear.integral(edges, x).diff()[:, None].expand_as(logsnr)
-    by_level = controlled(found["model"] * scale, found["linear"] * scale - mean, mean, _WINDOW)
+    by_level = controlled(errors["model"] * scale, errors["linear"] * scale - mean, mean, _WINDOW)
     nats = controlled(last["nats"], last["control"], torch.ones_like(last["nats"]), draws).mean(2)
     return _measured("elbo", model, x, by_level, nats, edges)
 
 
 @final
 class Strata:
-    """The levels of any process: K strata, dealt in turn to the spans of the kinds of its parts.
+    """The levels of any process: strata assigned in turn to a `Span` and a `SymbolSpan`, as its parts need.
 
-    start: the time of the first level, 0 where no part has noise there.
+    start: the time of the first level; 0 if no part has noise there.
     """
 
     def __init__(self, process: Any, sigma_min: float | None) -> None:
@@ -213,11 +213,11 @@ class Strata:
         self.open = self.alone and self.spans[0].clock.logsnr_range[1] == math.inf and not self.start
 
     def times(self, u: Tensor) -> Tensor:
-        """t at places u in (0, 1), (B, R, K): each place once for each span, side by side, (B, R, K spans)."""
+        """t at quantiles u in (0, 1), (B, R, K): each quantile once per span, (B, R, K spans)."""
         return torch.stack([span.clock.time(span.quantile(u)) for span in self.spans], 3).flatten(2)
 
     def density(self, logsnr: Tensor, schedule: Schedule) -> Tensor:
-        """That of the mixture, as a density of this clock's level."""
+        """The density of the mixture of spans, in terms of this clock's level."""
         t, total = schedule.time(logsnr), torch.zeros_like(logsnr)
         for span in self.spans:
             level = logsnr if span.clock == schedule else span.clock.logsnr(t)
@@ -236,7 +236,7 @@ def path_bound(
     seed: int = 0,
     sigma_min: float | None = None,
 ) -> Measured:
-    """The bound of any process for clean states x (B, ...) of the numbers `index`, by `Process.loss`."""
+    """The bound of any process for clean states x (B, ...) with sample numbers `index`, by `Process.loss`."""
     check(steps, probes)
     process, strata = model.process, Strata(model.process, sigma_min)
     each = -(-steps // len(strata.spans))
@@ -263,7 +263,7 @@ def path_bound(
 
 
 def _measured(name: str, model: Any, x: State, by_level: Tensor, last: Tensor, edges: Tensor | None) -> Measured:
-    """Of the parts of the diffusion (B, R, K) and the last term (B, R) in nats; edges: of the K levels of one clock."""
+    """The `Measured` of the diffusion terms (B, R, K) and the last term (B, R) in nats; edges: of the K levels."""
     prior, mean, (probes, steps) = model.process.prior_kl(x).cpu(), by_level.mean(1), by_level.shape[1:]
     value, stderr, third = pooled(-(prior[:, None] + by_level.sum(2) + last))
     entries: list[int] = []

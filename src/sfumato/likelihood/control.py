@@ -1,6 +1,6 @@
-"""A control variate for the bound of real numbers: the linear denoiser of N(0, s^2), whose mean error is known.
+"""A control variate for the bound of real numbers: the error of the linear denoiser of N(0, s^2), with known mean.
 
-    value - c (control - its mean),   c by least squares over the other replicates near the level: biases nothing
+    value - c (control - its mean),   c by least squares over the other replicates near the level, hence unbiased
 
 Source: Owen 2013, "Monte Carlo theory, methods and examples", Ch. 8.9.
 """
@@ -22,7 +22,7 @@ class LinearDenoiser(NamedTuple):
     scale: float
 
     def _row(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
-        """a and b = a sigma / (alpha s^2)."""
+        """(a, b) with b = a sigma / (alpha s^2)."""
         a = torch.sigmoid(logsnr + 2 * math.log(self.scale))
         return a, a * torch.exp(-logsnr / 2) / self.scale**2
 
@@ -40,14 +40,14 @@ class LinearDenoiser(NamedTuple):
         """1/2 int E|eps - E[eps|z]|^2 dlogsnr from -inf to each edge, (B, edges), on the CPU."""
         square, lam = x.flatten(1).square().sum(1)[:, None].cpu(), edges + 2 * math.log(self.scale)
         part = torch.sigmoid(lam)
-        of_noise = x[0].numel() * (torch.nn.functional.softplus(lam) - part)
-        return 0.5 * (of_noise + square * part / self.scale**2)
+        noise_part = x[0].numel() * (torch.nn.functional.softplus(lam) - part)
+        return 0.5 * (noise_part + square * part / self.scale**2)
 
 
 def controlled(value: Tensor, control: Tensor, mean: Tensor, window: int) -> Tensor:
-    """value - c control, (B, R, K), control of mean 0, c of the least squares value ~ a mean + c control.
+    """value - c control, (B, R, K), control of mean 0, c from the least-squares fit value ~ a mean + c control.
 
-    They are taken over the other replicates within `window` places, so that c is independent of what it multiplies.
+    The fit uses the other replicates within `window` strata, so that c is independent of the control it multiplies.
     """
 
     def others(v: Tensor) -> Tensor:

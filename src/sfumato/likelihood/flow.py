@@ -1,14 +1,14 @@
 """log p(x) by the instantaneous change of variables along the probability-flow ODE.
 
     log p(x) = log N(z_1; 0, sigma_1^2) + D log(alpha_0 S_1 / S_0) + int S tr(dy/dz) dtau     (the ODE as in `ode`)
-    + start           x goes to the least noise by one step, z_0 = alpha x + sigma/2 eps(alpha x): eps is proportional
+    + start           one step from x to the least noise, z_0 = alpha x + sigma/2 eps(alpha x), as eps is proportional
                       to sigma near the data. Its log-determinant is D log(1 + sigma tr(deps/dz) / (2 D))
     + prior mismatch  log p_1(z_1) - log N(z_1; 0, sigma_1^2), with the model's own x^(z) and x^(0) at t = 1:
                       (alpha z.(x^(z) + x^(0)) - alpha^2 |x^(0)|^2) / (2 sigma^2) - alpha/2 tr(dx^/dz)
 
-Both are of first order in what they correct. Without the start's step log p would be that of x with the least noise,
-less by about 1/2 (sigma tr(deps/dz) - |eps|^2), which is reported as the truncation. The state moves by Runge-Kutta
-steps of order 4; the trace is taken once a node and integrated by Gregory's rule on the same nodes.
+Both are first-order corrections. Without the first step, log p would be that of x with the least noise, lower by about
+1/2 (sigma tr(deps/dz) - |eps|^2), which is reported as the truncation. The state moves by Runge-Kutta steps of order 4;
+the trace is computed once per node and integrated by Gregory's rule on the same nodes.
 Sources: Chen et al. 2018 (1806.07366), Eq. 8; Song et al. 2021 (2011.13456), App. D.2; Efron 2011 for the corrections,
 which are Tweedie's formula twice.
 """
@@ -28,7 +28,7 @@ from sfumato.model import Model
 from sfumato.probability_flow import Field, Track, data_scale, exact_law, quadrature
 
 DEFAULT_STEPS = 64
-_EXACT = 128  # numbers in a sample up to which the trace of a network is exact by default
+_EXACT = 128  # largest sample dimension for which the trace of a network is exact by default
 
 
 def ode(
@@ -42,9 +42,9 @@ def ode(
     seed: int = 0,
     sigma_min: float | None = None,
 ) -> Measured:
-    """`log_prob` of normalised x (B, *shape), float64, whose numbers are `index`, in normalised units."""
+    """`log_prob` of normalised x (B, *shape), float64, with sample numbers `index`, in normalised units."""
     if steps < 2 or steps % 2:
-        raise SfumatoError(f"log_prob needs an even number of steps from 2 on, got {steps}.")
+        raise SfumatoError(f"log_prob needs an even number of steps, at least 2; got {steps}.")
     track, dim = Track.of(model.process.schedule, steps, data_scale(model), sigma_min), x[0].numel()
     if trace == "auto":
         trace = "exact" if exact_law(model) or dim <= _EXACT else "rademacher"
@@ -56,8 +56,8 @@ def ode(
     return Measured(value, stderr, third, error, mismatch, truncation, words, dim, k, steps)
 
 
-class _Way:
-    """One integration of the flow from the data to the noise, `stride` points a step, with its sum of traces."""
+class _Integration:
+    """One integration of the flow from data to noise, `stride` points per step, with the weighted sum of traces."""
 
     def __init__(self, field: Field, w: Tensor, stride: int, trace: TraceEstimator) -> None:
         self.field, self.w, self.stride, self.trace = field, w, stride, trace
@@ -65,7 +65,7 @@ class _Way:
         self.total: Tensor | float = 0.0
 
     def node(self, j: int, learn: bool) -> tuple[Tensor, Tensor]:
-        """(y, trace) at point j; then on to the next node."""
+        """Return (y, trace) at point j and move to the next node."""
         track = self.field.track
         y, trace = self.trace(self.field, self.w, j, learn)
         self.total = self.total + self.weights[j // self.stride] * track.rate[j] * track.norm[j] * trace
@@ -79,7 +79,7 @@ def _measure(field: Field, x: Tensor, estimator: TraceEstimator) -> tuple[Tensor
     """(value, stderr, third, solver error, prior mismatch, truncation) of normalised x, float64 (B,) each."""
     track, last = field.track, 2 * field.track.steps
     start, slack, truncation = _start(field, track.alpha[0] / track.norm[0] * x, estimator)
-    fine, coarse = _Way(field, start, 2, estimator), _Way(field, start, 4, estimator)
+    fine, coarse = _Integration(field, start, 2, estimator), _Integration(field, start, 4, estimator)
     for j in range(0, last + 1, 2):
         if j % 4 == 0:
             coarse.node(j, learn=False)
@@ -102,7 +102,7 @@ def _log_prior(field: Field, w: Tensor) -> Tensor:
 
 
 def _start(field: Field, w: Tensor, estimator: TraceEstimator) -> tuple[Tensor, Tensor, Tensor]:
-    """From w = alpha x / S to w at the least noise; its log-determinant (B, columns); the truncation (B,).
+    """The step from w = alpha x / S to the least noise: (w, its log-determinant (B, columns), the truncation (B,)).
 
     With eps = w + s alpha / S y and sigma tr(deps/dz) = sigma / S (D + s alpha tr(dy/dz)).
     """
@@ -112,7 +112,7 @@ def _start(field: Field, w: Tensor, estimator: TraceEstimator) -> tuple[Tensor, 
     eps = w + scale * alpha / norm * y
     total = sigma / norm * (dim + scale * alpha * trace)
     mean = total.mean(1, keepdim=True)
-    growth = (1 + mean / (2 * dim)).clamp_min(1e-3)  # its logarithm is taken at the mean of the probes
+    growth = (1 + mean / (2 * dim)).clamp_min(1e-3)  # log-determinant linearised around the mean of the probes
     slack = dim * growth.log() + (total - mean) / (2 * growth)
     return w + sigma / (2 * norm) * eps, slack, 0.5 * (mean[:, 0] - eps.flatten(1).square().sum(1))
 

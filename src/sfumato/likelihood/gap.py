@@ -1,13 +1,13 @@
-"""Why the bound lies below log p: the three divergences whose sum is the gap, measured against a known law.
+"""Why the bound lies below log p: the gap as a sum of three divergences, measured against a known distribution.
 
     E[log p(x) - elbo(x)] = KL(p_1 || N(0, sigma_1^2))                  prior: z_1 still depends on the data
-                          + 1/2 int E|E[eps|z] - eps_hat|^2 dlogsnr     path: the model's score is not the law's
-                          + E KL(p(x|z_0) || decoder)                   decoder: p(x|z_0) is no normal law around x_hat
+                          + 1/2 int E|E[eps|z] - eps_hat|^2 dlogsnr     path: the model's score is not the true one
+                          + E KL(p(x|z_0) || decoder)                   decoder: p(x|z_0) is not normal around x_hat
 
-The middle one is the divergence of the path measures of two reverse SDEs that start alike (Girsanov): 0 for the exact
-model, whose bound is therefore log p itself, sample by sample, but for the ends. `log_prob(method="ode")` has no such
-gap: it measures another law, that of the probability flow, which of a bent score may be better or worse. The two laws
-are one where the score is that of its own marginals.
+The second is the divergence between the path measures of two reverse SDEs with the same start (Girsanov): 0 for the
+exact model, which makes the bound equal to log p for each sample, up to the ends. `log_prob(method="ode")` has no such
+gap: it measures another distribution, that of the probability flow, which for an inaccurate score may be better or
+worse. The two distributions agree if the score is that of its own marginals.
 Sources: Kingma et al. 2021 (2107.00630), Eq. 11; Song et al. 2021 (2101.09258), Theorem 1.
 """
 
@@ -30,7 +30,7 @@ from sfumato.objectives.decoder import density_nats
 from sfumato.probability_flow import data_scale
 from sfumato.process.gaussian import require_numbers
 
-_PRIOR, _DECODER, _LEVEL = 0, 1, 2  # streams under the role of the bound
+_PRIOR, _DECODER, _LEVEL = 0, 1, 2  # streams under the role BOUND
 
 
 class Divergence(NamedTuple):
@@ -56,13 +56,13 @@ class Gap(NamedTuple):
 def bound_gap(
     model: Model, truth: Truth, n: int = 1000, steps: int = 64, seed: int = 0, sigma_min: float | None = None
 ) -> Gap:
-    """The gap of a model of plain tensors (without a data spec) to the law `truth`, from n samples of it.
+    """The gap of a model without a data spec to the distribution `truth`, from n samples of it.
 
-    steps: noise levels a sample. sigma_min as in `log_prob`. Raises for a model that carries units.
+    steps: noise levels per sample. sigma_min as in `log_prob`. Raises SfumatoError for a model with a data spec.
     """
-    require_numbers(model, "The gap of a Gaussian bound", "compare log_prob with the law's own")
+    require_numbers(model, "The gap of a Gaussian bound", "compare log_prob with the exact one")
     if getattr(model, "spec", None) is not None:
-        raise SfumatoError("The gap is measured in the units of the law: give a model without a data spec.")
+        raise SfumatoError("The gap is measured in the units of truth: pass a model without a data spec.")
     span = Span.of(model.process.schedule, data_scale(model), sigma_min)
     x, index = truth.sample(n, seed), torch.arange(n)
     parts = _prior(model, truth, x, index, seed), _path(model, truth, x, index, seed, span, steps)
@@ -74,7 +74,7 @@ def _divergence(each: Tensor) -> Divergence:
 
 
 def _noised(model: Model, x: Tensor, index: Tensor, seed: int, t: float | Tensor, stream: int) -> NoisedBatch:
-    """All samples at the time t, under the noise of a stream."""
+    """All samples noised to time t, with the noise of a stream."""
     draws = copies(model, x, index, Conditions(), seed, torch.as_tensor(t).expand(len(x))[:, None], stream)
     return draws.take(draws.index)
 
@@ -87,7 +87,7 @@ def _prior(model: Model, truth: Truth, x: Tensor, index: Tensor, seed: int) -> T
 
 
 def _path(model: Model, truth: Truth, x: Tensor, index: Tensor, seed: int, span: Span, steps: int) -> Tensor:
-    """1/2 |E[eps|z] - eps_hat|^2 over the density of the levels, a mean over `steps` strata, (n,)."""
+    """1/2 |E[eps|z] - eps_hat|^2 divided by the density of the levels, averaged over `steps` strata, (n,)."""
     total = torch.zeros(len(x), dtype=torch.float64)
     shift = noise.uniform(seed, index, (), noise.BOUND, _LEVEL, dtype=torch.float64)
     for k in range(steps):

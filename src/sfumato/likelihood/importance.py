@@ -1,10 +1,10 @@
-"""The importance-weighted bound: K trajectories of the discrete-time chain, weighed against each other.
+"""The importance-weighted bound, over K trajectories of the discrete-time chain.
 
     log p(x) >= E log 1/K sum_k w_k,   w = p(z_1) prod p(z_s | z_t) p(x | z_{t_1}) / q(z | x),   z ~ q(. | x)
 
-rises with K to log p(x) of the chain, whose limit for many steps is the model's reverse SDE; K = 1 is the discrete-time
-bound. The trajectory is drawn from the noise to the data: eps_s = r eps_t + sqrt(1 - r^2) n, r = exp((logsnr_t -
-logsnr_s) / 2), so that with d = (snr_s - snr_t)^(1/2) (x - E[x|z_t]) and e^r' = Sigma / beta_tilde
+increases with K to log p(x) of the chain, which tends to the model's reverse SDE for many steps; K = 1 is the
+discrete-time bound. Trajectories are drawn from noise to data, eps_s = r eps_t + sqrt(1 - r^2) n with
+r = exp((logsnr_t - logsnr_s) / 2). With d = (snr_s - snr_t)^(1/2) (x - E[x|z_t]) and e^r' = Sigma / beta_tilde,
 
     log p(z_s | z_t) - log q(z_s | z_t, x) = -1/2 sum_d [r' + e^-r' (n + d)^2 - n^2]
 
@@ -29,7 +29,7 @@ from sfumato.objectives.chain import data_nats, spread_out, step, widening
 from sfumato.objectives.decoder import Cells
 from sfumato.probability_flow import data_scale
 
-_FIRST = 1 << 21  # the first stream of the trajectories under the role of the bound
+_FIRST = 1 << 21  # the first stream of the trajectories, under the role BOUND
 
 
 def importance(
@@ -46,8 +46,8 @@ def importance(
 ) -> Measured:
     """The bound for normalised x (B, *shape), float64: `probes` replicates of `particles` trajectories each.
 
-    stderr is of the bound of K trajectories, which itself lies below log p(x), by about half the weights' variance over
-    K.
+    stderr refers to the K-trajectory bound, which itself lies below log p(x) by about half the variance of the weights
+    over K.
     """
     check(steps, probes)
     particles = whole("particles, the trajectories of a replicate,", particles)
@@ -68,7 +68,7 @@ def importance(
 
 
 class _Trajectories:
-    """Copies of a batch on their way from the noise to the data: x (B copies, *shape)."""
+    """Trajectories from noise to data for copies of a batch, x (B copies, *shape)."""
 
     def __init__(self, model: Model, x: Tensor, seed: int, index: Tensor, copies: int, cond: Conditions) -> None:
         self.model, self.x, self.seed, self.index, self.copies, self.cond = model, x, seed, index, copies, cond
@@ -82,7 +82,7 @@ class _Trajectories:
 
     @torch.no_grad()
     def log_weights(self, time: Tensor, cells: Cells | None) -> Tensor:
-        """log w, (B copies,), on the rising times."""
+        """log w, (B copies,), on the increasing times."""
         process, x, eps = self.model.process, self.x, self._normal(0)
         alpha, sigma = (float(v) for v in process.schedule(1.0))
         # log N(z; 0, sigma^2) - log N(z; alpha x, sigma^2)
@@ -103,7 +103,7 @@ class _Trajectories:
         """(eps_s, log p(z_s|z_t) - log q(z_s|z_t, x))."""
         schedule, x = self.model.process.schedule, self.x
         lam_t, lam_s = schedule.logsnr(t), schedule.logsnr(s)
-        if float(lam_t) > 0:  # each form where it is precise
+        if float(lam_t) > 0:  # use the more precise form
             off = torch.expm1(lam_s - lam_t).sqrt() * (belief.eps.to(torch.float64) - eps)
         else:
             off = (lam_s.exp() - lam_t.exp()).sqrt() * (x - belief.x.to(torch.float64))

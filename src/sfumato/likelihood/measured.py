@@ -1,4 +1,4 @@
-"""A measured log-likelihood: its value, and the size of each error it may have."""
+"""A measured log-likelihood: its value and estimates of its errors."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from sfumato.intervals import student_quantile
 
 FIGURES = ("stderr", "solver_error", "prior_mismatch", "truncation", "prior", "diffusion", "reconstruction")
 DEQUANTISATIONS = {"uniform": "uniform dequantisation", "discretised": "discretised decoder"}
-WHOLE = DEQUANTISATIONS | {"symbols": "of symbols"}  # how whole numbers come to a probability
-_PRIOR_SAMPLES = 10  # shrinks the skewness as if so many samples without any had been measured
+WHOLE = DEQUANTISATIONS | {"symbols": "of symbols"}  # how integers get a probability, in words
+_PRIOR_SAMPLES = 10  # shrinks the pooled skewness like this many extra samples without skewness
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """log p(x) of B samples, float64 (B,) each, in nats and in the user's units; None where a method measures none.
+    """log p(x) of B samples, float64 (B,) each, in nats and the user's units; None for what a method cannot measure.
 
-    value: the estimate; a lower bound where `bound` says so. stderr: its standard error from k independent estimates
-    (the probes of the trace, or the replicates of a bound); 0 for an exact trace. third: the third central moment of
-    one of them, from which `interval` corrects for skewness.
-    method: in words; dim: numbers in a sample; probes: k, 0 for an exact trace; steps: of the ODE, levels a replicate
-    of a bound, or steps of the chain. dequantisation: "uniform" for u ~ U(-1/2, 1/2) added to whole numbers,
-    "discretised" for probabilities of their cells, "symbols" where they are symbols; None for real-valued data.
+    value: the estimate, a lower bound if `bound`. stderr: its standard error from k independent estimates (the probes
+    of the trace, or the replicates of a bound); 0 for an exact trace. third: the third central moment of a single
+    estimate, with which `interval` corrects for skewness.
+    method: in words; dim: the dimension of a sample; probes: k, 0 for an exact trace; steps: of the ODE, levels per
+    replicate of a bound, or steps of the chain. dequantisation: "uniform" for u ~ U(-1/2, 1/2) added to integers,
+    "discretised" for probabilities of their cells, "symbols" for symbols; None for real-valued data.
 
-    Of the ODE, whose value includes prior_mismatch:
-    solver_error: how much value moves when the steps are halved, an upper limit of what the steps leave.
-    prior_mismatch: what is gained when the flow starts from the law of the noised data instead of N(0, sigma(1)^2).
-    truncation: how much log p of x with the least noise, from which the flow starts, would lack, if the model's eps is
-    a score; `value` has taken that step.
+    For the ODE, whose value includes prior_mismatch:
+    solver_error: the change of value when the number of steps is halved, an upper limit of the solver's error.
+    prior_mismatch: the gain from starting the flow at the distribution of the noised data instead of N(0, sigma(1)^2).
+    truncation: how much lower log p of x with the least noise, where the flow starts, would be, if the model's eps is
+    a score; `value` already accounts for it.
 
-    Of the variational bound, value = -(prior + diffusion + reconstruction), each in expectation not negative but the
-    last, which for real-valued data is a density's:
+    For the variational bound, value = -(prior + diffusion + reconstruction); the first two have non-negative
+    expectations, as has the last except for real-valued data, where it is a density's:
     prior: KL(q(z_1|x) || N(0, sigma(1)^2)). diffusion: 1/2 int E|eps - E[eps|z]|^2 dlogsnr. reconstruction:
-    -log p(x|z) at the least noise. by_level: the parts of diffusion, (B, K), between the K + 1 rising logsnr `levels`.
+    -log p(x|z) at the least noise. by_level: diffusion split at the K + 1 increasing logsnr `levels`, (B, K).
     """
 
     value: Tensor
@@ -61,45 +61,45 @@ class Measured:
 
     @property
     def uncorrected(self) -> Tensor:
-        """(B,): value without prior_mismatch, what the model makes of N(0, sigma(1)^2): a law of integral 1."""
+        """value without prior_mismatch, (B,): the log-density of the model started at N(0, sigma(1)^2), normalised."""
         return self.value if self.prior_mismatch is None else self.value - self.prior_mismatch
 
     @property
     def figures(self) -> dict[str, Tensor]:
-        """What this method has measured besides the value, (B,) each, by name."""
-        found = {name: getattr(self, name) for name in FIGURES}
-        return {name: figure for name, figure in found.items() if figure is not None}
+        """All other quantities that this method measured, name -> (B,)."""
+        figures = {name: getattr(self, name) for name in FIGURES}
+        return {name: figure for name, figure in figures.items() if figure is not None}
 
     @property
     def bits_per_dim(self) -> Tensor:
-        """-log2 p(x) / D, (B,); for whole numbers alone, where it bounds the bits of a lossless code from above.
+        """-log2 p(x) / D, (B,), for integer data only, where it is an upper bound on the bits of a lossless code.
 
-        p is `uncorrected`: only a law of integral 1 bounds a code.
+        p is `uncorrected`, since only a normalised distribution bounds a code.
         Source: Theis et al. 2015 (1511.01844), Eq. 5.
         """
         if self.dequantisation is None:
             raise SfumatoError(
-                "Bits per dimension are for data declared discrete (whole-number dtype); for others use nats: value."
+                "Bits per dimension are for data declared discrete (integer dtype); for others use nats: value."
             )
         return bits_per_dim(self.uncorrected, self.dim)
 
     @property
     def skewness(self) -> float:
-        """That of the estimates of single probes, pooled over the samples; pulled to 0 where these are few."""
+        """The skewness of single-probe estimates, pooled over the samples and shrunk to 0 if these are few."""
         cubes = (self.stderr * math.sqrt(self.probes)).pow(3).sum()
         return float(self.third.sum() / cubes) * len(self) / (len(self) + _PRIOR_SAMPLES) if float(cubes) > 0 else 0.0
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """(low, high), each (B,): value - T stderr at the two quantiles of T = (mean - truth) / stderr.
 
-        T is Student's t of k - 1 degrees of freedom after Hall's cubic transformation, which takes the skewness out:
-        a = skewness / sqrt(k) k / (k + 4),  T(q) = 3/a ((1 + a (q - a/6))^(1/3) - 1). The solver's error is not in it.
-        Source: Hall 1992, "On the removal of skewness by transformation"; the factor k / (k + 4), for the part of the
-        skewness that Student's quantile has answered already, keeps sums of squares of 1 to 16 directions within
-        94.5 to 98 % at 95 %.
+        T is Student's t of k - 1 degrees of freedom after Hall's cubic transformation, which removes the skewness:
+        a = skewness / sqrt(k) k / (k + 4),  T(q) = 3/a ((1 + a (q - a/6))^(1/3) - 1). It excludes the solver's error.
+        Source: Hall 1992, "On the removal of skewness by transformation"; the factor k / (k + 4), for the skewness that
+        Student's quantile already covers, keeps the coverage for sums of squares in 1 to 16 directions within 94.5 to
+        98 % at 95 %.
         """
         if not 0 < level < 1:
-            raise SfumatoError(f"The level of an interval lies between 0 and 1, got {level:g}.")
+            raise SfumatoError(f"The level of an interval must lie between 0 and 1, got {level:g}.")
         if not self.probes:
             return self.value.clone(), self.value.clone()
         q, k = student_quantile((1 + level) / 2, self.probes - 1), self.probes
@@ -113,7 +113,7 @@ class Measured:
         return float(self.value.mean()), float(self.value.std() / math.sqrt(n)) if n > 1 else math.inf
 
     def shifted(self, nats: float) -> Measured:
-        """The same in other units: value + nats."""
+        """The same measurement in other units: value + nats."""
         rest = None if self.reconstruction is None else self.reconstruction - nats
         return dataclasses.replace(self, value=self.value + nats, reconstruction=rest)
 
@@ -134,7 +134,7 @@ class Measured:
 
 
 def bits_per_dim(log_prob: Tensor, dim: int) -> Tensor:
-    """-log p / (D log 2), log p in nats and in units where neighbouring whole numbers are 1 apart."""
+    """-log p / (D log 2), log p in nats, in units where neighbouring integers are 1 apart."""
     return -log_prob / (dim * math.log(2))
 
 
@@ -144,7 +144,7 @@ def _unskewed(q: float, a: float) -> float:
 
 
 def gather(parts: list[Measured], dequantisation: str | None) -> Measured:
-    """Batches put together, of data that was dequantised in this way."""
+    """Concatenate the measurements of batches, and set their dequantisation."""
     names = [name for name in ("value", "third", "by_level", *FIGURES) if getattr(parts[0], name) is not None]
     joined: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in parts]) for name in names}
     return dataclasses.replace(parts[0], dequantisation=dequantisation, **joined)
@@ -153,6 +153,6 @@ def gather(parts: list[Measured], dequantisation: str | None) -> Measured:
 def pooled(each: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(mean, standard error, third central moment of one) of k independent estimates (B, k), each (B,)."""
     value, k = each.mean(1), each.shape[1]
-    apart = each - value[:, None]
-    stderr = (apart.square().sum(1) / max(k * (k - 1), 1)).sqrt()
-    return value, stderr, k / max((k - 1) * (k - 2), 1) * apart.pow(3).sum(1)
+    deviation = each - value[:, None]
+    stderr = (deviation.square().sum(1) / max(k * (k - 1), 1)).sqrt()
+    return value, stderr, k / max((k - 1) * (k - 2), 1) * deviation.pow(3).sum(1)

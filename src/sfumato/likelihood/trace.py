@@ -1,16 +1,16 @@
-"""tr dy/dz of a model's flow y(z): exactly, in closed form, or by probes that stay with their sample.
+"""tr dy/dz of a model's flow y(z): exactly, in closed form, or by random probes that are fixed for each sample.
 
-    exact                 sum_i e_i^T J e_i, a product with J for each entry
-    closed                an exact law: tr dE[x|z]/dz = alpha / sigma^2 tr Cov(x|z)
+    exact                 sum_i e_i^T J e_i, one product with J for each dimension
+    closed                for an exact model: tr dE[x|z]/dz = alpha / sigma^2 tr Cov(x|z)
     rademacher, gaussian  v^T J v: signs have variance 2 sum_{i != j} H_ij^2, normal numbers 2 |H|_F^2,
                           H = (J + J^T) / 2
-    deflated              tr Q^T M Q + g^T M g, g = v - Q Q^T v, M = dE[x|z]/dz: the directions Q in which M is large
-                          are traced exactly and only the rest is left to the probes v; of that the isotropic part,
-                          whose trace is known, is a control variate with the weight that the other probes suggest
+    deflated              tr Q^T M Q + g^T M g, g = v - Q Q^T v, M = dE[x|z]/dz: the trace is exact on the directions Q
+                          where M is large, and only the rest uses the probes v; its isotropic part, of known trace,
+                          is a control variate with a weight estimated from the other probes
 
-Each is a sum over the nodes of the same v, so that the standard deviation over the k probes of a sample is the
-standard error of its whole log-density. Q follows the flow: it is the last node's M Q, orthonormalised (subspace
-iteration), and does not depend on v, so that nothing is biased.
+Every node uses the same v, so that the spread over the k probes of a sample gives the standard error of its whole
+log-density. Q follows the flow: it is M Q of the last node, orthonormalised (subspace iteration), and independent of
+v, so the estimate is unbiased.
 Sources: Hutchinson 1989; Grathwohl et al. 2018 (1810.01367), Eq. 7, probes fixed in time; Meyer et al. 2020
 (2010.09649), Hutch++.
 """
@@ -28,20 +28,20 @@ from sfumato.exact import ExactDenoiser
 from sfumato.probability_flow import Field, exact_law
 
 NAMES = ("exact", "rademacher", "gaussian", "deflated")
-_SKETCH = 1 << 16  # the streams of the deflating directions, above those of the probes
+_SKETCH = 1 << 16  # the first stream of the initial directions Q, above those of the probes
 
 
 class TraceEstimator(Protocol):
     """trace(field, w, j) -> (y like w, estimates of tr dy/dz (B, k)) at point j, each column independent of the others.
 
-    learn: whether the estimator may adapt to this point for the next.
+    learn: whether the estimator may adapt to this point, for the next one.
     """
 
     def __call__(self, field: Field, w: Tensor, j: int, learn: bool = False) -> tuple[Tensor, Tensor]: ...
 
 
 class Closed:
-    """Of an exact law, whose posterior covariance is known."""
+    """The closed-form trace of an exact model, from its posterior covariance."""
 
     def __init__(self, model: ExactDenoiser) -> None:
         self.model = model
@@ -56,7 +56,7 @@ class Closed:
 
 
 class Exact:
-    """Of any model: a product with each unit vector."""
+    """The exact trace of any model, by a product with each unit vector."""
 
     def __call__(self, field: Field, w: Tensor, j: int, learn: bool = False) -> tuple[Tensor, Tensor]:
         dim = w[0].numel()
@@ -80,10 +80,10 @@ class Hutchinson:
 
 
 class Deflated:
-    """tr Q^T M Q + g^T M g: as many directions Q as there are probes, twice the products of `Hutchinson`."""
+    """tr Q^T M Q + g^T M g, with as many directions Q as probes: twice the products of `Hutchinson`."""
 
     def __init__(self, probes: Tensor, sketch: Tensor) -> None:
-        """probes (k, B, D) and the first directions (m, B, D), m at most D."""
+        """probes (k, B, D), and the initial directions (m, B, D), m at most D."""
         self.probes, self.basis = probes, _orthonormal(sketch)
 
     def __call__(self, field: Field, w: Tensor, j: int, learn: bool = False) -> tuple[Tensor, Tensor]:
@@ -93,7 +93,7 @@ class Deflated:
         v = torch.cat((q, g))
         mv = track.scale / track.norm[j] * (v - track.sigma[j] * products(v))
         along, rest = (mv * v).sum(2).split((len(q), len(self.probes)))
-        # the mean eigenvalue of the rest, estimated from the other probes of the sample: its trace is known
+        # the mean eigenvalue of the rest, estimated from the sample's other probes, as a control variate of known trace
         level, square = rest.sum(0) - rest, g.square().sum(2)
         level = level / (square.sum(0) - square).clamp_min(1e-300)
         slope = along.sum(0) + rest - level * (square - (w[0].numel() - len(q)))
@@ -103,16 +103,16 @@ class Deflated:
 
 
 def _orthonormal(v: Tensor) -> Tensor:
-    """(m, B, D) with orthonormal rows for each sample that span the same space."""
+    """Orthonormal vectors (m, B, D) that span the same space as v for each sample."""
     return torch.linalg.qr(v.permute(1, 2, 0)).Q.permute(2, 0, 1).contiguous()
 
 
 def choose(
     model: object, name: str, probes: int, seed: int, index: Tensor, dim: int, device: torch.device
 ) -> TraceEstimator:
-    """The estimator `name` for the samples of these numbers; an exact law is traced in closed form."""
+    """The estimator `name` for these sample numbers; "exact" uses the closed form for an exact model."""
     if name not in NAMES:
-        raise SfumatoError(f"Unknown trace {name!r}: known are {', '.join(NAMES)}, and auto.")
+        raise SfumatoError(f"Unknown trace {name!r}: use one of {', '.join(NAMES)} or auto.")
     if name == "exact":
         law = exact_law(model)
         return Exact() if law is None else Closed(law)

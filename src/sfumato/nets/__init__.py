@@ -1,10 +1,10 @@
-"""Networks for vectors, sequences, images and volumes. They know nothing of diffusion.
+"""Networks for vectors, sequences, images and volumes. None of them depends on diffusion.
 
 Each is called as `net(x, noise_level, label=None) -> y`: x and y (B, *shape), noise_level (B,) roughly in [-5, 5],
-label int64 (B,) with -1 (or no label at all) for the null class. Further conditions come by name, as plain tensors, and
-`present`, name -> bool (B,), says where each is known (all, where nothing is said). The output is zero at first.
-`net.config` is plain JSON, and `from_config` makes the network from it. An `Autoencoder` has `encode` and `decode` in
-its place.
+label int64 (B,) with -1 (or no label at all) for the null class. Further conditions are keyword arguments, plain
+tensors; `present` maps a condition's name to a mask, bool (B,), of the samples where it is known (default: all).
+The output is zero at initialisation. `net.config` is plain JSON, and `from_config` rebuilds the network from it.
+An `Autoencoder` has `encode` and `decode` instead.
 """
 
 from .autoencoder import Autoencoder

@@ -3,7 +3,7 @@
     code = encode(x),   mean of x = decode(y),   p(x | y) = N(decode(y), exp(log_variance) I)
 
 Kingma and Welling 2013 (1312.6114) with a KL bottleneck, van den Oord et al. 2017 (1711.00937) with a VQ bottleneck;
-the convolutional form is that of 2112.10752 (App. E), without its attention.
+the convolutional architecture follows 2112.10752 (App. E), without its attention.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ BOTTLENECKS = ("kl", "vq")
 class Autoencoder(nn.Module):
     """encode(x) -> GaussianCode or QuantisedCode; decode(y) -> the mean of x; x (B, *shape), y (B, *latent_shape).
 
-    Args: `shape` (D,) or (C, *spatial); `latent`, the numbers of a code, at each place of the coarsest level for
-    fields; `channels`: of each level, finest first, for fields, and the widths of the hidden layers for vectors (none:
-    the linear model); `blocks` a level and side; `bottleneck` "kl" or "vq", then with `codes` vectors; `variance` of
-    the decoder's law, None to learn it (one number, e^0 at first).
-    Raises SfumatoError for impossible sizes and another shape of x.
+    Args: `shape` (D,) or (C, *spatial); `latent`, the length of a code, for fields at each position of the coarsest
+    level; `channels`: for fields the channels of each level, finest first, for vectors the widths of the hidden layers
+    (none: the linear model); `blocks` per level and side; `bottleneck` "kl" or "vq", the latter with `codes` vectors;
+    `variance` of the decoder's distribution, None to learn it (one number, initially 1).
+    Raises SfumatoError for impossible sizes or an x of another shape.
     """
 
     log_variance: Tensor
@@ -83,12 +83,12 @@ class Autoencoder(nn.Module):
         return self._field(self.decoder, y)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The reconstruction: decoded from the middle of the code's law, or from the nearest vectors."""
+        """The reconstruction, decoded from the mean of the code (KL) or from the nearest codebook vectors (VQ)."""
         code = self.encode(x)
         return self.decode(code.mean if isinstance(code, GaussianCode) else code.value)
 
     def _field(self, net: nn.Module, x: Tensor) -> Tensor:
-        """A sequence is an image of height one within."""
+        """net(x) in the dtype of the weights; sequences run through as images of height one."""
         h = x.to(self.log_variance.dtype)
         return net(h.unsqueeze(2)).squeeze(2) if x.ndim == 3 else net(h)
 
@@ -103,13 +103,13 @@ def _check(
             f"Autoencoder needs positive sizes; got shape {tuple(shape)}, latent {latent}, channels {tuple(channels)}"
         )
     if len(shape) > 1 and not channels:
-        raise SfumatoError("Autoencoder needs the channels of at least one level for fields")
+        raise SfumatoError("Autoencoder needs at least one level of channels for fields")
     if variance is not None and not 0 < variance < math.inf:
         raise SfumatoError(f"the variance of the decoder must be above 0, or None to be learned; got {variance}")
 
 
 def _grids(shape: tuple[int, ...], levels: int) -> list[Grid]:
-    """The places of each level, finest first."""
+    """The grid size of each level, finest first."""
     grids = [shape[1:] if len(shape) > 2 else (1, *shape[1:])]
     while len(grids) < levels:
         grids.append(halved(grids[-1]))
@@ -133,7 +133,7 @@ class VectorMap(nn.Module):
 
 
 class FieldEncoder(nn.Module):
-    """(B, C, *finest) -> (B, outputs, *coarsest): residual blocks at each level, a strided convolution between two."""
+    """(B, C, *finest) -> (B, outputs, *coarsest): residual blocks at each level, strided convolutions in between."""
 
     def __init__(self, inputs: int, outputs: int, channels: Sequence[int], blocks: int, grids: list[Grid]) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class FieldEncoder(nn.Module):
 
 
 class FieldDecoder(nn.Module):
-    """(B, L, *coarsest) -> (B, outputs, *finest): the encoder's way back, the nearest value where a grid grows."""
+    """(B, L, *coarsest) -> (B, outputs, *finest): the encoder mirrored, with nearest-neighbour up-sampling."""
 
     def __init__(self, inputs: int, outputs: int, channels: Sequence[int], blocks: int, grids: list[Grid]) -> None:
         super().__init__()

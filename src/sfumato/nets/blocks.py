@@ -1,4 +1,4 @@
-"""The convolutional parts of a U-Net, for two and three spatial axes: channels first by name, last in memory."""
+"""The convolutional parts of a U-Net for two and three spatial axes, NCHW shapes in channels-last memory."""
 
 from collections.abc import Callable
 
@@ -9,22 +9,22 @@ from torch.nn import functional as F
 from ..errors import SfumatoError
 from .attention import attend
 
-Grid = tuple[int, ...]  # the number of places along each spatial axis
+Grid = tuple[int, ...]  # the size of each spatial axis
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """At most 32 groups, of at least 32 channels where there are as many."""
+    """Group normalisation with up to 32 groups, of 32 channels or more where there are that many."""
     return nn.GroupNorm(next(g for g in range(min(32, max(1, channels // 32)), 0, -1) if channels % g == 0), channels)
 
 
 def halved(grid: Grid) -> Grid:
-    """The next coarser grid: each axis of n >= 4 places has ceil(n / 2), a shorter one keeps its own."""
+    """The next coarser grid: ceil(n / 2) for axes of n >= 4; shorter axes keep their size."""
     return tuple(-(-n // 2) if n >= 4 else n for n in grid)
 
 
 class Conv3d(nn.Conv3d):
-    """In float32 on a CPU where the depth is 2: there the gradient of its kernel in bfloat16 is uninitialised memory
-    (oneDNN in torch 2.13, 3 taps, AVX512)."""
+    """nn.Conv3d that runs inputs of depth 2 in float32 on a CPU, where the bfloat16 gradient of the kernel is
+    uninitialised memory (oneDNN in torch 2.13, 3 taps, AVX512)."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu" and x.shape[2] == 2 and self.kernel_size[0] == 3:
@@ -34,7 +34,7 @@ class Conv3d(nn.Conv3d):
 
 
 def conv(inputs: int, outputs: int, grid: Grid, coarse: Grid | None = None) -> nn.Module:
-    """3 taps along each axis of `grid` (1 where there is one place), every second place where `coarse` has fewer."""
+    """A convolution of 3 taps along each axis of `grid` (1 for axes of size 1), stride 2 where `coarse` is smaller."""
     kernel = tuple(3 if n > 1 else 1 for n in grid)
     stride = tuple(1 if n == m else 2 for n, m in zip(grid, coarse or grid, strict=True))
     padding = tuple(k // 2 for k in kernel)
@@ -43,7 +43,7 @@ def conv(inputs: int, outputs: int, grid: Grid, coarse: Grid | None = None) -> n
 
 
 class Pointwise(nn.Module):
-    """The same linear map of the channels at every place. A convolution of one tap may fall out of the layout."""
+    """A 1x1 convolution as a linear layer over the channels, which always keeps the channels-last layout."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def zero(module: nn.Module) -> nn.Module:
 
 
 class Block(nn.Module):
-    """x <- skip(x) + W2 silu((1 + s) GN(W1 silu(GN(x))) + b), with (s, b) given or zero, and W2 = 0 at first."""
+    """x <- skip(x) + W2 silu((1 + s) GN(W1 silu(GN(x))) + b), (s, b) the modulation (or 0), W2 = 0 initially."""
 
     def __init__(self, inputs: int, outputs: int, grid: Grid, dropout: float) -> None:
         super().__init__()
@@ -79,9 +79,9 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """x <- x + W softmax(q k^T / sqrt(d)) v over all places of the grid, with W = 0 at first.
+    """x <- x + W softmax(q k^T / sqrt(d)) v over all positions of the grid, with W = 0 initially.
 
-    context: the width of tokens (B, L, context) that are attended to beside the places, 0 for none.
+    context: the width of the context tokens (B, L, context) that are attended to as well, 0 for none.
     """
 
     def __init__(self, channels: int, head_dim: int, context: int = 0) -> None:
@@ -95,13 +95,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
         h = self.norm(x).movedim(1, -1)  # channels are last in memory already: a view
-        beside = None if self.context is None or tokens is None else self.context(tokens)
-        y = self.out(attend(self.qkv(h.flatten(1, -2)), self.heads, beside))
+        extra = None if self.context is None or tokens is None else self.context(tokens)
+        y = self.out(attend(self.qkv(h.flatten(1, -2)), self.heads, extra))
         return x + y.reshape(h.shape).movedim(-1, 1)
 
 
 class Stage(nn.Module):
-    """A residual block, then attention where there is any."""
+    """A residual block, then attention (or the identity)."""
 
     def __init__(self, block: Block, attention: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""An autoencoder in the place of a denoiser's network: a code of few (or many) numbers between two maps."""
+"""An autoencoder used as a denoiser's network: an encoder, a code of any length and a decoder."""
 
 import math
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from .fields import check_input
 
 @register("network", "Bottleneck")
 class Bottleneck(nn.Module):
-    """net(x) = decode(encode(x)): x and y (B, *shape), the code (B, code) the only way from one to the other.
+    """net(x) = decode(encode(x)): x and y (B, *shape), through a code (B, code).
 
-    Args: `shape` of a sample, any; `code`, the length of the representation, fewer numbers than x has or more; `widths`
-    of the hidden layers of the encoder, and in reverse of the decoder; none for linear maps. `outputs` is always 1.
-    The noise level and conditions are accepted and ignored, as a denoising autoencoder of one level does not need them.
-    The output is zero at first.
-    Raises SfumatoError for sizes that are not positive, or another shape of x.
+    Args: `shape` of a sample, any; `code`, the length of the code, smaller or larger than x; `widths` of the hidden
+    layers of the encoder, reversed for the decoder; none for linear maps. `outputs` is always 1.
+    The noise level and conditions are accepted and ignored: a denoising autoencoder of one level does not need them.
+    The output is zero at initialisation.
+    Raises SfumatoError for sizes that are not positive or an x of another shape.
     """
 
     def __init__(self, shape: Sequence[int], code: int, widths: Sequence[int] = (256,)) -> None:
@@ -34,12 +34,12 @@ class Bottleneck(nn.Module):
         nn.init.zeros_(self.decoder.output.bias)
 
     def encode(self, x: Tensor) -> Tensor:
-        """The code (B, code)."""
+        """The code of x, (B, code)."""
         check_input(x, self.shape)
         return self.encoder(x.flatten(1).to(self.encoder.output.weight.dtype)).to(x.dtype)
 
     def decode(self, code: Tensor) -> Tensor:
-        """(B, *shape)."""
+        """The reconstruction from a code, (B, *shape)."""
         y = self.decoder(code.to(self.decoder.output.weight.dtype)).to(code.dtype)
         return y.reshape(-1, *self.shape)
 

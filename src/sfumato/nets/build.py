@@ -1,4 +1,4 @@
-"""Networks by name, and the network that suits a shape."""
+"""Build networks from their names or configs, and choose one for a sample shape."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,25 +15,25 @@ from .fields import per_axis_patch
 from .mlp import MLP
 from .unet import UNet
 
-# By size: (width, depth) of an MLP; the channels of a U-Net's level of up to 100, of up to 300 and of more places, the
-# blocks a level, and the levels that attend.
+# By size: (width, depth) of an MLP; for a U-Net the channels of levels of up to 100, up to 300 and more positions, the
+# blocks per level, and the number of levels with attention.
 MLPS = {"tiny": (128, 3), "small": (256, 4), "base": (512, 6)}
 UNETS = {"tiny": ((64, 32, 16), 1, 1), "small": ((128, 64, 32), 1, 1), "base": ((256, 128, 64), 2, 2)}
 SIZES = ("auto", *MLPS)
-FINEST = 1200  # places that the finest level may have before patches are taken
-COARSEST = 100  # places that the coarsest level may have: levels are added until it does
-ATTENDED = 512  # places that attention may span: beyond, it costs more than the convolutions around it
+FINEST = 1200  # most positions of the finest level: larger inputs are patched
+COARSEST = 100  # most positions of the coarsest level: levels are added until it is this small
+ATTENDED = 512  # most positions that attend: beyond, attention costs more than the convolutions around it
 
 
 def from_config(config: Mapping[str, Any]) -> nn.Module:
     """The network that `net.config` describes, with fresh weights: `from_config(net.config).config == net.config`.
 
-    `config` is {"name": "MLP" | "UNet" | .., "args": {...}}; arguments left out take their defaults, and one that is a
-    network itself is described in the same way.
-    Raises SfumatoError for an unknown name or argument, a missing one, or a value that the network refuses.
+    `config` is {"name": "MLP" | "UNet" | .., "args": {...}}; arguments left out take their defaults, and an argument
+    that is itself a network is a nested config.
+    Raises SfumatoError for an unknown name, an unknown or missing argument, or a value that the network refuses.
     """
-    found: nn.Module = trees.build(config, "network")
-    return found
+    net: nn.Module = trees.build(config, "network")
+    return net
 
 
 def named(
@@ -44,18 +44,18 @@ def named(
     outputs: int = 1,
     conditions: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> nn.Module:
-    """The network of a word, such as "auto", "DiT(depth=8)" or a name of your own, for samples of `shape`.
+    """The network for samples of `shape` from a name or expression: "auto", "DiT(depth=8)" or any registered name.
 
-    What the word leaves open of `shape`, `dim` (D of vectors), `classes`, `samples`, `outputs` and `conditions` it
-    gets from here, as far as the network has such arguments.
+    `shape`, `dim` (D of vectors), `classes`, `samples`, `outputs` and `conditions` fill those of the network's
+    arguments that the expression leaves out.
     """
-    given: dict[str, Any] = {"shape": tuple(shape), "classes": classes, "samples": samples, "outputs": outputs}
+    defaults: dict[str, Any] = {"shape": tuple(shape), "classes": classes, "samples": samples, "outputs": outputs}
     if conditions is not None:
-        given["conditions"] = conditions
+        defaults["conditions"] = conditions
     if len(shape) == 1:
-        given["dim"] = shape[0]
-    found: nn.Module = registry.make("network", word, given)
-    return found
+        defaults["dim"] = shape[0]
+    net: nn.Module = registry.make("network", word, defaults)
+    return net
 
 
 @register("network", "auto", size="auto")
@@ -73,16 +73,16 @@ def build(
 ) -> MLP | UNet | Energy:
     """A network for samples of `shape`: (D,) gives an MLP; (C, L), (C, H, W) and (C, D, H, W) give a U-Net.
 
-    Args: `classes`, 0 for none; `size` "tiny", "small", "base", or "auto", which learns within minutes on a laptop's
-    processor: small, or tiny for fewer than 500 `samples`; `outputs`, 2 for a network that learns a variance too;
-    `energy`: the gradient of a scalar that the network defines (`Energy`); `conditions` by name, each as
-    `conditions.Condition.network` describes it.
+    Args: `classes`, 0 for none; `size` "tiny", "small", "base", or "auto", which trains within minutes on a laptop's
+    CPU: small, or tiny for fewer than 500 `samples`; `outputs`, 2 for a network that also learns a variance; `energy`:
+    make the output the gradient of a scalar (`Energy`); `conditions`, name -> description as from
+    `conditions.Condition.network`.
     Raises SfumatoError for a shape of another rank or an unknown size.
     """
     if size not in SIZES:
         raise SfumatoError(f"unknown network size {size!r}: {suggest(size, SIZES)}")
     if not 1 <= len(shape) <= 4 or min(shape) < 1:
-        raise SfumatoError(f"no network for samples of shape {tuple(shape)}: give (D,) or (C, *spatial), 1 to 3 axes")
+        raise SfumatoError(f"no network for samples of shape {tuple(shape)}: use (D,) or (C, *spatial), 1 to 3 axes")
     if size == "auto":
         size = "tiny" if samples is not None and samples < 500 else "small"
     net: MLP | UNet
@@ -97,7 +97,7 @@ def build(
 def _unet(
     shape: tuple[int, ...], classes: int, size: str, outputs: int, conditions: Mapping[str, Mapping[str, Any]] | None
 ) -> UNet:
-    """Patches and levels such that each level's places, and so its cost, suit its channels."""
+    """Choose patch size and levels so that each level's number of positions, and so its cost, suits its channels."""
     widths, blocks, attending = UNETS[size]
     spatial = shape[1:]
 
@@ -107,16 +107,16 @@ def _unet(
     def grid(patch: int) -> tuple[int, ...]:
         return tuple(-(-n // p) for n, p in zip(spatial, per_axis_patch(patch, spatial), strict=True))
 
-    carried = [p for p in (1, 2, 4) if p == 1 or values(p) <= widths[-1]]  # the first level has to carry a patch
-    patch = next((p for p in carried if math.prod(grid(p)) <= FINEST), carried[-1])
+    fitting = [p for p in (1, 2, 4) if p == 1 or values(p) <= widths[-1]]  # patches that fit the first level's channels
+    patch = next((p for p in fitting if math.prod(grid(p)) <= FINEST), fitting[-1])
     grids = [grid(patch), halved(grid(patch))]
     while math.prod(grids[-1]) > COARSEST:
         grids.append(halved(grids[-1]))
-    places = [math.prod(g) for g in grids]
+    positions = [math.prod(g) for g in grids]
     least = 64 * min(4, math.ceil(values(patch) / 64)) if values(patch) > widths[-1] else 1
-    channels = [max(least, widths[(n > 100) + (n > 300)]) for n in places]
-    attention = [level for level in range(len(grids))[-attending:] if level and places[level] <= ATTENDED]
-    # no blocks between the ways down and up: on the coarsest level the two meet, and both attend there
+    channels = [max(least, widths[(n > 100) + (n > 300)]) for n in positions]
+    attention = [level for level in range(len(grids))[-attending:] if level and positions[level] <= ATTENDED]
+    # no middle blocks: encoder and decoder both have blocks and attention on the coarsest level
     return UNet(
         shape, channels, blocks, attention, patch=patch, embed_dim=2 * widths[0], classes=classes, middle=0,
         outputs=outputs, conditions=conditions,

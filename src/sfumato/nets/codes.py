@@ -1,4 +1,4 @@
-"""The code between encoder and decoder: a Gaussian law, or the nearest vectors of a codebook."""
+"""The code between encoder and decoder: a Gaussian distribution, or the nearest vectors of a codebook."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..errors import SfumatoError
 
-WIDEST = 20.0  # of a log-variance: beyond, its exponential is no use to anybody
-RESTART = 0.05  # of the average use: a code that is used less starts anew
+WIDEST = 20.0  # clamp of the log-variance, so that its exponential stays finite
+RESTART = 0.05  # a code used less than this share of the average is reinitialised
 
 
 class GaussianCode(NamedTuple):
@@ -22,7 +22,7 @@ class GaussianCode(NamedTuple):
 
     @classmethod
     def split(cls, h: Tensor) -> GaussianCode:
-        """From an encoder's (B, 2 L, ...)."""
+        """The Gaussian of an encoder's output (B, 2 L, ...): means, then log-variances."""
         mean, log_variance = h.chunk(2, dim=1)
         return cls(mean, log_variance.clamp(-WIDEST, WIDEST))
 
@@ -31,7 +31,7 @@ class GaussianCode(NamedTuple):
         return self.mean + (0.5 * self.log_variance).exp() * eps
 
     def kl(self) -> Tensor:
-        """KL(q || N(0, 1)) of each number of the code, in nats: (mean^2 + var - 1 - log var) / 2, like the mean."""
+        """KL(q || N(0, 1)) of each element, in nats: (mean^2 + var - 1 - log var) / 2, shaped like the mean."""
         # -1 - log var + var in one term that does not cancel near var = 1
         return 0.5 * (self.mean.square() + torch.expm1(self.log_variance) - self.log_variance)
 
@@ -42,14 +42,14 @@ class GaussianCode(NamedTuple):
 
 
 class QuantisedCode(NamedTuple):
-    """The nearest codebook vectors: value (B, L, ...) with the gradient of `features`, codes int64 (B, ...)."""
+    """The nearest codebook vectors: value (B, L, ...), with straight-through gradients; codes int64 (B, ...)."""
 
     value: Tensor
     codes: Tensor
     features: Tensor
 
     def distance(self) -> Tensor:
-        """|features - sg(value)|^2 of each sample, (B,): what keeps an encoder near its codes."""
+        """|features - sg(value)|^2 of each sample, (B,): the commitment loss, which keeps an encoder near its codes."""
         return (self.features - self.value.detach()).flatten(1).square().sum(1)
 
 
@@ -60,12 +60,12 @@ def log_normal(eps: Tensor) -> Tensor:
 
 
 class VectorQuantiser(nn.Module):
-    """features -> argmin_k |features - e_k| at every place, straight through for gradients.
+    """Quantise features to the nearest codebook vector e_k at every position, with straight-through gradients.
 
-    The codebook (codes, dim) follows its features by moving averages, the online form of k-means:
+    The codebook (codes, dim) follows the features by moving averages, an online k-means:
         n_k <- d n_k + (1 - d) #{i: k_i = k},   e_k <- (d n_k e_k + (1 - d) sum_{i: k_i = k} f_i) / n_k
-    A code of less than `RESTART` times the average use starts anew at a feature of the batch; so do all at first.
-    Source: van den Oord et al. 2017 (1711.00937), Eq. 1-3 and Appendix A.1.
+    A code used less than `RESTART` times the average is reset to a feature of the batch; the first batch sets all
+    codes. Source: van den Oord et al. 2017 (1711.00937), Eq. 1-3 and Appendix A.1.
     """
 
     codebook: Tensor
@@ -74,7 +74,7 @@ class VectorQuantiser(nn.Module):
     def __init__(self, codes: int, dim: int, decay: float = 0.99) -> None:
         super().__init__()
         if codes < 2 or dim < 1 or not 0 <= decay < 1:
-            raise SfumatoError(f"A codebook needs 2 codes or more and a decay in [0, 1): got {codes} and {decay:g}.")
+            raise SfumatoError(f"A codebook needs at least 2 codes and a decay in [0, 1): got {codes} and {decay:g}.")
         self.decay = decay
         self.register_buffer("codebook", torch.randn(codes, dim))
         self.register_buffer("count", torch.zeros(codes))
@@ -88,12 +88,12 @@ class VectorQuantiser(nn.Module):
         return QuantisedCode(features + (nearest - features).detach(), index, features)
 
     def look_up(self, index: Tensor) -> Tensor:
-        """The vectors of codes (B, ...): (B, L, ...)."""
+        """The codebook vectors (B, L, ...) of codes (B, ...)."""
         return self.codebook[index].movedim(-1, 1)
 
     @torch.no_grad()
     def learn(self, code: QuantisedCode) -> int:
-        """Move the codebook towards what was encoded; returns how many codes started anew."""
+        """Move the codebook towards the features of a batch; returns how many codes were reset."""
         rows = code.features.detach().movedim(1, -1).reshape(-1, self.codebook.shape[1]).to(self.codebook.dtype)
         index = code.codes.reshape(-1)
         used = torch.zeros_like(self.count).index_add_(0, index, torch.ones_like(rows[:, 0]))
@@ -105,13 +105,13 @@ class VectorQuantiser(nn.Module):
         dead = torch.nonzero((count < RESTART * usual) | (self.count.sum() == 0))[:, 0]
         self.codebook.copy_(torch.where(count[:, None] > 0, moved, self.codebook))
         self.count.copy_(count)
-        if len(dead):  # features that lie far apart in the batch, so that no two codes start alike
+        if len(dead):  # take features spread over the batch, so that no two codes start alike
             chosen = torch.linspace(0, len(rows) - 1, len(dead), device=rows.device).round().long()
             self.codebook[dead], self.count[dead] = rows[chosen], usual
         return len(dead)
 
     @property
     def perplexity(self) -> float:
-        """exp of the entropy of the use of codes: how many are in use, 1 to `codes`."""
+        """exp of the entropy of the code frequencies: the effective number of codes in use, 1 to `codes`."""
         share = self.count.double() / self.count.double().sum().clamp_min(1e-300)
         return float(torch.special.entr(share).sum().exp())

@@ -1,15 +1,17 @@
-"""How conditions enter a network, built from their description: as a vector that modulates, channels, or tokens.
+"""How conditions enter a network: as a vector that modulates its blocks, as extra channels, or as tokens.
+
+A network is built from a description of its conditions, name -> spec:
 
     {"label": {"kind": "label", "classes": 3}, "mass": {"kind": "scalar"}, "map": {"kind": "field", "shape": [1, 8, 8]}}
 
-    label       a row of a table, row 0 the null                          vector  E[label + 1]
-    multilabel  {"classes": K}: the sum of the rows that are set          vector  W s
-    scalar      Fourier features of a value of variance 1, and an MLP     vector
+    label       {"classes": K}: a row of a table, row 0 for no label      vector  E[label + 1]
+    multilabel  {"classes": K}: the sum of the rows of all labels set     vector  W s
+    scalar      Fourier features of a value of variance 1, then an MLP    vector
     vector      {"size": d}: an MLP                                       vector
-    field       {"shape": [C, *spatial]}: resized, with its presence      C + 1 channels beside the input
+    field       {"shape": [C, *spatial]}: resized, plus its mask          C + 1 channels next to the input
     tokens      {"size": d}: (B, L, d), a linear map                      L tokens to attend to
 
-What is absent is a learned entry: a vector, a token, or what the first layer makes of a presence of 0.
+A missing condition is a learned vector or token, or for a field zeros with mask 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,34 +29,34 @@ VECTORS = ("label", "multilabel", "scalar", "vector")
 KEYS = {
     "label": "classes", "multilabel": "classes", "scalar": None, "vector": "size", "field": "shape", "tokens": "size",
 }  # fmt: skip
-FEATURES = 64  # of a scalar
+FEATURES = 64  # Fourier features of a scalar
 
 
 def described(classes: int, conditions: Mapping[str, Mapping[str, Any]] | None) -> Described:
-    """Conditions by name, sorted; `classes` alone is one label called "label". SfumatoError for a wrong description."""
+    """Condition specs by name, sorted; `classes` alone means one label, "label". SfumatoError for an invalid spec."""
     if classes < 0:
-        raise SfumatoError(f"a network cannot have {classes} classes: give 0 for none")
-    found = {str(name): dict(conditions[name]) for name in sorted(conditions or {})} if conditions else {}
-    for name, given in found.items():
+        raise SfumatoError(f"a network cannot have {classes} classes: use 0 for none")
+    specs = {str(name): dict(conditions[name]) for name in sorted(conditions or {})} if conditions else {}
+    for name, spec in specs.items():
         if name in ("present", "self"):
             raise SfumatoError(f"a condition cannot be called {name!r}: rename it")
-        kind = given.get("kind")
+        kind = spec.get("kind")
         if kind not in KEYS:
-            raise SfumatoError(f"a condition {name!r} of kind {kind!r}: {suggest(str(kind), KEYS)}")
+            raise SfumatoError(f"the condition {name!r} has the unknown kind {kind!r}: {suggest(str(kind), KEYS)}")
         key = KEYS[kind]
-        if set(given) != {"kind", key} - {None}:
-            raise SfumatoError(f"the condition {name!r} is described by its kind and {key or 'nothing else'}: {given}")
-        sizes = given.get(key or "", 1)
+        if set(spec) != {"kind", key} - {None}:
+            raise SfumatoError(f"the condition {name!r} needs its kind and {key or 'nothing else'}; got {spec}")
+        sizes = spec.get(key or "", 1)
         if min(sizes if isinstance(sizes, Sequence) else [sizes], default=0) < 1:
             raise SfumatoError(f"the condition {name!r} needs positive sizes, not {sizes}")
     alone = {"kind": "label", "classes": classes}
-    if classes and found.setdefault("label", alone) != alone:
-        raise SfumatoError(f"the condition 'label' is {found['label']} and has {classes} classes: give one of the two")
-    return found
+    if classes and specs.setdefault("label", alone) != alone:
+        raise SfumatoError(f"the condition 'label' is {specs['label']}, but classes={classes}: pass one of the two")
+    return specs
 
 
 def arguments(given: Described) -> dict[str, Any]:
-    """{"classes": n}, and "conditions" where they are more than that: the arguments that describe a network."""
+    """The `classes` and, where needed, `conditions` arguments for a network's config."""
     if given and (set(given) != {"label"} or given["label"]["kind"] != "label"):
         return {"classes": 0, "conditions": given}
     return {"classes": given["label"]["classes"] if given else 0}
@@ -65,19 +67,19 @@ def of_kind(given: Described, *kinds: str) -> Described:
 
 
 def named(label: Tensor | None, cond: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """All conditions of a call by name, the label among them."""
+    """All conditions of a call by name, including the label."""
     return cond if label is None else {"label": label, **cond}
 
 
 def refuse(given: Described, kind: str, reason: str) -> None:
-    """Refuse conditions of a kind that a network cannot take."""
+    """Raise SfumatoError if there is a condition of a kind that the network does not support."""
     wrong = of_kind(given, kind)
     if wrong:
         raise SfumatoError(f"the condition {next(iter(wrong))!r} is of kind {kind!r}: {reason}")
 
 
 def presence(name: str, value: Tensor, present: Mapping[str, Tensor] | None) -> Tensor:
-    """Where a condition is known, bool (B,); without a mask whole numbers are known where not negative, floats all."""
+    """Where a condition is known, bool (B,): its mask if there is one, else non-negative integers and all floats."""
     if present is not None and name in present:
         return present[name]
     if value.ndim == 1 and not value.is_floating_point():
@@ -86,13 +88,13 @@ def presence(name: str, value: Tensor, present: Mapping[str, Tensor] | None) -> 
 
 
 class Embedded(nn.Module):
-    """A vector (B, dim) of a set of labels (B, K), a number (B,) or numbers (B, d); `null`, learned, where absent."""
+    """Embed labels (B, K), a number (B,) or a vector (B, d) as a vector (B, dim); the learned `null` where absent."""
 
-    def __init__(self, given: Mapping[str, Any], dim: int) -> None:
+    def __init__(self, spec: Mapping[str, Any], dim: int) -> None:
         super().__init__()
-        self.kind = given["kind"]
+        self.kind = spec["kind"]
         self.null = nn.Parameter(torch.zeros(dim))
-        inputs = FEATURES if self.kind == "scalar" else given[str(KEYS[self.kind])]
+        inputs = FEATURES if self.kind == "scalar" else spec[str(KEYS[self.kind])]
         self.first = nn.Linear(inputs, dim)
         self.second = nn.Linear(dim, dim) if self.kind != "multilabel" else None
 
@@ -108,9 +110,9 @@ class Embedded(nn.Module):
 class Conditioning(nn.Module):
     """silu(MLP(features(noise_level)) + E[label + 1] + ...): the vector (B, dim) that modulates every block.
 
-    Row 0 of E is the null class, which stands for label -1 and for no label at all; each further condition that is a
-    vector adds its own. The noise features and the MLPs run in the precision of the weights, outside autocast: a noise
-    level rounded to bfloat16 is another noise level.
+    Row 0 of E is the null class, for label -1 and for no label at all; each further vector-valued condition adds its
+    own embedding. The noise features and the MLPs run in the precision of the weights, outside autocast, because
+    rounding to bfloat16 would change the noise level.
     """
 
     def __init__(self, dim: int, given: Described, features: int = 128) -> None:
@@ -131,7 +133,7 @@ class Conditioning(nn.Module):
         self, noise_level: Tensor, batch: int, cond: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None
     ) -> Tensor:
         if noise_level.ndim > 1 or noise_level.numel() not in (1, batch):
-            raise SfumatoError(f"noise_level has shape {tuple(noise_level.shape)}; expected ({batch},), one a sample")
+            raise SfumatoError(f"noise_level has shape {tuple(noise_level.shape)}; expected ({batch},)")
         self._check_names(cond, batch)
         with torch.autocast(noise_level.device.type, enabled=False):
             features = noise_features(noise_level.reshape(-1).expand(batch), self.features)
@@ -151,8 +153,8 @@ class Conditioning(nn.Module):
         else:
             _check_label(name, label, batch, table.num_embeddings - 1)
             row = label.long() + 1
-        found: Tensor = table(row)
-        return found
+        vector: Tensor = table(row)
+        return vector
 
     def _embedded(
         self, name: str, embedder: nn.Module, value: Tensor | None, present: Mapping[str, Tensor] | None, batch: int
@@ -160,9 +162,9 @@ class Conditioning(nn.Module):
         if value is None:
             return cast(Tensor, embedder.null).expand(batch, -1)
         key = KEYS[self.given[name]["kind"]]
-        wanted = (batch, self.given[name][key]) if key else (batch,)
-        if tuple(value.shape) != wanted:
-            raise SfumatoError(f"the condition {name!r} has shape {tuple(value.shape)}; expected {wanted}")
+        expected = (batch, self.given[name][key]) if key else (batch,)
+        if tuple(value.shape) != expected:
+            raise SfumatoError(f"the condition {name!r} has shape {tuple(value.shape)}; expected {expected}")
         vector: Tensor = embedder(value, presence(name, value, present))
         return vector
 
@@ -180,23 +182,23 @@ def _check_label(name: str, label: Tensor, batch: int, classes: int) -> None:
         raise SfumatoError(
             f"{name} has shape {tuple(label.shape)} and dtype {label.dtype}; expected ({batch},) integers"
         )
-    # Reading values back from an accelerator would stall it, and inside a compiled graph break it.
+    # Reading values back would stall an accelerator and break a compiled graph.
     if label.device.type != "cpu" or torch.compiler.is_compiling() or label.numel() == 0:
         return
     low, high = int(label.min()), int(label.max())
     if low < -1 or high >= classes:
         known = f"0 to {classes - 1}, or -1 for none" if classes else "only -1: it has no classes"
-        raise SfumatoError(f"{name} {low if low < -1 else high} is not a class of this network, which knows {known}")
+        raise SfumatoError(f"{name} {low if low < -1 else high} is not a class of this network, which accepts {known}")
 
 
 def width_beside(given: Described, shape: tuple[int, ...]) -> int:
-    """How many channels stand beside a sample of `shape` (C, *spatial); numbers beside a vector (D,)."""
+    """The number of channels that field conditions add to a sample (C, *spatial), or of elements to a vector (D,)."""
     fields = of_kind(given, "field")
     for name, each in fields.items():
         if len(shape) > 1 and len(each["shape"]) != len(shape):
             raise SfumatoError(
-                f"the condition {name!r} is a field of shape {tuple(each['shape'])}, which has to have as many axes as "
-                f"the samples {shape} that it stands beside"
+                f"the condition {name!r} is a field of shape {tuple(each['shape'])}, but must have as many axes as "
+                f"the samples, which have shape {shape}"
             )
     if len(shape) == 1:
         return sum(int(torch.Size(each["shape"]).numel()) + 1 for each in fields.values())
@@ -206,8 +208,8 @@ def width_beside(given: Described, shape: tuple[int, ...]) -> int:
 def beside(
     x: Tensor, given: Described, cond: Mapping[str, Tensor], present: Mapping[str, Tensor] | None
 ) -> Tensor:  # fmt: skip
-    """x (B, C, *spatial) with each field, resized to it, and the field's presence as further channels; of vectors
-    (B, D) with the field's numbers."""
+    """Append each field condition, resized to x, and its mask to x (B, C, *spatial) as channels; for vectors x (B, D)
+    append the flattened fields."""
     parts = [x]
     for name, each in of_kind(given, "field").items():
         value = cond.get(name)
@@ -225,7 +227,7 @@ def beside(
 
 
 def resized(field: Tensor, spatial: tuple[int, ...]) -> Tensor:
-    """A field (B, C, *n) on another grid: means over cells along an axis that shrinks, linear along one that grows."""
+    """Resize a field (B, C, *n): cell averages along axes that shrink, linear interpolation along axes that grow."""
     smaller = tuple(min(n, m) for n, m in zip(field.shape[2:], spatial, strict=True))
     if smaller != tuple(field.shape[2:]):
         field = F.interpolate(field, size=smaller, mode="area")
@@ -235,7 +237,7 @@ def resized(field: Tensor, spatial: tuple[int, ...]) -> Tensor:
 
 
 class Context(nn.Module):
-    """Tokens (B, L, width) of all conditions that are sequences, one behind another; one learned token where absent."""
+    """The concatenated tokens (B, L, width) of all sequence conditions; a missing one is one learned token."""
 
     def __init__(self, given: Described, width: int) -> None:
         super().__init__()
@@ -260,7 +262,7 @@ class Context(nn.Module):
 
 
 def positions(length: int, width: int) -> Tensor:
-    """[sin(w_k i), cos(w_k i)] of each place of a sequence, (length, width)."""
+    """[sin(w_k i), cos(w_k i)] for each position i of a sequence, (length, width)."""
     count = -(-width // 2)
     frequency = 10000.0 ** (-torch.arange(count, dtype=torch.float64) / count)
     angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency

@@ -27,7 +27,7 @@ def sincos_positions(grid: Sequence[int], width: int) -> Tensor:
 class TransformerBlock(nn.Module):
     """h <- h + g1 Attn((1 + s1) LN(h) + b1), then h <- h + g2 MLP((1 + s2) LN(h) + b2).
 
-    Gates g, scales s and shifts b are linear in the conditioning vector and 0 at first.
+    Gates g, scales s and shifts b are linear in the conditioning vector and 0 at initialisation.
     """
 
     def __init__(self, width: int, heads: int, embed_dim: int, ratio: float, dropout: float) -> None:
@@ -55,15 +55,15 @@ class TransformerBlock(nn.Module):
 class DiT(nn.Module):
     """net(x, noise_level, label) -> y for fields: x and y (B, *shape), noise_level (B,), label int64 (B,) or None.
 
-    Args: `shape` (C, *spatial) with one to three spatial axes of any size; `patch`, one number or one an axis (an axis
-    is filled up with zeros to whole patches, and cropped); `width`, `depth` and `heads` of the blocks (heads of 64 if
-    not given); `classes`, 0 for none; `positions` "fixed" (sines and cosines) or "learned"; `ratio` of the inner width
-    of the MLPs; `embed_dim`, the length of the conditioning vector (`width` if not given); `dropout` in the MLPs;
-    `outputs`: how many fields come out one behind another, y (B, outputs C, *spatial), 2 where a variance is learned;
-    `conditions` by name, as `conditions.Condition.network` describes them: fields are channels beside x, tokens stand
-    behind the patches and are attended to.
-    At first each block is the identity and the output zero (adaLN-Zero). No sample sees another of its batch.
-    Raises SfumatoError for impossible sizes, another shape of x, or an unknown label.
+    Args: `shape` (C, *spatial) with one to three spatial axes of any size; `patch`, one number or one per axis (axes
+    are zero-padded to whole patches, and the output cropped); `width`, `depth` and `heads` of the blocks (default:
+    heads of 64 channels); `classes`, 0 for none; `positions` "fixed" (sines and cosines) or "learned"; `ratio`, inner
+    width of the MLPs over `width`; `embed_dim`, the length of the conditioning vector (default: `width`); `dropout` in
+    the MLPs; `outputs`: the number of fields stacked along the channels of y (B, outputs C, *spatial), 2 to learn a
+    variance too; `conditions`, name -> description as from `conditions.Condition.network`: fields become channels next
+    to x, tokens are appended to the patches.
+    At initialisation each block is the identity and the output zero (adaLN-Zero). Samples of a batch do not interact.
+    Raises SfumatoError for impossible sizes, an x of another shape, or an unknown label.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class DiT(nn.Module):
         heads = max(1, width // 64) if heads is None else heads
         embed_dim = width if embed_dim is None else embed_dim
         if min(width, depth, heads, embed_dim, outputs) < 1 or width % heads:
-            raise SfumatoError(f"DiT needs positive sizes and a width of whole heads; got width {width}, heads {heads}")
+            raise SfumatoError(f"DiT needs sizes of 1 or more and heads that divide width; got {heads} and {width}")
         if positions not in ("fixed", "learned"):
             raise SfumatoError(f'DiT positions are "fixed" or "learned", not {positions!r}')
         given = self.given = described(classes, conditions)
@@ -103,11 +103,11 @@ class DiT(nn.Module):
         self.conditioning = Conditioning(embed_dim, given)
         outer = self.shape[0] * math.prod(self.patch)
         self.input = nn.Linear(outer + width_beside(given, self.shape) * math.prod(self.patch), width)
-        places = sincos_positions(self.grid, width)
+        table = sincos_positions(self.grid, width)
         if positions == "fixed":
-            self.register_buffer("positions", places, persistent=False)
+            self.register_buffer("positions", table, persistent=False)
         else:
-            self.positions = nn.Parameter(0.02 * torch.randn_like(places))
+            self.positions = nn.Parameter(0.02 * torch.randn_like(table))
         self.blocks = nn.ModuleList(TransformerBlock(width, heads, embed_dim, ratio, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation, self.output = nn.Linear(embed_dim, 2 * width), nn.Linear(width, outputs * outer)
@@ -116,7 +116,7 @@ class DiT(nn.Module):
         self.context = Context(given, width) if of_kind(given, "tokens") else None
 
     def patchify(self, x: Tensor) -> Tensor:
-        """(B, *shape) -> (B, patches, C prod p); the last patch of an axis is filled up with zeros."""
+        """(B, *shape) -> (B, patches, C prod p); the last patch of an axis is padded with zeros."""
         return space_to_depth(x, self.patch).flatten(1, -2)
 
     def unpatchify(self, tokens: Tensor) -> Tensor:

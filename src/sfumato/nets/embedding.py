@@ -1,4 +1,4 @@
-"""Numbers as sines and cosines, so that a network tells close ones apart: the noise level, a scalar condition."""
+"""Fourier features of scalars (the noise level, scalar conditions), so that a network resolves close values."""
 
 import math
 
@@ -7,18 +7,18 @@ from torch import Tensor
 
 from ..errors import SfumatoError
 
-# Angular frequencies per unit of noise level. The level spans about [-5, 5]: the lowest turns less than half a circle
-# over that span, so no two levels share their features; the highest tells levels apart that differ by a few hundredths.
+# Angular frequencies per unit of noise level. The level spans about [-5, 5]: the lowest frequency covers less than half
+# a circle over that span, so no two levels share their features; the highest resolves differences of a few hundredths.
 LOWEST, HIGHEST = 0.25, 16.0
 
 
 def sines(value: Tensor, count: int) -> Tensor:
     """[sin(w_k c), cos(w_k c)] for geometric w_k: (B,) -> (B, count), in the precision of `value`.
 
-    The frequencies are computed at each call and are no buffer, which `module.half()` would round.
+    The frequencies are computed at each call, not stored in a buffer, which `module.half()` would round.
     """
     if count < 4 or count % 2:
-        raise SfumatoError(f"noise features come in sine and cosine pairs, at least two: {count} is not possible")
+        raise SfumatoError(f"the number of noise features must be even and at least 4; got {count}")
     with torch.autocast(value.device.type, enabled=False):
         steps = torch.arange(count // 2, dtype=value.dtype, device=value.device) / (count // 2 - 1)
         angle = value[:, None] * (LOWEST * torch.exp(steps * math.log(HIGHEST / LOWEST)))
@@ -26,5 +26,5 @@ def sines(value: Tensor, count: int) -> Tensor:
 
 
 def noise_features(noise_level: Tensor, count: int) -> Tensor:
-    """The sines of a noise level, in float32 at least, also under autocast."""
+    """The Fourier features of a noise level, in at least float32 even under autocast."""
     return sines(noise_level.to(torch.promote_types(noise_level.dtype, torch.float32)), count)

@@ -1,4 +1,4 @@
-"""Fields on a grid: their shape, and the exchange of space for channels that makes patches."""
+"""Fields on a grid: checks of their shape, and patches by space-to-depth."""
 
 import math
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from ..errors import SfumatoError
 
 
 def field_shape(shape: Sequence[int], who: str) -> tuple[int, ...]:
-    """(C, *spatial) with one to three spatial axes, or an error in one sentence."""
+    """The shape (C, *spatial) as a tuple; SfumatoError unless it has one to three spatial axes."""
     if not 2 <= len(shape) <= 4 or any(int(n) != n or n < 1 for n in shape):
-        raise SfumatoError(f"{who} takes a shape (C, *spatial) with one to three spatial axes; {tuple(shape)} is none")
+        raise SfumatoError(f"{who} needs a shape (C, *spatial) with one to three spatial axes; got {tuple(shape)}")
     return tuple(int(n) for n in shape)
 
 
@@ -22,17 +22,17 @@ def check_input(x: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def per_axis_patch(patch: int | Sequence[int], spatial: tuple[int, ...]) -> tuple[int, ...]:
-    """The patch along each axis: never longer than the axis, so that an axis of one stays as it is."""
+    """The patch size along each axis, never longer than the axis."""
     sizes = [patch] * len(spatial) if isinstance(patch, int) else list(patch)
     if len(sizes) != len(spatial) or any(p < 1 for p in sizes):
-        raise SfumatoError(f"patch {patch} does not fit {len(spatial)} spatial axes: give one number, or one an axis")
+        raise SfumatoError(f"patch {patch} does not fit {len(spatial)} spatial axes: use one number, or one per axis")
     return tuple(min(p, n) for p, n in zip(sizes, spatial, strict=True))
 
 
 def space_to_depth(x: Tensor, patch: tuple[int, ...]) -> Tensor:
     """(B, C, *n) -> (B, *ceil(n / p), C prod p): each patch becomes one vector, channels last.
 
-    An axis that is no multiple of its patch is filled up with zeros at its end, as a convolution's border is.
+    An axis that is not a multiple of its patch is padded with zeros at its end.
     """
     spatial = x.shape[2:]
     if any(n % p for n, p in zip(spatial, patch, strict=True)):

@@ -13,7 +13,7 @@ from .fields import check_input
 
 
 class ResidualLayer(nn.Module):
-    """h <- h + W2 silu(W1 ((1 + s) LN(h) + b)), with (s, b) from the conditioning vector and W2 = 0 at first."""
+    """h <- h + W2 silu(W1 ((1 + s) LN(h) + b)), (s, b) linear in the conditioning vector, W2 = 0 initially."""
 
     def __init__(self, width: int, embed_dim: int, dropout: float) -> None:
         super().__init__()
@@ -35,12 +35,12 @@ class MLP(nn.Module):
     """net(x, noise_level, label) -> y for vectors: x and y (B, dim), noise_level (B,), label int64 (B,) or None.
 
     Args: `dim` D; `width` and `depth` of the residual layers; `classes`, 0 for none; `embed_dim`, the length of the
-    conditioning vector (`width` if not given); `dropout` inside the layers;
-    `outputs`: how many vectors come out side by side, y (B, outputs dim), 2 where a variance is learned too;
-    `conditions` by name, as `conditions.Condition.network` describes them: fields are further numbers beside x, and
-    tokens are refused, since nothing here attends.
-    The output layer is zero at first, and so is the output.
-    Raises SfumatoError for sizes that are not positive, another shape of x, or an unknown label.
+    conditioning vector (default: `width`); `dropout` inside the layers;
+    `outputs`: the number of vectors concatenated in y (B, outputs dim), 2 to learn a variance too;
+    `conditions`, name -> description as from `conditions.Condition.network`: fields are flattened and concatenated to
+    x; tokens are refused, since an MLP has no attention.
+    The output layer, and so the output, is zero at initialisation.
+    Raises SfumatoError for sizes that are not positive, an x of another shape, or an unknown label.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class MLP(nn.Module):
         if min(dim, width, depth, embed_dim, outputs) < 1:
             raise SfumatoError(f"MLP needs positive sizes; got dim {dim}, width {width}, depth {depth}")
         given = described(classes, conditions)
-        refuse(given, "tokens", "an MLP attends to nothing")
+        refuse(given, "tokens", "an MLP has no attention")
         args = {"dim": dim, "width": width, "depth": depth, **arguments(given)}
         self.config = {"name": "MLP", "args": args | {"embed_dim": embed_dim, "dropout": dropout, "outputs": outputs}}
         self.shape, self.outputs, self.given = (dim,), outputs, given

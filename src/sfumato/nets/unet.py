@@ -1,7 +1,7 @@
 """A U-Net for sequences, images and volumes of any size (Ronneberger et al. 2015; Ho et al. 2020; Dhariwal 2021).
 
-Inside, a sequence is an image of height one: two and three spatial axes are all that is computed, always with the
-channels last in memory, where convolutions, norms and attention work without a copy between layouts.
+Sequences are handled as images of height one, so only two and three spatial axes occur inside. Memory is always
+channels-last, which convolutions, norms and attention share without copies.
 """
 
 import math
@@ -24,17 +24,17 @@ class UNet(nn.Module):
     """net(x, noise_level, label) -> y for fields: x and y (B, *shape), noise_level (B,), label int64 (B,) or None.
 
     Args: `shape` (C, *spatial) with one to three spatial axes of any size; `channels` of each level, finest first;
-    `blocks` a level and side, one number or one a level; `attention`, the levels (0 the finest) that attend;
-    `middle`, the number of further blocks at the coarsest level, the first with attention where that level attends;
-    `patch`: space-to-depth before the first and after the last convolution, one number or one an axis, which trades
-    resolution for width and speed; `embed_dim`, the length of the conditioning vector (4 x the first channels if not
-    given); `classes`, 0 for none; `dropout` inside the blocks; `outputs`:
-    how many fields come out one behind another, y (B, outputs C, *spatial), 2 where a variance is learned too;
-    `conditions` by name, as `conditions.Condition.network` describes them: fields are channels beside x, tokens are
-    attended to at the levels that attend, and refused where none does.
-    A level halves each axis of four places or more, rounding up, so that nothing is padded but to whole patches.
-    The output convolution is zero at first, and so is the output. No sample sees another of its batch.
-    Raises SfumatoError for impossible sizes, another shape of x, or an unknown label.
+    `blocks` per level and side, one number or one per level; `attention`, the levels (0 the finest) with attention;
+    `middle`, the number of further blocks at the coarsest level, the first with attention if that level has it;
+    `patch`: space-to-depth before the first convolution and its inverse after the last, one number or one per axis,
+    which trades resolution for width and speed; `embed_dim`, the length of the conditioning vector (default: 4 x the
+    first channels); `classes`, 0 for none; `dropout` inside the blocks; `outputs`:
+    the number of fields stacked along the channels of y (B, outputs C, *spatial), 2 to learn a variance too;
+    `conditions`, name -> description as from `conditions.Condition.network`: fields become channels next to x, tokens
+    are attended to at the levels of `attention`, and refused where that is empty.
+    Each level halves the axes of size 4 or more, rounding up, so that only patches need padding.
+    The output convolution, and so the output, is zero at initialisation. Samples of a batch do not interact.
+    Raises SfumatoError for impossible sizes, an x of another shape, or an unknown label.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class UNet(nn.Module):
         embed_dim = 4 * channels[0] if embed_dim is None else embed_dim
         given = self.given = described(classes, conditions)
         if not attention:
-            refuse(given, "tokens", "a U-Net without levels that attend hears none; name one in `attention`")
+            refuse(given, "tokens", "a U-Net without attention cannot use them; name its levels in `attention`")
         self.config = {
             "name": "UNet",
             "args": {
@@ -95,7 +95,7 @@ class UNet(nn.Module):
         context: int,
     ) -> None:  # fmt: skip
         grids, last = self._grids(len(channels)), len(channels) - 1
-        outer, further = (n * math.prod(self.patch) for n in (self.shape[0], width_beside(self.given, self.shape)))
+        outer, extra = (n * math.prod(self.patch) for n in (self.shape[0], width_beside(self.given, self.shape)))
 
         def stage(inputs: int, level: int, attention: bool) -> Stage:
             mixing = Attention(channels[level], head_dim, context) if attention else nn.Identity()
@@ -104,20 +104,20 @@ class UNet(nn.Module):
         def stages(inputs: list[int], level: int) -> nn.ModuleList:
             return nn.ModuleList(stage(n, level, level in attend) for n in inputs)
 
-        # The coarser the level, the later in `encoder` and the earlier in `decoder`: both in the order of the calls.
+        # Both in the order of their calls: `encoder` runs from fine to coarse, `decoder` from coarse to fine.
         above = [channels[0], *channels]
-        self.input = conv(outer + further, channels[0], grids[0])
+        self.input = conv(outer + extra, channels[0], grids[0])
         self.encoder = nn.ModuleList(stages([above[i]] + [c] * (depths[i] - 1), i) for i, c in enumerate(channels))
         self.downs = nn.ModuleList(conv(channels[i], channels[i], *grids[i : i + 2]) for i in range(last))
         self.middle = nn.ModuleList(stage(channels[-1], last, k == 0 and last in attend) for k in range(middle))
-        # Fewer channels first: the product is cheaper before the up-sampling than after it.
+        # Reduce the channels before up-sampling, where the product is cheaper.
         self.ups = nn.ModuleList(Pointwise(channels[i + 1], channels[i]) for i in reversed(range(last)))
         self.decoder = nn.ModuleList(stages([2 * channels[i]] * depths[i], i) for i in reversed(range(len(channels))))
         self.norm = group_norm(channels[0])
         self.output = zero(conv(channels[0], self.outputs * outer, grids[0]))
 
     def _grids(self, levels: int) -> list[Grid]:
-        """The places of each level, finest first."""
+        """The grid size of each level, finest first."""
         spatial = self.shape[1:] if len(self.shape) > 2 else (1, *self.shape[1:])
         grids = [tuple(-(-n // p) for n, p in zip(spatial, self.patch, strict=True))]
         while len(grids) < levels:
@@ -136,14 +136,14 @@ class UNet(nn.Module):
         field = field.unsqueeze(2) if x.ndim == 3 else field
         layout = torch.channels_last if field.ndim == 4 else torch.channels_last_3d
         h = self.input(space_to_depth(field, self.patch).movedim(-1, 1))
-        h = h.contiguous(memory_format=layout)  # a copy only where the input's layout was ambiguous: one channel
+        h = h.contiguous(memory_format=layout)  # copies only one-channel inputs, where the layout is ambiguous
         h = self._levels(h, modulations, None if self.context is None else self.context(len(x), values, present))
         h = self.output(F.silu(self.norm(h))).movedim(1, -1)
         fields = (self.outputs * self.shape[0], *field.shape[2:])
         return depth_to_space(h, self.patch, fields).reshape(len(x), -1, *x.shape[2:]).to(x.dtype)
 
     def _levels(self, h: Tensor, modulations: Iterator[Tensor], context: Tensor | None) -> Tensor:
-        """Down, across and up, each stage of the way up joined by one of the way down."""
+        """Encoder, middle and decoder, with a skip connection from each encoder stage to its decoder stage."""
         skips = []
         for level, stages in enumerate(self.encoder.children()):
             h = self.downs[level - 1](h) if level else h

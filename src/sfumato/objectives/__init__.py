@@ -1,4 +1,4 @@
-"""Objectives: one weighted denoising loss, its weights and its time densities, and what any of them really weighs."""
+"""Objectives: the weighted denoising loss, its weights and time densities, and the effective weight of any of them."""
 
 from sfumato.objectives import score_matching, times, weights
 from sfumato.objectives.compiler import Objective

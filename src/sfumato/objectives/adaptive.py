@@ -1,10 +1,10 @@
-"""Time densities that follow the loss: p(logsnr) learned from what the loss was at each noise level.
+"""Time densities that follow the loss: p(logsnr) is learned from the loss at each noise level.
 
-    proportional       p ~ m(logsnr),         m = E[l | logsnr],   l = w |eps - eps_hat|^2: every draw weighs the same
-    variance-optimal   p ~ m_2(logsnr)^(1/2), m_2 = E[l^2 | logsnr]: the least E_p (l / p)^2 of all densities
+    proportional       p ~ m(logsnr),         m = E[l | logsnr],   l = w |eps - eps_hat|^2: equal mean loss per draw
+    variance-optimal   p ~ m_2(logsnr)^(1/2), m_2 = E[l^2 | logsnr]: the smallest E_p (l / p)^2 of all densities
 
-m and m_2 are averages over bins of logsnr that forget by half every `half_life` samples. The loss divides by the p that
-its sample was drawn under, which knows earlier batches alone: the estimate stays unbiased while p moves.
+m and m_2 are averages over bins of logsnr with a half-life of `half_life` samples. The loss divides by the p that its
+sample was drawn from, which depends only on earlier batches: the estimate stays unbiased while p changes.
 Sources: Kingma and Gao 2023 (2303.00848), App. F; the second is importance sampling (Kahn and Marshall 1953).
 """
 
@@ -20,14 +20,14 @@ from sfumato.schedule import DRAWN_LIMIT, Schedule
 
 
 class AdaptiveDensity(TimeDensity):
-    """p = (1 - floor) h / int h + floor / (hi - lo) on the schedule's range (lo, hi), h constant in each of the bins.
+    """p = (1 - floor) h / int h + floor / (hi - lo) on the schedule's range (lo, hi), with h constant in each bin.
 
     moment: 1, p proportional to the mean loss; 2, the variance-optimal density. bins: of equal width between logsnr
-    +-15. half_life: samples after which one counts for half. floor: the share of the draws that stay uniform in logsnr,
-    so that p > 0 everywhere and l / p <= l (hi - lo) / floor. smooth: how far a bin borrows from its neighbours, in
-    bins (one standard deviation).
-    Before any sample p is uniform in logsnr. State: `sums` (3, bins), the decayed sums of 1, l and l^2. Give it a
-    weight: the plain error of a target is not divided by p, and would change with it.
+    +-15. half_life: the number of samples after which a sample counts half. floor: the share of the draws that stay
+    uniform in logsnr, so that p > 0 everywhere and l / p <= l (hi - lo) / floor. smooth: the standard deviation, in
+    bins, of the smoothing over neighbouring bins.
+    Before any sample p is uniform in logsnr. State: `sums` (3, bins), the decayed sums of 1, l and l^2. It needs a loss
+    with a weight: the plain error of a target is not divided by p, and would change with it.
     """
 
     def __init__(
@@ -43,23 +43,23 @@ class AdaptiveDensity(TimeDensity):
         self.moment, self.bins, self.half_life, self.floor = moment, bins, half_life, floor
         self.edges = torch.linspace(
             DRAWN_LIMIT, -DRAWN_LIMIT, bins + 1, dtype=torch.float64
-        )  # falling, as logsnr falls in u
-        apart = torch.arange(bins, dtype=torch.float64)[:, None] - torch.arange(bins)
-        # the constant gives a bin without observed neighbours the mean of all bins
-        self._kernel = torch.exp(-0.5 * (apart / smooth) ** 2) + 1e-6
+        )  # decreasing, as logsnr decreases in u
+        offset = torch.arange(bins, dtype=torch.float64)[:, None] - torch.arange(bins)
+        # the constant gives bins without observed neighbours the mean of all bins
+        self._kernel = torch.exp(-0.5 * (offset / smooth) ** 2) + 1e-6
         self.sums = torch.zeros(3, bins, dtype=torch.float64)
         self._span: tuple[float, float] | None = None
 
     @property
     def heights(self) -> Tensor:
-        """E[l | bin], or the root of E[l^2 | bin], float64 (bins,), highest logsnr first; ones before any sample."""
+        """E[l | bin], or sqrt(E[l^2 | bin]), float64 (bins,), highest logsnr first; ones before any sample."""
         count = self._kernel @ self.sums[0]
         mean = self._kernel @ self.sums[self.moment] / torch.where(count == 0, 1.0, count)
         heights = mean ** (1 / self.moment)
         return heights if bool((heights > 0).any()) else torch.ones_like(heights)
 
     def _law(self, span: tuple[float, float]) -> tuple[Tensor, Tensor]:
-        """Edges (bins + 1,), from hi to lo, and the mass of each bin (bins,)."""
+        """The edges (bins + 1,), from hi to lo, and the probability of each bin (bins,)."""
         edges = self.edges.clamp(*span)
         width = edges[:-1] - edges[1:]
         mass = self.heights * width
@@ -79,24 +79,24 @@ class AdaptiveDensity(TimeDensity):
     def _density(self, logsnr: Tensor, span: tuple[float, float]) -> Tensor:
         edges, mass = (v.to(logsnr.device) for v in self._law(span))
         width = edges[:-1] - edges[1:]
-        open_ = torch.nonzero(width)[:, 0]  # rounding at an end must not reach a bin that the schedule cuts off
-        i = self._bin(logsnr).clamp(open_[0], open_[-1])
+        inside = torch.nonzero(width)[:, 0]  # rounding at an end must not select a bin outside the schedule's range
+        i = self._bin(logsnr).clamp(inside[0], inside[-1])
         return mass[i] / width[i]
 
     def _bin(self, logsnr: Tensor) -> Tensor:
         place = (DRAWN_LIMIT - logsnr) * (self.bins / (2 * DRAWN_LIMIT))
         return place.floor().long().clamp(0, self.bins - 1)
 
-    # -- what is learned -----------------------------------------------------------------------------------------
+    # -- learning ------------------------------------------------------------------------------------------------
 
     def observe(self, logsnr: Tensor, losses: Tensor) -> None:
-        """Take in a batch: its levels (B,) and its losses l / p (B,), drawn since the last call; in any unit."""
+        """Learn from a batch: its levels (B,) and losses l / p (B,), drawn since the last call; in any unit."""
         self.absorb(self.collect(logsnr, losses))
 
     def collect(self, logsnr: Tensor, losses: Tensor) -> Tensor:
-        """Sums over a part of a batch of 1, l and l^2 in each bin, float64 (3, bins); those of parts add up.
+        """The sums of 1, l and l^2 in each bin over a part of a batch, float64 (3, bins); add them up over parts.
 
-        To be called before the density moves: it takes out the p that the losses were divided by.
+        Call it before the density changes: it multiplies the losses by the p that they were divided by.
         """
         if self._span is None:
             raise SfumatoError("An adaptive density must draw the noise levels itself before it learns from them.")
@@ -106,7 +106,7 @@ class AdaptiveDensity(TimeDensity):
         return torch.stack([torch.bincount(place, value**k, self.bins) for k in range(3)])
 
     def absorb(self, sums: Tensor) -> None:
-        """Take in the sums of a whole batch, after its parts were added (over micro-batches, over processes)."""
+        """Learn from the sums of a whole batch, added up over micro-batches and processes."""
         self.sums = self.sums * 0.5 ** (float(sums[0].sum()) / self.half_life) + sums
 
     @property
@@ -119,7 +119,7 @@ class AdaptiveDensity(TimeDensity):
     def load(self, tensors: dict[str, Tensor]) -> None:
         sums = tensors["sums"]
         if sums.shape != self.sums.shape:
-            raise SfumatoError(f"The density has {self.bins} bins, and its checkpoint {sums.shape[-1]}.")
+            raise SfumatoError(f"The density has {self.bins} bins, but its checkpoint has {sums.shape[-1]}.")
         self.sums = sums.detach().to("cpu", torch.float64, copy=True)
 
 
@@ -131,5 +131,5 @@ def adaptive(half_life: float = 10_000.0, floor: float = 0.05) -> AdaptiveDensit
 
 @register("density", "variance-optimal")
 def variance_optimal(half_life: float = 10_000.0, floor: float = 0.05) -> AdaptiveDensity:
-    """p proportional to the root of the mean of (w |eps - eps_hat|^2)^2 at each logsnr: the least variance."""
+    """p proportional to the root mean square of w |eps - eps_hat|^2 at each logsnr: the smallest variance."""
     return AdaptiveDensity(2, half_life=half_life, floor=floor)

@@ -8,8 +8,8 @@
           = exp(v log beta + (1 - v) log beta_tilde)   "learned"
 
 with c^2 = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2 = -sigma_t^2 expm1(logsnr_t - logsnr_s). At the last step, to the
-data, beta_tilde is 0: there Sigma is beta = sigma_t^2 / S_t^2, the posterior variance of N(0, I) data, and the lower
-limit of a learned one is the beta_tilde of the step before, as in the code of the paper.
+data, beta_tilde is 0: Sigma is then beta = sigma_t^2 / S_t^2, the posterior variance for N(0, I) data, and the lower
+limit of a learned variance is the beta_tilde of the previous step, as in the paper's code.
 Sources: Ho et al. 2020 (2006.11239), Eq. 5-8; Nichol and Dhariwal 2021 (2102.09672), Eq. 15.
 """
 
@@ -29,7 +29,7 @@ VARIANCES = ("posterior", "beta", "learned")
 
 
 class Transition(NamedTuple):
-    """The law of one step: coefficients of z_t and x, log beta_tilde and log beta; float64, numbers or (B,)."""
+    """One step: the coefficients of z_t and x, log beta_tilde and log beta; float64, numbers or (B,)."""
 
     kept: Tensor
     gain: Tensor
@@ -48,7 +48,7 @@ def step(process: Gaussian, t: Tensor, s: Tensor) -> Transition:
 
 
 def last_step(process: Gaussian, t: Tensor, before: Tensor | None) -> Transition:
-    """The transition from t to the data; `before` is the time above t, or None where there is none."""
+    """The transition from t to the data; `before` is the next higher time, or None if t is the first."""
     alpha, sigma = process.schedule(t)
     high = 2 * sigma.log() - (alpha**2 + sigma**2).log()
     low = high if before is None else torch.minimum(step(process, before, t).low, high)
@@ -57,40 +57,40 @@ def last_step(process: Gaussian, t: Tensor, before: Tensor | None) -> Transition
 
 def check_variance(variance: str) -> None:
     if variance not in VARIANCES:
-        raise SfumatoError(f"The variance of a step cannot be {variance!r}: {suggest(variance, VARIANCES)}")
+        raise SfumatoError(f"Unknown step variance {variance!r}: {suggest(variance, VARIANCES)}")
 
 
-def widening(belief: Estimate, law: Transition, variance: str) -> Tensor:
-    """r = log(Sigma / beta_tilde): a number, (B,), or like z where it is learned."""
+def widening(belief: Estimate, transition: Transition, variance: str) -> Tensor:
+    """r = log(Sigma / beta_tilde): a number, (B,), or like z if learned."""
     if variance == "posterior":
-        return torch.zeros_like(law.low)
+        return torch.zeros_like(transition.low)
     if variance == "beta":
-        return law.high - law.low
+        return transition.high - transition.low
     if belief.variance_share is None:
-        raise SfumatoError("This model did not learn a variance: take variance='posterior' or 'beta'.")
-    return belief.variance_share * broadcast(law.high - law.low, belief.z)
+        raise SfumatoError("This model has no learned variance: use variance='posterior' or 'beta'.")
+    return belief.variance_share * broadcast(transition.high - transition.low, belief.z)
 
 
 def spread_out(value: Tensor, like: Tensor) -> Tensor:
-    """A number, (B,) or a field, in the shape and type of `like`."""
+    """A number, (B,) or a field, broadcast to the shape and dtype of `like`."""
     return value.to(like) if value.ndim == like.ndim else broadcast(value, like)
 
 
 def signal_error(belief: Estimate, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-    """((x - E[x|z])^2, (eps - E[eps|z])^2), like x: each is precise where the other is small against its terms."""
+    """((x - E[x|z])^2, (eps - E[eps|z])^2), like x: each is precise where the other suffers from cancellation."""
     return (x - belief.x.to(x.dtype)).square(), (eps - belief.eps.to(x.dtype)).square()
 
 
 def step_nats(process: Gaussian, belief: Estimate, x: Tensor, eps: Tensor, s: Tensor, variance: str) -> Tensor:
     """KL(q(z_s | z_t, x) || p(z_s | z_t)) in nats, (B,), at belief.z = alpha x + sigma eps."""
     schedule, t = process.schedule, belief.t
-    law, (lam_t, lam_s) = step(process, t, s), (schedule.logsnr(t), schedule.logsnr(s))
-    clear = lam_t > 0
-    by_x = torch.where(clear, 0.0, lam_s.exp() - lam_t.exp())
-    by_eps = torch.where(clear, torch.expm1(lam_s - torch.where(clear, lam_t, 0.0)), 0.0)
+    transition, (lam_t, lam_s) = step(process, t, s), (schedule.logsnr(t), schedule.logsnr(s))
+    near_data = lam_t > 0
+    by_x = torch.where(near_data, 0.0, lam_s.exp() - lam_t.exp())
+    by_eps = torch.where(near_data, torch.expm1(lam_s - torch.where(near_data, lam_t, 0.0)), 0.0)
     error_x, error_eps = signal_error(belief, x, eps)
     ratio = broadcast(by_x, x) * error_x + broadcast(by_eps, x) * error_eps  # gain^2 (x - x_hat)^2 / beta_tilde
-    r = spread_out(widening(belief, law, variance), x)
+    r = spread_out(widening(belief, transition, variance), x)
     return 0.5 * (ratio * torch.exp(-r) + torch.expm1(-r) + r).flatten(1).sum(1)
 
 
@@ -103,16 +103,17 @@ def data_nats(
     variance: str,
     cells: Cells | None,
 ) -> Tensor:
-    """-log p(x | z_t) in nats, (B,): of whole numbers with `cells`, else a density in normalised units."""
-    law = last_step(process, belief.t, before)
-    # of the fixed variances, beta_tilde is 0 here
-    wide = widening(belief, law, "learned" if variance == "learned" else "beta")
-    log_std = ((spread_out(law.low, x) + spread_out(wide, x)) / 2).to(x).expand_as(x)
+    """-log p(x | z_t) in nats, (B,): the probability of integers if `cells` are passed, else a density in normalised
+    units."""
+    transition = last_step(process, belief.t, before)
+    # beta_tilde is 0 here, so every fixed variance is beta
+    wide = widening(belief, transition, "learned" if variance == "learned" else "beta")
+    log_std = ((spread_out(transition.low, x) + spread_out(wide, x)) / 2).to(x).expand_as(x)
     if cells is not None:
         return cell_nats(x, belief.x.to(x.dtype), log_std, cells)
     alpha, sigma = belief.alpha, belief.sigma
-    clear = alpha > sigma  # E[x|z] - x = sigma / alpha (eps - E[eps|z]), precise near the data
-    scale = sigma / torch.where(clear, alpha, torch.inf)
+    near_data = alpha > sigma  # E[x|z] - x = sigma / alpha (eps - E[eps|z]) is precise there
+    scale = sigma / torch.where(near_data, alpha, torch.inf)
     by_eps = broadcast(scale, x) * (belief.eps.to(x.dtype) - eps)
-    error = by_eps + broadcast((~clear).double(), x) * (x - belief.x.to(x.dtype))
+    error = by_eps + broadcast((~near_data).double(), x) * (x - belief.x.to(x.dtype))
     return density_nats(error, log_std)

@@ -1,9 +1,9 @@
-"""The objective compiler: what any (schedule, target, time density, weight) really minimises, in logsnr.
+"""The objective compiler: the effective weight w(logsnr) that any (schedule, target, time density, weight) minimises.
 
     loss = 1/2 E_p[factor |y - y_hat|^2] = 1/2 int w(logsnr) E|eps - eps_hat|^2 dlogsnr
     w = factor p (det / alpha)^2,   p = p(t) / |dlogsnr/dt|,   det = b alpha - a sigma of the target's row (a, b)
 
-Two objectives with the same w have the same expected gradient, whatever else differs between them.
+Two objectives with the same w have the same expected gradient, whatever else differs.
 Source: Kingma and Gao 2023 (2303.00848), Sec. 3 and Table 1.
 """
 
@@ -23,19 +23,19 @@ from sfumato.errors import SfumatoError
 from sfumato.objectives import factor as factors
 from sfumato.objectives import families, weights
 from sfumato.objectives.augmentation import Augmentation
-from sfumato.objectives.times import TimeDensity, UniformTime, limits
+from sfumato.objectives.times import TimeDensity, UniformTime, limits, named
 from sfumato.objectives.weights import Weight
 from sfumato.registry import ships
 from sfumato.schedule import Schedule
 
-_GRID = 4097  # levels at which a weight is looked at
-_SEEN = 10.0  # weights are compared between +-10: beyond, a loss is constant to 5e-5 of its value
+_GRID = 4097  # levels at which a weight is evaluated
+_SEEN = 10.0  # weights are compared within +-10: beyond, a loss is constant to a relative 5e-5
 _TINY = 1e-30  # below this share of its largest value a weight counts as 0
-_SLACK = 1e-9  # a rise that is smaller is rounding
+_SLACK = 1e-9  # smaller increases are rounding errors
 
 
 class Nearest(NamedTuple):
-    """The named weight that is nearest: w = scale w_name, but for a factor of exp(+-distance) (root mean square)."""
+    """The nearest named weight: w = scale w_name up to a factor of exp(+-distance) (root mean square)."""
 
     name: str
     aliases: tuple[str, ...]
@@ -44,12 +44,12 @@ class Nearest(NamedTuple):
 
     @property
     def factor(self) -> float:
-        """By how much the two differ, as a factor: exp(distance)."""
+        """The typical ratio between the two, exp(distance)."""
         return math.exp(self.distance)
 
     @property
     def same(self) -> bool:
-        """Whether the two are one weight, to rounding."""
+        """Whether the two are equal up to rounding and scale."""
         return self.distance < 1e-6
 
 
@@ -57,39 +57,40 @@ class Nearest(NamedTuple):
 class Objective:
     """A weighted denoising loss, compiled.
 
-    target: a row (of `target`). times: the density that levels are drawn from, uniform in t by default. The loss is
-    one of three: the plain squared error of the target; `weight`, w(logsnr) itself, by which `denoising_loss` divides
-    the density out again; or `factor`, a function of logsnr that multiplies |y - y_hat|^2 as other trainers write it.
-    sigma_data: that of the target F. w and p are 0 outside the levels that the schedule reaches.
+    target: the name of a target. times: the density that levels are drawn from, uniform in t by default. There are
+    three kinds of loss: the plain squared error of the target; `weight`, w(logsnr) itself, for which `denoising_loss`
+    divides by the density; or `factor`, a function of logsnr that multiplies |y - y_hat|^2, as in other trainers.
+    times and weight may be names, such as "sigmoid(bias=-2)". sigma_data: of the target F. w and p are 0 outside the
+    levels of the schedule.
     """
 
     def __init__(
         self,
         schedule: Schedule,
         target: str = "v",
-        times: TimeDensity | None = None,
-        weight: Weight | None = None,
+        times: TimeDensity | str | None = None,
+        weight: Weight | str | None = None,
         sigma_data: float = 1.0,
         *,
         factor: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         registry.check("target", target)
         if weight is not None and factor is not None:
-            raise SfumatoError("An objective has a weight w(logsnr) or a factor on the squared error, not both.")
+            raise SfumatoError("An objective takes a weight w(logsnr) or a factor on the squared error, not both.")
         self.schedule, self.target, self.sigma_data = schedule, target, float(sigma_data)
-        self.times = times or UniformTime()
-        self._weight, self._factor = weight, factor
+        self.times = UniformTime() if times is None else named(times)
+        self._weight, self._factor = weights.chosen(weight), factor
         factors.finite(self.weight(self._grid(65)), self._grid(65))
 
     # -- the two functions ---------------------------------------------------------------------------------------
 
     @property
     def range(self) -> tuple[float, float]:
-        """(lowest, highest) logsnr that is drawn."""
+        """The (lowest, highest) logsnr that is drawn."""
         return limits(self.schedule)
 
     def density(self, logsnr: Tensor) -> Tensor:
-        """p(logsnr), the share of the drawn levels, like logsnr."""
+        """p(logsnr), the density of the drawn levels, like logsnr."""
         return self._inside(logsnr, lambda lam: self.times.density(lam, self.schedule))
 
     def weight(self, logsnr: Tensor) -> Tensor:
@@ -97,7 +98,7 @@ class Objective:
         return self._inside(logsnr, self._effective)
 
     def factor(self, logsnr: Tensor) -> Tensor:
-        """The factor on |y - y_hat|^2 at levels drawn from `times`: 1 where the loss is plain."""
+        """The factor on |y - y_hat|^2 at levels drawn from `times`: 1 for a plain loss."""
         return self._inside(logsnr, self._raw)
 
     def _inside(self, logsnr: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
@@ -128,42 +129,42 @@ class Objective:
         lo, hi = self.range
         return torch.linspace(max(lo, -widest), min(hi, widest), count, dtype=torch.float64)
 
-    # -- what it is ----------------------------------------------------------------------------------------------
+    # -- properties ----------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raise SfumatoError where no model can be trained so: see `factor.check`."""
-        given = self._weight if self._factor is None else self.weight
-        factors.check(self.schedule, self.target, self.times, given, self.sigma_data)
+        """Raise SfumatoError if no model can be trained with this objective (see `factor.check`)."""
+        weight = self._weight if self._factor is None else self.weight
+        factors.check(self.schedule, self.target, self.times, weight, self.sigma_data)
 
     @cached_property
     def rises(self) -> list[tuple[float, float]]:
-        """The stretches of logsnr on which w rises, found on a grid of 4,096 steps."""
+        """The intervals of logsnr on which w increases, on a grid of 4,096 steps."""
         lam = self._grid().tolist()
         w = self.weight(self._grid()).detach()
         up, down = (w[1:] > w[:-1] * (1 + _SLACK)).tolist(), (w[1:] < w[:-1] * (1 - _SLACK)).tolist()
-        found: list[tuple[float, float]] = []
+        intervals: list[tuple[float, float]] = []
         rising = False
         for i, (rise, fall) in enumerate(zip(up, down, strict=True)):
             if rise:
-                start = found.pop()[0] if rising else lam[i]
-                found.append((start, lam[i + 1]))
-            rising = rise or (rising and not fall)  # a table rises in steps, which are one stretch
-        return found
+                start = intervals.pop()[0] if rising else lam[i]
+                intervals.append((start, lam[i + 1]))
+            rising = rise or (rising and not fall)  # the steps of a tabulated weight form one interval
+        return intervals
 
     @property
     def monotone(self) -> bool:
-        """Whether w never rises with logsnr, so that the loss is an evidence bound of noised data (`augmentation`)."""
+        """Whether w never increases with logsnr, so that the loss is an evidence bound of noised data."""
         return not self.rises
 
     def augmentation(self) -> Augmentation:
-        """The law of noise levels, and the constants, that make this loss an expectation of evidence bounds."""
+        """The distribution of noise levels that makes this loss an expectation of evidence bounds."""
         return Augmentation(self.weight, *self.range)
 
     def compare(self, other: Objective | Weight) -> tuple[float, float]:
-        """(distance, scale): the root mean square of log(w / (scale w_other)), and the scale that makes it least.
+        """(distance, scale): the root mean square of log(w / (scale w_other)), and the scale that minimises it.
 
-        Taken over the levels of both, evenly in logsnr between +-10, so that neither the density nor the schedule
-        has a say in it. Infinite where they share no level.
+        Computed over the levels of both, evenly in logsnr within +-10, so that it depends on neither the density nor
+        the schedule. Infinite if they share no level.
         """
         lo, hi = self._seen
         if not isinstance(other, Objective):
@@ -177,7 +178,7 @@ class Objective:
         return (max(lo, -_SEEN), min(hi, _SEEN)) if lo < _SEEN and hi > -_SEEN else (lo, hi)
 
     def _comparison(self, lo: float, hi: float) -> Callable[[Weight], tuple[float, float]]:
-        """`compare` with any weight between two levels."""
+        """A function that compares this objective with a weight between two levels."""
         lam = torch.linspace(lo, hi, 513, dtype=torch.float64)
         ours = _log(self.weight(lam))
 
@@ -188,49 +189,49 @@ class Objective:
         return compare
 
     def distance(self, other: Objective | Weight) -> float:
-        """How far the two weights are apart, up to a constant factor: 0 is the same objective (`compare`)."""
+        """The distance between the two weights up to a constant factor; 0 means the same objective (`compare`)."""
         return self.compare(other)[0]
 
     def named(self, word: str) -> Weight:
-        """A weight of `weights.NAMED`, with numbers or without; EDM's is that of data with this sigma_data."""
+        """A weight of `weights.NAMED`, with or without arguments; for "edm" that of data with this sigma_data."""
         if word == "edm":
             return weights.edm(self.sigma_data, -1.2 + math.log(2 * self.sigma_data))
         return weights.named(word)
 
     def nearest(self) -> Nearest:
-        """The named weight at the least distance, and its other names.
+        """The named weight at the smallest distance, and its aliases.
 
-        Where none with its usual numbers is the same, other numbers are tried: "sigmoid(bias=-2)".
+        If no weight with default parameters is equal, other parameters are tried: "sigmoid(bias=-2)".
         """
         compare = self._comparison(*self._seen)
-        found = {name: compare(self.named(name)) for name in weights.NAMED if ships("weight", name)}
-        best = min(found, key=lambda name: found[name][0])
-        same = tuple(name for name in found if name != best and found[name] == found[best])
-        usual = Nearest(best, same, *found[best])
+        compared = {name: compare(self.named(name)) for name in weights.NAMED if ships("weight", name)}
+        best = min(compared, key=lambda name: compared[name][0])
+        same = tuple(name for name in compared if name != best and compared[name] == compared[best])
+        usual = Nearest(best, same, *compared[best])
         if usual.same:
             return usual
         word, weight, distance = families.nearest(lambda weight: compare(weight)[0])
-        # free numbers come near many weights, which says little: they must be much nearer
+        # with free parameters many weights come close by chance: require a much smaller distance
         return Nearest(word, (), *compare(weight)) if distance < usual.distance / 2 else usual
 
-    # -- other spellings of it -----------------------------------------------------------------------------------
+    # -- equivalent objectives -----------------------------------------------------------------------------------
 
     def express(
         self, schedule: Schedule | None = None, target: str | None = None, times: TimeDensity | None = None
     ) -> Objective:
-        """The same w under another schedule, target or density: equal expected gradients, another `factor`.
+        """The same w under another schedule, target or density: equal expected gradients, with another `factor`.
 
-        What is not given stays. Levels that the new schedule does not reach are lost: `missing` says how many. Raises
-        SfumatoError where the new words cannot be trained (`check`).
+        Omitted arguments stay the same. Levels outside the new schedule are lost (`missing` gives their share). Raises
+        SfumatoError if the result cannot be trained (`check`).
         """
-        found = Objective(
+        objective = Objective(
             schedule or self.schedule, target or self.target, times or self.times, self.weight, self.sigma_data
         )
-        found.check()
-        return found
+        objective.check()
+        return objective
 
     def share(self, start: float, stop: float) -> float:
-        """The share of the drawn levels with start <= logsnr <= stop, to 1e-4: of 10,000 places spread evenly."""
+        """The share of the drawn levels with start <= logsnr <= stop, to 1e-4, from 10,000 evenly spaced quantiles."""
         u = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
         lam = self.times.logsnr(u, self.schedule).detach()
         return float(((lam >= start) & (lam <= stop)).double().mean())
@@ -261,13 +262,13 @@ class Objective:
         }
 
     def plot(self, path: str) -> None:
-        """Draw w, p and w beside the nearest named weights into a file (.png, .svg, .pdf)."""
+        """Plot w next to named weights, and p, into a file (.png, .svg, .pdf)."""
         from sfumato.objectives.drawing import draw
 
         draw(self, path)
 
 
 def _log(w: Tensor) -> Tensor:
-    """log w, finite also where w is 0."""
+    """log w, finite even if w is 0."""
     w = w.detach()
     return torch.log(w.clamp_min(_TINY * float(w.max())))

@@ -1,10 +1,10 @@
-"""The last term of the variational bound: -log p(x | z) of the data at the least noise, discrete or real.
+"""The reconstruction term of the variational bound: -log p(x | z) at the least noise, for discrete or real data.
 
-    discretised   P(x | z) = prod_d [Phi((x + 1/2 - m) / s) - Phi((x - 1/2 - m) / s)]      x a whole number
-    density       p(x | z) = prod_d N(x; m, s^2)                                           x a real number
+    discretised   P(x | z) = prod_d [Phi((x + 1/2 - m) / s) - Phi((x - 1/2 - m) / s)]      x integers
+    density       p(x | z) = prod_d N(x; m, s^2)                                           x real numbers
 
-m = E[x | z]. The cells of the lowest and the highest declared value reach to infinity, so that the probabilities of all
-values sum to 1. All in normalised units, where a cell has the width 1 / std of its channel.
+m = E[x | z]. The cells of the lowest and highest declared values extend to infinity, so that the probabilities of all
+values sum to 1. Everything is in normalised units, where a cell has width 1 / std of its channel.
 Source: Ho et al. 2020 (2006.11239), Eq. 13.
 """
 
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-_OPEN = 40.0  # standard deviations beyond which nothing is left: where an open cell ends
+_OPEN = 40.0  # standard deviations at which an unbounded cell is cut off, with no probability beyond
 
 
 class Cells(NamedTuple):
@@ -50,12 +50,12 @@ def cell_nats(x: Tensor, mean: Tensor, log_std: Tensor, cells: Cells) -> Tensor:
 
 
 def _log_between(left: Tensor, right: Tensor) -> Tensor:
-    """log(Phi(right) - Phi(left)), left < right, in the tail where neither is near 1."""
+    """log(Phi(right) - Phi(left)), left < right, computed in the lower tail, where neither term is near 1."""
     mirrored = left + right > 0
     a, b = torch.where(mirrored, -right, left), torch.where(mirrored, -left, right)
     top = torch.special.log_ndtr(b)
-    apart = (torch.special.log_ndtr(a) - top).clamp_max(-torch.finfo(top.dtype).tiny)
-    return top + torch.log(-torch.expm1(apart))
+    difference = (torch.special.log_ndtr(a) - top).clamp_max(-torch.finfo(top.dtype).tiny)
+    return top + torch.log(-torch.expm1(difference))
 
 
 def density_nats(error: Tensor, log_std: Tensor) -> Tensor:

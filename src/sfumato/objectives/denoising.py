@@ -1,10 +1,10 @@
-"""The denoising loss: every simple objective of the literature is this one with two dials.
+"""The denoising loss, which covers every simple objective of the literature by its weight and time density.
 
     loss = 1/2 * w(logsnr) / p(logsnr) * |eps - eps_hat|^2,   logsnr ~ p
 
-an unbiased estimate of 1/2 int w(logsnr) E|eps - eps_hat|^2 dlogsnr (Kingma and Gao 2023, 2303.00848, Eq. 6). What is
-lost is the process's to say, of what the model believes: of symbols it is the path KL at the level (`process.symbols`),
-of a product the sum over its parts. So the loss of whatever wraps a model is that of the wrapper's belief.
+an unbiased estimate of 1/2 int w(logsnr) E|eps - eps_hat|^2 dlogsnr (Kingma and Gao 2023, 2303.00848, Eq. 6). The
+process computes the loss from the model's belief: for symbols it is the path KL at the level (`process.symbols`), for a
+product the sum over its parts. A wrapped model is therefore judged by the belief of its wrapper.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ def denoising_loss(
     clean: Clean | None = None,
     **cond: Any,
 ) -> Tensor:
-    """One loss per sample, float32 or better (B,), summed over the sample's elements (nats where weight = elbo).
+    """One loss per sample, at least float32 (B,), summed over the sample's elements (nats for weight = elbo).
 
-    denoiser: any model. x: normalised data (B, ...), symbols, or a dict of parts. t: noise levels (B,), or drawn from
-    `times` (uniform in t by default); given t count as drawn from `times` all the same. eps: the noise, or drawn. Both
-    draws depend on (seed, index) alone; index defaults to 0..B-1. weight: w(level); None is the plain squared error of
-    the target, 1/2 |y - y_hat|^2, and the ELBO's of symbols.
-    clean: E[x | z] and E[eps | z] by a teacher or a reference batch in place of x and eps (`objectives.teacher`).
-    cond: conditions, encoded: tensors or `Given` of B rows, such as `**sf.conditions.resolve(denoiser,
-    {"temperature": 300.0}, B)` makes of the user's values; cond={...} holds those whose names are arguments here.
+    denoiser: any model. x: normalised data (B, ...), symbols, or a dict of parts. t: times (B,), by default drawn from
+    `times` (uniform in t by default); explicit t are treated as drawn from `times` too. eps: the noise, by default
+    drawn. Both draws depend on (seed, index) alone; index defaults to 0..B-1. weight: w(level); None means the plain
+    squared error of the target, 1/2 |y - y_hat|^2, and for symbols the ELBO.
+    clean: replaces x and eps by E[x | z] and E[eps | z] of a teacher or a reference batch (`objectives.teacher`).
+    cond: encoded conditions, tensors or `Given` of B rows, as `**sf.conditions.resolve(denoiser,
+    {"temperature": 300.0}, B)` returns for the user's values; cond={...} passes those that share an argument's name.
     """
-    times, given = times or UniformTime(), unfolded(cond)
-    require_encoded(given)
+    times, conditions = times or UniformTime(), unfolded(cond)
+    require_encoded(conditions)
     process, x = denoiser.process, denoiser.process.data(x)
     index, t, drawn = drawn_inputs(process, x, t, times, seed, index, eps)
     t = as_time(t).expand(len(index))
     z = process.corrupt(x, t, drawn)
     if clean is not None:
-        x, drawn = clean(Corrupted(process, x, drawn, z, t, seed, index, given))
-    return process.loss(denoiser(z, t, **given), x, drawn, weight, times)
+        x, drawn = clean(Corrupted(process, x, drawn, z, t, seed, index, conditions))
+    return process.loss(denoiser(z, t, **conditions), x, drawn, weight, times)
 
 
 def drawn_inputs(
@@ -68,7 +68,7 @@ def drawn_inputs(
     index: Tensor | Sequence[int] | None,
     eps: State | None,
 ) -> tuple[Tensor, Any, State]:
-    """(index, t, eps) of a loss: (B,), (B,) and like x; what is None is drawn from (seed, index) alone."""
+    """(index, t, eps) of a loss: (B,), (B,) and like x; arguments that are None are drawn from (seed, index)."""
     index = torch.arange(len(first_leaf(x))) if index is None else torch.as_tensor(index)
     if t is None:
         t = process.clock.time(times.logsnr(times.levels(seed, index, noise.TRAIN_TIME), process.clock))

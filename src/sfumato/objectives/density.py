@@ -1,4 +1,4 @@
-"""The interface of time densities: a law of logsnr under a schedule, as a quantile and a density."""
+"""The interface of time densities: a distribution of logsnr under a schedule, by its quantile function and density."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor, nn
 from sfumato import noise
 from sfumato.schedule import DRAWN_LIMIT, Schedule
 
-MISSED = 1e-4  # of the draws lie beyond either end of the levels that a network is said to be trained at
+MISSED = 1e-4  # the share of draws beyond either end of the levels that count as trained
 
 
 def limits(schedule: Schedule) -> tuple[float, float]:
-    """(lowest, highest) logsnr that a density draws under this schedule: its range, cut to +-15."""
+    """The (lowest, highest) logsnr that a density draws under this schedule: its range within +-15."""
     lo, hi = schedule.logsnr_range
     return max(lo, -DRAWN_LIMIT), min(hi, DRAWN_LIMIT)
 
 
 def drawn_levels(times: TimeDensity, process: Any, missed: float = MISSED) -> tuple[float, float]:
-    """(lowest, highest) noise level between which a density draws, but for a share `missed` at either end.
+    """The (lowest, highest) noise level that a density draws, except for a share `missed` at either end.
 
-    In what a network of `process` hears, -logsnr / 8: all that the schedule has where the density moves.
+    In the network's input of `process`, -logsnr / 8; the whole range of the schedule if the density changes.
     """
     clock, ends = process.clock, torch.tensor([missed, 1 - missed], dtype=torch.float64)
     with torch.no_grad():
@@ -34,18 +34,19 @@ def drawn_levels(times: TimeDensity, process: Any, missed: float = MISSED) -> tu
 
 
 class TimeDensity(abc.ABC):
-    """A law on logsnr, cut to the range of the schedule. One that learns from the losses overrides the last five."""
+    """A distribution of logsnr within the schedule's range. One that learns from the losses overrides the last five
+    members."""
 
     @abc.abstractmethod
     def logsnr(self, u: Tensor, schedule: Schedule) -> Tensor:
-        """The quantile: u uniform in (0, 1) gives logsnr, falling in u (u = 0 is data)."""
+        """The quantile function: uniform u in (0, 1) gives logsnr, decreasing in u (u = 0 is data)."""
 
     @abc.abstractmethod
     def density(self, logsnr: Tensor, schedule: Schedule) -> Tensor:
         """p(logsnr), integrating to 1 over the range."""
 
     def levels(self, seed: int, index: Tensor | Sequence[int], role: int) -> Tensor:
-        """The places u in (0, 1) of samples `index`, float64 (B,): independent of each other."""
+        """The uniform numbers u in (0, 1) of samples `index`, float64 (B,), independent of each other."""
         return noise.uniform(seed, index, (), role, dtype=torch.float64)
 
     def observe(self, logsnr: Tensor, losses: Tensor) -> None:
@@ -57,7 +58,7 @@ class TimeDensity(abc.ABC):
         return []
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state that a checkpoint must hold."""
+        """The state for a checkpoint."""
         return {}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
@@ -66,5 +67,5 @@ class TimeDensity(abc.ABC):
 
     @property
     def moves(self) -> bool:
-        """Whether p changes while a network is trained under it: the loss then needs a weight, and divides by p."""
+        """Whether p changes during training: the loss then needs a weight, so that it divides by p."""
         return False

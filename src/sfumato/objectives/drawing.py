@@ -1,4 +1,4 @@
-"""The picture of a compiled objective: w beside named weights, and p below, by noise level."""
+"""Plot a compiled objective: w next to named weights, and p below, by noise level."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from sfumato.errors import SfumatoError
 if TYPE_CHECKING:
     from sfumato.objectives.compiler import Objective
 
-# what a reader knows; the nearest is drawn in any case
+# well-known weights for comparison; the nearest is drawn in any case
 BESIDE: dict[str, Any] = {
     "elbo": "-", "eps-simple": "--", "flow": ":", "sigmoid": "-.", "edm": (0, (6, 1, 1, 1, 1, 1))
 }  # fmt: skip
-_SPAN = 1e7  # of w that is shown, from its largest value down
+_SPAN = 1e7  # the range of w shown, down from its largest value
 _INK, _MAIN, _NEAR, _QUIET = "#26323f", "#1f77b4", "#d66028", "#9aa5b1"
 
 
 def draw(objective: Objective, path: str) -> None:
-    """Write the picture; the ending of `path` says in which format."""
+    """Write the plot; the suffix of `path` sets the format."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6), layout="constrained")
@@ -44,8 +44,8 @@ def draw(objective: Objective, path: str) -> None:
 def _words(objective: Objective) -> str:
     near = objective.nearest()
     name = " = ".join((near.name, *near.aliases))
-    law = f"weight {name}" if near.same else f"nearest weight {name}, off by a factor of {near.factor:.3g}"
-    return f"{law}, {'never rises' if objective.monotone else 'rises where shaded'}"
+    weight = f"weight {name}" if near.same else f"nearest weight {name}, off by a factor of {near.factor:.3g}"
+    return f"{weight}, {'never rises' if objective.monotone else 'rises where shaded'}"
 
 
 def _weights(axes: Any, objective: Objective, lam: Tensor) -> None:
@@ -71,7 +71,7 @@ def _weights(axes: Any, objective: Objective, lam: Tensor) -> None:
 
 
 def _unit(objective: Objective, lam: Tensor) -> float:
-    """w at logsnr 0, or at the middle of a range without it."""
+    """w at logsnr 0, or at the middle of a range that does not contain 0."""
     middle = lam[lam.abs().argmin()] if float(lam[0]) < 0 < float(lam[-1]) else lam[len(lam) // 2]
     return float(objective.weight(middle[None])[0]) or 1.0
 

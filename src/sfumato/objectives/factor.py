@@ -1,4 +1,4 @@
-"""The factor that makes the squared error of a target a weighted denoising loss, and the pairs that have none.
+"""The factor that turns the squared error of a target into a weighted denoising loss, and checks that it is finite.
 
     1/2 w / p |eps - eps_hat|^2 = 1/2 factor |y - y_hat|^2,   factor = w(logsnr) / p(logsnr) (alpha / det)^2
 
@@ -17,14 +17,14 @@ from sfumato.process.gaussian import factor as factor
 from sfumato.process.gaussian import finite as finite
 from sfumato.schedule import Schedule
 
-# The places that training draws: `noise.spread` keeps off the ends by 1e-9.
+# Uniform numbers to check: training draws within 1e-9 of the ends (`noise.spread`).
 _PLACES = torch.cat((torch.tensor([1e-9], dtype=torch.float64), torch.arange(1, 64).double() / 64))
 
 
 def check(
     schedule: Schedule, target: str, times: TimeDensity, weight: Weight | None = None, sigma_data: float = 1.0
 ) -> None:
-    """Refuse what cannot be trained: an unreadable target, a density without levels, a weight without a finite factor.
+    """Raise SfumatoError for what cannot be trained: an undefined target, an empty density, an infinite factor.
 
     weight None, the plain squared error, has the factor 1 everywhere.
     """
@@ -36,11 +36,13 @@ def check(
         w = torch.as_tensor(weight(logsnr))
         wrong = ~(w >= 0) if w.shape == logsnr.shape else None
         if wrong is None:
-            raise SfumatoError(f"A weight gives one number a noise level: {tuple(logsnr.shape)}, not {tuple(w.shape)}.")
+            raise SfumatoError(
+                f"A weight must return one number per noise level, {tuple(logsnr.shape)}, not {tuple(w.shape)}."
+            )
         if bool(wrong.any()):
             raise SfumatoError(
                 f"The loss weight is {float(w[wrong][0]):g} at logsnr {float(logsnr[wrong][0]):.4g}: "
-                "a weight is a number from 0 up at every noise level that is drawn."
+                "a weight must be non-negative at every noise level that is drawn."
             )
         if not bool((w > 0).any()):
             raise SfumatoError("The loss weight is 0 at every noise level that is drawn: nothing would be learned.")

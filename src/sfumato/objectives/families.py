@@ -1,4 +1,4 @@
-"""The nearest member of the weights that have parameters, by a search that halves its steps."""
+"""Find the nearest weight among parametric families, by a pattern search."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _SHORTEST, _TRIES = 2.0**-8, 100
 
 
 def nearest(distance: Callable[[Weight], float]) -> tuple[str, Weight, float]:
-    """(word, weight, distance) of the best member of any family, such as "sigmoid(bias=-2)"."""
+    """(name, weight, distance) of the nearest member of any family, such as "sigmoid(bias=-2)"."""
     best: tuple[str, Weight, float] | None = None
     for name, (make, start) in FAMILIES.items():
-        found, least = _search(partial(_distance, make, distance), start)
+        parameters, least = _search(partial(_distance, make, distance), start)
         if best is None or least < best[2]:
-            inside = ", ".join(f"{key}={value:.4g}" for key, value in found.items())
-            best = f"{name}({inside})", make(**found), least
+            inside = ", ".join(f"{key}={value:.4g}" for key, value in parameters.items())
+            best = f"{name}({inside})", make(**parameters), least
     assert best is not None
     return best
 
@@ -36,12 +36,12 @@ def nearest(distance: Callable[[Weight], float]) -> tuple[str, Weight, float]:
 def _distance(make: Callable[..., Weight], distance: Callable[[Weight], float], values: dict[str, float]) -> float:
     try:
         return distance(make(**values))
-    except SfumatoError:  # beyond the family's range
+    except SfumatoError:  # outside the family's range
         return math.inf
 
 
 def _search(f: Callable[[dict[str, float]], float], start: dict[str, float]) -> tuple[dict[str, float], float]:
-    """(arguments, value) near a minimum: steps along each axis, halved where none helps, and round numbers at last."""
+    """(arguments, value) near a minimum: steps along each axis, halved when none helps; finally try rounded numbers."""
     at, least, step = dict(start), f(start), 1.0
     for _ in range(_TRIES):
         if step < _SHORTEST or least < 1e-9:

@@ -2,8 +2,8 @@
 
     p(t) / T = (1 - floor) sqrt(E[L_k^2]) / sum_j sqrt(E[L_j^2]) + floor / T     in the k-th of T equal parts of (0, 1)
 
-E[L_k^2] is the mean over the last values that the level gave; p is uniform until every level has given that many.
-Source: Nichol and Dhariwal 2021 (2102.09672), Eq. 18; the floor is that of its code.
+E[L_k^2] is the mean over the latest `length` values of the level; p is uniform until every level has that many.
+Source: Nichol and Dhariwal 2021 (2102.09672), Eq. 18; the floor is from its code.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from sfumato.schedule import Schedule
 
 @final
 class LossHistory(TimeDensity):
-    """p(t) proportional to the root of the mean square of the last losses at each of T levels.
+    """p(t) proportional to the root mean square of the latest losses at each of T levels.
 
-    levels: T. length: values that are kept of each. floor: the share of the draws that stays uniform in t.
-    State: `values` (T, length), newest first, and `counts` (T,) of what was seen. Losses are taken in after each batch,
-    by `observe`; the loss divides by the p that its sample was drawn under, and so stays unbiased.
+    levels: T. length: values stored per level. floor: the share of the draws that stays uniform in t.
+    State: `values` (T, length), newest first, and `counts` (T,) of all values so far. `observe` adds the losses of each
+    batch; the loss divides by the p that its sample was drawn from, and so stays unbiased.
     """
 
     def __init__(self, levels: int = 1000, length: int = 10, floor: float = 1e-3) -> None:
@@ -39,7 +39,7 @@ class LossHistory(TimeDensity):
 
     @property
     def full(self) -> bool:
-        """Whether every level has given `length` values."""
+        """Whether every level has `length` values."""
         return bool((self.counts >= self.length).all())
 
     @property
@@ -66,10 +66,10 @@ class LossHistory(TimeDensity):
         t = schedule.time(logsnr)
         return self.count * self.mass.to(t.device)[self._level(t)] / schedule.dlogsnr(t).abs()
 
-    # -- what is learned -----------------------------------------------------------------------------------------
+    # -- learning ------------------------------------------------------------------------------------------------
 
     def observe(self, logsnr: Tensor, losses: Tensor) -> None:
-        """Take in a batch: its levels (B,) and its losses L(t) / p(t), (B,), drawn since the last call; in any unit."""
+        """Learn from a batch: its levels (B,) and losses L(t) / p(t), (B,), drawn since the last call; in any unit."""
         if self._schedule is None:
             raise SfumatoError("A loss history must draw the noise levels itself before it learns from them.")
         level = self._level(self._schedule.time(logsnr.detach().cpu()))
@@ -89,6 +89,6 @@ class LossHistory(TimeDensity):
         values, counts = tensors["values"], tensors["counts"]
         if values.shape != self.values.shape:
             raise SfumatoError(
-                f"The history is of {tuple(self.values.shape)}, its checkpoint of {tuple(values.shape)}."
+                f"The history has shape {tuple(self.values.shape)}, but its checkpoint {tuple(values.shape)}."
             )
         self.values, self.counts = (v.detach().to("cpu", torch.float64, copy=True) for v in (values, counts))

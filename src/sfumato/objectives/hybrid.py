@@ -1,9 +1,9 @@
-"""Losses that train by the discrete-time bound: L_vlb at one drawn level a sample, and the hybrid loss.
+"""Losses from the discrete-time bound: L_vlb at one random level per sample, and the hybrid loss.
 
-    L_vlb    = T L_k / p(t),   k = ceil(T t), t ~ p      L_k the step from k / T to (k - 1) / T, L_1 that to the data
-    L_hybrid = L_simple + share L_vlb                    L_vlb trains the variance alone, its mean is stopped
+    L_vlb    = T L_k / p(t),   k = ceil(T t), t ~ p      L_k: the step from k / T to (k - 1) / T; L_1: the step to data
+    L_hybrid = L_simple + share L_vlb                    L_vlb trains only the variance; its mean is detached
 
-E L_vlb is the bound of `vlb` on T levels less L_T, whatever p. Both losses see the noise level k / T.
+E L_vlb is the bound of `vlb` on T levels without L_T, for any p. Both losses use the noise level k / T.
 Source: Nichol and Dhariwal 2021 (2102.09672), Eq. 16.
 """
 
@@ -32,8 +32,8 @@ from sfumato.process import Gaussian
 from sfumato.process.gaussian import require_numbers
 from sfumato.schedule import Schedule
 
-# Levels of the bound in training. Where they are many, beta and beta_tilde of a step are nearly one, and nothing is
-# learned there of the v that few steps of sampling need: with 1000, 20 steps are worse than with beta; with 200 better.
+# Levels of the bound in training. With many levels, beta and beta_tilde of a step nearly agree, and nothing is learned
+# of the v that sampling in few steps needs: trained with 1000, 20 steps are worse than with beta; with 200, better.
 STEPS = 200
 
 
@@ -60,7 +60,7 @@ def on_grid(t: Tensor, steps: int) -> Tensor:
     """The level ceil(T t) / T of a time in (0, 1]."""
     if steps < 1:
         raise SfumatoError(f"The bound needs at least 1 level, got {steps}.")
-    return (t * steps - 1e-9).ceil().clamp(1, steps) / steps  # a level itself is on the grid, whatever its rounding
+    return (t * steps - 1e-9).ceil().clamp(1, steps) / steps  # the slack keeps levels on the grid despite rounding
 
 
 def level_density(times: TimeDensity, schedule: Schedule, t: Tensor) -> Tensor:
@@ -81,10 +81,10 @@ def vlb_loss(
     decoder: str = "auto",
     **cond: Any,
 ) -> Tensor:
-    """L_vlb = T L(t) / p(t) in nats, one a sample (B,), with gradients of mean and variance.
+    """L_vlb = T L(t) / p(t) in nats per sample (B,), with gradients of mean and variance.
 
     x: normalised data (B, ...). t, times, seed, index and eps as in `denoising_loss`; `history.LossHistory` as `times`
-    is the paper's importance sampling. variance and decoder as in `vlb`. Sources: 2006.11239, Eq. 5; 2102.09672.
+    gives the paper's importance sampling. variance and decoder as in `vlb`. Sources: 2006.11239, Eq. 5; 2102.09672.
     """
     require_numbers(denoiser, "The bound of T Gaussian steps", "take denoising_loss, whose weight 1 is a bound")
     check_variance(variance)
@@ -100,7 +100,7 @@ def vlb_loss(
 @final
 @dataclasses.dataclass(frozen=True)
 class Defensive(TimeDensity):
-    """p = share uniform in t + (1 - share) base: no level weighs more than 1 / share (Hesterberg 1995)."""
+    """p = share uniform in t + (1 - share) base: no level is weighted by more than 1 / share (Hesterberg 1995)."""
 
     base: TimeDensity
     share: float = 0.25
@@ -131,11 +131,11 @@ def hybrid_loss(
     decoder: str = "auto",
     **cond: Any,
 ) -> Tensor:
-    """L_simple + share L_vlb / 2, one a sample (B,): `denoising_loss` at k / T and the bound of T = `steps` levels.
+    """L_simple + share L_vlb / 2 per sample (B,): `denoising_loss` at k / T and the bound of T = `steps` levels.
 
-    The factor 1/2 is that of `denoising_loss`: twice the loss over the number of elements is the mean squared error
-    plus share L_vlb a dimension. L_vlb trains the variance alone, its mean is stopped (`stop_mean`), so that share sets
-    a learning rate and not a compromise. Other arguments as in `denoising_loss`. Source: 2102.09672, Eq. 16.
+    The factor 1/2 matches `denoising_loss`: twice the loss over the number of elements is the mean squared error plus
+    share L_vlb per dimension. L_vlb trains only the variance, with the mean detached (`stop_mean`), so that share acts
+    as a learning rate, not a trade-off. Other arguments as in `denoising_loss`. Source: 2102.09672, Eq. 16.
     """
     require_numbers(denoiser, "The hybrid loss", "take denoising_loss, whose weight 1 is a bound")
     if getattr(denoiser, "variance", "fixed") != "learned":
@@ -145,7 +145,7 @@ def hybrid_loss(
     level = on_grid(t, steps)
     belief = denoiser(process.corrupt(x, level, eps), level, **unfolded(cond))
     simple = process.loss(belief, x, eps, None, times)
-    if weight is not None:  # p is that of the drawn time: at k / T it may be infinite or 0
+    if weight is not None:  # p at the drawn time t: at k / T it may be infinite or 0
         row, logsnr = target.row(denoiser.target, schedule, level, denoiser.sigma_data), schedule.logsnr(t)
         scale = weight(logsnr) / times.density(logsnr, schedule) * target.error_scale(row, *schedule(level))
         simple = simple * scale.to(simple)

@@ -1,6 +1,6 @@
-"""A loss: what a training step minimises, the mean over the batch of losses(model, batch), and what it learns itself.
+"""The interface of losses: a training step minimises the batch mean of losses(model, batch); a loss may learn itself.
 
-Any `nn.Module` with `losses` is one. `Loss` lists what else one may define, and the defaults.
+Any `nn.Module` with `losses` qualifies. `Loss` lists the optional methods and their defaults.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Batch:
     """The data of one training step.
 
     x: normalised samples (B, *shape); cond: conditions; index: numbers of the samples in the run, int64 (B,);
-    u: places in (0, 1) that spread evenly over the batch, float64 (B,); world: the processes that share the batch, of
-    which x and cond are this one's part.
+    u: numbers in (0, 1), spread evenly over the batch, float64 (B,); world: the processes that share the batch; x and
+    cond are this process's part.
     """
 
     x: Tensor
@@ -42,7 +42,7 @@ class Batch:
 
 
 class Levels(NamedTuple):
-    """How held-out samples are judged level by level: a fixed density, the weight, and the density of training."""
+    """How held-out samples are evaluated by noise level: a fixed density, the weight, and the training density."""
 
     times: TimeDensity
     weight: Weight | None
@@ -50,49 +50,49 @@ class Levels(NamedTuple):
 
 
 class Loss(nn.Module, abc.ABC):
-    """The losses that `sf.train(loss=...)` takes; they are means over the elements of a sample.
+    """The base class of losses for `sf.train(loss=...)`; losses are means over the elements of a sample.
 
-    network: the word for a network of a size ("auto", "tiny" ..), where a loss trains another than a denoiser's.
+    network: the name of the network that "auto", "tiny" etc. stand for, if the loss trains no denoiser network.
     """
 
     network: str | None = None
 
     @abc.abstractmethod
     def losses(self, model: Any, batch: Any) -> Tensor:
-        """One loss a sample, (B,), with gradients; a batch may come in parts, each with a call of its own."""
+        """One loss per sample, (B,), with gradients; a batch may be split into parts, with one call each."""
 
     def observe(self, batch: Any, losses: Tensor) -> None:
-        """Called after the step of the optimiser with the losses (B,), index and u of the whole batch.
+        """Called after the optimiser's step with the losses (B,), index and u of the whole batch.
 
-        Of many processes each has x and cond of its share, and does the same: what it learns from more than losses
-        comes from `batch.world.all_gather`. The gradients of `parameters` are then those of the step's loss.
+        With several processes, each has x and cond of its own part and must do the same: to learn from more than the
+        losses, use `batch.world.all_gather`. The gradients of `parameters` are those of the step's loss.
         """
 
     def players(self) -> Iterable[nn.Parameter]:
-        """Parameters that an optimiser of their own steps: a critic, a fake score, learned weights.
+        """Parameters with an optimiser of their own: a critic, a fake score, learned weights.
 
-        By the gradients that `losses` left, or, where the loss has `player_losses(model, batch)` -> (B,), by those of
+        It uses the gradients from `losses`, or, if the loss defines `player_losses(model, batch)` -> (B,), those of
         their mean.
         """
         return ()
 
     def held(self, model: Any, batch: Any) -> Tensor:
-        """The losses (B,) of held-out samples; those of training unless said otherwise."""
+        """The losses (B,) of held-out samples; by default the training losses."""
         return self.losses(model, batch)
 
     def levels(self) -> Levels | None:
-        """How held-out samples are judged by noise level; None for a loss without levels."""
+        """How held-out samples are evaluated by noise level; None for a loss without levels."""
         return None
 
     def model(self, net: nn.Module, spec: Any) -> Any:
-        """The model that is trained around the network; None is the denoiser of the settings."""
+        """The model to train around the network; None for the denoiser of the settings."""
         return None
 
     def suits(self, model: Any) -> None:
         """Raise SfumatoError for a model that this loss cannot train."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state that a checkpoint must hold for an exact resume."""
+        """The state that a checkpoint needs for an exact resume."""
         return dict(self.state_dict())
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -100,23 +100,23 @@ class Loss(nn.Module, abc.ABC):
         self.load_state_dict(dict(tensors))
 
 
-def one_a_sample(found: Any, count: int, whose: Any, what: str = "losses", trains: bool = True) -> Tensor:
-    """`found`, checked to be one loss for each of `count` samples; SfumatoError says what came and what is needed."""
+def one_a_sample(losses: Any, count: int, whose: Any, what: str = "losses", trains: bool = True) -> Tensor:
+    """`losses`, checked to be one per sample, (count,); SfumatoError names what was returned and what is needed."""
     whose = getattr(whose, "module", whose)
-    got = f"a {type(found).__name__}"
-    if isinstance(found, Tensor):
-        got = f"a tensor of shape {tuple(found.shape)}"
-        if found.shape == (count,) and (found.requires_grad or not trains):
-            return found
-        got += " without a gradient" if found.shape == (count,) else ""
+    got = f"a {type(losses).__name__}"
+    if isinstance(losses, Tensor):
+        got = f"a tensor of shape {tuple(losses.shape)}"
+        if losses.shape == (count,) and (losses.requires_grad or not trains):
+            return losses
+        got += " without a gradient" if losses.shape == (count,) else ""
     raise SfumatoError(
-        f"{what} of {type(whose).__name__} gives {got} for {count} samples: a tensor of one number a sample is needed, "
-        f"of shape ({count},){', that depends on the weights' if trains else ''}."
+        f"{what} of {type(whose).__name__} returned {got} for {count} samples: it must return a tensor of shape "
+        f"({count},){' that depends on the weights' if trains else ''}."
     )
 
 
 class CompletedLoss(Loss):
-    """A module with `losses` and perhaps more of what a `Loss` may define, completed by the defaults."""
+    """A module with `losses` and any other methods of `Loss`, completed by the defaults."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -127,5 +127,5 @@ class CompletedLoss(Loss):
         self.network = getattr(module, "network", None)
 
     def losses(self, model: Any, batch: Any) -> Tensor:
-        found: Tensor = self.module.losses(model, batch)  # type: ignore[operator]
-        return found
+        losses: Tensor = self.module.losses(model, batch)  # type: ignore[operator]
+        return losses

@@ -1,4 +1,4 @@
-"""The losses by name: the functions of this room as modules that `sf.train(loss=...)` and `--loss` take."""
+"""The losses by name: the functions of this package as modules for `sf.train(loss=...)` and `--loss`."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ from sfumato.state import numbers_like
 
 
 def fixed(times: TimeDensity) -> TimeDensity:
-    """The density that held-out samples are judged under: one that moves would measure other levels each time."""
+    """The density for held-out samples: uniform in logsnr if `times` changes, since levels must stay the same."""
     return UniformLogSNR() if times.moves else times
 
 
 @register("loss", "denoising")
 @final
 class Denoising(Loss):
-    """1/2 w(logsnr) / p(logsnr) |eps - eps_hat|^2 over the elements, times 2: for w None the target's mean square.
+    """w(logsnr) / p(logsnr) |eps - eps_hat|^2 / D; for w None the mean squared error of the target.
 
-    times: p, which may learn from the losses, and then needs a weight. clean: targets of less variance than the sample
-    itself, those of a teacher or a reference (`objectives.teacher`); held-out samples are measured by themselves.
+    times: p, which may learn from the losses, and then needs a weight. clean: targets with less variance than the
+    sample itself, from a teacher or a reference (`objectives.teacher`); held-out samples use the plain targets.
     """
 
     def __init__(self, times: TimeDensity, weight: Weight | None, seed: int, clean: Clean | None = None) -> None:
         if times.moves and weight is None:
             raise SfumatoError(
-                "A time density that adapts needs a weight, since the plain error of a target would change with it: "
-                "choose one, such as weight='sigmoid' or 'elbo', or another density."
+                "An adaptive time density needs a weight, since the plain error of a target would change with it: "
+                "pass one, such as weight='sigmoid' or 'elbo', or use another density."
             )
         super().__init__()
         self.times, self.weight, self.seed, self.clean = times, weight, seed, clean
@@ -69,12 +69,12 @@ class Denoising(Loss):
     def suits(self, model: Any) -> None:
         if not hasattr(model, "process"):
             raise SfumatoError(
-                f"The denoising loss is one of noise levels, and a {type(model).__name__} has none: take another loss, "
-                "such as loss='autoencoding' for a Codec."
+                f"The denoising loss needs a model with noise levels, and a {type(model).__name__} has none: use "
+                "another loss, such as loss='autoencoding' for a Codec."
             )
 
     def parameters(self, recurse: bool = True) -> Any:
-        """The parameters of the density, which steps them itself in `observe`."""
+        """The parameters of the density, which it updates itself in `observe`."""
         return iter(self.times.parameters())
 
     def tensors(self) -> dict[str, Tensor]:
@@ -90,10 +90,10 @@ class Denoising(Loss):
 @register("loss", "hybrid")
 @final
 class Hybrid(Loss):
-    """`Denoising` at the levels k / T, and share times the bound that the variance of the steps learns by.
+    """`Denoising` at the levels k / T, plus share times the bound that trains the variance of the steps.
 
-    A quarter of the levels is uniform in t whatever the density of the others, since the bound asks for all of them.
-    steps: T. The model has variance="learned". Source: Nichol and Dhariwal 2021 (2102.09672), Eq. 16.
+    A quarter of the levels is uniform in t whatever `times`, since the bound needs all of them.
+    steps: T. The model needs variance="learned". Source: Nichol and Dhariwal 2021 (2102.09672), Eq. 16.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Hybrid(Loss):
             raise SfumatoError("A learned variance needs a fixed time density, such as times='uniform'.")
         super().__init__()
         self.times, self.weight, self.seed, self.share, self.steps = Defensive(times), weight, seed, share, steps
-        self._judged = times
+        self._requested = times
 
     def losses(self, model: Any, batch: Any) -> Tensor:
         schedule = model.process.schedule
@@ -115,23 +115,23 @@ class Hybrid(Loss):
         return losses * (2 / batch.x[0].numel())
 
     def levels(self) -> Levels:
-        """The denoising loss under the density that was asked for."""
-        return Levels(self._judged, self.weight, self._judged)
+        """The denoising loss under the requested density."""
+        return Levels(self._requested, self.weight, self._requested)
 
     def suits(self, model: Any) -> None:
         require_numbers(model, "The hybrid loss", "take loss='denoising'")
         if getattr(model, "variance", "fixed") != "learned":
-            raise SfumatoError("The hybrid loss trains a learned variance: give variance='learned' with it.")
+            raise SfumatoError("The hybrid loss trains a learned variance: pass variance='learned' with it.")
 
 
 @register("loss", "vlb")
 @final
 class VariationalBound(Loss):
-    """Nats a number of x: T L_k / (p(t) D), an unbiased estimate of the bound of T levels less its prior term.
+    """T L_k / (p(t) D), in nats per element: an unbiased estimate of the bound of T levels without its prior term.
 
-    steps: T. variance: posterior, beta or learned; what the model has learned by default. history: by which the levels
-    are drawn (2102.09672, Eq. 18), of T levels by default; a checkpoint holds it. Held-out samples are judged on
-    uniform levels.
+    steps: T. variance: posterior, beta or learned; by default learned if the model has it, else posterior. history: the
+    loss history that draws the levels (2102.09672, Eq. 18), of T levels by default, stored in checkpoints. Held-out
+    samples use uniform levels.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class ScoreMatching(Loss):
     """w(logsnr) / p(logsnr) sigma^2 times score matching of p_t, times 2 / D.
 
     form: "sliced" (with `probes` of `law`), "implicit" (an exact trace, D passes) or "denoising". Their means differ by
-    what does not depend on the model, so that all have the minimum of the denoising loss; w None is 1.
+    terms that do not depend on the model, so all share the minimum of the denoising loss; w None means 1.
     Sources: Hyvarinen 2005; Song et al. 2019 (1905.07088), Eq. 7 and 8; Vincent 2011, Eq. 11.
     """
 
@@ -196,7 +196,7 @@ class ScoreMatching(Loss):
     ) -> None:
         super().__init__()
         if form not in FORMS:
-            raise SfumatoError(f"Score matching has no form {form!r}: {suggest(form, FORMS)}")
+            raise SfumatoError(f"Unknown form {form!r} of score matching: {suggest(form, FORMS)}")
         self.times, self.weight, self.seed = fixed(times), weight, seed
         self.form, self.probes, self.law = form, probes, law
 
@@ -225,10 +225,10 @@ class ScoreMatching(Loss):
 @register("loss", "denoising-autoencoder")
 @final
 class DenoisingAutoencoding(Loss):
-    """|x - D(z)|^2 / D at one noise level: z = x + sigma eps, or a part `masking` of the numbers of x set to 0.
+    """|x - D(z)|^2 / D at one noise level: z = x + sigma eps, or a share `masking` of the elements of x set to 0.
 
-    Under Gaussian noise what is left is a denoiser of one level, to sample by Langevin dynamics
-    (`DenoisingAutoencoder.from_denoiser` is its autoencoder); masking leaves a `DenoisingAutoencoder`.
+    Under Gaussian noise the trained model is a `Denoiser` of one level, for Langevin sampling
+    (`DenoisingAutoencoder.from_denoiser` converts it); with masking it is a `DenoisingAutoencoder`.
     """
 
     def __init__(self, sigma: float = 0.5, masking: float | None = None, seed: int = 0) -> None:
@@ -237,13 +237,13 @@ class DenoisingAutoencoding(Loss):
         self.seed = seed
 
     def model(self, net: nn.Module, spec: Any) -> Any:
-        made = DenoisingAutoencoder(net, self.noise, spec=spec)
-        return made.denoiser if isinstance(self.noise, GaussianNoise) else made
+        model = DenoisingAutoencoder(net, self.noise, spec=spec)
+        return model.denoiser if isinstance(self.noise, GaussianNoise) else model
 
     def suits(self, model: Any) -> None:
         if not isinstance(model, DenoisingAutoencoder):
             require_numbers(model, "A denoising autoencoder", "take loss='denoising'")
-            DenoisingAutoencoder.from_denoiser(model)  # which refuses one of many levels
+            DenoisingAutoencoder.from_denoiser(model)  # raises for a model of many levels
 
     def losses(self, model: Any, batch: Any) -> Tensor:
         if isinstance(model, DenoisingAutoencoder):
@@ -256,10 +256,10 @@ class DenoisingAutoencoding(Loss):
 @register("loss", "autoencoding")
 @final
 class Autoencoding(Loss):
-    """Nats a number of x: (-fit + beta KL) / D, or (-fit + commitment |f - sg(e)|^2) / D, for a `Codec`.
+    """(-fit + beta KL) / D, or (-fit + commitment |f - sg(e)|^2) / D, in nats per element, for a `Codec`.
 
-    A codebook, which is part of the network, learns after each step of the optimiser; `restarted` counts the codes that
-    were started anew so far. Of many processes each learns from what all have encoded, so that codebooks stay equal.
+    The codebook, part of the network, is updated after each optimiser step; `restarted` counts the codes reset so far.
+    With several processes each learns from the codes of all, so that the codebooks stay equal.
     """
 
     network = "Autoencoder"
@@ -270,8 +270,8 @@ class Autoencoding(Loss):
         super().__init__()
         self.beta, self.free_bits, self.commitment, self.seed = beta, free_bits, commitment, seed
         self.restarted = 0
-        self._seen: dict[int, QuantisedCode] = {}  # number of a part's first sample -> what was encoded of the part
-        self._quantiser: tuple[Any, ...] = ()  # in a tuple, since it is a module of the network
+        self._seen: dict[int, QuantisedCode] = {}  # number of the first sample of a part -> the codes of the part
+        self._quantiser: tuple[Any, ...] = ()  # in a tuple, so that it is not registered as a submodule
 
     def model(self, net: nn.Module, spec: Any) -> Any:
         return Codec(net, spec)  # type: ignore[arg-type]
@@ -279,8 +279,13 @@ class Autoencoding(Loss):
     def suits(self, model: Any) -> None:
         if not isinstance(model, Codec):
             raise SfumatoError(
-                f"The autoencoding loss is that of a Codec, and the model is a {type(model).__name__}: leave model "
-                "out, or take loss='denoising'."
+                f"The autoencoding loss needs a Codec, but the model is a {type(model).__name__}: leave out model, or "
+                "use loss='denoising'."
+            )
+        if not hasattr(model.net, "log_variance"):
+            raise SfumatoError(
+                f"The autoencoding loss trains an Autoencoder, and the network is a {type(model.net).__name__}: leave "
+                "net out, or take loss='denoising'."
             )
 
     def losses(self, model: Any, batch: Any) -> Tensor:
@@ -304,9 +309,9 @@ class Autoencoding(Loss):
 @register("loss", "nonequilibrium")
 @final
 class Nonequilibrium(Loss):
-    """-K in nats a symbol, the bound of `steps` levels of a process of symbols (1503.03585), for `process="uniform"`.
+    """-K in nats per symbol, the bound of `steps` levels of a symbol process (1503.03585), for `process="uniform"`.
 
-    Each sample of a batch takes one level, at its place u in (0, 1), so that a batch spreads over all of them.
+    Each sample uses one level, chosen by its number u in (0, 1), so that a batch spreads over all levels.
     """
 
     def __init__(self, steps: int = 32, seed: int = 0) -> None:

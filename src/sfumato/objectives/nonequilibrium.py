@@ -1,13 +1,13 @@
-"""The bound of nonequilibrium thermodynamics for symbols, over T steps of a process of symbols, t_i = i / T.
+"""The bound of nonequilibrium thermodynamics for symbols, over T steps of a symbol process, t_i = i / T.
 
     log p(x) >= K = -(L_T + sum_{i=2}^{T} L_{i-1} + L_0)
     L_T     = KL(q(z_T | x) || pi)
     L_{i-1} = E_{q(z_i | x)} KL(q(z_{i-1} | z_i, x) || p(z_{i-1} | z_i)),   for i = 1 this is L_0 = -E log p(x | z_1)
 
-where log p(x) is that of the reverse chain. Its kernels draw each symbol by itself: in the mean over the data, K of the
-exact belief falls short of the data's own log p by the dependence that these draws lose, which vanishes like 1 / T.
-Sohl-Dickstein et al. 2015 (1503.03585), Eq. 13-14; K of their text is this one, with L_0 set to H(z_1 | x) by a last
-kernel that they do not learn (their App. B).
+where p(x) is that of the reverse chain. Its kernels draw symbols independently: averaged over the data, K of the exact
+belief lies below the data's own log p by the dependence that these draws lose, which vanishes like 1 / T.
+Sohl-Dickstein et al. 2015 (1503.03585), Eq. 13-14; their K is this one with L_0 = H(z_1 | x), from a last kernel that
+is not learned (their App. B).
 The same sum over Gaussian kernels is the discrete-time VLB (`objectives.vlb`).
 """
 
@@ -29,7 +29,7 @@ from sfumato.schedule import Time
 
 
 class DiscreteModel(Protocol):
-    """Anything that turns a state of symbols into a belief."""
+    """A model of symbols: it maps a state and a time to a belief."""
 
     @property
     def process(self) -> Symbols: ...
@@ -45,7 +45,7 @@ class Bound(NamedTuple):
 
     @property
     def nats(self) -> Tensor:
-        """K, (B,): at most log p(x) of the chain, in the mean over its draws."""
+        """K, (B,): in expectation at most log p(x) of the chain."""
         return -(self.prior + self.steps.sum(1))
 
     @property
@@ -55,21 +55,21 @@ class Bound(NamedTuple):
 
 
 def kl(q: Tensor, p: Tensor) -> Tensor:
-    """sum over all but the first axis of q log(q / p), (B,): what q says is impossible costs nothing."""
-    known = q.clamp_min(torch.finfo(q.dtype).tiny).log() - p.clamp_min(torch.finfo(p.dtype).tiny).log()
-    return (q * known).flatten(1).sum(1)
+    """q log(q / p), summed over all but the first axis, (B,); terms with q = 0 are 0."""
+    log_ratio = q.clamp_min(torch.finfo(q.dtype).tiny).log() - p.clamp_min(torch.finfo(p.dtype).tiny).log()
+    return (q * log_ratio).flatten(1).sum(1)
 
 
 def terminal_kl(process: Symbols, x: Tensor) -> Tensor:
-    """L_T = KL(q(z_T | x) || pi), float64 (B,): zero where the schedule ends at alpha = 0."""
+    """L_T = KL(q(z_T | x) || pi), float64 (B,): zero if the schedule ends at alpha = 0."""
     return process.prior_kl(x)
 
 
 def step_kl(model: DiscreteModel, x: Tensor, z: Tensor, s: Time, t: Time, **cond: Any) -> Tensor:
     """KL(q(z_s | z_t, x) || p(z_s | z_t)) at z_t = z, (B,); at s = 0 this is -log p(x | z_t)."""
     belief = model(z, t, **unfolded(cond))
-    ours = model.process.bridge(belief, s)
-    return kl(model.process.posterior(z, x, s, t, ours.dtype), ours)
+    p = model.process.bridge(belief, s)
+    return kl(model.process.posterior(z, x, s, t, p.dtype), p)
 
 
 def nonequilibrium_bound(
@@ -104,9 +104,9 @@ def nonequilibrium_loss(
     index: Tensor | Sequence[int] | None = None,
     **cond: Any,
 ) -> Tensor:
-    """An unbiased estimate of -K from one step i = ceil(u T) each: L_T + T L_{i-1}, (B,) in nats.
+    """An unbiased estimate of -K from one step i = ceil(u T) per sample: L_T + T L_{i-1}, (B,) in nats.
 
-    x: int64 (B, *shape). u: places in (0, 1), float64 (B,), or drawn from (seed, index), as the noise is.
+    x: int64 (B, *shape). u: numbers in (0, 1), float64 (B,), by default drawn from (seed, index), like the noise.
     """
     require_symbols(model, steps)
     index = torch.arange(len(x)) if index is None else torch.as_tensor(index)
@@ -120,11 +120,9 @@ def nonequilibrium_loss(
 
 
 def require_symbols(model: Any, steps: int) -> None:
-    """Refuse a model whose states are no symbols, and a bound of no steps."""
+    """Raise SfumatoError unless the model's states are symbols and there is at least one step."""
     process = getattr(model, "process", model)
     if not isinstance(process, Symbols):
-        raise SfumatoError(
-            f"This bound is of symbols, and the states of {type(process).__name__} are others: take vlb, or log_prob."
-        )
+        raise SfumatoError(f"This bound needs a process of symbols, not {type(process).__name__}: use vlb or log_prob.")
     if steps < 1:
         raise SfumatoError(f"The bound needs at least 1 step, not {steps}.")

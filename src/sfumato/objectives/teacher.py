@@ -1,15 +1,15 @@
-"""Targets of less variance: E[x | z] by a teacher or by a reference batch, in place of the one x behind z.
+"""Targets with less variance: E[x | z] from a teacher or a reference batch, instead of the single x behind z.
 
-    |x - D(z)|^2 = |E[x|z] - D(z)|^2 + tr Cov(x|z)   in the mean
+    |x - D(z)|^2 = |E[x|z] - D(z)|^2 + tr Cov(x|z)   in expectation
 
-so that D has the same optimum, the loss loses its floor, and the gradient its variance there. A target is what
-`denoising_loss(..., clean=...)` takes: Corrupted -> (x, eps), the two signals that the network is to predict.
+so D has the same optimum, but the loss goes to 0 there, as does the variance of the gradient. A target is passed as
+`denoising_loss(..., clean=...)`: a function Corrupted -> (x, eps) of the two signals that the network should predict.
 
     Teacher        (E[x|z], E[eps|z]) of any model
-    StableTarget   x^ = sum_i r_i x_i, r_i ~ N(z; alpha x_i, sigma^2), over a reference that holds the sample itself
+    StableTarget   x^ = sum_i r_i x_i, r_i ~ N(z; alpha x_i, sigma^2), over a reference that includes the sample itself
 
-The second is unbiased at any size of the reference: given z and the set, the sample behind z is the i-th with chance
-r_i, so that x^ = E[x | z, set] and E[x^ | z] = E[x | z]. Without the sample itself it would be biased by O(1/n).
+The second is unbiased for any size of the reference: given z and the set, sample i is the one behind z with probability
+r_i, so x^ = E[x | z, set] and E[x^ | z] = E[x | z]. Without the sample itself the bias would be O(1/n).
 Sources: Vincent 2011, "A connection between score matching and denoising autoencoders"; Xu, Tong and Jaakkola 2023
 (2302.00670), Eq. 5 and Algorithm 1.
 """
@@ -31,12 +31,12 @@ from sfumato.errors import SfumatoError
 from sfumato.model import Model
 from sfumato.process.gaussian import require_numbers
 
-_LARGEST_RATIO = 1e8  # of alpha to sigma: beyond, z is the sample and nothing is shared
+_LARGEST_RATIO = 1e8  # alpha / sigma beyond which z determines its sample
 
 
 @dataclasses.dataclass(frozen=True)
 class Corrupted:
-    """The draws of a loss: z = alpha x + sigma eps at times t of a process, of the samples `index` under `seed`."""
+    """The draws of a loss: z = alpha x + sigma eps at times t of a process, for samples `index` of `seed`."""
 
     process: Any  # Gaussian
     x: Tensor
@@ -52,7 +52,7 @@ Clean = Callable[[Corrupted], tuple[Tensor, Tensor]]
 
 
 class Teacher:
-    """(E[x|z], E[eps|z]) of a model, without gradients: any `Model`, under its own schedule or another.
+    """(E[x|z], E[eps|z]) of any `Model`, without gradients; its schedule may differ from the student's.
 
     The loss is |D_teacher(z) - D(z)|^2 in the units and weights of the denoising loss, and 0 at its optimum.
     """
@@ -70,21 +70,21 @@ class Teacher:
 
 
 class StableTarget:
-    """E[x | z, set]: the posterior mean over `size` samples of a pool and the sample itself (2302.00670).
+    """E[x | z, set]: the posterior mean over the sample itself and `size` samples of a pool (2302.00670).
 
-    pool: normalised data (N, ...), such as the training set; labels: int64 (N,), where the network is conditioned on
-    them, so that a sample's reference is of its class (of any where the label is -1, hidden). Samples of one block of
-    `block` indices share a reference, which is drawn by (seed, block): batches may be cut anywhere between blocks, or
-    within, and the targets stay. A pool sample equal to the sample itself is not counted twice.
+    pool: normalised data (N, ...), such as the training set; labels: int64 (N,), if the network is conditioned on them,
+    to restrict a sample's reference to its class (no restriction for label -1, hidden). Each block of `block`
+    consecutive indices shares a reference, drawn by (seed, block), so the targets do not depend on how the batches are
+    split. A pool sample equal to the sample itself is not counted twice.
     """
 
     def __init__(self, pool: Tensor, size: int = 1024, labels: Tensor | None = None, block: int = 64) -> None:
         if not 1 <= size <= len(pool):
             raise SfumatoError(f"A reference needs 1 to {len(pool)} samples of the pool, not {size}.")
         if block < 1:
-            raise SfumatoError(f"A block holds at least 1 sample, not {block}.")
+            raise SfumatoError(f"A block must have at least 1 sample, not {block}.")
         if labels is not None and len(labels) != len(pool):
-            raise SfumatoError(f"The pool has {len(pool)} samples and {len(labels)} labels: give one label each.")
+            raise SfumatoError(f"The pool has {len(pool)} samples but {len(labels)} labels: pass one label per sample.")
         self.pool, self.size, self.labels, self.block = pool, size, labels, block
 
     @torch.no_grad()
@@ -94,7 +94,7 @@ class StableTarget:
         other = next((name for name in at.cond if name != "label"), None)
         if other is not None:
             raise SfumatoError(
-                f"A reference batch knows of labels alone, and the samples have {other!r}: leave it out."
+                f"A reference batch supports only labels, but the samples have the condition {other!r}: leave it out."
             )
         label = None if self.labels is None else at.cond.get("label")
         label = label.values if isinstance(label, Given) else label
@@ -113,7 +113,7 @@ class StableTarget:
         return at.x - shift, at.eps + (broadcast(ratio, at.x) * shift)
 
     def _reference(self, seed: int, block: int) -> Tensor:
-        """Rows of the pool, all different, for one block of samples."""
+        """Distinct rows of the pool for one block of samples."""
         keys = noise.bits(seed, torch.arange(len(self.pool)), 1, noise.REFERENCE, block % (1 << 24))[:, 0]
         return torch.argsort(keys, stable=True)[: self.size]
 
@@ -121,8 +121,8 @@ class StableTarget:
 def away(x: Tensor, eps: Tensor, ratio: Tensor, reference: Tensor, allowed: Tensor | None = None) -> Tensor:
     """x - sum_i r_i x_i over the sample x and the reference (n, ...), like x (B, ...).
 
-    With d_i = x - x_i and k = alpha / sigma, log r_i = -k eps.d_i - k^2 |d_i|^2 / 2 + const: no term of it cancels
-    where sigma is small. ratio: k, (B,). allowed: bool (B, n), which of the reference may count.
+    With d_i = x - x_i and k = alpha / sigma, log r_i = -k eps.d_i - k^2 |d_i|^2 / 2 + const, without cancellation for
+    small sigma. ratio: k, (B,). allowed: which reference samples to include, bool (B, n).
     """
     own, noised, others = (v.flatten(1).to(torch.float64) for v in (x, eps, reference))
     k = ratio.to(torch.float64)[:, None]

@@ -1,7 +1,7 @@
-"""Time densities: which noise levels a loss looks at, as laws of logsnr with density p(logsnr).
+"""Time densities: distributions p(logsnr) from which a loss draws its noise levels.
 
-A density only changes the variance of the loss estimate, never its expectation: the loss divides by it.
-Stated in logsnr it is the same under every schedule, but for `uniform`, which is what the schedule itself is.
+A density changes only the variance of a weighted loss, not its expectation, since the loss divides by it.
+In terms of logsnr it is the same under every schedule, except `uniform`, which follows the schedule.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class UniformTime(TimeDensity):
 
 
 class LogSNRLaw(TimeDensity):
-    """A law given on all of logsnr, P(Lambda > logsnr) and its inverse, and cut to the range of the schedule."""
+    """A distribution on all of logsnr, truncated to the range of the schedule."""
 
     @abc.abstractmethod
     def survival(self, logsnr: Tensor) -> Tensor:
-        """P(Lambda > logsnr), of the whole law."""
+        """P(Lambda > logsnr) of the untruncated distribution."""
 
     @abc.abstractmethod
     def quantile(self, u: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class LogSNRLaw(TimeDensity):
 
     @abc.abstractmethod
     def pdf(self, logsnr: Tensor) -> Tensor:
-        """The density of the whole law."""
+        """The density of the untruncated distribution."""
 
     @final
     def logsnr(self, u: Tensor, schedule: Schedule) -> Tensor:
@@ -75,12 +75,12 @@ class LogSNRLaw(TimeDensity):
 
 @lru_cache(maxsize=256)
 def _cut(law: LogSNRLaw, lo: float, hi: float) -> tuple[float, float]:
-    """survival at hi and at lo."""
+    """The survival function at hi and at lo."""
     first, last = law.survival(torch.tensor([hi, lo], dtype=torch.float64)).tolist()
     if not last - first > 1e-9:
         raise SfumatoError(
             f"The density {law} has no mass between logsnr {lo:.4g} and {hi:.4g}, the range of the schedule: "
-            "choose another density or schedule."
+            "use another density or schedule."
         )
     return first, last
 
@@ -88,7 +88,7 @@ def _cut(law: LogSNRLaw, lo: float, hi: float) -> tuple[float, float]:
 @final
 @dataclasses.dataclass(frozen=True)
 class UniformLogSNR(TimeDensity):
-    """logsnr uniform over the schedule's range (cut to +-15 where that is infinite)."""
+    """logsnr uniform over the schedule's range within +-15."""
 
     def logsnr(self, u: Tensor, schedule: Schedule) -> Tensor:
         lo, hi = limits(schedule)
@@ -127,8 +127,8 @@ class NormalLogSNR(LogSNRLaw):
 class Mode(LogSNRLaw):
     """Flow time t = f(u; s), f = 1 - u - s (cos^2(pi u/2) - 1 + u), u uniform: SD3's sampling with heavy tails.
 
-    Esser et al. 2024 (2403.03206), Eq. 20. s > 0 prefers the middle of the flow, s < 0 its ends, s = 0 is uniform
-    flow time; f is monotone for -1 <= s <= 2 / (pi - 2) = 1.75. With v = 1 - u, as u is counted here,
+    Esser et al. 2024 (2403.03206), Eq. 20. s > 0 favours the middle of the flow, s < 0 its ends, s = 0 is uniform
+    flow time; f is monotone for -1 <= s <= 2 / (pi - 2) = 1.75. In terms of v = 1 - u, used here,
     t = (1 + s) v - s sin^2(pi v / 2).
     """
 
@@ -178,10 +178,10 @@ class CosMap(LogSNRLaw):
 
 @final
 class FromDensity(TimeDensity):
-    """Any density: p(logsnr), not negative and up to a constant, tabulated over the schedule's range and inverted.
+    """Any density: an unnormalised p(logsnr) >= 0, tabulated over the schedule's range and inverted.
 
-    Between its `cells` + 1 equal nodes p is taken as linear, both where levels are drawn and where the loss divides,
-    so that the two are one law to rounding and the loss stays unbiased however coarse the table is.
+    p is interpolated linearly between `cells` + 1 equal nodes, both to draw levels and to divide the loss, so that the
+    two agree up to rounding and the loss stays unbiased however coarse the table is.
     """
 
     def __init__(self, p: Callable[[Tensor], Tensor], cells: int = 4096) -> None:
@@ -191,14 +191,14 @@ class FromDensity(TimeDensity):
         self._tables: dict[tuple[float, float], tuple[Tensor, Tensor]] = {}
 
     def _table(self, schedule: Schedule, like: Tensor) -> tuple[Tensor, Tensor]:
-        """(values at the nodes, mass above each node); the nodes fall from the highest logsnr, where data are."""
+        """(values at the nodes, probability above each node); the nodes decrease from the highest logsnr."""
         lo, hi = ends = limits(schedule)
         if ends not in self._tables:
             value = torch.as_tensor(self.p(torch.linspace(hi, lo, self.cells + 1, dtype=torch.float64))).detach()
             value = value.to(torch.float64).expand(self.cells + 1).cpu()
             if not bool((value >= 0).all() and value.isfinite().all() and value.sum() > 0):
                 raise SfumatoError(
-                    f"A density must be finite, not negative and not all zero from logsnr {lo:.4g} to {hi:.4g}."
+                    f"A density must be finite, non-negative and not all zero from logsnr {lo:.4g} to {hi:.4g}."
                 )
             cell = (value[1:] + value[:-1]) * (hi - lo) / (2 * self.cells)
             mass = torch.cat((torch.zeros(1, dtype=torch.float64), cell.cumsum(0)))
@@ -211,7 +211,7 @@ class FromDensity(TimeDensity):
         i = torch.searchsorted(mass, u.contiguous(), right=True).sub(1).clamp(0, self.cells - 1)
         width = (hi - lo) / self.cells
         top, rise, rest = value[i], (value[i + 1] - value[i]) / width, u - mass[i]
-        # the root of p d + rise d^2 / 2 = rest in the form that does not cancel
+        # solve p d + rise d^2 / 2 = rest in the form without cancellation
         root = top + torch.sqrt((top**2 + 2 * rise * rest).clamp_min(0.0))
         depth = torch.where(rest > 0, 2 * rest / torch.where(root > 0, root, 1.0), 0.0)
         return (hi - i * width - depth.clamp_max(width)).clamp(lo, hi)
@@ -227,8 +227,8 @@ class FromDensity(TimeDensity):
 class LowDiscrepancy(TimeDensity):
     """`base` with the levels of a batch spread evenly: u_i = frac(u_0 + i / golden ratio), `noise.spread`.
 
-    A stratified draw for the batch (Kingma et al. 2021, 2107.00630, App. I.1), keyed by the sample's index alone, so
-    that micro-batches and ranks see the levels that the whole batch would.
+    Like stratified sampling over the batch (Kingma et al. 2021, 2107.00630, App. I.1), but a function of the sample's
+    index alone, so that the levels do not depend on micro-batches and ranks.
     """
 
     def __init__(self, base: TimeDensity) -> None:
@@ -293,7 +293,7 @@ def cosmap() -> TimeDensity:
     return CosMap()
 
 
-# by name for data of standard deviation 1 and not 0.5, which moves ln(sigma/alpha) by ln 2
+# the registered name is for data of standard deviation 1, not 0.5, which shifts ln(sigma/alpha) by ln 2
 @register("density", "edm", mean=-1.2 + math.log(2))
 def edm(mean: float = -1.2, std: float = 1.2) -> TimeDensity:
     """ln(sigma/alpha) ~ N(mean, std^2): logsnr ~ N(-2 mean, 4 std^2) (2206.00364, Table 1)."""
@@ -301,20 +301,20 @@ def edm(mean: float = -1.2, std: float = 1.2) -> TimeDensity:
 
 
 def from_density(p: Callable[[Tensor], Tensor], cells: int = 4096) -> TimeDensity:
-    """Any p(logsnr), not negative and up to a constant."""
+    """The density proportional to any p(logsnr) >= 0."""
     return FromDensity(p, cells)
 
 
 @register("density", "low-discrepancy")
 def low_discrepancy(base: TimeDensity | None = None) -> TimeDensity:
-    """A density (uniform in t by default) whose levels are spread evenly over a batch."""
+    """A density (uniform in t by default) with levels spread evenly over a batch."""
     return LowDiscrepancy(base or UniformTime())
 
 
 NAMED: Mapping[str, Callable[..., TimeDensity]] = Named("density")
 
 
-def named(word: str) -> TimeDensity:
-    """The density of a name, with numbers or without: "mode", "mode(s=0.8)", "logit-normal(0.5, 0.8)"."""
-    found: TimeDensity = make("density", word)
-    return found
+def named(word: TimeDensity | str) -> TimeDensity:
+    """A density as it is, or by its name with optional arguments: "mode(s=0.8)", "logit-normal(0.5, 0.8)"."""
+    density: TimeDensity = make("density", word)
+    return density

@@ -1,11 +1,11 @@
-"""Bounds of an autoencoder's likelihood: the ELBO, the importance-weighted bound, and the loss of a quantised code.
+"""Bounds on the likelihood of an autoencoder: the ELBO, the importance-weighted bound and the VQ loss.
 
     log p(x) >= ELBO = E_q(y|x) log p(x | y) - KL(q(y | x) || N(0, I)),   gap = KL(q(y | x) || p(y | x))
     log p(x) >= L_k  = E log (1/k) sum_j p(x, y_j) / q(y_j | x),          L_1 = ELBO, L_k -> log p(x)
     VQ:   -log p(x | e) + commitment |f - sg(e)|^2,   e the nearest vector of the codebook to the features f
 
-As expectation and maximisation: a better encoder closes the gap (E, to nothing where q is the posterior), a better
-decoder raises what is left (M). `exact.PPCA` is the case in which all of it is known. Sources: Kingma and Welling 2013
+As in expectation maximisation, a better encoder closes the gap (E; to 0 if q is the posterior) and a better decoder
+raises the bound (M). In `exact.PPCA` everything is known exactly. Sources: Kingma and Welling 2013
 (1312.6114), Eq. 3 and 10; Burda et al. 2015 (1509.00519), Eq. 8; van den Oord et al. 2017 (1711.00937), Eq. 3; free
 bits: Kingma et al. 2016 (1606.04934), Eq. 15.
 """
@@ -46,10 +46,10 @@ def decoder_log_prob(net: Autoencoder, x: Tensor, y: Tensor) -> Tensor:
 
 
 def gaussian_code(net: Autoencoder, x: Tensor) -> GaussianCode:
-    """q(y | x), or SfumatoError for a network whose bottleneck has none."""
+    """q(y | x); SfumatoError for a network without a KL bottleneck."""
     code = net.encode(x)
     if not isinstance(code, GaussianCode):
-        raise SfumatoError("The ELBO needs a law of the code: this autoencoder has a VQ bottleneck, use vq_loss.")
+        raise SfumatoError("The ELBO needs a KL bottleneck, but this autoencoder has a VQ bottleneck: use vq_loss.")
     return code
 
 
@@ -59,9 +59,9 @@ def _draw(net: Autoencoder, x: Tensor, seed: int, index: Index, step: int = 0) -
 
 
 def elbo(net: Autoencoder, x: Tensor, eps: Tensor | None = None, seed: int = 0, index: Index = None) -> Elbo:
-    """The bound at one draw y = mean + std eps a sample; the KL in closed form.
+    """The ELBO with one draw y = mean + std eps per sample and the KL in closed form.
 
-    x: normalised (B, *shape). eps: (B, *latent_shape), or drawn from (seed, index) alone.
+    x: normalised (B, *shape). eps: (B, *latent_shape), by default drawn from (seed, index).
     """
     code = gaussian_code(net, x)
     eps = _draw(net, x, seed, index) if eps is None else eps
@@ -73,8 +73,8 @@ def elbo_loss(
 ) -> Tensor:
     """-fit + beta KL in nats, (B,); with beta 1 and no free bits the negative ELBO.
 
-    free_bits: nats a sample that each channel of the code may carry unpunished: where a channel's mean over the batch
-    is below, it counts as that and has no gradient.
+    free_bits: nats per sample that each channel of the code may use for free: a channel with a smaller batch mean
+    counts as this value, without a gradient.
     """
     if beta < 0 or free_bits < 0:
         raise SfumatoError(f"beta and free_bits must not be negative, got {beta:g} and {free_bits:g}.")
@@ -87,7 +87,7 @@ def elbo_loss(
 
 
 def importance_bound(net: Autoencoder, x: Tensor, samples: int, seed: int = 0, index: Index = None) -> Tensor:
-    """log (1/k) sum_j p(x | y_j) p(y_j) / q(y_j | x) with k = samples draws of y, nats, (B,)."""
+    """log (1/k) sum_j p(x | y_j) p(y_j) / q(y_j | x) with k = `samples` draws of y, in nats, (B,)."""
     if samples < 1:
         raise SfumatoError(f"The importance-weighted bound needs at least 1 sample, not {samples}.")
     code, weights = gaussian_code(net, x), []
@@ -98,14 +98,14 @@ def importance_bound(net: Autoencoder, x: Tensor, samples: int, seed: int = 0, i
 
 
 class Quantised(NamedTuple):
-    """loss (B,) in nats; and the code, from which the codebook learns (`VectorQuantiser.learn`)."""
+    """The loss (B,) in nats, and the code that updates the codebook (`VectorQuantiser.learn`)."""
 
     loss: Tensor
     code: QuantisedCode
 
 
 def vq_loss(net: Autoencoder, x: Tensor, commitment: float = COMMITMENT) -> Quantised:
-    """-log p(x | e) + commitment |f - sg(e)|^2; x normalised (B, *shape). The codebook is moved by `learn`."""
+    """-log p(x | e) + commitment |f - sg(e)|^2; x normalised (B, *shape). `learn` updates the codebook."""
     code = net.encode(x)
     if not isinstance(code, QuantisedCode):
         raise SfumatoError("vq_loss needs an autoencoder with bottleneck='vq'; for a KL bottleneck use elbo_loss.")

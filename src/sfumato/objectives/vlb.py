@@ -4,9 +4,9 @@
     L_T = KL(q(z_1 | x) || N(0, sigma(1)^2)),   L_k = KL(q(z_s | z_t, x) || p(z_s | z_t)),   L_0 = -log p(x | z_{t_1})
 
 at the levels t_1 < .. < t_T = 1 of any schedule (`chain` for the steps, `decoder` for L_0). With an exact model the sum
-tends to -log p(x) as the steps shrink in logsnr, like 1/T, up to what the last decoder misses
-(`tests/objectives/test_vlb.py`). At levels i / T of a schedule whose logsnr is infinite at t = 0 the first steps do not
-shrink (t doubles from 1/T to 2/T), and the posterior variance pays for them whatever T: give `times` that are even in
+converges to -log p(x) as the steps shrink in logsnr, like 1/T, up to the error of the last decoder
+(`tests/objectives/test_vlb.py`). At levels i / T of a schedule with infinite logsnr at t = 0 the first steps do not
+shrink (t doubles from 1/T to 2/T), which costs nats with the posterior variance at any T: use `times` that are even in
 logsnr, or variance="beta".
 Sources: Sohl-Dickstein et al. 2015 (1503.03585); Ho et al. 2020 (2006.11239), Eq. 5; Nichol and Dhariwal 2021
 (2102.09672), Eq. 4-7.
@@ -41,7 +41,7 @@ class VLB:
     """The terms of the bound for B samples and T levels, float64, in nats and the user's units.
 
     prior: L_T, (B,). steps: L_k of the step from times[k] to times[k - 1], (B, T - 1), k = 1..T-1. data: L_0, (B,).
-    times: t_1 .. t_T, (T,). dim: numbers in a sample. discrete: whether L_0 is of whole numbers.
+    times: t_1 .. t_T, (T,). dim: the dimension of a sample. discrete: whether L_0 is for integer data.
     """
 
     prior: Tensor
@@ -58,9 +58,9 @@ class VLB:
 
     @property
     def bits_per_dim(self) -> Tensor:
-        """total / (D log 2), (B,); for data declared discrete alone."""
+        """total / (D log 2), (B,); only for data declared discrete."""
         if not self.discrete:
-            raise SfumatoError("Bits per dimension are for whole numbers with the discretised decoder; total is nats.")
+            raise SfumatoError("Bits per dimension need integer data and the discretised decoder: use total, in nats.")
         return self.total / (self.dim * math.log(2))
 
 
@@ -76,12 +76,12 @@ def vlb(
     batch: int | None = None,
     **cond: Any,
 ) -> VLB:
-    """Every term of the bound for x (B, *shape) in user units, one draw of the noise a level: `VLB`.
+    """Every term of the bound for x (B, *shape) in user units, with one noise draw per level, as a `VLB`.
 
-    times: rising levels t_1 .. t_T = 1; i / steps by default. variance: posterior, beta or learned (`chain`); what the
-    model has learned, or the posterior's. decoder: discretised for whole numbers, a density for real ones (auto).
+    times: increasing levels t_1 .. t_T = 1; i / steps by default. variance: posterior, beta or learned (`chain`); by
+    default learned if the model has it, else posterior. decoder: auto is discretised for integer data, else a density.
     The noise of a level is a function of (seed, number of the sample in `index`, level). label=... as in `sample`.
-    Raises SfumatoError for levels that do not rise to 1, and for whole numbers asked of real-valued data.
+    Raises SfumatoError for levels that do not increase to 1, and for a discretised decoder of real-valued data.
     """
     variance = variance or ("learned" if getattr(model, "variance", "fixed") == "learned" else "posterior")
     require_numbers(model, "The bound of T Gaussian steps", "take nonequilibrium_bound or log_prob")
@@ -94,11 +94,11 @@ def vlb(
     numbers = torch.arange(len(rows)) if index is None else torch.as_tensor(index, dtype=torch.int64)
     rows = (rows if spec is None else spec.normalise(rows)).to(torch.float64)
     conditions, device = resolve(model, cond, len(rows)), getattr(model, "device", rows.device)
-    found = []
+    batches = []
     for part in torch.arange(len(rows)).split(batch or max(1, _BATCH // rows[0].numel())):
         chosen = conditions.rows(part).to(device)
-        found.append(_terms(model, rows[part].to(device), levels, variance, cells, seed, numbers[part], chosen))
-    nats = torch.cat(found).cpu()
+        batches.append(_terms(model, rows[part].to(device), levels, variance, cells, seed, numbers[part], chosen))
+    nats = torch.cat(batches).cpu()
     shift = 0.0 if spec is None or cells is not None else spec.log_jacobian
     prior = prior_kl(model.process, rows).cpu()
     return VLB(prior, nats[:, 1:], nats[:, 0] - shift, levels, rows[0].numel(), cells is not None)
@@ -111,17 +111,17 @@ def _levels(steps: int, times: Sequence[float] | Tensor | None) -> Tensor:
     levels = torch.as_tensor(times, dtype=torch.float64)
     rising = levels.ndim == 1 and len(levels) > 0 and bool((levels[1:] > levels[:-1]).all())
     if not rising or float(levels[0]) <= 0 or float(levels[-1]) != 1:
-        raise SfumatoError("The levels of the bound must rise from above 0 to 1.")
+        raise SfumatoError("The levels of the bound must increase from above 0 to 1.")
     return levels
 
 
 def chosen_cells(spec: Any, decoder: str) -> Cells | None:
-    """The cells of the discretised decoder, None for a density, of a data spec (or None) and one of `DECODERS`."""
+    """The cells of the discretised decoder, or None for a density, for a data spec (or None) and one of `DECODERS`."""
     if decoder not in DECODERS:
-        raise SfumatoError(f"The decoder cannot be {decoder!r}: known are {', '.join(DECODERS)}.")
+        raise SfumatoError(f"Unknown decoder {decoder!r}: use one of {', '.join(DECODERS)}.")
     cells = None if decoder == "density" else cells_of(spec)
     if decoder == "discretised" and cells is None:
-        raise SfumatoError("The discretised decoder is for data declared discrete (whole-number dtype): use density.")
+        raise SfumatoError("The discretised decoder needs data declared discrete (integer dtype): use density.")
     return cells
 
 
@@ -137,13 +137,13 @@ def _terms(
     cond: Conditions,
 ) -> Tensor:
     """L_0, L_1 .. L_{T-1}, (B, T)."""
-    process, found, given = model.process, [], compute_dtype(model)
+    process, terms, dtype = model.process, [], compute_dtype(model)
     for k, t in enumerate(levels):
         eps = noise.normal(seed, index, tuple(x.shape[1:]), noise.BOUND, k, x.device, x.dtype)
-        belief = model(process.corrupt(x, t, eps).to(given), float(t), **cond)
+        belief = model(process.corrupt(x, t, eps).to(dtype), float(t), **cond)
         if k == 0:
             before = levels[1] if len(levels) > 1 else None
-            found.append(data_nats(process, belief, x, eps, before, variance, cells))
+            terms.append(data_nats(process, belief, x, eps, before, variance, cells))
         else:
-            found.append(step_nats(process, belief, x, eps, levels[k - 1], variance))
-    return torch.stack(found, 1)
+            terms.append(step_nats(process, belief, x, eps, levels[k - 1], variance))
+    return torch.stack(terms, 1)

@@ -1,8 +1,8 @@
 """Loss weights as functions of logsnr: loss = 1/2 int w(logsnr) E|eps - eps_hat|^2 dlogsnr.
 
-Stated in logsnr a weight does not change with the schedule, the target or the time density; a constant factor is free.
-Published weights of a plain loss hold the density that they were published with: cosine's uniform t for p2, min_snr
-and truncated_snr. snr = exp(logsnr). Source: Kingma and Gao 2023 (2303.00848), Table 1.
+In terms of logsnr a weight does not depend on the schedule, the target or the time density; constant factors are
+arbitrary. Published weights of a plain loss include the density that they were published with: uniform t on the cosine
+schedule for p2, min_snr and truncated_snr. snr = exp(logsnr). Source: Kingma and Gao 2023 (2303.00848), Table 1.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ likelihood = elbo  # g^2 |s - s_hat|^2 in t is |eps - eps_hat|^2 in logsnr
 
 @register("weight", "ncsn")
 def ncsn() -> Weight:
-    """w = 1: sigma^2 |s - s_hat|^2 with log sigma uniform is the bound already (1907.05600, 2006.09011)."""
+    """w = 1: sigma^2 |s - s_hat|^2 with uniform log sigma has the weight of the bound (1907.05600, 2006.09011)."""
     return torch.ones_like
 
 
@@ -49,7 +49,7 @@ def v() -> Weight:
     return lambda lam: torch.exp(-lam / 2)
 
 
-flow = v  # METHODS' dictionary: the same weight under two names
+flow = v  # the same weight under two names
 
 
 @register("weight", "x-simple")
@@ -64,7 +64,7 @@ def indi() -> Weight:
     return lambda lam: torch.exp(-lam) / torch.cosh(lam / 4) ** 2
 
 
-# for data of standard deviation 1, as the density of that name
+# the registered name is for data of standard deviation 1, like the density "edm"
 @register("weight", "edm", sigma_data=1.0, mean=-1.2 + math.log(2))
 def edm(sigma_data: float = 0.5, mean: float = -1.2, std: float = 1.2) -> Weight:
     """w = N(logsnr; -2 mean, 4 std^2) (exp(-logsnr) + sigma_data^2) / sigma_data^2 (2206.00364, Table 1)."""
@@ -74,7 +74,7 @@ def edm(sigma_data: float = 0.5, mean: float = -1.2, std: float = 1.2) -> Weight
 
 @register("weight", "p2")
 def p2(gamma: float = 1.0, k: float = 1.0) -> Weight:
-    """w = sech(logsnr/2) / (k + snr)^gamma: perception prioritized, eps with cosine (2204.00227)."""
+    """w = sech(logsnr/2) / (k + snr)^gamma: perception-prioritised eps-prediction with cosine (2204.00227)."""
     _positive(p2=k)
     return lambda lam: 1 / torch.cosh(lam / 2) / (k + lam.exp()) ** gamma
 
@@ -136,7 +136,14 @@ def _positive(**values: float) -> None:
 NAMED: Mapping[str, Callable[..., Weight]] = Named("weight")
 
 
+def chosen(weight: Weight | str | None) -> Weight | None:
+    """A weight as it is, or that of a name; None for None and for "plain", the target's plain squared error."""
+    if not isinstance(weight, str):
+        return weight
+    return None if weight == "plain" else named(weight)
+
+
 def named(word: str) -> Weight:
-    """The weight of a name, with numbers or without: "sigmoid", "sigmoid(bias=-2)", "p2(0.5)"."""
-    found: Weight = make("weight", word)
-    return found
+    """The weight of a name with optional arguments: "sigmoid", "sigmoid(bias=-2)", "p2(0.5)"."""
+    weight: Weight = make("weight", word)
+    return weight

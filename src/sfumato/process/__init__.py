@@ -1,4 +1,4 @@
-"""Processes: how data of a kind is corrupted and restored."""
+"""Processes: how each kind of data is corrupted, and how a network's output about it is read."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ __all__ = ["Gaussian", "Masked", "Process", "Product", "Symbols", "Uniform", "fr
 
 
 def from_config(config: dict[str, Any]) -> Any:
-    """The process that `config()` described."""
+    """The process with this config, as its `config()` returns it."""
     return build(config, "process")

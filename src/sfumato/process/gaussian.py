@@ -1,4 +1,4 @@
-"""The Gaussian process: q(z_t | x) = N(alpha_t x, sigma_t^2 I), and how a network's answer about z is read.
+"""The Gaussian process, q(z_t | x) = N(alpha_t x, sigma_t^2 I), and how it interprets a network's output.
 
     jump       q(z_t | z_s) = N(a z_s, c^2),   a = alpha_t / alpha_s,   c^2 = sigma_t^2 - a^2 sigma_s^2
     posterior  q(z_s | z_t, x) = N(a sigma_s^2 / sigma_t^2 z_t + alpha_s c^2 / sigma_t^2 x,  c^2 sigma_s^2 / sigma_t^2)
@@ -7,7 +7,7 @@
     network    y = net(c_in z, -logsnr / 8),   c_in = 1 / sqrt(sigma^2 + alpha^2 sigma_data^2)
     loss       1/2 w / p |eps - eps_hat|^2 = 1/2 w / p (alpha / det)^2 |y - y_hat|^2,   y = a x + b eps
 
-A network of twice the outputs says, beside y, how the variance of an ancestral step lies between its two limits:
+A network with twice the outputs also predicts the variance of an ancestral step, interpolated between its two limits:
 Sigma = exp(v log beta + (1 - v) log beta_tilde), v = (1 + output) / 2.
 Sources: Ho et al. 2020 (2006.11239), Eq. 6-7; Song et al. 2020 (2010.02502), Eq. 12 and 16; Kingma et al. 2021
 (2107.00630), App. A; Karras et al. 2022 (2206.00364), Eq. 7 and Table 1; Nichol and Dhariwal 2021 (2102.09672), Eq. 15;
@@ -30,14 +30,14 @@ from sfumato.belief import Estimate, Transition, ancestral, broadcast, reading
 from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError, suggest
 from sfumato.noise import Noise
-from sfumato.process.protocol import Density, noise_level
+from sfumato.process.protocol import Density, Process, noise_level
 from sfumato.registry import check, register
 from sfumato.schedule import Schedule, Time, schedule_of
 from sfumato.state import numbers_like
 
 VARIANCES = ("fixed", "learned")
-KEPT_TIMES = 4096  # of which a process keeps the scaling and the reading
-_LARGEST = 3e38  # of float32, in which losses are
+KEPT_TIMES = 4096  # most times for which a process caches coefficients
+_LARGEST = 3e38  # about the largest float32, the dtype of losses
 
 _Made = TypeVar("_Made", bound=tuple[Any, ...])
 
@@ -55,9 +55,9 @@ class Kernel(NamedTuple):
 class Gaussian:
     """z = alpha(t) x + sigma(t) eps under a schedule, for real-valued data of any shape.
 
-    target: what a network predicts, one of x, eps, score, v, velocity, F. sigma_data: the standard deviation of the
-    normalised data. variance: "learned" for a network of `outputs=2` (twice the channels, or numbers of a vector),
-    whose second half becomes `belief.variance_share`; "fixed" for one that predicts the target alone.
+    target: what the network predicts, one of x, eps, score, v, velocity, F. sigma_data: the standard deviation of the
+    normalised data. variance: "learned" for a network with `outputs=2` (twice the channels, or elements of a vector),
+    whose second half becomes `belief.variance_share`; "fixed" for one that predicts only the target.
     """
 
     schedule: Schedule
@@ -72,15 +72,15 @@ class Gaussian:
         check("target", str(self.target))
         if self.variance not in VARIANCES:
             raise SfumatoError(
-                f"The variance of a denoiser cannot be {self.variance!r}: {suggest(self.variance, VARIANCES)}"
+                f"Unknown variance {self.variance!r} of a Gaussian process: {suggest(self.variance, VARIANCES)}"
             )
         object.__setattr__(self, "sigma_data", float(self.sigma_data))
 
-    # -- the law of z ------------------------------------------------------------------------------------------------
+    # -- the distribution of z ---------------------------------------------------------------------------------------
 
     @property
     def clock(self) -> Schedule:
-        """The schedule: its logsnr is the level."""
+        """The schedule, since the level is logsnr."""
         return self.schedule
 
     def level(self, t: Time) -> Tensor:
@@ -88,11 +88,11 @@ class Gaussian:
         return self.schedule.logsnr(t)
 
     def prior(self, noise: Tensor) -> Tensor:
-        """z_1 = sigma(1) noise, the law that sampling starts from: N(0, sigma(1)^2)."""
+        """z_1 = sigma(1) noise ~ N(0, sigma(1)^2), where sampling starts."""
         return broadcast(self.schedule.sigma(1.0), noise) * noise
 
     def corrupt(self, x: Tensor, t: Time, noise: Noise | Tensor) -> Tensor:
-        """z_t = alpha x + sigma eps; x (B, ...), t a number or (B,), noise eps like x or a source of it."""
+        """z_t = alpha x + sigma eps; x (B, ...), t a number or (B,), noise: eps like x, or a `Noise` source."""
         alpha, sigma = self.schedule(t)
         return broadcast(alpha, x) * x + broadcast(sigma, x) * numbers_like(noise, x)
 
@@ -111,23 +111,23 @@ class Gaussian:
         return dataclasses.replace(self, schedule=schedule)
 
     def same_level(self, z: Tensor, t: Time, other: Gaussian) -> tuple[Tensor, Tensor]:
-        """(z', t') of another process with the logsnr of (z, t): z' = z n'/n, n = sqrt(alpha^2 + sigma^2). Beyond the
-        other's range of logsnr, its end."""
+        """(z', t') of `other` with the logsnr of (z, t): z' = z n'/n, n = sqrt(alpha^2 + sigma^2); t' is clamped to the
+        ends of the other schedule."""
         alpha, sigma = self.schedule(t)
-        there = other.schedule.time(self.schedule.logsnr(t))
-        alpha_there, sigma_there = other.schedule(there)
-        scale = torch.sqrt((alpha_there**2 + sigma_there**2) / (alpha**2 + sigma**2))
-        return broadcast(scale, z) * z, there
+        other_t = other.schedule.time(self.schedule.logsnr(t))
+        other_alpha, other_sigma = other.schedule(other_t)
+        scale = torch.sqrt((other_alpha**2 + other_sigma**2) / (alpha**2 + sigma**2))
+        return broadcast(scale, z) * z, other_t
 
     # -- inputs and outputs of a network -----------------------------------------------------------------------------
 
     def inputs(self, z: Tensor, t: Time) -> tuple[Tensor, Tensor]:
-        """(c_in z, noise level)."""
+        """The network's inputs (c_in z, noise level)."""
         c_in, level = self._at("input", t, z.device, lambda: self.scaling(t, z.device))
         return broadcast(c_in, z) * z, level
 
     def scaling(self, t: Time, device: torch.device) -> tuple[Tensor, Tensor]:
-        """c_in and the noise level: the inputs of the network are (c_in z, noise level)."""
+        """(c_in, noise level) at times t."""
         alpha, sigma = self.schedule(t)
         c_in = 1 / torch.sqrt(sigma**2 + (alpha * self.sigma_data) ** 2)
         return c_in, self.noise_level(t).to(device)
@@ -137,23 +137,23 @@ class Gaussian:
         return noise_level(self.schedule.logsnr(t))
 
     def split(self, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
-        """A network's output as (the target, v of a step's variance where it is learned), both like z."""
+        """Split a network's output into (target, v of the step variance or None if not learned), both like z."""
         if self.variance == "fixed":
             return y, None
         if y.shape[1] != 2 * z.shape[1]:
             raise SfumatoError(
-                f"A learned variance needs a network of twice the outputs: {2 * z.shape[1]} along the first axis, not "
-                f"{y.shape[1]}. Build it with outputs=2."
+                f"A learned variance needs a network with {2 * z.shape[1]} outputs along the first axis, twice as many "
+                f"as z; this one has {y.shape[1]}. Build it with outputs=2."
             )
         y, share = y.chunk(2, dim=1)
         return y, (1 + share) / 2
 
     def prediction(self, y: Tensor, z: Tensor) -> Tensor:
-        """The target alone, like z."""
+        """The target part of a network's output, like z."""
         return self.split(y, z)[0]
 
     def read(self, y: Tensor, z: Tensor, t: Time) -> Estimate:
-        """The belief about z at time t, from the network's output y (like z, or of twice the channels)."""
+        """The belief about z at time t from the network's output y (like z, or with twice the channels)."""
         y, share = self.split(y, z)
         known = None
         if isinstance(t, float | int):
@@ -169,16 +169,16 @@ class Gaussian:
         return float(targets.row(self.target, self.schedule, 1.0).a) == 0
 
     def check_net(self, net: Any) -> None:
-        """Refuse a target that no network can be read by at the schedule's end, and a network of other outputs."""
+        """Raise SfumatoError if the target is undefined at the schedule's end or the network has the wrong outputs."""
         targets.check(self.target, self.schedule)
-        has, wanted = getattr(net, "outputs", None), 1 if self.variance == "fixed" else 2
-        if isinstance(has, int) and has != wanted:
+        outputs, expected = getattr(net, "outputs", None), 1 if self.variance == "fixed" else 2
+        if isinstance(outputs, int) and outputs != expected:
             raise SfumatoError(
-                f"A denoiser with variance={self.variance!r} needs a network of outputs={wanted}, not {has}."
+                f"A denoiser with variance={self.variance!r} needs a network with outputs={expected}, not {outputs}."
             )
 
     def _at(self, kind: str, t: Time, device: torch.device, make: Callable[[], _Made]) -> _Made:
-        """What depends on the time alone; kept for times that are numbers, which a sampler uses again."""
+        """make(), cached per (kind, t, device) for times that are numbers, which a sampler uses again."""
         if not isinstance(t, float | int) or torch.compiler.is_compiling():
             return make()
         kept: dict[Any, Any] = self.__dict__.setdefault("_kept", {})
@@ -201,23 +201,23 @@ class Gaussian:
         weight: Callable[[Tensor], Tensor] | None,
         times: Density,
     ) -> Tensor:
-        """1/2 w / p |eps - eps_hat|^2, (B,), in the terms of the target, where no precision is lost.
+        """1/2 w / p |eps - eps_hat|^2, (B,), computed from the error of the target, without loss of precision.
 
-        weight None is the plain squared error of the target, 1/2 |y - y_hat|^2.
+        weight None: the plain squared error of the target, 1/2 |y - y_hat|^2.
         """
         eps, t = numbers_like(noise, x), belief.t.expand(len(x))
         row = targets.row(self.target, self.schedule, t, self.sigma_data)
-        wanted = broadcast(row.a, x) * x + broadcast(row.b, x) * eps
-        error = (belief.target(self.target) - wanted).flatten(1).square().sum(1)
+        y = broadcast(row.a, x) * x + broadcast(row.b, x) * eps
+        error = (belief.target(self.target) - y).flatten(1).square().sum(1)
         if weight is None:
             return 0.5 * error
         scale = factor(self.schedule, row, t, times, weight)
-        if scale.device.type == "cpu":  # elsewhere the question would make the device wait
+        if scale.device.type == "cpu":  # on an accelerator the check would force a synchronisation
             finite(scale.detach(), self.schedule.logsnr(t))
         return 0.5 * scale.to(error) * error
 
     def prior_kl(self, x: Tensor, std: float | None = None) -> Tensor:
-        """KL(q(z_1 | x) || N(0, std^2 I)), float64 (B,); std is sigma(1) where not given (`objectives.prior`)."""
+        """KL(q(z_1 | x) || N(0, std^2 I)), float64 (B,); std defaults to sigma(1) (`objectives.prior`)."""
         if std is not None and not 0 < std < math.inf:
             raise SfumatoError(f"The prior's standard deviation must be positive and finite, not {std:g}.")
         alpha, sigma = self.schedule(1.0)
@@ -230,23 +230,23 @@ class Gaussian:
     # -- data and files ----------------------------------------------------------------------------------------------
 
     def net_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of z itself."""
+        """The shape of the network's input: that of a sample."""
         return tuple(shape)
 
     def sample_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """That of the network."""
+        """The shape of a sample: that of the network's input."""
         return tuple(shape)
 
     def contract(self, spec: DataSpec) -> DataSpec:
-        """As it is: real numbers are scaled to mean 0 and standard deviation 1."""
+        """The spec unchanged: real data are normalised to mean 0 and standard deviation 1."""
         return spec
 
     def data(self, x: Tensor) -> Tensor:
-        """Any real numbers are clean states."""
+        """x itself: any real numbers are clean states."""
         return x
 
     def table(self, x: Tensor) -> Tensor:
-        """The clean state itself."""
+        """x itself: a clean state is already data."""
         return x
 
     def config(self) -> dict[str, Any]:
@@ -255,28 +255,30 @@ class Gaussian:
 
 
 def require_numbers(model: Any, what: str, instead: str) -> None:
-    """Refuse a model whose states are not all real numbers. what: the question; instead: where its answer is."""
+    """Raise SfumatoError unless the model's process is Gaussian; `what` needs it, `instead` names the alternative."""
     process = getattr(model, "process", model)
+    if not isinstance(process, Process):
+        raise SfumatoError(f"{what} is asked of a model, such as sf.load(path) gives, not of a {type(model).__name__}.")
     if not isinstance(process, Gaussian):
         raise SfumatoError(
-            f"{what} has an answer for real numbers alone, and {type(process).__name__} has others: {instead}."
+            f"{what} is defined only for a Gaussian process, not for {type(process).__name__}: {instead}."
         )
 
 
 def factor(
     schedule: Schedule, row: targets.Row, t: Tensor, times: Density, weight: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """w / p (alpha / det)^2 at times t for the row of a target there: the loss is half of it times |y - y_hat|^2."""
+    """w / p (alpha / det)^2 at times t for a target's row there: the loss is 1/2 of it times |y - y_hat|^2."""
     logsnr = schedule.logsnr(t)
     return weight(logsnr) / times.density(logsnr, schedule) * targets.error_scale(row, *schedule(t))
 
 
-def finite(found: Tensor, logsnr: Tensor) -> None:
-    """Refuse factors beyond the range of float32; found and logsnr have one shape."""
-    wrong = ~(found.abs() <= _LARGEST)
+def finite(factors: Tensor, logsnr: Tensor) -> None:
+    """Raise SfumatoError if a loss factor exceeds the range of float32; both tensors have the same shape."""
+    wrong = ~(factors.abs() <= _LARGEST)
     if bool(wrong.any()):
         raise SfumatoError(
-            f"The loss weight over the time density is {float(found[wrong][0]):g} at logsnr "
-            f"{float(logsnr[wrong][0]):.4g}, which no loss can carry: keep away from that noise level, or take another "
-            "weight, time density or target."
+            f"The loss weight divided by the time density is {float(factors[wrong][0]):g} at logsnr "
+            f"{float(logsnr[wrong][0]):.4g}, beyond float32: avoid that noise level, or use another weight, time "
+            "density or target."
         )

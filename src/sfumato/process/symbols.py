@@ -1,14 +1,14 @@
-"""Symbols that are kept with probability alpha_t, or else replaced by one of a fixed law pi, each by itself.
+"""Symbols that are independently kept with probability alpha_t, or else replaced by a draw from a fixed pi.
 
     marginal   q(z_t | x)        = alpha_t 1[z = x] + (1 - alpha_t) pi(z)
     jump       q(z_t | z_s)      = a 1[z_t = z_s] + (1 - a) pi(z_t),   a = alpha_t / alpha_s
     posterior  q(z_s | z_t, x)   = q(z_t | z_s) q(z_s | x) / q(z_t | x)
     bridge     p(z_s | z_t)      = sum_x p(x | z_t) C(z_s | z_t, x)
-               eta 1: C the posterior;   eta 0: C = 1[z_s = z_t], or x with the chance rho that leaves q(z_s | x) right,
-               rho = (alpha_s - alpha_t) / (1 - alpha_t);   between, their mixture
-    network    p(x_i | z) ~ exp(y_i) q(z_i | x_i): y is the evidence of the other symbols on one
+               eta 1: C is the posterior;   eta 0: C keeps z_t, or with probability rho takes x, which gives the right
+               marginal q(z_s | x): rho = (alpha_s - alpha_t) / (1 - alpha_t);   else their mixture
+    network    p(x_i | z) ~ exp(y_i) q(z_i | x_i): y_i is the evidence on x_i from all other symbols
 
-`Uniform` (pi even) and `Masked` (pi on one more symbol) are of this kind. The level is logit alpha_t.
+`Uniform` (pi uniform) and `Masked` (pi on one additional symbol) are the two cases. The level is logit alpha_t.
 Sources: Austin et al. 2021 (2107.03006); Hoogeboom et al. 2021 (2102.05379), Eq. 11-15; Song et al. 2020 (2010.02502),
 App. A, for eta 0.
 """
@@ -38,8 +38,8 @@ from sfumato.state import numbers_like
 class Symbols(abc.ABC):
     """Symbols 0 .. states - 1, int64 of any shape (B, *shape); noisy ones 0 .. size - 1.
 
-    Of the schedule only alpha is used, as the probability to be kept; t = 0 is the data itself. Randomness comes as
-    standard normal numbers, as for the Gaussian process: a symbol is drawn at u = Phi(noise).
+    Only alpha of the schedule is used, as the keep probability; t = 0 is the data itself. As for the Gaussian process,
+    all randomness comes from standard normal numbers: a symbol is the quantile at u = Phi(noise).
     """
 
     schedule: Schedule
@@ -55,15 +55,15 @@ class Symbols(abc.ABC):
         if not 0 <= stop < start <= 1 + 1e-12:
             raise SfumatoError(
                 f"{curve} keeps a symbol with probability {start:g} at t = 0 and {stop:g} at t = 1: a {name.lower()} "
-                "process needs a schedule whose alpha falls within [0, 1], such as Flow or Cosine."
+                "process needs a schedule with alpha decreasing within [0, 1], such as Flow or Cosine."
             )
 
-    # -- what tells the kinds apart ----------------------------------------------------------------------------------
+    # -- defined by subclasses ---------------------------------------------------------------------------------------
 
     @property
     @abc.abstractmethod
     def size(self) -> int:
-        """How many symbols a noisy state may hold."""
+        """The number of symbols that can occur in a noisy state."""
 
     @property
     @abc.abstractmethod
@@ -72,35 +72,35 @@ class Symbols(abc.ABC):
 
     @abc.abstractmethod
     def replaced(self, u: Tensor) -> Tensor:
-        """The symbol of pi at the place u in (0, 1), int64."""
+        """The quantile of pi at u in (0, 1), int64."""
 
     def rate(self, belief: Logits, x: Tensor) -> Tensor:
-        """What the belief loses a unit of the level, in nats, one a symbol (B, *shape): the path KL's integrand,
+        """The integrand of the path KL, in nats per unit of the level, for each symbol (B, *shape):
 
         (1 - alpha) pi(z) / q(z) sum_k q(k) (log r_k - 1 + 1 / r_k),   r = (q / q(z)) / (p / p(z))
 
-        for the true marginal q of the symbol given x and p of the belief of the others.
+        with the true marginal q of the symbol given x, and p its marginal predicted from the other symbols.
         """
         dtype = torch.promote_types(belief.logits.dtype, torch.float32)
         keep, law, own = self.keep(belief.t), self.law.to(x.device), belief.z[..., None]
-        rest = (broadcast(1 - keep, belief.logits).double() * law).to(dtype)  # small and precise near the data
+        rest = (broadcast(1 - keep, belief.logits).double() * law).to(dtype)  # small near the data: float64 first
         kept, tiny = broadcast(keep, rest).to(dtype), torch.finfo(dtype).tiny
-        ours = kept * self._padded(belief.other.to(dtype).softmax(-1)) + rest  # p
-        true = kept * self.hot(x, dtype) + rest
-        log_ratio = true.clamp_min(tiny).log() - ours.clamp_min(tiny).log()
-        log_d, at = log_ratio.gather(-1, own)[..., 0], true.gather(-1, own)[..., 0]
-        apart = (true * log_ratio).sum(-1) + torch.expm1(log_d) - log_d
-        replaced = rest.expand_as(true).gather(-1, own)[..., 0]
-        return replaced / at.clamp_min(tiny) * apart
+        p = kept * self._padded(belief.other.to(dtype).softmax(-1)) + rest
+        q = kept * self.hot(x, dtype) + rest
+        log_ratio = q.clamp_min(tiny).log() - p.clamp_min(tiny).log()
+        log_d, q_z = log_ratio.gather(-1, own)[..., 0], q.gather(-1, own)[..., 0]
+        divergence = (q * log_ratio).sum(-1) + torch.expm1(log_d) - log_d
+        replaced = rest.expand_as(q).gather(-1, own)[..., 0]
+        return replaced / q_z.clamp_min(tiny) * divergence
 
-    # -- the law of z ------------------------------------------------------------------------------------------------
+    # -- the distribution of z ---------------------------------------------------------------------------------------
 
     @final
     def keep(self, t: Time) -> Tensor:
         """alpha_t, float64; 1 at t = 0. SfumatoError for times outside [0, 1] (not checked on a GPU)."""
         t = as_time(t)
         if t.device.type == "cpu" and not bool(((t >= 0) & (t <= 1)).all()):
-            raise SfumatoError(f"Times run from 0, the data, to 1: {float(t.reshape(-1)[0]):g} is among these.")
+            raise SfumatoError(f"Times must lie in [0, 1]; got {t.reshape(-1)[:8].tolist()}.")
         return torch.where(t == 0, 1.0, self._kept(t))
 
     def _kept(self, t: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ class Symbols(abc.ABC):
 
     @property
     def clock(self) -> Schedule:
-        """The curve (sqrt alpha, sqrt(1 - alpha)), whose logsnr is logit alpha."""
+        """The curve (sqrt alpha, sqrt(1 - alpha)), with logsnr = logit alpha."""
         return Kept(self.schedule)
 
     @final
@@ -118,7 +118,7 @@ class Symbols(abc.ABC):
 
     @final
     def prior(self, noise: Tensor) -> Tensor:
-        """z_1 of the law pi, one symbol for each number of `noise`."""
+        """z_1 ~ pi, one symbol for each number of `noise`."""
         return self.replaced(torch.special.ndtr(noise.double()))
 
     @final
@@ -137,18 +137,18 @@ class Symbols(abc.ABC):
 
     @final
     def evidence(self, z: Tensor, t: Time, dtype: torch.dtype = torch.float64) -> Tensor:
-        """log q(z_t | x = k) for every k, (B, *shape, K): a symbol's own evidence; -inf where it is impossible."""
+        """log q(z_t | x = k) for every k, (B, *shape, K): the evidence of a symbol's own z; -inf if impossible."""
         hot, keep = self.hot(z, dtype)[..., : self.states], self.keep(t)
-        rest = broadcast(1 - keep, z.double()) * self.law.to(z.device)[z]  # small and precise near the data
+        rest = broadcast(1 - keep, z.double()) * self.law.to(z.device)[z]  # small near the data: float64 first
         return (broadcast(keep, hot) * hot + rest.to(dtype)[..., None]).log()
 
     @final
     def bridge(self, belief: Logits, s: Time, eta: float = 1.0) -> Tensor:
         """p(z_s | z_t) of each symbol under the belief about z_t, s <= t: (B, *shape, size)."""
         if not 0 <= eta <= 1:
-            raise SfumatoError(f"A step between states of symbols needs eta from 0 to 1, not {eta:g}.")
+            raise SfumatoError(f"A step of symbols needs eta between 0 and 1, not {eta:g}.")
         if bool((as_time(s) > belief.t).any()):
-            raise SfumatoError("A step leads towards the data: s may not lie above t.")
+            raise SfumatoError("A sampling step must go towards the data: s must not exceed t.")
         parts = []
         if eta > 0:
             parts.append((eta, self._between(belief.prob, belief.z, s, belief.t)))
@@ -163,30 +163,30 @@ class Symbols(abc.ABC):
         return self._between(self.hot(x, dtype)[..., : self.states], z, s, t)
 
     def _between(self, prob: Tensor, z: Tensor, s: Time, t: Time) -> Tensor:
-        """sum_x p(x) q(z_t | z_s) q(z_s | x) / q(z_t | x), in K operations a symbol."""
-        at, above = self.keep(s), self.keep(t)
-        here = self.hot(z, prob.dtype)
+        """sum_x p(x) q(z_t | z_s) q(z_s | x) / q(z_t | x), in K operations per symbol."""
+        keep_s, keep_t = self.keep(s), self.keep(t)
+        hot = self.hot(z, prob.dtype)
         law = self.law.to(prob)
-        own = law[z][..., None]  # pi of the noisy symbol
-        # q(z_t | x) is zero only where x is impossible, and prob with it
-        known = broadcast(above, prob) * here[..., : self.states] + (1 - broadcast(above, prob)) * own
-        weight = prob / known.clamp_min(torch.finfo(prob.dtype).tiny)
-        keep, last = broadcast(above / at, prob), broadcast(at, prob)
-        first = keep * here + (1 - keep) * own
-        return first * (last * self._padded(weight) + (1 - last) * law * weight.sum(-1, keepdim=True))
+        own = law[z][..., None]  # pi(z_t)
+        # q(z_t | x) is zero only for impossible x, where prob is zero too
+        marginal = broadcast(keep_t, prob) * hot[..., : self.states] + (1 - broadcast(keep_t, prob)) * own
+        weight = prob / marginal.clamp_min(torch.finfo(prob.dtype).tiny)
+        keep, last = broadcast(keep_t / keep_s, prob), broadcast(keep_s, prob)
+        jump = keep * hot + (1 - keep) * own  # q(z_t | z_s)
+        return jump * (last * self._padded(weight) + (1 - last) * law * weight.sum(-1, keepdim=True))
 
     def _revealed(self, prob: Tensor, z: Tensor, s: Time, t: Time) -> Tensor:
         """(1 - rho) 1[z_s = z_t] + rho p(z_s)."""
-        at, above = self.keep(s), self.keep(t)
-        rho = broadcast((at - above) / (1 - above).clamp_min(1e-300), prob)
+        keep_s, keep_t = self.keep(s), self.keep(t)
+        rho = broadcast((keep_s - keep_t) / (1 - keep_t).clamp_min(1e-300), prob)
         return (1 - rho) * self.hot(z, prob.dtype) + rho * self._padded(prob)
 
     @final
     def draw(self, prob: Tensor, noise: Noise | Tensor) -> Tensor:
-        """A symbol of each law prob (B, *shape, n), by the inverse of its distribution function at u = Phi(noise)."""
-        steps = prob.double().cumsum(-1)
-        u = torch.special.ndtr(numbers_like(noise, prob[..., 0]).double()) * steps[..., -1]
-        return (u[..., None] >= steps).sum(-1).clamp_max(prob.shape[-1] - 1)
+        """Draw a symbol from each distribution prob (B, *shape, n): its quantile at u = Phi(noise)."""
+        cdf = prob.double().cumsum(-1)
+        u = torch.special.ndtr(numbers_like(noise, prob[..., 0]).double()) * cdf[..., -1]
+        return (u[..., None] >= cdf).sum(-1).clamp_max(prob.shape[-1] - 1)
 
     @final
     def hot(self, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -203,20 +203,20 @@ class Symbols(abc.ABC):
 
     @final
     def same_level(self, z: Tensor, t: Time, other: Symbols) -> tuple[Tensor, Tensor]:
-        """(z, t') with the level of (z, t) under another process of these symbols."""
+        """(z, t') at the same level under another process of these symbols."""
         return z, other.clock.time(self.level(t))
 
     # -- inputs and outputs of a network -----------------------------------------------------------------------------
 
     @final
     def noise_level(self, t: Time) -> Tensor:
-        """That of logsnr = 2 logit alpha, which `schedules.Flow` has."""
+        """The noise level of logsnr = 2 logit alpha, as for `schedules.Flow`."""
         return noise_level(2 * torch.logit(self.keep(t)))
 
     @final
     def inputs(self, z: Tensor, t: Time) -> tuple[Tensor, Tensor]:
-        """The code (K 1[z = k] - 1) / sqrt(K - 1) as channels (B, K C, ..), -1 and 1 for K = 2; a mask is 0, and the
-        noise level."""
+        """The symbols as channels (K 1[z = k] - 1) / sqrt(K - 1), (B, K C, ..), and the noise level. For K = 2 one
+        channel of -1 and 1; masks are 0."""
         level = self.noise_level(t).to(z.device)
         hot = self.hot(z, torch.float32)[..., : self.states]
         known = hot.sum(-1, keepdim=True)
@@ -236,7 +236,7 @@ class Symbols(abc.ABC):
 
     @final
     def read(self, y: Tensor, z: Tensor, t: Time) -> Logits:
-        """The belief p(x_i | z) ~ exp(y_i) q(z_i | x_i); y (B, *shape, K), or as a network gives it (`prediction`)."""
+        """The belief p(x_i | z) ~ exp(y_i) q(z_i | x_i); y (B, *shape, K) or a network's output (`prediction`)."""
         y = self.prediction(y, z)
         return Logits(y + self.evidence(z, t, y.dtype), z, t, self, y)
 
@@ -251,8 +251,8 @@ class Symbols(abc.ABC):
         weight: Callable[[Tensor], Tensor] | None,
         times: Density,
     ) -> Tensor:
-        """w / p times what the belief loses at its level, (B,): with w = 1 (and without a weight) its integral over all
-        levels is the negative bound -log p(x) <= NELBO of a prior pi, in nats (2107.03006; 2406.07524, Eq. 10)."""
+        """w / p times the path-KL rate at the belief's level, (B,). With w = 1 (or no weight) its integral over all
+        levels is the NELBO of the prior pi, -log p(x) <= NELBO, in nats (2107.03006; 2406.07524, Eq. 10)."""
         nats = self.rate(belief, x).flatten(1).sum(1)
         level, clock = self.level(belief.t).expand(len(x)), self.clock
         scale = 1 / times.density(level, clock)
@@ -262,7 +262,7 @@ class Symbols(abc.ABC):
 
     @final
     def prior_kl(self, x: Tensor) -> Tensor:
-        """KL(q(z_1 | x) || pi), float64 (B,): zero where the schedule ends at alpha = 0."""
+        """KL(q(z_1 | x) || pi), float64 (B,): zero if the schedule ends at alpha = 0."""
         end, law = self.marginal(x, 1.0), self.law.to(x.device)
         ratio = torch.where(end > 0, end.log() - law.log(), 0.0)
         return (end * ratio).flatten(1).sum(1)
@@ -271,14 +271,14 @@ class Symbols(abc.ABC):
 
     @final
     def check_net(self, net: Any) -> None:
-        """Refuse a network whose shape cannot tell so many symbols."""
+        """Raise SfumatoError if the network's channels do not match the number of symbols."""
         shape = getattr(net, "shape", None)
         if shape is not None:
             self.sample_shape(tuple(shape))
 
     @final
     def net_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """(C, ..) for K = 2, else (K C, ..), for samples (C, ..)."""
+        """The shape of the network's input for samples (C, ..): (C, ..) for K = 2, else (K C, ..)."""
         return (shape[0] * (1 if self.states == 2 else self.states), *shape[1:])
 
     @final
@@ -288,14 +288,14 @@ class Symbols(abc.ABC):
             return tuple(shape)
         if shape[0] % self.states:
             raise SfumatoError(
-                f"A network of shape {tuple(shape)} cannot tell {self.states} symbols: build it for "
-                "process.net_shape(shape)."
+                f"A network of shape {tuple(shape)} cannot represent {self.states} symbols: its first axis must be a "
+                "multiple of their number; build it for process.net_shape(shape)."
             )
         return (shape[0] // self.states, *shape[1:])
 
     @final
     def data(self, x: Tensor) -> Tensor:
-        """Data as symbols, int64, or SfumatoError where it is none."""
+        """Data as symbols, int64; SfumatoError if they are not integers in 0 .. states - 1."""
         whole = x.round().long() if x.is_floating_point() else x.long()
         last = self.states - 1
         if bool(((whole < 0) | (whole > last)).any()) or bool((whole != x).any()):
@@ -309,12 +309,12 @@ class Symbols(abc.ABC):
 
     @final
     def contract(self, spec: DataSpec) -> DataSpec:
-        """The contract of data that are symbols: as it is, with a normaliser that leaves them so."""
+        """The spec of data that are symbols, with the identity as normaliser."""
         return self.unscaled(spec, range(len(spec.normaliser.mean)))
 
     @final
     def unscaled(self, spec: DataSpec, channels: Iterable[int]) -> DataSpec:
-        """A contract whose normaliser leaves these channels as they are: SfumatoError where they are no symbols."""
+        """The spec with these channels left unscaled; SfumatoError if they do not hold symbols."""
         mean, std, own = list(spec.normaliser.mean), list(spec.normaliser.std), list(channels)
         low = min(spec.statistics.low[channel] for channel in own)
         high = max(spec.statistics.high[channel] for channel in own)
@@ -326,8 +326,8 @@ class Symbols(abc.ABC):
 
     def _foreign(self, low: float, high: float) -> SfumatoError:
         return SfumatoError(
-            f"The data of a process of {self.states} symbols are the whole numbers 0 to {self.states - 1}; these run "
-            f"from {low:g} to {high:g} (of real numbers the process is gaussian)."
+            f"The data of a process of {self.states} symbols must be integers from 0 to {self.states - 1}; these range "
+            f"from {low:g} to {high:g} (use the gaussian process for real numbers)."
         )
 
     def config(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The named schedules, and the way back from a file's description of one."""
+"""The named noise schedules, and how to rebuild one from its config."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ __all__ = [
 
 
 def from_config(config: dict[str, Any]) -> Schedule:
-    """The schedule that `config()` described."""
-    found: Schedule = build({"args": {}, **config}, "schedule")
-    return found
+    """The schedule with this config, as `Schedule.config()` returns it."""
+    schedule: Schedule = build({"args": {}, **config}, "schedule")
+    return schedule

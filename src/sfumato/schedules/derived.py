@@ -1,4 +1,4 @@
-"""Schedules made from others: shifted, from tables of logsnr or of betas, from a pair of functions."""
+"""Schedules derived from other data: shifted schedules, tables of logsnr or betas, Python functions."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from sfumato.schedules.paths import LogSNRSchedule
 @register("schedule", "shifted")
 @dataclasses.dataclass(frozen=True)
 class Shifted(Schedule):
-    """The same path x, eps with logsnr(t) = base.logsnr(t) - 2 log(factor): for larger images factor > 1.
+    """`base` with logsnr(t) = base.logsnr(t) - 2 log(factor): more noise for factor > 1, as larger images need.
 
-    In the clock sigma/alpha it multiplies by `factor`: Hoogeboom et al. 2023 (2301.11093), Eq. 4 (factor = d/64);
-    Esser et al. 2024 (2403.03206), Eq. 23 (flow time t -> s t / (1 + (s - 1) t)). The norm
-    alpha^2 + sigma^2 (VP), alpha + sigma (flow) or alpha (VE) of the base stays what it is.
+    This multiplies sigma/alpha by `factor`: Hoogeboom et al. 2023 (2301.11093), Eq. 4 (factor = d/64);
+    Esser et al. 2024 (2403.03206), Eq. 23 (flow time t -> s t / (1 + (s - 1) t)). The norm of the base,
+    alpha^2 + sigma^2 (VP), alpha + sigma (flow) or alpha (VE), is preserved.
     """
 
     base: Schedule
@@ -37,7 +37,7 @@ class Shifted(Schedule):
         p = power(self.base)
         if p is None:
             raise SfumatoError(
-                f"{type(self.base).__name__} is neither VP, VE nor a flow, so that it cannot be shifted."
+                f"{type(self.base).__name__} cannot be shifted: it is neither VP, VE nor a flow schedule."
             )
         return p
 
@@ -55,7 +55,7 @@ class Shifted(Schedule):
             return da, ds
         norm = (alpha**p + sigma**p) ** (1 / p)
         turn = (alpha * ds - sigma * da) / norm ** (p + 1)
-        if p == 2:  # sigma sigma' = -alpha alpha' on a VP base, finite where sigma' is not
+        if p == 2:  # sigma sigma' = -alpha alpha' on a VP base: finite even where sigma' is infinite
             return self.factor**2 * da / norm**3, alpha * turn
         return -turn, turn
 
@@ -64,7 +64,7 @@ class Shifted(Schedule):
 
 
 def power(schedule: Schedule) -> int | None:
-    """p with alpha^p + sigma^p = 1 (2: VP, 1: flow), 0 for alpha = 1 (VE), None for another norm."""
+    """p with alpha^p + sigma^p = 1 (2: VP, 1: flow), 0 for alpha = 1 (VE), None for any other norm."""
     alpha, sigma = schedule(0.5)
     for p in (1, 2):
         if abs(float(alpha**p + sigma**p) - 1) < 1e-9:
@@ -74,10 +74,10 @@ def power(schedule: Schedule) -> int | None:
 
 @dataclasses.dataclass(frozen=True)
 class Kept(Schedule):
-    """(sqrt k, sqrt(1 - k)), k = alpha(t) of the base: a variance-preserving curve whose logsnr is logit k.
+    """(sqrt k, sqrt(1 - k)), k = alpha(t) of the base: a variance-preserving curve with logsnr = logit k.
 
-    The clock of symbols that are kept with probability k: what is stated in logsnr (densities, weights, intervals) is
-    stated in logit k for them.
+    The clock of a discrete process that keeps symbols with probability k: time densities, loss weights and intervals,
+    which are functions of logsnr, then become functions of logit k.
     """
 
     base: Schedule
@@ -109,7 +109,7 @@ class Kept(Schedule):
 
 
 class TableSchedule(LogSNRSchedule):
-    """Variance-preserving, its logsnr linear between the entries of `_table`, which stand at t = 0, 1/N, .., 1."""
+    """Variance-preserving; logsnr interpolates the entries of `_table`, at t = 0, 1/N, .., 1, linearly."""
 
     def _segment(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
         table: Tensor = self._table.to(t.device)  # type: ignore[attr-defined]
@@ -135,9 +135,10 @@ class TableSchedule(LogSNRSchedule):
 @register("schedule", "tabulated")
 @dataclasses.dataclass(frozen=True)
 class Tabulated(TableSchedule):
-    """logsnr given at t = 0, 1/N, .., 1 and linear between, variance-preserving: any law of logsnr in a file.
+    """Variance-preserving, with logsnr tabulated at t = 0, 1/N, .., 1 and linear in between.
 
-    Uniform t draws logsnr from the law with 1/N of its mass between one entry and the next.
+    Uniform t draws logsnr with probability 1/N from each interval between neighbouring entries, so a table can store
+    any distribution of logsnr.
     """
 
     values: tuple[float, ...]
@@ -146,7 +147,7 @@ class Tabulated(TableSchedule):
         values = tuple(float(v) for v in self.values)
         table = torch.tensor(values, dtype=torch.float64)
         if len(values) < 2 or not bool(table.isfinite().all() and (table[1:] < table[:-1]).all()):
-            raise SfumatoError("Tabulated needs at least two values of logsnr, finite and falling.")
+            raise SfumatoError("Tabulated needs at least two values of logsnr, finite and decreasing.")
         object.__setattr__(self, "values", values)
         object.__setattr__(self, "_table", table)
 
@@ -154,10 +155,10 @@ class Tabulated(TableSchedule):
 @register("schedule", "from-betas")
 @dataclasses.dataclass(frozen=True)
 class FromBetas(TableSchedule):
-    """A discrete table: alpha_bar_i = prod_{j<=i} (1 - beta_j) sits at t = i/N, i = 1..N; logsnr is linear between.
+    """A table of betas: alpha_bar_i = prod_{j<=i} (1 - beta_j) at t = i/N, i = 1..N; logsnr is linear in between.
 
-    `FromBetas.ddpm()` is the table of Ho et al. 2020 (2006.11239). Below t = 1/N the line of the
-    first two entries goes on.
+    `FromBetas.ddpm()` is the table of Ho et al. 2020 (2006.11239). Below t = 1/N logsnr is extrapolated linearly from
+    the first two entries.
     """
 
     betas: tuple[float, ...]
@@ -174,25 +175,25 @@ class FromBetas(TableSchedule):
 
     @classmethod
     def ddpm(cls, n: int = 1000, start: float = 1e-4, end: float = 0.02) -> FromBetas:
-        """The linear table of DDPM."""
+        """The linear beta table of DDPM."""
         return cls(tuple(torch.linspace(start, end, n, dtype=torch.float64).tolist()))
 
     @classmethod
     def scaled_linear(cls, n: int = 1000, start: float = 0.00085, end: float = 0.012) -> FromBetas:
-        """beta_i = (linear in sqrt)^2: the table of latent diffusion (2112.10752)."""
+        """The table of latent diffusion (2112.10752), linear in sqrt(beta)."""
         return cls(tuple((torch.linspace(start**0.5, end**0.5, n, dtype=torch.float64) ** 2).tolist()))
 
 
 @dataclasses.dataclass(frozen=True)
 class FromFunction(Schedule):
-    """Any function t -> (alpha, sigma) with falling logsnr; rates by automatic differentiation, time by bisection."""
+    """Any function t -> (alpha, sigma) with decreasing logsnr; rates by autograd, inverse by bisection."""
 
     function: Callable[[Tensor], tuple[Tensor, Tensor]]
 
     def __post_init__(self) -> None:
         lam = self.logsnr(torch.linspace(0, 1, 257, dtype=torch.float64))
         if lam.isnan().any() or not (lam[1:] < lam[:-1]).all():
-            raise SfumatoError("The schedule's log(alpha^2/sigma^2) must fall from t = 0 to t = 1.")
+            raise SfumatoError("The schedule's log(alpha^2/sigma^2) must decrease from t = 0 to t = 1.")
 
     def curve(self, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = self.function(t)
@@ -203,8 +204,8 @@ class FromFunction(Schedule):
             leaf = t.detach().clone().requires_grad_()
             rates = []
             for value in self.curve(leaf):
-                # both values may stand on one graph, which is therefore kept
-                rate = None  # of a constant
+                # retain_graph because alpha and sigma may share one graph
+                rate = None  # stays None for a constant
                 if value.requires_grad:
                     (rate,) = torch.autograd.grad(value.sum(), leaf, retain_graph=True, allow_unused=True)
                 rates.append(torch.zeros_like(leaf) if rate is None else rate)

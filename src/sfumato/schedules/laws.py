@@ -1,4 +1,4 @@
-"""Schedules given by a law of logsnr: uniform t draws logsnr from it."""
+"""Schedules defined by a distribution of logsnr: uniform t draws logsnr from it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sfumato.registry import register
 from sfumato.schedule import require
 from sfumato.schedules.paths import LogSNRSchedule, falling
 
-_TINY = 1e-300  # keeps log(0) finite where the other branch of a `where` is taken
+_TINY = 1e-300  # keeps log(0) finite in the branch that `where` discards
 
 
 class QuantileSchedule(LogSNRSchedule):
-    """logsnr(t) = Q(1 - u), u = u_min + t (u_max - u_min): uniform t draws logsnr from the law whose quantile is Q.
+    """logsnr(t) = Q(1 - u), u = u_min + t (u_max - u_min), for a distribution with quantile function Q.
 
-    The law is cut to [logsnr_min, logsnr_max], so that both ends are finite.
+    The distribution is truncated to [logsnr_min, logsnr_max], so that both ends are finite.
     """
 
     loc: float
@@ -33,7 +33,7 @@ class QuantileSchedule(LogSNRSchedule):
 
     @abc.abstractmethod
     def survival(self, x: Tensor) -> Tensor:
-        """P(X > x) of the standard law."""
+        """P(X > x) of the standard distribution (loc 0, scale 1)."""
 
     @abc.abstractmethod
     def quantile(self, u: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class QuantileSchedule(LogSNRSchedule):
 @register("schedule", "laplace")
 @dataclasses.dataclass(frozen=True)
 class Laplace(QuantileSchedule):
-    """Uniform t draws logsnr ~ Laplace(loc, scale), cut to a range. Hang et al. 2024 (2407.03297), Table 1."""
+    """Uniform t draws logsnr from a truncated Laplace(loc, scale). Hang et al. 2024 (2407.03297), Table 1."""
 
     loc: float = 0.0
     scale: float = 0.5
@@ -84,7 +84,7 @@ class Laplace(QuantileSchedule):
 @register("schedule", "cauchy")
 @dataclasses.dataclass(frozen=True)
 class Cauchy(QuantileSchedule):
-    """Uniform t draws logsnr ~ Cauchy(loc, scale), cut to a range. Hang et al. 2024 (2407.03297), Table 1."""
+    """Uniform t draws logsnr from a truncated Cauchy(loc, scale). Hang et al. 2024 (2407.03297), Table 1."""
 
     loc: float = 0.0
     scale: float = 1.0

@@ -1,7 +1,7 @@
-"""The paths of the literature: variance-preserving, sub-VP, variance-exploding, flow, trigonometric, sigmoid.
+"""Schedules from the literature: variance-preserving, sub-VP, variance-exploding, flow, trigonometric, sigmoid.
 
-Each gives (alpha, sigma), their rates and the inverse of logsnr in closed form, written so that nothing cancels at
-either end; `schedule.Schedule` derives the rest.
+Each implements (alpha, sigma), their rates and the inverse of logsnr in closed form, without cancellation at either
+end; `schedule.Schedule` derives the rest.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class BetaSchedule(Schedule):
     def integral_time(self, b: Tensor) -> Tensor:
         """t with B(t) = b."""
         b = b.clamp_max(1e300)  # pure noise, B = inf, lies beyond every t
-        # the root of a quadratic in the form that does not cancel for small b
+        # solve the quadratic in the form without cancellation for small b
         slope = self.beta_max - self.beta_min
         return 2 * b / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * b))
 
@@ -109,7 +109,7 @@ class Cosine(Schedule):
 
     def curve(self, t: Tensor) -> tuple[Tensor, Tensor]:
         a, c = self._angle(t), self._start
-        # sines of the complement and of sums keep full precision at both ends
+        # sines of the complement and of angle sums keep full precision at both ends
         alpha = torch.sin(math.pi / 2 * (1 - t) / (1 + self.s)) / math.cos(c)
         moved = math.pi / 2 * t / (1 + self.s)
         return alpha, torch.sqrt(torch.sin(a + c) * torch.sin(moved)) / math.cos(c)
@@ -190,7 +190,7 @@ class VE(Schedule):
 class EDM(Schedule):
     """alpha = 1, sigma = (sigma_min^(1/rho) + t (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho.
 
-    Karras et al. 2022 (2206.00364), Eq. 5, as a curve: equal steps in t are its nodes.
+    Karras et al. 2022 (2206.00364), Eq. 5, as a schedule: equal steps in t give its nodes.
     """
 
     sigma_min: float = 0.002
@@ -222,12 +222,12 @@ def _ordered(schedule: Schedule, lo: float, hi: float) -> None:
 
 
 def falling(schedule: Schedule, lo: float, hi: float) -> None:
-    """Refuse ends of logsnr that are infinite or the wrong way round."""
+    """Raise SfumatoError unless lo < hi are finite."""
     require(-math.inf < lo < hi < math.inf, schedule, f"finite logsnr_min < logsnr_max, got {lo:g} and {hi:g}")
 
 
 class LogSNRSchedule(Schedule):
-    """Variance-preserving curves given by logsnr(t): alpha^2 = sigmoid(logsnr), sigma^2 = sigmoid(-logsnr)."""
+    """A variance-preserving curve from logsnr(t): alpha^2 = sigmoid(logsnr), sigma^2 = sigmoid(-logsnr)."""
 
     @abc.abstractmethod
     def curve_logsnr(self, t: Tensor) -> Tensor: ...
@@ -321,7 +321,7 @@ class Sigmoid(LogSNRSchedule):
 
     def curve_time(self, logsnr: Tensor) -> Tensor:
         lo, hi = self._ends()
-        # p = S(position) lies between its ends; from the nearer end, so that nothing cancels
+        # p = S(position), measured from both ends so that nothing cancels near either
         p_lo = lo + (hi - lo) * torch.sigmoid(-logsnr)
         one_minus = (1 - hi) + (hi - lo) * torch.sigmoid(logsnr)
         return ((p_lo.log() - one_minus.log()) * self.tau - self.start) / (self.end - self.start)

@@ -1,9 +1,9 @@
-"""Zero terminal SNR: a schedule moved so that nothing of the data is left at t = 1.
+"""Zero terminal SNR: rescale a schedule so that no signal is left at t = 1.
 
     alpha'(t) = (alpha(t) - alpha(1)) alpha(k) / (alpha(k) - alpha(1)):   alpha'(1) = 0 and alpha'(k) = alpha(k)
 
-With alpha(1) > 0 the network never saw the pure noise that sampling starts from, and what z_1 still knew, its mean
-first of all (the brightness of an image), is lost. Source: Lin et al. 2023 (2305.08891), Algorithm 1.
+If alpha(1) > 0, sampling starts from pure noise that the network never saw in training, where z_1 still carried the
+mean of the data; samples then lose it (the brightness of images). Source: Lin et al. 2023 (2305.08891), Algorithm 1.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from sfumato.schedules.derived import FromBetas, bisected
 @register("schedule", "zero-terminal-snr")
 @dataclasses.dataclass(frozen=True)
 class ZeroTerminalSNR(Schedule):
-    """`base` with alpha shifted and scaled until alpha(1) = 0 and alpha(kept) is what it was.
+    """`base` with alpha shifted and scaled so that alpha(1) = 0 and alpha(kept) is unchanged.
 
-    A variance-preserving base stays so, sigma = sqrt(1 - alpha^2); any other keeps its sigma. kept: the time of the
-    first entry where the base is a table (`zero_terminal_snr` sets it), else 0. eps and the score cannot be predicted
-    at alpha = 0: targets v, x and F can.
+    A variance-preserving base stays variance-preserving, sigma = sqrt(1 - alpha^2); any other keeps its sigma. kept:
+    the time of the first entry if the base is a table (`zero_terminal_snr` sets it), else 0. Use target v, x or F: at
+    alpha = 0 a prediction of eps or the score carries no information on x.
     """
 
     base: Schedule
@@ -37,8 +37,8 @@ class ZeroTerminalSNR(Schedule):
         require(0 <= self.kept < 1, self, f"a kept time in [0, 1), got {self.kept:g}")
         if not 0 < self._last < self._first:
             raise SfumatoError(
-                f"{type(self.base).__name__} goes from alpha = {self._first:g} to {self._last:g}, of which no zero "
-                "terminal SNR can be made: alpha must fall, and not be 0 already."
+                f"{type(self.base).__name__} goes from alpha = {self._first:g} to {self._last:g} and cannot be "
+                "rescaled to zero terminal SNR: alpha must decrease, to a value above 0."
             )
 
     @cached_property
@@ -51,7 +51,7 @@ class ZeroTerminalSNR(Schedule):
 
     @cached_property
     def _start(self) -> float:
-        """1 - alpha(kept), of a variance-preserving base."""
+        """1 - alpha(kept) of a variance-preserving base."""
         return float(_lack(*self.base(self.kept)))
 
     @cached_property
@@ -64,7 +64,7 @@ class ZeroTerminalSNR(Schedule):
         moved = torch.where(t >= 1, 0.0, ((alpha - last) * (first / (first - last))).clamp_min(0.0))
         if not self._preserving:
             return moved, sigma
-        # 1 - alpha' by way of 1 - alpha, which sigma knows to full precision near the data
+        # compute 1 - alpha' from 1 - alpha, which is known to full precision from sigma near the data
         lack = _lack(alpha, sigma)
         lack = lack + last / (first - last) * (lack - self._start)
         return moved, torch.where(t >= 1, 1.0, (lack * (1 + moved)).clamp_min(0.0).sqrt())
@@ -93,10 +93,10 @@ def _lack(alpha: Tensor, sigma: Tensor) -> Tensor:
 
 
 def zero_terminal_snr(schedule: Schedule) -> Schedule:
-    """The schedule with alpha(1) = 0: rescaled as in 2305.08891, Algorithm 1, or itself where it ends there already.
+    """Rescale a schedule to alpha(1) = 0 (2305.08891, Algorithm 1); unchanged if it already ends there.
 
-    A table of betas keeps its first entry, at t = 1/N, as published; any other schedule its data end. Raises for a
-    schedule whose alpha does not fall (variance exploding), which has no such form.
+    As published, a table of betas keeps its first entry, at t = 1/N; any other schedule keeps alpha(0). Raises
+    SfumatoError if alpha does not decrease (variance exploding).
     """
     if float(schedule.alpha(1.0)) == 0:
         return schedule

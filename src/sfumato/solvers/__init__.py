@@ -1,4 +1,4 @@
-"""Solvers: builders of plans, and the one loop that runs them."""
+"""Solvers: they compile to plans, which one loop runs."""
 
 from collections.abc import Callable, Mapping
 
@@ -26,14 +26,14 @@ NAMES: Mapping[str, Callable[..., Solver]] = Named("solver")
 
 
 def default(exact: bool = False) -> Solver:
-    """Adams-Bashforth of up to order 4 and a corrector of up to order 4 in the flow row; one call a step.
+    """The default solver: Adams-Bashforth and a corrector, both of order up to 4, in the flow row; one call per step.
 
-    The first steps are of lower order and corrected, the steps near the data are predicted by order 3 and 2, and no
-    step takes an order whose weights sum to more than `amplification` steps: 7.3 for exact models, enough for order 4
-    on equal steps, and 2.5 for networks, mostly 2 and a corrector of 4. A trained network is rougher than the E[x|z] of
-    an exact model, and extrapolation multiplies what no polynomial follows; its grid has more nodes in high noise,
-    where images take their coarse shape. Chosen by the distance to the exact ODE on mixtures in 2-D and 64-D and, for
-    networks, to their own fine solve, with and without guidance (`benchmarks/solvers.py`).
+    The first steps have lower order and are corrected, steps near the data are predicted with order 3 and 2, and each
+    step uses the highest order whose |weights| sum to at most `amplification` steps: 7.3 for exact models, enough for
+    order 4 on equal steps, and 2.5 for networks, mostly order 2 with a corrector of order 4. A trained network is less
+    smooth than the E[x|z] of an exact model, and extrapolation amplifies what a polynomial cannot fit; its grid has
+    more nodes at high noise, where images take their coarse shape. Chosen by the distance to the exact ODE on mixtures
+    in 2-D and 64-D and, for networks, to their own fine solve, with and without guidance (`benchmarks/solvers.py`).
     """
     if exact:
         return Multistep(order=4, corrector=4, start="low", end="near", amplification=7.3)

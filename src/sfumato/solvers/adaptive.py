@@ -1,4 +1,4 @@
-"""Adaptive solvers of the probability-flow ODE: Dormand-Prince and the others of `torchdiffeq`.
+"""Adaptive solvers of the probability-flow ODE: Dormand-Prince and other methods of `torchdiffeq`.
 
     dw/dtau = y,   w = z / (alpha + sigma),   tau = sigma / (alpha + sigma),   y = E[eps|z] - E[x|z]
 
@@ -30,44 +30,44 @@ _FLOW = clock("flow")
 @register("solver", "adaptive")
 @dataclasses.dataclass(frozen=True)
 class Adaptive(Solver):
-    """Steps as long as the tolerances allow: |error| <= atol + rtol |w| in the root mean square over the whole batch.
+    """Adaptive steps with |error| <= atol + rtol |w| in the root mean square over the whole batch.
 
-    method: one of torchdiffeq's dopri5, dopri8, bosh3, fehlberg2, adaptive_heun. The number of steps asked for is how
-    many states a trajectory shows; each costs a call beside those that the method makes. The steps are those of the
-    batch, so that a sample depends on its batch within the tolerance. Needs the extra `adaptive`.
+    method: one of torchdiffeq's dopri5, dopri8, bosh3, fehlberg2, adaptive_heun. `steps` is only the number of states
+    that a trajectory shows; each costs one call on top of the method's own. The whole batch shares its steps, so a
+    sample depends on its batch within the tolerance. Needs the extra `adaptive`.
     """
 
     method: str = "dopri5"
     rtol: float = 1e-5
     atol: float = 1e-6
-    grid: ClassVar[grids.Grid] = grids.Uniform()  # type: ignore[misc]  # of its ends alone
+    grid: ClassVar[grids.Grid] = grids.Uniform()  # type: ignore[misc]  # only its ends matter
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise SfumatoError(f"Unknown adaptive method {self.method!r}: known are {', '.join(METHODS)}.")
+            raise SfumatoError(f"Unknown adaptive method {self.method!r}: use one of {', '.join(METHODS)}.")
         if not (self.rtol >= 0 and self.atol >= 0 and self.rtol + self.atol > 0):
             raise SfumatoError(f"Adaptive needs tolerances above 0, got rtol {self.rtol:g} and atol {self.atol:g}.")
 
     def build(self, b: Builder) -> Plan:
-        """A plan whose first line integrates from t_start to t_stop, and whose others read states off that solution."""
+        """A plan whose first line integrates from t_start to t_stop; the other lines read states off that solution."""
         start, stop, steps = b.nodes[0], b.nodes[-1], len(b.nodes) - 1
         last = stop
-        if stop == 0 and b.point(0.0)[1] == 0:  # E[eps|z] is not continuous there: end a little before
+        if stop == 0 and b.point(0.0)[1] == 0:  # E[eps|z] is discontinuous at sigma = 0: stop just before
             last = float(b.schedule.time(NODE_LIMIT))
         begin, end = (_FLOW.time(*b.point(t)) for t in (start, last))
         taus = tuple(torch.linspace(begin, end, steps + 1, dtype=torch.float64).tolist())
-        way = Way(self, b.schedule, (start, last), taus)
+        solution = Solution(self, b.schedule, (start, last), taus)
         for k, tau in enumerate(taus if stop == 0 else taus[:-1]):
-            b.call(way.point(tau)[0])
-            b.jump(AdaptiveStep(way, k))
+            b.call(solution.point(tau)[0])
+            b.jump(AdaptiveStep(solution, k))
         name = f"Adaptive({self.method}, rtol={self.rtol:g}, atol={self.atol:g})"
         return dataclasses.replace(b.plan(name, 1), steps=steps)
 
 
 @final
 @dataclasses.dataclass(frozen=True)
-class Way:
-    """The flow of a model between two times, by a solver's tolerances; taus: where its states are shown."""
+class Solution:
+    """The flow of a model between two times, within a solver's tolerances; taus: the flow times of its states."""
 
     solver: Adaptive
     schedule: Schedule
@@ -77,7 +77,7 @@ class Way:
     def point(self, tau: float) -> tuple[float, float]:
         """(t, S) at a flow time."""
         t = float(self.schedule.time(_FLOW.logsnr(tau)))
-        for bound in reversed(self.ends):  # the inverse is exact to rounding alone
+        for bound in reversed(self.ends):  # undo the rounding of the inverse at the ends
             t = bound if abs(t - bound) < 1e-12 else t
         alpha, sigma = (float(v) for v in self.schedule(t))
         return t, alpha + sigma
@@ -96,19 +96,19 @@ class Way:
         tolerances = {"rtol": self.solver.rtol, "atol": self.solver.atol}
         try:
             states = odeint(slope, first, taus, method=self.solver.method, **tolerances)
-        except AssertionError as error:  # torchdiffeq's word for a step that has shrunk to nothing
-            raise SfumatoError(f"Adaptive cannot keep its tolerances ({error}): give larger ones.") from None
+        except AssertionError as error:  # raised by torchdiffeq when a step underflows
+            raise SfumatoError(f"Adaptive cannot meet its tolerances ({error}): use larger ones.") from None
         if not bool(states[-1].isfinite().all()):
-            raise SfumatoError("Adaptive met numbers that are not finite: give larger tolerances, or check the model.")
+            raise SfumatoError("Adaptive reached a state that is not finite: use larger tolerances or check the model.")
         return states.transpose(0, 1)
 
 
 @final
 @dataclasses.dataclass
 class AdaptiveStep(Corrector):
-    """From the state at tau_k to the next: the first line integrates to the end and carries the others' states."""
+    """The step from tau_k to the next state: the first line integrates to the end and carries all states along."""
 
-    way: Way
+    solution: Solution
     k: int
     calls: int = 1
     draws: bool = False
@@ -117,11 +117,11 @@ class AdaptiveStep(Corrector):
         self, model: Any, z: Tensor, t: float, s: float, state: Tensor | None, noise: Any
     ) -> tuple[Tensor, Tensor]:
         belief, before = model(z, t), model.calls
-        state = self.way.states(model, z) if state is None else state
+        state = self.solution.states(model, z) if state is None else state
         self.calls = 1 + model.calls - before
-        if self.k + 1 == len(self.way.taus):  # the clean signal
+        if self.k + 1 == len(self.solution.taus):  # the clean signal
             return belief.x, state
-        norm = self.way.point(self.way.taus[self.k + 1])[1]
+        norm = self.solution.point(self.solution.taus[self.k + 1])[1]
         return (norm * state[:, self.k + 1]).to(z.dtype), state
 
 

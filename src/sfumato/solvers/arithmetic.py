@@ -1,13 +1,12 @@
-"""The arithmetic of a plan's lines, in as few tensor operations as the table allows.
+"""Evaluate the lines of a plan in as few tensor operations as possible.
 
-    m_j = z_part z_j + x_part x_j                what later lines need of call j: one tensor where one suffices
+    m_j = z_part z_j + x_part x_j                what later lines need from call j: one tensor if possible
     z_{k+1} = a_k z_k + b_k x_k + sum_j c_kj m_j
 
-A line of a multistep method sees the past through one value of its row for each call, so that x_j and z_j occur in
-one proportion and one m_j is kept of them. The m_j lie side by side in one buffer, and a line is one product of that
-buffer with its coefficients: two operations a step, of whatever order. A call whose proportions differ keeps both.
-Coefficients are applied in the dtype of the state, float32 at least; one that is a vector over the basis keeps z_j and
-x_j themselves.
+A multistep method uses one value of its row per past call, so z_j and x_j always occur in the same proportion and a
+single m_j suffices. All m_j share one buffer, and a line is one product of that buffer with its coefficients: two
+operations per step at any order. A call that is used in different proportions stores both z_j and x_j, as does one with
+vector coefficients (one per element). Coefficients are applied in the dtype of the state, at least float32.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from torch import Tensor
 
 from sfumato.solvers.lines import Coefficient, Linear, is_nonzero
 
-_PARALLEL = 1e-13  # proportions that differ by less differ by rounding
-_AMPLIFIED = 10.0  # x_k is read back from m_k only where that multiplies rounding by less
+_PARALLEL = 1e-13  # proportions closer than this are equal up to rounding
+_AMPLIFIED = 10.0  # x_k is recovered from m_k only if that amplifies rounding by less
 
 
 class Memory(NamedTuple):
-    """m = z_part z + x_part x in the buffer's row `slot`; the larger of the parts is 1."""
+    """m = z_part z + x_part x, stored in row `slot` of the buffer; the larger part is 1."""
 
     slot: int
     z_part: float
@@ -45,7 +44,7 @@ class Memory(NamedTuple):
 
 
 class Move(NamedTuple):
-    """One line: the memories to keep of (z, x), then a z + b x + the sum of coefficient * memory over `past`."""
+    """One line: store the memories `keep` of (z, x), then compute a z + b x + sum of coefficient * memory in `past`."""
 
     keep: tuple[Memory, ...]
     a: Any
@@ -55,10 +54,10 @@ class Move(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """All lines of a plan; the weights of `past` as a table (lines, slots), and the own factor of each line; float64.
+    """All lines of a plan; `weights` of `past` as a table (lines, slots), `factors` of each line's own state; float64.
 
-    A factor that is a tensor already costs half of one that torch must make a tensor of. A line that is none of
-    numbers alone leaves `weights` and `factors` without rows: it is computed term by term.
+    Factors are tensors, because torch takes twice as long with Python numbers. If any coefficient is a vector,
+    `weights` and `factors` have no rows and all lines are computed term by term.
     """
 
     moves: tuple[Move, ...]
@@ -77,7 +76,7 @@ class Program:
 
 
 def compiled(lines: Sequence[Linear]) -> Program:
-    """Which memories each call leaves, in which rows of the buffer, and each line in terms of them."""
+    """Compile lines: choose the memories that each call stores, assign buffer rows, express each line through them."""
     uses = _later_uses(lines)
     last = [max((k for k, *_ in use), default=-1) for use in uses]
     free: list[int] = []
@@ -99,7 +98,7 @@ def compiled(lines: Sequence[Linear]) -> Program:
 
 
 def _later_uses(lines: Sequence[Linear]) -> list[list[tuple[int, Coefficient, Coefficient]]]:
-    """For each call j, (k, coefficient of z_j, coefficient of x_j) of every line after its own that uses it."""
+    """For each call j, (k, coefficient of z_j, coefficient of x_j) of every later line k that uses it."""
     uses: list[list[tuple[int, Coefficient, Coefficient]]] = [[] for _ in lines]
     for k, line in enumerate(lines):
         for j in {*line.z, *line.x} - {k}:
@@ -112,7 +111,7 @@ def _directions(pairs: Sequence[Sequence[Any]]) -> list[tuple[float, float]]:
     numbers = [(z, x) for z, x in pairs if not (isinstance(z, Tensor) or isinstance(x, Tensor))]
     if len(numbers) < len(pairs):
         used = [any(is_nonzero(pair[i]) for pair in pairs) for i in (0, 1)]
-        return [part for part, wanted in zip(((1.0, 0.0), (0.0, 1.0)), used, strict=True) if wanted]
+        return [part for part, needed in zip(((1.0, 0.0), (0.0, 1.0)), used, strict=True) if needed]
     if not numbers:
         return []
     size, z, x = max((math.hypot(z, x), z, x) for z, x in numbers)
@@ -124,7 +123,7 @@ def _directions(pairs: Sequence[Sequence[Any]]) -> list[tuple[float, float]]:
 
 
 def _through(memories: Sequence[Memory], z: Coefficient, x: Coefficient) -> list[tuple[int, Coefficient]]:
-    """(slot, coefficient) with which the memories of a call make z z_j + x x_j."""
+    """(slot, coefficient) pairs that express z z_j + x x_j through the memories of call j."""
     if len(memories) == 1:
         (m,) = memories
         return [(m.slot, x if m.x_part == 1 else z)] if is_nonzero(z) or is_nonzero(x) else []
@@ -132,7 +131,7 @@ def _through(memories: Sequence[Memory], z: Coefficient, x: Coefficient) -> list
 
 
 def _move(kept: tuple[Memory, ...], a: Coefficient, b: Coefficient, past: list[tuple[int, Coefficient]]) -> Move:
-    """A line whose own x comes from the memory that was just kept, where one operation is saved by it."""
+    """The `Move` of a line; it reads its own x from the memory just stored if that saves an operation."""
     if len(kept) == 1 and is_nonzero(b) and abs(kept[0].z_part) <= _AMPLIFIED * abs(kept[0].x_part):
         (m,) = kept
         return Move(kept, a - b * m.z_part / m.x_part, 0.0, ((m.slot, b / m.x_part), *past))
@@ -148,8 +147,8 @@ def _plus(out: Tensor, c: Coefficient, y: Tensor) -> Tensor:
 class Arithmetic:
     """Runs a program on states of one shape: `step` takes call k's state and estimate to the next state.
 
-    Nothing that went in or came out is written to. From the first call on whose state or estimate asks for a gradient,
-    every operation makes a new tensor.
+    Inputs and results are never modified in place. Once a state or estimate requires a gradient, every operation
+    allocates a new tensor.
     """
 
     def __init__(self, program: Program, like: Tensor) -> None:
@@ -159,12 +158,12 @@ class Arithmetic:
         self.weights = program.weights.to(like.device, self.dtype).unbind(0)
         self.factors = program.factors.to(self.dtype).unbind(0)
         with torch.no_grad():
-            self._hold(torch.zeros(program.slots, *like.shape, dtype=self.dtype, device=like.device))
+            self._set_memory(torch.zeros(program.slots, *like.shape, dtype=self.dtype, device=like.device))
 
-    def _hold(self, memory: Tensor) -> None:
+    def _set_memory(self, memory: Tensor) -> None:
         """Set the memory, (slots, B, *shape)."""
         self._memory, self.rows = memory, memory.unbind(0)
-        self.graph = dict(enumerate(self.rows)) if memory.requires_grad else None  # of a walk with gradients
+        self.graph = dict(enumerate(self.rows)) if memory.requires_grad else None  # memories with gradients, by slot
         self.term_by_term = memory.requires_grad or not self.program.numbers
         self.columns = memory.reshape(len(memory), math.prod(memory.shape[1:])).t()
 
@@ -175,7 +174,7 @@ class Arithmetic:
         return torch.stack([self.graph[slot] for slot in range(len(self.rows))])
 
     def remember(self, k: int, z: Tensor, x: Tensor) -> None:
-        """Keep what later lines need of a call whose own line is not `Linear`."""
+        """Store what later lines need from a call whose own line is not `Linear`."""
         if self.moves[k].keep:
             self.step(k, z, x)
 
@@ -184,7 +183,7 @@ class Arithmetic:
         if z.dtype is not dtype or x.dtype is not dtype:
             z, x = z.to(dtype), x.to(dtype)
         if self.term_by_term or ((z.requires_grad or x.requires_grad) and torch.is_grad_enabled()):
-            out = self._grown(k, z, x)
+            out = self._out_of_place(k, z, x)
             return out if self.dtype is self.result else out.to(self.result)
         move = self.moves[k]
         for memory in move.keep:
@@ -198,8 +197,8 @@ class Arithmetic:
             out = x.mul(self.factors[k])
         return out if self.whole else out.to(self.result)
 
-    def _grown(self, k: int, z: Tensor, x: Tensor) -> Tensor:
-        """The same line, with nothing written in place."""
+    def _out_of_place(self, k: int, z: Tensor, x: Tensor) -> Tensor:
+        """The same line without in-place operations."""
         if self.graph is None:
             self.graph, self.term_by_term = dict(enumerate(self.rows)), True
         move = self.moves[k]
@@ -212,11 +211,11 @@ class Arithmetic:
         return out
 
     def part(self, rows: Tensor) -> Arithmetic:
-        """The same program for some of the rows, with their memory."""
+        """A copy for some of the rows, with their memory."""
         part = copy.copy(self)
-        part._hold(self.memory.index_select(1, rows.to(self._memory.device)))
+        part._set_memory(self.memory.index_select(1, rows.to(self._memory.device)))
         return part
 
     def take(self, rows: Tensor, part: Arithmetic) -> None:
-        """Take over the memory of these rows from a part."""
-        self._hold(self.memory.index_copy(1, rows.to(self._memory.device), part.memory))
+        """Copy the memory of these rows back from a part."""
+        self._set_memory(self.memory.index_copy(1, rows.to(self._memory.device), part.memory))

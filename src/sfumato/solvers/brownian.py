@@ -1,10 +1,10 @@
-"""Noise as a path of time: a plan's draws as increments of one Wiener process, whatever its steps.
+"""Draw the noise of a plan as increments of one Wiener process, whatever its steps.
 
     xi_k = (W(c_{k+1}) - W(c_k)) / sqrt(c_{k+1} - c_k)
     c = sigmoid(logsnr / 8) = alpha^(1/4) / (alpha^(1/4) + sigma^(1/4))
 
-The clock c rises from 0 at pure noise to 1 at the clean signal for every schedule, so that with more steps the samples
-of a seed tend to one picture, and to the same one under any schedule.
+The clock c rises from 0 at pure noise to 1 at the clean signal for every schedule. With more steps the sample of a seed
+therefore converges, and to the same limit under any schedule.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ def level_clock(point: Point) -> float:
 
 
 def spans(name: str, path: Sequence[Point], noisy: Sequence[bool]) -> dict[int, tuple[float, float]]:
-    """For each call that draws, the span of the clock that its noise covers: from where the last draw ended."""
-    found, start = {}, level_clock(path[0])
+    """For each call that draws noise, the interval of the clock that it covers, starting where the last one ended."""
+    covered, start = {}, level_clock(path[0])
     for k, draws in enumerate(noisy):
         if draws:
             end = level_clock(path[k + 1])
             if end - start < noise.WienerProcess.FINEST:
                 raise SfumatoError(
-                    f"The solver {name} draws noise that no path of time has (call {k} does not lead to less noise, or "
-                    "by too little): sample without brownian."
+                    f"The noise of the solver {name} cannot follow a Brownian path (call {k} does not reduce the noise "
+                    "level, or by too little): sample without brownian."
                 )
-            found[k], start = (start, end), end
-    return found
+            covered[k], start = (start, end), end
+    return covered
 
 
 def along(plan: Plan, seed: int, index: Tensor) -> Path:
-    """A source of noise for a plan: row i follows the Wiener process of (seed, index_i)."""
+    """The noise source for a plan in which row i follows the Wiener process of (seed, index_i)."""
     if not plan.path:
-        raise SfumatoError(f"The solver {plan.name} has no levels, so it follows no path: leave brownian out.")
+        raise SfumatoError(f"The solver {plan.name} has no (alpha, sigma) path for Brownian noise: leave brownian out.")
     steps = spans(plan.name, plan.path, [line.draws for line in plan.lines])
     return Path(noise.WienerProcess(seed, index), steps)
 
@@ -60,7 +60,7 @@ def along(plan: Plan, seed: int, index: Tensor) -> Path:
 @final
 @dataclasses.dataclass(frozen=True)
 class Path(NoiseSource):
-    """The increments of Wiener processes, one for each row, over the spans of the calls."""
+    """The increments of one Wiener process per row over the clock intervals of the calls."""
 
     wiener: noise.WienerProcess
     spans: dict[int, tuple[float, float]]
@@ -95,7 +95,7 @@ class Path(NoiseSource):
 @final
 @dataclasses.dataclass(frozen=True)
 class Brownian(Solver):
-    """A solver whose noise follows one Brownian path of time a sample: with more steps a seed tends to one sample.
+    """A solver whose noise follows one Brownian path per sample: with more steps the sample of a seed converges.
 
     solver: a solver or its name.
     """

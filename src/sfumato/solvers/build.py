@@ -1,4 +1,4 @@
-"""How solvers build plans: linear forms over states, estimates and noise, and the builder that every solver fills."""
+"""How solvers build plans: linear forms over states, estimates and noise, and the builder that collects them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def add(*terms: tuple[float, Form]) -> Form:
 
 
 class Builder:
-    """A plan in the making: `call` asks the denoiser at a time, `advance` says what state the next call sees."""
+    """Collects a plan: `call` adds a call of the denoiser at a time, `advance` defines the next state."""
 
     def __init__(self, process: Any, schedule: Schedule, times: list[float]) -> None:
         self.process, self.schedule, self.nodes = process, schedule, times
@@ -42,7 +42,7 @@ class Builder:
         return self._points[t]
 
     def node(self, i: int) -> Point:
-        """(alpha, sigma) at a node; the last is the clean signal where it stands at t = 0."""
+        """(alpha, sigma) at a node; (1, 0), the clean signal, for a last node at t = 0."""
         if i == len(self.nodes) - 1 and self.nodes[-1] == 0:
             return 1.0, 0.0
         return self.point(self.nodes[i])
@@ -79,7 +79,7 @@ class Builder:
 
 
 def ddim(t: Point, s: Point, k: int, base: Form | None = None) -> Form:
-    """z_s = alpha_s x + sigma_s eps, eps = (z_t - alpha_t x) / sigma_t (2010.02502, Eq. 12), exact at every end."""
+    """z_s = alpha_s x + sigma_s eps, eps = (z_t - alpha_t x) / sigma_t (2010.02502, Eq. 12), exact at both ends."""
     kept = s[1] / t[1]
     return add((kept, base or {("z", k): 1.0}), (1.0, {("x", k): s[0] - kept * t[0]}))
 
@@ -87,10 +87,11 @@ def ddim(t: Point, s: Point, k: int, base: Form | None = None) -> Form:
 class Solver(abc.ABC):
     """A rule that compiles to a Plan for a process and a number of steps.
 
-    any_process: whether it serves processes of any states; else those whose states are sums alpha x + sigma eps.
+    grid: where the nodes of the steps lie. any_process: whether it supports every process, or only those with states
+    alpha x + sigma eps.
     """
 
-    grid: grids.Grid
+    grid: grids.Grid = grids.auto()
     any_process: ClassVar[bool] = False
 
     @abc.abstractmethod
@@ -98,24 +99,24 @@ class Solver(abc.ABC):
 
     @final
     def plan(self, process: Any, steps: int = 20, t_start: float = 1.0, t_stop: float = 0.0) -> Plan:
-        """The table for `steps` intervals from t_start to t_stop (0: the clean signal).
+        """The plan for `steps` intervals from t_start to t_stop (0: the clean signal).
 
-        process: a model's, or a bare Schedule, which stands for its Gaussian process.
+        process: the model's process, or a Schedule, meaning the Gaussian process with it.
         """
         schedule = schedule_of(process)
         if schedule is None and not self.any_process:
             raise SfumatoError(
-                f"{type(self).__name__} adds up real numbers, and cannot sample the states of "
-                f"{type(process).__name__}: take {' or '.join(serving())}."
+                f"{type(self).__name__} works on real numbers and cannot sample the states of "
+                f"{type(process).__name__}: use {' or '.join(serving())}."
             )
         schedule = process.clock if schedule is None else schedule
         return self.build(Builder(process, schedule, self.grid.times(schedule, steps, t_start, t_stop)))
 
 
 def serving() -> list[str]:
-    """The names of the solvers that serve every process."""
-    found, names = [Solver], []
-    for kind in found:
-        found += kind.__subclasses__()
+    """The names of the solvers that support every process."""
+    kinds, names = [Solver], []
+    for kind in kinds:
+        kinds += kind.__subclasses__()
         names += [f"solvers.{kind.__name__}()"] if kind.any_process is True else []
     return names

@@ -1,4 +1,4 @@
-"""EDM's stochastic sampler: a little noise is added, then one step of the ODE is taken from there.
+"""EDM's stochastic sampler: add a little noise, then take one ODE step from there.
 
     t -> t^ with (sigma/alpha)^ = (1 + gamma) sigma/alpha,   gamma = min(S_churn / steps, sqrt(2) - 1)
     z^ = a z + S_noise c xi,   a = alpha_t^ / alpha_t,   c^2 = sigma_t^^2 - a^2 sigma_t^2;   then Heun from t^ to s
@@ -22,12 +22,13 @@ from sfumato.solvers.plan import Plan
 @register("solver", "churn")
 @dataclasses.dataclass(frozen=True)
 class Churn(Solver):
-    """2 steps - 1 calls. Weak order 2 with s_noise = 1: the added noise leads from p_t to p_t^ without an error.
+    """2 steps - 1 calls. Weak order 2 with s_noise = 1, since the added noise takes p_t to p_t^ exactly.
 
-    s_churn: the noise of the whole run. s_tmin, s_tmax: only where sigma/alpha lies between. s_noise: a factor on its
-    standard deviation, above 1 where a network removes too much (1.003 in the paper). The start, which is noise, is not
-    churned. order=1 takes Euler's steps, one call each. The paper has row='eps' on the grid Rho(7), and s_churn from 30
-    to 80 for trained networks; with an exact model less is closer to the law, as each step is longer by its churn.
+    s_churn: the total amount of noise over the run. s_tmin, s_tmax: add noise only where sigma/alpha lies between them.
+    s_noise: a factor on its standard deviation, above 1 if a network removes too much (1.003 in the paper). The start,
+    which is pure noise, is not churned. order=1 takes Euler steps, one call each. The paper uses row='eps' on the grid
+    Rho(7), and s_churn from 30 to 80 for trained networks; for an exact model smaller values are more accurate, since
+    churn lengthens each step.
     """
 
     s_churn: float = 10.0
@@ -40,7 +41,7 @@ class Churn(Solver):
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2):
-            raise SfumatoError(f"Churn has orders 1 and 2, got {self.order}.")
+            raise SfumatoError(f"Churn has order 1 or 2, got {self.order}.")
         if not 0 <= self.s_churn < math.inf or not 0 < self.s_noise < math.inf:
             raise SfumatoError(f"Churn needs s_churn >= 0 and s_noise > 0, got {self.s_churn:g} and {self.s_noise:g}.")
         if not self.s_tmin <= self.s_tmax:
@@ -53,15 +54,15 @@ class Churn(Solver):
             if i == steps - 1:
                 b.advance(form)
                 break
-            t = self._higher(b, b.nodes[i + 1], steps)
+            t = self._churned(b, b.nodes[i + 1], steps)
             (alpha, sigma), (alpha_up, sigma_up) = b.node(i + 1), b.point(t)
             ratio = alpha_up / alpha
             added = math.sqrt(max(sigma_up**2 - (ratio * sigma) ** 2, 0.0)) if t > b.nodes[i + 1] else 0.0
             b.advance({key: ratio * c for key, c in form.items()}, self.s_noise * added)
         return b.plan(f"Churn(s_churn={self.s_churn:g})", self.order)
 
-    def _higher(self, b: Builder, t: float, steps: int) -> float:
-        """t^, at most 1."""
+    def _churned(self, b: Builder, t: float, steps: int) -> float:
+        """The time t^ of the higher noise level, at most 1."""
         alpha, sigma = b.point(t)
         gamma = min(self.s_churn / steps, math.sqrt(2) - 1)
         if gamma == 0 or sigma == 0 or not self.s_tmin <= sigma / alpha <= self.s_tmax:
@@ -69,7 +70,7 @@ class Churn(Solver):
         return max(t, float(b.schedule.time(-2 * math.log((1 + gamma) * sigma / alpha))))
 
     def _descend(self, b: Builder, t: float, i: int) -> Form:
-        """The state at node i + 1 from t: Heun's, or Euler's in sigma/alpha where an end is infinite."""
+        """The state at node i + 1 from time t by Heun's method, or by DDIM if the clock is infinite at an end."""
         first, end, rule = b.call(t), b.node(i + 1), clock(self.row)
         start, stop = rule.time(*b.path[first]), rule.time(*end)
         if self.order == 1 or end[1] == 0 or not (math.isfinite(start) and math.isfinite(stop)):

@@ -1,12 +1,12 @@
-"""Rows and clocks: the pairs in which the probability-flow ODE is d(z / S)/dc = y, without a linear part.
+"""Rows and clocks: choices of (S, c, y) that turn the probability-flow ODE into d(z / S)/dc = y, without a linear term.
 
     x:     S = sigma,                    c = alpha / sigma             y = x_hat
     eps:   S = alpha,                    c = sigma / alpha             y = eps_hat
     flow:  S = alpha + sigma,            c = sigma / (alpha + sigma)   y = eps_hat - x_hat
     F:     S = sqrt(alpha^2 + sigma^2),  c = arctan(sigma / alpha)     y = (alpha eps_hat - sigma x_hat) / S
 
-Order 1 in the first three is DDIM. x is exact to the data end but singular there, eps is singular at pure noise;
-flow and F are finite at both ends. Sources: 2206.00927 and 2211.01095 (x, eps), 2206.00364 (sigma clock).
+A first-order step in any of the first three is DDIM. The clock of x is infinite at the data end, that of eps at pure
+noise; flow and F are finite at both ends. Sources: 2206.00927 and 2211.01095 (x, eps), 2206.00364 (sigma clock).
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ Point = tuple[float, float]  # (alpha, sigma)
 
 
 class Clock(NamedTuple):
-    """S and c as functions of (alpha, sigma); y = p z + q x_hat; the logsnr at c; dc/dlam, lam = logsnr / 2."""
+    """scale S and time c of (alpha, sigma); read: (p, q) with y = p z + q x_hat; logsnr at c; rate dc/dlam,
+    lam = logsnr / 2."""
 
     scale: Callable[[float, float], float]
     time: Callable[[float, float], float]
@@ -69,5 +70,5 @@ CLOCKS: dict[str, Clock] = {
 
 def clock(row: str) -> Clock:
     if row not in CLOCKS:
-        raise SfumatoError(f"Unknown row {row!r} of a solver: known are {', '.join(CLOCKS)}.")
+        raise SfumatoError(f"Unknown solver row {row!r}: use one of {', '.join(CLOCKS)}.")
     return CLOCKS[row]

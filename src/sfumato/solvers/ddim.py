@@ -1,4 +1,4 @@
-"""The eta family: DDIM (eta 0), the posterior of DDPM (eta 1) and beyond; and plain Euler in t.
+"""The eta family, DDIM (eta 0), DDPM's posterior (eta 1) and beyond; and plain Euler steps in t.
 
 z_s = alpha_s x + sqrt(sigma_s^2 - std^2) eps + std xi
 """
@@ -23,8 +23,8 @@ from sfumato.solvers.plan import Plan
 class DDIM(Solver):
     """Order 1; eta scales the posterior's standard deviation (2010.02502, Eq. 12 and 16).
 
-    The marginals are those of dz = [f z - (1 + eta^2)/2 g^2 score] dt + eta g dw. Above 1 as far as the bridge holds so
-    much noise (std <= sigma_s); `SASolver` with tau has no such bound.
+    The marginals are those of dz = [f z - (1 + eta^2)/2 g^2 score] dt + eta g dw. eta above 1 is possible while
+    std <= sigma_s; `SASolver` with tau has no such limit.
     """
 
     eta: float = 0.0
@@ -53,8 +53,8 @@ def bridge(t: Point, s: Point, k: int, eta: float) -> tuple[Form, float]:
 class Euler(Solver):
     """z_s = z_t + (s - t) dz/dt of the probability-flow ODE in the schedule's own time t. Order 1.
 
-    A last step to the clean signal of a schedule with sigma(0) > 0 goes straight along the belief (DDIM), as does a
-    step from a time where dz/dt is infinite (t = 1 of Sigmoid).
+    The last step to the clean signal of a schedule with sigma(0) > 0 is a DDIM step, as is a step from a time where
+    dz/dt is infinite (t = 1 of Sigmoid).
     """
 
     grid: grids.Grid = dataclasses.field(default_factory=grids.Uniform)

@@ -1,13 +1,13 @@
-"""DDPM's ancestral sampling: one mean, and four variances of the step z_t -> z_s.
+"""DDPM's ancestral sampling: one mean, and four choices of the variance of the step z_t -> z_s.
 
     mean        a sigma_s^2 / sigma_t^2 z_t + alpha_s c^2 / sigma_t^2 x
     with        a = alpha_t / alpha_s,   c^2 = sigma_t^2 - a^2 sigma_s^2
-    posterior   c^2 sigma_s^2 / sigma_t^2        "beta tilde": exact where the data is one point
-    beta        c^2 S_s^2 / S_t^2                "beta": exact where the data is N(0, I);  S^2 = alpha^2 + sigma^2
-    learned     exp(v log beta + (1 - v) log posterior)               v from the network, element by element
+    posterior   c^2 sigma_s^2 / sigma_t^2        "beta tilde": exact if the data are a single point
+    beta        c^2 S_s^2 / S_t^2                "beta": exact if the data are N(0, I);  S^2 = alpha^2 + sigma^2
+    learned     exp(v log beta + (1 - v) log posterior)               v from the network, for each element
     optimal     posterior + (alpha_s c^2 / sigma_t^2)^2 Var[x|z]      exact to second order for any data
 
-Where S = 1 (variance-preserving) c^2 is DDPM's beta; with S the sampler is the same one under every schedule.
+For S = 1 (variance-preserving) c^2 is DDPM's beta; the factors of S make the sampler the same under every schedule.
 Sources: Ho et al. 2020 (2006.11239), Sec. 3.2; Nichol and Dhariwal 2021 (2102.09672), Eq. 15; Bao et al. 2022
 (2201.06503, 2206.07309).
 """
@@ -49,8 +49,8 @@ class DDPM(Solver):
     def __post_init__(self) -> None:
         if self.variance not in VARIANCES:
             raise SfumatoError(
-                f"DDPM knows the variances {' and '.join(VARIANCES)}, not {self.variance!r}: "
-                "LearnedDDPM and OptimalDDPM take the model's."
+                f"DDPM has the variances {' and '.join(VARIANCES)}, not {self.variance!r}: for the model's own "
+                "variance use LearnedDDPM or OptimalDDPM."
             )
 
     def build(self, b: Builder) -> Plan:
@@ -71,11 +71,11 @@ def _beta(t: Point, s: Point) -> float:
 @register("solver", "ddpm-learned")
 @dataclasses.dataclass(frozen=True)
 class LearnedDDPM(Solver):
-    """Ancestral sampling with the variance that the network has learned (`Denoiser(variance="learned")`).
+    """Ancestral sampling with the variance learned by the network (`Denoiser(variance="learned")`).
 
-    Sigma = exp(v log beta + (1 - v) log beta_tilde), v = `belief.variance_share`, element by element. With few steps
-    both limits stretch with the step, so that the learned v still serves (2102.09672, Sec. 4). The last step, to the
-    clean signal, draws no noise.
+    Sigma = exp(v log beta + (1 - v) log beta_tilde), v = `belief.variance_share`, for each element. Both limits scale
+    with the step, so the learned v also applies with few steps (2102.09672, Sec. 4). The last step, to the clean
+    signal, draws no noise.
     """
 
     grid: grids.Grid = dataclasses.field(default_factory=grids.Uniform)
@@ -89,11 +89,11 @@ class LearnedDDPM(Solver):
 
 @dataclasses.dataclass(frozen=True)
 class OptimalDDPM(Solver):
-    """Ancestral sampling with the variance of a model that knows Var[x|z] (`belief.variance`), element by element.
+    """Ancestral sampling with the optimal variance, for models that provide Var[x|z] (`belief.variance`).
 
-    std^2 = posterior + (coefficient of x)^2 Var[x|z] is the variance of z_s given z_t, so that Gaussian data of
-    independent elements come out exactly in any number of steps, one included. The last step draws too: its variance
-    is Var[x|z]. Source: 2201.06503, Theorem 1; 2206.07309, per element.
+    std^2 = posterior + (coefficient of x)^2 Var[x|z] is the exact variance of z_s given z_t for each element, so
+    Gaussian data with independent elements are sampled exactly in any number of steps, even one. The last step draws
+    noise too, of variance Var[x|z]. Source: 2201.06503, Theorem 1; 2206.07309, per element.
     """
 
     grid: grids.Grid = dataclasses.field(default_factory=grids.Uniform)
@@ -106,7 +106,7 @@ class OptimalDDPM(Solver):
 
 
 def _steps(b: Builder) -> Iterator[tuple[int, Point, Point]]:
-    """(call, the point it stands at, the point it leads to)."""
+    """Add a call at each node; yields (call, its (alpha, sigma), the (alpha, sigma) it steps to)."""
     for i, t in enumerate(b.nodes[:-1]):
         k = b.call(t)
         yield k, b.path[k], b.node(i + 1)
@@ -115,7 +115,7 @@ def _steps(b: Builder) -> Iterator[tuple[int, Point, Point]]:
 @final
 @dataclasses.dataclass(frozen=True)
 class LearnedStep(Jump):
-    """a z + b x and noise between two standard deviations, as the belief says."""
+    """a z + b x plus noise of a standard deviation from `low` to `high`, chosen by `belief.variance_share`."""
 
     a: float
     b: float
@@ -129,7 +129,7 @@ class LearnedStep(Jump):
     def __call__(self, z: Tensor, belief: Any, s: Tensor | float, noise: Any) -> Tensor:
         share = belief.variance_share
         if share is None:
-            raise SfumatoError("LearnedDDPM needs a model that learned its variance, and this one did not: use DDPM.")
+            raise SfumatoError("LearnedDDPM needs a model with a learned variance, which this one lacks: use DDPM.")
         mean: Tensor = self.a * z + self.b * belief.x
         if not self.draws:
             return mean
@@ -140,7 +140,7 @@ class LearnedStep(Jump):
 @final
 @dataclasses.dataclass(frozen=True)
 class OptimalStep(Jump):
-    """a z + b x and noise of variance std^2 + b^2 Var[x|z]."""
+    """a z + b x plus noise of variance std^2 + b^2 Var[x|z]."""
 
     a: float
     b: float
@@ -148,7 +148,7 @@ class OptimalStep(Jump):
 
     def __call__(self, z: Tensor, belief: Any, s: Tensor | float, noise: Any) -> Tensor:
         if belief.variance is None:
-            raise SfumatoError("OptimalDDPM needs a model that knows Var[x|z], and this one does not: use DDPM.")
+            raise SfumatoError("OptimalDDPM needs a model that provides Var[x|z], which this one does not: use DDPM.")
         std = (belief.variance * self.b**2 + self.std**2).sqrt()
         mean: Tensor = self.a * z + self.b * belief.x
         return mean + std * numbers_like(noise, z)

@@ -1,7 +1,7 @@
-"""Ancestral sampling of any process: z_s ~ p(z_s | z_t) under the belief, over equal steps of t.
+"""Ancestral sampling of any process: z_s ~ p(z_s | z_t) under the belief, in equal steps of t.
 
-Of symbols each by itself: Sohl-Dickstein et al. 2015 (1503.03585), Section 2.2; with the belief in place of x,
-Hoogeboom et al. 2021 (2102.05379). Of a Gaussian process it is DDPM (Ho et al. 2020, 2006.11239).
+Symbols are drawn independently: Sohl-Dickstein et al. 2015 (1503.03585), Section 2.2; with the belief in place of x,
+Hoogeboom et al. 2021 (2102.05379). For a Gaussian process this is DDPM (Ho et al. 2020, 2006.11239).
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class EqualTimes(grids.Grid):
 @register("solver", "bridge", eta=0.0)
 @dataclasses.dataclass(frozen=True)
 class Ancestral(Solver):
-    """Each step draws the next state from the belief; one call a step, any process.
+    """Draw each next state from the belief; one call per step, for any process.
 
-    eta = 1 is the reverse chain (of real numbers DDPM, of symbols their posterior), eta = 0 has as little noise as can
-    be (DDIM; the fewest changes of symbols).
+    eta = 1 is the reverse chain (DDPM for numbers, the posterior for symbols), eta = 0 adds the least possible noise
+    (DDIM for numbers, the fewest changes for symbols).
     """
 
     any_process: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""Where the noise of a walk comes from: a `noise.Noise`, or a `NoiseSource` that draws in another way."""
+"""The noise of a walk: a `noise.Noise`, or another `NoiseSource`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Draw = Callable[[int, Tensor], Tensor]  # (call, like) -> standard normal number
 
 
 class NoiseSource(abc.ABC):
-    """Standard normal numbers for the rows of a walk, each at a call of its own."""
+    """Standard normal numbers for the rows of a walk, which may be at different calls."""
 
     @abc.abstractmethod
     def at(self, step: int | Tensor) -> NoiseSource:
@@ -29,7 +29,7 @@ class NoiseSource(abc.ABC):
 
     @abc.abstractmethod
     def renumbered(self, index: Tensor) -> NoiseSource:
-        """The source for rows of these sample numbers."""
+        """The source with these sample numbers for its rows."""
 
     @abc.abstractmethod
     def like(self, state: State) -> State: ...
@@ -37,7 +37,7 @@ class NoiseSource(abc.ABC):
 
 @final
 class Function(NoiseSource):
-    """A function (call, like), for rows that stay together."""
+    """A function (call, like) as a source, for rows that are all at the same call."""
 
     def __init__(self, draw: Draw, step: int | Tensor = 0) -> None:
         self.draw, self.step = draw, step
@@ -47,8 +47,8 @@ class Function(NoiseSource):
 
     def rows(self, rows: Tensor) -> NoiseSource:
         raise SfumatoError(
-            "A function (call, like) draws noise for all rows of a walk at once, and these rows part: give a "
-            "noise.Noise, which names each row's sample."
+            "A function (call, like) draws noise for all rows of a walk at once, but these rows are split up: use a "
+            "noise.Noise, which draws for each sample separately."
         )
 
     def renumbered(self, index: Tensor) -> NoiseSource:
@@ -72,10 +72,10 @@ def renumbered(noise: Noise | NoiseSource, index: Tensor) -> Noise | NoiseSource
 
 def drawn(noise: Noise | NoiseSource, call: int, state: State) -> State:
     """Standard normal numbers of one call for all rows of a state."""
-    there = noise.at(call)
-    return there.like(state) if isinstance(there, NoiseSource) else numbers_like(there, state)
+    source = noise.at(call)
+    return source.like(state) if isinstance(source, NoiseSource) else numbers_like(source, state)
 
 
 def for_belief(noise: Noise | NoiseSource, state: State) -> Any:
-    """The noise as `belief.to` takes it: a `Noise` itself, or the numbers of a `NoiseSource`."""
+    """The noise in the form that `belief.to` accepts: a `Noise` itself, or the numbers of a `NoiseSource`."""
     return noise.like(state) if isinstance(noise, NoiseSource) else noise

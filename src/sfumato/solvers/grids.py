@@ -1,8 +1,8 @@
-"""Where a solver calls the denoiser: nodes from t_start down to t_stop, equally spaced in some clock.
+"""Time grids: the nodes at which a solver calls the denoiser, equally spaced in some variable.
 
-A grid is steps + 1 times; the last is t_stop, and t_stop = 0 stands for the clean signal. The flow time
-tau = sigma / (alpha + sigma) runs from 1 (noise) to 0 (data) for every schedule, and is the time of the flow path
-with the same logsnr.
+A grid has steps + 1 times from t_start down to t_stop; t_stop = 0 means the clean signal. The flow time
+tau = sigma / (alpha + sigma) runs from 1 (noise) to 0 (data) for every schedule: it is the t of the flow schedule
+at the same logsnr.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sfumato.schedule import NODE_LIMIT, Schedule
 
 
 def _normal(start: Tensor, stop: Tensor) -> Tensor:
-    """The part of N(0.5, 2.5^2) between two levels of logsnr."""
+    """The probability of N(0.5, 2.5^2) between two levels of logsnr."""
     return torch.special.ndtr((stop - 0.5) / 2.5) - torch.special.ndtr((start - 0.5) / 2.5)
 
 
@@ -31,12 +31,12 @@ def flow_time(logsnr: Tensor) -> Tensor:
 
 
 class Grid(abc.ABC):
-    """The rule that places the nodes."""
+    """A rule that places the nodes."""
 
     starts_at: ClassVar[bool] = True  # whether the first node is t_start itself
 
     def times(self, schedule: Schedule, steps: int, t_start: float = 1.0, t_stop: float = 0.0) -> list[float]:
-        """steps + 1 falling times, the first t_start and the last t_stop."""
+        """steps + 1 decreasing times from t_start to t_stop."""
         if steps < 1:
             raise SfumatoError(f"A solver needs at least 1 step, got {steps}.")
         if not 0 <= t_stop < t_start <= 1:
@@ -49,11 +49,11 @@ class Grid(abc.ABC):
 
     @abc.abstractmethod
     def nodes(self, schedule: Schedule, steps: int, t_start: float, t_stop: float) -> Tensor:
-        """steps + 1 times, float64; the ends are set exactly by `times`."""
+        """steps + 1 times, float64; `times` then sets the ends exactly."""
 
 
 def _ends_on_clean(nodes: list[float]) -> bool:
-    """A schedule with sigma(0) > 0 may be called at t = 0 and then step on to the clean signal."""
+    """Whether the last two nodes are t = 0: a schedule with sigma(0) > 0 is called there, then steps to clean data."""
     inner = nodes[:-1]
     return nodes[-1] == 0 and inner[-1] == 0 and all(b < a for a, b in zip(inner, inner[1:], strict=False))
 
@@ -64,7 +64,7 @@ def _clean_end(schedule: Schedule, t_stop: float) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Uniform(Grid):
-    """Equal steps in t. Where sigma(0) > 0, t = 0 is a node, and the clean signal comes after it (EDM's nodes)."""
+    """Equal steps in t. If sigma(0) > 0, t = 0 is a node, followed by the clean signal (EDM's nodes)."""
 
     def nodes(self, schedule: Schedule, steps: int, t_start: float, t_stop: float) -> Tensor:
         if _clean_end(schedule, t_stop) and steps > 1:
@@ -75,7 +75,7 @@ class Uniform(Grid):
 
 @dataclasses.dataclass(frozen=True)
 class Rho(Grid):
-    """Equal steps in (sigma/alpha)^(1/rho) (2206.00364, Eq. 5), then the clean signal; rho -> inf is logsnr."""
+    """Equal steps in (sigma/alpha)^(1/rho) (2206.00364, Eq. 5), then the clean signal; rho -> inf gives LogSNR."""
 
     rho: float = 7.0
 
@@ -91,7 +91,7 @@ class Rho(Grid):
 
 @dataclasses.dataclass(frozen=True)
 class LogSNR(Grid):
-    """Equal steps in logsnr, cut to +-12 where it is infinite; to the clean signal at the end."""
+    """Equal steps in logsnr, limited to +-12 where it is infinite, then the clean signal."""
 
     def nodes(self, schedule: Schedule, steps: int, t_start: float, t_stop: float) -> Tensor:
         start, stop = _cut(schedule, t_start, t_stop).tolist()
@@ -106,7 +106,7 @@ def _cut(schedule: Schedule, t_start: float, t_stop: float) -> Tensor:
 def _clean_after(
     schedule: Schedule, start: float, stop: float, steps: int, t_stop: float, logsnr: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """`steps` nodes and the clean signal, or steps + 1 nodes where sampling stops earlier."""
+    """`steps` nodes and the clean signal, or steps + 1 nodes if sampling stops earlier."""
     clean = t_stop == 0
     inner = schedule.time(logsnr(torch.linspace(start, stop, steps if clean else steps + 1, dtype=torch.float64)))
     return torch.cat((inner, torch.zeros(1, dtype=torch.float64))) if clean else inner
@@ -114,12 +114,13 @@ def _clean_after(
 
 @dataclasses.dataclass(frozen=True)
 class FlowTime(Grid):
-    """Nodes at equal steps of m = (1 - share - middle - noise) tau + share logsnr + middle normal + noise log(1 - tau).
+    """Equal steps of m = (1 - share - middle - noise) tau + share logsnr + middle normal + noise log(1 - tau).
 
-    Each part runs from 0 to 1. share = middle = noise = 0 is uniform in flow time. A share of logsnr puts a few nodes
-    near the data and near the noise, where high order needs them. The normal part is that of N(0.5, 2.5^2) in logsnr:
-    between noise and data, where standardised data take shape. Steps equal in log(1 - tau) multiply alpha / (alpha +
-    sigma) by one factor: nodes in high noise alone, where correlated data, images foremost, take their coarse shape.
+    Each term is rescaled to run from 0 to 1. share = middle = noise = 0 is uniform in flow time. The logsnr term puts a
+    few nodes near the data and near the noise, where high-order methods need them. The normal term is the distribution
+    function of N(0.5, 2.5^2) in logsnr: nodes between noise and data, where standardised data take shape. The
+    log(1 - tau) term multiplies alpha / (alpha + sigma) by a constant factor per step: nodes at high noise, where
+    correlated data such as images take their coarse shape.
     """
 
     share: float = 0.0
@@ -129,14 +130,14 @@ class FlowTime(Grid):
     def __post_init__(self) -> None:
         if min(self.share, self.middle, self.noise) < 0 or self.share + self.middle + self.noise > 1:
             raise SfumatoError(
-                f"The FlowTime grid needs a share of logsnr, a middle and a noise part of 0 or more and 1 together at "
-                f"most, got {self.share:g}, {self.middle:g} and {self.noise:g}."
+                f"The FlowTime grid needs share, middle and noise of at least 0 that sum to at most 1, got "
+                f"{self.share:g}, {self.middle:g} and {self.noise:g}."
             )
 
     def nodes(self, schedule: Schedule, steps: int, t_start: float, t_stop: float) -> Tensor:
         nodes = self._spaced(schedule, steps, t_start, t_stop, clean=t_stop == 0)
         if t_stop == 0 and steps > 1 and bool((nodes[1:-1] <= 0).any()):
-            # steps so small that several fall below sigma(0) > 0: end on it, and then on the clean signal
+            # several nodes fall below sigma(0) > 0: end at t = 0, then at the clean signal
             nodes = torch.cat((self._spaced(schedule, steps - 1, t_start, t_stop, clean=False), nodes[-1:]))
         return nodes
 
@@ -155,22 +156,22 @@ class FlowTime(Grid):
             flow = (1 - self.share - self.middle - self.noise) * linear + self.noise * coarse / (logs[1] - logs[0])
             return flow + self.share * (lam - cut[0]) / (cut[1] - cut[0]) + self.middle * normal
 
-        wanted = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-        ends = tau_stop.expand_as(wanted), tau_start.expand_as(wanted)
-        tau = bisection(lambda tau: ~(measure(tau) < wanted), *ends, rounds=60)
+        target = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+        ends = tau_stop.expand_as(target), tau_start.expand_as(target)
+        tau = bisection(lambda tau: ~(measure(tau) < target), *ends, rounds=60)
         return schedule.time(-2 * torch.logit(tau))
 
 
 @dataclasses.dataclass(frozen=True)
 class Timesteps(Grid):
-    """The integers of a model trained on `train` steps: i = 0..train-1 stands at t = (i + 1) / train; clean after them.
+    """Integer timesteps of a model trained on `train` steps: i = 0..train-1 at t = (i + 1) / train, then clean.
 
-    With K steps, in falling order (2305.08891, Table 2):
-        leading   i = floor(train / K) k + offset   stops short of pure noise: the first call is not at t = 1
+    With K steps, in decreasing order (2305.08891, Table 2):
+        leading   i = floor(train / K) k + offset   starts below pure noise: the first call is not at t = 1
         trailing  i = train - 1 - k train / K       rounded to integers
         linspace  i = (train - 1) k / (K - 1)       rounded to integers
-    drop_last: leading and linspace of K + 1, of which the lowest is left out (the DPM-Solver family's habit).
-    t_start below 1 leaves out the integers above it; t_stop is 0.
+    drop_last: compute leading or linspace for K + 1 and drop the lowest (as the DPM-Solver family does).
+    t_start below 1 skips the integers above it; t_stop must be 0.
     """
 
     spacing: str = "trailing"
@@ -181,18 +182,18 @@ class Timesteps(Grid):
 
     def __post_init__(self) -> None:
         if self.spacing not in ("leading", "trailing", "linspace"):
-            raise SfumatoError(f"Timesteps are spaced leading, trailing or linspace, got {self.spacing!r}.")
+            raise SfumatoError(f"Unknown spacing {self.spacing!r} of Timesteps: use leading, trailing or linspace.")
         if self.train < 1 or self.offset < 0 or self.offset and self.spacing != "leading":
-            raise SfumatoError("Timesteps need train >= 1, and an offset >= 0 with the spacing 'leading' alone.")
+            raise SfumatoError("Timesteps need train >= 1 and offset >= 0; only spacing='leading' takes an offset.")
         if self.drop_last and self.spacing == "trailing":
-            raise SfumatoError("Timesteps with the spacing 'trailing' have no last one to drop.")
+            raise SfumatoError("Timesteps with spacing='trailing' do not take drop_last.")
 
     def nodes(self, schedule: Schedule, steps: int, t_start: float, t_stop: float) -> Tensor:
         count = round(t_start * self.train)
         if t_stop != 0 or abs(count - t_start * self.train) > 1e-6:
-            raise SfumatoError("Timesteps run from an integer of the trained ones to the clean signal: t_stop is 0.")
+            raise SfumatoError("Timesteps need t_start at a trained timestep and t_stop = 0, the clean signal.")
         if steps + self.drop_last > count:
-            raise SfumatoError(f"{steps} steps are too many for {count} trained ones.")
+            raise SfumatoError(f"{steps} steps are too many: the model has {count} trained timesteps.")
         points = steps + self.drop_last
         k = torch.arange(points, dtype=torch.float64).flip(0)
         if self.spacing == "leading":
@@ -202,15 +203,15 @@ class Timesteps(Grid):
         else:
             i = (count - torch.arange(steps, dtype=torch.float64) * count / steps).round() - 1
         if float(i[0]) >= self.train:
-            raise SfumatoError(f"The offset {self.offset} leads beyond the {self.train} trained steps.")
+            raise SfumatoError(f"The offset {self.offset} exceeds the {self.train} trained timesteps.")
         return torch.cat((i[:steps] + 1, torch.zeros(1, dtype=torch.float64))) / self.train
 
 
 def auto() -> Grid:
-    """The default: of the measure 58 % is uniform in flow time, 23 % in logsnr, 19 % lies in the middle of logsnr.
+    """The default grid: 58 % of the measure is uniform in flow time, 23 % in logsnr, 19 % normal in mid logsnr.
 
-    Uniform flow time follows the curvature of the probability-flow ODE on standardised data, whatever the schedule;
-    the middle of logsnr is where points are parted between modes, and an error made there is not undone; the share of
-    logsnr keeps nodes near the data, where narrow modes are resolved.
+    Uniform flow time follows the curvature of the probability-flow ODE on standardised data under any schedule; at mid
+    logsnr points are assigned to modes, and errors made there are not corrected later; the share of logsnr keeps nodes
+    near the data, where narrow modes are resolved.
     """
     return FlowTime(share=0.23, middle=0.19)

@@ -1,8 +1,8 @@
-"""Langevin dynamics at a fixed noise level: as a corrector between steps, and annealed from level to level.
+"""Langevin dynamics at fixed noise levels: as a corrector between steps, and annealed from level to level.
 
     z <- z + e score + sqrt(2 e) xi  =  (1 - delta) z + delta alpha x + sigma sqrt(2 delta) xi,   e = delta sigma^2
 
-leaves p_t invariant as delta -> 0; at a finite step the law is off by O(delta).
+leaves p_t invariant as delta -> 0; a finite step has a bias of O(delta).
 Sources: Song and Ermon 2019 (1907.05600), Algorithm 1; Song et al. 2021 (2011.13456), Algorithms 2-5.
 """
 
@@ -21,7 +21,7 @@ from sfumato.solvers.plan import Plan
 
 
 def langevin(at: Point, k: int, delta: float) -> tuple[Form, float]:
-    """The update with step delta sigma^2, and its noise."""
+    """The update with step delta sigma^2, and the standard deviation of its noise."""
     alpha, sigma = at
     return {("z", k): 1 - delta, ("x", k): delta * alpha}, sigma * math.sqrt(2 * delta)
 
@@ -29,13 +29,13 @@ def langevin(at: Point, k: int, delta: float) -> tuple[Form, float]:
 @register("solver", "predictor-corrector")
 @dataclasses.dataclass(frozen=True)
 class PredictorCorrector(Solver):
-    """A step of the eta family, then `corrections` Langevin updates at the level it leads to (2011.13456, Alg. 2-3).
+    """A step of the eta family, then `corrections` Langevin updates at the new level (2011.13456, Alg. 2-3).
 
-    The paper's step is e = 2 (snr |xi| / |score|)^2 from the norms of a batch. Here the norms are the expected ones,
-    |xi|^2 = D and |score|^2 = D / sigma^2, so that e = 2 snr^2 sigma^2 is a coefficient of the table and sample i does
-    not depend on its batch (the paper's factor alpha of VP is a step's a, nearly 1).
-    eta = 1 predicts with the reverse SDE, 0 with the ODE. The update's bias, O(snr^2), does not vanish with more steps
-    alone, so the order is 0. Calls: steps + corrections (steps - 1); the clean signal is not corrected.
+    The paper's step is e = 2 (snr |xi| / |score|)^2 with norms measured on the batch. Here their expected values are
+    used, |xi|^2 = D and |score|^2 = D / sigma^2, so that e = 2 snr^2 sigma^2 is a fixed coefficient and samples do not
+    depend on their batch (the paper's extra factor alpha for VP is per step, nearly 1).
+    eta = 1 predicts with the reverse SDE, 0 with the ODE. The bias of the updates, O(snr^2), does not vanish with more
+    steps, so the order is 0. Calls: steps + corrections (steps - 1); the clean signal is not corrected.
     """
 
     snr: float = 0.16
@@ -65,11 +65,11 @@ class PredictorCorrector(Solver):
 class AnnealedLangevin(Solver):
     """`updates` Langevin updates at each level, z <- z + a/2 score + sqrt(a) xi, a = step sigma^2 (1907.05600, Alg. 1).
 
-    step is the paper's epsilon / sigma_L^2 (0.2 there, with 10 levels of 100 updates); a small one lags behind the
-    falling levels, a large one has the bias of Langevin. From level to level z / alpha stays, which is VE's "as it is".
-    The nodes of the grid are the levels; the last call takes the belief, which removes what noise is left (2009.05475).
+    step is the paper's epsilon / sigma_L^2 (0.2 there, with 10 levels of 100 updates); a small step lags behind the
+    decreasing levels, a large one increases the bias. z / alpha is kept from level to level (for VE, z itself).
+    The nodes of the grid are the levels; the last call takes E[x|z], which removes the remaining noise (2009.05475).
     Calls: steps updates + 1 to the clean signal, (steps + 1) updates to an earlier stop; a level without signal (the
-    start of a flow) takes one. Its order is 0: Langevin's bias, O(step), stays with any number of levels.
+    start of a flow) gets a single call. The order is 0: the Langevin bias, O(step), remains with any number of levels.
     """
 
     updates: int = 10
@@ -88,15 +88,15 @@ class AnnealedLangevin(Solver):
         for i, t in enumerate(levels):
             for _ in range(self.updates - 1 if b.point(t)[0] > 0 else 0):
                 b.advance(*langevin(b.point(t), b.call(t), self.step / 2))
-            k, onward = b.call(t), b.point(levels[min(i + 1, len(levels) - 1)])
-            b.advance(*self._move(b.path[k], onward, k))
+            k, following = b.call(t), b.point(levels[min(i + 1, len(levels) - 1)])
+            b.advance(*self._move(b.path[k], following, k))
         if end[1] == 0:
             k = b.call(levels[-1])
             b.advance(ddim(b.path[k], end, k))
         return b.plan(f"AnnealedLangevin(updates={self.updates}, step={self.step:g})", 0)
 
     def _move(self, at: Point, to: Point, k: int) -> tuple[Form, float]:
-        """The last update at a level, and on to the next; from a level without signal a step of DDIM."""
+        """The last update at a level, rescaled to the next level; from a level without signal a DDIM step."""
         if at[0] == 0:
             return ddim(at, to, k), 0.0
         ratio = to[0] / at[0]

@@ -1,7 +1,7 @@
-"""The lines of a plan: how the next state follows from the belief of a call.
+"""The lines of a plan: each computes the next state from the belief of a call.
 
-Linear      z_{k+1} = sum_j a_kj z_j + sum_j b_kj x_j + c_k xi_k          E[x | z] of past calls, as numbers
-Bridge      z_{k+1} ~ p(z_s | z_t) under the belief, `belief.to(s)`       whatever the state space
+Linear      z_{k+1} = sum_j a_kj z_j + sum_j b_kj x_j + c_k xi_k          x_j = E[x | z_j] of past calls
+Bridge      z_{k+1} ~ p(z_s | z_t) under the belief, `belief.to(s)`       any state space
 Corrector   (model, z, t, s, state, noise) -> (z, state)                  calls the model itself
 """
 
@@ -18,11 +18,11 @@ from torch import Tensor
 from sfumato.errors import SfumatoError
 from sfumato.state import State
 
-Coefficient = float | Tensor  # a number, or one for each element of the basis: it broadcasts against a sample
+Coefficient = float | Tensor  # a number, or one per element, which broadcasts against a sample
 
 
 class Linear(NamedTuple):
-    """The combination that makes the state after one call: index of the call -> coefficient."""
+    """The next state as a linear combination; z and x map the index of a call to its coefficient."""
 
     z: Mapping[int, Any]
     x: Mapping[int, Any]
@@ -39,21 +39,21 @@ class Linear(NamedTuple):
 
 
 class Jump(abc.ABC):
-    """A line that makes the next state from the belief of its call alone."""
+    """A line that computes the next state from the belief of its own call only."""
 
     draws: bool = True
 
     @abc.abstractmethod
     def __call__(self, z: State, belief: Any, s: Tensor | float, noise: Any) -> State:
-        """The state at s, a number or (B,), from z and the belief about it; noise as `belief.to` takes it, or None."""
+        """The state at s, a number or (B,), from z and the belief about it; noise as for `belief.to`, or None."""
 
 
 @final
 @dataclasses.dataclass(frozen=True)
 class Bridge(Jump):
-    """A draw of z_s by the belief itself: eta = 0 is DDIM of a Gaussian process, eta = 1 its ancestral step (DDPM).
+    """A draw of z_s by `belief.to`: for a Gaussian process eta = 0 is DDIM and eta = 1 the ancestral step (DDPM).
 
-    draws: whether it takes noise; symbols are drawn whatever their eta.
+    draws: whether it needs noise; symbols need it at any eta.
     """
 
     eta: float = 1.0
@@ -64,9 +64,9 @@ class Bridge(Jump):
 
 
 class Corrector(abc.ABC):
-    """A line that calls the model by itself, as often as it likes, and may carry tensors (B, ...) from line to line.
+    """A line that calls the model itself, any number of times, and may carry tensors (B, ...) from line to line.
 
-    calls: how often it called the model when it last did.
+    calls: the number of model calls in its last run.
     """
 
     draws: bool = True
@@ -76,7 +76,7 @@ class Corrector(abc.ABC):
     def __call__(
         self, model: Any, z: State, t: float, s: float, state: State | None, noise: Any
     ) -> tuple[State, State | None]:
-        """(z at s, state) of the rows that stand at this line; state is what the last one carried, None at first."""
+        """(z at s, carried state) for the rows at this line; `state` is that of the previous line, None at first."""
 
 
 AnyLine = Linear | Jump | Corrector
@@ -87,11 +87,11 @@ def is_nonzero(c: Coefficient) -> bool:
 
 
 def to_json(line: AnyLine) -> dict[str, Any]:
-    """A line as JSON: numbers, or lists where a coefficient has one for each element of the basis."""
+    """A line as JSON; coefficients are numbers, or lists if they have one entry per element."""
     if isinstance(line, Bridge):
         return {"bridge": line.eta, "draws": line.draws}
     if not isinstance(line, Linear):
-        raise SfumatoError(f"A plan with a line of kind {type(line).__name__} has no table, and no file.")
+        raise SfumatoError(f"A plan with a {type(line).__name__} line has no coefficient table and cannot be saved.")
     sums = {name: {str(j): _listed(c) for j, c in getattr(line, name).items()} for name in "zx"}
     return {**sums, "noise": _listed(line.noise)}
 
@@ -104,7 +104,7 @@ def from_json(data: Mapping[str, Any]) -> AnyLine:
 
 
 def in_words(line: AnyLine) -> str:
-    """The line as a row of a printed plan."""
+    """The line as text, for a printed plan."""
     if not isinstance(line, Linear):
         return str(line)
     terms = [f"{_shown(c)} {name}{j}" for name in "zx" for j, c in getattr(line, name).items()]

@@ -1,10 +1,10 @@
-"""Multistep methods by (row, variable, order): the integral of the polynomial through past values of the row.
+"""Multistep methods by (row, variable, order): integrate the polynomial through past values of the row.
 
     z_s = S_s (z_t / S_t + sum_i w_i y_i),   w_i = int_{c_t}^{c_s} l_i(v(c)) dc     predictor: past nodes
     z_s <- z_s + S_s sum_i (w'_i - w_i) y_i                                        corrector: the new node too
 
-The corrector costs no call: y at the new node is that of the predicted state, and the corrected state is what the next
-step starts from. Which published method is which row and variable stands in `named.py`.
+The corrector costs no extra call: it uses y at the predicted state, and the next step starts from the corrected one.
+`named.py` lists which published method is which row and variable.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from sfumato.solvers.plan import Plan
 from sfumato.solvers.runge_kutta import CLASSICAL, explicit_step, fits
 from sfumato.solvers.singlestep import STAGES, exponential_step
 
-# Parts of the clock left to the data: a step that takes more is predicted by order 3, by order 2 (end='near').
+# end='near': a step that covers more than these fractions of the clock left to the data is predicted by order 3 or 2.
 NEAR = (0.22, 0.5)
-# Sum of |weights| over the step, on equal steps: Adams-Bashforth of order 1 to 4.
+# Sum of |weights| divided by the step, on equal steps: Adams-Bashforth of order 1 to 4.
 PLAIN = (1.0, 2.0, 11 / 3, 20 / 3)
 
 
 class Known(NamedTuple):
-    """A call whose value of the row is in use."""
+    """A past call and its place on the axis."""
 
     call: int
     place: Place
 
 
 class PredictedStep(NamedTuple):
-    """A predicted step: the calls it used, the newest first, their weights, and the calls a corrector may use."""
+    """A predicted step: the calls it used, newest first, their weights, and the calls that a corrector may use."""
 
     used: list[Known]
     weights: list[float]
@@ -49,21 +49,21 @@ class PredictedStep(NamedTuple):
 @register("solver", "multistep")
 @dataclasses.dataclass(frozen=True)
 class Multistep(Solver):
-    """Orders 1 to 4 in the row 'flow', 'F', 'x' or 'eps'; one call a step after the start.
+    """Orders 1 to 4 in the row 'flow', 'F', 'x' or 'eps'; one call per step after the start.
 
-    variable: in which the row is a polynomial: the row's own 'clock' (Adams-Bashforth), 'logsnr' or 't'.
+    variable: the variable of the polynomial: the row's own 'clock' (Adams-Bashforth), 'logsnr' or 't'.
     corrector: True corrects each state to order + 1; a number from 2 to order + 1 is the corrector's order.
-    start: 'rk' takes the first steps by Runge-Kutta, inside the step, so that the order holds (1 call more at order 3,
-    4 at order 4); 'low' takes them by lower orders, which costs no call and leaves order 2 (3 with a corrector).
-    end: 'low' lets the order fall to 1 towards the end; 'full' does not; 'near' predicts by order 3 where a step takes
-    more than 22 % of the clock that is left to the data, and by order 2 beyond a half, where a polynomial
-    through so distant values goes astray; a corrector keeps its order.
-    amplification: the largest sum of |weights|, in steps of the clock: what a step multiplies errors of the model with.
-    The order of a step, and of its corrector, is the highest that keeps to it. On equal steps the orders 1 to 4 need 1,
-    2, 3.7 and 6.7, correctors at most 1.5; after a shorter step all need more.
-    phi2: the weight of the slope where the polynomial is a line in logsnr: 'exact' is its integral; 'B1' and 'B2' are
-    half of h and of e^h - 1 (2302.04867, Section 3.2); 'B2' is the published DPM-Solver++ (2M).
-    A step to or from a place that the clock or the variable does not reach is a DDIM step (row x: the clean signal).
+    start: 'rk' takes the first steps by Runge-Kutta stages within the step, which keeps the order (1 extra call at
+    order 3, 4 at order 4); 'low' uses lower orders, without extra calls, which limits the order to 2 (3 with a
+    corrector). end: 'low' reduces the order to 1 towards the end; 'full' does not; 'near' predicts by order 3 if a step
+    covers more than 22 % of the clock left to the data, and by order 2 beyond 50 %, where extrapolation from such
+    distant values fails; the corrector keeps its order.
+    amplification: the largest sum of |weights| in units of the step, the factor by which a step amplifies model errors.
+    Each step, and its corrector, uses the highest order within this bound. On equal steps the orders 1 to 4 need 1, 2,
+    3.7 and 6.7, correctors at most 1.5; after a shorter step all need more.
+    phi2: the weight of the slope if the polynomial is a line in logsnr: 'exact' is its integral; 'B1' and 'B2' are half
+    of h and of e^h - 1 (2302.04867, Section 3.2); 'B2' is the published DPM-Solver++ (2M).
+    A step to or from a point where the clock or the variable is infinite is a DDIM step (for row x: the clean signal).
     """
 
     order: int = 2
@@ -79,30 +79,30 @@ class Multistep(Solver):
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3, 4):
-            raise SfumatoError(f"Multistep has orders 1 to 4, got {self.order}.")
+            raise SfumatoError(f"Multistep has order 1 to 4, got {self.order}.")
         if self.corrector is not False and not 2 <= self._nodes <= self.order + 1:
             raise SfumatoError(
-                f"A corrector of order {self.order} has order 2 to {self.order + 1}: got {self.corrector}."
+                f"The corrector of Multistep(order={self.order}) has order 2 to {self.order + 1}, got {self.corrector}."
             )
-        for field, known in (
+        for field, allowed in (
             ("start", ("rk", "low")),
             ("end", ("full", "low", "near")),
             ("phi2", ("exact", "B1", "B2")),
         ):
-            if getattr(self, field) not in known:
-                raise SfumatoError(f"Multistep takes {field} = {' or '.join(known)}, got {getattr(self, field)!r}.")
+            if getattr(self, field) not in allowed:
+                raise SfumatoError(f"Multistep takes {field} = {' or '.join(allowed)}, got {getattr(self, field)!r}.")
         if not self.amplification >= 1:
-            raise SfumatoError(f"A step of order 1 has amplification 1: a bound of {self.amplification:g} is below it.")
+            raise SfumatoError(f"Multistep needs amplification >= 1, that of order 1; got {self.amplification:g}.")
         if self.phi2 != "exact" and self.variable != "logsnr":
-            raise SfumatoError(f"phi2 = {self.phi2} belongs to variable = 'logsnr', got {self.variable!r}.")
+            raise SfumatoError(f"phi2 = {self.phi2} needs variable = 'logsnr', got {self.variable!r}.")
 
     @property
     def _nodes(self) -> int:
-        """Nodes of the corrector's polynomial, the new one among them; 0 without a corrector."""
+        """The number of nodes of the corrector's polynomial, including the new one; 0 without a corrector."""
         return self.order + 1 if self.corrector is True else int(self.corrector)
 
     def _declared(self, full: bool = False) -> int:
-        """The order of the whole method, which start and end may lower."""
+        """The order of the whole method; full: without the losses from `start` and `end`."""
         predicted = max(p for p in range(1, self.order + 1) if p == 1 or PLAIN[p - 1] <= self.amplification)
         reached = min(self._nodes, predicted + 1) if self.corrector else predicted
         if full:
@@ -124,7 +124,7 @@ class Multistep(Solver):
             end = axis.place(b.nodes[i + 1], point)
             last = None
             if not known or not axis.reaches(end) or self.phi2 != "exact" and not end.finite:
-                b.advance(ddim(b.path[k], point, k, base))  # order 1 in every row, finite at every end
+                b.advance(ddim(b.path[k], point, k, base))  # order 1, finite at both ends of every schedule
             elif not self._start(b, axis, i, len(known), base):
                 reach = self._reach(new.place, end, steps - i)
                 used, weights = self._bounded(axis, known[:reach], new.place, end)
@@ -133,17 +133,17 @@ class Multistep(Solver):
         return b.plan(self.name or self._describe(), self._declared())
 
     def _reach(self, start: Place, end: Place, left: int) -> int:
-        """How many values predict a step, with `left` steps to go."""
+        """The largest number of past values for a step with `left` steps to go."""
         if self.end == "low":
             return left
         if self.end == "near":
-            less, more = sorted((start.clock, end.clock))  # the clock of x rises, those of the other rows fall
-            taken = 1 - less / more
-            return 2 if taken > NEAR[1] else 3 if taken > NEAR[0] else self.order
+            low, high = sorted((start.clock, end.clock))  # the clock of x rises towards the data, the others fall
+            covered = 1 - low / high
+            return 2 if covered > NEAR[1] else 3 if covered > NEAR[0] else self.order
         return self.order
 
     def _bounded(self, axis: Axis, used: list[Known], start: Place, end: Place) -> tuple[list[Known], list[float]]:
-        """The most calls that the amplification allows, newest first, and their weights."""
+        """As many of the calls, newest first, as the amplification allows, and their weights."""
         for count in range(len(used), 0, -1):
             weights = self._weights(axis, used[:count], start, end)
             if sum(map(abs, weights)) <= self.amplification * abs(end.clock - start.clock) * (1 + 1e-9):
@@ -151,8 +151,8 @@ class Multistep(Solver):
         return used[:count], weights
 
     def _start(self, b: Builder, axis: Axis, i: int, count: int, base: Form | None) -> bool:
-        """Take step i by Runge-Kutta where too few values are known for the order; whether it did."""
-        order = self._declared(full=True) - 1  # the local error of a first step has the order of the whole
+        """Take step i by Runge-Kutta if too few past values are known for the order; returns whether it did."""
+        order = self._declared(full=True) - 1  # one less: the local error then has the global order
         k, point = len(b.times) - 1, b.node(i + 1)
         if self.start == "low" or count >= order - bool(self.corrector):
             return False
@@ -168,7 +168,7 @@ class Multistep(Solver):
         return [(w, b.value(axis.rule, one.call)) for w, one in zip(step.weights, step.used, strict=True)]
 
     def _corrected(self, b: Builder, axis: Axis, last: PredictedStep, new: Known) -> Form | None:
-        """The state at the newest call, corrected by what that call says; the predicted one gives the old back."""
+        """The corrected state at the newest call: the predicted state with the predictor's change replaced."""
         if not self.corrector:
             return None
         used = [new, *last.known][: self._nodes]
@@ -182,17 +182,17 @@ class Multistep(Solver):
     def _weights(self, axis: Axis, used: list[Known], start: Place, end: Place) -> list[float]:
         if self.phi2 == "exact" or len(used) != 2:
             return axis.weights([one.place for one in used], start, end)
-        # y_t + (y_other - y_t) / r: the integral of the slope's part is half of B(h)
+        # y_t + (y_other - y_t) / r: the integral of the slope term is half of B(h)
         step, change = end.variable - start.variable, end.clock - start.clock
         slope = change / 2 if self.phi2 == "B2" else step * float(axis.rule.rate(np.array(end.lam))) / 2
         places = [one.place for one in used]
         (other,) = [place for place in places if place != start]
-        of_other = slope * step / (other.variable - start.variable)
-        return [change - of_other if place == start else of_other for place in places]
+        weight = slope * step / (other.variable - start.variable)
+        return [change - weight if place == start else weight for place in places]
 
     def _describe(self) -> str:
         fields = {"order": self.order, "row": self.row}
-        for name, plain in (
+        for name, default in (
             ("variable", "clock"),
             ("corrector", False),
             ("start", "rk"),
@@ -200,6 +200,6 @@ class Multistep(Solver):
             ("amplification", math.inf),
             ("phi2", "exact"),
         ):
-            if getattr(self, name) != plain:
+            if getattr(self, name) != default:
                 fields[name] = getattr(self, name)
         return f"Multistep({', '.join(f'{name}={value}' for name, value in fields.items())})"

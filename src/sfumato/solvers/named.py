@@ -43,15 +43,16 @@ def DPMSolver(order: int = 2, multistep: bool = False, grid: grids.Grid | None =
 def DPMSolverPP(order: int = 2, multistep: bool = True, grid: grids.Grid | None = None, start: str = "rk") -> Solver:
     """z_s = sigma_s z_t / sigma_t + sigma_s int e^lam x_hat dlam, x_hat a polynomial in lam = logsnr / 2.
 
-    2M, 3M, and with multistep=False 2S, 3S (2211.01095, Algorithms 1 and 2). The integral is exact; the published 2M,
-    which takes the slope's weight as (e^h - 1) / 2, is Multistep(2, "x", variable="logsnr", phi2="B2").
+    2M, 3M, and with multistep=False 2S, 3S (2211.01095, Algorithms 1 and 2). The integral is exact here; the published
+    2M, with slope weight (e^h - 1) / 2, is Multistep(2, "x", variable="logsnr", phi2="B2").
     """
     return _exponential("DPM-Solver++", "x", order, multistep, grid, start)
 
 
 @register("solver", "deis")
 def DEIS(order: int = 3, variable: str = "t", grid: grids.Grid | None = None, start: str = "rk") -> Multistep:
-    """tAB-DEIS (variable='t') and rhoAB-DEIS (variable='clock', sigma / alpha): a polynomial there (2204.13902)."""
+    """tAB-DEIS (variable='t') and rhoAB-DEIS (variable='clock', sigma / alpha), by their polynomial's variable
+    (2204.13902)."""
     kinds = {"t": "tAB", "clock": "rhoAB", "logsnr": "log-rhoAB"}
     name = f"{kinds.get(variable, variable)}{order - 1}-DEIS"
     return Multistep(order, "eps", grid or grids.auto(), variable=variable, start=start, name=name)
@@ -67,13 +68,13 @@ def LMS(order: int = 4, grid: grids.Grid | None = None, start: str = "rk") -> Mu
 def UniPC(
     order: int = 2, b: str = "B2", row: str = "x", grid: grids.Grid | None = None, start: str = "rk", end: str = "full"
 ) -> Multistep:
-    """UniP-p with the corrector UniC-p: order p + 1, no calls more (2302.04867, Algorithms 1 to 4).
+    """UniP-p with the corrector UniC-p: order p + 1 without extra calls (2302.04867, Algorithms 1 to 4).
 
-    b: 'B1' (h) or 'B2' (e^h - 1); it matters where the polynomial is a line. The published code has start='low' and
-    end='low', which for order 3 leave 3 and 2 of the order 4.
+    b: 'B1' (h) or 'B2' (e^h - 1), used if the polynomial is a line. The published code has start='low' and end='low',
+    which reduce UniPC-3 from order 4 to 3 and 2.
     """
     if order not in (1, 2, 3):
-        raise SfumatoError(f"UniPC has orders 1 to 3, got {order}.")
+        raise SfumatoError(f"UniPC has order 1 to 3, got {order}.")
     if b not in ("B1", "B2"):
         raise SfumatoError(f"UniPC takes b = 'B1' or 'B2', got {b!r}.")
     return Multistep(

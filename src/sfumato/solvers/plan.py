@@ -1,9 +1,9 @@
-"""A solver is a table: at which times the denoiser is called, and how states, beliefs and noise combine.
+"""A plan is a compiled solver: the times at which the denoiser is called, and how states, beliefs and noise combine.
 
     z_{k+1} = sum_j a_kj z_j + sum_j b_kj x_j + c_k xi_k,   x_k = E[x | z_k] at time t_k,   k = 0..calls-1
 
-or a draw by the belief, or a step that asks the model by itself (`lines`). Every solver of this package compiles to
-such a `Plan` once, in float64; `Plan.start` sets it to work (`walk.Walk`), which is the only loop.
+or a draw from the belief, or a step that calls the model itself (`lines`). Every solver of this package compiles once
+to such a `Plan`, in float64; `Plan.start` executes it (`walk.Walk`), the only sampling loop.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sfumato.solvers.walk import Walk
 
 
 def schedule_of(process: Any) -> Schedule | None:
-    """The path of a process whose states are sums alpha x + sigma eps (or a schedule itself); None of another."""
+    """The schedule of a process with states alpha x + sigma eps (or of a schedule itself); None for other processes."""
     if isinstance(process, Schedule):
         return process
     if isinstance(process, Product):
@@ -42,7 +42,7 @@ def schedule_of(process: Any) -> Schedule | None:
 
 
 class State(NamedTuple):
-    """One point of a trajectory: the state, its time, and the belief of the call at that time (None at the end)."""
+    """One point of a trajectory: the state, its time, and the belief of the call there (None at the end)."""
 
     z: Any  # a tensor (B, ...), or a dict of them
     t: float
@@ -50,7 +50,7 @@ class State(NamedTuple):
 
 
 class Due(NamedTuple):
-    """One call of a walk: its line, the times from and to, whether the line is `Linear`, and whether that one draws."""
+    """One call of a walk: its line, the times t -> s, whether the line is `Linear`, and whether such a line draws."""
 
     line: Any
     t: float
@@ -65,10 +65,10 @@ class Plan:
     """A compiled solver.
 
     times: of the calls, (calls,); stop: the time at the end, 0 meaning the clean signal (alpha = 1, sigma = 0).
-    path: (alpha, sigma) at the calls and at the end, (calls + 1, 2), by which a plan recognises its schedule; empty
-    where its lines hold for any.
-    tuned: what a plan that was fitted to a model says of the fit, JSON-able (`tune`); None for a solver's own plan.
-    brownian: whether `sample` draws its noise from one path of time a sample (`solvers.Brownian`).
+    path: (alpha, sigma) at the calls and at the end, (calls + 1, 2), to check that a model has the schedule the plan
+    was built for; empty if the lines hold for any schedule.
+    tuned: a JSON-able record of the fit, for a plan that was fitted to a model (`tune`), else None.
+    brownian: whether `sample` draws the noise from one Brownian path per sample (`solvers.Brownian`).
     """
 
     name: str
@@ -83,12 +83,12 @@ class Plan:
 
     @property
     def calls(self) -> int:
-        """How often the denoiser is called."""
+        """The number of calls of the denoiser."""
         return len(self.times)
 
     @property
     def spent(self) -> int:
-        """How often its last walk called the denoiser: `calls`, plus further calls that a `Corrector` made."""
+        """The number of denoiser calls in the last walk: `calls`, plus the extra calls of `Corrector` lines."""
         return sum(line.calls if isinstance(line, Corrector) else 1 for line in self.lines)
 
     @functools.cached_property
@@ -119,16 +119,16 @@ class Plan:
 
     @property
     def guidance(self) -> tuple[float, tuple[float, float] | None] | None:
-        """(scale, interval) that a tuned plan was fitted under; None where a plan serves any."""
+        """(scale, interval) under which a tuned plan was fitted; None if the plan is not tuned."""
         if self.tuned is None:
             return None
         interval = self.tuned["interval"]
         return self.tuned["guidance"], None if interval is None else (interval[0], interval[1])
 
     def _mismatch(self, model: Model) -> float | None:
-        """The first time at which the model's path is not the one that this plan was built for."""
+        """The first time at which the model's (alpha, sigma) differ from this plan's, or None."""
         process = model.process
-        if not self.path or self.__dict__.get("_known") is process:  # processes do not change: one look is enough
+        if not self.path or self.__dict__.get("_known") is process:  # processes are immutable: one check is enough
             return None
         schedule = schedule_of(process)
         if schedule is None:
@@ -146,15 +146,15 @@ class Plan:
         return self._mismatch(model) is None
 
     def check(self, model: Model) -> None:
-        """Refuse a model whose path is not the one that this plan was built for."""
+        """Raise SfumatoError if the model does not have the schedule that this plan was built for."""
         t = self._mismatch(model)
         if t is None:
             return
         schedule = schedule_of(model.process)
         if schedule is None:
             raise SfumatoError(
-                f"A plan of {self.name} adds up real numbers: it cannot sample the states of "
-                f"{type(model.process).__name__}. Take a solver that serves it, such as solvers.Ancestral()."
+                f"A plan of {self.name} works on real numbers and cannot sample the states of "
+                f"{type(model.process).__name__}: use a solver that can, such as solvers.Ancestral()."
             )
         raise SfumatoError(
             f"This plan was built for another schedule than {type(schedule).__name__} "
@@ -162,10 +162,10 @@ class Plan:
         )
 
     def start(self, model: Model, z: Any, noise: AnyNoise | None = None, /, **cond: Any) -> Walk:
-        """Rows z (B, ...) at times[0], to be advanced from outside (`Walk`).
+        """A `Walk` of the rows z (B, ...) from times[0], advanced by its caller.
 
         Conditions are encoded, tensors or `Given` of B rows, as `**sf.conditions.resolve(model, {"mass": 0.3}, B)`
-        makes them of the user's values; SfumatoError for others.
+        returns them for the user's values; SfumatoError for others.
         """
         self.check(model)
         require_encoded(cond)
@@ -174,7 +174,7 @@ class Plan:
     def run(self, model: Model, z: Any, noise: AnyNoise | None = None, /, **cond: Any) -> Iterator[State]:
         """Walk from z at times[0] to the end; yields a State for each call and one at the end.
 
-        Of a model that differentiates its last calls alone (`grad_calls`) those before are constants.
+        If the model differentiates only its last calls (`grad_calls`), the earlier ones run without gradients.
         """
         walk, last = self.start(model, z, noise, **cond), getattr(model, "grad_calls", None)
         for _ in range(0 if last is None or last == "all" else self.calls - last):
@@ -188,7 +188,7 @@ class Plan:
                 yield State(z, t, walk.advance())
                 continue
             belief = model(walk.z, t, **cond)
-            yield State(walk.z, t, belief)  # before the next state is made, which then needs no third one's memory
+            yield State(walk.z, t, belief)  # before computing the next state, so that three are never in memory
             walk.follow(belief)
         yield State(walk.z, self.stop, None)
 
@@ -232,7 +232,7 @@ class Plan:
         return isinstance(other, Plan) and self._content() == other._content()
 
     def _content(self) -> dict[str, Any]:
-        """All fields in a form that compares: tensors as lists."""
+        """All fields in a form that can be compared: tensors as lists."""
         content = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {**content, "lines": [to_json(one) if isinstance(one, Linear) else one for one in self.lines]}
 

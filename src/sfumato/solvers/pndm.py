@@ -1,4 +1,4 @@
-"""PNDM: the mean of past noises by the weights of a uniform grid, carried by DDIM's own transfer function.
+"""PNDM: a DDIM step with the Adams-Bashforth average of past noise predictions.
 
 z_s = alpha_s (z_t - sigma_t e) / alpha_t + sigma_s e,   e = sum_j b_j eps_{t_j}
 b = (1), (3, -1)/2, (23, -16, 5)/12, (55, -59, 37, -9)/24
@@ -30,11 +30,11 @@ ADAMS = (
 @register("solver", "pndm", start="prk")
 @dataclasses.dataclass(frozen=True)
 class PNDM(Solver):
-    """Order 2, one call a step after the start, on nodes in equal steps of t (2202.09778, Eq. 11 to 13).
+    """Order 2, one call per step after the start, on nodes at equal steps of t (2202.09778, Eq. 11 to 13).
 
     start: 'plms' takes the first step by the pseudo Heun method (steps + 1 calls); 'prk' the first three by the pseudo
-    Runge-Kutta method (steps + 9 calls). The weights are those of equal steps whatever the nodes, and the mean of the
-    noises over t stands for that over sigma / alpha: hence order 2 and not 4. DEIS (variable t) has neither fault.
+    Runge-Kutta method (steps + 9 calls). The weights assume equal steps whatever the nodes, and average the noise over
+    t where the ODE needs sigma / alpha: hence order 2, not 4. DEIS (variable t) avoids both errors.
     """
 
     start: str = "plms"
@@ -53,7 +53,7 @@ class PNDM(Solver):
             past = [k, *past][: len(ADAMS)]
             change = axis.rule.time(*point) - axis.rule.time(*b.path[k])
             if not math.isfinite(change):
-                b.advance(ddim(b.path[k], point, k))  # from pure noise the transfer function is 0/0
+                b.advance(ddim(b.path[k], point, k))  # sigma / alpha is infinite at pure noise
             elif len(past) <= first[1] and point[1] > 0:
                 explicit_step(b, axis, k, i, first[0])
             else:

@@ -1,6 +1,6 @@
-"""Solvers of the reverse-time SDE: Euler and Maruyama's in t, and stochastic Adams methods, exponential in logsnr.
+"""Solvers of the reverse-time SDE: Euler-Maruyama in t, and exponential stochastic Adams methods in logsnr.
 
-    dz = [f z - (1 + tau^2)/2 g^2 score] dt + tau g dw     (marginals alike for every tau: 0 the ODE, 1 Anderson's)
+    dz = [f z - (1 + tau^2)/2 g^2 score] dt + tau g dw     (same marginals for every tau: 0 the ODE, 1 Anderson's SDE)
 
 With l = logsnr / 2, h = l_s - l_t > 0 and H = (1 + tau^2) h its solution from t to s is
 
@@ -9,8 +9,9 @@ With l = logsnr / 2, h = l_s - l_t > 0 and H = (1 + tau^2) h its solution from t
     eps:  z_s = alpha_s / alpha_t z_t - (1 + tau^2) sigma_s int_0^1 h e^{h (1 - u)} eps(l_t + u h) du
                 + tau sigma_s sqrt(e^{2 h} - 1) xi
 
-Both are exact; what is taken as a polynomial differs. Sources: Song et al. 2021 (2011.13456), Eq. 6; Lu et al. 2022
-(2211.01095), SDE-DPM-Solver and SDE-DPM-Solver++; Xue et al. 2023 (2309.05019), SA-Solver, Eq. 14 and 17.
+Both are exact; they differ in which signal is approximated by a polynomial. Sources: Song et al. 2021 (2011.13456), Eq.
+6; Lu et al. 2022 (2211.01095), SDE-DPM-Solver and SDE-DPM-Solver++; Xue et al. 2023 (2309.05019), SA-Solver, Eq. 14 and
+17.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from sfumato.solvers.build import Builder, Form, Solver, add, ddim
 from sfumato.solvers.clocks import Point, clock
 from sfumato.solvers.plan import Plan
 
-Weights = list[tuple[float, int]]  # of the row's value at a call
+Weights = list[tuple[float, int]]  # (weight of the row's value, call)
 
 PHI2 = ("exact", "B1", "B2")
 ROWS = ("x", "eps")
@@ -39,7 +40,7 @@ class EulerMaruyama(Solver):
     """z_s = z_t + (s - t) [f z - (1 + eta^2)/2 g^2 score] + eta g sqrt(t - s) xi. Weak order 1.
 
     eta = 1 is the reverse SDE (2011.13456, Eq. 6), 0 the probability-flow ODE; above 1 more noise is added and removed.
-    The last step to the clean signal takes the belief, without noise; one from a time where f or g is infinite is the
+    The last step to the clean signal takes E[x|z], without noise; a step from a time where f or g is infinite is the
     exponential step of order 1.
     """
 
@@ -66,14 +67,14 @@ class EulerMaruyama(Solver):
 
     def _change(self, at: Point, k: int, h: float, f: float, g2: float) -> Form:
         alpha, sigma = at
-        pull = h * (1 + self.eta**2) / 2 * g2 / sigma**2  # of -score = (z - alpha x) / sigma^2
+        pull = h * (1 + self.eta**2) / 2 * g2 / sigma**2  # factor of z - alpha x = -sigma^2 score
         return {("z", k): 1 + h * f + pull, ("x", k): -pull * alpha}
 
 
 class Exponential(NamedTuple):
-    """z_s = kept z_t + scale int H e^{-H (1 - u)} y du + std xi, exact for the row's y; `decay` is H, of eps -h.
+    """z_s = kept z_t + scale int H e^{-H (1 - u)} y du + std xi, exact for the row's y; `decay` is H, or -h for eps.
 
-    H is infinite where an end is, and y is x there, whatever the row.
+    If logsnr is infinite at an end, H is infinite and y is x, whatever the row.
     """
 
     kept: float
@@ -83,12 +84,12 @@ class Exponential(NamedTuple):
 
     @property
     def gain(self) -> float:
-        """The factor of a constant y."""
+        """The coefficient of a constant y."""
         return -self.scale * math.expm1(-self.decay)
 
 
 def sde_step(t: Point, s: Point, tau: float, row: str = "x") -> Exponential:
-    """The step of the SDE with `tau` from one (alpha, sigma) to a cleaner one."""
+    """The exact step of the SDE with this `tau` from (alpha, sigma) = t to the less noisy s."""
     if s[1] == 0:
         return Exponential(0.0, s[0], 0.0, math.inf)
     if t[0] == 0:
@@ -110,17 +111,18 @@ def half_logsnr(point: Point) -> float:
 @register("solver", "sa-solver")
 @dataclasses.dataclass(frozen=True)
 class SASolver(Solver):
-    """Stochastic Adams: the row's value is the polynomial in logsnr through the last `predictor` ones; one call a step.
+    """Stochastic Adams: a polynomial in logsnr through the last `predictor` values of the row; one call per step.
 
-    corrector: how many estimates, that of the step's end among them, correct the state once they are known (2309.05019,
-    Algorithm 1; the same noise, no further call); 0 does without. tau: the noise, 0 the ODE, 1 the reverse SDE;
-    interval: the (lowest, highest) logsnr of the step's start where there is noise at all. Weak order 2 with two
-    estimates or more (1 with one); without noise up to 3, which the first step allows.
+    corrector: the number of values, including the one at the end of the step, that correct the state afterwards
+    (2309.05019, Algorithm 1; the same noise, no extra call); 0 for none. tau: the noise, 0 the ODE, 1 the reverse SDE;
+    interval: add noise only if the logsnr at the start of the step lies in (lowest, highest). Weak order 2 with at
+    least two values (1 with one); without noise up to 3, limited by the first step.
 
-    row: 'x' takes the clean signal as the polynomial, 'eps' the noise; from pure noise and to the clean signal it is x.
-    With noise x alone has the law of data of one point, and eps multiplies its errors by e^h: long steps want x.
-    phi2: the weight of the slope where the polynomial is a line, int H e^{-H (1 - u)} u du, for eps with -h for H:
-    'exact'; 'B2', half of 1 - e^{-H} (2211.01095, SDE-DPM-Solver++(2M)); 'B1', half of H (SA-Solver's program, for x).
+    row: the signal approximated by the polynomial, 'x' or 'eps'; steps from pure noise and to the clean signal use x.
+    With noise only 'x' is exact for data of a single point, and 'eps' amplifies errors by e^h: use 'x' for long steps.
+    phi2: the weight of the slope if the polynomial is a line, int H e^{-H (1 - u)} u du (for eps with -h as H):
+    'exact'; 'B2', half of 1 - e^{-H} (2211.01095, SDE-DPM-Solver++(2M)); 'B1', half of H (the code of SA-Solver, for
+    x).
     """
 
     predictor: int = 2
@@ -145,8 +147,8 @@ class SASolver(Solver):
             raise SfumatoError(f"SASolver takes row = {' or '.join(ROWS)}, got {self.row!r}.")
 
     def build(self, b: Builder) -> Plan:
-        past: list[int] = []  # calls whose estimates the polynomial may use, the latest first
-        change: Weights = []  # what the next estimate will correct the state by
+        past: list[int] = []  # calls that the polynomial may use, latest first
+        change: Weights = []  # the correction of the state at the next call
         for i in range(len(b.nodes) - 1):
             k, end = b.call(b.nodes[i]), b.node(i + 1)
             state = add((1.0, {("z", k): 1.0}), *self._values(b, change))
@@ -174,18 +176,18 @@ class SASolver(Solver):
         return [(w, b.value(clock(self.row), j)) for w, j in weights]
 
     def _weights(self, b: Builder, calls: list[int], start: int, end: Point, step: Exponential) -> Weights:
-        """scale int H e^{-H (1 - u)} l_i(u) du of each call, u = 0 at `start` and 1 at `end`."""
+        """The weights scale int H e^{-H (1 - u)} l_i(u) du of the calls, u = 0 at `start` and 1 at `end`."""
         low, high = half_logsnr(b.path[start]), half_logsnr(end)
         where = [1.0 if j > start else (half_logsnr(b.path[j]) - low) / (high - low) for j in calls]
-        found = decay_moments(step.decay, len(calls))
+        moments = decay_moments(step.decay, len(calls))
         if len(calls) == 2 and self.phi2 != "exact":
-            found[1] = (step.decay if self.phi2 == "B1" else found[0]) / 2
-        weights = [sum(c * m for c, m in zip(basis, found, strict=True)) for basis in lagrange_basis(where)]
+            moments[1] = (step.decay if self.phi2 == "B1" else moments[0]) / 2
+        weights = [sum(c * m for c, m in zip(basis, moments, strict=True)) for basis in lagrange_basis(where)]
         return [(step.scale * w, j) for w, j in zip(weights, calls, strict=True)]
 
     def _order(self) -> int:
         reached = min(self.corrector, self.predictor + 1) if self.corrector else self.predictor
-        starts = 3 if self.corrector > 1 else 2  # the first step knows one estimate, and corrects with two
+        starts = 3 if self.corrector > 1 else 2  # the first step predicts from one value, and corrects with two
         return min(reached, starts if self.tau == 0 else 2)
 
     def _name(self) -> str:
@@ -200,12 +202,12 @@ def decay_moments(decay: float, count: int) -> list[float]:
         for p in range(1, count):
             out.append(1 - p / decay * out[-1])
         return out
-    # Series of terms of one sign, as the recursion cancels where H is small: of e^{H u}, or of e^{-H v} with v = 1 - u.
+    # The recursion cancels for small H: sum a series with terms of one sign, of e^{H u}, or of e^{-H v} with v = 1 - u.
     if decay > 0:
         scale = decay * math.exp(-decay)
         return [scale * math.fsum(decay**j / math.factorial(j) / (j + p + 1) for j in range(20)) for p in range(count)]
-    falls = [[(-decay) ** j * math.factorial(p) / math.factorial(j + p + 1) for j in range(20)] for p in range(count)]
-    return [decay * math.fsum(fall) for fall in falls]
+    series = [[(-decay) ** j * math.factorial(p) / math.factorial(j + p + 1) for j in range(20)] for p in range(count)]
+    return [decay * math.fsum(terms) for terms in series]
 
 
 @register("solver", "sde-dpm++2m", order=2)
@@ -216,8 +218,8 @@ def SDEDPMSolver(order: int = 2, eta: float = 1.0, grid: grids.Grid | None = Non
 
     z_s = sigma_s / sigma_t e^{-eta^2 h} z_t + alpha_s (1 - e^{-H}) D + sigma_s sqrt(1 - e^{-2 eta^2 h}) xi, and for 2M
     D = x_t + h / (2 h_before) (x_t - x_before). 3M integrates its quadratic exactly. row='eps' is SDE-DPM-Solver, with
-    z_s = alpha_s / alpha_t z_t - (1 + eta^2) sigma_s (e^h - 1) D + eta sigma_s sqrt(e^{2 h} - 1) xi, D of eps alike.
+    z_s = alpha_s / alpha_t z_t - (1 + eta^2) sigma_s (e^h - 1) D + eta sigma_s sqrt(e^{2 h} - 1) xi, D the same of eps.
     """
     if order not in (1, 2, 3):
-        raise SfumatoError(f"SDEDPMSolver has orders 1 to 3, got {order}.")
+        raise SfumatoError(f"SDEDPMSolver has order 1 to 3, got {order}.")
     return SASolver(order, 0, eta, phi2="B2", row=row, grid=grid or grids.auto())

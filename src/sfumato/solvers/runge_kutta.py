@@ -15,14 +15,14 @@ from sfumato.solvers.plan import Plan
 
 
 class Tableau(NamedTuple):
-    """The rows of weights of the stages, and the weights of the step (Butcher 1963)."""
+    """A Butcher tableau (1963): the weights `a` of the stages and `b` of the step."""
 
     a: tuple[tuple[float, ...], ...]
     b: tuple[float, ...]
 
     @property
     def shares(self) -> list[float]:
-        """Where the stages stand in the step; 1 is its end."""
+        """The positions of the stages within the step, as fractions."""
         return [sum(row) for row in self.a]
 
 
@@ -33,7 +33,7 @@ CLASSICAL = Tableau(((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3
 
 
 def fits(b: Builder, axis: Axis, i: int, shares: Iterable[float]) -> bool:
-    """Whether both ends of step i are finite, and no stage at these shares lies beyond the last noise level."""
+    """Whether both ends of step i are finite and all stages at these fractions lie within the schedule's levels."""
     start, stop = (axis.place(b.nodes[j], b.node(j)) for j in (i, i + 1))
     if not (start.finite and stop.finite):
         return False
@@ -41,10 +41,10 @@ def fits(b: Builder, axis: Axis, i: int, shares: Iterable[float]) -> bool:
 
 
 def explicit_step(b: Builder, axis: Axis, first: int, i: int, tableau: Tableau, base: Form | None = None) -> None:
-    """The step from node i, called already as `first`, to node i + 1.
+    """Add the step from node i, already called as `first`, to node i + 1.
 
-    Stages stand at the tableau's shares of the step in the axis' variable. Where that is not the clock, this is the
-    pseudo Runge-Kutta method of 2202.09778 (Eq. 13), of order 2 at most: each stage moves by its mean value of the row.
+    The stages are at the tableau's fractions of the step in the axis' variable. If that is not the clock, this is the
+    pseudo Runge-Kutta method of 2202.09778 (Eq. 13), of order 2 at most: each stage moves by a mean value of the row.
     """
     t, end, rule = b.nodes[i], b.node(i + 1), axis.rule
     start, stop = axis.place(t, b.path[first]), axis.place(b.nodes[i + 1], end)
@@ -61,9 +61,9 @@ def explicit_step(b: Builder, axis: Axis, first: int, i: int, tableau: Tableau, 
 
 
 class RungeKutta(Solver):
-    """A tableau on a row's clock. A step to the clean signal, where no row is defined, takes the tableau `last` if one
-    is given, whose stages lie inside. It is a DDIM step without one, where a stage would lie beyond the schedule's last
-    noise level, and where the clock is infinite at an end.
+    """A tableau on a row's clock. The row is undefined at the clean signal, so the step to it uses the tableau `last`,
+    whose stages lie inside the step. A step becomes a DDIM step if there is no `last`, if a stage would lie beyond the
+    schedule's last noise level, or if the clock is infinite at an end.
     """
 
     row: str
@@ -86,7 +86,7 @@ class RungeKutta(Solver):
 @register("solver", "heun")
 @dataclasses.dataclass(frozen=True)
 class Heun(RungeKutta):
-    """Order 2, two calls a step and one in the last: 2 steps - 1 calls (2206.00364, Algorithm 1 with row='eps')."""
+    """Order 2, two calls per step and one in the last: 2 steps - 1 calls (2206.00364, Algorithm 1 with row='eps')."""
 
     row: str = "flow"
     grid: grids.Grid = dataclasses.field(default_factory=grids.auto)
@@ -97,7 +97,7 @@ class Heun(RungeKutta):
 @register("solver", "midpoint")
 @dataclasses.dataclass(frozen=True)
 class Midpoint(RungeKutta):
-    """Order 2: z_s = S_s (z_t / S_t + (c_s - c_t) y_m), y_m at the middle of the clock's step. 2 steps calls."""
+    """Order 2: z_s = S_s (z_t / S_t + (c_s - c_t) y_m), y_m at the middle of the step in the clock. 2 steps calls."""
 
     row: str = "flow"
     grid: grids.Grid = dataclasses.field(default_factory=grids.auto)
@@ -108,7 +108,7 @@ class Midpoint(RungeKutta):
 @register("solver", "rk4")
 @dataclasses.dataclass(frozen=True)
 class RK4(RungeKutta):
-    """The classical method of order 4 (Kutta 1901), 4 calls a step; 3 in the step to the clean signal, of order 3."""
+    """The classical method of order 4 (Kutta 1901), 4 calls per step; the step to clean data has order 3, 3 calls."""
 
     row: str = "flow"
     grid: grids.Grid = dataclasses.field(default_factory=grids.auto)

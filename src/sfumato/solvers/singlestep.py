@@ -1,6 +1,6 @@
-"""Singlestep exponential integrators: the polynomial through stages within the step, in logsnr or another variable.
+"""Singlestep exponential integrators: a polynomial through stages within the step, in logsnr or another variable.
 
-    z_i = S_i (z_t / S_t + sum_j w_ij y_j),   w_ij = int_{c_t}^{c_i} l_j(v(c)) dc,   l_j on the stages that i looks at
+    z_i = S_i (z_t / S_t + sum_j w_ij y_j),   w_ij = int_{c_t}^{c_i} l_j(v(c)) dc,   l_j on the stages that i uses
 
 In logsnr these are DPM-Solver-2 and -3 (row eps; 2206.00927, Algorithms 1 and 2) and DPM-Solver++ (2S) and (3S)
 (row x; 2211.01095); in the clock the midpoint rule and Heun's method of order 3.
@@ -21,7 +21,7 @@ from sfumato.solvers.runge_kutta import fits
 
 
 class Stage(NamedTuple):
-    """A place within the step (1 is its end), and the earlier stages that the polynomial goes through."""
+    """A position within the step (1 is its end), and the earlier stages that its polynomial interpolates."""
 
     share: float
     through: tuple[int, ...]
@@ -37,7 +37,7 @@ STAGES: dict[int, tuple[Stage, ...]] = {
 def exponential_step(
     b: Builder, axis: Axis, first: int, i: int, stages: tuple[Stage, ...], base: Form | None = None
 ) -> None:
-    """The step from node i, called already as `first`, to node i + 1; the stages fit in between."""
+    """Add the step from node i, already called as `first`, to node i + 1; the stages must fit in between (`fits`)."""
     stop = axis.place(b.nodes[i + 1], b.node(i + 1))
     calls, places = [first], [axis.place(b.nodes[i], b.path[first])]
     for stage in stages:
@@ -56,7 +56,7 @@ def exponential_step(
 
 @dataclasses.dataclass(frozen=True)
 class Singlestep(Solver):
-    """Orders 1 to 3, `order` calls a step. A step that does not fit (`fits`) is a DDIM step."""
+    """Orders 1 to 3, `order` calls per step. A step whose stages do not fit (`fits`) becomes a DDIM step."""
 
     order: int = 2
     row: str = "x"
@@ -66,7 +66,7 @@ class Singlestep(Solver):
 
     def __post_init__(self) -> None:
         if self.order not in STAGES:
-            raise SfumatoError(f"Singlestep has orders 1 to 3, got {self.order}.")
+            raise SfumatoError(f"Singlestep has order 1 to 3, got {self.order}.")
 
     def build(self, b: Builder) -> Plan:
         axis = Axis(b.schedule, clock(self.row), self.variable)
@@ -76,5 +76,5 @@ class Singlestep(Solver):
                 exponential_step(b, axis, k, i, STAGES[self.order])
             else:
                 b.advance(ddim(b.path[k], end, k))
-        named = self.name or f"Singlestep(order={self.order}, row={self.row}, variable={self.variable})"
-        return b.plan(named, self.order)
+        name = self.name or f"Singlestep(order={self.order}, row={self.row}, variable={self.variable})"
+        return b.plan(name, self.order)

@@ -1,12 +1,12 @@
-"""A plan in execution: rows of states, each at a call of its own, advanced from outside.
+"""Execute a plan: rows of states, each at its own call, advanced by the caller.
 
     walk = plan.start(model, z, noise, **cond)
     while not walk.done:
-        walk.advance()                      # one call of the model for all rows that are not at their end
+        walk.advance()                      # one call of the model for all rows that are not at the end
 
-`Plan.run` is its plain use, and the loop of every sampler. Between two calls rows may be chosen and doubled (`select`,
-for resampling), left out (`drop`) or left behind (`advance(rows)`); `together` makes one call for several walks.
-While all rows stand at one call the model gets its time as a number, else (B,), and rows of one call move together.
+`Plan.run`, the loop of every sampler, is the simple case. Between two calls rows can be selected and duplicated
+(`select`, for resampling), removed (`drop`) or left waiting (`advance(rows)`); `together` makes one call for several
+walks. While all rows are at the same call, the model gets the time as a number, else as (B,).
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ if TYPE_CHECKING:
 
 
 class Walk:
-    """The rows z (B, ...) that a plan moves, their noise and conditions, and what later calls need of the past."""
+    """The rows z (B, ...) of a running plan, their noise and conditions, and what later calls need from the past."""
 
     def __init__(self, plan: Plan, model: Any, z: State, noise: AnyNoise | None, cond: Mapping[str, Any]) -> None:
         self.plan, self.model, self.z, self.cond = plan, model, z, dict(cond)
         self.noise = as_source(noise)
         if plan.stochastic and self.noise is None:
-            raise SfumatoError(f"The solver {plan.name} draws noise: pass a source of it.")
-        self._call: int | Tensor = 0  # of all rows, or of each
+            raise SfumatoError(f"The solver {plan.name} is stochastic: pass a noise source.")
+        self._call: int | Tensor = 0  # the next call: of all rows, or of each
         self._agenda, self._last = plan.agenda, plan.calls
         self._sums: Any = map_state(lambda leaf: Arithmetic(plan.program, leaf), z) if plan.sums else None
         self._carried: State | None = None
-        self._carries: bool | Tensor = False  # whether all rows have what a `Corrector` carried, or each, bool (B,)
+        self._carries: bool | Tensor = False  # whether all rows, or each (bool (B,)), have a `Corrector`'s state
 
     def __len__(self) -> int:
         return len(first_leaf(self.z))
 
     @property
     def made(self) -> int:
-        """How many calls all rows have made."""
+        """The number of calls that every row has made."""
         return self._call if isinstance(self._call, int) else int(self._call.min())
 
     @property
     def call(self) -> Tensor:
-        """How many calls each row has made, int64 (B,), which is the number of its next one."""
+        """The number of calls that each row has made, int64 (B,): the index of its next call."""
         return torch.full((len(self),), self._call) if isinstance(self._call, int) else self._call
 
     @property
@@ -73,14 +73,14 @@ class Walk:
 
     @property
     def corrects(self) -> bool:
-        """Whether all rows stand at a `Corrector`."""
+        """Whether all rows are at the same `Corrector`."""
         return isinstance(self._call, int) and isinstance(self.plan.lines[self._call], Corrector)
 
     def advance(self, rows: Tensor | Sequence[int] | None = None) -> Any:
-        """One call of the model for all rows that are not at their end, or for these of them; the belief of the call.
+        """One call of the model for all rows that are not at the end, or for `rows`; returns the belief of the call.
 
-        Its rows stand in the order of the walk's. A `Corrector` calls the model as it likes: the belief is that of its
-        first call, and None where rows stand at several calls and only such lines move.
+        The belief has its rows in the walk's order. A `Corrector` makes its own calls: the belief is that of the first,
+        or None if the rows are at several calls and only such lines move.
         """
         k = self._call
         if rows is not None or type(k) is not int or type(self._carries) is not bool:
@@ -96,7 +96,7 @@ class Walk:
         return belief
 
     def follow(self, belief: Any) -> None:
-        """The step of the one call that all rows stand at, by the belief about them."""
+        """Step all rows, which must be at the same call, with the belief about them."""
         k, z = self._call, self.z
         assert type(k) is int
         line, _, s, plain, noisy = self._agenda[k]
@@ -111,18 +111,18 @@ class Walk:
         self._call = k + 1
 
     def _correct(self) -> Any:
-        """The step of a `Corrector` for all rows; returns the belief of its first call."""
+        """Step all rows by a `Corrector`; returns the belief of its first call."""
         assert isinstance(self._call, int)
         line, t, s, *_ = self._agenda[self._call]
         noise = self.noise.at(self._call) if self.noise is not None and line.draws else None
-        model = Watched(self.model, self.cond)
+        model = CountingModel(self.model, self.cond)
         self.z, self._carried = line(model, self.z, t, s, self._carried, noise)
         self._carries = self._carried is not None
         self._call += 1
         return model.belief
 
     def _noised(self, k: int, line: Linear, z: State) -> State:
-        """A new state with the noise of call k."""
+        """Add the noise of call k to a new state."""
         assert self.noise is not None
         n, c = drawn(self.noise, k, z), line.noise
         if isinstance(z, Tensor) and not z.requires_grad and not isinstance(c, Tensor):
@@ -130,14 +130,14 @@ class Walk:
         return map_state(lambda z, n: z + (c.to(z) if isinstance(c, Tensor) else c) * n, z, n)
 
     def _due(self, rows: Tensor | Sequence[int] | None = None) -> list[Tensor]:
-        """The rows to advance, grouped by call and by whether they carry tensors of a `Corrector`."""
+        """The rows to advance, grouped by call and by whether they have a `Corrector`'s state."""
         live = ~self.ended
         index = torch.nonzero(live)[:, 0] if rows is None else numbered(rows, len(self))
         if len(index.unique()) < len(index):
-            raise SfumatoError("A row makes one call at a time: the rows to advance are not all different.")
+            raise SfumatoError("The rows to advance contain duplicates: a row makes one call at a time.")
         index = index[live[index]]
-        alike = 2 * self.call[index] + self._carrying[index]
-        return [index[alike == k] for k in alike.unique().tolist()]
+        group = 2 * self.call[index] + self._carrying[index]
+        return [index[group == k] for k in group.unique().tolist()]
 
     @property
     def _carrying(self) -> Tensor:
@@ -160,7 +160,7 @@ class Walk:
         return part
 
     def _take(self, rows: Tensor, part: Walk) -> None:
-        """Write rows that have moved back to their places."""
+        """Write the rows of a part back to their places."""
         self.z = map_state(lambda old, new: _put(old, rows, new), self.z, part.z)
         if self._sums is not None:
             map_state(lambda sums, new: sums.take(rows, new), self._sums, part._sums)
@@ -172,40 +172,40 @@ class Walk:
         self._call = _one_call(_put(self.call, rows, part.call))
 
     def select(self, index: Tensor | Sequence[int], samples: Tensor | Sequence[int] | None = None) -> None:
-        """The walk of these rows, in this order; a row may come twice, and one that does not come is left out.
+        """Keep these rows, in this order; a row may be repeated, and the others are removed.
 
-        History, conditions and noise go along, so that a row's samples stay what they were. index: numbers, or a mask,
-        bool (B,). samples: numbers of the samples that the rows draw their noise as from here on, by which twins part.
+        History, conditions and noise move with a row, so its sample does not change. index: row numbers, or a mask,
+        bool (B,). samples: new sample numbers for the noise of the rows from here on, so that duplicates diverge.
         """
         rows = numbered(index, len(self))
         numbers = None if samples is None else numbered(samples, of="numbers of samples")
         if numbers is not None and len(numbers) != len(rows):
-            raise SfumatoError(f"Each row that is selected needs one sample number: {len(rows)} rows, {len(numbers)}.")
+            raise SfumatoError(f"Each selected row needs one sample number: {len(rows)} rows, {len(numbers)} numbers.")
         self.__dict__.update(self._part(rows).__dict__)
         if numbers is not None and self.noise is not None:
             self.noise = renumbered(self.noise, numbers)
 
     def drop(self, rows: Tensor | Sequence[int]) -> None:
-        """Leave rows out; the others keep their order."""
+        """Remove rows; the others keep their order."""
         keep = torch.ones(len(self), dtype=torch.bool)
         keep[numbered(rows, len(self))] = False
         self.select(torch.nonzero(keep)[:, 0])
 
 
 def together(walks: Sequence[Walk]) -> None:
-    """Advance all rows of several walks of one model, of whatever plans and seeds, by one call for all of them."""
+    """Advance all rows of several walks of one model, with any plans and seeds, by a single model call."""
     if any(walk.model is not walks[0].model for walk in walks):
-        raise SfumatoError("Walks that share a call need one model.")
+        raise SfumatoError("Walks that share a call must share one model.")
     if len({id(walk) for walk in walks}) < len(walks):
-        raise SfumatoError("A row makes one call at a time: the walks that share a call are not all different.")
+        raise SfumatoError("The walks that share a call contain duplicates: a row makes one call at a time.")
     _advance([(walk, walk._due()) for walk in walks])
 
 
 def _advance(due: Sequence[tuple[Walk, Sequence[Tensor]]]) -> tuple[Any, list[Tensor]]:
-    """Move these groups of rows of walks by one call of their model; its belief, and the rows that it is about."""
+    """Advance groups of rows of walks by one call of their model; returns its belief and the rows it is about."""
     groups = [(walk, rows, walk._part(rows)) for walk, each in due for rows in each]
-    asking = [(rows, part) for _, rows, part in groups if not part.corrects]
-    belief: Any = _belief([part for _, part in asking]) if asking else None
+    called = [(rows, part) for _, rows, part in groups if not part.corrects]
+    belief: Any = _belief([part for _, part in called]) if called else None
     start = 0
     for walk, rows, part in groups:
         if part.corrects:
@@ -214,14 +214,14 @@ def _advance(due: Sequence[tuple[Walk, Sequence[Tensor]]]) -> tuple[Any, list[Te
             part.follow(belief.rows(slice(start, start + len(rows))))
             start += len(rows)
         walk._take(rows, part)
-    return belief, [rows for rows, _ in asking]
+    return belief, [rows for rows, _ in called]
 
 
 def _belief(walks: Sequence[Walk]) -> Any:
     """One call of the model for the rows of all walks, in the order of the walks."""
     examples = {name: value for walk in walks for name, value in walk.cond.items()}
 
-    def of(walk: Walk, name: str) -> Any:  # a condition that a walk has not got is absent in its rows
+    def of(walk: Walk, name: str) -> Any:  # a condition that a walk lacks is absent in its rows
         missing = torch.zeros(len(walk), dtype=torch.int64)
         return walk.cond[name] if name in walk.cond else absent(_cut(examples[name], missing))
 
@@ -231,8 +231,8 @@ def _belief(walks: Sequence[Walk]) -> Any:
     return walks[0].model(cat_states([walk.z for walk in walks]), time, **cond)
 
 
-class Watched:
-    """A model that a `Corrector` calls: its conditions are given, calls are counted, the first belief is kept."""
+class CountingModel:
+    """The model as a `Corrector` calls it: with its conditions bound, counting calls and keeping the first belief."""
 
     def __init__(self, model: Any, cond: Mapping[str, Any]) -> None:
         self.model, self.cond, self.calls, self.belief = model, cond, 0, None

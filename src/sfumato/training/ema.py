@@ -24,12 +24,13 @@ from sfumato.model import Denoiser
 from sfumato.training.parts import with_net
 
 WIDEST = 12.0**-0.5  # the uniform average, gamma = 0
+_NARROWEST = 1e-9  # far less than a step of any run
 
 
 def exponent(width: float) -> float:
     """gamma >= 0 for which n^gamma on [0, 1] has standard deviation `width`."""
-    if not 0 < width <= WIDEST:
-        raise SfumatoError(f"The width of a moving average must be above 0 and at most {WIDEST:.3f}, not {width}.")
+    if not _NARROWEST <= width <= WIDEST:
+        raise SfumatoError(f"The width of a moving average must be from {_NARROWEST:g} to {WIDEST:.3f}, not {width}.")
     t = width**-2
     return float(max(np.roots([1, 7, 16 - t, 12 - t]).real))
 

@@ -21,7 +21,6 @@ from sfumato.objectives import Objective, times, weights
 from sfumato.objectives.density import TimeDensity, drawn_levels
 from sfumato.objectives.factor import check
 from sfumato.objectives.loss import CompletedLoss, Loss
-from sfumato.objectives.weights import Weight
 from sfumato.process import Gaussian, Product
 from sfumato.schedule import schedule_of
 from sfumato.training.config import NAMING, TrainConfig, choices
@@ -95,15 +94,9 @@ def known_here(kept: Mapping[str, Any], path: Path) -> None:
             )
 
 
-def weight_of(name: str) -> Weight | None:
-    """The loss weight of a setting such as sigmoid(bias=-2); None for "plain", the target's squared error."""
-    return None if name == "plain" else weights.named(name)
-
-
 def objective_of(config: TrainConfig) -> Objective:
     """The objective of a run's settings: schedule, target, time density and weight."""
-    schedule, density = schedule_of(config.schedule), times.named(config.times)
-    return Objective(schedule, config.target, density, weight_of(config.weight))
+    return Objective(schedule_of(config.schedule), config.target, config.times, config.weight)
 
 
 def loss_of(config: TrainConfig, given: Any = None) -> Any:
@@ -113,7 +106,7 @@ def loss_of(config: TrainConfig, given: Any = None) -> Any:
     word = config.loss
     if word == "auto":
         word = "hybrid" if config.variance == "learned" else "denoising"
-    known = {"times": times.named(config.times), "weight": weight_of(config.weight), "seed": config.seed}
+    known = {"times": times.named(config.times), "weight": weights.chosen(config.weight), "seed": config.seed}
     return as_loss(registry.make("loss", word, known))
 
 
@@ -224,7 +217,7 @@ def _network(settings: TrainConfig, spec: DataSpec, process: Any, loss: Any, sam
 
 def _denoiser(net: nn.Module, process: Any, settings: TrainConfig, spec: DataSpec) -> Denoiser:
     if isinstance(process, Gaussian):
-        check(process.schedule, process.target, times.named(settings.times), weight_of(settings.weight))
+        check(process.schedule, process.target, times.named(settings.times), weights.chosen(settings.weight))
     denoiser = Denoiser(net, process, spec=spec)
     if not registry.ships("network", type(net).__name__) and isinstance(process, Gaussian):
         _try(denoiser, spec)

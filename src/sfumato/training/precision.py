@@ -14,7 +14,9 @@ def device_of(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise SfumatoError(f"There is no device {name!r}: give auto, cpu, cuda or cuda:N.") from None
+        device = torch.device("meta")
+    if device.type == "meta":  # which computes nothing
+        raise SfumatoError(f"There is no device {name!r}: give auto, cpu, cuda or cuda:N.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SfumatoError(f"There is no device {name!r}: torch sees no GPU here. Give cpu or auto.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

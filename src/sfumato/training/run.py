@@ -79,10 +79,12 @@ def train(
     with joined(device_of(chosen.device)) as world, generators_kept(world.device):
         make = lambda: prepared(data, labels, chosen, world.device, given, loss)  # noqa: E731
         chosen, source, model = _opened(world, console, make)
+        state = State(
+            model, chosen, loss, world
+        )  # before the folder, since it refuses a loss that the network is not for
         path = world.broadcast(folder.new(chosen.out, source.name) if world.leads else Path())
         for note in source.notes if world.leads else ():
             console.note(note)
-        state = State(model, chosen, loss, world)
         state.given = given.net is not None or chosen.model is not None
         session = usual(Session(path, chosen.replace(out=str(path)), source, state, console, world=world))
         if world.leads:
