@@ -159,7 +159,7 @@ def test_a_wrong_word_is_one_sentence(kind, word, said):
 
 def test_what_is_not_here_is_taken_for_none_of_another_kind():
     """'Mine' is near 'Cosine', which is no network."""
-    with pytest.raises(SfumatoError, match=r"There is no network 'Mine' here\. A class of your own is given"):
+    with pytest.raises(SfumatoError, match=r"There is no network 'Mine' here\. Register your own class first"):
         trees.build({"name": "Mine", "args": {}}, "network")
     with pytest.raises(SfumatoError, match="There is no network 'Unet' here, did you mean 'UNet'?"):
         trees.build({"name": "Unet", "args": {}}, "network")

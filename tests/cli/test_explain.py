@@ -96,7 +96,7 @@ def test_a_run_by_a_weight_that_is_not_here(refused, workplace):
     settings = TrainConfig(data="x.npy", steps=1).to_yaml()
     Path("run/config.yaml").write_text(settings.replace("\nweight: plain", "\nweight: tent(width=6)"))
     said = refused("explain-objective", "run")
-    assert "run was trained with the weight 'tent', which is not here" in said and "--modules FILE" in said
+    assert "run was trained with the weight 'tent', which is not registered here" in said and "--modules FILE" in said
 
 
 def test_a_model_file_needs_what_it_does_not_hold(call, refused, models):

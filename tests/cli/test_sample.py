@@ -137,7 +137,7 @@ def test_json_is_one_object_and_words_go_elsewhere(call, models):
         ("--batch 0", "--batch must be at least 1"),
         ("--first -1", "--first must be at least 0"),
         ("--seed -1", "--seed must be from 0"),
-        ("--guidance-interval 3 2", "rising"),
+        ("--guidance-interval 3 2", "increasing"),
         ("--weights raw", "no raw weights"),
         ("-o picture.jpg", "end it in .png, .npz, .npy"),
         ("-o /proc/nowhere/x.png", "cannot be written"),
