@@ -30,6 +30,14 @@ def no_cache(monkeypatch):
     monkeypatch.setenv("SFUMATO_CACHE", "off")
 
 
+@pytest.fixture(autouse=True)
+def no_files_of_others(monkeypatch):
+    """Messages name the files of classes (--modules) that this test read, and none that another one read."""
+    from sfumato import registry
+
+    monkeypatch.setattr(registry, "FILES", [])
+
+
 class Counts(list[progress.Count]):
     """A listener that keeps every count."""
 
@@ -53,7 +61,6 @@ def registered(monkeypatch):
     """What a test registers, in the place of something of the same name too, goes again."""
     from sfumato import registry
 
-    monkeypatch.setattr(registry, "FILES", [])
     tables = [(kind, known, dict(known)) for table in (registry._MADE, registry._OWN) for kind, known in table.items()]
     yield
     for kind, known, before in tables:

@@ -343,7 +343,7 @@ def test_mistakes_are_named():
     model, x = line().denoiser(Gaussian(Flow())), line().sample(3)
     for kwargs, words in (
         ({"probes": 1}, "2 replicates"),
-        ({"steps": 0}, "at least 1 level"),
+        ({"steps": 0}, "steps must be at least 1"),
         ({"sigma_min": 0.0}, "sigma_min"),
         ({"method": "importance", "particles": 0}, "particles"),
         ({"method": "elbow"}, "did you mean 'elbo'"),
