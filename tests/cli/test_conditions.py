@@ -76,20 +76,20 @@ def test_conditions_that_cannot_be_are_one_sentence(refused, model):
     (Path.cwd() / "torn.npy").write_text("no array")
     for word, sentence in {
         "temprature=3": "'temprature': the model has none of this name: did you mean 'temperature'",
-        "temperature": "argument --condition: takes NAME=VALUE, not 'temperature'",
-        "temperature=": "argument --condition: takes NAME=VALUE, not 'temperature='",
-        "=3": "argument --condition: takes NAME=VALUE, not '=3'",
+        "temperature": "argument --condition: must be NAME=VALUE, not 'temperature'",
+        "temperature=": "argument --condition: must be NAME=VALUE, not 'temperature='",
+        "=3": "argument --condition: must be NAME=VALUE, not '=3'",
         "temperature=inf": "The condition 'temperature': a value is infinite",
-        "temperature=300,warm": "The condition 'temperature': 'warm' is no number",
+        "temperature=300,warm": "The condition 'temperature': 'warm' is not a number",
         "temperature=300,301,302": "--condition temperature has 3 values for 2 samples: -n 3 draws one of each",
         "colour=red,pink": "'colour': there is no class 'pink'",
-        "temperature=warm": "'temperature': 'warm' is no number",
+        "temperature=warm": "'temperature': 'warm' is not a number",
         "temperature=1,2": "'temperature': ",
-        "temperature=0": "is far out of the data, which ran from 28",
+        "temperature=0": "is far outside the data, which ran from 28",
         "colour=pink": "'colour': there is no class 'pink'; the classes are: 0 blue, 1 green, 2 red",
-        "index=1,2": "'index': a value is numbers of shape (3,), or one for each sample",
+        "index=1,2": "'index': a value must be numbers of shape (3,), or one per sample",
         "map=missing.npy": "missing.npy cannot be read: no such file",
-        "map=torn.npy": "torn.npy holds no array",
+        "map=torn.npy": "torn.npy does not hold an array",
     }.items():
         assert sentence in refused("sample", model, "-n", 2, "--condition", word), word
     several = refused("sample", model, "-n", 2, "--class", "cat")
@@ -262,8 +262,8 @@ def test_settings_of_conditions_are_checked(refused, call, workplace):
         "temprature:scalar": "no condition 'temprature' in the data: did you mean 'temperature'",
         "temperature:number": "'temperature' cannot be of the kind 'number': known are ",
         "temperature:label": "'temperature' cannot be a label: label 0 is ",
-        "temperature:field": "'temperature' cannot be a field: its shape a sample is ()",
-        "temperature": "argument --condition: takes NAME:KIND, not 'temperature'",
+        "temperature:field": "'temperature' cannot be a field: its values have shape ()",
+        "temperature": "argument --condition: must be NAME:KIND, not 'temperature'",
     }.items():
         for command in (train, ("inspect", "set.npz")):
             assert sentence in refused(*command, "--condition", word), word

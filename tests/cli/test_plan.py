@@ -76,7 +76,7 @@ def test_the_words_of_a_page():
     text = "\n".join(page(forecast()))
     for part in (
         "900 samples of 3 x 32 x 32, uint8, 2 classes; 850 to train on, 50 held out", "1,234,567 parameters",
-        "bfloat16 on the CPU with 2 threads, 64 samples a step.", "Note: Some.", "2:05 (1:45 to 1:02:05) in all\n",
+        "bfloat16 on the CPU with 2 threads, 64 samples per step.", "Note: Some.", "2:05 (1:45 to 1:02:05) in all\n",
         "of it start 8.0%, steps 84.0%, validation 4.0%, end 4.0%\n",
         "50 ms (40 ms to 60 ms) a step, 1,280 samples a second", "2 GB at most in this process; 8 GB are free for it",
         "900 kB in the run folder (checkpoints 900 kB)", "20 samples in 20 steps: 1.5 s", "It fits.",

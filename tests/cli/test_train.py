@@ -120,7 +120,7 @@ def test_the_demo_leaves_a_grid_a_report_and_words(call, workplace):
     (workplace / "runs/demo").mkdir(parents=True)
     status, out, err = call("demo", "--minutes", 0.02)
     assert status == 0, err
-    assert "runs/demo is there already" in err and "runs/demo-2/report.html" in out and "sfumato sample" in out
+    assert "runs/demo already exists" in err and "runs/demo-2/report.html" in out and "sfumato sample" in out
     with Image.open("runs/demo-2/grid.png") as image:
         assert image.width > 10 * 28 and image.height > 10 * 28 and image.text["number"] == "100"
 

@@ -247,7 +247,7 @@ def test_mistakes_are_one_sentence(options, words):
 def test_data_that_cannot_be_used(tmp_path):
     with pytest.raises(SfumatoError, match="not int"):
         sf.board(3, MIXTURE)
-    with pytest.raises(SfumatoError, match=r"samples of shape \(3,\), and those of the model are \(2,\)"):
+    with pytest.raises(SfumatoError, match=r"samples of shape \(3,\), but the model needs \(2,\)"):
         sf.board(network(), torch.zeros(20, 3))
     with pytest.raises(SfumatoError, match="whole numbers"):
         sf.board(network(), torch.zeros(20, 2, dtype=torch.int64))

@@ -166,7 +166,7 @@ def test_a_run_is_judged_on_its_own_split(run):
 
 def test_what_cannot_be_compared_is_one_sentence(run):
     place = run.path.parent / "x.npz"
-    with pytest.raises(sf.SfumatoError, match="has 150 samples, and the model was trained on 200"):
+    with pytest.raises(sf.SfumatoError, match="has 150 samples, but the model was trained on 200"):
         sf.memorization(run.path, np.random.default_rng(0).normal(size=(150, 3)).astype(np.float32))
     with pytest.raises(sf.SfumatoError, match="pass unseen data as holdout"):
         sf.memorization(MODEL, LAW.sample(50, seed=0))

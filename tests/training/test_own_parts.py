@@ -244,7 +244,7 @@ def test_a_loss_that_a_process_cannot_have_is_said_before_a_run_begins(tmp_path)
         ("denoising-autoencoder(sigma=0.5)", {"process": "uniform"}, "builds its own model"),
         ("nonequilibrium", {"model": gaussian}, "needs a process of symbols"),
         ("denoising", {"model": codec}, "a Codec has none"),
-        ("vlb", {"model": codec}, "not for Codec"),
+        ("vlb", {"model": codec}, "not of a Codec"),
     ]
     for loss, how, words in cases:
         data = BITS if "process" in how else X

@@ -306,7 +306,7 @@ def test_what_bad_input_gets(data, whole, tmp_path):
     ):  # fmt: skip
         with pytest.raises(SfumatoError, match=words):
             sf.train(data, tmp_path / "new", console=Silent(), **{**SETTINGS, **settings})
-    with pytest.raises(SfumatoError, match="did you mean|none of the built-in"):
+    with pytest.raises(SfumatoError, match="did you mean|not one of the built-in"):
         sf.train(tmp_path / "nothing", tmp_path / "new", console=Silent())
     assert os.listdir(tmp_path) == ["file"]
 
