@@ -49,5 +49,5 @@ def test_all_of_them(call, monkeypatch):
 
 
 def test_mistakes(refused):
-    assert "there is no solver 'huen'" in refused("certify", "huen")
+    assert "there is no solver or plan file 'huen'" in refused("certify", "huen")
     assert "Cannot read a solver plan" in refused("certify", "missing.json")

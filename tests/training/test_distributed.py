@@ -185,7 +185,7 @@ try:
         for progress in fit(model, x, config, state=State(model, config), world=world):
             if progress.step == 3 and world.rank == 1:
                 # torchrun would give it 30 s
-                subprocess.Popen(["sh", "-c", f"sleep 14; kill -9 {os.getpid()}"], start_new_session=True)
+                subprocess.Popen(["sh", "-c", f"sleep 24; kill -9 {os.getpid()}"], start_new_session=True)
                 os.kill(os.getpid(), signal.SIGSTOP)
 except SfumatoError as error:
     print(error, flush=True)
@@ -198,7 +198,7 @@ def test_a_process_that_does_not_answer_is_named(tmp_path):
     path.write_text(HANG)
     done = torchrun(2, str(path), timeout=120)
     assert done.returncode != 0
-    assert "Of 2 processes process 1 (counted from 0) did not answer" in done.stdout, done.stderr[-2000:]
+    assert "Of 2 processes process 1 (counted from 0) did not respond" in done.stdout, done.stderr[-2000:]
 
 
 TURNS = """
@@ -255,7 +255,7 @@ def test_opening_data_may_take_longer_than_the_time_out(tmp_path, case):
     said = done.stdout.splitlines()
     assert done.returncode != 0 and "in turn: True" in said, done.stderr[-2000:]
     assert {f"process {rank} hears: photos is empty" for rank in (0, 1)} <= set(said)
-    assert any("Of 2 processes process 0 (counted from 0) did not answer" in line for line in said)
+    assert any("Of 2 processes process 0 (counted from 0) did not respond" in line for line in said)
 
 
 SLOW = """
