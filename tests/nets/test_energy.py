@@ -195,7 +195,7 @@ def test_mistakes():
     with pytest.raises(SfumatoError, match="and this one has a MLP"):
         sf.energy(free, z, 0.5)
     held = sf.Denoiser(Energy(MLP(2, 8, 1)), sf.Gaussian(sf.schedules.Cosine()))
-    with pytest.raises(SfumatoError, match="not of a Rescheduled"):
+    with pytest.raises(SfumatoError, match="not a Rescheduled"):
         sf.energy(sf.Rescheduled(free, sf.schedules.Flow()), z, 0.5)
     with pytest.raises(SfumatoError, match="sigma = 0"):
         sf.energy(held, z, 0.0)
