@@ -105,6 +105,17 @@ def test_the_range_is_in_the_file_and_found_for_files_without_it(run: Any, tmp_p
     assert sf.load(tmp_path / "bare.safetensors").noise_levels is None
 
 
+def test_unknown_levels_stay_unknown(run: Any, classes: dict[str, np.ndarray], tmp_path: Path) -> None:
+    """A loss with levels of its own does not draw by `times`; and a density may be one that is not registered here."""
+    bound = sf.train(classes, loss="vlb", steps=2, net="tiny", out=str(tmp_path / "vlb"), sample_every=0)
+    assert bound.denoiser.noise_levels is None and sf.load(bound.path).noise_levels is None
+    contract, tensors = read_sealed(run.path / "model.safetensors")
+    del contract["model"]["args"]["noise_levels"]
+    contract["provenance"]["times"] = "mine(2)"
+    write_sealed(tmp_path / "own.safetensors", tensors, contract)
+    assert sf.load(tmp_path / "own.safetensors").noise_levels is None
+
+
 def test_training_on_widens_the_range(run: Any, classes: dict[str, np.ndarray], tmp_path: Path) -> None:
     more = sf.train(classes, model=run.denoiser, times="edm", steps=2, out=str(tmp_path / "more"), sample_every=0)
     first, edm = run.denoiser.noise_levels, drawn_levels(times.named("edm"), run.denoiser.process)

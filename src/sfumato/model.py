@@ -144,7 +144,7 @@ class Denoiser(nn.Module):
     def config(self) -> dict[str, Any]:
         """The arguments to store in a file; target, sigma_data and variance are part of the process."""
         own = {"net": self.net, "process": self.process, "spec": self.spec, "plans": self.plans}
-        return own if self.noise_levels is None else own | {"noise_levels": self.noise_levels}
+        return own | {"noise_levels": self.noise_levels}
 
     # Only a Gaussian process has these attributes.
 

@@ -214,17 +214,22 @@ def load(
     with seeded(0):  # initial weights are overwritten; drawing them must not change the caller's random state
         model = trees.build(whole["model"], "model")
     model.provenance = dict(whole["provenance"])
-    _know_levels(model)
+    _know_levels(model, whole["model"]["args"])
     _fill(model, state, path)
     for _, part in parts(model):
         part.to(device).eval().requires_grad_(False)
     return model
 
 
-def _know_levels(model: Any) -> None:
-    """Set the noise levels of a denoiser's training from its settings, as files of earlier versions lack them."""
+def _know_levels(model: Any, args: Mapping[str, Any]) -> None:
+    """Set the noise levels of a denoiser's training from its settings, in a file of before they were stored.
+
+    A density of the user's own that is not registered here leaves them unknown.
+    """
     times = model.provenance.get("times")
-    if isinstance(model, Denoiser) and model.noise_levels is None and times is not None:
+    if not isinstance(model, Denoiser) or "noise_levels" in args or not isinstance(times, str):
+        return
+    if registry.known("density", registry.bare(times)):
         model.noise_levels = drawn_levels(registry.make("density", times), model.process)
 
 
