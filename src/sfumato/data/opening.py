@@ -66,7 +66,8 @@ def open(
         rest = {other: each for other, each in source.conditions.items() if other != LABEL}
         source = replace(source, conditions={LABEL: encode_labels(labels, len(source)), **rest})
     if len(source) < HANDFUL and not known and not isinstance(obj, Source):
-        few = f"There are only {len(source)} samples: a model will repeat them and learn little else."
+        number = "is only 1 sample" if len(source) == 1 else f"are only {len(source)} samples"
+        few = f"There {number}: a model will repeat what it sees and learn little else."
         source = replace(source, notes=[*source.notes, few])
     return with_kinds(replace(source, name=name or source.name), kinds, known)
 
