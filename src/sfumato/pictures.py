@@ -28,8 +28,12 @@ def picture(
     bounds: tuple[float, float] | None = None,
     columns: int | None = None,
     labels: Sequence[str] | None = None,
+    lengths: Sequence[int] | None = None,
 ) -> Image.Image:
-    """Samples x (N, *shape) in user units as one picture (see the module). labels: one per row of the grid."""
+    """Samples x (N, *shape) in user units as one picture (see the module).
+
+    labels: one per row of the grid. lengths: samples in each row, where not all rows are full.
+    """
     x = np.asarray(x)
     if x.ndim < 2 or not len(x):
         raise ValueError(f"a picture needs samples (N, *shape), got shape {x.shape}")
@@ -38,9 +42,9 @@ def picture(
         return _scatter(x)
     if len(shape) <= 2:
         curves = x[:, None] if len(shape) == 1 else x
-        return _tile([_plot(c, _range(x)) for c in curves], columns, labels)
+        return _tile([_plot(c, _range(x)) for c in curves], columns, labels, lengths)
     low, high = bounds if bounds is not None else _range(x)
-    return grid(_bytes(_planes(x), low, high), columns, labels)
+    return grid(_bytes(_planes(x), low, high), columns, labels, lengths)
 
 
 def _planes(x: np.ndarray) -> np.ndarray:
@@ -68,7 +72,12 @@ def _bytes(x: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.round(255 * scaled.clip(0, 1)).astype(np.uint8)
 
 
-def grid(x: np.ndarray, columns: int | None = None, labels: Sequence[str] | None = None) -> Image.Image:
+def grid(
+    x: np.ndarray,
+    columns: int | None = None,
+    labels: Sequence[str] | None = None,
+    lengths: Sequence[int] | None = None,
+) -> Image.Image:
     """x uint8 (N, C, H, W) with 1, 3 or 4 channels -> one picture, row by row; small images are enlarged."""
     factor = max(1, 64 // max(x.shape[2:]))
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[x.shape[1]]
@@ -79,13 +88,16 @@ def grid(x: np.ndarray, columns: int | None = None, labels: Sequence[str] | None
         if mode == "RGBA":  # over a light background, as viewers show it
             cell = Image.alpha_composite(Image.new("RGBA", cell.size, (*PAPER, 255)), cell)
         cells.append(cell.convert("RGB"))
-    return _tile(cells, columns, labels)
+    return _tile(cells, columns, labels, lengths)
 
 
-def _tile(cells: Sequence[Image.Image], columns: int | None, labels: Sequence[str] | None) -> Image.Image:
+def _tile(
+    cells: Sequence[Image.Image], columns: int | None, labels: Sequence[str] | None, lengths: Sequence[int] | None
+) -> Image.Image:
     """Cells of one size in rows, with a thin gap, and with labels a name before each row."""
     columns = columns or math.ceil(math.sqrt(len(cells)))
-    rows = math.ceil(len(cells) / columns)
+    lengths = lengths or [min(columns, len(cells) - first) for first in range(0, len(cells), columns)]
+    rows = len(lengths)
     width, height = cells[0].size
     gap = 2 if max(width, height) <= 128 else 4
     size = max(11, min(16, height // 3))
@@ -94,8 +106,8 @@ def _tile(cells: Sequence[Image.Image], columns: int | None, labels: Sequence[st
     left = gap + (max((math.ceil(font.getlength(name)) for name in names), default=0) + 12 if names else 0)
     sheet = Image.new("RGB", (left + columns * (width + gap), gap + rows * (height + gap)), PAPER)
     draw = ImageDraw.Draw(sheet)
-    for i, cell in enumerate(cells):
-        row, column = divmod(i, columns)
+    places = [(row, column) for row, length in enumerate(lengths) for column in range(length)]
+    for cell, (row, column) in zip(cells, places, strict=True):
         sheet.paste(cell, (left + column * (width + gap), gap + row * (height + gap)))
     for row, name in enumerate(names):
         draw.text((left - 8, gap + row * (height + gap) + height // 2), name, INK, font, anchor="rm")

@@ -105,7 +105,10 @@ def test_a_damaged_deep_png_is_skipped(tmp_path):
 
 @pytest.mark.parametrize("mode, channels", [("1", 1), ("L", 1), ("LA", 4), ("P", 3), ("RGB", 3), ("RGBA", 4)])
 def test_modes_become_one_three_or_four_channels(tmp_path, mode, channels):
-    save(tmp_path / "a.png", pixels(8, 8, 3), mode)
+    image = Image.fromarray(pixels(8, 8, 3)).convert(mode)
+    if channels == 4:
+        image.putalpha(Image.fromarray(pixels(8, 8)))  # one that never changes is dropped
+    image.save(tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
         assert image.mode == mode
         reference = np.asarray(image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])).reshape(8, 8, -1)
@@ -144,7 +147,7 @@ def test_eight_bits_beside_sixteen_are_scaled_and_said(tmp_path):
     save(tmp_path / "b.png", high)
     source = data.open(tmp_path)
     assert np.array_equal(source.x.numpy()[:, 0], np.stack([low.astype(np.uint16) * 257, high]))
-    assert any("1 images of 8 bits were scaled" in note for note in source.notes)
+    assert any("1 image of 8 bits was scaled" in note for note in source.notes)
 
 
 def test_a_grey_deep_file_beside_a_colour_one_is_opaque_at_full_scale(tmp_path):
@@ -224,14 +227,16 @@ def test_sub_folders_are_classes_in_the_order_of_their_names(tmp_path):
     assert data.open(tmp_path, labels=[0, 1, 0, 1, 0, 1]).classes == ["0", "1"]
     save(tmp_path / "loose.png", pixels(8, 8))
     mixed = data.open(tmp_path)
-    assert mixed.labels is None and any("1 images are outside the sub-folders" in note for note in mixed.notes)
+    assert mixed.labels is None and any("1 image is outside the sub-folders" in note for note in mixed.notes)
 
 
 def test_train_and_test_are_not_taken_for_classes(tmp_path):
     for split in ("test", "train"):
         for name in ("cat", "dog"):
             save(tmp_path / split / name / "a.png", pixels(8, 8))
-    refused(tmp_path, "test and train with sub-folders of their own: give one, e.g. .*train")
+    source = data.open(tmp_path)
+    assert source.classes == ["cat", "dog"] and source.ids == ["train/cat/a.png", "train/dog/a.png"]
+    assert data.open(tmp_path, split="test").ids == ["test/cat/a.png", "test/dog/a.png"]
     assert data.open(tmp_path / "train").classes == ["cat", "dog"]
 
 

@@ -171,10 +171,48 @@ def test_files_that_are_no_tables_are_one_sentence(tmp_path):
     (tmp_path / "both" / "train").mkdir(parents=True)
     (tmp_path / "both" / "train" / "state.json").write_text("{}")
     (tmp_path / "both" / "dataset_dict.json").write_text("{}")
-    with pytest.raises(SfumatoError, match="holds the splits train: give one, e.g. .*both/train"):
-        data.open(tmp_path / "both")
-    with pytest.raises(SfumatoError, match="state.json is damaged"):
-        data.open(tmp_path / "both" / "train")
+    with pytest.raises(SfumatoError, match="both has no split 'test', but train"):
+        data.open(tmp_path / "both", split="test")
+    for place in ("both", "both/train"):
+        with pytest.raises(SfumatoError, match="state.json is damaged"):
+            data.open(tmp_path / place)
+
+
+def test_splits_of_a_data_set_saved_by_datasets_and_of_files(tmp_path):
+    """As `datasets` saves them, and as the hub keeps them: data/train-00000-of-00002.parquet."""
+    for name, start in (("train", 0), ("test", 40)):
+        table = numbers().slice(start, 20)
+        place = tmp_path / "saved" / name
+        place.mkdir(parents=True)
+        with pa.OSFile(str(place / "data.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table)
+        (place / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+        write(tmp_path / "hub" / "data" / f"{name}-00000-of-00001.parquet", table)
+    (tmp_path / "saved" / "dataset_dict.json").write_text("{}")
+    (tmp_path / "hub" / "README.md").write_text("words")
+    whole = data.open(write(tmp_path / "whole.parquet", numbers())).x
+    for place in ("saved", "hub"):
+        for split, rows in (
+            (None, whole[:20]),
+            ("train", whole[:20]),
+            ("test", whole[40:60]),
+            ("testing", whole[40:60]),
+        ):
+            assert torch.equal(data.open(tmp_path / place, split=split).x, rows), (place, split)
+        with pytest.raises(SfumatoError, match="no split 'val', but test .*, train .*: choose one with --split"):
+            data.open(tmp_path / place, split="val")
+    assert ("README.md", "not one of the tables") in data.open(tmp_path / "hub").skipped
+    with pytest.raises(SfumatoError, match="whole.parquet has no splits.*leave --split out"):
+        data.open(tmp_path / "whole.parquet", split="test")
+
+
+def test_a_column_can_be_named_as_the_samples(tmp_path):
+    path = write(tmp_path / "x.parquet", numbers(a=[[float(i), 2.0] for i in range(len(NUMBERS))]))
+    assert data.open(path).shape == (2,)
+    source = data.open(path, key="b")
+    assert source.shape == (1,) and "a" in source.conditions
+    with pytest.raises(SfumatoError, match="no column named 'zz' to learn from"):
+        data.open(path, key="zz")
 
 
 def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
@@ -244,8 +282,7 @@ def test_what_datasets_itself_saves(tmp_path):
             "dog",
             "owl",
         ]
-    with pytest.raises(SfumatoError, match="holds the splits train"):
-        data.open(tmp_path / "splits")
+    assert torch.equal(data.open(tmp_path / "splits").x, source.x)
 
 
 def test_columns_beside_the_samples_are_conditions(tmp_path):

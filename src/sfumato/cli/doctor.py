@@ -22,12 +22,11 @@ def doctor(options: Any, voice: Voice) -> int:
     if options.subject is None:
         raise SfumatoError("`sfumato doctor` needs RUN, a run folder or a model file, or --explain CODE")
     from sfumato import diagnosis  # imports torch, which a page does not need
+    from sfumato.cli.look import opened
     from sfumato.training.precision import device_of
 
-    report = diagnosis.doctor(
-        options.subject, options.data, options.labels, size=options.size, seed=options.seed,
-        device=device_of(options.device),
-    )  # fmt: skip
+    given = None if options.data is None else opened(options)
+    report = diagnosis.doctor(options.subject, given, seed=options.seed, device=device_of(options.device))
     voice.emit(report.to_dict())
     voice.say(str(report))
     return ILL if report.errors else WELL

@@ -12,11 +12,11 @@ import torch
 
 from sfumato import data, serialization
 from sfumato.cli import conditions as asked
+from sfumato.cli.look import opened
 from sfumato.cli.process import at_work
 from sfumato.cli.run import Voice
 from sfumato.conditions import Conditions, of_data
 from sfumato.data import DataSpec
-from sfumato.data.labels import read_labels
 from sfumato.errors import SfumatoError
 from sfumato.files import atomic
 from sfumato.likelihood import Measured, log_prob
@@ -41,9 +41,8 @@ def likelihood(options: Any, voice: Voice) -> None:
         raise SfumatoError(f"-n needs at least 1 sample, got {options.number}")
     if options.out is not None and Path(options.out).suffix.lower() != ".npz":
         raise SfumatoError(f"{options.out} has no known kind: end it in .npz")
-    labels = None if options.labels is None else read_labels(options.labels)
     denoiser = serialization.load_sampler(options.model, device=device_of(options.device))
-    source = data.open(options.data, labels=labels, size=options.size, conditions=denoiser.spec)
+    source = opened(options, denoiser.spec)
     # spread over the set: folders are sorted by class
     chosen = torch.linspace(0, len(source) - 1, min(options.number, len(source))).round().long()
     said = asked.said(options, denoiser.spec.conditions, options.class_)

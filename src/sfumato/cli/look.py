@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sfumato.cli.run import Voice
+from sfumato.errors import SfumatoError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from sfumato.data import Source
+
+SHOWN = 3  # samples of each class
+MOST_CLASSES = 20  # classes shown
+_SIDE = 160  # pixels: larger pictures are reduced
 
 
 def info(options: Any, voice: Voice) -> None:
@@ -33,16 +44,77 @@ def how_to_sample(model: str, facts: dict[str, Any]) -> list[str]:
     ]
 
 
-def inspect(options: Any, voice: Voice) -> None:
+def opened(options: Any, conditions: Any = None) -> Source:
+    """The data that the flags of a command name. conditions: as `data.open` takes them."""
     from sfumato import data
     from sfumato.data.labels import read_labels
-    from sfumato.sampling import apart
 
     labels = None if options.labels is None else read_labels(options.labels)
-    facts = data.inspect(options.data, labels=labels, size=options.size, conditions=dict(options.condition))
+    return data.open(
+        options.data, labels=labels, size=options.size, conditions=conditions, split=options.split, key=options.key
+    )
+
+
+def inspect(options: Any, voice: Voice) -> None:
+    from sfumato import data
+    from sfumato.pictures import save_png
+    from sfumato.sampling import apart
+
+    if options.out is not None and Path(options.out).suffix.lower() != ".png":
+        raise SfumatoError(f"{options.out} has no known kind: end it in .png")
+    source = opened(options, dict(options.condition))
+    facts = data.inspect(source)
     facts["notes"] += apart(facts["conditions"])
-    voice.emit(facts)
+    if options.out is not None:
+        save_png(look(source), Path(options.out).expanduser())
+    voice.emit({**facts, "out": options.out})
     voice.say(*describe(facts))
+    if options.out is not None:
+        voice.say(f"{options.out}: {_shown(source)}.")
+
+
+def _by_class(source: Source) -> bool:
+    return bool(source.classes) and source.shape != (2,)  # points are one scatter plot
+
+
+def _shown(source: Source) -> str:
+    if not _by_class(source):
+        return "some of the samples"
+    classes, most = len(source.classes), MOST_CLASSES
+    return "three samples of each class" + (f", the first {most} of {classes:,}" if classes > most else "")
+
+
+def look(source: Source) -> Image:
+    """Three samples of each class, a row for each, spread over the class; without classes some samples in a grid."""
+    import torch
+
+    from sfumato.data.spec import declared_bounds
+    from sfumato.pictures import picture
+
+    def spread(rows: torch.Tensor, most: int) -> torch.Tensor:
+        return rows[torch.linspace(0, len(rows) - 1, min(len(rows), most)).round().long()]
+
+    bounds = source.bounds or declared_bounds(source.x.dtype)
+    if not _by_class(source):
+        rows = spread(torch.arange(len(source)), 1000 if source.shape == (2,) else SHOWN**2)
+        return picture(_reduced(source.x[rows]), source.kind, bounds)
+    labels = source.labels
+    assert labels is not None
+    own = [torch.nonzero(labels == number).flatten() for number in range(min(len(source.classes), MOST_CLASSES))]
+    chosen = [spread(rows, SHOWN) for rows in own]
+    names = [f"{name} ({len(rows):,})" for name, rows in zip(source.classes, own, strict=False)]
+    x = _reduced(source.x[torch.cat(chosen)])
+    return picture(x, source.kind, bounds, SHOWN, names, [len(rows) for rows in chosen])
+
+
+def _reduced(x: Any) -> Any:
+    """Pictures (n, C, H, W) with sides of up to 160 pixels."""
+    import torch
+
+    factor = -(-max(x.shape[2:]) // _SIDE) if x.ndim == 4 else 1
+    if factor == 1:
+        return x
+    return torch.nn.functional.avg_pool2d(x.double(), factor).round().to(x.dtype)
 
 
 def describe(facts: dict[str, Any]) -> list[str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
 from sfumato import serialization
+from sfumato.cli.look import opened
 from sfumato.cli.process import at_work
 from sfumato.cli.run import Voice
-from sfumato.data.labels import read_labels
 from sfumato.diagnostics.memorization import Memorization, pairs_picture
 from sfumato.diagnostics.memorization import memorization as judged
 from sfumato.errors import SfumatoError
@@ -24,27 +25,26 @@ def memorization(options: Any, voice: Voice) -> None:
         raise SfumatoError("-n needs at least 2 samples, and --steps and --batch at least 1")
     if options.out is not None and Path(options.out).suffix.lower() != ".png":
         raise SfumatoError(f"{options.out} has no known kind: end it in .png")
-    where, labels, size = _data(options)
+    options = _with_data(options)
     device = device_of(options.device)
     denoiser = serialization.load_sampler(options.model, options.weights, device)
     denoiser.compute_dtype = compute_dtype("auto", device)
     found = judged(
-        denoiser, where, options.holdout, samples=options.number, size=size, steps=options.steps,
-        labels=None if labels is None else read_labels(labels), guidance=options.guidance, seed=options.seed,
-        batch=options.batch, device=device,
+        denoiser, opened(options, denoiser.spec), options.holdout, samples=options.number, size=options.size,
+        steps=options.steps, guidance=options.guidance, seed=options.seed, batch=options.batch, device=device,
     )  # fmt: skip
     if options.out is not None:
         _draw(Path(options.out).expanduser(), found, denoiser)
-    voice.emit({**found.to_dict(), "model": str(options.model), "data": where, "out": options.out})
+    voice.emit({**found.to_dict(), "model": str(options.model), "data": options.data, "out": options.out})
     voice.say(*str(found).splitlines())
     if options.out is not None:
         voice.say(f"{options.out}: the samples closest to training samples (above), and those (below).")
 
 
-def _data(options: Any) -> tuple[str, str | None, int | None]:
-    """(data, labels, size) as given, or those that the run folder was trained with."""
+def _with_data(options: Any) -> argparse.Namespace:
+    """The options with data, labels, size, split and key as given, or as the run folder was trained with."""
     if options.data is not None:
-        return options.data, options.labels, options.size
+        return argparse.Namespace(**vars(options))
     settings = Path(options.model).expanduser() / "config.yaml"
     if not settings.exists():
         raise SfumatoError(
@@ -53,7 +53,8 @@ def _data(options: Any) -> tuple[str, str | None, int | None]:
     kept = read(str(settings))
     if not kept["data"]:
         raise SfumatoError(f"{options.model} was trained on an array in memory: use sf.memorization in Python")
-    return kept["data"], options.labels or kept["labels"], options.size or kept["size"]
+    known = {name: getattr(options, name) or kept[name] for name in ("data", "labels", "size", "split", "key")}
+    return argparse.Namespace(**{**vars(options), **known})
 
 
 def _draw(path: Path, found: Memorization, denoiser: Denoiser) -> None:

@@ -84,6 +84,8 @@ INTERVAL = flag(
 GUIDANCE_OF_GRIDS = "By default, that of the model's training grids."
 WEIGHTS = flag("--weights", ("ema", "raw"), "The moving average of the weights, or the last raw weights.", "ema")
 SIDE = flag("--size", int, "Side in pixels to which images are resized.")
+SPLIT = flag("--split", "NAME", "The split of DATA to read where it has some: train (the default), val or test.")
+KEY = flag("--key", "NAME", "The array, column or picture of a pair that is learned, if not to be guessed.")
 LABELS = flag("--labels", "FILE", "A .npy or text file with one class label per sample of DATA.")
 BATCH = flag("--batch", int, "Samples drawn at once; affects only memory and speed.", 256)
 SOURCES = "a folder of images, a .npy or .npz file, .tar archives or .parquet tables, or a built-in set"
@@ -208,6 +210,8 @@ DOCTOR = Command(
         ),
         LABELS,
         SIDE,
+        SPLIT,
+        KEY,
         seed("draws"),
         DEVICE,
     ],
@@ -234,6 +238,8 @@ MEMORIZATION = Command(
         flag("--holdout", "DATA", "Unseen data, by default what training held out; DATA is then the training set."),
         LABELS,
         SIDE,
+        SPLIT,
+        KEY,
         flag("-n --number", int, "Samples to draw.", 512),
         flag("--steps", int, "Steps of the solver.", 10),
         flag("--guidance", float, "Guidance scale; by default none: the learned law."),
@@ -252,13 +258,16 @@ INFO = Command(
 )
 
 INSPECT = Command(
-    "Check a data set as training would see it: shape, values, classes, duplicates, and skipped files. With --json, "
-    "prints one JSON object.",
+    "Check a data set as training would see it: what was decided, and which flag says otherwise; shape, values, "
+    "classes, duplicates, what is left out. With --json, prints one JSON object.",
     [
         place("data", "DATA", f"{SOURCES[0].upper()}{SOURCES[1:]} (fashion, emoji, digits)."),
         LABELS,
         several(":", "NAME:KIND", DECLARED, default=[]),
         SIDE,
+        SPLIT,
+        KEY,
+        flag("-o --out", "PATH", "A picture (.png) to draw: three samples of each class, with names."),
     ],
 )
 
@@ -275,6 +284,8 @@ LIKELIHOOD = Command(
         flag("--conditional", bool, "Condition each sample on its own class and other conditions."),
         LABELS,
         SIDE,
+        SPLIT,
+        KEY,
         flag(
             "--method", ("auto", "ode", "elbo", "importance"),
             "ode: the probability flow. elbo: the bound by noise level. importance: the bound from many trajectories. "

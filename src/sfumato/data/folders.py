@@ -2,75 +2,137 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from torch import Tensor
 
 from ..errors import SfumatoError
 from . import arrays, metadata, tables
 from .column import Column, Unread, column
-from .images import IMAGE_SUFFIXES, ImageFiles, Images, Items, Size, read_images
+from .formats import Size
+from .images import IMAGE_SUFFIXES, ImageFiles, Images, Items, Part, read_images
 from .kinds import CLASS_NAMES, columns, few, not_used, with_label
 from .labels import label_column
+from .names import Asked, Pictures, class_names, counted, read_names
 from .rows import in_blocks
 from .source import LABEL, Source
 from .table_columns import PictureColumn, read_column, read_numbers
 from .tars import Tars
+from .walk import Files
 
-SPLIT_NAMES = frozenset("train training test testing val valid validation dev".split())
+CAPTIONS = (".txt", ".caption")
+Skipped = list[tuple[str, str]]
 
 
-def open_pictures(root: Path, files: Sequence[Path], size: Size | None) -> Source:
+def open_pictures(root: Path, found: Files, size: Size | None, asked: Asked) -> Source:
     """The images among the files of a folder, with their metadata files, or else their sub-folders as classes."""
-    items = ImageFiles(root, [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES])
-    _refuse_splits(root, items.names)
-    read = read_images(items, size)
-    beside = metadata.read(root, files, items.names, read.kept)
-    conditions, notes = with_label(beside.columns, CLASS_NAMES), list(beside.notes)
+    items = ImageFiles(root, [p for p in found.paths if p.suffix.lower() in IMAGE_SUFFIXES])
+    said = read_names(items.names, asked, str(root))
+    read = read_images(_part(items, said.rows), size)
+    kept = [said.rows[i] for i in read.kept]
+    beside = metadata.read(root, found.paths, items.names, kept)
+    conditions, notes = with_label(beside.columns, CLASS_NAMES), [*found.notes, *said.notes, *beside.notes]
     if LABEL not in conditions:
-        conditions = _folder_classes([items.names[i] for i in read.kept], notes) | conditions
+        conditions = _folder_classes(said, read, notes) | conditions
+    conditions |= _fields(items, said, read, size, notes)
     others = [
         (p.relative_to(root).as_posix(), "not an image")
-        for p in files
+        for p in found.paths
         if p.suffix.lower() not in IMAGE_SUFFIXES and p not in beside.files
     ]
-    return _source(items, read, root.resolve().name, conditions, notes, others, "files")
+    others = _without_captions(others, items.names, notes)
+    return _source(
+        items, kept, read, root.resolve().name, conditions, notes, [*said.left, *others, *found.skipped], "file"
+    )
 
 
-def open_archives(paths: Sequence[Path], size: Size | None, name: str) -> Source:
+def open_archives(paths: Sequence[Path], size: Size | None, name: str, asked: Asked) -> Source:
     """The pictures in .tar archives, with the labels and fields beside them."""
     tars = Tars(paths)
     if not len(tars):
         why = f" ({tars.odd[0][0]}: {tars.odd[0][1]})" if tars.odd else ""
         raise SfumatoError(f"{tars.where} holds no pictures{why}")
-    read = read_images(tars, size)
-    cells = {name: [column[i] for i in read.kept] for name, column in tars.fields.items()}
+    said = read_names(_members(tars), asked, tars.where, archive=True)
+    read = read_images(_part(tars, said.rows), size)
+    cells = {name: [column[said.rows[i]] for i in read.kept] for name, column in tars.fields.items()}
     found, unread = columns(cells, len(read.x))
-    conditions, notes = with_label(found, [LABEL]), list(tars.notes)
+    conditions, notes = with_label(found, [LABEL]), [*tars.notes, *said.notes]
     if LABEL not in conditions:
-        conditions = _folder_classes([tars.members[i] for i in read.kept], notes) | conditions
-    return _source(tars, read, name, conditions, [*notes, *unread], tars.odd, "members")
+        conditions = _folder_classes(said, read, notes) | conditions
+    conditions |= _fields(tars, said, read, size, notes)
+    others = _without_captions(tars.odd, tars.names, notes)
+    kept = [said.rows[i] for i in read.kept]
+    return _source(tars, kept, read, name, conditions, [*notes, *unread], [*said.left, *others], "member")
 
 
-def open_table(paths: Sequence[Path], size: Size | None, name: str, kinds: Mapping[str, str]) -> Source:
+def _members(tars: Tars) -> list[str]:
+    """The names of the members; where archives count alike, with that of the archive before the file's."""
+    if tars.names == tars.members:
+        return tars.members
+    unique = []
+    for name, member in zip(tars.names, tars.members, strict=True):
+        path = PurePosixPath(member)
+        unique.append(str(path.with_name(name.removesuffix(member).replace("/", "-") + path.name)))
+    return unique
+
+
+def _part(items: Items, rows: Sequence[int]) -> Items:
+    return items if list(rows) == list(range(len(items))) else Part(items, rows)
+
+
+def _fields(items: Items, said: Pictures, read: Images, size: Size | None, notes: list[str]) -> dict[str, Column]:
+    """The other pictures of each sample as fields (N, C, H, W); missing where there is none."""
+    made = {}
+    for name, numbers in said.fields.items():
+        own = [numbers[i] for i in read.kept]
+        there = np.array([number is not None for number in own])
+        beside = read_images(Part(items, [number for number in own if number is not None]), size)
+        if not isinstance(beside.x, Tensor):
+            raise SfumatoError(f"{items.where}: the pictures {name!r} do not fit into memory: set a smaller --size")
+        present = np.zeros(len(own), bool)
+        present[np.flatnonzero(there)[beside.kept]] = True
+        values = beside.x.numpy()
+        made[name] = Column(values, np.ones(len(values), bool)).scattered(present)
+        notes += [f"{name}: {note}" for note in beside.notes]
+    return made
+
+
+def _without_captions(others: Iterable[tuple[str, str]], pictures: Sequence[str], notes: list[str]) -> Skipped:
+    """The other files but for texts that are named as a picture is, which one note counts."""
+    stems = {PurePosixPath(name).name.partition(".")[0] for name in pictures}
+    rest: Skipped = []
+    captions: Skipped = []
+    for path, why in others:
+        caption = path.lower().endswith(CAPTIONS) and PurePosixPath(path).name.partition(".")[0] in stems
+        (captions if caption else rest).append((path, why))
+    if captions:
+        are = counted(len(captions), "caption is", "captions are")
+        notes.append(f"{are} left out ({captions[0][0]} ..): free text cannot be a condition yet.")
+    return rest
+
+
+def open_table(
+    paths: Sequence[Path], size: Size | None, name: str, kinds: Mapping[str, str], key: str | None = None
+) -> Source:
     """The pictures or the numbers of a table, with its other columns as conditions.
 
     kinds: name -> kind of condition, where the user has set it: such a column is no part of the samples, and text with
-    many values is read too.
+    many values is read too. key: the column of samples, where the user names it.
     """
     table = tables.TableFiles(paths)
     if not len(table):
         raise SfumatoError(f"{table.where} is empty: its table has no rows")
-    roles = tables.roles(table, kinds)
+    roles = tables.roles(table, kinds, key)
     conditions, unread = _beside(table, roles, kinds)
     if roles.pictures is not None:
         items = PictureColumn(table, roles.pictures)
         read = read_images(items, size)
         kept = np.array(read.kept, dtype=np.int64)
         conditions = {name: found.take(kept) for name, found in conditions.items()}
-        return _source(items, read, name, conditions, [str(roles), *unread], [], "rows")
+        return _source(items, read.kept, read, name, conditions, [str(roles), *unread], [], "row")
     x, kind, notes, identity = read_numbers(table, roles.numbers)
     arrays.require_finite(x, table.where)
     notes = [Source.headline(x), str(roles), *notes, *unread]
@@ -78,16 +140,17 @@ def open_table(paths: Sequence[Path], size: Size | None, name: str, kinds: Mappi
 
 
 def _source(
-    items: Items, read: Images, name: str, conditions: dict[str, Column], notes: Sequence[str],
-    others: Sequence[tuple[str, str]], what: str,
+    items: Items, kept: Sequence[int], read: Images, name: str, conditions: dict[str, Column], notes: Sequence[str],
+    others: Skipped, what: str,
 ) -> Source:  # fmt: skip
-    """A source of pictures with their conditions; others: (path, reason) of other files that were skipped."""
+    """A source of pictures with their conditions; kept: their numbers among the items; others: (path, reason) of what
+    was skipped beside them."""
     kind = "image" if read.x.dtype in arrays.IMAGE_DTYPES else "array"
     skipped = sorted([*read.skipped, *others])
     notes = [Source.headline(read.x, "images"), *read.notes, *notes]
     if skipped:
-        notes.append(f"{len(skipped):,} {what} were skipped.")
-    x, ids = in_blocks(read.x, items.blocks, read.kept), [items.names[i] for i in read.kept]
+        notes.append(f"{counted(len(skipped), f'{what} was', f'{what}s were')} skipped.")
+    x, ids = in_blocks(read.x, items.blocks, kept), [items.names[i] for i in kept]
     return Source(x, kind, name, conditions, ids, skipped, notes, identity=read.identity)
 
 
@@ -109,20 +172,8 @@ def _beside(
     return found, not_used(unread)
 
 
-def _refuse_splits(root: Path, names: Sequence[str]) -> None:
-    """Raise SfumatoError for folders such as train/ and test/ with class folders inside: the user has to choose one."""
-    paths = [PurePosixPath(name) for name in names]
-    tops = sorted({p.parts[0] for p in paths})
-    if all(top.lower() in SPLIT_NAMES for top in tops) and all(len(p.parts) > 2 for p in paths):
-        raise SfumatoError(
-            f"{root} holds {' and '.join(tops)} with sub-folders of their own: give one, e.g. {root / tops[-1]}"
-        )
-
-
-def _folder_classes(names: Sequence[str], notes: list[str]) -> dict[str, Column]:
+def _folder_classes(said: Pictures, read: Images, notes: list[str]) -> dict[str, Column]:
     """Labels from sub-folders if every image is in one; otherwise there are none, and a note says why."""
-    paths = [PurePosixPath(name) for name in names]
-    loose = sum(len(p.parts) == 1 for p in paths)
-    if 0 < loose < len(paths):
-        notes.append(f"{loose:,} images are outside the sub-folders, so the sub-folders were not taken as classes.")
-    return {} if loose else {LABEL: label_column(column([p.parts[0] for p in paths]))}
+    classes, why = class_names([said.folders[i] for i in read.kept])
+    notes += why
+    return {} if classes is None else {LABEL: label_column(column(classes))}

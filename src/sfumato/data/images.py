@@ -1,7 +1,6 @@
 """Encoded pictures from any container -> samples (N, C, H, W), with the stored pixel values.
 
-Mixed modes are promoted to the widest one. Equal sizes are kept; otherwise the shorter side is resized to
-min(64, the smallest shorter side) and the picture cropped to a centred square. Pictures that take a while to decode are
+The size, depth and channels of most pictures are those of the set (`formats`). Pictures that take a while to decode are
 cached; if neither memory nor cache can hold them, they are decoded on access.
 """
 
@@ -10,7 +9,7 @@ from __future__ import annotations
 import abc
 import io
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,19 +26,19 @@ from ..files import first_line, reason
 from ..machine import fits
 from ..progress import counting
 from . import cache
-from .picture import Header, check_size, decode, read_header
+from .formats import ImageFormat, Size, constant_alpha, decode, settled
+from .picture import Header, read_header
 from .rows import DECODING, READING, Mapped, Rows, Samples
 
 IMAGE_SUFFIXES = frozenset(
     ".png .jpg .jpeg .jpe .jfif .webp .bmp .dib .gif .tif .tiff .pgm .ppm .pnm .pbm .tga .jp2 .avif .ico".split()
 )
-MAX_DEFAULT_SIDE = 64
 WORTH_BYTES, WORTH_COUNT = 4 << 20, 500  # bytes encoded, pictures: below these, decoding is faster than the cache
 WORKERS = 4  # decoding threads
+_RULES = 2  # version of the rules by which pictures become samples: another number ignores older cache entries
 _AHEAD = 1024  # pictures queued for the threads at once: millions of futures would take too much memory
 T = TypeVar("T")
 R = TypeVar("R")
-Size = int | tuple[int, int]
 Failures = dict[int, str]  # number of an item -> the reason
 
 
@@ -114,6 +113,28 @@ class ImageFiles(Items):
         return [str(self.root.resolve()), self.names, self._stamps]
 
 
+@final
+class Part(Items):
+    """Some of the pictures of other items."""
+
+    def __init__(self, items: Items, numbers: Sequence[int]) -> None:
+        self.items, self.numbers, self.where = items, list(numbers), items.where
+        self.names = [items.names[i] for i in self.numbers]
+
+    def read(self, number: int) -> bytes:
+        return self.items.read(self.numbers[number])
+
+    def open(self, number: int) -> BinaryIO:
+        return self.items.open(self.numbers[number])
+
+    @property
+    def nbytes(self) -> int:  # as if all had the same size
+        return self.items.nbytes * len(self) // len(self.items)
+
+    def key(self) -> Any:
+        return [self.items.key(), self.numbers]
+
+
 @dataclass(frozen=True)
 class Images:
     """Decoded images x (N, C, H, W).
@@ -129,20 +150,6 @@ class Images:
     identity: str | None
 
 
-@dataclass(frozen=True)
-class ImageFormat:
-    """The common format of a set's images: channels, depth, and (height, width), None to keep the stored size."""
-
-    channels: int
-    depth: str
-    target: tuple[int, int] | None
-
-    @classmethod
-    def of(cls, headers: Iterable[Header], size: Size | None) -> ImageFormat:
-        headers = list(headers)
-        return cls(max(h.channels for h in headers), _common_depth(headers), _target(headers, size))
-
-
 @final
 class Pictures(Rows):
     """Pictures that are decoded on access."""
@@ -153,6 +160,7 @@ class Pictures(Rows):
         super().__init__((len(headers), form.channels, *side), getattr(torch, form.depth))
         self.items, self.kept, self.headers, self.format = items, list(headers), list(headers.values()), form
         self.where, self.workers = items.where, WORKERS
+        self._alphas: set[int | None] = set()
 
     def take(self, rows: np.ndarray) -> Tensor:
         out = np.empty((len(rows), *self.shape[1:]), self.format.depth)
@@ -169,12 +177,20 @@ class Pictures(Rows):
 
     def decode(self, row: int, file: BinaryIO) -> np.ndarray:
         """The pixels (C, H, W) of one row."""
-        return decode(file, self.headers[row], self.format.channels, self.format.depth, self.format.target)
+        pixels = decode(file, self.headers[row], self.format)
+        if self.format.channels == 4 and self.opaque:
+            self._alphas.add(constant_alpha(pixels))
+        return pixels
+
+    @property
+    def opaque(self) -> bool:
+        """Whether the alpha of all that was decoded has one value; False where there is no alpha."""
+        return self.format.channels == 4 and None not in self._alphas and len(self._alphas) <= 1
 
 
 def read_images(items: Items, size: Size | None = None) -> Images:
     """Decode all pictures, skipping those that cannot be decoded. Raises SfumatoError if none is left."""
-    key = cache.identity(["images", items.key(), size, PIL.__version__])
+    key = cache.identity(["images", _RULES, items.key(), size, PIL.__version__])
     if (entry := cache.find(key)) is not None:
         return _from_cache(entry, key, items)
     try:
@@ -208,17 +224,21 @@ def _read(items: Items, size: Size | None, key: str) -> Images:
 
     headers, failed = _attempt_all(header, range(len(items)), "Looking at pictures")
     worth = items.nbytes >= WORTH_BYTES or len(items) >= WORTH_COUNT
+    opaque = False
     while headers:
-        pictures = Pictures(items, headers, ImageFormat.of(headers.values(), size))
+        form, headers, odd = settled(headers, size, opaque)
+        failed |= odd
+        pictures = Pictures(items, headers, form)
         x, notes, broken = _decoded(pictures, failed, size, key, worth)
         failed |= broken
         headers = {i: header for i, header in headers.items() if i not in broken}
-        same = headers and ImageFormat.of(headers.values(), size) == pictures.format
-        if same:  # otherwise repeat, without the broken ones that had decided the format
+        if headers and not pictures.opaque and form == ImageFormat.of(list(headers.values()), size, opaque):
             if isinstance(x, Pictures):
-                x = Pictures(items, headers, pictures.format)
-            notes = [*_notes(list(headers.values()), pictures.format, size), *notes]
+                x = Pictures(items, headers, form)
+            notes = [*form.notes(list(headers.values()), size), *notes]
             return Images(x, list(headers), _skipped(items, failed), notes, key if worth else None)
+        # otherwise repeat: without the broken ones that had decided the format, or without an alpha that never changes
+        opaque = opaque or pictures.opaque
     number, why = next(iter(failed.items()))
     more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
     raise SfumatoError(f"no image could be read: {items.names[number]}: {why}{more}")
@@ -252,11 +272,12 @@ def _in_cache(pictures: Pictures, failed: Failures, size: Size | None, key: str)
         out = cache.allocate(draft, pictures.shape, pictures.format.depth)
         broken = _fill(pictures, out)
         rest = [h for i, h in zip(pictures.kept, pictures.headers, strict=True) if i not in broken]
-        if not rest or ImageFormat.of(rest, size) != pictures.format:
+        form = pictures.format
+        if not rest or pictures.opaque or ImageFormat.of(rest, size, form.opaque) != form:
             return pictures, [], broken
         used = out[: len(rest)].nbytes
         dropped = sorted((failed | broken).items())
-        facts = {"dropped": dropped, "notes": _notes(rest, pictures.format, size), "bytes": used}
+        facts = {"dropped": dropped, "notes": form.notes(rest, size), "bytes": used}
         entry = cache.keep(draft, key, facts)
     note = f"Decoded once into the cache, {entry.path} ({used / 2**30:.2g} GiB)."
     return _stored(entry, len(rest), key), [note], broken
@@ -301,44 +322,3 @@ def _attempt_all(function: Callable[[int], R], numbers: Sequence[int], what: str
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     return dict(sorted(results.items())), dict(sorted(failed.items()))
-
-
-def _common_depth(headers: Sequence[Header]) -> str:
-    depths = {h.depth for h in headers}
-    if len(depths) == 1:
-        return depths.pop()
-    if depths <= {"uint8", "uint16"}:
-        return "uint16"
-    examples = ", ".join(f"{next(h.name for h in headers if h.depth == d)} is {d}" for d in sorted(depths))
-    raise SfumatoError(f"images of these depths share no scale ({examples}): convert them to one depth")
-
-
-def _target(headers: Sequence[Header], size: Size | None) -> tuple[int, int] | None:
-    if size is not None:
-        return check_size(size)
-    if len({(h.height, h.width) for h in headers}) == 1:
-        return None
-    side = min(MAX_DEFAULT_SIDE, min(min(h.height, h.width) for h in headers))
-    return side, side
-
-
-def _notes(headers: Sequence[Header], form: ImageFormat, size: Size | None) -> list[str]:
-    notes = []
-    if form.target is not None:
-        changed = sum((h.height, h.width) != form.target for h in headers)
-        why = "as asked" if size is not None else "because the images have different sizes"
-        if changed:
-            notes.append(
-                f"{changed:,} of {len(headers):,} images were resized to cover {form.target[0]} x {form.target[1]} "
-                f"and cropped at the centre, {why}."
-            )
-    promoted = sum(h.channels != form.channels for h in headers)
-    if promoted:
-        notes.append(f"{promoted:,} images with fewer channels were promoted to {form.channels}.")
-    deepened = sum(h.depth != form.depth for h in headers)
-    if deepened:
-        notes.append(f"{deepened:,} images of 8 bits were scaled to 16 bits (x 257).")
-    films = sum(h.frames > 1 for h in headers)
-    if films:
-        notes.append(f"{films:,} images have several frames, of which the first is used.")
-    return notes

@@ -2,7 +2,8 @@
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,19 @@ from torch import Tensor
 
 from ..errors import SfumatoError
 from ..machine import fits
-from . import arrays, builtin, tables
+from . import arrays, builtin, metadata, tables
 from .folders import open_archives, open_pictures, open_table
-from .images import IMAGE_SUFFIXES, Size, hidden
+from .formats import Size
+from .images import IMAGE_SUFFIXES
 from .kinds import columns, with_kinds, with_label
 from .labels import encode_labels
+from .names import Asked, choose_split, split_of, split_of_file
 from .picture import check_size, fit_cover
 from .rows import Mapped, Samples
 from .source import LABEL, Source
 from .spec import DataSpec
 from .tars import expand
+from .walk import Files, walk
 
 TABLE_SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".csv")
 TAR_SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -35,6 +39,8 @@ def open(
     size: Size | None = None,
     name: str | None = None,
     conditions: Mapping[str, str] | DataSpec | None = None,
+    split: str | None = None,
+    key: str | None = None,
 ) -> Source:
     """Open a data source of any kind.
 
@@ -48,7 +54,11 @@ def open(
     name: name of the source.
     conditions: name -> "label", "multilabel", "scalar", "vector" or "field", for kinds that should not be guessed from
         the values, or "ignore" to leave a column out; or the spec of a model, to read the data in its format.
+    split: "train", "val" or "test", where folders, files or arrays are named after splits; by default train.
+    key: the name of the array (of an .npz or a dict), of the column (of a table) or of the picture (of a pair such as
+        0001.input.png and 0001.target.png) that is to be learned, where the names and shapes should not decide.
 
+    What was decided, and how to say otherwise, is in the notes of the source; files that are left out are in `skipped`.
     Raises SfumatoError for data that cannot be used.
     """
     known = isinstance(conditions, DataSpec)
@@ -59,7 +69,7 @@ def open(
     kinds = dict(conditions or {})
     if _is_pair(obj):
         obj, labels = obj[0], obj[1] if labels is None else labels
-    source = _read(obj, size, kinds)
+    source = _read(obj, size, kinds, Asked(split, key))
     if size is not None:
         source = _resized(source, size)
     if labels is not None:
@@ -72,36 +82,44 @@ def open(
     return with_kinds(replace(source, name=name or source.name), kinds, known)
 
 
-def _read(obj: Any, size: Size | None, kinds: Mapping[str, str]) -> Source:
+def _read(obj: Any, size: Size | None, kinds: Mapping[str, str], asked: Asked) -> Source:
     """Decide whether obj is an object, a name, a folder, a file or several files, and read it."""
     if isinstance(obj, Source):
+        asked.require_unused(obj.name)
         return obj
     if not isinstance(obj, str | os.PathLike):
-        return _from_object(obj)
+        return _from_object(obj, asked)
     text = os.fspath(obj)
     if text in builtin.NAMES:
+        asked.require_unused(f"the built-in set {text}")
         source = builtin.load(text)
         if Path(text).exists():
             source.notes.append(f"This is the built-in set; for the file or folder of that name write ./{text}")
         return source
     paths = _found(text)
-    first = paths[0]
-    if first.is_dir():
-        return _read_folder(first, size, kinds)
-    name = first.name.partition(".")[0] if len(paths) == 1 else first.resolve().parent.name
-    suffix = first.suffix.lower()
+    if paths[0].is_dir():
+        return _read_folder(paths[0], size, kinds, asked)
+    name = paths[0].name.partition(".")[0] if len(paths) == 1 else paths[0].resolve().parent.name
+    return _read_files(paths, name, size, kinds, asked)
+
+
+def _read_files(paths: Sequence[Path], name: str, size: Size | None, kinds: Mapping[str, str], asked: Asked) -> Source:
+    """One file, or several archives or tables of one set."""
+    first, suffix = paths[0], paths[0].suffix.lower()
     if first.name.lower().endswith(TAR_SUFFIXES):
-        return open_archives(paths, size, name)
+        return open_archives(paths, size, name, asked)
     if suffix in TABLE_SUFFIXES:
-        return open_table(paths, size, name, kinds)
+        asked._replace(key=None).require_unused(str(first))
+        return open_table(paths, size, name, kinds, asked.key)
     if len(paths) > 1:
         raise SfumatoError(
             f"{first} and {len(paths) - 1:,} more: only .tar archives and .parquet tables may be several"
         )
-    if suffix == ".npy":
-        return _from_array(arrays.read_npy(first), {}, str(first), first.stem)
     if suffix == ".npz":
-        return _from_array(*arrays.read_npz(first), str(first), first.stem)
+        return _from_arrays(arrays.read_npz(first), str(first), first.stem, asked)
+    if suffix == ".npy":
+        asked.require_unused(str(first))
+        return _from_array(arrays.read_npy(first), {}, str(first), first.stem)
     if suffix in IMAGE_SUFFIXES:
         raise SfumatoError(f"{first} is a single image: give the folder that holds the images")
     raise SfumatoError(
@@ -110,23 +128,60 @@ def _read(obj: Any, size: Size | None, kinds: Mapping[str, str]) -> Source:
     )
 
 
-def _read_folder(root: Path, size: Size | None, kinds: Mapping[str, str]) -> Source:
-    """A data set saved by `datasets`, otherwise the first of images, archives and tables that the folder holds."""
+def _read_folder(root: Path, size: Size | None, kinds: Mapping[str, str], asked: Asked) -> Source:
+    """A data set saved by `datasets`, otherwise whichever of images, archives and tables takes most of the folder."""
     name = root.resolve().name
+    if splits := tables.saved_splits(root):
+        split = choose_split(
+            Counter(split_of(path.name) or path.name for path in splits), asked.split, str(root), "folder"
+        )
+        chosen = next(path for path in splits if split.name in (path.name, split_of(path.name)))
+        return _noted(_read_folder(chosen, size, kinds, asked._replace(split=None)), split.note, [])
     if saved := tables.saved(root):
-        return open_table(saved, size, name, kinds)
-    files = sorted(p for p in root.rglob("*") if p.is_file() and not hidden(p.relative_to(root)))
-    if any(p.suffix.lower() in IMAGE_SUFFIXES for p in files):
-        return open_pictures(root, files, size)
-    if archives := [p for p in files if p.suffix.lower() == ".tar"]:
-        return open_archives(archives, size, name)
-    if table := [p for p in files if p.suffix.lower() in TABLE_SUFFIXES and p.suffix.lower() != ".csv"]:
-        return open_table(table, size, name, kinds)
-    if not files:
-        raise SfumatoError(f"{root} is empty: it holds no images")
-    array = next((p for p in files if p.suffix.lower() in (".npy", ".npz", ".csv")), None)
+        return _read_files(saved, name, size, kinds, asked)
+    found = walk(root)
+    kinds_of_files = {
+        "images": [p for p in found.paths if p.suffix.lower() in IMAGE_SUFFIXES],
+        "archives": [p for p in found.paths if p.suffix.lower() == ".tar"],
+        "tables": [p for p in found.paths if _is_table(p)],
+    }
+    most = max(kinds_of_files, key=lambda kind: sum(path.stat().st_size for path in kinds_of_files[kind]))
+    if not kinds_of_files[most]:
+        raise SfumatoError(_nothing(root, found))
+    if most == "images":
+        return open_pictures(root, found, size, asked)
+    paths, note = _of_split(kinds_of_files[most], root, asked)
+    source = _read_files(paths, name, size, kinds, asked._replace(split=None) if note else asked)
+    others = [p.relative_to(root).as_posix() for p in found.paths if p not in kinds_of_files[most]]
+    return _noted(source, [*note, *found.notes], [*((p, f"not one of the {most}") for p in others), *found.skipped])
+
+
+def _is_table(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    return suffix in TABLE_SUFFIXES and suffix != ".csv" and path.name.lower() not in metadata.NAMES
+
+
+def _of_split(paths: Sequence[Path], root: Path, asked: Asked) -> tuple[list[Path], list[str]]:
+    """The files of one split, where all are named after splits, and a note; else all, without a note."""
+    found = [split_of_file(path.relative_to(root).as_posix()) for path in paths]
+    if None in found:
+        return list(paths), []
+    split = choose_split(Counter(found), asked.split, str(root), "files")
+    return [path for path, name in zip(paths, found, strict=True) if name == split.name], split.note
+
+
+def _noted(source: Source, notes: Sequence[str], skipped: Sequence[tuple[str, str]]) -> Source:
+    return replace(source, notes=[*source.notes, *notes], skipped=sorted([*source.skipped, *skipped]))
+
+
+def _nothing(root: Path, found: Files) -> str:
+    """What to say of a folder without images, archives and tables."""
+    if not found.paths:
+        left = f" (left out: {found.skipped[0][0]}, {found.skipped[0][1]})" if found.skipped else ""
+        return f"{root} is empty: it holds no images{left}"
+    array = next((p for p in found.paths if p.suffix.lower() in (".npy", ".npz", ".csv")), None)
     hint = f"; for an array give its file, e.g. {array}" if array else ", no .tar archives, no .parquet tables"
-    raise SfumatoError(f"{root} holds no images among its {len(files):,} files{hint}")
+    return f"{root} holds no images among its {len(found.paths):,} files{hint}"
 
 
 def _found(text: str) -> list[Path]:
@@ -148,21 +203,35 @@ def _found(text: str) -> list[Path]:
     raise SfumatoError(f"{text} does not exist, and is not one of the built-in sets ({', '.join(builtin.NAMES)})")
 
 
-def _from_object(obj: Any) -> Source:
-    x, beside = arrays.pick(obj, "the dict") if isinstance(obj, Mapping) else (obj, {})
+def _from_object(obj: Any, asked: Asked) -> Source:
+    if isinstance(obj, Mapping):
+        return _from_arrays(obj, "the dict", "array", asked)
+    asked.require_unused("the array")
+    return _from_array(_stacked(obj), {}, "the array", "array")
+
+
+def _from_arrays(named: Mapping[str, Any], where: str, name: str, asked: Asked) -> Source:
+    """The samples among several arrays, with those beside them."""
+    picked = arrays.pick(named, where, asked)
+    x = _stacked(picked.x)
+    for key, values in picked.beside.items() if where == "the dict" else ():
+        if _has_axis(values) and _has_axis(x) and len(values) != len(x):
+            raise SfumatoError(  # an error in the caller's dict, but only a note for a file
+                f"the condition {key!r} has {len(values):,} entries for {len(x):,} samples: give one per sample, or "
+                "leave it out"
+            )
+    return _noted(_from_array(x, picked.beside, f"{where}: {picked.name!r}", name), picked.notes, [])
+
+
+def _stacked(x: Any) -> Any:
+    """Tensors in a list as one. Raises SfumatoError for what cannot be samples."""
     if isinstance(x, list | tuple) and x and all(isinstance(item, Tensor) for item in x):
         if len({item.shape for item in x}) > 1:
             raise SfumatoError("the tensors in the list have different shapes: every sample must have the same")
-        x = torch.stack(list(x))
+        return torch.stack(list(x))
     if x is None or isinstance(x, bytes) or callable(x):
-        raise SfumatoError(f"a {type(obj).__name__} is not data: give an array, a tensor, a folder or a file")
-    for name, values in beside.items():  # an error in the caller's dict, but only a note for a file
-        if _has_axis(values) and _has_axis(x) and len(values) != len(x):
-            raise SfumatoError(
-                f"the condition {name!r} has {len(values):,} entries for {len(x):,} samples: give one per sample, or "
-                "leave it out"
-            )
-    return _from_array(x, beside, "the array", "array")
+        raise SfumatoError(f"a {type(x).__name__} is not data: give an array, a tensor, a folder or a file")
+    return x
 
 
 def _has_axis(values: Any) -> bool:
@@ -183,11 +252,11 @@ def _from_array(data: Any, beside: Mapping[str, Any], where: str, name: str) -> 
     """beside: further arrays by name, which become conditions."""
     x, kind, notes = _arranged(data, where)
     arrays.require_finite(x, where)
-    label = next((beside[key] for key in arrays.LABEL_KEYS if beside.get(key) is not None), None)
+    label = next((beside[key] for key in arrays.label_keys(beside) if beside[key] is not None), None)
     if label is not None and len(label) != len(x):
         raise SfumatoError(f"there are {len(label):,} labels for {len(x):,} samples: give exactly one per sample")
     found, unread = columns(beside, len(x))
-    conditions = with_label(found, arrays.LABEL_KEYS)
+    conditions = with_label(found, arrays.label_keys(found))
     return Source(x, kind, name, conditions, notes=[Source.headline(x), *notes, *unread])
 
 

@@ -8,7 +8,7 @@ import torch
 
 from . import cache
 from .column import Column
-from .images import Size
+from .formats import Size
 from .opening import open
 from .rows import Samples
 from .source import LABEL, Source
@@ -17,12 +17,17 @@ from .statistics import blocks
 
 
 def inspect(
-    obj: Any, labels: Any = None, size: Size | None = None, conditions: Mapping[str, str] | None = None
+    obj: Any,
+    labels: Any = None,
+    size: Size | None = None,
+    conditions: Mapping[str, str] | None = None,
+    split: str | None = None,
+    key: str | None = None,
 ) -> dict[str, Any]:
     """Counts, shape, dtype, range, statistics by channel, classes, conditions, duplicates and notes of a source (or of
-    whatever `open` takes), as plain values for JSON.
+    whatever `open` takes, with its arguments), as plain values for JSON.
     """
-    source = open(obj, labels=labels, size=size, conditions=conditions)
+    source = open(obj, labels=labels, size=size, conditions=conditions, split=split, key=key)
     figures = figures_of(source)
     train, holdout = source.split()
     described = {name: _condition(name, found) for name, found in source.conditions.items()}

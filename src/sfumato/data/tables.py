@@ -111,14 +111,16 @@ def _arrow(pa: Any, path: Path) -> Any:
         return pa.ipc.open_file(mapped).read_all()
 
 
+def saved_splits(folder: Path) -> list[Path]:
+    """The folders of the splits that `datasets` saved in this folder; [] where there are none."""
+    if not (folder / "dataset_dict.json").is_file():
+        return []
+    return sorted(path for path in folder.iterdir() if (path / "state.json").is_file())
+
+
 def saved(folder: Path) -> list[Path]:
     """The Arrow files of a data set that `datasets` saved in this folder; [] where it is none."""
     state = folder / "state.json"
-    if (folder / "dataset_dict.json").is_file():
-        splits = sorted(p.name for p in folder.iterdir() if (p / "state.json").is_file())
-        raise SfumatoError(
-            f"{folder} holds the splits {', '.join(splits)}: give one, e.g. {folder / (splits or ['train'])[0]}"
-        )
     if not state.is_file():
         return []
     try:
@@ -128,10 +130,11 @@ def saved(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def roles(table: TableFiles, kinds: Mapping[str, str]) -> Roles:
+def roles(table: TableFiles, kinds: Mapping[str, str], key: str | None = None) -> Roles:
     """What each column is for; SfumatoError, with the columns, where none can be learned from.
 
-    kinds: name -> kind of condition, where it is given: such a column is a condition, and no part of the samples.
+    kinds: name -> kind of condition, where it is given: such a column is a condition, and no part of the samples. key:
+    the one column of samples, where it is given.
     """
     features = _features(table.schema)
     types = {field.name: field.type for field in table.schema}
@@ -140,7 +143,8 @@ def roles(table: TableFiles, kinds: Mapping[str, str]) -> Roles:
     classes = [name for name in types if (name in free or kinds[name] == "label") and _can_be_label(types[name])]
     label = next((name for name in [*called, *LABEL_NAMES] if name in classes), None)
     names = features.get(label, {}).get("names") if label else None
-    rest = [name for name in types if name != label and name in free]
+    label = None if label == key else label
+    rest = [name for name in types if name != label and name in free and key in (None, name)]
     encoded = [name for name in rest if _holds_bytes(types[name]) and _is_picture(table, name)]
     lists = [name for name in rest if depth(types[name]) > 0 and is_number(leaf(types[name]))]
     single = [name for name in rest if is_number(types[name]) and not name.startswith("__index_level")]
@@ -149,9 +153,10 @@ def roles(table: TableFiles, kinds: Mapping[str, str]) -> Roles:
     if not pictures and not chosen:
         shown = [f"{name} ({kind})" for name, kind in list(types.items())[:_SHOWN]]
         more = f" and {len(types) - _SHOWN} more" if len(types) > _SHOWN else ""
+        called_so = "" if key is None else f" named {key!r}"
         raise SfumatoError(
-            f"{table.where} has no column to learn from: pictures (encoded bytes), numbers or lists of numbers; it has "
-            f"{', '.join(shown)}{more}"
+            f"{table.where} has no column{called_so} to learn from: pictures (encoded bytes), numbers or lists of "
+            f"numbers; it has {', '.join(shown)}{more}"
         )
     if left := [name for name in chosen if name in kinds]:
         raise SfumatoError(

@@ -24,7 +24,7 @@ from .images import IMAGE_SUFFIXES, Items, hidden, together
 from .source import LABEL
 
 LABEL_FIELDS = ("label", "cls", "class", "class_name", "category", "target", "y")
-_INDEX = 2  # version of the cached index: another number ignores older ones
+_INDEX = 3  # version of the cached index: another number ignores older ones
 _LARGEST_LABEL = 1 << 20  # bytes of a .cls or .json
 Index = dict[str, Any]
 
@@ -163,15 +163,16 @@ def _require_end(path: Path, offset: int) -> None:
 def _joined(
     pictures: list[tuple[str, str, int, int]], fields: dict[str, dict[str, Any]], odd: list[tuple[str, str]]
 ) -> Index:
-    """The index: pictures with their fields; of several pictures of one sample the shortest name is kept."""
+    """The index: pictures with their fields; where few samples have several pictures the shortest name is kept."""
     counts = Counter(place for place, *_ in pictures)
+    paired = 2 * sum(count > 1 for count in counts.values()) > len(counts)  # `names` tells them apart
     simplest: dict[str, str] = {}
     for place, name, *_ in pictures:
         if place not in simplest or len(name) < len(simplest[place]):
             simplest[place] = name
     kept = []
     for place, name, offset, size in pictures:
-        if place in fields and counts[place] > 1 and simplest[place] != name:
+        if not paired and place in fields and counts[place] > 1 and simplest[place] != name:
             odd.append((name, f"another picture of the sample {simplest[place]}"))
         else:
             kept.append((name, offset, size, fields.get(place, {})))

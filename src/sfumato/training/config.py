@@ -50,6 +50,11 @@ class TrainConfig:
     or ignore to leave a column out."""
     size: int | None = None
     """Side in pixels to which images are resized."""
+    split: str | None = None
+    """The split to read where folders, files or arrays are named after splits: train (the default), val or test."""
+    key: str | None = None
+    """Name of the array (of a .npz file), the column (of a table) or the picture (of a pair) to learn, where names and
+    shapes should not decide."""
     net: str = "auto"
     """The network: a size (auto, tiny, small, base) of the kind that suits the data, or a network by name ({net}),
     with arguments as in DiT(depth=8, width=256) or --net DiT --net.depth 8."""
