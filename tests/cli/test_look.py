@@ -67,3 +67,67 @@ def test_bad_data_is_one_sentence(refused, workplace, command):
     assert "half.npy" in refused(command, "half.npy", *rest)
     assert "3 labels for 20 samples" in refused(command, "x.npy", "--labels", "y.txt", *rest)
     assert "z.txt" in refused(command, "x.npy", "--labels", "z.txt", *rest)
+
+
+def splits_of_arrays(path):
+    draw = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", 40), ("test", 20)):
+        arrays[f"{split}_images"] = draw.integers(0, 255, (count, 8, 8), dtype=np.uint8)
+        arrays[f"{split}_other"] = draw.integers(0, 255, (count, 8, 8), dtype=np.uint8)
+        arrays[f"{split}_labels"] = np.arange(count) % 2
+    np.savez(path, **arrays)
+    return arrays
+
+
+def test_every_command_decides_alike(call, workplace, refused):
+    """inspect, plan, train, the folder of the run, resume and what asks for the data of a run."""
+    arrays = splits_of_arrays("a.npz")
+    how = ["--split", "test", "--key", "other"]
+    few = ["--steps", 4, "--batch", 8, "--net", "tiny", "--snapshots", 0, "--precision", "float32"]
+    seen = json.loads(call("inspect", "a.npz", *how, "--json")[1])
+    wanted = arrays["test_other"]
+    assert seen["samples"] == 20 and seen["classes"] == {"0": 10, "1": 10} and seen["mean"] == [wanted.mean()]
+    assert json.loads(call("plan", "a.npz", *how, *few, "--json")[1])["facts"]["samples"] == 20
+    status, _, err = call("train", "a.npz", *how, *few, "-o", "run")
+    assert status == 0, err
+    for note in (note for note in seen["notes"] if "read" in note or "samples are" in note):
+        assert note in err
+    assert {"split: test", "key: other"} <= set((workplace / "run" / "config.yaml").read_text().splitlines())
+    status, _, err = call("resume", "run", "--steps", 6)
+    assert status == 0, err
+    for command in (["doctor", "run"], ["doctor", "run", "--data", "a.npz", *how], ["memorization", "run", "-n", 8],
+                    ["likelihood", "run", "a.npz", *how, "-n", 2, "--steps", 2]):  # fmt: skip
+        status, _, err = call(*command)
+        assert status == 0, (command, err)
+    assert "has no split 'val'" in refused("likelihood", "run", "a.npz", "--split", "val")
+
+
+@pytest.mark.parametrize(("shape", "size"), [((8, 8, 3), (3, 2)), ((300, 200), (3, 2)), ((3, 40), (3, 2))])
+def test_inspect_draws_three_samples_of_each_class(call, workplace, shape, size):
+    """A row for each class, of which one has a single sample; large pictures are reduced."""
+    draw = np.random.default_rng(0)
+    dtype = float if shape == (3, 40) else np.uint8
+    x = draw.integers(0, 255, (17, *shape)).astype(dtype)
+    x[16] = 255
+    np.savez("a.npz", x=x, y=["many"] * 16 + ["one"])
+    status, out, err = call("inspect", "a.npz", "-o", "look.png")
+    assert status == 0 and "look.png: three samples of each class." in out and err == ""
+    with Image.open("look.png") as image:
+        seen = np.asarray(image).astype(int)
+    assert seen.shape[0] < 400 and seen.shape[1] < 900
+    right = seen[:, -seen.shape[1] // 6 :]
+    top, bottom = right[: len(right) // 2], right[len(right) // 2 + 4 :]
+    assert (top < 250).any() and (bottom == 255).all()  # the third place of the class with one sample is paper
+    assert json.loads(call("inspect", "a.npz", "-o", "look.png", "--json")[1])["out"] == "look.png"
+
+
+def test_inspect_draws_points_and_samples_without_classes(call, workplace, refused):
+    draw = np.random.default_rng(0)
+    np.savez("points.npz", x=draw.normal(size=(50, 2)), y=np.arange(50) % 2)
+    np.save("grey.npy", draw.integers(0, 255, (50, 8, 8), dtype=np.uint8))
+    for name in ("points.npz", "grey.npy"):
+        assert "look.png: some of the samples." in call("inspect", name, "-o", "look.png")[1]
+        with Image.open("look.png") as image:
+            assert len(np.unique(np.asarray(image))) > 10
+    assert "end it in .png" in refused("inspect", "grey.npy", "-o", "look.txt")

@@ -102,7 +102,7 @@ def look(source: Source) -> Image:
     assert labels is not None
     own = [torch.nonzero(labels == number).flatten() for number in range(min(len(source.classes), MOST_CLASSES))]
     chosen = [spread(rows, SHOWN) for rows in own]
-    names = [f"{name} ({len(rows):,})" for name, rows in zip(source.classes, own, strict=False)]
+    names = [f"{name:.40} ({len(rows):,})" for name, rows in zip(source.classes, own, strict=False)]
     x = _reduced(source.x[torch.cat(chosen)])
     return picture(x, source.kind, bounds, SHOWN, names, [len(rows) for rows in chosen])
 
@@ -134,10 +134,13 @@ def describe(facts: dict[str, Any]) -> list[str]:
     lines += _conditions(facts)
     lines.append(f"Training would use {facts['train']:,} and hold out {facts['holdout']:,}.")
     if facts["duplicates"]:
-        lines.append(f"{facts['duplicates']:,} samples are exact copies of others.")
+        number = facts["duplicates"]
+        are = "1 sample is an exact copy" if number == 1 else f"{number:,} samples are exact copies"
+        lines.append(f"{are} of others.")
     skipped = facts["skipped"]
     if skipped:
-        lines.append(f"{len(skipped):,} files are skipped:")
+        are = "1 file is" if len(skipped) == 1 else f"{len(skipped):,} files are"
+        lines.append(f"{are} skipped:")
         lines += [f"  {entry['path']}: {entry['reason']}" for entry in skipped[:20]]
         lines += [f"  ... and {len(skipped) - 20:,} more (--json lists all)"] if len(skipped) > 20 else []
     lines += [f"Note: {note}" for note in facts["notes"]]

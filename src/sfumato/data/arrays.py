@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .rows import Samples
 
 LABEL_KEYS = ("y", "labels", "label", "target", "targets")  # arrays of these names hold labels, if they can
+FILL_VALUES = (-999, -9999, -99999, -999999, 1e20, 9.969209968386869e36, -3.4028234663852886e38)  # of missing numbers
 IMAGE_DTYPES = (torch.uint8, torch.uint16)
 IMAGE_CHANNELS = (1, 3, 4)
 MIN_IMAGE_SIDE = 8  # shorter axes are read as channels
@@ -259,6 +260,28 @@ def _image_sides(height: int, width: int) -> bool:
 def _channels_last(x: Tensor) -> bool:
     channels_first = x.shape[1] in IMAGE_CHANNELS
     return x.shape[3] in IMAGE_CHANNELS and not channels_first and _image_sides(x.shape[1], x.shape[2])
+
+
+def require_unfilled(x: "Samples", where: str) -> None:
+    """Raise SfumatoError if x (N, ...) holds one of `FILL_VALUES` further from all its values than those are apart."""
+    if not isinstance(x, Tensor) or not x.dtype.is_signed:
+        return
+    for value in {x.min().item(), x.max().item()}:
+        if value not in [torch.tensor(fill, dtype=x.dtype).item() for fill in _fill_values(x.dtype)]:
+            continue
+        rest = x[x != value]
+        low, high = (rest.min().item(), rest.max().item()) if len(rest) else (value, value)
+        if max(low - value, value - high) > high - low:
+            raise SfumatoError(
+                f"{where} holds {x.numel() - len(rest):,} values of {value:g}, far from all others ({low:g} to "
+                f"{high:g}): what marks missing values is no number to learn from; fill them, or remove these samples"
+            )
+
+
+def _fill_values(dtype: torch.dtype) -> list[float]:
+    """The fill values that a dtype can hold."""
+    top = torch.finfo(dtype).max if dtype.is_floating_point else torch.iinfo(dtype).max
+    return [fill for fill in FILL_VALUES if abs(fill) <= top]
 
 
 def require_finite(x: "Samples", where: str) -> None:

@@ -135,6 +135,7 @@ def open_table(
         return _source(items, read.kept, read, name, conditions, [str(roles), *unread], [], "row")
     x, kind, notes, identity = read_numbers(table, roles.numbers)
     arrays.require_finite(x, table.where)
+    arrays.require_unfilled(x, table.where)
     notes = [Source.headline(x), str(roles), *notes, *unread]
     return Source(x, kind, name, conditions, notes=notes, identity=identity)
 

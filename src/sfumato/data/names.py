@@ -93,8 +93,8 @@ class Split(NamedTuple):
 def choose_split(counts: Mapping[str | None, int], asked: str | None, where: str, what: str) -> Split:
     """The split to read, where everything is named after one; by default that for training.
 
-    counts: how many things are named after each split, or None; asked: the user's --split. Raises SfumatoError if that is
-    not there.
+    counts: how many things are named after each split, or None. asked: the user's --split. Raises SfumatoError for a
+    split that is not there.
     """
     if not counts or None in counts:
         if asked is not None:

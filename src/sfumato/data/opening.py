@@ -252,6 +252,7 @@ def _from_array(data: Any, beside: Mapping[str, Any], where: str, name: str) -> 
     """beside: further arrays by name, which become conditions."""
     x, kind, notes = _arranged(data, where)
     arrays.require_finite(x, where)
+    arrays.require_unfilled(x, where)
     label = next((beside[key] for key in arrays.label_keys(beside) if beside[key] is not None), None)
     if label is not None and len(label) != len(x):
         raise SfumatoError(f"there are {len(label):,} labels for {len(x):,} samples: give exactly one per sample")
