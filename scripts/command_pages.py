@@ -20,7 +20,7 @@ PAGE = Path(__file__).resolve().parent.parent / "docs/reference/commands.md"
 # in the order in which they are run: later ones use what earlier ones leave
 EXAMPLES = {
     "demo": ["sfumato demo --minutes 0.5"],
-    "inspect": ["sfumato inspect digits"],
+    "inspect": ["sfumato inspect digits --out look.png"],
     "plan": ["sfumato plan digits --steps 600 --net tiny"],
     "train": ["sfumato train digits --steps 600 --net tiny"],
     "resume": ["sfumato resume runs/digits --steps 700"],
