@@ -10,12 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+import sfumato as sf
 import sfumato.data as data
 from sfumato.data import images
 from sfumato.data.formats import ImageFormat
 from sfumato.data.names import array_name, split_of, split_of_file
 from sfumato.data.picture import Header
 from sfumato.errors import SfumatoError
+from sfumato.training.console import Silent
 
 RNG = np.random.default_rng(0)
 
@@ -231,10 +233,13 @@ def test_names_of_splits():
     ]  # fmt: skip
     files = ["data/train-00000-of-00004.parquet", "imagenet-val-000.tar", "test/000.tar", "a.tar", "train-vs-test.tar"]
     assert [split_of_file(name) for name in files] == ["train", "val", "test", None, None]
-    names = ["x_train", "train_images", "Xtest", "y_val", "images", "train", "x-dev", "trainable", "test.labels"]
+    names = [
+        "x_train", "train_images", "Xtest", "y_val", "images", "train", "x-dev", "trainable", "test.labels",
+        "trainX", "testLabels",
+    ]  # fmt: skip
     assert [array_name(name) for name in names] == [
         ("train", "x"), ("train", "images"), ("test", "X"), ("val", "y"), (None, "images"), ("train", "x"),
-        ("val", "x"), (None, "trainable"), ("test", "labels"),
+        ("val", "x"), (None, "trainable"), ("test", "labels"), ("train", "X"), ("test", "Labels"),
     ]  # fmt: skip
 
 
@@ -262,7 +267,7 @@ def test_links_are_followed_and_loops_are_not(tmp_path):
         "owls/up/": f"a link to {tmp_path.resolve()}, which holds this folder",
         "self/": "a link to this folder, which is read already",
     }
-    said(source, "4 files were skipped.")
+    said(source, "4 files were skipped (again/, dogs/gone.png, owls/up/ and 1 more)")
 
 
 def test_special_and_hidden_files_are_named(tmp_path):
@@ -290,6 +295,18 @@ def test_a_run_leaves_its_own_pictures_out(tmp_path):
     (tmp_path / "samples2").mkdir()
     fill(tmp_path / "samples2", 2, 8, 8)
     assert len(data.open(tmp_path)) == 6
+
+
+@pytest.mark.parametrize("how", ["{}", "{}/*.tar", "{}/{{train,val}}-000.tar"])
+def test_splits_of_shards(tmp_path, how):
+    for split, rows in (("train", range(12)), ("val", range(12, 20))):
+        pack(tmp_path / f"{split}-000.tar", {f"{i:04d}.png": png(TARGETS[i]) for i in rows})
+    source = data.open(how.format(tmp_path))
+    assert np.array_equal(source.x[:, 0].numpy(), TARGETS[:12])
+    said(source, "Splits by name: train (1 file), val (1 file). 'train' is read; the others are left out")
+    assert np.array_equal(data.open(how.format(tmp_path), split="val").x[:, 0].numpy(), TARGETS[12:])
+    assert len(data.open(tmp_path / "val-000.tar")) == 8
+    refused("no split 'test', but train", how.format(tmp_path), split="test")
 
 
 def test_the_kind_that_takes_most_of_a_folder_is_read(tmp_path):
@@ -497,3 +514,11 @@ def test_captions_are_counted_in_one_sentence(tmp_path, archive):
     said(source, "20 captions are left out (", "free text cannot be a condition yet")
     if archive:
         said(source, "caption (text, 20 different: it is not read yet)")
+
+
+def test_a_model_of_pairs_is_trained_and_asked(tmp_path):
+    path = pack(tmp_path / "a.tar", pairs("{:04d}.{}.png"))
+    run = sf.train(path, tmp_path / "run", steps=3, batch=4, net="tiny", key="input", snapshots=0, console=Silent())
+    assert run.config.key == "input"
+    x = sf.sample(run.denoiser, 2, steps=2, target=TARGETS[:2, None])
+    assert x.shape == (2, 3, 8, 8) and x.dtype == torch.uint8

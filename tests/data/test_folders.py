@@ -170,7 +170,9 @@ def test_bad_files_among_good_ones_are_listed_with_the_reason(tmp_path):
     reasons = dict(source.skipped)
     assert set(reasons) == {"cut.png", "empty.jpg", "text.webp", "notes.txt"} and all(reasons.values())
     assert "empty" in reasons["empty.jpg"] and "trunc" in reasons["cut.png"] and reasons["notes.txt"] == "not an image"
-    assert "4 files were skipped." in source.notes
+    assert (
+        "4 files were skipped (cut.png, empty.jpg, notes.txt and 1 more); `sfumato inspect` says why." in source.notes
+    )
 
 
 def test_a_broken_file_does_not_shape_the_rest(tmp_path):

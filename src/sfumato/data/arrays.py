@@ -81,7 +81,7 @@ def pick(arrays: Mapping[str, Any], where: str, asked: Asked) -> Picked:
     own = [key for key in keys if named[key][0] == split.name]
     chosen = own[0] if len(own) == 1 and asked.key else _samples(arrays, {key: named[key][1] for key in own}, where)
     rest, twins, keys_of = dict[str, Any](), [], dict[str, str]()
-    for key, (of, name) in named.items():
+    for key, (of, name) in sorted(named.items(), key=lambda item: item[1][0] != split.name):  # its own first
         if key != chosen and _same(arrays[key], arrays[chosen]):
             twins.append(repr(key))
         elif key != chosen and (of in (None, split.name) or (split.name is None and not _is_samples(arrays[key]))):
@@ -107,7 +107,7 @@ def _split(arrays: Mapping[str, Any], named: Mapping[str, tuple[str | None, str]
     counts = Counter[str | None]()
     for key in found:
         counts[named[key][0]] += len(arrays[key])
-    return choose_split(counts, asked.split, where, "samples")
+    return choose_split(counts, asked.split, where, "sample")
 
 
 def _samples(arrays: Mapping[str, Any], rest: Mapping[str, str], where: str) -> str:

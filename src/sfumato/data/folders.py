@@ -16,7 +16,7 @@ from .formats import Size
 from .images import IMAGE_SUFFIXES, ImageFiles, Images, Items, Part, read_images
 from .kinds import CLASS_NAMES, columns, few, not_used, with_label
 from .labels import label_column
-from .names import Asked, Pictures, class_names, counted, read_names
+from .names import Asked, Pictures, class_names, counted, listed, read_names
 from .rows import in_blocks
 from .source import LABEL, Source
 from .table_columns import PictureColumn, read_column, read_numbers
@@ -150,7 +150,8 @@ def _source(
     skipped = sorted([*read.skipped, *others])
     notes = [Source.headline(read.x, "images"), *read.notes, *notes]
     if skipped:
-        notes.append(f"{counted(len(skipped), f'{what} was', f'{what}s were')} skipped.")
+        were = counted(len(skipped), f"{what} was", f"{what}s were")
+        notes.append(f"{were} skipped ({listed(path for path, _ in skipped)}); `sfumato inspect` says why.")
     x, ids = in_blocks(read.x, items.blocks, kept), [items.names[i] for i in kept]
     return Source(x, kind, name, conditions, ids, skipped, notes, identity=read.identity)
 

@@ -29,7 +29,8 @@ PARTNERS = frozenset(  # names that only pictures of a pair have
 )
 ODD = 0.1  # share of samples up to which several pictures of one are an oddity, not a rule
 SHOWN = 3  # most names listed in a note
-_LETTERS = re.compile(rf"([xy])({'|'.join(SPLITS)})", re.I)
+_WORDS = "|".join(SPLITS)
+_BEFORE, _AFTER = re.compile(rf"(?i:({_WORDS}))([xy]|[A-Z]\w*)"), re.compile(rf"([xyXY])(?i:({_WORDS}))")
 
 
 class Asked(NamedTuple):
@@ -72,9 +73,11 @@ def split_of_file(path: str) -> str | None:
 
 
 def array_name(name: str) -> tuple[str | None, str]:
-    """(split, the rest of the name): x_train -> ("train", "x"), test_labels -> ("test", "labels")."""
-    if letters := _LETTERS.fullmatch(name):
-        return SPLITS[letters[2].lower()], letters[1]
+    """(split, the rest): x_train, trainX -> ("train", "x"), test_labels, testLabels -> ("test", "labels")."""
+    if found := _AFTER.fullmatch(name):
+        return SPLITS[found[2].lower()], found[1]
+    if found := _BEFORE.fullmatch(name):
+        return SPLITS[found[1].lower()], found[2]
     words = re.split(r"[-_. ]+", name)
     for place in (0, -1):
         if split := SPLITS.get(words[place].lower()):
@@ -103,7 +106,7 @@ def choose_split(counts: Mapping[str | None, int], asked: str | None, where: str
                 "leave --split out"
             )
         return Split(None, [])
-    there = ", ".join(f"{name} ({count:,} {what})" for name, count in sorted(counts.items(), key=str))
+    there = ", ".join(f"{name} ({counted(count, what, what + 's')})" for name, count in sorted(counts.items(), key=str))
     wanted = "train" if asked is None else SPLITS.get(asked.lower(), asked)
     if asked is None and len(counts) == 1:
         (wanted,) = (name for name in counts if name)
@@ -136,7 +139,7 @@ def read_names(names: Sequence[str], asked: Asked, where: str, archive: bool = F
     folders = [PurePosixPath(name).parts[:-1] for name in names]
     level = _split_level(folders)
     found = [None if level is None else split_of(each[level]) for each in folders]
-    chosen = choose_split(Counter(found), asked.split, where, "pictures")
+    chosen = choose_split(Counter(found), asked.split, where, "picture")
     rows = list(range(len(names)))
     if level is not None:
         rows = [i for i in rows if found[i] == chosen.name]

@@ -17,7 +17,7 @@ from ..machine import fits
 from . import arrays, builtin, metadata, tables
 from .folders import open_archives, open_pictures, open_table
 from .formats import Size
-from .images import IMAGE_SUFFIXES
+from .images import IMAGE_SUFFIXES, together
 from .kinds import columns, with_kinds, with_label
 from .labels import encode_labels
 from .names import Asked, choose_split, split_of, split_of_file
@@ -103,14 +103,22 @@ def _read(obj: Any, size: Size | None, kinds: Mapping[str, str], asked: Asked) -
     return _read_files(paths, name, size, kinds, asked)
 
 
-def _read_files(paths: Sequence[Path], name: str, size: Size | None, kinds: Mapping[str, str], asked: Asked) -> Source:
-    """One file, or several archives or tables of one set."""
+def _read_files(
+    paths: Sequence[Path],
+    name: str,
+    size: Size | None,
+    kinds: Mapping[str, str],
+    asked: Asked,
+    root: Path | None = None,
+) -> Source:
+    """One file, or several archives or tables of one set. root: the folder that holds them."""
+    paths, asked, note = _of_split(paths, root, asked)
     first, suffix = paths[0], paths[0].suffix.lower()
     if first.name.lower().endswith(TAR_SUFFIXES):
-        return open_archives(paths, size, name, asked)
+        return _noted(open_archives(paths, size, name, asked), note, [])
     if suffix in TABLE_SUFFIXES:
-        asked._replace(key=None).require_unused(str(first))
-        return open_table(paths, size, name, kinds, asked.key)
+        asked._replace(key=None).require_unused(together(paths))
+        return _noted(open_table(paths, size, name, kinds, asked.key), note, [])
     if len(paths) > 1:
         raise SfumatoError(
             f"{first} and {len(paths) - 1:,} more: only .tar archives and .parquet tables may be several"
@@ -145,15 +153,17 @@ def _read_folder(root: Path, size: Size | None, kinds: Mapping[str, str], asked:
         "archives": [p for p in found.paths if p.suffix.lower() == ".tar"],
         "tables": [p for p in found.paths if _is_table(p)],
     }
-    most = max(kinds_of_files, key=lambda kind: sum(path.stat().st_size for path in kinds_of_files[kind]))
-    if not kinds_of_files[most]:
+    present = [kind for kind, paths in kinds_of_files.items() if paths]
+    if not present:
         raise SfumatoError(_nothing(root, found))
-    if most == "images":
+    if len(present) > 1:
+        present.sort(key=lambda kind: -sum(path.stat().st_size for path in kinds_of_files[kind]))
+    if present[0] == "images":
         return open_pictures(root, found, size, asked)
-    paths, note = _of_split(kinds_of_files[most], root, asked)
-    source = _read_files(paths, name, size, kinds, asked._replace(split=None) if note else asked)
-    others = [p.relative_to(root).as_posix() for p in found.paths if p not in kinds_of_files[most]]
-    return _noted(source, [*note, *found.notes], [*((p, f"not one of the {most}") for p in others), *found.skipped])
+    source = _read_files(kinds_of_files[present[0]], name, size, kinds, asked, root)
+    others = sorted(set(found.paths) - set(kinds_of_files[present[0]]))
+    left = [(path.relative_to(root).as_posix(), f"not one of the {present[0]}") for path in others]
+    return _noted(source, found.notes, [*left, *found.skipped])
 
 
 def _is_table(path: Path) -> bool:
@@ -161,13 +171,14 @@ def _is_table(path: Path) -> bool:
     return suffix in TABLE_SUFFIXES and suffix != ".csv" and path.name.lower() not in metadata.NAMES
 
 
-def _of_split(paths: Sequence[Path], root: Path, asked: Asked) -> tuple[list[Path], list[str]]:
-    """The files of one split, where all are named after splits, and a note; else all, without a note."""
-    found = [split_of_file(path.relative_to(root).as_posix()) for path in paths]
-    if None in found:
-        return list(paths), []
-    split = choose_split(Counter(found), asked.split, str(root), "files")
-    return [path for path, name in zip(paths, found, strict=True) if name == split.name], split.note
+def _of_split(paths: Sequence[Path], root: Path | None, asked: Asked) -> tuple[list[Path], Asked, list[str]]:
+    """The files of one split, where all are named after splits, with a note; else all. root: a folder of them."""
+    found = [split_of_file(path.name if root is None else path.relative_to(root).as_posix()) for path in paths]
+    if None in found or (root is None and len(paths) == 1):
+        return list(paths), asked, []
+    split = choose_split(Counter(found), asked.split, together(paths), "file")
+    chosen = [path for path, name in zip(paths, found, strict=True) if name == split.name]
+    return chosen, asked._replace(split=None), split.note
 
 
 def _noted(source: Source, notes: Sequence[str], skipped: Sequence[tuple[str, str]]) -> Source:
