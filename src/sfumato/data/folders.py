@@ -37,16 +37,16 @@ def open_pictures(root: Path, found: Files, size: Size | None, asked: Asked) -> 
     conditions, notes = with_label(beside.columns, CLASS_NAMES), [*found.notes, *said.notes, *beside.notes]
     if LABEL not in conditions:
         conditions = _folder_classes(said, read, notes) | conditions
-    conditions |= _fields(items, said, read, size, notes)
+    fields, left = _fields(items, said, read, size, notes)
+    conditions |= fields
     others = [
         (p.relative_to(root).as_posix(), "not an image")
         for p in found.paths
         if p.suffix.lower() not in IMAGE_SUFFIXES and p not in beside.files
     ]
     others = _without_captions(others, items.names, notes)
-    return _source(
-        items, kept, read, root.resolve().name, conditions, notes, [*said.left, *others, *found.skipped], "file"
-    )
+    skipped = [*left, *others, *found.skipped]
+    return _source(items, kept, read, root.resolve().name, conditions, notes, skipped, "file")
 
 
 def open_archives(paths: Sequence[Path], size: Size | None, name: str, asked: Asked) -> Source:
@@ -62,30 +62,31 @@ def open_archives(paths: Sequence[Path], size: Size | None, name: str, asked: As
     conditions, notes = with_label(found, [LABEL]), [*tars.notes, *said.notes]
     if LABEL not in conditions:
         conditions = _folder_classes(said, read, notes) | conditions
-    conditions |= _fields(tars, said, read, size, notes)
+    fields, left = _fields(tars, said, read, size, notes)
+    conditions |= fields
     others = _without_captions(tars.odd, tars.names, notes)
     kept = [said.rows[i] for i in read.kept]
-    return _source(tars, kept, read, name, conditions, [*notes, *unread], [*said.left, *others], "member")
+    return _source(tars, kept, read, name, conditions, [*notes, *unread], [*left, *others], "member")
 
 
 def _members(tars: Tars) -> list[str]:
-    """The names of the members; where archives count alike, with that of the archive before the file's."""
+    """The names of the members; where archives count alike, with the number of the archive before the file's."""
     if tars.names == tars.members:
         return tars.members
-    unique = []
-    for name, member in zip(tars.names, tars.members, strict=True):
-        path = PurePosixPath(member)
-        unique.append(str(path.with_name(name.removesuffix(member).replace("/", "-") + path.name)))
-    return unique
+    paths = [(place[0], PurePosixPath(member)) for place, member in zip(tars.places, tars.members, strict=True)]
+    return [str(path.with_name(f"{archive}-{path.name}")) for archive, path in paths]
 
 
 def _part(items: Items, rows: Sequence[int]) -> Items:
     return items if list(rows) == list(range(len(items))) else Part(items, rows)
 
 
-def _fields(items: Items, said: Pictures, read: Images, size: Size | None, notes: list[str]) -> dict[str, Column]:
-    """The other pictures of each sample as fields (N, C, H, W); missing where there is none."""
+def _fields(
+    items: Items, said: Pictures, read: Images, size: Size | None, notes: list[str]
+) -> tuple[dict[str, Column], Skipped]:
+    """(the other pictures of each sample as fields (N, C, H, W), missing where there is none; those not used)."""
     made = {}
+    left = [(items.names[i], why) for i, why in said.left]
     for name, numbers in said.fields.items():
         own = [numbers[i] for i in read.kept]
         there = np.array([number is not None for number in own])
@@ -97,7 +98,8 @@ def _fields(items: Items, said: Pictures, read: Images, size: Size | None, notes
         values = beside.x.numpy()
         made[name] = Column(values, np.ones(len(values), bool)).scattered(present)
         notes += [f"{name}: {note}" for note in beside.notes]
-    return made
+        left += beside.skipped
+    return made, left
 
 
 def _without_captions(others: Iterable[tuple[str, str]], pictures: Sequence[str], notes: list[str]) -> Skipped:

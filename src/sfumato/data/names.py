@@ -37,8 +37,8 @@ class Asked(NamedTuple):
     """What a user said of the data: the split to read, and the name of the array, column or picture of a pair that is
     to be learned; None where nothing was said."""
 
-    split: str | None = None
-    key: str | None = None
+    split: str | None
+    key: str | None
 
     def require_unused(self, where: str) -> None:
         """Raise SfumatoError for data that have neither splits nor names to choose from."""
@@ -121,13 +121,13 @@ class Pictures(NamedTuple):
     """What the names of some pictures say.
 
     rows: numbers of the pictures that are samples. fields: name -> number of the picture that goes with each sample,
-    or None. folders: those of each sample, without that of a split. left: (name, reason) of pictures not used.
+    or None. folders: those of each sample, without those of splits and pairs. left: (number, reason) of others.
     """
 
     rows: list[int]
     fields: dict[str, list[int | None]]
     folders: list[tuple[str, ...]]
-    left: list[tuple[str, str]]
+    left: list[tuple[int, str]]
     notes: list[str]
 
 
@@ -136,7 +136,7 @@ def read_names(names: Sequence[str], asked: Asked, where: str, archive: bool = F
 
     archive: whether they are members of archives, where 0001.a.png and 0001.b.png are of one sample by convention.
     """
-    folders = [PurePosixPath(name).parts[:-1] for name in names]
+    folders = _folders(names)
     level = _split_level(folders)
     found = [None if level is None else split_of(each[level]) for each in folders]
     chosen = choose_split(Counter(found), asked.split, where, "picture")
@@ -146,10 +146,13 @@ def read_names(names: Sequence[str], asked: Asked, where: str, archive: bool = F
         folders = [each[:level] + each[level + 1 :] for each in folders]
     own = [str(PurePosixPath(*folders[i], PurePosixPath(names[i]).name)) for i in rows]
     paired = _pairs(own, asked.key, where, archive)
-    fields = {role: [None if i is None else rows[i] for i in each] for role, each in paired.fields.items()}
-    samples = [rows[i] for i in paired.rows]
-    left = [(names[rows[i]], why) for i, why in paired.left]
-    return Pictures(samples, fields, [paired.folders[i] for i in paired.rows], left, [*chosen.note, *paired.notes])
+    return Pictures(
+        [rows[i] for i in paired.rows],
+        {role: [None if i is None else rows[i] for i in each] for role, each in paired.fields.items()},
+        paired.folders,
+        [(rows[i], why) for i, why in paired.left],
+        [*chosen.note, *paired.notes],
+    )
 
 
 def _split_level(folders: Sequence[tuple[str, ...]]) -> int | None:
@@ -158,15 +161,7 @@ def _split_level(folders: Sequence[tuple[str, ...]]) -> int | None:
     return next((level for level in range(depth) if all(split_of(each[level]) for each in folders)), None)
 
 
-class _Paired(NamedTuple):
-    rows: list[int]
-    fields: dict[str, list[int | None]]
-    folders: dict[int, tuple[str, ...]]
-    left: list[tuple[int, str]]
-    notes: list[str]
-
-
-def _pairs(names: Sequence[str], key: str | None, where: str, archive: bool) -> _Paired:
+def _pairs(names: Sequence[str], key: str | None, where: str, archive: bool) -> Pictures:
     """Samples of several pictures: 0001.input.png and 0001.target.png, or input/0001.png and target/0001.png."""
     known, folders = _samples(names)
     counts = Counter(role for roles in known.values() for role in roles)
@@ -174,7 +169,7 @@ def _pairs(names: Sequence[str], key: str | None, where: str, archive: bool) -> 
     if len(known) < 2 or several <= ODD * len(known) or not (archive or PARTNERS & counts.keys()):
         if key is not None:
             raise SfumatoError(f"{where} has no pairs of pictures to choose from: leave --key out")
-        return _Paired(list(range(len(names))), {}, _folders(names), [], [])
+        return Pictures(list(range(len(names))), {}, _folders(names), [], [])
     chosen = key.lower() if key is not None else next((role for role in SAMPLE_NAMES if role in counts), None)
     if chosen is None or chosen not in counts or (key is None and 2 * several <= len(known)):
         said = f"has no pictures named {key!r}" if key is not None else f"holds several pictures of {several:,} samples"
@@ -190,29 +185,30 @@ def _pairs(names: Sequence[str], key: str | None, where: str, archive: bool) -> 
     fields = {role: [roles.get(role) for roles in whole] for role in beside}
     given = f", given {' and '.join(beside)}" if beside else ""
     note = f"Pictures of one sample, by name: {chosen} is learned{given} (--key names another)."
-    return _Paired([roles[chosen] for roles in whole], fields, folders, left, [note])
+    rows = [roles[chosen] for roles in whole]
+    return Pictures(rows, fields, [folders[i] for i in rows], left, [note])
 
 
-def _samples(names: Sequence[str]) -> tuple[dict[str, dict[str, int]], dict[int, tuple[str, ...]]]:
+def _samples(names: Sequence[str]) -> tuple[dict[str, dict[str, int]], list[tuple[str, ...]]]:
     """(sample -> role -> number of the picture, the folders of each picture without that of a role)."""
     known: dict[str, dict[str, int]] = {}
-    folders: dict[int, tuple[str, ...]] = {}
-    level = _role_level(names)
+    folders = []
+    level = _role_level(_folders(names))
     for i, name in enumerate(names):
-        folders[i], sample, role = _role(name, level)
+        place, sample, role = _role(name, level)
+        folders.append(place)
         if role in known.get(sample, ()):
             sample = name
         known.setdefault(sample, {})[role] = i
     return known, folders
 
 
-def _folders(names: Sequence[str]) -> dict[int, tuple[str, ...]]:
-    return {i: PurePosixPath(name).parts[:-1] for i, name in enumerate(names)}
+def _folders(names: Sequence[str]) -> list[tuple[str, ...]]:
+    return [PurePosixPath(name).parts[:-1] for name in names]
 
 
-def _role_level(names: Sequence[str]) -> int | None:
+def _role_level(folders: Sequence[tuple[str, ...]]) -> int | None:
     """The level at which all folders are named after the parts of a pair, such as images/ and masks/."""
-    folders = list(_folders(names).values())
     depth = min(map(len, folders), default=0)
     for level in range(depth):
         found = {each[level].lower() for each in folders}
@@ -228,7 +224,7 @@ def _role(name: str, level: int | None) -> tuple[tuple[str, ...], str, str]:
     if level is not None:
         rest = folders[:level] + folders[level + 1 :]
         return rest, "/".join((*rest, stem)), folders[level].lower()
-    sample, dot, role = stem.replace(".tar-", "-").partition(".")  # of archives that count alike, see `folders`
+    sample, dot, role = stem.partition(".")
     if dot and not re.fullmatch(r"[A-Za-z_]+", role):  # a dot within a name
         return folders, name, ""
     return folders, "/".join((*folders, sample)), role.lower() or path.suffix[1:].lower()

@@ -20,6 +20,7 @@ from .formats import Size
 from .images import IMAGE_SUFFIXES, together
 from .kinds import columns, with_kinds, with_label
 from .labels import encode_labels
+from .named_arrays import label_keys, pick
 from .names import Asked, choose_split, split_of, split_of_file
 from .picture import check_size, fit_cover
 from .rows import Mapped, Samples
@@ -223,7 +224,7 @@ def _from_object(obj: Any, asked: Asked) -> Source:
 
 def _from_arrays(named: Mapping[str, Any], where: str, name: str, asked: Asked) -> Source:
     """The samples among several arrays, with those beside them."""
-    picked = arrays.pick(named, where, asked)
+    picked = pick(named, where, asked)
     x = _stacked(picked.x)
     for key, values in picked.beside.items() if where == "the dict" else ():
         if _has_axis(values) and _has_axis(x) and len(values) != len(x):
@@ -264,11 +265,11 @@ def _from_array(data: Any, beside: Mapping[str, Any], where: str, name: str) -> 
     x, kind, notes = _arranged(data, where)
     arrays.require_finite(x, where)
     arrays.require_unfilled(x, where)
-    label = next((beside[key] for key in arrays.label_keys(beside) if beside[key] is not None), None)
+    label = next((beside[key] for key in label_keys(beside) if beside[key] is not None), None)
     if label is not None and len(label) != len(x):
         raise SfumatoError(f"there are {len(label):,} labels for {len(x):,} samples: give exactly one per sample")
     found, unread = columns(beside, len(x))
-    conditions = with_label(found, arrays.label_keys(found))
+    conditions = with_label(found, label_keys(found))
     return Source(x, kind, name, conditions, notes=[Source.headline(x), *notes, *unread])
 
 
