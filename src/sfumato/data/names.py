@@ -144,7 +144,7 @@ def read_names(names: Sequence[str], asked: Asked, where: str, archive: bool = F
     if level is not None:
         rows = [i for i in rows if found[i] == chosen.name]
         folders = [each[:level] + each[level + 1 :] for each in folders]
-    own = [str(PurePosixPath(*folders[i], PurePosixPath(names[i]).name)) for i in rows]
+    own = ["/".join((*folders[i], names[i].rpartition("/")[2])) for i in rows]
     paired = _pairs(own, asked.key, where, archive)
     return Pictures(
         [rows[i] for i in paired.rows],
@@ -204,7 +204,7 @@ def _samples(names: Sequence[str]) -> tuple[dict[str, dict[str, int]], list[tupl
 
 
 def _folders(names: Sequence[str]) -> list[tuple[str, ...]]:
-    return [PurePosixPath(name).parts[:-1] for name in names]
+    return [tuple(name.split("/")[:-1]) for name in names]
 
 
 def _role_level(folders: Sequence[tuple[str, ...]]) -> int | None:
@@ -219,15 +219,15 @@ def _role_level(folders: Sequence[tuple[str, ...]]) -> int | None:
 
 def _role(name: str, level: int | None) -> tuple[tuple[str, ...], str, str]:
     """(folders, sample, role) of a picture: a/0001.target.png -> (("a",), "a/0001", "target")."""
-    path = PurePosixPath(name)
-    folders, stem = path.parts[:-1], path.stem
+    *folders, file = name.split("/")
+    stem, _, suffix = file.rpartition(".")
     if level is not None:
-        rest = folders[:level] + folders[level + 1 :]
-        return rest, "/".join((*rest, stem)), folders[level].lower()
+        role = folders.pop(level)
+        return tuple(folders), "/".join((*folders, stem)), role.lower()
     sample, dot, role = stem.partition(".")
     if dot and not re.fullmatch(r"[A-Za-z_]+", role):  # a dot within a name
-        return folders, name, ""
-    return folders, "/".join((*folders, sample)), role.lower() or path.suffix[1:].lower()
+        return tuple(folders), name, ""
+    return tuple(folders), "/".join((*folders, sample)), (role or suffix).lower()
 
 
 def class_names(folders: Sequence[tuple[str, ...]]) -> tuple[list[str] | None, list[str]]:

@@ -152,8 +152,10 @@ def _read_folder(root: Path, size: Size | None, kinds: Mapping[str, str], asked:
     kinds_of_files = {
         "images": [p for p in found.paths if p.suffix.lower() in IMAGE_SUFFIXES],
         "archives": [p for p in found.paths if p.suffix.lower() == ".tar"],
-        "tables": [p for p in found.paths if _is_table(p)],
+        "tables": [p for p in found.paths if p.suffix.lower() in TABLE_SUFFIXES and p.suffix.lower() != ".csv"],
     }
+    if kinds_of_files["images"]:  # what metadata say is of the images
+        kinds_of_files["tables"] = [p for p in kinds_of_files["tables"] if p.name.lower() not in metadata.NAMES]
     present = [kind for kind, paths in kinds_of_files.items() if paths]
     if not present:
         raise SfumatoError(_nothing(root, found))
@@ -165,11 +167,6 @@ def _read_folder(root: Path, size: Size | None, kinds: Mapping[str, str], asked:
     others = sorted(set(found.paths) - set(kinds_of_files[present[0]]))
     left = [(path.relative_to(root).as_posix(), f"not one of the {present[0]}") for path in others]
     return _noted(source, found.notes, [*left, *found.skipped])
-
-
-def _is_table(path: Path) -> bool:
-    suffix = path.suffix.lower()
-    return suffix in TABLE_SUFFIXES and suffix != ".csv" and path.name.lower() not in metadata.NAMES
 
 
 def _of_split(paths: Sequence[Path], root: Path | None, asked: Asked) -> tuple[list[Path], Asked, list[str]]:
