@@ -201,6 +201,15 @@ def test_splits_of_a_data_set_saved_by_datasets_and_of_files(tmp_path):
         data.open(tmp_path / "whole.parquet", split="test")
 
 
+@pytest.mark.parametrize("name", ["", "Unnamed: 0"])
+def test_row_numbers_that_pandas_writes_are_no_samples(tmp_path, name):
+    lines = [f"{i},{a},{b}" for i, (a, b) in enumerate(NUMBERS[:, :2].tolist())]
+    (tmp_path / "x.csv").write_text("\n".join([f"{name},a,b", *lines]))
+    source = data.open(tmp_path / "x.csv")
+    assert source.shape == (2,) and not source.conditions
+    assert any(f"Not used as conditions: {name} (it counts the samples)" in note for note in source.notes)
+
+
 def test_a_column_can_be_named_as_the_samples(tmp_path):
     path = write(tmp_path / "x.parquet", numbers(a=[[float(i), 2.0] for i in range(len(NUMBERS))]))
     assert data.open(path).shape == (2,)

@@ -25,6 +25,7 @@ from .kinds import IGNORE
 LABEL_NAMES = ("label", "labels", "class", "cls", "category", "target", "y", "fine_label", "coarse_label")
 PICTURE_NAMES = ("image", "img", "picture", "photo", "jpg", "png", "jpeg", "webp")
 LIST_NAMES = ("x", "data", "values", "features")
+INDEX_NAMES = ("__index_level", "Unnamed:")  # and no name: the row numbers that pandas writes
 _SHOWN = 12  # most columns listed in an error
 _NAMED = 8  # most columns listed in a note
 
@@ -147,7 +148,7 @@ def roles(table: TableFiles, kinds: Mapping[str, str], key: str | None = None) -
     rest = [name for name in types if name != label and name in free and key in (None, name)]
     encoded = [name for name in rest if _holds_bytes(types[name]) and _is_picture(table, name)]
     lists = [name for name in rest if depth(types[name]) > 0 and is_number(leaf(types[name]))]
-    single = [name for name in rest if is_number(types[name]) and not name.startswith("__index_level")]
+    single = [name for name in rest if is_number(types[name]) and not name.startswith(INDEX_NAMES) and name]
     pictures = _first(encoded, PICTURE_NAMES)
     chosen = [] if pictures else [found] if (found := _first(lists, LIST_NAMES)) else single
     if not pictures and not chosen:
