@@ -17,6 +17,7 @@ from sfumato.errors import SfumatoError, whole
 from sfumato.machine import in_parts
 from sfumato.model import Model, usable
 from sfumato.noise import PRIOR, STEP, Noise
+from sfumato.sample_checks import SampleCheck
 from sfumato.solver_selection import AnySolver, make_plan
 from sfumato.solvers import Plan, State
 from sfumato.solvers.brownian import along
@@ -85,6 +86,7 @@ def sample(
     Only samples of `sf.differentiable(model)` carry gradients; these are not rounded to integers or clipped to bounds.
     world=sf.joined(): share the work between processes, which must all make this call and all get every sample, equal
     to those of a single process up to rounding.
+    Warns (`SfumatoWarning`) if samples hold NaN, lie far outside the training data, or are all the same.
     """
     index = None if index is None else numbered(index, of="numbers of samples")
     n = next((len(first_leaf(rows)) for rows in (index, z) if rows is not None), n)
@@ -97,20 +99,27 @@ def sample(
     if world.size > 1 and smooth:
         raise SfumatoError("Samples of several processes have no gradients: leave out world, or use the plain model.")
     finish = _units(model, smooth) if not normalised and plan.stop == 0 else _same
+    seen = SampleCheck(getattr(model, "spec", None)) if plan.stop == 0 else None
 
     def one(part: Tensor) -> Any:
         start = None if z is None else rows_of(z, part)
         walk = trajectory(
             model, None, None, plan, seed, start, which[part], t_start, t_stop, cond=conditions.rows(part)
         )
-        return finish(map_state(lambda leaf: leaf.cpu(), _end(walk)))
+        end = map_state(lambda leaf: leaf.cpu(), _end(walk))
+        if seen is not None:
+            seen.look(end)
+        return finish(end)
 
     def own(rows: Tensor) -> Any:
         most = math.ceil(len(rows) / math.ceil(len(rows) / batch))
         return cat_states(in_parts(one, rows, most, halve=world.size == 1))  # sharded networks must make equal calls
 
     with torch.set_grad_enabled(smooth):
-        return world.parallel_map(own, torch.arange(n))
+        samples = world.parallel_map(own, torch.arange(n))
+    if seen is not None:
+        seen.warn()
+    return samples
 
 
 ARGUMENTS = tuple(inspect.signature(sample).parameters)

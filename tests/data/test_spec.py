@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 import sfumato.data as data
 from sfumato.conditions import find_class, of_data
 from sfumato.data.spec import DTYPES, DataSpec, declared_bounds
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, SfumatoWarning
 
 SHAPES = [(2,), (1, 128), (3, 97), (1, 28, 28), (12, 33, 50), (1, 24, 20, 28)]
 MATRIX = [torch.uint8, torch.uint16, torch.float32, torch.int64]
@@ -155,6 +156,21 @@ def test_check_refuses_rescaled_vectors(n):
     spec.check(x[:n])
     with pytest.raises(SfumatoError, match="not rescaled"):
         spec.check(x[:n] / 255)
+
+
+def test_check_accepts_a_batch_of_one_class_with_a_warning():
+    """Case Q10: points of a narrow class, whose spread is 25 times less than that of all."""
+    draw = torch.Generator().manual_seed(3)
+    narrow = torch.randn(300, 2, generator=draw) * 0.17 + 2
+    x = torch.cat((narrow, torch.randn(700, 2, generator=draw) * 40 + 5))
+    spec = spec_of(x[torch.randperm(1000, generator=draw)])
+    with pytest.warns(SfumatoWarning, match="std 0.1.* of one kind, or in other units"):
+        spec.check(narrow[:64])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        spec.check(narrow[:5])  # too few to compare
+    with pytest.raises(SfumatoError, match="not rescaled"):
+        spec.check(narrow[:64] + 400)
 
 
 def test_check_refuses_fractions_of_whole_numbers_and_names_the_range():

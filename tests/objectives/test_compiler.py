@@ -1,6 +1,7 @@
 """The objective compiler: what trainers imply, names found, the same in other words, and bounds of noised data."""
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from sfumato.exact import GaussianMixture
 from sfumato.objectives import Objective, denoising_loss, times, weights
 from sfumato.objectives.factor import check
 from sfumato.process import Gaussian
+from sfumato.schedule import schedule_of
 from sfumato.schedules import EDM, VE, Cosine, Flow, FromBetas, LinearBeta, LogLinear, Schedule
 from sfumato.target import NAMES
 
@@ -459,3 +461,21 @@ def test_a_picture_is_drawn(tmp_path, ending):
         assert b"<svg" in content
     with pytest.raises(SfumatoError, match="must end in one of"):
         Objective(FLOW, "velocity").plot(str(tmp_path / "objective.xyz"))
+
+
+def test_a_plain_error_that_neglects_levels_is_refused_with_what_to_take():
+    """Cases Q4 and Q5: the plain error of the score, and of the velocity of curves that end steeply."""
+    curves = {name: schedule_of(name) for name in ("linear", "ve", "edm", "laplace", "cauchy", "log-linear", "flow")}
+    refused = {(name, "score") for name in curves if name != "flow"} | {("laplace", "velocity")}
+    for (name, curve), target in itertools.product(curves.items(), ("x", "eps", "score", "v", "velocity", "F")):
+        if name == "flow" and target in ("eps", "score"):
+            continue
+        objective = Objective(curve, target, "logit-normal")
+        if (name, target) in refused:
+            with pytest.raises(SfumatoError, match="times as much as others.*weight='eps-simple'"):
+                objective.check()
+            Objective(curve, target, "logit-normal", "eps-simple").check()
+        else:
+            objective.check()
+    alone = Objective(VE(), "score", times.NormalLogSNR(7.0, 0.01))  # draws no level where data take shape
+    alone.check()

@@ -4,6 +4,7 @@ x = mean + std z per channel; whole numbers are rounded, declared bounds are res
 """
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import blake2b
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ..conditions import Condition, Label, fit, from_config
 from ..conditions.real import Real
-from ..errors import SfumatoError
+from ..errors import SfumatoError, SfumatoWarning
 from ..normaliser import Normaliser, Statistics
 from ..registry import register
 from . import cache
@@ -146,8 +147,9 @@ class DataSpec:
         """Raise SfumatoError, with the offending figures, if x (B, *shape) cannot be data of this spec.
 
         That is: another shape; NaN or inf; values outside the declared bounds; fractions in whole-number data; values
-        ten times further from the mean than any in training; a batch that varies ten times less than any in training
-        (other units, such as x / 255), which is most reliable for batches of eight or more samples.
+        ten times further from the mean than any in training; samples that vary ten times less than any in training
+        (other units, such as x / 255). Samples of one value a channel are compared in batches of eight or more, with a
+        `SfumatoWarning` instead if they lie in the range of the training data, as those of one class may.
         """
         x = self._batch(x).to(torch.float64)
         if not len(x):
@@ -183,18 +185,28 @@ class DataSpec:
             )
 
     def _check_scale(self, x: Tensor) -> None:
-        figures = self.statistics
-        quiet = torch.tensor(figures.quiet if len(x) >= GROUP else figures.quiet_sample, dtype=torch.float64)
-        flat = x.transpose(0, 1).reshape(x.shape[1], -1)
+        """The least variation: within one sample where samples have several values a channel, else of a batch, where
+        little of it may also be that of one class: in the range of the training data this is a warning."""
+        figures, flat = self.statistics, x.transpose(0, 1).reshape(x.shape[1], -1)
         std = flat.std(1, correction=0)
+        one, several, low, high = (
+            torch.tensor(v, dtype=torch.float64)
+            for v in (figures.quiet_sample, figures.quiet, figures.low, figures.high)
+        )
+        quiet = one if bool((one > 0).any()) else several if len(x) >= GROUP else one
         known = quiet > 0
-        if known.any() and bool((std < SCALE_TOLERANCE * quiet)[known].all()):
-            c = int(torch.nonzero(known)[0])
-            raise SfumatoError(
-                f"channel {c} of the batch has mean {float(flat[c].mean()):g} and std {float(std[c]):g}, but the "
-                f"training data have mean {figures.mean[c]:g} and std {figures.std[c]:g}: "
-                f"give the data in the units of the training data, not rescaled"
-            )
+        if not known.any() or not bool((std < SCALE_TOLERANCE * quiet)[known].all()):
+            return
+        c = int(torch.nonzero(known)[0])
+        found = (
+            f"channel {c} of the batch has mean {float(flat[c].mean()):g} and std {float(std[c]):g}, but the training "
+            f"data have mean {figures.mean[c]:g} and std {figures.std[c]:g}"
+        )
+        inside = (flat >= low[:, None]) & (flat <= high[:, None])
+        if quiet is several and bool(inside.all()):
+            warnings.warn(f"{found}: are these data of one kind, or in other units?", SfumatoWarning, stacklevel=4)
+            return
+        raise SfumatoError(f"{found}: give the data in the units of the training data, not rescaled")
 
     def _batch(self, x: Tensor | np.ndarray) -> Tensor:
         x = x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))

@@ -53,7 +53,10 @@ def ode(
     value, stderr, third, error, mismatch, truncation = (figure.cpu() for figure in figures)
     k = 0 if trace == "exact" else probes
     words = "ode, exact trace" if trace == "exact" else f"ode, {k} {trace} probes"
-    return Measured(value, stderr, third, error, mismatch, truncation, words, dim, k, steps)
+    return Measured(
+        value, stderr, third, error, mismatch, truncation, words, dim, k, steps,
+        sigma_min=track.sigma[0] / track.alpha[0],
+    )  # fmt: skip
 
 
 class _Integration:

@@ -15,6 +15,7 @@ from sfumato.intervals import student_quantile
 FIGURES = ("stderr", "solver_error", "prior_mismatch", "truncation", "prior", "diffusion", "reconstruction")
 DEQUANTISATIONS = {"uniform": "uniform dequantisation", "discretised": "discretised decoder"}
 WHOLE = DEQUANTISATIONS | {"symbols": "of symbols"}  # how integers get a probability, in words
+_DOUBTFUL = 0.5  # nats a number: corrections at the ends of the flow that exceed this are errors of the model
 _PRIOR_SAMPLES = 10  # shrinks the pooled skewness like this many extra samples without skewness
 
 
@@ -33,7 +34,7 @@ class Measured:
     solver_error: the change of value when the number of steps is halved, an upper limit of the solver's error.
     prior_mismatch: the gain from starting the flow at the distribution of the noised data instead of N(0, sigma(1)^2).
     truncation: how much lower log p of x with the least noise, where the flow starts, would be, if the model's eps is
-    a score; `value` already accounts for it.
+    a score; `value` already accounts for it. sigma_min: the sigma/alpha where the flow starts.
 
     For the variational bound, value = -(prior + diffusion + reconstruction); the first two have non-negative
     expectations, as has the last except for real-valued data, where it is a density's:
@@ -58,6 +59,30 @@ class Measured:
     reconstruction: Tensor | None = None
     by_level: Tensor | None = None
     levels: Tensor | None = None
+    sigma_min: float | None = None
+
+    def doubts(self) -> list[str]:
+        """Where an ODE's value cannot be trusted, one sentence for each end of the flow."""
+        found = []
+        lost, mismatch = (
+            0.0 if figure is None else float(figure.abs().median()) / self.dim
+            for figure in (self.truncation, self.prior_mismatch)
+        )
+        if lost > _DOUBTFUL and self.sigma_min is not None:
+            advised = self.sigma_min * math.sqrt(lost / (_DOUBTFUL / 2))
+            found.append(
+                f"This log p cannot be trusted near the data: at sigma/alpha = {self.sigma_min:.2g}, where the flow "
+                f"starts, the model's noise prediction is off by {lost * self.dim:.2g} nats in the median sample. Pass "
+                f"sigma_min={advised:.2g} for the log p of data with that much noise, use method='elbo', which is a "
+                "bound in any case, or train with target v or F."
+            )
+        if mismatch > _DOUBTFUL:
+            found.append(
+                f"This log p cannot be trusted near the noise: the correction for the prior is "
+                f"{mismatch * self.dim:.2g} nats in the median sample, and is of first order. Use a schedule with a "
+                "smaller alpha(1) / sigma(1), or method='elbo'."
+            )
+        return found
 
     @property
     def uncorrected(self) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from sfumato import noise
 from sfumato.conditions import resolve
-from sfumato.errors import SfumatoError, suggest, whole
+from sfumato.errors import SfumatoError, SfumatoWarning, suggest, whole
 from sfumato.likelihood.bound import elbo, path_bound
 from sfumato.likelihood.flow import DEFAULT_STEPS, ode
 from sfumato.likelihood.importance import importance
@@ -64,6 +65,8 @@ def log_prob(
     discretised. label=... as in `sample`. For guidance pass `sf.guide(model, scale)`, which is a model like any other.
     Symbols, and states that contain symbols, have only the bound, which is their default; for real numbers the default
     is the ODE. The value is in nats of a probability, or of a density times a probability.
+    Warns (`SfumatoWarning`) if the corrections at an end of the ODE show that the model is wrong there
+    (`Measured.doubts`).
     """
     refuse_arguments(log_prob, model, cond)
     method = _method(model.process, method)
@@ -89,8 +92,15 @@ def log_prob(
         with evaluating(model):
             one = measure(model, some, numbers[part], own, steps, probes=probes, seed=seed, sigma_min=sigma_min)
         batches.append(one)
-    result = gather(batches, how)
-    return result if spec is None or how == "discretised" else result.shifted(spec.log_jacobian)
+    return _reported(gather(batches, how), spec)
+
+
+def _reported(result: Measured, spec: Any) -> Measured:
+    """The result in user units, with a warning for each of its doubts."""
+    for doubt in result.doubts():
+        warnings.warn(doubt, SfumatoWarning, stacklevel=3)
+    whole = spec is None or result.dequantisation == "discretised"
+    return result if whole else result.shifted(spec.log_jacobian)
 
 
 def _method(process: Any, name: str | None) -> str:
