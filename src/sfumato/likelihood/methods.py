@@ -65,8 +65,7 @@ def log_prob(
     discretised. label=... as in `sample`. For guidance pass `sf.guide(model, scale)`, which is a model like any other.
     Symbols, and states that contain symbols, have only the bound, which is their default; for real numbers the default
     is the ODE. The value is in nats of a probability, or of a density times a probability.
-    Warns (`SfumatoWarning`) if the corrections at an end of the ODE show that the model is wrong there
-    (`Measured.doubts`).
+    Warns (`SfumatoWarning`) where an ODE cannot be trusted (`Measured.doubts`).
     """
     refuse_arguments(log_prob, model, cond)
     method = _method(model.process, method)
