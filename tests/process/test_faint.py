@@ -1,4 +1,4 @@
-"""Targets that are all noise at t = 1 (eps, score): x read from them stays where data lie (case H6)."""
+"""Targets that are all noise at t = 1 (eps, score): x read from them stays where data lie (cases H6, Q1 to Q4)."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def test_an_error_in_pure_noise_is_not_multiplied(name):
     z = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0)) * float(schedule.sigma(1.0))
     for solver in (None, "ddim", "dpm++2m", "ddpm"):
         x = sf.sample(model, z=z, steps=20, solver=solver, batch=4000)
-        assert 0.3 < float(x.std()) < 3.0, (name, solver, float(x.std()))
+        assert 0.7 < float(x.std()) < 1.2, (name, solver, float(x.std()))
 
 
 def test_what_lies_within_the_data_is_left_alone():
@@ -44,7 +44,7 @@ def test_what_lies_within_the_data_is_left_alone():
             y = (z - alpha * wanted) / sigma
             for times in (t, torch.full((6,), t, dtype=torch.float64)):
                 belief = process.read(y, z, times)
-                held = min(size, FURTHEST) if t > faint else size
+                held = FURTHEST**2 / size if t > faint and size > FURTHEST else size
                 torch.testing.assert_close(belief.x, torch.full_like(z, held), rtol=1e-6, atol=1e-9)
                 torch.testing.assert_close(belief.rows(slice(2, 4)).x, belief.x[2:4])
                 assert torch.equal(belief.target("eps"), y)

@@ -35,19 +35,21 @@ def reading(name: str, schedule: Schedule, t: Time, sigma_data: float = 1.0) -> 
     return Reading(alpha, sigma, row, target.solve(row, alpha, sigma))
 
 
-FAINT, FURTHEST = 10.0, 3.0  # in standard deviations of the data
+FAINT, FURTHEST = 10.0, 1.25  # in standard deviations of the data
 
 
 def within(x: Tensor, alpha: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
-    """Scale x down to a root mean square of at most FURTHEST sigma_data where the signal is faint,
+    """(m / r)^2 x for samples whose root mean square r exceeds m = FURTHEST sigma_data where the signal is faint,
     sigma > FAINT alpha sigma_data.
 
     A target that is pure noise there (eps, score) gives x only after division by alpha, which turns a network error of
-    0.05 into 8 standard deviations at the start of DDPM sampling.
+    0.05 into 8 standard deviations at the start of DDPM sampling. Such an x is mostly error, as E[x | z] varies no more
+    than x does: m^2 / r^2 is at least the share of its square that can be signal, the factor of Wiener's filter.
     """
     most = FURTHEST * sigma_data
     rms = x.flatten(1).square().mean(1).sqrt()
-    shrink = most / torch.where((sigma > FAINT * sigma_data * alpha).to(rms.device), rms, most).clamp_min(most)
+    faint = (sigma > FAINT * sigma_data * alpha).to(rms.device)
+    shrink = (most / torch.where(faint, rms, most).clamp_min(most)).square()
     return broadcast(shrink, x) * x
 
 
@@ -59,7 +61,7 @@ class Estimate:
     it directly when first used, so that nothing cancels. `known` is a cached `Reading` for this time.
     `variance` is called on first use, if the model can compute it. `variance_share`, if the model learned it, is v of a
     step's variance exp(v log beta + (1 - v) log beta_tilde), like z (2102.09672, Eq. 15).
-    `indirect`: y carries no information on x in pure noise, so x is limited to the range of the data there (`within`);
+    `indirect`: y carries no information on x in pure noise, so x beyond the range of the data is shrunk there (`within`);
     eps and the score stay the model's own, so z is not alpha x + sigma eps where x was changed.
     """
 
