@@ -112,7 +112,7 @@ def test_damaged_files_are_refused(model, tmp_path, damage, words):
     "change, words",
     [
         (lambda c: c | {"version": 99}, "newer version of sfumato .*upgrade"),
-        (lambda c: c | {"version": "?"}, "not a model file"),
+        (lambda c: c | {"version": "?"}, "version: expected a whole number from 1"),
         (lambda c: c | {"target": "x"}, "do not match its hash"),
         (lambda c: c | {"hash": "0" * 64}, "do not match its hash"),
         (lambda c: c | {"format": "sfumato checkpoint"}, "not a model file but a sfumato checkpoint"),

@@ -225,7 +225,7 @@ def make(kind: str, word: Any, given: Mapping[str, Any] | None = None) -> Any:
 
 
 def call(maker: Callable[..., Any], name: str, plain: list[Any], named: Mapping[str, Any]) -> Any:
-    """maker(*plain, **named). Raises SfumatoError if arguments are missing or there are too many."""
+    """maker(*plain, **named). Raises SfumatoError if arguments are missing, too many, or of no use to the maker."""
     signature = inspect.signature(maker)
     plain, named = _spread(signature, plain, named)
     try:
@@ -234,7 +234,13 @@ def call(maker: Callable[..., Any], name: str, plain: list[Any], named: Mapping[
         missing = re.search(r"missing a required(?: keyword-only)? argument: '(\w+)'", str(error))
         what = f"{name} needs the argument {missing[1]!r}" if missing else f"{name} cannot be made so"
         raise SfumatoError(f"{what}: {_taken(name, signature)}.") from None
-    return maker(*plain, **named)
+    try:
+        return maker(*plain, **named)
+    except SfumatoError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, AssertionError) as error:
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise SfumatoError(f"{name} cannot be made with these arguments ({why}): {_taken(name, signature)}.") from error
 
 
 def refuse_unknown(name: str, signature: inspect.Signature, key: str) -> None:

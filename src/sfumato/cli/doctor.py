@@ -17,7 +17,7 @@ def doctor(options: Any, voice: Voice) -> int:
     if options.explain is not None:
         text = page(options.explain)
         voice.emit({"code": options.explain, "page": text})
-        voice.say(text.rstrip())
+        voice.say(*text.rstrip().split("\n"))
         return WELL
     if options.subject is None:
         raise SfumatoError("`sfumato doctor` needs RUN, a run folder or a model file, or --explain CODE")
@@ -29,7 +29,7 @@ def doctor(options: Any, voice: Voice) -> int:
         device=device_of(options.device),
     )  # fmt: skip
     voice.emit(report.to_dict())
-    voice.say(str(report))
+    voice.say(*str(report).split("\n"))
     return ILL if report.errors else WELL
 
 

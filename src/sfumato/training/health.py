@@ -81,7 +81,8 @@ class Health(Hook):
         new = [finding for finding in examine(evidence).findings if finding.code not in known]
         for finding in new:
             self.found.append(dataclasses.replace(finding, step=step))
-            session.console.note(str(self.found[-1]))
+            for line in str(self.found[-1]).split("\n"):
+                session.console.note(line)
         if new:
             write_text(session.path / FILE, json.dumps([f.to_dict() for f in self.found], indent=1) + "\n")
 
