@@ -9,11 +9,46 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sfumato import schema
 from sfumato.errors import SfumatoError, place
 from sfumato.files import reason, write_text
 from sfumato.serialization import FILE
 
 INCIDENTS = "incident.json"
+_LARGEST = 1 << 30  # bytes of a log
+_FIGURE, _ROWS = schema.optional(schema.figure), schema.listed(schema.whole(0))
+_LINE = schema.fields(
+    {"step": schema.whole(0), "samples": schema.whole(0)},
+    {
+        **dict.fromkeys(("epoch", "fraction", "lr", "eta", "rate"), schema.figure),
+        **dict.fromkeys(("loss", "grad_norm", "data_wait"), _FIGURE), "elapsed": schema.number(0, 1e12),
+        **{f"triples_{name}": schema.listed(schema.number()) for name in ("raw", "ema", "train")},
+        "triples_sample": _ROWS, "triples_levels": schema.whole(1), "done": schema.flag,
+    },
+)  # fmt: skip
+_KINDS = {"valid_": _FIGURE, "bins_": schema.optional(schema.listed(_FIGURE)), "bands_": schema.listed(schema.anything)}
+_SKIPPED = schema.listed(
+    schema.fields(
+        {"step": schema.whole(0), "where": schema.text, "lr": schema.number(0)},
+        {"samples": _ROWS, "rows": _ROWS, "precision": schema.text, "rolled_back": schema.optional(schema.whole(0))},
+    )
+)
+
+
+def _line(value: Any, where: str) -> None:
+    """The check of a line of the log: types, and that columns of one table have one length."""
+    _LINE(value, where)
+    for kind, check in _KINDS.items():
+        for name in value:
+            if name.startswith(kind):
+                check(value[name], name)
+    for wanted, kind in (("triples_sample", "triples_"), ("bins_logsnr", "bins_")):
+        columns = {name: each for name, each in value.items() if name.startswith(kind) and isinstance(each, list)}
+        size = {len(each) - (name == "bins_edges") for name, each in columns.items()}
+        if columns and (wanted not in columns or len(size) > 1):
+            raise SfumatoError(f"{kind}*: expected columns of one length, and {wanted} among them.")
+
+
 _SIGNS = ("config.yaml", "checkpoints", FILE)  # a folder with any of these is a run
 _NAME = re.compile(r"step_(\d+)(?:-(\d+))?(\.safetensors)?")
 
@@ -87,20 +122,27 @@ class Log:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, without an incomplete last one."""
+    """The lines of a metrics.jsonl, without an incomplete last one. Raises SfumatoError, which names line and key."""
+    texts = schema.read_text(path, _LARGEST).split("\n") if path.exists() else [""]
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for number, text in enumerate(texts, 1):
         try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
+            line = schema.json_of(text, f"{path}, line {number}")
+        except SfumatoError:
+            if number == len(texts):  # being written, or cut short by a kill
+                break
+            raise
+        schema.require(line, _line, f"{path}, line {number}")
+        lines.append(line)
     return lines
 
 
 def incidents(run: Path) -> list[dict[str, Any]]:
     """The skipped steps (`guard.Incident`) in incident.json; empty if there is no such file."""
     path = run / INCIDENTS
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    found: list[dict[str, Any]] = schema.json_of(schema.read_text(path, _LARGEST), path) if path.exists() else []
+    schema.require(found, _SKIPPED, path)
+    return found
 
 
 def found(run: Path) -> list[Path]:

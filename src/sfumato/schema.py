@@ -157,6 +157,16 @@ def flag(value: Any, where: str) -> None:
         refuse(where, "true or false", value)
 
 
+def choice(*words: str) -> Check:
+    """One of the words."""
+
+    def check(value: Any, where: str) -> None:
+        if value not in words:
+            refuse(where, f"one of {', '.join(words)}", value)
+
+    return check
+
+
 def optional(check: Check) -> Check:
     return lambda value, where: None if value is None else check(value, where)
 
@@ -227,9 +237,8 @@ def fields(
 
 def of_signature(maker: Any) -> dict[str, Check]:
     """Argument -> the check that its annotation asks for, of plain values of JSON alone."""
-    function = maker.__init__ if isinstance(maker, type) else maker
     try:
-        hints = typing.get_type_hints(function)
+        hints = typing.get_type_hints(getattr(maker, "__init__") if isinstance(maker, type) else maker)  # noqa: B009
     except (NameError, TypeError, AttributeError):  # names known to type checkers alone
         hints = {}
     parameters = inspect.signature(maker).parameters.values()

@@ -15,6 +15,7 @@ import math
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from sfumato.solvers import Plan
 from sfumato.solvers.plan import SCHEMA as PLAN
 
 FORMAT, CODEC, VERSION = "sfumato model", "sfumato codec", 2  # codecs had a format of their own in version 1
-_TREE = schema.fields({"name": schema.text, "args": schema.mapping(schema.anything)}, rest=None)
+TREE = schema.fields({"name": schema.text, "args": schema.mapping(schema.anything)}, rest=None)
 _PROVENANCE = schema.fields(
     {name: schema.text for name in ("sfumato", "torch", "date")},
     {
@@ -45,10 +46,10 @@ _PROVENANCE = schema.fields(
     },
 )  # fmt: skip
 _CONTRACT = schema.fields({"model": lambda value, where: _model(value, where), "provenance": _PROVENANCE})
-_CODEC_1 = schema.fields({"net": _TREE, "spec": schema.optional(schema.mapping(schema.anything))})
+_CODEC_1 = schema.fields({"net": TREE, "spec": schema.optional(schema.mapping(schema.anything))})
 _MODEL_1 = schema.fields(
     {
-        "net": _TREE, "spec": schema.optional(schema.mapping(schema.anything)), "process": _TREE,
+        "net": TREE, "spec": schema.optional(schema.mapping(schema.anything)), "process": TREE,
         "plans": schema.mapping(schema.anything),
     }
 )  # fmt: skip
@@ -159,19 +160,19 @@ def _tree_of_version_1(contract: Mapping[str, Any]) -> dict[str, Any]:
 
 def _process(value: Any, where: str) -> None:
     """The check of a process, which may be made of others."""
-    own = {"target": schema.optional(schema.text), "schedule": _TREE, "processes": schema.mapping(_process)}
+    own = {"target": schema.optional(schema.text), "schedule": TREE, "processes": schema.mapping(_process)}
     schema.fields({"name": schema.text, "args": schema.fields({}, own)}, rest=None)(value, where)
 
 
 def _model(value: Any, where: str) -> None:
     """The check of a model, whose innermost one is looked into."""
-    _TREE(value, where)
+    TREE(value, where)
     _, args = _innermost(value)
     part = {"name": schema.text}
     schema.fields(
         {},
         {
-            "net": _TREE,
+            "net": TREE,
             "process": _process,
             "spec": schema.optional(schema.fields({**part, "args": spec_in_json}, rest=None)),
             "plans": schema.optional(schema.mapping(schema.fields({**part, "args": PLAN}, rest=None))),
@@ -252,33 +253,34 @@ def load(
         prefix, _ = _innermost(whole["model"])
         state |= {prefix + name: value for name, value in raw.items()}
     with seeded(0):  # initial weights are overwritten; drawing them must not change the caller's random state
-        model = _built(whole, state, path)
+        with building({"model": whole["model"]}, len(state), sum(v.numel() for v in state.values()), path):
+            model = trees.build(whole["model"], "model")
+            model.provenance = dict(whole["provenance"])
+            _know_levels(model, whole["model"]["args"])
     _fill(model, state, path)
     for _, part in parts(model):
         part.to(device).eval().requires_grad_(False)
     return model
 
 
-def _built(whole: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> Any:
-    """The model of a contract with the weights that its constructors draw, which are no more than those of the file.
+@contextmanager
+def building(tree: Any, count: int, elements: int, file: Any) -> Iterator[None]:
+    """Within the block the model or network of a tree is built, and is refused if it is larger than its weights.
 
-    Sizes are compared with the tensors that are there before anything of that size is made.
+    count, elements: of the tensors in the file. They are compared with the whole numbers of the tree, and with what the
+    constructors register, before anything of that size is filled. Errors name the file.
     """
-    count, elements = len(state), sum(value.numel() for value in state.values())
     most = max(_ROOM, elements)
     try:
-        for where, value in schema.leaves(whole["model"]):
+        for where, value in schema.leaves(tree):
             if isinstance(value, int) and abs(value) > most:
-                raise SfumatoError(f"model.{where}: {value} is more than the {elements:,} numbers in the file allow.")
+                raise SfumatoError(f"{where}: {value} is more than the {elements:,} numbers in the file allow.")
         with registered_within(_SPARE * count + _TENSORS, _SPARE * elements + _ROOM):
-            model = trees.build(whole["model"], "model")
-        model.provenance = dict(whole["provenance"])
-        _know_levels(model, whole["model"]["args"])
-        return model
+            yield
     except SfumatoError as error:
-        raise SfumatoError(f"{path}: {error}") from error.__cause__
+        raise SfumatoError(f"{file}: {error}") from error.__cause__
     except (RuntimeError, MemoryError) as error:  # of a constructor; torch's errors are such
-        raise SfumatoError(f"{path}: its model cannot be built ({first_line(error)}).") from error
+        raise SfumatoError(f"{file}: its network cannot be built ({first_line(error)}).") from error
 
 
 def _know_levels(model: Any, args: Mapping[str, Any]) -> None:

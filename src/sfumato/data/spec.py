@@ -256,7 +256,7 @@ class DataSpec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "DataSpec":
-        """The inverse of `to_dict`; also reads format 1. Raises SfumatoError, which names the key, for anything else."""
+        """The inverse of `to_dict`; also reads format 1. Raises SfumatoError, which names the key."""
         schema.require(data, in_json, "a data spec")
         if "classes" in data:  # of format 1
             label = {"label": Label(tuple(data["classes"])).config()} if data["classes"] else {}

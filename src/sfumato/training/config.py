@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from sfumato import registry
+from sfumato import registry, schema
 from sfumato.errors import SfumatoError, suggest
 
 # Settings whose value names a registered part, with the kind of part; _WORDS: values besides registered names.
@@ -127,8 +127,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if field.name != "conditions":
-                object.__setattr__(self, field.name, _typed(field.name, str(field.type), getattr(self, field.name)))
+            object.__setattr__(self, field.name, _typed(field, getattr(self, field.name)))
         for name in (*NAMING, *_WORDS):
             value, known = getattr(self, name), choices(name)
             named = name in NAMING and name != "target" and registry.known(NAMING[name], registry.bare(value))
@@ -139,11 +138,6 @@ class TrainConfig:
             if value is not None and not low <= value <= high:
                 limit = f"at least {low:g}" if value < low and high > 1e6 else f"from {low:g} to {high:g}"
                 raise SfumatoError(f"{name} must be a number {limit}, not {value!r:.40}.")
-        if not isinstance(self.conditions, Mapping) or not all(
-            isinstance(word, str) for pair in self.conditions.items() for word in pair
-        ):
-            raise SfumatoError(f"conditions are names and kinds, {{'mass': 'scalar'}}, not {self.conditions!r}.")
-        object.__setattr__(self, "conditions", dict(self.conditions))
         if self.energy and self.variance == "learned":
             raise SfumatoError("An energy network cannot learn a variance: choose energy or variance='learned'.")
         for name in (self.loggers or "").split(","):
@@ -171,10 +165,15 @@ class TrainConfig:
         return "\n".join(lines) + "\n"
 
 
-def _typed(name: str, hint: str, value: Any) -> Any:
+def _typed(field: dataclasses.Field[Any], value: Any) -> Any:
     """The value converted to the declared type; NumPy numbers and whole floats are accepted."""
+    name, hint = field.name, str(field.type)
     if value is None and hint.endswith("| None"):
         return None
+    if name == "conditions":
+        if not isinstance(value, Mapping) or not all(isinstance(word, str) for pair in value.items() for word in pair):
+            raise SfumatoError(f"conditions are names and kinds, {{'mass': 'scalar'}}, not {value!r:.80}.")
+        return dict(value)
     value = _COMPILE.get(str(value), value) if name == "compile" else value
     kind = hint.split()[0]
     if kind == "bool" and not isinstance(value, bool):
@@ -189,12 +188,13 @@ def _typed(name: str, hint: str, value: Any) -> Any:
         if isinstance(value, bool | str) or not hasattr(value, "__float__"):
             raise SfumatoError(f"{name} must be a number, not {value!r:.80}.")
         value = value.item() if hasattr(value, "item") else value
-        if kind == "int" and (not math.isfinite(value) or int(value) != value):
+        if kind == "int" and value % 1 != 0:  # of infinity and NaN that is NaN
             raise SfumatoError(f"{name} must be a whole number, not {value!r}.")
         return int(value) if kind == "int" else value
     return value
 
 
+_LARGEST = 1 << 16  # bytes of a file of settings, ten times those of one with every setting and its description
 _TINY, _YEARS = 1e-12, 1e7  # minutes: about twenty years
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("minutes", 1e-3, _YEARS), ("steps", 1, 2**53), ("size", 1, 65536), ("batch", 1, 2**31),
@@ -241,15 +241,26 @@ def read(path: str) -> dict[str, Any]:
     """The settings of a YAML file over the defaults, unchecked: they may name parts that are not registered here."""
     import yaml
 
+    text = schema.read_text(path, _LARGEST)
     try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.safe_load(file)
-    except OSError as error:
-        raise SfumatoError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # few of them stand for gigabytes
+            raise SfumatoError(f"{path} has YAML aliases (*name), which settings may not have: write the value out.")
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
         raise SfumatoError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # a number of thousands of digits, no such date, thousands of brackets
+        if isinstance(error, SfumatoError):
+            raise
+        raise SfumatoError(f"{path} holds a value that cannot be read ({type(error).__name__}).") from None
     if not isinstance(values, dict):
         raise SfumatoError(f"{path} must hold settings, one `name: value` per line.")
+    schema.require(values, schema.shallow, path)
+    for field in dataclasses.fields(TrainConfig):
+        if field.name in values:
+            schema.require(values[field.name], lambda value, _, field=field: _typed(field, value), path)
     return {**TrainConfig().to_dict(), **values}
 
 
