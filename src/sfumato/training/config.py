@@ -6,6 +6,7 @@ This module imports no torch, so that the command line shows its help at once.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -238,7 +239,7 @@ def from_yaml(path: str) -> TrainConfig:
 
 
 def read(path: str) -> dict[str, Any]:
-    """The settings of a YAML file over the defaults, unchecked: they may name parts that are not registered here."""
+    """The settings of a YAML file over the defaults: types are checked, names of parts (perhaps the user's) are not."""
     import yaml
 
     text = schema.read_text(path, _LARGEST)
@@ -248,20 +249,22 @@ def read(path: str) -> dict[str, Any]:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise SfumatoError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # a number of thousands of digits, no such date, thousands of brackets
-        if isinstance(error, SfumatoError):
-            raise
+    except SfumatoError:
+        raise
+    except (ValueError, RecursionError) as error:  # thousands of digits or of brackets, the 31st of February
         raise SfumatoError(f"{path} holds a value that cannot be read ({type(error).__name__}).") from None
     if not isinstance(values, dict):
         raise SfumatoError(f"{path} must hold settings, one `name: value` per line.")
     schema.require(values, schema.shallow, path)
     for field in dataclasses.fields(TrainConfig):
         if field.name in values:
-            schema.require(values[field.name], lambda value, _, field=field: _typed(field, value), path)
+            schema.require(values, functools.partial(_well_typed, field), path)
     return {**TrainConfig().to_dict(), **values}
+
+
+def _well_typed(field: dataclasses.Field[Any], values: Mapping[str, Any], where: str) -> None:
+    """The check of one of the settings of a file (`schema`)."""
+    _typed(field, values[field.name])
 
 
 def budget(samples: int, elements: int) -> float:
