@@ -85,6 +85,14 @@ class DataSpec:
             raise SfumatoError(f"a data spec's dtype must be one of {', '.join(DTYPES)}, but it is {self.dtype!r}")
         if self.kind not in ("image", "array"):
             raise SfumatoError(f"a data spec's kind must be 'image' or 'array', but it is {self.kind!r}")
+        figures = [getattr(self.statistics, f.name) for f in fields(Statistics)]
+        if any(len(each) != len(self.normaliser.mean) for each in figures):
+            raise SfumatoError(
+                f"a data spec needs statistics of {len(self.normaliser.mean)} figures each, one per channel"
+            )
+        limit = torch.finfo(self.torch_dtype).max if self.torch_dtype.is_floating_point else math.inf
+        if any(abs(m) + s > limit for m, s in zip(self.normaliser.mean, self.normaliser.std, strict=True)):
+            raise SfumatoError(f"a data spec's mean and std are beyond the numbers of its dtype, {self.dtype}")
         if not self.shape or len(self.normaliser.mean) != self.shape[0]:
             raise SfumatoError(
                 f"a data spec of shape {self.shape} needs a normaliser of as many channels as its first axis, "

@@ -146,4 +146,8 @@ def chosen(weight: Weight | str | None) -> Weight | None:
 def named(word: str) -> Weight:
     """The weight of a name with optional arguments: "sigmoid", "sigmoid(bias=-2)", "p2(0.5)"."""
     weight: Weight = make("weight", word)
+    if not callable(weight):
+        raise SfumatoError(
+            f"The weight {word!r} is registered as {weight!r:.60}: register a function that returns the weight, w(level)."
+        )
     return weight

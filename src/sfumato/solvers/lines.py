@@ -84,6 +84,12 @@ class Corrector(abc.ABC):
 AnyLine = Linear | Jump | Corrector
 
 
+def broadcasts(coefficient: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a coefficient of this shape broadcasts against one sample without changing its shape."""
+    pairs = zip(reversed(coefficient), reversed(shape), strict=False)
+    return len(coefficient) <= len(shape) and all(c in (1, s) for c, s in pairs)
+
+
 def is_nonzero(c: Coefficient) -> bool:
     return bool((c != 0).any()) if isinstance(c, Tensor) else c != 0
 
@@ -150,5 +156,5 @@ def _read(c: Any) -> Coefficient:
         return c
     try:
         return torch.tensor(c, dtype=torch.float64)
-    except ValueError:
+    except (ValueError, TypeError):
         raise SfumatoError("This is not a solver plan: a coefficient has rows of different lengths.") from None

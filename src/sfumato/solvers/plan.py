@@ -29,7 +29,7 @@ from sfumato.schedule import Schedule
 from sfumato.solvers.arithmetic import Program, compiled
 from sfumato.solvers.draws import AnyNoise
 from sfumato.solvers.grids import MOST_STEPS
-from sfumato.solvers.lines import AnyLine, Corrector, Linear, from_json, in_words, line_in_json, to_json
+from sfumato.solvers.lines import AnyLine, Corrector, Linear, broadcasts, from_json, in_words, line_in_json, to_json
 from sfumato.solvers.walk import Walk
 
 
@@ -165,6 +165,17 @@ class Plan:
         self.__dict__["_known"] = process
         return None
 
+    def _check_vectors(self, shape: Any) -> None:
+        """Raise SfumatoError for coefficients, one per element, that are not for samples of this shape."""
+        for line in self.lines:
+            if isinstance(line, Linear) and not line.numbers and isinstance(shape, tuple):
+                for c in (line.noise, *line.z.values(), *line.x.values()):
+                    if isinstance(c, Tensor) and not broadcasts(tuple(c.shape), shape):
+                        raise SfumatoError(
+                            f"This plan of {self.name} has coefficients of shape {tuple(c.shape)}, and the model's "
+                            f"samples have {shape}: build it for this model."
+                        )
+
     def fits(self, model: Model) -> bool:
         """Whether the model has the schedule that this plan was built for."""
         return self._mismatch(model) is None
@@ -173,7 +184,7 @@ class Plan:
         """Raise SfumatoError if the model does not have the schedule that this plan was built for."""
         t = self._mismatch(model)
         if t is None:
-            return
+            return self._check_vectors(getattr(model, "shape", None))
         schedule = schedule_of(model.process)
         if schedule is None:
             raise SfumatoError(
