@@ -232,7 +232,9 @@ def call(maker: Callable[..., Any], name: str, plain: list[Any], named: Mapping[
         signature.bind(*plain, **named)
     except TypeError as error:
         missing = re.search(r"missing a required(?: keyword-only)? argument: '(\w+)'", str(error))
-        what = f"{name} needs the argument {missing[1]!r}" if missing else f"{name} cannot be made so"
+        what = f"{name} cannot be made so"
+        if missing:
+            what = f"{name} needs the argument {missing[1]!r}, {name}({missing[1]}=...)"
         raise SfumatoError(f"{what}: {_taken(name, signature)}.") from None
     try:
         return maker(*plain, **named)
@@ -274,6 +276,8 @@ def _arguments(
     for each in tree.keywords:
         key = str(each.arg)  # None of **more, which nothing takes
         refuse_unknown(name, signature, key)
+        if key in named:
+            raise SfumatoError(f"{word} is not understood: {key} is given twice.")
         named[key] = _value(each.value, source, signature.parameters.get(key), word, given)
     return plain, named
 

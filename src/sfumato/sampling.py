@@ -121,8 +121,8 @@ def affordable(n: int, shape: Shape | None) -> None:
     needed, free = n * (8 + 4 * sum(map(math.prod, parts))), machine.available()
     if needed > free:
         raise SfumatoError(
-            f"{n:,} samples need {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free: draw them in parts, "
-            "by their numbers (index=range(first, last), or --first on the command line)."
+            f"{n:,} samples need {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free: draw them in "
+            "parts, by their numbers (index=range(first, last), or --first on the command line)."
         )
 
 

@@ -383,7 +383,7 @@ def describe(path: str | os.PathLike[str]) -> list[str]:
 def _kind(facts: Mapping[str, Any]) -> str:
     """The network in words, with the models that wrap it if there are more than a denoiser."""
     net, tree = facts["net"], facts["model"]
-    inner = net["args"].get("net") if net else None  # of an energy, the network that it is made of
+    inner: Any = net["args"].get("net") if net else None  # of an energy, the network that it is made of
     kind = f"an energy made of a {inner['name']}" if trees.is_tree(inner) else f"a {net['name'] if net else 'law'}"
     around = []
     while tree["args"] is not None and tree["name"] != "Denoiser":

@@ -147,7 +147,5 @@ def named(word: str) -> Weight:
     """The weight of a name with optional arguments: "sigmoid", "sigmoid(bias=-2)", "p2(0.5)"."""
     weight: Weight = make("weight", word)
     if not callable(weight):
-        raise SfumatoError(
-            f"The weight {word!r} is registered as {weight!r:.60}: register a function that returns the weight, w(level)."
-        )
+        raise SfumatoError(f"The weight {word!r} makes {weight!r:.60}: register a function that returns w(level).")
     return weight

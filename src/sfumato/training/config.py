@@ -244,8 +244,7 @@ def read(path: str) -> dict[str, Any]:
 
     text = schema.read_text(path, _LARGEST)
     try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # few of them stand for gigabytes
-            raise SfumatoError(f"{path} has YAML aliases (*name), which settings may not have: write the value out.")
+        _scan(text, path)
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise SfumatoError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
@@ -255,11 +254,29 @@ def read(path: str) -> dict[str, Any]:
         raise SfumatoError(f"{path} holds a value that cannot be read ({type(error).__name__}).") from None
     if not isinstance(values, dict):
         raise SfumatoError(f"{path} must hold settings, one `name: value` per line.")
-    schema.require(values, schema.shallow, path)
     for field in dataclasses.fields(TrainConfig):
         if field.name in values:
             schema.require(values, functools.partial(_well_typed, field), path)
     return {**TrainConfig().to_dict(), **values}
+
+
+def _scan(text: str, path: str) -> None:
+    """Raise SfumatoError for YAML that would take long or much to read: aliases, of which few stand for gigabytes, and
+    lists and mappings deep within each other."""
+    import yaml
+
+    opening = (
+        yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken, yaml.FlowSequenceStartToken,
+        yaml.FlowMappingStartToken,
+    )  # fmt: skip
+    depth = 0
+    for token in yaml.scan(text):
+        depth += isinstance(token, opening)
+        depth -= isinstance(token, yaml.BlockEndToken | yaml.FlowSequenceEndToken | yaml.FlowMappingEndToken)
+        if isinstance(token, yaml.AliasToken):
+            raise SfumatoError(f"{path} has YAML aliases (*name), which settings may not have: write the value out.")
+        if depth > schema.DEPTH:
+            raise SfumatoError(f"{path}: lists and mappings stand more than {schema.DEPTH} deep within each other.")
 
 
 def _well_typed(field: dataclasses.Field[Any], values: Mapping[str, Any], where: str) -> None:
