@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -66,10 +65,10 @@ class Guided(Wrapped):
             )
         self.scale = scales if isinstance(scale, Mapping) else scales[""]
         try:
-            ends = None if interval is None else (float(interval[0]), float(interval[1]))
-        except (TypeError, ValueError, LookupError):
-            ends = (math.nan, math.nan)
-        if ends is not None and not ends[0] < ends[1]:
+            ends = None if interval is None else tuple(float(end) for end in interval)
+        except (TypeError, ValueError):
+            ends = ()
+        if ends is not None and not (len(ends) == 2 and ends[0] < ends[1]):
             raise SfumatoError(f"The guidance interval must be two increasing logsnr values, got {interval!r:.80}.")
         self.interval = ends
 

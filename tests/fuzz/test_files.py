@@ -26,7 +26,7 @@ from sfumato.errors import SfumatoError
 from sfumato.state import map_state
 from sfumato.training import averages, checkpoint, config, control, health
 
-FEW = [pytest.param(40, id="few"), pytest.param(2000, id="many", marks=pytest.mark.slow)]
+FEW = [pytest.param(40, id="few"), pytest.param(1000, id="many", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(autouse=True)

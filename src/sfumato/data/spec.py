@@ -222,7 +222,10 @@ class DataSpec:
             )
 
     def _batch(self, x: Tensor | np.ndarray) -> Tensor:
-        x = x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
+        try:
+            x = x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
+        except (TypeError, ValueError):
+            raise SfumatoError(f"a batch is numbers (B, ...), not a {type(x).__name__}") from None
         if tuple(x.shape[1:]) != self.shape or x.ndim != len(self.shape) + 1:
             raise SfumatoError(
                 f"a batch must have shape (B, {', '.join(map(str, self.shape))}), but it has {tuple(x.shape)}"
