@@ -167,6 +167,14 @@ def test_nothing_is_left_behind_by_a_failure(tmp_path, monkeypatch):
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["m.safetensors"]
 
 
+def test_what_would_not_be_read_again_is_not_written(tmp_path):
+    model = denoiser()
+    model.provenance = {"guidance": "lots"}
+    with pytest.raises(SfumatoError, match="would not be read again: provenance.guidance: expected a finite number"):
+        sf.save(model, tmp_path / "m.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_cannot_be_written_is_refused(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")

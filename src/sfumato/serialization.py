@@ -65,6 +65,7 @@ def save(model: Any, path: str | os.PathLike[str], raw: Mapping[str, Tensor] | N
     Raises SfumatoError if the model cannot be described, weights are not finite, or the path cannot be written.
     """
     path, made = place(path, "The destination of a model"), contract(model)
+    schema.require(made, _CONTRACT, f"{path} would not be read again")
     tensors = {prefix + name: value for prefix, part in parts(model) for name, value in part.state_dict().items()}
     tensors |= {f"raw.{name}": value for name, value in (raw or {}).items()}
     broken = next((name for name, value in tensors.items() if not bool(torch.isfinite(value).all())), None)
