@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,15 @@ INCIDENTS = "incident.json"
 _LARGEST = 1 << 30  # bytes of a log
 _FIGURE, _ROWS = schema.optional(schema.figure), schema.listed(schema.whole(0))
 _LINE = schema.fields(
-    {"step": schema.whole(0), "samples": schema.whole(0)},
+    {"step": schema.whole(0), "samples": schema.whole(1)},
     {
         **dict.fromkeys(("epoch", "fraction", "lr", "eta", "rate"), schema.figure),
-        **dict.fromkeys(("loss", "grad_norm", "data_wait"), _FIGURE), "elapsed": schema.number(0, 1e12),
+        **dict.fromkeys(("valid_grad_square", "valid_grad_variance"), schema.figure),
+        **dict.fromkeys(("loss", "grad_norm", "data_wait"), _FIGURE), "elapsed": schema.number(-1e12, 1e12),
         **{f"triples_{name}": schema.listed(schema.number()) for name in ("raw", "ema", "train")},
-        "triples_sample": _ROWS, "triples_levels": schema.whole(1), "done": schema.flag,
+        **{f"bins_{name}": schema.listed(schema.number()) for name in ("edges", "logsnr", "weight")},
+        "bins_density": schema.listed(schema.number(1e-300)), "triples_sample": _ROWS,
+        "triples_levels": schema.whole(1), "done": schema.flag,
     },
 )  # fmt: skip
 _KINDS = {"valid_": _FIGURE, "bins_": schema.optional(schema.listed(_FIGURE)), "bands_": schema.listed(schema.anything)}
@@ -42,11 +45,30 @@ def _line(value: Any, where: str) -> None:
         for name in value:
             if name.startswith(kind):
                 check(value[name], name)
-    for wanted, kind in (("triples_sample", "triples_"), ("bins_logsnr", "bins_")):
+    for kind in ("triples_", "bins_"):
         columns = {name: each for name, each in value.items() if name.startswith(kind) and isinstance(each, list)}
         size = {len(each) - (name == "bins_edges") for name, each in columns.items()}
-        if columns and (wanted not in columns or len(size) > 1):
-            raise SfumatoError(f"{kind}*: expected columns of one length, and {wanted} among them.")
+        if columns and (len(size) > 1 or min(size) < 1):
+            raise SfumatoError(f"{kind}*: expected columns of one length.")
+    lacking = sorted(name for name in _belonging(value) if value.get(name) is None)
+    if lacking:
+        raise SfumatoError(f"the key {lacking[0]!r} is missing, which belongs to others that are there.")
+
+
+def _belonging(line: Mapping[str, Any]) -> set[str]:
+    """The keys of a line that its others need beside them."""
+    needed: set[str] = set()
+    if any(name.startswith("triples_") for name in line):
+        needed |= {"triples_sample", "triples_levels", "triples_raw"}
+    if "bins_edges" in line:
+        needed |= {f"bins_{name}" for name in ("logsnr", "weight", "density")}
+        for name in ("raw", "ema", "trivial"):
+            if line.get(f"bins_{name}") is not None:
+                needed |= {f"bins_{name}_stderr", f"bins_loss_{name}", f"bins_loss_{name}_stderr"}
+    if line.get("bins_grad_square") is not None:
+        needed |= {f"bins_grad_{name}{error}" for name in ("square", "variance") for error in ("", "_stderr")}
+        needed |= {"valid_grad_square", "valid_grad_variance"}
+    return needed
 
 
 _SIGNS = ("config.yaml", "checkpoints", FILE)  # a folder with any of these is a run
@@ -134,6 +156,8 @@ def read(path: Path) -> list[dict[str, Any]]:
             raise
         schema.require(line, _line, f"{path}, line {number}")
         lines.append(line)
+    if len({len(line["bins_grad_square"]) for line in lines if line.get("bins_grad_square") is not None}) > 1:
+        raise SfumatoError(f"{path}: its lines have different numbers of bins_grad_square.")
     return lines
 
 

@@ -42,7 +42,7 @@ _PROVENANCE = schema.fields(
         **{name: schema.text for name in ("python", "data", "times", "weight", "precision")},
         **{name: schema.whole(0) for name in ("samples", "steps", "samples_seen", "threads")},
         "seed": schema.whole(), "guidance": schema.number(-1e6, 1e6), "holdout": schema.number(0, 1),
-        "seconds": schema.number(0),
+        "seconds": schema.number(),
     },
 )  # fmt: skip
 _CONTRACT = schema.fields({"model": lambda value, where: _model(value, where), "provenance": _PROVENANCE})

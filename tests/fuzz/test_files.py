@@ -22,9 +22,11 @@ from sfumato.cli import main
 from sfumato.cli.look import how_to_sample
 from sfumato.denoising_autoencoder import DenoisingAutoencoder
 from sfumato.diagnostics import summary
+from sfumato.diagnostics.board_figures import from_log
 from sfumato.errors import SfumatoError
 from sfumato.state import map_state
 from sfumato.training import averages, checkpoint, config, control, health
+from sfumato.training.parts import objective_of
 
 FEW = [pytest.param(40, id="few"), pytest.param(1000, id="many", marks=pytest.mark.slow)]
 
@@ -248,6 +250,7 @@ def readers(run: Path) -> Iterator[Any]:
     yield lambda: summary.words(found) if (found := summary.load(run)) else None
     yield lambda: health.recorded(run)
     yield lambda: folder.incidents(run)
+    yield lambda: from_log(folder.read(run / "metrics.jsonl"), objective_of(config.TrainConfig()))
     yield lambda: summary._holdout(folder.read(run / "metrics.jsonl"))
 
 

@@ -71,7 +71,7 @@ _REPORT = schema.fields(
         "holdout": schema.optional(_HOLDOUT), "memorisation": schema.optional(_COPIES),
         "memorisation_missing": schema.optional(schema.text), "next": schema.listed(schema.text),
         "time": schema.fields(
-            {"training": schema.number(0, 1e12), "evaluation": _NUMBER, "shares": schema.mapping(_NUMBER)}
+            {"training": schema.number(-1e12, 1e12), "evaluation": _NUMBER, "shares": schema.mapping(_NUMBER)}
         ),
     },
     {

@@ -30,7 +30,7 @@ KEEP = 2
 _COUNTERS = schema.fields(
     {
         **{name: schema.whole(0) for name in ("step", "samples", "rollbacks", "triples", "unseen")},
-        "elapsed": schema.number(0), "slower": schema.number(0, 1), "strikes": schema.listed(schema.whole(0)),
+        "elapsed": schema.number(-1e12, 1e12), "slower": schema.number(0, 1), "strikes": schema.listed(schema.whole(0)),
         "spent": schema.mapping(schema.number(0)),
     },
     {"unlogged": schema.flag},
