@@ -139,7 +139,10 @@ def _model(
     if not state:
         return None
     denoiser = rebuilt(contract, checkpoint.size(tensors), settings, device)
-    denoiser.net.load_state_dict(state)
+    try:
+        denoiser.net.load_state_dict(state)
+    except RuntimeError:
+        raise SfumatoError("The checkpoint does not hold the weights of its network.") from None
     return denoiser.eval().requires_grad_(False)
 
 

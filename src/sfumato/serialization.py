@@ -168,7 +168,7 @@ def _process(value: Any, where: str) -> None:
 def _model(value: Any, where: str) -> None:
     """The check of a model, whose innermost one is looked into."""
     TREE(value, where)
-    _, args = _innermost(value)
+    _, args = innermost(value)
     part = {"name": schema.text}
     schema.fields(
         {},
@@ -181,7 +181,7 @@ def _model(value: Any, where: str) -> None:
     )(args, f"{where}.args")
 
 
-def _innermost(tree: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def innermost(tree: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """(prefix of the tensors, arguments) of the innermost model of a tree, the one with the network."""
     prefix, args = "", tree["args"]
     while "net" not in args:
@@ -206,7 +206,7 @@ def read_contract(path: str | os.PathLike[str]) -> dict[str, Any]:
     path = locate(path)
     written, header = read_header(path)
     whole = _checked(written, path)
-    prefix, args = _innermost(whole["model"])
+    prefix, args = innermost(whole["model"])
     spec, process = args.get("spec"), args.get("process")
     spec = None if spec is None else spec["args"]
     classes = (spec or {}).get("classes")  # separate in format 1
@@ -251,7 +251,7 @@ def load(
     if weights == "raw":
         if not raw:
             raise SfumatoError(f"{path} has no raw weights besides the moving average: load it with weights='ema'.")
-        prefix, _ = _innermost(whole["model"])
+        prefix, _ = innermost(whole["model"])
         state |= {prefix + name: value for name, value in raw.items()}
     with seeded(0):  # initial weights are overwritten; drawing them must not change the caller's random state
         with building({"model": whole["model"]}, len(state), sum(v.numel() for v in state.values()), path):
@@ -328,7 +328,7 @@ def store_plan(path: str | os.PathLike[str], plan: Plan) -> str:
     """
     path = locate(path)
     whole, tensors = _read(path)
-    name, (_, args) = plan_name(plan), _innermost(whole["model"])
+    name, (_, args) = plan_name(plan), innermost(whole["model"])
     args["plans"] = {**(args.get("plans") or {}), name: trees.tree(plan)}
     write_sealed(path, tensors, whole)
     return name

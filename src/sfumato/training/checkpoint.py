@@ -21,7 +21,7 @@ from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError
 from sfumato.files import read_sealed, write_sealed
 from sfumato.folder import found, step_of
-from sfumato.serialization import TREE
+from sfumato.serialization import TREE, innermost
 from sfumato.training import shards
 from sfumato.training.state import State
 
@@ -100,6 +100,8 @@ def latest(run: Path) -> tuple[dict[str, Any], Mapping[str, Tensor], list[str]]:
         try:
             contract, tensors = shards.read(path) if path.is_dir() else read_sealed(path, "checkpoint")
             schema.require(contract, _CONTRACT, path)
+            if innermost(contract.get("model", {"args": contract}))[1].get("net") != contract["net"]:
+                raise SfumatoError(f"{path}: model and net are two networks.")
         except SfumatoError as error:
             notes.append(f"Skipped: {error}")
             continue
