@@ -9,8 +9,15 @@ from sfumato.training import TrainConfig
 
 MODEL = sf.Denoiser(sf.nets.MLP(3, 16, 1), sf.Gaussian(Flow()))
 X = torch.zeros(4, 3)
+LABELLED = sf.Denoiser(sf.nets.MLP(3, 16, 1, classes=3), sf.Gaussian(Flow()))
+IN_UNITS = sf.Denoiser(MODEL.net, MODEL.process, spec=sf.data.DataSpec.fit(sf.data.open(np.random.rand(40, 3))))
 BROKEN = X.clone()
 BROKEN[1, 2] = torch.nan
+
+
+class Forgetful(sf.solvers.Solver):
+    def build(self, builder):
+        builder.call(0)
 
 
 def train(out="run", **settings):
@@ -92,6 +99,26 @@ CASES = {
         lambda: sf.encode(MODEL, X, steps=2.5),
         "steps of the probability flow must be a whole",
     ),
+    "an index as text": (lambda: sf.sample(MODEL, 2, 2, index="ab"), "numbers of samples must be one axis of integers"),
+    "a mapping as index": (lambda: sf.sample(MODEL, 2, 2, index={}), "a bool mask, not {}"),
+    "a mapping as label": (lambda: sf.sample(LABELLED, 2, 2, label={}), "The condition 'label': {} is not a number"),
+    "an interval as text": (lambda: sf.guide(LABELLED, 2.0, "ab"), "two increasing logsnr values, got 'ab'"),
+    "half an interval": (lambda: sf.guide(LABELLED, 2.0, (None, 1)), "two increasing logsnr values"),
+    "three ends": (lambda: sf.guide(LABELLED, 2.0, (1, 2, 3)), "two increasing logsnr values"),
+    "an absurd scale": (lambda: sf.guide(LABELLED, 1e30), "of at most 1e+06"),
+    "features as text": (lambda: sf.memorization(MODEL, X, X + 1, features="x"), "features must be a function"),
+    "a number as density": (lambda: sf.draws(MODEL, X, times=5), "times must be a time density"),
+    "draws by half a seed": (lambda: sf.draws(MODEL, X, seed=1.5), "seed must be a whole number, not 1.5"),
+    "text to encode": (lambda: sf.encode(MODEL, "abc"), "encode takes numbers (B, ...), not a str"),
+    "text to encode in units": (lambda: sf.encode(IN_UNITS, "abc"), "a batch is numbers (B, ...), not a str"),
+    "more samples than memory": (lambda: sf.sample(MODEL, 2**63 - 1), "GB of memory"),
+    "a billion steps": (lambda: sf.sample(MODEL, 2, 10**9), "steps must be at most 100,000"),
+    "a solver without a plan": (
+        lambda: Forgetful().plan(Flow(), 2),
+        "Forgetful.build must return a plan",
+    ),
+    "sigma_data as text": (lambda: sf.Gaussian(Flow(), sigma_data="x"), "sigma_data must be a number"),
+    "no sigma_data": (lambda: sf.Gaussian(Flow(), sigma_data=0.0), "sigma_data must be above 0"),
     "half a call": (lambda: sf.tune(MODEL, 2.5), "steps must be a whole number, not 2.5"),
 }
 

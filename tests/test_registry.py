@@ -72,6 +72,7 @@ def test_settings_take_them():
         ("elbo(3)", "elbo takes no arguments"),
         ("p2(k=-1)", "positive number"),
         ("sigmoid(", "There is no weight"),
+        ("sigmoid(bias=1, bias=2)", "bias is given twice"),
         ("", "There is no weight"),
     ],
 )
@@ -165,6 +166,14 @@ def test_what_is_not_here_is_taken_for_none_of_another_kind():
         trees.build({"name": "Unet", "args": {}}, "network")
 
 
+def test_a_weight_that_is_registered_as_itself(tidy):
+    """And not as a function that returns it."""
+    sf.register("weight", "itself")(lambda level: level)
+    for word, said in (("itself", "needs the argument 'level', itself"), ("itself(3)", "register a function that")):
+        with pytest.raises(SfumatoError, match=said):
+            weights.named(word)
+
+
 def test_a_name_of_the_package_cannot_be_taken():
     with pytest.raises(SfumatoError, match="There is a solver 'heun' in sfumato.solvers.runge_kutta already"):
         sf.register("solver", "heun")(sf.solvers.DDIM)
@@ -205,7 +214,7 @@ def tidy():
     yield
     for kind, made in ((kind, made) for table in (registry._MADE, registry._OWN) for kind, made in table.items()):
         for name in [name for name, each in made.items() if getattr(each, "__module__", "") == __name__]:
-            del registry._MADE[kind][name], registry._OWN[kind][name]
+            registry._MADE[kind].pop(name, None), registry._OWN[kind].pop(name, None)
 
 
 def test_networks_named_as_something_else_come_back_as_they_were_made(tmp_path, tidy):

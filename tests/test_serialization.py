@@ -112,7 +112,7 @@ def test_damaged_files_are_refused(model, tmp_path, damage, words):
     "change, words",
     [
         (lambda c: c | {"version": 99}, "newer version of sfumato .*upgrade"),
-        (lambda c: c | {"version": "?"}, "not a model file"),
+        (lambda c: c | {"version": "?"}, "version: expected a whole number from 1"),
         (lambda c: c | {"target": "x"}, "do not match its hash"),
         (lambda c: c | {"hash": "0" * 64}, "do not match its hash"),
         (lambda c: c | {"format": "sfumato checkpoint"}, "not a model file but a sfumato checkpoint"),
@@ -165,6 +165,14 @@ def test_nothing_is_left_behind_by_a_failure(tmp_path, monkeypatch):
     with pytest.raises(SfumatoError, match="cannot be written: no space left"):
         serialization.save(denoiser(2), path)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["m.safetensors"]
+
+
+def test_what_would_not_be_read_again_is_not_written(tmp_path):
+    model = denoiser()
+    model.provenance = {"guidance": "lots"}
+    with pytest.raises(SfumatoError, match="would not be read again: provenance.guidance: expected a finite number"):
+        sf.save(model, tmp_path / "m.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_written_is_refused(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -20,6 +19,7 @@ from sfumato.registry import register
 from sfumato.schedule import Schedule, Time, as_time, schedule_of
 from sfumato.state import State, cat_states
 
+LARGEST_SCALE = 1e6  # of guidance; its beliefs are numbers of float32
 Scale = float | Mapping[str, float]  # guidance scale: one for all conditions, or one per condition
 
 
@@ -56,14 +56,21 @@ class Guided(Wrapped):
         each: Mapping[str, Any] = scale if isinstance(scale, Mapping) else {"": scale}
         try:
             scales = {str(name): float(w) for name, w in each.items() if not isinstance(w, str)}
-        except TypeError:
+        except (TypeError, OverflowError):
             scales = {}
-        if not scales or not all(map(math.isfinite, scales.values())):
-            raise SfumatoError(f"The guidance scale must be a finite number, or one per condition, got {scale!r}.")
+        if not scales or not all(abs(w) <= LARGEST_SCALE for w in scales.values()):
+            raise SfumatoError(
+                f"The guidance scale must be a finite number, or one per condition, of at most {LARGEST_SCALE:g}, got "
+                f"{scale!r:.80}."
+            )
         self.scale = scales if isinstance(scale, Mapping) else scales[""]
-        if interval is not None and not interval[0] < interval[1]:
-            raise SfumatoError(f"The guidance interval must be two increasing logsnr values, got {interval}.")
-        self.interval = interval
+        try:
+            ends = None if interval is None else tuple(float(end) for end in interval)
+        except (TypeError, ValueError):
+            ends = ()
+        if ends is not None and not (len(ends) == 2 and ends[0] < ends[1]):
+            raise SfumatoError(f"The guidance interval must be two increasing logsnr values, got {interval!r:.80}.")
+        self.interval = ends
 
     def _inside(self, t: Tensor) -> Tensor:
         """Whether t lies in the guidance interval, bool like t."""

@@ -122,7 +122,7 @@ def _of_run(path: Path, device: torch.device) -> tuple[_Patient, TrainConfig]:
     known = Evidence(
         log=log,
         settings=settings.to_dict(),
-        weights=_weights(raw, average, _initial(contract, settings), steps),
+        weights=_weights(raw, average, _initial(contract, tensors, settings), steps),
         incidents=folder.incidents(path),
         recorded=recorded(path),
     )
@@ -138,16 +138,22 @@ def _model(
     state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     if not state:
         return None
-    denoiser = rebuilt(contract, settings, device)
-    denoiser.net.load_state_dict(state)
+    denoiser = rebuilt(contract, checkpoint.size(tensors), settings, device)
+    try:
+        denoiser.net.load_state_dict(state)
+    except RuntimeError:
+        raise SfumatoError("The checkpoint does not hold the weights of its network.") from None
     return denoiser.eval().requires_grad_(False)
 
 
-def _initial(contract: dict[str, Any], settings: TrainConfig) -> dict[str, Tensor] | None:
+def _initial(
+    contract: dict[str, Any], tensors: Mapping[str, Tensor], settings: TrainConfig
+) -> dict[str, Tensor] | None:
     """The weights before the first step, recreated from the seed; None if the caller supplied them."""
     if contract.get("given"):
         return None
-    with seeded(settings.seed):
+    size = checkpoint.size(tensors)
+    with seeded(settings.seed), serialization.building(contract["net"], *size, "the checkpoint"):
         return {name: p.detach() for name, p in nets.from_config(contract["net"]).named_parameters()}
 
 

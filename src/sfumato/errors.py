@@ -2,23 +2,37 @@
 
 import operator
 import os
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 _BEYOND = 2**63  # what torch counts by
+# control characters, marks that turn or hide text, separators of lines, bytes of names that are not UTF-8
+_STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 
 
 class SfumatoError(ValueError):
     """A user's mistake. The message is one sentence: what is wrong, where, and what to do.
 
-    The command line prints it without a traceback and exits with status 2.
+    The command line prints it without a traceback and exits with status 2. Names in it are `shown`.
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(shown(str(message)))
 
 
 class SfumatoWarning(UserWarning):
     """A warning about a result that is computed nevertheless; the command line prints it as a note."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(shown(str(message)))
+
+
+def shown(line: str) -> str:
+    r"""A line of text for a terminal: what would steer it, hide or turn text, or end the line is escaped, \x1b."""
+    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), line)
 
 
 def suggest(word: Any, known: Iterable[str]) -> str:
@@ -29,16 +43,16 @@ def suggest(word: Any, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}."
 
 
-def whole(name: str, value: Any, least: int | None = 1) -> int:
-    """The value as an int; accepts integers of NumPy and torch. A count has a `least` value and is below 2^63."""
+def whole(name: str, value: Any, least: int | None = 1, most: int = _BEYOND - 1) -> int:
+    """The value as an int; accepts integers of NumPy and torch. A count has a `least` value and is at most `most`."""
     try:
         number = operator.index(value)
     except TypeError:
         raise SfumatoError(f"{name} must be a whole number, not {value!r:.80}.") from None
     if least is not None and number < least:
         raise SfumatoError(f"{name} must be at least {least}, not {number}.")
-    if least is not None and number >= _BEYOND:
-        raise SfumatoError(f"{name} must be below 2^63.")
+    if least is not None and number > most:
+        raise SfumatoError(f"{name} must be {'below 2^63' if most == _BEYOND - 1 else f'at most {most:,}'}.")
     return number
 
 

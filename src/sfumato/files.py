@@ -18,10 +18,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from sfumato import schema
 from sfumato.errors import SfumatoError
 
 KEY = "sfumato"  # key of the contract in the safetensors metadata
 _LARGEST_HEADER = 100_000_000  # the limit of the safetensors format
+_SIZES = schema.listed(schema.whole(0))
+_TENSORS = schema.mapping(
+    schema.fields({"dtype": schema.text, "shape": _SIZES, "data_offsets": schema.listed(schema.whole(0), 2, 2)})
+)
 
 
 @contextmanager
@@ -128,21 +133,22 @@ def read_header(path: str | os.PathLike[str], what: str = "model file") -> tuple
     if len(raw) < length:
         raise SfumatoError(f"{path} is cut short: its header alone is longer than its {size:,} bytes. Copy it again.")
     try:
-        header = json.loads(raw)
+        header = schema.json_of(raw, "header")
         metadata = header.pop("__metadata__", {})
-        whole = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (ValueError, TypeError, KeyError, AttributeError, UnicodeDecodeError):
-        raise SfumatoError(f"{path} is not a {what}: its header is damaged.") from None
+        schema.require(metadata, schema.mapping(schema.text), "metadata")
+        schema.require(header, _TENSORS, "header")
+    except SfumatoError as error:
+        raise SfumatoError(f"{path} is not a {what}: its header is damaged ({error}).") from None
+    whole = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if size < whole:
         raise SfumatoError(f"{path} is cut short: it has {size:,} of {whole:,} bytes. Copy it again.")
     if KEY not in metadata:
         raise SfumatoError(f"{path} is not a {what}: it holds tensors, but no sfumato contract says what they are.")
     try:
-        contract = json.loads(metadata[KEY])
-    except ValueError:
-        contract = None
-    if not isinstance(contract, dict):
-        raise SfumatoError(f"{path} is not a {what}: its contract is damaged.")
+        contract = schema.json_of(metadata[KEY], "contract")
+        schema.require(contract, schema.mapping(schema.anything), "contract")
+    except SfumatoError as error:
+        raise SfumatoError(f"{path} is not a {what}: its contract is damaged ({error}).") from None
     return contract, header
 
 

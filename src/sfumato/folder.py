@@ -5,15 +5,72 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sfumato import schema
 from sfumato.errors import SfumatoError, place
 from sfumato.files import reason, write_text
 from sfumato.serialization import FILE
 
 INCIDENTS = "incident.json"
+_LARGEST = 1 << 30  # bytes of a log
+_FIGURE, _ROWS = schema.optional(schema.figure), schema.listed(schema.whole(0))
+_LINE = schema.fields(
+    {"step": schema.whole(0), "samples": schema.whole(1)},
+    {
+        **dict.fromkeys(("epoch", "fraction", "lr", "eta", "rate"), schema.figure),
+        **dict.fromkeys(("valid_grad_square", "valid_grad_variance"), schema.figure),
+        **dict.fromkeys(("loss", "grad_norm", "data_wait"), _FIGURE), "elapsed": schema.number(-1e12, 1e12),
+        **{f"triples_{name}": schema.listed(schema.number()) for name in ("raw", "ema", "train")},
+        **{f"bins_{name}": schema.listed(schema.number()) for name in ("edges", "logsnr", "weight")},
+        "bins_density": schema.listed(schema.number(1e-300)), "triples_sample": _ROWS,
+        "triples_levels": schema.whole(1), "done": schema.flag,
+    },
+)  # fmt: skip
+_KINDS = {"valid_": _FIGURE, "bins_": schema.optional(schema.listed(_FIGURE)), "bands_": schema.listed(schema.anything)}
+_SKIPPED = schema.listed(
+    schema.fields(
+        {"step": schema.whole(0), "where": schema.text, "lr": schema.number(0)},
+        {"samples": _ROWS, "rows": _ROWS, "precision": schema.text, "rolled_back": schema.optional(schema.whole(0))},
+    )
+)
+
+
+def _line(value: Any, where: str) -> None:
+    """The check of a line of the log: types, and that columns of one table have one length."""
+    _LINE(value, where)
+    for kind, check in _KINDS.items():
+        for name in value:
+            if name.startswith(kind):
+                check(value[name], name)
+    for kind in ("triples_", "bins_"):
+        columns = {name: each for name, each in value.items() if name.startswith(kind) and isinstance(each, list)}
+        size = {len(each) - (name == "bins_edges") for name, each in columns.items()}
+        if columns and (len(size) > 1 or min(size) < 1):
+            raise SfumatoError(f"{kind}*: expected columns of one length.")
+    lacking = sorted(name for name in _belonging(value) if value.get(name) is None)
+    if lacking:
+        raise SfumatoError(f"the key {lacking[0]!r} is missing, which belongs to others that are there.")
+
+
+def _belonging(line: Mapping[str, Any]) -> set[str]:
+    """The keys of a line that its others need beside them."""
+    needed: set[str] = set()
+    if any(name.startswith("triples_") for name in line):
+        needed |= {"triples_sample", "triples_levels", "triples_raw"}
+    if "bins_edges" in line:
+        needed |= {f"bins_{name}" for name in ("logsnr", "weight", "density")}
+        for name in ("raw", "ema", "trivial"):
+            if line.get(f"bins_{name}") is not None:
+                needed |= {f"bins_{name}_stderr", f"bins_loss_{name}", f"bins_loss_{name}_stderr"}
+    if line.get("bins_grad_square") is not None:
+        needed |= {f"bins_grad_{name}{error}" for name in ("square", "variance") for error in ("", "_stderr")}
+        needed |= {"valid_grad_square", "valid_grad_variance"}
+    return needed
+
+
 _SIGNS = ("config.yaml", "checkpoints", FILE)  # a folder with any of these is a run
 _NAME = re.compile(r"step_(\d+)(?:-(\d+))?(\.safetensors)?")
 
@@ -87,20 +144,29 @@ class Log:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, without an incomplete last one."""
+    """The lines of a metrics.jsonl, without an incomplete last one. Raises SfumatoError, which names line and key."""
+    texts = schema.read_text(path, _LARGEST).split("\n") if path.exists() else [""]
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for number, text in enumerate(texts, 1):
         try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
+            line = schema.json_of(text, f"{path}, line {number}")
+        except SfumatoError:
+            if number == len(texts):  # being written, or cut short by a kill
+                break
+            raise
+        schema.require(line, _line, f"{path}, line {number}")
+        lines.append(line)
+    if len({len(line["bins_grad_square"]) for line in lines if line.get("bins_grad_square") is not None}) > 1:
+        raise SfumatoError(f"{path}: its lines have different numbers of bins_grad_square.")
     return lines
 
 
 def incidents(run: Path) -> list[dict[str, Any]]:
     """The skipped steps (`guard.Incident`) in incident.json; empty if there is no such file."""
     path = run / INCIDENTS
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    found: list[dict[str, Any]] = schema.json_of(schema.read_text(path, _LARGEST), path) if path.exists() else []
+    schema.require(found, _SKIPPED, path)
+    return found
 
 
 def found(run: Path) -> list[Path]:

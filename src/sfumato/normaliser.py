@@ -12,7 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import schema
 from .errors import SfumatoError
+
+_NUMBERS = schema.listed(schema.number(), 1)
+SCHEMA = schema.fields({"name": schema.text, "mean": _NUMBERS, "std": _NUMBERS}, rest=None)
 
 
 @dataclass(frozen=True)
@@ -86,10 +90,8 @@ class Normaliser:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Normaliser":
-        """The inverse of `to_dict`. Raises SfumatoError for unknown or missing keys and other names."""
-        if set(data) != {"name", "mean", "std"} or data["name"] != "affine":
-            raise SfumatoError(
-                "a normaliser is {'name': 'affine', 'mean': [...], 'std': [...]}, "
-                f"but this one has {sorted(map(str, data))} and the name {data.get('name')!r}"
-            )
+        """The inverse of `to_dict`. Raises SfumatoError for anything else."""
+        schema.require(data, SCHEMA, "a normaliser")
+        if data["name"] != "affine":
+            raise SfumatoError(f"a normaliser has the name 'affine', not {data['name']!r}")
         return cls(tuple(float(m) for m in data["mean"]), tuple(float(s) for s in data["std"]))

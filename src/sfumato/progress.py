@@ -18,6 +18,8 @@ from typing import Any, Protocol, TextIO, final
 
 from tqdm import tqdm
 
+from .errors import shown
+
 SILENT_SECONDS = 2.0  # before the first report of a task
 LIVE_SECONDS = 0.2  # between updates of a bar
 QUIET_SECONDS = 10.0  # between plain lines, if output is not a terminal
@@ -109,14 +111,14 @@ class CountBar:
 
     def __call__(self, count: Count) -> None:
         if not self._stream.isatty():
-            print(count, file=self._stream, flush=True)
+            print(shown(str(count)), file=self._stream, flush=True)
             return
         if self._bar is None:
             shape = "{desc}" if count.total is None else "{percentage:3.0f}% |{bar}| {desc}"
             self._bar = tqdm(
                 total=count.total, bar_format=shape, file=self._stream, dynamic_ncols=True, mininterval=0, leave=False
             )
-        self._bar.set_description_str(str(count), refresh=False)
+        self._bar.set_description_str(shown(str(count)), refresh=False)
         self._bar.n = count.done
         self._bar.refresh()
         if count.over:

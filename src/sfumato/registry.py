@@ -225,16 +225,24 @@ def make(kind: str, word: Any, given: Mapping[str, Any] | None = None) -> Any:
 
 
 def call(maker: Callable[..., Any], name: str, plain: list[Any], named: Mapping[str, Any]) -> Any:
-    """maker(*plain, **named). Raises SfumatoError if arguments are missing or there are too many."""
+    """maker(*plain, **named). Raises SfumatoError if arguments are missing, too many, or of no use to the maker."""
     signature = inspect.signature(maker)
     plain, named = _spread(signature, plain, named)
     try:
         signature.bind(*plain, **named)
     except TypeError as error:
         missing = re.search(r"missing a required(?: keyword-only)? argument: '(\w+)'", str(error))
-        what = f"{name} needs the argument {missing[1]!r}" if missing else f"{name} cannot be made so"
+        what = f"{name} cannot be made so"
+        if missing:
+            what = f"{name} needs the argument {missing[1]!r}, {name}({missing[1]}=...)"
         raise SfumatoError(f"{what}: {_taken(name, signature)}.") from None
-    return maker(*plain, **named)
+    try:
+        return maker(*plain, **named)
+    except SfumatoError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, AssertionError) as error:
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise SfumatoError(f"{name} cannot be made with these arguments ({why}): {_taken(name, signature)}.") from error
 
 
 def refuse_unknown(name: str, signature: inspect.Signature, key: str) -> None:
@@ -268,6 +276,8 @@ def _arguments(
     for each in tree.keywords:
         key = str(each.arg)  # None of **more, which nothing takes
         refuse_unknown(name, signature, key)
+        if key in named:
+            raise SfumatoError(f"{word} is not understood: {key} is given twice.")
         named[key] = _value(each.value, source, signature.parameters.get(key), word, given)
     return plain, named
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sfumato import machine
 from sfumato.conditions import declared, resolve
 from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError, whole
@@ -21,7 +22,7 @@ from sfumato.sample_checks import SampleCheck
 from sfumato.solver_selection import AnySolver, make_plan
 from sfumato.solvers import Plan, State
 from sfumato.solvers.brownian import along
-from sfumato.state import cat_states, first_leaf, map_state, numbered, numbers, rows_of
+from sfumato.state import Shape, cat_states, first_leaf, map_state, numbered, numbers, rows_of
 
 
 def trajectory(
@@ -91,8 +92,9 @@ def sample(
     index = None if index is None else numbered(index, of="numbers of samples")
     n = next((len(first_leaf(rows)) for rows in (index, z) if rows is not None), n)
     n, batch = whole("n, the number of samples,", n), whole("batch", batch)
-    which = torch.arange(n) if index is None else index
     refuse_arguments(sample, model, cond)
+    affordable(n, getattr(model, "shape", None))
+    which = torch.arange(n) if index is None else index
     plan = make_plan(model, steps, solver, t_start, t_stop)
     conditions = resolve(model, cond, n)
     smooth = getattr(model, "grad_calls", None) is not None
@@ -120,6 +122,17 @@ def sample(
     if seen is not None:
         seen.warn()
     return samples
+
+
+def affordable(n: int, shape: Shape | None) -> None:
+    """Raise SfumatoError unless n samples of this shape, as float32 with their numbers, fit into the free memory."""
+    parts = shape.values() if isinstance(shape, Mapping) else [shape or ()]
+    needed, free = n * (8 + 4 * sum(map(math.prod, parts))), machine.available()
+    if needed > free:
+        raise SfumatoError(
+            f"{n:,} samples need {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free: draw them in "
+            "parts, by their numbers (index=range(first, last), or --first on the command line)."
+        )
 
 
 ARGUMENTS = tuple(inspect.signature(sample).parameters)

@@ -15,23 +15,47 @@ import math
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sfumato import __version__, registry, trees
+from sfumato import __version__, registry, schema, trees
 from sfumato.data import DataSpec
+from sfumato.data.spec import in_json as spec_in_json
 from sfumato.errors import SfumatoError, place
-from sfumato.files import read_header, read_sealed, write_sealed
+from sfumato.files import first_line, read_header, read_sealed, write_sealed
 from sfumato.model import Denoiser
+from sfumato.nets.watching import registered_within
 from sfumato.noise import seeded
 from sfumato.objectives.density import drawn_levels
 from sfumato.solvers import Plan
+from sfumato.solvers.plan import SCHEMA as PLAN
 
 FORMAT, CODEC, VERSION = "sfumato model", "sfumato codec", 2  # codecs had a format of their own in version 1
+TREE = schema.fields({"name": schema.text, "args": schema.mapping(schema.anything)}, rest=None)
+_PROVENANCE = schema.fields(
+    {name: schema.text for name in ("sfumato", "torch", "date")},
+    {
+        **{name: schema.text for name in ("python", "data", "times", "weight", "precision")},
+        **{name: schema.whole(0) for name in ("samples", "steps", "samples_seen", "threads")},
+        "seed": schema.whole(), "guidance": schema.number(-1e6, 1e6), "holdout": schema.number(0, 1),
+        "seconds": schema.number(),
+    },
+)  # fmt: skip
+_CONTRACT = schema.fields({"model": lambda value, where: _model(value, where), "provenance": _PROVENANCE})
+_CODEC_1 = schema.fields({"net": TREE, "spec": schema.optional(schema.mapping(schema.anything))})
+_MODEL_1 = schema.fields(
+    {
+        "net": TREE, "spec": schema.optional(schema.mapping(schema.anything)), "process": TREE,
+        "plans": schema.mapping(schema.anything),
+    }
+)  # fmt: skip
 FILE = "model.safetensors"  # its name within a run folder
+# What a model's constructor may register: as often its weights, for those that it replaces, and buffers beside them.
+_SPARE, _TENSORS, _ROOM = 4, 1000, 1_000_000
 
 
 def save(model: Any, path: str | os.PathLike[str], raw: Mapping[str, Tensor] | None = None) -> Path:
@@ -41,6 +65,7 @@ def save(model: Any, path: str | os.PathLike[str], raw: Mapping[str, Tensor] | N
     Raises SfumatoError if the model cannot be described, weights are not finite, or the path cannot be written.
     """
     path, made = place(path, "The destination of a model"), contract(model)
+    schema.require(made, _CONTRACT, f"{path} would not be read again")
     tensors = {prefix + name: value for prefix, part in parts(model) for name, value in part.state_dict().items()}
     tensors |= {f"raw.{name}": value for name, value in (raw or {}).items()}
     broken = next((name for name, value in tensors.items() if not bool(torch.isfinite(value).all())), None)
@@ -101,22 +126,17 @@ def _checked(contract: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """A contract in the format of this version. Raises SfumatoError if it cannot be read."""
     if contract.get("format") not in (FORMAT, CODEC):
         raise SfumatoError(f"{path} is not a model file but a {contract.get('format', 'file of unknown kind')!s}.")
-    version = contract.get("version")
-    if not isinstance(version, int) or version < 1:
-        raise SfumatoError(f"{path} is not a model file: its contract has the version {version!r}.")
-    if version > VERSION:
-        by = contract.get("provenance", {}).get("sfumato", "unknown")
+    schema.require(contract, schema.fields({"version": schema.whole(1)}), path)
+    if contract["version"] > VERSION:
         raise SfumatoError(
-            f"{path} was written by a newer version of sfumato ({by}, format {version}; this one is {__version__} and "
-            f"reads up to format {VERSION}): upgrade sfumato to read it."
+            f"{path} was written by a newer version of sfumato (format {contract['version']}; this one is "
+            f"{__version__} and reads up to format {VERSION}): upgrade sfumato to read it."
         )
-    try:
-        tree = contract["model"] if version > 1 else _tree_of_version_1(contract)
-        return {"format": FORMAT, "version": VERSION, "model": tree, "provenance": contract["provenance"]}
-    except (KeyError, TypeError) as error:
-        raise SfumatoError(
-            f"{path} has an incomplete contract ({error}): it was not written by sfumato.save."
-        ) from None
+    if contract["version"] == 1:
+        schema.require(contract, _CODEC_1 if contract["format"] == CODEC else _MODEL_1, path)
+        contract = {**contract, "model": _tree_of_version_1(contract)}
+    schema.require(contract, _CONTRACT, path)
+    return {"format": FORMAT, "version": VERSION, "model": contract["model"], "provenance": contract["provenance"]}
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -139,7 +159,29 @@ def _tree_of_version_1(contract: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": "Denoiser", "args": {**args, "process": process, "plans": plans}}
 
 
-def _innermost(tree: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def _process(value: Any, where: str) -> None:
+    """The check of a process, which may be made of others."""
+    own = {"target": schema.optional(schema.text), "schedule": TREE, "processes": schema.mapping(_process)}
+    schema.fields({"name": schema.text, "args": schema.fields({}, own)}, rest=None)(value, where)
+
+
+def _model(value: Any, where: str) -> None:
+    """The check of a model, whose innermost one is looked into."""
+    TREE(value, where)
+    _, args = innermost(value)
+    part = {"name": schema.text}
+    schema.fields(
+        {},
+        {
+            "net": TREE,
+            "process": _process,
+            "spec": schema.optional(schema.fields({**part, "args": spec_in_json}, rest=None)),
+            "plans": schema.optional(schema.mapping(schema.fields({**part, "args": PLAN}, rest=None))),
+        },
+    )(args, f"{where}.args")
+
+
+def innermost(tree: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """(prefix of the tensors, arguments) of the innermost model of a tree, the one with the network."""
     prefix, args = "", tree["args"]
     while "net" not in args:
@@ -151,7 +193,7 @@ def _innermost(tree: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _is_model(value: Any) -> bool:
-    return isinstance(value, Mapping) and set(value) == {"name", "args"} and registry.known("model", value["name"])
+    return trees.is_tree(value) and registry.known("model", value["name"])
 
 
 def read_contract(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -164,7 +206,7 @@ def read_contract(path: str | os.PathLike[str]) -> dict[str, Any]:
     path = locate(path)
     written, header = read_header(path)
     whole = _checked(written, path)
-    prefix, args = _innermost(whole["model"])
+    prefix, args = innermost(whole["model"])
     spec, process = args.get("spec"), args.get("process")
     spec = None if spec is None else spec["args"]
     classes = (spec or {}).get("classes")  # separate in format 1
@@ -209,16 +251,37 @@ def load(
     if weights == "raw":
         if not raw:
             raise SfumatoError(f"{path} has no raw weights besides the moving average: load it with weights='ema'.")
-        prefix, _ = _innermost(whole["model"])
+        prefix, _ = innermost(whole["model"])
         state |= {prefix + name: value for name, value in raw.items()}
     with seeded(0):  # initial weights are overwritten; drawing them must not change the caller's random state
-        model = trees.build(whole["model"], "model")
-    model.provenance = dict(whole["provenance"])
-    _know_levels(model, whole["model"]["args"])
+        with building({"model": whole["model"]}, len(state), sum(v.numel() for v in state.values()), path):
+            model = trees.build(whole["model"], "model")
+            model.provenance = dict(whole["provenance"])
+            _know_levels(model, whole["model"]["args"])
     _fill(model, state, path)
     for _, part in parts(model):
         part.to(device).eval().requires_grad_(False)
     return model
+
+
+@contextmanager
+def building(tree: Any, count: int, elements: int, file: Any) -> Iterator[None]:
+    """Within the block the model or network of a tree is built, and is refused if it is larger than its weights.
+
+    count, elements: of the tensors in the file. They are compared with the whole numbers of the tree, and with what the
+    constructors register, before anything of that size is filled. Errors name the file.
+    """
+    most = max(_ROOM, elements)
+    try:
+        for where, value in schema.leaves(tree):
+            if isinstance(value, int) and abs(value) > most:
+                raise SfumatoError(f"{where}: {value} is more than the {elements:,} numbers in the file allow.")
+        with registered_within(_SPARE * count + _TENSORS, _SPARE * elements + _ROOM):
+            yield
+    except SfumatoError as error:
+        raise SfumatoError(f"{file}: {error}") from error.__cause__
+    except (RuntimeError, MemoryError) as error:  # of a constructor; torch's errors are such
+        raise SfumatoError(f"{file}: its network cannot be built ({first_line(error)}).") from error
 
 
 def _know_levels(model: Any, args: Mapping[str, Any]) -> None:
@@ -265,7 +328,7 @@ def store_plan(path: str | os.PathLike[str], plan: Plan) -> str:
     """
     path = locate(path)
     whole, tensors = _read(path)
-    name, (_, args) = plan_name(plan), _innermost(whole["model"])
+    name, (_, args) = plan_name(plan), innermost(whole["model"])
     args["plans"] = {**(args.get("plans") or {}), name: trees.tree(plan)}
     write_sealed(path, tensors, whole)
     return name
@@ -321,8 +384,8 @@ def describe(path: str | os.PathLike[str]) -> list[str]:
 def _kind(facts: Mapping[str, Any]) -> str:
     """The network in words, with the models that wrap it if there are more than a denoiser."""
     net, tree = facts["net"], facts["model"]
-    inner = net["args"].get("net") if net else None  # of an energy, the network that it is made of
-    kind = f"an energy made of a {inner['name']}" if isinstance(inner, dict) else f"a {net['name'] if net else 'law'}"
+    inner: Any = net["args"].get("net") if net else None  # of an energy, the network that it is made of
+    kind = f"an energy made of a {inner['name']}" if trees.is_tree(inner) else f"a {net['name'] if net else 'law'}"
     around = []
     while tree["args"] is not None and tree["name"] != "Denoiser":
         around.append(tree["name"])

@@ -36,7 +36,10 @@ def numbered(which: Any, count: int | None = None, of: str = "rows") -> Tensor:
 
     count: the total number of rows, to check the numbers (negative ones count from the end). of: their name in errors.
     """
-    index = torch.as_tensor(which).cpu()
+    try:
+        index = torch.as_tensor(which).cpu()
+    except (TypeError, ValueError, RuntimeError):  # torch has all three for what is no array of numbers
+        raise SfumatoError(f"The {of} must be one axis of integers or a bool mask, not {which!r:.80}.") from None
     index = index.reshape(-1) if index.ndim == 0 else index
     if index.dtype == torch.bool and index.ndim == 1 and count in (None, len(index)):
         return torch.nonzero(index)[:, 0]

@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from . import registry
+from . import registry, schema
 from .errors import SfumatoError
 from .registry import KINDS
 
@@ -90,49 +90,60 @@ def _made_with(thing: Any) -> dict[str, Any] | None:
     return None
 
 
-def build(tree: Any, kind: str) -> Any:
-    """Rebuild the part of this kind that a tree describes.
+def build(tree: Any, kind: str, where: str = "") -> Any:
+    """Rebuild the part of this kind that a tree describes. where: the keys that lead to it, for errors.
 
-    Raises SfumatoError for a name that is not registered as a kind that files may contain, and for missing or unknown
-    arguments.
+    Raises SfumatoError for a name that is not registered as a kind that files may contain, and for missing, unknown and
+    impossible arguments.
     """
-    if not _is_tree(tree):
-        got = f"the keys {sorted(tree)}" if isinstance(tree, Mapping) else repr(tree)
-        raise SfumatoError(f'A {KINDS[kind].words} is described by {{"name": ..., "args": {{...}}}}; got {got}.')
-    name = str(tree["name"])
-    if not registry.known(kind, name):
-        raise _lacking(name, kind)
-    return _made(name, registry.get(kind, name), tree["args"])
+    where = where or kind
+    if not is_tree(tree):
+        got = f"the keys {sorted(map(str, tree))}" if isinstance(tree, Mapping) else f"{tree!r:.60}"
+        raise SfumatoError(f'{where}: a {KINDS[kind].words} is {{"name": ..., "args": {{...}}}}; got {got:.200}.')
+    if not registry.known(kind, tree["name"]):
+        raise _lacking(tree["name"], kind)
+    return _made(tree["name"], registry.get(kind, tree["name"]), tree["args"], f"{where}.args")
 
 
-def _is_tree(tree: Any) -> bool:
-    return isinstance(tree, Mapping) and set(tree) == {"name", "args"} and isinstance(tree["args"], Mapping)
+def is_tree(tree: Any) -> bool:
+    """Whether a value has the form {"name": .., "args": {..}}."""
+    named = isinstance(tree, Mapping) and set(tree) == {"name", "args"}
+    return named and isinstance(tree["name"], str) and isinstance(tree["args"], Mapping)
 
 
-def _built(tree: Any, kind: str | None) -> Any:
+def _built(tree: Any, kind: str | None, where: str) -> Any:
     """Rebuild an argument and everything inside it. kind: the required kind, if several kinds have this name."""
-    if _is_tree(tree):
-        name = str(tree["name"])
-        maker = registry.found(kind, name)
+    if is_tree(tree):
+        maker = registry.found(kind, tree["name"])
         if maker is None:
-            raise _lacking(name, kind)
-        return _made(name, maker, tree["args"])
+            raise _lacking(tree["name"], kind)
+        return _made(tree["name"], maker, tree["args"], f"{where}.args")
     if isinstance(tree, list):
-        return [_built(each, kind) for each in tree]
-    return {key: _built(value, kind) for key, value in tree.items()} if isinstance(tree, Mapping) else tree
+        return [_built(each, kind, f"{where}.{i}") for i, each in enumerate(tree)]
+    pairs = tree.items() if isinstance(tree, Mapping) else ()
+    return {key: _built(value, kind, f"{where}.{key}") for key, value in pairs} if isinstance(tree, Mapping) else tree
 
 
-def _made(name: str, maker: Any, args: Mapping[str, Any]) -> Any:
-    """Construct a part from its arguments."""
+def _made(name: str, maker: Any, args: Mapping[str, Any], where: str) -> Any:
+    """Construct a part from its arguments, checked against its signature."""
     if hasattr(maker, "from_dict"):
-        return maker.from_dict(args)
-    asked = _asked(maker)
-    for key in args:
-        registry.refuse_unknown(name, inspect.signature(maker), key)
-    values = {key: _built(value, asked.get(key)) for key, value in args.items()}
+        return _said_where(where, maker.from_dict, args)
+    asked, checks, signature = _asked(maker), schema.of_signature(maker), inspect.signature(maker)
+    for key, value in args.items():
+        _said_where(where, registry.refuse_unknown, name, signature, key)
+        checks.get(key, schema.anything)(value, f"{where}.{key}")
+    values = {key: _built(value, asked.get(key), f"{where}.{key}") for key, value in args.items()}
     if dataclasses.is_dataclass(maker):
         values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    return registry.call(maker, name, [], values)
+    return _said_where(where, registry.call, maker, name, [], values)
+
+
+def _said_where(where: str, function: Callable[..., Any], *args: Any) -> Any:
+    """function(*args), whose SfumatoError also names the place in the file."""
+    try:
+        return function(*args)
+    except SfumatoError as error:
+        raise SfumatoError(f"{where}: {error}") from error.__cause__
 
 
 def _asked(maker: Any) -> dict[str, str]:
@@ -186,6 +197,6 @@ def give(name: str) -> str:
 
 def word(tree: Any) -> str:
     """A tree as a word for `registry.make`."""
-    if _is_tree(tree):
+    if is_tree(tree):
         return f"{tree['name']}({', '.join(f'{key}={word(value)}' for key, value in tree['args'].items())})"
     return repr(tuple(tree) if isinstance(tree, list) else tree)

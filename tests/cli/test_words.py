@@ -50,6 +50,8 @@ def test_help_and_parsing_load_no_torch():
     ("words", "expected"),
     [
         ("trian fashion", "did you mean 'train'?"),
+        ("train fashion --net DiT --net.depth 1 --net.depth=2", "--net.depth is given 2 times"),
+        ("train fashion --steps 2 --net DiT(depth=1,depth=2)", "depth is given twice"),
         ("--josn", "There is no flag '--josn'"),
         ("train fashion --step 5", "did you mean --steps?"),
         ("train fashion --batchsize=5", "did you mean --batch?"),

@@ -126,11 +126,11 @@ def test_dict_round_trip_through_json(classes):
 
 def test_from_dict_is_strict():
     good = spec_of(torch.randn(20, 3)).to_dict()
-    with pytest.raises(SfumatoError, match="unknown keys: colour"):
+    with pytest.raises(SfumatoError, match="a data spec: there is no key 'colour'"):
         DataSpec.from_dict({**good, "colour": 1})
-    with pytest.raises(SfumatoError, match="lacks the keys: bounds"):
+    with pytest.raises(SfumatoError, match="a data spec: the key 'bounds' is missing"):
         DataSpec.from_dict({k: v for k, v in good.items() if k != "bounds"})
-    with pytest.raises(SfumatoError, match="statistics has unknown keys: median"):
+    with pytest.raises(SfumatoError, match="a data spec: statistics: there is no key 'median'"):
         DataSpec.from_dict({**good, "statistics": {**good["statistics"], "median": [0.0]}})
     for field, value in (("dtype", "float8"), ("kind", "sound"), ("shape", [4])):
         with pytest.raises(SfumatoError, match=field):
@@ -279,5 +279,5 @@ def test_classes_of_older_files_are_the_condition_label():
     none = DataSpec.from_dict({**older, "classes": []})
     assert none.conditions == {} and none.classes == ()
     for wrong in ({**older, "conditions": {}, "classes": []}, older):
-        with pytest.raises(SfumatoError, match="a data spec (has unknown keys: classes|lacks the keys: conditions)"):
+        with pytest.raises(SfumatoError, match="there is no key 'conditions'|the key 'conditions' is missing"):
             DataSpec.from_dict(wrong)

@@ -148,7 +148,7 @@ def test_a_folder_is_read_again(whole):
     (run.path / "report.json").rename(run.path / "kept.json")
     assert summary.load(run.path) is None
     (run.path / "report.json").write_text("{")
-    with pytest.raises(sf.SfumatoError, match="is damaged"):
+    with pytest.raises(sf.SfumatoError, match="report.json is not valid JSON"):
         summary.load(run.path)
     (run.path / "kept.json").rename(run.path / "report.json")
 

@@ -282,7 +282,7 @@ def test_karras_nodes():
 
 
 def test_mistakes():
-    with pytest.raises(SfumatoError, match="at least 1 step"):
+    with pytest.raises(SfumatoError, match="steps must be at least 1"):
         DDIM().plan(Cosine(), 0)
     for start, stop in ((0.5, 0.5), (0.2, 0.8), (1.5, 0.0), (1.0, -0.1), (math.nan, 0.0)):
         with pytest.raises(SfumatoError, match="t_stop"):

@@ -95,7 +95,7 @@ def test_a_stopped_run_goes_on_exactly(data, whole, tmp_path):
     assert sf.load(out).provenance["steps"] == 5 and (out / "report.html").exists()
     # lines that a killed process wrote after its checkpoint are taken away again
     with (out / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 6, "loss": 99.0}\n{"step": 7, "lo')
+        file.write('{"step": 6, "samples": 6, "loss": 99.0}\n{"step": 7, "lo')
     run = sf.resume(out, console=Silent())
     assert run.denoiser.provenance["steps"] == 12
     same(out, whole.path)

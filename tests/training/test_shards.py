@@ -9,14 +9,17 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
 import sfumato as sf
+from sfumato import files
 from sfumato.distributed import ALONE
 from sfumato.training import checkpoint, shards
 
+FIXTURE = Path(__file__).parent.parent / "fixtures" / "v1_shards"
+CONTRACT = json.loads((FIXTURE / shards.CONTRACT).read_text())
 TENSORS = {"net.weight": torch.arange(12.0).reshape(4, 3), "step": torch.tensor(3.0), "count": torch.arange(5)}
 
 
 def written(run, step, **more):
-    contract = {"format": checkpoint.FORMAT, "version": 1, "counters": {"step": step}, **more}
+    contract = {**CONTRACT, "counters": {**CONTRACT["counters"], "step": step}, **more}
     return shards.write(run / "checkpoints" / f"step_{step:08d}", TENSORS, contract, ALONE)
 
 
@@ -31,9 +34,8 @@ def test_tensors_come_back_one_by_one(tmp_path):
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_a_folder_that_torch_wrote_is_read_as_torch_reads_it():
     """Two processes of an earlier version, by torch.distributed.checkpoint."""
-    path = Path(__file__).parent.parent / "fixtures" / "v1_shards"
-    contract, found = shards.read(path)
-    reader = HuggingFaceStorageReader(str(path))
+    contract, found = shards.read(FIXTURE)
+    reader = HuggingFaceStorageReader(str(FIXTURE))
     known = reader.read_metadata().state_dict_metadata
     wanted = {name: torch.empty(each.size, dtype=each.properties.dtype) for name, each in known.items()}
     load(wanted, storage_reader=reader, no_dist=True)
@@ -66,7 +68,27 @@ def edited(path):
     (path / shards.CONTRACT).write_text(json.dumps({**contract, "counters": {"step": 99}}))
 
 
-@pytest.mark.parametrize("harm", [cut, flipped, gone, unsealed, edited])
+def sealed_again(path, **changes):
+    contract = {**json.loads((path / shards.CONTRACT).read_text()), **changes}
+    (path / shards.CONTRACT).write_text(json.dumps({**contract, "hash": files.seal({}, contract)}))
+
+
+def endless(path):
+    gone(path)
+    (path / "shard-00001-of-00001.safetensors").symlink_to("/dev/zero")
+
+
+HARMS = {
+    "cut": cut, "flipped": flipped, "gone": gone, "unsealed": unsealed, "edited": edited, "endless": endless,
+    "no file is listed": lambda path: sealed_again(path, files={}),
+    "a file elsewhere": lambda path: sealed_again(path, files={"../../x": "0" * 64}),
+    "a file that no seal names": lambda path: (path / "shard-00002-of-00002.safetensors").write_bytes(b"more"),
+    "no settings": lambda path: sealed_again(path, config=[]),
+    "half a step": lambda path: sealed_again(path, counters={**CONTRACT["counters"], "step": 4.5}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS.keys())
 def test_what_is_not_whole_is_passed_over(tmp_path, harm):
     written(tmp_path, 3)
     harm(written(tmp_path, 4))

@@ -61,7 +61,7 @@ class Estimate:
     it directly when first used, so that nothing cancels. `known` is a cached `Reading` for this time.
     `variance` is called on first use, if the model can compute it. `variance_share`, if the model learned it, is v of a
     step's variance exp(v log beta + (1 - v) log beta_tilde), like z (2102.09672, Eq. 15).
-    `indirect`: y carries no information on x in pure noise, so x beyond the range of the data is shrunk there (`within`);
+    `indirect`: y carries no information on x in pure noise, so an x beyond the data is shrunk there (`within`);
     eps and the score stay the model's own, so z is not alpha x + sigma eps where x was changed.
     """
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from sfumato import __version__
 from sfumato.cli.every import split
-from sfumato.errors import SfumatoError, suggest
+from sfumato.errors import SfumatoError, shown, suggest
 
 COMMANDS = {
     "demo": "train on the built-in clothes for two minutes and draw a grid of ten per class",
@@ -120,7 +120,7 @@ def _fail(sentence: str, status: int, arguments: Sequence[str], said: bool = Fal
 
     said: whether the message has been printed already, as by an interrupted run.
     """
-    sentence = " ".join(sentence.split())  # what the user typed may contain a newline
+    sentence = shown(" ".join(sentence.split()))
     sentence += "" if sentence.endswith((".", "?", "!")) else "."
     if "--json" in arguments:
         import json

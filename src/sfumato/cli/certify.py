@@ -20,7 +20,7 @@ def certify(options: Any, voice: Voice) -> int:
         return _all(voice, quick=not options.full)
     found = certification.certify(_subject(options.solver), name=options.solver, quick=options.quick)
     voice.emit(found.to_dict())
-    voice.say(str(found))
+    voice.say(*str(found).split("\n"))
     return PASSED if found.passed else FAILED
 
 
@@ -41,7 +41,7 @@ def _all(voice: Voice, quick: bool) -> int:
         voice.note(f"{name} ...")
         found[name] = certification.certify(solver, name=name, quick=quick)
     voice.emit({"passed": all(one.passed for one in found.values()), "solvers": _plain(found)})
-    voice.say(certification.summary(found))
+    voice.say(*certification.summary(found).split("\n"))
     return PASSED if all(one.passed for one in found.values()) else FAILED
 
 

@@ -17,7 +17,7 @@ def doctor(options: Any, voice: Voice) -> int:
     if options.explain is not None:
         text = page(options.explain)
         voice.emit({"code": options.explain, "page": text})
-        voice.say(text.rstrip())
+        voice.say(*text.rstrip().split("\n"))
         return WELL
     if options.subject is None:
         raise SfumatoError("`sfumato doctor` needs RUN, a run folder or a model file, or --explain CODE")
@@ -28,7 +28,7 @@ def doctor(options: Any, voice: Voice) -> int:
     given = None if options.data is None else opened(options)
     report = diagnosis.doctor(options.subject, given, seed=options.seed, device=device_of(options.device))
     voice.emit(report.to_dict())
-    voice.say(str(report))
+    voice.say(*str(report).split("\n"))
     return ILL if report.errors else WELL
 
 

@@ -44,7 +44,7 @@ def explain_objective(options: Any, voice: Voice) -> None:
     if fault is not None:
         voice.say("", f"No model can be trained by this objective. {fault}")
     if seen is not None:
-        voice.say("", str(seen))
+        voice.say("", *str(seen).split("\n"))
     if options.plot:
         voice.say("", f"Drawn: {options.plot}")
 

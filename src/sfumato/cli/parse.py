@@ -25,8 +25,10 @@ def parse(command: str, words: Sequence[str]) -> argparse.Namespace:
     known = COMMANDS[command]
     words = [word if "." in word.partition("=")[0] else _dashed(word) for word in words]
     parser = _parser(command, known)
-    arguments = [flag for flag in dict.fromkeys(word.partition("=")[0] for word in words) if _parts(flag, known)]
+    arguments = [flag for flag in (word.partition("=")[0] for word in words) if _parts(flag, known)]
     for flag in arguments:
+        if arguments.count(flag) > 1:
+            raise SfumatoError(f"{flag} is given {arguments.count(flag)} times: give it once")
         parser.add_argument(flag, dest=flag, metavar="VALUE", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     options, rest = parser.parse_known_intermixed_args(words)
     _refuse(command, known, rest)

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any, TextIO
 
 from sfumato.cli.parse import parse
-from sfumato.errors import SfumatoWarning
+from sfumato.errors import SfumatoWarning, shown
 from sfumato.progress import CountBar, reporting_to
 
 _HOME = {
@@ -37,14 +37,14 @@ class Voice:
         return sys.stderr if self.json else sys.stdout
 
     def say(self, *lines: str) -> None:
-        """Print results as text."""
+        """Print results as text; each argument is one line."""
         for line in () if self.mute else lines:
-            print(line, file=self.stream, flush=True)
+            print(shown(line), file=self.stream, flush=True)
 
     def note(self, line: str) -> None:
         """Print a note on stderr."""
         if not self.mute:
-            print(line, file=sys.stderr, flush=True)
+            print(shown(line), file=sys.stderr, flush=True)
 
     def emit(self, facts: dict[str, Any]) -> None:
         """Print facts as one line of JSON if --json is set."""
@@ -66,7 +66,7 @@ def run(command: str, words: Sequence[str], as_json: bool) -> int:
 
 @contextmanager
 def _warned(voice: Voice) -> Iterator[None]:
-    """Print this package's warnings as notes, once each; other warnings are unchanged."""
+    """Print this package's warnings as notes, once each; other warnings in Python's form."""
     said: set[str] = set()
     with warnings.catch_warnings():
         usual = warnings.showwarning
@@ -74,7 +74,7 @@ def _warned(voice: Voice) -> Iterator[None]:
 
         def show(message: Any, category: type[Warning], *where: Any) -> None:
             if not issubclass(category, SfumatoWarning):
-                usual(message, category, *where)
+                usual(shown(str(message)), category, *where)
             elif str(message) not in said:
                 said.add(str(message))
                 voice.note(str(message))

@@ -89,6 +89,8 @@ def _index(options: Any, spec: DataSpec, given: Mapping[str, str]) -> torch.Tens
         whole(name, value, least)
     if not 0 <= options.seed < 2**63:
         raise SfumatoError(f"--seed must be from 0 to 2^63 - 1, not {options.seed}")
+    sampling.affordable(number, spec.shape)
+    whole("the number of the last sample", options.first + number)
     return torch.arange(options.first, options.first + number)
 
 

@@ -106,7 +106,7 @@ def fit(column: Any, kind: str) -> Condition:
 
 
 def _class_of(kind: Any) -> Any:
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise SfumatoError(f"there is no kind of condition {kind!r}: {suggest(str(kind), KINDS)}")
     return KINDS[kind]
 
@@ -117,8 +117,10 @@ def from_config(config: Mapping[str, Any]) -> Condition:
     wanted = _class_of(kind)
     try:
         made: Condition = wanted.from_config(config)
-    except (KeyError, TypeError, ValueError) as error:
-        raise SfumatoError(f"this does not describe a {kind}: {config} ({error!r})") from None
+    except SfumatoError as error:
+        raise SfumatoError(f"a condition of kind {kind}: {error}") from None
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:  # of a user's own kind
+        raise SfumatoError(f"this does not describe a {kind}: {config!r:.200} ({error!r:.200})") from None
     if set(made.config()) != set(config):
-        raise SfumatoError(f"a {kind} is described by {sorted(made.config())}, not by {sorted(config)}")
+        raise SfumatoError(f"a {kind} is described by {sorted(made.config())}, not by {sorted(map(str, config))}")
     return made

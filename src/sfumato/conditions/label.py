@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import schema
 from ..errors import SfumatoError
 from ..registry import register
 from .condition import Condition, as_array, counted, many, missing
@@ -51,6 +52,7 @@ class _Names(Condition):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
+        schema.fields({"kind": schema.text, cls.key: schema.listed(schema.text, 1)}, rest=None)(config, "")
         return cls(**{cls.key: tuple(config[cls.key])})
 
 

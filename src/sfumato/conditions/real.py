@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import schema
 from ..errors import SfumatoError
+from ..normaliser import SCHEMA as NORMALISER
 from ..normaliser import Normaliser
 from ..registry import register
 from .condition import Condition, as_array, counted, many, missing
@@ -19,6 +21,16 @@ from .given import Given
 BESIDE = 0.5  # fraction of the data's range beyond its ends at which a value becomes doubtful
 REACH = 10.0  # a value over 10 times further from the mean than any in the data is in other units
 DIGITS = 20  # most digits before and after the point in the shortest spelling of a number
+
+
+_FIGURES = schema.listed(schema.number(-3e38, 3e38), 1)  # values are float32
+_CONFIG = schema.fields(
+    {
+        "kind": schema.text, "shape": schema.listed(schema.whole(1, 2**31)), "normaliser": NORMALISER,
+        "low": _FIGURES, "high": _FIGURES,
+    },
+    rest=None,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -130,8 +142,13 @@ class Real(Condition):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
+        _CONFIG(config, "")
+        shape, scale = tuple(config["shape"]), Normaliser.from_dict(config["normaliser"])
+        cls._check_shape(shape)
         low, high = (tuple(map(float, config[key])) for key in ("low", "high"))
-        return cls(tuple(int(n) for n in config["shape"]), Normaliser.from_dict(config["normaliser"]), low, high)
+        if not len(low) == len(high) == len(scale.mean) == (shape[0] if shape else 1):
+            raise SfumatoError(f"low, high and the normaliser need one figure for each of {shape[0] if shape else 1}")
+        return cls(shape, scale, low, high)
 
     def describe(self) -> str:
         size = f"{' x '.join(map(str, self.shape))} numbers" if self.shape else "a number"

@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import schema
 from ..conditions import Condition, Label, fit, from_config
 from ..conditions.real import Real
 from ..errors import SfumatoError, SfumatoWarning
+from ..normaliser import SCHEMA as NORMALISER
 from ..normaliser import Normaliser, Statistics
 from ..registry import register
 from . import cache
@@ -40,6 +42,21 @@ RANGE_TOLERANCE = 10.0  # a value over 10 times further from the mean than any t
 def declared_bounds(dtype: torch.dtype) -> tuple[float, float] | None:
     """The (lowest, highest) value implied by bool, uint8 and uint16; None for wider and signed types."""
     return {torch.bool: (0.0, 1.0), torch.uint8: (0.0, 255.0), torch.uint16: (0.0, 65535.0)}.get(dtype)
+
+
+_NUMBERS = schema.listed(schema.number(), 1)
+_KEYS: dict[str, schema.Check] = {
+    "shape": schema.listed(schema.whole(1, 2**31), 1), "dtype": schema.text, "kind": schema.text,
+    "bounds": schema.optional(schema.listed(schema.number(), 2, 2)), "normaliser": NORMALISER, "name": schema.text,
+    "statistics": schema.fields({f.name: _NUMBERS for f in fields(Statistics)}, rest=None),
+}  # fmt: skip
+_SPEC = schema.fields({**_KEYS, "conditions": schema.mapping(schema.mapping(schema.anything))}, rest=None)
+_SPEC_1 = schema.fields({**_KEYS, "classes": schema.listed(schema.text)}, rest=None)
+
+
+def in_json(value: Any, where: str) -> None:
+    """The check of a data spec as JSON (`schema`), of format 1 too."""
+    (_SPEC_1 if isinstance(value, Mapping) and "classes" in value else _SPEC)(value, where)
 
 
 @register("part", "DataSpec")
@@ -69,6 +86,14 @@ class DataSpec:
             raise SfumatoError(f"a data spec's dtype must be one of {', '.join(DTYPES)}, but it is {self.dtype!r}")
         if self.kind not in ("image", "array"):
             raise SfumatoError(f"a data spec's kind must be 'image' or 'array', but it is {self.kind!r}")
+        figures = [getattr(self.statistics, f.name) for f in fields(Statistics)]
+        if any(len(each) != len(self.normaliser.mean) for each in figures):
+            raise SfumatoError(
+                f"a data spec needs statistics of {len(self.normaliser.mean)} figures each, one per channel"
+            )
+        limit = torch.finfo(self.torch_dtype).max if self.torch_dtype.is_floating_point else math.inf
+        if any(abs(m) + s > limit for m, s in zip(self.normaliser.mean, self.normaliser.std, strict=True)):
+            raise SfumatoError(f"a data spec's mean and std are beyond the numbers of its dtype, {self.dtype}")
         if not self.shape or len(self.normaliser.mean) != self.shape[0]:
             raise SfumatoError(
                 f"a data spec of shape {self.shape} needs a normaliser of as many channels as its first axis, "
@@ -209,7 +234,10 @@ class DataSpec:
         raise SfumatoError(f"{found}: give the data in the units of the training data, not rescaled")
 
     def _batch(self, x: Tensor | np.ndarray) -> Tensor:
-        x = x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
+        try:
+            x = x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
+        except (TypeError, ValueError):
+            raise SfumatoError(f"a batch is numbers (B, ...), not a {type(x).__name__}") from None
         if tuple(x.shape[1:]) != self.shape or x.ndim != len(self.shape) + 1:
             raise SfumatoError(
                 f"a batch must have shape (B, {', '.join(map(str, self.shape))}), but it has {tuple(x.shape)}"
@@ -251,15 +279,14 @@ class DataSpec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "DataSpec":
-        """The inverse of `to_dict`; also reads format 1. Raises SfumatoError for unknown and missing keys."""
-        if "conditions" not in data and "classes" in data:  # of format 1
+        """The inverse of `to_dict`; also reads format 1. Raises SfumatoError, which names the key."""
+        schema.require(data, in_json, "a data spec")
+        if "classes" in data:  # of format 1
             label = {"label": Label(tuple(data["classes"])).config()} if data["classes"] else {}
             data = {name: value for name, value in data.items() if name != "classes"} | {"conditions": label}
-        _require_keys("a data spec", data, {f.name for f in fields(cls)})
-        _require_keys("a data spec's statistics", data["statistics"], {f.name for f in fields(Statistics)})
         bounds = data["bounds"]
         return cls(
-            shape=tuple(int(n) for n in data["shape"]),
+            shape=tuple(data["shape"]),
             dtype=data["dtype"],
             kind=data["kind"],
             bounds=None if bounds is None else (float(bounds[0]), float(bounds[1])),
@@ -297,11 +324,3 @@ def figures_of(source: "Source", indices: Tensor | None = None) -> Statistics:
 
 def _figures(data: Mapping[str, Any]) -> Statistics:
     return Statistics(**{name: tuple(map(float, values)) for name, values in data.items()})
-
-
-def _require_keys(what: str, data: Mapping[str, Any], expected: set[str]) -> None:
-    unknown, missing = set(data) - expected, expected - set(data)
-    if unknown:
-        raise SfumatoError(f"{what} has unknown keys: {', '.join(sorted(map(str, unknown)))}")
-    if missing:
-        raise SfumatoError(f"{what} lacks the keys: {', '.join(sorted(missing))}")

@@ -51,7 +51,7 @@ def draws(
     require_numbers(model, "The table of draws", "log_prob(...).by_level gives the loss of a bound at each level")
     density = densities.named(times)
     bins = make(levels, density, model.process.schedule)
-    count = whole("count, the draws per bin,", count)
+    count, seed = whole("count, the draws per bin,", count), whole("seed", seed, least=None)
     found = with_conditions(model, x, cond, count * len(bins), seed)
     fixed = Draws(found.x, found.cond, model.process, bins, count, seed, batch)
     table = {"sample": fixed.row, "bin": fixed.index % len(bins), "logsnr": fixed.logsnr}

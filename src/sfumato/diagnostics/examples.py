@@ -58,7 +58,8 @@ def modules(facts: Mapping[str, Any] | None = None) -> str:
     """
     if registry.FILES:
         return f" --modules {shlex.quote(','.join(registry.FILES))}"
-    return " --modules FILE" if facts and not registry.ships("network", facts["net"]["name"]) else ""
+    net = (facts or {}).get("net")
+    return " --modules FILE" if net and not registry.ships("network", net["name"]) else ""
 
 
 def _conditions(spec: Mapping[str, Any] | None) -> Mapping[str, Condition]:

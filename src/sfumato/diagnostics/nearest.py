@@ -24,6 +24,8 @@ class Space:
     """
 
     def __init__(self, spec: Any, features: Features | None, device: torch.device | str = "cpu") -> None:
+        if features is not None and not callable(features):
+            raise SfumatoError(f"features must be a function of samples (B, *shape), not {features!r:.60}.")
         self.spec, self.features, self.device = spec, features, device
 
     def __call__(self, x: Tensor) -> Tensor:

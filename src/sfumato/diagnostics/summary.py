@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sfumato import folder, serialization
+from sfumato import folder, schema, serialization
 from sfumato.data import DataSpec
 from sfumato.diagnostics import examples
 from sfumato.diagnostics.triples import BANDS, Triples, trend
@@ -32,6 +32,53 @@ _LITTLE = 0.02  # fraction of the loss: a change surely smaller than this counts
 _RULING = ("data", "labels", "size", "holdout", "seed", "target", "schedule", "weight", "times")
 _ELSEWHERE = ("out", "device")  # settings that do not make a run different
 Facts = dict[str, Any]
+_NUMBER = schema.number()
+_INTERVAL = schema.fields(dict.fromkeys(("value", "low", "high"), schema.optional(_NUMBER)))
+_SURE = schema.fields({"value": _NUMBER})
+_QUARTERS = schema.fields(
+    {
+        "since": _NUMBER, "change": _INTERVAL, "trend": schema.text, "settled": schema.flag,
+        "twice": schema.optional(_SURE),
+    }
+)  # fmt: skip
+_HOLDOUT = schema.fields(
+    {
+        "loss": _INTERVAL, "trivial": schema.optional(_NUMBER), "gap": schema.optional(_INTERVAL),
+        "average": schema.optional(_INTERVAL), "quarter": schema.optional(_QUARTERS),
+        "lowest": schema.optional(schema.fields({"step": schema.whole(0), "change": _SURE})),
+        "triples": schema.whole(0), "samples": schema.whole(0),
+        "bands": schema.listed(
+            schema.fields(
+                {
+                    "name": schema.text, "logsnr": schema.listed(_NUMBER, 2, 2), "loss": _INTERVAL,
+                    "gap": schema.optional(_INTERVAL),
+                }
+            )
+        ),
+    }
+)  # fmt: skip
+_COPIES = schema.fields(
+    {
+        **dict.fromkeys(("samples", "train", "holdout", "exact", "leaked"), schema.whole(0)),
+        "verdict": schema.choice("memorised", "suspect", "none"), "ratio": _INTERVAL, "closer": _INTERVAL,
+        "copies": _NUMBER, "copies_real": _NUMBER, "space": schema.text, "notes": schema.listed(schema.text),
+    }
+)  # fmt: skip
+_REPORT = schema.fields(
+    {
+        **dict.fromkeys(("step", "samples", "incidents"), schema.whole(0)),
+        "done": schema.flag, "fraction": _NUMBER, "epochs": _NUMBER, "budget": schema.text,
+        "holdout": schema.optional(_HOLDOUT), "memorisation": schema.optional(_COPIES),
+        "memorisation_missing": schema.optional(schema.text), "next": schema.listed(schema.text),
+        "time": schema.fields(
+            {"training": schema.number(-1e12, 1e12), "evaluation": _NUMBER, "shares": schema.mapping(_NUMBER)}
+        ),
+    },
+    {
+        "conditions": schema.optional(schema.fields({"each": schema.mapping(_INTERVAL), "together": _INTERVAL})),
+        "conditions_missing": schema.optional(schema.text),
+    },
+)  # fmt: skip
 
 
 def write(
@@ -65,11 +112,14 @@ def write(
 def load(run: Path) -> Facts | None:
     """The facts in report.json; None if there are none, or if another version wrote them."""
     path = run / FILE
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError:
-        raise SfumatoError(f"{path} is damaged: it is not valid JSON.") from None
-    return facts if facts.get("version") == VERSION else None
+    if not path.exists():
+        return None
+    facts: Facts = schema.json_of(schema.read_text(path), path)
+    schema.require(facts, schema.fields({"version": schema.whole()}), path)
+    if facts["version"] != VERSION:
+        return None
+    schema.require(facts, _REPORT, path)
+    return facts
 
 
 def contract(run: Path) -> Facts | None:

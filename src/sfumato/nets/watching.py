@@ -1,10 +1,40 @@
-"""Observe the outputs of a network's modules while it runs."""
+"""Observe a network's modules: their tensors while they are made, their outputs while they run."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
+
+from ..errors import SfumatoError
+
+
+@contextmanager
+def registered_within(count: int, elements: int) -> Iterator[None]:
+    """Within the block, raise SfumatoError once this thread's new modules have more tensors or elements than that.
+
+    A tensor counts when it is registered, before most modules fill it, so that no memory of that size is touched.
+    """
+    left, own = [count, elements], threading.get_ident()
+
+    def hook(module: nn.Module, name: str, tensor: Any) -> None:
+        if tensor is None or threading.get_ident() != own:
+            return
+        left[0], left[1] = left[0] - 1, left[1] - tensor.numel()
+        if min(left) < 0:
+            raise SfumatoError("the network is larger than its weights in the file")
+
+    handles = [register_module_parameter_registration_hook(hook), register_module_buffer_registration_hook(hook)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from sfumato.model import AnyModel
 from sfumato.noise import Noise
 from sfumato.objectives.teacher import Clean, Corrupted
 from sfumato.objectives.times import TimeDensity, UniformTime
-from sfumato.objectives.weights import Weight
+from sfumato.objectives.weights import Weight, chosen
 from sfumato.schedule import Time, as_time
 from sfumato.state import State, first_leaf, numbers_like
 
@@ -30,7 +30,7 @@ def denoising_loss(
     denoiser: AnyModel,
     x: State,
     t: Time | None = None,
-    weight: Weight | None = None,
+    weight: Weight | str | None = None,
     times: TimeDensity | None = None,
     seed: int = 0,
     index: Tensor | Sequence[int] | None = None,
@@ -42,13 +42,13 @@ def denoising_loss(
 
     denoiser: any model. x: normalised data (B, ...), symbols, or a dict of parts. t: times (B,), by default drawn from
     `times` (uniform in t by default); explicit t are treated as drawn from `times` too. eps: the noise, by default
-    drawn. Both draws depend on (seed, index) alone; index defaults to 0..B-1. weight: w(level); None means the plain
-    squared error of the target, 1/2 |y - y_hat|^2, and for symbols the ELBO.
+    drawn. Both draws depend on (seed, index) alone; index defaults to 0..B-1. weight: w(level), or its name; None means
+    the plain squared error of the target, 1/2 |y - y_hat|^2, and for symbols the ELBO.
     clean: replaces x and eps by E[x | z] and E[eps | z] of a teacher or a reference batch (`objectives.teacher`).
     cond: encoded conditions, tensors or `Given` of B rows, as `**sf.conditions.resolve(denoiser,
     {"temperature": 300.0}, B)` returns for the user's values; cond={...} passes those that share an argument's name.
     """
-    times, conditions = times or UniformTime(), unfolded(cond)
+    times, weight, conditions = times or UniformTime(), chosen(weight), unfolded(cond)
     require_encoded(conditions)
     process, x = denoiser.process, denoiser.process.data(x)
     index, t, drawn = drawn_inputs(process, x, t, times, seed, index, eps)

@@ -317,4 +317,8 @@ NAMED: Mapping[str, Callable[..., TimeDensity]] = Named("density")
 def named(word: TimeDensity | str) -> TimeDensity:
     """A density as it is, or by its name with optional arguments: "mode(s=0.8)", "logit-normal(0.5, 0.8)"."""
     density: TimeDensity = make("density", word)
+    if not isinstance(density, TimeDensity):
+        raise SfumatoError(
+            f"times must be a time density, such as sf.times.uniform(), or its name, not {density!r:.60}."
+        )
     return density

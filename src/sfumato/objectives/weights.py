@@ -146,4 +146,6 @@ def chosen(weight: Weight | str | None) -> Weight | None:
 def named(word: str) -> Weight:
     """The weight of a name with optional arguments: "sigmoid", "sigmoid(bias=-2)", "p2(0.5)"."""
     weight: Weight = make("weight", word)
+    if not callable(weight):
+        raise SfumatoError(f"The weight {word!r} makes {weight!r:.60}: register a function that returns w(level).")
     return weight

@@ -49,6 +49,9 @@ class Kernel(NamedTuple):
     sigma: Tensor
 
 
+LARGEST_SIGMA_DATA = 1e9
+
+
 @register("process", "gaussian")
 @final
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +77,15 @@ class Gaussian:
             raise SfumatoError(
                 f"Unknown variance {self.variance!r} of a Gaussian process: {suggest(self.variance, VARIANCES)}"
             )
-        object.__setattr__(self, "sigma_data", float(self.sigma_data))
+        try:
+            object.__setattr__(self, "sigma_data", float(self.sigma_data))
+        except (TypeError, ValueError, OverflowError):
+            raise SfumatoError(f"sigma_data must be a number, not {self.sigma_data!r:.60}.") from None
+        if not 0 < self.sigma_data <= LARGEST_SIGMA_DATA:
+            raise SfumatoError(
+                f"sigma_data must be above 0 and at most {LARGEST_SIGMA_DATA:g}, not {self.sigma_data:g}: it is the "
+                "standard deviation of data that are usually normalised to 1."
+            )
 
     # -- the distribution of z ---------------------------------------------------------------------------------------
 

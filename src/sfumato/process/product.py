@@ -64,8 +64,8 @@ class Product:
         if unknown is not None:
             raise SfumatoError(f"This product has no part {unknown!r}: it has {', '.join(self.processes)}.")
         shapes = {name: tuple(self.shapes.get(name, (1,))) for name in self.processes}
-        if len({shape[1:] for shape in shapes.values()}) > 1:
-            raise SfumatoError(f"The parts of a product must agree in shape beyond their first axis, not {shapes}.")
+        if not all(shapes.values()) or len({shape[1:] for shape in shapes.values()}) > 1:
+            raise SfumatoError(f"The parts of a product must have a first axis, and agree in all others, not {shapes}.")
         wrong = next((name for name, process in self.processes.items() if not hasattr(process, "clock")), None)
         wrong = next((name for name, part in self.processes.items() if isinstance(part, Product)), wrong)
         if wrong is not None:

@@ -16,6 +16,8 @@ from torch import Tensor
 from sfumato.registry import register
 from sfumato.schedule import Schedule, require
 
+LARGEST_BETA = 1e9  # its square is still a number
+
 
 @dataclasses.dataclass(frozen=True)
 class BetaSchedule(Schedule):
@@ -25,7 +27,8 @@ class BetaSchedule(Schedule):
     beta_max: float = 20.0
 
     def __post_init__(self) -> None:
-        require(0 <= self.beta_min < math.inf and 0 < self.beta_max < math.inf, self, "beta_min >= 0 and beta_max > 0")
+        known = 0 <= self.beta_min <= LARGEST_BETA and 0 < self.beta_max <= LARGEST_BETA
+        require(known, self, f"0 <= beta_min and 0 < beta_max, both at most {LARGEST_BETA:g}")
 
     def beta(self, t: Tensor) -> Tensor:
         return self.beta_min + (self.beta_max - self.beta_min) * t

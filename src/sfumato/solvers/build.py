@@ -110,7 +110,12 @@ class Solver(abc.ABC):
                 f"{type(process).__name__}: use {' or '.join(serving())}."
             )
         schedule = process.clock if schedule is None else schedule
-        return self.build(Builder(process, schedule, self.grid.times(schedule, steps, t_start, t_stop)))
+        plan = self.build(Builder(process, schedule, self.grid.times(schedule, steps, t_start, t_stop)))
+        if not isinstance(plan, Plan):
+            raise SfumatoError(
+                f"{type(self).__name__}.build must return a plan, as Builder.plan does, not {plan!r:.60}."
+            )
+        return plan
 
 
 def serving() -> list[str]:

@@ -15,9 +15,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, whole
 from sfumato.roots import bisection
 from sfumato.schedule import NODE_LIMIT, Schedule
+
+MOST_STEPS = 100_000  # of a plan, a hundred times those of the longest chain in use
 
 
 def _normal(start: Tensor, stop: Tensor) -> Tensor:
@@ -37,8 +39,7 @@ class Grid(abc.ABC):
 
     def times(self, schedule: Schedule, steps: int, t_start: float = 1.0, t_stop: float = 0.0) -> list[float]:
         """steps + 1 decreasing times from t_start to t_stop."""
-        if steps < 1:
-            raise SfumatoError(f"A solver needs at least 1 step, got {steps}.")
+        steps = whole("steps", steps, most=MOST_STEPS)
         if not 0 <= t_stop < t_start <= 1:
             raise SfumatoError(f"Sampling needs 0 <= t_stop < t_start <= 1, got {t_stop:g} and {t_start:g}.")
         nodes = self.nodes(schedule, steps, t_start, t_stop).tolist()

@@ -15,9 +15,11 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
+from sfumato import schema
 from sfumato.errors import SfumatoError
 from sfumato.state import State
 
+LARGEST = 1e12  # of coefficients: far above those of any schedule, and far below what overflows
 Coefficient = float | Tensor  # a number, or one per element, which broadcasts against a sample
 
 
@@ -82,6 +84,12 @@ class Corrector(abc.ABC):
 AnyLine = Linear | Jump | Corrector
 
 
+def broadcasts(coefficient: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a coefficient of this shape broadcasts against one sample without changing its shape."""
+    pairs = zip(reversed(coefficient), reversed(shape), strict=False)
+    return len(coefficient) <= len(shape) and all(c in (1, s) for c, s in pairs)
+
+
 def is_nonzero(c: Coefficient) -> bool:
     return bool((c != 0).any()) if isinstance(c, Tensor) else c != 0
 
@@ -96,9 +104,33 @@ def to_json(line: AnyLine) -> dict[str, Any]:
     return {**sums, "noise": _listed(line.noise)}
 
 
+def _coefficient(value: Any, where: str) -> None:
+    if not isinstance(value, list):
+        return schema.number(-LARGEST, LARGEST)(value, where)
+    for i, each in enumerate(value):
+        _coefficient(each, f"{where}.{i}")
+
+
+def _sum(value: Any, where: str) -> None:
+    schema.mapping(_coefficient)(value, where)
+    for call in value:
+        if not call.isdecimal() or len(call) > 9:
+            schema.refuse(where, "numbers of calls", call)
+
+
+_BRIDGE = schema.fields({"bridge": schema.number(0, LARGEST), "draws": schema.flag}, rest=None)
+_LINEAR = schema.fields({"z": _sum, "x": _sum, "noise": _coefficient}, rest=None)
+
+
+def line_in_json(value: Any, where: str) -> None:
+    """The check of a line as JSON (`schema`)."""
+    (_BRIDGE if isinstance(value, Mapping) and "bridge" in value else _LINEAR)(value, where)
+
+
 def from_json(data: Mapping[str, Any]) -> AnyLine:
+    """The inverse of `to_json`, for what `line_in_json` has passed."""
     if "bridge" in data:
-        return Bridge(float(data["bridge"]), bool(data["draws"]))
+        return Bridge(float(data["bridge"]), data["draws"])
     z, x = ({int(j): _read(c) for j, c in data[name].items()} for name in "zx")
     return Linear(z, x, _read(data["noise"]))
 
@@ -120,4 +152,9 @@ def _listed(c: Coefficient) -> Any:
 
 
 def _read(c: Any) -> Coefficient:
-    return torch.tensor(c, dtype=torch.float64) if isinstance(c, list) else c
+    if not isinstance(c, list):
+        return c
+    try:
+        return torch.tensor(c, dtype=torch.float64)
+    except (ValueError, TypeError):
+        raise SfumatoError("This is not a solver plan: a coefficient has rows of different lengths.") from None

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sfumato import schema
 from sfumato.conditions import require_encoded
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
@@ -27,7 +28,8 @@ from sfumato.registry import register
 from sfumato.schedule import Schedule
 from sfumato.solvers.arithmetic import Program, compiled
 from sfumato.solvers.draws import AnyNoise
-from sfumato.solvers.lines import AnyLine, Corrector, Linear, from_json, in_words, to_json
+from sfumato.solvers.grids import MOST_STEPS
+from sfumato.solvers.lines import AnyLine, Corrector, Linear, broadcasts, from_json, in_words, line_in_json, to_json
 from sfumato.solvers.walk import Walk
 
 
@@ -57,6 +59,28 @@ class Due(NamedTuple):
     s: float
     plain: bool
     noisy: bool
+
+
+_SHARE = schema.number(0, 1)
+_PAIR = schema.listed(schema.number(), 2, 2)
+_ERROR = schema.fields({"rms": schema.number(0)})
+_TUNED = schema.fields(
+    {
+        "guidance": schema.either("a number or one per condition", schema.number(), schema.mapping(schema.number())),
+        "interval": schema.optional(schema.listed(schema.number(-math.inf, math.inf), 2, 2)),
+        "untuned": _ERROR, "error": _ERROR,
+    }
+)  # fmt: skip
+SCHEMA = schema.fields(
+    {
+        "name": schema.text, "steps": schema.whole(1, MOST_STEPS), "times": schema.listed(_SHARE, 1, MOST_STEPS),
+        "stop": _SHARE, "path": schema.listed(_PAIR), "lines": schema.listed(line_in_json),
+        "order": schema.whole(0, 99),
+    },
+    {"tuned": schema.optional(_TUNED), "brownian": schema.flag},
+    rest=None,
+)  # fmt: skip
+_LARGEST = 1 << 30  # bytes of a plan's file; coefficients may be one per element of a sample
 
 
 @register("part", "Plan")
@@ -141,6 +165,17 @@ class Plan:
         self.__dict__["_known"] = process
         return None
 
+    def _check_vectors(self, shape: Any) -> None:
+        """Raise SfumatoError for coefficients, one per element, that are not for samples of this shape."""
+        for line in self.lines:
+            if isinstance(line, Linear) and not line.numbers and isinstance(shape, tuple):
+                for c in (line.noise, *line.z.values(), *line.x.values()):
+                    if isinstance(c, Tensor) and not broadcasts(tuple(c.shape), shape):
+                        raise SfumatoError(
+                            f"This plan of {self.name} has coefficients of shape {tuple(c.shape)}, and the model's "
+                            f"samples have {shape}: build it for this model."
+                        )
+
     def fits(self, model: Model) -> bool:
         """Whether the model has the schedule that this plan was built for."""
         return self._mismatch(model) is None
@@ -149,7 +184,7 @@ class Plan:
         """Raise SfumatoError if the model does not have the schedule that this plan was built for."""
         t = self._mismatch(model)
         if t is None:
-            return
+            return self._check_vectors(getattr(model, "shape", None))
         schedule = schedule_of(model.process)
         if schedule is None:
             raise SfumatoError(
@@ -202,20 +237,22 @@ class Plan:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
-        try:
-            lines = tuple(map(from_json, data["lines"]))
-            rest = {k: data[k] for k in ("name", "steps", "stop", "order")}
-            path = tuple((float(a), float(s)) for a, s in data["path"])
-            return cls(
-                times=tuple(data["times"]),
-                path=path,
-                lines=lines,
-                tuned=data.get("tuned"),
-                **rest,
-                brownian=bool(data.get("brownian")),
+        """The inverse of `to_dict`. Raises SfumatoError, which names the key, for anything else."""
+        schema.require(data, SCHEMA, "This is not a solver plan")
+        times, lines = tuple(data["times"]), tuple(map(from_json, data["lines"]))
+        path = tuple((float(a), float(s)) for a, s in data["path"])
+        if len(lines) != len(times) or len(path) not in (0, len(times) + 1) or data["steps"] > len(times):
+            raise SfumatoError(
+                f"This is not a solver plan: it has {len(times)} times, {len(lines)} lines, {len(path)} rows of path "
+                f"and {data['steps']} steps."
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise SfumatoError(f"This is not a solver plan: {error!r}.") from None
+        for k, line in enumerate(lines):
+            if isinstance(line, Linear) and not all(0 <= j <= k for j in (*line.z, *line.x)):
+                raise SfumatoError(f"This is not a solver plan: lines.{k} uses calls that are not made before it.")
+        rest = {key: data[key] for key in ("name", "steps", "stop", "order")}
+        return cls(
+            **rest, times=times, path=path, lines=lines, tuned=data.get("tuned"), brownian=data.get("brownian", False)
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the table as JSON."""
@@ -223,10 +260,11 @@ class Plan:
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
+        """Read a plan written by `save`. Raises SfumatoError for anything else."""
         try:
-            return cls.from_dict(json.loads(Path(path).read_text()))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise SfumatoError(f"Cannot read a solver plan from {path}: {error}.") from None
+            return cls.from_dict(schema.json_of(schema.read_text(path, _LARGEST), path))
+        except SfumatoError as error:
+            raise SfumatoError(f"Cannot read a solver plan from {path}: {error}") from None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self._content() == other._content()

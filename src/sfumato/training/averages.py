@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato import serialization
+from sfumato import schema, serialization
 from sfumato.errors import SfumatoError
 from sfumato.files import read_header, read_sealed, write_sealed
 from sfumato.folder import step_of
@@ -30,6 +30,12 @@ from sfumato.training.ema import EMA, exponent
 WIDTHS = (0.05, 0.10)  # of the two averages that snapshots save
 FOLDER = "averages"
 _FORMAT, _VERSION, _WHAT = "sfumato averages", 2, "snapshot of averages"
+_CONTRACT = schema.fields(
+    {
+        "samples": schema.whole(1, 2**53),
+        "widths": schema.listed(schema.number(1e-3, 0.28), 1, 9),
+    }
+)  # fmt: skip
 
 
 def tensors(followed: Sequence[EMA]) -> dict[str, Tensor]:
@@ -69,6 +75,7 @@ def contents(path: Path) -> list[tuple[Profile, str]]:
             f"{path} was written by another version of sfumato: average this run with that version, or move "
             f"{path.parent} away."
         )
+    schema.require(contract, _CONTRACT, path)
     return [(Profile(exponent(width), contract["samples"]), f"{width:g}.") for width in contract["widths"]]
 
 
@@ -129,8 +136,10 @@ def average(run: str | os.PathLike[str], width: float) -> Denoiser:
     total = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in own.items()}
     for c, (file, _, start) in zip(coefficients, parts, strict=True):
         _, weights = read_sealed(file, _WHAT)
-        for name in total:  # integers are taken from the last snapshot
-            value = weights[start + name]
+        for name, before in total.items():  # integers are taken from the last snapshot
+            value = weights.get(start + name)
+            if value is None or value.shape != before.shape:
+                raise SfumatoError(f"{file} is of another network than the model: it has no {start + name} like it.")
             total[name] = total[name] + c * value.double() if value.is_floating_point() else value
     denoiser.net.load_state_dict({name: value.to(own[name]) for name, value in total.items()})
     denoiser.provenance = {**denoiser.provenance, "average": {"width": width, "profile_error": error}}

@@ -15,15 +15,33 @@ from typing import Any
 
 from torch import Tensor
 
+from sfumato import schema
+from sfumato.data.spec import in_json as spec_in_json
 from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError
 from sfumato.files import read_sealed, write_sealed
 from sfumato.folder import found, step_of
+from sfumato.serialization import TREE, innermost
 from sfumato.training import shards
 from sfumato.training.state import State
 
 FORMAT, VERSION = "sfumato checkpoint", 1
 KEEP = 2
+_COUNTERS = schema.fields(
+    {
+        **{name: schema.whole(0) for name in ("step", "samples", "rollbacks", "triples", "unseen")},
+        "elapsed": schema.number(-1e12, 1e12), "slower": schema.number(0, 1), "strikes": schema.listed(schema.whole(0)),
+        "spent": schema.mapping(schema.number(0)),
+    },
+    {"unlogged": schema.flag},
+)  # fmt: skip
+_CONTRACT = schema.fields(
+    {
+        "format": schema.text, "version": schema.whole(1), "counters": _COUNTERS, "spec": spec_in_json, "net": TREE,
+        "config": schema.mapping(schema.anything),
+    },
+    {"model": TREE, "given": schema.flag},
+)  # fmt: skip
 
 
 def write(run: Path, state: State, contract: dict[str, Any], world: World = ALONE) -> Path:
@@ -64,6 +82,13 @@ def _weights(run: Path) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
     return contract, {name: tensors[name] for name in tensors if name.startswith(("net.", "ema."))}, notes
 
 
+def size(tensors: Mapping[str, Tensor]) -> tuple[int, int]:
+    """(number of tensors, number of their elements) of a checkpoint, without reading shards."""
+    if isinstance(tensors, shards.Shards):
+        return len(tensors), tensors.elements
+    return len(tensors), sum(value.numel() for value in tensors.values())
+
+
 def latest(run: Path) -> tuple[dict[str, Any], Mapping[str, Tensor], list[str]]:
     """(contract, tensors, notes) of the newest intact checkpoint; notes name those that were skipped, and why.
 
@@ -74,10 +99,13 @@ def latest(run: Path) -> tuple[dict[str, Any], Mapping[str, Tensor], list[str]]:
     for path in paths:
         try:
             contract, tensors = shards.read(path) if path.is_dir() else read_sealed(path, "checkpoint")
+            schema.require(contract, _CONTRACT, path)
+            if innermost(contract.get("model", {"args": contract}))[1].get("net") != contract["net"]:
+                raise SfumatoError(f"{path}: model and net are two networks.")
         except SfumatoError as error:
             notes.append(f"Skipped: {error}")
             continue
-        if contract.get("format") != FORMAT or contract.get("version", 0) > VERSION:
+        if contract["format"] != FORMAT or contract["version"] > VERSION:
             notes.append(f"Skipped: {path} was written by another version of sfumato.")
             continue
         return contract, tensors, notes

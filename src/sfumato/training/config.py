@@ -6,11 +6,12 @@ This module imports no torch, so that the command line shows its help at once.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from sfumato import registry
+from sfumato import registry, schema
 from sfumato.errors import SfumatoError, suggest
 
 # Settings whose value names a registered part, with the kind of part; _WORDS: values besides registered names.
@@ -132,8 +133,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if field.name != "conditions":
-                object.__setattr__(self, field.name, _typed(field.name, str(field.type), getattr(self, field.name)))
+            object.__setattr__(self, field.name, _typed(field, getattr(self, field.name)))
         for name in (*NAMING, *_WORDS):
             value, known = getattr(self, name), choices(name)
             named = name in NAMING and name != "target" and registry.known(NAMING[name], registry.bare(value))
@@ -144,11 +144,6 @@ class TrainConfig:
             if value is not None and not low <= value <= high:
                 limit = f"at least {low:g}" if value < low and high > 1e6 else f"from {low:g} to {high:g}"
                 raise SfumatoError(f"{name} must be a number {limit}, not {value!r:.40}.")
-        if not isinstance(self.conditions, Mapping) or not all(
-            isinstance(word, str) for pair in self.conditions.items() for word in pair
-        ):
-            raise SfumatoError(f"conditions are names and kinds, {{'mass': 'scalar'}}, not {self.conditions!r}.")
-        object.__setattr__(self, "conditions", dict(self.conditions))
         if self.energy and self.variance == "learned":
             raise SfumatoError("An energy network cannot learn a variance: choose energy or variance='learned'.")
         for name in (self.loggers or "").split(","):
@@ -176,10 +171,15 @@ class TrainConfig:
         return "\n".join(lines) + "\n"
 
 
-def _typed(name: str, hint: str, value: Any) -> Any:
+def _typed(field: dataclasses.Field[Any], value: Any) -> Any:
     """The value converted to the declared type; NumPy numbers and whole floats are accepted."""
+    name, hint = field.name, str(field.type)
     if value is None and hint.endswith("| None"):
         return None
+    if name == "conditions":
+        if not isinstance(value, Mapping) or not all(isinstance(word, str) for pair in value.items() for word in pair):
+            raise SfumatoError(f"conditions are names and kinds, {{'mass': 'scalar'}}, not {value!r:.80}.")
+        return dict(value)
     value = _COMPILE.get(str(value), value) if name == "compile" else value
     kind = hint.split()[0]
     if kind == "bool" and not isinstance(value, bool):
@@ -194,12 +194,13 @@ def _typed(name: str, hint: str, value: Any) -> Any:
         if isinstance(value, bool | str) or not hasattr(value, "__float__"):
             raise SfumatoError(f"{name} must be a number, not {value!r:.80}.")
         value = value.item() if hasattr(value, "item") else value
-        if kind == "int" and (not math.isfinite(value) or int(value) != value):
+        if kind == "int" and value % 1 != 0:  # of infinity and NaN that is NaN
             raise SfumatoError(f"{name} must be a whole number, not {value!r}.")
         return int(value) if kind == "int" else value
     return value
 
 
+_LARGEST = 1 << 16  # bytes of a file of settings, ten times those of one with every setting and its description
 _TINY, _YEARS = 1e-12, 1e7  # minutes: about twenty years
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("minutes", 1e-3, _YEARS), ("steps", 1, 2**53), ("size", 1, 65536), ("batch", 1, 2**31),
@@ -243,19 +244,49 @@ def from_yaml(path: str) -> TrainConfig:
 
 
 def read(path: str) -> dict[str, Any]:
-    """The settings of a YAML file over the defaults, unchecked: they may name parts that are not registered here."""
+    """The settings of a YAML file over the defaults: types are checked, names of parts (perhaps the user's) are not."""
     import yaml
 
+    text = schema.read_text(path, _LARGEST)
     try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.safe_load(file)
-    except OSError as error:
-        raise SfumatoError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        _scan(text, path)
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
         raise SfumatoError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    except SfumatoError:
+        raise
+    except (ValueError, RecursionError) as error:  # thousands of digits or of brackets, the 31st of February
+        raise SfumatoError(f"{path} holds a value that cannot be read ({type(error).__name__}).") from None
     if not isinstance(values, dict):
         raise SfumatoError(f"{path} must hold settings, one `name: value` per line.")
+    for field in dataclasses.fields(TrainConfig):
+        if field.name in values:
+            schema.require(values, functools.partial(_well_typed, field), path)
     return {**TrainConfig().to_dict(), **values}
+
+
+def _scan(text: str, path: str) -> None:
+    """Raise SfumatoError for YAML that would take long or much to read: aliases, of which few stand for gigabytes, and
+    lists and mappings deep within each other."""
+    import yaml
+
+    opening = (
+        yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken, yaml.FlowSequenceStartToken,
+        yaml.FlowMappingStartToken,
+    )  # fmt: skip
+    depth = 0
+    for token in yaml.scan(text):
+        depth += isinstance(token, opening)
+        depth -= isinstance(token, yaml.BlockEndToken | yaml.FlowSequenceEndToken | yaml.FlowMappingEndToken)
+        if isinstance(token, yaml.AliasToken):
+            raise SfumatoError(f"{path} has YAML aliases (*name), which settings may not have: write the value out.")
+        if depth > schema.DEPTH:
+            raise SfumatoError(f"{path}: lists and mappings stand more than {schema.DEPTH} deep within each other.")
+
+
+def _well_typed(field: dataclasses.Field[Any], values: Mapping[str, Any], where: str) -> None:
+    """The check of one of the settings of a file (`schema`)."""
+    _typed(field, values[field.name])
 
 
 def budget(samples: int, elements: int) -> float:

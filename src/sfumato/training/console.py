@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 from sfumato.diagnostics.triples import Triples, trend
 from sfumato.diagnostics.validation import Validation
+from sfumato.errors import shown
 from sfumato.progress import QUIET_SECONDS, CountBar, Listener, clock
 from sfumato.training.loop import Progress
 
@@ -27,10 +28,11 @@ class Console:
         self._triples: Triples | None = None
 
     def note(self, text: str) -> None:
+        """Print one line."""
         if self._bar is not None:
-            self._bar.write(text, file=self.stream)
+            self._bar.write(shown(text), file=self.stream)
         else:
-            print(text, file=self.stream, flush=True)
+            print(shown(text), file=self.stream, flush=True)
 
     def __call__(self, progress: Progress) -> None:
         if progress.loss is not None:

@@ -47,27 +47,28 @@ class Commands:
     def __init__(self, run: Path, leads: bool = True) -> None:
         self.folder, self._next = run / FOLDER, 0.0
         for word in WORDS if leads else ():
-            (self.folder / word).unlink(missing_ok=True)
+            self._take(word)
 
     def words(self) -> list[str]:
         """The commands in the folder, `pause` last; all but `pause` are deleted."""
         if time.monotonic() < self._next:
             return []
         self._next = time.monotonic() + _LOOK_SECONDS
-        try:
-            there = {entry.name for entry in self.folder.iterdir()}
-        except FileNotFoundError:
-            return []
-        found: list[str] = [word for word in ("save", "sample", "stop", "pause") if word in there]
+        found: list[str] = [word for word in ("save", "sample", "stop", "pause") if (self.folder / word).is_file()]
         for word in found:
             if word != "pause":
-                (self.folder / word).unlink(missing_ok=True)
+                self._take(word)
         return found
+
+    def _take(self, word: str) -> None:
+        """Delete a command; what is there and no file of ours, such as a folder, is left and never obeyed."""
+        if (self.folder / word).is_file():
+            (self.folder / word).unlink(missing_ok=True)
 
     def wait(self) -> float:
         """Wait until `pause` is deleted or `stop` appears; returns the seconds waited."""
         start = time.monotonic()
-        while (self.folder / "pause").exists() and not (self.folder / "stop").exists():
+        while (self.folder / "pause").is_file() and not (self.folder / "stop").is_file():
             time.sleep(_LOOK_SECONDS / 2)
         self._next = 0.0
         return time.monotonic() - start

@@ -10,6 +10,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+from sfumato import schema
 from sfumato.diagnostics.answers import LEVELS
 from sfumato.diagnostics.checks import Evidence, Finding, Weights, examine
 from sfumato.diagnostics.checks.evidence import TRAINED, answers, draw, parameters, unheard
@@ -23,6 +24,14 @@ from sfumato.training.session import Hook, Session
 FILE = "health.json"
 SHARE = 0.003  # of the run's work that one probe of the network may cost
 MOMENTS = (0.25, 0.6)  # fractions of the budget at which the network is probed
+_FOUND = schema.listed(
+    schema.fields(
+        {
+            "code": schema.text, "what": schema.text, "cure": schema.text, "severity": schema.text,
+            "evidence": schema.mapping(schema.anything), "step": schema.optional(schema.whole(0)),
+        }
+    )
+)  # fmt: skip
 _LEAST = 8  # fewest draws per level for a probe
 
 
@@ -81,7 +90,8 @@ class Health(Hook):
         new = [finding for finding in examine(evidence).findings if finding.code not in known]
         for finding in new:
             self.found.append(dataclasses.replace(finding, step=step))
-            session.console.note(str(self.found[-1]))
+            for line in str(self.found[-1]).split("\n"):
+                session.console.note(line)
         if new:
             write_text(session.path / FILE, json.dumps([f.to_dict() for f in self.found], indent=1) + "\n")
 
@@ -92,6 +102,8 @@ def recorded(run: Path) -> tuple[Finding, ...]:
     if not path.exists():
         return ()
     try:
-        return tuple(Finding.from_dict(each) for each in json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError):
-        raise SfumatoError(f"{path} is damaged, perhaps edited by hand: it can be deleted safely.") from None
+        found = schema.json_of(schema.read_text(path), path)
+        schema.require(found, _FOUND, path)
+    except SfumatoError as error:
+        raise SfumatoError(f"{str(error).rstrip('.')}; the file can be deleted safely.") from None
+    return tuple(Finding.from_dict(each) for each in found)

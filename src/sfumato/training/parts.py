@@ -245,9 +245,10 @@ def _try(denoiser: Denoiser, spec: DataSpec) -> None:
         )
 
 
-def rebuilt(contract: Mapping[str, Any], settings: TrainConfig, device: torch.device) -> Any:
-    """The model that a checkpoint's contract describes, with fresh weights."""
-    with seeded(settings.seed):
+def rebuilt(contract: Mapping[str, Any], size: tuple[int, int], settings: TrainConfig, device: torch.device) -> Any:
+    """The model that a checkpoint's contract describes, with fresh weights. size: `checkpoint.size` of its tensors."""
+    described = contract.get("model", contract["net"])
+    with seeded(settings.seed), serialization.building(described, *size, "the checkpoint"):
         if "model" in contract:
             model = trees.build(contract["model"], "model")
         else:  # written by a version that only knew denoisers

@@ -123,7 +123,8 @@ def resume(
     console = console or Console()
     with joined(device_of(settings.device)) as world, generators_kept(world.device):
         source = _opened(world, console, lambda: _same(data, labels, settings, contract["spec"], path))
-        state = State(rebuilt(contract, settings, world.device), settings, loss_of(settings, given.loss), world)
+        model = rebuilt(contract, checkpoint.size(tensors), settings, world.device)
+        state = State(model, settings, loss_of(settings, given.loss), world)
         state.given = contract.get("given", False)
         state.load(tensors, contract["counters"])
         for note in notes if world.leads else ():

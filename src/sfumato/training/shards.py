@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,11 +24,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sfumato import schema
 from sfumato.distributed import World, local
 from sfumato.errors import SfumatoError
-from sfumato.files import flush, reason, seal, write_text
+from sfumato.files import first_line, flush, reason, seal, write_text
 
 CONTRACT = "contract.json"
+_LARGEST = 100_000_000  # bytes, as of the header of a single file
+_CONTRACT = schema.fields({"hash": schema.text, "files": schema.mapping(schema.text)})
 
 
 def write(final: Path, tensors: Mapping[str, Tensor], contract: Mapping[str, Any], world: World) -> Path:
@@ -91,16 +96,23 @@ def _hash(path: Path) -> str:
 def read(path: Path) -> tuple[dict[str, Any], Shards]:
     """(contract, tensors) of a folder. Raises SfumatoError if a file does not match its hash."""
     try:
-        contract = json.loads((path / CONTRACT).read_text(encoding="utf-8"))
-        found = {name: _hash(path / name) for name in contract["files"]}
-        shards = Shards(path / name for name in sorted(found))
+        contract = schema.json_of(schema.read_text(path / CONTRACT, _LARGEST), path / CONTRACT)
+        schema.require(contract, _CONTRACT, path / CONTRACT)
+        there = sorted(file.name for file in path.iterdir() if file.name != CONTRACT)
+        if there != sorted(contract["files"]) or not all(_is_plain(path / name) for name in there):
+            raise SfumatoError(f"{path} is damaged: its files are not those, and only those, that its contract lists.")
+        if seal({}, contract) != contract["hash"] or {name: _hash(path / name) for name in there} != contract["files"]:
+            raise SfumatoError(f"{path} is damaged: its contents do not match their hashes. Copy it again.")
+        return contract, Shards(path / name for name in there)
     except OSError as error:
         raise SfumatoError(f"{path} is incomplete: {error.filename}: {reason(error)}.") from None
-    except (ValueError, KeyError, TypeError, SafetensorError):
-        raise SfumatoError(f"{path} is damaged: its contract or a file cannot be read.") from None
-    if seal({}, contract) != contract.get("hash") or found != contract["files"]:
-        raise SfumatoError(f"{path} is damaged: its contents do not match their hashes. Copy it again.")
-    return contract, shards
+    except SafetensorError as error:
+        raise SfumatoError(f"{path} is damaged: a file cannot be read ({first_line(error)}).") from None
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether a path is a regular file, and neither a link nor a device, which might never end."""
+    return stat.S_ISREG(path.lstat().st_mode)
 
 
 class Shards(Mapping[str, Tensor]):
@@ -112,6 +124,12 @@ class Shards(Mapping[str, Tensor]):
             file = safe_open(path, "pt")
             for name in file.keys():  # noqa: SIM118
                 self._files.setdefault(name, []).append(file)
+
+    @property
+    def elements(self) -> int:
+        """The number of elements of all tensors, from the files' headers."""
+        each = ((file, name) for name, files in self._files.items() for file in files)
+        return sum(math.prod(file.get_slice(name).get_shape()) for file, name in each)
 
     def __len__(self) -> int:
         return len(self._files)

@@ -14,6 +14,7 @@ from torch import Tensor
 from sfumato import registry
 from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError
+from sfumato.files import first_line
 from sfumato.nets.layout import channels_last
 from sfumato.objectives.loss import Loss
 from sfumato.registry import register
@@ -156,8 +157,8 @@ class State:
                 setattr(self, name, copy.copy(counters[name]))
             self.line_due = counters.get("unlogged", False)
             self.midway = False
-        except (KeyError, RuntimeError, IndexError) as error:
-            first = str(error).splitlines()[0]
+        except (KeyError, RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
+            first = first_line(error)
             raise SfumatoError(f"The checkpoint belongs to another network or other settings ({first}).") from None
 
     def _make_moments(self, names: Iterable[str]) -> None:
