@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -48,6 +49,19 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
 def reason(error: OSError) -> str:
     """The operating system's message, without number and path."""
     return (error.strerror or str(error)).lower()
+
+
+def require_plain(path: Path) -> None:
+    """Raise SfumatoError for a pipe, a device or a socket, which may never end; a file that is missing is let through.
+
+    Opening one waits, so what a user names is looked at before it is opened.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # the reader says why
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise SfumatoError(f"{path} is a pipe or a device, not a file: save its contents to a file, and give that.")
 
 
 def first_line(error: Exception) -> str:
@@ -115,6 +129,7 @@ def read_header(path: str | os.PathLike[str], what: str = "model file") -> tuple
     Raises SfumatoError if the file is missing, truncated, not a safetensors file, or without a contract.
     """
     path = Path(path)
+    require_plain(path)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

@@ -43,7 +43,7 @@ def likelihood(options: Any, voice: Voice) -> None:
         raise SfumatoError(f"{options.out} has no known kind: end it in .npz")
     labels = None if options.labels is None else read_labels(options.labels)
     denoiser = serialization.load_sampler(options.model, device=device_of(options.device))
-    source = data.open(options.data, labels=labels, size=options.size, conditions=denoiser.spec)
+    source = data.open(options.data, labels, options.size, conditions=denoiser.spec, max_gb=options.max_gb)
     # spread over the set: folders are sorted by class
     chosen = torch.linspace(0, len(source) - 1, min(options.number, len(source))).round().long()
     said = asked.said(options, denoiser.spec.conditions, options.class_)

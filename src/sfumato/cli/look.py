@@ -39,7 +39,8 @@ def inspect(options: Any, voice: Voice) -> None:
     from sfumato.sampling import apart
 
     labels = None if options.labels is None else read_labels(options.labels)
-    facts = data.inspect(options.data, labels=labels, size=options.size, conditions=dict(options.condition))
+    kinds = dict(options.condition)
+    facts = data.inspect(options.data, labels, options.size, conditions=kinds, max_gb=options.max_gb)
     facts["notes"] += apart(facts["conditions"])
     voice.emit(facts)
     voice.say(*describe(facts))

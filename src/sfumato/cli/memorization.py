@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sfumato import serialization
+from sfumato import data, serialization
 from sfumato.cli.process import at_work
 from sfumato.cli.run import Voice
 from sfumato.data.labels import read_labels
@@ -14,7 +14,7 @@ from sfumato.diagnostics.memorization import memorization as judged
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
 from sfumato.pictures import save_png
-from sfumato.training.config import read
+from sfumato.training.config import TrainConfig, read
 from sfumato.training.precision import compute_dtype, device_of
 
 
@@ -24,14 +24,15 @@ def memorization(options: Any, voice: Voice) -> None:
         raise SfumatoError("-n needs at least 2 samples, and --steps and --batch at least 1")
     if options.out is not None and Path(options.out).suffix.lower() != ".png":
         raise SfumatoError(f"{options.out} has no known kind: end it in .png")
-    where, labels, size = _data(options)
+    where, labels, size, most = _data(options)
     device = device_of(options.device)
     denoiser = serialization.load_sampler(options.model, options.weights, device)
     denoiser.compute_dtype = compute_dtype("auto", device)
+    given = None if labels is None else read_labels(labels)
+    source = data.open(where, given, size, conditions=denoiser.spec, max_gb=most)
     found = judged(
-        denoiser, where, options.holdout, samples=options.number, size=size, steps=options.steps,
-        labels=None if labels is None else read_labels(labels), guidance=options.guidance, seed=options.seed,
-        batch=options.batch, device=device,
+        denoiser, source, options.holdout, samples=options.number, size=size, steps=options.steps,
+        guidance=options.guidance, seed=options.seed, batch=options.batch, device=device,
     )  # fmt: skip
     if options.out is not None:
         _draw(Path(options.out).expanduser(), found, denoiser)
@@ -41,10 +42,10 @@ def memorization(options: Any, voice: Voice) -> None:
         voice.say(f"{options.out}: the samples closest to training samples (above), and those (below).")
 
 
-def _data(options: Any) -> tuple[str, str | None, int | None]:
-    """(data, labels, size) as given, or those that the run folder was trained with."""
+def _data(options: Any) -> tuple[str, str | None, int | None, float]:
+    """(data, labels, size, max_gb) as given, or those that the run folder was trained with."""
     if options.data is not None:
-        return options.data, options.labels, options.size
+        return options.data, options.labels, options.size, TrainConfig.max_gb
     settings = Path(options.model).expanduser() / "config.yaml"
     if not settings.exists():
         raise SfumatoError(
@@ -53,7 +54,7 @@ def _data(options: Any) -> tuple[str, str | None, int | None]:
     kept = read(str(settings))
     if not kept["data"]:
         raise SfumatoError(f"{options.model} was trained on an array in memory: use sf.memorization in Python")
-    return kept["data"], options.labels or kept["labels"], options.size or kept["size"]
+    return kept["data"], options.labels or kept["labels"], options.size or kept["size"], kept["max_gb"]
 
 
 def _draw(path: Path, found: Memorization, denoiser: Denoiser) -> None:

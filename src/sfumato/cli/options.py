@@ -84,6 +84,11 @@ INTERVAL = flag(
 GUIDANCE_OF_GRIDS = "By default, that of the model's training grids."
 WEIGHTS = flag("--weights", ("ema", "raw"), "The moving average of the weights, or the last raw weights.", "ema")
 SIDE = flag("--size", int, "Side in pixels to which images are resized.")
+MAX_GB = flag(
+    "--max-gb", float,
+    "GiB of memory that one file of DATA may take once it is unpacked, or 32 times its own size if that is more.",
+    TrainConfig.max_gb,
+)  # fmt: skip
 LABELS = flag("--labels", "FILE", "A .npy or text file with one class label per sample of DATA.")
 BATCH = flag("--batch", int, "Samples drawn at once; affects only memory and speed.", 256)
 SOURCES = "a folder of images, a .npy or .npz file, .tar archives or .parquet tables, or a built-in set"
@@ -259,6 +264,7 @@ INSPECT = Command(
         LABELS,
         several(":", "NAME:KIND", DECLARED, default=[]),
         SIDE,
+        MAX_GB,
     ],
 )
 
@@ -275,6 +281,7 @@ LIKELIHOOD = Command(
         flag("--conditional", bool, "Condition each sample on its own class and other conditions."),
         LABELS,
         SIDE,
+        MAX_GB,
         flag(
             "--method", ("auto", "ode", "elbo", "importance"),
             "ode: the probability flow. elbo: the bound by noise level. importance: the bound from many trajectories. "

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import SfumatoError
-from ..files import first_line
 from ..machine import fits
+from .numpy_files import Archive, load
 from .spec import DTYPES
 from .statistics import blocks
 
@@ -29,26 +29,19 @@ def read_npy(path: Path) -> np.ndarray:
     """The array in a .npy file; objects are never unpickled. Arrays larger than memory are read-only."""
     size = path.stat().st_size
     mode: Literal["r", "c"] | None = None if size <= MAP_BYTES and fits(size) else "c" if fits(size) else "r"
-    try:
-        return np.load(path, mmap_mode=mode, allow_pickle=False)
-    except (ValueError, EOFError, OSError, SyntaxError) as error:
-        raise SfumatoError(f"{path} cannot be read as a .npy array: {_reason(error)}") from None
+    return load(path, mode)
 
 
 def read_npz(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
-    """(samples, the other arrays by key) of a .npz file, chosen by `pick`."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except Exception as error:  # a damaged archive may raise errors of zipfile, zlib or numpy
-        raise SfumatoError(f"{path} cannot be read as a .npz archive: {_reason(error)}") from None
-    return pick(arrays, str(path))
+    """(samples, the other arrays by key) of a .npz file, chosen by `pick`.
 
-
-def _reason(error: Exception) -> str:
-    if "allow_pickle" in str(error):
-        return "it holds pickled Python objects, which are never loaded; save a plain numeric array"
-    return first_line(error)
+    Arrays with another number of entries than there are samples are not unpacked: their values are not those stored.
+    """
+    archive = Archive(path)
+    chosen, rest = pick(archive.arrays, str(path))
+    name = next(key for key, value in archive.arrays.items() if value is chosen)
+    used = archive.read([name, *(key for key, value in rest.items() if value.shape[:1] == chosen.shape[:1])])
+    return used[name], {key: used.get(key, value) for key, value in rest.items()}
 
 
 def pick(arrays: Mapping[str, Any], where: str) -> tuple[Any, dict[str, Any]]:

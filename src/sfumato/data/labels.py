@@ -10,8 +10,9 @@ from ..conditions import NULL
 from ..conditions.condition import as_array
 from ..conditions.label import coded
 from ..errors import SfumatoError
-from ..files import first_line, reason
+from ..files import first_line, reason, require_plain
 from .column import Column
+from .numpy_files import load
 
 
 def read_labels(path: str) -> np.ndarray | list[str]:
@@ -19,11 +20,12 @@ def read_labels(path: str) -> np.ndarray | list[str]:
     file = Path(path).expanduser()
     try:
         if file.suffix.lower() == ".npy":
-            return np.asarray(np.load(file, allow_pickle=False))
+            return load(file)
+        require_plain(file)
         lines = file.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise SfumatoError(f"the labels {path} cannot be read: {reason(error)}") from None
-    except (ValueError, EOFError) as error:
+    except UnicodeDecodeError as error:
         raise SfumatoError(f"{path} holds no labels: {first_line(error)}") from None
     return [line.strip() for line in lines if line.strip()]
 

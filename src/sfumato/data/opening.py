@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import SfumatoError
+from ..errors import SfumatoError, place
+from ..files import require_plain
 from ..machine import fits
-from . import arrays, builtin, tables
+from . import arrays, builtin, limits, tables
 from .folders import open_archives, open_pictures, open_table
 from .images import IMAGE_SUFFIXES, Size, hidden
 from .kinds import columns, with_kinds, with_label
@@ -35,6 +36,7 @@ def open(
     size: Size | None = None,
     name: str | None = None,
     conditions: Mapping[str, str] | DataSpec | None = None,
+    max_gb: float = limits.DEFAULT_GB,
 ) -> Source:
     """Open a data source of any kind.
 
@@ -48,6 +50,8 @@ def open(
     name: name of the source.
     conditions: name -> "label", "multilabel", "scalar", "vector" or "field", for kinds that should not be guessed from
         the values, or "ignore" to leave a column out; or the spec of a model, to read the data in its format.
+    max_gb: GiB of memory that one file may take once it is unpacked, or 32 times its own size if that is more; a
+        picture takes three times the size of its pixels.
 
     Raises SfumatoError for data that cannot be used.
     """
@@ -59,7 +63,8 @@ def open(
     kinds = dict(conditions or {})
     if _is_pair(obj):
         obj, labels = obj[0], obj[1] if labels is None else labels
-    source = _read(obj, size, kinds)
+    with limits.at_most(max_gb):
+        source = _read(obj, size, kinds)
     if size is not None:
         source = _resized(source, size)
     if labels is not None:
@@ -85,6 +90,8 @@ def _read(obj: Any, size: Size | None, kinds: Mapping[str, str]) -> Source:
             source.notes.append(f"This is the built-in set; for the file or folder of that name write ./{text}")
         return source
     paths = _found(text)
+    for path in paths:
+        require_plain(path)
     first = paths[0]
     if first.is_dir():
         return _read_folder(first, size, kinds)
@@ -133,7 +140,7 @@ def _found(text: str) -> list[Path]:
     """The folder, file or files that a text names. Raises SfumatoError with a suggestion if there are none."""
     if not text.strip():
         raise SfumatoError(f"no data given: name a folder, a file or one of {', '.join(builtin.NAMES)}")
-    path = Path(text).expanduser()
+    path = place(text, "Data")
     if path.exists():
         return [path]
     if several := expand(text):

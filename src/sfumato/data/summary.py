@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from . import cache
+from . import cache, limits
 from .column import Column
 from .images import Size
 from .opening import open
@@ -17,12 +17,16 @@ from .statistics import blocks
 
 
 def inspect(
-    obj: Any, labels: Any = None, size: Size | None = None, conditions: Mapping[str, str] | None = None
+    obj: Any,
+    labels: Any = None,
+    size: Size | None = None,
+    conditions: Mapping[str, str] | None = None,
+    max_gb: float = limits.DEFAULT_GB,
 ) -> dict[str, Any]:
     """Counts, shape, dtype, range, statistics by channel, classes, conditions, duplicates and notes of a source (or of
     whatever `open` takes), as plain values for JSON.
     """
-    source = open(obj, labels=labels, size=size, conditions=conditions)
+    source = open(obj, labels=labels, size=size, conditions=conditions, max_gb=max_gb)
     figures = figures_of(source)
     train, holdout = source.split()
     described = {name: _condition(name, found) for name, found in source.conditions.items()}

@@ -50,6 +50,9 @@ class TrainConfig:
     or ignore to leave a column out."""
     size: int | None = None
     """Side in pixels to which images are resized."""
+    max_gb: float = 1.0
+    """GiB of memory that one file of the data may take once it is unpacked, or 32 times its own size if that is more;
+    a picture takes three times the size of its pixels."""
     net: str = "auto"
     """The network: a size (auto, tiny, small, base) of the kind that suits the data, or a network by name ({net}),
     with arguments as in DiT(depth=8, width=256) or --net DiT --net.depth 8."""
@@ -197,7 +200,8 @@ def _typed(name: str, hint: str, value: Any) -> Any:
 
 _TINY, _YEARS = 1e-12, 1e7  # minutes: about twenty years
 _RANGES: tuple[tuple[str, float, float], ...] = (
-    ("minutes", 1e-3, _YEARS), ("steps", 1, 2**53), ("size", 1, 65536), ("batch", 1, 2**31),
+    ("minutes", 1e-3, _YEARS), ("steps", 1, 2**53), ("size", 1, 65536),
+    ("max_gb", 1e-3, 1e6), ("batch", 1, 2**31),
     ("lr", _TINY, 1e3), ("warmup", 0, math.inf), ("decay", 0, 1), ("weight_decay", 0, 1e3), ("clip", 0, math.inf),
     ("ema", 0, 0.28), ("drop", 0, 1), ("holdout", 0, 0.9), ("guidance", -1e3, 1e3), ("seed", 0, 2**63 - 1),
     ("sample_every", 0, math.inf), ("snapshots", 0, 1000), ("micro", 1, math.inf), ("checkpoint_every", 1e-3, _YEARS),

@@ -236,7 +236,7 @@ def prepared(
 def _open(obj: Any, labels: Any, settings: TrainConfig) -> Source:
     if settings.labels is not None:
         labels = read_labels(settings.labels)
-    return data.open(obj, labels=labels, size=settings.size, conditions=settings.conditions)
+    return data.open(obj, labels, settings.size, conditions=settings.conditions, max_gb=settings.max_gb)
 
 
 def _with_budget(settings: TrainConfig, source: Source) -> TrainConfig:
