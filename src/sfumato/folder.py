@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.errors import SfumatoError, place
-from sfumato.files import reason, write_text
+from sfumato.files import read_text, reason, write_text
 from sfumato.serialization import FILE
 
 INCIDENTS = "incident.json"
@@ -89,7 +89,7 @@ class Log:
 def read(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, without an incomplete last one."""
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for text in read_text(path).splitlines() if path.exists() else []:
         try:
             lines.append(json.loads(text))
         except ValueError:
@@ -100,7 +100,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 def incidents(run: Path) -> list[dict[str, Any]]:
     """The skipped steps (`guard.Incident`) in incident.json; empty if there is no such file."""
     path = run / INCIDENTS
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    return json.loads(read_text(path)) if path.exists() else []
 
 
 def found(run: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, final
 import numpy as np
 
 from ..errors import SfumatoError
-from ..files import first_line, require_plain
+from ..files import first_line, read_text, require_plain
 from . import cache, limits
 from .images import together
 from .kinds import IGNORE
@@ -137,7 +137,7 @@ def saved(folder: Path) -> list[Path]:
     if not state.is_file():
         return []
     try:
-        names = [entry["filename"] for entry in json.loads(state.read_text(encoding="utf-8"))["_data_files"]]
+        names = [entry["filename"] for entry in json.loads(read_text(state))["_data_files"]]
         files = [folder / name for name in names]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise SfumatoError(f"{state} is damaged: save the data set again") from None

@@ -22,7 +22,7 @@ from sfumato.diagnostics import examples
 from sfumato.diagnostics.triples import BANDS, Triples, trend
 from sfumato.diagnostics.triples import read as triples_of
 from sfumato.errors import SfumatoError
-from sfumato.files import write_text
+from sfumato.files import read_text, write_text
 from sfumato.intervals import Interval
 from sfumato.progress import clock
 
@@ -66,7 +66,7 @@ def load(run: Path) -> Facts | None:
     """The facts in report.json; None if there are none, or if another version wrote them."""
     path = run / FILE
     try:
-        facts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        facts = json.loads(read_text(path)) if path.exists() else {}
     except ValueError:
         raise SfumatoError(f"{path} is damaged: it is not valid JSON.") from None
     return facts if facts.get("version") == VERSION else None

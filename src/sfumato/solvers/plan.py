@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sfumato.conditions import require_encoded
 from sfumato.errors import SfumatoError
+from sfumato.files import read_text
 from sfumato.model import Model
 from sfumato.process import Gaussian, Product
 from sfumato.registry import register
@@ -224,7 +225,7 @@ class Plan:
     @classmethod
     def load(cls, path: str | Path) -> Plan:
         try:
-            return cls.from_dict(json.loads(Path(path).read_text()))
+            return cls.from_dict(json.loads(read_text(path)))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise SfumatoError(f"Cannot read a solver plan from {path}: {error}.") from None
 

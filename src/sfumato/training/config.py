@@ -12,6 +12,7 @@ from typing import Any
 
 from sfumato import registry
 from sfumato.errors import SfumatoError, suggest
+from sfumato.files import read_text
 
 # Settings whose value names a registered part, with the kind of part; _WORDS: values besides registered names.
 NAMING = {
@@ -188,6 +189,8 @@ def _typed(name: str, hint: str, value: Any) -> Any:
         what = registry.KINDS[NAMING[name]].words if name in NAMING else name
         more = f": register the {what} and pass its name" if callable(value) else ""
         raise SfumatoError(f"{name} must be text, not {value!r:.80}{more}.")
+    if kind == "str" and "\0" in value:
+        raise SfumatoError(f"{name} cannot have a NUL character: {value!r:.80}.")
     if kind in ("int", "float"):
         if isinstance(value, bool | str) or not hasattr(value, "__float__"):
             raise SfumatoError(f"{name} must be a number, not {value!r:.80}.")
@@ -246,8 +249,7 @@ def read(path: str) -> dict[str, Any]:
     import yaml
 
     try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.safe_load(file)
+        values = yaml.safe_load(read_text(path))
     except OSError as error:
         raise SfumatoError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -14,7 +14,7 @@ from sfumato.diagnostics.answers import LEVELS
 from sfumato.diagnostics.checks import Evidence, Finding, Weights, examine
 from sfumato.diagnostics.checks.evidence import TRAINED, answers, draw, parameters, unheard
 from sfumato.errors import SfumatoError
-from sfumato.files import write_text
+from sfumato.files import read_text, write_text
 from sfumato.folder import read
 from sfumato.training.loop import Progress
 from sfumato.training.parallel import whole
@@ -92,6 +92,6 @@ def recorded(run: Path) -> tuple[Finding, ...]:
     if not path.exists():
         return ()
     try:
-        return tuple(Finding.from_dict(each) for each in json.loads(path.read_text(encoding="utf-8")))
+        return tuple(Finding.from_dict(each) for each in json.loads(read_text(path)))
     except (ValueError, KeyError, TypeError):
         raise SfumatoError(f"{path} is damaged, perhaps edited by hand: it can be deleted safely.") from None

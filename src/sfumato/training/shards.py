@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sfumato.distributed import World, local
 from sfumato.errors import SfumatoError
-from sfumato.files import flush, reason, seal, write_text
+from sfumato.files import flush, read_text, reason, require_plain, seal, write_text
 
 CONTRACT = "contract.json"
 
@@ -84,6 +84,7 @@ def _finish(place: Path, final: Path, contract: dict[str, Any]) -> Path:
 
 
 def _hash(path: Path) -> str:
+    require_plain(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -91,9 +92,11 @@ def _hash(path: Path) -> str:
 def read(path: Path) -> tuple[dict[str, Any], Shards]:
     """(contract, tensors) of a folder. Raises SfumatoError if a file does not match its hash."""
     try:
-        contract = json.loads((path / CONTRACT).read_text(encoding="utf-8"))
+        contract = json.loads(read_text(path / CONTRACT))
         found = {name: _hash(path / name) for name in contract["files"]}
         shards = Shards(path / name for name in sorted(found))
+    except SfumatoError:
+        raise
     except OSError as error:
         raise SfumatoError(f"{path} is incomplete: {error.filename}: {reason(error)}.") from None
     except (ValueError, KeyError, TypeError, SafetensorError):
