@@ -60,4 +60,4 @@ def label_column(found: Column, names: Sequence[str] | None = None) -> Column:
         indices, classes = given, list(names)
     values = np.full(len(found), NULL, np.int64)
     values[found.present] = indices
-    return Column(values, found.present, tuple(classes))
+    return Column(values, values != NULL, tuple(classes))  # text of NUL alone is empty too

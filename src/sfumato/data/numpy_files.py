@@ -41,6 +41,8 @@ class _Header:
         self.shape, _, self.dtype = read(file)
         if any(type(side) is not int or not 0 <= side < 2**63 for side in self.shape):
             raise ValueError(f"its shape is {self.shape!s:.80}")
+        if not self.dtype.itemsize:
+            raise ValueError("its values have no bytes")
         if self.dtype.hasobject:
             raise ValueError("it holds pickled Python objects, which are never loaded; save a plain numeric array")
         self.nbytes = math.prod(self.shape) * self.dtype.itemsize

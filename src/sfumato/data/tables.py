@@ -92,10 +92,13 @@ def _fragments(path: Path) -> tuple[Any, list[Any]]:
         if suffix in (".parquet", ".pq"):
             (whole,) = dataset.dataset(path, format="parquet").get_fragments()
             limits.require(_unpacked(whole.metadata), max(limits.most(), limits.RATIO * path.stat().st_size), str(path))
-            return whole.physical_schema, whole.split_by_row_group()
-        table = csv.read_csv(path) if suffix == ".csv" else _arrow(pa, path)
-        table.schema.names  # noqa: B018 -- fails here where the head of a CSV file is not UTF-8
-        return table.schema, list(dataset.dataset(table).get_fragments())
+            schema, groups = whole.physical_schema, whole.split_by_row_group()
+        else:
+            table = csv.read_csv(path) if suffix == ".csv" else _arrow(pa, path)
+            schema, groups = table.schema, list(dataset.dataset(table).get_fragments())
+        for kind in (pa.struct(schema), *filter(pa.types.is_struct, schema.types)):
+            [kind.field(i).name for i in range(kind.num_fields)]  # fails here where a name is not UTF-8
+        return schema, groups
     except SfumatoError:
         raise
     except Exception as error:  # pyarrow raises many kinds

@@ -7,7 +7,6 @@ folders within are the classes.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,13 +19,14 @@ from ..files import reason
 from ..progress import counting
 from . import cache
 from .images import IMAGE_SUFFIXES, Items, hidden, together
+from .records import read_json
 from .source import LABEL
 from .tar_members import members
 
 LABEL_FIELDS = ("label", "cls", "class", "class_name", "category", "target", "y")
 _INDEX = 3  # version of the cached index: another number ignores older ones
 _LARGEST_LABEL = 1 << 20  # bytes of a .cls or .json
-_LARGEST_NUMBER = 18  # digits of a label that is taken as a number
+_LARGEST_NUMBER, _LONGEST_WORD = 18, 1000  # digits, characters of a label
 _PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")  # how gzip, bzip2, xz and zstd start
 Index = dict[str, Any]
 
@@ -127,15 +127,14 @@ def _walk(path: Path, count: Callable[[], None]) -> Index:
             for member in members(file, path.stat().st_size):
                 count()
                 name = PurePosixPath(member.name)
-                sample, _, ending = name.name.partition(".")
-                place = str(name.parent / sample)
                 if member.is_folder or hidden(name):
                     continue
-                if not member.is_file:
-                    odd.append((member.name, "no plain file"))
-                elif not member.size:
-                    odd.append((member.name, "it is empty"))
-                elif name.suffix.lower() in IMAGE_SUFFIXES:
+                if not (member.is_file and member.size):
+                    odd.append((member.name, "it is empty" if member.is_file else "no plain file"))
+                    continue
+                sample, _, ending = name.name.partition(".")
+                place = str(name.parent / sample)
+                if name.suffix.lower() in IMAGE_SUFFIXES:
                     pictures.append((place, member.name, member.offset, member.size))
                 elif ending.lower() in ("cls", "json") and member.size <= _LARGEST_LABEL:
                     file.seek(member.offset)
@@ -178,27 +177,25 @@ def _joined(
 def _parsed(data: bytes, kind: str) -> dict[str, Any]:
     """The label in a .cls, or the fields of a .json, of which the first of `LABEL_FIELDS` becomes the label."""
     text = data.decode("utf-8", "replace").strip()
-    if kind == "cls":
-        return {} if (label := _label(text)) is None else {LABEL: label}
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = text if kind == "cls" else read_json(text)
+        if not isinstance(value, dict):
+            return {} if (label := _label(value)) is None else {LABEL: label}
+        for name in LABEL_FIELDS:
+            if (label := _label(value.get(name))) is not None:
+                return {LABEL: label} | {other: cell for other, cell in value.items() if other not in (name, LABEL)}
+        return value
+    except ValueError:
         return {}
-    if not isinstance(value, dict):
-        return {} if (label := _label(value)) is None else {LABEL: label}
-    for name in LABEL_FIELDS:
-        if (label := _label(value.get(name))) is not None:
-            return {LABEL: label} | {other: cell for other, cell in value.items() if other not in (name, LABEL)}
-    return value
 
 
 def _label(value: Any) -> int | str | None:
-    """A label: a word or a whole number, also one written as text; None for anything else."""
+    """A label: a word or a whole number, also one written as text; None for anything else. ValueError if too long."""
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
         return None
-    if isinstance(value, str):
-        return int(value) if re.fullmatch(rf"-?[0-9]{{1,{_LARGEST_NUMBER}}}", value) else value
-    return value if abs(value) < 10**_LARGEST_NUMBER else str(value)
+    if len(word := str(value)) > _LONGEST_WORD:
+        raise ValueError(f"its label has {len(word):,} characters")
+    return int(value) if re.fullmatch(rf"-?[0-9]{{1,{_LARGEST_NUMBER}}}", word) else word
 
 
 def _refusal(path: Path, why: str) -> str:
