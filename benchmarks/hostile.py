@@ -5,7 +5,7 @@
 
 Each file is made in a process of its own, and inspected in another, without the cache. The first row is a small data
 set: what the interpreter and torch take by themselves. A case is a function in `CASES` that writes its file into a
-folder and returns its path; whoever knows a new one adds it there.
+folder and returns its path, or all words after `sfumato inspect`; whoever knows a new one adds it there.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ status = main(["inspect", *sys.argv[1:]])
 print(status, time.perf_counter() - begun, peak_memory() / 2**20)
 """
 SIDE = 12_000
-Case = Callable[[Path], Path | str]
+Case = Callable[[Path], Path | list[str]]
 
 
-def usual(folder: Path) -> str:
-    return "digits"
+def usual(folder: Path) -> list[str]:
+    return ["digits"]
 
 
 def picture(form: str, mode: str = "RGB") -> Case:
@@ -56,13 +56,13 @@ def picture(form: str, mode: str = "RGB") -> Case:
     return make
 
 
-def camera(folder: Path) -> Path:
+def camera(folder: Path) -> list[str]:
     """Twelve photographs of 24 million pixels, which nothing should refuse."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8))
     for i in range(12):
         coarse.resize((6000, 4000)).rotate(i).save(folder / f"{i}.jpg", quality=85)
-    return folder
+    return [str(folder), "--size", "64"]
 
 
 def chunk(name: bytes, body: bytes) -> bytes:
@@ -111,6 +111,17 @@ def parquet(groups: int) -> Case:
         return folder / "a.parquet"
 
     return make
+
+
+def feather(folder: Path) -> Path:
+    """A table of 3 x 10^8 zeros in one batch."""
+    import pyarrow as pa
+    from pyarrow import feather
+
+    feather.write_feather(
+        pa.table({"x": np.zeros(300_000_000)}), folder / "a.feather", compression="zstd", chunksize=300_000_000
+    )
+    return folder / "a.feather"
 
 
 def labels(text: str) -> Case:
@@ -165,6 +176,7 @@ CASES: dict[str, Case] = {
     "F5: npz, samples of 3 GiB": npz("x"),
     "F5: parquet, 3 x 10^8 zeros in one group": parquet(1),
     "F5: parquet, 3 x 10^8 zeros in 300 groups": parquet(300),
+    "F5: feather, 3 x 10^8 zeros in one batch": feather,
     "F8: labels nested 400,000 deep": labels("[" * 400_000),
     "F8: label of 100,000 digits": labels('{"label": ' + "9" * 100_000 + "}"),
     "F8: tar, picture that claims 7 GB": claim(b"0"),
@@ -175,17 +187,17 @@ CASES: dict[str, Case] = {
 }
 
 
+def python(*words: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "SFUMATO_CACHE": "off"}
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=env, timeout=600)
+
+
 def measured(case: str) -> dict[str, str | float | int]:
-    """The exit status, seconds, peak memory in MiB and the answer for one case."""
+    """The exit status (that of the process, if a signal ended it), seconds, peak memory in MiB, and the answer."""
     with tempfile.TemporaryDirectory() as place:
-        path = subprocess.run(
-            [sys.executable, __file__, "--make", case, place], capture_output=True, text=True, check=True
-        )
-        words = [sys.executable, "-c", INSPECT, path.stdout.strip()]
+        words = json.loads(python(__file__, "--make", case, place).stdout)
         begun = time.perf_counter()
-        done = subprocess.run(
-            words, capture_output=True, text=True, env={**os.environ, "SFUMATO_CACHE": "off"}, timeout=600
-        )
+        done = python("-c", INSPECT, *words)
         if done.returncode:
             return {
                 "case": case,
@@ -194,17 +206,13 @@ def measured(case: str) -> dict[str, str | float | int]:
                 "MiB": 0,
                 "answer": "",
             }
-        *said, last = done.stdout.strip().splitlines()
-        status, seconds, peak = last.split()
-        words = done.stderr.strip().splitlines()[-1:] if int(status) else said[:1]
-        answer = " ".join(words).replace(path.stdout.strip(), "PATH").removeprefix("sfumato: error: ")
-        return {
-            "case": case,
-            "status": int(status),
-            "seconds": float(seconds),
-            "MiB": round(float(peak)),
-            "answer": answer,
-        }
+    *said, last = done.stdout.strip().splitlines()
+    status, seconds, peak = last.split()
+    answer = said[0] if status == "0" else done.stderr.strip().splitlines()[-1].removeprefix("sfumato: error: ")
+    return {
+        "case": case, "status": int(status), "seconds": float(seconds), "MiB": round(float(peak)),
+        "answer": answer.replace(words[0], "PATH").replace(Path(words[0]).name, "PATH"),
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -214,7 +222,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "hostile.json")
     options = parser.parse_args()
     if options.make:
-        print(CASES[options.make[0]](Path(options.make[1])))
+        made = CASES[options.make[0]](Path(options.make[1]))
+        print(json.dumps(made if isinstance(made, list) else [str(made)]))
         return
     rows = []
     for case in CASES:

@@ -224,6 +224,20 @@ def test_a_table_is_measured_by_its_rows_before_it_is_read(tmp_path):
             refused(path, f"zeros.parquet would take .*{ALLOW}", max_gb=0.99 * needs)
 
 
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+@pytest.mark.parametrize("ending", ["arrow", "feather"])
+def test_an_arrow_file_is_measured_by_its_buffers_before_it_is_read(tmp_path, compression, ending):
+    table = pa.table({"x": np.zeros(10**6), "d": pa.array(["a", "b"] * 500_000).dictionary_encode()})
+    path = tmp_path / f"a.{ending}"
+    kind = ipc.new_stream if ending == "arrow" else ipc.new_file
+    with kind(path, table.schema, options=ipc.IpcWriteOptions(compression=compression)) as file:
+        file.write_table(table, max_chunksize=300_000)
+    needs = (8 + 4) * 10**6 / 2**30
+    source = data.open(path, max_gb=1.001 * needs)
+    assert len(source) == 10**6 and not source.x.any() and source.conditions["d"].names == ("a", "b")
+    refused(path, f"{path.name} would take .*{ALLOW}", max_gb=0.999 * needs)
+
+
 def test_data_that_are_as_large_as_their_file_need_no_flag(tmp_path):
     x = RNG.normal(size=(2000, 100))
     np.savez(tmp_path / "x.npz", x=x)

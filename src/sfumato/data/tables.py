@@ -18,6 +18,7 @@ import numpy as np
 from ..errors import SfumatoError
 from ..files import first_line, read_text, require_plain
 from . import cache, limits
+from .arrow_files import read_arrow
 from .images import together
 from .kinds import IGNORE
 from .picture import opened
@@ -94,7 +95,7 @@ def _fragments(path: Path) -> tuple[Any, list[Any]]:
             limits.require(_unpacked(whole.metadata), max(limits.most(), limits.RATIO * path.stat().st_size), str(path))
             schema, groups = whole.physical_schema, whole.split_by_row_group()
         else:
-            table = csv.read_csv(path) if suffix == ".csv" else _arrow(pa, path)
+            table = csv.read_csv(path) if suffix == ".csv" else read_arrow(path)
             schema, groups = table.schema, list(dataset.dataset(table).get_fragments())
         for kind in (pa.struct(schema), *filter(pa.types.is_struct, schema.types)):
             [kind.field(i).name for i in range(kind.num_fields)]  # fails here where a name is not UTF-8
@@ -118,15 +119,6 @@ def _rows(fragment: Any) -> int:
     if hasattr(fragment, "row_groups"):  # of Parquet, where `count_rows` is that of the whole file
         return sum(group.num_rows for group in fragment.row_groups)
     return int(fragment.count_rows())
-
-
-def _arrow(pa: Any, path: Path) -> Any:
-    """The table of an Arrow file, mapped: a stream as `datasets` saves it, or a file with an index."""
-    mapped = pa.memory_map(str(path))
-    try:
-        return pa.ipc.open_stream(mapped).read_all()
-    except pa.ArrowInvalid:
-        return pa.ipc.open_file(mapped).read_all()
 
 
 def saved(folder: Path) -> list[Path]:
