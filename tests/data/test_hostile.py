@@ -20,7 +20,7 @@ from PIL import Image
 from pyarrow import ipc, parquet
 
 import sfumato as sf
-from sfumato import data
+from sfumato import data, folder
 from sfumato.cli import main
 from sfumato.data import limits, picture
 from sfumato.data.images import IMAGE_SUFFIXES
@@ -327,16 +327,23 @@ def test_a_pipe_of_the_shell_is_one_sentence(tmp_path):
         assert done.returncode == 2 and PIPE in done.stderr and done.stderr.count("\n") == 1, (words, done)
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "model.safetensors"])
-def test_a_pipe_within_a_run_folder_is_one_sentence(tmp_path, capsys, name):
-    os.mkfifo(tmp_path / name)
-    for command in (["info"], ["resume"], ["doctor"], ["runs"]):
-        assert main([*command, str(tmp_path)]) == 2, command
-        said = capsys.readouterr().err
-        assert said.count("\n") == 1 and ("pipe" in said or "no such file" in said or "holds no" in said), (
-            command,
-            said,
-        )
+def test_a_pipe_within_a_run_folder_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    os.mkfifo(tmp_path / "run/config.yaml")
+    assert main(["runs", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert f"config.yaml {PIPE}" in said and said.count("\n") == 1
+    os.mkfifo(tmp_path / "run/metrics.jsonl")
+    os.mkfifo(tmp_path / "run/incident.json")
+    for call in (lambda: folder.read(tmp_path / "run/metrics.jsonl"), lambda: folder.incidents(tmp_path / "run")):
+        with pytest.raises(SfumatoError, match=PIPE):
+            call()
+
+
+def test_labels_that_are_no_text_are_one_sentence(tmp_path):
+    (tmp_path / "labels.txt").write_bytes(b"a\n\xff\xfe\n")
+    with pytest.raises(SfumatoError, match="labels.txt holds no labels: 'utf-8' codec can't decode"):
+        read_labels(str(tmp_path / "labels.txt"))
 
 
 # -- tables

@@ -64,7 +64,7 @@ def _moments(x: "Samples", indices: Tensor | None) -> tuple[Tensor, Tensor, Tens
     width = torch.where(high > low, high - low, 1.0)
     square = torch.zeros(channels, dtype=torch.float64)
     for flat in chunks(x, indices):
-        square += ((flat - mean[:, None]) / width[:, None]).square_().sum(1)
+        square += (flat - mean[:, None]).div_(width[:, None]).square_().sum(1)
     return mean, width * (square / entries).sqrt(), low, high
 
 
