@@ -24,7 +24,7 @@ def read_arrow(path: Path) -> Any:
         start = len(_MAGIC) if file.read(len(_MAGIC)) == _MAGIC else 0
     mapped = pa.memory_map(str(path))
     mapped.seek(start)
-    limits.require(_unpacked(pa, mapped), max(limits.most(), limits.RATIO * path.stat().st_size), str(path))
+    limits.require_file(path, _unpacked(pa, mapped))
     mapped.seek(start)
     return pa.ipc.open_stream(mapped).read_all()
 

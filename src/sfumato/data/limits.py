@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 
 from ..errors import SfumatoError
 
@@ -39,11 +40,11 @@ def require(nbytes: int, allowed: float, what: str) -> None:
     """Raise SfumatoError if `what` would take more than the allowed number of bytes."""
     if nbytes > allowed:
         raise SfumatoError(
-            f"{what} would take {gib(nbytes)} of memory, more than the {gib(allowed)} allowed for one file: "
-            f"if you trust it, allow more with --max-gb (max_gb in Python)"
+            f"{what} would take {nbytes / 2**30:.3g} GiB of memory, more than the {allowed / 2**30:.3g} GiB allowed for "
+            "one file: if you trust it, allow more with --max-gb (max_gb in Python)"
         )
 
 
-def gib(nbytes: float) -> str:
-    """A number of bytes in GiB, for a message."""
-    return f"{nbytes / 2**30:.3g} GiB" if nbytes < 2**70 else "endless GiB"
+def require_file(path: Path, nbytes: int) -> None:
+    """Raise SfumatoError if what is in a file would take more than it may once it is unpacked."""
+    require(nbytes, max(most(), RATIO * path.stat().st_size), f"{path}, unpacked,")

@@ -72,8 +72,7 @@ class Archive:
 
     def read(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """The arrays of these names, unpacked."""
-        total, packed = sum(self.arrays[name].nbytes for name in names), self.path.stat().st_size
-        limits.require(total, max(limits.most(), limits.RATIO * packed), f"{self.path}, unpacked,")
+        limits.require_file(self.path, sum(self.arrays[name].nbytes for name in names))
         with _named(self.path, ".npz archive"), zipfile.ZipFile(self.path) as archive:
             return {name: _member(archive, name) for name in names}
 

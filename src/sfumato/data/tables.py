@@ -92,7 +92,7 @@ def _fragments(path: Path) -> tuple[Any, list[Any]]:
     try:
         if suffix in (".parquet", ".pq"):
             (whole,) = dataset.dataset(path, format="parquet").get_fragments()
-            limits.require(_unpacked(whole.metadata), max(limits.most(), limits.RATIO * path.stat().st_size), str(path))
+            limits.require_file(path, _unpacked(whole.metadata))
             schema, groups = whole.physical_schema, whole.split_by_row_group()
         else:
             table = csv.read_csv(path) if suffix == ".csv" else read_arrow(path)
