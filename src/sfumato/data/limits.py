@@ -40,8 +40,8 @@ def require(nbytes: int, allowed: float, what: str) -> None:
     """Raise SfumatoError if `what` would take more than the allowed number of bytes."""
     if nbytes > allowed:
         raise SfumatoError(
-            f"{what} would take {nbytes / 2**30:.3g} GiB of memory, more than the {allowed / 2**30:.3g} GiB allowed for "
-            "one file: if you trust it, allow more with --max-gb (max_gb in Python)"
+            f"{what} would take {nbytes / 2**30:.3g} GiB of memory, more than the {allowed / 2**30:.3g} GiB allowed "
+            "for one file: if you trust it, allow more with --max-gb (max_gb in Python)"
         )
 
 
