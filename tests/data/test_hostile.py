@@ -131,6 +131,14 @@ def test_the_default_lets_the_photographs_of_cameras_through():
         limits.require(picture.Header("a.png", 12000, 12000, 3, "uint8").memory, 2**30, "a picture")
 
 
+def test_the_limit_is_the_house_s_own_and_not_that_of_pillow(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    (tmp_path / "a.png").write_bytes(encoded(PIXELS[0]))
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(tmp_path / "a.png")
+    assert len(data.open(tmp_path)) == 1
+
+
 def test_pictures_wait_for_room_and_one_alone_always_has_it():
     room, taken, most = picture._Room(100), [], []
 

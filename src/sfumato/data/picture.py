@@ -4,15 +4,15 @@ Only the formats of `FORMATS` are ever opened, whatever a file is named: others 
 L have one channel, RGB and palettes three, everything with transparency four; I;16 has 16 bits, I and F have 32.
 """
 
+import struct
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from ..errors import SfumatoError
 from . import limits, png16
@@ -20,6 +20,7 @@ from . import limits, png16
 # names of Pillow's readers; TGA has no signature, so it comes last
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
 ORIENTATION = 0x0112  # the EXIF tag
+_START = 16  # bytes by which Pillow's readers know their format
 _COPIES = 3  # of the pixels while they are decoded, about
 _AT_ONCE = 2**30  # bytes that pictures decoded at once may take together, unless one alone takes more
 _LARGEST = 1 << 16  # pixels of a side
@@ -63,20 +64,18 @@ def read_header(file: BinaryIO, name: str, most: float = limits.DEFAULT_GB * 2**
 
 
 def opened(file: BinaryIO) -> Image.Image:
-    """The image of an open file, of one of `FORMATS`, its pixels not yet decoded. Raises ValueError if it is none."""
-    try:
-        return Image.open(file, formats=_formats())
-    except UnidentifiedImageError:
-        raise ValueError("it is not an image, or of a kind that cannot be read") from None
-    except Image.DecompressionBombError:
-        raise ValueError(f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels: make it smaller") from None
+    """The image of an open file, of one of `FORMATS`, its pixels not yet decoded. Raises ValueError if it is none.
 
-
-@cache
-def _formats() -> list[str]:
-    """Those of `FORMATS` that this installation of Pillow reads."""
+    Not by `Image.open`, which warns of large pictures and refuses larger ones, whatever limit is set here.
+    """
     Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
+    start = file.read(_START)
+    for factory, accept in (Image.OPEN[name] for name in FORMATS if name in Image.OPEN):
+        if accept is None or accept(start) is True:
+            file.seek(0)
+            with suppress(SyntaxError, IndexError, TypeError, struct.error):  # as in `Image.open`: it is of another
+                return factory(file, "")
+    raise ValueError("it is not an image, or of a kind that cannot be read")
 
 
 class _Room:
