@@ -80,10 +80,10 @@ class _Patient(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def _open(obj: Any, given: Any, size: int | None, kinds: Mapping[str, str] | None = None) -> Source:
+def _open(obj: Any, given: Any, size: int | None) -> Source:
     if isinstance(given, str | os.PathLike):
         given = read_labels(os.fspath(given))
-    return data.open(obj, labels=given, size=size, conditions=kinds)
+    return data.open(obj, labels=given, size=size)
 
 
 def _of_denoiser(model: Any, average: Any, initial: Any, log: Any, steps: int) -> _Patient:
@@ -166,7 +166,9 @@ def _own_data(settings: TrainConfig) -> tuple[Source | None, str]:
     if not settings.data:
         return None, "since the data were in memory (give --data)"
     try:
-        return _open(settings.data, settings.labels, settings.size, settings.conditions), ""
+        labels = None if settings.labels is None else read_labels(settings.labels)
+        kinds, most = settings.conditions, settings.max_gb
+        return data.open(settings.data, labels, settings.size, conditions=kinds, max_gb=most), ""
     except SfumatoError as error:
         return None, f"since the data cannot be read (give --data; {str(error).rstrip('.')})"
 

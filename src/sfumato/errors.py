@@ -60,4 +60,7 @@ def place(value: Any, what: str) -> Path:
     """The user's path. Raises SfumatoError if it is not a path; what: a description of its target for the message."""
     if not isinstance(value, str | os.PathLike):
         raise SfumatoError(f"{what} must be a path, not {value!r:.80}.")
-    return Path(os.fspath(value)).expanduser()
+    text = os.fspath(value)
+    if "\0" in text:
+        raise SfumatoError(f"{what} cannot have a NUL byte in its path: {text!r:.80}.")
+    return Path(text).expanduser()

@@ -20,6 +20,7 @@ from typing import Any
 
 from sfumato import schema
 from sfumato.errors import SfumatoError
+from sfumato.schema import require_plain as require_plain
 
 KEY = "sfumato"  # key of the contract in the safetensors metadata
 _LARGEST_HEADER = 100_000_000  # the limit of the safetensors format
@@ -74,6 +75,12 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
+def read_text(path: str | os.PathLike[str], encoding: str = "utf-8") -> str:
+    """The text of a file. Raises SfumatoError for a pipe or a device."""
+    require_plain(Path(path))
+    return Path(path).read_text(encoding)
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file, whole or not at all."""
     with atomic(path) as temporary:
@@ -120,6 +127,7 @@ def read_header(path: str | os.PathLike[str], what: str = "model file") -> tuple
     Raises SfumatoError if the file is missing, truncated, not a safetensors file, or without a contract.
     """
     path = Path(path)
+    require_plain(path)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

@@ -30,16 +30,28 @@ DEPTH = 64  # of lists and mappings within each other
 _MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
+def require_plain(path: Path) -> None:
+    """Raise SfumatoError for a pipe, a device or a socket, which may never end; a file that is missing is let through.
+
+    Opening one waits, so what a user names is looked at before it is opened.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # the reader says why
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise SfumatoError(f"{path} is a pipe or a device, not a file: save its contents to a file, and give that.")
+
+
 # -- text to values ---------------------------------------------------------------------------------------------------
 
 
 def read_text(path: str | Path, most: int = 1 << 20) -> str:
     """The text of a regular file of at most `most` bytes, UTF-8. Raises SfumatoError that names the file."""
     path = Path(path)
+    require_plain(path)
     try:
         found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise SfumatoError(f"{path} is not a regular file.")
         if found.st_size > most:
             raise SfumatoError(f"{path} has {found.st_size:,} bytes, more than the {most:,} that such a file may have.")
         return path.read_text(encoding="utf-8")
@@ -50,13 +62,18 @@ def read_text(path: str | Path, most: int = 1 << 20) -> str:
 
 
 def json_of(text: str | bytes, file: Any) -> Any:
-    """The value of a JSON text, of a bounded depth. Raises SfumatoError that names the file."""
+    """The value of a JSON text, of a bounded depth, whose characters can be printed. Raises SfumatoError that names the
+    file."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         why = "it is nested too deep" if isinstance(error, RecursionError) else error
         raise SfumatoError(f"{file} is not valid JSON: {why}.") from None
     require(value, shallow, file)
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except ValueError:
+        raise SfumatoError(f"{file} holds halves of characters, which are no text.") from None
     return value
 
 
@@ -102,7 +119,7 @@ def shallow(value: Any, where: str) -> None:
     depth, level = 0, [value]
     while level:
         if depth > DEPTH:
-            raise SfumatoError(f"lists and mappings stand more than {DEPTH} deep within each other.")
+            raise SfumatoError(f"its lists and mappings are nested too deep, more than {DEPTH} levels.")
         depth += 1
         inner = [each.values() if isinstance(each, Mapping) else each for each in level if _holds(each)]
         level = [each for values in inner for each in values]

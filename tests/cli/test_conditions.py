@@ -88,8 +88,8 @@ def test_conditions_that_cannot_be_are_one_sentence(refused, model):
         "temperature=0": "is far outside the data, which ran from 28",
         "colour=pink": "'colour': there is no class 'pink'; the classes are: 0 blue, 1 green, 2 red",
         "index=1,2": "'index': a value must be numbers of shape (3,), or one per sample",
-        "map=missing.npy": "missing.npy cannot be read: no such file",
-        "map=torn.npy": "torn.npy does not hold an array",
+        "map=missing.npy": "missing.npy cannot be read as a .npy array: no such file",
+        "map=torn.npy": "torn.npy cannot be read as a .npy array",
     }.items():
         assert sentence in refused("sample", model, "-n", 2, "--condition", word), word
     several = refused("sample", model, "-n", 2, "--class", "cat")

@@ -234,7 +234,7 @@ def test_metadata_that_cannot_be_used_is_one_sentence(tmp_path):
         "same": ("csv", "file_name,a,a\n", "two columns of one name"),
         "nobody": ("csv", "file_name,a\n,1\n", "has no file_name in row 1"),
         "empty": ("csv", "", "has no column 'file_name'.*it has none"),
-        "torn": ("jsonl", '{"file_name": "a.png"}\n{"file', "is no table: line 2 is no JSON object"),
+        "torn": ("jsonl", '{"file_name": "a.png"}\n{"file', "is no table: line 2 is not valid JSON"),
         "list": ("jsonl", "[1, 2]", "is no table: line 1"),
         "deep": ("jsonl", "[" * 100_000, "is no table: line 1"),
         "parquet": ("parquet", "nonsense", "cannot be read as a table|pyarrow"),

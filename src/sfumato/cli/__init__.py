@@ -80,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    for word in arguments:
+        if "\0" in word:
+            raise SfumatoError(f"There is a NUL character in {word!r:.80}, which no name has: leave it out")
     every, words = split(arguments)
     name = words[0] if words else "--help"
     if name in ("-h", "--help", "help"):

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from sfumato.conditions import Condition, Conditions, Label, MultiLabel, Scalar, resolve
 from sfumato.data import DataSpec
+from sfumato.data.numpy_files import load
 from sfumato.errors import SfumatoError
-from sfumato.files import reason
 
 LABEL = "label"
 
@@ -77,12 +76,7 @@ def _value(text: str, condition: Condition | None) -> Any:
     if path.suffix.lower() != ".npy":
         single = not isinstance(condition, Label | Scalar) or "," not in text or _is_class(condition, text)
         return text if single else [part.strip() for part in text.split(",")]
-    try:
-        return np.load(path, allow_pickle=False)
-    except OSError as error:
-        raise SfumatoError(f"{text} cannot be read: {reason(error)}") from None
-    except (ValueError, EOFError) as error:
-        raise SfumatoError(f"{text} does not hold an array: {str(error).splitlines()[0]}") from None
+    return load(path)
 
 
 def _is_class(condition: Condition, text: str) -> bool:

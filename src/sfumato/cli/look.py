@@ -51,8 +51,9 @@ def opened(options: Any, conditions: Any = None) -> Source:
 
     labels = None if options.labels is None else read_labels(options.labels)
     return data.open(
-        options.data, labels=labels, size=options.size, conditions=conditions, split=options.split, key=options.key
-    )
+        options.data, labels=labels, size=options.size, conditions=conditions, split=options.split, key=options.key,
+        max_gb=options.max_gb,
+    )  # fmt: skip
 
 
 def inspect(options: Any, voice: Voice) -> None:

@@ -54,7 +54,7 @@ def _with_data(options: Any) -> argparse.Namespace:
     if not kept["data"]:
         raise SfumatoError(f"{options.model} was trained on an array in memory: use sf.memorization in Python")
     known = {name: getattr(options, name) or kept[name] for name in ("data", "labels", "size", "split", "key")}
-    return argparse.Namespace(**{**vars(options), **known})
+    return argparse.Namespace(**{**vars(options), **known, "max_gb": max(options.max_gb, kept["max_gb"])})
 
 
 def _draw(path: Path, found: Memorization, denoiser: Denoiser) -> None:

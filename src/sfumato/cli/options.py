@@ -86,6 +86,11 @@ WEIGHTS = flag("--weights", ("ema", "raw"), "The moving average of the weights, 
 SIDE = flag("--size", int, "Side in pixels to which images are resized.")
 SPLIT = flag("--split", "NAME", "The split of DATA to read where it has some: train (the default), val or test.")
 KEY = flag("--key", "NAME", "The array, column or picture of a pair that is learned, if not to be guessed.")
+MAX_GB = flag(
+    "--max-gb", float,
+    "GiB of memory that one file of DATA may take once it is unpacked, or 32 times its own size if that is more.",
+    TrainConfig.max_gb,
+)  # fmt: skip
 LABELS = flag("--labels", "FILE", "A .npy or text file with one class label per sample of DATA.")
 BATCH = flag("--batch", int, "Samples drawn at once; affects only memory and speed.", 256)
 SOURCES = "a folder of images, a .npy or .npz file, .tar archives or .parquet tables, or a built-in set"
@@ -212,6 +217,7 @@ DOCTOR = Command(
         SIDE,
         SPLIT,
         KEY,
+        MAX_GB,
         seed("draws"),
         DEVICE,
     ],
@@ -240,6 +246,7 @@ MEMORIZATION = Command(
         SIDE,
         SPLIT,
         KEY,
+        MAX_GB,
         flag("-n --number", int, "Samples to draw.", 512),
         flag("--steps", int, "Steps of the solver.", 10),
         flag("--guidance", float, "Guidance scale; by default none: the learned law."),
@@ -268,6 +275,7 @@ INSPECT = Command(
         SPLIT,
         KEY,
         flag("-o --out", "PATH", "A picture (.png) to draw: three samples of each class, with names."),
+        MAX_GB,
     ],
 )
 
@@ -286,6 +294,7 @@ LIKELIHOOD = Command(
         SIDE,
         SPLIT,
         KEY,
+        MAX_GB,
         flag(
             "--method", ("auto", "ode", "elbo", "importance"),
             "ode: the probability flow. elbo: the bound by noise level. importance: the bound from many trajectories. "

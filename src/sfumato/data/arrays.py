@@ -1,5 +1,6 @@
 """Arrays, in memory or in .npy and .npz files -> (N, *shape) tensors in the user's dtype."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -8,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import SfumatoError
-from ..files import first_line
 from ..machine import fits
+from .numpy_files import Archive, load
 from .spec import DTYPES
 from .statistics import blocks
 
@@ -27,25 +28,18 @@ def read_npy(path: Path) -> np.ndarray:
     """The array in a .npy file; objects are never unpickled. Arrays larger than memory are read-only."""
     size = path.stat().st_size
     mode: Literal["r", "c"] | None = None if size <= MAP_BYTES and fits(size) else "c" if fits(size) else "r"
-    try:
-        return np.load(path, mmap_mode=mode, allow_pickle=False)
-    except (ValueError, EOFError, OSError, SyntaxError) as error:
-        raise SfumatoError(f"{path} cannot be read as a .npy array: {_reason(error)}") from None
+    return load(path, mode)
 
 
-def read_npz(path: Path) -> dict[str, Any]:
-    """The arrays of a .npz file by key."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
-    except Exception as error:  # a damaged archive may raise errors of zipfile, zlib or numpy
-        raise SfumatoError(f"{path} cannot be read as a .npz archive: {_reason(error)}") from None
+def read_npz(path: Path, samples: Callable[[Mapping[str, np.ndarray]], str]) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file by key. samples: the key of the samples among arrays of the right shapes and dtypes.
 
-
-def _reason(error: Exception) -> str:
-    if "allow_pickle" in str(error):
-        return "it holds pickled Python objects, which are never loaded; save a plain numeric array"
-    return first_line(error)
+    Arrays with another number of entries than there are samples are not unpacked: their values are not those stored.
+    """
+    archive = Archive(path)
+    chosen = archive.arrays[samples(archive.arrays)]
+    used = [key for key, value in archive.arrays.items() if value.shape[:1] == chosen.shape[:1]]
+    return {**archive.arrays, **archive.read(used)}
 
 
 def to_tensor(obj: Any, where: str) -> Tensor:

@@ -25,7 +25,7 @@ from ..errors import SfumatoError
 from ..files import first_line, reason
 from ..machine import fits
 from ..progress import counting
-from . import cache
+from . import cache, limits
 from .formats import ImageFormat, Size, constant_alpha, decode, settled
 from .picture import Header, read_header
 from .rows import DECODING, READING, Mapped, Rows, Samples
@@ -190,11 +190,12 @@ class Pictures(Rows):
 
 def read_images(items: Items, size: Size | None = None) -> Images:
     """Decode all pictures, skipping those that cannot be decoded. Raises SfumatoError if none is left."""
-    key = cache.identity(["images", _RULES, items.key(), size, PIL.__version__])
+    most = limits.most()
+    key = cache.identity(["images", _RULES, items.key(), size, PIL.__version__, most])
     if (entry := cache.find(key)) is not None:
         return _from_cache(entry, key, items)
     try:
-        return _read(items, size, key)
+        return _read(items, size, key, most)
     except SfumatoError as error:
         raise SfumatoError(f"{items.where}: {error}") from None
 
@@ -217,10 +218,10 @@ def _skipped(items: Items, failed: Failures) -> list[tuple[str, str]]:
     return sorted((items.names[i], why) for i, why in failed.items())
 
 
-def _read(items: Items, size: Size | None, key: str) -> Images:
+def _read(items: Items, size: Size | None, key: str, most: float) -> Images:
     def header(number: int) -> Header:
         with items.open(number) as file:
-            return read_header(file, items.names[number])
+            return read_header(file, items.names[number], most)
 
     headers, failed = _attempt_all(header, range(len(items)), "Looking at pictures")
     worth = items.nbytes >= WORTH_BYTES or len(items) >= WORTH_COUNT

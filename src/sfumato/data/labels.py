@@ -1,7 +1,6 @@
 """Class labels: any array of integers or strings, or a file of them -> a `Column` of indices into class names."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,21 +8,22 @@ import numpy as np
 from ..conditions import NULL
 from ..conditions.condition import as_array
 from ..conditions.label import coded
-from ..errors import SfumatoError
-from ..files import first_line, reason
+from ..errors import SfumatoError, place
+from ..files import first_line, read_text, reason
 from .column import Column
+from .numpy_files import load
 
 
 def read_labels(path: str) -> np.ndarray | list[str]:
     """The labels in a .npy file, or in a text file with one per line; empty lines are skipped."""
-    file = Path(path).expanduser()
+    file = place(path, "The file of labels")
     try:
         if file.suffix.lower() == ".npy":
-            return np.asarray(np.load(file, allow_pickle=False))
-        lines = file.read_text(encoding="utf-8").splitlines()
+            return load(file)
+        lines = read_text(file).splitlines()
     except OSError as error:
         raise SfumatoError(f"the labels {path} cannot be read: {reason(error)}") from None
-    except (ValueError, EOFError) as error:
+    except UnicodeDecodeError as error:
         raise SfumatoError(f"{path} holds no labels: {first_line(error)}") from None
     return [line.strip() for line in lines if line.strip()]
 
@@ -60,4 +60,4 @@ def label_column(found: Column, names: Sequence[str] | None = None) -> Column:
         indices, classes = given, list(names)
     values = np.full(len(found), NULL, np.int64)
     values[found.present] = indices
-    return Column(values, found.present, tuple(classes))
+    return Column(values, values != NULL, tuple(classes))  # text of NUL alone is empty too

@@ -7,14 +7,14 @@ picture. Sub-folders may have their own metadata files.
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from .. import schema
 from ..errors import SfumatoError
 from ..files import first_line, reason
-from .column import Column, cells, named
+from .column import Column, Unread, cells, named
 from .kinds import columns
 from .tables import TableFiles
 
@@ -80,15 +80,20 @@ def _add(rows: dict[str, Record], path: Path, number: int, record: Record, folde
         if before in (None, ""):
             row[column] = now
         elif now not in (None, "") and now != before:
-            raise SfumatoError(f"{path} gives two values of {column} for {name}, {before} and {now}: keep one of them")
+            two = f"{before!s:.40} and {now!s:.40}"
+            raise SfumatoError(f"{path} gives two values of {column} for {name}, {two}: keep one of them")
 
 
 def _parsed(name: str, values: list[Any]) -> Any:
     """Text cells as numbers if all of them are numbers."""
     if any(isinstance(cell, list | dict) for cell in values):
         return values
-    with named(name):
-        return cells([None if cell is None else str(cell) for cell in values])
+    words = [None if cell is None else str(cell) for cell in values]
+    try:
+        with named(name):
+            return cells(words)
+    except Unread:  # numbers of more digits than a number has
+        return words
 
 
 def _require_key(path: Path, names: Iterable[str]) -> None:
@@ -130,9 +135,9 @@ def _jsonl(path: Path) -> list[Record]:
 
 def _record(path: Path, number: int, line: str) -> Record:
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        record = None
+        record = schema.json_of(line, f"line {number}")
+    except SfumatoError as error:
+        raise SfumatoError(f"{path} is no table: {error}") from None
     if not isinstance(record, dict):
         raise SfumatoError(f"{path} is no table: line {number} is no JSON object")
     return record

@@ -41,7 +41,8 @@ def pick(arrays: Mapping[str, Any], where: str, asked: Asked) -> Picked:
     split = _split({key: arrays[key] for key in keys}, named, where, asked)
     own = [key for key in keys if named[key][0] == split.name]
     chosen = own[0] if len(own) == 1 and asked.key else _samples(arrays, {key: named[key][1] for key in own}, where)
-    rest, twins, keys_of = dict[str, Any](), [], dict[str, str]()
+    rest, keys_of = dict[str, Any](), dict[str, str]()
+    twins, unread = list[str](), list[str]()
     for key, (of, name) in sorted(named.items(), key=lambda item: item[1][0] != split.name):  # its own first
         if key != chosen and _same(arrays[key], arrays[chosen]):
             twins.append(repr(key))
@@ -49,12 +50,16 @@ def pick(arrays: Mapping[str, Any], where: str, asked: Asked) -> Picked:
             short = name if of == split.name else str(key)
             rest.setdefault(short, arrays[key])
             keys_of.setdefault(short, str(key))
+        elif key != chosen and split.name is None:
+            unread.append(f"{key} {tuple(arrays[key].shape)}")
     label = _labels(rest, len(arrays[chosen]) if _has_rows(arrays[chosen]) else 0)
     if label is not None and label.startswith("arr_"):
         rest["label"] = rest.pop(label)
     notes = [*split.note, _decided(chosen, None if label is None else keys_of[label])] if len(arrays) > 1 else []
     if twins:
         notes.append(f"{listed(twins)} holds the same numbers and is left out.")
+    if unread:
+        notes.append(f"Left out, as its name says of another split: {listed(unread)}.")
     return Picked(arrays[chosen], str(chosen), rest, notes)
 
 
@@ -105,7 +110,8 @@ def _same(one: Any, other: Any) -> bool:
     """Whether two arrays hold the same numbers in different shapes, as images and data of scikit-learn's digits do."""
     if not (isinstance(one, np.ndarray) and isinstance(other, np.ndarray)) or one.shape == other.shape:
         return False
-    return one.size == other.size and bool((one.ravel() == other.ravel()).all())
+    unread = not any(one.strides) or not any(other.strides)  # their shapes stand for values that were not unpacked
+    return not unread and one.size == other.size and bool((one.ravel() == other.ravel()).all())
 
 
 def _labels(beside: Mapping[str, Any], count: int) -> str | None:

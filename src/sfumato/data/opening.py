@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import SfumatoError
+from ..errors import SfumatoError, place
+from ..files import require_plain
 from ..machine import fits
-from . import arrays, builtin, metadata, tables
+from . import arrays, builtin, limits, metadata, tables
 from .folders import open_archives, open_pictures, open_table
 from .formats import Size
 from .images import IMAGE_SUFFIXES, together
@@ -42,6 +43,7 @@ def open(
     conditions: Mapping[str, str] | DataSpec | None = None,
     split: str | None = None,
     key: str | None = None,
+    max_gb: float = limits.DEFAULT_GB,
 ) -> Source:
     """Open a data source of any kind.
 
@@ -58,6 +60,8 @@ def open(
     split: "train", "val" or "test", where folders, files or arrays are named after splits; by default train.
     key: the name of the array (of an .npz or a dict), of the column (of a table) or of the picture (of a pair such as
         0001.input.png and 0001.target.png) that is to be learned, where the names and shapes should not decide.
+    max_gb: GiB of memory that one file may take once it is unpacked, or 32 times its own size if that is more; a
+        picture takes three times the size of its pixels.
 
     What was decided, and how to say otherwise, is in the notes of the source; files that are left out are in `skipped`.
     Raises SfumatoError for data that cannot be used.
@@ -70,7 +74,8 @@ def open(
     kinds = dict(conditions or {})
     if _is_pair(obj):
         obj, labels = obj[0], obj[1] if labels is None else labels
-    source = _read(obj, size, kinds, Asked(split, key))
+    with limits.at_most(max_gb):
+        source = _read(obj, size, kinds, Asked(split, key))
     if size is not None:
         source = _resized(source, size)
     if labels is not None:
@@ -98,6 +103,8 @@ def _read(obj: Any, size: Size | None, kinds: Mapping[str, str], asked: Asked) -
             source.notes.append(f"This is the built-in set; for the file or folder of that name write ./{text}")
         return source
     paths = _found(text)
+    for path in paths:
+        require_plain(path)
     if paths[0].is_dir():
         return _read_folder(paths[0], size, kinds, asked)
     name = paths[0].name.partition(".")[0] if len(paths) == 1 else paths[0].resolve().parent.name
@@ -125,7 +132,8 @@ def _read_files(
             f"{first} and {len(paths) - 1:,} more: only .tar archives and .parquet tables may be several"
         )
     if suffix == ".npz":
-        return _from_arrays(arrays.read_npz(first), str(first), first.stem, asked)
+        named = arrays.read_npz(first, lambda found: pick(found, str(first), asked).name)
+        return _from_arrays(named, str(first), first.stem, asked)
     if suffix == ".npy":
         asked.require_unused(str(first))
         return _from_array(arrays.read_npy(first), {}, str(first), first.stem)
@@ -197,7 +205,7 @@ def _found(text: str) -> list[Path]:
     """The folder, file or files that a text names. Raises SfumatoError with a suggestion if there are none."""
     if not text.strip():
         raise SfumatoError(f"no data given: name a folder, a file or one of {', '.join(builtin.NAMES)}")
-    path = Path(text).expanduser()
+    path = place(text, "Data")
     if path.exists():
         return [path]
     if several := expand(text):

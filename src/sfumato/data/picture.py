@@ -1,19 +1,28 @@
 """Read and resize one image file: its header, and its pixels as stored.
 
-Pillow's modes 1 and L have one channel, RGB and palettes three, everything with transparency four; I;16 has 16 bits, I
-and F have 32.
+Only the formats of `FORMATS` are ever opened, whatever a file is named: others may start programs. Pillow's modes 1 and
+L have one channel, RGB and palettes three, everything with transparency four; I;16 has 16 bits, I and F have 32.
 """
 
-from dataclasses import dataclass
+import struct
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from ..errors import SfumatoError
-from . import png16
+from . import limits, png16
 
+# names of Pillow's readers; TGA has no signature, so it comes last
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
 ORIENTATION = 0x0112  # the EXIF tag
+_START = 16  # bytes by which Pillow's readers know their format
+_COPIES = 3  # of the pixels while they are decoded, about
+_AT_ONCE = 2**30  # bytes that pictures decoded at once may take together, unless one alone takes more
 _LARGEST = 1 << 16  # pixels of a side
 FULL = {"uint8": 255, "uint16": 65535}
 
@@ -29,26 +38,67 @@ class Header:
     depth: str
     frames: int = 1
 
+    @property
+    def memory(self) -> int:
+        """Bytes that decoding takes, about."""
+        return _COPIES * self.height * self.width * self.channels * np.dtype(self.depth).itemsize
 
-def read_header(file: BinaryIO, name: str) -> Header:
-    """Size, channels and bit depth without decoding. Raises Pillow's errors for a file that is not an image."""
+
+def read_header(file: BinaryIO, name: str, most: float = limits.DEFAULT_GB * 2**30) -> Header:
+    """Size, channels and bit depth before decoding. Raises Pillow's errors for a file that is not an image.
+
+    most: bytes of memory that decoding may take; SfumatoError if it takes more.
+    """
     if not file.read(1):
         raise ValueError("the file is empty")
     file.seek(0)
     colour16 = png16.channels(file)
-    with _opened(file) as image:
+    with opened(file) as image:
         width, height = image.size
-        if image.getexif().get(ORIENTATION, 1) >= 5:
-            width, height = height, width
         depth = "uint16" if colour16 else _depth(image)
-        return Header(name, height, width, colour16 or _channels(image), depth, getattr(image, "n_frames", 1))
+        header = Header(name, height, width, colour16 or _channels(image), depth, getattr(image, "n_frames", 1))
+        limits.require(header.memory, most, f"a picture of {width:,} x {height:,} pixels")
+        with _ROOM.taking(header.memory):  # the EXIF of a PNG may come after its pixels, which are then decoded
+            turned = image.getexif().get(ORIENTATION, 1) >= 5
+    return replace(header, height=width, width=height) if turned else header
 
 
-def _opened(file: BinaryIO) -> Image.Image:
-    try:
-        return Image.open(file)
-    except UnidentifiedImageError:
-        raise ValueError("it is not an image, or of a kind that cannot be read") from None
+def opened(file: BinaryIO) -> Image.Image:
+    """The image of an open file, of one of `FORMATS`, its pixels not yet decoded. Raises ValueError if it is none.
+
+    Not by `Image.open`, which warns of large pictures and refuses larger ones, whatever limit is set here.
+    """
+    Image.init()
+    start = file.read(_START)
+    for factory, accept in (Image.OPEN[name] for name in FORMATS if name in Image.OPEN):
+        if accept is None or accept(start) is True:
+            file.seek(0)
+            with suppress(SyntaxError, IndexError, TypeError, struct.error):  # as in `Image.open`: it is of another
+                return factory(file, "")
+    raise ValueError("it is not an image, or of a kind that cannot be read")
+
+
+class _Room:
+    """Memory that threads take in turn when together they would take more than `most` bytes."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._taken, self._changed = most, 0, threading.Condition()
+
+    @contextmanager
+    def taking(self, nbytes: int) -> Iterator[None]:
+        """Wait until there is room for `nbytes`; one alone always has room."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken or self._taken + nbytes <= self._most)
+            self._taken += nbytes
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= nbytes
+                self._changed.notify_all()
+
+
+_ROOM = _Room(_AT_ONCE)
 
 
 def _channels(image: Image.Image) -> int:
@@ -67,26 +117,37 @@ def _depth(image: Image.Image) -> str:
 
 def decode(file: BinaryIO, header: Header, channels: int, depth: str, target: tuple[int, int] | None) -> np.ndarray:
     """The pixels (channels, height, width) at this depth; `target` = (height, width) resizes and crops."""
+    with _ROOM.taking(header.memory):
+        pixels = _stored(file, header)
+        pixels = pixels.reshape(*pixels.shape[:2], -1)
+        pixels = _deepen(_widen(pixels, channels, FULL.get(header.depth, 1)), header.depth, depth)
+        if target is not None:
+            pixels = fit_cover(pixels, target)
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _stored(file: BinaryIO, header: Header) -> np.ndarray:
+    """The pixels (H, W) or (H, W, C) as stored; never more of them than the header has declared."""
     if png16.channels(file):
-        pixels = png16.read(file.read())
-    else:
-        with _opened(file) as opened:
-            image = ImageOps.exif_transpose(opened)
-            pixels = np.asarray(_standard(image, header.channels))
-    pixels = pixels.reshape(*pixels.shape[:2], -1)
-    pixels = _deepen(_widen(pixels, channels, FULL.get(header.depth, 1)), header.depth, depth)
-    if target is not None:
-        pixels = fit_cover(pixels, target)
-    elif pixels.shape[:2] != (header.height, header.width):
-        raise ValueError(f"it decodes to {pixels.shape[:2]}, not to the {(header.height, header.width)} it declares")
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        return png16.read(file.read(), (header.height, header.width))
+    with opened(file) as image:
+        _require_size(sorted(image.size), sorted((header.width, header.height)))
+        ImageOps.exif_transpose(image, in_place=True)
+        _require_size(image.size, (header.width, header.height))
+        return np.asarray(_standard(image, header.channels))
+
+
+def _require_size(found: Sequence[int], declared: Sequence[int]) -> None:
+    if tuple(found) != tuple(declared):
+        raise ValueError(f"it decodes to {tuple(found)}, not to the {tuple(declared)} (width, height) it declares")
 
 
 def _standard(image: Image.Image, channels: int) -> Image.Image:
     """The image in mode L, RGB or RGBA; images of 16 or 32 bits are unchanged."""
     if image.mode == "F" or image.mode.startswith("I"):
         return image
-    return image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _widen(pixels: np.ndarray, channels: int, opaque: int) -> np.ndarray:
@@ -107,7 +168,7 @@ def _deepen(pixels: np.ndarray, stored: str, depth: str) -> np.ndarray:
         raise ValueError(f"its values run from {pixels.min()} to {pixels.max()}, beyond 16 bits")
     if depth == "float32" and not np.isfinite(pixels).all():
         raise ValueError("it holds NaN or infinite values")
-    return pixels.astype(depth)
+    return pixels.astype(depth, copy=False)
 
 
 def fit_cover(pixels: np.ndarray, target: tuple[int, int]) -> np.ndarray:

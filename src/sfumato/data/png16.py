@@ -26,20 +26,30 @@ def channels(file: BinaryIO) -> int:
     return 3 if colour == 2 else 4
 
 
-def read(packed: bytes) -> np.ndarray:
-    """The pixels uint16 (H, W, 3 or 4). Raises ValueError for a damaged file."""
+def read(packed: bytes, size: tuple[int, int]) -> np.ndarray:
+    """The pixels uint16 (H, W, 3 or 4) of a PNG of this (height, width). Raises ValueError for a damaged file."""
     width, height, colour, data = _chunks(packed)
+    if (height, width) != size:
+        raise ValueError(f"it is of {width:,} x {height:,} pixels, not of the {size[1]:,} x {size[0]:,} it was")
     bytes_per_pixel = 2 * COLOURS[colour]
-    try:
-        raw = zlib.decompress(data)
-    except zlib.error as error:
-        raise ValueError(f"its pixel data are damaged ({error})") from None
-    if len(raw) != height * (1 + width * bytes_per_pixel):
-        raise ValueError("its pixel data are incomplete")
+    raw = _inflated(data, height * (1 + width * bytes_per_pixel))
     rows = np.frombuffer(raw, np.uint8).reshape(height, -1)
     flat = _unfilter(rows[:, 0], rows[:, 1:].reshape(height, width, bytes_per_pixel))
     pixels = flat.reshape(height, width, -1, 2).view(">u2")[..., 0].astype(np.uint16)
     return pixels if colour != 4 else pixels[:, :, [0, 0, 0, 1]]
+
+
+def _inflated(data: bytes, nbytes: int) -> bytes:
+    """The pixel data, of exactly this size: a few bytes may inflate to gigabytes, so no more are ever asked for."""
+    stream = zlib.decompressobj()
+    try:
+        raw = stream.decompress(data, nbytes)
+        more = stream.decompress(stream.unconsumed_tail, 1)
+    except zlib.error as error:
+        raise ValueError(f"its pixel data are damaged ({error})") from None
+    if len(raw) != nbytes or more:
+        raise ValueError("its pixel data are incomplete" if not more else "its pixel data are more than its size holds")
+    return raw
 
 
 def _chunks(data: bytes) -> tuple[int, int, int, bytes]:
@@ -74,17 +84,17 @@ def _unfilter(kinds: np.ndarray, filtered: np.ndarray) -> np.ndarray:
     if kinds.max(initial=0) > 4:
         raise ValueError("it uses an unknown row filter")
     height, width, size = filtered.shape
-    out = np.zeros((height + 1, width + 1, size), np.int16)  # padded with one row and one column of zeros
+    out = np.zeros((height + 1, width + 1, size), np.uint8)  # padded with one row and one column of zeros
     for diagonal in range(height + width - 1):
         i = np.arange(max(0, diagonal - width + 1), min(height, diagonal + 1))
         j = diagonal - i
-        left, up, corner = out[i + 1, j], out[i, j + 1], out[i, j]
+        left, up, corner = (out[at].astype(np.int16) for at in ((i + 1, j), (i, j + 1), (i, j)))
         kind = kinds[i][:, None]
         guess = np.select(
             [kind == 1, kind == 2, kind == 3, kind == 4], [left, up, (left + up) // 2, _paeth(left, up, corner)], 0
         )
         out[i + 1, j + 1] = (filtered[i, j] + guess) & 255
-    return out[1:, 1:].astype(np.uint8)
+    return out[1:, 1:]
 
 
 def _paeth(left: np.ndarray, up: np.ndarray, corner: np.ndarray) -> np.ndarray:

@@ -29,15 +29,23 @@ def blocks(x: "Samples", indices: Tensor | None = None) -> Iterator[Tensor]:
 
 
 def chunks(x: "Samples", indices: Tensor | None = None) -> Iterator[Tensor]:
-    """`blocks` in float64, with a progress count."""
+    """All values by channel, (C, n) in float64, in pieces of bounded size, with a progress count of the samples."""
     with counting("Computing statistics", len(x) if indices is None else len(indices)) as count:
         for block in blocks(x, indices):
-            yield block.to(torch.float64)
+            for piece in _by_channel(block).split(max(1, CHUNK_ENTRIES // x.shape[1]), dim=1):
+                yield piece.to(torch.float64)
             count(len(block))
 
 
 def statistics(x: "Samples", indices: Tensor | None = None) -> Statistics:
-    """Two passes in float64 over x (N, C, *spatial): mean = sum x / n, var = sum (x - mean)^2 / n, per channel.
+    """The mean, deviation and range of x (N, C, *spatial) by channel, and the least deviation within neighbours."""
+    moments = _moments(x, indices)
+    quiet, quiet_sample = _quiet(x, indices, GROUP), _quiet(x, indices, 1)
+    return Statistics(*(tuple(v.tolist()) for v in (*moments, quiet, quiet_sample)))
+
+
+def _moments(x: "Samples", indices: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(mean, std, lowest, highest) by channel, in two passes: mean = sum x / n, var = sum (x - mean)^2 / n.
 
     The second pass subtracts the mean first, so that a small spread around a large offset is not lost to cancellation,
     and divides by the range, so that squares neither underflow nor overflow.
@@ -47,8 +55,7 @@ def statistics(x: "Samples", indices: Tensor | None = None) -> Statistics:
     low = torch.full((channels,), math.inf, dtype=torch.float64)
     high = torch.full((channels,), -math.inf, dtype=torch.float64)
     entries = 0
-    for block in chunks(x, indices):
-        flat = _by_channel(block)
+    for flat in chunks(x, indices):
         entries += flat.shape[1]
         total += flat.sum(1)
         low = torch.minimum(low, flat.amin(1))
@@ -56,11 +63,9 @@ def statistics(x: "Samples", indices: Tensor | None = None) -> Statistics:
     mean = torch.where(low == high, low, total / entries)
     width = torch.where(high > low, high - low, 1.0)
     square = torch.zeros(channels, dtype=torch.float64)
-    for block in chunks(x, indices):
-        square += ((_by_channel(block) - mean[:, None]) / width[:, None]).square_().sum(1)
-    std = width * (square / entries).sqrt()
-    quiet, quiet_sample = _quiet(x, indices, GROUP), _quiet(x, indices, 1)
-    return Statistics(*(tuple(v.tolist()) for v in (mean, std, low, high, quiet, quiet_sample)))
+    for flat in chunks(x, indices):
+        square += (flat - mean[:, None]).div_(width[:, None]).square_().sum(1)
+    return mean, width * (square / entries).sqrt(), low, high
 
 
 def _by_channel(block: Tensor) -> Tensor:
@@ -75,7 +80,10 @@ def _quiet(x: "Samples", indices: Tensor | None, size: int) -> Tensor:
     """
     rows = torch.arange(len(x)) if indices is None else indices
     size = min(size, len(rows))
-    groups = max(1, min(len(rows) // size, GROUPS, CHUNK_ENTRIES // (size * max(1, x[0].numel()))))
+    room = CHUNK_ENTRIES // (size * max(1, x[0].numel()))
+    if not room:  # not even one group: it is read in pieces
+        return _moments(x, rows[:size])[1]
+    groups = max(1, min(len(rows) // size, GROUPS, room))
     starts = torch.linspace(0, len(rows) - size, groups, dtype=torch.float64).long()
     chosen = x[rows[starts[:, None] + torch.arange(size)].flatten()].to(torch.float64)
     members = chosen.reshape(groups, size, x.shape[1], -1).transpose(1, 2).reshape(groups, x.shape[1], -1)

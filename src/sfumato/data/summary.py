@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from . import cache
+from . import cache, limits
 from .column import Column
 from .formats import Size
 from .opening import open
@@ -23,11 +23,12 @@ def inspect(
     conditions: Mapping[str, str] | None = None,
     split: str | None = None,
     key: str | None = None,
+    max_gb: float = limits.DEFAULT_GB,
 ) -> dict[str, Any]:
     """Counts, shape, dtype, range, statistics by channel, classes, conditions, duplicates and notes of a source (or of
     whatever `open` takes, with its arguments), as plain values for JSON.
     """
-    source = open(obj, labels=labels, size=size, conditions=conditions, split=split, key=key)
+    source = open(obj, labels=labels, size=size, conditions=conditions, split=split, key=key, max_gb=max_gb)
     figures = figures_of(source)
     train, holdout = source.split()
     described = {name: _condition(name, found) for name, found in source.conditions.items()}

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, final
 
 import numpy as np
-from PIL import Image
 
 from ..errors import SfumatoError
-from ..files import first_line
-from . import cache
+from ..files import first_line, read_text, require_plain
+from . import cache, limits
+from .arrow_files import read_arrow
 from .images import together
 from .kinds import IGNORE
+from .picture import opened
 
 LABEL_NAMES = ("label", "labels", "class", "cls", "category", "target", "y", "fine_label", "coarse_label")
 PICTURE_NAMES = ("image", "img", "picture", "photo", "jpg", "png", "jpeg", "webp")
@@ -28,6 +29,7 @@ LIST_NAMES = ("x", "data", "values", "features")
 INDEX_NAMES = ("__index_level", "Unnamed:")  # and no name: the row numbers that pandas writes
 _SHOWN = 12  # most columns listed in an error
 _NAMED = 8  # most columns listed in a note
+_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8}  # bytes of a value by Parquet's type
 
 
 class Roles(NamedTuple):
@@ -71,7 +73,9 @@ class TableFiles:
     def group(self, number: int, names: Sequence[str]) -> Any:
         """Columns of a group, as a pyarrow table."""
         try:
-            return self._groups[number].to_table(columns=list(names), use_threads=False)
+            found = self._groups[number].to_table(columns=list(names), use_threads=False)
+            found.validate(full=True)  # a damaged file may point beyond its end
+            return found
         except Exception as error:  # pyarrow raises many kinds
             raise SfumatoError(f"{self.where} is damaged: {first_line(error)}") from None
 
@@ -89,27 +93,33 @@ def _fragments(path: Path) -> tuple[Any, list[Any]]:
     try:
         if suffix in (".parquet", ".pq"):
             (whole,) = dataset.dataset(path, format="parquet").get_fragments()
-            return whole.physical_schema, whole.split_by_row_group()
-        table = csv.read_csv(path) if suffix == ".csv" else _arrow(pa, path)
-        table.schema.names  # noqa: B018 -- fails here where the head of a CSV file is not UTF-8
-        return table.schema, list(dataset.dataset(table).get_fragments())
+            limits.require_file(path, _unpacked(whole.metadata))
+            schema, groups = whole.physical_schema, whole.split_by_row_group()
+        else:
+            table = csv.read_csv(path) if suffix == ".csv" else read_arrow(path)
+            schema, groups = table.schema, list(dataset.dataset(table).get_fragments())
+        for kind in (pa.struct(schema), *filter(pa.types.is_struct, schema.types)):
+            [kind.field(i).name for i in range(kind.num_fields)]  # fails here where a name is not UTF-8
+        return schema, groups
+    except SfumatoError:
+        raise
     except Exception as error:  # pyarrow raises many kinds
         raise SfumatoError(f"{path} cannot be read as a table: {first_line(error)}") from None
+
+
+def _unpacked(metadata: Any) -> int:
+    """Bytes of the values in a Parquet file: some millions of equal numbers are packed into a few bytes."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    parts = [group.column(i) for group in groups for i in range(group.num_columns)]
+    return sum(
+        max(part.total_uncompressed_size, part.num_values * _WIDTHS.get(part.physical_type, 0)) for part in parts
+    )
 
 
 def _rows(fragment: Any) -> int:
     if hasattr(fragment, "row_groups"):  # of Parquet, where `count_rows` is that of the whole file
         return sum(group.num_rows for group in fragment.row_groups)
     return int(fragment.count_rows())
-
-
-def _arrow(pa: Any, path: Path) -> Any:
-    """The table of an Arrow file, mapped: a stream as `datasets` saves it, or a file with an index."""
-    mapped = pa.memory_map(str(path))
-    try:
-        return pa.ipc.open_stream(mapped).read_all()
-    except pa.ArrowInvalid:
-        return pa.ipc.open_file(mapped).read_all()
 
 
 def saved_splits(folder: Path) -> list[Path]:
@@ -125,10 +135,13 @@ def saved(folder: Path) -> list[Path]:
     if not state.is_file():
         return []
     try:
-        names = [entry["filename"] for entry in json.loads(state.read_text(encoding="utf-8"))["_data_files"]]
-    except (OSError, ValueError, KeyError, TypeError):
+        names = [entry["filename"] for entry in json.loads(read_text(state))["_data_files"]]
+        files = [folder / name for name in names]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise SfumatoError(f"{state} is damaged: save the data set again") from None
-    return [folder / name for name in names]
+    for file in files:
+        require_plain(file)
+    return files
 
 
 def roles(table: TableFiles, kinds: Mapping[str, str], key: str | None = None) -> Roles:
@@ -143,7 +156,7 @@ def roles(table: TableFiles, kinds: Mapping[str, str], key: str | None = None) -
     free = {name for name in types if kinds.get(name, IGNORE) == IGNORE}
     classes = [name for name in types if (name in free or kinds[name] == "label") and _can_be_label(types[name])]
     label = next((name for name in [*called, *LABEL_NAMES] if name in classes), None)
-    names = features.get(label, {}).get("names") if label else None
+    names = _names(features.get(label, {})) if label else None
     label = None if label == key else label
     rest = [name for name in types if name != label and name in free and key in (None, name)]
     encoded = [name for name in rest if _holds_bytes(types[name]) and _is_picture(table, name)]
@@ -176,9 +189,15 @@ def _features(schema: Any) -> dict[str, dict[str, Any]]:
     """The features of the columns that `datasets` writes into the schema's metadata."""
     try:
         found = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, ValueError, TypeError):
+        return {name: feature for name, feature in found.items() if isinstance(feature, dict)}
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
-    return {name: feature for name, feature in found.items() if isinstance(feature, dict)}
+
+
+def _names(feature: Mapping[str, Any]) -> list[str] | None:
+    """The names of the classes, if a feature declares any."""
+    names = feature.get("names")
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 def is_number(kind: Any) -> bool:
@@ -231,7 +250,7 @@ def _is_picture(table: TableFiles, name: str) -> bool:
     first = next((i for i, count in enumerate(table.counts) if count), None)
     for cell in [] if first is None else table.group(first, [name]).column(0).slice(0, 8).to_pylist():
         try:
-            with Image.open(io.BytesIO(encoded_bytes(cell) or b"")):
+            with opened(io.BytesIO(encoded_bytes(cell) or b"")):
                 return True
         except Exception:  # Pillow's decoders raise whatever they like
             continue

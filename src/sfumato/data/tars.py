@@ -7,25 +7,27 @@ folders within are the classes.
 
 from __future__ import annotations
 
-import json
 import re
-import tarfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any, final
 
+from .. import schema
 from ..errors import SfumatoError
-from ..files import first_line, reason
+from ..files import reason
 from ..progress import counting
 from . import cache
 from .images import IMAGE_SUFFIXES, Items, hidden, together
 from .source import LABEL
+from .tar_members import members
 
 LABEL_FIELDS = ("label", "cls", "class", "class_name", "category", "target", "y")
 _INDEX = 3  # version of the cached index: another number ignores older ones
 _LARGEST_LABEL = 1 << 20  # bytes of a .cls or .json
+_LARGEST_NUMBER, _LONGEST_WORD = 18, 1000  # digits, characters of a label
+_PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")  # how gzip, bzip2, xz and zstd start
 Index = dict[str, Any]
 
 
@@ -121,23 +123,22 @@ def _walk(path: Path, count: Callable[[], None]) -> Index:
     fields: dict[str, dict[str, Any]] = {}
     odd: list[tuple[str, str]] = []
     try:
-        with tarfile.open(path, "r:") as archive:
-            while (member := archive.next()) is not None:
-                archive.members = []  # type: ignore[attr-defined]  # else all of them are kept
+        with path.open("rb") as file:
+            for member in members(file, path.stat().st_size):
                 count()
                 name = PurePosixPath(member.name)
+                if member.is_folder or hidden(name):
+                    continue
+                if not (member.is_file and member.size):
+                    odd.append((member.name, "it is empty" if member.is_file else "no plain file"))
+                    continue
                 sample, _, ending = name.name.partition(".")
                 place = str(name.parent / sample)
-                if member.isdir() or hidden(name):
-                    continue
-                if not member.isreg() or member.issparse():
-                    odd.append((member.name, "no plain file"))
-                elif name.suffix.lower() in IMAGE_SUFFIXES:
-                    pictures.append((place, member.name, member.offset_data, member.size))
+                if name.suffix.lower() in IMAGE_SUFFIXES:
+                    pictures.append((place, member.name, member.offset, member.size))
                 elif ending.lower() in ("cls", "json") and member.size <= _LARGEST_LABEL:
-                    file = archive.extractfile(member)
-                    assert file is not None
-                    found = _parsed(file.read(), ending.lower())
+                    file.seek(member.offset)
+                    found = _parsed(file.read(member.size), ending.lower())
                     if not found:
                         odd.append((member.name, f"it holds no label, such as one under {LABEL_FIELDS[0]!r}"))
                     elif ending.lower() == "cls":  # a label of its own comes before that of a .json
@@ -146,18 +147,11 @@ def _walk(path: Path, count: Callable[[], None]) -> Index:
                         fields[place] = found | fields.get(place, {})
                 else:
                     odd.append((member.name, "neither a picture nor its label (.cls, .json)"))
-            _require_end(path, archive.offset)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise SfumatoError(_refusal(path, error)) from None
+    except OSError as error:
+        raise SfumatoError(f"{path} cannot be read: {reason(error)}") from None
+    except ValueError as why:
+        raise SfumatoError(_refusal(path, str(why))) from None
     return _joined(pictures, fields, odd)
-
-
-def _require_end(path: Path, offset: int) -> None:
-    """An archive ends in blocks of zeros; one that was cut between two members has none."""
-    with path.open("rb") as file:
-        file.seek(offset)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError("its end is missing")
 
 
 def _joined(
@@ -184,32 +178,30 @@ def _joined(
 def _parsed(data: bytes, kind: str) -> dict[str, Any]:
     """The label in a .cls, or the fields of a .json, of which the first of `LABEL_FIELDS` becomes the label."""
     text = data.decode("utf-8", "replace").strip()
-    if kind == "cls":
-        return {} if (label := _label(text)) is None else {LABEL: label}
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = text if kind == "cls" else schema.json_of(text, kind)
+        if not isinstance(value, dict):
+            return {} if (label := _label(value)) is None else {LABEL: label}
+        for name in LABEL_FIELDS:
+            if (label := _label(value.get(name))) is not None:
+                return {LABEL: label} | {other: cell for other, cell in value.items() if other not in (name, LABEL)}
+        return value
+    except (SfumatoError, ValueError):
         return {}
-    if not isinstance(value, dict):
-        return {} if (label := _label(value)) is None else {LABEL: label}
-    for name in LABEL_FIELDS:
-        if (label := _label(value.get(name))) is not None:
-            return {LABEL: label} | {other: cell for other, cell in value.items() if other not in (name, LABEL)}
-    return value
 
 
 def _label(value: Any) -> int | str | None:
-    """A label: a word or a whole number, also one written as text; None for anything else."""
+    """A label: a word or a whole number, also one written as text; None for anything else. ValueError if too long."""
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
         return None
-    return int(value) if isinstance(value, str) and re.fullmatch(r"-?\d+", value) else value
+    if len(word := str(value)) > _LONGEST_WORD:
+        raise ValueError(f"its label has {len(word):,} characters")
+    return int(value) if re.fullmatch(rf"-?[0-9]{{1,{_LARGEST_NUMBER}}}", word) else word
 
 
-def _refusal(path: Path, error: Exception) -> str:
-    if isinstance(error, OSError) and not isinstance(error, tarfile.TarError) and error.strerror:
-        return f"{path} cannot be read: {reason(error)}"
+def _refusal(path: Path, why: str) -> str:
     with path.open("rb") as file:
         start = file.read(6)
-    if start[:2] == b"\x1f\x8b" or start[:3] == b"BZh" or start == b"\xfd7zXZ\x00" or start[:4] == b"\x28\xb5\x2f\xfd":
+    if start.startswith(_PACKED):
         return f"{path} is compressed, so that no picture in it can be found at once: unpack it to a plain .tar"
-    return f"{path} is no whole .tar archive ({first_line(error)}): copy or make it again"
+    return f"{path} is no whole .tar archive ({why}): copy or make it again"

@@ -56,6 +56,9 @@ class TrainConfig:
     key: str | None = None
     """Name of the array (of a .npz file), the column (of a table) or the picture (of a pair) to learn, where names and
     shapes should not decide."""
+    max_gb: float = 1.0
+    """GiB of memory that one file of the data may take once it is unpacked, or 32 times its own size if that is more;
+    a picture takes three times the size of its pixels."""
     net: str = "auto"
     """The network: a size (auto, tiny, small, base) of the kind that suits the data, or a network by name ({net}),
     with arguments as in DiT(depth=8, width=256) or --net DiT --net.depth 8."""
@@ -190,6 +193,8 @@ def _typed(field: dataclasses.Field[Any], value: Any) -> Any:
         what = registry.KINDS[NAMING[name]].words if name in NAMING else name
         more = f": register the {what} and pass its name" if callable(value) else ""
         raise SfumatoError(f"{name} must be text, not {value!r:.80}{more}.")
+    if kind == "str" and "\0" in value:
+        raise SfumatoError(f"{name} cannot have a NUL character: {value!r:.80}.")
     if kind in ("int", "float"):
         if isinstance(value, bool | str) or not hasattr(value, "__float__"):
             raise SfumatoError(f"{name} must be a number, not {value!r:.80}.")
@@ -203,7 +208,8 @@ def _typed(field: dataclasses.Field[Any], value: Any) -> Any:
 _LARGEST = 1 << 16  # bytes of a file of settings, ten times those of one with every setting and its description
 _TINY, _YEARS = 1e-12, 1e7  # minutes: about twenty years
 _RANGES: tuple[tuple[str, float, float], ...] = (
-    ("minutes", 1e-3, _YEARS), ("steps", 1, 2**53), ("size", 1, 65536), ("batch", 1, 2**31),
+    ("minutes", 1e-3, _YEARS), ("steps", 1, 2**53), ("size", 1, 65536),
+    ("max_gb", 1e-3, 1e6), ("batch", 1, 2**31),
     ("lr", _TINY, 1e3), ("warmup", 0, math.inf), ("decay", 0, 1), ("weight_decay", 0, 1e3), ("clip", 0, math.inf),
     ("ema", 0, 0.28), ("drop", 0, 1), ("holdout", 0, 0.9), ("guidance", -1e3, 1e3), ("seed", 0, 2**63 - 1),
     ("sample_every", 0, math.inf), ("snapshots", 0, 1000), ("micro", 1, math.inf), ("checkpoint_every", 1e-3, _YEARS),

@@ -27,7 +27,7 @@ from torch import Tensor
 from sfumato import schema
 from sfumato.distributed import World, local
 from sfumato.errors import SfumatoError
-from sfumato.files import first_line, flush, reason, seal, write_text
+from sfumato.files import first_line, flush, reason, require_plain, seal, write_text
 
 CONTRACT = "contract.json"
 _LARGEST = 100_000_000  # bytes, as of the header of a single file
@@ -89,6 +89,7 @@ def _finish(place: Path, final: Path, contract: dict[str, Any]) -> Path:
 
 
 def _hash(path: Path) -> str:
+    require_plain(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
