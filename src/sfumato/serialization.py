@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from sfumato import __version__, registry, trees
 from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError, place
-from sfumato.files import read_header, read_sealed, write_sealed
+from sfumato.files import locked, read_header, read_sealed, reason, write_sealed
 from sfumato.model import Denoiser
 from sfumato.noise import seeded
 from sfumato.objectives.density import drawn_levels
@@ -32,6 +32,7 @@ from sfumato.solvers import Plan
 
 FORMAT, CODEC, VERSION = "sfumato model", "sfumato codec", 2  # codecs had a format of their own in version 1
 FILE = "model.safetensors"  # its name within a run folder
+_WAIT = 60.0  # seconds that a plan waits for other processes that store one
 
 
 def save(model: Any, path: str | os.PathLike[str], raw: Mapping[str, Tensor] | None = None) -> Path:
@@ -261,13 +262,17 @@ def _fill(model: Any, state: Mapping[str, Tensor], path: Path) -> None:
 def store_plan(path: str | os.PathLike[str], plan: Plan) -> str:
     """Add a plan to a model file or run folder, replacing the one of the same name; returns its name (`plan_name`).
 
-    The file is rewritten atomically, with a new hash. Raises SfumatoError for a file that is not a model.
+    The file is rewritten atomically, with a new hash; several processes take turns. Raises SfumatoError for a file that is not a model.
     """
-    path = locate(path)
-    whole, tensors = _read(path)
-    name, (_, args) = plan_name(plan), _innermost(whole["model"])
-    args["plans"] = {**(args.get("plans") or {}), name: trees.tree(plan)}
-    write_sealed(path, tensors, whole)
+    path, name = locate(path), plan_name(plan)
+    try:
+        with locked(path, wait=_WAIT):
+            whole, tensors = _read(path)
+            _, args = _innermost(whole["model"])
+            args["plans"] = {**(args.get("plans") or {}), name: trees.tree(plan)}
+            write_sealed(path, tensors, whole)
+    except OSError as error:
+        raise SfumatoError(f"{path} cannot be written: {reason(error)}.") from None
     return name
 
 

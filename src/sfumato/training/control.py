@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from sfumato.errors import SfumatoError, suggest
-from sfumato.files import reason
+from sfumato.files import no_links, reason
 from sfumato.folder import existing
 
 WORDS = ("save", "sample", "pause", "go", "stop")
@@ -32,7 +32,7 @@ def say(run: str | os.PathLike[str], word: str) -> Path:
             (path / FOLDER / "pause").unlink(missing_ok=True)
             return path
         (path / FOLDER).mkdir(exist_ok=True)
-        (path / FOLDER / word).touch()
+        os.close(no_links(str(path / FOLDER / word), os.O_WRONLY | os.O_CREAT))
     except OSError as error:
         raise SfumatoError(f"{path / FOLDER} cannot be written: {reason(error)}.") from None
     return path

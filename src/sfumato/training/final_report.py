@@ -44,6 +44,8 @@ class FinalReport(Hook):
         self._write(session, copied, informed, time.monotonic() - session.began)
 
     def stop(self, session: Session) -> None:
+        if session.finished:  # only the end of the run is missing, which a resumed one makes
+            return
         informed = f"the run was stopped ({_by_hand(session)})" if _known(session) else None
         self._write(session, f"the run was stopped (sfumato memorization {session.path} measures it)", informed, 0.0)
 
