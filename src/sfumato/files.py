@@ -22,11 +22,6 @@ from typing import Any
 
 from sfumato.errors import SfumatoError
 
-try:
-    import fcntl
-except ImportError:  # Windows, where nothing is locked
-    fcntl = None  # type: ignore[assignment]
-
 KEY = "sfumato"  # key of the contract in the safetensors metadata
 _LARGEST_HEADER = 100_000_000  # the limit of the safetensors format
 _NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.ENOSYS)  # of systems that cannot flush this
@@ -92,7 +87,9 @@ def locked(path: Path, wait: float = 0.0, create: bool = False) -> Iterator[None
 
 def _flock(handle: int) -> bool:
     """Try to lock an open file; False if another process holds it."""
-    if fcntl is None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
         return True
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -25,6 +25,7 @@ from sfumato import __version__, registry, trees
 from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError, place
 from sfumato.files import locked, read_header, read_sealed, reason, write_sealed
+from sfumato.machine import device_of
 from sfumato.model import Denoiser
 from sfumato.noise import seeded
 from sfumato.objectives.density import drawn_levels
@@ -203,7 +204,7 @@ def load(
     if weights not in ("ema", "raw"):
         raise SfumatoError(f"weights must be 'ema' or 'raw', not {weights!r}.")
     registry.add(modules)
-    path = locate(path)
+    device, path = device_of(device), locate(path)
     whole, tensors = _read(path)
     state = {name: value for name, value in tensors.items() if not name.startswith("raw.")}
     raw = {name.removeprefix("raw."): value for name, value in tensors.items() if name.startswith("raw.")}
@@ -262,7 +263,8 @@ def _fill(model: Any, state: Mapping[str, Tensor], path: Path) -> None:
 def store_plan(path: str | os.PathLike[str], plan: Plan) -> str:
     """Add a plan to a model file or run folder, replacing the one of the same name; returns its name (`plan_name`).
 
-    The file is rewritten atomically, with a new hash; several processes take turns. Raises SfumatoError for a file that is not a model.
+    The file is rewritten atomically, with a new hash; several processes take turns. Raises SfumatoError for a file that
+    is not a model, or that another process has been changing for a minute.
     """
     path, name = locate(path), plan_name(plan)
     try:

@@ -22,7 +22,7 @@ def doctor(options: Any, voice: Voice) -> int:
     if options.subject is None:
         raise SfumatoError("`sfumato doctor` needs RUN, a run folder or a model file, or --explain CODE")
     from sfumato import diagnosis  # imports torch, which a page does not need
-    from sfumato.training.precision import device_of
+    from sfumato.machine import device_of
 
     report = diagnosis.doctor(
         options.subject, options.data, options.labels, size=options.size, seed=options.seed,

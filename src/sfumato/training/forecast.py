@@ -29,7 +29,7 @@ from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.folder import Log, read
 from sfumato.folder import found as checkpoints
-from sfumato.machine import available, out_of_memory, peak_memory
+from sfumato.machine import available, device_of, out_of_memory, peak_memory
 from sfumato.noised import evaluating
 from sfumato.sampling import sample
 from sfumato.solver_selection import make_plan
@@ -41,7 +41,6 @@ from sfumato.training.grids import halfway
 from sfumato.training.guard import precision
 from sfumato.training.hooks import usual
 from sfumato.training.loop import Progress, fit
-from sfumato.training.precision import device_of
 from sfumato.training.run import in_words, own_modes, prepared
 from sfumato.training.session import Session
 from sfumato.training.state import State

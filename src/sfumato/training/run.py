@@ -20,6 +20,7 @@ from sfumato.distributed import World, joined, leads
 from sfumato.errors import SfumatoError, suggest
 from sfumato.errors import place as path_of
 from sfumato.files import write_text
+from sfumato.machine import device_of
 from sfumato.progress import reporting_to
 from sfumato.sampling import apart
 from sfumato.training import checkpoint, config, loggers
@@ -27,7 +28,6 @@ from sfumato.training.config import TrainConfig, from_dict
 from sfumato.training.console import Console
 from sfumato.training.hooks import usual
 from sfumato.training.parts import Objects, known_here, loss_of, model_for, rebuilt, separate, with_model
-from sfumato.training.precision import device_of
 from sfumato.training.session import Session
 from sfumato.training.state import State
 
