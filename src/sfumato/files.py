@@ -50,6 +50,14 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink()
 
 
+def remove(path: Path) -> None:
+    """Delete a file if it is there."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise SfumatoError(f"{path} cannot be deleted: {reason(error)}.") from None
+
+
 def sweep(folder: Path) -> None:
     """Delete the temporary files of `atomic` that killed processes left in a folder and in those directly within it."""
     for place in (folder, *(path for path in folder.iterdir() if path.is_dir())):

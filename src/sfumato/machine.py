@@ -39,10 +39,8 @@ def device_of(name: str | torch.device) -> torch.device:
         raise SfumatoError(f"There is no device {str(name)!r}: torch sees {torch.cuda.device_count()} GPUs here.")
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, NotImplementedError, ImportError) as error:
-        raise SfumatoError(
-            f"There is no device {str(name)!r} here: {str(error).splitlines()[0].rstrip('.')}."
-        ) from None
+    except (RuntimeError, NotImplementedError, ImportError):
+        raise SfumatoError(f"There is no device {str(name)!r}: torch cannot use one here. Give cpu or auto.") from None
     return device
 
 

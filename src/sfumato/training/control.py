@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from sfumato.errors import SfumatoError, suggest
-from sfumato.files import no_links, reason
+from sfumato.files import no_links, reason, remove
 from sfumato.folder import existing
 
 WORDS = ("save", "sample", "pause", "go", "stop")
@@ -47,7 +47,7 @@ class Commands:
     def __init__(self, run: Path, leads: bool = True) -> None:
         self.folder, self._next = run / FOLDER, 0.0
         for word in WORDS if leads else ():
-            (self.folder / word).unlink(missing_ok=True)
+            remove(self.folder / word)
 
     def words(self) -> list[str]:
         """The commands in the folder, `pause` last; all but `pause` are deleted."""
@@ -61,7 +61,7 @@ class Commands:
         found: list[str] = [word for word in ("save", "sample", "stop", "pause") if word in there]
         for word in found:
             if word != "pause":
-                (self.folder / word).unlink(missing_ok=True)
+                remove(self.folder / word)
         return found
 
     def wait(self) -> float:

@@ -13,6 +13,7 @@ from sfumato.diagnostics.information import Information
 from sfumato.diagnostics.memorization import Memorization, choose, compare, pairs_picture
 from sfumato.diagnostics.nearest import Space
 from sfumato.errors import SfumatoError
+from sfumato.files import remove
 from sfumato.noised import evaluating
 from sfumato.pictures import save_png
 from sfumato.sampling import sample
@@ -34,7 +35,7 @@ class FinalReport(Hook):
 
     def start(self, session: Session) -> None:
         if session.world.leads:
-            (session.path / summary.FILE).unlink(missing_ok=True)  # out of date once the run goes on
+            remove(session.path / summary.FILE)  # out of date once the run goes on
 
     def end(self, session: Session) -> None:
         informed = _conditions(session)
