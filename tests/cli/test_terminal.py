@@ -112,5 +112,5 @@ def test_a_whole_number_may_be_written_in_any_way(word, number):
 
 @pytest.mark.parametrize("word", ["1.5", "inf", "nan", "1e-3", "many", "1e30"])
 def test_what_is_no_whole_number_is_one_sentence(word):
-    with pytest.raises(SfumatoError, match="whole number|invalid int value"):
+    with pytest.raises(SfumatoError, match="invalid int value"):
         parse("sample", ["run", "-n", word])

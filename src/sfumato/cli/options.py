@@ -45,13 +45,13 @@ def flag(name: str, takes: Any, words: str, default: Any = None, group: str = "o
 
 
 def whole_number(word: str) -> int:
-    """The number that a word writes: 1000, 1_000 or 1e3."""
+    """The number that a word writes: 1000, 1_000 or 1e3. Raises ValueError if it is not whole."""
     try:
         return int(word)
     except ValueError:
         number = float(word)
-    if not number.is_integer() or abs(number) >= 2**53:
-        raise argparse.ArgumentTypeError(f"must be a whole number, not {word!r}")
+    if not number.is_integer() or abs(number) >= 2**53:  # from there on a float skips whole numbers
+        raise ValueError(word)
     return int(number)
 
 
