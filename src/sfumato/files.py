@@ -26,6 +26,7 @@ KEY = "sfumato"  # key of the contract in the safetensors metadata
 _LARGEST_HEADER = 100_000_000  # the limit of the safetensors format
 _NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.ENOSYS)  # of systems that cannot flush this
 _NO_FLOCK = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # of file systems without locks
+_DRAFT = f".*.{'[0-9a-f]' * 12}.tmp"  # the names of `atomic`
 _LOOK_SECONDS = 0.05  # between two attempts at a lock
 
 
@@ -61,7 +62,7 @@ def remove(path: Path) -> None:
 def sweep(folder: Path) -> None:
     """Delete the temporary files of `atomic` that killed processes left in a folder and in those directly within it."""
     for place in (folder, *(path for path in folder.iterdir() if path.is_dir())):
-        for draft in place.glob(".*.tmp"):
+        for draft in place.glob(_DRAFT):
             draft.unlink(missing_ok=True)
 
 
@@ -79,8 +80,7 @@ def locked(path: Path, wait: float = 0.0, create: bool = False) -> Iterator[None
     """
     flags = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | (os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)) * create
     end = time.monotonic() + wait
-    while not _flock(handle := os.open(path, flags, 0o666)) or not _names(path, handle):
-        os.close(handle)
+    while (handle := _opened(path, flags)) is None:
         if time.monotonic() >= end:
             raise Busy(f"{path} is in use by another process: wait until it has ended.")
         time.sleep(_LOOK_SECONDS)
@@ -91,6 +91,18 @@ def locked(path: Path, wait: float = 0.0, create: bool = False) -> Iterator[None
             with suppress(OSError):
                 path.unlink()
         os.close(handle)
+
+
+def _opened(path: Path, flags: int) -> int | None:
+    """A handle of the file that a path names, locked; None if another process holds it."""
+    while True:
+        handle = os.open(path, flags, 0o666)
+        free = _flock(handle)
+        if free and _names(path, handle):
+            return handle
+        os.close(handle)
+        if not free:
+            return None  # otherwise the file was replaced meanwhile
 
 
 def _flock(handle: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from sfumato.files import Busy, locked, no_links, reason, sweep, write_text
 from sfumato.serialization import FILE
 
 INCIDENTS, LOCK = "incident.json", ".lock"
+DRAFTS = ".*.shards"  # checkpoints in shards that are being written (`training.shards`)
 _SIGNS = ("config.yaml", "checkpoints", FILE)  # a folder with any of these is a run
 _NAME = re.compile(r"step_(\d+)(?:-(\d+))?(\.safetensors)?")
 
@@ -47,11 +49,10 @@ def new(out: str | None, name: str) -> Iterator[Path]:
 
 def _free(path: Path, stack: ExitStack) -> bool:
     """Begin a run in a folder that holds none; False if another process has begun one meanwhile."""
-    if is_run(path):
-        return False
     with suppress(Busy):
-        stack.enter_context(_created(path))
-        return True
+        if not is_run(path):
+            stack.enter_context(_created(path))
+            return True
     return False
 
 
@@ -90,6 +91,8 @@ def held(path: Path) -> Iterator[None]:
             with _writing(path):
                 stack.enter_context(locked(path / LOCK, create=True))
                 sweep(path)
+                for draft in (path / "checkpoints").glob(DRAFTS):
+                    shutil.rmtree(draft, ignore_errors=True)
         except Busy:
             raise Busy(
                 f"{path} is being trained by another process: wait for it, or end it with "

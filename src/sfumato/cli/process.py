@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -132,8 +132,8 @@ def limited() -> Iterator[None]:
 
 @contextmanager
 def outliving_output() -> Iterator[None]:
-    """Within the block what can no longer be printed is dropped: training goes on without its listener."""
-    with redirect_stdout(lasting(sys.stdout)), redirect_stderr(lasting(sys.stderr)):
+    """Within the block results that cannot be printed are dropped, as notes always are: a run outlives its reader."""
+    with redirect_stdout(lasting(sys.stdout)):
         yield
 
 
