@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from consoles import Heard
 from disk_faults import facts, same
 from sfumato import files, folder, serialization
 from sfumato.errors import SfumatoError
+from sfumato.solver_selection import make_plan
 from sfumato.training.console import Silent
 from sfumato.training.run import Interrupted
 from sfumato.training.session import Hook
@@ -286,6 +288,16 @@ def test_runs_in_threads_are_the_run_alone(tmp_path, whole):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_many_threads_sample_one_model_and_load_it_as_one_after_another(tmp_path):
+    path = sf.save(small(), tmp_path / "model.safetensors")
+    model = sf.load(path)
+    alone = [sf.sample(model, 8, 4, seed=seed) for seed in range(64)]
+    with ThreadPoolExecutor(64) as pool:
+        shared = list(pool.map(lambda seed: sf.sample(model, 8, 4, seed=seed), range(64)))
+        own = list(pool.map(lambda seed: sf.sample(sf.load(path), 8, 4, seed=seed), range(64)))
+    assert same(dict(enumerate(shared)), dict(enumerate(alone))) and same(dict(enumerate(own)), dict(enumerate(alone)))
+
+
 def test_a_call_of_the_system_that_a_signal_breaks_off_is_made_again(tmp_path, whole):
     """A timer's signal a thousand times a second, which Python answers."""
     counted = []
@@ -358,6 +370,14 @@ def test_plans_that_several_processes_store_at_once_are_all_kept(tmp_path):
         writer.stdin.flush()
     assert [writer.wait() for writer in writers] == [0, 0, 0]
     assert {plan.steps for plan in sf.load(path).plans.values()} == {step for steps in wanted for step in steps}
+
+
+def test_a_plan_does_not_wait_for_ever_for_a_process_that_is_stopped(tmp_path, monkeypatch):
+    path = sf.save(small(), tmp_path / "model.safetensors")
+    monkeypatch.setattr(serialization, "_WAIT", 0.2)
+    with files.locked(path), pytest.raises(SfumatoError, match="model.safetensors is in use by another process"):
+        serialization.store_plan(path, make_plan(sf.load(path), 3, None))
+    assert serialization.store_plan(path, make_plan(sf.load(path), 3, None)) == "3"
 
 
 def test_a_plan_that_cannot_be_written_leaves_the_old_one(tmp_path):
