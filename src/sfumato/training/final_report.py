@@ -38,6 +38,8 @@ class FinalReport(Hook):
             remove(session.path / summary.FILE)  # out of date once the run goes on
 
     def end(self, session: Session) -> None:
+        if session.world.leads:
+            remove(session.path / "report.html")  # of a checkpoint; once there is one again, the run is complete
         informed = _conditions(session)
         if isinstance(informed, Information):
             self.health.judge(Evidence(information=informed), session.state.step)

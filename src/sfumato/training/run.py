@@ -134,7 +134,8 @@ def _resume(
         state.load(tensors, contract["counters"])
         for note in notes if world.leads else ():
             console.note(note)
-        if state.fraction(settings) >= 1 and not state.unlogged and _complete(path):
+        complete = world.broadcast(_complete(path))
+        if state.fraction(settings) >= 1 and not state.unlogged and complete:
             done, total = f"{state.step:,} steps", f"{settings.steps:,}"
             if not settings.steps:
                 done, total = f"{state.elapsed / 60:.3g} minutes", f"{settings.minutes:g}"
@@ -151,10 +152,8 @@ def _resume(
 
 
 def _complete(path: Path) -> bool:
-    """Whether a run wrote all that follows its last step: model, report.json, and report.html after it."""
-    page, facts = path / "report.html", path / summary.FILE
-    there = all(each.exists() for each in (path / serialization.FILE, facts, page))
-    return there and page.stat().st_mtime_ns >= facts.stat().st_mtime_ns
+    """Whether a run wrote all that follows its last step, of which report.html is the last (`FinalReport.end`)."""
+    return all((path / name).exists() for name in (serialization.FILE, summary.FILE, "report.html"))
 
 
 def in_words(data: Any, out: Any, labels: Any, settings: Mapping[str, Any]) -> tuple[TrainConfig, Any]:
