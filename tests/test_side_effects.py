@@ -201,6 +201,27 @@ def test_a_call_that_fails_leaves_the_process_as_it_was(place):
         assert changed(before, state()) == []
 
 
+def test_a_run_leaves_modes_as_it_found_them_and_a_thread_too(place):
+    """The caller's modes are his own, and those of a run its own, in this thread and in another one."""
+    found: dict[str, Any] = {}
+
+    def within() -> None:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            before = state()
+            sf.train(X, place.run / threading.current_thread().name, LABELS, steps=2, **RUN)
+            found[threading.current_thread().name] = changed(before, state())
+
+    torch.set_default_dtype(torch.float64)
+    try:
+        within()
+        thread = threading.Thread(target=within, name="another")
+        thread.start()
+        thread.join()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found == {"MainThread": [], "another": []}
+
+
 def test_a_run_that_compiles_names_its_cache_to_torch_while_it_lasts(place, monkeypatch):
     """torch's compiler itself leaves threads and variables in the process; this one is the library's."""
     monkeypatch.setenv("SFUMATO_CACHE", str(place.out))

@@ -33,6 +33,11 @@ _ANSWER = 10.0  # seconds in which processes must respond, once one seems lost
 _T = TypeVar("_T")
 
 
+def leads() -> bool:
+    """Whether this process is the first one, also before it has joined the others."""
+    return (dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))) == 0
+
+
 @dataclasses.dataclass(frozen=True)
 class World:
     """This process and those that it works with; size 1 is a single process."""

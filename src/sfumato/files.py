@@ -1,4 +1,4 @@
-"""Atomic file writes, and sealed tensor files with a hash.
+"""Atomic file writes, locks that end with their process, and sealed tensor files with a hash.
 
 A sealed file is one safetensors file whose header carries a JSON contract and
 
@@ -9,10 +9,12 @@ so that a reader detects truncated, modified and foreign files. Nothing is pickl
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import secrets
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +30,10 @@ _SIZES = schema.listed(schema.whole(0))
 _TENSORS = schema.mapping(
     schema.fields({"dtype": schema.text, "shape": _SIZES, "data_offsets": schema.listed(schema.whole(0), 2, 2)})
 )
+_NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.ENOSYS)  # of systems that cannot flush this
+_NO_FLOCK = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # of file systems without locks
+_DRAFT = f".*.{'[0-9a-f]' * 12}.tmp"  # the names of `atomic`
+_LOOK_SECONDS = 0.05  # between two attempts at a lock
 
 
 @contextmanager
@@ -43,16 +49,101 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.chmod(temporary, mode)  # safetensors ignores the umask and makes files readable only by their owner
         flush(temporary)
         os.replace(temporary, final)
+        flush(final.parent)
     except OSError as error:
         raise SfumatoError(f"{final} cannot be written: {reason(error)}.") from None
     finally:
         with suppress(OSError):
             temporary.unlink()
-    flush(final.parent)
+
+
+def remove(path: Path) -> None:
+    """Delete a file if it is there."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise SfumatoError(f"{path} cannot be deleted: {reason(error)}.") from None
+
+
+def sweep(folder: Path) -> None:
+    """Delete the temporary files of `atomic` that killed processes left in a folder and in those directly within it."""
+    for place in (folder, *(path for path in folder.iterdir() if path.is_dir())):
+        for draft in place.glob(_DRAFT):
+            draft.unlink(missing_ok=True)
+
+
+class Busy(SfumatoError):
+    """Another process holds the lock of a file."""
+
+
+@contextmanager
+def locked(path: Path, wait: float = 0.0, create: bool = False) -> Iterator[None]:
+    """Lock a file for this process until the block or the process ends, however it ends.
+
+    The path may be replaced within the block: whoever waits then locks the new file. create: make the file, and delete
+    it at the end; symbolic links are not followed. Raises Busy if another process holds the lock for `wait` seconds,
+    and OSError if the file cannot be opened. Without flock (Windows, some network file systems) nothing is locked.
+    """
+    flags = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | (os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)) * create
+    end = time.monotonic() + wait
+    while (handle := _opened(path, flags)) is None:
+        if time.monotonic() >= end:
+            raise Busy(f"{path} is in use by another process: wait until it has ended.")
+        time.sleep(_LOOK_SECONDS)
+    try:
+        yield
+    finally:
+        if create and _names(path, handle):
+            with suppress(OSError):
+                path.unlink()
+        os.close(handle)
+
+
+def _opened(path: Path, flags: int) -> int | None:
+    """A handle of the file that a path names, locked; None if another process holds it."""
+    while True:
+        handle = os.open(path, flags, 0o666)
+        free = _flock(handle)
+        if free and _names(path, handle):
+            return handle
+        os.close(handle)
+        if not free:
+            return None  # otherwise the file was replaced meanwhile
+
+
+def _flock(handle: int) -> bool:
+    """Try to lock an open file; False if another process holds it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_FLOCK:
+            raise
+    return True
+
+
+def _names(path: Path, handle: int) -> bool:
+    """Whether a path still names an open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except OSError:
+        return False
+
+
+def no_links(path: str, flags: int) -> int:
+    """An opener for `open` that refuses symbolic links."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0), 0o666)
 
 
 def reason(error: OSError) -> str:
     """The operating system's message, without number and path."""
+    if error.errno == errno.ELOOP:
+        return "a symbolic link stands there"
     return (error.strerror or str(error)).lower()
 
 
@@ -62,15 +153,19 @@ def first_line(error: Exception) -> str:
 
 
 def flush(path: Path) -> None:
-    """fsync a file or a folder if the system can, so that later writes cannot survive a power cut without it."""
+    """fsync a file or a folder if the system can, so that later writes cannot survive a power cut without it.
+
+    Raises OSError if what was written is not on the disk.
+    """
     try:
         handle = os.open(path, os.O_RDONLY)
-    except OSError:
+    except PermissionError:  # a folder on Windows, or one that may only be written to
         return
     try:
         os.fsync(handle)
-    except OSError:
-        pass
+    except OSError as error:
+        if error.errno not in _NO_FSYNC:
+            raise
     finally:
         os.close(handle)
 
@@ -129,8 +224,8 @@ def read_header(path: str | os.PathLike[str], what: str = "model file") -> tuple
     path = Path(path)
     require_plain(path)
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
             start = file.read(8)
             length = int.from_bytes(start, "little")
             raw = file.read(length) if len(start) == 8 and 2 <= length <= _LARGEST_HEADER else b""
@@ -162,13 +257,14 @@ def read_header(path: str | os.PathLike[str], what: str = "model file") -> tuple
 
 def read_sealed(path: str | os.PathLike[str], what: str = "model file") -> tuple[dict[str, Any], dict[str, Any]]:
     """(contract, tensors) of a sealed file. Raises SfumatoError if it does not match its hash."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
-    contract, _ = read_header(path, what)
+    read_header(path, what)  # says what is wrong with any other file
     try:
-        tensors = load_file(str(path))
-    except (SafetensorError, OSError, ValueError) as error:
+        with safe_open(path, "pt") as file:  # opened once, since another process may replace it meanwhile
+            contract = json.loads(file.metadata()[KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise SfumatoError(f"{path} is damaged: {error}. Copy it again.") from None
     if seal(tensors, contract) != contract.get("hash"):
         raise SfumatoError(f"{path} is damaged: its contents do not match its hash. Copy it again.")

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from sfumato import schema
 from sfumato.errors import SfumatoError, place
-from sfumato.files import reason, write_text
+from sfumato.files import Busy, locked, no_links, reason, sweep, write_text
 from sfumato.serialization import FILE
 
-INCIDENTS = "incident.json"
+INCIDENTS, LOCK = "incident.json", ".lock"
+DRAFTS = ".*.shards"  # checkpoints in shards that are being written (`training.shards`)
 _LARGEST = 1 << 30  # bytes of a log
 _FIGURE, _ROWS = schema.optional(schema.figure), schema.listed(schema.whole(0))
 _LINE = schema.fields(
@@ -79,27 +82,88 @@ def is_run(path: Path) -> bool:
     return any((path / name).exists() for name in _SIGNS)
 
 
-def new(out: str | None, name: str) -> Path:
-    """Create a folder for a new run and check that it is writable. Raises SfumatoError if it already holds a run."""
-    if out is None:
-        path = next(p for p in _candidates(name) if not is_run(p))
-    elif not out.strip():
+def begun(path: Path) -> bool:
+    """Whether a run folder holds results: a checkpoint, a model or a line of the log."""
+    log = path / "metrics.jsonl"
+    return bool(found(path)) or (path / FILE).exists() or (log.exists() and log.stat().st_size > 0)
+
+
+@contextmanager
+def new(out: str | None, name: str) -> Iterator[Path]:
+    """Create a folder for a new run and hold it (`held`) within the block.
+
+    A run that was killed before its first checkpoint may be begun again. Raises SfumatoError if the folder holds any
+    other run or cannot be written.
+    """
+    with ExitStack() as stack:
+        if out is None:
+            path = next(each for each in _candidates(name) if _free(each, stack))
+        else:
+            path = _chosen(out)
+            stack.enter_context(_created(path))
+        yield path
+
+
+def _free(path: Path, stack: ExitStack) -> bool:
+    """Begin a run in a folder that holds none; False if another process has begun one meanwhile."""
+    with suppress(Busy):
+        if not is_run(path):
+            stack.enter_context(_created(path))
+            return True
+    return False
+
+
+def _chosen(out: str) -> Path:
+    """The folder that the user chose for a new run."""
+    if not out.strip():
         raise SfumatoError("The run folder has no name: give one, --out runs/NAME, or leave it out.")
-    else:
-        path = Path(out).expanduser()
-        if path.exists() and not path.is_dir():
-            raise SfumatoError(f"{path} is a file: give a folder for the run.")
-        if is_run(path):
+    path = Path(out).expanduser()
+    if path.exists() and not path.is_dir():
+        raise SfumatoError(f"{path} is a file: give a folder for the run.")
+    return path
+
+
+@contextmanager
+def _created(path: Path) -> Iterator[None]:
+    with _writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+    with held(path):
+        if begun(path):
             raise SfumatoError(f"{path} already holds a run: continue it with `sfumato resume {path}` or set --out.")
+        with _writing(path):
+            for part in ("samples", "checkpoints"):
+                (path / part).mkdir(exist_ok=True)
+        yield
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Let no other process train in a run folder within the block, and delete what killed ones left half written.
+
+    The lock is RUN/.lock; the system releases it when the process ends, however it ends. Raises Busy if another process
+    trains there, and SfumatoError if the folder cannot be written.
+    """
+    with ExitStack() as stack:
+        try:
+            with _writing(path):
+                stack.enter_context(locked(path / LOCK, create=True))
+                sweep(path)
+                for draft in (path / "checkpoints").glob(DRAFTS):
+                    shutil.rmtree(draft, ignore_errors=True)
+        except Busy:
+            raise Busy(
+                f"{path} is being trained by another process: wait for it, or end it with "
+                f"`sfumato control {path} stop`."
+            ) from None
+        yield
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
     try:
-        (path / "samples").mkdir(parents=True, exist_ok=True)
-        (path / "checkpoints").mkdir(exist_ok=True)
-        probe = path / ".writable"
-        probe.write_bytes(b"")
-        probe.unlink()
+        yield
     except OSError as error:
         raise SfumatoError(f"The run folder {path} cannot be written: {reason(error)}. Give another --out.") from None
-    return path
 
 
 def _candidates(name: str) -> Iterator[Path]:
@@ -130,7 +194,10 @@ class Log:
         if upto is not None and path.exists():
             kept = [line for line in read(path) if line["step"] <= upto]
             write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = path.open("a", encoding="utf-8")
+        try:
+            self._file = open(path, "a", encoding="utf-8", opener=no_links)
+        except OSError as error:
+            raise SfumatoError(f"{path} cannot be written: {reason(error)}.") from None
 
     def write(self, line: dict[str, Any]) -> None:
         try:
@@ -140,7 +207,8 @@ class Log:
             raise SfumatoError(f"{self.path} cannot be written: {reason(error)}.") from None
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # all lines are written already, or the error was raised there
+            self._file.close()
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ small-sample factor "CR1".
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -70,6 +71,7 @@ def fraction(share: float, n: float) -> Interval:
     return Interval(share, max(0.0, centre - half), min(1.0, centre + half), math.sqrt(share * (1 - share) / n))
 
 
+@functools.lru_cache(1024)  # 2 ms each, and a report asks for that of every validation
 def student_quantile(p: float, freedom: int) -> float:
     """t with P(T <= t) = p, p above 1/2, for integer degrees of freedom, by bisection of arctan(t / sqrt(freedom))."""
     first, last = (torch.tensor(end, dtype=torch.float64) for end in (0.0, math.pi / 2))

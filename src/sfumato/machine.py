@@ -1,4 +1,4 @@
-"""The machine's memory: how much is free, how much was used, and work in smaller parts when it runs out."""
+"""The machine's devices and memory: how much is free, how much was used, and work in smaller parts when it runs out."""
 
 from __future__ import annotations
 
@@ -11,10 +11,37 @@ import psutil
 import torch
 from torch import Tensor
 
+from sfumato.errors import SfumatoError
+
 T = TypeVar("T")
 CGROUP = Path("/sys/fs/cgroup")  # a container's limits (control groups, version 2), which psutil ignores
 after_release: list[Callable[[], None]] = []  # called by `release_memory`; memory limiters add to it
 SHARE = 0.25  # of the free memory that one data set may take; larger ones stay on disk
+
+
+def device_of(name: str | torch.device) -> torch.device:
+    """The torch device of a name; auto is a CUDA device if there is one, else the CPU.
+
+    Raises SfumatoError for a device that this machine has not got, and for meta, which computes nothing.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        known = device.type != "meta"
+    except RuntimeError:
+        known = False
+    if not known:
+        raise SfumatoError(f"There is no device {str(name)!r}: give auto, cpu, cuda or cuda:N.")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SfumatoError(f"There is no device {str(name)!r}: torch sees no GPU here. Give cpu or auto.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SfumatoError(f"There is no device {str(name)!r}: torch sees {torch.cuda.device_count()} GPUs here.")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, NotImplementedError, ImportError):
+        raise SfumatoError(f"There is no device {str(name)!r}: torch cannot use one here. Give cpu or auto.") from None
+    return device
 
 
 def available() -> float:

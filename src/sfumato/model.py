@@ -53,6 +53,8 @@ def usable(model: Any, what: str) -> Any:
             f"{what} takes a model, such as sf.load(path) or sf.Denoiser(net, process) gives, not a "
             f"{type(model).__name__}."
         )
+    if getattr(getattr(model, "device", None), "type", "") == "meta":
+        raise SfumatoError(f"{what} needs numbers, and this model is on the meta device: load it on another one.")
     return model
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -35,10 +36,13 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MAX_STEP = 1 << 24
 
 
+_GLOBAL = threading.RLock()
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's global CPU generator within the block, and restore its state afterwards."""
-    with torch.random.fork_rng(devices=[]):
+    """Seed torch's global CPU generator within the block, and restore its state afterwards. Threads take turns."""
+    with _GLOBAL, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPU generators as well
         yield
 

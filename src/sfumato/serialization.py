@@ -26,7 +26,8 @@ from sfumato import __version__, registry, schema, trees
 from sfumato.data import DataSpec
 from sfumato.data.spec import in_json as spec_in_json
 from sfumato.errors import SfumatoError, place
-from sfumato.files import first_line, read_header, read_sealed, write_sealed
+from sfumato.files import first_line, locked, read_header, read_sealed, reason, write_sealed
+from sfumato.machine import device_of
 from sfumato.model import Denoiser
 from sfumato.nets.watching import registered_within
 from sfumato.noise import seeded
@@ -56,6 +57,7 @@ _MODEL_1 = schema.fields(
 FILE = "model.safetensors"  # its name within a run folder
 # What a model's constructor may register: as often its weights, for those that it replaces, and buffers beside them.
 _SPARE, _TENSORS, _ROOM = 4, 1000, 1_000_000
+_WAIT = 60.0  # seconds that a plan waits for other processes that store one
 
 
 def save(model: Any, path: str | os.PathLike[str], raw: Mapping[str, Tensor] | None = None) -> Path:
@@ -244,7 +246,7 @@ def load(
     if weights not in ("ema", "raw"):
         raise SfumatoError(f"weights must be 'ema' or 'raw', not {weights!r}.")
     registry.add(modules)
-    path = locate(path)
+    device, path = device_of(device), locate(path)
     whole, tensors = _read(path)
     state = {name: value for name, value in tensors.items() if not name.startswith("raw.")}
     raw = {name.removeprefix("raw."): value for name, value in tensors.items() if name.startswith("raw.")}
@@ -324,13 +326,18 @@ def _fill(model: Any, state: Mapping[str, Tensor], path: Path) -> None:
 def store_plan(path: str | os.PathLike[str], plan: Plan) -> str:
     """Add a plan to a model file or run folder, replacing the one of the same name; returns its name (`plan_name`).
 
-    The file is rewritten atomically, with a new hash. Raises SfumatoError for a file that is not a model.
+    The file is rewritten atomically, with a new hash; several processes take turns. Raises SfumatoError for a file that
+    is not a model, or that another process has been changing for a minute.
     """
-    path = locate(path)
-    whole, tensors = _read(path)
-    name, (_, args) = plan_name(plan), innermost(whole["model"])
-    args["plans"] = {**(args.get("plans") or {}), name: trees.tree(plan)}
-    write_sealed(path, tensors, whole)
+    path, name = locate(path), plan_name(plan)
+    try:
+        with locked(path, wait=_WAIT):
+            whole, tensors = _read(path)
+            _, args = innermost(whole["model"])
+            args["plans"] = {**(args.get("plans") or {}), name: trees.tree(plan)}
+            write_sealed(path, tensors, whole)
+    except OSError as error:
+        raise SfumatoError(f"{path} cannot be written: {reason(error)}.") from None
     return name
 
 

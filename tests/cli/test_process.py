@@ -146,7 +146,7 @@ def test_memory_that_is_not_there_is_an_error_that_can_be_answered():
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 @pytest.mark.parametrize("number", process.SIGNALS)
-def test_a_signal_says_stop_to_the_run_and_a_second_ctrl_c_interrupts(tmp_path, number):
+def test_a_signal_says_stop_to_the_run_and_the_third_ctrl_c_interrupts(tmp_path, number):
     (tmp_path / "config.yaml").write_text("{}")
     (tmp_path / "checkpoints").mkdir()
     before = signal.getsignal(number)
@@ -155,6 +155,8 @@ def test_a_signal_says_stop_to_the_run_and_a_second_ctrl_c_interrupts(tmp_path, 
         listen(tmp_path)
         signal.raise_signal(number)
         assert (tmp_path / control.FOLDER / "stop").exists()
+        for _ in range(1 if number == signal.SIGINT else 2):
+            signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(number) is before
@@ -165,3 +167,15 @@ def test_a_folder_that_is_not_seen_stops_nothing(tmp_path):
     with process.signals() as listen:
         listen(tmp_path / "on another machine")
         signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="signals of POSIX")
+def test_a_signal_that_is_ignored_stays_so(tmp_path):
+    """nohup ignores SIGHUP for the command that it starts."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with process.signals() as listen:
+            listen(tmp_path)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

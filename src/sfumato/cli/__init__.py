@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr, suppress
 
 from sfumato import __version__
 from sfumato.cli.every import split
 from sfumato.errors import SfumatoError, shown, suggest
+from sfumato.streams import lasting
 
 COMMANDS = {
     "demo": "train on the built-in clothes for two minutes and draw a grid of ten per class",
@@ -62,12 +65,19 @@ def usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    _open_missing()
+    with redirect_stderr(lasting(sys.stderr)):  # no command fails because its notes cannot be written
+        status = _status(list(sys.argv[1:] if argv is None else argv))
+    _drop_unwritten()
+    return status
+
+
+def _status(arguments: list[str]) -> int:
+    """The exit status of a command, which is run here; errors are printed."""
     debug = "--debug" in arguments
     try:
         return _dispatch(arguments)
     except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
-        _drop_stdout()
         return OTHER
     except KeyboardInterrupt as interrupt:
         if debug:
@@ -128,14 +138,25 @@ def _fail(sentence: str, status: int, arguments: Sequence[str], said: bool = Fal
     if "--json" in arguments:
         import json
 
-        print(json.dumps({"event": "error", "error": sentence, "status": status}))
+        with suppress(OSError):
+            print(json.dumps({"event": "error", "error": sentence, "status": status}), flush=True)
     if not said:
         print(sentence if status == INTERRUPTED else f"sfumato: error: {sentence}", file=sys.stderr)
     return status
 
 
-def _drop_stdout() -> None:
-    """Keep the interpreter from reporting an error when it flushes a closed pipe."""
-    import os
+def _open_missing() -> None:
+    """Open /dev/null for streams that were closed (2>&-), lest a file of the run take the number of one."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
 
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+def _drop_unwritten() -> None:
+    """Keep the interpreter from failing at its end over text that a closed pipe or a full disk does not take."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

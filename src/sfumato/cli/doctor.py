@@ -23,7 +23,7 @@ def doctor(options: Any, voice: Voice) -> int:
         raise SfumatoError("`sfumato doctor` needs RUN, a run folder or a model file, or --explain CODE")
     from sfumato import diagnosis  # imports torch, which a page does not need
     from sfumato.cli.look import opened
-    from sfumato.training.precision import device_of
+    from sfumato.machine import device_of
 
     given = None if options.data is None else opened(options)
     report = diagnosis.doctor(options.subject, given, seed=options.seed, device=device_of(options.device))

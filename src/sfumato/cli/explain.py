@@ -14,11 +14,11 @@ from sfumato.data.labels import read_labels
 from sfumato.diagnostics.board import board
 from sfumato.diagnostics.board_figures import Board
 from sfumato.errors import SfumatoError
+from sfumato.machine import device_of
 from sfumato.objectives import Objective
 from sfumato.schedule import schedule_of
 from sfumato.training.config import TrainConfig, from_dict, read
 from sfumato.training.parts import known_here, loss_of
-from sfumato.training.precision import device_of
 
 _DIALS = ("schedule", "target", "times", "weight")
 _STEP, _WIDEST = 2, 12  # of logsnr, between rows of the table and where it ends

@@ -21,7 +21,7 @@ from sfumato.errors import SfumatoError
 from sfumato.files import atomic
 from sfumato.likelihood import Measured, log_prob
 from sfumato.likelihood.measured import WHOLE
-from sfumato.training.precision import device_of
+from sfumato.machine import device_of
 
 WORDS = {
     "stderr": "standard error of the estimate",

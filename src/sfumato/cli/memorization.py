@@ -13,10 +13,11 @@ from sfumato.cli.run import Voice
 from sfumato.diagnostics.memorization import Memorization, pairs_picture
 from sfumato.diagnostics.memorization import memorization as judged
 from sfumato.errors import SfumatoError
+from sfumato.machine import device_of
 from sfumato.model import Denoiser
 from sfumato.pictures import save_png
 from sfumato.training.config import read
-from sfumato.training.precision import compute_dtype, device_of
+from sfumato.training.precision import compute_dtype
 
 
 @at_work()

@@ -35,12 +35,27 @@ def flag(name: str, takes: Any, words: str, default: Any = None, group: str = "o
     elif takes is bool:
         how, default = {"action": "store_true", **how}, default or False
     elif takes in (int, float):
-        how |= {"type": takes, "metavar": how.get("metavar", "INT" if takes is int else "FLOAT")}
+        kind, mark = (whole_number, "INT") if takes is int else (float, "FLOAT")
+        how = {"type": kind, "metavar": mark, **how}
     else:
         how["metavar"] = takes
     if default is not False and default not in (None, "", []):
         words += f" (default: {default})"
     return Flag(tuple(name.split()), {"default": default, "help": words.replace("%", "%%"), **how}, group)
+
+
+def whole_number(word: str) -> int:
+    """The number that a word writes: 1000, 1_000 or 1e3. Raises ValueError if it is not whole."""
+    try:
+        return int(word)
+    except ValueError:
+        number = float(word)
+    if not number.is_integer() or abs(number) >= 2**53:  # from there on a float skips whole numbers
+        raise ValueError(word)
+    return int(number)
+
+
+whole_number.__name__ = "int"  # what argparse calls it in its messages
 
 
 def place(name: str, metavar: str, words: str, **how: Any) -> Flag:

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,9 +19,12 @@ import torch
 
 from sfumato import machine
 from sfumato.errors import SfumatoError
+from sfumato.streams import lasting
 from sfumato.training.control import say
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+_PRESSES = 3  # the Ctrl-C that no longer waits for the step: shells and launchers often send two at once
 _LOOK_SECONDS = 0.5  # between two measurements of the load
 _SHARE = 0.95  # of the free memory that training may take
 _LEAST = 512 << 20  # extra bytes for kernels of a new shape, after memory has run out
@@ -128,26 +131,35 @@ def limited() -> Iterator[None]:
 
 
 @contextmanager
-def signals() -> Iterator[Callable[[Path], None]]:
-    """Within the block the first Ctrl-C, SIGTERM or SIGUSR1 sends `stop` to the run in the registered folder.
+def outliving_output() -> Iterator[None]:
+    """Within the block results that cannot be printed are dropped, as notes always are: a run outlives its reader."""
+    with redirect_stdout(lasting(sys.stdout)):
+        yield
 
-    The run then ends after a complete step. A second Ctrl-C interrupts at once. Batch systems send the other two
-    signals before they end a job.
+
+@contextmanager
+def signals() -> Iterator[Callable[[Path], None]]:
+    """Within the block Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP send `stop` to the run in the registered folder.
+
+    The run then saves after a complete step and ends; the third Ctrl-C interrupts at once. Batch systems send SIGTERM
+    or SIGUSR1 before they end a job, a terminal that is closed SIGHUP (which `nohup` ignores).
     """
     before: dict[int, Any] = {}
 
     def listen(run: Path) -> None:
-        said = False
+        presses = 0
 
         def answer(number: int, frame: FrameType | None) -> None:
-            nonlocal said
-            if said and number == signal.SIGINT:
+            nonlocal presses
+            presses += number == signal.SIGINT
+            if number == signal.SIGINT and presses >= _PRESSES:
                 raise KeyboardInterrupt
-            said = True
             with suppress(SfumatoError):  # only the first machine's process need see the folder
                 say(run, "stop")
 
-        before.update({number: signal.signal(number, answer) for number in SIGNALS})
+        for number in SIGNALS:
+            if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, answer)
 
     try:
         yield listen

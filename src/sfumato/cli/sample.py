@@ -20,10 +20,11 @@ from sfumato.data import DataSpec
 from sfumato.diagnostics.examples import default_guidance
 from sfumato.distributed import ALONE, World, joined
 from sfumato.errors import SfumatoError, whole
+from sfumato.machine import device_of
 from sfumato.model import Denoiser
 from sfumato.progress import counting
 from sfumato.solvers import Plan
-from sfumato.training.precision import compute_dtype, device_of
+from sfumato.training.precision import compute_dtype
 
 PER_CLASS, MOST_CLASSES, NUMBER = 10, 20, 64
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from sfumato import serialization
 from sfumato.cli.parse import parse, train_config
-from sfumato.cli.process import Follower, at_work, limited, signals
+from sfumato.cli.process import Follower, at_work, limited, outliving_output, signals
 from sfumato.cli.run import Voice
 from sfumato.cli.sample import draw
 from sfumato.cli.write import free
@@ -78,6 +78,7 @@ def working(voice: Voice) -> Iterator[Callable[[Session], None]]:
         yield begin
 
 
+@outliving_output()
 def train(options: Any, voice: Voice) -> None:
     settings = train_config(options).to_dict()
     data, out = settings.pop("data"), settings.pop("out")
@@ -86,6 +87,7 @@ def train(options: Any, voice: Voice) -> None:
     _finish(run, voice)
 
 
+@outliving_output()
 def resume(options: Any, voice: Voice) -> None:
     given = {name: getattr(options, name) for name in ("minutes", "steps", "parallel")}
     changes = {name: value for name, value in given.items() if value is not None}
@@ -100,6 +102,7 @@ def control(options: Any, voice: Voice) -> None:
     voice.say(f"Sent {options.word} to {path}; the process that trains it acts on it within a second or a step.")
 
 
+@outliving_output()
 def demo(options: Any, voice: Voice) -> None:
     folder = free(options.out)
     if Path(folder) != Path(options.out):

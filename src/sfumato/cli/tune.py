@@ -14,8 +14,8 @@ from sfumato.cli.process import at_work
 from sfumato.cli.run import Voice
 from sfumato.cli.sample import guidance_scale
 from sfumato.diagnostics import examples
+from sfumato.machine import device_of
 from sfumato.solvers import Plan
-from sfumato.training.precision import device_of
 from sfumato.tuning import TuneProgress
 from sfumato.tuning import tune as fit
 

@@ -124,7 +124,7 @@ def memorization(
     """
     if data is None:
         raise SfumatoError("memorization needs the data that the model was trained on: sf.memorization(model, data).")
-    samples = whole("samples", samples)
+    samples, seed = whole("samples", samples), whole("seed", seed, None)
     if isinstance(model, str | os.PathLike):
         model = serialization.load_sampler(model, device=device)
     source, train, unseen, rest = _sides(model, data, holdout, labels, size)

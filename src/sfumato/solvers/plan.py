@@ -22,6 +22,7 @@ from torch import Tensor
 from sfumato import schema
 from sfumato.conditions import require_encoded
 from sfumato.errors import SfumatoError
+from sfumato.files import write_text
 from sfumato.model import Model
 from sfumato.process import Gaussian, Product
 from sfumato.registry import register
@@ -255,8 +256,8 @@ class Plan:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the table as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1))
+        """Write the table as JSON, whole or not at all."""
+        write_text(path, json.dumps(self.to_dict(), indent=1))
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sfumato import schema, serialization
 from sfumato.errors import SfumatoError
-from sfumato.files import read_header, read_sealed, write_sealed
+from sfumato.files import read_header, read_sealed, remove, write_sealed
 from sfumato.folder import step_of
 from sfumato.model import Denoiser
 from sfumato.training.ema import EMA, exponent
@@ -54,7 +54,7 @@ def write(run: Path, averages: Mapping[str, Tensor], step: int, samples: int) ->
     left from before the run went back, are deleted."""
     for old in found(run):
         if step_of(old) >= step:
-            old.unlink(missing_ok=True)
+            remove(old)
     path = run / FOLDER / f"step_{step:08d}.safetensors"
     contract = {"format": _FORMAT, "version": _VERSION, "step": step, "samples": samples, "widths": WIDTHS}
     write_sealed(path, {name: _half(value.detach()) for name, value in averages.items()}, contract)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ def write(run: Path, state: State, contract: dict[str, Any], world: World = ALON
         if old.is_dir():
             shutil.rmtree(old, ignore_errors=True)
         else:
-            old.unlink(missing_ok=True)
+            with suppress(OSError):  # the next checkpoint tries again
+                old.unlink()
     return path
 
 

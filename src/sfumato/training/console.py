@@ -11,6 +11,7 @@ from sfumato.diagnostics.triples import Triples, trend
 from sfumato.diagnostics.validation import Validation
 from sfumato.errors import shown
 from sfumato.progress import QUIET_SECONDS, CountBar, Listener, clock
+from sfumato.streams import lasting
 from sfumato.training.loop import Progress
 
 
@@ -18,7 +19,7 @@ class Console:
     """Shows a progress bar on a terminal, otherwise a plain line every ten seconds; notes are lines in both."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self.stream = stream or sys.stderr
+        self.stream = lasting(stream or sys.stderr)  # a run does not end with its terminal
         self._live = self.stream.isatty()
         self.count: Listener | None = CountBar(self.stream)  # progress of the work before the first step
         self._bar: Any = None

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from sfumato.errors import SfumatoError, suggest
-from sfumato.files import reason
+from sfumato.files import no_links, reason, remove
 from sfumato.folder import existing
 
 WORDS = ("save", "sample", "pause", "go", "stop")
@@ -32,7 +32,7 @@ def say(run: str | os.PathLike[str], word: str) -> Path:
             (path / FOLDER / "pause").unlink(missing_ok=True)
             return path
         (path / FOLDER).mkdir(exist_ok=True)
-        (path / FOLDER / word).touch()
+        os.close(no_links(str(path / FOLDER / word), os.O_WRONLY | os.O_CREAT))
     except OSError as error:
         raise SfumatoError(f"{path / FOLDER} cannot be written: {reason(error)}.") from None
     return path
@@ -63,7 +63,7 @@ class Commands:
     def _take(self, word: str) -> None:
         """Delete a command; what is there and no file of ours, such as a folder, is left and never obeyed."""
         if (self.folder / word).is_file():
-            (self.folder / word).unlink(missing_ok=True)
+            remove(self.folder / word)
 
     def wait(self) -> float:
         """Wait until `pause` is deleted or `stop` appears; returns the seconds waited."""

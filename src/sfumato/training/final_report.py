@@ -13,6 +13,7 @@ from sfumato.diagnostics.information import Information
 from sfumato.diagnostics.memorization import Memorization, choose, compare, pairs_picture
 from sfumato.diagnostics.nearest import Space
 from sfumato.errors import SfumatoError
+from sfumato.files import remove
 from sfumato.noised import evaluating
 from sfumato.pictures import save_png
 from sfumato.sampling import sample
@@ -34,9 +35,11 @@ class FinalReport(Hook):
 
     def start(self, session: Session) -> None:
         if session.world.leads:
-            (session.path / summary.FILE).unlink(missing_ok=True)  # out of date once the run goes on
+            remove(session.path / summary.FILE)  # out of date once the run goes on
 
     def end(self, session: Session) -> None:
+        if session.world.leads:
+            remove(session.path / "report.html")  # of a checkpoint; once there is one again, the run is complete
         informed = _conditions(session)
         if isinstance(informed, Information):
             self.health.judge(Evidence(information=informed), session.state.step)
@@ -44,6 +47,8 @@ class FinalReport(Hook):
         self._write(session, copied, informed, time.monotonic() - session.began)
 
     def stop(self, session: Session) -> None:
+        if session.finished:  # only the end of the run is missing, which a resumed one makes
+            return
         informed = f"the run was stopped ({_by_hand(session)})" if _known(session) else None
         self._write(session, f"the run was stopped (sfumato memorization {session.path} measures it)", informed, 0.0)
 

@@ -29,7 +29,7 @@ from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.folder import Log, read
 from sfumato.folder import found as checkpoints
-from sfumato.machine import available, out_of_memory, peak_memory
+from sfumato.machine import available, device_of, out_of_memory, peak_memory
 from sfumato.noised import evaluating
 from sfumato.sampling import sample
 from sfumato.solver_selection import make_plan
@@ -41,8 +41,7 @@ from sfumato.training.grids import halfway
 from sfumato.training.guard import precision
 from sfumato.training.hooks import usual
 from sfumato.training.loop import Progress, fit
-from sfumato.training.precision import device_of
-from sfumato.training.run import generators_kept, in_words, prepared
+from sfumato.training.run import in_words, own_modes, prepared
 from sfumato.training.session import Session
 from sfumato.training.state import State
 from sfumato.training.validation import judge
@@ -152,7 +151,7 @@ def forecast(data: Any, out: str | os.PathLike[str] | None = None, labels: Any =
     chosen, labels = in_words(data, out, labels, settings)
     device = device_of(chosen.device)
     free = _free(device)
-    with generators_kept(device), tempfile.TemporaryDirectory(prefix="sfumato-") as folder:
+    with own_modes(device), tempfile.TemporaryDirectory(prefix="sfumato-") as folder:
         try:
             return _measured(data, labels, chosen, Path(folder), free)
         except (RuntimeError, MemoryError) as error:

@@ -114,6 +114,7 @@ class FolderCommands(Hook):
         self.commands, self.grids = Commands(session.path, session.world.leads), grids
 
     def step(self, session: Session, progress: Progress) -> bool:
+        session.look()
         words = self.commands.words() + ["checkpoint"] * self._due(session) if session.world.leads else []
         if not session.world.any(bool(words), session.denoiser.device):
             return False

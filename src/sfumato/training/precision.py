@@ -1,27 +1,8 @@
-"""The device and compute dtype of a network. Weights, optimiser, loss, scaling and belief stay in float32."""
+"""The compute dtype of a network. Weights, optimiser, loss, scaling and belief stay in float32."""
 
 from __future__ import annotations
 
 import torch
-
-from sfumato.errors import SfumatoError
-
-
-def device_of(name: str) -> torch.device:
-    """The torch device of a name; auto is a CUDA device if there is one, else the CPU."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type == "meta":  # which computes nothing
-        raise SfumatoError(f"There is no device {name!r}: give auto, cpu, cuda or cuda:N.")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise SfumatoError(f"There is no device {name!r}: torch sees no GPU here. Give cpu or auto.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise SfumatoError(f"There is no device {name!r}: torch sees {torch.cuda.device_count()} GPUs here.")
-    return device
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype | None:

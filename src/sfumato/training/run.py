@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -15,11 +15,12 @@ import torch
 from sfumato import data, folder, serialization
 from sfumato.data import DataSpec, Source
 from sfumato.data.labels import read_labels
-from sfumato.diagnostics import examples
-from sfumato.distributed import World, joined
+from sfumato.diagnostics import examples, summary
+from sfumato.distributed import World, joined, leads
 from sfumato.errors import SfumatoError, suggest
 from sfumato.errors import place as path_of
 from sfumato.files import write_text
+from sfumato.machine import device_of
 from sfumato.progress import reporting_to
 from sfumato.sampling import apart
 from sfumato.training import checkpoint, config, loggers
@@ -27,7 +28,6 @@ from sfumato.training.config import TrainConfig, from_dict
 from sfumato.training.console import Console
 from sfumato.training.hooks import usual
 from sfumato.training.parts import Objects, known_here, loss_of, model_for, rebuilt, separate, with_model
-from sfumato.training.precision import device_of
 from sfumato.training.session import Session
 from sfumato.training.state import State
 
@@ -76,17 +76,17 @@ def train(
     settings, given = separate(settings, modules)
     chosen, labels = in_words(data, out, labels, settings)
     loss, console = loss_of(chosen, given.loss), console or Console()
-    with joined(device_of(chosen.device)) as world, generators_kept(world.device):
+    with ExitStack() as stack:
+        world = stack.enter_context(joined(device_of(chosen.device)))
+        stack.enter_context(own_modes(world.device))
         make = lambda: prepared(data, labels, chosen, world.device, given, loss)  # noqa: E731
-        chosen, source, model = _opened(world, console, make)
-        state = State(
-            model, chosen, loss, world
-        )  # before the folder, since it refuses a loss that the network is not for
-        path = world.broadcast(folder.new(chosen.out, source.name) if world.leads else Path())
+        config, source, model = _opened(world, console, make)
+        state = State(model, config, loss, world)  # before the folder: it refuses a loss that does not suit the network
+        path = world.broadcast_result(lambda: stack.enter_context(folder.new(config.out, source.name)))
         for note in source.notes if world.leads else ():
             console.note(note)
-        state.given = given.net is not None or chosen.model is not None
-        session = usual(Session(path, chosen.replace(out=str(path)), source, state, console, world=world))
+        state.given = given.net is not None or config.model is not None
+        session = usual(Session(path, config.replace(out=str(path)), source, state, console, world=world))
         if world.leads:
             write_text(path / "config.yaml", session.config.to_yaml())
         return _finish(session, on_start)
@@ -112,16 +112,22 @@ def resume(
     uses them is valid, but its draws differ from those of an uninterrupted one.
     """
     path = folder.existing(run)
+    with folder.held(path) if leads() else nullcontext():
+        return _resume(path, data, labels, console or Console(), on_start, changed, modules, changes)
+
+
+def _resume(
+    path: Path, data: Any, labels: Any, console: Console, on_start: Callable[[Session], None] | None, changed: bool,
+    modules: Iterable[type], changes: dict[str, Any],
+) -> Run:  # fmt: skip
     contract, tensors, notes = checkpoint.latest(path)
     words, given = separate({name: changes.pop(name) for name in ("net", "loss") if name in changes}, modules)
     contract["config"] |= {name: word for name, word in words.items() if name == "loss"}
     known_here(contract["config"], path)
-    changes = {**_edited(path, contract["config"], changed), **changes}
-    settings = _changed(contract["config"], changes, path)
+    settings = _changed(contract["config"], {**_edited(path, contract["config"], changed), **changes}, path)
     if data is None and not settings.data:
         raise SfumatoError(f"{path} was trained on an array in memory: pass it again, sf.resume(run, data=...).")
-    console = console or Console()
-    with joined(device_of(settings.device)) as world, generators_kept(world.device):
+    with joined(device_of(settings.device)) as world, own_modes(world.device):
         source = _opened(world, console, lambda: _same(data, labels, settings, contract["spec"], path))
         model = rebuilt(contract, checkpoint.size(tensors), settings, world.device)
         state = State(model, settings, loss_of(settings, given.loss), world)
@@ -129,20 +135,26 @@ def resume(
         state.load(tensors, contract["counters"])
         for note in notes if world.leads else ():
             console.note(note)
-        session = usual(Session(path, settings, source, state, console, resumed=True, world=world))
-        if session.finished:
+        complete = world.broadcast(_complete(path))
+        if state.fraction(settings) >= 1 and not state.unlogged and complete:
             done, total = f"{state.step:,} steps", f"{settings.steps:,}"
             if not settings.steps:
                 done, total = f"{state.elapsed / 60:.3g} minutes", f"{settings.minutes:g}"
             raise SfumatoError(
                 f"{path} has already trained for {done} of {total}: set a larger total with --minutes or --steps."
             )
+        session = usual(Session(path, settings, source, state, console, resumed=True, world=world))
         if world.leads:
             console.note(f"Resuming from step {state.step:,}.")
             if (path / serialization.FILE).exists() and serialization.read_contract(path)["plans"]:
                 console.note("Tuned plans are dropped, since the weights will change: tune again afterwards.")
             write_text(path / "config.yaml", settings.to_yaml())
         return _finish(session, on_start)
+
+
+def _complete(path: Path) -> bool:
+    """Whether a run wrote all that follows its last step, of which report.html is the last (`FinalReport.end`)."""
+    return all((path / name).exists() for name in (serialization.FILE, summary.FILE, "report.html"))
 
 
 def in_words(data: Any, out: Any, labels: Any, settings: Mapping[str, Any]) -> tuple[TrainConfig, Any]:
@@ -154,9 +166,24 @@ def in_words(data: Any, out: Any, labels: Any, settings: Mapping[str, Any]) -> t
     return chosen, None if named else labels
 
 
-def generators_kept(device: torch.device) -> AbstractContextManager[None]:
-    """Restore torch's random generators, which dropout uses, after the block."""
-    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+@contextmanager
+def own_modes(device: torch.device) -> Iterator[None]:
+    """Compute as a run does whatever the caller's modes are, and restore its random generators, which dropout uses.
+
+    Gradients are on; inference mode and autocast are off; the default dtype, which all threads share, is float32.
+    """
+    before = torch.get_default_dtype()
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in {"cpu", device.type}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        try:
+            torch.set_default_dtype(torch.float32)
+            yield
+        finally:
+            torch.set_default_dtype(before)
 
 
 def _opened(world: World, console: Console, make: Callable[[], T]) -> T:
@@ -182,9 +209,9 @@ def _same(obj: Any, labels: Any, settings: TrainConfig, spec: dict[str, Any], pa
 
 
 def _finish(session: Session, on_start: Callable[[Session], None] | None) -> Run:
-    if on_start is not None:
-        on_start(session)
     try:
+        if on_start is not None:
+            on_start(session)
         if not _ended(session):
             _stop(session)
     finally:
@@ -208,10 +235,13 @@ def _stop(session: Session) -> NoReturn:
     """Save a run that was stopped, and raise Interrupted, which says how to resume."""
     go_on = f"To resume: sfumato resume {session.path}{examples.modules()}"
     try:
-        session.stop()
+        try:
+            session.stop()
+        except KeyboardInterrupt:  # a second one waits for what the first began; batch systems send several
+            session.stop()
         message = f"Stopped at step {session.state.step:,}; the checkpoint is saved. {go_on}"
         if session.finished:
-            message = f"Training is complete; only the final checks are missing in {session.path}."
+            message = f"Training is complete; only the final checks are missing. {go_on}"
         session.world.broadcast(None)
     except KeyboardInterrupt:
         step = folder.newest_step(session.path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 import time
 from collections.abc import Mapping
 from contextlib import closing
@@ -17,6 +19,8 @@ from sfumato.data.rows import Samples, part
 from sfumato.diagnostics import report
 from sfumato.diagnostics.board_figures import from_log
 from sfumato.distributed import ALONE, World
+from sfumato.errors import SfumatoError
+from sfumato.files import write_text
 from sfumato.folder import read
 from sfumato.model import Denoiser
 from sfumato.training import checkpoint
@@ -70,6 +74,7 @@ class Session:
         self.hooks: list[Hook] = []
         self.began = self.saved = time.monotonic()
         self.logged = state.step - state.unlogged  # last step that is in the log
+        self._folder = path.stat() if world.leads else None
 
     @property
     def denoiser(self) -> Denoiser:
@@ -144,10 +149,27 @@ class Session:
 
         return some(self.train), some(self.holdout) if len(self.holdout) else None
 
+    def look(self) -> None:
+        """Raise SfumatoError if the run folder was renamed or deleted; what was trained is then saved beside it."""
+        if self._folder is None or (self.path.exists() and os.path.samestat(self.path.stat(), self._folder)):
+            return
+        gone, self.path = self.path, self.path.with_name(f"{self.path.name}-{secrets.token_hex(3)}")
+        self._folder = None
+        words = f"The run folder {gone} is gone: it was renamed or deleted while it trained."
+        try:
+            if self.state.sharded:  # each process writes its part, and only this one knows
+                raise SfumatoError("The weights are sharded.")
+            self.save(model=True)
+            write_text(self.path / "config.yaml", self.config.to_yaml())
+        except SfumatoError as error:
+            raise SfumatoError(f"{words} Step {self.state.step:,} could not be saved elsewhere. {error}") from None
+        raise SfumatoError(f"{words} Step {self.state.step:,} is saved: sfumato resume {self.path}")
+
     def save(self, model: bool = False) -> None:
         """Write a checkpoint and, if `model`, the model file."""
         if not (self.world.leads or self.state.sharded):
             return
+        self.look()
         with self.state.spending("checkpoints"):
             contract = {
                 "config": self.config.to_dict(),

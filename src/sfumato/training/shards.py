@@ -49,11 +49,9 @@ def write(final: Path, tensors: Mapping[str, Tensor], contract: Mapping[str, Any
 
 
 def _begin(final: Path) -> Path:
-    """Create a folder with a temporary name, and delete those left by killed processes."""
+    """Create a folder with a temporary name."""
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        for old in final.parent.glob(".*.shards"):
-            shutil.rmtree(old, ignore_errors=True)
         place = final.parent / f".{final.name}.{os.getpid()}.shards"
         place.mkdir()
         return place

@@ -64,9 +64,8 @@ def tune(
     """
     require_numbers(model, "The fit of a plan", "sample it in more steps")
     refuse_arguments(tune, model, cond)
-    for name, value, least in (("steps", steps, 1), ("batch", batch, 1), ("rounds", rounds, 0), ("points", points, 8)):
-        if value is not None:
-            whole(name, value, least)
+    steps, batch, rounds = whole("steps", steps), whole("batch", batch), whole("rounds", rounds, 0)
+    points, seed = None if points is None else whole("points", points, 8), whole("seed", seed, None)
     if not 0 <= noise < math.inf:
         raise SfumatoError(f"tune needs noise >= 0 (0: the ODE, 1: the reverse SDE), got {noise:g}.")
     wanted = guidance_of(model, guidance, interval)
