@@ -1,11 +1,11 @@
-"""What files made to hurt cost: seconds, peak memory and the answer of `sfumato inspect` for each.
+"""What files made to hurt cost: seconds, peak memory and the answer of `sfumato inspect` or `sfumato sample` for each.
 
     python benchmarks/hostile.py
     python benchmarks/hostile.py --only empty
 
 Each file is made in a process of its own, and inspected in another, without the cache. The first row is a small data
 set: what the interpreter and torch take by themselves. A case is a function in `CASES` that writes its file into a
-folder and returns its path, or all words after `sfumato inspect`; whoever knows a new one adds it there.
+folder and returns its path to inspect, or all words after `sfumato`; whoever knows a new one adds it there.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from record import HERE, commit, hardware
 
-INSPECT = """
+COMMAND = """
 import sys, time
 from sfumato.cli import main
 from sfumato.machine import peak_memory
 begun = time.perf_counter()
-status = main(["inspect", *sys.argv[1:]])
+status = main(sys.argv[1:])
 print(status, time.perf_counter() - begun, peak_memory() / 2**20)
 """
 SIDE = 12_000
@@ -43,7 +44,7 @@ Case = Callable[[Path], Path | list[str]]
 
 
 def usual(folder: Path) -> list[str]:
-    return ["digits"]
+    return ["inspect", "digits"]
 
 
 def picture(form: str, mode: str = "RGB") -> Case:
@@ -62,7 +63,7 @@ def camera(folder: Path) -> list[str]:
     coarse = Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8))
     for i in range(12):
         coarse.resize((6000, 4000)).rotate(i).save(folder / f"{i}.jpg", quality=85)
-    return [str(folder), "--size", "64"]
+    return ["inspect", str(folder), "--size", "64"]
 
 
 def chunk(name: bytes, body: bytes) -> bytes:
@@ -166,9 +167,37 @@ def empty(ending: str) -> Case:
     return make
 
 
+def model(change: Callable[[dict[str, Any]], object], *words: str) -> Case:
+    """A model file of 1,000 weights whose contract was changed and sealed again, to sample from."""
+
+    def make(folder: Path) -> list[str]:
+        import sfumato as sf
+        from sfumato.files import read_sealed, write_sealed
+
+        path = folder / "model.safetensors"
+        net = sf.nets.MLP(2, width=16, depth=1)
+        made = sf.Denoiser(net, sf.Gaussian("flow", "velocity"), spec=sf.data.DataSpec.fit(sf.data.open(np.eye(2))))
+        made.plans["ddim-4"] = sf.solvers.DDIM().plan(made.process, 4)
+        contract, tensors = read_sealed(sf.save(made, path))
+        change(contract["model"]["args"])
+        write_sealed(path, tensors, contract)
+        return ["sample", str(path), "-o", str(folder / "out.npz"), *(words or ("-n", "1"))]
+
+    return make
+
+
+def longer(args: dict[str, Any]) -> None:
+    """A stored plan of a billion steps, of which it lists four."""
+    args["plans"]["ddim-4"]["args"]["steps"] = 10**9
+
+
 CASES: dict[str, Case] = {
     "usual: digits": usual,
     "usual: 12 JPEG of 24 million pixels": camera,
+    "F2: network of depth 10^13": model(lambda args: args["net"]["args"].update(depth=10**13)),
+    "F2: network of width 10^6": model(lambda args: args["net"]["args"].update(width=10**6)),
+    "F2: plan of 10^9 steps": model(longer),
+    "F2: 10^18 samples": model(lambda args: None, "-n", str(10**18)),
     **{f"F5: {SIDE}^2 pixels, {form}": picture(form) for form in ("png", "jpg", "gif", "webp", "tif", "avif")},
     f"F5: {SIDE}^2 pixels, grey png": picture("png", "L"),
     "F5: 16-bit png, 8 x 8, inflates to 3 GiB": deep_png,
@@ -197,7 +226,7 @@ def measured(case: str) -> dict[str, str | float | int]:
     with tempfile.TemporaryDirectory() as place:
         words = json.loads(python(__file__, "--make", case, place).stdout)
         begun = time.perf_counter()
-        done = python("-c", INSPECT, *words)
+        done = python("-c", COMMAND, *words)
         if done.returncode:
             return {
                 "case": case,
@@ -211,7 +240,7 @@ def measured(case: str) -> dict[str, str | float | int]:
     answer = said[0] if status == "0" else done.stderr.strip().splitlines()[-1].removeprefix("sfumato: error: ")
     return {
         "case": case, "status": int(status), "seconds": float(seconds), "MiB": round(float(peak)),
-        "answer": answer.replace(words[0], "PATH").replace(Path(words[0]).name, "PATH"),
+        "answer": answer.replace(words[1], "PATH").replace(Path(words[1]).name, "PATH"),
     }  # fmt: skip
 
 
@@ -223,15 +252,15 @@ def main() -> None:
     options = parser.parse_args()
     if options.make:
         made = CASES[options.make[0]](Path(options.make[1]))
-        print(json.dumps(made if isinstance(made, list) else [str(made)]))
+        print(json.dumps(made if isinstance(made, list) else ["inspect", str(made)]))
         return
-    rows = []
+    rows = {row["case"]: row for row in json.loads(options.out.read_text())["rows"]} if options.out.exists() else {}
     for case in CASES:
         if options.only in case:
-            rows.append(measured(case))
-            print("{case:44} {status} {seconds:7.2f} s {MiB:6} MiB  {answer}".format(**rows[-1]), flush=True)
-    if not options.only:
-        options.out.write_text(json.dumps({**hardware(), "commit": commit(), "rows": rows}, indent=1) + "\n")
+            row = rows[case] = {**measured(case), "commit": commit()}
+            print("{case:44} {status} {seconds:7.2f} s {MiB:6} MiB  {answer}".format(**row), flush=True)
+    ordered = [rows[case] for case in CASES if case in rows]
+    options.out.write_text(json.dumps({**hardware(), "rows": ordered}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
