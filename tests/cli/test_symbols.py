@@ -67,6 +67,17 @@ def test_what_has_no_answer_is_one_sentence(call, symbols, tmp_path, words, said
     assert status == 2 and said in err and len(err.strip().splitlines()) == 1, err
 
 
+def test_masks_are_revealed_in_an_order_by_name(call, symbols, tmp_path):
+    torch.manual_seed(0)
+    spec = sf.data.DataSpec.fit(sf.data.open(np.load(symbols)))
+    sf.save(
+        sf.Denoiser(sf.nets.MLP(9, 8, 1), sf.Masked(sf.schedules.Flow(), 3), spec=spec), tmp_path / "model.safetensors"
+    )
+    words = ["--solver", "reveal", "--solver.order", "confidence", "--steps", "3", "-o", tmp_path / "x.npy"]
+    status, _, err = call("sample", tmp_path / "model.safetensors", "-n", "5", *words)
+    assert status == 0 and np.load(tmp_path / "x.npy").max() < 3, err
+
+
 def test_a_product_is_trained_from_python_and_sampled_by_the_command(call, tmp_path):
     law = sf.exact.Labelled(sf.exact.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.3]))
     joint = law.sample(800)

@@ -137,6 +137,26 @@ class Logits:
             evidence = _mixed(self._other, other._other, weight)
         return Logits(_mixed(self.log_prob, other.log_prob, weight), self.z, self.t, self.process, evidence)
 
+    def tempered(self, temperature: float = 1.0, top_p: float = 1.0) -> Logits:
+        """The belief with h^(1 / temperature) for what the others say, h, and of it the most probable symbols of total
+        probability top_p alone, renormalised: the chance that a mask is revealed stays as it is.
+
+        Symbols that top_p leaves out stay where z_i allows no other.
+        """
+        if not (temperature > 0 and 0 < top_p <= 1):
+            raise SfumatoError(
+                f"A belief needs a temperature above 0 and top_p in (0, 1], not {temperature:g} and {top_p:g}."
+            )
+        if temperature == top_p == 1:
+            return self
+        h = (self.other / temperature).log_softmax(-1)
+        evidence = self._of().evidence(self.z, self.t, h.dtype)
+        falling, symbol = h.exp().sort(-1, descending=True)
+        within = torch.zeros_like(h, dtype=torch.bool).scatter(-1, symbol, falling.cumsum(-1) - falling < top_p)
+        some = (within & ((h + evidence) > -torch.inf)).any(-1, keepdim=True)
+        h = torch.where(within | ~some, h, -torch.inf)
+        return Logits(h + evidence, self.z, self.t, self.process, h)
+
     def under(self, process: SymbolProcess, z: Tensor, t: Time) -> Logits:
         """The same belief, about the state z at time t of another process at the same level."""
         return Logits(self.logits, z, t, process, self._other)

@@ -37,8 +37,7 @@ def masked(process: Masked, x: Tensor, n: Tensor, eps: Tensor) -> tuple[Tensor, 
     expected share of masks is n / D."""
     place = eps.flatten(1).argsort(1).argsort(1).reshape(x.shape)
     z = torch.where(place < n.to(x.device).reshape(-1, *[1] * (x.ndim - 1)), process.mask, x)
-    keep = 1 - n.double() / x[0].numel()
-    return z, torch.where(keep == 0, 1.0, process.clock.time(torch.logit(keep)))
+    return z, process.time(n.double() / x[0].numel())
 
 
 def masked_nats(belief: Logits, x: Tensor, n: Tensor) -> Tensor:

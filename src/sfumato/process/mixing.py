@@ -161,6 +161,11 @@ class Masked(Mixing):
     def pi(self) -> Tensor:
         return one_hot(torch.tensor(self.states), self.states + 1).double()
 
+    def time(self, share: Tensor) -> Tensor:
+        """t with 1 - alpha_t = share, the expected share of masks, float64."""
+        inner = self.clock.time(torch.logit(1 - share.double().clamp(1e-12, 1 - 1e-12)))
+        return torch.where(share == 1, 1.0, torch.where(share == 0, 0.0, inner))
+
     def rate(self, belief: Logits, x: Tensor) -> Tensor:
         """alpha times -log p(x_i | z) at masks: the path KL, which does not ask what the others say of a visible
         symbol."""
