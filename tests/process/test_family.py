@@ -11,6 +11,7 @@ import sfumato as sf
 from sfumato import noise, schedules
 from sfumato.belief import Logits
 from sfumato.exact import Table
+from sfumato.objectives.nonequilibrium import kl
 from sfumato.process import Hybrid, Ladder, Marginal, Masked, Mixing, Rates, Symbols, Uniform, from_config
 
 F64 = torch.float64
@@ -203,6 +204,38 @@ def test_the_rate_is_the_closed_form(name: str) -> None:
     kl = torch.where(q > 0, q * (q / p).log(), 0.0).sum(-1)
     wanted = process.into(z, t)[..., 0] / q.gather(-1, z[..., None])[..., 0] * (kl + d - 1 - d.log())
     torch.testing.assert_close(process.rate(belief, x)[possible], wanted[possible], rtol=0, atol=1e-13)
+
+
+@EACH
+def test_the_bound_of_steps_loses_what_independent_draws_lose(name: str) -> None:
+    """VLB of T steps - H = sum over steps of the dependence of p(z_s | z_t), for the exact belief (2107.03006)."""
+    process, model, steps = PROCESSES[name], TRUTH.denoiser(PROCESSES[name]), 4
+    states, vlb, lost = TRUTH.noisy(process), TRUTH.probs @ process.prior_kl(TRUTH.states), 0.0
+    z, x = states.repeat(27, 1), TRUTH.states.repeat_interleave(len(states), 0)
+    for i in range(steps):
+        s, t = i / steps, (i + 1) / steps
+        belief = model(states, t)
+        step = process.bridge(belief, s).nan_to_num(0.0).repeat(27, 1, 1)
+        nats = kl(process.posterior(z, x, s, t), step).reshape(27, -1)
+        vlb = vlb + TRUTH.probs @ (TRUTH.kernel(process, 0.0, t) * nats).sum(1)
+        lost += TRUTH.dependence(process, s, t)
+    assert float(vlb) - TRUTH.entropy == pytest.approx(lost, abs=1e-11) and lost > 0.01
+
+
+@EACH
+def test_single_precision_is_right_near_the_data_and_near_the_prior(name: str) -> None:
+    process, x = PROCESSES[name], torch.tensor([[0, 1], [2, 0]])
+    y = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(0))
+    for t in (1e-8, 1e-6, 1e-3, 1 - 1e-7):
+        z = torch.tensor([[0, process.size - 1], [1, 2]])
+        low, high = process.read(y, z, t), process.read(y.double(), z, t)
+        torch.testing.assert_close(low.log_prob.double(), high.log_prob, rtol=1e-4, atol=1e-4)
+        for eta in (0.0, 1.0):
+            steps = process.bridge(low, t / 2, eta).double(), process.bridge(high, t / 2, eta)
+            torch.testing.assert_close(*steps, rtol=0, atol=1e-5)
+        possible = process.marginal(x, t).gather(-1, z[..., None])[..., 0] > 1e-100
+        rates = process.rate(low, x).double()[possible], process.rate(high, x)[possible]
+        torch.testing.assert_close(*rates, rtol=1e-4, atol=1e-6)
 
 
 @EACH

@@ -29,7 +29,7 @@ from sfumato.schedule import Time
 
 @dataclasses.dataclass(frozen=True)
 class Generator(Symbols):
-    """The base class: a subclass has `matrix_of_rates`, and `pi` if it knows it."""
+    """The base class: a subclass has `jump_rates`, and `pi` if it knows it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,7 +41,7 @@ class Generator(Symbols):
 
     @property
     @abc.abstractmethod
-    def matrix_of_rates(self) -> Tensor:
+    def jump_rates(self) -> Tensor:
         """R up to a factor, float64 (K, K); only what is off the diagonal counts."""
 
     @functools.cached_property
@@ -61,7 +61,7 @@ class Generator(Symbols):
     @functools.cached_property
     def _closed(self) -> Tensor:
         """The rates as given, with the diagonal that makes each row sum to 0."""
-        away = self.matrix_of_rates * (1 - torch.eye(self.states, dtype=torch.float64))
+        away = self.jump_rates * (1 - torch.eye(self.states, dtype=torch.float64))
         return away - torch.diag(away.sum(1))
 
     @functools.cached_property
@@ -163,7 +163,7 @@ class Ladder(Generator):
         return pi / pi.sum()
 
     @functools.cached_property
-    def matrix_of_rates(self) -> Tensor:
+    def jump_rates(self) -> Tensor:
         up = (self.pi[1:] / self.pi[:-1]).sqrt()
         return torch.diag(up, 1) + torch.diag(1 / up, -1)
 
@@ -193,5 +193,5 @@ class Rates(Generator):
         super().__post_init__()
 
     @property
-    def matrix_of_rates(self) -> Tensor:
+    def jump_rates(self) -> Tensor:
         return torch.tensor(self.jumps, dtype=torch.float64)

@@ -46,13 +46,15 @@ class Mixing(Symbols):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        rest = self._rest(torch.linspace(1, 0, _CHECKED, dtype=torch.float64)) if self._moves else torch.zeros(2, 1)
-        keep = torch.linspace(1, 0, len(rest), dtype=torch.float64)[:, None]
-        between = rest[1:] - keep[1:] / keep[:-1] * rest[:-1]
-        if float(between.min()) < -1e-12:
+        if type(self).law is Mixing.law:  # a fixed pi always gives a process
+            return
+        keep = torch.linspace(1, 0, _CHECKED, dtype=torch.float64)
+        rest, ratio = self._rest(keep), (keep[1:] / keep[:-1])[:, None]
+        least, at = (rest[1:] - ratio * rest[:-1]).amin(1).min(0)
+        if float(least) < -1e-12:
             raise SfumatoError(
-                f"{self} is no process: between alpha = {float(keep[between.min(1).values.argmin()]):.3g} and less a "
-                "symbol would be replaced by another with negative probability. Let pi change more slowly."
+                f"{self} is no process: just below alpha = {float(keep[at]):.3g} a symbol would be replaced by another "
+                "with negative probability. Let pi change more slowly."
             )
 
     # -- defined by subclasses whose distribution moves --------------------------------------------------------------
@@ -65,10 +67,6 @@ class Mixing(Symbols):
         """dpi / dlog alpha at alpha = keep (...), float64 (..., size)."""
         return torch.zeros_like(self.pi, device=keep.device)
 
-    @functools.cached_property
-    def _moves(self) -> bool:
-        return type(self).law is not Mixing.law
-
     # -- the kernels -------------------------------------------------------------------------------------------------
 
     def _rest(self, keep: Tensor) -> Tensor:
@@ -77,10 +75,9 @@ class Mixing(Symbols):
 
     def corrupt(self, x: Tensor, t: Time, noise: Noise | Tensor) -> Tensor:
         u = torch.special.ndtr(numbers_like(noise, x).double())
-        keep, law = self.keep(t).to(x.device), self.law(self.keep(t).to(x.device))
+        keep = self.keep(t).to(x.device)
         kept = broadcast(keep, u)
-        v = (u - kept) / (1 - kept).clamp_min(_TINY)
-        return torch.where(u < kept, x, quantile(law if law.ndim == 1 else _beside(law, u).expand(*u.shape, -1), v))
+        return torch.where(u < kept, x, quantile(self.law(keep), (u - kept) / (1 - kept).clamp_min(_TINY)))
 
     def spread(self, prob: Tensor, t: Time) -> Tensor:
         keep = self.keep(t).to(prob.device)

@@ -206,7 +206,9 @@ class Symbols(abc.ABC):
     @final
     def draw(self, prob: Tensor, noise: Noise | Tensor) -> Tensor:
         """Draw a symbol from each distribution prob (B, *shape, n): its quantile at u = Phi(noise)."""
-        return quantile(prob.double(), torch.special.ndtr(numbers_like(noise, prob[..., 0]).double()))
+        cdf = prob.double().cumsum(-1)
+        u = torch.special.ndtr(numbers_like(noise, prob[..., 0]).double()) * cdf[..., -1]
+        return (u[..., None] >= cdf).sum(-1).clamp_max(prob.shape[-1] - 1)
 
     @final
     def hot(self, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -355,8 +357,7 @@ class Symbols(abc.ABC):
 
 
 def quantile(prob: Tensor, u: Tensor) -> Tensor:
-    """The symbol at u in (0, 1) of distributions up to a factor: prob (S,) for all, or (*u.shape, S); int64."""
+    """The symbol at u in (0, 1), int64 like u (B, *shape), of one distribution (S,) or one for each sample (B, S)."""
     cdf = prob.cumsum(-1)
-    if prob.ndim == 1:
-        return torch.searchsorted(cdf, (u * cdf[-1]).contiguous(), right=True).clamp_max(len(prob) - 1)
-    return (u[..., None] * cdf[..., -1:] >= cdf).sum(-1).clamp_max(prob.shape[-1] - 1)
+    place = torch.searchsorted(cdf, (u.flatten(1) * cdf[..., -1:]).contiguous(), right=True)
+    return place.clamp_max(prob.shape[-1] - 1).reshape(u.shape)
