@@ -164,6 +164,20 @@ def test_temperature_and_top_p_are_of_the_belief_and_not_of_the_reveal() -> None
     torch.testing.assert_close(own.tempered(0.5).prob, wanted)
 
 
+def test_no_token_of_a_large_vocabulary_is_out_of_reach() -> None:
+    """A float32 race between a mask and 50,257 tokens loses those of weight 2^-24; quantiles in float64 do not."""
+    size, steps = 50257, 1024
+    process = Masked(schedules.Flow(), size)
+    zipf = 1 / torch.arange(1, size + 1)
+    belief = process.read(zipf.log()[None, None], torch.full((1, 1), process.mask), 1.0)
+    law = process.bridge(belief, 1 - 1 / steps)
+    assert law.dtype == torch.float32
+    cdf = law[0, 0].double().cumsum(0)
+    tokens = torch.arange(size - 1, -1, -501)  # from the rarest
+    middle = torch.special.ndtri((cdf - law[0, 0].double() / 2) / cdf[-1])[tokens].float()
+    assert torch.equal(process.draw(law.expand(len(tokens), 1, -1), middle[:, None])[:, 0], tokens)
+
+
 @pytest.mark.parametrize("solver", ["reveal(order=entropy, top_p=0.01)", "ancestral(temperature=0.01)"])
 def test_a_cold_belief_is_the_most_probable(solver: str) -> None:
     alone = torch.tensor([0.2, 0.5, 0.3], dtype=F64)
