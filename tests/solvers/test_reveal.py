@@ -133,7 +133,8 @@ def test_samples_keep_what_is_known_and_end_without_masks(order: str) -> None:
     given = TRUTH.probs.reshape(3, 3, 3)[:, 1].flatten()
     share = torch.bincount(last.z[:, 0] * 3 + last.z[:, 2], minlength=9) / 400
     assert float((share - given / given.sum()).abs().sum()) / 2 < 0.1
-    assert plan.calls == 2 and "Reveal" in str(plan)
+    assert plan.spent == 2 and "Reveal" in str(plan)
+    assert sf.sample(model, 5, solver=(plan := Reveal(order=order).plan(MASKED, 9))).shape == (5, 3) and plan.spent == 3
 
 
 def test_the_grid_gives_each_call_an_equal_share() -> None:

@@ -359,5 +359,5 @@ class Symbols(abc.ABC):
 def quantile(prob: Tensor, u: Tensor) -> Tensor:
     """The symbol at u in (0, 1), int64 like u (B, *shape), of one distribution (S,) or one for each sample (B, S)."""
     cdf = prob.cumsum(-1)
-    place = torch.searchsorted(cdf, (u.flatten(1) * cdf[..., -1:]).contiguous(), right=True)
+    place = torch.searchsorted(cdf, (u.reshape(len(u), -1) * cdf[..., -1:]).contiguous(), right=True)
     return place.clamp_max(prob.shape[-1] - 1).reshape(u.shape)

@@ -48,7 +48,7 @@ class EqualShares(grids.Grid):
 
 
 @final
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Line(Corrector):
     """One call: reveal the next 1 / left of the masks.
 
@@ -71,7 +71,8 @@ class Line(Corrector):
             )
         process = model.process
         masked = z == process.mask
-        if not bool(masked.any()):
+        self.calls = int(masked.any())
+        if not self.calls:
             return z, None
         at = process.time(masked.flatten(1).double().mean(1))
         if self.order == "first-hitting":
