@@ -60,9 +60,9 @@ if TYPE_CHECKING:
     from sfumato.objectives.teacher import Teacher as Teacher
     from sfumato.objectives.vlb import vlb as vlb
     from sfumato.process.gaussian import Gaussian as Gaussian
-    from sfumato.process.masked import Masked as Masked
+    from sfumato.process.mixing import Masked as Masked
+    from sfumato.process.mixing import Uniform as Uniform
     from sfumato.process.product import Product as Product
-    from sfumato.process.uniform import Uniform as Uniform
     from sfumato.registry import register as register
     from sfumato.sampling import sample as sample
     from sfumato.sampling import trajectory as trajectory
@@ -85,7 +85,7 @@ _PUBLIC = {
     "Gaussian": "sfumato.process.gaussian:Gaussian",
     "Guided": "sfumato.compose:Guided",
     "Information": "sfumato.diagnostics.information:Information",
-    "Masked": "sfumato.process.masked:Masked",
+    "Masked": "sfumato.process.mixing:Masked",
     "Measured": "sfumato.likelihood:Measured",
     "Noise": "sfumato.noise:Noise",
     "Objective": "sfumato.objectives:Objective",
@@ -95,7 +95,7 @@ _PUBLIC = {
     "SfumatoWarning": "sfumato.errors:SfumatoWarning",
     "StableTarget": "sfumato.objectives.teacher:StableTarget",
     "Teacher": "sfumato.objectives.teacher:Teacher",
-    "Uniform": "sfumato.process.uniform:Uniform",
+    "Uniform": "sfumato.process.mixing:Uniform",
     "attribute": "sfumato.latents:attribute",
     "board": "sfumato.diagnostics.board:board",
     "bound_gap": "sfumato.likelihood:bound_gap",

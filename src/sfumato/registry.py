@@ -48,6 +48,7 @@ KINDS: dict[str, Kind] = {
     "solver": Kind("solver", "Solver", held=True),
     "network": Kind("network", "Module", held=True),
     "process": Kind("process", "Process", held=True),
+    "row": Kind("row of a symbol"),
     "condition": Kind("condition", "Condition", held=True),
     "model": Kind("model", "Model", held=True),
     "loss": Kind("loss", "Loss"),

@@ -19,7 +19,7 @@ def symbols(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("process", ["masked", "uniform(states=4)"])
+@pytest.mark.parametrize("process", ["masked", "uniform(states=4)", "hybrid(share=0.5)", "ladder"])
 def test_symbols_are_trained_sampled_and_measured(call, symbols, tmp_path, process):
     run = tmp_path / "run"
     common = ["--net", "tiny", "--batch", "128", "--precision", "float32", "--loss", "denoising"]
@@ -65,6 +65,17 @@ def test_what_has_no_answer_is_one_sentence(call, symbols, tmp_path, words, said
         *(places.get(word, word) for word in words), *(["-o", tmp_path / "o"] if words[0] == "train" else [])
     )
     assert status == 2 and said in err and len(err.strip().splitlines()) == 1, err
+
+
+def test_masks_are_revealed_in_an_order_by_name(call, symbols, tmp_path):
+    torch.manual_seed(0)
+    spec = sf.data.DataSpec.fit(sf.data.open(np.load(symbols)))
+    sf.save(
+        sf.Denoiser(sf.nets.MLP(9, 8, 1), sf.Masked(sf.schedules.Flow(), 3), spec=spec), tmp_path / "model.safetensors"
+    )
+    words = ["--solver", "reveal", "--solver.order", "confidence", "--steps", "3", "-o", tmp_path / "x.npy"]
+    status, _, err = call("sample", tmp_path / "model.safetensors", "-n", "5", *words)
+    assert status == 0 and np.load(tmp_path / "x.npy").max() < 3, err
 
 
 def test_a_product_is_trained_from_python_and_sampled_by_the_command(call, tmp_path):

@@ -164,7 +164,7 @@ def test_a_network_of_zeros_is_the_uniform_guess_and_masks_have_no_code() -> Non
 
 
 def test_mistakes_are_said() -> None:
-    with pytest.raises(sf.SfumatoError, match="must mask all"):
+    with pytest.raises(sf.SfumatoError, match="must replace all"):
         Masked(schedules.LinearBeta(0.1, 2.0), 3)
     with pytest.raises(sf.SfumatoError, match="integers from 0 to 2"):
         Masked(schedules.Flow(), 3).data(torch.tensor([[3.0]]))

@@ -107,6 +107,6 @@ def test_impossible_processes_are_refused() -> None:
 
 def test_a_process_says_what_it_is() -> None:
     assert Uniform(schedules.Flow(), 7).config() == {
-        "name": "Uniform", "args": {"schedule": {"name": "Flow", "args": {}}, "states": 7},
+        "name": "Uniform", "args": {"schedule": {"name": "Flow", "args": {}}, "states": 7, "row": "other"},
     }  # fmt: skip
     assert math.isclose(float(Uniform(schedules.LogLinear()).keep(0.0)), 1.0)  # t = 0 is the data itself

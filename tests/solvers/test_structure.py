@@ -369,8 +369,8 @@ def test_a_plan_prints():
 
 
 def test_names_of_the_command_line_build():
-    learned = "ddpm-learned"  # asks for a model that learned its variance: test_learned_variance.py
-    for make in (*(make for name, make in NAMES.items() if name != learned), default):
+    others = ("ddpm-learned", "reveal")  # a learned variance, or masks: test_learned_variance.py, test_reveal.py
+    for make in (*(make for name, make in NAMES.items() if name not in others), default):
         plan = make().plan(Cosine(), 5)
         assert bool(sample(mixture().denoiser(Gaussian(Cosine())), 3, solver=plan).isfinite().all())
 

@@ -197,15 +197,18 @@ LOSSES = {
     "score-matching": "Denoiser", "score-matching(form=implicit)": "Denoiser",
     "score-matching(form=denoising)": "Denoiser",
     "denoising-autoencoder(sigma=0.5)": "Denoiser", "denoising-autoencoder(masking=0.3)": "DenoisingAutoencoder",
-    "autoencoding(beta=0.5)": "Codec", "nonequilibrium(steps=8)": "Denoiser",
+    "autoencoding(beta=0.5)": "Codec", "nonequilibrium(steps=8)": "Denoiser", "masked": "Denoiser",
 }  # fmt: skip
 
 
 def test_every_loss_by_name_leaves_a_file_that_loads(tmp_path):
     assert {registry.bare(word) for word in LOSSES} == set(registry.names("loss")) - {"robust"}
     for i, (word, kind) in enumerate(LOSSES.items()):
-        settings = {"hybrid": {"variance": "learned", "times": "uniform"}, "nonequilibrium": {"process": "uniform"}}
-        settings, data = settings.get(registry.bare(word), {}), BITS if word.startswith("none") else X
+        settings = {
+            "hybrid": {"variance": "learned", "times": "uniform"}, "nonequilibrium": {"process": "uniform"},
+            "masked": {"process": "masked"},
+        }.get(registry.bare(word), {})  # fmt: skip
+        data = BITS if "process" in settings else X
         net = "auto" if kind == "Codec" else "MLP(width=16, depth=1)"
         run = sf.train(data, tmp_path / str(i), loss=word, net=net, **settings, **SHORT)
         made = sf.load(run.path)

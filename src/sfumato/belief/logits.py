@@ -32,8 +32,14 @@ def _no_reading(belief: Any, name: str) -> NoSuchReading | AttributeError:
 class SymbolProcess(Protocol):
     """What `Logits` needs from the process of its symbols."""
 
-    def bridge(self, belief: Logits, s: Time, eta: float = 1.0) -> Tensor:
+    def bridge(self, belief: Logits, s: Time, eta: float = 1.0, restart: float = 0.0) -> Tensor:
         """p(z_s | z_t) of each symbol, (B, *shape, S)."""
+
+    def spread(self, prob: Tensor, t: Time) -> Tensor:
+        """sum_k p(k) q(z_t | x = k), (B, *shape, S)."""
+
+    def into(self, z: Tensor, t: Time, dtype: torch.dtype = torch.float64) -> Tensor:
+        """The rate of jumps y -> z per unit of the level, which broadcasts to (B, *shape, S)."""
 
     def evidence(self, z: Tensor, t: Time, dtype: torch.dtype = torch.float64) -> Tensor:
         """log q(z_i | x_i = k)."""
@@ -64,9 +70,7 @@ class Logits:
         """
         if self._other is not None:
             return self._other
-        if self.process is None:
-            raise SfumatoError("This belief has no process: build it as Logits(..., process=...).")
-        evidence = self.process.evidence(self.z, self.t)
+        evidence = self._of().evidence(self.z, self.t)
         return torch.where(evidence > -torch.inf, self.logits.to(evidence) - evidence, -torch.inf)
 
     def __getattr__(self, name: str) -> Any:
@@ -87,26 +91,71 @@ class Logits:
         """E[one-hot(x) | z] = p(x_i = k | z), (B, *shape, K)."""
         return self.prob
 
-    def to(self, s: Time, eta: float = 0.0, noise: Noise | Tensor | None = None) -> Tensor:
-        """z_s ~ p(z_s | z_t), each symbol independently, int64 like z."""
+    @cached_property
+    def entropy(self) -> Tensor:
+        """-sum_k p(x_i = k | z) log p(x_i = k | z), in nats, (B, *shape)."""
+        return torch.special.entr(self.prob).sum(-1)
+
+    @cached_property
+    def zeta(self) -> Tensor:
+        """p(z_i = y | z_j for j != i) = sum_k h(k) q(y | k), for every noisy symbol y, (B, *shape, S).
+
+        As `ratio` and `rate` it needs `other`: of a symbol that z_i rules out a posterior alone does not tell it.
+        """
+        return self._of().spread(self.other.softmax(-1), self.t)
+
+    @cached_property
+    def ratio(self) -> Tensor:
+        """r(y) = p(z with z_i := y) / p(z), the concrete score of 2310.16834, (B, *shape, S)."""
+        return self.zeta / self.zeta.gather(-1, self.z[..., None])
+
+    @cached_property
+    def rate(self) -> Tensor:
+        """The rate of the reverse chain's jumps z_i -> y per unit of the level, (B, *shape, S); 0 at y = z_i."""
+        rate = self._of().into(self.z, self.t, self.ratio.dtype) * self.ratio
+        return rate.scatter(-1, self.z[..., None], 0.0)
+
+    def _of(self) -> SymbolProcess:
         if self.process is None:
-            raise SfumatoError("This belief has no process to draw with: build it as Logits(..., process=...).")
+            raise SfumatoError("This belief has no process: build it as Logits(..., process=...).")
+        return self.process
+
+    def to(
+        self, s: Time, eta: float = 0.0, noise: Noise | Tensor | None = None, restart: float = 0.0
+    ) -> Tensor:  # fmt: skip
+        """z_s ~ p(z_s | z_t), each symbol independently, int64 like z; restart: the share of fresh draws q(z_s | x)."""
         if noise is None:
             raise SfumatoError("A step of symbols is random and needs the argument noise.")
-        return self.process.draw(self.process.bridge(self, s, eta), numbers_like(noise, self.z))
+        process = self._of()
+        return process.draw(process.bridge(self, s, eta, restart), numbers_like(noise, self.z))
 
     def lerp(self, other: Logits, weight: float | Tensor) -> Logits:
         """log p = log p_self + weight (log p_other - log p_self) up to a constant; symbols that either belief excludes
         stay excluded (for weights other than 0 and 1)."""
-        ours, theirs = self.log_prob, other.log_prob
-        w = broadcast(weight, ours) if isinstance(weight, Tensor) else torch.as_tensor(weight, dtype=ours.dtype)
-        possible = ours.isfinite() & theirs.isfinite()
-        mixed = torch.where(possible, ours, 0.0) + w * torch.where(possible, theirs - ours, 0.0)
-        logits = torch.where(w == 0, ours, torch.where(w == 1, theirs, torch.where(possible, mixed, -torch.inf)))
         evidence = None
         if self._other is not None and other._other is not None:
-            evidence = self._other + w * (other._other - self._other)
-        return Logits(logits, self.z, self.t, self.process, evidence)
+            evidence = _mixed(self._other, other._other, weight)
+        return Logits(_mixed(self.log_prob, other.log_prob, weight), self.z, self.t, self.process, evidence)
+
+    def tempered(self, temperature: float = 1.0, top_p: float = 1.0) -> Logits:
+        """The belief with h^(1 / temperature) for what the others say, h, and of it the most probable symbols of total
+        probability top_p alone, renormalised: the chance that a mask is revealed stays as it is.
+
+        Symbols that top_p leaves out stay where z_i allows no other.
+        """
+        if not (temperature > 0 and 0 < top_p <= 1):
+            raise SfumatoError(
+                f"A belief needs a temperature above 0 and top_p in (0, 1], not {temperature:g} and {top_p:g}."
+            )
+        if temperature == top_p == 1:
+            return self
+        h = (self.other / temperature).log_softmax(-1)
+        evidence = self._of().evidence(self.z, self.t, h.dtype)
+        falling, symbol = h.exp().sort(-1, descending=True)
+        within = torch.zeros_like(h, dtype=torch.bool).scatter(-1, symbol, falling.cumsum(-1) - falling < top_p)
+        some = (within & ((h + evidence) > -torch.inf)).any(-1, keepdim=True)
+        h = torch.where(within | ~some, h, -torch.inf)
+        return Logits(h + evidence, self.z, self.t, self.process, h)
 
     def under(self, process: SymbolProcess, z: Tensor, t: Time) -> Logits:
         """The same belief, about the state z at time t of another process at the same level."""
@@ -125,6 +174,14 @@ class Logits:
     def chunk(self, n: int) -> tuple[Logits, ...]:
         """The beliefs about n equal parts of the batch."""
         return tuple(self.rows(part) for part in parts(len(self.z), n))
+
+
+def _mixed(ours: Tensor, theirs: Tensor, weight: float | Tensor) -> Tensor:
+    """ours + weight (theirs - ours) of logarithms; -inf where either is, unless the weight is 0 or 1."""
+    w = broadcast(weight, ours) if isinstance(weight, Tensor) else torch.as_tensor(weight, dtype=ours.dtype)
+    possible = ours.isfinite() & theirs.isfinite()
+    mixed = torch.where(possible, ours, 0.0) + w * torch.where(possible, theirs - ours, 0.0)
+    return torch.where(w == 0, ours, torch.where(w == 1, theirs, torch.where(possible, mixed, -torch.inf)))
 
 
 @final

@@ -77,8 +77,7 @@ class Table:
         """
         if process.states != self.symbols:
             raise SfumatoError(f"The process has {process.states} symbols, but the table has {self.symbols}.")
-        a = float(process.keep(t) / process.keep(s))
-        one = a * torch.eye(process.size, dtype=torch.float64) + (1 - a) * process.law
+        one = process.matrix(s, t)
         if float(torch.as_tensor(s)) == 0:
             one = one[: self.symbols]
         whole = one
@@ -112,8 +111,20 @@ class Table:
         alone = torch.special.entr(self.marginals(reverse)).sum((1, 2))
         return float(self.noised(process, t) @ (alone - torch.special.entr(reverse).sum(1)))
 
+    def others(self, process: Symbols, z: Tensor, t: Time) -> Tensor:
+        """h_i(k) = p(x_i = k | z_j for j != i), (B, d, K), for z (B, d) at one t; 0 if these z_j are impossible."""
+        evidence, letters = process.likelihood(z, 0.0, t)[..., : self.symbols], "ijklmnopqrst"[: self.dim]
+        probs, found = self.probs.reshape([self.symbols] * self.dim), []
+        for i, own in enumerate(letters):
+            rest = [(f"b{letter}", evidence[:, j]) for j, letter in enumerate(letters) if j != i]
+            terms = ",".join([letters, "b", *(term for term, _ in rest)])
+            ones = torch.ones(len(z), dtype=torch.float64)
+            found.append(torch.einsum(f"{terms}->b{own}", probs, ones, *(each for _, each in rest)))
+        h = torch.stack(found, 1)
+        return h / h.sum(-1, keepdim=True).clamp_min(1e-300)
+
     def denoiser(self, process: Symbols) -> TableDenoiser:
-        """The exact model, with belief p(x_i | z)."""
+        """The exact model: the belief about x_i from all z, and from all z but its own."""
         return TableDenoiser(self, process)
 
 
@@ -130,7 +141,7 @@ def without(cond: dict[str, Any]) -> None:
 
 @final
 class TableDenoiser:
-    """model(z, t) -> Logits with log p(x_i | z), float64; z (B, d), t a number or (B,)."""
+    """model(z, t) -> Logits, float64; z (B, d), t a number or (B,)."""
 
     exact, spec = True, None
 
@@ -141,15 +152,11 @@ class TableDenoiser:
     def __call__(self, z: Tensor, t: Time, **cond: Any) -> Logits:
         without(cond)
         t = torch.as_tensor(t, dtype=torch.float64)
-        place, out = (
-            self.table.place(z, self.process.size),
-            torch.empty(*z.shape, self.table.symbols, dtype=torch.float64),
-        )
+        log_h = torch.empty(*z.shape, self.table.symbols, dtype=torch.float64)
         for time in t.unique():
             rows = torch.nonzero((t == time).expand(len(z)))[:, 0]
-            prob = self.table.marginals(self.table.posterior(self.process, time)[place[rows]])
-            out[rows] = prob.clamp_min(0).log()
-        return Logits(out, z, t, self.process)
+            log_h[rows] = self.table.others(self.process, z[rows], time).log()
+        return Logits(log_h + self.process.evidence(z, t), z, t, self.process, log_h)
 
     def __repr__(self) -> str:
         return f"TableDenoiser({self.table.symbols}^{self.table.dim} = {math.prod(self.table.probs.shape)} states)"

@@ -11,7 +11,8 @@ distribution around E[x|z_0] with variance sigma^2 / (alpha^2 + sigma^2 / s^2), 
 Levels: each replicate has one in each of K strata of equal probability, all shifted by one uniform number. For real
 numbers p(logsnr) ~ sigmoid(logsnr + 2 log s), for which the integrand of N(0, s^2) data is constant and logsnr may
 start at -inf. For symbols p(level) ~ sech(level / 2): with a density that decays faster towards the data, the second
-moment for masked symbols is infinite. A product assigns its strata in turn to its kinds of parts, and divides by the
+moment for independent masks is infinite. Masked symbols alone have exact counts of masks instead of levels
+(`objectives.counts`), which vary least. A product assigns its strata in turn to its kinds of parts, and divides by the
 mixture. Source: Kingma et al. 2021 (2107.00630), Eq. 11-15, App. I.
 """
 
@@ -32,6 +33,7 @@ from sfumato.likelihood.measured import Measured, pooled
 from sfumato.model import Model, compute_dtype
 from sfumato.noise import Noise
 from sfumato.noised import Noised
+from sfumato.objectives.counts import counted, masked, masked_nats
 from sfumato.objectives.decoder import Cells, cell_nats, density_nats
 from sfumato.objectives.times import CosMap
 from sfumato.probability_flow import data_scale
@@ -260,6 +262,36 @@ def path_bound(
         last = ends.each(model, reconstruction).reshape(last.shape)
     edges = strata.spans[0].quantile(torch.linspace(0, 1, each + 1, dtype=torch.float64)) if strata.alone else None
     return _measured("path bound", model, x, by_level, last, edges)
+
+
+def count_bound(
+    model: Any,
+    x: Tensor,
+    index: Tensor,
+    cond: Conditions,
+    steps: int = 64,
+    probes: int = 8,
+    seed: int = 0,
+    sigma_min: float | None = None,
+) -> Measured:
+    """The bound of masked symbols x (B, *shape), by `steps` counts of masks in each of `probes` replicates.
+
+    A count is ceil(v D) with v in one of `steps` strata of (0, 1): a multiple of D has every count equally often.
+    """
+    check(steps, probes)
+    share = 1 - places(seed, index, probes, steps)
+    n = counted(share, x).flatten()
+    levels = copies(model, x, index, cond, seed, share.flatten(1).double())
+
+    def diffusion(part: Tensor) -> Tensor:
+        drawn = levels.take(part)
+        z, t = masked(model.process, drawn.x, n[part], drawn.eps)
+        return masked_nats(model(z, t, **drawn.cond), drawn.x, n[part])
+
+    by_level = levels.each(model, diffusion).reshape(share.shape) / steps
+    edges = torch.logit(torch.linspace(0, 1, steps + 1, dtype=torch.float64))
+    last = torch.zeros(len(index), probes, dtype=torch.float64)
+    return _measured("bound by exact counts of masks", model, x, by_level, last, edges)
 
 
 def _measured(name: str, model: Any, x: State, by_level: Tensor, last: Tensor, edges: Tensor | None) -> Measured:

@@ -14,7 +14,7 @@ from torch import Tensor
 from sfumato import noise
 from sfumato.conditions import resolve
 from sfumato.errors import SfumatoError, SfumatoWarning, suggest, whole
-from sfumato.likelihood.bound import elbo, path_bound
+from sfumato.likelihood.bound import count_bound, elbo, path_bound
 from sfumato.likelihood.flow import DEFAULT_STEPS, ode
 from sfumato.likelihood.importance import importance
 from sfumato.likelihood.measured import DEQUANTISATIONS, Measured, gather
@@ -22,7 +22,7 @@ from sfumato.model import Model
 from sfumato.noised import evaluating
 from sfumato.objectives.decoder import cells_of
 from sfumato.probability_flow import data_scale
-from sfumato.process import Gaussian, Symbols
+from sfumato.process import Gaussian, Masked, Symbols
 from sfumato.sampling import refuse_arguments
 from sfumato.schedule import NODE_LIMIT
 from sfumato.state import State, first_leaf, map_state, rows_of, samples
@@ -63,8 +63,7 @@ def log_prob(
     dequantisation of integer data, so that -log2 p bounds their code length: uniform adds u ~ U(-1/2, 1/2) to each
     element, discretised takes the probability of each cell (bounds only); auto is uniform for the ODE, else
     discretised. label=... as in `sample`. For guidance pass `sf.guide(model, scale)`, which is a model like any other.
-    Symbols, and states that contain symbols, have only the bound, which is their default; for real numbers the default
-    is the ODE. The value is in nats of a probability, or of a density times a probability.
+    The default is the ODE; symbols and states that contain some have only the bound, masks alone by exact counts.
     Warns (`SfumatoWarning`) where an ODE cannot be trusted (`Measured.doubts`).
     """
     refuse_arguments(log_prob, model, cond)
@@ -84,6 +83,7 @@ def log_prob(
         "elbo": partial(elbo, cells=cells),
         "importance": partial(importance, cells=cells, particles=particles),
         "path": path_bound,
+        "counts": count_bound,
     }[method]
     batches, device = [], getattr(model, "device", leaf.device)
     for part in torch.arange(len(numbers)).split(batch or min(_ROWS, max(1, _BATCH // leaf[0].numel()))):
@@ -103,7 +103,7 @@ def _reported(result: Measured, spec: Any) -> Measured:
 
 
 def _method(process: Any, name: str | None) -> str:
-    """The named method, or the default of the process; "path" is the bound of symbols."""
+    """The named method, or the default of the process; "path" is the bound of symbols, "counts" of masks alone."""
     if name is not None and name not in METHODS:
         raise SfumatoError(f"Unknown method {name!r} of log_prob: {suggest(name, METHODS)}")
     if isinstance(process, Gaussian):
@@ -113,7 +113,7 @@ def _method(process: Any, name: str | None) -> str:
             f"A {type(process).__name__} process has no {name!r} likelihood, which is for real numbers only: use "
             "method='elbo'."
         )
-    return "path"
+    return "counts" if isinstance(process, Masked) else "path"
 
 
 def _clean(
@@ -137,7 +137,7 @@ def _clean(
 
 def _dequantisation(process: Any, spec: Any, choice: str, method: str) -> str | None:
     """The dequantisation of integer data for a method, None for real-valued data."""
-    if method == "path":
+    if method in ("path", "counts"):
         return "symbols" if isinstance(process, Symbols) else None
     known = ("auto", *DEQUANTISATIONS)
     if choice not in known:

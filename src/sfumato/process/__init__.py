@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from sfumato.process.gaussian import Gaussian
-from sfumato.process.masked import Masked
+from sfumato.process.generator import Generator, Ladder, Rates
+from sfumato.process.mixing import Hybrid, Marginal, Masked, Mixing, Uniform
 from sfumato.process.product import Product
 from sfumato.process.protocol import Process
 from sfumato.process.symbols import Symbols
-from sfumato.process.uniform import Uniform
 from sfumato.trees import build
 
-__all__ = ["Gaussian", "Masked", "Process", "Product", "Symbols", "Uniform", "from_config"]
+__all__ = [
+    "Gaussian", "Generator", "Hybrid", "Ladder", "Marginal", "Masked", "Mixing", "Process", "Product", "Rates",
+    "Symbols", "Uniform", "from_config",
+]  # fmt: skip
 
 
 def from_config(config: dict[str, Any]) -> Any:

@@ -1,22 +1,25 @@
-"""Symbols that are independently kept with probability alpha_t, or else replaced by a draw from a fixed pi.
+"""Symbols under a Markov chain that acts on each of them independently, in the keep probability alpha_t.
 
-    marginal   q(z_t | x)        = alpha_t 1[z = x] + (1 - alpha_t) pi(z)
-    jump       q(z_t | z_s)      = a 1[z_t = z_s] + (1 - a) pi(z_t),   a = alpha_t / alpha_s
+    marginal   q(z_t | x)        from one symbol to each, S x S numbers at most: `spread`, `likelihood`
     posterior  q(z_s | z_t, x)   = q(z_t | z_s) q(z_s | x) / q(z_t | x)
     bridge     p(z_s | z_t)      = sum_x p(x | z_t) C(z_s | z_t, x)
-               eta 1: C is the posterior;   eta 0: C keeps z_t, or with probability rho takes x, which gives the right
-               marginal q(z_s | x): rho = (alpha_s - alpha_t) / (1 - alpha_t);   else their mixture
-    network    p(x_i | z) ~ exp(y_i) q(z_i | x_i): y_i is the evidence on x_i from all other symbols
+               eta 1: C is the posterior;   eta 0: C keeps z_t as often as the marginals allow, with probability
+               min(1, q(z_s = z | x) / q(z_t = z | x)), or else draws from (q(z_s | x) - q(z_t | x))_+, normalised;
+               restart: C = q(z_s | x), noise that is fresh;   else a mixture of the three
+    path KL    sum_y R(y -> z) [r_y log(r_y / r'_y) - r_y + r'_y],   r_y = q(y | x) / q(z | x), r' of the belief's own
+    network    p(x_i | z) ~ exp(y_i) q(z_i | x_i): y_i is the evidence on x_i from all other symbols (`rows` has others)
 
-`Uniform` (pi uniform) and `Masked` (pi on one additional symbol) are the two cases. The level is logit alpha_t.
-Sources: Austin et al. 2021 (2107.03006); Hoogeboom et al. 2021 (2102.05379), Eq. 11-15; Song et al. 2020 (2010.02502),
-App. A, for eta 0.
+`Mixing` replaces symbols by draws from a distribution (`Masked`, `Uniform`, ..), `Generator` has any matrix of rates
+(`Ladder`). The level is logit alpha_t.
+Sources: Austin et al. 2021 (2107.03006); Campbell et al. 2022 (2205.14987) for rates and their bound; Song et al. 2020
+(2010.02502), App. A, and Gat et al. 2024 (2407.15595) for eta 0; Wang et al. 2025 (2503.00307) for restarts.
 """
 
 from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, final
@@ -24,26 +27,32 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from sfumato.belief import Logits, broadcast
+from sfumato import registry
+from sfumato.belief import Logits
 from sfumato.data import DataSpec, Normaliser
 from sfumato.errors import SfumatoError, whole
 from sfumato.noise import Noise
+from sfumato.process import rows
 from sfumato.process.protocol import Density, noise_level
 from sfumato.schedule import Schedule, Time, as_time, schedule_of
 from sfumato.schedules import Kept
 from sfumato.state import numbers_like
+
+_LEFT = 1e-3  # largest alpha(1) of a schedule that is treated as 0, where the prior lacks symbols of the data
 
 
 @dataclasses.dataclass(frozen=True)
 class Symbols(abc.ABC):
     """Symbols 0 .. states - 1, int64 of any shape (B, *shape); noisy ones 0 .. size - 1.
 
-    Only alpha of the schedule is used, as the keep probability; t = 0 is the data itself. As for the Gaussian process,
-    all randomness comes from standard normal numbers: a symbol is the quantile at u = Phi(noise).
+    Only alpha of the schedule is used, as the keep probability; t = 0 is the data itself. row: what a network says of
+    each symbol, one of `rows` (other, x, z, ratio, rate). As for the Gaussian process, all randomness comes from
+    standard normal numbers: a symbol is the quantile at u = Phi(noise).
     """
 
     schedule: Schedule
     states: int = 2
+    row: str = dataclasses.field(default="other", kw_only=True)
 
     default_solver = "ancestral"
 
@@ -57,41 +66,70 @@ class Symbols(abc.ABC):
                 f"{curve} keeps a symbol with probability {start:g} at t = 0 and {stop:g} at t = 1: a {name.lower()} "
                 "process needs a schedule with alpha decreasing within [0, 1], such as Flow or Cosine."
             )
+        if self._all_replaced and stop > _LEFT:
+            raise SfumatoError(
+                f"{curve} keeps {stop:.3g} of the symbols at t = 1, where a {name.lower()} process must replace all: "
+                "use a schedule that ends at alpha = 0, such as Flow or Cosine."
+            )
+        rows.check(self)
 
     # -- defined by subclasses ---------------------------------------------------------------------------------------
 
     @property
     @abc.abstractmethod
-    def size(self) -> int:
-        """The number of symbols that can occur in a noisy state."""
+    def pi(self) -> Tensor:
+        """The prior of a symbol, its distribution at alpha = 0, float64 (size,)."""
+
+    @abc.abstractmethod
+    def spread(self, prob: Tensor, t: Time) -> Tensor:
+        """sum_k p(k) q(z_t | x = k), (B, *shape, size), for p (B, *shape, K)."""
+
+    @abc.abstractmethod
+    def unspread(self, zeta: Tensor, t: Time) -> Tensor:
+        """p up to a factor, (B, *shape, K), given the distribution `spread` among the K symbols of the data, of sum 1:
+        the inverse of `spread`."""
+
+    @abc.abstractmethod
+    def likelihood(self, z: Tensor, s: Time, t: Time, dtype: torch.dtype = torch.float64) -> Tensor:
+        """q(z_t = z | z_s = y) for every y, (B, *shape, size), s <= t."""
+
+    @abc.abstractmethod
+    def into(self, z: Tensor, t: Time, dtype: torch.dtype = torch.float64) -> Tensor:
+        """The rate of jumps y -> z per unit of the level, (B, *shape, size), or (B, *shape, 1) if all y share it."""
+
+    @abc.abstractmethod
+    def _fewest(self, prob: Tensor, z: Tensor, s: Time, t: Time) -> Tensor:
+        """sum_x p(x) C(z_s | z_t, x) for eta = 0, (B, *shape, size)."""
 
     @property
-    @abc.abstractmethod
-    def law(self) -> Tensor:
-        """pi, float64 (size,)."""
+    def size(self) -> int:
+        """The number of symbols that can occur in a noisy state."""
+        return len(self.pi)
 
-    @abc.abstractmethod
-    def replaced(self, u: Tensor) -> Tensor:
-        """The quantile of pi at u in (0, 1), int64."""
+    @functools.cached_property
+    def _all_replaced(self) -> bool:
+        """Whether nothing of the data may be left at t = 1, because the prior excludes some symbols."""
+        return bool((self.pi == 0).any())
+
+    # -- the loss rate -----------------------------------------------------------------------------------------------
 
     def rate(self, belief: Logits, x: Tensor) -> Tensor:
         """The integrand of the path KL, in nats per unit of the level, for each symbol (B, *shape):
 
-        (1 - alpha) pi(z) / q(z) sum_k q(k) (log r_k - 1 + 1 / r_k),   r = (q / q(z)) / (p / p(z))
+        sum_y R(y -> z) [r_y log(r_y / r'_y) - r_y + r'_y],   r = q / q(z),   r' = p / p(z)
 
         with the true marginal q of the symbol given x, and p its marginal predicted from the other symbols.
         """
         dtype = torch.promote_types(belief.logits.dtype, torch.float32)
-        keep, law, own = self.keep(belief.t), self.law.to(x.device), belief.z[..., None]
-        rest = (broadcast(1 - keep, belief.logits).double() * law).to(dtype)  # small near the data: float64 first
-        kept, tiny = broadcast(keep, rest).to(dtype), torch.finfo(dtype).tiny
-        p = kept * self._padded(belief.other.to(dtype).softmax(-1)) + rest
-        q = kept * self.hot(x, dtype) + rest
-        log_ratio = q.clamp_min(tiny).log() - p.clamp_min(tiny).log()
-        log_d, q_z = log_ratio.gather(-1, own)[..., 0], q.gather(-1, own)[..., 0]
-        divergence = (q * log_ratio).sum(-1) + torch.expm1(log_d) - log_d
-        replaced = rest.expand_as(q).gather(-1, own)[..., 0]
-        return replaced / q_z.clamp_min(tiny) * divergence
+        tiny, own = torch.finfo(dtype).tiny, belief.z[..., None]
+        clean = self.hot(x, dtype)[..., : self.states]
+        q = self.spread(clean, belief.t).clamp_min(tiny)
+        p = self.spread(belief.other.to(dtype).softmax(-1), belief.t).clamp_min(tiny)
+        true, model = q / q.gather(-1, own), p / p.gather(-1, own)
+        gap = model.log() - true.log()
+        near = true * (torch.expm1(gap.clamp_max(1.0)) - gap)  # precise for small gaps
+        excess = torch.where(gap > 1, model - true - true * gap, near)
+        return (self.into(belief.z, belief.t, dtype) * excess).sum(-1)
 
     # -- the distribution of z ---------------------------------------------------------------------------------------
 
@@ -101,10 +139,8 @@ class Symbols(abc.ABC):
         t = as_time(t)
         if t.device.type == "cpu" and not bool(((t >= 0) & (t <= 1)).all()):
             raise SfumatoError(f"Times must lie in [0, 1]; got {t.reshape(-1)[:8].tolist()}.")
-        return torch.where(t == 0, 1.0, self._kept(t))
-
-    def _kept(self, t: Tensor) -> Tensor:
-        return self.schedule.alpha(t)
+        kept = torch.where(t == 0, 1.0, self.schedule.alpha(t))
+        return torch.where(t == 1, 0.0, kept) if self._all_replaced else kept
 
     @property
     def clock(self) -> Schedule:
@@ -119,43 +155,41 @@ class Symbols(abc.ABC):
     @final
     def prior(self, noise: Tensor) -> Tensor:
         """z_1 ~ pi, one symbol for each number of `noise`."""
-        return self.replaced(torch.special.ndtr(noise.double()))
+        return quantile(self.pi.to(noise.device), torch.special.ndtr(noise.double()))
 
-    @final
     def corrupt(self, x: Tensor, t: Time, noise: Noise | Tensor) -> Tensor:
         """z_t ~ q(z_t | x); x and noise (B, *shape), t a number or (B,)."""
-        u = torch.special.ndtr(numbers_like(noise, x).double())
-        keep = broadcast(self.keep(t), u)
-        return torch.where(u < keep, x, self.replaced((u - keep) / (1 - keep).clamp_min(1e-300)))
+        return self.draw(self.marginal(x, t), noise)
 
     @final
     def marginal(self, x: Tensor, t: Time, dtype: torch.dtype = torch.float64) -> Tensor:
         """q(z_t | x), (B, *shape, size)."""
-        hot = self.hot(x, dtype)
-        keep = broadcast(self.keep(t), hot)
-        return keep * hot + (1 - keep) * self.law.to(hot)
+        return self.spread(self.hot(x, dtype)[..., : self.states], t)
+
+    @final
+    def matrix(self, s: Time, t: Time) -> Tensor:
+        """q(z_t | z_s) for all pairs at two numbers s <= t, float64 (size, size): rows z_s, columns z_t."""
+        return self.likelihood(torch.arange(self.size), s, t).mT
 
     @final
     def evidence(self, z: Tensor, t: Time, dtype: torch.dtype = torch.float64) -> Tensor:
         """log q(z_t | x = k) for every k, (B, *shape, K): the evidence of a symbol's own z; -inf if impossible."""
-        hot, keep = self.hot(z, dtype)[..., : self.states], self.keep(t)
-        rest = broadcast(1 - keep, z.double()) * self.law.to(z.device)[z]  # small near the data: float64 first
-        return (broadcast(keep, hot) * hot + rest.to(dtype)[..., None]).log()
+        return self.likelihood(z, 0.0, t, dtype)[..., : self.states].log()
 
     @final
-    def bridge(self, belief: Logits, s: Time, eta: float = 1.0) -> Tensor:
+    def bridge(self, belief: Logits, s: Time, eta: float = 1.0, restart: float = 0.0) -> Tensor:
         """p(z_s | z_t) of each symbol under the belief about z_t, s <= t: (B, *shape, size)."""
-        if not 0 <= eta <= 1:
-            raise SfumatoError(f"A step of symbols needs eta between 0 and 1, not {eta:g}.")
+        if not (0 <= eta <= 1 and 0 <= restart <= 1):
+            raise SfumatoError(f"A step of symbols needs eta and restart between 0 and 1, not {eta:g} and {restart:g}.")
         if bool((as_time(s) > belief.t).any()):
             raise SfumatoError("A sampling step must go towards the data: s must not exceed t.")
-        parts = []
-        if eta > 0:
-            parts.append((eta, self._between(belief.prob, belief.z, s, belief.t)))
-        if eta < 1:
-            parts.append((1 - eta, self._revealed(belief.prob, belief.z, s, belief.t)))
-        first = parts[0][0] * parts[0][1] if len(parts) > 1 else parts[0][1]
-        return first if len(parts) == 1 else first + parts[1][0] * parts[1][1]
+        prob, z, t = belief.prob, belief.z, belief.t
+        couplings: list[tuple[float, Callable[[], Tensor]]] = [
+            ((1 - restart) * eta, lambda: self._between(prob, z, s, t)),
+            ((1 - restart) * (1 - eta), lambda: self._fewest(prob, z, s, t)),
+            (restart, lambda: self.spread(prob, s)),
+        ]
+        return functools.reduce(torch.add, [share * law() for share, law in couplings if share])
 
     @final
     def posterior(self, z: Tensor, x: Tensor, s: Time, t: Time, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -163,23 +197,11 @@ class Symbols(abc.ABC):
         return self._between(self.hot(x, dtype)[..., : self.states], z, s, t)
 
     def _between(self, prob: Tensor, z: Tensor, s: Time, t: Time) -> Tensor:
-        """sum_x p(x) q(z_t | z_s) q(z_s | x) / q(z_t | x), in K operations per symbol."""
-        keep_s, keep_t = self.keep(s), self.keep(t)
-        hot = self.hot(z, prob.dtype)
-        law = self.law.to(prob)
-        own = law[z][..., None]  # pi(z_t)
+        """sum_x p(x) q(z_t | z_s) q(z_s | x) / q(z_t | x)."""
         # q(z_t | x) is zero only for impossible x, where prob is zero too
-        marginal = broadcast(keep_t, prob) * hot[..., : self.states] + (1 - broadcast(keep_t, prob)) * own
+        marginal = self.likelihood(z, 0.0, t, prob.dtype)[..., : self.states]
         weight = prob / marginal.clamp_min(torch.finfo(prob.dtype).tiny)
-        keep, last = broadcast(keep_t / keep_s, prob), broadcast(keep_s, prob)
-        jump = keep * hot + (1 - keep) * own  # q(z_t | z_s)
-        return jump * (last * self._padded(weight) + (1 - last) * law * weight.sum(-1, keepdim=True))
-
-    def _revealed(self, prob: Tensor, z: Tensor, s: Time, t: Time) -> Tensor:
-        """(1 - rho) 1[z_s = z_t] + rho p(z_s)."""
-        keep_s, keep_t = self.keep(s), self.keep(t)
-        rho = broadcast((keep_s - keep_t) / (1 - keep_t).clamp_min(1e-300), prob)
-        return (1 - rho) * self.hot(z, prob.dtype) + rho * self._padded(prob)
+        return self.likelihood(z, s, t, prob.dtype) * self.spread(weight, s)
 
     @final
     def draw(self, prob: Tensor, noise: Noise | Tensor) -> Tensor:
@@ -192,9 +214,6 @@ class Symbols(abc.ABC):
     def hot(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """The one-hot code, (B, *shape, size)."""
         return torch.nn.functional.one_hot(x, self.size).to(dtype)
-
-    def _padded(self, prob: Tensor) -> Tensor:
-        return torch.nn.functional.pad(prob, (0, self.size - self.states))
 
     @final
     def rescheduled(self, schedule: Schedule) -> Any:
@@ -236,9 +255,11 @@ class Symbols(abc.ABC):
 
     @final
     def read(self, y: Tensor, z: Tensor, t: Time) -> Logits:
-        """The belief p(x_i | z) ~ exp(y_i) q(z_i | x_i); y (B, *shape, K) or a network's output (`prediction`)."""
+        """The belief p(x_i | z) ~ h(x_i) q(z_i | x_i), with log h(x_i) from the network's row, y (B, *shape, K) or as
+        the network lays it out (`prediction`): the evidence of all other symbols."""
         y = self.prediction(y, z)
-        return Logits(y + self.evidence(z, t, y.dtype), z, t, self, y)
+        log_h = registry.get("row", self.row)(self, y, z, t)
+        return Logits(log_h + self.evidence(z, t, y.dtype), z, t, self, log_h)
 
     # -- the loss ----------------------------------------------------------------------------------------------------
 
@@ -263,8 +284,8 @@ class Symbols(abc.ABC):
     @final
     def prior_kl(self, x: Tensor) -> Tensor:
         """KL(q(z_1 | x) || pi), float64 (B,): zero if the schedule ends at alpha = 0."""
-        end, law = self.marginal(x, 1.0), self.law.to(x.device)
-        ratio = torch.where(end > 0, end.log() - law.log(), 0.0)
+        end, prior = self.marginal(x, 1.0), self.pi.to(x.device)
+        ratio = torch.where(end > 0, end.log() - prior.log(), 0.0)
         return (end * ratio).flatten(1).sum(1)
 
     # -- data and files ----------------------------------------------------------------------------------------------
@@ -331,4 +352,12 @@ class Symbols(abc.ABC):
         )
 
     def config(self) -> dict[str, Any]:
-        return {"name": type(self).__name__, "args": {"schedule": self.schedule.config(), "states": self.states}}
+        args = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {"name": type(self).__name__, "args": {**args, "schedule": self.schedule.config()}}
+
+
+def quantile(prob: Tensor, u: Tensor) -> Tensor:
+    """The symbol at u in (0, 1), int64 like u (B, *shape), of one distribution (S,) or one for each sample (B, S)."""
+    cdf = prob.cumsum(-1)
+    place = torch.searchsorted(cdf, (u.reshape(len(u), -1) * cdf[..., -1:]).contiguous(), right=True)
+    return place.clamp_max(prob.shape[-1] - 1).reshape(u.shape)

@@ -17,6 +17,7 @@ from sfumato.solvers.multistep import Multistep
 from sfumato.solvers.named import DEIS, LMS, DPMSolver, DPMSolverPP, UniPC
 from sfumato.solvers.plan import Plan, State
 from sfumato.solvers.pndm import PNDM
+from sfumato.solvers.reveal import Reveal
 from sfumato.solvers.reverse_sde import EulerMaruyama, SASolver, SDEDPMSolver
 from sfumato.solvers.runge_kutta import RK4, Heun, Midpoint, RungeKutta
 from sfumato.solvers.singlestep import Singlestep
@@ -44,6 +45,7 @@ def default(exact: bool = False) -> Solver:
 __all__ = [
     "DDIM", "DDPM", "DEIS", "LMS", "NAMES", "PNDM", "RK4", "Adaptive", "Ancestral", "AnnealedLangevin", "Bridge",
     "Brownian", "Churn", "Corrector", "DPMSolver", "DPMSolverPP", "Euler", "EulerMaruyama", "Heun", "Jump",
-    "LearnedDDPM", "Linear", "Midpoint", "Multistep", "OptimalDDPM", "Plan", "PredictorCorrector", "RungeKutta",
-    "SASolver", "SDEDPMSolver", "Singlestep", "Solver", "State", "UniPC", "Walk", "default", "grids", "together",
+    "LearnedDDPM", "Linear", "Midpoint", "Multistep", "OptimalDDPM", "Plan", "PredictorCorrector", "Reveal",
+    "RungeKutta", "SASolver", "SDEDPMSolver", "Singlestep", "Solver", "State", "UniPC", "Walk", "default", "grids",
+    "together",
 ]  # fmt: skip

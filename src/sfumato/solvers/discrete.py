@@ -1,22 +1,26 @@
 """Ancestral sampling of any process: z_s ~ p(z_s | z_t) under the belief, in equal steps of t.
 
 Symbols are drawn independently: Sohl-Dickstein et al. 2015 (1503.03585), Section 2.2; with the belief in place of x,
-Hoogeboom et al. 2021 (2102.05379). For a Gaussian process this is DDPM (Ho et al. 2020, 2006.11239).
+Hoogeboom et al. 2021 (2102.05379). For a Gaussian process this is DDPM (Ho et al. 2020, 2006.11239). Of symbols, a
+share of the draws can be fresh (`restart`): for masks ReMDM with sigma = restart (1 - alpha_s) (Wang et al. 2025,
+2503.00307), which lets a network correct what it has revealed.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
+from sfumato.errors import SfumatoError
+from sfumato.process import Symbols
 from sfumato.registry import register
 from sfumato.schedule import Schedule
 from sfumato.solvers import grids
 from sfumato.solvers.build import Builder, Solver
-from sfumato.solvers.lines import Bridge
+from sfumato.solvers.lines import Bridge, Jump
 from sfumato.solvers.plan import Plan, schedule_of
 
 
@@ -28,6 +32,20 @@ class EqualTimes(grids.Grid):
         return torch.tensor([t_start + (t_stop - t_start) * k / steps for k in range(steps + 1)], dtype=torch.float64)
 
 
+@final
+@dataclasses.dataclass(frozen=True)
+class Draw(Jump):
+    """`Bridge` of symbols, with fresh draws, and a belief of another temperature."""
+
+    eta: float
+    restart: float
+    temperature: float
+    top_p: float
+
+    def __call__(self, z: Any, belief: Any, s: Tensor | float, noise: Any) -> Any:
+        return belief.tempered(self.temperature, self.top_p).to(s, self.eta, noise, self.restart)
+
+
 @register("solver", "ancestral")
 @register("solver", "bridge", eta=0.0)
 @dataclasses.dataclass(frozen=True)
@@ -35,17 +53,35 @@ class Ancestral(Solver):
     """Draw each next state from the belief; one call per step, for any process.
 
     eta = 1 is the reverse chain (DDPM for numbers, the posterior for symbols), eta = 0 adds the least possible noise
-    (DDIM for numbers, the fewest changes for symbols).
+    (DDIM for numbers, the fewest changes for symbols). For symbols alone: restart, the share of draws from q(z_s | x)
+    whatever z_t, and temperature and top_p of the belief (`Logits.tempered`).
     """
 
     any_process: ClassVar[bool] = True
     grid: grids.Grid = dataclasses.field(default_factory=EqualTimes)
     eta: float = 1.0
+    restart: float = 0.0
+    temperature: float = 1.0
+    top_p: float = 1.0
 
     def build(self, b: Builder) -> Plan:
+        if (self.restart, self.temperature, self.top_p) != (0, 1, 1):
+            return self._of_symbols(b)
         sums = schedule_of(b.process) is not None
         for t in b.nodes[:-1]:
             b.call(t)
             b.jump(Bridge(self.eta, draws=self.eta != 0 or not sums))
         plan = b.plan("Ancestral" if self.eta == 1 else f"Ancestral(eta={self.eta:g})", 1)
         return plan if sums else dataclasses.replace(plan, path=())
+
+    def _of_symbols(self, b: Builder) -> Plan:
+        if not isinstance(b.process, Symbols):
+            raise SfumatoError(
+                "restart, temperature and top_p are for a process of symbols: leave them out for "
+                f"{type(b.process).__name__}."
+            )
+        for t in b.nodes[:-1]:
+            b.call(t)
+            b.jump(Draw(self.eta, self.restart, self.temperature, self.top_p))
+        name = f"Ancestral(eta={self.eta:g}, restart={self.restart:g})"
+        return dataclasses.replace(b.plan(name, 1), path=())

@@ -95,7 +95,7 @@ class TrainConfig:
     schedule: str = "flow"
     """Noise schedule: {schedule}; also with arguments, such as ve(sigma_max=80)."""
     process: str = "gaussian"
-    """Corruption process: {process}. masked and uniform are for symbols, whole numbers from 0."""
+    """Corruption process: {process}. All but gaussian and product are for symbols, whole numbers from 0."""
     target: str = "velocity"
     """What the network predicts: {target}."""
     times: str = "logit-normal"

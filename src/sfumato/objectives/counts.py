@@ -1,0 +1,101 @@
+"""The bound of masked symbols with exact counts: draw how many symbols are masked, then which.
+
+    -log p(x) <= sum_{n=1}^{D} 1/n E_{|M| = n} sum_{i in M} -log p(x_i | x outside M),   D symbols, M a uniform subset
+
+It equals the integral of the path KL over all levels, for every schedule and any model, right or wrong, and is the mean
+code length over all orders of the symbols (Hoogeboom et al. 2021, 2110.02037, Eq. 4; Ou et al. 2024, 2406.03736). Masks
+that are drawn independently at a time t have the same mean, but their number varies, and with t uniform and alpha =
+1 - t the variance is infinite. Here n is spread evenly over a batch, and only what is masked enters the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from sfumato import noise
+from sfumato.belief import Logits
+from sfumato.conditions import unfolded
+from sfumato.errors import SfumatoError
+from sfumato.objectives.loss import Loss
+from sfumato.process import Masked
+from sfumato.registry import register
+
+
+def counted(u: Tensor, x: Tensor) -> Tensor:
+    """n = ceil(u D) for u in (0, 1), int64 like u: how many of the D symbols of a sample of x to mask."""
+    size = x[0].numel()
+    return (u.double() * size).ceil().long().clamp(1, size)
+
+
+def masked(process: Masked, x: Tensor, n: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+    """(z, t): x with n of its symbols masked, those of the smallest eps (like x), and the time, (B,), at which the
+    expected share of masks is n / D."""
+    place = eps.flatten(1).argsort(1).argsort(1).reshape(x.shape)
+    z = torch.where(place < n.to(x.device).reshape(-1, *[1] * (x.ndim - 1)), process.mask, x)
+    return z, process.time(n.double() / x[0].numel())
+
+
+def masked_nats(belief: Logits, x: Tensor, n: Tensor) -> Tensor:
+    """D / n times the sum over masks of -log p(x_i | z), (B,), at least float32."""
+    at = belief.z == belief.logits.shape[-1]  # the mask
+    logits = belief.logits[at]
+    each = cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), x[at], reduction="none")
+    sums = each.new_zeros(len(x)).index_add(0, at.nonzero()[:, 0], each)
+    return sums * (x[0].numel() / n.to(sums))
+
+
+def masked_loss(
+    model: Any,
+    x: Tensor,
+    u: Tensor | None = None,
+    seed: int = 0,
+    index: Tensor | Sequence[int] | None = None,
+    eps: Tensor | None = None,
+    **cond: Any,
+) -> Tensor:
+    """An unbiased estimate of the bound for each sample from one n, (B,) in nats; x int64 (B, *shape).
+
+    u: numbers in (0, 1), float64 (B,), by default spread evenly over the samples. eps: numbers like x, of which the
+    smallest are masked, by default drawn. Draws depend on (seed, index) alone; index defaults to 0 .. B-1.
+    """
+    require_masks(model)
+    index = torch.arange(len(x)) if index is None else torch.as_tensor(index)
+    u = noise.spread(seed, index, noise.TRAIN_TIME) if u is None else u
+    eps = noise.normal(seed, index, tuple(x.shape[1:]), noise.TRAIN_NOISE, device=x.device) if eps is None else eps
+    n = counted(u, x)
+    z, t = masked(model.process, x, n, eps)
+    return masked_nats(model(z, t, **unfolded(cond)), x, n)
+
+
+def require_masks(model: Any) -> None:
+    """Raise SfumatoError unless the model's process is `Masked`."""
+    process = getattr(model, "process", model)
+    if not isinstance(process, Masked):
+        raise SfumatoError(
+            f"Exact counts of masks need process='masked', not {type(process).__name__}: take loss='denoising'."
+        )
+
+
+@register("loss", "masked")
+@final
+class CountedMasks(Loss):
+    """The bound in nats per symbol from one count of masks per sample, for `process="masked"` (2110.02037).
+
+    The count is ceil(u D) of a sample's number u in (0, 1), so that a batch spreads over all counts.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.seed = seed
+
+    def losses(self, model: Any, batch: Any) -> Tensor:
+        x = model.process.data(batch.x)
+        return masked_loss(model, x, batch.u, self.seed, batch.index, cond=batch.cond) / x[0].numel()
+
+    def suits(self, model: Any) -> None:
+        require_masks(model)
