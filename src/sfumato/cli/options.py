@@ -88,7 +88,12 @@ SPLIT = flag("--split", "NAME", "The split of DATA to read where it has some: tr
 KEY = flag("--key", "NAME", "The array, column or picture of a pair that is learned, if not to be guessed.")
 LABELS = flag("--labels", "FILE", "A .npy or text file with one class label per sample of DATA.")
 BATCH = flag("--batch", int, "Samples drawn at once; affects only memory and speed.", 256)
-SOURCES = "a folder of images, a .npy or .npz file, .tar archives or .parquet tables, or a built-in set"
+LENGTH = flag("--length", int, "Symbols of a window of text, if not the usual.")
+TOKENS = flag("--tokens", "KIND", "What text is made of: characters, bytes, bpe or bpe(4096), if not to be chosen.")
+SOURCES = (
+    "a folder of images or texts, a .npy, .npz, .txt or .jsonl file, .tar archives or .parquet tables, or a built-in "
+    "set"
+)
 
 DEMO = Command(
     "Train a class-conditional model on the built-in clothes (Fashion-MNIST) and draw ten samples of each class. It "
@@ -261,12 +266,14 @@ INSPECT = Command(
     "Check a data set as training would see it: what was decided, and which flag says otherwise; shape, values, "
     "classes, duplicates, what is left out. With --json, prints one JSON object.",
     [
-        place("data", "DATA", f"{SOURCES[0].upper()}{SOURCES[1:]} (fashion, emoji, digits)."),
+        place("data", "DATA", f"{SOURCES[0].upper()}{SOURCES[1:]} (fashion, emoji, digits, shakespeare)."),
         LABELS,
         several(":", "NAME:KIND", DECLARED, default=[]),
         SIDE,
         SPLIT,
         KEY,
+        LENGTH,
+        TOKENS,
         flag("-o --out", "PATH", "A picture (.png) to draw: three samples of each class, with names."),
     ],
 )

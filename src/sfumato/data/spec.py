@@ -20,6 +20,7 @@ from ..normaliser import Normaliser, Statistics
 from ..registry import register
 from . import cache
 from .statistics import GROUP, statistics
+from .text import Tokeniser
 
 if TYPE_CHECKING:
     from .column import Column
@@ -48,10 +49,11 @@ class DataSpec:
 
     shape: of one sample, channels first, e.g. (1, 28, 28), (3, 97), (2,).
     dtype: the user's, by name ("uint8", "float32", ...): `denormalise` returns it.
-    kind: "image" or "array".
+    kind: "image", "array" or "text".
     bounds: (lowest, highest) declared value, or None.
     statistics: of the training split, by channel; `check` compares data with them.
     conditions: the conditions of a sample, by name.
+    text: the tokeniser of windows of text, shape (1, L).
     """
 
     shape: tuple[int, ...]
@@ -62,12 +64,15 @@ class DataSpec:
     statistics: Statistics
     conditions: Mapping[str, Condition] = field(default_factory=dict, hash=False)
     name: str = ""
+    text: Tokeniser | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise SfumatoError(f"a data spec's dtype must be one of {', '.join(DTYPES)}, but it is {self.dtype!r}")
-        if self.kind not in ("image", "array"):
-            raise SfumatoError(f"a data spec's kind must be 'image' or 'array', but it is {self.kind!r}")
+        if self.kind not in ("image", "array", "text") or (self.kind == "text") != (self.text is not None):
+            raise SfumatoError(
+                f"a data spec's kind must be 'image', 'array' or, with a tokeniser, 'text', but it is {self.kind!r}"
+            )
         if not self.shape or len(self.normaliser.mean) != self.shape[0]:
             raise SfumatoError(
                 f"a data spec of shape {self.shape} needs a normaliser of as many channels as its first axis, "
@@ -93,6 +98,7 @@ class DataSpec:
             normaliser=Normaliser.of(figures),
             statistics=figures,
             name=source.name,
+            text=source.text,
         )
 
     @property
@@ -210,6 +216,8 @@ class DataSpec:
     def describe(self) -> list[str]:
         """The spec in words, one sentence per line."""
         size = " x ".join(map(str, self.shape))
+        if self.text is not None:
+            return [f"text {self.name!r}: windows of {self.shape[1]:,} symbols, {self.text.describe()}."]
         lines = [f"{self.kind} data {self.name!r}: {size} of {self.dtype}, {self._bounds_text()}."]
         for c, (m, s) in enumerate(zip(self.normaliser.mean, self.normaliser.std, strict=True)):
             if c == 8:
@@ -235,6 +243,7 @@ class DataSpec:
             "normaliser": self.normaliser.to_dict(),
             "statistics": {f.name: list(getattr(self.statistics, f.name)) for f in fields(Statistics)},
             "name": self.name,
+            **({} if self.text is None else {"text": self.text.to_dict()}),
         }
 
     @classmethod
@@ -243,6 +252,7 @@ class DataSpec:
         if "conditions" not in data and "classes" in data:  # of format 1
             label = {"label": Label(tuple(data["classes"])).config()} if data["classes"] else {}
             data = {name: value for name, value in data.items() if name != "classes"} | {"conditions": label}
+        data = {"text": None, **data}
         _require_keys("a data spec", data, {f.name for f in fields(cls)})
         _require_keys("a data spec's statistics", data["statistics"], {f.name for f in fields(Statistics)})
         bounds = data["bounds"]
@@ -255,6 +265,7 @@ class DataSpec:
             normaliser=Normaliser.from_dict(data["normaliser"]),
             statistics=_figures(data["statistics"]),
             name=data["name"],
+            text=None if data["text"] is None else Tokeniser.from_dict(data["text"]),
         )
 
 

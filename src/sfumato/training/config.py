@@ -35,8 +35,8 @@ class TrainConfig:
     """Settings of one training run."""
 
     data: str = ""
-    """Training data: a folder of images, a .npy or .npz file, .tar archives or .parquet tables, or a built-in set
-    (fashion, emoji, digits)."""
+    """Training data: a folder of images or texts, a .npy, .npz, .txt or .jsonl file, .tar archives or .parquet tables,
+    or a built-in set (fashion, emoji, digits, shakespeare)."""
     out: str | None = None
     """The run folder; runs/NAME by default."""
     minutes: float | None = None
@@ -55,6 +55,11 @@ class TrainConfig:
     key: str | None = None
     """Name of the array (of a .npz file), the column (of a table) or the picture (of a pair) to learn, where names and
     shapes should not decide."""
+    length: int | None = None
+    """Symbols of a window of text; by default 256, or 128 byte pairs, and fewer of short texts."""
+    tokens: str | None = None
+    """What text is made of: characters, bytes, bpe or bpe(4096), which needs the extra text; by default characters
+    where there are up to 256, else bytes."""
     net: str = "auto"
     """The network: a size (auto, tiny, small, base) of the kind that suits the data, or a network by name ({net}),
     with arguments as in DiT(depth=8, width=256) or --net DiT --net.depth 8."""
@@ -202,7 +207,7 @@ def _typed(name: str, hint: str, value: Any) -> Any:
 
 _TINY, _YEARS = 1e-12, 1e7  # minutes: about twenty years
 _RANGES: tuple[tuple[str, float, float], ...] = (
-    ("minutes", 1e-3, _YEARS), ("steps", 1, 2**53), ("size", 1, 65536), ("batch", 1, 2**31),
+    ("minutes", 1e-3, _YEARS), ("steps", 1, 2**53), ("size", 1, 65536), ("length", 1, 2**20), ("batch", 1, 2**31),
     ("lr", _TINY, 1e3), ("warmup", 0, math.inf), ("decay", 0, 1), ("weight_decay", 0, 1e3), ("clip", 0, math.inf),
     ("ema", 0, 0.28), ("drop", 0, 1), ("holdout", 0, 0.9), ("guidance", -1e3, 1e3), ("seed", 0, 2**63 - 1),
     ("sample_every", 0, math.inf), ("snapshots", 0, 1000), ("micro", 1, math.inf), ("checkpoint_every", 1e-3, _YEARS),

@@ -237,8 +237,9 @@ def _open(obj: Any, labels: Any, settings: TrainConfig) -> Source:
     if settings.labels is not None:
         labels = read_labels(settings.labels)
     return data.open(
-        obj, labels=labels, size=settings.size, conditions=settings.conditions, split=settings.split, key=settings.key
-    )
+        obj, labels=labels, size=settings.size, conditions=settings.conditions, split=settings.split, key=settings.key,
+        length=settings.length, tokens=settings.tokens,
+    )  # fmt: skip
 
 
 def _with_budget(settings: TrainConfig, source: Source) -> TrainConfig:
