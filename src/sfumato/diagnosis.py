@@ -25,6 +25,7 @@ from sfumato.training import checkpoint
 from sfumato.training.config import TrainConfig, from_dict
 from sfumato.training.health import recorded
 from sfumato.training.parts import known_here, rebuilt
+from sfumato.training.run import opened
 
 
 def doctor(
@@ -80,10 +81,10 @@ class _Patient(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def _open(obj: Any, given: Any, size: int | None, kinds: Mapping[str, str] | None = None) -> Source:
+def _open(obj: Any, given: Any, size: int | None) -> Source:
     if isinstance(given, str | os.PathLike):
         given = read_labels(os.fspath(given))
-    return data.open(obj, labels=given, size=size, conditions=kinds)
+    return data.open(obj, labels=given, size=size)
 
 
 def _of_denoiser(model: Any, average: Any, initial: Any, log: Any, steps: int) -> _Patient:
@@ -160,7 +161,7 @@ def _own_data(settings: TrainConfig) -> tuple[Source | None, str]:
     if not settings.data:
         return None, "since the data were in memory (give --data)"
     try:
-        return _open(settings.data, settings.labels, settings.size, settings.conditions), ""
+        return opened(settings.data, None, settings), ""
     except SfumatoError as error:
         return None, f"since the data cannot be read (give --data; {str(error).rstrip('.')})"
 

@@ -96,12 +96,12 @@ class TrainConfig:
     schedule: str = "flow"
     """Noise schedule: {schedule}; also with arguments, such as ve(sigma_max=80)."""
     process: str = "gaussian"
-    """Corruption process: {process}. masked and uniform are for symbols, whole numbers from 0."""
+    """Corruption process: {process}. masked and uniform are for symbols, whole numbers from 0; text is masked."""
     target: str = "velocity"
     """What the network predicts: {target}."""
     times: str = "logit-normal"
     """Density of the noise levels in training: {times} (those that learn from the losses need a
-    weight); also with arguments, such as mode(s=0.8)."""
+    weight; that of text is uniform); also with arguments, such as mode(s=0.8)."""
     weight: str = "plain"
     """Loss weight: {weight}, where plain is the squared error of the target; also with arguments, such as
     sigmoid(bias=-2)."""

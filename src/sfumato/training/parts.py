@@ -122,6 +122,16 @@ def as_loss(module: Any) -> Any:
     )
 
 
+def suited(settings: TrainConfig, spec: DataSpec) -> TrainConfig:
+    """The settings for these data: text is masked, at levels uniform in t, unless others than the usual are named."""
+    usual, text = TrainConfig(), {"process": "masked", "times": "uniform"}
+    if spec.text is None or settings.model is not None:
+        return settings
+    return settings.replace(
+        **{name: word for name, word in text.items() if getattr(settings, name) == getattr(usual, name)}
+    )
+
+
 def model_for(
     given: Objects, settings: TrainConfig, source: Source, spec: DataSpec, loss: Any, device: torch.device
 ) -> Any:
@@ -185,6 +195,8 @@ def _given(model: Any, settings: TrainConfig, spec: DataSpec) -> Any:
     if model.spec is None:
         model.spec = spec
     have, want = (spec.shape, dict(spec.conditions)), (model.spec.shape, dict(model.spec.conditions))
+    if spec.text != model.spec.text:
+        raise SfumatoError("The model and the data have other tokens: open the data by sf.data.open(.., model.spec).")
     if have[0] != want[0] or have[1].keys() != want[1].keys():
         raise SfumatoError(
             f"The model needs data of shape {want[0]} with the conditions {sorted(want[1])}, but these have shape "
@@ -194,10 +206,10 @@ def _given(model: Any, settings: TrainConfig, spec: DataSpec) -> Any:
 
 
 def _process(settings: TrainConfig, spec: DataSpec) -> Any:
-    """The process that the settings name; the number of symbols is one more than the largest in the training data."""
+    """The process that the settings name; of data but text, there is one symbol more than the largest in training."""
     given = {
         "schedule": schedule_of(settings.schedule), "target": settings.target, "variance": settings.variance,
-        "states": max(2, int(max(spec.statistics.high)) + 1),
+        "states": max(2, int(max(spec.statistics.high)) + 1) if spec.text is None else spec.text.size,
     }  # fmt: skip
     return registry.make("process", settings.process, given)
 
@@ -211,7 +223,8 @@ def _network(settings: TrainConfig, spec: DataSpec, process: Any, loss: Any, sam
     with seeded(settings.seed):
         inputs = {name: condition.network() for name, condition in spec.conditions.items()}
         more = inputs if inputs.keys() - ({"label"} if spec.classes else set()) else None  # a label alone is `classes`
-        net = nets.named(word, process.net_shape(spec.shape), len(spec.classes), samples, outputs, more)
+        classes, text = len(spec.classes), spec.text is not None
+        net = nets.named(word, process.net_shape(spec.shape), classes, samples, outputs, more, text)
         return nets.Energy(net) if settings.energy and not isinstance(net, nets.Energy) else net
 
 
