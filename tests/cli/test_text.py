@@ -56,3 +56,67 @@ def test_another_alphabet_is_refused_for_further_training(call, book, tmp_path):
     words = ("--model", tmp_path / "run", "-o", tmp_path / "next", "--length", "16", "--steps", "2")
     status, out, err = call("train", tmp_path / "other.txt", *words)
     assert status == 2 and "other tokens" in err
+
+
+@pytest.fixture(scope="module")
+def alternating(tmp_path_factory):
+    """A model of "abab..", trained until it knows."""
+    run = tmp_path_factory.mktemp("text") / "run"
+    net = sf.nets.Transformer((2, 13), 32, 2, heads=2)
+    sf.train(["ab" * 600 + "a"], run, net=net, length=13, steps=200, batch=32, precision="float32")
+    return run
+
+
+def test_a_prompt_is_continued_beyond_the_window(call, alternating, tmp_path):
+    status, out, err = call("sample", alternating, "-n", "2", "--length", "50", "--prompt", "ba", "-o", "out.jsonl")
+    assert status == 0, err
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line["text"] for line in lines] == ["ba" * 25] * 2
+    assert lines[1]["index"] == 1 and len(lines[0]["model_hash"]) == 64 and "ba" * 25 in out
+
+
+def test_an_infilled_text_keeps_what_is_known(call, alternating, tmp_path):
+    status, out, err = call("sample", alternating, "-n", "3", "--infill", "a__b____ab", "-o", "texts/", "--json")
+    assert status == 0, err
+    assert json.loads(out)["texts"] == ["ababababab"] * 3
+    assert (tmp_path / "texts" / "00002.txt").read_text() == "ababababab"
+    wrong = sf.sample_text(sf.load(alternating), infill="aa_b", seed=3)[0]
+    assert wrong[:2] == "aa" and wrong[3] == "b"
+
+
+def test_texts_depend_on_seed_and_number_alone(alternating, tmp_path):
+    model = sf.load(alternating)
+    texts = sf.sample_text(model, 24, length=30, seed=1)
+    assert texts[22:] == sf.sample_text(model, index=[22, 23], length=30, seed=1, batch=1)
+    assert all(len(text) == 30 for text in texts) and {text[0] for text in texts} == {"a", "b"}
+    assert texts != sf.sample_text(model, 24, length=30, seed=2)
+
+
+def test_the_default_file_and_the_words_printed(call, alternating, tmp_path):
+    status, out, err = call("sample", alternating)
+    assert status == 0 and "4 samples" in out, err
+    assert (tmp_path / "samples.txt").read_text().count("-" * 40) == 3
+    assert call("sample", alternating, "-n", "1")[0] == 0 and (tmp_path / "samples-2.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--prompt", "xyz"], "'x' is not among the 2 characters"),
+        (["--infill", "abab"], "infill has nothing to find"),
+        (["--prompt", "a", "--infill", "_"], "give one of the two"),
+        (["--length", "0"], "length must be at least 1"),
+        (["-o", "out.png"], "end it in .txt, .jsonl"),
+        (["--class", "a"], "no classes"),
+    ],
+)
+def test_what_cannot_be_sampled_is_one_sentence(call, alternating, words, said):
+    status, out, err = call("sample", alternating, *words)
+    assert status == 2 and said in err and len(err.strip().splitlines()) == 1, err
+
+
+def test_flags_of_text_are_refused_of_other_models(call, models):
+    status, out, err = call("sample", models["images"], "--prompt", "cat")
+    assert status == 2 and "--prompt is for models of text" in err
+    with pytest.raises(sf.SfumatoError, match=r"use sf\.sample"):
+        sf.sample_text(sf.load(models["images"]))

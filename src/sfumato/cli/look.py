@@ -35,6 +35,13 @@ def how_to_sample(model: str, facts: dict[str, Any]) -> list[str]:
     if (other := examples.without_samples(model, facts)) is not None:
         return ["To use it:", f"  {other}"]
     spec, scale = facts["spec"], facts["provenance"].get("guidance", 2.0)
+    if (spec or {}).get("kind") == "text":
+        return [
+            "To sample it:",
+            f"  sfumato sample {shlex.quote(model)} -n 4 -o samples.txt{examples.modules(facts)}",
+            "or in Python:",
+            f"  import sfumato as sf; texts = sf.sample_text(sf.load({model!r}), 4)",
+        ]
     out = "grid.png" if (spec or {}).get("kind") == "image" else "samples.npz"
     return [
         "To sample it:",

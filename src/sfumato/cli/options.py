@@ -130,12 +130,16 @@ SAMPLE = Command(
     "the same samples as Python. With --json, prints one JSON object: where the samples are, and their manifest.",
     [
         MODEL,
-        flag("-n --number", int, "How many; 64, or ten of each class where there are up to 20."),
+        flag("-n --number", int, "How many; 64, or ten of each class where there are up to 20; of text 4."),
         flag(
             "-o --out", "PATH",
-            "grid.png (a picture), out.npz (x, labels, manifest), out.npy (only x), or folder/ (one file per sample). "
-            "By default samples.png for images, samples.npz for other data.",
+            "grid.png (a picture), out.npz (x, labels, manifest), out.npy (only x), or folder/ (one file per sample); "
+            "of text out.txt, out.jsonl or folder/. By default samples.png for images, samples.txt for text, "
+            "samples.npz for other data.",
         ),
+        flag("--length", int, "Of text: how many symbols; by default one window of training."),
+        flag("--prompt", "TEXT", "Of text: how each begins."),
+        flag("--infill", "TEXT", "Of text: all of it, each _ being one symbol to be found: 'The ____ of ____'."),
         flag(
             "--class", "CLASS",
             "Class by name or index. By default samples use all classes in turn.",
@@ -148,7 +152,7 @@ SAMPLE = Command(
             + GUIDANCE_OF_GRIDS,
         ),
         INTERVAL,
-        flag("--steps", int, "Steps of the solver; by default 20."),
+        flag("--steps", int, "Steps of the solver; by default 20, of text 64 a window."),
         flag(
             "--solver", "NAME",
             f"Solver: {', '.join(names('solver'))}. By default the model's own plan for this number of steps "
