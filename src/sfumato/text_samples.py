@@ -23,6 +23,7 @@ from sfumato.solver_selection import AnySolver
 
 UNKNOWN = "_"  # of `infill`
 STEPS = 64
+RULE = "\n" + "-" * 40 + "\n"  # between the texts of one file
 _STREAM = 0x9E3779B97F4A7C15  # what seeds of later windows are apart
 
 

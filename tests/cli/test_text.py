@@ -26,6 +26,13 @@ def test_a_book_is_trained_measured_and_resumed(call, book, tmp_path):
     assert type(model.process).__name__ == "Masked" and model.shape == (1, 24)
     settings = (run / "config.yaml").read_text()
     assert "process: masked" in settings and "times: uniform" in settings
+    report, facts = (run / "report.html").read_text(), json.loads((run / "report.json").read_text())["text"]
+    assert "Bits per character of held-out text" in report and "Bits per character" in err
+    assert 0 < facts["model"]["low"] < facts["model"]["value"] < 6 and facts["model"]["stderr"] > 0
+    assert facts["windows"] >= 5 and facts["xz"] > 0 and 3.5 < facts["order0"] < 5
+    last = (run / "samples" / "step_00000030.txt").read_text()
+    assert set(last) <= set(POEM) | {"-"} and last.splitlines()[0][:9] in report.replace("&#39;", "'")
+    assert f"sfumato sample {run} -n 4 -o samples.txt" in out and "memorization" not in out
     status, out, err = call("likelihood", run, book, "-n", "8", "--steps", "8", "--json")
     assert status == 0 and 0 < json.loads(out)["bits_per_dim"] < 8, err
     status, out, err = call("resume", run, "--steps", "32")

@@ -14,11 +14,10 @@ from sfumato.data.text import printable
 from sfumato.distributed import World
 from sfumato.errors import SfumatoError, whole
 from sfumato.files import write_text
-from sfumato.text_samples import STEPS, sample_text
+from sfumato.text_samples import RULE, STEPS, sample_text
 
 NUMBER = 4
 FILES = (".txt", ".jsonl")
-RULE = "-" * 40  # between the texts of one file
 _FLAGS = ("length", "prompt", "infill")
 
 
@@ -54,7 +53,7 @@ def _write(path: Path, folder: bool, texts: list[str], facts: dict[str, Any]) ->
             write_text(path / f"{number:05d}.txt", text)
         return len(texts)
     if path.suffix.lower() == ".txt":
-        write_text(path, f"\n{RULE}\n".join(texts) + "\n")
+        write_text(path, RULE.join(texts) + "\n")
         return 1
     kept = {name: value for name, value in facts.items() if name not in ("first", "number")}
     lines = [{"text": text, "index": number, **kept} for number, text in enumerate(texts, facts["first"])]
@@ -63,5 +62,6 @@ def _write(path: Path, folder: bool, texts: list[str], facts: dict[str, Any]) ->
 
 
 def shown(texts: list[str]) -> list[str]:
-    """The texts for a terminal, with a rule before each."""
-    return [line for text in texts for line in (RULE, printable(text))] + [RULE]
+    """The texts for a terminal, with a rule after each."""
+    rule = RULE.strip()
+    return [line for text in texts for line in (printable(text), rule)]
