@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfumato.autoregressive import Autoregressive
 from sfumato.data.text import Tokeniser
 from sfumato.errors import SfumatoError, whole
 from sfumato.process import Masked
@@ -44,7 +45,8 @@ def sample_text(
 
     prompt: how each text begins. infill: a whole text, in which each underscore is one symbol to be found:
     "The ____ of ____". steps: of each window, by default 64, or as many as there are symbols. Sample i of a seed does
-    not depend on n or batch. cond: as for `sample`. Raises SfumatoError for a model that is not one of masked text.
+    not depend on n or batch. cond: as for `sample`. An autoregressive model needs a call for each symbol, whatever
+    steps are, and knows beginnings only. Raises SfumatoError for a model that is not one of text with known symbols.
     """
     text, window = _of_text(model)
     if prompt and infill is not None:
@@ -53,25 +55,40 @@ def sample_text(
     if infill is not None and not (known < 0).any():
         raise SfumatoError(f"infill has nothing to find: write {UNKNOWN} for each unknown symbol.")
     length = whole("length", max(len(known), window if infill is None else 1) if length is None else length)
-    count = torch.arange(whole("n, the number of samples,", n)) if index is None else torch.as_tensor(index)
+    index = torch.arange(whole("n, the number of samples,", n)) if index is None else torch.as_tensor(index)
+    length = max(length, len(known))
 
     def fill(z: Tensor, number: int) -> Tensor:
         """The window of this number, of which -1 is unknown."""
-        free = z < 0
-        start = torch.where(free, model.process.mask, z)[:, None]
-        most = int(free[0].sum())
-        kept = 1 - most / window
-        t = 1.0 if most == window else float(model.process.clock.time(torch.logit(torch.tensor(kept).double())))
-        calls = min(STEPS, most) if steps is None else steps
         own = (seed + number * _STREAM) % 2**63
+        if isinstance(model, Autoregressive):
+            parts = torch.arange(len(z)).split(batch)
+            return torch.cat([_behind(model, z[i], length, own, index[i], cond) for i in parts])
+        free = z < 0
+        most = int(free[0].sum())
+        calls = min(STEPS, most) if steps is None else steps
         drawn = sample(
-            model, steps=calls, solver=solver, seed=own, z=start, index=count, t_start=t, batch=batch, normalised=True,
-            cond=cond,
+            model, steps=calls, solver=solver, seed=own, z=torch.where(free, model.process.mask, z)[:, None],
+            index=index, t_start=_start(model, 1 - most / window), batch=batch, normalised=True, cond=cond,
         )  # fmt: skip
         return torch.where(free, drawn[:, 0], z)
 
-    rows = _filled(known, max(length, len(known)), window, len(count), fill)
-    return [text.decode(row.tolist()) for row in rows[:, : max(length, len(known))]]
+    rows = _filled(known, length, window, len(index), fill)
+    return [text.decode(row.tolist()) for row in rows[:, :length]]
+
+
+def _start(model: Any, kept: float) -> float:
+    """The time at which the process keeps this share of the symbols."""
+    return float(model.process.clock.time(torch.logit(torch.tensor(kept, dtype=torch.float64)))) if kept > 0 else 1.0
+
+
+def _behind(model: Autoregressive, z: Tensor, length: int, seed: int, index: Tensor, cond: Any) -> Tensor:
+    """The window with symbols behind those that are known, as far as `length` asks."""
+    known = int((z[0] >= 0).sum())
+    if bool((z[0, :known] < 0).any()):
+        raise SfumatoError("An autoregressive model knows beginnings only: give a prompt, or take a masked model.")
+    drawn = model.extended(z[:, None, :known], min(length, z.shape[1]), seed, index, **cond)[:, 0].cpu()
+    return torch.nn.functional.pad(drawn, (0, z.shape[1] - drawn.shape[1]))
 
 
 def _of_text(model: Any) -> tuple[Tokeniser, int]:
@@ -80,7 +97,7 @@ def _of_text(model: Any) -> tuple[Tokeniser, int]:
     text = getattr(spec, "text", None)
     if spec is None or text is None:
         raise SfumatoError("sample_text takes a model of text, which has a tokeniser: use sf.sample.")
-    if not isinstance(model.process, Masked):
+    if not isinstance(model, Autoregressive) and not isinstance(model.process, Masked):
         raise SfumatoError(
             f"The symbols of a {type(model.process).__name__} process change until its end, so that none can be known: "
             "sample_text needs the masked one."

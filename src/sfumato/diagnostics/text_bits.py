@@ -1,6 +1,6 @@
 """Bits per character of held-out text under a model, beside what needs no model.
 
-model      -log2 p(windows) / characters, a bound for masks                       (`log_prob`)
+model      -log2 p(windows) / characters, a bound for masks, exact for an autoregressive model
 order 0    the cross entropy of each symbol alone, with the training frequencies    (n_k + 1) / (N + K)
 xz         the size of the held-out text alone, compressed by `xz -9`
 """
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sfumato import noise
+from sfumato.autoregressive import Autoregressive
 from sfumato.data import Source
 from sfumato.errors import SfumatoError
 from sfumato.intervals import Interval, mean
@@ -23,6 +24,7 @@ from sfumato.likelihood import log_prob
 
 LEVELS, REPLICATES = 4, 2  # of the bound: the mean over windows is what is wanted, not each window
 CALLS = LEVELS * REPLICATES
+_BATCH = 32
 _MOST = 1 << 22  # symbols that are compressed
 
 
@@ -49,13 +51,20 @@ def text_bits(model: Any, source: Source, train: Tensor, held: Tensor, windows: 
     characters = len(text.decode(unseen.tolist()))
     each = characters / len(unseen)  # characters a symbol
     rows = held[noise.permutation(seed, 0, len(held))[:windows]].sort().values
-    found = log_prob(model, source.x[rows], steps=LEVELS, probes=REPLICATES, seed=seed)
-    bits = -found.value.double() / (math.log(2) * source.shape[1] * each)
+    bits = -_nats(model, source.x[rows], seed).double() / (math.log(2) * source.shape[1] * each)
     number = torch.arange(len(bits))
     return TextBits(
         mean(bits, number, torch.zeros_like(number)), len(bits), characters,
         order0(source.x[train].flatten(), unseen, text.size) / each, compressed(text.decode(unseen[:_MOST].tolist())),
     )  # fmt: skip
+
+
+def _nats(model: Any, x: Tensor, seed: int) -> Tensor:
+    """log p of each window, or a bound of it, (B,)."""
+    if isinstance(model, Autoregressive):
+        with torch.no_grad():
+            return torch.cat([model.log_prob(part).cpu() for part in x.split(_BATCH)])
+    return log_prob(model, x, steps=LEVELS, probes=REPLICATES, seed=seed).value
 
 
 def order0(known: Tensor, unseen: Tensor, size: int) -> float:

@@ -46,14 +46,16 @@ def named(
     outputs: int = 1,
     conditions: Mapping[str, Mapping[str, Any]] | None = None,
     symbols: bool = False,
+    mask: str = "full",
 ) -> nn.Module:
     """The network for samples of `shape` from a name or expression: "auto", "DiT(depth=8)" or any registered name.
 
-    `shape`, `dim` (D of vectors), `classes`, `samples`, `outputs`, `conditions` and `symbols` fill those of the
-    network's arguments that the expression leaves out.
+    `shape`, `dim` (D of vectors), `classes`, `samples`, `outputs`, `conditions`, `symbols` and `mask` fill those
+    of the network's arguments that the expression leaves out.
     """
     defaults: dict[str, Any] = {
         "shape": tuple(shape), "classes": classes, "samples": samples, "outputs": outputs, "symbols": symbols,
+        "mask": mask,
     }  # fmt: skip
     if conditions is not None:
         defaults["conditions"] = conditions
@@ -76,10 +78,11 @@ def build(
     energy: bool = False,
     conditions: Mapping[str, Mapping[str, Any]] | None = None,
     symbols: bool = False,
+    mask: str = "full",
 ) -> MLP | UNet | Transformer | Energy:
     """A network for samples of `shape`: (D,) gives an MLP; (C, L), (C, H, W) and (C, D, H, W) give a U-Net.
 
-    symbols: L symbols of K kinds, as text is, of which `shape` (K, L) gives a Transformer.
+    symbols: L symbols of K kinds, as text is, of which `shape` (K, L) gives a Transformer with this `mask`.
 
     Args: `classes`, 0 for none; `size` "tiny", "small", "base", or "auto", which trains within minutes on a laptop's
     CPU: small, or tiny for fewer than 500 `samples`; `outputs`, 2 for a network that also learns a variance; `energy`:
@@ -96,7 +99,7 @@ def build(
     net: MLP | UNet | Transformer
     if symbols:
         width, depth = TRANSFORMERS[size]
-        net = Transformer(shape, width, depth, classes=classes, conditions=conditions)
+        net = Transformer(shape, width, depth, mask=mask, classes=classes, conditions=conditions)
     elif len(shape) == 1:
         width, depth = MLPS[size]
         net = MLP(shape[0], width, depth, classes, outputs=outputs, conditions=conditions)

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from ..errors import SfumatoError
 from ..registry import register
 from .conditions import Conditioning, arguments, described, named, refuse
-from .fields import check_input
 
 MASKS = ("full", "causal", "hollow")
 
@@ -61,7 +60,8 @@ class SequenceBlock(nn.Module):
 class Transformer(nn.Module):
     """net(z, noise_level, label) -> y for symbols: z int64 (B, 1, L) of 0 .. K, y (B, 1, L, K) the logits.
 
-    The symbol K is the mask of `process.Masked`; the table of the symbols serves input and output alike.
+    Shorter sequences than L are taken, too. The symbol K is the mask of `process.Masked`; the table of the symbols
+    serves input and output alike.
     Args: `shape` (K, L), or (1, L) for two symbols, as from `Symbols.net_shape`; `width`, `depth` and `heads` of the
     blocks (default: heads of 64 channels); `mask`: what y_i hears, "full" all z, "causal" the z_j with j < i, "hollow"
     all z but z_i; `level`: False for a network that does not hear the noise level; `local`: the width of the
@@ -124,6 +124,7 @@ class Transformer(nn.Module):
         self.modulation = nn.Linear(embed_dim, 2 * width)
         self.output = nn.Linear(width * (2 if mask == "hollow" else 1), width)
         self.bias = nn.Parameter(torch.zeros(self.symbols))
+        self.turn: Tensor
         self.register_buffer("turn", rotary(self.shape[1], width // heads), persistent=False)
         nn.init.normal_(self.input.weight, std=width**-0.5)
         if self.local is not None:
@@ -135,7 +136,10 @@ class Transformer(nn.Module):
         self, z: Tensor, noise_level: Tensor, /, label: Tensor | None = None,
         present: Mapping[str, Tensor] | None = None, **cond: Tensor,
     ) -> Tensor:  # fmt: skip
-        check_input(z, (1, self.shape[1]))
+        if z.ndim != 3 or z.shape[1] != 1 or not 0 < z.shape[2] <= self.shape[1]:
+            raise SfumatoError(
+                f"this network was built for samples of shape {(1, self.shape[1])}; got a batch {tuple(z.shape)}"
+            )
         level = noise_level if self.level else torch.zeros_like(noise_level)
         vector = self.conditioning(level, len(z), named(label, cond), present)
         h = self.input(z[:, 0]) * math.sqrt(self.input.embedding_dim)
@@ -161,7 +165,8 @@ class Transformer(nn.Module):
             wide = self.local.kernel_size[0] - 1
             sides = (wide // 2, wide // 2) if self.mask == "full" else (wide, 0)
             h = h + self.local(F.pad(h.mT, sides)).mT
+        turn = self.turn[:, : h.shape[1]]
         for block in self.blocks:
-            h = block(h, vector, self.turn)
+            h = block(h, vector, turn)
         scale, shift = self.modulation(vector)[:, None].chunk(2, dim=2)
         return torch.addcmul(shift, self.norm(h).to(shift.dtype), 1 + scale)

@@ -142,7 +142,7 @@ def model_for(
         process = _process(settings, spec)
         net = _network(settings, spec, process, loss, len(source)) if given.net is None else given.net
         model = loss.model(net, spec)
-        if model is not None and not isinstance(process, Gaussian):
+        if model is not None and not isinstance(process, Gaussian) and spec.text is None:  # text is always symbols
             raise SfumatoError(
                 f"The loss {settings.loss} builds its own model, which cannot use the process {settings.process!r}: "
                 "leave out one of the two."
@@ -224,7 +224,8 @@ def _network(settings: TrainConfig, spec: DataSpec, process: Any, loss: Any, sam
         inputs = {name: condition.network() for name, condition in spec.conditions.items()}
         more = inputs if inputs.keys() - ({"label"} if spec.classes else set()) else None  # a label alone is `classes`
         classes, text = len(spec.classes), spec.text is not None
-        net = nets.named(word, process.net_shape(spec.shape), classes, samples, outputs, more, text)
+        shape = process.net_shape(spec.shape)
+        net = nets.named(word, shape, classes, samples, outputs, more, text, loss.mask)
         return nets.Energy(net) if settings.energy and not isinstance(net, nets.Energy) else net
 
 
