@@ -127,3 +127,12 @@ def test_flags_of_text_are_refused_of_other_models(call, models):
     assert status == 2 and "--prompt is for models of text" in err
     with pytest.raises(sf.SfumatoError, match=r"use sf\.sample"):
         sf.sample_text(sf.load(models["images"]))
+
+
+def test_the_demo_prints_verse_and_judges_its_words(call, tmp_path):
+    status, out, err = call("demo", "--text", "--minutes", "0.05", "-o", tmp_path / "verse")
+    assert status == 0, err
+    assert "of these words occur in the works that were held out, as 88% of Shakespeare's in the others do" in out
+    texts = (tmp_path / "verse" / "verse.txt").read_text().removesuffix("\n").split("\n" + "-" * 40 + "\n")
+    assert [len(text) for text in texts] == [128] * 4
+    assert (tmp_path / "verse" / "report.html").exists()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import sfumato as sf
-from sfumato.diagnostics.text_bits import compressed, order0, text_bits
+from sfumato.diagnostics.text_bits import compressed, known_words, order0, text_bits
 
 
 class Independent(torch.nn.Module):
@@ -43,3 +43,8 @@ def test_order_0_by_hand_and_what_xz_needs():
     draw = np.random.default_rng(0)
     text = "".join(draw.choice(list("abcd"), 40_000))
     assert 2 < compressed(text) < 2.5 and compressed("ab" * 20_000) < 0.1
+
+
+def test_the_share_of_words_that_are_known():
+    assert known_words(["To be, or n't to-be ", "Zounds'd 12"], "TO be or not") == pytest.approx(5 / 7)
+    assert known_words(["... 12"], "not") == 0

@@ -96,10 +96,12 @@ SOURCES = (
 )
 
 DEMO = Command(
-    "Train a class-conditional model on the built-in clothes (Fashion-MNIST) and draw ten samples of each class. It "
-    "writes a run folder with the model, the grid and report.html, and suggests commands to run next. With --json, "
+    "Train a class-conditional model on the built-in clothes (Fashion-MNIST) and draw ten samples of each class, or "
+    "with --text a model of the works of Shakespeare and print verse. It writes a run folder with the model, the "
+    "samples and report.html, and suggests commands to run next. With --json, "
     'prints one JSON object per line: {"event": "progress", ...} during training, then {"event": "done", ...}.',
     [
+        flag("--text", bool, "Train on the works of Shakespeare, and print verse."),
         flag("--minutes", float, "Minutes of training.", 2.0),
         flag("-o --out", "FOLDER", "The run folder; if it exists, the next free name is used.", "runs/demo"),
     ],

@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import lzma
 import math
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from sfumato.likelihood import log_prob
 LEVELS, REPLICATES = 4, 2  # of the bound: the mean over windows is what is wanted, not each window
 CALLS = LEVELS * REPLICATES
 _BATCH = 32
+_WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
 _MOST = 1 << 22  # symbols that are compressed
 
 
@@ -76,3 +79,10 @@ def order0(known: Tensor, unseen: Tensor, size: int) -> float:
 def compressed(text: str) -> float:
     """The bits per character of `xz -9`."""
     return 8 * len(lzma.compress(text.encode(), preset=9)) / max(1, len(text))
+
+
+def known_words(texts: Iterable[str], reference: str) -> float:
+    """The share of the words of texts that occur in a reference, capitals aside; 0 without words."""
+    known = set(_WORD.findall(reference.lower()))
+    words = [word for text in texts for word in _WORD.findall(text.lower())]
+    return sum(word in known for word in words) / max(1, len(words))
