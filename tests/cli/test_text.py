@@ -39,6 +39,8 @@ def test_a_book_is_trained_measured_and_resumed(call, book, tmp_path):
     assert status == 0, err
     status, out, err = call("info", run)
     assert f"windows of 24 symbols, {len(set(POEM))} characters" in out
+    status, out, err = call("memorization", run)
+    assert status == 2 and "distances between texts say little" in err
     status, out, err = call("doctor", run)
     assert "checks could be made" in out, err
 
@@ -115,6 +117,8 @@ def test_the_default_file_and_the_words_printed(call, alternating, tmp_path):
         (["--length", "0"], "length must be at least 1"),
         (["-o", "out.png"], "end it in .txt, .jsonl"),
         (["--class", "a"], "no classes"),
+        (["--condition", "a=1"], "the model has none"),
+        (["--guidance", "2"], "nothing to guide to"),
     ],
 )
 def test_what_cannot_be_sampled_is_one_sentence(call, alternating, words, said):

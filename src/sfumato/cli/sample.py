@@ -54,7 +54,9 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE) -> dic
     follow = Follower()
     denoiser.net.register_forward_pre_hook(lambda *_: follow())
     if spec.text is not None:
-        index = _index(options, spec, asked.said(options, spec.conditions, options.class_))
+        given = asked.said(options, spec.conditions, options.class_)
+        index = _index(options, spec, given)
+        guidance_scale(options, denoiser, asked.conditions(given, spec, index))  # text has none, which this says
         return text.draw(options, denoiser, origin(options, contract, denoiser, index), world)
     text.refuse(options)
     out = world.broadcast_result(lambda: options.out or write.default_name(spec))

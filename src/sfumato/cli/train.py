@@ -30,7 +30,7 @@ from sfumato.training.session import Session
 from sfumato.trees import name_of
 
 GRID = "grid.png"
-VERSE = 128  # symbols a window of `demo --text`
+VERSE, VERSE_NET = 128, "Transformer(width=128, depth=2)"  # of `demo --text`: symbols a window, the network
 
 
 class CountLines:
@@ -124,7 +124,7 @@ def _verse(options: Any, voice: Voice, folder: str) -> None:
     with working(voice) as begin:
         run = train_run(
             "shakespeare", folder, console=console(voice), on_start=begin, minutes=options.minutes, length=VERSE,
-            batch=16,
+            batch=4, net=VERSE_NET,
         )  # fmt: skip
     voice.note("Drawing four verses.")
     file = run.path / "verse.txt"
