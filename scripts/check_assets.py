@@ -23,6 +23,7 @@ ORIGINS = {
     "fluent32.webp": ("npm @lobehub/fluent-emoji-3d 1.1.0 (Microsoft Fluent Emoji), flags dropped, 32 px", "MIT"),
     "fluent32.json": ("npm emoji-datasource-google 16.0.0 (names, categories)", "MIT"),
     "digits.npz": ("scikit-learn load_digits (UCI Optical Recognition of Handwritten Digits)", "BSD-3 and CC-BY-4.0"),
+    "shakespeare.txt.xz": ("The complete works of William Shakespeare, 42 texts, UTF-8, compressed", "public domain"),
 }
 
 

@@ -91,6 +91,15 @@ def model(outputs: int = 1, **options: Any) -> sf.Denoiser:
     return sf.Denoiser(net, sf.Gaussian(schedules.LinearBeta(), "v", **options), spec=spec)
 
 
+def of_text() -> sf.Denoiser:
+    """An untrained network of text, with a tokeniser."""
+    source = sf.data.open(["to be or not to be. " * 9], length=6)
+    torch.manual_seed(0)
+    net = sf.nets.Transformer((source.text.size, 6), 8, 1)
+    process = sf.Masked(schedules.Flow(), source.text.size)
+    return sf.Denoiser(net, process, spec=sf.data.DataSpec.fit(source))
+
+
 class Place:
     """What the calls work on."""
 
@@ -98,6 +107,7 @@ class Place:
         self.model, self.learned, self.out = model(), model(2, variance="learned"), folder / "out"
         self.exact = TRUTH.denoiser(sf.Gaussian(schedules.Flow()))
         torch.manual_seed(0)
+        self.text = of_text()
         self.energy = sf.Denoiser(sf.nets.Energy(sf.nets.MLP(2, 16, 1)), sf.Gaussian(schedules.Flow()))
         self.saved = sf.save(self.model, folder / "model.safetensors")
         self.run = folder / "run"
@@ -135,6 +145,7 @@ CASES: dict[str, Callable[[Place], Any]] = {
     "prior_kl": lambda p: sf.prior_kl(p.model.process, X),
     "resume": lambda p: sf.resume(p.run, X, LABELS, console=Silent(), steps=3),
     "sample": lambda p: sf.sample(p.model, 4, 3, label="a"),
+    "sample_text": lambda p: sf.sample_text(p.text, 2, length=9, prompt="to"),
     "save": lambda p: sf.save(p.model, p.out),
     "slerp": lambda p: sf.slerp(X[:2], X[2:4], 0.5),
     "train": lambda p: p.trained(),

@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from sfumato.sampling_error import error_budget as error_budget
     from sfumato.serialization import load as load
     from sfumato.serialization import save as save
+    from sfumato.text_samples import sample_text as sample_text
     from sfumato.training import resume as resume
     from sfumato.training import train as train
     from sfumato.training.forecast import forecast as forecast
@@ -126,6 +127,7 @@ _PUBLIC = {
     "register": "sfumato.registry:register",
     "resume": "sfumato.training:resume",
     "sample": "sfumato.sampling:sample",
+    "sample_text": "sfumato.text_samples:sample_text",
     "save": "sfumato.serialization:save",
     "schedules": "sfumato.schedules",
     "score_matching": "sfumato.objectives.score_matching",

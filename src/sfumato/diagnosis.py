@@ -25,6 +25,7 @@ from sfumato.training import checkpoint
 from sfumato.training.config import TrainConfig, from_dict
 from sfumato.training.health import recorded
 from sfumato.training.parts import known_here, rebuilt
+from sfumato.training.run import opened
 
 
 def doctor(
@@ -166,9 +167,7 @@ def _own_data(settings: TrainConfig) -> tuple[Source | None, str]:
     if not settings.data:
         return None, "since the data were in memory (give --data)"
     try:
-        labels = None if settings.labels is None else read_labels(settings.labels)
-        kinds, most = settings.conditions, settings.max_gb
-        return data.open(settings.data, labels, settings.size, conditions=kinds, max_gb=most), ""
+        return opened(settings.data, None, settings), ""
     except SfumatoError as error:
         return None, f"since the data cannot be read (give --data; {str(error).rstrip('.')})"
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sfumato.belief import Belief, Estimate
 from sfumato.conditions import network_inputs
 from sfumato.errors import SfumatoError
-from sfumato.process import Gaussian, Process, Product
+from sfumato.process import Gaussian, Process, Product, Symbols
 from sfumato.process.protocol import noise_level as noise_level
 from sfumato.registry import register
 from sfumato.schedule import Time
@@ -70,7 +70,8 @@ class Denoiser(nn.Module):
 
     net: called as net(input, noise_level (B,), **values), where the process computes input from z (`process.inputs`),
     and the output has the same shape; a network whose forward takes `present` also receives present={name: bool (B,)},
-    where each condition is known. process: `Gaussian(schedule, target)`, `Masked`, `Uniform` or `Product`; target,
+    where each condition is known. Of symbols, a network with `takes_symbols` is given z itself, int64 (B, *shape), and
+    returns logits (B, *shape, K). process: `Gaussian(schedule, target)`, `Masked`, `Uniform` or `Product`; target,
     sigma_data and variance, if not None, replace those of a Gaussian one. spec: the data's contract (`data.DataSpec`),
     which holds the user's units; None for plain tensors.
     noise_levels: (lowest, highest) of training; the network's input is clamped to this range.
@@ -180,16 +181,25 @@ class Denoiser(nn.Module):
 
     def raw(self, z: State, t: Time, /, **cond: Any) -> Tensor:
         """The network's raw output, in the dtype of its input (at least float32)."""
-        given, level = self.process.inputs(z, t)
+        given, level = self._inputs(z, t)
+        dtype = given.dtype
         if not (isinstance(z, Tensor) and z.is_floating_point()):  # symbols use the precision of the weights
-            given = given.to(next((p.dtype for p in self.net.parameters()), given.dtype))
+            dtype = next((p.dtype for p in self.net.parameters()), torch.float32)
+            given = given.to(dtype) if given.is_floating_point() else given
         level = self._within(level).expand(len(given))
         low, values = self.compute_dtype, network_inputs(cond, self.net)
         if low is None and not torch.is_autocast_enabled(given.device.type):
-            return self.net(given, level, **values).to(given.dtype)
+            return self.net(given, level, **values).to(dtype)
         with torch.autocast(given.device.type, low or torch.bfloat16, enabled=low is not None):
             y = self.net(given, level, **values)
-        return y.to(given.dtype)
+        return y.to(dtype)
+
+    def _inputs(self, z: State, t: Time) -> tuple[Tensor, Tensor]:
+        """The network's inputs, of which the first are the symbols themselves where it takes them."""
+        if isinstance(self.process, Symbols) and getattr(self.net, "takes_symbols", False):
+            assert isinstance(z, Tensor)
+            return z, self.process.noise_level(t).to(z.device)
+        return self.process.inputs(z, t)
 
     def forward(self, z: State, t: Time, /, **cond: Any) -> Any:
         return self.process.read(self.raw(z, t, **cond), z, t)

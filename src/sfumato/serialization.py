@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato import __version__, registry, schema, trees
+from sfumato.autoregressive import Autoregressive
 from sfumato.data import DataSpec
 from sfumato.data.spec import in_json as spec_in_json
 from sfumato.errors import SfumatoError, place
@@ -301,7 +302,7 @@ def _know_levels(model: Any, args: Mapping[str, Any]) -> None:
 def load_sampler(path: str | os.PathLike[str], weights: str = "ema", device: str | torch.device = "cpu") -> Any:
     """`load` for a model that draws samples. Raises SfumatoError for others, such as an autoencoder."""
     model = load(path, weights, device)
-    if not hasattr(model, "process"):
+    if not hasattr(model, "process") and not isinstance(model, Autoregressive):
         raise SfumatoError(f"{path} holds a {type(model).__name__}, which has no noise levels and draws no samples.")
     return model
 

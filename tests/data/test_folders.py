@@ -268,7 +268,7 @@ def test_of_several_frames_the_first_is_used_and_it_is_said(tmp_path):
 
 def test_folders_that_hold_nothing(tmp_path):
     refused(tmp_path, "is empty")
-    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "a.log").write_text("x")
     refused(tmp_path, "no images among its 1 files")
     np.save(tmp_path / "b.npy", np.zeros((3, 2)))
     refused(tmp_path, r"no images among its 2 files; for an array give its file, e.g. .*b\.npy")

@@ -131,7 +131,7 @@ def test_mistakes_are_one_sentence(tmp_path):
         data.open(pack(tmp_path / "none.tar", [("readme", b"hello")]))
     for name in "ab":
         np.save(tmp_path / f"{name}.npy", np.zeros((3, 2)))
-    with pytest.raises(SfumatoError, match="only .tar archives and .parquet tables may be several"):
+    with pytest.raises(SfumatoError, match="only .tar archives, .parquet tables and texts may be several"):
         data.open(str(tmp_path / "{a,b}.npy"))
 
 

@@ -35,6 +35,13 @@ def how_to_sample(model: str, facts: dict[str, Any]) -> list[str]:
     if (other := examples.without_samples(model, facts)) is not None:
         return ["To use it:", f"  {other}"]
     spec, scale = facts["spec"], facts["provenance"].get("guidance", 2.0)
+    if (spec or {}).get("kind") == "text":
+        return [
+            "To sample it:",
+            f"  sfumato sample {shlex.quote(model)} -n 4 -o samples.txt{examples.modules(facts)}",
+            "or in Python:",
+            f"  import sfumato as sf; texts = sf.sample_text(sf.load({model!r}), 4)",
+        ]
     out = "grid.png" if (spec or {}).get("kind") == "image" else "samples.npz"
     return [
         "To sample it:",
@@ -50,9 +57,10 @@ def opened(options: Any, conditions: Any = None) -> Source:
     from sfumato.data.labels import read_labels
 
     labels = None if options.labels is None else read_labels(options.labels)
+    text = {name: getattr(options, name, None) for name in ("length", "tokens")}  # that of a model is in its spec
     return data.open(
         options.data, labels=labels, size=options.size, conditions=conditions, split=options.split, key=options.key,
-        max_gb=options.max_gb,
+        max_gb=options.max_gb, **text,
     )  # fmt: skip
 
 
@@ -66,6 +74,8 @@ def inspect(options: Any, voice: Voice) -> None:
     source = opened(options, dict(options.condition))
     facts = data.inspect(source)
     facts["notes"] += apart(facts["conditions"])
+    if options.out is not None and source.text is not None:
+        raise SfumatoError(f"{source.name} is text, of which there is no picture: leave -o out")
     if options.out is not None:
         save_png(look(source), Path(options.out).expanduser())
     voice.emit({**facts, "out": options.out})
@@ -126,13 +136,8 @@ def describe(facts: dict[str, Any]) -> list[str]:
         f"{facts['name']}: {facts['samples']:,} samples of {shape}, {facts['dtype']}, taken as {facts['kind']} data.",
         f"Values run from {low:g} to {high:g}.",
     ]
-    for c, (mean, std) in enumerate(zip(facts["mean"], facts["std"], strict=True)):
-        if c == 8:
-            lines.append(f"  ... and {len(facts['mean']) - 8} more channels")
-            break
-        constant = ", constant" if c in facts["constant_channels"] else ""
-        lines.append(f"  channel {c}: mean {mean:.6g}, std {std:.6g}{constant}")
-    lines += _conditions(facts)
+    lines += _channels(facts) if facts["text"] is None else _text(facts["text"])
+    lines += _conditions(facts) if facts["text"] is None else []
     lines.append(f"Training would use {facts['train']:,} and hold out {facts['holdout']:,}.")
     if facts["duplicates"]:
         number = facts["duplicates"]
@@ -146,6 +151,28 @@ def describe(facts: dict[str, Any]) -> list[str]:
         lines += [f"  ... and {len(skipped) - 20:,} more (--json lists all)"] if len(skipped) > 20 else []
     lines += [f"Note: {note}" for note in facts["notes"]]
     return lines
+
+
+def _channels(facts: dict[str, Any]) -> list[str]:
+    """Mean and standard deviation of the first channels."""
+    lines = []
+    for c, (mean, std) in enumerate(zip(facts["mean"], facts["std"], strict=True)):
+        if c == 8:
+            lines.append(f"  ... and {len(facts['mean']) - 8} more channels")
+            break
+        constant = ", constant" if c in facts["constant_channels"] else ""
+        lines.append(f"  channel {c}: mean {mean:.6g}, std {std:.6g}{constant}")
+    return lines
+
+
+def _text(text: dict[str, Any]) -> list[str]:
+    """The tokens of a text and its first lines."""
+    from sfumato.data.text import printable
+
+    return [
+        f"Tokens: {text['tokens']}. It begins:",
+        *(f"  {line}" for line in printable(text["beginning"]).split("\n")),
+    ]
 
 
 def _conditions(facts: dict[str, Any]) -> list[str]:

@@ -108,13 +108,20 @@ MAX_GB = flag(
 )  # fmt: skip
 LABELS = flag("--labels", "FILE", "A .npy or text file with one class label per sample of DATA.")
 BATCH = flag("--batch", int, "Samples drawn at once; affects only memory and speed.", 256)
-SOURCES = "a folder of images, a .npy or .npz file, .tar archives or .parquet tables, or a built-in set"
+LENGTH = flag("--length", int, "Symbols of a window of text, if not the usual.")
+TOKENS = flag("--tokens", "KIND", "What text is made of: characters, bytes, bpe or bpe(4096), if not to be chosen.")
+SOURCES = (
+    "a folder of images or texts, a .npy, .npz, .txt or .jsonl file, .tar archives or .parquet tables, or a built-in "
+    "set"
+)
 
 DEMO = Command(
-    "Train a class-conditional model on the built-in clothes (Fashion-MNIST) and draw ten samples of each class. It "
-    "writes a run folder with the model, the grid and report.html, and suggests commands to run next. With --json, "
+    "Train a class-conditional model on the built-in clothes (Fashion-MNIST) and draw ten samples of each class, or "
+    "with --text a model of the works of Shakespeare and print verse. It writes a run folder with the model, the "
+    "samples and report.html, and suggests commands to run next. With --json, "
     'prints one JSON object per line: {"event": "progress", ...} during training, then {"event": "done", ...}.',
     [
+        flag("--text", bool, "Train on the works of Shakespeare, and print verse."),
         flag("--minutes", float, "Minutes of training.", 2.0),
         flag("-o --out", "FOLDER", "The run folder; if it exists, the next free name is used.", "runs/demo"),
     ],
@@ -145,12 +152,16 @@ SAMPLE = Command(
     "the same samples as Python. With --json, prints one JSON object: where the samples are, and their manifest.",
     [
         MODEL,
-        flag("-n --number", int, "How many; 64, or ten of each class where there are up to 20."),
+        flag("-n --number", int, "How many; 64, or ten of each class where there are up to 20; of text 4."),
         flag(
             "-o --out", "PATH",
-            "grid.png (a picture), out.npz (x, labels, manifest), out.npy (only x), or folder/ (one file per sample). "
-            "By default samples.png for images, samples.npz for other data.",
+            "grid.png (a picture), out.npz (x, labels, manifest), out.npy (only x), or folder/ (one file per sample); "
+            "of text out.txt, out.jsonl or folder/. By default samples.png for images, samples.txt for text, "
+            "samples.npz for other data.",
         ),
+        flag("--length", int, "Of text: how many symbols; by default one window of training."),
+        flag("--prompt", "TEXT", "Of text: how each begins."),
+        flag("--infill", "TEXT", "Of text: all of it, each _ being one symbol to be found: 'The ____ of ____'."),
         flag(
             "--class", "CLASS",
             "Class by name or index. By default samples use all classes in turn.",
@@ -163,7 +174,7 @@ SAMPLE = Command(
             + GUIDANCE_OF_GRIDS,
         ),
         INTERVAL,
-        flag("--steps", int, "Steps of the solver; by default 20."),
+        flag("--steps", int, "Steps of the solver; by default 20, of text 64 a window."),
         flag(
             "--solver", "NAME",
             f"Solver: {', '.join(names('solver'))}. By default the model's own plan for this number of steps "
@@ -283,12 +294,14 @@ INSPECT = Command(
     "Check a data set as training would see it: what was decided, and which flag says otherwise; shape, values, "
     "classes, duplicates, what is left out. With --json, prints one JSON object.",
     [
-        place("data", "DATA", f"{SOURCES[0].upper()}{SOURCES[1:]} (fashion, emoji, digits)."),
+        place("data", "DATA", f"{SOURCES[0].upper()}{SOURCES[1:]} (fashion, emoji, digits, shakespeare)."),
         LABELS,
         several(":", "NAME:KIND", DECLARED, default=[]),
         SIDE,
         SPLIT,
         KEY,
+        LENGTH,
+        TOKENS,
         flag("-o --out", "PATH", "A picture (.png) to draw: three samples of each class, with names."),
         MAX_GB,
     ],

@@ -117,6 +117,7 @@ def train_config(options: Any, command: str = "train") -> TrainConfig:
     """The checked settings of a run from the options of `train` or `plan`."""
     if not options.data:
         raise SfumatoError(
-            f"`sfumato {command}` needs DATA: a folder of images, a .npy, .npz, .tar or .parquet file, a built-in set"
+            f"`sfumato {command}` needs DATA: a folder of images, a .npy, .npz, .tar, .parquet or .txt file, a "
+            "built-in set"
         )
     return TrainConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)})

@@ -11,7 +11,7 @@ import torch
 
 from sfumato import __version__, sampling, serialization, solver_selection
 from sfumato.cli import conditions as asked
-from sfumato.cli import write
+from sfumato.cli import text, write
 from sfumato.cli.process import Follower, at_work
 from sfumato.cli.run import Voice
 from sfumato.compose import Scale, guide
@@ -34,8 +34,9 @@ def sample(options: Any, voice: Voice) -> None:
         made = draw(options, voice.note, world)
     facts = made["manifest"]
     voice.emit(made)
+    voice.say(*text.shown(made.get("texts", ())))
     what = made["out"] if made["files"] == 1 else f"{made['files']:,} files in {made['out']}"
-    how = f"{facts['solver']}, {facts['calls']} calls each"
+    how = f"{facts['solver']}, " + (f"{facts['calls']} calls each" if "calls" in facts else f"{facts['steps']} steps")
     voice.say(f"{facts['number']:,} samples in {made['seconds']:.1f} s ({how}): {what}")
 
 
@@ -53,6 +54,12 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE) -> dic
     denoiser.compute_dtype = compute_dtype(options.precision, denoiser.device)
     follow = Follower()
     denoiser.net.register_forward_pre_hook(lambda *_: follow())
+    if spec.text is not None:
+        given = asked.said(options, spec.conditions, options.class_)
+        index = _index(options, spec, given)
+        guidance_scale(options, denoiser, asked.conditions(given, spec, index))  # text has none, which this says
+        return text.draw(options, denoiser, origin(options, contract, denoiser, index), world)
+    text.refuse(options)
     out = world.broadcast_result(lambda: options.out or write.default_name(spec))
     path, folder = world.broadcast_result(lambda: (write.check(out), write.is_folder(out)))
     given = asked.said(options, spec.conditions, options.class_)
@@ -85,7 +92,7 @@ def _index(options: Any, spec: DataSpec, given: Mapping[str, str]) -> torch.Tens
     number = options.number
     if number is None:
         few = 0 < len(spec.classes) <= MOST_CLASSES and "label" not in given
-        number = PER_CLASS * len(spec.classes) if few else NUMBER
+        number = PER_CLASS * len(spec.classes) if few else NUMBER if spec.text is None else text.NUMBER
     for name, value, least in (("-n", number, 1), ("--batch", options.batch, 1), ("--first", options.first, 0)):
         whole(name, value, least)
     if not 0 <= options.seed < 2**63:
@@ -146,26 +153,28 @@ def _draw(model: Any, plan: Plan, options: Any, index: torch.Tensor, given: Cond
     return (x.float() if x.dtype == torch.bfloat16 else x).numpy()  # NumPy has no bfloat16
 
 
+def origin(options: Any, contract: dict[str, Any], denoiser: Denoiser, index: torch.Tensor) -> dict[str, Any]:
+    """What drew the samples, and which of a seed they are."""
+    return {
+        "software": f"sfumato {__version__}, torch {torch.__version__}",
+        "model": contract["path"],
+        "model_hash": contract["hash"],
+        "weights": options.weights,
+        "seed": options.seed,
+        "first": int(index[0]),
+        "number": len(index),
+        "precision": str(denoiser.compute_dtype or torch.float32).removeprefix("torch."),
+        "device": denoiser.device.type,
+    }
+
+
 def manifest(
     options: Any, contract: dict[str, Any], denoiser: Denoiser, plan: Plan, scale: Scale | None,
     index: torch.Tensor, given: Mapping[str, str], columns: Mapping[str, list[Any]],
 ) -> dict[str, Any]:  # fmt: skip
     """Everything needed to draw the same samples again."""
-    dtype = denoiser.compute_dtype or torch.float32
-    facts = {
-        "software": f"sfumato {__version__}, torch {torch.__version__}",
-        "model": contract["path"],
-        "model_hash": contract["hash"],
-        "weights": options.weights,
-        "solver": plan.name,
-        "steps": plan.steps,
-        "calls": plan.spent,
-        "seed": options.seed,
-        "first": int(index[0]),
-        "number": len(index),
-        "precision": str(dtype).removeprefix("torch."),
-        "device": denoiser.device.type,
-    }
+    facts = origin(options, contract, denoiser, index)
+    facts |= {"solver": plan.name, "steps": plan.steps, "calls": plan.spent}
     if scale is not None:
         facts |= {"guidance": scale, "guidance_interval": options.guidance_interval}
     spec = denoiser.spec

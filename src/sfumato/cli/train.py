@@ -12,8 +12,11 @@ from sfumato.cli.parse import parse, train_config
 from sfumato.cli.process import Follower, at_work, limited, outliving_output, signals
 from sfumato.cli.run import Voice
 from sfumato.cli.sample import draw
+from sfumato.cli.text import shown
 from sfumato.cli.write import free
+from sfumato.data import open as open_data
 from sfumato.diagnostics import summary
+from sfumato.diagnostics.text_bits import known_words
 from sfumato.progress import QUIET_SECONDS, Count
 from sfumato.training.console import Console
 from sfumato.training.control import say
@@ -27,6 +30,7 @@ from sfumato.training.session import Session
 from sfumato.trees import name_of
 
 GRID = "grid.png"
+VERSE, VERSE_NET = 128, "Transformer(width=128, depth=2)"  # of `demo --text`: symbols a window, the network
 
 
 class CountLines:
@@ -107,12 +111,38 @@ def demo(options: Any, voice: Voice) -> None:
     folder = free(options.out)
     if Path(folder) != Path(options.out):
         voice.note(f"{options.out} already exists: this run goes to {folder}.")
+    if options.text:
+        _verse(options, voice, folder)
+        return
     with working(voice) as begin:
         run = train_run("fashion", folder, console=console(voice), on_start=begin, minutes=options.minutes)
     grid = run.path / GRID
     voice.note("Drawing ten samples of each class.")
     draw(parse("sample", [folder, f"--out={grid}", f"--steps={GRID_STEPS}"]), lambda line: None)
     _finish(run, voice, {"grid": str(grid)})
+
+
+def _verse(options: Any, voice: Voice, folder: str) -> None:
+    """The demo of text: train on the works of Shakespeare, print verse, and judge its words by works held out."""
+    with working(voice) as begin:
+        run = train_run(
+            "shakespeare", folder, console=console(voice), on_start=begin, minutes=options.minutes, length=VERSE,
+            batch=4, net=VERSE_NET,
+        )  # fmt: skip
+    voice.note("Drawing four verses.")
+    file = run.path / "verse.txt"
+    made = draw(parse("sample", [folder, f"--out={file}"]), lambda line: None)
+    source = open_data("shakespeare", length=VERSE)
+    text = source.text
+    assert text is not None
+    train, held = (text.decode(source.x[rows].flatten().tolist()) for rows in source.split())
+    share, usual = known_words(made["texts"], held), known_words([train], held)
+    voice.say(*shown(made["texts"]))
+    voice.say(
+        f"{share:.0%} of these words occur in the works that were held out, as {usual:.0%} of Shakespeare's in the "
+        "others do."
+    )
+    _finish(run, voice, {"verse": str(file)})
 
 
 def _finish(run: Run, voice: Voice, more: dict[str, str] | None = None) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,15 @@ def free(name: str) -> str:
     return str(path)
 
 
-def check(out: str) -> Path:
-    """The path of the output. Raises SfumatoError, before any work is done, if it cannot be written."""
+def check(out: str, kinds: Collection[str] = FILES) -> Path:
+    """The path of the output, of one of these kinds.
+
+    Raises SfumatoError, before any work is done, if it cannot be written.
+    """
     path = Path(out).expanduser()
     folder = is_folder(out)
-    if not folder and path.suffix.lower() not in FILES:
-        raise SfumatoError(f"{out} has no known kind: end it in .png, .npz, .npy, or in / for a folder")
+    if not folder and path.suffix.lower() not in kinds:
+        raise SfumatoError(f"{out} has no known kind: end it in {', '.join(kinds)}, or in / for a folder")
     if folder and path.exists() and not path.is_dir():
         raise SfumatoError(f"{out} is a file, not a folder: give another name")
     if not folder and path.is_dir():

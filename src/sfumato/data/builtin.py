@@ -1,7 +1,9 @@
-"""The built-in data sets: `fashion`, `emoji`, `digits`. Sources and licences are in NOTICE."""
+"""The built-in data sets: `fashion`, `emoji`, `digits`, `shakespeare`. Sources and licences are in NOTICE."""
 
 import gzip
 import json
+import lzma
+import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,21 +16,28 @@ from PIL import Image
 from ..errors import SfumatoError
 from .arrays import arrange
 from .column import Column
+from .names import Asked
 from .source import LABEL, Source
+from .text_files import from_documents
 
 ASSETS = Path(__file__).parent / "assets"
-NAMES = ("fashion", "emoji", "digits")
+NAMES = ("fashion", "emoji", "digits", "shakespeare")
 FASHION_CLASSES = [
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 ]  # fmt: skip
 SKIN = " skin "  # separates the base emoji from its skin tone in emoji names
 
 
-def load(name: str) -> Source:
-    """A built-in set by name. Raises SfumatoError if its file is missing or damaged."""
+def load(name: str, asked: Asked) -> Source:
+    """A built-in set by name. Raises SfumatoError if its file is missing or damaged, or if it has not what is asked."""
     try:
+        if name == "shakespeare":
+            return _shakespeare(asked)
+        asked.require_unused(f"the built-in set {name}")
         return {"fashion": _fashion, "emoji": _emoji, "digits": _digits}[name]()
-    except (OSError, EOFError, ValueError) as error:
+    except SfumatoError:
+        raise
+    except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
         raise SfumatoError(f"the built-in set {name!r} cannot be read ({error}): reinstall sfumato") from None
 
 
@@ -77,3 +86,12 @@ def _digits() -> Source:
         x, labels = data["images"], data["labels"]
     note = "Optical recognition of handwritten digits: 1,797 grey images of 8 x 8, values 0 to 16 (UCI, scikit-learn)."
     return _source("digits", x, labels, [str(digit) for digit in range(10)], note, bounds=(0.0, 16.0))
+
+
+def _shakespeare(asked: Asked) -> Source:
+    asked._replace(length=None, tokens=None).require_unused("the built-in set shakespeare")
+    text = lzma.decompress((ASSETS / "shakespeare.txt.xz").read_bytes()).decode()
+    works = re.split(r"(?m)^(?=[^\n]+\n\n?by William Shakespeare$)", text)
+    source = from_documents([work for work in works if work], "shakespeare", "the built-in set shakespeare", asked)
+    source.notes.insert(0, "The works of William Shakespeare, 42 texts (public domain).")
+    return source

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import SfumatoError
 
@@ -34,17 +34,27 @@ _BEFORE, _AFTER = re.compile(rf"(?i:({_WORDS}))([xy]|[A-Z]\w*)"), re.compile(rf"
 
 
 class Asked(NamedTuple):
-    """What a user said of the data: the split to read, and the name of the array, column or picture of a pair that is
-    to be learned; None where nothing was said."""
+    """What a user said of the data: the split to read; the name of the array, column or picture of a pair that is to be
+    learned; of text, the length of a window and the tokens, in words or a `Tokeniser`; None where nothing was said."""
 
     split: str | None
     key: str | None
+    length: int | None = None
+    tokens: Any = None
 
     def require_unused(self, where: str) -> None:
-        """Raise SfumatoError for data that have neither splits nor names to choose from."""
+        """Raise SfumatoError for data that have neither splits nor names to choose from, and are no text."""
         choose_split({}, self.split, where, "")
+        self.require_no_text(where)
         if self.key is not None:
             raise SfumatoError(f"{where} has no arrays, columns or pairs to choose from by name: leave --key out")
+
+    def require_no_text(self, where: str) -> None:
+        """Raise SfumatoError if something was said of text."""
+        if self.tokens is not None and not isinstance(self.tokens, str):
+            raise SfumatoError(f"{where} is no text, which the model was trained on")
+        if self.length is not None or self.tokens is not None:
+            raise SfumatoError(f"{where} is no text: leave --length and --tokens out")
 
 
 def counted(number: int, one: str, many: str) -> str:

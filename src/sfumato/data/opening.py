@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import SfumatoError, place
+from ..errors import SfumatoError, place, whole
 from ..files import require_plain
 from ..machine import fits
 from . import arrays, builtin, limits, metadata, tables
@@ -28,6 +28,7 @@ from .rows import Mapped, Samples
 from .source import LABEL, Source
 from .spec import DataSpec
 from .tars import expand
+from .text_files import LINES, SUFFIXES, from_documents, open_column, open_texts, text_column
 from .walk import Files, walk
 
 TABLE_SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".csv")
@@ -44,14 +45,17 @@ def open(
     split: str | None = None,
     key: str | None = None,
     max_gb: float = limits.DEFAULT_GB,
+    length: int | None = None,
+    tokens: str | None = None,
 ) -> Source:
     """Open a data source of any kind.
 
     obj: a folder of images (flat, or one sub-folder per class), a .npy or .npz file, archives of pictures in WebDataset
         format ("photos.tar", "photos-{000..012}.tar", "photos-*.tar", or their folder), tables of pictures or numbers
-        (.parquet, .feather, .arrow, .csv, or a folder saved by `datasets`), the name of a built-in set ("fashion",
-        "emoji", "digits"), a tensor or array (N, *shape), a pair (x, labels), or a dict
-        {"x": x, "temperature": t, ...} of samples and their conditions, the layout of an .npz file.
+        (.parquet, .feather, .arrow, .csv, or a folder saved by `datasets`), text (.txt, a folder of them, .jsonl, a
+        column of a table), the name of a built-in set ("fashion", "emoji", "digits", "shakespeare"), a list of strings,
+        a tensor or array (N, *shape), a pair (x, labels), or a dict {"x": x, "temperature": t, ...} of samples and
+        their conditions, the layout of an .npz file.
     labels: one integer or string per sample; they replace those of the source.
     size: side in pixels, or (height, width); for images only.
     name: name of the source.
@@ -62,30 +66,42 @@ def open(
         0001.input.png and 0001.target.png) that is to be learned, where the names and shapes should not decide.
     max_gb: GiB of memory that one file may take once it is unpacked, or 32 times its own size if that is more; a
         picture takes three times the size of its pixels.
+    length: symbols of a window of text, by default 256, or 128 byte pairs, and fewer of short texts.
+    tokens: of text: "characters", "bytes", "bpe" or "bpe(4096)"; by default characters where there are few.
 
     What was decided, and how to say otherwise, is in the notes of the source; files that are left out are in `skipped`.
     Raises SfumatoError for data that cannot be used.
     """
-    known = isinstance(conditions, DataSpec)
+    known, asked = isinstance(conditions, DataSpec), Asked(split, key, length, tokens)
     if isinstance(conditions, DataSpec):
+        if conditions.text is not None and isinstance(obj, str | os.PathLike | list):
+            asked = asked._replace(length=length or conditions.shape[1], tokens=conditions.text)
         conditions = {each: condition.kind for each, condition in conditions.conditions.items()}
     if not isinstance(conditions, Mapping | None):
         raise SfumatoError(f"conditions are names and kinds, {{'mass': 'scalar'}}, not {conditions!r:.80}")
     kinds = dict(conditions or {})
     if _is_pair(obj):
         obj, labels = obj[0], obj[1] if labels is None else labels
+    if length is not None:
+        whole("length, the symbols of a window,", length)
     with limits.at_most(max_gb):
-        source = _read(obj, size, kinds, Asked(split, key))
+        source = _read(obj, size, kinds, asked)
     if size is not None:
         source = _resized(source, size)
     if labels is not None:
-        rest = {other: each for other, each in source.conditions.items() if other != LABEL}
-        source = replace(source, conditions={LABEL: encode_labels(labels, len(source)), **rest})
+        source = _labelled(source, labels)
     if len(source) < HANDFUL and not known and not isinstance(obj, Source):
         number = "is only 1 sample" if len(source) == 1 else f"are only {len(source)} samples"
         few = f"There {number}: a model will repeat what it sees and learn little else."
         source = replace(source, notes=[*source.notes, few])
     return with_kinds(replace(source, name=name or source.name), kinds, known)
+
+
+def _labelled(source: Source, labels: Any) -> Source:
+    if source.text is not None:
+        raise SfumatoError(f"{source.name} is text, which is cut into windows: there are no samples to label")
+    rest = {other: each for other, each in source.conditions.items() if other != LABEL}
+    return replace(source, conditions={LABEL: encode_labels(labels, len(source)), **rest})
 
 
 def _read(obj: Any, size: Size | None, kinds: Mapping[str, str], asked: Asked) -> Source:
@@ -97,8 +113,7 @@ def _read(obj: Any, size: Size | None, kinds: Mapping[str, str], asked: Asked) -
         return _from_object(obj, asked)
     text = os.fspath(obj)
     if text in builtin.NAMES:
-        asked.require_unused(f"the built-in set {text}")
-        source = builtin.load(text)
+        source = builtin.load(text, asked)
         if Path(text).exists():
             source.notes.append(f"This is the built-in set; for the file or folder of that name write ./{text}")
         return source
@@ -122,6 +137,12 @@ def _read_files(
     """One file, or several archives or tables of one set. root: the folder that holds them."""
     paths, asked, note = _of_split(paths, root, asked)
     first, suffix = paths[0], paths[0].suffix.lower()
+    if suffix in (*SUFFIXES, *LINES):
+        return _noted(open_texts(paths, name, asked), note, [])
+    if suffix in TABLE_SUFFIXES and (asked.key is not None or suffix != ".csv"):
+        if (column := text_column(paths, asked.key)) is not None:
+            return _noted(open_column(paths, name, column, asked._replace(key=None)), note, [])
+    asked.require_no_text(together(paths))
     if first.name.lower().endswith(TAR_SUFFIXES):
         return _noted(open_archives(paths, size, name, asked), note, [])
     if suffix in TABLE_SUFFIXES:
@@ -129,7 +150,7 @@ def _read_files(
         return _noted(open_table(paths, size, name, kinds, asked.key), note, [])
     if len(paths) > 1:
         raise SfumatoError(
-            f"{first} and {len(paths) - 1:,} more: only .tar archives and .parquet tables may be several"
+            f"{first} and {len(paths) - 1:,} more: only .tar archives, .parquet tables and texts may be several"
         )
     if suffix == ".npz":
         named = arrays.read_npz(first, lambda found: pick(found, str(first), asked).name)
@@ -140,8 +161,8 @@ def _read_files(
     if suffix in IMAGE_SUFFIXES:
         raise SfumatoError(f"{first} is a single image: give the folder that holds the images")
     raise SfumatoError(
-        f"{first} is not a kind of data that can be read: give a folder of images, a .npy, .npz, .tar, .parquet or "
-        f".csv file, or one of {', '.join(builtin.NAMES)}"
+        f"{first} is not a kind of data that can be read: give a folder of images, a .npy, .npz, .tar, .parquet, "
+        f".csv, .txt or .jsonl file, or one of {', '.join(builtin.NAMES)}"
     )
 
 
@@ -165,11 +186,16 @@ def _read_folder(root: Path, size: Size | None, kinds: Mapping[str, str], asked:
     if kinds_of_files["images"]:  # what metadata say is of the images
         kinds_of_files["tables"] = [p for p in kinds_of_files["tables"] if p.name.lower() not in metadata.NAMES]
     present = [kind for kind, paths in kinds_of_files.items() if paths]
+    if not present and not any(p.suffix.lower() in (".npy", ".npz", ".csv") for p in found.paths):
+        kinds_of_files["texts"] = [p for p in found.paths if p.suffix.lower() in SUFFIXES]
+        kinds_of_files["lines of JSON"] = [p for p in found.paths if p.suffix.lower() in LINES]
+        present = [kind for kind in ("texts", "lines of JSON") if kinds_of_files[kind]]
     if not present:
         raise SfumatoError(_nothing(root, found))
     if len(present) > 1:
         present.sort(key=lambda kind: -sum(path.stat().st_size for path in kinds_of_files[kind]))
     if present[0] == "images":
+        asked.require_no_text(str(root))
         return open_pictures(root, found, size, asked)
     source = _read_files(kinds_of_files[present[0]], name, size, kinds, asked, root)
     others = sorted(set(found.paths) - set(kinds_of_files[present[0]]))
@@ -221,7 +247,11 @@ def _found(text: str) -> list[Path]:
 
 
 def _from_object(obj: Any, asked: Asked) -> Source:
+    if isinstance(obj, list) and obj and all(isinstance(each, str) for each in obj):
+        asked._replace(length=None, tokens=None).require_unused("the list")
+        return from_documents(obj, "texts", "the list", asked)
     if isinstance(obj, Mapping):
+        asked.require_no_text("the dict")
         return _from_arrays(obj, "the dict", "array", asked)
     asked.require_unused("the array")
     return _from_array(_stacked(obj), {}, "the array", "array")

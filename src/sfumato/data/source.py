@@ -19,6 +19,7 @@ from ..conditions import NULL
 from ..errors import SfumatoError
 from .column import Column
 from .rows import Samples
+from .text import Tokeniser
 
 LABEL = "label"  # the condition behind `Source.labels` and `Source.classes`
 
@@ -28,7 +29,7 @@ class Source:
     """A data set.
 
     x: (N, *shape) in the user's dtype and units, channels first: a tensor, or `Rows` that are read on access.
-    kind: "image" or "array".
+    kind: "image", "array" or "text".
     conditions: name -> one value per sample, in the user's units; values may be missing.
     ids: a stable name for each sample, such as its path within a folder; by default its position.
     skipped: (path, reason) of each file that could not be used.
@@ -36,6 +37,8 @@ class Source:
     groups: the group of each sample, by default its id; the hold-out split never divides a group.
     bounds: declared (lowest, highest) value, if the dtype does not imply it.
     identity: a hash that identifies these values of x; statistics are cached under it.
+    units: the number in [0, 1) by which each sample is held out, instead of the hash of its group.
+    text: the tokeniser, for windows of text.
     """
 
     x: Samples
@@ -48,6 +51,8 @@ class Source:
     groups: list[str] = field(default_factory=list)
     bounds: tuple[float, float] | None = None
     identity: str | None = None
+    units: list[float] = field(default_factory=list)
+    text: Tokeniser | None = None
 
     def __post_init__(self) -> None:
         if not self.ids:
@@ -82,8 +87,8 @@ class Source:
         return torch.from_numpy(np.where(label.present, label.values, NULL))
 
     def split(self, fraction: float = 0.05) -> tuple[Tensor, Tensor]:
-        """Indices (train, holdout), by a hash of each sample's group."""
-        return split(self.groups, fraction)
+        """Indices (train, holdout), by a hash of each sample's group, or by `units`."""
+        return split(self.groups, fraction, self.units or None)
 
 
 def _hash_unit(text: str) -> float:
@@ -91,18 +96,18 @@ def _hash_unit(text: str) -> float:
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big") / 2.0**64
 
 
-def split(ids: Sequence[str], fraction: float = 0.05) -> tuple[Tensor, Tensor]:
+def split(ids: Sequence[str], fraction: float = 0.05, chosen: Sequence[float] | None = None) -> tuple[Tensor, Tensor]:
     """Indices (train, holdout), int64 and ascending; equal ids (the members of one group) fall on the same side.
 
     Pass `source.groups` (or call `source.split`) so that variants of one thing are never on both sides.
     With 10 or more samples in at least two groups the hold-out is never empty; the training side never is.
-    `fraction` is in [0, 1); 0 holds nothing out.
+    `fraction` is in [0, 1); 0 holds nothing out. chosen: a number in [0, 1) for each id in place of its hash.
     """
     if not 0 <= fraction < 1:
         raise SfumatoError(f"the hold-out fraction must be at least 0 and less than 1, but it is {fraction}")
     if not len(ids):
         raise SfumatoError("there is nothing to split: the source has no samples")
-    units = {key: _hash_unit(key) for key in set(ids)}
+    units = {key: _hash_unit(key) for key in set(ids)} if chosen is None else dict(zip(ids, chosen, strict=True))
     held = {key for key, unit in units.items() if unit < fraction}
     if fraction > 0 and not held and len(ids) >= 10 and len(units) > 1:
         held = {min(units, key=lambda key: units[key])}

@@ -23,6 +23,8 @@ from ..normaliser import Normaliser, Statistics
 from ..registry import register
 from . import cache
 from .statistics import GROUP, statistics
+from .text import SCHEMA as TOKENISER
+from .text import Tokeniser
 
 if TYPE_CHECKING:
     from .column import Column
@@ -50,7 +52,8 @@ _KEYS: dict[str, schema.Check] = {
     "bounds": schema.optional(schema.listed(schema.number(), 2, 2)), "normaliser": NORMALISER, "name": schema.text,
     "statistics": schema.fields({f.name: _NUMBERS for f in fields(Statistics)}, rest=None),
 }  # fmt: skip
-_SPEC = schema.fields({**_KEYS, "conditions": schema.mapping(schema.mapping(schema.anything))}, rest=None)
+_CONDITIONS = schema.mapping(schema.mapping(schema.anything))
+_SPEC = schema.fields({**_KEYS, "conditions": _CONDITIONS}, {"text": schema.optional(TOKENISER)}, rest=None)
 _SPEC_1 = schema.fields({**_KEYS, "classes": schema.listed(schema.text)}, rest=None)
 
 
@@ -66,10 +69,11 @@ class DataSpec:
 
     shape: of one sample, channels first, e.g. (1, 28, 28), (3, 97), (2,).
     dtype: the user's, by name ("uint8", "float32", ...): `denormalise` returns it.
-    kind: "image" or "array".
+    kind: "image", "array" or "text".
     bounds: (lowest, highest) declared value, or None.
     statistics: of the training split, by channel; `check` compares data with them.
     conditions: the conditions of a sample, by name.
+    text: the tokeniser of windows of text, shape (1, L).
     """
 
     shape: tuple[int, ...]
@@ -80,12 +84,15 @@ class DataSpec:
     statistics: Statistics
     conditions: Mapping[str, Condition] = field(default_factory=dict, hash=False)
     name: str = ""
+    text: Tokeniser | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise SfumatoError(f"a data spec's dtype must be one of {', '.join(DTYPES)}, but it is {self.dtype!r}")
-        if self.kind not in ("image", "array"):
-            raise SfumatoError(f"a data spec's kind must be 'image' or 'array', but it is {self.kind!r}")
+        if self.kind not in ("image", "array", "text") or (self.kind == "text") != (self.text is not None):
+            raise SfumatoError(
+                f"a data spec's kind must be 'image', 'array' or, with a tokeniser, 'text', but it is {self.kind!r}"
+            )
         figures = [getattr(self.statistics, f.name) for f in fields(Statistics)]
         if any(len(each) != len(self.normaliser.mean) for each in figures):
             raise SfumatoError(
@@ -119,6 +126,7 @@ class DataSpec:
             normaliser=Normaliser.of(figures),
             statistics=figures,
             name=source.name,
+            text=source.text,
         )
 
     @property
@@ -250,6 +258,8 @@ class DataSpec:
     def describe(self) -> list[str]:
         """The spec in words, one sentence per line."""
         size = " x ".join(map(str, self.shape))
+        if self.text is not None:
+            return [f"text {self.name!r}: windows of {self.shape[1]:,} symbols, {self.text.describe()}."]
         lines = [f"{self.kind} data {self.name!r}: {size} of {self.dtype}, {self._bounds_text()}."]
         for c, (m, s) in enumerate(zip(self.normaliser.mean, self.normaliser.std, strict=True)):
             if c == 8:
@@ -275,6 +285,7 @@ class DataSpec:
             "normaliser": self.normaliser.to_dict(),
             "statistics": {f.name: list(getattr(self.statistics, f.name)) for f in fields(Statistics)},
             "name": self.name,
+            **({} if self.text is None else {"text": self.text.to_dict()}),
         }
 
     @classmethod
@@ -284,6 +295,7 @@ class DataSpec:
         if "classes" in data:  # of format 1
             label = {"label": Label(tuple(data["classes"])).config()} if data["classes"] else {}
             data = {name: value for name, value in data.items() if name != "classes"} | {"conditions": label}
+        data = {"text": None, **data}
         bounds = data["bounds"]
         return cls(
             shape=tuple(data["shape"]),
@@ -294,6 +306,7 @@ class DataSpec:
             normaliser=Normaliser.from_dict(data["normaliser"]),
             statistics=_figures(data["statistics"]),
             name=data["name"],
+            text=None if data["text"] is None else Tokeniser.from_dict(data["text"]),
         )
 
 

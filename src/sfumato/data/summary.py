@@ -24,11 +24,16 @@ def inspect(
     split: str | None = None,
     key: str | None = None,
     max_gb: float = limits.DEFAULT_GB,
+    length: int | None = None,
+    tokens: str | None = None,
 ) -> dict[str, Any]:
-    """Counts, shape, dtype, range, statistics by channel, classes, conditions, duplicates and notes of a source (or of
-    whatever `open` takes, with its arguments), as plain values for JSON.
+    """Counts, shape, dtype, range, statistics by channel, classes, conditions, duplicates, the tokens of text and notes
+    of a source (or of whatever `open` takes, with its arguments), as plain values for JSON.
     """
-    source = open(obj, labels=labels, size=size, conditions=conditions, split=split, key=key, max_gb=max_gb)
+    source = open(
+        obj, labels=labels, size=size, conditions=conditions, split=split, key=key, max_gb=max_gb, length=length,
+        tokens=tokens,
+    )  # fmt: skip
     figures = figures_of(source)
     train, holdout = source.split()
     described = {name: _condition(name, found) for name, found in source.conditions.items()}
@@ -46,10 +51,17 @@ def inspect(
         "conditions": described,
         "train": len(train),
         "holdout": len(holdout),
+        "text": None if source.text is None else _text(source),
         "duplicates": _duplicates(source),
         "skipped": [{"path": path, "reason": reason} for path, reason in source.skipped],
         "notes": list(source.notes),
     }
+
+
+def _text(source: Source) -> dict[str, Any]:
+    """The tokens of a text and its beginning."""
+    assert source.text is not None
+    return {"tokens": source.text.describe(), "beginning": source.text.decode(source.x[0].flatten().tolist())}
 
 
 def _condition(name: str, found: Column) -> dict[str, Any]:

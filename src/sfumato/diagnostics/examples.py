@@ -81,7 +81,7 @@ def python(spec: Mapping[str, Any] | None, guidance: float, model: str, taken: C
 
 def without_samples(model: str, facts: Mapping[str, Any]) -> str | None:
     """Python code that uses a model which draws no samples, such as an autoencoder; None for other models."""
-    if facts["process"] is not None:
+    if facts["process"] is not None or facts["model"]["name"] == "Autoregressive":
         return None
     use = "y = model.encode(x); x = model.decode(y)" if facts["model"]["name"] == "Codec" else "x = model(z)"
     return f"import sfumato as sf; model = sf.load({model!r}); {use}"

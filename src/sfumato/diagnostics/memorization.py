@@ -128,6 +128,8 @@ def memorization(
     if isinstance(model, str | os.PathLike):
         model = serialization.load_sampler(model, device=device)
     source, train, unseen, rest = _sides(model, data, holdout, labels, size)
+    if source.text is not None:
+        raise SfumatoError(f"{source.name} is text, and distances between texts say little: read its samples instead.")
     twins = choose(train, samples if generated is None else len(generated), seed)
     if generated is None:
         cond = of_data(model, source, twins)

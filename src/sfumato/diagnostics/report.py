@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader
 
 from sfumato import __version__, folder
 from sfumato.data import DataSpec
+from sfumato.data.text import printable
 from sfumato.diagnostics import board_page, examples, summary
 from sfumato.diagnostics.plots import BLUE, GREEN, ORANGE, PURPLE, Line, chart
 from sfumato.diagnostics.summary import Facts
@@ -55,6 +56,7 @@ def write(
         holdout=facts["holdout"] if facts else None,
         nearest=_encoded(nearest) if facts and facts["memorisation"] and nearest.exists() else None,
         samples=_samples(run),
+        texts=_texts(run),
         losses=_losses(lines),
         commands=_commands(run, model, settings, facts),
         settings=_settings(settings, meanings, model),
@@ -76,6 +78,14 @@ def _samples(run: Path) -> list[tuple[int, str]]:
     if len(paths) > GRIDS:
         paths = [paths[round(i * (len(paths) - 1) / (GRIDS - 1))] for i in range(GRIDS)]
     return [(int(path.stem.removeprefix("step_")), _encoded(path)) for path in reversed(paths)]
+
+
+def _texts(run: Path) -> list[tuple[int, str]]:
+    """(step, texts) of the samples of a model of text, newest first."""
+    paths = sorted((run / "samples").glob("step_*.txt"), reverse=True)
+    return [
+        (int(path.stem.removeprefix("step_")), printable(path.read_text(encoding="utf-8"))) for path in paths[:GRIDS]
+    ]
 
 
 def _encoded(picture: Path) -> str:
@@ -105,7 +115,8 @@ def _commands(run: Path, model: Facts | None, settings: Mapping[str, Any], facts
     known = facts["next"] if facts else summary.commands(run, model, settings, done=False)
     if model is None or examples.without_samples(str(run), model) is not None:
         return known
-    python = ("import sfumato as sf", f"model = sf.load({str(run)!r})", "x = sf.sample(model, 64, seed=0)")
+    draw = "texts = sf.sample_text(model, 4)" if model["spec"]["kind"] == "text" else "x = sf.sample(model, 64, seed=0)"
+    python = ("import sfumato as sf", f"model = sf.load({str(run)!r})", draw)
     return [*known, "", *python]
 
 

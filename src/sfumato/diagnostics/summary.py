@@ -83,12 +83,13 @@ _REPORT = schema.fields(
 
 def write(
     run: Path, settings: Mapping[str, Any], spent: dict[str, float], memorisation: Facts | str,
-    conditions: Facts | str | None,
+    conditions: Facts | str | None, text: Facts | str | None = None,
 ) -> Facts:  # fmt: skip
     """Write report.json of a run folder from the files in it; returns its facts.
 
     settings: of the run, by name; spent: seconds besides the steps, by purpose; memorisation: `Memorization.to_dict`;
-    conditions: `Information.to_dict`, None without conditions. Either may be a text that says why it was not measured.
+    conditions: `Information.to_dict`, None without conditions; text: `TextBits.to_dict`, None of other data. Each may
+    be words that say why it was not measured.
     """
     lines = folder.read(run / "metrics.jsonl")
     last = lines[-1] if lines else {}
@@ -99,7 +100,7 @@ def write(
         "fraction": last.get("fraction", 0.0), "budget": budget, "holdout": holdout,
         "time": _time(lines, spent),
     }  # fmt: skip
-    for name, found in (("memorisation", memorisation), ("conditions", conditions)):
+    for name, found in (("memorisation", memorisation), ("conditions", conditions), ("text", text)):
         missing = isinstance(found, str)
         facts |= {name: None if missing else found, f"{name}_missing": found if missing else None}
     if model is not None:
@@ -209,7 +210,9 @@ def _time(lines: Sequence[Facts], spent: dict[str, float]) -> Facts:
     parts["data wait"] = elapsed * math.fsum(waits) / len(waits) if waits else 0.0
     total = max(total, math.fsum(parts.values()))  # a run stopped at once has saved but not trained
     shares = {name: seconds / max(total, 1e-9) for name, seconds in parts.items()}
-    evaluation = math.fsum(shares.get(name, 0.0) for name in ("validation", "grids", "memorisation", "conditions"))
+    evaluation = math.fsum(
+        shares.get(name, 0.0) for name in ("validation", "grids", "memorisation", "conditions", "bits")
+    )
     return {"seconds": total, "training": elapsed, "shares": shares, "evaluation": evaluation}
 
 
@@ -222,13 +225,17 @@ def commands(
         return [f"sfumato resume {where}{own}"] + ([f"sfumato sample {where}{own}"] if model else [])
     if (other := examples.without_samples(str(run), model)) is not None:
         return [other, f"sfumato info {where}"]
-    out = "samples.png" if model["spec"]["kind"] == "image" else "samples.npz"
+    kind = model["spec"]["kind"]
+    number, out = {"image": (64, "samples.png"), "text": (4, "samples.txt")}.get(kind, (64, "samples.npz"))
     raw = " --weights raw" if best_weights(found) == "raw" else ""
-    lines = [f"sfumato sample {where} -n 64{examples.flags(model['spec'], settings['guidance'])}{raw} -o {out}{own}"]
+    lines = [
+        f"sfumato sample {where} -n {number}{examples.flags(model['spec'], settings['guidance'])}{raw} -o {out}{own}"
+    ]
     if (found.get("quarter") or {}).get("trend") == "improving":
         name = "steps" if settings["steps"] else "minutes"
         lines.append(f"sfumato resume {where} --{name} {settings[name] * 2:.12g}{own}")
-    return [*lines, f"sfumato memorization {where}{own}", f"sfumato info {where}"]
+    copies = [] if kind == "text" else [f"sfumato memorization {where}{own}"]
+    return [*lines, *copies, f"sfumato info {where}"]
 
 
 def best_weights(holdout: Facts) -> str | None:
@@ -261,6 +268,10 @@ def words(facts: Facts) -> list[str]:
         lines.append(conditions_words(facts["conditions"]))
     elif facts.get("conditions_missing"):
         lines.append(f"The information of the conditions was not measured: {facts['conditions_missing']}.")
+    if facts.get("text"):
+        lines.append(text_words(facts["text"]))
+    elif facts.get("text_missing"):
+        lines.append(f"The bits per character were not measured: {facts['text_missing']}.")
     lines.append(time_words(facts["time"]))
     if facts["incidents"]:
         lines.append(f"{facts['incidents']} steps were skipped: see incident.json.")
@@ -325,6 +336,15 @@ def conditions_words(found: Facts) -> str:
     together = f"; all together {figure(found['together'])}" if len(each) > 1 else ""
     beyond = " beyond the others" if len(each) > 1 else ""
     return f"Information about a held-out sample{beyond}, in nats: {', '.join(each)}{together}."
+
+
+def text_words(found: Facts) -> str:
+    """A sentence on the bits per character."""
+    return (
+        f"Bits per character of held-out text: {figure(found['model'], '.3f')}, standard error "
+        f"{found['model']['stderr']:.3f}, from {found['windows']:,} windows; order 0 has {found['order0']:.3f}, xz "
+        f"{found['xz']:.3f} of all {found['characters']:,} characters."
+    )
 
 
 def _quarter_words(found: Facts) -> str:

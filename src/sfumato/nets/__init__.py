@@ -1,4 +1,4 @@
-"""Networks for vectors, sequences, images and volumes. None of them depends on diffusion.
+"""Networks for vectors, sequences, images, volumes and text. None of them depends on diffusion.
 
 Each is called as `net(x, noise_level, label=None) -> y`: x and y (B, *shape), noise_level (B,) roughly in [-5, 5],
 label int64 (B,) with -1 (or no label at all) for the null class. Further conditions are keyword arguments, plain
@@ -14,9 +14,10 @@ from .codes import GaussianCode, QuantisedCode, VectorQuantiser
 from .dit import DiT
 from .energy import Energy
 from .mlp import MLP
+from .transformer import Transformer
 from .unet import UNet
 
 __all__ = [
-    "MLP", "SIZES", "Autoencoder", "Bottleneck", "DiT", "Energy", "GaussianCode", "QuantisedCode", "UNet",
-    "VectorQuantiser", "build", "from_config", "named",
+    "MLP", "SIZES", "Autoencoder", "Bottleneck", "DiT", "Energy", "GaussianCode", "QuantisedCode", "Transformer",
+    "UNet", "VectorQuantiser", "build", "from_config", "named",
 ]  # fmt: skip

@@ -13,12 +13,14 @@ from .blocks import halved
 from .energy import Energy
 from .fields import per_axis_patch
 from .mlp import MLP
+from .transformer import Transformer
 from .unet import UNet
 
 # By size: (width, depth) of an MLP; for a U-Net the channels of levels of up to 100, up to 300 and more positions, the
 # blocks per level, and the number of levels with attention.
 MLPS = {"tiny": (128, 3), "small": (256, 4), "base": (512, 6)}
 UNETS = {"tiny": ((64, 32, 16), 1, 1), "small": ((128, 64, 32), 1, 1), "base": ((256, 128, 64), 2, 2)}
+TRANSFORMERS = {"tiny": (64, 2), "small": (128, 4), "base": (384, 8)}  # (width, depth)
 SIZES = ("auto", *MLPS)
 FINEST = 1200  # most positions of the finest level: larger inputs are patched
 COARSEST = 100  # most positions of the coarsest level: levels are added until it is this small
@@ -43,13 +45,18 @@ def named(
     samples: int | None = None,
     outputs: int = 1,
     conditions: Mapping[str, Mapping[str, Any]] | None = None,
+    symbols: bool = False,
+    mask: str = "full",
 ) -> nn.Module:
     """The network for samples of `shape` from a name or expression: "auto", "DiT(depth=8)" or any registered name.
 
-    `shape`, `dim` (D of vectors), `classes`, `samples`, `outputs` and `conditions` fill those of the network's
-    arguments that the expression leaves out.
+    `shape`, `dim` (D of vectors), `classes`, `samples`, `outputs`, `conditions`, `symbols` and `mask` fill those
+    of the network's arguments that the expression leaves out.
     """
-    defaults: dict[str, Any] = {"shape": tuple(shape), "classes": classes, "samples": samples, "outputs": outputs}
+    defaults: dict[str, Any] = {
+        "shape": tuple(shape), "classes": classes, "samples": samples, "outputs": outputs, "symbols": symbols,
+        "mask": mask,
+    }  # fmt: skip
     if conditions is not None:
         defaults["conditions"] = conditions
     if len(shape) == 1:
@@ -70,8 +77,12 @@ def build(
     outputs: int = 1,
     energy: bool = False,
     conditions: Mapping[str, Mapping[str, Any]] | None = None,
-) -> MLP | UNet | Energy:
+    symbols: bool = False,
+    mask: str = "full",
+) -> MLP | UNet | Transformer | Energy:
     """A network for samples of `shape`: (D,) gives an MLP; (C, L), (C, H, W) and (C, D, H, W) give a U-Net.
+
+    symbols: L symbols of K kinds, as text is, of which `shape` (K, L) gives a Transformer with this `mask`.
 
     Args: `classes`, 0 for none; `size` "tiny", "small", "base", or "auto", which trains within minutes on a laptop's
     CPU: small, or tiny for fewer than 500 `samples`; `outputs`, 2 for a network that also learns a variance; `energy`:
@@ -85,8 +96,11 @@ def build(
         raise SfumatoError(f"no network for samples of shape {tuple(shape)}: use (D,) or (C, *spatial), 1 to 3 axes")
     if size == "auto":
         size = "tiny" if samples is not None and samples < 500 else "small"
-    net: MLP | UNet
-    if len(shape) == 1:
+    net: MLP | UNet | Transformer
+    if symbols:
+        width, depth = TRANSFORMERS[size]
+        net = Transformer(shape, width, depth, mask=mask, classes=classes, conditions=conditions)
+    elif len(shape) == 1:
         width, depth = MLPS[size]
         net = MLP(shape[0], width, depth, classes, outputs=outputs, conditions=conditions)
     else:

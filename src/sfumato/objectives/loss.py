@@ -52,10 +52,12 @@ class Levels(NamedTuple):
 class Loss(nn.Module, abc.ABC):
     """The base class of losses for `sf.train(loss=...)`; losses are means over the elements of a sample.
 
-    network: the name of the network that "auto", "tiny" etc. stand for, if the loss trains no denoiser network.
+    network: the name of the network that "auto", "tiny" etc. stand for, if the loss trains no denoiser network. mask:
+    what an output of a `nets.Transformer` may hear.
     """
 
     network: str | None = None
+    mask: str = "full"
 
     @abc.abstractmethod
     def losses(self, model: Any, batch: Any) -> Tensor:
@@ -124,7 +126,7 @@ class CompletedLoss(Loss):
         for name in ("observe", "players", "player_losses", "held", "levels", "model"):
             if hasattr(module, name):
                 setattr(self, name, getattr(module, name))
-        self.network = getattr(module, "network", None)
+        self.network, self.mask = getattr(module, "network", None), getattr(module, "mask", "full")
 
     def losses(self, model: Any, batch: Any) -> Tensor:
         losses: Tensor = self.module.losses(model, batch)  # type: ignore[operator]

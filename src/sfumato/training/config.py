@@ -36,8 +36,8 @@ class TrainConfig:
     """Settings of one training run."""
 
     data: str = ""
-    """Training data: a folder of images, a .npy or .npz file, .tar archives or .parquet tables, or a built-in set
-    (fashion, emoji, digits)."""
+    """Training data: a folder of images or texts, a .npy, .npz, .txt or .jsonl file, .tar archives or .parquet tables,
+    or a built-in set (fashion, emoji, digits, shakespeare)."""
     out: str | None = None
     """The run folder; runs/NAME by default."""
     minutes: float | None = None
@@ -59,6 +59,11 @@ class TrainConfig:
     max_gb: float = 1.0
     """GiB of memory that one file of the data may take once it is unpacked, or 32 times its own size if that is more;
     a picture takes three times the size of its pixels."""
+    length: int | None = None
+    """Symbols of a window of text; by default 256, or 128 byte pairs, and fewer of short texts."""
+    tokens: str | None = None
+    """What text is made of: characters, bytes, bpe or bpe(4096), which needs the extra text; by default characters
+    where there are up to 256, else bytes."""
     net: str = "auto"
     """The network: a size (auto, tiny, small, base) of the kind that suits the data, or a network by name ({net}),
     with arguments as in DiT(depth=8, width=256) or --net DiT --net.depth 8."""
@@ -95,12 +100,13 @@ class TrainConfig:
     schedule: str = "flow"
     """Noise schedule: {schedule}; also with arguments, such as ve(sigma_max=80)."""
     process: str = "gaussian"
-    """Corruption process: {process}. All but gaussian and product are for symbols, whole numbers from 0."""
+    """Corruption process: {process}. All but gaussian and product are for symbols, whole numbers from 0; text is
+    masked."""
     target: str = "velocity"
     """What the network predicts: {target}."""
     times: str = "logit-normal"
     """Density of the noise levels in training: {times} (those that learn from the losses need a
-    weight); also with arguments, such as mode(s=0.8)."""
+    weight; that of text is uniform); also with arguments, such as mode(s=0.8)."""
     weight: str = "plain"
     """Loss weight: {weight}, where plain is the squared error of the target; also with arguments, such as
     sigmoid(bias=-2)."""
@@ -208,7 +214,7 @@ def _typed(field: dataclasses.Field[Any], value: Any) -> Any:
 _LARGEST = 1 << 16  # bytes of a file of settings, ten times those of one with every setting and its description
 _TINY, _YEARS = 1e-12, 1e7  # minutes: about twenty years
 _RANGES: tuple[tuple[str, float, float], ...] = (
-    ("minutes", 1e-3, _YEARS), ("steps", 1, 2**53), ("size", 1, 65536),
+    ("minutes", 1e-3, _YEARS), ("steps", 1, 2**53), ("size", 1, 65536), ("length", 1, 2**20),
     ("max_gb", 1e-3, 1e6), ("batch", 1, 2**31),
     ("lr", _TINY, 1e3), ("warmup", 0, math.inf), ("decay", 0, 1), ("weight_decay", 0, 1e3), ("clip", 0, math.inf),
     ("ema", 0, 0.28), ("drop", 0, 1), ("holdout", 0, 0.9), ("guidance", -1e3, 1e3), ("seed", 0, 2**63 - 1),

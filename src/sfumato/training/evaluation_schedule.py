@@ -12,8 +12,9 @@ from sfumato.training.config import TrainConfig
 LOG_LINES = 200  # at least, in a budget of this many steps or more
 
 # largest share of the training work for each, about 5 % together: validations, gradients by noise level, the grid
-# halfway and the last one, the search for copies at the end, and the information of the conditions, if there are any
-LOSSES, GRADIENTS, GRID, LAST_GRID, COPIES, INFORMATION = 0.0125, 0.0075, 0.01, 0.0125, 0.0075, 0.0025
+# halfway and the last one, the search for copies at the end, or the bits of a text in its place, and the information of
+# the conditions, if there are any
+LOSSES, GRADIENTS, GRID, LAST_GRID, COPIES, TEXT, INFORMATION = 0.0125, 0.0075, 0.01, 0.0125, 0.0075, 0.03, 0.0025
 TIMES = (20, 16, 12, 8, 4, 2, 1)  # allowed numbers of validations; from four on, one falls at three quarters of the run
 
 

@@ -1,4 +1,4 @@
-"""Writes report.json at the end of a run, and measures memorisation and the information of the conditions for it."""
+"""Writes report.json at the end of a run, for which it measures memorisation, what conditions say, and bits of text."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from sfumato.diagnostics.checks.evidence import Evidence, information
 from sfumato.diagnostics.information import Information
 from sfumato.diagnostics.memorization import Memorization, choose, compare, pairs_picture
 from sfumato.diagnostics.nearest import Space
+from sfumato.diagnostics.text_bits import CALLS, TextBits, text_bits
 from sfumato.errors import SfumatoError
 from sfumato.files import remove
 from sfumato.noised import evaluating
 from sfumato.pictures import save_png
 from sfumato.sampling import sample
-from sfumato.training.evaluation_schedule import COPIES, INFORMATION
+from sfumato.training.evaluation_schedule import COPIES, INFORMATION, TEXT
 from sfumato.training.grids import GRID_STEPS
 from sfumato.training.health import Health
 from sfumato.training.session import Hook, Session
 
 _LEAST_COPIES, _MOST_COPIES = 16, 512  # samples checked for copies of training samples
 _LEAST_DRAWS, _MOST_DRAWS = 256, 8192  # noised samples for the information of the conditions
+_LEAST_WINDOWS, _MOST_WINDOWS = 16, 512  # windows of text whose bits are measured
 _SEARCH = 1e9  # multiplications that the search for copies may take per second of training: about 1 % of the time
 
 
@@ -43,18 +45,20 @@ class FinalReport(Hook):
         informed = _conditions(session)
         if isinstance(informed, Information):
             self.health.judge(Evidence(information=informed), session.state.step)
-        copied = _copies(session)
-        self._write(session, copied, informed, time.monotonic() - session.began)
+        copied, bits = _copies(session), _bits(session)
+        self._write(session, copied, informed, bits, time.monotonic() - session.began)
 
     def stop(self, session: Session) -> None:
         if session.finished:  # only the end of the run is missing, which a resumed one makes
             return
         informed = f"the run was stopped ({_by_hand(session)})" if _known(session) else None
-        self._write(session, f"the run was stopped (sfumato memorization {session.path} measures it)", informed, 0.0)
+        stopped = f"the run was stopped (sfumato memorization {session.path} measures it)"
+        self._write(session, stopped, informed, None, 0.0)
 
     def _write(
-        self, session: Session, copied: Memorization | str, informed: Information | str | None, ending: float
-    ) -> None:
+        self, session: Session, copied: Memorization | str, informed: Information | str | None,
+        bits: TextBits | str | None, ending: float,
+    ) -> None:  # fmt: skip
         """ending: seconds since the end of the budget."""
         if not session.world.leads:
             return
@@ -64,7 +68,8 @@ class FinalReport(Hook):
         spent = {**session.state.spent, "ending": ending}
         memorisation = copied.to_dict() if isinstance(copied, Memorization) else copied
         conditions = informed.to_dict() if isinstance(informed, Information) else informed
-        facts = summary.write(session.path, session.config.to_dict(), spent, memorisation, conditions)
+        text = bits.to_dict() if isinstance(bits, TextBits) else bits
+        facts = summary.write(session.path, session.config.to_dict(), spent, memorisation, conditions, text)
         for line in summary.words(facts):
             session.console.note(line)
 
@@ -74,6 +79,8 @@ def _copies(session: Session) -> Memorization | str:
     count = min(_MOST_COPIES, int(3 * COPIES * session.total / GRID_STEPS))
     if not len(session.holdout) or len(session.train) < 2:
         return "nothing was held out"
+    if session.source.text is not None:
+        return "distances between texts say little"
     if count < _LEAST_COPIES:
         return f"the run was too short (sfumato memorization {session.path} measures it)"
     best, seed = session.state.best, session.config.seed
@@ -89,6 +96,21 @@ def _copies(session: Session) -> Memorization | str:
                 return ""
             space, unseen = Space(best.spec, None, best.device), (session.source, session.holdout)
             return compare(made, session.source, session.train, unseen, twins, space, seed, max(2, most))
+    except SfumatoError as error:
+        return str(error).rstrip(".")
+
+
+def _bits(session: Session) -> TextBits | str | None:
+    """The bits per character of as many held-out windows as the run can afford; or why they were not measured."""
+    if session.source.text is None:
+        return None
+    if len(session.holdout) < 2:
+        return "nothing was held out"
+    count = max(_LEAST_WINDOWS, min(_MOST_WINDOWS, int(3 * TEXT * session.total / CALLS)))
+    best = session.state.best
+    try:
+        with session.state.spending("bits"), evaluating(best):
+            return text_bits(best, session.source, session.train, session.holdout, count, session.config.seed)
     except SfumatoError as error:
         return str(error).rstrip(".")
 

@@ -1,4 +1,5 @@
-"""samples/step_*.png: grids of samples during a run and at its end, with as many samples as the run can afford."""
+"""samples/step_*.png: grids of samples during a run and at its end, with as many samples as the run can afford; of text
+samples/step_*.txt."""
 
 from __future__ import annotations
 
@@ -14,9 +15,11 @@ from sfumato.compose import guide
 from sfumato.conditions import of_data
 from sfumato.diagnostics.examples import default_guidance
 from sfumato.errors import SfumatoError
+from sfumato.files import write_text
 from sfumato.noised import evaluating
 from sfumato.pictures import beside, picture, save_png
 from sfumato.sampling import sample
+from sfumato.text_samples import RULE, STEPS, sample_text
 from sfumato.training.evaluation_schedule import GRID, LAST_GRID
 from sfumato.training.loggers import Loggers
 from sfumato.training.loop import Progress
@@ -30,7 +33,8 @@ _ROWS, _COLUMNS = 10, 4
 def _affordable(session: Session, share: float) -> int:
     """Number of samples that cost this share of the run's work; a network call counts as a third of a training step."""
     guided = default_guidance(session.denoiser.spec.conditions, session.config.guidance) is not None
-    calls = GRID_STEPS * (1 + bool(session.state.ema)) * (1 + guided)
+    steps = GRID_STEPS if session.source.text is None else STEPS
+    calls = steps * (1 + bool(session.state.ema)) * (1 + guided)
     return int(3 * share * session.total / calls)
 
 
@@ -61,7 +65,9 @@ class Grids(Hook):
         """Draw a grid of samples. If that fails, a note says so and training continues."""
         with session.state.spending("grids"):
             try:
-                if hasattr(session.denoiser, "process"):
+                if session.source.text is not None:
+                    self._texts(session)
+                elif hasattr(session.denoiser, "process"):
                     self._samples(session)
                 else:
                     self._reconstructions(session)
@@ -84,6 +90,15 @@ class Grids(Hook):
             images.append(picture(x, spec.kind, spec.bounds, columns, names))
         manifest = {"sampling_steps": GRID_STEPS, "guidance": 1.0 if scale is None else scale}
         self._keep(session, beside(images, list(models)), manifest)
+
+    def _texts(self, session: Session) -> None:
+        """Texts of the averaged weights, one window each."""
+        best = session.state.best
+        count = max(1, min(_COLUMNS, _affordable(session, LAST_GRID if session.finished else GRID)))
+        with evaluating(best):
+            texts = sample_text(best, count, seed=session.config.seed)
+        if session.world.leads:
+            write_text(session.path / "samples" / f"step_{session.state.step:08d}.txt", RULE.join(texts))
 
     def _reconstructions(self, session: Session) -> None:
         """Show images beside their reconstructions by an autoencoder with averaged weights."""

@@ -122,6 +122,16 @@ def as_loss(module: Any) -> Any:
     )
 
 
+def suited(settings: TrainConfig, spec: DataSpec) -> TrainConfig:
+    """The settings for these data: text is masked, at levels uniform in t, unless others than the usual are named."""
+    usual, text = TrainConfig(), {"process": "masked", "times": "uniform"}
+    if spec.text is None or settings.model is not None:
+        return settings
+    return settings.replace(
+        **{name: word for name, word in text.items() if getattr(settings, name) == getattr(usual, name)}
+    )
+
+
 def model_for(
     given: Objects, settings: TrainConfig, source: Source, spec: DataSpec, loss: Any, device: torch.device
 ) -> Any:
@@ -132,7 +142,7 @@ def model_for(
         process = _process(settings, spec)
         net = _network(settings, spec, process, loss, len(source)) if given.net is None else given.net
         model = loss.model(net, spec)
-        if model is not None and not isinstance(process, Gaussian):
+        if model is not None and not isinstance(process, Gaussian) and spec.text is None:  # text is always symbols
             raise SfumatoError(
                 f"The loss {settings.loss} builds its own model, which cannot use the process {settings.process!r}: "
                 "leave out one of the two."
@@ -185,6 +195,8 @@ def _given(model: Any, settings: TrainConfig, spec: DataSpec) -> Any:
     if model.spec is None:
         model.spec = spec
     have, want = (spec.shape, dict(spec.conditions)), (model.spec.shape, dict(model.spec.conditions))
+    if spec.text != model.spec.text:
+        raise SfumatoError("The model and the data have other tokens: open the data by sf.data.open(.., model.spec).")
     if have[0] != want[0] or have[1].keys() != want[1].keys():
         raise SfumatoError(
             f"The model needs data of shape {want[0]} with the conditions {sorted(want[1])}, but these have shape "
@@ -194,10 +206,10 @@ def _given(model: Any, settings: TrainConfig, spec: DataSpec) -> Any:
 
 
 def _process(settings: TrainConfig, spec: DataSpec) -> Any:
-    """The process that the settings name; the number of symbols is one more than the largest in the training data."""
+    """The process that the settings name; of data but text, there is one symbol more than the largest in training."""
     given = {
         "schedule": schedule_of(settings.schedule), "target": settings.target, "variance": settings.variance,
-        "states": max(2, int(max(spec.statistics.high)) + 1),
+        "states": max(2, int(max(spec.statistics.high)) + 1) if spec.text is None else spec.text.size,
     }  # fmt: skip
     return registry.make("process", settings.process, given)
 
@@ -211,7 +223,9 @@ def _network(settings: TrainConfig, spec: DataSpec, process: Any, loss: Any, sam
     with seeded(settings.seed):
         inputs = {name: condition.network() for name, condition in spec.conditions.items()}
         more = inputs if inputs.keys() - ({"label"} if spec.classes else set()) else None  # a label alone is `classes`
-        net = nets.named(word, process.net_shape(spec.shape), len(spec.classes), samples, outputs, more)
+        classes, text = len(spec.classes), spec.text is not None
+        shape = process.net_shape(spec.shape)
+        net = nets.named(word, shape, classes, samples, outputs, more, text, loss.mask)
         return nets.Energy(net) if settings.energy and not isinstance(net, nets.Energy) else net
 
 

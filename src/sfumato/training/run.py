@@ -27,7 +27,7 @@ from sfumato.training import checkpoint, config, loggers
 from sfumato.training.config import TrainConfig, from_dict
 from sfumato.training.console import Console
 from sfumato.training.hooks import usual
-from sfumato.training.parts import Objects, known_here, loss_of, model_for, rebuilt, separate, with_model
+from sfumato.training.parts import Objects, known_here, loss_of, model_for, rebuilt, separate, suited, with_model
 from sfumato.training.session import Session
 from sfumato.training.state import State
 
@@ -75,13 +75,15 @@ def train(
     """
     settings, given = separate(settings, modules)
     chosen, labels = in_words(data, out, labels, settings)
-    loss, console = loss_of(chosen, given.loss), console or Console()
+    loss_of(chosen, given.loss)  # refuses a loss that cannot be made, before the data are read
+    console = console or Console()
     with ExitStack() as stack:
         world = stack.enter_context(joined(device_of(chosen.device)))
         stack.enter_context(own_modes(world.device))
-        make = lambda: prepared(data, labels, chosen, world.device, given, loss)  # noqa: E731
+        make = lambda: prepared(data, labels, chosen, world.device, given)  # noqa: E731
         config, source, model = _opened(world, console, make)
-        state = State(model, config, loss, world)  # before the folder: it refuses a loss that does not suit the network
+        # before the folder: it refuses a loss that does not suit the network
+        state = State(model, config, loss_of(config, given.loss), world)
         path = world.broadcast_result(lambda: stack.enter_context(folder.new(config.out, source.name)))
         for note in source.notes if world.leads else ():
             console.note(note)
@@ -195,7 +197,7 @@ def _opened(world: World, console: Console, make: Callable[[], T]) -> T:
 def _same(obj: Any, labels: Any, settings: TrainConfig, spec: dict[str, Any], path: Path) -> Source:
     """The data of a run to resume. Raises SfumatoError if they are not the data that it was trained on."""
     label_file = settings.labels if labels is None else None
-    source = _open(settings.data if obj is None else obj, labels, settings.replace(labels=label_file))
+    source = opened(settings.data if obj is None else obj, labels, settings.replace(labels=label_file))
     if settings.model is not None:  # the spec may come from the data of an earlier training
         return source
     known = DataSpec.from_dict(spec)  # columns that training did not use are left out
@@ -251,25 +253,26 @@ def _stop(session: Session) -> NoReturn:
 
 
 def prepared(
-    data: Any, labels: Any, settings: TrainConfig, device: torch.device, given: Objects | None = None, loss: Any = None
+    data: Any, labels: Any, settings: TrainConfig, device: torch.device, given: Objects | None = None
 ) -> tuple[TrainConfig, Source, Any]:
     """(settings with a budget, data, untrained model) for a new run."""
     given = given or Objects()
-    source = _open(data, labels, settings)
-    settings = _with_budget(settings, source)
+    source = opened(data, labels, settings)
     spec = DataSpec.fit(source, source.split(settings.holdout)[0])
-    model = model_for(given, settings, source, spec, loss or loss_of(settings, given.loss), device)
+    settings = suited(_with_budget(settings, source), spec)
+    model = model_for(given, settings, source, spec, loss_of(settings, given.loss), device)
     loggers.check(settings.loggers)
     source.notes.extend(apart(spec.conditions))
     return with_model(settings, model), source, model
 
 
-def _open(obj: Any, labels: Any, settings: TrainConfig) -> Source:
+def opened(obj: Any, labels: Any, settings: TrainConfig) -> Source:
+    """The data as the settings of a run say; labels that they name come first."""
     if settings.labels is not None:
         labels = read_labels(settings.labels)
     return data.open(
         obj, labels=labels, size=settings.size, conditions=settings.conditions, split=settings.split, key=settings.key,
-        max_gb=settings.max_gb,
+        max_gb=settings.max_gb, length=settings.length, tokens=settings.tokens,
     )  # fmt: skip
 
 

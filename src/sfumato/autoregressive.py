@@ -1,0 +1,76 @@
+"""The autoregressive model of symbols, beside which diffusion models of text stand: one symbol after another.
+
+log p(x) = sum_i log p(x_i | x_1 .. x_{i-1})        exact, in one call of a causal network
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sfumato import noise
+from sfumato.conditions import network_inputs
+from sfumato.errors import SfumatoError
+from sfumato.normaliser import Normaliser
+from sfumato.registry import register
+
+
+@register("model", "Autoregressive")
+class Autoregressive(nn.Module):
+    """model.log_prob(x) -> nats (B,), model.extended(x, length) -> x with drawn symbols behind; x int64 (B, 1, L).
+
+    net: a `nets.Transformer` with mask="causal", whose output i hears the symbols before i alone. spec: the data spec.
+    Raises SfumatoError for another network.
+    """
+
+    def __init__(self, net: nn.Module, spec: Any = None) -> None:
+        super().__init__()
+        if getattr(net, "mask", None) != "causal":
+            raise SfumatoError(
+                "An autoregressive model needs a network that hears what came before alone: "
+                "nets.Transformer(shape, mask='causal')."
+            )
+        self.net: Any = net
+        self.spec = None if spec is None else dataclasses.replace(spec, normaliser=Normaliser((0.0,), (1.0,)))
+        self.compute_dtype: torch.dtype | None = None
+        self.provenance: dict[str, Any] = {}
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.net.parameters()).device
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one sample, (1, L)."""
+        return (1, self.net.shape[1])
+
+    def logits(self, x: Tensor, **cond: Any) -> Tensor:
+        """log p(x_i | x_1 .. x_{i-1}) up to a constant, (B, 1, L, K)."""
+        x, low = x.to(self.device), self.compute_dtype
+        level, values = torch.zeros(len(x), device=x.device), network_inputs(cond, self.net)
+        with torch.autocast(x.device.type, low or torch.bfloat16, enabled=low is not None):
+            return self.net(x, level, **values).float()
+
+    def log_prob(self, x: Tensor, **cond: Any) -> Tensor:
+        """log p(x) of symbols x (B, 1, L), in nats, (B,)."""
+        x = x.to(self.device).round().long()
+        nats = self.logits(x, **cond).log_softmax(-1).gather(-1, x[..., None])[..., 0]
+        return nats.flatten(1).sum(1)
+
+    @torch.no_grad()
+    def extended(self, x: Tensor, length: int, seed: int, index: Tensor, **cond: Any) -> Tensor:
+        """x (B, 1, n) with further symbols up to `length`, at most L; each depends on (seed, number of the sample)."""
+        x = x.to(self.device)
+        for place in range(x.shape[2], length):
+            spare = x.new_zeros(len(x), 1, 1)  # its output is the law of the next symbol, and does not hear it
+            law = self.logits(torch.cat([x, spare], dim=2), **cond)[:, 0, -1].double().softmax(-1).cumsum(-1)
+            u = noise.uniform(seed, index, (1,), noise.STEP, place, dtype=torch.float64).to(law) * law[:, -1:]
+            x = torch.cat([x, (u >= law).sum(-1)[:, None, None].clamp_max(law.shape[-1] - 1)], dim=2)
+        return x
+
+    def forward(self, x: Tensor, **cond: Any) -> Tensor:
+        """The logits of each symbol given those before it."""
+        return self.logits(x, **cond)

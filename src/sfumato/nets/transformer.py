@@ -1,0 +1,172 @@
+"""A transformer over the positions of a sequence of symbols, with rotary positions (Su et al. 2021) and adaLN."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import SfumatoError
+from ..registry import register
+from .conditions import Conditioning, arguments, described, named, refuse
+
+MASKS = ("full", "causal", "hollow")
+
+
+def rotary(length: int, width: int) -> Tensor:
+    """(cos, sin) of w_k i for each position i, w_k = 10000^(-2k / width): (2, length, width / 2)."""
+    frequency = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
+    return torch.stack([angle.cos(), angle.sin()]).float()
+
+
+def rotated(x: Tensor, turn: Tensor) -> Tensor:
+    """Each pair of halves (x_k, x_{k + width / 2}) turned by the angle of its position; x (.., L, width)."""
+    (cos, sin), (first, second) = turn.to(x.dtype), x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+class SequenceBlock(nn.Module):
+    """h <- h + g1 Attn((1 + s1) LN(h) + b1), then h <- h + g2 MLP((1 + s2) LN(h) + b2).
+
+    Gates g, scales s and shifts b are linear in the conditioning vector; all but the gates, 1, are 0 at initialisation,
+    and so are the matrices that write to h.
+    """
+
+    def __init__(self, width: int, heads: int, embed_dim: int, ratio: float, dropout: float, causal: bool) -> None:
+        super().__init__()
+        self.heads, self.causal, inner = heads, causal, int(ratio * width)
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = nn.Linear(embed_dim, 6 * width)
+        self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
+        self.first, self.second = nn.Linear(width, inner), nn.Linear(inner, width)
+        self.dropout = nn.Dropout(dropout)
+        for parameter in (*self.modulation.parameters(), self.out.weight, *self.second.parameters()):
+            nn.init.zeros_(parameter)
+
+    def forward(self, h: Tensor, vector: Tensor, turn: Tensor) -> Tensor:
+        scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(vector)[:, None].chunk(6, dim=2)
+        y = torch.addcmul(shift1, self.norm(h).to(shift1.dtype), 1 + scale1)
+        q, k, v = self.qkv(y).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(rotated(q, turn), rotated(k, turn), v, is_causal=self.causal)
+        h = h + (1 + gate1) * self.out(mixed.transpose(1, 2).flatten(2))
+        y = torch.addcmul(shift2, self.norm(h).to(shift2.dtype), 1 + scale2)
+        return h + (1 + gate2) * self.second(self.dropout(F.gelu(self.first(y))))
+
+
+@register("network", "Transformer")
+class Transformer(nn.Module):
+    """net(z, noise_level, label) -> y for symbols: z int64 (B, 1, L) of 0 .. K, y (B, 1, L, K) the logits.
+
+    Shorter sequences than L are taken, too. The symbol K is the mask of `process.Masked`; the table of the symbols
+    serves input and output alike.
+    Args: `shape` (K, L), or (1, L) for two symbols, as from `Symbols.net_shape`; `width`, `depth` and `heads` of the
+    blocks (default: heads of 64 channels); `mask`: what y_i hears, "full" all z, "causal" the z_j with j < i, "hollow"
+    all z but z_i; `level`: False for a network that does not hear the noise level; `local`: the width of the
+    depthwise convolution before the blocks, 1 for none; `classes`, 0 for none; `ratio`, inner width of the MLPs over
+    `width`; `embed_dim`, the length of the conditioning vector (default: `width`); `dropout` in the MLPs;
+    `conditions`, name -> description as from `conditions.Condition.network`, vectors only.
+    The output is zero at initialisation. Samples of a batch do not interact. Raises SfumatoError for impossible sizes
+    and for a z of another shape.
+    """
+
+    takes_symbols = True
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        width: int = 256,
+        depth: int = 6,
+        heads: int | None = None,
+        mask: str = "full",
+        level: bool = True,
+        local: int = 5,
+        classes: int = 0,
+        ratio: float = 4.0,
+        embed_dim: int | None = None,
+        dropout: float = 0.0,
+        conditions: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        super().__init__()
+        if len(shape) != 2 or min(shape) < 1:
+            raise SfumatoError(f"a Transformer needs a shape (symbols, positions), not {tuple(shape)}")
+        self.shape, self.symbols, self.mask = (int(shape[0]), int(shape[1])), max(2, int(shape[0])), mask
+        heads = max(1, width // 64) if heads is None else heads
+        embed_dim = width if embed_dim is None else embed_dim
+        if min(width, depth, heads, embed_dim, local) < 1 or width % (2 * heads) or local % 2 == 0:
+            raise SfumatoError(
+                f"a Transformer needs sizes of 1 or more, an even width a head, and an odd width of its convolution; "
+                f"got width {width}, depth {depth}, {heads} heads, embed_dim {embed_dim}, local {local}"
+            )
+        if mask not in MASKS:
+            raise SfumatoError(f"a Transformer's mask is one of {', '.join(MASKS)}, not {mask!r}")
+        given = described(classes, conditions)
+        for kind in ("field", "tokens"):
+            refuse(given, kind, "a Transformer hears vectors only")
+        self.config = {
+            "name": "Transformer",
+            "args": {
+                "shape": list(self.shape), "width": width, "depth": depth, "heads": heads, "mask": mask,
+                "level": level, "local": local, **arguments(given), "ratio": ratio, "embed_dim": embed_dim,
+                "dropout": dropout,
+            },
+        }  # fmt: skip
+        self.level, causal = level, mask != "full"
+        self.conditioning = Conditioning(embed_dim, given)
+        self.input = nn.Embedding(self.symbols + 1, width)
+        self.local = nn.Conv1d(width, width, local, groups=width, bias=False) if local > 1 else None
+        self.blocks = nn.ModuleList(
+            SequenceBlock(width, heads, embed_dim, ratio, dropout, causal) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = nn.Linear(embed_dim, 2 * width)
+        self.output = nn.Linear(width * (2 if mask == "hollow" else 1), width)
+        self.bias = nn.Parameter(torch.zeros(self.symbols))
+        self.turn: Tensor
+        self.register_buffer("turn", rotary(self.shape[1], width // heads), persistent=False)
+        nn.init.normal_(self.input.weight, std=width**-0.5)
+        if self.local is not None:
+            nn.init.normal_(self.local.weight, std=local**-0.5)
+        for parameter in (*self.modulation.parameters(), *self.output.parameters()):
+            nn.init.zeros_(parameter)
+
+    def forward(
+        self, z: Tensor, noise_level: Tensor, /, label: Tensor | None = None,
+        present: Mapping[str, Tensor] | None = None, **cond: Tensor,
+    ) -> Tensor:  # fmt: skip
+        if z.ndim != 3 or z.shape[1] != 1 or not 0 < z.shape[2] <= self.shape[1]:
+            raise SfumatoError(
+                f"this network was built for samples of shape {(1, self.shape[1])}; got a batch {tuple(z.shape)}"
+            )
+        level = noise_level if self.level else torch.zeros_like(noise_level)
+        vector = self.conditioning(level, len(z), named(label, cond), present)
+        h = self.input(z[:, 0]) * math.sqrt(self.input.embedding_dim)
+        if self.mask == "full":
+            h = self.read(h, vector)
+        elif self.mask == "causal":
+            h = self.read(self.shifted(h), vector)
+        else:  # what is before i, and what is behind it, by the same blocks
+            both = torch.cat([self.shifted(h), self.shifted(h.flip(1))])
+            before, behind = self.read(both, vector.repeat(2, 1)).chunk(2)
+            h = torch.cat([before, behind.flip(1)], dim=2)
+        logits = F.linear(self.output(h), self.input.weight[: self.symbols], self.bias)
+        return logits[:, None]
+
+    def shifted(self, h: Tensor) -> Tensor:
+        """Each position has what its predecessor had, and the first one the mask."""
+        start = self.input.weight[self.symbols] * math.sqrt(self.input.embedding_dim)
+        return torch.cat([start.to(h.dtype).expand(len(h), 1, -1), h[:, :-1]], dim=1)
+
+    def read(self, h: Tensor, vector: Tensor) -> Tensor:
+        """The blocks over the embedded symbols (B, L, width)."""
+        if self.local is not None:
+            wide = self.local.kernel_size[0] - 1
+            sides = (wide // 2, wide // 2) if self.mask == "full" else (wide, 0)
+            h = h + self.local(F.pad(h.mT, sides)).mT
+        turn = self.turn[:, : h.shape[1]]
+        for block in self.blocks:
+            h = block(h, vector, turn)
+        scale, shift = self.modulation(vector)[:, None].chunk(2, dim=2)
+        return torch.addcmul(shift, self.norm(h).to(shift.dtype), 1 + scale)

@@ -1,0 +1,126 @@
+"""Samples of text: around what is known of it, and of any length.
+
+window    of the L symbols that a model knows, those that are known stay and the others start as masks, at the time
+          when the process keeps as many: alpha(t) = known / L
+longer    windows one after another, each of which begins with the last half of what there is
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfumato.autoregressive import Autoregressive
+from sfumato.data.text import Tokeniser
+from sfumato.errors import SfumatoError, whole
+from sfumato.process import Masked
+from sfumato.sampling import sample
+from sfumato.solver_selection import AnySolver
+
+UNKNOWN = "_"  # of `infill`
+STEPS = 64
+RULE = "\n" + "-" * 40 + "\n"  # between the texts of one file
+_STREAM = 0x9E3779B97F4A7C15  # what seeds of later windows are apart
+
+
+def sample_text(
+    model: Any,
+    n: int = 1,
+    length: int | None = None,
+    prompt: str = "",
+    infill: str | None = None,
+    steps: int | None = None,
+    solver: AnySolver | None = None,
+    seed: int = 0,
+    index: Sequence[int] | Tensor | None = None,
+    batch: int = 256,
+    **cond: Any,
+) -> list[str]:
+    """n texts of `length` symbols, by default one window of the model: `sf.sample_text(model, 4, prompt="To be")`.
+
+    prompt: how each text begins. infill: a whole text, in which each underscore is one symbol to be found:
+    "The ____ of ____". steps: of each window, by default 64, or as many as there are symbols. Sample i of a seed does
+    not depend on n or batch. cond: as for `sample`. An autoregressive model needs a call for each symbol, whatever
+    steps are, and knows beginnings only. Raises SfumatoError for a model that is not one of text with known symbols.
+    """
+    text, window = _of_text(model)
+    if prompt and infill is not None:
+        raise SfumatoError("A prompt begins a text, and infill is a whole one: give one of the two.")
+    known = _known(text, prompt if infill is None else infill, infill is not None)
+    if infill is not None and not (known < 0).any():
+        raise SfumatoError(f"infill has nothing to find: write {UNKNOWN} for each unknown symbol.")
+    length = whole("length", max(len(known), window if infill is None else 1) if length is None else length)
+    index = torch.arange(whole("n, the number of samples,", n)) if index is None else torch.as_tensor(index)
+    length = max(length, len(known))
+
+    def fill(z: Tensor, number: int) -> Tensor:
+        """The window of this number, of which -1 is unknown."""
+        own = (seed + number * _STREAM) % 2**63
+        if isinstance(model, Autoregressive):
+            parts = torch.arange(len(z)).split(batch)
+            return torch.cat([_behind(model, z[i], length, own, index[i], cond) for i in parts])
+        free = z < 0
+        most = int(free[0].sum())
+        calls = min(STEPS, most) if steps is None else steps
+        drawn = sample(
+            model, steps=calls, solver=solver, seed=own, z=torch.where(free, model.process.mask, z)[:, None],
+            index=index, t_start=_start(model, 1 - most / window), batch=batch, normalised=True, cond=cond,
+        )  # fmt: skip
+        return torch.where(free, drawn[:, 0], z)
+
+    rows = _filled(known, length, window, len(index), fill)
+    return [text.decode(row.tolist()) for row in rows[:, :length]]
+
+
+def _start(model: Any, kept: float) -> float:
+    """The time at which the process keeps this share of the symbols."""
+    return float(model.process.clock.time(torch.logit(torch.tensor(kept, dtype=torch.float64)))) if kept > 0 else 1.0
+
+
+def _behind(model: Autoregressive, z: Tensor, length: int, seed: int, index: Tensor, cond: Any) -> Tensor:
+    """The window with symbols behind those that are known, as far as `length` asks."""
+    known = int((z[0] >= 0).sum())
+    if bool((z[0, :known] < 0).any()):
+        raise SfumatoError("An autoregressive model knows beginnings only: give a prompt, or take a masked model.")
+    drawn = model.extended(z[:, None, :known], min(length, z.shape[1]), seed, index, **cond)[:, 0].cpu()
+    return torch.nn.functional.pad(drawn, (0, z.shape[1] - drawn.shape[1]))
+
+
+def _of_text(model: Any) -> tuple[Tokeniser, int]:
+    """(tokeniser, symbols of a window) of a model of masked text."""
+    spec = getattr(model, "spec", None)
+    text = getattr(spec, "text", None)
+    if spec is None or text is None:
+        raise SfumatoError("sample_text takes a model of text, which has a tokeniser: use sf.sample.")
+    if not isinstance(model, Autoregressive) and not isinstance(model.process, Masked):
+        raise SfumatoError(
+            f"The symbols of a {type(model.process).__name__} process change until its end, so that none can be known: "
+            "sample_text needs the masked one."
+        )
+    return text, spec.shape[1]
+
+
+def _known(text: Tokeniser, words: str, gaps: bool) -> np.ndarray:
+    """The symbols of a text, -1 for each underscore if `gaps`."""
+    parts = re.split(f"({UNKNOWN})", words) if gaps else [words]
+    found = [np.array([-1]) if gaps and part == UNKNOWN else text.encode(part) for part in parts if part]
+    return np.concatenate(found) if found else np.empty(0, np.int64)
+
+
+def _filled(known: np.ndarray, length: int, window: int, n: int, fill: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """n texts (n, length or more) around the known symbols; `fill` finds those of a window, given its number."""
+    rows = torch.full((n, max(length, window)), -1)
+    rows[:, : len(known)] = torch.from_numpy(known)
+    number = 0
+    while bool((free := rows[0, :length] < 0).any()):
+        first = int(free.nonzero()[0])
+        start = min(max(0, first - window // 2), rows.shape[1] - window) if first >= window else 0
+        part = slice(start, start + window)
+        rows[:, part] = fill(rows[:, part], number)
+        number += 1
+    return rows

@@ -1,0 +1,142 @@
+"""Text from a file to samples, by the command line."""
+
+import json
+
+import pytest
+
+import sfumato as sf
+
+POEM = "Shall I compare thee to a summer's day?\nThou art more lovely and more temperate:\n" * 30
+SMALL = ["--net", "Transformer(width=16, depth=1, heads=1)", "--batch", "16", "--precision", "float32"]
+
+
+@pytest.fixture
+def book(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_text(POEM, encoding="utf-8")
+    return path
+
+
+def test_a_book_is_trained_measured_and_resumed(call, book, tmp_path):
+    run = tmp_path / "run"
+    status, out, err = call("train", book, "-o", run, "--length", "24", "--steps", "30", *SMALL)
+    assert status == 0, err
+    model = sf.load(run)
+    assert model.spec.text.size == len(set(POEM)) == model.process.states
+    assert type(model.process).__name__ == "Masked" and model.shape == (1, 24)
+    settings = (run / "config.yaml").read_text()
+    assert "process: masked" in settings and "times: uniform" in settings
+    report, facts = (run / "report.html").read_text(), json.loads((run / "report.json").read_text())["text"]
+    assert "Bits per character of held-out text" in report and "Bits per character" in err
+    assert 0 < facts["model"]["low"] < facts["model"]["value"] < 6 and facts["model"]["stderr"] > 0
+    assert facts["windows"] >= 5 and facts["xz"] > 0 and 3.5 < facts["order0"] < 5
+    last = (run / "samples" / "step_00000030.txt").read_text()
+    assert set(last) <= set(POEM) | {"-"} and last.splitlines()[0][:9] in report.replace("&#39;", "'")
+    assert f"sfumato sample {run} -n 4 -o samples.txt" in out and "memorization" not in out
+    status, out, err = call("likelihood", run, book, "-n", "8", "--steps", "8", "--json")
+    assert status == 0 and 0 < json.loads(out)["bits_per_dim"] < 8, err
+    status, out, err = call("resume", run, "--steps", "32")
+    assert status == 0, err
+    status, out, err = call("info", run)
+    assert f"windows of 24 symbols, {len(set(POEM))} characters" in out
+    status, out, err = call("memorization", run)
+    assert status == 2 and "distances between texts say little" in err
+    status, out, err = call("doctor", run)
+    assert "checks could be made" in out, err
+
+
+def test_auto_is_a_transformer(call, book, tmp_path):
+    status, out, err = call("train", book, "-o", tmp_path / "run", "--length", "16", "--steps", "2", "--net", "tiny")
+    assert status == 0, err
+    assert "Training a Transformer" in err and sf.load(tmp_path / "run").net.config["args"]["width"] == 64
+
+
+def test_inspect_says_what_text_is_taken_for(call, book):
+    status, out, err = call("inspect", book, "--length", "40")
+    assert status == 0 and f"{len(set(POEM))} characters" in out and "  Shall I compare thee" in out
+    assert "(--tokens)" in out and "(--length)" in out and "classes" not in out
+    status, out, err = call("inspect", book, "-o", "look.png")
+    assert status == 2 and "no picture" in err
+
+
+def test_another_alphabet_is_refused_for_further_training(call, book, tmp_path):
+    call("train", book, "-o", tmp_path / "run", "--length", "16", "--steps", "2", *SMALL)
+    (tmp_path / "other.txt").write_text("0123456789" * 90)
+    words = ("--model", tmp_path / "run", "-o", tmp_path / "next", "--length", "16", "--steps", "2")
+    status, out, err = call("train", tmp_path / "other.txt", *words)
+    assert status == 2 and "other tokens" in err
+
+
+@pytest.fixture(scope="module")
+def alternating(tmp_path_factory):
+    """A model of "abab..", trained until it knows."""
+    run = tmp_path_factory.mktemp("text") / "run"
+    net = sf.nets.Transformer((2, 13), 32, 2, heads=2)
+    sf.train(["ab" * 600 + "a"], run, net=net, length=13, steps=200, batch=32, precision="float32")
+    return run
+
+
+def test_a_prompt_is_continued_beyond_the_window(call, alternating, tmp_path):
+    status, out, err = call("sample", alternating, "-n", "2", "--length", "50", "--prompt", "ba", "-o", "out.jsonl")
+    assert status == 0, err
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line["text"] for line in lines] == ["ba" * 25] * 2
+    assert lines[1]["index"] == 1 and len(lines[0]["model_hash"]) == 64 and "ba" * 25 in out
+
+
+def test_an_infilled_text_keeps_what_is_known(call, alternating, tmp_path):
+    status, out, err = call("sample", alternating, "-n", "3", "--infill", "a__b____ab", "-o", "texts/", "--json")
+    assert status == 0, err
+    assert json.loads(out)["texts"] == ["ababababab"] * 3
+    assert (tmp_path / "texts" / "00002.txt").read_text() == "ababababab"
+    wrong = sf.sample_text(sf.load(alternating), infill="aa_b", seed=3)[0]
+    assert wrong[:2] == "aa" and wrong[3] == "b"
+
+
+def test_texts_depend_on_seed_and_number_alone(alternating, tmp_path):
+    model = sf.load(alternating)
+    texts = sf.sample_text(model, 24, length=30, seed=1)
+    assert texts[22:] == sf.sample_text(model, index=[22, 23], length=30, seed=1, batch=1)
+    assert all(len(text) == 30 for text in texts) and {text[0] for text in texts} == {"a", "b"}
+    assert texts != sf.sample_text(model, 24, length=30, seed=2)
+
+
+def test_the_default_file_and_the_words_printed(call, alternating, tmp_path):
+    status, out, err = call("sample", alternating)
+    assert status == 0 and "4 samples" in out, err
+    assert (tmp_path / "samples.txt").read_text().count("-" * 40) == 3
+    assert call("sample", alternating, "-n", "1")[0] == 0 and (tmp_path / "samples-2.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--prompt", "xyz"], "'x' is not among the 2 characters"),
+        (["--infill", "abab"], "infill has nothing to find"),
+        (["--prompt", "a", "--infill", "_"], "give one of the two"),
+        (["--length", "0"], "length must be at least 1"),
+        (["-o", "out.png"], "end it in .txt, .jsonl"),
+        (["--class", "a"], "no classes"),
+        (["--condition", "a=1"], "the model has none"),
+        (["--guidance", "2"], "nothing to guide to"),
+    ],
+)
+def test_what_cannot_be_sampled_is_one_sentence(call, alternating, words, said):
+    status, out, err = call("sample", alternating, *words)
+    assert status == 2 and said in err and len(err.strip().splitlines()) == 1, err
+
+
+def test_flags_of_text_are_refused_of_other_models(call, models):
+    status, out, err = call("sample", models["images"], "--prompt", "cat")
+    assert status == 2 and "--prompt is for models of text" in err
+    with pytest.raises(sf.SfumatoError, match=r"use sf\.sample"):
+        sf.sample_text(sf.load(models["images"]))
+
+
+def test_the_demo_prints_verse_and_judges_its_words(call, tmp_path):
+    status, out, err = call("demo", "--text", "--minutes", "0.05", "-o", tmp_path / "verse")
+    assert status == 0, err
+    assert "of these words occur in the works that were held out, as 88% of Shakespeare's in the others do" in out
+    texts = (tmp_path / "verse" / "verse.txt").read_text().removesuffix("\n").split("\n" + "-" * 40 + "\n")
+    assert [len(text) for text in texts] == [128] * 4
+    assert (tmp_path / "verse" / "report.html").exists()

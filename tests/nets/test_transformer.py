@@ -1,0 +1,95 @@
+"""The transformer over symbols: what each output hears, its contract, its compiled form."""
+
+import pytest
+import torch
+
+import sfumato as sf
+from sfumato.nets import Transformer, from_config
+
+K, LENGTH = 5, 9
+
+
+def made(mask="full", **more):
+    torch.manual_seed(0)
+    net = Transformer((K, LENGTH), 16, 2, heads=2, mask=mask, **more)
+    for parameter in net.parameters():  # at initialisation all outputs are zero
+        if not bool(parameter.any()):
+            torch.nn.init.normal_(parameter, std=0.3)
+    return net.double()
+
+
+def heard(mask):
+    """Which z_j changes y_i, bool (L, L)."""
+    net, base = made(mask), torch.arange(LENGTH)[None, None] % K
+    level, found = torch.zeros(1).double(), torch.zeros(LENGTH, LENGTH, dtype=torch.bool)
+    for j in range(LENGTH):
+        other = base.clone()
+        other[..., j] = K  # the mask
+        found[:, j] = (net(other, level) != net(base, level))[0, 0].any(-1)
+    return found
+
+
+def test_each_mask_hears_what_it_says():
+    each = torch.ones(LENGTH, LENGTH, dtype=torch.bool)
+    assert torch.equal(heard("full"), each)
+    assert torch.equal(heard("causal"), each.tril(-1))
+    assert torch.equal(heard("hollow"), each ^ torch.eye(LENGTH, dtype=torch.bool))
+
+
+def test_zero_at_first_and_rebuilt_by_its_config():
+    net = Transformer((K, LENGTH), 16, 2, classes=3)
+    z = torch.randint(0, K + 1, (4, 1, LENGTH))
+    assert net(z, torch.zeros(4), torch.tensor([0, 1, 2, -1])).shape == (4, 1, LENGTH, K)
+    assert not net(z, torch.zeros(4)).any()
+    again = from_config(net.config)
+    assert again.config == net.config
+    again.load_state_dict(net.state_dict())
+
+
+def test_rows_of_a_batch_do_not_interact_and_the_level_is_heard_or_not():
+    net, z = made(), torch.arange(4 * LENGTH).reshape(4, 1, LENGTH) % (K + 1)
+    level = torch.linspace(-2, 2, 4).double()
+    torch.testing.assert_close(net(z, level)[2:3], net(z[2:3], level[2:3]))
+    deaf = made(level=False)
+    assert torch.equal(deaf(z, level), deaf(z, -level)) and not torch.equal(net(z, level), net(z, -level))
+
+
+def test_attention_depends_on_the_distance_of_positions_alone():
+    from sfumato.nets.transformer import rotary, rotated
+
+    draw = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 1, 8, generator=draw, dtype=torch.float64)
+    turn = rotary(20, 8).double()
+    inner = rotated(q.expand(20, 8), turn) @ rotated(k.expand(20, 8), turn).T
+    torch.testing.assert_close(inner[3:, 3:], inner[:-3, :-3], atol=1e-6, rtol=0)
+    assert not torch.allclose(inner[0, 1:], inner[0, :-1])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"shape": (5,)}, {"mask": "none"}, {"width": 6, "heads": 2}, {"local": 4}, {"depth": 0}]
+)
+def test_impossible_sizes(wrong):
+    with pytest.raises(sf.SfumatoError):
+        Transformer(**{"shape": (K, LENGTH), "width": 16, **wrong})
+    with pytest.raises(sf.SfumatoError, match="samples of shape"):
+        made()(torch.zeros(1, 1, LENGTH + 1, dtype=torch.int64), torch.zeros(1))
+
+
+@pytest.mark.parametrize("process", ["Masked", "Uniform"])
+def test_a_denoiser_hands_it_symbols(process):
+    process = getattr(sf, process)(sf.schedules.Flow(), K)
+    model = sf.Denoiser(made(), process)
+    assert model.shape == (1, LENGTH)
+    z = torch.arange(2 * LENGTH).reshape(2, 1, LENGTH) % process.size
+    belief = model(z, 0.4)
+    assert belief.prob.shape == (2, 1, LENGTH, K)
+    assert torch.equal(belief.other, model.net(z, process.noise_level(0.4).expand(2)))
+    drawn = sf.sample(model, 5, steps=LENGTH, normalised=True)
+    assert drawn.dtype == torch.int64 and int(drawn.max()) < K
+
+
+@pytest.mark.slow
+def test_it_compiles_as_one_graph():
+    net, z = made().float(), torch.zeros(2, 1, LENGTH, dtype=torch.int64)
+    compiled = torch.compile(net, fullgraph=True)
+    torch.testing.assert_close(compiled(z, torch.zeros(2)), net(z, torch.zeros(2)), atol=1e-5, rtol=1e-5)
