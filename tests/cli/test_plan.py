@@ -85,6 +85,11 @@ def test_the_words_of_a_page():
     assert max(map(len, text.splitlines())) < 140
 
 
+def test_the_budget_that_was_given_is_said():
+    text = "\n".join(page(forecast(config=TrainConfig(minutes=2.0))))
+    assert "2:05 (1:45 to 1:02:05) in all for a budget of 2:00\n" in text
+
+
 def test_that_it_compiles_is_said():
     assert "compiled" not in "\n".join(page(forecast()))
     assert "compiled in the first step" in "\n".join(page(forecast(config=TrainConfig(steps=1000, compile=True))))

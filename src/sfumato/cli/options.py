@@ -329,6 +329,10 @@ LIKELIHOOD = Command(
         flag("--probes", int, "Probes per sample if the trace is not exact, or replicates of a bound.", 8),
         flag("--particles", int, "Trajectories per sample for --method importance.", 16),
         flag(
+            "--sigma-min", float,
+            "The log p of data with this much noise, sigma / alpha for standardised data; by default nearly none.",
+        ),
+        flag(
             "--dequantisation", ("auto", "uniform", "discretised"),
             "Treatment of whole numbers: noise of their width, or probabilities of their cells (bounds only).",
             "auto",

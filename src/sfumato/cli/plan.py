@@ -63,8 +63,9 @@ def _time(found: Forecast) -> list[str]:
     shares = ", ".join(f"{name} {seconds / whole:.1%}" for name, seconds in found.parts.items() if seconds)
     compiled = ["          compiled in the first step, as long as it took here"] if config.compile else []
     limits = "" if config.steps else f" ({found.steps.low:,} to {found.steps.high:,})"
+    budget = "" if config.steps or config.minutes is None else f" for a budget of {duration(60 * config.minutes)}"
     return [
-        f"time      {between(found.total)} in all{'' if config.steps else ', the budget'}",
+        f"time      {between(found.total)} in all{budget}",
         f"          of it {shares}",
         f"          {found.steps.value:,} steps{limits}, {found.steps.value * config.batch:,} samples, "
         f"{found.epochs:.1f} epochs",
