@@ -89,7 +89,7 @@ DECLARED = (
 GIVEN = several(
     "=", "NAME=VALUE",
     "A condition in your own units, such as temperature=300; several numbers or classes, used in turn by samples, have "
-    "commas between.",
+    "commas between; arrays are .npy files, and the pictures of a pair also picture files.",
     default=[],
 )  # fmt: skip
 INTERVAL = flag(
