@@ -14,7 +14,6 @@ import os
 import shutil
 import tempfile
 import time
-import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -26,7 +25,7 @@ import torch
 
 from sfumato import serialization
 from sfumato.compose import guide
-from sfumato.errors import SfumatoError, SfumatoWarning
+from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.folder import Log, read
 from sfumato.folder import found as checkpoints
@@ -174,13 +173,10 @@ def _measured(data: Any, labels: Any, chosen: TrainConfig, path: Path, free: dic
     with closing(usual(Session(path, own, source, State(model, own), Silent()))) as session:
         session.save()
         starting = time.perf_counter() - start
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SfumatoWarning)  # of samples, which are noise after a few steps
-            costs, end, facts = _rehearsed(session)
-            memory = {"train": peak_memory(), **free}
-            if model.device.type == "cuda":
-                memory["device_train"] = torch.cuda.max_memory_reserved(model.device)
-            sampling = _sampling(session)
+        costs, end, facts = _rehearsed(session)
+        memory = {"train": peak_memory(), **free}
+        if model.device.type == "cuda":
+            memory["device_train"] = torch.cuda.max_memory_reserved(model.device)
         step, steps = costs.step, [costs.steps(each) for each in costs.step]
         loops = [costs.loop(*each) for each in zip(steps, step, strict=True)]
         disk, place = _disk(session, costs, steps[0]), Path(config.out or "runs").expanduser().absolute()
@@ -190,7 +186,7 @@ def _measured(data: Any, labels: Any, chosen: TrainConfig, path: Path, free: dic
             epochs=steps[0] * config.batch / facts["train"], step=step,
             total=Range(*(starting + math.fsum(each.values()) + end for each in loops)),
             parts={"start": starting, **loops[0], "end": end}, memory=memory,
-            disk={**disk, "total": sum(disk.values()), "free": room}, sampling=sampling,
+            disk={**disk, "total": sum(disk.values()), "free": room}, sampling=_sampling(session),
         )  # fmt: skip
 
 
