@@ -139,6 +139,17 @@ def test_the_architecture_names_every_room_and_real_files():
         assert (ROOT / "src/sfumato" / file).exists() or (ROOT / file).exists(), file
 
 
+def test_the_promises_name_tests_and_benchmarks_that_exist():
+    text = (DOCS / "explanation/promises.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:tests|benchmarks)/[\w/]+\.py)(?:::(\w+))?`", text)
+    assert len(named) > 40 and len(named) == len(re.findall(r"`(?:tests|benchmarks)/", text))
+    for file, test in named:
+        defined = re.findall(r"^def (\w+)", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
+        assert not test or test in defined, f"{file} has no {test}"
+    for row in re.findall(r"^\| [A-Z].*", text, re.MULTILINE):
+        assert "`tests/" in row, row
+
+
 def test_every_page_has_its_place_in_the_site():
     """As text, since mkdocs is an extra; `make site` checks the rest."""
     nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]

@@ -124,6 +124,22 @@ def test_low_precision_touches_the_network_alone():
     assert 0 < gap < 0.05
 
 
+@every(on=[True, False])
+def test_low_precision_follows_the_weights_within_an_autocast_of_the_caller(on):
+    """Torch keeps the casts of weights until the outermost autocast ends."""
+    torch.manual_seed(0)
+    denoiser = Denoiser(torch.nn.Linear(8, 8), Gaussian(Cosine()))
+    denoiser.net.forward = lambda x, level, f=denoiser.net.forward: f(x)
+    denoiser.compute_dtype = torch.bfloat16
+    z = torch.randn(4, 8)
+    with torch.autocast("cpu", torch.bfloat16, enabled=on):
+        denoiser.raw(z, 0.5)
+        with torch.no_grad():
+            denoiser.net.weight.zero_()
+            denoiser.net.bias.fill_(2.0)
+        assert torch.equal(denoiser.raw(z, 0.5), torch.full((4, 8), 2.0))
+
+
 def test_condition_reaches_the_network():
     net = Recorder()
     denoiser = Denoiser(net, Gaussian(Cosine()))

@@ -72,3 +72,11 @@ def test_png_carries_its_manifest(tmp_path):
 def test_what_is_no_batch_is_refused(x):
     with pytest.raises(ValueError, match="samples"):
         picture(x)
+
+
+def test_columns_of_a_table_have_their_own_ranges():
+    """A table with columns of other units is drawn as one whose units are the same."""
+    x = RANDOM.uniform(size=(6, 3))
+    assert np.array_equal(np.asarray(picture(x)), np.asarray(picture(x * [1.0, 100.0, 0.01] + [0.0, 7.0, -3.0])))
+    signal = RANDOM.uniform(size=(6, 40)) * np.linspace(1, 100, 40)
+    assert not np.array_equal(np.asarray(picture(signal)), np.asarray(picture(signal / np.linspace(1, 100, 40))))

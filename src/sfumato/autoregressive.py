@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sfumato import noise
 from sfumato.conditions import network_inputs
 from sfumato.errors import SfumatoError
+from sfumato.model import running_in
 from sfumato.normaliser import Normaliser
 from sfumato.registry import register
 
@@ -51,7 +52,7 @@ class Autoregressive(nn.Module):
         """log p(x_i | x_1 .. x_{i-1}) up to a constant, (B, 1, L, K)."""
         x, low = x.to(self.device), self.compute_dtype
         level, values = torch.zeros(len(x), device=x.device), network_inputs(cond, self.net)
-        with torch.autocast(x.device.type, low or torch.bfloat16, enabled=low is not None):
+        with running_in(low, x.device):
             return self.net(x, level, **values).float()
 
     def log_prob(self, x: Tensor, **cond: Any) -> Tensor:

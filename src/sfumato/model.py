@@ -64,6 +64,15 @@ def compute_dtype(model: Any) -> torch.dtype:
     return next((p.dtype for p in parameters()), torch.float64) if parameters else torch.float64
 
 
+def running_in(low: torch.dtype | None, device: torch.device) -> torch.autocast:
+    """Autocast to `low`; None switches autocast off.
+
+    Weights are cast anew each time: torch would keep their casts until the outermost autocast ends, which may be the
+    caller's and last longer than a step, and the network would go on with the weights of its first call.
+    """
+    return torch.autocast(device.type, low or torch.bfloat16, enabled=low is not None, cache_enabled=False)
+
+
 @register("model", "Denoiser")
 class Denoiser(nn.Module):
     """denoiser(z, t, **cond) -> the belief about z: `Estimate`, `Logits`, or one for each part of a product.
@@ -190,7 +199,7 @@ class Denoiser(nn.Module):
         low, values = self.compute_dtype, network_inputs(cond, self.net)
         if low is None and not torch.is_autocast_enabled(given.device.type):
             return self.net(given, level, **values).to(dtype)
-        with torch.autocast(given.device.type, low or torch.bfloat16, enabled=low is not None):
+        with running_in(low, given.device):
             y = self.net(given, level, **values)
         return y.to(dtype)
 

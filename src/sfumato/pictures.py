@@ -1,7 +1,8 @@
 """Pictures of samples of any kind, and PNG files that carry their manifest as text.
 
 Images are laid out in a grid; two-vectors become a scatter plot, longer vectors and sequences become lines, volumes
-their middle slices, and fields with other numbers of channels one grey picture per channel.
+their middle slices, and fields with other numbers of channels one grey picture per channel. In vectors of up to 16
+numbers, which are rows of a table, each number has its own range, from bottom to top.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from sfumato.files import atomic
 INK, PALE, PAPER = (38, 50, 66), (206, 213, 222), (255, 255, 255)
 LINES = ((31, 119, 180), (214, 96, 40), (44, 140, 90), (150, 90, 170), (120, 120, 120), (200, 60, 90))
 _CELL = 160  # pixels of a plotted cell
+_TABLE = 16  # numbers in a vector that are taken for the columns of a table
 
 
 def picture(
@@ -41,8 +43,9 @@ def picture(
     if len(shape) == 1 and shape[0] == 2:
         return _scatter(x)
     if len(shape) <= 2:
-        curves = x[:, None] if len(shape) == 1 else x
-        return _tile([_plot(c, _range(x)) for c in curves], columns, labels, lengths)
+        x = _each_in_its_range(x) if len(shape) == 1 and shape[0] <= _TABLE else x
+        span = _range(x)
+        return _tile([_plot(c.reshape(-1, c.shape[-1]), span) for c in x], columns, labels, lengths)
     low, high = bounds if bounds is not None else _range(x)
     return grid(_bytes(_planes(x), low, high), columns, labels, lengths)
 
@@ -63,6 +66,13 @@ def _range(x: np.ndarray) -> tuple[float, float]:
         return 0.0, 1.0
     low, high = np.quantile(values, [0.005, 0.995])
     return (float(low), float(high)) if high > low else (float(low) - 0.5, float(low) + 0.5)
+
+
+def _each_in_its_range(x: np.ndarray) -> np.ndarray:
+    """(N, D) with 0 and 1 at the ends of each column's range."""
+    low, high = np.array([_range(column) for column in x.T]).T
+    scaled: np.ndarray = (x - low) / (high - low)
+    return scaled
 
 
 def _bytes(x: np.ndarray, low: float, high: float) -> np.ndarray:

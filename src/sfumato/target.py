@@ -110,7 +110,7 @@ def check(name: str, schedule: Schedule) -> None:
     if float(schedule.alpha(1.0)) == 0 and float(at_noise) == 0:
         raise SfumatoError(
             f"Target {name!r} cannot be read at zero signal, and {type(schedule).__name__} has alpha(1) = 0: "
-            "use target='v', 'x', 'velocity' or 'F', or a schedule with alpha(1) > 0."
+            "use target='v', 'x', 'velocity' or 'F', or a schedule with alpha(1) > 0, such as VE or EDM."
         )
     if not bool(at_noise.isfinite()):
         raise SfumatoError(

@@ -272,3 +272,26 @@ def test_settings_of_conditions_are_checked(refused, call, workplace):
     assert status == 0 and "no classes" in call("info", "run")[1]
     Path("d.yaml").write_text("conditions: [temperature]\n")
     assert "conditions are names and kinds" in refused(*train, "--config", "d.yaml")
+
+
+def test_a_picture_is_asked_for_by_its_file(call, workplace, refused):
+    """As it stands, or resized where it has another size; a folder has one for each sample."""
+    pixels = RNG.integers(0, 255, (3, 8, 8, 3), dtype=np.uint8)
+    plain = np.broadcast_to(np.array([9, 90, 200]), pixels.shape)
+    (workplace / "in").mkdir()
+    for i, each in enumerate(pixels):
+        Image.fromarray(each).save(workplace / f"in/{i}.png")
+    Image.new("RGB", (32, 32), (9, 90, 200)).save("large.png")
+    Image.fromarray(pixels[0, :, :, 0]).save("grey.png")
+    source = sf.data.open(
+        {"x": RNG.integers(0, 255, (12, 1, 8, 8), dtype=np.uint8), "map": np.tile(pixels, (4, 1, 1, 1))}
+    )
+    spec = sf.data.DataSpec.fit(source)
+    net = sf.nets.build(spec.shape, size="tiny", conditions={"map": spec.conditions["map"].network()})
+    sf.save(sf.Denoiser(net, sf.Gaussian(sf.schedules.Flow()), "velocity", 1.0, spec), workplace / "m.safetensors")
+    words = ("sample", "m.safetensors", "-n", 3, *QUICK, "-o", "a.npz", "--condition")
+    for given, wanted in (("in/0.png", pixels[[0, 0, 0]]), ("large.png", plain), ("in", pixels)):
+        status, _, err = call(*words, f"map={given}")
+        assert status == 0, err
+        assert drawn("a.npz")["map"] == pytest.approx(wanted.transpose(0, 3, 1, 2), abs=1e-3)
+    assert "shape (1, 1, 8, 8)" in refused(*words, "map=grey.png")

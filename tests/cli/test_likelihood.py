@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import sfumato as sf
+from sfumato.cli.likelihood import _figure
 
 
 def test_points_in_nats(call, models, workplace):
@@ -22,6 +23,17 @@ def test_points_in_nats(call, models, workplace):
     np.testing.assert_allclose(columns["value"], own.value.numpy(), rtol=0, atol=1e-4)
     facts = json.loads(call("likelihood", models["points"], "x.npy", "--steps", 8, "-n", 20, "--json")[1])
     assert facts["nats"] == pytest.approx(float(own.value.mean()), abs=1e-4) and facts["rms"]["stderr"] == 0
+
+
+def test_the_least_noise_is_a_flag(call, models, workplace):
+    np.save("x.npy", 100 + np.random.default_rng(1).normal(size=(4, 2)))
+    words = ("likelihood", models["points"], "x.npy", "--steps", 8, "--sigma-min", 0.2, "--json")
+    own = sf.log_prob(sf.load(models["points"]), np.load("x.npy"), steps=8, sigma_min=0.2)
+    assert json.loads(call(*words)[1])["nats"] == pytest.approx(float(own.value.mean()), abs=1e-4)
+
+
+def test_figures_have_two_digits_and_no_power_of_ten():
+    assert [_figure(v) for v in (0.0, 0.01234, 4.7, 188.0, 91_734.0)] == ["0", "0.012", "4.7", "190", "92,000"]
 
 
 def test_images_in_bits_under_their_classes(call, models, workplace):

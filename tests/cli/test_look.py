@@ -131,3 +131,17 @@ def test_inspect_draws_points_and_samples_without_classes(call, workplace, refus
         with Image.open("look.png") as image:
             assert len(np.unique(np.asarray(image))) > 10
     assert "end it in .png" in refused("inspect", "grey.npy", "-o", "look.txt")
+
+
+def test_inspect_draws_by_any_class_and_fields_beside_their_samples(call, workplace):
+    draw = np.random.default_rng(0)
+    x = draw.integers(0, 255, (20, 1, 16, 16), dtype=np.uint8)
+    np.savez("a.npz", x=x, place=np.resize(["sea", "land"], 20))
+    assert "look.png: three samples of each class." in call("inspect", "a.npz", "-o", "look.png")[1]
+    np.savez("b.npz", x=x, mask=255 - x)
+    assert "both.png: some of the samples, beside mask." in call("inspect", "b.npz", "-o", "both.png")[1]
+    with Image.open("both.png") as image:
+        seen = np.asarray(image.convert("L")).astype(int)
+    side = (seen.shape[1] - 16) // 2
+    masks, samples = seen[28 : 28 + 64, 2 : 2 + 64], seen[28 : 28 + 64, side + 18 : side + 18 + 64]
+    assert np.array_equal(masks, 255 - samples) and samples.std() > 10

@@ -1,6 +1,7 @@
 """`plan`: a page, JSON, and mistakes; nothing is left."""
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 
 from sfumato import progress
 from sfumato.cli.plan import between, duration, page, size, verdict
+from sfumato.errors import SfumatoWarning
 from sfumato.training.config import TrainConfig
 from sfumato.training.forecast import Forecast, Range
 
@@ -85,6 +87,11 @@ def test_the_words_of_a_page():
     assert max(map(len, text.splitlines())) < 140
 
 
+def test_the_budget_that_was_given_is_said():
+    text = "\n".join(page(forecast(config=TrainConfig(minutes=2.0))))
+    assert "2:05 (1:45 to 1:02:05) in all for a budget of 2:00\n" in text
+
+
 def test_that_it_compiles_is_said():
     assert "compiled" not in "\n".join(page(forecast()))
     assert "compiled in the first step" in "\n".join(page(forecast(config=TrainConfig(steps=1000, compile=True))))
@@ -108,3 +115,16 @@ def test_figures_in_words():
     assert [size(n) for n in (12, 1500, 2_500_000, 10**9)] == [
         "12 bytes", "1.5 kB", "2.5 MB", "1 GB"
     ]  # fmt: skip
+
+
+def test_nothing_is_said_of_the_samples_of_a_rehearsal(call, monkeypatch):
+    told = "41 % of the sampled values lie outside the data: lower the guidance."
+
+    def rehearsed(*_, **__):
+        warnings.warn(told, SfumatoWarning, stacklevel=2)
+        warnings.warn("Something else.", SfumatoWarning, stacklevel=2)
+        return forecast()
+
+    monkeypatch.setattr("sfumato.cli.plan.forecast", rehearsed)
+    err = call("plan", "digits", "--steps", 3)[2]
+    assert told not in err and "Something else." in err

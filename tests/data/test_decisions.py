@@ -115,7 +115,8 @@ def test_one_transparent_picture_is_laid_over_white(tmp_path):
     expected = np.rint(alpha * logo[..., :3] + (1 - alpha) * 255)
     assert np.array_equal(x[20].numpy(), expected.transpose(2, 0, 1))
     assert np.array_equal(x[21].numpy(), opaque[..., :3].transpose(2, 0, 1))
-    said(data.open(tmp_path), "2 images were reduced to 3 channels, as most have (logo.png, plain.png)")
+    note = "2 images were reduced to 3 channels, as most have (logo.png, plain.png); what is transparent is laid "
+    said(data.open(tmp_path), note + "over white")
 
 
 def test_one_colour_picture_among_grey_ones_and_one_grey_among_colour(tmp_path):
@@ -211,7 +212,9 @@ def test_the_level_where_folders_differ_makes_the_classes(tmp_path):
     source = data.open(tmp_path)
     assert source.classes == ["cats", "dogs"] and source.labels.tolist() == [0] * 8 + [1] * 8
     said(source, "The 2 folders in root/images are taken as classes (--condition label:ignore leaves them out)")
-    assert data.open(tmp_path, conditions={"label": "ignore"}).labels is None
+    left = data.open(tmp_path, conditions={"label": "ignore"})
+    assert left.labels is None
+    said(left, "Left out, as asked: label")
     save(tmp_path / "spacer.png", pixels(1, 1))
     assert data.open(tmp_path).classes == ["cats", "dogs"]  # what is left out decides nothing
 

@@ -72,7 +72,7 @@ def test_pictures_with_classes(tmp_path, form):
         source = data.open(tmp_path / "set")
     assert torch.equal(source.x, torch.from_numpy(PIXELS).movedim(-1, 1)) and source.kind == "image"
     assert source.classes == ["cat", "dog", "owl"] and source.labels.tolist() == [i % 3 for i in range(20)]
-    assert any("pictures from 'image', labels from 'label'." in note for note in source.notes)
+    assert any("pictures from 'image', labels from 'label' (--key names another)." in note for note in source.notes)
     assert any("Not used as conditions: caption (its value is always words)." in note for note in source.notes)
 
 
@@ -91,7 +91,8 @@ def test_columns_of_numbers_are_vectors(tmp_path):
     source = data.open(write(tmp_path / "x.parquet", numbers(**more)))
     assert torch.equal(source.x, torch.from_numpy(NUMBERS)) and source.x.dtype == torch.float32
     assert source.classes == ["x", "y"] and source.shape == (3,)
-    assert any("numbers from a, b, c, labels from 'label'." in note for note in source.notes)
+    decided = "numbers from a, b, c, labels from 'label' (--key names another, --condition NAME:scalar makes one a"
+    assert any(decided in note for note in source.notes)
     assert any("Not used as conditions: when (its value is always today)." in note for note in source.notes)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import sfumato as sf
+from sfumato.diagnostics.draws import _turns
 from sfumato.errors import SfumatoError
 
 FLOW = sf.Gaussian(sf.schedules.Flow(), "velocity")
@@ -86,3 +87,12 @@ def test_mistakes_are_one_sentence():
     symbols = sf.Masked(sf.schedules.Flow(), 3)
     with pytest.raises(SfumatoError, match="only for a Gaussian process"):
         sf.draws(symbols, torch.zeros(4, 1))
+
+
+@pytest.mark.parametrize("levels", [1, 2, 9, 12])
+def test_every_level_has_all_samples_in_turn(levels):
+    """Also where the number of samples divides that of the levels: three of nine had one sample a level."""
+    for count in (1, 2, 3, 4, 6, 9, 15, 18, 36):
+        turns = _turns(torch.arange(count * levels), count, levels).reshape(count, levels)
+        assert all(len(turns[:, level].unique()) == count for level in range(levels)), count
+        assert torch.equal(turns.flatten().bincount(), torch.full((count,), levels))

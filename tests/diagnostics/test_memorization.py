@@ -176,3 +176,15 @@ def test_what_cannot_be_compared_is_one_sentence(run):
         sf.memorization(MODEL, LAW.sample(50, seed=0), LAW.sample(50, seed=0)[:, :2])
     found = sf.memorization(MODEL, LAW.sample(200, seed=0), LAW.sample(40, seed=1), samples=50, steps=4)
     assert found.train == 200 and math.isfinite(found.ratio.value) and str(found)
+
+
+def test_a_sample_that_resembles_the_one_it_was_asked_for_is_no_copy():
+    """x = y + noise, y of 6 numbers: what a model should answer to the y of a training sample lies near that sample."""
+    draw = torch.Generator().manual_seed(2)
+    y = torch.randn(450, 6, generator=draw)
+    x = y + 0.05 * torch.randn(450, 6, generator=draw)
+    answers = y[choose(torch.arange(400), 200, 0)] + 0.05 * torch.randn(200, 6, generator=draw)
+    assert judged(answers, x).verdict == "memorised"
+    found = judged(answers, x, told=True)
+    assert found.verdict == "none" and 0.9 < found.ratio.value < 1.1 and "not compared" in found.notes[0]
+    assert judged(x[torch.randperm(400, generator=draw)[:200]] + 1e-3, x, told=True).verdict == "memorised"

@@ -101,6 +101,16 @@ def test_a_stopped_run_goes_on_exactly(data, whole, tmp_path):
     same(out, whole.path)
 
 
+def test_a_stopped_run_in_low_precision_goes_on_exactly(data, tmp_path):
+    """The network of each step is that of the weights then: from a checkpoint it is made anew."""
+    how = {**SETTINGS, "precision": "bfloat16", "sample_every": 0}
+    whole = sf.train(data, tmp_path / "whole", console=Silent(), **how)
+    with pytest.raises(Interrupted):
+        sf.train(data, tmp_path / "run", console=StopAt(5), **how)
+    sf.resume(tmp_path / "run", console=Silent())
+    same(tmp_path / "run", whole.path)
+
+
 @pytest.mark.parametrize(("where", "kept"), [("in the network", 5), ("after the optimiser", 0)])
 def test_ctrl_c_within_a_step_leaves_no_half_of_it(data, whole, tmp_path, where, kept):
     """Before weights change the checkpoint is of the step before; afterwards it is the last one that was written."""

@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 
-from sfumato.conditions import Condition, Conditions, Label, MultiLabel, Scalar, resolve
+from sfumato import data
+from sfumato.conditions import Condition, Conditions, Field, Label, MultiLabel, Scalar, resolve
 from sfumato.data import DataSpec
+from sfumato.data.images import IMAGE_SUFFIXES, ImageFiles, read_images
 from sfumato.data.numpy_files import load
 from sfumato.errors import SfumatoError
+from sfumato.files import require_plain
 
 LABEL = "label"
 
@@ -41,8 +44,8 @@ def _of_classes(known: Mapping[str, Condition], label: str) -> str:
 
 
 def conditions(given: Mapping[str, str], spec: DataSpec, index: torch.Tensor) -> Conditions:
-    """Encode typed conditions for samples with these numbers: one value, several in turn, or a .npy file with one value
-    or one per sample.
+    """Encode typed conditions for samples with these numbers: one value, several in turn, or a file with one value
+    or one per sample: a .npy file, or pictures for a field.
     """
     found = values(given, spec.conditions)
     turns = {name: _turns(name, each, index) for name, each in found.items() if isinstance(each, list)}
@@ -73,10 +76,23 @@ def in_turn(given: Conditions, spec: DataSpec, index: torch.Tensor) -> Condition
 
 def _value(text: str, condition: Condition | None) -> Any:
     path = Path(text).expanduser()
-    if path.suffix.lower() != ".npy":
-        single = not isinstance(condition, Label | Scalar) or "," not in text or _is_class(condition, text)
-        return text if single else [part.strip() for part in text.split(",")]
-    return load(path)
+    if path.suffix.lower() == ".npy":
+        return load(path)
+    if isinstance(condition, Field) and (path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES):
+        return _pictures(path, condition.shape)
+    single = not isinstance(condition, Label | Scalar) or "," not in text or _is_class(condition, text)
+    return text if single else [part.strip() for part in text.split(",")]
+
+
+def _pictures(path: Path, shape: tuple[int, ...]) -> Any:
+    """A picture, or those of a folder, (n, *shape) in whole numbers; resized and cropped to the field's sides."""
+    if len(shape) != 3:
+        raise SfumatoError(f"{path} is a picture, and the condition has values of shape {shape}: give a .npy file")
+    size = (shape[1], shape[2])
+    if path.is_dir():
+        return data.open(path, size=size).x[:].numpy()
+    require_plain(path)
+    return read_images(ImageFiles(path.parent, [path]), size).x[:].numpy()
 
 
 def _is_class(condition: Condition, text: str) -> bool:

@@ -54,8 +54,8 @@ def likelihood(options: Any, voice: Voice) -> None:
     method = None if options.method == "auto" else options.method
     found = log_prob(
         denoiser, source.x[chosen], method, options.steps, options.trace, options.probes, options.seed,
-        index=chosen, batch=options.batch, dequantisation=options.dequantisation, particles=options.particles,
-        cond=cond,
+        index=chosen, sigma_min=options.sigma_min, batch=options.batch, dequantisation=options.dequantisation,
+        particles=options.particles, cond=cond,
     )  # fmt: skip
     if options.out is not None:
         _write(Path(options.out).expanduser(), found, chosen)
@@ -90,6 +90,12 @@ def facts(found: Measured) -> dict[str, Any]:
     return made
 
 
+def _figure(value: float) -> str:
+    """Two significant digits: 0.012, 4.7, 190, 92,000."""
+    rounded = float(f"{value:.2g}")
+    return f"{rounded:,.0f}" if 100 <= abs(rounded) < 1e6 else f"{rounded:g}"
+
+
 def _finite(values: list[float]) -> list[float | None]:
     """The values with None for the infinite end of a schedule, which JSON lacks."""
     return [value if math.isfinite(value) else None for value in values]
@@ -98,7 +104,7 @@ def _finite(values: list[float]) -> list[float | None]:
 def report(found: Measured, spec: DataSpec) -> list[str]:
     """The result over all samples, in words."""
     mean, error = found.mean()
-    between = f" (its standard error {error:.2g})" if len(found) > 1 else ""
+    between = f" (its standard error {_figure(error)})" if len(found) > 1 else ""
     sign = ">=" if found.bound else "="
     lines = [f"log p(x) {sign} {mean:.6g} nats per sample{between}, in the units of the data ({spec.dtype})."]
     if found.dequantisation is not None:
@@ -107,7 +113,7 @@ def report(found: Measured, spec: DataSpec) -> list[str]:
     lines.append(
         f"{len(found)} samples of {found.dim} numbers; {found.method}, {found.steps} steps. Of one sample (rms):"
     )
-    return lines + [f"  {WORDS[name]:<32} {value:.2g} nats" for name, value in facts(found)["rms"].items()]
+    return lines + [f"  {WORDS[name]:<33} {_figure(value)} nats" for name, value in facts(found)["rms"].items()]
 
 
 def _write(path: Path, found: Measured, chosen: torch.Tensor) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from sfumato.data import Source
+    from sfumato.data.column import Column
 
 SHOWN = 3  # samples of each class
 MOST_CLASSES = 20  # classes shown
@@ -84,38 +85,55 @@ def inspect(options: Any, voice: Voice) -> None:
         voice.say(f"{options.out}: {_shown(source)}.")
 
 
-def _by_class(source: Source) -> bool:
-    return bool(source.classes) and source.shape != (2,)  # points are one scatter plot
+def _classed(source: Source) -> Column | None:
+    """The classes, "label" before others; None where samples are not drawn by class, as points in one scatter plot."""
+    found = [column for _, column in sorted(source.conditions.items(), key=lambda item: item[0] != "label")]
+    return next((column for column in found if column.names and source.shape != (2,)), None)
+
+
+def _fields(source: Source) -> dict[str, Column]:
+    return {name: column for name, column in source.conditions.items() if column.kind == "field"}
 
 
 def _shown(source: Source) -> str:
-    if not _by_class(source):
-        return "some of the samples"
-    classes, most = len(source.classes), MOST_CLASSES
-    return "three samples of each class" + (f", the first {most} of {classes:,}" if classes > most else "")
+    fields = _fields(source)
+    given = f", beside {' and '.join(fields)}" if fields else ""
+    column = _classed(source)
+    if column is None:
+        return f"some of the samples{given}"
+    classes, most = len(column.names or ()), MOST_CLASSES
+    return f"three samples of each class{given}" + (f", the first {most} of {classes:,}" if classes > most else "")
 
 
 def look(source: Source) -> Image:
-    """Three samples of each class, a row for each, spread over the class; without classes some samples in a grid."""
+    """Three samples of each class, a row for each, spread over the class; without classes some samples in a grid.
+
+    Fields stand to the left of the samples that they belong to.
+    """
     import torch
 
     from sfumato.data.spec import declared_bounds
-    from sfumato.pictures import picture
+    from sfumato.pictures import beside, picture
 
     def spread(rows: torch.Tensor, most: int) -> torch.Tensor:
         return rows[torch.linspace(0, len(rows) - 1, min(len(rows), most)).round().long()]
 
-    bounds = source.bounds or declared_bounds(source.x.dtype)
-    if not _by_class(source):
+    column = _classed(source)
+    if column is None:
         rows = spread(torch.arange(len(source)), 1000 if source.shape == (2,) else SHOWN**2)
-        return picture(_reduced(source.x[rows]), source.kind, bounds)
-    labels = source.labels
-    assert labels is not None
-    own = [torch.nonzero(labels == number).flatten() for number in range(min(len(source.classes), MOST_CLASSES))]
-    chosen = [spread(rows, SHOWN) for rows in own]
-    names = [f"{name:.40} ({len(rows):,})" for name, rows in zip(source.classes, own, strict=False)]
-    x = _reduced(source.x[torch.cat(chosen)])
-    return picture(x, source.kind, bounds, SHOWN, names, [len(rows) for rows in chosen])
+        layout: tuple[Any, ...] = ()
+    else:
+        known = list(column.names or ())[:MOST_CLASSES]
+        own = [torch.from_numpy(((column.values == i) & column.present).nonzero()[0]) for i in range(len(known))]
+        chosen = [spread(numbers, SHOWN) for numbers in own]
+        names = [f"{name:.40} ({len(numbers):,})" for name, numbers in zip(known, own, strict=True)]
+        rows, layout = torch.cat(chosen), (SHOWN, names, [len(numbers) for numbers in chosen])
+    drawn = picture(_reduced(source.x[rows]), source.kind, source.bounds or declared_bounds(source.x.dtype), *layout)
+    fields = {name: torch.from_numpy(found.values[rows.numpy()]) for name, found in _fields(source).items()}
+    if not fields:
+        return drawn
+    given = [picture(_reduced(values), "array", declared_bounds(values.dtype), *layout) for values in fields.values()]
+    return beside([*given, drawn], [*fields, "learned"])
 
 
 def _reduced(x: Any) -> Any:
@@ -132,8 +150,9 @@ def describe(facts: dict[str, Any]) -> list[str]:
     """A data set in words, one fact per line."""
     shape = " x ".join(map(str, facts["shape"]))
     low, high = facts["range"]
+    samples = "1 sample" if facts["samples"] == 1 else f"{facts['samples']:,} samples"
     lines = [
-        f"{facts['name']}: {facts['samples']:,} samples of {shape}, {facts['dtype']}, taken as {facts['kind']} data.",
+        f"{facts['name']}: {samples} of {shape}, {facts['dtype']}, taken as {facts['kind']} data.",
         f"Values run from {low:g} to {high:g}.",
     ]
     lines += _channels(facts) if facts["text"] is None else _text(facts["text"])

@@ -89,7 +89,7 @@ DECLARED = (
 GIVEN = several(
     "=", "NAME=VALUE",
     "A condition in your own units, such as temperature=300; several numbers or classes, used in turn by samples, have "
-    "commas between.",
+    "commas between; arrays are .npy files, and the pictures of a pair also picture files.",
     default=[],
 )  # fmt: skip
 INTERVAL = flag(
@@ -341,6 +341,10 @@ LIKELIHOOD = Command(
         ),
         flag("--probes", int, "Probes per sample if the trace is not exact, or replicates of a bound.", 8),
         flag("--particles", int, "Trajectories per sample for --method importance.", 16),
+        flag(
+            "--sigma-min", float,
+            "The log p of data with this much noise, sigma / alpha for standardised data; by default nearly none.",
+        ),
         flag(
             "--dequantisation", ("auto", "uniform", "discretised"),
             "Treatment of whole numbers: noise of their width, or probabilities of their cells (bounds only).",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from sfumato.cli.parse import train_config
 from sfumato.cli.process import at_work, limited
 from sfumato.cli.run import Voice
+from sfumato.errors import SfumatoWarning
 from sfumato.progress import clock
 from sfumato.training.forecast import Forecast, Range, forecast
 
@@ -17,7 +19,10 @@ def plan(options: Any, voice: Voice) -> None:
     settings = train_config(options, "plan").to_dict()
     data, out = settings.pop("data"), settings.pop("out")
     voice.note("Opening the data and timing a few steps; nothing is kept.")
-    found = forecast(data, out, **settings)
+    with warnings.catch_warnings():
+        # after the few steps of a rehearsal samples are noise
+        warnings.filterwarnings("ignore", ".* of the sampled values", SfumatoWarning)
+        found = forecast(data, out, **settings)
     voice.emit(found.to_dict())
     voice.say(*page(found))
 
@@ -63,8 +68,9 @@ def _time(found: Forecast) -> list[str]:
     shares = ", ".join(f"{name} {seconds / whole:.1%}" for name, seconds in found.parts.items() if seconds)
     compiled = ["          compiled in the first step, as long as it took here"] if config.compile else []
     limits = "" if config.steps else f" ({found.steps.low:,} to {found.steps.high:,})"
+    budget = "" if config.steps or config.minutes is None else f" for a budget of {duration(60 * config.minutes)}"
     return [
-        f"time      {between(found.total)} in all{'' if config.steps else ', the budget'}",
+        f"time      {between(found.total)} in all{budget}",
         f"          of it {shares}",
         f"          {found.steps.value:,} steps{limits}, {found.steps.value * config.batch:,} samples, "
         f"{found.epochs:.1f} epochs",

@@ -15,7 +15,7 @@ from sfumato.cli import text, write
 from sfumato.cli.process import Follower, at_work
 from sfumato.cli.run import Voice
 from sfumato.compose import Scale, guide
-from sfumato.conditions import Conditions
+from sfumato.conditions import Conditions, Field
 from sfumato.data import DataSpec
 from sfumato.diagnostics.examples import default_guidance
 from sfumato.distributed import ALONE, World, joined
@@ -131,7 +131,8 @@ def _say_choices(
         note(f"No --class was given: the samples go through all {len(spec.classes)} classes in turn.")
     left = [name for name in spec.conditions if name not in cond or not bool(cond.given(name).present.any())]
     if left:
-        note(f"Sampled without a value for {', '.join(left)}: --condition {left[0]}=VALUE sets one.")
+        what = "FILE" if isinstance(spec.conditions[left[0]], Field) else "VALUE"
+        note(f"Sampled without a value for {', '.join(left)}: --condition {left[0]}={what} sets one.")
     if given and scale is None:
         note("Not guided; --guidance sets a scale.")
     if scale is not None and options.guidance is None:

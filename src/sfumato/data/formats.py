@@ -74,7 +74,10 @@ class ImageFormat:
         if fewer := [h for h, channels in kept if channels < self.channels]:
             notes.append(f"{_images(fewer, 'with fewer channels ')} promoted to {self.channels}.")
         if more := [h.name for h, channels in kept if channels > self.channels]:
-            notes.append(f"{_images(more)} reduced to {_channels(self.channels)}, as most have ({listed(more)}).")
+            white = "; what is transparent is laid over white" if any(channels == 4 for _, channels in kept) else ""
+            notes.append(
+                f"{_images(more)} reduced to {_channels(self.channels)}, as most have ({listed(more)}){white}."
+            )
         if deeper := [h.name for h in headers if h.depth != self.depth and self.depth == "uint8"]:
             notes.append(f"{_images(deeper, 'of 16 bits ')} scaled to 8 bits, as most have ({listed(deeper)}).")
         if flatter := [h for h in headers if h.depth != self.depth and self.depth == "uint16"]:

@@ -22,6 +22,7 @@ from ..errors import SfumatoError, suggest
 from . import arrays
 from .column import BOOLS, Column, Unread, cells, column, named
 from .labels import label_column
+from .names import listed
 from .source import LABEL, Source
 
 IGNORE = "ignore"
@@ -104,7 +105,9 @@ def with_kinds(source: Source, kinds: Mapping[str, str], known: bool = False) ->
                 unread[name] = str(why)
     if kept == source.conditions:
         return source
-    notes += [*_questioned(kept), *_described(kept), *not_used(unread)]
+    left = [name for name in source.conditions if kinds.get(name) == IGNORE]
+    asked = [f"Left out, as asked: {listed(left)}."] if left else []
+    notes += [*asked, *_questioned(kept), *_described(kept), *not_used(unread)]
     return replace(source, conditions=kept, notes=[*source.notes, *notes])
 
 
@@ -236,7 +239,8 @@ def _described(kept: Mapping[str, Column]) -> list[str]:
     """Notes on the kinds, unless there is only a label, and on missing values."""
     notes = []
     if set(kept) - {LABEL}:
-        notes.append(f"Conditions: {', '.join(f'{name} ({_worded(found)})' for name, found in kept.items())}.")
+        found = ", ".join(f"{name} ({_worded(each)})" for name, each in kept.items())
+        notes.append(f"Conditions: {found}; --condition NAME:ignore leaves one out, NAME:KIND sets its kind.")
     missing = [f"{found.missing:,} of {name}" for name, found in kept.items() if found.missing]
     if missing:
         notes.append(f"Missing values: {', '.join(missing)}; these samples are used without them.")

@@ -45,7 +45,9 @@ class Roles(NamedTuple):
         more = f" and {len(self.numbers) - _NAMED} more" if len(self.numbers) > _NAMED else ""
         numbers = f"numbers from {', '.join(self.numbers[:_NAMED])}{more}"
         samples = f"pictures from {self.pictures!r}" if self.pictures else numbers
-        return f"Columns: {samples}{f', labels from {self.label!r}' if self.label else ''}."
+        labels = f", labels from {self.label!r}" if self.label else ""
+        other = "" if self.pictures else ", --condition NAME:scalar makes one a condition"
+        return f"Columns: {samples}{labels} (--key names another{other})."
 
 
 @final

@@ -23,6 +23,7 @@ from sfumato import noise, target
 from sfumato.conditions import Conditions, network_inputs
 from sfumato.diagnostics.draws import Trivial
 from sfumato.errors import SfumatoError
+from sfumato.model import running_in
 from sfumato.nets.watching import watched
 from sfumato.noise import Noise
 from sfumato.noised import Noised, NoisedBatch, evaluating
@@ -191,8 +192,7 @@ def _at_wrong_level(model: Any, z: Tensor, t: Tensor, cond: Conditions) -> Tenso
     """The network's output for a noise level that is wrong by 4 in logsnr."""
     c_in, level = model.scaling(t, z.device)
     shifted = torch.where(level > 0, level - 0.5, level + 0.5).expand(len(z))
-    low = model.compute_dtype
-    with torch.autocast(z.device.type, low or torch.bfloat16, enabled=low is not None):
+    with running_in(model.compute_dtype, z.device):
         y = model.net(_times(c_in.expand(len(z)), z), shifted, **network_inputs(cond, model.net))
     return y.to(z.dtype)[:, : z.shape[1]]
 

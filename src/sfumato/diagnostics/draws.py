@@ -92,9 +92,11 @@ class Draws(Noised):
 
 
 def _turns(number: Tensor, count: int, levels: int) -> Tensor:
-    """Which of `count` samples each draw uses: all in turn, at different levels in each round."""
-    late = next(c for c in range(levels + 1) if math.gcd(count - c, levels) == 1)
-    return (number + late * (number // count)) % count
+    """Which of `count` samples each draw uses: all in turn, and one later each time that the pairs would come again.
+
+    So each level has all samples in turn, too; if it had one alone, samples could not be told from levels.
+    """
+    return (number + number // math.lcm(count, levels)) % count
 
 
 def plain(values: Tensor) -> list[float | None]:

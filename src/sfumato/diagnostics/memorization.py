@@ -115,9 +115,10 @@ def memorization(
     model: a denoiser, or the path of a model file or run folder. data: its training data, as `sf.data.open` takes them,
     with the training's settings `labels` and `size`; split as in training, or the training set alone if `holdout` is
     unseen data. generated: samples to judge, in the units of the data, instead of new ones. samples: how many to draw,
-    in `steps` steps, by default unguided (the learned law), with the conditions of their twins. features: a map
-    x (B, *shape) in the units of the data -> (B, F), in which to measure distances; by default these use all numbers,
-    each divided by its channel's deviation.
+    in `steps` steps, by default unguided (the learned law), with the conditions of their twins; where these are more
+    than classes, a sample is not compared with its own twin, which it should resemble. features: a map x (B, *shape) in
+    the units of the data -> (B, F), in which to measure distances; by default these use all numbers, each divided by
+    its channel's deviation.
 
     Cost: at most samples (steps + 1) network calls, and 4 samples N D multiplications. Raises SfumatoError for data
     other than the training data, or without a hold-out.
@@ -131,12 +132,19 @@ def memorization(
     if source.text is not None:
         raise SfumatoError(f"{source.name} is text, and distances between texts say little: read its samples instead.")
     twins = choose(train, samples if generated is None else len(generated), seed)
+    told = generated is None and tells_apart(model)
     if generated is None:
         cond = of_data(model, source, twins)
         drawn_from = model if guidance is None else guide(model, guidance)
         generated = sample(drawn_from, len(twins), steps, seed=seed, batch=batch, cond=cond)
     space = Space(getattr(model, "spec", None), features, device)
-    return compare(generated, source, train, (unseen, rest), twins, space, seed)
+    return compare(generated, source, train, (unseen, rest), twins, space, seed, told=told)
+
+
+def tells_apart(model: Any) -> bool:
+    """Whether conditions of the model, other than classes, may tell one training sample from all others."""
+    spec = getattr(model, "spec", None)
+    return spec is not None and any(each.kind not in ("label", "multilabel") for each in spec.conditions.values())
 
 
 def _sides(
@@ -169,12 +177,13 @@ def choose(train: Tensor, count: int, seed: int) -> Tensor:
 
 def compare(
     generated: Tensor, source: Source, train: Tensor, unseen: tuple[Source, Tensor], twins: Tensor, space: Space,
-    seed: int = 0, searched: int | None = None,
+    seed: int = 0, searched: int | None = None, told: bool = False,
 ) -> Memorization:  # fmt: skip
     """`memorization` of existing samples (S, *shape) in the units of the data.
 
     train: rows of the source; unseen: another source, or the same, and its rows; twins: some of the training rows.
-    searched: the largest number of training samples to search.
+    searched: the largest number of training samples to search. told: each sample was given the conditions of its twin,
+    which tell that from all others; like the twin itself it is then compared with the others alone.
     """
     other, held = unseen
     if not len(held) or len(train) < 2 or not len(generated):
@@ -183,12 +192,14 @@ def compare(
     if searched is not None and searched < len(train):
         bank = train[noise.permutation(seed, 1, len(train))[:searched]].sort().values
         notes.append(f"Only {len(bank):,} training samples were searched, to stay within the budget.")
-    twins = twins.unique()
+    asked, twins = twins, twins.unique()
+    if told:
+        notes.append("Each sample was given the conditions of a training sample, which it was not compared with.")
     if len(held) < _FEW:
         notes.append(f"Only {len(held)} samples are held out, too few to judge memorisation (raise --holdout).")
     keys = torch.from_numpy(np.unique(source.groups, return_inverse=True)[1])
     made, real = space(generated), space(source.x[twins])
-    near = nearest(made, source.x, bank, space)
+    near = nearest(made, source.x, bank, space, *((keys[asked], keys[bank]) if told else ()))
     own = nearest(real, source.x, bank, space, keys[twins], keys[bank])
     away, own_away = (nearest(each, other.x, held, space).first for each in (made, real))
     scores, twin_scores = _score(near.first, away), _score(own.first, own_away)

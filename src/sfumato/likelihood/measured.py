@@ -73,8 +73,8 @@ class Measured:
             found.append(
                 f"This log p cannot be trusted near the data: at sigma/alpha = {self.sigma_min:.2g}, where the flow "
                 f"starts, the model's noise prediction is off by {lost * self.dim:.2g} nats in the median sample. Pass "
-                f"sigma_min={advised:.2g} for the log p of data with that much noise, use method='elbo', which is a "
-                "bound in any case, or train with target v or F."
+                f"sigma_min={advised:.2g} (--sigma-min) for the log p of data with that much noise, use method='elbo', "
+                "which is a bound in any case, or train with target v or F."
             )
         if mismatch > _DOUBTFUL:
             found.append(

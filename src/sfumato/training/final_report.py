@@ -10,7 +10,7 @@ from sfumato.conditions import of_data
 from sfumato.diagnostics import report, summary
 from sfumato.diagnostics.checks.evidence import Evidence, information
 from sfumato.diagnostics.information import Information
-from sfumato.diagnostics.memorization import Memorization, choose, compare, pairs_picture
+from sfumato.diagnostics.memorization import Memorization, choose, compare, pairs_picture, tells_apart
 from sfumato.diagnostics.nearest import Space
 from sfumato.diagnostics.text_bits import CALLS, TextBits, text_bits
 from sfumato.errors import SfumatoError
@@ -95,7 +95,9 @@ def _copies(session: Session) -> Memorization | str:
             if not session.world.leads:
                 return ""
             space, unseen = Space(best.spec, None, best.device), (session.source, session.holdout)
-            return compare(made, session.source, session.train, unseen, twins, space, seed, max(2, most))
+            return compare(
+                made, session.source, session.train, unseen, twins, space, seed, max(2, most), tells_apart(best)
+            )
     except SfumatoError as error:
         return str(error).rstrip(".")
 
