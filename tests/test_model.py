@@ -8,6 +8,7 @@ import torch
 from curves import CURVES
 from loops import every
 from sfumato import target
+from sfumato.belief import FAINT, FURTHEST
 from sfumato.exact import GaussianMixture
 from sfumato.model import Denoiser, Model, noise_level
 from sfumato.process import Gaussian
