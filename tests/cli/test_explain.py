@@ -137,3 +137,8 @@ def test_mistakes(refused, words, said):
 )
 def test_plots_that_cannot_be_written(refused, words, said):
     assert said in refused("explain-objective", *words)
+
+
+def test_a_model_without_noise_levels_has_no_objective(refused):
+    codec = Path(__file__).parents[1] / "fixtures/v1_codec.safetensors"
+    assert "holds a model without noise levels" in refused("explain-objective", codec)

@@ -95,7 +95,11 @@ def test_npz_keys(tmp_path):
             source = data.open(tmp_path / "a.npz")
             assert np.array_equal(source.x.numpy(), x) and source.labels.tolist() == y.tolist()
     np.savez(tmp_path / "b.npz", scale=np.array(3.0))
-    refused(tmp_path / "b.npz", "no array that is samples by its name and shape: name one with --key.*of scale")
+    refused(tmp_path / "b.npz", "has no array with one entry a sample: it holds scale$")
+    np.savez(tmp_path / "c.npz")
+    refused(tmp_path / "c.npz", "it holds nothing$")
+    np.savez(tmp_path / "d.npz", x=x, meta=np.array([{"a": 1}], dtype=object))
+    refused(tmp_path / "d.npz", "meta.npy: it holds pickled Python objects")
 
 
 def test_tuple_dict_and_list():
@@ -185,7 +189,7 @@ def test_nan_and_inf_are_counted_and_located():
         (np.zeros((0, 4)), "empty"),
         (np.zeros((4, 0)), "empty"),
         (torch.zeros(4, 4).to_sparse(), "dense"),
-        ({"a": np.float64(3)}, "no array that is samples"),
+        ({"a": np.float64(3)}, "no array with one entry a sample"),
         (None, "NoneType is not data"),
         (len, "is not data"),
         (np.full((2, 2), 2**64 - 1, np.uint64), "beyond"),

@@ -12,8 +12,16 @@ from sfumato.conditions import Condition, Conditions, Label, MultiLabel, Scalar,
 from sfumato.data import DataSpec
 from sfumato.data.numpy_files import load
 from sfumato.errors import SfumatoError
+from sfumato.model import Denoiser
 
 LABEL = "label"
+
+
+def spec_of(denoiser: Denoiser, where: Any) -> DataSpec:
+    """The data spec of a model, by which a command reads and writes data. Raises SfumatoError if it has none."""
+    if denoiser.spec is None:
+        raise SfumatoError(f"{where} has no data spec, so its samples have no units: use it in Python")
+    return denoiser.spec
 
 
 def said(options: Any, known: Mapping[str, Condition], label: str | None = None) -> dict[str, str]:
