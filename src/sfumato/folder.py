@@ -158,6 +158,17 @@ def held(path: Path) -> Iterator[None]:
         yield
 
 
+def is_held(path: Path) -> bool:
+    """Whether another process trains in a run folder, as far as the locks of its file system tell."""
+    try:
+        with locked(path / LOCK):
+            return False
+    except Busy:
+        return True
+    except OSError:  # there is no lock
+        return False
+
+
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
     try:

@@ -227,6 +227,8 @@ def test_missing_paths_suggest_what_was_meant(tmp_path):
     (tmp_path / "photos").mkdir()
     refused("fashon", "did you mean the built-in set 'fashion'")
     refused(str(tmp_path / "photo"), "does not exist: did you mean .*photos")
+    (tmp_path / "link").symlink_to(tmp_path / "link")
+    refused(tmp_path / "link", "link is a link to nothing")
     refused(str(tmp_path / "zzz" / "qqq"), "not one of the built-in sets")
     refused("", "no data given")
 

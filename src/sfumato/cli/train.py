@@ -14,6 +14,7 @@ from sfumato.cli.run import Voice
 from sfumato.cli.sample import draw
 from sfumato.cli.write import free
 from sfumato.diagnostics import summary
+from sfumato.folder import is_held
 from sfumato.progress import QUIET_SECONDS, Count
 from sfumato.training.console import Console
 from sfumato.training.control import say
@@ -98,8 +99,12 @@ def resume(options: Any, voice: Voice) -> None:
 
 def control(options: Any, voice: Voice) -> None:
     path = say(options.folder, options.word)
-    voice.emit({"run": str(path), "word": options.word})
-    voice.say(f"Sent {options.word} to {path}; the process that trains it acts on it within a second or a step.")
+    trains = is_held(path)
+    voice.emit({"run": str(path), "word": options.word, "trains": trains})
+    if trains:
+        voice.say(f"Sent {options.word} to {path}; the process that trains it acts on it within a second or a step.")
+    else:
+        voice.say(f"Sent {options.word} to {path}, which no process seems to train: it may have ended.")
 
 
 @outliving_output()
