@@ -190,6 +190,7 @@ def test_nan_and_inf_are_counted_and_located():
         (np.zeros((4, 0)), "empty"),
         (torch.zeros(4, 4).to_sparse(), "dense"),
         ({"a": np.float64(3)}, "no array with one entry a sample"),
+        (torch.zeros(20, 3, device="meta"), "on the meta device"),
         (None, "NoneType is not data"),
         (len, "is not data"),
         (np.full((2, 2), 2**64 - 1, np.uint64), "beyond"),
