@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import struct
 from pathlib import Path
 
@@ -172,6 +173,22 @@ def test_what_would_not_be_read_again_is_not_written(tmp_path):
     model.provenance = {"guidance": "lots"}
     with pytest.raises(SfumatoError, match="would not be read again: provenance.guidance: expected a finite number"):
         sf.save(model, tmp_path / "m.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/dev/null").exists(), reason="devices and pipes of POSIX")
+def test_devices_and_pipes_are_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")
+    for name in ("pipe", "link"):
+        with pytest.raises(SfumatoError, match="is a pipe or a device"):
+            sf.save(denoiser(), tmp_path / name)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode) and (tmp_path / "link").is_symlink()
+
+
+def test_names_that_are_not_utf_8_are_refused(tmp_path):
+    with pytest.raises(SfumatoError, match="is not a name in UTF-8"):
+        sf.save(denoiser(), tmp_path / "\udcff.safetensors")
     assert not list(tmp_path.iterdir())
 
 

@@ -196,6 +196,21 @@ def test_a_call_leaves_the_process_as_it_was(name, place):
     assert within <= ({"threads of torch"} if name == "train with threads" else set())
 
 
+@pytest.mark.parametrize("name", ["board", "differentiable", "energy", "log_prob", "sample", "train", "tune"])
+def test_a_call_serves_in_inference_mode(name, place):
+    before = state()
+    with torch.inference_mode():
+        CASES[name](place)
+    assert changed(before, state()) == []
+
+
+def test_inference_mode_changes_no_value(place):
+    with torch.inference_mode():
+        x = X[:4].clone()
+        within = sf.log_prob(sf.load(place.saved), x, steps=2).value
+    assert torch.equal(within, sf.log_prob(sf.load(place.saved), X[:4], steps=2).value)
+
+
 def test_a_call_that_fails_leaves_the_process_as_it_was(place):
     def fail(*_: Any) -> None:
         raise KeyError("in the network")

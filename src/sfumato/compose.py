@@ -166,7 +166,8 @@ class Unrolled(Wrapped):
         self.grad_calls, self.checkpoint = grad_calls, checkpoint
 
     def __call__(self, z: Any, t: Time, /, **cond: Any) -> Any:
-        if not (self.checkpoint and torch.is_grad_enabled() and isinstance(self.process, Gaussian)):
+        wanted = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        if not (self.checkpoint and wanted and isinstance(self.process, Gaussian)):
             return self.inner(z, t, **cond)
         x, eps, share = checkpoint(self._signals, z, t, cond, use_reentrant=False)
         return Estimate(

@@ -1,5 +1,6 @@
 """The exception for user mistakes, the warning for likely ones, and suggestions."""
 
+import errno
 import operator
 import os
 import re
@@ -61,6 +62,13 @@ def place(value: Any, what: str) -> Path:
     if not isinstance(value, str | os.PathLike):
         raise SfumatoError(f"{what} must be a path, not {value!r:.80}.")
     text = os.fspath(value)
+    if not text:
+        raise SfumatoError(f"{what} has no name: its path is empty.")
     if "\0" in text:
         raise SfumatoError(f"{what} cannot have a NUL byte in its path: {text!r:.80}.")
+    try:
+        os.stat(text)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise SfumatoError(f"{what} cannot have so long a name: {text!r:.80} ..") from None
     return Path(text).expanduser()

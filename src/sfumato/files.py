@@ -38,8 +38,13 @@ _LOOK_SECONDS = 0.05  # between two attempts at a lock
 
 @contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary file next to `path` to write to: renamed to `path` at the end, removed after an error."""
+    """A temporary file next to `path` to write to: renamed to `path` at the end, removed after an error.
+
+    Raises SfumatoError if it cannot be written, or if a pipe or a device stands there, which renaming would replace.
+    """
     final = Path(path)
+    if final.exists() and not (final.is_file() or final.is_dir()):
+        raise SfumatoError(f"{final} is a pipe or a device, where a file is written: give another name.")
     temporary = final.parent / f".{final.name}.{secrets.token_hex(6)}.tmp"
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -187,6 +192,7 @@ def write_sealed(path: str | os.PathLike[str], tensors: Mapping[str, Any], contr
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    schema.require_utf8([str(path), contract])
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     whole = {**contract, "hash": seal(plain, contract)}
     # tensors that share memory (tied weights) are written separately

@@ -125,12 +125,12 @@ def _chosen(out: str) -> Path:
 
 @contextmanager
 def _created(path: Path) -> Iterator[None]:
-    with _writing(path):
+    with _writing(path, " Give another --out."):
         path.mkdir(parents=True, exist_ok=True)
     with held(path):
         if begun(path):
             raise SfumatoError(f"{path} already holds a run: continue it with `sfumato resume {path}` or set --out.")
-        with _writing(path):
+        with _writing(path, " Give another --out."):
             for part in ("samples", "checkpoints"):
                 (path / part).mkdir(exist_ok=True)
         yield
@@ -158,12 +158,23 @@ def held(path: Path) -> Iterator[None]:
         yield
 
 
+def is_held(path: Path) -> bool:
+    """Whether another process trains in a run folder, as far as the locks of its file system tell."""
+    try:
+        with locked(path / LOCK):
+            return False
+    except Busy:
+        return True
+    except OSError:  # there is no lock
+        return False
+
+
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _writing(path: Path, hint: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise SfumatoError(f"The run folder {path} cannot be written: {reason(error)}. Give another --out.") from None
+        raise SfumatoError(f"The run folder {path} cannot be written: {reason(error)}.{hint}") from None
 
 
 def _candidates(name: str) -> Iterator[Path]:

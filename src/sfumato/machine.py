@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import psutil
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from sfumato.errors import SfumatoError
 
 T = TypeVar("T")
+P = ParamSpec("P")
 CGROUP = Path("/sys/fs/cgroup")  # a container's limits (control groups, version 2), which psutil ignores
 after_release: list[Callable[[], None]] = []  # called by `release_memory`; memory limiters add to it
 SHARE = 0.25  # of the free memory that one data set may take; larger ones stay on disk
@@ -106,6 +108,27 @@ def out_of_memory(error: BaseException) -> bool:
     # on a CPU torch's allocator and lower libraries raise a bare RuntimeError
     words = ("DefaultCPUAllocator", "std::bad_alloc", "could not create a primitive")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
+def outside_inference(function: Callable[P, T]) -> Callable[P, T]:
+    """A function that serves within torch.inference_mode() too, though it makes gradients or what they are taken of.
+
+    The mode is off while it runs, and tensors among its arguments that were made in the mode are copied.
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        if not torch.is_inference_mode_enabled():
+            return function(*args, **kwargs)
+        with torch.inference_mode(False), torch.no_grad():
+            given: tuple[Any, ...] = tuple(map(_usable, args))
+            return function(*given, **{name: _usable(value) for name, value in kwargs.items()})
+
+    return run
+
+
+def _usable(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 def in_parts(work: Callable[[Tensor], T], rows: Tensor, most: int, halve: bool = True) -> list[T]:

@@ -85,6 +85,19 @@ def require(value: Any, check: Check, file: Any) -> None:
         raise SfumatoError(f"{file}: {error}") from None
 
 
+def require_utf8(value: Any) -> None:
+    """Raise SfumatoError for keys or texts that are not UTF-8, such as names of files in another encoding: a file that
+    holds one could not be read again."""
+    for pair in leaves(value):
+        for each in pair:
+            try:
+                str(each).encode()
+            except UnicodeEncodeError:
+                raise SfumatoError(
+                    f"{each} is not a name in UTF-8, as the files written here need: rename it."
+                ) from None
+
+
 def leaves(value: Any) -> Iterator[tuple[str, Any]]:
     """(its keys, joined by dots; value) of everything in lists and mappings that is neither of them."""
     todo = [("", value)]

@@ -1,6 +1,7 @@
 """`explain-objective`: of names, of a run, of a model file; the table, the JSON, the picture, and what is refused."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -129,11 +130,18 @@ def test_mistakes(refused, words, said):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("name", "said"),
     [
-        (("--plot", "objective.xyz"), "must end in one of"),
-        (("--plot", "nowhere/objective.png"), "nowhere/objective.png"),
+        ("objective.xyz", "must end in one of"), ("objective", "must end in one of"),
+        ("file/objective.png", "file/objective.png cannot be written"), ("pipe.png", "is a pipe or a device"),
     ],
-)
-def test_plots_that_cannot_be_written(refused, words, said):
-    assert said in refused("explain-objective", *words)
+)  # fmt: skip
+def test_plots_that_cannot_be_written(refused, workplace, name, said):
+    (workplace / "file").write_text("")
+    os.mkfifo(workplace / "pipe.png")
+    assert said in refused("explain-objective", "--plot", name)
+
+
+def test_a_model_without_noise_levels_has_no_objective(refused):
+    codec = Path(__file__).parents[1] / "fixtures/v1_codec.safetensors"
+    assert "holds a model without noise levels" in refused("explain-objective", codec)

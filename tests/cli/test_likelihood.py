@@ -87,3 +87,11 @@ def test_bounds_with_their_terms(call, models, workplace):
 def test_a_probability_of_cells_is_a_bounds(refused, models, workplace):
     np.save("set.npy", np.random.default_rng(2).integers(0, 256, (2, 1, 8, 8), dtype=np.uint8))
     assert "uniform" in refused("likelihood", models["images"], "set.npy", "--dequantisation", "discretised")
+
+
+def test_a_model_without_units_is_refused(refused, workplace):
+    np.save("x.npy", np.zeros((20, 2)))
+    sf.save(sf.Denoiser(sf.nets.MLP(2, 8, 1), sf.Gaussian("flow"), "v", 1.0), "bare.safetensors")
+    assert "bare.safetensors has no data spec, so its samples have no units" in refused(
+        "likelihood", "bare.safetensors", "x.npy"
+    )

@@ -51,6 +51,14 @@ def test_training_goes_on_without_streams(where):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's file that is always full")
+def test_a_result_that_cannot_be_written_is_one_sentence():
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run([*COMMAND, "inspect", "x.npy"], stdout=full, stderr=subprocess.PIPE)
+    assert ran.returncode == 1
+    assert ran.stderr == b"sfumato: error: The output cannot be written: no space left on device.\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's file that is always full")
 def test_training_goes_on_when_the_disk_of_its_log_is_full():
     with open("/dev/full", "w") as full:
         ran = subprocess.run([*COMMAND, *TRAIN], stdout=full, stderr=full)

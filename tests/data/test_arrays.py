@@ -95,7 +95,11 @@ def test_npz_keys(tmp_path):
             source = data.open(tmp_path / "a.npz")
             assert np.array_equal(source.x.numpy(), x) and source.labels.tolist() == y.tolist()
     np.savez(tmp_path / "b.npz", scale=np.array(3.0))
-    refused(tmp_path / "b.npz", "no array that is samples by its name and shape: name one with --key.*of scale")
+    refused(tmp_path / "b.npz", "has no array with one entry a sample: it holds scale$")
+    np.savez(tmp_path / "c.npz")
+    refused(tmp_path / "c.npz", "it holds nothing$")
+    np.savez(tmp_path / "d.npz", x=x, meta=np.array([{"a": 1}], dtype=object))
+    refused(tmp_path / "d.npz", "meta.npy: it holds pickled Python objects")
 
 
 def test_tuple_dict_and_list():
@@ -185,7 +189,8 @@ def test_nan_and_inf_are_counted_and_located():
         (np.zeros((0, 4)), "empty"),
         (np.zeros((4, 0)), "empty"),
         (torch.zeros(4, 4).to_sparse(), "dense"),
-        ({"a": np.float64(3)}, "no array that is samples"),
+        ({"a": np.float64(3)}, "no array with one entry a sample"),
+        (torch.zeros(20, 3, device="meta"), "on the meta device"),
         (None, "NoneType is not data"),
         (len, "is not data"),
         (np.full((2, 2), 2**64 - 1, np.uint64), "beyond"),
@@ -223,6 +228,8 @@ def test_missing_paths_suggest_what_was_meant(tmp_path):
     (tmp_path / "photos").mkdir()
     refused("fashon", "did you mean the built-in set 'fashion'")
     refused(str(tmp_path / "photo"), "does not exist: did you mean .*photos")
+    (tmp_path / "link").symlink_to(tmp_path / "link")
+    refused(tmp_path / "link", "link is a link to nothing")
     refused(str(tmp_path / "zzz" / "qqq"), "not one of the built-in sets")
     refused("", "no data given")
 

@@ -348,6 +348,18 @@ def test_a_pipe_within_a_run_folder_is_one_sentence(tmp_path, capsys):
             call()
 
 
+def test_only_line_feeds_end_lines(tmp_path):
+    """Not U+2028 and its like, which JSON may hold as they are."""
+    (tmp_path / "labels.txt").write_text("a\u2028b\nc\x0bd\n", encoding="utf-8")
+    assert read_labels(str(tmp_path / "labels.txt")) == ["a\u2028b", "c\x0bd"]
+    rows = [f'{{"file_name": "{i}.png", "kind": "a\u2028{i % 2}"}}' for i in range(20)]
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/metadata.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    for i in range(20):
+        Image.fromarray(np.full((4, 4), i, np.uint8)).save(tmp_path / f"set/{i}.png")
+    assert data.open(tmp_path / "set").conditions["kind"].names == ("a\u20280", "a\u20281")
+
+
 def test_labels_that_are_no_text_are_one_sentence(tmp_path):
     (tmp_path / "labels.txt").write_bytes(b"a\n\xff\xfe\n")
     with pytest.raises(SfumatoError, match="labels.txt holds no labels: 'utf-8' codec can't decode"):

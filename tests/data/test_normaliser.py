@@ -60,6 +60,17 @@ def test_normalised_data_has_mean_0_and_std_1_whatever_the_unit(scale):
     assert (z.std(0, correction=0) - 1).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("power", [-900, 0, 1000])
+def test_the_quietest_group_scales_with_the_unit_to_the_last_digit(power):
+    """Squares of 1e300 overflow, and a channel of its own scale lies beside it."""
+    x = gaussian((100, 2, 4))
+    known = statistics(x)
+    figures = statistics(x * torch.tensor([2.0**power, 1.0], dtype=torch.float64)[:, None])
+    for name in ("quiet", "quiet_sample"):
+        scaled = getattr(known, name)
+        assert getattr(figures, name) == (math.ldexp(scaled[0], power), scaled[1])
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     exponent=st.floats(-12, 6),

@@ -146,7 +146,7 @@ def test_a_number_of_the_samples_cannot_be_ignored(tmp_path):
             r"no column to learn from.*when \(string\), where",
         ),
         (lambda: pa.table({"x": [[1.0, 2.0], [3.0]]}), "the lists of 'x' have lengths from 1 to 2"),
-        (lambda: pa.table({"a": [1.0, None, 2.0]}), "1 cells of 'a' are empty from row 0 on"),
+        (lambda: pa.table({"a": [1.0, None, 2.0]}), "1 cell of 'a' is empty from row 0 on"),
         (lambda: pa.table({"a": [1.0, float("nan"), 2.0]}), "1 values that are NaN or infinite"),
         (lambda: pa.table({"a": pa.array([], pa.float32())}), "its table has no rows"),
         (lambda: pa.table({"image": [b"junk", b"more"]}), r"no column to learn from.*image \(binary\)"),
@@ -158,10 +158,24 @@ def test_what_cannot_be_learned_from_is_one_sentence(tmp_path, table, words):
     assert "\n" not in str(caught.value)
 
 
+def test_a_first_line_of_numbers_is_a_sample_without_names_unless_they_rise(tmp_path):
+    rows = "".join(f"{a:.3f},{b:.3f},{c:.3f}\n" for a, b, c in NUMBERS[:, [0, 1, 0]])
+    for name, first in (("plain", ""), ("pixels", "5,0,0\n")):
+        (tmp_path / f"{name}.csv").write_text(first + rows)
+        with pytest.raises(SfumatoError, match=f"{name}.csv begins with numbers .* where the names of its columns"):
+            data.open(tmp_path / f"{name}.csv")
+    for first in ("0,1,2", "400.5,401,450"):  # those of pandas, and wavelengths
+        (tmp_path / "named.csv").write_text(f"{first}\n{rows}")
+        assert data.open(tmp_path / "named.csv").x.shape == (len(NUMBERS), 3)
+
+
 def test_files_that_are_no_tables_are_one_sentence(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"nonsense")
     with pytest.raises(SfumatoError, match="cannot be read as a table"):
         data.open(tmp_path / "x.parquet")
+    (tmp_path / "twins.csv").write_text("a,b,a\n1,2,3\n")
+    with pytest.raises(SfumatoError, match="twins.csv has several columns named 'a'"):
+        data.open(tmp_path / "twins.csv")
     (tmp_path / "latin.csv").write_bytes("a,é\n1.5,2.5\n".encode("latin-1"))
     with pytest.raises(SfumatoError, match="latin.csv cannot be read as a table: .*utf-8"):
         data.open(tmp_path / "latin.csv")

@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import os
 import re
 
 import numpy as np
 
 import sfumato as sf
 from sfumato.diagnostics.board_page import drowned
-from sfumato.diagnostics.report import page
+from sfumato.diagnostics.report import _samples, page
 from sfumato.training.console import Silent
 
 EVIL, SHOWN = "<script>alert(1)</script>", "&lt;script&gt;alert(1)&lt;/script&gt;"
@@ -48,6 +49,14 @@ def test_names_of_a_run_are_text(tmp_path):
     assert re.search(rf"<b>[^<]*{re.escape(SHOWN)}[^<]*</b><span>what it is conditioned on", text)
     commands = text[text.index("What to type next") :]
     assert f"--condition &#39;{SHOWN}=" in commands and f"{SHOWN}/run" in commands
+
+
+def test_other_things_among_the_grids_are_passed_over(tmp_path):
+    (tmp_path / "samples/step_00000005.png").mkdir(parents=True)
+    for name, contents in (("step_best.png", b"mine"), ("step_00000007.png", b"grid")):
+        (tmp_path / "samples" / name).write_bytes(contents)
+    os.mkfifo(tmp_path / "samples/step_00000006.png")
+    assert _samples(tmp_path) == [(7, "data:image/png;base64,Z3JpZA==")]
 
 
 def test_names_of_a_board_are_text(tmp_path):

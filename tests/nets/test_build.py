@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from sfumato.nets import build
+from sfumato.errors import SfumatoError
+from sfumato.nets import build, named
 
 SHAPES = [(3, 97), (1, 128), (1, 4096), (1, 28, 28), (3, 64, 64), (3, 256, 256), (12, 33, 50), (100, 28, 28)]
 
@@ -19,3 +20,9 @@ def test_levels_carry_the_data_and_reach_across_it(shape: tuple[int, ...], size:
     assert channels == sorted(channels) and places == sorted(places, reverse=True)
     assert places[-1] <= 100  # the coarsest level sees the whole field
     assert args["attention"] and all(places[level] <= 512 for level in args["attention"])
+
+
+@pytest.mark.parametrize("word", ["MLP", "MLP(width=8)", "MLP(dim=64)"])
+def test_an_mlp_of_images_is_refused_by_their_shape(word):
+    with pytest.raises(SfumatoError, match=r"takes vectors .D,., and the samples have the shape \(1, 8, 8\)"):
+        named(word, (1, 8, 8))

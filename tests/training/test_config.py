@@ -45,7 +45,12 @@ def test_yaml_round_trip(tmp_path):
     assert yaml.safe_load(path.read_text()) == config.to_dict()
 
 
-BAD_YAML = [("a: [", "not valid YAML"), ("- 1", "must hold settings"), ("stepz: 3", "steps")]
+BAD_YAML = [
+    ("a: [", "not valid YAML"),
+    ("- 1", "must hold settings"),
+    ("stepz: 3", "steps"),
+    ("batch: 4\nbatch: 8", "batch' twice"),
+]
 
 
 @pytest.mark.parametrize("text, words", BAD_YAML)

@@ -1,11 +1,13 @@
 """Words to a run under way, through its folder."""
 
+import os
 import threading
 
 import numpy as np
 import pytest
 
 import sfumato as sf
+from sfumato import folder
 from sfumato.cli import main
 from sfumato.errors import SfumatoError
 from sfumato.training import checkpoint, control
@@ -88,6 +90,16 @@ def test_words_for_an_earlier_process_are_not_heard(tmp_path):
     control.say(tmp_path / "run", "stop")
     run = sf.resume(tmp_path / "run", data=DATA, console=Silent())
     assert run.metrics[-1]["step"] == 8
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks of POSIX")
+def test_a_word_that_no_process_hears_is_said_to_be_so(tmp_path, capsys):
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", {4: "stop"})
+    words = ["control", str(tmp_path / "run"), "save"]
+    assert main(words) == 0 and "which no process seems to train" in capsys.readouterr().out
+    with folder.held(tmp_path / "run"):
+        assert main(words) == 0 and "acts on it within a second" in capsys.readouterr().out
 
 
 def test_mistakes_are_one_sentence(tmp_path, capsys):

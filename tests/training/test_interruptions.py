@@ -190,7 +190,7 @@ def test_a_run_without_a_checkpoint_is_begun_again(tmp_path, whole):
     (out / "config.yaml").write_text("batch: 8\n")
     (out / "metrics.jsonl").write_text("")
     (out / "checkpoints/.step_00000000.safetensors.0123456789ab.tmp").write_bytes(b"half")
-    with pytest.raises(SfumatoError, match="holds no checkpoint to resume from"):
+    with pytest.raises(SfumatoError, match="holds no checkpoint to resume from: train into it again"):
         sf.resume(out, X, console=Silent())
     train(out)
     assert_same(out, whole)

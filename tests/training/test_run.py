@@ -306,7 +306,11 @@ def test_an_array_in_memory_is_asked_for_again(tmp_path):
 def test_what_bad_input_gets(data, whole, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
-    places = ((whole.path, "already holds a run"), (blocked, "is a file"), (blocked / "x", "cannot be written"))
+    places = (
+        (whole.path, "already holds a run"), (blocked, "is a file"), (blocked / "x", "cannot be written"),
+        ("", "The run folder has no name"), ("x" * 300, "The run folder cannot have so long a name"),
+        (tmp_path / "\udcff", "is not a name in UTF-8"),
+    )  # fmt: skip
     for out, words in places:
         with pytest.raises(SfumatoError, match=words):
             sf.train(data, out, console=Silent(), **SETTINGS)
@@ -319,6 +323,19 @@ def test_what_bad_input_gets(data, whole, tmp_path):
     with pytest.raises(SfumatoError, match="did you mean|not one of the built-in"):
         sf.train(tmp_path / "nothing", tmp_path / "new", console=Silent())
     assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS has no names in other encodings")
+@pytest.mark.parametrize("where", ["data\udcff", "data/\udcff"])
+def test_data_whose_names_no_file_can_hold_are_refused_before_the_run(tmp_path, where):
+    for folder in (where, f"{Path(where).parent}/other" if "/" in where else f"{where}/other"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        for i in range(20):
+            with open(tmp_path / folder / f"{i}.png", "wb") as file:
+                Image.fromarray(np.full((8, 8), i, np.uint8)).save(file, "PNG")
+    with pytest.raises(SfumatoError, match="udcff is not a name in UTF-8.*rename it"):
+        sf.train(tmp_path / Path(where).parts[0], tmp_path / "run", console=Silent(), **SETTINGS)
+    assert not (tmp_path / "run").exists()
 
 
 def test_bad_resumes(whole, tmp_path):

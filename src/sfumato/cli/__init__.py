@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -120,6 +121,8 @@ def _sentence(error: Exception) -> tuple[str, int]:
         return str(error), MISTAKE
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {(error.strerror or str(error)).lower()}.", MISTAKE
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):  # of stdout
+        return f"The output cannot be written: {(error.strerror or str(error)).lower()}.", OTHER
     text = " ".join(str(error).split()) or "no message"
     # as in sfumato.machine, which needs torch
     scarce = ("out of memory", "DefaultCPUAllocator", "bad_alloc", "size calculation overflowed")

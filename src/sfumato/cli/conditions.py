@@ -15,8 +15,16 @@ from sfumato.data.images import IMAGE_SUFFIXES, ImageFiles, read_images
 from sfumato.data.numpy_files import load
 from sfumato.errors import SfumatoError
 from sfumato.files import require_plain
+from sfumato.model import Denoiser
 
 LABEL = "label"
+
+
+def spec_of(denoiser: Denoiser, where: Any) -> DataSpec:
+    """The data spec of a model, by which a command reads and writes data. Raises SfumatoError if it has none."""
+    if denoiser.spec is None:
+        raise SfumatoError(f"{where} has no data spec, so its samples have no units: use it in Python")
+    return denoiser.spec
 
 
 def said(options: Any, known: Mapping[str, Condition], label: str | None = None) -> dict[str, str]:

@@ -92,6 +92,8 @@ def _of_model(word: str, given: dict[str, str]) -> tuple[TrainConfig, Any, float
         _of_numbers(settings.process)
         return settings, None, 1.0
     contract = serialization.read_contract(word)
+    if contract["process"] is None:
+        raise SfumatoError(f"{word} holds a model without noise levels, which has no objective to explain.")
     _of_numbers(contract["process"]["name"])
     given = {**{dial: v for dial, v in contract["provenance"].items() if dial in ("times", "weight")}, **given}
     missing = [f"--{dial}" for dial in ("times", "weight") if dial not in given]

@@ -42,13 +42,14 @@ def likelihood(options: Any, voice: Voice) -> None:
     if options.out is not None and Path(options.out).suffix.lower() != ".npz":
         raise SfumatoError(f"{options.out} has no known kind: end it in .npz")
     denoiser = serialization.load_sampler(options.model, device=device_of(options.device))
-    source = opened(options, denoiser.spec)
+    spec = asked.spec_of(denoiser, options.model)
+    source = opened(options, spec)
     # spread over the set: folders are sorted by class
     chosen = torch.linspace(0, len(source) - 1, min(options.number, len(source))).round().long()
-    said = asked.said(options, denoiser.spec.conditions, options.class_)
-    given = asked.conditions(said, denoiser.spec, torch.arange(len(chosen)))
-    cond = Conditions({**_own(source, chosen, denoiser.spec), **given}) if options.conditional else given
-    known = [name for name in source.conditions if name in denoiser.spec.conditions]
+    said = asked.said(options, spec.conditions, options.class_)
+    given = asked.conditions(said, spec, torch.arange(len(chosen)))
+    cond = Conditions({**_own(source, chosen, spec), **given}) if options.conditional else given
+    known = [name for name in source.conditions if name in spec.conditions]
     if known and not cond:
         voice.note(f"Not conditioned on {', '.join(known)}; --conditional takes each sample under its own.")
     method = None if options.method == "auto" else options.method
@@ -61,7 +62,7 @@ def likelihood(options: Any, voice: Voice) -> None:
         _write(Path(options.out).expanduser(), found, chosen)
     voice.emit({**facts(found), "model": str(options.model), "data": source.name, "out": options.out,
                 "seconds": round(time.monotonic() - started, 1)})  # fmt: skip
-    voice.say(*report(found, denoiser.spec))
+    voice.say(*report(found, spec))
 
 
 def _own(source: data.Source, chosen: torch.Tensor, spec: DataSpec) -> Conditions:

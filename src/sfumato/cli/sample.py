@@ -50,7 +50,7 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE) -> dic
     contract = serialization.read_contract(options.model)
     device = device_of(options.device) if world.size == 1 else world.device
     denoiser = serialization.load_sampler(options.model, options.weights, device)
-    spec = _spec(denoiser, options.model)
+    spec = asked.spec_of(denoiser, options.model)
     denoiser.compute_dtype = compute_dtype(options.precision, denoiser.device)
     follow = Follower()
     denoiser.net.register_forward_pre_hook(lambda *_: follow())
@@ -79,12 +79,6 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE) -> dic
     facts = manifest(options, contract, denoiser, plan, scale, index, given, columns)
     files = world.broadcast_result(lambda: write.write(path, folder, x, columns, spec, facts))
     return {"out": out, "files": files, "seconds": round(time.monotonic() - started, 2), "manifest": facts}
-
-
-def _spec(denoiser: Denoiser, where: str) -> DataSpec:
-    if denoiser.spec is None:
-        raise SfumatoError(f"{where} has no data spec, so its samples have no units: use sf.sample in Python")
-    return denoiser.spec
 
 
 def _index(options: Any, spec: DataSpec, given: Mapping[str, str]) -> torch.Tensor:

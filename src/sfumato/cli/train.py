@@ -17,6 +17,7 @@ from sfumato.cli.write import free
 from sfumato.data import open as open_data
 from sfumato.diagnostics import summary
 from sfumato.diagnostics.text_bits import known_words
+from sfumato.folder import is_held
 from sfumato.progress import QUIET_SECONDS, Count
 from sfumato.training.console import Console
 from sfumato.training.control import say
@@ -102,8 +103,12 @@ def resume(options: Any, voice: Voice) -> None:
 
 def control(options: Any, voice: Voice) -> None:
     path = say(options.folder, options.word)
-    voice.emit({"run": str(path), "word": options.word})
-    voice.say(f"Sent {options.word} to {path}; the process that trains it acts on it within a second or a step.")
+    trains = is_held(path)
+    voice.emit({"run": str(path), "word": options.word, "trains": trains})
+    if trains:
+        voice.say(f"Sent {options.word} to {path}; the process that trains it acts on it within a second or a step.")
+    else:
+        voice.say(f"Sent {options.word} to {path}, which no process seems to train: it may have ended.")
 
 
 @outliving_output()

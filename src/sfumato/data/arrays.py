@@ -45,6 +45,8 @@ def read_npz(path: Path, samples: Callable[[Mapping[str, np.ndarray]], str]) -> 
 def to_tensor(obj: Any, where: str) -> Tensor:
     """Any array-like -> a CPU tensor of the same dtype, sharing memory where possible."""
     if isinstance(obj, Tensor):
+        if obj.is_meta:
+            raise SfumatoError(f"{where} is on the meta device, where tensors have no values")
         return _supported(obj.detach().cpu(), where)
     _require_unmasked(obj, where)
     try:

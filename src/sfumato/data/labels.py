@@ -20,7 +20,7 @@ def read_labels(path: str) -> np.ndarray | list[str]:
     try:
         if file.suffix.lower() == ".npy":
             return load(file)
-        lines = read_text(file).splitlines()
+        lines = read_text(file).split("\n")  # `splitlines` ends lines at U+2028, too
     except OSError as error:
         raise SfumatoError(f"the labels {path} cannot be read: {reason(error)}") from None
     except UnicodeDecodeError as error:

@@ -126,7 +126,7 @@ def _csv(path: Path) -> list[Record]:
 
 def _jsonl(path: Path) -> list[Record]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # `splitlines` ends lines at U+2028, too
     except (OSError, UnicodeDecodeError) as error:
         why = reason(error) if isinstance(error, OSError) else "it is no text"
         raise SfumatoError(f"{path} cannot be read: {why}") from None

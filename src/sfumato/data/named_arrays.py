@@ -32,6 +32,8 @@ def pick(arrays: Mapping[str, Any], where: str, asked: Asked) -> Picked:
     Of arrays named after splits (x_train, test_labels) those of one split are read, without its name: its labels are
     then "y" or "labels". Raises SfumatoError, with the arrays, where they leave it open.
     """
+    if not any(map(_has_rows, arrays.values())):
+        raise SfumatoError(f"{where} has no array with one entry a sample: it holds {_shapes(arrays)}")
     named = {key: array_name(str(key)) for key in arrays}
     keys = [key for key in arrays if asked.key in (None, key)]
     if not keys and asked.key is not None:

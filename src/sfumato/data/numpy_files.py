@@ -48,6 +48,13 @@ class _Header:
         self.nbytes = math.prod(self.shape) * self.dtype.itemsize
 
 
+def _of_member(file: IO[bytes], name: str) -> _Header:
+    try:
+        return _Header(file)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
 class Archive:
     """The arrays of a .npz file, of which only those that are read are ever unpacked.
 
@@ -64,7 +71,7 @@ class Archive:
                 if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise ValueError(f"{info.filename} is compressed in a way that NumPy does not use")
                 with archive.open(info) as file:
-                    header = _Header(file)
+                    header = _of_member(file, info.filename)
                 if header.nbytes > info.file_size:
                     raise ValueError(f"{info.filename} claims more than the {info.file_size:,} bytes it has")
                 standing = np.broadcast_to(np.zeros((), header.dtype), header.shape)

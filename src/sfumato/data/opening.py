@@ -236,6 +236,8 @@ def _found(text: str) -> list[Path]:
         return [path]
     if several := expand(text):
         return several
+    if path.is_symlink():
+        raise SfumatoError(f"{text} is a link to nothing: give the data themselves, or mend the link")
     siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     near_set = difflib.get_close_matches(text.lower(), builtin.NAMES, n=1)
     near_file = difflib.get_close_matches(path.name, siblings, n=1)

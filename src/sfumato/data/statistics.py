@@ -87,4 +87,7 @@ def _quiet(x: "Samples", indices: Tensor | None, size: int) -> Tensor:
     starts = torch.linspace(0, len(rows) - size, groups, dtype=torch.float64).long()
     chosen = x[rows[starts[:, None] + torch.arange(size)].flatten()].to(torch.float64)
     members = chosen.reshape(groups, size, x.shape[1], -1).transpose(1, 2).reshape(groups, x.shape[1], -1)
-    return members.std(2, correction=0).amin(0)
+    # a power of two changes no digit, and keeps squares from overflowing
+    exponent = torch.frexp(members.abs().amax((0, 2), keepdim=True)).exponent - 1
+    power = exponent.clamp(-1000).to(torch.float64).exp2()
+    return (members / power).std(2, correction=0).amin(0) * power.flatten()

@@ -17,6 +17,7 @@ from ..progress import counting
 from . import arrays, cache
 from .column import Column, Unread, column, named
 from .images import Items
+from .names import counted
 from .rows import READING, Rows, Samples, in_blocks
 from .tables import TableFiles, depth, encoded_bytes, is_number, is_string, leaf
 
@@ -143,8 +144,9 @@ def _dense(values: Any, words: str, place: str = "") -> np.ndarray:
 
 def _require_whole(values: Any, words: str, place: str) -> None:
     if values.null_count:
-        cells = words.format(f"{values.null_count:,} cells")
-        raise SfumatoError(f"{cells} are empty{place}: fill them, remove these rows, or make the column a condition")
+        cells = words.format(counted(values.null_count, "cell", "cells"))
+        are = "is" if values.null_count == 1 else "are"
+        raise SfumatoError(f"{cells} {are} empty{place}: fill them, remove these rows, or make the column a condition")
 
 
 def read_column(table: TableFiles, name: str, limit: int | None = None) -> Column:

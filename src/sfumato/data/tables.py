@@ -8,7 +8,9 @@ metadata declare classes. Rows are read by group: the row groups of Parquet, the
 from __future__ import annotations
 
 import io
+import itertools
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -21,6 +23,7 @@ from . import cache, limits
 from .arrow_files import read_arrow
 from .images import together
 from .kinds import IGNORE
+from .names import listed
 from .picture import opened
 
 LABEL_NAMES = ("label", "labels", "class", "cls", "category", "target", "y", "fine_label", "coarse_label")
@@ -99,6 +102,8 @@ def _fragments(path: Path) -> tuple[Any, list[Any]]:
             schema, groups = whole.physical_schema, whole.split_by_row_group()
         else:
             table = csv.read_csv(path) if suffix == ".csv" else read_arrow(path)
+            if suffix == ".csv":
+                _require_header(path, table.schema.names)
             schema, groups = table.schema, list(dataset.dataset(table).get_fragments())
         for kind in (pa.struct(schema), *filter(pa.types.is_struct, schema.types)):
             [kind.field(i).name for i in range(kind.num_fields)]  # fails here where a name is not UTF-8
@@ -107,6 +112,25 @@ def _fragments(path: Path) -> tuple[Any, list[Any]]:
         raise
     except Exception as error:  # pyarrow raises many kinds
         raise SfumatoError(f"{path} cannot be read as a table: {first_line(error)}") from None
+
+
+def _require_header(path: Path, names: Sequence[str]) -> None:
+    """Raise SfumatoError unless each column of a .csv file has a name of its own.
+
+    Numbers that rise, such as wavelengths, may be names; others are a row without names above it.
+    """
+    try:
+        numbers = [float(name) for name in names]
+    except ValueError:
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise SfumatoError(f"{path} has several columns named {twice[0]!r}: give each its own name") from None
+        return
+    if not all(one < next_one for one, next_one in itertools.pairwise(numbers)):
+        raise SfumatoError(
+            f"{path} begins with numbers ({listed(names)}) where the names of its columns belong: write a line of "
+            "names above them, such as a,b,c"
+        )
 
 
 def _unpacked(metadata: Any) -> int:

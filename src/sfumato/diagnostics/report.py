@@ -54,7 +54,7 @@ def write(
         scored=next((line for line in reversed(lines) if "valid_raw" in line), None),
         said=summary.words(facts) if facts else [],
         holdout=facts["holdout"] if facts else None,
-        nearest=_encoded(nearest) if facts and facts["memorisation"] and nearest.exists() else None,
+        nearest=_encoded(nearest) if facts and facts["memorisation"] and nearest.is_file() else None,
         samples=_samples(run),
         texts=_texts(run),
         losses=_losses(lines),
@@ -74,7 +74,8 @@ def _subtitle(run: Path, lines: Sequence[Facts], model: Facts | None) -> str:
 
 def _samples(run: Path) -> list[tuple[int, str]]:
     """(step, picture) of the sample grids, newest first; of more than GRIDS, an even selection."""
-    paths = sorted((run / "samples").glob("step_*.png"))
+    grids = (run / "samples").glob("step_*.png")
+    paths = sorted(path for path in grids if path.stem.removeprefix("step_").isdecimal() and path.is_file())
     if len(paths) > GRIDS:
         paths = [paths[round(i * (len(paths) - 1) / (GRIDS - 1))] for i in range(GRIDS)]
     return [(int(path.stem.removeprefix("step_")), _encoded(path)) for path in reversed(paths)]

@@ -61,6 +61,11 @@ def named(
         defaults["conditions"] = conditions
     if len(shape) == 1:
         defaults["dim"] = shape[0]
+    elif isinstance(word, str) and registry.bare(word) == "MLP":
+        raise SfumatoError(
+            f"An MLP takes vectors (D,), and the samples have the shape {tuple(shape)}: flatten them, or take another "
+            "network, such as UNet."
+        )
     net: nn.Module = registry.make("network", word, defaults)
     return net
 

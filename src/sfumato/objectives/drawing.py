@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
+from sfumato.files import atomic
 
 if TYPE_CHECKING:
     from sfumato.objectives.compiler import Objective
@@ -34,11 +36,11 @@ def draw(objective: Objective, path: str) -> None:
         f"{objective.target}-prediction, {type(objective.schedule).__name__}: {_words(objective)}",
         loc="left", fontsize=11, color=_INK,
     )  # fmt: skip
-    try:
-        figure.savefig(path, dpi=120)
-    except ValueError as error:
-        known = ", ".join(sorted(f".{kind}" for kind in figure.canvas.get_supported_filetypes()))
-        raise SfumatoError(f"{path} cannot be drawn ({error}): its name must end in one of {known}.") from None
+    kind, known = Path(path).suffix.lower().removeprefix("."), sorted(figure.canvas.get_supported_filetypes())
+    if kind not in known:
+        raise SfumatoError(f"{path} cannot be drawn: its name must end in one of {', '.join(f'.{k}' for k in known)}.")
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=120, format=kind)
 
 
 def _words(objective: Objective) -> str:

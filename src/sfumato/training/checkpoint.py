@@ -52,6 +52,7 @@ def write(run: Path, state: State, contract: dict[str, Any], world: World = ALON
     """
     path = run / "checkpoints" / f"step_{state.step:08d}"
     whole = {"format": FORMAT, "version": VERSION, "counters": state.counters(), **contract}
+    schema.require(whole, _CONTRACT, f"{path} would not be read again")
     if state.sharded:
         path = shards.write(path, state.tensors(), whole, world)
     else:
@@ -113,4 +114,5 @@ def latest(run: Path) -> tuple[dict[str, Any], Mapping[str, Tensor], list[str]]:
         return contract, tensors, notes
     if paths:
         raise SfumatoError(f"{run} holds no checkpoint that can be read: {notes[0].removeprefix('Skipped: ')}")
-    raise SfumatoError(f"{run} holds no checkpoint to resume from: give a run folder of sfumato train.")
+    again = f"train into it again, sfumato train DATA --out {run}"
+    raise SfumatoError(f"{run} holds no checkpoint to resume from: {again}.")

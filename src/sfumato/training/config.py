@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -271,6 +272,9 @@ def read(path: str) -> dict[str, Any]:
         raise SfumatoError(f"{path} holds a value that cannot be read ({type(error).__name__}).") from None
     if not isinstance(values, dict):
         raise SfumatoError(f"{path} must hold settings, one `name: value` per line.")
+    twice = [name for name, count in Counter(key.value for key, _ in yaml.compose(text).value).items() if count > 1]
+    if twice:  # of which YAML takes the last
+        raise SfumatoError(f"{path} has the setting {twice[0]!r} twice: leave out one of them.")
     for field in dataclasses.fields(TrainConfig):
         if field.name in values:
             schema.require(values, functools.partial(_well_typed, field), path)

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 
-from sfumato import data, folder, serialization
+from sfumato import data, folder, schema, serialization
 from sfumato.data import DataSpec, Source
 from sfumato.data.labels import read_labels
 from sfumato.diagnostics import examples, summary
@@ -82,6 +82,7 @@ def train(
         stack.enter_context(own_modes(world.device))
         make = lambda: prepared(data, labels, chosen, world.device, given)  # noqa: E731
         config, source, model = _opened(world, console, make)
+        schema.require_utf8([config.to_dict(), source.name, model.spec.to_dict()])
         # before the folder: it refuses a loss that does not suit the network
         state = State(model, config, loss_of(config, given.loss), world)
         path = world.broadcast_result(lambda: stack.enter_context(folder.new(config.out, source.name)))
