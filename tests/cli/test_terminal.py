@@ -31,6 +31,18 @@ def data(workplace) -> None:
     np.save("x.npy", np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32))
 
 
+def listening() -> None:
+    """In a child: signals have their usual effect, also where the tests run in the background or under nohup."""
+    for name in ("SIGHUP", "SIGTERM", "SIGINT", "SIGUSR1"):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+
+def endless() -> subprocess.Popen:
+    return subprocess.Popen(
+        [*COMMAND, *ENDLESS, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=listening
+    )
+
+
 def done() -> bool:
     return sf.load("run").provenance["steps"] == 200 and Path("run/report.json").exists()
 
@@ -73,7 +85,7 @@ def test_other_commands_end_quietly_with_their_reader():
 
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGTERM", "SIGINT", "SIGUSR1"])
 def test_two_signals_save_once_after_a_whole_step(name):
-    with subprocess.Popen([*COMMAND, *ENDLESS, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+    with endless() as run:
         while json.loads(run.stdout.readline())["step"] < 10:
             pass
         for _ in range(2):
@@ -87,6 +99,7 @@ def test_a_terminal_that_is_closed_saves_the_run():
     """The system then sends SIGHUP, and every write to the terminal fails."""
     child, terminal = pty.fork()
     if not child:
+        listening()
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("4H", 24, 120, 0, 0))
         os.execv(COMMAND[0], [*COMMAND, *ENDLESS])
     try:
@@ -103,7 +116,7 @@ def test_a_terminal_that_is_closed_saves_the_run():
 
 
 def test_a_folder_that_is_renamed_is_status_2():
-    with subprocess.Popen([*COMMAND, *ENDLESS, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+    with endless() as run:
         while json.loads(run.stdout.readline())["step"] < 10:
             pass
         os.rename("run", "away")
