@@ -26,12 +26,17 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("adaptive", "ddpm-learned")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("adaptive", "ddpm-learned", "reveal")])
 def test_every_name_is_certified(name):
     found = certify(NAMES[name](), name=name, calls=CALLS.get(name, 1), schedules={"VP": LinearBeta()}, quick=True)
     assert found.passed, str(found)
     assert found.declared is not None and found.findings[0].order is not None
     assert name in summary({name: found}) and found.to_dict()["passed"]
+
+
+def test_a_solver_of_masks_is_not_certified_on_numbers():
+    with pytest.raises(SfumatoError, match="Only masked symbols are revealed"):
+        certify(NAMES["reveal"](), schedules={"VP": LinearBeta()}, quick=True)
 
 
 def test_an_adaptive_solver_has_no_order_to_certify():
