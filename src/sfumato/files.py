@@ -175,12 +175,6 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def read_text(path: str | os.PathLike[str], encoding: str = "utf-8") -> str:
-    """The text of a file. Raises SfumatoError for a pipe or a device."""
-    require_plain(Path(path))
-    return Path(path).read_text(encoding)
-
-
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file, whole or not at all."""
     with atomic(path) as temporary:

@@ -9,7 +9,7 @@ from ..conditions import NULL
 from ..conditions.condition import as_array
 from ..conditions.label import coded
 from ..errors import SfumatoError, place
-from ..files import first_line, read_text, reason
+from ..files import first_line, reason, require_plain
 from .column import Column
 from .numpy_files import load
 
@@ -20,7 +20,8 @@ def read_labels(path: str) -> np.ndarray | list[str]:
     try:
         if file.suffix.lower() == ".npy":
             return load(file)
-        lines = read_text(file).split("\n")  # `splitlines` ends lines at U+2028, too
+        require_plain(file)
+        lines = file.read_text("utf-8").split("\n")  # `splitlines` ends lines at U+2028, too
     except OSError as error:
         raise SfumatoError(f"the labels {path} cannot be read: {reason(error)}") from None
     except UnicodeDecodeError as error:

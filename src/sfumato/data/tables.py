@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, final
 import numpy as np
 
 from ..errors import SfumatoError
-from ..files import first_line, read_text, require_plain
+from ..files import first_line, require_plain
 from . import cache, limits
 from .arrow_files import read_arrow
 from .images import together
@@ -160,8 +160,9 @@ def saved(folder: Path) -> list[Path]:
     state = folder / "state.json"
     if not state.is_file():
         return []
+    require_plain(state)
     try:
-        names = [entry["filename"] for entry in json.loads(read_text(state))["_data_files"]]
+        names = [entry["filename"] for entry in json.loads(state.read_text("utf-8"))["_data_files"]]
         files = [folder / name for name in names]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise SfumatoError(f"{state} is damaged: save the data set again") from None
