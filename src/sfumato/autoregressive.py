@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato import noise
+from sfumato.belief import tempered
 from sfumato.conditions import network_inputs
 from sfumato.errors import SfumatoError
 from sfumato.model import running_in
@@ -62,14 +63,25 @@ class Autoregressive(nn.Module):
         return nats.flatten(1).sum(1)
 
     @torch.no_grad()
-    def extended(self, x: Tensor, length: int, seed: int, index: Tensor, **cond: Any) -> Tensor:
-        """x (B, 1, n) with further symbols up to `length`, at most L; each depends on (seed, number of the sample)."""
-        x = x.to(self.device)
+    def extended(
+        self, x: Tensor, length: int, seed: int, index: Tensor, temperature: float = 1.0, top_p: float = 1.0,
+        **cond: Any,
+    ) -> Tensor:  # fmt: skip
+        """x (B, 1, n) with further symbols up to `length`, at most L; each depends on (seed, number of the sample).
+
+        temperature, top_p: of the distribution that symbols are drawn from (`belief.tempered`). Each symbol is one call
+        for one position, since the network keeps what it has read.
+        """
+        x = unread = x.to(self.device)
+        level, values = torch.zeros(len(x), device=self.device), network_inputs(cond, self.net)
+        memory = self.net.memory()
         for place in range(x.shape[2], length):
-            spare = x.new_zeros(len(x), 1, 1)  # its output is the law of the next symbol, and does not hear it
-            law = self.logits(torch.cat([x, spare], dim=2), **cond)[:, 0, -1].double().softmax(-1).cumsum(-1)
+            with running_in(self.compute_dtype, self.device):
+                logits = self.net.following(unread, level, memory, **values)
+            law = tempered(logits.double(), temperature, top_p).exp().cumsum(-1)
             u = noise.uniform(seed, index, (1,), noise.STEP, place, dtype=torch.float64).to(law) * law[:, -1:]
-            x = torch.cat([x, (u >= law).sum(-1)[:, None, None].clamp_max(law.shape[-1] - 1)], dim=2)
+            unread = (u >= law).sum(-1)[:, None, None].clamp_max(law.shape[-1] - 1)
+            x = torch.cat([x, unread], dim=2)
         return x
 
     def forward(self, x: Tensor, **cond: Any) -> Tensor:

@@ -188,8 +188,11 @@ class Denoiser(nn.Module):
         found: Tensor = self.process.prediction(self.raw(z, t, **cond), z)
         return found
 
-    def raw(self, z: State, t: Time, /, **cond: Any) -> Tensor:
-        """The network's raw output, in the dtype of its input (at least float32)."""
+    def raw(self, z: State, t: Time, where: Tensor | None = None, /, **cond: Any) -> Tensor:
+        """The network's raw output, in the dtype of its input (at least float32).
+
+        where: bool, like z: of a network that can leave out the others (`selects`), the logits there alone, (n, K).
+        """
         given, level = self._inputs(z, t)
         dtype = given.dtype
         if not (isinstance(z, Tensor) and z.is_floating_point()):  # symbols use the precision of the weights
@@ -197,6 +200,7 @@ class Denoiser(nn.Module):
             given = given.to(dtype) if given.is_floating_point() else given
         level = self._within(level).expand(len(given))
         low, values = self.compute_dtype, network_inputs(cond, self.net)
+        values = values if where is None else values | {"where": where}
         if low is None and not torch.is_autocast_enabled(given.device.type):
             return self.net(given, level, **values).to(dtype)
         with running_in(low, given.device):

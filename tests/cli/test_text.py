@@ -25,7 +25,7 @@ def test_a_book_is_trained_measured_and_resumed(call, book, tmp_path):
     assert model.spec.text.size == len(set(POEM)) == model.process.states
     assert type(model.process).__name__ == "Masked" and model.shape == (1, 24)
     settings = (run / "config.yaml").read_text()
-    assert "process: masked" in settings and "times: uniform" in settings
+    assert "process: masked" in settings and "loss: auto" in settings
     report, facts = (run / "report.html").read_text(), json.loads((run / "report.json").read_text())["text"]
     assert "Bits per character of held-out text" in report and "Bits per character" in err
     assert 0 < facts["model"]["low"] < facts["model"]["value"] < 6 and facts["model"]["stderr"] > 0

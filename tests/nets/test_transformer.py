@@ -93,3 +93,23 @@ def test_it_compiles_as_one_graph():
     net, z = made().float(), torch.zeros(2, 1, LENGTH, dtype=torch.int64)
     compiled = torch.compile(net, fullgraph=True)
     torch.testing.assert_close(compiled(z, torch.zeros(2)), net(z, torch.zeros(2)), atol=1e-5, rtol=1e-5)
+
+
+def test_a_causal_network_goes_on_from_what_it_has_read():
+    net = made("causal", classes=3)
+    z, level, label = torch.arange(2 * LENGTH).reshape(2, 1, LENGTH) % K, torch.zeros(2).double(), torch.tensor([1, 2])
+    whole = net(z, level, label)
+    for known in (0, 3):
+        memory = net.memory()
+        logits = [net.following(z[..., :known], level, memory, label)]
+        logits += [net.following(z[..., k : k + 1], level, memory, label) for k in range(known, LENGTH - 1)]
+        torch.testing.assert_close(torch.stack(logits, 1), whole[:, 0, known:], atol=1e-13, rtol=0)
+    with pytest.raises(sf.SfumatoError, match="causal"):
+        made().memory()
+
+
+@pytest.mark.parametrize("mask", ["full", "hollow", "causal"])
+def test_the_output_where_it_is_asked_for(mask):
+    net, z, level = made(mask), torch.arange(4 * LENGTH).reshape(4, 1, LENGTH) % (K + 1), torch.linspace(-2, 2, 4)
+    where = z == K
+    torch.testing.assert_close(net(z, level.double(), where=where), net(z, level.double())[where], atol=1e-14, rtol=0)

@@ -14,10 +14,10 @@ from sfumato.belief.estimate import (
     reading,
     within,
 )
-from sfumato.belief.logits import Beliefs, Logits, NoSuchReading, SymbolProcess
+from sfumato.belief.logits import Beliefs, Logits, NoSuchReading, SymbolProcess, tempered
 from sfumato.belief.protocol import Belief, broadcast, parts
 
 __all__ = [
     "FAINT", "FURTHEST", "Belief", "Beliefs", "Estimate", "Logits", "NoSuchReading", "Reading", "SymbolProcess",
-    "Transition", "ancestral", "broadcast", "parts", "reading", "within",
+    "Transition", "ancestral", "broadcast", "parts", "reading", "tempered", "within",
 ]  # fmt: skip

@@ -143,19 +143,14 @@ class Logits:
 
         Symbols that top_p leaves out stay where z_i allows no other.
         """
-        if not (temperature > 0 and 0 < top_p <= 1):
-            raise SfumatoError(
-                f"A belief needs a temperature above 0 and top_p in (0, 1], not {temperature:g} and {top_p:g}."
-            )
         if temperature == top_p == 1:
             return self
-        h = (self.other / temperature).log_softmax(-1)
-        evidence = self._of().evidence(self.z, self.t, h.dtype)
-        falling, symbol = h.exp().sort(-1, descending=True)
-        within = torch.zeros_like(h, dtype=torch.bool).scatter(-1, symbol, falling.cumsum(-1) - falling < top_p)
-        some = (within & ((h + evidence) > -torch.inf)).any(-1, keepdim=True)
-        h = torch.where(within | ~some, h, -torch.inf)
-        return Logits(h + evidence, self.z, self.t, self.process, h)
+        h, process = tempered(self.other, temperature), self._of()
+        evidence = process.evidence(self.z, self.t, h.dtype)
+        cut = tempered(h, 1.0, top_p)
+        some = ((cut + evidence) > -torch.inf).any(-1, keepdim=True)
+        h = torch.where(some, cut, h)
+        return Logits(h + evidence, self.z, self.t, process, h)
 
     def under(self, process: SymbolProcess, z: Tensor, t: Time) -> Logits:
         """The same belief, about the state z at time t of another process at the same level."""
@@ -174,6 +169,21 @@ class Logits:
     def chunk(self, n: int) -> tuple[Logits, ...]:
         """The beliefs about n equal parts of the batch."""
         return tuple(self.rows(part) for part in parts(len(self.z), n))
+
+
+def tempered(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
+    """log h^(1 / temperature) up to a constant, of the most probable symbols of total probability top_p alone, the
+    others -inf; logits (.., K) of h."""
+    if not (temperature > 0 and 0 < top_p <= 1):
+        raise SfumatoError(
+            f"A belief needs a temperature above 0 and top_p in (0, 1], not {temperature:g} and {top_p:g}."
+        )
+    logits = (logits / temperature).log_softmax(-1)
+    if top_p == 1:
+        return logits
+    falling, symbol = logits.exp().sort(-1, descending=True)
+    within = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, symbol, falling.cumsum(-1) - falling < top_p)
+    return logits.masked_fill(~within, -torch.inf).log_softmax(-1)
 
 
 def _mixed(ours: Tensor, theirs: Tensor, weight: float | Tensor) -> Tensor:

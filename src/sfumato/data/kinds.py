@@ -19,6 +19,7 @@ import torch
 
 from ..conditions import KINDS
 from ..errors import SfumatoError, suggest
+from ..nets.conditions import FORWARD_ARGUMENTS
 from . import arrays
 from .column import BOOLS, Column, Unread, cells, column, named
 from .labels import label_column
@@ -26,7 +27,6 @@ from .names import listed
 from .source import LABEL, Source
 
 IGNORE = "ignore"
-FORWARD_ARGUMENTS = ("self", "present")  # arguments of a network's forward
 CLASS_NAMES = ("label", "labels", "class", "cls")  # columns of these names hold classes, however many
 
 

@@ -33,7 +33,7 @@ from sfumato.likelihood.measured import Measured, pooled
 from sfumato.model import Model, compute_dtype
 from sfumato.noise import Noise
 from sfumato.noised import Noised
-from sfumato.objectives.counts import counted, masked, masked_nats
+from sfumato.objectives.counts import counted, masked, masked_logits, masked_nats
 from sfumato.objectives.decoder import Cells, cell_nats, density_nats
 from sfumato.objectives.times import CosMap
 from sfumato.probability_flow import data_scale
@@ -286,7 +286,8 @@ def count_bound(
     def diffusion(part: Tensor) -> Tensor:
         drawn = levels.take(part)
         z, t = masked(model.process, drawn.x, n[part], drawn.eps)
-        return masked_nats(model(z, t, **drawn.cond), drawn.x, n[part])
+        at = z == model.process.mask
+        return masked_nats(masked_logits(model, z, t, at, **drawn.cond), drawn.x, at, n[part])
 
     by_level = levels.each(model, diffusion).reshape(share.shape) / steps
     edges = torch.logit(torch.linspace(0, 1, steps + 1, dtype=torch.float64))

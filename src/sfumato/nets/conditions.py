@@ -29,6 +29,7 @@ VECTORS = ("label", "multilabel", "scalar", "vector")
 KEYS = {
     "label": "classes", "multilabel": "classes", "scalar": None, "vector": "size", "field": "shape", "tokens": "size",
 }  # fmt: skip
+FORWARD_ARGUMENTS = ("self", "present", "where")  # arguments of a network's forward that are no conditions
 FEATURES = 64  # Fourier features of a scalar
 
 
@@ -38,7 +39,7 @@ def described(classes: int, conditions: Mapping[str, Mapping[str, Any]] | None) 
         raise SfumatoError(f"a network cannot have {classes} classes: use 0 for none")
     specs = {str(name): dict(conditions[name]) for name in sorted(conditions or {})} if conditions else {}
     for name, spec in specs.items():
-        if name in ("present", "self"):
+        if name in FORWARD_ARGUMENTS:
             raise SfumatoError(f"a condition cannot be called {name!r}: rename it")
         kind = spec.get("kind")
         if kind not in KEYS:

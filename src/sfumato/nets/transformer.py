@@ -28,6 +28,24 @@ def rotated(x: Tensor, turn: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
+class Memory:
+    """What a causal network keeps of the symbols it has read, for the next ones: `length` of them, of each block the
+    keys and values of all, (2, B, heads, L, width of a head), and what the convolution hears of the last ones."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.length = capacity, 0
+        self.blocks: list[Tensor] = []
+        self.recent: Tensor | None = None
+
+    def joined(self, block: int, pair: Tensor) -> Tensor:
+        """Keys and values of the new symbols, (2, B, heads, n, width), behind those kept of this block."""
+        if block == len(self.blocks):
+            self.blocks.append(pair.new_empty(*pair.shape[:3], self.capacity, pair.shape[4]))
+        stop = self.length + pair.shape[3]
+        self.blocks[block][..., self.length : stop, :] = pair
+        return self.blocks[block][..., :stop, :]
+
+
 class SequenceBlock(nn.Module):
     """h <- h + g1 Attn((1 + s1) LN(h) + b1), then h <- h + g2 MLP((1 + s2) LN(h) + b2).
 
@@ -46,11 +64,18 @@ class SequenceBlock(nn.Module):
         for parameter in (*self.modulation.parameters(), self.out.weight, *self.second.parameters()):
             nn.init.zeros_(parameter)
 
-    def forward(self, h: Tensor, vector: Tensor, turn: Tensor) -> Tensor:
+    def forward(
+        self, h: Tensor, vector: Tensor, turn: Tensor, memory: Memory | None = None, number: int = 0
+    ) -> Tensor:  # fmt: skip
+        """memory: of symbols before those of h, where this is the block of this number."""
         scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(vector)[:, None].chunk(6, dim=2)
         y = torch.addcmul(shift1, self.norm(h).to(shift1.dtype), 1 + scale1)
         q, k, v = self.qkv(y).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(rotated(q, turn), rotated(k, turn), v, is_causal=self.causal)
+        q, k, causal = rotated(q, turn), rotated(k, turn), self.causal
+        if memory is not None:
+            causal = memory.length == 0  # one symbol at a time hears all before it
+            k, v = memory.joined(number, torch.stack([k, v])).unbind()
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
         h = h + (1 + gate1) * self.out(mixed.transpose(1, 2).flatten(2))
         y = torch.addcmul(shift2, self.norm(h).to(shift2.dtype), 1 + scale2)
         return h + (1 + gate2) * self.second(self.dropout(F.gelu(self.first(y))))
@@ -73,6 +98,7 @@ class Transformer(nn.Module):
     """
 
     takes_symbols = True
+    selects = True  # forward has `where`
 
     def __init__(
         self,
@@ -134,15 +160,14 @@ class Transformer(nn.Module):
 
     def forward(
         self, z: Tensor, noise_level: Tensor, /, label: Tensor | None = None,
-        present: Mapping[str, Tensor] | None = None, **cond: Tensor,
+        present: Mapping[str, Tensor] | None = None, *, where: Tensor | None = None, **cond: Tensor,
     ) -> Tensor:  # fmt: skip
+        """The logits (B, 1, L, K), or of the positions alone where `where` (bool, like z) is true, (n, K)."""
         if z.ndim != 3 or z.shape[1] != 1 or not 0 < z.shape[2] <= self.shape[1]:
             raise SfumatoError(
                 f"this network was built for samples of shape {(1, self.shape[1])}; got a batch {tuple(z.shape)}"
             )
-        level = noise_level if self.level else torch.zeros_like(noise_level)
-        vector = self.conditioning(level, len(z), named(label, cond), present)
-        h = self.input(z[:, 0]) * math.sqrt(self.input.embedding_dim)
+        vector, h = self.vector(z, noise_level, label, present, cond), self.embedded(z)
         if self.mask == "full":
             h = self.read(h, vector)
         elif self.mask == "causal":
@@ -151,22 +176,66 @@ class Transformer(nn.Module):
             both = torch.cat([self.shifted(h), self.shifted(h.flip(1))])
             before, behind = self.read(both, vector.repeat(2, 1)).chunk(2)
             h = torch.cat([before, behind.flip(1)], dim=2)
-        logits = F.linear(self.output(h), self.input.weight[: self.symbols], self.bias)
-        return logits[:, None]
+        return self.said(h)[:, None] if where is None else self.said(h[where[:, 0]])
+
+    def following(
+        self, z: Tensor, noise_level: Tensor, memory: Memory, /, label: Tensor | None = None,
+        present: Mapping[str, Tensor] | None = None, **cond: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """The logits (B, K) of the symbol behind those that a causal network has read: z (B, 1, n), any number of
+        symbols at first, then one at a time, behind those in `memory`, which is extended."""
+        h = self.embedded(z)
+        if memory.length == 0:
+            h = torch.cat([self.start(h), h], dim=1)
+        h = self.read(h, self.vector(z, noise_level, label, present, cond), memory)
+        return self.said(h[:, -1])
+
+    def memory(self) -> Memory:
+        """An empty memory for `following`."""
+        if self.mask != "causal":
+            raise SfumatoError("Only a causal network can keep what it has read: build it with mask='causal'.")
+        return Memory(self.shape[1])
+
+    def vector(self, z: Tensor, noise_level: Tensor, label: Any, present: Any, cond: Mapping[str, Tensor]) -> Tensor:
+        """The conditioning vector (B, embed_dim)."""
+        level = noise_level if self.level else torch.zeros_like(noise_level)
+        return self.conditioning(level, len(z), named(label, cond), present)
+
+    def embedded(self, z: Tensor) -> Tensor:
+        """(B, 1, n) -> (B, n, width)."""
+        return self.input(z[:, 0]) * math.sqrt(self.input.embedding_dim)
+
+    def said(self, h: Tensor) -> Tensor:
+        """The logits (.., K) of what the blocks say."""
+        return F.linear(self.output(h), self.input.weight[: self.symbols], self.bias)
+
+    def start(self, h: Tensor) -> Tensor:
+        """What stands before the first symbol, the mask: (B, 1, width)."""
+        start = self.input.weight[self.symbols] * math.sqrt(self.input.embedding_dim)
+        return start.to(h.dtype).expand(len(h), 1, -1)
 
     def shifted(self, h: Tensor) -> Tensor:
-        """Each position has what its predecessor had, and the first one the mask."""
-        start = self.input.weight[self.symbols] * math.sqrt(self.input.embedding_dim)
-        return torch.cat([start.to(h.dtype).expand(len(h), 1, -1), h[:, :-1]], dim=1)
+        """Each position has what its predecessor had."""
+        return torch.cat([self.start(h), h[:, :-1]], dim=1)
 
-    def read(self, h: Tensor, vector: Tensor) -> Tensor:
-        """The blocks over the embedded symbols (B, L, width)."""
+    def read(self, h: Tensor, vector: Tensor, memory: Memory | None = None) -> Tensor:
+        """The blocks over the embedded symbols (B, L, width), behind those in the memory."""
+        count, first = h.shape[1], 0 if memory is None else memory.length
         if self.local is not None:
-            wide = self.local.kernel_size[0] - 1
-            sides = (wide // 2, wide // 2) if self.mask == "full" else (wide, 0)
-            h = h + self.local(F.pad(h.mT, sides)).mT
-        turn = self.turn[:, : h.shape[1]]
-        for block in self.blocks:
-            h = block(h, vector, turn)
+            h = h + self.local(self.beside(h, self.local.kernel_size[0] - 1, memory).mT).mT
+        turn = self.turn[:, first : first + count]
+        for number, block in enumerate(self.blocks):
+            h = block(h, vector, turn, memory, number)
+        if memory is not None:
+            memory.length += count
         scale, shift = self.modulation(vector)[:, None].chunk(2, dim=2)
         return torch.addcmul(shift, self.norm(h).to(shift.dtype), 1 + scale)
+
+    def beside(self, h: Tensor, wide: int, memory: Memory | None) -> Tensor:
+        """h with `wide` positions more for the convolution: at both sides, or what came before of a causal network."""
+        if memory is None:
+            return F.pad(h, (0, 0, wide // 2, wide // 2) if self.mask == "full" else (0, 0, wide, 0))
+        before = h.new_zeros(len(h), wide, h.shape[2]) if memory.recent is None else memory.recent
+        both = torch.cat([before, h], dim=1)
+        memory.recent = both[:, -wide:]
+        return both

@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sfumato import noise
-from sfumato.belief import Logits
 from sfumato.conditions import unfolded
 from sfumato.errors import SfumatoError
-from sfumato.objectives.loss import Loss
+from sfumato.model import Denoiser
+from sfumato.objectives.loss import Levels, Loss
+from sfumato.objectives.times import UniformTime
 from sfumato.process import Masked
 from sfumato.registry import register
 
@@ -40,10 +41,19 @@ def masked(process: Masked, x: Tensor, n: Tensor, eps: Tensor) -> tuple[Tensor, 
     return z, process.time(n.double() / x[0].numel())
 
 
-def masked_nats(belief: Logits, x: Tensor, n: Tensor) -> Tensor:
-    """D / n times the sum over masks of -log p(x_i | z), (B,), at least float32."""
-    at = belief.z == belief.logits.shape[-1]  # the mask
-    logits = belief.logits[at]
+def masked_logits(model: Any, z: Tensor, t: Tensor, at: Tensor, **cond: Any) -> Tensor:
+    """log p(x_i | z) up to a constant of the masks `at` (bool, like z), (m, K): a network that `selects` computes no
+    others, unless it is compiled, which needs fixed shapes."""
+    net = getattr(model, "net", None)
+    selects = getattr(net, "selects", False) and getattr(net, "_compiled_call_impl", None) is None
+    if selects and isinstance(model, Denoiser) and model.process.row in ("other", "x"):  # which are one at a mask
+        return model.raw(z, t, at, **cond)
+    logits: Tensor = model(z, t, **cond).logits[at]
+    return logits
+
+
+def masked_nats(logits: Tensor, x: Tensor, at: Tensor, n: Tensor) -> Tensor:
+    """D / n times the sum over masks of -log p(x_i | z), (B,), at least float32; logits (m, K) of the m masks `at`."""
     each = cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), x[at], reduction="none")
     sums = each.new_zeros(len(x)).index_add(0, at.nonzero()[:, 0], each)
     return sums * (x[0].numel() / n.to(sums))
@@ -69,7 +79,8 @@ def masked_loss(
     eps = noise.normal(seed, index, tuple(x.shape[1:]), noise.TRAIN_NOISE, device=x.device) if eps is None else eps
     n = counted(u, x)
     z, t = masked(model.process, x, n, eps)
-    return masked_nats(model(z, t, **unfolded(cond)), x, n)
+    at = z == model.process.mask
+    return masked_nats(masked_logits(model, z, t, at, **unfolded(cond)), x, at, n)
 
 
 def require_masks(model: Any) -> None:
@@ -84,9 +95,9 @@ def require_masks(model: Any) -> None:
 @register("loss", "masked")
 @final
 class CountedMasks(Loss):
-    """The bound in nats per symbol from one count of masks per sample, for `process="masked"` (2110.02037).
+    """Twice the bound in nats per symbol, as in the denoising loss, from one count of masks per sample (2110.02037).
 
-    The count is ceil(u D) of a sample's number u in (0, 1), so that a batch spreads over all counts.
+    For `process="masked"`. The count is ceil(u D) of a sample's number u in (0, 1), so that a batch spreads over all.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -95,7 +106,11 @@ class CountedMasks(Loss):
 
     def losses(self, model: Any, batch: Any) -> Tensor:
         x = model.process.data(batch.x)
-        return masked_loss(model, x, batch.u, self.seed, batch.index, cond=batch.cond) / x[0].numel()
+        return masked_loss(model, x, batch.u, self.seed, batch.index, cond=batch.cond) * (2 / x[0].numel())
+
+    def levels(self) -> Levels:
+        """Those of masks drawn independently, under which the bound has the same mean."""
+        return Levels(UniformTime(), None, UniformTime())
 
     def suits(self, model: Any) -> None:
         require_masks(model)

@@ -21,7 +21,7 @@ from sfumato.objectives import Objective, times, weights
 from sfumato.objectives.density import TimeDensity, drawn_levels
 from sfumato.objectives.factor import check
 from sfumato.objectives.loss import CompletedLoss, Loss
-from sfumato.process import Gaussian, Product
+from sfumato.process import Gaussian, Masked, Product
 from sfumato.schedule import schedule_of
 from sfumato.training.config import NAMING, TrainConfig, choices
 from sfumato.training.precision import compute_dtype
@@ -103,11 +103,17 @@ def loss_of(config: TrainConfig, given: Any = None) -> Any:
     """The loss that a run minimises: the module passed by the caller, or the one that the settings name."""
     if given is not None:
         return as_loss(given)
-    word = config.loss
-    if word == "auto":
-        word = "hybrid" if config.variance == "learned" else "denoising"
+    word = _usual_loss(config) if config.loss == "auto" else config.loss
     known = {"times": times.named(config.times), "weight": weights.chosen(config.weight), "seed": config.seed}
     return as_loss(registry.make("loss", word, known))
+
+
+def _usual_loss(config: TrainConfig) -> str:
+    """The loss of masks is the one by exact counts, unless a weight or density is asked for."""
+    usual = TrainConfig()
+    if registry.bare(config.process) == "masked" and (config.times, config.weight) == (usual.times, usual.weight):
+        return "masked"
+    return "hybrid" if config.variance == "learned" else "denoising"
 
 
 def as_loss(module: Any) -> Any:
@@ -123,13 +129,10 @@ def as_loss(module: Any) -> Any:
 
 
 def suited(settings: TrainConfig, spec: DataSpec) -> TrainConfig:
-    """The settings for these data: text is masked, at levels uniform in t, unless others than the usual are named."""
-    usual, text = TrainConfig(), {"process": "masked", "times": "uniform"}
-    if spec.text is None or settings.model is not None:
+    """The settings for these data: text is masked, unless another process is named, or the loss takes none."""
+    if spec.text is None or settings.model is not None or settings.process != TrainConfig().process:
         return settings
-    return settings.replace(
-        **{name: word for name, word in text.items() if getattr(settings, name) == getattr(usual, name)}
-    )
+    return settings.replace(process="masked")
 
 
 def model_for(
@@ -154,8 +157,10 @@ def model_for(
 
 
 def with_model(settings: TrainConfig, model: Any) -> TrainConfig:
-    """The settings with target, variance and schedule taken from the model."""
+    """The settings with target, variance and schedule taken from the model, and that its symbols are masked."""
     process = getattr(model, "process", None)
+    if isinstance(process, Masked) and settings.model is not None:
+        return settings.replace(process="masked")
     if not isinstance(process, Gaussian):
         return settings
     found = {"target": process.target, "variance": process.variance}
