@@ -40,6 +40,17 @@ def test_what_is_known_stays_and_draws_depend_on_seed_and_number(model):
     assert torch.equal(x[5:], model.extended(start[:3], LENGTH, 3, torch.arange(5, 8)))
 
 
+def test_a_cold_draw_is_the_likeliest_symbol(model):
+    start = torch.empty(1, 1, 0, dtype=torch.int64)
+    cold = [model.extended(start, LENGTH, seed, torch.zeros(1), temperature=1e-3) for seed in range(5)]
+    x = start
+    for _ in range(LENGTH):
+        spare = torch.cat([x, x.new_zeros(1, 1, 1)], 2)
+        x = torch.cat([x, model.logits(spare)[:, :, -1].argmax(-1)[..., None]], 2)
+    assert all(torch.equal(each, x) for each in cold)
+    assert torch.equal(model.extended(start, LENGTH, 7, torch.zeros(1), top_p=1e-6), x)
+
+
 def test_other_networks_are_refused():
     for net in (sf.nets.MLP(3, 8, 1), sf.nets.Transformer((K, LENGTH), 16, 1)):
         with pytest.raises(sf.SfumatoError, match="mask='causal'"):

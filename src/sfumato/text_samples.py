@@ -8,7 +8,7 @@ longer    windows one after another, each of which begins with the last half of 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from sfumato.errors import SfumatoError, whole
 from sfumato.process import Masked
 from sfumato.sampling import sample
 from sfumato.solver_selection import AnySolver
+from sfumato.solvers.reveal import Reveal
 
 UNKNOWN = "_"  # of `infill`
 STEPS = 64
@@ -39,16 +40,28 @@ def sample_text(
     seed: int = 0,
     index: Sequence[int] | Tensor | None = None,
     batch: int = 256,
+    order: str | None = None,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
     **cond: Any,
 ) -> list[str]:
     """n texts of `length` symbols, by default one window of the model: `sf.sample_text(model, 4, prompt="To be")`.
 
     prompt: how each text begins. infill: a whole text, in which each underscore is one symbol to be found:
-    "The ____ of ____". steps: of each window, by default 64, or as many as there are symbols. Sample i of a seed does
+    "The ____ of ____". steps: of each window, by default 64, or as many as there are symbols. order: in which masks
+    are revealed, one of `solvers.reveal.ORDERS`, by default first-hitting, which is that of the process. temperature,
+    top_p: below 1 they draw likelier symbols (`Logits.tempered`). solver: another one instead. Sample i of a seed does
     not depend on n or batch. cond: as for `sample`. An autoregressive model needs a call for each symbol, whatever
     steps are, and knows beginnings only. Raises SfumatoError for a model that is not one of text with known symbols.
     """
     text, window = _of_text(model)
+    if isinstance(model, Autoregressive):
+        if order not in (None, "left-to-right"):
+            raise SfumatoError(f"An autoregressive model draws left to right: leave the order {order!r} out.")
+    elif solver is None:
+        solver = Reveal(order=order or Reveal.order, temperature=temperature, top_p=top_p)
+    elif order is not None or temperature != 1 or top_p != 1:
+        raise SfumatoError("order, temperature and top_p belong to the solver 'reveal': leave the solver out.")
     if prompt and infill is not None:
         raise SfumatoError("A prompt begins a text, and infill is a whole one: give one of the two.")
     known = _known(text, prompt if infill is None else infill, infill is not None)
@@ -63,7 +76,7 @@ def sample_text(
         own = (seed + number * _STREAM) % 2**63
         if isinstance(model, Autoregressive):
             parts = torch.arange(len(z)).split(batch)
-            return torch.cat([_behind(model, z[i], length, own, index[i], cond) for i in parts])
+            return torch.cat([_behind(model, z[i], length, own, index[i], temperature, top_p, cond) for i in parts])
         free = z < 0
         most = int(free[0].sum())
         calls = min(STEPS, most) if steps is None else steps
@@ -82,12 +95,17 @@ def _start(model: Any, kept: float) -> float:
     return float(model.process.clock.time(torch.logit(torch.tensor(kept, dtype=torch.float64)))) if kept > 0 else 1.0
 
 
-def _behind(model: Autoregressive, z: Tensor, length: int, seed: int, index: Tensor, cond: Any) -> Tensor:
+def _behind(
+    model: Autoregressive, z: Tensor, length: int, seed: int, index: Tensor, temperature: float, top_p: float,
+    cond: Mapping[str, Any],
+) -> Tensor:  # fmt: skip
     """The window with symbols behind those that are known, as far as `length` asks."""
     known = int((z[0] >= 0).sum())
     if bool((z[0, :known] < 0).any()):
         raise SfumatoError("An autoregressive model knows beginnings only: give a prompt, or take a masked model.")
-    drawn = model.extended(z[:, None, :known], min(length, z.shape[1]), seed, index, **cond)[:, 0].cpu()
+    drawn = model.extended(z[:, None, :known], min(length, z.shape[1]), seed, index, temperature, top_p, **cond)[
+        :, 0
+    ].cpu()
     return torch.nn.functional.pad(drawn, (0, z.shape[1] - drawn.shape[1]))
 
 

@@ -101,6 +101,16 @@ def test_texts_depend_on_seed_and_number_alone(alternating, tmp_path):
     assert texts != sf.sample_text(model, 24, length=30, seed=2)
 
 
+def test_order_temperature_and_steps_are_heard(call, alternating, tmp_path):
+    words = ("--order", "confidence", "--temperature", "0.5", "--top-p", "0.9", "--steps", "12", "-o", "out.jsonl")
+    status, out, err = call("sample", alternating, "-n", "2", *words)
+    assert status == 0 and "reveal, 12 steps" in out, err
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert all(line["text"] in ("ab" * 6 + "a", "ba" * 6 + "b") for line in lines)
+    facts = {"solver": "reveal", "steps": 12, "order": "confidence", "temperature": 0.5, "top_p": 0.9}
+    assert facts.items() <= lines[0].items()
+
+
 def test_the_default_file_and_the_words_printed(call, alternating, tmp_path):
     status, out, err = call("sample", alternating)
     assert status == 0 and "4 samples" in out, err
@@ -115,6 +125,10 @@ def test_the_default_file_and_the_words_printed(call, alternating, tmp_path):
         (["--infill", "abab"], "infill has nothing to find"),
         (["--prompt", "a", "--infill", "_"], "give one of the two"),
         (["--length", "0"], "length must be at least 1"),
+        (["--order", "backwards"], "cannot be revealed in the order 'backwards'"),
+        (["--temperature", "0"], "temperature above 0"),
+        (["--top-p", "2"], "top_p in (0, 1]"),
+        (["--order", "random", "--solver", "ancestral"], "leave the solver out"),
         (["-o", "out.png"], "end it in .txt, .jsonl"),
         (["--class", "a"], "no classes"),
         (["--condition", "a=1"], "the model has none"),

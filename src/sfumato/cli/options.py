@@ -163,6 +163,13 @@ SAMPLE = Command(
         flag("--prompt", "TEXT", "Of text: how each begins."),
         flag("--infill", "TEXT", "Of text: all of it, each _ being one symbol to be found: 'The ____ of ____'."),
         flag(
+            "--order", "NAME",
+            "Of masked text: the order in which symbols are revealed: first-hitting (by default), random, "
+            "left-to-right, confidence, entropy or margin.",
+        ),
+        flag("--temperature", float, "Of text: below 1 draws likelier symbols, above 1 rarer ones; by default 1."),
+        flag("--top-p", float, "Of text: draw among the likeliest symbols of this total probability; by default 1."),
+        flag(
             "--class", "CLASS",
             "Class by name or index. By default samples use all classes in turn.",
             dest="class_",

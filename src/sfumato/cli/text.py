@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from sfumato.autoregressive import Autoregressive
 from sfumato.cli import write
 from sfumato.data.text import printable
 from sfumato.distributed import World
@@ -18,14 +19,14 @@ from sfumato.text_samples import RULE, STEPS, sample_text
 
 NUMBER = 4
 FILES = (".txt", ".jsonl")
-_FLAGS = ("length", "prompt", "infill")
+_FLAGS = ("length", "prompt", "infill", "order", "temperature", "top_p")
 
 
 def refuse(options: Any) -> None:
     """Raise SfumatoError for flags of text, given of another model."""
     for name in _FLAGS:
         if getattr(options, name, None) is not None:
-            raise SfumatoError(f"--{name} is for models of text, and this is none: leave it out")
+            raise SfumatoError(f"--{name.replace('_', '-')} is for models of text, and this is none: leave it out")
 
 
 def draw(options: Any, denoiser: Any, origin: dict[str, Any], world: World) -> dict[str, Any]:
@@ -34,12 +35,16 @@ def draw(options: Any, denoiser: Any, origin: dict[str, Any], world: World) -> d
     out = world.broadcast_result(lambda: options.out or write.free("samples.txt"))
     path, folder = world.broadcast_result(lambda: (write.check(out, FILES), write.is_folder(out)))
     index = torch.arange(options.first, options.first + origin["number"])
+    asked = {name: value for name in _FLAGS if (value := getattr(options, name)) is not None}
     texts = sample_text(
-        denoiser, length=options.length, prompt=options.prompt or "", infill=options.infill, steps=options.steps,
-        solver=options.solver, seed=options.seed, index=index, batch=whole("--batch", options.batch),
+        denoiser, steps=options.steps, solver=options.solver, seed=options.seed, index=index,
+        batch=whole("--batch", options.batch), **asked,
     )  # fmt: skip
-    asked = {name: getattr(options, name) for name in _FLAGS}
-    facts = {**origin, "solver": options.solver or "ancestral", "steps": options.steps or STEPS, **asked}
+    if isinstance(denoiser, Autoregressive):
+        how: dict[str, Any] = {"solver": "autoregressive", "steps": denoiser.shape[-1]}
+    else:
+        how = {"solver": options.solver or "reveal", "steps": options.steps or STEPS}
+    facts = {**origin, **how, **asked}
     facts = {name: value for name, value in facts.items() if value is not None}
     files = world.broadcast_result(lambda: _write(path, folder, texts, facts))
     seconds = round(time.monotonic() - started, 2)
