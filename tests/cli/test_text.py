@@ -102,12 +102,12 @@ def test_texts_depend_on_seed_and_number_alone(alternating, tmp_path):
 
 
 def test_order_temperature_and_steps_are_heard(call, alternating, tmp_path):
-    words = ("--order", "confidence", "--temperature", "0.5", "--top-p", "0.9", "--steps", "12", "-o", "out.jsonl")
+    words = ("--order", "confidence", "--temperature", "0.5", "--top-p", "0.9", "--steps", "13", "-o", "out.jsonl")
     status, out, err = call("sample", alternating, "-n", "2", *words)
-    assert status == 0 and "reveal, 12 steps" in out, err
+    assert status == 0 and "reveal, 13 steps" in out, err
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert all(line["text"] in ("ab" * 6 + "a", "ba" * 6 + "b") for line in lines)
-    facts = {"solver": "reveal", "steps": 12, "order": "confidence", "temperature": 0.5, "top_p": 0.9}
+    facts = {"solver": "reveal", "steps": 13, "order": "confidence", "temperature": 0.5, "top_p": 0.9}
     assert facts.items() <= lines[0].items()
 
 
