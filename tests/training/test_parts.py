@@ -1,9 +1,11 @@
 """A batch in parts is the batch: accumulation, and what happens where memory does not suffice."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import sfumato as sf
 from sfumato import nets, noise
 from sfumato.diagnostics.validation import validator_for
 from sfumato.machine import out_of_memory
@@ -107,3 +109,12 @@ def test_memory_that_a_machine_does_not_have_is_known_by_its_real_error():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 58, dtype=torch.uint8)
     assert out_of_memory(caught.value)
+
+
+def test_marginal_symbols_are_redrawn_as_often_as_they_occur(tmp_path):
+    x = np.repeat([0, 1, 2, 2, 2], 20).reshape(-1, 1)
+    run = sf.train(x, tmp_path / "run", process="marginal", net="tiny", steps=2, batch=4)
+    weights = sf.load(run.path).process.weights
+    assert weights[2] > 2 * weights[0] > 0 and sum(weights) == pytest.approx(1)
+    with pytest.raises(sf.SfumatoError, match="whole numbers from 0"):
+        sf.train(np.random.default_rng(0).normal(size=(50, 2)), tmp_path / "no", process="marginal", steps=2)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sfumato import nets, registry, serialization, trees
+from sfumato import nets, noise, registry, serialization, trees
 from sfumato.conditions import Conditions
 from sfumato.data import DataSpec, Source
 from sfumato.errors import SfumatoError
@@ -26,6 +26,7 @@ from sfumato.schedule import schedule_of
 from sfumato.training.config import NAMING, TrainConfig, choices
 from sfumato.training.precision import compute_dtype
 
+_COUNTED = 10_000  # samples in which symbols are counted
 _OF_MODEL = ("net", "schedule", "target", "variance", "energy")  # settings that a model passed by the caller fixes
 
 
@@ -142,7 +143,7 @@ def model_for(
     if settings.model is not None:
         model = _given(given.model, settings, spec)
     else:
-        process = _process(settings, spec)
+        process = _process(settings, spec, source)
         net = _network(settings, spec, process, loss, len(source)) if given.net is None else given.net
         model = loss.model(net, spec)
         if model is not None and not isinstance(process, Gaussian) and spec.text is None:  # text is always symbols
@@ -210,13 +211,27 @@ def _given(model: Any, settings: TrainConfig, spec: DataSpec) -> Any:
     return model
 
 
-def _process(settings: TrainConfig, spec: DataSpec) -> Any:
+def _process(settings: TrainConfig, spec: DataSpec, source: Source | None = None) -> Any:
     """The process that the settings name; of data but text, there is one symbol more than the largest in training."""
+    states = max(2, int(max(spec.statistics.high)) + 1) if spec.text is None else spec.text.size
     given = {
         "schedule": schedule_of(settings.schedule), "target": settings.target, "variance": settings.variance,
-        "states": max(2, int(max(spec.statistics.high)) + 1) if spec.text is None else spec.text.size,
+        "states": states,
     }  # fmt: skip
+    if source is not None and registry.bare(settings.process) == "marginal":
+        given["weights"] = _frequencies(source, settings, states)
     return registry.make("process", settings.process, given)
+
+
+def _frequencies(source: Source, settings: TrainConfig, states: int) -> tuple[float, ...]:
+    """(n_k + 1) / (N + K) of each symbol in the training data, in at most 10,000 samples; the last of them are larger
+    than any seen there."""
+    rows = source.split(settings.holdout)[0]
+    x = source.x[rows[noise.permutation(settings.seed, 0, len(rows))[:_COUNTED]]]
+    if source.text is None and bool(((x < 0) | (x >= states) | (x != x.round())).any()):
+        raise SfumatoError(f"The data are no symbols: process='marginal' takes whole numbers from 0 to {states - 1}.")
+    counts = x.flatten().long().bincount(minlength=states).double() + 1
+    return tuple((counts / counts.sum()).tolist())
 
 
 def _network(settings: TrainConfig, spec: DataSpec, process: Any, loss: Any, samples: int) -> nn.Module:
