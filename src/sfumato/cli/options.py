@@ -331,9 +331,10 @@ LIKELIHOOD = Command(
         KEY,
         MAX_GB,
         flag(
-            "--method", ("auto", "ode", "elbo", "importance"),
-            "ode: the probability flow. elbo: the bound by noise level. importance: the bound from many trajectories. "
-            "auto: ode, or the bound for symbols.",
+            "--method", ("auto", "ode", "elbo", "importance", "order"),
+            "ode: the probability flow. elbo: the bound by noise level. importance: the bound from many trajectories, "
+            "or orders of masks. order: exact, of masked symbols from left to right. auto: ode, or the bound for "
+            "symbols.",
             "auto",
         ),
         flag(

@@ -14,6 +14,7 @@ from torch import Tensor
 from sfumato import noise
 from sfumato.conditions import resolve
 from sfumato.errors import SfumatoError, SfumatoWarning, suggest, whole
+from sfumato.likelihood import orders
 from sfumato.likelihood.bound import count_bound, elbo, path_bound
 from sfumato.likelihood.flow import DEFAULT_STEPS, ode
 from sfumato.likelihood.importance import importance
@@ -28,7 +29,7 @@ from sfumato.sampling import refuse_arguments
 from sfumato.schedule import NODE_LIMIT
 from sfumato.state import State, first_leaf, map_state, rows_of, samples
 
-METHODS = ("ode", "elbo", "importance")
+METHODS = ("ode", "elbo", "importance", "order")
 _BATCH, _ROWS = 1 << 18, 4096  # most numbers and most samples in a batch
 _CELL = 1 << 17  # the stream of the dequantisation noise, under the role PROBE
 
@@ -53,7 +54,9 @@ def log_prob(
 
     ode         log p(x) = log N(z_1; 0, sigma_1^2) + int div(dz/dt) dt          (2011.13456, Eq. 39; `flow`)
     elbo        log p(x) >= -(L_T + 1/2 int E|eps - eps_hat|^2 dlogsnr + L_0)    (2107.00630, Eq. 11-15; `bound`)
-    importance  log p(x) >= E log mean_k p(x, z^k) / q(z^k | x), K trajectories  (1509.00519, Eq. 8; `importance`)
+    importance  log p(x) >= E log mean_k p(x, z^k) / q(z^k | x), K trajectories  (1509.00519, Eq. 8; `importance`),
+                or K orders of masked symbols (`orders`)
+    order       log p(x) = sum_i log p(x_i | x_1 .. x_{i-1}) of masked symbols revealed left to right, exact (`orders`)
 
     steps: of the ODE (an even number; half as many are also run for `solver_error`), noise levels per replicate of the
     bound, or steps of each trajectory. probes: of the trace, or replicates of a bound. The draws for a sample depend
@@ -65,7 +68,8 @@ def log_prob(
     dequantisation of integer data, so that -log2 p bounds their code length: uniform adds u ~ U(-1/2, 1/2) to each
     element, discretised takes the probability of each cell (bounds only); auto is uniform for the ODE, else
     discretised. label=... as in `sample`. For guidance pass `sf.guide(model, scale)`, which is a model like any other.
-    The default is the ODE; symbols and states that contain some have only the bound, masks alone by exact counts.
+    The default is the ODE; symbols and states that contain some have only the bound, masks alone by exact counts, also
+    weighted, and the exact log p in one order.
     Warns (`SfumatoWarning`) where an ODE cannot be trusted (`Measured.doubts`).
     """
     refuse_arguments(log_prob, model, cond)
@@ -86,6 +90,8 @@ def log_prob(
         "importance": partial(importance, cells=cells, particles=particles),
         "path": path_bound,
         "counts": count_bound,
+        "order": orders.left_to_right,
+        "orders": partial(orders.importance, particles=particles),
     }[method]
     batches, device = [], getattr(model, "device", leaf.device)
     for part in torch.arange(len(numbers)).split(batch or min(_ROWS, max(1, _BATCH // leaf[0].numel()))):
@@ -105,9 +111,16 @@ def _reported(result: Measured, spec: Any) -> Measured:
 
 
 def _method(process: Any, name: str | None) -> str:
-    """The named method, or the default of the process; "path" is the bound of symbols, "counts" of masks alone."""
+    """The named method, or the default of the process; "path" is the bound of symbols, "counts" and "orders" those of
+    masks alone."""
     if name is not None and name not in METHODS:
         raise SfumatoError(f"Unknown method {name!r} of log_prob: {suggest(name, METHODS)}")
+    if isinstance(process, Masked):
+        own = {None: "counts", "elbo": "counts", "importance": "orders", "order": "order"}
+        if name in own:
+            return own[name]
+    elif name == "order":
+        raise SfumatoError("The likelihood in an order is one of masked symbols: use another method.")
     if isinstance(process, Gaussian):
         return name or "ode"
     if name not in (None, "elbo"):
@@ -115,7 +128,7 @@ def _method(process: Any, name: str | None) -> str:
             f"A {type(process).__name__} process has no {name!r} likelihood, which is for real numbers only: use "
             "method='elbo'."
         )
-    return "counts" if isinstance(process, Masked) else "path"
+    return "path"
 
 
 def _clean(
@@ -139,7 +152,7 @@ def _clean(
 
 def _dequantisation(process: Any, spec: Any, choice: str, method: str) -> str | None:
     """The dequantisation of integer data for a method, None for real-valued data."""
-    if method in ("path", "counts"):
+    if method in ("path", "counts", "order", "orders"):
         return "symbols" if isinstance(process, Symbols) else None
     known = ("auto", *DEQUANTISATIONS)
     if choice not in known:

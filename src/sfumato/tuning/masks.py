@@ -1,0 +1,93 @@
+"""How many masks to reveal at each call: the sizes that lose least, by a dynamic programme.
+
+    E KL(model || samples) = sum_k n_k c(m_k) - sum_{m=1}^{D} c(m),    m_{k+1} = m_k - n_k, m_1 = D
+
+for T calls that each reveal n_k of m_k masks, any of them: c(m) is the mean entropy of a masked symbol where m of D are
+masked. It is a sum over the edges of a path D = m_1 > .. > m_{T+1} = 0, so the best one is found exactly.
+Sources: Hoogeboom et al. 2021 (2110.02037), Sec. 3.2; 2511.04647 for the sum. Here c is that of the model itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from sfumato.sampling import trajectory
+from sfumato.solvers.reveal import Reveal
+
+_MOST_CALLS = 256  # of the walk in which c is measured; between its numbers of masks c is interpolated
+
+
+def entropies(
+    model: Any, symbols: int, n: int, seed: int = 0, batch: int = 64, cond: Mapping[str, Any] | None = None
+) -> np.ndarray:
+    """c(m) in nats for m = 0 .. D, float64 (D + 1,): means over n samples of the model, revealed in random order.
+
+    c(0) = 0. Few masks tell more of each other, so that c grows; what noise breaks of this is mended by the nearest
+    sequence that grows.
+    """
+    calls = min(symbols, _MOST_CALLS)
+    total, weight = np.zeros(symbols + 1), np.zeros(symbols + 1)
+    for rows in torch.arange(n).split(batch):
+        walk = trajectory(
+            model, None, calls, Reveal(order="random"), seed, index=rows, **(cond or {})
+        )  # fmt: skip
+        with torch.no_grad():
+            for state in walk:
+                if state.belief is None:
+                    continue
+                masks = (state.z == model.process.mask).flatten(1)
+                number = int(masks[0].sum())
+                total[number] += float(state.belief.entropy.flatten(1)[masks].double().sum())
+                weight[number] += float(masks.sum())
+    known = weight.nonzero()[0]
+    return np.interp(np.arange(symbols + 1), [0, *known], [0.0, *growing(total[known] / weight[known], weight[known])])
+
+
+def growing(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """The nearest sequence that does not fall, in the weighted mean square (pool adjacent violators)."""
+    pools: list[list[float]] = []
+    for value, share in zip(values.tolist(), weight.tolist(), strict=True):
+        pools.append([value, share, 1])
+        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
+            (a, v, i), (b, w, j) = pools[-2:]
+            pools[-2:] = [[(a * v + b * w) / (v + w), v + w, i + j]]
+    return np.repeat([value for value, *_ in pools], [int(count) for *_, count in pools])
+
+
+def best(c: np.ndarray, calls: int) -> tuple[list[int], float]:
+    """(masks left after each of the calls, the KL in nats) of the best sizes, given c(0) .. c(D)."""
+    size = len(c) - 1
+    calls = min(calls, size)
+    # cost[m] of revealing the last m masks in so many calls, each of at least one
+    m = np.arange(size + 1)
+    step = np.where(m[None] < m[:, None], (m[:, None] - m[None]) * c[:, None], np.inf)  # from m to the smaller m'
+    cost, after = np.where(m == 0, 0.0, np.inf), []
+    for _ in range(calls):
+        whole = step + cost[None]
+        after.append(whole.argmin(1))
+        cost = whole.min(1)
+    path, at = [], size
+    for choice in reversed(after):
+        at = int(choice[at])
+        path.append(at)
+    return path, float(cost[size] - c[1:].sum())
+
+
+def loss(c: np.ndarray, left: list[int]) -> float:
+    """The KL in nats of revealing down to these numbers of masks, one after another."""
+    before = np.array([len(c) - 1, *left[:-1]])
+    return float(((before - np.array(left)) * c[before]).sum() - c[1:].sum())
+
+
+def even(symbols: int, calls: int) -> list[int]:
+    """Masks left after each call of `Reveal`'s equal sizes."""
+    left, masks = [], symbols
+    for call in range(calls):
+        masks -= math.ceil(masks / (calls - call))
+        left.append(masks)
+    return left
