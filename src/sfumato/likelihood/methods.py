@@ -22,7 +22,7 @@ from sfumato.likelihood.measured import DEQUANTISATIONS, Measured, gather
 from sfumato.machine import outside_inference
 from sfumato.model import Model
 from sfumato.noised import evaluating
-from sfumato.objectives.decoder import cells_of
+from sfumato.objectives.decoder import Cells, cells_of
 from sfumato.probability_flow import data_scale
 from sfumato.process import Gaussian, Masked, Symbols
 from sfumato.sampling import refuse_arguments
@@ -84,7 +84,18 @@ def log_prob(
     if cells is not None and sigma_min is None:
         # finer noise would encode decimals that the cells do not have
         sigma_min = max(float(cells.half.min()), data_scale(model) * math.exp(-NODE_LIMIT / 2))
-    measure: Any = {
+    measure = _measure(method, trace, cells, particles)
+    batches, device = [], getattr(model, "device", leaf.device)
+    for part in torch.arange(len(numbers)).split(batch or min(_ROWS, max(1, _BATCH // leaf[0].numel()))):
+        some, own = map_state(lambda v: v.to(device), rows_of(x, part)), conditions.rows(part).to(device)
+        with evaluating(model):
+            one = measure(model, some, numbers[part], own, steps, probes=probes, seed=seed, sigma_min=sigma_min)
+        batches.append(one)
+    return _reported(gather(batches, how), spec)
+
+
+def _measure(method: str, trace: str, cells: Cells | None, particles: int) -> Any:
+    return {
         "ode": partial(ode, trace=trace),
         "elbo": partial(elbo, cells=cells),
         "importance": partial(importance, cells=cells, particles=particles),
@@ -93,13 +104,6 @@ def log_prob(
         "order": orders.left_to_right,
         "orders": partial(orders.importance, particles=particles),
     }[method]
-    batches, device = [], getattr(model, "device", leaf.device)
-    for part in torch.arange(len(numbers)).split(batch or min(_ROWS, max(1, _BATCH // leaf[0].numel()))):
-        some, own = map_state(lambda v: v.to(device), rows_of(x, part)), conditions.rows(part).to(device)
-        with evaluating(model):
-            one = measure(model, some, numbers[part], own, steps, probes=probes, seed=seed, sigma_min=sigma_min)
-        batches.append(one)
-    return _reported(gather(batches, how), spec)
 
 
 def _reported(result: Measured, spec: Any) -> Measured:
