@@ -27,6 +27,7 @@ LIMITS = {
     "energy": 0.15,
     "error_budget": 0.05,
     "flow_matching": 0.05,
+    "four_quadrants": 0.05,
     "guidance": 1e-10,
     "high_order": 0.15,
     "importance_sampling": 4.0,
