@@ -10,7 +10,7 @@ import torch
 import sfumato as sf
 from sfumato import schedules
 from sfumato.diagnostics.checks.finding import Report
-from sfumato.process import Gaussian, Masked, Product, Uniform
+from sfumato.process import Counts, Gaussian, Masked, Product, Uniform
 from sfumato.state import first_leaf, map_state
 
 F64, N = torch.float64, 12
@@ -42,19 +42,21 @@ def make(kind: str) -> Any:
         ),
         "exact masked": lambda: TABLE.denoiser(Masked(FLOW, 3)),
         "exact uniform": lambda: TABLE.denoiser(Uniform(FLOW, 3)),
+        "exact counts": lambda: TABLE.denoiser(Counts(FLOW, 3)),
         "masked": lambda: sf.Denoiser(mlp(6, classes=2), Masked(FLOW, 3)),
         "uniform": lambda: sf.Denoiser(mlp(6, classes=2), Uniform(FLOW, 3)),
+        "counts": lambda: sf.Denoiser(mlp(6, classes=2), Counts(FLOW, 3)),
         "exact product": lambda: JOINT.denoiser(PRODUCT),
         "product": lambda: sf.Denoiser(mlp(PRODUCT.net_shape()[0], classes=2), PRODUCT),
     }[kind]()
 
 
 NUMBERS = ("exact", "trained", "guided", "rescheduled", "energy", "learned variance")
-SYMBOLS = ("exact masked", "exact uniform", "masked", "uniform")
+SYMBOLS = ("exact masked", "exact uniform", "exact counts", "masked", "uniform", "counts")
 PRODUCTS = ("exact product", "product")
 KINDS = (*NUMBERS, *SYMBOLS, *PRODUCTS)
 ALONE = ("exact", "trained", "rescheduled", "energy", "learned variance")  # without a condition
-EXACT = ("exact", "exact masked", "exact uniform", "exact product")
+EXACT = ("exact", "exact masked", "exact uniform", "exact counts", "exact product")
 
 
 def data(kind: str) -> Any:
@@ -109,7 +111,7 @@ QUESTIONS: dict[str, Question] = {
     "guide": (
         lambda m, k, c: sf.sample(sf.guide(m, 0.5), N, steps=3, label=torch.tensor([0, 1] * 6)),
         like_data,
-        ("exact", "trained", "guided", "rescheduled", "masked", "uniform", "product"),
+        ("exact", "trained", "guided", "rescheduled", "masked", "uniform", "counts", "product"),
     ),
     "Rescheduled": (
         lambda m, k, c: sf.sample(sf.Rescheduled(m, schedules.Cosine()), N, steps=3, **c),
@@ -146,7 +148,7 @@ QUESTIONS: dict[str, Question] = {
     "doctor": (
         lambda m, k, c: sf.doctor(m),
         lambda report: "weights-not-finite" in report.checked and "could be made" in str(report).splitlines()[0],
-        ("trained", "energy", "learned variance", "masked", "uniform", "product"),
+        ("trained", "energy", "learned variance", "masked", "uniform", "counts", "product"),
     ),
     "teacher": (
         lambda m, k, c: sf.denoising_loss(m, data(k), clean=sf.Teacher(m), **c),

@@ -125,10 +125,7 @@ class Symbols(abc.ABC):
         clean = self.hot(x, dtype)[..., : self.states]
         q = self.spread(clean, belief.t).clamp_min(tiny)
         p = self.spread(belief.other.to(dtype).softmax(-1), belief.t).clamp_min(tiny)
-        true, model = q / q.gather(-1, own), p / p.gather(-1, own)
-        gap = model.log() - true.log()
-        near = true * (torch.expm1(gap.clamp_max(1.0)) - gap)  # precise for small gaps
-        excess = torch.where(gap > 1, model - true - true * gap, near)
+        excess = divergence(q / q.gather(-1, own), p / p.gather(-1, own))
         return (self.into(belief.z, belief.t, dtype) * excess).sum(-1)
 
     # -- the distribution of z ---------------------------------------------------------------------------------------
@@ -171,7 +168,6 @@ class Symbols(abc.ABC):
         """q(z_t | z_s) for all pairs at two numbers s <= t, float64 (size, size): rows z_s, columns z_t."""
         return self.likelihood(torch.arange(self.size), s, t).mT
 
-    @final
     def evidence(self, z: Tensor, t: Time, dtype: torch.dtype = torch.float64) -> Tensor:
         """log q(z_t | x = k) for every k, (B, *shape, K): the evidence of a symbol's own z; -inf if impossible."""
         return self.likelihood(z, 0.0, t, dtype)[..., : self.states].log()
@@ -234,15 +230,15 @@ class Symbols(abc.ABC):
 
     @final
     def inputs(self, z: Tensor, t: Time) -> tuple[Tensor, Tensor]:
-        """The symbols as channels (K 1[z = k] - 1) / sqrt(K - 1), (B, K C, ..), and the noise level. For K = 2 one
-        channel of -1 and 1; masks are 0."""
+        """The code of the symbols (`_code`) as channels, (B, K C, ..), of K = 2 the last alone, and the noise level."""
+        code = self._code(z)
         level = self.noise_level(t).to(z.device)
+        return (code[..., 1] if self.states == 2 else code.movedim(-1, 1).flatten(1, 2)), level
+
+    def _code(self, z: Tensor) -> Tensor:
+        """(K 1[z = k] - 1) / sqrt(K - 1), float32 (B, *shape, K): -1 and 1 for K = 2; masks are 0."""
         hot = self.hot(z, torch.float32)[..., : self.states]
-        known = hot.sum(-1, keepdim=True)
-        if self.states == 2:
-            return (hot[..., 1:] * 2 - known).squeeze(-1), level
-        code = (self.states * hot - known) / math.sqrt(self.states - 1)
-        return code.movedim(-1, 1).flatten(1, 2), level
+        return (self.states * hot - hot.sum(-1, keepdim=True)) / math.sqrt(self.states - 1)
 
     @final
     def prediction(self, y: Tensor, z: Tensor) -> Tensor:
@@ -348,7 +344,7 @@ class Symbols(abc.ABC):
     def _foreign(self, low: float, high: float) -> SfumatoError:
         return SfumatoError(
             f"The data of a process of {self.states} symbols must be integers from 0 to {self.states - 1}; these range "
-            f"from {low:g} to {high:g} (use the gaussian process for real numbers)."
+            f"from {low:g} to {high:g} (give more states, or use the gaussian process for real numbers)."
         )
 
     def config(self) -> dict[str, Any]:
@@ -361,3 +357,12 @@ def quantile(prob: Tensor, u: Tensor) -> Tensor:
     cdf = prob.cumsum(-1)
     place = torch.searchsorted(cdf, (u.reshape(len(u), -1) * cdf[..., -1:]).contiguous(), right=True)
     return place.clamp_max(prob.shape[-1] - 1).reshape(u.shape)
+
+
+def divergence(true: Tensor, model: Tensor) -> Tensor:
+    """true log(true / model) - true + model of rates of at least 0, precise where they are close."""
+    tiny = torch.finfo(true.dtype).tiny
+    true, model = true.clamp_min(tiny), model.clamp_min(tiny)
+    gap = model.log() - true.log()
+    near = true * (torch.expm1(gap.clamp_max(1.0)) - gap)
+    return torch.where(gap > 1, model - true - true * gap, near)
