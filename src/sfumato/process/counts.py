@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from sfumato.belief import Logits, broadcast
+from sfumato.process.discrete import divergence
 from sfumato.process.generator import Generator, column, times
-from sfumato.process.symbols import divergence
 from sfumato.registry import register
 from sfumato.schedule import Time
 
