@@ -139,6 +139,13 @@ def test_nothing_behind_the_end_matters() -> None:
     assert process.inserted(full, 0.0, torch.zeros(1, 4)).shape == (1, 4)
 
 
+def test_a_reconstruction_is_that_of_poisson_insertions() -> None:
+    process, truth = Deletion(FLOW, 4), law(3, 1)
+    belief = truth.denoiser(process)(torch.full((4, 1), 3), 0.3)
+    mean = belief.mean[0, 0]
+    torch.testing.assert_close(belief.nats(truth.states), mean.sum() - torch.cat((mean.new_zeros(1), mean.log())))
+
+
 def test_log_prob_is_a_bound_and_an_equality_for_the_exact_belief() -> None:
     process = Deletion(FLOW, 3)
     found = sf.log_prob(TRUTH.denoiser(process), TRUTH.states, steps=32, probes=16)
