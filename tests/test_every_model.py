@@ -10,12 +10,13 @@ import torch
 import sfumato as sf
 from sfumato import schedules
 from sfumato.diagnostics.checks.finding import Report
-from sfumato.process import Gaussian, Masked, Product, Uniform
+from sfumato.process import Counts, Deletion, Gaussian, Masked, Product, Uniform
 from sfumato.state import first_leaf, map_state
 
 F64, N = torch.float64, 12
 TRUTH = sf.exact.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.5]], [0.1, 0.2])
 TABLE = sf.exact.Table(torch.rand(3, 3, generator=torch.Generator().manual_seed(1), dtype=F64) + 0.1)
+WORDS = sf.exact.Strings({(): 0.2, (0,): 0.3, (1, 0): 0.4, (1, 1): 0.1}, 2)
 JOINT = sf.exact.Labelled(TRUTH)
 FLOW = schedules.Flow()
 PRODUCT = Product({"x": Gaussian(FLOW), "label": Masked(FLOW, 2)}, JOINT.shapes)
@@ -42,24 +43,31 @@ def make(kind: str) -> Any:
         ),
         "exact masked": lambda: TABLE.denoiser(Masked(FLOW, 3)),
         "exact uniform": lambda: TABLE.denoiser(Uniform(FLOW, 3)),
+        "exact counts": lambda: TABLE.denoiser(Counts(FLOW, 3)),
         "masked": lambda: sf.Denoiser(mlp(6, classes=2), Masked(FLOW, 3)),
         "uniform": lambda: sf.Denoiser(mlp(6, classes=2), Uniform(FLOW, 3)),
+        "counts": lambda: sf.Denoiser(mlp(6, classes=2), Counts(FLOW, 3)),
+        "exact deletion": lambda: WORDS.denoiser(Deletion(FLOW, 3)),
+        "deletion": lambda: sf.Denoiser(mlp(6, classes=2), Deletion(FLOW, 3)),
         "exact product": lambda: JOINT.denoiser(PRODUCT),
         "product": lambda: sf.Denoiser(mlp(PRODUCT.net_shape()[0], classes=2), PRODUCT),
     }[kind]()
 
 
 NUMBERS = ("exact", "trained", "guided", "rescheduled", "energy", "learned variance")
-SYMBOLS = ("exact masked", "exact uniform", "masked", "uniform")
+SYMBOLS = ("exact masked", "exact uniform", "exact counts", "masked", "uniform", "counts")
+STRINGS = ("exact deletion", "deletion")
 PRODUCTS = ("exact product", "product")
-KINDS = (*NUMBERS, *SYMBOLS, *PRODUCTS)
+KINDS = (*NUMBERS, *SYMBOLS, *STRINGS, *PRODUCTS)
 ALONE = ("exact", "trained", "rescheduled", "energy", "learned variance")  # without a condition
-EXACT = ("exact", "exact masked", "exact uniform", "exact product")
+EXACT = ("exact", "exact masked", "exact uniform", "exact counts", "exact deletion", "exact product")
 
 
 def data(kind: str) -> Any:
     if kind in PRODUCTS:
         return JOINT.sample(N, seed=1)
+    if kind in STRINGS:
+        return WORDS.sample(N, seed=1)
     return TRUTH.sample(N, seed=1).float() if kind in NUMBERS else TABLE.sample(N, seed=1)
 
 
@@ -109,12 +117,12 @@ QUESTIONS: dict[str, Question] = {
     "guide": (
         lambda m, k, c: sf.sample(sf.guide(m, 0.5), N, steps=3, label=torch.tensor([0, 1] * 6)),
         like_data,
-        ("exact", "trained", "guided", "rescheduled", "masked", "uniform", "product"),
+        ("exact", "trained", "guided", "rescheduled", "masked", "uniform", "counts", "deletion", "product"),
     ),
     "Rescheduled": (
         lambda m, k, c: sf.sample(sf.Rescheduled(m, schedules.Cosine()), N, steps=3, **c),
         like_data,
-        (*NUMBERS, *SYMBOLS),
+        (*NUMBERS, *SYMBOLS, *STRINGS),
     ),
     "encode": (lambda m, k, c: sf.encode(m, data(k), steps=4, **c), like_data, NUMBERS),
     "decode": (lambda m, k, c: sf.decode(m, data(k), steps=4, **c), like_data, NUMBERS),
@@ -146,7 +154,7 @@ QUESTIONS: dict[str, Question] = {
     "doctor": (
         lambda m, k, c: sf.doctor(m),
         lambda report: "weights-not-finite" in report.checked and "could be made" in str(report).splitlines()[0],
-        ("trained", "energy", "learned variance", "masked", "uniform", "product"),
+        ("trained", "energy", "learned variance", "masked", "uniform", "counts", "deletion", "product"),
     ),
     "teacher": (
         lambda m, k, c: sf.denoising_loss(m, data(k), clean=sf.Teacher(m), **c),

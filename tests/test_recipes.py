@@ -17,6 +17,7 @@ LIMITS = {
     "churn": 0.05,
     "conditions": 0.25,
     "conventions": 1e-5,
+    "counts": 1.0,
     "ddim": 0.1,
     "ddpm": 0.03,
     "denoising_autoencoder": 0.4,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sfumato.belief import Belief, Estimate
 from sfumato.conditions import network_inputs
 from sfumato.errors import SfumatoError
-from sfumato.process import Gaussian, Process, Product, Symbols
+from sfumato.process import Discrete, Gaussian, Process, Product
 from sfumato.process.protocol import noise_level as noise_level
 from sfumato.registry import register
 from sfumato.schedule import Time
@@ -209,7 +209,7 @@ class Denoiser(nn.Module):
 
     def _inputs(self, z: State, t: Time) -> tuple[Tensor, Tensor]:
         """The network's inputs, of which the first are the symbols themselves where it takes them."""
-        if isinstance(self.process, Symbols) and getattr(self.net, "takes_symbols", False):
+        if isinstance(self.process, Discrete) and getattr(self.net, "takes_symbols", False):
             assert isinstance(z, Tensor)
             return z, self.process.noise_level(t).to(z.device)
         return self.process.inputs(z, t)

@@ -363,6 +363,8 @@ def _predicts(process: Mapping[str, Any]) -> str:
         return "; ".join(f"of {part!r} {_predicts(inner)}" for part, inner in args["processes"].items())
     learned = " and the variance of a step" if args.get("variance") == "learned" else ""
     what = args.get("target") or f"which of {args.get('states')} symbols each is"
+    if name == "Deletion":
+        what = f"which of {args['states'] - 1} symbols are missing in each gap"
     schedule = args.get("schedule", {}).get("name", "its own")
     return f"{what}{learned} under the {schedule} schedule ({name} process)"
 

@@ -19,7 +19,7 @@ def symbols(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("process", ["masked", "uniform(states=4)", "hybrid(share=0.5)", "ladder"])
+@pytest.mark.parametrize("process", ["masked", "uniform(states=4)", "hybrid(share=0.5)", "ladder", "counts"])
 def test_symbols_are_trained_sampled_and_measured(call, symbols, tmp_path, process):
     run = tmp_path / "run"
     common = ["--net", "tiny", "--batch", "128", "--precision", "float32", "--loss", "denoising"]
@@ -40,6 +40,22 @@ def test_symbols_are_trained_sampled_and_measured(call, symbols, tmp_path, proce
     assert status == 0 and "of 22 checks could be made" in out
     status, out, err = call("info", run)
     assert f"which of {states} symbols each is under the Flow schedule" in out
+
+
+def test_strings_of_any_length_are_trained_sampled_and_measured(call, tmp_path):
+    law = sf.exact.Strings({(): 0.1, (0,): 0.2, (1, 0, 1): 0.4, (0, 0): 0.3}, 2)
+    data, run = tmp_path / "strings.npy", tmp_path / "run"
+    np.save(data, law.sample(1200).numpy().astype(np.uint8))
+    common = ["--net", "tiny", "--batch", "128", "--precision", "float32"]
+    status, out, err = call("train", data, "-o", run, "--process", "deletion", "--steps", "40", *common)
+    assert status == 0, err
+    status, out, err = call("sample", run, "-n", "40", "-o", tmp_path / "x.npy")
+    drawn = torch.from_numpy(np.load(tmp_path / "x.npy"))
+    assert status == 0 and drawn.dtype == torch.uint8 and sf.load(run).process.data(drawn).shape == (40, 3), err
+    status, out, err = call("likelihood", run, data, "-n", "8", "--steps", "16", "--json")
+    assert status == 0 and -12 < json.loads(out)["nats"] < 0, err
+    status, out, err = call("info", run)
+    assert "which of 2 symbols are missing in each gap under the Flow schedule" in out
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from sfumato import noise, schedules
 from sfumato.belief import Logits
 from sfumato.exact import Table
 from sfumato.objectives.nonequilibrium import kl
-from sfumato.process import Hybrid, Ladder, Marginal, Masked, Mixing, Rates, Symbols, Uniform, from_config
+from sfumato.process import Counts, Hybrid, Ladder, Marginal, Masked, Mixing, Rates, Symbols, Uniform, from_config
 
 F64 = torch.float64
 FLOW, COSINE, OPEN = schedules.Flow(), schedules.Cosine(), schedules.LinearBeta()
@@ -26,6 +26,7 @@ PROCESSES: dict[str, Symbols] = {
     "ladder": Ladder(FLOW, 3),
     "ladder with a law": Ladder(COSINE, 3, weights=(5, 2, 3)),
     "rates": Rates(FLOW, 3, jumps=JUMPS),
+    "counts": Counts(COSINE, 3),
 }
 EACH = pytest.mark.parametrize("name", PROCESSES)
 STEPS = [(0.0, 0.3), (0.2, 0.5), (0.4, 0.999), (0.5, 1.0)]
@@ -132,13 +133,14 @@ def test_the_table_says_what_the_others_know(name: str) -> None:
 
 
 ROWS = {"other": "other", "x": "log_prob", "z": "zeta", "ratio": "ratio", "rate": "rate"}
-WORDS = [(name, row) for name in PROCESSES for row in ROWS if not (row == "rate" and "ladder" in name)]
+UNSAID = {("ladder", "rate"), ("ladder with a law", "rate"), *(("counts", row) for row in ("z", "ratio", "rate"))}
+WORDS = [(name, row) for name in PROCESSES for row in ROWS if (name, row) not in UNSAID]
 
 
 @pytest.mark.parametrize(("name", "row"), WORDS)
 def test_every_row_says_the_same(name: str, row: str) -> None:
     """What the exact belief says in a row, up to a constant where the row is free, is read as the exact belief."""
-    curve = FLOW if isinstance(PROCESSES[name], Masked) or name == "hybrid" else OPEN
+    curve = FLOW if isinstance(PROCESSES[name], Masked) or name in ("hybrid", "counts") else OPEN
     process = dataclasses.replace(PROCESSES[name], schedule=curve)
     speaker = dataclasses.replace(process, row=row)
     states = TRUTH.noisy(process)
@@ -148,7 +150,7 @@ def test_every_row_says_the_same(name: str, row: str) -> None:
     said = said.log() if row in ("z", "ratio", "rate") else said + (1.7 if row == "other" else 0.0)
     found = speaker.read(said, states, t)
     torch.testing.assert_close(found.prob, belief.prob, rtol=0, atol=1e-10)
-    if row != "rate" and (row != "x" or not isinstance(process, Masked)):  # else of visible symbols nothing is said
+    if row != "rate" and (row != "x" or name not in ("masked", "counts")):  # else of visible symbols nothing is said
         torch.testing.assert_close(found.other.softmax(-1), belief.other.softmax(-1), rtol=0, atol=1e-10)
         torch.testing.assert_close(found.rate, belief.rate, rtol=1e-8, atol=1e-10)
 
@@ -292,6 +294,8 @@ def test_what_is_no_process_is_refused() -> None:
         (lambda: Rates(FLOW, 4, jumps=((0, 1, 0, 0), (1, 0, 0, 0), (0, 0, 0, 1), (0, 0, 1, 0))), "never meet"),
         (lambda: Uniform(FLOW, 3, row="z"), "does not tell symbols apart"),
         (lambda: Ladder(OPEN, 3, row="rate"), "do not reach all symbols"),
+        (lambda: Counts(FLOW, 3, row="ratio"), "apart: use row='other'\\.$"),
+        (lambda: Counts(OPEN, 3), "must replace all"),
         (lambda: Uniform(FLOW, 3, row="logits"), "cannot say 'logits'"),
     ]:
         with pytest.raises(sf.SfumatoError, match=words):

@@ -1,7 +1,8 @@
 """What a model believes about the clean signal, given a noisy state.
 
 `Estimate` is E[x | z] of real numbers and everything linear in it, `Logits` the distribution p(x_i | z) of symbols,
-`Beliefs` one of these for each part of a state. All implement the protocol `Belief`.
+`Insertions` what is missing from strings, `Beliefs` one of these for each part of a state. All implement the protocol
+`Belief`.
 """
 
 from sfumato.belief.estimate import (
@@ -14,10 +15,11 @@ from sfumato.belief.estimate import (
     reading,
     within,
 )
+from sfumato.belief.insertions import Insertions
 from sfumato.belief.logits import Beliefs, Logits, NoSuchReading, SymbolProcess, tempered
 from sfumato.belief.protocol import Belief, broadcast, parts
 
 __all__ = [
-    "FAINT", "FURTHEST", "Belief", "Beliefs", "Estimate", "Logits", "NoSuchReading", "Reading", "SymbolProcess",
-    "Transition", "ancestral", "broadcast", "parts", "reading", "tempered", "within",
+    "FAINT", "FURTHEST", "Belief", "Beliefs", "Estimate", "Insertions", "Logits", "NoSuchReading", "Reading",
+    "SymbolProcess", "Transition", "ancestral", "broadcast", "parts", "reading", "tempered", "within",
 ]  # fmt: skip

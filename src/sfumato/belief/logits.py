@@ -20,7 +20,7 @@ class NoSuchReading(SfumatoError, AttributeError):
     """An attribute that only beliefs about real numbers have."""
 
 
-def _no_reading(belief: Any, name: str) -> NoSuchReading | AttributeError:
+def no_reading(belief: Any, name: str) -> NoSuchReading | AttributeError:
     if name in ("x", "eps", "alpha", "sigma", "variance", "logsnr", *target.NAMES):
         return NoSuchReading(
             f"A belief about symbols has no {name!r}, which is defined for real numbers only: use mean, prob or "
@@ -74,7 +74,7 @@ class Logits:
         return torch.where(evidence > -torch.inf, self.logits.to(evidence) - evidence, -torch.inf)
 
     def __getattr__(self, name: str) -> Any:
-        raise _no_reading(self, name)
+        raise no_reading(self, name)
 
     @cached_property
     def log_prob(self) -> Tensor:
@@ -134,8 +134,8 @@ class Logits:
         stay excluded (for weights other than 0 and 1)."""
         evidence = None
         if self._other is not None and other._other is not None:
-            evidence = _mixed(self._other, other._other, weight)
-        return Logits(_mixed(self.log_prob, other.log_prob, weight), self.z, self.t, self.process, evidence)
+            evidence = mixed(self._other, other._other, weight)
+        return Logits(mixed(self.log_prob, other.log_prob, weight), self.z, self.t, self.process, evidence)
 
     def tempered(self, temperature: float = 1.0, top_p: float = 1.0) -> Logits:
         """The belief with h^(1 / temperature) for what the others say, h, and of it the most probable symbols of total
@@ -186,12 +186,12 @@ def tempered(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> Te
     return logits.masked_fill(~within, -torch.inf).log_softmax(-1)
 
 
-def _mixed(ours: Tensor, theirs: Tensor, weight: float | Tensor) -> Tensor:
+def mixed(ours: Tensor, theirs: Tensor, weight: float | Tensor) -> Tensor:
     """ours + weight (theirs - ours) of logarithms; -inf where either is, unless the weight is 0 or 1."""
     w = broadcast(weight, ours) if isinstance(weight, Tensor) else torch.as_tensor(weight, dtype=ours.dtype)
     possible = ours.isfinite() & theirs.isfinite()
-    mixed = torch.where(possible, ours, 0.0) + w * torch.where(possible, theirs - ours, 0.0)
-    return torch.where(w == 0, ours, torch.where(w == 1, theirs, torch.where(possible, mixed, -torch.inf)))
+    between = torch.where(possible, ours, 0.0) + w * torch.where(possible, theirs - ours, 0.0)
+    return torch.where(w == 0, ours, torch.where(w == 1, theirs, torch.where(possible, between, -torch.inf)))
 
 
 @final
@@ -199,7 +199,7 @@ class Beliefs(dict[str, Any]):
     """A belief for each part of a state that is a dict, all about the same t."""
 
     def __getattr__(self, name: str) -> Any:
-        raise _no_reading(self, name)
+        raise no_reading(self, name)
 
     @property
     def z(self) -> State:

@@ -5,10 +5,11 @@ from sfumato.exact.field import GaussianField
 from sfumato.exact.labelled import Labelled, LabelledDenoiser
 from sfumato.exact.mixture import GaussianMixture
 from sfumato.exact.ppca import PPCA
+from sfumato.exact.strings import Strings
 from sfumato.exact.table import Table, TableDenoiser
 from sfumato.exact.truth import At, ExactDenoiser, Moments, Truth
 
 __all__ = [
     "PPCA", "At", "Empirical", "ExactDenoiser", "GaussianField", "GaussianMixture", "Labelled", "LabelledDenoiser",
-    "Moments", "Table", "TableDenoiser", "Truth",
+    "Moments", "Strings", "Table", "TableDenoiser", "Truth",
 ]  # fmt: skip

@@ -24,7 +24,7 @@ from sfumato.model import Model
 from sfumato.noised import evaluating
 from sfumato.objectives.decoder import Cells, cells_of
 from sfumato.probability_flow import data_scale
-from sfumato.process import Gaussian, Masked, Symbols
+from sfumato.process import Discrete, Gaussian, Masked
 from sfumato.sampling import refuse_arguments
 from sfumato.schedule import NODE_LIMIT
 from sfumato.state import State, first_leaf, map_state, rows_of, samples
@@ -157,7 +157,7 @@ def _clean(
 def _dequantisation(process: Any, spec: Any, choice: str, method: str) -> str | None:
     """The dequantisation of integer data for a method, None for real-valued data."""
     if method in ("path", "counts", "order", "orders"):
-        return "symbols" if isinstance(process, Symbols) else None
+        return "symbols" if isinstance(process, Discrete) else None
     known = ("auto", *DEQUANTISATIONS)
     if choice not in known:
         raise SfumatoError(f"The dequantisation cannot be {choice!r}: {suggest(choice, known)}")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from sfumato.process.counts import Counts
+from sfumato.process.deletion import Deletion
+from sfumato.process.discrete import Discrete
 from sfumato.process.gaussian import Gaussian
 from sfumato.process.generator import Generator, Ladder, Rates
 from sfumato.process.mixing import Hybrid, Marginal, Masked, Mixing, Uniform
@@ -13,8 +16,8 @@ from sfumato.process.symbols import Symbols
 from sfumato.trees import build
 
 __all__ = [
-    "Gaussian", "Generator", "Hybrid", "Ladder", "Marginal", "Masked", "Mixing", "Process", "Product", "Rates",
-    "Symbols", "Uniform", "from_config",
+    "Counts", "Deletion", "Discrete", "Gaussian", "Generator", "Hybrid", "Ladder", "Marginal", "Masked", "Mixing",
+    "Process", "Product", "Rates", "Symbols", "Uniform", "from_config",
 ]  # fmt: skip
 
 

@@ -91,7 +91,7 @@ class Generator(Symbols):
         return ((vector * powers[..., None, :]) @ vector.mT * (root / root[:, None])).clamp_min(0)
 
     def spread(self, prob: Tensor, t: Time) -> Tensor:
-        return _times(prob, self._kernel(self.keep(t), prob))
+        return times(prob, self._kernel(self.keep(t), prob))
 
     def unspread(self, zeta: Tensor, t: Time) -> Tensor:
         kernel = self._kernel(self.keep(t), zeta)
@@ -100,11 +100,11 @@ class Generator(Symbols):
 
     def likelihood(self, z: Tensor, s: Time, t: Time, dtype: torch.dtype = torch.float64) -> Tensor:
         a = self.keep(t) / self.keep(s).clamp_min(1e-300)
-        return _column(self._kernel(a, z), z).to(dtype)
+        return column(self._kernel(a, z), z).to(dtype)
 
     def into(self, z: Tensor, t: Time, dtype: torch.dtype = torch.float64) -> Tensor:
         away = self.rates.to(z.device) * (1 - torch.eye(self.states, dtype=torch.float64, device=z.device))
-        rate = _column(away, z)
+        rate = column(away, z)
         return ((1 - self.keep(t).to(z.device)).reshape(-1, *[1] * z.ndim) * rate).to(dtype)
 
     def _fewest(self, prob: Tensor, z: Tensor, s: Time, t: Time) -> Tensor:
@@ -112,11 +112,11 @@ class Generator(Symbols):
         leave = (1 - after / before.clamp_min(1e-300)).clamp_min(0)  # (x, z)
         gain = (after - before).clamp_min(0)
         gain = gain / gain.sum(-1, keepdim=True).clamp_min(1e-300)  # (x, where to)
-        leaving = prob * _column(leave, z).to(prob)
-        return self.hot(z, prob.dtype) * (1 - leaving.sum(-1, keepdim=True)) + _times(leaving, gain)
+        leaving = prob * column(leave, z).to(prob)
+        return self.hot(z, prob.dtype) * (1 - leaving.sum(-1, keepdim=True)) + times(leaving, gain)
 
 
-def _times(prob: Tensor, kernel: Tensor) -> Tensor:
+def times(prob: Tensor, kernel: Tensor) -> Tensor:
     """sum_x p(x) kernel(x, .), for one kernel (K, K) or one per sample (B, K, K)."""
     kernel = kernel.to(prob.dtype)
     if kernel.ndim == 2:
@@ -124,7 +124,7 @@ def _times(prob: Tensor, kernel: Tensor) -> Tensor:
     return (prob.flatten(1, -2) @ kernel).reshape(*prob.shape[:-1], kernel.shape[-1])
 
 
-def _column(kernel: Tensor, z: Tensor) -> Tensor:
+def column(kernel: Tensor, z: Tensor) -> Tensor:
     """kernel(., z), (*z.shape, K)."""
     if kernel.ndim == 2:
         return kernel.mT[z]

@@ -19,8 +19,8 @@ from sfumato.belief import Beliefs
 from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError
 from sfumato.noise import Noise
+from sfumato.process.discrete import Discrete
 from sfumato.process.protocol import Density, Process
-from sfumato.process.symbols import Symbols
 from sfumato.registry import register
 from sfumato.schedule import Schedule, Time
 from sfumato.state import State
@@ -189,7 +189,7 @@ class Product:
         first = 0
         for name, process in self.processes.items():
             width = self.shapes[name][0]
-            if isinstance(process, Symbols):
+            if isinstance(process, Discrete):
                 spec = process.unscaled(spec, range(first, first + width))
             first += width
         return spec

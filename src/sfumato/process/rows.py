@@ -75,9 +75,10 @@ def check(process: Any) -> None:
     kind, states = type(process).__name__.lower(), process.states
     prior = bool((process.pi[:states] > 0).any())
     if prior and float(process.keep(1.0)) < _TOLD:
+        other = "" if process._all_replaced else ", or a schedule that ends above alpha = 0, such as LinearBeta"
         raise SfumatoError(
             f"At t = 1 nothing of the data is left, and the row {name!r} of a {kind} process does not tell symbols "
-            "apart: use row='other', or a schedule that ends above alpha = 0, such as LinearBeta."
+            f"apart: use row='other'{other}."
         )
     symbols = torch.arange(states)
     jumps = process.into(symbols, 0.5)[..., :states].expand(states, states) + torch.eye(states)

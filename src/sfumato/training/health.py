@@ -17,6 +17,7 @@ from sfumato.diagnostics.checks.evidence import TRAINED, answers, draw, paramete
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.folder import read
+from sfumato.process import Gaussian
 from sfumato.training.loop import Progress
 from sfumato.training.parallel import whole
 from sfumato.training.session import Hook, Session
@@ -70,7 +71,8 @@ class Health(Hook):
         session, config = self.session, self.session.config
         model, rows = session.denoiser, session.holdout if len(session.holdout) else session.train
         draws = int(SHARE * session.total / session.world.size / LEVELS)  # the other processes wait meanwhile
-        if draws < _LEAST or progress.step < TRAINED or not hasattr(model, "predict"):
+        asked = hasattr(model, "predict") and isinstance(model.process, Gaussian)
+        if draws < _LEAST or progress.step < TRAINED or not asked:
             return
         try:
             found = answers(
