@@ -1,9 +1,11 @@
 """What a model believes about the clean signal, given a noisy state.
 
 `Estimate` is E[x | z] of real numbers and everything linear in it, `Logits` the distribution p(x_i | z) of symbols,
-`Beliefs` one of these for each part of a state. All implement the protocol `Belief`.
+`Codes` both, for symbols that are vectors, and `Beliefs` one of these for each part of a state. All implement the
+protocol `Belief`.
 """
 
+from sfumato.belief.codes import Codes
 from sfumato.belief.estimate import (
     FAINT,
     FURTHEST,
@@ -14,10 +16,10 @@ from sfumato.belief.estimate import (
     reading,
     within,
 )
-from sfumato.belief.logits import Beliefs, Logits, NoSuchReading, SymbolProcess
+from sfumato.belief.logits import Beliefs, Logits, NoSuchReading, SymbolProcess, drawn_symbols
 from sfumato.belief.protocol import Belief, broadcast, parts
 
 __all__ = [
-    "FAINT", "FURTHEST", "Belief", "Beliefs", "Estimate", "Logits", "NoSuchReading", "Reading", "SymbolProcess",
-    "Transition", "ancestral", "broadcast", "parts", "reading", "within",
+    "FAINT", "FURTHEST", "Belief", "Beliefs", "Codes", "Estimate", "Logits", "NoSuchReading", "Reading",
+    "SymbolProcess", "Transition", "ancestral", "broadcast", "drawn_symbols", "parts", "reading", "within",
 ]  # fmt: skip

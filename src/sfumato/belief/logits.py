@@ -176,6 +176,13 @@ class Logits:
         return tuple(self.rows(part) for part in parts(len(self.z), n))
 
 
+def drawn_symbols(prob: Tensor, noise: Noise | Tensor) -> Tensor:
+    """A symbol from each distribution prob (B, *shape, n), int64: its quantile at u = Phi(noise)."""
+    cdf = prob.double().cumsum(-1)
+    u = torch.special.ndtr(numbers_like(noise, prob[..., 0]).double()) * cdf[..., -1]
+    return (u[..., None] >= cdf).sum(-1).clamp_max(prob.shape[-1] - 1)
+
+
 def _mixed(ours: Tensor, theirs: Tensor, weight: float | Tensor) -> Tensor:
     """ours + weight (theirs - ours) of logarithms; -inf where either is, unless the weight is 0 or 1."""
     w = broadcast(weight, ours) if isinstance(weight, Tensor) else torch.as_tensor(weight, dtype=ours.dtype)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sfumato.process.gaussian import Gaussian
+from sfumato.process.embedded import Embedded
+from sfumato.process.gaussian import Additive, Gaussian
 from sfumato.process.generator import Generator, Ladder, Rates
 from sfumato.process.mixing import Hybrid, Marginal, Masked, Mixing, Uniform
 from sfumato.process.product import Product
@@ -13,8 +14,8 @@ from sfumato.process.symbols import Symbols
 from sfumato.trees import build
 
 __all__ = [
-    "Gaussian", "Generator", "Hybrid", "Ladder", "Marginal", "Masked", "Mixing", "Process", "Product", "Rates",
-    "Symbols", "Uniform", "from_config",
+    "Additive", "Embedded", "Gaussian", "Generator", "Hybrid", "Ladder", "Marginal", "Masked", "Mixing", "Process",
+    "Product", "Rates", "Symbols", "Uniform", "from_config",
 ]  # fmt: skip
 
 

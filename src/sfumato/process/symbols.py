@@ -28,15 +28,14 @@ import torch
 from torch import Tensor
 
 from sfumato import registry
-from sfumato.belief import Logits
-from sfumato.data import DataSpec, Normaliser
+from sfumato.belief import Logits, drawn_symbols
+from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError, whole
 from sfumato.noise import Noise
-from sfumato.process import rows
+from sfumato.process import alphabet, rows
 from sfumato.process.protocol import Density, noise_level
 from sfumato.schedule import Schedule, Time, as_time, schedule_of
 from sfumato.schedules import Kept
-from sfumato.state import numbers_like
 
 _LEFT = 1e-3  # largest alpha(1) of a schedule that is treated as 0, where the prior lacks symbols of the data
 
@@ -206,9 +205,7 @@ class Symbols(abc.ABC):
     @final
     def draw(self, prob: Tensor, noise: Noise | Tensor) -> Tensor:
         """Draw a symbol from each distribution prob (B, *shape, n): its quantile at u = Phi(noise)."""
-        cdf = prob.double().cumsum(-1)
-        u = torch.special.ndtr(numbers_like(noise, prob[..., 0]).double()) * cdf[..., -1]
-        return (u[..., None] >= cdf).sum(-1).clamp_max(prob.shape[-1] - 1)
+        return drawn_symbols(prob, noise)
 
     @final
     def hot(self, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -242,7 +239,7 @@ class Symbols(abc.ABC):
         if self.states == 2:
             return (hot[..., 1:] * 2 - known).squeeze(-1), level
         code = (self.states * hot - known) / math.sqrt(self.states - 1)
-        return code.movedim(-1, 1).flatten(1, 2), level
+        return alphabet.as_channels(code), level
 
     @final
     def prediction(self, y: Tensor, z: Tensor) -> Tensor:
@@ -251,7 +248,7 @@ class Symbols(abc.ABC):
             return y
         if self.states == 2:
             return torch.stack((torch.zeros_like(y), y), -1)
-        return y.unflatten(1, (self.states, -1)).movedim(1, -1)
+        return alphabet.by_symbol(y, self.states)
 
     @final
     def read(self, y: Tensor, z: Tensor, t: Time) -> Logits:
@@ -259,7 +256,12 @@ class Symbols(abc.ABC):
         the network lays it out (`prediction`): the evidence of all other symbols."""
         y = self.prediction(y, z)
         log_h = registry.get("row", self.row)(self, y, z, t)
-        return Logits(log_h + self.evidence(z, t, y.dtype), z, t, self, log_h)
+        return self.belief(log_h, z, t)
+
+    @final
+    def belief(self, log_h: Tensor, z: Tensor, t: Time) -> Logits:
+        """p(x_i | z) ~ h(x_i) q(z_i | x_i) from log h, (B, *shape, K)."""
+        return Logits(log_h + self.evidence(z, t, log_h.dtype), z, t, self, log_h)
 
     # -- the loss ----------------------------------------------------------------------------------------------------
 
@@ -291,6 +293,11 @@ class Symbols(abc.ABC):
     # -- data and files ----------------------------------------------------------------------------------------------
 
     @final
+    def state_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a state: that of a sample."""
+        return tuple(shape)
+
+    @final
     def check_net(self, net: Any) -> None:
         """Raise SfumatoError if the network's channels do not match the number of symbols."""
         shape = getattr(net, "shape", None)
@@ -317,11 +324,7 @@ class Symbols(abc.ABC):
     @final
     def data(self, x: Tensor) -> Tensor:
         """Data as symbols, int64; SfumatoError if they are not integers in 0 .. states - 1."""
-        whole = x.round().long() if x.is_floating_point() else x.long()
-        last = self.states - 1
-        if bool(((whole < 0) | (whole > last)).any()) or bool((whole != x).any()):
-            raise self._foreign(float(x.min()), float(x.max()))
-        return whole
+        return alphabet.symbols(x, self.states)
 
     @final
     def table(self, x: Tensor) -> Tensor:
@@ -336,20 +339,7 @@ class Symbols(abc.ABC):
     @final
     def unscaled(self, spec: DataSpec, channels: Iterable[int]) -> DataSpec:
         """The spec with these channels left unscaled; SfumatoError if they do not hold symbols."""
-        mean, std, own = list(spec.normaliser.mean), list(spec.normaliser.std), list(channels)
-        low = min(spec.statistics.low[channel] for channel in own)
-        high = max(spec.statistics.high[channel] for channel in own)
-        if low < 0 or high > self.states - 1:
-            raise self._foreign(low, high)
-        for channel in own:
-            mean[channel], std[channel] = 0.0, 1.0
-        return dataclasses.replace(spec, normaliser=Normaliser(tuple(mean), tuple(std)))
-
-    def _foreign(self, low: float, high: float) -> SfumatoError:
-        return SfumatoError(
-            f"The data of a process of {self.states} symbols must be integers from 0 to {self.states - 1}; these range "
-            f"from {low:g} to {high:g} (use the gaussian process for real numbers)."
-        )
+        return alphabet.unscaled(spec, channels, self.states)
 
     def config(self) -> dict[str, Any]:
         args = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
