@@ -80,9 +80,9 @@ class Denoiser(nn.Module):
     net: called as net(input, noise_level (B,), **values), where the process computes input from z (`process.inputs`),
     and the output has the same shape; a network whose forward takes `present` also receives present={name: bool (B,)},
     where each condition is known. Of symbols, a network with `takes_symbols` is given z itself, int64 (B, *shape), and
-    returns logits (B, *shape, K). process: `Gaussian(schedule, target)`, `Masked`, `Uniform` or `Product`; target,
-    sigma_data and variance, if not None, replace those of a Gaussian one. spec: the data's contract (`data.DataSpec`),
-    which holds the user's units; None for plain tensors.
+    returns logits (B, *shape, K). process: `Gaussian(schedule, target)`, `Masked`, `Uniform`, `Embedded` or `Product`;
+    target, sigma_data and variance, if not None, replace those of a Gaussian one. spec: the data's contract
+    (`data.DataSpec`), which holds the user's units; None for plain tensors.
     noise_levels: (lowest, highest) of training; the network's input is clamped to this range.
     compute_dtype: torch.bfloat16 runs the network under autocast; scaling and belief stay in float32 or better.
     """

@@ -53,7 +53,7 @@ def test_the_belief_is_the_posterior_and_its_score_that_of_the_law(codebook, t):
     alpha, sigma = process.schedule(t)
     log_joint = TABLE.probs.log() - (z[:, None] - alpha * x).square().sum(2) / (2 * sigma**2)
     (score,) = torch.autograd.grad(log_joint.logsumexp(1).sum(), z)
-    posterior = TABLE.marginals(log_joint.softmax(1))
+    posterior, score = TABLE.marginals(log_joint.softmax(1)).detach(), score.detach()
     belief = TABLE.denoiser(process)(z.detach(), t)
     assert float((belief.prob - posterior).abs().max()) < 1e-10
     assert float((belief.score - score).abs().max()) < 1e-10 * max(1.0, float(score.abs().max()))
@@ -246,6 +246,18 @@ def test_learned_vectors_move_stay_normalised_and_apart(tmp_path):
     with torch.no_grad():
         model.net.codebook.weight.mul_(torch.tensor([1.0, -1.0, 1.0, 1.0]))
     assert torch.equal(moved.process.vectors, model.process.vectors)
+
+
+@pytest.mark.parametrize("codebook", ["bits", "learned"])
+def test_pictures_of_symbols_are_trained_by_a_u_net(tmp_path, codebook):
+    words = {"loss": "cross-entropy", "times": "warped"} if codebook == "learned" else {}
+    run = sf.train("digits", tmp_path, net="tiny", steps=3, process=f"embedded(codebook={codebook})", **words)
+    model = sf.load(tmp_path)
+    assert model.process.states == 17 and model.shape == (1, 8, 8)
+    assert model.net.shape == (model.process.d, 8, 8) and model.net.outputs == -(-17 // model.process.d)
+    drawn = sf.sample(model, 6, 3)
+    assert drawn.shape == (6, 1, 8, 8) and drawn.dtype == torch.uint8 and int(drawn.max()) <= 16
+    assert run.path == tmp_path and 0 < float(sf.log_prob(model, drawn[:2], steps=8).bits_per_dim.mean()) < 16
 
 
 def test_a_guided_belief_mixes_log_probabilities():
