@@ -209,7 +209,7 @@ class Strata:
         self.start, self.spans = 0.0, list[Span | SymbolSpan]()
         if isinstance(process, Embedded):  # dense where alpha |E_k| = sigma
             span = Span.of(process.schedule, process.scale, sigma_min)
-            self.spans.append(SymbolSpan(span.clock, span.low, span.high, -math.log(process.d * process.scale**2)))
+            self.spans.append(SymbolSpan(span.clock, span.low, span.high, -math.log(process.dim * process.scale**2)))
             self.start = float(process.schedule.time(span.high))
         if real is not None:
             self.spans.append(span := Span.of(real.schedule, real.sigma_data, sigma_min))
@@ -306,7 +306,7 @@ def _measured(name: str, model: Any, x: State, by_level: Tensor, last: Tensor, e
     prior, mean, (probes, steps) = model.process.prior_kl(x).cpu(), by_level.mean(1), by_level.shape[1:]
     value, stderr, third = pooled(-(prior[:, None] + by_level.sum(2) + last))
     entries: list[int] = []
-    map_state(lambda leaf: entries.append(leaf[0].numel() // getattr(model.process, "d", 1)), x)
+    map_state(lambda leaf: entries.append(leaf[0].numel() // getattr(model.process, "dim", 1)), x)
     return Measured(
         value, stderr, third, None, None, None, f"{name}, {probes} replicates", sum(entries), probes, steps, bound=True,
         prior=prior, diffusion=mean.sum(1), reconstruction=last.mean(1), by_level=None if edges is None else mean,

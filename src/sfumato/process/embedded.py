@@ -42,7 +42,7 @@ _DIM = 16  # of random and learned vectors
 @final
 @dataclasses.dataclass(frozen=True)
 class Embedded(Additive):
-    """Symbols 0 .. states - 1, int64 (B, C, ..), as vectors: states (B, d C, ..) of real numbers.
+    """Symbols 0 .. states - 1, int64 (B, C, ..), as vectors: states (B, d C, ..) of real numbers, d = `dim`.
 
     codebook, all with numbers of mean square scale^2 (E_k of norm scale sqrt(d)):
 
@@ -52,14 +52,15 @@ class Embedded(Additive):
         random    fixed directions, uniform on the sphere of R^dim
         learned   the rows of a table that the network holds (`nets.Codebook`), normalised; trained by the cross-entropy
 
-    dim: d, 16 by default; bits and simplex have their own. row: what a network says of each symbol, `other` (log h,
+    `sample` draws symbols from the belief of its last call, which is exact for a single one at any number of steps.
+    dim: 16 by default; bits and simplex have their own. row: what a network says of each symbol, `other` (log h,
     with which p is exact) or `x` (log p itself). learned: the table, (K, d), as `of` takes it from a network.
     """
 
     schedule: Schedule
     states: int = 2
     codebook: str = "bits"
-    dim: int | None = None
+    dim: int = 0
     scale: float = 1.0
     row: str = "other"
     learned: Tensor | None = dataclasses.field(default=None, compare=False, repr=False)
@@ -75,8 +76,8 @@ class Embedded(Additive):
                 )
         states = whole("The number of states of an embedded process", self.states, 2)
         own = {"bits": (states - 1).bit_length(), "simplex": states}.get(self.codebook)
-        dim = own or (_DIM if self.dim is None else whole("dim of embedded symbols", self.dim, 2))
-        if own is not None and self.dim not in (None, own):
+        dim = own or whole("dim of embedded symbols", self.dim or _DIM, 2)
+        if own is not None and self.dim not in (0, own):
             raise SfumatoError(f"The {self.codebook} of {states} symbols are {own} numbers: leave dim out.")
         if not 0 < self.scale < math.inf:
             raise SfumatoError(f"The scale of embedded symbols must be above 0 and finite, not {self.scale:g}.")
@@ -85,12 +86,6 @@ class Embedded(Additive):
             object.__setattr__(self, name, value)
 
     # -- the vectors -------------------------------------------------------------------------------------------------
-
-    @property
-    def d(self) -> int:
-        """The length of a vector."""
-        assert self.dim is not None
-        return self.dim
 
     @property
     def vectors(self) -> Tensor:
@@ -104,17 +99,17 @@ class Embedded(Additive):
     @functools.cached_property
     def _fixed(self) -> Tensor:
         if self.codebook == "bits":
-            code = (torch.arange(self.states)[:, None] >> torch.arange(self.d)) % 2
+            code = (torch.arange(self.states)[:, None] >> torch.arange(self.dim)) % 2
         elif self.codebook == "simplex":
             code = torch.eye(self.states, dtype=torch.int64)
         else:
-            drawn = numbers.normal(0, torch.arange(self.states), (self.d,), numbers.DATA, dtype=torch.float64)
+            drawn = numbers.normal(0, torch.arange(self.states), (self.dim,), numbers.DATA, dtype=torch.float64)
             return self._on_sphere(drawn)
         return self.scale * (2.0 * code.double() - 1)
 
     def _on_sphere(self, table: Tensor) -> Tensor:
         """The rows scaled to the norm scale sqrt(d)."""
-        return self.scale * math.sqrt(self.d) * torch.nn.functional.normalize(table, dim=1)
+        return self.scale * math.sqrt(self.dim) * torch.nn.functional.normalize(table, dim=1)
 
     def of(self, net: Any) -> Embedded:
         """The process with the vectors that a network has learned; itself where they are fixed."""
@@ -140,7 +135,7 @@ class Embedded(Additive):
     def _match(self, z: Tensor, alpha: Tensor) -> Tensor:
         """<z_i, E_k> - alpha / 2 |E_k|^2, (B, C, .., K)."""
         vectors = self.vectors.to(z)
-        found = alphabet.by_symbol(z, self.d) @ vectors.mT
+        found = alphabet.by_symbol(z, self.dim) @ vectors.mT
         return found - broadcast(alpha / 2, found) * vectors.square().sum(1)
 
     def evidence(self, z: Tensor, t: Time, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -165,13 +160,13 @@ class Embedded(Additive):
     @property
     def outputs(self) -> int:
         """How many times the d C channels of its input a network returns: K C of them are read."""
-        return -(-self.states // self.d)
+        return -(-self.states // self.dim)
 
     def prediction(self, y: Tensor, z: Tensor) -> Tensor:
         """A network's output, (B, C, .., K) or its first K C channels, as (B, C, .., K)."""
         if y.ndim == z.ndim + 1:
             return y
-        return alphabet.by_symbol(y, self.d * self.outputs)[..., : self.states]
+        return alphabet.by_symbol(y, self.dim * self.outputs)[..., : self.states]
 
     def read(self, y: Tensor, z: Tensor, t: Time) -> Codes:
         """The belief about the symbols from a network's output."""
@@ -194,30 +189,30 @@ class Embedded(Additive):
             self.sample_shape(tuple(shape))
         if isinstance(outputs, int) and outputs != self.outputs:
             raise SfumatoError(
-                f"A network for {self.states} symbols of {self.d} numbers needs outputs={self.outputs}, not {outputs}."
+                f"A network of {self.states} symbols of {self.dim} numbers needs outputs={self.outputs}, not {outputs}."
             )
         table = getattr(getattr(net, "codebook", None), "weight", None)
-        if self.codebook == "learned" and (table is None or tuple(table.shape) != (self.states, self.d)):
+        if self.codebook == "learned" and (table is None or tuple(table.shape) != (self.states, self.dim)):
             raise SfumatoError(
-                f"Learned vectors lie in the network: wrap it, nets.Codebook(net, {self.states}, {self.d})."
+                f"Learned vectors lie in the network: wrap it, nets.Codebook(net, {self.states}, {self.dim})."
             )
 
     # -- data and files ----------------------------------------------------------------------------------------------
 
     def state_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of a state for samples (C, ..): (d C, ..)."""
-        return (self.d * shape[0], *shape[1:])
+        return (self.dim * shape[0], *shape[1:])
 
     net_shape = state_shape
 
     def sample_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of samples for a network of `shape`: the inverse of `net_shape`."""
-        if shape[0] % self.d:
+        if shape[0] % self.dim:
             raise SfumatoError(
-                f"A network of shape {tuple(shape)} cannot take vectors of {self.d} numbers: its first axis must be a "
-                "multiple of them; build it for process.net_shape(shape)."
+                f"A network of shape {tuple(shape)} cannot take vectors of {self.dim} numbers: its first axis must be "
+                "a multiple of them; build it for process.net_shape(shape)."
             )
-        return (shape[0] // self.d, *shape[1:])
+        return (shape[0] // self.dim, *shape[1:])
 
     def data(self, x: Tensor) -> Tensor:
         """Data as vectors, in their own precision; SfumatoError if they are not integers in 0 .. states - 1."""

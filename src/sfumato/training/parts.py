@@ -230,7 +230,7 @@ def _network(settings: TrainConfig, spec: DataSpec, process: Any, loss: Any, sam
         vocabulary = codes.states if codes else 0
         net = nets.named(word, shape, classes, samples, outputs, more, text, loss.mask, vocabulary)
         if codes and codes.codebook == "learned":
-            net = nets.Codebook(net, codes.states, codes.d)
+            net = nets.Codebook(net, codes.states, codes.dim)
         return nets.Energy(net) if settings.energy and not isinstance(net, nets.Energy) else net
 
 
