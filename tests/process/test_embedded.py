@@ -305,7 +305,7 @@ def test_what_cannot_be_is_one_sentence():
         (lambda: sf.Denoiser(sf.nets.MLP(8, outputs=2), process), "multiple"),
         (lambda: sf.Denoiser(sf.nets.Transformer((5, 4)), process), "vocabulary=5"),
         (lambda: sf.nets.Transformer((3, 4), 16, 1, mask="causal", vocabulary=5), "mask='full'"),
-        (lambda: Product({"x": Gaussian(FLOW), "word": process}), "not a process of numbers or symbols"),
+        (lambda: Product({"x": Gaussian(FLOW), "word": process}), "embedded symbols have no place"),
         (lambda: CrossEntropy(UniformTime()).suits(sf.Denoiser(sf.nets.MLP(2), Gaussian(FLOW))), "is of symbols"),
         (lambda: sf.log_prob(TABLE.denoiser(process), TABLE.states, "ode"), "method='elbo'"),
     ):

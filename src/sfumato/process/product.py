@@ -71,7 +71,8 @@ class Product:
         wrong = next((name for name, part in self.processes.items() if isinstance(part, Product | Embedded)), wrong)
         if wrong is not None:
             raise SfumatoError(
-                f"The part {wrong!r} of a product is not a process of numbers or symbols, such as Gaussian."
+                f"The part {wrong!r} of a product is not a process of numbers or symbols, such as Gaussian or Masked "
+                "(embedded symbols have no place in one)."
             )
         object.__setattr__(self, "processes", dict(self.processes))
         object.__setattr__(self, "shapes", shapes)
