@@ -10,7 +10,7 @@ import torch
 import sfumato as sf
 from sfumato import schedules
 from sfumato.diagnostics.checks.finding import Report
-from sfumato.process import Counts, Deletion, Gaussian, Masked, Product, Uniform
+from sfumato.process import Counts, Deletion, Embedded, Gaussian, Masked, Product, Uniform
 from sfumato.state import first_leaf, map_state
 
 F64, N = torch.float64, 12
@@ -49,6 +49,8 @@ def make(kind: str) -> Any:
         "counts": lambda: sf.Denoiser(mlp(6, classes=2), Counts(FLOW, 3)),
         "exact deletion": lambda: WORDS.denoiser(Deletion(FLOW, 3)),
         "deletion": lambda: sf.Denoiser(mlp(6, classes=2), Deletion(FLOW, 3)),
+        "exact embedded": lambda: TABLE.denoiser(Embedded(FLOW, 3)),
+        "embedded": lambda: sf.Denoiser(mlp(4, classes=2, outputs=2), Embedded(FLOW, 3)),
         "exact product": lambda: JOINT.denoiser(PRODUCT),
         "product": lambda: sf.Denoiser(mlp(PRODUCT.net_shape()[0], classes=2), PRODUCT),
     }[kind]()
@@ -57,10 +59,11 @@ def make(kind: str) -> Any:
 NUMBERS = ("exact", "trained", "guided", "rescheduled", "energy", "learned variance")
 SYMBOLS = ("exact masked", "exact uniform", "exact counts", "masked", "uniform", "counts")
 STRINGS = ("exact deletion", "deletion")
+VECTORS = ("exact embedded", "embedded")
 PRODUCTS = ("exact product", "product")
-KINDS = (*NUMBERS, *SYMBOLS, *STRINGS, *PRODUCTS)
+KINDS = (*NUMBERS, *SYMBOLS, *STRINGS, *VECTORS, *PRODUCTS)
 ALONE = ("exact", "trained", "rescheduled", "energy", "learned variance")  # without a condition
-EXACT = ("exact", "exact masked", "exact uniform", "exact counts", "exact deletion", "exact product")
+EXACT = ("exact", "exact masked", "exact uniform", "exact counts", "exact deletion", "exact embedded", "exact product")
 
 
 def data(kind: str) -> Any:
@@ -98,7 +101,7 @@ Question = tuple[Callable[[Any, str, dict[str, Any]], Any], Callable[[Any], bool
 QUESTIONS: dict[str, Question] = {
     # the question, what a right answer is, who has one
     "sample": (lambda m, k, c: sf.sample(m, N, steps=4, **c), like_data, KINDS),
-    "sample by heun": (lambda m, k, c: sf.sample(m, N, steps=3, solver="heun", **c), like_data, NUMBERS),
+    "sample by heun": (lambda m, k, c: sf.sample(m, N, steps=3, solver="heun", **c), like_data, (*NUMBERS, *VECTORS)),
     "sample by steps of the belief": (lambda m, k, c: sf.sample(m, N, 4, "ancestral", **c), like_data, KINDS),
     "trajectory": (
         lambda m, k, c: [state.t for state in sf.trajectory(m, N, steps=4, solver="ancestral", **c)],
@@ -117,12 +120,12 @@ QUESTIONS: dict[str, Question] = {
     "guide": (
         lambda m, k, c: sf.sample(sf.guide(m, 0.5), N, steps=3, label=torch.tensor([0, 1] * 6)),
         like_data,
-        ("exact", "trained", "guided", "rescheduled", "masked", "uniform", "counts", "deletion", "product"),
+        ("exact", "trained", "guided", "rescheduled", "masked", "uniform", "counts", "deletion", "embedded", "product"),
     ),
     "Rescheduled": (
         lambda m, k, c: sf.sample(sf.Rescheduled(m, schedules.Cosine()), N, steps=3, **c),
         like_data,
-        (*NUMBERS, *SYMBOLS, *STRINGS),
+        (*NUMBERS, *SYMBOLS, *STRINGS, *VECTORS),
     ),
     "encode": (lambda m, k, c: sf.encode(m, data(k), steps=4, **c), like_data, NUMBERS),
     "decode": (lambda m, k, c: sf.decode(m, data(k), steps=4, **c), like_data, NUMBERS),
@@ -154,7 +157,7 @@ QUESTIONS: dict[str, Question] = {
     "doctor": (
         lambda m, k, c: sf.doctor(m),
         lambda report: "weights-not-finite" in report.checked and "could be made" in str(report).splitlines()[0],
-        ("trained", "energy", "learned variance", "masked", "uniform", "counts", "deletion", "product"),
+        ("trained", "energy", "learned variance", "masked", "uniform", "counts", "deletion", "embedded", "product"),
     ),
     "teacher": (
         lambda m, k, c: sf.denoising_loss(m, data(k), clean=sf.Teacher(m), **c),
@@ -169,7 +172,7 @@ QUESTIONS: dict[str, Question] = {
     "score": (
         lambda m, k, c: m(m.process.corrupt(data(k), 0.5, sf.Noise(0, torch.arange(N))), 0.5, **c).score,
         like_data,
-        NUMBERS,
+        (*NUMBERS, *VECTORS),
     ),
 }
 

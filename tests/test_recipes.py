@@ -9,6 +9,7 @@ FOLDER = Path(__file__).parents[1] / "recipes"
 # what main() returns, and how large it may be
 LIMITS = {
     "adaptive_density": 0.3,
+    "analog_bits": 1.0,
     "annealed_langevin": 0.05,
     "backprop": 1e-3,
     "bits_per_dim": 0.01,
@@ -24,6 +25,7 @@ LIMITS = {
     "denoising_score_matching": 1e-10,
     "edm": 0.05,
     "elbo": 0.05,
+    "embedding_diffusion": 0.15,
     "encode": 1e-4,
     "energy": 0.15,
     "error_budget": 0.05,
@@ -50,6 +52,7 @@ LIMITS = {
     "product": 1.0,
     "reverse_sde": 0.05,
     "schedules": 1e-9,
+    "score_interpolation": 0.06,
     "score_matching": 1e-10,
     "sd3_times": 1e-12,
     "sliced_score_matching": 1e-10,

@@ -140,10 +140,13 @@ class Rescheduled(Wrapped):
         move = getattr(inner.process, "rescheduled", None)
         if move is None:
             raise SfumatoError(f"{type(inner.process).__name__} has no single schedule: reschedule its parts.")
-        self.schedule, self._process = schedule_of(schedule), move(schedule)
+        self.schedule, self._of = schedule_of(schedule), inner.process
+        self._process = move(self.schedule)
 
     @property
     def process(self) -> Any:
+        if (of := self.inner.process) is not self._of:  # learned vectors are those of the network as it is now
+            self._of, self._process = of, of.rescheduled(self.schedule)
         return self._process
 
     def __call__(self, z: Tensor, t: Time, /, **cond: Any) -> Any:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sfumato.belief import Belief, Estimate
 from sfumato.conditions import network_inputs
 from sfumato.errors import SfumatoError
-from sfumato.process import Discrete, Gaussian, Process, Product
+from sfumato.process import Discrete, Embedded, Gaussian, Process, Product
 from sfumato.process.protocol import noise_level as noise_level
 from sfumato.registry import register
 from sfumato.schedule import Time
@@ -80,9 +80,9 @@ class Denoiser(nn.Module):
     net: called as net(input, noise_level (B,), **values), where the process computes input from z (`process.inputs`),
     and the output has the same shape; a network whose forward takes `present` also receives present={name: bool (B,)},
     where each condition is known. Of symbols, a network with `takes_symbols` is given z itself, int64 (B, *shape), and
-    returns logits (B, *shape, K). process: `Gaussian(schedule, target)`, `Masked`, `Uniform` or `Product`; target,
-    sigma_data and variance, if not None, replace those of a Gaussian one. spec: the data's contract (`data.DataSpec`),
-    which holds the user's units; None for plain tensors.
+    returns logits (B, *shape, K). process: `Gaussian(schedule, target)`, `Masked`, `Uniform`, `Embedded` or `Product`;
+    target, sigma_data and variance, if not None, replace those of a Gaussian one. spec: the data's contract
+    (`data.DataSpec`), which holds the user's units; None for plain tensors.
     noise_levels: (lowest, highest) of training; the network's input is clamped to this range.
     compute_dtype: torch.bfloat16 runs the network under autocast; scaling and belief stay in float32 or better.
     """
@@ -105,13 +105,22 @@ class Denoiser(nn.Module):
         if not hasattr(process, "check_net"):
             raise SfumatoError(f"The process of a denoiser is one such as sf.Gaussian(schedule), not {process!r:.80}.")
         self.net = net
-        self.process: Any = _with(process, {k: v for k, v in given.items() if v is not None})
-        self.process.check_net(net)
+        self.process = _with(process, {k: v for k, v in given.items() if v is not None})
+        self._process.check_net(net)
         self.spec = spec
         self.plans = dict(plans or {})
         self.noise_levels = noise_levels
         self.compute_dtype: torch.dtype | None = None
         self.provenance: dict[str, Any] = {}
+
+    @property
+    def process(self) -> Any:
+        """The process; where the vectors of symbols are learned, with those of the network."""
+        return self._process.of(self.net) if isinstance(self._process, Embedded) else self._process
+
+    @process.setter
+    def process(self, process: Any) -> None:
+        self._process = process
 
     @property
     def spec(self) -> Any:

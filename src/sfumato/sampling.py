@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sfumato import machine
+from sfumato.belief import Codes
 from sfumato.conditions import declared, resolve
 from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError, whole
@@ -108,7 +109,7 @@ def sample(
         walk = trajectory(
             model, None, None, plan, seed, start, which[part], t_start, t_stop, cond=conditions.rows(part)
         )
-        end = map_state(lambda leaf: leaf.cpu(), _end(walk))
+        end = map_state(lambda leaf: leaf.cpu(), _end(walk, Noise(seed, which[part], STEP, plan.calls)))
         if seen is not None:
             seen.look(end)
         return finish(end)
@@ -167,14 +168,17 @@ def _start(model: Model, plan: Plan, seed: int, index: Tensor, device: torch.dev
     shape = getattr(model, "shape", None)
     if shape is None:
         raise SfumatoError("The model does not define the shape of a sample: pass a start state z.")
+    shape = model.process.state_shape(shape)
     return model.process.prior(numbers(Noise(seed, index, PRIOR), shape, device))
 
 
-def _end(walk: Iterator[State]) -> Any:
-    """The last state of a walk; earlier ones are not stored."""
+def _end(walk: Iterator[State], noise: Noise) -> Any:
+    """The last state of a walk; earlier ones are not stored. Symbols that are vectors are drawn, by `noise`, from the
+    belief of the last call."""
+    codes = None
     for state in walk:
-        last = state.z
-    return last
+        codes = state.belief if isinstance(state.belief, Codes) else codes
+    return codes.drawn(noise) if codes is not None and state.t == 0 else state.z
 
 
 def _units(model: Model, smooth: bool) -> Callable[[Any], Any]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from sfumato.autoregressive import Autoregressive
 from sfumato.data.text import Tokeniser
 from sfumato.errors import SfumatoError, whole
-from sfumato.process import Masked
+from sfumato.process import Embedded, Masked
 from sfumato.sampling import sample
 from sfumato.solver_selection import AnySolver
 from sfumato.solvers.reveal import Reveal
@@ -52,7 +52,8 @@ def sample_text(
     are revealed, one of `solvers.reveal.ORDERS`, by default first-hitting, which is that of the process. temperature,
     top_p: below 1 they draw likelier symbols (`Logits.tempered`). solver: another one instead. Sample i of a seed does
     not depend on n or batch. cond: as for `sample`. An autoregressive model needs a call for each symbol, whatever
-    steps are, and knows beginnings only. Raises SfumatoError for a model that is not one of text with known symbols.
+    steps are, and knows beginnings only; one of vectors (`process.Embedded`) draws up to a window, and nothing of it is
+    known. Raises SfumatoError for a model that is not one of text.
     """
     text, window = _of_text(model)
     if isinstance(model, Autoregressive):
@@ -70,6 +71,11 @@ def sample_text(
     length = whole("length", max(len(known), window if infill is None else 1) if length is None else length)
     index = torch.arange(whole("n, the number of samples,", n)) if index is None else torch.as_tensor(index)
     length = max(length, len(known))
+    if isinstance(getattr(model, "process", None), Embedded) and (len(known) or length > window):
+        raise SfumatoError(
+            "Symbols that are vectors are drawn all together, a window at most: leave out prompt and infill, and take "
+            f"a length of at most {window}, or a masked model."
+        )
 
     def fill(z: Tensor, number: int) -> Tensor:
         """The window of this number, of which -1 is unknown."""
@@ -80,9 +86,11 @@ def sample_text(
         free = z < 0
         most = int(free[0].sum())
         calls = min(STEPS, most) if steps is None else steps
+        masked = isinstance(model.process, Masked)
+        start = torch.where(free, model.process.mask, z)[:, None] if masked else None
         drawn = sample(
-            model, steps=calls, solver=solver, seed=own, z=torch.where(free, model.process.mask, z)[:, None],
-            index=index, t_start=_start(model, 1 - most / window), batch=batch, normalised=True, cond=cond,
+            model, steps=calls, solver=solver, seed=own, z=start, index=index, batch=batch, normalised=True, cond=cond,
+            t_start=_start(model, 1 - most / window) if masked else 1.0,
         )  # fmt: skip
         return torch.where(free, drawn[:, 0], z)
 
@@ -110,15 +118,15 @@ def _behind(
 
 
 def _of_text(model: Any) -> tuple[Tokeniser, int]:
-    """(tokeniser, symbols of a window) of a model of masked text."""
+    """(tokeniser, symbols of a window) of a model of text."""
     spec = getattr(model, "spec", None)
     text = getattr(spec, "text", None)
     if spec is None or text is None:
         raise SfumatoError("sample_text takes a model of text, which has a tokeniser: use sf.sample.")
-    if not isinstance(model, Autoregressive) and not isinstance(model.process, Masked):
+    if not isinstance(model, Autoregressive) and not isinstance(model.process, Masked | Embedded):
         raise SfumatoError(
             f"The symbols of a {type(model.process).__name__} process change until its end, so that none can be known: "
-            "sample_text needs the masked one."
+            "sample_text needs the masked one, or the embedded one."
         )
     return text, spec.shape[1]
 

@@ -19,7 +19,9 @@ def symbols(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("process", ["masked", "uniform(states=4)", "hybrid(share=0.5)", "ladder", "counts"])
+@pytest.mark.parametrize(
+    "process", ["masked", "uniform(states=4)", "hybrid(share=0.5)", "ladder", "counts", "embedded"]
+)
 def test_symbols_are_trained_sampled_and_measured(call, symbols, tmp_path, process):
     run = tmp_path / "run"
     common = ["--net", "tiny", "--batch", "128", "--precision", "float32", "--loss", "denoising"]

@@ -45,6 +45,46 @@ def test_a_book_is_trained_measured_and_resumed(call, book, tmp_path):
     assert "checks could be made" in out, err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--process", "embedded"],
+        ["--process", "embedded", "--process.codebook", "learned", "--loss", "cross-entropy", "--times", "warped"],
+    ],
+)
+def test_a_book_is_learned_as_vectors(call, book, tmp_path, words):
+    run = tmp_path / "run"
+    status, out, err = call("train", book, "-o", run, "--length", "24", "--steps", "30", *SMALL, *words)
+    assert status == 0, err
+    model = sf.load(run)
+    assert type(model.process).__name__ == "Embedded" and model.shape == (1, 24)
+    facts = json.loads((run / "report.json").read_text())["text"]
+    assert 0 < facts["model"]["value"] < 8 and facts["model"]["stderr"] > 0
+    status, out, err = call("sample", run, "-n", "3", "--length", "20", "--steps", "6", "-o", tmp_path / "x.jsonl")
+    texts = [json.loads(line)["text"] for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert status == 0 and [len(text) for text in texts] == [20] * 3 and set("".join(texts)) <= set(POEM)
+    status, out, err = call("likelihood", run, book, "-n", "8", "--steps", "16", "--json")
+    assert status == 0 and 0 < json.loads(out)["bits_per_dim"] < 8, err
+    status, out, err = call("resume", run, "--steps", "32")
+    assert status == 0, err
+    for asked in (["--prompt", "Shall"], ["--length", "60"]):
+        status, out, err = call("sample", run, *asked)
+        assert status == 2 and "leave out prompt and infill" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--process", "embedded", "--process.codebook", "learned"], "loss='cross-entropy'"),
+        (["--process", "embedded", "--loss", "autoregressive"], "mask='full'"),
+        (["--process", "embedded", "--process.codebook", "word2vec"], "Unknown codebook"),
+    ],
+)
+def test_what_vectors_cannot_do_is_said_before_the_first_step(call, book, tmp_path, words, said):
+    status, out, err = call("train", book, "-o", tmp_path / "run", "--length", "24", "--steps", "2", *SMALL, *words)
+    assert status == 2 and said in err
+
+
 def test_auto_is_a_transformer(call, book, tmp_path):
     status, out, err = call("train", book, "-o", tmp_path / "run", "--length", "16", "--steps", "2", "--net", "tiny")
     assert status == 0, err

@@ -113,3 +113,21 @@ def test_the_output_where_it_is_asked_for(mask):
     net, z, level = made(mask), torch.arange(4 * LENGTH).reshape(4, 1, LENGTH) % (K + 1), torch.linspace(-2, 2, 4)
     where = z == K
     torch.testing.assert_close(net(z, level.double(), where=where), net(z, level.double())[where], atol=1e-14, rtol=0)
+
+
+def test_vectors_in_the_place_of_symbols():
+    torch.manual_seed(0)
+    net = Transformer((3, LENGTH), 16, 2, heads=2, vocabulary=K)
+    z, level = torch.randn(4, 3, LENGTH), torch.linspace(-2, 2, 4)
+    assert not net.takes_symbols and net.shape == (3, LENGTH)
+    assert net(z, level).shape == (4, 1, LENGTH, K) and not net(z, level).any()
+    again = from_config(net.config)
+    again.load_state_dict(net.state_dict())
+    for parameter in again.parameters():  # those that write are zero at first
+        torch.nn.init.normal_(parameter, std=0.3)
+    moved = z.clone()
+    moved[:, 1, 4] += 1
+    assert bool((again(moved, level) != again(z, level)).any(-1).all())  # every output hears every vector
+    assert again(z[..., :5], level).shape == (4, 1, 5, K)
+    with pytest.raises(sf.SfumatoError, match=r"\(3, 9\)"):
+        net(torch.zeros(4, 1, LENGTH), level)

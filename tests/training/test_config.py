@@ -70,11 +70,12 @@ def test_choices_and_words_are_what_is_registered():
 
 def test_a_density_that_moves_needs_a_weight():
     moving = [name for name, make in registry.Named("density").items() if make().moves]
-    assert moving == ["adaptive", "variance-optimal", "learned"]
+    assert moving == ["adaptive", "variance-optimal", "warped", "learned"]
     for name in moving:
         with pytest.raises(SfumatoError, match="needs a weight"):
             loss_of(TrainConfig(times=name))
         assert loss_of(TrainConfig(times=name, weight="elbo")).times.moves
+        assert loss_of(TrainConfig(times=name, loss="cross-entropy")).times.moves  # which nothing is divided by
 
 
 def test_every_setting_has_its_words():

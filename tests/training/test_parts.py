@@ -116,5 +116,5 @@ def test_marginal_symbols_are_redrawn_as_often_as_they_occur(tmp_path):
     run = sf.train(x, tmp_path / "run", process="marginal", net="tiny", steps=2, batch=4)
     weights = sf.load(run.path).process.weights
     assert weights[2] > 2 * weights[0] > 0 and sum(weights) == pytest.approx(1)
-    with pytest.raises(sf.SfumatoError, match="whole numbers from 0"):
+    with pytest.raises(sf.SfumatoError, match="must be integers from 0"):
         sf.train(np.random.default_rng(0).normal(size=(50, 2)), tmp_path / "no", process="marginal", steps=2)

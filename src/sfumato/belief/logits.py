@@ -171,6 +171,13 @@ class Logits:
         return tuple(self.rows(part) for part in parts(len(self.z), n))
 
 
+def drawn_symbols(prob: Tensor, noise: Noise | Tensor) -> Tensor:
+    """A symbol from each distribution prob (B, *shape, n), int64: its quantile at u = Phi(noise)."""
+    cdf = prob.double().cumsum(-1)
+    u = torch.special.ndtr(numbers_like(noise, prob[..., 0]).double()) * cdf[..., -1]
+    return (u[..., None] >= cdf).sum(-1).clamp_max(prob.shape[-1] - 1)
+
+
 def tempered(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
     """log h^(1 / temperature) up to a constant, of the most probable symbols of total probability top_p alone, the
     others -inf; logits (.., K) of h."""

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from sfumato import noise
-from sfumato.belief import Logits
+from sfumato.belief import Codes, Logits
 from sfumato.errors import SfumatoError
+from sfumato.process.embedded import Embedded
 from sfumato.process.symbols import Symbols
 from sfumato.schedule import Time
 
@@ -111,9 +112,10 @@ class Table:
         alone = torch.special.entr(self.marginals(reverse)).sum((1, 2))
         return float(self.noised(process, t) @ (alone - torch.special.entr(reverse).sum(1)))
 
-    def others(self, process: Symbols, z: Tensor, t: Time) -> Tensor:
-        """h_i(k) = p(x_i = k | z_j for j != i), (B, d, K), for z (B, d) at one t; 0 if these z_j are impossible."""
-        evidence, letters = process.likelihood(z, 0.0, t)[..., : self.symbols], "ijklmnopqrst"[: self.dim]
+    def others(self, process: Symbols | Embedded, z: Tensor, t: Time) -> Tensor:
+        """h_i(k) = p(x_i = k | z_j for j != i), (B, d, K), for a state z of the process, (B, d)
+        or (B, d dim), and t a number or (B,); 0 if these z_j are impossible."""
+        evidence, letters = process.evidence(z, t).exp(), "ijklmnopqrst"[: self.dim]
         probs, found = self.probs.reshape([self.symbols] * self.dim), []
         for i, own in enumerate(letters):
             rest = [(f"b{letter}", evidence[:, j]) for j, letter in enumerate(letters) if j != i]
@@ -123,7 +125,7 @@ class Table:
         h = torch.stack(found, 1)
         return h / h.sum(-1, keepdim=True).clamp_min(1e-300)
 
-    def denoiser(self, process: Symbols) -> TableDenoiser:
+    def denoiser(self, process: Symbols | Embedded) -> TableDenoiser:
         """The exact model: the belief about x_i from all z, and from all z but its own."""
         return TableDenoiser(self, process)
 
@@ -141,22 +143,18 @@ def without(cond: dict[str, Any]) -> None:
 
 @final
 class TableDenoiser:
-    """model(z, t) -> Logits, float64; z (B, d), t a number or (B,)."""
+    """model(z, t) -> Logits, or Codes of an embedded process, float64; z a state of the process, t a number or (B,)."""
 
     exact, spec = True, None
 
-    def __init__(self, table: Table, process: Symbols) -> None:
+    def __init__(self, table: Table, process: Symbols | Embedded) -> None:
         self.table, self.process, self.shape = table, process, (table.dim,)
         self.device = torch.device("cpu")
 
-    def __call__(self, z: Tensor, t: Time, **cond: Any) -> Logits:
+    def __call__(self, z: Tensor, t: Time, **cond: Any) -> Logits | Codes:
         without(cond)
         t = torch.as_tensor(t, dtype=torch.float64)
-        log_h = torch.empty(*z.shape, self.table.symbols, dtype=torch.float64)
-        for time in t.unique():
-            rows = torch.nonzero((t == time).expand(len(z)))[:, 0]
-            log_h[rows] = self.table.others(self.process, z[rows], time).log()
-        return Logits(log_h + self.process.evidence(z, t), z, t, self.process, log_h)
+        return self.process.belief(self.table.others(self.process, z, t).log(), z, t)
 
     def __repr__(self) -> str:
         return f"TableDenoiser({self.table.symbols}^{self.table.dim} = {math.prod(self.table.probs.shape)} states)"

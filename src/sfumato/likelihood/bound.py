@@ -11,7 +11,8 @@ distribution around E[x|z_0] with variance sigma^2 / (alpha^2 + sigma^2 / s^2), 
 Levels: each replicate has one in each of K strata of equal probability, all shifted by one uniform number. For real
 numbers p(logsnr) ~ sigmoid(logsnr + 2 log s), for which the integrand of N(0, s^2) data is constant and logsnr may
 start at -inf. For symbols p(level) ~ sech(level / 2): with a density that decays faster towards the data, the second
-moment for independent masks is infinite. Masked symbols alone have exact counts of masks instead of levels
+moment for independent masks is infinite; symbols that are vectors have the same about the level at which they are told
+apart. Masked symbols alone have exact counts of masks instead of levels
 (`objectives.counts`), which vary least. A product assigns its strata in turn to its kinds of parts, and divides by the
 mixture. Source: Kingma et al. 2021 (2107.00630), Eq. 11-15, App. I.
 """
@@ -37,7 +38,7 @@ from sfumato.objectives.counts import counted, masked, masked_logits, masked_nat
 from sfumato.objectives.decoder import Cells, cell_nats, density_nats
 from sfumato.objectives.times import CosMap
 from sfumato.probability_flow import data_scale
-from sfumato.process import Gaussian
+from sfumato.process import Additive, Embedded, Gaussian
 from sfumato.schedule import NODE_LIMIT, Schedule
 from sfumato.state import State, first_leaf, map_state
 
@@ -86,26 +87,28 @@ class Span(NamedTuple):
 
 
 class SymbolSpan(NamedTuple):
-    """The levels of symbols from low to high, with the density p ~ sech(level / 2)."""
+    """The levels of symbols from low to high, with the density p ~ sech((level - centre) / 2)."""
 
     clock: Schedule
     low: float
     high: float
+    centre: float = 0.0
 
     @property
     def _ends(self) -> tuple[float, float]:
         """The probability above low and above high."""
-        low, high = CosMap().survival(torch.tensor([self.low, self.high], dtype=torch.float64)).tolist()
+        ends = torch.tensor([self.low, self.high], dtype=torch.float64) - self.centre
+        low, high = CosMap().survival(ends).tolist()
         return low, high
 
     def quantile(self, u: Tensor) -> Tensor:
         """The level, increasing from low at u = 0 to high at u = 1."""
         low, high = self._ends
-        return CosMap().quantile(low + u * (high - low)).clamp(self.low, self.high)
+        return (CosMap().quantile(low + u * (high - low)) + self.centre).clamp(self.low, self.high)
 
     def density(self, level: Tensor) -> Tensor:
         low, high = self._ends
-        return CosMap().pdf(level) / (low - high)
+        return CosMap().pdf(level - self.centre) / (low - high)
 
 
 def check(steps: int, probes: int) -> None:
@@ -202,8 +205,12 @@ class Strata:
     def __init__(self, process: Any, sigma_min: float | None) -> None:
         parts = [*getattr(process, "processes", {"": process}).values()]
         real = next((part for part in parts if isinstance(part, Gaussian)), None)
-        symbols = next((part for part in parts if not isinstance(part, Gaussian)), None)
+        symbols = next((part for part in parts if not isinstance(part, Additive)), None)
         self.start, self.spans = 0.0, list[Span | SymbolSpan]()
+        if isinstance(process, Embedded):  # dense where alpha |E_k| = sigma
+            span = Span.of(process.schedule, process.scale, sigma_min)
+            self.spans.append(SymbolSpan(span.clock, span.low, span.high, -math.log(process.dim * process.scale**2)))
+            self.start = float(process.schedule.time(span.high))
         if real is not None:
             self.spans.append(span := Span.of(real.schedule, real.sigma_data, sigma_min))
             self.start = float(real.schedule.time(span.high))
@@ -300,7 +307,7 @@ def _measured(name: str, model: Any, x: State, by_level: Tensor, last: Tensor, e
     prior, mean, (probes, steps) = model.process.prior_kl(x).cpu(), by_level.mean(1), by_level.shape[1:]
     value, stderr, third = pooled(-(prior[:, None] + by_level.sum(2) + last))
     entries: list[int] = []
-    map_state(lambda leaf: entries.append(leaf[0].numel()), x)
+    map_state(lambda leaf: entries.append(leaf[0].numel() // getattr(model.process, "dim", 1)), x)
     return Measured(
         value, stderr, third, None, None, None, f"{name}, {probes} replicates", sum(entries), probes, steps, bound=True,
         prior=prior, diffusion=mean.sum(1), reconstruction=last.mean(1), by_level=None if edges is None else mean,

@@ -20,11 +20,11 @@ from sfumato.likelihood.flow import DEFAULT_STEPS, ode
 from sfumato.likelihood.importance import importance
 from sfumato.likelihood.measured import DEQUANTISATIONS, Measured, gather
 from sfumato.machine import outside_inference
-from sfumato.model import Model
+from sfumato.model import Model, compute_dtype
 from sfumato.noised import evaluating
 from sfumato.objectives.decoder import Cells, cells_of
 from sfumato.probability_flow import data_scale
-from sfumato.process import Discrete, Gaussian, Masked
+from sfumato.process import Discrete, Embedded, Gaussian, Masked
 from sfumato.sampling import refuse_arguments
 from sfumato.schedule import NODE_LIMIT
 from sfumato.state import State, first_leaf, map_state, rows_of, samples
@@ -147,17 +147,18 @@ def _clean(
     numbers = torch.arange(count) if index is None else torch.as_tensor(index, dtype=torch.int64)
     if len(numbers) != count:
         raise SfumatoError(f"index must have one number for each of {count} samples, got {len(numbers)}.")
-    x = x.to(torch.float64) if real else x
+    x = x.to(torch.float64) if real else x.to(compute_dtype(model)) if isinstance(model.process, Embedded) else x
     if how == "uniform":  # rounding to the nearest integer inverts it
         x = x + noise.uniform(seed, numbers, x.shape[1:], noise.PROBE, _CELL, dtype=torch.float64) - 0.5
     x = x if spec is None else spec.normalise(x)
-    return model.process.data(x.to(torch.float64) if real else x), numbers
+    with torch.no_grad():  # vectors may be learned
+        return model.process.data(x.to(torch.float64) if real else x), numbers
 
 
 def _dequantisation(process: Any, spec: Any, choice: str, method: str) -> str | None:
     """The dequantisation of integer data for a method, None for real-valued data."""
     if method in ("path", "counts", "order", "orders"):
-        return "symbols" if isinstance(process, Discrete) else None
+        return "symbols" if isinstance(process, Discrete | Embedded) else None
     known = ("auto", *DEQUANTISATIONS)
     if choice not in known:
         raise SfumatoError(f"The dequantisation cannot be {choice!r}: {suggest(choice, known)}")

@@ -10,6 +10,7 @@ An `Autoencoder` has `encode` and `decode` instead.
 from .autoencoder import Autoencoder
 from .bottleneck import Bottleneck
 from .build import SIZES, build, from_config, named
+from .codebook import Codebook
 from .codes import GaussianCode, QuantisedCode, VectorQuantiser
 from .dit import DiT
 from .energy import Energy
@@ -18,6 +19,6 @@ from .transformer import Transformer
 from .unet import UNet
 
 __all__ = [
-    "MLP", "SIZES", "Autoencoder", "Bottleneck", "DiT", "Energy", "GaussianCode", "QuantisedCode", "Transformer",
-    "UNet", "VectorQuantiser", "build", "from_config", "named",
+    "MLP", "SIZES", "Autoencoder", "Bottleneck", "Codebook", "DiT", "Energy", "GaussianCode", "QuantisedCode",
+    "Transformer", "UNet", "VectorQuantiser", "build", "from_config", "named",
 ]  # fmt: skip

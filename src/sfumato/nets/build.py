@@ -47,15 +47,16 @@ def named(
     conditions: Mapping[str, Mapping[str, Any]] | None = None,
     symbols: bool = False,
     mask: str = "full",
+    vocabulary: int = 0,
 ) -> nn.Module:
     """The network for samples of `shape` from a name or expression: "auto", "DiT(depth=8)" or any registered name.
 
-    `shape`, `dim` (D of vectors), `classes`, `samples`, `outputs`, `conditions`, `symbols` and `mask` fill those
-    of the network's arguments that the expression leaves out.
+    `shape`, `dim` (D of vectors), `classes`, `samples`, `outputs`, `conditions`, `symbols`, `mask` and
+    `vocabulary` fill those of the network's arguments that the expression leaves out.
     """
     defaults: dict[str, Any] = {
         "shape": tuple(shape), "classes": classes, "samples": samples, "outputs": outputs, "symbols": symbols,
-        "mask": mask,
+        "mask": mask, "vocabulary": vocabulary,
     }  # fmt: skip
     if conditions is not None:
         defaults["conditions"] = conditions
@@ -84,10 +85,12 @@ def build(
     conditions: Mapping[str, Mapping[str, Any]] | None = None,
     symbols: bool = False,
     mask: str = "full",
+    vocabulary: int = 0,
 ) -> MLP | UNet | Transformer | Energy:
     """A network for samples of `shape`: (D,) gives an MLP; (C, L), (C, H, W) and (C, D, H, W) give a U-Net.
 
-    symbols: L symbols of K kinds, as text is, of which `shape` (K, L) gives a Transformer with this `mask`.
+    symbols: L symbols of K kinds, as text is, of which `shape` (K, L) gives a Transformer with this `mask`; with
+    `vocabulary` K they are given as vectors, `shape` (d, L).
 
     Args: `classes`, 0 for none; `size` "tiny", "small", "base", or "auto", which trains within minutes on a laptop's
     CPU: small, or tiny for fewer than 500 `samples`; `outputs`, 2 for a network that also learns a variance; `energy`:
@@ -104,7 +107,7 @@ def build(
     net: MLP | UNet | Transformer
     if symbols:
         width, depth = TRANSFORMERS[size]
-        net = Transformer(shape, width, depth, mask=mask, classes=classes, conditions=conditions)
+        net = Transformer(shape, width, depth, mask=mask, classes=classes, conditions=conditions, vocabulary=vocabulary)
     elif len(shape) == 1:
         width, depth = MLPS[size]
         net = MLP(shape[0], width, depth, classes, outputs=outputs, conditions=conditions)

@@ -85,19 +85,21 @@ class SequenceBlock(nn.Module):
 class Transformer(nn.Module):
     """net(z, noise_level, label) -> y for symbols: z int64 (B, 1, L) of 0 .. K, y (B, 1, L, K) the logits.
 
+    With `vocabulary` K, z are vectors (B, d, L) of real numbers that stand for symbols (`process.Embedded`).
+
     Shorter sequences than L are taken, too. The symbol K is the mask of `process.Masked`; the table of the symbols
     serves input and output alike.
-    Args: `shape` (K, L), or (1, L) for two symbols, as from `Symbols.net_shape`; `width`, `depth` and `heads` of the
-    blocks (default: heads of 64 channels); `mask`: what y_i hears, "full" all z, "causal" the z_j with j < i, "hollow"
-    all z but z_i; `level`: False for a network that does not hear the noise level; `local`: the width of the
-    depthwise convolution before the blocks, 1 for none; `classes`, 0 for none; `ratio`, inner width of the MLPs over
-    `width`; `embed_dim`, the length of the conditioning vector (default: `width`); `dropout` in the MLPs;
-    `conditions`, name -> description as from `conditions.Condition.network`, vectors only.
+    Args: `shape` (K, L), or (1, L) for two symbols, or (d, L) of vectors, as from `process.net_shape`; `width`, `depth`
+    and `heads` of the blocks (default: heads of 64 channels); `mask`: what y_i hears, "full" all z, "causal" the z_j
+    with j < i, "hollow" all z but z_i; `level`: False for a network that does not hear the noise level; `local`: the
+    width of the depthwise convolution before the blocks, 1 for none; `classes`, 0 for none; `ratio`, inner width of the
+    MLPs over `width`; `embed_dim`, the length of the conditioning vector (default: `width`); `dropout` in the MLPs;
+    `conditions`, name -> description as from `conditions.Condition.network`, vectors only; `vocabulary`, the number of
+    symbols that vectors stand for, 0 for symbols themselves.
     The output is zero at initialisation. Samples of a batch do not interact. Raises SfumatoError for impossible sizes
     and for a z of another shape.
     """
 
-    takes_symbols = True
     selects = True  # forward has `where`
 
     def __init__(
@@ -114,11 +116,13 @@ class Transformer(nn.Module):
         embed_dim: int | None = None,
         dropout: float = 0.0,
         conditions: Mapping[str, Mapping[str, Any]] | None = None,
+        vocabulary: int = 0,
     ) -> None:
         super().__init__()
         if len(shape) != 2 or min(shape) < 1:
             raise SfumatoError(f"a Transformer needs a shape (symbols, positions), not {tuple(shape)}")
-        self.shape, self.symbols, self.mask = (int(shape[0]), int(shape[1])), max(2, int(shape[0])), mask
+        self.shape, self.symbols, self.mask = (int(shape[0]), int(shape[1])), vocabulary or max(2, int(shape[0])), mask
+        self.takes_symbols = not vocabulary
         heads = max(1, width // 64) if heads is None else heads
         embed_dim = width if embed_dim is None else embed_dim
         if min(width, depth, heads, embed_dim, local) < 1 or width % (2 * heads) or local % 2 == 0:
@@ -128,6 +132,11 @@ class Transformer(nn.Module):
             )
         if mask not in MASKS:
             raise SfumatoError(f"a Transformer's mask is one of {', '.join(MASKS)}, not {mask!r}")
+        if vocabulary and (vocabulary < 2 or mask != "full"):
+            raise SfumatoError(
+                f"a Transformer of vectors has a vocabulary of 2 symbols or more, and hears all vectors (mask='full'); "
+                f"got vocabulary {vocabulary}, mask {mask!r}"
+            )
         given = described(classes, conditions)
         for kind in ("field", "tokens"):
             refuse(given, kind, "a Transformer hears vectors only")
@@ -136,25 +145,29 @@ class Transformer(nn.Module):
             "args": {
                 "shape": list(self.shape), "width": width, "depth": depth, "heads": heads, "mask": mask,
                 "level": level, "local": local, **arguments(given), "ratio": ratio, "embed_dim": embed_dim,
-                "dropout": dropout,
+                "dropout": dropout, "vocabulary": vocabulary,
             },
         }  # fmt: skip
         self.level, causal = level, mask != "full"
         self.conditioning = Conditioning(embed_dim, given)
-        self.input = nn.Embedding(self.symbols + 1, width)
+        self.input: Any = nn.Linear(self.shape[0], width) if vocabulary else nn.Embedding(self.symbols + 1, width)
         self.local = nn.Conv1d(width, width, local, groups=width, bias=False) if local > 1 else None
         self.blocks = nn.ModuleList(
             SequenceBlock(width, heads, embed_dim, ratio, dropout, causal) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = nn.Linear(embed_dim, 2 * width)
-        self.output = nn.Linear(width * (2 if mask == "hollow" else 1), width)
+        self.output = nn.Linear(width * (1 + (mask == "hollow")), vocabulary or width, bias=not vocabulary)
         self.bias = nn.Parameter(torch.zeros(self.symbols))
         self.turn: Tensor
         self.register_buffer("turn", rotary(self.shape[1], width // heads), persistent=False)
-        nn.init.normal_(self.input.weight, std=width**-0.5)
+        self._draw()
+
+    def _draw(self) -> None:
+        """The first weights that are not torch's own."""
+        nn.init.normal_(self.input.weight, std=self.input.weight.shape[1] ** -0.5)
         if self.local is not None:
-            nn.init.normal_(self.local.weight, std=local**-0.5)
+            nn.init.normal_(self.local.weight, std=self.local.kernel_size[0] ** -0.5)
         for parameter in (*self.modulation.parameters(), *self.output.parameters()):
             nn.init.zeros_(parameter)
 
@@ -163,11 +176,13 @@ class Transformer(nn.Module):
         present: Mapping[str, Tensor] | None = None, *, where: Tensor | None = None, **cond: Tensor,
     ) -> Tensor:  # fmt: skip
         """The logits (B, 1, L, K), or of the positions alone where `where` (bool, like z) is true, (n, K)."""
-        if z.ndim != 3 or z.shape[1] != 1 or not 0 < z.shape[2] <= self.shape[1]:
-            raise SfumatoError(
-                f"this network was built for samples of shape {(1, self.shape[1])}; got a batch {tuple(z.shape)}"
-            )
-        vector, h = self.vector(z, noise_level, label, present, cond), self.embedded(z)
+        sample = (1 if self.takes_symbols else self.shape[0], self.shape[1])
+        if z.ndim != 3 or z.shape[1] != sample[0] or not 0 < z.shape[2] <= sample[1]:
+            raise SfumatoError(f"this network was built for samples of shape {sample}; got a batch {tuple(z.shape)}")
+        vector = self.vector(z, noise_level, label, present, cond)
+        if not self.takes_symbols:
+            return (self.output(self.read(self.input(z.mT), vector)) + self.bias)[:, None]
+        h = self.embedded(z)
         if self.mask == "full":
             h = self.read(h, vector)
         elif self.mask == "causal":

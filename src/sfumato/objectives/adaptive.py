@@ -2,14 +2,17 @@
 
     proportional       p ~ m(logsnr),         m = E[l | logsnr],   l = w |eps - eps_hat|^2: equal mean loss per draw
     variance-optimal   p ~ m_2(logsnr)^(1/2), m_2 = E[l^2 | logsnr]: the smallest E_p (l / p)^2 of all densities
+    warped             p ~ -dm/dlogsnr: the mean loss is linear in the share of draws with a higher logsnr
 
 m and m_2 are averages over bins of logsnr with a half-life of `half_life` samples. The loss divides by the p that its
 sample was drawn from, which depends only on earlier batches: the estimate stays unbiased while p changes.
-Sources: Kingma and Gao 2023 (2303.00848), App. F; the second is importance sampling (Kahn and Marshall 1953).
+Sources: Kingma and Gao 2023 (2303.00848), App. F; the second is importance sampling (Kahn and Marshall 1953); the third
+is CDCD's time warping (Dieleman et al. 2022, 2211.15089, Sect. 4.2), whose CDF is fitted to the loss.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -123,6 +126,27 @@ class AdaptiveDensity(TimeDensity):
         self.sums = sums.detach().to("cpu", torch.float64, copy=True)
 
 
+class WarpedDensity(AdaptiveDensity):
+    """p proportional to the fall of the mean loss with logsnr, for a loss that falls, such as the cross-entropy.
+
+    The means of the bins that were drawn are made monotone (halfway between their running maximum from above and their
+    running minimum from below), and are constant beyond them.
+    """
+
+    @property
+    def heights(self) -> Tensor:
+        """The fall of the mean loss over each bin, float64 (bins,), highest logsnr first; ones before two bins."""
+        drawn = torch.nonzero(self.sums[0])[:, 0]
+        kernel, (count, total) = self._kernel[drawn][:, drawn], self.sums[:2, drawn]
+        if len(drawn) < 2:
+            return torch.ones(self.bins, dtype=torch.float64)
+        mean = (kernel @ total) / (kernel @ count)
+        mean = (mean.cummax(0).values + mean.flip(0).cummin(0).values.flip(0)) / 2
+        whole = np.interp(np.arange(self.bins), drawn.numpy(), mean.numpy())
+        rise = torch.from_numpy(np.gradient(whole))
+        return rise if bool((rise > 0).any()) else torch.ones_like(rise)
+
+
 @register("density", "adaptive")
 def adaptive(half_life: float = 10_000.0, floor: float = 0.05) -> AdaptiveDensity:
     """p proportional to the mean of w |eps - eps_hat|^2 at each logsnr (2303.00848, App. F)."""
@@ -133,3 +157,9 @@ def adaptive(half_life: float = 10_000.0, floor: float = 0.05) -> AdaptiveDensit
 def variance_optimal(half_life: float = 10_000.0, floor: float = 0.05) -> AdaptiveDensity:
     """p proportional to the root mean square of w |eps - eps_hat|^2 at each logsnr: the smallest variance."""
     return AdaptiveDensity(2, half_life=half_life, floor=floor)
+
+
+@register("density", "warped")
+def warped(half_life: float = 100_000.0, floor: float = 0.05) -> WarpedDensity:
+    """p proportional to the fall of the mean loss with logsnr, for loss="cross-entropy" (2211.15089, Sect. 4.2)."""
+    return WarpedDensity(1, half_life=half_life, floor=floor)

@@ -72,6 +72,11 @@ class Denoising(Loss):
                 f"The denoising loss needs a model with noise levels, and a {type(model).__name__} has none: use "
                 "another loss, such as loss='autoencoding' for a Codec."
             )
+        if getattr(model.process, "codebook", None) == "learned":
+            raise SfumatoError(
+                "Learned vectors would fall together under the denoising loss, which is then 0: train them by "
+                "loss='cross-entropy'."
+            )
 
     def parameters(self, recurse: bool = True) -> Any:
         """The parameters of the density, which it updates itself in `observe`."""

@@ -20,6 +20,7 @@ from sfumato import noise
 from sfumato.errors import SfumatoError
 from sfumato.objectives.adaptive import adaptive as adaptive
 from sfumato.objectives.adaptive import variance_optimal as variance_optimal
+from sfumato.objectives.adaptive import warped as warped
 from sfumato.objectives.density import TimeDensity as TimeDensity
 from sfumato.objectives.density import limits as limits
 from sfumato.objectives.learned import learned as learned

@@ -7,7 +7,8 @@ from typing import Any
 from sfumato.process.counts import Counts
 from sfumato.process.deletion import Deletion
 from sfumato.process.discrete import Discrete
-from sfumato.process.gaussian import Gaussian
+from sfumato.process.embedded import Embedded
+from sfumato.process.gaussian import Additive, Gaussian
 from sfumato.process.generator import Generator, Ladder, Rates
 from sfumato.process.mixing import Hybrid, Marginal, Masked, Mixing, Uniform
 from sfumato.process.product import Product
@@ -16,8 +17,8 @@ from sfumato.process.symbols import Symbols
 from sfumato.trees import build
 
 __all__ = [
-    "Counts", "Deletion", "Discrete", "Gaussian", "Generator", "Hybrid", "Ladder", "Marginal", "Masked", "Mixing",
-    "Process", "Product", "Rates", "Symbols", "Uniform", "from_config",
+    "Additive", "Counts", "Deletion", "Discrete", "Embedded", "Gaussian", "Generator", "Hybrid", "Ladder", "Marginal",
+    "Masked", "Mixing", "Process", "Product", "Rates", "Symbols", "Uniform", "from_config",
 ]  # fmt: skip
 
 

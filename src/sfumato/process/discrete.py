@@ -14,13 +14,14 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from sfumato.data import DataSpec, Normaliser
+from sfumato.belief import drawn_symbols
+from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError, whole
 from sfumato.noise import Noise
+from sfumato.process import alphabet
 from sfumato.process.protocol import Density, noise_level
 from sfumato.schedule import Schedule, Time, as_time, schedule_of
 from sfumato.schedules import Kept
-from sfumato.state import numbers_like
 
 _LEFT = 1e-3  # largest alpha(1) of a schedule that is treated as 0, where the prior lacks symbols of the data
 
@@ -94,9 +95,7 @@ class Discrete(abc.ABC):
     @final
     def draw(self, prob: Tensor, noise: Noise | Tensor) -> Tensor:
         """Draw a symbol from each distribution prob (B, *shape, n): its quantile at u = Phi(noise)."""
-        cdf = prob.double().cumsum(-1)
-        u = torch.special.ndtr(numbers_like(noise, prob[..., 0]).double()) * cdf[..., -1]
-        return (u[..., None] >= cdf).sum(-1).clamp_max(prob.shape[-1] - 1)
+        return drawn_symbols(prob, noise)
 
     @final
     def hot(self, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -125,7 +124,7 @@ class Discrete(abc.ABC):
         """The code of the symbols (`_code`) as channels, (B, K C, ..), of K = 2 the last alone, and the noise level."""
         code = self._code(z)
         level = self.noise_level(t).to(z.device)
-        return (code[..., 1] if self.states == 2 else code.movedim(-1, 1).flatten(1, 2)), level
+        return (code[..., 1] if self.states == 2 else alphabet.as_channels(code)), level
 
     def _code(self, z: Tensor) -> Tensor:
         """(K 1[z = k] - 1) / sqrt(K - 1), float32 (B, *shape, K): -1 and 1 for K = 2; masks are 0."""
@@ -139,7 +138,7 @@ class Discrete(abc.ABC):
             return y
         if self.states == 2:
             return torch.stack((torch.zeros_like(y), y), -1)
-        return y.unflatten(1, (self.states, -1)).movedim(1, -1)
+        return alphabet.by_symbol(y, self.states)
 
     @final
     def check_net(self, net: Any) -> None:
@@ -187,13 +186,14 @@ class Discrete(abc.ABC):
 
     # -- data and files ----------------------------------------------------------------------------------------------
 
+    @final
+    def state_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a state: that of a sample."""
+        return tuple(shape)
+
     def data(self, x: Tensor) -> Tensor:
         """Data as symbols, int64; SfumatoError if they are not integers in 0 .. states - 1."""
-        whole = x.round().long() if x.is_floating_point() else x.long()
-        last = self.states - 1
-        if bool(((whole < 0) | (whole > last)).any()) or bool((whole != x).any()):
-            raise self._foreign(float(x.min()), float(x.max()))
-        return whole
+        return alphabet.symbols(x, self.states)
 
     @final
     def table(self, x: Tensor) -> Tensor:
@@ -208,20 +208,7 @@ class Discrete(abc.ABC):
     @final
     def unscaled(self, spec: DataSpec, channels: Iterable[int]) -> DataSpec:
         """The spec with these channels left unscaled; SfumatoError if they do not hold symbols."""
-        mean, std, own = list(spec.normaliser.mean), list(spec.normaliser.std), list(channels)
-        low = min(spec.statistics.low[channel] for channel in own)
-        high = max(spec.statistics.high[channel] for channel in own)
-        if low < 0 or high > self.states - 1:
-            raise self._foreign(low, high)
-        for channel in own:
-            mean[channel], std[channel] = 0.0, 1.0
-        return dataclasses.replace(spec, normaliser=Normaliser(tuple(mean), tuple(std)))
-
-    def _foreign(self, low: float, high: float) -> SfumatoError:
-        return SfumatoError(
-            f"The data of a process of {self.states} symbols must be integers from 0 to {self.states - 1}; these range "
-            f"from {low:g} to {high:g} (give more states, or use the gaussian process for real numbers)."
-        )
+        return alphabet.unscaled(spec, channels, self.states)
 
     def config(self) -> dict[str, Any]:
         args = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

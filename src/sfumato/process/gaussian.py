@@ -52,40 +52,17 @@ class Kernel(NamedTuple):
 LARGEST_SIGMA_DATA = 1e9
 
 
-@register("process", "gaussian")
-@final
-@dataclasses.dataclass(frozen=True)
-class Gaussian:
-    """z = alpha(t) x + sigma(t) eps under a schedule, for real-valued data of any shape.
+class Additive:
+    """z = alpha(t) x + sigma(t) eps under a schedule: the distribution of z, a network's inputs, the loss of a target.
 
-    target: what the network predicts, one of x, eps, score, v, velocity, F. sigma_data: the standard deviation of the
-    normalised data. variance: "learned" for a network with `outputs=2` (twice the channels, or elements of a vector),
-    whose second half becomes `belief.variance_share`; "fixed" for one that predicts only the target.
+    sigma_data: the standard deviation of the clean states; target: what the loss compares.
     """
 
     schedule: Schedule
-    target: str = "v"
-    sigma_data: float = 1.0
-    variance: str = "fixed"
+    target: str
+    sigma_data: float
 
     default_solver = "multistep"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "schedule", schedule_of(self.schedule))
-        check("target", str(self.target))
-        if self.variance not in VARIANCES:
-            raise SfumatoError(
-                f"Unknown variance {self.variance!r} of a Gaussian process: {suggest(self.variance, VARIANCES)}"
-            )
-        try:
-            object.__setattr__(self, "sigma_data", float(self.sigma_data))
-        except (TypeError, ValueError, OverflowError):
-            raise SfumatoError(f"sigma_data must be a number, not {self.sigma_data!r:.60}.") from None
-        if not 0 < self.sigma_data <= LARGEST_SIGMA_DATA:
-            raise SfumatoError(
-                f"sigma_data must be above 0 and at most {LARGEST_SIGMA_DATA:g}, not {self.sigma_data:g}: it is the "
-                "standard deviation of data that are usually normalised to 1."
-            )
 
     # -- the distribution of z ---------------------------------------------------------------------------------------
 
@@ -117,11 +94,11 @@ class Gaussian:
         """q(z_s | z_t, x) for s <= t and sigma_t > 0."""
         return ancestral(*self.schedule(t), *self.schedule(s), eta=1.0)
 
-    def rescheduled(self, schedule: Schedule) -> Gaussian:
+    def rescheduled(self, schedule: Schedule) -> Any:
         """The same process under another schedule."""
-        return dataclasses.replace(self, schedule=schedule)
+        return dataclasses.replace(self, schedule=schedule)  # type: ignore[type-var]
 
-    def same_level(self, z: Tensor, t: Time, other: Gaussian) -> tuple[Tensor, Tensor]:
+    def same_level(self, z: Tensor, t: Time, other: Additive) -> tuple[Tensor, Tensor]:
         """(z', t') of `other` with the logsnr of (z, t): z' = z n'/n, n = sqrt(alpha^2 + sigma^2); t' is clamped to the
         ends of the other schedule."""
         alpha, sigma = self.schedule(t)
@@ -146,47 +123,6 @@ class Gaussian:
     def noise_level(self, t: Time) -> Tensor:
         """-logsnr / 8."""
         return noise_level(self.schedule.logsnr(t))
-
-    def split(self, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Split a network's output into (target, v of the step variance or None if not learned), both like z."""
-        if self.variance == "fixed":
-            return y, None
-        if y.shape[1] != 2 * z.shape[1]:
-            raise SfumatoError(
-                f"A learned variance needs a network with {2 * z.shape[1]} outputs along the first axis, twice as many "
-                f"as z; this one has {y.shape[1]}. Build it with outputs=2."
-            )
-        y, share = y.chunk(2, dim=1)
-        return y, (1 + share) / 2
-
-    def prediction(self, y: Tensor, z: Tensor) -> Tensor:
-        """The target part of a network's output, like z."""
-        return self.split(y, z)[0]
-
-    def read(self, y: Tensor, z: Tensor, t: Time) -> Estimate:
-        """The belief about z at time t from the network's output y (like z, or with twice the channels)."""
-        y, share = self.split(y, z)
-        known = None
-        if isinstance(t, float | int):
-            known = self._at("reading", t, z.device, lambda: reading(self.target, self.schedule, t, self.sigma_data))
-        return Estimate(
-            z, t, self.schedule, y=y, sigma_data=self.sigma_data, known=known, variance_share=share, named=self.target,
-            indirect=self.indirect,
-        )  # fmt: skip
-
-    @functools.cached_property
-    def indirect(self) -> bool:
-        """Whether the target carries no information on x in pure noise."""
-        return float(targets.row(self.target, self.schedule, 1.0).a) == 0
-
-    def check_net(self, net: Any) -> None:
-        """Raise SfumatoError if the target is undefined at the schedule's end or the network has the wrong outputs."""
-        targets.check(self.target, self.schedule)
-        outputs, expected = getattr(net, "outputs", None), 1 if self.variance == "fixed" else 2
-        if isinstance(outputs, int) and outputs != expected:
-            raise SfumatoError(
-                f"A denoiser with variance={self.variance!r} needs a network with outputs={expected}, not {outputs}."
-            )
 
     def _at(self, kind: str, t: Time, device: torch.device, make: Callable[[], _Made]) -> _Made:
         """make(), cached per (kind, t, device) for times that are numbers, which a sampler uses again."""
@@ -238,7 +174,88 @@ class Gaussian:
         spread = math.prod(x.shape[1:]) * (ratio - 1 - ratio.log())
         return 0.5 * ((alpha / scale).to(square.device) ** 2 * square + spread.to(square.device))
 
+
+@register("process", "gaussian")
+@final
+@dataclasses.dataclass(frozen=True)
+class Gaussian(Additive):
+    """z = alpha(t) x + sigma(t) eps under a schedule, for real-valued data of any shape.
+
+    target: what the network predicts, one of x, eps, score, v, velocity, F. sigma_data: the standard deviation of the
+    normalised data. variance: "learned" for a network with `outputs=2` (twice the channels, or elements of a vector),
+    whose second half becomes `belief.variance_share`; "fixed" for one that predicts only the target.
+    """
+
+    schedule: Schedule
+    target: str = "v"
+    sigma_data: float = 1.0
+    variance: str = "fixed"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "schedule", schedule_of(self.schedule))
+        check("target", str(self.target))
+        if self.variance not in VARIANCES:
+            raise SfumatoError(
+                f"Unknown variance {self.variance!r} of a Gaussian process: {suggest(self.variance, VARIANCES)}"
+            )
+        try:
+            object.__setattr__(self, "sigma_data", float(self.sigma_data))
+        except (TypeError, ValueError, OverflowError):
+            raise SfumatoError(f"sigma_data must be a number, not {self.sigma_data!r:.60}.") from None
+        if not 0 < self.sigma_data <= LARGEST_SIGMA_DATA:
+            raise SfumatoError(
+                f"sigma_data must be above 0 and at most {LARGEST_SIGMA_DATA:g}, not {self.sigma_data:g}: it is the "
+                "standard deviation of data that are usually normalised to 1."
+            )
+
+    # -- the output of a network ---------------------------------------------------------------------------------------
+
+    def split(self, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Split a network's output into (target, v of the step variance or None if not learned), both like z."""
+        if self.variance == "fixed":
+            return y, None
+        if y.shape[1] != 2 * z.shape[1]:
+            raise SfumatoError(
+                f"A learned variance needs a network with {2 * z.shape[1]} outputs along the first axis, twice as many "
+                f"as z; this one has {y.shape[1]}. Build it with outputs=2."
+            )
+        y, share = y.chunk(2, dim=1)
+        return y, (1 + share) / 2
+
+    def prediction(self, y: Tensor, z: Tensor) -> Tensor:
+        """The target part of a network's output, like z."""
+        return self.split(y, z)[0]
+
+    def read(self, y: Tensor, z: Tensor, t: Time) -> Estimate:
+        """The belief about z at time t from the network's output y (like z, or with twice the channels)."""
+        y, share = self.split(y, z)
+        known = None
+        if isinstance(t, float | int):
+            known = self._at("reading", t, z.device, lambda: reading(self.target, self.schedule, t, self.sigma_data))
+        return Estimate(
+            z, t, self.schedule, y=y, sigma_data=self.sigma_data, known=known, variance_share=share, named=self.target,
+            indirect=self.indirect,
+        )  # fmt: skip
+
+    @functools.cached_property
+    def indirect(self) -> bool:
+        """Whether the target carries no information on x in pure noise."""
+        return float(targets.row(self.target, self.schedule, 1.0).a) == 0
+
+    def check_net(self, net: Any) -> None:
+        """Raise SfumatoError if the target is undefined at the schedule's end or the network has the wrong outputs."""
+        targets.check(self.target, self.schedule)
+        outputs, expected = getattr(net, "outputs", None), 1 if self.variance == "fixed" else 2
+        if isinstance(outputs, int) and outputs != expected:
+            raise SfumatoError(
+                f"A denoiser with variance={self.variance!r} needs a network with outputs={expected}, not {outputs}."
+            )
+
     # -- data and files ----------------------------------------------------------------------------------------------
+
+    def state_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a state: that of a sample."""
+        return tuple(shape)
 
     def net_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the network's input: that of a sample."""

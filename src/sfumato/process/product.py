@@ -20,6 +20,7 @@ from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError
 from sfumato.noise import Noise
 from sfumato.process.discrete import Discrete
+from sfumato.process.embedded import Embedded
 from sfumato.process.protocol import Density, Process
 from sfumato.registry import register
 from sfumato.schedule import Schedule, Time
@@ -67,10 +68,11 @@ class Product:
         if not all(shapes.values()) or len({shape[1:] for shape in shapes.values()}) > 1:
             raise SfumatoError(f"The parts of a product must have a first axis, and agree in all others, not {shapes}.")
         wrong = next((name for name, process in self.processes.items() if not hasattr(process, "clock")), None)
-        wrong = next((name for name, part in self.processes.items() if isinstance(part, Product)), wrong)
+        wrong = next((name for name, part in self.processes.items() if isinstance(part, Product | Embedded)), wrong)
         if wrong is not None:
             raise SfumatoError(
-                f"The part {wrong!r} of a product is not a process of numbers or symbols, such as Gaussian."
+                f"The part {wrong!r} of a product is not a process of numbers or symbols, such as Gaussian or Masked "
+                "(embedded symbols have no place in one)."
             )
         object.__setattr__(self, "processes", dict(self.processes))
         object.__setattr__(self, "shapes", shapes)
@@ -155,6 +157,10 @@ class Product:
     def prior_kl(self, x: State) -> Tensor:
         """The sum of the parts' prior KLs, float64 (B,)."""
         return torch.stack([*self._each(lambda process, name: process.prior_kl(x[name])).values()]).sum(0)
+
+    def state_shape(self, shape: Any) -> Any:
+        """The shapes of the parts' states: those of samples."""
+        return shape
 
     def net_shape(self, shape: Any = None) -> tuple[int, ...]:
         """The shape of the network's input: the channels of all parts concatenated."""

@@ -81,6 +81,9 @@ class Process(Protocol):
     def check_net(self, net: Any) -> None:
         """Raise SfumatoError if the network's output cannot be read; None checks the process alone."""
 
+    def state_shape(self, shape: Shape) -> Shape:
+        """The shape of a state for samples of `shape`, of which the prior needs that many numbers."""
+
     def net_shape(self, shape: Shape) -> tuple[int, ...]:
         """The shape of a network's input for samples of `shape`."""
 

@@ -161,7 +161,12 @@ class Symbols(Discrete):
         the network lays it out (`prediction`): the evidence of all other symbols."""
         y = self.prediction(y, z)
         log_h = registry.get("row", self.row)(self, y, z, t)
-        return Logits(log_h + self.evidence(z, t, y.dtype), z, t, self, log_h)
+        return self.belief(log_h, z, t)
+
+    @final
+    def belief(self, log_h: Tensor, z: Tensor, t: Time) -> Logits:
+        """p(x_i | z) ~ h(x_i) q(z_i | x_i) from log h, (B, *shape, K)."""
+        return Logits(log_h + self.evidence(z, t, log_h.dtype), z, t, self, log_h)
 
     @final
     def prior_kl(self, x: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from sfumato.conditions import require_encoded
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.model import Model
-from sfumato.process import Gaussian, Product
+from sfumato.process import Additive, Product
 from sfumato.registry import register
 from sfumato.schedule import Schedule
 from sfumato.solvers.arithmetic import Program, compiled
@@ -41,7 +41,7 @@ def schedule_of(process: Any) -> Schedule | None:
     if isinstance(process, Product):
         first, *others = map(schedule_of, process.processes.values())
         return first if all(other == first for other in others) else None
-    return process.schedule if isinstance(process, Gaussian) else None
+    return process.schedule if isinstance(process, Additive) else None
 
 
 class State(NamedTuple):

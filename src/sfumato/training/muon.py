@@ -130,7 +130,7 @@ class Muon(torch.optim.Optimizer):
 
 
 # Parts whose weights do not map hidden states to hidden states; AdamW updates them.
-OUTER = frozenset({"input", "local", "output", "conditioning", "context", "modulation", "positions"})
+OUTER = frozenset({"input", "codebook", "local", "output", "conditioning", "context", "modulation", "positions"})
 
 
 def split(named: Iterable[tuple[str, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:

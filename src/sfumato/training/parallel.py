@@ -91,6 +91,11 @@ def sharding(world: World) -> Callable[[nn.Module], nn.Module]:
                 "An energy cannot be trained in shards, which free its weights after the forward pass: use "
                 "parallel='ddp'."
             )
+        if any(isinstance(part, nets.Codebook) for part in net.modules()):
+            raise SfumatoError(
+                "A network with learned vectors cannot be trained in shards, since the process reads them whole: use "
+                "parallel='ddp'."
+            )
         for value in (*net.parameters(), *net.buffers()):
             value.data = value.data.contiguous()
             dist.broadcast(value.data, 0)  # all processes must shard the same weights

@@ -21,7 +21,7 @@ from sfumato.objectives import Objective, times, weights
 from sfumato.objectives.density import TimeDensity, drawn_levels
 from sfumato.objectives.factor import check
 from sfumato.objectives.loss import CompletedLoss, Loss
-from sfumato.process import Gaussian, Masked, Product
+from sfumato.process import Embedded, Gaussian, Masked, Product, alphabet
 from sfumato.schedule import schedule_of
 from sfumato.training.config import NAMING, TrainConfig, choices
 from sfumato.training.precision import compute_dtype
@@ -146,7 +146,8 @@ def model_for(
         process = _process(settings, spec, source)
         net = _network(settings, spec, process, loss, len(source)) if given.net is None else given.net
         model = loss.model(net, spec)
-        if model is not None and not isinstance(process, Gaussian) and spec.text is None:  # text is always symbols
+        usual = isinstance(process, Gaussian) or (spec.text is not None and not isinstance(process, Embedded))
+        if model is not None and not usual:  # text is always symbols
             raise SfumatoError(
                 f"The loss {settings.loss} builds its own model, which cannot use the process {settings.process!r}: "
                 "leave out one of the two."
@@ -227,15 +228,15 @@ def _frequencies(source: Source, settings: TrainConfig, states: int) -> tuple[fl
     """(n_k + 1) / (N + K) of each symbol in the training data, in at most 10,000 samples; the last of them are larger
     than any seen there."""
     rows = source.split(settings.holdout)[0]
-    x = source.x[rows[noise.permutation(settings.seed, 0, len(rows))[:_COUNTED]]]
-    if source.text is None and bool(((x < 0) | (x >= states) | (x != x.round())).any()):
-        raise SfumatoError(f"The data are no symbols: process='marginal' takes whole numbers from 0 to {states - 1}.")
-    counts = x.flatten().long().bincount(minlength=states).double() + 1
+    some = rows[noise.permutation(settings.seed, 0, len(rows))[:_COUNTED]]
+    x = alphabet.symbols(source.x[some], states)
+    counts = x.flatten().bincount(minlength=states).double() + 1
     return tuple((counts / counts.sum()).tolist())
 
 
 def _network(settings: TrainConfig, spec: DataSpec, process: Any, loss: Any, samples: int) -> nn.Module:
-    outputs = 2 if settings.variance == "learned" else 1
+    codes = process if isinstance(process, Embedded) else None
+    outputs = codes.outputs if codes else 2 if settings.variance == "learned" else 1
     word = settings.net
     sizes = [registry.get("network", size) for size in nets.SIZES]
     if loss.network is not None and registry.get("network", registry.bare(word)) in sizes:
@@ -245,7 +246,10 @@ def _network(settings: TrainConfig, spec: DataSpec, process: Any, loss: Any, sam
         more = inputs if inputs.keys() - ({"label"} if spec.classes else set()) else None  # a label alone is `classes`
         classes, text = len(spec.classes), spec.text is not None
         shape = process.net_shape(spec.shape)
-        net = nets.named(word, shape, classes, samples, outputs, more, text, loss.mask)
+        vocabulary = codes.states if codes else 0
+        net = nets.named(word, shape, classes, samples, outputs, more, text, loss.mask, vocabulary)
+        if codes and codes.codebook == "learned":
+            net = nets.Codebook(net, codes.states, codes.dim)
         return nets.Energy(net) if settings.energy and not isinstance(net, nets.Energy) else net
 
 
