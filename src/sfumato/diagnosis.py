@@ -15,10 +15,12 @@ from sfumato import data, folder, nets, serialization
 from sfumato.compose import Wrapped
 from sfumato.data import Source
 from sfumato.data.labels import read_labels
+from sfumato.diagnostics import summary
 from sfumato.diagnostics.checks import Evidence, Report, Weights, examine
 from sfumato.diagnostics.checks.evidence import TRAINED, answers, draw, information, not_finite, parameters
 from sfumato.diagnostics.samples import fits
 from sfumato.errors import SfumatoError
+from sfumato.machine import default_cpu
 from sfumato.noise import seeded
 from sfumato.process import Gaussian
 from sfumato.training import checkpoint
@@ -28,6 +30,7 @@ from sfumato.training.parts import known_here, rebuilt
 from sfumato.training.run import opened
 
 
+@default_cpu()
 def doctor(
     subject: Any,
     data: Any = None,
@@ -127,7 +130,7 @@ def _of_run(path: Path, device: torch.device) -> tuple[_Patient, TrainConfig]:
         incidents=folder.incidents(path),
         recorded=recorded(path),
     )
-    state = "finished" if log and log[-1].get("done") else "not finished"
+    state = summary.state(path, bool(log and log[-1].get("done")))
     made = {"times": settings.times, "holdout": settings.holdout, "steps": steps}
     return _Patient(f"{path} ({state}, step {steps:,})", raw, average, made, known, "", tuple(notes)), settings
 

@@ -28,7 +28,7 @@ from sfumato.data import DataSpec
 from sfumato.data.spec import in_json as spec_in_json
 from sfumato.errors import SfumatoError, place
 from sfumato.files import first_line, locked, read_header, read_sealed, reason, write_sealed
-from sfumato.machine import device_of, outside_inference
+from sfumato.machine import default_cpu, device_of, outside_inference
 from sfumato.model import Denoiser
 from sfumato.nets.watching import registered_within
 from sfumato.noise import seeded
@@ -231,6 +231,7 @@ def read_contract(path: str | os.PathLike[str]) -> dict[str, Any]:
     }
 
 
+@default_cpu()
 @outside_inference
 def load(
     path: str | os.PathLike[str],

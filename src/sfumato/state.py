@@ -37,7 +37,7 @@ def numbered(which: Any, count: int | None = None, of: str = "rows") -> Tensor:
     count: the total number of rows, to check the numbers (negative ones count from the end). of: their name in errors.
     """
     try:
-        index = torch.as_tensor(which).cpu()
+        index = torch.as_tensor(which, device="cpu")
     except (TypeError, ValueError, RuntimeError):  # torch has all three for what is no array of numbers
         raise SfumatoError(f"The {of} must be one axis of integers or a bool mask, not {which!r:.80}.") from None
     index = index.reshape(-1) if index.ndim == 0 else index

@@ -18,6 +18,7 @@ from torch import Tensor
 from sfumato.autoregressive import Autoregressive
 from sfumato.data.text import Tokeniser
 from sfumato.errors import SfumatoError, whole
+from sfumato.machine import default_cpu
 from sfumato.process import Masked
 from sfumato.sampling import sample
 from sfumato.solver_selection import AnySolver
@@ -28,6 +29,7 @@ RULE = "\n" + "-" * 40 + "\n"  # between the texts of one file
 _STREAM = 0x9E3779B97F4A7C15  # what seeds of later windows are apart
 
 
+@default_cpu()
 def sample_text(
     model: Any,
     n: int = 1,

@@ -12,6 +12,7 @@ from sfumato.certification.certificate import Certificate, Findings
 from sfumato.certification.foreign import Foreign
 from sfumato.certification.subjects import PlanSubject, SolverSubject, StepSubject, Subject
 from sfumato.errors import SfumatoError
+from sfumato.machine import default_cpu
 from sfumato.registry import make
 from sfumato.schedule import Schedule
 from sfumato.solvers import Adaptive, Plan
@@ -21,6 +22,7 @@ WHOLE_STEPS, LAW_STEPS, LAW_CALLS = 20, 200, 400  # laws are measured in LAW_STE
 ROUNDING = 1e-8
 
 
+@default_cpu()
 def certify(
     solver: Any,
     *,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import SfumatoError, place, whole
 from ..files import require_plain
-from ..machine import fits
+from ..machine import default_cpu, fits
 from . import arrays, builtin, limits, metadata, tables
 from .folders import open_archives, open_pictures, open_table
 from .formats import Size
@@ -36,6 +36,7 @@ TAR_SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 HANDFUL = 16  # fewer samples than this are almost certainly a mistake
 
 
+@default_cpu()
 def open(
     obj: Any,
     labels: Any = None,

@@ -32,6 +32,7 @@ from sfumato.diagnostics.nearest import Features, Near, Space, nearest
 from sfumato.diagnostics.summary import copies_words
 from sfumato.errors import SfumatoError, whole
 from sfumato.intervals import Interval, fraction
+from sfumato.machine import default_cpu
 from sfumato.pictures import picture
 from sfumato.sampling import sample
 
@@ -92,6 +93,7 @@ class Memorization:
         return "\n".join(copies_words(self.to_dict()))
 
 
+@default_cpu()
 def memorization(
     model: Any,
     data: Any = None,

@@ -101,8 +101,8 @@ def write(
         "time": _time(lines, spent),
     }  # fmt: skip
     for name, found in (("memorisation", memorisation), ("conditions", conditions), ("text", text)):
-        missing = isinstance(found, str)
-        facts |= {name: None if missing else found, f"{name}_missing": found if missing else None}
+        words = isinstance(found, str)
+        facts |= {name: None if words else found, f"{name}_missing": found if words else None}
     if model is not None:
         facts["model"] = _model(model, settings)
     facts["next"] = commands(run, model, settings, facts["done"], holdout)
@@ -136,6 +136,19 @@ def _reached(run: Path, lines: Sequence[Facts]) -> Facts:
         "loss": next((line["loss"] for line in reversed(lines) if line.get("loss") is not None), None),
         "incidents": len(folder.incidents(run)), "done": bool(last.get("done")),
     }  # fmt: skip
+
+
+def missing(run: Path) -> list[str]:
+    """The files that a run writes after its last step and has not, in the order of writing (`FinalReport.end`)."""
+    return [name for name in (serialization.FILE, FILE, "report.html") if not (run / name).exists()]
+
+
+def state(run: Path, done: bool) -> str:
+    """How far a run got in words. done: whether its log is complete, after which a run may still be killed."""
+    left = missing(run)
+    if not done or not left:
+        return "finished" if done else "not finished"
+    return f"trained, but without {', '.join(left)}, which sfumato resume {run} writes"
 
 
 def _model(model: Facts, settings: Mapping[str, Any]) -> Facts:
@@ -396,6 +409,7 @@ def overview(run: Path, settings: Mapping[str, Any]) -> Facts:
     return {
         "path": str(run), "config": dict(settings), **_reached(run, lines),
         "seconds": lines[-1].get("elapsed", 0.0) if lines else 0.0, "validation": scored[-1] if scored else None,
+        "missing": missing(run),
     }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from sfumato.likelihood.bound import count_bound, elbo, path_bound
 from sfumato.likelihood.flow import DEFAULT_STEPS, ode
 from sfumato.likelihood.importance import importance
 from sfumato.likelihood.measured import DEQUANTISATIONS, Measured, gather
-from sfumato.machine import outside_inference
+from sfumato.machine import default_cpu, outside_inference
 from sfumato.model import Model
 from sfumato.noised import evaluating
 from sfumato.objectives.decoder import cells_of
@@ -33,6 +33,7 @@ _BATCH, _ROWS = 1 << 18, 4096  # most numbers and most samples in a batch
 _CELL = 1 << 17  # the stream of the dequantisation noise, under the role PROBE
 
 
+@default_cpu()
 @outside_inference
 def log_prob(
     model: Model,

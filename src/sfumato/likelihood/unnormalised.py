@@ -19,11 +19,13 @@ from sfumato import target
 from sfumato.belief import broadcast
 from sfumato.conditions import network_inputs
 from sfumato.errors import SfumatoError
+from sfumato.machine import default_cpu
 from sfumato.model import Denoiser
 from sfumato.nets import Energy
 from sfumato.schedule import Time, as_time
 
 
+@default_cpu()
 def energy(denoiser: Denoiser, z: Tensor, t: Time, **cond: Any) -> Tensor:
     """U_t(z) = -log p_t(z) + log Z_t, float64 (B,), in nats; its gradient is minus the score of the belief.
 
