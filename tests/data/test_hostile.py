@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from PIL import Image
 from pyarrow import ipc, parquet
 
@@ -598,3 +599,31 @@ def test_a_nul_is_one_sentence_wherever_a_path_is_taken(capsys):
     ):  # fmt: skip
         with pytest.raises(SfumatoError, match="NUL"):
             call()
+
+
+HUGE = 10**13  # values, which are one in memory
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: torch.zeros(1).expand(HUGE),
+        lambda: torch.zeros(1, 1, dtype=torch.uint8).expand(10, HUGE),
+        lambda: np.broadcast_to(np.float32(1), (HUGE // 4, 4)),
+        lambda: {"x": np.broadcast_to(np.int64(1), (HUGE // 4, 4)), "mass": np.broadcast_to(1.0, HUGE // 4)},
+        lambda: [torch.zeros(1).expand(HUGE)] * 2,
+    ],
+    ids=["tensor", "wide", "array", "dict", "list"],
+)
+def test_an_array_that_repeats_its_memory_is_refused_before_it_is_read(made):
+    with pytest.raises(SfumatoError, match="GiB of values in .* GiB of memory, as expanded arrays have"):
+        sf.data.open(made())
+
+
+def test_a_condition_that_repeats_its_memory_is_refused():
+    with pytest.raises(SfumatoError, match="the condition 'mass': it has .* GiB of values"):
+        sf.data.open({"x": np.random.default_rng(0).random((20, 2)), "mass": torch.zeros(1, 1).expand(20, HUGE)})
+
+
+def test_what_repeats_little_is_read():
+    assert len(sf.data.open(torch.arange(3.0).expand(50, 3))) == 50

@@ -278,6 +278,7 @@ def _stacked(x: Any) -> Any:
     if isinstance(x, list | tuple) and x and all(isinstance(item, Tensor) for item in x):
         if len({item.shape for item in x}) > 1:
             raise SfumatoError("the tensors in the list have different shapes: every sample must have the same")
+        limits.require_real(x[0], "the list")
         return torch.stack(list(x))
     if x is None or isinstance(x, bytes) or callable(x):
         raise SfumatoError(f"a {type(x).__name__} is not data: give an array, a tensor, a folder or a file")
@@ -300,6 +301,7 @@ def _is_pair(obj: Any) -> bool:
 
 def _from_array(data: Any, beside: Mapping[str, Any], where: str, name: str) -> Source:
     """beside: further arrays by name, which become conditions."""
+    limits.require_real(data, where)
     x, kind, notes = _arranged(data, where)
     arrays.require_finite(x, where)
     arrays.require_unfilled(x, where)

@@ -283,8 +283,9 @@ def read(path: str) -> dict[str, Any]:
 
 def _scan(text: str, path: str) -> None:
     """Raise SfumatoError for YAML that would take long or much to read: aliases, of which few stand for gigabytes, and
-    lists and mappings deep within each other."""
+    lists and mappings deep within each other. Also for 1:30, which is 90 in YAML 1.1."""
     import yaml
+    from yaml.resolver import Resolver
 
     opening = (
         yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken, yaml.FlowSequenceStartToken,
@@ -296,6 +297,9 @@ def _scan(text: str, path: str) -> None:
         depth -= isinstance(token, yaml.BlockEndToken | yaml.FlowSequenceEndToken | yaml.FlowMappingEndToken)
         if isinstance(token, yaml.AliasToken):
             raise SfumatoError(f"{path} has YAML aliases (*name), which settings may not have: write the value out.")
+        if isinstance(token, yaml.ScalarToken) and token.plain and ":" in token.value:
+            if Resolver().resolve(yaml.ScalarNode, token.value, (True, False)).endswith((":int", ":float")):
+                raise SfumatoError(f"{path}: {token.value} is no plain number: write it without colons, or in quotes.")
         if depth > schema.DEPTH:
             raise SfumatoError(f"{path}: lists and mappings stand more than {schema.DEPTH} deep within each other.")
 
