@@ -62,6 +62,7 @@ class FinalReport(Hook):
         """ending: seconds since the end of the budget."""
         if not session.world.leads:
             return
+        session.look()
         nearest = pairs_picture(copied, session.denoiser.spec) if isinstance(copied, Memorization) else None
         if nearest is not None:
             save_png(nearest, session.path / "samples" / report.NEAREST)
