@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sfumato.autoregressive import Autoregressive
 from sfumato.data.text import Tokeniser
-from sfumato.errors import SfumatoError, whole
+from sfumato.errors import SfumatoError, an, whole
 from sfumato.machine import default_cpu
 from sfumato.process import Masked
 from sfumato.sampling import sample
@@ -101,7 +101,8 @@ def _of_text(model: Any) -> tuple[Tokeniser, int]:
         raise SfumatoError("sample_text takes a model of text, which has a tokeniser: use sf.sample.")
     if not isinstance(model, Autoregressive) and not isinstance(model.process, Masked):
         raise SfumatoError(
-            f"The symbols of a {type(model.process).__name__} process change until its end, so that none can be known: "
+            f"The symbols of {an(type(model.process).__name__)} process change until its end, so that none can be "
+            "known: "
             "sample_text needs the masked one."
         )
     return text, spec.shape[1]

@@ -11,7 +11,7 @@ from sfumato.certification import checks, law
 from sfumato.certification.certificate import Certificate, Findings
 from sfumato.certification.foreign import Foreign
 from sfumato.certification.subjects import PlanSubject, SolverSubject, StepSubject, Subject
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, an
 from sfumato.machine import default_cpu
 from sfumato.registry import make
 from sfumato.schedule import Schedule
@@ -67,7 +67,7 @@ def as_subject(solver: Any) -> Subject:
     if callable(solver):
         return StepSubject(solver)
     raise SfumatoError(
-        f"Cannot certify a {type(solver).__name__}: give a solver, a Plan, a function (model, z, t, s, state) -> "
+        f"Cannot certify {an(type(solver).__name__)}: give a solver, a Plan, a function (model, z, t, s, state) -> "
         "(z, state), or a scheduler with set_timesteps and step."
     )
 

@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import SfumatoError
+from ..errors import SfumatoError, counted
 from ..machine import fits
 from ..progress import counting
 from . import arrays, cache
 from .column import Column, Unread, column, named
 from .images import Items
-from .names import counted
 from .rows import READING, Rows, Samples, in_blocks
 from .tables import TableFiles, depth, encoded_bytes, is_number, is_string, leaf
 

@@ -11,7 +11,7 @@ import io
 import itertools
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -23,12 +23,13 @@ from . import cache, limits
 from .arrow_files import read_arrow
 from .images import together
 from .kinds import IGNORE
-from .names import listed
+from .names import choose_split, listed, split_of
 from .picture import opened
 
 LABEL_NAMES = ("label", "labels", "class", "cls", "category", "target", "y", "fine_label", "coarse_label")
 PICTURE_NAMES = ("image", "img", "picture", "photo", "jpg", "png", "jpeg", "webp")
 LIST_NAMES = ("x", "data", "values", "features")
+SPLIT_NAMES = ("split", "set", "subset", "fold", "partition")  # columns of "train", "test" ..
 INDEX_NAMES = ("__index_level", "Unnamed:")  # and no name: the row numbers that pandas writes
 _SHOWN = 12  # most columns listed in an error
 _NAMED = 8  # most columns listed in a note
@@ -66,21 +67,50 @@ class TableFiles:
             if (schema.names, schema.types) != (self.schema.names, self.schema.types):
                 raise SfumatoError(f"{path} has other columns than {self.paths[0]}: give files of the same table")
         self._groups = [group for _, groups in files for group in groups]
-        self.counts = [_rows(group) for group in self._groups]
-        self.starts = np.cumsum([0, *self.counts])
+        self._rows: list[np.ndarray] | None = None  # of each group, where not all are read
+        self._split: str | None = None
+        self._count([_rows(group) for group in self._groups])
+
+    def _count(self, counts: list[int]) -> None:
+        self.counts = counts
+        self.starts = np.cumsum([0, *counts])
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     def key(self) -> Any:
-        return cache.stamps(self.paths)
+        return cache.stamps(self.paths) if self._split is None else [cache.stamps(self.paths), self._split]
+
+    def keep_split(self, asked: str | None, other: Collection[str]) -> tuple[str | None, list[str]]:
+        """Keep the rows of one split, where a column of strings names one in each row; (the column, a note).
+
+        asked: the user's --split. other: columns that are something else. Raises SfumatoError for a split that is not
+        there.
+        """
+        for field in self.schema:
+            if field.name.lower() in SPLIT_NAMES and field.name not in other and is_string(field.type):
+                cells = [self.group(i, [field.name]).column(0).to_pylist() for i in range(len(self.counts))]
+                names = [[split_of(cell or "") for cell in part] for part in cells]
+                found = Counter(itertools.chain(*names))
+                if None not in found:
+                    chosen = choose_split(found, asked, self.where, "row", f"the column {field.name!r}")
+                    self._keep([np.flatnonzero([name == chosen.name for name in part]) for part in names])
+                    self._split = chosen.name
+                    return field.name, chosen.note
+        return None, choose_split({}, asked, self.where, "row").note
+
+    def _keep(self, rows: Sequence[np.ndarray]) -> None:
+        """Read these rows of each group alone; groups without any are no more."""
+        pairs = [(group, some) for group, some in zip(self._groups, rows, strict=True) if len(some)]
+        self._groups, self._rows = [group for group, _ in pairs], [some for _, some in pairs]
+        self._count([len(some) for some in self._rows])
 
     def group(self, number: int, names: Sequence[str]) -> Any:
         """Columns of a group, as a pyarrow table."""
         try:
             found = self._groups[number].to_table(columns=list(names), use_threads=False)
             found.validate(full=True)  # a damaged file may point beyond its end
-            return found
+            return found if self._rows is None else found.take(self._rows[number])
         except Exception as error:  # pyarrow raises many kinds
             raise SfumatoError(f"{self.where} is damaged: {first_line(error)}") from None
 

@@ -21,7 +21,7 @@ from sfumato.data import DataSpec
 from sfumato.diagnostics import examples
 from sfumato.diagnostics.triples import BANDS, Triples, trend
 from sfumato.diagnostics.triples import read as triples_of
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, counted
 from sfumato.files import write_text
 from sfumato.intervals import Interval
 from sfumato.progress import clock
@@ -94,7 +94,7 @@ def write(
     lines = folder.read(run / "metrics.jsonl")
     last = lines[-1] if lines else {}
     holdout, model = _holdout(lines), contract(run)
-    budget = f"{settings['steps']:,} steps" if settings["steps"] else f"{settings['minutes']:g} minutes"
+    budget = counted(settings["steps"], "step") if settings["steps"] else f"{settings['minutes']:g} minutes"
     facts: Facts = {
         "version": VERSION, "run": str(run), **_reached(run, lines), "epochs": last.get("epoch", 0.0),
         "fraction": last.get("fraction", 0.0), "budget": budget, "holdout": holdout,
@@ -263,7 +263,8 @@ def words(facts: Facts) -> list[str]:
     """The report as sentences."""
     state = "Trained" if facts["done"] else f"Stopped after {facts['fraction']:.0%} of {facts['budget']}:"
     lines = [
-        f"{state} {facts['step']:,} steps, {facts['samples']:,} samples ({facts['epochs']:.1f} epochs), in "
+        f"{state} {counted(facts['step'], 'step')}, {counted(facts['samples'], 'sample')} ({facts['epochs']:.1f} "
+        "epochs), in "
         f"{clock(facts['time']['training'])}."
     ]
     if facts["holdout"] is None:
@@ -331,11 +332,11 @@ def copies_words(facts: Facts) -> list[str]:
         f"{figure(facts['closer'], '.1%')}",
         f"Copies (three times closer to one training sample than to any other): {facts['copies']:.1%}; "
         f"among new samples {facts['copies_real']:.1%}",
-        f"{facts['samples']:,} samples of the model against {facts['train']:,} of the training set and "
+        f"{counted(facts['samples'], 'sample')} of the model against {facts['train']:,} of the training set and "
         f"{facts['holdout']:,} held out; distances in {facts['space']}.",
     ]
     if facts["exact"]:
-        lines.append(f"{facts['exact']:,} samples equal a training sample bit for bit.")
+        lines.append(f"{counted(facts['exact'], 'sample equals', 'samples equal')} a training sample bit for bit.")
     if facts["leaked"]:
         lines.append(
             f"LEAK: {facts['leaked']:,} held-out samples are also in the training set; the hold-out loss is too low."

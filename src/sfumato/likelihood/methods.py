@@ -113,7 +113,7 @@ def _method(process: Any, name: str | None) -> str:
         return name or "ode"
     if name not in (None, "elbo"):
         raise SfumatoError(
-            f"A {type(process).__name__} process has no {name!r} likelihood, which is for real numbers only: use "
+            f"The {type(process).__name__} process has no {name!r} likelihood, which is for real numbers only: use "
             "method='elbo'."
         )
     return "counts" if isinstance(process, Masked) else "path"

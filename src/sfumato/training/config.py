@@ -53,7 +53,7 @@ class TrainConfig:
     size: int | None = None
     """Side in pixels to which images are resized."""
     split: str | None = None
-    """The split to read where folders, files or arrays are named after splits: train (the default), val or test."""
+    """The split to read where folders, files, arrays or rows are named after one: train (the default), val or test."""
     key: str | None = None
     """Name of the array (of a .npz file), the column (of a table) or the picture (of a pair) to learn, where names and
     shapes should not decide."""

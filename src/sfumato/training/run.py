@@ -17,7 +17,7 @@ from sfumato.data import DataSpec, Source
 from sfumato.data.labels import read_labels
 from sfumato.diagnostics import examples, summary
 from sfumato.distributed import World, joined, leads
-from sfumato.errors import SfumatoError, suggest
+from sfumato.errors import SfumatoError, counted, suggest
 from sfumato.errors import place as path_of
 from sfumato.files import write_text
 from sfumato.machine import default_cpu, device_of
@@ -140,7 +140,7 @@ def _resume(
             console.note(note)
         complete = world.broadcast(not summary.missing(path))
         if state.fraction(settings) >= 1 and not state.unlogged and complete:
-            done, total = f"{state.step:,} steps", f"{settings.steps:,}"
+            done, total = counted(state.step, "step"), f"{settings.steps:,}"
             if not settings.steps:
                 done, total = f"{state.elapsed / 60:.3g} minutes", f"{settings.minutes:g}"
             raise SfumatoError(
