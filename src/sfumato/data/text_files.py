@@ -60,7 +60,7 @@ def open_column(paths: Sequence[Path], name: str, column: str, asked: Asked) -> 
     table = TableFiles(paths)
     _, chosen = table.keep_split(asked.split, [column])
     _require_memory(sum(path.stat().st_size for path in paths), table.where)
-    cells = [cell for i in range(len(table.counts)) for cell in table.group(i, [column]).column(0).to_pylist()]
+    cells = [cell for part in table.whole(column) for cell in part.to_pylist()]
     found = from_documents([cell for cell in cells if cell], name, f"{table.where}: {column!r}", asked)
     return replace(found, notes=[*found.notes, *chosen])
 
