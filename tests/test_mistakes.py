@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 import sfumato as sf
+from sfumato.errors import an, counted
 from sfumato.schedules import Flow
 from sfumato.training import TrainConfig
 
@@ -42,7 +43,7 @@ CASES = {
     "a folder to save to": (lambda: sf.save(MODEL, "."), ". cannot be written"),
     "an average of nothing": (lambda: train(ema=1e-320), "The width of a moving average must be from 1e-09 to 0.289"),
     "no model": (lambda: sf.sample(None, 2), "sample takes a model, such as sf.load(path)"),
-    "a network": (lambda: sf.sample(MODEL.net, 2), "not a MLP"),
+    "a network": (lambda: sf.sample(MODEL.net, 2), "not an MLP"),
     "a path": (lambda: sf.log_prob("runs/x", X), "log_prob takes a model, such as sf.load(path)"),
     "a path in the place of samples": (
         lambda: sf.log_prob(MODEL, "held-out.npz"),
@@ -90,9 +91,9 @@ CASES = {
     "one state": (lambda: sf.Uniform(Flow(), 1), "states of a uniform process must be at least 2"),
     "a list of parts": (lambda: sf.Product([1]), "A product needs a dict"),
     "another schedule": (lambda: sf.Rescheduled(MODEL, 5), "A noise schedule must be one of sf.schedules"),
-    "NaN in log_prob": (lambda: sf.log_prob(MODEL, BROKEN), "log_prob got 1 values that are NaN or infinite"),
+    "NaN in log_prob": (lambda: sf.log_prob(MODEL, BROKEN), "log_prob got 1 value that is NaN or infinite"),
     "where": (lambda: sf.vlb(MODEL, BROKEN), "the first at (1, 2)"),
-    "NaN to encode": (lambda: sf.encode(MODEL, BROKEN), "encode got 1 values"),
+    "NaN to encode": (lambda: sf.encode(MODEL, BROKEN), "encode got 1 value"),
     "text": (lambda: sf.log_prob(MODEL, "abc"), "log_prob takes numbers (B, ...), not a str"),
     "one sample": (lambda: sf.log_prob(MODEL, X[0]), "takes samples (B, ...)"),
     "half a step of the flow": (
@@ -149,3 +150,11 @@ def test_a_schedule_may_be_named():
     named = sf.Gaussian("ve(sigma_max=80)").schedule
     assert named == sf.schedules.VE(sigma_max=80.0) and sf.Masked("flow", 3).schedule == Flow()
     assert sf.Rescheduled(MODEL, "cosine").schedule == sf.schedules.Cosine()
+
+
+def test_numbers_and_articles_agree_with_their_words():
+    assert [counted(n, "image") for n in (0, 1, 2000)] == ["0 images", "1 image", "2,000 images"]
+    assert counted(1, "file was", "files were") == "1 file was" and counted(3, "entry", "entries") == "3 entries"
+    assert [an(name) for name in ("MLP", "DiT", "UNet", "Energy", "Uniform", "int")] == [
+        "an MLP", "a DiT", "a UNet", "an Energy", "a Uniform", "an int",
+    ]  # fmt: skip

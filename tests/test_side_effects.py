@@ -125,7 +125,7 @@ CASES: dict[str, Callable[[Place], Any]] = {
     "board": lambda p: sf.board(p.model, X, bins=2, samples=4, gradients=2, labels=LABELS),
     "bound_gap": lambda p: sf.bound_gap(p.exact, TRUTH, 8, 4),
     "certify": lambda p: sf.certify("ddim", quick=True),
-    "decode": lambda p: sf.decode(p.model, torch.ones(2, 2), steps=2),
+    "decode": lambda p: sf.decode(p.model, X[:2], steps=2),
     "denoising_loss": lambda p: sf.denoising_loss(p.model, X),
     "differentiable": lambda p: sf.sample(sf.differentiable(p.model, 2), 2, 3),
     "doctor": lambda p: sf.doctor(p.model, X, LABELS),
@@ -202,6 +202,26 @@ def test_a_call_serves_in_inference_mode(name, place):
     with torch.inference_mode():
         CASES[name](place)
     assert changed(before, state()) == []
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith(("certify", "train with"))])
+def test_a_call_serves_under_any_default_device(name, place):
+    """Meta computes nothing: whatever is made on it fails where it is used."""
+    if name in ("resume", "doctor of a run"):
+        place.trained()
+    torch.set_default_device("meta")
+    try:
+        before = state()
+        CASES[name](place)
+        assert changed(before, state()) == []
+    finally:
+        torch.set_default_device(None)
+
+
+def test_the_default_device_changes_no_value(place):
+    with torch.device("meta"):
+        walk = [state.z for state in sf.trajectory(sf.load(place.saved), 2, 3)]
+    assert torch.equal(walk[-1], [state.z for state in sf.trajectory(sf.load(place.saved), 2, 3)][-1])
 
 
 def test_inference_mode_changes_no_value(place):

@@ -40,9 +40,9 @@ def test_the_samples_are_what_they_were():
 def test_a_file_says_what_it_is(name):
     words = "\n".join(serialization.describe(HERE / f"v1_{name}.safetensors"))
     said = {
-        "classes": ["a MLP of", "predicts v under the Shifted schedule", "1,234 samples", "Solver plan '6'", "green"],
+        "classes": ["an MLP of", "predicts v under the Shifted schedule", "1,234 samples", "Solver plan '6'", "green"],
         "learned_variance": ["a UNet of", "predicts v and the variance of a step under the LinearBeta schedule"],
-        "energy": ["an energy made of a MLP", "predicts F under the VE schedule", "format 1"],
+        "energy": ["an energy made of an MLP", "predicts F under the VE schedule", "format 1"],
     }
     for phrase in said[name]:
         assert phrase in words, (phrase, words)

@@ -15,10 +15,12 @@ from sfumato import data, folder, nets, serialization
 from sfumato.compose import Wrapped
 from sfumato.data import Source
 from sfumato.data.labels import read_labels
+from sfumato.diagnostics import summary
 from sfumato.diagnostics.checks import Evidence, Report, Weights, examine
 from sfumato.diagnostics.checks.evidence import TRAINED, answers, draw, information, not_finite, parameters
 from sfumato.diagnostics.samples import fits
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, an
+from sfumato.machine import default_cpu
 from sfumato.noise import seeded
 from sfumato.process import Gaussian
 from sfumato.training import checkpoint
@@ -28,6 +30,7 @@ from sfumato.training.parts import known_here, rebuilt
 from sfumato.training.run import opened
 
 
+@default_cpu()
 def doctor(
     subject: Any,
     data: Any = None,
@@ -90,11 +93,11 @@ def _open(obj: Any, given: Any, size: int | None) -> Source:
 def _of_denoiser(model: Any, average: Any, initial: Any, log: Any, steps: int) -> _Patient:
     if isinstance(model, Wrapped):
         raise SfumatoError(
-            f"The doctor examines a network's outputs, which a {type(model).__name__} changes: pass the denoiser "
+            f"The doctor examines a network's outputs, which {an(type(model).__name__)} changes: pass the denoiser "
             "inside it, model.inner."
         )
     if not hasattr(model, "net") or not hasattr(model, "predict"):
-        raise SfumatoError(f"The doctor examines a denoiser, a model file or a run, not a {type(model).__name__}.")
+        raise SfumatoError(f"The doctor examines a denoiser, a model file or a run, not {an(type(model).__name__)}.")
     made = dict(getattr(model, "provenance", None) or {})
     made["steps"] = steps or made.get("steps")
     absent = {"incidents": "without a run", "log": "without a log", "weights": "without the initial weights"}
@@ -127,7 +130,7 @@ def _of_run(path: Path, device: torch.device) -> tuple[_Patient, TrainConfig]:
         incidents=folder.incidents(path),
         recorded=recorded(path),
     )
-    state = "finished" if log and log[-1].get("done") else "not finished"
+    state = summary.state(path, bool(log and log[-1].get("done")))
     made = {"times": settings.times, "holdout": settings.holdout, "steps": steps}
     return _Patient(f"{path} ({state}, step {steps:,})", raw, average, made, known, "", tuple(notes)), settings
 
@@ -204,7 +207,7 @@ def _unasked(patient: _Patient) -> dict[str, str]:
     if steps is not None and steps < TRAINED:
         return {"answers": f"since the network has hardly learned in {steps} steps"}
     if process is None:
-        return {"answers": f"since a {type(model).__name__} has no noise levels"}
+        return {"answers": f"since {an(type(model).__name__)} has no noise levels"}
     if not isinstance(process, Gaussian):
         return {"answers": f"since they need real numbers, and {type(process).__name__} has other states"}
     return {}

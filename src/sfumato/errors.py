@@ -36,6 +36,17 @@ def shown(line: str) -> str:
     return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), line)
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number with the words for one or for many, by default `one` and an s: 1 file, 2 files."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def an(name: str) -> str:
+    """A name with its article as it is spoken: an Energy, a UNet, an MLP."""
+    vowels = "AEFHILMNORSX" if name[:2].isupper() else "AEIOaeio"  # by letters, or as a word
+    return f"{'an' if name[:1] in vowels else 'a'} {name}"
+
+
 def suggest(word: Any, known: Iterable[str]) -> str:
     """A suggestion for a wrong word: the closest known one, ignoring dashes and capitals, or all of them."""
     word, known = str(word), list(known)

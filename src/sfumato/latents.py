@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sfumato.conditions import resolve
 from sfumato.errors import SfumatoError
+from sfumato.machine import default_cpu
 from sfumato.model import Model, compute_dtype
 from sfumato.probability_flow import Field, Track, data_scale
 from sfumato.process.gaussian import require_numbers
@@ -29,6 +30,7 @@ DEFAULT_STEPS = 64
 _FLOW, _SEEDS = "The flow between data and latents", "use the noise of a seed and an index instead of a latent"
 
 
+@default_cpu()
 def encode(
     model: Model,
     x: Any,
@@ -52,6 +54,7 @@ def encode(
     return _flow(model, x, steps, sigma_min, batch, cond, back=False)
 
 
+@default_cpu()
 def decode(
     model: Model,
     latent: Tensor,
@@ -114,6 +117,7 @@ def slerp(a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
     return (first[:, None] * u + second[:, None] * v).reshape(a.shape).to(a.dtype)
 
 
+@default_cpu()
 def interpolate(model: Model, a: Any, b: Any, shares: Sequence[float], **how: Any) -> Tensor:
     """decode(slerp(encode(a), encode(b), p)) for each p of `shares`: (len(shares), B, *shape) in user units.
 
@@ -123,6 +127,7 @@ def interpolate(model: Model, a: Any, b: Any, shares: Sequence[float], **how: An
     return torch.stack([decode(model, slerp(start, end, p), **how) for p in shares])
 
 
+@default_cpu()
 def attribute(model: Model, having: Any, lacking: Any, **how: Any) -> Tensor:
     """mean encode(having) - mean encode(lacking), (1, *shape): the direction to add to latents for an attribute.
 

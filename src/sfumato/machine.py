@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -108,6 +109,13 @@ def out_of_memory(error: BaseException) -> bool:
     # on a CPU torch's allocator and lower libraries raise a bare RuntimeError
     words = ("DefaultCPUAllocator", "std::bad_alloc", "could not create a primitive")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
+@contextmanager
+def default_cpu() -> Iterator[None]:
+    """Tensors whose device nobody names are made on the CPU, whatever `torch.set_default_device` says."""
+    with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
+        yield
 
 
 def outside_inference(function: Callable[P, T]) -> Callable[P, T]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sfumato.belief import Belief, Estimate
 from sfumato.conditions import network_inputs
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, an
 from sfumato.process import Discrete, Embedded, Gaussian, Process, Product
 from sfumato.process.protocol import noise_level as noise_level
 from sfumato.registry import register
@@ -50,8 +50,8 @@ def usable(model: Any, what: str) -> Any:
     """The model itself. Raises SfumatoError, naming `what`, for anything else."""
     if not callable(model) or not hasattr(model, "process"):
         raise SfumatoError(
-            f"{what} takes a model, such as sf.load(path) or sf.Denoiser(net, process) gives, not a "
-            f"{type(model).__name__}."
+            f"{what} takes a model, such as sf.load(path) or sf.Denoiser(net, process) gives, not "
+            f"{an(type(model).__name__)}."
         )
     if getattr(getattr(model, "device", None), "type", "") == "meta":
         raise SfumatoError(f"{what} needs numbers, and this model is on the meta device: load it on another one.")

@@ -16,7 +16,7 @@ from sfumato.belief import Codes
 from sfumato.conditions import declared, resolve
 from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError, whole
-from sfumato.machine import in_parts
+from sfumato.machine import default_cpu, in_parts
 from sfumato.model import Model, usable
 from sfumato.noise import PRIOR, STEP, Noise
 from sfumato.sample_checks import SampleCheck
@@ -48,19 +48,26 @@ def trajectory(
     enabled.
     """
     refuse_arguments(trajectory, model, cond)
-    plan = make_plan(model, steps, solver, t_start, t_stop)
     seed = whole("seed", seed, least=None)
     if index is None:
         count = n if n is not None else len(first_leaf(z)) if z is not None else 1
-        index = torch.arange(whole("n, the number of samples,", count))
+        index = torch.arange(whole("n, the number of samples,", count), device="cpu")
     index = numbered(index, of="numbers of samples")
     device = getattr(model, "device", torch.device("cpu")) if z is None else first_leaf(z).device
-    z = _start(model, plan, seed, index, device) if z is None else z
+    with default_cpu():
+        plan = make_plan(model, steps, solver, t_start, t_stop)
+        z = _start(model, plan, seed, index, device) if z is None else z
+        conditions = resolve(model, cond, len(index)).to(device)
     if len(first_leaf(z)) != len(index):
         raise SfumatoError(f"z has {len(first_leaf(z))} start states for {len(index)} samples: pass one per sample.")
-    conditions = resolve(model, cond, len(index)).to(device)
     draws = along(plan, seed, index) if plan.brownian else Noise(seed, index, STEP)
-    yield from plan.run(model, z, draws, **conditions)
+    walk = plan.run(model, z, draws, **conditions)
+    while True:
+        with default_cpu():  # while it computes, but not while the caller has the state
+            state = next(walk, None)
+        if state is None:
+            return
+        yield state
 
 
 def sample(
@@ -95,9 +102,9 @@ def sample(
     n, batch = whole("n, the number of samples,", n), whole("batch", batch)
     refuse_arguments(sample, model, cond)
     affordable(n, getattr(model, "shape", None))
-    which = torch.arange(n) if index is None else index
-    plan = make_plan(model, steps, solver, t_start, t_stop)
-    conditions = resolve(model, cond, n)
+    which = torch.arange(n, device="cpu") if index is None else index
+    with default_cpu():
+        plan, conditions = make_plan(model, steps, solver, t_start, t_stop), resolve(model, cond, n)
     smooth = getattr(model, "grad_calls", None) is not None
     if world.size > 1 and smooth:
         raise SfumatoError("Samples of several processes have no gradients: leave out world, or use the plain model.")
@@ -118,7 +125,7 @@ def sample(
         most = math.ceil(len(rows) / math.ceil(len(rows) / batch))
         return cat_states(in_parts(one, rows, most, halve=world.size == 1))  # sharded networks must make equal calls
 
-    with torch.set_grad_enabled(smooth):
+    with default_cpu(), torch.set_grad_enabled(smooth):
         samples = world.parallel_map(own, torch.arange(n))
     if seen is not None:
         seen.warn()

@@ -30,6 +30,7 @@ from sfumato.conditions import resolve
 from sfumato.errors import SfumatoError
 from sfumato.exact import Truth
 from sfumato.exact.mixture import GaussianSum
+from sfumato.machine import default_cpu
 from sfumato.model import Model
 from sfumato.probability_flow import Field, Track, exact_law
 from sfumato.process import Gaussian
@@ -94,6 +95,7 @@ class _Ends:
         return factor * self.truth.flow(z / norm, tau, end, self.path, self.label)
 
 
+@default_cpu()
 def error_budget(
     model: Model,
     truth: Truth | None = None,

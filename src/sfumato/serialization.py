@@ -26,9 +26,9 @@ from sfumato import __version__, registry, schema, trees
 from sfumato.autoregressive import Autoregressive
 from sfumato.data import DataSpec
 from sfumato.data.spec import in_json as spec_in_json
-from sfumato.errors import SfumatoError, place
+from sfumato.errors import SfumatoError, an, place
 from sfumato.files import first_line, locked, read_header, read_sealed, reason, write_sealed
-from sfumato.machine import device_of, outside_inference
+from sfumato.machine import default_cpu, device_of, outside_inference
 from sfumato.model import Denoiser
 from sfumato.nets.watching import registered_within
 from sfumato.noise import seeded
@@ -231,6 +231,7 @@ def read_contract(path: str | os.PathLike[str]) -> dict[str, Any]:
     }
 
 
+@default_cpu()
 @outside_inference
 def load(
     path: str | os.PathLike[str],
@@ -304,7 +305,7 @@ def load_sampler(path: str | os.PathLike[str], weights: str = "ema", device: str
     """`load` for a model that draws samples. Raises SfumatoError for others, such as an autoencoder."""
     model = load(path, weights, device)
     if not hasattr(model, "process") and not isinstance(model, Autoregressive):
-        raise SfumatoError(f"{path} holds a {type(model).__name__}, which has no noise levels and draws no samples.")
+        raise SfumatoError(f"{path} holds {an(type(model).__name__)}, which has no noise levels and draws no samples.")
     return model
 
 
@@ -396,12 +397,12 @@ def _kind(facts: Mapping[str, Any]) -> str:
     """The network in words, with the models that wrap it if there are more than a denoiser."""
     net, tree = facts["net"], facts["model"]
     inner: Any = net["args"].get("net") if net else None  # of an energy, the network that it is made of
-    kind = f"an energy made of a {inner['name']}" if trees.is_tree(inner) else f"a {net['name'] if net else 'law'}"
+    kind = f"an energy made of {an(inner['name'])}" if trees.is_tree(inner) else an(net["name"] if net else "law")
     around = []
     while tree["args"] is not None and tree["name"] != "Denoiser":
         around.append(tree["name"])
         tree = next((value for value in tree["args"].values() if _is_model(value)), {"name": "Denoiser", "args": None})
-    return f"{kind} in a {' of a '.join(around)}" if around else kind
+    return f"{kind} in {' of '.join(map(an, around))}" if around else kind
 
 
 def _plan_words(plan: Plan) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, an, counted
 from sfumato.noise import Noise
 
 State = Any  # Tensor | dict[str, "State"]: a recursive type that type checkers cannot follow through dict's invariance
@@ -37,7 +37,7 @@ def numbered(which: Any, count: int | None = None, of: str = "rows") -> Tensor:
     count: the total number of rows, to check the numbers (negative ones count from the end). of: their name in errors.
     """
     try:
-        index = torch.as_tensor(which).cpu()
+        index = torch.as_tensor(which, device="cpu")
     except (TypeError, ValueError, RuntimeError):  # torch has all three for what is no array of numbers
         raise SfumatoError(f"The {of} must be one axis of integers or a bool mask, not {which!r:.80}.") from None
     index = index.reshape(-1) if index.ndim == 0 else index
@@ -98,11 +98,14 @@ def samples(values: Any, what: str) -> Tensor:
     try:
         x = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError):
-        raise SfumatoError(f"{what} takes numbers (B, ...), not a {type(values).__name__}.") from None
+        raise SfumatoError(f"{what} takes numbers (B, ...), not {an(type(values).__name__)}.") from None
     if x.ndim < 2 or not len(x):
         raise SfumatoError(f"{what} takes samples (B, ...), at least one, not an array of shape {tuple(x.shape)}.")
     wrong = (~x.isfinite()).nonzero()
     if len(wrong):
         where = tuple(wrong[0].tolist())
-        raise SfumatoError(f"{what} got {len(wrong):,} values that are NaN or infinite, the first at {where}.")
+        raise SfumatoError(
+            f"{what} got {counted(len(wrong), 'value that is', 'values that are')} NaN or infinite, the first at "
+            f"{where}."
+        )
     return x

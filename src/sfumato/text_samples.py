@@ -17,7 +17,8 @@ from torch import Tensor
 
 from sfumato.autoregressive import Autoregressive
 from sfumato.data.text import Tokeniser
-from sfumato.errors import SfumatoError, whole
+from sfumato.errors import SfumatoError, an, whole
+from sfumato.machine import default_cpu
 from sfumato.process import Embedded, Masked
 from sfumato.sampling import sample
 from sfumato.solver_selection import AnySolver
@@ -29,6 +30,7 @@ RULE = "\n" + "-" * 40 + "\n"  # between the texts of one file
 _STREAM = 0x9E3779B97F4A7C15  # what seeds of later windows are apart
 
 
+@default_cpu()
 def sample_text(
     model: Any,
     n: int = 1,
@@ -125,8 +127,8 @@ def _of_text(model: Any) -> tuple[Tokeniser, int]:
         raise SfumatoError("sample_text takes a model of text, which has a tokeniser: use sf.sample.")
     if not isinstance(model, Autoregressive) and not isinstance(model.process, Masked | Embedded):
         raise SfumatoError(
-            f"The symbols of a {type(model.process).__name__} process change until its end, so that none can be known: "
-            "sample_text needs the masked one, or the embedded one."
+            f"The symbols of {an(type(model.process).__name__)} process change until its end, so that none can be "
+            "known: sample_text needs the masked one, or the embedded one."
         )
     return text, spec.shape[1]
 

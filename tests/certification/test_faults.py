@@ -231,5 +231,5 @@ def test_a_spoilt_plan_is_flagged():
 
 
 def test_what_cannot_be_certified_is_one_sentence():
-    with pytest.raises(SfumatoError, match="Cannot certify a int"):
+    with pytest.raises(SfumatoError, match="Cannot certify an int"):
         certify(3)

@@ -44,13 +44,26 @@ def test_classes_of_the_data_are_those_of_the_model(call, models, workplace):
     assert call("explain-objective", models["images"], "--data", "x.npz", *WORDS, "--json")[0] == 0
 
 
+def test_splits_and_arrays_of_the_data_are_chosen_by_their_flags(call, refused, models, points):
+    x = np.load(points)
+    np.savez("both.npz", x_train=x[:40], x_test=x[40:], other_test=np.concatenate([x, x]))
+    words = ("explain-objective", models["points"], "--data", "both.npz", *WORDS, "--json")
+    np.save("test.npy", x[40:])
+    wanted = json.loads(call("explain-objective", models["points"], "--data", "test.npy", *WORDS, "--json")[1])["board"]
+    assert json.loads(call(*words, "--split", "test", "--key", "x")[1])["board"] == wanted
+    assert "has no split 'val'" in refused(*words[:-1], "--split", "val")
+    np.savez_compressed("zeros.npz", x=np.zeros((40000, 2)))
+    assert "would take" in refused(*words[:3], "zeros.npz", *WORDS, "--max-gb", 1e-9)
+    assert "--key needs --data" in refused("explain-objective", models["points"], "--key", "x", *WORDS)
+
+
 def test_mistakes(refused, models, points):
     model = models["points"]
     assert "needs a MODEL" in refused("explain-objective", "--data", points, *WORDS)
     assert "leave out --schedule" in refused(
         "explain-objective", model, "--data", points, "--schedule", "cosine", *WORDS
     )
-    assert "to which they belong" in refused("explain-objective", model, "--labels", points, *WORDS)
+    assert "to which it belongs" in refused("explain-objective", model, "--labels", points, *WORDS)
     assert "samples of shape" in refused("explain-objective", models["images"], "--data", points, *WORDS)
     assert "samples, the draws per bin" in refused("explain-objective", model, "--data", points, *WORDS[:4], "-n", 1)
     assert "in .html" in refused("explain-objective", model, "--data", points, *WORDS, "--plot", "board.png")

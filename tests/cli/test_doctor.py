@@ -126,7 +126,7 @@ def test_the_pages_are_in_the_package_that_is_installed(tmp_path, monkeypatch):
 
 
 def test_a_loop_of_ones_own():
-    with pytest.raises(sf.SfumatoError, match="a denoiser, a model file or a run, not a int"):
+    with pytest.raises(sf.SfumatoError, match="a denoiser, a model file or a run, not an int"):
         sf.doctor(3)
     net = sf.nets.MLP(2, width=16, depth=1)
     denoiser = sf.Denoiser(net, sf.Gaussian(sf.schedules.Flow()), "velocity")

@@ -40,8 +40,21 @@ def test_unseen_data_of_ones_own(run, call):
     assert facts["train"] == 90 and facts["holdout"] == 25 and facts["leaked"] == 0
 
 
+def test_splits_and_arrays_of_unseen_data(run, call, refused):
+    x = np.random.default_rng(1).integers(0, 256, (60, 1, 8, 8), dtype=np.uint8)
+    np.savez("both.npz", x_train=x[:20], x_test=x[20:50], other_test=x[:, :, :4])
+    file, data = run.path / "model.safetensors", run.path.parent / "x.npz"
+    words = ("memorization", file, data, "--key", "x", "-n", 10, "--steps", 2, "--holdout", "both.npz")
+    assert json.loads(call(*words, "--json")[1])["holdout"] == 20
+    assert json.loads(call(*words, "--json", "--holdout-split", "test")[1])["holdout"] == 30
+    assert "has no split 'val'" in refused(*words, "--holdout-split", "val")
+    np.savez_compressed("zeros.npz", x=np.zeros((20000, 1, 8, 8), np.uint8))
+    assert "zeros.npz, unpacked, would take" in refused(*words[:-1], "zeros.npz", "--max-gb", 1e-9)
+    assert "--holdout-split needs --holdout" in refused("memorization", run.path, "--holdout-split", "test")
+
+
 def test_mistakes(run, refused, models):
     assert "its training data are not known" in refused("memorization", run.path / "model.safetensors")
     assert "end it in .png" in refused("memorization", run.path, "-o", "pairs.jpg")
     assert "at least 2 samples" in refused("memorization", run.path, "-n", 1)
-    assert "pass unseen data" in refused("memorization", models["points"], run.path.parent / "x.npz")
+    assert "give unseen data with --holdout" in refused("memorization", models["points"], run.path.parent / "x.npz")

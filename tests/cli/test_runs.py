@@ -40,6 +40,22 @@ def test_a_folder_of_runs_as_json(folder, capsys):
     assert facts["runs"][0]["validation"] == last["valid_ema"] and facts["runs"][0]["step"] == 60
 
 
+def test_a_run_killed_before_its_model_was_written_is_told_from_a_finished_one(folder, tmp_path, capsys):
+    """And its next command, which writes what is missing."""
+    place = shutil.copytree(folder / "short", tmp_path / "killed")
+    for name in ("model.safetensors", "report.json", "report.html"):
+        (place / name).unlink()
+    assert main(["runs", str(place), str(folder / "short")]) == 0
+    first, second = capsys.readouterr().out.split("\n")[1:3]
+    left = "trained, but without model.safetensors, report.json, report.html"
+    assert f"{left}, which sfumato resume {place} writes" in first + second and "  finished" in first + second
+    assert main(["doctor", str(place)]) == 0
+    assert f"({left}, which sfumato resume {place} writes, step 3)" in capsys.readouterr().out
+    sf.resume(place, X, console=Silent())
+    assert main(["runs", str(place), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["runs"][0]["missing"] == []
+
+
 def test_mistakes_are_one_sentence(folder, tmp_path, capsys):
     assert main(["runs", str(tmp_path / "none")]) == 2 and "is not a folder" in capsys.readouterr().err
     assert main(["runs", str(tmp_path)]) == 2 and "holds no run" in capsys.readouterr().err

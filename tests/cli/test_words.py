@@ -70,6 +70,8 @@ def test_help_and_parsing_load_no_torch():
         ("sample m --json=yes", "argument --json: ignored explicit argument 'yes'"),
         ("train fashion --condition", "argument --condition: expected one argument"),
         ("sample --guidance 1 --gudance 2", "has no flag --gudance: did you mean --guidance"),
+        ("sample run --schedule cosine", "--schedule: a model has it from its training, `sfumato train --schedule`"),
+        ("sample run --weight ema", "has no flag --weight: did you mean --weights"),
         ("demo --minutes two", "argument --minutes: invalid float value: 'two'"),
         ("--modules", "argument --modules: expected one argument"),
         ("train digits --config=", "--config names no file: give the path of a YAML file"),

@@ -205,7 +205,7 @@ def test_metadata_of_a_folder(tmp_path):
         assert kinds(source) == {"temperature": "scalar", "colour": "label"}, (name, source.notes)
         assert found["temperature"].spelt.tolist()[1:3] == [2.5, 1] and found["temperature"].missing == 2, name
         assert found["colour"].spelt.tolist() == ["blue", "red", "red", None], name
-        assert any("1 rows of metadata" in note and "(lost.png)" in note for note in source.notes), source.notes
+        assert any("have 1 row of metadata" in note and "(lost.png)" in note for note in source.notes), source.notes
         assert any("1 of 4 pictures have no row" in note for note in source.notes), source.notes
         assert all(("json" in path) and name == "both" for path, _ in source.skipped), source.skipped
 
@@ -251,5 +251,5 @@ def test_ten_thousand_rows_are_read_at_once(tmp_path):
     rows = "\n".join(f"{i}.png,{i / 7},{'ab'[i % 2]}" for i in range(10_000))
     source = data.open(folder(tmp_path, ["5.png", "9999.png"], csv=f"file_name,t,c\n{rows}\n"))
     assert source.conditions["t"].values.tolist() == [5 / 7, 9999 / 7] and "c (its value is always b)" in unread(source)
-    assert any("9,998 rows of metadata.csv name pictures that do not exist (0.png, 1.png, 10.png, ...)" in n
+    assert any("Pictures that do not exist have 9,998 rows of metadata.csv (0.png, 1.png, 10.png, ...)" in n
                for n in source.notes)  # fmt: skip

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from PIL import Image
-from pyarrow import ipc, parquet
+from pyarrow import feather, ipc, parquet
 
 import sfumato as sf
 from sfumato import data, folder
@@ -230,6 +231,51 @@ def test_a_table_is_measured_by_its_rows_before_it_is_read(tmp_path):
             needs = width * 10**6 / 2**30
             assert len(data.open(path, max_gb=1.01 * needs)) in (10**6, 250_000)
             refused(path, f"zeros.parquet, unpacked, would take .*{ALLOW}", max_gb=0.99 * needs)
+
+
+@pytest.mark.parametrize("form", ["png", "bmp"])
+def test_a_picture_within_an_icon_is_measured_before_it_is_decoded(tmp_path, monkeypatch, form):
+    """Pillow decodes it as it opens the icon, whose directory says 16 x 16 pixels."""
+    file = io.BytesIO()
+    Image.fromarray(PIXELS[0]).resize((16, 16)).save(file, "ICO", sizes=[(16, 16)], bitmap_format=form)
+    icon = file.getvalue()
+    (tmp_path / "a.ico").write_bytes(icon)
+    assert len(data.open(tmp_path)) == 1
+    (at,) = struct.unpack_from("<I", icon, 18)
+    size = struct.pack(">II", 60_000, 60_000) if form == "png" else struct.pack("<II", 60_000, 60_000)
+    place = at + (16 if form == "png" else 4)
+    (tmp_path / "a.ico").write_bytes(icon[:place] + size + icon[place + 8 :])
+    monkeypatch.setattr(Image.core, "new", None)  # no pixels are made
+    monkeypatch.setattr(Image.core, "fill", None)
+    refused(tmp_path, f"a.ico: a picture of 60,000 x 60,000 pixels would take .*{ALLOW}")
+
+
+@pytest.mark.parametrize("where", ["word", "image", "tags", "text", "split"])
+@pytest.mark.parametrize("group", [10**4, 500])
+def test_a_string_that_many_rows_share_is_measured_before_each_has_its_own(tmp_path, where, group):
+    """A text of 10^4 characters in 10^4 rows, 95 MiB, is a file of a few kilobytes."""
+    again = pa.array(np.zeros(10**4, np.int32))
+    long = b"a" * 10**4 if where != "image" else encoded(PIXELS[0]) + b"a" * 10**4
+    words = pa.DictionaryArray.from_arrays(again, pa.array([long if where == "image" else long.decode()]))
+    if where == "tags":
+        words = pa.ListArray.from_arrays(pa.array(np.arange(10**4 + 1, dtype=np.int32)), words)
+    columns = {where: words} if where in ("image", "text") else {"x": np.arange(10**4), where: words}
+    group = 10**4 if where == "image" else group  # pictures are read group by group
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table(columns), path, row_group_size=group, compression="zstd", store_schema=False)
+    assert path.stat().st_size * limits.RATIO < 64 * MIB
+    refused(path, "a.parquet, unpacked, would take .*GiB of memory, more than the .* GiB allowed", max_gb=0.06)
+
+
+def test_strings_that_rows_share_are_read_within_the_limit(tmp_path):
+    words = pa.DictionaryArray.from_arrays(pa.array(np.arange(1000, dtype=np.int32) % 2), pa.array(["a" * 1000, "b"]))
+    table = pa.table({"x": np.arange(1000.0), "word": words})
+    needs = 500 * (1000 + 1) / 2**30
+    for name, write in (("a.parquet", parquet.write_table), ("a.feather", feather.write_feather)):
+        write(table, tmp_path / name)
+        path = tmp_path / name
+        assert path.stat().st_size * limits.RATIO < 0.9 * needs * 2**30 or name == "a.feather"
+        assert data.open(path, max_gb=1.01 * needs).conditions["word"].names == ("a" * 1000, "b")
 
 
 @pytest.mark.parametrize("compression", ["lz4", "zstd"])
@@ -598,3 +644,31 @@ def test_a_nul_is_one_sentence_wherever_a_path_is_taken(capsys):
     ):  # fmt: skip
         with pytest.raises(SfumatoError, match="NUL"):
             call()
+
+
+HUGE = 10**13  # values, which are one in memory
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: torch.zeros(1).expand(HUGE),
+        lambda: torch.zeros(1, 1, dtype=torch.uint8).expand(10, HUGE),
+        lambda: np.broadcast_to(np.float32(1), (HUGE // 4, 4)),
+        lambda: {"x": np.broadcast_to(np.int64(1), (HUGE // 4, 4)), "mass": np.broadcast_to(1.0, HUGE // 4)},
+        lambda: [torch.zeros(1).expand(HUGE)] * 2,
+    ],
+    ids=["tensor", "wide", "array", "dict", "list"],
+)
+def test_an_array_that_repeats_its_memory_is_refused_before_it_is_read(made):
+    with pytest.raises(SfumatoError, match="GiB of values in .* GiB of memory, as expanded arrays have"):
+        sf.data.open(made())
+
+
+def test_a_condition_that_repeats_its_memory_is_refused():
+    with pytest.raises(SfumatoError, match="the condition 'mass': it has .* GiB of values"):
+        sf.data.open({"x": np.random.default_rng(0).random((20, 2)), "mass": torch.zeros(1, 1).expand(20, HUGE)})
+
+
+def test_what_repeats_little_is_read():
+    assert len(sf.data.open(torch.arange(3.0).expand(50, 3))) == 50

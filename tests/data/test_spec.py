@@ -209,7 +209,7 @@ def test_check_refuses_what_is_not_finite_or_of_another_shape():
         spec.check(torch.zeros(0, 3, 4))
     x = torch.randn(5, 3, 4)
     x[1, 2, 3] = float("inf")
-    with pytest.raises(SfumatoError, match="1 values that are NaN or infinite"):
+    with pytest.raises(SfumatoError, match="1 value that is NaN or infinite"):
         spec.check(x)
 
 

@@ -147,7 +147,7 @@ def test_a_number_of_the_samples_cannot_be_ignored(tmp_path):
         ),
         (lambda: pa.table({"x": [[1.0, 2.0], [3.0]]}), "the lists of 'x' have lengths from 1 to 2"),
         (lambda: pa.table({"a": [1.0, None, 2.0]}), "1 cell of 'a' is empty from row 0 on"),
-        (lambda: pa.table({"a": [1.0, float("nan"), 2.0]}), "1 values that are NaN or infinite"),
+        (lambda: pa.table({"a": [1.0, float("nan"), 2.0]}), "1 value that is NaN or infinite"),
         (lambda: pa.table({"a": pa.array([], pa.float32())}), "its table has no rows"),
         (lambda: pa.table({"image": [b"junk", b"more"]}), r"no column to learn from.*image \(binary\)"),
     ],
@@ -347,3 +347,50 @@ def test_metadata_as_a_table_beside_pictures(tmp_path):
     write(tmp_path / "set" / "metadata.parquet", pa.table({"file_name": ["3.png", "0.png"], "mass": [2.5, 1.0]}))
     found = data.open(tmp_path / "set").conditions["mass"]
     assert found.present.tolist() == [True, False, False, True] and found.given.tolist() == [1.0, 2.5]
+
+
+SPLITS = ["train"] * 30 + ["valid"] * 10 + ["test"] * 20
+
+
+@pytest.mark.parametrize("name", ["split", "Set", "fold"])
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_a_column_that_names_the_split_chooses_rows(tmp_path, name, suffix):
+    table = numbers(**{name: SPLITS})
+    path = write(tmp_path / f"t.{suffix}", table) if suffix == "parquet" else tmp_path / "t.csv"
+    if suffix == "csv":
+        csv.write_csv(table, path)
+    for asked, part in ((None, slice(0, 30)), ("val", slice(30, 40)), ("test", slice(40, 60))):
+        source = data.open(path, split=asked)
+        assert torch.allclose(source.x.float(), torch.from_numpy(NUMBERS[part])) and not source.conditions
+        read = SPLITS[part][0].replace("valid", "val")
+        note = f"Splits by the column {name!r}: test (20 rows), train (30 rows), val (10 rows). {read!r} is read; the "
+        assert any(each.startswith(note) and "--split" in each for each in source.notes)
+    with pytest.raises(SfumatoError, match="has no split 'extra', but test"):
+        data.open(path, split="extra")
+
+
+def test_splits_of_rows_keep_pictures_labels_and_order(tmp_path, monkeypatch):
+    """In groups of seven, of which some have no row of the split; the cache tells splits apart."""
+    monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("sfumato.data.images.WORTH_COUNT", 1)
+    splits = ["train"] * 8 + ["test"] * 8 + ["train"] * 4
+    path = write(tmp_path / "p.parquet", pictures().append_column("split", [splits]))
+    for asked in ("train", "test", "train"):
+        kept = [i for i, split in enumerate(splits) if split == asked]
+        source = data.open(path, split=asked)
+        assert np.array_equal(source.x.numpy(), PIXELS[kept].transpose(0, 3, 1, 2))
+        assert source.labels.tolist() == [i % 3 for i in kept] and list(source.conditions) == ["label"]
+
+
+def test_what_is_no_column_of_splits_stays_a_condition(tmp_path):
+    other = write(tmp_path / "other.parquet", numbers(set=["train", "north"] * 30))
+    assert list(data.open(other).conditions) == ["set"]
+    with pytest.raises(SfumatoError, match="has no splits"):
+        data.open(other, split="test")
+    asked = data.open(write(tmp_path / "t.parquet", numbers(split=SPLITS)), conditions={"split": "label"})
+    assert len(asked) == 60 and list(asked.conditions) == ["split"]
+
+
+def test_a_split_of_texts(tmp_path):
+    path = write(tmp_path / "t.parquet", pa.table({"text": ["to be or not to be. " * 9] * 60, "split": SPLITS}))
+    assert data.open(path, split="test").notes[0].startswith("20 texts of ")

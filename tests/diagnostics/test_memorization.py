@@ -168,7 +168,7 @@ def test_what_cannot_be_compared_is_one_sentence(run):
     place = run.path.parent / "x.npz"
     with pytest.raises(sf.SfumatoError, match="has 150 samples, but the model was trained on 200"):
         sf.memorization(run.path, np.random.default_rng(0).normal(size=(150, 3)).astype(np.float32))
-    with pytest.raises(sf.SfumatoError, match="pass unseen data as holdout"):
+    with pytest.raises(sf.SfumatoError, match="give unseen data with --holdout"):
         sf.memorization(MODEL, LAW.sample(50, seed=0))
     with pytest.raises(sf.SfumatoError, match="features must return a tensor"):
         sf.memorization(run.path, place, samples=8, features=lambda x: x.sum())

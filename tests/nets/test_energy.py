@@ -192,7 +192,7 @@ def test_mistakes():
         Energy(MLP(2, 8, 1, outputs=2))
     free = sf.Denoiser(MLP(2, 8, 1), sf.Gaussian(sf.schedules.Cosine()))
     z = torch.zeros(1, 2)
-    with pytest.raises(SfumatoError, match="and this one has a MLP"):
+    with pytest.raises(SfumatoError, match="and this one has an MLP"):
         sf.energy(free, z, 0.5)
     held = sf.Denoiser(Energy(MLP(2, 8, 1)), sf.Gaussian(sf.schedules.Cosine()))
     with pytest.raises(SfumatoError, match="not a Rescheduled"):

@@ -38,7 +38,7 @@ def test_mistakes_are_named(values, words):
 
 
 def test_yaml_round_trip(tmp_path):
-    config = TrainConfig(data="photos", steps=7, labels=None, target="v", schedule="cosine", ema=0.1)
+    config = TrainConfig(data="1:30", split="01:30", key="1:30.5", steps=7, labels=None, schedule="cosine", ema=0.1)
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml(), encoding="utf-8")
     assert from_yaml(str(path)) == config
@@ -50,6 +50,8 @@ BAD_YAML = [
     ("- 1", "must hold settings"),
     ("stepz: 3", "steps"),
     ("batch: 4\nbatch: 8", "batch' twice"),
+    ("minutes: 1:30", "1:30 is no plain number"),
+    ("minutes: -1:30.5", "-1:30.5 is no plain number"),
 ]
 
 

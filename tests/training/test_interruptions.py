@@ -248,6 +248,27 @@ def test_a_folder_that_goes_is_named_and_the_run_is_saved_beside_it(tmp_path, wh
     assert same(found["tensors"], whole["tensors"]) and found["lines"] == whole["lines"][-len(found["lines"]) :]
 
 
+class Deletes(Hook):
+    def end(self, session):
+        shutil.rmtree(session.path)
+
+
+@pytest.mark.parametrize("place", [0, -1, None], ids=["before the grid", "before the report", "last"])
+def test_a_folder_that_goes_after_the_last_step_does_not_come_back(tmp_path, whole, place):
+    """`place`: among the hooks."""
+    out = tmp_path / "run"
+
+    def begin(session):
+        session.hooks.insert(len(session.hooks) if place is None else place, Deletes())
+
+    with pytest.raises(SfumatoError, match="is gone: .* Step 14 is saved: sfumato resume ") as error:
+        train(out, on_start=begin)
+    assert not out.exists()
+    saved = Path(str(error.value).rpartition("sfumato resume ")[2])
+    sf.resume(saved, X, console=Silent())
+    assert same(facts(saved)["tensors"], whole["tensors"]) and (saved / "report.html").exists()
+
+
 # The caller's modes and threads
 
 

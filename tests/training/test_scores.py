@@ -76,7 +76,7 @@ def test_a_run_with_an_energy(tmp_path):
     own = z.clone().requires_grad_()
     (slope,) = torch.autograd.grad(sf.energy(loaded, own, 0.4).sum(), own)
     torch.testing.assert_close(-slope, loaded(z, 0.4).score, rtol=1e-4, atol=1e-5)
-    assert any("an energy made of a MLP" in line for line in describe(tmp_path / "run"))
+    assert any("an energy made of an MLP" in line for line in describe(tmp_path / "run"))
     assert sf.sample(loaded, 2, 3).shape == (2, 2)
 
 

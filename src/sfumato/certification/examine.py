@@ -11,7 +11,8 @@ from sfumato.certification import checks, law
 from sfumato.certification.certificate import Certificate, Findings
 from sfumato.certification.foreign import Foreign
 from sfumato.certification.subjects import PlanSubject, SolverSubject, StepSubject, Subject
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, an
+from sfumato.machine import default_cpu
 from sfumato.registry import make
 from sfumato.schedule import Schedule
 from sfumato.solvers import Adaptive, Plan
@@ -21,6 +22,7 @@ WHOLE_STEPS, LAW_STEPS, LAW_CALLS = 20, 200, 400  # laws are measured in LAW_STE
 ROUNDING = 1e-8
 
 
+@default_cpu()
 def certify(
     solver: Any,
     *,
@@ -65,7 +67,7 @@ def as_subject(solver: Any) -> Subject:
     if callable(solver):
         return StepSubject(solver)
     raise SfumatoError(
-        f"Cannot certify a {type(solver).__name__}: give a solver, a Plan, a function (model, z, t, s, state) -> "
+        f"Cannot certify {an(type(solver).__name__)}: give a solver, a Plan, a function (model, z, t, s, state) -> "
         "(z, state), or a scheduler with set_timesteps and step."
     )
 

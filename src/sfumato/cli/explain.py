@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from sfumato import schedules, serialization
+from sfumato.cli.look import opened
 from sfumato.cli.run import Voice
-from sfumato.data.labels import read_labels
+from sfumato.data import DataSpec
 from sfumato.diagnostics.board import board
 from sfumato.diagnostics.board_figures import Board
 from sfumato.errors import SfumatoError
@@ -21,6 +22,7 @@ from sfumato.training.config import TrainConfig, from_dict, read
 from sfumato.training.parts import known_here, loss_of
 
 _DIALS = ("schedule", "target", "times", "weight")
+_OF_DATA = ("labels", "size", "split", "key")
 _STEP, _WIDEST = 2, 12  # of logsnr, between rows of the table and where it ends
 
 
@@ -52,17 +54,19 @@ def explain_objective(options: Any, voice: Voice) -> None:
 def _board(options: Any) -> Board | None:
     """The board of the model on the data, if --data is set."""
     if options.data is None:
-        if options.labels is not None:
-            raise SfumatoError("--labels needs --data, to which they belong.")
+        given = [name for name in _OF_DATA if getattr(options, name) is not None]
+        if given:
+            raise SfumatoError(f"--{given[0]} needs --data, to which it belongs.")
         return None
     if options.model is None:
         raise SfumatoError("--data needs a MODEL to judge: a run folder or a model file.")
     if options.schedule is not None or options.target is not None:
         raise SfumatoError("--data judges the model as it is: leave out --schedule and --target.")
-    labels = None if options.labels is None else read_labels(options.labels)
+    spec = serialization.read_contract(options.model)["spec"]
+    source = opened(options, None if spec is None else DataSpec.from_dict(spec))
     return board(
-        options.model, options.data, samples=options.number, gradients=min(8, options.number), times=options.times,
-        weight=options.weight, labels=labels, device=device_of(options.device),
+        options.model, source, samples=options.number, gradients=min(8, options.number), times=options.times,
+        weight=options.weight, device=device_of(options.device),
     )  # fmt: skip
 
 

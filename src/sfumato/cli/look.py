@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfumato.cli.run import Voice
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, counted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -150,7 +150,7 @@ def describe(facts: dict[str, Any]) -> list[str]:
     """A data set in words, one fact per line."""
     shape = " x ".join(map(str, facts["shape"]))
     low, high = facts["range"]
-    samples = "1 sample" if facts["samples"] == 1 else f"{facts['samples']:,} samples"
+    samples = counted(facts["samples"], "sample")
     lines = [
         f"{facts['name']}: {samples} of {shape}, {facts['dtype']}, taken as {facts['kind']} data.",
         f"Values run from {low:g} to {high:g}.",
@@ -159,12 +159,11 @@ def describe(facts: dict[str, Any]) -> list[str]:
     lines += _conditions(facts) if facts["text"] is None else []
     lines.append(f"Training would use {facts['train']:,} and hold out {facts['holdout']:,}.")
     if facts["duplicates"]:
-        number = facts["duplicates"]
-        are = "1 sample is an exact copy" if number == 1 else f"{number:,} samples are exact copies"
+        are = counted(facts["duplicates"], "sample is an exact copy", "samples are exact copies")
         lines.append(f"{are} of others.")
     skipped = facts["skipped"]
     if skipped:
-        are = "1 file is" if len(skipped) == 1 else f"{len(skipped):,} files are"
+        are = counted(len(skipped), "file is", "files are")
         lines.append(f"{are} skipped:")
         lines += [f"  {entry['path']}: {entry['reason']}" for entry in skipped[:20]]
         lines += [f"  ... and {len(skipped) - 20:,} more (--json lists all)"] if len(skipped) > 20 else []

@@ -10,6 +10,7 @@ from sfumato import serialization
 from sfumato.cli.look import opened
 from sfumato.cli.process import at_work
 from sfumato.cli.run import Voice
+from sfumato.data import Source
 from sfumato.diagnostics.memorization import Memorization, pairs_picture
 from sfumato.diagnostics.memorization import memorization as judged
 from sfumato.errors import SfumatoError
@@ -31,7 +32,7 @@ def memorization(options: Any, voice: Voice) -> None:
     denoiser = serialization.load_sampler(options.model, options.weights, device)
     denoiser.compute_dtype = compute_dtype("auto", device)
     found = judged(
-        denoiser, opened(options, denoiser.spec), options.holdout, samples=options.number, size=options.size,
+        denoiser, opened(options, denoiser.spec), _unseen(options), samples=options.number, size=options.size,
         steps=options.steps, guidance=options.guidance, seed=options.seed, batch=options.batch, device=device,
     )  # fmt: skip
     if options.out is not None:
@@ -40,6 +41,16 @@ def memorization(options: Any, voice: Voice) -> None:
     voice.say(*str(found).splitlines())
     if options.out is not None:
         voice.say(f"{options.out}: the samples closest to training samples (above), and those (below).")
+
+
+def _unseen(options: Any) -> Source | None:
+    """The data of --holdout, read as DATA are but for their split."""
+    if options.holdout is None:
+        if options.holdout_split is not None:
+            raise SfumatoError("--holdout-split needs --holdout, to which it belongs")
+        return None
+    given = {**vars(options), "data": options.holdout, "labels": None, "split": options.holdout_split}
+    return opened(argparse.Namespace(**given))
 
 
 def _with_data(options: Any) -> argparse.Namespace:

@@ -8,6 +8,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from sfumato import registry
@@ -75,6 +76,9 @@ def _refuse(command: str, known: Command, rest: Sequence[str]) -> None:
             name = word.partition("=")[0]
             flags = ["--help", *(flag.names[-1] for flag in known.flags if flag.group != "arguments")]
             hint = suggest(name, flags).replace("'", "").rstrip(".")
+            of_training = any(name in flag.names for flag in COMMANDS["train"].flags)
+            if of_training and not get_close_matches(name, flags, cutoff=0.9):
+                hint = f"a model has it from its training, `sfumato train {name}`"
             raise SfumatoError(f"`sfumato {command}` has no flag {name}: {hint} (sfumato {command} --help says more)")
     if rest:
         raise SfumatoError(f"`sfumato {command}` does not know what to do with {rest[0]!r}")

@@ -8,7 +8,7 @@ from typing import Any
 from sfumato.cli.parse import train_config
 from sfumato.cli.process import at_work, limited
 from sfumato.cli.run import Voice
-from sfumato.errors import SfumatoWarning
+from sfumato.errors import SfumatoWarning, an, counted
 from sfumato.progress import clock
 from sfumato.training.forecast import Forecast, Range, forecast
 
@@ -35,10 +35,11 @@ def page(found: Forecast) -> list[str]:
     others = [name for name in facts.get("conditions", ()) if name != "label" or not facts["classes"]]
     classes += f", conditioned on {', '.join(others)}" if others else ""
     return [
-        f"{facts['data']}: {facts['samples']:,} samples of {shape}, {facts['dtype']}{classes}; "
+        f"{facts['data']}: {counted(facts['samples'], 'sample')} of {shape}, {facts['dtype']}{classes}; "
         f"{facts['train']:,} to train on, {facts['holdout']:,} held out.",
-        f"A {facts['network']} of {facts['parameters']:,} parameters, computed in {facts['precision']} "
-        f"on {_machine(facts)}, {found.config.batch} samples per step{_micro(found)}.",
+        f"Trains {an(facts['network'])} of {counted(facts['parameters'], 'parameter')}, computed in "
+        f"{facts['precision']} "
+        f"on {_machine(facts)}, {counted(found.config.batch, 'sample')} per step{_micro(found)}.",
         *(f"Note: {note}" for note in facts["notes"]),
         "",
         *_time(found),

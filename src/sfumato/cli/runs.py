@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from sfumato.cli.run import Voice
@@ -40,7 +41,7 @@ def table(found: list[dict[str, Any]]) -> list[str]:
     lines = [f"{'run':<{width}}  {'step':>9}  {'samples':>11}  {'time':>8}  {'loss':>8}  {'valid':>8}  state"]
     for run in found:
         loss, valid = ("-" if run[name] is None else f"{run[name]:.4f}" for name in ("loss", "validation"))
-        state = "finished" if run["done"] else "not finished"
+        state = summary.state(Path(run["path"]), run["done"])
         skipped = f", {run['incidents']} steps skipped" if run["incidents"] else ""
         lines.append(
             f"{run['path']:<{width}}  {run['step']:>9,}  {run['samples']:>11,}  {clock(run['seconds']):>8}  {loss:>8}  "

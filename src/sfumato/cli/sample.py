@@ -19,7 +19,7 @@ from sfumato.conditions import Conditions, Field
 from sfumato.data import DataSpec
 from sfumato.diagnostics.examples import default_guidance
 from sfumato.distributed import ALONE, World, joined
-from sfumato.errors import SfumatoError, whole
+from sfumato.errors import SfumatoError, counted, whole
 from sfumato.machine import device_of
 from sfumato.model import Denoiser
 from sfumato.progress import counting
@@ -36,8 +36,10 @@ def sample(options: Any, voice: Voice) -> None:
     voice.emit(made)
     voice.say(*text.shown(made.get("texts", ())))
     what = made["out"] if made["files"] == 1 else f"{made['files']:,} files in {made['out']}"
-    how = f"{facts['solver']}, " + (f"{facts['calls']} calls each" if "calls" in facts else f"{facts['steps']} steps")
-    voice.say(f"{facts['number']:,} samples in {made['seconds']:.1f} s ({how}): {what}")
+    how = f"{facts['solver']}, " + (
+        f"{counted(facts['calls'], 'call')} each" if "calls" in facts else counted(facts["steps"], "step")
+    )
+    voice.say(f"{counted(facts['number'], 'sample')} in {made['seconds']:.1f} s ({how}): {what}")
 
 
 @at_work()

@@ -17,6 +17,7 @@ from sfumato.cli.write import free
 from sfumato.data import open as open_data
 from sfumato.diagnostics import summary
 from sfumato.diagnostics.text_bits import known_words
+from sfumato.errors import an, counted
 from sfumato.folder import is_held
 from sfumato.progress import QUIET_SECONDS, Count
 from sfumato.training.console import Console
@@ -73,10 +74,13 @@ def working(voice: Voice) -> Iterator[Callable[[Session], None]]:
             session.hooks.append(Between(Follower()))
         net: Any = session.denoiser.net
         parameters = sum(p.numel() for p in session.denoiser.parameters())
-        budget = f"{session.config.steps:,} steps" if session.config.steps else f"{session.config.minutes:g} minutes"
+        budget = (
+            counted(session.config.steps, "step") if session.config.steps else f"{session.config.minutes:g} minutes"
+        )
         voice.note(
-            f"Training a {name_of(net)} of {parameters:,} parameters for {budget} on "
-            f"{session.source.name} ({len(session.source):,} samples), in {session.path}. Ctrl-C stops and saves."
+            f"Training {an(name_of(net))} of {counted(parameters, 'parameter')} for {budget} on "
+            f"{session.source.name} ({counted(len(session.source), 'sample')}), in {session.path}. Ctrl-C stops and "
+            "saves."
         )
 
     with at_work(), limited(), signals() as listen:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import SfumatoError
+from ..errors import SfumatoError, counted
 from ..machine import fits
 from .numpy_files import Archive, load
 from .spec import DTYPES
@@ -140,7 +140,8 @@ def require_unfilled(x: "Samples", where: str) -> None:
         low, high = (rest.min().item(), rest.max().item()) if len(rest) else (value, value)
         if max(low - value, value - high) > high - low:
             raise SfumatoError(
-                f"{where} holds {x.numel() - len(rest):,} values of {value:g}, far from all others ({low:g} to "
+                f"{where} holds {counted(x.numel() - len(rest), 'value')} of {value:g}, far from all others "
+                f"({low:g} to "
                 f"{high:g}): what marks missing values is no number to learn from; fill them, or remove these samples"
             )
 
@@ -166,6 +167,7 @@ def require_finite(x: "Samples", where: str) -> None:
         start += len(block)
     if count:
         raise SfumatoError(
-            f"{where} holds {count:,} values that are NaN or infinite, the first at index {first}: "
-            f"remove or fill them before training"
+            f"{where} holds {counted(count, 'value that is', 'values that are')} NaN or infinite, the first at "
+            f"index {first}: "
+            "remove or fill them before training"
         )

@@ -9,14 +9,14 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from torch import Tensor
 
-from ..errors import SfumatoError
+from ..errors import SfumatoError, counted
 from . import arrays, metadata, tables
 from .column import Column, Unread, column
 from .formats import Size
 from .images import IMAGE_SUFFIXES, ImageFiles, Images, Items, Part, read_images
 from .kinds import CLASS_NAMES, columns, few, not_used, with_label
 from .labels import label_column
-from .names import Asked, Pictures, class_names, counted, listed, read_names
+from .names import Asked, Pictures, class_names, listed, read_names
 from .rows import in_blocks
 from .source import LABEL, Source
 from .table_columns import PictureColumn, read_column, read_numbers
@@ -116,29 +116,29 @@ def _without_captions(others: Iterable[tuple[str, str]], pictures: Sequence[str]
     return rest
 
 
-def open_table(
-    paths: Sequence[Path], size: Size | None, name: str, kinds: Mapping[str, str], key: str | None = None
-) -> Source:
+def open_table(paths: Sequence[Path], size: Size | None, name: str, kinds: Mapping[str, str], asked: Asked) -> Source:
     """The pictures or the numbers of a table, with its other columns as conditions.
 
     kinds: name -> kind of condition, where the user has set it: such a column is no part of the samples, and text with
-    many values is read too. key: the column of samples, where the user names it.
+    many values is read too. asked: perhaps the column of samples, and the split, if a column names one in each row.
     """
     table = tables.TableFiles(paths)
     if not len(table):
         raise SfumatoError(f"{table.where} is empty: its table has no rows")
-    roles = tables.roles(table, kinds, key)
+    split, chosen = table.keep_split(asked.split, kinds)
+    roles = tables.roles(table, kinds, asked.key)
+    roles = roles._replace(beside=[each for each in roles.beside if each != split])
     conditions, unread = _beside(table, roles, kinds)
     if roles.pictures is not None:
         items = PictureColumn(table, roles.pictures)
         read = read_images(items, size)
         kept = np.array(read.kept, dtype=np.int64)
         conditions = {name: found.take(kept) for name, found in conditions.items()}
-        return _source(items, read.kept, read, name, conditions, [str(roles), *unread], [], "row")
+        return _source(items, read.kept, read, name, conditions, [*chosen, str(roles), *unread], [], "row")
     x, kind, notes, identity = read_numbers(table, roles.numbers)
     arrays.require_finite(x, table.where)
     arrays.require_unfilled(x, table.where)
-    notes = [Source.headline(x), str(roles), *notes, *unread]
+    notes = [Source.headline(x), *chosen, str(roles), *notes, *unread]
     return Source(x, kind, name, conditions, notes=notes, identity=identity)
 
 
@@ -150,7 +150,7 @@ def _source(
     was skipped beside them."""
     kind = "image" if read.x.dtype in arrays.IMAGE_DTYPES else "array"
     skipped = sorted([*read.skipped, *others])
-    notes = [Source.headline(read.x, "images"), *read.notes, *notes]
+    notes = [Source.headline(read.x, "image"), *read.notes, *notes]
     if skipped:
         were = counted(len(skipped), f"{what} was", f"{what}s were")
         notes.append(f"{were} skipped ({listed(path for path, _ in skipped)}); `sfumato inspect` says why.")

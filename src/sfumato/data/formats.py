@@ -14,9 +14,9 @@ from typing import BinaryIO, TypeVar
 
 import numpy as np
 
-from ..errors import SfumatoError
+from ..errors import SfumatoError, counted
 from . import picture
-from .names import counted, listed
+from .names import listed
 from .picture import FULL, Header, check_size
 
 MAX_DEFAULT_SIDE = 64

@@ -20,7 +20,7 @@ import torch
 from ..conditions import KINDS
 from ..errors import SfumatoError, suggest
 from ..nets.conditions import FORWARD_ARGUMENTS
-from . import arrays
+from . import arrays, limits
 from .column import BOOLS, Column, Unread, cells, column, named
 from .labels import label_column
 from .names import listed
@@ -58,6 +58,7 @@ def _one_each(values: Any, count: int) -> Column:
         raise Unread("it is no array")
     if len(values) != count:
         raise Unread(f"it has {len(values):,} entries, not {count:,}")
+    limits.require_real(values, "it")
     return column(values)
 
 

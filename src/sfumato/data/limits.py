@@ -11,8 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from ..errors import SfumatoError
+from ..machine import available
 
 DEFAULT_GB = 1.0  # GiB: a picture of 119 million pixels
 RATIO = 32  # by which data are packed at most; beyond are zeros
@@ -42,6 +48,22 @@ def require(nbytes: int, allowed: float, what: str) -> None:
         raise SfumatoError(
             f"{what} would take {nbytes / 2**30:.3g} GiB of memory, more than the {allowed / 2**30:.3g} GiB allowed "
             "for one file: if you trust it, allow more with --max-gb (max_gb in Python)"
+        )
+
+
+def require_real(array: Any, what: str) -> None:
+    """Raise SfumatoError for an array or tensor that repeats its memory (expand, broadcast_to) beyond what is free."""
+    if isinstance(array, Tensor) and array.layout == torch.strided:
+        strides = [step * array.itemsize for step in array.stride()]
+    elif isinstance(array, np.ndarray):
+        strides = list(array.strides)
+    else:
+        return
+    held = sum((n - 1) * abs(step) for n, step in zip(array.shape, strides, strict=True)) + array.itemsize
+    if array.nbytes > max(held, available()):
+        raise SfumatoError(
+            f"{what} has {array.nbytes / 2**30:,.0f} GiB of values in {held / 2**30:,.3g} GiB of memory, as expanded "
+            "arrays have: give each sample once"
         )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from .. import schema
-from ..errors import SfumatoError
+from ..errors import SfumatoError, counted
 from ..files import first_line, reason
 from .column import Column, Unread, cells, named
 from .kinds import columns
@@ -56,7 +56,7 @@ def read(root: Path, files: Sequence[Path], pictures: Sequence[str], kept: Seque
     strangers = sorted(rows.keys() - set(pictures))
     if strangers:
         listed = ", ".join(strangers[:_SHOWN]) + (", ..." if len(strangers) > _SHOWN else "")
-        notes.append(f"{len(strangers):,} rows of {where} name pictures that do not exist ({listed}).")
+        notes.append(f"Pictures that do not exist have {counted(len(strangers), 'row')} of {where} ({listed}).")
     bare = sum(pictures[i] not in rows for i in kept)
     if bare:
         notes.append(f"{bare:,} of {len(own):,} pictures have no row in {where}: their values are missing.")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-from ..errors import SfumatoError
+from ..errors import SfumatoError, counted
 
 SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
@@ -57,11 +57,6 @@ class Asked(NamedTuple):
             raise SfumatoError(f"{where} is no text: leave --length and --tokens out")
 
 
-def counted(number: int, one: str, many: str) -> str:
-    """A number with the words for one or for many: 1 file was, 2 files were."""
-    return f"{number:,} {one if number == 1 else many}"
-
-
 def listed(names: Iterable[str], most: int = SHOWN) -> str:
     """The first few names, and how many more there are."""
     names = list(names)
@@ -103,17 +98,17 @@ class Split(NamedTuple):
     note: list[str]
 
 
-def choose_split(counts: Mapping[str | None, int], asked: str | None, where: str, what: str) -> Split:
+def choose_split(counts: Mapping[str | None, int], asked: str | None, where: str, what: str, by: str = "name") -> Split:
     """The split to read, where everything is named after one; by default that for training.
 
-    counts: how many things are named after each split, or None. asked: the user's --split. Raises SfumatoError for a
-    split that is not there.
+    counts: how many things are named after each split, or None. asked: the user's --split. by: what names them. Raises
+    SfumatoError for a split that is not there.
     """
     if not counts or None in counts:
         if asked is not None:
             raise SfumatoError(
-                f"{where} has no splits, which are folders, files or arrays all named train, val, test ..: "
-                "leave --split out"
+                f"{where} has no splits, which are folders, files, arrays or rows (by a column 'split') all named "
+                "train, val, test ..: leave --split out"
             )
         return Split(None, [])
     there = ", ".join(f"{name} ({counted(count, what, what + 's')})" for name, count in sorted(counts.items(), key=str))
@@ -124,7 +119,7 @@ def choose_split(counts: Mapping[str | None, int], asked: str | None, where: str
         missing = "no split for training" if asked is None else f"no split {asked!r}"
         raise SfumatoError(f"{where} has {missing}, but {there}: choose one with --split")
     rest = "" if len(counts) == 1 else "; the others are left out (choose with --split)"
-    return Split(wanted, [f"Splits by name: {there}. {wanted!r} is read{rest}."])
+    return Split(wanted, [f"Splits by {by}: {there}. {wanted!r} is read{rest}."])
 
 
 class Pictures(NamedTuple):

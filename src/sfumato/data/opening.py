@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import SfumatoError, place, whole
+from ..errors import SfumatoError, an, counted, place, whole
 from ..files import require_plain
-from ..machine import fits
+from ..machine import default_cpu, fits
 from . import arrays, builtin, limits, metadata, tables
 from .folders import open_archives, open_pictures, open_table
 from .formats import Size
@@ -36,6 +36,7 @@ TAR_SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 HANDFUL = 16  # fewer samples than this are almost certainly a mistake
 
 
+@default_cpu()
 def open(
     obj: Any,
     labels: Any = None,
@@ -61,7 +62,7 @@ def open(
     name: name of the source.
     conditions: name -> "label", "multilabel", "scalar", "vector" or "field", for kinds that should not be guessed from
         the values, or "ignore" to leave a column out; or the spec of a model, to read the data in its format.
-    split: "train", "val" or "test", where folders, files or arrays are named after splits; by default train.
+    split: "train", "val" or "test", where folders, files, arrays or rows are named after one; by default train.
     key: the name of the array (of an .npz or a dict), of the column (of a table) or of the picture (of a pair such as
         0001.input.png and 0001.target.png) that is to be learned, where the names and shapes should not decide.
     max_gb: GiB of memory that one file may take once it is unpacked, or 32 times its own size if that is more; a
@@ -146,8 +147,7 @@ def _read_files(
     if first.name.lower().endswith(TAR_SUFFIXES):
         return _noted(open_archives(paths, size, name, asked), note, [])
     if suffix in TABLE_SUFFIXES:
-        asked._replace(key=None).require_unused(together(paths))
-        return _noted(open_table(paths, size, name, kinds, asked.key), note, [])
+        return _noted(open_table(paths, size, name, kinds, asked), note, [])
     if len(paths) > 1:
         raise SfumatoError(
             f"{first} and {len(paths) - 1:,} more: only .tar archives, .parquet tables and texts may be several"
@@ -266,7 +266,8 @@ def _from_arrays(named: Mapping[str, Any], where: str, name: str, asked: Asked) 
     for key, values in picked.beside.items() if where == "the dict" else ():
         if _has_axis(values) and _has_axis(x) and len(values) != len(x):
             raise SfumatoError(  # an error in the caller's dict, but only a note for a file
-                f"the condition {key!r} has {len(values):,} entries for {len(x):,} samples: give one per sample, or "
+                f"the condition {key!r} has {counted(len(values), 'entry', 'entries')} for "
+                f"{counted(len(x), 'sample')}: give one per sample, or "
                 "leave it out"
             )
     return _noted(_from_array(x, picked.beside, f"{where}: {picked.name!r}", name), picked.notes, [])
@@ -277,9 +278,10 @@ def _stacked(x: Any) -> Any:
     if isinstance(x, list | tuple) and x and all(isinstance(item, Tensor) for item in x):
         if len({item.shape for item in x}) > 1:
             raise SfumatoError("the tensors in the list have different shapes: every sample must have the same")
+        limits.require_real(x[0], "the list")
         return torch.stack(list(x))
     if x is None or isinstance(x, bytes) or callable(x):
-        raise SfumatoError(f"a {type(x).__name__} is not data: give an array, a tensor, a folder or a file")
+        raise SfumatoError(f"{an(type(x).__name__)} is not data: give an array, a tensor, a folder or a file")
     return x
 
 
@@ -299,12 +301,15 @@ def _is_pair(obj: Any) -> bool:
 
 def _from_array(data: Any, beside: Mapping[str, Any], where: str, name: str) -> Source:
     """beside: further arrays by name, which become conditions."""
+    limits.require_real(data, where)
     x, kind, notes = _arranged(data, where)
     arrays.require_finite(x, where)
     arrays.require_unfilled(x, where)
     label = next((beside[key] for key in label_keys(beside) if beside[key] is not None), None)
     if label is not None and len(label) != len(x):
-        raise SfumatoError(f"there are {len(label):,} labels for {len(x):,} samples: give exactly one per sample")
+        raise SfumatoError(
+            f"there are {len(label):,} labels for {counted(len(x), 'sample')}: give exactly one per sample"
+        )
     found, unread = columns(beside, len(x))
     conditions = with_label(found, label_keys(found))
     return Source(x, kind, name, conditions, notes=[Source.headline(x), *notes, *unread])

@@ -53,7 +53,7 @@ def read_header(file: BinaryIO, name: str, most: float = limits.DEFAULT_GB * 2**
         raise ValueError("the file is empty")
     file.seek(0)
     colour16 = png16.channels(file)
-    with opened(file) as image:
+    with opened(file, most) as image:
         width, height = image.size
         depth = "uint16" if colour16 else _depth(image)
         header = Header(name, height, width, colour16 or _channels(image), depth, getattr(image, "n_frames", 1))
@@ -63,19 +63,37 @@ def read_header(file: BinaryIO, name: str, most: float = limits.DEFAULT_GB * 2**
     return replace(header, height=width, width=height) if turned else header
 
 
-def opened(file: BinaryIO) -> Image.Image:
+def opened(file: BinaryIO, most: float = limits.DEFAULT_GB * 2**30) -> Image.Image:
     """The image of an open file, of one of `FORMATS`, its pixels not yet decoded. Raises ValueError if it is none.
+
+    most: as of `read_header`; only icons, which are decoded when they are opened, may raise SfumatoError here.
 
     Not by `Image.open`, which warns of large pictures and refuses larger ones, whatever limit is set here.
     """
     Image.init()
     start = file.read(_START)
+    _require_icon(file, start, most)
     for factory, accept in (Image.OPEN[name] for name in FORMATS if name in Image.OPEN):
         if accept is None or accept(start) is True:
             file.seek(0)
             with suppress(SyntaxError, IndexError, TypeError, struct.error):  # as in `Image.open`: it is of another
                 return factory(file, "")
     raise ValueError("it is not an image, or of a kind that cannot be read")
+
+
+def _require_icon(file: BinaryIO, start: bytes, most: float) -> None:
+    """Raise SfumatoError if a picture within an icon (.ico), of which the directory says nothing true, is too large."""
+    if not start.startswith(b"\0\0\1\0") or len(start) < 6:
+        return
+    file.seek(6)
+    directory = file.read(16 * struct.unpack_from("<H", start, 4)[0])
+    for (place,) in struct.iter_unpack("<12xI", directory[: len(directory) // 16 * 16]):
+        file.seek(place)
+        head = file.read(24)
+        if len(head) == 24:
+            png = head.startswith(png16.SIGNATURE)
+            width, height = struct.unpack(">II", head[16:]) if png else struct.unpack("<4xII12x", head)
+            limits.require(_COPIES * 4 * width * height, most, f"a picture of {width:,} x {height:,} pixels")
 
 
 class _Room:
@@ -130,7 +148,7 @@ def _stored(file: BinaryIO, header: Header) -> np.ndarray:
     """The pixels (H, W) or (H, W, C) as stored; never more of them than the header has declared."""
     if png16.channels(file):
         return png16.read(file.read(), (header.height, header.width))
-    with opened(file) as image:
+    with opened(file, 4 * header.memory) as image:
         _require_size(sorted(image.size), sorted((header.width, header.height)))
         ImageOps.exif_transpose(image, in_place=True)
         _require_size(image.size, (header.width, header.height))

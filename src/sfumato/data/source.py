@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..conditions import NULL
-from ..errors import SfumatoError
+from ..errors import SfumatoError, counted
 from .column import Column
 from .rows import Samples
 from .text import Tokeniser
@@ -64,9 +64,9 @@ class Source:
         return len(self.x)
 
     @staticmethod
-    def headline(x: Samples, what: str = "samples") -> str:
+    def headline(x: Samples, what: str = "sample") -> str:
         """The first note on samples: how many, their shape and dtype."""
-        return f"{len(x):,} {what} of shape {tuple(x.shape[1:])}, {str(x.dtype).removeprefix('torch.')}."
+        return f"{counted(len(x), what)} of shape {tuple(x.shape[1:])}, {str(x.dtype).removeprefix('torch.')}."
 
     @property
     def shape(self) -> tuple[int, ...]:

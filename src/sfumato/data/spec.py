@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import schema
 from ..conditions import Condition, Label, fit, from_config
 from ..conditions.real import Real
-from ..errors import SfumatoError, SfumatoWarning
+from ..errors import SfumatoError, SfumatoWarning, an, counted
 from ..normaliser import SCHEMA as NORMALISER
 from ..normaliser import Normaliser, Statistics
 from ..registry import register
@@ -189,12 +189,14 @@ class DataSpec:
             raise SfumatoError("the batch is empty")
         finite = torch.isfinite(x)
         if not finite.all():
-            raise SfumatoError(f"the batch holds {int((~finite).sum()):,} values that are NaN or infinite")
+            raise SfumatoError(
+                f"the batch holds {counted(int((~finite).sum()), 'value that is', 'values that are')} NaN or infinite"
+            )
         low, high = float(x.min()), float(x.max())
         if self.bounds is not None and not self.bounds[0] <= low <= high <= self.bounds[1]:
             raise SfumatoError(
                 f"values run from {low:g} to {high:g}, outside the declared {self._bounds_text()}: "
-                f"give the data in the units of the training data"
+                "give the data in the units of the training data"
             )
         if self.discrete and bool((x != x.round()).any()):
             raise SfumatoError(
@@ -245,7 +247,7 @@ class DataSpec:
         try:
             x = x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
         except (TypeError, ValueError):
-            raise SfumatoError(f"a batch is numbers (B, ...), not a {type(x).__name__}") from None
+            raise SfumatoError(f"a batch is numbers (B, ...), not {an(type(x).__name__)}") from None
         if tuple(x.shape[1:]) != self.shape or x.ndim != len(self.shape) + 1:
             raise SfumatoError(
                 f"a batch must have shape (B, {', '.join(map(str, self.shape))}), but it has {tuple(x.shape)}"

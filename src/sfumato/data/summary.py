@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..machine import default_cpu
 from . import cache, limits
 from .column import Column
 from .formats import Size
@@ -16,6 +17,7 @@ from .spec import figures_of, fitted
 from .statistics import blocks
 
 
+@default_cpu()
 def inspect(
     obj: Any,
     labels: Any = None,

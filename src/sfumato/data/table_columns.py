@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import SfumatoError
+from ..errors import SfumatoError, counted
 from ..machine import fits
 from ..progress import counting
 from . import arrays, cache
 from .column import Column, Unread, column, named
 from .images import Items
-from .names import counted
 from .rows import READING, Rows, Samples, in_blocks
 from .tables import TableFiles, depth, encoded_bytes, is_number, is_string, leaf
 
@@ -154,7 +153,7 @@ def read_column(table: TableFiles, name: str, limit: int | None = None) -> Colum
 
     limit: the most distinct strings. Raises `Unread` if there are more, and for columns of another type.
     """
-    parts = [_plain(table.group(i, [name]).column(0)) for i, count in enumerate(table.counts) if count]
+    parts = [_plain(part) for part in table.whole(name)]
     kind = parts[0].type
     if is_number(leaf(kind)):
         return _numbers_of(parts, name)

@@ -11,7 +11,7 @@ import io
 import itertools
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -23,16 +23,18 @@ from . import cache, limits
 from .arrow_files import read_arrow
 from .images import together
 from .kinds import IGNORE
-from .names import listed
+from .names import choose_split, listed, split_of
 from .picture import opened
 
 LABEL_NAMES = ("label", "labels", "class", "cls", "category", "target", "y", "fine_label", "coarse_label")
 PICTURE_NAMES = ("image", "img", "picture", "photo", "jpg", "png", "jpeg", "webp")
 LIST_NAMES = ("x", "data", "values", "features")
+SPLIT_NAMES = ("split", "set", "subset", "fold", "partition")  # columns of "train", "test" ..
 INDEX_NAMES = ("__index_level", "Unnamed:")  # and no name: the row numbers that pandas writes
 _SHOWN = 12  # most columns listed in an error
 _NAMED = 8  # most columns listed in a note
-_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8}  # bytes of a value by Parquet's type
+# bytes of a value by Parquet's type, of a string those of its place
+_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "BYTE_ARRAY": 4}
 
 
 class Roles(NamedTuple):
@@ -66,21 +68,69 @@ class TableFiles:
             if (schema.names, schema.types) != (self.schema.names, self.schema.types):
                 raise SfumatoError(f"{path} has other columns than {self.paths[0]}: give files of the same table")
         self._groups = [group for _, groups in files for group in groups]
-        self.counts = [_rows(group) for group in self._groups]
-        self.starts = np.cumsum([0, *self.counts])
+        self._rows: list[np.ndarray] | None = None  # of each group, where not all are read
+        self._split: str | None = None
+        self._repeated: dict[tuple[int, str], int] = {}  # bytes of repeated strings, of each group and column
+        self._allowed = max(limits.most(), limits.RATIO * sum(path.stat().st_size for path in self.paths))
+        self._count([_rows(group) for group in self._groups])
+
+    def _count(self, counts: list[int]) -> None:
+        self.counts = counts
+        self.starts = np.cumsum([0, *counts])
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     def key(self) -> Any:
-        return cache.stamps(self.paths)
+        return cache.stamps(self.paths) if self._split is None else [cache.stamps(self.paths), self._split]
+
+    def whole(self, name: str) -> list[Any]:
+        """A column of all groups at once, as chunked arrays of pyarrow."""
+        self._require_room([(group, name) for group in self._groups])
+        return [self.group(i, [name]).column(0) for i, count in enumerate(self.counts) if count]
+
+    def _require_room(self, parts: Sequence[tuple[Any, str]]) -> None:
+        """Raise SfumatoError if these columns of groups would take too much once each row has its own strings."""
+        for group, name in parts:
+            if (id(group), name) not in self._repeated:
+                self._repeated[id(group), name] = _repeated(group, name)
+        nbytes = sum(self._repeated[id(group), name] for group, name in parts)
+        limits.require(nbytes, self._allowed, f"{self.where}, unpacked,")
+
+    def keep_split(self, asked: str | None, other: Collection[str]) -> tuple[str | None, list[str]]:
+        """Keep the rows of one split, where a column of strings names one in each row; (the column, a note).
+
+        asked: the user's --split. other: columns that are something else. Raises SfumatoError for a split that is not
+        there.
+        """
+        for field in self.schema:
+            if field.name.lower() in SPLIT_NAMES and field.name not in other and is_string(field.type):
+                names = [[split_of(cell or "") for cell in part.to_pylist()] for part in self.whole(field.name)]
+                found = Counter(itertools.chain(*names))
+                if None not in found:
+                    chosen = choose_split(found, asked, self.where, "row", f"the column {field.name!r}")
+                    self._keep([np.flatnonzero([name == chosen.name for name in part]) for part in names])
+                    self._split = chosen.name
+                    return field.name, chosen.note
+        return None, choose_split({}, asked, self.where, "row").note
+
+    def _keep(self, rows: Sequence[np.ndarray]) -> None:
+        """Read these rows of each group alone; groups without any are no more."""
+        full = [group for group, count in zip(self._groups, self.counts, strict=True) if count]
+        pairs = [(group, some) for group, some in zip(full, rows, strict=True) if len(some)]
+        self._groups, self._rows = [group for group, _ in pairs], [some for _, some in pairs]
+        self._count([len(some) for some in self._rows])
 
     def group(self, number: int, names: Sequence[str]) -> Any:
         """Columns of a group, as a pyarrow table."""
+        group = self._groups[number]
         try:
-            found = self._groups[number].to_table(columns=list(names), use_threads=False)
+            self._require_room([(group, name) for name in names])
+            found = group.to_table(columns=list(names), use_threads=False)
             found.validate(full=True)  # a damaged file may point beyond its end
-            return found
+            return found if self._rows is None else found.take(self._rows[number])
+        except SfumatoError:
+            raise
         except Exception as error:  # pyarrow raises many kinds
             raise SfumatoError(f"{self.where} is damaged: {first_line(error)}") from None
 
@@ -140,6 +190,44 @@ def _unpacked(metadata: Any) -> int:
     return sum(
         max(part.total_uncompressed_size, part.num_values * _WIDTHS.get(part.physical_type, 0)) for part in parts
     )
+
+
+def _repeated(group: Any, name: str) -> int:
+    """Bytes of the strings of a column that rows share, as dictionaries have them, once each row has its own."""
+    from pyarrow import parquet
+
+    if not hasattr(group, "row_groups"):  # of Arrow, which is mapped as it is stored
+        return _written_out(group.to_table(columns=[name]).column(0))
+    (row_group,) = group.row_groups
+    about = group.metadata.row_group(row_group.id)
+    parts = [about.column(i) for i in range(about.num_columns)]
+    paths = [
+        part.path_in_schema for part in parts
+        if part.physical_type == "BYTE_ARRAY" and part.has_dictionary_page
+        and f"{part.path_in_schema}.".startswith(f"{name}.")
+    ]  # fmt: skip
+    if not paths:
+        return 0
+    file = parquet.ParquetFile(group.path, read_dictionary=paths)
+    return sum(_written_out(column) for column in file.read_row_group(row_group.id, columns=paths).columns)
+
+
+def _written_out(values: Any) -> int:
+    """Bytes of all strings behind the indices of dictionaries, also within lists and structs."""
+    from pyarrow import compute, types
+
+    if hasattr(values, "chunks"):
+        return sum(map(_written_out, values.chunks))
+    values = getattr(values, "storage", values)
+    if types.is_struct(values.type):
+        return sum(map(_written_out, values.flatten()))
+    if depth(values.type):
+        return _written_out(values.flatten())
+    if not types.is_dictionary(values.type) or is_number(values.type.value_type):
+        return 0
+    lengths = compute.binary_length(values.dictionary).fill_null(0).to_numpy(zero_copy_only=False)
+    counts = np.bincount(values.indices.drop_null().to_numpy(), minlength=len(lengths))
+    return int(counts @ lengths.astype(np.int64))
 
 
 def _rows(fragment: Any) -> int:

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..errors import SfumatoError
+from ..errors import SfumatoError, counted
 from ..machine import fits
 from .images import together
-from .names import Asked, counted
+from .names import Asked
 from .source import Source
 from .tables import LABEL_NAMES, TableFiles, is_string
 from .text import END, Tokeniser
@@ -57,9 +58,11 @@ def text_column(paths: Sequence[Path], key: str | None) -> str | None:
 def open_column(paths: Sequence[Path], name: str, column: str, asked: Asked) -> Source:
     """A column of strings of a table, each a document; empty cells are left out."""
     table = TableFiles(paths)
+    _, chosen = table.keep_split(asked.split, [column])
     _require_memory(sum(path.stat().st_size for path in paths), table.where)
-    cells = [cell for i in range(len(table.counts)) for cell in table.group(i, [column]).column(0).to_pylist()]
-    return from_documents([cell for cell in cells if cell], name, f"{table.where}: {column!r}", asked)
+    cells = [cell for part in table.whole(column) for cell in part.to_pylist()]
+    found = from_documents([cell for cell in cells if cell], name, f"{table.where}: {column!r}", asked)
+    return replace(found, notes=[*found.notes, *chosen])
 
 
 def from_documents(documents: Iterable[str], name: str, where: str, asked: Asked) -> Source:
@@ -79,11 +82,11 @@ def from_documents(documents: Iterable[str], name: str, where: str, asked: Asked
     units, groups = _places(ends, count, length, whole)
     notes = [
         f"{counted(len(kept), 'text', 'texts')} of {sum(map(len, kept)):,} characters in all, as {text.describe()} "
-        f"(--tokens): {count:,} windows of {length:,} symbols (--length). Held out are "
+        f"(--tokens): {counted(count, 'window')} of {counted(length, 'symbol')} (--length). Held out are "
         f"{'whole documents' if whole else 'its last windows'}."
     ]
     if left := len(tape) - count * length:
-        notes.append(f"The last {left:,} symbols fill no window and are left out.")
+        notes.append(f"Left out at the end, where no window is full: {counted(left, 'symbol')}.")
     top = text.size - 1.0
     return Source(x, "text", name, notes=notes, groups=groups, bounds=(0.0, top), units=units, text=text)
 
@@ -107,7 +110,7 @@ def _read(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise SfumatoError(
             f"{path} is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start:,}): convert it, as "
-            f"`iconv -f LATIN1 -t UTF-8` does"
+            "`iconv -f LATIN1 -t UTF-8` does"
         ) from None
     except OSError as error:
         raise SfumatoError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from None

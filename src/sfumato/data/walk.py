@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from ..errors import counted
 from ..files import reason
 from .images import hidden
-from .names import counted, listed
+from .names import listed
 
 RUN_SIGNS = ("config.yaml", "checkpoints")  # a folder with both is a run of this library
 RUN_PICTURES = ("samples", "averages", "checkpoints")  # folders that a run writes

@@ -15,7 +15,7 @@ from sfumato.diagnostics.board_figures import Board
 from sfumato.diagnostics.draws import Draws
 from sfumato.diagnostics.samples import evaluation_set, trivial
 from sfumato.errors import SfumatoError, whole
-from sfumato.machine import outside_inference
+from sfumato.machine import default_cpu, outside_inference
 from sfumato.objectives import times as densities
 from sfumato.objectives import weights
 from sfumato.objectives.compiler import Objective
@@ -27,6 +27,7 @@ PLAIN = "plain"  # no weight: the squared error of the target
 _PER_CALL = 8  # largest micro-batch
 
 
+@default_cpu()
 @outside_inference
 def board(
     model: Any,

@@ -15,12 +15,14 @@ from sfumato.diagnostics.bins import make
 from sfumato.diagnostics.draws import Draws
 from sfumato.diagnostics.samples import trivial, with_conditions
 from sfumato.errors import whole
+from sfumato.machine import default_cpu
 from sfumato.noised import NoisedBatch
 from sfumato.objectives import times as densities
 from sfumato.objectives.times import TimeDensity
 from sfumato.process.gaussian import require_numbers
 
 
+@default_cpu()
 def draws(
     model: Any,
     x: Any,

@@ -22,6 +22,7 @@ from sfumato.diagnostics.samples import with_conditions
 from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError
 from sfumato.intervals import Interval, mean
+from sfumato.machine import default_cpu
 from sfumato.objectives.times import CosMap, limits
 from sfumato.schedule import Schedule
 
@@ -59,6 +60,7 @@ def _words(found: Interval) -> str:
     return f"{found.value:.3g} nats ({found.low:.3g} to {found.high:.3g})"
 
 
+@default_cpu()
 def information(model: Any, x: Any, draws: int = 8192, seed: int = 0, batch: int = 256, **cond: Any) -> Information:
     """I(x; c) of each condition for samples x (B, *shape) in user units and their conditions, as `sample` takes them.
 

@@ -30,8 +30,9 @@ from sfumato.data import Source
 from sfumato.data.rows import Samples
 from sfumato.diagnostics.nearest import Features, Near, Space, nearest
 from sfumato.diagnostics.summary import copies_words
-from sfumato.errors import SfumatoError, whole
+from sfumato.errors import SfumatoError, counted, whole
 from sfumato.intervals import Interval, fraction
+from sfumato.machine import default_cpu
 from sfumato.pictures import picture
 from sfumato.sampling import sample
 
@@ -92,6 +93,7 @@ class Memorization:
         return "\n".join(copies_words(self.to_dict()))
 
 
+@default_cpu()
 def memorization(
     model: Any,
     data: Any = None,
@@ -159,11 +161,13 @@ def _sides(
         return source, torch.arange(len(source)), unseen, torch.arange(len(unseen))
     made = getattr(model, "provenance", None) or {}
     if not made.get("holdout"):
-        raise SfumatoError("The model does not record what its training held out: pass unseen data as holdout.")
+        raise SfumatoError(
+            "The model does not record what its training held out: give unseen data with --holdout (holdout in Python)."
+        )
     if made.get("samples") != len(source):
         raise SfumatoError(
-            f"{source.name} has {len(source):,} samples, but the model was trained on {made.get('samples'):,}: pass "
-            "the training data, or unseen data as holdout."
+            f"{source.name} has {counted(len(source), 'sample')}, but the model was trained on "
+            f"{made.get('samples'):,}: give the training data, or unseen data with --holdout (holdout in Python)."
         )
     train, rest = source.split(made["holdout"])
     return source, train, source, rest
@@ -196,7 +200,10 @@ def compare(
     if told:
         notes.append("Each sample was given the conditions of a training sample, which it was not compared with.")
     if len(held) < _FEW:
-        notes.append(f"Only {len(held)} samples are held out, too few to judge memorisation (raise --holdout).")
+        notes.append(
+            f"Only {counted(len(held), 'sample is', 'samples are')} held out, too few to judge memorisation (raise "
+            "--holdout)."
+        )
     keys = torch.from_numpy(np.unique(source.groups, return_inverse=True)[1])
     made, real = space(generated), space(source.x[twins])
     near = nearest(made, source.x, bank, space, *((keys[asked], keys[bank]) if told else ()))

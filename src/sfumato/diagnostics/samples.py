@@ -21,7 +21,7 @@ from sfumato import data, noise
 from sfumato.conditions import Conditions, of_data, resolve
 from sfumato.data import DataSpec, Source
 from sfumato.diagnostics.draws import ByLevel, Draws, Trivial
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, counted
 from sfumato.exact import GaussianMixture, Truth
 from sfumato.exact.truth import At
 from sfumato.model import compute_dtype
@@ -171,7 +171,7 @@ def _held_out(source: Source, made: dict[str, Any], notes: list[str]) -> Tensor:
     trained = made.get("data") == source.name and made.get("samples") == len(source)
     rest = source.split(made["holdout"])[1] if trained and made.get("holdout") else every[:0]
     if len(rest):
-        notes.append(f"Judged on the {len(rest):,} samples of {source.name} that training held out.")
+        notes.append(f"Judged on the {counted(len(rest), 'sample')} of {source.name} that training held out.")
         return rest
     if trained:
         notes.append(f"Judged on {source.name}, which the model was trained on.")

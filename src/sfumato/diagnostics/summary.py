@@ -21,7 +21,7 @@ from sfumato.data import DataSpec
 from sfumato.diagnostics import examples
 from sfumato.diagnostics.triples import BANDS, Triples, trend
 from sfumato.diagnostics.triples import read as triples_of
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, counted
 from sfumato.files import write_text
 from sfumato.intervals import Interval
 from sfumato.progress import clock
@@ -94,15 +94,15 @@ def write(
     lines = folder.read(run / "metrics.jsonl")
     last = lines[-1] if lines else {}
     holdout, model = _holdout(lines), contract(run)
-    budget = f"{settings['steps']:,} steps" if settings["steps"] else f"{settings['minutes']:g} minutes"
+    budget = counted(settings["steps"], "step") if settings["steps"] else f"{settings['minutes']:g} minutes"
     facts: Facts = {
         "version": VERSION, "run": str(run), **_reached(run, lines), "epochs": last.get("epoch", 0.0),
         "fraction": last.get("fraction", 0.0), "budget": budget, "holdout": holdout,
         "time": _time(lines, spent),
     }  # fmt: skip
     for name, found in (("memorisation", memorisation), ("conditions", conditions), ("text", text)):
-        missing = isinstance(found, str)
-        facts |= {name: None if missing else found, f"{name}_missing": found if missing else None}
+        words = isinstance(found, str)
+        facts |= {name: None if words else found, f"{name}_missing": found if words else None}
     if model is not None:
         facts["model"] = _model(model, settings)
     facts["next"] = commands(run, model, settings, facts["done"], holdout)
@@ -136,6 +136,19 @@ def _reached(run: Path, lines: Sequence[Facts]) -> Facts:
         "loss": next((line["loss"] for line in reversed(lines) if line.get("loss") is not None), None),
         "incidents": len(folder.incidents(run)), "done": bool(last.get("done")),
     }  # fmt: skip
+
+
+def missing(run: Path) -> list[str]:
+    """The files that a run writes after its last step and has not, in the order of writing (`FinalReport.end`)."""
+    return [name for name in (serialization.FILE, FILE, "report.html") if not (run / name).exists()]
+
+
+def state(run: Path, done: bool) -> str:
+    """How far a run got in words. done: whether its log is complete, after which a run may still be killed."""
+    left = missing(run)
+    if not done or not left:
+        return "finished" if done else "not finished"
+    return f"trained, but without {', '.join(left)}, which sfumato resume {run} writes"
 
 
 def _model(model: Facts, settings: Mapping[str, Any]) -> Facts:
@@ -250,7 +263,8 @@ def words(facts: Facts) -> list[str]:
     """The report as sentences."""
     state = "Trained" if facts["done"] else f"Stopped after {facts['fraction']:.0%} of {facts['budget']}:"
     lines = [
-        f"{state} {facts['step']:,} steps, {facts['samples']:,} samples ({facts['epochs']:.1f} epochs), in "
+        f"{state} {counted(facts['step'], 'step')}, {counted(facts['samples'], 'sample')} ({facts['epochs']:.1f} "
+        "epochs), in "
         f"{clock(facts['time']['training'])}."
     ]
     if facts["holdout"] is None:
@@ -318,11 +332,11 @@ def copies_words(facts: Facts) -> list[str]:
         f"{figure(facts['closer'], '.1%')}",
         f"Copies (three times closer to one training sample than to any other): {facts['copies']:.1%}; "
         f"among new samples {facts['copies_real']:.1%}",
-        f"{facts['samples']:,} samples of the model against {facts['train']:,} of the training set and "
+        f"{counted(facts['samples'], 'sample')} of the model against {facts['train']:,} of the training set and "
         f"{facts['holdout']:,} held out; distances in {facts['space']}.",
     ]
     if facts["exact"]:
-        lines.append(f"{facts['exact']:,} samples equal a training sample bit for bit.")
+        lines.append(f"{counted(facts['exact'], 'sample equals', 'samples equal')} a training sample bit for bit.")
     if facts["leaked"]:
         lines.append(
             f"LEAK: {facts['leaked']:,} held-out samples are also in the training set; the hold-out loss is too low."
@@ -396,6 +410,7 @@ def overview(run: Path, settings: Mapping[str, Any]) -> Facts:
     return {
         "path": str(run), "config": dict(settings), **_reached(run, lines),
         "seconds": lines[-1].get("elapsed", 0.0) if lines else 0.0, "validation": scored[-1] if scored else None,
+        "missing": missing(run),
     }  # fmt: skip
 
 

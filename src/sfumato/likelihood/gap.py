@@ -24,6 +24,7 @@ from sfumato.conditions import Conditions
 from sfumato.errors import SfumatoError
 from sfumato.exact.truth import Truth
 from sfumato.likelihood.bound import Span, copies, decoder_nats, eps_error
+from sfumato.machine import default_cpu
 from sfumato.model import Model, compute_dtype
 from sfumato.noised import NoisedBatch
 from sfumato.objectives.decoder import density_nats
@@ -52,6 +53,7 @@ class Gap(NamedTuple):
         return Divergence(math.fsum(p.value for p in self), math.hypot(*(p.stderr for p in self)))
 
 
+@default_cpu()
 @torch.no_grad()
 def bound_gap(
     model: Model, truth: Truth, n: int = 1000, steps: int = 64, seed: int = 0, sigma_min: float | None = None

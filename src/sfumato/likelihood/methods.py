@@ -19,7 +19,7 @@ from sfumato.likelihood.bound import count_bound, elbo, path_bound
 from sfumato.likelihood.flow import DEFAULT_STEPS, ode
 from sfumato.likelihood.importance import importance
 from sfumato.likelihood.measured import DEQUANTISATIONS, Measured, gather
-from sfumato.machine import outside_inference
+from sfumato.machine import default_cpu, outside_inference
 from sfumato.model import Model, compute_dtype
 from sfumato.noised import evaluating
 from sfumato.objectives.decoder import Cells, cells_of
@@ -34,6 +34,7 @@ _BATCH, _ROWS = 1 << 18, 4096  # most numbers and most samples in a batch
 _CELL = 1 << 17  # the stream of the dequantisation noise, under the role PROBE
 
 
+@default_cpu()
 @outside_inference
 def log_prob(
     model: Model,
@@ -129,7 +130,7 @@ def _method(process: Any, name: str | None) -> str:
         return name or "ode"
     if name not in (None, "elbo"):
         raise SfumatoError(
-            f"A {type(process).__name__} process has no {name!r} likelihood, which is for real numbers only: use "
+            f"The {type(process).__name__} process has no {name!r} likelihood, which is for real numbers only: use "
             "method='elbo'."
         )
     return "path"

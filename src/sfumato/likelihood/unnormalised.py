@@ -18,12 +18,14 @@ from torch import Tensor
 from sfumato import target
 from sfumato.belief import broadcast
 from sfumato.conditions import network_inputs
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, an
+from sfumato.machine import default_cpu
 from sfumato.model import Denoiser
 from sfumato.nets import Energy
 from sfumato.schedule import Time, as_time
 
 
+@default_cpu()
 def energy(denoiser: Denoiser, z: Tensor, t: Time, **cond: Any) -> Tensor:
     """U_t(z) = -log p_t(z) + log Z_t, float64 (B,), in nats; its gradient is minus the score of the belief.
 
@@ -32,11 +34,11 @@ def energy(denoiser: Denoiser, z: Tensor, t: Time, **cond: Any) -> Tensor:
     Raises SfumatoError for other networks, which have no energy, and at sigma = 0.
     """
     if not isinstance(denoiser, Denoiser):
-        raise SfumatoError(f"Only a Denoiser has an energy, not a {type(denoiser).__name__}: use log_prob.")
+        raise SfumatoError(f"Only a Denoiser has an energy, not {an(type(denoiser).__name__)}: use log_prob.")
     net = denoiser.net
     if not isinstance(net, Energy):
         raise SfumatoError(
-            f"energy needs a denoiser with a nets.Energy network, and this one has a {type(net).__name__}: "
+            f"energy needs a denoiser with a nets.Energy network, and this one has {an(type(net).__name__)}: "
             "build the network with nets.build(shape, energy=True), or use log_prob."
         )
     t = as_time(t)

@@ -7,7 +7,7 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from sfumato.autoregressive import Autoregressive
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, an
 from sfumato.objectives.loss import Loss
 from sfumato.registry import register
 
@@ -25,7 +25,8 @@ class NextSymbol(Loss):
     def suits(self, model: Any) -> None:
         if not isinstance(model, Autoregressive):
             raise SfumatoError(
-                f"The autoregressive loss trains an Autoregressive model, and this is a {type(model).__name__}: leave "
+                f"The autoregressive loss trains an Autoregressive model, and this is {an(type(model).__name__)}: "
+                "leave "
                 "model out, or take loss='denoising'."
             )
 

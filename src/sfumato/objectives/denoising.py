@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sfumato import noise
 from sfumato.conditions import require_encoded, unfolded
+from sfumato.machine import default_cpu
 from sfumato.model import AnyModel
 from sfumato.noise import Noise
 from sfumato.objectives.teacher import Clean, Corrupted
@@ -26,6 +27,7 @@ from sfumato.schedule import Time, as_time
 from sfumato.state import State, first_leaf, numbers_like
 
 
+@default_cpu()
 def denoising_loss(
     denoiser: AnyModel,
     x: State,

@@ -20,6 +20,7 @@ from sfumato import target
 from sfumato.belief import Estimate
 from sfumato.conditions import unfolded
 from sfumato.errors import SfumatoError
+from sfumato.machine import default_cpu
 from sfumato.model import Denoiser
 from sfumato.objectives.chain import check_variance, data_nats, step_nats
 from sfumato.objectives.decoder import Cells
@@ -68,6 +69,7 @@ def level_density(times: TimeDensity, schedule: Schedule, t: Tensor) -> Tensor:
     return times.density(schedule.logsnr(t), schedule) * schedule.dlogsnr(t).abs()
 
 
+@default_cpu()
 def vlb_loss(
     denoiser: Denoiser,
     x: Tensor,
@@ -116,6 +118,7 @@ class Defensive(TimeDensity):
         return self.share * even + (1 - self.share) * self.base.density(logsnr, schedule)
 
 
+@default_cpu()
 def hybrid_loss(
     denoiser: Denoiser,
     x: Tensor,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sfumato.conditions import Conditions
 from sfumato.distributed import ALONE, World
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, an
 from sfumato.objectives.density import TimeDensity
 from sfumato.objectives.weights import Weight
 
@@ -105,7 +105,7 @@ class Loss(nn.Module, abc.ABC):
 def one_a_sample(losses: Any, count: int, whose: Any, what: str = "losses", trains: bool = True) -> Tensor:
     """`losses`, checked to be one per sample, (count,); SfumatoError names what was returned and what is needed."""
     whose = getattr(whose, "module", whose)
-    got = f"a {type(losses).__name__}"
+    got = f"{an(type(losses).__name__)}"
     if isinstance(losses, Tensor):
         got = f"a tensor of shape {tuple(losses.shape)}"
         if losses.shape == (count,) and (losses.requires_grad or not trains):

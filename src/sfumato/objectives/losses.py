@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sfumato import noise
 from sfumato.autoencoder import Codec
 from sfumato.denoising_autoencoder import DenoisingAutoencoder, GaussianNoise, Masking
-from sfumato.errors import SfumatoError, suggest
+from sfumato.errors import SfumatoError, an, suggest
 from sfumato.nets import QuantisedCode
 from sfumato.objectives import score_matching
 from sfumato.objectives.denoising import denoising_loss
@@ -69,7 +69,7 @@ class Denoising(Loss):
     def suits(self, model: Any) -> None:
         if not hasattr(model, "process"):
             raise SfumatoError(
-                f"The denoising loss needs a model with noise levels, and a {type(model).__name__} has none: use "
+                f"The denoising loss needs a model with noise levels, and {an(type(model).__name__)} has none: use "
                 "another loss, such as loss='autoencoding' for a Codec."
             )
         if getattr(model.process, "codebook", None) == "learned":
@@ -284,12 +284,14 @@ class Autoencoding(Loss):
     def suits(self, model: Any) -> None:
         if not isinstance(model, Codec):
             raise SfumatoError(
-                f"The autoencoding loss needs a Codec, but the model is a {type(model).__name__}: leave out model, or "
+                f"The autoencoding loss needs a Codec, but the model is {an(type(model).__name__)}: leave out "
+                "model, or "
                 "use loss='denoising'."
             )
         if not hasattr(model.net, "log_variance"):
             raise SfumatoError(
-                f"The autoencoding loss trains an Autoencoder, and the network is a {type(model.net).__name__}: leave "
+                f"The autoencoding loss trains an Autoencoder, and the network is {an(type(model.net).__name__)}: "
+                "leave "
                 "net out, or take loss='denoising'."
             )
 

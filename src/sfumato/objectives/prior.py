@@ -13,9 +13,11 @@ from typing import Any
 
 from torch import Tensor
 
+from sfumato.machine import default_cpu
 from sfumato.state import State
 
 
+@default_cpu()
 def prior_kl(process: Any, x: State, std: float | None = None) -> Tensor:
     """KL(q(z_1 | x) || prior) in nats, float64 (B,), for normalised data x (B, ...), or symbols, or a dict of parts.
 

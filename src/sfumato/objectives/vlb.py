@@ -25,6 +25,7 @@ from torch import Tensor
 from sfumato import noise
 from sfumato.conditions import Conditions, resolve
 from sfumato.errors import SfumatoError, whole
+from sfumato.machine import default_cpu
 from sfumato.model import Model, compute_dtype
 from sfumato.objectives.chain import check_variance, data_nats, step_nats
 from sfumato.objectives.decoder import Cells, cells_of
@@ -64,6 +65,7 @@ class VLB:
         return self.total / (self.dim * math.log(2))
 
 
+@default_cpu()
 def vlb(
     model: Model,
     x: Any,

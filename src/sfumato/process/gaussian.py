@@ -28,7 +28,7 @@ from torch import Tensor
 from sfumato import target as targets
 from sfumato.belief import Estimate, Transition, ancestral, broadcast, reading
 from sfumato.data import DataSpec
-from sfumato.errors import SfumatoError, suggest
+from sfumato.errors import SfumatoError, an, suggest
 from sfumato.noise import Noise
 from sfumato.process.protocol import Density, Process, noise_level
 from sfumato.registry import check, register
@@ -286,7 +286,9 @@ def require_numbers(model: Any, what: str, instead: str) -> None:
     """Raise SfumatoError unless the model's process is Gaussian; `what` needs it, `instead` names the alternative."""
     process = getattr(model, "process", model)
     if not isinstance(process, Process):
-        raise SfumatoError(f"{what} is asked of a model, such as sf.load(path) gives, not of a {type(model).__name__}.")
+        raise SfumatoError(
+            f"{what} is asked of a model, such as sf.load(path) gives, not of {an(type(model).__name__)}."
+        )
     if not isinstance(process, Gaussian):
         raise SfumatoError(
             f"{what} is defined only for a Gaussian process, not for {type(process).__name__}: {instead}."

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sfumato import schema
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, an
 from sfumato.state import State
 
 LARGEST = 1e12  # of coefficients: far above those of any schedule, and far below what overflows
@@ -99,7 +99,7 @@ def to_json(line: AnyLine) -> dict[str, Any]:
     if isinstance(line, Bridge):
         return {"bridge": line.eta, "draws": line.draws}
     if not isinstance(line, Linear):
-        raise SfumatoError(f"A plan with a {type(line).__name__} line has no coefficient table and cannot be saved.")
+        raise SfumatoError(f"A plan with {an(type(line).__name__)} line has no coefficient table and cannot be saved.")
     sums = {name: {str(j): _listed(c) for j, c in getattr(line, name).items()} for name in "zx"}
     return {**sums, "noise": _listed(line.noise)}
 

@@ -53,7 +53,7 @@ class TrainConfig:
     size: int | None = None
     """Side in pixels to which images are resized."""
     split: str | None = None
-    """The split to read where folders, files or arrays are named after splits: train (the default), val or test."""
+    """The split to read where folders, files, arrays or rows are named after one: train (the default), val or test."""
     key: str | None = None
     """Name of the array (of a .npz file), the column (of a table) or the picture (of a pair) to learn, where names and
     shapes should not decide."""
@@ -283,8 +283,9 @@ def read(path: str) -> dict[str, Any]:
 
 def _scan(text: str, path: str) -> None:
     """Raise SfumatoError for YAML that would take long or much to read: aliases, of which few stand for gigabytes, and
-    lists and mappings deep within each other."""
+    lists and mappings deep within each other. Also for 1:30, which is 90 in YAML 1.1."""
     import yaml
+    from yaml.resolver import Resolver
 
     opening = (
         yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken, yaml.FlowSequenceStartToken,
@@ -296,6 +297,9 @@ def _scan(text: str, path: str) -> None:
         depth -= isinstance(token, yaml.BlockEndToken | yaml.FlowSequenceEndToken | yaml.FlowMappingEndToken)
         if isinstance(token, yaml.AliasToken):
             raise SfumatoError(f"{path} has YAML aliases (*name), which settings may not have: write the value out.")
+        if isinstance(token, yaml.ScalarToken) and token.plain and ":" in token.value:
+            if Resolver().resolve(yaml.ScalarNode, token.value, (True, False)).endswith((":int", ":float")):
+                raise SfumatoError(f"{path}: {token.value} is no plain number: write it without colons, or in quotes.")
         if depth > schema.DEPTH:
             raise SfumatoError(f"{path}: lists and mappings stand more than {schema.DEPTH} deep within each other.")
 

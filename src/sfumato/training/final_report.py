@@ -13,7 +13,7 @@ from sfumato.diagnostics.information import Information
 from sfumato.diagnostics.memorization import Memorization, choose, compare, pairs_picture, tells_apart
 from sfumato.diagnostics.nearest import Space
 from sfumato.diagnostics.text_bits import CALLS, TextBits, text_bits
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, an
 from sfumato.files import remove
 from sfumato.noised import evaluating
 from sfumato.pictures import save_png
@@ -62,6 +62,7 @@ class FinalReport(Hook):
         """ending: seconds since the end of the budget."""
         if not session.world.leads:
             return
+        session.look()
         nearest = pairs_picture(copied, session.denoiser.spec) if isinstance(copied, Memorization) else None
         if nearest is not None:
             save_png(nearest, session.path / "samples" / report.NEAREST)
@@ -85,7 +86,7 @@ def _copies(session: Session) -> Memorization | str:
         return f"the run was too short (sfumato memorization {session.path} measures it)"
     best, seed = session.state.best, session.config.seed
     if not hasattr(best, "process"):
-        return f"a {type(best).__name__} draws no samples"
+        return f"{an(type(best).__name__)} draws no samples"
     twins = choose(session.train, count, seed)
     most = int(_SEARCH * session.state.elapsed / (4 * count * math.prod(session.source.shape)))
     try:
@@ -138,7 +139,7 @@ def _conditions(session: Session) -> Information | str | None:
     if not len(rows):
         return f"nothing was held out ({_by_hand(session)})"
     if not hasattr(best, "predict"):
-        return f"a {type(best).__name__} has no noise levels"
+        return f"{an(type(best).__name__)} has no noise levels"
     if draws < _LEAST_DRAWS:
         return f"the run was too short ({_by_hand(session)})"
     try:

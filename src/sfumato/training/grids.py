@@ -23,7 +23,7 @@ from sfumato.text_samples import RULE, STEPS, sample_text
 from sfumato.training.evaluation_schedule import GRID, LAST_GRID
 from sfumato.training.loggers import Loggers
 from sfumato.training.loop import Progress
-from sfumato.training.session import Hook, Session
+from sfumato.training.session import Gone, Hook, Session
 
 GRID_STEPS = 10  # solver steps: quick, and enough to judge by
 _LEAST_GRID, _POINTS = 4, 500  # fewest samples of a grid, most of a scatter plot
@@ -71,6 +71,8 @@ class Grids(Hook):
                     self._samples(session)
                 else:
                     self._reconstructions(session)
+            except Gone:
+                raise
             except SfumatoError as error:
                 session.console.note(f"No samples were drawn at step {session.state.step:,}: {error}")
 
@@ -98,6 +100,7 @@ class Grids(Hook):
         with evaluating(best):
             texts = sample_text(best, count, seed=session.config.seed)
         if session.world.leads:
+            session.look()
             write_text(session.path / "samples" / f"step_{session.state.step:08d}.txt", RULE.join(texts))
 
     def _reconstructions(self, session: Session) -> None:
@@ -113,6 +116,7 @@ class Grids(Hook):
         self._keep(session, beside(images, ["data", "reconstruction"]), {"samples": len(x)})
 
     def _keep(self, session: Session, image: Any, manifest: Mapping[str, Any]) -> None:
+        session.look()
         path: Path = session.path / "samples" / f"step_{session.state.step:08d}.png"
         if session.world.leads:
             save_png(image, path, {**session.provenance(), **manifest})

@@ -95,6 +95,7 @@ class Health(Hook):
             for line in str(self.found[-1]).split("\n"):
                 session.console.note(line)
         if new:
+            session.look()
             write_text(session.path / FILE, json.dumps([f.to_dict() for f in self.found], indent=1) + "\n")
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from sfumato import nets, noise, registry, serialization, trees
 from sfumato.conditions import Conditions
 from sfumato.data import DataSpec, Source
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, an
 from sfumato.model import Denoiser
 from sfumato.noise import seeded
 from sfumato.objectives import Objective, times, weights
@@ -54,7 +54,7 @@ def separate(settings: Mapping[str, Any], modules: Iterable[type] = ()) -> tuple
             words[name] = "given"
             continue
         if not isinstance(value, nn.Module):
-            raise SfumatoError(f"{name} takes a name or a torch.nn.Module, not a {type(value).__name__}.")
+            raise SfumatoError(f"{name} takes a name or a torch.nn.Module, not {an(type(value).__name__)}.")
         if name == "loss":
             as_loss(value)
         words[name] = _described(name, value)
@@ -124,7 +124,7 @@ def as_loss(module: Any) -> Any:
     if isinstance(module, nn.Module) and hasattr(module, "losses"):
         return CompletedLoss(module)
     raise SfumatoError(
-        f"A loss is a module with `losses(model, batch)` that returns one number per sample, and a "
+        "A loss is a module with `losses(model, batch)` that returns one number per sample, and a "
         f"{type(module).__name__} has none: add it, or wrap a function in `Plain`."
     )
 

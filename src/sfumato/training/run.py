@@ -17,10 +17,10 @@ from sfumato.data import DataSpec, Source
 from sfumato.data.labels import read_labels
 from sfumato.diagnostics import examples, summary
 from sfumato.distributed import World, joined, leads
-from sfumato.errors import SfumatoError, suggest
+from sfumato.errors import SfumatoError, counted, suggest
 from sfumato.errors import place as path_of
 from sfumato.files import write_text
-from sfumato.machine import device_of
+from sfumato.machine import default_cpu, device_of
 from sfumato.progress import reporting_to
 from sfumato.sampling import apart
 from sfumato.training import checkpoint, config, loggers
@@ -138,9 +138,9 @@ def _resume(
         state.load(tensors, contract["counters"])
         for note in notes if world.leads else ():
             console.note(note)
-        complete = world.broadcast(_complete(path))
+        complete = world.broadcast(not summary.missing(path))
         if state.fraction(settings) >= 1 and not state.unlogged and complete:
-            done, total = f"{state.step:,} steps", f"{settings.steps:,}"
+            done, total = counted(state.step, "step"), f"{settings.steps:,}"
             if not settings.steps:
                 done, total = f"{state.elapsed / 60:.3g} minutes", f"{settings.minutes:g}"
             raise SfumatoError(
@@ -153,11 +153,6 @@ def _resume(
                 console.note("Tuned plans are dropped, since the weights will change: tune again afterwards.")
             write_text(path / "config.yaml", settings.to_yaml())
         return _finish(session, on_start)
-
-
-def _complete(path: Path) -> bool:
-    """Whether a run wrote all that follows its last step, of which report.html is the last (`FinalReport.end`)."""
-    return all((path / name).exists() for name in (serialization.FILE, summary.FILE, "report.html"))
 
 
 def in_words(data: Any, out: Any, labels: Any, settings: Mapping[str, Any]) -> tuple[TrainConfig, Any]:
@@ -173,11 +168,13 @@ def in_words(data: Any, out: Any, labels: Any, settings: Mapping[str, Any]) -> t
 def own_modes(device: torch.device) -> Iterator[None]:
     """Compute as a run does whatever the caller's modes are, and restore its random generators, which dropout uses.
 
-    Gradients are on; inference mode and autocast are off; the default dtype, which all threads share, is float32.
+    Gradients are on; inference mode and autocast are off; the default device is the CPU; the default dtype, which all
+    threads share, is float32.
     """
     before = torch.get_default_dtype()
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        stack.enter_context(default_cpu())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for kind in {"cpu", device.type}:

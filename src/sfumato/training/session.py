@@ -33,6 +33,10 @@ from sfumato.training.parts import objective_of
 from sfumato.training.state import State
 
 
+class Gone(SfumatoError):
+    """The run folder was renamed or deleted while the run trained; what was trained may be saved beside it."""
+
+
 class Hook:
     """Something that a run does besides its training steps. All processes call every hook."""
 
@@ -150,7 +154,7 @@ class Session:
         return some(self.train), some(self.holdout) if len(self.holdout) else None
 
     def look(self) -> None:
-        """Raise SfumatoError if the run folder was renamed or deleted; what was trained is then saved beside it."""
+        """Raise Gone if the run folder was renamed or deleted; what was trained is then saved beside it."""
         if self._folder is None or (self.path.exists() and os.path.samestat(self.path.stat(), self._folder)):
             return
         gone, self.path = self.path, self.path.with_name(f"{self.path.name}-{secrets.token_hex(3)}")
@@ -162,8 +166,8 @@ class Session:
             self.save(model=True)
             write_text(self.path / "config.yaml", self.config.to_yaml())
         except SfumatoError as error:
-            raise SfumatoError(f"{words} Step {self.state.step:,} could not be saved elsewhere. {error}") from None
-        raise SfumatoError(f"{words} Step {self.state.step:,} is saved: sfumato resume {self.path}")
+            raise Gone(f"{words} Step {self.state.step:,} could not be saved elsewhere. {error}") from None
+        raise Gone(f"{words} Step {self.state.step:,} is saved: sfumato resume {self.path}")
 
     def save(self, model: bool = False) -> None:
         """Write a checkpoint and, if `model`, the model file."""
@@ -209,6 +213,7 @@ class Session:
     def report(self) -> None:
         """Write report.html from the files of the run folder."""
         if self.world.leads:
+            self.look()
             lines = read(self.path / "metrics.jsonl")
             levels = from_log(lines, objective_of(self.config))
             report.write(self.path, lines, levels, self.config.to_dict(), docs())

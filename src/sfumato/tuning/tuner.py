@@ -20,7 +20,7 @@ import torch
 from sfumato.compose import Scale, guide
 from sfumato.conditions import Given, Label, declared, resolve, unfolded
 from sfumato.errors import SfumatoError, whole
-from sfumato.machine import outside_inference
+from sfumato.machine import default_cpu, outside_inference
 from sfumato.model import Model
 from sfumato.process.gaussian import require_numbers
 from sfumato.sampling import refuse_arguments
@@ -33,6 +33,7 @@ _NUMBERS, _MOST, _LEAST = 1 << 16, 4096, 64  # numbers in all fitted points, and
 _LEAST_NOISY = 128  # a law needs more points than a path
 
 
+@default_cpu()
 @outside_inference
 def tune(
     model: Model,
