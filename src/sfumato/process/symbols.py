@@ -167,6 +167,14 @@ class Symbols(abc.ABC):
         return self.spread(self.hot(x, dtype)[..., : self.states], t)
 
     @final
+    def away(self, z: Tensor, t: Time, dtype: torch.dtype = torch.float64) -> Tensor:
+        """The rate of jumps z -> y for every y per unit of the level, (B, *shape, size); 0 at y = z."""
+        own = z[..., None]
+        into = self.into(torch.arange(self.size, device=z.device).expand(*z.shape, self.size), t, dtype)  # (.., y, z)
+        into = into.expand(*into.shape[:-1], self.size).gather(-1, own[..., None].expand(*own.shape[:-1], self.size, 1))
+        return into[..., 0].scatter(-1, own, 0.0)
+
+    @final
     def matrix(self, s: Time, t: Time) -> Tensor:
         """q(z_t | z_s) for all pairs at two numbers s <= t, float64 (size, size): rows z_s, columns z_t."""
         return self.likelihood(torch.arange(self.size), s, t).mT
