@@ -120,16 +120,21 @@ class Symbols(abc.ABC):
 
         with the true marginal q of the symbol given x, and p its marginal predicted from the other symbols.
         """
-        dtype = torch.promote_types(belief.logits.dtype, torch.float32)
-        tiny, own = torch.finfo(dtype).tiny, belief.z[..., None]
-        clean = self.hot(x, dtype)[..., : self.states]
-        q = self.spread(clean, belief.t).clamp_min(tiny)
-        p = self.spread(belief.other.to(dtype).softmax(-1), belief.t).clamp_min(tiny)
-        true, model = q / q.gather(-1, own), p / p.gather(-1, own)
+        zeta = self.spread(
+            belief.other.to(torch.promote_types(belief.logits.dtype, torch.float32)).softmax(-1), belief.t
+        )
+        zeta = zeta.clamp_min(torch.finfo(zeta.dtype).tiny)
+        return self.score_entropy(zeta / zeta.gather(-1, belief.z[..., None]), x, belief.z, belief.t)
+
+    def score_entropy(self, ratio: Tensor, x: Tensor, z: Tensor, t: Time) -> Tensor:
+        """The same for any ratios r' (B, *shape, size), of a distribution or not: SEDD's loss (2310.16834, Eq. 9)."""
+        tiny = torch.finfo(ratio.dtype).tiny
+        q = self.marginal(x, t, ratio.dtype).clamp_min(tiny)
+        true, model = q / q.gather(-1, z[..., None]), ratio.clamp_min(tiny)
         gap = model.log() - true.log()
         near = true * (torch.expm1(gap.clamp_max(1.0)) - gap)  # precise for small gaps
         excess = torch.where(gap > 1, model - true - true * gap, near)
-        return (self.into(belief.z, belief.t, dtype) * excess).sum(-1)
+        return (self.into(z, t, ratio.dtype) * excess).sum(-1)
 
     # -- the distribution of z ---------------------------------------------------------------------------------------
 
