@@ -5,8 +5,7 @@ import pytest
 from sfumato.certification import certify, summary
 from sfumato.errors import SfumatoError
 from sfumato.schedules import Flow, LinearBeta
-from sfumato.solvers import NAMES, Adaptive
-from sfumato.solvers.discrete import SymbolSolver
+from sfumato.solvers import NAMES, Adaptive, SymbolSolver
 
 CALLS = {
     "annealed-langevin": lambda k: 10 * k + 1,

@@ -32,12 +32,12 @@ from sfumato.solvers import (
     Multistep,
     Plan,
     Singlestep,
+    SymbolSolver,
     UniPC,
     default,
     grids,
 )
 from sfumato.solvers.build import Solver, ddim
-from sfumato.solvers.discrete import SymbolSolver
 from solver_cases import CASES, ROWS, SOLVERS, STRUCTURE, mixture
 
 F64 = torch.float64
