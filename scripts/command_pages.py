@@ -33,7 +33,10 @@ EXAMPLES = {
     "tune": ["sfumato tune runs/digits --steps 6 --points 128 --rounds 10"],
     "likelihood": ["sfumato likelihood runs/digits digits -n 4"],
     "memorization": ["sfumato memorization runs/digits -n 128"],
-    "explain-objective": ["sfumato explain-objective --target velocity --schedule flow --times logit-normal"],
+    "explain-objective": [
+        "sfumato explain-objective --target velocity --schedule flow --times logit-normal",
+        "sfumato explain-objective --process masked --loss mask-predict",
+    ],
     "certify": ["sfumato certify dpm++2m --quick"],
 }
 UNDER_WAY = "sfumato train digits --steps 100000 --net tiny --out runs/long"  # what `control` speaks to

@@ -57,6 +57,8 @@ LIMITS = {
     "sd3_times": 1e-12,
     "sliced_score_matching": 1e-10,
     "stochastic_solvers": 1e-9,
+    "symbol_losses": 1e-12,
+    "symbol_steps": 1e-12,
     "teacher_targets": 1e-9,
     "tuned": 0.5,
     "vae": 1e-10,

@@ -41,7 +41,7 @@ TREE = schema.fields({"name": schema.text, "args": schema.mapping(schema.anythin
 _PROVENANCE = schema.fields(
     {name: schema.text for name in ("sfumato", "torch", "date")},
     {
-        **{name: schema.text for name in ("python", "data", "times", "weight", "precision")},
+        **{name: schema.text for name in ("python", "data", "times", "weight", "loss", "precision")},
         **{name: schema.whole(0) for name in ("samples", "steps", "samples_seen", "threads")},
         "seed": schema.whole(), "guidance": schema.number(-1e6, 1e6), "holdout": schema.number(0, 1),
         "seconds": schema.number(),

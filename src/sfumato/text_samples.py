@@ -8,7 +8,8 @@ longer    windows one after another, each of which begins with the last half of 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,13 +59,7 @@ def sample_text(
     known. Raises SfumatoError for a model that is not one of text.
     """
     text, window = _of_text(model)
-    if isinstance(model, Autoregressive):
-        if order not in (None, "left-to-right"):
-            raise SfumatoError(f"An autoregressive model draws left to right: leave the order {order!r} out.")
-    elif solver is None:
-        solver = Reveal(order=order or Reveal.order, temperature=temperature, top_p=top_p)
-    elif order is not None or temperature != 1 or top_p != 1:
-        raise SfumatoError("order, temperature and top_p belong to the solver 'reveal': leave the solver out.")
+    solver = _solver(model, solver, order, temperature, top_p)
     if prompt and infill is not None:
         raise SfumatoError("A prompt begins a text, and infill is a whole one: give one of the two.")
     known = _known(text, prompt if infill is None else infill, infill is not None)
@@ -78,26 +73,41 @@ def sample_text(
             "Symbols that are vectors are drawn all together, a window at most: leave out prompt and infill, and take "
             f"a length of at most {window}, or a masked model."
         )
-
-    def fill(z: Tensor, number: int) -> Tensor:
-        """The window of this number, of which -1 is unknown."""
-        own = (seed + number * _STREAM) % 2**63
-        if isinstance(model, Autoregressive):
-            parts = torch.arange(len(z)).split(batch)
-            return torch.cat([_behind(model, z[i], length, own, index[i], temperature, top_p, cond) for i in parts])
-        free = z < 0
-        most = int(free[0].sum())
-        calls = min(STEPS, most) if steps is None else steps
-        masked = isinstance(model.process, Masked)
-        start = torch.where(free, model.process.mask, z)[:, None] if masked else None
-        drawn = sample(
-            model, steps=calls, solver=solver, seed=own, z=start, index=index, batch=batch, normalised=True, cond=cond,
-            t_start=_start(model, 1 - most / window) if masked else 1.0,
-        )  # fmt: skip
-        return torch.where(free, drawn[:, 0], z)
-
-    rows = _filled(known, length, window, len(index), fill)
+    if isinstance(model, Autoregressive):
+        fill = partial(_behind, model, length, index, batch, {"temperature": temperature, "top_p": top_p, **cond})
+    else:
+        fill = partial(_within, model, steps, solver, index, batch, cond)
+    rows = _filled(known, length, window, len(index), lambda z, number: fill(z, (seed + number * _STREAM) % 2**63))
     return [text.decode(row.tolist()) for row in rows[:, :length]]
+
+
+def _solver(model: Any, solver: AnySolver | None, order: str | None, temperature: float, top_p: float) -> Any:
+    """The solver of these choices; None for a model that has no masks."""
+    if isinstance(model, Autoregressive):
+        if order not in (None, "left-to-right"):
+            raise SfumatoError(f"An autoregressive model draws left to right: leave the order {order!r} out.")
+        return None
+    if solver is None and isinstance(model.process, Masked):
+        return Reveal(order=order or Reveal.order, temperature=temperature, top_p=top_p)
+    if order is not None or temperature != 1 or top_p != 1:
+        raise SfumatoError(
+            "order, temperature and top_p belong to masked text and its solver 'reveal': leave them or the solver out."
+        )
+    return solver
+
+
+def _within(
+    model: Any, steps: int | None, solver: AnySolver | None, index: Tensor, batch: int, cond: Any, z: Tensor, seed: int
+) -> Tensor:  # fmt: skip
+    """The window z (n, L) with symbols for all -1."""
+    free, masked = z < 0, isinstance(model.process, Masked)
+    most = int(free[0].sum())
+    drawn = sample(
+        model, steps=min(STEPS, most) if steps is None else steps, solver=solver, seed=seed, index=index, batch=batch,
+        z=torch.where(free, model.process.mask, z)[:, None] if masked else None,
+        t_start=_start(model, 1 - most / z.shape[1]) if masked else 1.0, normalised=True, cond=cond,
+    )  # fmt: skip
+    return torch.where(free, drawn[:, 0], z)
 
 
 def _start(model: Any, kept: float) -> float:
@@ -106,17 +116,15 @@ def _start(model: Any, kept: float) -> float:
 
 
 def _behind(
-    model: Autoregressive, z: Tensor, length: int, seed: int, index: Tensor, temperature: float, top_p: float,
-    cond: Mapping[str, Any],
+    model: Autoregressive, length: int, index: Tensor, batch: int, more: Any, z: Tensor, seed: int
 ) -> Tensor:  # fmt: skip
-    """The window with symbols behind those that are known, as far as `length` asks."""
-    known = int((z[0] >= 0).sum())
+    """The window z (n, L) with symbols behind those that are known, as far as `length` asks."""
+    known, stop = int((z[0] >= 0).sum()), min(length, z.shape[1])
     if bool((z[0, :known] < 0).any()):
         raise SfumatoError("An autoregressive model knows beginnings only: give a prompt, or take a masked model.")
-    drawn = model.extended(z[:, None, :known], min(length, z.shape[1]), seed, index, temperature, top_p, **cond)[
-        :, 0
-    ].cpu()
-    return torch.nn.functional.pad(drawn, (0, z.shape[1] - drawn.shape[1]))
+    parts = torch.arange(len(z)).split(batch)
+    drawn = torch.cat([model.extended(z[i, None, :known], stop, seed, index[i], **more)[:, 0].cpu() for i in parts])
+    return torch.nn.functional.pad(drawn, (0, z.shape[1] - stop))
 
 
 def _of_text(model: Any) -> tuple[Tokeniser, int]:

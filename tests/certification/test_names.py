@@ -5,7 +5,7 @@ import pytest
 from sfumato.certification import certify, summary
 from sfumato.errors import SfumatoError
 from sfumato.schedules import Flow, LinearBeta
-from sfumato.solvers import NAMES, Adaptive
+from sfumato.solvers import NAMES, Adaptive, SymbolSolver
 
 CALLS = {
     "annealed-langevin": lambda k: 10 * k + 1,
@@ -26,7 +26,11 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("adaptive", "ddpm-learned", "reveal")])
+OF_SYMBOLS = [name for name in NAMES if isinstance(NAMES[name](), SymbolSolver)]
+NAMED = [name for name in NAMES if name not in ("adaptive", "ddpm-learned", *OF_SYMBOLS)]
+
+
+@pytest.mark.parametrize("name", NAMED)
 def test_every_name_is_certified(name):
     found = certify(NAMES[name](), name=name, calls=CALLS.get(name, 1), schedules={"VP": LinearBeta()}, quick=True)
     assert found.passed, str(found)
@@ -34,9 +38,11 @@ def test_every_name_is_certified(name):
     assert name in summary({name: found}) and found.to_dict()["passed"]
 
 
-def test_a_solver_of_masks_is_not_certified_on_numbers():
-    with pytest.raises(SfumatoError, match="Only masked symbols are revealed"):
-        certify(NAMES["reveal"](), schedules={"VP": LinearBeta()}, quick=True)
+def test_a_solver_of_symbols_is_not_certified_on_numbers():
+    assert {"reveal", "maskgit", "tau-leaping", "theta-trapezoid"} <= set(OF_SYMBOLS)
+    for name in OF_SYMBOLS:
+        with pytest.raises(SfumatoError, match="Only masked symbols are revealed|Rates are those of symbols"):
+            certify(NAMES[name](), schedules={"VP": LinearBeta()}, quick=True)
 
 
 def test_an_adaptive_solver_has_no_order_to_certify():

@@ -145,3 +145,21 @@ def test_plots_that_cannot_be_written(refused, workplace, name, said):
 def test_a_model_without_noise_levels_has_no_objective(refused):
     codec = Path(__file__).parents[1] / "fixtures/v1_codec.safetensors"
     assert "holds a model without noise levels" in refused("explain-objective", codec)
+
+
+def test_symbols_by_names(call, refused):
+    status, out, err = call("explain-objective", "--process", "masked(states=27)", "--loss", "masked")
+    assert status == 0 and err == "" and "process masked, schedule Flow, loss masked" in out
+    assert "the bound on -log p(x)" in out and "MDLM (2406.07524)" in out and "no chance is left in their number" in out
+    out = call("explain-objective", "--process", "masked", "--times", "uniform")[1]
+    assert "loss denoising" in out and "without limit: take --loss masked" in out
+    facts = json.loads(call("explain-objective", "--process", "masked", "--loss", "mask-predict", "--json")[1])
+    assert facts["levels"][4]["weight"] == pytest.approx(0.4) and not facts["bound"]
+    assert "no bound" in call("explain-objective", "--process", "uniform", "--loss", "sundae")[1]
+    for words, said in [
+        (("--process", "masked", "--target", "v"), "has no --target"),
+        (("--process", "uniform", "--loss", "masked"), "need process='masked'"),
+        (("--process", "masked", "--loss", "autoregressive"), "no noise levels of symbols"),
+        (("--process", "maskd"), "did you mean 'masked'"),
+    ]:
+        assert said in refused("explain-objective", *words)

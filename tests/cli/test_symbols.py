@@ -38,6 +38,9 @@ def test_symbols_are_trained_sampled_and_measured(call, symbols, tmp_path, proce
     assert status == 0 and found["bound"] and -12 < found["nats"] < 0 and found["bits_per_dim"] > 0
     status, out, err = call("resume", run, "--steps", "45")
     assert status == 0, err
+    status, out, err = call("explain-objective", run)
+    assert status == 0 and "the loss is the bound on -log p(x)" in out
+    assert call("explain-objective", run / "model.safetensors") == (status, out, err)
     status, out, err = call("doctor", run)
     assert status == 0 and "of 22 checks could be made" in out
     status, out, err = call("info", run)
@@ -66,7 +69,7 @@ def test_strings_of_any_length_are_trained_sampled_and_measured(call, tmp_path):
         (["tune", "RUN", "--steps", "3"], "only for a Gaussian process"),
         (["sample", "RUN", "--solver", "heun"], "cannot sample the states of Masked"),
         (["likelihood", "RUN", "DATA", "--method", "ode"], "use method='elbo'"),
-        (["explain-objective", "RUN"], "has none"),
+        (["explain-objective", "RUN", "--times", "uniform", "--weight", "plain"], "add --loss"),
         (["train", "DATA", "--process", "product", "--steps", "3"], "needs the argument 'processes'"),
         (["train", "DATA", "--process", "masked(states=2)", "--steps", "3"], "integers from 0 to 1"),
     ],

@@ -11,63 +11,149 @@ from sfumato.belief import Logits
 from sfumato.exact import Table
 from sfumato.process import Hybrid, Ladder, Masked, Symbols, Uniform
 from sfumato.solvers import Ancestral, Reveal
-from sfumato.solvers.reveal import ORDERS, chosen, hitting_time
+from sfumato.solvers.reveal import DRAWN, ORDERS, SIZES, chosen, hidden, hitting_time, within
+from symbol_cases import F64, TABLE, distance, joined, sampled
 
-F64 = torch.float64
-TRUTH = Table(torch.rand(3, 3, 3, generator=torch.Generator().manual_seed(7), dtype=F64) ** 3)
 MASKED = Masked(schedules.Flow(), 3)
 
 
-def step(sites: torch.Tensor) -> torch.Tensor:
-    """The transition matrix of independent draws: (S^d, d, S) -> (S^d, S^d)."""
-    n, dim, _ = sites.shape
-    whole = sites[:, 0]
-    for i in range(1, dim):
-        whole = (whole[:, :, None] * sites[:, i, None, :]).reshape(n, -1)
-    return whole
-
-
-def distance(law: torch.Tensor, process: Symbols) -> float:
-    """The total variation of a law of noisy states from the table."""
-    wanted = torch.zeros_like(law)
-    wanted[TRUTH.place(TRUTH.states, process.size)] = TRUTH.probs
-    return float((law - wanted).abs().sum()) / 2
-
-
-def revealed(order: str, calls: int) -> float:
-    """The total variation of the samples of `calls` calls, averaged over the orders where they are drawn."""
-    states = TRUTH.noisy(MASKED)
-    masked, belief = states == MASKED.mask, TRUTH.denoiser(MASKED)(states, 0.5)
+def revealed(solver: Reveal, calls: int) -> torch.Tensor:
+    """The law of the samples of `calls` calls, averaged over the orders where they are drawn."""
+    states = TABLE.noisy(MASKED)
+    masked, belief = states == MASKED.mask, TABLE.denoiser(MASKED)(states, 0.5)
     law = torch.zeros(len(states), dtype=F64)
     law[-1] = 1.0  # all masks
     numbers = [torch.tensor(each, dtype=F64).expand_as(states) for each in itertools.permutations(range(3))]
     for left in range(calls, 0, -1):
         found = torch.zeros_like(law)
         for each in numbers:
-            shown = chosen(order, belief, masked, left, each)
+            rest = solver.rest(belief, masked, masked, left, calls)
+            shown = chosen(solver.order, belief, masked, masked.sum(1) - rest, each)
             sites = torch.where(shown[..., None], torch.nn.functional.pad(belief.prob, (0, 1)), MASKED.hot(states, F64))
-            found += law @ step(sites) / len(numbers)
+            found += law @ joined(sites) / len(numbers)
         law = found
-    return distance(law, MASKED)
+    return law
 
 
-@pytest.mark.parametrize("order", ORDERS)
-def test_one_symbol_a_call_is_exact_in_every_order(order: str) -> None:
-    assert revealed(order, 3) < 1e-14 and revealed(order, 5) < 1e-14
-    assert revealed(order, 1) == pytest.approx(revealed("random", 1), abs=1e-14)
-    assert 0.01 < revealed(order, 2) < revealed(order, 1)
+@pytest.mark.parametrize("order", [order for order in ORDERS if order not in DRAWN])
+@pytest.mark.parametrize("sizes", SIZES)
+def test_one_symbol_a_call_is_exact_in_every_order(order: str, sizes: str) -> None:
+    away = [distance(revealed(Reveal(order=order, sizes=sizes), calls), MASKED) for calls in (1, 2, 3, 5)]
+    assert away[2] < 1e-14 and away[3] < 1e-14
+    assert away[0] == pytest.approx(distance(revealed(Reveal(order="random"), 1), MASKED), abs=1e-14)
+    assert 0.01 < away[1] < away[0]
 
 
-def bridged(process: Symbols, calls: int, eta: float = 1.0, restart: float = 0.0, table: Table = TRUTH) -> float:
+def bridged(process: Symbols, calls: int, eta: float = 1.0, restart: float = 0.0, table: Table = TABLE) -> float:
     """The total variation of `Ancestral` with this many calls."""
-    states, model = table.noisy(process), table.denoiser(process)
-    law = step(process.pi.expand(1, table.dim, -1))[0]
-    for t, s in itertools.pairwise([1 - k / calls for k in range(calls)] + [0.0]):
-        sites = process.bridge(model(states, t), s, eta, restart)
-        law = law @ step(sites.nan_to_num(0.0))
-    wanted = torch.zeros_like(law)
-    wanted[table.place(table.states, process.size)] = table.probs
-    return float((law - wanted).abs().sum()) / 2
+    return sampled(process, calls, lambda belief, s: process.bridge(belief, s, eta, restart), table)
+
+
+def drawn(solver: Reveal, calls: int) -> torch.Tensor:
+    """The law of the samples, (64,), of an order of what was drawn without noise, by all draws of all calls."""
+    z, score, weight = torch.full((1, 3), MASKED.mask), torch.zeros(1, 3, dtype=F64), torch.ones(1, dtype=F64)
+    y = TABLE.states
+    for left in range(calls, 0, -1):
+        masked, belief = z == MASKED.mask, TABLE.denoiser(MASKED)(z, 0.5)
+        if not masked.any():
+            break
+        rest = solver.rest(belief, masked, score, left, calls).repeat_interleave(27)
+        p, filled = belief.prob[:, torch.arange(3), y].flatten(0, 1), y.repeat(len(z), 1)  # every draw in every row
+        masked, z, score = (each.repeat_interleave(27, 0) for each in (masked, z, score))
+        weight = weight.repeat_interleave(27) * torch.where(masked, p, 1 / 3).prod(1)
+        score = torch.where(masked, p.log(), score)
+        z = torch.where(hidden(solver.order, score, masked, rest), MASKED.mask, torch.where(masked, filled, z))
+    return torch.zeros(64, dtype=F64).index_add(0, TABLE.place(z, 4), weight)
+
+
+def test_choosing_by_what_was_drawn_is_biased_with_any_number_of_calls() -> None:
+    """MaskGIT without noise: a symbol is revealed more often if it is probable; as with one call a symbol."""
+    for order, calls, error in [
+        ("maskgit", 1, 0.2537), ("maskgit", 2, 0.2440), ("maskgit", 3, 0.3874), ("maskgit", 9, 0.3874),
+        ("mask-predict", 2, 0.2440), ("mask-predict", 3, 0.3660),
+    ]:  # fmt: skip
+        assert distance(drawn(Reveal(order=order), calls), MASKED) == pytest.approx(error, abs=6e-5), (order, calls)
+    assert distance(drawn(Reveal(order="maskgit", sizes="cosine"), 2), MASKED) == pytest.approx(0.2964, abs=6e-5)
+
+
+def test_gumbel_noise_takes_the_bias_away() -> None:
+    """One symbol a call: of draws with probabilities p, i is first with p_i^(1 / tau) / sum, tau = gumbel left / T."""
+    n, model = 20_000, TABLE.denoiser(MASKED)
+    for gumbel, error in [(1.0, 0.1719), (4.5, 0.0498), (100.0, 0.0023)]:  # by that formula
+        x = sf.sample(model, n, steps=3, solver=Reveal(order="maskgit", gumbel=gumbel), batch=n, seed=1)
+        share = torch.bincount(TABLE.place(x), minlength=27) / n
+        assert float((share - TABLE.probs).abs().sum()) / 2 == pytest.approx(error, abs=0.02), gumbel
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.8, 1.2])
+def test_an_entropy_bound_bounds_the_divergence(gamma: float) -> None:
+    """KL(p || samples) <= gamma a call, and 0 with none."""
+    law = revealed(Reveal(order="entropy", gamma=gamma), 3)[TABLE.place(TABLE.states, 4)]
+    kl = float((TABLE.probs * (TABLE.probs / law).log()).sum())
+    assert kl <= 3 * gamma + 1e-14 and (kl > 0.01) == (gamma > 1)
+    masked = torch.tensor([[True, True, True, False], [False, True, True, True]])
+    entropy = torch.tensor([[0.5, 0.1, 0.3, 0.0], [9.0, 2.0, 1.0, 3.0]])
+    assert within(entropy, masked, 0.39).tolist() == [2, 1] and within(entropy, masked, 0.41).tolist() == [3, 1]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("order", ["random", "maskgit", "mask-predict"])
+def test_as_many_calls_as_asked_for_and_none_without_a_symbol(order: str, sizes: str) -> None:
+    for count, calls in [(10, 1), (10, 3), (10, 4), (10, 10), (3, 8)]:
+        z = torch.full((2, 12), 1)
+        z[0, :count], z[1, 12 - count // 2 :] = 2, 2  # rows with masks of their own
+        process = Masked(schedules.Flow(), 2)
+        plan = Reveal(order=order, sizes=sizes).plan(process, calls)
+        left = [
+            (state.z == 2).sum(1).tolist()
+            for state in plan.run(
+                sf.Denoiser(sf.nets.MLP(12, 8, 1), process), z, sf.Noise(1, torch.arange(2), sf.noise.STEP)
+            )
+        ]
+        assert plan.spent == min(count, calls) and left[-1] == [0, 0]
+        assert all(after < before for before, after in itertools.pairwise([row[0] for row in left]) if before)
+        if (count, calls, order, sizes) == (10, 4, "random", "cosine"):
+            assert [row[0] for row in left] == [10, 9, 7, 3, 0]
+
+
+def test_each_row_has_positions_of_its_own() -> None:
+    z = torch.tensor([[3, 1, 3], [1, 3, 3], [3, 3, 3], [2, 1, 0]])
+    plan = Reveal(order="left-to-right").plan(MASKED, 3)
+    walk = plan.start(TABLE.denoiser(MASKED), z, sf.Noise(1, torch.arange(4), sf.noise.STEP))
+    walk.advance()
+    assert (walk.z == 3).tolist() == [[False, False, True], [False, False, True], [False, True, True], [False] * 3]
+
+
+def test_nothing_that_is_suppressed_is_drawn_and_nothing_given_is_changed() -> None:
+    class Suppressed:
+        process, shape, device, spec = MASKED, (3,), torch.device("cpu"), None
+        logits = torch.tensor([0.0, -torch.inf, 1.0]).expand(200, 3, 3).clone()
+
+        def __call__(self, z, t):
+            return self.process.read(self.logits, z, t)
+
+    for solver in ("reveal(order=confidence)", "maskgit", "mask-predict", "reveal(temperature=3.0, top_p=0.99)"):
+        model = Suppressed()
+        x = sf.sample(model, 200, steps=2, batch=200, solver=solver)
+        assert not bool((x == 1).any()) and bool((x == 2).any())
+        assert torch.equal(model.logits, Suppressed.logits) and model.logits[0, 0].tolist() == [0, -torch.inf, 1]
+
+
+def test_mask_predict_masks_again_what_is_least_probable() -> None:
+    score = torch.tensor([[-0.1, -3.0, -1.0, torch.inf]])
+    rest, masked = torch.tensor([1]), torch.tensor([[True, False, True, False]])
+    assert hidden("mask-predict", score, masked, rest).tolist() == [[False, True, False, False]]
+    assert hidden("maskgit", score, masked, rest).tolist() == [[False, False, True, False]]
+    cold = sf.sample(TABLE.denoiser(MASKED), 50, steps=6, solver="mask-predict")
+    assert bool((cold == cold[0]).all())  # the most probable symbols, whatever the noise
+
+
+@pytest.mark.parametrize(("order", "sizes"), [("maskgit", "equal"), ("maskgit", "cosine"), ("mask-predict", "equal")])
+def test_samples_have_the_law_of_their_draws(order: str, sizes: str) -> None:
+    solver, n = Reveal(order=order, sizes=sizes), 20_000
+    x = sf.sample(TABLE.denoiser(MASKED), n, steps=2, solver=solver, batch=n, seed=1)
+    share = torch.bincount(TABLE.place(x, 4), minlength=64) / n
+    assert float((share - drawn(solver, 2)).abs().sum()) / 2 < 0.015
 
 
 def test_ancestral_sampling_errs_by_what_symbols_say_of_each_other_alone() -> None:
@@ -126,13 +212,14 @@ def test_first_hitting_calls_at_the_times_of_the_reverse_process() -> None:
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_samples_keep_what_is_known_and_end_without_masks(order: str) -> None:
-    model, known = TRUTH.denoiser(MASKED), torch.tensor([[3, 1, 3]]).expand(400, 3)
+    model, known = TABLE.denoiser(MASKED), torch.tensor([[3, 1, 3]]).expand(400, 3)
     plan = Reveal(order=order).plan(MASKED, 2)
     *_, last = plan.run(model, known, sf.Noise(1, torch.arange(400), noise.STEP))
     assert bool((last.z[:, 1] == 1).all()) and int(last.z.max()) < 3
-    given = TRUTH.probs.reshape(3, 3, 3)[:, 1].flatten()
-    share = torch.bincount(last.z[:, 0] * 3 + last.z[:, 2], minlength=9) / 400
-    assert float((share - given / given.sum()).abs().sum()) / 2 < 0.1
+    if order not in DRAWN:
+        given = TABLE.probs.reshape(3, 3, 3)[:, 1].flatten()
+        share = torch.bincount(last.z[:, 0] * 3 + last.z[:, 2], minlength=9) / 400
+        assert float((share - given / given.sum()).abs().sum()) / 2 < 0.1
     assert plan.spent == 2 and "Reveal" in str(plan)
     assert sf.sample(model, 5, solver=(plan := Reveal(order=order).plan(MASKED, 9))).shape == (5, 3) and plan.spent == 3
 
@@ -188,22 +275,25 @@ def test_a_cold_belief_is_the_most_probable(solver: str) -> None:
 
 def test_restarts_sample_by_name_and_for_every_process() -> None:
     for process in (MASKED, Hybrid(schedules.Flow(), 3), Ladder(schedules.Flow(), 3)):
-        x = sf.sample(TRUTH.denoiser(process), 500, steps=8, solver="ancestral(restart=0.2)")
-        share = torch.bincount(TRUTH.place(x), minlength=27) / 500
-        assert float((share - TRUTH.probs).abs().sum()) / 2 < 0.2
+        x = sf.sample(TABLE.denoiser(process), 500, steps=8, solver="ancestral(restart=0.2)")
+        share = torch.bincount(TABLE.place(x), minlength=27) / 500
+        assert float((share - TABLE.probs).abs().sum()) / 2 < 0.2
 
 
 def test_what_cannot_be_revealed_is_said() -> None:
-    model = TRUTH.denoiser(Uniform(schedules.Flow(), 3))
+    model = TABLE.denoiser(Uniform(schedules.Flow(), 3))
     for attempt, words in [
         (lambda: sf.sample(model, 3, solver="reveal"), "Only masked symbols are revealed"),
         (lambda: Reveal().plan(MASKED, 3, t_stop=0.2), "ends with all symbols"),
         (lambda: Reveal(order="best"), "in the order 'best'"),
+        (lambda: Reveal(sizes="cosin"), "did you mean 'cosine'"),
+        (lambda: Reveal(gumbel=1.0), "Gumbel noise is for"),
+        (lambda: Reveal(order="random", gamma=1.0), "needs order='entropy'"),
         (lambda: sf.sample(model, 3, solver="ancestral(temperature=-1)"), "temperature above 0"),
         (lambda: sf.sample(model, 3, solver="ancestral(restart=2)"), "between 0 and 1"),
         (lambda: Ancestral(restart=0.5).plan(schedules.Flow(), 3), "for a process of symbols"),
         (
-            lambda: [*Reveal().plan(MASKED, 2).run(TRUTH.denoiser(MASKED), torch.full((2, 3), 3), torch.rand)],
+            lambda: [*Reveal().plan(MASKED, 2).run(TABLE.denoiser(MASKED), torch.full((2, 3), 3), torch.rand)],
             "sf.Noise",
         ),
     ]:

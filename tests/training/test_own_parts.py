@@ -198,17 +198,20 @@ LOSSES = {
     "score-matching(form=denoising)": "Denoiser",
     "denoising-autoencoder(sigma=0.5)": "Denoiser", "denoising-autoencoder(masking=0.3)": "DenoisingAutoencoder",
     "autoencoding(beta=0.5)": "Codec", "nonequilibrium(steps=8)": "Denoiser", "masked": "Denoiser",
+    "d3pm(steps=8)": "Denoiser", "score-entropy": "Denoiser", "sundae": "Denoiser", "mask-predict": "Denoiser",
+    "maskgit": "Denoiser",
 }  # fmt: skip
 
 
 def test_every_loss_by_name_leaves_a_file_that_loads(tmp_path):
-    own = {"robust", "autoregressive"}  # have tests of their own
+    own = {"robust", "autoregressive", "ratio-matching"}  # have tests of their own
+    processes = dict.fromkeys(("nonequilibrium", "d3pm", "score-entropy", "sundae"), "uniform")
+    processes |= dict.fromkeys(("masked", "mask-predict", "maskgit"), "masked")
     assert {registry.bare(word) for word in LOSSES} == set(registry.names("loss")) - own
     for i, (word, kind) in enumerate(LOSSES.items()):
-        settings = {
-            "hybrid": {"variance": "learned", "times": "uniform"}, "nonequilibrium": {"process": "uniform"},
-            "masked": {"process": "masked"},
-        }.get(registry.bare(word), {})  # fmt: skip
+        name = registry.bare(word)
+        settings = {"process": processes[name]} if name in processes else {}
+        settings |= {"variance": "learned", "times": "uniform"} if name == "hybrid" else {}
         data = BITS if "process" in settings else X
         net = "auto" if kind == "Codec" else "MLP(width=16, depth=1)"
         run = sf.train(data, tmp_path / str(i), loss=word, net=net, **settings, **SHORT)

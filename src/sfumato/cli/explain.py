@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sfumato import schedules, serialization
+from sfumato import serialization
 from sfumato.cli.look import opened
 from sfumato.cli.run import Voice
 from sfumato.data import DataSpec
@@ -16,18 +16,25 @@ from sfumato.diagnostics.board import board
 from sfumato.diagnostics.board_figures import Board
 from sfumato.errors import SfumatoError
 from sfumato.machine import device_of
-from sfumato.objectives import Objective
+from sfumato.objectives import Objective, SymbolObjective
+from sfumato.objectives.counts import CountedMasks
+from sfumato.process import Gaussian, Masked, Symbols, from_config
+from sfumato.registry import make
 from sfumato.schedule import schedule_of
 from sfumato.training.config import TrainConfig, from_dict, read
 from sfumato.training.parts import known_here, loss_of
 
 _DIALS = ("schedule", "target", "times", "weight")
 _OF_DATA = ("labels", "size", "split", "key")
+_OF_SYMBOLS = ("process", "schedule", "loss", "times", "weight")
 _STEP, _WIDEST = 2, 12  # of logsnr, between rows of the table and where it ends
 
 
 def explain_objective(options: Any, voice: Voice) -> None:
-    objective, names = _objective(options)
+    config, process, sigma_data = _settings(options)
+    if isinstance(process, Symbols):
+        return _of_symbols(options, voice, config, process)
+    objective, names = _objective(config, process, sigma_data)
     fault = _fault(objective)
     seen = _board(options)
     if options.plot is not None:
@@ -70,51 +77,94 @@ def _board(options: Any) -> Board | None:
     )  # fmt: skip
 
 
-def _objective(options: Any) -> tuple[Objective, dict[str, str]]:
-    """The objective of a run or a model, with settings replaced by those on the command line."""
-    given = {dial: getattr(options, dial) for dial in _DIALS if getattr(options, dial) is not None}
-    if options.model is None:
-        config, curve, sigma_data = from_dict(given), None, 1.0
-    else:
-        config, curve, sigma_data = _of_model(options.model, given)
-    schedule = schedule_of(config.schedule) if curve is None else curve
+def _objective(config: TrainConfig, process: Gaussian | None, sigma_data: float) -> tuple[Objective, dict[str, str]]:
+    """The objective of real numbers, and the names of its dials."""
     if loss_of(config).levels() is None:  # raises for settings that cannot be trained
         raise SfumatoError(f"The loss {config.loss} has no noise levels to explain.")
     names = {dial: getattr(config, dial) for dial in _DIALS}
-    if curve is not None:
-        names["schedule"] = type(curve).__name__
+    if process is not None:
+        names["schedule"] = type(process.schedule).__name__
+    schedule = schedule_of(config.schedule) if process is None else process.schedule
     return Objective(schedule, config.target, config.times, config.weight, sigma_data), names
 
 
-def _of_model(word: str, given: dict[str, str]) -> tuple[TrainConfig, Any, float]:
-    """(settings, the model's own schedule unless --schedule is set, sigma_data)."""
-    run = Path(word).expanduser()
+def _settings(options: Any) -> tuple[TrainConfig, Any, float]:
+    """(settings of a run or a model, replaced by those on the command line; process; sigma_data).
+
+    The process is None for real numbers under the schedule of the settings.
+    """
+    dials = dict.fromkeys((*_DIALS, *_OF_SYMBOLS))
+    given = {dial: getattr(options, dial) for dial in dials if getattr(options, dial) is not None}
+    if options.model is None:
+        config = from_dict(given)
+        return config, _process(config), 1.0
+    run = Path(options.model).expanduser()
     if (run / "config.yaml").is_file():
         kept = read(str(run / "config.yaml")) | given
         known_here(kept, run)
-        settings = from_dict(kept)
-        _of_numbers(settings.process)
-        return settings, None, 1.0
+        config = from_dict(kept)
+        return config, _process(config), 1.0
+    return _of_file(options.model, given)
+
+
+def _process(config: TrainConfig) -> Any:
+    """The process of symbols of the settings, of two where they leave their number to the data; None for numbers."""
+    if config.process == "gaussian":
+        return None
+    return make("process", config.process, {"schedule": schedule_of(config.schedule), "states": 2})
+
+
+def _of_file(word: str, given: dict[str, str]) -> tuple[TrainConfig, Any, float]:
     contract = serialization.read_contract(word)
     if contract["process"] is None:
         raise SfumatoError(f"{word} holds a model without noise levels, which has no objective to explain.")
-    _of_numbers(contract["process"]["name"])
-    given = {**{dial: v for dial, v in contract["provenance"].items() if dial in ("times", "weight")}, **given}
-    missing = [f"--{dial}" for dial in ("times", "weight") if dial not in given]
+    if "process" in given:
+        raise SfumatoError("A model file knows its process: leave out --process.")
+    process = from_config(contract["process"])
+    if not isinstance(process, Gaussian | Symbols):
+        raise SfumatoError("An objective is explained for one kind of data, and this model is of a product of several.")
+    needed = ("times", "weight") if isinstance(process, Gaussian) else ("times", "weight", "loss")
+    given = {**{dial: v for dial, v in contract["provenance"].items() if dial in needed}, **given}
+    missing = [f"--{dial}" for dial in needed if dial not in given]
     if missing:
         raise SfumatoError(
             f"{word} does not record how it was trained: add {' and '.join(missing)}, or give its run folder instead."
         )
-    curve = None if "schedule" in given else schedules.from_config(contract["process"]["args"]["schedule"])
-    return from_dict({"target": contract["target"], **given}), curve, float(contract["sigma_data"])
+    if isinstance(process, Symbols):
+        return from_dict(given), process.rescheduled(schedule_of(given.get("schedule", process.schedule))), 1.0
+    config = from_dict({"target": contract["target"], **given})
+    return config, None if "schedule" in given else process, float(contract["sigma_data"])
 
 
-def _of_numbers(process: str) -> None:
-    if process.lower().partition("(")[0] != "gaussian":
-        raise SfumatoError(
-            f"Objectives are explained in terms of a network's target, and a {process.lower()} process has none: with "
-            "weight 1 its loss is the bound on the likelihood, for any density of the levels."
-        )
+def _of_symbols(options: Any, voice: Voice, config: TrainConfig, process: Symbols) -> None:
+    for name in ("data", "plot", "target"):
+        if getattr(options, name) is not None:
+            raise SfumatoError(f"The objective of symbols has no --{name}: leave it out.")
+    objective = SymbolObjective(process, loss_of(config))
+    facts = objective.to_dict()
+    voice.emit(facts | {"named": {dial: getattr(config, dial) for dial in _OF_SYMBOLS}})
+    kind, curve = facts["process"].lower(), facts["schedule"]
+    loss = "denoising" if config.loss == "auto" else config.loss
+    drawn = f", times {config.times}, weight {config.weight}" if hasattr(objective.loss, "times") else ""
+    voice.say(f"process {kind}, schedule {curve}, loss {loss}{drawn}.", "")
+    voice.say("symbols kept   of the draws   weight w")
+    for row in facts["levels"]:
+        w = "-" if row["weight"] is None else f"{row['weight']:.4g}"
+        voice.say(f"{row['kept'][0]:4g} to {row['kept'][1]:<4g}   {row['drawn']:12.1%}   {w:>8}")
+    voice.say("The weight is that at the middle of each range, relative to the bound on -log p(x).", "")
+    voice.say(*_told(objective))
+
+
+def _told(objective: SymbolObjective) -> list[str]:
+    lines = ["The weight is 1: the loss is the bound on -log p(x)."] if objective.bound else []
+    lines += [f"The same: {', '.join(objective.same)}."] if objective.same else []
+    lines += [objective.note] if objective.note else []
+    if objective.infinite:
+        other = "--loss masked" if isinstance(objective.process, Masked) else "--times uniform-logsnr"
+        lines.append(f"The variance of one sample's loss grows with the range of levels without limit: take {other}.")
+    elif isinstance(objective.loss, CountedMasks):
+        lines.append("A batch spreads over the counts of masks: no chance is left in their number.")
+    return lines
 
 
 def _fault(objective: Objective) -> str | None:

@@ -382,12 +382,13 @@ EXPLAIN_OBJECTIVE = Command(
     "ELBO. The objective is that of a run, of a model file (with --times and --weight), or of names; the defaults are "
     "those of `sfumato train`. Flags given with MODEL replace its settings. With --data also shows the board of MODEL: "
     "its loss by noise level on the data, next to a trivial guess, the contribution of each level, gradient and noise "
-    "scale. With --json, prints one JSON object.",
+    "scale. For symbols (--process masked --loss maskgit) the weight is relative to the bound on the likelihood. With "
+    "--json, prints one JSON object.",
     [
         place("model", "MODEL", "A run folder or a .safetensors file.", nargs="?"),
         *(
             flag(f"--{dial}", "NAME", f"One of {', '.join(choices(dial))}.")
-            for dial in ("schedule", "target", "times", "weight")
+            for dial in ("schedule", "target", "times", "weight", "process", "loss")
         ),
         flag(
             "--plot", "PATH",

@@ -15,7 +15,7 @@ from sfumato.registry import register
 @register("loss", "autoregressive")
 @final
 class NextSymbol(Loss):
-    """-2 log p(x) / L, which is on the scale of the denoising loss of symbols; trains an `Autoregressive` model."""
+    """-log p(x) / L, nats per symbol; trains an `Autoregressive` model."""
 
     mask = "causal"
 
@@ -32,4 +32,4 @@ class NextSymbol(Loss):
 
     def losses(self, model: Any, batch: Any) -> Tensor:
         nats: Tensor = model.log_prob(batch.x, **batch.cond)
-        return nats * (-2 / batch.x[0].numel())
+        return -nats / batch.x[0].numel()

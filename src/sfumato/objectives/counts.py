@@ -10,6 +10,7 @@ that are drawn independently at a time t have the same mean, but their number va
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, final
 
@@ -19,12 +20,13 @@ from torch.nn.functional import cross_entropy
 
 from sfumato import noise
 from sfumato.conditions import unfolded
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, suggest
 from sfumato.model import Denoiser
-from sfumato.objectives.loss import Levels, Loss
-from sfumato.objectives.times import UniformTime
+from sfumato.objectives.loss import Loss
 from sfumato.process import Masked
 from sfumato.registry import register
+
+COUNTS = ("uniform", "cosine")
 
 
 def counted(u: Tensor, x: Tensor) -> Tensor:
@@ -52,9 +54,13 @@ def masked_logits(model: Any, z: Tensor, t: Tensor, at: Tensor, **cond: Any) -> 
     return logits
 
 
-def masked_nats(logits: Tensor, x: Tensor, at: Tensor, n: Tensor) -> Tensor:
-    """D / n times the sum over masks of -log p(x_i | z), (B,), at least float32; logits (m, K) of the m masks `at`."""
-    each = cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), x[at], reduction="none")
+def masked_nats(logits: Tensor, x: Tensor, at: Tensor, n: Tensor, smoothing: float = 0.0) -> Tensor:
+    """D / n times the sum over masks of -log p(x_i | z), (B,), at least float32; logits (m, K) of the m masks `at`.
+
+    smoothing: the share of each target that is spread evenly over all symbols.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    each = cross_entropy(logits, x[at], reduction="none", label_smoothing=smoothing)
     sums = each.new_zeros(len(x)).index_add(0, at.nonzero()[:, 0], each)
     return sums * (x[0].numel() / n.to(sums))
 
@@ -66,6 +72,7 @@ def masked_loss(
     seed: int = 0,
     index: Tensor | Sequence[int] | None = None,
     eps: Tensor | None = None,
+    smoothing: float = 0.0,
     **cond: Any,
 ) -> Tensor:
     """An unbiased estimate of the bound for each sample from one n, (B,) in nats; x int64 (B, *shape).
@@ -80,7 +87,7 @@ def masked_loss(
     n = counted(u, x)
     z, t = masked(model.process, x, n, eps)
     at = z == model.process.mask
-    return masked_nats(masked_logits(model, z, t, at, **unfolded(cond)), x, at, n)
+    return masked_nats(masked_logits(model, z, t, at, **unfolded(cond)), x, at, n, smoothing)
 
 
 def require_masks(model: Any) -> None:
@@ -93,24 +100,37 @@ def require_masks(model: Any) -> None:
 
 
 @register("loss", "masked")
+@register("loss", "mask-predict", power=1.0)
+@register("loss", "maskgit", power=1.0, counts="cosine", smoothing=0.1)
 @final
 class CountedMasks(Loss):
-    """Twice the bound in nats per symbol, as in the denoising loss, from one count of masks per sample (2110.02037).
+    """The bound in nats per symbol from one count n of masks per sample, for `process="masked"` (2110.02037), or
 
-    For `process="masked"`. The count is ceil(u D) of a sample's number u in (0, 1), so that a batch spreads over all.
+        (n / D)^power 1/n sum over masks of -log p(x_i | z),   n = ceil(m D),   m = u ("uniform") or cos(pi u / 2)
+
+    with a sample's number u in (0, 1), so that a batch spreads over all counts. As a function of the share m of masks,
+    the weight relative to the bound is m^power p(m). Mask-Predict (1904.09324) has the plain cross entropy at uniform
+    counts, the weight m; MaskGIT (2202.04200) the same at cosine counts, 2 m / (pi sqrt(1 - m^2)), which attends to the
+    first calls of sampling, and targets of which `smoothing` is spread over all symbols.
     """
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, power: float = 0.0, counts: str = "uniform", smoothing: float = 0.0) -> None:
         super().__init__()
-        self.seed = seed
+        if counts not in COUNTS:
+            raise SfumatoError(f"Masks are not counted by {counts!r}: {suggest(counts, COUNTS)}")
+        if not 0 <= smoothing < 1:
+            raise SfumatoError(f"The smoothing of targets is a share in [0, 1), not {smoothing:g}.")
+        self.seed, self.power, self.counts, self.smoothing = seed, power, counts, smoothing
 
     def losses(self, model: Any, batch: Any) -> Tensor:
-        x = model.process.data(batch.x)
-        return masked_loss(model, x, batch.u, self.seed, batch.index, cond=batch.cond) * (2 / x[0].numel())
+        x, u = model.process.data(batch.x), self.share(batch.u)
+        nats = masked_loss(model, x, u, self.seed, batch.index, smoothing=self.smoothing, cond=batch.cond)
+        size = x[0].numel()
+        return nats * (counted(u, x) / size).to(nats) ** self.power / size
 
-    def levels(self) -> Levels:
-        """Those of masks drawn independently, under which the bound has the same mean."""
-        return Levels(UniformTime(), None, UniformTime())
+    def share(self, u: Tensor) -> Tensor:
+        """m, the share of masks at u, like u."""
+        return u if self.counts == "uniform" else torch.cos(math.pi / 2 * u)
 
     def suits(self, model: Any) -> None:
         require_masks(model)

@@ -314,20 +314,24 @@ class Autoencoding(Loss):
 
 
 @register("loss", "nonequilibrium")
+@register("loss", "d3pm", steps=1000, share=1e-3)
 @final
 class Nonequilibrium(Loss):
-    """-K in nats per symbol, the bound of `steps` levels of a symbol process (1503.03585), for `process="uniform"`.
+    """-K in nats per symbol, the bound of `steps` levels of a symbol process (1503.03585, 2107.03006).
 
-    Each sample uses one level, chosen by its number u in (0, 1), so that a batch spreads over all levels.
+    Each sample uses one level, chosen by its number u in (0, 1), so that a batch spreads over all levels. share: of the
+    cross entropy of x that D3PM adds to every step (`nonequilibrium_loss`).
     """
 
-    def __init__(self, steps: int = 32, seed: int = 0) -> None:
+    def __init__(self, steps: int = 32, seed: int = 0, share: float = 0.0) -> None:
         super().__init__()
-        self.steps, self.seed = steps, seed
+        self.steps, self.seed, self.share = steps, seed, share
 
     def losses(self, model: Any, batch: Any) -> Tensor:
         x = model.process.data(batch.x)
-        nats = nonequilibrium_loss(model, x, self.steps, batch.u, self.seed, batch.index, cond=batch.cond)
+        nats = nonequilibrium_loss(
+            model, x, self.steps, batch.u, self.seed, batch.index, self.share, cond=batch.cond
+        )  # fmt: skip
         return nats / x[0].numel()
 
     def suits(self, model: Any) -> None:

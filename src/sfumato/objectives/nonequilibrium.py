@@ -67,9 +67,12 @@ def terminal_kl(process: Symbols, x: Tensor) -> Tensor:
 
 def step_kl(model: DiscreteModel, x: Tensor, z: Tensor, s: Time, t: Time, **cond: Any) -> Tensor:
     """KL(q(z_s | z_t, x) || p(z_s | z_t)) at z_t = z, (B,); at s = 0 this is -log p(x | z_t)."""
-    belief = model(z, t, **unfolded(cond))
-    p = model.process.bridge(belief, s)
-    return kl(model.process.posterior(z, x, s, t, p.dtype), p)
+    return _step_kl(model.process, model(z, t, **unfolded(cond)), x, s)
+
+
+def _step_kl(process: Symbols, belief: Logits, x: Tensor, s: Time) -> Tensor:
+    p = process.bridge(belief, s)
+    return kl(process.posterior(belief.z, x, s, belief.t, p.dtype), p)
 
 
 def nonequilibrium_bound(
@@ -102,11 +105,14 @@ def nonequilibrium_loss(
     u: Tensor | None = None,
     seed: int = 0,
     index: Tensor | Sequence[int] | None = None,
+    share: float = 0.0,
     **cond: Any,
 ) -> Tensor:
     """An unbiased estimate of -K from one step i = ceil(u T) per sample: L_T + T L_{i-1}, (B,) in nats.
 
     x: int64 (B, *shape). u: numbers in (0, 1), float64 (B,), by default drawn from (seed, index), like the noise.
+    share: lambda of T [L_{i-1} + lambda (-log p(x | z_i))], D3PM's hybrid loss (2107.03006, Eq. 5). p is the posterior
+    that follows from what the network says of the other symbols, so that both terms have one minimum.
     """
     require_symbols(model, steps)
     index = torch.arange(len(x)) if index is None else torch.as_tensor(index)
@@ -115,7 +121,10 @@ def nonequilibrium_loss(
     i = (u.double() * steps).ceil().clamp(1, steps)
     drawn = noise.normal(seed, index, tuple(x.shape[1:]), noise.TRAIN_NOISE, device=x.device)
     z = model.process.corrupt(x, i / steps, drawn)
-    terms = step_kl(model, x, z, (i - 1) / steps, i / steps, **cond)
+    belief = model(z, i / steps, **unfolded(cond))
+    terms = _step_kl(model.process, belief, x, (i - 1) / steps)
+    if share:
+        terms = terms + share * belief.nats(x).to(terms)
     return steps * terms + terminal_kl(model.process, x).to(terms)
 
 

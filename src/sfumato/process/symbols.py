@@ -93,13 +93,17 @@ class Symbols(Discrete):
 
         with the true marginal q of the symbol given x, and p its marginal predicted from the other symbols.
         """
-        dtype = torch.promote_types(belief.logits.dtype, torch.float32)
-        tiny, own = torch.finfo(dtype).tiny, belief.z[..., None]
-        clean = self.hot(x, dtype)[..., : self.states]
-        q = self.spread(clean, belief.t).clamp_min(tiny)
-        p = self.spread(belief.other.to(dtype).softmax(-1), belief.t).clamp_min(tiny)
-        excess = divergence(q / q.gather(-1, own), p / p.gather(-1, own))
-        return (self.into(belief.z, belief.t, dtype) * excess).sum(-1)
+        zeta = self.spread(
+            belief.other.to(torch.promote_types(belief.logits.dtype, torch.float32)).softmax(-1), belief.t
+        )
+        zeta = zeta.clamp_min(torch.finfo(zeta.dtype).tiny)
+        return self.score_entropy(zeta / zeta.gather(-1, belief.z[..., None]), x, belief.z, belief.t)
+
+    def score_entropy(self, ratio: Tensor, x: Tensor, z: Tensor, t: Time) -> Tensor:
+        """The same for any ratios r' (B, *shape, size), of a distribution or not: SEDD's loss (2310.16834, Eq. 9)."""
+        q = self.marginal(x, t, ratio.dtype).clamp_min(torch.finfo(ratio.dtype).tiny)
+        excess = divergence(q / q.gather(-1, z[..., None]), ratio)
+        return (self.into(z, t, ratio.dtype) * excess).sum(-1)
 
     # -- the distribution of z ---------------------------------------------------------------------------------------
 
@@ -116,6 +120,14 @@ class Symbols(Discrete):
     def marginal(self, x: Tensor, t: Time, dtype: torch.dtype = torch.float64) -> Tensor:
         """q(z_t | x), (B, *shape, size)."""
         return self.spread(self.hot(x, dtype)[..., : self.states], t)
+
+    @final
+    def away(self, z: Tensor, t: Time, dtype: torch.dtype = torch.float64) -> Tensor:
+        """The rate of jumps z -> y for every y per unit of the level, (B, *shape, size); 0 at y = z."""
+        own = z[..., None]
+        into = self.into(torch.arange(self.size, device=z.device).expand(*z.shape, self.size), t, dtype)  # (.., y, z)
+        into = into.expand(*into.shape[:-1], self.size).gather(-1, own[..., None].expand(*own.shape[:-1], self.size, 1))
+        return into[..., 0].scatter(-1, own, 0.0)
 
     @final
     def matrix(self, s: Time, t: Time) -> Tensor:

@@ -10,8 +10,9 @@ from sfumato.solvers.build import Solver
 from sfumato.solvers.churn import Churn
 from sfumato.solvers.ddim import DDIM, Euler
 from sfumato.solvers.ddpm import DDPM, LearnedDDPM, OptimalDDPM
-from sfumato.solvers.discrete import Ancestral
+from sfumato.solvers.discrete import Ancestral, SymbolSolver
 from sfumato.solvers.langevin import AnnealedLangevin, PredictorCorrector
+from sfumato.solvers.leaping import Leaping, ThetaTrapezoid
 from sfumato.solvers.lines import Bridge, Corrector, Jump, Linear
 from sfumato.solvers.multistep import Multistep
 from sfumato.solvers.named import DEIS, LMS, DPMSolver, DPMSolverPP, UniPC
@@ -45,7 +46,7 @@ def default(exact: bool = False) -> Solver:
 __all__ = [
     "DDIM", "DDPM", "DEIS", "LMS", "NAMES", "PNDM", "RK4", "Adaptive", "Ancestral", "AnnealedLangevin", "Bridge",
     "Brownian", "Churn", "Corrector", "DPMSolver", "DPMSolverPP", "Euler", "EulerMaruyama", "Heun", "Jump",
-    "LearnedDDPM", "Linear", "Midpoint", "Multistep", "OptimalDDPM", "Plan", "PredictorCorrector", "Reveal",
-    "RungeKutta", "SASolver", "SDEDPMSolver", "Singlestep", "Solver", "State", "UniPC", "Walk", "default", "grids",
-    "together",
+    "LearnedDDPM", "Leaping", "Linear", "Midpoint", "Multistep", "OptimalDDPM", "Plan", "PredictorCorrector", "Reveal",
+    "RungeKutta", "SASolver", "SDEDPMSolver", "Singlestep", "Solver", "State", "SymbolSolver", "ThetaTrapezoid",
+    "UniPC", "Walk", "default", "grids", "together",
 ]  # fmt: skip

@@ -46,6 +46,23 @@ class Draw(Jump):
         return belief.tempered(self.temperature, self.top_p).to(s, self.eta, noise, self.restart)
 
 
+class SymbolSolver(Solver):
+    """The base class of solvers for symbols alone."""
+
+    @property
+    def any_process(self) -> bool:  # type: ignore[override]  # of symbols, some
+        return True
+
+    @final
+    def require(self, process: Any, kind: type, what: str) -> None:
+        """Raise SfumatoError unless the process is of this kind."""
+        if not isinstance(process, kind):
+            raise SfumatoError(
+                f"{what}, and these states are of {type(process).__name__}: use another solver, such as "
+                "solvers.Ancestral()."
+            )
+
+
 @register("solver", "ancestral")
 @register("solver", "bridge", eta=0.0)
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,12 @@
 """Masked symbols revealed by number: so many a call, in an order, each drawn from p(x_i | z) at its call.
 
-    call k of T     ceil(masks left / calls left) symbols; with at least as many steps as symbols, one a call
+    call k of T     equal: ceil(masks left / calls left) symbols; with at least as many steps as symbols, one a call
+                    cosine: floor(N cos(pi k / 2T)) of N masks are left after it, few at first (2202.04200, Sec. 3.2)
+                    gamma: as many as sum H_i - max H_i <= gamma allows, by their entropies H_i (2505.24857)
 
-One symbol a call samples the exact law of an exact model in every order, since the chain rule holds in any order that
-is fixed by what is visible. Several a call are drawn independently of each other, as in ancestral sampling.
+One symbol a call samples the exact law of an exact model in every order that is fixed by what is visible, by the chain
+rule. Several a call are drawn independently of each other, as in ancestral sampling: with gamma the law then differs
+from an exact model's by KL <= gamma a call.
 
     first-hitting   at the times at which the reverse process reveals them: each symbol's own share of noise is uniform
     random          any symbol as likely as another
@@ -12,12 +15,20 @@ is fixed by what is visible. Several a call are drawn independently of each othe
     entropy         the smallest entropy first
     margin          the largest difference of the two most probable symbols first (Kim et al. 2025, 2502.06768)
 
+Two orders draw a symbol for every mask and choose by the probability of what was drawn, which favours probable symbols:
+their samples are not those of the model with any number of calls.
+
+    maskgit         the largest log p(drawn) + gumbel (T - k) / T g first, g of Gumbel's law (2202.04200)
+    mask-predict    all masks are filled, and the least probable of all that were not known at first masked again, with
+                    the p at which each was drawn; in the paper the most probable is drawn, top_p -> 0 (1904.09324)
+
 Sources: Zheng et al. 2024 (2409.02908) for first-hitting; Hoogeboom et al. 2021 (2110.02037) for any order.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, final
 
 import torch
@@ -30,11 +41,14 @@ from sfumato.process import Masked
 from sfumato.registry import register
 from sfumato.schedule import Schedule
 from sfumato.solvers import grids
-from sfumato.solvers.build import Builder, Solver
+from sfumato.solvers.build import Builder
+from sfumato.solvers.discrete import SymbolSolver
 from sfumato.solvers.lines import Corrector
 from sfumato.solvers.plan import Plan
 
-ORDERS = ("first-hitting", "random", "left-to-right", "confidence", "entropy", "margin")
+DRAWN = ("maskgit", "mask-predict")
+ORDERS = ("first-hitting", "random", "left-to-right", "confidence", "entropy", "margin", *DRAWN)
+SIZES = ("equal", "cosine")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,41 +64,50 @@ class EqualShares(grids.Grid):
 @final
 @dataclasses.dataclass
 class Line(Corrector):
-    """One call: reveal the next 1 / left of the masks.
+    """One call: reveal the next masks, with `left` of `of` calls to come, this one among them.
 
     It calls the model itself, at the time of each row's own share of masks, as in training by exact counts, or at its
-    hitting time; and not at all once nothing is masked.
+    hitting time; and not at all once nothing is masked. It carries the score at which each symbol was revealed,
+    infinite for what was known at first.
 
     start: the time of the plan's first call, when the noise of first-hitting begins.
     """
 
-    order: str
+    solver: Reveal
     left: int
+    of: int
     start: float
-    temperature: float
-    top_p: float
 
-    def __call__(self, model: Any, z: Tensor, t: float, s: float, state: Any, noise: Any) -> tuple[Tensor, None]:
+    def __call__(self, model: Any, z: Tensor, t: float, s: float, state: Any, noise: Any) -> tuple[Tensor, Any]:
         if not isinstance(noise, Noise):
             raise SfumatoError(
                 "Revealing symbols draws several numbers for each: pass the noise as sf.Noise(seed, index)."
             )
-        process = model.process
+        process, how, shape = model.process, self.solver, tuple(z.shape[1:])
         masked = z == process.mask
+        state = torch.where(masked, 0.0, torch.inf).double() if state is None else state
         self.calls = int(masked.any())
         if not self.calls:
-            return z, None
+            return z, state
         at = process.time(masked.flatten(1).double().mean(1))
-        if self.order == "first-hitting":
-            numbers = noise.at(0).fold("time").normal(tuple(z.shape[1:]), z.device)  # of the whole walk
+        if how.order == "first-hitting":
+            numbers = noise.at(0).fold("time").normal(shape, z.device)  # of the whole walk
             at = hitting_time(process, masked, numbers, self.start)
         else:
-            numbers = noise.fold("order").normal(tuple(z.shape[1:]), z.device)
+            numbers = noise.fold("order").normal(shape, z.device)
         belief = model(z, at)
-        shown = chosen(self.order, belief, masked, self.left, numbers)
-        prob = belief.tempered(self.temperature, self.top_p).prob[shown]
-        drawn = process.draw(prob, noise.normal(tuple(z.shape[1:]), z.device)[shown])
-        return z.masked_scatter(shown, drawn), None
+        rest = how.rest(belief, masked, state, self.left, self.of)
+        law, draws = belief.tempered(how.temperature, how.top_p).prob, noise.normal(shape, z.device)
+        if how.order not in DRAWN:
+            shown = chosen(how.order, belief, masked, masked.flatten(1).sum(1) - rest, numbers)
+            return z.masked_scatter(shown, process.draw(law[shown], draws[shown])), state
+        z = z.masked_scatter(masked, process.draw(law[masked], draws[masked]))
+        score = belief.prob.double().gather(-1, z[..., None])[..., 0].log()
+        if how.gumbel:
+            u = noise.fold("gumbel").uniform(shape, z.device, torch.float64)
+            score = score - how.gumbel * (self.left - 1) / self.of * (-u.log()).log()
+        state = torch.where(masked, score, state)
+        return torch.where(hidden(how.order, state, masked, rest), process.mask, z), state
 
 
 def hitting_time(process: Masked, masked: Tensor, numbers: Tensor, start: float) -> Tensor:
@@ -94,8 +117,8 @@ def hitting_time(process: Masked, masked: Tensor, numbers: Tensor, start: float)
     return process.time((torch.special.ndtr(numbers.double()) * most).where(masked, 0.0).flatten(1).amax(1))
 
 
-def chosen(order: str, belief: Logits, masked: Tensor, left: int, numbers: Tensor) -> Tensor:
-    """The symbols to reveal, bool (B, *shape): the first ceil(masks / left) masks of each row in the order.
+def chosen(order: str, belief: Logits, masked: Tensor, count: Tensor, numbers: Tensor) -> Tensor:
+    """The symbols to reveal, bool (B, *shape): the first `count` (B,) masks of each row in an order of the belief.
 
     numbers: normal ones (B, *shape), the order itself where the belief does not decide.
     """
@@ -114,45 +137,81 @@ def chosen(order: str, belief: Logits, masked: Tensor, left: int, numbers: Tenso
         score = belief.prob.topk(2, -1).values.diff(dim=-1)[..., 0].neg()
     else:
         score = numbers
-    flat = score.where(masked, -torch.inf).flatten(1)
-    place = flat.argsort(dim=1, descending=True, stable=True).argsort(1).reshape(masked.shape)
-    count = -(-masked.flatten(1).sum(1) // left)
-    return masked & (place < count.reshape(-1, *[1] * (masked.ndim - 1)))
+    return _first(score, masked, count)
 
 
+def hidden(order: str, score: Tensor, masked: Tensor, rest: Tensor) -> Tensor:
+    """The symbols to mask of those just drawn, bool (B, *shape): the `rest` (B,) lowest scores, of "mask-predict" among
+    all that were not known at first."""
+    return _first(-score, masked if order == "maskgit" else score < torch.inf, rest)
+
+
+def _first(score: Tensor, among: Tensor, count: Tensor) -> Tensor:
+    """The `count` (B,) largest scores of each row among some, bool (B, *shape)."""
+    flat = score.where(among, -torch.inf).flatten(1)
+    place = flat.argsort(dim=1, descending=True, stable=True).argsort(1).reshape(among.shape)
+    return among & (place < count.reshape(-1, *[1] * (among.ndim - 1)))
+
+
+def within(entropy: Tensor, masked: Tensor, gamma: float) -> Tensor:
+    """How many masks may be revealed together, int64 (B,): the most with sum H - max H <= gamma, lowest H first."""
+    rising = entropy.double().where(masked, torch.inf).flatten(1).sort(1).values
+    before = rising.cumsum(1).roll(1, 1)
+    before[:, 0] = 0.0
+    return ((before <= gamma) & (rising < torch.inf)).sum(1)
+
+
+@register("solver", "maskgit", order="maskgit", sizes="cosine", gumbel=4.5)
+@register("solver", "mask-predict", order="mask-predict", top_p=1e-9)
 @register("solver", "reveal")
 @dataclasses.dataclass(frozen=True)
-class Reveal(Solver):
+class Reveal(SymbolSolver):
     """Reveal masks by number, in an order: one a call where there are enough steps, then exact for an exact model.
 
-    order: first-hitting, random, left-to-right, confidence, entropy or margin (`solvers.reveal`). temperature, top_p:
-    of the belief that symbols are drawn from (`Logits.tempered`).
+    order: first-hitting, random, left-to-right, confidence, entropy or margin, or of what was drawn, maskgit or
+    mask-predict (`solvers.reveal`). sizes: equal or cosine. gumbel: of maskgit. gamma: the bound on the entropy of what
+    is revealed together, in nats, in the place of sizes, for order="entropy"; the last call reveals all that is left.
+    temperature, top_p: of the belief that symbols are drawn from (`Logits.tempered`).
     """
 
     grid: grids.Grid = dataclasses.field(default_factory=EqualShares)
     order: str = "first-hitting"
     temperature: float = 1.0
     top_p: float = 1.0
+    sizes: str = "equal"
+    gumbel: float = 0.0
+    gamma: float | None = None
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
             raise SfumatoError(f"Symbols cannot be revealed in the order {self.order!r}: {suggest(self.order, ORDERS)}")
+        if self.sizes not in SIZES:
+            raise SfumatoError(f"Symbols cannot be revealed by sizes {self.sizes!r}: {suggest(self.sizes, SIZES)}")
+        if self.gumbel and self.order not in DRAWN:
+            raise SfumatoError(f"Gumbel noise is for an order of what was drawn, {' or '.join(DRAWN)}.")
+        if self.gamma is not None and (self.order != "entropy" or not self.gamma >= 0):
+            raise SfumatoError("A bound gamma is a number of at least 0, and needs order='entropy'.")
 
-    @property
-    def any_process(self) -> bool:  # type: ignore[override]  # of symbols, some
-        return True
+    def rest(self, belief: Logits, masked: Tensor, score: Tensor, left: int, of: int) -> Tensor:
+        """How many masks of each row are left after a call, int64 (B,): at least one less than before it."""
+        now = masked.flatten(1).sum(1)
+        if left == 1:
+            return torch.zeros_like(now)
+        if self.gamma is not None:
+            return now - within(belief.entropy, masked, self.gamma)
+        if self.sizes == "equal":
+            return now - -(-now // left)
+        at_first = (score < torch.inf).flatten(1).sum(1)
+        curve = (at_first * math.sin(math.pi / 2 * (left - 1) / of)).floor().long()  # cos of what is done
+        return torch.minimum(curve.clamp_min(left - 1), now - 1).clamp_min(0)
 
     def build(self, b: Builder) -> Plan:
-        if not isinstance(b.process, Masked):
-            raise SfumatoError(
-                f"Only masked symbols are revealed, and these states are of {type(b.process).__name__}: use another "
-                "solver, such as solvers.Ancestral() for symbols."
-            )
+        self.require(b.process, Masked, "Only masked symbols are revealed")
         if b.nodes[-1] > 0:
             raise SfumatoError(
                 "Revealing by number ends with all symbols: leave out t_stop, or use solvers.Ancestral()."
             )
         for k, t in enumerate(b.nodes[:-1]):
             b.call(t)
-            b.jump(Line(self.order, len(b.nodes) - 1 - k, b.nodes[0], self.temperature, self.top_p))
+            b.jump(Line(self, len(b.nodes) - 1 - k, len(b.nodes) - 1, b.nodes[0]))
         return dataclasses.replace(b.plan(f"Reveal({self.order})", 1), path=())

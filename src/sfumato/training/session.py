@@ -202,6 +202,7 @@ class Session:
             "guidance": self.config.guidance,
             "times": self.config.times,
             "weight": self.config.weight,
+            "loss": self.config.loss,
             "holdout": self.config.holdout,
             "steps": self.state.step,
             "samples_seen": self.state.samples,
