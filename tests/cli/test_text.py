@@ -1,6 +1,7 @@
 """Text from a file to samples, by the command line."""
 
 import json
+import shutil
 
 import pytest
 
@@ -150,6 +151,19 @@ def test_order_temperature_and_steps_are_heard(call, alternating, tmp_path):
     assert all(line["text"] in ("ab" * 6 + "a", "ba" * 6 + "b") for line in lines)
     facts = {"solver": "reveal", "steps": 13, "order": "confidence", "temperature": 0.5, "top_p": 0.9}
     assert facts.items() <= lines[0].items()
+
+
+def test_tuned_sizes_are_stored_and_used(call, alternating, tmp_path):
+    shutil.copytree(alternating, tmp_path / "run")
+    status, out, err = call("tune", "run", "--steps", "5", "--points", "16")
+    assert status == 0 and "nats a sample" in out and "--steps 5" in out, err
+    model = sf.load(tmp_path / "run")
+    assert model.plans["5"].lines[0].solver.sizes[0] == 13
+    texts = sf.sample_text(model, 3, steps=5)
+    assert texts == sf.sample_text(model, 3, solver=model.plans["5"]) != sf.sample_text(model, 3, steps=6)
+    assert "nats from the model" in call("info", "run")[1]
+    filled = sf.sample_text(model, 1, steps=5, infill="a__b_______a")[0]
+    assert filled[0] == filled[11] == "a" and filled[3] == "b" and "_" not in filled
 
 
 def test_the_default_file_and_the_words_printed(call, alternating, tmp_path):
