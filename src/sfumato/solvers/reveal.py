@@ -37,8 +37,9 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from sfumato import noise as numbers
 from sfumato import schema
-from sfumato.belief import Logits
+from sfumato.belief import Logits, tempered
 from sfumato.errors import SfumatoError, suggest
 from sfumato.noise import Noise
 from sfumato.process import Masked
@@ -72,8 +73,8 @@ class Line(Corrector):
     """One call: reveal the next masks, with `left` of `of` calls to come, this one among them.
 
     It calls the model itself, at the time of each row's own share of masks, as in training by exact counts, or at its
-    hitting time; and not at all once nothing is masked. It carries the score at which each symbol was revealed,
-    infinite for what was known at first.
+    hitting time; and not at all once nothing is masked. It carries a number of each symbol, the key of its hitting time or
+    the score at which it was revealed, infinite for what was known at first.
 
     start: the time of the plan's first call, when the noise of first-hitting begins.
     """
@@ -90,23 +91,25 @@ class Line(Corrector):
             )
         process, how, shape = model.process, self.solver, tuple(z.shape[1:])
         masked = z == process.mask
-        state = torch.where(masked, 0.0, torch.inf).double() if state is None else state
+        if state is None:
+            keys = noise.fold("time").normal(shape, z.device) if how.order == "first-hitting" else torch.zeros(())
+            state = torch.where(masked, keys.to(z.device, torch.float64), torch.inf)
         self.calls = int(masked.any())
         if not self.calls:
             return z, state
         at = process.time(masked.flatten(1).double().mean(1))
         if how.order == "first-hitting":
-            numbers = noise.at(0).fold("time").normal(shape, z.device)  # of the whole walk
-            at = hitting_time(process, masked, numbers, self.start)
-        else:
-            numbers = noise.fold("order").normal(shape, z.device)
+            at = hitting_time(process, masked, state, self.start)
+        keys = noise.fold("order").normal(shape, z.device) if how.order == "random" else state
         belief = model(z, at)
         rest = how.rest(belief, masked, state, self.left, self.of)
-        law, draws = belief.tempered(how.temperature, how.top_p).prob, noise.normal(shape, z.device)
+        draws, shown = noise.normal(shape, z.device), masked
         if how.order not in DRAWN:
-            shown = chosen(how.order, belief, masked, masked.flatten(1).sum(1) - rest, numbers)
-            return z.masked_scatter(shown, process.draw(law[shown], draws[shown])), state
-        z = z.masked_scatter(masked, process.draw(law[masked], draws[masked]))
+            shown = chosen(how.order, belief, masked, masked.flatten(1).sum(1) - rest, keys)
+        law = tempered(belief.of_masks(shown), how.temperature, how.top_p).exp()
+        z = z.masked_scatter(shown, process.draw(law, draws[shown]))
+        if how.order not in DRAWN:
+            return z, state
         score = belief.prob.double().gather(-1, z[..., None])[..., 0].log()
         if how.gumbel:
             u = noise.fold("gumbel").uniform(shape, z.device, torch.float64)
@@ -146,17 +149,17 @@ SCHEMA = schema.fields(
 lines.KINDS["reveal"] = lines.Kind(SCHEMA, Line.from_dict)
 
 
-def hitting_time(process: Masked, masked: Tensor, numbers: Tensor, start: float) -> Tensor:
+def hitting_time(process: Masked, masked: Tensor, keys: Tensor, start: float) -> Tensor:
     """The time, (B,), at which the first of the masks of each row is revealed: the largest of their shares of noise,
     which are uniform up to that at `start`."""
     most = 1 - process.keep(start)
-    return process.time((torch.special.ndtr(numbers.double()) * most).where(masked, 0.0).flatten(1).amax(1))
+    return process.time((torch.special.ndtr(keys.double()) * most).where(masked, 0.0).flatten(1).amax(1))
 
 
-def chosen(order: str, belief: Logits, masked: Tensor, count: Tensor, numbers: Tensor) -> Tensor:
+def chosen(order: str, belief: Logits, masked: Tensor, count: Tensor, keys: Tensor) -> Tensor:
     """The symbols to reveal, bool (B, *shape): the first `count` (B,) masks of each row in an order of the belief.
 
-    numbers: normal ones (B, *shape), the order itself where the belief does not decide.
+    keys: random numbers (B, *shape), the order itself where the belief does not decide.
     """
     if order == "left-to-right":
         score = (
@@ -172,7 +175,7 @@ def chosen(order: str, belief: Logits, masked: Tensor, count: Tensor, numbers: T
     elif order == "margin":
         score = belief.prob.topk(2, -1).values.diff(dim=-1)[..., 0].neg()
     else:
-        score = numbers
+        score = keys
     return _first(score, masked, count)
 
 
@@ -184,8 +187,8 @@ def hidden(order: str, score: Tensor, masked: Tensor, rest: Tensor) -> Tensor:
 
 def _first(score: Tensor, among: Tensor, count: Tensor) -> Tensor:
     """The `count` (B,) largest scores of each row among some, bool (B, *shape)."""
-    flat = score.where(among, -torch.inf).flatten(1)
-    place = flat.argsort(dim=1, descending=True, stable=True).argsort(1).reshape(among.shape)
+    falling = score.where(among, -torch.inf).flatten(1).neg()
+    place = numbers.ranks(falling).reshape(among.shape)
     return among & (place < count.reshape(-1, *[1] * (among.ndim - 1)))
 
 
