@@ -73,8 +73,8 @@ class Line(Corrector):
     """One call: reveal the next masks, with `left` of `of` calls to come, this one among them.
 
     It calls the model itself, at the time of each row's own share of masks, as in training by exact counts, or at its
-    hitting time; and not at all once nothing is masked. It carries a number of each symbol, the key of its hitting time or
-    the score at which it was revealed, infinite for what was known at first.
+    hitting time; and not at all once nothing is masked. It carries a number of each symbol, the key of its hitting time
+    or the score at which it was revealed, infinite for what was known at first.
 
     start: the time of the plan's first call, when the noise of first-hitting begins.
     """
