@@ -2,6 +2,8 @@
 
     C2ST = share of the rows that are put on the right side by trees that were fitted to the other folds
 
+The folds share what they are fitted to, so that the share of N rows varies more than that of N tosses: its interval is
+that of N / (1 + K / (K - 1)) tosses for K folds (Nadeau and Bengio 2003, "Inference for the generalization error").
 1/2 if nothing tells them apart, 1 if everything does. Boosted trees see each dependence between columns; linear and
 nearest-neighbour classifiers miss most of them (shuffled columns look perfect to a logistic one) and are not offered.
 """
@@ -50,4 +52,4 @@ class C2ST:
             )
             trees.fit(rows[fold != k], real[fold != k])
             right += int((trees.predict(rows[fold == k]) == real[fold == k]).sum())
-        return fraction(right / (2 * n), 2 * n)
+        return fraction(right / (2 * n), 2 * n / (1 + self.folds / (self.folds - 1)))

@@ -21,7 +21,7 @@ from sfumato.intervals import Interval
 from sfumato.metrics.jackknife import jackknife
 from sfumato.registry import register
 
-MOST = 2000  # samples that are paired: the time grows with the third power
+MOST = 1000  # samples that are paired: the time grows with the third power
 
 
 @register("metric", "sliced-wasserstein")
@@ -56,7 +56,7 @@ def _quantiles(points: Tensor, count: int) -> Tensor:
 @register("metric", "wasserstein")
 @dataclasses.dataclass(frozen=True)
 class Wasserstein:
-    """W_2 of numbers by the best pairing of two equally large sets of up to 2,000 (needs scipy)."""
+    """W_2 of numbers by the best pairing of two equally large sets of up to 1,000 (needs scipy)."""
 
     space: ClassVar[str] = "numbers"
 
