@@ -2,8 +2,10 @@
 
 import pytest
 
-from sfumato.metrics import Distinct, KnownWords, NgramOverlap
+from sfumato.diagnostics.text_bits import known_words
+from sfumato.metrics import Distinct, NgramOverlap
 from sfumato.metrics.text import grams
+from sfumato.registry import make
 
 REAL = ["The cat sat on the mat.", "A dog sat on a log."]
 
@@ -25,5 +27,7 @@ def test_distinct():
 
 
 def test_known_words():
-    found = KnownWords()(["the cat", "zzz qqq", "the dog"], REAL)
+    texts = ["the cat", "zzz qqq", "The DOG"]
+    found = make("metric", "known-words")(texts, REAL)
+    assert found.value == known_words(texts, "\n".join(REAL))
     assert found.value == pytest.approx(4 / 6) and found.low < 4 / 6 < found.high <= 1

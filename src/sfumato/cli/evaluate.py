@@ -10,7 +10,6 @@ from sfumato.cli import write
 from sfumato.cli.look import opened, with_training_data
 from sfumato.cli.process import at_work
 from sfumato.cli.run import Voice
-from sfumato.data import Source
 from sfumato.errors import SfumatoError, suggest
 from sfumato.machine import device_of
 from sfumato.metrics import Evaluator, Metric, Point, sweep
@@ -54,7 +53,7 @@ def evaluate(options: Any, voice: Voice) -> None:
     else:
         found = evaluator(**how)
         facts["metrics"] = plain(found)
-        voice.say(*report(found, evaluator.source))
+        voice.say(*report(found, evaluator))
     voice.emit({**facts, "seconds": round(time.monotonic() - started, 1)})
 
 
@@ -77,17 +76,16 @@ def plain(found: dict[str, Metric]) -> dict[str, Any]:
     return {name: metric.to_dict() for name, metric in found.items()}
 
 
-def report(found: dict[str, Metric], source: Source) -> list[str]:
+def report(found: dict[str, Metric], evaluator: Evaluator) -> list[str]:
     """A line for each metric, and what they have in common."""
-    first = next(iter(found.values())).protocol
     lines = [f"{'metric':<20} {'value':>10}   {'95 % interval':<22} {'real data':>10}   protocol"]
     for name, metric in found.items():
         low, high = metric.interval.low, metric.interval.high
         floor = "-" if metric.floor is None else f"{metric.floor.value:.4g}"
         lines.append(f"{name:<20} {metric.value:>10.4g}   {f'{low:.4g} to {high:.4g}':<22} {floor:>10}   {metric.hash}")
-    real = "" if first["part"] == "all" else f" ({first['part']})"
-    lines.append(f"{first['samples']:,} samples against {source.name}{real}; real data: as many others of them.")
-    return lines
+    part = "" if evaluator.part == "all" else f" ({evaluator.part})"
+    count, name = evaluator.reference.n, evaluator.source.name
+    return [*lines, f"{count:,} samples against {name}{part}; real data: as many others of them."]
 
 
 def table(points: Sequence[Point]) -> list[str]:

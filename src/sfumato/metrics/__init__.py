@@ -8,11 +8,11 @@ from sfumato.metrics.frechet import FD
 from sfumato.metrics.kernels import KID, MMD, Energy
 from sfumato.metrics.metric import Metric, compare
 from sfumato.metrics.neighbours import Coverage, Density, Precision, Recall
-from sfumato.metrics.text import BitsPerCharacter, Distinct, KnownWords, NgramOverlap
+from sfumato.metrics.text import BitsPerCharacter, Distinct, NgramOverlap
 from sfumato.metrics.transport import SlicedWasserstein, Wasserstein
 
 __all__ = [
     "C2ST", "FD", "KID", "MMD", "Autocorrelation", "BitsPerCharacter", "Convolutions", "Coverage", "Density",
-    "Distinct", "Energy", "Evaluator", "KnownWords", "Marginals", "Metric", "NgramOverlap", "Point", "Precision",
+    "Distinct", "Energy", "Evaluator", "Marginals", "Metric", "NgramOverlap", "Point", "Precision",
     "Recall", "SlicedWasserstein", "Spectrum", "Wasserstein", "compare", "evaluate", "sweep",
 ]  # fmt: skip

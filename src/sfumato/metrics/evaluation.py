@@ -25,7 +25,7 @@ from sfumato.diagnostics.samples import fits, trained_on
 from sfumato.errors import SfumatoError, suggest, whole
 from sfumato.machine import default_cpu, device_of
 from sfumato.metrics.metric import Metric
-from sfumato.metrics.reference import Reference, converted
+from sfumato.metrics.reference import Reference, converted, described, digest
 from sfumato.registry import make
 from sfumato.solver_selection import AnySolver, make_plan
 from sfumato.text_samples import STEPS, sample_text
@@ -36,6 +36,7 @@ IMAGES = ("kid", "precision", "recall", "density", "coverage", "marginals", "spe
 VECTORS = ("sliced-wasserstein", "mmd", "energy", "marginals")
 FIELDS = (*VECTORS, "spectrum", "autocorrelation")
 OF_TEXT = ("ngram-overlap", "distinct", "known-words")
+GIVEN: dict[str, Any] = {"sampler": "given"}
 SWEPT = ("steps", "solver", "guidance", "seed")
 
 
@@ -43,7 +44,7 @@ SWEPT = ("steps", "solver", "guidance", "seed")
 class Evaluator:
     """A model or samples with their real data: `Evaluator(...)(steps=10)` measures one way to sample.
 
-    The arguments are those of `evaluate`. notes: what was decided, in sentences.
+    The arguments are those of `evaluate`.
     """
 
     def __init__(
@@ -51,7 +52,6 @@ class Evaluator:
         features: Any = None, part: str | None = None, weights: str = "ema", batch: int = 256,
         device: str | torch.device = "cpu",
     ) -> None:  # fmt: skip
-        self.notes: list[str] = []
         self.model, self.weights, self.batch = opened(model, weights, device), weights, whole("batch", batch)
         known = getattr(self.model, "spec", None)
         self.source = source = data.open(reference, conditions=known)
@@ -66,19 +66,25 @@ class Evaluator:
         self, steps: int | None = None, solver: AnySolver | None = None, guidance: float | None = None, seed: int = 0
     ) -> dict[str, Metric]:
         """Metrics by name, of new samples of the model; given samples are measured as they are."""
-        samples, facts = self._drawn(steps, solver, guidance, seed) if self.given is None else (self.given, GIVEN)
+        samples, facts = self.given, GIVEN
+        if self.given is None and any(metric.space != "model" for metric in self.metrics.values()):
+            samples, facts = self._drawn(steps, solver, guidance, seed)
         found = {}
         for name, metric in self.metrics.items():
-            protocol = {**self.reference.protocol(metric), "part": self.part}
             if metric.space == "model":
-                if self.given is not None:
-                    raise SfumatoError(f"{name} measures a model, and samples are none: leave it out.")
-                value = metric(self.model, self.source, *self.split)
-                found[name] = Metric(value, None, {**protocol, "weights": self.weights})
-            else:
-                value, floor = self.reference.measure(metric, samples)
-                found[name] = Metric(value, floor, {**protocol, **facts})
+                found[name] = self._of_model(name, metric)
+                continue
+            value, floor = self.reference.measure(metric, samples)
+            found[name] = Metric(value, floor, {**self.reference.protocol(metric), "part": self.part, **facts})
         return found
+
+    def _of_model(self, name: str, metric: Any) -> Metric:
+        """A measure of the model itself on what was held out, or on all data where nothing was."""
+        if self.given is not None:
+            raise SfumatoError(f"{name} measures a model, and samples are none: leave it out.")
+        protocol = {"metric": described(metric), "reference": self.source.name, "weights": self.weights}
+        protocol["reference_hash"] = digest(self.source, self.split[1])
+        return Metric(metric(self.model, self.source, *self.split), None, protocol)
 
     def _samples(self, given: Any) -> Any:
         """The samples that are given, in the units of the real data."""
@@ -149,9 +155,6 @@ class Evaluator:
         x = sampling.sample(drawn_from, n, solver=plan, seed=seed, batch=self.batch, cond=cond)
         facts = {"sampler": plan.name, "steps": plan.steps, "calls": plan.spent, "conditions": sorted(cond)}
         return x, {**facts, **kept}
-
-
-GIVEN = {"sampler": "given"}
 
 
 @default_cpu()

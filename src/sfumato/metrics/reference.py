@@ -19,7 +19,7 @@ from sfumato.metrics import features as named
 
 PREPARED = {
     "features": "none", "numbers": "each channel over its deviation", "fields": "each channel over its deviation",
-    "texts": "decoded windows", "model": "none",
+    "texts": "decoded windows",
 }  # fmt: skip
 _ORDER = 0  # the seed of the choice of rows: the same halves for every seed of samples
 
@@ -50,10 +50,7 @@ class Reference:
             axes = (0, *range(2, both.ndim))
             self._mean, std = both.mean(axes, keepdim=True), both.std(axes, keepdim=True)
             self._std = torch.where(std > 0, std, 1.0)
-        self._digest = blake2b(digest_size=8)
-        for part in (self.rest, self.real):
-            for some in part.split(4096):
-                self._digest.update(source.x[some].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        self._digest = digest(source, torch.cat((self.rest, self.real)))
 
     def measure(self, metric: Any, samples: Any) -> tuple[Interval, Interval]:
         """(value, floor) of samples, a tensor (n, *shape) in the units of the data, or texts."""
@@ -71,7 +68,7 @@ class Reference:
     def protocol(self, metric: Any) -> dict[str, Any]:
         """The fields of a metric's protocol that the real data decide."""
         facts: dict[str, Any] = {"metric": described(metric), "samples": self.n, "real": len(self.real)}
-        facts |= {"reference": self.source.name, "reference_hash": self._digest.hexdigest()}
+        facts |= {"reference": self.source.name, "reference_hash": self._digest}
         facts |= {"preprocessing": PREPARED.get(metric.space, metric.space)}
         if metric.space == "features":
             facts |= named.identity(self._features, self._word)
@@ -100,6 +97,14 @@ class Reference:
             self._spaces["units"] = found.mean(0), torch.where(std > 0, std, 1.0)
         mean, std = self._spaces["units"]
         return (found - mean) / std
+
+
+def digest(source: Source, rows: Tensor) -> str:
+    """The hash of the values of some rows."""
+    found = blake2b(digest_size=8)
+    for part in rows.split(4096):
+        found.update(source.x[part].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def described(metric: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from sfumato.data import Source
-from sfumato.diagnostics.text_bits import WORD, known_words, text_bits
+from sfumato.diagnostics.text_bits import WORD, text_bits
 from sfumato.intervals import Interval
 from sfumato.metrics.jackknife import jackknife
 from sfumato.registry import register
@@ -33,9 +33,13 @@ class BitsPerCharacter:
 
 
 @register("metric", "ngram-overlap")
+@register("metric", "known-words", n=1)
 @dataclasses.dataclass(frozen=True)
 class NgramOverlap:
-    """The share of the runs of n words that occur in the real texts: far above its floor, the model recites."""
+    """The share of the runs of n words that occur in the real texts; of one word it is known-words.
+
+    Far above its floor, the model recites; words far below it are misspelt.
+    """
 
     n: int = 3
     space: ClassVar[str] = "texts"
@@ -68,22 +72,6 @@ class Distinct:
         def share(i: Tensor, _: Tensor) -> float:
             chosen = [gram for row in i.tolist() for gram in found[row]]
             return len(set(chosen)) / max(1, len(chosen))
-
-        return jackknife(share, len(x), len(x), most=1.0)
-
-
-@register("metric", "known-words")
-@dataclasses.dataclass(frozen=True)
-class KnownWords:
-    """The share of the words that occur in the real texts."""
-
-    space: ClassVar[str] = "texts"
-
-    def __call__(self, x: Sequence[str], y: Sequence[str]) -> Interval:
-        reference = "\n".join(y)
-
-        def share(i: Tensor, _: Tensor) -> float:
-            return known_words([x[row] for row in i.tolist()], reference)
 
         return jackknife(share, len(x), len(x), most=1.0)
 
