@@ -27,6 +27,19 @@ def run(tmp_path_factory) -> Run:
     return sf.train(folder / "x.npz", folder / "run", console=Silent(), **how)
 
 
+class Independent(torch.nn.Module):
+    """A network that believes in one law of each symbol, whatever the others are."""
+
+    takes_symbols = True
+
+    def __init__(self, law):
+        super().__init__()
+        self.logits = torch.nn.Parameter(law.log())
+
+    def forward(self, z, level):
+        return self.logits.expand(*z.shape, -1)
+
+
 @pytest.fixture(scope="module")
 def exact():
     return LAW.denoiser(sf.Gaussian(sf.schedules.Cosine()))
@@ -130,6 +143,14 @@ def test_a_sweep_draws_every_combination_and_the_floor_once(run, tmp_path):
         sweep(evaluator, {"stepz": [2]})
 
 
+def test_guidance_is_in_the_protocol(run):
+    how = {"reference": Path(run.path).parent / "x.npz", "metrics": "mmd", "n": 30, "steps": 2}
+    plain, guided = evaluate(run.path, **how)["mmd"], evaluate(run.path, guidance=3.0, **how)["mmd"]
+    assert guided.protocol["guidance"] == 3.0 and guided.value != plain.value
+    raw = evaluate(run.path, weights="raw", **how)["mmd"]
+    assert (plain.protocol["weights"], raw.protocol["weights"]) == ("ema", "raw") and raw.value != plain.value
+
+
 def test_features_of_ones_own():
     class Colours(torch.nn.Module):
         def __init__(self) -> None:
@@ -178,6 +199,23 @@ def test_texts_against_texts():
         evaluate(samples, source, "bits-per-character", 10)
 
 
+def test_a_model_of_text_is_measured_by_its_bits_and_its_texts():
+    """Letters that are drawn one by one: the bound is their entropy, and words of the data are met by chance alone."""
+    law = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
+    book = "".join(np.random.default_rng(0).choice(list("abc "), 8000, p=law.numpy()))
+    source = sf.data.open([book], length=20)
+    spec = sf.data.DataSpec.fit(source)
+    in_order = torch.stack([law["abc ".index(symbol)] for symbol in spec.text.symbols])
+    model = sf.Denoiser(Independent(in_order), sf.Masked(sf.schedules.Flow(), 4), spec=spec)
+    found = evaluate(model, source, n=50, steps=20)
+    entropy = -float((law * law.log2()).sum())
+    bits = found.pop("bits-per-character")
+    assert bits.floor is None and bits.value == pytest.approx(entropy, abs=0.1)
+    assert "calls" not in bits.protocol and bits.protocol["reference_hash"]
+    for metric in found.values():
+        assert metric.protocol["calls"] == 20 and abs(metric.value - metric.floor.value) <= 4 * metric.interval.half
+
+
 def test_mistakes(exact, run):
     data = LAW.sample(100)
     with pytest.raises(sf.SfumatoError, match="has 100 samples to compare with, and two halves of 60 need 120"):
@@ -194,5 +232,7 @@ def test_mistakes(exact, run):
         evaluate(torch.zeros(20, 3), data, "mmd")
     with pytest.raises(sf.SfumatoError, match="Distinct is a metric of texts"):
         evaluate(exact, data, "distinct")
+    with pytest.raises(sf.SfumatoError, match="share no condition, so there is no guidance"):
+        evaluate(exact, data, "mmd", guidance=2.0)
     with pytest.raises(sf.SfumatoError, match="sweep a model"):
         sweep(Evaluator(data[:20], data, "mmd", 20), {"steps": [1]})

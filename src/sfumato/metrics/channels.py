@@ -20,6 +20,7 @@ from sfumato.intervals import Interval
 from sfumato.metrics.jackknife import jackknife
 from sfumato.registry import register
 
+_BLOCK = 128  # samples at once
 _TINY = 1e-12  # of the mean power, lest a channel without any be infinitely far
 
 
@@ -32,7 +33,7 @@ class Marginals:
     space: ClassVar[str] = "fields"
 
     def __call__(self, x: Tensor, y: Tensor) -> Interval:
-        ours, real = (self._places(each.double()) for each in (x, y))
+        ours, real = (self._places(each).double() for each in (x, y))
 
         def distance(i: Tensor, j: Tensor) -> float:
             return float(kolmogorov(ours[i].movedim(1, 0).flatten(1), real[j].movedim(1, 0).flatten(1)).mean())
@@ -61,7 +62,7 @@ class Spectrum:
     space: ClassVar[str] = "fields"
 
     def __call__(self, x: Tensor, y: Tensor) -> Interval:
-        ours, real = radial_power(x.double()), radial_power(y.double())
+        ours, real = (torch.cat([radial_power(part.double()) for part in each.split(_BLOCK)]) for each in (x, y))
 
         def distance(i: Tensor, j: Tensor) -> float:
             a, b = ours[i].mean(0), real[j].mean(0)
@@ -93,7 +94,7 @@ class Autocorrelation:
 
     def __call__(self, x: Tensor, y: Tensor) -> Interval:
         lags = min(self.lags, min(_sides(x, "autocorrelation")) // 2)
-        ours, real = (_products(each.double(), lags) for each in (x, y))
+        ours, real = (_products(each, lags) for each in (x, y))
 
         def distance(i: Tensor, j: Tensor) -> float:
             a, b = (each[rows].mean(0) for each, rows in ((ours, i), (real, j)))
@@ -105,13 +106,15 @@ class Autocorrelation:
 
 def _products(x: Tensor, lags: int) -> Tensor:
     """The mean over places of u^2, and of u_s u_(s+l) along each axis, for each sample: (n, 1 + axes lags, C)."""
-    u = x - x.mean((0, *range(2, x.ndim)), keepdim=True)
-    found = [u.square().flatten(2).mean(2)]
-    for axis in range(2, x.ndim):
-        for lag in range(1, lags + 1):
-            left, right = u.narrow(axis, 0, u.shape[axis] - lag), u.narrow(axis, lag, u.shape[axis] - lag)
-            found.append((left * right).flatten(2).mean(2))
-    return torch.stack(found, 1)
+    mean, parts = x.mean((0, *range(2, x.ndim)), keepdim=True, dtype=torch.float64), []
+    for u in (part - mean for part in x.split(_BLOCK)):
+        found = [u.square().flatten(2).mean(2)]
+        for axis in range(2, x.ndim):
+            for lag in range(1, lags + 1):
+                left, right = u.narrow(axis, 0, u.shape[axis] - lag), u.narrow(axis, lag, u.shape[axis] - lag)
+                found.append((left * right).flatten(2).mean(2))
+        parts.append(torch.stack(found, 1))
+    return torch.cat(parts)
 
 
 def _sides(x: Tensor, name: str) -> tuple[int, ...]:

@@ -49,9 +49,11 @@ class Evaluator:
 
     def __init__(
         self, model: Any, reference: Any, metrics: Sequence[Any] | str | None = None, n: int | None = None, *,
-        features: Any = None, part: str | None = None, weights: str = "ema", batch: int = 256,
+        features: Any = None, part: str | None = None, weights: str | None = None, batch: int = 256,
         device: str | torch.device = "cpu",
     ) -> None:  # fmt: skip
+        if weights is None and isinstance(model, str | os.PathLike):
+            weights = "ema"
         self.model, self.weights, self.batch = opened(model, weights, device), weights, whole("batch", batch)
         known = getattr(self.model, "spec", None)
         self.source = source = data.open(reference, conditions=known)
@@ -94,7 +96,7 @@ class Evaluator:
             raise SfumatoError("Samples of text are given as a list of strings, in Python.")
         if isinstance(given, Source):
             return converted(given.x[torch.arange(len(given))], given, self.source)
-        x = torch.as_tensor(given)
+        x = torch.as_tensor(given).detach().cpu()
         if tuple(x.shape[1:]) != self.source.shape:
             raise SfumatoError(
                 f"The samples have shape {tuple(x.shape[1:])}, but {self.source.name} {self.source.shape}."
@@ -150,6 +152,8 @@ class Evaluator:
             return texts, {"sampler": name, "steps": calls, "calls": calls, "conditions": [], **kept}
         fits(model, self.source)
         cond = of_data(model, self.source, self.reference.rest)
+        if guidance is not None and not cond:
+            raise SfumatoError("The model and the real data share no condition, so there is no guidance: leave it out.")
         drawn_from = model if guidance is None else guide(model, guidance)
         plan = make_plan(model, steps, solver, guidance=guidance)
         x = sampling.sample(drawn_from, n, solver=plan, seed=seed, batch=self.batch, cond=cond)
@@ -170,7 +174,7 @@ def evaluate(
     solver: AnySolver | None = None,
     guidance: float | None = None,
     seed: int = 0,
-    weights: str = "ema",
+    weights: str | None = None,
     batch: int = 256,
     device: str | torch.device = "cpu",
 ) -> dict[str, Metric]:
@@ -182,7 +186,7 @@ def evaluate(
     n: samples, 1,000 by default (texts 100), at most half of the real ones. features: a name, a module or a function
     x (n, *shape) in the units of the data -> (n, F). part: of the training data: train (the default), holdout or all.
     steps, solver, guidance, seed: of the samples, which are drawn under the conditions of real ones, and by default
-    unguided. weights: "ema" or "raw", where a path is given.
+    unguided. weights: "ema" (the default) or "raw" of a path; of a model, what the protocol is to say of its weights.
 
     Raises SfumatoError for too few real samples, and where a metric cannot be measured so.
     """
@@ -220,11 +224,11 @@ def is_model(thing: Any) -> bool:
     return hasattr(thing, "process") or isinstance(thing, Autoregressive)
 
 
-def opened(model: Any, weights: str, device: str | torch.device) -> Any:
+def opened(model: Any, weights: str | None, device: str | torch.device) -> Any:
     """The model of a path, or the samples of one; anything else as it is."""
     if not isinstance(model, str | os.PathLike):
         return model
     path = Path(model).expanduser()
     if path.suffix == ".safetensors" or (path / serialization.FILE).is_file() or (path / "checkpoints").is_dir():
-        return serialization.load_sampler(model, weights, device_of(device))
+        return serialization.load_sampler(model, weights or "ema", device_of(device))
     return data.open(model)

@@ -12,15 +12,17 @@ from torch import Tensor
 
 from sfumato import noise
 from sfumato.data import Source
-from sfumato.data.spec import declared_bounds
+from sfumato.data.spec import declared_bounds, figures_of
 from sfumato.errors import SfumatoError
 from sfumato.intervals import Interval
 from sfumato.metrics import features as named
+from sfumato.normaliser import Normaliser
 
 PREPARED = {
     "features": "none", "numbers": "each channel over its deviation", "fields": "each channel over its deviation",
     "texts": "decoded windows",
 }  # fmt: skip
+_BLOCK = 256  # samples that are normalised at once, in float64
 _ORDER = 0  # the seed of the choice of rows: the same halves for every seed of samples
 
 
@@ -46,10 +48,7 @@ class Reference:
         self._spaces: dict[str, tuple[Any, Any]] = {}
         self._floors: dict[str, Interval] = {}
         if source.text is None:
-            both = source.x[rows[: 2 * n]].double()
-            axes = (0, *range(2, both.ndim))
-            self._mean, std = both.mean(axes, keepdim=True), both.std(axes, keepdim=True)
-            self._std = torch.where(std > 0, std, 1.0)
+            self._normaliser = Normaliser.of(figures_of(source, torch.cat((self.rest, self.real))))
         self._digest = digest(source, torch.cat((self.rest, self.real)))
 
     def measure(self, metric: Any, samples: Any) -> tuple[Interval, Interval]:
@@ -87,7 +86,7 @@ class Reference:
         if space == "features" and self._features is not None:
             found = named.applied(self._features, x)
             return self._in_units(found) if getattr(self._features, "standardised", False) else found
-        fields = (x.double() - self._mean) / self._std
+        fields = torch.cat([self._normaliser.normalise(part) for part in x.split(_BLOCK)])
         return fields if space == "fields" else fields.flatten(1)
 
     def _in_units(self, found: Tensor) -> Tensor:
