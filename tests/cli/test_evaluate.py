@@ -73,6 +73,4 @@ def test_mistakes(run, refused):
     assert "two halves of 60 need 120" in refused("evaluate", run.path, "-n", 60)
     assert "take kid" in refused("evaluate", run.path, "-n", 30, "--metric", "fd", "--steps", 2)
     assert "no set of features 'inception'" in refused("evaluate", run.path, "--features", "inception")
-    assert "must end in one of" in refused(
-        "evaluate", run.path, "-n", 30, "--metric", "kid", "--sweep", "steps=2", "-o", "sweep.txt"
-    )
+    assert "end it in .png, .svg, .pdf" in refused("evaluate", run.path, "--sweep", "steps=2", "-o", "sweep.txt")

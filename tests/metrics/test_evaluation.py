@@ -135,10 +135,8 @@ def test_a_sweep_draws_every_combination_and_the_floor_once(run, tmp_path):
     assert len({point.metrics["mmd"].floor for point in points}) == 1
     first, second = (point.metrics["mmd"] for point in points[:2])
     assert compare(first, second, varying=("sampler", "calls")).value == first.value - second.value
-    draw(points, str(tmp_path / "sweep.png"))
+    draw(points, tmp_path / "sweep.png")
     assert Image.open(tmp_path / "sweep.png").size[0] > 900
-    with pytest.raises(sf.SfumatoError, match="must end in one of"):
-        draw(points, str(tmp_path / "sweep.txt"))
     with pytest.raises(sf.SfumatoError, match="stepz cannot be swept: did you mean 'steps'"):
         sweep(evaluator, {"stepz": [2]})
 
@@ -214,6 +212,14 @@ def test_a_model_of_text_is_measured_by_its_bits_and_its_texts():
     assert "calls" not in bits.protocol and bits.protocol["reference_hash"]
     for metric in found.values():
         assert metric.protocol["calls"] == 20 and abs(metric.value - metric.floor.value) <= 4 * metric.interval.half
+
+
+def test_what_is_usual_depends_on_the_data():
+    tiny, tracks = pictures(40)[:, :, :2, :2], torch.randn(40, 2, 12, generator=torch.Generator().manual_seed(0))
+    found = evaluate(tiny[:15], tiny)
+    assert "kid" in found and "spectrum" not in found  # no frequencies in 2 x 2
+    assert found["kid"].protocol["features"] == "numbers"  # nor quarters with neighbours
+    assert {"mmd", "spectrum", "autocorrelation"} <= set(evaluate(tracks[:15], tracks))
 
 
 def test_mistakes(exact, run):

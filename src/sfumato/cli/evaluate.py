@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from sfumato.cli import write
@@ -13,7 +14,7 @@ from sfumato.cli.run import Voice
 from sfumato.errors import SfumatoError, suggest
 from sfumato.machine import device_of
 from sfumato.metrics import Evaluator, Metric, Point, sweep
-from sfumato.metrics.drawing import calls, draw
+from sfumato.metrics.drawing import FORMATS, calls, draw
 from sfumato.metrics.evaluation import SWEPT, is_model
 from sfumato.metrics.evaluation import opened as judged
 from sfumato.registry import make
@@ -27,6 +28,8 @@ def evaluate(options: Any, voice: Voice) -> None:
     started = time.monotonic()
     over = swept(options.sweep)
     out = options.out or write.free("sweep.png")
+    if Path(out).suffix.lower() not in FORMATS:
+        raise SfumatoError(f"{out} has no known kind: end it in {', '.join(FORMATS)}")
     if options.out is not None and not over:
         raise SfumatoError("-o names the picture of a sweep: give --sweep steps=5,10,20, or leave -o out")
     for each in options.metrics or ():
@@ -44,7 +47,7 @@ def evaluate(options: Any, voice: Voice) -> None:
     facts = {"model": str(options.model), "data": options.data}
     if over:
         points = sweep(evaluator, over, **{name: value for name, value in how.items() if name not in over})
-        draw(points, out)
+        draw(points, Path(out).expanduser())
         facts |= {
             "out": out,
             "points": [{"settings": each.settings, "metrics": plain(each.metrics)} for each in points],

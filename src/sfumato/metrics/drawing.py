@@ -6,27 +6,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sfumato.errors import SfumatoError
 from sfumato.files import atomic
 from sfumato.metrics.evaluation import Point
 
+FORMATS = (".png", ".svg", ".pdf")
 _QUIET = "#9aa5b1"
 
 
-def draw(points: Sequence[Point], path: str) -> None:
-    """Write the picture; the suffix of `path` sets the format."""
+def draw(points: Sequence[Point], path: Path) -> None:
+    """Write the picture; the suffix of `path`, one of FORMATS, sets the format."""
     from matplotlib.figure import Figure
 
     names = list(points[0].metrics)
     figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
-    kind, known = Path(path).suffix.lower().removeprefix("."), sorted(figure.canvas.get_supported_filetypes())
-    if kind not in known:
-        raise SfumatoError(f"{path} cannot be drawn: its name must end in one of {', '.join(f'.{k}' for k in known)}.")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         _panel(axes, points, name)
     figure.axes[0].legend()
-    with atomic(Path(path)) as temporary:
-        figure.savefig(temporary, dpi=120, format=kind)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=120, format=path.suffix.lower().removeprefix("."))
 
 
 def _panel(axes: Any, points: Sequence[Point], name: str) -> None:

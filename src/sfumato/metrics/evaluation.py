@@ -33,8 +33,8 @@ from sfumato.text_samples import STEPS, sample_text
 NUMBER, TEXTS = 1000, 100  # samples, if there are so many real ones
 PARTS = ("train", "holdout", "all")
 IMAGES = ("kid", "precision", "recall", "density", "coverage", "marginals", "spectrum")
-VECTORS = ("sliced-wasserstein", "mmd", "energy", "marginals")
-FIELDS = (*VECTORS, "spectrum", "autocorrelation")
+FIELDS = ("sliced-wasserstein", "mmd", "energy", "marginals", "spectrum", "autocorrelation")
+OF_PLACES = ("spectrum", "autocorrelation")
 OF_TEXT = ("ngram-overlap", "distinct", "known-words")
 GIVEN: dict[str, Any] = {"sampler": "given"}
 SWEPT = ("steps", "solver", "guidance", "seed")
@@ -132,10 +132,9 @@ class Evaluator:
     def _usual(self) -> Sequence[str]:
         if self.source.text is not None:
             return OF_TEXT if self.given is not None else ("bits-per-character", *OF_TEXT)
-        if self.source.kind == "image":
-            return IMAGES
-        shape = self.source.shape
-        return FIELDS if len(shape) > 1 and min(shape[1:]) >= 4 else VECTORS
+        places = self.source.shape[1:]
+        chosen = IMAGES if self.source.kind == "image" else FIELDS
+        return chosen if places and min(places) >= 4 else [name for name in chosen if name not in OF_PLACES]
 
     def _drawn(
         self, steps: int | None, solver: AnySolver | None, guidance: float | None, seed: int
@@ -144,6 +143,9 @@ class Evaluator:
         model, n, seed = self.model, self.reference.n, whole("seed", seed, None)
         kept = {"guidance": guidance, "seed": seed, "weights": self.weights}
         kept["precision"] = str(getattr(model, "compute_dtype", None) or torch.float32).removeprefix("torch.")
+        cond = of_data(model, self.source, self.reference.rest)
+        if guidance is not None and not cond:
+            raise SfumatoError("The model and the real data share no condition, so there is no guidance: leave it out.")
         if self.source.text is not None:
             texts = sample_text(model, n, steps=steps, solver=solver, seed=seed, batch=self.batch)
             whole_text = isinstance(model, Autoregressive)
@@ -151,9 +153,6 @@ class Evaluator:
             name = "autoregressive" if whole_text else str(solver or "reveal")
             return texts, {"sampler": name, "steps": calls, "calls": calls, "conditions": [], **kept}
         fits(model, self.source)
-        cond = of_data(model, self.source, self.reference.rest)
-        if guidance is not None and not cond:
-            raise SfumatoError("The model and the real data share no condition, so there is no guidance: leave it out.")
         drawn_from = model if guidance is None else guide(model, guidance)
         plan = make_plan(model, steps, solver, guidance=guidance)
         x = sampling.sample(drawn_from, n, solver=plan, seed=seed, batch=self.batch, cond=cond)
