@@ -1,84 +1,15 @@
-"""The commands: their descriptions, and their arguments in the form of `argparse` (`parse`). No torch here."""
+"""The commands: their descriptions and their flags. No torch here."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
 from types import NoneType
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
+from sfumato.cli.flags import Command, Flag, flag, place, seed, several
 from sfumato.registry import names
 from sfumato.training.config import NAMING, TrainConfig, choices, docs
-
-
-class Flag(NamedTuple):
-    """The arguments of `add_argument`, and the flag's group in the help."""
-
-    names: tuple[str, ...]
-    how: dict[str, Any]
-    group: str = "options"
-
-
-class Command(NamedTuple):
-    about: str
-    flags: Sequence[Flag]
-
-
-def flag(name: str, takes: Any, words: str, default: Any = None, group: str = "options", **how: Any) -> Flag:
-    """A flag, "-o --out", or an argument without dashes; the help mentions a default if there is one.
-
-    takes: int, float, bool for a flag without a value, a tuple of choices, or the metavariable of a text.
-    """
-    if isinstance(takes, tuple):
-        how["choices"] = takes
-    elif takes is bool:
-        how, default = {"action": "store_true", **how}, default or False
-    elif takes in (int, float):
-        kind, mark = (whole_number, "INT") if takes is int else (float, "FLOAT")
-        how = {"type": kind, "metavar": mark, **how}
-    else:
-        how["metavar"] = takes
-    if default is not False and default not in (None, "", []):
-        words += f" (default: {default})"
-    return Flag(tuple(name.split()), {"default": default, "help": words.replace("%", "%%"), **how}, group)
-
-
-def whole_number(word: str) -> int:
-    """The number that a word writes: 1000, 1_000 or 1e3. Raises ValueError if it is not whole."""
-    try:
-        return int(word)
-    except ValueError:
-        number = float(word)
-    if not number.is_integer() or abs(number) >= 2**53:  # from there on a float skips whole numbers
-        raise ValueError(word)
-    return int(number)
-
-
-whole_number.__name__ = "int"  # what argparse calls it in its messages
-
-
-def place(name: str, metavar: str, words: str, **how: Any) -> Flag:
-    """An argument without dashes."""
-    return flag(name, metavar, words, group="arguments", **how)
-
-
-def several(mark: str, metavar: str, words: str, **more: Any) -> Flag:
-    """A repeatable flag such as --condition: (text before the mark, text after it) for each use."""
-
-    def pair(word: str) -> tuple[str, str]:
-        name, found, value = word.partition(mark) if mark == "=" else word.rpartition(mark)
-        if not (found and name.strip() and value.strip()):
-            raise argparse.ArgumentTypeError(f"must be {metavar}, not {word!r}")
-        return name.strip(), value.strip()
-
-    words += " Repeat it for more."
-    return flag("--condition", metavar, words, action="append", type=pair, **more)
-
-
-def seed(what: str) -> Flag:
-    return flag("--seed", int, f"Seed of the {what}.", 0)
-
 
 DEVICE = flag("--device", "NAME", "auto (a GPU if there is one), cpu, cuda, cuda:1 ...", "auto")
 MODEL = place("model", "MODEL", "A run folder or a .safetensors file.")
@@ -292,6 +223,49 @@ MEMORIZATION = Command(
     ],
 )  # fmt: skip
 
+EVALUATE = Command(
+    "Measure the samples of a model, or samples in files, against real data. Beside each value stand its 95 % interval "
+    "and its floor: what other real samples, as many, score in the place of the model's. The real data are by default "
+    "those of the run's training; samples are drawn under their conditions. With --sweep, measures several ways to "
+    "sample, prints a table and draws each metric over the calls of the network. With --json, prints one JSON object: "
+    "the values, with the protocol of each and its hash.",
+    [
+        place("model", "MODEL", "A run folder or a .safetensors file; or samples in files (a folder of pictures)."),
+        flag("--reference", "DATA", "The real data; by default those of the run folder.", dest="data"),
+        flag(
+            "--metric", "NAME",
+            f"One of {', '.join(names('metric'))}; repeat it for more. By default those usual for this kind of data.",
+            action="append", dest="metrics",
+        ),
+        flag("-n --number", int, "Samples, at most half of the real ones; by default up to 1,000, or 100 texts."),
+        flag(
+            "--features", "NAME",
+            f"Features in which pictures are compared: {', '.join(names('features'))}, or numbers (the values).",
+        ),
+        flag(
+            "--part", ("train", "holdout", "all"),
+            "Which of the training data to compare with; by default train. Other data are compared with whole.",
+        ),
+        flag("--steps", int, "Steps of the solver."),
+        flag("--solver", "NAME", "Solver, as for `sfumato sample`."),
+        flag("--guidance", float, "Guidance scale; by default none: the learned law."),
+        several(
+            "=", "NAME=VALUES", "Measure each of these values of steps, solver, guidance or seed: steps=5,10,20.",
+            "--sweep", default=[],
+        ),
+        flag("-o --out", "PATH", "The picture of a sweep (.png, .svg, .pdf); by default sweep.png."),
+        WEIGHTS,
+        LABELS,
+        SIDE,
+        SPLIT,
+        KEY,
+        MAX_GB,
+        BATCH,
+        seed("samples"),
+        DEVICE,
+    ],
+)  # fmt: skip
+
 INFO = Command(
     "Describe a model: its data and units, process, target, network, classes, origin, and how to sample it. No weights "
     "are loaded. With --json, prints one JSON object: the contract in the model's header.",
@@ -468,5 +442,6 @@ PLAN = Command(
 COMMANDS = {
     "demo": DEMO, "train": TRAIN, "resume": RESUME, "sample": SAMPLE, "info": INFO, "inspect": INSPECT,
     "certify": CERTIFY, "tune": TUNE, "likelihood": LIKELIHOOD, "average": AVERAGE, "runs": RUNS, "control": CONTROL,
-    "memorization": MEMORIZATION, "plan": PLAN, "explain-objective": EXPLAIN_OBJECTIVE, "doctor": DOCTOR,
+    "evaluate": EVALUATE, "memorization": MEMORIZATION, "plan": PLAN, "explain-objective": EXPLAIN_OBJECTIVE,
+    "doctor": DOCTOR,
 }  # fmt: skip
