@@ -196,3 +196,15 @@ def test_times_that_are_none_and_steps_away_from_the_data_are_refused() -> None:
 def test_an_exact_law_without_conditions_refuses_them() -> None:
     with pytest.raises(sf.SfumatoError, match="leave out label"):
         sf.sample(law().denoiser(Masked(schedules.Flow(), 3)), 2, label=torch.tensor([0, 1]))
+
+
+def test_a_step_draws_the_quantile_of_the_bridge_at_the_cost_of_what_is_revealed() -> None:
+    process = Masked(schedules.Cosine(), 5)
+    draw = torch.Generator().manual_seed(3)
+    z = torch.randint(0, 6, (50, 40), generator=draw)
+    z[-1] = process.mask  # at t = 1 nothing else is possible
+    logits, noise = (torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((50, 40, 5), (50, 40)))
+    t = torch.linspace(0.2, 1, 50, dtype=torch.float64)
+    for s in (0.0, 0.1, t / 2):
+        belief = process.read(logits, z, t)
+        assert torch.equal(belief.to(s, 1.0, noise), process.draw(process.bridge(belief, s), noise))

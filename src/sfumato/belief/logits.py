@@ -35,6 +35,9 @@ class SymbolProcess(Protocol):
     def bridge(self, belief: Logits, s: Time, eta: float = 1.0, restart: float = 0.0) -> Tensor:
         """p(z_s | z_t) of each symbol, (B, *shape, S)."""
 
+    def step(self, belief: Logits, s: Time, eta: float, restart: float, noise: Noise | Tensor) -> Tensor:
+        """z_s ~ p(z_s | z_t) of each symbol."""
+
     def spread(self, prob: Tensor, t: Time) -> Tensor:
         """sum_k p(k) q(z_t | x = k), (B, *shape, S)."""
 
@@ -145,8 +148,7 @@ class Logits:
         """z_s ~ p(z_s | z_t), each symbol independently, int64 like z; restart: the share of fresh draws q(z_s | x)."""
         if noise is None:
             raise SfumatoError("A step of symbols is random and needs the argument noise.")
-        process = self._of()
-        return process.draw(process.bridge(self, s, eta, restart), numbers_like(noise, self.z))
+        return self._of().step(self, s, eta, restart, numbers_like(noise, self.z))
 
     def lerp(self, other: Logits, weight: float | Tensor) -> Logits:
         """log p = log p_self + weight (log p_other - log p_self) up to a constant; symbols that either belief excludes

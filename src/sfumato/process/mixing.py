@@ -31,7 +31,7 @@ from torch.nn.functional import one_hot, pad
 from sfumato.belief import Logits, broadcast
 from sfumato.errors import SfumatoError
 from sfumato.noise import Noise
-from sfumato.process.symbols import Symbols, quantile
+from sfumato.process.symbols import Symbols, quantile, require_step
 from sfumato.registry import register
 from sfumato.schedule import Time
 from sfumato.state import numbers_like
@@ -168,6 +168,20 @@ class Masked(Mixing):
         symbol."""
         nats = -belief.log_prob.gather(-1, x[..., None])[..., 0]
         return broadcast(self.keep(belief.t), nats) * torch.where(belief.z == self.mask, nats, 0.0)
+
+    def step(self, belief: Logits, s: Time, eta: float, restart: float, noise: Noise | Tensor) -> Tensor:
+        """A mask is revealed with probability (alpha_s - alpha_t) / (1 - alpha_t), at any eta; what is drawn is that of
+        the quantile of p(z_s | z_t), at the cost of the symbols that are revealed."""
+        if restart:
+            return super().step(belief, s, eta, restart, noise)
+        require_step(belief, s, eta, restart)
+        z, u = belief.z, torch.special.ndtr(numbers_like(noise, belief.z).double())
+        keep_s, keep_t = self.keep(s).to(z.device), self.keep(belief.t).to(z.device)
+        share = broadcast((keep_s - keep_t) / (1 - keep_t).clamp_min(_TINY), u).expand_as(u)
+        shown = (z == self.mask) & (u < share)
+        cdf = belief.of_masks(shown).double().softmax(-1).cumsum(-1)
+        place = (u / share.clamp_min(_TINY))[shown][:, None] * cdf[:, -1:]
+        return z.masked_scatter(shown, (place >= cdf).sum(-1).clamp_max(self.states - 1))
 
 
 @register("process", "marginal")

@@ -141,10 +141,7 @@ class Symbols(Discrete):
     @final
     def bridge(self, belief: Logits, s: Time, eta: float = 1.0, restart: float = 0.0) -> Tensor:
         """p(z_s | z_t) of each symbol under the belief about z_t, s <= t: (B, *shape, size)."""
-        if not (0 <= eta <= 1 and 0 <= restart <= 1):
-            raise SfumatoError(f"A step of symbols needs eta and restart between 0 and 1, not {eta:g} and {restart:g}.")
-        if bool((as_time(s) > belief.t).any()):
-            raise SfumatoError("A sampling step must go towards the data: s must not exceed t.")
+        require_step(belief, s, eta, restart)
         prob, z, t = belief.prob, belief.z, belief.t
         couplings: list[tuple[float, Callable[[], Tensor]]] = [
             ((1 - restart) * eta, lambda: self._between(prob, z, s, t)),
@@ -152,6 +149,10 @@ class Symbols(Discrete):
             (restart, lambda: self.spread(prob, s)),
         ]
         return functools.reduce(torch.add, [share * law() for share, law in couplings if share])
+
+    def step(self, belief: Logits, s: Time, eta: float, restart: float, noise: Noise | Tensor) -> Tensor:
+        """z_s ~ p(z_s | z_t) of each symbol, int64 like z."""
+        return self.draw(self.bridge(belief, s, eta, restart), noise)
 
     @final
     def posterior(self, z: Tensor, x: Tensor, s: Time, t: Time, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -186,6 +187,14 @@ class Symbols(Discrete):
         end, prior = self.marginal(x, 1.0), self.pi.to(x.device)
         ratio = torch.where(end > 0, end.log() - prior.log(), 0.0)
         return (end * ratio).flatten(1).sum(1)
+
+
+def require_step(belief: Logits, s: Time, eta: float, restart: float) -> None:
+    """Raise SfumatoError for a step away from the data, or other shares than from 0 to 1."""
+    if not (0 <= eta <= 1 and 0 <= restart <= 1):
+        raise SfumatoError(f"A step of symbols needs eta and restart between 0 and 1, not {eta:g} and {restart:g}.")
+    if bool((as_time(s) > belief.t).any()):
+        raise SfumatoError("A sampling step must go towards the data: s must not exceed t.")
 
 
 def quantile(prob: Tensor, u: Tensor) -> Tensor:
