@@ -53,7 +53,8 @@ _KEYS: dict[str, schema.Check] = {
     "statistics": schema.fields({f.name: _NUMBERS for f in fields(Statistics)}, rest=None),
 }  # fmt: skip
 _CONDITIONS = schema.mapping(schema.mapping(schema.anything))
-_SPEC = schema.fields({**_KEYS, "conditions": _CONDITIONS}, {"text": schema.optional(TOKENISER)}, rest=None)
+_LATER = {"text": schema.optional(TOKENISER), "stored": schema.mapping(schema.anything)}
+_SPEC = schema.fields({**_KEYS, "conditions": _CONDITIONS}, _LATER, rest=None)
 _SPEC_1 = schema.fields({**_KEYS, "classes": schema.listed(schema.text)}, rest=None)
 
 
@@ -74,6 +75,7 @@ class DataSpec:
     statistics: of the training split, by channel; `check` compares data with them.
     conditions: the conditions of a sample, by name.
     text: the tokeniser of windows of text, shape (1, L).
+    stored: what a file of samples in the format of the training data needs (`Source.stored`).
     """
 
     shape: tuple[int, ...]
@@ -85,6 +87,7 @@ class DataSpec:
     conditions: Mapping[str, Condition] = field(default_factory=dict, hash=False)
     name: str = ""
     text: Tokeniser | None = None
+    stored: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -127,6 +130,7 @@ class DataSpec:
             statistics=figures,
             name=source.name,
             text=source.text,
+            stored=source.stored,
         )
 
     @property
@@ -288,6 +292,7 @@ class DataSpec:
             "statistics": {f.name: list(getattr(self.statistics, f.name)) for f in fields(Statistics)},
             "name": self.name,
             **({} if self.text is None else {"text": self.text.to_dict()}),
+            **({"stored": dict(self.stored)} if self.stored else {}),
         }
 
     @classmethod
@@ -297,7 +302,7 @@ class DataSpec:
         if "classes" in data:  # of format 1
             label = {"label": Label(tuple(data["classes"])).config()} if data["classes"] else {}
             data = {name: value for name, value in data.items() if name != "classes"} | {"conditions": label}
-        data = {"text": None, **data}
+        data = {"text": None, "stored": {}, **data}
         bounds = data["bounds"]
         return cls(
             shape=tuple(data["shape"]),
@@ -309,6 +314,7 @@ class DataSpec:
             statistics=_figures(data["statistics"]),
             name=data["name"],
             text=None if data["text"] is None else Tokeniser.from_dict(data["text"]),
+            stored=dict(data["stored"]),
         )
 
 
