@@ -21,7 +21,7 @@ from ..errors import SfumatoError, SfumatoWarning, an, counted
 from ..normaliser import SCHEMA as NORMALISER
 from ..normaliser import Normaliser, Statistics
 from ..registry import register
-from . import cache
+from . import cache, normalising
 from .statistics import GROUP, statistics
 from .text import SCHEMA as TOKENISER
 from .text import Tokeniser
@@ -102,7 +102,9 @@ class DataSpec:
                 f"a data spec needs statistics of {len(self.normaliser.mean)} figures each, one per channel"
             )
         limit = torch.finfo(self.torch_dtype).max if self.torch_dtype.is_floating_point else math.inf
-        if any(abs(m) + s > limit for m, s in zip(self.normaliser.mean, self.normaliser.std, strict=True)):
+        if self.normaliser.kind == "affine" and any(
+            abs(m) + s > limit for m, s in zip(self.normaliser.mean, self.normaliser.std, strict=True)
+        ):
             raise SfumatoError(f"a data spec's mean and std are beyond the numbers of its dtype, {self.dtype}")
         if not self.shape or len(self.normaliser.mean) != self.shape[0]:
             raise SfumatoError(
@@ -111,8 +113,11 @@ class DataSpec:
             )
 
     @classmethod
-    def fit(cls, source: "Source", indices: Tensor | None = None) -> "DataSpec":
-        """The spec of a source, with the statistics of the samples at `indices` (default: its training split)."""
+    def fit(cls, source: "Source", indices: Tensor | None = None, normalise: str = "affine") -> "DataSpec":
+        """The spec of a source, with the statistics of the samples at `indices` (default: its training split).
+
+        normalise: affine, log, quantile, bounded or bounded(low, high), as `data.normalising` says.
+        """
         if indices is None:
             indices = source.split()[0]
         indices = torch.as_tensor(indices, dtype=torch.int64)
@@ -120,13 +125,18 @@ class DataSpec:
             raise SfumatoError(f"{source.name}: there are no samples to compute statistics from")
         figures = figures_of(source, indices)
         conditions = {name: fitted(name, found, indices) for name, found in source.conditions.items()}
+        whole = figures if normalise == "affine" else figures_of(source)
+        normaliser = normalising.fit(source, indices, figures, whole, normalise)
+        bounds = source.bounds if source.bounds is not None else declared_bounds(source.x.dtype)
+        if bounds is None and normaliser.kind == "bounded" and len(set(normaliser.knots)) == 1:
+            bounds = (normaliser.knots[0][0], normaliser.knots[0][1])
         return cls(
             shape=source.shape,
             dtype=str(source.x.dtype).removeprefix("torch."),
             kind=source.kind,
-            bounds=source.bounds if source.bounds is not None else declared_bounds(source.x.dtype),
+            bounds=bounds,
             conditions=conditions,
-            normaliser=Normaliser.of(figures),
+            normaliser=normaliser,
             statistics=figures,
             name=source.name,
             text=source.text,
@@ -149,10 +159,9 @@ class DataSpec:
         """Whether the data are whole numbers."""
         return not self.torch_dtype.is_floating_point
 
-    @property
-    def log_jacobian(self) -> float:
-        """log |dz/dx| of one sample in nats: log p(x) in user units = log p(z) + log_jacobian."""
-        return self.normaliser.log_jacobian(self.shape)
+    def log_jacobian(self, z: Tensor) -> Tensor:
+        """log |dz/dx| at normalised samples z (B, *shape), in nats (B,): log p(x) in user units is log p(z) more."""
+        return self.normaliser.log_jacobian(z)
 
     def normalise(self, x: Tensor | np.ndarray) -> Tensor:
         """x (B, *shape) in user units -> z (B, *shape) float32 with mean 0 and std 1 in each channel."""
@@ -267,7 +276,10 @@ class DataSpec:
         if self.text is not None:
             return [f"text {self.name!r}: windows of {self.shape[1]:,} symbols, {self.text.describe()}."]
         lines = [f"{self.kind} data {self.name!r}: {size} of {self.dtype}, {self._bounds_text()}."]
-        for c, (m, s) in enumerate(zip(self.normaliser.mean, self.normaliser.std, strict=True)):
+        if self.normaliser.kind != "affine":
+            lines.append(f"Normalised by {self.normaliser.kind}.")
+        plain = self.normaliser if self.normaliser.kind == "affine" else self.statistics
+        for c, (m, s) in enumerate(zip(plain.mean, plain.std, strict=True)):
             if c == 8:
                 lines.append(f"... and {len(self.normaliser.mean) - 8} more channels.")
                 break
