@@ -342,7 +342,7 @@ def test_what_is_missing_or_empty_is_one_sentence(form, monkeypatch, workplace):
 
 def form_write(form, path):
     with file_format.reading(path, form.what, form.extra):
-        form.write(path, KELVIN, {}, {"ending": form.endings[0], "rate": 8000}, "{}")
+        form.write(path, KELVIN, {}, {"ending": form.endings[0], "key": "x", "rate": 8000}, "{}")
 
 
 def test_data_sets_of_hugging_face(workplace):

@@ -110,7 +110,8 @@ def _save_as(
     """Write samples (N, *shape) in the format of another package, as the ending says."""
     form = file_format.of(path)
     assert form is not None
-    stored = {**spec.stored, "ending": form.ending(path)}
+    stored = {"key": "x", **spec.stored, "ending": form.ending(path)}
+    beside = {name if name != stored["key"] else f"condition_{name}": values for name, values in beside.items()}
     with atomic(path) as temporary, file_format.reading(path, form.what, form.extra):
         form.write(temporary, x, beside, stored, json.dumps(facts))
 

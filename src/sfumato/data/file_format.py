@@ -38,7 +38,8 @@ class FileFormat(abc.ABC):
 
     def write(self, path: Path, x: np.ndarray, beside: Mapping[str, np.ndarray], stored: Stored, manifest: str) -> None:
         """Write samples x (N, *shape) in user units. beside: an array (N, ..) of each condition. stored: of the
-        training data. manifest: what drew the samples, as JSON in ASCII. Formats without it are only read."""
+        training data, with the ending of the path and a key. manifest: what drew the samples, as JSON in ASCII.
+        Formats without it are only read."""
         raise NotImplementedError
 
     @property

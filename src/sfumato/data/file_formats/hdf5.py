@@ -45,7 +45,7 @@ class HDF5(Arrays):
         import h5py
 
         with h5py.File(path, "w") as file:
-            for name, values in {stored.get("key", "x"): x, **beside}.items():
+            for name, values in {stored["key"]: x, **beside}.items():
                 words = values.dtype.kind == "U"
                 dataset = file.create_dataset(name, data=values.astype(object) if words else values)
                 if values is x and "units" in stored:

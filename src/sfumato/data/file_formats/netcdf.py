@@ -55,7 +55,7 @@ class NetCDF(Arrays):
             dims = ["sample", *(f"axis_{i}" for i in range(1, x.ndim))]
         units = {"units": stored["units"]} if "units" in stored else {}
         small = x.dtype == np.float16  # which NetCDF does not have
-        made = {stored.get("key", "x"): (dims, x.astype(np.float32) if small else x, units)}
+        made = {stored["key"].rpartition("/")[2]: (dims, x.astype(np.float32) if small else x, units)}
         for name, values in beside.items():
             made[name] = (["sample", *(f"{name}_{i}" for i in range(1, values.ndim))], values, {})
         xarray.Dataset(made, attrs={"manifest": manifest}).to_netcdf(path, engine="h5netcdf")
