@@ -336,13 +336,9 @@ def test_what_is_missing_or_empty_is_one_sentence(form, monkeypatch, workplace):
         monkeypatch.setitem(sys.modules, packages[form.extra], None)
         refused(f"a{ending}", f"which is not installed: pip install 'sfumato.{form.extra}.'")
         if form.writes:
+            shape = (2, 64) if form.one else (1, 8, 8)
             with pytest.raises(SfumatoError, match="which is not installed"):
-                form_write(form, workplace / f"out{ending}")
-
-
-def form_write(form, path):
-    with file_format.reading(path, form.what, form.extra):
-        form.write(path, KELVIN, {}, {"ending": form.endings[0], "key": "x", "rate": 8000}, "{}")
+                file_format.require_writable(workplace / f"out{ending}", shape, {"rate": 8000})
 
 
 def test_data_sets_of_hugging_face(workplace):
@@ -368,6 +364,7 @@ def test_one_recording_a_file(capsys):
     sf.train(KELVIN[:, 0].reshape(40, 2, 32), "run", net="tiny", steps=2)
     assert main(["sample", "run", "-n", "2", "-o", "out.wav"]) == 2
     assert "out.wav holds one recording, not 2: draw -n 1, or give a folder, out/" in capsys.readouterr().err
-    pytest.importorskip("soundfile")
-    assert main(["sample", "run", "-n", "1", "--steps", "2", "-o", "out.wav"]) == 2
-    assert "was not trained on recordings" in capsys.readouterr().err
+    for out, words in (("out.wav", "was not trained on recordings"), ("out.fits", "images (C, H, W) are kept, not (2, 32)"),
+                       ("out.nii", "volumes of one channel are kept"), ("out.tif", "pictures and volumes are kept")):  # fmt: skip
+        assert main(["sample", "run", "-n", "1", "--steps", "2", "-o", out]) == 2
+        assert words in capsys.readouterr().err

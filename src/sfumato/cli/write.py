@@ -36,12 +36,19 @@ def free(name: str) -> str:
     return str(path)
 
 
-def check_samples(out: str, number: int) -> Path:
+def check_samples(out: str, number: int, spec: DataSpec) -> Path:
     """The path of a file or folder of so many samples, checked as by `check`."""
     path = check(out, (*OWN, *file_format.written()))
-    form = None if is_folder(out) else file_format.of(path)
-    if form is not None and form.one and number > 1:
-        raise SfumatoError(f"{out} holds one {form.what}, not {number:,}: draw -n 1, or give a folder, {path.stem}/")
+    if is_folder(out):
+        if (ending := file_format.of_samples(spec.stored)) is not None:
+            file_format.require_writable(path / f"0{ending}", spec.shape, spec.stored)
+    elif not path.name.lower().endswith(OWN):
+        form = file_format.of(path)
+        if form is not None and form.one and number > 1:
+            raise SfumatoError(
+                f"{out} holds one {form.what}, not {number:,}: draw -n 1, or give a folder, {path.stem}/"
+            )
+        file_format.require_writable(path, spec.shape, spec.stored)
     return path
 
 
@@ -108,8 +115,7 @@ def _save_as(
     path: Path, x: np.ndarray, beside: Mapping[str, np.ndarray], spec: DataSpec, facts: Mapping[str, Any]
 ) -> None:
     """Write samples (N, *shape) in the format of another package, as the ending says."""
-    form = file_format.of(path)
-    assert form is not None
+    form = file_format.require_writable(path, spec.shape, spec.stored)
     stored = {"key": "x", **spec.stored, "ending": form.ending(path)}
     beside = {name if name != stored["key"] else f"condition_{name}": values for name, values in beside.items()}
     with atomic(path) as temporary, file_format.reading(path, form.what, form.extra):

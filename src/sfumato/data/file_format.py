@@ -13,6 +13,7 @@ import abc
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -28,13 +29,18 @@ Stored = dict[str, Any]  # what a file of samples needs of the training data's, 
 class FileFormat(abc.ABC):
     """A format of files. what: its name in messages. extra: of pip, which installs what it imports.
 
-    one: whether a file that is written holds a single sample.
+    needs: the packages that `write` imports. one: whether a file that is written holds a single sample.
     """
 
     what: ClassVar[str]
     endings: ClassVar[tuple[str, ...]]
     extra: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()
     one: ClassVar[bool] = False
+
+    def unfit(self, shape: tuple[int, ...], stored: Mapping[str, Any]) -> str:
+        """Why samples of this shape cannot be written; empty if they can."""
+        return ""
 
     def write(self, path: Path, x: np.ndarray, beside: Mapping[str, np.ndarray], stored: Stored, manifest: str) -> None:
         """Write samples x (N, *shape) in user units. beside: an array (N, ..) of each condition. stored: of the
@@ -123,6 +129,18 @@ def of(path: Path) -> FileFormat | None:
 def written() -> tuple[str, ...]:
     """The endings of the files that can be written."""
     return tuple(ending for each in known() if each.writes for ending in each.endings)
+
+
+def require_writable(path: Path, shape: tuple[int, ...], stored: Mapping[str, Any]) -> FileFormat:
+    """The format in which samples of this shape can be written to a path. Raises SfumatoError if they cannot."""
+    form = of(path)
+    assert form is not None
+    if why := form.unfit(shape, stored):
+        raise SfumatoError(f"{path}: {why}: write a .npz")
+    with reading(path, form.what, form.extra):
+        for name in form.needs:
+            import_module(name)
+    return form
 
 
 def of_samples(stored: Mapping[str, Any]) -> str | None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ...errors import SfumatoError
 from ...registry import register
 from ..file_format import Scan, Stack, Stored
 
@@ -15,6 +14,7 @@ from ..file_format import Scan, Stack, Stored
 @register("format", "audio")
 class Audio(Stack):
     what, extra = "recording", "audio"
+    needs = ("soundfile",)
     endings = (".wav", ".flac", ".ogg", ".aiff", ".aif")
     one = continuous = windows = True
 
@@ -31,13 +31,13 @@ class Audio(Stack):
         values: np.ndarray = soundfile.read(str(path), dtype="float32", always_2d=True)[0]
         return values.T[None]
 
+    def unfit(self, shape: tuple[int, ...], stored: Mapping[str, Any]) -> str:
+        known = "rate" in stored and len(shape) == 2
+        return "" if known else "the model was not trained on recordings, so that no rate is known"
+
     def write(self, path: Path, x: np.ndarray, beside: Mapping[str, np.ndarray], stored: Stored, manifest: str) -> None:
         import soundfile
 
-        if "rate" not in stored or x.ndim != 3:
-            raise SfumatoError(
-                f"{path}: the model was not trained on recordings, so that no rate is known: write a .npz"
-            )
         form = {".aif": "AIFF"}.get(stored["ending"], stored["ending"][1:].upper())
         kept = stored.get("subtype", "")
         subtype = kept if soundfile.check_format(form, kept) else None

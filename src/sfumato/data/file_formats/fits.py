@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ _WIDTHS = {8: "u1", 16: "i2", 32: "i4", 64: "i8", -32: "f4", -64: "f8"}  # by BI
 class Fits(Stack):
     what, extra = "FITS file", "fits"
     named = True
+    needs = ("astropy.io.fits",)
     endings = (".fits", ".fit", ".fts", ".fits.gz")
 
     def scan(self, path: Path, key: str | None) -> Scan:
@@ -41,11 +44,12 @@ class Fits(Stack):
             values = np.array(unit.data)
             return values.reshape(_arranged(values.shape))
 
+    def unfit(self, shape: tuple[int, ...], stored: Mapping[str, Any]) -> str:
+        return "" if len(shape) == 3 else f"images (C, H, W) are kept, not {shape}"
+
     def write(self, path: Path, x: np.ndarray, beside: Mapping[str, np.ndarray], stored: Stored, manifest: str) -> None:
         from astropy.io import fits
 
-        if x.ndim != 4:
-            raise SfumatoError(f"{path}: a FITS file holds images (C, H, W), not {x.shape[1:]}: write a .npz")
         dtype = {"?": np.uint8, "e": np.float32}.get(x.dtype.char, x.dtype)
         unit = fits.PrimaryHDU((x[:, 0] if x.shape[1] == 1 else x).astype(dtype))
         if "units" in stored:
@@ -53,8 +57,10 @@ class Fits(Stack):
         unit.header["MANIFEST"] = manifest
         numbers = {name: values for name, values in beside.items() if values.dtype.kind in "biuf"}
         units = [fits.ImageHDU(values, name=name) for name, values in numbers.items()]
-        with path.open("wb") as file:
-            fits.HDUList([unit, *units]).writeto(file, output_verify="silentfix")
+        file = io.BytesIO()
+        fits.HDUList([unit, *units]).writeto(file, output_verify="silentfix")
+        content = file.getvalue()
+        path.write_bytes(gzip.compress(content, 6) if stored["ending"] == ".fits.gz" else content)
 
 
 def _arranged(shape: tuple[int, ...]) -> tuple[int, ...]:

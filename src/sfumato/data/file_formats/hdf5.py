@@ -20,6 +20,7 @@ _TEXTS = 64  # strings that are read at once
 @register("format", "hdf5")
 class HDF5(Arrays):
     what, extra = "HDF5 file", "hdf5"
+    needs = ("h5py",)
     endings = (".h5", ".hdf5", ".hdf")
 
     @contextmanager

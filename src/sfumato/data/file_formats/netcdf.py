@@ -19,6 +19,7 @@ CHANNELS = frozenset("c channel channels band bands level lev plev variable feat
 @register("format", "netcdf")
 class NetCDF(Arrays):
     what, extra = "NetCDF file", "netcdf"
+    needs = ("xarray", "h5netcdf")
     endings = (".nc", ".nc4", ".cdf")
 
     @contextmanager

@@ -17,6 +17,7 @@ from ..file_format import Scan, Stack, Stored
 @register("format", "nifti")
 class Nifti(Stack):
     what, extra = "NIfTI file", "nifti"
+    needs = ("nibabel",)
     endings = (".nii", ".nii.gz")
 
     def scan(self, path: Path, key: str | None) -> Scan:
@@ -33,11 +34,12 @@ class Nifti(Stack):
         values = np.asanyarray(_opened(path).dataobj)
         return np.moveaxis(values, 3, 0)[:, None] if values.ndim == 4 else values[None, None]
 
+    def unfit(self, shape: tuple[int, ...], stored: Mapping[str, Any]) -> str:
+        return f"volumes of one channel are kept, not {shape}" if shape[0] != 1 or len(shape) > 4 else ""
+
     def write(self, path: Path, x: np.ndarray, beside: Mapping[str, np.ndarray], stored: Stored, manifest: str) -> None:
         import nibabel
 
-        if x.shape[1] != 1 or x.ndim > 5:
-            raise SfumatoError(f"{path}: a NIfTI file holds volumes of one channel, not {x.shape[1:]}: write a .npz")
         near = {"?": np.uint8, "e": np.float32}  # of types that the format does not have
         volumes = np.moveaxis(x[:, 0], 0, -1).astype(near.get(x.dtype.char, x.dtype))
         while volumes.ndim < 4:

@@ -21,6 +21,7 @@ from ..file_format import Scan, Stack, Stored
 @register("format", "tiff")
 class Tiff(Stack):
     what, extra = "TIFF stack", "tiff"
+    needs = ("tifffile",)
     endings = (".tif", ".tiff")
 
     def scan(self, path: Path, key: str | None) -> Scan:
@@ -39,6 +40,9 @@ class Tiff(Stack):
             shape, order = _arranged(series.shape, series.axes, path)
             pages: np.ndarray = series.asarray()
             return pages.transpose(order).reshape(shape)
+
+    def unfit(self, shape: tuple[int, ...], stored: Mapping[str, Any]) -> str:
+        return "" if len(shape) in (3, 4) else f"pictures and volumes are kept, not {shape}"
 
     def write(self, path: Path, x: np.ndarray, beside: Mapping[str, np.ndarray], stored: Stored, manifest: str) -> None:
         import tifffile
