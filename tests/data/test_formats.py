@@ -364,7 +364,12 @@ def test_one_recording_a_file(capsys):
     sf.train(KELVIN[:, 0].reshape(40, 2, 32), "run", net="tiny", steps=2)
     assert main(["sample", "run", "-n", "2", "-o", "out.wav"]) == 2
     assert "out.wav holds one recording, not 2: draw -n 1, or give a folder, out/" in capsys.readouterr().err
-    for out, words in (("out.wav", "was not trained on recordings"), ("out.fits", "images (C, H, W) are kept, not (2, 32)"),
-                       ("out.nii", "volumes of one channel are kept"), ("out.tif", "pictures and volumes are kept")):  # fmt: skip
+    refusals = {
+        "out.wav": "was not trained on recordings",
+        "out.fits": "images (C, H, W) are kept, not (2, 32)",
+        "out.nii": "volumes of one channel are kept, not (2, 32)",
+        "out.tif": "pictures and volumes are kept, not (2, 32)",
+    }
+    for out, words in refusals.items():
         assert main(["sample", "run", "-n", "1", "--steps", "2", "-o", out]) == 2
         assert words in capsys.readouterr().err

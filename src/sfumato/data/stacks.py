@@ -55,9 +55,8 @@ def _conditions(root: Path | None, names: Sequence[str]) -> tuple[dict[str, Colu
     """(the conditions of each file, notes): the metadata files of their folder, or else its sub-folders as classes."""
     if root is None:
         return {}, []
-    tables = [
-        path for path in sorted(root.rglob("metadata.*")) if path.name.lower() in metadata.NAMES and path.is_file()
-    ]
+    found = [path for path in sorted(root.rglob("metadata.*")) if path.is_file()]
+    tables = [path for path in found if path.name.lower() in metadata.NAMES]
     beside = metadata.read(root, tables, names, range(len(names)))
     conditions, notes = with_label(beside.columns, CLASS_NAMES), beside.notes
     if LABEL not in conditions:

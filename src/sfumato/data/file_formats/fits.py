@@ -23,7 +23,7 @@ _WIDTHS = {8: "u1", 16: "i2", 32: "i4", 64: "i8", -32: "f4", -64: "f8"}  # by BI
 class Fits(Stack):
     what, extra = "FITS file", "fits"
     named = True
-    needs = ("astropy.io.fits",)
+    needs = ("astropy.io",)
     endings = (".fits", ".fit", ".fts", ".fits.gz")
 
     def scan(self, path: Path, key: str | None) -> Scan:
