@@ -1,22 +1,27 @@
-"""z = (x - mean) / std, channel by channel: normalises data in any units to mean 0 and standard deviation 1.
+"""z = (g(x) - mean) / std, channel by channel: normalises data in any units to mean 0 and standard deviation 1.
 
-The affine map is computed in float64; only the result is rounded to float32.
+The map is computed in float64; only the result is rounded to float32.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from . import schema
 from .errors import SfumatoError
 
 _NUMBERS = schema.listed(schema.number(), 1)
-SCHEMA = schema.fields({"name": schema.text, "mean": _NUMBERS, "std": _NUMBERS}, rest=None)
+SCHEMA = schema.fields(
+    {"name": schema.text, "mean": _NUMBERS, "std": _NUMBERS}, {"knots": schema.listed(_NUMBERS)}, rest=None
+)
+KINDS = ("affine", "log", "quantile", "bounded")
 
 
 @dataclass(frozen=True)
@@ -37,13 +42,20 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Normaliser:
-    """z = (x - mean_c) / std_c; `mean` and `std` hold one float per channel (the first axis of a sample).
+    """z = (g(x) - mean_c) / std_c; `mean` and `std` of g(x) hold one float per channel (the first axis of a sample).
 
-    A channel that is constant in the training split gets std 1: it maps to 0 and back exactly.
+        affine     g(x) = x
+        log        g(x) = log x                        bounded    g(x) = log(x - low_c) - log(high_c - x)
+        quantile   g is linear between the knots (x_ck, Phi^-1((k + 1/2) / K)), and goes on as at its ends
+
+    knots: for each channel (low, high) of bounded, or the x_k of quantile, which increase. A channel that is constant
+    in the training split gets std 1: it maps to 0 and back exactly.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    kind: str = "affine"
+    knots: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or not self.mean:
@@ -52,10 +64,18 @@ class Normaliser:
             )
         if not all(math.isfinite(m) for m in self.mean) or not all(math.isfinite(s) and s > 0 for s in self.std):
             raise SfumatoError("a normaliser's means must be finite and its stds finite and positive")
+        if self.kind not in KINDS:
+            raise SfumatoError(f"a normaliser is one of {', '.join(KINDS)}, not {self.kind!r}")
+        if len(self.knots) != (len(self.mean) if self.kind in ("bounded", "quantile") else 0):
+            raise SfumatoError(f"a normaliser {self.kind!r} has not {len(self.knots)} rows of knots")
+        counts = {len(row) for row in self.knots}
+        wrong = any(not math.isfinite(b) or not a < b for row in self.knots for a, b in pairwise(row))
+        if wrong or len(counts) > 1 or min(counts, default=2) < 2 or (self.kind == "bounded" and counts != {2}):
+            raise SfumatoError("a normaliser's knots must be finite, increase, and be as many in each channel")
 
     @classmethod
     def of(cls, figures: Statistics) -> "Normaliser":
-        """The normaliser that gives data with these statistics mean 0 and std 1."""
+        """The affine normaliser that gives data with these statistics mean 0 and std 1."""
         std = tuple(
             s if high > low and s > 0 else 1.0
             for s, low, high in zip(figures.std, figures.low, figures.high, strict=True)
@@ -63,18 +83,67 @@ class Normaliser:
         return cls(figures.mean, std)
 
     def normalise(self, x: Tensor) -> Tensor:
-        """x (B, C, *spatial) of any real dtype -> z float32 of the same shape."""
+        """x (B, C, *spatial) of any real dtype -> z float32 of the same shape. SfumatoError beyond the range of g."""
         mean, std = self._columns(x)
-        return ((x.to(torch.float64) - mean) / std).to(torch.float32)
+        g = self.curve(x.to(torch.float64))
+        if self.kind != "affine" and not bool(g.isfinite().all()):
+            raise SfumatoError(
+                f"values from {float(x.min()):g} to {float(x.max()):g} cannot be normalised by {self.kind}, as the "
+                "training data were: give data in their range"
+            )
+        return ((g - mean) / std).to(torch.float32)
 
     def denormalise(self, z: Tensor) -> Tensor:
-        """z (B, C, *spatial) -> x = mean + std z in float64, unrounded and unbounded."""
+        """z (B, C, *spatial) -> x = g^-1(mean + std z) in float64, unrounded and unbounded."""
         mean, std = self._columns(z)
-        return z.to(torch.float64) * std + mean
+        g = z.to(torch.float64) * std + mean
+        if self.kind == "log":
+            return g.exp()
+        if self.kind == "bounded":
+            low, high = self._bounds(g)
+            return low + (high - low) * g.sigmoid()
+        return self._through(g, inverse=True)[0] if self.kind == "quantile" else g
 
-    def log_jacobian(self, shape: Sequence[int]) -> float:
-        """log |dz/dx| = -(entries a channel) * sum_c log std_c for one sample of this shape, in nats."""
-        return -math.prod(shape[1:]) * math.fsum(math.log(s) for s in self.std)
+    def log_jacobian(self, z: Tensor) -> Tensor:
+        """log |dz/dx| = sum (log g'(x) - log std_c) of each sample of z (B, C, *spatial), in nats, float64 (B,)."""
+        mean, std = self._columns(z)
+        g = z.to(torch.float64) * std + mean
+        slope = torch.zeros_like(g)
+        if self.kind == "log":
+            slope = -g
+        elif self.kind == "bounded":
+            low, high = self._bounds(g)
+            slope = -logsigmoid(g) - logsigmoid(-g) - (high - low).log()
+        elif self.kind == "quantile":
+            slope = -self._through(g, inverse=True)[1].log()
+        return (slope - std.log()).flatten(1).sum(1)
+
+    def curve(self, x: Tensor) -> Tensor:
+        """g(x) of x (B, C, *spatial) in float64."""
+        if self.kind == "log":
+            return x.log()
+        if self.kind == "bounded":
+            low, high = self._bounds(x)
+            return (x - low).log() - (high - x).log()
+        return self._through(x)[0] if self.kind == "quantile" else x
+
+    def _through(self, x: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        """(g(x), g'(x)) of quantile; inverse: of g^-1."""
+        xs = torch.tensor(self.knots, dtype=torch.float64, device=x.device)
+        count = xs.shape[1]
+        gs = torch.special.ndtri((torch.arange(count, dtype=torch.float64, device=x.device) + 0.5) / count)
+        before, after = (gs.expand_as(xs).contiguous(), xs) if inverse else (xs, gs.expand_as(xs))
+        flat = x.transpose(0, 1).reshape(len(xs), -1)
+        right = torch.searchsorted(before, flat.contiguous()).clamp(1, count - 1)
+        x0, x1, y0, y1 = (v.gather(1, i) for v in (before, after) for i in (right - 1, right))
+        slope = (y1 - y0) / (x1 - x0)
+        back = lambda v: v.reshape(x.transpose(0, 1).shape).transpose(0, 1)  # noqa: E731
+        return back(y0 + (flat - x0) * slope), back(slope)
+
+    def _bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        knots = torch.tensor(self.knots, dtype=torch.float64, device=x.device)
+        low, high = knots.T.reshape(2, 1, -1, *(1,) * (x.ndim - 2))
+        return low, high
 
     @cached_property
     def _figures(self) -> Tensor:
@@ -86,12 +155,12 @@ class Normaliser:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dict; floats survive JSON exactly."""
-        return {"name": "affine", "mean": list(self.mean), "std": list(self.std)}
+        knots = {"knots": [list(row) for row in self.knots]} if self.knots else {}
+        return {"name": self.kind, "mean": list(self.mean), "std": list(self.std), **knots}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Normaliser":
         """The inverse of `to_dict`. Raises SfumatoError for anything else."""
         schema.require(data, SCHEMA, "a normaliser")
-        if data["name"] != "affine":
-            raise SfumatoError(f"a normaliser has the name 'affine', not {data['name']!r}")
-        return cls(tuple(float(m) for m in data["mean"]), tuple(float(s) for s in data["std"]))
+        mean, std, *knots = (tuple(map(float, row)) for row in (data["mean"], data["std"], *data.get("knots", ())))
+        return cls(mean, std, data["name"], tuple(knots))

@@ -50,6 +50,7 @@ KINDS: dict[str, Kind] = {
     "process": Kind("process", "Process", held=True),
     "row": Kind("row of a symbol"),
     "condition": Kind("condition", "Condition", held=True),
+    "format": Kind("file format"),
     "model": Kind("model", "Model", held=True),
     "loss": Kind("loss", "Loss"),
     "optimizer": Kind("optimizer"),

@@ -45,12 +45,12 @@ class SampleCheck:
     def _range(spec: DataSpec, z: Tensor) -> tuple[Tensor, Tensor]:
         """The range of the training data, wider by FAR at both ends, in normalised units, per channel."""
         shape = (1, -1, *(1,) * (z.ndim - 2))
-        low, high, mean, std = (
-            torch.tensor(v, dtype=torch.float64, device=z.device).view(shape)
-            for v in (spec.statistics.low, spec.statistics.high, spec.normaliser.mean, spec.normaliser.std)
+        low, high = (
+            spec.normaliser.normalise(torch.tensor(v, dtype=torch.float64, device=z.device).view(shape))
+            for v in (spec.statistics.low, spec.statistics.high)
         )
-        reach = FAR * torch.maximum(high - low, std)  # a constant channel has no range
-        return (low - reach - mean) / std, (high + reach - mean) / std
+        reach = FAR * (high - low).clamp_min(1.0)  # a constant channel has no range
+        return low - reach, high + reach
 
     def sentence(self) -> str | None:
         """What is wrong with the samples, or None."""

@@ -341,7 +341,10 @@ def pipe(tmp_path):
 PIPE = "is a pipe or a device, not a file"
 
 
-@pytest.mark.parametrize("ending", ["", ".tar", ".npy", ".npz", ".csv", ".parquet", ".arrow", ".png"])
+@pytest.mark.parametrize(
+    "ending",
+    ["", ".tar", ".npy", ".npz", ".csv", ".parquet", ".arrow", ".png", ".h5", ".tif", ".nii.gz", ".wav", ".pt"],
+)
 def test_pipes_and_devices_are_no_data(tmp_path, ending):
     os.mkfifo(tmp_path / f"a{ending}")
     (tmp_path / f"b{ending}").symlink_to("/dev/zero")

@@ -1,5 +1,6 @@
 """z = (x - mean) / std in float64: closed forms, round trips over 18 orders of magnitude."""
 
+import json
 import math
 
 import numpy as np
@@ -8,6 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import sfumato as sf
+from likelihood_models import Plain
+from sfumato.cli import main
 from sfumato.data import statistics as module
 from sfumato.data.statistics import statistics
 from sfumato.errors import SfumatoError
@@ -109,7 +113,7 @@ def test_log_jacobian_is_that_of_the_map():
         lambda v: (v - torch.tensor([1.0, -2.0]).view(1, 2, 1, 1)) / torch.tensor([0.5, 40.0]).view(1, 2, 1, 1), x
     )
     expected = torch.linalg.slogdet(jacobian.reshape(12, 12)).logabsdet
-    assert normaliser.log_jacobian(shape) == pytest.approx(float(expected), rel=1e-12)
+    assert float(normaliser.log_jacobian(x)) == pytest.approx(float(expected), rel=1e-12)
     moved = normaliser.normalise(x + 1) - normaliser.normalise(x)  # the map itself has that slope
     assert float(moved.double().log().sum()) == pytest.approx(float(expected), rel=1e-6)
 
@@ -117,15 +121,16 @@ def test_log_jacobian_is_that_of_the_map():
 def test_log_jacobian_shifts_by_the_log_of_the_unit():
     x = gaussian((500, 2, 7))
     metres, millimetres = (Normaliser.of(statistics(v)) for v in (x, 1000 * x))
-    assert millimetres.log_jacobian((2, 7)) - metres.log_jacobian((2, 7)) == pytest.approx(-14 * math.log(1000))
+    shift = millimetres.log_jacobian(x) - metres.log_jacobian(x)
+    assert shift.numpy() == pytest.approx(-14 * math.log(1000))
 
 
 def test_dict_round_trip_is_exact_and_strict():
     normaliser = Normaliser((0.1, 1 / 3), (1e-12, 7.0))
     assert Normaliser.from_dict(normaliser.to_dict()) == normaliser
     good = normaliser.to_dict()
-    for wrong in ({**good, "extra": 1}, {"mean": [0.0], "std": [1.0]}, {**good, "name": "log"}):
-        with pytest.raises(SfumatoError, match="a normaliser( has|: )"):
+    for wrong in ({**good, "extra": 1}, {"mean": [0.0], "std": [1.0]}, {**good, "name": "cube"}):
+        with pytest.raises(SfumatoError, match="a normaliser( is|: )"):
             Normaliser.from_dict(wrong)
 
 
@@ -133,3 +138,102 @@ def test_dict_round_trip_is_exact_and_strict():
 def test_figures_that_cannot_be_inverted_are_refused(mean, std):
     with pytest.raises(SfumatoError):
         Normaliser(mean, std)
+
+
+# -- values that are far from normal
+
+
+def skewed(kind, count=4000):
+    """Two channels (N, 2, 3) that a kind of normaliser suits."""
+    g = gaussian((count, 2, 3))
+    if kind == "log":
+        return (g * torch.tensor([[2.0], [0.5]], dtype=torch.float64) + torch.tensor([[9.0], [-20.0]])).exp()
+    return g.sigmoid() if kind.startswith("bounded") else torch.where(g > 0, 5 + g, 3 * g)
+
+
+KINDS = ("log", "bounded", "bounded(0, 1)", "quantile")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_normalisers_come_back_and_give_mean_0_and_deviation_1(kind):
+    x = skewed(kind)
+    spec = sf.data.DataSpec.fit(sf.data.open(x), torch.arange(len(x)), kind)
+    z = spec.normalise(x)
+    assert float((spec.denormalise(z) - x).abs().max() / x.abs().max()) < 1e-5
+    assert float(z.double().mean((0, 2)).abs().max()) < 1e-5
+    assert float((z.double().transpose(0, 1).flatten(1).std(1, correction=0) - 1).abs().max()) < 1e-5
+    assert sf.data.DataSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    assert f"Normalised by {spec.normaliser.kind}." in spec.describe()
+    far = spec.denormalise(torch.full((2, 2, 3), 20.0) * torch.tensor([1.0, -1.0]).view(2, 1, 1))
+    if kind == "log":
+        assert float(far.min()) > 0
+    if kind == "bounded(0, 1)":
+        assert spec.bounds == (0.0, 1.0) and 0 <= float(far.min()) and float(far.max()) <= 1
+    if kind == "bounded":
+        margin = 0.01 * (x.amax((0, 2)) - x.amin((0, 2)))
+        assert bool((far[1].amin(1) >= x.amin((0, 2)) - 1.0001 * margin).all()) and float(far.max()) < 1.02
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_log_jacobian_of_other_normalisers_is_that_of_the_map(kind):
+    x = skewed(kind)
+    normaliser = sf.data.DataSpec.fit(sf.data.open(x), torch.arange(len(x)), kind).normaliser
+    rows = normaliser.denormalise(normaliser.normalise(x[:8])).requires_grad_()
+    std = torch.tensor(normaliser.std, dtype=torch.float64)[:, None]
+    (slope,) = torch.autograd.grad((normaliser.curve(rows) / std).sum(), rows)  # g acts number by number
+    expected = slope.log().flatten(1).sum(1)
+    assert torch.allclose(normaliser.log_jacobian(normaliser.normalise(rows.detach())), expected, atol=1e-3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_density_in_the_units_of_the_data_has_integral_1(kind):
+    x = skewed(kind)[:, 0].reshape(-1, 1)
+    spec = sf.data.DataSpec.fit(sf.data.open(x), torch.arange(len(x)), kind)
+    law = sf.exact.GaussianMixture([1.0], torch.zeros(1, 1, dtype=torch.float64), 1.0)
+    model = Plain(law.denoiser(sf.Gaussian(sf.schedules.Cosine())), spec)
+    grid = spec.denormalise(torch.linspace(-3, 3, 4001, dtype=torch.float64)[:, None])
+    density = sf.log_prob(model, grid[1::2], steps=16).value.exp()
+    within = math.erf(3 / math.sqrt(2))
+    assert float(density @ grid[::2, 0].diff()) == pytest.approx(within, abs=5e-3)
+
+
+@pytest.mark.parametrize("kind, x, words", [
+    ("log", torch.zeros(40, 2) - torch.arange(2), "has values down to -1: --normalise log needs all above 0"),
+    ("log", torch.ones(40, 2, dtype=torch.int32), "holds whole numbers: --normalise log is for floats"),
+    ("quantile", torch.arange(80.0).reshape(40, 2).clamp_min(60), "channel 0 .* repeats a value too often"),
+    ("bounded(0, 1)", torch.linspace(0, 1, 80).reshape(40, 2), "values from 0 to 1, which are not all between 0 and 1"),
+    ("bounded(1, 0)", torch.rand(40, 2), "bounds are two numbers that increase"),
+    ("bounded(a, 0)", torch.rand(40, 2), "bounds are two numbers that increase"),
+    ("lgo", torch.rand(40, 2), "there is no normaliser 'lgo': did you mean 'log'"),
+])  # fmt: skip
+def test_what_a_normaliser_cannot_do_is_one_sentence(kind, x, words):
+    with pytest.raises(SfumatoError, match=words) as caught:
+        sf.data.DataSpec.fit(sf.data.open(x), torch.arange(40), kind)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_values_beyond_the_map_are_one_sentence():
+    spec = sf.data.DataSpec.fit(sf.data.open(torch.rand(40, 2) + 0.1), torch.arange(40), "log")
+    with pytest.raises(SfumatoError, match="values from -1 to -1 cannot be normalised by log"):
+        spec.normalise(-torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("odd", [
+    {"name": "cube"}, {"name": "log", "knots": [[0.0, 1.0]]}, {"name": "bounded"},
+    {"name": "bounded", "knots": [[1.0, 0.0]]},
+    {"name": "quantile", "knots": [[1.0]]}, {"name": "bounded", "knots": [[0.0, 1.0, 2.0]]},
+])  # fmt: skip
+def test_damaged_normalisers_are_refused(odd):
+    with pytest.raises(SfumatoError, match="a normaliser"):
+        Normaliser.from_dict({"mean": [0.0], "std": [1.0], **odd})
+
+
+def test_a_run_keeps_its_normaliser_and_inspect_advises_it(tmp_path):
+    x = skewed("log", 300).float()[:, :1].flatten(1)
+    np.save(tmp_path / "x.npy", x.numpy())
+    assert any("--normalise log" in note for note in sf.data.inspect(tmp_path / "x.npy")["notes"])
+    assert main(["train", str(tmp_path / "x.npy"), "-o", str(tmp_path / "run"), "--net", "tiny", "--steps", "2",
+                 "--normalise", "log"]) == 0  # fmt: skip
+    model = sf.resume(tmp_path / "run", steps=3).denoiser
+    assert model.spec.normaliser.kind == "log" and float(sf.sample(model, 50, 4).min()) > 0
+    assert sf.log_prob(model, x[:4], steps=4, sigma_min=0.1).value.isfinite().all()

@@ -39,11 +39,11 @@ MAX_GB = flag(
 )  # fmt: skip
 LABELS = flag("--labels", "FILE", "A .npy or text file with one class label per sample of DATA.")
 BATCH = flag("--batch", int, "Samples drawn at once; affects only memory and speed.", 256)
-LENGTH = flag("--length", int, "Symbols of a window of text, if not the usual.")
+LENGTH = flag("--length", int, "Symbols of a window of text, or numbers of one of a recording, if not the usual.")
 TOKENS = flag("--tokens", "KIND", "What text is made of: characters, bytes, bpe or bpe(4096), if not to be chosen.")
 SOURCES = (
-    "a folder of images or texts, a .npy, .npz, .txt or .jsonl file, .tar archives or .parquet tables, or a built-in "
-    "set"
+    "a folder of images or texts, a .npy, .npz, .txt or .jsonl file, .tar archives or .parquet tables, a file of "
+    "another format (.h5, .nc, .nii, .wav ..), or a built-in set"
 )
 
 DEMO = Command(
@@ -86,9 +86,9 @@ SAMPLE = Command(
         flag("-n --number", int, "How many; 64, or ten of each class where there are up to 20; of text 4."),
         flag(
             "-o --out", "PATH",
-            "grid.png (a picture), out.npz (x, labels, manifest), out.npy (only x), or folder/ (one file per sample); "
-            "of text out.txt, out.jsonl or folder/. By default samples.png for images, samples.txt for text, "
-            "samples.npz for other data.",
+            "grid.png (a picture), out.npz (x, labels, manifest), out.npy (only x), out.h5, out.nc, out.tif, "
+            "out.nii.gz, out.fits, out.wav, or folder/ (one file per sample); of text out.txt, out.jsonl or folder/. "
+            "By default samples.png for images, samples.txt for text, samples.npz for other data.",
         ),
         flag("--length", int, "Of text: how many symbols; by default one window of training."),
         flag("--prompt", "TEXT", "Of text: how each begins."),

@@ -63,9 +63,9 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE) -> dic
         return text.draw(options, denoiser, origin(options, contract, denoiser, index), world)
     text.refuse(options)
     out = world.broadcast_result(lambda: options.out or write.default_name(spec))
-    path, folder = world.broadcast_result(lambda: (write.check(out), write.is_folder(out)))
     given = asked.said(options, spec.conditions, options.class_)
     index = _index(options, spec, given)
+    path, folder = world.broadcast_result(lambda: (write.check_samples(out, len(index), spec), write.is_folder(out)))
     cond = asked.in_turn(asked.conditions(given, spec, index), spec, index)
     scale = guidance_scale(options, denoiser, cond)
     interval = options.guidance_interval

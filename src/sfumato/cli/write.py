@@ -6,18 +6,18 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sfumato import pictures
-from sfumato.data import DataSpec
+from sfumato.data import DataSpec, file_format
 from sfumato.errors import SfumatoError
 from sfumato.files import atomic, reason
 
-FILES = (".png", ".npz", ".npy")
+OWN = (".png", ".npz", ".npy")
 KEYS = ("x", "labels", "classes", "manifest")  # of an .npz; conditions with these names are renamed
 Columns = dict[str, list[Any]]  # conditions by name, one value per sample
 
@@ -36,14 +36,30 @@ def free(name: str) -> str:
     return str(path)
 
 
-def check(out: str, kinds: Collection[str] = FILES) -> Path:
+def check_samples(out: str, number: int, spec: DataSpec) -> Path:
+    """The path of a file or folder of so many samples, checked as by `check`."""
+    path = check(out, (*OWN, *file_format.written()))
+    if is_folder(out):
+        if (ending := file_format.of_samples(spec.stored)) is not None:
+            file_format.require_writable(path / f"0{ending}", spec.shape, spec.stored)
+    elif not path.name.lower().endswith(OWN):
+        form = file_format.of(path)
+        if form is not None and form.one and number > 1:
+            raise SfumatoError(
+                f"{out} holds one {form.what}, not {number:,}: draw -n 1, or give a folder, {path.stem}/"
+            )
+        file_format.require_writable(path, spec.shape, spec.stored)
+    return path
+
+
+def check(out: str, kinds: Collection[str]) -> Path:
     """The path of the output, of one of these kinds.
 
     Raises SfumatoError, before any work is done, if it cannot be written.
     """
     path = Path(out).expanduser()
     folder = is_folder(out)
-    if not folder and path.suffix.lower() not in kinds:
+    if not folder and not path.name.lower().endswith(tuple(kinds)):
         raise SfumatoError(f"{out} has no known kind: end it in {', '.join(kinds)}, or in / for a folder")
     if folder and path.exists() and not path.is_dir():
         raise SfumatoError(f"{out} is a file, not a folder: give another name")
@@ -78,6 +94,9 @@ def write(path: Path, folder: bool, x: np.ndarray, given: Columns, spec: DataSpe
         columns, names, order = layout(len(x), labels, spec)
         pictures.save_png(pictures.picture(x[order], spec.kind, spec.bounds, columns, names), path, facts)
         return 1
+    if kind not in OWN:
+        _save_as(path, x, {name: array(values) for name, values in given.items()}, spec, facts)
+        return 1
     arrays: dict[str, Any] = {"x": x, "manifest": np.array(json.dumps(facts))}
     if labels is not None:
         arrays |= {"labels": labels, "classes": np.array(list(spec.classes))}
@@ -90,6 +109,17 @@ def write(path: Path, folder: bool, x: np.ndarray, given: Columns, spec: DataSpe
         else:
             np.save(file, x, allow_pickle=False)
     return 1
+
+
+def _save_as(
+    path: Path, x: np.ndarray, beside: Mapping[str, np.ndarray], spec: DataSpec, facts: Mapping[str, Any]
+) -> None:
+    """Write samples (N, *shape) in the format of another package, as the ending says."""
+    form = file_format.require_writable(path, spec.shape, spec.stored)
+    stored = {"key": "x", **spec.stored, "ending": form.ending(path)}
+    beside = {name if name != stored["key"] else f"condition_{name}": values for name, values in beside.items()}
+    with atomic(path) as temporary, file_format.reading(path, form.what, form.extra):
+        form.write(temporary, x, beside, stored, json.dumps(facts))
 
 
 def array(values: list[Any]) -> np.ndarray:
@@ -116,13 +146,16 @@ def layout(count: int, labels: np.ndarray | None, spec: DataSpec) -> tuple[int |
 
 
 def _folder(path: Path, x: np.ndarray, given: Columns, spec: DataSpec, facts: dict[str, Any]) -> int:
-    """Write one file per sample, named by its number and class: PNG for images, .npy for other data."""
+    """Write one file per sample, named by its number and class: in the format of the training data where each of their
+    files is a sample or more, or else PNG for images, .npy for other data."""
     labels = given.get("label") if spec.classes else None
     others = {name: values for name, values in given.items() if values is not labels and _short(values[0])}
     first = int(facts["first"])
     width = max(5, len(str(first + len(x) - 1)))
     save: Callable[[Path, np.ndarray, dict[str, Any]], None] = _save_image if spec.kind == "image" else _save_array
     suffix = ".png" if spec.kind == "image" else ".npy"
+    if (ending := file_format.of_samples(spec.stored)) is not None:
+        suffix, save = ending, lambda place, sample, own: _save_as(place, sample[None], {}, spec, own)
     for i, sample in enumerate(x):
         own = {**facts, "index": first + i}
         name = f"{first + i:0{width}d}"
@@ -133,7 +166,7 @@ def _folder(path: Path, x: np.ndarray, given: Columns, spec: DataSpec, facts: di
             name += "_" + re.sub(r"[^\w-]+", "-", own["class"]).strip("-")
         for key in ("first", "number"):
             own.pop(key)
-        save(path / f"{name}{suffix}", _full_scale(sample, spec), own)
+        save(path / f"{name}{suffix}", _full_scale(sample, spec) if suffix == ".png" else sample, own)
     return len(x)
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ..errors import SfumatoError, counted
 from ..machine import fits
+from . import limits
+from .file_format import Arrays, Stored, reading
 from .numpy_files import Archive, load
 from .spec import DTYPES
 from .statistics import blocks
@@ -29,6 +31,20 @@ def read_npy(path: Path) -> np.ndarray:
     size = path.stat().st_size
     mode: Literal["r", "c"] | None = None if size <= MAP_BYTES and fits(size) else "c" if fits(size) else "r"
     return load(path, mode)
+
+
+def read_named(path: Path, form: Arrays, samples: Callable[[Mapping[str, Any]], str]) -> tuple[dict[str, Any], Stored]:
+    """(the arrays of a file by key, what a file of samples needs of it); as `read_npz` for other formats."""
+    with reading(path, form.what, form.extra), form.open(path) as contents:
+        chosen = samples(contents.arrays)
+        count = contents.arrays[chosen].shape[:1]
+        used = [key for key, value in contents.arrays.items() if value.shape[:1] == count]
+        nbytes = sum(contents.arrays[key].nbytes for key in used)
+        limits.require_file(path, nbytes)
+        if not fits(nbytes):
+            raise SfumatoError(f"{path} does not fit into memory: save it as a .npy file, which is read from disk")
+        stored: Stored = {"ending": form.ending(path), "key": chosen, **contents.stored(chosen)}
+        return {**contents.arrays, **{key: contents.read(key) for key in used}}, stored
 
 
 def read_npz(path: Path, samples: Callable[[Mapping[str, np.ndarray]], str]) -> dict[str, np.ndarray]:

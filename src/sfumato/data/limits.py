@@ -69,4 +69,5 @@ def require_real(array: Any, what: str) -> None:
 
 def require_file(path: Path, nbytes: int) -> None:
     """Raise SfumatoError if what is in a file would take more than it may once it is unpacked."""
-    require(nbytes, max(most(), RATIO * path.stat().st_size), f"{path}, unpacked,")
+    size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
+    require(nbytes, max(most(), RATIO * size), f"{path}, unpacked,")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Literal
 
 import numpy as np
 
-from ..errors import SfumatoError
-from ..files import first_line, reason, require_plain
+from ..files import require_plain
 from . import limits
+from .file_format import reading, standing
 
 _SUFFIX = ".npy"  # of the members of a .npz
 _READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -21,7 +20,7 @@ _READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 
 def load(path: Path, mode: Literal["r", "c"] | None = None) -> np.ndarray:
     """The array in a .npy file, memory-mapped in this mode unless it is None; objects are never unpickled."""
-    with _named(path, ".npy array"):
+    with reading(path, ".npy array"):
         require_plain(path)
         with path.open("rb") as file:
             nbytes = _Header(file).nbytes
@@ -64,7 +63,7 @@ class Archive:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.arrays: dict[str, np.ndarray] = {}
-        with _named(path, ".npz archive"), zipfile.ZipFile(path) as archive:
+        with reading(path, ".npz archive"), zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 if not info.filename.endswith(_SUFFIX):
                     continue
@@ -74,13 +73,12 @@ class Archive:
                     header = _of_member(file, info.filename)
                 if header.nbytes > info.file_size:
                     raise ValueError(f"{info.filename} claims more than the {info.file_size:,} bytes it has")
-                standing = np.broadcast_to(np.zeros((), header.dtype), header.shape)
-                self.arrays[info.filename.removesuffix(_SUFFIX)] = standing
+                self.arrays[info.filename.removesuffix(_SUFFIX)] = standing(header.shape, header.dtype)
 
     def read(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """The arrays of these names, unpacked."""
         limits.require_file(self.path, sum(self.arrays[name].nbytes for name in names))
-        with _named(self.path, ".npz archive"), zipfile.ZipFile(self.path) as archive:
+        with reading(self.path, ".npz archive"), zipfile.ZipFile(self.path) as archive:
             return {name: _member(archive, name) for name in names}
 
 
@@ -88,15 +86,3 @@ def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     with archive.open(name + _SUFFIX) as file:
         found: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
         return found
-
-
-@contextmanager
-def _named(path: Path, what: str) -> Iterator[None]:
-    """Errors within the block as one sentence with the file's name."""
-    try:
-        yield
-    except SfumatoError:
-        raise
-    except Exception as error:  # a damaged file may raise errors of zipfile, zlib or numpy
-        why = reason(error) if isinstance(error, OSError) else first_line(error)
-        raise SfumatoError(f"{path} cannot be read as a {what}: {why}") from None

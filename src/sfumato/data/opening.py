@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import SfumatoError, an, counted, place, whole
 from ..files import require_plain
 from ..machine import default_cpu, fits
-from . import arrays, builtin, limits, metadata, tables
+from . import arrays, builtin, file_format, limits, metadata, tables
 from .folders import open_archives, open_pictures, open_table
 from .formats import Size
 from .images import IMAGE_SUFFIXES, together
@@ -27,6 +27,7 @@ from .picture import check_size, fit_cover
 from .rows import Mapped, Samples
 from .source import LABEL, Source
 from .spec import DataSpec
+from .stacks import open_stacks
 from .tars import expand
 from .text_files import LINES, SUFFIXES, from_documents, open_column, open_texts, text_column
 from .walk import Files, walk
@@ -54,9 +55,10 @@ def open(
     obj: a folder of images (flat, or one sub-folder per class), a .npy or .npz file, archives of pictures in WebDataset
         format ("photos.tar", "photos-{000..012}.tar", "photos-*.tar", or their folder), tables of pictures or numbers
         (.parquet, .feather, .arrow, .csv, or a folder saved by `datasets`), text (.txt, a folder of them, .jsonl, a
-        column of a table), the name of a built-in set ("fashion", "emoji", "digits", "shakespeare"), a list of strings,
-        a tensor or array (N, *shape), a pair (x, labels), or a dict {"x": x, "temperature": t, ...} of samples and
-        their conditions, the layout of an .npz file.
+        column of a table), a file of another format (.h5, .nc, .zarr, .tif, .nii, .fits, .wav, .mp4, .pt ..) or a
+        folder of volumes or recordings, the name of a built-in set ("fashion", "digits" ..), a list of strings, a
+        tensor or array (N, *shape), a pair (x, labels), or a dict {"x": x, "temperature": t, ...} of samples and their
+        conditions, the layout of an .npz file.
     labels: one integer or string per sample; they replace those of the source.
     size: side in pixels, or (height, width); for images only.
     name: name of the source.
@@ -67,7 +69,7 @@ def open(
         0001.input.png and 0001.target.png) that is to be learned, where the names and shapes should not decide.
     max_gb: GiB of memory that one file may take once it is unpacked, or 32 times its own size if that is more; a
         picture takes three times the size of its pixels.
-    length: symbols of a window of text, by default 256, or 128 byte pairs, and fewer of short texts.
+    length: symbols of a window of text, or numbers of one of a recording, where the usual length does not suit.
     tokens: of text: "characters", "bytes", "bpe" or "bpe(4096)"; by default characters where there are few.
 
     What was decided, and how to say otherwise, is in the notes of the source; files that are left out are in `skipped`.
@@ -121,7 +123,7 @@ def _read(obj: Any, size: Size | None, kinds: Mapping[str, str], asked: Asked) -
     paths = _found(text)
     for path in paths:
         require_plain(path)
-    if paths[0].is_dir():
+    if paths[0].is_dir() and not isinstance(file_format.of(paths[0]), file_format.Arrays):
         return _read_folder(paths[0], size, kinds, asked)
     name = paths[0].name.partition(".")[0] if len(paths) == 1 else paths[0].resolve().parent.name
     return _read_files(paths, name, size, kinds, asked)
@@ -143,6 +145,9 @@ def _read_files(
     if suffix in TABLE_SUFFIXES and (asked.key is not None or suffix != ".csv"):
         if (column := text_column(paths, asked.key)) is not None:
             return _noted(open_column(paths, name, column, asked._replace(key=None)), note, [])
+    form = file_format.of(first)
+    if isinstance(form, file_format.Stack):
+        return _noted(open_stacks(paths, form, name, asked, root), note, [])
     asked.require_no_text(together(paths))
     if first.name.lower().endswith(TAR_SUFFIXES):
         return _noted(open_archives(paths, size, name, asked), note, [])
@@ -152,6 +157,9 @@ def _read_files(
         raise SfumatoError(
             f"{first} and {len(paths) - 1:,} more: only .tar archives, .parquet tables and texts may be several"
         )
+    if isinstance(form, file_format.Arrays):
+        named, stored = arrays.read_named(first, form, lambda found: pick(found, str(first), asked).name)
+        return replace(_from_arrays(named, str(first), name, asked), stored=stored)
     if suffix == ".npz":
         named = arrays.read_npz(first, lambda found: pick(found, str(first), asked).name)
         return _from_arrays(named, str(first), first.stem, asked)
@@ -162,7 +170,8 @@ def _read_files(
         raise SfumatoError(f"{first} is a single image: give the folder that holds the images")
     raise SfumatoError(
         f"{first} is not a kind of data that can be read: give a folder of images, a .npy, .npz, .tar, .parquet, "
-        f".csv, .txt or .jsonl file, or one of {', '.join(builtin.NAMES)}"
+        f".csv, .txt, .jsonl, {', '.join(each.endings[0] for each in file_format.known())} file, or one of "
+        f"{', '.join(builtin.NAMES)}"
     )
 
 
@@ -186,6 +195,9 @@ def _read_folder(root: Path, size: Size | None, kinds: Mapping[str, str], asked:
     if kinds_of_files["images"]:  # what metadata say is of the images
         kinds_of_files["tables"] = [p for p in kinds_of_files["tables"] if p.name.lower() not in metadata.NAMES]
     present = [kind for kind, paths in kinds_of_files.items() if paths]
+    read_too: tuple[str, ...] = ()
+    if not present and (stacks := _stacks(found.paths)):
+        kinds_of_files, present, read_too = stacks, list(stacks), metadata.NAMES
     if not present and not any(p.suffix.lower() in (".npy", ".npz", ".csv") for p in found.paths):
         kinds_of_files["texts"] = [p for p in found.paths if p.suffix.lower() in SUFFIXES]
         kinds_of_files["lines of JSON"] = [p for p in found.paths if p.suffix.lower() in LINES]
@@ -199,8 +211,16 @@ def _read_folder(root: Path, size: Size | None, kinds: Mapping[str, str], asked:
         return open_pictures(root, found, size, asked)
     source = _read_files(kinds_of_files[present[0]], name, size, kinds, asked, root)
     others = sorted(set(found.paths) - set(kinds_of_files[present[0]]))
+    others = [path for path in others if path.name.lower() not in read_too]
     left = [(path.relative_to(root).as_posix(), f"not one of the {present[0]}") for path in others]
     return _noted(source, found.notes, [*left, *found.skipped])
+
+
+def _stacks(paths: Sequence[Path]) -> dict[str, list[Path]]:
+    """The files of one or more samples each, by what they are."""
+    forms = [form for form in file_format.known() if isinstance(form, file_format.Stack)]
+    found = {f"{form.what}s": [p for p in paths if p.name.lower().endswith(form.endings)] for form in forms}
+    return {what: some for what, some in found.items() if some}
 
 
 def _of_split(paths: Sequence[Path], root: Path | None, asked: Asked) -> tuple[list[Path], Asked, list[str]]:
@@ -252,6 +272,8 @@ def _from_object(obj: Any, asked: Asked) -> Source:
     if isinstance(obj, list) and obj and all(isinstance(each, str) for each in obj):
         asked._replace(length=None, tokens=None).require_unused("the list")
         return from_documents(obj, "texts", "the list", asked)
+    if hasattr(obj, "save_to_disk"):
+        raise SfumatoError("a data set of Hugging Face is read from disk: save it with save_to_disk, give its folder")
     if isinstance(obj, Mapping):
         asked.require_no_text("the dict")
         return _from_arrays(obj, "the dict", "array", asked)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ class Source:
     identity: a hash that identifies these values of x; statistics are cached under it.
     units: the number in [0, 1) by which each sample is held out, instead of the hash of its group.
     text: the tokeniser, for windows of text.
+    stored: of the files, what a file of samples in the same format needs: its ending, name, units, rate ..
     """
 
     x: Samples
@@ -53,6 +55,7 @@ class Source:
     identity: str | None = None
     units: list[float] = field(default_factory=list)
     text: Tokeniser | None = None
+    stored: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.ids:

@@ -21,7 +21,7 @@ from ..errors import SfumatoError, SfumatoWarning, an, counted
 from ..normaliser import SCHEMA as NORMALISER
 from ..normaliser import Normaliser, Statistics
 from ..registry import register
-from . import cache
+from . import cache, normalising
 from .statistics import GROUP, statistics
 from .text import SCHEMA as TOKENISER
 from .text import Tokeniser
@@ -53,7 +53,8 @@ _KEYS: dict[str, schema.Check] = {
     "statistics": schema.fields({f.name: _NUMBERS for f in fields(Statistics)}, rest=None),
 }  # fmt: skip
 _CONDITIONS = schema.mapping(schema.mapping(schema.anything))
-_SPEC = schema.fields({**_KEYS, "conditions": _CONDITIONS}, {"text": schema.optional(TOKENISER)}, rest=None)
+_LATER = {"text": schema.optional(TOKENISER), "stored": schema.mapping(schema.anything)}
+_SPEC = schema.fields({**_KEYS, "conditions": _CONDITIONS}, _LATER, rest=None)
 _SPEC_1 = schema.fields({**_KEYS, "classes": schema.listed(schema.text)}, rest=None)
 
 
@@ -74,6 +75,7 @@ class DataSpec:
     statistics: of the training split, by channel; `check` compares data with them.
     conditions: the conditions of a sample, by name.
     text: the tokeniser of windows of text, shape (1, L).
+    stored: what a file of samples in the format of the training data needs (`Source.stored`).
     """
 
     shape: tuple[int, ...]
@@ -85,6 +87,7 @@ class DataSpec:
     conditions: Mapping[str, Condition] = field(default_factory=dict, hash=False)
     name: str = ""
     text: Tokeniser | None = None
+    stored: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -99,7 +102,9 @@ class DataSpec:
                 f"a data spec needs statistics of {len(self.normaliser.mean)} figures each, one per channel"
             )
         limit = torch.finfo(self.torch_dtype).max if self.torch_dtype.is_floating_point else math.inf
-        if any(abs(m) + s > limit for m, s in zip(self.normaliser.mean, self.normaliser.std, strict=True)):
+        if self.normaliser.kind == "affine" and any(
+            abs(m) + s > limit for m, s in zip(self.normaliser.mean, self.normaliser.std, strict=True)
+        ):
             raise SfumatoError(f"a data spec's mean and std are beyond the numbers of its dtype, {self.dtype}")
         if not self.shape or len(self.normaliser.mean) != self.shape[0]:
             raise SfumatoError(
@@ -108,8 +113,11 @@ class DataSpec:
             )
 
     @classmethod
-    def fit(cls, source: "Source", indices: Tensor | None = None) -> "DataSpec":
-        """The spec of a source, with the statistics of the samples at `indices` (default: its training split)."""
+    def fit(cls, source: "Source", indices: Tensor | None = None, normalise: str = "affine") -> "DataSpec":
+        """The spec of a source, with the statistics of the samples at `indices` (default: its training split).
+
+        normalise: affine, log, quantile, bounded or bounded(low, high), as `data.normalising` says.
+        """
         if indices is None:
             indices = source.split()[0]
         indices = torch.as_tensor(indices, dtype=torch.int64)
@@ -117,16 +125,22 @@ class DataSpec:
             raise SfumatoError(f"{source.name}: there are no samples to compute statistics from")
         figures = figures_of(source, indices)
         conditions = {name: fitted(name, found, indices) for name, found in source.conditions.items()}
+        whole = figures if normalise == "affine" else figures_of(source)
+        normaliser = normalising.fit(source, indices, figures, whole, normalise)
+        bounds = source.bounds if source.bounds is not None else declared_bounds(source.x.dtype)
+        if bounds is None and normaliser.kind == "bounded" and len(set(normaliser.knots)) == 1:
+            bounds = (normaliser.knots[0][0], normaliser.knots[0][1])
         return cls(
             shape=source.shape,
             dtype=str(source.x.dtype).removeprefix("torch."),
             kind=source.kind,
-            bounds=source.bounds if source.bounds is not None else declared_bounds(source.x.dtype),
+            bounds=bounds,
             conditions=conditions,
-            normaliser=Normaliser.of(figures),
+            normaliser=normaliser,
             statistics=figures,
             name=source.name,
             text=source.text,
+            stored=source.stored,
         )
 
     @property
@@ -145,10 +159,9 @@ class DataSpec:
         """Whether the data are whole numbers."""
         return not self.torch_dtype.is_floating_point
 
-    @property
-    def log_jacobian(self) -> float:
-        """log |dz/dx| of one sample in nats: log p(x) in user units = log p(z) + log_jacobian."""
-        return self.normaliser.log_jacobian(self.shape)
+    def log_jacobian(self, z: Tensor) -> Tensor:
+        """log |dz/dx| at normalised samples z (B, *shape), in nats (B,): log p(x) in user units is log p(z) more."""
+        return self.normaliser.log_jacobian(z)
 
     def normalise(self, x: Tensor | np.ndarray) -> Tensor:
         """x (B, *shape) in user units -> z (B, *shape) float32 with mean 0 and std 1 in each channel."""
@@ -263,7 +276,10 @@ class DataSpec:
         if self.text is not None:
             return [f"text {self.name!r}: windows of {self.shape[1]:,} symbols, {self.text.describe()}."]
         lines = [f"{self.kind} data {self.name!r}: {size} of {self.dtype}, {self._bounds_text()}."]
-        for c, (m, s) in enumerate(zip(self.normaliser.mean, self.normaliser.std, strict=True)):
+        if self.normaliser.kind != "affine":
+            lines.append(f"Normalised by {self.normaliser.kind}.")
+        plain = self.normaliser if self.normaliser.kind == "affine" else self.statistics
+        for c, (m, s) in enumerate(zip(plain.mean, plain.std, strict=True)):
             if c == 8:
                 lines.append(f"... and {len(self.normaliser.mean) - 8} more channels.")
                 break
@@ -288,6 +304,7 @@ class DataSpec:
             "statistics": {f.name: list(getattr(self.statistics, f.name)) for f in fields(Statistics)},
             "name": self.name,
             **({} if self.text is None else {"text": self.text.to_dict()}),
+            **({"stored": dict(self.stored)} if self.stored else {}),
         }
 
     @classmethod
@@ -297,7 +314,7 @@ class DataSpec:
         if "classes" in data:  # of format 1
             label = {"label": Label(tuple(data["classes"])).config()} if data["classes"] else {}
             data = {name: value for name, value in data.items() if name != "classes"} | {"conditions": label}
-        data = {"text": None, **data}
+        data = {"text": None, "stored": {}, **data}
         bounds = data["bounds"]
         return cls(
             shape=tuple(data["shape"]),
@@ -309,6 +326,7 @@ class DataSpec:
             statistics=_figures(data["statistics"]),
             name=data["name"],
             text=None if data["text"] is None else Tokeniser.from_dict(data["text"]),
+            stored=dict(data["stored"]),
         )
 
 

@@ -4,7 +4,7 @@ Data normalised with them have mean 0 and standard deviation 1 in every channel,
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,14 +39,21 @@ def chunks(x: "Samples", indices: Tensor | None = None) -> Iterator[Tensor]:
 
 def statistics(x: "Samples", indices: Tensor | None = None) -> Statistics:
     """The mean, deviation and range of x (N, C, *spatial) by channel, and the least deviation within neighbours."""
-    moments = _moments(x, indices)
+    all_values = moments(x, indices)
     quiet, quiet_sample = _quiet(x, indices, GROUP), _quiet(x, indices, 1)
-    return Statistics(*(tuple(v.tolist()) for v in (*moments, quiet, quiet_sample)))
+    return Statistics(*(tuple(v.tolist()) for v in (*all_values, quiet, quiet_sample)))
 
 
-def _moments(x: "Samples", indices: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _same(flat: Tensor) -> Tensor:
+    return flat
+
+
+def moments(
+    x: "Samples", indices: Tensor | None, curve: Callable[[Tensor], Tensor] = _same
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(mean, std, lowest, highest) by channel, in two passes: mean = sum x / n, var = sum (x - mean)^2 / n.
 
+    curve: values (C, n) -> what takes their place.
     The second pass subtracts the mean first, so that a small spread around a large offset is not lost to cancellation,
     and divides by the range, so that squares neither underflow nor overflow.
     """
@@ -55,7 +62,7 @@ def _moments(x: "Samples", indices: Tensor | None) -> tuple[Tensor, Tensor, Tens
     low = torch.full((channels,), math.inf, dtype=torch.float64)
     high = torch.full((channels,), -math.inf, dtype=torch.float64)
     entries = 0
-    for flat in chunks(x, indices):
+    for flat in map(curve, chunks(x, indices)):
         entries += flat.shape[1]
         total += flat.sum(1)
         low = torch.minimum(low, flat.amin(1))
@@ -63,7 +70,7 @@ def _moments(x: "Samples", indices: Tensor | None) -> tuple[Tensor, Tensor, Tens
     mean = torch.where(low == high, low, total / entries)
     width = torch.where(high > low, high - low, 1.0)
     square = torch.zeros(channels, dtype=torch.float64)
-    for flat in chunks(x, indices):
+    for flat in map(curve, chunks(x, indices)):
         square += (flat - mean[:, None]).div_(width[:, None]).square_().sum(1)
     return mean, width * (square / entries).sqrt(), low, high
 
@@ -82,7 +89,7 @@ def _quiet(x: "Samples", indices: Tensor | None, size: int) -> Tensor:
     size = min(size, len(rows))
     room = CHUNK_ENTRIES // (size * max(1, x[0].numel()))
     if not room:  # not even one group: it is read in pieces
-        return _moments(x, rows[:size])[1]
+        return moments(x, rows[:size])[1]
     groups = max(1, min(len(rows) // size, GROUPS, room))
     starts = torch.linspace(0, len(rows) - size, groups, dtype=torch.float64).long()
     chosen = x[rows[starts[:, None] + torch.arange(size)].flatten()].to(torch.float64)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..machine import default_cpu
-from . import cache, limits
+from . import cache, limits, normalising
 from .column import Column
 from .formats import Size
 from .opening import open
@@ -56,7 +56,7 @@ def inspect(
         "text": None if source.text is None else _text(source),
         "duplicates": _duplicates(source),
         "skipped": [{"path": path, "reason": reason} for path, reason in source.skipped],
-        "notes": list(source.notes),
+        "notes": [*source.notes, *normalising.advice(source, figures)],
     }
 
 

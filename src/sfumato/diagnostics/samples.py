@@ -39,6 +39,10 @@ class NormalisedLaw:
             return
         if tuple(spec.shape) != truth.shape:
             raise SfumatoError(f"The law's samples have shape {truth.shape}, but the model's data {tuple(spec.shape)}.")
+        if spec.normaliser.kind != "affine":
+            raise SfumatoError(
+                f"The model normalises by {spec.normaliser.kind}: a floor is known of affine ones alone."
+            )
         columns = [-1, *[1] * (len(spec.shape) - 1)]
         mean, std = (
             torch.tensor(v, dtype=torch.float64).reshape(columns).expand(spec.shape)

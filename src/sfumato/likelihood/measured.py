@@ -137,8 +137,8 @@ class Measured:
         n = len(self.value)
         return float(self.value.mean()), float(self.value.std() / math.sqrt(n)) if n > 1 else math.inf
 
-    def shifted(self, nats: float) -> Measured:
-        """The same measurement in other units: value + nats."""
+    def shifted(self, nats: Tensor) -> Measured:
+        """The same measurement in other units: value + nats, of each sample."""
         rest = None if self.reconstruction is None else self.reconstruction - nats
         return dataclasses.replace(self, value=self.value + nats, reconstruction=rest)
 

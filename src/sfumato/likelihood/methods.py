@@ -92,7 +92,7 @@ def log_prob(
         with evaluating(model):
             one = measure(model, some, numbers[part], own, steps, probes=probes, seed=seed, sigma_min=sigma_min)
         batches.append(one)
-    return _reported(gather(batches, how), spec)
+    return _reported(gather(batches, how), spec, leaf)
 
 
 def _measure(method: str, trace: str, cells: Cells | None, particles: int) -> Any:
@@ -107,12 +107,12 @@ def _measure(method: str, trace: str, cells: Cells | None, particles: int) -> An
     }[method]
 
 
-def _reported(result: Measured, spec: Any) -> Measured:
-    """The result in user units, with a warning for each of its doubts."""
+def _reported(result: Measured, spec: Any, z: Tensor) -> Measured:
+    """The result for normalised samples z in user units, with a warning for each of its doubts."""
     for doubt in result.doubts():
         warnings.warn(doubt, SfumatoWarning, stacklevel=3)
     whole = spec is None or result.dequantisation == "discretised"
-    return result if whole else result.shifted(spec.log_jacobian)
+    return result if whole else result.shifted(spec.log_jacobian(z.cpu()))
 
 
 def _method(process: Any, name: str | None) -> str:

@@ -101,7 +101,7 @@ def vlb(
         chosen = conditions.rows(part).to(device)
         batches.append(_terms(model, rows[part].to(device), levels, variance, cells, seed, numbers[part], chosen))
     nats = torch.cat(batches).cpu()
-    shift = 0.0 if spec is None or cells is not None else spec.log_jacobian
+    shift = 0.0 if spec is None or cells is not None else spec.log_jacobian(rows.cpu())
     prior = prior_kl(model.process, rows).cpu()
     return VLB(prior, nats[:, 1:], nats[:, 0] - shift, levels, rows[0].numel(), cells is not None)
 

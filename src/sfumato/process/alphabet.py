@@ -21,6 +21,8 @@ def symbols(x: Tensor, states: int) -> Tensor:
 
 def unscaled(spec: DataSpec, channels: Iterable[int], states: int) -> DataSpec:
     """The spec with these channels left unscaled; SfumatoError if they do not hold symbols."""
+    if spec.normaliser.kind != "affine":
+        raise SfumatoError(f"symbols are not normalised: leave --normalise {spec.normaliser.kind} out")
     mean, std, own = list(spec.normaliser.mean), list(spec.normaliser.std), list(channels)
     low = min(spec.statistics.low[channel] for channel in own)
     high = max(spec.statistics.high[channel] for channel in own)

@@ -38,7 +38,8 @@ class TrainConfig:
 
     data: str = ""
     """Training data: a folder of images or texts, a .npy, .npz, .txt or .jsonl file, .tar archives or .parquet tables,
-    or a built-in set (fashion, emoji, digits, shakespeare)."""
+    a file of another format (.h5, .nc, .zarr, .tif, .nii, .fits, .wav, .mp4, .pt), or a built-in set (fashion, emoji,
+    digits, shakespeare)."""
     out: str | None = None
     """The run folder; runs/NAME by default."""
     minutes: float | None = None
@@ -55,16 +56,20 @@ class TrainConfig:
     split: str | None = None
     """The split to read where folders, files, arrays or rows are named after one: train (the default), val or test."""
     key: str | None = None
-    """Name of the array (of a .npz file), the column (of a table) or the picture (of a pair) to learn, where names and
-    shapes should not decide."""
+    """Name of the array (of a .npz or .h5 file ..), the column (of a table) or the picture (of a pair) to learn, where
+    names and shapes should not decide."""
     max_gb: float = 1.0
     """GiB of memory that one file of the data may take once it is unpacked, or 32 times its own size if that is more;
     a picture takes three times the size of its pixels."""
     length: int | None = None
-    """Symbols of a window of text; by default 256, or 128 byte pairs, and fewer of short texts."""
+    """Symbols of a window of text, by default 256, or 128 byte pairs, and fewer of short texts; of recordings, the
+    numbers of a window, by default the shortest one whole."""
     tokens: str | None = None
     """What text is made of: characters, bytes, bpe or bpe(4096), which needs the extra text; by default characters
     where there are up to 256, else bytes."""
+    normalise: str = "affine"
+    """How floats are normalised: affine (mean and deviation of each channel), log (values above 0), bounded or
+    bounded(0, 1) (values within limits), quantile (any shape); samples and likelihoods are in your units with each."""
     net: str = "auto"
     """The network: a size (auto, tiny, small, base) of the kind that suits the data, or a network by name ({net}),
     with arguments as in DiT(depth=8, width=256) or --net DiT --net.depth 8."""

@@ -27,7 +27,7 @@ from sfumato.training.config import NAMING, TrainConfig, choices
 from sfumato.training.precision import compute_dtype
 
 _COUNTED = 10_000  # samples in which symbols are counted
-_OF_MODEL = ("net", "schedule", "target", "variance", "energy")  # settings that a model passed by the caller fixes
+_OF_MODEL = ("net", "schedule", "target", "variance", "energy", "normalise")  # settings that a given model fixes
 
 
 @dataclasses.dataclass(frozen=True)

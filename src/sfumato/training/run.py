@@ -202,7 +202,7 @@ def _same(obj: Any, labels: Any, settings: TrainConfig, spec: dict[str, Any], pa
     own = {name: each for name, each in source.conditions.items() if name in known.conditions}
     source = dataclasses.replace(source, conditions=own)
     kept = known.to_dict() | {"name": source.name}
-    found = DataSpec.fit(source, source.split(settings.holdout)[0]).to_dict()
+    found = DataSpec.fit(source, source.split(settings.holdout)[0], settings.normalise).to_dict()
     if found | {"normaliser": None} != kept | {"normaliser": None}:  # that of symbols differs
         raise SfumatoError(f"{source.name} is not the data that {path} was trained on: its statistics differ.")
     return source
@@ -256,7 +256,7 @@ def prepared(
     """(settings with a budget, data, untrained model) for a new run."""
     given = given or Objects()
     source = opened(data, labels, settings)
-    spec = DataSpec.fit(source, source.split(settings.holdout)[0])
+    spec = DataSpec.fit(source, source.split(settings.holdout)[0], settings.normalise)
     settings = suited(_with_budget(settings, source), spec)
     model = model_for(given, settings, source, spec, loss_of(settings, given.loss), device)
     loggers.check(settings.loggers)

@@ -39,7 +39,7 @@ def _by_channel(x: Tensor) -> Tensor:
 
 def _twice(sample: Sample) -> tuple[Tensor, Tensor] | None:
     """Mean and deviation of each channel after the normaliser has acted twice, where the sample has just these."""
-    if sample.spec is None:
+    if sample.spec is None or sample.spec.normaliser.kind != "affine":
         return None
     normaliser, (mean, std, varies) = sample.spec.normaliser, _figures(sample)
     m, s = (torch.tensor(v, dtype=torch.float64) for v in (normaliser.mean, normaliser.std))
@@ -106,7 +106,7 @@ def _range_of_data(sample: Sample) -> Finding | None:
 
 def _as_if(sample: Sample, c: int) -> str:
     """The likely cause of a wrong scale, in words."""
-    if sample.spec is None:
+    if sample.spec is None or sample.spec.normaliser.kind != "affine":
         return ""
     own = float(_by_channel(sample.x)[c].std()) / max(1e-30, sample.spec.normaliser.std[c])
     for factor, words in ((255, "multiplied by 255"), (1 / 255, "divided by 255"), (2 / 255, "mapped to [-1, 1]"),

@@ -1,0 +1,44 @@
+"""Tensors that torch.save wrote: one, a pair of samples and labels, or a dict of them. No object is ever unpickled."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...errors import SfumatoError, an
+from ...registry import register
+from .. import limits
+from ..file_format import Arrays, Contents
+
+
+@register("format", "torch")
+class TorchFile(Arrays):
+    what, extra = "file of tensors", ""
+    endings = (".pt", ".pth")
+
+    @contextmanager
+    def open(self, path: Path) -> Iterator[Contents]:
+        if not zipfile.is_zipfile(path):
+            raise SfumatoError(f"{path} is no file of torch 1.6 or newer: load it there, and save it with a newer one")
+        with zipfile.ZipFile(path) as archive:
+            limits.require_file(path, sum(info.file_size for info in archive.infolist()))
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # of pickles, which are not imported here, or of a damaged file
+            if type(error).__name__ != "UnpicklingError":
+                raise
+            raise SfumatoError(
+                f"{path} holds objects of Python, which are never loaded: save a tensor, or a dict of tensors"
+            ) from None
+        if isinstance(found, tuple | list) and len(found) == 2:
+            found = {"x": found[0], "y": found[1]}
+        named = {"x": found} if isinstance(found, Tensor) else found
+        if not isinstance(named, dict) or not any(isinstance(each, Tensor) for each in named.values()):
+            raise SfumatoError(f"{path} holds {an(type(found).__name__)}: save a tensor, or a dict of tensors")
+        tensors = {str(name): each for name, each in named.items() if isinstance(each, Tensor)}
+        yield Contents(tensors, tensors.__getitem__, lambda _: {})
