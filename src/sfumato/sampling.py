@@ -14,6 +14,7 @@ from torch import Tensor
 from sfumato import machine
 from sfumato.belief import Codes
 from sfumato.conditions import declared, resolve
+from sfumato.data import frames
 from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError, whole
 from sfumato.machine import default_cpu, in_parts
@@ -109,6 +110,7 @@ def sample(
     if world.size > 1 and smooth:
         raise SfumatoError("Samples of several processes have no gradients: leave out world, or use the plain model.")
     finish = _units(model, smooth) if not normalised and plan.stop == 0 else _same
+    table = getattr(getattr(model, "spec", None), "table", None)
     seen = SampleCheck(getattr(model, "spec", None)) if plan.stop == 0 else None
 
     def one(part: Tensor) -> Any:
@@ -129,7 +131,9 @@ def sample(
         samples = world.parallel_map(own, torch.arange(n))
     if seen is not None:
         seen.warn()
-    return samples
+    if table is None or normalised or plan.stop > 0:
+        return samples
+    return frames.frame(table, samples)
 
 
 def affordable(n: int, shape: Shape | None) -> None:

@@ -23,6 +23,8 @@ from ..normaliser import Normaliser, Statistics
 from ..registry import register
 from . import cache
 from .statistics import GROUP, statistics
+from .table_schema import SCHEMA as TABLE
+from .table_schema import TableSchema
 from .text import SCHEMA as TOKENISER
 from .text import Tokeniser
 
@@ -53,7 +55,7 @@ _KEYS: dict[str, schema.Check] = {
     "statistics": schema.fields({f.name: _NUMBERS for f in fields(Statistics)}, rest=None),
 }  # fmt: skip
 _CONDITIONS = schema.mapping(schema.mapping(schema.anything))
-_SPEC = schema.fields({**_KEYS, "conditions": _CONDITIONS}, {"text": schema.optional(TOKENISER)}, rest=None)
+_SPEC = schema.fields({**_KEYS, "conditions": _CONDITIONS}, {"text": schema.optional(TOKENISER), "table": schema.optional(TABLE)}, rest=None)
 _SPEC_1 = schema.fields({**_KEYS, "classes": schema.listed(schema.text)}, rest=None)
 
 
@@ -69,11 +71,11 @@ class DataSpec:
 
     shape: of one sample, channels first, e.g. (1, 28, 28), (3, 97), (2,).
     dtype: the user's, by name ("uint8", "float32", ...): `denormalise` returns it.
-    kind: "image", "array" or "text".
+    kind: "image", "array", "text" or "table".
     bounds: (lowest, highest) declared value, or None.
     statistics: of the training split, by channel; `check` compares data with them.
     conditions: the conditions of a sample, by name.
-    text: the tokeniser of windows of text, shape (1, L).
+    text: the tokeniser of windows of text, shape (1, L). table: the schema of rows of a table of columns.
     """
 
     shape: tuple[int, ...]
@@ -85,14 +87,19 @@ class DataSpec:
     conditions: Mapping[str, Condition] = field(default_factory=dict, hash=False)
     name: str = ""
     text: Tokeniser | None = None
+    table: TableSchema | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise SfumatoError(f"a data spec's dtype must be one of {', '.join(DTYPES)}, but it is {self.dtype!r}")
-        if self.kind not in ("image", "array", "text") or (self.kind == "text") != (self.text is not None):
+        own = "text" if self.text is not None else "table" if self.table is not None else None
+        if self.kind != own and (own or self.kind not in ("image", "array")):
             raise SfumatoError(
-                f"a data spec's kind must be 'image', 'array' or, with a tokeniser, 'text', but it is {self.kind!r}"
+                "a data spec's kind must be 'image', 'array', with a tokeniser 'text', or with a schema 'table', but it "
+                f"is {self.kind!r}"
             )
+        if self.table is not None and self.shape != (self.table.numbers + len(self.table.symbols),):
+            raise SfumatoError(f"a data spec of shape {self.shape} has another number of columns than its table")
         figures = [getattr(self.statistics, f.name) for f in fields(Statistics)]
         if any(len(each) != len(self.normaliser.mean) for each in figures):
             raise SfumatoError(
@@ -127,6 +134,7 @@ class DataSpec:
             statistics=figures,
             name=source.name,
             text=source.text,
+            table=source.table,
         )
 
     @property
@@ -262,6 +270,8 @@ class DataSpec:
         size = " x ".join(map(str, self.shape))
         if self.text is not None:
             return [f"text {self.name!r}: windows of {self.shape[1]:,} symbols, {self.text.describe()}."]
+        if self.table is not None:
+            return [f"table {self.name!r} of {counted(len(self.table.fields), 'column')}.", *self.table.describe()]
         lines = [f"{self.kind} data {self.name!r}: {size} of {self.dtype}, {self._bounds_text()}."]
         for c, (m, s) in enumerate(zip(self.normaliser.mean, self.normaliser.std, strict=True)):
             if c == 8:
@@ -288,6 +298,7 @@ class DataSpec:
             "statistics": {f.name: list(getattr(self.statistics, f.name)) for f in fields(Statistics)},
             "name": self.name,
             **({} if self.text is None else {"text": self.text.to_dict()}),
+            **({} if self.table is None else {"table": self.table.to_dict()}),
         }
 
     @classmethod
@@ -297,7 +308,7 @@ class DataSpec:
         if "classes" in data:  # of format 1
             label = {"label": Label(tuple(data["classes"])).config()} if data["classes"] else {}
             data = {name: value for name, value in data.items() if name != "classes"} | {"conditions": label}
-        data = {"text": None, **data}
+        data = {"text": None, "table": None, **data}
         bounds = data["bounds"]
         return cls(
             shape=tuple(data["shape"]),
@@ -309,6 +320,7 @@ class DataSpec:
             statistics=_figures(data["statistics"]),
             name=data["name"],
             text=None if data["text"] is None else Tokeniser.from_dict(data["text"]),
+            table=None if data["table"] is None else TableSchema.from_dict(data["table"]),
         )
 
 
