@@ -26,6 +26,8 @@ from sfumato.solvers import Plan, State
 from sfumato.solvers.brownian import along
 from sfumato.state import Shape, cat_states, first_leaf, map_state, numbered, numbers, rows_of
 
+_NEARLY_NOISE = 1 - 1e-4  # where rows of a table with known symbols start: at t = 1 no symbol is known
+
 
 def trajectory(
     model: Model,
@@ -83,12 +85,15 @@ def sample(
     t_stop: float = 0.0,
     batch: int = 256,
     normalised: bool = False,
+    given: Mapping[str, Any] | None = None,
     world: World = ALONE,
     **cond: Any,
 ) -> Any:
     """n samples, (n, *shape), in user units and dtype if the model has a data spec.
 
     Runs in batches of `batch`, halved if memory runs out; sample i of a seed does not depend on the batches.
+    A model of a table gives a data frame, of pandas where it is installed and the training data were a file or one of
+    its frames, or else a dict of arrays. given: its columns that are known, {"cut": "Ideal"}, categories alone.
     normalised=True keeps the model's units, as does stopping at t_stop > 0 (noisy states have no user units). See
     `trajectory` for the other arguments, `sf.guide` for guidance, and `solvers.Brownian` for samples that depend little
     on the number of steps.
@@ -105,6 +110,8 @@ def sample(
     affordable(n, getattr(model, "shape", None))
     which = torch.arange(n, device="cpu") if index is None else index
     with default_cpu():
+        if given:
+            z, t_start = _known(model, given, seed, which), _NEARLY_NOISE
         plan, conditions = make_plan(model, steps, solver, t_start, t_stop), resolve(model, cond, n)
     smooth = getattr(model, "grad_calls", None) is not None
     if world.size > 1 and smooth:
@@ -181,6 +188,22 @@ def _start(model: Model, plan: Plan, seed: int, index: Tensor, device: torch.dev
         raise SfumatoError("The model does not define the shape of a sample: pass a start state z.")
     shape = model.process.state_shape(shape)
     return model.process.prior(numbers(Noise(seed, index, PRIOR), shape, device))
+
+
+def _known(model: Any, given: Mapping[str, Any], seed: int, index: Tensor) -> Any:
+    """Start states whose known symbols are those of the columns `given`: a mask that is never hidden stays as it is."""
+    table, process = getattr(getattr(model, "spec", None), "table", None), model.process
+    if table is None:
+        raise SfumatoError("given names columns, and this model is of no table: pass conditions by their names.")
+    device = getattr(model, "device", torch.device("cpu"))
+    z = process.prior(numbers(Noise(seed, index, PRIOR), dict(process.shapes), device))
+    rows = process.table(z)
+    for name, value in given.items():
+        for place, symbol in table.known(name, value).items():
+            rows[:, place] = symbol
+    widths = [shape[0] for shape in process.shapes.values()]
+    parts = dict(zip(process.shapes, rows.split(widths, 1), strict=True))
+    return {name: part.to(z[name].dtype) for name, part in parts.items()}
 
 
 def _end(walk: Iterator[State], noise: Noise) -> Any:

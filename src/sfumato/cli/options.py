@@ -63,17 +63,17 @@ def place(name: str, metavar: str, words: str, **how: Any) -> Flag:
     return flag(name, metavar, words, group="arguments", **how)
 
 
-def several(mark: str, metavar: str, words: str, **more: Any) -> Flag:
+def several(name: str, mark: str, metavar: str, words: str, **more: Any) -> Flag:
     """A repeatable flag such as --condition: (text before the mark, text after it) for each use."""
 
     def pair(word: str) -> tuple[str, str]:
-        name, found, value = word.partition(mark) if mark == "=" else word.rpartition(mark)
-        if not (found and name.strip() and value.strip()):
+        left, found, value = word.partition(mark) if mark == "=" else word.rpartition(mark)
+        if not (found and left.strip() and value.strip()):
             raise argparse.ArgumentTypeError(f"must be {metavar}, not {word!r}")
-        return name.strip(), value.strip()
+        return left.strip(), value.strip()
 
     words += " Repeat it for more."
-    return flag("--condition", metavar, words, action="append", type=pair, **more)
+    return flag(name, metavar, words, action="append", type=pair, **more)
 
 
 def seed(what: str) -> Flag:
@@ -86,8 +86,9 @@ RUN = place("folder", "RUN", "The run folder.")
 DECLARED = (
     "The kind of a condition column, if it should not be guessed: label, multilabel, scalar, vector, field, or ignore."
 )
+COLUMNS = "The kind of a column of a table, if it should not be inferred: category, number, or ignore to leave it out."
 GIVEN = several(
-    "=", "NAME=VALUE",
+    "--condition", "=", "NAME=VALUE",
     "A condition in your own units, such as temperature=300; several numbers or classes, used in turn by samples, have "
     "commas between; arrays are .npy files, and the pictures of a pair also picture files.",
     default=[],
@@ -152,12 +153,18 @@ SAMPLE = Command(
     "the same samples as Python. With --json, prints one JSON object: where the samples are, and their manifest.",
     [
         MODEL,
-        flag("-n --number", int, "How many; 64, or ten of each class where there are up to 20; of text 4."),
+        flag(
+            "-n --number", int,
+            "How many; 64, or ten of each class where there are up to 20; of text 4, of tables 1,000.",
+        ),
         flag(
             "-o --out", "PATH",
             "grid.png (a picture), out.npz (x, labels, manifest), out.npy (only x), or folder/ (one file per sample); "
-            "of text out.txt, out.jsonl or folder/. By default samples.png for images, samples.txt for text, "
-            "samples.npz for other data.",
+            "of text out.txt, out.jsonl or folder/; of tables out.csv, .tsv, .parquet or .feather. By default "
+            "samples.png for images, samples.txt for text, samples.csv for tables, samples.npz for other data.",
+        ),
+        several(
+            "--given", "=", "NAME=VALUE", "Of tables: a category that is known, such as cut=Ideal.", default=[],
         ),
         flag("--length", int, "Of text: how many symbols; by default one window of training."),
         flag("--prompt", "TEXT", "Of text: how each begins."),
@@ -304,7 +311,8 @@ INSPECT = Command(
     [
         place("data", "DATA", f"{SOURCES[0].upper()}{SOURCES[1:]} (fashion, emoji, digits, shakespeare)."),
         LABELS,
-        several(":", "NAME:KIND", DECLARED, default=[]),
+        several("--condition", ":", "NAME:KIND", DECLARED, default=[]),
+        several("--column", ":", "NAME:KIND", COLUMNS, default=[]),
         SIDE,
         SPLIT,
         KEY,
@@ -426,7 +434,9 @@ def _settings() -> list[Flag]:
         if field.name == "data":
             found.append(place("data", "DATA", words["data"], nargs="?"))
         elif field.name == "conditions":
-            found.append(several(":", "NAME:KIND", DECLARED, dest="conditions", group=title))
+            found.append(several("--condition", ":", "NAME:KIND", DECLARED, dest="conditions", group=title))
+        elif field.name == "columns":
+            found.append(several("--column", ":", "NAME:KIND", COLUMNS, dest="columns", group=title))
         else:
             found.append(_setting(field, hints[field.name], words[field.name], title))
     for each in found:

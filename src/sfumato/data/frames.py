@@ -1,4 +1,4 @@
-"""Tables of columns: frames of pandas or polars, files and tables of pyarrow, as rows to learn, and samples as frames."""
+"""Tables of columns: frames of pandas or polars and files read by pyarrow, as rows to learn, and samples as frames."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 IGNORE = "ignore"
 FILES = (".csv", ".tsv", ".parquet", ".feather")
+_DTYPES = {"double": "float64", "float": "float32", "halffloat": "float16"}
 _ZONED = re.compile(r"timestamp\[(s|ms|us|ns), tz=(.+)\]")
 
 
@@ -68,8 +69,9 @@ def opened(
     if not len(arrow):
         raise SfumatoError(f"{where} has no rows")
     found = {each: cells(arrow.column(each)) for each in arrow.column_names if _known(arrow.schema.field(each).type)}
+    left: dict[str, str] = {}
     if isinstance(columns, TableSchema):
-        made, left = columns, {}
+        made = columns
     else:
         made, left = _schema(arrow, found, where, dict(columns or {}), dtypes, frame)
     x = made.encode(found)
@@ -92,14 +94,16 @@ def _schema(
             raise SfumatoError(f"the column {each!r} cannot be of the kind {kind!r}: {suggest(kind, known)}")
         if each not in arrow.column_names:
             raise SfumatoError(f"{where} has no column {each!r}: {suggest(each, arrow.column_names)}")
-    fields, left = [], {}
+    fields: list[Field] = []
+    left: dict[str, str] = {}
     for each in arrow.column_names:
         if asked.get(each) == IGNORE:
             left[each] = "as asked"
         elif each not in found:
             left[each] = f"{arrow.schema.field(each).type} is not read"
         else:
-            made = table_fields.fit(found[each], asked.get(each), **_own(each, arrow.column(each)), **_dtype(each, dtypes))
+            own = {**_own(each, arrow.column(each)), "dtype": dtypes.get(each, "")}
+            made = table_fields.fit(found[each], asked.get(each), **own)
             if isinstance(made, Field):
                 fields.append(made)
             else:
@@ -107,10 +111,6 @@ def _schema(
     if not fields:
         raise SfumatoError(f"{where} has no column to learn from: {', '.join(f'{n} ({w})' for n, w in left.items())}")
     return TableSchema(tuple(fields), frame), left
-
-
-def _dtype(name: str, dtypes: Mapping[str, str]) -> dict[str, str]:
-    return {"dtype": dtypes[name]} if name in dtypes else {}
 
 
 def _own(name: str, column: Any) -> dict[str, Any]:
@@ -131,7 +131,9 @@ def _arrow_of(obj: Any) -> Any:
     try:
         import pyarrow as pa
     except ImportError:
-        raise SfumatoError("frames are read by pyarrow, which is not installed: pip install 'sfumato[parquet]'") from None
+        raise SfumatoError(
+            "frames are read by pyarrow, which is not installed: pip install 'sfumato[parquet]'"
+        ) from None
     try:
         return pa.Table.from_pandas(obj, preserve_index=False) if hasattr(obj, "iloc") else pa.table(obj)
     except (pa.ArrowException, TypeError, ValueError) as error:
@@ -139,7 +141,7 @@ def _arrow_of(obj: Any) -> Any:
 
 
 def cells(column: Any) -> Column:
-    """A column of pyarrow as whole numbers (dates too), floats, bools or text; NaN and empty text are missing values."""
+    """A column of pyarrow as whole numbers (dates too), floats, bools or text; NaN and empty text are missing."""
     import pyarrow as pa
     from pyarrow import compute, types
 
@@ -207,8 +209,7 @@ def frame(table: TableSchema, x: Tensor) -> Any:
     found = made.to_pandas(date_as_object=True)
     for field in table.fields:
         if field.dtype and str(found[field.name].dtype) != field.dtype and field.dtype != "category":
-            exact = made.column(field.name).to_pandas(integer_object_nulls=True)
-            found[field.name] = pd.Series(exact.astype(object), dtype=field.dtype, name=field.name)
+            found[field.name] = pd.Series(made.column(field.name).to_pylist(), dtype=field.dtype)
     return found
 
 
@@ -227,7 +228,7 @@ def arrays(table: TableSchema, x: Tensor) -> dict[str, np.ndarray]:
             values = values.astype(np.float64)
             values[~column.present] = np.nan
         else:
-            values = values.astype({"double": "float64", "float": "float32", "halffloat": "float16"}.get(field.type, field.type))
+            values = values.astype(_DTYPES.get(field.type, field.type))
         found[field.name] = values
     return found
 
@@ -276,7 +277,9 @@ def write(table: TableSchema, x: Tensor, path: Path) -> None:
     try:
         from pyarrow import csv, feather, parquet
     except ImportError:
-        raise SfumatoError(f"{path} is written by pyarrow, which is not installed: pip install 'sfumato[parquet]'") from None
+        raise SfumatoError(
+            f"{path} is written by pyarrow, which is not installed: pip install 'sfumato[parquet]'"
+        ) from None
     made, suffix = arrow(table, x), path.suffix.lower()
     with atomic(path) as temporary:
         if suffix == ".parquet":

@@ -55,7 +55,8 @@ def open(
     obj: a folder of images (flat, or one sub-folder per class), a .npy or .npz file, archives of pictures in WebDataset
         format ("photos.tar", "photos-{000..012}.tar", "photos-*.tar", or their folder), tables of pictures or numbers
         (.parquet, .feather, .arrow, .csv, or a folder saved by `datasets`), text (.txt, a folder of them, .jsonl, a
-        column of a table), a data frame of pandas or polars, the name of a built-in set ("fashion", "emoji", "digits", "shakespeare"), a list of strings,
+        column of a table), the name of a built-in set ("fashion", "emoji", "digits", "shakespeare"), a list of strings,
+        a data frame of pandas or polars,
         a tensor or array (N, *shape), a pair (x, labels), or a dict {"x": x, "temperature": t, ...} of samples and
         their conditions, the layout of an .npz file.
     labels: one integer or string per sample; they replace those of the source.
@@ -189,7 +190,9 @@ def _read_folder(root: Path, size: Size | None, kinds: Mapping[str, str], asked:
     kinds_of_files = {
         "images": [p for p in found.paths if p.suffix.lower() in IMAGE_SUFFIXES],
         "archives": [p for p in found.paths if p.suffix.lower() == ".tar"],
-        "tables": [p for p in found.paths if p.suffix.lower() in TABLE_SUFFIXES and p.suffix.lower() not in (".csv", ".tsv")],
+        "tables": [
+            p for p in found.paths if p.suffix.lower() in TABLE_SUFFIXES and p.suffix.lower() not in (".csv", ".tsv")
+        ],
     }
     if kinds_of_files["images"]:  # what metadata say is of the images
         kinds_of_files["tables"] = [p for p in kinds_of_files["tables"] if p.name.lower() not in metadata.NAMES]

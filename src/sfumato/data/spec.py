@@ -55,7 +55,11 @@ _KEYS: dict[str, schema.Check] = {
     "statistics": schema.fields({f.name: _NUMBERS for f in fields(Statistics)}, rest=None),
 }  # fmt: skip
 _CONDITIONS = schema.mapping(schema.mapping(schema.anything))
-_SPEC = schema.fields({**_KEYS, "conditions": _CONDITIONS}, {"text": schema.optional(TOKENISER), "table": schema.optional(TABLE)}, rest=None)
+_SPEC = schema.fields(
+    {**_KEYS, "conditions": _CONDITIONS},
+    {"text": schema.optional(TOKENISER), "table": schema.optional(TABLE)},
+    rest=None,
+)
 _SPEC_1 = schema.fields({**_KEYS, "classes": schema.listed(schema.text)}, rest=None)
 
 
@@ -95,8 +99,8 @@ class DataSpec:
         own = "text" if self.text is not None else "table" if self.table is not None else None
         if self.kind != own and (own or self.kind not in ("image", "array")):
             raise SfumatoError(
-                "a data spec's kind must be 'image', 'array', with a tokeniser 'text', or with a schema 'table', but it "
-                f"is {self.kind!r}"
+                "a data spec's kind must be 'image', 'array', with a tokeniser 'text', or with a schema 'table', but "
+                f"it is {self.kind!r}"
             )
         if self.table is not None and self.shape != (self.table.numbers + len(self.table.symbols),):
             raise SfumatoError(f"a data spec of shape {self.shape} has another number of columns than its table")

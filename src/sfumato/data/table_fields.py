@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from .. import schema
-from ..errors import SfumatoError
+from ..errors import SfumatoError, counted, suggest
 from .column import Column
 
 KINDS = ("category", "number")
@@ -32,7 +32,7 @@ ATOM, LEAST_ATOM = 0.02, 10  # the share and the number of rows from which a val
 BASE = 256  # most states of a symbol: more levels are digits
 DECIMALS = 9
 LARGEST = 2**53
-EDGE = 1e-6  # of u: z lies within 4.75
+EDGE = 1e-9  # of u: z lies within 6
 
 Numbers = NDArray[np.float64]
 _FLOATS = {"halffloat": np.float16, "float": np.float32, "double": np.float64}
@@ -132,6 +132,19 @@ class Field:
             raise SfumatoError(f"the column {self.name!r} has no level {unknown!r:.60}: it was not in training")
         return found
 
+    def symbols(self, value: Any) -> list[int]:
+        """The symbols of one value of a category; None is the missing one. Raises SfumatoError for other columns."""
+        if self.numeric:
+            raise SfumatoError(f"{self.name!r} is a number, and only categories can be given")
+        if value is None and self.missing:
+            return self._digits(np.array([len(self.levels)]))[0].tolist()
+        spelt = str(value).lower() if self.type == "bool" else str(value)
+        if self.type in _FLOATS and not isinstance(value, str):
+            spelt = repr(float(value))
+        if spelt not in self.levels:
+            raise SfumatoError(f"the column {self.name!r} has no level {spelt!r:.60}: {suggest(spelt, self.levels)}")
+        return self._digits(np.array([self.levels.index(spelt)]))[0].tolist()
+
     def _digits(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
         base, count = self.states[0], len(self.states)
         return np.stack([index // base**place % base for place in reversed(range(count))], 1)
@@ -157,13 +170,13 @@ class Field:
             place = np.searchsorted(values, k).clip(0, len(values) - 1)
             low, high = np.concatenate(([0.0], shares))[place], shares[place]
         else:
-            k = k + rng.uniform(-0.5, 0.5, len(k)) if self.step else k
+            k = k + rng.uniform(-0.49, 0.49, len(k)) if self.step else k  # what float32 rounds stays in its cell
             first, last = np.searchsorted(values, k, "left"), np.searchsorted(values, k, "right") - 1
             between = np.interp(k, values, shares)
             tied = last >= first
             low = np.where(tied, shares[first.clip(0, len(values) - 1)], between)
             high = np.where(tied, shares[last.clip(0)], between)
-        u = low + (high - low) * rng.uniform(size=len(k))
+        u = low + (high - low) * rng.uniform(0.01, 0.99, len(k))
         return np.asarray(torch.special.ndtri(torch.from_numpy(u.clip(EDGE, 1 - EDGE))).numpy())
 
     # -- decode ----------------------------------------------------------------------------------------------------
@@ -182,7 +195,11 @@ class Field:
         return Column(self._value(k), present)
 
     def _quantile(self, z: Numbers) -> Numbers:
-        u, values, shares = torch.special.ndtr(torch.from_numpy(z)).numpy(), np.array(self.values), np.array(self.shares)
+        u, values, shares = (
+            torch.special.ndtr(torch.from_numpy(z)).numpy(),
+            np.array(self.values),
+            np.array(self.shares),
+        )
         if self.exact:
             return np.asarray(values[np.searchsorted(shares, u, "right").clip(0, len(values) - 1)])
         found = np.interp(u, shares, values)
@@ -202,15 +219,15 @@ class Field:
         """In words: category of 5 levels; number, decimals 2, 273 different values."""
         empty = ", may be missing" if self.missing else ""
         if not self.numeric:
-            few = f" ({', '.join(self.levels[:6])})" if len(self.levels) <= 6 else ""
-            return f"category of {len(self.levels):,} level{'s' * (len(self.levels) != 1)}{few}{empty}"
+            few = f" ({', '.join(self.levels)})" if 0 < len(self.levels) <= 6 else ""
+            return f"category of {counted(len(self.levels), 'level')}{few}{empty}"
         if not self.step:
             grid = "continuous"
         elif self.type in _FLOATS:
             grid = f"in steps of {self.step / 10.0**self.decimals:g}"
         else:
             grid = f"{'dates' if is_date(self.type) else 'whole'}, in steps of {self.step:g}"
-        atoms = f", {len(self.atoms)} frequent value{'s' * (len(self.atoms) != 1)} apart" if self.atoms else ""
+        atoms = f", {counted(len(self.atoms), 'frequent value')} apart" if self.atoms else ""
         return f"number, {grid}{atoms}{empty}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -222,7 +239,8 @@ class Field:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Field:
         """The inverse of `to_dict`; the data passed `SCHEMA`."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+        plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+        return cls(**plain)
 
 
 SCHEMA = schema.fields(
@@ -317,7 +335,8 @@ def _quantiles(k: Numbers, atoms: tuple[float, ...], own: dict[str, Any]) -> Fie
         k[0], k[-1] = np.rint(k[0]) - 0.5, np.rint(k[-1]) + 0.5
     shares = np.linspace(0, 1, min(STORED, max(2, len(k))))
     values = np.maximum.accumulate(np.quantile(k, shares))
-    return Field(kind="number", values=tuple(values.tolist()), shares=tuple(shares.tolist()), atoms=atoms, **own)
+    made: dict[str, Any] = {"values": tuple(values.tolist()), "shares": tuple(shares.tolist()), "atoms": atoms}
+    return Field(kind="number", **made, **own)
 
 
 def _decimals(distinct: np.ndarray, kind: str) -> int | None:

@@ -17,14 +17,12 @@ import torch
 from torch import Tensor
 
 from .. import schema
-from ..errors import SfumatoError
+from ..errors import SfumatoError, suggest
 from . import table_fields
 from .column import Column
 from .table_fields import Field
 
-SCHEMA = schema.fields(
-    {"fields": schema.listed(table_fields.SCHEMA, 1), "frame": schema.flag}, rest=None
-)
+SCHEMA = schema.fields({"fields": schema.listed(table_fields.SCHEMA, 1), "frame": schema.flag}, rest=None)
 
 
 @dataclass(frozen=True)
@@ -56,9 +54,19 @@ class TableSchema:
         states = [each[0] for each in self.symbols]
         return {count: states.count(count) for count in dict.fromkeys(states)}
 
+    def known(self, name: str, value: Any) -> dict[int, int]:
+        """The entries of x, place -> symbol, that say that a category has this value; None: that it is missing."""
+        field = next((field for field in self.fields if field.name == name), None)
+        if field is None:
+            raise SfumatoError(f"the table has no column {name!r}: {suggest(name, [f.name for f in self.fields])}")
+        symbols = field.symbols(value)
+        places = {(each, i): self.numbers + place for place, (_, each, i) in enumerate(self.symbols)}
+        return {places[name, i]: symbol for i, symbol in enumerate(symbols)}
+
     def encode(self, columns: Mapping[str, Column]) -> Tensor:
         """Rows of the table as vectors x, float32 (N, D). Raises SfumatoError for other columns or unknown values."""
-        numbers, symbols = [], {}
+        numbers: list[Any] = []
+        symbols: dict[tuple[str, int], Any] = {}
         for place, field in enumerate(self.fields):
             if field.name not in columns:
                 raise SfumatoError(f"the table has no column {field.name!r}, which was learned")

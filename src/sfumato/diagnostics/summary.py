@@ -239,7 +239,9 @@ def commands(
     if (other := examples.without_samples(str(run), model)) is not None:
         return [other, f"sfumato info {where}"]
     kind = model["spec"]["kind"]
-    number, out = {"image": (64, "samples.png"), "text": (4, "samples.txt"), "table": (1000, "samples.csv")}.get(kind, (64, "samples.npz"))
+    number, out = {"image": (64, "samples.png"), "text": (4, "samples.txt"), "table": (1000, "samples.csv")}.get(
+        kind, (64, "samples.npz")
+    )
     raw = " --weights raw" if best_weights(found) == "raw" else ""
     lines = [
         f"sfumato sample {where} -n {number}{examples.flags(model['spec'], settings['guidance'])}{raw} -o {out}{own}"

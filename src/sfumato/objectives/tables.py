@@ -66,8 +66,7 @@ class TableLoss(Loss):
         order = source.fold("order").normal((every.shape[1],), every.device).argsort(1).argsort(1)
         hidden = (order < n[:, None]).split([part.shape[1] for part in x.values()], 1)
         return n, {
-            name: torch.where(some, process.processes[name].mask, x[name])
-            for name, some in zip(x, hidden, strict=True)
+            name: torch.where(some, process.processes[name].mask, x[name]) for name, some in zip(x, hidden, strict=True)
         }
 
     def suits(self, model: Any) -> None:

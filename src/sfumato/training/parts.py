@@ -133,8 +133,8 @@ def as_loss(module: Any) -> Any:
 
 
 def suited(settings: TrainConfig, spec: DataSpec) -> TrainConfig:
-    """The settings for these data: text is masked, unless another process is named, or the loss takes none; a table is a
-    product of numbers and masked symbols."""
+    """The settings for these data: text is masked, unless another process is named, or the loss takes none; a table
+    is a product of numbers and masked symbols."""
     if spec.table is not None and settings.model is None:
         if settings.process not in (TrainConfig().process, "product"):
             raise SfumatoError(f"A table is learned as numbers and symbols together, and takes no {settings.process}.")
@@ -154,7 +154,11 @@ def model_for(
         process = _process(settings, spec, source)
         net = _network(settings, spec, process, loss, len(source)) if given.net is None else given.net
         model = loss.model(net, spec)
-        usual = isinstance(process, Gaussian) or spec.table is not None or (spec.text is not None and not isinstance(process, Embedded))
+        usual = (
+            isinstance(process, Gaussian)
+            or spec.table is not None
+            or (spec.text is not None and not isinstance(process, Embedded))
+        )
         if model is not None and not usual:  # text is always symbols
             raise SfumatoError(
                 f"The loss {settings.loss} builds its own model, which cannot use the process {settings.process!r}: "
@@ -240,7 +244,7 @@ def table_process(table: TableSchema, settings: TrainConfig) -> Product:
     if table.numbers:
         parts["numbers"] = Gaussian(schedule_of(settings.schedule), settings.target)
     symbols = {f"symbols of {states}": count for states, count in table.parts.items()}
-    parts |= {name: Masked("flow", states) for name, states in zip(symbols, table.parts, strict=True)}
+    parts |= {name: Masked(schedule_of("flow"), states) for name, states in zip(symbols, table.parts, strict=True)}
     shapes = {"numbers": (table.numbers,)} if table.numbers else {}
     return Product(parts, {**shapes, **{name: (count,) for name, count in symbols.items()}})
 
