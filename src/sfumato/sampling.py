@@ -91,34 +91,29 @@ def sample(
 ) -> Any:
     """n samples, (n, *shape), in user units and dtype if the model has a data spec.
 
-    Runs in batches of `batch`, halved if memory runs out; sample i of a seed does not depend on the batches.
-    A model of a table gives a data frame, of pandas where it is installed and the training data were a file or one of
-    its frames, or else a dict of arrays. given: its columns that are known, {"cut": "Ideal"}, categories alone.
-    normalised=True keeps the model's units, as does stopping at t_stop > 0 (noisy states have no user units). See
-    `trajectory` for the other arguments, `sf.guide` for guidance, and `solvers.Brownian` for samples that depend little
-    on the number of steps.
-
+    Runs in batches of `batch`, halved if memory runs out; sample i of a seed does not depend on the batches. Of a table
+    they are a data frame of pandas, or a dict of arrays without it or if the training data were another kind of frame;
+    given: its categories that are known, {"cut": "Ideal"}. normalised=True keeps the model's units, as does stopping at
+    t_stop > 0 (noisy states have no user units). See `trajectory` for the other arguments, `sf.guide` for guidance,
+    `solvers.Brownian` for samples that depend little on the number of steps.
     Only samples of `sf.differentiable(model)` carry gradients; these are not rounded to integers or clipped to bounds.
     world=sf.joined(): share the work between processes, which must all make this call and all get every sample, equal
     to those of a single process up to rounding.
     Warns (`SfumatoWarning`) if samples hold NaN, lie far outside the training data, or are all the same.
     """
-    index = None if index is None else numbered(index, of="numbers of samples")
-    n = next((len(first_leaf(rows)) for rows in (index, z) if rows is not None), n)
-    n, batch = whole("n, the number of samples,", n), whole("batch", batch)
+    (n, index), batch = _asked(n, index, z), whole("batch", batch)
     refuse_arguments(sample, model, cond)
     affordable(n, getattr(model, "shape", None))
     which = torch.arange(n, device="cpu") if index is None else index
     with default_cpu():
-        if given:
-            z, t_start = _known(model, given, seed, which), _NEARLY_NOISE
+        z, t_start = _known(model, given, seed, which, z, t_start)
         plan, conditions = make_plan(model, steps, solver, t_start, t_stop), resolve(model, cond, n)
     smooth = getattr(model, "grad_calls", None) is not None
     if world.size > 1 and smooth:
         raise SfumatoError("Samples of several processes have no gradients: leave out world, or use the plain model.")
-    finish = _units(model, smooth) if not normalised and plan.stop == 0 else _same
-    table = getattr(getattr(model, "spec", None), "table", None)
-    seen = SampleCheck(getattr(model, "spec", None)) if plan.stop == 0 else None
+    units = not normalised and plan.stop == 0
+    finish = _units(model, smooth) if units else _same
+    seen = SampleCheck(getattr(model, "spec", None))
 
     def one(part: Tensor) -> Any:
         start = None if z is None else rows_of(z, part)
@@ -126,8 +121,7 @@ def sample(
             model, None, None, plan, seed, start, which[part], t_start, t_stop, cond=conditions.rows(part)
         )
         end = map_state(lambda leaf: leaf.cpu(), _end(walk, Noise(seed, which[part], STEP, plan.calls)))
-        if seen is not None:
-            seen.look(end)
+        seen.look(end)
         return finish(end)
 
     def own(rows: Tensor) -> Any:
@@ -136,11 +130,17 @@ def sample(
 
     with default_cpu(), torch.set_grad_enabled(smooth):
         samples = world.parallel_map(own, torch.arange(n))
-    if seen is not None:
+    if plan.stop == 0:
         seen.warn()
-    if table is None or normalised or plan.stop > 0:
-        return samples
-    return frames.frame(table, samples)
+    table = getattr(getattr(model, "spec", None), "table", None)
+    return samples if table is None or not units else frames.frame(table, samples)
+
+
+def _asked(n: int, index: Sequence[int] | Tensor | None, z: Any) -> tuple[int, Tensor | None]:
+    """(how many samples, which: those of `index`, or else as many as start states, or else n)."""
+    index = None if index is None else numbered(index, of="numbers of samples")
+    n = next((len(first_leaf(rows)) for rows in (index, z) if rows is not None), n)
+    return whole("n, the number of samples,", n), index
 
 
 def affordable(n: int, shape: Shape | None) -> None:
@@ -190,8 +190,14 @@ def _start(model: Model, plan: Plan, seed: int, index: Tensor, device: torch.dev
     return model.process.prior(numbers(Noise(seed, index, PRIOR), shape, device))
 
 
-def _known(model: Any, given: Mapping[str, Any], seed: int, index: Tensor) -> Any:
-    """Start states whose known symbols are those of the columns `given`: a mask that is never hidden stays as it is."""
+def _known(
+    model: Any, given: Mapping[str, Any] | None, seed: int, index: Tensor, z: Any, t_start: float
+) -> tuple[Any, float]:
+    """(start states with the symbols of the columns `given`, their time): symbols that are not masked stay."""
+    if not given:
+        return z, t_start
+    if z is not None or t_start != 1:
+        raise SfumatoError("given sets the start states itself: leave out z and t_start.")
     table, process = getattr(getattr(model, "spec", None), "table", None), model.process
     if table is None:
         raise SfumatoError("given names columns, and this model is of no table: pass conditions by their names.")
@@ -203,7 +209,7 @@ def _known(model: Any, given: Mapping[str, Any], seed: int, index: Tensor) -> An
             rows[:, place] = symbol
     widths = [shape[0] for shape in process.shapes.values()]
     parts = dict(zip(process.shapes, rows.split(widths, 1), strict=True))
-    return {name: part.to(z[name].dtype) for name, part in parts.items()}
+    return {name: part.to(z[name].dtype) for name, part in parts.items()}, _NEARLY_NOISE
 
 
 def _end(walk: Iterator[State], noise: Noise) -> Any:

@@ -203,3 +203,15 @@ def test_a_frame_of_pandas_keeps_its_dtypes():
     assert list(made.columns) == list(frame.columns) and (made.dtypes == frame.dtypes).all()
     for name in frame.columns:
         pd.testing.assert_series_equal(made[name], frame[name])
+
+
+def test_a_column_of_splits_chooses_the_rows_of_a_table(tmp_path):
+    own = {
+        "cut": RNG.choice(["a", "b"], 90).tolist(),
+        "x": RNG.normal(size=90),
+        "split": ["train", "train", "test"] * 30,
+    }
+    parquet.write_table(pa.table(own), tmp_path / "x.parquet")
+    for split, count in ((None, 60), ("test", 30)):
+        source = sf.data.open(tmp_path / "x.parquet", split=split)
+        assert len(source) == count and [field.name for field in source.table.fields] == ["cut", "x"]

@@ -127,7 +127,7 @@ def open_table(paths: Sequence[Path], size: Size | None, name: str, kinds: Mappi
         raise SfumatoError(f"{table.where} is empty: its table has no rows")
     split, chosen = table.keep_split(asked.split, kinds)
     said = asked.columns or (asked.columns is None and not kinds and asked.key is None)
-    if said and (asked.columns or frames.is_table(table, tables.label_of(table.schema, {}))):
+    if said and (asked.columns or frames.is_table(table, tables.label_of(table.schema, {}), split)):
         return frames.open_file(table, name, split, asked, chosen)
     roles = tables.roles(table, kinds, asked.key)
     roles = roles._replace(beside=[each for each in roles.beside if each != split])

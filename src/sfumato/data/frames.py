@@ -34,10 +34,10 @@ def is_frame(obj: Any) -> bool:
     return hasattr(obj, "columns") and (hasattr(obj, "__arrow_c_stream__") or hasattr(obj, "iloc"))
 
 
-def is_table(table: TableFiles, label: str | None) -> bool:
+def is_table(table: TableFiles, label: str | None, split: str | None) -> bool:
     """Whether the columns of a file are more than the numbers of a vector: a column that is neither a float nor, beside
-    a label, a whole number."""
-    rest = [field for field in table.schema if field.name != label and not _is_index(field.name)]
+    a label, a whole number, apart from that of the splits."""
+    rest = [field for field in table.schema if field.name not in (label, split) and not _is_index(field.name)]
     if not all(_known(field.type) for field in rest):  # lists, encoded pictures
         return False
     return not all(_is_float(field.type) or (label is not None and is_number(field.type)) for field in rest)

@@ -56,9 +56,8 @@ def open(
         format ("photos.tar", "photos-{000..012}.tar", "photos-*.tar", or their folder), tables of pictures or numbers
         (.parquet, .feather, .arrow, .csv, or a folder saved by `datasets`), text (.txt, a folder of them, .jsonl, a
         column of a table), the name of a built-in set ("fashion", "emoji", "digits", "shakespeare"), a list of strings,
-        a data frame of pandas or polars,
-        a tensor or array (N, *shape), a pair (x, labels), or a dict {"x": x, "temperature": t, ...} of samples and
-        their conditions, the layout of an .npz file.
+        a data frame of pandas or polars, a tensor or array (N, *shape), a pair (x, labels), or a dict {"x": x,
+        "temperature": t, ...} of samples and their conditions, the layout of an .npz file.
     labels: one integer or string per sample; they replace those of the source.
     size: side in pixels, or (height, width); for images only.
     name: name of the source.
@@ -77,15 +76,8 @@ def open(
     What was decided, and how to say otherwise, is in the notes of the source; files that are left out are in `skipped`.
     Raises SfumatoError for data that cannot be used.
     """
-    known, asked = isinstance(conditions, DataSpec), Asked(split, key, length, tokens, columns or None)
-    if isinstance(conditions, DataSpec):
-        if conditions.text is not None and isinstance(obj, str | os.PathLike | list):
-            asked = asked._replace(length=length or conditions.shape[1], tokens=conditions.text)
-        asked = asked._replace(columns=conditions.table or False)
-        conditions = {each: condition.kind for each, condition in conditions.conditions.items()}
-    if not isinstance(conditions, Mapping | None):
-        raise SfumatoError(f"conditions are names and kinds, {{'mass': 'scalar'}}, not {conditions!r:.80}")
-    kinds = dict(conditions or {})
+    known = isinstance(conditions, DataSpec)
+    kinds, asked = _said(obj, conditions, Asked(split, key, length, tokens, columns or None))
     if _is_pair(obj):
         obj, labels = obj[0], obj[1] if labels is None else labels
     if length is not None:
@@ -103,6 +95,18 @@ def open(
         few = f"There {number}: a model will repeat what it sees and learn little else."
         source = replace(source, notes=[*source.notes, few])
     return with_kinds(replace(source, name=name or source.name), kinds, known)
+
+
+def _said(obj: Any, conditions: Any, asked: Asked) -> tuple[dict[str, str], Asked]:
+    """(name -> kind of condition, what else was said of the data), which the spec of a model says too."""
+    if isinstance(conditions, DataSpec):
+        if conditions.text is not None and isinstance(obj, str | os.PathLike | list):
+            asked = asked._replace(length=asked.length or conditions.shape[1], tokens=conditions.text)
+        asked = asked._replace(columns=conditions.table or False)
+        conditions = {each: condition.kind for each, condition in conditions.conditions.items()}
+    if not isinstance(conditions, Mapping | None):
+        raise SfumatoError(f"conditions are names and kinds, {{'mass': 'scalar'}}, not {conditions!r:.80}")
+    return dict(conditions or {}), asked
 
 
 def _labelled(source: Source, labels: Any) -> Source:
