@@ -111,8 +111,7 @@ def sample(
     smooth = getattr(model, "grad_calls", None) is not None
     if world.size > 1 and smooth:
         raise SfumatoError("Samples of several processes have no gradients: leave out world, or use the plain model.")
-    units = not normalised and plan.stop == 0
-    finish = _units(model, smooth) if units else _same
+    finish = _units(model, smooth) if not normalised and plan.stop == 0 else _same
     seen = SampleCheck(getattr(model, "spec", None))
 
     def one(part: Tensor) -> Any:
@@ -133,7 +132,7 @@ def sample(
     if plan.stop == 0:
         seen.warn()
     table = getattr(getattr(model, "spec", None), "table", None)
-    return samples if table is None or not units else frames.frame(table, samples)
+    return samples if table is None or finish is _same else frames.frame(table, samples)
 
 
 def _asked(n: int, index: Sequence[int] | Tensor | None, z: Any) -> tuple[int, Tensor | None]:

@@ -112,8 +112,8 @@ BATCH = flag("--batch", int, "Samples drawn at once; affects only memory and spe
 LENGTH = flag("--length", int, "Symbols of a window of text, if not the usual.")
 TOKENS = flag("--tokens", "KIND", "What text is made of: characters, bytes, bpe or bpe(4096), if not to be chosen.")
 SOURCES = (
-    "a folder of images or texts, a .npy, .npz, .txt or .jsonl file, .tar archives or .parquet tables, or a built-in "
-    "set"
+    "a folder of images or texts, a .npy, .npz, .txt or .jsonl file, .tar archives, .parquet or .csv tables, or a "
+    "built-in set"
 )
 
 DEMO = Command(

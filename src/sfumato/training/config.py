@@ -37,8 +37,8 @@ class TrainConfig:
     """Settings of one training run."""
 
     data: str = ""
-    """Training data: a folder of images or texts, a .npy, .npz, .txt or .jsonl file, .tar archives or .parquet tables,
-    or a built-in set (fashion, emoji, digits, shakespeare)."""
+    """Training data: a folder of images or texts, a .npy, .npz, .txt or .jsonl file, .tar archives, .parquet or .csv
+    tables, or a built-in set (fashion, emoji, digits, shakespeare)."""
     out: str | None = None
     """The run folder; runs/NAME by default."""
     minutes: float | None = None
@@ -74,8 +74,8 @@ class TrainConfig:
     model: str | None = None
     """A run folder or model file whose model is trained further, on new data, instead of a new network."""
     loss: str = "auto"
-    """The loss to minimise: {loss}; also with arguments, such as hybrid(share=0.01). auto is denoising, or hybrid if
-    the variance is learned."""
+    """The loss to minimise: {loss}; also with arguments, such as hybrid(share=0.01). auto is denoising, hybrid if the
+    variance is learned, or table of a table."""
     energy: bool = False
     """Make the network the gradient of an energy, so that the score is a gradient field, at twice the cost."""
     batch: int = 64
