@@ -278,3 +278,11 @@ def permutation(seed: int, epoch: int, n: int, blocks: Tensor | None = None) -> 
     block_keys = bits(seed, torch.arange(int(block.max()) + 1), 2, BLOCKS, step)
     rank = torch.argsort(torch.argsort((block_keys[:, 0] << 31) ^ block_keys[:, 1], stable=True))
     return order[torch.argsort(rank[block][order] // WINDOW, stable=True)]
+
+
+def ranks(values: Tensor) -> Tensor:
+    """The place of each number in its row, from the smallest, 0, on; of equal ones the first comes first. (B, n)."""
+    order = values.argsort(dim=1, stable=True)
+    return torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )

@@ -409,5 +409,8 @@ def _plan_words(plan: Plan) -> str:
     words = f"{plan.name}, {plan.steps} steps, {plan.calls} calls"
     if plan.tuned is None:
         return words
-    before, after = plan.tuned["untuned"]["rms"], plan.tuned["error"]["rms"]
+    before, after = plan.tuned["untuned"], plan.tuned["error"]
+    if "nats" in after and "nats" in before:
+        return f"{words}, {after['nats']:.3g} nats from the model where equal sizes are {before['nats']:.3g}"
+    before, after = before["rms"], after["rms"]
     return f"{words}, {after:.2g} from the exact solution where the best untuned plan is {before:.2g}"

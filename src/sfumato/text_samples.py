@@ -22,7 +22,8 @@ from sfumato.errors import SfumatoError, an, whole
 from sfumato.machine import default_cpu
 from sfumato.process import Embedded, Masked
 from sfumato.sampling import sample
-from sfumato.solver_selection import AnySolver
+from sfumato.solver_selection import AnySolver, stored_plan
+from sfumato.solvers import Plan
 from sfumato.solvers.reveal import Reveal
 
 UNKNOWN = "_"  # of `infill`
@@ -102,8 +103,12 @@ def _within(
     """The window z (n, L) with symbols for all -1."""
     free, masked = z < 0, isinstance(model.process, Masked)
     most = int(free[0].sum())
+    if steps is None and not isinstance(solver, Plan):
+        steps = min(STEPS, most)
+    if steps is not None and masked and solver == Reveal():
+        solver = stored_plan(model, steps) or solver
     drawn = sample(
-        model, steps=min(STEPS, most) if steps is None else steps, solver=solver, seed=seed, index=index, batch=batch,
+        model, steps=steps, solver=solver, seed=seed, index=index, batch=batch,
         z=torch.where(free, model.process.mask, z)[:, None] if masked else None,
         t_start=_start(model, 1 - most / z.shape[1]) if masked else 1.0, normalised=True, cond=cond,
     )  # fmt: skip

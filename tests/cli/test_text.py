@@ -1,6 +1,7 @@
 """Text from a file to samples, by the command line."""
 
 import json
+import shutil
 
 import pytest
 
@@ -112,12 +113,13 @@ def alternating(tmp_path_factory):
     """A model of "abab..", trained until it knows."""
     run = tmp_path_factory.mktemp("text") / "run"
     net = sf.nets.Transformer((2, 13), 32, 2, heads=2)
-    sf.train(["ab" * 600 + "a"], run, net=net, length=13, steps=200, batch=32, precision="float32")
+    sf.train(["ab" * 600 + "a"], run, net=net, length=13, steps=300, batch=32, precision="float32")
     return run
 
 
 def test_a_prompt_is_continued_beyond_the_window(call, alternating, tmp_path):
-    status, out, err = call("sample", alternating, "-n", "2", "--length", "50", "--prompt", "ba", "-o", "out.jsonl")
+    words = ("--length", "50", "--prompt", "ba", "--temperature", "0.2", "-o", "out.jsonl")
+    status, out, err = call("sample", alternating, "-n", "2", *words)
     assert status == 0, err
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [line["text"] for line in lines] == ["ba" * 25] * 2
@@ -151,6 +153,19 @@ def test_order_temperature_and_steps_are_heard(call, alternating, tmp_path):
     assert facts.items() <= lines[0].items()
 
 
+def test_tuned_sizes_are_stored_and_used(call, alternating, tmp_path):
+    shutil.copytree(alternating, tmp_path / "run")
+    status, out, err = call("tune", "run", "--steps", "5", "--points", "16")
+    assert status == 0 and "nats a sample" in out and "--steps 5" in out, err
+    model = sf.load(tmp_path / "run")
+    assert model.plans["5"].lines[0].solver.sizes[0] == 13
+    texts = sf.sample_text(model, 3, steps=5)
+    assert texts == sf.sample_text(model, 3, solver=model.plans["5"]) != sf.sample_text(model, 3, steps=6)
+    assert "nats from the model" in call("info", "run")[1]
+    filled = sf.sample_text(model, 1, steps=5, infill="a__b_______a")[0]
+    assert filled[0] == filled[11] == "a" and filled[3] == "b" and "_" not in filled
+
+
 def test_the_default_file_and_the_words_printed(call, alternating, tmp_path):
     status, out, err = call("sample", alternating)
     assert status == 0 and "4 samples" in out, err
@@ -168,7 +183,7 @@ def test_the_default_file_and_the_words_printed(call, alternating, tmp_path):
         (["--order", "backwards"], "cannot be revealed in the order 'backwards'"),
         (["--temperature", "0"], "temperature above 0"),
         (["--top-p", "2"], "top_p in (0, 1]"),
-        (["--order", "random", "--solver", "ancestral"], "leave the solver out"),
+        (["--order", "random", "--solver", "ancestral"], "leave them or the solver out"),
         (["-o", "out.png"], "end it in .txt, .jsonl"),
         (["--class", "a"], "no classes"),
         (["--condition", "a=1"], "the model has none"),

@@ -42,6 +42,8 @@ def put(tree: Any, where: tuple[Any, ...], value: Any) -> Any:
     at = made
     for key in where[:-1]:
         at = at[key]
+    if isinstance(at, dict) == isinstance(where[-1], int):  # an earlier change put another kind here
+        raise LookupError(where)
     if value is GONE:
         del at[where[-1]]
     else:

@@ -199,7 +199,8 @@ def test_mask_predict_and_maskgit_weigh_the_counts_of_the_bound() -> None:
         for subset in subsets:
             z = torch.where(subset, 3, TABLE.states)
             belief = model(z, MASKED.time(torch.full((27,), n / 3)))
-            costs.append(masked_nats(belief, TABLE.states, torch.full((27,), 3), smoothing))  # the sum over masks
+            hidden, sums = z == 3, torch.full((27,), 3)
+            costs.append(masked_nats(belief.logits[hidden], TABLE.states, hidden, sums, smoothing))
         return float(TABLE.probs @ torch.stack(costs).double().mean(0).detach())
 
     n = 3 * 512

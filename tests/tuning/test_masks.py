@@ -1,11 +1,13 @@
 """Sizes of the steps that reveal masks: predicted loss, its exact minimum, and what the loss means."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
 import torch
 
+import sfumato as sf
 from sfumato import schedules
 from sfumato.exact import Table
 from sfumato.process import Masked
@@ -70,6 +72,29 @@ def test_the_best_sizes_are_the_best_of_all():
 
 def test_the_entropies_of_a_model_are_measured_from_its_samples():
     np.testing.assert_allclose(entropies(TRUTH, D, 4000, batch=1000), exact_c(), atol=0.02)
+
+
+def test_the_plan_reveals_its_sizes_and_is_stored(tmp_path):
+    net = sf.nets.MLP(4 * 8, 16, 1)
+    torch.nn.init.normal_([*net.parameters()][-1], generator=torch.Generator().manual_seed(0))
+    model = sf.Denoiser(net, Masked(schedules.Flow(), 4))
+    plan = sf.tune(model, 3, points=32)
+    sizes = plan.lines[0].solver.sizes
+    assert plan.calls == plan.steps == 3 and sizes[0] == 8 and len(sizes) == 4
+    assert plan.tuned["error"]["nats"] <= plan.tuned["untuned"]["nats"]
+    masks = [int((state.z == 4).sum()) for state in sf.trajectory(model, 1, solver=plan)]
+    assert masks == list(sizes)
+    assert sf.solvers.Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    model.plans["3"] = plan
+    sf.save(model, tmp_path / "model.safetensors")
+    again = sf.load(tmp_path / "model.safetensors")
+    assert torch.equal(sf.sample(again, 20, steps=3), sf.sample(model, 20, solver=plan))
+    with pytest.raises(sf.SfumatoError, match="one by one"):
+        sf.tune(model, 8)
+    with pytest.raises(sf.SfumatoError, match="of 3 steps, not of 4"):
+        sf.sample(model, solver=sf.solvers.Reveal(sizes=sizes), steps=4)
+    with pytest.raises(sf.SfumatoError, match="falling numbers"):
+        sf.solvers.Reveal(sizes=(3, 3, 0))
 
 
 def test_a_sequence_is_made_to_grow():

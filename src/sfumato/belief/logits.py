@@ -52,14 +52,33 @@ class SymbolProcess(Protocol):
 class Logits:
     """The belief p(x_i | z) about each of the symbols behind a state z (B, *shape) at time t.
 
-    logits: (B, *shape, K), log-probabilities up to a constant; -inf for impossible symbols. process: the process of the
-    symbols, needed to draw z_s. other: log p(x_i | the other symbols), if the model predicts it.
+    logits: (B, *shape, K), log-probabilities up to a constant, -inf for impossible symbols; None if they follow from
+    other. process: the process of the symbols, needed to draw z_s. other: log p(x_i | the other symbols), if the model
+    predicts it.
     """
 
     def __init__(
-        self, logits: Tensor, z: Tensor, t: Time, process: SymbolProcess | None = None, other: Tensor | None = None
+        self,
+        logits: Tensor | None,
+        z: Tensor,
+        t: Time,
+        process: SymbolProcess | None = None,
+        other: Tensor | None = None,
     ) -> None:
-        self.logits, self.z, self.t, self.process, self._other = logits, z, as_time(t), process, other
+        self.z, self.t, self.process, self._other = z, as_time(t), process, other
+        if logits is not None:
+            self.logits = logits
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """log p(x_i = k | z) up to a constant, from the evidence of the others and of z_i, (B, *shape, K)."""
+        other, process = self._other, self._of()
+        assert other is not None
+        return other + process.evidence(self.z, self.t, other.dtype)
+
+    def of_masks(self, at: Tensor) -> Tensor:
+        """log p(x_i | z) up to a constant of masked symbols `at` (bool, like z), which tell nothing of x_i: (n, K)."""
+        return (self.logits if self._other is None else self._other)[at]
 
     @cached_property
     def other(self) -> Tensor:
@@ -164,7 +183,8 @@ class Logits:
         """The belief about some samples of the batch."""
         other = None if self._other is None else self._other[index]
         t = self.t[index] if self.t.ndim else self.t
-        return Logits(self.logits[index], self.z[index], t, self.process, other)
+        logits = None if other is not None and "logits" not in vars(self) else self.logits[index]
+        return Logits(logits, self.z[index], t, self.process, other)
 
     def chunk(self, n: int) -> tuple[Logits, ...]:
         """The beliefs about n equal parts of the batch."""

@@ -32,7 +32,7 @@ from sfumato.training.session import Session
 from sfumato.trees import name_of
 
 GRID = "grid.png"
-VERSE, VERSE_NET = 128, "Transformer(width=128, depth=2)"  # of `demo --text`: symbols a window, the network
+VERSE, VERSE_NET = 128, "Transformer(width=128, depth=2, local=15)"  # of `demo --text`: symbols a window, the network
 
 
 class CountLines:
@@ -136,7 +136,7 @@ def _verse(options: Any, voice: Voice, folder: str) -> None:
     with working(voice) as begin:
         run = train_run(
             "shakespeare", folder, console=console(voice), on_start=begin, minutes=options.minutes, length=VERSE,
-            batch=4, net=VERSE_NET,
+            batch=8, net=VERSE_NET,
         )  # fmt: skip
     voice.note("Drawing four verses.")
     file = run.path / "verse.txt"

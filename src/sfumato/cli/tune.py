@@ -46,6 +46,13 @@ def report(plan: Plan, name: str, path: str) -> list[str]:
     """The improvement, in words."""
     assert plan.tuned is not None
     after, before = plan.tuned["error"], plan.tuned["untuned"]
+    if "nats" in after:
+        return [
+            f"Divergence from the model's law, {plan.calls} calls in random order, predicted by its own entropies:",
+            f"  tuned    {after['nats']:.3g} nats a sample",
+            f"  untuned  {before['nats']:.3g} nats a sample ({before['name']})",
+            f"Stored in {path} as plan {name!r}.",
+        ]
     way = "fine solve along the same path of noise" if "law" in after else "exact solution of the flow"
     lines = [
         f"Distance from the {way}, {plan.calls} calls, on noise that it was not fitted to:",

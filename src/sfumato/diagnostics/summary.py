@@ -64,6 +64,12 @@ _COPIES = schema.fields(
         "copies": _NUMBER, "copies_real": _NUMBER, "space": schema.text, "notes": schema.listed(schema.text),
     }
 )  # fmt: skip
+_TEXT = schema.fields(
+    {
+        "model": schema.fields(dict.fromkeys(("value", "low", "high", "stderr"), schema.optional(_NUMBER))),
+        **dict.fromkeys(("windows", "characters"), schema.whole(0)), "order0": _NUMBER, "xz": _NUMBER,
+    }
+)  # fmt: skip
 _REPORT = schema.fields(
     {
         **dict.fromkeys(("step", "samples", "incidents"), schema.whole(0)),
@@ -77,6 +83,7 @@ _REPORT = schema.fields(
     {
         "conditions": schema.optional(schema.fields({"each": schema.mapping(_INTERVAL), "together": _INTERVAL})),
         "conditions_missing": schema.optional(schema.text),
+        "text": schema.optional(_TEXT), "text_missing": schema.optional(schema.text),
     },
 )  # fmt: skip
 
@@ -356,9 +363,11 @@ def conditions_words(found: Facts) -> str:
 
 def text_words(found: Facts) -> str:
     """A sentence on the bits per character."""
+    stderr = found["model"]["stderr"]
+    error = "unknown" if stderr is None else f"{stderr:.3f}"
     return (
         f"Bits per character of held-out text: {figure(found['model'], '.3f')}, standard error "
-        f"{found['model']['stderr']:.3f}, from {found['windows']:,} windows; order 0 has {found['order0']:.3f}, xz "
+        f"{error}, from {found['windows']:,} windows; order 0 has {found['order0']:.3f}, xz "
         f"{found['xz']:.3f} of all {found['characters']:,} characters."
     )
 

@@ -110,7 +110,7 @@ class Transformer(nn.Module):
         heads: int | None = None,
         mask: str = "full",
         level: bool = True,
-        local: int = 5,
+        local: int = 9,
         classes: int = 0,
         ratio: float = 4.0,
         embed_dim: int | None = None,

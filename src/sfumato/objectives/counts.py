@@ -38,7 +38,7 @@ def counted(u: Tensor, x: Tensor) -> Tensor:
 def masked(process: Masked, x: Tensor, n: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
     """(z, t): x with n of its symbols masked, those of the smallest eps (like x), and the time, (B,), at which the
     expected share of masks is n / D."""
-    place = eps.flatten(1).argsort(1).argsort(1).reshape(x.shape)
+    place = noise.ranks(eps.flatten(1)).reshape(x.shape)
     z = torch.where(place < n.to(x.device).reshape(-1, *[1] * (x.ndim - 1)), process.mask, x)
     return z, process.time(n.double() / x[0].numel())
 
@@ -50,7 +50,7 @@ def masked_logits(model: Any, z: Tensor, t: Tensor, at: Tensor, **cond: Any) -> 
     selects = getattr(net, "selects", False) and getattr(net, "_compiled_call_impl", None) is None
     if selects and isinstance(model, Denoiser) and model.process.row in ("other", "x"):  # which are one at a mask
         return model.raw(z, t, at, **cond)
-    logits: Tensor = model(z, t, **cond).logits[at]
+    logits: Tensor = model(z, t, **cond).of_masks(at)
     return logits
 
 

@@ -178,7 +178,7 @@ class Symbols(Discrete):
     @final
     def belief(self, log_h: Tensor, z: Tensor, t: Time) -> Logits:
         """p(x_i | z) ~ h(x_i) q(z_i | x_i) from log h, (B, *shape, K)."""
-        return Logits(log_h + self.evidence(z, t, log_h.dtype), z, t, self, log_h)
+        return Logits(None, z, t, self, log_h)
 
     @final
     def prior_kl(self, x: Tensor) -> Tensor:

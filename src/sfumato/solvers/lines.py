@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, final
 
 import torch
@@ -84,6 +84,16 @@ class Corrector(abc.ABC):
 AnyLine = Linear | Jump | Corrector
 
 
+class Kind(NamedTuple):
+    """How a kind of line that is no `Linear` and no `Bridge` is read from JSON: its check, and what makes it."""
+
+    check: schema.Check
+    make: Callable[[Mapping[str, Any]], AnyLine]
+
+
+KINDS: dict[str, Kind] = {}  # by the key that only such lines have
+
+
 def broadcasts(coefficient: tuple[int, ...], shape: tuple[int, ...]) -> bool:
     """Whether a coefficient of this shape broadcasts against one sample without changing its shape."""
     pairs = zip(reversed(coefficient), reversed(shape), strict=False)
@@ -98,6 +108,9 @@ def to_json(line: AnyLine) -> dict[str, Any]:
     """A line as JSON; coefficients are numbers, or lists if they have one entry per element."""
     if isinstance(line, Bridge):
         return {"bridge": line.eta, "draws": line.draws}
+    own: Any = getattr(line, "to_dict", None)
+    if own is not None:
+        return dict(own())
     if not isinstance(line, Linear):
         raise SfumatoError(f"A plan with {an(type(line).__name__)} line has no coefficient table and cannot be saved.")
     sums = {name: {str(j): _listed(c) for j, c in getattr(line, name).items()} for name in "zx"}
@@ -124,11 +137,21 @@ _LINEAR = schema.fields({"z": _sum, "x": _sum, "noise": _coefficient}, rest=None
 
 def line_in_json(value: Any, where: str) -> None:
     """The check of a line as JSON (`schema`)."""
+    kind = _kind(value)
+    if kind is not None:
+        return kind.check(value, where)
     (_BRIDGE if isinstance(value, Mapping) and "bridge" in value else _LINEAR)(value, where)
+
+
+def _kind(value: Any) -> Kind | None:
+    return next((KINDS[name] for name in KINDS if isinstance(value, Mapping) and name in value), None)
 
 
 def from_json(data: Mapping[str, Any]) -> AnyLine:
     """The inverse of `to_json`, for what `line_in_json` has passed."""
+    kind = _kind(data)
+    if kind is not None:
+        return kind.make(data)
     if "bridge" in data:
         return Bridge(float(data["bridge"]), data["draws"])
     z, x = ({int(j): _read(c) for j, c in data[name].items()} for name in "zx")

@@ -64,7 +64,9 @@ class Due(NamedTuple):
 
 _SHARE = schema.number(0, 1)
 _PAIR = schema.listed(schema.number(), 2, 2)
-_ERROR = schema.fields({"rms": schema.number(0)})
+_ERROR = schema.either(
+    "a distance (rms) or nats", schema.fields({"rms": schema.number(0)}), schema.fields({"nats": schema.number(0)})
+)
 _TUNED = schema.fields(
     {
         "guidance": schema.either("a number or one per condition", schema.number(), schema.mapping(schema.number())),

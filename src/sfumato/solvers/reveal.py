@@ -2,6 +2,7 @@
 
     call k of T     equal: ceil(masks left / calls left) symbols; with at least as many steps as symbols, one a call
                     cosine: floor(N cos(pi k / 2T)) of N masks are left after it, few at first (2202.04200, Sec. 3.2)
+                    numbers: m_0 > m_1 > .. > 0, masks of m_0 before the first call and after each, as `sf.tune` finds
                     gamma: as many as sum H_i - max H_i <= gamma allows, by their entropies H_i (2505.24857)
 
 One symbol a call samples the exact law of an exact model in every order that is fixed by what is visible, by the chain
@@ -28,21 +29,26 @@ Sources: Zheng et al. 2024 (2409.02908) for first-hitting; Hoogeboom et al. 2021
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Mapping
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from sfumato.belief import Logits
+from sfumato import noise as numbers
+from sfumato import schema
+from sfumato.belief import Logits, tempered
 from sfumato.errors import SfumatoError, suggest
 from sfumato.noise import Noise
 from sfumato.process import Masked
 from sfumato.registry import register
 from sfumato.schedule import Schedule
-from sfumato.solvers import grids
+from sfumato.solvers import grids, lines
 from sfumato.solvers.build import Builder
 from sfumato.solvers.discrete import SymbolSolver
+from sfumato.solvers.grids import MOST_STEPS
 from sfumato.solvers.lines import Corrector
 from sfumato.solvers.plan import Plan
 
@@ -67,8 +73,8 @@ class Line(Corrector):
     """One call: reveal the next masks, with `left` of `of` calls to come, this one among them.
 
     It calls the model itself, at the time of each row's own share of masks, as in training by exact counts, or at its
-    hitting time; and not at all once nothing is masked. It carries the score at which each symbol was revealed,
-    infinite for what was known at first.
+    hitting time; and not at all once nothing is masked. It carries a number of each symbol, the key of its hitting time
+    or the score at which it was revealed, infinite for what was known at first.
 
     start: the time of the plan's first call, when the noise of first-hitting begins.
     """
@@ -85,23 +91,25 @@ class Line(Corrector):
             )
         process, how, shape = model.process, self.solver, tuple(z.shape[1:])
         masked = z == process.mask
-        state = torch.where(masked, 0.0, torch.inf).double() if state is None else state
+        if state is None:
+            keys = noise.fold("time").normal(shape, z.device) if how.order == "first-hitting" else torch.zeros(())
+            state = torch.where(masked, keys.to(z.device, torch.float64), torch.inf)
         self.calls = int(masked.any())
         if not self.calls:
             return z, state
         at = process.time(masked.flatten(1).double().mean(1))
         if how.order == "first-hitting":
-            numbers = noise.at(0).fold("time").normal(shape, z.device)  # of the whole walk
-            at = hitting_time(process, masked, numbers, self.start)
-        else:
-            numbers = noise.fold("order").normal(shape, z.device)
+            at = hitting_time(process, masked, state, self.start)
+        keys = noise.fold("order").normal(shape, z.device) if how.order == "random" else state
         belief = model(z, at)
         rest = how.rest(belief, masked, state, self.left, self.of)
-        law, draws = belief.tempered(how.temperature, how.top_p).prob, noise.normal(shape, z.device)
+        draws, shown = noise.normal(shape, z.device), masked
         if how.order not in DRAWN:
-            shown = chosen(how.order, belief, masked, masked.flatten(1).sum(1) - rest, numbers)
-            return z.masked_scatter(shown, process.draw(law[shown], draws[shown])), state
-        z = z.masked_scatter(masked, process.draw(law[masked], draws[masked]))
+            shown = chosen(how.order, belief, masked, masked.flatten(1).sum(1) - rest, keys)
+        law = tempered(belief.of_masks(shown), how.temperature, how.top_p).exp()
+        z = z.masked_scatter(shown, process.draw(law, draws[shown]))
+        if how.order not in DRAWN:
+            return z, state
         score = belief.prob.double().gather(-1, z[..., None])[..., 0].log()
         if how.gumbel:
             u = noise.fold("gumbel").uniform(shape, z.device, torch.float64)
@@ -109,18 +117,49 @@ class Line(Corrector):
         state = torch.where(masked, score, state)
         return torch.where(hidden(how.order, state, masked, rest), process.mask, z), state
 
+    def to_dict(self) -> dict[str, Any]:
+        """The line as JSON."""
+        how = {name: value for name, value in vars(self.solver).items() if name != "grid"}
+        sizes = how["sizes"]
+        how["sizes"] = list(sizes) if isinstance(sizes, tuple) else sizes
+        return {"reveal": how, "left": self.left, "of": self.of, "start": self.start}
 
-def hitting_time(process: Masked, masked: Tensor, numbers: Tensor, start: float) -> Tensor:
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Line:
+        """The inverse of `to_dict`, for what `SCHEMA` has passed."""
+        how = dict(data["reveal"])
+        how["sizes"] = tuple(how["sizes"]) if isinstance(how["sizes"], list) else how["sizes"]
+        return cls(Reveal(**how), data["left"], data["of"], data["start"])
+
+
+_MASKS = schema.whole(0, 1 << 31)
+SCHEMA = schema.fields(
+    {
+        "reveal": schema.fields(
+            {
+                "order": schema.choice(*ORDERS), "temperature": schema.number(0), "top_p": schema.number(0, 1),
+                "sizes": schema.either("a name or numbers", schema.choice(*SIZES), schema.listed(_MASKS, 2)),
+                "gumbel": schema.number(), "gamma": schema.optional(schema.number(0)),
+            }
+        ),
+        "left": schema.whole(1, MOST_STEPS), "of": schema.whole(1, MOST_STEPS), "start": schema.number(0, 1),
+    },
+    rest=None,
+)  # fmt: skip
+lines.KINDS["reveal"] = lines.Kind(SCHEMA, Line.from_dict)
+
+
+def hitting_time(process: Masked, masked: Tensor, keys: Tensor, start: float) -> Tensor:
     """The time, (B,), at which the first of the masks of each row is revealed: the largest of their shares of noise,
     which are uniform up to that at `start`."""
     most = 1 - process.keep(start)
-    return process.time((torch.special.ndtr(numbers.double()) * most).where(masked, 0.0).flatten(1).amax(1))
+    return process.time((torch.special.ndtr(keys.double()) * most).where(masked, 0.0).flatten(1).amax(1))
 
 
-def chosen(order: str, belief: Logits, masked: Tensor, count: Tensor, numbers: Tensor) -> Tensor:
+def chosen(order: str, belief: Logits, masked: Tensor, count: Tensor, keys: Tensor) -> Tensor:
     """The symbols to reveal, bool (B, *shape): the first `count` (B,) masks of each row in an order of the belief.
 
-    numbers: normal ones (B, *shape), the order itself where the belief does not decide.
+    keys: random numbers (B, *shape), the order itself where the belief does not decide.
     """
     if order == "left-to-right":
         score = (
@@ -136,7 +175,7 @@ def chosen(order: str, belief: Logits, masked: Tensor, count: Tensor, numbers: T
     elif order == "margin":
         score = belief.prob.topk(2, -1).values.diff(dim=-1)[..., 0].neg()
     else:
-        score = numbers
+        score = keys
     return _first(score, masked, count)
 
 
@@ -148,8 +187,8 @@ def hidden(order: str, score: Tensor, masked: Tensor, rest: Tensor) -> Tensor:
 
 def _first(score: Tensor, among: Tensor, count: Tensor) -> Tensor:
     """The `count` (B,) largest scores of each row among some, bool (B, *shape)."""
-    flat = score.where(among, -torch.inf).flatten(1)
-    place = flat.argsort(dim=1, descending=True, stable=True).argsort(1).reshape(among.shape)
+    falling = score.where(among, -torch.inf).flatten(1).neg()
+    place = numbers.ranks(falling).reshape(among.shape)
     return among & (place < count.reshape(-1, *[1] * (among.ndim - 1)))
 
 
@@ -169,24 +208,30 @@ class Reveal(SymbolSolver):
     """Reveal masks by number, in an order: one a call where there are enough steps, then exact for an exact model.
 
     order: first-hitting, random, left-to-right, confidence, entropy or margin, or of what was drawn, maskgit or
-    mask-predict (`solvers.reveal`). sizes: equal or cosine. gumbel: of maskgit. gamma: the bound on the entropy of what
-    is revealed together, in nats, in the place of sizes, for order="entropy"; the last call reveals all that is left.
-    temperature, top_p: of the belief that symbols are drawn from (`Logits.tempered`).
+    mask-predict (`solvers.reveal`). sizes: equal, cosine, or as many numbers as calls and one. gumbel: of maskgit.
+    gamma: the bound on the entropy of what is revealed together, in nats, in the place of sizes, for order="entropy";
+    the last call reveals all that is left. temperature, top_p: of the belief that symbols are drawn from
+    (`Logits.tempered`).
     """
 
     grid: grids.Grid = dataclasses.field(default_factory=EqualShares)
     order: str = "first-hitting"
     temperature: float = 1.0
     top_p: float = 1.0
-    sizes: str = "equal"
+    sizes: str | tuple[int, ...] = "equal"
     gumbel: float = 0.0
     gamma: float | None = None
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
             raise SfumatoError(f"Symbols cannot be revealed in the order {self.order!r}: {suggest(self.order, ORDERS)}")
-        if self.sizes not in SIZES:
-            raise SfumatoError(f"Symbols cannot be revealed by sizes {self.sizes!r}: {suggest(self.sizes, SIZES)}")
+        if isinstance(self.sizes, str):
+            if self.sizes not in SIZES:
+                raise SfumatoError(f"Symbols cannot be revealed by sizes {self.sizes!r}: {suggest(self.sizes, SIZES)}")
+        elif len(self.sizes) < 2 or self.sizes[-1] or any(a <= b for a, b in itertools.pairwise(self.sizes)):
+            raise SfumatoError("The sizes are the falling numbers of masks before and after each call, the last one 0.")
+        else:
+            object.__setattr__(self, "sizes", tuple(self.sizes))
         if self.gumbel and self.order not in DRAWN:
             raise SfumatoError(f"Gumbel noise is for an order of what was drawn, {' or '.join(DRAWN)}.")
         if self.gamma is not None and (self.order != "entropy" or not self.gamma >= 0):
@@ -202,6 +247,9 @@ class Reveal(SymbolSolver):
         if self.sizes == "equal":
             return now - -(-now // left)
         at_first = (score < torch.inf).flatten(1).sum(1)
+        if isinstance(self.sizes, tuple):
+            planned = at_first * (self.sizes[of - left + 1] / self.sizes[0])
+            return torch.minimum(planned.round().long(), now)
         curve = (at_first * math.sin(math.pi / 2 * (left - 1) / of)).floor().long()  # cos of what is done
         return torch.minimum(curve.clamp_min(left - 1), now - 1).clamp_min(0)
 
@@ -211,6 +259,8 @@ class Reveal(SymbolSolver):
             raise SfumatoError(
                 "Revealing by number ends with all symbols: leave out t_stop, or use solvers.Ancestral()."
             )
+        if isinstance(self.sizes, tuple) and len(self.sizes) != len(b.nodes):
+            raise SfumatoError(f"These sizes are those of {len(self.sizes) - 1} steps, not of {len(b.nodes) - 1}.")
         for k, t in enumerate(b.nodes[:-1]):
             b.call(t)
             b.jump(Line(self, len(b.nodes) - 1 - k, len(b.nodes) - 1, b.nodes[0]))

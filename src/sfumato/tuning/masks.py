@@ -9,6 +9,7 @@ Sources: Hoogeboom et al. 2021 (2110.02037), Sec. 3.2; 2511.04647 for the sum. H
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -16,28 +17,65 @@ from typing import Any
 import numpy as np
 import torch
 
+from sfumato.compose import Scale, guide
+from sfumato.conditions import Conditions, Given
+from sfumato.errors import SfumatoError, whole
 from sfumato.sampling import trajectory
+from sfumato.solver_selection import guidance_of
+from sfumato.solvers import Plan
 from sfumato.solvers.reveal import Reveal
 
+POINTS = 64  # samples that c is measured from
 _MOST_CALLS = 256  # of the walk in which c is measured; between its numbers of masks c is interpolated
 
 
+def require_whole(noise: float, t_start: float, t_stop: float) -> None:
+    """Raise SfumatoError for what only plans of numbers have."""
+    if noise or (t_start, t_stop) != (1, 0):
+        raise SfumatoError("The plan of masks leads from t = 1 to 0, and has no noise: leave these out.")
+
+
+def tune(
+    model: Any, steps: int, guidance: Scale | None, interval: tuple[float, float] | None, points: int | None,
+    batch: int, seed: int, turns: Mapping[str, Given],
+) -> Plan:  # fmt: skip
+    """The plan of `steps` calls with the sizes that lose least for this model, its guidance and conditions in turn."""
+    shape = getattr(model, "shape", None)
+    if not isinstance(shape, tuple):
+        raise SfumatoError("A plan for masks needs a model that knows the shape of its samples, by a data spec.")
+    size, n = math.prod(shape), points or POINTS
+    steps = whole("steps", steps)
+    if steps >= size:
+        raise SfumatoError(
+            f"In {steps} steps all {size} symbols are revealed one by one, which is exact: there is nothing to tune."
+        )
+    wanted = guidance_of(model, guidance, interval)
+    walker = model if guidance is None else guide(model, guidance, interval)
+    c = entropies(walker, size, n, seed, batch, turns)
+    left, nats = best(c, steps)
+    plan = Reveal(order="random", sizes=(size, *left)).plan(model.process, steps)
+    usual = {"name": "Reveal(random)", "nats": max(0.0, loss(c, even(size, steps)))}
+    record = {
+        "guidance": wanted[0], "interval": None if wanted[1] is None else list(wanted[1]), "points": n, "seed": seed,
+        "error": {"nats": max(0.0, nats)}, "untuned": usual,
+    }  # fmt: skip
+    return dataclasses.replace(plan, name="tuned Reveal(random)", tuned=record)
+
+
 def entropies(
-    model: Any, symbols: int, n: int, seed: int = 0, batch: int = 64, cond: Mapping[str, Any] | None = None
+    model: Any, symbols: int, n: int, seed: int = 0, batch: int = 64, turns: Mapping[str, Given] | None = None
 ) -> np.ndarray:
     """c(m) in nats for m = 0 .. D, float64 (D + 1,): means over n samples of the model, revealed in random order.
 
     c(0) = 0. Few masks tell more of each other, so that c grows; what noise breaks of this is mended by the nearest
-    sequence that grows.
+    sequence that grows. turns: conditions that the samples use in turn.
     """
-    calls = min(symbols, _MOST_CALLS)
+    calls, cond = min(symbols, _MOST_CALLS), Conditions(turns)
     total, weight = np.zeros(symbols + 1), np.zeros(symbols + 1)
     for rows in torch.arange(n).split(batch):
-        walk = trajectory(
-            model, None, calls, Reveal(order="random"), seed, index=rows, **(cond or {})
-        )  # fmt: skip
+        own = cond.rows(rows % len(next(iter(cond.values())).values)) if turns else cond
         with torch.no_grad():
-            for state in walk:
+            for state in trajectory(model, None, calls, Reveal(order="random"), seed, index=rows, cond=own):
                 if state.belief is None:
                     continue
                 masks = (state.z == model.process.mask).flatten(1)
