@@ -73,6 +73,8 @@ def test_mistakes_are_one_sentence(call, trees, tmp_path, models):
         (["inspect", trees, "-o", "x.png"], "there is no picture"),
         (["inspect", trees, "--column", "tree:number"], "holds no numbers"),
         (["memorization", run], "rows of tables are not compared yet"),
+        (["likelihood", run, trees], "the likelihood of its rows is not measured yet"),
+        (["explain-objective", run], "this model is of a product of several"),
     ):
         status, out, err = call(*words)
         assert status == 2 and said in err, (words, err)

@@ -106,6 +106,13 @@ def test_a_schema_is_plain_json_in_the_spec(source):
         Field("a", "number", "double", values=(1.0, 0.0), shares=(0.5, 1.0))
     with pytest.raises(SfumatoError, match="no value"):
         Field("a", "category", "int64", levels=("x",)).decode(None, np.zeros((1, 1), np.int64))
+    number = {"name": "a", "kind": "number", "values": (1.0,), "shares": (1.0,)}
+    for wrong, words in (
+        ({"type": "struct"}, "cannot be a number of the type 'struct'"), ({"type": "string"}, "cannot be a number"),
+        ({"type": "int64", "origin": "9" * 30}, "needs whole numbers"), ({"type": "int64", "step": 0.5}, "needs whole"),
+    ):  # fmt: skip
+        with pytest.raises(SfumatoError, match=words):
+            Field(**number, **wrong)
     with pytest.raises(SfumatoError, match="fields.0.kind: expected text"):
         TableSchema.from_dict({"fields": [{"name": "a", "kind": 3, "type": "int64"}], "frame": True})
     with pytest.raises(SfumatoError, match="another number of columns than its table"):

@@ -66,8 +66,8 @@ def opened(
     arrow: Any, name: str, where: str, columns: Any, dtypes: Mapping[str, str], frame: bool, notes: Sequence[str]
 ) -> Source:  # fmt: skip
     """The source of a table of pyarrow. columns: name -> kind, or the schema of a model."""
-    if not len(arrow):
-        raise SfumatoError(f"{where} has no rows")
+    if not len(arrow) or len(set(arrow.column_names)) < arrow.num_columns:
+        raise SfumatoError(f"{where} has no rows, or several columns of one name: a table needs rows, and names")
     found = {each: cells(arrow.column(each)) for each in arrow.column_names if _known(arrow.schema.field(each).type)}
     left: dict[str, str] = {}
     if isinstance(columns, TableSchema):

@@ -11,6 +11,7 @@ the atoms, then missing; z is then noise, so that its law is normal whatever the
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -35,6 +36,12 @@ LARGEST = 2**53
 EDGE = 1e-9  # of u: z lies within 6
 
 Numbers = NDArray[np.float64]
+_WORDS = ("null", "bool", "string", "large_string")
+_TYPES = re.compile(
+    r"null|bool|u?int(8|16|32)|int64|halffloat|float|double|(large_)?string|date32\[day\]|date64\[ms\]"
+    r"|timestamp\[(s|ms|us|ns)(, tz=[\w/+:-]+)?\]"
+)
+_WHOLE = re.compile(r"-?\d{1,18}|-?[1-8]\d{18}")  # within int64
 _FLOATS = {"halffloat": np.float16, "float": np.float32, "double": np.float64}
 
 
@@ -71,6 +78,8 @@ class Field:
 
         if self.kind not in KINDS:
             raise wrong(f"must be of the kind {' or '.join(KINDS)}, not {self.kind!r:.40}")
+        if not _TYPES.fullmatch(self.type) or (self.numeric and self.type in _WORDS):
+            raise wrong(f"cannot be a {self.kind} of the type {self.type!r:.40}")
         if self.kind == "category":
             if len(set(self.levels)) < len(self.levels) or not (self.levels or self.missing):
                 raise wrong("needs different levels, at least one")
@@ -79,10 +88,8 @@ class Field:
             raise wrong("needs as many shares as values, at least one")
         if any(np.diff(self.shares) <= 0) or any(np.diff(self.values) < 0) or not 0 <= self.shares[-1] <= 1 + 1e-9:
             raise wrong("needs rising values, and shares that rise to 1")
-        try:
-            int(self.origin)
-        except ValueError:
-            raise wrong(f"needs a whole number as its origin, not {self.origin!r:.40}") from None
+        if not _WHOLE.fullmatch(self.origin) or not self.step.is_integer() or self.step > LARGEST:
+            raise wrong(f"needs whole numbers as origin and step, not {self.origin!r:.40} and {self.step:g}")
 
     # -- the layout ------------------------------------------------------------------------------------------------
 
