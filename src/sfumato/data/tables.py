@@ -93,7 +93,10 @@ class TableFiles:
         """Raise SfumatoError if these columns of groups would take too much once each row has its own strings."""
         for group, name in parts:
             if (id(group), name) not in self._repeated:
-                self._repeated[id(group), name] = _repeated(group, name)
+                try:
+                    self._repeated[id(group), name] = _repeated(group, name)
+                except Exception as error:  # pyarrow raises many kinds, and indices may point beyond a dictionary
+                    raise SfumatoError(f"{self.where} is damaged: {first_line(error)}") from None
         nbytes = sum(self._repeated[id(group), name] for group, name in parts)
         limits.require(nbytes, self._allowed, f"{self.where}, unpacked,")
 
