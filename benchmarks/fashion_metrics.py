@@ -10,6 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
+
+from sfumato.metrics import KID, Coverage, Precision
 
 Array = np.ndarray
 
@@ -46,19 +50,13 @@ def agreement(probabilities: Array, labels: Array) -> dict[str, float | list[flo
 
 
 def kid(a: Array, b: Array) -> float:
-    """Unbiased MMD^2 with the kernel (a.b / d + 1)^3 (Binkowski et al. 2018, 1801.01401, Eq. 4): zero on average for
-    two sets of one law, negative half of the time.
-    """
-    a, b = a.astype(np.float64), b.astype(np.float64)
+    """The kernel inception distance of features (`sfumato.metrics.KID`)."""
+    return KID()(rows(a), rows(b)).value
 
-    def kernel(u: Array, v: Array) -> Array:
-        return (u @ v.T / u.shape[1] + 1) ** 3
 
-    def within(u: Array) -> float:
-        k = kernel(u, u)
-        return float((k.sum() - np.trace(k)) / (len(u) * (len(u) - 1)))
-
-    return within(a) + within(b) - 2 * float(kernel(a, b).mean())
+def rows(x: Array) -> Tensor:
+    """(n, ...) -> (n, D)."""
+    return torch.from_numpy(x.reshape(len(x), -1).astype(np.float64))
 
 
 def kid_floor(real: Array, size: int, repeats: int = 20, seed: int = 0) -> tuple[float, float]:
@@ -94,21 +92,13 @@ def variety(sample: Array, sample_labels: Array, real: Array, real_labels: Array
 
 
 def coverage(sample: Array, real: Array, k: int = 5) -> float:
-    """Share of the real images with a sample inside the ball to their k-th real neighbour (Naeem et al. 2020,
-    2002.09797, Eq. 9). Two sets of one law and one size score about 1 - 2^-k.
-    """
-    own = distances(real, real)
-    np.fill_diagonal(own, np.inf)
-    radius = np.sort(own, axis=1)[:, k - 1]
-    return float((distances(real, sample).min(1) <= radius).mean())
+    """Share of the real images near which there is a sample (`sfumato.metrics.Coverage`)."""
+    return Coverage(k)(rows(sample), rows(real)).value
 
 
 def precision(sample: Array, real: Array, k: int = 5) -> float:
-    """Share of the samples inside the ball of some real image to its k-th real neighbour (Kynkaanniemi et al. 2019)."""
-    own = distances(real, real)
-    np.fill_diagonal(own, np.inf)
-    radius = np.sort(own, axis=1)[:, k - 1]
-    return float((distances(sample, real) <= radius).any(1).mean())
+    """Share of the samples that lie among the real images (`sfumato.metrics.Precision`)."""
+    return Precision(k)(rows(sample), rows(real)).value
 
 
 def copies(sample: Array, train: Array, unseen: Array, batch: int = 250) -> dict[str, float]:

@@ -32,6 +32,10 @@ EXAMPLES = {
     "average": ["sfumato average runs/digits --width 0.15"],
     "tune": ["sfumato tune runs/digits --steps 6 --points 128 --rounds 10"],
     "likelihood": ["sfumato likelihood runs/digits digits -n 4"],
+    "evaluate": [
+        "sfumato evaluate runs/digits -n 500",
+        "sfumato evaluate runs/digits -n 500 --metric kid --sweep steps=5,10,20 --sweep solver=heun,unipc",
+    ],
     "memorization": ["sfumato memorization runs/digits -n 128"],
     "explain-objective": [
         "sfumato explain-objective --target velocity --schedule flow --times logit-normal",

@@ -22,7 +22,7 @@ SECTIONS = {
 
 def test_every_kind_that_the_text_speaks_of_has_a_section():
     assert {title.split()[-1] for title in SECTIONS} == set(
-        "schedule target weight solver network condition process loss check model".split()
+        "schedule target weight solver network condition process loss check metric features model".split()
     )
 
 

@@ -39,6 +39,7 @@ LIMITS = {
     "likelihood": 1e-3,
     "likelihood_weighting": 1e-10,
     "masked": 1.0,
+    "metrics": 0.1,
     "monotone_weight": 1e-10,
     "ncsn": 0.07,
     "networks": 1e-6,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sfumato import conditions as conditions
     from sfumato import data as data
     from sfumato import exact as exact
+    from sfumato import metrics as metrics
     from sfumato import nets as nets
     from sfumato import schedules as schedules
     from sfumato import solvers as solvers
@@ -121,6 +122,7 @@ _PUBLIC = {
     "load": "sfumato.serialization:load",
     "log_prob": "sfumato.likelihood:log_prob",
     "memorization": "sfumato.diagnostics.memorization:memorization",
+    "metrics": "sfumato.metrics",
     "nets": "sfumato.nets",
     "nonequilibrium": "sfumato.objectives.nonequilibrium",
     "prior_kl": "sfumato.objectives.prior:prior_kl",

@@ -55,6 +55,8 @@ KINDS: dict[str, Kind] = {
     "optimizer": Kind("optimizer"),
     "logger": Kind("logger", "Logger"),
     "check": Kind("check"),
+    "metric": Kind("metric"),
+    "features": Kind("set of features"),
     "part": Kind("part of a file", held=True),
 }
 

@@ -28,6 +28,7 @@ COMMANDS = {
     "average": "make a model whose weights are averaged over another part of its run",
     "tune": "fit a plan of few steps to a model, so that sampling takes less time",
     "likelihood": "measure the likelihood of a data set under a model, in nats and bits",
+    "evaluate": "measure samples against real data, beside what real data score",
     "memorization": "check whether samples repeat the training data",
     "info": "describe a model: data, process, network, classes, origin",
     "inspect": "check a data set before training on it",

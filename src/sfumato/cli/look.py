@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,25 @@ def opened(options: Any, conditions: Any = None) -> Source:
         options.data, labels=labels, size=options.size, conditions=conditions, split=options.split, key=options.key,
         max_gb=options.max_gb, columns=dict(getattr(options, "column", [])), **text,
     )  # fmt: skip
+
+
+def with_training_data(options: Any, otherwise: str, in_python: str) -> argparse.Namespace:
+    """The options with data, labels, size, split and key as given, or as the run folder was trained with.
+
+    otherwise: what to do for data that are not known; in_python: the function that takes those in memory.
+    """
+    from sfumato.training.config import read
+
+    if options.data is not None:
+        return argparse.Namespace(**vars(options))
+    settings = Path(options.model).expanduser() / "config.yaml"
+    if not settings.exists():
+        raise SfumatoError(f"{options.model} is no run folder, so that its training data are not known: {otherwise}")
+    kept = read(str(settings))
+    if not kept["data"]:
+        raise SfumatoError(f"{options.model} was trained on an array in memory: use {in_python} in Python")
+    known = {name: getattr(options, name) or kept[name] for name in ("data", "labels", "size", "split", "key")}
+    return argparse.Namespace(**{**vars(options), **known, "max_gb": max(options.max_gb, kept["max_gb"])})
 
 
 def inspect(options: Any, voice: Voice) -> None:

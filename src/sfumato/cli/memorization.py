@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato import serialization
-from sfumato.cli.look import opened
+from sfumato.cli.look import opened, with_training_data
 from sfumato.cli.process import at_work
 from sfumato.cli.run import Voice
 from sfumato.data import Source
@@ -17,7 +17,6 @@ from sfumato.errors import SfumatoError
 from sfumato.machine import device_of
 from sfumato.model import Denoiser
 from sfumato.pictures import save_png
-from sfumato.training.config import read
 from sfumato.training.precision import compute_dtype
 
 
@@ -27,7 +26,7 @@ def memorization(options: Any, voice: Voice) -> None:
         raise SfumatoError("-n needs at least 2 samples, and --steps and --batch at least 1")
     if options.out is not None and Path(options.out).suffix.lower() != ".png":
         raise SfumatoError(f"{options.out} has no known kind: end it in .png")
-    options = _with_data(options)
+    options = with_training_data(options, "give DATA after it", "sf.memorization")
     device = device_of(options.device)
     denoiser = serialization.load_sampler(options.model, options.weights, device)
     denoiser.compute_dtype = compute_dtype("auto", device)
@@ -51,22 +50,6 @@ def _unseen(options: Any) -> Source | None:
         return None
     given = {**vars(options), "data": options.holdout, "labels": None, "split": options.holdout_split}
     return opened(argparse.Namespace(**given))
-
-
-def _with_data(options: Any) -> argparse.Namespace:
-    """The options with data, labels, size, split and key as given, or as the run folder was trained with."""
-    if options.data is not None:
-        return argparse.Namespace(**vars(options))
-    settings = Path(options.model).expanduser() / "config.yaml"
-    if not settings.exists():
-        raise SfumatoError(
-            f"{options.model} is no run folder, so that its training data are not known: give DATA after it"
-        )
-    kept = read(str(settings))
-    if not kept["data"]:
-        raise SfumatoError(f"{options.model} was trained on an array in memory: use sf.memorization in Python")
-    known = {name: getattr(options, name) or kept[name] for name in ("data", "labels", "size", "split", "key")}
-    return argparse.Namespace(**{**vars(options), **known, "max_gb": max(options.max_gb, kept["max_gb"])})
 
 
 def _draw(path: Path, found: Memorization, denoiser: Denoiser) -> None:

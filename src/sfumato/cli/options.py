@@ -1,84 +1,15 @@
-"""The commands: their descriptions, and their arguments in the form of `argparse` (`parse`). No torch here."""
+"""The commands: their descriptions and their flags. No torch here."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
 from types import NoneType
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
+from sfumato.cli.flags import Command, Flag, flag, place, seed, several
 from sfumato.registry import names
 from sfumato.training.config import NAMING, TrainConfig, choices, docs
-
-
-class Flag(NamedTuple):
-    """The arguments of `add_argument`, and the flag's group in the help."""
-
-    names: tuple[str, ...]
-    how: dict[str, Any]
-    group: str = "options"
-
-
-class Command(NamedTuple):
-    about: str
-    flags: Sequence[Flag]
-
-
-def flag(name: str, takes: Any, words: str, default: Any = None, group: str = "options", **how: Any) -> Flag:
-    """A flag, "-o --out", or an argument without dashes; the help mentions a default if there is one.
-
-    takes: int, float, bool for a flag without a value, a tuple of choices, or the metavariable of a text.
-    """
-    if isinstance(takes, tuple):
-        how["choices"] = takes
-    elif takes is bool:
-        how, default = {"action": "store_true", **how}, default or False
-    elif takes in (int, float):
-        kind, mark = (whole_number, "INT") if takes is int else (float, "FLOAT")
-        how = {"type": kind, "metavar": mark, **how}
-    else:
-        how["metavar"] = takes
-    if default is not False and default not in (None, "", []):
-        words += f" (default: {default})"
-    return Flag(tuple(name.split()), {"default": default, "help": words.replace("%", "%%"), **how}, group)
-
-
-def whole_number(word: str) -> int:
-    """The number that a word writes: 1000, 1_000 or 1e3. Raises ValueError if it is not whole."""
-    try:
-        return int(word)
-    except ValueError:
-        number = float(word)
-    if not number.is_integer() or abs(number) >= 2**53:  # from there on a float skips whole numbers
-        raise ValueError(word)
-    return int(number)
-
-
-whole_number.__name__ = "int"  # what argparse calls it in its messages
-
-
-def place(name: str, metavar: str, words: str, **how: Any) -> Flag:
-    """An argument without dashes."""
-    return flag(name, metavar, words, group="arguments", **how)
-
-
-def several(name: str, mark: str, metavar: str, words: str, **more: Any) -> Flag:
-    """A repeatable flag such as --condition: (text before the mark, text after it) for each use."""
-
-    def pair(word: str) -> tuple[str, str]:
-        left, found, value = word.partition(mark) if mark == "=" else word.rpartition(mark)
-        if not (found and left.strip() and value.strip()):
-            raise argparse.ArgumentTypeError(f"must be {metavar}, not {word!r}")
-        return left.strip(), value.strip()
-
-    words += " Repeat it for more."
-    return flag(name, metavar, words, action="append", type=pair, **more)
-
-
-def seed(what: str) -> Flag:
-    return flag("--seed", int, f"Seed of the {what}.", 0)
-
 
 DEVICE = flag("--device", "NAME", "auto (a GPU if there is one), cpu, cuda, cuda:1 ...", "auto")
 MODEL = place("model", "MODEL", "A run folder or a .safetensors file.")
@@ -88,7 +19,7 @@ DECLARED = (
 )
 COLUMNS = "The kind of a column of a table, if it should not be inferred: category, number, or ignore to leave it out."
 GIVEN = several(
-    "--condition", "=", "NAME=VALUE",
+    "=", "NAME=VALUE",
     "A condition in your own units, such as temperature=300; several numbers or classes, used in turn by samples, have "
     "commas between; arrays are .npy files, and the pictures of a pair also picture files.",
     default=[],
@@ -164,7 +95,7 @@ SAMPLE = Command(
             "samples.png for images, samples.txt for text, samples.csv for tables, samples.npz for other data.",
         ),
         several(
-            "--given", "=", "NAME=VALUE", "Of tables: a category that is known, such as cut=Ideal.", default=[],
+            "=", "NAME=VALUE", "Of tables: a category that is known, such as cut=Ideal.", name="--given", default=[],
         ),
         flag("--length", int, "Of text: how many symbols; by default one window of training."),
         flag("--prompt", "TEXT", "Of text: how each begins."),
@@ -299,6 +230,49 @@ MEMORIZATION = Command(
     ],
 )  # fmt: skip
 
+EVALUATE = Command(
+    "Measure the samples of a model, or samples in files, against real data. Beside each value stand its 95 % interval "
+    "and its floor: what other real samples, as many, score in the place of the model's. The real data are by default "
+    "those of the run's training; samples are drawn under their conditions. With --sweep, measures several ways to "
+    "sample, prints a table and draws each metric over the calls of the network. With --json, prints one JSON object: "
+    "the values, with the protocol of each and its hash.",
+    [
+        place("model", "MODEL", "A run folder or a .safetensors file; or samples in files (a folder of pictures)."),
+        flag("--reference", "DATA", "The real data; by default those of the run folder.", dest="data"),
+        flag(
+            "--metric", "NAME",
+            f"One of {', '.join(names('metric'))}; repeat it for more. By default those usual for this kind of data.",
+            action="append", dest="metrics",
+        ),
+        flag("-n --number", int, "Samples, at most half of the real ones; by default up to 1,000, or 100 texts."),
+        flag(
+            "--features", "NAME",
+            f"Features in which pictures are compared: {', '.join(names('features'))}, or numbers (the values).",
+        ),
+        flag(
+            "--part", ("train", "holdout", "all"),
+            "Which of the training data to compare with; by default train. Other data are compared with whole.",
+        ),
+        flag("--steps", int, "Steps of the solver."),
+        flag("--solver", "NAME", "Solver, as for `sfumato sample`."),
+        flag("--guidance", float, "Guidance scale; by default none: the learned law."),
+        several(
+            "=", "NAME=VALUES", "Measure each of these values of steps, solver, guidance or seed: steps=5,10,20.",
+            "--sweep", default=[],
+        ),
+        flag("-o --out", "PATH", "The picture of a sweep (.png, .svg, .pdf); by default sweep.png."),
+        WEIGHTS,
+        LABELS,
+        SIDE,
+        SPLIT,
+        KEY,
+        MAX_GB,
+        BATCH,
+        seed("samples"),
+        DEVICE,
+    ],
+)  # fmt: skip
+
 INFO = Command(
     "Describe a model: its data and units, process, target, network, classes, origin, and how to sample it. No weights "
     "are loaded. With --json, prints one JSON object: the contract in the model's header.",
@@ -311,8 +285,8 @@ INSPECT = Command(
     [
         place("data", "DATA", f"{SOURCES[0].upper()}{SOURCES[1:]} (fashion, emoji, digits, shakespeare)."),
         LABELS,
-        several("--condition", ":", "NAME:KIND", DECLARED, default=[]),
-        several("--column", ":", "NAME:KIND", COLUMNS, default=[]),
+        several(":", "NAME:KIND", DECLARED, default=[]),
+        several(":", "NAME:KIND", COLUMNS, name="--column", default=[]),
         SIDE,
         SPLIT,
         KEY,
@@ -434,9 +408,9 @@ def _settings() -> list[Flag]:
         if field.name == "data":
             found.append(place("data", "DATA", words["data"], nargs="?"))
         elif field.name == "conditions":
-            found.append(several("--condition", ":", "NAME:KIND", DECLARED, dest="conditions", group=title))
+            found.append(several(":", "NAME:KIND", DECLARED, dest="conditions", group=title))
         elif field.name == "columns":
-            found.append(several("--column", ":", "NAME:KIND", COLUMNS, dest="columns", group=title))
+            found.append(several(":", "NAME:KIND", COLUMNS, name="--column", dest="columns", group=title))
         else:
             found.append(_setting(field, hints[field.name], words[field.name], title))
     for each in found:
@@ -478,5 +452,6 @@ PLAN = Command(
 COMMANDS = {
     "demo": DEMO, "train": TRAIN, "resume": RESUME, "sample": SAMPLE, "info": INFO, "inspect": INSPECT,
     "certify": CERTIFY, "tune": TUNE, "likelihood": LIKELIHOOD, "average": AVERAGE, "runs": RUNS, "control": CONTROL,
-    "memorization": MEMORIZATION, "plan": PLAN, "explain-objective": EXPLAIN_OBJECTIVE, "doctor": DOCTOR,
+    "evaluate": EVALUATE, "memorization": MEMORIZATION, "plan": PLAN, "explain-objective": EXPLAIN_OBJECTIVE,
+    "doctor": DOCTOR,
 }  # fmt: skip

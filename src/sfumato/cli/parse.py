@@ -13,7 +13,8 @@ from typing import Any
 
 from sfumato import registry
 from sfumato.cli.every import Help, Parser, with_every_command
-from sfumato.cli.options import COMMANDS, Command
+from sfumato.cli.flags import Command
+from sfumato.cli.options import COMMANDS
 from sfumato.errors import SfumatoError, suggest
 from sfumato.training.config import NAMING, TrainConfig, from_yaml
 

@@ -118,7 +118,7 @@ def evaluation_set(
         cond = Conditions({"label": classes} if conditional else {})
         return EvaluationSet(_fitting(model, x).to(device), cond.to(device), law)
     source = data.open(given, labels=labels, conditions=spec)
-    chosen = _held_out(source, getattr(model, "provenance", None) or {}, notes)
+    chosen = _held_out(source, model, notes)
     chosen = chosen[noise.permutation(seed, 0, len(chosen))[:count]].sort().values
     cond = Conditions() if conditional is False else of_data(model, source, chosen)
     if conditional and not cond:
@@ -165,17 +165,23 @@ def fits(model: Any, source: Source) -> None:
         raise SfumatoError(f"{source.name} holds whole numbers, which a model without a data spec cannot normalise.")
 
 
-def _held_out(source: Source, made: dict[str, Any], notes: list[str]) -> Tensor:
+def _held_out(source: Source, model: Any, notes: list[str]) -> Tensor:
     """The rows to evaluate on; for the training data, only those that were held out."""
     every = torch.arange(len(source))
-    trained = made.get("data") == source.name and made.get("samples") == len(source)
-    rest = source.split(made["holdout"])[1] if trained and made.get("holdout") else every[:0]
+    trained = trained_on(model, source)
+    rest = source.split(model.provenance["holdout"])[1] if trained and model.provenance.get("holdout") else every[:0]
     if len(rest):
         notes.append(f"Judged on the {counted(len(rest), 'sample')} of {source.name} that training held out.")
         return rest
     if trained:
         notes.append(f"Judged on {source.name}, which the model was trained on.")
     return every
+
+
+def trained_on(model: Any, source: Source) -> bool:
+    """Whether the model records that it was trained on this data set."""
+    made = getattr(model, "provenance", None) or {}
+    return made.get("data") == source.name and made.get("samples") == len(source)
 
 
 def _fitting(model: Any, x: Tensor) -> Tensor:

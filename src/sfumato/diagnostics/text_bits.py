@@ -27,7 +27,7 @@ from sfumato.likelihood import log_prob
 LEVELS, REPLICATES = 4, 2  # of the bound: the mean over windows is what is wanted, not each window
 CALLS = LEVELS * REPLICATES
 _BATCH = 32
-_WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
+WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
 _MOST = 1 << 22  # symbols that are compressed
 
 
@@ -83,6 +83,6 @@ def compressed(text: str) -> float:
 
 def known_words(texts: Iterable[str], reference: str) -> float:
     """The share of the words of texts that occur in a reference, capitals aside; 0 without words."""
-    known = set(_WORD.findall(reference.lower()))
-    words = [word for text in texts for word in _WORD.findall(text.lower())]
+    known = set(WORD.findall(reference.lower()))
+    words = [word for text in texts for word in WORD.findall(text.lower())]
     return sum(word in known for word in words) / max(1, len(words))

@@ -1,0 +1,233 @@
+"""A model, or samples, measured against real data: each metric beside its floor, under the hash of its protocol.
+
+    value = metric(n samples, n real),    floor = metric(n other real, n real)
+
+Samples are drawn under the conditions of the other real samples, so that value and floor differ by the model alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from sfumato import data, noise, sampling, serialization
+from sfumato.autoregressive import Autoregressive
+from sfumato.compose import guide
+from sfumato.conditions import of_data
+from sfumato.data import Source
+from sfumato.diagnostics.samples import fits, trained_on
+from sfumato.errors import SfumatoError, suggest, whole
+from sfumato.machine import default_cpu, device_of
+from sfumato.metrics.metric import Metric
+from sfumato.metrics.reference import Reference, converted, described, digest
+from sfumato.registry import make
+from sfumato.solver_selection import AnySolver, make_plan
+from sfumato.text_samples import STEPS, sample_text
+
+NUMBER, TEXTS = 1000, 100  # samples, if there are so many real ones
+PARTS = ("train", "holdout", "all")
+IMAGES = ("kid", "precision", "recall", "density", "coverage", "marginals", "spectrum")
+FIELDS = ("sliced-wasserstein", "mmd", "energy", "marginals", "spectrum", "autocorrelation")
+OF_PLACES = ("spectrum", "autocorrelation")
+OF_TEXT = ("ngram-overlap", "distinct", "known-words")
+GIVEN: dict[str, Any] = {"sampler": "given"}
+SWEPT = ("steps", "solver", "guidance", "seed")
+
+
+@final
+class Evaluator:
+    """A model or samples with their real data: `Evaluator(...)(steps=10)` measures one way to sample.
+
+    The arguments are those of `evaluate`.
+    """
+
+    def __init__(
+        self, model: Any, reference: Any, metrics: Sequence[Any] | str | None = None, n: int | None = None, *,
+        features: Any = None, part: str | None = None, weights: str | None = None, batch: int = 256,
+        device: str | torch.device = "cpu",
+    ) -> None:  # fmt: skip
+        if weights is None and isinstance(model, str | os.PathLike):
+            weights = "ema"
+        self.model, self.weights, self.batch = opened(model, weights, device), weights, whole("batch", batch)
+        known = getattr(self.model, "spec", None)
+        self.source = source = data.open(reference, conditions=known)
+        self.given = None if is_model(self.model) else self._samples(self.model)
+        self.part, self.split = self._rows(part)
+        rows = {"train": self.split[0], "holdout": self.split[1], "all": torch.arange(len(source))}[self.part]
+        self.reference = Reference(source, rows, self._number(n, len(rows)), features)
+        chosen = self._usual() if metrics is None else [metrics] if isinstance(metrics, str) else list(metrics)
+        self.metrics = {str(each): make("metric", each) for each in chosen}
+
+    def __call__(
+        self, steps: int | None = None, solver: AnySolver | None = None, guidance: float | None = None, seed: int = 0
+    ) -> dict[str, Metric]:
+        """Metrics by name, of new samples of the model; given samples are measured as they are."""
+        samples, facts = self.given, GIVEN
+        if self.given is None and any(metric.space != "model" for metric in self.metrics.values()):
+            samples, facts = self._drawn(steps, solver, guidance, seed)
+        found = {}
+        for name, metric in self.metrics.items():
+            if metric.space == "model":
+                found[name] = self._of_model(name, metric)
+                continue
+            value, floor = self.reference.measure(metric, samples)
+            found[name] = Metric(value, floor, {**self.reference.protocol(metric), "part": self.part, **facts})
+        return found
+
+    def _of_model(self, name: str, metric: Any) -> Metric:
+        """A measure of the model itself on what was held out, or on all data where nothing was."""
+        if self.given is not None:
+            raise SfumatoError(f"{name} measures a model, and samples are none: leave it out.")
+        protocol = {"metric": described(metric), "reference": self.source.name, "weights": self.weights}
+        protocol["reference_hash"] = digest(self.source, self.split[1])
+        return Metric(metric(self.model, self.source, *self.split), None, protocol)
+
+    def _samples(self, given: Any) -> Any:
+        """The samples that are given, in the units of the real data."""
+        if self.source.text is not None:
+            if isinstance(given, list) and all(isinstance(each, str) for each in given):
+                return given
+            raise SfumatoError("Samples of text are given as a list of strings, in Python.")
+        if isinstance(given, Source):
+            return converted(given.x[torch.arange(len(given))], given, self.source)
+        x = torch.as_tensor(given).detach().cpu()
+        if tuple(x.shape[1:]) != self.source.shape:
+            raise SfumatoError(
+                f"The samples have shape {tuple(x.shape[1:])}, but {self.source.name} {self.source.shape}."
+            )
+        return x
+
+    def _rows(self, part: str | None) -> tuple[str, tuple[Tensor, Tensor]]:
+        """(part, (rows of training, rows held out)): those of the training, where it was on these data."""
+        every = torch.arange(len(self.source))
+        made = getattr(self.model, "provenance", None) or {}
+        if self.given is not None or not trained_on(self.model, self.source) or not made.get("holdout"):
+            if part not in (None, "all"):
+                raise SfumatoError(f"--part {part} needs the data that the model was trained on, with a hold-out.")
+            return "all", (every, every)
+        if part is not None and part not in PARTS:
+            raise SfumatoError(f"There is no part {part!r}: {suggest(part, PARTS)}")
+        return part or "train", self.source.split(made["holdout"])
+
+    def _number(self, n: int | None, rows: int) -> int:
+        """The number of samples: at most half of the real ones."""
+        have = rows // 2 if self.given is None else min(rows // 2, len(self.given))
+        usual = TEXTS if self.source.text is not None else NUMBER
+        n = min(usual, have) if n is None else whole("n, the number of samples,", n, 2)
+        if self.given is not None:
+            if len(self.given) < n:
+                raise SfumatoError(
+                    f"There are {len(self.given):,} samples, and {n:,} were asked for: choose fewer (-n)."
+                )
+            order = noise.permutation(0, 0, len(self.given))[:n].tolist()
+            self.given = [self.given[i] for i in order] if isinstance(self.given, list) else self.given[order]
+        return n
+
+    def _usual(self) -> Sequence[str]:
+        if self.source.text is not None:
+            return OF_TEXT if self.given is not None else ("bits-per-character", *OF_TEXT)
+        places = self.source.shape[1:]
+        chosen = IMAGES if self.source.kind == "image" else FIELDS
+        return chosen if places and min(places) >= 4 else [name for name in chosen if name not in OF_PLACES]
+
+    def _drawn(
+        self, steps: int | None, solver: AnySolver | None, guidance: float | None, seed: int
+    ) -> tuple[Any, dict[str, Any]]:
+        """(samples, the fields of the protocol that say how they were drawn)."""
+        model, n, seed = self.model, self.reference.n, whole("seed", seed, None)
+        kept = {"guidance": guidance, "seed": seed, "weights": self.weights}
+        kept["precision"] = str(getattr(model, "compute_dtype", None) or torch.float32).removeprefix("torch.")
+        cond = of_data(model, self.source, self.reference.rest)
+        if guidance is not None and not cond:
+            raise SfumatoError("The model and the real data share no condition, so there is no guidance: leave it out.")
+        if self.source.text is not None:
+            texts = sample_text(model, n, steps=steps, solver=solver, seed=seed, batch=self.batch)
+            whole_text = isinstance(model, Autoregressive)
+            calls = model.shape[-1] if whole_text else min(steps or STEPS, model.shape[-1])
+            name = "autoregressive" if whole_text else str(solver or "reveal")
+            return texts, {"sampler": name, "steps": calls, "calls": calls, "conditions": [], **kept}
+        fits(model, self.source)
+        drawn_from = model if guidance is None else guide(model, guidance)
+        plan = make_plan(model, steps, solver, guidance=guidance)
+        x = sampling.sample(drawn_from, n, solver=plan, seed=seed, batch=self.batch, cond=cond)
+        facts = {"sampler": plan.name, "steps": plan.steps, "calls": plan.spent, "conditions": sorted(cond)}
+        return x, {**facts, **kept}
+
+
+@default_cpu()
+def evaluate(
+    model: Any,
+    reference: Any,
+    metrics: Sequence[Any] | str | None = None,
+    n: int | None = None,
+    *,
+    features: Any = None,
+    part: str | None = None,
+    steps: int | None = None,
+    solver: AnySolver | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+    weights: str | None = None,
+    batch: int = 256,
+    device: str | torch.device = "cpu",
+) -> dict[str, Metric]:
+    """Metrics by name of a model against real data, each with its interval, its floor and its protocol.
+
+    model: a denoiser, the path of a model file or run folder, or samples: a tensor or array (n, *shape) in the units of
+    the reference, a list of texts, or the path of samples in files. reference: real data, as `sf.data.open` takes them.
+    metrics: names such as "kid" or "mmd(bandwidth=2)", or objects; by default those usual for this kind of data.
+    n: samples, 1,000 by default (texts 100), at most half of the real ones. features: a name, a module or a function
+    x (n, *shape) in the units of the data -> (n, F). part: of the training data: train (the default), holdout or all.
+    steps, solver, guidance, seed: of the samples, which are drawn under the conditions of real ones, and by default
+    unguided. weights: "ema" (the default) or "raw" of a path; of a model, what the protocol is to say of its weights.
+
+    Raises SfumatoError for too few real samples, and where a metric cannot be measured so.
+    """
+    how = {"features": features, "part": part, "weights": weights, "batch": batch, "device": device}
+    return Evaluator(model, reference, metrics, n, **how)(steps, solver, guidance, seed)
+
+
+class Point(NamedTuple):
+    """One way to sample, and what was measured of it."""
+
+    settings: dict[str, Any]
+    metrics: dict[str, Metric]
+
+
+@default_cpu()
+def sweep(evaluator: Evaluator, over: Mapping[str, Sequence[Any]], **fixed: Any) -> list[Point]:
+    """Metrics for every combination of settings: `sweep(sf.metrics.Evaluator(...), {"steps": [5, 10, 20]})`.
+
+    over: steps, solver, guidance or seed -> values; fixed: the others of them.
+    """
+    for name in over:
+        if name not in SWEPT:
+            raise SfumatoError(f"{name} cannot be swept: {suggest(name, SWEPT)}")
+    if evaluator.given is not None:
+        raise SfumatoError("Samples that are given cannot be drawn anew: sweep a model.")
+    points = []
+    for values in itertools.product(*over.values()):
+        settings = dict(zip(over, values, strict=True))
+        points.append(Point(settings, evaluator(**{**fixed, **settings})))
+    return points
+
+
+def is_model(thing: Any) -> bool:
+    """Whether this draws samples, rather than being some."""
+    return hasattr(thing, "process") or isinstance(thing, Autoregressive)
+
+
+def opened(model: Any, weights: str | None, device: str | torch.device) -> Any:
+    """The model of a path, or the samples of one; anything else as it is."""
+    if not isinstance(model, str | os.PathLike):
+        return model
+    path = Path(model).expanduser()
+    if path.suffix == ".safetensors" or (path / serialization.FILE).is_file() or (path / "checkpoints").is_dir():
+        return serialization.load_sampler(model, weights or "ema", device_of(device))
+    return data.open(model)

@@ -1,0 +1,79 @@
+"""Features of samples by name: networks whose weights are part of the protocol.
+
+Features are modules x (n, *shape) in the units of the data, float32 -> (n, F), registered as "features". They are made
+for the `shape` of a sample where their constructor asks for it. `standardised`: whether each feature is to have mean 0
+and deviation 1 over the real data, for features whose units mean nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sfumato import noise
+from sfumato.registry import make, register
+
+NUMBERS = "numbers"  # no features: the values themselves
+_BATCH = 256
+_WIDTHS = (16, 32)
+
+
+@register("features", "convolutions")
+class Convolutions(nn.Module):
+    """Two layers of random convolutions of pictures (C, H, W), and their mean colours, averaged over quarters.
+
+    h_1 = relu(w_1 * x),   h_2 = relu(w_2 * pool(h_1)),   w signs drawn by `seed` less their mean, so that edges count
+    features = the means of x, h_1 and h_2 over each quarter of the picture, 4 (C + 48) in all
+
+    Their weights are the same bits on every machine, and no download. They see colour, edges and texture, not objects.
+    """
+
+    standardised = True
+
+    def __init__(self, shape: Sequence[int], seed: int = 0) -> None:
+        super().__init__()
+        widths = (shape[0], *_WIDTHS)
+        for layer, (inner, outer) in enumerate(zip(widths, widths[1:], strict=False)):
+            signs = noise.rademacher(seed, torch.arange(outer), (inner, 3, 3), step=layer, dtype=torch.float64)
+            weights = (signs - signs.mean((1, 2, 3), keepdim=True)) / (3 * inner**0.5)
+            self.register_buffer(f"w{layer}", weights.float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        edges = functional.conv2d(x, self.get_buffer("w0"), padding=1).relu()
+        texture = functional.conv2d(functional.avg_pool2d(edges, 2), self.get_buffer("w1"), padding=1).relu()
+        return torch.cat([functional.adaptive_avg_pool2d(each, 2).flatten(1) for each in (x, edges, texture)], 1)
+
+
+def usual(kind: str, shape: Sequence[int]) -> str:
+    """The features of a data set if none are named: convolutions of pictures, else the numbers themselves."""
+    return "convolutions" if kind == "image" and len(shape) == 3 and min(shape[1:]) >= 4 else NUMBERS
+
+
+def build(features: Any, shape: Sequence[int]) -> Any:
+    """The features that a word names, or the user's own function of samples; None for the numbers themselves."""
+    return None if features == NUMBERS else make("features", features, {"shape": tuple(shape)})
+
+
+def identity(features: Any, word: Any) -> dict[str, Any]:
+    """Their name, and the hash of their weights; that is None of a plain function, which has none."""
+    name = word if isinstance(word, str) else getattr(features, "__qualname__", type(features).__qualname__)
+    if not isinstance(features, nn.Module):
+        return {"features": name, "features_hash": None}
+    digest = blake2b(digest_size=8)
+    for key, value in features.state_dict().items():
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return {"features": name, "features_hash": digest.hexdigest()}
+
+
+@torch.no_grad()
+def applied(features: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The features (n, F) of x (n, *shape), in float64, in batches."""
+    if isinstance(features, nn.Module):
+        features.eval()
+    return torch.cat([features(part.float()).flatten(1).double().cpu() for part in x.split(_BATCH)])

@@ -1,0 +1,128 @@
+"""Real data in two halves: n samples to compare with, and n more whose score in the place of a model's is the floor."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from sfumato import noise
+from sfumato.data import Source
+from sfumato.data.spec import declared_bounds, figures_of
+from sfumato.errors import SfumatoError
+from sfumato.intervals import Interval
+from sfumato.metrics import features as named
+from sfumato.normaliser import Normaliser
+
+PREPARED = {
+    "features": "none", "numbers": "each channel over its deviation", "fields": "each channel over its deviation",
+    "texts": "decoded windows",
+}  # fmt: skip
+_BLOCK = 256  # samples that are normalised at once, in float64
+_ORDER = 0  # the seed of the choice of rows: the same halves for every seed of samples
+
+
+@final
+class Reference:
+    """The two halves, chosen among `rows` of a source, and what measures make of them, computed once.
+
+    features: a name, a module or function x (n, *shape) in the units of the data -> (n, F), or None for the usual ones.
+    rest: the rows of the first half. Of text, `real` has all rows beside the rest, as more text knows more words.
+    """
+
+    def __init__(self, source: Source, rows: Tensor, n: int, features: Any = None) -> None:
+        if n < 2 or 2 * n > len(rows):
+            raise SfumatoError(
+                f"{source.name} has {len(rows):,} samples to compare with, and two halves of {n:,} need {2 * n:,} "
+                "(at least 4): choose fewer (-n), or other rows (--part)."
+            )
+        rows = rows[noise.permutation(_ORDER, 0, len(rows))]
+        self.source, self.n = source, n
+        self.rest, self.real = rows[:n], rows[n:] if source.text is not None else rows[n : 2 * n]
+        self._word = named.usual(source.kind, source.shape) if features is None else features
+        self._features = named.build(self._word, source.shape)
+        self._spaces: dict[str, tuple[Any, Any]] = {}
+        self._floors: dict[str, Interval] = {}
+        if source.text is None:
+            self._normaliser = Normaliser.of(figures_of(source, torch.cat((self.rest, self.real))))
+        self._digest = digest(source, torch.cat((self.rest, self.real)))
+
+    def measure(self, metric: Any, samples: Any) -> tuple[Interval, Interval]:
+        """(value, floor) of samples, a tensor (n, *shape) in the units of the data, or texts."""
+        space, key = metric.space, described(metric)
+        if (space == "texts") != (self.source.text is not None):
+            what = "texts" if space == "texts" else "numbers"
+            raise SfumatoError(f"{type(metric).__name__} is a metric of {what}, and {self.source.name} has none.")
+        if space not in self._spaces:
+            self._spaces[space] = self._seen(self._rows(self.real), space), self._seen(self._rows(self.rest), space)
+        real, rest = self._spaces[space]
+        if key not in self._floors:
+            self._floors[key] = metric(rest, real)
+        return metric(self._seen(samples, space), real), self._floors[key]
+
+    def protocol(self, metric: Any) -> dict[str, Any]:
+        """The fields of a metric's protocol that the real data decide."""
+        facts: dict[str, Any] = {"metric": described(metric), "samples": self.n, "real": len(self.real)}
+        facts |= {"reference": self.source.name, "reference_hash": self._digest}
+        facts |= {"preprocessing": PREPARED.get(metric.space, metric.space)}
+        if metric.space == "features":
+            facts |= named.identity(self._features, self._word)
+            facts |= {"preprocessing": PREPARED["numbers"]} if self._features is None else {}
+        return facts
+
+    def _rows(self, rows: Tensor) -> Any:
+        x = self.source.x[rows]
+        text = self.source.text
+        return x if text is None else [text.decode(each.flatten().tolist()) for each in x]
+
+    def _seen(self, x: Any, space: str) -> Any:
+        """Samples as a measure of this space takes them: texts, fields (n, C, *spatial), or rows (n, D)."""
+        if space == "texts":
+            return x
+        if space == "features" and self._features is not None:
+            found = named.applied(self._features, x)
+            return self._in_units(found) if getattr(self._features, "standardised", False) else found
+        fields = torch.cat([self._normaliser.normalise(part) for part in x.split(_BLOCK)])
+        return fields if space == "fields" else fields.flatten(1)
+
+    def _in_units(self, found: Tensor) -> Tensor:
+        """Features with mean 0 and deviation 1 over the real half, which is seen first."""
+        if "units" not in self._spaces:
+            std = found.std(0)
+            self._spaces["units"] = found.mean(0), torch.where(std > 0, std, 1.0)
+        mean, std = self._spaces["units"]
+        return (found - mean) / std
+
+
+def digest(source: Source, rows: Tensor) -> str:
+    """The hash of the values of some rows."""
+    found = blake2b(digest_size=8)
+    for part in rows.split(4096):
+        found.update(source.x[part].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def described(metric: Any) -> str:
+    """A metric with its settings: KID(), MMD(bandwidth=None)."""
+    if dataclasses.is_dataclass(metric):
+        return repr(metric)
+    return f"{type(metric).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(metric).items())})"
+
+
+def converted(x: Tensor, given: Source, source: Source) -> Tensor:
+    """Samples from files in the units of the reference: pictures are written over the full range of their dtype."""
+    if tuple(x.shape[1:]) != source.shape:
+        raise SfumatoError(f"{given.name} has samples of shape {tuple(x.shape[1:])}, but {source.name} {source.shape}.")
+    ours, real = bounds(given), bounds(source)
+    if ours is None or real is None or ours == real:
+        return x
+    return (x.double() - ours[0]) / (ours[1] - ours[0]) * (real[1] - real[0]) + real[0]
+
+
+def bounds(source: Source) -> Sequence[float] | None:
+    """The declared lowest and highest value, or those that the dtype implies."""
+    return source.bounds if source.bounds is not None else declared_bounds(source.x.dtype)

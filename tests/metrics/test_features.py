@@ -1,0 +1,54 @@
+"""Named features: the same bits on every machine, their identity, and the user's own."""
+
+import pytest
+import torch
+from torch import nn
+
+import sfumato as sf
+from sfumato.metrics import Convolutions
+from sfumato.metrics.features import applied, build, identity, usual
+
+
+def pictures(n: int = 6, channels: int = 3) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (n, channels, 8, 9), dtype=torch.uint8, generator=generator)
+
+
+def test_convolutions_are_the_same_bits_everywhere():
+    made = Convolutions((3, 8, 9))
+    assert identity(made, "convolutions") == {"features": "convolutions", "features_hash": "a4fec03eca539372"}
+    assert applied(made, pictures()).shape == (6, 4 * (3 + 48))
+    assert identity(Convolutions((3, 8, 9), seed=1), "convolutions(seed=1)")["features_hash"] != "a4fec03eca539372"
+
+
+def test_filters_see_no_constant():
+    """Of a flat picture only the colours of its quarters are left, but for the border."""
+    made = Convolutions((1, 8, 8))
+    assert all(float(w.sum((1, 2, 3)).abs().max()) < 1e-5 for w in made.buffers())
+    x = torch.full((1, 1, 8, 8), 7.0)
+    assert applied(made, x)[0, :4].tolist() == [7.0] * 4
+
+
+def test_batches_do_not_matter(monkeypatch):
+    made = Convolutions((3, 8, 9))
+    whole = applied(made, pictures())
+    monkeypatch.setattr("sfumato.metrics.features._BATCH", 4)
+    assert torch.allclose(applied(made, pictures()), whole, rtol=1e-6)
+
+
+def test_names_and_functions():
+    assert usual("image", (3, 8, 8)) == "convolutions" and usual("image", (1, 2, 2)) == "numbers"
+    assert usual("array", (5,)) == "numbers" and build("numbers", (5,)) is None
+    with pytest.raises(sf.SfumatoError, match="no set of features 'convolution': did you mean 'convolutions'"):
+        build("convolution", (1, 8, 8))
+
+
+def test_the_weights_of_a_module_are_its_identity():
+    torch.manual_seed(0)
+    net = nn.Linear(4, 3)
+    before = identity(net, net)
+    assert before["features"] == "Linear" and identity(net, net) == before
+    with torch.no_grad():
+        net.bias[0] += 1
+    assert identity(net, net)["features_hash"] != before["features_hash"]
+    assert identity(pictures, pictures) == {"features": "pictures", "features_hash": None}
