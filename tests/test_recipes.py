@@ -60,6 +60,7 @@ LIMITS = {
     "stochastic_solvers": 1e-9,
     "symbol_losses": 1e-12,
     "symbol_steps": 1e-12,
+    "tables": 1.0,
     "teacher_targets": 1e-9,
     "tuned": 0.5,
     "vae": 1e-10,

@@ -14,6 +14,7 @@ from torch import Tensor
 from sfumato import machine
 from sfumato.belief import Codes
 from sfumato.conditions import declared, resolve
+from sfumato.data import frames
 from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError, whole
 from sfumato.machine import default_cpu, in_parts
@@ -24,6 +25,8 @@ from sfumato.solver_selection import AnySolver, make_plan
 from sfumato.solvers import Plan, State
 from sfumato.solvers.brownian import along
 from sfumato.state import Shape, cat_states, first_leaf, map_state, numbered, numbers, rows_of
+
+_NEARLY_NOISE = 1 - 1e-4  # where rows of a table with known symbols start: at t = 1 no symbol is known
 
 
 def trajectory(
@@ -82,34 +85,34 @@ def sample(
     t_stop: float = 0.0,
     batch: int = 256,
     normalised: bool = False,
+    given: Mapping[str, Any] | None = None,
     world: World = ALONE,
     **cond: Any,
 ) -> Any:
     """n samples, (n, *shape), in user units and dtype if the model has a data spec.
 
-    Runs in batches of `batch`, halved if memory runs out; sample i of a seed does not depend on the batches.
-    normalised=True keeps the model's units, as does stopping at t_stop > 0 (noisy states have no user units). See
-    `trajectory` for the other arguments, `sf.guide` for guidance, and `solvers.Brownian` for samples that depend little
-    on the number of steps.
-
+    Runs in batches of `batch`, halved if memory runs out; sample i of a seed does not depend on the batches. Of a table
+    they are a data frame of pandas, or a dict of arrays without it or if the training data were another kind of frame;
+    given: its categories that are known, {"cut": "Ideal"}. normalised=True keeps the model's units, as does stopping at
+    t_stop > 0 (noisy states have no user units). See `trajectory` for the other arguments, `sf.guide` for guidance,
+    `solvers.Brownian` for samples that depend little on the number of steps.
     Only samples of `sf.differentiable(model)` carry gradients; these are not rounded to integers or clipped to bounds.
     world=sf.joined(): share the work between processes, which must all make this call and all get every sample, equal
     to those of a single process up to rounding.
     Warns (`SfumatoWarning`) if samples hold NaN, lie far outside the training data, or are all the same.
     """
-    index = None if index is None else numbered(index, of="numbers of samples")
-    n = next((len(first_leaf(rows)) for rows in (index, z) if rows is not None), n)
-    n, batch = whole("n, the number of samples,", n), whole("batch", batch)
+    (n, index), batch = _asked(n, index, z), whole("batch", batch)
     refuse_arguments(sample, model, cond)
     affordable(n, getattr(model, "shape", None))
     which = torch.arange(n, device="cpu") if index is None else index
     with default_cpu():
+        z, t_start = _known(model, given, seed, which, z, t_start)
         plan, conditions = make_plan(model, steps, solver, t_start, t_stop), resolve(model, cond, n)
     smooth = getattr(model, "grad_calls", None) is not None
     if world.size > 1 and smooth:
         raise SfumatoError("Samples of several processes have no gradients: leave out world, or use the plain model.")
     finish = _units(model, smooth) if not normalised and plan.stop == 0 else _same
-    seen = SampleCheck(getattr(model, "spec", None)) if plan.stop == 0 else None
+    seen = SampleCheck(getattr(model, "spec", None))
 
     def one(part: Tensor) -> Any:
         start = None if z is None else rows_of(z, part)
@@ -117,8 +120,7 @@ def sample(
             model, None, None, plan, seed, start, which[part], t_start, t_stop, cond=conditions.rows(part)
         )
         end = map_state(lambda leaf: leaf.cpu(), _end(walk, Noise(seed, which[part], STEP, plan.calls)))
-        if seen is not None:
-            seen.look(end)
+        seen.look(end)
         return finish(end)
 
     def own(rows: Tensor) -> Any:
@@ -127,9 +129,17 @@ def sample(
 
     with default_cpu(), torch.set_grad_enabled(smooth):
         samples = world.parallel_map(own, torch.arange(n))
-    if seen is not None:
+    if plan.stop == 0:
         seen.warn()
-    return samples
+    table = getattr(getattr(model, "spec", None), "table", None)
+    return samples if table is None or finish is _same else frames.frame(table, samples)
+
+
+def _asked(n: int, index: Sequence[int] | Tensor | None, z: Any) -> tuple[int, Tensor | None]:
+    """(how many samples, which: those of `index`, or else as many as start states, or else n)."""
+    index = None if index is None else numbered(index, of="numbers of samples")
+    n = next((len(first_leaf(rows)) for rows in (index, z) if rows is not None), n)
+    return whole("n, the number of samples,", n), index
 
 
 def affordable(n: int, shape: Shape | None) -> None:
@@ -177,6 +187,28 @@ def _start(model: Model, plan: Plan, seed: int, index: Tensor, device: torch.dev
         raise SfumatoError("The model does not define the shape of a sample: pass a start state z.")
     shape = model.process.state_shape(shape)
     return model.process.prior(numbers(Noise(seed, index, PRIOR), shape, device))
+
+
+def _known(
+    model: Any, given: Mapping[str, Any] | None, seed: int, index: Tensor, z: Any, t_start: float
+) -> tuple[Any, float]:
+    """(start states with the symbols of the columns `given`, their time): symbols that are not masked stay."""
+    if not given:
+        return z, t_start
+    if z is not None or t_start != 1:
+        raise SfumatoError("given sets the start states itself: leave out z and t_start.")
+    table, process = getattr(getattr(model, "spec", None), "table", None), model.process
+    if table is None:
+        raise SfumatoError("given names columns, and this model is of no table: pass conditions by their names.")
+    device = getattr(model, "device", torch.device("cpu"))
+    z = process.prior(numbers(Noise(seed, index, PRIOR), dict(process.shapes), device))
+    rows = process.table(z)
+    for name, value in given.items():
+        for place, symbol in table.known(name, value).items():
+            rows[:, place] = symbol
+    widths = [shape[0] for shape in process.shapes.values()]
+    parts = dict(zip(process.shapes, rows.split(widths, 1), strict=True))
+    return {name: part.to(z[name].dtype) for name, part in parts.items()}, _NEARLY_NOISE
 
 
 def _end(walk: Iterator[State], noise: Noise) -> Any:

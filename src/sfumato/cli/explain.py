@@ -24,6 +24,7 @@ from sfumato.schedule import schedule_of
 from sfumato.training.config import TrainConfig, from_dict, read
 from sfumato.training.parts import known_here, loss_of
 
+_OF_SEVERAL = "An objective is explained for one kind of data, and this model is of a product of several."
 _DIALS = ("schedule", "target", "times", "weight")
 _OF_DATA = ("labels", "size", "split", "key")
 _OF_SYMBOLS = ("process", "schedule", "loss", "times", "weight")
@@ -111,6 +112,8 @@ def _process(config: TrainConfig) -> Any:
     """The process of symbols of the settings, of two where they leave their number to the data; None for numbers."""
     if config.process == "gaussian":
         return None
+    if config.process == "product":
+        raise SfumatoError(_OF_SEVERAL)
     return make("process", config.process, {"schedule": schedule_of(config.schedule), "states": 2})
 
 
@@ -122,7 +125,7 @@ def _of_file(word: str, given: dict[str, str]) -> tuple[TrainConfig, Any, float]
         raise SfumatoError("A model file knows its process: leave out --process.")
     process = from_config(contract["process"])
     if not isinstance(process, Gaussian | Symbols):
-        raise SfumatoError("An objective is explained for one kind of data, and this model is of a product of several.")
+        raise SfumatoError(_OF_SEVERAL)
     needed = ("times", "weight") if isinstance(process, Gaussian) else ("times", "weight", "loss")
     given = {**{dial: v for dial, v in contract["provenance"].items() if dial in needed}, **given}
     missing = [f"--{dial}" for dial in needed if dial not in given]

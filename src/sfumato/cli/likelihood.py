@@ -43,6 +43,8 @@ def likelihood(options: Any, voice: Voice) -> None:
         raise SfumatoError(f"{options.out} has no known kind: end it in .npz")
     denoiser = serialization.load_sampler(options.model, device=device_of(options.device))
     spec = asked.spec_of(denoiser, options.model)
+    if spec.table is not None:
+        raise SfumatoError(f"{options.model} is of a table, and the likelihood of its rows is not measured yet")
     source = opened(options, spec)
     # spread over the set: folders are sorted by class
     chosen = torch.linspace(0, len(source) - 1, min(options.number, len(source))).round().long()

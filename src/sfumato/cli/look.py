@@ -44,6 +44,13 @@ def how_to_sample(model: str, facts: dict[str, Any]) -> list[str]:
             "or in Python:",
             f"  import sfumato as sf; texts = sf.sample_text(sf.load({model!r}), 4)",
         ]
+    if (spec or {}).get("kind") == "table":
+        return [
+            "To sample it:",
+            f"  sfumato sample {shlex.quote(model)} -n 1000 -o samples.csv{examples.modules(facts)}",
+            "or in Python, as a data frame:",
+            f"  import sfumato as sf; rows = sf.sample(sf.load({model!r}), 1000)",
+        ]
     out = "grid.png" if (spec or {}).get("kind") == "image" else "samples.npz"
     return [
         "To sample it:",
@@ -62,7 +69,7 @@ def opened(options: Any, conditions: Any = None) -> Source:
     text = {name: getattr(options, name, None) for name in ("length", "tokens")}  # that of a model is in its spec
     return data.open(
         options.data, labels=labels, size=options.size, conditions=conditions, split=options.split, key=options.key,
-        max_gb=options.max_gb, **text,
+        max_gb=options.max_gb, columns=dict(getattr(options, "column", [])), **text,
     )  # fmt: skip
 
 
@@ -95,8 +102,8 @@ def inspect(options: Any, voice: Voice) -> None:
     source = opened(options, dict(options.condition))
     facts = data.inspect(source)
     facts["notes"] += apart(facts["conditions"])
-    if options.out is not None and source.text is not None:
-        raise SfumatoError(f"{source.name} is text, of which there is no picture: leave -o out")
+    if options.out is not None and (source.text or source.table) is not None:
+        raise SfumatoError(f"{source.name} is a {source.kind}, of which there is no picture: leave -o out")
     if options.out is not None:
         save_png(look(source), Path(options.out).expanduser())
     voice.emit({**facts, "out": options.out})
@@ -171,6 +178,8 @@ def describe(facts: dict[str, Any]) -> list[str]:
     shape = " x ".join(map(str, facts["shape"]))
     low, high = facts["range"]
     samples = counted(facts["samples"], "sample")
+    if facts["table"] is not None:
+        return _table(facts)
     lines = [
         f"{facts['name']}: {samples} of {shape}, {facts['dtype']}, taken as {facts['kind']} data.",
         f"Values run from {low:g} to {high:g}.",
@@ -189,6 +198,17 @@ def describe(facts: dict[str, Any]) -> list[str]:
         lines += [f"  ... and {len(skipped) - 20:,} more (--json lists all)"] if len(skipped) > 20 else []
     lines += [f"Note: {note}" for note in facts["notes"]]
     return lines
+
+
+def _table(facts: dict[str, Any]) -> list[str]:
+    """The columns of a table."""
+    columns = facts["table"]
+    return [
+        f"{facts['name']}: {counted(facts['samples'], 'row')} of {counted(len(columns), 'column')}, taken as a table.",
+        *(f"  {name}: {words}" for name, words in columns.items()),
+        f"Training would use {facts['train']:,} and hold out {facts['holdout']:,}.",
+        *(f"Note: {note}" for note in facts["notes"]),
+    ]
 
 
 def _channels(facts: dict[str, Any]) -> list[str]:

@@ -17,6 +17,7 @@ RUN = place("folder", "RUN", "The run folder.")
 DECLARED = (
     "The kind of a condition column, if it should not be guessed: label, multilabel, scalar, vector, field, or ignore."
 )
+COLUMNS = "The kind of a column of a table, if it should not be inferred: category, number, or ignore to leave it out."
 GIVEN = several(
     "=", "NAME=VALUE",
     "A condition in your own units, such as temperature=300; several numbers or classes, used in turn by samples, have "
@@ -42,7 +43,7 @@ BATCH = flag("--batch", int, "Samples drawn at once; affects only memory and spe
 LENGTH = flag("--length", int, "Symbols of a window of text, or numbers of one of a recording, if not the usual.")
 TOKENS = flag("--tokens", "KIND", "What text is made of: characters, bytes, bpe or bpe(4096), if not to be chosen.")
 SOURCES = (
-    "a folder of images or texts, a .npy, .npz, .txt or .jsonl file, .tar archives or .parquet tables, a file of "
+    "a folder of images or texts, a .npy, .npz, .txt or .jsonl file, .tar archives, .parquet or .csv tables, a file of "
     "another format (.h5, .nc, .nii, .wav ..), or a built-in set"
 )
 
@@ -83,12 +84,19 @@ SAMPLE = Command(
     "the same samples as Python. With --json, prints one JSON object: where the samples are, and their manifest.",
     [
         MODEL,
-        flag("-n --number", int, "How many; 64, or ten of each class where there are up to 20; of text 4."),
+        flag(
+            "-n --number", int,
+            "How many; 64, or ten of each class where there are up to 20; of text 4, of tables 1,000.",
+        ),
         flag(
             "-o --out", "PATH",
             "grid.png (a picture), out.npz (x, labels, manifest), out.npy (only x), out.h5, out.nc, out.tif, "
-            "out.nii.gz, out.fits, out.wav, or folder/ (one file per sample); of text out.txt, out.jsonl or folder/. "
-            "By default samples.png for images, samples.txt for text, samples.npz for other data.",
+            "out.nii.gz, out.fits, out.wav, or folder/ (one file per sample); of text out.txt, out.jsonl or folder/; "
+            "of tables out.csv, .tsv, .parquet or .feather. By default samples.png for images, samples.txt for text, "
+            "samples.csv for tables, samples.npz for other data.",
+        ),
+        several(
+            "=", "NAME=VALUE", "Of tables: a category that is known, such as cut=Ideal.", name="--given", default=[],
         ),
         flag("--length", int, "Of text: how many symbols; by default one window of training."),
         flag("--prompt", "TEXT", "Of text: how each begins."),
@@ -279,6 +287,7 @@ INSPECT = Command(
         place("data", "DATA", f"{SOURCES[0].upper()}{SOURCES[1:]} (fashion, emoji, digits, shakespeare)."),
         LABELS,
         several(":", "NAME:KIND", DECLARED, default=[]),
+        several(":", "NAME:KIND", COLUMNS, name="--column", default=[]),
         SIDE,
         SPLIT,
         KEY,
@@ -401,6 +410,8 @@ def _settings() -> list[Flag]:
             found.append(place("data", "DATA", words["data"], nargs="?"))
         elif field.name == "conditions":
             found.append(several(":", "NAME:KIND", DECLARED, dest="conditions", group=title))
+        elif field.name == "columns":
+            found.append(several(":", "NAME:KIND", COLUMNS, name="--column", dest="columns", group=title))
         else:
             found.append(_setting(field, hints[field.name], words[field.name], title))
     for each in found:

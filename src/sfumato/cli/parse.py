@@ -112,7 +112,8 @@ def _with_config(given: argparse.Namespace) -> argparse.Namespace:
     if options["config"] == "":
         raise SfumatoError("--config names no file: give the path of a YAML file of settings")
     values = dataclasses.asdict(TrainConfig() if options["config"] is None else from_yaml(options["config"]))
-    options["conditions"] = {**values["conditions"], **dict(options.get("conditions", []))}
+    for name in ("conditions", "columns"):
+        options[name] = {**values[name], **dict(options.get(name, []))}
     if "minutes" in options or "steps" in options:
         values["minutes"] = values["steps"] = None  # a budget on the command line replaces the file's
     return argparse.Namespace(**{**values, **options})

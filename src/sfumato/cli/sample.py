@@ -11,7 +11,7 @@ import torch
 
 from sfumato import __version__, sampling, serialization, solver_selection
 from sfumato.cli import conditions as asked
-from sfumato.cli import text, write
+from sfumato.cli import table, text, write
 from sfumato.cli.process import Follower, at_work
 from sfumato.cli.run import Voice
 from sfumato.compose import Scale, guide
@@ -62,6 +62,11 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE) -> dic
         guidance_scale(options, denoiser, asked.conditions(given, spec, index))  # text has none, which this says
         return text.draw(options, denoiser, origin(options, contract, denoiser, index), world)
     text.refuse(options)
+    if spec.table is not None:
+        index = _index(options, spec, {})
+        guidance_scale(options, denoiser, ())
+        return table.draw(options, denoiser, origin(options, contract, denoiser, index), world)
+    table.refuse(options)
     out = world.broadcast_result(lambda: options.out or write.default_name(spec))
     given = asked.said(options, spec.conditions, options.class_)
     index = _index(options, spec, given)
@@ -88,7 +93,11 @@ def _index(options: Any, spec: DataSpec, given: Mapping[str, str]) -> torch.Tens
     number = options.number
     if number is None:
         few = 0 < len(spec.classes) <= MOST_CLASSES and "label" not in given
-        number = PER_CLASS * len(spec.classes) if few else NUMBER if spec.text is None else text.NUMBER
+        number = (
+            PER_CLASS * len(spec.classes)
+            if few
+            else {"text": text.NUMBER, "table": table.NUMBER}.get(spec.kind, NUMBER)
+        )
     for name, value, least in (("-n", number, 1), ("--batch", options.batch, 1), ("--first", options.first, 0)):
         whole(name, value, least)
     if not 0 <= options.seed < 2**63:

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import SfumatoError, counted
-from . import arrays, metadata, tables
+from . import arrays, frames, metadata, tables
 from .column import Column, Unread, column
 from .formats import Size
 from .images import IMAGE_SUFFIXES, ImageFiles, Images, Items, Part, read_images
@@ -126,6 +126,9 @@ def open_table(paths: Sequence[Path], size: Size | None, name: str, kinds: Mappi
     if not len(table):
         raise SfumatoError(f"{table.where} is empty: its table has no rows")
     split, chosen = table.keep_split(asked.split, kinds)
+    said = asked.columns or (asked.columns is None and not kinds and asked.key is None)
+    if said and (asked.columns or frames.is_table(table, tables.label_of(table.schema, {}), split)):
+        return frames.open_file(table, name, split, asked, chosen)
     roles = tables.roles(table, kinds, asked.key)
     roles = roles._replace(beside=[each for each in roles.beside if each != split])
     conditions, unread = _beside(table, roles, kinds)

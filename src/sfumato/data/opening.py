@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import SfumatoError, an, counted, place, whole
 from ..files import require_plain
 from ..machine import default_cpu, fits
-from . import arrays, builtin, file_format, limits, metadata, tables
+from . import arrays, builtin, file_format, frames, limits, metadata, tables
 from .folders import open_archives, open_pictures, open_table
 from .formats import Size
 from .images import IMAGE_SUFFIXES, together
@@ -32,7 +32,7 @@ from .tars import expand
 from .text_files import LINES, SUFFIXES, from_documents, open_column, open_texts, text_column
 from .walk import Files, walk
 
-TABLE_SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".csv")
+TABLE_SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".csv", ".tsv")
 TAR_SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 HANDFUL = 16  # fewer samples than this are almost certainly a mistake
 
@@ -49,6 +49,7 @@ def open(
     max_gb: float = limits.DEFAULT_GB,
     length: int | None = None,
     tokens: str | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> Source:
     """Open a data source of any kind.
 
@@ -56,9 +57,9 @@ def open(
         format ("photos.tar", "photos-{000..012}.tar", "photos-*.tar", or their folder), tables of pictures or numbers
         (.parquet, .feather, .arrow, .csv, or a folder saved by `datasets`), text (.txt, a folder of them, .jsonl, a
         column of a table), a file of another format (.h5, .nc, .zarr, .tif, .nii, .fits, .wav, .mp4, .pt ..) or a
-        folder of volumes or recordings, the name of a built-in set ("fashion", "digits" ..), a list of strings, a
-        tensor or array (N, *shape), a pair (x, labels), or a dict {"x": x, "temperature": t, ...} of samples and their
-        conditions, the layout of an .npz file.
+        folder of volumes or recordings, the name of a built-in set ("fashion", "digits" ..), a list of strings, a data
+        frame of pandas or polars, a tensor or array (N, *shape), a pair (x, labels), or a dict {"x": x, "temperature":
+        t, ...} of samples and their conditions, the layout of an .npz file.
     labels: one integer or string per sample; they replace those of the source.
     size: side in pixels, or (height, width); for images only.
     name: name of the source.
@@ -71,24 +72,22 @@ def open(
         picture takes three times the size of its pixels.
     length: symbols of a window of text, or numbers of one of a recording, where the usual length does not suit.
     tokens: of text: "characters", "bytes", "bpe" or "bpe(4096)"; by default characters where there are few.
+    columns: name -> "category", "number" or "ignore", of a table that is learned row by row (`data.frames`), for kinds
+        that should not be inferred. A file is one where some columns are neither floats nor, beside a label, numbers.
 
     What was decided, and how to say otherwise, is in the notes of the source; files that are left out are in `skipped`.
     Raises SfumatoError for data that cannot be used.
     """
-    known, asked = isinstance(conditions, DataSpec), Asked(split, key, length, tokens)
-    if isinstance(conditions, DataSpec):
-        if conditions.text is not None and isinstance(obj, str | os.PathLike | list):
-            asked = asked._replace(length=length or conditions.shape[1], tokens=conditions.text)
-        conditions = {each: condition.kind for each, condition in conditions.conditions.items()}
-    if not isinstance(conditions, Mapping | None):
-        raise SfumatoError(f"conditions are names and kinds, {{'mass': 'scalar'}}, not {conditions!r:.80}")
-    kinds = dict(conditions or {})
+    known = isinstance(conditions, DataSpec)
+    kinds, asked = _said(obj, conditions, Asked(split, key, length, tokens, columns or None))
     if _is_pair(obj):
         obj, labels = obj[0], obj[1] if labels is None else labels
     if length is not None:
         whole("length, the symbols of a window,", length)
     with limits.at_most(max_gb):
         source = _read(obj, size, kinds, asked)
+    if columns and source.table is None:
+        raise SfumatoError(f"{source.name} is no table of columns, so that it has no kinds of them: leave columns out")
     if size is not None:
         source = _resized(source, size)
     if labels is not None:
@@ -100,9 +99,23 @@ def open(
     return with_kinds(replace(source, name=name or source.name), kinds, known)
 
 
+def _said(obj: Any, conditions: Any, asked: Asked) -> tuple[dict[str, str], Asked]:
+    """(name -> kind of condition, what else was said of the data), which the spec of a model says too."""
+    if isinstance(conditions, DataSpec):
+        if conditions.text is not None and isinstance(obj, str | os.PathLike | list):
+            asked = asked._replace(length=asked.length or conditions.shape[1], tokens=conditions.text)
+        asked = asked._replace(columns=conditions.table or False)
+        conditions = {each: condition.kind for each, condition in conditions.conditions.items()}
+    if not isinstance(conditions, Mapping | None):
+        raise SfumatoError(f"conditions are names and kinds, {{'mass': 'scalar'}}, not {conditions!r:.80}")
+    return dict(conditions or {}), asked
+
+
 def _labelled(source: Source, labels: Any) -> Source:
     if source.text is not None:
         raise SfumatoError(f"{source.name} is text, which is cut into windows: there are no samples to label")
+    if source.table is not None:
+        raise SfumatoError(f"{source.name} is a table, whose labels are a column of it: leave labels out")
     rest = {other: each for other, each in source.conditions.items() if other != LABEL}
     return replace(source, conditions={LABEL: encode_labels(labels, len(source)), **rest})
 
@@ -142,7 +155,7 @@ def _read_files(
     first, suffix = paths[0], paths[0].suffix.lower()
     if suffix in (*SUFFIXES, *LINES):
         return _noted(open_texts(paths, name, asked), note, [])
-    if suffix in TABLE_SUFFIXES and (asked.key is not None or suffix != ".csv"):
+    if suffix in TABLE_SUFFIXES and (asked.key is not None or suffix not in (".csv", ".tsv")):
         if (column := text_column(paths, asked.key)) is not None:
             return _noted(open_column(paths, name, column, asked._replace(key=None)), note, [])
     form = file_format.of(first)
@@ -190,7 +203,9 @@ def _read_folder(root: Path, size: Size | None, kinds: Mapping[str, str], asked:
     kinds_of_files = {
         "images": [p for p in found.paths if p.suffix.lower() in IMAGE_SUFFIXES],
         "archives": [p for p in found.paths if p.suffix.lower() == ".tar"],
-        "tables": [p for p in found.paths if p.suffix.lower() in TABLE_SUFFIXES and p.suffix.lower() != ".csv"],
+        "tables": [
+            p for p in found.paths if p.suffix.lower() in TABLE_SUFFIXES and p.suffix.lower() not in (".csv", ".tsv")
+        ],
     }
     if kinds_of_files["images"]:  # what metadata say is of the images
         kinds_of_files["tables"] = [p for p in kinds_of_files["tables"] if p.name.lower() not in metadata.NAMES]
@@ -198,7 +213,7 @@ def _read_folder(root: Path, size: Size | None, kinds: Mapping[str, str], asked:
     read_too: tuple[str, ...] = ()
     if not present and (stacks := _stacks(found.paths)):
         kinds_of_files, present, read_too = stacks, list(stacks), metadata.NAMES
-    if not present and not any(p.suffix.lower() in (".npy", ".npz", ".csv") for p in found.paths):
+    if not present and not any(p.suffix.lower() in (".npy", ".npz", ".csv", ".tsv") for p in found.paths):
         kinds_of_files["texts"] = [p for p in found.paths if p.suffix.lower() in SUFFIXES]
         kinds_of_files["lines of JSON"] = [p for p in found.paths if p.suffix.lower() in LINES]
         present = [kind for kind in ("texts", "lines of JSON") if kinds_of_files[kind]]
@@ -242,7 +257,7 @@ def _nothing(root: Path, found: Files) -> str:
     if not found.paths:
         left = f" (left out: {found.skipped[0][0]}, {found.skipped[0][1]})" if found.skipped else ""
         return f"{root} is empty: it holds no images{left}"
-    array = next((p for p in found.paths if p.suffix.lower() in (".npy", ".npz", ".csv")), None)
+    array = next((p for p in found.paths if p.suffix.lower() in (".npy", ".npz", ".csv", ".tsv")), None)
     hint = f"; for an array give its file, e.g. {array}" if array else ", no .tar archives, no .parquet tables"
     return f"{root} holds no images among its {len(found.paths):,} files{hint}"
 
@@ -269,6 +284,9 @@ def _found(text: str) -> list[Path]:
 
 
 def _from_object(obj: Any, asked: Asked) -> Source:
+    if frames.is_frame(obj):
+        asked.require_no_text("the frame")
+        return frames.open_frame(obj, asked)
     if isinstance(obj, list) and obj and all(isinstance(each, str) for each in obj):
         asked._replace(length=None, tokens=None).require_unused("the list")
         return from_documents(obj, "texts", "the list", asked)

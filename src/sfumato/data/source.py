@@ -20,6 +20,7 @@ from ..conditions import NULL
 from ..errors import SfumatoError, counted
 from .column import Column
 from .rows import Samples
+from .table_schema import TableSchema
 from .text import Tokeniser
 
 LABEL = "label"  # the condition behind `Source.labels` and `Source.classes`
@@ -30,7 +31,7 @@ class Source:
     """A data set.
 
     x: (N, *shape) in the user's dtype and units, channels first: a tensor, or `Rows` that are read on access.
-    kind: "image", "array" or "text".
+    kind: "image", "array", "text" or "table".
     conditions: name -> one value per sample, in the user's units; values may be missing.
     ids: a stable name for each sample, such as its path within a folder; by default its position.
     skipped: (path, reason) of each file that could not be used.
@@ -41,6 +42,7 @@ class Source:
     units: the number in [0, 1) by which each sample is held out, instead of the hash of its group.
     text: the tokeniser, for windows of text.
     stored: of the files, what a file of samples in the same format needs: its ending, name, units, rate ..
+    table: the schema, for rows of a table of columns.
     """
 
     x: Samples
@@ -56,6 +58,7 @@ class Source:
     units: list[float] = field(default_factory=list)
     text: Tokeniser | None = None
     stored: dict[str, Any] = field(default_factory=dict)
+    table: TableSchema | None = None
 
     def __post_init__(self) -> None:
         if not self.ids:

@@ -23,6 +23,8 @@ from ..normaliser import Normaliser, Statistics
 from ..registry import register
 from . import cache, normalising
 from .statistics import GROUP, statistics
+from .table_schema import SCHEMA as TABLE
+from .table_schema import TableSchema
 from .text import SCHEMA as TOKENISER
 from .text import Tokeniser
 
@@ -53,7 +55,9 @@ _KEYS: dict[str, schema.Check] = {
     "statistics": schema.fields({f.name: _NUMBERS for f in fields(Statistics)}, rest=None),
 }  # fmt: skip
 _CONDITIONS = schema.mapping(schema.mapping(schema.anything))
-_LATER = {"text": schema.optional(TOKENISER), "stored": schema.mapping(schema.anything)}
+_LATER = {
+    "text": schema.optional(TOKENISER), "table": schema.optional(TABLE), "stored": schema.mapping(schema.anything),
+}  # fmt: skip
 _SPEC = schema.fields({**_KEYS, "conditions": _CONDITIONS}, _LATER, rest=None)
 _SPEC_1 = schema.fields({**_KEYS, "classes": schema.listed(schema.text)}, rest=None)
 
@@ -70,11 +74,11 @@ class DataSpec:
 
     shape: of one sample, channels first, e.g. (1, 28, 28), (3, 97), (2,).
     dtype: the user's, by name ("uint8", "float32", ...): `denormalise` returns it.
-    kind: "image", "array" or "text".
+    kind: "image", "array", "text" or "table".
     bounds: (lowest, highest) declared value, or None.
     statistics: of the training split, by channel; `check` compares data with them.
     conditions: the conditions of a sample, by name.
-    text: the tokeniser of windows of text, shape (1, L).
+    text: the tokeniser of windows of text, shape (1, L). table: the schema of rows of a table of columns.
     stored: what a file of samples in the format of the training data needs (`Source.stored`).
     """
 
@@ -88,14 +92,19 @@ class DataSpec:
     name: str = ""
     text: Tokeniser | None = None
     stored: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    table: TableSchema | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise SfumatoError(f"a data spec's dtype must be one of {', '.join(DTYPES)}, but it is {self.dtype!r}")
-        if self.kind not in ("image", "array", "text") or (self.kind == "text") != (self.text is not None):
+        own = "text" if self.text is not None else "table" if self.table is not None else None
+        if self.kind != own and (own or self.kind not in ("image", "array")):
             raise SfumatoError(
-                f"a data spec's kind must be 'image', 'array' or, with a tokeniser, 'text', but it is {self.kind!r}"
+                "a data spec's kind must be 'image', 'array', with a tokeniser 'text', or with a schema 'table', but "
+                f"it is {self.kind!r}"
             )
+        if self.table is not None and self.shape != (self.table.numbers + len(self.table.symbols),):
+            raise SfumatoError(f"a data spec of shape {self.shape} has another number of columns than its table")
         figures = [getattr(self.statistics, f.name) for f in fields(Statistics)]
         if any(len(each) != len(self.normaliser.mean) for each in figures):
             raise SfumatoError(
@@ -141,6 +150,7 @@ class DataSpec:
             name=source.name,
             text=source.text,
             stored=source.stored,
+            table=source.table,
         )
 
     @property
@@ -275,6 +285,8 @@ class DataSpec:
         size = " x ".join(map(str, self.shape))
         if self.text is not None:
             return [f"text {self.name!r}: windows of {self.shape[1]:,} symbols, {self.text.describe()}."]
+        if self.table is not None:
+            return [f"table {self.name!r} of {counted(len(self.table.fields), 'column')}.", *self.table.describe()]
         lines = [f"{self.kind} data {self.name!r}: {size} of {self.dtype}, {self._bounds_text()}."]
         if self.normaliser.kind != "affine":
             lines.append(f"Normalised by {self.normaliser.kind}.")
@@ -305,6 +317,7 @@ class DataSpec:
             "name": self.name,
             **({} if self.text is None else {"text": self.text.to_dict()}),
             **({"stored": dict(self.stored)} if self.stored else {}),
+            **({} if self.table is None else {"table": self.table.to_dict()}),
         }
 
     @classmethod
@@ -314,7 +327,7 @@ class DataSpec:
         if "classes" in data:  # of format 1
             label = {"label": Label(tuple(data["classes"])).config()} if data["classes"] else {}
             data = {name: value for name, value in data.items() if name != "classes"} | {"conditions": label}
-        data = {"text": None, "stored": {}, **data}
+        data = {"text": None, "table": None, "stored": {}, **data}
         bounds = data["bounds"]
         return cls(
             shape=tuple(data["shape"]),
@@ -327,6 +340,7 @@ class DataSpec:
             name=data["name"],
             text=None if data["text"] is None else Tokeniser.from_dict(data["text"]),
             stored=dict(data["stored"]),
+            table=None if data["table"] is None else TableSchema.from_dict(data["table"]),
         )
 
 

@@ -28,13 +28,14 @@ def inspect(
     max_gb: float = limits.DEFAULT_GB,
     length: int | None = None,
     tokens: str | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Counts, shape, dtype, range, statistics by channel, classes, conditions, duplicates, the tokens of text and notes
-    of a source (or of whatever `open` takes, with its arguments), as plain values for JSON.
+    """Counts, shape, dtype, range, statistics by channel, classes, conditions, duplicates, the tokens of text, the
+    columns of a table and notes of a source (or of whatever `open` takes, with its arguments), as plain JSON values.
     """
     source = open(
         obj, labels=labels, size=size, conditions=conditions, split=split, key=key, max_gb=max_gb, length=length,
-        tokens=tokens,
+        tokens=tokens, columns=columns,
     )  # fmt: skip
     figures = figures_of(source)
     train, holdout = source.split()
@@ -54,6 +55,7 @@ def inspect(
         "train": len(train),
         "holdout": len(holdout),
         "text": None if source.text is None else _text(source),
+        "table": None if source.table is None else {f.name: f.describe() for f in source.table.fields},
         "duplicates": _duplicates(source),
         "skipped": [{"path": path, "reason": reason} for path, reason in source.skipped],
         "notes": [*source.notes, *normalising.advice(source, figures)],

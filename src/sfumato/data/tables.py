@@ -1,4 +1,4 @@
-"""Tables (Parquet, Feather, CSV, or the Arrow files of Hugging Face's `datasets`), read by pyarrow.
+"""Tables (Parquet, Feather, CSV, TSV, or the Arrow files of Hugging Face's `datasets`), read by pyarrow.
 
 The samples are a column of encoded pictures, else a column of lists of numbers, else all columns of single numbers, as
 vectors (N, D), except those that the user makes conditions. The labels are in a column named label, or in one whose
@@ -93,7 +93,10 @@ class TableFiles:
         """Raise SfumatoError if these columns of groups would take too much once each row has its own strings."""
         for group, name in parts:
             if (id(group), name) not in self._repeated:
-                self._repeated[id(group), name] = _repeated(group, name)
+                try:
+                    self._repeated[id(group), name] = _repeated(group, name)
+                except Exception as error:  # pyarrow raises many kinds, and indices may point beyond a dictionary
+                    raise SfumatoError(f"{self.where} is damaged: {first_line(error)}") from None
         nbytes = sum(self._repeated[id(group), name] for group, name in parts)
         limits.require(nbytes, self._allowed, f"{self.where}, unpacked,")
 
@@ -151,8 +154,10 @@ def _fragments(path: Path) -> tuple[Any, list[Any]]:
             limits.require_file(path, _unpacked(whole.metadata))
             schema, groups = whole.physical_schema, whole.split_by_row_group()
         else:
-            table = csv.read_csv(path) if suffix == ".csv" else read_arrow(path)
-            if suffix == ".csv":
+            tabs = csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",")
+            written = suffix in (".csv", ".tsv")
+            table = csv.read_csv(path, parse_options=tabs) if written else read_arrow(path)
+            if written:
                 _require_header(path, table.schema.names)
             schema, groups = table.schema, list(dataset.dataset(table).get_fragments())
         for kind in (pa.struct(schema), *filter(pa.types.is_struct, schema.types)):
@@ -267,10 +272,8 @@ def roles(table: TableFiles, kinds: Mapping[str, str], key: str | None = None) -
     """
     features = _features(table.schema)
     types = {field.name: field.type for field in table.schema}
-    called = [name for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
     free = {name for name in types if kinds.get(name, IGNORE) == IGNORE}
-    classes = [name for name in types if (name in free or kinds[name] == "label") and _can_be_label(types[name])]
-    label = next((name for name in [*called, *LABEL_NAMES] if name in classes), None)
+    label = label_of(table.schema, kinds)
     names = _names(features.get(label, {})) if label else None
     label = None if label == key else label
     rest = [name for name in types if name != label and name in free and key in (None, name)]
@@ -294,6 +297,13 @@ def roles(table: TableFiles, kinds: Mapping[str, str], key: str | None = None) -
         )
     used = {pictures, label, *chosen}
     return Roles(pictures, chosen, label, names, [name for name in types if name not in used])
+
+
+def label_of(schema: Any, kinds: Mapping[str, str]) -> str | None:
+    """The column of labels: one whose metadata declare classes, or one that is named so."""
+    called = [name for name, feature in _features(schema).items() if feature.get("_type") == "ClassLabel"]
+    classes = [f.name for f in schema if kinds.get(f.name, IGNORE) in (IGNORE, "label") and _can_be_label(f.type)]
+    return next((name for name in [*called, *LABEL_NAMES] if name in classes), None)
 
 
 def _first(names: list[str], liked: Sequence[str]) -> str | None:

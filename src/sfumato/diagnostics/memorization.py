@@ -133,6 +133,8 @@ def memorization(
     source, train, unseen, rest = _sides(model, data, holdout, labels, size)
     if source.text is not None:
         raise SfumatoError(f"{source.name} is text, and distances between texts say little: read its samples instead.")
+    if source.table is not None:
+        raise SfumatoError(f"{source.name} is a table, and rows of tables are not compared yet.")
     twins = choose(train, samples if generated is None else len(generated), seed)
     told = generated is None and tells_apart(model)
     if generated is None:

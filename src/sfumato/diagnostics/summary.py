@@ -246,7 +246,9 @@ def commands(
     if (other := examples.without_samples(str(run), model)) is not None:
         return [other, f"sfumato info {where}"]
     kind = model["spec"]["kind"]
-    number, out = {"image": (64, "samples.png"), "text": (4, "samples.txt")}.get(kind, (64, "samples.npz"))
+    number, out = {"image": (64, "samples.png"), "text": (4, "samples.txt"), "table": (1000, "samples.csv")}.get(
+        kind, (64, "samples.npz")
+    )
     raw = " --weights raw" if best_weights(found) == "raw" else ""
     lines = [
         f"sfumato sample {where} -n {number}{examples.flags(model['spec'], settings['guidance'])}{raw} -o {out}{own}"
@@ -254,7 +256,7 @@ def commands(
     if (found.get("quarter") or {}).get("trend") == "improving":
         name = "steps" if settings["steps"] else "minutes"
         lines.append(f"sfumato resume {where} --{name} {settings[name] * 2:.12g}{own}")
-    copies = [] if kind == "text" else [f"sfumato memorization {where}{own}"]
+    copies = [] if kind in ("text", "table") else [f"sfumato memorization {where}{own}"]
     return [*lines, *copies, f"sfumato info {where}"]
 
 

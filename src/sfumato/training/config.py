@@ -37,9 +37,9 @@ class TrainConfig:
     """Settings of one training run."""
 
     data: str = ""
-    """Training data: a folder of images or texts, a .npy, .npz, .txt or .jsonl file, .tar archives or .parquet tables,
-    a file of another format (.h5, .nc, .zarr, .tif, .nii, .fits, .wav, .mp4, .pt), or a built-in set (fashion, emoji,
-    digits, shakespeare)."""
+    """Training data: a folder of images or texts, a .npy, .npz, .txt or .jsonl file, .tar archives, .parquet or .csv
+    tables, a file of another format (.h5, .nc, .zarr, .tif, .nii, .fits, .wav, .mp4, .pt), or a built-in set (fashion,
+    emoji, digits, shakespeare)."""
     out: str | None = None
     """The run folder; runs/NAME by default."""
     minutes: float | None = None
@@ -51,6 +51,9 @@ class TrainConfig:
     conditions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Kinds of condition columns, where they should not be guessed: name: label, multilabel, scalar, vector or field,
     or ignore to leave a column out."""
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Kinds of the columns of a table, where they should not be inferred: name: category or number, or ignore to leave
+    a column out."""
     size: int | None = None
     """Side in pixels to which images are resized."""
     split: str | None = None
@@ -76,8 +79,8 @@ class TrainConfig:
     model: str | None = None
     """A run folder or model file whose model is trained further, on new data, instead of a new network."""
     loss: str = "auto"
-    """The loss to minimise: {loss}; also with arguments, such as hybrid(share=0.01). auto is denoising, or hybrid if
-    the variance is learned."""
+    """The loss to minimise: {loss}; also with arguments, such as hybrid(share=0.01). auto is denoising, hybrid if the
+    variance is learned, or table of a table."""
     energy: bool = False
     """Make the network the gradient of an energy, so that the score is a gradient field, at twice the cost."""
     batch: int = 64
@@ -107,7 +110,7 @@ class TrainConfig:
     """Noise schedule: {schedule}; also with arguments, such as ve(sigma_max=80)."""
     process: str = "gaussian"
     """Corruption process: {process}. All but gaussian and product are for symbols, whole numbers from 0; text is
-    masked."""
+    masked, a table a product of numbers and masked symbols."""
     target: str = "velocity"
     """What the network predicts: {target}."""
     times: str = "logit-normal"
@@ -191,9 +194,9 @@ def _typed(field: dataclasses.Field[Any], value: Any) -> Any:
     name, hint = field.name, str(field.type)
     if value is None and hint.endswith("| None"):
         return None
-    if name == "conditions":
+    if name in ("conditions", "columns"):
         if not isinstance(value, Mapping) or not all(isinstance(word, str) for pair in value.items() for word in pair):
-            raise SfumatoError(f"conditions are names and kinds, {{'mass': 'scalar'}}, not {value!r:.80}.")
+            raise SfumatoError(f"{name} are names and kinds, such as {_KINDS[name]}, not {value!r:.80}.")
         return dict(value)
     value = _COMPILE.get(str(value), value) if name == "compile" else value
     kind = hint.split()[0]
@@ -217,6 +220,7 @@ def _typed(field: dataclasses.Field[Any], value: Any) -> Any:
     return value
 
 
+_KINDS = {"conditions": "{'mass': 'scalar'}", "columns": "{'zip': 'category'}"}
 _LARGEST = 1 << 16  # bytes of a file of settings, ten times those of one with every setting and its description
 _TINY, _YEARS = 1e-12, 1e7  # minutes: about twenty years
 _RANGES: tuple[tuple[str, float, float], ...] = (

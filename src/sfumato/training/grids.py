@@ -13,6 +13,7 @@ import torch
 from sfumato import noise
 from sfumato.compose import guide
 from sfumato.conditions import of_data
+from sfumato.data import frames
 from sfumato.diagnostics.examples import default_guidance
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
@@ -28,6 +29,7 @@ from sfumato.training.session import Gone, Hook, Session
 GRID_STEPS = 10  # solver steps: quick, and enough to judge by
 _LEAST_GRID, _POINTS = 4, 500  # fewest samples of a grid, most of a scatter plot
 _ROWS, _COLUMNS = 10, 4
+_TABLE_ROWS = 16
 
 
 def _affordable(session: Session, share: float) -> int:
@@ -67,6 +69,8 @@ class Grids(Hook):
             try:
                 if session.source.text is not None:
                     self._texts(session)
+                elif session.source.table is not None:
+                    self._rows(session)
                 elif hasattr(session.denoiser, "process"):
                     self._samples(session)
                 else:
@@ -102,6 +106,16 @@ class Grids(Hook):
         if session.world.leads:
             session.look()
             write_text(session.path / "samples" / f"step_{session.state.step:08d}.txt", RULE.join(texts))
+
+    def _rows(self, session: Session) -> None:
+        """Rows of a table, drawn by the averaged weights, as a .csv file."""
+        best = session.state.best
+        with evaluating(best):
+            z = sample(best, _TABLE_ROWS, GRID_STEPS, seed=session.config.seed, normalised=True, world=session.world)
+        if session.world.leads:
+            session.look()
+            rows = best.spec.denormalise(best.process.table(z))
+            frames.write(best.spec.table, rows, session.path / "samples" / f"step_{session.state.step:08d}.csv")
 
     def _reconstructions(self, session: Session) -> None:
         """Show images beside their reconstructions by an autoencoder with averaged weights."""

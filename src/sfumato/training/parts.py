@@ -14,6 +14,7 @@ from torch import nn
 from sfumato import nets, noise, registry, serialization, trees
 from sfumato.conditions import Conditions
 from sfumato.data import DataSpec, Source
+from sfumato.data.table_schema import TableSchema
 from sfumato.errors import SfumatoError, an
 from sfumato.model import Denoiser
 from sfumato.noise import seeded
@@ -112,6 +113,8 @@ def loss_of(config: TrainConfig, given: Any = None) -> Any:
 def _usual_loss(config: TrainConfig) -> str:
     """The loss of masks is the one by exact counts, unless a weight or density is asked for."""
     usual = TrainConfig()
+    if registry.bare(config.process) == "product":
+        return "table"
     if registry.bare(config.process) == "masked" and (config.times, config.weight) == (usual.times, usual.weight):
         return "masked"
     return "hybrid" if config.variance == "learned" else "denoising"
@@ -130,7 +133,12 @@ def as_loss(module: Any) -> Any:
 
 
 def suited(settings: TrainConfig, spec: DataSpec) -> TrainConfig:
-    """The settings for these data: text is masked, unless another process is named, or the loss takes none."""
+    """The settings for these data: text is masked, unless another process is named, or the loss takes none; a table
+    is a product of numbers and masked symbols."""
+    if spec.table is not None and settings.model is None:
+        if settings.process not in (TrainConfig().process, "product"):
+            raise SfumatoError(f"A table is learned as numbers and symbols together, and takes no {settings.process}.")
+        return settings.replace(process="product")
     if spec.text is None or settings.model is not None or settings.process != TrainConfig().process:
         return settings
     return settings.replace(process="masked")
@@ -146,7 +154,11 @@ def model_for(
         process = _process(settings, spec, source)
         net = _network(settings, spec, process, loss, len(source)) if given.net is None else given.net
         model = loss.model(net, spec)
-        usual = isinstance(process, Gaussian) or (spec.text is not None and not isinstance(process, Embedded))
+        usual = (
+            isinstance(process, Gaussian)
+            or spec.table is not None
+            or (spec.text is not None and not isinstance(process, Embedded))
+        )
         if model is not None and not usual:  # text is always symbols
             raise SfumatoError(
                 f"The loss {settings.loss} builds its own model, which cannot use the process {settings.process!r}: "
@@ -214,6 +226,8 @@ def _given(model: Any, settings: TrainConfig, spec: DataSpec) -> Any:
 
 def _process(settings: TrainConfig, spec: DataSpec, source: Source | None = None) -> Any:
     """The process that the settings name; of data but text, there is one symbol more than the largest in training."""
+    if spec.table is not None:
+        return table_process(spec.table, settings)
     states = max(2, int(max(spec.statistics.high)) + 1) if spec.text is None else spec.text.size
     given = {
         "schedule": schedule_of(settings.schedule), "target": settings.target, "variance": settings.variance,
@@ -222,6 +236,17 @@ def _process(settings: TrainConfig, spec: DataSpec, source: Source | None = None
     if source is not None and registry.bare(settings.process) == "marginal":
         given["weights"] = _frequencies(source, settings, states)
     return registry.make("process", settings.process, given)
+
+
+def table_process(table: TableSchema, settings: TrainConfig) -> Product:
+    """Numbers as one vector, and symbols by their number of states."""
+    parts: dict[str, Any] = {}
+    if table.numbers:
+        parts["numbers"] = Gaussian(schedule_of(settings.schedule), settings.target)
+    symbols = {f"symbols of {states}": count for states, count in table.parts.items()}
+    parts |= {name: Masked(schedule_of("flow"), states) for name, states in zip(symbols, table.parts, strict=True)}
+    shapes = {"numbers": (table.numbers,)} if table.numbers else {}
+    return Product(parts, {**shapes, **{name: (count,) for name, count in symbols.items()}})
 
 
 def _frequencies(source: Source, settings: TrainConfig, states: int) -> tuple[float, ...]:

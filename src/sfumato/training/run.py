@@ -270,7 +270,7 @@ def opened(obj: Any, labels: Any, settings: TrainConfig) -> Source:
         labels = read_labels(settings.labels)
     return data.open(
         obj, labels=labels, size=settings.size, conditions=settings.conditions, split=settings.split, key=settings.key,
-        max_gb=settings.max_gb, length=settings.length, tokens=settings.tokens,
+        max_gb=settings.max_gb, length=settings.length, tokens=settings.tokens, columns=settings.columns,
     )  # fmt: skip
 
 

@@ -1,0 +1,44 @@
+"""`sample` of a model of a table: a .csv, .tsv, .parquet or .feather file of the same columns."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from sfumato.cli import write
+from sfumato.data import frames
+from sfumato.distributed import World
+from sfumato.errors import SfumatoError, whole
+from sfumato.sampling import sample
+from sfumato.solver_selection import make_plan
+
+NUMBER = 1000
+
+
+def refuse(options: Any) -> None:
+    """Raise SfumatoError for flags of tables, given of another model."""
+    if options.given:
+        raise SfumatoError("--given is for models of tables, and this is none: leave it out, or use --condition")
+
+
+def draw(options: Any, denoiser: Any, origin: dict[str, Any], world: World) -> dict[str, Any]:
+    """Sample and write rows; returns out, files, seconds and the manifest, which begins with `origin`."""
+    started = time.monotonic()
+    if options.condition or options.class_ is not None:
+        raise SfumatoError("what is known of the rows of a table is said by --given NAME=VALUE")
+    out = world.broadcast_result(lambda: options.out or write.free("samples.csv"))
+    path = world.broadcast_result(lambda: write.check(out, frames.FILES))
+    if write.is_folder(out):
+        raise SfumatoError(f"{out} is a folder, and a table is one file: end it in {', '.join(frames.FILES)}")
+    index = torch.arange(options.first, options.first + origin["number"])
+    plan, given = make_plan(denoiser, options.steps, options.solver), dict(options.given)
+    z = sample(
+        denoiser, steps=options.steps, solver=options.solver, seed=options.seed, index=index,
+        batch=whole("--batch", options.batch), normalised=True, given=given, world=world,
+    )  # fmt: skip
+    rows = denoiser.spec.denormalise(denoiser.process.table(z))
+    world.broadcast_result(lambda: frames.write(denoiser.spec.table, rows, path))
+    facts = {**origin, "solver": plan.name, "steps": plan.steps, **({"given": given} if given else {})}
+    return {"out": out, "files": 1, "seconds": round(time.monotonic() - started, 2), "manifest": facts}

@@ -1,0 +1,80 @@
+"""Tables from a file to a file of the same columns, by the command line."""
+
+import json
+
+import numpy as np
+import pytest
+
+import sfumato as sf
+from sfumato.data import DataSpec
+
+pa = pytest.importorskip("pyarrow")
+csv, parquet = pytest.importorskip("pyarrow.csv"), pytest.importorskip("pyarrow.parquet")
+
+RNG = np.random.default_rng(0)
+HOLES = RNG.uniform(size=300) < 0.3
+TREES = pa.table({
+    "tree": RNG.choice(["ash", "oak"], 300).tolist(), "height": np.round(RNG.normal(12, 3, 300), 1),
+    "age": pa.array(RNG.integers(1, 200, 300), mask=HOLES),
+    "seen": RNG.integers(18000, 19000, 300).astype("datetime64[D]"), "zip": RNG.choice([1010, 1020, 1030], 300),
+})  # fmt: skip
+SMALL = ["--net", "MLP(width=16, depth=1)", "--batch", "16", "--precision", "float32", "--steps", "4"]
+
+
+@pytest.fixture
+def trees(tmp_path):
+    csv.write_csv(TREES, tmp_path / "trees.csv")
+    return tmp_path / "trees.csv"
+
+
+def test_a_file_is_shown_trained_and_sampled(call, trees, tmp_path):
+    status, out, err = call("inspect", trees, "--column", "zip:number")
+    assert status == 0, err
+    for line in (
+        "trees: 300 rows of 5 columns, taken as a table.", "  tree: category of 2 levels (ash, oak)",
+        "  height: number, in steps of 0.1", "  age: number, whole, in steps of 1, may be missing",
+        "  seen: number, dates, in steps of 1", "  zip: number, whole, in steps of 10",
+    ):  # fmt: skip
+        assert line in out.splitlines(), (line, out)
+    run = tmp_path / "run"
+    status, out, err = call("train", trees, "-o", run, "--column", "zip:ignore", *SMALL)
+    assert status == 0, err
+    assert f"sfumato sample {run} -n 1000 -o samples.csv" in out and "memorization" not in out
+    assert "columns:\n  zip: ignore" in (run / "config.yaml").read_text()
+    status, out, err = call("info", run)
+    assert "tree: category of 2 levels (ash, oak)" in out and "rows = sf.sample" in out
+    names = [name for name in TREES.schema.names if name != "zip"]
+    for out_file, read in (("out.csv", csv.read_csv), ("out.parquet", parquet.read_table)):
+        status, out, err = call("sample", run, "-n", "40", "--given", "tree=oak", "-o", tmp_path / out_file, "--json")
+        assert status == 0, err
+        assert json.loads(out)["manifest"]["given"] == {"tree": "oak"}
+        made = read(tmp_path / out_file)
+        assert made.schema.names == names and len(made) == 40 and set(made["tree"].to_pylist()) == {"oak"}
+        assert [made.schema.field(name).type for name in names] == [
+            csv.read_csv(trees).schema.field(name).type for name in names
+        ]
+        assert 0 < made["age"].null_count < 40
+    again = sf.data.open(tmp_path / "out.csv", conditions=sf.load(run).spec)
+    assert len(again) == 40 and isinstance(sf.load(run).spec, DataSpec)
+    status, out, err = call("resume", run, "--steps", "6")
+    assert status == 0, err
+
+
+def test_mistakes_are_one_sentence(call, trees, tmp_path, models):
+    run = tmp_path / "run"
+    assert call("train", trees, "-o", run, *SMALL)[0] == 0
+    for words, said in (
+        (["sample", run, "-o", "x.npz"], "end it in .csv, .tsv, .parquet, .feather"),
+        (["sample", run, "-o", "folder/"], "a table is one file"),
+        (["sample", run, "--given", "tree=elm", "-o", "x.csv"], "no level 'elm'"),
+        (["sample", run, "--given", "height=3", "-o", "x.csv"], "only categories can be given"),
+        (["sample", run, "--condition", "tree=oak", "-o", "x.csv"], "is said by --given"),
+        (["sample", models["points"], "--given", "tree=oak", "-o", "x.npz"], "--given is for models of tables"),
+        (["inspect", trees, "-o", "x.png"], "there is no picture"),
+        (["inspect", trees, "--column", "tree:number"], "holds no numbers"),
+        (["memorization", run], "rows of tables are not compared yet"),
+        (["likelihood", run, trees], "the likelihood of its rows is not measured yet"),
+        (["explain-objective", run], "this model is of a product of several"),
+    ):
+        status, out, err = call(*words)
+        assert status == 2 and said in err, (words, err)

@@ -1,0 +1,224 @@
+"""Tables of columns as rows to learn, and back: every value bit for bit, types, levels, missing cells, dates, grids."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import sfumato as sf
+from sfumato.data import DataSpec, frames
+from sfumato.data.table_fields import Field
+from sfumato.data.table_schema import TableSchema
+from sfumato.errors import SfumatoError
+
+pa = pytest.importorskip("pyarrow")
+csv, feather = pytest.importorskip("pyarrow.csv"), pytest.importorskip("pyarrow.feather")
+parquet = pytest.importorskip("pyarrow.parquet")
+
+N = 4000
+RNG = np.random.default_rng(0)
+HOLES = RNG.uniform(size=N) < 0.2
+
+
+def column(values, kind=None, holes=None):
+    return pa.array(values, kind, mask=holes) if holes is not None else pa.array(values, kind)
+
+
+EVERY = {
+    "price": column(RNG.lognormal(8, 1, N).astype(np.int64)),
+    "carat": column(np.round(RNG.lognormal(-0.5, 0.4, N), 2)),
+    "tenth": column(np.round(RNG.normal(61, 3, N), 1).astype(np.float32), pa.float32(), HOLES),
+    "real": column(RNG.normal(size=N)),
+    "single": column(RNG.normal(size=N).astype(np.float32)),
+    "half": column(0.5 * RNG.integers(-100, 100, N), holes=HOLES),
+    "byte": column(RNG.integers(-100, 100, N).astype(np.int8)),
+    "large": column(2**60 + 1000 * RNG.integers(0, 10**6, N)),
+    "rain": column(np.where(RNG.uniform(size=N) < 0.4, 0.0, RNG.gamma(2.0, 3.0, N)), holes=HOLES),
+    "zip": column(RNG.choice([1010, 8400, 90210, 7], N)),
+    "cut": column(RNG.choice(["Fair", "Good", "Ideal"], N).tolist(), holes=HOLES),
+    "flag": column(RNG.uniform(size=N) < 0.3),
+    "perhaps": column(RNG.uniform(size=N) < 0.3, holes=HOLES),
+    "day": column(RNG.integers(18000, 20000, N).astype("datetime64[D]"), pa.date32(), HOLES),
+    "moment": column((10**15 + 3600 * 10**6 * RNG.integers(0, 9999, N)).astype("datetime64[us]")),
+    "zoned": pa.array(86400 * RNG.integers(0, 9999, N), pa.timestamp("s", "Europe/Paris")),
+    "grade": pa.array(RNG.choice(["a", "b"], N).tolist()).dictionary_encode(),
+    "city": column([f"city {i}" for i in RNG.integers(0, 3000, N)]),
+    "same": column([3.5] * N),
+    "never": pa.nulls(N, pa.float64()),
+    "nothing": pa.nulls(N),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def source():
+    return sf.data.open(pa.table(EVERY))
+
+
+def test_every_column_comes_back_bit_for_bit(source):
+    """But for continuous numbers, which are float32 within, and lie between their quantiles."""
+    made = frames.arrow(source.table, source.x)
+    assert made.column_names == list(EVERY)
+    for name, wanted in EVERY.items():
+        found = made.column(name).combine_chunks()
+        assert found.type == wanted.type, name
+        assert found.is_null().equals(wanted.is_null()), name
+        if name in ("real", "single", "rain"):
+            apart = np.abs(np.nan_to_num(found.to_numpy(False)) - np.nan_to_num(wanted.to_numpy(False)))
+            assert apart.max() < 1e-3 * float(np.nanstd(wanted.to_numpy(False))), name
+        elif name == "large":  # of a million cells, float32 may miss one by one
+            apart = np.abs(found.to_numpy() - wanted.to_numpy()) / 1000
+            assert apart.max() <= 1 and (apart > 0).mean() < 0.2
+        else:
+            assert found.to_pylist() == wanted.to_pylist(), name
+    zeros = EVERY["rain"].fill_null(1.0).to_numpy() == 0
+    assert (made.column("rain").to_numpy()[zeros] == 0).all()
+
+
+def test_numbers_are_normal_whatever_their_law(source):
+    for place in range(source.table.numbers):
+        assert stats.kstest(source.x[:, place].numpy(), "norm").pvalue > 1e-4, place
+
+
+def test_the_kinds_that_are_inferred(source):
+    kinds = {field.name: field.kind for field in source.table.fields}
+    numbers = {
+        "price", "carat", "tenth", "real", "single", "half", "byte", "large", "rain", "day", "moment", "zoned",
+    }  # fmt: skip
+    assert {name for name, kind in kinds.items() if kind == "number"} == numbers
+    of = {field.name: field for field in source.table.fields}
+    assert (of["carat"].decimals, of["tenth"].decimals, of["half"].step) == (2, 1, 5.0)
+    assert of["rain"].atoms == (0.0,) and of["rain"].states == (3,) and of["carat"].states == ()
+    assert of["city"].states == (55, 55) or of["city"].states[0] ** 2 >= len(of["city"].levels)
+    assert max(source.table.parts) <= 256
+    words = dict(zip(of, source.table.describe(), strict=True))
+    assert words["half"] == "half: number, in steps of 0.5, may be missing"
+    assert words["moment"].startswith("moment: number, dates, in steps of 3.6e+09")
+    assert "category of 3 levels (Fair, Good, Ideal), may be missing" in words["cut"]
+
+
+def test_a_schema_is_plain_json_in_the_spec(source):
+    spec = DataSpec.fit(source)
+    again = DataSpec.from_dict(json.loads(json.dumps(spec.to_dict())))
+    assert again == spec and again.table == source.table
+    with pytest.raises(SfumatoError, match="needs rising values"):
+        Field("a", "number", "double", values=(1.0, 0.0), shares=(0.5, 1.0))
+    with pytest.raises(SfumatoError, match="no value"):
+        Field("a", "category", "int64", levels=("x",)).decode(None, np.zeros((1, 1), np.int64))
+    number = {"name": "a", "kind": "number", "values": (1.0,), "shares": (1.0,)}
+    for wrong, words in (
+        ({"type": "struct"}, "cannot be a number of the type 'struct'"), ({"type": "string"}, "cannot be a number"),
+        ({"type": "int64", "origin": "9" * 30}, "needs whole numbers"), ({"type": "int64", "step": 0.5}, "needs whole"),
+    ):  # fmt: skip
+        with pytest.raises(SfumatoError, match=words):
+            Field(**number, **wrong)
+    with pytest.raises(SfumatoError, match="fields.0.kind: expected text"):
+        TableSchema.from_dict({"fields": [{"name": "a", "kind": 3, "type": "int64"}], "frame": True})
+    with pytest.raises(SfumatoError, match="another number of columns than its table"):
+        DataSpec.from_dict(spec.to_dict() | {"shape": [len(spec.normaliser.mean), 1]})
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".feather"])
+def test_files_are_tables_and_are_written_alike(tmp_path, suffix):
+    own = {name: EVERY[name] for name in ("price", "carat", "cut", "flag", "day", "half")}
+    path, back = tmp_path / f"in{suffix}", tmp_path / f"out{suffix}"
+    first = sf.data.open(pa.table(own))
+    frames.write(first.table, first.x, path)
+    read = sf.data.open(path)
+    assert read.kind == "table" and [field.name for field in read.table.fields] == list(own)
+    frames.write(read.table, read.x, back)
+    again = sf.data.open(back, conditions=DataSpec.fit(read))
+    assert again.table == read.table
+    for name, wanted in first.table.decode(first.x).items():
+        found = again.table.decode(again.x)[name]
+        assert (found.present == wanted.present).all(), name
+        assert (found.values[found.present] == wanted.values[found.present]).all(), name
+
+
+def test_values_outside_the_schema_are_refused(source):
+    spec = DataSpec.fit(source)
+    for name, values, words in (
+        ("flag", pa.nulls(N, pa.bool_()), "'flag' has empty cells"),
+        ("zip", column([4] * N), "'zip' has no level '4'"),
+    ):
+        with pytest.raises(SfumatoError, match=words):
+            sf.data.open(pa.table({**EVERY, name: values}), conditions=spec)
+    with pytest.raises(SfumatoError, match="no column 'price'"):
+        sf.data.open(pa.table({"carat": EVERY["carat"]}), conditions=spec)
+
+
+def test_a_kind_can_be_said_and_columns_left_out():
+    table = pa.table({"zip": RNG.integers(10000, 10100, 500), "n": range(500), "id": [f"x{i}" for i in range(500)]})
+    usual = sf.data.open(table)
+    assert [(f.name, f.kind) for f in usual.table.fields] == [("zip", "number")]
+    assert any("n (it counts the rows), id (each of its texts occurs once)" in note for note in usual.notes)
+    said = sf.data.open(table, columns={"zip": "category", "n": "number", "id": "ignore"})
+    assert [(f.name, f.kind) for f in said.table.fields] == [("zip", "category"), ("n", "number")]
+    for columns, words in (
+        ({"zap": "category"}, "no column 'zap': did you mean 'zip'"),
+        ({"zip": "classes"}, "cannot be of the kind 'classes'"),
+        ({"id": "number"}, "'id' holds no numbers"),
+    ):
+        with pytest.raises(SfumatoError, match=words):
+            sf.data.open(table, columns=columns)
+    with pytest.raises(SfumatoError, match="no table of columns"):
+        sf.data.open(torch.zeros(20, 3), columns={"a": "number"})
+    with pytest.raises(SfumatoError, match="labels are a column of it"):
+        sf.data.open(table, labels=[0] * 500)
+
+
+def test_matrices_and_labelled_numbers_stay_vectors(tmp_path):
+    floats = {"a": RNG.normal(size=60), "b": RNG.normal(size=60)}
+    for more, kind in (
+        ({}, "array"), ({"label": ["x", "y"] * 30, "c": range(60)}, "array"),
+        ({"c": RNG.integers(0, 50, 60)}, "table"), ({"label": ["x", "y"] * 30, "when": ["p", "q"] * 30}, "table"),
+    ):  # fmt: skip
+        parquet.write_table(pa.table({**floats, **more}), tmp_path / "x.parquet")
+        assert sf.data.open(tmp_path / "x.parquet").kind == kind, more.keys()
+    parquet.write_table(pa.table(floats), tmp_path / "x.parquet")
+    assert sf.data.open(tmp_path / "x.parquet", columns={"a": "number"}).kind == "table"
+    assert sf.data.open(pa.table(floats)).kind == "table"
+
+
+def test_decimals_are_those_of_the_data_to_the_last_bit():
+    """0.1 * 3 is 0.30000000000000004, which a classifier finds at once."""
+    values = np.round(RNG.uniform(0, 1000, 30000), 1)
+    source = sf.data.open(pa.table({"x": values}))
+    field = source.table.fields[0]
+    drawn = field.decode(RNG.normal(size=50000), np.empty((50000, 0), np.int64)).values
+    known = np.arange(0, 10001) / 10
+    assert np.isin(drawn, known).all() and 3 * 0.1 not in known and 0.3 in known
+    assert drawn.min() >= values.min() and drawn.max() <= values.max()
+    assert stats.ks_2samp(drawn, values).statistic < 0.02
+
+
+def test_a_frame_of_pandas_keeps_its_dtypes():
+    pd = pytest.importorskip("pandas")
+    n = 300
+    frame = pd.DataFrame({
+        "i": pd.array([None if i % 7 == 0 else i * i for i in range(n)], dtype="Int64"),
+        "b": pd.array([None if i % 5 == 0 else i % 2 == 0 for i in range(n)], dtype="boolean"),
+        "c": pd.Categorical(RNG.choice(["lo", "hi"], n), ["lo", "mid", "hi"], ordered=True),
+        "d": pd.date_range("2020-01-01", periods=n, freq="D")[RNG.permutation(n)],
+        "o": pd.Series([None if i % 3 == 0 else "ab"[i % 2] for i in range(n)], dtype=object),
+        "s": pd.Series(["ab"[i % 2] for i in range(n)], dtype="string"),
+        "f": RNG.normal(size=n).round(2).astype(np.float32), "n": RNG.integers(0, 200, n).astype(np.int16),
+    })  # fmt: skip
+    source = sf.data.open(frame)
+    made = frames.frame(source.table, source.x)
+    assert list(made.columns) == list(frame.columns) and (made.dtypes == frame.dtypes).all()
+    for name in frame.columns:
+        pd.testing.assert_series_equal(made[name], frame[name])
+
+
+def test_a_column_of_splits_chooses_the_rows_of_a_table(tmp_path):
+    own = {
+        "cut": RNG.choice(["a", "b"], 90).tolist(),
+        "x": RNG.normal(size=90),
+        "split": ["train", "train", "test"] * 30,
+    }
+    parquet.write_table(pa.table(own), tmp_path / "x.parquet")
+    for split, count in ((None, 60), ("test", 30)):
+        source = sf.data.open(tmp_path / "x.parquet", split=split)
+        assert len(source) == count and [field.name for field in source.table.fields] == ["cut", "x"]
