@@ -74,6 +74,7 @@ def test_mistakes_are_one_sentence(call, trees, tmp_path, models):
         (["inspect", trees, "--column", "tree:number"], "holds no numbers"),
         (["memorization", run], "rows of tables are not compared yet"),
         (["likelihood", run, trees], "the likelihood of its rows is not measured yet"),
+        (["evaluate", run], "metrics of its rows are not made yet"),
         (["explain-objective", run], "this model is of a product of several"),
     ):
         status, out, err = call(*words)

@@ -57,6 +57,8 @@ class Evaluator:
         self.model, self.weights, self.batch = opened(model, weights, device), weights, whole("batch", batch)
         known = getattr(self.model, "spec", None)
         self.source = source = data.open(reference, conditions=known)
+        if self.source.table is not None:
+            raise SfumatoError(f"{self.source.name} is a table, and metrics of its rows are not made yet.")
         self.given = None if is_model(self.model) else self._samples(self.model)
         self.part, self.split = self._rows(part)
         rows = {"train": self.split[0], "holdout": self.split[1], "all": torch.arange(len(source))}[self.part]
