@@ -51,7 +51,7 @@ CASES = {
     ),
     "a path in the place of a model": (
         lambda: sf.tune("runs/x", 6),
-        "The fit of a plan is asked of a model, such as sf.load(path) gives, not of a str",
+        "tune takes a model, such as sf.load(path)",
     ),
     "a path of draws": (lambda: sf.draws("runs/x", X), "asked of a model, such as sf.load(path) gives"),
     "an interval alone": (lambda: sf.sample(MODEL, 2, 2, interval=(0, 1)), "sample takes no interval"),

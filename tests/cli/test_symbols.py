@@ -39,7 +39,8 @@ def test_symbols_are_trained_sampled_and_measured(call, symbols, tmp_path, proce
     status, out, err = call("resume", run, "--steps", "45")
     assert status == 0, err
     status, out, err = call("explain-objective", run)
-    assert status == 0 and "the loss is the bound on -log p(x)" in out
+    what = "schedule Flow, target" if process == "embedded" else "the loss is the bound on -log p(x)"
+    assert status == 0 and what in out
     assert call("explain-objective", run / "model.safetensors") == (status, out, err)
     status, out, err = call("doctor", run)
     assert status == 0 and "of 22 checks could be made" in out

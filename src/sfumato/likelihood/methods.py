@@ -111,7 +111,7 @@ def _reported(result: Measured, spec: Any, z: Tensor) -> Measured:
     """The result for normalised samples z in user units, with a warning for each of its doubts."""
     for doubt in result.doubts():
         warnings.warn(doubt, SfumatoWarning, stacklevel=3)
-    whole = spec is None or result.dequantisation == "discretised"
+    whole = spec is None or result.dequantisation in ("discretised", "symbols")
     return result if whole else result.shifted(spec.log_jacobian(z.cpu()))
 
 
