@@ -67,7 +67,7 @@ def test_strings_of_any_length_are_trained_sampled_and_measured(call, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["tune", "RUN", "--steps", "3"], "only for a Gaussian process"),
+        (["tune", "RUN", "--steps", "3"], "there is nothing to tune"),
         (["sample", "RUN", "--solver", "heun"], "cannot sample the states of Masked"),
         (["likelihood", "RUN", "DATA", "--method", "ode"], "use method='elbo'"),
         (["explain-objective", "RUN", "--times", "uniform", "--weight", "plain"], "add --loss"),

@@ -18,7 +18,7 @@ from sfumato.errors import SfumatoError
 from sfumato.machine import device_of
 from sfumato.objectives import Objective, SymbolObjective
 from sfumato.objectives.counts import CountedMasks
-from sfumato.process import Gaussian, Masked, Symbols, from_config
+from sfumato.process import Additive, Embedded, Masked, Symbols, from_config
 from sfumato.registry import make
 from sfumato.schedule import schedule_of
 from sfumato.training.config import TrainConfig, from_dict, read
@@ -78,15 +78,17 @@ def _board(options: Any) -> Board | None:
     )  # fmt: skip
 
 
-def _objective(config: TrainConfig, process: Gaussian | None, sigma_data: float) -> tuple[Objective, dict[str, str]]:
+def _objective(config: TrainConfig, process: Additive | None, sigma_data: float) -> tuple[Objective, dict[str, str]]:
     """The objective of real numbers, and the names of its dials."""
     if loss_of(config).levels() is None:  # raises for settings that cannot be trained
         raise SfumatoError(f"The loss {config.loss} has no noise levels to explain.")
     names = {dial: getattr(config, dial) for dial in _DIALS}
     if process is not None:
         names["schedule"] = type(process.schedule).__name__
+    if isinstance(process, Embedded):
+        names["target"] = process.target
     schedule = schedule_of(config.schedule) if process is None else process.schedule
-    return Objective(schedule, config.target, config.times, config.weight, sigma_data), names
+    return Objective(schedule, names["target"], config.times, config.weight, sigma_data), names
 
 
 def _settings(options: Any) -> tuple[TrainConfig, Any, float]:
@@ -124,9 +126,9 @@ def _of_file(word: str, given: dict[str, str]) -> tuple[TrainConfig, Any, float]
     if "process" in given:
         raise SfumatoError("A model file knows its process: leave out --process.")
     process = from_config(contract["process"])
-    if not isinstance(process, Gaussian | Symbols):
+    if not isinstance(process, Additive | Symbols):
         raise SfumatoError(_OF_SEVERAL)
-    needed = ("times", "weight") if isinstance(process, Gaussian) else ("times", "weight", "loss")
+    needed = ("times", "weight") if isinstance(process, Additive) else ("times", "weight", "loss")
     given = {**{dial: v for dial, v in contract["provenance"].items() if dial in needed}, **given}
     missing = [f"--{dial}" for dial in needed if dial not in given]
     if missing:
@@ -134,9 +136,10 @@ def _of_file(word: str, given: dict[str, str]) -> tuple[TrainConfig, Any, float]
             f"{word} does not record how it was trained: add {' and '.join(missing)}, or give its run folder instead."
         )
     if isinstance(process, Symbols):
+        given = {"process": contract["process"]["name"].lower(), **given}
         return from_dict(given), process.rescheduled(schedule_of(given.get("schedule", process.schedule))), 1.0
-    config = from_dict({"target": contract["target"], **given})
-    return config, None if "schedule" in given else process, float(contract["sigma_data"])
+    config = from_dict({"target": process.target, **given})
+    return config, None if "schedule" in given else process, process.sigma_data
 
 
 def _of_symbols(options: Any, voice: Voice, config: TrainConfig, process: Symbols) -> None:
@@ -147,7 +150,8 @@ def _of_symbols(options: Any, voice: Voice, config: TrainConfig, process: Symbol
     facts = objective.to_dict()
     voice.emit(facts | {"named": {dial: getattr(config, dial) for dial in _OF_SYMBOLS}})
     kind, curve = facts["process"].lower(), facts["schedule"]
-    loss = "denoising" if config.loss == "auto" else config.loss
+    usual = "masked" if isinstance(objective.loss, CountedMasks) else "denoising"
+    loss = usual if config.loss == "auto" else config.loss
     drawn = f", times {config.times}, weight {config.weight}" if hasattr(objective.loss, "times") else ""
     voice.say(f"process {kind}, schedule {curve}, loss {loss}{drawn}.", "")
     voice.say("symbols kept   of the draws   weight w")
