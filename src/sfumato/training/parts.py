@@ -27,6 +27,7 @@ from sfumato.schedule import schedule_of
 from sfumato.training.config import NAMING, TrainConfig, choices
 from sfumato.training.precision import compute_dtype
 
+OF_SYMBOLS = "cosmap"  # their usual density: under one with lighter tails the variance of the bound has no limit
 _COUNTED = 10_000  # samples in which symbols are counted
 _OF_MODEL = ("net", "schedule", "target", "variance", "energy", "normalise")  # settings that a given model fixes
 
@@ -134,14 +135,20 @@ def as_loss(module: Any) -> Any:
 
 def suited(settings: TrainConfig, spec: DataSpec) -> TrainConfig:
     """The settings for these data: text is masked, unless another process is named, or the loss takes none; a table
-    is a product of numbers and masked symbols."""
+    is a product of numbers and masked symbols. The levels of symbols reach further than those of numbers."""
     if spec.table is not None and settings.model is None:
         if settings.process not in (TrainConfig().process, "product"):
             raise SfumatoError(f"A table is learned as numbers and symbols together, and takes no {settings.process}.")
         return settings.replace(process="product")
-    if spec.text is None or settings.model is not None or settings.process != TrainConfig().process:
+    if settings.model is not None:
         return settings
-    return settings.replace(process="masked")
+    if spec.text is not None and settings.process == TrainConfig().process:
+        settings = settings.replace(process="masked")
+    of_numbers = registry.bare(settings.process) in ("gaussian", "product", "embedded")
+    by_counts = settings.loss == "auto" and _usual_loss(settings) == "masked"
+    if of_numbers or by_counts or settings.times != TrainConfig().times:
+        return settings
+    return settings.replace(times=OF_SYMBOLS)
 
 
 def model_for(
