@@ -17,6 +17,7 @@ import importlib.util
 import inspect
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, partial
 from importlib import import_module
@@ -65,6 +66,7 @@ _WRITTEN = re.compile(r'^@register\("(\w+)"(?:, "([^"]+)")?', re.MULTILINE)
 _DEFINED = re.compile(r"^(?:class|def) (\w+)", re.MULTILINE)
 _WORD = re.compile(r"\s*([^\s(]+)\s*(?:\((.*)\))?\s*", re.DOTALL)
 _MADE: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in KINDS}  # by registered name
+PARSING = threading.Lock()  # CPython 3.11 may fail where two threads parse at once (gh-106905)
 _MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)  # *args, **more
 ARGUMENTS = "_made_with"
 FILES: list[str] = []  # the user's files that were run, so that other processes can run them too
@@ -263,7 +265,8 @@ def _arguments(
     name (dpm++2m)."""
     source = "f" + word.strip().removeprefix(name).strip()
     try:
-        tree = ast.parse(source if source != "f" else "f()", mode="eval").body
+        with PARSING:
+            tree = ast.parse(source if source != "f" else "f()", mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         tree = None
     if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name):

@@ -239,7 +239,8 @@ def docs() -> dict[str, str]:
     import inspect
     import textwrap
 
-    body = ast.parse(textwrap.dedent(inspect.getsource(TrainConfig))).body[0]
+    with registry.PARSING:
+        body = ast.parse(textwrap.dedent(inspect.getsource(TrainConfig))).body[0]
     assert isinstance(body, ast.ClassDef)
     found: dict[str, str] = {}
     for field, words in zip(body.body, body.body[1:], strict=False):
