@@ -69,6 +69,12 @@ def test_it_is_trained_saved_sampled_and_measured_as_any_text(tmp_path):
     with pytest.raises(sf.SfumatoError, match="knows beginnings only"):
         sf.sample_text(model, infill="t_e cat")
     assert "Bits per character" in (run.path / "report.html").read_text()
+    windows = sf.data.open([text], length=16).x[:20]
+    found = sf.log_prob(model, windows)
+    torch.testing.assert_close(found.value, model.log_prob(windows).double().detach())
+    assert not found.bound and float(found.bits_per_dim.mean()) < 0.5
+    with pytest.raises(sf.SfumatoError, match="leave the method out"):
+        sf.log_prob(model, windows, "elbo")
 
 
 def test_by_the_command_line(tmp_path, capsys):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sfumato.autoregressive import Autoregressive
 from sfumato.data.text import Tokeniser
-from sfumato.errors import SfumatoError, an, whole
+from sfumato.errors import SfumatoError, an, counted, whole
 from sfumato.machine import default_cpu
 from sfumato.process import Embedded, Masked
 from sfumato.sampling import sample
@@ -61,13 +61,21 @@ def sample_text(
     """
     text, window = _of_text(model)
     solver = _solver(model, solver, order, temperature, top_p)
+    for name, words in (("prompt", prompt), ("infill", infill or "")):
+        if not isinstance(words, str):
+            raise SfumatoError(f"{name} must be one text, not {an(type(words).__name__)}.")
     if prompt and infill is not None:
         raise SfumatoError("A prompt begins a text, and infill is a whole one: give one of the two.")
     known = _known(text, prompt if infill is None else infill, infill is not None)
     if infill is not None and not (known < 0).any():
         raise SfumatoError(f"infill has nothing to find: write {UNKNOWN} for each unknown symbol.")
-    length = whole("length", max(len(known), window if infill is None else 1) if length is None else length)
+    usual = len(known) if infill is not None else window if len(known) < window else len(known) + window // 2
+    length = whole("length", usual if length is None else length)
     index = torch.arange(whole("n, the number of samples,", n)) if index is None else torch.as_tensor(index)
+    if infill is None and len(known) >= length:
+        raise SfumatoError(
+            f"The prompt has {counted(len(known), 'symbol')}, and a length of {length} leaves none to find."
+        )
     length = max(length, len(known))
     if isinstance(getattr(model, "process", None), Embedded) and (len(known) or length > window):
         raise SfumatoError(

@@ -67,6 +67,7 @@ def test_mistakes_are_one_sentence(call, trees, tmp_path, models):
         (["sample", run, "-o", "x.npz"], "end it in .csv, .tsv, .parquet, .feather"),
         (["sample", run, "-o", "folder/"], "a table is one file"),
         (["sample", run, "--given", "tree=elm", "-o", "x.csv"], "no level 'elm'"),
+        (["sample", run, "--given", "tree=oak", "--given", "tree=elm", "-o", "x.csv"], "two values of 'tree'"),
         (["sample", run, "--given", "height=3", "-o", "x.csv"], "only categories can be given"),
         (["sample", run, "--condition", "tree=oak", "-o", "x.csv"], "is said by --given"),
         (["sample", models["points"], "--given", "tree=oak", "-o", "x.npz"], "--given is for models of tables"),

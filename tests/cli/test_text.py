@@ -166,6 +166,14 @@ def test_tuned_sizes_are_stored_and_used(call, alternating, tmp_path):
     assert filled[0] == filled[11] == "a" and filled[3] == "b" and "_" not in filled
 
 
+def test_wrong_types_of_words_are_one_sentence(alternating):
+    model = sf.load(alternating)
+    for words in ({"prompt": 5}, {"prompt": ["a"]}, {"infill": ["a_"]}):
+        with pytest.raises(sf.SfumatoError, match="must be one text"):
+            sf.sample_text(model, **words)
+    assert len(sf.sample_text(model, prompt="ab" * 10)[0]) == 20 + 13 // 2
+
+
 def test_the_default_file_and_the_words_printed(call, alternating, tmp_path):
     status, out, err = call("sample", alternating)
     assert status == 0 and "4 samples" in out, err
@@ -182,6 +190,7 @@ def test_the_default_file_and_the_words_printed(call, alternating, tmp_path):
         (["--length", "0"], "length must be at least 1"),
         (["--order", "backwards"], "cannot be revealed in the order 'backwards'"),
         (["--temperature", "0"], "temperature above 0"),
+        (["--prompt", "abab", "--length", "3"], "a length of 3 leaves none to find"),
         (["--top-p", "2"], "top_p in (0, 1]"),
         (["--order", "random", "--solver", "ancestral"], "leave them or the solver out"),
         (["-o", "out.png"], "end it in .txt, .jsonl"),

@@ -112,7 +112,8 @@ def report(found: Measured, spec: DataSpec) -> list[str]:
     lines = [f"log p(x) {sign} {mean:.6g} nats per sample{between}, in the units of the data ({spec.dtype})."]
     if found.dequantisation is not None:
         bits = float(found.bits_per_dim.mean())
-        lines.append(f"{bits:.4f} bits per dimension, {WHOLE[found.dequantisation]}: a bound from above.")
+        above = ": a bound from above" if found.bound or found.dequantisation != "symbols" else ""
+        lines.append(f"{bits:.4f} bits per dimension, {WHOLE[found.dequantisation]}{above}.")
     lines.append(
         f"{len(found)} samples of {found.dim} numbers; {found.method}, {found.steps} steps. Of one sample (rms):"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import Any
 
 import torch
@@ -33,6 +34,9 @@ def draw(options: Any, denoiser: Any, origin: dict[str, Any], world: World) -> d
     if write.is_folder(out):
         raise SfumatoError(f"{out} is a folder, and a table is one file: end it in {', '.join(frames.FILES)}")
     index = torch.arange(options.first, options.first + origin["number"])
+    twice = [name for name, count in Counter(name for name, _ in options.given).items() if count > 1]
+    if twice:
+        raise SfumatoError(f"--given says two values of {twice[0]!r}: leave one out")
     plan, given = make_plan(denoiser, options.steps, options.solver), dict(options.given)
     z = sample(
         denoiser, steps=options.steps, solver=options.solver, seed=options.seed, index=index,

@@ -15,6 +15,7 @@ from sfumato.data.text import printable
 from sfumato.distributed import World
 from sfumato.errors import SfumatoError, whole
 from sfumato.files import write_text
+from sfumato.process import Masked
 from sfumato.text_samples import RULE, STEPS, sample_text
 
 NUMBER = 4
@@ -43,7 +44,8 @@ def draw(options: Any, denoiser: Any, origin: dict[str, Any], world: World) -> d
     if isinstance(denoiser, Autoregressive):
         how: dict[str, Any] = {"solver": "autoregressive", "steps": denoiser.shape[-1]}
     else:
-        how = {"solver": options.solver or "reveal", "steps": options.steps or STEPS}
+        usual = "reveal" if isinstance(denoiser.process, Masked) else denoiser.process.default_solver
+        how = {"solver": options.solver or usual, "steps": options.steps or STEPS}
     facts = {**origin, **how, **asked}
     facts = {name: value for name, value in facts.items() if value is not None}
     files = world.broadcast_result(lambda: _write(path, folder, texts, facts))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sfumato import noise
+from sfumato.autoregressive import Autoregressive
 from sfumato.conditions import resolve
 from sfumato.errors import SfumatoError, SfumatoWarning, suggest, whole
 from sfumato.likelihood import orders
@@ -69,10 +70,12 @@ def log_prob(
     dequantisation of integer data, so that -log2 p bounds their code length: uniform adds u ~ U(-1/2, 1/2) to each
     element, discretised takes the probability of each cell (bounds only); auto is uniform for the ODE, else
     discretised. label=... as in `sample`. For guidance pass `sf.guide(model, scale)`, which is a model like any other.
-    The default is the ODE; symbols and states that contain some have only the bound, masks alone by exact counts, also
-    weighted, and the exact log p in one order.
+    The default is the ODE; symbols and states that contain some have the bound, masks by exact counts; an
+    autoregressive model its exact log p alone.
     Warns (`SfumatoWarning`) where an ODE cannot be trusted (`Measured.doubts`).
     """
+    if isinstance(model, Autoregressive):
+        return orders.autoregressive(model, x, method, cond)
     refuse_arguments(log_prob, model, cond)
     method = _method(model.process, method)
     steps, probes = whole("steps", steps), whole("probes", probes)

@@ -11,16 +11,19 @@ Source: Hoogeboom et al. 2021 (2110.02037) for any order.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sfumato import noise
-from sfumato.conditions import Conditions
+from sfumato.autoregressive import Autoregressive
+from sfumato.conditions import Conditions, resolve
 from sfumato.errors import SfumatoError
 from sfumato.likelihood.measured import Measured, pooled
 from sfumato.objectives.counts import masked, masked_logits
+from sfumato.state import samples
 
 _ROWS = 512  # states per model call
 
@@ -35,6 +38,22 @@ def left_to_right(
     value = along(model, x, cond, first.expand(len(x), 1, *x.shape[1:]))[:, 0]
     zero = torch.zeros_like(value)
     return Measured(value, zero, zero, None, None, None, "exact, left to right", size, 0, size)
+
+
+def autoregressive(model: Autoregressive, x: Any, method: str | None, cond: Mapping[str, Any]) -> Measured:
+    """log p of symbols x (B, 1, L) under an autoregressive model, exact."""
+    if method not in (None, "order"):
+        raise SfumatoError(f"An autoregressive model has its exact log p, and no {method!r}: leave the method out.")
+    x = samples(x, "log_prob")
+    if model.spec is not None:
+        model.spec.check(x)
+    given, found = resolve(model, dict(cond), len(x)), []
+    with torch.no_grad():
+        for part in torch.arange(len(x)).split(_ROWS):
+            found.append(model.log_prob(x[part], **given.rows(part).to(model.device)).double().cpu())
+    value, size = torch.cat(found), x[0].numel()
+    zero = torch.zeros_like(value)
+    return Measured(value, zero, zero, None, None, None, "exact, autoregressive", size, 0, size, "symbols")
 
 
 def importance(

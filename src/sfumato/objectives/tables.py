@@ -71,6 +71,6 @@ class TableLoss(Loss):
 
     def suits(self, model: Any) -> None:
         process = getattr(model, "process", None)
-        parts = process.processes.values() if isinstance(process, Product) else [process]
-        if not all(isinstance(part, Gaussian | Masked) for part in parts):
-            raise SfumatoError("The loss of tables is for numbers and masked symbols together: take loss='denoising'.")
+        parts = process.processes.values() if isinstance(process, Product) else []
+        if not parts or not all(isinstance(part, Gaussian | Masked) for part in parts):
+            raise SfumatoError("The loss of tables is for products of numbers and masked symbols: leave it out.")
