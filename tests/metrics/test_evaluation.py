@@ -242,3 +242,11 @@ def test_mistakes(exact, run):
         evaluate(exact, data, "mmd", guidance=2.0)
     with pytest.raises(sf.SfumatoError, match="sweep a model"):
         sweep(Evaluator(data[:20], data, "mmd", 20), {"steps": [1]})
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_samples_that_are_no_numbers_are_refused(bad):
+    x = torch.zeros(60, 3)
+    x[7, 1] = bad
+    with pytest.raises(sf.SfumatoError, match=r"NaN or infinite, the first at \(7, 1\)"):
+        sf.metrics.evaluate(x, torch.randn(60, 3), n=20)

@@ -36,6 +36,8 @@ def draw(options: Any, denoiser: Any, origin: dict[str, Any], world: World) -> d
     out = world.broadcast_result(lambda: options.out or write.free("samples.txt"))
     path, folder = world.broadcast_result(lambda: (write.check(out, FILES), write.is_folder(out)))
     index = torch.arange(options.first, options.first + origin["number"])
+    if isinstance(denoiser, Autoregressive) and options.steps is not None:
+        raise SfumatoError("--steps is for masked text: an autoregressive model makes one call a symbol; leave it out")
     asked = {name: value for name in _FLAGS if (value := getattr(options, name)) is not None}
     texts = sample_text(
         denoiser, steps=options.steps, solver=options.solver, seed=options.seed, index=index,

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +29,7 @@ from sfumato.metrics.metric import Metric
 from sfumato.metrics.reference import Reference, converted, described, digest
 from sfumato.registry import make
 from sfumato.solver_selection import AnySolver, make_plan
+from sfumato.state import samples
 from sfumato.text_samples import STEPS, sample_text
 
 NUMBER, TEXTS = 1000, 100  # samples, if there are so many real ones
@@ -227,6 +229,8 @@ def is_model(thing: Any) -> bool:
 
 def opened(model: Any, weights: str | None, device: str | torch.device) -> Any:
     """The model of a path, or the samples of one; anything else as it is."""
+    if isinstance(model, Tensor | np.ndarray):
+        return samples(model, "evaluate")
     if not isinstance(model, str | os.PathLike):
         return model
     path = Path(model).expanduser()
