@@ -46,3 +46,16 @@ def sampled(
         if between is not None and s > 0:
             law = law @ joined(between(model(states, s), t - s).nan_to_num(0.0))
     return distance(law, process, table)
+
+
+class Independent(torch.nn.Module):
+    """A network that believes in one law of each symbol, whatever the others are."""
+
+    takes_symbols = True
+
+    def __init__(self, law):
+        super().__init__()
+        self.logits = torch.nn.Parameter(law.log())
+
+    def forward(self, z, level):
+        return self.logits.expand(*z.shape, -1)

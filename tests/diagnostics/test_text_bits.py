@@ -8,19 +8,7 @@ import torch
 
 import sfumato as sf
 from sfumato.diagnostics.text_bits import compressed, known_words, order0, text_bits
-
-
-class Independent(torch.nn.Module):
-    """A network that believes in one law of each symbol, whatever the others are."""
-
-    takes_symbols = True
-
-    def __init__(self, law):
-        super().__init__()
-        self.logits = torch.nn.Parameter(law.log())
-
-    def forward(self, z, level):
-        return self.logits.expand(*z.shape, -1)
+from symbol_cases import Independent
 
 
 def test_independent_letters_have_their_entropy():

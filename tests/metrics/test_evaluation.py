@@ -13,6 +13,7 @@ from sfumato.metrics import KID, Evaluator, compare, evaluate, sweep
 from sfumato.metrics.drawing import draw
 from sfumato.training import Run
 from sfumato.training.console import Silent
+from symbol_cases import Independent
 
 LAW = sf.exact.GaussianMixture([0.5, 0.5], [[-2.0, 0.0], [2.0, 0.0]], [0.3, 0.3])
 
@@ -25,19 +26,6 @@ def run(tmp_path_factory) -> Run:
     np.savez(folder / "x.npz", x=x.float().numpy(), labels=labels.numpy())
     how = {"steps": 4, "batch": 16, "net": "tiny", "precision": "float32", "snapshots": 0, "holdout": 0.3}
     return sf.train(folder / "x.npz", folder / "run", console=Silent(), **how)
-
-
-class Independent(torch.nn.Module):
-    """A network that believes in one law of each symbol, whatever the others are."""
-
-    takes_symbols = True
-
-    def __init__(self, law):
-        super().__init__()
-        self.logits = torch.nn.Parameter(law.log())
-
-    def forward(self, z, level):
-        return self.logits.expand(*z.shape, -1)
 
 
 @pytest.fixture(scope="module")

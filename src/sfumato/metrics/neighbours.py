@@ -10,6 +10,7 @@ Sources: Kynkaanniemi et al. 2019 (1904.06991); Naeem et al. 2020 (2002.09797).
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from typing import ClassVar
@@ -24,7 +25,7 @@ from sfumato.registry import register
 
 
 @dataclasses.dataclass(frozen=True)
-class Balls:
+class Balls(abc.ABC):
     """What the four have in common: k neighbours, and distances that are computed once."""
 
     k: int = 5
@@ -45,9 +46,9 @@ class Balls:
 
         return jackknife(share, len(x), len(y), self.most)
 
+    @abc.abstractmethod
     def share(self, xx: Tensor, yy: Tensor, xy: Tensor) -> float:
         """The figure from the distances (n, n), (m, m) and (n, m)."""
-        raise NotImplementedError
 
     def radius(self, own: Tensor) -> Tensor:
         """The distance of each to its k-th neighbour, from distances (n, n) with zeros for itself."""

@@ -9,7 +9,6 @@ Sources: Strudel et al. 2022 (2211.04236), Eq. 6; Dieleman et al. 2022 (2211.150
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, final
 
 from torch import Tensor
@@ -18,7 +17,7 @@ from sfumato import noise
 from sfumato.errors import SfumatoError
 from sfumato.noise import Noise
 from sfumato.objectives.density import TimeDensity
-from sfumato.objectives.loss import Loss
+from sfumato.objectives.loss import LearnsLevels
 from sfumato.objectives.losses import fixed
 from sfumato.registry import register
 from sfumato.schedule import Schedule
@@ -26,7 +25,7 @@ from sfumato.schedule import Schedule
 
 @register("loss", "cross-entropy")
 @final
-class CrossEntropy(Loss):
+class CrossEntropy(LearnsLevels):
     """-log p(x_i | z_t) in nats per symbol, at levels drawn by `times`, for any process of symbols.
 
     The density is the weight of the levels: nothing is divided by it. With times="warped" the loss rises evenly over
@@ -65,13 +64,3 @@ class CrossEntropy(Loss):
                 f"The cross-entropy is of symbols, and a {type(process).__name__} process has none: take "
                 "loss='denoising', or process='embedded'."
             )
-
-    def parameters(self, recurse: bool = True) -> Any:
-        """The parameters of the density, which it updates itself in `observe`."""
-        return iter(self.times.parameters())
-
-    def tensors(self) -> dict[str, Tensor]:
-        return self.times.tensors()
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        self.times.load(dict(tensors))

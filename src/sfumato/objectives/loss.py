@@ -102,6 +102,22 @@ class Loss(nn.Module, abc.ABC):
         self.load_state_dict(dict(tensors))
 
 
+class LearnsLevels(Loss):
+    """A loss whose density of levels, `times`, may learn from the losses in `observe`; it is all the loss's state."""
+
+    times: TimeDensity
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """Those of the density, which updates them itself."""
+        return iter(self.times.parameters())
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self.times.tensors()
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        self.times.load(dict(tensors))
+
+
 def one_a_sample(losses: Any, count: int, whose: Any, what: str = "losses", trains: bool = True) -> Tensor:
     """`losses`, checked to be one per sample, (count,); SfumatoError names what was returned and what is needed."""
     whose = getattr(whose, "module", whose)

@@ -17,7 +17,7 @@ from sfumato.objectives import score_matching
 from sfumato.objectives.denoising import denoising_loss
 from sfumato.objectives.history import LossHistory
 from sfumato.objectives.hybrid import STEPS, Defensive, hybrid_loss, vlb_loss
-from sfumato.objectives.loss import Levels, Loss
+from sfumato.objectives.loss import LearnsLevels, Levels, Loss
 from sfumato.objectives.nonequilibrium import nonequilibrium_loss, require_symbols
 from sfumato.objectives.teacher import Clean
 from sfumato.objectives.times import TimeDensity, UniformLogSNR, UniformTime
@@ -36,7 +36,7 @@ def fixed(times: TimeDensity) -> TimeDensity:
 
 @register("loss", "denoising")
 @final
-class Denoising(Loss):
+class Denoising(LearnsLevels):
     """w(logsnr) / p(logsnr) |eps - eps_hat|^2 / D; for w None the mean squared error of the target.
 
     times: p, which may learn from the losses, and then needs a weight. clean: targets with less variance than the
@@ -77,16 +77,6 @@ class Denoising(Loss):
                 "Learned vectors would fall together under the denoising loss, which is then 0: train them by "
                 "loss='cross-entropy'."
             )
-
-    def parameters(self, recurse: bool = True) -> Any:
-        """The parameters of the density, which it updates itself in `observe`."""
-        return iter(self.times.parameters())
-
-    def tensors(self) -> dict[str, Tensor]:
-        return self.times.tensors()
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        self.times.load(dict(tensors))
 
     def levels(self) -> Levels:
         return Levels(fixed(self.times), self.weight, self.times)
