@@ -33,9 +33,11 @@ if TYPE_CHECKING:
     from sfumato.diagnostics.information import Information as Information
     from sfumato.diagnostics.information import information as information
     from sfumato.diagnostics.memorization import memorization as memorization
+    from sfumato.distillation import distill as distill
     from sfumato.distributed import joined as joined
     from sfumato.errors import SfumatoError as SfumatoError
     from sfumato.errors import SfumatoWarning as SfumatoWarning
+    from sfumato.flow_map import FlowMap as FlowMap
     from sfumato.latents import attribute as attribute
     from sfumato.latents import decode as decode
     from sfumato.latents import encode as encode
@@ -84,6 +86,7 @@ _PUBLIC = {
     "Denoiser": "sfumato.model:Denoiser",
     "DenoisingAutoencoder": "sfumato.denoising_autoencoder:DenoisingAutoencoder",
     "Estimate": "sfumato.belief:Estimate",
+    "FlowMap": "sfumato.flow_map:FlowMap",
     "Gaussian": "sfumato.process.gaussian:Gaussian",
     "Guided": "sfumato.compose:Guided",
     "Information": "sfumato.diagnostics.information:Information",
@@ -107,6 +110,7 @@ _PUBLIC = {
     "decode": "sfumato.latents:decode",
     "denoising_loss": "sfumato.objectives:denoising_loss",
     "differentiable": "sfumato.compose:differentiable",
+    "distill": "sfumato.distillation:distill",
     "doctor": "sfumato.diagnosis:doctor",
     "draws": "sfumato.diagnostics.draw_table:draws",
     "encode": "sfumato.latents:encode",

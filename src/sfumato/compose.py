@@ -24,7 +24,12 @@ Scale = float | Mapping[str, float]  # guidance scale: one for all conditions, o
 
 
 class Wrapped:
-    """A model around another one; it forwards the inner model's attributes (shape, spec, device)."""
+    """A model around another one; it forwards the inner model's attributes (shape, spec, device).
+
+    two_times: whether it understands the second time of a flow map, `until`.
+    """
+
+    two_times: Any = False
 
     def __init__(self, inner: Model) -> None:
         self.inner = inner
@@ -142,6 +147,7 @@ class Rescheduled(Wrapped):
             raise SfumatoError(f"{type(inner.process).__name__} has no single schedule: reschedule its parts.")
         self.schedule, self._of = schedule_of(schedule), inner.process
         self._process = move(self.schedule)
+        self.two_times = getattr(inner, "two_times", False)
 
     @property
     def process(self) -> Any:
@@ -152,6 +158,9 @@ class Rescheduled(Wrapped):
     def __call__(self, z: Tensor, t: Time, /, **cond: Any) -> Any:
         t = as_time(t)
         z_base, t_base = self.process.same_level(z, t, self.inner.process)
+        if self.two_times and "until" in cond:
+            logsnr = self.process.schedule.logsnr(as_time(cond["until"]))
+            cond = {**cond, "until": self.inner.process.schedule.time(logsnr)}
         return self.inner(z_base, t_base, **cond).under(self.process, z, t)
 
 

@@ -33,15 +33,15 @@ def make_plan(
         return chosen
     if chosen is not None and not hasattr(chosen, "plan"):
         raise SfumatoError(f"solver must be a solver, its name or a plan, not {solver!r:.80}.")
-    steps = DEFAULT_STEPS if steps is None else whole("steps", steps)
+    steps = getattr(model, "default_steps", DEFAULT_STEPS) if steps is None else whole("steps", steps)
     stored = stored_plan(model, steps, t_start, t_stop, guidance, interval) if chosen is None else None
     plan: Plan = stored or (chosen or usual_solver(model)).plan(model.process, steps, t_start, t_stop)
     return plan
 
 
 def usual_solver(model: Any) -> Any:
-    """The default solver of a model, by its process and by whether it is exact."""
-    name = model.process.default_solver
+    """The default solver of a model, by its kind, its process and whether it is exact."""
+    name = getattr(model, "default_solver", model.process.default_solver)
     return default(exact=getattr(model, "exact", False)) if name == "multistep" else make("solver", name)
 
 

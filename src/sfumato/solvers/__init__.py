@@ -14,6 +14,7 @@ from sfumato.solvers.discrete import Ancestral, SymbolSolver
 from sfumato.solvers.langevin import AnnealedLangevin, PredictorCorrector
 from sfumato.solvers.leaping import Leaping, ThetaTrapezoid
 from sfumato.solvers.lines import Bridge, Corrector, Jump, Linear
+from sfumato.solvers.map import Map
 from sfumato.solvers.multistep import Multistep
 from sfumato.solvers.named import DEIS, LMS, DPMSolver, DPMSolverPP, UniPC
 from sfumato.solvers.plan import Plan, State
@@ -46,7 +47,7 @@ def default(exact: bool = False) -> Solver:
 __all__ = [
     "DDIM", "DDPM", "DEIS", "LMS", "NAMES", "PNDM", "RK4", "Adaptive", "Ancestral", "AnnealedLangevin", "Bridge",
     "Brownian", "Churn", "Corrector", "DPMSolver", "DPMSolverPP", "Euler", "EulerMaruyama", "Heun", "Jump",
-    "LearnedDDPM", "Leaping", "Linear", "Midpoint", "Multistep", "OptimalDDPM", "Plan", "PredictorCorrector", "Reveal",
-    "RungeKutta", "SASolver", "SDEDPMSolver", "Singlestep", "Solver", "State", "SymbolSolver", "ThetaTrapezoid",
-    "UniPC", "Walk", "default", "grids", "together",
+    "LearnedDDPM", "Leaping", "Linear", "Map", "Midpoint", "Multistep", "OptimalDDPM", "Plan",
+    "PredictorCorrector", "Reveal", "RungeKutta", "SASolver", "SDEDPMSolver", "Singlestep", "Solver", "State",
+    "SymbolSolver", "ThetaTrapezoid", "UniPC", "Walk", "default", "grids", "together",
 ]  # fmt: skip

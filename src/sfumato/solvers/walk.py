@@ -237,9 +237,9 @@ class CountingModel:
     def __init__(self, model: Any, cond: Mapping[str, Any]) -> None:
         self.model, self.cond, self.calls, self.belief = model, cond, 0, None
 
-    def __call__(self, z: State, t: Any) -> Any:
+    def __call__(self, z: State, t: Any, **more: Any) -> Any:
         self.calls += 1
-        belief = self.model(z, t, **self.cond)
+        belief = self.model(z, t, **self.cond, **more)
         self.belief = belief if self.belief is None else self.belief
         return belief
 

@@ -1,0 +1,156 @@
+"""A flow map: a model of two times, which moves a state along the probability-flow ODE from t to s in one call.
+
+    X(z, t, s) = S_s [ z / S_t + (theta_t - theta_s) F(z, t, s) ],   theta = arctan(sigma / (alpha sigma_data)),
+    S = sqrt(sigma^2 + alpha^2 sigma_data^2)
+
+F(z, t, s) is the mean of the target F = -d(z / S)/dtheta over the path, so X(z, t, t) = z whatever the network, a
+network that answers 0 is the exact map of N(0, sigma_data^2) data, and at s = t the map is an ordinary denoiser.
+Consistency models (s = 0), shortcut models, MeanFlow and distilled students are such maps.
+Sources: Boffi et al. 2024 (2406.07507); Kim et al. 2023 (2310.02279); Geng et al. 2025 (2505.13447).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast, final
+
+import torch
+from torch import Tensor, nn
+
+from sfumato import nets
+from sfumato.belief import Estimate, broadcast
+from sfumato.compose import Wrapped
+from sfumato.errors import SfumatoError
+from sfumato.model import Denoiser
+from sfumato.process import Additive, Gaussian
+from sfumato.registry import register
+from sfumato.schedule import Time, as_time
+
+UNTIL = "until"  # the condition by which the network hears the second time
+_HEARD = 2.0  # theta runs from 0 to pi / 2; scalar conditions of networks are of order 1
+
+
+def angle(process: Additive, t: Time) -> Tensor:
+    """theta = arctan(sigma / (alpha sigma_data)), float64 like t: 0 for data, at most pi / 2 for noise."""
+    alpha, sigma = process.schedule(t)
+    return torch.atan2(sigma, alpha * process.sigma_data)
+
+
+def time(process: Additive, theta: Tensor) -> Tensor:
+    """The time t of an angle, limited to the schedule's range: the inverse of `angle`."""
+    logsnr = 2 * torch.log(torch.cos(theta).clamp_min(1e-300) / (torch.sin(theta) * process.sigma_data))
+    return torch.where(theta <= 0, 0.0, process.schedule.time(logsnr))
+
+
+def unit(process: Additive, z: Tensor, t: Time) -> Tensor:
+    """w = z / S, whose motion along the ODE is dw/dtheta = -F."""
+    alpha, sigma = process.schedule(t)
+    return z / broadcast(torch.sqrt(sigma**2 + alpha**2 * process.sigma_data**2), z)
+
+
+@register("model", "FlowMap")
+@final
+class FlowMap(Wrapped):
+    """map(z, t, until=s, **cond) -> the `Estimate` whose `to(s)` is X(z, t, s); without `until`, s = t: a denoiser.
+
+    inner: a Gaussian `Denoiser` of any target, whose network takes a scalar condition `until`, as
+    `FlowMap.student(teacher)` builds it. calls: the numbers of calls that it was trained for; the first is the default
+    of `sf.sample`. Samples are drawn by the solver "map"; every other solver uses the model as a denoiser.
+    """
+
+    two_times = True
+    default_solver = "map"
+
+    def __init__(self, inner: Denoiser, calls: tuple[int, ...] = (1, 2, 4)) -> None:
+        super().__init__(inner)
+        process = getattr(inner, "process", None)
+        if not isinstance(process, Gaussian):
+            raise SfumatoError(f"A flow map moves real numbers along an ODE, and {type(process).__name__} has none.")
+        self.calls = tuple(int(count) for count in calls)
+        if not self.calls or min(self.calls) < 1:
+            raise SfumatoError(f"calls are numbers of calls, at least 1, not {calls!r:.60}.")
+
+    @property
+    def default_steps(self) -> int:
+        return self.calls[0]
+
+    @property
+    def spec(self) -> Any:
+        """The data's contract."""
+        return getattr(self.inner, "spec", None)
+
+    @spec.setter
+    def spec(self, spec: Any) -> None:
+        inner: Any = self.inner
+        inner.spec = spec
+
+    @classmethod
+    def student(cls, teacher: Denoiser, calls: tuple[int, ...] = (1, 2, 4)) -> FlowMap:
+        """A map that starts at the teacher: its network with the second time added, of which the output is zero.
+
+        Each call is then one Euler step of the teacher in theta.
+        """
+        if not isinstance(teacher, Denoiser):
+            raise SfumatoError(f"A flow map starts from a denoiser, not from a {type(teacher).__name__}.")
+        inner = copy.copy(teacher)
+        inner._modules = {**teacher._modules, "net": hearing(teacher.net)}
+        inner.plans = {}
+        return cls(inner, calls)
+
+    def __call__(self, z: Tensor, t: Time, /, until: Time | None = None, **cond: Any) -> Estimate:
+        process, t = self.process, as_time(t)
+        s = t if until is None else as_time(until)
+        theta, end = angle(process, t), _end(process, s)
+        heard = (_HEARD * end).to(z.device, torch.float32).expand(len(z))
+        belief: Estimate = self.inner(z, t, **{UNTIL: heard}, **cond)
+        if until is None:
+            return belief
+        d = theta - end
+        slope = torch.where(d == 0, 1.0, d / torch.where(d == 0, 1.0, d.sin()))
+        y = broadcast(slope, z) * belief.F + broadcast(torch.tan(d / 2), z) * unit(process, z, t)
+        return Estimate(z, t, process.schedule, y=y, sigma_data=process.sigma_data, named="F")
+
+    def mean(self, z: Tensor, t: Time, s: Time, **cond: Any) -> Tensor:
+        """F(z, t, s), the mean of F over the path from t to s, like z."""
+        heard = (_HEARD * _end(self.process, as_time(s))).to(z.device, torch.float32).expand(len(z))
+        found: Tensor = self.inner(z, t, **{UNTIL: heard}, **cond).F
+        return found
+
+
+def _end(process: Additive, s: Tensor) -> Tensor:
+    """The angle at which a path ends; s = 0 is the clean signal, also where sigma(0) > 0."""
+    return torch.where(s == 0, 0.0, angle(process, s))
+
+
+def hearing(net: nn.Module) -> nn.Module:
+    """A copy of a network that also takes the scalar condition `until`, without effect on its output at first."""
+    config, given = getattr(net, "config", None), getattr(net, "given", None)
+    if config is None or given is None:
+        raise SfumatoError(
+            f"{type(net).__name__} cannot be given a second time: give the flow map a denoiser whose network takes "
+            f"the keyword {UNTIL} (B,)."
+        )
+    if UNTIL in given:
+        return copy.deepcopy(net)
+    args = dict(config["args"])
+    args |= {"classes": 0, "conditions": {**given, UNTIL: {"kind": "scalar"}}}
+    made = nets.from_config({**config, "args": args})
+    missing, unexpected = made.load_state_dict(_renamed(net, made), strict=False)
+    if unexpected or any(".others." not in name for name in missing):
+        raise SfumatoError(f"{type(net).__name__} cannot be given a second time: its weights would not fit.")
+    conditioning: Any = made.conditioning
+    embedder = conditioning.others[conditioning.names.index(UNTIL)]
+    for parameter in (embedder.second.weight, embedder.second.bias, embedder.null):
+        nn.init.zeros_(parameter)
+    return made.train(net.training)
+
+
+def _renamed(net: nn.Module, made: nn.Module) -> dict[str, Tensor]:
+    """The weights of `net` by the names they have in `made`, where the other conditions may have other numbers."""
+    old, new = (cast(Any, each.conditioning).names for each in (net, made))
+    place = {f".others.{i}.": f".others.{new.index(name)}." for i, name in enumerate(old)}
+
+    def name_of(name: str) -> str:
+        return next((name.replace(was, now) for was, now in place.items() if was in name), name)
+
+    return {name_of(name): value for name, value in net.state_dict().items()}

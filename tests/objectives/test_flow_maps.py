@@ -1,0 +1,144 @@
+"""The exact map is the fixed point of every loss of flow maps, and targets made of data alone have the right mean."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import sfumato as sf
+from sfumato.conditions import Conditions
+from sfumato.flow_map import FlowMap, angle, unit
+from sfumato.objectives import flow_maps
+from sfumato.objectives.flow_maps import Lagrangian, MapLoss, MeanFlow, Semigroup
+from sfumato.registry import names
+
+LAW = sf.exact.GaussianMixture(
+    [0.3, 0.3, 0.4],
+    [[1.5, 0.0], [-1.0, 1.0], [-0.5, -1.2]],
+    [[[0.1, 0.05], [0.05, 0.1]], [[0.2, -0.05], [-0.05, 0.05]], [[0.05, 0.0], [0.0, 0.15]]],
+)
+
+
+class ExactMap:
+    """The mean of F over a path of an exactly known law."""
+
+    def __init__(self, law: sf.exact.GaussianMixture, process: sf.Gaussian) -> None:
+        self.law, self.process = law, process
+
+    def mean(self, z: torch.Tensor, t: torch.Tensor, s: torch.Tensor, **cond: Any) -> torch.Tensor:
+        process = self.process
+        d = (angle(process, t) - torch.where(s == 0, 0.0, angle(process, s))).expand(len(z))
+        still = d.abs() < 1e-12
+        end = self.law.flow_between(z, process.schedule(t), process.schedule(s))
+        mean = (unit(process, end, s) - unit(process, z, t)) / torch.where(still, 1.0, d)[:, None]
+        return torch.where(still[:, None], self.law.denoiser(process)(z, t).F, mean)
+
+
+def batch(law: sf.exact.GaussianMixture, count: int, seed: int = 0) -> SimpleNamespace:
+    u = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    return SimpleNamespace(x=law.sample(count, seed), cond=Conditions({}), index=torch.arange(count), u=u)
+
+
+def test_the_exact_map_is_a_fixed_point() -> None:
+    for schedule in ("cosine", "edm"):
+        process = sf.Gaussian(schedule)
+        teacher, exact = LAW.denoiser(process), ExactMap(LAW, process)
+        losses: dict[str, tuple[MapLoss, float]] = {
+            "semigroup": (Semigroup(teacher), 1e-12),
+            "shortcut": (Semigroup(cut=0.5, diagonal=0.0), 1e-12),
+            "trajectory consistency": (Semigroup(teacher, "teacher", cut=0.1, steps=8), 1e-8),
+            "consistency": (Semigroup(teacher, "teacher", cut=0.1, steps=8, ends="data"), 1e-8),
+            "direct": (Semigroup(teacher, "teacher", cut=1.0, steps=64), 1e-6),
+            "Lagrangian": (Lagrangian(teacher), 1e-7),
+            "Lagrangian, self": (Lagrangian(diagonal=0.0), 1e-7),
+            "mean flow": (MeanFlow(teacher), 1e-5),
+            "improved mean flow": (MeanFlow(teacher, improved=True), 1e-5),
+        }
+        for name, (loss, tolerance) in losses.items():
+            assert float(loss.losses(exact, batch(LAW, 24)).max()) < tolerance, (schedule, name)
+
+
+def test_targets_of_data_have_the_exact_map_as_their_mean() -> None:
+    """For 1-D Gaussian data the least-squares slope and offset of the target on z are those of the exact map."""
+    law = sf.exact.GaussianMixture([1.0], [[0.4]], [[[0.3]]])
+    process = sf.Gaussian("cosine")
+    exact, count = ExactMap(law, process), 40_000
+    t, theta = torch.tensor(0.6, dtype=torch.float64), angle(process, 0.6)
+    x, eps = (
+        law.sample(count, 3),
+        torch.randn(count, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1)),
+    )
+    z = process.corrupt(x, t, eps)
+    each = torch.ones(count, dtype=torch.float64)
+    path = flow_maps.Path(z, x, eps, t * each, theta * each, 0.3 * theta * each, 0.5 * each, Conditions({}))
+    s = flow_maps.flow_map.time(process, path.end)
+    want = exact.mean(z, path.t, s)
+    for name, loss in (("slope", Lagrangian()), ("mean flow", MeanFlow()), ("improved", MeanFlow(improved=True))):
+        if isinstance(loss, MeanFlow):
+            slope = flow_maps.own_slope(process, path)
+            along = exact.mean(z, path.t, path.t) if loss.improved else slope
+            target = slope - (path.theta - path.end)[:, None] * loss._change(exact, path, s, along)  # type: ignore[arg-type]
+            wanted = want
+        else:
+            target, wanted = loss.slope(exact, path), exact.mean(z, path.t, path.t)  # type: ignore[arg-type]
+        off = (target - wanted)[:, 0]
+        assert off.std() > 0.1, name  # noisy targets
+        for moment in (off, off * z[:, 0]):
+            assert abs(float(moment.mean())) < 4.5 * float(moment.std()) / math.sqrt(count), name
+
+
+def test_consistency_training_tends_to_distillation() -> None:
+    """The mean target of data approaches the teacher's as the cut moves to t."""
+    law = sf.exact.GaussianMixture([1.0], [[0.0]], [[[0.2]]])
+    process = sf.Gaussian("flow")
+    exact, teacher, count = ExactMap(law, process), law.denoiser(process), 200_000
+    each, draws = torch.ones(count, dtype=torch.float64), torch.Generator().manual_seed(0)
+    x, eps = law.sample(count, 1), torch.randn(count, 1, dtype=torch.float64, generator=draws)
+    theta = angle(process, 0.5)
+    z = process.corrupt(x, 0.5, eps)
+    path = flow_maps.Path(z, x, eps, 0.5 * each, theta * each, 0.0 * each, 0.5 * each, Conditions({}))
+    gaps = []
+    for cut in (0.4, 0.1, 0.025):
+        found = []
+        for short in ("data", "teacher"):
+            loss = Semigroup(teacher, short, cut=cut, steps=4, ends="data")
+            target = loss.target(exact, path, torch.zeros_like(path.t))  # type: ignore[arg-type]
+            found.append(float((target * z).mean() / (z * z).mean()))  # the slope of the regression on z
+        gaps.append(abs(found[0] - found[1]))
+    assert gaps[0] > 0.02 and gaps[0] > 4 * gaps[1] > 16 * gaps[2], gaps
+
+
+def test_a_student_learns_in_any_split_of_its_batches() -> None:
+    teacher = LAW.denoiser(sf.Gaussian("flow"))
+    torch.manual_seed(0)
+    net = sf.nets.MLP(2, 16, 1, conditions={"until": {"kind": "scalar"}})
+    model = FlowMap(sf.Denoiser(net, sf.Gaussian("flow")))
+    whole = batch(LAW, 12)
+    for loss in (Semigroup(teacher), Lagrangian(), MeanFlow(improved=True)):
+        together = loss.losses(model, whole)
+        parts = []
+        for rows in (slice(0, 5), slice(5, 12)):
+            part = SimpleNamespace(
+                x=whole.x[rows], cond=whole.cond.rows(rows), index=whole.index[rows], u=whole.u[rows]
+            )
+            parts.append(loss.losses(model, part))
+        assert torch.allclose(together, torch.cat(parts), atol=1e-5)
+        together.mean().backward()
+        assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in net.parameters() if p.requires_grad)
+
+
+def test_names_and_mistakes() -> None:
+    known = {"semigroup", "lagrangian", "mean-flow", "consistency-training", "progressive-distillation"}
+    assert known <= set(names("loss"))
+    with pytest.raises(sf.SfumatoError, match="flow map"):
+        Semigroup().suits(sf.Denoiser(sf.nets.MLP(2, 8, 1), sf.Gaussian("flow")))
+    model = FlowMap.student(sf.Denoiser(sf.nets.MLP(2, 8, 1), sf.Gaussian("flow")))
+    with pytest.raises(sf.SfumatoError, match="teacher"):
+        Semigroup(short="teacher").suits(model)
+    with pytest.raises(sf.SfumatoError, match="schedules"):
+        Semigroup(LAW.denoiser(sf.Gaussian("cosine"))).suits(model)
+    for wrong in ({"short": "nobody"}, {"cut": 0.0}, {"cut": 1.0}, {"ends": "noise"}, {"diagonal": 1.0}):
+        with pytest.raises(sf.SfumatoError):
+            Semigroup(**wrong)
