@@ -46,6 +46,7 @@ def distill(
     method: str = "auto",
     calls: Sequence[int] = (1, 2, 4),
     guidance: Scale | None = None,
+    interval: tuple[float, float] | None = None,
     samples: int = DRAWN,
     **settings: Any,
 ) -> Run:
@@ -54,17 +55,17 @@ def distill(
     teacher: a denoiser of real numbers, its file or its run. data: its training data, in any form that `sf.train`
     takes; by default `samples` of its own samples, so that its file is enough. method: the name of a loss
     (`objectives.flow_maps`); "auto" is the one that comes nearest to the teacher in equal time. calls: the numbers of
-    calls that the student is for. guidance: the scale of the teacher's guidance, which the student then has for good,
-    at no second call. settings: those of `sf.train`.
+    calls that the student is for. guidance, interval: the scale of the teacher's guidance and its levels of logsnr,
+    which the student then has for good, at no second call. settings: those of `sf.train`.
     Returns the run; `ladder(run.denoiser, teacher)` compares the two by the number of calls.
     """
     teacher = serialization.load(teacher) if isinstance(teacher, str | os.PathLike) else teacher
     student = FlowMap.student(innermost(teacher), tuple(calls))
-    guide = teacher if guidance is None else Guided(teacher, guidance)
+    guide = teacher if guidance is None else Guided(teacher, guidance, interval)
     if data is None:
         data, labels = drawn(guide, whole("samples", samples, least=2), settings.get("seed", 0))
     loss = loss_named(method, guide, settings.get("seed", 0))
-    return train(data, out, labels, model=student, loss=loss, **settings)
+    return train(data, out, labels, model=student, loss=loss, **{"guidance": 1.0, **settings})
 
 
 def loss_named(method: str, teacher: Any, seed: int = 0) -> Any:
@@ -93,17 +94,21 @@ def innermost(teacher: Any) -> Denoiser:
 
 def drawn(teacher: Any, count: int, seed: int) -> tuple[Any, Any]:
     """(samples of a teacher in the user's units, their labels); each class is drawn equally often."""
-    known: dict[str, Any] = dict(declared(teacher) or {})
+    known = dict(declared(teacher) or {})
     if set(known) - {"label"}:
         raise SfumatoError(
             f"The model has the condition {next(name for name in known if name != 'label')!r}, whose values only data "
             "have: pass data=, the data that it was trained on."
         )
-    if not known:
-        return sample(teacher, count, seed=seed), None
-    classes = list(known["label"].classes)
-    label = [classes[i % len(classes)] for i in range(count)]
-    return sample(teacher, count, seed=seed, label=label), label
+    cond = in_turn(teacher, count)
+    return sample(teacher, count, seed=seed, cond=cond), cond.get("label")
+
+
+def in_turn(teacher: Any, count: int) -> dict[str, list[str]]:
+    """The conditions of `count` samples of a model of classes, each in its turn; none for other models."""
+    label: Any = (declared(teacher) or {}).get("label")
+    classes = list(getattr(label, "classes", ()))
+    return {"label": [classes[i % len(classes)] for i in range(count)]} if classes else {}
 
 
 @torch.no_grad()
@@ -112,8 +117,9 @@ def ladder(student: Any, teacher: Any, calls: Sequence[int] = (1, 2, 4, 8), seed
     student, the teacher's default solver, and the plans stored in its file.
 
     The solution is the teacher's own, by FINE steps of Heun's method. cond: conditions, one value or one for each of
-    the SHOWN samples.
+    the SHOWN samples; by default each class in its turn.
     """
+    cond = cond or in_turn(teacher, SHOWN)
 
     def states(model: Any, steps: int, solver: Any = None) -> Tensor:
         found: Tensor = sample(model, SHOWN, steps, solver, seed, normalised=True, cond=cond)
@@ -133,3 +139,17 @@ def ladder(student: Any, teacher: Any, calls: Sequence[int] = (1, 2, 4, 8), seed
             off = (states(model, steps, solver) - fine).square().mean().sqrt()
             rungs.append(Rung(count, how, float(off) / scale))
     return rungs
+
+
+def advice(rungs: Sequence[Rung]) -> str:
+    """Which way to sample for each number of calls, in words."""
+    best = [
+        min((rung for rung in rungs if rung.calls == calls), key=lambda rung: rung.rms)
+        for calls in sorted({rung.calls for rung in rungs})
+    ]
+    wins = [str(rung.calls) for rung in best if rung.how == "student"]
+    if not wins:
+        return "The teacher is nearer to its own solution at each of these numbers of calls: keep sampling it."
+    others = [str(rung.calls) for rung in best if rung.how != "student"]
+    words = f"The student is nearer with {' or '.join(wins)} calls"
+    return f"{words}; with {' or '.join(others)} calls take the teacher." if others else f"{words}."

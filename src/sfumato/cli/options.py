@@ -164,6 +164,27 @@ TUNE = Command(
     ],
 )  # fmt: skip
 
+DISTILL = Command(
+    "Train a student that samples in one or a few calls of its network, from a trained model: a flow map, in a run "
+    "folder of its own. The model's file is enough: without --data the student learns from samples of the model. Ends "
+    "with a table of the distance to the model's own fine solution by the number of calls, for the student and for "
+    "the model's solvers. With --json, prints one JSON object per line, the last with that table.",
+    [
+        MODEL,
+        flag("--steps", "N,N..", "The numbers of calls that the student is for; the first is its default.", "1,2,4"),
+        flag("--method", "NAME", "The loss: auto, semigroup, lagrangian, consistency-distillation ...", "auto"),
+        flag("--minutes", float, "Minutes of training.", 5.0),
+        flag("-o --out", "FOLDER", "The run folder; by default runs/NAME-distilled."),
+        flag("--guidance", float, "Guidance scale of the teacher, which the student keeps. " + GUIDANCE_OF_GRIDS),
+        INTERVAL,
+        flag("--data", "DATA", f"The training data: {SOURCES}, instead of samples of the model."),
+        LABELS,
+        flag("--samples", int, "Samples drawn from the model where there are no data.", 4096),
+        seed("student"),
+        DEVICE,
+    ],
+)  # fmt: skip
+
 RUNS = Command(
     "Compare runs side by side, best first: how far each got, its losses, and the settings that differ. With --json, "
     "prints one JSON object.",
@@ -454,5 +475,5 @@ COMMANDS = {
     "demo": DEMO, "train": TRAIN, "resume": RESUME, "sample": SAMPLE, "info": INFO, "inspect": INSPECT,
     "certify": CERTIFY, "tune": TUNE, "likelihood": LIKELIHOOD, "average": AVERAGE, "runs": RUNS, "control": CONTROL,
     "evaluate": EVALUATE, "memorization": MEMORIZATION, "plan": PLAN, "explain-objective": EXPLAIN_OBJECTIVE,
-    "doctor": DOCTOR,
+    "doctor": DOCTOR, "distill": DISTILL,
 }  # fmt: skip

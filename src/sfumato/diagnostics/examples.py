@@ -14,13 +14,13 @@ _LONGEST = 4  # longest vector worth typing
 
 
 def default_guidance(given: Mapping[str, Condition], scale: float) -> float | dict[str, float] | None:
-    """The default guidance: this scale for labels and sets of labels; None if there are none.
+    """The default guidance: this scale for labels and sets of labels; None if there are none, or for the scale 1.
 
     Guidance narrows the law of the samples, which nobody expects who conditions on, say, a temperature. Numbers and
     fields are therefore not guided.
     """
     named = [name for name, each in given.items() if isinstance(each, Label | MultiLabel)]
-    if not named:
+    if not named or scale == 1:
         return None
     return scale if len(named) == len(given) else dict.fromkeys(named, scale)
 
