@@ -55,6 +55,12 @@ def test_the_mean_is_the_code_length_over_all_orders(model) -> None:
         torch.testing.assert_close(chain(model), -TRUTH.log_prob(TRUTH.states), rtol=0, atol=1e-12)
 
 
+def test_bounds_are_of_probabilities_that_sum_to_no_more_than_one() -> None:
+    """A mean over orders of log p is below the log of their mean, of any model; a bound that is cut would be above."""
+    exact, wrong = (float((-every(model).mean((1, 2))).exp().sum()) for model in (TRUTH.denoiser(FLOW), Wrong()))
+    assert exact == pytest.approx(1, abs=1e-12) and wrong < 1 - 1e-3
+
+
 def test_it_is_the_integral_over_levels_for_a_wrong_model_too() -> None:
     """int dt / t sum over all subsets of t^m (1 - t)^(D - m) of the nats of the masks, by Beta numbers."""
     model, wanted = Wrong(), torch.zeros(27, dtype=F64)
