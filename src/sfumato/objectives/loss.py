@@ -17,6 +17,7 @@ from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError, an
 from sfumato.objectives.density import TimeDensity
 from sfumato.objectives.weights import Weight
+from sfumato.schedule import Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +104,17 @@ class Loss(nn.Module, abc.ABC):
 
 
 class LearnsLevels(Loss):
-    """A loss whose density of levels, `times`, may learn from the losses in `observe`; it is all the loss's state."""
+    """A loss whose density of levels, `times`, may learn from the losses in `observe`; it is all the loss's state.
+
+    `losses` sets `clock`, the schedule under which it draws, and divides by the density.
+    """
 
     times: TimeDensity
+    clock: Schedule | None = None
+
+    def observe(self, batch: Any, losses: Tensor) -> None:
+        assert self.clock is not None
+        self.times.observe(self.times.logsnr(batch.u, self.clock).detach(), losses)
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """Those of the density, which updates them itself."""

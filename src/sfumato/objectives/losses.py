@@ -51,20 +51,15 @@ class Denoising(LearnsLevels):
             )
         super().__init__()
         self.times, self.weight, self.seed, self.clean = times, weight, seed, clean
-        self._schedule: Schedule | None = None
 
     def losses(self, model: Any, batch: Any) -> Tensor:
-        self._schedule = schedule = model.process.clock
+        self.clock = schedule = model.process.clock
         t = schedule.time(self.times.logsnr(batch.u, schedule))
         losses = denoising_loss(
             model, batch.x, t, weight=self.weight, times=self.times, seed=self.seed, index=batch.index,
             clean=self.clean, cond=batch.cond,
         )  # fmt: skip
         return losses * (2 / batch.x[0].numel())
-
-    def observe(self, batch: Any, losses: Tensor) -> None:
-        assert self._schedule is not None
-        self.times.observe(self.times.logsnr(batch.u, self._schedule).detach(), losses)
 
     def suits(self, model: Any) -> None:
         if not hasattr(model, "process"):
