@@ -54,11 +54,13 @@ class Loss(nn.Module, abc.ABC):
     """The base class of losses for `sf.train(loss=...)`; losses are means over the elements of a sample.
 
     network: the name of the network that "auto", "tiny" etc. stand for, if the loss trains no denoiser network. mask:
-    what an output of a `nets.Transformer` may hear.
+    what an output of a `nets.Transformer` may hear. by_noise: whether the noise of a sample rises with its number u, so
+    that held-out losses are told apart by it.
     """
 
     network: str | None = None
     mask: str = "full"
+    by_noise: bool = False
 
     @abc.abstractmethod
     def losses(self, model: Any, batch: Any) -> Tensor:
@@ -109,6 +111,7 @@ class LearnsLevels(Loss):
     `losses` sets `clock`, the schedule under which it draws, and divides by the density.
     """
 
+    by_noise = True
     times: TimeDensity
     clock: Schedule | None = None
 
@@ -152,6 +155,7 @@ class CompletedLoss(Loss):
             if hasattr(module, name):
                 setattr(self, name, getattr(module, name))
         self.network, self.mask = getattr(module, "network", None), getattr(module, "mask", "full")
+        self.by_noise = getattr(module, "by_noise", False)
 
     def losses(self, model: Any, batch: Any) -> Tensor:
         losses: Tensor = self.module.losses(model, batch)  # type: ignore[operator]
