@@ -215,6 +215,7 @@ def test_the_demo_prints_verse_and_judges_its_words(call, tmp_path):
     status, out, err = call("demo", "--text", "--minutes", "0.05", "-o", tmp_path / "verse")
     assert status == 0, err
     assert "of these words occur in the works that were held out, as 88% of Shakespeare's in the others do" in out
+    assert "drawn one after the other, at a temperature of 0.7" in out
     texts = (tmp_path / "verse" / "verse.txt").read_text().removesuffix("\n").split("\n" + "-" * 40 + "\n")
     assert [len(text) for text in texts] == [128] * 4
     assert (tmp_path / "verse" / "report.html").exists()
