@@ -299,6 +299,7 @@ def test_what_cannot_be_is_one_sentence():
         (lambda: Embedded(FLOW, 5, dim=4), "leave dim out"),
         (lambda: Embedded(FLOW, 5, "random", 1), "2 or more|at least 2"),
         (lambda: Embedded(FLOW, 5, scale=0.0), "above 0"),
+        (lambda: Embedded(FLOW, 50_000, "simplex"), "50,000 symbols has as many numbers"),
         (lambda: learned.vectors, "model.process"),
         (lambda: sf.Denoiser(sf.nets.MLP(8), learned), "outputs=2"),
         (lambda: sf.Denoiser(sf.nets.MLP(8, outputs=2), learned), "nets.Codebook"),

@@ -269,6 +269,7 @@ def test_what_is_no_process_is_refused() -> None:
         (lambda: Rates(FLOW, 3, jumps=((0, 1), (1, 0))), "rows of 3 rates"),
         (lambda: Rates(FLOW, 4, jumps=((0, 1, 0, 0), (1, 0, 0, 0), (0, 0, 0, 1), (0, 0, 1, 0))), "never meet"),
         (lambda: Uniform(FLOW, 3, row="z"), "does not tell symbols apart"),
+        (lambda: Ladder(FLOW, 50_000), "too many of 50,000 .*take process='uniform'"),
         (lambda: Ladder(OPEN, 3, row="rate"), "do not reach all symbols"),
         (lambda: Counts(FLOW, 3, row="ratio"), "apart: use row='other'\\.$"),
         (lambda: Counts(OPEN, 3), "must replace all"),
