@@ -5,6 +5,7 @@ log p(x) = sum_i log p(x_i | x_1 .. x_{i-1})        exact, in one call of a caus
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from sfumato.belief import tempered
 from sfumato.conditions import network_inputs
 from sfumato.errors import SfumatoError
 from sfumato.model import running_in
-from sfumato.process import alphabet
+from sfumato.normaliser import Normaliser
 from sfumato.registry import register
 
 
@@ -35,7 +36,7 @@ class Autoregressive(nn.Module):
                 "nets.Transformer(shape, mask='causal')."
             )
         self.net: Any = net
-        self.spec = None if spec is None else alphabet.unscaled(spec, range(1), getattr(net, "symbols", 0))
+        self.spec = None if spec is None else dataclasses.replace(spec, normaliser=Normaliser((0.0,), (1.0,)))
         self.compute_dtype: torch.dtype | None = None
         self.provenance: dict[str, Any] = {}
 

@@ -20,22 +20,17 @@ def symbols(x: Tensor, states: int) -> Tensor:
 
 
 def unscaled(spec: DataSpec, channels: Iterable[int], states: int) -> DataSpec:
-    """The spec with these channels left unscaled, and of no scale that a batch could lack, since symbols are no
-    quantities; SfumatoError if they do not hold symbols."""
+    """The spec with these channels left unscaled; SfumatoError if they do not hold symbols."""
     if spec.normaliser.kind != "affine":
         raise SfumatoError(f"symbols are not normalised: leave --normalise {spec.normaliser.kind} out")
     mean, std, own = list(spec.normaliser.mean), list(spec.normaliser.std), list(channels)
-    figures = spec.statistics
-    quiet, quiet_sample = list(figures.quiet), list(figures.quiet_sample)
-    low = min(figures.low[channel] for channel in own)
-    high = max(figures.high[channel] for channel in own)
+    low = min(spec.statistics.low[channel] for channel in own)
+    high = max(spec.statistics.high[channel] for channel in own)
     if low < 0 or high > states - 1:
         raise _foreign(states, low, high)
     for channel in own:
         mean[channel], std[channel] = 0.0, 1.0
-        quiet[channel] = quiet_sample[channel] = 0.0
-    figures = dataclasses.replace(figures, quiet=tuple(quiet), quiet_sample=tuple(quiet_sample))
-    return dataclasses.replace(spec, normaliser=Normaliser(tuple(mean), tuple(std)), statistics=figures)
+    return dataclasses.replace(spec, normaliser=Normaliser(tuple(mean), tuple(std)))
 
 
 def by_symbol(y: Tensor, n: int) -> Tensor:
