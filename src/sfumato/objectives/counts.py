@@ -83,7 +83,7 @@ def masked_loss(
     require_masks(model)
     index = torch.arange(len(x)) if index is None else torch.as_tensor(index)
     u = noise.spread(seed, index, noise.TRAIN_TIME) if u is None else u
-    eps = noise.normal(seed, index, tuple(x.shape[1:]), noise.TRAIN_NOISE, device=x.device) if eps is None else eps
+    eps = noise.uniform(seed, index, tuple(x.shape[1:]), noise.TRAIN_NOISE, device=x.device) if eps is None else eps
     n = counted(u, x)
     z, t = masked(model.process, x, n, eps)
     at = z == model.process.mask
