@@ -1,4 +1,4 @@
-"""G1, G3, G4, G6, G8, G9, the published losses of symbols: what each weighs beside the bound, and which are one.
+"""G1, G2, G3, G4, G6, G8, G9, the published losses of symbols: what each weighs beside the bound, and which are one.
 
 On a table of 3 symbols every expectation is a sum over all states: SEDD's score entropy (2310.16834) is the path KL,
 ratio matching (2211.16750) its own KL, and the two terms of D3PM (2107.03006) have one minimum, the exact belief.
@@ -19,7 +19,7 @@ def main() -> float:
     known = {"times": sf.times.named("uniform"), "weight": None, "seed": 0}
     for process, words in {
         sf.Masked(flow, 3): ("denoising", "masked", "mask-predict", "maskgit"),
-        sf.Uniform(flow, 3): ("denoising", "score-entropy", "d3pm", "ratio-matching", "sundae"),
+        sf.Uniform(flow, 3): ("denoising", "nonequilibrium", "score-entropy", "d3pm", "ratio-matching", "sundae"),
     }.items():
         for word in words:
             told = SymbolObjective(process, registry.make("loss", word, known))

@@ -1,4 +1,4 @@
-"""G3, G5, G7, G8, steps of symbols by the law of their samples: rates, bridges, masks revealed one by one.
+"""G3, G4, G7, G8, steps of symbols by the law of their samples: rates, bridges, masks revealed one by one.
 
 The exact belief of a table of 3 symbols, the law of each sampler by transition matrices: no chance in it. One symbol a
 call is exact in any order that the belief decides, and biased where the probability of what was drawn does (MaskGIT).
@@ -47,7 +47,12 @@ def main() -> float:
         print(f"    with a corrector of 0.3 steps, 31 calls: {better:.4f}")
         gap = max(gap, abs(bridge[1] - euler[1])) if isinstance(process, sf.Masked) else gap
     masked = table.denoiser(sf.Masked(sf.schedules.Flow(), 3))
-    for solver in ("reveal(order=confidence)", "maskgit(sizes=equal, gumbel=0.0)", ThetaTrapezoid()):
+    for solver in (
+        "reveal(order=confidence)",
+        "maskgit(sizes=equal, gumbel=0.0)",
+        "mask-predict(top_p=1.0)",
+        ThetaTrapezoid(),
+    ):
         x = sf.sample(masked, 4000, steps=3, solver=solver, batch=4000)
         found = torch.bincount(table.place(x), minlength=27) / 4000
         print(f"{solver}, 3 steps: {float((found - table.probs).abs().sum()) / 2:.3f}, of which chance 0.03")

@@ -73,6 +73,8 @@ def test_it_is_trained_saved_sampled_and_measured_as_any_text(tmp_path):
     found = sf.log_prob(model, windows)
     torch.testing.assert_close(found.value, model.log_prob(windows).double().detach())
     assert not found.bound and float(found.bits_per_dim.mean()) < 0.5
+    same = windows[:1].clone().fill_(3)  # one letter over and over is improbable, but no data in other units
+    assert float(sf.log_prob(model, same).value) < float(found.value.min())
     with pytest.raises(sf.SfumatoError, match="leave the method out"):
         sf.log_prob(model, windows, "elbo")
 

@@ -11,6 +11,7 @@ LIMITS = {
     "adaptive_density": 0.3,
     "analog_bits": 1.0,
     "annealed_langevin": 0.05,
+    "any_order": 1.0,
     "backprop": 1e-3,
     "bits_per_dim": 0.01,
     "board": 1e-6,

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 
 import sfumato as sf
 
@@ -171,6 +172,10 @@ def test_wrong_types_of_words_are_one_sentence(alternating):
     for words in ({"prompt": 5}, {"prompt": ["a"]}, {"infill": ["a_"]}):
         with pytest.raises(sf.SfumatoError, match="must be one text"):
             sf.sample_text(model, **words)
+    with pytest.raises(sf.SfumatoError, match="a temperature above 0 .* not hot and 1"):
+        sf.sample_text(model, temperature="hot")
+    same = torch.zeros(1, *model.spec.shape, dtype=torch.int64)  # one letter over and over, which may be
+    assert bool(sf.log_prob(model, same, "order").value < 0)
     assert len(sf.sample_text(model, prompt="ab" * 10)[0]) == 20 + 13 // 2
 
 
@@ -215,6 +220,7 @@ def test_the_demo_prints_verse_and_judges_its_words(call, tmp_path):
     status, out, err = call("demo", "--text", "--minutes", "0.05", "-o", tmp_path / "verse")
     assert status == 0, err
     assert "of these words occur in the works that were held out, as 88% of Shakespeare's in the others do" in out
+    assert "drawn one after the other, at a temperature of 0.7" in out
     texts = (tmp_path / "verse" / "verse.txt").read_text().removesuffix("\n").split("\n" + "-" * 40 + "\n")
     assert [len(text) for text in texts] == [128] * 4
     assert (tmp_path / "verse" / "report.html").exists()

@@ -1,14 +1,16 @@
 """Masked symbols with exact counts: the mean is that of the bound for every model, the variance finite (G5, G11)."""
 
 import itertools
+import json
 import math
 
 import pytest
 import torch
 
 import sfumato as sf
-from sfumato import schedules
+from sfumato import registry, schedules
 from sfumato.belief import Logits
+from sfumato.diagnostics.validation import validator_for
 from sfumato.exact import Table
 from sfumato.objectives.counts import counted, masked, masked_loss
 from sfumato.process import Masked, Uniform
@@ -53,6 +55,12 @@ def test_the_mean_is_the_code_length_over_all_orders(model) -> None:
     torch.testing.assert_close(every(model).mean((1, 2)), chain(model), rtol=0, atol=1e-12)
     if model.__class__ is not Wrong:
         torch.testing.assert_close(chain(model), -TRUTH.log_prob(TRUTH.states), rtol=0, atol=1e-12)
+
+
+def test_bounds_are_of_probabilities_that_sum_to_no_more_than_one() -> None:
+    """A mean over orders of log p is below the log of their mean, of any model; a bound that is cut would be above."""
+    exact, wrong = (float((-every(model).mean((1, 2))).exp().sum()) for model in (TRUTH.denoiser(FLOW), Wrong()))
+    assert exact == pytest.approx(1, abs=1e-12) and wrong < 1 - 1e-3
 
 
 def test_it_is_the_integral_over_levels_for_a_wrong_model_too() -> None:
@@ -125,10 +133,41 @@ def test_a_network_is_trained_by_it(tmp_path) -> None:
         TRUTH.sample(2000).numpy(), tmp_path / "run", process="masked", loss="masked", net="tiny", steps=150, batch=128,
         precision="float32", holdout=0.1,
     )  # fmt: skip
+    bands = json.loads((run.path / "report.json").read_text())["holdout"]["bands"]
+    assert [band["name"] for band in bands] == ["low noise", "middle", "high noise"]
+    assert bands[0]["logsnr"] is None and bands[0]["loss"]["value"] < bands[2]["loss"]["value"]
     nats = -sf.log_prob(run.denoiser, TRUTH.states, steps=12, probes=4).value
     assert float(TRUTH.probs @ nats) < 0.9 * 3 * math.log(3)
     with pytest.raises(sf.SfumatoError, match="need process='masked'"):
         masked_loss(sf.Denoiser(sf.nets.MLP(9, 8, 1), Uniform(schedules.Flow(), 3)), TRUTH.states)
+
+
+@pytest.mark.parametrize("name", ["masked", "maskgit"])
+def test_held_out_losses_are_told_apart_by_the_number_of_masks(name: str) -> None:
+    """Thirds of the draws, from few masks to many."""
+
+    class Counting:
+        """A model whose belief in the first symbol grows with the share of masks, m: log h = (m, 0, 0)."""
+
+        process, spec, shape = FLOW, None, (30,)
+
+        def __call__(self, z, t):
+            first = (z == 3).double().mean(1)[:, None].expand(z.shape)
+            return self.process.read(torch.stack((first, 0 * first, 0 * first), -1), z, t)
+
+    loss = registry.make("loss", name)
+    x = torch.zeros(90, 30)
+    found = validator_for(loss, Counting(), x, {}, 900, 90).measure(Counting(), None).triples
+    assert found.levels == 9 and found.bands == 3
+    n = counted(loss.share((torch.arange(900, dtype=F64) + 0.5) / 900), x[:1].expand(900, -1)).double() / 30
+    assert n[0] < 0.05 and n[-1] == 1
+    for k in range(3):
+        share = n[k * 300 : (k + 1) * 300]
+        logits = torch.stack((share, 0 * share, 0 * share), -1)
+        each = torch.nn.functional.cross_entropy(
+            logits, torch.zeros(300, dtype=torch.int64), reduction="none", label_smoothing=loss.smoothing
+        )
+        assert found.interval(band=k).value == pytest.approx(float((each * share**loss.power).mean()), rel=1e-3), k
 
 
 def test_only_masks_are_read() -> None:

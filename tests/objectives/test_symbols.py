@@ -15,7 +15,7 @@ from sfumato.objectives.loss import Batch
 from sfumato.objectives.losses import Denoising, Nonequilibrium
 from sfumato.objectives.nonequilibrium import kl
 from sfumato.objectives.symbols import RatioMatching, ScoreEntropy, Sundae
-from sfumato.objectives.times import UniformTime
+from sfumato.objectives.times import UniformTime, adaptive
 from sfumato.process import Hybrid, Ladder, Marginal, Masked, Symbols, Uniform
 from sfumato.training import TrainConfig, fit
 from symbol_cases import F64, TABLE, distance, joined
@@ -75,6 +75,29 @@ def test_score_entropy_is_the_path_kl_and_the_denoising_loss(process: Symbols) -
     one, two, three = (loss.losses(model, x) for loss in losses)
     torch.testing.assert_close(2 * one, two, rtol=1e-5, atol=0)
     torch.testing.assert_close(two, three, rtol=1e-6, atol=0)
+
+
+def test_a_density_that_learns_is_taught_by_the_score_entropy_and_keeps_its_value() -> None:
+    """As by the denoising loss, which it is half of: the same losses draw the same levels, and held-out ones stay."""
+    torch.manual_seed(0)
+    model, x = sf.Denoiser(sf.nets.MLP(9, 8, 1), UNIFORM), batch(TABLE.sample(512))
+    torch.nn.init.normal_([*model.net.parameters()][-2])
+    losses = ScoreEntropy(adaptive()), Denoising(adaptive(), weights.elbo(), 0)
+    held = [loss.held(model, x) for loss in losses]
+    before = losses[0].losses(model, x).mean()
+    for loss in losses:
+        loss.observe(x, loss.losses(model, x))
+    heights = [loss.times.heights / loss.times.heights.mean() for loss in losses]
+    torch.testing.assert_close(*heights)
+    assert float(heights[0].max() / heights[0].min()) > 2
+    assert all(torch.equal(loss.held(model, x), each) for loss, each in zip(losses, held, strict=True))
+    after = losses[0].losses(model, x)
+    assert not torch.equal(losses[0].times.logsnr(x.u, UNIFORM.clock), adaptive().logsnr(x.u, UNIFORM.clock))
+    error = float(after.detach().std()) / math.sqrt(len(after))
+    assert abs(float((after.mean() - before).detach())) < 5 * error
+    for kind in (RatioMatching, Sundae):
+        with pytest.raises(sf.SfumatoError, match="would change with one that learns"):
+            kind(adaptive())
 
 
 def test_ratios_of_no_distribution_cost_more_and_tell_nothing() -> None:

@@ -173,6 +173,27 @@ def test_every_gaussian_solver_draws_the_law(solver):
     assert float((found - TABLE.probs).abs().sum()) / 2 < 0.05
 
 
+@pytest.mark.parametrize("codebook", ["bits", "random"])
+def test_a_tuned_plan_ends_at_the_symbols_of_the_fine_solve(codebook, tmp_path):
+    process = Embedded(FLOW, 5, codebook)
+    model = TABLE.denoiser(process)
+    plan = sf.tune(model, 5, points=256, rounds=3)
+    assert plan.tuned["error"]["median"] <= plan.tuned["untuned"]["median"]
+    fine, usual, tuned = (
+        sf.sample(model, 2000, batch=2000, **how)
+        for how in ({"steps": 200, "solver": "ddim"}, {"steps": 5, "solver": "ddim"}, {"solver": plan})
+    )
+    wrong = [float((each != fine).double().mean()) for each in (usual, tuned)]
+    assert wrong[1] < 0.9 * wrong[0]
+    torch.manual_seed(0)
+    net = sf.nets.MLP(*process.net_shape((2,)), 8, 1, outputs=process.outputs)
+    stored = sf.Denoiser(net, process)
+    stored.plans["5"] = plan
+    sf.save(stored, tmp_path / "model.safetensors")
+    again = sf.load(tmp_path / "model.safetensors")
+    assert torch.equal(sf.sample(again, 40, steps=5), sf.sample(stored, 40, solver=plan))
+
+
 def ce(model, u, times):
     batch = Batch(TABLE.sample(len(u), seed=9).double(), {}, torch.arange(len(u)), u)
     return CrossEntropy(times).losses(model, batch)
@@ -299,6 +320,7 @@ def test_what_cannot_be_is_one_sentence():
         (lambda: Embedded(FLOW, 5, dim=4), "leave dim out"),
         (lambda: Embedded(FLOW, 5, "random", 1), "2 or more|at least 2"),
         (lambda: Embedded(FLOW, 5, scale=0.0), "above 0"),
+        (lambda: Embedded(FLOW, 50_000, "simplex"), "50,000 symbols has as many numbers"),
         (lambda: learned.vectors, "model.process"),
         (lambda: sf.Denoiser(sf.nets.MLP(8), learned), "outputs=2"),
         (lambda: sf.Denoiser(sf.nets.MLP(8, outputs=2), learned), "nets.Codebook"),

@@ -13,6 +13,7 @@ from sfumato.belief import Logits
 from sfumato.exact import Table
 from sfumato.objectives.nonequilibrium import kl
 from sfumato.process import Counts, Hybrid, Ladder, Marginal, Masked, Mixing, Rates, Symbols, Uniform, from_config
+from symbol_cases import path_kl
 
 F64 = torch.float64
 FLOW, COSINE, OPEN = schedules.Flow(), schedules.Cosine(), schedules.LinearBeta()
@@ -155,40 +156,15 @@ def test_every_row_says_the_same(name: str, row: str) -> None:
         torch.testing.assert_close(found.rate, belief.rate, rtol=1e-8, atol=1e-10)
 
 
-def integral(process: Symbols, shift: str = "") -> torch.Tensor:
-    """int E rate dlevel + KL of the prior for each x of the table, by the trapezoidal rule in the level.
-
-    shift "posterior" passes the posterior for what the others know.
-    """
-    states, total = TRUTH.noisy(process), process.prior_kl(TRUTH.states)
-    low, high = (max(-34.0, float(process.level(1.0)))), 34.0
-    node = torch.linspace(low, high, 160, dtype=F64)
-    weight = torch.full_like(node, float(node[1] - node[0]))
-    weight[0] /= 2
-    x = TRUTH.states.repeat_interleave(len(states), 0)
-    z = states.repeat(len(TRUTH.states), 1)
-    model = TRUTH.denoiser(process)
-    for level, w in zip(node.tolist(), weight.tolist(), strict=True):
-        t = float(process.clock.time(torch.tensor(level, dtype=F64)))
-        belief = model(states, t)
-        if shift == "posterior":
-            belief = Logits(belief.logits, states, t, process, belief.log_prob)
-        whole = belief.rows(torch.arange(len(states)).repeat(len(TRUTH.states)))
-        rate = process.rate(whole, x).sum(1).reshape(len(TRUTH.states), -1)
-        assert bool((whole.z == z).all())
-        total = total + w * (TRUTH.kernel(process, 0.0, t) * rate.nan_to_num(0.0, 0.0, 0.0)).sum(1)
-    return total
-
-
 @EACH
 def test_the_path_kl_of_the_exact_belief_is_the_entropy(name: str) -> None:
     """int E rate dlevel = -log p(x) for every single x."""
     wanted, atol = -TRUTH.log_prob(TRUTH.states), 1e-12 if name == "masked" else 1e-8
-    torch.testing.assert_close(integral(PROCESSES[name]), wanted, rtol=0, atol=atol)
+    torch.testing.assert_close(path_kl(TRUTH, PROCESSES[name]), wanted, rtol=0, atol=atol)
 
 
 def test_the_posterior_in_the_place_of_the_others_loses_a_nat() -> None:
-    excess = TRUTH.probs @ integral(PROCESSES["uniform"], "posterior") - TRUTH.entropy
+    excess = TRUTH.probs @ path_kl(TRUTH, PROCESSES["uniform"], posterior=True) - TRUTH.entropy
     assert float(excess) > 1.0
 
 
@@ -293,6 +269,7 @@ def test_what_is_no_process_is_refused() -> None:
         (lambda: Rates(FLOW, 3, jumps=((0, 1), (1, 0))), "rows of 3 rates"),
         (lambda: Rates(FLOW, 4, jumps=((0, 1, 0, 0), (1, 0, 0, 0), (0, 0, 0, 1), (0, 0, 1, 0))), "never meet"),
         (lambda: Uniform(FLOW, 3, row="z"), "does not tell symbols apart"),
+        (lambda: Ladder(FLOW, 50_000), "too many of 50,000 .*take process='uniform'"),
         (lambda: Ladder(OPEN, 3, row="rate"), "do not reach all symbols"),
         (lambda: Counts(FLOW, 3, row="ratio"), "apart: use row='other'\\.$"),
         (lambda: Counts(OPEN, 3), "must replace all"),

@@ -203,10 +203,9 @@ def drawn_symbols(prob: Tensor, noise: Noise | Tensor) -> Tensor:
 def tempered(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
     """log h^(1 / temperature) up to a constant, of the most probable symbols of total probability top_p alone, the
     others -inf; logits (.., K) of h."""
-    if not (temperature > 0 and 0 < top_p <= 1):
-        raise SfumatoError(
-            f"A belief needs a temperature above 0 and top_p in (0, 1], not {temperature:g} and {top_p:g}."
-        )
+    numbers = isinstance(temperature, int | float) and isinstance(top_p, int | float)
+    if not (numbers and temperature > 0 and 0 < top_p <= 1):
+        raise SfumatoError(f"A belief needs a temperature above 0 and top_p in (0, 1], not {temperature} and {top_p}.")
     logits = (logits / temperature).log_softmax(-1)
     if top_p == 1:
         return logits

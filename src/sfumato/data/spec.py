@@ -244,7 +244,8 @@ class DataSpec:
 
     def _check_scale(self, x: Tensor) -> None:
         """The least variation: within one sample where samples have several values a channel, else of a batch, where
-        little of it may also be that of one class: in the range of the training data this is a warning."""
+        little of it may also be that of one class: in the range of the training data this is a warning. Channels that
+        are left as they are hold symbols, which have no scale."""
         figures, flat = self.statistics, x.transpose(0, 1).reshape(x.shape[1], -1)
         std = flat.std(1, correction=0)
         one, several, low, high = (
@@ -252,7 +253,8 @@ class DataSpec:
             for v in (figures.quiet_sample, figures.quiet, figures.low, figures.high)
         )
         quiet = one if bool((one > 0).any()) else several if len(x) >= GROUP else one
-        known = quiet > 0
+        plain = [pair == (0.0, 1.0) for pair in zip(self.normaliser.mean, self.normaliser.std, strict=True)]
+        known = (quiet > 0) & ~torch.tensor(plain)
         if not known.any() or not bool((std < SCALE_TOLERANCE * quiet)[known].all()):
             return
         c = int(torch.nonzero(known)[0])

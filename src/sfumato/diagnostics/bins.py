@@ -18,8 +18,6 @@ from sfumato.objectives.times import TimeDensity
 from sfumato.roots import bisection
 from sfumato.schedule import Schedule
 
-WHOLE = torch.tensor([0.0, 1.0], dtype=torch.float64)  # a single bin for all levels
-
 
 @dataclasses.dataclass(frozen=True)
 class Bins:

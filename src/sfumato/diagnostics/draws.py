@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sfumato import noise
 from sfumato.belief import Estimate, broadcast
-from sfumato.diagnostics.bins import WHOLE, Bins, spread
+from sfumato.diagnostics.bins import Bins, spread
 from sfumato.distributed import ALONE, World
 from sfumato.noise import Noise
 from sfumato.noised import Noised, NoisedBatch
@@ -59,20 +59,20 @@ class ByLevel(NamedTuple):
 class Draws(Noised):
     """`count` draws in each of K bins: draw j lies in bin j mod K, uses the next sample in turn and noise first + j.
 
-    x: normalised samples (N, *shape), float32 or float64, and their conditions; batch: draws at once. Without bins
-    there is a single level, and t is the place u in (0, 1) of each draw.
+    x: normalised samples (N, *shape), float32 or float64, and their conditions; batch: draws at once. Of a number of
+    bins, which are equal parts of (0, 1), t is the place u of each draw.
     """
 
     def __init__(
-        self, x: Tensor, cond: Mapping[str, Any], process: Any, bins: Bins | None, count: int, seed: int, batch: int,
+        self, x: Tensor, cond: Mapping[str, Any], process: Any, bins: Bins | int, count: int, seed: int, batch: int,
         first: int = 0,
     ) -> None:  # fmt: skip
-        places = WHOLE if bins is None else bins.places
+        places = torch.linspace(0, 1, bins + 1, dtype=torch.float64) if isinstance(bins, int) else bins.places
         self.count, self.seed, self.first, self.levels = count, seed, first, len(places) - 1
         number = first + torch.arange(count * self.levels)
         row = noise.permutation(seed, 0, len(x))[_turns(number, len(x), self.levels)]
         t = spread(places, count)
-        if bins is not None:
+        if not isinstance(bins, int):
             self.bins, self.logsnr = bins, bins.levels(count)
             t = process.schedule.time(self.logsnr)
         super().__init__(process, x, cond, row, t, Noise(seed, number, noise.VALID_NOISE), batch)

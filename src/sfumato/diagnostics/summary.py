@@ -50,7 +50,7 @@ _HOLDOUT = schema.fields(
         "bands": schema.listed(
             schema.fields(
                 {
-                    "name": schema.text, "logsnr": schema.listed(_NUMBER, 2, 2), "loss": _INTERVAL,
+                    "name": schema.text, "logsnr": schema.optional(schema.listed(_NUMBER, 2, 2)), "loss": _INTERVAL,
                     "gap": schema.optional(_INTERVAL),
                 }
             )
@@ -206,15 +206,20 @@ def _quarter(now: Triples, before: Triples, since: float) -> Facts:
 
 
 def _bands(line: Facts, now: Triples) -> list[Facts]:
-    edges = line.get("bins_edges")
-    if not now.bands or not edges:
+    """The loss by thirds of the noise; their logsnr are known of numbers alone."""
+    if not now.bands:
         return []
-    size = now.levels // now.bands
+    edges = (line.get("bins_edges") or [])[:: now.levels // now.bands]
+    ends = [list(pair) for pair in zip(edges[1:], edges, strict=False)]
     return [
-        {"name": BANDS[k], "logsnr": [edges[(k + 1) * size], edges[k * size]],
-         "loss": now.interval(band=k).to_dict(), "gap": _plain(now.gap(k))}
+        {
+            "name": BANDS[k],
+            "logsnr": ends[k] if ends else None,
+            "loss": now.interval(band=k).to_dict(),
+            "gap": _plain(now.gap(k)),
+        }
         for k in range(now.bands)
-    ]  # fmt: skip
+    ]
 
 
 def _plain(found: Interval | None) -> Facts | None:

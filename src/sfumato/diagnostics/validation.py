@@ -85,14 +85,19 @@ def validator_for(
 ) -> Validator:  # fmt: skip
     """A validator that measures a loss on `count` fixed draws of normalised held-out samples x (N, *shape).
 
-    By noise level if the loss has levels. batch: draws at once. train: training samples to compare with, under the same
-    noise and levels. seed: of the draws, if the loss has none.
+    By noise level if the loss has levels, and by parts of (0, 1) if these are levels. batch: draws at once. train:
+    training samples to compare with, under the same noise and levels. seed: of the draws, if the loss has none.
     """
     levels, seed, held = loss.levels(), getattr(loss, "seed", seed), (x, Conditions.of(cond))
     if levels is not None and isinstance(model.process, Gaussian):
         return LevelValidator(loss, levels, model, held, count, batch, train, seed)
-    beside = None if train is None else Draws(*train, None, None, count, seed, batch)
-    return Validator(loss, Draws(*held, None, None, count, seed, batch), beside)
+    bins = BINS if loss.by_noise else 1
+    drawn, beside = (
+        None if samples is None else Draws(*samples, None, bins, count // bins, seed, batch)
+        for samples in (held, train)
+    )
+    assert drawn is not None
+    return Validator(loss, drawn, beside)
 
 
 class Validator:

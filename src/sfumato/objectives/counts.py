@@ -83,7 +83,7 @@ def masked_loss(
     require_masks(model)
     index = torch.arange(len(x)) if index is None else torch.as_tensor(index)
     u = noise.spread(seed, index, noise.TRAIN_TIME) if u is None else u
-    eps = noise.normal(seed, index, tuple(x.shape[1:]), noise.TRAIN_NOISE, device=x.device) if eps is None else eps
+    eps = noise.uniform(seed, index, tuple(x.shape[1:]), noise.TRAIN_NOISE, device=x.device) if eps is None else eps
     n = counted(u, x)
     z, t = masked(model.process, x, n, eps)
     at = z == model.process.mask
@@ -106,13 +106,15 @@ def require_masks(model: Any) -> None:
 class CountedMasks(Loss):
     """The bound in nats per symbol from one count n of masks per sample, for `process="masked"` (2110.02037), or
 
-        (n / D)^power 1/n sum over masks of -log p(x_i | z),   n = ceil(m D),   m = u ("uniform") or cos(pi u / 2)
+        (n / D)^power 1/n sum over masks of -log p(x_i | z),   n = ceil(m D),   m = u ("uniform") or sin(pi u / 2)
 
     with a sample's number u in (0, 1), so that a batch spreads over all counts. As a function of the share m of masks,
     the weight relative to the bound is m^power p(m). Mask-Predict (1904.09324) has the plain cross entropy at uniform
     counts, the weight m; MaskGIT (2202.04200) the same at cosine counts, 2 m / (pi sqrt(1 - m^2)), which attends to the
     first calls of sampling, and targets of which `smoothing` is spread over all symbols.
     """
+
+    by_noise = True
 
     def __init__(self, seed: int = 0, power: float = 0.0, counts: str = "uniform", smoothing: float = 0.0) -> None:
         super().__init__()
@@ -130,7 +132,7 @@ class CountedMasks(Loss):
 
     def share(self, u: Tensor) -> Tensor:
         """m, the share of masks at u, like u."""
-        return u if self.counts == "uniform" else torch.cos(math.pi / 2 * u)
+        return u if self.counts == "uniform" else torch.sin(math.pi / 2 * u)
 
     def suits(self, model: Any) -> None:
         require_masks(model)

@@ -20,7 +20,6 @@ from sfumato.objectives.density import TimeDensity
 from sfumato.objectives.loss import LearnsLevels
 from sfumato.objectives.losses import fixed
 from sfumato.registry import register
-from sfumato.schedule import Schedule
 
 
 @register("loss", "cross-entropy")
@@ -35,10 +34,9 @@ class CrossEntropy(LearnsLevels):
     def __init__(self, times: TimeDensity, seed: int = 0) -> None:
         super().__init__()
         self.times, self.seed = times, seed
-        self._clock: Schedule | None = None
 
     def losses(self, model: Any, batch: Any) -> Tensor:
-        self._clock = model.process.clock
+        self.clock = model.process.clock
         return self._nats(model, batch, self.times)
 
     def held(self, model: Any, batch: Any) -> Tensor:
@@ -53,9 +51,9 @@ class CrossEntropy(LearnsLevels):
         return nats
 
     def observe(self, batch: Any, losses: Tensor) -> None:
-        assert self._clock is not None
-        logsnr = self.times.logsnr(batch.u, self._clock).detach()
-        self.times.observe(logsnr, losses / self.times.density(logsnr, self._clock).to(losses))
+        assert self.clock is not None
+        logsnr = self.times.logsnr(batch.u, self.clock).detach()
+        super().observe(batch, losses / self.times.density(logsnr, self.clock).to(losses))
 
     def suits(self, model: Any) -> None:
         process = getattr(model, "process", None)

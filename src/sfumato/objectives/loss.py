@@ -17,6 +17,7 @@ from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError, an
 from sfumato.objectives.density import TimeDensity
 from sfumato.objectives.weights import Weight
+from sfumato.schedule import Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +54,13 @@ class Loss(nn.Module, abc.ABC):
     """The base class of losses for `sf.train(loss=...)`; losses are means over the elements of a sample.
 
     network: the name of the network that "auto", "tiny" etc. stand for, if the loss trains no denoiser network. mask:
-    what an output of a `nets.Transformer` may hear.
+    what an output of a `nets.Transformer` may hear. by_noise: whether the noise of a sample rises with its number u, so
+    that held-out losses are told apart by it.
     """
 
     network: str | None = None
     mask: str = "full"
+    by_noise: bool = False
 
     @abc.abstractmethod
     def losses(self, model: Any, batch: Any) -> Tensor:
@@ -103,9 +106,18 @@ class Loss(nn.Module, abc.ABC):
 
 
 class LearnsLevels(Loss):
-    """A loss whose density of levels, `times`, may learn from the losses in `observe`; it is all the loss's state."""
+    """A loss whose density of levels, `times`, may learn from the losses in `observe`; it is all the loss's state.
 
+    `losses` sets `clock`, the schedule under which it draws, and divides by the density.
+    """
+
+    by_noise = True
     times: TimeDensity
+    clock: Schedule | None = None
+
+    def observe(self, batch: Any, losses: Tensor) -> None:
+        assert self.clock is not None
+        self.times.observe(self.times.logsnr(batch.u, self.clock).detach(), losses)
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """Those of the density, which updates them itself."""
@@ -143,6 +155,7 @@ class CompletedLoss(Loss):
             if hasattr(module, name):
                 setattr(self, name, getattr(module, name))
         self.network, self.mask = getattr(module, "network", None), getattr(module, "mask", "full")
+        self.by_noise = getattr(module, "by_noise", False)
 
     def losses(self, model: Any, batch: Any) -> Tensor:
         losses: Tensor = self.module.losses(model, batch)  # type: ignore[operator]

@@ -51,20 +51,21 @@ class Denoising(LearnsLevels):
             )
         super().__init__()
         self.times, self.weight, self.seed, self.clean = times, weight, seed, clean
-        self._schedule: Schedule | None = None
 
     def losses(self, model: Any, batch: Any) -> Tensor:
-        self._schedule = schedule = model.process.clock
-        t = schedule.time(self.times.logsnr(batch.u, schedule))
+        self.clock = model.process.clock
+        return self._errors(model, batch, self.times)
+
+    def held(self, model: Any, batch: Any) -> Tensor:
+        return self._errors(model, batch, fixed(self.times))
+
+    def _errors(self, model: Any, batch: Any, times: TimeDensity) -> Tensor:
+        schedule = model.process.clock
         losses = denoising_loss(
-            model, batch.x, t, weight=self.weight, times=self.times, seed=self.seed, index=batch.index,
-            clean=self.clean, cond=batch.cond,
+            model, batch.x, schedule.time(times.logsnr(batch.u, schedule)), weight=self.weight, times=times,
+            seed=self.seed, index=batch.index, clean=self.clean, cond=batch.cond,
         )  # fmt: skip
         return losses * (2 / batch.x[0].numel())
-
-    def observe(self, batch: Any, losses: Tensor) -> None:
-        assert self._schedule is not None
-        self.times.observe(self.times.logsnr(batch.u, self._schedule).detach(), losses)
 
     def suits(self, model: Any) -> None:
         if not hasattr(model, "process"):

@@ -19,7 +19,8 @@ from torch import Tensor
 from sfumato import noise, registry
 from sfumato.errors import SfumatoError
 from sfumato.noise import Noise
-from sfumato.objectives.loss import Loss
+from sfumato.objectives.loss import LearnsLevels, Loss
+from sfumato.objectives.losses import fixed
 from sfumato.objectives.times import TimeDensity
 from sfumato.process import Masked, Symbols
 from sfumato.registry import register
@@ -49,10 +50,19 @@ def require_symbols(model: Any, what: str) -> None:
         raise SfumatoError(f"{what} needs a process of symbols, not {type(process).__name__}: take loss='denoising'.")
 
 
+def require_fixed(times: TimeDensity, what: str) -> None:
+    """Raise SfumatoError for a density that learns, which changes a loss that is not divided by it."""
+    if times.moves:
+        raise SfumatoError(
+            f"{what} is not divided by the density of its levels, and would change with one that learns: take a fixed "
+            "one, such as times='uniform'."
+        )
+
+
 @register("loss", "score-entropy")
 @final
-class ScoreEntropy(Loss):
-    """The denoising score entropy in nats per symbol, of levels drawn from `times` (2310.16834).
+class ScoreEntropy(LearnsLevels):
+    """The denoising score entropy in nats per symbol, of levels drawn from `times` (2310.16834), which may learn.
 
     normalised: whether the ratios are those of a distribution, as of every belief; then it is half the denoising loss
     of weight 1. If not, s = exp(y) of a network of row "ratio", which may be any numbers: where a mask is, their sum
@@ -64,14 +74,21 @@ class ScoreEntropy(Loss):
         self.times, self.seed, self.normalised = times, seed, normalised
 
     def losses(self, model: Any, batch: Any) -> Tensor:
+        self.clock = model.process.clock
+        return self._nats(model, batch, self.times)
+
+    def held(self, model: Any, batch: Any) -> Tensor:
+        return self._nats(model, batch, fixed(self.times))
+
+    def _nats(self, model: Any, batch: Any, times: TimeDensity) -> Tensor:
         process = model.process
-        x, z, t, level = drawn(model, batch, self.times, self.seed)
+        x, z, t, level = drawn(model, batch, times, self.seed)
         if self.normalised:
             nats = process.rate(model(z, t, **batch.cond), x)
         else:
             said = torch.nn.functional.pad(model.predict(z, t, **batch.cond).exp(), (0, process.size - process.states))
             nats = process.score_entropy(said.scatter(-1, z[..., None], 1.0), x, z, t)
-        return nats.flatten(1).mean(1) / self.times.density(level, process.clock).to(nats)
+        return nats.flatten(1).mean(1) / times.density(level, process.clock).to(nats)
 
     def suits(self, model: Any) -> None:
         require_symbols(model, "The score entropy")
@@ -95,6 +112,7 @@ class RatioMatching(Loss):
     mask = "hollow"
 
     def __init__(self, times: TimeDensity, seed: int = 0) -> None:
+        require_fixed(times, "Ratio matching")
         super().__init__()
         self.times, self.seed = times, seed
 
@@ -124,6 +142,7 @@ class Sundae(Loss):
     """
 
     def __init__(self, times: TimeDensity, seed: int = 0, steps: int = 2) -> None:
+        require_fixed(times, "SUNDAE")
         super().__init__()
         if steps < 1:
             raise SfumatoError(f"SUNDAE needs at least 1 step, not {steps}.")

@@ -36,6 +36,7 @@ from sfumato.schedule import INPUT_LIMIT, Schedule, Time, as_time, schedule_of
 CODEBOOKS = ("bits", "simplex", "random", "learned")
 ROWS = ("other", "x")
 _DIM = 16  # of random and learned vectors
+_MOST = 4096  # symbols of a simplex, whose vectors take 134 MB
 
 
 @register("process", "embedded")
@@ -75,6 +76,11 @@ class Embedded(Additive):
                     f"{suggest(str(getattr(self, name)), known)}"
                 )
         states = whole("The number of states of an embedded process", self.states, 2)
+        if self.codebook == "simplex" and states > _MOST:
+            raise SfumatoError(
+                f"A simplex of {states:,} symbols has as many numbers for each, too many (up to {_MOST:,}): take "
+                "codebook='bits' or 'random'."
+            )
         own = {"bits": (states - 1).bit_length(), "simplex": states}.get(self.codebook)
         dim = own or whole("dim of embedded symbols", self.dim or _DIM, 2)
         if own is not None and self.dim not in (0, own):

@@ -26,6 +26,8 @@ from sfumato.process.symbols import Symbols
 from sfumato.registry import register
 from sfumato.schedule import Time
 
+_MOST = 2048  # symbols: a matrix of all pairs takes 34 MB, and its eigenvalues some seconds
+
 
 @dataclasses.dataclass(frozen=True)
 class Generator(Symbols):
@@ -33,6 +35,11 @@ class Generator(Symbols):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.states > _MOST:
+            raise SfumatoError(
+                f"A {type(self).__name__.lower()} process has rates between all pairs of symbols, too many of "
+                f"{self.states:,} (up to {_MOST:,}): take process='uniform', or 'gaussian' for ordinal data."
+            )
         if float(self._decay[1]) < 1e-9 * float(self._decay[-1]):
             raise SfumatoError(
                 f"The rates of a {type(self).__name__.lower()} process must lead from every symbol to a common "

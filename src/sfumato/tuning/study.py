@@ -45,7 +45,7 @@ def shape_of(model: Model) -> tuple[int, ...]:
     shape = getattr(model, "shape", None)
     if shape is None:
         raise SfumatoError("The model does not know its sample shape, so no noise can be drawn for tuning.")
-    return tuple(shape)
+    return tuple(model.process.state_shape(tuple(shape)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ from sfumato.conditions import Given, Label, declared, resolve, unfolded
 from sfumato.errors import SfumatoError, whole
 from sfumato.machine import default_cpu, outside_inference
 from sfumato.model import Model
-from sfumato.process import Masked
+from sfumato.process import Embedded, Masked
 from sfumato.process.gaussian import require_numbers
 from sfumato.sampling import refuse_arguments
 from sfumato.solver_selection import guidance_of
@@ -64,7 +64,8 @@ def tune(
     default a model with classes uses all of them. If t_start < 1, the fine solve leads there first. progress: called
     after every round.
 
-    Of masked symbols the plan is how many to reveal at each call (`masks`), from `points` samples, by default 64.
+    Symbols that are vectors (`process.Embedded`) are tuned as the numbers they are. Of masked symbols the plan is how
+    many to reveal at each call (`masks`), from `points` samples, by default 64.
 
     `plan.tuned` says what was fitted and both errors on held-out noise. `sample(model, solver=plan)` uses the plan;
     `model.plans["6"] = plan` stores it for `sample(model, steps=6)` with the same guidance, and `save` keeps it.
@@ -73,7 +74,8 @@ def tune(
     if isinstance(getattr(model, "process", None), Masked):
         masks.require_whole(noise, t_start, t_stop)
         return masks.tune(model, steps, guidance, interval, points, batch, seed, in_turn(model, cond))
-    require_numbers(model, "The fit of a plan", "sample it in more steps")
+    if not isinstance(getattr(model, "process", None), Embedded):
+        require_numbers(model, "The fit of a plan", "sample it in more steps")
     steps, batch, rounds = whole("steps", steps), whole("batch", batch), whole("rounds", rounds, 0)
     points, seed = None if points is None else whole("points", points, 8), whole("seed", seed, None)
     if not 0 <= noise < math.inf:
