@@ -77,7 +77,10 @@ def from_documents(documents: Iterable[str], name: str, where: str, asked: Asked
     length = asked.length or max(1, min(LENGTHS[text.kind], len(tape) // LEAST_WINDOWS))
     count = len(tape) // length
     if not count:
-        raise SfumatoError(f"{where} holds {len(tape):,} symbols, fewer than one window of {length:,}: lower --length")
+        raise SfumatoError(
+            f"{where} holds {len(tape):,} symbols, fewer than one window of {length:,}: take more text, or train with "
+            "a lower --length"
+        )
     x = torch.from_numpy(tape[: count * length].reshape(count, 1, length))
     units, groups = _places(ends, count, length, whole)
     notes = [

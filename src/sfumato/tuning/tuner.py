@@ -64,8 +64,7 @@ def tune(
     default a model with classes uses all of them. If t_start < 1, the fine solve leads there first. progress: called
     after every round.
 
-    Symbols that are vectors (`process.Embedded`) are tuned as the numbers they are. Of masked symbols the plan is how
-    many to reveal at each call (`masks`), from `points` samples, by default 64.
+    Of masked symbols the plan is how many to reveal at each call (`masks`), from `points` samples, by default 64.
 
     `plan.tuned` says what was fitted and both errors on held-out noise. `sample(model, solver=plan)` uses the plan;
     `model.plans["6"] = plan` stores it for `sample(model, steps=6)` with the same guidance, and `save` keeps it.
@@ -74,8 +73,7 @@ def tune(
     if isinstance(getattr(model, "process", None), Masked):
         masks.require_whole(noise, t_start, t_stop)
         return masks.tune(model, steps, guidance, interval, points, batch, seed, in_turn(model, cond))
-    if not isinstance(getattr(model, "process", None), Embedded):
-        require_numbers(model, "The fit of a plan", "sample it in more steps")
+    _require_noise(model)
     steps, batch, rounds = whole("steps", steps), whole("batch", batch), whole("rounds", rounds, 0)
     points, seed = None if points is None else whole("points", points, 8), whole("seed", seed, None)
     if not 0 <= noise < math.inf:
@@ -99,6 +97,12 @@ def tune(
         "untuned": {"name": base.name, **before},
     }
     return dataclasses.replace(plan, tuned=record)
+
+
+def _require_noise(model: Model) -> None:
+    """Raise SfumatoError unless noise leads to samples by an ODE: to numbers, or to the vectors of symbols."""
+    if not isinstance(getattr(model, "process", None), Embedded):
+        require_numbers(model, "The fit of a plan", "sample it in more steps")
 
 
 def in_turn(model: Model, cond: Mapping[str, Any]) -> dict[str, Given]:
