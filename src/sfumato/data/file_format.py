@@ -23,6 +23,7 @@ from .. import registry
 from ..errors import SfumatoError
 from ..files import first_line, reason
 
+FILLS = ("_FillValue", "missing_value")  # attributes that say what stands for a missing value
 Stored = dict[str, Any]  # what a file of samples needs of the training data's, as plain values for JSON
 
 
@@ -109,6 +110,23 @@ class Stack(FileFormat):
     @abc.abstractmethod
     def load(self, path: Path, key: str | None) -> np.ndarray:
         """The samples (n, *shape) of a file that was scanned."""
+
+
+def without_fill(values: np.ndarray, about: Mapping[str, Any]) -> np.ndarray:
+    """An array of a file with NaN where a value is one that its attributes declare to mean none (`FILLS`)."""
+    fills = [about[name] for name in FILLS if name in about]
+    known = [np.asarray(fill).reshape(-1)[0] for fill in fills if np.asarray(fill).dtype.kind in "iuf"]
+    return with_gaps(values, np.isin(values, known)) if known and values.dtype.kind in "iuf" else values
+
+
+def with_gaps(values: np.ndarray, gaps: np.ndarray) -> np.ndarray:
+    """Numbers with NaN where `gaps`; whole numbers become floats that hold them if there are any."""
+    if not gaps.any():
+        return values
+    floats = values.dtype if values.dtype.kind == "f" else np.float32 if values.dtype.itemsize <= 2 else np.float64
+    found = values.astype(floats)
+    found[gaps] = np.nan
+    return found
 
 
 def standing(shape: Sequence[int], dtype: Any) -> np.ndarray:

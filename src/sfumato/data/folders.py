@@ -139,10 +139,10 @@ def open_table(paths: Sequence[Path], size: Size | None, name: str, kinds: Mappi
         conditions = {name: found.take(kept) for name, found in conditions.items()}
         return _source(items, read.kept, read, name, conditions, [*chosen, str(roles), *unread], [], "row")
     x, kind, notes, identity = read_numbers(table, roles.numbers)
-    arrays.require_finite(x, table.where)
+    missing = arrays.missing_share(x, table.where)
     arrays.require_unfilled(x, table.where)
     notes = [Source.headline(x), *chosen, str(roles), *notes, *unread]
-    return Source(x, kind, name, conditions, notes=notes, identity=identity)
+    return Source(x, kind, name, conditions, notes=notes, identity=identity, missing=missing)
 
 
 def _source(

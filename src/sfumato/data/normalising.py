@@ -84,7 +84,7 @@ def _quantiles(source: Source, indices: Tensor) -> tuple[tuple[float, ...], ...]
     rows = indices[torch.linspace(0, len(indices) - 1, min(len(indices), max(1, VALUES // each))).long()]
     values = torch.cat(list(chunks(source.x, rows)), 1)
     at = (torch.arange(KNOTS, dtype=torch.float64) + 0.5) / KNOTS
-    knots = torch.stack([_quantile(channel, at) for channel in values])
+    knots = torch.stack([_quantile(channel[~channel.isnan()], at) for channel in values])
     same = (knots.diff(dim=1) <= 0).any(1)
     if bool(same.any()):
         c = int(torch.nonzero(same)[0])

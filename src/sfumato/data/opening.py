@@ -26,7 +26,7 @@ from .names import Asked, choose_split, split_of, split_of_file
 from .picture import check_size, fit_cover
 from .rows import Mapped, Samples
 from .source import LABEL, Source
-from .spec import DataSpec
+from .spec import DataSpec, missing_words
 from .stacks import open_stacks
 from .tars import expand
 from .text_files import LINES, SUFFIXES, from_documents, open_column, open_texts, text_column
@@ -92,11 +92,15 @@ def open(
         source = _resized(source, size)
     if labels is not None:
         source = _labelled(source, labels)
-    if len(source) < HANDFUL and not known and not isinstance(obj, Source):
-        number = "is only 1 sample" if len(source) == 1 else f"are only {len(source)} samples"
-        few = f"There {number}: a model will repeat what it sees and learn little else."
-        source = replace(source, notes=[*source.notes, few])
+    if not isinstance(obj, Source):
+        source = _noted(source, [*missing_words(source.missing), *([] if known else _few(len(source)))], [])
     return with_kinds(replace(source, name=name or source.name), kinds, known)
+
+
+def _few(count: int) -> list[str]:
+    number = "is only 1 sample" if count == 1 else f"are only {count} samples"
+    few = f"There {number}: a model will repeat what it sees and learn little else."
+    return [few] if count < HANDFUL else []
 
 
 def _said(obj: Any, conditions: Any, asked: Asked) -> tuple[dict[str, str], Asked]:
@@ -343,7 +347,7 @@ def _from_array(data: Any, beside: Mapping[str, Any], where: str, name: str) -> 
     """beside: further arrays by name, which become conditions."""
     limits.require_real(data, where)
     x, kind, notes = _arranged(data, where)
-    arrays.require_finite(x, where)
+    missing = arrays.missing_share(x, where)
     arrays.require_unfilled(x, where)
     label = next((beside[key] for key in label_keys(beside) if beside[key] is not None), None)
     if label is not None and len(label) != len(x):
@@ -352,7 +356,8 @@ def _from_array(data: Any, beside: Mapping[str, Any], where: str, name: str) -> 
         )
     found, unread = columns(beside, len(x))
     conditions = with_label(found, label_keys(found))
-    return Source(x, kind, name, conditions, notes=[Source.headline(x), *notes, *unread])
+    notes = [Source.headline(x), *notes, *unread]
+    return Source(x, kind, name, conditions, notes=notes, missing=missing)
 
 
 def _arranged(data: Any, where: str) -> tuple[Samples, str, list[str]]:

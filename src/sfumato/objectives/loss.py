@@ -53,11 +53,12 @@ class Loss(nn.Module, abc.ABC):
     """The base class of losses for `sf.train(loss=...)`; losses are means over the elements of a sample.
 
     network: the name of the network that "auto", "tiny" etc. stand for, if the loss trains no denoiser network. mask:
-    what an output of a `nets.Transformer` may hear.
+    what an output of a `nets.Transformer` may hear. skips: whether missing values (`conditions.missing`) are left out.
     """
 
     network: str | None = None
     mask: str = "full"
+    skips: bool = False
 
     @abc.abstractmethod
     def losses(self, model: Any, batch: Any) -> Tensor:
@@ -143,6 +144,7 @@ class CompletedLoss(Loss):
             if hasattr(module, name):
                 setattr(self, name, getattr(module, name))
         self.network, self.mask = getattr(module, "network", None), getattr(module, "mask", "full")
+        self.skips = getattr(module, "skips", False)
 
     def losses(self, model: Any, batch: Any) -> Tensor:
         losses: Tensor = self.module.losses(model, batch)  # type: ignore[operator]

@@ -12,7 +12,7 @@ import numpy as np
 from ...errors import SfumatoError
 from ...registry import register
 from .. import limits
-from ..file_format import Arrays, Contents, Stored, standing
+from ..file_format import Arrays, Contents, Stored, standing, without_fill
 
 _TEXTS = 64  # strings that are read at once
 
@@ -34,7 +34,9 @@ class HDF5(Arrays):
             plain = {name: array for name, array in arrays.items() if array.dtype.kind in "biufcSU"}
 
             def read(name: str) -> np.ndarray:
-                return _texts(found[name], path) if name in texts else found[name][()]
+                if name in texts:
+                    return _texts(found[name], path)
+                return without_fill(found[name][()], found[name].attrs)
 
             def stored(name: str) -> Stored:
                 units = found[name].attrs.get("units")

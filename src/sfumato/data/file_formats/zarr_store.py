@@ -11,7 +11,7 @@ from ...errors import SfumatoError
 from ...files import require_plain
 from ...registry import register
 from .. import limits
-from ..file_format import Arrays, Contents, Stored, standing
+from ..file_format import Arrays, Contents, Stored, standing, without_fill
 from .netcdf import with_channels
 
 # what unpacks numbers; others, such as pickle, may run code
@@ -47,7 +47,7 @@ class Zarr(Arrays):
 
         yield Contents(
             {name: standing(shape(name), each.dtype) for name, each in numbers.items()},
-            lambda name: numbers[name][...].reshape(shape(name)),
+            lambda name: without_fill(numbers[name][...], numbers[name].attrs).reshape(shape(name)),
             lambda name: _stored(numbers[name]),
         )
 
