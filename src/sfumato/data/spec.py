@@ -132,7 +132,7 @@ class DataSpec:
     def fit(cls, source: "Source", indices: Tensor | None = None, normalise: str = "affine") -> "DataSpec":
         """The spec of a source, with the statistics of the samples at `indices` (default: its training split).
 
-        normalise: affine, log, quantile, bounded or bounded(low, high), as `data.normalising` says.
+        normalise: affine, log, quantile, bounded, bounded(low, high) or auto, as `data.normalising` says.
         """
         if indices is None:
             indices = source.split()[0]
@@ -141,6 +141,8 @@ class DataSpec:
             raise SfumatoError(f"{source.name}: there are no samples to compute statistics from")
         figures = figures_of(source, indices)
         conditions = {name: fitted(name, found, indices) for name, found in source.conditions.items()}
+        if normalise == normalising.AUTO:
+            normalise = normaliser_for(source, indices)
         whole = figures if normalise == "affine" else figures_of(source)
         normaliser = normalising.fit(source, indices, figures, whole, normalise)
         bounds = source.bounds if source.bounds is not None else declared_bounds(source.x.dtype)
@@ -395,6 +397,11 @@ def figures_of(source: "Source", indices: Tensor | None = None) -> Statistics:
         chosen = None if indices is None else blake2b(indices.numpy().tobytes()).hexdigest()
         key = cache.identity(["statistics", source.identity, chosen])
     return _figures(cache.remembered(key, lambda: asdict(statistics(source.x, indices))))
+
+
+def normaliser_for(source: "Source", indices: Tensor) -> str:
+    """The normaliser that suits the samples at `indices` of a source (`normalising.chosen`)."""
+    return normalising.chosen(source, indices, lambda: min(figures_of(source).low))
 
 
 def _figures(data: Mapping[str, Any]) -> Statistics:

@@ -13,7 +13,7 @@ from .formats import Size
 from .opening import open
 from .rows import Samples
 from .source import LABEL, Source
-from .spec import figures_of, fitted
+from .spec import figures_of, fitted, normaliser_for
 from .statistics import blocks
 
 
@@ -60,7 +60,7 @@ def inspect(
         "table": None if source.table is None else {f.name: f.describe() for f in source.table.fields},
         "duplicates": _duplicates(source),
         "skipped": [{"path": path, "reason": reason} for path, reason in source.skipped],
-        "notes": [*source.notes, *normalising.advice(source, figures)],
+        "notes": [*source.notes, *normalising.reason(normaliser_for(source, train))],
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 
 from sfumato import data, folder, schema, serialization
-from sfumato.data import DataSpec, Source
+from sfumato.data import DataSpec, Source, normalising
 from sfumato.data.labels import read_labels
 from sfumato.diagnostics import examples, summary
 from sfumato.distributed import World, joined, leads
@@ -257,6 +257,8 @@ def prepared(
     given = given or Objects()
     source = opened(data, labels, settings)
     spec = DataSpec.fit(source, source.split(settings.holdout)[0], settings.normalise)
+    if settings.normalise == normalising.AUTO and settings.model is None:
+        source.notes.extend(normalising.reason(spec.normaliser.kind))
     settings = suited(_with_budget(settings, source), spec)
     model = model_for(given, settings, source, spec, loss_of(settings, given.loss), device)
     loggers.check(settings.loggers)
