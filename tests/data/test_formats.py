@@ -381,3 +381,31 @@ def test_one_recording_a_file(capsys):
     for out, words in refusals.items():
         assert main(["sample", "run", "-n", "1", "--steps", "2", "-o", out]) == 2
         assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", [".h5", ".zarr"])
+def test_rows_that_do_not_fit_into_memory_are_read_when_needed(ending, monkeypatch):
+    """The run, the samples and their order are those of an array in memory, to the last bit, missing values too."""
+    if ending == ".h5":
+        h5py = pytest.importorskip("h5py")
+        with h5py.File("a.h5", "w") as file:
+            file.create_dataset("x", data=KELVIN, chunks=(7, 1, 8, 8), compression="gzip")
+            file["x"].attrs["_FillValue"] = KELVIN[5, 0, 1, 2]
+            file["mass"] = np.arange(40.0)
+    else:
+        zarr = pytest.importorskip("zarr")
+        group = zarr.open_group("a.zarr", mode="w")
+        group.create_array("x", data=KELVIN, chunks=(7, 1, 8, 8)).attrs["_FillValue"] = float(KELVIN[5, 0, 1, 2])
+        group.create_array("mass", data=np.arange(40.0))
+    how = {"net": "tiny", "steps": 3, "batch": 16, "precision": "float32", "sample_every": 0}
+    whole, first = data.open(f"a{ending}"), sf.train(f"a{ending}", "one", **how)
+    monkeypatch.setattr(data.arrays, "fits", lambda nbytes: False)
+    rows, second = data.open(f"a{ending}"), sf.train(f"a{ending}", "two", **how)
+    assert isinstance(whole.x, torch.Tensor) and not isinstance(rows.x, torch.Tensor)
+    assert any("samples are read when needed" in note for note in rows.notes)
+    index = torch.tensor([39, 5, 5, 0])
+    for key in (index, slice(3, 30, 4), slice(0, 0)):
+        assert np.array_equal(rows.x[key].numpy(), whole.x[key].numpy(), equal_nan=True), key
+    assert rows.missing == whole.missing == (1 / KELVIN.size,) and set(rows.conditions) == {"mass"}
+    ours, theirs = first.denoiser.state_dict(), second.denoiser.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)

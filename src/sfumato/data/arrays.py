@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import SfumatoError, counted
 from ..machine import fits
 from . import limits
-from .file_format import Arrays, Stored, reading, with_gaps
+from .file_format import Arrays, Stored, Unread, reading, with_gaps
 from .numpy_files import Archive, load
 from .spec import DTYPES
 from .statistics import blocks
@@ -42,10 +42,14 @@ def read_named(path: Path, form: Arrays, samples: Callable[[Mapping[str, Any]], 
         used = [key for key, value in contents.arrays.items() if value.shape[:1] == count]
         nbytes = sum(contents.arrays[key].nbytes for key in used)
         limits.require_file(path, nbytes)
-        if not fits(nbytes):
-            raise SfumatoError(f"{path} does not fit into memory: save it as a .npy file, which is read from disk")
         stored: Stored = {"ending": form.ending(path), "key": chosen, **contents.stored(chosen)}
-        return {**contents.arrays, **{key: contents.read(key) for key in used}}, stored
+        found: dict[str, Any] = {}
+        if not fits(nbytes):
+            rows = form.rows(path, chosen)
+            if rows is None:
+                raise SfumatoError(f"{path} does not fit into memory: save it as a .npy file, which is read from disk")
+            found[chosen] = Unread(contents.arrays[chosen], rows)
+        return {**contents.arrays, **{key: contents.read(key) for key in used if key not in found}, **found}, stored
 
 
 def read_npz(path: Path, samples: Callable[[Mapping[str, np.ndarray]], str]) -> dict[str, np.ndarray]:

@@ -77,6 +77,42 @@ class Arrays(FileFormat):
     def open(self, path: Path) -> AbstractContextManager[Contents]:
         """The arrays of a file, while the block lasts."""
 
+    def rows(self, path: Path, name: str) -> Callable[[np.ndarray], np.ndarray] | None:
+        """A function of ascending row numbers that reads these rows of an array from a file that `open` has accepted.
+
+        None for a format whose arrays are read whole.
+        """
+        return None
+
+
+class Unread:
+    """An array (N, ...) of a file, whose rows are read when they are asked for, array[rows].
+
+    like: an array of its shape and dtype. read: `Arrays.rows`.
+    """
+
+    def __init__(self, like: np.ndarray, read: Callable[[np.ndarray], np.ndarray]) -> None:
+        self.shape, self.dtype, self.ndim, self.nbytes, self._read = (
+            like.shape,
+            like.dtype,
+            like.ndim,
+            like.nbytes,
+            read,
+        )
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        rows = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else rows
+        wanted, places = np.unique(rows, return_inverse=True)
+        if not len(wanted):
+            return np.empty((0, *self.shape[1:]), self.dtype)
+        found = self._read(wanted)
+        if found.dtype.kind != self.dtype.kind:
+            raise SfumatoError("whole numbers with missing values that do not fit into memory: save them as floats")
+        return found.reshape(-1, *self.shape[1:])[places]
+
 
 class Scan(NamedTuple):
     """The samples of a file, by its header alone. stored: as in `Contents`."""

@@ -120,8 +120,8 @@ def _quantile(values: Tensor, at: Tensor) -> Tensor:
 def chosen(source: Source, indices: Tensor, lowest: Callable[[], float]) -> str:
     """What suits the samples at `indices`: log, quantile or affine; lowest: gives the least value of all samples.
 
-    log        all values above 0; in some channel q99 / q01 >= SPAN and s >= SKEW, of which the logarithm leaves at most
-               half; in no channel is the logarithm more skewed than SKEW and than the values
+    log        all values above 0; in some channel q99 / q01 >= SPAN and s >= SKEW, at most half of which is left by the
+               logarithm; in no channel is the logarithm more skewed than SKEW and than the values
     quantile   vectors, of which some number has (q99.9 - q0.1) / (q75 - q25) > TAILS, and none repeats a value often
     affine     everything else
 

@@ -361,7 +361,8 @@ def _from_array(data: Any, beside: Mapping[str, Any], where: str, name: str) -> 
 
 
 def _arranged(data: Any, where: str) -> tuple[Samples, str, list[str]]:
-    if isinstance(data, np.memmap) and not data.flags.writeable and not fits(data.nbytes):  # as `read_npy` maps it
+    mapped = isinstance(data, np.memmap) and not data.flags.writeable and not fits(data.nbytes)  # as by `read_npy`
+    if mapped or isinstance(data, file_format.Unread):
         rows = Mapped(data, where)
         note = f"{rows.nbytes / 2**30:.1f} GiB do not fit into memory: samples are read when needed."
         return rows, rows.kind, [*rows.notes, note]

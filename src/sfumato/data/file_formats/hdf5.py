@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,12 @@ class HDF5(Arrays):
                 return {"units": units} if isinstance(units, str) else {}
 
             yield Contents(plain, read, stored)
+
+    def rows(self, path: Path, name: str) -> Callable[[np.ndarray], np.ndarray]:
+        import h5py
+
+        dataset = h5py.File(path, "r")[name]  # open as long as it is read
+        return lambda rows: without_fill(dataset[rows], dataset.attrs)
 
     def write(self, path: Path, x: np.ndarray, beside: Mapping[str, np.ndarray], stored: Stored, manifest: str) -> None:
         import h5py

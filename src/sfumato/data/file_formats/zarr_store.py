@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ...errors import SfumatoError
 from ...files import require_plain
@@ -50,6 +52,13 @@ class Zarr(Arrays):
             lambda name: without_fill(numbers[name][...], numbers[name].attrs).reshape(shape(name)),
             lambda name: _stored(numbers[name]),
         )
+
+    def rows(self, path: Path, name: str) -> Callable[[np.ndarray], np.ndarray]:
+        import zarr
+
+        root = zarr.open(str(path), mode="r")
+        array = root[name] if isinstance(root, zarr.Group) else root
+        return lambda rows: without_fill(array.oindex[rows], array.attrs)
 
 
 def _walk(place: str, group: Any) -> Iterator[tuple[str, Any]]:
