@@ -232,6 +232,13 @@ def test_tiff_mistakes():
         with open(f"{name}.tif", "wb") as file:
             file.write(part)
         refused(f"{name}.tif", f"{name}.tif cannot be read as a TIFF stack")
+    with tifffile.TiffWriter("pages.tif") as file:
+        file.write(COUNTS[0])
+    content = bytearray(open("pages.tif", "rb").read())
+    content[4:8] = bytes(4)  # where its first page begins
+    with open("none.tif", "wb") as file:
+        file.write(content)
+    refused("none.tif", "none.tif cannot be read as a TIFF stack")
     tifffile.imwrite("e.tif", np.zeros((64, 512, 512), np.uint8), compression="zlib")
     refused("e.tif", "would take 0.0156 GiB of memory, more than the 0.01 GiB", max_gb=0.01)
 

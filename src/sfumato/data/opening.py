@@ -227,7 +227,7 @@ def _read_folder(root: Path, size: Size | None, kinds: Mapping[str, str], asked:
         present.sort(key=lambda kind: -sum(path.stat().st_size for path in kinds_of_files[kind]))
     if present[0] == "images":
         asked.require_no_text(str(root))
-        return open_pictures(root, found, size, asked)
+        return open_pictures(root, found, size, kinds, asked)
     source = _read_files(kinds_of_files[present[0]], name, size, kinds, asked, root)
     others = sorted(set(found.paths) - set(kinds_of_files[present[0]]))
     others = [path for path in others if path.name.lower() not in read_too]

@@ -57,7 +57,7 @@ def _conditions(root: Path | None, names: Sequence[str]) -> tuple[dict[str, Colu
         return {}, []
     found = [path for path in sorted(root.rglob("metadata.*")) if path.is_file()]
     tables = [path for path in found if path.name.lower() in metadata.NAMES]
-    beside = metadata.read(root, tables, names, range(len(names)))
+    beside = metadata.read(metadata.records(root, tables), names, range(len(names)))
     conditions, notes = with_label(beside.columns, CLASS_NAMES), beside.notes
     if LABEL not in conditions:
         folders = [tuple(part for part in name.split("/")[:-1] if split_of(part) is None) for name in names]

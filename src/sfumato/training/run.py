@@ -15,12 +15,14 @@ import torch
 from sfumato import data, folder, schema, serialization
 from sfumato.data import DataSpec, Source, normalising
 from sfumato.data.labels import read_labels
+from sfumato.data.statistics import blocks
 from sfumato.diagnostics import examples, summary
 from sfumato.distributed import World, joined, leads
 from sfumato.errors import SfumatoError, counted, suggest
 from sfumato.errors import place as path_of
 from sfumato.files import write_text
 from sfumato.machine import default_cpu, device_of
+from sfumato.process import Discrete, Embedded
 from sfumato.progress import reporting_to
 from sfumato.sampling import apart
 from sfumato.training import checkpoint, config, loggers
@@ -261,6 +263,13 @@ def prepared(
         source.notes.extend(normalising.reason(spec.normaliser.kind))
     settings = suited(_with_budget(settings, source), spec)
     model = model_for(given, settings, source, spec, loss_of(settings, given.loss), device)
+    if (
+        source.text is None
+        and source.table is None
+        and isinstance(getattr(model, "process", None), Discrete | Embedded)
+    ):
+        for part in blocks(source.x):  # what it refuses in a step would leave a run folder behind
+            model.process.data(model.spec.normalise(part))
     loggers.check(settings.loggers)
     source.notes.extend(apart(spec.conditions))
     return with_model(settings, model), source, model

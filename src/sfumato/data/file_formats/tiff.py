@@ -26,7 +26,9 @@ class Tiff(Stack):
 
     def scan(self, path: Path, key: str | None) -> Scan:
         with _opened(path) as file:
-            if len(file.series) != 1:
+            if not file.series:
+                raise ValueError("it has no page that can be read")
+            if len(file.series) > 1:
                 shapes = ", ".join(str(each.shape) for each in file.series[:3])
                 raise SfumatoError(f"{path} holds pages of different sizes ({shapes} ..): save those of one size alone")
             series, page = file.series[0], file.pages.first
