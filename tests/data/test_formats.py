@@ -218,6 +218,24 @@ def test_tiff(pages, kind):
     assert tifffile.imread("out.tif").shape == (3, *pages.shape[1:])
 
 
+def test_folders_of_tiff_files(workplace):
+    tifffile = pytest.importorskip("tifffile")
+    for i in range(10):
+        for name, pages in {"stacks": COUNTS[4 * i : 4 * i + 4], "pictures": COUNTS[i]}.items():
+            place = workplace / name / ("left" if i % 2 else "right")
+            place.mkdir(parents=True, exist_ok=True)
+            tifffile.imwrite(place / f"{i}.tif", pages, photometric="minisblack")
+    source = data.open("stacks")
+    assert source.shape == (1, 8, 8) and len(source) == 40 and source.classes == ["left", "right"]
+    order = [int(name.split("/")[1][0]) for name in dict.fromkeys(source.groups)]
+    assert np.array_equal(source.x[:, 0].numpy(), np.concatenate([COUNTS[4 * i : 4 * i + 4] for i in order]))
+    assert len(data.open("pictures")) == 10 and data.open("pictures").classes == ["left", "right"]
+    with tifffile.TiffWriter(workplace / "pictures/left/0.tif") as file:  # with a small picture of itself
+        file.write(COUNTS[0])
+        file.write(COUNTS[0, ::2, ::2])
+    assert len(data.open("pictures")) == 11
+
+
 def test_tiff_mistakes():
     tifffile = pytest.importorskip("tifffile")
     with tifffile.TiffWriter("a.tif") as file:

@@ -4,6 +4,7 @@ import difflib
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -215,7 +216,7 @@ def _read_folder(root: Path, size: Size | None, kinds: Mapping[str, str], asked:
         kinds_of_files["tables"] = [p for p in kinds_of_files["tables"] if p.name.lower() not in metadata.NAMES]
     present = [kind for kind, paths in kinds_of_files.items() if paths]
     read_too: tuple[str, ...] = ()
-    if not present and (stacks := _stacks(found.paths)):
+    if (not present and (stacks := _stacks(found.paths))) or (stacks := _tiff_stacks(kinds_of_files["images"])):
         kinds_of_files, present, read_too = stacks, list(stacks), metadata.NAMES
     if not present and not any(p.suffix.lower() in (".npy", ".npz", ".csv", ".tsv") for p in found.paths):
         kinds_of_files["texts"] = [p for p in found.paths if p.suffix.lower() in SUFFIXES]
@@ -240,6 +241,17 @@ def _stacks(paths: Sequence[Path]) -> dict[str, list[Path]]:
     forms = [form for form in file_format.known() if isinstance(form, file_format.Stack)]
     found = {f"{form.what}s": [p for p in paths if p.name.lower().endswith(form.endings)] for form in forms}
     return {what: some for what, some in found.items() if some}
+
+
+def _tiff_stacks(images: Sequence[Path]) -> dict[str, list[Path]]:
+    """The pictures of a folder as TIFF stacks, if all of them end so and the first has several pages of one size."""
+    form = file_format.of(images[0]) if images else None
+    if not isinstance(form, file_format.Stack) or not all(p.name.lower().endswith(form.endings) for p in images):
+        return {}
+    require_plain(images[0])
+    with suppress(SfumatoError), file_format.reading(images[0], form.what, form.extra):
+        return {f"{form.what}s": list(images)} if form.scan(images[0], None).number > 1 else {}
+    return {}
 
 
 def _of_split(paths: Sequence[Path], root: Path | None, asked: Asked) -> tuple[list[Path], Asked, list[str]]:
