@@ -11,8 +11,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from sfumato import nets, noise
+from sfumato import data, nets, noise
 from sfumato.autoencoder import Codec
+from sfumato.conditions import MISSING, Conditions
+from sfumato.data import DataSpec
 from sfumato.diagnostics.validation import validator_for
 from sfumato.distributed import World, joined
 from sfumato.model import Denoiser
@@ -29,7 +31,10 @@ STEPS, BATCH, ROWS = 50, 16, 60
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """net: mlp, unet, dit, energy or vq. density: a time density that learns, or none. broken: a sample is NaN."""
+    """net: mlp, unet, dit, energy, vq, or gaps, an mlp of data with missing values.
+
+    density: a time density that learns, or none. broken: a sample is NaN.
+    """
 
     net: str = "mlp"
     micro: int | None = None
@@ -54,6 +59,7 @@ CASES = {
     "fsdp-vq": Case(net="vq", parallel="fsdp", steps=12),
     "fsdp-broken": Case(parallel="fsdp", steps=7, broken=True),
     "energy": Case(net="energy", steps=12),
+    "gaps": Case(net="gaps", micro=3, steps=12),
 }
 
 
@@ -69,6 +75,8 @@ def model_of(case: Case) -> Denoiser | Codec:
         net = nets.DiT(shape, width=12, depth=2, heads=2, classes=3)
     if case.net == "energy":
         net = nets.Energy(nets.MLP(5, width=16, depth=2, classes=3))
+    if case.net == "gaps":
+        net = nets.MLP(5, width=16, depth=2, classes=3, conditions={MISSING: {"kind": "missing", "shape": [5]}})
     return Denoiser(net.double(), Gaussian(Flow()), "velocity")
 
 
@@ -80,6 +88,11 @@ def run(case: Case, world: World) -> tuple[dict[str, torch.Tensor], list[dict]]:
     if case.broken:
         x[30] = torch.nan
     labels = None if case.net == "vq" else torch.arange(ROWS) % 3
+    heldout = x[:16], Conditions.of(None if labels is None else {"label": labels[:16]})
+    if case.net == "gaps":
+        x[noise.uniform(4, range(ROWS), shape, noise.DATA, dtype=torch.float64) < 0.3] = torch.nan
+        model.spec = DataSpec.fit(data.open((x, labels)))
+        heldout = model.spec.apart(model.spec.normalise(x[:16]).double(), heldout[1])
     config = TrainConfig(
         steps=case.steps, batch=BATCH, micro=case.micro, precision="float32", optimizer=case.optimizer,
         parallel=case.parallel,
@@ -99,7 +112,7 @@ def run(case: Case, world: World) -> tuple[dict[str, torch.Tensor], list[dict]]:
         with state.ema.swapped():
             found["swapped"] = sample(model, 3, steps=4, seed=1, world=world, label=[0, 1, 2])
         found["raw samples"] = sample(model, 3, steps=4, seed=1, world=world, label=[0, 1, 2])
-        measure = validator_for(state.loss, model, x[:16], {"label": labels[:16]}, 64, BATCH)
+        measure = validator_for(state.loss, model, *heldout, 64, BATCH)
         judged = measure.measure(model, state.best, 5, 1, world)
         columns = {**judged.board, "raw": judged.raw, "ema": judged.ema, "total": list(judged.gradient)}
         for name, column in columns.items():

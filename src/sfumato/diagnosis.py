@@ -189,6 +189,7 @@ def _examined(patient: _Patient, source: Source | None, seed: int) -> Report:
         train, held, note = _sides(source, patient.made)
         known = dataclasses.replace(known, sample=draw(patient.raw, source, train, seed))
         absent = _unasked(patient)
+        unseen = {} if known.sample is not None else {"sample": "since hardly any sample is whole"}
         if not absent:
             rows = held if len(held) else train
             known = dataclasses.replace(
@@ -197,6 +198,7 @@ def _examined(patient: _Patient, source: Source | None, seed: int) -> Report:
                 information=information(patient.raw, source, rows, seed),
             )
             notes += (note,) if note else ()
+        absent |= unseen
     return examine(dataclasses.replace(known, absent={**known.absent, **absent}), patient.name, notes)
 
 

@@ -83,10 +83,12 @@ class Normaliser:
         return cls(figures.mean, std)
 
     def normalise(self, x: Tensor) -> Tensor:
-        """x (B, C, *spatial) of any real dtype -> z float32 of the same shape. SfumatoError beyond the range of g."""
+        """x (B, C, *spatial) of any real dtype -> z float32 of the same shape; NaN, a missing value, stays NaN.
+        SfumatoError beyond the range of g."""
         mean, std = self._columns(x)
         g = self.curve(x.to(torch.float64))
-        if self.kind != "affine" and not bool(g.isfinite().all()):
+        if self.kind != "affine" and not bool((g.isfinite() | x.isnan()).all()):
+            x = x[~x.isnan()]
             raise SfumatoError(
                 f"values from {float(x.min()):g} to {float(x.max()):g} cannot be normalised by {self.kind}, as the "
                 "training data were: give data in their range"

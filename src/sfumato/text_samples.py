@@ -26,7 +26,7 @@ from sfumato.solver_selection import AnySolver, stored_plan
 from sfumato.solvers import Plan
 from sfumato.solvers.reveal import Reveal
 
-UNKNOWN = "_"  # of `infill`
+UNKNOWN = "_"  # of `infill`; a backslash before it makes it an underscore of the text
 STEPS = 64
 RULE = "\n" + "-" * 40 + "\n"  # between the texts of one file
 _STREAM = 0x9E3779B97F4A7C15  # what seeds of later windows are apart
@@ -51,13 +51,13 @@ def sample_text(
 ) -> list[str]:
     """n texts of `length` symbols, by default one window of the model: `sf.sample_text(model, 4, prompt="To be")`.
 
-    prompt: how each text begins. infill: a whole text, in which each underscore is one symbol to be found:
-    "The ____ of ____". steps: of each window, by default 64, or as many as there are symbols. order: in which masks
-    are revealed, one of `solvers.reveal.ORDERS`, by default first-hitting, which is that of the process. temperature,
-    top_p: below 1 they draw likelier symbols (`Logits.tempered`). solver: another one instead. Sample i of a seed does
-    not depend on n or batch. cond: as for `sample`. An autoregressive model needs a call for each symbol, whatever
-    steps are, and knows beginnings only; one of vectors (`process.Embedded`) draws up to a window, and nothing of it is
-    known. Raises SfumatoError for a model that is not one of text.
+    prompt: how each text begins. infill: a whole text, in which each underscore is one symbol to be found: "The ____ of
+    ____"; \\_ is an underscore of the text. steps: of each window, by default 64, or as many as there are symbols.
+    order: in which masks are revealed, one of `solvers.reveal.ORDERS`, by default first-hitting, which is that of the
+    process. temperature, top_p: below 1 they draw likelier symbols (`Logits.tempered`). solver: another one instead.
+    Sample i of a seed does not depend on n or batch. cond: as for `sample`. An autoregressive model needs a call for
+    each symbol, whatever steps are, and knows beginnings only; one of vectors (`process.Embedded`) draws up to a
+    window, and nothing of it is known. Raises SfumatoError for a model that is not one of text.
     """
     text, window = _of_text(model)
     solver = _solver(model, solver, order, temperature, top_p)
@@ -155,9 +155,11 @@ def _of_text(model: Any) -> tuple[Tokeniser, int]:
 
 
 def _known(text: Tokeniser, words: str, gaps: bool) -> np.ndarray:
-    """The symbols of a text, -1 for each underscore if `gaps`."""
-    parts = re.split(f"({UNKNOWN})", words) if gaps else [words]
-    found = [np.array([-1]) if gaps and part == UNKNOWN else text.encode(part) for part in parts if part]
+    """The symbols of a text, -1 for each underscore that has no backslash if `gaps`."""
+    parts = re.split(rf"(?<!\\)({UNKNOWN})", words) if gaps else [words]
+    kept = [part.replace(rf"\{UNKNOWN}", UNKNOWN) if gaps and part != UNKNOWN else part for part in parts]
+    gap = [gaps and part == UNKNOWN for part in parts]
+    found = [np.array([-1]) if each else text.encode(part) for part, each in zip(kept, gap, strict=True) if part]
     return np.concatenate(found) if found else np.empty(0, np.int64)
 
 

@@ -153,7 +153,10 @@ def test_symbols_by_names(call, refused):
     assert "the bound on -log p(x)" in out and "MDLM (2406.07524)" in out and "no chance is left in their number" in out
     out = call("explain-objective", "--process", "masked", "--times", "uniform")[1]
     assert "loss denoising" in out and "without limit: take --loss masked" in out
+    facts = json.loads(call("explain-objective", "--process", "masked", "--loss", "score-entropy", "--json")[1])
+    assert facts["loss"] == "score-entropy"
     facts = json.loads(call("explain-objective", "--process", "masked", "--loss", "mask-predict", "--json")[1])
+    assert facts["loss"] == "mask-predict"
     assert facts["levels"][4]["weight"] == pytest.approx(0.4) and not facts["bound"]
     assert "no bound" in call("explain-objective", "--process", "uniform", "--loss", "sundae")[1]
     for words, said in [

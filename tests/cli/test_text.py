@@ -7,6 +7,8 @@ import pytest
 import torch
 
 import sfumato as sf
+from sfumato.data.text import Tokeniser
+from sfumato.text_samples import _known
 
 POEM = "Shall I compare thee to a summer's day?\nThou art more lovely and more temperate:\n" * 30
 SMALL = ["--net", "Transformer(width=16, depth=1, heads=1)", "--batch", "16", "--precision", "float32"]
@@ -134,6 +136,12 @@ def test_an_infilled_text_keeps_what_is_known(call, alternating, tmp_path):
     assert (tmp_path / "texts" / "00002.txt").read_text() == "ababababab"
     wrong = sf.sample_text(sf.load(alternating), infill="aa_b", seed=3)[0]
     assert wrong[:2] == "aa" and wrong[3] == "b"
+
+
+def test_an_underscore_of_the_text_can_be_known():
+    text = Tokeniser("characters", tuple("_ab\\"))
+    assert _known(text, r"a_\_b_", True).tolist() == [1, -1, 0, 2, -1]
+    assert _known(text, r"a_\_", False).tolist() == [1, 0, 3, 0]
 
 
 def test_texts_depend_on_seed_and_number_alone(alternating, tmp_path):

@@ -169,11 +169,11 @@ def test_labels_that_cannot_be_used(labels, match):
     refused(np.zeros((4, 2)), match, labels=labels)
 
 
-def test_nan_and_inf_are_counted_and_located():
+def test_infinite_values_are_counted_and_located():
     x = np.zeros((50, 3, 4), np.float32)
-    x[17, 2, 1], x[30, 0, 0] = np.nan, -np.inf
-    refused(x, r"2 values that are NaN or infinite, the first at index \(17, 2, 1\)")
-    refused(torch.full((3, 2), torch.nan, dtype=torch.float16), "6 values")
+    x[3, 0, 0], x[17, 2, 1], x[30, 0, 0] = np.nan, np.inf, -np.inf
+    refused(x, r"2 values that are infinite, the first at index \(17, 2, 1\)")
+    refused(torch.full((3, 2), torch.nan, dtype=torch.float16), "holds no number, all are missing")
 
 
 @pytest.mark.parametrize(

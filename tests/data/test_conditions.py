@@ -189,6 +189,26 @@ NAMES = ["a.png", "b.png", "sub/c.png", "sub/d.png"]
 CSV = "file_name,temperature,colour\nb.png,2.5,red\na.png,,blue\n./sub/c.png,1,red\nlost.png,7,red\n"
 
 
+def test_a_column_of_metadata_names_the_split(tmp_path):
+    names = [f"{i:02d}.png" for i in range(20)]
+    splits = ["train"] * 12 + ["valid"] * 5 + ["test"] * 3
+    lines = [f"{name},{i * i},{split}" for i, (name, split) in enumerate(zip(names, splits, strict=True))]
+    table = "\n".join(["file_name,age,split", *lines])
+    root = folder(tmp_path / "root", names, csv=table)
+    for split, first, count in ((None, 0, 12), ("val", 12, 5), ("test", 17, 3)):
+        source = data.open(root, split=split)
+        assert source.ids == names[first : first + count] and set(source.conditions) == {"age"}, split
+        assert source.conditions["age"].values.tolist() == [i * i for i in range(first, first + count)]
+        assert any("Splits by the column 'split'" in note for note in source.notes)
+        assert not any("do not exist" in note for note in source.notes)
+    whole = data.open(root, conditions={"split": "label"})
+    assert len(whole) == 20 and whole.conditions["split"].names == ("test", "train", "valid")
+    with pytest.raises(SfumatoError, match="has no split 'val', but"):
+        data.open(folder(tmp_path / "two", names, csv=table.replace("valid", "test")), split="val")
+    folder(tmp_path / "odd", names, csv=table.replace("valid", "sunny"))
+    assert len(data.open(tmp_path / "odd")) == 20
+
+
 def test_metadata_of_a_folder(tmp_path):
     rows = [{"file_name": "b.png", "temperature": 2.5, "colour": "red"}, {"file_name": "a.png", "colour": "blue"}]
     rows += [{"file_name": "sub\\c.png", "temperature": 1, "colour": "red"}]

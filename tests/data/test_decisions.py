@@ -399,16 +399,13 @@ def test_the_same_numbers_in_another_shape_are_no_condition():
     said(source, "'data' holds the same numbers and is left out")
 
 
-def test_masked_and_filled_values_are_refused():
+def test_fill_values_that_nothing_declares_are_refused():
     masked = np.ma.masked_array(RNG.normal(10, 1, (40, 3)), fill_value=-9999.0)
     assert np.array_equal(data.open(masked).x.numpy(), masked.data)
     masked[3:5, 1] = np.ma.masked
-    refused("the array has 2 masked values, for which there is no number", masked)
-    refused("the dict: 'x' has 2 masked values", {"x": masked})
-    refused("the array has 2 masked values", list(masked))
     refused(r"holds 2 values of -9999, far from all others \(.* to .*\)", masked.filled())
     refused("holds 2 values of -9999", masked.filled().astype(np.int32))
-    refused(r"the dict: 'x' holds 120 values that are NaN or infinite", {"x": np.full((40, 3), np.nan)})
+    refused(r"the dict: 'x' holds no number", {"x": np.full((40, 3), np.nan)})
     assert len(data.open(np.arange(-9999, 21).reshape(-1, 3))) == 3340  # -9999 beside -9998 marks nothing
     assert len(data.open(np.full((40, 3), -9999.0))) == 40
 

@@ -228,12 +228,66 @@ def test_damaged_normalisers_are_refused(odd):
         Normaliser.from_dict({"mean": [0.0], "std": [1.0], **odd})
 
 
-def test_a_run_keeps_its_normaliser_and_inspect_advises_it(tmp_path):
+def laws(count=4000):
+    """Laws by name, (count, ..), and the normaliser that suits them."""
+    draw = np.random.default_rng(0)
+    g = draw.normal(size=(count, 2))
+    return {
+        "normal": (g, "affine"),
+        "warm": (300 + 5 * g, "affine"),
+        "uniform": (draw.random((count, 2)), "affine"),
+        "lognormal": (np.exp(g + 3), "log"),
+        "masses beside kelvin": (np.stack([np.exp(2 * g[:, 0]), 300 + g[:, 1]], 1), "log"),
+        "fields": (np.exp(draw.normal(size=(count // 10, 1, 8))), "log"),
+        "waiting times": (draw.exponential(size=(count, 2)), "affine"),
+        "with zeros": (np.exp(g) * (g < 1), "affine"),
+        "lognormal beside normal": (np.stack([np.exp(g[:, 0]), g[:, 1]], 1), "affine"),
+        "laplace": (draw.laplace(size=(count, 2)), "affine"),
+        "student": (draw.standard_t(1.5, (count, 2)), "quantile"),
+        "one heavy": (np.stack([g[:, 0], draw.standard_t(1, count)], 1), "quantile"),
+        "few": (np.exp(g[:50]), "affine"),
+        "heavy fields": (draw.standard_t(1, (count, 1, 8)), "affine"),
+        "sparse": (draw.standard_t(1, (count, 2)).round(), "affine"),
+        "counts": (np.exp(g + 3).astype(np.int64), "affine"),
+        "constant beside": (np.stack([np.exp(g[:, 0]), 0 * g[:, 0] + 2], 1), "log"),
+    }
+
+
+def test_the_normaliser_suits_the_data_and_inspect_says_it():
+    for name, (x, kind) in laws().items():
+        source = sf.data.open(x.astype(np.float32) if x.dtype == np.float64 else x)
+        spec = sf.data.DataSpec.fit(source, source.split()[0], "auto")
+        assert spec.normaliser.kind == kind, name
+        notes = sf.data.inspect(source)["notes"]
+        assert any("--normalise affine" in note for note in notes) == (kind != "affine"), name
+        back = spec.denormalise(spec.normalise(source.x)).double()
+        assert float(((back - source.x).abs() / (source.x.abs() + source.x.double().std())).max()) < 1e-5, name
+    holes = np.where(np.random.default_rng(1).random((4000, 2)) < 0.3, np.nan, laws()["lognormal"][0])
+    assert sf.data.DataSpec.fit(sf.data.open(holes), normalise="auto").normaliser.kind == "log"
+
+
+def test_the_likelihood_of_a_log_normal_law_is_known():
+    """log p of x = exp(g), g ~ N(m, C), by the model that believes just this of the normalised logarithms."""
+    draw = np.random.default_rng(0)
+    mean, cov = np.array([2.0, -1.0]), np.array([[1.0, 0.6], [0.6, 0.8]])
+    x = np.exp(draw.multivariate_normal(mean, cov, 2000))
+    spec = sf.data.DataSpec.fit(sf.data.open(x), torch.arange(2000), "auto")
+    assert spec.normaliser.kind == "log"
+    shift, scale = np.array(spec.normaliser.mean), np.array(spec.normaliser.std)
+    law = sf.exact.GaussianMixture(
+        [1.0], torch.tensor((mean - shift) / scale)[None], torch.tensor(cov / np.outer(scale, scale))[None]
+    )
+    model = Plain(law.denoiser(sf.Gaussian(sf.schedules.Cosine())), spec)
+    known = torch.distributions.MultivariateNormal(torch.tensor(mean), torch.tensor(cov))
+    rows = torch.tensor(x[:40])
+    expected = known.log_prob(rows.log()) - rows.log().sum(1)
+    assert torch.allclose(sf.log_prob(model, rows, steps=32).value, expected, atol=2e-3)
+
+
+def test_a_run_keeps_the_normaliser_that_was_chosen(tmp_path):
     x = skewed("log", 300).float()[:, :1].flatten(1)
     np.save(tmp_path / "x.npy", x.numpy())
-    assert any("--normalise log" in note for note in sf.data.inspect(tmp_path / "x.npy")["notes"])
-    assert main(["train", str(tmp_path / "x.npy"), "-o", str(tmp_path / "run"), "--net", "tiny", "--steps", "2",
-                 "--normalise", "log"]) == 0  # fmt: skip
+    assert main(["train", str(tmp_path / "x.npy"), "-o", str(tmp_path / "run"), "--net", "tiny", "--steps", "2"]) == 0
     model = sf.resume(tmp_path / "run", steps=3).denoiser
     assert model.spec.normaliser.kind == "log" and float(sf.sample(model, 50, 4).min()) > 0
     assert sf.log_prob(model, x[:4], steps=4, sigma_min=0.1).value.isfinite().all()

@@ -198,6 +198,12 @@ def test_a_model_of_text_is_measured_by_its_bits_and_its_texts():
     bits = found.pop("bits-per-character")
     assert bits.floor is None and bits.value == pytest.approx(entropy, abs=0.1)
     assert "calls" not in bits.protocol and bits.protocol["reference_hash"]
+    assert bits.protocol["likelihood"] == "bound" and bits.protocol["part"] == "all"
+    model.provenance = {"data": source.name, "samples": len(source), "holdout": 0.3}
+    kept = {}
+    for part in (None, "holdout", "train", "all"):
+        kept[part] = evaluate(model, source, "bits-per-character", 10, part=part)["bits-per-character"].protocol
+    assert kept[None] == kept["holdout"] and len({each["reference_hash"] for each in kept.values()}) == 3
     for metric in found.values():
         assert metric.protocol["calls"] == 20 and abs(metric.value - metric.floor.value) <= 4 * metric.interval.half
 

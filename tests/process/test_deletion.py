@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -181,3 +182,11 @@ def test_a_network_learns_strings(net: str, tmp_path) -> None:
     share = torch.tensor([rows.count(tuple(row)) for row in truth.states.tolist()], dtype=F64) / len(rows)
     wrong = sum(row not in found for row in rows) / len(rows)
     assert wrong < 0.1 and float((share - truth.probs).abs().max()) < 0.06
+
+
+def test_data_that_are_no_strings_leave_no_folder(tmp_path) -> None:
+    rows = np.tile([[0, 2, 1, 2]], (40, 1))
+    rows[35:] = [2, 0, 2, 2]  # a symbol behind the end, in the last rows alone
+    with pytest.raises(sf.SfumatoError, match="The data of a deletion process are strings"):
+        sf.train(rows, tmp_path / "run", process="deletion", net="MLP(width=16, depth=1)", steps=2, batch=8)
+    assert not (tmp_path / "run").exists()

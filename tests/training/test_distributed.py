@@ -71,7 +71,7 @@ def logs_agree(ours, theirs):
 
 def test_two_processes_change_nothing(tmp_path):
     """Equal rates, samples and losses; weights, averages, optimiser, codebooks, validation and samples to rounding."""
-    check(tmp_path, 2, "adaptive", "muon", "vq", "fsdp", "fsdp-unet", "fsdp-broken")
+    check(tmp_path, 2, "adaptive", "muon", "vq", "fsdp", "fsdp-unet", "fsdp-broken", "gaps")
 
 
 @pytest.mark.slow

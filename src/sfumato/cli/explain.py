@@ -147,11 +147,11 @@ def _of_symbols(options: Any, voice: Voice, config: TrainConfig, process: Symbol
         if getattr(options, name) is not None:
             raise SfumatoError(f"The objective of symbols has no --{name}: leave it out.")
     objective = SymbolObjective(process, loss_of(config))
-    facts = objective.to_dict()
-    voice.emit(facts | {"named": {dial: getattr(config, dial) for dial in _OF_SYMBOLS}})
-    kind, curve = facts["process"].lower(), facts["schedule"]
     usual = "masked" if isinstance(objective.loss, CountedMasks) else "denoising"
     loss = usual if config.loss == "auto" else config.loss
+    facts = objective.to_dict() | {"loss": loss}
+    voice.emit(facts | {"named": {dial: getattr(config, dial) for dial in _OF_SYMBOLS}})
+    kind, curve = facts["process"].lower(), facts["schedule"]
     drawn = f", times {config.times}, weight {config.weight}" if hasattr(objective.loss, "times") else ""
     voice.say(f"process {kind}, schedule {curve}, loss {loss}{drawn}.", "")
     voice.say("symbols kept   of the draws   weight w")

@@ -100,7 +100,10 @@ SAMPLE = Command(
         ),
         flag("--length", int, "Of text: how many symbols; by default one window of training."),
         flag("--prompt", "TEXT", "Of text: how each begins."),
-        flag("--infill", "TEXT", "Of text: all of it, each _ being one symbol to be found: 'The ____ of ____'."),
+        flag(
+            "--infill", "TEXT",
+            "Of text: all of it, each _ being a symbol to be found, \\_ an underscore: 'The ____ of ____'.",
+        ),
         flag(
             "--order", "NAME",
             "Of masked text: the order in which symbols are revealed: first-hitting (by default), random, "

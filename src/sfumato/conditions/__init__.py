@@ -3,11 +3,12 @@
 from .condition import KINDS, Condition, fit, from_config, missing
 from .given import Conditions, Given, absent, joined, network_inputs, require_encoded
 from .label import NULL, Label, MultiLabel, find_class
+from .missing import MISSING, named, over_present, present, without_gaps
 from .real import Field, Scalar, Vector
 from .resolve import RESERVED, declared, of_data, resolve, unfolded
 
 __all__ = [
-    "KINDS", "NULL", "RESERVED", "Condition", "Conditions", "Field", "Given", "Label", "MultiLabel", "Scalar", "Vector",
-    "absent", "declared", "find_class", "fit", "from_config", "joined", "missing", "network_inputs",
-    "of_data", "require_encoded", "resolve", "unfolded",
+    "KINDS", "MISSING", "NULL", "RESERVED", "Condition", "Conditions", "Field", "Given", "Label", "MultiLabel",
+    "Scalar", "Vector", "absent", "declared", "find_class", "fit", "from_config", "joined", "missing", "named",
+    "network_inputs", "of_data", "over_present", "present", "require_encoded", "resolve", "unfolded", "without_gaps",
 ]  # fmt: skip

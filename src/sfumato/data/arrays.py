@@ -1,5 +1,6 @@
 """Arrays, in memory or in .npy and .npz files -> (N, *shape) tensors in the user's dtype."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,7 +12,7 @@ from torch import Tensor
 from ..errors import SfumatoError, counted
 from ..machine import fits
 from . import limits
-from .file_format import Arrays, Stored, reading
+from .file_format import Arrays, Stored, Unread, reading, with_gaps
 from .numpy_files import Archive, load
 from .spec import DTYPES
 from .statistics import blocks
@@ -41,10 +42,14 @@ def read_named(path: Path, form: Arrays, samples: Callable[[Mapping[str, Any]], 
         used = [key for key, value in contents.arrays.items() if value.shape[:1] == count]
         nbytes = sum(contents.arrays[key].nbytes for key in used)
         limits.require_file(path, nbytes)
-        if not fits(nbytes):
-            raise SfumatoError(f"{path} does not fit into memory: save it as a .npy file, which is read from disk")
         stored: Stored = {"ending": form.ending(path), "key": chosen, **contents.stored(chosen)}
-        return {**contents.arrays, **{key: contents.read(key) for key in used}}, stored
+        found: dict[str, Any] = {}
+        if not fits(nbytes):
+            rows = form.rows(path, chosen)
+            if rows is None:
+                raise SfumatoError(f"{path} does not fit into memory: save it as a .npy file, which is read from disk")
+            found[chosen] = Unread(contents.arrays[chosen], rows)
+        return {**contents.arrays, **{key: contents.read(key) for key in used if key not in found}, **found}, stored
 
 
 def read_npz(path: Path, samples: Callable[[Mapping[str, np.ndarray]], str]) -> dict[str, np.ndarray]:
@@ -64,9 +69,8 @@ def to_tensor(obj: Any, where: str) -> Tensor:
         if obj.is_meta:
             raise SfumatoError(f"{where} is on the meta device, where tensors have no values")
         return _supported(obj.detach().cpu(), where)
-    _require_unmasked(obj, where)
     try:
-        array = np.asarray(obj)
+        array = np.asarray(_filled(obj))
     except ValueError:
         raise SfumatoError(f"{where} is ragged: every sample must have the same shape") from None
     if array.dtype.kind == "c":
@@ -83,15 +87,13 @@ def to_tensor(obj: Any, where: str) -> Tensor:
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
-def _require_unmasked(obj: Any, where: str) -> None:
-    """Raise SfumatoError if obj is a masked array, or a list of some, with masked values."""
-    parts = obj if isinstance(obj, list | tuple) else [obj]
-    masked = sum(int(np.ma.count_masked(part)) for part in parts if isinstance(part, np.ma.MaskedArray))
-    if masked:
-        raise SfumatoError(
-            f"{where} has {masked:,} masked values, for which there is no number to learn from: fill them, or remove "
-            "the samples that have some"
-        )
+def _filled(obj: Any) -> Any:
+    """A masked array, or a list of some, with NaN where values are masked; anything else as it is."""
+    if isinstance(obj, list | tuple) and any(isinstance(part, np.ma.MaskedArray) for part in obj):
+        return [_filled(part) for part in obj]
+    if not isinstance(obj, np.ma.MaskedArray) or obj.dtype.kind not in "iuf":
+        return obj
+    return with_gaps(obj.data, np.ma.getmaskarray(obj))
 
 
 def _supported(x: Tensor, where: str) -> Tensor:
@@ -149,16 +151,17 @@ def require_unfilled(x: "Samples", where: str) -> None:
     """Raise SfumatoError if x (N, ...) holds one of `FILL_VALUES` further from all its values than those are apart."""
     if not isinstance(x, Tensor) or not x.dtype.is_signed:
         return
-    for value in {x.min().item(), x.max().item()}:
+    known = x[~x.isnan()]
+    for value in {known.min().item(), known.max().item()}:
         if value not in [torch.tensor(fill, dtype=x.dtype).item() for fill in _fill_values(x.dtype)]:
             continue
-        rest = x[x != value]
+        rest = known[known != value]
         low, high = (rest.min().item(), rest.max().item()) if len(rest) else (value, value)
         if max(low - value, value - high) > high - low:
             raise SfumatoError(
-                f"{where} holds {counted(x.numel() - len(rest), 'value')} of {value:g}, far from all others "
+                f"{where} holds {counted(len(known) - len(rest), 'value')} of {value:g}, far from all others "
                 f"({low:g} to "
-                f"{high:g}): what marks missing values is no number to learn from; fill them, or remove these samples"
+                f"{high:g}): what marks missing values is no number to learn from; write NaN there"
             )
 
 
@@ -168,22 +171,28 @@ def _fill_values(dtype: torch.dtype) -> list[float]:
     return [fill for fill in FILL_VALUES if abs(fill) <= top]
 
 
-def require_finite(x: "Samples", where: str) -> None:
-    """Raise SfumatoError if x (N, ...) holds NaN or infinite values, with their count and first position."""
+def missing_share(x: "Samples", where: str) -> tuple[float, ...]:
+    """The share of missing values, NaN, in each channel of x (N, C, *spatial); () if none is missing.
+
+    Raises SfumatoError for infinite values, with their count and first position, and if no value is there.
+    """
     if not x.dtype.is_floating_point:
-        return
-    count, first, start = 0, None, 0
+        return ()
+    gaps, infinite, first, start = torch.zeros(x.shape[1], dtype=torch.int64), 0, None, 0
     for block in blocks(x):
-        bad = ~torch.isfinite(block)
+        gaps += block.isnan().transpose(0, 1).flatten(1).sum(1)
+        bad = block.isinf()
         if bad.any():
-            count += int(bad.sum())
-            if first is None:
-                position = torch.nonzero(bad)[0].tolist()
-                first = (start + position[0], *position[1:])
+            infinite += int(bad.sum())
+            position = torch.nonzero(bad)[0].tolist()
+            first = first or (start + position[0], *position[1:])
         start += len(block)
-    if count:
+    if infinite:
         raise SfumatoError(
-            f"{where} holds {counted(count, 'value that is', 'values that are')} NaN or infinite, the first at "
-            f"index {first}: "
-            "remove or fill them before training"
+            f"{where} holds {counted(infinite, 'value that is', 'values that are')} infinite, the first at index "
+            f"{first}: remove them, or write NaN where a value is missing"
         )
+    share = gaps.double() / (math.prod(x.shape[2:]) * len(x))
+    if bool((share == 1).all()):
+        raise SfumatoError(f"{where} holds no number, all are missing (NaN)")
+    return tuple(share.tolist()) if bool(gaps.any()) else ()

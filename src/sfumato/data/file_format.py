@@ -23,6 +23,7 @@ from .. import registry
 from ..errors import SfumatoError
 from ..files import first_line, reason
 
+FILLS = ("_FillValue", "missing_value")  # attributes that say what stands for a missing value
 Stored = dict[str, Any]  # what a file of samples needs of the training data's, as plain values for JSON
 
 
@@ -76,6 +77,42 @@ class Arrays(FileFormat):
     def open(self, path: Path) -> AbstractContextManager[Contents]:
         """The arrays of a file, while the block lasts."""
 
+    def rows(self, path: Path, name: str) -> Callable[[np.ndarray], np.ndarray] | None:
+        """A function of ascending row numbers that reads these rows of an array from a file that `open` has accepted.
+
+        None for a format whose arrays are read whole.
+        """
+        return None
+
+
+class Unread:
+    """An array (N, ...) of a file, whose rows are read when they are asked for, array[rows].
+
+    like: an array of its shape and dtype. read: `Arrays.rows`.
+    """
+
+    def __init__(self, like: np.ndarray, read: Callable[[np.ndarray], np.ndarray]) -> None:
+        self.shape, self.dtype, self.ndim, self.nbytes, self._read = (
+            like.shape,
+            like.dtype,
+            like.ndim,
+            like.nbytes,
+            read,
+        )
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        rows = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else rows
+        wanted, places = np.unique(rows, return_inverse=True)
+        if not len(wanted):
+            return np.empty((0, *self.shape[1:]), self.dtype)
+        found = self._read(wanted)
+        if found.dtype.kind != self.dtype.kind:
+            raise SfumatoError("whole numbers with missing values that do not fit into memory: save them as floats")
+        return found.reshape(-1, *self.shape[1:])[places]
+
 
 class Scan(NamedTuple):
     """The samples of a file, by its header alone. stored: as in `Contents`."""
@@ -109,6 +146,23 @@ class Stack(FileFormat):
     @abc.abstractmethod
     def load(self, path: Path, key: str | None) -> np.ndarray:
         """The samples (n, *shape) of a file that was scanned."""
+
+
+def without_fill(values: np.ndarray, about: Mapping[str, Any]) -> np.ndarray:
+    """An array of a file with NaN where a value is one that its attributes declare to mean none (`FILLS`)."""
+    fills = [about[name] for name in FILLS if name in about]
+    known = [np.asarray(fill).reshape(-1)[0] for fill in fills if np.asarray(fill).dtype.kind in "iuf"]
+    return with_gaps(values, np.isin(values, known)) if known and values.dtype.kind in "iuf" else values
+
+
+def with_gaps(values: np.ndarray, gaps: np.ndarray) -> np.ndarray:
+    """Numbers with NaN where `gaps`; whole numbers become floats that hold them if there are any."""
+    if not gaps.any():
+        return values
+    floats = values.dtype if values.dtype.kind == "f" else np.float32 if values.dtype.itemsize <= 2 else np.float64
+    found = values.astype(floats)
+    found[gaps] = np.nan
+    return found
 
 
 def standing(shape: Sequence[int], dtype: Any) -> np.ndarray:

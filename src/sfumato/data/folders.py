@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -27,14 +27,21 @@ CAPTIONS = (".txt", ".caption")
 Skipped = list[tuple[str, str]]
 
 
-def open_pictures(root: Path, found: Files, size: Size | None, asked: Asked) -> Source:
-    """The images among the files of a folder, with their metadata files, or else their sub-folders as classes."""
-    items = ImageFiles(root, [p for p in found.paths if p.suffix.lower() in IMAGE_SUFFIXES])
-    said = read_names(items.names, asked, str(root))
+def open_pictures(root: Path, found: Files, size: Size | None, kinds: Collection[str], asked: Asked) -> Source:
+    """The images among the files of a folder, with their metadata files, or else their sub-folders as classes.
+
+    kinds: the columns of which the user has set a kind, which thus name no split.
+    """
+    every = ImageFiles(root, [p for p in found.paths if p.suffix.lower() in IMAGE_SUFFIXES])
+    records = metadata.records(root, found.paths)
+    split = metadata.choose(records, every.names, asked.split, kinds, str(root))
+    items = _part(every, split.pictures)
+    said = read_names(items.names, asked if split.column is None else asked._replace(split=None), str(root))
     read = read_images(_part(items, said.rows), size)
     kept = [said.rows[i] for i in read.kept]
-    beside = metadata.read(root, found.paths, items.names, kept)
-    conditions, notes = with_label(beside.columns, CLASS_NAMES), [*found.notes, *said.notes, *beside.notes]
+    beside = metadata.read(records, every.names, [split.pictures[i] for i in kept], split.column)
+    conditions = with_label(beside.columns, CLASS_NAMES)
+    notes = [*found.notes, *split.notes, *said.notes, *beside.notes]
     if LABEL not in conditions:
         conditions = _folder_classes(said, read, notes) | conditions
     fields, left = _fields(items, said, read, size, notes)
@@ -139,10 +146,10 @@ def open_table(paths: Sequence[Path], size: Size | None, name: str, kinds: Mappi
         conditions = {name: found.take(kept) for name, found in conditions.items()}
         return _source(items, read.kept, read, name, conditions, [*chosen, str(roles), *unread], [], "row")
     x, kind, notes, identity = read_numbers(table, roles.numbers)
-    arrays.require_finite(x, table.where)
+    missing = arrays.missing_share(x, table.where)
     arrays.require_unfilled(x, table.where)
     notes = [Source.headline(x), *chosen, str(roles), *notes, *unread]
-    return Source(x, kind, name, conditions, notes=notes, identity=identity)
+    return Source(x, kind, name, conditions, notes=notes, identity=identity, missing=missing)
 
 
 def _source(

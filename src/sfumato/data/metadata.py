@@ -7,7 +7,8 @@ picture. Sub-folders may have their own metadata files.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -16,7 +17,8 @@ from ..errors import SfumatoError, counted
 from ..files import first_line, reason
 from .column import Column, Unread, cells, named
 from .kinds import columns
-from .tables import TableFiles
+from .names import choose_split, split_of
+from .tables import SPLIT_NAMES, TableFiles
 
 NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 KEY = "file_name"
@@ -33,23 +35,59 @@ class Beside(NamedTuple):
     files: list[Path]
 
 
-def read(root: Path, files: Sequence[Path], pictures: Sequence[str], kept: Sequence[int]) -> Beside:
-    """The columns of the metadata files among `files`, for the pictures (paths relative to root) at `kept`.
+class Records(NamedTuple):
+    """The rows of metadata files by picture, a path relative to their root; the columns that are text; the files."""
 
-    Rows of the same picture are merged. Raises SfumatoError for a file that is not a table, has no file_name, or gives
-    a picture two different values in a column.
+    rows: dict[str, Record]
+    text: set[str]
+    files: list[Path]
+
+    @property
+    def names(self) -> list[str]:
+        """The columns."""
+        return list(dict.fromkeys(name for row in self.rows.values() for name in row))
+
+
+def records(root: Path, files: Sequence[Path]) -> Records:
+    """The rows of the metadata files among `files`; those of the same picture are merged.
+
+    Raises SfumatoError for a file that is not a table, has no file_name, or gives a picture two different values in a
+    column.
     """
-    chosen = _chosen(files)
-    rows: dict[str, Record] = {}
-    text: set[str] = set()
-    for path in chosen:
+    found = Records({}, set(), _chosen(files))
+    for path in found.files:
         for number, record in enumerate(_READERS[path.suffix.lower()](path), 1):
-            _add(rows, path, number, record, path.parent.relative_to(root))
-            text.update(record if path.suffix.lower() == ".csv" else ())
+            _add(found.rows, path, number, record, path.parent.relative_to(root))
+            found.text.update(record if path.suffix.lower() == ".csv" else ())
+    return found
+
+
+class Chosen(NamedTuple):
+    """The pictures of one split, the column that names it (None without one), notes."""
+
+    pictures: list[int]
+    column: str | None
+    notes: list[str]
+
+
+def choose(found: Records, pictures: Sequence[str], asked: str | None, other: Collection[str], where: str) -> Chosen:
+    """The pictures of one split, where a column names that of each; else all. other: columns of other kinds."""
+    for name in found.names:
+        if name.lower() in SPLIT_NAMES and name not in other:
+            splits = [split_of(str(found.rows.get(picture, {}).get(name) or "")) for picture in pictures]
+            if None not in splits:
+                split = choose_split(Counter(splits), asked, where, "picture", f"the column {name!r}")
+                return Chosen([i for i, each in enumerate(splits) if each == split.name], name, split.note)
+    return Chosen(list(range(len(pictures))), None, [])
+
+
+def read(found: Records, pictures: Sequence[str], kept: Sequence[int], left: str | None = None) -> Beside:
+    """The columns of metadata files but for `left`, for the pictures (paths relative to their root) at `kept`."""
+    rows, text, chosen = found
     if not rows:
         return Beside({}, [], chosen)
     own = [rows.get(pictures[i], {}) for i in kept]
-    names = dict.fromkeys(name for row in rows.values() for name in row)
+    names = [name for name in found.names if name != left]
     raw = {name: [row.get(name) for row in own] for name in names}
     beside, notes = columns({name: _parsed(name, raw[name]) if name in text else raw[name] for name in names}, len(own))
     where = chosen[0].name if len(chosen) == 1 else f"{len(chosen)} metadata files"

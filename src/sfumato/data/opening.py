@@ -4,6 +4,7 @@ import difflib
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from .names import Asked, choose_split, split_of, split_of_file
 from .picture import check_size, fit_cover
 from .rows import Mapped, Samples
 from .source import LABEL, Source
-from .spec import DataSpec
+from .spec import DataSpec, missing_words
 from .stacks import open_stacks
 from .tars import expand
 from .text_files import LINES, SUFFIXES, from_documents, open_column, open_texts, text_column
@@ -92,11 +93,15 @@ def open(
         source = _resized(source, size)
     if labels is not None:
         source = _labelled(source, labels)
-    if len(source) < HANDFUL and not known and not isinstance(obj, Source):
-        number = "is only 1 sample" if len(source) == 1 else f"are only {len(source)} samples"
-        few = f"There {number}: a model will repeat what it sees and learn little else."
-        source = replace(source, notes=[*source.notes, few])
+    if not isinstance(obj, Source):
+        source = _noted(source, [*missing_words(source.missing), *([] if known else _few(len(source)))], [])
     return with_kinds(replace(source, name=name or source.name), kinds, known)
+
+
+def _few(count: int) -> list[str]:
+    number = "is only 1 sample" if count == 1 else f"are only {count} samples"
+    few = f"There {number}: a model will repeat what it sees and learn little else."
+    return [few] if count < HANDFUL else []
 
 
 def _said(obj: Any, conditions: Any, asked: Asked) -> tuple[dict[str, str], Asked]:
@@ -211,7 +216,7 @@ def _read_folder(root: Path, size: Size | None, kinds: Mapping[str, str], asked:
         kinds_of_files["tables"] = [p for p in kinds_of_files["tables"] if p.name.lower() not in metadata.NAMES]
     present = [kind for kind, paths in kinds_of_files.items() if paths]
     read_too: tuple[str, ...] = ()
-    if not present and (stacks := _stacks(found.paths)):
+    if (not present and (stacks := _stacks(found.paths))) or (stacks := _tiff_stacks(kinds_of_files["images"])):
         kinds_of_files, present, read_too = stacks, list(stacks), metadata.NAMES
     if not present and not any(p.suffix.lower() in (".npy", ".npz", ".csv", ".tsv") for p in found.paths):
         kinds_of_files["texts"] = [p for p in found.paths if p.suffix.lower() in SUFFIXES]
@@ -223,7 +228,7 @@ def _read_folder(root: Path, size: Size | None, kinds: Mapping[str, str], asked:
         present.sort(key=lambda kind: -sum(path.stat().st_size for path in kinds_of_files[kind]))
     if present[0] == "images":
         asked.require_no_text(str(root))
-        return open_pictures(root, found, size, asked)
+        return open_pictures(root, found, size, kinds, asked)
     source = _read_files(kinds_of_files[present[0]], name, size, kinds, asked, root)
     others = sorted(set(found.paths) - set(kinds_of_files[present[0]]))
     others = [path for path in others if path.name.lower() not in read_too]
@@ -236,6 +241,17 @@ def _stacks(paths: Sequence[Path]) -> dict[str, list[Path]]:
     forms = [form for form in file_format.known() if isinstance(form, file_format.Stack)]
     found = {f"{form.what}s": [p for p in paths if p.name.lower().endswith(form.endings)] for form in forms}
     return {what: some for what, some in found.items() if some}
+
+
+def _tiff_stacks(images: Sequence[Path]) -> dict[str, list[Path]]:
+    """The pictures of a folder as TIFF stacks, if all of them end so and the first has several pages of one size."""
+    form = file_format.of(images[0]) if images else None
+    if not isinstance(form, file_format.Stack) or not all(p.name.lower().endswith(form.endings) for p in images):
+        return {}
+    require_plain(images[0])
+    with suppress(SfumatoError), file_format.reading(images[0], form.what, form.extra):
+        return {f"{form.what}s": list(images)} if form.scan(images[0], None).number > 1 else {}
+    return {}
 
 
 def _of_split(paths: Sequence[Path], root: Path | None, asked: Asked) -> tuple[list[Path], Asked, list[str]]:
@@ -343,7 +359,7 @@ def _from_array(data: Any, beside: Mapping[str, Any], where: str, name: str) -> 
     """beside: further arrays by name, which become conditions."""
     limits.require_real(data, where)
     x, kind, notes = _arranged(data, where)
-    arrays.require_finite(x, where)
+    missing = arrays.missing_share(x, where)
     arrays.require_unfilled(x, where)
     label = next((beside[key] for key in label_keys(beside) if beside[key] is not None), None)
     if label is not None and len(label) != len(x):
@@ -352,11 +368,13 @@ def _from_array(data: Any, beside: Mapping[str, Any], where: str, name: str) -> 
         )
     found, unread = columns(beside, len(x))
     conditions = with_label(found, label_keys(found))
-    return Source(x, kind, name, conditions, notes=[Source.headline(x), *notes, *unread])
+    notes = [Source.headline(x), *notes, *unread]
+    return Source(x, kind, name, conditions, notes=notes, missing=missing)
 
 
 def _arranged(data: Any, where: str) -> tuple[Samples, str, list[str]]:
-    if isinstance(data, np.memmap) and not data.flags.writeable and not fits(data.nbytes):  # as `read_npy` maps it
+    mapped = isinstance(data, np.memmap) and not data.flags.writeable and not fits(data.nbytes)  # as by `read_npy`
+    if mapped or isinstance(data, file_format.Unread):
         rows = Mapped(data, where)
         note = f"{rows.nbytes / 2**30:.1f} GiB do not fit into memory: samples are read when needed."
         return rows, rows.kind, [*rows.notes, note]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from . import arrays
+from .file_format import Unread
 
 BLOCKS_FROM = 2 << 30  # bytes: smaller data are shuffled as a whole
 READING, DECODING = "disk", "decoding"  # causes of waiting
@@ -106,10 +107,11 @@ Samples = Tensor | Rows
 class Mapped(Rows):
     """Rows of an array on disk; only rows that are read take memory, which the system may reclaim.
 
-    array: (N, ...), a read-only numpy.memmap. Samples are arranged by `arrays.arrange`; kind, notes: its results.
+    array: (N, ...), a read-only numpy.memmap, or rows that a format reads. Samples are arranged by `arrays.arrange`;
+    kind, notes: its results.
     """
 
-    def __init__(self, array: np.ndarray, where: str, identity: str | None = None) -> None:
+    def __init__(self, array: np.ndarray | Unread, where: str, identity: str | None = None) -> None:
         first, self.kind, self.notes = arrays.arrange(arrays.to_tensor(np.array(array[:1]), where), where)
         super().__init__((len(array), *first.shape[1:]), first.dtype)
         self.array, self.where, self.identity = array, where, identity

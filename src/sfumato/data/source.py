@@ -43,6 +43,7 @@ class Source:
     text: the tokeniser, for windows of text.
     stored: of the files, what a file of samples in the same format needs: its ending, name, units, rate ..
     table: the schema, for rows of a table of columns.
+    missing: the share of values that are missing, NaN in x, of each channel; () if none is.
     """
 
     x: Samples
@@ -59,6 +60,7 @@ class Source:
     text: Tokeniser | None = None
     stored: dict[str, Any] = field(default_factory=dict)
     table: TableSchema | None = None
+    missing: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.ids:

@@ -5,7 +5,7 @@ x = mean + std z per channel; whole numbers are rounded, declared bounds are res
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import schema
-from ..conditions import Condition, Label, fit, from_config
+from ..conditions import MISSING, Condition, Conditions, Label, fit, from_config, without_gaps
 from ..conditions.real import Real
 from ..errors import SfumatoError, SfumatoWarning, an, counted
 from ..normaliser import SCHEMA as NORMALISER
@@ -57,6 +57,7 @@ _KEYS: dict[str, schema.Check] = {
 _CONDITIONS = schema.mapping(schema.mapping(schema.anything))
 _LATER = {
     "text": schema.optional(TOKENISER), "table": schema.optional(TABLE), "stored": schema.mapping(schema.anything),
+    "missing": schema.listed(schema.number(0, 1)),
 }  # fmt: skip
 _SPEC = schema.fields({**_KEYS, "conditions": _CONDITIONS}, _LATER, rest=None)
 _SPEC_1 = schema.fields({**_KEYS, "classes": schema.listed(schema.text)}, rest=None)
@@ -80,6 +81,7 @@ class DataSpec:
     conditions: the conditions of a sample, by name.
     text: the tokeniser of windows of text, shape (1, L). table: the schema of rows of a table of columns.
     stored: what a file of samples in the format of the training data needs (`Source.stored`).
+    missing: the share of missing values, NaN in x, of each channel; () for whole samples. The network gets their mask.
     """
 
     shape: tuple[int, ...]
@@ -93,6 +95,7 @@ class DataSpec:
     text: Tokeniser | None = None
     stored: Mapping[str, Any] = field(default_factory=dict, hash=False)
     table: TableSchema | None = None
+    missing: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -105,6 +108,10 @@ class DataSpec:
             )
         if self.table is not None and self.shape != (self.table.numbers + len(self.table.symbols),):
             raise SfumatoError(f"a data spec of shape {self.shape} has another number of columns than its table")
+        if len(self.missing) not in (0, len(self.normaliser.mean)):
+            raise SfumatoError("a data spec needs the share of missing values of each channel, or none")
+        if self.missing and MISSING in self.conditions:
+            raise SfumatoError(f"a condition of data with missing values cannot be called {MISSING!r}: rename it")
         figures = [getattr(self.statistics, f.name) for f in fields(Statistics)]
         if any(len(each) != len(self.normaliser.mean) for each in figures):
             raise SfumatoError(
@@ -125,7 +132,7 @@ class DataSpec:
     def fit(cls, source: "Source", indices: Tensor | None = None, normalise: str = "affine") -> "DataSpec":
         """The spec of a source, with the statistics of the samples at `indices` (default: its training split).
 
-        normalise: affine, log, quantile, bounded or bounded(low, high), as `data.normalising` says.
+        normalise: affine, log, quantile, bounded, bounded(low, high) or auto, as `data.normalising` says.
         """
         if indices is None:
             indices = source.split()[0]
@@ -134,6 +141,8 @@ class DataSpec:
             raise SfumatoError(f"{source.name}: there are no samples to compute statistics from")
         figures = figures_of(source, indices)
         conditions = {name: fitted(name, found, indices) for name, found in source.conditions.items()}
+        if normalise == normalising.AUTO:
+            normalise = normaliser_for(source, indices)
         whole = figures if normalise == "affine" else figures_of(source)
         normaliser = normalising.fit(source, indices, figures, whole, normalise)
         bounds = source.bounds if source.bounds is not None else declared_bounds(source.x.dtype)
@@ -151,6 +160,7 @@ class DataSpec:
             text=source.text,
             stored=source.stored,
             table=source.table,
+            missing=source.missing,
         )
 
     @property
@@ -177,6 +187,10 @@ class DataSpec:
         """x (B, *shape) in user units -> z (B, *shape) float32 with mean 0 and std 1 in each channel."""
         return self.normaliser.normalise(self._batch(x))
 
+    def apart(self, z: Tensor, cond: Conditions) -> tuple[Tensor, Conditions]:
+        """(normalised samples with 0 for missing values, conditions with their mask); both unchanged for whole data."""
+        return without_gaps(z, cond) if self.missing else (z, cond)
+
     def denormalise(self, z: Tensor) -> Tensor:
         """z (B, *shape) -> x (B, *shape) in the user's units and dtype.
 
@@ -199,9 +213,10 @@ class DataSpec:
         top = math.nextafter(2.0**63, 0) if dtype == torch.int64 else limits.max
         return x.round().clamp(limits.min, top).to(dtype)
 
-    def check(self, x: Tensor | np.ndarray) -> None:
+    def check(self, x: Tensor | np.ndarray, whole: bool = True) -> None:
         """Raise SfumatoError, with the offending figures, if x (B, *shape) cannot be data of this spec.
 
+        whole: whether missing values, NaN, are an error too.
         That is: another shape; NaN or inf; values outside the declared bounds; fractions in whole-number data; values
         ten times further from the mean than any in training; samples that vary ten times less than any in training
         (other units, such as x / 255). Samples of one value a channel are compared in batches of eight or more, with a
@@ -210,11 +225,13 @@ class DataSpec:
         x = self._batch(x).to(torch.float64)
         if not len(x):
             raise SfumatoError("the batch is empty")
-        finite = torch.isfinite(x)
-        if not finite.all():
+        wrong = ~x.isfinite() if whole else x.isinf()
+        if wrong.any():
             raise SfumatoError(
-                f"the batch holds {counted(int((~finite).sum()), 'value that is', 'values that are')} NaN or infinite"
+                f"the batch holds {counted(int(wrong.sum()), 'value that is', 'values that are')} NaN or infinite"
             )
+        complete = ~x.isnan().flatten(1).any(1)
+        x = torch.where(x.isnan(), torch.tensor(self.statistics.mean).view(-1, *(1,) * (x.ndim - 2)), x)
         low, high = float(x.min()), float(x.max())
         if self.bounds is not None and not self.bounds[0] <= low <= high <= self.bounds[1]:
             raise SfumatoError(
@@ -227,7 +244,8 @@ class DataSpec:
                 f"fractions between {low:g} and {high:g}: give it in the units of the training data, not rescaled"
             )
         self._check_range(x)
-        self._check_scale(x)
+        if bool(complete.any()):  # filled samples vary less
+            self._check_scale(x[complete])
 
     def _check_range(self, x: Tensor) -> None:
         figures = self.statistics
@@ -299,6 +317,7 @@ class DataSpec:
                 break
             constant = " (constant)" if self.statistics.low[c] == self.statistics.high[c] else f", std {s:.6g}"
             lines.append(f"channel {c}: mean {m:.6g}{constant}.")
+        lines += missing_words(self.missing)
         if self.classes:
             shown = ", ".join(self.classes[:20]) + (" ..." if len(self.classes) > 20 else "")
             lines.append(f"{len(self.classes)} classes: {shown}.")
@@ -320,6 +339,7 @@ class DataSpec:
             **({} if self.text is None else {"text": self.text.to_dict()}),
             **({"stored": dict(self.stored)} if self.stored else {}),
             **({} if self.table is None else {"table": self.table.to_dict()}),
+            **({"missing": list(self.missing)} if self.missing else {}),
         }
 
     @classmethod
@@ -329,7 +349,7 @@ class DataSpec:
         if "classes" in data:  # of format 1
             label = {"label": Label(tuple(data["classes"])).config()} if data["classes"] else {}
             data = {name: value for name, value in data.items() if name != "classes"} | {"conditions": label}
-        data = {"text": None, "table": None, "stored": {}, **data}
+        data = {"text": None, "table": None, "stored": {}, "missing": (), **data}
         bounds = data["bounds"]
         return cls(
             shape=tuple(data["shape"]),
@@ -343,7 +363,17 @@ class DataSpec:
             text=None if data["text"] is None else Tokeniser.from_dict(data["text"]),
             stored=dict(data["stored"]),
             table=None if data["table"] is None else TableSchema.from_dict(data["table"]),
+            missing=tuple(map(float, data["missing"])),
         )
+
+
+def missing_words(share: Sequence[float]) -> list[str]:
+    """What is said of missing values, if there are any. share: of each channel."""
+    if not share:
+        return []
+    low, high, mean = (f"{100 * each:.3g} %" for each in (min(share), max(share), sum(share) / len(share)))
+    apart = "" if low == high else f" (by channel {low} to {high})"
+    return [f"{mean} of the values are missing{apart}: the loss skips them, and samples are whole."]
 
 
 def fitted(name: str, column: "Column", rows: Tensor) -> Condition:
@@ -369,6 +399,11 @@ def figures_of(source: "Source", indices: Tensor | None = None) -> Statistics:
         chosen = None if indices is None else blake2b(indices.numpy().tobytes()).hexdigest()
         key = cache.identity(["statistics", source.identity, chosen])
     return _figures(cache.remembered(key, lambda: asdict(statistics(source.x, indices))))
+
+
+def normaliser_for(source: "Source", indices: Tensor) -> str:
+    """The normaliser that suits the samples at `indices` of a source (`normalising.chosen`)."""
+    return normalising.chosen(source, indices, lambda: min(figures_of(source).low))
 
 
 def _figures(data: Mapping[str, Any]) -> Statistics:

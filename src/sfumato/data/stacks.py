@@ -57,7 +57,7 @@ def _conditions(root: Path | None, names: Sequence[str]) -> tuple[dict[str, Colu
         return {}, []
     found = [path for path in sorted(root.rglob("metadata.*")) if path.is_file()]
     tables = [path for path in found if path.name.lower() in metadata.NAMES]
-    beside = metadata.read(root, tables, names, range(len(names)))
+    beside = metadata.read(metadata.records(root, tables), names, range(len(names)))
     conditions, notes = with_label(beside.columns, CLASS_NAMES), beside.notes
     if LABEL not in conditions:
         folders = [tuple(part for part in name.split("/")[:-1] if split_of(part) is None) for name in names]
@@ -131,7 +131,7 @@ def _windows(x: np.ndarray, length: int) -> np.ndarray:
 def _source(x: np.ndarray, form: Stack, name: str, names: Sequence[str], counts: Sequence[int], where: str) -> Source:
     """Held out are whole files, where there are enough; of fewer the last samples, where neighbours are alike."""
     tensor = arrays.to_tensor(x, where)
-    arrays.require_finite(tensor, where)
+    missing = arrays.missing_share(tensor, where)
     arrays.require_unfilled(tensor, where)
     kind = "image" if tensor.ndim == 4 and tensor.dtype in arrays.IMAGE_DTYPES and x.shape[1] in (1, 3, 4) else "array"
     several = len(x) > len(names)
@@ -139,4 +139,5 @@ def _source(x: np.ndarray, form: Stack, name: str, names: Sequence[str], counts:
     groups = [file for file, n in zip(names, counts, strict=True) for _ in range(n)] if len(names) >= BY_FILE else ids
     last = form.continuous and several and len(names) < BY_FILE
     units = [(len(x) - 1 - i) / len(x) for i in range(len(x))] if last else []
-    return Source(tensor, kind, name, ids=ids, notes=[Source.headline(tensor)], groups=groups, units=units)
+    headline = Source.headline(tensor)
+    return Source(tensor, kind, name, ids=ids, notes=[headline], groups=groups, units=units, missing=missing)

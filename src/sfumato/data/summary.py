@@ -13,7 +13,7 @@ from .formats import Size
 from .opening import open
 from .rows import Samples
 from .source import LABEL, Source
-from .spec import figures_of, fitted
+from .spec import figures_of, fitted, normaliser_for
 from .statistics import blocks
 
 
@@ -30,8 +30,9 @@ def inspect(
     tokens: str | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Counts, shape, dtype, range, statistics by channel, classes, conditions, duplicates, the tokens of text, the
-    columns of a table and notes of a source (or of whatever `open` takes, with its arguments), as plain JSON values.
+    """Counts, shape, dtype, range, statistics and share of missing values by channel, classes, conditions, duplicates,
+    the tokens of text, the columns of a table and notes of a source (or of whatever `open` takes, with its arguments),
+    as plain JSON values.
     """
     source = open(
         obj, labels=labels, size=size, conditions=conditions, split=split, key=key, max_gb=max_gb, length=length,
@@ -49,6 +50,7 @@ def inspect(
         "range": [min(figures.low), max(figures.high)],
         "mean": list(figures.mean),
         "std": list(figures.std),
+        "missing": list(source.missing),
         "constant_channels": [c for c, (a, b) in enumerate(zip(figures.low, figures.high, strict=True)) if a == b],
         "classes": described.get(LABEL, {}).get("classes", {}),
         "conditions": described,
@@ -58,7 +60,7 @@ def inspect(
         "table": None if source.table is None else {f.name: f.describe() for f in source.table.fields},
         "duplicates": _duplicates(source),
         "skipped": [{"path": path, "reason": reason} for path, reason in source.skipped],
-        "notes": [*source.notes, *normalising.advice(source, figures)],
+        "notes": [*source.notes, *normalising.reason(normaliser_for(source, train))],
     }
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from sfumato import noise, target
-from sfumato.conditions import Conditions, network_inputs
+from sfumato.conditions import Conditions, named, network_inputs, over_present, present
 from sfumato.diagnostics.draws import Trivial
 from sfumato.errors import SfumatoError
 from sfumato.model import running_in
@@ -118,7 +118,7 @@ def ask(
     if not hasattr(model, "predict"):
         raise SfumatoError(f"{type(model).__name__} has no raw prediction to judge: pass the denoiser inside it.")
     given = Conditions.of(cond)
-    swapped = _of_others(given, len(x), seed).to(model.device)
+    swapped = _of_others(named(given), len(x), seed).to(model.device)
     draws = _draws(model, x, given, logsnr, count, seed, batch)
     found = draws.table(model, lambda part: _answered(model, draws.take(part), swapped.rows(draws.row[part])))
     found = {name: column.unflatten(0, (len(logsnr), count)) for name, column in found.items()}
@@ -150,17 +150,20 @@ def _answered(model: Any, drawn: NoisedBatch, swapped: Conditions) -> dict[str, 
     (x, eps, z, t, cond), process = drawn, model.process
     y = model.predict(z, t, **cond)
     belief = Trivial(process, 0.0, model.sigma_data**2)(z, t)
+    here = present(cond)
     five = torch.stack([v.flatten(1).double() for v in (y, x, eps, belief.x, belief.eps)], 1)
-    columns = {"gram": five @ five.mT / five.shape[2], "answer": _square(y)}
+    weighed = five if here is None else five * over_present(torch.ones_like(here), here).double().flatten(1)[:, None]
+    columns = {"gram": weighed @ five.mT / five.shape[2], "answer": _square(y)}
     columns["level"] = _square(y - _at_wrong_level(model, z, t, cond))
     for name in swapped:
         other = model.predict(z, t, **{**cond, name: swapped[name]})
         columns[f"condition {name}"] = _square(y - other)
         if name == "label" and swapped.given(name).is_label:
             a, b = target.row(model.target, process.schedule, t, model.sigma_data)
-            wanted = _times(a, x) + _times(b, eps)
-            columns |= {"error": (y - wanted).double().flatten(1), "own": _square(y - wanted)}
-            columns["other"] = _square(other - wanted)
+            wanted, known = _times(a, x) + _times(b, eps), 1.0 if here is None else here
+            error = (y - wanted) * known
+            columns |= {"error": error.double().flatten(1), "own": _square(error)}
+            columns["other"] = _square((other - wanted) * known)
     return columns
 
 
@@ -203,7 +206,7 @@ def _sensitivity(found: Mapping[str, Tensor], rows: Tensor, given: Conditions) -
     Figures about labels are averaged over the draws of each sample first, since those are not independent.
     """
     power = float(found["answer"].mean().clamp_min(1e-30))
-    response = {name: float(found[f"condition {name}"].mean()) / power for name in given}
+    response = {name: float(found[f"condition {name}"].mean()) / power for name in named(given)}
     level = float(found["level"].mean()) / power
     label = given.get("label")
     if not isinstance(label, Tensor):
@@ -246,7 +249,9 @@ def _cut(model: Any, draws: Noised) -> tuple[float, float, float]:
 
     def sizes(part: Tensor) -> dict[str, Tensor]:
         drawn = draws.take(part)
-        return {"hat": model(drawn.z, drawn.t, **drawn.cond).x.abs(), "clean": drawn.x.abs()}
+        here = present(drawn.cond)
+        hat = model(drawn.z, drawn.t, **drawn.cond).x.abs() * (1.0 if here is None else here)
+        return {"hat": hat, "clean": drawn.x.abs()}
 
     hat, clean = draws.table(model, sizes).values()
     most = float(hat.max())
@@ -309,7 +314,7 @@ def deaf(model: Any, x: Tensor, cond: Mapping[str, Any], seed: int = 0) -> tuple
     found = []
     with evaluating(model):
         own = output(given)
-        for name in given:
+        for name in named(given):
             swapped = given.given(name).rows(draws.index.roll(1))
             changes = [output({**given, name: other}) - own for other in (swapped, swapped.null())]
             if not any(bool((_square(c) > DEAD * _square(own)).any()) for c in changes):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sfumato import target as targets
 from sfumato.belief import broadcast
+from sfumato.conditions import over_present, present
 from sfumato.diagnostics import gradients as of_gradients
 from sfumato.diagnostics.bins import make
 from sfumato.diagnostics.draws import Draws
@@ -70,4 +71,5 @@ def _errors(model: Any, drawn: NoisedBatch) -> dict[str, Tensor]:
     row = targets.row(process.target, process.schedule, drawn.t, process.sigma_data)
     wanted = broadcast(row.a, drawn.x) * drawn.x + broadcast(row.b, drawn.x) * drawn.eps
     off = {"loss": belief.eps - drawn.eps, "error": belief.target(process.target) - wanted}
-    return {name: each.flatten(1).square().mean(1) for name, each in off.items()}
+    here = present(drawn.cond)
+    return {name: over_present(each.square(), here).flatten(1).mean(1) for name, each in off.items()}

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sfumato import noise
 from sfumato.belief import Estimate, broadcast
+from sfumato.conditions import over_present, present
 from sfumato.diagnostics.bins import Bins, spread
 from sfumato.distributed import ALONE, World
 from sfumato.noise import Noise
@@ -107,4 +108,4 @@ def plain(values: Tensor) -> list[float | None]:
 def losses(model: Any, drawn: NoisedBatch) -> Tensor:
     """|eps - eps_hat|^2 / d, (B,)."""
     belief = model(drawn.z, drawn.t, **drawn.cond)
-    return (belief.eps - drawn.eps).flatten(1).square().mean(1)
+    return over_present((belief.eps - drawn.eps).square(), present(drawn.cond)).flatten(1).mean(1)

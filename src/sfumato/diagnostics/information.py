@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.conditions import Conditions
+from sfumato.conditions import Conditions, named
 from sfumato.diagnostics.bins import Bins, make
 from sfumato.diagnostics.draws import Draws
 from sfumato.diagnostics.samples import with_conditions
@@ -78,7 +78,8 @@ def measured(
     model: Any, x: Tensor, cond: Conditions, draws: int, seed: int = 0, batch: int = 256, world: World = ALONE
 ) -> Information:
     """`information` of normalised samples. world: the processes that share the draws; all get the result."""
-    if not cond:
+    names = list(named(cond))
+    if not names:
         raise SfumatoError("The information of a condition needs a condition: give one, such as label=...")
     bins = _bins(model.process.schedule)
     count = max(2, -(-draws // len(bins)))
@@ -91,8 +92,8 @@ def measured(
         other = Draws(x, cond.null(*names), model.process, bins, count, seed, batch)
         return mean(factor * (other.losses(model, world) - told), known.row, known.index % len(bins))
 
-    together = without()
-    each = {name: without(name) for name in cond} if len(cond) > 1 else dict.fromkeys(cond, together)
+    together = without(*names)
+    each = {name: without(name) for name in names} if len(names) > 1 else dict.fromkeys(names, together)
     return Information(each, together, len(known.index), (float(bins.edges[-1]), float(bins.edges[0])))
 
 

@@ -135,6 +135,8 @@ def memorization(
         raise SfumatoError(f"{source.name} is text, and distances between texts say little: read its samples instead.")
     if source.table is not None:
         raise SfumatoError(f"{source.name} is a table, and rows of tables are not compared yet.")
+    if source.missing or unseen.missing:
+        raise SfumatoError(f"{source.name} has missing values, and distances are those of whole samples alone.")
     twins = choose(train, samples if generated is None else len(generated), seed)
     told = generated is None and tells_apart(model)
     if generated is None:

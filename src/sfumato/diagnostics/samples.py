@@ -127,7 +127,8 @@ def evaluation_set(
     cond = Conditions() if conditional is False else of_data(model, source, chosen)
     if conditional and not cond:
         raise SfumatoError("conditional=True needs data with conditions, such as classes, and a model that knows them.")
-    return EvaluationSet(seen(model, source, chosen).to(device), cond.to(device), None)
+    x, cond = seen(model, source, chosen, cond)
+    return EvaluationSet(x.to(device), cond.to(device), None)
 
 
 def with_conditions(model: Any, x: Any, cond: Mapping[str, Any], most: int, seed: int) -> EvaluationSet:
@@ -137,26 +138,29 @@ def with_conditions(model: Any, x: Any, cond: Mapping[str, Any], most: int, seed
     """
     if isinstance(x, Tensor | np.ndarray | list):
         spec, device = getattr(model, "spec", None), getattr(model, "device", torch.device("cpu"))
-        x = torch.as_tensor(x) if spec is None else spec.normalise(x)
-        found = EvaluationSet(_fitting(model, x).to(device), Conditions(), None)
+        x = _fitting(model, torch.as_tensor(x) if spec is None else spec.normalise(x)).to(device)
+        x, mask = (x, Conditions()) if spec is None else spec.apart(x, Conditions())
+        found = EvaluationSet(x, mask, None)
     else:
         found = evaluation_set(model, x, None, None, most, seed, [])
     own = resolve(model, cond, len(found.x)).to(found.x.device)
     return found._replace(cond=Conditions({**found.cond, **own}))
 
 
-def seen(model: Any, source: Source, rows: Tensor, judged: bool = True) -> Tensor:
-    """These rows of a source, normalised for the model, on the CPU.
+def seen(
+    model: Any, source: Source, rows: Tensor, cond: Conditions, judged: bool = True
+) -> tuple[Tensor, Conditions]:  # fmt: skip
+    """These rows of a source, normalised for the model, on the CPU; their conditions with the mask of missing values.
 
     judged: whether values outside its spec are an error. Raises SfumatoError also for samples of another shape.
     """
     fits(model, source)
     x, spec = source.x[rows].cpu(), getattr(model, "spec", None)
-    if spec is not None:
-        if judged:
-            spec.check(x)
-        x = spec.normalise(x)
-    return _fitting(model, x)
+    if spec is None:
+        return _fitting(model, x), cond
+    if judged:
+        spec.check(x, whole=not spec.missing)
+    return spec.apart(_fitting(model, spec.normalise(x)), cond)
 
 
 def fits(model: Any, source: Source) -> None:

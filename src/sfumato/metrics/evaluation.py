@@ -63,7 +63,9 @@ class Evaluator:
             raise SfumatoError(f"{self.source.name} is a table, and metrics of its rows are not made yet.")
         self.given = None if is_model(self.model) else self._samples(self.model)
         self.part, self.split = self._rows(part)
-        rows = {"train": self.split[0], "holdout": self.split[1], "all": torch.arange(len(source))}[self.part]
+        self.rows = {"train": self.split[0], "holdout": self.split[1], "all": torch.arange(len(source))}
+        self.own_part = "holdout" if part is None and self.part == "train" else self.part
+        rows = self.rows[self.part]
         self.reference = Reference(source, rows, self._number(n, len(rows)), features)
         chosen = self._usual() if metrics is None else [metrics] if isinstance(metrics, str) else list(metrics)
         self.metrics = {str(each): make("metric", each) for each in chosen}
@@ -85,12 +87,14 @@ class Evaluator:
         return found
 
     def _of_model(self, name: str, metric: Any) -> Metric:
-        """A measure of the model itself on what was held out, or on all data where nothing was."""
+        """A measure of the model itself, on what was held out if no part was asked for."""
         if self.given is not None:
             raise SfumatoError(f"{name} measures a model, and samples are none: leave it out.")
         protocol = {"metric": described(metric), "reference": self.source.name, "weights": self.weights}
-        protocol["reference_hash"] = digest(self.source, self.split[1])
-        return Metric(metric(self.model, self.source, *self.split), None, protocol)
+        rows = self.rows[self.own_part]
+        protocol |= {"part": self.own_part, "reference_hash": digest(self.source, rows)}
+        protocol["likelihood"] = "exact" if isinstance(self.model, Autoregressive) else "bound"
+        return Metric(metric(self.model, self.source, self.split[0], rows), None, protocol)
 
     def _samples(self, given: Any) -> Any:
         """The samples that are given, in the units of the real data."""

@@ -40,6 +40,8 @@ class Reference:
                 f"{source.name} has {len(rows):,} samples to compare with, and two halves of {n:,} need {2 * n:,} "
                 "(at least 4): choose fewer (-n), or other rows (--part)."
             )
+        if source.missing:
+            raise SfumatoError(f"{source.name} has missing values, and metrics compare whole samples: fill the values.")
         rows = rows[noise.permutation(_ORDER, 0, len(rows))]
         self.source, self.n = source, n
         self.rest, self.real = rows[:n], rows[n:] if source.text is not None else rows[n : 2 * n]

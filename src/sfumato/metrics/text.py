@@ -23,7 +23,7 @@ Gram = tuple[str, ...]
 @register("metric", "bits-per-character")
 @dataclasses.dataclass(frozen=True)
 class BitsPerCharacter:
-    """-log2 p(text) / characters of held-out windows under the model, a bound for most (`diagnostics.text_bits`)."""
+    """-log2 p(text) / characters of windows under the model, a bound for most (`diagnostics.text_bits`)."""
 
     windows: int = 64
     space: ClassVar[str] = "model"

@@ -9,9 +9,10 @@ A network is built from a description of its conditions, name -> spec:
     scalar      Fourier features of a value of variance 1, then an MLP    vector
     vector      {"size": d}: an MLP                                       vector
     field       {"shape": [C, *spatial]}: resized, plus its mask          C + 1 channels next to the input
+    missing     {"shape": [C, *spatial]}: 1 where a value of x is missing  C channels next to the input
     tokens      {"size": d}: (B, L, d), a linear map                      L tokens to attend to
 
-A missing condition is a learned vector or token, or for a field zeros with mask 0.
+A missing condition is a learned vector or token, or for a field zeros with mask 0. Without a mask no value is missing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,8 +27,10 @@ from .embedding import noise_features, sines
 
 Described = dict[str, dict[str, Any]]
 VECTORS = ("label", "multilabel", "scalar", "vector")
+BESIDE = ("field", "missing")  # kinds that are channels next to the input
 KEYS = {
-    "label": "classes", "multilabel": "classes", "scalar": None, "vector": "size", "field": "shape", "tokens": "size",
+    "label": "classes", "multilabel": "classes", "scalar": None, "vector": "size", "field": "shape", "missing": "shape",
+    "tokens": "size",
 }  # fmt: skip
 FORWARD_ARGUMENTS = ("self", "present", "where")  # arguments of a network's forward that are no conditions
 FEATURES = 64  # Fourier features of a scalar
@@ -193,26 +196,27 @@ def _check_label(name: str, label: Tensor, batch: int, classes: int) -> None:
 
 
 def width_beside(given: Described, shape: tuple[int, ...]) -> int:
-    """The number of channels that field conditions add to a sample (C, *spatial), or of elements to a vector (D,)."""
-    fields = of_kind(given, "field")
+    """The number of channels that fields and masks add to a sample (C, *spatial), or of elements to a vector (D,)."""
+    fields = of_kind(given, *BESIDE)
     for name, each in fields.items():
         if len(shape) > 1 and len(each["shape"]) != len(shape):
             raise SfumatoError(
                 f"the condition {name!r} is a field of shape {tuple(each['shape'])}, but must have as many axes as "
                 f"the samples, which have shape {shape}"
             )
+    known = len(of_kind(given, "field"))  # the mask of each field
     if len(shape) == 1:
-        return sum(int(torch.Size(each["shape"]).numel()) + 1 for each in fields.values())
-    return sum(int(each["shape"][0]) + 1 for each in fields.values())
+        return known + sum(int(torch.Size(each["shape"]).numel()) for each in fields.values())
+    return known + sum(int(each["shape"][0]) for each in fields.values())
 
 
 def beside(
     x: Tensor, given: Described, cond: Mapping[str, Tensor], present: Mapping[str, Tensor] | None
 ) -> Tensor:  # fmt: skip
-    """Append each field condition, resized to x, and its mask to x (B, C, *spatial) as channels; for vectors x (B, D)
-    append the flattened fields."""
+    """Append each field condition, resized to x, and its mask to x (B, C, *spatial) as channels, and the mask of
+    missing values; for vectors x (B, D) append the flattened fields."""
     parts = [x]
-    for name, each in of_kind(given, "field").items():
+    for name, each in of_kind(given, *BESIDE).items():
         value = cond.get(name)
         if value is None:
             value, known = x.new_zeros(len(x), *each["shape"]), x.new_zeros(len(x))
@@ -223,7 +227,9 @@ def beside(
             known = presence(name, value, present).to(x.dtype)
         known = known.reshape(-1, *(1,) * (x.ndim - 1))
         value = value.to(x.dtype).flatten(1) if x.ndim == 2 else resized(value.to(x.dtype), tuple(x.shape[2:]))
-        parts += [value * known, known.expand(-1, 1, *x.shape[2:])]
+        parts.append(value * known)
+        if each["kind"] == "field":
+            parts.append(known.expand(-1, 1, *x.shape[2:]))
     return torch.cat(parts, dim=1) if len(parts) > 1 else x
 
 

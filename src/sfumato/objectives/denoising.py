@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sfumato import noise
-from sfumato.conditions import require_encoded, unfolded
+from sfumato.conditions import present, require_encoded, unfolded
 from sfumato.machine import default_cpu
 from sfumato.model import AnyModel
 from sfumato.noise import Noise
@@ -58,7 +58,9 @@ def denoising_loss(
     z = process.corrupt(x, t, drawn)
     if clean is not None:
         x, drawn = clean(Corrupted(process, x, drawn, z, t, seed, index, conditions))
-    return process.loss(denoiser(z, t, **conditions), x, drawn, weight, times)
+    here = present(conditions)
+    mask = {} if here is None else {"here": here}
+    return process.loss(denoiser(z, t, **conditions), x, drawn, weight, times, **mask)
 
 
 def drawn_inputs(

@@ -55,12 +55,13 @@ class Loss(nn.Module, abc.ABC):
 
     network: the name of the network that "auto", "tiny" etc. stand for, if the loss trains no denoiser network. mask:
     what an output of a `nets.Transformer` may hear. by_noise: whether the noise of a sample rises with its number u, so
-    that held-out losses are told apart by it.
+    that held-out losses are told apart by it. skips: whether missing values (`conditions.missing`) are left out.
     """
 
     network: str | None = None
     mask: str = "full"
     by_noise: bool = False
+    skips: bool = False
 
     @abc.abstractmethod
     def losses(self, model: Any, batch: Any) -> Tensor:
@@ -156,6 +157,7 @@ class CompletedLoss(Loss):
                 setattr(self, name, getattr(module, name))
         self.network, self.mask = getattr(module, "network", None), getattr(module, "mask", "full")
         self.by_noise = getattr(module, "by_noise", False)
+        self.skips = getattr(module, "skips", False)
 
     def losses(self, model: Any, batch: Any) -> Tensor:
         losses: Tensor = self.module.losses(model, batch)  # type: ignore[operator]

@@ -40,7 +40,8 @@ class Denoising(LearnsLevels):
     """w(logsnr) / p(logsnr) |eps - eps_hat|^2 / D; for w None the mean squared error of the target.
 
     times: p, which may learn from the losses, and then needs a weight. clean: targets with less variance than the
-    sample itself, from a teacher or a reference (`objectives.teacher`); held-out samples use the plain targets.
+    sample itself, from a teacher or a reference (`objectives.teacher`); held-out samples use the plain targets. Missing
+    values are left out of the mean, but for `clean`.
     """
 
     def __init__(self, times: TimeDensity, weight: Weight | None, seed: int, clean: Clean | None = None) -> None:
@@ -51,6 +52,7 @@ class Denoising(LearnsLevels):
             )
         super().__init__()
         self.times, self.weight, self.seed, self.clean = times, weight, seed, clean
+        self.skips = clean is None
 
     def losses(self, model: Any, batch: Any) -> Tensor:
         self.clock = model.process.clock

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
+from sfumato import registry
 from sfumato.errors import SfumatoError
 from sfumato.objectives.counts import CountedMasks
 from sfumato.objectives.losses import Denoising, Nonequilibrium
@@ -47,10 +48,16 @@ class Weighing(NamedTuple):
     note: str = ""
 
 
+def _name(loss: Any) -> str:
+    """The name of a loss in settings; without one that of its class."""
+    names = registry.names("loss")
+    return next((name for name in names if registry.get("loss", name) is type(loss)), type(loss).__name__)
+
+
 def weighing(process: Symbols, loss: Any) -> Weighing:
     """How a loss weighs the levels of a process. Raises SfumatoError for a loss that has none, or another process."""
     if not isinstance(loss, CountedMasks | Nonequilibrium | Denoising | ScoreEntropy | RatioMatching | Sundae):
-        raise SfumatoError(f"The loss {type(loss).__name__} has no noise levels of symbols to explain.")
+        raise SfumatoError(f"The loss {_name(loss)} has no noise levels of symbols to explain.")
     loss.suits(_Bare(process))
     clock = process.clock
     if isinstance(loss, CountedMasks):
@@ -180,6 +187,6 @@ class SymbolObjective:
             )
         return {
             "process": type(self.process).__name__, "schedule": type(self.process.schedule).__name__,
-            "loss": type(self.loss).__name__, "row": self.process.row, "bound": self.bound, "same": list(self.same),
+            "loss": _name(self.loss), "row": self.process.row, "bound": self.bound, "same": list(self.same),
             "note": self.note, "infinite_variance": self.infinite, "levels": rows,
         }  # fmt: skip

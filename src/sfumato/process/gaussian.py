@@ -27,6 +27,7 @@ from torch import Tensor
 
 from sfumato import target as targets
 from sfumato.belief import Estimate, Transition, ancestral, broadcast, reading
+from sfumato.conditions import over_present
 from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError, an, suggest
 from sfumato.noise import Noise
@@ -147,15 +148,17 @@ class Additive:
         noise: Noise | Tensor,
         weight: Callable[[Tensor], Tensor] | None,
         times: Density,
+        here: Tensor | None = None,
     ) -> Tensor:
         """1/2 w / p |eps - eps_hat|^2, (B,), computed from the error of the target, without loss of precision.
 
-        weight None: the plain squared error of the target, 1/2 |y - y_hat|^2.
+        weight None: the plain squared error of the target, 1/2 |y - y_hat|^2. here: 1 where values are present, 0 where
+        they are missing (`conditions.missing`).
         """
         eps, t = numbers_like(noise, x), belief.t.expand(len(x))
         row = targets.row(self.target, self.schedule, t, self.sigma_data)
         y = broadcast(row.a, x) * x + broadcast(row.b, x) * eps
-        error = (belief.target(self.target) - y).flatten(1).square().sum(1)
+        error = over_present((belief.target(self.target) - y).square(), here).flatten(1).sum(1)
         if weight is None:
             return 0.5 * error
         scale = factor(self.schedule, row, t, times, weight)

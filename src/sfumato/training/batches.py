@@ -76,7 +76,10 @@ class Batches:
         x = self._samples(start, count, share)
         u = noise.spread(self.seed, index, noise.TRAIN_TIME)
         cond = dropped(self.cond.rows(rows), noise.Noise(self.seed, index, noise.DROP), self.drop)
-        return x, cond.to(self.device), index, u
+        cond = cond.to(self.device)
+        if self.spec is not None:
+            x, cond = self.spec.apart(x, cond)
+        return x, cond, index, u
 
     def _samples(self, start: int, count: int, share: slice) -> Tensor:
         with self.waiting.on(FETCHING):

@@ -84,6 +84,8 @@ def _copies(session: Session) -> Memorization | str:
         return "distances between texts say little"
     if session.source.table is not None:
         return "rows of tables are not compared yet"
+    if session.source.missing:
+        return "samples with missing values have no distances"
     if count < _LEAST_COPIES:
         return f"the run was too short (sfumato memorization {session.path} measures it)"
     best, seed = session.state.best, session.config.seed

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sfumato import nets, noise, registry, serialization, trees
-from sfumato.conditions import Conditions
+from sfumato.conditions import MISSING, Conditions
 from sfumato.data import DataSpec, Source
 from sfumato.data.table_schema import TableSchema
 from sfumato.errors import SfumatoError, an
@@ -173,8 +173,24 @@ def model_for(
             )
         model = model or _denoiser(net, process, settings, spec)
     loss.suits(model)
+    if spec.missing:
+        _require_gaps(model, loss, source)
     _keep_levels(model, getattr(loss, "times", None))
     return placed(model, settings, device)
+
+
+def _require_gaps(model: Any, loss: Any, source: Source) -> None:
+    """Raise SfumatoError for a model or a loss that takes whole samples alone."""
+    if not (getattr(loss, "skips", False) and isinstance(getattr(model, "process", None), Gaussian)):
+        raise SfumatoError(
+            f"{source.name} has missing values, which only the denoising loss of the gaussian process leaves out: take "
+            "these, or fill the values."
+        )
+    if not model.spec.missing:
+        raise SfumatoError(
+            f"{source.name} has missing values, and the model was trained on whole samples, so that its network gets "
+            "no mask of them: train a new one, or fill the values."
+        )
 
 
 def with_model(settings: TrainConfig, model: Any) -> TrainConfig:
@@ -275,6 +291,8 @@ def _network(settings: TrainConfig, spec: DataSpec, process: Any, loss: Any, sam
         word = loss.network
     with seeded(settings.seed):
         inputs = {name: condition.network() for name, condition in spec.conditions.items()}
+        if spec.missing:
+            inputs[MISSING] = {"kind": "missing", "shape": list(spec.shape)}
         more = inputs if inputs.keys() - ({"label"} if spec.classes else set()) else None  # a label alone is `classes`
         classes, text = len(spec.classes), spec.text is not None
         shape = process.net_shape(spec.shape)
@@ -298,6 +316,7 @@ def _try(denoiser: Denoiser, spec: DataSpec) -> None:
     """Call the caller's network once, so that an error in it shows before the run begins."""
     x = torch.zeros(2, *spec.shape, device=denoiser.device)
     cond = Conditions({name: condition.encode(None, 2) for name, condition in spec.conditions.items()}).to(x.device)
+    x, cond = spec.apart(x, cond)
     name, training = type(denoiser.net).__name__, denoiser.net.training
     like = f"It is called as net(x (B, {', '.join(map(str, spec.shape))}), noise_level (B,)"
     like += "".join(f", {each}=.." for each in cond) + ")"

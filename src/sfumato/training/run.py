@@ -13,14 +13,16 @@ from typing import Any, NoReturn, TypeVar
 import torch
 
 from sfumato import data, folder, schema, serialization
-from sfumato.data import DataSpec, Source
+from sfumato.data import DataSpec, Source, normalising
 from sfumato.data.labels import read_labels
+from sfumato.data.statistics import blocks
 from sfumato.diagnostics import examples, summary
 from sfumato.distributed import World, joined, leads
 from sfumato.errors import SfumatoError, counted, suggest
 from sfumato.errors import place as path_of
 from sfumato.files import write_text
 from sfumato.machine import default_cpu, device_of
+from sfumato.process import Discrete, Embedded
 from sfumato.progress import reporting_to
 from sfumato.sampling import apart
 from sfumato.training import checkpoint, config, loggers
@@ -257,8 +259,17 @@ def prepared(
     given = given or Objects()
     source = opened(data, labels, settings)
     spec = DataSpec.fit(source, source.split(settings.holdout)[0], settings.normalise)
+    if settings.normalise == normalising.AUTO and settings.model is None:
+        source.notes.extend(normalising.reason(spec.normaliser.kind))
     settings = suited(_with_budget(settings, source), spec)
     model = model_for(given, settings, source, spec, loss_of(settings, given.loss), device)
+    if (
+        source.text is None
+        and source.table is None
+        and isinstance(getattr(model, "process", None), Discrete | Embedded)
+    ):
+        for part in blocks(source.x):  # what it refuses in a step would leave a run folder behind
+            model.process.data(model.spec.normalise(part))
     loggers.check(settings.loggers)
     source.notes.extend(apart(spec.conditions))
     return with_model(settings, model), source, model

@@ -66,7 +66,8 @@ def judge(
         rows = noise.permutation(config.seed, 0, len(x))[:most]  # not the first ones: folders are sorted by class
         found = x[rows]
         found = (found if model.spec is None else model.spec.normalise(found)).to(state.dtype).to(model.device)
-        return found, Conditions.of(cond).rows(rows).to(model.device)
+        known = Conditions.of(cond).rows(rows).to(model.device)
+        return (found, known) if model.spec is None else model.spec.apart(found, known)
 
     held = prepared(x, cond, count)
     beside = None if train is None else prepared(*train, len(held[0]))

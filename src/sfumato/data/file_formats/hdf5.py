@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from ...errors import SfumatoError
 from ...registry import register
 from .. import limits
-from ..file_format import Arrays, Contents, Stored, standing
+from ..file_format import Arrays, Contents, Stored, standing, without_fill
 
 _TEXTS = 64  # strings that are read at once
 
@@ -34,13 +34,21 @@ class HDF5(Arrays):
             plain = {name: array for name, array in arrays.items() if array.dtype.kind in "biufcSU"}
 
             def read(name: str) -> np.ndarray:
-                return _texts(found[name], path) if name in texts else found[name][()]
+                if name in texts:
+                    return _texts(found[name], path)
+                return without_fill(found[name][()], found[name].attrs)
 
             def stored(name: str) -> Stored:
                 units = found[name].attrs.get("units")
                 return {"units": units} if isinstance(units, str) else {}
 
             yield Contents(plain, read, stored)
+
+    def rows(self, path: Path, name: str) -> Callable[[np.ndarray], np.ndarray]:
+        import h5py
+
+        dataset = h5py.File(path, "r")[name]  # open as long as it is read
+        return lambda rows: without_fill(dataset[rows], dataset.attrs)
 
     def write(self, path: Path, x: np.ndarray, beside: Mapping[str, np.ndarray], stored: Stored, manifest: str) -> None:
         import h5py

@@ -15,7 +15,7 @@ import numpy as np
 from ...errors import SfumatoError
 from ...registry import register
 from .. import limits
-from ..file_format import Scan, Stack, Stored
+from ..file_format import FILLS, Scan, Stack, Stored, without_fill
 
 
 @register("format", "tiff")
@@ -26,7 +26,9 @@ class Tiff(Stack):
 
     def scan(self, path: Path, key: str | None) -> Scan:
         with _opened(path) as file:
-            if len(file.series) != 1:
+            if not file.series:
+                raise ValueError("it has no page that can be read")
+            if len(file.series) > 1:
                 shapes = ", ".join(str(each.shape) for each in file.series[:3])
                 raise SfumatoError(f"{path} holds pages of different sizes ({shapes} ..): save those of one size alone")
             series, page = file.series[0], file.pages.first
@@ -38,7 +40,7 @@ class Tiff(Stack):
         with _opened(path) as file:
             series = file.series[0]
             shape, order = _arranged(series.shape, series.axes, path)
-            pages: np.ndarray = series.asarray()
+            pages = without_fill(series.asarray(), _no_data(file.pages.first))
             return pages.transpose(order).reshape(shape)
 
     def unfit(self, shape: tuple[int, ...], stored: Mapping[str, Any]) -> str:
@@ -70,6 +72,15 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     finally:
         tifffile.logger().removeHandler(strict)
+
+
+def _no_data(page: Any) -> dict[str, float]:
+    """The value that a page declares to mean none, as GDAL writes it; empty without one."""
+    tag = page.tags.get("GDAL_NODATA")
+    try:
+        return {} if tag is None else {FILLS[0]: float(tag.value.strip(" \0"))}
+    except ValueError:
+        return {}
 
 
 class _Strict(logging.Handler):

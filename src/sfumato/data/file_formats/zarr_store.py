@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ...errors import SfumatoError
 from ...files import require_plain
 from ...registry import register
 from .. import limits
-from ..file_format import Arrays, Contents, Stored, standing
+from ..file_format import Arrays, Contents, Stored, standing, without_fill
 from .netcdf import with_channels
 
 # what unpacks numbers; others, such as pickle, may run code
@@ -47,9 +49,16 @@ class Zarr(Arrays):
 
         yield Contents(
             {name: standing(shape(name), each.dtype) for name, each in numbers.items()},
-            lambda name: numbers[name][...].reshape(shape(name)),
+            lambda name: without_fill(numbers[name][...], numbers[name].attrs).reshape(shape(name)),
             lambda name: _stored(numbers[name]),
         )
+
+    def rows(self, path: Path, name: str) -> Callable[[np.ndarray], np.ndarray]:
+        import zarr
+
+        root = zarr.open(str(path), mode="r")
+        array = root[name] if isinstance(root, zarr.Group) else root
+        return lambda rows: without_fill(array.oindex[rows], array.attrs)
 
 
 def _walk(place: str, group: Any) -> Iterator[tuple[str, Any]]:

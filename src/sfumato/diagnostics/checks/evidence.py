@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sfumato import noise
-from sfumato.conditions import Conditions, of_data
+from sfumato.conditions import Conditions, named, of_data
 from sfumato.data import DataSpec, Normaliser, Source
 from sfumato.diagnostics.answers import LEVELS, Answers, ask, deaf, draws_for, levels
 from sfumato.diagnostics.checks.finding import Finding
@@ -88,14 +88,16 @@ class Evidence:
     absent: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def draw(model: Any, source: Source, rows: Tensor, seed: int) -> Sample:
+def draw(model: Any, source: Source, rows: Tensor, seed: int) -> Sample | None:
     """Up to ROWS of these rows, chosen by the seed, of VALUES numbers at most (or 8 rows); rows that are not finite are
-    left out. Labels are in the model's numbering."""
+    left out. Labels are in the model's numbering. None where most have missing values."""
     most = ROWS if isinstance(source.x, Tensor) else READ
     count = min(len(rows), most, max(8, VALUES // max(1, math.prod(source.shape))))
     chosen = rows[noise.permutation(seed, 0, len(rows))[:count].sort().values]
     x, spec = source.x[chosen].cpu(), model.spec
     whole = x.isfinite().flatten(1).all(1) if x.is_floating_point() else torch.ones(count, dtype=torch.bool)
+    if source.missing and int(whole.sum()) < min(8, count):
+        return None
     label = None if spec is None else of_data(spec, source, chosen).get("label")
     scale = float(getattr(model, "sigma_data", 1.0)) if spec is None else 1.0
     return Sample(x[whole], label[whole] if isinstance(label, Tensor) else None, _in_deviations(spec), scale)
@@ -129,7 +131,7 @@ def answers(
 def _asked(model: Any, source: Source, rows: Tensor, most: int) -> tuple[Tensor, Conditions]:
     """At most so many of these rows, evenly spread, as the model sees them, and their conditions."""
     chosen = rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).round().long()]
-    return seen(model, source, chosen, judged=False), of_data(model, source, chosen)
+    return seen(model, source, chosen, of_data(model, source, chosen), judged=False)
 
 
 def unheard(model: Any, source: Source, rows: Tensor) -> tuple[str, ...] | None:
@@ -138,7 +140,7 @@ def unheard(model: Any, source: Source, rows: Tensor) -> tuple[str, ...] | None:
         return None
     try:
         x, cond = _asked(model, source, rows, 8)
-        return deaf(model, x.to(model.device), cond) if cond and len(x) > 1 else None
+        return deaf(model, x.to(model.device), cond) if named(cond) and len(x) > 1 else None
     except (SfumatoError, RuntimeError):  # a user's network may take inputs that we do not know how to make
         return None
 
@@ -150,7 +152,7 @@ def information(
     if not len(rows) or not isinstance(model.process, Gaussian):
         return None
     x, cond = _asked(model, source, rows, INFORMED)
-    if not cond:
+    if not named(cond):
         return None
     count = draws or min(2 * INFORMED, 4 * LEVELS * draws_for(len(x), x[0].numel()))
     return measured(model, x.to(model.device), cond.to(model.device), count, seed, world=world)
