@@ -73,6 +73,15 @@ def test_strings_of_any_length_are_trained_sampled_and_measured(call, tmp_path):
         (["explain-objective", "RUN", "--times", "uniform", "--weight", "plain"], "add --loss"),
         (["train", "DATA", "--process", "product", "--steps", "3"], "needs the argument 'processes'"),
         (["train", "DATA", "--process", "masked(states=2)", "--steps", "3"], "integers from 0 to 1"),
+        (
+            ["train", "DATA", "--loss", "masked", "--times", "uniform", "--steps", "3"],
+            "takes no times: leave times out",
+        ),
+        (
+            ["train", "DATA", "--loss", "sundae", "--weight", "elbo", "--steps", "3"],
+            "takes no weight: leave weight out",
+        ),
+        (["train", "DATA", "--loss", "sundae", "--times", "adaptive", "--steps", "3"], "would change with one that"),
     ],
 )
 def test_what_has_no_answer_is_one_sentence(call, symbols, tmp_path, words, said):

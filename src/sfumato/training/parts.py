@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,17 @@ def loss_of(config: TrainConfig, given: Any = None) -> Any:
     word = _usual_loss(config) if config.loss == "auto" else config.loss
     known = {"times": times.named(config.times), "weight": weights.chosen(config.weight), "seed": config.seed}
     return as_loss(registry.make("loss", word, known))
+
+
+def require_heard(config: TrainConfig, given: Any = None) -> None:
+    """Raise SfumatoError for a density or a weight that the loss of the settings does not take."""
+    if given is not None:
+        return
+    name = registry.bare(_usual_loss(config) if config.loss == "auto" else config.loss)
+    takes = inspect.signature(registry.get("loss", name)).parameters
+    for setting in ("times", "weight"):
+        if setting not in takes and getattr(config, setting) != getattr(TrainConfig(), setting):
+            raise SfumatoError(f"The loss {name} takes no {setting}: leave {setting} out, or use another loss.")
 
 
 def _usual_loss(config: TrainConfig) -> str:

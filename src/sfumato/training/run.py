@@ -29,7 +29,17 @@ from sfumato.training import checkpoint, config, loggers
 from sfumato.training.config import TrainConfig, from_dict
 from sfumato.training.console import Console
 from sfumato.training.hooks import usual
-from sfumato.training.parts import Objects, known_here, loss_of, model_for, rebuilt, separate, suited, with_model
+from sfumato.training.parts import (
+    Objects,
+    known_here,
+    loss_of,
+    model_for,
+    rebuilt,
+    require_heard,
+    separate,
+    suited,
+    with_model,
+)
 from sfumato.training.session import Session
 from sfumato.training.state import State
 
@@ -78,6 +88,7 @@ def train(
     settings, given = separate(settings, modules)
     chosen, labels = in_words(data, out, labels, settings)
     loss_of(chosen, given.loss)  # refuses a loss that cannot be made, before the data are read
+    require_heard(chosen, given.loss)
     console = console or Console()
     with ExitStack() as stack:
         world = stack.enter_context(joined(device_of(chosen.device)))
