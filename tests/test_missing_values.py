@@ -163,6 +163,11 @@ def test_the_tools_of_a_run_take_what_is_missing(tmp_path):
     refused("NaN or infinite", lambda: sf.log_prob(again, x[:2]))
     refused("which only the denoising loss", lambda: trained(x, tmp_path / "b", steps=2, loss="score-matching"))
     whole = trained(np.nan_to_num(x), tmp_path / "c", steps=2)
+    refused("the model knows whole samples alone", lambda: sf.doctor(whole.denoiser, x))
+    refused("the model knows whole samples alone", lambda: sf.board(whole.denoiser, x, samples=8, gradients=0))
+    np.save(tmp_path / "drawn.npy", x)
+    rest = np.nan_to_num(x)
+    refused("metrics compare whole samples", lambda: sf.metrics.evaluate(tmp_path / "drawn.npy", rest, "mmd", 20))
     refused("was trained on whole samples", lambda: sf.train(x, tmp_path / "d", model=whole.denoiser, steps=2))
 
 

@@ -164,10 +164,14 @@ def seen(
 
 
 def fits(model: Any, source: Source) -> None:
-    """Raise SfumatoError if the model cannot take samples of this shape or kind."""
+    """Raise SfumatoError if the model cannot take samples of this shape or kind, or with missing values."""
     shape, process = getattr(model, "shape", None), getattr(model, "process", None)
     if isinstance(shape, tuple) and shape != source.shape:
         raise SfumatoError(f"{source.name} has samples of shape {source.shape}, but the model needs {shape}.")
+    if source.missing and not getattr(getattr(model, "spec", None), "missing", ()):
+        raise SfumatoError(
+            f"{source.name} has missing values, and the model knows whole samples alone: fill the values."
+        )
     bare = getattr(model, "spec", None) is None and isinstance(process, Gaussian)
     if bare and not source.x.dtype.is_floating_point:
         raise SfumatoError(f"{source.name} holds whole numbers, which a model without a data spec cannot normalise.")

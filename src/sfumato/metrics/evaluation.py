@@ -103,6 +103,8 @@ class Evaluator:
                 return given
             raise SfumatoError("Samples of text are given as a list of strings, in Python.")
         if isinstance(given, Source):
+            if given.missing:
+                raise SfumatoError(f"{given.name} has missing values, and metrics compare whole samples.")
             return converted(given.x[torch.arange(len(given))], given, self.source)
         x = torch.as_tensor(given).detach().cpu()
         if tuple(x.shape[1:]) != self.source.shape:
