@@ -14,12 +14,12 @@ from sfumato.cli import conditions as asked
 from sfumato.cli import table, text, write
 from sfumato.cli.process import Follower, at_work
 from sfumato.cli.run import Voice
-from sfumato.compose import Scale, guide
 from sfumato.conditions import Conditions, Field
 from sfumato.data import DataSpec
 from sfumato.diagnostics.examples import default_guidance
 from sfumato.distributed import ALONE, World, joined
 from sfumato.errors import SfumatoError, counted, whole
+from sfumato.guidance import Scale, guide
 from sfumato.machine import device_of
 from sfumato.model import Denoiser
 from sfumato.progress import counting
@@ -141,7 +141,8 @@ def _say_choices(
     if given and scale is None:
         note("Not guided; --guidance sets a scale.")
     if scale is not None and options.guidance is None:
-        words = f"{scale:g}" if isinstance(scale, float) else ", ".join(f"{w:g} to {name}" for name, w in scale.items())
+        each = scale.items() if isinstance(scale, Mapping) else ()
+        words = ", ".join(f"{w:g} to {name}" for name, w in each) or f"{scale:g}"
         note(f"Guidance scale {words}; --guidance sets another.")
 
 

@@ -69,7 +69,9 @@ _ERROR = schema.either(
 )
 _TUNED = schema.fields(
     {
-        "guidance": schema.either("a number or one per condition", schema.number(), schema.mapping(schema.number())),
+        "guidance": schema.either(
+            "a number, one per condition or words", schema.number(), schema.mapping(schema.number()), schema.text
+        ),
         "interval": schema.optional(schema.listed(schema.number(-math.inf, math.inf), 2, 2)),
         "untuned": _ERROR, "error": _ERROR,
     }
