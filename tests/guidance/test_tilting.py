@@ -64,7 +64,7 @@ def test_a_corrector_moves_copies_apart_and_keeps_the_law():
     law = sf.tilt([(model, {"label": 0}, 3.0), (model, {}, -2.0)])
     found = law.sample(4096, particles=4096, steps=600, seed=1, correct=1)
     within_chance(found, exact([(1.0, 0.3, 3.0), (0.0, 1.0, -2.0)]))
-    assert len(found.x.unique()) > 0.9 * 4096
+    assert len(found.x.unique()) > 0.8 * 4096
 
 
 def test_products_of_models_and_powers():
