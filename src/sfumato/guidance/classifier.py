@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sfumato.belief import Estimate, broadcast
 from sfumato.compose import Wrapped
-from sfumato.conditions import Given
+from sfumato.conditions import PREVIOUS, Given
 from sfumato.errors import SfumatoError
 from sfumato.machine import outside_inference
 from sfumato.model import Model, running_in, usable
@@ -76,8 +76,9 @@ class ClassifierGuided(Wrapped):
 
     def __call__(self, z: Tensor, t: Time, /, **cond: Any) -> Estimate:
         t = as_time(t)
-        belief = self.inner(z, t, **(cond if self.conditional else {}))
-        labels = {name: value.values if _is_label(value) else value for name, value in cond.items()}
+        own = cond if self.conditional else {name: value for name, value in cond.items() if name == PREVIOUS}
+        belief = self.inner(z, t, **own)
+        labels = {n: v.values if _is_label(v) else v for n, v in cond.items() if n != PREVIOUS}
         return belief.moved(belief.x + self.scale * self._shift(z, t, labels).to(belief.x))
 
     @outside_inference

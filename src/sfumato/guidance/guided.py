@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sfumato.compose import Wrapped
-from sfumato.conditions import absent, declared, joined, resolve
+from sfumato.conditions import PREVIOUS, absent, declared, joined, resolve
 from sfumato.errors import SfumatoError
 from sfumato.model import Model, usable
 from sfumato.process.gaussian import require_numbers
@@ -96,7 +96,7 @@ class Guided(Wrapped):
     def _told(self, cond: Mapping[str, Any], n: int, device: torch.device) -> list[dict[str, Any]]:
         """What the base and the conditional model are told."""
         self._require(cond)
-        null = {name: absent(value) for name, value in cond.items()}
+        null = {name: value if name == PREVIOUS else absent(value) for name, value in cond.items()}
         if self.negative is None:
             return [null, dict(cond)]
         negative = dict(resolve(self.inner, self.negative, n).to(device))
@@ -104,7 +104,7 @@ class Guided(Wrapped):
         return [{**null, **negative}, {**cond, **more}]
 
     def _require(self, cond: Mapping[str, Any]) -> None:
-        if not cond:
+        if not cond.keys() - {PREVIOUS}:
             names = ", ".join(declared(self.inner) or {"label": None})
             raise SfumatoError(f"Guidance needs a condition to guide to: pass one of {names}.")
 

@@ -52,12 +52,14 @@ class Levels(NamedTuple):
 class Loss(nn.Module, abc.ABC):
     """The base class of losses for `sf.train(loss=...)`; losses are means over the elements of a sample.
 
+    carries: whether the network also hears its own estimate of the call before (`conditions.PREVIOUS`).
     network: the name of the network that "auto", "tiny" etc. stand for, if the loss trains no denoiser network. mask:
     what an output of a `nets.Transformer` may hear.
     """
 
     network: str | None = None
     mask: str = "full"
+    carries: bool = False
 
     @abc.abstractmethod
     def losses(self, model: Any, batch: Any) -> Tensor:
@@ -143,6 +145,7 @@ class CompletedLoss(Loss):
             if hasattr(module, name):
                 setattr(self, name, getattr(module, name))
         self.network, self.mask = getattr(module, "network", None), getattr(module, "mask", "full")
+        self.carries = getattr(module, "carries", False)
 
     def losses(self, model: Any, batch: Any) -> Tensor:
         losses: Tensor = self.module.losses(model, batch)  # type: ignore[operator]

@@ -227,7 +227,7 @@ class Plan:
                 z = walk.z
                 yield State(z, t, walk.advance())
                 continue
-            belief = model(walk.z, t, **cond)
+            belief = model(walk.z, t, **walk.cond)
             yield State(walk.z, t, belief)  # before computing the next state, so that three are never in memory
             walk.follow(belief)
         yield State(walk.z, self.stop, None)

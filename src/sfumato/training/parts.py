@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sfumato import nets, noise, registry, serialization, trees
-from sfumato.conditions import Conditions
+from sfumato.conditions import PREVIOUS, Conditions
 from sfumato.data import DataSpec, Source
 from sfumato.data.table_schema import TableSchema
 from sfumato.errors import SfumatoError, an
@@ -275,6 +275,8 @@ def _network(settings: TrainConfig, spec: DataSpec, process: Any, loss: Any, sam
         word = loss.network
     with seeded(settings.seed):
         inputs = {name: condition.network() for name, condition in spec.conditions.items()}
+        if loss.carries:
+            inputs[PREVIOUS] = {"kind": "field", "shape": list(process.net_shape(spec.shape))}
         more = inputs if inputs.keys() - ({"label"} if spec.classes else set()) else None  # a label alone is `classes`
         classes, text = len(spec.classes), spec.text is not None
         shape = process.net_shape(spec.shape)
