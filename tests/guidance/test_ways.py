@@ -313,7 +313,9 @@ def test_a_classifier_is_trained_by_the_same_loop(tmp_path):
     ones = torch.ones(200, dtype=torch.int64)
     apart = (guided(at, 0.5, label=ones).x - model(at, 0.5, label=ones).x).square().mean()
     assert float(apart) < 0.1 * float((model(at, 0.5).x - model(at, 0.5, label=ones).x).square().mean())
-    assert run is not None and float(classifier(at.float(), 0.5, label=-ones).abs().max()) == 0
+    assert float(classifier(at.float(), 0.5, label=-ones).abs().max()) == 0
+    again = sf.resume(run.path, data={"x": x.float(), "label": label}, steps=310)
+    assert type(again.denoiser) is type(classifier)
 
 
 # -- distillation -----------------------------------------------------------------------------------------------------
