@@ -41,6 +41,7 @@ EXAMPLES = {
         "sfumato explain-objective --target velocity --schedule flow --times logit-normal",
         "sfumato explain-objective --process masked --loss mask-predict",
     ],
+    "explain-guidance": ["sfumato explain-guidance runs/digits --class 3 --guidance 3"],
     "certify": ["sfumato certify dpm++2m --quick"],
 }
 UNDER_WAY = "sfumato train digits --steps 100000 --net tiny --out runs/long"  # what `control` speaks to

@@ -7,10 +7,11 @@ import torch
 
 from sfumato import nets, noise
 from sfumato.belief import Estimate
-from sfumato.compose import Guided, Rescheduled, guide
+from sfumato.compose import Rescheduled
 from sfumato.conditions import Given
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
+from sfumato.guidance import Guided, guide
 from sfumato.model import Denoiser
 from sfumato.objectives import denoising_loss
 from sfumato.objectives.times import UniformTime

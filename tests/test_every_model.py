@@ -36,6 +36,8 @@ def make(kind: str) -> Any:
         "exact": lambda: TRUTH.denoiser(Gaussian(FLOW)),
         "trained": lambda: trained,
         "guided": lambda: sf.guide(trained, 2.0),
+        "autoguided": lambda: sf.guidance.Autoguided(trained, sf.Denoiser(mlp(2, classes=2), Gaussian(FLOW)), 2.0),
+        "experts": lambda: sf.Experts(trained, sf.Denoiser(mlp(2, classes=2), Gaussian(FLOW)), 0.0, 2.0),
         "rescheduled": lambda: sf.Rescheduled(trained, schedules.LinearBeta()),
         "energy": lambda: sf.Denoiser(sf.nets.Energy(sf.nets.MLP(2, 16, 1)), Gaussian(FLOW)),
         "learned variance": lambda: sf.Denoiser(
@@ -56,13 +58,21 @@ def make(kind: str) -> Any:
     }[kind]()
 
 
-NUMBERS = ("exact", "trained", "guided", "rescheduled", "energy", "learned variance")
+NUMBERS = ("exact", "trained", "guided", "autoguided", "experts", "rescheduled", "energy", "learned variance")
 SYMBOLS = ("exact masked", "exact uniform", "exact counts", "masked", "uniform", "counts")
 STRINGS = ("exact deletion", "deletion")
 VECTORS = ("exact embedded", "embedded")
 PRODUCTS = ("exact product", "product")
 KINDS = (*NUMBERS, *SYMBOLS, *STRINGS, *VECTORS, *PRODUCTS)
-ALONE = ("exact", "trained", "rescheduled", "energy", "learned variance")  # without a condition
+ALONE = (
+    "exact",
+    "trained",
+    "autoguided",
+    "experts",
+    "rescheduled",
+    "energy",
+    "learned variance",
+)  # without a condition
 EXACT = ("exact", "exact masked", "exact uniform", "exact counts", "exact deletion", "exact embedded", "exact product")
 
 
@@ -120,7 +130,20 @@ QUESTIONS: dict[str, Question] = {
     "guide": (
         lambda m, k, c: sf.sample(sf.guide(m, 0.5), N, steps=3, label=torch.tensor([0, 1] * 6)),
         like_data,
-        ("exact", "trained", "guided", "rescheduled", "masked", "uniform", "counts", "deletion", "embedded", "product"),
+        (
+            "exact",
+            "trained",
+            "guided",
+            "autoguided",
+            "experts",
+            "rescheduled",
+            "masked",
+            "uniform",
+            "counts",
+            "deletion",
+            "embedded",
+            "product",
+        ),
     ),
     "Rescheduled": (
         lambda m, k, c: sf.sample(sf.Rescheduled(m, schedules.Cosine()), N, steps=3, **c),

@@ -63,6 +63,7 @@ LIMITS = {
     "symbol_steps": 1e-12,
     "tables": 1.0,
     "teacher_targets": 1e-9,
+    "tilt": 0.15,
     "tuned": 0.5,
     "vae": 1e-10,
     "weightings": 0.01,

@@ -1,5 +1,6 @@
 """The model file: what goes in comes out; every fault is one sentence and leaves nothing behind."""
 
+import dataclasses
 import json
 import os
 import stat
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sfumato as sf
-from sfumato import files, serialization
+from sfumato import files, guidance, serialization
 from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError
 
@@ -262,13 +263,25 @@ def test_models_of_any_kind_and_wrapped_ones_go_and_come_back(tmp_path):
     flow, z, t = sf.Gaussian(sf.schedules.Flow()), torch.randn(4, 3), torch.tensor([0.2, 0.4, 0.6, 0.8])
     plain = sf.Denoiser(ToyNet(3, rates=(0.5, 3.0)), flow)
     classes = sf.Denoiser(sf.nets.MLP(3, 8, 1, classes=2), flow, "v")
+    label = {"label": torch.tensor([0, 1, 1, 0])}
+    classifier = guidance.NoisyClassifier(sf.nets.ClassifierNet(sf.nets.MLP(3, 8, 1), 2))
+    plan = dataclasses.replace(sf.solvers.DDIM().plan(flow, 4), times=(0.8, 0.6, 0.4, 0.2))
     cases = {
         "network of a user's": (plain, {}),
         "not registered": (sf.Denoiser(Told(3), flow), {}),
         "energy of a user's": (sf.Denoiser(sf.nets.Energy(ToyNet(3)), flow), {}),
         "rescheduled": (sf.Rescheduled(plain, sf.schedules.Cosine(0.01)), {}),
-        "guided": (sf.Guided(classes, 2.5, (-4.0, 6.0)), {"label": torch.tensor([0, 1, 1, 0])}),
-        "both": (sf.Guided(sf.Rescheduled(classes, sf.schedules.VE()), 2.0), {"label": torch.tensor([0, 1, 1, 0])}),
+        "guided": (sf.Guided(classes, 2.5, (-4.0, 6.0)), label),
+        "scheduled": (sf.Guided(classes, ((-2.0, 1.0), (3.0, 4.0)), None, {"label": 1}), label),
+        "rescaled": (guidance.Rescaled(classes, 2.0, (-4.0, 6.0), share=0.5, row="eps"), label),
+        "zero": (guidance.CFGZero(classes, 2.0), label),
+        "apg": (guidance.APG(classes, 2.0, radius=1.5), label),
+        "perp-neg": (guidance.PerpNeg(classes, 2.0, negative={"label": 0}), label),
+        "plus plus": (guidance.CFGPlusPlus(classes, 0.6, plan), label),
+        "autoguided": (guidance.Autoguided(plain, sf.Denoiser(ToyNet(3), flow), 2.0), {}),
+        "experts": (sf.Experts(classes, sf.Denoiser(sf.nets.MLP(3, 8, 1, classes=2), flow, "v"), 0.5, 2.0), label),
+        "classifier": (guidance.ClassifierGuided(plain, classifier, 2.0), label),
+        "both": (sf.Guided(sf.Rescheduled(classes, sf.schedules.VE()), 2.0), label),
     }
     for name, (model, cond) in cases.items():
         path = sf.save(model, tmp_path / "m.safetensors")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sfumato import conditions as conditions
     from sfumato import data as data
     from sfumato import exact as exact
+    from sfumato import guidance as guidance
     from sfumato import metrics as metrics
     from sfumato import nets as nets
     from sfumato import schedules as schedules
@@ -22,10 +23,9 @@ if TYPE_CHECKING:
     from sfumato.autoencoder import Codec as Codec
     from sfumato.belief import Estimate as Estimate
     from sfumato.certification import certify as certify
-    from sfumato.compose import Guided as Guided
+    from sfumato.compose import Experts as Experts
     from sfumato.compose import Rescheduled as Rescheduled
     from sfumato.compose import differentiable as differentiable
-    from sfumato.compose import guide as guide
     from sfumato.denoising_autoencoder import DenoisingAutoencoder as DenoisingAutoencoder
     from sfumato.diagnosis import doctor as doctor
     from sfumato.diagnostics.board import board as board
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from sfumato.errors import SfumatoError as SfumatoError
     from sfumato.errors import SfumatoWarning as SfumatoWarning
     from sfumato.flow_map import FlowMap as FlowMap
+    from sfumato.guidance import Guided as Guided
+    from sfumato.guidance import guide as guide
+    from sfumato.guidance_laws import explain_guidance as explain_guidance
     from sfumato.latents import attribute as attribute
     from sfumato.latents import decode as decode
     from sfumato.latents import encode as encode
@@ -59,6 +62,7 @@ if TYPE_CHECKING:
     from sfumato.objectives.hybrid import hybrid_loss as hybrid_loss
     from sfumato.objectives.hybrid import vlb_loss as vlb_loss
     from sfumato.objectives.prior import prior_kl as prior_kl
+    from sfumato.objectives.teacher import GuidedTeacher as GuidedTeacher
     from sfumato.objectives.teacher import StableTarget as StableTarget
     from sfumato.objectives.teacher import Teacher as Teacher
     from sfumato.objectives.vlb import vlb as vlb
@@ -73,6 +77,7 @@ if TYPE_CHECKING:
     from sfumato.serialization import load as load
     from sfumato.serialization import save as save
     from sfumato.text_samples import sample_text as sample_text
+    from sfumato.tilting import tilt as tilt
     from sfumato.training import resume as resume
     from sfumato.training import train as train
     from sfumato.training.forecast import forecast as forecast
@@ -87,8 +92,10 @@ _PUBLIC = {
     "DenoisingAutoencoder": "sfumato.denoising_autoencoder:DenoisingAutoencoder",
     "Estimate": "sfumato.belief:Estimate",
     "FlowMap": "sfumato.flow_map:FlowMap",
+    "Experts": "sfumato.compose:Experts",
     "Gaussian": "sfumato.process.gaussian:Gaussian",
-    "Guided": "sfumato.compose:Guided",
+    "Guided": "sfumato.guidance:Guided",
+    "GuidedTeacher": "sfumato.objectives.teacher:GuidedTeacher",
     "Information": "sfumato.diagnostics.information:Information",
     "Masked": "sfumato.process.mixing:Masked",
     "Measured": "sfumato.likelihood:Measured",
@@ -117,8 +124,10 @@ _PUBLIC = {
     "energy": "sfumato.likelihood:energy",
     "error_budget": "sfumato.sampling_error:error_budget",
     "exact": "sfumato.exact",
+    "explain_guidance": "sfumato.guidance_laws:explain_guidance",
     "forecast": "sfumato.training.forecast:forecast",
-    "guide": "sfumato.compose:guide",
+    "guidance": "sfumato.guidance",
+    "guide": "sfumato.guidance:guide",
     "hybrid_loss": "sfumato.objectives.hybrid:hybrid_loss",
     "information": "sfumato.diagnostics.information:information",
     "interpolate": "sfumato.latents:interpolate",
@@ -139,6 +148,7 @@ _PUBLIC = {
     "score_matching": "sfumato.objectives.score_matching",
     "slerp": "sfumato.latents:slerp",
     "solvers": "sfumato.solvers",
+    "tilt": "sfumato.tilting:tilt",
     "times": "sfumato.objectives.times",
     "train": "sfumato.training:train",
     "trajectory": "sfumato.sampling:trajectory",

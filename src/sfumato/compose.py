@@ -1,8 +1,8 @@
-"""Model -> Model: guidance and other wrappers. Every sampler and every loss accepts the result."""
+"""Model -> Model: another schedule, experts per range of noise levels, gradients. Guidance is in `guidance`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from typing import Any, Literal
 
 import torch
@@ -10,17 +10,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sfumato.belief import Estimate
-from sfumato.conditions import NULL as NULL
-from sfumato.conditions import absent, declared, joined
 from sfumato.errors import SfumatoError
 from sfumato.model import Model, usable
 from sfumato.process import Gaussian
 from sfumato.registry import register
 from sfumato.schedule import Schedule, Time, as_time, schedule_of
-from sfumato.state import State, cat_states
-
-LARGEST_SCALE = 1e6  # of guidance; its beliefs are numbers of float32
-Scale = float | Mapping[str, float]  # guidance scale: one for all conditions, or one per condition
+from sfumato.state import State
 
 
 class Wrapped:
@@ -42,94 +37,6 @@ class Wrapped:
         if name == "inner":
             raise AttributeError(name)
         return getattr(self.inner, name)
-
-
-@register("model", "Guided")
-class Guided(Wrapped):
-    """belief = null + scale (conditional - null): scale 1 is the conditional model, 0 the unconditional.
-
-        one scale per condition:  eps = eps_null + sum_i w_i (eps_i - eps_null),   eps_i under condition i alone
-
-    With one scale per condition, {"label": 3.0, "mass": 1.5}, conditions without a scale are passed in every term,
-    including eps_null. Outside the interval (lowest, highest logsnr) the plain conditional model is used (Kynkaanniemi
-    et al. 2024, 2404.07724).
-    Sources: Ho and Salimans 2022 (2207.12598), Eq. 6, with scale = 1 + w; Liu et al. 2022 (2206.01714), Eq. 11.
-    """
-
-    def __init__(self, inner: Model, scale: Scale = 1.0, interval: tuple[float, float] | None = None) -> None:
-        super().__init__(usable(inner, "Guidance"))
-        each: Mapping[str, Any] = scale if isinstance(scale, Mapping) else {"": scale}
-        try:
-            scales = {str(name): float(w) for name, w in each.items() if not isinstance(w, str)}
-        except (TypeError, OverflowError):
-            scales = {}
-        if not scales or not all(abs(w) <= LARGEST_SCALE for w in scales.values()):
-            raise SfumatoError(
-                f"The guidance scale must be a finite number, or one per condition, of at most {LARGEST_SCALE:g}, got "
-                f"{scale!r:.80}."
-            )
-        self.scale = scales if isinstance(scale, Mapping) else scales[""]
-        try:
-            ends = None if interval is None else tuple(float(end) for end in interval)
-        except (TypeError, ValueError):
-            ends = ()
-        if ends is not None and not (len(ends) == 2 and ends[0] < ends[1]):
-            raise SfumatoError(f"The guidance interval must be two increasing logsnr values, got {interval!r:.80}.")
-        self.interval = ends
-
-    def _inside(self, t: Tensor) -> Tensor:
-        """Whether t lies in the guidance interval, bool like t."""
-        if self.interval is None:
-            return torch.ones_like(t, dtype=torch.bool)
-        logsnr = self.process.level(t)
-        return (logsnr >= self.interval[0]) & (logsnr <= self.interval[1])
-
-    def _groups(self, cond: Mapping[str, Any]) -> list[tuple[float, set[str]]]:
-        """Pairs (scale, names of the conditions it applies to)."""
-        if not cond:
-            names = ", ".join(declared(self.inner) or {"label": None})
-            raise SfumatoError(f"Guidance needs a condition to guide to: pass one of {names}.")
-        if not isinstance(self.scale, dict):
-            return [(self.scale, set(cond))]
-        wrong = next((name for name in self.scale if name not in cond), None)
-        if wrong is not None:
-            raise SfumatoError(f"The guidance scale names {wrong!r}, but the call passes {', '.join(cond)}.")
-        return [(scale, {name}) for name, scale in self.scale.items()]
-
-    def __call__(self, z: State, t: Time, /, **cond: Any) -> Any:
-        cond = {name: value for name, value in cond.items() if value is not None}
-        groups, t = self._groups(cond), as_time(t)
-        null = {name: absent(cond[name]) for _, names in groups for name in names}
-        if len(groups) == 1:
-            scale = torch.full_like(t, groups[0][0])
-            scale = scale if self.interval is None else torch.where(self._inside(t), scale, 1.0)
-            if bool((scale == 1).all()):
-                return self.inner(z, t, **cond)
-            if bool((scale == 0).all()):
-                return self.inner(z, t, **{**cond, **null})
-            base, conditional = self._beliefs(z, t, [{**cond, **null}, cond])
-            return base.lerp(conditional, scale)
-        inside = self._inside(t)
-        if not bool(inside.any()):
-            return self.inner(z, t, **cond)
-        single = [{**cond, **{other: null[other] for other in null if other not in names}} for _, names in groups]
-        base, *each = self._beliefs(z, t, [{**cond, **null}, *single])
-        guided = base
-        for k, ((w, _), one) in enumerate(zip(groups, each, strict=True)):  # the mean of len(groups) guided beliefs
-            guided = guided.lerp(base.lerp(one, len(groups) * w), 1 / (k + 1))
-        return guided if bool(inside.all()) else self.inner(z, t, **cond).lerp(guided, inside.to(t.dtype))
-
-    def _beliefs(self, z: State, t: Tensor, conds: list[dict[str, Any]]) -> Any:
-        """The beliefs under each set of conditions, from one batched call, which is faster on every device."""
-        n = len(conds)
-        every = {name: joined([cond[name] for cond in conds]) for name in conds[0]}
-        return self.inner(cat_states([z] * n), torch.cat([t] * n) if t.ndim else t, **every).chunk(n)
-
-
-def guide(model: Model, scale: Scale = 1.0, interval: tuple[float, float] | None = None) -> Guided:
-    """Classifier-free guidance: scale 1 is the conditional model, 0 the unconditional one. `scale` may also be one per
-    condition, {"label": 3.0, "temperature": 1.5}. `interval` is in logsnr."""
-    return Guided(model, scale, interval)
 
 
 @register("model", "Rescheduled")
@@ -162,6 +69,51 @@ class Rescheduled(Wrapped):
             logsnr = self.process.schedule.logsnr(as_time(cond["until"]))
             cond = {**cond, "until": self.inner.process.schedule.time(logsnr)}
         return self.inner(z_base, t_base, **cond).under(self.process, z, t)
+
+
+@register("model", "Experts")
+class Experts(Wrapped):
+    """belief = (1 - w) inner + w refiner, w = clip((logsnr - boundary) / width + 1/2, 0, 1), a step at width 0.
+
+    `inner` is the expert of the noisier levels, logsnr < boundary, `refiner` that of the others; nest for more than
+    two. Each is called only where its weight is not 0. Source: Balaji et al. 2022 (2211.01324); Podell et al. 2023
+    (2307.01952), base and refiner. Raises SfumatoError for experts of other processes, units or conditions.
+    """
+
+    def __init__(self, inner: Model, refiner: Model, boundary: float, width: float = 0.0) -> None:
+        super().__init__(usable(inner, "The first expert"))
+        self.refiner = alike(usable(refiner, "The second expert"), inner)
+        self.boundary, self.width = float(boundary), float(width)
+        if not (math.isfinite(self.boundary) and 0 <= self.width < math.inf):
+            raise SfumatoError(
+                f"Experts need a finite boundary in logsnr and a width of at least 0, got {boundary!r} and {width!r}."
+            )
+
+    def _weight(self, t: Tensor) -> Tensor:
+        """The weight of the refiner at times t, like t."""
+        beyond = self.process.level(t) - self.boundary
+        return (beyond / self.width + 0.5).clamp(0, 1) if self.width else (beyond >= 0).to(t.dtype)
+
+    def __call__(self, z: State, t: Time, /, **cond: Any) -> Any:
+        weight = self._weight(as_time(t))
+        if bool((weight == 0).all()):
+            return self.inner(z, t, **cond)
+        if bool((weight == 1).all()):
+            return self.refiner(z, t, **cond)
+        return self.inner(z, t, **cond).lerp(self.refiner(z, t, **cond), weight)
+
+
+def alike(model: Any, other: Any) -> Any:
+    """`model` itself. Raises SfumatoError unless its process, shape and units are those of the other model."""
+    facts = [(m.process.schedule, getattr(m, "shape", None)) for m in (model, other)]
+    specs = [getattr(m, "spec", None) for m in (model, other)]
+    units = [None if spec is None else spec.normaliser for spec in specs]
+    if facts[0] != facts[1] or (None not in units and units[0] != units[1]):
+        raise SfumatoError(
+            "Two models act on one state here, and they differ in schedule, shape or units of their data: train both "
+            "on the same data, and bring one to the other's schedule with sf.Rescheduled(model, schedule)."
+        )
+    return model
 
 
 class Unrolled(Wrapped):

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from sfumato import serialization
-from sfumato.compose import Guided, Scale, Wrapped
+from sfumato.compose import Wrapped
 from sfumato.conditions import declared
 from sfumato.errors import SfumatoError, an, suggest, whole
 from sfumato.flow_map import FlowMap
+from sfumato.guidance import Guided, Scale
 from sfumato.model import Denoiser
 from sfumato.objectives.flow_maps import MapLoss
 from sfumato.registry import Named, make

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.belief import Belief, Estimate
-from sfumato.conditions import network_inputs
+from sfumato.conditions import PREVIOUS, network_inputs
 from sfumato.errors import SfumatoError, an
 from sfumato.process import Discrete, Embedded, Gaussian, Process, Product
 from sfumato.process.protocol import noise_level as noise_level
@@ -162,6 +162,11 @@ class Denoiser(nn.Module):
     def device(self) -> torch.device:
         return next((p.device for p in self.net.parameters()), torch.device("cpu"))
 
+    @property
+    def remembers(self) -> bool:
+        """Whether the network is self-conditioned: a walk then tells it the clean signal of the call before."""
+        return PREVIOUS in getattr(self.net, "given", {})
+
     def config(self) -> dict[str, Any]:
         """The arguments to store in a file; target, sigma_data and variance are part of the process."""
         own = {"net": self.net, "process": self.process, "spec": self.spec, "plans": self.plans}
@@ -208,7 +213,8 @@ class Denoiser(nn.Module):
             dtype = next((p.dtype for p in self.net.parameters()), torch.float32)
             given = given.to(dtype) if given.is_floating_point() else given
         level = self._within(level).expand(len(given))
-        low, values = self.compute_dtype, network_inputs(cond, self.net)
+        told = cond if self.remembers else {name: value for name, value in cond.items() if name != PREVIOUS}
+        low, values = self.compute_dtype, network_inputs(told, self.net)
         values = values if where is None else values | {"where": where}
         if low is None and not torch.is_autocast_enabled(given.device.type):
             return self.net(given, level, **values).to(dtype)

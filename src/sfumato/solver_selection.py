@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from sfumato.compose import Guided, Scale, Wrapped
+from sfumato.compose import Wrapped
 from sfumato.errors import SfumatoError, whole
+from sfumato.guidance import Guided, Scale
 from sfumato.model import Model
 from sfumato.registry import make
 from sfumato.solvers import Plan, Solver, default
@@ -64,13 +64,11 @@ def stored_plan(
 
 def guidance_of(
     model: Model, guidance: Scale | None = None, interval: tuple[float, float] | None = None
-) -> tuple[Scale, tuple[float, float] | None]:
-    """(scale, interval) of the guidance: the arguments, or those of a `Guided` in the model; (1, None) without any."""
-    while guidance is None and isinstance(model, Wrapped):
-        if isinstance(model, Guided):
-            guidance, interval = model.scale, model.interval
+) -> tuple[Scale | str, tuple[float, float] | None]:
+    """(scale, interval) of the guidance: the arguments, or those of a `Guided` in the model; (1, None) without any. A
+    guidance that is not plain is described in words."""
+    guided = None if guidance is None else Guided(model, guidance, interval)
+    while guided is None and isinstance(model, Wrapped):
+        guided = model if isinstance(model, Guided) else None
         model = model.inner
-    if guidance is None or guidance == 1:
-        return 1.0, None
-    scale = dict(guidance) if isinstance(guidance, Mapping) else float(guidance)
-    return scale, None if interval is None else (float(interval[0]), float(interval[1]))
+    return (1.0, None) if guided is None or guided.scale == 1 else guided.settings()

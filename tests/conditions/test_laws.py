@@ -6,8 +6,8 @@ import torch
 
 import sfumato as sf
 from sfumato import conditions, noise
-from sfumato.compose import guide
 from sfumato.conditions import Conditions
+from sfumato.guidance import guide
 from sfumato.objectives import denoising_loss
 from sfumato.training.batches import dropped
 

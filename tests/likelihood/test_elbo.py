@@ -8,9 +8,9 @@ from scipy import integrate, stats
 
 from likelihood_models import PROCESSES, Plain, plane, ranks, spec_of
 from sfumato.belief import Estimate
-from sfumato.compose import guide
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
+from sfumato.guidance import guide
 from sfumato.likelihood import bound_gap, log_prob
 from sfumato.likelihood.bound import Span
 from sfumato.likelihood.control import controlled

@@ -5,9 +5,9 @@ import sys
 import pytest
 import torch
 
-from sfumato.compose import guide
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
+from sfumato.guidance import guide
 from sfumato.process import Gaussian
 from sfumato.sampling import sample, trajectory
 from sfumato.schedules import EDM, VE, Cosine, Flow, LinearBeta

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import sfumato as sf
-from sfumato.compose import Guided, Rescheduled
+from sfumato.compose import Rescheduled
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
+from sfumato.guidance import Guided
 from sfumato.model import Denoiser
 from sfumato.nets import MLP
 from sfumato.process import Gaussian

@@ -7,10 +7,11 @@ import torch
 
 from sfumato import noise, serialization
 from sfumato.certification import certify
-from sfumato.compose import Rescheduled, guide
+from sfumato.compose import Rescheduled
 from sfumato.errors import SfumatoError
 from sfumato.exact import GaussianMixture
 from sfumato.files import read_sealed, write_sealed
+from sfumato.guidance import guide
 from sfumato.model import Denoiser
 from sfumato.nets import MLP, DiT, UNet
 from sfumato.process import Gaussian

@@ -199,12 +199,19 @@ LOSSES = {
     "denoising-autoencoder(sigma=0.5)": "Denoiser", "denoising-autoencoder(masking=0.3)": "DenoisingAutoencoder",
     "autoencoding(beta=0.5)": "Codec", "nonequilibrium(steps=8)": "Denoiser", "masked": "Denoiser",
     "d3pm(steps=8)": "Denoiser", "score-entropy": "Denoiser", "sundae": "Denoiser", "mask-predict": "Denoiser",
-    "maskgit": "Denoiser",
+    "maskgit": "Denoiser", "self-conditioned": "Denoiser",
 }  # fmt: skip
 
 
 def test_every_loss_by_name_leaves_a_file_that_loads(tmp_path):
-    own = {"robust", "autoregressive", "ratio-matching", "cross-entropy", "table"}  # have tests of their own
+    own = {
+        "robust",
+        "autoregressive",
+        "ratio-matching",
+        "cross-entropy",
+        "table",
+        "classification",
+    }  # have tests of their own
     processes = dict.fromkeys(("nonequilibrium", "d3pm", "score-entropy", "sundae"), "uniform")
     processes |= dict.fromkeys(("masked", "mask-predict", "maskgit"), "masked")
     assert {registry.bare(word) for word in LOSSES} == set(registry.names("loss")) - own

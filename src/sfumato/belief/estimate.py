@@ -200,6 +200,15 @@ class Estimate:
             variance_share=other.variance_share,
         )  # fmt: skip
 
+    def moved(self, x: Tensor) -> Estimate:
+        """The belief with another x about the same state: eps = (z - alpha x) / sigma where x differs from its own."""
+        sigma = broadcast(torch.where(self.sigma == 0, torch.inf, self.sigma), self.z)
+        eps = torch.where(x == self.x, self.eps, (self.z - broadcast(self.alpha, self.z) * x) / sigma)
+        return Estimate(
+            self.z, self._t, self.schedule, x=x, eps=eps, sigma_data=self.sigma_data,
+            variance_share=self.variance_share,
+        )  # fmt: skip
+
     def nats(self, x: Tensor) -> Tensor:
         """-log N(x; E[x|z], 1 / (alpha^2 / sigma^2 + 1 / sigma_data^2)), float64 (B,)."""
         if bool((self.sigma == 0).any()):

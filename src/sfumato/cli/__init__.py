@@ -34,6 +34,7 @@ COMMANDS = {
     "info": "describe a model: data, process, network, classes, origin",
     "inspect": "check a data set before training on it",
     "explain-objective": "show how a training objective weighs noise levels, and whether it is an ELBO",
+    "explain-guidance": "show what law guidance samples, beside the one that it is taken for",
     "certify": "measure solvers on exact models: order, calls, stability, law",
 }
 OK, OTHER, MISTAKE, INTERRUPTED = 0, 1, 2, 130

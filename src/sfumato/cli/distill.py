@@ -11,10 +11,10 @@ from sfumato.cli.run import Voice
 from sfumato.cli.sample import guidance_scale
 from sfumato.cli.train import console, working
 from sfumato.cli.write import free
-from sfumato.compose import guide
 from sfumato.distillation import advice, in_turn, ladder
 from sfumato.distillation import distill as train_student
 from sfumato.errors import SfumatoError
+from sfumato.guidance import guide
 from sfumato.machine import device_of
 
 MOST = 8  # calls up to which the student is compared

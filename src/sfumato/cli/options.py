@@ -123,6 +123,19 @@ SAMPLE = Command(
             + GUIDANCE_OF_GRIDS,
         ),
         INTERVAL,
+        flag(
+            "--negative", "CLASS",
+            "Guide away from this class, or from NAME=VALUE, instead of from no condition at all.",
+        ),
+        flag("--rescale", float, "Share of the guided contrast that is brought back to the conditional model's: 0.7."),
+        flag(
+            "--threshold", "QUANTILE",
+            "Keep clean signals within the declared bounds of the data: static, or dynamic by a quantile: 0.995.",
+        ),
+        flag(
+            "--autoguide", "FILE",
+            "Guide away from this weaker model of the same data, by --guidance. The run's own raw weights: raw.",
+        ),
         flag("--steps", int, "Steps of the solver; by default 20, of text 64 a window."),
         flag(
             "--solver", "NAME",
@@ -415,6 +428,24 @@ EXPLAIN_OBJECTIVE = Command(
     ],
 )  # fmt: skip
 
+EXPLAIN_GUIDANCE = Command(
+    "Show what law guidance samples: means and variances along the widest directions, by the ODE and by DDPM, beside "
+    "the tilted law that guidance is taken for. The formulas are those of Gaussians with the moments of samples that "
+    "are drawn first, without and with the condition. With --json, prints one JSON object.",
+    [
+        MODEL,
+        flag("--class", "CLASS", "Class by name or index.", dest="class_"),
+        GIVEN,
+        flag("--guidance", float, "Guidance scale.", 3.0),
+        flag("-n --number", int, "Samples for each moment.", 256),
+        flag("--steps", int, "Steps of the solver.", 20),
+        flag("--measured", bool, "Also draw guided samples, by the ODE and by the SDE, and show their moments."),
+        WEIGHTS,
+        seed("samples"),
+        DEVICE,
+    ],
+)  # fmt: skip
+
 # the first setting of each group of flags -> the group's title
 _GROUPS = {
     "out": "the run", "labels": "the data", "net": "the network and its loss", "batch": "training",
@@ -478,5 +509,5 @@ COMMANDS = {
     "demo": DEMO, "train": TRAIN, "resume": RESUME, "sample": SAMPLE, "info": INFO, "inspect": INSPECT,
     "certify": CERTIFY, "tune": TUNE, "likelihood": LIKELIHOOD, "average": AVERAGE, "runs": RUNS, "control": CONTROL,
     "evaluate": EVALUATE, "memorization": MEMORIZATION, "plan": PLAN, "explain-objective": EXPLAIN_OBJECTIVE,
-    "doctor": DOCTOR, "distill": DISTILL,
+    "explain-guidance": EXPLAIN_GUIDANCE, "doctor": DOCTOR, "distill": DISTILL,
 }  # fmt: skip

@@ -19,7 +19,8 @@ _HOME = {
     "demo": "train", "train": "train", "resume": "train", "sample": "sample", "info": "look", "inspect": "look",
     "certify": "certify", "tune": "tune", "likelihood": "likelihood", "average": "average", "runs": "runs",
     "control": "train", "plan": "plan", "distill": "distill",
-    "explain-objective": "explain", "evaluate": "evaluate", "memorization": "memorization", "doctor": "doctor",
+    "explain-objective": "explain", "explain-guidance": "guidance",
+    "evaluate": "evaluate", "memorization": "memorization", "doctor": "doctor",
 }  # fmt: skip
 
 

@@ -12,14 +12,15 @@ import torch
 from sfumato import __version__, sampling, serialization, solver_selection
 from sfumato.cli import conditions as asked
 from sfumato.cli import table, text, write
+from sfumato.cli.guidance import FLAGS, guided, refuse_alone
 from sfumato.cli.process import Follower, at_work
 from sfumato.cli.run import Voice
-from sfumato.compose import Scale, guide
 from sfumato.conditions import Conditions, Field
 from sfumato.data import DataSpec
 from sfumato.diagnostics.examples import default_guidance
 from sfumato.distributed import ALONE, World, joined
 from sfumato.errors import SfumatoError, counted, whole
+from sfumato.guidance import Scale
 from sfumato.machine import device_of
 from sfumato.model import Denoiser
 from sfumato.progress import counting
@@ -73,9 +74,9 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE) -> dic
     path, folder = world.broadcast_result(lambda: (write.check_samples(out, len(index), spec), write.is_folder(out)))
     cond = asked.in_turn(asked.conditions(given, spec, index), spec, index)
     scale = guidance_scale(options, denoiser, cond)
-    interval = options.guidance_interval
-    plan = solver_selection.make_plan(denoiser, options.steps, options.solver, guidance=scale, interval=interval)
-    model = denoiser if scale is None else guide(denoiser, scale, interval)
+    refuse_alone(options, scale)
+    model = guided(options, denoiser, scale)
+    plan = solver_selection.make_plan(model, options.steps, options.solver)
     _say_choices(options, spec, given, cond, scale, note)
     if any(plan is own for own in denoiser.plans.values()):
         note(f"Using the model's own plan of {plan.steps} steps ({plan.name}); --solver selects another.")
@@ -116,7 +117,7 @@ def guidance_scale(options: Any, denoiser: Denoiser, given: Collection[str]) -> 
         if scale is None and options.guidance_interval is not None:
             raise SfumatoError("--guidance-interval needs a scale here: also set --guidance")
         return scale
-    if given:
+    if given or (options.guidance is not None and getattr(options, "autoguide", None) is not None):
         return float(options.guidance)
     if options.guidance is not None or options.guidance_interval is not None:
         if known:
@@ -141,7 +142,8 @@ def _say_choices(
     if given and scale is None:
         note("Not guided; --guidance sets a scale.")
     if scale is not None and options.guidance is None:
-        words = f"{scale:g}" if isinstance(scale, float) else ", ".join(f"{w:g} to {name}" for name, w in scale.items())
+        each = scale.items() if isinstance(scale, Mapping) else ()
+        words = ", ".join(f"{w:g} to {name}" for name, w in each) or f"{scale:g}"
         note(f"Guidance scale {words}; --guidance sets another.")
 
 
@@ -183,6 +185,7 @@ def manifest(
     facts |= {"solver": plan.name, "steps": plan.steps, "calls": plan.spent}
     if scale is not None:
         facts |= {"guidance": scale, "guidance_interval": options.guidance_interval}
+    facts |= {name: getattr(options, name) for name in FLAGS}
     spec = denoiser.spec
     if spec is not None and spec.classes:
         drawn = set(columns["label"]) if "label" in given else {"all in turn"}

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from ..errors import SfumatoError
 
+PREVIOUS = "previous"  # the condition of a self-conditioned network: the estimate of the call before
+
 
 class Given(NamedTuple):
     """One condition of a batch: encoded values (B, ...) for a network, and where they are present, bool (B,)."""

@@ -24,13 +24,13 @@ import torch
 from torch import Tensor
 
 from sfumato import data, noise, serialization
-from sfumato.compose import guide
 from sfumato.conditions import of_data
 from sfumato.data import Source
 from sfumato.data.rows import Samples
 from sfumato.diagnostics.nearest import Features, Near, Space, nearest
 from sfumato.diagnostics.summary import copies_words
 from sfumato.errors import SfumatoError, counted, whole
+from sfumato.guidance import guide
 from sfumato.intervals import Interval, fraction
 from sfumato.machine import default_cpu
 from sfumato.pictures import picture

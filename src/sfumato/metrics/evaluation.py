@@ -19,11 +19,11 @@ from torch import Tensor
 
 from sfumato import data, noise, sampling, serialization
 from sfumato.autoregressive import Autoregressive
-from sfumato.compose import guide
 from sfumato.conditions import of_data
 from sfumato.data import Source
 from sfumato.diagnostics.samples import fits, trained_on
 from sfumato.errors import SfumatoError, suggest, whole
+from sfumato.guidance import guide
 from sfumato.machine import default_cpu, device_of
 from sfumato.metrics.metric import Metric
 from sfumato.metrics.reference import Reference, converted, described, digest

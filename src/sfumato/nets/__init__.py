@@ -10,6 +10,7 @@ An `Autoencoder` has `encode` and `decode` instead.
 from .autoencoder import Autoencoder
 from .bottleneck import Bottleneck
 from .build import SIZES, build, from_config, named
+from .classifier import ClassifierNet
 from .codebook import Codebook
 from .codes import GaussianCode, QuantisedCode, VectorQuantiser
 from .dit import DiT
@@ -19,6 +20,6 @@ from .transformer import Transformer
 from .unet import UNet
 
 __all__ = [
-    "MLP", "SIZES", "Autoencoder", "Bottleneck", "Codebook", "DiT", "Energy", "GaussianCode", "QuantisedCode",
-    "Transformer", "UNet", "VectorQuantiser", "build", "from_config", "named",
+    "MLP", "SIZES", "Autoencoder", "Bottleneck", "ClassifierNet", "Codebook", "DiT", "Energy", "GaussianCode",
+    "QuantisedCode", "Transformer", "UNet", "VectorQuantiser", "build", "from_config", "named",
 ]  # fmt: skip

@@ -53,6 +53,7 @@ class Levels(NamedTuple):
 class Loss(nn.Module, abc.ABC):
     """The base class of losses for `sf.train(loss=...)`; losses are means over the elements of a sample.
 
+    carries: whether the network also hears its own estimate of the call before (`conditions.PREVIOUS`).
     network: the name of the network that "auto", "tiny" etc. stand for, if the loss trains no denoiser network. mask:
     what an output of a `nets.Transformer` may hear. by_noise: whether the noise of a sample rises with its number u, so
     that held-out losses are told apart by it. skips: whether missing values (`conditions.missing`) are left out.
@@ -62,6 +63,7 @@ class Loss(nn.Module, abc.ABC):
     mask: str = "full"
     by_noise: bool = False
     skips: bool = False
+    carries: bool = False
 
     @abc.abstractmethod
     def losses(self, model: Any, batch: Any) -> Tensor:
@@ -158,6 +160,7 @@ class CompletedLoss(Loss):
         self.network, self.mask = getattr(module, "network", None), getattr(module, "mask", "full")
         self.by_noise = getattr(module, "by_noise", False)
         self.skips = getattr(module, "skips", False)
+        self.carries = getattr(module, "carries", False)
 
     def losses(self, model: Any, batch: Any) -> Tensor:
         losses: Tensor = self.module.losses(model, batch)  # type: ignore[operator]

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from sfumato import noise
 from sfumato.autoencoder import Codec
+from sfumato.conditions import PREVIOUS, Given
 from sfumato.denoising_autoencoder import DenoisingAutoencoder, GaussianNoise, Masking
 from sfumato.errors import SfumatoError, an, suggest
 from sfumato.nets import QuantisedCode
+from sfumato.noise import Noise
 from sfumato.objectives import score_matching
 from sfumato.objectives.denoising import denoising_loss
 from sfumato.objectives.history import LossHistory
@@ -35,7 +37,6 @@ def fixed(times: TimeDensity) -> TimeDensity:
 
 
 @register("loss", "denoising")
-@final
 class Denoising(LearnsLevels):
     """w(logsnr) / p(logsnr) |eps - eps_hat|^2 / D; for w None the mean squared error of the target.
 
@@ -63,11 +64,17 @@ class Denoising(LearnsLevels):
 
     def _errors(self, model: Any, batch: Any, times: TimeDensity) -> Tensor:
         schedule = model.process.clock
+        t = schedule.time(times.logsnr(batch.u, schedule))
         losses = denoising_loss(
-            model, batch.x, schedule.time(times.logsnr(batch.u, schedule)), weight=self.weight, times=times,
-            seed=self.seed, index=batch.index, clean=self.clean, cond=batch.cond,
+            model, batch.x, t, weight=self.weight, times=times, seed=self.seed, index=batch.index, clean=self.clean,
+            cond=self.told(model, batch, t),
         )  # fmt: skip
         return losses * (2 / batch.x[0].numel())
+
+    def told(self, model: Any, batch: Any, t: Tensor) -> Mapping[str, Any]:
+        """The conditions that the model is told."""
+        conditions: Mapping[str, Any] = batch.cond
+        return conditions
 
     def suits(self, model: Any) -> None:
         if not hasattr(model, "process"):
@@ -83,6 +90,33 @@ class Denoising(LearnsLevels):
 
     def levels(self) -> Levels:
         return Levels(fixed(self.times), self.weight, self.times)
+
+
+@register("loss", "self-conditioned")
+@final
+class SelfConditioned(Denoising):
+    """`Denoising` of a network that in half of the samples hears its own x of a first call, without gradients.
+
+    x_hat = D(z, t, previous), previous = stopped D(z, t, none) with probability 1/2, else none; sampling then carries
+    x_hat from call to call. Source: Chen et al. 2022 (2208.04202), Algorithm 1.
+    """
+
+    carries = True
+
+    def told(self, model: Any, batch: Any, t: Tensor) -> Mapping[str, Any]:
+        draw = Noise(self.seed, batch.index, noise.TRAIN_NOISE)
+        with torch.no_grad():
+            first = model(model.process.corrupt(batch.x, t, draw), t, **batch.cond).x
+        heard = Noise(self.seed, batch.index, noise.DROP).fold(PREVIOUS).uniform() < 0.5
+        return {**batch.cond, PREVIOUS: Given(first, heard.to(first.device)).masked()}
+
+    def suits(self, model: Any) -> None:
+        require_numbers(model, "Self-conditioning", "take loss='denoising'")
+        if not getattr(model, "remembers", False):
+            raise SfumatoError(
+                "Self-conditioning trains a network that hears its estimate before: leave net to a name such as "
+                "'small', or give it the condition 'previous', a field of the shape of a sample."
+            )
 
 
 @register("loss", "hybrid")

@@ -6,6 +6,7 @@ so D has the same optimum, but the loss goes to 0 there, as does the variance of
 `denoising_loss(..., clean=...)`: a function Corrupted -> (x, eps) of the two signals that the network should predict.
 
     Teacher        (E[x|z], E[eps|z]) of any model
+    GuidedTeacher  the same, guided by the scale that each sample is given
     StableTarget   x^ = sum_i r_i x_i, r_i ~ N(z; alpha x_i, sigma^2), over a reference that includes the sample itself
 
 The second is unbiased for any size of the reference: given z and the set, sample i is the one behind z with probability
@@ -28,8 +29,10 @@ from sfumato.belief import broadcast
 from sfumato.compose import Rescheduled
 from sfumato.conditions import Given
 from sfumato.errors import SfumatoError
+from sfumato.guidance import Guided
 from sfumato.model import Model
 from sfumato.process.gaussian import require_numbers
+from sfumato.schedule import Schedule
 
 _LARGEST_RATIO = 1e8  # alpha / sigma beyond which z determines its sample
 
@@ -60,13 +63,49 @@ class Teacher:
     def __init__(self, model: Model) -> None:
         self.model = model
 
+    def _under(self, schedule: Schedule) -> Model:
+        """The teacher under the student's schedule."""
+        return self.model if self.model.process.schedule == schedule else Rescheduled(self.model, schedule)
+
     @torch.no_grad()
     def __call__(self, at: Corrupted) -> tuple[Tensor, Tensor]:
         require_numbers(at.process, "The target of a teacher", "train it by denoising_loss on the data")
-        schedule = at.process.schedule
-        same = self.model.process.schedule == schedule
-        belief = (self.model if same else Rescheduled(self.model, schedule))(at.z, at.t, **at.cond)
+        belief = self._under(at.process.schedule)(at.z, at.t, **at.cond)
         return belief.x.to(at.z.dtype), belief.eps.to(at.z.dtype)
+
+
+class GuidedTeacher(Teacher):
+    """The same under guidance, by the scale that each sample has as its condition `name`: guidance distilled.
+
+        target = base + scale (conditional - base),   loss 0 where the student says so in one call
+
+    The student's data have a column of scales, drawn apart from all else, such as exp(uniform(0, log 8)); a sample
+    without one is taught scale 1. known: the student's declared condition, `spec.conditions["scale"]`, which says what
+    its normalised values are; None: they are the scales. Source: Meng et al. 2023 (2210.03142), Eq. 3.
+    """
+
+    def __init__(self, model: Model, name: str = "scale", known: Any = None) -> None:
+        super().__init__(model)
+        self.name, self.known = name, known
+
+    @torch.no_grad()
+    def __call__(self, at: Corrupted) -> tuple[Tensor, Tensor]:
+        require_numbers(at.process, "The target of a teacher", "train it by denoising_loss on the data")
+        if self.name not in at.cond:
+            raise SfumatoError(f"A guided teacher needs the scale of each sample, as the condition {self.name!r}.")
+        cond = {name: value for name, value in at.cond.items() if name != self.name}
+        base, conditional = Guided(self._under(at.process.schedule)).pair(at.z, at.t, cond)
+        belief = base.lerp(conditional, self._scales(Given.of(at.cond[self.name])).to(at.t))
+        return belief.x.to(at.z.dtype), belief.eps.to(at.z.dtype)
+
+    def _scales(self, given: Given) -> Tensor:
+        """The scale of each row, (B,)."""
+        values = given.values.double().reshape(len(given.values))
+        if self.known is not None:
+            values = torch.tensor(
+                [1.0 if v is None else float(v) for v in self.known.decode(given)], dtype=torch.float64
+            )
+        return torch.where(given.present.to(values.device), values, 1.0)
 
 
 class StableTarget:

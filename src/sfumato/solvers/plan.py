@@ -69,7 +69,9 @@ _ERROR = schema.either(
 )
 _TUNED = schema.fields(
     {
-        "guidance": schema.either("a number or one per condition", schema.number(), schema.mapping(schema.number())),
+        "guidance": schema.either(
+            "a number, one per condition or words", schema.number(), schema.mapping(schema.number()), schema.text
+        ),
         "interval": schema.optional(schema.listed(schema.number(-math.inf, math.inf), 2, 2)),
         "untuned": _ERROR, "error": _ERROR,
     }
@@ -225,7 +227,7 @@ class Plan:
                 z = walk.z
                 yield State(z, t, walk.advance())
                 continue
-            belief = model(walk.z, t, **cond)
+            belief = model(walk.z, t, **walk.cond)
             yield State(walk.z, t, belief)  # before computing the next state, so that three are never in memory
             walk.follow(belief)
         yield State(walk.z, self.stop, None)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sfumato.conditions import Given, absent, joined
+from sfumato.conditions import PREVIOUS, Given, absent, joined
 from sfumato.errors import SfumatoError
 from sfumato.solvers.arithmetic import Arithmetic
 from sfumato.solvers.draws import AnyNoise, as_source, drawn, for_belief, renumbered
@@ -41,6 +41,7 @@ class Walk:
         self._agenda, self._last = plan.agenda, plan.calls
         self._sums: Any = map_state(lambda leaf: Arithmetic(plan.program, leaf), z) if plan.sums else None
         self._carried: State | None = None
+        self._remembers = bool(getattr(model, "remembers", False))
         self._carries: bool | Tensor = False  # whether all rows, or each (bool (B,)), have a `Corrector`'s state
 
     def __len__(self) -> int:
@@ -108,7 +109,14 @@ class Walk:
                 map_state(lambda sums, z, x: sums.remember(k, z, x), self._sums, z, belief.mean)
             noise = for_belief(self.noise.at(k), z) if self.noise is not None and line.draws else None
             self.z = line(z, belief, s, noise)
+        self._remember(belief)
         self._call = k + 1
+
+    def _remember(self, belief: Any) -> None:
+        """Tell the next call the clean signal of this one, if the network is self-conditioned (2208.04202)."""
+        if self._remembers and belief is not None:
+            x = belief.mean.detach()
+            self.cond[PREVIOUS] = Given(x, torch.ones(len(x), dtype=torch.bool, device=x.device))
 
     def _correct(self) -> Any:
         """Step all rows by a `Corrector`; returns the belief of its first call."""
@@ -118,6 +126,7 @@ class Walk:
         model = CountingModel(self.model, self.cond)
         self.z, self._carried = line(model, self.z, t, s, self._carried, noise)
         self._carries = self._carried is not None
+        self._remember(model.belief)
         self._call += 1
         return model.belief
 
@@ -169,6 +178,11 @@ class Walk:
         if part._carried is not None:
             self._carried = map_state(lambda old, new: _put(old, rows, new), self._carried, part._carried)
         self._carries = _one_for_all(_put(self._carrying, rows, part._carrying))
+        if PREVIOUS in part.cond:
+            new = part.cond[PREVIOUS]
+            none = Given(new.values.new_zeros(len(self), *new.values.shape[1:]), new.present.new_zeros(len(self)))
+            pairs = zip(self.cond.get(PREVIOUS, none), new, strict=True)
+            self.cond[PREVIOUS] = Given(*(_put(old, rows, value) for old, value in pairs))
         self._call = _one_call(_put(self.call, rows, part.call))
 
     def select(self, index: Tensor | Sequence[int], samples: Tensor | Sequence[int] | None = None) -> None:

@@ -24,11 +24,11 @@ import numpy as np
 import torch
 
 from sfumato import serialization
-from sfumato.compose import guide
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.folder import Log, read
 from sfumato.folder import found as checkpoints
+from sfumato.guidance import guide
 from sfumato.machine import available, device_of, out_of_memory, peak_memory
 from sfumato.noised import evaluating
 from sfumato.sampling import sample

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from sfumato import noise
-from sfumato.compose import guide
 from sfumato.conditions import of_data
 from sfumato.data import frames
 from sfumato.diagnostics.examples import default_guidance
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
+from sfumato.guidance import guide
 from sfumato.noised import evaluating
 from sfumato.pictures import beside, picture, save_png
 from sfumato.sampling import sample

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from sfumato import nets, noise, registry, serialization, trees
-from sfumato.conditions import MISSING, Conditions
+from sfumato.conditions import MISSING, PREVIOUS, Conditions
 from sfumato.data import DataSpec, Source
 from sfumato.data.table_schema import TableSchema
 from sfumato.errors import SfumatoError, an
@@ -305,6 +305,8 @@ def _network(settings: TrainConfig, spec: DataSpec, process: Any, loss: Any, sam
         inputs = {name: condition.network() for name, condition in spec.conditions.items()}
         if spec.missing:
             inputs[MISSING] = {"kind": "missing", "shape": list(spec.shape)}
+        if loss.carries:
+            inputs[PREVIOUS] = {"kind": "field", "shape": list(process.net_shape(spec.shape))}
         more = inputs if inputs.keys() - ({"label"} if spec.classes else set()) else None  # a label alone is `classes`
         classes, text = len(spec.classes), spec.text is not None
         shape = process.net_shape(spec.shape)

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from sfumato.compose import Scale, guide
 from sfumato.conditions import Conditions, Given
 from sfumato.errors import SfumatoError, whole
+from sfumato.guidance import Scale, guide
 from sfumato.sampling import trajectory
 from sfumato.solver_selection import guidance_of
 from sfumato.solvers import Plan

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from sfumato.compose import Scale, guide
 from sfumato.conditions import Given, Label, declared, resolve, unfolded
 from sfumato.errors import SfumatoError, whole
+from sfumato.guidance import Scale, guide
 from sfumato.machine import default_cpu, outside_inference
 from sfumato.model import Model
 from sfumato.process import Embedded, Masked

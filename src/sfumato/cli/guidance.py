@@ -1,0 +1,82 @@
+"""The flags of guidance as a model, and `explain-guidance`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sfumato import serialization
+from sfumato.cli import conditions as asked
+from sfumato.cli.process import at_work
+from sfumato.cli.run import Voice
+from sfumato.errors import SfumatoError
+from sfumato.guidance import Autoguided, Rescaled, Scale, Thresholded, guide
+from sfumato.guidance_laws import explain_guidance as laws_of
+from sfumato.machine import device_of
+
+FLAGS = ("negative", "rescale", "threshold", "autoguide")  # beside --guidance and its interval
+
+
+@at_work()
+def explain_guidance(options: Any, voice: Voice) -> None:
+    model = serialization.load_sampler(options.model, options.weights, device_of(options.device))
+    known = asked.spec_of(model, options.model).conditions
+    given = asked.values(asked.said(options, known, options.class_), known)
+    if not given:
+        raise SfumatoError("guidance is explained for one condition: give --class CLASS or --condition NAME=VALUE")
+    found = laws_of(
+        model, options.guidance, options.number, options.steps, measured=options.measured, seed=options.seed, cond=given
+    )
+    voice.emit(found.to_dict())
+    voice.say(*str(found).split("\n"))
+
+
+def guided(options: Any, model: Any, scale: Scale | None) -> Any:
+    """The model under the guidance that the flags name."""
+    interval, share = options.guidance_interval, options.rescale
+    negative = None if options.negative is None else _negative(options.negative, model)
+    if options.autoguide is not None:
+        if share is not None or negative is not None:
+            raise SfumatoError("--autoguide guides away from a model: leave --negative and --rescale out")
+        found: Any = Autoguided(model, _weak(options, model), 1.0 if scale is None else scale, interval)
+    elif share is not None and scale is not None:
+        found = Rescaled(model, scale, interval, negative, share)
+    else:
+        found = model if scale is None else guide(model, scale, interval, negative)
+    return found if options.threshold is None else Thresholded(found, _quantile(options.threshold))
+
+
+def refuse_alone(options: Any, scale: Scale | None) -> None:
+    """Raise SfumatoError for flags that need a scale, where there is none."""
+    alone = next((name for name in ("negative", "rescale", "autoguide") if getattr(options, name) is not None), None)
+    if scale is None and alone is not None:
+        raise SfumatoError(f"--{alone} needs a guidance scale: also set --guidance")
+
+
+def _negative(text: str, model: Any) -> dict[str, Any]:
+    """The negative condition, as typed: NAME=VALUE, or a class."""
+    known = model.spec.conditions
+    name, found, value = text.partition("=")
+    typed = {name: value} if found and name in known else asked.said(_Nothing, known, text)
+    return asked.values(typed, known)
+
+
+class _Nothing:
+    """Options without any condition."""
+
+    condition = ()
+
+
+def _weak(options: Any, model: Any) -> Any:
+    path, weights = (options.model, "raw") if options.autoguide == "raw" else (options.autoguide, "ema")
+    weak = serialization.load_sampler(path, weights, model.device)
+    weak.compute_dtype = model.compute_dtype
+    return weak
+
+
+def _quantile(text: str) -> float | None:
+    if text == "static":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise SfumatoError(f"--threshold is static or a quantile, such as 0.995, not {text!r}") from None

@@ -1,0 +1,16 @@
+"""Model -> Model: guidance, each way of it a class whose docstring has its formula, its space and its law on Gaussians.
+
+Every sampler, plan, likelihood and file accepts the result.
+"""
+
+from .autoguidance import Autoguided
+from .classifier import ClassifierGuided, NoisyClassifier
+from .directions import APG, CFGZero, PerpNeg, Rescaled
+from .guided import Guided, Scale, guide
+from .plan_scale import CFGPlusPlus
+from .threshold import Thresholded
+
+__all__ = [
+    "APG", "Autoguided", "CFGPlusPlus", "CFGZero", "ClassifierGuided", "Guided", "NoisyClassifier", "PerpNeg",
+    "Rescaled", "Scale", "Thresholded", "guide",
+]  # fmt: skip
