@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from sfumato.distributed import joined as joined
     from sfumato.errors import SfumatoError as SfumatoError
     from sfumato.errors import SfumatoWarning as SfumatoWarning
+    from sfumato.imputation import impute as impute
     from sfumato.latents import attribute as attribute
     from sfumato.latents import decode as decode
     from sfumato.latents import encode as encode
@@ -116,6 +117,7 @@ _PUBLIC = {
     "forecast": "sfumato.training.forecast:forecast",
     "guide": "sfumato.compose:guide",
     "hybrid_loss": "sfumato.objectives.hybrid:hybrid_loss",
+    "impute": "sfumato.imputation:impute",
     "information": "sfumato.diagnostics.information:information",
     "interpolate": "sfumato.latents:interpolate",
     "joined": "sfumato.distributed:joined",

@@ -124,10 +124,10 @@ def test_files_are_tables_and_are_written_alike(tmp_path, suffix):
     own = {name: EVERY[name] for name in ("price", "carat", "cut", "flag", "day", "half")}
     path, back = tmp_path / f"in{suffix}", tmp_path / f"out{suffix}"
     first = sf.data.open(pa.table(own))
-    frames.write(first.table, first.x, path)
+    frames.write(frames.arrow(first.table, first.x), path)
     read = sf.data.open(path)
     assert read.kind == "table" and [field.name for field in read.table.fields] == list(own)
-    frames.write(read.table, read.x, back)
+    frames.write(frames.arrow(read.table, read.x), back)
     again = sf.data.open(back, conditions=DataSpec.fit(read))
     assert again.table == read.table
     for name, wanted in first.table.decode(first.x).items():
