@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -15,14 +14,13 @@ from torch import Tensor
 from sfumato import noise
 from sfumato.autoregressive import Autoregressive
 from sfumato.conditions import resolve
-from sfumato.data import frames
 from sfumato.errors import SfumatoError, SfumatoWarning, suggest, whole
 from sfumato.likelihood import orders
 from sfumato.likelihood.bound import count_bound, elbo, path_bound
 from sfumato.likelihood.flow import DEFAULT_STEPS, ode
 from sfumato.likelihood.importance import importance
 from sfumato.likelihood.measured import DEQUANTISATIONS, Measured, gather
-from sfumato.likelihood.rows import row_log_prob
+from sfumato.likelihood.rows import are_rows, row_log_prob
 from sfumato.machine import default_cpu, outside_inference
 from sfumato.model import Model, compute_dtype
 from sfumato.noised import evaluating
@@ -80,7 +78,7 @@ def log_prob(
     if isinstance(model, Autoregressive):
         return orders.autoregressive(model, x, method, cond)
     refuse_arguments(log_prob, model, cond)
-    if isinstance(x, str | os.PathLike) or frames.is_frame(x):
+    if are_rows(model, x):
         return row_log_prob(model, x, steps, batch, method)
     method = _method(model.process, method)
     steps, probes = whole("steps", DEFAULT_STEPS if steps is None else steps), whole("probes", probes)

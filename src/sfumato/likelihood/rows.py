@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,6 +67,12 @@ class RowLikelihood:
         return f"log p = {float(self.value.mean()):.6g} nats a row ({len(self)} rows of {len(self.columns)} columns)"
 
 
+def are_rows(model: Any, data: Any) -> bool:
+    """Whether data are a frame or a path, and the model is of a table."""
+    table = getattr(getattr(model, "spec", None), "table", None)
+    return table is not None and (isinstance(data, str | os.PathLike) or frames.is_frame(data))
+
+
 def row_log_prob(
     model: Any, data: Any, steps: int | None = None, batch: int | None = None, method: str | None = None
 ) -> RowLikelihood:  # fmt: skip
@@ -76,9 +83,7 @@ def row_log_prob(
     """
     if method is not None:
         raise SfumatoError("Rows of a table have one likelihood, by columns: leave out the method.")
-    table = getattr(getattr(model, "spec", None), "table", None)
-    if table is None:
-        raise SfumatoError("Frames and files of columns are rows of a table, and this model is of none: give arrays.")
+    table = model.spec.table
     if table.numbers and not takes_levels(model):
         raise SfumatoError(
             "The network of this model is told one level for all numbers, so that none can be scored alone: train a "
