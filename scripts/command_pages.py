@@ -17,7 +17,7 @@ from pathlib import Path
 from sfumato.cli import COMMANDS, usage
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/reference/commands.md"
-# in the order in which they are run: later ones use what earlier ones leave
+# in the order in which they are run: later ones use what earlier ones leave; `impute` needs a table, and has none
 EXAMPLES = {
     "demo": ["sfumato demo --minutes 0.5"],
     "inspect": ["sfumato inspect digits --out look.png"],
@@ -97,7 +97,7 @@ def page(folder: Path) -> str:
     parts = [HEAD, f"```text\n{usage()}\n```\n"]
     for name, about in COMMANDS.items():
         flags = output(f"sfumato {name} --help", folder)
-        parts.append(f"## {name}\n\n{about[0].upper()}{about[1:]}.\n\n{said[name]}\n```text\n{flags}\n```\n")
+        parts.append(f"## {name}\n\n{about[0].upper()}{about[1:]}.\n\n{said.get(name, '')}\n```text\n{flags}\n```\n")
     return "\n".join(parts)
 
 

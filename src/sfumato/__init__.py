@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from sfumato.guidance import Guided as Guided
     from sfumato.guidance import guide as guide
     from sfumato.guidance_laws import explain_guidance as explain_guidance
+    from sfumato.imputation import impute as impute
     from sfumato.latents import attribute as attribute
     from sfumato.latents import decode as decode
     from sfumato.latents import encode as encode
@@ -129,6 +130,7 @@ _PUBLIC = {
     "guidance": "sfumato.guidance",
     "guide": "sfumato.guidance:guide",
     "hybrid_loss": "sfumato.objectives.hybrid:hybrid_loss",
+    "impute": "sfumato.imputation:impute",
     "information": "sfumato.diagnostics.information:information",
     "interpolate": "sfumato.latents:interpolate",
     "joined": "sfumato.distributed:joined",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sfumato import machine
 from sfumato.belief import Codes
+from sfumato.columns import Known
 from sfumato.conditions import declared, resolve
 from sfumato.data import frames
 from sfumato.distributed import ALONE, World
@@ -26,6 +27,7 @@ from sfumato.solvers import Plan, State
 from sfumato.solvers.brownian import along
 from sfumato.state import Shape, cat_states, first_leaf, map_state, numbered, numbers, rows_of
 
+BATCH, _ROWS = 256, 4096  # samples at once, and rows of a table
 _NEARLY_NOISE = 1 - 1e-4  # where rows of a table with known symbols start: at t = 1 no symbol is known
 
 
@@ -83,7 +85,7 @@ def sample(
     index: Sequence[int] | Tensor | None = None,
     t_start: float = 1.0,
     t_stop: float = 0.0,
-    batch: int = 256,
+    batch: int | None = None,
     normalised: bool = False,
     given: Mapping[str, Any] | None = None,
     world: World = ALONE,
@@ -91,22 +93,24 @@ def sample(
 ) -> Any:
     """n samples, (n, *shape), in user units and dtype if the model has a data spec.
 
-    Runs in batches of `batch`, halved if memory runs out; sample i of a seed does not depend on the batches. Of a table
-    they are a data frame of pandas, or a dict of arrays without it or if the training data were another kind of frame;
-    given: its categories that are known, {"cut": "Ideal"}. normalised=True keeps the model's units, as does stopping at
-    t_stop > 0 (noisy states have no user units). See `trajectory` for the other arguments, `sf.guide` for guidance,
-    `solvers.Brownian` for samples that depend little on the number of steps.
+    Runs in batches of `batch`, 256 or for rows of a table 4,096, halved if memory runs out; sample i of a seed does not
+    depend on the batches. Of a table they are a data frame of pandas, or a dict of arrays without it or if the training
+    data were another kind of frame; given: its columns that are known, {"cut": "Ideal", "carat": 1.0}, None for an
+    empty cell. normalised=True keeps the model's units, as does t_stop > 0 (noisy states have no user units). See
+    `trajectory` for the other arguments, `sf.guide` for guidance, `solvers.Brownian` for samples that depend little on
+    the number of steps.
     Only samples of `sf.differentiable(model)` carry gradients; these are not rounded to integers or clipped to bounds.
     world=sf.joined(): share the work between processes, which must all make this call and all get every sample, equal
     to those of a single process up to rounding.
     Warns (`SfumatoWarning`) if samples hold NaN, lie far outside the training data, or are all the same.
     """
-    (n, index), batch = _asked(n, index, z), whole("batch", batch)
+    (n, index), table = _asked(n, index, z), getattr(getattr(model, "spec", None), "table", None)
+    batch = (BATCH if table is None else _ROWS) if batch is None else whole("batch", batch)
     refuse_arguments(sample, model, cond)
     affordable(n, getattr(model, "shape", None))
     which = torch.arange(n, device="cpu") if index is None else index
     with default_cpu():
-        z, t_start = _known(model, given, seed, which, z, t_start)
+        model, z, t_start = _around(model, given, n, seed, which, z, t_start)
         plan, conditions = make_plan(model, steps, solver, t_start, t_stop), resolve(model, cond, n)
     smooth = getattr(model, "grad_calls", None) is not None
     if world.size > 1 and smooth:
@@ -116,22 +120,20 @@ def sample(
 
     def one(part: Tensor) -> Any:
         start = None if z is None else rows_of(z, part)
-        walk = trajectory(
-            model, None, None, plan, seed, start, which[part], t_start, t_stop, cond=conditions.rows(part)
-        )
+        own = model.rows(part) if isinstance(model, Known) else model
+        walk = trajectory(own, None, None, plan, seed, start, which[part], t_start, t_stop, cond=conditions.rows(part))
         end = map_state(lambda leaf: leaf.cpu(), _end(walk, Noise(seed, which[part], STEP, plan.calls)))
         seen.look(end)
         return finish(end)
 
-    def own(rows: Tensor) -> Any:
+    def share(rows: Tensor) -> Any:
         most = math.ceil(len(rows) / math.ceil(len(rows) / batch))
         return cat_states(in_parts(one, rows, most, halve=world.size == 1))  # sharded networks must make equal calls
 
     with default_cpu(), torch.set_grad_enabled(smooth):
-        samples = world.parallel_map(own, torch.arange(n))
+        samples = world.parallel_map(share, torch.arange(n))
     if plan.stop == 0:
         seen.warn()
-    table = getattr(getattr(model, "spec", None), "table", None)
     return samples if table is None or finish is _same else frames.frame(table, samples)
 
 
@@ -189,26 +191,27 @@ def _start(model: Model, plan: Plan, seed: int, index: Tensor, device: torch.dev
     return model.process.prior(numbers(Noise(seed, index, PRIOR), shape, device))
 
 
-def _known(
-    model: Any, given: Mapping[str, Any] | None, seed: int, index: Tensor, z: Any, t_start: float
-) -> tuple[Any, float]:
-    """(start states with the symbols of the columns `given`, their time): symbols that are not masked stay."""
-    if not given:
-        return z, t_start
-    if z is not None or t_start != 1:
-        raise SfumatoError("given sets the start states itself: leave out z and t_start.")
-    table, process = getattr(getattr(model, "spec", None), "table", None), model.process
+def _known(model: Any, given: Mapping[str, Any], n: int, seed: int) -> Known:
+    """The model with the columns `given` of its table known in all n rows."""
+    table = getattr(getattr(model, "spec", None), "table", None)
     if table is None:
         raise SfumatoError("given names columns, and this model is of no table: pass conditions by their names.")
+    said = {name: table.field(name).column(value, n) for name, value in given.items()}
+    return Known(model, *table.encode_some(said, seed))
+
+
+def _around(
+    model: Any, given: Mapping[str, Any] | None, n: int, seed: int, index: Tensor, z: Any, t_start: float
+) -> tuple[Any, Any, float]:  # fmt: skip
+    """(the model, start states, their time): as asked for, or of a `Known` noise around what is known."""
+    model = _known(model, given, n, seed) if given else model
+    if not isinstance(model, Known):
+        return model, z, t_start
+    if z is not None or t_start != 1:
+        raise SfumatoError("What is known of a table sets the start states: leave out z and t_start.")
     device = getattr(model, "device", torch.device("cpu"))
-    z = process.prior(numbers(Noise(seed, index, PRIOR), dict(process.shapes), device))
-    rows = process.table(z)
-    for name, value in given.items():
-        for place, symbol in table.known(name, value).items():
-            rows[:, place] = symbol
-    widths = [shape[0] for shape in process.shapes.values()]
-    parts = dict(zip(process.shapes, rows.split(widths, 1), strict=True))
-    return {name: part.to(z[name].dtype) for name, part in parts.items()}, _NEARLY_NOISE
+    noisy = model.process.prior(numbers(Noise(seed, index, PRIOR), dict(model.process.shapes), device))
+    return model, model.start(noisy), _NEARLY_NOISE
 
 
 def _end(walk: Iterator[State], noise: Noise) -> Any:

@@ -39,7 +39,7 @@ def test_a_file_is_shown_trained_and_sampled(call, trees, tmp_path):
     run = tmp_path / "run"
     status, out, err = call("train", trees, "-o", run, "--column", "zip:ignore", *SMALL)
     assert status == 0, err
-    assert f"sfumato sample {run} -n 1000 -o samples.csv" in out and "memorization" not in out
+    assert f"sfumato sample {run} -n 1000 -o samples.csv" in out and f"sfumato memorization {run}" in out
     assert "columns:\n  zip: ignore" in (run / "config.yaml").read_text()
     status, out, err = call("info", run)
     assert "tree: category of 2 levels (ash, oak)" in out and "rows = sf.sample" in out
@@ -60,6 +60,40 @@ def test_a_file_is_shown_trained_and_sampled(call, trees, tmp_path):
     assert status == 0, err
 
 
+def test_cells_are_given_filled_and_scored(call, trees, tmp_path):
+    run = tmp_path / "run"
+    assert call("train", trees, "-o", run, *SMALL)[0] == 0
+    status, out, err = call(
+        "sample", run, "-n", "20", "--given", "height=12.5", "--given", "seen=2020-01-15", "--given", "age=", "-o",
+        tmp_path / "known.csv",
+    )  # fmt: skip
+    assert status == 0, err
+    known = csv.read_csv(tmp_path / "known.csv")
+    assert set(known["height"].to_pylist()) == {12.5} and known["age"].null_count == 20
+    assert {str(each) for each in known["seen"].to_pylist()} == {"2020-01-15"}
+    status, out, err = call("impute", run, trees, "-n", "2", "-o", tmp_path / "full.csv", "--json")
+    assert status == 0, err
+    whole = csv.read_csv(trees)
+    assert json.loads(out)["filled"] == json.loads(out)["empty"] == whole["age"].null_count > 50
+    for name in ("full-1.csv", "full-2.csv"):
+        filled = csv.read_csv(tmp_path / name)
+        assert filled.schema == whole.schema and filled["age"].null_count == 0
+        there = whole["age"].is_valid()
+        assert filled.filter(there).equals(whole.filter(there)) and filled["tree"].equals(whole["tree"])
+    status, out, err = call("likelihood", run, trees, "-n", "30", "--steps", "4", "-o", tmp_path / "p.npz")
+    assert status == 0, err
+    assert "nats a row (30 rows of 5 columns)" in out and "The least likely rows" in out
+    with np.load(tmp_path / "p.npz") as made:
+        assert made["chain"].shape == made["rest"].shape == (30, 5) and list(made["columns"]) == whole.schema.names
+        assert np.allclose(made["chain"].sum(1), made["value"]) and (made["chain"] <= 1e-6).all()
+    status, out, err = call("memorization", run, "-n", "40")
+    assert status == 0, err
+    pytest.importorskip("sklearn")
+    status, out, err = call("evaluate", run, "-n", "60", "--metric", "kolmogorov", "--metric", "rows-c2st", "--json")
+    assert status == 0, err
+    assert 0.5 < json.loads(out)["metrics"]["rows-c2st"]["value"] <= 1
+
+
 def test_mistakes_are_one_sentence(call, trees, tmp_path, models):
     run = tmp_path / "run"
     assert call("train", trees, "-o", run, *SMALL)[0] == 0
@@ -68,14 +102,15 @@ def test_mistakes_are_one_sentence(call, trees, tmp_path, models):
         (["sample", run, "-o", "folder/"], "a table is one file"),
         (["sample", run, "--given", "tree=elm", "-o", "x.csv"], "no level 'elm'"),
         (["sample", run, "--given", "tree=oak", "--given", "tree=elm", "-o", "x.csv"], "two values of 'tree'"),
-        (["sample", run, "--given", "height=3", "-o", "x.csv"], "only categories can be given"),
+        (["sample", run, "--given", "height=300", "-o", "x.csv"], "'height' ran from "),
+        (["sample", run, "--given", "seen=soon", "-o", "x.csv"], "'seen' holds dates, and 'soon' is none"),
+        (["sample", run, "--given", "tree=", "-o", "x.csv"], "'tree' has no empty cells"),
         (["sample", run, "--condition", "tree=oak", "-o", "x.csv"], "is said by --given"),
         (["sample", models["points"], "--given", "tree=oak", "-o", "x.npz"], "--given is for models of tables"),
         (["inspect", trees, "-o", "x.png"], "there is no picture"),
         (["inspect", trees, "--column", "tree:number"], "holds no numbers"),
-        (["memorization", run], "rows of tables are not compared yet"),
-        (["likelihood", run, trees], "the likelihood of its rows is not measured yet"),
-        (["evaluate", run], "metrics of its rows are not made yet"),
+        (["impute", run, trees, "-o", "x.npz"], "end it in .csv, .tsv, .parquet, .feather"),
+        (["impute", models["points"], trees, "-o", "x.csv"], "impute is for models of tables"),
         (["explain-objective", run], "this model is of a product of several"),
     ):
         status, out, err = call(*words)

@@ -124,10 +124,10 @@ def test_files_are_tables_and_are_written_alike(tmp_path, suffix):
     own = {name: EVERY[name] for name in ("price", "carat", "cut", "flag", "day", "half")}
     path, back = tmp_path / f"in{suffix}", tmp_path / f"out{suffix}"
     first = sf.data.open(pa.table(own))
-    frames.write(first.table, first.x, path)
+    frames.write(frames.arrow(first.table, first.x), path)
     read = sf.data.open(path)
     assert read.kind == "table" and [field.name for field in read.table.fields] == list(own)
-    frames.write(read.table, read.x, back)
+    frames.write(frames.arrow(read.table, read.x), back)
     again = sf.data.open(back, conditions=DataSpec.fit(read))
     assert again.table == read.table
     for name, wanted in first.table.decode(first.x).items():
@@ -222,3 +222,12 @@ def test_a_column_of_splits_chooses_the_rows_of_a_table(tmp_path):
     for split, count in ((None, 60), ("test", 30)):
         source = sf.data.open(tmp_path / "x.parquet", split=split)
         assert len(source) == count and [field.name for field in source.table.fields] == ["cut", "x"]
+
+
+def test_columns_of_nothing_and_tables_of_one_row_are_named():
+    table = pa.table({"never": pa.nulls(50), "same": [1.5] * 50, "word": ["a"] * 50})
+    source = sf.data.open(table)
+    assert source.table.describe()[0] == "never: always empty"
+    assert any("All rows are equal" in note for note in source.notes)
+    other = sf.data.open(table.append_column("some", pa.array([1.0, None] * 25)))
+    assert not any("All rows are equal" in note for note in other.notes)

@@ -58,12 +58,17 @@ def place(name: str, metavar: str, words: str, **how: Any) -> Flag:
     return flag(name, metavar, words, group="arguments", **how)
 
 
-def several(mark: str, metavar: str, words: str, name: str = "--condition", **more: Any) -> Flag:
-    """A repeatable flag such as --condition: (text before the mark, text after it) for each use."""
+def several(
+    mark: str, metavar: str, words: str, name: str = "--condition", empty: bool = False, **more: Any
+) -> Flag:  # fmt: skip
+    """A repeatable flag such as --condition: (text before the mark, text after it) for each use.
+
+    empty: whether no text may follow.
+    """
 
     def pair(word: str) -> tuple[str, str]:
         key, found, value = word.partition(mark) if mark == "=" else word.rpartition(mark)
-        if not (found and key.strip() and value.strip()):
+        if not (found and key.strip() and (empty or value.strip())):
             raise argparse.ArgumentTypeError(f"must be {metavar}, not {word!r}")
         return key.strip(), value.strip()
 

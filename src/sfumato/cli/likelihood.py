@@ -16,11 +16,12 @@ from sfumato.cli.look import opened
 from sfumato.cli.process import at_work
 from sfumato.cli.run import Voice
 from sfumato.conditions import Conditions, of_data
-from sfumato.data import DataSpec
+from sfumato.data import DataSpec, frames
 from sfumato.errors import SfumatoError
 from sfumato.files import atomic
 from sfumato.likelihood import Measured, log_prob
 from sfumato.likelihood.measured import WHOLE
+from sfumato.likelihood.rows import row_log_prob
 from sfumato.machine import device_of
 
 WORDS = {
@@ -44,7 +45,8 @@ def likelihood(options: Any, voice: Voice) -> None:
     denoiser = serialization.load_sampler(options.model, device=device_of(options.device))
     spec = asked.spec_of(denoiser, options.model)
     if spec.table is not None:
-        raise SfumatoError(f"{options.model} is of a table, and the likelihood of its rows is not measured yet")
+        of_rows(denoiser, options, voice, started)
+        return
     source = opened(options, spec)
     # spread over the set: folders are sorted by class
     chosen = torch.linspace(0, len(source) - 1, min(options.number, len(source))).round().long()
@@ -65,6 +67,30 @@ def likelihood(options: Any, voice: Voice) -> None:
     voice.emit({**facts(found), "model": str(options.model), "data": source.name, "out": options.out,
                 "seconds": round(time.monotonic() - started, 1)})  # fmt: skip
     voice.say(*report(found, spec))
+
+
+def of_rows(denoiser: Any, options: Any, voice: Voice, started: float) -> None:
+    """Nats of rows and bits by column; -o writes both for every row."""
+    table = frames.arrow_of(options.data)
+    chosen = np.linspace(0, len(table) - 1, min(options.number, len(table))).round().astype(int)
+    found = row_log_prob(denoiser, table.take(chosen), options.steps, options.batch)
+    if options.out is not None:
+        both: dict[str, Any] = {"value": found.value, "chain": found.chain, "rest": found.rest}
+        with atomic(Path(options.out).expanduser()) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, index=chosen, columns=np.array(found.columns), **both)
+    bits = {name: float(each.mean()) for name, each in found.bits.items()}
+    rest = (-found.rest.mean(0) / math.log(2)).tolist()
+    voice.emit({
+        "nats": _finite([float(found.value.mean())])[0], "samples": len(found), "bits": _finite([*bits.values()]),
+        "bits_given_rest": _finite(rest), "columns": found.columns, "steps": found.steps, "model": str(options.model),
+        "data": options.data, "out": options.out, "seconds": round(time.monotonic() - started, 1),
+    })  # fmt: skip
+    voice.say(f"{found}. Bits of a cell, given the columns before it, and given all others:")
+    for (name, each), own in zip(bits.items(), rest, strict=True):
+        density = ", a density in its units" if name in found.densities else ""
+        voice.say(f"  {name:<20} {each:9.3f} {own:9.3f}{density}")
+    rows = ", ".join(f"{chosen[i]} ({float(found.value[i]):.1f})" for i in found.value.argsort()[:5].tolist())
+    voice.say(f"The least likely rows, by number (nats): {rows}.")
 
 
 def _own(source: data.Source, chosen: torch.Tensor, spec: DataSpec) -> Conditions:

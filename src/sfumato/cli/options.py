@@ -96,7 +96,9 @@ SAMPLE = Command(
             "samples.csv for tables, samples.npz for other data.",
         ),
         several(
-            "=", "NAME=VALUE", "Of tables: a category that is known, such as cut=Ideal.", name="--given", default=[],
+            "=", "NAME=VALUE",
+            "Of tables: a column that is known, such as cut=Ideal or carat=1.0; NAME= for an empty cell.",
+            name="--given", empty=True, default=[],
         ),
         flag("--length", int, "Of text: how many symbols; by default one window of training."),
         flag("--prompt", "TEXT", "Of text: how each begins."),
@@ -143,7 +145,7 @@ SAMPLE = Command(
             "(`sfumato tune`), or else multistep with a corrector.",
         ),
         flag("--first", int, "Number of the first sample: 100 continues after -n 100.", 0),
-        BATCH,
+        flag("--batch", int, "Samples drawn at once, by default 256, of a table 4,096; affects only memory and speed."),
         WEIGHTS,
         seed("samples"),
         DEVICE,
@@ -152,6 +154,25 @@ SAMPLE = Command(
             "Precision of the network; auto is bfloat16 where that is faster, else float32.",
             "auto",
         ),
+    ],
+)  # fmt: skip
+
+IMPUTE = Command(
+    "Fill the empty cells of a table with draws of a model of it, given the cells that are known, which stay as they "
+    "are. With --json, prints one JSON object.",
+    [
+        MODEL,
+        place("data", "DATA", "The rows: a .csv, .tsv, .parquet or .feather file with columns of the model's table."),
+        flag("-o --out", "FILE", "A .csv, .tsv, .parquet or .feather file; by default imputed.csv."),
+        flag(
+            "-n --number", int,
+            "Independent draws of the table; for more than one they are numbered, imputed-1.csv, imputed-2.csv ...", 1,
+        ),
+        flag("--steps", int, "Steps of the solver; by default 20."),
+        flag("--batch", int, "Rows filled at once, by default 4,096; affects only memory and speed."),
+        WEIGHTS,
+        seed("draws"),
+        DEVICE,
     ],
 )  # fmt: skip
 
@@ -338,7 +359,8 @@ INSPECT = Command(
 LIKELIHOOD = Command(
     "Measure the likelihood of DATA under a model: log p(x) in nats and the units of the data, bits/dim for whole "
     "numbers. Either by the probability-flow ODE, with error estimates for the probes, the steps, the prior and the "
-    "lowest noise, or by a variational bound, with its terms. With --json, prints one JSON object.",
+    "lowest noise, or by a variational bound, with its terms. Of rows of a table: nats of a row and bits by column. "
+    "With --json, prints one JSON object.",
     [
         MODEL,
         place("data", "DATA", f"The samples, in the units of the training data: {SOURCES}."),
@@ -360,8 +382,8 @@ LIKELIHOOD = Command(
         ),
         flag(
             "--steps", int,
-            "Steps of the ODE, an even number, each 4 calls and a trace; or noise levels of a bound, each one call.",
-            64,
+            "Steps of the ODE, an even number, each 4 calls and a trace; or noise levels of a bound, each one call. "
+            "By default 64; of a table 16, each two calls a column.",
         ),
         flag(
             "--trace", ("auto", "exact", "rademacher", "gaussian", "deflated"),
@@ -508,6 +530,7 @@ PLAN = Command(
 COMMANDS = {
     "demo": DEMO, "train": TRAIN, "resume": RESUME, "sample": SAMPLE, "info": INFO, "inspect": INSPECT,
     "certify": CERTIFY, "tune": TUNE, "likelihood": LIKELIHOOD, "average": AVERAGE, "runs": RUNS, "control": CONTROL,
+    "impute": IMPUTE,
     "evaluate": EVALUATE, "memorization": MEMORIZATION, "plan": PLAN, "explain-objective": EXPLAIN_OBJECTIVE,
     "explain-guidance": EXPLAIN_GUIDANCE, "doctor": DOCTOR, "distill": DISTILL,
 }  # fmt: skip

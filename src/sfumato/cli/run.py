@@ -21,6 +21,7 @@ _HOME = {
     "control": "train", "plan": "plan", "distill": "distill",
     "explain-objective": "explain", "explain-guidance": "guidance",
     "evaluate": "evaluate", "memorization": "memorization", "doctor": "doctor",
+    "impute": "table",
 }  # fmt: skip
 
 

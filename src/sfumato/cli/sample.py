@@ -99,7 +99,8 @@ def _index(options: Any, spec: DataSpec, given: Mapping[str, str]) -> torch.Tens
             if few
             else {"text": text.NUMBER, "table": table.NUMBER}.get(spec.kind, NUMBER)
         )
-    for name, value, least in (("-n", number, 1), ("--batch", options.batch, 1), ("--first", options.first, 0)):
+    batch = 1 if options.batch is None else options.batch
+    for name, value, least in (("-n", number, 1), ("--batch", batch, 1), ("--first", options.first, 0)):
         whole(name, value, least)
     if not 0 <= options.seed < 2**63:
         raise SfumatoError(f"--seed must be from 0 to 2^63 - 1, not {options.seed}")
@@ -151,7 +152,7 @@ def _draw(model: Any, plan: Plan, options: Any, index: torch.Tensor, given: Cond
     """Samples batch by batch."""
     parts = []
     with counting("Drawing samples", len(index)) as count:
-        for rows in torch.arange(len(index)).split(options.batch * world.size):
+        for rows in torch.arange(len(index)).split((options.batch or sampling.BATCH) * world.size):
             cond = given.rows(rows)
             parts.append(
                 sampling.sample(model, solver=plan, seed=options.seed, index=index[rows], world=world, cond=cond)

@@ -1,4 +1,4 @@
-"""`sample` of a model of a table: a .csv, .tsv, .parquet or .feather file of the same columns."""
+"""`sample` and `impute` of a model of a table: a .csv, .tsv, .parquet or .feather file of the same columns."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from typing import Any
 
 import torch
 
+from sfumato import imputation, serialization
 from sfumato.cli import write
+from sfumato.cli.process import at_work
+from sfumato.cli.run import Voice
 from sfumato.data import frames
 from sfumato.distributed import World
 from sfumato.errors import SfumatoError, whole
+from sfumato.machine import device_of
 from sfumato.sampling import sample
 from sfumato.solver_selection import make_plan
 
@@ -40,9 +44,32 @@ def draw(options: Any, denoiser: Any, origin: dict[str, Any], world: World) -> d
     plan, given = make_plan(denoiser, options.steps, options.solver), dict(options.given)
     z = sample(
         denoiser, steps=options.steps, solver=options.solver, seed=options.seed, index=index,
-        batch=whole("--batch", options.batch), normalised=True, given=given, world=world,
+        batch=options.batch, normalised=True, given=given, world=world,
     )  # fmt: skip
     rows = denoiser.spec.denormalise(denoiser.process.table(z))
-    world.broadcast_result(lambda: frames.write(denoiser.spec.table, rows, path))
+    world.broadcast_result(lambda: frames.write(frames.arrow(denoiser.spec.table, rows), path))
     facts = {**origin, "solver": plan.name, "steps": plan.steps, **({"given": given} if given else {})}
     return {"out": out, "files": 1, "seconds": round(time.monotonic() - started, 2), "manifest": facts}
+
+
+@at_work()
+def impute(options: Any, voice: Voice) -> None:
+    """Write a table with its empty cells filled."""
+    started, number = time.monotonic(), whole("-n", options.number)
+    out = options.out or write.free("imputed.csv")
+    if write.is_folder(out):
+        raise SfumatoError(f"{out} is a folder, and a table is one file: end it in {', '.join(frames.FILES)}")
+    path = write.check(out, frames.FILES)
+    paths = [path] if number == 1 else [path.with_stem(f"{path.stem}-{i + 1}") for i in range(number)]
+    denoiser = serialization.load_sampler(options.model, options.weights, device_of(options.device))
+    made = imputation.impute(
+        denoiser, options.data, number, steps=options.steps, seed=options.seed, batch=options.batch
+    )
+    for each, table in zip(paths, [made] if number == 1 else made, strict=True):
+        frames.write(table, each)
+    filled = sum(column.null_count for column in frames.arrow_of(options.data).columns)
+    left = sum(column.null_count for column in (made if number == 1 else made[0]).columns)
+    voice.say(f"{', '.join(map(str, paths))}: {filled - left:,} of {filled:,} empty cells filled.")
+    facts = {"out": [str(each) for each in paths], "model": str(options.model), "data": options.data}
+    seconds = round(time.monotonic() - started, 1)
+    voice.emit({**facts, "empty": filled, "filled": filled - left, "seconds": seconds})

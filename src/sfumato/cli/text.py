@@ -13,9 +13,10 @@ from sfumato.autoregressive import Autoregressive
 from sfumato.cli import write
 from sfumato.data.text import printable
 from sfumato.distributed import World
-from sfumato.errors import SfumatoError, whole
+from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.process import Masked
+from sfumato.sampling import BATCH
 from sfumato.text_samples import RULE, STEPS, sample_text
 
 NUMBER = 4
@@ -41,7 +42,7 @@ def draw(options: Any, denoiser: Any, origin: dict[str, Any], world: World) -> d
     asked = {name: value for name in _FLAGS if (value := getattr(options, name)) is not None}
     texts = sample_text(
         denoiser, steps=options.steps, solver=options.solver, seed=options.seed, index=index,
-        batch=whole("--batch", options.batch), **asked,
+        batch=options.batch or BATCH, **asked,
     )  # fmt: skip
     if isinstance(denoiser, Autoregressive):
         how: dict[str, Any] = {"solver": "autoregressive", "steps": denoiser.shape[-1]}

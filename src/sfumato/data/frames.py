@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
-from ..errors import SfumatoError, suggest
+from ..errors import SfumatoError, an, suggest
 from ..files import atomic, first_line
 from . import table_fields
 from .column import Column
 from .names import choose_split
 from .source import Source
-from .table_fields import Field, is_date
+from .table_fields import Field, date_unit, is_date
 from .table_schema import TableSchema
 from .tables import INDEX_NAMES, TableFiles, is_number
 
@@ -48,7 +50,7 @@ def open_frame(obj: Any, asked: Asked) -> Source:
     from_pandas = hasattr(obj, "iloc")
     dtypes = {str(name): str(dtype) for name, dtype in obj.dtypes.items()} if from_pandas else {}
     choose_split({}, asked.split, "the frame", "row")
-    return opened(_arrow_of(obj), "frame", "the frame", asked.columns, dtypes, from_pandas, [])
+    return opened(arrow_of(obj), "frame", "the frame", asked.columns, dtypes, from_pandas, [])
 
 
 def open_file(table: TableFiles, name: str, split: str | None, asked: Asked, notes: Sequence[str]) -> Source:
@@ -79,6 +81,8 @@ def opened(
     told = [
         f"A table of {len(made.fields)} columns ({said}); --column NAME:KIND says otherwise (category, number, ignore)."
     ]
+    if all(field.constant for field in made.fields):
+        told.append("All rows are equal: there is nothing to learn, and all samples will be this row.")
     if left:
         told.append(f"Columns left out: {', '.join(f'{each} ({why})' for each, why in list(left.items())[:8])}.")
     return Source(x, "table", name, notes=[*told, *notes], table=made)
@@ -127,17 +131,46 @@ def _own(name: str, column: Any) -> dict[str, Any]:
     return {"name": name, "type": value, "dictionary": True, "ordered": bool(kind.ordered), "levels": spelt}
 
 
-def _arrow_of(obj: Any) -> Any:
+def arrow_of(obj: Any) -> Any:
+    """The rows of a frame, or of a file of columns by its path, as a table of pyarrow."""
     try:
         import pyarrow as pa
     except ImportError:
         raise SfumatoError(
             "frames are read by pyarrow, which is not installed: pip install 'sfumato[parquet]'"
         ) from None
+    if isinstance(obj, str | os.PathLike):
+        files = TableFiles([Path(obj).expanduser()])
+        return pa.table({each: pa.chunked_array(files.whole(each)) for each in files.schema.names})
+    if not is_frame(obj):
+        raise SfumatoError(f"rows of a table are a data frame or the path of a file, not {an(type(obj).__name__)}")
     try:
         return pa.Table.from_pandas(obj, preserve_index=False) if hasattr(obj, "iloc") else pa.table(obj)
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise SfumatoError(f"the frame cannot be read: {first_line(error)}") from None
+
+
+def columns_of(arrow: Any, table: TableSchema) -> dict[str, Column]:
+    """The columns of a table's schema that are among those of pyarrow, in the types that were learned."""
+    found = {}
+    for field in table.fields:
+        if field.name in arrow.column_names:
+            found[field.name] = cells(_as_learned(arrow.column(field.name), field))
+    return found
+
+
+def _as_learned(column: Any, field: Field) -> Any:
+    """A column in the type of its field: that of a file is inferred, and may differ where cells are empty."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    plain = column.cast(column.type.value_type) if types.is_dictionary(column.type) else column
+    if str(plain.type) == field.type:
+        return plain
+    try:
+        return plain.cast(_type(field.type))
+    except pa.ArrowException as error:
+        raise SfumatoError(f"the column {field.name!r} is no {field.type}: {first_line(error)}") from None
 
 
 def cells(column: Any) -> Column:
@@ -199,18 +232,34 @@ def frame(table: TableSchema, x: Tensor) -> Any:
     """Rows x (N, D) as a frame of pandas, or as a dict of arrays where pandas or pyarrow is not installed, or where the
     training data were another kind of frame."""
     try:
-        import pandas as pd
-        import pyarrow as pa  # noqa: F401
+        import pandas  # noqa: F401, ICN001
+        import pyarrow  # noqa: F401, ICN001
     except ImportError:
         return arrays(table, x)
-    if not table.frame:
-        return arrays(table, x)
-    made = arrow(table, x)
+    return _pandas(arrow(table, x), table) if table.frame else arrays(table, x)
+
+
+def _pandas(made: Any, table: TableSchema) -> Any:
+    """A table of pyarrow as a frame of pandas, with the dtypes of the training data."""
+    import pandas as pd
+
     found = made.to_pandas(date_as_object=True)
     for field in table.fields:
         if field.dtype and str(found[field.name].dtype) != field.dtype and field.dtype != "category":
             found[field.name] = pd.Series(made.column(field.name).to_pylist(), dtype=field.dtype)
     return found
+
+
+def replaced(whole: Any, table: TableSchema, columns: Mapping[str, Column], like: Any) -> Any:
+    """A table of pyarrow with some of its columns replaced, as a frame of the kind of `like` (pyarrow for a path)."""
+    for name, column in columns.items():
+        whole = whole.set_column(whole.column_names.index(name), name, _array(table.field(name), column))
+    if hasattr(like, "iloc"):
+        made = whole.to_pandas(date_as_object=True)
+        return made.set_index(like.index).astype({name: like[name].dtype for name in like if name not in columns})
+    if type(like).__module__.startswith("polars"):
+        return import_module("polars").from_arrow(whole)
+    return whole
 
 
 def arrays(table: TableSchema, x: Tensor) -> dict[str, np.ndarray]:
@@ -219,8 +268,7 @@ def arrays(table: TableSchema, x: Tensor) -> dict[str, np.ndarray]:
     for field, column in zip(table.fields, table.decode(x).values(), strict=True):
         values = column.values
         if is_date(field.type):
-            unit = "D" if field.type.startswith("date32") else re.split(r"[\[,\]]", field.type)[1]
-            values = values.astype(f"datetime64[{unit}]")
+            values = values.astype(f"datetime64[{date_unit(field.type)}]")
             values[~column.present] = "NaT"
         elif values.dtype == object:
             values[~column.present] = None
@@ -272,15 +320,15 @@ def _type(kind: str) -> Any:
         raise SfumatoError(f"a table has no columns of the type {kind!r:.60}") from None
 
 
-def write(table: TableSchema, x: Tensor, path: Path) -> None:
-    """Write rows x (N, D) as a .csv, .tsv, .parquet or .feather file."""
+def write(made: Any, path: Path) -> None:
+    """Write a table of pyarrow as a .csv, .tsv, .parquet or .feather file."""
     try:
         from pyarrow import csv, feather, parquet
     except ImportError:
         raise SfumatoError(
             f"{path} is written by pyarrow, which is not installed: pip install 'sfumato[parquet]'"
         ) from None
-    made, suffix = arrow(table, x), path.suffix.lower()
+    suffix = path.suffix.lower()
     with atomic(path) as temporary:
         if suffix == ".parquet":
             parquet.write_table(made, temporary)

@@ -128,6 +128,14 @@ class Field:
         z[plain] = self._normal(k[symbols[column.present] == 0], np.random.default_rng(seed + 1))
         return z, symbols[:, None] if self.states else np.empty((len(column), 0), np.int64)
 
+    def index(self, column: Column) -> NDArray[np.int64]:
+        """The number of each cell's level, and that of the levels for an empty cell, (N,)."""
+        return self._levels(column)
+
+    def digits(self, column: Column) -> NDArray[np.int64]:
+        """The symbols of a category, (N, len(states))."""
+        return self._digits(self._levels(column))
+
     def _levels(self, column: Column) -> NDArray[np.int64]:
         index = {level: i for i, level in enumerate(self.levels)}
         spelt = texts(column.values, self.type)
@@ -139,18 +147,71 @@ class Field:
             raise SfumatoError(f"the column {self.name!r} has no level {unknown!r:.60}: it was not in training")
         return found
 
-    def symbols(self, value: Any) -> list[int]:
-        """The symbols of one value of a category; None is the missing one. Raises SfumatoError for other columns."""
-        if self.numeric:
-            raise SfumatoError(f"{self.name!r} is a number, and only categories can be given")
-        if value is None and self.missing:
-            return self._digits(np.array([len(self.levels)]))[0].tolist()
+    @property
+    def fillable(self) -> bool:
+        """Whether it has any value that an empty cell could take."""
+        return self.numeric or bool(self.levels)
+
+    @property
+    def constant(self) -> bool:
+        """Whether all its cells are equal."""
+        return len(self.levels) + len(self.values) + len(self.atoms) + self.missing <= 1
+
+    def filled(self, column: Column) -> Column:
+        """The column with some value of its own in each empty cell, where it has any."""
+        if not self.fillable:
+            return column
+        ends = np.ceil(self.values[:1]) if self.step else np.array(self.values[:1])
+        first = self._value(ends) if self.numeric else values_of(self.levels, self.type)
+        return Column(np.where(column.present, column.values, first[0]), np.ones(len(column), bool))
+
+    def column(self, value: Any, count: int) -> Column:
+        """One value in every row, as a user says it: None or no text for an empty cell, dates as 2024-12-31.
+
+        Raises SfumatoError for a value that the column did not have in training.
+        """
+        if value is None or (isinstance(value, str) and not value):
+            if not self.missing:
+                raise SfumatoError(f"the column {self.name!r} has no empty cells: give a value")
+            empty = self.filled(Column(np.zeros(1, object), np.zeros(1, bool))).values
+            return Column(np.repeat(empty, count), np.zeros(count, bool))
+        found = self._number(value) if self.numeric else self._level(value)
+        return Column(np.repeat(found, count), np.ones(count, bool))
+
+    def _level(self, value: Any) -> np.ndarray:
         spelt = str(value).lower() if self.type == "bool" else str(value)
         if self.type in _FLOATS and not isinstance(value, str):
             spelt = repr(float(value))
         if spelt not in self.levels:
             raise SfumatoError(f"the column {self.name!r} has no level {spelt!r:.60}: {suggest(spelt, self.levels)}")
-        return self._digits(np.array([self.levels.index(spelt)]))[0].tolist()
+        return values_of((spelt,), self.type)
+
+    def _number(self, value: Any) -> np.ndarray:
+        """A value as the column holds it, (1,): dates as whole numbers."""
+        try:
+            if is_date(self.type):
+                read = np.array([np.datetime64(value)]).astype(f"datetime64[{date_unit(self.type)}]").astype(np.int64)
+            else:
+                read = np.array([float(value) if self.type in _FLOATS else int(value)])
+        except (ValueError, TypeError, OverflowError):
+            what = "date" if is_date(self.type) else "number" if self.type in _FLOATS else "whole number"
+            raise SfumatoError(f"the column {self.name!r} holds {what}s, and {value!r:.60} is none") from None
+        k, known = self._k(read), np.array([*self.values, *self.atoms])
+        if not known.min() <= k[0] <= known.max():
+            low, high = self._shown(np.array([known.min(), known.max()]))
+            raise SfumatoError(f"the column {self.name!r} ran from {low} to {high} in training, not to {value!r:.60}")
+        between = self.step and not np.isclose(self._value(np.rint(k))[0], read[0], rtol=1e-9, atol=0)
+        if between or (self.exact and k[0] not in self.values):
+            near = self._shown(known[np.abs(known - k[0]).argmin()][None] if self.exact else np.rint(k))[0]
+            raise SfumatoError(f"the column {self.name!r} does not have the value {value!r:.60}, but {near}")
+        return read
+
+    def _shown(self, k: Numbers) -> list[str]:
+        """Values as a user writes them, of k within those of the column."""
+        ends = np.ceil(min(self.values)), np.floor(max(self.values))
+        values = self._value(k.clip(*ends) if self.step else k)
+        dates = f"datetime64[{date_unit(self.type)}]" if is_date(self.type) else values.dtype
+        return [str(value) for value in values.astype(dates)]
 
     def _digits(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
         base, count = self.states[0], len(self.states)
@@ -185,6 +246,28 @@ class Field:
             high = np.where(tied, shares[last.clip(0)], between)
         u = low + (high - low) * rng.uniform(0.01, 0.99, len(k))
         return np.asarray(torch.special.ndtri(torch.from_numpy(u.clip(EDGE, 1 - EDGE))).numpy())
+
+    def cells(self, column: Column) -> Numbers:
+        """(low z, high z, width) of the cell of each value of a number, (N, 3): where its z may lie.
+
+        The width is 1 where a cell is a value, or that of a continuous value's quantile segment. Of values that were
+        not in training low and high are equal; those of atoms and empty cells mean nothing.
+        """
+        k, values, shares = self._k(column.values), np.array(self.values), np.array(self.shares)
+        width = np.ones(len(k))
+        if self.exact:
+            place = np.searchsorted(values, k).clip(0, len(values) - 1)
+            low, high = np.concatenate(([0.0], shares))[place], shares[place]
+            low = np.where(values[place] == k, low, high)
+        elif self.step:
+            low, high = np.interp(k - 0.5, values, shares), np.interp(k + 0.5, values, shares)
+        else:
+            place = (np.searchsorted(values, k, "right") - 1).clip(0, len(values) - 2)
+            low, high = shares[place], shares[place + 1]
+            width = np.maximum(values[place + 1] - values[place], np.finfo(np.float64).tiny)
+            low = np.where((k < values[0]) | (k > values[-1]), high, low)
+        ends = torch.from_numpy(np.stack((low, high)).clip(EDGE, 1 - EDGE))
+        return np.stack((*torch.special.ndtri(ends).numpy(), width), 1)
 
     # -- decode ----------------------------------------------------------------------------------------------------
 
@@ -224,6 +307,8 @@ class Field:
 
     def describe(self) -> str:
         """In words: category of 5 levels; number, decimals 2, 273 different values."""
+        if not self.fillable:
+            return "always empty"
         empty = ", may be missing" if self.missing else ""
         if not self.numeric:
             few = f" ({', '.join(self.levels)})" if 0 < len(self.levels) <= 6 else ""
@@ -265,6 +350,11 @@ SCHEMA = schema.fields(
 
 def is_date(kind: str) -> bool:
     return kind.startswith(("date", "timestamp"))
+
+
+def date_unit(kind: str) -> str:
+    """The unit of a type of dates: D, s, ms, us or ns."""
+    return "D" if kind.startswith("date32") else re.split(r"[\[,\]]", kind)[1]
 
 
 def texts(values: np.ndarray, kind: str) -> list[str]:

@@ -54,27 +54,52 @@ class TableSchema:
         states = [each[0] for each in self.symbols]
         return {count: states.count(count) for count in dict.fromkeys(states)}
 
-    def known(self, name: str, value: Any) -> dict[int, int]:
-        """The entries of x, place -> symbol, that say that a category has this value; None: that it is missing."""
-        field = next((field for field in self.fields if field.name == name), None)
-        if field is None:
+    def field(self, name: str) -> Field:
+        """The column of this name. Raises SfumatoError for another."""
+        found = next((field for field in self.fields if field.name == name), None)
+        if found is None:
             raise SfumatoError(f"the table has no column {name!r}: {suggest(name, [f.name for f in self.fields])}")
-        symbols = field.symbols(value)
-        places = {(each, i): self.numbers + place for place, (_, each, i) in enumerate(self.symbols)}
-        return {places[name, i]: symbol for i, symbol in enumerate(symbols)}
+        return found
+
+    def places(self, name: str) -> list[int]:
+        """The entries of x that a column takes."""
+        number = [field.name for field in self.fields if field.numeric]
+        own = [number.index(name)] if name in number else []
+        return own + [self.numbers + place for place, (_, each, _) in enumerate(self.symbols) if each == name]
 
     def encode(self, columns: Mapping[str, Column]) -> Tensor:
         """Rows of the table as vectors x, float32 (N, D). Raises SfumatoError for other columns or unknown values."""
-        numbers: list[Any] = []
-        symbols: dict[tuple[str, int], Any] = {}
+        missing = next((field.name for field in self.fields if field.name not in columns), None)
+        if missing is not None:
+            raise SfumatoError(f"the table has no column {missing!r}, which was learned")
+        return self.encode_some({field.name: columns[field.name] for field in self.fields})[0]
+
+    def encode_some(self, columns: Mapping[str, Column], seed: int = 0) -> tuple[Tensor, Tensor]:
+        """(x, float32 (N, D), which of its entries are those of these columns, bool (N, D)); the others are 0.
+
+        seed: of the places of values within their cells, and of numbers behind empty cells.
+        """
+        count = len(next(iter(columns.values())))
+        x = np.zeros((count, self.numbers + len(self.symbols)), np.float32)
+        known = torch.zeros(x.shape, dtype=torch.bool)
         for place, field in enumerate(self.fields):
-            if field.name not in columns:
-                raise SfumatoError(f"the table has no column {field.name!r}, which was learned")
-            z, own = field.encode(columns[field.name], 2 * place)
-            numbers += [] if z is None else [z]
-            symbols |= {(field.name, i): own[:, i] for i in range(own.shape[1])}
-        rows = [*numbers, *(symbols[name, i] for _, name, i in self.symbols)]
-        return torch.from_numpy(np.stack(rows, 1).astype(np.float32))
+            if field.name in columns:
+                z, own = field.encode(columns[field.name], 2 * (place + len(self.fields) * seed))
+                at = self.places(field.name)
+                known[:, at] = True
+                x[:, at] = np.concatenate(([] if z is None else [z[:, None]]) + [own], 1)
+        return torch.from_numpy(x), known
+
+    def encode_known(self, columns: Mapping[str, Column], seed: int = 0) -> tuple[Tensor, Tensor]:
+        """`encode_some` of cells of which the empty ones are not known, nor those of columns that are not there."""
+        own = {field.name: columns[field.name] for field in self.fields if field.name in columns}
+        if not own:
+            raise SfumatoError(f"these data have no column of the table: it has {self.fields[0].name!r} and others")
+        x, known = self.encode_some({name: self.field(name).filled(column) for name, column in own.items()}, seed)
+        for name, column in own.items():
+            present = torch.from_numpy(column.present) | (not self.field(name).fillable)
+            known[:, self.places(name)] &= present[:, None]
+        return x, known
 
     def decode(self, x: Tensor) -> dict[str, Column]:
         """The columns behind vectors x (N, D)."""

@@ -29,6 +29,7 @@ from sfumato.data import Source
 from sfumato.data.rows import Samples
 from sfumato.diagnostics.nearest import Features, Near, Space, nearest
 from sfumato.diagnostics.summary import copies_words
+from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError, counted, whole
 from sfumato.guidance import guide
 from sfumato.intervals import Interval, fraction
@@ -133,8 +134,6 @@ def memorization(
     source, train, unseen, rest = _sides(model, data, holdout, labels, size)
     if source.text is not None:
         raise SfumatoError(f"{source.name} is text, and distances between texts say little: read its samples instead.")
-    if source.table is not None:
-        raise SfumatoError(f"{source.name} is a table, and rows of tables are not compared yet.")
     if source.missing or unseen.missing:
         raise SfumatoError(f"{source.name} has missing values, and distances are those of whole samples alone.")
     twins = choose(train, samples if generated is None else len(generated), seed)
@@ -142,9 +141,52 @@ def memorization(
     if generated is None:
         cond = of_data(model, source, twins)
         drawn_from = model if guidance is None else guide(model, guidance)
-        generated = sample(drawn_from, len(twins), steps, seed=seed, batch=batch, cond=cond)
+        generated = drawn(drawn_from, len(twins), steps, seed, cond, batch)
     space = Space(getattr(model, "spec", None), features, device)
+    if source.table is not None:
+        generated, source, unseen, space = of_cells(generated, source, unseen, features)
     return compare(generated, source, train, (unseen, rest), twins, space, seed, told=told)
+
+
+def drawn(
+    model: Any, n: int, steps: int | None, seed: int, cond: Any, batch: int = 256, world: World = ALONE
+) -> Tensor:  # fmt: skip
+    """n samples in the units of the data; of a table its rows as vectors."""
+    x = sample(model, n, steps, seed=seed, batch=batch, normalised=True, world=world, cond=cond)
+    spec = getattr(model, "spec", None)
+    x = x if spec is None else spec.denormalise(model.process.table(x))
+    assert isinstance(x, Tensor)
+    return x
+
+
+def of_cells(
+    generated: Tensor, source: Source, other: Source, features: Features | None
+) -> tuple[Tensor, Source, Source, Space]:
+    """Rows of tables as `cells_apart`, in which distances are measured."""
+    table = source.table
+    rows = dataclasses.replace(source, x=cells_apart(table, source.x[torch.arange(len(source))]), table=None)
+    unseen = rows
+    if other is not source:
+        unseen = dataclasses.replace(other, x=cells_apart(table, other.x[torch.arange(len(other))]), table=None)
+    return cells_apart(table, generated), rows, unseen, Space(None, features or torch.Tensor.double)
+
+
+def cells_apart(table: Any, x: Tensor) -> Tensor:
+    """Rows x (N, D) of a table as vectors, float32: a number by the normal score of its cell's middle, a symbol as one
+    of its states, 1 apart from any other. Rows of equal cells have equal vectors."""
+    columns = table.decode(x)
+    parts = []
+    for field in table.fields:
+        column = columns[field.name]
+        if field.numeric:
+            middle = torch.from_numpy(field.cells(column)[:, :2].mean(1))
+            parts.append(torch.where(torch.from_numpy(column.present), middle, 0.0)[:, None])
+        else:
+            parts += [torch.nn.functional.one_hot(torch.from_numpy(digit), field.states[0]) / math.sqrt(2)
+                      for digit in field.digits(column).T]  # fmt: skip
+        if field.numeric and field.missing:
+            parts.append(torch.from_numpy(~column.present)[:, None])
+    return torch.cat([part.float() for part in parts], 1)
 
 
 def tells_apart(model: Any) -> bool:

@@ -20,6 +20,7 @@ from sfumato.likelihood.bound import count_bound, elbo, path_bound
 from sfumato.likelihood.flow import DEFAULT_STEPS, ode
 from sfumato.likelihood.importance import importance
 from sfumato.likelihood.measured import DEQUANTISATIONS, Measured, gather
+from sfumato.likelihood.rows import are_rows, row_log_prob
 from sfumato.machine import default_cpu, outside_inference
 from sfumato.model import Model, compute_dtype
 from sfumato.noised import evaluating
@@ -41,7 +42,7 @@ def log_prob(
     model: Model,
     x: Any,
     method: str | None = None,
-    steps: int = DEFAULT_STEPS,
+    steps: int | None = None,
     trace: str = "auto",
     probes: int = 8,
     seed: int = 0,
@@ -51,8 +52,9 @@ def log_prob(
     dequantisation: str = "auto",
     particles: int = 16,
     **cond: Any,
-) -> Measured:
-    """log p(x) for x (B, *shape) in user units -> Measured, nats per sample in user units.
+) -> Any:
+    """log p(x) for x (B, *shape) in user units -> Measured, nats per sample in user units; for rows of a table, a frame
+    or the path of a file of them -> `RowLikelihood`, nats by row and column (`rows`).
 
     ode         log p(x) = log N(z_1; 0, sigma_1^2) + int div(dz/dt) dt          (2011.13456, Eq. 39; `flow`)
     elbo        log p(x) >= -(L_T + 1/2 int E|eps - eps_hat|^2 dlogsnr + L_0)    (2107.00630, Eq. 11-15; `bound`)
@@ -61,8 +63,8 @@ def log_prob(
     order       log p(x) = sum_i log p(x_i | x_1 .. x_{i-1}) of masked symbols revealed left to right, exact (`orders`)
 
     steps: of the ODE (an even number; half as many are also run for `solver_error`), noise levels per replicate of the
-    bound, or steps of each trajectory. probes: of the trace, or replicates of a bound. The draws for a sample depend
-    only on (seed, its number in `index`), 0, 1, .. by default, not on the batch.
+    bound, or steps of each trajectory; 64 by default, of a table 16. probes: of the trace, or replicates of a bound.
+    The draws for a sample depend only on (seed, its number in `index`), 0, 1, .. by default, not on the batch.
     trace, for the ODE: exact | rademacher | gaussian | deflated (see `trace`), or auto: exact for models of `sf.exact`
     and up to 128 numbers per sample, else rademacher. particles: K of the importance-weighted bound.
     sigma_min: the smallest sigma/alpha; by default the largest of exp(-6) data standard deviations, half a cell of
@@ -71,16 +73,16 @@ def log_prob(
     element, discretised takes the probability of each cell (bounds only); auto is uniform for the ODE, else
     discretised. label=... as in `sample`. For guidance pass `sf.guide(model, scale)`, which is a model like any other.
     The default is the ODE; symbols and states that contain some have the bound, masks by exact counts; an
-    autoregressive model its exact log p alone.
-    Warns (`SfumatoWarning`) where an ODE cannot be trusted (`Measured.doubts`).
+    autoregressive model its exact log p alone. Warns (`SfumatoWarning`) where an ODE is not to be trusted (`doubts`).
     """
     if isinstance(model, Autoregressive):
         return orders.autoregressive(model, x, method, cond)
     refuse_arguments(log_prob, model, cond)
+    if are_rows(model, x):
+        return row_log_prob(model, x, steps, batch, method)
     method = _method(model.process, method)
-    steps, probes = whole("steps", steps), whole("probes", probes)
-    batch = None if batch is None else whole("batch", batch)
-    spec = getattr(model, "spec", None)
+    steps, probes = whole("steps", DEFAULT_STEPS if steps is None else steps), whole("probes", probes)
+    batch, spec = None if batch is None else whole("batch", batch), getattr(model, "spec", None)
     how = _dequantisation(model.process, spec, dequantisation, method)
     x, numbers = _clean(model, x, index, how, seed)
     leaf, conditions = first_leaf(x), resolve(model, cond, len(numbers))

@@ -8,11 +8,13 @@ from sfumato.metrics.frechet import FD
 from sfumato.metrics.kernels import KID, MMD, Energy
 from sfumato.metrics.metric import Metric, compare
 from sfumato.metrics.neighbours import Coverage, Density, Precision, Recall
+from sfumato.metrics.tables import Association, CloserToTrain, Copies, Kolmogorov, RowsC2ST, TotalVariation, Utility
 from sfumato.metrics.text import BitsPerCharacter, Distinct, NgramOverlap
 from sfumato.metrics.transport import SlicedWasserstein, Wasserstein
 
 __all__ = [
-    "C2ST", "FD", "KID", "MMD", "Autocorrelation", "BitsPerCharacter", "Convolutions", "Coverage", "Density",
-    "Distinct", "Energy", "Evaluator", "Marginals", "Metric", "NgramOverlap", "Point", "Precision",
-    "Recall", "SlicedWasserstein", "Spectrum", "Wasserstein", "compare", "evaluate", "sweep",
+    "C2ST", "FD", "KID", "MMD", "Association", "Autocorrelation", "BitsPerCharacter", "CloserToTrain", "Convolutions",
+    "Copies", "Coverage", "Density", "Distinct", "Energy", "Evaluator", "Kolmogorov", "Marginals", "Metric",
+    "NgramOverlap", "Point", "Precision", "Recall", "RowsC2ST", "SlicedWasserstein", "Spectrum", "TotalVariation",
+    "Utility", "Wasserstein", "compare", "evaluate", "sweep",
 ]  # fmt: skip

@@ -11,10 +11,10 @@ nearest-neighbour classifiers miss most of them (shuffled columns look perfect t
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sfumato import noise
@@ -34,22 +34,34 @@ class C2ST:
     space: ClassVar[str] = "numbers"
 
     def __call__(self, x: Tensor, y: Tensor) -> Interval:
-        try:
-            from sklearn.ensemble import HistGradientBoostingClassifier
-        except ImportError:
-            raise SfumatoError("c2st needs the library scikit-learn: pip install 'sfumato[metrics]'.") from None
-        n = min(len(x), len(y))
-        if n < 2 * self.folds:
-            raise SfumatoError(f"c2st in {self.folds} folds needs at least {2 * self.folds} samples, not {n}.")
-        rows = torch.cat((x[:n], y[:n])).double().cpu().numpy()
-        real = np.repeat([0, 1], n)
-        order = noise.permutation(self.seed, 0, n).argsort().numpy()
-        fold = np.tile(order % self.folds, 2)  # as many of each side in every fold
-        right = 0
-        for k in range(self.folds):
-            trees = HistGradientBoostingClassifier(
-                max_iter=self.trees, early_stopping=False, random_state=self.seed % 2**32
-            )
-            trees.fit(rows[fold != k], real[fold != k])
-            right += int((trees.predict(rows[fold == k]) == real[fold == k]).sum())
-        return fraction(right / (2 * n), 2 * n / (1 + self.folds / (self.folds - 1)))
+        ours, real = (each.double().cpu().numpy() for each in (x, y))
+        return told_apart(ours, real, self.folds, self.trees, self.seed, [False] * ours.shape[1])
+
+
+def told_apart(
+    x: NDArray[np.float64], y: NDArray[np.float64], folds: int, trees: int, seed: int, symbols: list[bool]
+) -> Interval:  # fmt: skip
+    """The accuracy of trees that tell rows x (n, D) from y, cross-fitted; symbols: columns that are no quantities."""
+    n = min(len(x), len(y))
+    if n < 2 * folds:
+        raise SfumatoError(f"c2st in {folds} folds needs at least {2 * folds} samples, not {n}.")
+    rows, real = np.concatenate((x[:n], y[:n])), np.repeat([0, 1], n)
+    order = noise.permutation(seed, 0, n).argsort().numpy()
+    fold = np.tile(order % folds, 2)  # as many of each side in every fold
+    right = 0
+    for k in range(folds):
+        fitted = boosted(False, trees, seed, symbols).fit(rows[fold != k], real[fold != k])
+        right += int((fitted.predict(rows[fold == k]) == real[fold == k]).sum())
+    return fraction(right / (2 * n), 2 * n / (1 + folds / (folds - 1)))
+
+
+def boosted(numeric: bool, trees: int, seed: int, symbols: list[bool]) -> Any:
+    """Gradient-boosted trees of scikit-learn, for a number or for classes."""
+    try:
+        from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+    except ImportError:
+        raise SfumatoError("c2st and utility need the library scikit-learn: pip install 'sfumato[metrics]'.") from None
+    made = HistGradientBoostingRegressor if numeric else HistGradientBoostingClassifier
+    return made(
+        max_iter=trees, early_stopping=False, random_state=seed % 2**32, categorical_features=np.array(symbols, bool)
+    )

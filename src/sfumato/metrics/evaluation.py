@@ -20,7 +20,7 @@ from torch import Tensor
 from sfumato import data, noise, sampling, serialization
 from sfumato.autoregressive import Autoregressive
 from sfumato.conditions import of_data
-from sfumato.data import Source
+from sfumato.data import Source, frames
 from sfumato.diagnostics.samples import fits, trained_on
 from sfumato.errors import SfumatoError, suggest, whole
 from sfumato.guidance import guide
@@ -37,6 +37,8 @@ PARTS = ("train", "holdout", "all")
 IMAGES = ("kid", "precision", "recall", "density", "coverage", "marginals", "spectrum")
 FIELDS = ("sliced-wasserstein", "mmd", "energy", "marginals", "spectrum", "autocorrelation")
 OF_PLACES = ("spectrum", "autocorrelation")
+OF_ROWS = ("total-variation", "kolmogorov", "association", "worst-association", "rows-c2st", "utility")
+OF_TABLES = ("closer-to-train", "copies")
 OF_TEXT = ("ngram-overlap", "distinct", "known-words")
 GIVEN: dict[str, Any] = {"sampler": "given"}
 SWEPT = ("steps", "solver", "guidance", "seed")
@@ -59,8 +61,6 @@ class Evaluator:
         self.model, self.weights, self.batch = opened(model, weights, device), weights, whole("batch", batch)
         known = getattr(self.model, "spec", None)
         self.source = source = data.open(reference, conditions=known)
-        if self.source.table is not None:
-            raise SfumatoError(f"{self.source.name} is a table, and metrics of its rows are not made yet.")
         self.given = None if is_model(self.model) else self._samples(self.model)
         self.part, self.split = self._rows(part)
         self.rows = {"train": self.split[0], "holdout": self.split[1], "all": torch.arange(len(source))}
@@ -102,6 +102,11 @@ class Evaluator:
             if isinstance(given, list) and all(isinstance(each, str) for each in given):
                 return given
             raise SfumatoError("Samples of text are given as a list of strings, in Python.")
+        table = self.source.table
+        if table is not None:
+            if isinstance(given, Source) and given.table is not None:
+                return table.encode(given.table.decode(given.x[torch.arange(len(given))]))
+            return table.encode(frames.columns_of(frames.arrow_of(given), table))
         if isinstance(given, Source):
             if given.missing:
                 raise SfumatoError(f"{given.name} has missing values, and metrics compare whole samples.")
@@ -142,9 +147,22 @@ class Evaluator:
     def _usual(self) -> Sequence[str]:
         if self.source.text is not None:
             return OF_TEXT if self.given is not None else ("bits-per-character", *OF_TEXT)
+        if self.source.table is not None:
+            return self._of_rows()
         places = self.source.shape[1:]
         chosen = IMAGES if self.source.kind == "image" else FIELDS
         return chosen if places and min(places) >= 4 else [name for name in chosen if name not in OF_PLACES]
+
+    def _of_rows(self) -> Sequence[str]:
+        """The metrics of tables that this one's columns allow; of the model where training held rows out."""
+        table = self.source.table
+        assert table is not None
+        numbers, levels = table.numbers, len(table.fields) - table.numbers + sum(f.missing for f in table.fields)
+        left = {"total-variation"} if not levels else set()
+        left |= {"kolmogorov"} if not numbers else set()
+        left |= {"association", "worst-association", "utility"} if len(table.fields) < 2 else set()
+        own = OF_TABLES if self.given is None and not torch.equal(*self.split) else ()
+        return [*(name for name in OF_ROWS if name not in left), *own]
 
     def _drawn(
         self, steps: int | None, solver: AnySolver | None, guidance: float | None, seed: int
@@ -165,7 +183,8 @@ class Evaluator:
         fits(model, self.source)
         drawn_from = model if guidance is None else guide(model, guidance)
         plan = make_plan(model, steps, solver, guidance=guidance)
-        x = sampling.sample(drawn_from, n, solver=plan, seed=seed, batch=self.batch, cond=cond)
+        x = sampling.sample(drawn_from, n, solver=plan, seed=seed, batch=self.batch, normalised=True, cond=cond)
+        x = model.spec.denormalise(model.process.table(x)) if getattr(model, "spec", None) is not None else x
         facts = {"sampler": plan.name, "steps": plan.steps, "calls": plan.spent, "conditions": sorted(cond)}
         return x, {**facts, **kept}
 

@@ -16,12 +16,14 @@ from sfumato.data.spec import declared_bounds, figures_of
 from sfumato.errors import SfumatoError
 from sfumato.intervals import Interval
 from sfumato.metrics import features as named
+from sfumato.metrics.tables import Rows
 from sfumato.normaliser import Normaliser
 
 PREPARED = {
     "features": "none", "numbers": "each channel over its deviation", "fields": "each channel over its deviation",
-    "texts": "decoded windows",
+    "texts": "decoded windows", "rows": "decoded columns",
 }  # fmt: skip
+WORDS = {"texts": "texts", "rows": "rows of a table"}  # spaces of other data than numbers
 _BLOCK = 256  # samples that are normalised at once, in float64
 _ORDER = 0  # the seed of the choice of rows: the same halves for every seed of samples
 
@@ -56,9 +58,12 @@ class Reference:
     def measure(self, metric: Any, samples: Any) -> tuple[Interval, Interval]:
         """(value, floor) of samples, a tensor (n, *shape) in the units of the data, or texts."""
         space, key = metric.space, described(metric)
-        if (space == "texts") != (self.source.text is not None):
-            what = "texts" if space == "texts" else "numbers"
-            raise SfumatoError(f"{type(metric).__name__} is a metric of {what}, and {self.source.name} has none.")
+        kind = "texts" if self.source.text is not None else "rows" if self.source.table is not None else "numbers"
+        if (space if space in ("texts", "rows") else "numbers") != kind:
+            raise SfumatoError(
+                f"{type(metric).__name__} is a metric of {WORDS.get(space, 'numbers')}, and {self.source.name} is of "
+                f"{WORDS.get(kind, kind)}: choose another (--metric)."
+            )
         if space not in self._spaces:
             self._spaces[space] = self._seen(self._rows(self.real), space), self._seen(self._rows(self.rest), space)
         real, rest = self._spaces[space]
@@ -85,6 +90,9 @@ class Reference:
         """Samples as a measure of this space takes them: texts, fields (n, C, *spatial), or rows (n, D)."""
         if space == "texts":
             return x
+        if space == "rows":
+            assert self.source.table is not None
+            return Rows(self.source.table, x)
         if space == "features" and self._features is not None:
             found = named.applied(self._features, x)
             return self._in_units(found) if getattr(self._features, "standardised", False) else found

@@ -2,10 +2,11 @@
 
     loss = 1/D [ sum over numbers of 1/2 (y - y_hat)^2 + C / n sum over masks of -log p(x_i | z) ]
 
-y the target at a time t uniform in (0, 1), n = ceil(m C) of the C symbols masked, of D columns of both kinds together.
-Half of the rows have the share of masks m = t, which is where samples are drawn, the others an m of their own, so that
-the network knows every subset of the symbols beside numbers at any level (`given` of `sample`). The part of the symbols
-is the bound of `objectives.counts`.
+y the target, n = ceil(m C) of the C symbols masked, of D columns of both kinds together. Half of the rows have one time
+t for all numbers and the share of masks m = t, which is where samples are drawn. In the others, so that any columns can
+be known while others are drawn or scored, m is drawn by itself and a share of the numbers is known (t_i = 0, no loss);
+the rest are at t in half of them, or else each at its own time, every second one at t_i = 1, where it says nothing. The
+part of the symbols is the bound of `objectives.counts`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sfumato import noise
+from sfumato.columns import NUMBERS, believe, takes_levels
 from sfumato.errors import SfumatoError
 from sfumato.noise import Noise
 from sfumato.objectives.counts import counted
@@ -37,31 +39,51 @@ class TableLoss(Loss):
     def losses(self, model: Any, batch: Any) -> Tensor:
         process, source = model.process, Noise(self.seed, batch.index, noise.TRAIN_NOISE)
         x, t = process.data(batch.x), batch.u.clamp(1e-4, 1 - 1e-4)
-        symbols = [name for name, part in process.processes.items() if isinstance(part, Masked)]
-        z, eps = dict(x), {}
-        for name in x.keys() - set(symbols):
-            eps[name] = source.fold(name).normal(tuple(x[name].shape[1:]), x[name].device, x[name].dtype)
-            z[name] = process.processes[name].corrupt(x[name], t, eps[name])
-        count = torch.ones(())
-        if symbols:
-            count, masked = self._masked(process, {name: x[name] for name in symbols}, t, source, bool(eps))
-            z |= masked
-        belief = model(z, t, **batch.cond)
+        own = source.fold("share").uniform((3,), dtype=torch.float64)
+        apart = own[:, 0] < 0.5
+        symbols = {name: value for name, value in x.items() if name != NUMBERS}
+        share = torch.where(apart, own[:, 1], t.cpu()) if NUMBERS in x else t.cpu()
+        count, z = self._masked(process, symbols, share, source) if symbols else (torch.ones(()), {})
         losses = batch.x.new_zeros(len(t))
-        for name, part in process.processes.items():
-            if isinstance(part, Masked):
-                nats = -belief[name].log_prob.gather(-1, x[name][..., None])[..., 0]
-                hidden = torch.where(z[name] == part.mask, nats, 0.0).sum(1)
-                losses = losses + hidden * (sum(x[each].shape[1] for each in symbols) / count.to(hidden))
-            else:
-                losses = losses + part.loss(belief[name], x[name], eps[name], None, None)
+        if NUMBERS not in x:
+            parts = model(z, t, **batch.cond)
+        else:
+            apart = apart & takes_levels(model)
+            times = torch.where(apart[:, None], self._times(x[NUMBERS], t.cpu(), own[:, 2], source), t.cpu()[:, None])
+            losses, parts = self._numbers(model, x[NUMBERS], z, (t, times.to(t.device), apart.to(t.device)), source)
+        for name, hidden in z.items():
+            if name == NUMBERS:
+                continue
+            nats = -parts[name].log_prob.gather(-1, x[name][..., None])[..., 0]
+            sums = torch.where(hidden == process.processes[name].mask, nats, 0.0).sum(1)
+            losses = losses + sums * (sum(each.shape[1] for each in symbols.values()) / count.to(sums))
         return losses / batch.x.shape[1]
 
-    def _masked(self, process: Any, x: State, t: Tensor, source: Noise, apart: bool) -> tuple[Tensor, State]:
-        """(n, the symbols of all parts with n of them masked); apart: half of the rows have a share of their own."""
+    def _numbers(
+        self, model: Any, x: Tensor, z: State, at: tuple[Tensor, Tensor, Tensor], source: Noise
+    ) -> tuple[Tensor, Any]:  # fmt: skip
+        """(losses of the numbers that are not known, (B,), beliefs about the symbols z); z is given the numbers.
+
+        at: (t, times of each number, rows that are told these).
+        """
+        part, (t, times, told) = model.process.processes[NUMBERS], at
+        eps = source.fold(NUMBERS).normal(tuple(x.shape[1:]), x.device, x.dtype)
+        flat, noisy = x.reshape(-1, 1), eps.reshape(-1, 1)
+        z[NUMBERS] = part.corrupt(flat, times.reshape(-1), noisy).reshape(x.shape)
+        found = believe(model, z, t, times, told)
+        each = part.loss(found.each, flat, noisy, None, None).reshape(x.shape)
+        return torch.where(times > 0, each, 0.0).sum(1), found.parts
+
+    def _times(self, x: Tensor, t: Tensor, known: Tensor, source: Noise) -> Tensor:
+        """A time for each number, float64 (B, n) on the CPU; known: the share of those at 0."""
+        draws = source.fold("times").uniform((3, x.shape[1]), dtype=torch.float64)
+        alone = (2 * draws[:, 1] - 1).clamp_min(0.0)
+        times = torch.where(draws[:, 2, :1] < 0.5, t[:, None], torch.where(alone > 0, alone, 1.0))
+        return torch.where(draws[:, 0] < known[:, None], 0.0, times)
+
+    def _masked(self, process: Any, x: State, share: Tensor, source: Noise) -> tuple[Tensor, State]:
+        """(n, the symbols of all parts with n of them masked)."""
         every = torch.cat(list(x.values()), 1)
-        own = source.fold("share").uniform((2,)).double()
-        share = torch.where(own[:, 0] < 0.5, own[:, 1], t.cpu()) if apart else t
         n = counted(share, every).to(every.device)
         order = source.fold("order").normal((every.shape[1],), every.device).argsort(1).argsort(1)
         hidden = (order < n[:, None]).split([part.shape[1] for part in x.values()], 1)

@@ -10,14 +10,13 @@ from sfumato.conditions import of_data
 from sfumato.diagnostics import report, summary
 from sfumato.diagnostics.checks.evidence import Evidence, information
 from sfumato.diagnostics.information import Information
-from sfumato.diagnostics.memorization import Memorization, choose, compare, pairs_picture, tells_apart
+from sfumato.diagnostics.memorization import Memorization, choose, compare, drawn, of_cells, pairs_picture, tells_apart
 from sfumato.diagnostics.nearest import Space
 from sfumato.diagnostics.text_bits import CALLS, TextBits, text_bits
 from sfumato.errors import SfumatoError, an
 from sfumato.files import remove
 from sfumato.noised import evaluating
 from sfumato.pictures import save_png
-from sfumato.sampling import sample
 from sfumato.training.evaluation_schedule import COPIES, INFORMATION, TEXT
 from sfumato.training.grids import GRID_STEPS
 from sfumato.training.health import Health
@@ -82,8 +81,6 @@ def _copies(session: Session) -> Memorization | str:
         return "nothing was held out"
     if session.source.text is not None:
         return "distances between texts say little"
-    if session.source.table is not None:
-        return "rows of tables are not compared yet"
     if session.source.missing:
         return "samples with missing values have no distances"
     if count < _LEAST_COPIES:
@@ -96,13 +93,14 @@ def _copies(session: Session) -> Memorization | str:
     try:
         with session.state.spending("memorisation"), evaluating(best):
             cond = of_data(best, session.source, twins)
-            made = sample(best, count, GRID_STEPS, seed=seed, world=session.world, cond=cond)
+            made = drawn(best, count, GRID_STEPS, seed, cond, world=session.world)
             if not session.world.leads:
                 return ""
-            space, unseen = Space(best.spec, None, best.device), (session.source, session.holdout)
-            return compare(
-                made, session.source, session.train, unseen, twins, space, seed, max(2, most), tells_apart(best)
-            )
+            source, space = session.source, Space(best.spec, None, best.device)
+            if source.table is not None:
+                made, source, _, space = of_cells(made, source, source, None)
+            unseen = source, session.holdout
+            return compare(made, source, session.train, unseen, twins, space, seed, max(2, most), tells_apart(best))
     except SfumatoError as error:
         return str(error).rstrip(".")
 

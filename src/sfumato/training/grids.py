@@ -115,7 +115,9 @@ class Grids(Hook):
         if session.world.leads:
             session.look()
             rows = best.spec.denormalise(best.process.table(z))
-            frames.write(best.spec.table, rows, session.path / "samples" / f"step_{session.state.step:08d}.csv")
+            frames.write(
+                frames.arrow(best.spec.table, rows), session.path / "samples" / f"step_{session.state.step:08d}.csv"
+            )
 
     def _reconstructions(self, session: Session) -> None:
         """Show images beside their reconstructions by an autoencoder with averaged weights."""

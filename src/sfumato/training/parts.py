@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sfumato import nets, noise, registry, serialization, trees
+from sfumato import columns, nets, noise, registry, serialization, trees
 from sfumato.conditions import MISSING, PREVIOUS, Conditions
 from sfumato.data import DataSpec, Source
 from sfumato.data.table_schema import TableSchema
@@ -277,10 +277,10 @@ def table_process(table: TableSchema, settings: TrainConfig) -> Product:
     """Numbers as one vector, and symbols by their number of states."""
     parts: dict[str, Any] = {}
     if table.numbers:
-        parts["numbers"] = Gaussian(schedule_of(settings.schedule), settings.target)
+        parts[columns.NUMBERS] = Gaussian(schedule_of(settings.schedule), settings.target)
     symbols = {f"symbols of {states}": count for states, count in table.parts.items()}
     parts |= {name: Masked(schedule_of("flow"), states) for name, states in zip(symbols, table.parts, strict=True)}
-    shapes = {"numbers": (table.numbers,)} if table.numbers else {}
+    shapes = {columns.NUMBERS: (table.numbers,)} if table.numbers else {}
     return Product(parts, {**shapes, **{name: (count,) for name, count in symbols.items()}})
 
 
@@ -307,6 +307,7 @@ def _network(settings: TrainConfig, spec: DataSpec, process: Any, loss: Any, sam
             inputs[MISSING] = {"kind": "missing", "shape": list(spec.shape)}
         if loss.carries:
             inputs[PREVIOUS] = {"kind": "field", "shape": list(process.net_shape(spec.shape))}
+        inputs |= columns.condition(spec.table.numbers) if spec.table is not None else {}
         more = inputs if inputs.keys() - ({"label"} if spec.classes else set()) else None  # a label alone is `classes`
         classes, text = len(spec.classes), spec.text is not None
         shape = process.net_shape(spec.shape)
