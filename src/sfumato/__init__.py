@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sfumato import conditions as conditions
     from sfumato import data as data
     from sfumato import exact as exact
+    from sfumato import inverse as inverse
     from sfumato import metrics as metrics
     from sfumato import nets as nets
     from sfumato import schedules as schedules
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from sfumato.distributed import joined as joined
     from sfumato.errors import SfumatoError as SfumatoError
     from sfumato.errors import SfumatoWarning as SfumatoWarning
+    from sfumato.inverse import operators as operators
+    from sfumato.inverse.posterior import condition_on as condition_on
+    from sfumato.inverse.posterior import posterior as posterior
     from sfumato.latents import attribute as attribute
     from sfumato.latents import decode as decode
     from sfumato.latents import encode as encode
@@ -102,6 +106,7 @@ _PUBLIC = {
     "board": "sfumato.diagnostics.board:board",
     "bound_gap": "sfumato.likelihood:bound_gap",
     "certify": "sfumato.certification:certify",
+    "condition_on": "sfumato.inverse.posterior:condition_on",
     "conditions": "sfumato.conditions",
     "data": "sfumato.data",
     "decode": "sfumato.latents:decode",
@@ -118,6 +123,7 @@ _PUBLIC = {
     "hybrid_loss": "sfumato.objectives.hybrid:hybrid_loss",
     "information": "sfumato.diagnostics.information:information",
     "interpolate": "sfumato.latents:interpolate",
+    "inverse": "sfumato.inverse",
     "joined": "sfumato.distributed:joined",
     "load": "sfumato.serialization:load",
     "log_prob": "sfumato.likelihood:log_prob",
@@ -125,6 +131,8 @@ _PUBLIC = {
     "metrics": "sfumato.metrics",
     "nets": "sfumato.nets",
     "nonequilibrium": "sfumato.objectives.nonequilibrium",
+    "operators": "sfumato.inverse.operators",
+    "posterior": "sfumato.inverse.posterior:posterior",
     "prior_kl": "sfumato.objectives.prior:prior_kl",
     "register": "sfumato.registry:register",
     "resume": "sfumato.training:resume",
