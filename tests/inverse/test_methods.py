@@ -54,7 +54,8 @@ def test_samples_of_mmps_are_at_the_floor_within_30_calls():
     operator, s = sf.operators.Mask(torch.arange(16) < 8), 0.05
     y = operator(field.sample(1, 5))[0]
     mean, spread = gaussian_posterior(covariance, dense(operator, field.shape), y, s)
-    found = sf.posterior(field.denoiser(PROCESS), y, operator, s, "mmps", n=200, steps=20, seed=1)
+    how = {"n": 200, "steps": 20, "solver": "multistep", "seed": 1}
+    found = sf.posterior(field.denoiser(PROCESS), y, operator, s, "mmps(iterations=10)", **how)
     error = (found.mean.flatten() - mean) / spread.diagonal().sqrt()
     assert float(error.square().mean().sqrt()) < 1.1 / 200**0.5
     assert float((found.std.flatten() ** 2 / spread.diagonal()).mean()) == pytest.approx(1, abs=0.05)

@@ -5,6 +5,7 @@ from sfumato.inverse.calibration import uniformity as uniformity
 from sfumato.inverse.daps import DAPS as DAPS
 from sfumato.inverse.ddnm import DDNM as DDNM
 from sfumato.inverse.dps import DPS as DPS
+from sfumato.inverse.editing import vary as vary
 from sfumato.inverse.measurement import Measurement as Measurement
 from sfumato.inverse.mmps import MMPS as MMPS
 from sfumato.inverse.pigdm import PiGDM as PiGDM

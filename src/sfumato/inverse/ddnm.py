@@ -21,6 +21,8 @@ class DDNM(BeliefMethod):
     """
 
     nonlinear: ClassVar[bool] = False
+    usual_steps: ClassVar[int] = 100
+    usual_solver: ClassVar[str | None] = "ddim(eta=1)"
 
     def clean(self, at: Local) -> Tensor:
         return at.x + at.measurement.project(at.x, at.residual)

@@ -44,7 +44,12 @@ class Method:
 
 
 class BeliefMethod(Method, abc.ABC):
-    """A method that changes E[x|z] into E[x|z, y], about which every solver and likelihood asks."""
+    """A method that changes E[x|z] into E[x|z, y], about which every solver and likelihood asks.
+
+    usual_solver: None for that of the model; a change of E[x|z] that is far off needs the noise of an ancestral one.
+    """
+
+    usual_solver: ClassVar[str | None] = None
 
     @abc.abstractmethod
     def clean(self, at: Local) -> Tensor:
@@ -53,6 +58,8 @@ class BeliefMethod(Method, abc.ABC):
 
 class StepMethod(Method, abc.ABC):
     """A method that changes the step itself, from t to s < t (s = 0: the clean signal)."""
+
+    usual_steps: ClassVar[int] = 100
 
     def calls(self, s: float) -> int:
         """How often the step to s calls the model."""

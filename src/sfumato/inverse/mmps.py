@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -17,10 +18,13 @@ class MMPS(BeliefMethod):
     """E[x|z, y] = E[x|z] + C A^T (A C A^T + s^2)^-1 (y - A E[x|z]),   C = Cov(x|z) = sigma^2 / alpha dE[x|z]/dz
 
     The system is solved by conjugate gradients in `iterations` products, each one backward pass. Exact for Gaussian
-    data. Source: Rozet et al. 2024 (2405.13712).
+    data and enough products. The Jacobian of a trained network is not symmetric: more than four amplify its errors,
+    and an ancestral solver forgets them. Source: Rozet et al. 2024 (2405.13712).
     """
 
-    iterations: int = 10
+    iterations: int = 4
+    usual_steps: ClassVar[int] = 30
+    usual_solver: ClassVar[str | None] = "ddim(eta=1)"
 
     def clean(self, at: Local) -> Tensor:
         return at.x + at.move(conjugate_gradient(at.jacobian_covariance, at.residual, self.iterations))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -20,6 +21,8 @@ class PiGDM(BeliefMethod):
     """
 
     rounds: int = 50
+    usual_steps: ClassVar[int] = 100
+    usual_solver: ClassVar[str | None] = "ddim(eta=1)"
 
     def clean(self, at: Local) -> Tensor:
         return at.x + at.move(conjugate_gradient(at.isotropic_covariance, at.residual, self.rounds))

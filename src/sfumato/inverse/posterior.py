@@ -35,7 +35,7 @@ Words = str | Method  # a method, or its name with settings
 @final
 @dataclasses.dataclass(frozen=True, eq=False)
 class Posterior:
-    """Samples (n, *shape) of p(x | y) in user units, how they were made, and what particles say of the evidence.
+    """Samples (n, *shape) of p(x | y) in user units, by which method and steps, and what particles say of the evidence.
 
     log_evidence: log p(y) in nats of the units of y, with its standard error; effective: how many of the particles
     count, (sum w)^2 / sum w^2, before the last resampling; ancestors: of how many first particles any survives. They
@@ -44,6 +44,7 @@ class Posterior:
 
     samples: Tensor
     method: str
+    steps: int
     log_evidence: float | None = None
     error: float | None = None
     effective: float | None = None
@@ -112,9 +113,10 @@ def posterior(
         return _of_particles(chosen, model, measurement, whole("n", n), max(n, particles), steps, how)
     how |= {"n": n, "steps": steps, "index": index}
     if isinstance(chosen, BeliefMethod):
-        return Posterior(sample(Conditioned(model, chosen, measurement), solver=solver, **how), str(chosen))
+        solver = chosen.usual_solver if solver is None else solver
+        return Posterior(sample(Conditioned(model, chosen, measurement), solver=solver, **how), str(chosen), steps)
     assert isinstance(chosen, StepMethod)
-    return Posterior(sample(model, solver=Steps(chosen, measurement), **how), str(chosen))
+    return Posterior(sample(model, solver=Steps(chosen, measurement), **how), str(chosen), steps)
 
 
 def _automatic(measurement: Measurement) -> Method:
@@ -142,4 +144,4 @@ def _of_particles(
     effective = float(weighted.effective(cloud.log_weights[None]))
     alive = len(cloud.ancestors[cloud.log_weights > -torch.inf].unique())
     samples = x if spec is None else spec.denormalise(x)
-    return Posterior(samples, str(method), cloud.log_evidence, cloud.error, effective, alive)
+    return Posterior(samples, str(method), steps, cloud.log_evidence, cloud.error, effective, alive)

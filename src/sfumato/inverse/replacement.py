@@ -54,6 +54,7 @@ class RePaint(StepMethod):
 
     repeats: int = 10
     nonlinear: ClassVar[bool] = False
+    usual_steps: ClassVar[int] = 50
 
     def __post_init__(self) -> None:
         if self.repeats < 1:
