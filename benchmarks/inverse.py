@@ -194,7 +194,7 @@ def peers() -> dict[str, Draw]:
         return lambda d, case: guidance.DPSSampler(d, case["y"], case["operator"], zeta, steps=200, silent=True)
 
     makers = {"azula MMPS, gmres 1 (default)": mmps("gmres", 1), "azula MMPS, gmres 5": mmps("gmres", 5)}
-    makers |= {"azula DPS, 1": dps(1.0), "azula DPS, sqrt(n)": dps(200**0.5)}
+    makers |= {"azula DPS, 1": dps(1.0), "azula DPS, 14.1": dps(200**0.5)}
     return {name: drawn(make) for name, make in makers.items()}
 
 
