@@ -35,6 +35,7 @@ LIMITS = {
     "guidance": 1e-10,
     "high_order": 0.15,
     "importance_sampling": 4.0,
+    "inverse_problems": 0.06,
     "learned_schedule": 0.3,
     "learned_variance": 0.85,
     "likelihood": 1e-3,

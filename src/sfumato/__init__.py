@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sfumato import data as data
     from sfumato import exact as exact
     from sfumato import guidance as guidance
+    from sfumato import inverse as inverse
     from sfumato import metrics as metrics
     from sfumato import nets as nets
     from sfumato import schedules as schedules
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
     from sfumato.guidance import guide as guide
     from sfumato.guidance_laws import explain_guidance as explain_guidance
     from sfumato.imputation import impute as impute
+    from sfumato.inverse import operators as operators
+    from sfumato.inverse.posterior import condition_on as condition_on
+    from sfumato.inverse.posterior import posterior as posterior
     from sfumato.latents import attribute as attribute
     from sfumato.latents import decode as decode
     from sfumato.latents import encode as encode
@@ -113,6 +117,7 @@ _PUBLIC = {
     "board": "sfumato.diagnostics.board:board",
     "bound_gap": "sfumato.likelihood:bound_gap",
     "certify": "sfumato.certification:certify",
+    "condition_on": "sfumato.inverse.posterior:condition_on",
     "conditions": "sfumato.conditions",
     "data": "sfumato.data",
     "decode": "sfumato.latents:decode",
@@ -133,6 +138,7 @@ _PUBLIC = {
     "impute": "sfumato.imputation:impute",
     "information": "sfumato.diagnostics.information:information",
     "interpolate": "sfumato.latents:interpolate",
+    "inverse": "sfumato.inverse",
     "joined": "sfumato.distributed:joined",
     "load": "sfumato.serialization:load",
     "log_prob": "sfumato.likelihood:log_prob",
@@ -140,6 +146,8 @@ _PUBLIC = {
     "metrics": "sfumato.metrics",
     "nets": "sfumato.nets",
     "nonequilibrium": "sfumato.objectives.nonequilibrium",
+    "operators": "sfumato.inverse.operators",
+    "posterior": "sfumato.inverse.posterior:posterior",
     "prior_kl": "sfumato.objectives.prior:prior_kl",
     "register": "sfumato.registry:register",
     "resume": "sfumato.training:resume",

@@ -22,15 +22,16 @@ def log_mean(log_weights: Tensor) -> Tensor:
     return log_weights.double().logsumexp(1) - math.log(log_weights.shape[1])
 
 
-def systematic(log_weights: Tensor, u: Tensor) -> Tensor:
-    """The particles that survive: number i is taken floor(K w_i) or ceil(K w_i) times, K w_i times on average.
+def systematic(log_weights: Tensor, u: Tensor, count: int | None = None) -> Tensor:
+    """The n particles that survive: number i is taken floor(n w_i) or ceil(n w_i) times, n w_i times on average.
 
-        ancestor_k = min { i : w_1 + .. + w_i >= (k + u) / K },   k = 0 .. K - 1
+        ancestor_k = min { i : w_1 + .. + w_i >= (k + u) / n },   k = 0 .. n - 1
 
-    log_weights: (G, K). u: one uniform number in (0, 1) for each group, (G,). Returns int64 (G, K), numbers within the
-    group. Source: Kitagawa 1996.
+    log_weights: (G, K). u: one uniform number in (0, 1) for each group, (G,). count: n, by default K. Returns int64
+    (G, n), numbers within the group. Source: Kitagawa 1996.
     """
-    count = log_weights.shape[1]
+    most = log_weights.shape[1] - 1
+    count = most + 1 if count is None else count
     reached = log_weights.double().softmax(1).cumsum(1)
     points = (torch.arange(count, dtype=torch.float64, device=u.device) + u.double()[:, None]) / count
-    return torch.searchsorted(reached, points.to(reached.device)).clamp_(max=count - 1)
+    return torch.searchsorted(reached, points.to(reached.device)).clamp_(max=most)

@@ -59,6 +59,7 @@ KINDS: dict[str, Kind] = {
     "check": Kind("check"),
     "metric": Kind("metric"),
     "features": Kind("set of features"),
+    "method": Kind("method for inverse problems", "Method"),
     "part": Kind("part of a file", held=True),
 }
 

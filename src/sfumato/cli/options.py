@@ -77,6 +77,38 @@ CONTROL = Command(
     [RUN, place("word", "WORD", "save, sample, pause, go or stop.")],
 )
 
+_EDIT = "given a sample or a measurement (pictures, or .npy files)"
+EDITS = [
+    flag("--inpaint", "FILE", "Fill in what --mask covers, or the NaN of an array; draws 16.", group=_EDIT),
+    flag("--mask", "FILE", "Of --inpaint: white (or above half of the largest) where it is filled in.", group=_EDIT),
+    flag("--extend", "FILE", "Continue a smaller picture beyond its edges; it is laid in the middle.", group=_EDIT),
+    flag("--upscale", "FILE", "Enlarge to the model's size, by a whole factor.", group=_EDIT),
+    flag("--deblur", "FILE", "Sharpen what is blurred by a Gaussian of --blur-width.", group=_EDIT),
+    flag("--blur-width", float, "Of --deblur: the standard deviation of the blur in pixels.", group=_EDIT),
+    flag("--denoise", "FILE", "Remove noise of the standard deviation --noise.", group=_EDIT),
+    flag("--measured", "FILE", "Samples x with A x = the numbers in this file, A by --sensor.", group=_EDIT),
+    flag("--sensor", "FILE", "Of --measured: the matrix A, (m, numbers of a sample).", group=_EDIT),
+    flag(
+        "--noise", float,
+        "Standard deviation of what is measured, as a part of the range of the data, or of their deviation where "
+        "they have no bounds; by default 0.01.",
+        group=_EDIT,
+    ),
+    flag(
+        "--method", "NAME",
+        f"How what is measured is used: {', '.join(names('method'))}; by default auto, which "
+        "docs/how-to/inverse-problems.md explains.",
+        group=_EDIT,
+    ),
+    flag("--particles", int, "Of the method smc: how many; by default 1,024.", group=_EDIT),
+    flag("--from", "FILE", "Variations of a sample, as far as --strength says.", group=_EDIT),
+    flag("--strength", float, "Of --from: from 0, the sample itself, to 1, any sample; by default 0.6.", group=_EDIT),
+    flag(
+        "--interpolate", "FILE", "The way between two samples through the latents, in -n pictures.",
+        group=_EDIT, nargs=2, metavar=("A", "B"),
+    ),
+]  # fmt: skip
+
 SAMPLE = Command(
     "Draw samples from a model: a run folder, or one .safetensors file. The training data are not needed. Sample i of "
     "a seed is the same for any -n and --batch (with --solver adaptive: within its tolerance). It guides towards "
@@ -144,6 +176,7 @@ SAMPLE = Command(
             f"Solver: {', '.join(names('solver'))}. By default the model's own plan for this number of steps "
             "(`sfumato tune`), or else multistep with a corrector.",
         ),
+        *EDITS,
         flag("--first", int, "Number of the first sample: 100 continues after -n 100.", 0),
         flag("--batch", int, "Samples drawn at once, by default 256, of a table 4,096; affects only memory and speed."),
         WEIGHTS,

@@ -11,7 +11,7 @@ import torch
 
 from sfumato import __version__, sampling, serialization, solver_selection
 from sfumato.cli import conditions as asked
-from sfumato.cli import table, text, write
+from sfumato.cli import edit, table, text, write
 from sfumato.cli.guidance import FLAGS, guided, refuse_alone
 from sfumato.cli.process import Follower, at_work
 from sfumato.cli.run import Voice
@@ -58,16 +58,24 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE) -> dic
     follow = Follower()
     denoiser.net.register_forward_pre_hook(lambda *_: follow())
     if spec.text is not None:
+        edit.refuse(options, "text", "use --infill")
         given = asked.said(options, spec.conditions, options.class_)
         index = _index(options, spec, given)
         guidance_scale(options, denoiser, asked.conditions(given, spec, index))  # text has none, which this says
         return text.draw(options, denoiser, origin(options, contract, denoiser, index), world)
     text.refuse(options)
     if spec.table is not None:
+        edit.refuse(options, "tables", "use --given")
         index = _index(options, spec, {})
         guidance_scale(options, denoiser, ())
         return table.draw(options, denoiser, origin(options, contract, denoiser, index), world)
     table.refuse(options)
+    if (asked_edit := edit.wanted(options)) is not None:
+        if world.size > 1:
+            raise SfumatoError(f"--{asked_edit} is done by one process: start it without torchrun")
+        options.number = edit.NUMBER if options.number is None else options.number
+        index = _index(options, spec, {})
+        return edit.draw(asked_edit, options, denoiser, origin(options, contract, denoiser, index), note)
     out = world.broadcast_result(lambda: options.out or write.default_name(spec))
     given = asked.said(options, spec.conditions, options.class_)
     index = _index(options, spec, given)
