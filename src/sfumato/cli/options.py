@@ -7,45 +7,34 @@ import dataclasses
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
+from sfumato.cli.common import (
+    BATCH,
+    COLUMNS,
+    DECLARED,
+    DEVICE,
+    GIVEN,
+    GUIDANCE_OF_GRIDS,
+    INTERVAL,
+    LABELS,
+    MODEL,
+    RUN,
+    SOURCES,
+    WEIGHTS,
+)
 from sfumato.cli.flags import Command, Flag, flag, place, seed, several
+from sfumato.cli.questions import (
+    CERTIFY,
+    DOCTOR,
+    EVALUATE,
+    EXPLAIN_GUIDANCE,
+    EXPLAIN_OBJECTIVE,
+    INFO,
+    INSPECT,
+    LIKELIHOOD,
+    MEMORIZATION,
+)
 from sfumato.registry import names
 from sfumato.training.config import NAMING, TrainConfig, choices, docs
-
-DEVICE = flag("--device", "NAME", "auto (a GPU if there is one), cpu, cuda, cuda:1 ...", "auto")
-MODEL = place("model", "MODEL", "A run folder or a .safetensors file.")
-RUN = place("folder", "RUN", "The run folder.")
-DECLARED = (
-    "The kind of a condition column, if it should not be guessed: label, multilabel, scalar, vector, field, or ignore."
-)
-COLUMNS = "The kind of a column of a table, if it should not be inferred: category, number, or ignore to leave it out."
-GIVEN = several(
-    "=", "NAME=VALUE",
-    "A condition in your own units, such as temperature=300; several numbers or classes, used in turn by samples, have "
-    "commas between; arrays are .npy files, and the pictures of a pair also picture files.",
-    default=[],
-)  # fmt: skip
-INTERVAL = flag(
-    "--guidance-interval", float, "Guide only between these two levels of logsnr (lowest, highest).",
-    nargs=2, metavar=("LOW", "HIGH"),
-)  # fmt: skip
-GUIDANCE_OF_GRIDS = "By default, that of the model's training grids."
-WEIGHTS = flag("--weights", ("ema", "raw"), "The moving average of the weights, or the last raw weights.", "ema")
-SIDE = flag("--size", int, "Side in pixels to which images are resized.")
-SPLIT = flag("--split", "NAME", "The split of DATA to read where it has some: train (the default), val or test.")
-KEY = flag("--key", "NAME", "The array, column or picture of a pair that is learned, if not to be guessed.")
-MAX_GB = flag(
-    "--max-gb", float,
-    "GiB of memory that one file of DATA may take once it is unpacked, or 32 times its own size if that is more.",
-    TrainConfig.max_gb,
-)  # fmt: skip
-LABELS = flag("--labels", "FILE", "A .npy or text file with one class label per sample of DATA.")
-BATCH = flag("--batch", int, "Samples drawn at once; affects only memory and speed.", 256)
-LENGTH = flag("--length", int, "Symbols of a window of text, or numbers of one of a recording, if not the usual.")
-TOKENS = flag("--tokens", "KIND", "What text is made of: characters, bytes, bpe or bpe(4096), if not to be chosen.")
-SOURCES = (
-    "a folder of images or texts, a .npy, .npz, .txt or .jsonl file, .tar archives, .parquet or .csv tables, a file of "
-    "another format (.h5, .nc, .nii, .wav ..), or a built-in set"
-)
 
 DEMO = Command(
     "Train a class-conditional model on the built-in clothes (Fashion-MNIST) and draw ten samples of each class, or "
@@ -78,6 +67,7 @@ CONTROL = Command(
 )
 
 _EDIT = "given a sample or a measurement (pictures, or .npy files)"
+
 EDITS = [
     flag("--inpaint", "FILE", "Fill in what --mask covers, or the NaN of an array; draws 16.", group=_EDIT),
     flag("--mask", "FILE", "Of --inpaint: white (or above half of the largest) where it is filled in.", group=_EDIT),
@@ -261,31 +251,6 @@ RUNS = Command(
     [place("folders", "RUN", "Run folders, or folders of them; by default runs.", nargs="*", default=[])],
 )
 
-DOCTOR = Command(
-    "Find the faults of a RUN (finished, stopped or in progress) or a model file, each under a code. Examines the log, "
-    "the data, the weights and the network's outputs where the truth is known, lists which checks were made and which "
-    "could not be, and writes nothing. Exit status 1 if there is an error. With --explain CODE, prints the page on a "
-    "fault instead. With --json, prints one JSON object.",
-    [
-        place("subject", "RUN", "A run folder or a .safetensors file.", nargs="?"),
-        flag(
-            "--explain", "CODE",
-            "Print the page on this fault: how it is detected, its causes and its cure.",
-        ),
-        flag(
-            "--data", "DATA",
-            f"The training data: {SOURCES}, in the units of training; by default those of the run.",
-        ),
-        LABELS,
-        SIDE,
-        SPLIT,
-        KEY,
-        MAX_GB,
-        seed("draws"),
-        DEVICE,
-    ],
-)  # fmt: skip
-
 AVERAGE = Command(
     "Make a model of a finished RUN with weights averaged over another window than the run's --ema. A wider window is "
     "smoother and reaches further back. Needs the run's snapshots (`sfumato train --snapshots`). With --json, prints "
@@ -297,216 +262,12 @@ AVERAGE = Command(
     ],
 )  # fmt: skip
 
-MEMORIZATION = Command(
-    "Check whether a model's samples repeat its training samples. Each sample's distance to the nearest training "
-    "sample is divided by that to the nearest held-out one, and compared with the same ratio for training samples that "
-    "are left out of the search themselves. With --json, prints one JSON object.",
-    [
-        MODEL,
-        place("data", "DATA", "The training data; by default those of the run folder.", nargs="?"),
-        flag("--holdout", "DATA", "Unseen data, by default what training held out; DATA is then the training set."),
-        flag("--holdout-split", "NAME", "The split of the unseen data to read, such as test; --key is that of both."),
-        LABELS,
-        SIDE,
-        SPLIT,
-        KEY,
-        MAX_GB,
-        flag("-n --number", int, "Samples to draw.", 512),
-        flag("--steps", int, "Steps of the solver.", 10),
-        flag("--guidance", float, "Guidance scale; by default none: the learned law."),
-        WEIGHTS,
-        flag("-o --out", "PATH", "A picture (.png) of the samples closest to training samples, above those."),
-        BATCH,
-        seed("samples"),
-        DEVICE,
-    ],
-)  # fmt: skip
-
-EVALUATE = Command(
-    "Measure the samples of a model, or samples in files, against real data. Beside each value stand its 95 % interval "
-    "and its floor: what other real samples, as many, score in the place of the model's. The real data are by default "
-    "those of the run's training; samples are drawn under their conditions. With --sweep, measures several ways to "
-    "sample, prints a table and draws each metric over the calls of the network. With --json, prints one JSON object: "
-    "the values, with the protocol of each and its hash.",
-    [
-        place("model", "MODEL", "A run folder or a .safetensors file; or samples in files (a folder of pictures)."),
-        flag("--reference", "DATA", "The real data; by default those of the run folder.", dest="data"),
-        flag(
-            "--metric", "NAME",
-            f"One of {', '.join(names('metric'))}; repeat it for more. By default those usual for this kind of data.",
-            action="append", dest="metrics",
-        ),
-        flag("-n --number", int, "Samples, at most half of the real ones; by default up to 1,000, or 100 texts."),
-        flag(
-            "--features", "NAME",
-            f"Features in which pictures are compared: {', '.join(names('features'))}, or numbers (the values).",
-        ),
-        flag(
-            "--part", ("train", "holdout", "all"),
-            "Which of the training data to compare with; by default train. Other data are compared with whole.",
-        ),
-        flag("--steps", int, "Steps of the solver."),
-        flag("--solver", "NAME", "Solver, as for `sfumato sample`."),
-        flag("--guidance", float, "Guidance scale; by default none: the learned law."),
-        several(
-            "=", "NAME=VALUES", "Measure each of these values of steps, solver, guidance or seed: steps=5,10,20.",
-            "--sweep", default=[],
-        ),
-        flag("-o --out", "PATH", "The picture of a sweep (.png, .svg, .pdf); by default sweep.png."),
-        WEIGHTS,
-        LABELS,
-        SIDE,
-        SPLIT,
-        KEY,
-        MAX_GB,
-        BATCH,
-        seed("samples"),
-        DEVICE,
-    ],
-)  # fmt: skip
-
-INFO = Command(
-    "Describe a model: its data and units, process, target, network, classes, origin, and how to sample it. No weights "
-    "are loaded. With --json, prints one JSON object: the contract in the model's header.",
-    [MODEL],
-)
-
-INSPECT = Command(
-    "Check a data set as training would see it: what was decided, and which flag says otherwise; shape, values, "
-    "classes, duplicates, what is left out. With --json, prints one JSON object.",
-    [
-        place("data", "DATA", f"{SOURCES[0].upper()}{SOURCES[1:]} (fashion, emoji, digits, shakespeare)."),
-        LABELS,
-        several(":", "NAME:KIND", DECLARED, default=[]),
-        several(":", "NAME:KIND", COLUMNS, name="--column", default=[]),
-        SIDE,
-        SPLIT,
-        KEY,
-        LENGTH,
-        TOKENS,
-        flag("-o --out", "PATH", "A picture (.png) to draw: three samples of each class, with names."),
-        MAX_GB,
-    ],
-)
-
-LIKELIHOOD = Command(
-    "Measure the likelihood of DATA under a model: log p(x) in nats and the units of the data, bits/dim for whole "
-    "numbers. Either by the probability-flow ODE, with error estimates for the probes, the steps, the prior and the "
-    "lowest noise, or by a variational bound, with its terms. Of rows of a table: nats of a row and bits by column. "
-    "With --json, prints one JSON object.",
-    [
-        MODEL,
-        place("data", "DATA", f"The samples, in the units of the training data: {SOURCES}."),
-        flag("-n --number", int, "Samples, spread over the set.", 16),
-        flag("--class", "NAME", "Condition all samples on this class.", dest="class_"),
-        GIVEN,
-        flag("--conditional", bool, "Condition each sample on its own class and other conditions."),
-        LABELS,
-        SIDE,
-        SPLIT,
-        KEY,
-        MAX_GB,
-        flag(
-            "--method", ("auto", "ode", "elbo", "importance", "order"),
-            "ode: the probability flow. elbo: the bound by noise level. importance: the bound from many trajectories, "
-            "or orders of masks. order: exact, of masked symbols from left to right. auto: ode, or the bound for "
-            "symbols.",
-            "auto",
-        ),
-        flag(
-            "--steps", int,
-            "Steps of the ODE, an even number, each 4 calls and a trace; or noise levels of a bound, each one call. "
-            "By default 64; of a table 16, each two calls a column.",
-        ),
-        flag(
-            "--trace", ("auto", "exact", "rademacher", "gaussian", "deflated"),
-            "How the divergence is computed; auto is exact up to 128 numbers per sample, else rademacher.",
-            "auto",
-        ),
-        flag("--probes", int, "Probes per sample if the trace is not exact, or replicates of a bound.", 8),
-        flag("--particles", int, "Trajectories per sample for --method importance.", 16),
-        flag(
-            "--sigma-min", float,
-            "The log p of data with this much noise, sigma / alpha for standardised data; by default nearly none.",
-        ),
-        flag(
-            "--dequantisation", ("auto", "uniform", "discretised"),
-            "Treatment of whole numbers: noise of their width, or probabilities of their cells (bounds only).",
-            "auto",
-        ),
-        flag("--batch", int, "Samples at once; affects only memory and speed."),
-        flag("-o --out", "FILE", "A .npz file for the figures of each sample."),
-        seed("probes and of the dequantisation"),
-        DEVICE,
-    ],
-)  # fmt: skip
-
-CERTIFY = Command(
-    "Measure a solver on exact models under VP, VE and flow schedules: order, calls, contiguity, stability, law. "
-    "Without SOLVER, measures all solvers in quick mode, one line each. Exit status 0 if all promises hold, 1 if one "
-    "does not, with an explanation. With --json, prints one JSON object.",
-    [
-        place("solver", "SOLVER", f"One of {', '.join(names('solver'))}, or a plan's .json file.", nargs="?"),
-        flag("--quick", bool, "Fewer steps and samples for SOLVER."),
-        flag("--full", bool, "All steps and samples, even without SOLVER."),
-    ],
-)  # fmt: skip
-
-EXPLAIN_OBJECTIVE = Command(
-    "Show how a training objective weighs noise levels: w and p by level, the nearest named weight, whether it is an "
-    "ELBO. The objective is that of a run, of a model file (with --times and --weight), or of names; the defaults are "
-    "those of `sfumato train`. Flags given with MODEL replace its settings. With --data also shows the board of MODEL: "
-    "its loss by noise level on the data, next to a trivial guess, the contribution of each level, gradient and noise "
-    "scale. For symbols (--process masked --loss maskgit) the weight is relative to the bound on the likelihood. With "
-    "--json, prints one JSON object.",
-    [
-        place("model", "MODEL", "A run folder or a .safetensors file.", nargs="?"),
-        *(
-            flag(f"--{dial}", "NAME", f"One of {', '.join(choices(dial))}.")
-            for dial in ("schedule", "target", "times", "weight", "process", "loss")
-        ),
-        flag(
-            "--plot", "PATH",
-            "A picture to draw (.png, .svg, .pdf): w next to named weights, and p. With --data a page (.html).",
-        ),
-        flag(
-            "--data", "DATA",
-            f"Data to judge MODEL on: {SOURCES}. Of its own training data only the held-out part is used.",
-        ),
-        LABELS,
-        SIDE,
-        SPLIT,
-        KEY,
-        MAX_GB,
-        flag("-n --number", int, "Draws per noise level.", 64),
-        DEVICE,
-    ],
-)  # fmt: skip
-
-EXPLAIN_GUIDANCE = Command(
-    "Show what law guidance samples: means and variances along the widest directions, by the ODE and by DDPM, beside "
-    "the tilted law that guidance is taken for. The formulas are those of Gaussians with the moments of samples that "
-    "are drawn first, without and with the condition. With --json, prints one JSON object.",
-    [
-        MODEL,
-        flag("--class", "CLASS", "Class by name or index.", dest="class_"),
-        GIVEN,
-        flag("--guidance", float, "Guidance scale.", 3.0),
-        flag("-n --number", int, "Samples for each moment.", 256),
-        flag("--steps", int, "Steps of the solver.", 20),
-        flag("--measured", bool, "Also draw guided samples, by the ODE and by the SDE, and show their moments."),
-        WEIGHTS,
-        seed("samples"),
-        DEVICE,
-    ],
-)  # fmt: skip
-
-# the first setting of each group of flags -> the group's title
 _GROUPS = {
     "out": "the run", "labels": "the data", "net": "the network and its loss", "batch": "training",
     "schedule": "the diffusion", "drop": "conditions, validation and samples",
     "checkpoint_every": "checkpoints and dashboards", "compile": "the machine",
 }  # fmt: skip
+
 _METAVARS = dict.fromkeys([*NAMING, "device"], "NAME")
 _METAVARS |= {"out": "FOLDER", "labels": "FILE", "model": "MODEL", "loggers": "NAMES"}
 
@@ -546,6 +307,7 @@ CONFIG = flag(
     "A YAML file of settings, named like the flags (with _ for -); flags override it.",
     group="the run",
 )  # fmt: skip
+
 TRAIN = Command(
     "Train a model on DATA and write a run folder: model.safetensors, samples, metrics, report.html. Settings come "
     "from the defaults, then --config, then flags. Ctrl-C saves a checkpoint. With --json, prints one JSON object per "
