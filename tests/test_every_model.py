@@ -161,7 +161,7 @@ QUESTIONS: dict[str, Question] = {
     "tune": (
         lambda m, k, c: sf.tune(m, 3, points=16, rounds=0, **({"label": 0} if c else {})).calls,
         lambda calls: calls == 3,
-        NUMBERS,
+        (*NUMBERS, *VECTORS),
     ),
     "vlb": (lambda m, k, c: sf.vlb(m, data(k), 4, **c).total, one_each, NUMBERS),
     "vlb_loss": (lambda m, k, c: sf.vlb_loss(m, data(k), **c), one_each, NUMBERS),

@@ -20,11 +20,16 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 import sfumato as sf
 from sfumato import schedules
+from sfumato.noise import seeded
+from sfumato.objectives.tables import TableLoss
 from sfumato.training.compiling import compiling
+from sfumato.training.config import TrainConfig
 from sfumato.training.console import Silent
+from sfumato.training.parts import Objects, model_for, suited
 
 TRUTH = sf.exact.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.5]], [0.1, 0.2])
 X, LABELS = TRUTH.sample(40, seed=1).float(), ["a", "b"] * 20
+FIRST = sf.operators.Mask(torch.tensor([True, False]))
 RUN: dict[str, Any] = {"net": "tiny", "batch": 8, "snapshots": 0, "console": Silent()}
 # public functions without a case, and why
 NO_CASE = {"register": "it adds to the registry, which is all that it is for"}
@@ -100,6 +105,21 @@ def of_text() -> sf.Denoiser:
     return sf.Denoiser(net, process, spec=sf.data.DataSpec.fit(source))
 
 
+def of_a_table() -> sf.Denoiser:
+    """An untrained network of a table of a number and a category."""
+    table = pytest.importorskip("pyarrow").table
+    with seeded(0), torch.device("cpu"):
+        source = sf.data.open(table({"size": np.arange(40.0), "kind": ["ash", "oak"] * 20}))
+        spec = sf.data.DataSpec.fit(source)
+        settings = suited(TrainConfig(net="tiny"), spec)
+        return model_for(Objects(), settings, source, spec, TableLoss(), torch.device("cpu"))
+
+
+def impute() -> None:
+    table = pytest.importorskip("pyarrow").table
+    sf.impute(of_a_table(), table({"size": [1.0, None], "kind": [None, "oak"]}), steps=2)
+
+
 class Place:
     """What the calls work on."""
 
@@ -125,29 +145,37 @@ CASES: dict[str, Callable[[Place], Any]] = {
     "board": lambda p: sf.board(p.model, X, bins=2, samples=4, gradients=2, labels=LABELS),
     "bound_gap": lambda p: sf.bound_gap(p.exact, TRUTH, 8, 4),
     "certify": lambda p: sf.certify("ddim", quick=True),
+    "condition_on": lambda p: sf.sample(sf.condition_on(p.exact, X[0, :1], FIRST, 0.1), 2, 3),
     "decode": lambda p: sf.decode(p.model, X[:2], steps=2),
     "denoising_loss": lambda p: sf.denoising_loss(p.model, X),
     "differentiable": lambda p: sf.sample(sf.differentiable(p.model, 2), 2, 3),
+    "distill": lambda p: sf.distill(
+        p.model, p.out, samples=40, steps=2, **{k: v for k, v in RUN.items() if k != "net"}
+    ),
     "doctor": lambda p: sf.doctor(p.model, X, LABELS),
     "draws": lambda p: sf.draws(p.model, X, 2, 0, label=LABELS),
     "encode": lambda p: sf.encode(p.model, X[:2], steps=2),
     "energy": lambda p: sf.energy(p.energy, X, 0.5),
     "error_budget": lambda p: sf.error_budget(p.exact, steps=4, n=50),
+    "explain_guidance": lambda p: sf.explain_guidance(p.model, 2.0, n=8, steps=2, directions=1, label="a"),
     "forecast": lambda p: sf.forecast(X, labels=LABELS, steps=2, net="tiny", batch=8),
     "guide": lambda p: sf.sample(sf.guide(p.model, 2.0), 2, 3, label="a"),
     "hybrid_loss": lambda p: sf.hybrid_loss(p.learned, X, steps=5),
+    "impute": lambda p: impute(),
     "information": lambda p: sf.information(p.model, X, 16, label=LABELS),
     "interpolate": lambda p: sf.interpolate(p.model, X[:2], X[2:4], [0.5], steps=2),
     "joined": lambda p: p.entered(),
     "load": lambda p: sf.load(p.saved),
     "log_prob": lambda p: sf.log_prob(p.model, X[:4], steps=2),
     "memorization": lambda p: sf.memorization(p.model, X[:30], X[30:], samples=8, steps=2),
+    "posterior": lambda p: sf.posterior(p.exact, X[0, :1], FIRST, 0.1, n=2, steps=2),
     "prior_kl": lambda p: sf.prior_kl(p.model.process, X),
     "resume": lambda p: sf.resume(p.run, X, LABELS, console=Silent(), steps=3),
     "sample": lambda p: sf.sample(p.model, 4, 3, label="a"),
     "sample_text": lambda p: sf.sample_text(p.text, 2, length=9, prompt="to"),
     "save": lambda p: sf.save(p.model, p.out),
     "slerp": lambda p: sf.slerp(X[:2], X[2:4], 0.5),
+    "tilt": lambda p: sf.tilt([(p.model, {"label": "a"}, 2.0), (p.model, {}, -1.0)]).sample(2, particles=4, steps=2),
     "train": lambda p: p.trained(),
     "trajectory": lambda p: list(sf.trajectory(p.model, 2, 3)),
     "tune": lambda p: sf.tune(p.model, 3, points=16, rounds=1),

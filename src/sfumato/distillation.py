@@ -15,6 +15,7 @@ from sfumato.conditions import declared
 from sfumato.errors import SfumatoError, an, suggest, whole
 from sfumato.flow_map import FlowMap
 from sfumato.guidance import Guided, Scale
+from sfumato.machine import default_cpu
 from sfumato.model import Denoiser
 from sfumato.objectives.flow_maps import MapLoss
 from sfumato.registry import Named, make
@@ -39,6 +40,7 @@ class Rung(NamedTuple):
     rms: float
 
 
+@default_cpu()
 def distill(
     teacher: Any,
     out: str | os.PathLike[str] | None = None,

@@ -22,6 +22,7 @@ from sfumato.belief import Estimate, broadcast
 from sfumato.compose import Wrapped
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser
+from sfumato.noise import seeded
 from sfumato.process import Additive, Gaussian
 from sfumato.registry import register
 from sfumato.schedule import Time, as_time
@@ -134,7 +135,8 @@ def hearing(net: nn.Module) -> nn.Module:
         return copy.deepcopy(net)
     args = dict(config["args"])
     args |= {"classes": 0, "conditions": {**given, UNTIL: {"kind": "scalar"}}}
-    made = nets.from_config({**config, "args": args})
+    with seeded(0):
+        made = nets.from_config({**config, "args": args})
     missing, unexpected = made.load_state_dict(_renamed(net, made), strict=False)
     if unexpected or any(".others." not in name for name in missing):
         raise SfumatoError(f"{type(net).__name__} cannot be given a second time: its weights would not fit.")

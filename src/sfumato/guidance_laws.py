@@ -26,6 +26,7 @@ from torch import Tensor
 from sfumato.errors import SfumatoError, whole
 from sfumato.exact import GaussianMixture
 from sfumato.guidance import guide
+from sfumato.machine import default_cpu
 from sfumato.model import usable
 from sfumato.process.gaussian import require_numbers
 from sfumato.sampling import refuse_arguments, sample
@@ -108,6 +109,7 @@ def _listed(values: Tensor) -> list[float | None]:
     return [None if math.isnan(value) else value for value in values.tolist()]
 
 
+@default_cpu()
 def explain_guidance(
     model: Any, scale: float, n: int = 512, steps: int = 20, directions: int = 4, measured: bool = False, seed: int = 0,
     **cond: Any,

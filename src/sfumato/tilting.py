@@ -101,6 +101,7 @@ class Tilt:
                 f"{self.model.total:g}."
             )
 
+    @default_cpu()
     def sample(
         self, n: int = 1, particles: int = 1024, steps: int = STEPS, seed: int = 0, correct: int = 0,
         normalised: bool = False,

@@ -261,7 +261,7 @@ def test_a_rotated_photograph_stands_upright(tmp_path):
 
 def test_of_several_frames_the_first_is_used_and_it_is_said(tmp_path):
     frames = [Image.fromarray(np.full((8, 8), value, np.uint8)) for value in (10, 200)]
-    frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     source = data.open(tmp_path)
     assert (source.x == 10).all() and any("several frames" in note for note in source.notes)
 

@@ -61,6 +61,7 @@ class Posterior:
         return self.samples.double().std(0)
 
 
+@default_cpu()
 def condition_on(
     model: Any, y: Any, operator: Operator, noise: Any = 0.0, method: Words = "mmps", normalised: bool = False
 ) -> Conditioned:
@@ -71,6 +72,7 @@ def condition_on(
     return Conditioned(usable(model, "A posterior"), chosen, Measurement(model, y, operator, noise, normalised))
 
 
+@default_cpu()
 def posterior(
     model: Any,
     y: Any,
