@@ -36,6 +36,7 @@ EXAMPLES = {
         "sfumato evaluate runs/digits -n 500",
         "sfumato evaluate runs/digits -n 500 --metric kid --sweep steps=5,10,20 --sweep solver=heun,unipc",
     ],
+    "audit": ["sfumato audit runs/digits --bins 4"],
     "memorization": ["sfumato memorization runs/digits -n 128"],
     "explain-objective": [
         "sfumato explain-objective --target velocity --schedule flow --times logit-normal",

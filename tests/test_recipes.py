@@ -12,6 +12,7 @@ LIMITS = {
     "analog_bits": 1.0,
     "annealed_langevin": 0.05,
     "any_order": 1.0,
+    "audit": 4.0,
     "backprop": 1e-3,
     "bits_per_dim": 0.01,
     "board": 1e-6,

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sfumato.compose import guide as guide
     from sfumato.denoising_autoencoder import DenoisingAutoencoder as DenoisingAutoencoder
     from sfumato.diagnosis import doctor as doctor
+    from sfumato.diagnostics.audit import audit as audit
     from sfumato.diagnostics.board import board as board
     from sfumato.diagnostics.draw_table import draws as draws
     from sfumato.diagnostics.information import Information as Information
@@ -102,6 +103,7 @@ _PUBLIC = {
     "Teacher": "sfumato.objectives.teacher:Teacher",
     "Uniform": "sfumato.process.mixing:Uniform",
     "attribute": "sfumato.latents:attribute",
+    "audit": "sfumato.diagnostics.audit:audit",
     "board": "sfumato.diagnostics.board:board",
     "bound_gap": "sfumato.likelihood:bound_gap",
     "certify": "sfumato.certification:certify",
