@@ -66,6 +66,7 @@ LIMITS = {
     "teacher_targets": 1e-9,
     "tuned": 0.5,
     "vae": 1e-10,
+    "views": 0.03,
     "weightings": 0.01,
     "zero_terminal_snr": 0.05,
 }

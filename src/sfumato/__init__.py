@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from sfumato.diagnostics.memorization import memorization as memorization
     from sfumato.distillation import distill as distill
     from sfumato.distributed import joined as joined
+    from sfumato.eight_views import views as views
     from sfumato.errors import SfumatoError as SfumatoError
     from sfumato.errors import SfumatoWarning as SfumatoWarning
     from sfumato.flow_map import FlowMap as FlowMap
@@ -146,6 +147,7 @@ _PUBLIC = {
     "trajectory": "sfumato.sampling:trajectory",
     "tune": "sfumato.tuning:tune",
     "vae": "sfumato.objectives.vae",
+    "views": "sfumato.eight_views:views",
     "vlb": "sfumato.objectives.vlb:vlb",
     "vlb_loss": "sfumato.objectives.hybrid:vlb_loss",
     "weights": "sfumato.objectives.weights",

@@ -37,3 +37,13 @@ def test_audits_are_chosen_and_data_are_given(run, call, refused):
     assert "There is no audit 'curls'" in refused(*words[:-1], "--audit", "curls")
     assert "give --data DATA" in refused("audit", file)
     assert "end it in .json" in refused("audit", run.path, "-o", "found.csv")
+
+
+def test_views_of_a_run_are_a_page_and_its_figures(run, call, refused):
+    status, out, err = call("views", run.path, "-n", 24, "-o", "views.html")
+    assert status == 0 and "8. conditional expectation" in out and "held out" in out, err
+    with open("views.json") as file:
+        assert len(json.load(file)["chapters"]) == 8
+    with open("views.html") as file:
+        assert file.read().count("<svg") == 8
+    assert "end it in .html" in refused("views", run.path, "-o", "views.pdf")

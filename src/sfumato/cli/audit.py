@@ -12,6 +12,7 @@ from sfumato.cli.process import at_work
 from sfumato.cli.run import Voice
 from sfumato.data import Source
 from sfumato.diagnostics.audit import audit as audited
+from sfumato.eight_views import views as looked_at
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.machine import device_of
@@ -31,6 +32,17 @@ def audit(options: Any, voice: Voice) -> None:
         write_text(Path(options.out).expanduser(), json.dumps(facts, allow_nan=False))
     voice.emit(facts)
     voice.say(*str(found).split("\n"))
+
+
+@at_work()
+def views(options: Any, voice: Voice) -> None:
+    if Path(options.out).suffix.lower() != ".html":
+        raise SfumatoError(f"{options.out} has no known kind: end it in .html")
+    model, source = _asked(options, "sf.views")
+    found = looked_at(model, source, samples=options.number, seed=options.seed, batch=options.batch)
+    path = found.save(options.out)
+    voice.emit(found.to_dict() | {"model": str(options.model), "out": options.out})
+    voice.say(*str(found).split("\n"), f"{options.out}: the page; {path.with_suffix('.json').name}: its figures.")
 
 
 def _asked(options: Any, in_python: str) -> tuple[Any, Source]:

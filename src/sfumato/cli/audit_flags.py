@@ -42,7 +42,7 @@ VIEWS = Command(
         MODEL,
         flag("--data", "DATA", f"Data to judge it on: {SOURCES}; by default those of the run, held-out part only."),
         flag("-o --out", "PATH", "The page.", "views.html"),
-        flag("-n --number", int, "Draws per noise level, of which an eighth are followed along the ODE.", 256),
+        flag("-n --number", int, "Samples of the data; likelihood and sensitivity take an eighth of them.", 256),
         WEIGHTS,
         LABELS,
         SIDE,
@@ -55,4 +55,4 @@ VIEWS = Command(
     ],
 )  # fmt: skip
 
-COMMANDS = {"audit": AUDIT}
+COMMANDS = {"audit": AUDIT, "views": VIEWS}

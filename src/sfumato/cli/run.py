@@ -20,7 +20,7 @@ _HOME = {
     "certify": "certify", "tune": "tune", "likelihood": "likelihood", "average": "average", "runs": "runs",
     "control": "train", "plan": "plan", "distill": "distill",
     "explain-objective": "explain", "evaluate": "evaluate", "memorization": "memorization", "doctor": "doctor",
-    "audit": "audit",
+    "audit": "audit", "views": "audit",
 }  # fmt: skip
 
 

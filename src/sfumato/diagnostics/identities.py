@@ -40,7 +40,7 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 class Believed:
-    """States z, and what a model believes of them; guess: the trivial predictor, with m and the variance of the data."""
+    """States z, and what a model believes of them; guess: the trivial predictor, with m and the data's variance."""
 
     def __init__(self, belief: Callable[[], Estimate], z: Tensor, t: Tensor, guess: Trivial) -> None:
         self._belief, self.z, self.t, self.guess = belief, z, t, guess
