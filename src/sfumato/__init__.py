@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from sfumato.latents import slerp as slerp
     from sfumato.likelihood import Measured as Measured
     from sfumato.likelihood import bound_gap as bound_gap
+    from sfumato.likelihood import density_gap as density_gap
     from sfumato.likelihood import energy as energy
     from sfumato.likelihood import log_prob as log_prob
     from sfumato.model import Denoiser as Denoiser
@@ -112,6 +113,7 @@ _PUBLIC = {
     "data": "sfumato.data",
     "decode": "sfumato.latents:decode",
     "denoising_loss": "sfumato.objectives:denoising_loss",
+    "density_gap": "sfumato.likelihood:density_gap",
     "differentiable": "sfumato.compose:differentiable",
     "distill": "sfumato.distillation:distill",
     "doctor": "sfumato.diagnosis:doctor",
