@@ -51,7 +51,7 @@ def bump(belief, z):
     """The gradient of a bump in z."""
     unit = z / column((belief.alpha**2 + belief.sigma**2).sqrt(), z)
     off = unit - torch.tensor([0.5, 0.3]).to(z)
-    height = 1.2 * variance(belief, z).clamp_max(0.3)
+    height = 2.4 * variance(belief, z).clamp_max(0.3)
     return belief.x - height * off * torch.exp(-2 * off.square().sum(1, keepdim=True))
 
 

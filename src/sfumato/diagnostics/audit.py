@@ -14,7 +14,7 @@ from sfumato.diagnostics import fields
 from sfumato.diagnostics.audit_figures import Audit, Finding
 from sfumato.diagnostics.bins import make
 from sfumato.diagnostics.draws import Draws, Trivial
-from sfumato.diagnostics.identities import DEFAULT, IDENTITIES, Identity, Seen, dot
+from sfumato.diagnostics.identities import DEFAULT, IDENTITIES, Identity, Seen
 from sfumato.diagnostics.samples import evaluation_set, trivial
 from sfumato.errors import SfumatoError, suggest, whole
 from sfumato.intervals import Interval, mean
@@ -88,7 +88,7 @@ def measured(model: Any, draws: Draws, guess: Trivial, wanted: dict[str, Identit
 
     def measure(part: Tensor) -> Columns:
         seen = Seen(model, guess, draws, part)
-        found: Columns = {"loss": dot(seen.residual, seen.residual)}
+        found: Columns = {"loss": seen.error}
         for name, one in wanted.items():
             if one.measure is not None:
                 found[f"{name} above"], found[f"{name} below"] = one.measure(seen)

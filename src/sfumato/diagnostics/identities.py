@@ -27,10 +27,13 @@ from sfumato import flow_map, noise
 from sfumato.belief import Estimate, broadcast
 from sfumato.diagnostics import fields
 from sfumato.diagnostics.draws import Draws, Trivial
-from sfumato.objectives import flow_maps
+from sfumato.noise import Noise
+from sfumato.objectives import flow_maps, residuals
+from sfumato.state import numbers_like
 
 _APART = 1.0  # logsnr between the two levels of an identity
-_WALK = 4  # steps of a walk between them
+_STEPS = 4  # of the ODE between them
+_OWN = 1000  # the stream of the less noisy state, apart from those of signs and walks
 _ROUNDING = 1e-6  # relative size of what counts as zero where a number may have no random error
 
 
@@ -80,18 +83,12 @@ class Seen(Believed):
         self.x, self.eps, z, t, self.cond = draws.take(part)
         super().__init__(lambda: self.believe(z, t), z, t, guess)
         self.model, self.process, self.size = model, model.process, z[0].numel()
-        self._seed, self._number = draws.seed, draws.first + part
+        self.source = Noise(draws.seed, draws.first + part, noise.PROBE, _OWN)
 
     def believe(self, z: Tensor, t: Tensor) -> Estimate:
         """The belief about z (B, ...), or about twice as many states, under the conditions of the draws."""
         found: Estimate = self.model(z, t, **(self.cond if len(z) == len(self.x) else self.cond.repeat(2)))
         return found
-
-    def random(self, step: int, signs: bool = False) -> Tensor:
-        """Standard normal numbers, or random signs, like z: another set for each step."""
-        draw = noise.rademacher if signs else noise.normal
-        shape, like = tuple(self.z.shape[1:]), self.z
-        return draw(self._seed, self._number, shape, noise.PROBE, step, like.device, like.dtype)
 
     def nearer(self, t: Tensor, by: float) -> Tensor:
         """The times at which logsnr is larger by this much, as far as the schedule goes."""
@@ -108,17 +105,23 @@ class Seen(Believed):
         return self.x - self.mean
 
     @cached_property
+    def error(self) -> Tensor:
+        """|x - D|^2, float64 (B,)."""
+        return dot(self.residual, self.residual)
+
+    @cached_property
     def cleaner(self) -> tuple[Tensor, Tensor]:
         """(z_s, s) of the same sample with less noise, drawn given z and x."""
         s = self.nearer(self.t, _APART)
         step = self.process.posterior(s, self.t)
         z, x, std = (broadcast(c, self.z) for c in step)
-        return z * self.z + x * self.x + std * self.random(2), s
+        return z * self.z + x * self.x + std * numbers_like(self.source, self.z), s
 
     @cached_property
     def products(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """(u, J^T u) and (v, J^T v) for two random signs."""
-        signs = torch.cat((self.random(0, signs=True), self.random(1, signs=True)))
+        seed, index, shape, role, like = self.source.seed, self.source.index, self.z.shape[1:], noise.PROBE, self.z
+        signs = torch.cat([noise.rademacher(seed, index, shape, role, k, like.device, like.dtype) for k in (0, 1)])
         with torch.enable_grad():
             z = self.z.repeat(2, *[1] * (self.z.ndim - 1)).requires_grad_()
             (grad,) = torch.autograd.grad(self.believe(z, self.t.repeat(2)).x, z, signs)
@@ -140,15 +143,13 @@ def martingale(seen: Seen) -> Pair:
 
 
 def tweedie(seen: Seen) -> Pair:
-    error = dot(seen.residual, seen.residual)
-    return error - sum(dot(u, ju) for u, ju in seen.products) / 2, error
+    return seen.error - sum(dot(u, ju) for u, ju in seen.products) / 2, seen.error
 
 
 def calibration(seen: Seen) -> Pair:
     (u, ju), (v, jv) = seen.products
-    error, guess = dot(seen.residual, seen.residual), seen.guess.variance * seen.size
-    usual = guess * (seen.sigma / seen.scale).square().flatten().double()
-    return (error - dot(u, ju)) * (dot(v, jv) - usual), error * usual
+    usual = seen.guess.variance * seen.size * (seen.sigma / seen.scale).square().flatten().double()
+    return (seen.error - dot(u, ju)) * (dot(v, jv) - usual), seen.error * usual
 
 
 def curl(seen: Seen) -> Pair:
@@ -170,7 +171,7 @@ def stein(seen: Seen) -> Pair:
 def continuity(seen: Seen) -> Pair:
     noised, s = seen.cleaner
     alpha, sigma = (broadcast(each, seen.z) for each in seen.process.schedule(s))
-    rate = flow_maps.step(seen.model, seen.z, seen.t, s, _WALK, **seen.cond)
+    rate = flow_maps.step(seen.model, seen.z, seen.t, s, _STEPS, **seen.cond)
     carried = flow_maps.moved(seen.process, seen.z, seen.t, s, rate)
     a, b = carried - alpha * seen.centre, noised - alpha * seen.centre
     usual = (alpha**2 * seen.guess.variance + sigma**2).flatten().double()
@@ -178,32 +179,11 @@ def continuity(seen: Seen) -> Pair:
 
 
 def reverse_martingale(seen: Seen) -> Pair:
-    z, t = seen.z.repeat(2, *[1] * (seen.z.ndim - 1)), seen.t.repeat(2)
-    for k in range(_WALK):
-        s = seen.nearer(t, _APART / _WALK)
-        z = seen.believe(z, t).to(s, 1.0, torch.cat((seen.random(3 + 2 * k), seen.random(4 + 2 * k))))
-        t = s
-    first, second = (seen.believe(z, t).x - seen.mean.repeat(2, *[1] * (z.ndim - 1))).chunk(2)
-    return dot(first, second), dot(seen.residual, seen.residual)
+    return dot(*residuals.drifts(seen.model, seen.z, seen.t, seen.cond, seen.source)), seen.error
 
 
 def generator(seen: Seen) -> Pair:
-    """The residual times r, by differences in y = z / alpha, with two probes of the Laplacian."""
-    schedule, y, r = seen.process.schedule, seen.z / seen.alpha, (seen.sigma / seen.alpha) ** 2
-    logsnr, short = schedule.logsnr(seen.t), 0.02
-
-    def at(y: Tensor, log: float = 0.0) -> Tensor:  # D at y, with log(r) larger by `log`
-        t = schedule.time(logsnr - log)
-        return seen.believe(broadcast(schedule.alpha(t), y) * y, t).x
-
-    along = short * (seen.mean - y)  # r score
-    drift = (at(y + along, -short) - at(y - along, short)) / (2 * short)
-
-    def residual(step: int) -> Tensor:
-        v = 0.1 * r.sqrt() * seen.random(step)
-        return drift + (at(y + v) - 2 * at(y) + at(y - v)) / (2 * 0.1**2)
-
-    return dot(residual(2), residual(3)), dot(seen.residual, seen.residual)
+    return dot(*residuals.generated(seen.model, seen.z, seen.t, seen.cond, seen.source)), seen.error
 
 
 def semigroup(seen: Seen) -> Pair:
