@@ -88,8 +88,10 @@ def _frame(axes: Any, log: bool, span: tuple[float, float] | None) -> None:
         marks = (1, 2, 3, 5, 7) if decades < 1 else (1, 2, 5) if decades < 3 else (1,)
         axes.yaxis.set_major_locator(ticker.LogLocator(subs=marks))
         axes.yaxis.set_minor_locator(ticker.NullLocator())
-    elif axes.dataLim.ymin >= 0:
-        axes.set_ylim(bottom=0)
+    else:
+        axes.autoscale_view()
+        if axes.dataLim.ymin >= 0:
+            axes.set_ylim(bottom=0)
     if span is not None:
         margin = axes.margins()[0] * (span[1] - span[0])
         axes.set_xlim(span[0] - margin, span[1] + margin)

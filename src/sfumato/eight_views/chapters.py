@@ -103,7 +103,7 @@ def autoencoder(scene: Scene, chains: Columns, floor: list[float] | None) -> Cha
     x = scene.logsnr.tolist()
     lines = [
         _curve("model", scene, chains["error"] / variance, BLUE),
-        Line("linear guess, number by number", x, [v / variance for v in linear], GREY, dashes="--"),
+        Line("linear guess", x, [v / variance for v in linear], GREY, dashes="--"),
     ]
     if floor is not None:
         lines.append(Line("exact", x, [v / variance for v in floor], PURPLE, dashes=":"))
@@ -115,7 +115,7 @@ def autoencoder(scene: Scene, chains: Columns, floor: list[float] | None) -> Cha
         interval(chains["error"][:, k] / variance),
         None if floor is None else floor[k] / variance,
         Check("less noise lowers the error by what x_hat changes (8), squared", interval(left)),
-        Picture(lines, up="error over the variance of the data"),
+        Picture(lines, up="error over variance"),
     )  # fmt: skip
 
 
@@ -168,7 +168,7 @@ def reverse_sde(scene: Scene, walked: Columns) -> Chapter:
         "spread as noised data do.",
         "variance of its samples over that of the data", number, 1.0,
         Check("its samples spread as the data do", difference(number, interval(whole)), slack=0.03),
-        Picture(lines, up="spread of z over that of noised data"),
+        Picture(lines, up="spread of z, 1 as noised data"),
     )  # fmt: skip
 
 
@@ -184,7 +184,7 @@ def flow(scene: Scene, walked: Columns, measured: Measured, exact: float | None)
         interval(-measured.value / scene.size), exact,
         Check("flow and SDE (4) have samples of one law: the difference of their variances",
               difference(interval(walked["ode end"]), interval(walked["sde end"])), slack=0.03),
-        Picture(lines, up="first number of z, standardised"),
+        Picture(lines, up="first number of z"),
     )  # fmt: skip
 
 
@@ -258,5 +258,5 @@ def expectation(scene: Scene, chains: Columns) -> Chapter:
         "of its steps add up to its own (a martingale).",
         "sum of E|x_hat_s - x_hat_t|^2 over the growth of the variance of x_hat", ratio(grown[:, 0], gain), 1.0,
         Check("the sum less the growth, over the variance of the data", interval((grown[:, 0] - gain) / variance)),
-        Picture(lines, up="over the variance of the data"),
+        Picture(lines, up="variance"),
     )  # fmt: skip
