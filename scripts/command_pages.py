@@ -36,6 +36,8 @@ EXAMPLES = {
         "sfumato evaluate runs/digits -n 500",
         "sfumato evaluate runs/digits -n 500 --metric kid --sweep steps=5,10,20 --sweep solver=heun,unipc",
     ],
+    "audit": ["sfumato audit runs/digits --bins 4"],
+    "views": ["sfumato views runs/digits -n 96 -o views.html"],
     "memorization": ["sfumato memorization runs/digits -n 128"],
     "explain-objective": [
         "sfumato explain-objective --target velocity --schedule flow --times logit-normal",

@@ -12,6 +12,7 @@ LIMITS = {
     "analog_bits": 1.0,
     "annealed_langevin": 0.05,
     "any_order": 1.0,
+    "audit": 4.0,
     "backprop": 1e-3,
     "bits_per_dim": 0.01,
     "board": 1e-6,
@@ -67,6 +68,7 @@ LIMITS = {
     "tilt": 0.15,
     "tuned": 0.5,
     "vae": 1e-10,
+    "views": 0.03,
     "weightings": 0.01,
     "zero_terminal_snr": 0.05,
 }

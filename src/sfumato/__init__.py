@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sfumato.compose import differentiable as differentiable
     from sfumato.denoising_autoencoder import DenoisingAutoencoder as DenoisingAutoencoder
     from sfumato.diagnosis import doctor as doctor
+    from sfumato.diagnostics.audit import audit as audit
     from sfumato.diagnostics.board import board as board
     from sfumato.diagnostics.draw_table import draws as draws
     from sfumato.diagnostics.information import Information as Information
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from sfumato.diagnostics.memorization import memorization as memorization
     from sfumato.distillation import distill as distill
     from sfumato.distributed import joined as joined
+    from sfumato.eight_views import views as views
     from sfumato.errors import SfumatoError as SfumatoError
     from sfumato.errors import SfumatoWarning as SfumatoWarning
     from sfumato.flow_map import FlowMap as FlowMap
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from sfumato.latents import slerp as slerp
     from sfumato.likelihood import Measured as Measured
     from sfumato.likelihood import bound_gap as bound_gap
+    from sfumato.likelihood import density_gap as density_gap
     from sfumato.likelihood import energy as energy
     from sfumato.likelihood import log_prob as log_prob
     from sfumato.model import Denoiser as Denoiser
@@ -114,6 +117,7 @@ _PUBLIC = {
     "Teacher": "sfumato.objectives.teacher:Teacher",
     "Uniform": "sfumato.process.mixing:Uniform",
     "attribute": "sfumato.latents:attribute",
+    "audit": "sfumato.diagnostics.audit:audit",
     "board": "sfumato.diagnostics.board:board",
     "bound_gap": "sfumato.likelihood:bound_gap",
     "certify": "sfumato.certification:certify",
@@ -122,6 +126,7 @@ _PUBLIC = {
     "data": "sfumato.data",
     "decode": "sfumato.latents:decode",
     "denoising_loss": "sfumato.objectives:denoising_loss",
+    "density_gap": "sfumato.likelihood:density_gap",
     "differentiable": "sfumato.compose:differentiable",
     "distill": "sfumato.distillation:distill",
     "doctor": "sfumato.diagnosis:doctor",
@@ -164,6 +169,7 @@ _PUBLIC = {
     "trajectory": "sfumato.sampling:trajectory",
     "tune": "sfumato.tuning:tune",
     "vae": "sfumato.objectives.vae",
+    "views": "sfumato.eight_views:views",
     "vlb": "sfumato.objectives.vlb:vlb",
     "vlb_loss": "sfumato.objectives.hybrid:vlb_loss",
     "weights": "sfumato.objectives.weights",

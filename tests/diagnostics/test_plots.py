@@ -128,3 +128,9 @@ def test_drawing_leaves_the_process_as_it_was():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=250)
     assert done.stdout.split() == ["False", "True"], done.stderr
+
+
+def test_points_below_zero_are_in_the_frame():
+    """The frame is that of the points, not of 0 to 1: a path from -3 to 3 has ticks on both sides of 0."""
+    drawn = chart([Line("path", [-6, 0, 6], [-3.0, 1.0, 3.0], BLUE)], "x", "y")
+    assert all(f">{tick}<" in drawn for tick in ("−2", "2", "−4", "4"))

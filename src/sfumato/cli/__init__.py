@@ -31,6 +31,8 @@ COMMANDS = {
     "distill": "train a student that samples in one or a few calls of its network",
     "likelihood": "measure the likelihood of a data set under a model, in nats and bits",
     "evaluate": "measure samples against real data, beside what real data score",
+    "audit": "measure what a model violates of what holds for every conditional expectation",
+    "views": "show what a model is in eight languages, as one page",
     "memorization": "check whether samples repeat the training data",
     "info": "describe a model: data, process, network, classes, origin",
     "inspect": "check a data set before training on it",

@@ -12,11 +12,13 @@ from difflib import get_close_matches
 from typing import Any
 
 from sfumato import registry
+from sfumato.cli import audit_flags, options
 from sfumato.cli.every import Help, Parser, with_every_command
 from sfumato.cli.flags import Command
-from sfumato.cli.options import COMMANDS
 from sfumato.errors import SfumatoError, suggest
 from sfumato.training.config import NAMING, TrainConfig, from_yaml
+
+COMMANDS = options.COMMANDS | audit_flags.COMMANDS
 
 _NUMBER = re.compile(r"-\.?\d|-(inf|nan)$")
 _KINDS = {**NAMING, "solver": "solver"}  # --net names a network, and --net.depth is an argument of it

@@ -22,6 +22,7 @@ _HOME = {
     "explain-objective": "explain", "explain-guidance": "guidance",
     "evaluate": "evaluate", "memorization": "memorization", "doctor": "doctor",
     "impute": "table",
+    "audit": "audit", "views": "audit",
 }  # fmt: skip
 
 

@@ -43,8 +43,8 @@ def chart(
 ) -> str | None:
     """Curves with error bars, axes and a legend as an <svg> element; None if there is no point to draw.
 
-    A linear y axis starts at 0; a logarithmic one shows only positive points. span: the ends of the x axis, by default
-    those of the points. The frame fits the points; error bars may leave it.
+    A linear y axis starts at 0 if no point lies below; a logarithmic one shows only positive points. span: the ends of
+    the x axis, by default those of the points. The frame fits the points; error bars may leave it.
     """
     lines = [drawn for line in lines if len((drawn := _drawable(line, log)).x)]
     if not lines:
@@ -89,7 +89,9 @@ def _frame(axes: Any, log: bool, span: tuple[float, float] | None) -> None:
         axes.yaxis.set_major_locator(ticker.LogLocator(subs=marks))
         axes.yaxis.set_minor_locator(ticker.NullLocator())
     else:
-        axes.set_ylim(bottom=0)
+        axes.autoscale_view()
+        if axes.dataLim.ymin >= 0:
+            axes.set_ylim(bottom=0)
     if span is not None:
         margin = axes.margins()[0] * (span[1] - span[0])
         axes.set_xlim(span[0] - margin, span[1] + margin)
