@@ -14,7 +14,7 @@ from sfumato.conditions import NULL as NULL
 from sfumato.conditions import absent, declared, joined
 from sfumato.errors import SfumatoError
 from sfumato.model import Model, usable
-from sfumato.process import Gaussian
+from sfumato.process import Gaussian, source_of
 from sfumato.registry import register
 from sfumato.schedule import Schedule, Time, as_time, schedule_of
 from sfumato.state import State, cat_states
@@ -86,6 +86,7 @@ class Guided(Wrapped):
 
     def _groups(self, cond: Mapping[str, Any]) -> list[tuple[float, set[str]]]:
         """Pairs (scale, names of the conditions it applies to)."""
+        cond = {name: value for name, value in cond.items() if name != source_of(self.process)}
         if not cond:
             names = ", ".join(declared(self.inner) or {"label": None})
             raise SfumatoError(f"Guidance needs a condition to guide to: pass one of {names}.")

@@ -22,7 +22,7 @@ from sfumato.objectives import Objective, times, weights
 from sfumato.objectives.density import TimeDensity, drawn_levels
 from sfumato.objectives.factor import check
 from sfumato.objectives.loss import CompletedLoss, Loss
-from sfumato.process import Embedded, Gaussian, Masked, Product, alphabet
+from sfumato.process import Discrete, Embedded, Gaussian, Masked, Product, alphabet, heard
 from sfumato.schedule import schedule_of
 from sfumato.training.config import NAMING, TrainConfig, choices
 from sfumato.training.precision import compute_dtype
@@ -144,9 +144,10 @@ def suited(settings: TrainConfig, spec: DataSpec) -> TrainConfig:
         return settings
     if spec.text is not None and settings.process == TrainConfig().process:
         settings = settings.replace(process="masked")
-    of_numbers = registry.bare(settings.process) in ("gaussian", "product", "embedded")
+    kind: Any = registry.get("process", registry.bare(settings.process))
+    of_symbols = issubclass(getattr(kind, "func", kind), Discrete)
     by_counts = settings.loss == "auto" and _usual_loss(settings) == "masked"
-    if of_numbers or by_counts or settings.times != TrainConfig().times:
+    if not of_symbols or by_counts or settings.times != TrainConfig().times:
         return settings
     return settings.replace(times=OF_SYMBOLS)
 
@@ -268,13 +269,13 @@ def _frequencies(source: Source, settings: TrainConfig, states: int) -> tuple[fl
 
 def _network(settings: TrainConfig, spec: DataSpec, process: Any, loss: Any, samples: int) -> nn.Module:
     codes = process if isinstance(process, Embedded) else None
-    outputs = codes.outputs if codes else 2 if settings.variance == "learned" else 1
+    outputs = getattr(process, "outputs", 2 if settings.variance == "learned" else 1)
     word = settings.net
     sizes = [registry.get("network", size) for size in nets.SIZES]
     if loss.network is not None and registry.get("network", registry.bare(word)) in sizes:
         word = loss.network
     with seeded(settings.seed):
-        inputs = {name: condition.network() for name, condition in spec.conditions.items()}
+        inputs = {name: condition.network() for name, condition in heard(process, spec.conditions).items()}
         more = inputs if inputs.keys() - ({"label"} if spec.classes else set()) else None  # a label alone is `classes`
         classes, text = len(spec.classes), spec.text is not None
         shape = process.net_shape(spec.shape)
