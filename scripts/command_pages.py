@@ -96,7 +96,7 @@ def page(folder: Path) -> str:
     parts = [HEAD, f"```text\n{usage()}\n```\n"]
     for name, about in COMMANDS.items():
         flags = output(f"sfumato {name} --help", folder)
-        parts.append(f"## {name}\n\n{about[0].upper()}{about[1:]}.\n\n{said[name]}\n```text\n{flags}\n```\n")
+        parts.append(f"## {name}\n\n{about[0].upper()}{about[1:]}.\n\n{said.get(name, '')}\n```text\n{flags}\n```\n")
     return "\n".join(parts)
 
 

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-from types import NoneType
-from typing import Any, get_args, get_type_hints
-
-from sfumato.cli.flags import Command, Flag, flag, place, seed, several
+from sfumato.cli.flags import Command, flag, place, seed, several
+from sfumato.cli.settings import COLUMNS, DECLARED, SETTINGS
 from sfumato.registry import names
-from sfumato.training.config import NAMING, TrainConfig, choices, docs
+from sfumato.training.config import TrainConfig, choices
 
 DEVICE = flag("--device", "NAME", "auto (a GPU if there is one), cpu, cuda, cuda:1 ...", "auto")
 MODEL = place("model", "MODEL", "A run folder or a .safetensors file.")
 RUN = place("folder", "RUN", "The run folder.")
-DECLARED = (
-    "The kind of a condition column, if it should not be guessed: label, multilabel, scalar, vector, field, or ignore."
-)
-COLUMNS = "The kind of a column of a table, if it should not be inferred: category, number, or ignore to leave it out."
 GIVEN = several(
     "=", "NAME=VALUE",
     "A condition in your own units, such as temperature=300; several numbers or classes, used in turn by samples, have "
@@ -181,6 +173,29 @@ DISTILL = Command(
         LABELS,
         flag("--samples", int, "Samples drawn from the model where there are no data.", 4096),
         seed("student"),
+        DEVICE,
+    ],
+)  # fmt: skip
+
+TRANSLATE = Command(
+    "Turn pictures or arrays into those of another kind, by a model that was trained with --from: a bridge draws one "
+    "of the possible answers (another --seed, another one), a rectified flow has one. With --json, prints one JSON "
+    "object: where they are, and their manifest.",
+    [
+        MODEL,
+        place("input", "INPUT", "A picture, a folder of pictures, or a .npy file of one or more samples."),
+        flag(
+            "-o --out", "PATH",
+            "out.png (the picture, or a grid of several), out.npz (x and its sources, with which a run can be "
+            "trained), or folder/ (a file each).",
+        ),
+        GIVEN,
+        flag("--guidance", float, "Guidance scale, where the model has classes. " + GUIDANCE_OF_GRIDS),
+        flag("--steps", int, "Steps of the solver."),
+        flag("--solver", "NAME", "Solver, as for `sfumato sample`."),
+        WEIGHTS,
+        seed("samples"),
+        BATCH,
         DEVICE,
     ],
 )  # fmt: skip
@@ -412,68 +427,23 @@ EXPLAIN_OBJECTIVE = Command(
     ],
 )  # fmt: skip
 
-# the first setting of each group of flags -> the group's title
-_GROUPS = {
-    "out": "the run", "labels": "the data", "net": "the network and its loss", "batch": "training",
-    "schedule": "the diffusion", "drop": "conditions, validation and samples",
-    "checkpoint_every": "checkpoints and dashboards", "compile": "the machine",
-}  # fmt: skip
-_METAVARS = dict.fromkeys([*NAMING, "device"], "NAME")
-_METAVARS |= {"out": "FOLDER", "labels": "FILE", "model": "MODEL", "loggers": "NAMES"}
-
-
-def _settings() -> list[Flag]:
-    """The flags of TrainConfig, which checks their values like those of a YAML file."""
-    words, hints, title, found = docs(), get_type_hints(TrainConfig), "", []
-    for field in dataclasses.fields(TrainConfig):
-        title = _GROUPS.get(field.name, title)
-        if field.name == "data":
-            found.append(place("data", "DATA", words["data"], nargs="?"))
-        elif field.name == "conditions":
-            found.append(several(":", "NAME:KIND", DECLARED, dest="conditions", group=title))
-        elif field.name == "columns":
-            found.append(several(":", "NAME:KIND", COLUMNS, name="--column", dest="columns", group=title))
-        else:
-            found.append(_setting(field, hints[field.name], words[field.name], title))
-    for each in found:
-        each.how["default"] = argparse.SUPPRESS  # so that unset flags do not override the YAML file
-    return found
-
-
-def _setting(field: dataclasses.Field[Any], hint: Any, words: str, group: str) -> Flag:
-    """The flag of one setting; booleans also get a --no-energy, to override a YAML file."""
-    kind = get_args(hint)[0] if NoneType in get_args(hint) else hint
-    name = ("-o " if field.name == "out" else "") + "--" + field.name.replace("_", "-")
-    if kind is bool:
-        return flag(name, bool, words, field.default, group, action=argparse.BooleanOptionalAction)
-    if kind is str:
-        few = choices(field.name)
-        kind = f"{{{','.join(few)}}}" if few and field.name not in NAMING else _METAVARS.get(field.name, "TEXT")
-    return flag(name, kind, words, field.default, group)
-
-
-CONFIG = flag(
-    "--config", "FILE",
-    "A YAML file of settings, named like the flags (with _ for -); flags override it.",
-    group="the run",
-)  # fmt: skip
 TRAIN = Command(
     "Train a model on DATA and write a run folder: model.safetensors, samples, metrics, report.html. Settings come "
     "from the defaults, then --config, then flags. Ctrl-C saves a checkpoint. With --json, prints one JSON object per "
     'line: {"event": "progress", ...} during training, then {"event": "done", ...}.',
-    [*_settings(), CONFIG],
+    SETTINGS,
 )
 
 PLAN = Command(
     "Predict the time, memory and disk space that `sfumato train` needs with the same DATA and flags, and whether it "
     "fits. Takes about 24 steps and does everything else in a run once; keeps no files, except that decoded pictures "
     "stay in the cache. With --json, prints one JSON object: seconds and bytes.",
-    [*_settings(), CONFIG],
+    SETTINGS,
 )
 
 COMMANDS = {
     "demo": DEMO, "train": TRAIN, "resume": RESUME, "sample": SAMPLE, "info": INFO, "inspect": INSPECT,
     "certify": CERTIFY, "tune": TUNE, "likelihood": LIKELIHOOD, "average": AVERAGE, "runs": RUNS, "control": CONTROL,
     "evaluate": EVALUATE, "memorization": MEMORIZATION, "plan": PLAN, "explain-objective": EXPLAIN_OBJECTIVE,
-    "doctor": DOCTOR, "distill": DISTILL,
+    "doctor": DOCTOR, "distill": DISTILL, "translate": TRANSLATE,
 }  # fmt: skip

@@ -19,6 +19,7 @@ _HOME = {
     "demo": "train", "train": "train", "resume": "train", "sample": "sample", "info": "look", "inspect": "look",
     "certify": "certify", "tune": "tune", "likelihood": "likelihood", "average": "average", "runs": "runs",
     "control": "train", "plan": "plan", "distill": "distill",
+    "translate": "translate",
     "explain-objective": "explain", "evaluate": "evaluate", "memorization": "memorization", "doctor": "doctor",
 }  # fmt: skip
 

@@ -35,7 +35,6 @@ def fixed(times: TimeDensity) -> TimeDensity:
 
 
 @register("loss", "denoising")
-@final
 class Denoising(LearnsLevels):
     """w(logsnr) / p(logsnr) |eps - eps_hat|^2 / D; for w None the mean squared error of the target.
 
@@ -79,7 +78,7 @@ class Denoising(LearnsLevels):
                 "loss='cross-entropy'."
             )
 
-    def levels(self) -> Levels:
+    def levels(self) -> Levels | None:
         return Levels(fixed(self.times), self.weight, self.times)
 
 

@@ -22,7 +22,7 @@ from sfumato.objectives import Objective, times, weights
 from sfumato.objectives.density import TimeDensity, drawn_levels
 from sfumato.objectives.factor import check
 from sfumato.objectives.loss import CompletedLoss, Loss
-from sfumato.process import Discrete, Embedded, Gaussian, Masked, Product, alphabet, heard
+from sfumato.process import Discrete, Embedded, Gaussian, Masked, Product, alphabet, heard, source_of
 from sfumato.schedule import schedule_of
 from sfumato.training.config import NAMING, TrainConfig, choices
 from sfumato.training.precision import compute_dtype
@@ -116,6 +116,8 @@ def _usual_loss(config: TrainConfig) -> str:
     usual = TrainConfig()
     if registry.bare(config.process) == "product":
         return "table"
+    if config.sources is not None and config.pairs is None:
+        return "coupled"
     if registry.bare(config.process) == "masked" and (config.times, config.weight) == (usual.times, usual.weight):
         return "masked"
     return "hybrid" if config.variance == "learned" else "denoising"
@@ -142,6 +144,8 @@ def suited(settings: TrainConfig, spec: DataSpec) -> TrainConfig:
         return settings.replace(process="product")
     if settings.model is not None:
         return settings
+    if settings.sources is not None and settings.process == TrainConfig().process:
+        settings = settings.replace(process="bridge" if settings.pairs else "rectified-flow")
     if spec.text is not None and settings.process == TrainConfig().process:
         settings = settings.replace(process="masked")
     kind: Any = registry.get("process", registry.bare(settings.process))
@@ -243,7 +247,13 @@ def _process(settings: TrainConfig, spec: DataSpec, source: Source | None = None
     }  # fmt: skip
     if source is not None and registry.bare(settings.process) == "marginal":
         given["weights"] = _frequencies(source, settings, states)
-    return registry.make("process", settings.process, given)
+    process = registry.make("process", settings.process, given)
+    if (name := source_of(process)) is not None and name not in spec.conditions:
+        raise SfumatoError(
+            f"A {type(process).__name__} starts from the condition {name!r}, which the data do not have: give the "
+            "sources by --from, or beside the samples under this name."
+        )
+    return process
 
 
 def table_process(table: TableSchema, settings: TrainConfig) -> Product:
