@@ -178,7 +178,7 @@ def test_a_bridges_state_and_its_place_between_the_ends_say_the_same():
 def test_indi_and_deblending_are_ddim_on_the_linear_path():
     pair = mixtures()
     flow, (_, source) = pair.model(RectifiedFlow(Flow())), pair.sample(3)
-    for state in sf.sampling.trajectory(flow, 3, 4, sf.solvers.DDIM(), input=source):
+    for state in sf.trajectory(flow, 3, 4, sf.solvers.DDIM(), input=source):
         if state.belief is None:
             break
         z, x, start, t, s = state.z.double(), state.belief.x, state.belief.eps, state.t, state.t - 0.25
@@ -258,6 +258,14 @@ def test_what_pairs_cannot_have_is_said():
         sf.log_prob(model, torch.zeros(2, 2), input=torch.zeros(2, 2))
     with pytest.raises(sf.SfumatoError, match="outputs=2"):
         sf.Denoiser(Net(1), Interpolant(Flow()))
+
+
+def test_what_compares_beliefs_without_conditions_is_refused():
+    model = sf.Denoiser(Net(), Bridge(Flow()))
+    with pytest.raises(sf.SfumatoError, match="not defined for a Bridge"):
+        sf.information(model, torch.zeros(4, 2), input=torch.zeros(4, 2))
+    with pytest.raises(sf.SfumatoError, match="has no likelihood"):
+        sf.log_prob(sf.Denoiser(Net(2), Interpolant(Flow())), torch.zeros(2, 2), input=torch.zeros(2, 2))
 
 
 def test_guidance_leaves_the_source_where_it_is():

@@ -26,7 +26,7 @@ from torch import Tensor
 from sfumato.belief import Between, Estimate, broadcast
 from sfumato.conditions import Given
 from sfumato.data import DataSpec
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, an
 from sfumato.noise import Noise
 from sfumato.process.gaussian import Gaussian
 from sfumato.process.protocol import Density, noise_level
@@ -89,6 +89,15 @@ def heard(process: Any, cond: Mapping[str, Any]) -> dict[str, Any]:
 def source_of(process: Any) -> str | None:
     """The name of the condition that a process of pairs starts from; None for other processes."""
     return process.source if isinstance(process, Paired) else None
+
+
+def require_alone(model: Any, what: str) -> None:
+    """Raise SfumatoError for a model of pairs: `what` compares beliefs with and without conditions, and a source is
+    part of the state itself."""
+    if isinstance(model.process, Paired):
+        raise SfumatoError(
+            f"{what} is not defined for {an(type(model.process).__name__)}, which is nothing without its source."
+        )
 
 
 def _require_ends(process: Any) -> None:
