@@ -22,7 +22,7 @@ from sfumato.diagnostics.samples import fits
 from sfumato.errors import SfumatoError, an
 from sfumato.machine import default_cpu
 from sfumato.noise import seeded
-from sfumato.process import Gaussian
+from sfumato.process import Gaussian, Paired
 from sfumato.training import checkpoint
 from sfumato.training.config import TrainConfig, from_dict
 from sfumato.training.health import recorded
@@ -210,6 +210,8 @@ def _unasked(patient: _Patient) -> dict[str, str]:
         return {"answers": f"since the network has hardly learned in {steps} steps"}
     if process is None:
         return {"answers": f"since {an(type(model).__name__)} has no noise levels"}
+    if isinstance(process, Paired):
+        return {"answers": f"since {type(process).__name__} has a source beside its state"}
     if not isinstance(process, Gaussian):
         return {"answers": f"since they need real numbers, and {type(process).__name__} has other states"}
     return {}

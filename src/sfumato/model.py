@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sfumato.belief import Belief, Estimate
 from sfumato.conditions import PREVIOUS, network_inputs
 from sfumato.errors import SfumatoError, an
-from sfumato.process import Discrete, Embedded, Gaussian, Process, Product
+from sfumato.process import Discrete, Embedded, Gaussian, Process, Product, given, heard
 from sfumato.process.protocol import noise_level as noise_level
 from sfumato.registry import register
 from sfumato.schedule import Time
@@ -99,13 +99,13 @@ class Denoiser(nn.Module):
         noise_levels: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        given = {"target": target, "sigma_data": sigma_data, "variance": variance}
+        changes = {"target": target, "sigma_data": sigma_data, "variance": variance}
         if not callable(net):
             raise SfumatoError(f"The network of a denoiser is called as net(input, noise_level), not {net!r:.80}.")
         if not hasattr(process, "check_net"):
             raise SfumatoError(f"The process of a denoiser is one such as sf.Gaussian(schedule), not {process!r:.80}.")
         self.net = net
-        self.process = _with(process, {k: v for k, v in given.items() if v is not None})
+        self.process = _with(process, {k: v for k, v in changes.items() if v is not None})
         self._process.check_net(net)
         self.spec = spec
         self.plans = dict(plans or {})
@@ -207,27 +207,27 @@ class Denoiser(nn.Module):
 
         where: bool, like z: of a network that can leave out the others (`selects`), the logits there alone, (n, K).
         """
-        given, level = self._inputs(z, t)
-        dtype = given.dtype
+        x, level = self._inputs(z, t, cond)
+        dtype = x.dtype
         if not (isinstance(z, Tensor) and z.is_floating_point()):  # symbols use the precision of the weights
             dtype = next((p.dtype for p in self.net.parameters()), torch.float32)
-            given = given.to(dtype) if given.is_floating_point() else given
-        level = self._within(level).expand(len(given))
+            x = x.to(dtype) if x.is_floating_point() else x
+        level = self._within(level).expand(len(x))
         told = cond if self.remembers else {name: value for name, value in cond.items() if name != PREVIOUS}
-        low, values = self.compute_dtype, network_inputs(told, self.net)
+        low, values = self.compute_dtype, network_inputs(heard(self.process, told), self.net)
         values = values if where is None else values | {"where": where}
-        if low is None and not torch.is_autocast_enabled(given.device.type):
-            return self.net(given, level, **values).to(dtype)
-        with running_in(low, given.device):
-            y = self.net(given, level, **values)
+        if low is None and not torch.is_autocast_enabled(x.device.type):
+            return self.net(x, level, **values).to(dtype)
+        with running_in(low, x.device):
+            y = self.net(x, level, **values)
         return y.to(dtype)
 
-    def _inputs(self, z: State, t: Time) -> tuple[Tensor, Tensor]:
+    def _inputs(self, z: State, t: Time, cond: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """The network's inputs, of which the first are the symbols themselves where it takes them."""
         if isinstance(self.process, Discrete) and getattr(self.net, "takes_symbols", False):
             assert isinstance(z, Tensor)
             return z, self.process.noise_level(t).to(z.device)
-        return self.process.inputs(z, t)
+        return given(self.process, cond).inputs(z, t)
 
     def forward(self, z: State, t: Time, /, **cond: Any) -> Any:
         return self.process.read(self.raw(z, t, **cond), z, t)

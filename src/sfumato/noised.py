@@ -18,7 +18,8 @@ from sfumato.conditions import Conditions
 from sfumato.distributed import ALONE, World, local
 from sfumato.machine import in_parts
 from sfumato.noise import Noise
-from sfumato.state import State, numbers_like, rows_of
+from sfumato.process import added, given
+from sfumato.state import State, rows_of
 
 ByName = dict[str, Tensor]
 
@@ -49,8 +50,10 @@ class Noised:
     def take(self, part: Tensor) -> NoisedBatch:
         """The draws with these numbers."""
         x, t = rows_of(self.x, self.row[part]), self.t[part]
-        eps = numbers_like(self.source.rows(part), x)
-        return NoisedBatch(x, eps, self.process.corrupt(x, t, eps), t, self.cond.rows(self.row[part]))
+        cond = self.cond.rows(self.row[part])
+        process = given(self.process, cond)
+        eps = added(process, self.source.rows(part), x)
+        return NoisedBatch(x, eps, process.corrupt(x, t, eps), t, cond)
 
     @torch.no_grad()
     def table(self, model: Any, measure: Callable[[Tensor], ByName], world: World = ALONE) -> ByName:

@@ -14,13 +14,14 @@ from torch import Tensor
 from sfumato import machine
 from sfumato.belief import Codes
 from sfumato.columns import Known
-from sfumato.conditions import declared, resolve
+from sfumato.conditions import Conditions, declared, resolve
 from sfumato.data import frames
 from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError, whole
 from sfumato.machine import default_cpu, in_parts
 from sfumato.model import Model, usable
 from sfumato.noise import PRIOR, STEP, Noise
+from sfumato.process import given
 from sfumato.sample_checks import SampleCheck
 from sfumato.solver_selection import AnySolver, make_plan
 from sfumato.solvers import Plan, State
@@ -61,8 +62,8 @@ def trajectory(
     device = getattr(model, "device", torch.device("cpu")) if z is None else first_leaf(z).device
     with default_cpu():
         plan = make_plan(model, steps, solver, t_start, t_stop)
-        z = _start(model, plan, seed, index, device) if z is None else z
         conditions = resolve(model, cond, len(index)).to(device)
+        z = _start(model, plan, seed, index, conditions, device) if z is None else z
     if len(first_leaf(z)) != len(index):
         raise SfumatoError(f"z has {len(first_leaf(z))} start states for {len(index)} samples: pass one per sample.")
     draws = along(plan, seed, index) if plan.brownian else Noise(seed, index, STEP)
@@ -180,7 +181,7 @@ def refuse_arguments(function: Callable[..., Any], model: Model, cond: dict[str,
             raise SfumatoError(f"{function.__name__} has no argument {name!r}: did you mean {near[0]!r}?")
 
 
-def _start(model: Model, plan: Plan, seed: int, index: Tensor, device: torch.device) -> Any:
+def _start(model: Model, plan: Plan, seed: int, index: Tensor, cond: Conditions, device: torch.device) -> Any:
     """Start states drawn from the prior."""
     if plan.times[0] != 1.0:
         raise SfumatoError(f"Sampling that starts at t = {plan.times[0]:g} needs a start state: pass z.")
@@ -188,7 +189,7 @@ def _start(model: Model, plan: Plan, seed: int, index: Tensor, device: torch.dev
     if shape is None:
         raise SfumatoError("The model does not define the shape of a sample: pass a start state z.")
     shape = model.process.state_shape(shape)
-    return model.process.prior(numbers(Noise(seed, index, PRIOR), shape, device))
+    return given(model.process, cond).prior(numbers(Noise(seed, index, PRIOR), shape, device))
 
 
 def _known(model: Any, given: Mapping[str, Any], n: int, seed: int) -> Known:

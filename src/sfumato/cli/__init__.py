@@ -24,6 +24,7 @@ COMMANDS = {
     "control": "tell a run in progress to save, sample, pause, continue or stop",
     "sample": "draw samples from a model into .png, .npz, .npy or a folder/",
     "impute": "fill the empty cells of a table by a model of it",
+    "translate": "turn pictures or arrays into those of another kind, by a model of pairs",
     "doctor": "find faults in a run or a model, each with a code that the docs explain",
     "runs": "compare runs side by side, and list their differences",
     "average": "make a model whose weights are averaged over another part of its run",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from sfumato.cli.common import BATCH, DEVICE, KEY, LABELS, MAX_GB, MODEL, SIDE, SOURCES, SPLIT, WEIGHTS
 from sfumato.cli.flags import Command, flag, seed
-from sfumato.cli.options import BATCH, DEVICE, KEY, LABELS, MAX_GB, MODEL, SIDE, SOURCES, SPLIT, WEIGHTS
 
 AUDIT = Command(
     "Measure what a model violates of what holds for every conditional expectation: numbers by noise level that are 0 "

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-from types import NoneType
-from typing import Any, get_args, get_type_hints
-
 from sfumato.cli.common import (
     BATCH,
-    COLUMNS,
-    DECLARED,
     DEVICE,
     GIVEN,
     GUIDANCE_OF_GRIDS,
@@ -21,7 +14,7 @@ from sfumato.cli.common import (
     SOURCES,
     WEIGHTS,
 )
-from sfumato.cli.flags import Command, Flag, flag, place, seed, several
+from sfumato.cli.flags import Command, flag, place, seed, several
 from sfumato.cli.questions import (
     CERTIFY,
     DOCTOR,
@@ -33,8 +26,8 @@ from sfumato.cli.questions import (
     LIKELIHOOD,
     MEMORIZATION,
 )
+from sfumato.cli.settings import SETTINGS
 from sfumato.registry import names
-from sfumato.training.config import NAMING, TrainConfig, choices, docs
 
 DEMO = Command(
     "Train a class-conditional model on the built-in clothes (Fashion-MNIST) and draw ten samples of each class, or "
@@ -245,6 +238,29 @@ DISTILL = Command(
     ],
 )  # fmt: skip
 
+TRANSLATE = Command(
+    "Turn pictures or arrays into those of another kind, by a model that was trained with --from: a bridge draws one "
+    "of the possible answers (another --seed, another one), a rectified flow has one. With --json, prints one JSON "
+    "object: where they are, and their manifest.",
+    [
+        MODEL,
+        place("input", "INPUT", "A picture, a folder of pictures, or a .npy file of one or more samples."),
+        flag(
+            "-o --out", "PATH",
+            "out.png (the picture, or a grid of several), out.npz (x and its sources, with which a run can be "
+            "trained), or folder/ (a file each).",
+        ),
+        GIVEN,
+        flag("--guidance", float, "Guidance scale, where the model has classes. " + GUIDANCE_OF_GRIDS),
+        flag("--steps", int, "Steps of the solver."),
+        flag("--solver", "NAME", "Solver, as for `sfumato sample`."),
+        WEIGHTS,
+        seed("samples"),
+        BATCH,
+        DEVICE,
+    ],
+)  # fmt: skip
+
 RUNS = Command(
     "Compare runs side by side, best first: how far each got, its losses, and the settings that differ. With --json, "
     "prints one JSON object.",
@@ -262,64 +278,18 @@ AVERAGE = Command(
     ],
 )  # fmt: skip
 
-_GROUPS = {
-    "out": "the run", "labels": "the data", "net": "the network and its loss", "batch": "training",
-    "schedule": "the diffusion", "drop": "conditions, validation and samples",
-    "checkpoint_every": "checkpoints and dashboards", "compile": "the machine",
-}  # fmt: skip
-
-_METAVARS = dict.fromkeys([*NAMING, "device"], "NAME")
-_METAVARS |= {"out": "FOLDER", "labels": "FILE", "model": "MODEL", "loggers": "NAMES"}
-
-
-def _settings() -> list[Flag]:
-    """The flags of TrainConfig, which checks their values like those of a YAML file."""
-    words, hints, title, found = docs(), get_type_hints(TrainConfig), "", []
-    for field in dataclasses.fields(TrainConfig):
-        title = _GROUPS.get(field.name, title)
-        if field.name == "data":
-            found.append(place("data", "DATA", words["data"], nargs="?"))
-        elif field.name == "conditions":
-            found.append(several(":", "NAME:KIND", DECLARED, dest="conditions", group=title))
-        elif field.name == "columns":
-            found.append(several(":", "NAME:KIND", COLUMNS, name="--column", dest="columns", group=title))
-        else:
-            found.append(_setting(field, hints[field.name], words[field.name], title))
-    for each in found:
-        each.how["default"] = argparse.SUPPRESS  # so that unset flags do not override the YAML file
-    return found
-
-
-def _setting(field: dataclasses.Field[Any], hint: Any, words: str, group: str) -> Flag:
-    """The flag of one setting; booleans also get a --no-energy, to override a YAML file."""
-    kind = get_args(hint)[0] if NoneType in get_args(hint) else hint
-    name = ("-o " if field.name == "out" else "") + "--" + field.name.replace("_", "-")
-    if kind is bool:
-        return flag(name, bool, words, field.default, group, action=argparse.BooleanOptionalAction)
-    if kind is str:
-        few = choices(field.name)
-        kind = f"{{{','.join(few)}}}" if few and field.name not in NAMING else _METAVARS.get(field.name, "TEXT")
-    return flag(name, kind, words, field.default, group)
-
-
-CONFIG = flag(
-    "--config", "FILE",
-    "A YAML file of settings, named like the flags (with _ for -); flags override it.",
-    group="the run",
-)  # fmt: skip
-
 TRAIN = Command(
     "Train a model on DATA and write a run folder: model.safetensors, samples, metrics, report.html. Settings come "
     "from the defaults, then --config, then flags. Ctrl-C saves a checkpoint. With --json, prints one JSON object per "
     'line: {"event": "progress", ...} during training, then {"event": "done", ...}.',
-    [*_settings(), CONFIG],
+    SETTINGS,
 )
 
 PLAN = Command(
     "Predict the time, memory and disk space that `sfumato train` needs with the same DATA and flags, and whether it "
     "fits. Takes about 24 steps and does everything else in a run once; keeps no files, except that decoded pictures "
     "stay in the cache. With --json, prints one JSON object: seconds and bytes.",
-    [*_settings(), CONFIG],
+    SETTINGS,
 )
 
 COMMANDS = {
@@ -327,5 +297,5 @@ COMMANDS = {
     "certify": CERTIFY, "tune": TUNE, "likelihood": LIKELIHOOD, "average": AVERAGE, "runs": RUNS, "control": CONTROL,
     "impute": IMPUTE,
     "evaluate": EVALUATE, "memorization": MEMORIZATION, "plan": PLAN, "explain-objective": EXPLAIN_OBJECTIVE,
-    "explain-guidance": EXPLAIN_GUIDANCE, "doctor": DOCTOR, "distill": DISTILL,
+    "explain-guidance": EXPLAIN_GUIDANCE, "doctor": DOCTOR, "distill": DISTILL, "translate": TRANSLATE,
 }  # fmt: skip

@@ -23,6 +23,7 @@ _HOME = {
     "evaluate": "evaluate", "memorization": "memorization", "doctor": "doctor",
     "impute": "table",
     "audit": "audit", "views": "audit",
+    "translate": "translate",
 }  # fmt: skip
 
 

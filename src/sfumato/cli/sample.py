@@ -33,19 +33,25 @@ PER_CLASS, MOST_CLASSES, NUMBER = 10, 20, 64
 def sample(options: Any, voice: Voice) -> None:
     with joined(device_of(options.device)) as world:
         made = draw(options, voice.note, world)
-    facts = made["manifest"]
     voice.emit(made)
-    voice.say(*text.shown(made.get("texts", ())))
+    voice.say(*text.shown(made.get("texts", ())), shown(made))
+
+
+def shown(made: Mapping[str, Any]) -> str:
+    """What was drawn, how and where, in words."""
+    facts = made["manifest"]
     what = made["out"] if made["files"] == 1 else f"{made['files']:,} files in {made['out']}"
     how = f"{facts['solver']}, " + (
         f"{counted(facts['calls'], 'call')} each" if "calls" in facts else counted(facts["steps"], "step")
     )
-    voice.say(f"{counted(facts['number'], 'sample')} in {made['seconds']:.1f} s ({how}): {what}")
+    return f"{counted(facts['number'], 'sample')} in {made['seconds']:.1f} s ({how}): {what}"
 
 
 @at_work()
-def draw(options: Any, note: Callable[[str], None], world: World = ALONE) -> dict[str, Any]:
+def draw(options: Any, note: Callable[[str], None], world: World = ALONE, plain: bool = False) -> dict[str, Any]:
     """Sample and write according to the command's `options`; returns out, files, seconds and the manifest.
+
+    plain: no classes in turn, and a single picture is written as it is, and not as a grid of one.
 
     Each of several processes draws a share of the samples, and the first one writes.
     """
@@ -80,12 +86,14 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE) -> dic
     given = asked.said(options, spec.conditions, options.class_)
     index = _index(options, spec, given)
     path, folder = world.broadcast_result(lambda: (write.check_samples(out, len(index), spec), write.is_folder(out)))
-    cond = asked.in_turn(asked.conditions(given, spec, index), spec, index)
+    cond = asked.conditions(given, spec, index)
+    cond = cond if plain else asked.in_turn(cond, spec, index)
     scale = guidance_scale(options, denoiser, cond)
     refuse_alone(options, scale)
     model = guided(options, denoiser, scale)
     plan = solver_selection.make_plan(model, options.steps, options.solver)
-    _say_choices(options, spec, given, cond, scale, note)
+    if not plain:
+        _say_choices(options, spec, given, cond, scale, note)
     if any(plan is own for own in denoiser.plans.values()):
         note(f"Using the model's own plan of {plan.steps} steps ({plan.name}); --solver selects another.")
     elif options.solver is None and any(own.steps == plan.steps for own in denoiser.plans.values()):
@@ -93,7 +101,7 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE) -> dic
     x = _draw(model, plan, options, index, cond, world)
     columns = asked.columns(cond, spec)
     facts = manifest(options, contract, denoiser, plan, scale, index, given, columns)
-    files = world.broadcast_result(lambda: write.write(path, folder, x, columns, spec, facts))
+    files = world.broadcast_result(lambda: write.write(path, folder, x, columns, spec, facts, plain))
     return {"out": out, "files": files, "seconds": round(time.monotonic() - started, 2), "manifest": facts}
 
 

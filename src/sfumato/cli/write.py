@@ -83,13 +83,19 @@ def is_folder(out: str) -> bool:
     return out.endswith(("/", os.sep)) or Path(out).is_dir() or not Path(out).suffix
 
 
-def write(path: Path, folder: bool, x: np.ndarray, given: Columns, spec: DataSpec, facts: dict[str, Any]) -> int:
-    """Write samples x (N, *shape) in user units with their conditions; returns the number of files."""
+def write(
+    path: Path, folder: bool, x: np.ndarray, given: Columns, spec: DataSpec, facts: dict[str, Any], plain: bool = False
+) -> int:
+    """Write samples x (N, *shape) in user units with their conditions; returns the number of files. plain: a single
+    picture as it is, and not as a grid of one."""
     if folder:
         return _folder(path, x, given, spec, facts)
     classes = {name: i for i, name in enumerate(spec.classes)}
     labels = np.array([classes.get(name, -1) for name in given["label"]]) if classes and "label" in given else None
     kind = path.suffix.lower()
+    if kind == ".png" and plain and spec.kind == "image" and len(x) == 1:
+        _save_image(path, _full_scale(x[0], spec), facts)
+        return 1
     if kind == ".png":
         columns, names, order = layout(len(x), labels, spec)
         pictures.save_png(pictures.picture(x[order], spec.kind, spec.bounds, columns, names), path, facts)

@@ -2,8 +2,9 @@
 
 from ..normaliser import Normaliser
 from .opening import open  # noqa: A004  (data.open is the public name)
+from .pairs import paired
 from .source import Source, split
 from .spec import DataSpec
 from .summary import inspect
 
-__all__ = ["DataSpec", "Normaliser", "Source", "inspect", "open", "split"]
+__all__ = ["DataSpec", "Normaliser", "Source", "inspect", "open", "paired", "split"]

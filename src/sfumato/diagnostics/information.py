@@ -24,6 +24,7 @@ from sfumato.errors import SfumatoError
 from sfumato.intervals import Interval, mean
 from sfumato.machine import default_cpu
 from sfumato.objectives.times import CosMap, limits
+from sfumato.process.paired import require_alone
 from sfumato.schedule import Schedule
 
 REACH = 8.0  # largest |logsnr| examined: beyond it, normalised data are pure noise or known
@@ -68,8 +69,9 @@ def information(model: Any, x: Any, draws: int = 8192, seed: int = 0, batch: int
     data, only the held-out samples are used.
     draws: noised samples, spread over the levels. The model is called on each once with all conditions, once with none
     and, if there are several, once without each. Samples are used in turn: more of them give a narrower interval.
-    Raises SfumatoError without a condition, and for a model whose belief has no eps.
+    Raises SfumatoError without a condition, for a model whose belief has no eps, and for one of pairs.
     """
+    require_alone(model, "The information of a condition")
     found = with_conditions(model, x, cond, _MOST, seed)
     return measured(model, found.x, found.cond, draws, seed, batch)
 

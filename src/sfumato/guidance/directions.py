@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sfumato.belief import Estimate, broadcast
-from sfumato.conditions import PREVIOUS, absent
+from sfumato.conditions import absent
 from sfumato.errors import SfumatoError
 from sfumato.guidance.guided import GuidedNumbers, Scale
 from sfumato.model import Model
@@ -118,7 +118,7 @@ class PerpNeg(GuidedNumbers):
     def pair(self, z: Tensor, t: Tensor, cond: Mapping[str, Any]) -> tuple[Estimate, Estimate]:
         """(u + weight d_perp, c): what the plain formula leads away from."""
         negative, told = self._told(cond, len(z), z.device)
-        null = {name: value if name == PREVIOUS else absent(value) for name, value in told.items()}
+        null = {name: value if name in self._kept else absent(value) for name, value in told.items()}
         u, n, c = self._beliefs(z, t, [null, negative, told])
         d, other = c.x - u.x, n.x - u.x
         return u.moved(u.x + self.weight * (other - broadcast(_share(other, d), d) * d)), c

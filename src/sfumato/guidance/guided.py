@@ -15,6 +15,7 @@ from sfumato.compose import Wrapped
 from sfumato.conditions import PREVIOUS, absent, declared, joined, resolve
 from sfumato.errors import SfumatoError
 from sfumato.model import Model, usable
+from sfumato.process import source_of
 from sfumato.process.gaussian import require_numbers
 from sfumato.registry import register
 from sfumato.schedule import Time, as_time
@@ -96,15 +97,20 @@ class Guided(Wrapped):
     def _told(self, cond: Mapping[str, Any], n: int, device: torch.device) -> list[dict[str, Any]]:
         """What the base and the conditional model are told."""
         self._require(cond)
-        null = {name: value if name == PREVIOUS else absent(value) for name, value in cond.items()}
+        null = {name: value if name in self._kept else absent(value) for name, value in cond.items()}
         if self.negative is None:
             return [null, dict(cond)]
         negative = dict(resolve(self.inner, self.negative, n).to(device))
         more = {name: absent(value) for name, value in negative.items() if name not in cond}
         return [{**null, **negative}, {**cond, **more}]
 
+    @property
+    def _kept(self) -> set[str | None]:
+        """What no model is without: the estimate before, and the source of a pair."""
+        return {PREVIOUS, source_of(self.process)}
+
     def _require(self, cond: Mapping[str, Any]) -> None:
-        if not cond.keys() - {PREVIOUS}:
+        if not cond.keys() - self._kept:
             names = ", ".join(declared(self.inner) or {"label": None})
             raise SfumatoError(f"Guidance needs a condition to guide to: pass one of {names}.")
 

@@ -23,6 +23,7 @@ from sfumato.noise import Noise
 from sfumato.objectives.teacher import Clean, Corrupted
 from sfumato.objectives.times import TimeDensity, UniformTime
 from sfumato.objectives.weights import Weight, chosen
+from sfumato.process import added, given
 from sfumato.schedule import Time, as_time
 from sfumato.state import State, first_leaf, numbers_like
 
@@ -52,9 +53,10 @@ def denoising_loss(
     """
     times, weight, conditions = times or UniformTime(), chosen(weight), unfolded(cond)
     require_encoded(conditions)
-    process, x = denoiser.process, denoiser.process.data(x)
+    process = given(denoiser.process, conditions)
+    x = process.data(x)
     index, t, drawn = drawn_inputs(process, x, t, times, seed, index, eps)
-    t = as_time(t).expand(len(index))
+    t, drawn = as_time(t).expand(len(index)), added(process, drawn, x)
     z = process.corrupt(x, t, drawn)
     if clean is not None:
         x, drawn = clean(Corrupted(process, x, drawn, z, t, seed, index, conditions))

@@ -88,7 +88,7 @@ class Denoising(LearnsLevels):
                 "loss='cross-entropy'."
             )
 
-    def levels(self) -> Levels:
+    def levels(self) -> Levels | None:
         return Levels(fixed(self.times), self.weight, self.times)
 
 

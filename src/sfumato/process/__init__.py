@@ -11,14 +11,16 @@ from sfumato.process.embedded import Embedded
 from sfumato.process.gaussian import Additive, Gaussian
 from sfumato.process.generator import Generator, Ladder, Rates
 from sfumato.process.mixing import Hybrid, Marginal, Masked, Mixing, Uniform
+from sfumato.process.paired import Bridge, Interpolant, Paired, RectifiedFlow, added, given, heard, source_of
 from sfumato.process.product import Product
 from sfumato.process.protocol import Process
 from sfumato.process.symbols import Symbols
 from sfumato.trees import build
 
 __all__ = [
-    "Additive", "Counts", "Deletion", "Discrete", "Embedded", "Gaussian", "Generator", "Hybrid", "Ladder", "Marginal",
-    "Masked", "Mixing", "Process", "Product", "Rates", "Symbols", "Uniform", "from_config",
+    "Additive", "Bridge", "Counts", "Deletion", "Discrete", "Embedded", "Gaussian", "Generator", "Hybrid",
+    "Interpolant", "Ladder", "Marginal", "Masked", "Mixing", "Paired", "Process", "Product", "Rates", "RectifiedFlow",
+    "Symbols", "Uniform", "added", "from_config", "given", "heard", "source_of",
 ]  # fmt: skip
 
 

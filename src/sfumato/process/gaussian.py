@@ -20,7 +20,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, final
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -179,7 +179,6 @@ class Additive:
 
 
 @register("process", "gaussian")
-@final
 @dataclasses.dataclass(frozen=True)
 class Gaussian(Additive):
     """z = alpha(t) x + sigma(t) eps under a schedule, for real-valued data of any shape.

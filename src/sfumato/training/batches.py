@@ -29,7 +29,7 @@ _AHEAD = 2  # batches fetched ahead; with more threads than this, one per thread
 
 
 class Batches:
-    """Training samples x (N, *shape) in the user's units and dtype, and their conditions; drop: see `dropped`.
+    """Training samples x (N, *shape) in the user's units and dtype, and their conditions; drop, kept: see `dropped`.
 
     Data that fit stay on the GPU; other data are prefetched by `workers` threads (None: chosen from
     the data). Neither changes any number. `close` ends the threads.
@@ -37,7 +37,7 @@ class Batches:
 
     def __init__(
         self, x: Samples, cond: Mapping[str, Any] | Tensor | None, spec: DataSpec | None, seed: int, drop: float,
-        device: torch.device, dtype: torch.dtype = torch.float32, workers: int | None = None,
+        device: torch.device, dtype: torch.dtype = torch.float32, workers: int | None = None, kept: str | None = None,
     ) -> None:  # fmt: skip
         if not len(x):
             raise SfumatoError("There are no samples to train on.")
@@ -48,7 +48,7 @@ class Batches:
         self.order = lru_cache(2)(lambda epoch: noise.permutation(seed, epoch, count, blocks))
         if device.type == "cuda" and x.nbytes <= _SHARE * torch.cuda.mem_get_info(device)[0]:
             x = torch.cat([x[at : at + 1024].to(device) for at in range(0, len(x), 1024)])
-        self.x, self.cond, self.spec, self.seed, self.drop = x, Conditions.of(cond), spec, seed, drop
+        self.kept, self.x, self.cond, self.spec, self.seed, self.drop = kept, x, Conditions.of(cond), spec, seed, drop
         self.device, self.dtype = device, dtype
         workers = _workers(x, device) if workers is None else workers
         self._pool = ThreadPoolExecutor(workers, "sfumato-data") if workers else None
@@ -75,7 +75,7 @@ class Batches:
         rows, index = self.rows(start, count)[share], torch.arange(start, start + count)[share]
         x = self._samples(start, count, share)
         u = noise.spread(self.seed, index, noise.TRAIN_TIME)
-        cond = dropped(self.cond.rows(rows), noise.Noise(self.seed, index, noise.DROP), self.drop)
+        cond = dropped(self.cond.rows(rows), noise.Noise(self.seed, index, noise.DROP), self.drop, self.kept)
         cond = cond.to(self.device)
         if self.spec is not None:
             x, cond = self.spec.apart(x, cond)
@@ -113,17 +113,19 @@ class Batches:
         return x.pin_memory() if self._pool and self.device.type == "cuda" and not x.is_cuda else x
 
 
-def dropped(cond: Conditions, source: noise.Noise, share: float) -> Conditions:
+def dropped(cond: Conditions, source: noise.Noise, share: float, kept: str | None = None) -> Conditions:
     """Drop each condition in this share of the samples and, if there are several, all at once in the same share.
 
     The network thus learns every subset: p(x | c1), p(x | c2), p(x). The choice is a function of (seed, sample, name).
+    kept: the one that is never dropped, if any.
     """
-    if not cond:
+    names = [name for name in cond if name != kept]
+    if not names:
         return cond
     together = source.uniform() >= share
-    if len(cond) < 2:
-        return cond.keep({name: together for name in cond})
-    return cond.keep({name: together & (source.fold(name).uniform() >= share) for name in cond})
+    if len(names) < 2:
+        return cond.keep({name: together for name in names})
+    return cond.keep({name: together & (source.fold(name).uniform() >= share) for name in names})
 
 
 def _workers(x: Samples, device: torch.device) -> int:

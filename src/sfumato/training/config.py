@@ -22,7 +22,7 @@ NAMING = {
 }  # fmt: skip
 _WORDS: dict[str, tuple[str, ...]] = {
     "weight": ("plain",), "loss": ("auto",), "variance": ("fixed", "learned"),
-    "precision": ("auto", "float32", "bfloat16"), "parallel": ("auto", "ddp", "fsdp"),
+    "pairs": ("name", "row"), "precision": ("auto", "float32", "bfloat16"), "parallel": ("auto", "ddp", "fsdp"),
 }  # fmt: skip
 _COMPILE = {"always": True, "auto": False, "never": False}  # values in files of earlier versions
 
@@ -61,6 +61,12 @@ class TrainConfig:
     key: str | None = None
     """Name of the array (of a .npz or .h5 file ..), the column (of a table) or the picture (of a pair) to learn, where
     names and shapes should not decide."""
+    sources: str | None = None
+    """Data of the same shape that the samples are made of (--from): their condition input. The process is then
+    rectified-flow, or bridge with --pairs."""
+    pairs: str | None = None
+    """How samples belong to sources: name (files that are named alike) or row. By default to none: the loss is then
+    coupled."""
     max_gb: float = 1.0
     """GiB of memory that one file of the data may take once it is unpacked, or 32 times its own size if that is more;
     a picture takes three times the size of its pixels."""
@@ -110,8 +116,9 @@ class TrainConfig:
     schedule: str = "flow"
     """Noise schedule: {schedule}; also with arguments, such as ve(sigma_max=80)."""
     process: str = "gaussian"
-    """Corruption process: {process}. All but gaussian and product are for symbols, whole numbers from 0; text is
-    masked, a table a product of numbers and masked symbols."""
+    """Corruption process: {process}. bridge, rectified-flow and interpolant lead from the condition input to the data;
+    gaussian is for real numbers, and all others for symbols, whole numbers from 0; text is masked, a table a product of
+    numbers and masked symbols."""
     target: str = "velocity"
     """What the network predicts: {target}."""
     times: str = "logit-normal"
@@ -156,7 +163,7 @@ class TrainConfig:
         for name in (*NAMING, *_WORDS):
             value, known = getattr(self, name), choices(name)
             named = name in NAMING and name != "target" and registry.known(NAMING[name], registry.bare(value))
-            if value not in known and not named:
+            if value is not None and value not in known and not named:
                 raise SfumatoError(f"{name} cannot be {value!r}: {suggest(str(registry.bare(value)), known)}")
         for name, low, high in _RANGES:
             value = getattr(self, name)
@@ -168,6 +175,8 @@ class TrainConfig:
         for name in (self.loggers or "").split(","):
             if name.strip():
                 registry.check("logger", name.strip())
+        if self.pairs is not None and self.sources is None:
+            raise SfumatoError("pairs says how samples belong to sources: give these, too (--from).")
         if self.minutes is not None and self.steps is not None:
             raise SfumatoError("Give minutes or steps as the budget, not both.")
 

@@ -17,7 +17,7 @@ from sfumato.diagnostics.checks.evidence import TRAINED, answers, draw, paramete
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.folder import read
-from sfumato.process import Gaussian
+from sfumato.process import Gaussian, Paired
 from sfumato.training.loop import Progress
 from sfumato.training.parallel import whole
 from sfumato.training.session import Hook, Session
@@ -72,6 +72,7 @@ class Health(Hook):
         model, rows = session.denoiser, session.holdout if len(session.holdout) else session.train
         draws = int(SHARE * session.total / session.world.size / LEVELS)  # the other processes wait meanwhile
         asked = hasattr(model, "predict") and isinstance(model.process, Gaussian)
+        asked = asked and not isinstance(model.process, Paired)  # whose network hears no multiple of the state alone
         if draws < _LEAST or progress.step < TRAINED or not asked:
             return
         try:

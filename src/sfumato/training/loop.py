@@ -25,6 +25,7 @@ from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError
 from sfumato.machine import out_of_memory, release_memory
 from sfumato.objectives.loss import Batch, Loss, one_a_sample
+from sfumato.process import source_of
 from sfumato.training.batches import Batches
 from sfumato.training.compiling import compiled, compiling
 from sfumato.training.config import TrainConfig
@@ -110,7 +111,8 @@ def fit(
     judge, known = None, Conditions.of(cond)
     if holdout is not None and len(holdout[0]):
         judge = Judge(state, config, (x, known), holdout)
-    batches = Batches(x, known, model.spec, config.seed, config.drop, model.device, state.dtype, config.workers)
+    kept = source_of(getattr(model, "process", None))
+    batches = Batches(x, known, model.spec, config.seed, config.drop, model.device, state.dtype, config.workers, kept)
     with closing(batches), _threads(config.threads):
         yield from _steps(model, batches, config, state, judge, world)
 

@@ -23,7 +23,7 @@ from sfumato.objectives import Objective, times, weights
 from sfumato.objectives.density import TimeDensity, drawn_levels
 from sfumato.objectives.factor import check
 from sfumato.objectives.loss import CompletedLoss, Loss
-from sfumato.process import Embedded, Gaussian, Masked, Product, alphabet
+from sfumato.process import Discrete, Embedded, Gaussian, Masked, Product, alphabet, heard, source_of
 from sfumato.schedule import schedule_of
 from sfumato.training.config import NAMING, TrainConfig, choices
 from sfumato.training.precision import compute_dtype
@@ -128,6 +128,8 @@ def _usual_loss(config: TrainConfig) -> str:
     usual = TrainConfig()
     if registry.bare(config.process) == "product":
         return "table"
+    if config.sources is not None and config.pairs is None:
+        return "coupled"
     if registry.bare(config.process) == "masked" and (config.times, config.weight) == (usual.times, usual.weight):
         return "masked"
     return "hybrid" if config.variance == "learned" else "denoising"
@@ -154,11 +156,14 @@ def suited(settings: TrainConfig, spec: DataSpec) -> TrainConfig:
         return settings.replace(process="product")
     if settings.model is not None:
         return settings
+    if settings.sources is not None and settings.process == TrainConfig().process:
+        settings = settings.replace(process="bridge" if settings.pairs else "rectified-flow")
     if spec.text is not None and settings.process == TrainConfig().process:
         settings = settings.replace(process="masked")
-    of_numbers = registry.bare(settings.process) in ("gaussian", "product", "embedded")
+    kind: Any = registry.get("process", registry.bare(settings.process))
+    of_symbols = issubclass(getattr(kind, "func", kind), Discrete)
     by_counts = settings.loss == "auto" and _usual_loss(settings) == "masked"
-    if of_numbers or by_counts or settings.times != TrainConfig().times:
+    if not of_symbols or by_counts or settings.times != TrainConfig().times:
         return settings
     return settings.replace(times=OF_SYMBOLS)
 
@@ -270,7 +275,13 @@ def _process(settings: TrainConfig, spec: DataSpec, source: Source | None = None
     }  # fmt: skip
     if source is not None and registry.bare(settings.process) == "marginal":
         given["weights"] = _frequencies(source, settings, states)
-    return registry.make("process", settings.process, given)
+    process = registry.make("process", settings.process, given)
+    if (name := source_of(process)) is not None and name not in spec.conditions:
+        raise SfumatoError(
+            f"A {type(process).__name__} starts from the condition {name!r}, which the data do not have: give the "
+            "sources by --from, or beside the samples under this name."
+        )
+    return process
 
 
 def table_process(table: TableSchema, settings: TrainConfig) -> Product:
@@ -296,13 +307,13 @@ def _frequencies(source: Source, settings: TrainConfig, states: int) -> tuple[fl
 
 def _network(settings: TrainConfig, spec: DataSpec, process: Any, loss: Any, samples: int) -> nn.Module:
     codes = process if isinstance(process, Embedded) else None
-    outputs = codes.outputs if codes else 2 if settings.variance == "learned" else 1
+    outputs = getattr(process, "outputs", 2 if settings.variance == "learned" else 1)
     word = settings.net
     sizes = [registry.get("network", size) for size in nets.SIZES]
     if loss.network is not None and registry.get("network", registry.bare(word)) in sizes:
         word = loss.network
     with seeded(settings.seed):
-        inputs = {name: condition.network() for name, condition in spec.conditions.items()}
+        inputs = {name: condition.network() for name, condition in heard(process, spec.conditions).items()}
         if spec.missing:
             inputs[MISSING] = {"kind": "missing", "shape": list(spec.shape)}
         if loss.carries:

@@ -290,10 +290,14 @@ def opened(obj: Any, labels: Any, settings: TrainConfig) -> Source:
     """The data as the settings of a run say; labels that they name come first."""
     if settings.labels is not None:
         labels = read_labels(settings.labels)
-    return data.open(
+    found = data.open(
         obj, labels=labels, size=settings.size, conditions=settings.conditions, split=settings.split, key=settings.key,
         max_gb=settings.max_gb, length=settings.length, tokens=settings.tokens, columns=settings.columns,
     )  # fmt: skip
+    if settings.sources is None:
+        return found
+    size = (found.shape[1], found.shape[2]) if found.kind == "image" else None
+    return data.paired(found, data.open(settings.sources, size=size, max_gb=settings.max_gb), settings.pairs)
 
 
 def _with_budget(settings: TrainConfig, source: Source) -> TrainConfig:

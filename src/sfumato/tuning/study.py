@@ -13,6 +13,7 @@ from sfumato import noise
 from sfumato.conditions import Conditions, Given
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
+from sfumato.process import given
 from sfumato.solvers import Plan
 from sfumato.tuning.coefficients import write
 from sfumato.tuning.fit import Fit, Pairs, objective, sliced
@@ -78,7 +79,7 @@ class Study:
         device = getattr(self.model, "device", torch.device("cpu"))
         own = Conditions({name: each.rows(index % len(each.values)) for name, each in turns.items()}).to(device)
         drawn = noise.normal(seed, index, shape_of(self.model), noise.PRIOR, role, device=device, dtype=torch.float64)
-        z, start = self.model.process.prior(drawn), self.reach.start
+        z, start = given(self.model.process, own).prior(drawn), self.reach.start
         with torch.no_grad():
             z = z.to(self.model(z[:2].float(), start, **own.rows(slice(2))).x.dtype)
         if start < 1:

@@ -18,7 +18,7 @@ from sfumato.diagnostics.information import Information, measured
 from sfumato.diagnostics.samples import seen
 from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError
-from sfumato.process import Gaussian
+from sfumato.process import Gaussian, Paired
 
 TRAINED = 100  # steps before which a network has hardly learned, and is asked nothing
 ROWS = 1024  # samples that the data are judged by, at most
@@ -148,8 +148,9 @@ def unheard(model: Any, source: Source, rows: Tensor) -> tuple[str, ...] | None:
 def information(
     model: Any, source: Source, rows: Tensor, seed: int = 0, draws: int | None = None, world: World = ALONE
 ) -> Information | None:
-    """The information of each condition about these rows; None without any, or if the model is no Gaussian denoiser."""
-    if not len(rows) or not isinstance(model.process, Gaussian):
+    """The information of each condition about these rows; None without any, or if the model is no Gaussian
+    denoiser of x alone."""
+    if not len(rows) or not isinstance(model.process, Gaussian) or isinstance(model.process, Paired):
         return None
     x, cond = _asked(model, source, rows, INFORMED)
     if not named(cond):
