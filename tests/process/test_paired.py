@@ -6,11 +6,12 @@ import pytest
 import torch
 
 import sfumato as sf
-from sfumato.conditions import Given
+from sfumato.conditions import Conditions, Given
 from sfumato.exact import GaussianMixture, Pair
 from sfumato.noised import Noised
 from sfumato.process import Bridge, Interpolant, RectifiedFlow, from_config
 from sfumato.schedules import VE, Cosine, Flow
+from sfumato.training.batches import dropped
 
 TURN = torch.tensor([[-0.8, -0.6], [0.6, -0.8]], dtype=torch.float64)
 
@@ -266,6 +267,13 @@ def test_what_compares_beliefs_without_conditions_is_refused():
         sf.information(model, torch.zeros(4, 2), input=torch.zeros(4, 2))
     with pytest.raises(sf.SfumatoError, match="has no likelihood"):
         sf.log_prob(sf.Denoiser(Net(2), Interpolant(Flow())), torch.zeros(2, 2), input=torch.zeros(2, 2))
+
+
+def test_training_never_drops_a_source():
+    cond = Conditions({"input": torch.ones(50, 2), "mass": torch.ones(50), "label": torch.zeros(50, dtype=torch.int64)})
+    found = dropped(cond, sf.Noise(0, torch.arange(50)), 0.5, "input")
+    assert bool(found.given("input").present.all())
+    assert 0 < int(found.given("mass").present.sum()) < 50
 
 
 def test_guidance_leaves_the_source_where_it_is():
