@@ -142,12 +142,14 @@ class Place:
 
 CASES: dict[str, Callable[[Place], Any]] = {
     "attribute": lambda p: sf.attribute(p.model, X[:4], X[4:8], steps=2),
+    "audit": lambda p: sf.audit(p.model, X, bins=2, samples=8),
     "board": lambda p: sf.board(p.model, X, bins=2, samples=4, gradients=2, labels=LABELS),
     "bound_gap": lambda p: sf.bound_gap(p.exact, TRUTH, 8, 4),
     "certify": lambda p: sf.certify("ddim", quick=True),
     "condition_on": lambda p: sf.sample(sf.condition_on(p.exact, X[0, :1], FIRST, 0.1), 2, 3),
     "decode": lambda p: sf.decode(p.model, X[:2], steps=2),
     "denoising_loss": lambda p: sf.denoising_loss(p.model, X),
+    "density_gap": lambda p: sf.density_gap(p.model, X[:3], 0.5, steps=4),
     "differentiable": lambda p: sf.sample(sf.differentiable(p.model, 2), 2, 3),
     "distill": lambda p: sf.distill(
         p.model, p.out, samples=40, steps=2, **{k: v for k, v in RUN.items() if k != "net"}
@@ -179,6 +181,7 @@ CASES: dict[str, Callable[[Place], Any]] = {
     "train": lambda p: p.trained(),
     "trajectory": lambda p: list(sf.trajectory(p.model, 2, 3)),
     "tune": lambda p: sf.tune(p.model, 3, points=16, rounds=1),
+    "views": lambda p: sf.views(p.model, X, samples=16),
     "vlb": lambda p: sf.vlb(p.model, X[:4], steps=4),
     "vlb_loss": lambda p: sf.vlb_loss(p.learned, X, steps=5),
     # beyond the list of public functions

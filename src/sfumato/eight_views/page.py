@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sfumato import __version__, serialization
+from sfumato import __version__, noise, serialization
 from sfumato.diagnostics import report
 from sfumato.diagnostics.plots import chart
 from sfumato.diagnostics.samples import NormalisedLaw, evaluation_set, trivial
@@ -24,6 +24,7 @@ from sfumato.files import write_text
 from sfumato.likelihood.bound import elbo
 from sfumato.likelihood.flow import ode
 from sfumato.machine import default_cpu, outside_inference
+from sfumato.noise import Noise
 from sfumato.noised import evaluating
 from sfumato.pictures import picture
 from sfumato.process.gaussian import require_numbers
@@ -170,9 +171,9 @@ def _strip(scene: Scene) -> str | None:
     few = scene.few(_SHOWN)
     process, columns = scene.model.process, []
     for k in _STRIP:
-        t, eps = few.t[k].expand(len(few.x)), torch.randn(few.x.shape, generator=torch.Generator().manual_seed(k))
+        t, eps = few.t[k].expand(len(few.x)), Noise(few.seed, torch.arange(len(few.x)), noise.PROBE, 400 + k)
         with evaluating(scene.model):
-            columns.append(scene.model(process.corrupt(few.x, t, eps.to(few.x)), t, **few.cond).x)
+            columns.append(scene.model(process.corrupt(few.x, t, eps), t, **few.cond).x)
     columns.append(few.x)
     x = torch.stack(columns, 1).flatten(0, 1)
     written = io.BytesIO()
