@@ -54,6 +54,7 @@ KINDS: dict[str, Kind] = {
     "format": Kind("file format"),
     "model": Kind("model", "Model", held=True),
     "loss": Kind("loss", "Loss"),
+    "teacher": Kind("teacher", "Teacher"),
     "optimizer": Kind("optimizer"),
     "logger": Kind("logger", "Logger"),
     "check": Kind("check"),

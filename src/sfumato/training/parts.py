@@ -168,7 +168,7 @@ def model_for(
 ) -> Any:
     """The model that the run trains, on the device."""
     if settings.model is not None:
-        model = _given(given.model, settings, spec)
+        model = loss.begun(_given(given.model, settings, spec))
     else:
         process = _process(settings, spec, source)
         net = _network(settings, spec, process, loss, len(source)) if given.net is None else given.net
