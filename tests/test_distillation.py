@@ -1,8 +1,11 @@
 """Distillation from a file alone: a run like any other, whose student comes near to its teacher's flow."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -62,6 +65,31 @@ def test_a_resumed_run_is_the_same_run(teacher: sf.Denoiser, tmp_path: object) -
     sf.save(sf.Denoiser(teacher.net, sf.Gaussian("cosine"), spec=teacher.spec), parts.path / "teacher.safetensors")
     with pytest.raises(sf.SfumatoError, match="no longer the teacher"):
         sf.resume(parts.path, steps=30, console=Silent())
+
+
+SCRIPT = """
+import sys
+import sfumato as sf
+from sfumato.training.console import Silent
+words = {"samples": 32, "batch": 16, "precision": "float32", "sample_every": 0}
+sf.distill(sys.argv[1], sys.argv[2], steps=4, console=Silent(), **words)
+"""
+
+
+def test_two_processes_make_the_student_of_one(teacher: sf.Denoiser, tmp_path: Path) -> None:
+    """The teacher's samples are drawn and written once, each process trains on its share, one writes the ladder."""
+    file, script = sf.save(teacher, tmp_path / "teacher.safetensors"), tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launch, str(script), str(file), str(tmp_path / "two")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    drawn = tmp_path / "two" / "teacher_samples.npz"
+    one = sf.distill(file, tmp_path / "one", drawn, steps=4, batch=16, precision="float32", **SHORT)
+    ours, theirs = (model.net.state_dict() for model in (one.denoiser, sf.load(tmp_path / "two")))
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in ours)
+    assert (tmp_path / "two" / "ladder.json").exists()
+    x = sf.sample(teacher, 32, seed=0, cond={"label": ["left", "right"] * 16})
+    assert torch.allclose(torch.from_numpy(np.load(drawn)["x"]), x, atol=1e-3)
 
 
 class Away(Loss):
