@@ -1,12 +1,22 @@
-"""Distillation from a file alone: the student of a small teacher comes near to its flow."""
+"""Distillation from a file alone: a run like any other, whose student comes near to its teacher's flow."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
 import sfumato as sf
-from sfumato.distillation import distill, drawn, ladder, loss_named
+from sfumato.distillation import loss_named
 from sfumato.flow_map import FlowMap
+from sfumato.folder import read
+from sfumato.objectives.loss import Batch, Loss
 from sfumato.training.console import Silent
+from sfumato.training.hooks import rising
+from sfumato.training.ladder import Rung, advice, ladder
 
 
 @pytest.fixture(scope="module")
@@ -22,29 +32,104 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> sf.Denoiser:
     return run.denoiser
 
 
+SHORT = {"samples": 64, "sample_every": 0, "console": Silent()}
+
+
 def test_from_the_file_alone(teacher: sf.Denoiser, tmp_path: object) -> None:
     path = sf.save(teacher, f"{tmp_path}/teacher.safetensors")
-    run = distill(path, f"{tmp_path}/student", samples=512, steps=200, guidance=1.5, sample_every=0, console=Silent())
+    run = sf.distill(path, f"{tmp_path}/student", steps=200, guidance=1.5, **{**SHORT, "samples": 512})
     student = run.denoiser
     assert isinstance(student, FlowMap) and student.calls == (1, 2, 4)
-    label = ["left", "right"] * 128
-    rungs = {(rung.calls, rung.how): rung.rms for rung in ladder(student, sf.guide(teacher, 1.5), (1, 4), label=label)}
+    kept = json.loads((run.path / "ladder.json").read_text())
+    rungs = {(rung["calls"], rung["how"]): rung["rms"] for rung in kept["rungs"]}
     assert rungs[1, "student"] < 0.5 * rungs[1, "default"]
+    again = [Rung(**rung) for rung in kept["rungs"] if rung["calls"] == 4]
+    assert again == ladder(student, sf.guide(teacher, 1.5), (4,)) and kept["advice"].startswith("The student")
+    page = (run.path / "report.html").read_text()
+    assert "Quality by the number of calls" in page and f"{rungs[1, 'student']:.3f}" in page
+    assert "1, 2 or 4 calls" in " ".join(sf.serialization.describe(run.path))
     x = sf.sample(student, 64, label="left")
     assert (x[:, 0] < 0).float().mean() > 0.9
-    again = sf.load(run.path)
-    assert torch.equal(sf.sample(again, 8, label="right"), sf.sample(student, 8, label="right"))
+    distances = [line["valid_ema"] for line in run.metrics if "valid_ema" in line]
+    assert distances[-1] < 0.25 * distances[0] and distances[-1] < 4 * rungs[1, "student"] ** 2
 
 
-def test_what_the_teacher_draws(teacher: sf.Denoiser) -> None:
-    x, label = drawn(teacher, 10, 0)
-    assert x.shape == (10, 2) and label == ["left", "right"] * 5
+def test_a_resumed_run_is_the_same_run(teacher: sf.Denoiser, tmp_path: object) -> None:
+    """The settings name the teacher's file and its hash; a teacher that has changed is refused."""
+    whole = sf.distill(teacher, f"{tmp_path}/whole", steps=20, decay=0.0, **SHORT)
+    sf.distill(teacher, f"{tmp_path}/parts", steps=10, decay=0.0, **SHORT)
+    parts = sf.resume(f"{tmp_path}/parts", steps=20, console=Silent())
+    ours, theirs = (dict(run.denoiser.net.state_dict()) for run in (whole, parts))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert (whole.path / "ladder.json").read_text() == (parts.path / "ladder.json").read_text()
+    sf.save(sf.Denoiser(teacher.net, sf.Gaussian("cosine"), spec=teacher.spec), parts.path / "teacher.safetensors")
+    with pytest.raises(sf.SfumatoError, match="no longer the teacher"):
+        sf.resume(parts.path, steps=30, console=Silent())
+
+
+SCRIPT = """
+import sys
+import sfumato as sf
+from sfumato.training.console import Silent
+words = {"samples": 32, "batch": 16, "precision": "float32", "sample_every": 0}
+sf.distill(sys.argv[1], sys.argv[2], steps=4, console=Silent(), **words)
+"""
+
+
+def test_two_processes_make_the_student_of_one(teacher: sf.Denoiser, tmp_path: Path) -> None:
+    """The teacher's samples are drawn and written once, each process trains on its share, one writes the ladder."""
+    file, script = sf.save(teacher, tmp_path / "teacher.safetensors"), tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launch, str(script), str(file), str(tmp_path / "two")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    drawn = tmp_path / "two" / "teacher_samples.npz"
+    one = sf.distill(file, tmp_path / "one", drawn, steps=4, batch=16, precision="float32", **SHORT)
+    ours, theirs = (model.net.state_dict() for model in (one.denoiser, sf.load(tmp_path / "two")))
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in ours)
+    assert (tmp_path / "two" / "ladder.json").exists()
+    x = sf.sample(teacher, 32, seed=0, cond={"label": ["left", "right"] * 16})
+    assert torch.allclose(torch.from_numpy(np.load(drawn)["x"]), x, atol=1e-3)
+
+
+class Away(Loss):
+    """Drives a denoiser away from its samples, and watches how far it is."""
+
+    watched = "the distance"
+
+    def losses(self, model: sf.Denoiser, batch: Batch) -> torch.Tensor:
+        return -torch.log1p(self.held(model, batch))
+
+    def held(self, model: sf.Denoiser, batch: Batch) -> torch.Tensor:
+        return (model(batch.x, torch.full_like(batch.u, 0.5)).F - batch.x).square().mean(1)
+
+
+def test_a_run_whose_distance_keeps_rising_stops(tmp_path: object) -> None:
+    x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(sf.SfumatoError, match=r"step \d+: the distance .* rose in 3 evaluations"):
+        sf.train(x, f"{tmp_path}/run", loss=Away(), net="tiny", steps=200, sample_every=0, console=Silent())
+    found = [line["valid_ema"] for line in read(Path(f"{tmp_path}/run/metrics.jsonl")) if "valid_ema" in line]
+    assert len(found) == 4 and rising(found)
+
+
+def test_three_rises_near_the_lowest_are_no_divergence() -> None:
+    assert not rising([1.0, 1.2, 1.4, 1.6, 1.9])
+    assert rising([1.0, 1.2, 1.4, 1.6, 1.9, 2.1])
+    assert not rising([1.0, 5.0, 4.0, 4.5, 5.0]) and not rising([1.0, 3.0, 9.0])
+
+
+def test_advice_names_where_the_student_wins() -> None:
+    rungs = [Rung(1, "student", 0.1), Rung(1, "default", 0.9), Rung(4, "student", 0.05), Rung(4, "tuned-4", 0.04)]
+    assert advice(rungs) == "The student is nearer with 1 calls; with 4 calls take the teacher."
+    assert "keep sampling it" in advice(rungs[3:])
 
 
 def test_mistakes(teacher: sf.Denoiser, tmp_path: object) -> None:
-    with pytest.raises(sf.SfumatoError, match="no method"):
-        loss_named("magic", teacher)
-    with pytest.raises(sf.SfumatoError, match="no method"):
-        loss_named("denoising", teacher)
+    for method in ("magic", "denoising"):
+        with pytest.raises(sf.SfumatoError, match="no method"):
+            loss_named(method, "file('x')", (1,))
     with pytest.raises(sf.SfumatoError, match="denoiser"):
-        distill(sf.exact.GaussianMixture([1.0], [[0.0]], [[[1.0]]]).denoiser(sf.Gaussian("flow")))
+        law = sf.exact.GaussianMixture([1.0], [[0.0]], [[[1.0]]])
+        sf.distill(law.denoiser(sf.Gaussian("flow")), f"{tmp_path}/run")
+    with pytest.raises(sf.SfumatoError, match="at least 1"):
+        sf.distill(teacher, f"{tmp_path}/run", calls=(0,), **SHORT)

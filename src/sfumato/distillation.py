@@ -3,41 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from sfumato import serialization
-from sfumato.compose import Wrapped
+from sfumato import folder, serialization
 from sfumato.conditions import declared
-from sfumato.errors import SfumatoError, an, suggest, whole
-from sfumato.flow_map import FlowMap
+from sfumato.distributed import World, joined
+from sfumato.errors import SfumatoError, suggest, whole
+from sfumato.flow_map import innermost
 from sfumato.guidance import Guided, Scale
-from sfumato.machine import default_cpu
-from sfumato.model import Denoiser
+from sfumato.machine import default_cpu, device_of
 from sfumato.objectives.flow_maps import MapLoss
 from sfumato.registry import Named, make
 from sfumato.sampling import sample
 from sfumato.training import Run, train
+from sfumato.training.console import Console
+from sfumato.training.ladder import advice as advice
+from sfumato.training.ladder import in_turn
+from sfumato.training.ladder import ladder as ladder
+from sfumato.training.session import Session
 
 AUTO = "trajectory-consistency"
 DRAWN = 4096  # samples of the teacher, where no data are given
-FINE = 64  # steps of the solve that distances are measured from
-SHOWN = 256  # noises of a distance
-
-
-class Rung(NamedTuple):
-    """The distance of `count` samples from the teacher's fine solve on the same noise, at one number of calls.
-
-    calls; how: "student", "default" or the name of the teacher's stored plan; rms: root mean square difference, in
-    standard deviations of the data.
-    """
-
-    calls: int
-    how: str
-    rms: float
+TEACHER, SAMPLES = "teacher.safetensors", "teacher_samples.npz"  # in the student's run folder
+_KNOWN = 16  # digits of a hash
 
 
 @default_cpu()
@@ -51,6 +43,8 @@ def distill(
     guidance: Scale | None = None,
     interval: tuple[float, float] | None = None,
     samples: int = DRAWN,
+    console: Console | None = None,
+    on_start: Callable[[Session], None] | None = None,
     **settings: Any,
 ) -> Run:
     """Train a flow map that samples like `teacher` in few calls: `sf.distill("runs/photos", minutes=5)`.
@@ -60,43 +54,75 @@ def distill(
     (`objectives.flow_maps`); "auto" is the one that comes nearest to the teacher in equal time. calls: the numbers of
     calls that the student is for. guidance, interval: the scale of the teacher's guidance and its levels of logsnr,
     which the student then has for good, at no second call. settings: those of `sf.train`.
-    Returns the run; `ladder(run.denoiser, teacher)` compares the two by the number of calls.
+    The run is one of `sf.train`, whose settings name the teacher's file: `sf.resume` continues it exactly. A teacher
+    that is an object, and samples drawn from it, are kept in the run folder. A run whose distance to the teacher keeps
+    rising stops with an error. Its report ends with the ladder: the distance to the teacher's own fine solution by the
+    number of calls, of the student, the teacher and its tuned plans.
     """
-    teacher = serialization.load(teacher) if isinstance(teacher, str | os.PathLike) else teacher
-    student = FlowMap.student(innermost(teacher), tuple(calls))
-    guide = teacher if guidance is None else Guided(teacher, guidance, interval)
+    name = "model"
+    if isinstance(teacher, str | os.PathLike):
+        name = Path(teacher).stem if Path(teacher).is_file() else Path(teacher).name
+    with joined(device_of(settings.get("device", "auto"))) as world:
+        path = world.broadcast_result(lambda: _made(out, f"{name}-distilled"))
+        words, given = in_words(path, teacher, data, method, calls, guidance, interval, samples, settings, world)
+    return train(given, path, labels, console, on_start, **words)
+
+
+def _made(out: str | os.PathLike[str] | None, name: str) -> Path:
+    """The folder of a new run."""
+    with folder.new(None if out is None else os.fspath(out), name) as path:
+        return path
+
+
+def in_words(
+    path: Path,
+    teacher: Any,
+    data: Any,
+    method: str,
+    calls: Sequence[int],
+    guidance: Scale | None,
+    interval: tuple[float, float] | None,
+    samples: int,
+    settings: dict[str, Any],
+    world: World,
+) -> tuple[dict[str, Any], Any]:
+    """(the settings of the run in `path`, its data), with the teacher and its samples in files."""
+    if isinstance(teacher, str | os.PathLike):
+        file = serialization.locate(teacher).absolute()
+    else:
+        innermost(teacher)
+        file = world.broadcast_result(lambda: serialization.save(teacher, path / TEACHER)).absolute()
+    facts = serialization.read_contract(file)
+    words = f"file({str(file)!r}, hash={facts['hash'][:_KNOWN]!r}"
+    words += "" if guidance is None else f", guidance={guidance!r}"
+    words += ")" if interval is None else f", interval={tuple(interval)!r})"
+    loss = loss_named(method, words, calls)
     if data is None:
-        data, labels = drawn(guide, whole("samples", samples, least=2), settings.get("seed", 0))
-    loss = loss_named(method, guide, settings.get("seed", 0))
-    return train(data, out, labels, model=student, loss=loss, **{"guidance": 1.0, **settings})
+        model = serialization.load_sampler(file, device=world.device)
+        model = model if guidance is None else Guided(model, guidance, interval)
+        data = path / SAMPLES
+        _draw(model, whole("samples", samples, least=2), settings.get("seed", 0), data, world)
+    return {"guidance": 1.0, **settings, "model": str(file), "loss": loss}, data
 
 
-def loss_named(method: str, teacher: Any, seed: int = 0) -> Any:
-    """The loss of a method, with its teacher."""
-    method = AUTO if method == "auto" else method
-    known = [name for name, kind in Named("loss").items() if _is_map(kind)]
-    if method.split("(")[0] not in known:
-        raise SfumatoError(f"There is no method {method!r} of distillation: {suggest(method, known)}")
-    return make("loss", method, {"teacher": teacher, "seed": seed})
+def loss_named(method: str, teacher: str, calls: Sequence[int]) -> str:
+    """The setting that names a method's loss, its teacher and the student's numbers of calls."""
+    name, _, own = (AUTO if method == "auto" else method).partition("(")
+    known = [each for each, kind in Named("loss").items() if _is_map(kind)]
+    if name not in known:
+        raise SfumatoError(f"There is no method {method!r} of distillation: {suggest(name, known)}")
+    own = own.strip().removesuffix(")")
+    word = f"{name}({own + ', ' if own else ''}teacher={teacher}, calls={tuple(calls)!r})"
+    make("loss", word)  # refuses what is wrong before anything is drawn
+    return word
 
 
 def _is_map(kind: Any) -> bool:
     return isinstance(getattr(kind, "func", kind), type) and issubclass(getattr(kind, "func", kind), MapLoss)
 
 
-def innermost(teacher: Any) -> Denoiser:
-    """The denoiser within a teacher."""
-    while isinstance(teacher, Wrapped):
-        teacher = teacher.inner
-    if not isinstance(teacher, Denoiser):
-        raise SfumatoError(
-            f"Distillation starts from a denoiser, such as sf.load gives, not {an(type(teacher).__name__)}."
-        )
-    return teacher
-
-
-def drawn(teacher: Any, count: int, seed: int) -> tuple[Any, Any]:
-    """(samples of a teacher in the user's units, their labels); each class is drawn equally often."""
+def _draw(teacher: Any, count: int, seed: int, path: Path, world: World) -> None:
+    """Write samples of a teacher, in the user's units, and their labels; each class is drawn equally often."""
     known = dict(declared(teacher) or {})
     if set(known) - {"label"}:
         raise SfumatoError(
@@ -104,55 +130,6 @@ def drawn(teacher: Any, count: int, seed: int) -> tuple[Any, Any]:
             "have: pass data=, the data that it was trained on."
         )
     cond = in_turn(teacher, count)
-    return sample(teacher, count, seed=seed, cond=cond), cond.get("label")
-
-
-def in_turn(teacher: Any, count: int) -> dict[str, list[str]]:
-    """The conditions of `count` samples of a model of classes, each in its turn; none for other models."""
-    label: Any = (declared(teacher) or {}).get("label")
-    classes = list(getattr(label, "classes", ()))
-    return {"label": [classes[i % len(classes)] for i in range(count)]} if classes else {}
-
-
-@torch.no_grad()
-def ladder(student: Any, teacher: Any, calls: Sequence[int] = (1, 2, 4, 8), seed: int = 1, **cond: Any) -> list[Rung]:
-    """How far samples are from the teacher's solution of the ODE on shared noise, for each number of calls: the
-    student, the teacher's default solver, and the plans stored in its file.
-
-    The solution is the teacher's own, by FINE steps of Heun's method. cond: conditions, one value or one for each of
-    the SHOWN samples; by default each class in its turn.
-    """
-    cond = cond or in_turn(teacher, SHOWN)
-
-    def states(model: Any, steps: int, solver: Any = None) -> Tensor:
-        found: Tensor = sample(model, SHOWN, steps, solver, seed, normalised=True, cond=cond)
-        return found.double()
-
-    fine = states(teacher, FINE, "heun")
-    scale = float(fine.square().mean().sqrt())
-    plans: Mapping[str, Any] = getattr(teacher, "plans", {}) or {}
-    rungs = []
-    for count in calls:
-        ways: dict[str, tuple[Any, int, Any]] = {
-            "student": (student, count, None),
-            "default": (teacher, count, "multistep"),
-        }
-        ways |= {name: (teacher, plan.steps, plan) for name, plan in plans.items() if plan.calls == count}
-        for how, (model, steps, solver) in ways.items():
-            off = (states(model, steps, solver) - fine).square().mean().sqrt()
-            rungs.append(Rung(count, how, float(off) / scale))
-    return rungs
-
-
-def advice(rungs: Sequence[Rung]) -> str:
-    """Which way to sample for each number of calls, in words."""
-    best = [
-        min((rung for rung in rungs if rung.calls == calls), key=lambda rung: rung.rms)
-        for calls in sorted({rung.calls for rung in rungs})
-    ]
-    wins = [str(rung.calls) for rung in best if rung.how == "student"]
-    if not wins:
-        return "The teacher is nearer to its own solution at each of these numbers of calls: keep sampling it."
-    others = [str(rung.calls) for rung in best if rung.how != "student"]
-    words = f"The student is nearer with {' or '.join(wins)} calls"
-    return f"{words}; with {' or '.join(others)} calls take the teacher." if others else f"{words}."
+    x = sample(teacher, count, seed=seed, cond=cond, world=world)
+    columns: dict[str, Any] = {"x": np.asarray(x), **({"y": np.array(cond["label"])} if cond else {})}
+    world.broadcast_result(lambda: np.savez(path, **columns))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sfumato import nets
 from sfumato.belief import Estimate, broadcast
 from sfumato.compose import Wrapped
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, an
 from sfumato.model import Denoiser
 from sfumato.noise import seeded
 from sfumato.process import Additive, Gaussian
@@ -86,15 +86,15 @@ class FlowMap(Wrapped):
         inner.spec = spec
 
     @classmethod
-    def student(cls, teacher: Denoiser, calls: tuple[int, ...] = (1, 2, 4)) -> FlowMap:
+    def student(cls, teacher: Any, calls: tuple[int, ...] = (1, 2, 4)) -> FlowMap:
         """A map that starts at the teacher: its network with the second time added, of which the output is zero.
 
-        Each call is then one Euler step of the teacher in theta.
+        Each call is then one Euler step of the teacher in theta. Of a guided or wrapped teacher it is the denoiser
+        inside that it starts at.
         """
-        if not isinstance(teacher, Denoiser):
-            raise SfumatoError(f"A flow map starts from a denoiser, not from a {type(teacher).__name__}.")
-        inner = copy.copy(teacher)
-        inner._modules = {**teacher._modules, "net": hearing(teacher.net)}
+        first = innermost(teacher)
+        inner = copy.copy(first)
+        inner._modules = {**first._modules, "net": hearing(first.net)}
         inner.plans = {}
         return cls(inner, calls)
 
@@ -121,6 +121,15 @@ class FlowMap(Wrapped):
 def _end(process: Additive, s: Tensor) -> Tensor:
     """The angle at which a path ends; s = 0 is the clean signal, also where sigma(0) > 0."""
     return torch.where(s == 0, 0.0, angle(process, s))
+
+
+def innermost(model: Any) -> Denoiser:
+    """The denoiser within a model."""
+    while isinstance(model, Wrapped):
+        model = model.inner
+    if not isinstance(model, Denoiser):
+        raise SfumatoError(f"A flow map starts from a denoiser, such as sf.load gives, not {an(type(model).__name__)}.")
+    return model
 
 
 def hearing(net: nn.Module) -> nn.Module:

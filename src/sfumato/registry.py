@@ -55,6 +55,7 @@ KINDS: dict[str, Kind] = {
     "model": Kind("model", "Model", held=True),
     "loss": Kind("loss", "Loss"),
     "coupling": Kind("coupling", "Coupling"),
+    "teacher": Kind("teacher", "Teacher"),
     "optimizer": Kind("optimizer"),
     "logger": Kind("logger", "Logger"),
     "check": Kind("check"),

@@ -28,11 +28,13 @@ from sfumato.data import DataSpec
 from sfumato.data.spec import in_json as spec_in_json
 from sfumato.errors import SfumatoError, an, place
 from sfumato.files import first_line, locked, read_header, read_sealed, reason, write_sealed
+from sfumato.guidance import Guided
 from sfumato.machine import default_cpu, device_of, outside_inference
 from sfumato.model import Denoiser
 from sfumato.nets.watching import registered_within
 from sfumato.noise import seeded
 from sfumato.objectives.density import drawn_levels
+from sfumato.registry import register
 from sfumato.solvers import Plan
 from sfumato.solvers.plan import SCHEMA as PLAN
 
@@ -309,6 +311,23 @@ def load_sampler(path: str | os.PathLike[str], weights: str = "ema", device: str
     return model
 
 
+@register("teacher", "file")
+def teacher(path: str, guidance: Any = 1.0, interval: tuple[float, float] | None = None, hash: str = "") -> Any:
+    """The model of a file or run that a loss learns from, guided if `guidance`, a scale or one per condition, is not 1.
+
+    interval: the logsnr between which guidance acts. hash: the beginning of the file's hash; another file is refused,
+    so that a resumed run has the teacher that it began with.
+    """
+    facts = read_contract(path)
+    if not facts["hash"].startswith(hash):
+        raise SfumatoError(
+            f"{path} is no longer the teacher of this run: its hash begins with {facts['hash'][: len(hash)]}, and was "
+            f"{hash}. Put the file back, or distil the new one in a new run."
+        )
+    model = load_sampler(path)
+    return model if guidance == 1 else Guided(model, guidance, interval)
+
+
 def _fill(model: Any, state: Mapping[str, Tensor], path: Path) -> None:
     own = {prefix + name: tuple(v.shape) for prefix, part in parts(model) for name, v in part.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
@@ -375,6 +394,8 @@ def describe(path: str | os.PathLike[str]) -> list[str]:
     facts = read_contract(path)
     made = facts["provenance"]
     lines = [f"{facts['path']}: {_kind(facts)} of {facts['parameters']:,} parameters, {facts['bytes'] / 1e6:.1f} MB."]
+    if (calls := _calls(facts["model"])) is not None:
+        lines.append(f"It was made to sample in {calls} calls of its network.")
     if facts["process"] is not None:
         lines.append(f"It predicts {_predicts(facts['process'])}.")
     if facts["spec"] is not None:
@@ -403,6 +424,16 @@ def _kind(facts: Mapping[str, Any]) -> str:
         around.append(tree["name"])
         tree = next((value for value in tree["args"].values() if _is_model(value)), {"name": "Denoiser", "args": None})
     return f"{kind} in {' of '.join(map(an, around))}" if around else kind
+
+
+def _calls(tree: Any) -> str | None:
+    """The numbers of calls that a flow map in a tree is for, such as "1, 2 or 4"; None where there is none."""
+    while _is_model(tree):
+        if tree["name"] == "FlowMap":
+            *some, last = map(str, tree["args"]["calls"])
+            return f"{', '.join(some)} or {last}" if some else last
+        tree = next((value for value in (tree["args"] or {}).values() if _is_model(value)), None)
+    return None
 
 
 def _plan_words(plan: Plan) -> str:

@@ -29,7 +29,13 @@ def test_a_student_from_a_file(call, models, workplace):
     assert status == 0, err
     assert json.loads(out.splitlines()[-1])["manifest"]["calls"] == 2
     status, out, err = call("info", "few")
-    assert status == 0 and "FlowMap" in out
+    assert status == 0 and "FlowMap" in out and "2 or 1 calls" in out
+
+
+def test_a_plan_keeps_nothing(call, models, workplace):
+    status, out, err = call("distill", models["points"], "--samples", "32", "--plan", "-o", "few", "--json")
+    assert status == 0, err
+    assert json.loads(out.splitlines()[-1])["fits"] and not (workplace / "few").exists()
 
 
 @pytest.mark.parametrize(

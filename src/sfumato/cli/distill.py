@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sfumato import serialization
+from sfumato.cli.plan import page
 from sfumato.cli.process import outliving_output
 from sfumato.cli.run import Voice
 from sfumato.cli.sample import guidance_scale
 from sfumato.cli.train import console, working
-from sfumato.cli.write import free
-from sfumato.distillation import advice, in_turn, ladder
+from sfumato.diagnostics.report import LADDER
 from sfumato.distillation import distill as train_student
+from sfumato.distillation import in_words
+from sfumato.distributed import World
 from sfumato.errors import SfumatoError
-from sfumato.guidance import guide
 from sfumato.machine import device_of
-
-MOST = 8  # calls up to which the student is compared
+from sfumato.training.forecast import forecast
+from sfumato.training.ladder import in_turn
 
 
 @outliving_output()
@@ -25,32 +29,52 @@ def distill(options: Any, voice: Voice) -> None:
     calls = numbers(options.steps)
     teacher = serialization.load_sampler(options.model, device=device_of(options.device))
     scale = guidance_scale(options, teacher, list(in_turn(teacher, 1)))
-    given = Path(options.model)
-    name = given.stem if given.is_file() else given.name
-    out = options.out or free(f"runs/{name}-distilled")
+    asked = {
+        "method": options.method, "calls": calls, "guidance": scale, "interval": options.guidance_interval,
+        "samples": options.samples,
+    }  # fmt: skip
+    settings = {"minutes": options.minutes, "seed": options.seed, "device": options.device}
     with working(voice) as begin:
+        if options.plan:
+            _plan(options, asked, settings, voice)
+            return
         run = train_student(
-            teacher, out, options.data, options.labels, options.method, calls, scale, options.guidance_interval,
-            options.samples,
-            minutes=options.minutes, seed=options.seed, device=options.device, console=console(voice), on_start=begin,
+            options.model, options.out, options.data, options.labels, console=console(voice), on_start=begin,
+            **asked, **settings,
         )  # fmt: skip
-    guided = teacher if scale is None else guide(teacher, scale, options.guidance_interval)
-    rungs = ladder(run.denoiser, guided, sorted({1, 2, 4, MOST, *calls}))
     facts = serialization.read_contract(run.path)
+    ladder = json.loads((run.path / LADDER).read_text()) if (run.path / LADDER).exists() else None
+    rungs = ladder["rungs"] if ladder else []
     voice.emit(
-        {"event": "done", "run": str(run.path), "model": facts["path"], "hash": facts["hash"],
-         "ladder": [rung._asdict() for rung in rungs]}
+        {"event": "done", "run": str(run.path), "model": facts["path"], "hash": facts["hash"], "ladder": rungs,
+         "report": str(run.path / "report.html")}
     )  # fmt: skip
-    ways = list(dict.fromkeys(rung.how for rung in rungs))
-    found = {(rung.calls, rung.how): rung.rms for rung in rungs}
-    voice.say(
+    voice.say(*(table(rungs) if ladder else ()), *([ladder["advice"]] if ladder else ()))
+    voice.say("", f"Done: the run is in {run.path}", "", "Next:", f"  sfumato sample {run.path} -n 64")
+
+
+def _plan(options: Any, asked: dict[str, Any], settings: dict[str, Any], voice: Voice) -> None:
+    """The forecast of the run, in words or as JSON; nothing is kept."""
+    with tempfile.TemporaryDirectory(prefix="sfumato-") as folder:
+        world = World(device=device_of(options.device))
+        words, data = in_words(Path(folder), options.model, options.data, settings=settings, world=world, **asked)
+        found = forecast(data, options.out, options.labels, **words)
+    voice.emit(found.to_dict())
+    voice.say(*page(found))
+
+
+def table(rungs: Sequence[dict[str, Any]]) -> list[str]:
+    """A ladder as lines of text."""
+    ways = list(dict.fromkeys(rung["how"] for rung in rungs))
+    found = {(rung["calls"], rung["how"]): rung["rms"] for rung in rungs}
+    lines = [
         "", "Distance to the model's own fine solution on the same noise, in standard deviations of the data:",
         "  calls" + "".join(f"{way:>12}" for way in ways),
-    )  # fmt: skip
-    for count in sorted({rung.calls for rung in rungs}):
+    ]  # fmt: skip
+    for count in sorted({rung["calls"] for rung in rungs}):
         cells = (f"{found[count, way]:>12.3f}" if (count, way) in found else f"{'-':>12}" for way in ways)
-        voice.say(f"{count:>7}" + "".join(cells))
-    voice.say(advice(rungs), "", f"Done: the run is in {run.path}", "", "Next:", f"  sfumato sample {run.path} -n 64")
+        lines.append(f"{count:>7}" + "".join(cells))
+    return lines
 
 
 def numbers(words: str) -> tuple[int, ...]:

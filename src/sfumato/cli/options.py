@@ -233,6 +233,7 @@ DISTILL = Command(
         flag("--data", "DATA", f"The training data: {SOURCES}, instead of samples of the model."),
         LABELS,
         flag("--samples", int, "Samples drawn from the model where there are no data.", 4096),
+        flag("--plan", bool, "Only forecast the time, memory and disk of the run; nothing is kept."),
         seed("student"),
         DEVICE,
     ],

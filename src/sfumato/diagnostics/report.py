@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from sfumato.diagnostics.summary import Facts
 from sfumato.files import write_text
 from sfumato.progress import clock
 
+LADDER = "ladder.json"  # of a student with a teacher (`training.ladder`)
 GRIDS = 12  # most sample grids shown
 NEAREST = "nearest.png"  # in a run's samples folder: samples closest to training samples, next to those
 _PAGES = Environment(loader=PackageLoader("sfumato.diagnostics", ""), autoescape=True, trim_blocks=True)
@@ -58,6 +61,7 @@ def write(
         samples=_samples(run),
         texts=_texts(run),
         losses=_losses(lines),
+        ladder=_ladder(run / LADDER),
         commands=_commands(run, model, settings, facts),
         settings=_settings(settings, meanings, model),
     )
@@ -91,6 +95,23 @@ def _texts(run: Path) -> list[tuple[int, str]]:
 
 def _encoded(picture: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+
+
+def _ladder(path: Path) -> Facts | None:
+    """The table of a ladder, {"ways", "rows": [(calls, distances)], "advice", "chart"}; None without one."""
+    if not path.is_file():
+        return None
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    found = {(rung["calls"], rung["how"]): rung["rms"] for rung in facts["rungs"]}
+    ways = list(dict.fromkeys(how for _, how in found))
+    calls = sorted({count for count, _ in found})
+    curves = []
+    for way, colour in zip(ways, cycle((BLUE, ORANGE, GREEN, PURPLE)), strict=False):
+        at = [count for count in calls if (count, way) in found]
+        curves.append(Line(way, at, [found[count, way] for count in at], colour, True))
+    rows = [(count, [found.get((count, way)) for way in ways]) for count in calls]
+    drawn = chart(curves, "calls of the network", "distance, in deviations of the data", log=True)
+    return {"ways": ways, "rows": rows, "advice": facts["advice"], "chart": drawn}
 
 
 def _losses(lines: Sequence[Facts]) -> str | None:

@@ -13,6 +13,8 @@ Sources: Boffi et al. 2025 (2505.18825) for the three identities; each loss name
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, final
 
 import torch
@@ -20,8 +22,9 @@ from torch import Tensor
 
 from sfumato import flow_map, noise
 from sfumato.belief import broadcast
+from sfumato.compose import Rescheduled
 from sfumato.conditions import Conditions
-from sfumato.errors import SfumatoError, an, suggest
+from sfumato.errors import SfumatoError, an, suggest, whole
 from sfumato.flow_map import FlowMap, angle, unit
 from sfumato.model import Model
 from sfumato.objectives.loss import Loss
@@ -29,7 +32,9 @@ from sfumato.registry import register
 from sfumato.schedule import Time
 from sfumato.state import numbers_like
 
-STEPS = (1, 2, 4, 8)  # numbers of calls whose steps are drawn more often than others
+Teacher = Any  # a model; in settings the name of one, file('runs/photos')
+CALLS = (1, 2, 4, 8)
+_FINE = 16  # steps of Heun's method from noise to data, from which held-out samples are measured
 _WIDTH = 2e-3  # of a central difference in theta: the optimum in float32
 
 
@@ -82,16 +87,67 @@ def step(model: Model, z: Tensor, t: Tensor, s: Tensor, steps: int = 1, **cond: 
     return (unit(process, z, s) - unit(process, start, t)) / distance
 
 
+@contextmanager
+def _in_float32(model: Any) -> Iterator[None]:
+    """The network computes in the precision of its weights: half precision leaves nothing of a small difference."""
+    while hasattr(model, "inner"):
+        model = model.inner
+    before = getattr(model, "compute_dtype", None)
+    if before is None:
+        yield
+        return
+    model.compute_dtype = None
+    try:
+        yield
+    finally:
+        model.compute_dtype = before
+
+
+def derivative(model: Any, theta: Tensor, at: Callable[[Tensor], Tensor]) -> Tensor:
+    """d at(t) / dtheta at the angles theta (B,), by a central difference in float32, whatever training computes in.
+
+    It agrees with the Jacobian-vector product to 1e-3 for every network, also where forward differentiation is not to
+    be had, and costs half.
+    """
+    low, high = (flow_map.time(model.process, theta + h) for h in (-_WIDTH, _WIDTH))
+    with _in_float32(model):
+        change = at(high) - at(low)
+    return change / broadcast(angle(model.process, high) - angle(model.process, low), change)
+
+
+def walk(model: FlowMap, z: Tensor, calls: int, **cond: Any) -> Tensor:
+    """The samples of a map from z at t = 1, in equal steps of theta, like z."""
+    process, each = model.process, torch.ones(len(z), dtype=torch.float64)
+    top, t = angle(process, each), each
+    for k in range(1, calls + 1):
+        s = flow_map.time(process, top * (1 - k / calls))
+        z, t = moved(process, z, t, s, model.mean(z, t, s, **cond)), s
+    return z
+
+
 class MapLoss(Loss, abc.ABC):
     """A loss of flow maps: draws paths, and compares the map's means with targets.
 
-    teacher: a denoiser, guided or not, of the same data and conditions; None to learn from data alone. diagonal: the
-    share of samples with s = t, whose target is the teacher's F or that of the sample itself. ends: "all", or "data"
-    for paths that all end at s = 0.
+    teacher: a model of the same data and conditions, guided or not, under any schedule; None to learn from data alone.
+    diagonal: the share of samples with s = t, whose target is the teacher's F or that of the sample itself. ends:
+    "all", or "data" for paths that all end at s = 0. calls: the numbers of calls that the map is for; every second path
+    is a step of one of them. Held-out losses are mean square distances to the teacher's samples on the same noise, in
+    units of sigma_data^2.
     """
 
-    def __init__(self, teacher: Any = None, diagonal: float = 0.25, ends: str = "all", seed: int = 0) -> None:
+    def __init__(
+        self,
+        teacher: Teacher | None = None,
+        diagonal: float = 0.25,
+        ends: str = "all",
+        calls: tuple[int, ...] = CALLS,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
+        self.calls = tuple(whole("calls", count, least=1) for count in calls)
+        self._fine: dict[Any, Tensor] = {}  # the teacher's samples of held-out noise
+        if teacher is not None:
+            self.watched = "the distance of held-out samples to the teacher's"
         if ends not in ("all", "data"):
             raise SfumatoError(f"Unknown ends {ends!r} of the paths: {suggest(ends, ('all', 'data'))}")
         if not 0 <= diagonal < 1:
@@ -103,6 +159,21 @@ class MapLoss(Loss, abc.ABC):
     def teacher(self) -> Any:
         return self._teacher[0]
 
+    def guide(self, model: FlowMap, z: Tensor) -> Any:
+        """The teacher under the map's schedule, on the device of z."""
+        net = getattr(self.teacher, "net", None)
+        if net is not None:
+            net.to(z.device)
+        schedule = model.process.schedule
+        return self.teacher if self.teacher.process.schedule == schedule else Rescheduled(self.teacher, schedule)
+
+    def begun(self, model: Any) -> FlowMap:
+        if isinstance(model, FlowMap):
+            return model
+        student = FlowMap.student(model, self.calls)
+        student.spec = model.spec
+        return student
+
     def suits(self, model: Any) -> None:
         if not isinstance(model, FlowMap):
             raise SfumatoError(
@@ -110,8 +181,11 @@ class MapLoss(Loss, abc.ABC):
                 "model=sf.FlowMap.student(denoiser)."
             )
         process = getattr(self.teacher, "process", model.process)
-        if process.schedule != model.process.schedule or process.sigma_data != model.process.sigma_data:
-            raise SfumatoError("Teacher and student have different schedules: wrap the teacher, sf.Rescheduled.")
+        if process.sigma_data != model.process.sigma_data:
+            raise SfumatoError(
+                f"The teacher's sigma_data is {process.sigma_data:g} and the student's {model.process.sigma_data:g}: "
+                "take a student of the teacher's."
+            )
 
     def losses(self, model: Any, batch: Any) -> Tensor:
         path, on_diagonal = self.paths(model, batch)
@@ -121,6 +195,21 @@ class MapLoss(Loss, abc.ABC):
             if len(index):
                 found = found.index_copy(0, index.to(found.device), target(model, path.rows(index)).to(found))
         return found
+
+    @torch.no_grad()
+    def held(self, model: FlowMap, batch: Any) -> Tensor:
+        if self.teacher is None:
+            return self.losses(model, batch)
+        process, x = model.process, model.process.data(batch.x)
+        eps = numbers_like(noise.Noise(self.seed, batch.index, noise.TRAIN_NOISE), x)
+        each = torch.ones(len(x), dtype=torch.float64)
+        z = process.corrupt(x, each, eps)
+        key = (tuple(batch.index.tolist()), float(x.double().sum()))
+        if key not in self._fine:
+            mean = step(self.guide(model, z), z, each, 0 * each, _FINE, **batch.cond)
+            self._fine[key] = moved(process, z, each, 0 * each, mean)
+        off = [square(walk(model, z, calls, **batch.cond) - self._fine[key]) for calls in self.calls]
+        return torch.stack(off).mean(0) / process.sigma_data**2
 
     @abc.abstractmethod
     def error(self, model: FlowMap, path: Path) -> Tensor:
@@ -134,7 +223,7 @@ class MapLoss(Loss, abc.ABC):
     def slope(self, model: FlowMap, path: Path) -> Tensor:
         """F at (z, t): the teacher's, or that of the sample itself, whose mean it is."""
         if self.teacher is not None:
-            return rate(self.teacher, path.z, path.t, **path.cond)
+            return rate(self.guide(model, path.z), path.z, path.t, **path.cond)
         return own_slope(model.process, path)
 
     def paths(self, model: FlowMap, batch: Any) -> tuple[Path, Tensor]:
@@ -142,7 +231,7 @@ class MapLoss(Loss, abc.ABC):
         process, count = model.process, len(batch.x)
         u = noise.uniform(self.seed, batch.index, (5,), noise.TRAIN_TIME, dtype=torch.float64)
         first = angle(process, 1.0)
-        theta, end = (first * part for part in _ends(batch.u, u))
+        theta, end = (first * part for part in _ends(batch.u, u, self.calls))
         end = torch.zeros_like(end) if self.ends == "data" else end
         t = flow_map.time(process, theta)
         x = process.data(batch.x)
@@ -152,10 +241,10 @@ class MapLoss(Loss, abc.ABC):
         return Path(z, x, eps, t, theta.expand(count), end, u[:, 4], batch.cond), flat
 
 
-def _ends(u: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
-    """(theta_t, theta_s) in shares of the largest angle: half of the paths are steps of 1, 2, 4 or 8 equal calls, the
-    others any."""
-    calls = torch.tensor(STEPS, dtype=torch.float64)[(more[:, 1] * len(STEPS)).long()]
+def _ends(u: Tensor, more: Tensor, several: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """(theta_t, theta_s) in shares of the largest angle: half of the paths are steps of `several` numbers of equal
+    calls, the others any."""
+    calls = torch.tensor(several, dtype=torch.float64)[(more[:, 1] * len(several)).long()]
     k = torch.floor(u * calls)
     grid = (k + 1) / calls, k / calls
     free = u.clamp_min(1e-3), u.clamp_min(1e-3) * more[:, 2]
@@ -196,15 +285,16 @@ class Semigroup(MapLoss):
 
     def __init__(
         self,
-        teacher: Any = None,
+        teacher: Teacher | None = None,
         short: str = "self",
         cut: float | None = None,
         steps: int = 1,
         diagonal: float = 0.25,
         ends: str = "all",
+        calls: tuple[int, ...] = CALLS,
         seed: int = 0,
     ) -> None:
-        super().__init__(teacher, diagonal, ends, seed)
+        super().__init__(teacher, diagonal, ends, calls, seed)
         if short not in LEGS:
             raise SfumatoError(f"Unknown short leg {short!r}: {suggest(short, LEGS)}")
         if cut is not None and not 0 < cut <= 1:
@@ -239,7 +329,7 @@ class Semigroup(MapLoss):
         if self.short == "self":
             return model.mean(path.z, path.t, m, **path.cond)
         if self.short == "teacher":
-            return step(self.teacher, path.z, path.t, m, self.steps, **path.cond)
+            return step(self.guide(model, path.z), path.z, path.t, m, self.steps, **path.cond)
         process = model.process
         there = unit(process, process.corrupt(path.x, m, path.eps), m)
         distance = angle(process, path.t) - angle(process, m)
@@ -251,23 +341,19 @@ class Semigroup(MapLoss):
 class Lagrangian(MapLoss):
     """|F(z, t, s) - (theta_t - theta_s) dF/dtheta_s - F(X, s)|^2 / D: the map's end moves as the flow does there.
 
-    F(X, s) is the teacher's, or without one the map's own at s = t, without gradients. The derivative is a central
-    difference, whose width is the optimum in float32. Sources: 2406.07507 (teacher); 2505.18825 (self).
+    F(X, s) is the teacher's, or without one the map's own at s = t, without gradients.
+    Sources: 2406.07507 (teacher); 2505.18825 (self).
     """
-
-    def __init__(self, teacher: Any = None, diagonal: float = 0.25, ends: str = "all", seed: int = 0) -> None:
-        super().__init__(teacher, diagonal, ends, seed)
 
     def error(self, model: FlowMap, path: Path) -> Tensor:
         process = model.process
         end = path.end.clamp_min(2 * _WIDTH)
-        low, s, high = (flow_map.time(process, end + h) for h in (-_WIDTH, 0.0, _WIDTH))
+        s = flow_map.time(process, end)
         mean = model.mean(path.z, path.t, s, **path.cond)
-        change = model.mean(path.z, path.t, high, **path.cond) - model.mean(path.z, path.t, low, **path.cond)
-        change = change / broadcast((angle(process, high) - angle(process, low)), change)
+        change = derivative(model, end, lambda there: model.mean(path.z, path.t, there, **path.cond))
         z = moved(process, path.z, path.t, s, mean)
         if self.teacher is not None:
-            slope = rate(self.teacher, z, s, **path.cond)
+            slope = rate(self.guide(model, z), z, s, **path.cond)
         else:
             with torch.no_grad():
                 slope = model.mean(z, s, s, **path.cond)
@@ -287,9 +373,15 @@ class MeanFlow(MapLoss):
     """
 
     def __init__(
-        self, teacher: Any = None, improved: bool = False, diagonal: float = 0.5, ends: str = "all", seed: int = 0
+        self,
+        teacher: Teacher | None = None,
+        improved: bool = False,
+        diagonal: float = 0.5,
+        ends: str = "all",
+        calls: tuple[int, ...] = CALLS,
+        seed: int = 0,
     ) -> None:
-        super().__init__(teacher, diagonal, ends, seed)
+        super().__init__(teacher, diagonal, ends, calls, seed)
         self.improved = improved
 
     def error(self, model: FlowMap, path: Path) -> Tensor:
@@ -302,12 +394,11 @@ class MeanFlow(MapLoss):
         return square(model.mean(path.z, path.t, s, **path.cond) + distance * change - slope)
 
     def _change(self, model: FlowMap, path: Path, s: Tensor, along: Tensor) -> Tensor:
-        """dF(z, t, s)/dtheta_t along the flow, by a central difference."""
+        """dF(z, t, s)/dtheta_t along the flow."""
         process = model.process
         top = float(angle(process, 1.0))
-        centre = path.theta.clamp(2 * _WIDTH, top - 2 * _WIDTH)
-        means = []
-        for h in (_WIDTH, -_WIDTH):
-            there = flow_map.time(process, centre + h)
-            means.append(model.mean(moved(process, path.z, path.t, there, along), there, s, **path.cond))
-        return (means[0] - means[1]) / (2 * _WIDTH)
+
+        def at(there: Tensor) -> Tensor:
+            return model.mean(moved(process, path.z, path.t, there, along), there, s, **path.cond)
+
+        return derivative(model, path.theta.clamp(2 * _WIDTH, top - 2 * _WIDTH), at)

@@ -57,6 +57,7 @@ class Loss(nn.Module, abc.ABC):
     network: the name of the network that "auto", "tiny" etc. stand for, if the loss trains no denoiser network. mask:
     what an output of a `nets.Transformer` may hear. by_noise: whether the noise of a sample rises with its number u, so
     that held-out losses are told apart by it. skips: whether missing values (`conditions.missing`) are left out.
+    watched: what a held-out loss measures, if a run is to stop where it keeps rising.
     """
 
     network: str | None = None
@@ -64,6 +65,7 @@ class Loss(nn.Module, abc.ABC):
     by_noise: bool = False
     skips: bool = False
     carries: bool = False
+    watched: str | None = None
 
     @abc.abstractmethod
     def losses(self, model: Any, batch: Any) -> Tensor:
@@ -95,6 +97,10 @@ class Loss(nn.Module, abc.ABC):
     def model(self, net: nn.Module, spec: Any) -> Any:
         """The model to train around the network; None for the denoiser of the settings."""
         return None
+
+    def begun(self, model: Any) -> Any:
+        """What is trained where a given model is trained further: the model itself, or a student that starts at it."""
+        return model
 
     def suits(self, model: Any) -> None:
         """Raise SfumatoError for a model that this loss cannot train."""
@@ -154,7 +160,7 @@ class CompletedLoss(Loss):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
-        for name in ("observe", "players", "player_losses", "held", "levels", "model"):
+        for name in ("observe", "players", "player_losses", "held", "levels", "model", "begun"):
             if hasattr(module, name):
                 setattr(self, name, getattr(module, name))
         self.network, self.mask = getattr(module, "network", None), getattr(module, "mask", "full")

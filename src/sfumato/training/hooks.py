@@ -8,30 +8,34 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
-from sfumato.folder import INCIDENTS, Log, incidents
+from sfumato.folder import INCIDENTS, Log, incidents, read
 from sfumato.training import averages, checkpoint
 from sfumato.training.control import Commands
 from sfumato.training.final_report import FinalReport
 from sfumato.training.grids import Grids
 from sfumato.training.guard import ROLLBACKS, SLOWER, STRIKES, Incident
 from sfumato.training.health import Health
+from sfumato.training.ladder import Climb
 from sfumato.training.loggers import Loggers
 from sfumato.training.loop import Progress
 from sfumato.training.parallel import gathered
 from sfumato.training.session import Hook, Session
+
+RISES, FAR = 3, 2.0  # of a watched held-out loss, after which a run stops
 
 
 def usual(session: Session) -> Session:
     """Add the standard hooks to a session, in the order in which they are called; returns the session."""
     records = Records(session)
     grids, health = Grids(records.loggers), Health(session)
-    own = (health, Incidents(session), FolderCommands(session, grids), Snapshots(session))
-    session.hooks += [records, *own, grids, FinalReport(health)]
+    own = (health, Incidents(session), Watch(session), FolderCommands(session, grids), Snapshots(session))
+    session.hooks += [records, *own, grids, Climb(), FinalReport(health)]
     return session
 
 
@@ -105,6 +109,37 @@ class Incidents(Hook):
         if session.world.leads:
             write_text(session.path / INCIDENTS, json.dumps(self.each, indent=1) + "\n")
         session.console.note(str(incident))
+
+
+class Watch(Hook):
+    """Stops a run whose held-out loss, if its loss is one to watch, keeps `rising`."""
+
+    def __init__(self, session: Session) -> None:
+        lines = read(session.path / "metrics.jsonl") if session.resumed and session.world.leads else []
+        found = [line.get("valid_ema", line.get("valid_raw")) for line in lines if line["step"] <= session.logged]
+        self.found = session.world.broadcast([value for value in found if value is not None])
+
+    def step(self, session: Session, progress: Progress) -> None:
+        what, validation = session.state.loss.watched, progress.validation
+        if what is None or validation is None:
+            return
+        self.found.append(validation.best)
+        if rising(self.found):
+            raise SfumatoError(
+                f"Training stopped at step {progress.step:,}: {what} (mean square) rose in {RISES} evaluations in a "
+                f"row, from {self.found[-1 - RISES]:.3g} to {self.found[-1]:.3g}, and was {min(self.found):.3g} at its "
+                f"lowest. Train with --lr below {progress.lr:.2g}, or with another loss."
+            )
+
+    def back(self, session: Session) -> None:
+        self.found.clear()
+
+
+def rising(found: Sequence[float]) -> bool:
+    """Whether the last RISES values each rose, to FAR times the lowest."""
+    last = found[-1 - RISES :]
+    rose = len(last) > RISES and all(before < after for before, after in pairwise(last))
+    return rose and last[-1] > FAR * min(found)
 
 
 class FolderCommands(Hook):

@@ -31,16 +31,18 @@ from sfumato.training.parts import with_net
 class Losses(nn.Module):
     """A module that computes the losses of a batch, for DistributedDataParallel to wrap.
 
-    The loss's own parameters are not registered, so that their gradients are not averaged over the processes.
+    The network alone is registered: a wrapper of a model is no module, and the gradients of the loss's own parameters
+    are not averaged over the processes.
     """
 
     def __init__(self, model: Any, loss: Loss) -> None:
         super().__init__()
-        self.model, self._loss = model, (loss,)
+        self.net, self._parts = model.net, (model, loss)
 
     def forward(self, batch: Batch) -> Tensor:
         """(B,)."""
-        return self._loss[0].losses(self.model, batch)
+        model, loss = self._parts
+        return loss.losses(model, batch)
 
 
 def shared(model: Any, loss: Loss, world: World) -> nn.Module:

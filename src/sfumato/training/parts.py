@@ -174,6 +174,8 @@ def model_for(
     """The model that the run trains, on the device."""
     if settings.model is not None:
         model = _given(given.model, settings, spec)
+        with seeded(settings.seed):  # a student has weights of its own
+            model = loss.begun(model)
     else:
         process = _process(settings, spec, source)
         net = _network(settings, spec, process, loss, len(source)) if given.net is None else given.net

@@ -1,0 +1,108 @@
+"""Every method of distillation at equal CPU time, beside the teacher's default solver and its tuned plans.
+
+    python benchmarks/distill.py --seconds 60 --seeds 5
+
+The teacher is a network trained on a mixture of three anisotropic modes in the plane; students learn from its file
+alone. A figure is the root mean square distance to the teacher's own fine solution on the same noise, in deviations of
+the data (`sfumato.training.ladder`), and the sliced Wasserstein distance of the same samples. Results are in
+results/distill.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import sfumato as sf
+from sfumato.training.console import Silent
+from sfumato.training.hooks import Between
+from sfumato.training.ladder import CALLS, FINE, ladder
+
+LAW = sf.exact.GaussianMixture(
+    [0.3, 0.3, 0.4],
+    [[1.5, 0.0], [-1.0, 1.0], [-0.5, -1.2]],
+    [[[0.1, 0.05], [0.05, 0.1]], [[0.2, -0.05], [-0.05, 0.05]], [[0.05, 0.0], [0.0, 0.15]]],
+)
+METHODS = (
+    "trajectory-consistency", "semigroup", "shortcut", "direct-distillation", "lagrangian", "improved-mean-flow",
+    "consistency-distillation",
+)  # fmt: skip
+NET = "MLP(width=128, depth=3)"
+FIRST, MEASURED = 10, 40  # steps that are not counted, and all steps, of the run that measures the cost of a step
+SAMPLES = 2000  # of a Wasserstein distance
+
+
+def sliced(a: Tensor, b: Tensor, directions: int = 64) -> float:
+    """The sliced 2-Wasserstein distance of two sets of n points in the plane, by equally spaced directions."""
+    angle = torch.arange(directions, dtype=torch.float64) * torch.pi / directions
+    lines = torch.stack((angle.cos(), angle.sin()))
+    return float(((a @ lines).sort(0)[0] - (b @ lines).sort(0)[0]).square().mean().sqrt())
+
+
+def distilled(teacher: Path, folder: Path, method: str, seed: int, steps: int, **more: Any) -> Any:
+    return sf.distill(
+        teacher, folder, method=method, calls=CALLS, steps=steps, seed=seed, sample_every=0, snapshots=0, batch=256,
+        console=Silent(), **more,
+    )  # fmt: skip
+
+
+def affordable(teacher: Path, folder: Path, method: str, seconds: float) -> int:
+    """The number of steps of a method in so many seconds of CPU time."""
+    at: list[float] = []
+    hear = lambda session: session.hooks.append(Between(lambda: at.append(time.process_time())))  # noqa: E731
+    distilled(teacher, folder, method, 0, MEASURED, on_start=hear)
+    return max(1, int(seconds * (MEASURED - 1 - FIRST) / (at[-1] - at[FIRST])))
+
+
+def measured(student: Any, teacher: Any) -> dict[str, dict[str, float]]:
+    """calls -> {"student", "default", names of plans: rms; "w2": of the student}."""
+    scale = float(sf.sample(teacher, SAMPLES, FINE, "heun", 2).double().std())
+    fine = sf.sample(teacher, SAMPLES, FINE, "heun", 2).double() / scale
+    found: dict[str, dict[str, float]] = {str(calls): {} for calls in CALLS}
+    for rung in ladder(student, teacher, CALLS):
+        found[str(rung.calls)][rung.how] = rung.rms
+    for calls in CALLS:
+        found[str(calls)]["w2"] = sliced(sf.sample(student, SAMPLES, calls, seed=2).double() / scale, fine)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60.0, help="CPU seconds of each student")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--teacher-steps", type=int, default=2000)
+    parser.add_argument("--methods", nargs="*", default=METHODS)
+    parser.add_argument("--tuned", type=int, nargs="*", default=[2, 4], help="calls of the teacher's tuned plans")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "distill.json")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        run = sf.train(
+            LAW.sample(8192, 0).float(), place / "teacher", net=NET, steps=args.teacher_steps, batch=256,
+            sample_every=0, snapshots=0, console=Silent(),
+        )  # fmt: skip
+        file = run.path / "model.safetensors"
+        for calls in args.tuned:
+            sf.serialization.store_plan(file, sf.tune(run.denoiser, calls))
+        teacher = sf.load(file)
+        for method in args.methods:
+            steps = affordable(file, place / f"{method}-cost", method, args.seconds)
+            for seed in range(args.seeds):
+                student = distilled(file, place / f"{method}-{seed}", method, seed, steps).denoiser
+                rows.append({"method": method, "seed": seed, "steps": steps, "calls": measured(student, teacher)})
+                print(json.dumps(rows[-1]), flush=True)
+    settings = {name: value for name, value in vars(args).items() if name != "out"}
+    args.out.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""The ladder: the distance of samples to the teacher's own fine solution, by the number of calls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sfumato import serialization
+from sfumato.conditions import declared
+from sfumato.diagnostics import report
+from sfumato.files import remove, write_text
+from sfumato.flow_map import FlowMap
+from sfumato.sampling import sample
+from sfumato.training.session import Hook, Session
+
+FINE = 64  # steps of the solve that distances are measured from
+SHOWN = 256  # noises of a distance
+CALLS = (1, 2, 4, 8)
+
+
+class Rung(NamedTuple):
+    """The distance of SHOWN samples from the teacher's fine solve on the same noise, at one number of calls.
+
+    calls; how: "student", "default" or the name of the teacher's stored plan; rms: root mean square difference, in
+    standard deviations of the data.
+    """
+
+    calls: int
+    how: str
+    rms: float
+
+
+def in_turn(teacher: Any, count: int) -> dict[str, list[str]]:
+    """The conditions of `count` samples of a model of classes, each in its turn; none for other models."""
+    label: Any = (declared(teacher) or {}).get("label")
+    classes = list(getattr(label, "classes", ()))
+    return {"label": [classes[i % len(classes)] for i in range(count)]} if classes else {}
+
+
+@torch.no_grad()
+def ladder(student: Any, teacher: Any, calls: Sequence[int] = CALLS, seed: int = 1, **cond: Any) -> list[Rung]:
+    """How far samples are from the teacher's solution of the ODE on shared noise, for each number of calls: the
+    student, the teacher's default solver, and the plans stored in its file.
+
+    The solution is the teacher's own, by FINE steps of Heun's method. cond: conditions, one value or one for each of
+    the SHOWN samples; by default each class in its turn.
+    """
+    cond = cond or in_turn(teacher, SHOWN)
+
+    def states(model: Any, steps: int, solver: Any = None) -> Tensor:
+        found: Tensor = sample(model, SHOWN, steps, solver, seed, normalised=True, cond=cond)
+        return found.double()
+
+    fine = states(teacher, FINE, "heun")
+    scale = float(fine.square().mean().sqrt())
+    plans: Mapping[str, Any] = getattr(teacher, "plans", {}) or {}
+    rungs = []
+    for count in calls:
+        ways: dict[str, tuple[Any, int, Any]] = {
+            "student": (student, count, None),
+            "default": (teacher, count, "multistep"),
+        }
+        ways |= {name: (teacher, plan.steps, plan) for name, plan in plans.items() if plan.calls == count}
+        for how, (model, steps, solver) in ways.items():
+            off = (states(model, steps, solver) - fine).square().mean().sqrt()
+            rungs.append(Rung(count, how, float(off) / scale))
+    return rungs
+
+
+def advice(rungs: Sequence[Rung]) -> str:
+    """Which way to sample for each number of calls, in words."""
+    best = [
+        min((rung for rung in rungs if rung.calls == calls), key=lambda rung: rung.rms)
+        for calls in sorted({rung.calls for rung in rungs})
+    ]
+    wins = [str(rung.calls) for rung in best if rung.how == "student"]
+    if not wins:
+        return "The teacher is nearer to its own solution at each of these numbers of calls: keep sampling it."
+    others = [str(rung.calls) for rung in best if rung.how != "student"]
+    words = f"The student is nearer with {' or '.join(wins)} calls"
+    return f"{words}; with {' or '.join(others)} calls take the teacher." if others else f"{words}."
+
+
+class Climb(Hook):
+    """Writes ladder.json at the end of a run whose student has a teacher."""
+
+    def start(self, session: Session) -> None:
+        if session.world.leads:
+            remove(session.path / report.LADDER)  # out of date once the run goes on
+
+    def end(self, session: Session) -> None:
+        teacher, model = getattr(session.state.loss, "teacher", None), session.state.best
+        if teacher is None or not isinstance(model, FlowMap) or not session.world.leads:
+            return
+        if set(declared(teacher) or {}) - set(in_turn(teacher, SHOWN)):  # conditions whose values only data have
+            return
+        student = serialization.load(session.path, device=model.device)  # as it is used, in float32
+        with session.state.spending("ladder"):
+            rungs = ladder(student, teacher, sorted({*CALLS, *student.calls}))
+        facts = {"fine_steps": FINE, "samples": SHOWN, "rungs": [rung._asdict() for rung in rungs]}
+        write_text(session.path / report.LADDER, json.dumps(facts | {"advice": advice(rungs)}, indent=1) + "\n")
