@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sfumato.process.bases import Basis, principal
 from sfumato.process.counts import Counts
 from sfumato.process.deletion import Deletion
 from sfumato.process.discrete import Discrete
@@ -13,12 +14,14 @@ from sfumato.process.generator import Generator, Ladder, Rates
 from sfumato.process.mixing import Hybrid, Marginal, Masked, Mixing, Uniform
 from sfumato.process.product import Product
 from sfumato.process.protocol import Process
+from sfumato.process.spectral import Blur, Coloured, Heat, Spectral, Subspace
 from sfumato.process.symbols import Symbols
 from sfumato.trees import build
 
 __all__ = [
-    "Additive", "Counts", "Deletion", "Discrete", "Embedded", "Gaussian", "Generator", "Hybrid", "Ladder", "Marginal",
-    "Masked", "Mixing", "Process", "Product", "Rates", "Symbols", "Uniform", "from_config",
+    "Additive", "Basis", "Blur", "Coloured", "Counts", "Deletion", "Discrete", "Embedded", "Gaussian", "Generator",
+    "Heat", "Hybrid", "Ladder", "Marginal", "Masked", "Mixing", "Process", "Product", "Rates", "Spectral", "Subspace",
+    "Symbols", "Uniform", "from_config", "principal",
 ]  # fmt: skip
 
 

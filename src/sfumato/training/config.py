@@ -110,8 +110,8 @@ class TrainConfig:
     schedule: str = "flow"
     """Noise schedule: {schedule}; also with arguments, such as ve(sigma_max=80)."""
     process: str = "gaussian"
-    """Corruption process: {process}. All but gaussian and product are for symbols, whole numbers from 0; text is
-    masked, a table a product of numbers and masked symbols."""
+    """Corruption process: {process}. Of numbers are gaussian, blur, heat, coloured and subspace, all others of symbols,
+    whole numbers from 0; text is masked, a table a product of numbers and masked symbols."""
     target: str = "velocity"
     """What the network predicts: {target}."""
     times: str = "logit-normal"
