@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sfumato import nets as nets
     from sfumato import schedules as schedules
     from sfumato import solvers as solvers
+    from sfumato import spectra as spectra
     from sfumato.autoencoder import Codec as Codec
     from sfumato.belief import Estimate as Estimate
     from sfumato.certification import certify as certify
@@ -139,6 +140,7 @@ _PUBLIC = {
     "score_matching": "sfumato.objectives.score_matching",
     "slerp": "sfumato.latents:slerp",
     "solvers": "sfumato.solvers",
+    "spectra": "sfumato.spectra",
     "times": "sfumato.objectives.times",
     "train": "sfumato.training:train",
     "trajectory": "sfumato.sampling:trajectory",

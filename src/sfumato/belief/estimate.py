@@ -273,7 +273,7 @@ class Estimate:
         """(mean, std) of z_s given z_t and the belief, s <= t; s = 0 gives the clean signal."""
         s = as_time(s)
         alpha, sigma = self.schedule(s)
-        clean = (s == 0).reshape(*s.shape, *[1] * (alpha.ndim - s.ndim))
+        clean = (s == 0).reshape((*s.shape, *[1] * (alpha.ndim - s.ndim)))
         step = ancestral(self.alpha, self.sigma, torch.where(clean, 1.0, alpha), torch.where(clean, 0.0, sigma), eta)
         return broadcast(step.z, self.z) * self.z + broadcast(step.x, self.z) * self.x, step.std
 
