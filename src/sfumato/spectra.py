@@ -53,7 +53,7 @@ class Spectrum:
     groups: Tensor
 
     def fit(self) -> tuple[PowerLaw, Interval]:
-        """The law A f^-b, and b with its interval: least squares of log P on log f, weighted by the waves at a radius."""
+        """The law A f^-b, and b with its interval: least squares of log P on log f, weighted by f."""
         law, count = _fitted(self.frequency, self.power), len(self.groups)
         others = torch.tensor([_fitted(self.frequency, each).exponent for each in self.groups], dtype=torch.float64)
         stderr = float(((count - 1) / count * (others - others.mean()).square().sum()).sqrt())
