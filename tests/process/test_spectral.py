@@ -267,3 +267,10 @@ def test_a_blurring_run_trains_samples_and_resumes(tmp_path):
     x = sf.sample(model, 2, 3)
     assert x.shape == (2, 1, 8, 8) and x.dtype == torch.uint8
     assert bool(sf.log_prob(model, x, steps=4).value.isfinite().all())
+
+
+def test_an_objective_by_frequency_is_not_explained_as_one(capsys):
+    from sfumato.cli import main
+
+    assert main(["explain-objective", "--process", "blur"]) != 0
+    assert "each frequency" in capsys.readouterr().err
