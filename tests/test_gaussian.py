@@ -162,8 +162,8 @@ def test_config_round_trip():
     for curve in CURVES.values():
         process = Gaussian(curve)
         assert from_config(json.loads(json.dumps(process.config()))) == process
-    with pytest.raises(SfumatoError, match="There is no process 'Blur'"):
-        from_config({"name": "Blur", "args": {}})
+    with pytest.raises(SfumatoError, match="There is no process 'Smear'"):
+        from_config({"name": "Smear", "args": {}})
 
 
 def test_variance_exploding_is_variance_preserving_scaled():

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sfumato import nets as nets
     from sfumato import schedules as schedules
     from sfumato import solvers as solvers
+    from sfumato import spectra as spectra
     from sfumato.autoencoder import Codec as Codec
     from sfumato.belief import Estimate as Estimate
     from sfumato.certification import certify as certify
@@ -164,6 +165,7 @@ _PUBLIC = {
     "slerp": "sfumato.latents:slerp",
     "solvers": "sfumato.solvers",
     "tilt": "sfumato.tilting:tilt",
+    "spectra": "sfumato.spectra",
     "times": "sfumato.objectives.times",
     "train": "sfumato.training:train",
     "trajectory": "sfumato.sampling:trajectory",

@@ -12,6 +12,7 @@ Source: Song et al. 2021 (2011.13456), Eq. 13, in the time of flow matching (221
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping
 
@@ -46,6 +47,11 @@ class Track:
     @property
     def steps(self) -> int:
         return (len(self.time) - 1) // 2
+
+    @functools.cached_property
+    def flux(self) -> tuple[float, ...]:
+        """rate * norm: the factor of tr(dy/dz) in the change of log p along u."""
+        return tuple(rate * norm for rate, norm in zip(self.rate, self.norm, strict=True))
 
     @classmethod
     def of(cls, schedule: Schedule, steps: int, scale: float, sigma_min: float | None = None) -> Track:

@@ -21,7 +21,7 @@ from sfumato.errors import SfumatoError, whole
 from sfumato.machine import default_cpu, in_parts
 from sfumato.model import Model, usable
 from sfumato.noise import PRIOR, STEP, Noise
-from sfumato.process import given
+from sfumato.process import Spectral, given
 from sfumato.sample_checks import SampleCheck
 from sfumato.solver_selection import AnySolver, make_plan
 from sfumato.solvers import Plan, State
@@ -116,7 +116,7 @@ def sample(
     smooth = getattr(model, "grad_calls", None) is not None
     if world.size > 1 and smooth:
         raise SfumatoError("Samples of several processes have no gradients: leave out world, or use the plain model.")
-    finish = _units(model, smooth) if not normalised and plan.stop == 0 else _same
+    finish, clean = _units(model, smooth, normalised or plan.stop > 0)
     seen = SampleCheck(getattr(model, "spec", None))
 
     def one(part: Tensor) -> Any:
@@ -124,7 +124,7 @@ def sample(
         own = model.rows(part) if isinstance(model, Known) else model
         walk = trajectory(own, None, None, plan, seed, start, which[part], t_start, t_stop, cond=conditions.rows(part))
         end = map_state(lambda leaf: leaf.cpu(), _end(walk, Noise(seed, which[part], STEP, plan.calls)))
-        seen.look(end)
+        seen.look(clean(end))
         return finish(end)
 
     def share(rows: Tensor) -> Any:
@@ -135,7 +135,7 @@ def sample(
         samples = world.parallel_map(share, torch.arange(n))
     if plan.stop == 0:
         seen.warn()
-    return samples if table is None or finish is _same else frames.frame(table, samples)
+    return samples if table is None or finish is clean else frames.frame(table, samples)
 
 
 def _asked(n: int, index: Sequence[int] | Tensor | None, z: Any) -> tuple[int, Tensor | None]:
@@ -224,14 +224,18 @@ def _end(walk: Iterator[State], noise: Noise) -> Any:
     return codes.drawn(noise) if codes is not None and state.t == 0 else state.z
 
 
-def _units(model: Model, smooth: bool) -> Callable[[Any], Any]:
-    """The map from the model's units to the user's; `smooth` skips rounding and clipping, which have no gradient."""
-    spec, process = getattr(model, "spec", None), model.process
-    if spec is None:
-        return _same
+def _units(model: Model, smooth: bool, normalised: bool) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """(the map of last states to what `sample` returns, to samples in the model's units, which are those of data).
+
+    smooth skips rounding and clipping, which have no gradient.
+    """
+    process: Any = model.process
+    spec, clean = getattr(model, "spec", None), process.table if isinstance(process, Spectral) else _same
+    if spec is None or normalised:
+        return clean, clean
     if smooth:
-        return lambda z: spec.normaliser.denormalise(process.table(z)).to(first_leaf(z).dtype)
-    return lambda z: spec.denormalise(process.table(z))
+        return lambda z: spec.normaliser.denormalise(process.table(z)).to(first_leaf(z).dtype), clean
+    return lambda z: spec.denormalise(process.table(z)), clean
 
 
 def _same(z: Any) -> Any:

@@ -40,7 +40,7 @@ class Solution(NamedTuple):
     ey: Tensor
 
 
-def row(name: str, schedule: Schedule, t: Time, sigma_data: float = 1.0) -> Row:
+def row(name: str, schedule: Schedule, t: Time, sigma_data: float | Tensor = 1.0) -> Row:
     """The row (a, b) of a named target at times t: one of those registered below, or a user's own."""
     return registry.get("target", name)(schedule, as_time(t), sigma_data)
 

@@ -38,7 +38,7 @@ def reading(name: str, schedule: Schedule, t: Time, sigma_data: float = 1.0) -> 
 FAINT, FURTHEST = 10.0, 1.25  # in standard deviations of the data
 
 
-def within(x: Tensor, alpha: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
+def within(x: Tensor, alpha: Tensor, sigma: Tensor, sigma_data: float | Tensor) -> Tensor:
     """(m / r)^2 x for samples whose root mean square r exceeds m = FURTHEST sigma_data where the signal is faint,
     sigma > FAINT alpha sigma_data.
 
@@ -56,7 +56,8 @@ def within(x: Tensor, alpha: Tensor, sigma: Tensor, sigma_data: float) -> Tensor
 class Estimate:
     """The belief (x, eps) about a state z = alpha x + sigma eps at time t.
 
-    Shapes: z (B, ...); t a number or (B,); every property but `t alpha sigma logsnr` has the shape of z.
+    Shapes: z (B, ...); t a number or (B,); every property but `t alpha sigma logsnr` has the shape of z. Where elements
+    have a schedule each, alpha, sigma and logsnr have one number per element, (1, ...) or (B, ...).
     `y` is the model's prediction of the target `named`, or of the one with this `row`; x and eps are each computed from
     it directly when first used, so that nothing cancels. `known` is a cached `Reading` for this time.
     `variance` is called on first use, if the model can compute it. `variance_share`, if the model learned it, is v of a
@@ -75,7 +76,7 @@ class Estimate:
         x: Tensor | None = None,
         eps: Tensor | None = None,
         variance: Callable[[], Tensor | None] | None = None,
-        sigma_data: float = 1.0,
+        sigma_data: float | Tensor = 1.0,
         known: Reading | None = None,
         variance_share: Tensor | None = None,
         named: str | None = None,
@@ -225,7 +226,8 @@ class Estimate:
             return None if value is None else value[index]
 
         def level(value: Tensor) -> Tensor:
-            return value[index] if value.ndim else value
+            shared = value.ndim == 0 or value.ndim == self.z.ndim and len(value) == 1
+            return value if shared else value[index]
 
         made = Estimate(
             self.z[index], self._t if isinstance(self._t, float | int) else level(self.t), self.schedule, cut(self._y),
@@ -280,7 +282,7 @@ class Estimate:
         """(mean, std) of z_s given z_t and the belief, s <= t; s = 0 gives the clean signal."""
         s = as_time(s)
         alpha, sigma = self.schedule(s)
-        clean = s == 0
+        clean = (s == 0).reshape((*s.shape, *[1] * (alpha.ndim - s.ndim)))
         step = ancestral(self.alpha, self.sigma, torch.where(clean, 1.0, alpha), torch.where(clean, 0.0, sigma), eta)
         return broadcast(step.z, self.z) * self.z + broadcast(step.x, self.z) * self.x, step.std
 
@@ -295,7 +297,7 @@ class Transition(NamedTuple):
 
 def ancestral(alpha_t: Tensor, sigma_t: Tensor, alpha_s: Tensor, sigma_s: Tensor, eta: float = 1.0) -> Transition:
     """The step t -> s of the DDIM family (2010.02502, Eq. 16) as coefficients of z_t, x and noise."""
-    ratio = alpha_t / alpha_s
+    ratio = torch.where(alpha_s == 0, sigma_t / sigma_s, alpha_t / alpha_s)  # noise alone at both is kept
     variance = (sigma_t**2 - ratio**2 * sigma_s**2).clamp_min(0.0) * (sigma_s / sigma_t) ** 2
     std = eta * variance.sqrt()
     if bool((std > sigma_s).any()):

@@ -44,10 +44,12 @@ class Belief(Protocol):
 
 
 def broadcast(coefficient: Tensor, like: Tensor) -> Tensor:
-    """A scalar or one number per batch item, shaped and typed to multiply `like` (B, ...)."""
+    """A scalar, one number per batch item, or one per element, (1, ...) or (B, ...), to multiply `like` (B, ...)."""
     c = coefficient.to(like.dtype)
     if c.ndim == 0:
         return c
+    if c.ndim == like.ndim:
+        return c.to(like.device)
     return c.to(like.device).reshape(-1, *([1] * (like.ndim - 1)))
 
 

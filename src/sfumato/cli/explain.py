@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sfumato import serialization
+from sfumato import registry, serialization
 from sfumato.cli.look import opened
 from sfumato.cli.run import Voice
 from sfumato.data import DataSpec
@@ -18,13 +18,17 @@ from sfumato.errors import SfumatoError
 from sfumato.machine import device_of
 from sfumato.objectives import Objective, SymbolObjective
 from sfumato.objectives.counts import CountedMasks
-from sfumato.process import Additive, Embedded, Masked, Symbols, from_config
+from sfumato.process import Additive, Embedded, Masked, Spectral, Symbols, from_config
 from sfumato.registry import make
 from sfumato.schedule import schedule_of
 from sfumato.training.config import TrainConfig, from_dict, read
 from sfumato.training.parts import known_here, loss_of
 
 _OF_SEVERAL = "An objective is explained for one kind of data, and this model is of a product of several."
+_OF_FREQUENCIES = (
+    "An objective is explained for one noise level a sample, and this process has one for each frequency: see "
+    "docs/how-to/spectra.md."
+)
 _DIALS = ("schedule", "target", "times", "weight")
 _OF_DATA = ("labels", "size", "split", "key")
 _OF_SYMBOLS = ("process", "schedule", "loss", "times", "weight")
@@ -116,6 +120,8 @@ def _process(config: TrainConfig) -> Any:
         return None
     if config.process == "product":
         raise SfumatoError(_OF_SEVERAL)
+    if registry.get("process", registry.bare(config.process)) in Spectral.__subclasses__():
+        raise SfumatoError(_OF_FREQUENCIES)
     return make("process", config.process, {"schedule": schedule_of(config.schedule), "states": 2})
 
 
@@ -126,6 +132,8 @@ def _of_file(word: str, given: dict[str, str]) -> tuple[TrainConfig, Any, float]
     if "process" in given:
         raise SfumatoError("A model file knows its process: leave out --process.")
     process = from_config(contract["process"])
+    if isinstance(process, Spectral):
+        raise SfumatoError(_OF_FREQUENCIES)
     if not isinstance(process, Additive | Symbols):
         raise SfumatoError(_OF_SEVERAL)
     needed = ("times", "weight") if isinstance(process, Additive) else ("times", "weight", "loss")

@@ -35,7 +35,7 @@ _LEAST_TOL = 1e-13
 
 
 class Level(NamedTuple):
-    """A noise level for each row: float64 (B,)."""
+    """A noise level for each row: float64 (B,), or (B, D) where every number of a state has its own."""
 
     alpha: Tensor
     sigma: Tensor

@@ -48,8 +48,8 @@ class Components:
 
     def residuals(self, z: Tensor, at: Level) -> tuple[Tensor, Tensor]:
         """y = U_k^T (z - alpha m_k) and its variances v, both (B, K, D)."""
-        y = self.basis.analyse(z[:, None] - at.alpha[:, None, None] * self.means)
-        return y, at.alpha[:, None, None] ** 2 * self.spectra + at.sigma[:, None, None] ** 2
+        y = self.basis.analyse(z[:, None] - _each(at.alpha) * self.means)
+        return y, _each(at.alpha) ** 2 * self.spectra + _each(at.sigma) ** 2
 
     def densities(self, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """log N(z; alpha m_k, V_k), (B, K), twice: with v at least the rounding error; exact (infinite if v = 0)."""
@@ -58,6 +58,11 @@ class Components:
         flat = v == 0
         on = (torch.where(flat, y, 0.0) ** 2).sum(-1) <= self.floor * y.shape[-1]
         return finite, torch.where(flat.any(-1), torch.where(on, torch.inf, -torch.inf), finite)
+
+
+def _each(level: Tensor) -> Tensor:
+    """A level (B,) or (B, D), shaped to multiply (B, K, D)."""
+    return level.reshape(len(level), 1, -1)
 
 
 def moments(parts: Components, z: Tensor, at: Level, prior: Tensor) -> Moments:
@@ -69,9 +74,9 @@ def moments(parts: Components, z: Tensor, at: Level, prior: Tensor) -> Moments:
     # where v = 0 the component is a point in that direction and z carries no noise: E[eps|z] = 0
     pull = r[..., None] * torch.where(v == 0, 0.0, y / torch.where(v == 0, 1.0, v))
     score = -parts.basis.gather(pull)
-    x = r @ parts.means + parts.basis.gather(at.alpha[:, None, None] * parts.spectra * pull)
+    x = r @ parts.means + parts.basis.gather(_each(at.alpha) * parts.spectra * pull)
     log_prob = torch.logsumexp(torch.where(prior == -torch.inf, -torch.inf, prior + true), -1)
-    return Moments(x, -at.sigma[:, None] * score, score, log_prob, log_weights)
+    return Moments(x, -at.sigma.reshape(len(z), -1) * score, score, log_prob, log_weights)
 
 
 def _posterior_parts(parts: Components, z: Tensor, at: Level, prior: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -80,10 +85,10 @@ def _posterior_parts(parts: Components, z: Tensor, at: Level, prior: Tensor) -> 
     r = torch.softmax(prior + parts.densities(y, v)[0], -1)
     gain = parts.spectra / torch.where(v == 0, 1.0, v)
     each = torch.eye(len(parts.means), dtype=z.dtype, device=z.device)[..., None]
-    shift = at.alpha[:, None, None] * gain * y
+    shift = _each(at.alpha) * gain * y
     mu = parts.means + torch.stack([parts.basis.gather(shift * one) for one in each], 1)
     deviation = mu - torch.einsum("bk,bkd->bd", r, mu)[:, None]
-    return r, r[..., None] * gain * at.sigma[:, None, None] ** 2, deviation
+    return r, r[..., None] * gain * _each(at.sigma) ** 2, deviation
 
 
 def total_variance(parts: Components, z: Tensor, at: Level, prior: Tensor) -> Tensor:
@@ -91,10 +96,10 @@ def total_variance(parts: Components, z: Tensor, at: Level, prior: Tensor) -> Te
     y, v = parts.residuals(z, at)
     r = torch.softmax(prior + parts.densities(y, v)[0], -1)
     gain = parts.spectra / torch.where(v == 0, 1.0, v)
-    shift = at.alpha[:, None, None] * gain * y
+    shift = _each(at.alpha) * gain * y
     x = r @ parts.means + parts.basis.gather(r[..., None] * shift)
     deviation = parts.basis.analyse(parts.means - x[:, None]) + shift
-    within = gain * at.sigma[:, None, None] ** 2
+    within = gain * _each(at.sigma) ** 2
     return (r * (within + deviation.square()).sum(-1)).sum(-1)
 
 
@@ -105,7 +110,7 @@ class GaussianSum(Truth):
         self, parts: Components, shape: tuple[int, ...], weights: Tensor, labels: Tensor | Sequence[int] | None = None
     ) -> None:
         super().__init__(shape, parts.means.shape[1], weights, labels)
-        self._parts = {parts.means.device: parts}
+        self._parts, self.separate = {parts.means.device: parts}, isinstance(parts.basis, Axes)
         self.components = parts
 
     def _on(self, device: torch.device) -> Components:
@@ -155,7 +160,8 @@ class GaussianSum(Truth):
         parts = self._on(z.device)
         (y, v), w = parts.residuals(z, start), parts.residuals(z, stop)[1]
         moved = torch.where(v == 0, 0.0, y * torch.sqrt(w / torch.where(v == 0, 1.0, v)))
-        return stop.alpha[:, None] * parts.means[component] + parts.basis.gather(_only(component, parts) * moved)
+        centre = stop.alpha.reshape(len(z), -1) * parts.means[component]
+        return centre + parts.basis.gather(_only(component, parts) * moved)
 
 
 def _only(component: Tensor, parts: Components) -> Tensor:

@@ -25,7 +25,7 @@ from sfumato.belief import Estimate
 from sfumato.conditions import Given
 from sfumato.errors import SfumatoError
 from sfumato.exact.flow import Level, follow
-from sfumato.process.gaussian import Gaussian
+from sfumato.process.gaussian import Additive
 
 Number = Tensor | float | int
 
@@ -33,7 +33,7 @@ Number = Tensor | float | int
 class At(TypedDict, total=False):
     """The noise level, by `process` and `t` or by `alpha` and `sigma`, and the class, `label`."""
 
-    process: Gaussian
+    process: Additive
     t: Number
     alpha: Number
     sigma: Number
@@ -55,6 +55,8 @@ class Truth(abc.ABC):
 
     Subclasses work on flat z (B, D) at a `Level` (B,), with int64 labels (B,), -1 for any class.
     """
+
+    separate = False  # whether every number of a state may have its own noise level
 
     def __init__(
         self, shape: tuple[int, ...], dim: int, weights: Tensor, labels: Tensor | Sequence[int] | None
@@ -164,7 +166,7 @@ class Truth(abc.ABC):
         component = self._components(seed, index, label)
         x = self._draw(component, seed, index)
         eps = noise.normal(seed, index, (self.dim,), noise.DATA, step=_NOISE, dtype=torch.float64)
-        z = level.alpha[:, None] * x + level.sigma[:, None] * eps
+        z = level.alpha.reshape(n, -1) * x + level.sigma.reshape(n, -1) * eps
         return self._field(z), self.labels[component]
 
     @final
@@ -184,7 +186,7 @@ class Truth(abc.ABC):
         z: Tensor,
         t: Number,
         s: Number,
-        process: Gaussian,
+        process: Additive,
         label: Tensor | int | None = None,
         tol: float = 1e-13,
     ) -> Tensor:
@@ -212,13 +214,17 @@ class Truth(abc.ABC):
             closed, rest = torch.nonzero(alone >= 0)[:, 0], torch.nonzero(alone < 0)[:, 0]
             if len(closed):
                 out[closed] = self._flow_alone(flat[closed], _rows(begin, closed), _rows(end, closed), alone[closed])
+            if len(rest) and begin.alpha.ndim > 1:
+                raise SfumatoError(
+                    "The exact flow of a mixture needs one noise level a sample: take one component, or many steps."
+                )
             if len(rest):
                 out[rest] = self._integrated(flat[rest], _rows(begin, rest), _rows(end, rest), labels[rest], tol)
         return self._field(out)
 
     @final
     def consistency(
-        self, z: Tensor, t: Number, process: Gaussian, label: Tensor | int | None = None, tol: float = 1e-13
+        self, z: Tensor, t: Number, process: Additive, label: Tensor | int | None = None, tol: float = 1e-13
     ) -> Tensor:
         """f(z, t) = the flow's state at t = 0, the optimum of consistency training (2303.01469, Eq. 4)."""
         return self.flow(z, t, 0.0, process, label, tol)
@@ -234,7 +240,7 @@ class Truth(abc.ABC):
     # -- the model for samplers ----------------------------------------------------------------------------------
 
     @final
-    def denoiser(self, process: Gaussian) -> ExactDenoiser:
+    def denoiser(self, process: Additive) -> ExactDenoiser:
         """The optimal denoiser of this distribution under a process, usable like any other model."""
         return ExactDenoiser(self, process)
 
@@ -279,8 +285,15 @@ class Truth(abc.ABC):
         if ("process" in at) != ("t" in at) or "process" in at and ("alpha" in at or "sigma" in at):
             raise SfumatoError("Pass the noise level as process=... and t=..., or as alpha=... and sigma=...")
         pair = at["process"].schedule(at["t"]) if "process" in at else (at.get("alpha", 1.0), at.get("sigma", 0.0))
-        alpha, sigma = (torch.as_tensor(v, dtype=torch.float64, device=device).expand(batch) for v in pair)
-        return Level(alpha, sigma)
+        alpha, sigma = (torch.as_tensor(v, dtype=torch.float64, device=device) for v in pair)
+        if alpha.ndim < 2:
+            return Level(alpha.expand(batch), sigma.expand(batch))
+        if not self.separate:
+            raise SfumatoError(
+                f"{type(self).__name__} knows one noise level a sample, and this process has one a coefficient: take a "
+                "GaussianMixture of the coefficients with diagonal covariances."
+            )
+        return Level(alpha.flatten(1).expand(batch, -1), sigma.flatten(1).expand(batch, -1))
 
     def _label(self, batch: int, device: torch.device, at: At) -> Tensor:
         value = at.get("label")
@@ -309,7 +322,7 @@ class ExactDenoiser:
 
     exact = True  # E[x|z] is smooth enough for high-order solvers (`solvers.default`)
 
-    def __init__(self, truth: Truth, process: Gaussian) -> None:
+    def __init__(self, truth: Truth, process: Additive) -> None:
         self.truth, self.process, self.shape = truth, process, truth.shape
 
     def __call__(self, z: Tensor, t: Number, /, label: Tensor | Given | int | None = None) -> Estimate:
@@ -317,4 +330,7 @@ class ExactDenoiser:
         at: At = {"process": self.process, "t": t, "label": label}
         m, truth = self.truth.moments(z, **at), self.truth
         z = z.to(torch.float64)
-        return Estimate(z, t, self.process.schedule, x=m.x, eps=m.eps, variance=lambda: truth.variance(z, **at))
+        return Estimate(
+            z, t, self.process.schedule, x=m.x, eps=m.eps, variance=lambda: truth.variance(z, **at),
+            sigma_data=self.process.sigma_data,
+        )  # fmt: skip

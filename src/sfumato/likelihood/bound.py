@@ -38,7 +38,7 @@ from sfumato.objectives.counts import counted, masked, masked_logits, masked_nat
 from sfumato.objectives.decoder import Cells, cell_nats, density_nats
 from sfumato.objectives.times import CosMap
 from sfumato.probability_flow import data_scale
-from sfumato.process import Additive, Embedded, Gaussian
+from sfumato.process import Additive, Embedded, Gaussian, Spectral
 from sfumato.schedule import NODE_LIMIT, Schedule
 from sfumato.state import State, first_leaf, map_state
 
@@ -204,7 +204,7 @@ class Strata:
 
     def __init__(self, process: Any, sigma_min: float | None) -> None:
         parts = [*getattr(process, "processes", {"": process}).values()]
-        real = next((part for part in parts if isinstance(part, Gaussian)), None)
+        real = next((part for part in parts if isinstance(part, Gaussian | Spectral)), None)
         symbols = next((part for part in parts if not isinstance(part, Additive)), None)
         self.start, self.spans = 0.0, list[Span | SymbolSpan]()
         if isinstance(process, Embedded):  # dense where alpha |E_k| = sigma
@@ -212,8 +212,9 @@ class Strata:
             self.spans.append(SymbolSpan(span.clock, span.low, span.high, -math.log(process.dim * process.scale**2)))
             self.start = float(process.schedule.time(span.high))
         if real is not None:
-            self.spans.append(span := Span.of(real.schedule, real.sigma_data, sigma_min))
-            self.start = float(real.schedule.time(span.high))
+            scale = real.sigma_data if isinstance(real, Gaussian) else 1.0  # the clock of a total is in deviations
+            self.spans.append(span := Span.of(real.clock, scale, sigma_min))
+            self.start = float(real.clock.time(span.high))
         if symbols is not None:
             low, high = symbols.clock.logsnr_range
             high = min(high, float(symbols.clock.logsnr(self.start))) if self.start else high

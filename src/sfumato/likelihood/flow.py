@@ -23,7 +23,7 @@ from torch import Tensor
 from sfumato.conditions import Conditions
 from sfumato.errors import SfumatoError
 from sfumato.likelihood.measured import Measured, pooled
-from sfumato.likelihood.trace import TraceEstimator, choose
+from sfumato.likelihood.trace import Exact, TraceEstimator, choose
 from sfumato.model import Model
 from sfumato.probability_flow import Field, Track, data_scale, exact_law, quadrature
 
@@ -43,18 +43,12 @@ def ode(
     sigma_min: float | None = None,
 ) -> Measured:
     """`log_prob` of normalised x (B, *shape), float64, with sample numbers `index`, in normalised units."""
-    if steps < 2 or steps % 2:
-        raise SfumatoError(f"log_prob needs an even number of steps, at least 2; got {steps}.")
-    track, dim = Track.of(model.process.schedule, steps, data_scale(model), sigma_min), x[0].numel()
-    if trace == "auto":
-        trace = "exact" if exact_law(model) or dim <= _EXACT else "rademacher"
-    estimator = choose(model, trace, probes, seed, index, dim, x.device)
+    estimator, words, k = estimator_for(model, x, index, steps, trace, probes, seed)
+    track = Track.of(model.process.schedule, steps, data_scale(model), sigma_min)
     figures = _measure(Field(model, track, cond), x, estimator)
     value, stderr, third, error, mismatch, truncation = (figure.cpu() for figure in figures)
-    k = 0 if trace == "exact" else probes
-    words = "ode, exact trace" if trace == "exact" else f"ode, {k} {trace} probes"
     return Measured(
-        value, stderr, third, error, mismatch, truncation, words, dim, k, steps,
+        value, stderr, third, error, mismatch, truncation, words, x[0].numel(), k, steps,
         sigma_min=track.sigma[0] / track.alpha[0],
     )  # fmt: skip
 
@@ -66,7 +60,7 @@ def noised_log_prob(model: Model, z: Tensor, t: float, cond: Conditions, steps: 
     track, dim = Track.of(model.process.schedule, steps, data_scale(model), sigma / alpha), z[0].numel()
     field = Field(model, track, cond)
     trace_of = choose(model, "exact", 0, 0, torch.arange(len(z)), dim, z.device)
-    run = _Integration(field, z.double() / track.norm[0], 2, trace_of)
+    run = Integration(field, z.double() / track.norm[0], 2, trace_of)
     for j in range(0, 2 * steps + 1, 2):
         y, trace = run.node(j, learn=False)
     change = dim * math.log(track.norm[-1] / track.norm[0])
@@ -74,7 +68,22 @@ def noised_log_prob(model: Model, z: Tensor, t: float, cond: Conditions, steps: 
     return each[:, 0].cpu()
 
 
-class _Integration:
+def estimator_for(
+    model: Model, x: Tensor, index: Tensor, steps: int, trace: str, probes: int, seed: int, by_vectors: bool = False
+) -> tuple[TraceEstimator, str, int]:
+    """(estimator of traces, the method in words, its number of probes). by_vectors: no closed form of exact models."""
+    if steps < 2 or steps % 2:
+        raise SfumatoError(f"log_prob needs an even number of steps, at least 2; got {steps}.")
+    dim = x[0].numel()
+    if trace == "auto":
+        trace = "exact" if exact_law(model) or dim <= _EXACT else "rademacher"
+    if trace == "exact":
+        estimator = Exact() if by_vectors else choose(model, trace, probes, seed, index, dim, x.device)
+        return estimator, "ode, exact trace", 0
+    return choose(model, trace, probes, seed, index, dim, x.device), f"ode, {probes} {trace} probes", probes
+
+
+class Integration:
     """One integration of the flow from data to noise, `stride` points per step, with the weighted sum of traces."""
 
     def __init__(self, field: Field, w: Tensor, stride: int, trace: TraceEstimator) -> None:
@@ -86,7 +95,7 @@ class _Integration:
         """Return (y, trace) at point j and move to the next node."""
         track = self.field.track
         y, trace = self.trace(self.field, self.w, j, learn)
-        self.total = self.total + self.weights[j // self.stride] * track.rate[j] * track.norm[j] * trace
+        self.total = self.total + self.weights[j // self.stride] * track.flux[j] * trace
         if j + self.stride < len(track.time):
             self.w = self.field.step(self.w, j, self.stride, y)
         return y, trace
@@ -97,7 +106,7 @@ def _measure(field: Field, x: Tensor, estimator: TraceEstimator) -> tuple[Tensor
     """(value, stderr, third, solver error, prior mismatch, truncation) of normalised x, float64 (B,) each."""
     track, last = field.track, 2 * field.track.steps
     start, slack, truncation = _start(field, track.alpha[0] / track.norm[0] * x, estimator)
-    fine, coarse = _Integration(field, start, 2, estimator), _Integration(field, start, 4, estimator)
+    fine, coarse = Integration(field, start, 2, estimator), Integration(field, start, 4, estimator)
     for j in range(0, last + 1, 2):
         if j % 4 == 0:
             coarse.node(j, learn=False)
@@ -129,10 +138,15 @@ def _start(field: Field, w: Tensor, estimator: TraceEstimator) -> tuple[Tensor, 
     y, trace = estimator(field, w, 0)
     eps = w + scale * alpha / norm * y
     total = sigma / norm * (dim + scale * alpha * trace)
+    return w + sigma / (2 * norm) * eps, *logdet_of_start(eps, total, dim)
+
+
+def logdet_of_start(eps: Tensor, total: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """(log-determinant of the first step (B, columns), truncation (B,)) from eps and total = sigma tr(deps/dz)."""
     mean = total.mean(1, keepdim=True)
     growth = (1 + mean / (2 * dim)).clamp_min(1e-3)  # log-determinant linearised around the mean of the probes
     slack = dim * growth.log() + (total - mean) / (2 * growth)
-    return w + sigma / (2 * norm) * eps, slack, 0.5 * (mean[:, 0] - eps.flatten(1).square().sum(1))
+    return slack, 0.5 * (mean[:, 0] - eps.flatten(1).square().sum(1))
 
 
 def _prior_mismatch(field: Field, w: Tensor, y: Tensor, trace: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from sfumato import noise
 from sfumato.autoregressive import Autoregressive
 from sfumato.conditions import resolve
 from sfumato.errors import SfumatoError, SfumatoWarning, suggest, whole
-from sfumato.likelihood import orders
+from sfumato.likelihood import orders, spectral
 from sfumato.likelihood.bound import count_bound, elbo, path_bound
 from sfumato.likelihood.flow import DEFAULT_STEPS, ode
 from sfumato.likelihood.importance import importance
@@ -26,7 +26,7 @@ from sfumato.model import Model, compute_dtype
 from sfumato.noised import evaluating
 from sfumato.objectives.decoder import Cells, cells_of
 from sfumato.probability_flow import data_scale
-from sfumato.process import Discrete, Embedded, Gaussian, Interpolant, Masked, RectifiedFlow
+from sfumato.process import Discrete, Embedded, Gaussian, Interpolant, Masked, RectifiedFlow, Spectral
 from sfumato.sampling import refuse_arguments
 from sfumato.schedule import NODE_LIMIT
 from sfumato.state import State, first_leaf, map_state, rows_of, samples
@@ -90,7 +90,7 @@ def log_prob(
     if cells is not None and sigma_min is None:
         # finer noise would encode decimals that the cells do not have
         sigma_min = max(float(cells.half.min()), data_scale(model) * math.exp(-NODE_LIMIT / 2))
-    measure = _measure(method, trace, cells, particles)
+    measure = _measure(model.process, method, trace, cells, particles)
     batches, device = [], getattr(model, "device", leaf.device)
     for part in torch.arange(len(numbers)).split(batch or min(_ROWS, max(1, _BATCH // leaf[0].numel()))):
         some, own = map_state(lambda v: v.to(device), rows_of(x, part)), conditions.rows(part).to(device)
@@ -100,9 +100,9 @@ def log_prob(
     return _reported(gather(batches, how), spec, leaf)
 
 
-def _measure(method: str, trace: str, cells: Cells | None, particles: int) -> Any:
+def _measure(process: Any, method: str, trace: str, cells: Cells | None, particles: int) -> Any:
     return {
-        "ode": partial(ode, trace=trace),
+        "ode": partial(spectral.ode if isinstance(process, Spectral) else ode, trace=trace),
         "elbo": partial(elbo, cells=cells),
         "importance": partial(importance, cells=cells, particles=particles),
         "path": path_bound,
@@ -135,11 +135,10 @@ def _method(process: Any, name: str | None) -> str:
         process.prior_kl(torch.empty(0))  # says why there is none
     if isinstance(process, Gaussian):
         return name or "ode"
+    if isinstance(process, Spectral) and name in (None, "ode"):
+        return "ode"
     if name not in (None, "elbo"):
-        raise SfumatoError(
-            f"The {type(process).__name__} process has no {name!r} likelihood, which is for real numbers only: use "
-            "method='elbo'."
-        )
+        raise SfumatoError(f"The {type(process).__name__} process has no {name!r} likelihood: use method='elbo'.")
     return "path"
 
 
@@ -147,7 +146,7 @@ def _clean(
     model: Any, x: Any, index: Sequence[int] | Tensor | None, how: str | None, seed: int
 ) -> tuple[State, Tensor]:  # fmt: skip
     """Clean states in the model's units (real numbers as float64, dequantised if `how` is uniform), sample numbers."""
-    spec, real = getattr(model, "spec", None), isinstance(model.process, Gaussian)
+    spec, real = getattr(model, "spec", None), isinstance(model.process, Gaussian | Spectral)
     x = x if isinstance(x, Mapping) else samples(x, "log_prob")
     if spec is not None:
         spec.check(x)
@@ -165,7 +164,7 @@ def _clean(
 
 def _dequantisation(process: Any, spec: Any, choice: str, method: str) -> str | None:
     """The dequantisation of integer data for a method, None for real-valued data."""
-    if method in ("path", "counts", "order", "orders"):
+    if method in ("path", "counts", "order", "orders") and not isinstance(process, Spectral):
         return "symbols" if isinstance(process, Discrete | Embedded) else None
     known = ("auto", *DEQUANTISATIONS)
     if choice not in known:
@@ -174,6 +173,7 @@ def _dequantisation(process: Any, spec: Any, choice: str, method: str) -> str | 
         if choice != "auto":
             raise SfumatoError("Only discrete data (integer dtype) are dequantised: leave out dequantisation.")
         return None
-    if choice == "discretised" and method == "ode":
-        raise SfumatoError("The ODE gives a density, not probabilities of cells: use dequantisation='uniform'.")
-    return choice if choice != "auto" else "uniform" if method == "ode" else "discretised"
+    density = method in ("ode", "path")  # of coefficients, whose cells are no products
+    if choice == "discretised" and density:
+        raise SfumatoError("This method gives a density, not probabilities of cells: use dequantisation='uniform'.")
+    return choice if choice != "auto" else "uniform" if density else "discretised"

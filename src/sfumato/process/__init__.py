@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sfumato.process.bases import Basis, principal
 from sfumato.process.counts import Counts
 from sfumato.process.deletion import Deletion
 from sfumato.process.discrete import Discrete
@@ -14,13 +15,15 @@ from sfumato.process.mixing import Hybrid, Marginal, Masked, Mixing, Uniform
 from sfumato.process.paired import Bridge, Interpolant, Paired, RectifiedFlow, added, given, heard, source_of
 from sfumato.process.product import Product
 from sfumato.process.protocol import Process
+from sfumato.process.spectral import Blur, Coloured, Heat, Spectral, Subspace
 from sfumato.process.symbols import Symbols
 from sfumato.trees import build
 
 __all__ = [
-    "Additive", "Bridge", "Counts", "Deletion", "Discrete", "Embedded", "Gaussian", "Generator", "Hybrid",
-    "Interpolant", "Ladder", "Marginal", "Masked", "Mixing", "Paired", "Process", "Product", "Rates", "RectifiedFlow",
-    "Symbols", "Uniform", "added", "from_config", "given", "heard", "source_of",
+    "Additive", "Basis", "Blur", "Bridge", "Coloured", "Counts", "Deletion", "Discrete", "Embedded", "Gaussian",
+    "Generator", "Heat", "Hybrid", "Interpolant", "Ladder", "Marginal", "Masked", "Mixing", "Paired", "Process",
+    "Product", "Rates", "RectifiedFlow", "Spectral", "Subspace", "Symbols", "Uniform", "added", "from_config", "given",
+    "heard", "principal", "source_of",
 ]  # fmt: skip
 
 

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
+import functools
 from collections.abc import Iterable
 from typing import Any, ClassVar, final
 
+import torch
+from torch import Tensor
+
 from sfumato.errors import SfumatoError
+from sfumato.process import Spectral
+from sfumato.process.curves import Curves
 from sfumato.schedule import Schedule
 from sfumato.solvers import grids
 from sfumato.solvers.clocks import Clock, Point
-from sfumato.solvers.lines import AnyLine, Linear
+from sfumato.solvers.lines import AnyLine, Corrector, Linear
 from sfumato.solvers.plan import Plan, schedule_of
 
 Form = dict[tuple[str, int], float]  # ("z" | "x", call) -> coefficient
@@ -110,12 +117,68 @@ class Solver(abc.ABC):
                 f"{type(process).__name__}: use {' or '.join(serving())}."
             )
         schedule = process.clock if schedule is None else schedule
-        plan = self.build(Builder(process, schedule, self.grid.times(schedule, steps, t_start, t_stop)))
+        times = self.grid.times(schedule, steps, t_start, t_stop)
+        if isinstance(process, Spectral):
+            return stacked(self, process, tuple(times))
+        return self.built(process, schedule, times)
+
+    def built(self, process: Any, schedule: Schedule, times: list[float]) -> Plan:
+        """The plan with nodes at these times on one schedule."""
+        plan = self.build(Builder(process, schedule, times))
         if not isinstance(plan, Plan):
             raise SfumatoError(
                 f"{type(self).__name__}.build must return a plan, as Builder.plan does, not {plan!r:.60}."
             )
         return plan
+
+
+MOST_WEIGHT = 2.5  # the largest sum of |weights|, in steps, of one coefficient: beyond, ten steps of a blur explode
+
+
+@functools.lru_cache(maxsize=32)
+def stacked(solver: Solver, process: Spectral, times: tuple[float, ...]) -> Plan:
+    """The plans of all coefficients of a spectral process as one, whose coefficients are vectors.
+
+    Coefficients of equal curves share a plan. SfumatoError for a solver whose calls lie at other times for each of
+    them, or that calls the model itself.
+    """
+    if getattr(solver, "amplification", 0) > MOST_WEIGHT:
+        solver = dataclasses.replace(solver, amplification=MOST_WEIGHT)  # type: ignore[type-var]
+    curves = process.schedule
+    assert isinstance(curves, Curves)
+    rates, where = torch.unique(torch.as_tensor(curves.rate), return_inverse=True)
+    plans: list[Plan] = []
+    for rate in rates.tolist():
+        plans.append(solver.built(process, curves.at(rate), list(times)))
+        first = plans[0]
+        if plans[-1].times != first.times or any(isinstance(line, Corrector) for line in first.lines):
+            raise SfumatoError(
+                f"{first.name} takes stages at noise levels of its own, and the coefficients of "
+                f"{type(process).__name__} have one each: use a solver with one call a step, such as multistep-in-t, "
+                "dpm++2m or ddim."
+            )
+    clock = Builder(process, process.clock, list(times))
+    lines = [_stack([plan.lines[k] for plan in plans], where[0]) for k in range(first.calls)]
+    path = (*(clock.point(t) for t in first.times), clock.node(len(times) - 1))
+    order = min(plan.order for plan in plans)
+    return dataclasses.replace(first, path=path, lines=tuple(lines), order=order)
+
+
+def _stack(lines: list[AnyLine], where: Tensor) -> AnyLine:
+    """One line with a coefficient for each element, from those of the distinct ones; where: which one, (*shape)."""
+    own = [line for line in lines if isinstance(line, Linear)]
+    if len(own) < len(lines):
+        return lines[0]
+
+    def together(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64)[where]
+
+    z, x = (
+        {j: together([getattr(line, name).get(j, 0.0) for line in own])
+         for j in sorted({j for line in own for j in getattr(line, name)})}
+        for name in "zx"
+    )  # fmt: skip
+    return Linear(z, x, together([float(line.noise) for line in own]) if any(line.draws for line in own) else 0.0)
 
 
 def serving() -> list[str]:

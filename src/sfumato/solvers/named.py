@@ -81,3 +81,13 @@ def UniPC(
         order, row, grid or grids.auto(), variable="logsnr", corrector=True, start=start, end=end, phi2=b,
         name=f"UniPC-{order} ({b})",
     )  # fmt: skip
+
+
+@register("solver", "multistep-in-t")
+def InTime(order: int = 4, row: str = "flow") -> Multistep:
+    """Adams-Bashforth and a corrector at equal steps of t: the default of spectral processes.
+
+    Their schedules place the coefficients in t, so that grids in the noise level of the total are worse.
+    """
+    grid = grids.Uniform()
+    return Multistep(order, row, grid, corrector=order, start="low", end="near", amplification=2.5)

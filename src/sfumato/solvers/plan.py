@@ -35,13 +35,13 @@ from sfumato.solvers.walk import Walk
 
 
 def schedule_of(process: Any) -> Schedule | None:
-    """The schedule of a process with states alpha x + sigma eps (or of a schedule itself); None for other processes."""
+    """The clock of a process with states alpha x + sigma eps (or a schedule itself); None for other processes."""
     if isinstance(process, Schedule):
         return process
     if isinstance(process, Product):
         first, *others = map(schedule_of, process.processes.values())
         return first if all(other == first for other in others) else None
-    return process.schedule if isinstance(process, Additive) else None
+    return process.clock if isinstance(process, Additive) else None
 
 
 class State(NamedTuple):

@@ -117,8 +117,8 @@ class TrainConfig:
     """Noise schedule: {schedule}; also with arguments, such as ve(sigma_max=80)."""
     process: str = "gaussian"
     """Corruption process: {process}. bridge, rectified-flow and interpolant lead from the condition input to the data;
-    gaussian is for real numbers, and all others for symbols, whole numbers from 0; text is masked, a table a product of
-    numbers and masked symbols."""
+    of numbers are also gaussian, blur, heat, coloured and subspace, all others of symbols, whole numbers from 0; text
+    is masked, a table a product of numbers and masked symbols."""
     target: str = "velocity"
     """What the network predicts: {target}."""
     times: str = "logit-normal"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sfumato import columns, nets, noise, registry, serialization, trees
 from sfumato.conditions import MISSING, PREVIOUS, Conditions
@@ -23,7 +23,7 @@ from sfumato.objectives import Objective, times, weights
 from sfumato.objectives.density import TimeDensity, drawn_levels
 from sfumato.objectives.factor import check
 from sfumato.objectives.loss import CompletedLoss, Loss
-from sfumato.process import Discrete, Embedded, Gaussian, Masked, Product, alphabet, heard, source_of
+from sfumato.process import Discrete, Embedded, Gaussian, Masked, Product, Spectral, alphabet, heard, source_of
 from sfumato.schedule import schedule_of
 from sfumato.training.config import NAMING, TrainConfig, choices
 from sfumato.training.precision import compute_dtype
@@ -162,6 +162,8 @@ def suited(settings: TrainConfig, spec: DataSpec) -> TrainConfig:
         settings = settings.replace(process="masked")
     kind: Any = registry.get("process", registry.bare(settings.process))
     of_symbols = issubclass(getattr(kind, "func", kind), Discrete)
+    if isinstance(kind, type) and issubclass(kind, Spectral) and settings.target == TrainConfig().target:
+        settings = settings.replace(target="F")  # which is determined in every coefficient
     by_counts = settings.loss == "auto" and _usual_loss(settings) == "masked"
     if not of_symbols or by_counts or settings.times != TrainConfig().times:
         return settings
@@ -267,13 +269,16 @@ def _given(model: Any, settings: TrainConfig, spec: DataSpec) -> Any:
 
 
 def _process(settings: TrainConfig, spec: DataSpec, source: Source | None = None) -> Any:
-    """The process that the settings name; of data but text, there is one symbol more than the largest in training."""
+    """The process that the settings name; of data but text, there is one symbol more than the largest in training.
+
+    A spectral one is fitted to the training data.
+    """
     if spec.table is not None:
         return table_process(spec.table, settings)
     states = max(2, int(max(spec.statistics.high)) + 1) if spec.text is None else spec.text.size
     given = {
         "schedule": schedule_of(settings.schedule), "target": settings.target, "variance": settings.variance,
-        "states": states,
+        "states": states, "shape": spec.shape,
     }  # fmt: skip
     if source is not None and registry.bare(settings.process) == "marginal":
         given["weights"] = _frequencies(source, settings, states)
@@ -283,6 +288,8 @@ def _process(settings: TrainConfig, spec: DataSpec, source: Source | None = None
             f"A {type(process).__name__} starts from the condition {name!r}, which the data do not have: give the "
             "sources by --from, or beside the samples under this name."
         )
+    if isinstance(process, Spectral) and not process.power and source is not None:
+        return process.fitted(spec.normalise(source.x[_some(source, settings)]))
     return process
 
 
@@ -300,11 +307,15 @@ def table_process(table: TableSchema, settings: TrainConfig) -> Product:
 def _frequencies(source: Source, settings: TrainConfig, states: int) -> tuple[float, ...]:
     """(n_k + 1) / (N + K) of each symbol in the training data, in at most 10,000 samples; the last of them are larger
     than any seen there."""
-    rows = source.split(settings.holdout)[0]
-    some = rows[noise.permutation(settings.seed, 0, len(rows))[:_COUNTED]]
-    x = alphabet.symbols(source.x[some], states)
+    x = alphabet.symbols(source.x[_some(source, settings)], states)
     counts = x.flatten().bincount(minlength=states).double() + 1
     return tuple((counts / counts.sum()).tolist())
+
+
+def _some(source: Source, settings: TrainConfig) -> Tensor:
+    """The rows of at most 10,000 training samples."""
+    rows = source.split(settings.holdout)[0]
+    return rows[noise.permutation(settings.seed, 0, len(rows))[:_COUNTED]]
 
 
 def _network(settings: TrainConfig, spec: DataSpec, process: Any, loss: Any, samples: int) -> nn.Module:

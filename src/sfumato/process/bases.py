@@ -1,0 +1,113 @@
+"""Orthonormal bases of fields, one matrix along each axis: c = Q x, x = Q^T c, |c| = |x|.
+
+    dct       c_k = s_k sum_n x_n cos(pi k (n + 1/2) / N), s_0 = sqrt(1/N), else sqrt(2/N): waves reflected at the ends
+    hartley   c_k = N^{-1/2} sum_n x_n (cos + sin)(2 pi k n / N): waves on the torus, the real form of the FFT
+    none      c = x
+
+The first axis, of channels, is left alone unless a matrix of its own is given; of vectors (D,) it is the only axis.
+Sources: Ahmed, Natarajan and Rao 1974; Bracewell 1983.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato.errors import SfumatoError, suggest
+
+KINDS = ("dct", "hartley", "none")
+_ORTHONORMAL = 1e-6  # how far the matrix of the channels may be from an orthonormal one
+
+
+def cosines(n: int) -> tuple[Tensor, Tensor]:
+    """The DCT-II (n, n), float64, and the angular frequency of its rows, pi k / n."""
+    k = torch.arange(n, dtype=torch.float64)
+    matrix = torch.cos(math.pi / n * k[:, None] * (k + 0.5)) * math.sqrt(2 / n)
+    matrix[0] /= math.sqrt(2)
+    return matrix, math.pi * k / n
+
+
+def hartley(n: int) -> tuple[Tensor, Tensor]:
+    """The discrete Hartley transform (n, n), float64, and the angular frequency of its rows, 2 pi min(k, n - k) / n."""
+    k = torch.arange(n, dtype=torch.float64)
+    angle = 2 * math.pi / n * (k[:, None] * k)
+    return (angle.cos() + angle.sin()) / math.sqrt(n), 2 * math.pi / n * torch.minimum(k, n - k)
+
+
+@dataclasses.dataclass(frozen=True)
+class Basis:
+    """An orthonormal basis of samples of `shape` (C, *spatial), or (D,).
+
+    kind: dct, hartley or none, along every spatial axis, and along the only axis of vectors if there are no `channels`.
+    channels: an orthonormal matrix (C, C) whose rows are the directions along the first axis, as nested tuples:
+    colours, or the principal components of vectors (`principal`).
+    """
+
+    shape: tuple[int, ...]
+    kind: str = "dct"
+    channels: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        shape = tuple(int(side) for side in self.shape)
+        if not shape or min(shape) < 1:
+            raise SfumatoError(f"A basis needs the shape of a sample, such as (1, 28, 28), not {self.shape}.")
+        if self.kind not in KINDS:
+            raise SfumatoError(f"There is no basis {self.kind!r}: {suggest(str(self.kind), KINDS)}")
+        channels = tuple(tuple(float(value) for value in row) for row in self.channels)
+        if channels:
+            matrix = torch.tensor(channels, dtype=torch.float64)
+            eye = torch.eye(shape[0], dtype=torch.float64)
+            if matrix.shape != eye.shape or float((matrix @ matrix.T - eye).abs().max()) > _ORTHONORMAL:
+                raise SfumatoError(f"The matrix of the channels must be orthonormal, ({shape[0]}, {shape[0]}).")
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "channels", channels)
+
+    @functools.cached_property
+    def _axes(self) -> tuple[tuple[int, Tensor, Tensor], ...]:
+        """(axis of a batch, matrix, angular frequencies) of each axis that is transformed."""
+        found = []
+        if self.channels:
+            found.append((1, torch.tensor(self.channels, dtype=torch.float64), torch.zeros(self.shape[0]).double()))
+        made = {"dct": cosines, "hartley": hartley}.get(self.kind)
+        first = 1 if len(self.shape) > 1 or self.channels else 0
+        if made is not None:
+            found += [(axis + 1, *made(self.shape[axis])) for axis in range(first, len(self.shape))]
+        return tuple(found)
+
+    def analyse(self, x: Tensor) -> Tensor:
+        """c = Q x, like x (B, *shape)."""
+        for axis, matrix, _ in self._axes:
+            x = (x.movedim(axis, -1) @ matrix.to(x).T).movedim(-1, axis)
+        return x
+
+    def synthesise(self, c: Tensor) -> Tensor:
+        """x = Q^T c, like c (B, *shape)."""
+        for axis, matrix, _ in self._axes:
+            c = (c.movedim(axis, -1) @ matrix.to(c)).movedim(-1, axis)
+        return c
+
+    @functools.cached_property
+    def eigenvalues(self) -> Tensor:
+        """|omega|^2, omega the angular frequency per place of each coefficient, float64 (1, *shape): those of minus the
+        Laplacian, 0 for a constant and along channels."""
+        total = torch.zeros(1, *self.shape, dtype=torch.float64)
+        for axis, _, omega in self._axes:
+            total = total + omega.square().reshape([-1 if a == axis else 1 for a in range(total.ndim)])
+        return total
+
+    @property
+    def frequency(self) -> Tensor:
+        """|f| of each coefficient in cycles per place, (1, *shape); at most 0.5 along an axis."""
+        return self.eigenvalues.sqrt() / (2 * math.pi)
+
+
+def principal(x: Tensor, kind: str = "none") -> Basis:
+    """The basis of the principal components along the first axis of x (n, C, *spatial) or (n, D), largest first."""
+    rows = x.to(torch.float64).movedim(1, -1).reshape(-1, x.shape[1])
+    vectors = torch.linalg.eigh(torch.cov(rows.T).reshape(x.shape[1], x.shape[1])).eigenvectors.flip(1).T
+    return Basis(tuple(x.shape[1:]), kind, tuple(map(tuple, vectors.tolist())))
