@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from sfumato.process.mixing import Uniform as Uniform
     from sfumato.process.product import Product as Product
     from sfumato.registry import register as register
+    from sfumato.reinforce import align as align
     from sfumato.reinforce import log_ratio as log_ratio
     from sfumato.sampling import sample as sample
     from sfumato.sampling import trajectory as trajectory
@@ -115,6 +116,7 @@ _PUBLIC = {
     "StableTarget": "sfumato.objectives.teacher:StableTarget",
     "Teacher": "sfumato.objectives.teacher:Teacher",
     "Uniform": "sfumato.process.mixing:Uniform",
+    "align": "sfumato.reinforce:align",
     "attribute": "sfumato.latents:attribute",
     "board": "sfumato.diagnostics.board:board",
     "bound_gap": "sfumato.likelihood:bound_gap",
