@@ -28,6 +28,20 @@ class Mixture(nn.Module):
         return (share * (self.means + alpha * v / total * off)).sum(1, keepdim=True)
 
 
+class Law(nn.Module):
+    """One symbol whose masked belief is softmax(logits)."""
+
+    takes_symbols = True
+
+    def __init__(self, states: int) -> None:
+        super().__init__()
+        self.shape = (states,)
+        self.logits = nn.Parameter(torch.zeros(states))
+
+    def forward(self, z: Tensor, level: Tensor) -> Tensor:
+        return self.logits.expand(*z.shape, len(self.logits))
+
+
 def policy(means: list[float], variance: float = 1.0) -> sf.Denoiser:
     return sf.Denoiser(Mixture(means, variance), sf.Gaussian("cosine", target="x"))
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import sfumato as sf
-from bandits import batch, policy, train
+from bandits import Law, batch, policy, train
 from sfumato.reinforce.feedback import Preferences, Reward, Rollouts, effective
 from sfumato.reinforce.losses import Direct, FlowPolicy, Negative, Preferred, RewardWeighted, StepPolicy, clipped
 from sfumato.reinforce.ratio import contraction
@@ -192,6 +192,16 @@ def test_both_modes_stay() -> None:
     assert torch.allclose(model.net.means.detach(), torch.tensor([-2 + c * v, 2 + c * v]), atol=0.08)
     x = sf.sample(model, 400)
     assert 0.1 < float((x < -1).float().mean()) < 0.4 and float((x > 1).float().mean()) > 0.6
+
+
+@pytest.mark.parametrize("kind", [RewardWeighted, FlowPolicy])
+def test_symbols_find_the_tilt(kind: type) -> None:
+    """One masked symbol of three, uniform at first: e^r / sum e^r."""
+    nats = torch.tensor([0.0, 1.0, -0.5])
+    start = sf.Denoiser(Law(3), sf.Masked("cosine", 3))
+    loss = kind(copy.deepcopy(start), Reward(lambda x: nats[x[:, 0].long()]), samples=2048)
+    model = train(loss, start, 120, size=256)
+    assert torch.allclose(torch.softmax(model.net.logits, 0), torch.softmax(nats, 0), atol=0.06)
 
 
 def test_direct_gradients_go_to_the_mode() -> None:

@@ -28,6 +28,7 @@ from sfumato.training import Run, train
 REWARDED, PREFERRED = "reward-weighted", "dpo"  # the methods of "auto"
 SAMPLES = 4096
 SHOWN = 256  # samples, and pairs, of a report
+DRAWN, LEVELS = 2, 8  # of each log-ratio, of which a report takes means
 FILE = "alignment.json"
 
 
@@ -160,8 +161,9 @@ def compare(
     """What `model` gained and cost against `reference`, by `count` samples of each from the same noise."""
     cond = in_turn(model, count)
     x, old = (sample(each, count, seed=seed, cond=cond) for each in (model, reference))
-    kl = mean_of(log_ratio(model, reference, x, seed=seed, cond=cond).value)
-    held = mean_of(log_ratio(model, reference, old, seed=seed, cond=cond).value)
+    kl, held = (
+        mean_of(log_ratio(model, reference, each, DRAWN, LEVELS, seed=seed, cond=cond).value) for each in (x, old)
+    )
     before, after = (None, None) if reward is None else (mean_of(reward(old)), mean_of(reward(x)))
     judged = None if judge is None else (mean_of(judge(old)), mean_of(judge(x)))
     margin = winner = None
@@ -198,7 +200,7 @@ def _of_pairs(model: Any, reference: Any, pairs: Preferences, seed: int) -> tupl
 
     def nats(x: Tensor) -> Tensor:
         users = x[rows].cpu() if spec is None else spec.denormalise(x[rows].cpu())
-        return log_ratio(model, reference, users, seed=seed, cond=cond).value
+        return log_ratio(model, reference, users, DRAWN, LEVELS, seed=seed, cond=cond).value
 
     winner, loser = nats(pairs.winner), nats(pairs.loser)
     return mean_of(winner), mean_of(winner - loser)

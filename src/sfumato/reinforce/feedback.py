@@ -84,7 +84,8 @@ class Rollouts(nn.Module):
         which, cond = range(self.age * self.count, (self.age + 1) * self.count), in_turn(policy, self.count)
         x = sample(policy, self.count, self.steps, seed=self.seed, index=list(which), cond=cond)
         spec = getattr(policy, "spec", None)
-        return (x if spec is None else spec.normalise(x)).float(), self.reward(x)
+        z = x if spec is None else spec.normalise(x)
+        return (z.float() if z.is_floating_point() else z), self.reward(x)
 
     def conditions(self, rows: Tensor) -> Conditions:
         """Those of some samples."""

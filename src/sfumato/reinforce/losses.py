@@ -159,8 +159,8 @@ class RewardWeighted(Reinforced):
     def losses(self, model: Any, batch: Any) -> Tensor:
         rows = self.rows(batch.index, self.rollouts.count)
         x, cond = self.rollouts.x[rows], self.rollouts.conditions(rows)
-        weights = self.rollouts.weights(self.beta)[rows]
-        return weights.to(x) * self.bound(model, x, cond, batch.index)
+        bound = self.bound(model, x, cond, batch.index)
+        return self.rollouts.weights(self.beta)[rows].to(bound) * bound
 
 
 class OnPolicy(Reinforced):
