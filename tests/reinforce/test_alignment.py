@@ -8,10 +8,13 @@ import pytest
 import torch
 
 import sfumato as sf
+from bandits import policy
 from consoles import Heard
+from sfumato.distillation import drawn
 from sfumato.intervals import Interval
-from sfumato.reinforce import Preferences, align
-from sfumato.reinforce.alignment import FILE, doubts
+from sfumato.reinforce import Preferences, Reward, align
+from sfumato.reinforce.alignment import FILE, doubts, of_weight, of_weights
+from sfumato.reinforce.losses import FlowPolicy, RewardWeighted
 from sfumato.training.console import Silent
 from sfumato.training.run import Interrupted
 
@@ -68,10 +71,6 @@ def test_pairs_of_a_file_are_learnt(path: Path, tmp_path: Path) -> None:
 
 
 def test_it_resumes_with_the_loss(path: Path, tmp_path: Path) -> None:
-    from sfumato.distillation import drawn
-    from sfumato.reinforce import Reward
-    from sfumato.reinforce.losses import FlowPolicy
-
     model = sf.load(path)
     data, _ = drawn(model, 256, 1)
 
@@ -94,6 +93,14 @@ def test_doubts() -> None:
     assert "less than beta KL" in next(doubts(about(0.3), about(0.6), 1.0, 0.9, None, None))
     assert "0.2 times" in next(doubts(about(1.0), about(0.5), 1.0, 0.2, None, None))
     assert "less likely, too" in next(doubts(None, about(0.5), 1.0, 0.9, about(-1.0), None))
+
+
+def test_doubts_of_settings() -> None:
+    """A weight that ends elsewhere, and a temperature at which a few samples carry all the weight."""
+    few = RewardWeighted(policy([0.0]), Reward(lambda x: x[:, 0]), beta=0.05, samples=512)
+    many = RewardWeighted(policy([0.0]), Reward(lambda x: x[:, 0]), beta=1.0, samples=512)
+    assert "512 samples are worth" in of_weights(few)[0] and of_weights(many) == []
+    assert "variance 0.25 " in of_weight("flow")[0] and of_weight("elbo") == []
 
 
 def test_mistakes(path: Path, tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def align(
     run = train(data, out, labels, model=reference, loss=loss, **{"guidance": 1.0, **settings})
     second = None if judge is None else Reward(judge)
     report = compare(run.denoiser, reference, judged, pairs, beta, second, seed=seed + 2)
-    report = report._replace(doubts=(*report.doubts, *_of_weight(weight), *_of_weights(loss)))
+    report = report._replace(doubts=(*report.doubts, *of_weight(weight), *of_weights(loss)))
     write_text(run.path / FILE, json.dumps(report.to_dict(), indent=1))
     return Aligned(run, report)
 
@@ -144,7 +144,8 @@ def _methods() -> dict[str, Any]:
     return {name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, Reinforced)}
 
 
-def _of_weight(weight: Weight | str) -> list[str]:
+def of_weight(weight: Weight | str) -> list[str]:
+    """Where a weight other than the ELBO's ends."""
     if weight == "elbo":
         return []
     return [
@@ -233,7 +234,7 @@ def doubts(
         )
 
 
-def _of_weights(loss: Any) -> list[str]:
+def of_weights(loss: Any) -> list[str]:
     """Whether too few samples count in a reward-weighted loss."""
     if not isinstance(loss, RewardWeighted):
         return []
