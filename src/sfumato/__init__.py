@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sfumato import inverse as inverse
     from sfumato import metrics as metrics
     from sfumato import nets as nets
+    from sfumato import reinforce as reinforce
     from sfumato import schedules as schedules
     from sfumato import solvers as solvers
     from sfumato import spectra as spectra
@@ -80,6 +81,8 @@ if TYPE_CHECKING:
     from sfumato.process.mixing import Uniform as Uniform
     from sfumato.process.product import Product as Product
     from sfumato.registry import register as register
+    from sfumato.reinforce import align as align
+    from sfumato.reinforce import log_ratio as log_ratio
     from sfumato.sampling import sample as sample
     from sfumato.sampling import trajectory as trajectory
     from sfumato.sampling_error import error_budget as error_budget
@@ -117,6 +120,7 @@ _PUBLIC = {
     "StableTarget": "sfumato.objectives.teacher:StableTarget",
     "Teacher": "sfumato.objectives.teacher:Teacher",
     "Uniform": "sfumato.process.mixing:Uniform",
+    "align": "sfumato.reinforce:align",
     "attribute": "sfumato.latents:attribute",
     "audit": "sfumato.diagnostics.audit:audit",
     "board": "sfumato.diagnostics.board:board",
@@ -148,6 +152,7 @@ _PUBLIC = {
     "joined": "sfumato.distributed:joined",
     "load": "sfumato.serialization:load",
     "log_prob": "sfumato.likelihood:log_prob",
+    "log_ratio": "sfumato.reinforce:log_ratio",
     "memorization": "sfumato.diagnostics.memorization:memorization",
     "metrics": "sfumato.metrics",
     "nets": "sfumato.nets",
@@ -156,6 +161,7 @@ _PUBLIC = {
     "posterior": "sfumato.inverse.posterior:posterior",
     "prior_kl": "sfumato.objectives.prior:prior_kl",
     "register": "sfumato.registry:register",
+    "reinforce": "sfumato.reinforce",
     "resume": "sfumato.training:resume",
     "sample": "sfumato.sampling:sample",
     "sample_text": "sfumato.text_samples:sample_text",

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple, TypeVar, final
 
 from .errors import SfumatoError, suggest
@@ -393,6 +394,14 @@ def add(modules: Iterable[Any]) -> None:
 
 def add_file(path: str) -> None:
     """Run the user's Python file, which registers its parts. Only the user can name one, never a model file."""
+    place = str(Path(path).expanduser().resolve())
+    if place not in FILES:
+        from_file(path)
+        FILES.append(place)
+
+
+def from_file(path: str) -> ModuleType:
+    """Run the user's Python file; its module."""
     place = Path(path).expanduser()
     if not place.is_file():
         raise SfumatoError(f"{path} is no Python file: modules are files that register things, such as my_parts.py.")
@@ -400,13 +409,11 @@ def add_file(path: str) -> None:
     spec = importlib.util.spec_from_file_location(called, place)
     if spec is None or spec.loader is None:
         raise SfumatoError(f"{path} is no Python file: its name has to end with .py.")
-    if str(place.resolve()) in FILES:
-        return
     sys.modules[called] = module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        FILES.append(str(place.resolve()))
     except SfumatoError:
         raise
     except Exception as error:
         raise SfumatoError(f"{path} could not be run ({type(error).__name__}: {error}).") from error
+    return module

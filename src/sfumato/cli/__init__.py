@@ -30,6 +30,7 @@ COMMANDS = {
     "average": "make a model whose weights are averaged over another part of its run",
     "tune": "fit a plan of few steps to a model, so that sampling takes less time",
     "distill": "train a student that samples in one or a few calls of its network",
+    "align": "train a model further by a reward or by preferences",
     "likelihood": "measure the likelihood of a data set under a model, in nats and bits",
     "evaluate": "measure samples against real data, beside what real data score",
     "audit": "measure what a model violates of what holds for every conditional expectation",

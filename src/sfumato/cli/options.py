@@ -262,6 +262,36 @@ TRANSLATE = Command(
     ],
 )  # fmt: skip
 
+ALIGN = Command(
+    "Train a model further by a reward, or by pairs of samples of which one is preferred, in a run folder of its own: "
+    "towards p e^(reward / beta) / Z. Ends with what it gained (reward, margin of the pairs) and what it cost "
+    "(KL to the model before, in nats; diversity), and says if it was over-optimised; the same is in the run's "
+    "alignment.json. With --json, prints one JSON object per line, the last with these figures.",
+    [
+        MODEL,
+        flag(
+            "--reward", "FILE.py:NAME",
+            "A function of your own: NAME(x) returns one number for each of the samples x (B, *shape), in their units.",
+        ),
+        flag(
+            "--preferences", "FILE",
+            "Pairs: .npz with the arrays winner and loser, or .jsonl with {\"winner\": [..], \"loser\": [..]} a line.",
+        ),
+        flag(
+            "--method", "NAME",
+            "The loss: reward-weighted, fpo, advantage-weighted, nft, ddpo, direct; of pairs dpo, ipo, kto.", "auto",
+        ),
+        flag("--beta", float, "The temperature, in units of the reward: a larger one stays nearer to the model.", 1.0),
+        flag("--weight", "NAME", "The weight of the log-ratio; any but elbo ends at another law.", "elbo"),
+        flag("--judge", "FILE.py:NAME", "A second reward, which is measured and not trained on."),
+        flag("--minutes", float, "Minutes of training.", 5.0),
+        flag("-o --out", "FOLDER", "The run folder; by default runs/NAME-aligned."),
+        flag("--samples", int, "Samples drawn from the model, for on-policy methods in each round.", 4096),
+        seed("training"),
+        DEVICE,
+    ],
+)  # fmt: skip
+
 RUNS = Command(
     "Compare runs side by side, best first: how far each got, its losses, and the settings that differ. With --json, "
     "prints one JSON object.",
@@ -298,5 +328,5 @@ COMMANDS = {
     "certify": CERTIFY, "tune": TUNE, "likelihood": LIKELIHOOD, "average": AVERAGE, "runs": RUNS, "control": CONTROL,
     "impute": IMPUTE,
     "evaluate": EVALUATE, "memorization": MEMORIZATION, "plan": PLAN, "explain-objective": EXPLAIN_OBJECTIVE,
-    "explain-guidance": EXPLAIN_GUIDANCE, "doctor": DOCTOR, "distill": DISTILL, "translate": TRANSLATE,
+    "explain-guidance": EXPLAIN_GUIDANCE, "doctor": DOCTOR, "distill": DISTILL, "translate": TRANSLATE, "align": ALIGN,
 }  # fmt: skip
