@@ -11,7 +11,7 @@ import numpy as np
 
 from sfumato import folder, serialization
 from sfumato.conditions import declared
-from sfumato.distributed import World, joined
+from sfumato.distributed import ALONE, World, joined
 from sfumato.errors import SfumatoError, suggest, whole
 from sfumato.flow_map import innermost
 from sfumato.guidance import Guided, Scale
@@ -121,8 +121,8 @@ def _is_map(kind: Any) -> bool:
     return isinstance(getattr(kind, "func", kind), type) and issubclass(getattr(kind, "func", kind), MapLoss)
 
 
-def _draw(teacher: Any, count: int, seed: int, path: Path, world: World) -> None:
-    """Write samples of a teacher, in the user's units, and their labels; each class is drawn equally often."""
+def drawn(teacher: Any, count: int, seed: int, world: World = ALONE) -> tuple[Any, list[str] | None]:
+    """(samples of a teacher in the user's units, their labels); each class is drawn equally often."""
     known = dict(declared(teacher) or {})
     if set(known) - {"label"}:
         raise SfumatoError(
@@ -130,6 +130,11 @@ def _draw(teacher: Any, count: int, seed: int, path: Path, world: World) -> None
             "have: pass data=, the data that it was trained on."
         )
     cond = in_turn(teacher, count)
-    x = sample(teacher, count, seed=seed, cond=cond, world=world)
-    columns: dict[str, Any] = {"x": np.asarray(x), **({"y": np.array(cond["label"])} if cond else {})}
+    return sample(teacher, count, seed=seed, cond=cond, world=world), cond.get("label")
+
+
+def _draw(teacher: Any, count: int, seed: int, path: Path, world: World) -> None:
+    """Write samples of a teacher and their labels."""
+    x, label = drawn(teacher, count, seed, world)
+    columns: dict[str, Any] = {"x": np.asarray(x), **({} if label is None else {"y": np.array(label)})}
     world.broadcast_result(lambda: np.savez(path, **columns))

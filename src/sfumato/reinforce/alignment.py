@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from sfumato import serialization
-from sfumato.distillation import drawn, in_turn, innermost
+from sfumato.distillation import drawn
 from sfumato.errors import SfumatoError, suggest, whole
 from sfumato.files import write_text
+from sfumato.flow_map import innermost
 from sfumato.intervals import Interval, student_quantile
 from sfumato.machine import device_of
 from sfumato.objectives.weights import Weight
@@ -24,6 +25,7 @@ from sfumato.reinforce.losses import Preferred, Reinforced, RewardWeighted
 from sfumato.reinforce.ratio import contraction, log_ratio
 from sfumato.sampling import sample
 from sfumato.training import Run, train
+from sfumato.training.ladder import in_turn
 
 REWARDED, PREFERRED = "reward-weighted", "dpo"  # the methods of "auto"
 SAMPLES = 4096

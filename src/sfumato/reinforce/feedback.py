@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.conditions import Conditions, resolve
-from sfumato.distillation import in_turn
 from sfumato.errors import SfumatoError, an
 from sfumato.objectives.loss import Loss
 from sfumato.sampling import sample
+from sfumato.training.ladder import in_turn
 
 
 class Reward:
