@@ -112,6 +112,11 @@ def test_a_guided_map_is_refused() -> None:
         sf.sample(sf.guide(FlowMap.student(teacher(4)), 2.0), 2, label=0)
 
 
+def test_no_plan_is_fitted_to_a_map() -> None:
+    with pytest.raises(sf.SfumatoError, match="sample it with steps=1, 2 or 4"):
+        sf.tune(FlowMap.student(teacher()), 2, points=16, rounds=0)
+
+
 def test_a_map_in_a_file(tmp_path: object) -> None:
     model = FlowMap.student(teacher(), calls=(3, 1))
     path = sf.save(model, f"{tmp_path}/map.safetensors")

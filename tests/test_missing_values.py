@@ -142,6 +142,16 @@ def test_masks_and_fill_values_are_missing_values(tmp_path):
     assert np.array_equal(found, np.where(gaps.reshape(10, 4, 4), np.nan, pages), equal_nan=True)
 
 
+def test_commands_for_whole_samples_are_not_offered(tmp_path, capsys):
+    np.save(tmp_path / "holes.npy", with_gaps(60)[1])
+    run, words = str(tmp_path / "run"), ["--net", "tiny", "--batch", "16", "--steps", "2"]
+    assert main(["train", str(tmp_path / "holes.npy"), "-o", run, *words]) == 0
+    said = capsys.readouterr().out
+    assert f"sfumato info {run}" in said and "sfumato memorization" not in said
+    assert main(["likelihood", run, str(tmp_path / "holes.npy"), "-n", "9"]) == 2
+    assert "holes has missing values, and the likelihood is that of whole samples: fill" in capsys.readouterr().err
+
+
 def test_the_tools_of_a_run_take_what_is_missing(tmp_path):
     """A run of pictures with holes, its doctor, board, table of draws and information; each refusal is one sentence."""
     draw = np.random.default_rng(0)

@@ -1,10 +1,14 @@
 """`sample` given a sample or a measurement: what is kept, what is written beside, and what a mistake gets."""
 
+import json
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import sfumato as sf
+from sfumato.guidance import Thresholded
 from sfumato.inverse import operators
 
 QUICK = ("-n", 3, "--steps", 3)
@@ -29,7 +33,13 @@ def samples(path="out.npz"):
 def test_inpainting_keeps_what_is_known_and_writes_mean_and_deviation(call, models, photo):
     words = ("--inpaint", "x.png", "--mask", "mask.png", "--method", "ddnm", "--noise", 0)
     status, out, err = call("sample", models["images"], *words, "-o", "out.npz", *QUICK)
-    assert status == 0 and "3 samples" in out and "out-mean.npy" in err and "out-std.npy" in err
+    assert (
+        status == 0
+        and "3 samples" in out
+        and out.endswith(": out.npz\n")
+        and "out-mean.npy" in err
+        and "out-std.npy" in err
+    )
     x = samples()
     assert x.shape == (3, 1, 8, 8) and x.dtype == np.uint8
     assert np.abs(x[:, 0, :, :4].astype(int) - photo[:, :4]).max() <= 1
@@ -57,6 +67,29 @@ def test_each_edit_is_the_posterior_of_its_operator(call, models, photo):
         assert call("sample", models["images"], *words, *QUICK)[0] == 0
         expected = sf.posterior(model, y, operator, noise, "mmps", 3, 3, label="5").samples
         assert np.array_equal(samples(), expected.numpy())
+
+
+def test_edits_are_guided_as_samples_are(call, models, photo):
+    model = sf.load(models["images"])
+    torch.manual_seed(0)
+    for p in model.net.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    sf.save(model, "m.safetensors")
+    words = ("--class", "5", "--guidance", 2, "--negative", "3", "--threshold", 0.9)
+    status, out, err = call(
+        "sample", "m.safetensors", "--inpaint", "x.png", "--mask", "mask.png", *words,
+        "-o", "out.npz", "--json", "--method", "ddnm", *QUICK,
+    )  # fmt: skip
+    assert status == 0, err
+    operator = operators.Mask(np.arange(8) * np.ones((1, 8, 1)) < 4)
+    guided = Thresholded(sf.guide(model, 2.0, negative={"label": "3"}), 0.9)
+    expected, plain = (
+        sf.posterior(each, photo[None].astype(float), operator, 2.55, "ddnm", 3, 3, label="5").samples.numpy()
+        for each in (guided, model)
+    )
+    assert np.array_equal(samples(), expected) and not np.array_equal(plain, expected)
+    facts = json.loads(out)["manifest"]
+    assert facts["guidance"] == 2 and facts["negative"] == "3" and facts["threshold"] == "0.9"
 
 
 def test_arrays_have_gaps_and_sensors(call, models):
@@ -100,4 +133,9 @@ def test_mistakes_are_one_sentence(refused, models, photo):
     assert "--sensor A.npy" in refused("sample", points, "--measured", "short.npy")
     assert "SMC needs noise above 0" in refused("sample", images, "--denoise", "x.png", "--noise", 0, "--method", "smc")
     assert "strength" in refused("sample", images, "--from", "x.png", "--strength", 2)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save("black.png")
+    assert "black.png is black" in refused("sample", images, "--inpaint", "x.png", "--mask", "black.png")
+    assert "--negative needs a guidance scale" in refused(
+        "sample", images, "--denoise", "x.png", "--class", "5", "--negative", "3"
+    )
     assert "no.png" in refused("sample", images, "--denoise", "no.png")

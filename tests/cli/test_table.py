@@ -1,6 +1,7 @@
 """Tables from a file to a file of the same columns, by the command line."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,6 +98,10 @@ def test_cells_are_given_filled_and_scored(call, trees, tmp_path):
 def test_mistakes_are_one_sentence(call, trees, tmp_path, models):
     run = tmp_path / "run"
     assert call("train", trees, "-o", run, *SMALL)[0] == 0
+    Path("none.csv").write_text("tree,height,age,seen,zip\n")
+    Path("words.csv").write_text("tree,age\noak,old\n")
+    Path("texts.csv").write_text("text\n" + "".join(f"the cat number {i}\n" for i in range(30)))
+    np.save("x.npy", np.zeros(3))
     for words, said in (
         (["sample", run, "-o", "x.npz"], "end it in .csv, .tsv, .parquet, .feather"),
         (["sample", run, "-o", "folder/"], "a table is one file"),
@@ -111,6 +116,16 @@ def test_mistakes_are_one_sentence(call, trees, tmp_path, models):
         (["inspect", trees, "--column", "tree:number"], "holds no numbers"),
         (["impute", run, trees, "-o", "x.npz"], "end it in .csv, .tsv, .parquet, .feather"),
         (["impute", models["points"], trees, "-o", "x.csv"], "impute is for models of tables"),
+        (
+            ["sample", run, "--negative", "oak", "-o", "x.csv"],
+            "a model of tables has no guidance: leave --negative out",
+        ),
+        (["sample", run, "--inpaint", trees, "-o", "x.csv"], "sfumato impute"),
+        (["impute", run, "no.csv", "-o", "x.csv"], "no.csv does not exist"),
+        (["impute", run, "x.npy", "-o", "x.csv"], "x.npy is no file of rows"),
+        (["impute", run, "none.csv", "-o", "x.csv"], "none.csv is empty: its table has no rows"),
+        (["impute", run, "words.csv", "-o", "x.csv"], "'age' was of the type int64 in training"),
+        (["inspect", "texts.csv"], "--key text learns it as text"),
         (["explain-objective", run], "this model is of a product of several"),
     ):
         status, out, err = call(*words)

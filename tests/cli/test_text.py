@@ -209,7 +209,8 @@ def test_the_default_file_and_the_words_printed(call, alternating, tmp_path):
         (["-o", "out.png"], "end it in .txt, .jsonl"),
         (["--class", "a"], "no classes"),
         (["--condition", "a=1"], "the model has none"),
-        (["--guidance", "2"], "nothing to guide to"),
+        (["--guidance", "2"], "a model of text has no guidance: leave --guidance out"),
+        (["--negative", "2"], "leave --negative out"),
     ],
 )
 def test_what_cannot_be_sampled_is_one_sentence(call, alternating, words, said):

@@ -148,6 +148,20 @@ def test_values_outside_the_schema_are_refused(source):
         sf.data.open(pa.table({"carat": EVERY["carat"]}), conditions=spec)
 
 
+def test_levels_with_a_comma_are_told_apart():
+    table = pa.table({"tree": ["elm, old", "ash"] * 20})
+    assert sf.data.open(table).table.describe() == ["tree: category of 2 levels (ash, 'elm, old')"]
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_cells_of_a_number_may_be_empty():
+    height = np.round(RNG.normal(12, 3, N), 1)
+    table = pa.table({"height": column(height, holes=HOLES)})
+    field = sf.data.open(table).table.field("height")
+    whole, parts = field.cells(frames.cells(pa.chunked_array([height]))), field.cells(frames.cells(table["height"]))
+    assert field.step and np.array_equal(whole[~HOLES], parts[~HOLES])
+
+
 def test_a_kind_can_be_said_and_columns_left_out():
     table = pa.table({"zip": RNG.integers(10000, 10100, 500), "n": range(500), "id": [f"x{i}" for i in range(500)]})
     usual = sf.data.open(table)

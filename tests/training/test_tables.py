@@ -268,8 +268,12 @@ def test_a_run_of_a_table_can_be_resumed_and_says_what_it_is(tmp_path):
     assert run.config.process == "product" and (tmp_path / "run" / "samples" / "step_00000005.csv").is_file()
     with pytest.raises(SfumatoError, match="is not the data that"):
         sf.resume(tmp_path / "run", data=law(200, 1), steps=7, console=Silent())
-    with pytest.raises(SfumatoError, match="takes no masked"):
+    with pytest.raises(SfumatoError, match="not by the process masked: leave process out"):
         sf.train(table, str(tmp_path / "other"), steps=3, process="masked", **HOW)
+    with pytest.raises(SfumatoError, match="target velocity of this schedule is infinite: take target='v'"):
+        sf.train(table, str(tmp_path / "other"), steps=3, schedule="cosine", **HOW)
+    run = sf.train(table, str(tmp_path / "cosine"), steps=2, batch=16, net="tiny", schedule="cosine", target="v", **HOW)
+    assert all(np.isfinite(line["loss"]) for line in run.metrics)
     spec = sf.load(tmp_path / "run").spec
     assert dataclasses.replace(spec, table=spec.table) == spec and "kind: category of 3 levels" in " ".join(
         spec.describe()

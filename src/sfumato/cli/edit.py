@@ -12,12 +12,12 @@ import torch
 
 from sfumato import inverse, latents, pictures
 from sfumato.cli import conditions, write
+from sfumato.cli.guidance import FLAGS, guided, refuse_alone
 from sfumato.data import DataSpec
 from sfumato.data.images import ImageFiles, read_images
 from sfumato.data.numpy_files import load
 from sfumato.errors import SfumatoError
 from sfumato.files import atomic, require_plain
-from sfumato.guidance import guide
 from sfumato.inverse import operators
 
 NUMBER, NOISE, STRENGTH = 16, 0.01, 0.6
@@ -55,8 +55,11 @@ def draw(edit: str, options: Any, denoiser: Any, origin: dict[str, Any], note: C
     path, folder = write.check_samples(out, origin["number"], spec), write.is_folder(out)
     denoiser.compute_dtype = None  # what is known of a sample is more than bfloat16 keeps
     cond = conditions.values(conditions.said(options, spec.conditions, options.class_), spec.conditions)
-    model = denoiser if options.guidance is None else guide(denoiser, options.guidance, options.guidance_interval)
+    refuse_alone(options, options.guidance)
+    model = guided(options, denoiser, options.guidance)
     facts = {**origin, "precision": "float32", "edit": edit}
+    names = ("guidance", "guidance_interval", *FLAGS)
+    facts |= {name: value for name in names if (value := getattr(options, name)) is not None}
     if cond:
         facts |= {"conditions": {name: str(value) for name, value in cond.items()}}
     how = {"n": origin["number"], "seed": options.seed, "batch": options.batch, "cond": cond}
@@ -145,6 +148,8 @@ def _with_gaps(options: Any, spec: DataSpec) -> tuple[torch.Tensor, operators.Ma
             "mask have to be those of the samples"
         )
     hidden = torch.from_numpy(mask > mask.max() / 2)
+    if not bool(hidden.any()):
+        raise SfumatoError(f"{options.mask} is black: make white what is to be filled in")
     if hidden.ndim == len(spec.shape) and len(hidden) != spec.shape[0]:  # a picture of other channels
         hidden = hidden.any(0)
     return x, operators.Mask(~hidden)

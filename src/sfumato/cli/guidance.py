@@ -52,6 +52,13 @@ def refuse_alone(options: Any, scale: Scale | None) -> None:
         raise SfumatoError(f"--{alone} needs a guidance scale: also set --guidance")
 
 
+def refuse_guidance(options: Any, what: str) -> None:
+    """Raise SfumatoError for flags of guidance, given of data without conditions to guide to."""
+    for name in ("guidance", "guidance_interval", *FLAGS):
+        if getattr(options, name) is not None:
+            raise SfumatoError(f"a model of {what} has no guidance: leave --{name.replace('_', '-')} out")
+
+
 def _negative(text: str, model: Any) -> dict[str, Any]:
     """The negative condition, as typed: NAME=VALUE, or a class."""
     known = model.spec.conditions

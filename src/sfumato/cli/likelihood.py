@@ -48,6 +48,11 @@ def likelihood(options: Any, voice: Voice) -> None:
         of_rows(denoiser, options, voice, started)
         return
     source = opened(options, spec)
+    if source.missing:
+        raise SfumatoError(
+            f"{source.name} has missing values, and the likelihood is that of whole samples: fill them, or leave these "
+            "samples out"
+        )
     # spread over the set: folders are sorted by class
     chosen = torch.linspace(0, len(source) - 1, min(options.number, len(source))).round().long()
     said = asked.said(options, spec.conditions, options.class_)

@@ -12,7 +12,7 @@ import torch
 from sfumato import __version__, sampling, serialization, solver_selection
 from sfumato.cli import conditions as asked
 from sfumato.cli import edit, table, text, write
-from sfumato.cli.guidance import FLAGS, guided, refuse_alone
+from sfumato.cli.guidance import FLAGS, guided, refuse_alone, refuse_guidance
 from sfumato.cli.process import Follower, at_work
 from sfumato.cli.run import Voice
 from sfumato.conditions import Conditions, Field
@@ -40,7 +40,8 @@ def sample(options: Any, voice: Voice) -> None:
 def shown(made: Mapping[str, Any]) -> str:
     """What was drawn, how and where, in words."""
     facts = made["manifest"]
-    what = made["out"] if made["files"] == 1 else f"{made['files']:,} files in {made['out']}"
+    several = made["files"] > 1 and write.is_folder(made["out"])
+    what = f"{made['files']:,} files in {made['out']}" if several else made["out"]
     how = f"{facts['solver']}, " + (
         f"{counted(facts['calls'], 'call')} each" if "calls" in facts else counted(facts["steps"], "step")
     )
@@ -67,13 +68,14 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE, plain:
         edit.refuse(options, "text", "use --infill")
         given = asked.said(options, spec.conditions, options.class_)
         index = _index(options, spec, given)
-        guidance_scale(options, denoiser, asked.conditions(given, spec, index))  # text has none, which this says
+        refuse_guidance(options, "text")
+        asked.conditions(given, spec, index)  # text has none, which this says
         return text.draw(options, denoiser, origin(options, contract, denoiser, index), world)
     text.refuse(options)
     if spec.table is not None:
-        edit.refuse(options, "tables", "use --given")
+        edit.refuse(options, "tables", "use --given, or sfumato impute for empty cells")
         index = _index(options, spec, {})
-        guidance_scale(options, denoiser, ())
+        refuse_guidance(options, "tables")
         return table.draw(options, denoiser, origin(options, contract, denoiser, index), world)
     table.refuse(options)
     if (asked_edit := edit.wanted(options)) is not None:

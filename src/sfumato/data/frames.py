@@ -111,7 +111,7 @@ def _schema(
             if isinstance(made, Field):
                 fields.append(made)
             else:
-                left[each] = made
+                left[each] = f"{made}; --key text learns it as text" if each == "text" else made
     if not fields:
         raise SfumatoError(f"{where} has no column to learn from: {', '.join(f'{n} ({w})' for n, w in left.items())}")
     return TableSchema(tuple(fields), frame), left
@@ -140,7 +140,14 @@ def arrow_of(obj: Any) -> Any:
             "frames are read by pyarrow, which is not installed: pip install 'sfumato[parquet]'"
         ) from None
     if isinstance(obj, str | os.PathLike):
-        files = TableFiles([Path(obj).expanduser()])
+        path = Path(obj).expanduser()
+        if not path.is_file():
+            raise SfumatoError(f"{path} does not exist, or is a folder: give a file of rows, {', '.join(FILES)}")
+        if path.suffix.lower() not in FILES:
+            raise SfumatoError(f"{path} is no file of rows: give one that ends in {', '.join(FILES)}")
+        files = TableFiles([path])
+        if not len(files):
+            raise SfumatoError(f"{path} is empty: its table has no rows")
         return pa.table({each: pa.chunked_array(files.whole(each)) for each in files.schema.names})
     if not is_frame(obj):
         raise SfumatoError(f"rows of a table are a data frame or the path of a file, not {an(type(obj).__name__)}")
@@ -170,7 +177,10 @@ def _as_learned(column: Any, field: Field) -> Any:
     try:
         return plain.cast(_type(field.type))
     except pa.ArrowException as error:
-        raise SfumatoError(f"the column {field.name!r} is no {field.type}: {first_line(error)}") from None
+        raise SfumatoError(
+            f"the column {field.name!r} was of the type {field.type} in training, and cannot be read so: correct or "
+            f"empty the cell ({first_line(error)})"
+        ) from None
 
 
 def cells(column: Any) -> Column:

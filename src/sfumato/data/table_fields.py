@@ -253,7 +253,8 @@ class Field:
         The width is 1 where a cell is a value, or that of a continuous value's quantile segment. Of values that were
         not in training low and high are equal; those of atoms and empty cells mean nothing.
         """
-        k, values, shares = self._k(column.values), np.array(self.values), np.array(self.shares)
+        k = self._k(np.where(column.present, column.values, 0))
+        values, shares = np.array(self.values), np.array(self.shares)
         width = np.ones(len(k))
         if self.exact:
             place = np.searchsorted(values, k).clip(0, len(values) - 1)
@@ -311,7 +312,8 @@ class Field:
             return "always empty"
         empty = ", may be missing" if self.missing else ""
         if not self.numeric:
-            few = f" ({', '.join(self.levels)})" if 0 < len(self.levels) <= 6 else ""
+            shown = [repr(level) if "," in level else level for level in self.levels[:6]]
+            few = f" ({', '.join(shown)})" if 0 < len(self.levels) <= 6 else ""
             return f"category of {counted(len(self.levels), 'level')}{few}{empty}"
         if not self.step:
             grid = "continuous"

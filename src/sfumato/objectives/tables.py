@@ -93,6 +93,16 @@ class TableLoss(Loss):
 
     def suits(self, model: Any) -> None:
         process = getattr(model, "process", None)
-        parts = process.processes.values() if isinstance(process, Product) else []
-        if not parts or not all(isinstance(part, Gaussian | Masked) for part in parts):
+        parts = process.processes if isinstance(process, Product) else {}
+        if not parts or not all(isinstance(part, Gaussian | Masked) for part in parts.values()):
             raise SfumatoError("The loss of tables is for products of numbers and masked symbols: leave it out.")
+        numbers: Any = parts.get(NUMBERS)
+        if numbers is None:
+            return
+        one = torch.ones(1, 1)
+        known = numbers.read(one, one, torch.zeros(1, dtype=torch.float64))
+        if not bool(numbers.loss(known, one, one, None, None).isfinite().all()):
+            raise SfumatoError(
+                f"Known numbers of a table stand at t = 0, where the target {numbers.target} of this schedule is "
+                "infinite: take target='v'."
+            )

@@ -152,7 +152,10 @@ def suited(settings: TrainConfig, spec: DataSpec) -> TrainConfig:
     is a product of numbers and masked symbols. The levels of symbols reach further than those of numbers."""
     if spec.table is not None and settings.model is None:
         if settings.process not in (TrainConfig().process, "product"):
-            raise SfumatoError(f"A table is learned as numbers and symbols together, and takes no {settings.process}.")
+            raise SfumatoError(
+                f"A table is learned as numbers and symbols together, not by the process {settings.process}: leave "
+                "process out."
+            )
         return settings.replace(process="product")
     if settings.model is not None:
         return settings

@@ -100,7 +100,10 @@ def tune(
 
 
 def _require_noise(model: Model) -> None:
-    """Raise SfumatoError unless noise leads to samples by an ODE: to numbers, or to the vectors of symbols."""
+    """Raise SfumatoError unless noise leads to samples by an ODE: to numbers, or to the vectors of symbols, in steps
+    that are not learned already."""
+    if getattr(model, "two_times", False):
+        raise SfumatoError("No plan is fitted to a flow map, whose steps are learned: sample it with steps=1, 2 or 4.")
     if not isinstance(getattr(model, "process", None), Embedded):
         require_numbers(model, "The fit of a plan", "sample it in more steps")
 
