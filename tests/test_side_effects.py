@@ -31,6 +31,7 @@ TRUTH = sf.exact.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.5]], [0.1, 0.
 X, LABELS = TRUTH.sample(40, seed=1).float(), ["a", "b"] * 20
 FIRST = sf.operators.Mask(torch.tensor([True, False]))
 RUN: dict[str, Any] = {"net": "tiny", "batch": 8, "snapshots": 0, "console": Silent()}
+TRAINED = {name: value for name, value in RUN.items() if name != "net"}  # of a model that is trained further
 # public functions without a case, and why
 NO_CASE = {"register": "it adds to the registry, which is all that it is for"}
 
@@ -125,6 +126,7 @@ class Place:
 
     def __init__(self, folder: Path) -> None:
         self.model, self.learned, self.out = model(), model(2, variance="learned"), folder / "out"
+        self.other = model()
         self.exact = TRUTH.denoiser(sf.Gaussian(schedules.Flow()))
         torch.manual_seed(0)
         self.text = of_text()
@@ -141,6 +143,7 @@ class Place:
 
 
 CASES: dict[str, Callable[[Place], Any]] = {
+    "align": lambda p: sf.align(p.model, lambda x: x[:, 0], out=p.out, samples=32, steps=2, **TRAINED),
     "attribute": lambda p: sf.attribute(p.model, X[:4], X[4:8], steps=2),
     "audit": lambda p: sf.audit(p.model, X, bins=2, samples=8),
     "board": lambda p: sf.board(p.model, X, bins=2, samples=4, gradients=2, labels=LABELS),
@@ -168,6 +171,7 @@ CASES: dict[str, Callable[[Place], Any]] = {
     "interpolate": lambda p: sf.interpolate(p.model, X[:2], X[2:4], [0.5], steps=2),
     "joined": lambda p: p.entered(),
     "load": lambda p: sf.load(p.saved),
+    "log_ratio": lambda p: sf.log_ratio(p.model, p.other, X[:4], draws=4),
     "log_prob": lambda p: sf.log_prob(p.model, X[:4], steps=2),
     "memorization": lambda p: sf.memorization(p.model, X[:30], X[30:], samples=8, steps=2),
     "posterior": lambda p: sf.posterior(p.exact, X[0, :1], FIRST, 0.1, n=2, steps=2),

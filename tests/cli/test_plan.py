@@ -50,7 +50,10 @@ def test_mistakes_are_those_of_train(refused, workplace):
 
 def test_data_that_cannot_be_read_is_one_sentence(call, workplace):
     np.save("bad.npy", np.array([[1.0, np.nan]] * 30))
-    for words, what in ((("plan", "digit"), "did you mean the built-in set 'digits'"), (("plan", "bad.npy"), "NaN")):
+    for words, what in (
+        (("plan", "digit"), "did you mean the built-in set 'digits'"),
+        (("plan", "bad.npy"), "all are missing"),
+    ):
         status, out, err = call(*words, *SMALL)
         assert status == 2 and out == "" and "Traceback" not in err
         assert what.lower() in err.splitlines()[-1].lower()

@@ -31,7 +31,7 @@ def test_every_command_has_help(call, command):
 def test_train_help_tells_every_setting(call):
     out = call("train", "--help")[1]
     for name in vars(TrainConfig()):
-        spelling = {"conditions": "condition", "columns": "column"}.get(name, name)  # one flag for each of them
+        spelling = {"conditions": "condition", "columns": "column", "sources": "from"}.get(name, name)
         assert name == "data" or re.search(f"--{spelling.replace('_', '-')}[ ,]", out), name
     assert "{None}" not in out
 

@@ -72,7 +72,10 @@ def test_the_size_of_batches_changes_nothing():
 def test_ranks_are_uniform_where_the_posterior_is_right_and_only_there():
     truth = sf.exact.GaussianMixture([1.0], torch.zeros(1, 2), [[[1.0, 0.6], [0.6, 0.8]]])
     operator, x = sf.operators.Linear(torch.tensor([[1.0, 0.3]])), truth.sample(64, 1)
-    model, how = truth.denoiser(PROCESS), {"steps": 8, "statistic": lambda x: torch.cat((x, operator(x)), 1)}
+    model, how = (
+        truth.denoiser(PROCESS),
+        {"steps": 16, "solver": "multistep", "statistic": lambda x: torch.cat((x, operator(x)), 1)},
+    )
     right = uniformity(rank_statistics(model, x, operator, 0.3, "mmps(iterations=2)", **how), 31)
     assert right.shape == (3,) and float(right.min()) > 0.01
     narrow = uniformity(rank_statistics(model, x, operator, 0.3, "ddnm", **how), 31)

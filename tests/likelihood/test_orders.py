@@ -66,5 +66,5 @@ def test_other_symbols_have_none():
     model = TRUTH.denoiser(Uniform(schedules.Flow(), 3))
     with pytest.raises(sf.SfumatoError, match="masked symbols"):
         sf.log_prob(model, TRUTH.states, "order")
-    with pytest.raises(sf.SfumatoError, match="real numbers only"):
+    with pytest.raises(sf.SfumatoError, match="no 'importance' likelihood"):
         sf.log_prob(model, TRUTH.states, "importance")

@@ -340,7 +340,8 @@ def test_a_weighted_loss_is_an_expectation_of_bounds(name, known):
         error = error_of_eps(lam)
     loss = 0.5 * float((share * found.weight(lam) * error).sum())
     start = float(bound(torch.tensor([-8.0], dtype=F64))[0])
-    assert law.scale * (law.expect(bound) - start) == pytest.approx(loss, rel=1e-10)
+    # the eye's weight is interpolated in a table, with a kink at each of its levels
+    assert law.scale * (law.expect(bound) - start) == pytest.approx(loss, rel=1e-6 if name == "eye" else 1e-10)
     assert law.expect(torch.ones_like) == pytest.approx(1.0, abs=1e-11)
     inside = law.density(torch.linspace(-7.9, 5.9, 400, dtype=F64))
     assert bool((inside >= -1e-12).all()) == found.monotone
@@ -479,3 +480,8 @@ def test_a_plain_error_that_neglects_levels_is_refused_with_what_to_take():
             objective.check()
     alone = Objective(VE(), "score", times.NormalLogSNR(7.0, 0.01))  # draws no level where data take shape
     alone.check()
+
+
+def test_a_density_for_falling_losses_is_refused_for_squared_errors():
+    with pytest.raises(SfumatoError, match="warped is for a loss that falls"):
+        Objective(schedule_of("linear"), "eps", "warped", "eps-simple").check()

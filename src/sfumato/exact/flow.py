@@ -41,6 +41,11 @@ class Level(NamedTuple):
     sigma: Tensor
 
 
+def column(level: Tensor) -> Tensor:
+    """A level (B,) or, for each number, (B, D), shaped to multiply states (B, D)."""
+    return level[:, None] if level.ndim == 1 else level
+
+
 def _weights(columns: int) -> list[float]:
     """Extrapolation weights for errors even in 1/n, n = 2, 4, ...: w_j = prod_{i != j} n_j^2 / (n_j^2 - n_i^2)."""
     n = range(1, columns + 1)

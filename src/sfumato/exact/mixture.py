@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sfumato.errors import SfumatoError
 from sfumato.exact.basis import Axes, Basis, Eigen
-from sfumato.exact.flow import Level
+from sfumato.exact.flow import Level, column
 from sfumato.exact.truth import Moments, Truth, draw_position
 
 _ULP = 1e-15  # relative size below which a distance is rounding error
@@ -62,7 +62,7 @@ class Components:
 
 def _each(level: Tensor) -> Tensor:
     """A level (B,) or (B, D), shaped to multiply (B, K, D)."""
-    return level.reshape(len(level), 1, -1)
+    return column(level)[:, None]
 
 
 def moments(parts: Components, z: Tensor, at: Level, prior: Tensor) -> Moments:
@@ -76,7 +76,7 @@ def moments(parts: Components, z: Tensor, at: Level, prior: Tensor) -> Moments:
     score = -parts.basis.gather(pull)
     x = r @ parts.means + parts.basis.gather(_each(at.alpha) * parts.spectra * pull)
     log_prob = torch.logsumexp(torch.where(prior == -torch.inf, -torch.inf, prior + true), -1)
-    return Moments(x, -at.sigma.reshape(len(z), -1) * score, score, log_prob, log_weights)
+    return Moments(x, -column(at.sigma) * score, score, log_prob, log_weights)
 
 
 def _posterior_parts(parts: Components, z: Tensor, at: Level, prior: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,7 +160,7 @@ class GaussianSum(Truth):
         parts = self._on(z.device)
         (y, v), w = parts.residuals(z, start), parts.residuals(z, stop)[1]
         moved = torch.where(v == 0, 0.0, y * torch.sqrt(w / torch.where(v == 0, 1.0, v)))
-        centre = stop.alpha.reshape(len(z), -1) * parts.means[component]
+        centre = column(stop.alpha) * parts.means[component]
         return centre + parts.basis.gather(_only(component, parts) * moved)
 
 

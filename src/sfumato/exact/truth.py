@@ -24,7 +24,7 @@ from sfumato import noise
 from sfumato.belief import Estimate
 from sfumato.conditions import Given
 from sfumato.errors import SfumatoError
-from sfumato.exact.flow import Level, follow
+from sfumato.exact.flow import Level, column, follow
 from sfumato.process.gaussian import Additive
 
 Number = Tensor | float | int
@@ -166,7 +166,7 @@ class Truth(abc.ABC):
         component = self._components(seed, index, label)
         x = self._draw(component, seed, index)
         eps = noise.normal(seed, index, (self.dim,), noise.DATA, step=_NOISE, dtype=torch.float64)
-        z = level.alpha.reshape(n, -1) * x + level.sigma.reshape(n, -1) * eps
+        z = column(level.alpha) * x + column(level.sigma) * eps
         return self._field(z), self.labels[component]
 
     @final

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sfumato import target as targets
 from sfumato.errors import SfumatoError
+from sfumato.objectives.adaptive import WarpedDensity
 from sfumato.objectives.times import TimeDensity
 from sfumato.objectives.weights import Weight
 from sfumato.process.gaussian import factor as factor
@@ -32,9 +33,15 @@ _UNEVEN = 300.0
 def check(
     schedule: Schedule, target: str, times: TimeDensity, weight: Weight | None = None, sigma_data: float = 1.0
 ) -> None:
-    """Raise SfumatoError for what cannot be trained: an undefined target, an empty density, an infinite factor, or a
-    plain squared error (weight None) that neglects levels at which data take shape (`emphasis`)."""
+    """Raise SfumatoError for what cannot be trained: an undefined target, an empty density, an infinite factor, a
+    density for other losses, or a plain squared error (weight None) that neglects levels at which data take shape
+    (`emphasis`)."""
     targets.check(target, schedule)
+    if isinstance(times, WarpedDensity):
+        raise SfumatoError(
+            "The density warped is for a loss that falls as the noise falls, such as loss='cross-entropy' of symbols; "
+            "the squared error of numbers does not: take times='adaptive' or 'logit-normal'."
+        )
     with torch.no_grad():
         logsnr = times.logsnr(torch.cat((_PLACES, 1 - _PLACES[:1])), schedule)
         if weight is None:

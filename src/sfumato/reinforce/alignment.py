@@ -17,7 +17,7 @@ from sfumato.errors import SfumatoError, suggest, whole
 from sfumato.files import write_text
 from sfumato.flow_map import innermost
 from sfumato.intervals import Interval, student_quantile
-from sfumato.machine import device_of
+from sfumato.machine import default_cpu, device_of
 from sfumato.objectives.weights import Weight
 from sfumato.registry import Named, make
 from sfumato.reinforce.feedback import Preferences, Reward, effective
@@ -83,6 +83,7 @@ class Aligned(NamedTuple):
     report: Alignment
 
 
+@default_cpu()
 def align(
     model: Any,
     reward: Callable[[Any], Any] | None = None,

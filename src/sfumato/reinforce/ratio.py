@@ -72,6 +72,7 @@ class LogRatio:
 
 @default_cpu()
 @outside_inference
+@default_cpu()
 def log_ratio(
     model: Any,
     reference: Any,
