@@ -60,7 +60,8 @@ def cases() -> list[dict[str, str]]:
     found = [{"schedule": schedule, "target": target} for schedule, target in product(SCHEDULES, names("target"))]
     moving = {name for name, make in Named("density").items() if make().moves}
     under = cycle([("flow", "velocity"), ("linear", "eps"), ("cosine", "v"), ("edm", "F"), ("ve", "score")])
-    for weight, times in product(["plain", *names("weight")], names("density")):
+    weights = sorted(names("weight"), key=lambda name: name == "eye")  # what is newer last, as the pairs go in turn
+    for weight, times in product(["plain", *weights], names("density")):
         schedule, target = next(under)
         if weight == "plain" and (times in moving or target == "score"):
             continue
