@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sfumato.cli.common import BATCH, DEVICE, KEY, LABELS, MAX_GB, MODEL, SIDE, SOURCES, SPLIT, WEIGHTS
+from sfumato.cli.common import BATCH, DEVICE, MODEL, READING, SOURCES, WEIGHTS
 from sfumato.cli.flags import Command, flag, seed
 
 AUDIT = Command(
@@ -22,11 +22,7 @@ AUDIT = Command(
         flag("--bins", int, "Noise levels.", 8),
         flag("-o --out", "FILE", "A .json file for the figures."),
         WEIGHTS,
-        LABELS,
-        SIDE,
-        SPLIT,
-        KEY,
-        MAX_GB,
+        *READING,
         BATCH,
         seed("draws"),
         DEVICE,
@@ -44,11 +40,7 @@ VIEWS = Command(
         flag("-o --out", "PATH", "The page.", "views.html"),
         flag("-n --number", int, "Samples of the data; likelihood and sensitivity take an eighth of them.", 256),
         WEIGHTS,
-        LABELS,
-        SIDE,
-        SPLIT,
-        KEY,
-        MAX_GB,
+        *READING,
         BATCH,
         seed("draws"),
         DEVICE,

@@ -40,3 +40,4 @@ SOURCES = (
     "a folder of images or texts, a .npy, .npz, .txt or .jsonl file, .tar archives, .parquet or .csv tables, a file of "
     "another format (.h5, .nc, .nii, .wav ..), or a built-in set"
 )
+READING = (LABELS, SIDE, SPLIT, KEY, MAX_GB)  # how DATA are read, of every command that judges a model on them
