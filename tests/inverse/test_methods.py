@@ -7,6 +7,7 @@ import sfumato as sf
 from measured_laws import FIELD, FIELD_COVARIANCE, PROCESS, dense, gaussian_posterior
 from sfumato.compose import Wrapped
 from sfumato.data import DataSpec
+from sfumato.noise import STEP, Noise
 
 HALF = sf.operators.Mask(torch.arange(8) < 4)
 POOL = sf.operators.Pool(2)
@@ -47,6 +48,37 @@ def test_pigdm_is_the_belief_given_the_measurement_of_standard_normal_data():
     assert torch.allclose(found.x, mean + (z - alpha * mean) @ gain.T, atol=1e-6)
 
 
+def test_tmpd_is_the_belief_given_measured_numbers_that_do_not_covary():
+    """Standard normal data of which some entries are measured: sums of rows are the variances."""
+    truth = sf.exact.GaussianMixture([1.0], torch.zeros(1, 6), 1.0)
+    known = torch.tensor([1, 0, 1, 1, 0, 0]).bool()
+    y, z, t = torch.tensor([0.5, -1.0, 2.0]), truth.sample(4, 1), 0.6
+    found = sf.condition_on(truth.denoiser(PROCESS), y, sf.operators.Mask(known), 0.2, "tmpd")(z, t)
+    A = torch.eye(6, dtype=torch.float64)[known]
+    mean, covariance = gaussian_posterior(torch.eye(6, dtype=torch.float64), A, y.double(), 0.2)
+    alpha, sigma = PROCESS.schedule(t)
+    gain = alpha * covariance @ torch.linalg.inv(alpha**2 * covariance + sigma**2 * torch.eye(6))
+    assert torch.allclose(found.x, mean + (z - alpha * mean) @ gain.T, atol=1e-6)
+
+
+def test_ddrm_takes_each_direction_as_its_formula_says():
+    """One step of data that are constant, E[x|z] = c, from noise: the mean and the variance of each of three kinds."""
+    c, s, t = torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64), 0.4, 0.9
+    truth = sf.exact.GaussianMixture([1.0], c[None], 1e-8)
+    y, noise = torch.tensor([1.0, 2.0]), torch.tensor([0.1, 2.0])
+    operator = sf.operators.Linear(torch.eye(3, dtype=torch.float64)[:2])
+    measurement = sf.inverse.Measurement(truth.denoiser(PROCESS), y, operator, noise)
+    draw = Noise(0, torch.arange(20_000), STEP, 1)
+    z = torch.ones(20_000, 3, dtype=torch.float64)
+    found = sf.inverse.DDRM(eta=0.6).step(truth.denoiser(PROCESS), measurement, z, t, s, draw)
+    (alpha, sigma), (a, b) = PROCESS.schedule(s), PROCESS.schedule(t)
+    eps = (1 - a * c[2]) / b
+    mean = torch.stack((alpha * 1.0, alpha * c[1] + 0.8 * sigma * (2.0 - c[1]) / 2.0, alpha * c[2] + 0.8 * sigma * eps))
+    spread = torch.stack(((sigma**2 - (alpha * 0.1) ** 2).sqrt(), 0.6 * sigma, 0.6 * sigma))
+    assert torch.allclose(found.mean(0), mean, atol=0.015)
+    assert torch.allclose(found.std(0), spread, atol=0.015)
+
+
 def test_samples_of_mmps_are_at_the_floor_within_30_calls():
     """The error of the mean of 200 samples, in deviations of the posterior: 1 / sqrt(200) by chance alone."""
     field = sf.exact.GaussianField((1, 16, 16))
@@ -71,7 +103,7 @@ def test_the_likelihood_of_the_conditioned_model_is_that_of_the_posterior():
     assert torch.allclose(found.value, law.log_prob(x.flatten(1)), atol=0.5)
 
 
-NOISELESS = ["ddnm", "replacement", "repaint(repeats=3)"]
+NOISELESS = ["ddnm", "ddrm", "replacement", "repaint(repeats=3)"]
 
 
 @pytest.mark.parametrize("method", NOISELESS)
@@ -94,7 +126,7 @@ def test_repainting_more_often_comes_nearer_to_the_posterior():
     assert error("repaint(repeats=10)") < 0.8 * error("replacement")
 
 
-@pytest.mark.parametrize("method", ["dps(scale=0.3)", "daps"])
+@pytest.mark.parametrize("method", ["dps(scale=0.3)", "daps", "ddrm", "tmpd"])
 def test_walks_come_near_to_the_mean_of_the_posterior(method):
     y, A = measured(POOL, 0.05), dense(POOL, FIELD.shape)
     mean, _ = gaussian_posterior(FIELD_COVARIANCE, A, y.flatten(), 0.05)
@@ -112,7 +144,9 @@ def test_daps_draws_the_posterior_of_standard_normal_data():
     assert torch.allclose(found.samples.double().T.cov(), covariance, atol=0.06)
 
 
-@pytest.mark.parametrize("method", ["mmps", "pigdm", "ddnm", "dps", "daps", "replacement", "repaint(repeats=2)"])
+@pytest.mark.parametrize(
+    "method", ["mmps", "pigdm", "tmpd", "ddnm", "ddrm", "dps", "daps", "replacement", "repaint(repeats=2)"]
+)
 def test_a_sample_does_not_depend_on_its_batch(method):
     y, how = measured(POOL, 0.1), {"steps": 6, "seed": 3}
     together = sf.posterior(MODEL, y, POOL, 0.1, method, n=5, **how).samples
@@ -130,6 +164,10 @@ def test_what_a_method_cannot_take_is_said():
             sf.exact.GaussianField((1, 32, 32)).denoiser(PROCESS), torch.zeros(1, 16, 16), POOL, 0.1, "smc"
         ),
         "is a walk of its own: leave solver out": lambda: sf.posterior(MODEL, y, POOL, 0.1, "dps", solver="heun"),
+        "everywhere or nowhere": lambda: sf.posterior(MODEL, y, POOL, torch.arange(16).reshape(1, 4, 4), "ddrm"),
+        "DDRM takes samples of at most 4096 numbers": lambda: sf.posterior(
+            sf.exact.GaussianField((1, 80, 80)).denoiser(PROCESS), torch.zeros(1, 40, 40), POOL, 0.1, "ddrm"
+        ),
         "is a walk and no model": lambda: sf.condition_on(MODEL, y, POOL, 0.1, "dps"),
         "leave index out": lambda: sf.posterior(MODEL, y, POOL, 0.1, "smc", index=[1]),
         "only for a Gaussian process": lambda: sf.posterior(

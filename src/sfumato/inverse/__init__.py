@@ -4,6 +4,7 @@ from sfumato.inverse.calibration import rank_statistics as rank_statistics
 from sfumato.inverse.calibration import uniformity as uniformity
 from sfumato.inverse.daps import DAPS as DAPS
 from sfumato.inverse.ddnm import DDNM as DDNM
+from sfumato.inverse.ddrm import DDRM as DDRM
 from sfumato.inverse.dps import DPS as DPS
 from sfumato.inverse.editing import vary as vary
 from sfumato.inverse.measurement import Measurement as Measurement
@@ -15,3 +16,4 @@ from sfumato.inverse.posterior import posterior as posterior
 from sfumato.inverse.replacement import RePaint as RePaint
 from sfumato.inverse.replacement import Replacement as Replacement
 from sfumato.inverse.smc import SMC as SMC
+from sfumato.inverse.tmpd import TMPD as TMPD

@@ -45,6 +45,7 @@ class Measurement:
             self.unit = sum(self._units.std) / len(self._units.std) if affine else 1.0
         self.y = self._checked(operator.observed(torch.as_tensor(y)).to(torch.float64) / self.unit)
         self.noise = torch.as_tensor(noise, dtype=torch.float64) / self.unit
+        self._made: dict[str, Any] = {}
         if not bool((self.noise.isfinite() & (self.noise >= 0)).all()):
             raise SfumatoError("The noise of a measurement is a standard deviation, finite and at least 0.")
 
@@ -60,6 +61,12 @@ class Measurement:
     def size(self) -> int:
         """How many numbers are measured."""
         return self.y.numel()
+
+    def once(self, name: str, make: Callable[[Measurement], Any]) -> Any:
+        """What `make` gives of this measurement, computed at the first call and kept."""
+        if name not in self._made:
+            self._made[name] = make(self)
+        return self._made[name]
 
     def _data(self, x: Tensor) -> Tensor:
         return x if self._units is None else self._units.denormalise(x).to(x.dtype)

@@ -65,10 +65,10 @@ class Posterior:
 def condition_on(
     model: Any, y: Any, operator: Operator, noise: Any = 0.0, method: Words = "mmps", normalised: bool = False
 ) -> Conditioned:
-    """The model of p(x | y), which every solver, plan and likelihood takes; method: mmps, pigdm or ddnm."""
+    """The model of p(x | y), which every solver, plan and likelihood takes; method: mmps, tmpd, pigdm or ddnm."""
     chosen = make("method", method)
     if not isinstance(chosen, BeliefMethod):
-        raise SfumatoError(f"{method} is a walk and no model: use mmps, pigdm or ddnm, or sf.posterior.")
+        raise SfumatoError(f"{method} is a walk and no model: use mmps, tmpd, pigdm or ddnm, or sf.posterior.")
     return Conditioned(usable(model, "A posterior"), chosen, Measurement(model, y, operator, noise, normalised))
 
 
@@ -95,9 +95,9 @@ def posterior(
     method: auto, or a method with its settings, such as "mmps(iterations=10)". auto is smc, exact as the particles
     grow in number, where noise is above 0 and sample and measurement have at most 64 numbers (256 if the operator is
     not linear); for more, mmps, or repaint without noise, or dps if the operator is not linear.
-    steps, solver: as in `sf.sample` (solver: of mmps, pigdm and ddnm). particles: of smc, at least n; its samples are
-    drawn from them, and depend on each other. index: sample numbers, as in `sf.sample`; a sample of the other methods
-    is a function of its number. Conditions are keyword arguments. SfumatoError for measurements that do not fit.
+    steps, solver: as in `sf.sample` (solver: of mmps, tmpd, pigdm and ddnm). particles: of smc, at least n; its samples
+    are drawn from them, and depend on each other. index: sample numbers, as in `sf.sample`; a sample of the other
+    methods is a function of its number. Conditions are keyword arguments. SfumatoError where a measurement is wrong.
     """
     refuse_arguments(posterior, usable(model, "posterior"), cond)
     measurement = Measurement(model, y, operator, noise, normalised)
@@ -106,7 +106,7 @@ def posterior(
         raise SfumatoError(f"The method of a posterior is a name such as 'mmps', not {method!r:.80}.")
     chosen.check(measurement)
     if solver is not None and not isinstance(chosen, BeliefMethod):
-        raise SfumatoError(f"{chosen} is a walk of its own: leave solver out, or use mmps, pigdm or ddnm.")
+        raise SfumatoError(f"{chosen} is a walk of its own: leave solver out, or use mmps, tmpd, pigdm or ddnm.")
     steps = chosen.usual_steps if steps is None else whole("steps", steps)
     how = {"seed": seed, "batch": batch, "normalised": normalised, **cond}
     if isinstance(chosen, SMC):
