@@ -22,6 +22,7 @@ LIMITS = {
     "churn": 0.05,
     "coloured_noise": 1e-12,
     "conditions": 0.25,
+    "continuous_flow": 0.3,
     "conventions": 1e-5,
     "counts": 1.0,
     "couplings": 0.1,

@@ -84,7 +84,7 @@ class Solution:
 
     def states(self, model: Any, z: Tensor) -> Tensor:
         """w at every tau, float64 (B, steps + 1, ...); the model is called in the dtype of z."""
-        odeint = _torchdiffeq()
+        odeint = torchdiffeq().odeint
 
         def slope(tau: Tensor, w: Tensor) -> Tensor:
             t, norm = self.point(float(tau))
@@ -125,11 +125,13 @@ class AdaptiveStep(Corrector):
         return (norm * state[:, self.k + 1]).to(z.dtype), state
 
 
-def _torchdiffeq() -> Any:
+def torchdiffeq() -> Any:
+    """The library of that name. Raises SfumatoError where it is not installed."""
     try:
-        from torchdiffeq import odeint
+        import torchdiffeq as found
     except ImportError:
         raise SfumatoError(
-            "Adaptive solvers need torchdiffeq, which is not installed: pip install 'sfumato[adaptive]'."
+            "Adaptive solvers and the adjoint ODE need torchdiffeq, which is not installed: "
+            "pip install 'sfumato[adaptive]'."
         ) from None
-    return odeint
+    return found
