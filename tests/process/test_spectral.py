@@ -8,6 +8,7 @@ import torch
 
 import sfumato as sf
 from sfumato.process import Basis, Blur, Coloured, Heat, Spectral, Subspace, from_config, principal
+from sfumato.process.bases import wavelets
 from sfumato.solvers import grids
 
 SHAPE = (1, 8, 8)
@@ -40,9 +41,13 @@ def known(process: Spectral, law: sf.exact.GaussianMixture) -> Spectral:
     return dataclasses.replace(process, power=tuple(variance.tolist()))
 
 
-@pytest.mark.parametrize("kind", ["dct", "hartley", "none"])
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 6), (7,), (2, 9)])
+@pytest.mark.parametrize(("kind", "shape"), [
+    *((kind, shape) for kind in ("dct", "hartley", "none") for shape in ((1, 8, 8), (3, 5, 6), (7,), (2, 9))),
+    *((kind, shape) for kind in ("haar", "db3", "sym4") for shape in ((1, 8, 8), (3, 4, 6), (28,), (2, 10))),
+])  # fmt: skip
 def test_a_basis_is_orthonormal(kind, shape):
+    if kind in ("haar", "db3", "sym4"):
+        pytest.importorskip("pywt")
     x, basis = torch.randn(4, *shape, dtype=torch.float64), Basis(shape, kind)
     c = basis.analyse(x)
     assert torch.allclose(c.flatten(1).square().sum(1), x.flatten(1).square().sum(1), rtol=1e-12)
@@ -55,6 +60,20 @@ def test_the_dct_is_the_published_one():
     assert torch.allclose(
         Basis((3, 6, 5)).analyse(x), torch.from_numpy(scipy.dctn(x.numpy(), axes=(2, 3), norm="ortho")), atol=1e-12
     )
+
+
+def test_wavelets_are_means_and_differences_of_pairs():
+    """Haar's by hand; a constant is in the mean alone, and frequencies halve with every halving."""
+    pytest.importorskip("pywt")
+    rows, omega = wavelets("haar", 4)
+    r = 0.5**0.5
+    by_hand = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.5, 0.5, -0.5, -0.5], [r, -r, 0, 0], [0, 0, r, -r]]).double()
+    assert torch.allclose(rows.abs(), by_hand.abs(), atol=1e-7)
+    assert torch.allclose(rows @ by_hand.T, torch.diag((rows @ by_hand.T).diagonal()), atol=1e-7)
+    assert omega.tolist() == pytest.approx([0, 0.375 * math.pi, 0.75 * math.pi, 0.75 * math.pi])
+    c = Basis((1, 28, 28), "db2").analyse(torch.ones(1, 1, 28, 28, dtype=torch.float64))
+    low = Basis((1, 28, 28), "db2").eigenvalues.flatten() == Basis((1, 28, 28), "db2").eigenvalues.min()
+    assert int(low.sum()) == 49 and float(c.flatten()[~low].abs().max()) < 1e-9
 
 
 def test_principal_components_are_uncorrelated():
@@ -247,7 +266,8 @@ def test_other_solvers_run(solver):
 
 
 @pytest.mark.parametrize(("made", "said"), [
-    (lambda: Blur("cosine", SHAPE, basis="haar"), "basis"),
+    (lambda: Blur("cosine", SHAPE, basis="harr"), "basis"),
+    (lambda: Basis((1, 6, 9), "haar").eigenvalues, "no half"),
     (lambda: Blur("cosine", SHAPE, power=(1.0,)), "64 coefficients"),
     (lambda: Heat("cosine", SHAPE, width=0.1), "least"),
     (lambda: Basis((2,), "none", ((1.0, 1.0), (0.0, 1.0))), "orthonormal"),

@@ -3,9 +3,10 @@
     dct       c_k = s_k sum_n x_n cos(pi k (n + 1/2) / N), s_0 = sqrt(1/N), else sqrt(2/N): waves reflected at the ends
     hartley   c_k = N^{-1/2} sum_n x_n (cos + sin)(2 pi k n / N): waves on the torus, the real form of the FFT
     none      c = x
+    haar, db2, sym4 ..    means of pairs and their differences, again of the means: waves that have a place
 
 The first axis, of channels, is left alone unless a matrix of its own is given; of vectors (D,) it is the only axis.
-Sources: Ahmed, Natarajan and Rao 1974; Bracewell 1983.
+Sources: Ahmed, Natarajan and Rao 1974; Bracewell 1983; Mallat 1989 (orthogonal wavelets, by PyWavelets).
 """
 
 from __future__ import annotations
@@ -39,11 +40,44 @@ def hartley(n: int) -> tuple[Tensor, Tensor]:
     return (angle.cos() + angle.sin()) / math.sqrt(n), 2 * math.pi / n * torch.minimum(k, n - k)
 
 
+def wavelets(name: str, n: int) -> tuple[Tensor, Tensor]:
+    """The transform (n, n) by an orthogonal wavelet on a circle of n places, float64, and the frequency of its rows.
+
+    It halves as often as n has factors of 2. Rows of differences after j halvings lie in the octave from pi / 2^j to
+    pi / 2^(j - 1), and have the frequency of its middle, 3/4 pi / 2^(j - 1); the means that are left have half of the
+    lowest octave's lower end, or 0 where one is left. SfumatoError for an odd n, and without PyWavelets.
+    """
+    import pywt
+
+    if n % 2:
+        raise SfumatoError(f"Wavelets halve an axis, and one of {n} places has no half: take basis='dct'.")
+    means, rows, omega = torch.eye(n, dtype=torch.float64).numpy(), [], []
+    while len(means) % 2 == 0:
+        means, differences = pywt.dwt(means, name, "periodization", axis=0)
+        rows.append(torch.from_numpy(differences))
+        omega.append(torch.full((len(differences),), 0.75 * math.pi * 2 * len(differences) / n).double())
+    least = 0.0 if len(means) == 1 else math.pi / 2 * len(means) / n
+    rows.append(torch.from_numpy(means))
+    omega.append(torch.full((len(means),), least).double())
+    return torch.cat(rows[::-1]), torch.cat(omega[::-1])
+
+
+@functools.lru_cache(maxsize=32)
+def _orthogonal(name: str) -> bool:
+    """Whether PyWavelets knows an orthogonal wavelet of this name; False where it is not installed."""
+    try:
+        import pywt
+    except ImportError:
+        return False
+    return name in pywt.wavelist(kind="discrete") and bool(pywt.Wavelet(name).orthogonal)
+
+
 @dataclasses.dataclass(frozen=True)
 class Basis:
     """An orthonormal basis of samples of `shape` (C, *spatial), or (D,).
 
-    kind: dct, hartley or none, along every spatial axis, and along the only axis of vectors if there are no `channels`.
+    kind: dct, hartley, none or an orthogonal wavelet of PyWavelets (haar, db2, sym4, ..; extra `wavelets`), along every
+    spatial axis, and along the only axis of vectors if there are no `channels`.
     channels: an orthonormal matrix (C, C) whose rows are the directions along the first axis, as nested tuples:
     colours, or the principal components of vectors (`principal`).
     """
@@ -56,8 +90,11 @@ class Basis:
         shape = tuple(int(side) for side in self.shape)
         if not shape or min(shape) < 1:
             raise SfumatoError(f"A basis needs the shape of a sample, such as (1, 28, 28), not {self.shape}.")
-        if self.kind not in KINDS:
-            raise SfumatoError(f"There is no basis {self.kind!r}: {suggest(str(self.kind), KINDS)}")
+        if self.kind not in KINDS and not _orthogonal(str(self.kind)):
+            raise SfumatoError(
+                f"There is no basis {self.kind!r}: {suggest(str(self.kind), KINDS)} Orthogonal wavelets, such as haar "
+                "and db2, need PyWavelets: pip install 'sfumato[wavelets]'."
+            )
         channels = tuple(tuple(float(value) for value in row) for row in self.channels)
         if channels:
             matrix = torch.tensor(channels, dtype=torch.float64)
@@ -73,9 +110,9 @@ class Basis:
         found = []
         if self.channels:
             found.append((1, torch.tensor(self.channels, dtype=torch.float64), torch.zeros(self.shape[0]).double()))
-        made = {"dct": cosines, "hartley": hartley}.get(self.kind)
+        made = {"dct": cosines, "hartley": hartley}.get(self.kind, functools.partial(wavelets, self.kind))
         first = 1 if len(self.shape) > 1 or self.channels else 0
-        if made is not None:
+        if self.kind != "none":
             found += [(axis + 1, *made(self.shape[axis])) for axis in range(first, len(self.shape))]
         return tuple(found)
 
