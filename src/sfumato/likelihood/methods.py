@@ -14,6 +14,7 @@ from torch import Tensor
 from sfumato import noise
 from sfumato.autoregressive import Autoregressive
 from sfumato.conditions import resolve
+from sfumato.coupling_flow import CouplingFlow
 from sfumato.errors import SfumatoError, SfumatoWarning, suggest, whole
 from sfumato.likelihood import orders, spectral
 from sfumato.likelihood.bound import count_bound, elbo, path_bound
@@ -73,10 +74,11 @@ def log_prob(
     element, discretised takes the probability of each cell (bounds only); auto is uniform for the ODE, else
     discretised. label=... as in `sample`. For guidance pass `sf.guide(model, scale)`, which is a model like any other.
     The default is the ODE; symbols and states that contain some have the bound, masks by exact counts; an
-    autoregressive model its exact log p alone. Warns (`SfumatoWarning`) where an ODE is not to be trusted (`doubts`).
+    autoregressive model and a coupling flow their exact log p alone. Warns (`SfumatoWarning`) where an ODE is not to be
+    trusted (`doubts`).
     """
-    if isinstance(model, Autoregressive):
-        return orders.autoregressive(model, x, method, cond)
+    if isinstance(model, Autoregressive | CouplingFlow):
+        return orders.known(model, x, method, cond)
     refuse_arguments(log_prob, model, cond)
     if are_rows(model, x):
         return row_log_prob(model, x, steps, batch, method)

@@ -13,6 +13,7 @@ from .build import SIZES, build, from_config, named
 from .classifier import ClassifierNet
 from .codebook import Codebook
 from .codes import GaussianCode, QuantisedCode, VectorQuantiser
+from .couplings import Couplings
 from .dit import DiT
 from .energy import Energy
 from .mlp import MLP
@@ -20,6 +21,6 @@ from .transformer import Transformer
 from .unet import UNet
 
 __all__ = [
-    "MLP", "SIZES", "Autoencoder", "Bottleneck", "ClassifierNet", "Codebook", "DiT", "Energy", "GaussianCode",
-    "QuantisedCode", "Transformer", "UNet", "VectorQuantiser", "build", "from_config", "named",
+    "MLP", "SIZES", "Autoencoder", "Bottleneck", "ClassifierNet", "Codebook", "Couplings", "DiT", "Energy",
+    "GaussianCode", "QuantisedCode", "Transformer", "UNet", "VectorQuantiser", "build", "from_config", "named",
 ]  # fmt: skip

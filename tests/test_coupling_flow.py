@@ -1,0 +1,82 @@
+"""Coupling flows: invertible, with the determinant of their Jacobian, trained by the loop, measured and sampled."""
+
+import pytest
+import torch
+
+import sfumato as sf
+from sfumato.coupling_flow import CouplingFlow
+from sfumato.nets import Couplings
+
+TRUTH = sf.exact.GaussianMixture([0.6, 0.4], torch.tensor([[-1.0, 0.3], [0.8, -0.5]]), 0.15)
+
+
+def moved(dim, **more):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Couplings(dim, layers=4, width=16, **more).double()
+        for each in net.parameters():
+            torch.nn.init.normal_(each, std=0.2)
+    return net
+
+
+@pytest.mark.parametrize("dim", [2, 5])
+def test_the_inverse_and_the_determinant(dim):
+    net = moved(dim, classes=3)
+    x, label = torch.randn(4, dim, dtype=torch.float64), torch.tensor([0, 2, -1, 1])
+    z, change = net(x, label)
+    assert torch.allclose(net.inverse(z, label), x, atol=1e-10)
+    for i in range(4):
+        jacobian = torch.func.jacrev(lambda v, i=i: net(v[None], label[i : i + 1])[0][0])(x[i])
+        assert float(torch.linalg.slogdet(jacobian)[1].detach()) == pytest.approx(float(change[i].detach()), abs=1e-10)
+    assert float((z - x).abs().min()) > 0  # every number is moved by some layer
+    fresh = Couplings(dim)
+    assert torch.equal(fresh(x.float())[0], x.float())
+
+
+def test_the_density_integrates_to_one_and_is_that_of_the_samples():
+    model = CouplingFlow(moved(2))
+    grid = torch.linspace(-9, 9, 240, dtype=torch.float64)
+    x = torch.cartesian_prod(grid, grid)
+    p = sf.log_prob(model, x).value.exp() * (grid[1] - grid[0]) ** 2
+    assert float(p.sum()) == pytest.approx(1, abs=1e-3)
+    drawn = model.sample(20_000, seed=3)
+    assert torch.allclose(drawn.double().mean(0), (p[:, None] * x).sum(0), atol=0.05)
+    assert torch.allclose(model.sample(3, seed=3, index=[7, 1, 2])[0], drawn[7], atol=1e-12)
+
+
+def test_a_run_trains_one_and_it_is_measured_in_user_units(tmp_path):
+    label = torch.arange(2000) % 2
+    x = 30 + 10 * (TRUTH.sample(2000, 5).float() + 2 * label[:, None])
+    run = sf.train(
+        x.numpy(), tmp_path / "run", loss="coupling-flow", net="Couplings(layers=4, width=24)", steps=150, batch=128,
+        lr=0.005, labels=label.numpy(), sample_every=0, snapshots=0, precision="float32", optimizer="adamw",
+    )  # fmt: skip
+    model = sf.load(run.path)
+    fresh = TRUTH.sample(400, 9)
+    best = float(TRUTH.log_prob(fresh).mean()) - 2 * torch.tensor(10.0).log()
+    for k in (0, 1):
+        user = (30 + 10 * (fresh + 2 * k)).float()
+        found = sf.log_prob(model, user, label=k)
+        assert best - 0.4 < float(found.value.mean()) < best + 0.1
+        drawn = model.sample(2000, label=k).double()
+        assert torch.allclose(drawn.mean(0), user.double().mean(0), atol=2.5)
+    assert "coupling flow" in found.method
+
+
+def test_mistakes_are_said(tmp_path):
+    model = CouplingFlow(Couplings(2))
+    wrong = {
+        "exact log p": lambda: sf.log_prob(model, torch.zeros(1, 2), method="elbo"),
+        "invertible network": lambda: CouplingFlow(sf.nets.MLP(2, 8, 1)),
+        "vectors of 2 numbers": lambda: Couplings(1),
+        "no attention|labels, numbers": lambda: Couplings(2, conditions={"c": {"kind": "tokens", "size": 2}}),
+        "leave model out": lambda: sf.train(
+            torch.randn(64, 2).numpy(),
+            tmp_path / "a",
+            loss="coupling-flow",
+            model=sf.Denoiser(sf.nets.MLP(2, 8, 1), sf.Gaussian("flow")),
+        ),
+    }
+    for words, call in wrong.items():
+        with pytest.raises(sf.SfumatoError, match=words):
+            call()
