@@ -83,6 +83,7 @@ class Adapted(Around):
             raise SfumatoError(
                 f"adapters need a rank of 1 or more (0 for none) and a finite alpha, not {rank}, {alpha}"
             )
+        self.config: dict[str, Any]
         with suppress(SfumatoError):  # a network without a config leaves this one without a config too
             args = {"net": tree(net), "rank": rank, "alpha": alpha, "new": list(new), "parts": parts, "base": base}
             self.config = {"name": "Adapted", "args": args}
@@ -138,6 +139,22 @@ def _owner(net: nn.Module, name: str) -> tuple[nn.Module, str]:
     return net.get_submodule(path), key
 
 
+def unadapted(net: nn.Module) -> nn.Module:
+    """The network inside adapters, or the network itself."""
+    return net.net if isinstance(net, Adapted) else net
+
+
 def trained_names(net: nn.Module) -> set[str]:
-    """The names of the parameters and buffers of a network that training changes: all, but of adapters their own."""
+    """The names of the tensors of a network that training changes: of an adapted one, those of its adapters."""
     return set(net.own()) if isinstance(net, Adapted) else set(net.state_dict())
+
+
+def plain_state(net: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a network, with its adapters merged into the weights."""
+    return net.plain() if isinstance(net, Adapted) else net.state_dict()
+
+
+def trainable(model: nn.Module) -> tuple[int, int]:
+    """(number of parameters, number of those that are trained) of a model."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
