@@ -202,3 +202,11 @@ def test_conditions_that_the_data_lack_are_left_out(base):
     _, source, model = prepared(X, None, config, torch.device("cpu"), Objects(init=base.denoiser))
     assert "The model has the condition label, which these data lack: it is trained without." in source.notes
     assert model.spec.conditions == base.denoiser.spec.conditions
+
+
+def test_adapters_learn_from_a_reward(base, tmp_path):
+    """A loss that copies the model it trains, as its old policy, copies it with the adapters merged."""
+    words = {"method": "fpo(every=2)", "samples": 32, "lora": 1, **SHORT}
+    run, _ = sf.align(base.denoiser, lambda x: x[:, 0], out=tmp_path / "run", **words)
+    assert isinstance(run.denoiser.net, nets.Adapted) and same(fixed(run.denoiser), weights(base.denoiser))
+    assert not same(weights(sf.merge(run.denoiser)), weights(base.denoiser))

@@ -35,7 +35,7 @@ class LowRank(nn.Module):
         super().__init__()
         self.scale = alpha / rank
         rank = min(rank, len(weight), weight[0].numel())
-        self.down = nn.Parameter(torch.empty_like(weight[:1]).repeat(rank, *(1,) * (weight.ndim - 1)))
+        self.down = nn.Parameter(weight.new_empty(rank, *weight.shape[1:]))
         self.up = nn.Parameter(weight.new_zeros(len(weight), rank))
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
 
