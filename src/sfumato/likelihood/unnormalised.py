@@ -36,7 +36,7 @@ def energy(denoiser: Denoiser, z: Tensor, t: Time, **cond: Any) -> Tensor:
     """
     if not isinstance(denoiser, Denoiser):
         raise SfumatoError(f"Only a Denoiser has an energy, not {an(type(denoiser).__name__)}: use log_prob.")
-    net = denoiser.net
+    net: Any = denoiser.net
     if not isinstance(unadapted(net), Energy):
         raise SfumatoError(
             f"energy needs a denoiser with a nets.Energy network, and this one has {an(type(net).__name__)}: "

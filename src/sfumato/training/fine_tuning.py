@@ -76,7 +76,7 @@ def _own(model: Any, name: str, asked: Any) -> str | None:
 def _describes(word: str, net: Any) -> bool:
     """Whether a word such as DiT(depth=8) names the kind of a network, and arguments that it has, or tiny its size."""
     if word in nets.SIZES:
-        known = {"conditions": getattr(net, "given", {}), "symbols": isinstance(net, nets.Transformer)}
+        known: dict[str, Any] = {"conditions": getattr(net, "given", {}), "symbols": isinstance(net, nets.Transformer)}
         with seeded(0):
             made = nets.named(word, net.shape, outputs=getattr(net, "outputs", 1), **known)
         return bool(trees.tree(made) == trees.tree(net))
