@@ -1,5 +1,6 @@
 """Runs that start from a model: what is kept, added and trained; adapters alone in a file; exact resume."""
 
+import copy
 import json
 
 import pytest
@@ -198,10 +199,11 @@ def test_a_file_of_settings_of_an_earlier_version_says_model(tmp_path):
 
 
 def test_conditions_that_the_data_lack_are_left_out(base):
-    config = TrainConfig(init="given", steps=1)
-    _, source, model = prepared(X, None, config, torch.device("cpu"), Objects(init=base.denoiser))
+    config, tuned = TrainConfig(init="given", steps=1), copy.copy(base.denoiser)
+    tuned.plans = {"2": "a plan of the weights before"}
+    _, source, model = prepared(X, None, config, torch.device("cpu"), Objects(init=tuned))
     assert "The model has the condition label, which these data lack: it is trained without." in source.notes
-    assert model.spec.conditions == base.denoiser.spec.conditions
+    assert model.spec.conditions == base.denoiser.spec.conditions and model.plans == {} != tuned.plans
 
 
 def test_adapters_learn_from_a_reward(base, tmp_path):
@@ -210,3 +212,12 @@ def test_adapters_learn_from_a_reward(base, tmp_path):
     run, _ = sf.align(base.denoiser, lambda x: x[:, 0], out=tmp_path / "run", **words)
     assert isinstance(run.denoiser.net, nets.Adapted) and same(fixed(run.denoiser), weights(base.denoiser))
     assert not same(weights(sf.merge(run.denoiser)), weights(base.denoiser))
+
+
+def test_a_student_of_adapters(base, tmp_path):
+    """The second time that it hears is new to the network, and trained whole; its adapters alone make it again."""
+    words = {name: value for name, value in SHORT.items() if name not in ("warmup", "decay")}
+    run = sf.distill(base.path, tmp_path / "run", samples=48, lora=1, **words)
+    assert isinstance(run.denoiser, sf.FlowMap) and any("others" in name for name in run.denoiser.net.new)
+    again = sf.load(tmp_path / "run" / "adapter.safetensors", base=base.path)
+    assert isinstance(again, sf.FlowMap) and same(weights(again), weights(run.denoiser))

@@ -48,7 +48,10 @@ def start(init: Any, settings: TrainConfig, said: Collection[str] = ()) -> Any:
                 f"The model to train further has the {name} {own}, and {asked} is asked for: leave out {name}, since "
                 "a model keeps its process, network and units, or train a new one."
             )
-    return merge(model)
+    model = merge(model)
+    if getattr(_denoiser(model), "plans", None):
+        _denoiser(model).plans = {}  # they were fitted to the weights before
+    return model
 
 
 def _own(model: Any, name: str, asked: Any) -> str | None:
