@@ -90,4 +90,4 @@ def test_by_the_command_line(tmp_path, capsys):
     assert main(["resume", run, "--steps", "6"]) == 0
     assert main(["sample", run, "-n", "1", "--prompt", "the", "-o", str(tmp_path / "x.txt")]) == 0
     assert (tmp_path / "x.txt").read_text().startswith("the")
-    assert main(["train", str(book), "-o", f"{run}2", *words, "--model", run]) == 2
+    assert main(["train", str(book), "-o", f"{run}2", *words, "--init", run]) == 2

@@ -178,7 +178,7 @@ def test_the_tools_of_a_run_take_what_is_missing(tmp_path):
     np.save(tmp_path / "drawn.npy", x)
     rest = np.nan_to_num(x)
     refused("metrics compare whole samples", lambda: sf.metrics.evaluate(tmp_path / "drawn.npy", rest, "mmd", 20))
-    refused("was trained on whole samples", lambda: sf.train(x, tmp_path / "d", model=whole.denoiser, steps=2))
+    refused("was trained on whole samples", lambda: sf.train(x, tmp_path / "d", init=whole.denoiser, steps=2))
 
 
 class Own(nn.Module):

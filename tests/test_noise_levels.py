@@ -117,7 +117,7 @@ def test_unknown_levels_stay_unknown(run: Any, classes: dict[str, np.ndarray], t
 
 
 def test_training_on_widens_the_range(run: Any, classes: dict[str, np.ndarray], tmp_path: Path) -> None:
-    more = sf.train(classes, model=run.denoiser, times="edm", steps=2, out=str(tmp_path / "more"), sample_every=0)
+    more = sf.train(classes, init=run.denoiser, times="edm", steps=2, out=str(tmp_path / "more"), sample_every=0)
     first, edm = run.denoiser.noise_levels, drawn_levels(times.named("edm"), run.denoiser.process)
     assert more.denoiser.noise_levels == (edm[0], edm[1])
     assert edm[0] < first[0] and edm[1] > first[1]

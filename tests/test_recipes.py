@@ -36,6 +36,7 @@ LIMITS = {
     "encode": 1e-4,
     "energy": 0.15,
     "error_budget": 0.05,
+    "fine_tuning": 1e-6,
     "flow_map": 1e-3,
     "flow_matching": 0.05,
     "four_quadrants": 0.05,

@@ -131,11 +131,13 @@ class Place:
         torch.manual_seed(0)
         self.text = of_text()
         self.energy = sf.Denoiser(sf.nets.Energy(sf.nets.MLP(2, 16, 1)), sf.Gaussian(schedules.Flow()))
+        self.adapted = sf.Denoiser(sf.nets.Adapted(sf.nets.MLP(2, 16, 1), 2), sf.Gaussian(schedules.Flow()))
         self.saved = sf.save(self.model, folder / "model.safetensors")
         self.run = folder / "run"
 
     def trained(self, **settings: Any) -> Any:
-        return sf.train(X, self.run, LABELS, **{"steps": 2, **RUN, **settings})
+        usual = TRAINED if "init" in settings else RUN
+        return sf.train(X, self.run, LABELS, **{"steps": 2, **usual, **settings})
 
     def entered(self) -> None:
         with sf.joined():
@@ -173,6 +175,7 @@ CASES: dict[str, Callable[[Place], Any]] = {
     "load": lambda p: sf.load(p.saved),
     "log_ratio": lambda p: sf.log_ratio(p.model, p.other, X[:4], draws=4),
     "log_prob": lambda p: sf.log_prob(p.model, X[:4], steps=2),
+    "merge": lambda p: sf.merge(p.adapted),
     "memorization": lambda p: sf.memorization(p.model, X[:30], X[30:], samples=8, steps=2),
     "posterior": lambda p: sf.posterior(p.exact, X[0, :1], FIRST, 0.1, n=2, steps=2),
     "prior_kl": lambda p: sf.prior_kl(p.model.process, X),
@@ -192,6 +195,7 @@ CASES: dict[str, Callable[[Place], Any]] = {
     "data.open": lambda p: sf.data.open(X, labels=LABELS),
     "data.inspect": lambda p: sf.data.inspect("digits"),
     "train with threads": lambda p: p.trained(threads=torch.get_num_threads() + 1),
+    "train adapters": lambda p: p.trained(init=p.model, lora=2),
     "train with dropout": lambda p: p.trained(net="MLP(width=16, depth=1, dropout=0.5)"),
     "doctor of a run": lambda p: sf.doctor(p.run, X, LABELS),
 }

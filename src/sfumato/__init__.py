@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sfumato import schedules as schedules
     from sfumato import solvers as solvers
     from sfumato import spectra as spectra
+    from sfumato.adapters import merge as merge
     from sfumato.autoencoder import Codec as Codec
     from sfumato.belief import Estimate as Estimate
     from sfumato.certification import certify as certify
@@ -154,6 +155,7 @@ _PUBLIC = {
     "log_prob": "sfumato.likelihood:log_prob",
     "log_ratio": "sfumato.reinforce:log_ratio",
     "memorization": "sfumato.diagnostics.memorization:memorization",
+    "merge": "sfumato.adapters:merge",
     "metrics": "sfumato.metrics",
     "nets": "sfumato.nets",
     "nonequilibrium": "sfumato.objectives.nonequilibrium",

@@ -139,9 +139,14 @@ def _model(
     contract: dict[str, Any], tensors: Mapping[str, Tensor], prefix: str, settings: TrainConfig, device: torch.device
 ) -> Any:
     """The denoiser with the weights of a checkpoint under this prefix; None if there are none."""
-    state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    if not state:
+    if not any(name.startswith(prefix) for name in tensors):
         return None
+    state = {  # an average has the weights that are trained alone
+        name.removeprefix(each): value
+        for each in ("net.", prefix)
+        for name, value in tensors.items()
+        if name.startswith(each)
+    }
     denoiser = rebuilt(contract, checkpoint.size(tensors), settings, device)
     try:
         denoiser.net.load_state_dict(state)

@@ -102,7 +102,7 @@ def in_words(
         model = model if guidance is None else Guided(model, guidance, interval)
         data = path / SAMPLES
         _draw(model, whole("samples", samples, least=2), settings.get("seed", 0), data, world)
-    return {"guidance": 1.0, **settings, "model": str(file), "loss": loss}, data
+    return {"guidance": 1.0, **settings, "init": str(file), "loss": loss}, data
 
 
 def loss_named(method: str, teacher: str, calls: Sequence[int]) -> str:

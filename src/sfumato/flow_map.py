@@ -12,16 +12,16 @@ Sources: Boffi et al. 2024 (2406.07507); Kim et al. 2023 (2310.02279); Geng et a
 from __future__ import annotations
 
 import copy
-from typing import Any, cast, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from sfumato import nets
 from sfumato.belief import Estimate, broadcast
 from sfumato.compose import Wrapped
 from sfumato.errors import SfumatoError, an
 from sfumato.model import Denoiser
+from sfumato.nets.growth import grown
 from sfumato.noise import seeded
 from sfumato.process import Additive, Gaussian
 from sfumato.registry import register
@@ -142,26 +142,5 @@ def hearing(net: nn.Module) -> nn.Module:
         )
     if UNTIL in given:
         return copy.deepcopy(net)
-    args = dict(config["args"])
-    args |= {"classes": 0, "conditions": {**given, UNTIL: {"kind": "scalar"}}}
     with seeded(0):
-        made = nets.from_config({**config, "args": args})
-    missing, unexpected = made.load_state_dict(_renamed(net, made), strict=False)
-    if unexpected or any(".others." not in name for name in missing):
-        raise SfumatoError(f"{type(net).__name__} cannot be given a second time: its weights would not fit.")
-    conditioning: Any = made.conditioning
-    embedder = conditioning.others[conditioning.names.index(UNTIL)]
-    for parameter in (embedder.second.weight, embedder.second.bias, embedder.null):
-        nn.init.zeros_(parameter)
-    return made.train(net.training)
-
-
-def _renamed(net: nn.Module, made: nn.Module) -> dict[str, Tensor]:
-    """The weights of `net` by the names they have in `made`, where the other conditions may have other numbers."""
-    old, new = (cast(Any, each.conditioning).names for each in (net, made))
-    place = {f".others.{i}.": f".others.{new.index(name)}." for i, name in enumerate(old)}
-
-    def name_of(name: str) -> str:
-        return next((name.replace(was, now) for was, now in place.items() if was in name), name)
-
-    return {name_of(name): value for name, value in net.state_dict().items()}
+        return grown(net, {**given, UNTIL: {"kind": "scalar"}}).net

@@ -8,6 +8,7 @@ process defines the network's inputs, its prediction target and how the output i
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -243,3 +244,15 @@ def _with(process: Process, changes: dict[str, Any]) -> Process:
             "out."
         )
     return dataclasses.replace(process, **changes)
+
+
+def with_net(model: Any, net: nn.Module) -> Any:
+    """The same model with another network of the same kind instead of its own; nothing is copied."""
+    made = copy.copy(model)
+    if isinstance(model, nn.Module) and "net" in model._modules:
+        made._modules = {**model._modules, "net": net}
+    elif isinstance(model, nn.Module):
+        made._modules = {**model._modules, "inner": with_net(model.inner, net)}
+    else:
+        made.inner = with_net(model.inner, net)
+    return made

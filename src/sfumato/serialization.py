@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato import __version__, registry, schema, trees
+from sfumato.adapters import completed
 from sfumato.autoregressive import Autoregressive
 from sfumato.data import DataSpec
 from sfumato.data.spec import in_json as spec_in_json
@@ -38,7 +39,8 @@ from sfumato.registry import register
 from sfumato.solvers import Plan
 from sfumato.solvers.plan import SCHEMA as PLAN
 
-FORMAT, CODEC, VERSION = "sfumato model", "sfumato codec", 2  # codecs had a format of their own in version 1
+FORMAT, ADAPTER, VERSION = "sfumato model", "sfumato adapter", 2
+CODEC = "sfumato codec"  # a format of its own in version 1
 TREE = schema.fields({"name": schema.text, "args": schema.mapping(schema.anything)}, rest=None)
 _PROVENANCE = schema.fields(
     {name: schema.text for name in ("sfumato", "torch", "date")},
@@ -57,7 +59,7 @@ _MODEL_1 = schema.fields(
         "plans": schema.mapping(schema.anything),
     }
 )  # fmt: skip
-FILE = "model.safetensors"  # its name within a run folder
+FILE, ADAPTER_FILE = "model.safetensors", "adapter.safetensors"  # their names within a run folder
 # What a model's constructor may register: as often its weights, for those that it replaces, and buffers beside them.
 _SPARE, _TENSORS, _ROOM = 4, 1000, 1_000_000
 _WAIT = 60.0  # seconds that a plan waits for other processes that store one
@@ -77,6 +79,17 @@ def save(model: Any, path: str | os.PathLike[str], raw: Mapping[str, Tensor] | N
     if broken is not None:
         raise SfumatoError(f"The weights {broken} hold NaN or infinite values, and are not written to {path}.")
     write_sealed(path, tensors, made)
+    return path
+
+
+def save_adapter(model: Any, path: str | os.PathLike[str]) -> Path:
+    """Write what was trained of an adapted model (`nets.Adapted`) without its base; `load(path, base=..)` reads it."""
+    path, own = place(path, "The destination of adapters"), model.net.own()
+    made = contract(model) | {"format": ADAPTER}
+    prefix, _ = innermost(made["model"])
+    tensors = {start + name: value for start, part in parts(model) for name, value in part.state_dict().items()}
+    fixed = {prefix + name for name in model.net.state_dict() if name not in own}
+    write_sealed(path, {name: value for name, value in tensors.items() if name not in fixed}, made)
     return path
 
 
@@ -129,7 +142,7 @@ def locate(path: str | os.PathLike[str]) -> Path:
 
 def _checked(contract: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """A contract in the format of this version. Raises SfumatoError if it cannot be read."""
-    if contract.get("format") not in (FORMAT, CODEC):
+    if contract.get("format") not in (FORMAT, ADAPTER, CODEC):
         raise SfumatoError(f"{path} is not a model file but a {contract.get('format', 'file of unknown kind')!s}.")
     schema.require(contract, schema.fields({"version": schema.whole(1)}), path)
     if contract["version"] > VERSION:
@@ -141,7 +154,8 @@ def _checked(contract: Mapping[str, Any], path: Path) -> dict[str, Any]:
         schema.require(contract, _CODEC_1 if contract["format"] == CODEC else _MODEL_1, path)
         contract = {**contract, "model": _tree_of_version_1(contract)}
     schema.require(contract, _CONTRACT, path)
-    return {"format": FORMAT, "version": VERSION, "model": contract["model"], "provenance": contract["provenance"]}
+    kept = {name: contract[name] for name in ("model", "provenance")}
+    return {"format": ADAPTER if contract["format"] == ADAPTER else FORMAT, "version": VERSION, **kept}
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -240,11 +254,13 @@ def load(
     weights: str = "ema",
     device: str | torch.device = "cpu",
     modules: Iterable[type[nn.Module]] = (),
+    base: Any = None,
 ) -> Any:
     """The model (a denoiser, a wrapped one, an autoencoder ..) in a model file or run folder, ready to use.
 
     weights: "ema", the moving average, or "raw", the last weights of training if the file has them. modules: your own
-    classes that the model needs, if not registered: sf.load(path, modules=[MyNet]). Weights keep the dtype in which
+    classes that the model needs, if not registered: sf.load(path, modules=[MyNet]). base: of a file of adapters alone
+    (adapter.safetensors), the model that they were trained from, or its file or run. Weights keep the dtype in which
     they were saved. Raises SfumatoError for a file that is missing, truncated, modified, foreign, of a newer format, or
     that needs an unknown class.
     """
@@ -253,6 +269,7 @@ def load(
     registry.add(modules)
     device, path = device_of(device), locate(path)
     whole, tensors = _read(path)
+    base = _base(whole, base, path)
     state = {name: value for name, value in tensors.items() if not name.startswith("raw.")}
     raw = {name.removeprefix("raw."): value for name, value in tensors.items() if name.startswith("raw.")}
     if weights == "raw":
@@ -260,15 +277,36 @@ def load(
             raise SfumatoError(f"{path} has no raw weights besides the moving average: load it with weights='ema'.")
         prefix, _ = innermost(whole["model"])
         state |= {prefix + name: value for name, value in raw.items()}
+    known = [*state.values(), *(() if base is None else base.net.state_dict().values())]
     with seeded(0):  # initial weights are overwritten; drawing them must not change the caller's random state
-        with building({"model": whole["model"]}, len(state), sum(v.numel() for v in state.values()), path):
+        with building({"model": whole["model"]}, len(known), sum(v.numel() for v in known), path):
             model = trees.build(whole["model"], "model")
             model.provenance = dict(whole["provenance"])
             _know_levels(model, whole["model"]["args"])
+    if base is not None:
+        prefix, _ = innermost(whole["model"])
+        state |= {prefix + name: value for name, value in completed(model.net, base, path).items()}
     _fill(model, state, path)
     for _, part in parts(model):
         part.to(device).eval().requires_grad_(False)
     return model
+
+
+def _base(whole: Mapping[str, Any], base: Any, path: Path) -> Any:
+    """The model that a file of adapters needs besides; None for a file of a whole model."""
+    if whole["format"] != ADAPTER:
+        if base is not None:
+            raise SfumatoError(f"{path} holds a whole model: leave the base out.")
+        return None
+    _, args = innermost(whole["model"])
+    net = args.get("net")
+    if base is None or net is None or net["name"] != "Adapted":
+        known = str((net or {"args": {}})["args"].get("base", ""))[:16]
+        raise SfumatoError(
+            f"{path} holds adapters alone, of a network with the fingerprint {known}: give the model that they were "
+            "trained from, base=... in Python, or make one model of both by `sfumato merge`."
+        )
+    return load(base) if isinstance(base, str | os.PathLike) else base
 
 
 @contextmanager
@@ -419,6 +457,9 @@ def _kind(facts: Mapping[str, Any]) -> str:
     net, tree = facts["net"], facts["model"]
     inner: Any = net["args"].get("net") if net else None  # of an energy, the network that it is made of
     kind = f"an energy made of {an(inner['name'])}" if trees.is_tree(inner) else an(net["name"] if net else "law")
+    if net and net["name"] == "Adapted":
+        rank = net["args"]["rank"]
+        kind = f"{an(inner['name'])} with {f'adapters of rank {rank}' if rank else 'conditions added to fixed weights'}"
     around = []
     while tree["args"] is not None and tree["name"] != "Denoiser":
         around.append(tree["name"])

@@ -117,7 +117,7 @@ def test_a_product_is_trained_from_python_and_sampled_by_the_command(call, tmp_p
     process = sf.Product({"x": sf.Gaussian(flow), "label": sf.Masked(flow, 2)})
     torch.manual_seed(0)
     model = sf.Denoiser(sf.nets.MLP(process.net_shape()[0], 32, 2), process)
-    run = sf.train(x, tmp_path / "run", model=model, steps=60, batch=64, precision="float32")
+    run = sf.train(x, tmp_path / "run", init=model, steps=60, batch=64, precision="float32")
     assert run.denoiser.spec.normaliser.std[1] == 1.0 and run.denoiser.spec.normaliser.std[0] > 5
     status, out, err = call("sample", tmp_path / "run", "-n", "30", "-o", tmp_path / "x.npy")
     drawn = np.load(tmp_path / "x.npy")

@@ -106,9 +106,9 @@ def test_inspect_says_what_text_is_taken_for(call, book):
 def test_another_alphabet_is_refused_for_further_training(call, book, tmp_path):
     call("train", book, "-o", tmp_path / "run", "--length", "16", "--steps", "2", *SMALL)
     (tmp_path / "other.txt").write_text("0123456789" * 90)
-    words = ("--model", tmp_path / "run", "-o", tmp_path / "next", "--length", "16", "--steps", "2")
+    words = ("--init", tmp_path / "run", "-o", tmp_path / "next", "--length", "16", "--steps", "2")
     status, out, err = call("train", tmp_path / "other.txt", *words)
-    assert status == 2 and "other tokens" in err
+    assert status == 2 and "'0' is not among the" in err
 
 
 @pytest.fixture(scope="module")

@@ -77,9 +77,9 @@ def test_it_resumes_with_the_loss(path: Path, tmp_path: Path) -> None:
     def loss() -> FlowPolicy:
         return FlowPolicy(model, Reward(lambda x: x[:, 1]), samples=64, every=4)
 
-    whole = sf.train(data, tmp_path / "whole", model=model, loss=loss(), steps=12, **QUIET)
+    whole = sf.train(data, tmp_path / "whole", init=model, loss=loss(), steps=12, **QUIET)
     with pytest.raises(Interrupted):
-        sf.train(data, tmp_path / "half", model=model, loss=loss(), steps=12, **QUIET | {"console": Heard(stop=6)})
+        sf.train(data, tmp_path / "half", init=model, loss=loss(), steps=12, **QUIET | {"console": Heard(stop=6)})
     rest = sf.resume(tmp_path / "half", data=data, loss=loss(), console=Silent())
     one, two = whole.denoiser.state_dict(), rest.denoiser.state_dict()
     assert all(torch.equal(one[name], two[name]) for name in one)

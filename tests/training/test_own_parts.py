@@ -113,9 +113,9 @@ def test_what_cannot_be_kept_is_said_before_a_run_begins(tmp_path):
         ({"net": 3}, "net takes a name or a torch.nn.Module"),
         ({"loss": "robst"}, "loss cannot be 'robst': did you mean 'robust'"),
         ({"loss": nn.Linear(2, 2)}, "A loss is a module with `losses"),
-        ({"model": sf.Denoiser(Told(2), sf.Gaussian(sf.schedules.Flow())), "target": "x"}, "leave out target"),
-        ({"model": sf.Denoiser(Silent(2), sf.Gaussian(sf.schedules.Flow()))}, "Silent"),
-        ({"model": str(tmp_path / "nowhere")}, "does not exist"),
+        ({"init": sf.Denoiser(Told(2), sf.Gaussian(sf.schedules.Flow())), "target": "x"}, "leave out target"),
+        ({"init": sf.Denoiser(Silent(2), sf.Gaussian(sf.schedules.Flow()))}, "Silent"),
+        ({"init": str(tmp_path / "nowhere")}, "does not exist"),
     ]
     for settings, words in cases:
         with pytest.raises(SfumatoError, match=words):
@@ -127,12 +127,12 @@ def test_a_model_goes_on_with_new_data(tmp_path):
     """Its process, target and units stay; the run is a copy, resumes, and a wrapped one leaves a wrapped one."""
     first = sf.train(X, tmp_path / "first", net="MLP(width=16, depth=1)", schedule="cosine", target="v", **SHORT)
     before = {name: value.clone() for name, value in first.denoiser.net.state_dict().items()}
-    tuned = sf.train(X[:60], tmp_path / "tuned", model=str(tmp_path / "first"), decay=0, **SHORT)
+    tuned = sf.train(X[:60], tmp_path / "tuned", init=str(tmp_path / "first"), decay=0, **SHORT)
     assert tuned.denoiser.process == first.denoiser.process and tuned.denoiser.spec == first.denoiser.spec
     assert not same(tuned.denoiser, first.denoiser) and tuned.config.target == "v"
     wrapped = sf.Rescheduled(first.denoiser, sf.schedules.VE())
-    whole = sf.train(X[:60], tmp_path / "whole", model=wrapped, decay=0, **SHORT)
-    sf.train(X[:60], tmp_path / "half", model=wrapped, decay=0, **{**SHORT, "steps": 6})
+    whole = sf.train(X[:60], tmp_path / "whole", init=wrapped, decay=0, **SHORT)
+    sf.train(X[:60], tmp_path / "half", init=wrapped, decay=0, **{**SHORT, "steps": 6})
     again = sf.resume(tmp_path / "half", data=X[:60], steps=12)
     assert isinstance(again.denoiser, sf.Rescheduled) and same(whole.denoiser, again.denoiser)
     assert registry.make("schedule", again.config.schedule) == sf.schedules.VE() and again.config.target == "v"

@@ -27,6 +27,7 @@ COMMANDS = {
     "translate": "turn pictures or arrays into those of another kind, by a model of pairs",
     "doctor": "find faults in a run or a model, each with a code that the docs explain",
     "runs": "compare runs side by side, and list their differences",
+    "merge": "make one plain model of a model and its adapters",
     "average": "make a model whose weights are averaged over another part of its run",
     "tune": "fit a plan of few steps to a model, so that sampling takes less time",
     "distill": "train a student that samples in one or a few calls of its network",

@@ -309,6 +309,17 @@ AVERAGE = Command(
     ],
 )  # fmt: skip
 
+MERGE = Command(
+    "Make one plain model file of a model and its adapters (`sfumato train --lora`): of a run or a model file that has "
+    "both, or of adapters alone and the model that they were trained from. It draws the same samples. With --json, "
+    "prints one JSON object.",
+    [
+        place("model", "MODEL", "A run folder, a .safetensors file, or the adapter.safetensors of a run."),
+        flag("--base", "MODEL", "Of adapters alone: the model that they were trained from, a run folder or a file."),
+        flag("-o --out", "FILE", "The model file.", "merged.safetensors"),
+    ],
+)  # fmt: skip
+
 TRAIN = Command(
     "Train a model on DATA and write a run folder: model.safetensors, samples, metrics, report.html. Settings come "
     "from the defaults, then --config, then flags. Ctrl-C saves a checkpoint. With --json, prints one JSON object per "
@@ -326,7 +337,7 @@ PLAN = Command(
 COMMANDS = {
     "demo": DEMO, "train": TRAIN, "resume": RESUME, "sample": SAMPLE, "info": INFO, "inspect": INSPECT,
     "certify": CERTIFY, "tune": TUNE, "likelihood": LIKELIHOOD, "average": AVERAGE, "runs": RUNS, "control": CONTROL,
-    "impute": IMPUTE,
+    "impute": IMPUTE, "merge": MERGE,
     "evaluate": EVALUATE, "memorization": MEMORIZATION, "plan": PLAN, "explain-objective": EXPLAIN_OBJECTIVE,
     "explain-guidance": EXPLAIN_GUIDANCE, "doctor": DOCTOR, "distill": DISTILL, "translate": TRANSLATE, "align": ALIGN,
 }  # fmt: skip

@@ -118,7 +118,13 @@ def _with_config(given: argparse.Namespace) -> argparse.Namespace:
         options[name] = {**values[name], **dict(options.get(name, []))}
     if "minutes" in options or "steps" in options:
         values["minutes"] = values["steps"] = None  # a budget on the command line replaces the file's
-    return argparse.Namespace(**{**values, **options})
+    return argparse.Namespace(**{**values, **options}, said=frozenset(options))
+
+
+def chosen(options: Any, command: str = "train") -> dict[str, Any]:
+    """The settings of a run that flags name, or that differ from the defaults."""
+    usual, found = TrainConfig().to_dict(), train_config(options, command).to_dict()
+    return {name: value for name, value in found.items() if name in options.said or value != usual[name]}
 
 
 def train_config(options: Any, command: str = "train") -> TrainConfig:

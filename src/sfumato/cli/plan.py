@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from sfumato.cli.parse import train_config
+from sfumato.cli.parse import chosen
 from sfumato.cli.process import at_work, limited
 from sfumato.cli.run import Voice
 from sfumato.errors import SfumatoWarning, an, counted
@@ -16,8 +16,8 @@ from sfumato.training.forecast import Forecast, Range, forecast
 @at_work()
 @limited()
 def plan(options: Any, voice: Voice) -> None:
-    settings = train_config(options, "plan").to_dict()
-    data, out = settings.pop("data"), settings.pop("out")
+    settings = chosen(options, "plan")
+    data, out = settings.pop("data"), settings.pop("out", None)
     voice.note("Opening the data and timing a few steps; nothing is kept.")
     with warnings.catch_warnings():
         # after the few steps of a rehearsal samples are noise
@@ -37,7 +37,7 @@ def page(found: Forecast) -> list[str]:
     return [
         f"{facts['data']}: {counted(facts['samples'], 'sample')} of {shape}, {facts['dtype']}{classes}; "
         f"{facts['train']:,} to train on, {facts['holdout']:,} held out.",
-        f"Trains {an(facts['network'])} of {counted(facts['parameters'], 'parameter')}, computed in "
+        f"Trains {an(facts['network'])} of {counted(facts['parameters'], 'parameter')}{_trained(facts)}, computed in "
         f"{facts['precision']} "
         f"on {_machine(facts)}, {counted(found.config.batch, 'sample')} per step{_micro(found)}.",
         *(f"Note: {note}" for note in facts["notes"]),
@@ -51,6 +51,11 @@ def page(found: Forecast) -> list[str]:
         "",
         verdict(found),
     ]  # fmt: skip
+
+
+def _trained(facts: dict[str, Any]) -> str:
+    """How many parameters are trained, where others are fixed."""
+    return "" if facts["trained"] == facts["parameters"] else f", of which {facts['trained']:,} are trained"
 
 
 def _machine(facts: dict[str, Any]) -> str:

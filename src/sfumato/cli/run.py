@@ -21,7 +21,7 @@ _HOME = {
     "control": "train", "plan": "plan", "distill": "distill", "align": "align",
     "explain-objective": "explain", "explain-guidance": "guidance",
     "evaluate": "evaluate", "memorization": "memorization", "doctor": "doctor",
-    "impute": "table",
+    "impute": "table", "merge": "merge",
     "audit": "audit", "views": "audit",
     "translate": "translate",
 }  # fmt: skip

@@ -19,7 +19,7 @@ _GROUPS = {
 }  # fmt: skip
 _METAVARS = dict.fromkeys([*NAMING, "device"], "NAME")
 _FLAGS = {"sources": "--from"}  # settings whose flag has a name of its own
-_METAVARS |= {"sources": "DATA", "out": "FOLDER", "labels": "FILE", "model": "MODEL", "loggers": "NAMES"}
+_METAVARS |= {"sources": "DATA", "out": "FOLDER", "labels": "FILE", "init": "MODEL", "loggers": "NAMES"}
 
 
 def settings() -> list[Flag]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato import serialization
-from sfumato.cli.parse import parse, train_config
+from sfumato.cli.parse import chosen, parse
 from sfumato.cli.process import Follower, at_work, limited, outliving_output, signals
 from sfumato.cli.run import Voice
 from sfumato.cli.sample import draw
@@ -19,6 +19,7 @@ from sfumato.diagnostics import summary
 from sfumato.diagnostics.text_bits import known_words
 from sfumato.errors import an, counted
 from sfumato.folder import is_held
+from sfumato.nets.lora import trainable, unadapted
 from sfumato.progress import QUIET_SECONDS, Count
 from sfumato.training.console import Console
 from sfumato.training.control import say
@@ -73,12 +74,13 @@ def working(voice: Voice) -> Iterator[Callable[[Session], None]]:
         if session.config.steps is None and session.config.threads is None and session.world.size == 1:
             session.hooks.append(Between(Follower()))
         net: Any = session.denoiser.net
-        parameters = sum(p.numel() for p in session.denoiser.parameters())
+        parameters, trained = trainable(session.denoiser)
+        some = f", of which {trained:,} are trained," if trained < parameters else ""
         budget = (
             counted(session.config.steps, "step") if session.config.steps else f"{session.config.minutes:g} minutes"
         )
         voice.note(
-            f"Training {an(name_of(net))} of {counted(parameters, 'parameter')} for {budget} on "
+            f"Training {an(name_of(unadapted(net)))} of {counted(parameters, 'parameter')}{some} for {budget} on "
             f"{session.source.name} ({counted(len(session.source), 'sample')}), in {session.path}. Ctrl-C stops and "
             "saves."
         )
@@ -89,8 +91,8 @@ def working(voice: Voice) -> Iterator[Callable[[Session], None]]:
 
 @outliving_output()
 def train(options: Any, voice: Voice) -> None:
-    settings = train_config(options).to_dict()
-    data, out = settings.pop("data"), settings.pop("out")
+    settings = chosen(options)
+    data, out = settings.pop("data"), settings.pop("out", None)
     with working(voice) as begin:
         run = train_run(data, out, console=console(voice), on_start=begin, **settings)
     _finish(run, voice)

@@ -51,6 +51,15 @@ class Condition(ABC):
     def config(self) -> dict[str, Any]:
         """A JSON-able dict; `conditions.from_config` gives back an equal condition."""
 
+    def extended(self, other: Condition) -> Condition:
+        """A condition that knows the values of both, for a model that is trained further; the units stay.
+
+        Raises SfumatoError if the other is of another kind or shape.
+        """
+        if type(other) is not type(self) or other.network() != self.network():
+            raise SfumatoError(f"it was {self.describe()}, and is now {other.describe()}")
+        return self
+
     @abstractmethod
     def describe(self) -> str:
         """The condition in words, to follow its name."""

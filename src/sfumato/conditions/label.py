@@ -50,6 +50,12 @@ class _Names(Condition):
     def config(self) -> dict[str, Any]:
         return {"kind": self.kind, self.key: list(self._all)}
 
+    def extended(self, other: Condition) -> Condition:
+        """The names of both, the new ones behind the old."""
+        if not isinstance(other, type(self)):
+            return super().extended(other)
+        return type(self)(**{self.key: tuple(dict.fromkeys((*self._all, *other._all)))})
+
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         schema.fields({"kind": schema.text, cls.key: schema.listed(schema.text, 1)}, rest=None)(config, "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -69,6 +69,16 @@ class Real(Condition):
         mean, std = np.where(moves, mean, low), np.where(moves, std, 1.0)
         scale = Normaliser(tuple(mean.tolist()), tuple(std.tolist()))
         return cls(array.shape[1:], scale, tuple(low.tolist()), tuple(high.tolist()))
+
+    def extended(self, other: Condition) -> Condition:
+        """The range of both."""
+        super().extended(other)
+        assert isinstance(other, Real)
+        low, high = (
+            tuple(pick(pair) for pair in zip(*both, strict=True))
+            for pick, both in ((min, (self.low, other.low)), (max, (self.high, other.high)))
+        )
+        return replace(self, low=low, high=high)
 
     @classmethod
     def _check_shape(cls, shape: tuple[int, ...]) -> None:

@@ -22,6 +22,7 @@ from sfumato.errors import SfumatoError, an
 from sfumato.machine import default_cpu
 from sfumato.model import Denoiser
 from sfumato.nets import Energy
+from sfumato.nets.lora import unadapted
 from sfumato.schedule import Time, as_time
 
 
@@ -35,8 +36,8 @@ def energy(denoiser: Denoiser, z: Tensor, t: Time, **cond: Any) -> Tensor:
     """
     if not isinstance(denoiser, Denoiser):
         raise SfumatoError(f"Only a Denoiser has an energy, not {an(type(denoiser).__name__)}: use log_prob.")
-    net = denoiser.net
-    if not isinstance(net, Energy):
+    net: Any = denoiser.net
+    if not isinstance(unadapted(net), Energy):
         raise SfumatoError(
             f"energy needs a denoiser with a nets.Energy network, and this one has {an(type(net).__name__)}: "
             "build the network with nets.build(shape, energy=True), or use log_prob."

@@ -16,11 +16,12 @@ from .codes import GaussianCode, QuantisedCode, VectorQuantiser
 from .couplings import Couplings
 from .dit import DiT
 from .energy import Energy
+from .lora import Adapted
 from .mlp import MLP
 from .transformer import Transformer
 from .unet import UNet
 
 __all__ = [
-    "MLP", "SIZES", "Autoencoder", "Bottleneck", "ClassifierNet", "Codebook", "Couplings", "DiT", "Energy",
+    "MLP", "SIZES", "Adapted", "Autoencoder", "Bottleneck", "ClassifierNet", "Codebook", "Couplings", "DiT", "Energy",
     "GaussianCode", "QuantisedCode", "Transformer", "UNet", "VectorQuantiser", "build", "from_config", "named",
 ]  # fmt: skip

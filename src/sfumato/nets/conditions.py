@@ -204,10 +204,16 @@ def width_beside(given: Described, shape: tuple[int, ...]) -> int:
                 f"the condition {name!r} is a field of shape {tuple(each['shape'])}, but must have as many axes as "
                 f"the samples, which have shape {shape}"
             )
-    known = len(of_kind(given, "field"))  # the mask of each field
-    if len(shape) == 1:
-        return known + sum(int(torch.Size(each["shape"]).numel()) for each in fields.values())
-    return known + sum(int(each["shape"][0]) for each in fields.values())
+    return len(places_beside(given, shape)) - shape[0]
+
+
+def places_beside(given: Described, shape: tuple[int, ...]) -> list[tuple[str, int]]:
+    """(condition, number in it) of each channel, or element of a vector, of `beside`; "" for those of x itself."""
+    places = [("", i) for i in range(shape[0])]
+    for name, each in of_kind(given, *BESIDE).items():
+        count = int(torch.Size(each["shape"]).numel()) if len(shape) == 1 else int(each["shape"][0])
+        places += [(name, i) for i in range(count + (each["kind"] == "field"))]  # the mask is the last
+    return places
 
 
 def beside(

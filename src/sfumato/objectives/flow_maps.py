@@ -178,7 +178,7 @@ class MapLoss(Loss, abc.ABC):
         if not isinstance(model, FlowMap):
             raise SfumatoError(
                 f"This loss trains a flow map, and the model is {an(type(model).__name__)}: pass "
-                "model=sf.FlowMap.student(denoiser)."
+                "init=sf.FlowMap.student(denoiser)."
             )
         process = getattr(self.teacher, "process", model.process)
         if process.sigma_data != model.process.sigma_data:

@@ -117,7 +117,7 @@ def align(
     pairs = Preferences.read(reference, preferences) if isinstance(preferences, str | os.PathLike) else preferences
     loss = loss_named(method, reference, judged, pairs, beta, weight, samples, seed)
     data, labels = drawn(reference, min(samples, SAMPLES), seed + 1)
-    run = train(data, out, labels, model=reference, loss=loss, **{"guidance": 1.0, **settings})
+    run = train(data, out, labels, init=reference, loss=loss, **{"guidance": 1.0, **settings})
     second = None if judge is None else Reward(judge)
     report = compare(run.denoiser, reference, judged, pairs, beta, second, seed=seed + 2)
     report = report._replace(doubts=(*report.doubts, *of_weight(weight), *of_weights(loss)))

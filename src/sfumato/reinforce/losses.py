@@ -31,6 +31,7 @@ from sfumato.belief import broadcast
 from sfumato.compose import differentiable
 from sfumato.conditions import Conditions
 from sfumato.errors import SfumatoError, suggest
+from sfumato.nets.lora import plain_state
 from sfumato.noise import PRIOR, STEP, Noise
 from sfumato.objectives.loss import Loss
 from sfumato.objectives.weights import Weight, chosen
@@ -201,8 +202,9 @@ class OnPolicy(Reinforced):
     @torch.no_grad()
     def renew(self, model: Any, age: int) -> None:
         """Make the model as it is now the old policy, and draw its samples."""
-        for old, new in zip(self.old.parameters(), model.parameters(), strict=True):
-            old.copy_(new)
+        state = plain_state(model.net)
+        for name, old in self.old.net.named_parameters():
+            old.copy_(state[name])
         self.draw(age)
         self.kl = self.divergence(torch.arange(self.rollouts.count))
 

@@ -25,6 +25,7 @@ from sfumato.errors import SfumatoError
 from sfumato.files import read_header, read_sealed, remove, write_sealed
 from sfumato.folder import step_of
 from sfumato.model import Denoiser
+from sfumato.nets.lora import trained_names
 from sfumato.training.ema import EMA, exponent
 
 WIDTHS = (0.05, 0.10)  # of the two averages that snapshots save
@@ -133,7 +134,8 @@ def average(run: str | os.PathLike[str], width: float) -> Denoiser:
         )
     denoiser = serialization.load(path)
     own = denoiser.net.state_dict()
-    total = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in own.items()}
+    averaged = trained_names(denoiser.net)
+    total = {name: torch.zeros(own[name].shape, dtype=torch.float64) for name in averaged}
     for c, (file, _, start) in zip(coefficients, parts, strict=True):
         _, weights = read_sealed(file, _WHAT)
         for name, before in total.items():  # integers are taken from the last snapshot
@@ -141,6 +143,6 @@ def average(run: str | os.PathLike[str], width: float) -> Denoiser:
             if value is None or value.shape != before.shape:
                 raise SfumatoError(f"{file} is of another network than the model: it has no {start + name} like it.")
             total[name] = total[name] + c * value.double() if value.is_floating_point() else value
-    denoiser.net.load_state_dict({name: value.to(own[name]) for name, value in total.items()})
+    denoiser.net.load_state_dict({**own, **{name: value.to(own[name]) for name, value in total.items()}})
     denoiser.provenance = {**denoiser.provenance, "average": {"width": width, "profile_error": error}}
     return denoiser

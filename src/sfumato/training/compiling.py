@@ -11,8 +11,9 @@ from typing import Any
 from sfumato.data.cache import root
 from sfumato.distributed import World
 from sfumato.errors import SfumatoError
+from sfumato.model import with_net
 from sfumato.nets.energy import Energy
-from sfumato.training.parts import with_net
+from sfumato.nets.lora import unadapted
 
 _PLACE = "TORCHINDUCTOR_CACHE_DIR"
 
@@ -23,7 +24,7 @@ def compiled(model: Any, world: World) -> Any:
     Every input shape is compiled separately, such as a smaller last micro-batch. Raises SfumatoError for an energy,
     and if more than one process trains.
     """
-    if isinstance(model.net, Energy):
+    if isinstance(unadapted(model.net), Energy):
         raise SfumatoError("The gradient of an energy cannot be compiled: leave out compile.")
     if world.size > 1:
         raise SfumatoError("A network cannot be compiled when several processes train it: leave out compile.")

@@ -23,7 +23,9 @@ NAMING = {
 _WORDS: dict[str, tuple[str, ...]] = {
     "weight": ("plain",), "loss": ("auto",), "variance": ("fixed", "learned"),
     "pairs": ("name", "row"), "precision": ("auto", "float32", "bfloat16"), "parallel": ("auto", "ddp", "fsdp"),
+    "train_only": ("all", "conditions"),
 }  # fmt: skip
+_RENAMED = {"model": "init"}  # settings in files of earlier versions
 _COMPILE = {"always": True, "auto": False, "never": False}  # values in files of earlier versions
 
 
@@ -83,8 +85,13 @@ class TrainConfig:
     net: str = "auto"
     """The network: a size (auto, tiny, small, base) of the kind that suits the data, or a network by name ({net}),
     with arguments as in DiT(depth=8, width=256) or --net DiT --net.depth 8."""
-    model: str | None = None
-    """A run folder or model file whose model is trained further, on new data, instead of a new network."""
+    init: str | None = None
+    """A run folder or model file whose model is trained further, on data of the same shape: it keeps process, network
+    and units, and learns classes and conditions that are new."""
+    lora: int | None = None
+    """Of --init: train low-rank adapters (LoRA) of this rank, and new classes and conditions, beside fixed weights."""
+    train_only: str = "all"
+    """Of --init: all weights, or only those of new classes and conditions."""
     loss: str = "auto"
     """The loss to minimise: {loss}; also with arguments, such as hybrid(share=0.01). auto is denoising, hybrid if the
     variance is learned, or table of a table."""
@@ -177,6 +184,12 @@ class TrainConfig:
                 registry.check("logger", name.strip())
         if self.pairs is not None and self.sources is None:
             raise SfumatoError("pairs says how samples belong to sources: give these, too (--from).")
+        if self.init is None and (self.lora is not None or self.train_only != "all"):
+            raise SfumatoError("lora and train_only are for a model that is trained further: give it, too (--init).")
+        if self.lora is not None and self.train_only != "all":
+            raise SfumatoError(
+                "lora trains adapters besides the new conditions, train_only='conditions' these alone: choose one."
+            )
         if self.minutes is not None and self.steps is not None:
             raise SfumatoError("Give minutes or steps as the budget, not both.")
 
@@ -239,7 +252,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("lr", _TINY, 1e3), ("warmup", 0, math.inf), ("decay", 0, 1), ("weight_decay", 0, 1e3), ("clip", 0, math.inf),
     ("ema", 0, 0.28), ("drop", 0, 1), ("holdout", 0, 0.9), ("guidance", -1e3, 1e3), ("seed", 0, 2**63 - 1),
     ("sample_every", 0, math.inf), ("snapshots", 0, 1000), ("micro", 1, math.inf), ("checkpoint_every", 1e-3, _YEARS),
-    ("workers", 0, 64), ("threads", 1, 1024),
+    ("workers", 0, 64), ("threads", 1, 1024), ("lora", 1, 4096),
 )  # fmt: skip
 
 
@@ -261,9 +274,14 @@ def docs() -> dict[str, str]:
     return found
 
 
+def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings under the names of this version."""
+    return {_RENAMED.get(name, name): value for name, value in values.items()}
+
+
 def from_dict(values: Mapping[str, Any], where: str = "") -> TrainConfig:
     """Settings from a mapping (keyword arguments, YAML). Raises SfumatoError with a suggestion for an unknown name."""
-    known = [field.name for field in dataclasses.fields(TrainConfig)]
+    known, values = [field.name for field in dataclasses.fields(TrainConfig)], renamed(values)
     for name in values:
         if name not in known:
             place = f" in {where}" if where else ""
@@ -298,7 +316,7 @@ def read(path: str) -> dict[str, Any]:
     for field in dataclasses.fields(TrainConfig):
         if field.name in values:
             schema.require(values, functools.partial(_well_typed, field), path)
-    return {**TrainConfig().to_dict(), **values}
+    return {**TrainConfig().to_dict(), **renamed(values)}
 
 
 def _scan(text: str, path: str) -> None:

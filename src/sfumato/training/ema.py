@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from sfumato.distributed import local
 from sfumato.errors import SfumatoError
-from sfumato.model import Denoiser
-from sfumato.training.parts import with_net
+from sfumato.model import Denoiser, with_net
+from sfumato.nets.lora import trained_names
 
 WIDEST = 12.0**-0.5  # the uniform average, gamma = 0
 _NARROWEST = 1e-9  # far less than a step of any run
@@ -38,19 +38,22 @@ def exponent(width: float) -> float:
 class EMA:
     """The power-function average of a denoiser's weights, itself a denoiser (`ema.denoiser`).
 
-    Averages are at least float32; buffers are copied, not averaged.
+    Averages are at least float32; buffers are copied, not averaged. Weights that are not trained are those of the
+    denoiser itself: of adapters there is one copy of the base.
     """
 
     def __init__(self, denoiser: Denoiser, width: float, shard: Callable[[nn.Module], nn.Module] | None = None) -> None:
         """shard: shards a network in place (`parallel.sharding`), if the denoiser's network will be sharded."""
         self.power = exponent(width) + 1
-        net = copy.deepcopy(denoiser.net).requires_grad_(False).eval()
+        fixed = {id(p): p for p in denoiser.net.parameters() if not p.requires_grad}  # kept by deepcopy as they are
+        net = copy.deepcopy(denoiser.net, fixed).requires_grad_(False).eval()
         self.denoiser, self._of = with_net(denoiser, net if shard is None else shard(net)), denoiser
 
     def _tensors(self) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]:
         """(averages, trained weights, pairs of buffers); for shards, the part that this process holds."""
         own, of = self.denoiser.net, self._of.net
-        means, sources = ([local(p.detach()) for p in net.parameters()] for net in (own, of))
+        pairs = [(mean, p) for mean, p in zip(own.parameters(), of.parameters(), strict=True) if mean is not p]
+        means, sources = ([local(pair[i].detach()) for pair in pairs] for i in (0, 1))
         return means, sources, list(zip(own.buffers(), of.buffers(), strict=True))
 
     @torch.no_grad()
@@ -83,4 +86,6 @@ class EMA:
             source.copy_(kept)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return self.denoiser.net.state_dict()
+        """The tensors of the averaged network, but for weights that are not trained."""
+        names = trained_names(self.denoiser.net)
+        return {name: value for name, value in self.denoiser.net.state_dict().items() if name in names}

@@ -30,6 +30,7 @@ from sfumato.folder import Log, read
 from sfumato.folder import found as checkpoints
 from sfumato.guidance import guide
 from sfumato.machine import available, device_of, out_of_memory, peak_memory
+from sfumato.nets.lora import trainable, unadapted
 from sfumato.noised import evaluating
 from sfumato.sampling import sample
 from sfumato.solver_selection import make_plan
@@ -41,6 +42,7 @@ from sfumato.training.grids import halfway
 from sfumato.training.guard import precision
 from sfumato.training.hooks import usual
 from sfumato.training.loop import Progress, fit
+from sfumato.training.parts import Objects
 from sfumato.training.run import in_words, own_modes, prepared
 from sfumato.training.session import Session
 from sfumato.training.state import State
@@ -62,8 +64,9 @@ class Range(NamedTuple):
 class Forecast:
     """The time (seconds), memory and disk (bytes) that `sf.train` would need with the same data and settings.
 
-    facts: data, samples, train, holdout, shape, dtype, classes, conditions, network, parameters, device, precision,
-    threads, micro (samples computed at once; fewer than a batch if memory is short), notes on the data. steps:
+    facts: data, samples, train, holdout, shape, dtype, classes, conditions, network, parameters, trained (the number of
+    parameters that are), device, precision, threads, micro (samples computed at once; fewer than a batch if memory is
+    short), notes on the data. steps:
     optimiser steps in the budget; epochs: the same in epochs. step: median time of one. total: time of the whole run;
     parts: the same for its start, its steps, the work between them and its end. memory: train, the peak resident
     memory of this process while it rehearsed the run, and free, the memory that it may use; with an accelerator also
@@ -153,7 +156,7 @@ def forecast(data: Any, out: str | os.PathLike[str] | None = None, labels: Any =
     free = _free(device)
     with own_modes(device), tempfile.TemporaryDirectory(prefix="sfumato-") as folder:
         try:
-            return _measured(data, labels, chosen, Path(folder), free)
+            return _measured(data, labels, chosen, Path(folder), free, Objects(said=frozenset(settings)))
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -163,9 +166,11 @@ def forecast(data: Any, out: str | os.PathLike[str] | None = None, labels: Any =
             ) from None
 
 
-def _measured(data: Any, labels: Any, chosen: TrainConfig, path: Path, free: dict[str, int]) -> Forecast:
+def _measured(
+    data: Any, labels: Any, chosen: TrainConfig, path: Path, free: dict[str, int], given: Objects
+) -> Forecast:  # fmt: skip
     start = time.perf_counter()
-    config, source, model = prepared(data, labels, chosen, device_of(chosen.device))
+    config, source, model = prepared(data, labels, chosen, device_of(chosen.device), given)
     for part in ("samples", "checkpoints"):
         (path / part).mkdir()
     own = config.replace(out=str(path), loggers=None)
@@ -244,11 +249,13 @@ def _validate(session: Session, log: Log, costs: Costs, total: float) -> None:
 def _facts(session: Session) -> dict[str, Any]:
     source, denoiser = session.source, session.denoiser
     assert denoiser.spec is not None
+    parameters, trained = trainable(denoiser)
     return {
         "data": source.name, "samples": len(source), "train": len(session.train), "holdout": len(session.holdout),
         "shape": list(source.shape), "dtype": denoiser.spec.dtype, "classes": len(source.classes),
-        "conditions": list(denoiser.spec.conditions), "notes": source.notes, "network": type(denoiser.net).__name__,
-        "parameters": sum(p.numel() for p in denoiser.parameters()), "device": str(denoiser.device),
+        "conditions": list(denoiser.spec.conditions), "notes": source.notes,
+        "network": type(unadapted(denoiser.net)).__name__, "parameters": parameters, "trained": trained,
+        "device": str(denoiser.device),
         "precision": precision(denoiser), "threads": torch.get_num_threads(),
         "micro": min(session.state.micro, session.config.batch),
     }  # fmt: skip

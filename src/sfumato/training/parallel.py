@@ -21,10 +21,9 @@ from torch.nn.parallel import DistributedDataParallel
 from sfumato import nets, trees
 from sfumato.distributed import World, full, local, shard
 from sfumato.errors import SfumatoError
-from sfumato.model import Denoiser
+from sfumato.model import Denoiser, with_net
 from sfumato.nets.layout import LAYOUTS
 from sfumato.objectives.loss import Batch, Loss
-from sfumato.training.parts import with_net
 
 
 @final

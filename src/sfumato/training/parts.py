@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import inspect
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,21 +25,25 @@ from sfumato.objectives.factor import check
 from sfumato.objectives.loss import CompletedLoss, Loss
 from sfumato.process import Discrete, Embedded, Gaussian, Masked, Product, Spectral, alphabet, heard, source_of
 from sfumato.schedule import schedule_of
-from sfumato.training.config import NAMING, TrainConfig, choices
+from sfumato.training.config import NAMING, TrainConfig, choices, renamed
+from sfumato.training.fine_tuning import adapt, extend
 from sfumato.training.precision import compute_dtype
 
 OF_SYMBOLS = "cosmap"  # their usual density: under one with lighter tails the variance of the bound has no limit
 _COUNTED = 10_000  # samples in which symbols are counted
-_OF_MODEL = ("net", "schedule", "target", "variance", "energy", "normalise")  # settings that a given model fixes
 
 
 @dataclasses.dataclass(frozen=True)
 class Objects:
-    """Objects passed instead of names in the settings: net, a network; model, one to train further; loss."""
+    """Objects passed instead of names in the settings: net, a network; init, a model to train further; loss.
+
+    said: the names of the settings that were given, in words or as objects.
+    """
 
     net: nn.Module | None = None
-    model: Any = None
+    init: Any = None
     loss: Any = None
+    said: frozenset[str] = frozenset()
 
 
 def separate(settings: Mapping[str, Any], modules: Iterable[type] = ()) -> tuple[dict[str, Any], Objects]:
@@ -48,11 +52,14 @@ def separate(settings: Mapping[str, Any], modules: Iterable[type] = ()) -> tuple
     Raises SfumatoError for an object that no file can describe.
     """
     registry.add(modules)
+    settings = renamed(settings)
+    if isinstance(settings.get("init"), os.PathLike):
+        settings = {**settings, "init": os.fspath(settings["init"])}
     words = {**settings, **_process_in_words(settings.get("process"))}
-    given = {name: settings.get(name) for name in ("net", "model", "loss")}
+    given = {name: settings.get(name) for name in ("net", "init", "loss")}
     given = {name: value for name, value in given.items() if value is not None and not isinstance(value, str)}
     for name, value in given.items():
-        if name == "model":
+        if name == "init":
             trees.tree(value)
             words[name] = "given"
             continue
@@ -62,7 +69,7 @@ def separate(settings: Mapping[str, Any], modules: Iterable[type] = ()) -> tuple
             as_loss(value)
         words[name] = _described(name, value)
         registry.add([type(value)])
-    return words, Objects(**given)
+    return words, Objects(**given, said=frozenset(settings))
 
 
 def _process_in_words(process: Any) -> dict[str, str]:
@@ -71,7 +78,7 @@ def _process_in_words(process: Any) -> dict[str, str]:
         return {}
     if isinstance(process, Product):
         raise SfumatoError(
-            "A product of processes has to be passed as part of a model: model=sf.Denoiser(net, process), with a "
+            "A product of processes has to be passed as part of a model: init=sf.Denoiser(net, process), with a "
             "network for process.net_shape()."
         )
     return {"process": trees.word(process.config())}
@@ -150,14 +157,14 @@ def as_loss(module: Any) -> Any:
 def suited(settings: TrainConfig, spec: DataSpec) -> TrainConfig:
     """The settings for these data: text is masked, unless another process is named, or the loss takes none; a table
     is a product of numbers and masked symbols. The levels of symbols reach further than those of numbers."""
-    if spec.table is not None and settings.model is None:
+    if spec.table is not None and settings.init is None:
         if settings.process not in (TrainConfig().process, "product"):
             raise SfumatoError(
                 f"A table is learned as numbers and symbols together, not by the process {settings.process}: leave "
                 "process out."
             )
         return settings.replace(process="product")
-    if settings.model is not None:
+    if settings.init is not None:
         return settings
     if settings.sources is not None and settings.process == TrainConfig().process:
         settings = settings.replace(process="bridge" if settings.pairs else "rectified-flow")
@@ -176,11 +183,13 @@ def suited(settings: TrainConfig, spec: DataSpec) -> TrainConfig:
 def model_for(
     given: Objects, settings: TrainConfig, source: Source, spec: DataSpec, loss: Any, device: torch.device
 ) -> Any:
-    """The model that the run trains, on the device."""
-    if settings.model is not None:
-        model = _given(given.model, settings, spec)
+    """The model that the run trains, on the device. given.init: as `fine_tuning.start` leaves it."""
+    if settings.init is not None:
+        before = given.init.net
+        model = extend(given.init, source, spec, settings.seed)
         with seeded(settings.seed):  # a student has weights of its own
             model = loss.begun(model)
+        model = adapt(model, before, settings)
     else:
         process = _process(settings, spec, source)
         net = _network(settings, spec, process, loss, len(source)) if given.net is None else given.net
@@ -220,7 +229,7 @@ def _require_gaps(model: Any, loss: Any, source: Source) -> None:
 def with_model(settings: TrainConfig, model: Any) -> TrainConfig:
     """The settings with target, variance and schedule taken from the model, and that its symbols are masked."""
     process = getattr(model, "process", None)
-    if isinstance(process, Masked) and settings.model is not None:
+    if isinstance(process, Masked) and settings.init is not None:
         return settings.replace(process="masked")
     if not isinstance(process, Gaussian):
         return settings
@@ -231,9 +240,11 @@ def with_model(settings: TrainConfig, model: Any) -> TrainConfig:
 
 
 def placed(model: Any, settings: TrainConfig, device: torch.device) -> Any:
-    """The model on the device, all its weights trainable, computing in the precision of the settings."""
+    """The model on the device, trainable but for weights beside adapters, computing in the settings' precision."""
     for _, part in serialization.parts(model):
         part.to(device).requires_grad_(True)
+        for adapted in (each for each in part.modules() if isinstance(each, nets.Adapted)):
+            adapted.freeze()
     inner: Any = model
     while hasattr(inner, "inner"):
         inner = inner.inner
@@ -247,28 +258,6 @@ def _keep_levels(model: Any, times: Any) -> None:
         low, high = drawn_levels(times, model.process)
         before = model.noise_levels or (low, high)
         model.noise_levels = (min(low, before[0]), max(high, before[1]))
-
-
-def _given(model: Any, settings: TrainConfig, spec: DataSpec) -> Any:
-    """A copy of the caller's model, or the model of a file. Raises SfumatoError if its data have another shape."""
-    usual = TrainConfig()
-    given = [name for name in _OF_MODEL if getattr(settings, name) != getattr(usual, name)]
-    if given:
-        raise SfumatoError(f"A model to train further fixes {', '.join(_OF_MODEL)}: leave out {given[0]}.")
-    model = serialization.load(str(settings.model)) if model is None else copy.deepcopy(model)
-    if not isinstance(getattr(model, "net", None), nn.Module):
-        raise SfumatoError(f"A {type(model).__name__} has nothing to train: give a model with a network.")
-    if model.spec is None:
-        model.spec = spec
-    have, want = (spec.shape, dict(spec.conditions)), (model.spec.shape, dict(model.spec.conditions))
-    if spec.text != model.spec.text:
-        raise SfumatoError("The model and the data have other tokens: open the data by sf.data.open(.., model.spec).")
-    if have[0] != want[0] or have[1].keys() != want[1].keys():
-        raise SfumatoError(
-            f"The model needs data of shape {want[0]} with the conditions {sorted(want[1])}, but these have shape "
-            f"{have[0]} and the conditions {sorted(have[1])}."
-        )
-    return model
 
 
 def _process(settings: TrainConfig, spec: DataSpec, source: Source | None = None) -> Any:
@@ -386,15 +375,3 @@ def rebuilt(contract: Mapping[str, Any], size: tuple[int, int], settings: TrainC
             spec = DataSpec.from_dict(contract["spec"])
             model = _denoiser(nets.from_config(contract["net"]), _process(settings, spec), settings, spec)
     return placed(model, settings, device)
-
-
-def with_net(model: Any, net: nn.Module) -> Any:
-    """The same model with another network of the same kind instead of its own; nothing is copied."""
-    made = copy.copy(model)
-    if isinstance(model, nn.Module) and "net" in model._modules:
-        made._modules = {**model._modules, "net": net}
-    elif isinstance(model, nn.Module):
-        made._modules = {**model._modules, "inner": with_net(model.inner, net)}
-    else:
-        made.inner = with_net(model.inner, net)
-    return made

@@ -14,6 +14,7 @@ import torch
 
 from sfumato import data, folder, schema, serialization
 from sfumato.data import DataSpec, Source, normalising
+from sfumato.data.kinds import with_kinds
 from sfumato.data.labels import read_labels
 from sfumato.data.statistics import blocks
 from sfumato.diagnostics import examples, summary
@@ -28,6 +29,7 @@ from sfumato.sampling import apart
 from sfumato.training import checkpoint, config, loggers
 from sfumato.training.config import TrainConfig, from_dict
 from sfumato.training.console import Console
+from sfumato.training.fine_tuning import start
 from sfumato.training.hooks import usual
 from sfumato.training.parts import (
     Objects,
@@ -77,10 +79,10 @@ def train(
 
     data: whatever `sf.data.open` takes. labels: one class label per sample, or a file of them. settings: those of
     `TrainConfig`, three of which may also be objects: net, a torch.nn.Module called as net(x, noise_level, label=..),
-    which is trained in place; model, a denoiser or a wrapper of one, of which a copy is trained further; loss, a module
-    with `losses(model, batch)` (`objectives.loss`). modules: your own classes that the settings name, if they are not
-    registered. console: shows progress (default: lines or a bar on stderr). on_start: called with the session in each
-    process before the first step.
+    which is trained in place; init, a denoiser or a wrapper of one, of which a copy is trained further (`fine_tuning`);
+    loss, a module with `losses(model, batch)` (`objectives.loss`). modules: your own classes that the settings name, if
+    they are not registered. console: shows progress (default: lines or a bar on stderr). on_start: called with the
+    session in each process before the first step.
     Raises SfumatoError before training if anything is wrong with data, settings or folder. If the run is stopped by a
     command (`control`) or, in a single process, by a KeyboardInterrupt, it saves a checkpoint and raises Interrupted, a
     KeyboardInterrupt. An interrupt in the middle of a weight update falls back to the checkpoint before.
@@ -101,7 +103,7 @@ def train(
         path = world.broadcast_result(lambda: stack.enter_context(folder.new(config.out, source.name)))
         for note in source.notes if world.leads else ():
             console.note(note)
-        state.given = given.net is not None or config.model is not None
+        state.given = given.net is not None or config.init is not None
         session = usual(Session(path, config.replace(out=str(path)), source, state, console, world=world))
         if world.leads:
             write_text(path / "config.yaml", session.config.to_yaml())
@@ -208,10 +210,12 @@ def _opened(world: World, console: Console, make: Callable[[], T]) -> T:
 def _same(obj: Any, labels: Any, settings: TrainConfig, spec: dict[str, Any], path: Path) -> Source:
     """The data of a run to resume. Raises SfumatoError if they are not the data that it was trained on."""
     label_file = settings.labels if labels is None else None
-    source = opened(settings.data if obj is None else obj, labels, settings.replace(labels=label_file))
-    if settings.model is not None:  # the spec may come from the data of an earlier training
+    known = DataSpec.from_dict(spec)
+    read = settings.replace(labels=label_file)
+    source = opened(settings.data if obj is None else obj, labels, read, None if settings.init is None else known)
+    if settings.init is not None:  # the spec may come from the data of an earlier training
         return source
-    known = DataSpec.from_dict(spec)  # columns that training did not use are left out
+    # columns that training did not use are left out
     own = {name: each for name, each in source.conditions.items() if name in known.conditions}
     source = dataclasses.replace(source, conditions=own)
     kept = known.to_dict() | {"name": source.name}
@@ -267,10 +271,13 @@ def prepared(
     data: Any, labels: Any, settings: TrainConfig, device: torch.device, given: Objects | None = None
 ) -> tuple[TrainConfig, Source, Any]:
     """(settings with a budget, data, untrained model) for a new run."""
-    given = given or Objects()
-    source = opened(data, labels, settings)
+    given, own = given or Objects(), None
+    if settings.init is not None:
+        given = dataclasses.replace(given, init=start(given.init, settings, given.said))
+        own = given.init.spec
+    source = opened(data, labels, settings, own)
     spec = DataSpec.fit(source, source.split(settings.holdout)[0], settings.normalise)
-    if settings.normalise == normalising.AUTO and settings.model is None:
+    if settings.normalise == normalising.AUTO and settings.init is None:
         source.notes.extend(normalising.reason(spec.normaliser.kind))
     settings = suited(_with_budget(settings, source), spec)
     model = model_for(given, settings, source, spec, loss_of(settings, given.loss), device)
@@ -286,14 +293,22 @@ def prepared(
     return with_model(settings, model), source, model
 
 
-def opened(obj: Any, labels: Any, settings: TrainConfig) -> Source:
-    """The data as the settings of a run say; labels that they name come first."""
+def opened(obj: Any, labels: Any, settings: TrainConfig, own: DataSpec | None = None) -> Source:
+    """The data as the settings of a run say; labels that they name come first.
+
+    own: the spec of a model that is trained further, whose kinds of conditions, tokens and columns are taken.
+    """
+    own = None if isinstance(obj, Source) else own
     if settings.labels is not None:
         labels = read_labels(settings.labels)
     found = data.open(
-        obj, labels=labels, size=settings.size, conditions=settings.conditions, split=settings.split, key=settings.key,
+        obj, labels=labels, size=settings.size, conditions=own or settings.conditions, split=settings.split,
+        key=settings.key,
         max_gb=settings.max_gb, length=settings.length, tokens=settings.tokens, columns=settings.columns,
     )  # fmt: skip
+    if own is not None and settings.conditions:
+        kinds = {name: condition.kind for name, condition in own.conditions.items()}
+        found = with_kinds(found, {**kinds, **settings.conditions}, known=True)
     if settings.sources is None:
         return found
     size = (found.shape[1], found.shape[2]) if found.kind == "image" else None

@@ -23,6 +23,7 @@ from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.folder import read
 from sfumato.model import Denoiser
+from sfumato.nets import Adapted
 from sfumato.training import checkpoint
 from sfumato.training.config import TrainConfig, docs
 from sfumato.training.console import Console, Silent
@@ -193,6 +194,8 @@ class Session:
         if self.world.leads:
             best.provenance = self.provenance()
             serialization.save(best, self.path / serialization.FILE, raw)
+            if isinstance(best.net, Adapted):
+                serialization.save_adapter(best, self.path / serialization.ADAPTER_FILE)
 
     def provenance(self) -> dict[str, Any]:
         return {
