@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato import columns, nets, noise, registry, serialization, trees
+from sfumato.autoregressive import Autoregressive
 from sfumato.conditions import MISSING, PREVIOUS, Conditions
 from sfumato.data import DataSpec, Source
 from sfumato.data.table_schema import TableSchema
@@ -25,7 +26,7 @@ from sfumato.objectives.factor import check
 from sfumato.objectives.loss import CompletedLoss, Loss
 from sfumato.process import Discrete, Embedded, Gaussian, Masked, Product, Spectral, alphabet, heard, source_of
 from sfumato.schedule import schedule_of
-from sfumato.training.config import NAMING, TrainConfig, choices
+from sfumato.training.config import NAMING, NO_PROCESS, TrainConfig, choices
 from sfumato.training.precision import compute_dtype
 
 OF_SYMBOLS = "cosmap"  # their usual density: under one with lighter tails the variance of the bound has no limit
@@ -150,6 +151,10 @@ def as_loss(module: Any) -> Any:
 def suited(settings: TrainConfig, spec: DataSpec) -> TrainConfig:
     """The settings for these data: text is masked, unless another process is named, or the loss takes none; a table
     is a product of numbers and masked symbols. The levels of symbols reach further than those of numbers."""
+    if settings.process == NO_PROCESS:
+        if settings.model is None and registry.bare(settings.loss) != "autoregressive":
+            raise SfumatoError("Only the loss autoregressive trains a model without a process: leave process out.")
+        settings = settings.replace(process=TrainConfig().process)
     if spec.table is not None and settings.model is None:
         if settings.process not in (TrainConfig().process, "product"):
             raise SfumatoError(
@@ -218,8 +223,11 @@ def _require_gaps(model: Any, loss: Any, source: Source) -> None:
 
 
 def with_model(settings: TrainConfig, model: Any) -> TrainConfig:
-    """The settings with target, variance and schedule taken from the model, and that its symbols are masked."""
+    """The settings with target, variance and schedule taken from the model, and that its symbols are masked, or that it
+    has no process."""
     process = getattr(model, "process", None)
+    if isinstance(model, Autoregressive):
+        return settings.replace(process=NO_PROCESS)
     if isinstance(process, Masked) and settings.model is not None:
         return settings.replace(process="masked")
     if not isinstance(process, Gaussian):
