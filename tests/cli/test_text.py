@@ -71,9 +71,13 @@ def test_a_book_is_learned_as_vectors(call, book, tmp_path, words):
     assert status == 0 and 0 < json.loads(out)["bits_per_dim"] < 8, err
     status, out, err = call("resume", run, "--steps", "32")
     assert status == 0, err
-    for asked in (["--prompt", "Shall"], ["--length", "60"]):
-        status, out, err = call("sample", run, *asked)
-        assert status == 2 and "leave out prompt and infill" in err
+    asked = ("--prompt", "Shall", "--length", "40", "--steps", "4")  # longer than a window of 24
+    status, out, err = call("sample", run, "-n", "2", *asked, "-o", tmp_path / "y.jsonl")
+    texts = [json.loads(line)["text"] for line in (tmp_path / "y.jsonl").read_text().splitlines()]
+    assert status == 0 and all(len(text) == 40 and text.startswith("Shall") for text in texts), err
+    text = sf.sample_text(model, infill="S____ I", steps=3, index=[1])[0]
+    assert (text[0], text[5:], len(text)) == ("S", " I", 7)
+    assert sf.sample_text(model, 3, infill="S____ I", steps=3, batch=2)[1] == text
 
 
 @pytest.mark.parametrize(
