@@ -80,6 +80,20 @@ def test_a_book_is_learned_as_vectors(call, book, tmp_path, words):
     assert sf.sample_text(model, 3, infill="S____ I", steps=3, batch=2)[1] == text
 
 
+def test_byte_pairs_from_training_to_infilling(call, book, tmp_path):
+    pytest.importorskip("tokenizers")
+    run = tmp_path / "run"
+    words = ("--tokens", "bpe(300)", "--length", "16", "--steps", "4", "--net", "tiny")
+    status, out, err = call("train", book, "-o", run, *words)
+    assert status == 0 and "byte pairs" in err, err
+    model = sf.load(run)
+    assert model.net.symbols == model.spec.text.size and model.net.neighbours.rows == 8192
+    found = sf.sample_text(model, 2, length=30, prompt="Shall I", steps=4)  # longer than a window
+    assert all(text.startswith("Shall I") for text in found)
+    filled = sf.sample_text(model, infill="Shall __ compare", steps=2)[0]
+    assert filled.startswith("Shall ") and filled.endswith(" compare")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
