@@ -54,11 +54,11 @@ def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
     """
     words = torch.empty_like(counter)
     column = (2, *(1,) * (counter.ndim - 1))
-    multipliers, keys = _MULTIPLIERS.reshape(column), _round_keys(key).reshape(10, *column)
+    constants: list[Any] = [_MULTIPLIERS.reshape(column), _round_keys(key).reshape(10, *column)]
     if counter.device.type != "cpu":
-        multipliers, keys = (torch.from_numpy(part).to(counter.device) for part in (multipliers, keys))
+        constants = [torch.from_numpy(part).to(counter.device) for part in constants]
     c, w = _plain(counter), _plain(words)
-    w[0::2], w[1::2] = _rounds(c[0::2], c[1::2], multipliers, keys)  # both halves of a round at once, in half the calls
+    w[0::2], w[1::2] = _rounds(c[0::2], c[1::2], *constants)  # both halves of a round at once, in half the calls
     return words
 
 
