@@ -87,7 +87,12 @@ def test_by_the_command_line(tmp_path, capsys):
     words = ["--length", "16", "--steps", "4", "--net", "tiny", "--loss", "autoregressive"]
     assert main(["train", str(book), "-o", run, *words]) == 0
     assert main(["info", run]) == 0 and "sf.sample_text" in capsys.readouterr().out
+    assert "\nprocess: none\n" in (tmp_path / "run/config.yaml").read_text()
     assert main(["resume", run, "--steps", "6"]) == 0
     assert main(["sample", run, "-n", "1", "--prompt", "the", "-o", str(tmp_path / "x.txt")]) == 0
     assert (tmp_path / "x.txt").read_text().startswith("the")
     assert main(["train", str(book), "-o", f"{run}2", *words, "--init", run]) == 2
+    capsys.readouterr()
+    assert main(["train", str(book), "-o", f"{run}3", *words[:6], "--process", "none"]) == 2
+    assert "leave process out" in capsys.readouterr().err
+    assert main(["train", str(book), "-o", f"{run}3", *words, "--process", "none"]) == 0

@@ -47,21 +47,25 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:
-    """Ten rounds of Philox4x32 on four int64 tensors of 32-bit words; returns four such tensors.
+def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
+    """Ten rounds of Philox4x32 on 32-bit words, int64 (4, ..) -> (4, ..).
 
     Integer arithmetic only, so every device gives the same bits.
     """
-    # both halves of a round at once, for half the calls
-    even, odd = torch.stack((counter[0], counter[2])), torch.stack((counter[1], counter[3]))
-    column = (2, *(1,) * counter[0].ndim)
-    multipliers, keys = _MULTIPLIERS.reshape(column), _round_keys(key).reshape(10, *column)
-    if even.device.type != "cpu":
-        on = even.device
-        even, odd = _rounds(even, odd, torch.from_numpy(multipliers).to(on), torch.from_numpy(keys).to(on))
-    else:  # a numpy call costs a third of a torch call, which dominates for few numbers
-        even, odd = map(torch.from_numpy, _rounds(even.numpy(), odd.numpy(), multipliers, keys))
-    return [even[0], odd[0], even[1], odd[1]]
+    words = torch.empty_like(counter)
+    column = (2, *(1,) * (counter.ndim - 1))
+    constants: list[Any] = [_MULTIPLIERS.reshape(column), _round_keys(key).reshape(10, *column)]
+    if counter.device.type != "cpu":
+        constants = [torch.from_numpy(part).to(counter.device) for part in constants]
+    c, w = _plain(counter), _plain(words)
+    w[0::2], w[1::2] = _rounds(c[0::2], c[1::2], *constants)  # both halves of a round at once, in half the calls
+    return words
+
+
+def _plain(x: Tensor) -> Any:
+    """The memory of a tensor as an array on the CPU, where a numpy call costs a third of a torch call, which dominates
+    for few numbers."""
+    return x.numpy() if x.device.type == "cpu" else x
 
 
 def _rounds(even: Any, odd: Any, multipliers: Any, keys: Any) -> tuple[Any, Any]:
@@ -90,16 +94,16 @@ def bits(
     """32-bit words as int64, shape (len(index), count). step: one number, or one per row, int64 (len(index),)."""
     index = torch.as_tensor(index, dtype=torch.int64, device=device).reshape(-1, 1)
     if isinstance(step, Tensor):
-        stream = step.to(index.device, torch.int64).reshape(-1, 1) + (role << 24)
-    elif 0 <= step < _MAX_STEP:
-        stream = torch.full((), (role << 24) | step, dtype=torch.int64, device=index.device)
-    else:
+        step = step.to(index.device, torch.int64).reshape(-1, 1)
+    elif not 0 <= step < _MAX_STEP:
         raise ValueError(f"step must lie in [0, {_MAX_STEP}), got {step}")
-    blocks = torch.arange(-(-count // 4), dtype=torch.int64, device=index.device)[None]
-    shape = (len(index), blocks.shape[1])
-    counter = [c.expand(shape) for c in (blocks, index & _MASK, (index >> 32) & _MASK, stream)]
-    words = philox(counter, (seed & _MASK, (seed >> 32) & _MASK))
-    return torch.stack(words, -1).flatten(1)[:, :count]
+    counter = torch.empty(4, len(index), -(-count // 4), dtype=torch.int64, device=index.device)
+    lanes = torch.arange(counter.shape[2], device=index.device)
+    c, i = _plain(counter), _plain(index)
+    c[0], c[1], c[2] = _plain(lanes), i & _MASK, i >> 32 & _MASK
+    c[3] = (_plain(step) if isinstance(step, Tensor) else step) + (role << 24)
+    words = philox(counter, (seed & _MASK, seed >> 32 & _MASK))
+    return words.permute(1, 2, 0).flatten(1)[:, :count]
 
 
 def _open_unit(words: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sfumato.autoregressive import Autoregressive
+from sfumato.compose import Known
 from sfumato.data.text import Tokeniser
 from sfumato.errors import SfumatoError, an, counted, whole
 from sfumato.machine import default_cpu
@@ -56,8 +57,8 @@ def sample_text(
     order: in which masks are revealed, one of `solvers.reveal.ORDERS`, by default first-hitting, which is that of the
     process. temperature, top_p: below 1 they draw likelier symbols (`Logits.tempered`). solver: another one instead.
     Sample i of a seed does not depend on n or batch. cond: as for `sample`. An autoregressive model needs a call for
-    each symbol, whatever steps are, and knows beginnings only; one of vectors (`process.Embedded`) draws up to a
-    window, and nothing of it is known. Raises SfumatoError for a model that is not one of text.
+    each symbol, whatever steps are, and knows beginnings only; one of vectors (`process.Embedded`) keeps what is known
+    by replacement (`compose.Known`). Raises SfumatoError for a model that is not one of text.
     """
     text, window = _of_text(model)
     solver = _solver(model, solver, order, temperature, top_p)
@@ -77,11 +78,6 @@ def sample_text(
             f"The prompt has {counted(len(known), 'symbol')}, and a length of {length} leaves none to find."
         )
     length = max(length, len(known))
-    if isinstance(getattr(model, "process", None), Embedded) and (len(known) or length > window):
-        raise SfumatoError(
-            "Symbols that are vectors are drawn all together, a window at most: leave out prompt and infill, and take "
-            f"a length of at most {window}, or a masked model."
-        )
     if isinstance(model, Autoregressive):
         fill = partial(_behind, model, length, index, batch, {"temperature": temperature, "top_p": top_p, **cond})
     else:
@@ -109,16 +105,20 @@ def _within(
     model: Any, steps: int | None, solver: AnySolver | None, index: Tensor, batch: int, cond: Any, z: Tensor, seed: int
 ) -> Tensor:  # fmt: skip
     """The window z (n, L) with symbols for all -1."""
-    free, masked = z < 0, isinstance(model.process, Masked)
+    free = z < 0
     most = int(free[0].sum())
     if steps is None and not isinstance(solver, Plan):
         steps = min(STEPS, most)
-    if steps is not None and masked and solver == Reveal():
-        solver = stored_plan(model, steps) or solver
+    how: dict[str, Any] = {"steps": steps, "solver": solver, "seed": seed, "normalised": True, "cond": cond}
+    if not isinstance(model.process, Masked):
+        parts = torch.arange(len(z)).split(batch)
+        drawn = torch.cat([sample(Known(model, z[i, None]), index=index[i], batch=batch, **how) for i in parts])
+        return torch.where(free, drawn[:, 0], z)
+    if steps is not None and solver == Reveal():
+        how["solver"] = stored_plan(model, steps) or solver
     drawn = sample(
-        model, steps=steps, solver=solver, seed=seed, index=index, batch=batch,
-        z=torch.where(free, model.process.mask, z)[:, None] if masked else None,
-        t_start=_start(model, 1 - most / z.shape[1]) if masked else 1.0, normalised=True, cond=cond,
+        model, index=index, batch=batch, z=torch.where(free, model.process.mask, z)[:, None],
+        t_start=_start(model, 1 - most / z.shape[1]), **how,
     )  # fmt: skip
     return torch.where(free, drawn[:, 0], z)
 

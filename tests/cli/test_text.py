@@ -71,9 +71,27 @@ def test_a_book_is_learned_as_vectors(call, book, tmp_path, words):
     assert status == 0 and 0 < json.loads(out)["bits_per_dim"] < 8, err
     status, out, err = call("resume", run, "--steps", "32")
     assert status == 0, err
-    for asked in (["--prompt", "Shall"], ["--length", "60"]):
-        status, out, err = call("sample", run, *asked)
-        assert status == 2 and "leave out prompt and infill" in err
+    asked = ("--prompt", "Shall", "--length", "40", "--steps", "4")  # longer than a window of 24
+    status, out, err = call("sample", run, "-n", "2", *asked, "-o", tmp_path / "y.jsonl")
+    texts = [json.loads(line)["text"] for line in (tmp_path / "y.jsonl").read_text().splitlines()]
+    assert status == 0 and all(len(text) == 40 and text.startswith("Shall") for text in texts), err
+    text = sf.sample_text(model, infill="S____ I", steps=3, index=[1])[0]
+    assert (text[0], text[5:], len(text)) == ("S", " I", 7)
+    assert sf.sample_text(model, 3, infill="S____ I", steps=3, batch=2)[1] == text
+
+
+def test_byte_pairs_from_training_to_infilling(call, book, tmp_path):
+    pytest.importorskip("tokenizers")
+    run = tmp_path / "run"
+    words = ("--tokens", "bpe(300)", "--length", "16", "--steps", "4", "--net", "tiny")
+    status, out, err = call("train", book, "-o", run, *words)
+    assert status == 0 and "byte pairs" in err, err
+    model = sf.load(run)
+    assert model.net.symbols == model.spec.text.size and model.net.neighbours.rows == 8192
+    found = sf.sample_text(model, 2, length=30, prompt="Shall I", steps=4)  # longer than a window
+    assert all(text.startswith("Shall I") for text in found)
+    filled = sf.sample_text(model, infill="Shall __ compare", steps=2)[0]
+    assert filled.startswith("Shall ") and filled.endswith(" compare")
 
 
 @pytest.mark.parametrize(

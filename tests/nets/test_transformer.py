@@ -18,9 +18,9 @@ def made(mask="full", **more):
     return net.double()
 
 
-def heard(mask):
+def heard(mask, **more):
     """Which z_j changes y_i, bool (L, L)."""
-    net, base = made(mask), torch.arange(LENGTH)[None, None] % K
+    net, base = made(mask, **more), torch.arange(LENGTH)[None, None] % K
     level, found = torch.zeros(1).double(), torch.zeros(LENGTH, LENGTH, dtype=torch.bool)
     for j in range(LENGTH):
         other = base.clone()
@@ -29,11 +29,12 @@ def heard(mask):
     return found
 
 
-def test_each_mask_hears_what_it_says():
+@pytest.mark.parametrize("neighbours", [False, True])
+def test_each_mask_hears_what_it_says(neighbours):
     each = torch.ones(LENGTH, LENGTH, dtype=torch.bool)
-    assert torch.equal(heard("full"), each)
-    assert torch.equal(heard("causal"), each.tril(-1))
-    assert torch.equal(heard("hollow"), each ^ torch.eye(LENGTH, dtype=torch.bool))
+    assert torch.equal(heard("full", neighbours=neighbours), each)
+    assert torch.equal(heard("causal", neighbours=neighbours), each.tril(-1))
+    assert torch.equal(heard("hollow", neighbours=neighbours), each ^ torch.eye(LENGTH, dtype=torch.bool))
 
 
 def test_zero_at_first_and_rebuilt_by_its_config():
@@ -95,8 +96,9 @@ def test_it_compiles_as_one_graph():
     torch.testing.assert_close(compiled(z, torch.zeros(2)), net(z, torch.zeros(2)), atol=1e-5, rtol=1e-5)
 
 
-def test_a_causal_network_goes_on_from_what_it_has_read():
-    net = made("causal", classes=3)
+@pytest.mark.parametrize("neighbours", [False, True])
+def test_a_causal_network_goes_on_from_what_it_has_read(neighbours):
+    net = made("causal", classes=3, neighbours=neighbours)
     z, level, label = torch.arange(2 * LENGTH).reshape(2, 1, LENGTH) % K, torch.zeros(2).double(), torch.tensor([1, 2])
     whole = net(z, level, label)
     for known in (0, 3):
@@ -113,6 +115,43 @@ def test_the_output_where_it_is_asked_for(mask):
     net, z, level = made(mask), torch.arange(4 * LENGTH).reshape(4, 1, LENGTH) % (K + 1), torch.linspace(-2, 2, 4)
     where = z == K
     torch.testing.assert_close(net(z, level.double(), where=where), net(z, level.double())[where], atol=1e-14, rtol=0)
+
+
+@pytest.mark.parametrize("size", [K + 1, 300])
+def test_tables_of_pairs_of_neighbours(size):
+    from sfumato.nets.neighbours import BOTH, ROWS, Neighbours
+
+    torch.manual_seed(0)
+    net, z = Neighbours(size, 4, causal=False), torch.randint(size, (2, LENGTH))
+    torch.nn.init.normal_(net.weight)
+    tables = net.weight.reshape(3, -1, 4)
+    assert tables.shape[1] == min(size**2, ROWS)
+    padded = torch.nn.functional.pad(z, (2, 2), value=size - 1)
+    found = net(padded[:, :-2])
+    for i in range(LENGTH):  # position i is i + 2 in the padded text
+        rows = [net.row(padded[:, i + 2 + a], padded[:, i + 2 + b]) for a, b in BOTH]
+        torch.testing.assert_close(found[:, i], sum(tables[k, row] for k, row in enumerate(rows)))
+    a, b = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    used = net.row(a, b).flatten().bincount(minlength=tables.shape[1])
+    # a row for each pair, or as many pairs a row as there must be, and few more
+    assert len(used) == tables.shape[1] and int(used.max()) <= 2 * -(-(size**2) // tables.shape[1]) - 1
+
+
+def test_networks_of_before_the_tables_are_the_same_and_those_with_them_are_zero_at_first():
+    torch.manual_seed(0)
+    plain = Transformer((K, LENGTH), 16, 2)
+    described = {"name": "Transformer", "args": dict(plain.config["args"])}
+    del described["args"]["neighbours"]  # as files of before say
+    torch.manual_seed(0)
+    again = from_config(described)
+    assert all(torch.equal(p, q) for p, q in zip(plain.parameters(), again.parameters(), strict=True))
+    assert len(plain.state_dict()) == len(again.state_dict())
+    net = Transformer((K, LENGTH), 16, 2, neighbours=True)
+    assert from_config(net.config).config == net.config
+    z = torch.randint(0, K + 1, (4, 1, LENGTH))
+    assert not net(z, torch.zeros(4)).any()
+    with pytest.raises(sf.SfumatoError, match="leave neighbours out"):
+        Transformer((3, LENGTH), 16, vocabulary=K, neighbours=True)
 
 
 def test_vectors_in_the_place_of_symbols():

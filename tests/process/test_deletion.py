@@ -126,6 +126,33 @@ def test_draws_have_the_laws_they_are_drawn_from() -> None:
     assert int(found[~some].sum()) == 0 and stats.chisquare(found[some], 20_000 * exact[some]).pvalue > 0.01
 
 
+def test_several_insertions_in_a_gap_are_as_many_as_are_missing_on_average() -> None:
+    n, length, mean = 20_000, 6, torch.tensor([1.75, 0.5], dtype=F64)  # 2.25 symbols, of which 7 of 9 are 0
+    noise, z = sf.Noise(4, torch.arange(n)), torch.full((n, length), 2)
+    y = torch.cat([mean.log(), torch.zeros(1, dtype=F64)]).expand(n, length, 3)
+    process = Deletion(FLOW, 3, insertions=4)
+    drawn = process.inserted(process.read(y, z, 1.0), 0.0, noise)
+    count = (drawn != 2).sum(1)
+    assert set(count.tolist()) == {2, 3} and abs(float((count == 3).double().mean()) - 0.25) < 0.015
+    assert abs(float((drawn == 0).sum() / count.sum()) - 7 / 9) < 0.01
+    half = process.inserted(process.read(y, z, 1.0), 0.6, noise)  # rho = 0.4: 0.9 of a symbol
+    assert abs(float((half != 2).sum(1).double().mean()) - 0.9) < 0.01 and int((half != 2).sum(1).max()) == 1
+    some = torch.arange(3)
+    part = process.inserted(process.read(y, z, 1.0).rows(some), 0.0, noise.rows(some))
+    assert torch.equal(part, drawn[:3])  # whatever the batch
+    assert bool(
+        ((Deletion(FLOW, 3, insertions=2).inserted(process.read(y, z, 1.0), 0.0, noise) != 2).sum(1) == 2).all()
+    )
+    assert from_config(process.config()) == process
+    plain = Deletion(FLOW, 3).config()
+    del plain["args"]["insertions"]  # as files of before say
+    assert from_config(plain) == Deletion(FLOW, 3)
+    with pytest.raises(sf.SfumatoError, match="several numbers a gap"):
+        process.inserted(process.read(y, z, 1.0), 0.0, torch.zeros(n, length))
+    with pytest.raises(sf.SfumatoError, match="insertions in a gap"):
+        Deletion(FLOW, 3, insertions=0)
+
+
 def test_nothing_behind_the_end_matters() -> None:
     process = Deletion(COSINE, 3)
     z, x = torch.tensor([[0, 2, 2, 2]]), torch.tensor([[1, 0, 2, 2]])

@@ -333,3 +333,33 @@ def test_what_cannot_be_is_one_sentence():
     ):
         with pytest.raises(sf.SfumatoError, match=said):
             wrong()
+
+
+def test_known_symbols_go_along_their_own_path_and_others_hear_them():
+    """z = alpha E_k + sigma eps at every call; what nothing is known of is left alone where symbols are independent."""
+    from sfumato.compose import Known
+
+    process, length = Embedded(FLOW, 4), 5
+    torch.manual_seed(0)
+    net = sf.nets.Transformer(process.net_shape((1, length)), 16, 1, heads=2, vocabulary=4).double()
+    x = torch.tensor([[[2, -1, 0, -1, 3]], [[1, 1, -1, -1, 0]]])
+    eps = torch.randn(2, 2, length, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    at = (x >= 0).expand_as(eps)
+    plan = sf.solvers.DDIM().plan(process, 6)
+
+    def path(model):
+        return list(plan.run(model, process.prior(eps)))
+
+    model = sf.Denoiser(net, process)
+    free, led = path(model), path(Known(model, x))
+    vectors = process.embedded(x.clamp_min(0), torch.float64)
+    for plain, state in zip(free, led, strict=True):
+        alpha, sigma = process.schedule(state.t)
+        torch.testing.assert_close(state.z[at], (alpha * vectors + sigma * eps)[at], rtol=0, atol=1e-12)
+        torch.testing.assert_close(state.z[~at], plain.z[~at], rtol=0, atol=1e-12)  # at first all are equally probable
+    assert not torch.equal(free[-1].z[at], led[-1].z[at])
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    assert not torch.equal(path(model)[-1].z[~at], path(Known(model, x))[-1].z[~at])
+    drawn = sf.sample(Known(sf.Denoiser(net.float(), process), x), index=[0, 1], steps=3, normalised=True)
+    assert torch.equal(drawn[x >= 0], x[x >= 0])

@@ -21,7 +21,7 @@ from sfumato.objectives.counts import CountedMasks
 from sfumato.process import Additive, Embedded, Masked, Spectral, Symbols, from_config
 from sfumato.registry import make
 from sfumato.schedule import schedule_of
-from sfumato.training.config import TrainConfig, from_dict, read
+from sfumato.training.config import NO_PROCESS, TrainConfig, from_dict, read
 from sfumato.training.parts import known_here, loss_of
 
 _OF_SEVERAL = "An objective is explained for one kind of data, and this model is of a product of several."
@@ -116,7 +116,7 @@ def _settings(options: Any) -> tuple[TrainConfig, Any, float]:
 
 def _process(config: TrainConfig) -> Any:
     """The process of symbols of the settings, of two where they leave their number to the data; None for numbers."""
-    if config.process == "gaussian":
+    if config.process in ("gaussian", NO_PROCESS):
         return None
     if config.process == "product":
         raise SfumatoError(_OF_SEVERAL)

@@ -33,7 +33,8 @@ from sfumato.training.session import Session
 from sfumato.trees import name_of
 
 GRID = "grid.png"
-VERSE, VERSE_NET = 128, "Transformer(width=128, depth=2, local=15)"  # of `demo --text`: symbols a window, the network
+# of `demo --text`: symbols a window, the network
+VERSE, VERSE_NET = 128, "Transformer(width=128, depth=2, local=15, neighbours=true)"
 
 
 class CountLines:

@@ -20,6 +20,8 @@ from sfumato.normaliser import Normaliser
 from sfumato.process.gaussian import require_numbers
 from sfumato.schedule import NODE_LIMIT, Time, as_time
 
+_OF_SYMBOLS = "give what is known of a text to sf.sample_text as prompt or infill, of a table to sf.impute"
+
 
 class Measurement:
     """y = A(x) + s n about a clean state x of the model.
@@ -29,7 +31,7 @@ class Measurement:
     """
 
     def __init__(self, model: Any, y: Any, operator: Operator, noise: Any = 0.0, normalised: bool = False) -> None:
-        require_numbers(model, "A posterior given a measurement", "known symbols stay as they are in infilling")
+        require_numbers(model, "A posterior given a measurement", _OF_SYMBOLS)
         spec = None if normalised else getattr(model, "spec", None)
         if not isinstance(operator, Operator):
             raise SfumatoError(f"The operator is one of sf.operators, such as Map(f), not {operator!r:.80}.")

@@ -86,11 +86,12 @@ def build(
     symbols: bool = False,
     mask: str = "full",
     vocabulary: int = 0,
+    neighbours: bool = True,
 ) -> MLP | UNet | Transformer | Energy:
     """A network for samples of `shape`: (D,) gives an MLP; (C, L), (C, H, W) and (C, D, H, W) give a U-Net.
 
-    symbols: L symbols of K kinds, as text is, of which `shape` (K, L) gives a Transformer with this `mask`; with
-    `vocabulary` K they are given as vectors, `shape` (d, L).
+    symbols: L symbols of K kinds, as text is, of which `shape` (K, L) gives a Transformer with this `mask` and, unless
+    `neighbours` is False, tables of pairs of neighbours; with `vocabulary` K they are given as vectors, `shape` (d, L).
 
     Args: `classes`, 0 for none; `size` "tiny", "small", "base", or "auto", which trains within minutes on a laptop's
     CPU: small, or tiny for fewer than 500 `samples`; `outputs`, 2 for a network that also learns a variance; `energy`:
@@ -107,7 +108,10 @@ def build(
     net: MLP | UNet | Transformer
     if symbols:
         width, depth = TRANSFORMERS[size]
-        net = Transformer(shape, width, depth, mask=mask, classes=classes, conditions=conditions, vocabulary=vocabulary)
+        net = Transformer(
+            shape, width, depth, mask=mask, classes=classes, conditions=conditions, vocabulary=vocabulary,
+            neighbours=neighbours and not vocabulary,
+        )  # fmt: skip
     elif len(shape) == 1:
         width, depth = MLPS[size]
         net = MLP(shape[0], width, depth, classes, outputs=outputs, conditions=conditions)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ..errors import SfumatoError
 from ..registry import register
 from .conditions import Conditioning, arguments, described, named, refuse
+from .neighbours import Neighbours
 
 MASKS = ("full", "causal", "hollow")
 
@@ -30,12 +31,14 @@ def rotated(x: Tensor, turn: Tensor) -> Tensor:
 
 class Memory:
     """What a causal network keeps of the symbols it has read, for the next ones: `length` of them, of each block the
-    keys and values of all, (2, B, heads, L, width of a head), and what the convolution hears of the last ones."""
+    keys and values of all, (2, B, heads, L, width of a head), and of the last ones what the convolution hears, and
+    themselves where pairs of them have a table."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity, self.length = capacity, 0
         self.blocks: list[Tensor] = []
         self.recent: Tensor | None = None
+        self.symbols: Tensor | None = None
 
     def joined(self, block: int, pair: Tensor) -> Tensor:
         """Keys and values of the new symbols, (2, B, heads, n, width), behind those kept of this block."""
@@ -81,6 +84,26 @@ class SequenceBlock(nn.Module):
         return h + (1 + gate2) * self.second(self.dropout(F.gelu(self.first(y))))
 
 
+def _check(
+    width: int, depth: int, heads: int, embed_dim: int, local: int, mask: str, vocabulary: int, neighbours: bool
+) -> None:  # fmt: skip
+    """Raise SfumatoError for impossible sizes of a Transformer."""
+    if min(width, depth, heads, embed_dim, local) < 1 or width % (2 * heads) or local % 2 == 0:
+        raise SfumatoError(
+            f"a Transformer needs sizes of 1 or more, an even width a head, and an odd width of its convolution; "
+            f"got width {width}, depth {depth}, {heads} heads, embed_dim {embed_dim}, local {local}"
+        )
+    if mask not in MASKS:
+        raise SfumatoError(f"a Transformer's mask is one of {', '.join(MASKS)}, not {mask!r}")
+    if vocabulary and (vocabulary < 2 or mask != "full"):
+        raise SfumatoError(
+            f"a Transformer of vectors has a vocabulary of 2 symbols or more, and hears all vectors (mask='full'); "
+            f"got vocabulary {vocabulary}, mask {mask!r}"
+        )
+    if vocabulary and neighbours:
+        raise SfumatoError("a Transformer of vectors has no tables of neighbouring symbols: leave neighbours out")
+
+
 @register("network", "Transformer")
 class Transformer(nn.Module):
     """net(z, noise_level, label) -> y for symbols: z int64 (B, 1, L) of 0 .. K, y (B, 1, L, K) the logits.
@@ -95,7 +118,8 @@ class Transformer(nn.Module):
     width of the depthwise convolution before the blocks, 1 for none; `classes`, 0 for none; `ratio`, inner width of the
     MLPs over `width`; `embed_dim`, the length of the conditioning vector (default: `width`); `dropout` in the MLPs;
     `conditions`, name -> description as from `conditions.Condition.network`, vectors only; `vocabulary`, the number of
-    symbols that vectors stand for, 0 for symbols themselves.
+    symbols that vectors stand for, 0 for symbols themselves; `neighbours`: True for tables of pairs of neighbouring
+    symbols, which are added to the embedding (`Neighbours`).
     The output is zero at initialisation. Samples of a batch do not interact. Raises SfumatoError for impossible sizes
     and for a z of another shape.
     """
@@ -117,6 +141,7 @@ class Transformer(nn.Module):
         dropout: float = 0.0,
         conditions: Mapping[str, Mapping[str, Any]] | None = None,
         vocabulary: int = 0,
+        neighbours: bool = False,
     ) -> None:
         super().__init__()
         if len(shape) != 2 or min(shape) < 1:
@@ -125,18 +150,7 @@ class Transformer(nn.Module):
         self.takes_symbols = not vocabulary
         heads = max(1, width // 64) if heads is None else heads
         embed_dim = width if embed_dim is None else embed_dim
-        if min(width, depth, heads, embed_dim, local) < 1 or width % (2 * heads) or local % 2 == 0:
-            raise SfumatoError(
-                f"a Transformer needs sizes of 1 or more, an even width a head, and an odd width of its convolution; "
-                f"got width {width}, depth {depth}, {heads} heads, embed_dim {embed_dim}, local {local}"
-            )
-        if mask not in MASKS:
-            raise SfumatoError(f"a Transformer's mask is one of {', '.join(MASKS)}, not {mask!r}")
-        if vocabulary and (vocabulary < 2 or mask != "full"):
-            raise SfumatoError(
-                f"a Transformer of vectors has a vocabulary of 2 symbols or more, and hears all vectors (mask='full'); "
-                f"got vocabulary {vocabulary}, mask {mask!r}"
-            )
+        _check(width, depth, heads, embed_dim, local, mask, vocabulary, neighbours)
         given = described(classes, conditions)
         for kind in ("field", "tokens"):
             refuse(given, kind, "a Transformer hears vectors only")
@@ -145,12 +159,13 @@ class Transformer(nn.Module):
             "args": {
                 "shape": list(self.shape), "width": width, "depth": depth, "heads": heads, "mask": mask,
                 "level": level, "local": local, **arguments(given), "ratio": ratio, "embed_dim": embed_dim,
-                "dropout": dropout, "vocabulary": vocabulary,
+                "dropout": dropout, "vocabulary": vocabulary, "neighbours": neighbours,
             },
         }  # fmt: skip
         self.level, causal = level, mask != "full"
         self.conditioning = Conditioning(embed_dim, given)
         self.input: Any = nn.Linear(self.shape[0], width) if vocabulary else nn.Embedding(self.symbols + 1, width)
+        self.neighbours = Neighbours(self.symbols + 1, width, causal) if neighbours else None
         self.local = nn.Conv1d(width, width, local, groups=width, bias=False) if local > 1 else None
         self.blocks = nn.ModuleList(
             SequenceBlock(width, heads, embed_dim, ratio, dropout, causal) for _ in range(depth)
@@ -182,13 +197,12 @@ class Transformer(nn.Module):
         vector = self.vector(z, noise_level, label, present, cond)
         if not self.takes_symbols:
             return (self.output(self.read(self.input(z.mT), vector)) + self.bias)[:, None]
-        h = self.embedded(z)
         if self.mask == "full":
-            h = self.read(h, vector)
+            h = self.read(self.embedded(z), vector)
         elif self.mask == "causal":
-            h = self.read(self.shifted(h), vector)
+            h = self.read(self.shifted(self.embedded(z)), vector)
         else:  # what is before i, and what is behind it, by the same blocks
-            both = torch.cat([self.shifted(h), self.shifted(h.flip(1))])
+            both = self.shifted(self.embedded(torch.cat([z, z.flip(2)])))
             before, behind = self.read(both, vector.repeat(2, 1)).chunk(2)
             h = torch.cat([before, behind.flip(1)], dim=2)
         return self.said(h)[:, None] if where is None else self.said(h[where[:, 0]])
@@ -199,7 +213,7 @@ class Transformer(nn.Module):
     ) -> Tensor:  # fmt: skip
         """The logits (B, K) of the symbol behind those that a causal network has read: z (B, 1, n), any number of
         symbols at first, then one at a time, behind those in `memory`, which is extended."""
-        h = self.embedded(z)
+        h = self.embedded(z, memory)
         if memory.length == 0:
             h = torch.cat([self.start(h), h], dim=1)
         h = self.read(h, self.vector(z, noise_level, label, present, cond), memory)
@@ -216,9 +230,18 @@ class Transformer(nn.Module):
         level = noise_level if self.level else torch.zeros_like(noise_level)
         return self.conditioning(level, len(z), named(label, cond), present)
 
-    def embedded(self, z: Tensor) -> Tensor:
-        """(B, 1, n) -> (B, n, width)."""
-        return self.input(z[:, 0]) * math.sqrt(self.input.embedding_dim)
+    def embedded(self, z: Tensor, memory: Memory | None = None) -> Tensor:
+        """(B, 1, n) -> (B, n, width), behind the symbols in the memory."""
+        z, scale = z[:, 0], math.sqrt(self.input.embedding_dim)
+        h: Tensor = self.input(z) * scale
+        if self.neighbours is None:
+            return h
+        before = self.neighbours.before
+        earlier = None if memory is None else memory.symbols
+        both = torch.cat([z.new_full((len(z), before), self.symbols) if earlier is None else earlier, z], dim=1)
+        if memory is not None:
+            memory.symbols = both[:, -before:]
+        return h + self.neighbours(both) * scale
 
     def said(self, h: Tensor) -> Tensor:
         """The logits (.., K) of what the blocks say."""

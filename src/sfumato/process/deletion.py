@@ -5,7 +5,8 @@
                           = N(z with k inserted at g, x) / N(z, x)
     path KL    alpha sum over (g, k) of [n log(n / mu) - n + mu] per unit of the level,   mu = E[n | z],
                so that -log p(x) <= int -alpha' / (1 - alpha) E[sum of n log(n / mu) - n + mu] dt
-    step       in each gap the symbol k with probability rho mu(k), rho = (alpha_s - alpha_t) / (1 - alpha_t), or none
+    step       in each gap the symbol k with probability rho mu(k), rho = (alpha_s - alpha_t) / (1 - alpha_t), or none;
+               of several in a gap rho mu of all symbols together, up or down to a whole number, each by mu(k) / mu
 
 The rate at which z becomes z with k at g is -alpha' / (1 - alpha) mu(g, k); where several insertions give one string,
 their n are equal, so that the bound is an equality for the exact belief. All embeddings are counted by a table of |z| x
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot, pad
 
 from sfumato.belief import Insertions, broadcast
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, whole
 from sfumato.noise import Noise
 from sfumato.process.discrete import Discrete, divergence
 from sfumato.registry import register
@@ -40,8 +41,15 @@ class Deletion(Discrete):
 
     Each symbol survives with probability alpha(t) of the schedule; the prior is the empty string. A network says
     log mu(g, k) / (1 - alpha) of the gap before each position, against the logit of the filling (`Insertions`); what
-    stands behind the end never enters the loss. Strings have up to 1,000 symbols.
+    stands behind the end never enters the loss. Strings have up to 1,000 symbols. insertions: the most in one gap and
+    step; more than one are drawn independently of each other, so that few steps leave fewer symbols out.
     """
+
+    insertions: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "insertions", whole("The insertions in a gap", self.insertions, 1))
 
     @property
     def size(self) -> int:
@@ -112,18 +120,39 @@ class Deletion(Discrete):
 
     def law(self, belief: Insertions, s: Time) -> Tensor:
         """The probability of each insertion in each gap on the way to s, (B, *shape, states), the last that of none."""
+        total = belief.mean.sum(-1, keepdim=True)
+        some = (broadcast(self._share(belief, s), total) * total).clamp_max(1)
+        return torch.cat((belief.mean * (some / total.clamp_min(torch.finfo(total.dtype).tiny)), 1 - some), -1)
+
+    def _share(self, belief: Insertions, s: Time) -> Tensor:
+        """rho, the share of what is missing that comes back on the way to s."""
         if bool((as_time(s) > belief.t).any()):
             raise SfumatoError("A sampling step must go towards the data: s must not exceed t.")
         keep_s, keep_t = self.keep(s), self.keep(belief.t)
-        rho = (keep_s - keep_t) / (1 - keep_t).clamp_min(1e-300)
-        total = belief.mean.sum(-1, keepdim=True)
-        some = (broadcast(rho, total) * total).clamp_max(1)
-        return torch.cat((belief.mean * (some / total.clamp_min(torch.finfo(total.dtype).tiny)), 1 - some), -1)
+        return (keep_s - keep_t) / (1 - keep_t).clamp_min(1e-300)
 
     def inserted(self, belief: Insertions, s: Time, noise: Noise | Tensor) -> Tensor:
-        """z_s by at most one insertion in each gap; what is then longer than L symbols is cut."""
-        symbol = self.draw(self.law(belief, s), noise)
-        return self._joined(torch.stack((symbol, belief.z), -1).flatten(-2))[..., : belief.z.shape[-1]]
+        """z_s by at most `insertions` in each gap; what is then longer than L symbols is cut."""
+        if self.insertions == 1:
+            symbols = self.draw(self.law(belief, s), noise)[..., None]
+        else:
+            symbols = self._several(belief, s, noise)
+        return self._joined(torch.cat((symbols, belief.z[..., None]), -1).flatten(-2))[..., : belief.z.shape[-1]]
+
+    def _several(self, belief: Insertions, s: Time, noise: Noise | Tensor) -> Tensor:
+        """The insertions in each gap, (B, *shape, insertions), filled up behind their number."""
+        if not isinstance(noise, Noise):
+            raise SfumatoError(
+                "Several insertions need several numbers a gap: pass the noise as sf.Noise(seed, index)."
+            )
+        total, shape = belief.mean.sum(-1), tuple(belief.z.shape[1:])
+        wanted = broadcast(self._share(belief, s), total) * total
+        u = noise.fold("count").uniform(shape, total.device, torch.float64)
+        count = wanted.floor() + (u < wanted - wanted.floor())
+        place = torch.arange(self.insertions, device=total.device)
+        law = belief.mean[..., None, :].expand(*total.shape, self.insertions, -1)
+        symbols = self.draw(law, noise.normal((*shape, self.insertions), total.device))
+        return torch.where(place < count[..., None], symbols, self.end)
 
     def rate(self, belief: Any, x: Tensor) -> Tensor:
         """alpha times the sum over symbols of n log(n / mu) - n + mu, for the gap before each position (B, *shape)."""

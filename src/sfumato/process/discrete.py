@@ -77,10 +77,12 @@ class Discrete(abc.ABC):
     def keep(self, t: Time) -> Tensor:
         """alpha_t, float64; 1 at t = 0. SfumatoError for times outside [0, 1] (not checked on a GPU)."""
         t = as_time(t)
-        if t.device.type == "cpu" and not bool(((t >= 0) & (t <= 1)).all()):
-            raise SfumatoError(f"Times must lie in [0, 1]; got {t.reshape(-1)[:8].tolist()}.")
-        kept = torch.where(t == 0, 1.0, self.schedule.alpha(t))
-        return torch.where(t == 1, 0.0, kept) if self._all_replaced else kept
+        if t.device.type == "cpu" and t.numel():
+            low, high = t.aminmax()  # NaN where any is
+            if not (low.item() >= 0 and high.item() <= 1):
+                raise SfumatoError(f"Times must lie in [0, 1]; got {t.reshape(-1)[:8].tolist()}.")
+        kept = self.schedule.alpha(t).masked_fill(t == 0, 1.0)
+        return kept.masked_fill(t == 1, 0.0) if self._all_replaced else kept
 
     @property
     def clock(self) -> Schedule:

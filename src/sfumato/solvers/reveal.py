@@ -74,7 +74,7 @@ class Line(Corrector):
 
     It calls the model itself, at the time of each row's own share of masks, as in training by exact counts, or at its
     hitting time; and not at all once nothing is masked. It carries a number of each symbol, the key of its hitting time
-    or the score at which it was revealed, infinite for what was known at first.
+    or the score at which it was revealed, infinite for what was known at first, and the number that it is drawn by.
 
     start: the time of the plan's first call, when the noise of first-hitting begins.
     """
@@ -89,33 +89,47 @@ class Line(Corrector):
             raise SfumatoError(
                 "Revealing symbols draws several numbers for each: pass the noise as sf.Noise(seed, index)."
             )
-        process, how, shape = model.process, self.solver, tuple(z.shape[1:])
+        process, how = model.process, self.solver
         masked = z == process.mask
         if state is None:
-            keys = noise.fold("time").normal(shape, z.device) if how.order == "first-hitting" else torch.zeros(())
-            state = torch.where(masked, keys.to(z.device, torch.float64), torch.inf)
+            state = self._first(masked, noise)
         self.calls = int(masked.any())
         if not self.calls:
             return z, state
-        at = process.time(masked.flatten(1).double().mean(1))
+        score = state[:, 0]
         if how.order == "first-hitting":
-            at = hitting_time(process, masked, state, self.start)
-        keys = noise.fold("order").normal(shape, z.device) if how.order == "random" else state
+            at = hitting_time(process, masked, score, self.start)
+        else:
+            at = process.time(masked.flatten(1).double().mean(1))
         belief = model(z, at)
-        rest = how.rest(belief, masked, state, self.left, self.of)
-        draws, shown = noise.normal(shape, z.device), masked
-        if how.order not in DRAWN:
-            shown = chosen(how.order, belief, masked, masked.flatten(1).sum(1) - rest, keys)
+        rest = how.rest(belief, masked, score, self.left, self.of)
+        if how.order in DRAWN:
+            draws, shown = noise.normal(tuple(z.shape[1:]), z.device), masked
+        else:
+            draws, shown = state[:, 1], chosen(how.order, belief, masked, masked.flatten(1).sum(1) - rest, score)
         law = tempered(belief.of_masks(shown), how.temperature, how.top_p).exp()
         z = z.masked_scatter(shown, process.draw(law, draws[shown]))
         if how.order not in DRAWN:
             return z, state
         score = belief.prob.double().gather(-1, z[..., None])[..., 0].log()
         if how.gumbel:
-            u = noise.fold("gumbel").uniform(shape, z.device, torch.float64)
+            u = noise.fold("gumbel").uniform(tuple(z.shape[1:]), z.device, torch.float64)
             score = score - how.gumbel * (self.left - 1) / self.of * (-u.log()).log()
-        state = torch.where(masked, score, state)
-        return torch.where(hidden(how.order, state, masked, rest), process.mask, z), state
+        score = torch.where(masked, score, state[:, 0])
+        return torch.where(hidden(how.order, score, masked, rest), process.mask, z), score[:, None]
+
+    def _first(self, masked: Tensor, noise: Noise) -> Tensor:
+        """What is carried from the first call on, float64 (B, 1 or 2, *shape): the key or score of each symbol,
+        infinite for what was known, and the number that it is drawn by, since none but those of `DRAWN` is drawn
+        twice."""
+        order, shape = self.solver.order, tuple(masked.shape[1:])
+        keys = torch.zeros(masked.shape, dtype=torch.float64, device=masked.device)
+        if order in ("first-hitting", "random"):
+            keys = noise.fold("time").normal(shape, masked.device).double()
+        keys = keys.where(masked, torch.inf)[:, None]
+        return (
+            keys if order in DRAWN else torch.cat([keys, noise.normal(shape, masked.device).double()[:, None]], dim=1)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The line as JSON."""

@@ -20,10 +20,11 @@ NAMING = {
     "schedule": "schedule", "target": "target", "times": "density", "weight": "weight", "net": "network",
     "loss": "loss", "optimizer": "optimizer", "process": "process",
 }  # fmt: skip
+NO_PROCESS = "none"  # of a model that has none
 _WORDS: dict[str, tuple[str, ...]] = {
     "weight": ("plain",), "loss": ("auto",), "variance": ("fixed", "learned"),
-    "pairs": ("name", "row"), "precision": ("auto", "float32", "bfloat16"), "parallel": ("auto", "ddp", "fsdp"),
-    "train_only": ("all", "conditions"),
+    "pairs": ("name", "row"), "process": (NO_PROCESS,), "precision": ("auto", "float32", "bfloat16"),
+    "parallel": ("auto", "ddp", "fsdp"), "train_only": ("all", "conditions"),
 }  # fmt: skip
 _RENAMED = {"model": "init"}  # settings in files of earlier versions
 _COMPILE = {"always": True, "auto": False, "never": False}  # values in files of earlier versions
@@ -125,7 +126,7 @@ class TrainConfig:
     process: str = "gaussian"
     """Corruption process: {process}. bridge, rectified-flow and interpolant lead from the condition input to the data;
     of numbers are also gaussian, blur, heat, coloured and subspace, all others of symbols, whole numbers from 0; text
-    is masked, a table a product of numbers and masked symbols."""
+    is masked, a table a product of numbers and masked symbols; none is what an autoregressive model has."""
     target: str = "velocity"
     """What the network predicts: {target}."""
     times: str = "logit-normal"

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from sfumato import columns, nets, noise, registry, serialization, trees
+from sfumato.autoregressive import Autoregressive
 from sfumato.conditions import MISSING, PREVIOUS, Conditions
+from sfumato.coupling_flow import CouplingFlow
 from sfumato.data import DataSpec, Source
 from sfumato.data.table_schema import TableSchema
 from sfumato.errors import SfumatoError, an
@@ -25,7 +27,7 @@ from sfumato.objectives.factor import check
 from sfumato.objectives.loss import CompletedLoss, Loss
 from sfumato.process import Discrete, Embedded, Gaussian, Masked, Product, Spectral, alphabet, heard, source_of
 from sfumato.schedule import schedule_of
-from sfumato.training.config import NAMING, TrainConfig, choices, renamed
+from sfumato.training.config import NAMING, NO_PROCESS, TrainConfig, choices, renamed
 from sfumato.training.fine_tuning import adapt, extend
 from sfumato.training.precision import compute_dtype
 
@@ -157,6 +159,12 @@ def as_loss(module: Any) -> Any:
 def suited(settings: TrainConfig, spec: DataSpec) -> TrainConfig:
     """The settings for these data: text is masked, unless another process is named, or the loss takes none; a table
     is a product of numbers and masked symbols. The levels of symbols reach further than those of numbers."""
+    if settings.process == NO_PROCESS:
+        if settings.init is None and registry.bare(settings.loss) not in ("autoregressive", "coupling-flow"):
+            raise SfumatoError(
+                "Only the losses autoregressive and coupling-flow train a model without a process: leave process out."
+            )
+        settings = settings.replace(process=TrainConfig().process)
     if spec.table is not None and settings.init is None:
         if settings.process not in (TrainConfig().process, "product"):
             raise SfumatoError(
@@ -227,8 +235,11 @@ def _require_gaps(model: Any, loss: Any, source: Source) -> None:
 
 
 def with_model(settings: TrainConfig, model: Any) -> TrainConfig:
-    """The settings with target, variance and schedule taken from the model, and that its symbols are masked."""
+    """The settings with target, variance and schedule taken from the model, and that its symbols are masked, or that it
+    has no process."""
     process = getattr(model, "process", None)
+    if isinstance(model, Autoregressive | CouplingFlow):
+        return settings.replace(process=NO_PROCESS)
     if isinstance(process, Masked) and settings.init is not None:
         return settings.replace(process="masked")
     if not isinstance(process, Gaussian):

@@ -105,7 +105,7 @@ def _require_noise(model: Model) -> None:
     if getattr(model, "two_times", False):
         raise SfumatoError("No plan is fitted to a flow map, whose steps are learned: sample it with steps=1, 2 or 4.")
     if not isinstance(getattr(model, "process", None), Embedded):
-        require_numbers(model, "The fit of a plan", "sample it in more steps")
+        require_numbers(model, "The fit of a plan", "sample it in as many steps as there is time for")
 
 
 def in_turn(model: Model, cond: Mapping[str, Any]) -> dict[str, Given]:
