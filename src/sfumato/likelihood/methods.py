@@ -20,6 +20,7 @@ from sfumato.likelihood.bound import count_bound, elbo, path_bound
 from sfumato.likelihood.flow import DEFAULT_STEPS, ode
 from sfumato.likelihood.importance import importance
 from sfumato.likelihood.measured import DEQUANTISATIONS, Measured, gather
+from sfumato.likelihood.of_maps import change_of_variables
 from sfumato.likelihood.rows import are_rows, row_log_prob
 from sfumato.machine import default_cpu, outside_inference
 from sfumato.model import Model, compute_dtype
@@ -31,7 +32,7 @@ from sfumato.sampling import refuse_arguments
 from sfumato.schedule import NODE_LIMIT
 from sfumato.state import State, first_leaf, map_state, rows_of, samples
 
-METHODS = ("ode", "elbo", "importance", "order")
+METHODS = ("ode", "elbo", "importance", "order", "map")
 _BATCH, _ROWS = 1 << 18, 4096  # most numbers and most samples in a batch
 _CELL = 1 << 17  # the stream of the dequantisation noise, under the role PROBE
 
@@ -62,8 +63,12 @@ def log_prob(
                 or K orders of masked symbols (`orders`)
     order       log p(x) = sum_i log p(x_i | x_1 .. x_{i-1}) of masked symbols revealed left to right, exact (`orders`)
 
+    map         log p(x) = log N(z; 0, sigma_1^2) - log|det dX/dz| of a flow map's samples, X(z) = x, at most 64 numbers
+                (1605.08803; `of_maps`)
+
     steps: of the ODE (an even number; half as many are also run for `solver_error`), noise levels per replicate of the
-    bound, or steps of each trajectory; 64 by default, of a table 16. probes: of the trace, or replicates of a bound.
+    bound, or steps of each trajectory; 64 by default, of a table 16; calls of a map, by default its own. probes: of the
+    trace, or replicates of a bound.
     The draws for a sample depend only on (seed, its number in `index`), 0, 1, .. by default, not on the batch.
     trace, for the ODE: exact | rademacher | gaussian | deflated (see `trace`), or auto: exact for models of `sf.exact`
     and up to 128 numbers per sample, else rademacher. particles: K of the importance-weighted bound.
@@ -81,7 +86,8 @@ def log_prob(
     if are_rows(model, x):
         return row_log_prob(model, x, steps, batch, method)
     method = _method(model.process, method)
-    steps, probes = whole("steps", DEFAULT_STEPS if steps is None else steps), whole("probes", probes)
+    usual = getattr(model, "default_steps", 1) if method == "map" else DEFAULT_STEPS
+    steps, probes = whole("steps", usual if steps is None else steps), whole("probes", probes)
     batch, spec = None if batch is None else whole("batch", batch), getattr(model, "spec", None)
     how = _dequantisation(model.process, spec, dequantisation, method)
     x, numbers = _clean(model, x, index, how, seed)
@@ -105,6 +111,7 @@ def _measure(process: Any, method: str, trace: str, cells: Cells | None, particl
         "ode": partial(spectral.ode if isinstance(process, Spectral) else ode, trace=trace),
         "elbo": partial(elbo, cells=cells),
         "importance": partial(importance, cells=cells, particles=particles),
+        "map": change_of_variables,
         "path": path_bound,
         "counts": count_bound,
         "order": orders.left_to_right,
@@ -173,7 +180,7 @@ def _dequantisation(process: Any, spec: Any, choice: str, method: str) -> str | 
         if choice != "auto":
             raise SfumatoError("Only discrete data (integer dtype) are dequantised: leave out dequantisation.")
         return None
-    density = method in ("ode", "path")  # of coefficients, whose cells are no products
+    density = method in ("ode", "path", "map")  # of coefficients, whose cells are no products
     if choice == "discretised" and density:
         raise SfumatoError("This method gives a density, not probabilities of cells: use dequantisation='uniform'.")
     return choice if choice != "auto" else "uniform" if density else "discretised"

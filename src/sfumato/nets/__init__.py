@@ -15,11 +15,13 @@ from .codebook import Codebook
 from .codes import GaussianCode, QuantisedCode, VectorQuantiser
 from .dit import DiT
 from .energy import Energy
+from .forward_mode import forward_mode
 from .mlp import MLP
 from .transformer import Transformer
 from .unet import UNet
 
 __all__ = [
     "MLP", "SIZES", "Autoencoder", "Bottleneck", "ClassifierNet", "Codebook", "DiT", "Energy", "GaussianCode",
-    "QuantisedCode", "Transformer", "UNet", "VectorQuantiser", "build", "from_config", "named",
+    "QuantisedCode", "Transformer", "UNet", "VectorQuantiser", "build", "forward_mode", "from_config",
+    "named",
 ]  # fmt: skip
