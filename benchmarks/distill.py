@@ -3,9 +3,9 @@
     python benchmarks/distill.py --seconds 60 --seeds 3 --other-seconds 30
 
 The default has several seeds, each other method one. The teacher is a network trained on a mixture of three
-anisotropic modes in the plane; students learn from its file alone. A figure is the root mean square distance to the teacher's own fine solution on the same noise, in deviations of
-the data (`sfumato.training.ladder`), and the sliced Wasserstein distance of the same samples. Results are in
-results/distill.json.
+anisotropic modes in the plane; students learn from its file alone. A figure is the root mean square distance to the
+teacher's own fine solution on the same noise, in deviations of the data (`sfumato.training.ladder`), and the sliced
+Wasserstein distance of the same samples. Results are in results/distill.json.
 """
 
 from __future__ import annotations

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import sfumato as sf
+from sfumato.diagnostics.checks.of_paths import rising
 from sfumato.distillation import loss_named
 from sfumato.flow_map import FlowMap
 from sfumato.folder import read
 from sfumato.objectives.loss import Batch, Loss
 from sfumato.training.console import Silent
-from sfumato.training.hooks import rising
 from sfumato.training.ladder import Rung, advice, ladder
 
 
@@ -65,6 +65,21 @@ def test_a_resumed_run_is_the_same_run(teacher: sf.Denoiser, tmp_path: object) -
     sf.save(sf.Denoiser(teacher.net, sf.Gaussian("cosine"), spec=teacher.spec), parts.path / "teacher.safetensors")
     with pytest.raises(sf.SfumatoError, match="no longer the teacher"):
         sf.resume(parts.path, steps=30, console=Silent())
+
+
+def test_a_student_by_law_resumes_with_its_player(teacher: sf.Denoiser, tmp_path: Path) -> None:
+    """It renews noise between calls, is trained by small steps, and its player's weights and moments are kept."""
+    words = {"method": "distribution-matching(turns=2)", "calls": (2, 1), "decay": 0.0, **SHORT}
+    whole = sf.distill(teacher, tmp_path / "whole", steps=8, **words)
+    sf.distill(teacher, tmp_path / "parts", steps=4, **words)
+    parts = sf.resume(tmp_path / "parts", steps=8, console=Silent())
+    ours, theirs = (dict(run.denoiser.net.state_dict()) for run in (whole, parts))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    student = sf.load(whole.path)
+    assert student.gamma == 1 and student.default_solver == "map(gamma=1)"
+    assert not torch.equal(sf.sample(student, 8, label="left"), sf.sample(student, 8, label="left", solver="map"))
+    settings = (whole.path / "config.yaml").read_text()
+    assert "optimizer: adamw" in settings and "lr: 0.001" in settings
 
 
 SCRIPT = """

@@ -17,9 +17,10 @@ from sfumato.data import Source
 from sfumato.data.labels import read_labels
 from sfumato.diagnostics import summary
 from sfumato.diagnostics.checks import Evidence, Report, Weights, examine
-from sfumato.diagnostics.checks.evidence import TRAINED, answers, draw, information, not_finite, parameters
+from sfumato.diagnostics.checks.evidence import TRAINED, answers, draw, information, not_finite, parameters, paths
 from sfumato.diagnostics.samples import fits
 from sfumato.errors import SfumatoError, an
+from sfumato.flow_map import FlowMap
 from sfumato.machine import default_cpu
 from sfumato.noise import seeded
 from sfumato.process import Gaussian, Paired
@@ -91,7 +92,7 @@ def _open(obj: Any, given: Any, size: int | None) -> Source:
 
 
 def _of_denoiser(model: Any, average: Any, initial: Any, log: Any, steps: int) -> _Patient:
-    if isinstance(model, Wrapped):
+    if isinstance(model, Wrapped) and not isinstance(model, FlowMap):
         raise SfumatoError(
             f"The doctor examines a network's outputs, which {an(type(model).__name__)} changes: pass the denoiser "
             "inside it, model.inner."
@@ -196,6 +197,7 @@ def _examined(patient: _Patient, source: Source | None, seed: int) -> Report:
                 known,
                 answers=answers(patient.raw, source, rows, patient.made.get("times"), seed, held=len(held) > 0),
                 information=information(patient.raw, source, rows, seed),
+                paths=paths(patient.raw, source, rows, seed),
             )
             notes += (note,) if note else ()
         absent |= unseen

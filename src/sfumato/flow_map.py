@@ -122,6 +122,12 @@ class FlowMap(Wrapped):
         y = broadcast(slope, z) * belief.F + broadcast(torch.tan(d / 2), z) * unit(process, z, t)
         return Estimate(z, t, process.schedule, y=y, sigma_data=process.sigma_data, named="F")
 
+    def predict(self, z: Tensor, t: Time, /, **cond: Any) -> Tensor:
+        """The network's prediction of its target at s = t, like z."""
+        end = heard(angle(self.process, as_time(t)), len(z), z.device)
+        found: Tensor = self.inner.predict(z, t, **{UNTIL: end}, **cond)
+        return found
+
     def mean(self, z: Tensor, t: Time, s: Time, **cond: Any) -> Tensor:
         """F(z, t, s), the mean of F over the path from t to s, like z."""
         end = heard(_end(self.process, as_time(s)), len(z), z.device)

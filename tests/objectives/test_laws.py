@@ -14,6 +14,7 @@ from sfumato.flow_map import FlowMap, angle
 from sfumato.objectives.flow_maps import Path
 from sfumato.objectives.laws import DistributionMatching, LawLoss, MomentMatching, ScoreIdentity
 from sfumato.registry import names
+from sfumato.training import State, TrainConfig, fit
 
 KINDS = (DistributionMatching, MomentMatching, ScoreIdentity)
 
@@ -129,3 +130,26 @@ def test_names_and_mistakes() -> None:
     with pytest.raises(sf.SfumatoError, match="alpha"):
         ScoreIdentity(alpha=3.0)
     assert "score-identity(alpha=1.2, teacher=None" in loss_named("score-identity(alpha=1.2)", "None", (1,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind, calls", [(DistributionMatching, 1), (MomentMatching, 2), (ScoreIdentity, 1)])
+def test_students_by_law_sample_the_mixture(kind: type[LawLoss], calls: int) -> None:
+    """From a network of zeros, whose samples are normal, in 160 steps at most three quarters of the distance are left."""
+    torch.manual_seed(0)
+    process = sf.Gaussian("flow", target="F")
+    student = FlowMap.student(sf.Denoiser(sf.nets.MLP(2, 64, 2), process), (calls,), 1.0)
+    before = off(sf.sample(student, 4000, seed=3))
+    config = TrainConfig(steps=160, batch=128, lr=1e-3, optimizer="adamw", precision="float32", snapshots=0)
+    state = State(student, config, kind(LAW.denoiser(process), turns=4, calls=(calls,)))
+    for _ in fit(student, LAW.sample(4096, 0).float(), config, state=state):
+        pass
+    assert off(sf.sample(state.best, 4000, seed=3)) < 0.75 * before
+
+
+def off(x: torch.Tensor) -> float:
+    """The sliced 2-Wasserstein distance of samples in the plane to as many of the law."""
+    direction = torch.arange(32, dtype=torch.float64) * math.pi / 32
+    lines = torch.stack((direction.cos(), direction.sin()))
+    a, b = ((v.double() @ lines).sort(0)[0] for v in (x, LAW.sample(len(x), 9)))
+    return float((a - b).square().mean().sqrt())

@@ -16,7 +16,7 @@ import abc
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, final
+from typing import Any, ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -158,8 +158,10 @@ class MapLoss(Loss, abc.ABC):
     is a step of one of them. Held-out losses are mean square distances to the teacher's samples on the same noise, in
     units of sigma_data^2.
     free: the share of paths that are not such steps; walked: the numbers of calls of held-out samples; gamma: the noise
-    that the student renews between calls.
+    that the student renews between calls. settings: those of a run in which `sf.distill` differs from `sf.train`.
     """
+
+    settings: ClassVar[dict[str, Any]] = {}
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -42,8 +42,10 @@ class LawLoss(MapLoss):
 
     Its student renews all noise between calls (`FlowMap.gamma` = 1), since only its ends are trained. fake: the
     denoiser of the student's samples, whose network hears, where a map's hears the end of a path, its start. turns: its
-    steps for each of the student's, since it has to follow the samples; both need small steps (AdamW at 1e-3).
+    steps for each of the student's, since it has to follow the samples; both need small steps.
     """
+
+    settings: ClassVar[dict[str, Any]] = {"optimizer": "adamw", "lr": 1e-3}
 
     def __init__(
         self, teacher: Teacher | None = None, turns: int = 5, calls: tuple[int, ...] = (1,), seed: int = 0
@@ -127,6 +129,7 @@ class DistributionMatching(LawLoss):
 class MomentMatching(LawLoss):
     """|d|^2 / (2 D) at z_m ~ q(z_m | z_t, x), m below t, with the gradient d in x: E[x | z_m] of both laws agree.
 
+    From pure noise q(z_m | z_t, x) has no z_t in it, and this is distribution matching: it differs for several calls.
     Source: 2406.04103, Eq. 5 and Alg. 2, without the pull of the player towards the teacher.
     """
 
