@@ -135,7 +135,7 @@ def test_names_and_mistakes() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind, calls", [(DistributionMatching, 1), (MomentMatching, 2), (ScoreIdentity, 1)])
 def test_students_by_law_sample_the_mixture(kind: type[LawLoss], calls: int) -> None:
-    """From a network of zeros, whose samples are normal, in 160 steps at most three quarters of the distance are left."""
+    """From a network of zeros, whose samples are normal, in 160 steps at most three quarters of the way are left."""
     torch.manual_seed(0)
     process = sf.Gaussian("flow", target="F")
     student = FlowMap.student(sf.Denoiser(sf.nets.MLP(2, 64, 2), process), (calls,), 1.0)
