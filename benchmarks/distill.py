@@ -33,7 +33,8 @@ LAW = sf.exact.GaussianMixture(
 )
 METHODS = (
     AUTO, "semigroup", "shortcut", "direct-distillation", "progressive-distillation", "lagrangian", "mean-flow",
-    "improved-mean-flow", "consistency-distillation", "consistency-training",
+    "improved-mean-flow", "consistency-distillation", "consistency-training", "distribution-matching",
+    "moment-matching", "score-identity",
 )  # fmt: skip
 MEASURED_CALLS = (1, 2, 3, 4, 6, 8)
 NET = "MLP(width=128, depth=3)"

@@ -66,7 +66,7 @@ def log_prob(
     map         log p(x) = log N(z; 0, sigma_1^2) - log|det dX/dz|, X(z) = x, of a flow map (1605.08803; `of_maps`)
 
     steps: of the ODE (an even number; half as many are also run for `solver_error`), noise levels per replicate of the
-    bound, steps of each trajectory, calls of a map; 64 by default, a table 16, a map its own. probes: of trace or bound.
+    bound, steps of a trajectory, calls of a map; 64 by default, a table 16, a map its own. probes: of trace or bound.
     The draws for a sample depend only on (seed, its number in `index`), 0, 1, .. by default, not on the batch.
     trace, for the ODE: exact | rademacher | gaussian | deflated (see `trace`), or auto: exact for models of `sf.exact`
     and up to 128 numbers per sample, else rademacher. particles: K of the importance-weighted bound.
