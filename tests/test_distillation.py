@@ -110,7 +110,7 @@ def test_two_processes_make_the_student_of_one(teacher: sf.Denoiser, tmp_path: P
 
 @pytest.mark.slow
 def test_the_default_comes_near_to_its_teacher(tmp_path: Path) -> None:
-    """Three modes in the plane, from the file alone: bars above what 285 steps once reached by a fifth to two thirds."""
+    """Three modes in the plane, from the file: bars above what 285 steps once reached by a fifth to two thirds."""
     words = {"sample_every": 0, "snapshots": 0, "batch": 256, "console": Silent()}
     x = LAW.sample(8192, 0).float()
     file = sf.train(x, tmp_path / "teacher", net="MLP(width=128, depth=3)", steps=600, **words).path

@@ -53,7 +53,7 @@ LIMITS = {
     "likelihood_weighting": 1e-10,
     "log_ratio": 0.15,
     "masked": 1.0,
-    "mean_flow": 0.4,
+    "mean_flow": 1e-3,
     "metrics": 0.1,
     "monotone_weight": 1e-10,
     "ncsn": 0.07,

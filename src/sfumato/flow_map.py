@@ -125,7 +125,8 @@ class FlowMap(Wrapped):
     def predict(self, z: Tensor, t: Time, /, **cond: Any) -> Tensor:
         """The network's prediction of its target at s = t, like z."""
         end = heard(angle(self.process, as_time(t)), len(z), z.device)
-        found: Tensor = self.inner.predict(z, t, **{UNTIL: end}, **cond)
+        inner: Any = self.inner
+        found: Tensor = inner.predict(z, t, **{UNTIL: end}, **cond)
         return found
 
     def mean(self, z: Tensor, t: Time, s: Time, **cond: Any) -> Tensor:

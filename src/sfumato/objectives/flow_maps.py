@@ -44,7 +44,7 @@ class Path(NamedTuple):
     """Noised samples of a batch and the ends of their paths.
 
     z (B, ...) at time t, made of x and eps; theta, end: the angles of t and s, and cut, a random number in (0, 1) for
-    each path, float64 (B,); index: the samples' numbers, int64 (B,), where a loss draws more of its own.
+    each path, float64 (B,); number: those of the samples, int64 (B,), where a loss draws more of its own.
     """
 
     z: Tensor
@@ -55,13 +55,13 @@ class Path(NamedTuple):
     end: Tensor
     cut: Tensor
     cond: Conditions
-    index: Tensor | None = None
+    number: Tensor | None = None
 
     def rows(self, rows: Tensor) -> Path:
         """Some of the samples."""
         z, x, eps, t, theta, end, cut = (part[rows] for part in self[:7])
-        index = None if self.index is None else self.index[rows]
-        return Path(z, x, eps, t, theta, end, cut, self.cond.rows(rows), index)
+        number = None if self.number is None else self.number[rows]
+        return Path(z, x, eps, t, theta, end, cut, self.cond.rows(rows), number)
 
 
 def rate(model: Model, z: Tensor, t: Time, **cond: Any) -> Tensor:
@@ -134,7 +134,8 @@ def derivative(model: Any, theta: Tensor, at: Callable[[Tensor], Tensor], by: st
 def _product(process: Any, t: Tensor, at: Callable[[Tensor], Tensor]) -> Tensor:
     """(d at / dt) / (d theta / dt) by forward differentiation, without a derivative of the schedule's inverse."""
     with nets.forward_mode():
-        _, (change, turn) = torch.func.jvp(lambda t: (at(t), angle(process, t)), (t,), (torch.ones_like(t),))
+        both: Any = torch.func.jvp(lambda t: (at(t), angle(process, t)), (t,), (torch.ones_like(t),))
+    change, turn = both[1]
     found: Tensor = change / broadcast(turn, change)
     return found
 

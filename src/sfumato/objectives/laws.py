@@ -93,8 +93,9 @@ class LawLoss(MapLoss):
 
     def draws(self, path: Path, x: Tensor, stream: int) -> tuple[Tensor, Tensor]:
         """(normal numbers like x, numbers from _LEAST to _MOST, (B,)), which depend on the samples' numbers alone."""
-        u = noise.uniform(self.seed, path.index, (), noise.PROBE, stream, dtype=torch.float64)
-        n = numbers_like(Noise(self.seed, path.index, noise.PROBE).at(stream + 1), x)
+        assert path.number is not None
+        u = noise.uniform(self.seed, path.number, (), noise.PROBE, stream, dtype=torch.float64)
+        n = numbers_like(Noise(self.seed, path.number, noise.PROBE).at(stream + 1), x)
         return n, _LEAST + (_MOST - _LEAST) * u
 
     def imitated(self, model: FlowMap, path: Path, z: Tensor, m: Tensor) -> Estimate:
