@@ -21,8 +21,8 @@ def forward_mode() -> Iterator[None]:
 
 
 def differentiating_forward() -> bool:
-    """Whether the call is inside `forward_mode`."""
-    return _on.get()
+    """Whether the call is inside `forward_mode`; compiled code, which cannot be differentiated forward, never is."""
+    return not torch.compiler.is_compiling() and _on.get()
 
 
 class GroupNorm(nn.GroupNorm):
