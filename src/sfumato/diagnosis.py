@@ -191,25 +191,28 @@ def _examined(patient: _Patient, source: Source | None, seed: int) -> Report:
         known = dataclasses.replace(known, sample=draw(patient.raw, source, train, seed))
         absent = _unasked(patient)
         unseen = {} if known.sample is not None else {"sample": "since hardly any sample is whole"}
+        rows = held if len(held) else train
         if not absent:
-            rows = held if len(held) else train
             known = dataclasses.replace(
                 known,
                 answers=answers(patient.raw, source, rows, patient.made.get("times"), seed, held=len(held) > 0),
                 information=information(patient.raw, source, rows, seed),
-                paths=paths(patient.raw, source, rows, seed),
             )
             notes += (note,) if note else ()
+        if not _untrained(patient):
+            known = dataclasses.replace(known, paths=paths(patient.raw, source, rows, seed))
         absent |= unseen
     return examine(dataclasses.replace(known, absent={**known.absent, **absent}), patient.name, notes)
 
 
 def _unasked(patient: _Patient) -> dict[str, str]:
     """Why the network's outputs are not examined; empty if they are."""
-    model, steps = patient.raw, patient.made.get("steps")
+    model = patient.raw
     process = getattr(model, "process", None)
-    if steps is not None and steps < TRAINED:
-        return {"answers": f"since the network has hardly learned in {steps} steps"}
+    if _untrained(patient):
+        return {"answers": f"since the network has hardly learned in {patient.made['steps']} steps"}
+    if getattr(model, "gamma", 0):
+        return {"answers": "since a flow map that renews noise between its calls need not be a denoiser"}
     if process is None:
         return {"answers": f"since {an(type(model).__name__)} has no noise levels"}
     if isinstance(process, Paired):
@@ -217,6 +220,12 @@ def _unasked(patient: _Patient) -> dict[str, str]:
     if not isinstance(process, Gaussian):
         return {"answers": f"since they need real numbers, and {type(process).__name__} has other states"}
     return {}
+
+
+def _untrained(patient: _Patient) -> bool:
+    """Whether a network has hardly learned."""
+    steps = patient.made.get("steps")
+    return steps is not None and steps < TRAINED
 
 
 def _sides(source: Source, made: Mapping[str, Any]) -> tuple[Tensor, Tensor, str]:
