@@ -1,11 +1,11 @@
 """Every method of distillation at equal CPU time, beside the teacher's default solver and its tuned plans.
 
-    python benchmarks/distill.py --seconds 60 --seeds 5
+    python benchmarks/distill.py --seconds 60 --seeds 3 --other-seconds 30
 
-The teacher is a network trained on a mixture of three anisotropic modes in the plane; students learn from its file
-alone. A figure is the root mean square distance to the teacher's own fine solution on the same noise, in deviations of
-the data (`sfumato.training.ladder`), and the sliced Wasserstein distance of the same samples. Results are in
-results/distill.json.
+The default has several seeds, each other method one. The teacher is a network trained on a mixture of three
+anisotropic modes in the plane; students learn from its file alone. A figure is the root mean square distance to the
+teacher's own fine solution on the same noise, in deviations of the data (`sfumato.training.ladder`), and the sliced
+Wasserstein distance of the same samples. Results are in results/distill.json.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 import sfumato as sf
+from sfumato.distillation import AUTO
 from sfumato.training.console import Silent
 from sfumato.training.hooks import Between
 from sfumato.training.ladder import CALLS, FINE, ladder
@@ -31,9 +32,11 @@ LAW = sf.exact.GaussianMixture(
     [[[0.1, 0.05], [0.05, 0.1]], [[0.2, -0.05], [-0.05, 0.05]], [[0.05, 0.0], [0.0, 0.15]]],
 )
 METHODS = (
-    "trajectory-consistency", "semigroup", "shortcut", "direct-distillation", "lagrangian", "improved-mean-flow",
-    "consistency-distillation",
+    AUTO, "semigroup", "shortcut", "direct-distillation", "progressive-distillation", "lagrangian", "mean-flow",
+    "improved-mean-flow", "consistency-distillation", "consistency-training", "distribution-matching",
+    "moment-matching", "score-identity",
 )  # fmt: skip
+MEASURED_CALLS = (1, 2, 3, 4, 6, 8)
 NET = "MLP(width=128, depth=3)"
 FIRST, MEASURED = 10, 40  # steps that are not counted, and all steps, of the run that measures the cost of a step
 SAMPLES = 2000  # of a Wasserstein distance
@@ -65,25 +68,27 @@ def measured(student: Any, teacher: Any) -> dict[str, dict[str, float]]:
     """calls -> {"student", "default", names of plans: rms; "w2": of the student}."""
     scale = float(sf.sample(teacher, SAMPLES, FINE, "heun", 2).double().std())
     fine = sf.sample(teacher, SAMPLES, FINE, "heun", 2).double() / scale
-    found: dict[str, dict[str, float]] = {str(calls): {} for calls in CALLS}
-    for rung in ladder(student, teacher, CALLS):
+    found: dict[str, dict[str, float]] = {str(calls): {} for calls in MEASURED_CALLS}
+    for rung in ladder(student, teacher, MEASURED_CALLS):
         found[str(rung.calls)][rung.how] = rung.rms
-    for calls in CALLS:
+    for calls in MEASURED_CALLS:
         found[str(calls)]["w2"] = sliced(sf.sample(student, SAMPLES, calls, seed=2).double() / scale, fine)
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60.0, help="CPU seconds of each student")
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=60.0, help="CPU seconds of a student by the default method")
+    parser.add_argument("--seeds", type=int, default=3, help="students by the default method")
+    parser.add_argument("--other-seconds", type=float, default=30.0, help="CPU seconds of one by another method")
     parser.add_argument("--teacher-steps", type=int, default=2000)
     parser.add_argument("--methods", nargs="*", default=METHODS)
-    parser.add_argument("--tuned", type=int, nargs="*", default=[2, 4], help="calls of the teacher's tuned plans")
+    parser.add_argument("--tuned", type=int, nargs="*", default=[2, 3, 4, 6], help="calls of the teacher's tuned plans")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "distill.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    settings = {name: value for name, value in vars(args).items() if name != "out"}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         run = sf.train(
@@ -95,13 +100,14 @@ def main() -> None:
             sf.serialization.store_plan(file, sf.tune(run.denoiser, calls))
         teacher = sf.load(file)
         for method in args.methods:
-            steps = affordable(file, place / f"{method}-cost", method, args.seconds)
-            for seed in range(args.seeds):
+            seconds, seeds = (args.seconds, args.seeds) if method == AUTO else (args.other_seconds, 1)
+            steps = affordable(file, place / f"{method}-cost", method, seconds)
+            for seed in range(seeds):
                 student = distilled(file, place / f"{method}-{seed}", method, seed, steps).denoiser
-                rows.append({"method": method, "seed": seed, "steps": steps, "calls": measured(student, teacher)})
+                row = {"method": method, "seed": seed, "cpu_seconds": seconds, "steps": steps}
+                rows.append({**row, "calls": measured(student, teacher)})
                 print(json.dumps(rows[-1]), flush=True)
-    settings = {name: value for name, value in vars(args).items() if name != "out"}
-    args.out.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+                args.out.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

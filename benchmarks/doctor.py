@@ -30,9 +30,9 @@ INTRODUCTION = """# Faults that sfumato names
 
 `sfumato doctor RUN` (a run folder: finished, stopped or under way), `sfumato doctor MODEL.safetensors --data DATA`, and
 `sf.doctor(denoiser, data)` in a loop of one's own say what is wrong, each fault by a code; exit status 1 where there is
-an error. A run looks for them by itself: at its data and at the length of a step before the first one, at its log at
-each validation, at its network's answers twice (for less than a hundredth of its work); it says each code once, and
-keeps it in `health.json`.
+an error. A run looks for them by itself: at its data, at what the network can hear and at the length of a step before
+the first one, at its log at each validation, at its network's answers twice (for less than a hundredth of its work), at
+what its conditions say at the end; it says each code once, and keeps it in `health.json`.
 
 What a fault explains is not reported again as another: a run whose data are in other units has no doubtful labels.
 

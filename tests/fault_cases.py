@@ -18,6 +18,7 @@ import torch
 
 import sfumato as sf
 from sfumato.diagnostics.checks import Report
+from sfumato.objectives.flow_maps import moved
 from sfumato.objectives.losses import Plain
 from sfumato.training import State, TrainConfig, fit
 from sfumato.training.console import Silent
@@ -346,6 +347,42 @@ def other_data(folder: Path) -> Report:
     return sf.doctor(run / "model.safetensors", data=np.ascontiguousarray(x.swapaxes(2, 3)))
 
 
+def regressed_on_samples(folder: Path) -> Report:
+    """The end of a map's path is regressed on the sample behind the state."""
+    x, denoiser = own_denoiser("F")
+    student = sf.FlowMap.student(denoiser)
+
+    def losses(model: Any, batch: Any) -> torch.Tensor:
+        t, end = 0.02 + 0.98 * batch.u, torch.zeros_like(batch.u)
+        z = model.process.corrupt(batch.x, t, sf.Noise(0, batch.index, sf.noise.TRAIN_NOISE))
+        return (moved(model.process, z, t, end, model.mean(z, t, end)) - batch.x).square().mean(1)
+
+    own_loop(student, x, losses)
+    return sf.doctor(student, x)
+
+
+def never_moved(folder: Path) -> Report:
+    """A map that was trained at s = t alone, as a denoiser is."""
+    x, denoiser = own_denoiser("F")
+    own_loop(denoiser, x)
+    return sf.doctor(sf.save(sf.FlowMap.student(denoiser), folder / "model.safetensors"), data=x)
+
+
+def driven_away(folder: Path) -> Report:
+    """A student's loss has the wrong sign, so that its targets drift with it."""
+    x, _ = moons()
+
+    def begin(session: Any) -> None:
+        own = session.state.loss.losses
+        session.state.loss.losses = lambda model, batch: 1 / (1 + own(model, batch))
+
+    quick = {name: value for name, value in QUICK.items() if name != "net"}
+    teacher = train(folder / "teacher", x, steps=120)
+    with contextlib.suppress(sf.SfumatoError):
+        sf.distill(teacher, folder / "run", samples=256, console=Silent(), on_start=begin, **quick)
+    return sf.doctor(folder / "run")
+
+
 def infinite_loss(folder: Path) -> Report:
     """A loop of one's own goes on after a loss that was infinite."""
     x, denoiser = own_denoiser()
@@ -386,6 +423,8 @@ FAULTS = {
         Fault(deaf_to_noise, "level-dead"), Fault(clamped, "clipped"), Fault(two_units, "mixed-units", False),
         Fault(still_column, "constant", False), Fault(spoiled_rows, "not-finite"),
         Fault(other_data, "worse-than-guess", False), Fault(infinite_loss, "weights-not-finite"),
+        Fault(regressed_on_samples, "map-collapsed"), Fault(never_moved, "until-dead"),
+        Fault(driven_away, "distance-rising"),
     )
 }  # fmt: skip
 

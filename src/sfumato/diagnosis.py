@@ -17,9 +17,10 @@ from sfumato.data import Source
 from sfumato.data.labels import read_labels
 from sfumato.diagnostics import summary
 from sfumato.diagnostics.checks import Evidence, Report, Weights, examine
-from sfumato.diagnostics.checks.evidence import TRAINED, answers, draw, information, not_finite, parameters
+from sfumato.diagnostics.checks.evidence import TRAINED, answers, draw, information, not_finite, parameters, paths
 from sfumato.diagnostics.samples import fits
 from sfumato.errors import SfumatoError, an
+from sfumato.flow_map import FlowMap
 from sfumato.machine import default_cpu
 from sfumato.noise import seeded
 from sfumato.process import Gaussian, Paired
@@ -91,7 +92,7 @@ def _open(obj: Any, given: Any, size: int | None) -> Source:
 
 
 def _of_denoiser(model: Any, average: Any, initial: Any, log: Any, steps: int) -> _Patient:
-    if isinstance(model, Wrapped):
+    if isinstance(model, Wrapped) and not isinstance(model, FlowMap):
         raise SfumatoError(
             f"The doctor examines a network's outputs, which {an(type(model).__name__)} changes: pass the denoiser "
             "inside it, model.inner."
@@ -195,24 +196,28 @@ def _examined(patient: _Patient, source: Source | None, seed: int) -> Report:
         known = dataclasses.replace(known, sample=draw(patient.raw, source, train, seed))
         absent = _unasked(patient)
         unseen = {} if known.sample is not None else {"sample": "since hardly any sample is whole"}
+        rows = held if len(held) else train
         if not absent:
-            rows = held if len(held) else train
             known = dataclasses.replace(
                 known,
                 answers=answers(patient.raw, source, rows, patient.made.get("times"), seed, held=len(held) > 0),
                 information=information(patient.raw, source, rows, seed),
             )
             notes += (note,) if note else ()
+        if not _untrained(patient):
+            known = dataclasses.replace(known, paths=paths(patient.raw, source, rows, seed))
         absent |= unseen
     return examine(dataclasses.replace(known, absent={**known.absent, **absent}), patient.name, notes)
 
 
 def _unasked(patient: _Patient) -> dict[str, str]:
     """Why the network's outputs are not examined; empty if they are."""
-    model, steps = patient.raw, patient.made.get("steps")
+    model = patient.raw
     process = getattr(model, "process", None)
-    if steps is not None and steps < TRAINED:
-        return {"answers": f"since the network has hardly learned in {steps} steps"}
+    if _untrained(patient):
+        return {"answers": f"since the network has hardly learned in {patient.made['steps']} steps"}
+    if getattr(model, "gamma", 0):
+        return {"answers": "since a flow map that renews noise between its calls need not be a denoiser"}
     if process is None:
         return {"answers": f"since {an(type(model).__name__)} has no noise levels"}
     if isinstance(process, Paired):
@@ -220,6 +225,12 @@ def _unasked(patient: _Patient) -> dict[str, str]:
     if not isinstance(process, Gaussian):
         return {"answers": f"since they need real numbers, and {type(process).__name__} has other states"}
     return {}
+
+
+def _untrained(patient: _Patient) -> bool:
+    """Whether a network has hardly learned."""
+    steps = patient.made.get("steps")
+    return steps is not None and steps < TRAINED
 
 
 def _sides(source: Source, made: Mapping[str, Any]) -> tuple[Tensor, Tensor, str]:

@@ -97,12 +97,13 @@ def in_words(
     words += "" if guidance is None else f", guidance={guidance!r}"
     words += ")" if interval is None else f", interval={tuple(interval)!r})"
     loss = loss_named(method, words, calls)
+    own = _kind(Named("loss")[loss.partition("(")[0]]).settings
     if data is None:
         model = serialization.load_sampler(file, device=world.device)
         model = model if guidance is None else Guided(model, guidance, interval)
         data = path / SAMPLES
         _draw(model, whole("samples", samples, least=2), settings.get("seed", 0), data, world)
-    return {"guidance": 1.0, **settings, "init": str(file), "loss": loss}, data
+    return {"guidance": 1.0, **own, **settings, "init": str(file), "loss": loss}, data
 
 
 def loss_named(method: str, teacher: str, calls: Sequence[int]) -> str:
@@ -117,8 +118,13 @@ def loss_named(method: str, teacher: str, calls: Sequence[int]) -> str:
     return word
 
 
-def _is_map(kind: Any) -> bool:
-    return isinstance(getattr(kind, "func", kind), type) and issubclass(getattr(kind, "func", kind), MapLoss)
+def _kind(loss: Any) -> Any:
+    """The class of a registered loss."""
+    return getattr(loss, "func", loss)
+
+
+def _is_map(loss: Any) -> bool:
+    return isinstance(_kind(loss), type) and issubclass(_kind(loss), MapLoss)
 
 
 def drawn(teacher: Any, count: int, seed: int, world: World = ALONE) -> tuple[Any, list[str] | None]:

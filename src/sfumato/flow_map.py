@@ -43,6 +43,11 @@ def time(process: Additive, theta: Tensor) -> Tensor:
     return torch.where(theta <= 0, 0.0, process.schedule.time(logsnr))
 
 
+def heard(end: Tensor, count: int, device: torch.device) -> Tensor:
+    """What a network hears of the angle at which a path ends, float32 (count,)."""
+    return (_HEARD * end).to(device, torch.float32).expand(count)
+
+
 def unit(process: Additive, z: Tensor, t: Time) -> Tensor:
     """w = z / S, whose motion along the ODE is dw/dtheta = -F."""
     alpha, sigma = process.schedule(t)
@@ -56,13 +61,13 @@ class FlowMap(Wrapped):
 
     inner: a Gaussian `Denoiser` of any target, whose network takes a scalar condition `until`, as
     `FlowMap.student(teacher)` builds it. calls: the numbers of calls that it was trained for; the first is the default
-    of `sf.sample`. Samples are drawn by the solver "map"; every other solver uses the model as a denoiser.
+    of `sf.sample`. gamma: the share of the noise that it is meant to renew between calls. Samples are drawn by the
+    solver "map"; every other solver uses the model as a denoiser.
     """
 
     two_times = True
-    default_solver = "map"
 
-    def __init__(self, inner: Denoiser, calls: tuple[int, ...] = (1, 2, 4)) -> None:
+    def __init__(self, inner: Denoiser, calls: tuple[int, ...] = (1, 2, 4), gamma: float = 0.0) -> None:
         super().__init__(inner)
         process = getattr(inner, "process", None)
         if not isinstance(process, Gaussian):
@@ -70,6 +75,13 @@ class FlowMap(Wrapped):
         self.calls = tuple(int(count) for count in calls)
         if not self.calls or min(self.calls) < 1:
             raise SfumatoError(f"calls are numbers of calls, at least 1, not {calls!r:.60}.")
+        self.gamma = float(gamma)
+        if not 0 <= self.gamma <= 1:
+            raise SfumatoError(f"gamma is the share of renewed noise, from 0 to 1, not {gamma!r:.60}.")
+
+    @property
+    def default_solver(self) -> str:
+        return f"map(gamma={self.gamma:g})" if self.gamma else "map"
 
     @property
     def default_steps(self) -> int:
@@ -86,7 +98,7 @@ class FlowMap(Wrapped):
         inner.spec = spec
 
     @classmethod
-    def student(cls, teacher: Any, calls: tuple[int, ...] = (1, 2, 4)) -> FlowMap:
+    def student(cls, teacher: Any, calls: tuple[int, ...] = (1, 2, 4), gamma: float = 0.0) -> FlowMap:
         """A map that starts at the teacher: its network with the second time added, of which the output is zero.
 
         Each call is then one Euler step of the teacher in theta. Of a guided or wrapped teacher it is the denoiser
@@ -96,14 +108,13 @@ class FlowMap(Wrapped):
         inner = copy.copy(first)
         inner._modules = {**first._modules, "net": hearing(first.net)}
         inner.plans = {}
-        return cls(inner, calls)
+        return cls(inner, calls, gamma)
 
     def __call__(self, z: Tensor, t: Time, /, until: Time | None = None, **cond: Any) -> Estimate:
         process, t = self.process, as_time(t)
         s = t if until is None else as_time(until)
         theta, end = angle(process, t), _end(process, s)
-        heard = (_HEARD * end).to(z.device, torch.float32).expand(len(z))
-        belief: Estimate = self.inner(z, t, **{UNTIL: heard}, **cond)
+        belief: Estimate = self.inner(z, t, **{UNTIL: heard(end, len(z), z.device)}, **cond)
         if until is None:
             return belief
         d = theta - end
@@ -111,10 +122,17 @@ class FlowMap(Wrapped):
         y = broadcast(slope, z) * belief.F + broadcast(torch.tan(d / 2), z) * unit(process, z, t)
         return Estimate(z, t, process.schedule, y=y, sigma_data=process.sigma_data, named="F")
 
+    def predict(self, z: Tensor, t: Time, /, **cond: Any) -> Tensor:
+        """The network's prediction of its target at s = t, like z."""
+        end = heard(angle(self.process, as_time(t)), len(z), z.device)
+        inner: Any = self.inner
+        found: Tensor = inner.predict(z, t, **{UNTIL: end}, **cond)
+        return found
+
     def mean(self, z: Tensor, t: Time, s: Time, **cond: Any) -> Tensor:
         """F(z, t, s), the mean of F over the path from t to s, like z."""
-        heard = (_HEARD * _end(self.process, as_time(s))).to(z.device, torch.float32).expand(len(z))
-        found: Tensor = self.inner(z, t, **{UNTIL: heard}, **cond).F
+        end = heard(_end(self.process, as_time(s)), len(z), z.device)
+        found: Tensor = self.inner(z, t, **{UNTIL: end}, **cond).F
         return found
 
 

@@ -215,6 +215,7 @@ def test_every_loss_by_name_leaves_a_file_that_loads(tmp_path):
         *("direct-distillation", "progressive-distillation", "lagrangian", "mean-flow", "improved-mean-flow"),
         *("spectral", "coupled", "consistent-diffusion", "fp-diffusion", "maximum-likelihood"),
         "coupling-flow",
+        *("distribution-matching", "moment-matching", "score-identity"),
         *("reward-weighted", "fpo", "advantage-weighted", "nft", "ddpo", "direct", "dpo", "ipo", "kto"),
     }  # have tests of their own
     processes = dict.fromkeys(("nonequilibrium", "d3pm", "score-entropy", "sundae"), "uniform")

@@ -143,10 +143,10 @@ LIKELIHOOD = Command(
         flag("--conditional", bool, "Condition each sample on its own class and other conditions."),
         *READING,
         flag(
-            "--method", ("auto", "ode", "elbo", "importance", "order"),
+            "--method", ("auto", "ode", "elbo", "importance", "order", "map"),
             "ode: the probability flow. elbo: the bound by noise level. importance: the bound from many trajectories, "
-            "or orders of masks. order: exact, of masked symbols from left to right. auto: ode, or the bound for "
-            "symbols.",
+            "or orders of masks. order: exact, of masked symbols from left to right. map: what a flow map samples, up "
+            "to 64 numbers. auto: ode, or the bound for symbols.",
             "auto",
         ),
         flag(

@@ -21,6 +21,7 @@ from sfumato.likelihood.bound import count_bound, elbo, path_bound
 from sfumato.likelihood.flow import DEFAULT_STEPS, ode
 from sfumato.likelihood.importance import importance
 from sfumato.likelihood.measured import DEQUANTISATIONS, Measured, gather
+from sfumato.likelihood.of_maps import change_of_variables
 from sfumato.likelihood.rows import are_rows, row_log_prob
 from sfumato.machine import default_cpu, outside_inference
 from sfumato.model import Model, compute_dtype
@@ -32,7 +33,7 @@ from sfumato.sampling import refuse_arguments
 from sfumato.schedule import NODE_LIMIT
 from sfumato.state import State, first_leaf, map_state, rows_of, samples
 
-METHODS = ("ode", "elbo", "importance", "order")
+METHODS = ("ode", "elbo", "importance", "order", "map")
 _BATCH, _ROWS = 1 << 18, 4096  # most numbers and most samples in a batch
 _CELL = 1 << 17  # the stream of the dequantisation noise, under the role PROBE
 
@@ -63,8 +64,10 @@ def log_prob(
                 or K orders of masked symbols (`orders`)
     order       log p(x) = sum_i log p(x_i | x_1 .. x_{i-1}) of masked symbols revealed left to right, exact (`orders`)
 
+    map         log p(x) = log N(z; 0, sigma_1^2) - log|det dX/dz|, X(z) = x, of a flow map (1605.08803; `of_maps`)
+
     steps: of the ODE (an even number; half as many are also run for `solver_error`), noise levels per replicate of the
-    bound, or steps of each trajectory; 64 by default, of a table 16. probes: of the trace, or replicates of a bound.
+    bound, steps of a trajectory, calls of a map; 64 by default, a table 16, a map its own. probes: of trace or bound.
     The draws for a sample depend only on (seed, its number in `index`), 0, 1, .. by default, not on the batch.
     trace, for the ODE: exact | rademacher | gaussian | deflated (see `trace`), or auto: exact for models of `sf.exact`
     and up to 128 numbers per sample, else rademacher. particles: K of the importance-weighted bound.
@@ -83,15 +86,13 @@ def log_prob(
     if are_rows(model, x):
         return row_log_prob(model, x, steps, batch, method)
     method = _method(model.process, method)
-    steps, probes = whole("steps", DEFAULT_STEPS if steps is None else steps), whole("probes", probes)
+    steps, probes = whole("steps", _usual(model, method) if steps is None else steps), whole("probes", probes)
     batch, spec = None if batch is None else whole("batch", batch), getattr(model, "spec", None)
     how = _dequantisation(model.process, spec, dequantisation, method)
     x, numbers = _clean(model, x, index, how, seed)
     leaf, conditions = first_leaf(x), resolve(model, cond, len(numbers))
     cells = cells_of(spec) if how == "discretised" else None
-    if cells is not None and sigma_min is None:
-        # finer noise would encode decimals that the cells do not have
-        sigma_min = max(float(cells.half.min()), data_scale(model) * math.exp(-NODE_LIMIT / 2))
+    sigma_min = _least_noise(model, cells) if sigma_min is None else sigma_min
     measure = _measure(model.process, method, trace, cells, particles)
     batches, device = [], getattr(model, "device", leaf.device)
     for part in torch.arange(len(numbers)).split(batch or min(_ROWS, max(1, _BATCH // leaf[0].numel()))):
@@ -102,11 +103,23 @@ def log_prob(
     return _reported(gather(batches, how), spec, leaf)
 
 
+def _usual(model: Any, method: str) -> int:
+    """The usual number of steps of a method."""
+    own: int = getattr(model, "default_steps", 1)
+    return own if method == "map" else DEFAULT_STEPS
+
+
+def _least_noise(model: Any, cells: Cells | None) -> float | None:
+    """The least sigma/alpha where cells are decoded: finer noise would encode decimals that they do not have."""
+    return None if cells is None else max(float(cells.half.min()), data_scale(model) * math.exp(-NODE_LIMIT / 2))
+
+
 def _measure(process: Any, method: str, trace: str, cells: Cells | None, particles: int) -> Any:
     return {
         "ode": partial(spectral.ode if isinstance(process, Spectral) else ode, trace=trace),
         "elbo": partial(elbo, cells=cells),
         "importance": partial(importance, cells=cells, particles=particles),
+        "map": change_of_variables,
         "path": path_bound,
         "counts": count_bound,
         "order": orders.left_to_right,
@@ -175,7 +188,7 @@ def _dequantisation(process: Any, spec: Any, choice: str, method: str) -> str | 
         if choice != "auto":
             raise SfumatoError("Only discrete data (integer dtype) are dequantised: leave out dequantisation.")
         return None
-    density = method in ("ode", "path")  # of coefficients, whose cells are no products
+    density = method in ("ode", "path", "map")  # of coefficients, whose cells are no products
     if choice == "discretised" and density:
         raise SfumatoError("This method gives a density, not probabilities of cells: use dequantisation='uniform'.")
     return choice if choice != "auto" else "uniform" if density else "discretised"

@@ -16,6 +16,7 @@ from .codes import GaussianCode, QuantisedCode, VectorQuantiser
 from .couplings import Couplings
 from .dit import DiT
 from .energy import Energy
+from .forward_mode import forward_mode
 from .lora import Adapted
 from .mlp import MLP
 from .transformer import Transformer
@@ -23,5 +24,6 @@ from .unet import UNet
 
 __all__ = [
     "MLP", "SIZES", "Adapted", "Autoencoder", "Bottleneck", "ClassifierNet", "Codebook", "Couplings", "DiT", "Energy",
-    "GaussianCode", "QuantisedCode", "Transformer", "UNet", "VectorQuantiser", "build", "from_config", "named",
+    "GaussianCode", "QuantisedCode", "Transformer", "UNet", "VectorQuantiser", "build", "forward_mode", "from_config",
+    "named",
 ]  # fmt: skip

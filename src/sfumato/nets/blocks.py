@@ -8,13 +8,14 @@ from torch.nn import functional as F
 
 from ..errors import SfumatoError
 from .attention import attend
+from .forward_mode import GroupNorm
 
 Grid = tuple[int, ...]  # the size of each spatial axis
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+def group_norm(channels: int) -> GroupNorm:
     """Group normalisation with up to 32 groups, of 32 channels or more where there are that many."""
-    return nn.GroupNorm(next(g for g in range(min(32, max(1, channels // 32)), 0, -1) if channels % g == 0), channels)
+    return GroupNorm(next(g for g in range(min(32, max(1, channels // 32)), 0, -1) if channels % g == 0), channels)
 
 
 def halved(grid: Grid) -> Grid:

@@ -58,6 +58,8 @@ class Loss(nn.Module, abc.ABC):
     what an output of a `nets.Transformer` may hear. by_noise: whether the noise of a sample rises with its number u, so
     that held-out losses are told apart by it. skips: whether missing values (`conditions.missing`) are left out.
     watched: what a held-out loss measures, if a run is to stop where it keeps rising.
+    turns: the players' steps for each of the network's, where there are `player_losses`; turn: the number of the
+    present one, from 0, which the engine sets.
     """
 
     network: str | None = None
@@ -66,6 +68,8 @@ class Loss(nn.Module, abc.ABC):
     skips: bool = False
     carries: bool = False
     watched: str | None = None
+    turns: int = 1
+    turn: int = 0
 
     @abc.abstractmethod
     def losses(self, model: Any, batch: Any) -> Tensor:

@@ -71,7 +71,7 @@ class Health(Hook):
         session, config = self.session, self.session.config
         model, rows = session.denoiser, session.holdout if len(session.holdout) else session.train
         draws = int(SHARE * session.total / session.world.size / LEVELS)  # the other processes wait meanwhile
-        asked = hasattr(model, "predict") and isinstance(model.process, Gaussian)
+        asked = hasattr(model, "predict") and isinstance(model.process, Gaussian) and not getattr(model, "gamma", 0)
         asked = asked and not isinstance(model.process, Paired)  # whose network hears no multiple of the state alone
         if draws < _LEAST or progress.step < TRAINED or not asked:
             return

@@ -8,10 +8,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Callable
 from typing import Any
 
+from sfumato.diagnostics.checks.of_paths import RISES, rising
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.folder import INCIDENTS, Log, incidents, read
@@ -26,8 +26,6 @@ from sfumato.training.loggers import Loggers
 from sfumato.training.loop import Progress
 from sfumato.training.parallel import gathered
 from sfumato.training.session import Hook, Session
-
-RISES, FAR = 3, 2.0  # of a watched held-out loss, after which a run stops
 
 
 def usual(session: Session) -> Session:
@@ -133,13 +131,6 @@ class Watch(Hook):
 
     def back(self, session: Session) -> None:
         self.found.clear()
-
-
-def rising(found: Sequence[float]) -> bool:
-    """Whether the last RISES values each rose, to FAR times the lowest."""
-    last = found[-1 - RISES :]
-    rose = len(last) > RISES and all(before < after for before, after in pairwise(last))
-    return rose and last[-1] > FAR * min(found)
 
 
 class FolderCommands(Hook):

@@ -1,7 +1,8 @@
 """Players: parameters of a loss with an optimiser of their own, such as a critic, a fake score or loss weights.
 
 They take an AdamW step, at the same learning rate, after the network's. Their gradients are those of
-the mean of `player_losses(model, batch)` if the loss has it, otherwise those that `losses` produced.
+the mean of `player_losses(model, batch)` if the loss has it, otherwise those that `losses` produced. With
+`player_losses` a loss may ask for several steps, `turns`; it then finds the number of the present one in `turn`.
 """
 
 from __future__ import annotations
@@ -28,14 +29,22 @@ class Players:
         """Step the players. parts: this process's share of a batch of `total` samples, in micro-batches."""
         if self.optimizer is None:
             return
-        if hasattr(self.loss, "player_losses"):
+        if not hasattr(self.loss, "player_losses"):
+            self._apply(lr, world, summed=False)
+            return
+        parts = list(parts)
+        for turn in range(getattr(self.loss, "turns", 1)):
+            self.loss.turn = turn
             self._differentiate(model, parts, total)
-        elif world.size > 1:  # the gradients of `losses` were scaled for a mean over the processes
-            for p in self.parameters:
-                p.grad = None if p.grad is None else p.grad / world.size
+            self._apply(lr, world)
+
+    def _apply(self, lr: float, world: World, summed: bool = True) -> None:
+        """Step by the gradients, which are sums over this process's samples or, not `summed`, means of `losses`."""
+        assert self.optimizer is not None
         for p in self.parameters:
             grad = torch.zeros_like(p) if p.grad is None else p.grad
-            p.grad = world.all_reduce(grad)
+            # the gradients of `losses` were scaled for a mean over the processes
+            p.grad = world.all_reduce(grad if summed else grad / world.size)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         if all(bool(p.grad.isfinite().all()) for p in self.parameters if p.grad is not None):

@@ -15,6 +15,7 @@ from sfumato.data import DataSpec, Normaliser, Source
 from sfumato.diagnostics.answers import LEVELS, Answers, ask, deaf, draws_for, levels
 from sfumato.diagnostics.checks.finding import Finding
 from sfumato.diagnostics.information import Information, measured
+from sfumato.diagnostics.path_answers import PathAnswers, ask_of_paths
 from sfumato.diagnostics.samples import seen
 from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError
@@ -72,7 +73,7 @@ class Evidence:
     log: lines of metrics.jsonl; settings: those of `TrainConfig`, as a dict; incidents: entries of incident.json;
     recorded: findings of the run itself. not_finite: tensor -> its values that are NaN or infinite, empty where all are
     finite. unheard: conditions that the network ignores. information: that of each condition about the samples, late in
-    a run. absent: part -> why it is not there.
+    a run. paths: what a flow map says of paths. absent: part -> why it is not there.
     """
 
     log: list[dict[str, Any]] | None = None
@@ -85,6 +86,7 @@ class Evidence:
     not_finite: dict[str, int] | None = None
     unheard: tuple[str, ...] | None = None
     information: Information | None = None
+    paths: PathAnswers | None = None
     absent: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -157,6 +159,14 @@ def information(
         return None
     count = draws or min(2 * INFORMED, 4 * LEVELS * draws_for(len(x), x[0].numel()))
     return measured(model, x.to(model.device), cond.to(model.device), count, seed, world=world)
+
+
+def paths(model: Any, source: Source, rows: Tensor, seed: int = 0) -> PathAnswers | None:
+    """What a flow map says of paths; None for other models."""
+    if not getattr(model, "two_times", False):
+        return None
+    x, cond = _asked(model, source, rows, ASKED)
+    return ask_of_paths(model, x, cond, seed)
 
 
 def not_finite(*models: Any) -> dict[str, int]:

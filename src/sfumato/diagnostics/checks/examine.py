@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import final
 
-from sfumato.diagnostics.checks import of_answers, of_data, of_log, of_weights
+from sfumato.diagnostics.checks import of_answers, of_data, of_log, of_paths, of_weights
 from sfumato.diagnostics.checks.evidence import Evidence
 from sfumato.diagnostics.checks.finding import ERROR, Finding, Report
 from sfumato.registry import Named
@@ -24,7 +24,8 @@ class Check:
 
     needs: parts of the evidence, any one of which suffices. explains: codes that are mere consequences of this one and
     are not reported beside it. passes: whether further training may cure the fault, so that a finding recorded during
-    the run is dropped when the check, made again, finds nothing.
+    the run is dropped when the check, made again, finds nothing. of_maps: whether it is about flow maps alone, and not
+    named among the checks that could not be made of other models.
     """
 
     code: str
@@ -32,6 +33,7 @@ class Check:
     rule: Rule
     explains: frozenset[str] = frozenset()
     passes: bool = False
+    of_maps: bool = False
 
 
 _MEANING = frozenset(
@@ -54,6 +56,9 @@ CHECKS: tuple[Check, ...] = (
     Check("frozen", ("weights",), of_weights.frozen, _LEARNING | _DEAF),
     Check("lr-low", ("log",), of_log.lr_low, _MEANING | _DEAF | {"ema-stale", "frozen"}),
     Check("ema-stale", ("weights", "log"), of_weights.ema_stale, passes=True),
+    Check("map-collapsed", ("paths",), of_paths.map_collapsed, _MEANING | _DEAF | {"until-dead"}, of_maps=True),
+    Check("until-dead", ("paths",), of_paths.until_dead, _MEANING, of_maps=True),
+    Check("distance-rising", ("log",), of_paths.distance_rising, _MEANING | {"ema-stale"}),
     Check("level-dead", ("answers",), of_answers.level_dead, _MEANING),
     Check("sign-flipped", ("answers",), of_answers.misread, _ABOUT_LABELS | {"clipped"}),
     Check("schedule", ("answers",), of_answers.misread, _ABOUT_LABELS | {"clipped"}),
@@ -74,7 +79,8 @@ def examine(evidence: Evidence, subject: str = "the model", notes: tuple[str, ..
     found = {finding.code: finding for finding in evidence.recorded}
     for check in checks:
         if all(getattr(evidence, part) is None for part in check.needs):
-            unchecked[check.code] = evidence.absent.get(check.needs[0], f"without {check.needs[0]}")
+            if not check.of_maps:
+                unchecked[check.code] = evidence.absent.get(check.needs[0], f"without {check.needs[0]}")
             continue
         checked.append(check.code)
         finding = check.rule(evidence)

@@ -29,6 +29,9 @@ CODES = {
     "condition-dead": "the network ignores a condition",
     "condition-uninformative": "a condition carries no information about the samples",
     "level-dead": "the network ignores the noise level",
+    "map-collapsed": "a flow map leads from pure noise to a mean",
+    "until-dead": "a flow map ignores the end of a path",
+    "distance-rising": "a student moves away from its teacher",
     "clipped": "predictions are clipped inside the range of the data",
     "worse-than-guess": "the model is worse than the linear guess",
 }

@@ -1,0 +1,171 @@
+"""Losses of the laws of samples: a map's samples and a teacher's data are noised, and their denoisers compared.
+
+    x = X(z_t, t, 0),   z_m = x under noise of the level m,   d = E[x | z_m] - D(z_m)
+
+D is the teacher's E[x | z] and E[x | z_m] that of the map's samples, which a second player learns: a denoiser that
+starts as the student and is trained on its samples. d = 0 at all levels if and only if both laws are one. No paths are
+compared, so that a sample may end elsewhere than the teacher's ODE leads it.
+
+    distribution matching   the gradient of x is d, which is that of KL(law of z_m || teacher's p_m) in x
+    score identity          the gradient of x and z_m is that of d.(x - E[x | z_m]) + (1 - alpha) |d|^2
+    moment matching         the gradient of x is d, with z_m drawn from q(z_m | z_t, x) in the place of fresh noise
+
+Sources: Yin et al. 2023 (2311.18828) and 2024 (2405.14867); Zhou et al. 2024 (2404.04057), Eq. 23; Salimans et al.
+2024 (2406.04103), Alg. 2.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from sfumato import flow_map, noise
+from sfumato.belief import Estimate
+from sfumato.compose import Rescheduled
+from sfumato.errors import SfumatoError, whole
+from sfumato.flow_map import UNTIL, FlowMap, angle, heard
+from sfumato.noise import Noise
+from sfumato.objectives.flow_maps import MapLoss, Path, Teacher, moved, square
+from sfumato.registry import register
+from sfumato.state import numbers_like
+
+_LEAST, _MOST = 0.02, 0.98  # levels of the noise, in shares of the largest angle
+_FAKE = 1 << 20  # the streams of the player's draws, apart from those of the loss
+
+
+class LawLoss(MapLoss):
+    """A loss of the law of x = X(z_t, t, 0), from the first time of each call of the numbers of calls in `calls`.
+
+    Its student renews all noise between calls (`FlowMap.gamma` = 1), since only its ends are trained. fake: the
+    denoiser of the student's samples, whose network hears, where a map's hears the end of a path, its start. turns: its
+    steps for each of the student's, since it has to follow the samples; both need small steps.
+    """
+
+    settings: ClassVar[dict[str, Any]] = {"optimizer": "adamw", "lr": 1e-3}
+
+    def __init__(
+        self, teacher: Teacher | None = None, turns: int = 5, calls: tuple[int, ...] = (1,), seed: int = 0
+    ) -> None:
+        super().__init__(teacher, diagonal=0.0, ends="data", calls=calls, seed=seed)
+        self.turns = whole("turns", turns, least=1)
+        self.free, self.walked, self.gamma = 0.0, (1,), 1.0
+        self.watched = None  # samples may leave the teacher's paths
+        self.fake: Any = None
+
+    def suits(self, model: Any) -> None:
+        super().suits(model)
+        if self.teacher is None:
+            raise SfumatoError("The law of a student's samples is compared with a teacher's: pass teacher=.")
+        if self.fake is None:
+            self.fake = copy.deepcopy(model.inner).requires_grad_(True)
+
+    def players(self) -> Iterable[nn.Parameter]:
+        return self.fake.parameters()
+
+    def error(self, model: FlowMap, path: Path) -> Tensor:
+        x = self.samples(model, path)
+        z, m = self.noised(model, path, x, 0)
+        return self.difference(model, path, x, z, m)
+
+    def player_losses(self, model: FlowMap, batch: Any) -> Tensor:
+        """|F_fake(z_m) - F(z_m; x)|^2 / D of the student's samples, (B,)."""
+        path, _ = self.paths(model, batch)
+        with torch.no_grad():
+            x = self.samples(model, path)
+            z, m = self.noised(model, path, x, _FAKE + 2 * self.turn)
+            target = Estimate(z, m, model.process.schedule, x=x, sigma_data=model.process.sigma_data).F
+        return square(self.imitated(model, path, z, m).F - target)
+
+    def samples(self, model: FlowMap, path: Path) -> Tensor:
+        """x = X(z_t, t, 0), like z."""
+        data = torch.zeros_like(path.t)
+        return moved(model.process, path.z, path.t, data, model.mean(path.z, path.t, data, **path.cond))
+
+    def noised(self, model: FlowMap, path: Path, x: Tensor, stream: int) -> tuple[Tensor, Tensor]:
+        """(z_m, m): samples under fresh noise of levels that are uniform in theta."""
+        n, theta = self.draws(path, x, stream)
+        m = flow_map.time(model.process, theta * angle(model.process, 1.0))
+        return model.process.corrupt(x, m, n), m
+
+    def draws(self, path: Path, x: Tensor, stream: int) -> tuple[Tensor, Tensor]:
+        """(normal numbers like x, numbers from _LEAST to _MOST, (B,)), which depend on the samples' numbers alone."""
+        assert path.number is not None
+        u = noise.uniform(self.seed, path.number, (), noise.PROBE, stream, dtype=torch.float64)
+        n = numbers_like(Noise(self.seed, path.number, noise.PROBE).at(stream + 1), x)
+        return n, _LEAST + (_MOST - _LEAST) * u
+
+    def imitated(self, model: FlowMap, path: Path, z: Tensor, m: Tensor) -> Estimate:
+        """The belief about z_m of the denoiser of the student's samples."""
+        fake, schedule = self.fake, model.process.schedule
+        fake = fake if fake.process.schedule == schedule else Rescheduled(fake, schedule)
+        start = heard(path.theta, len(z), z.device)
+        belief: Estimate = fake(z, m, **{UNTIL: start}, **path.cond)
+        return belief
+
+    def difference(self, model: FlowMap, path: Path, x: Tensor, z: Tensor, m: Tensor) -> Tensor:
+        """|d|^2 / (2 D), (B,), whose gradient reaches x alone and is d / D there."""
+        with torch.no_grad():
+            known = self.guide(model, z)(z, m, **path.cond).x
+            d = self.imitated(model, path, z, m).x - known
+        return square(x - (x - d).detach()) / 2
+
+
+@register("loss", "distribution-matching")
+@final
+class DistributionMatching(LawLoss):
+    """|d|^2 / (2 D) at fresh noise, with the gradient d in x: grad KL(q_m || p_m) up to a weight of the level.
+
+    E[(s_q - s_p)(z_m) alpha dx] is the gradient of the divergence, and s_q - s_p = alpha d / sigma^2. The weight is 1
+    in theta, where the paper divides by the sample's own |x - D|, whose scale changes with the data.
+    Sources: 2311.18828, Eq. 7; 2405.14867, Sect. 4 (without the regression, with a player that follows each step).
+    """
+
+
+@register("loss", "moment-matching")
+@final
+class MomentMatching(LawLoss):
+    """|d|^2 / (2 D) at z_m ~ q(z_m | z_t, x), m below t, with the gradient d in x: E[x | z_m] of both laws agree.
+
+    From pure noise q(z_m | z_t, x) has no z_t in it, and this is distribution matching: it differs for several calls.
+    Source: 2406.04103, Eq. 5 and Alg. 2, without the pull of the player towards the teacher.
+    """
+
+    def noised(self, model: FlowMap, path: Path, x: Tensor, stream: int) -> tuple[Tensor, Tensor]:
+        n, part = self.draws(path, x, stream)
+        m = flow_map.time(model.process, part * path.theta)
+        step = Estimate(path.z, path.t, model.process.schedule, x=x, sigma_data=model.process.sigma_data)
+        return step.to(m, 1.0, n), m
+
+
+@register("loss", "score-identity")
+@final
+class ScoreIdentity(LawLoss):
+    """[d.(x - E[x | z_m]) + (1 - alpha) |d|^2] / D, with gradients through x and z_m in both denoisers.
+
+    Since E d.(x - E[x | z_m]) = 0, the mean is (1 - alpha) E|d|^2, a Fisher divergence; but the gradient, in which the
+    player is held, lacks what its change would add; alpha of 1 to 1.2 makes up for that.
+    Source: 2404.04057, Eq. 23.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher | None = None,
+        alpha: float = 1.0,
+        turns: int = 5,
+        calls: tuple[int, ...] = (1,),
+        seed: int = 0,
+    ) -> None:
+        super().__init__(teacher, turns, calls, seed)
+        self.alpha = float(alpha)
+        if not 0 <= self.alpha <= 2:
+            raise SfumatoError(f"alpha of the score identity is from 0 to 2, not {alpha!r:.60}.")
+
+    def difference(self, model: FlowMap, path: Path, x: Tensor, z: Tensor, m: Tensor) -> Tensor:
+        known = self.guide(model, z)(z, m, **path.cond).x
+        fake = self.imitated(model, path, z, m).x
+        d = fake - known
+        return (d * (x - fake) + (1 - self.alpha) * d.square()).flatten(1).mean(1)

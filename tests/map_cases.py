@@ -1,0 +1,36 @@
+"""The exact flow map of a known law, and batches of its samples."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+import sfumato as sf
+from sfumato.conditions import Conditions
+from sfumato.flow_map import angle, unit
+
+LAW = sf.exact.GaussianMixture(
+    [0.3, 0.3, 0.4],
+    [[1.5, 0.0], [-1.0, 1.0], [-0.5, -1.2]],
+    [[[0.1, 0.05], [0.05, 0.1]], [[0.2, -0.05], [-0.05, 0.05]], [[0.05, 0.0], [0.0, 0.15]]],
+)
+
+
+class ExactMap:
+    """The mean of F over a path of an exactly known law."""
+
+    def __init__(self, law: sf.exact.GaussianMixture, process: sf.Gaussian) -> None:
+        self.law, self.process = law, process
+
+    def mean(self, z: torch.Tensor, t: torch.Tensor, s: torch.Tensor, **cond: Any) -> torch.Tensor:
+        process = self.process
+        d = (angle(process, t) - torch.where(s == 0, 0.0, angle(process, s))).expand(len(z))
+        still = d.abs() < 1e-12
+        end = self.law.flow_between(z, process.schedule(t), process.schedule(s))
+        mean = (unit(process, end, s) - unit(process, z, t)) / torch.where(still, 1.0, d)[:, None]
+        return torch.where(still[:, None], self.law.denoiser(process)(z, t).F, mean)
+
+
+def batch(law: sf.exact.GaussianMixture, count: int, seed: int = 0) -> SimpleNamespace:
+    u = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    return SimpleNamespace(x=law.sample(count, seed), cond=Conditions({}), index=torch.arange(count), u=u)

@@ -1,0 +1,155 @@
+"""Losses of laws: zero where both laws are one, the gradients of known divergences, players that learn."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+import sfumato as sf
+from map_cases import LAW, ExactMap, batch
+from sfumato.conditions import Conditions
+from sfumato.distillation import loss_named
+from sfumato.flow_map import FlowMap, angle
+from sfumato.objectives.flow_maps import Path
+from sfumato.objectives.laws import DistributionMatching, LawLoss, MomentMatching, ScoreIdentity
+from sfumato.registry import names
+from sfumato.training import State, TrainConfig, fit
+
+KINDS = (DistributionMatching, MomentMatching, ScoreIdentity)
+
+
+class Fake:
+    """The exact denoiser of a law, in the place of the player."""
+
+    def __init__(self, law: sf.exact.GaussianMixture, process: sf.Gaussian) -> None:
+        self.process, self.model = process, law.denoiser(process)
+
+    def __call__(self, z: torch.Tensor, t: torch.Tensor, until: torch.Tensor, **cond: Any) -> sf.Estimate:
+        assert until.shape == (len(z),)
+        return self.model(z, t, **cond)
+
+
+class Leaf(ExactMap):
+    """The exact map, whose answers take gradients."""
+
+    def mean(self, z: torch.Tensor, t: torch.Tensor, s: torch.Tensor, **cond: Any) -> torch.Tensor:
+        self.found = super().mean(z, t, s, **cond).requires_grad_()
+        return self.found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_exact_map_has_no_gradient(kind: type[LawLoss]) -> None:
+    """From noise and from between, under the schedule of the teacher and under another."""
+    for schedule in ("cosine", "flow"):
+        process = sf.Gaussian(schedule)
+        loss, exact = kind(LAW.denoiser(sf.Gaussian("flow")), calls=(1, 2)), Leaf(LAW, process)
+        loss.fake = Fake(LAW, sf.Gaussian("flow"))
+        found = loss.losses(exact, batch(LAW, 24))
+        (grad,) = torch.autograd.grad(found.sum(), exact.found)
+        assert float(grad.abs().max()) < 1e-6, schedule
+        assert float(found.detach().abs().max()) < 1e-6, schedule
+        loss.fake = Fake(sf.exact.GaussianMixture([1.0], [[0.5, 0.0]], [[[1.0, 0.0], [0.0, 1.0]]]), process)
+        found = loss.losses(exact, batch(LAW, 24))
+        (grad,) = torch.autograd.grad(found.sum(), exact.found)
+        assert float(grad.abs().max()) > 1e-3, "and one wherever the laws differ"
+
+
+def gaussian_gradient(loss: LawLoss, a: float, level: float) -> tuple[float, float]:
+    """(dE loss / da, its standard error) for samples x = a e of N(0, a^2), a teacher of N(0, 1), at one level."""
+    process, count = sf.Gaussian("flow"), 40_000
+    source = torch.Generator().manual_seed(0)
+    e, n = (torch.randn(count, 1, dtype=torch.float64, generator=source) for _ in range(2))
+    scale = torch.full((count,), a, dtype=torch.float64, requires_grad=True)
+    each = torch.ones(count, dtype=torch.float64)
+    theta = angle(process, 1.0) * each
+    path = Path(e, e, e, each, theta, 0 * each, each, Conditions({}), torch.arange(count))
+    loss.fake = Fake(sf.exact.GaussianMixture([1.0], [[0.0]], [[[a * a]]]), process)
+    x = scale[:, None] * e
+    m = level * each
+    model: Any = ExactMap(LAW, process)
+    found = loss.difference(model, path, x, process.corrupt(x, m, n), m)
+    (grad,) = torch.autograd.grad(found.sum(), scale)
+    return float(grad.mean()), float(grad.std()) / math.sqrt(count)
+
+
+def test_distribution_matching_is_the_gradient_of_the_divergence() -> None:
+    """dKL(N(0, V_a) || N(0, V_1))/da = alpha^2 a (1 / V_1 - 1 / V_a), V_a = alpha^2 a^2 + sigma^2; its weight is
+    sigma^2 / alpha^2."""
+    teacher = sf.exact.GaussianMixture([1.0], [[0.0]], [[[1.0]]]).denoiser(sf.Gaussian("flow"))
+    for a, level in ((1.5, 0.3), (0.6, 0.5), (0.6, 0.8)):
+        alpha, sigma = 1 - level, level
+        known = sigma**2 * a * (1 / (alpha**2 + sigma**2) - 1 / (alpha**2 * a**2 + sigma**2))
+        found, error = gaussian_gradient(DistributionMatching(teacher), a, level)
+        assert error < 0.1 * abs(known) and abs(found - known) < 4.5 * error, (a, level)
+
+
+def test_the_score_identity_leads_to_the_teachers_law() -> None:
+    teacher = sf.exact.GaussianMixture([1.0], [[0.0]], [[[1.0]]]).denoiser(sf.Gaussian("flow"))
+    for alpha in (1.0, 1.2):
+        for a, sign in ((1.5, 1), (0.6, -1)):
+            found, error = gaussian_gradient(ScoreIdentity(teacher, alpha), a, 0.5)
+            assert sign * found > 4.5 * error, (alpha, a)
+
+
+def test_the_player_learns_the_law_of_the_samples() -> None:
+    """Its loss has gradients in the player alone, and none on average where it is the samples' exact denoiser."""
+    process = sf.Gaussian("flow", target="F")
+    torch.manual_seed(0)
+    model = FlowMap.student(sf.Denoiser(sf.nets.MLP(2, 16, 1), process))
+    for kind in KINDS:
+        loss = kind(LAW.denoiser(process))
+        loss.suits(model)
+        players = list(loss.players())
+        found = loss.player_losses(model, batch(LAW, 16))
+        grads = torch.autograd.grad(found.sum(), [*players, *model.inner.net.parameters()], allow_unused=True)
+        assert all(grad is None for grad in grads[len(players) :])
+        assert any(grad is not None and bool(grad.any()) for grad in grads[: len(players)])
+        parts = [loss.player_losses(model, some(batch(LAW, 16), part)) for part in (slice(0, 5), slice(5, 16))]
+        assert torch.allclose(torch.cat(parts), found, atol=1e-5), "whatever the split of the batch"
+    # the exact map's samples have the law of the data: the exact denoiser's error is the least, and uncorrelated with z
+    loss = DistributionMatching(LAW.denoiser(process))
+    exact: Any = ExactMap(LAW, process)
+    loss.fake = Fake(LAW, process)
+    least = loss.player_losses(exact, batch(LAW, 2000))
+    loss.fake = Fake(sf.exact.GaussianMixture([1.0], [[0.0, 0.0]], [[[1.2, 0.0], [0.0, 1.0]]]), process)
+    gap = loss.player_losses(exact, batch(LAW, 2000)) - least
+    assert float(gap.mean()) > 4.5 * float(gap.std()) / math.sqrt(2000)
+
+
+def some(whole: Any, rows: slice) -> Any:
+    parts = {"x": whole.x[rows], "cond": whole.cond.rows(rows), "index": whole.index[rows], "u": whole.u[rows]}
+    return type(whole)(**parts)
+
+
+def test_names_and_mistakes() -> None:
+    assert {"distribution-matching", "score-identity", "moment-matching"} <= set(names("loss"))
+    model = FlowMap.student(sf.Denoiser(sf.nets.MLP(2, 8, 1), sf.Gaussian("flow")))
+    with pytest.raises(sf.SfumatoError, match="teacher"):
+        DistributionMatching().suits(model)
+    with pytest.raises(sf.SfumatoError, match="alpha"):
+        ScoreIdentity(alpha=3.0)
+    assert "score-identity(alpha=1.2, teacher=None" in loss_named("score-identity(alpha=1.2)", "None", (1,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind, calls", [(DistributionMatching, 1), (MomentMatching, 2), (ScoreIdentity, 1)])
+def test_students_by_law_sample_the_mixture(kind: type[LawLoss], calls: int) -> None:
+    """From a network of zeros, whose samples are normal, in 160 steps at most three quarters of the way are left."""
+    torch.manual_seed(0)
+    process = sf.Gaussian("flow", target="F")
+    student = FlowMap.student(sf.Denoiser(sf.nets.MLP(2, 64, 2), process), (calls,), 1.0)
+    before = off(sf.sample(student, 4000, seed=3))
+    config = TrainConfig(steps=160, batch=128, lr=1e-3, optimizer="adamw", precision="float32", snapshots=0)
+    state = State(student, config, kind(LAW.denoiser(process), turns=4, calls=(calls,)))
+    for _ in fit(student, LAW.sample(4096, 0).float(), config, state=state):
+        pass
+    assert off(sf.sample(state.best, 4000, seed=3)) < 0.75 * before
+
+
+def off(x: torch.Tensor) -> float:
+    """The sliced 2-Wasserstein distance of samples in the plane to as many of the law."""
+    direction = torch.arange(32, dtype=torch.float64) * math.pi / 32
+    lines = torch.stack((direction.cos(), direction.sin()))
+    a, b = ((v.double() @ lines).sort(0)[0] for v in (x, LAW.sample(len(x), 9)))
+    return float((a - b).square().mean().sqrt())
