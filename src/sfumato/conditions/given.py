@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from ..errors import SfumatoError
 
 PREVIOUS = "previous"  # the condition of a self-conditioned network: the estimate of the call before
+CARRIED = "carried"  # the argument of a network that `carries`: its own latents at the end of the call before
+LEFT = (PREVIOUS, CARRIED)  # what a call leaves to the next one in a walk
 
 
 class Given(NamedTuple):
@@ -181,6 +183,11 @@ def require_encoded(cond: Mapping[str, Any]) -> None:
     for name, value in cond.items():
         if value is not None and not isinstance(value, Given | Tensor):
             _of(name, value)  # raises
+
+
+def uncarried(cond: Mapping[str, Any]) -> dict[str, Any]:
+    """The conditions without what another network carries: latents mean something to their own network alone."""
+    return {name: value for name, value in cond.items() if name != CARRIED}
 
 
 def _of(name: str, value: Given | Tensor) -> Given:

@@ -15,11 +15,15 @@ from .codebook import Codebook
 from .codes import GaussianCode, QuantisedCode, VectorQuantiser
 from .dit import DiT
 from .energy import Energy
+from .flops import flops
 from .mlp import MLP
+from .rin import RIN
 from .transformer import Transformer
 from .unet import UNet
+from .uvit import UViT
 
 __all__ = [
-    "MLP", "SIZES", "Autoencoder", "Bottleneck", "ClassifierNet", "Codebook", "DiT", "Energy", "GaussianCode",
-    "QuantisedCode", "Transformer", "UNet", "VectorQuantiser", "build", "from_config", "named",
+    "MLP", "RIN", "SIZES", "Autoencoder", "Bottleneck", "ClassifierNet", "Codebook", "DiT", "Energy", "GaussianCode",
+    "QuantisedCode", "Transformer", "UNet", "UViT", "VectorQuantiser", "build", "flops", "from_config",
+    "named",
 ]  # fmt: skip

@@ -66,6 +66,7 @@ class CrossAttention(nn.Module):
         for parameter in self.out.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, h: Tensor, tokens: Tokens) -> Tensor:
-        (q,), (k, v) = split(self.query(self.norm(h)), 1, self.heads), split(self.context(tokens.values), 2, self.heads)
-        return h + self.out(mix(q, k, v, tokens.known))
+    def forward(self, h: Tensor, context: Tensor, known: Tensor | None = None) -> Tensor:
+        """context (B, L, ..); known: bool (B, L), what of it is attended to, None for all."""
+        (q,), (k, v) = split(self.query(self.norm(h)), 1, self.heads), split(self.context(context), 2, self.heads)
+        return h + self.out(mix(q, k, v, known))

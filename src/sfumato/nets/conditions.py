@@ -35,7 +35,13 @@ KEYS = {
     "label": "classes", "multilabel": "classes", "scalar": None, "vector": "size", "field": "shape", "missing": "shape",
     "tokens": "size",
 }  # fmt: skip
-FORWARD_ARGUMENTS = ("self", "present", "where")  # arguments of a network's forward that are no conditions
+FORWARD_ARGUMENTS = (
+    "self",
+    "present",
+    "where",
+    "carry",
+    "carried",
+)  # arguments of a network's forward that are no conditions
 FEATURES = 64  # Fourier features of a scalar
 
 
@@ -139,20 +145,27 @@ class Conditioning(nn.Module):
     def forward(
         self, noise_level: Tensor, batch: int, cond: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None
     ) -> Tensor:
+        first, *others = self.parts(noise_level, batch, cond, present)
+        return F.silu(sum(others, first))
+
+    def parts(
+        self, noise_level: Tensor, batch: int, cond: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None
+    ) -> list[Tensor]:
+        """The vectors (B, dim) of the noise level, the label and each further condition."""
         if noise_level.ndim > 1 or noise_level.numel() not in (1, batch):
             raise SfumatoError(f"noise_level has shape {tuple(noise_level.shape)}; expected ({batch},)")
         self._check_names(cond, batch)
         with torch.autocast(noise_level.device.type, enabled=False):
             features = noise_features(noise_level.reshape(-1).expand(batch), self.features)
-            vector = self.second(F.silu(self.first(features.to(self.first.weight.dtype))))
+            vectors = [self.second(F.silu(self.first(features.to(self.first.weight.dtype))))]
             if self.label is not None:
-                vector = vector + self._row("label", self.label, cond.get("label"), batch)
+                vectors.append(self._row("label", self.label, cond.get("label"), batch))
             for name, embedder in zip(self.names, self.others, strict=True):
                 if isinstance(embedder, nn.Embedding):
-                    vector = vector + self._row(name, embedder, cond.get(name), batch)
+                    vectors.append(self._row(name, embedder, cond.get(name), batch))
                 else:
-                    vector = vector + self._embedded(name, embedder, cond.get(name), present, batch)
-            return F.silu(vector)
+                    vectors.append(self._embedded(name, embedder, cond.get(name), present, batch))
+            return vectors
 
     def _row(self, name: str, table: nn.Embedding, label: Tensor | None, batch: int) -> Tensor:
         if label is None:

@@ -12,21 +12,10 @@ from ..errors import SfumatoError
 from ..registry import register
 from .attention import CrossAttention, Tokens
 from .conditions import Conditioning, Context, arguments, described, named, of_kind, refuse
+from .recompute import call
+from .rotary import rotary, rotated
 
 MASKS = ("full", "causal", "hollow")
-
-
-def rotary(length: int, width: int) -> Tensor:
-    """(cos, sin) of w_k i for each position i, w_k = 10000^(-2k / width): (2, length, width / 2)."""
-    frequency = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
-    angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
-    return torch.stack([angle.cos(), angle.sin()]).float()
-
-
-def rotated(x: Tensor, turn: Tensor) -> Tensor:
-    """Each pair of halves (x_k, x_{k + width / 2}) turned by the angle of its position; x (.., L, width)."""
-    (cos, sin), (first, second) = turn.to(x.dtype), x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
 class Heard(NamedTuple):
@@ -94,7 +83,7 @@ class SequenceBlock(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
         h = h + (1 + gate1) * self.out(mixed.transpose(1, 2).flatten(2))
         if self.cross is not None and heard.tokens is not None:
-            h = self.cross(h, heard.tokens)
+            h = self.cross(h, *heard.tokens)
         y = torch.addcmul(shift2, self.norm(h).to(shift2.dtype), 1 + scale2)
         return h + (1 + gate2) * self.second(self.dropout(F.gelu(self.first(y))))
 
@@ -113,7 +102,8 @@ class Transformer(nn.Module):
     width of the depthwise convolution before the blocks, 1 for none; `classes`, 0 for none; `ratio`, inner width of the
     MLPs over `width`; `embed_dim`, the length of the conditioning vector (default: `width`); `dropout` in the MLPs;
     `conditions`, name -> description as from `conditions.Condition.network`: vectors, and tokens, which every block
-    attends to by cross-attention; `vocabulary`, the number of symbols that vectors stand for, 0 for symbols themselves.
+    attends to by cross-attention; `vocabulary`, the number of symbols that vectors stand for, 0 for symbols themselves;
+    `checkpoint`: compute the blocks again in the backward pass instead of storing their activations.
     The output is zero at initialisation. Samples of a batch do not interact. Raises SfumatoError for impossible sizes
     and for a z of another shape.
     """
@@ -135,6 +125,7 @@ class Transformer(nn.Module):
         dropout: float = 0.0,
         conditions: Mapping[str, Mapping[str, Any]] | None = None,
         vocabulary: int = 0,
+        checkpoint: bool = False,
     ) -> None:
         super().__init__()
         if len(shape) != 2 or min(shape) < 1:
@@ -162,9 +153,10 @@ class Transformer(nn.Module):
             "args": {
                 "shape": list(self.shape), "width": width, "depth": depth, "heads": heads, "mask": mask,
                 "level": level, "local": local, **arguments(given), "ratio": ratio, "embed_dim": embed_dim,
-                "dropout": dropout, "vocabulary": vocabulary,
+                "dropout": dropout, "vocabulary": vocabulary, "checkpoint": checkpoint,
             },
         }  # fmt: skip
+        self.checkpoint = checkpoint
         self.level, causal, context = level, mask != "full", width if of_kind(given, "tokens") else 0
         self.conditioning = Conditioning(embed_dim, given)
         self.input: Any = nn.Linear(self.shape[0], width) if vocabulary else nn.Embedding(self.symbols + 1, width)
@@ -259,7 +251,7 @@ class Transformer(nn.Module):
             h = h + self.local(self.beside(h, self.local.kernel_size[0] - 1, memory).mT).mT
         turn = self.turn[:, first : first + count]
         for number, block in enumerate(self.blocks):
-            h = block(h, heard, turn, memory, number)
+            h = call(block, self.checkpoint and memory is None, h, heard, turn, memory, number)
         if memory is not None:
             memory.length += count
         scale, shift = self.modulation(heard.vector)[:, None].chunk(2, dim=2)
