@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sfumato.errors import SfumatoError
-from sfumato.nets import MLP, Bottleneck, DiT, Energy, Transformer, UNet, build, from_config
+from sfumato.nets import MLP, RIN, Bottleneck, DiT, Energy, Transformer, UNet, UViT, build, from_config
 
 KINDS = {
     "kind": {"kind": "label", "classes": 3},
@@ -164,6 +164,10 @@ def heard_by(tokens: dict) -> dict[str, nn.Module]:
     made = {
         "UNet": UNet((2, 8, 8), (16, 32), 1, (0, 1), head_dim=8, conditions=tokens),
         "DiT": DiT((2, 8, 8), 2, 32, 2, 2, conditions=tokens),
+        "cross": DiT((2, 8, 8), 2, 32, 2, 2, conditions=tokens, context="cross", positions="rotary"),
+        "streams": DiT((2, 8, 8), 2, 32, 3, 2, conditions=tokens, streams=2, registers=1, positions="rotary"),
+        "UViT": UViT((2, 8, 8), 2, 32, 2, 2, conditions=tokens),
+        "RIN": RIN((2, 8, 8), 2, 32, 4, 32, 1, 1, conditions=tokens),
         **{mask: Transformer((5, 6), 32, 2, 2, mask=mask, conditions=tokens) for mask in ("full", "causal", "hollow")},
     }
     for net in made.values():

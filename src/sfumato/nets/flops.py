@@ -16,6 +16,10 @@ class _Count(TorchDispatchMode):
 
     total = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:  # torch asks; the answer True imports its compiler, which takes seconds
+        return False
+
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = function(*args, **kwargs)
@@ -34,7 +38,9 @@ def flops(net: nn.Module) -> int:
     """
     shape = getattr(net, "shape", None)
     if shape is None:
-        raise SfumatoError(f"{type(net).__name__} has no attribute shape, the shape of a sample that it is called with.")
+        raise SfumatoError(
+            f"{type(net).__name__} has no attribute shape, the shape of a sample that it is called with."
+        )
     weight = next(net.parameters())
     symbols = getattr(net, "takes_symbols", False)
     x = torch.zeros(1, 1, shape[1], dtype=torch.int64) if symbols else torch.zeros(1, *shape, dtype=weight.dtype)

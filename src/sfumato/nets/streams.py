@@ -10,6 +10,17 @@ from .rotary import rotated
 NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 
 
+class HeadNorm(nn.Module):
+    """g x / rms(x) over the last axis, the width of a head; g learned, 1 at first."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], eps=1e-6) * self.weight.to(x.dtype)
+
+
 class MLPBlock(nn.Module):
     """h <- h + W2 gelu(W1 LN(h)), h (B, N, width)."""
 
@@ -57,7 +68,7 @@ class TransformerBlock(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.first, self.second = nn.Linear(width, inner), nn.Linear(inner, width)
         self.dropout = nn.Dropout(dropout)
-        self.queries, self.keys = (nn.RMSNorm(width // heads) if qk_norm else nn.Identity() for _ in range(2))
+        self.queries, self.keys = (HeadNorm(width // heads) if qk_norm else nn.Identity() for _ in range(2))
         self.cross = CrossAttention(width, heads, context) if context else None
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
