@@ -139,13 +139,7 @@ class Transformer(nn.Module):
                 f"a Transformer needs sizes of 1 or more, an even width a head, and an odd width of its convolution; "
                 f"got width {width}, depth {depth}, {heads} heads, embed_dim {embed_dim}, local {local}"
             )
-        if mask not in MASKS:
-            raise SfumatoError(f"a Transformer's mask is one of {', '.join(MASKS)}, not {mask!r}")
-        if vocabulary and (vocabulary < 2 or mask != "full"):
-            raise SfumatoError(
-                f"a Transformer of vectors has a vocabulary of 2 symbols or more, and hears all vectors (mask='full'); "
-                f"got vocabulary {vocabulary}, mask {mask!r}"
-            )
+        _check_mask(mask, vocabulary)
         given = described(classes, conditions)
         refuse(given, "field", "a Transformer hears vectors and tokens only")
         self.config = {
@@ -265,3 +259,14 @@ class Transformer(nn.Module):
         both = torch.cat([before, h], dim=1)
         memory.recent = both[:, -wide:]
         return both
+
+
+def _check_mask(mask: str, vocabulary: int) -> None:
+    """Raise SfumatoError for an unknown mask, or one that vectors do not have."""
+    if mask not in MASKS:
+        raise SfumatoError(f"a Transformer's mask is one of {', '.join(MASKS)}, not {mask!r}")
+    if vocabulary and (vocabulary < 2 or mask != "full"):
+        raise SfumatoError(
+            f"a Transformer of vectors has a vocabulary of 2 symbols or more, and hears all vectors (mask='full'); "
+            f"got vocabulary {vocabulary}, mask {mask!r}"
+        )
