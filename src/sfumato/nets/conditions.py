@@ -270,7 +270,8 @@ class Context(nn.Module):
         self.nulls = nn.Parameter(0.02 * torch.randn(len(self.given), width))
 
     def forward(self, batch: int, cond: Mapping[str, Tensor], present: Mapping[str, Tensor] | None) -> Tokens:
-        values, known = list[Tensor](), list[Tensor]()
+        values: list[Tensor] = []
+        known: list[Tensor] = []
         for (name, each), project, null in zip(self.given.items(), self.maps, self.nulls, strict=True):
             value = cond.get(name)
             value = null.new_zeros(batch, 0, each["size"]) if value is None else value

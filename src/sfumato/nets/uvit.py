@@ -86,7 +86,8 @@ class UViT(Patched):
 
     def _blocks(self, h: Tensor, mask: Tensor | None) -> Tensor:
         """The blocks, each of the second half with the output of its mirror image in the first."""
-        kept, half = list[Tensor](), len(self.skips)
+        kept: list[Tensor] = []
+        half = len(self.skips)
         for number, block in enumerate(self.blocks.children()):
             if number >= len(self.blocks) - half:
                 h = self.skips[number - len(self.blocks) + half](torch.cat([h, kept.pop()], dim=2))
