@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sfumato.belief import Codes, Estimate, Logits
+from sfumato.conditions import uncarried
 from sfumato.errors import SfumatoError
 from sfumato.model import Model, usable
 from sfumato.process import Gaussian
@@ -117,7 +118,7 @@ class Experts(Wrapped):
         return (beyond / self.width + 0.5).clamp(0, 1) if self.width else (beyond >= 0).to(t.dtype)
 
     def __call__(self, z: State, t: Time, /, **cond: Any) -> Any:
-        weight = self._weight(as_time(t))
+        weight, cond = self._weight(as_time(t)), uncarried(cond)
         if bool((weight == 0).all()):
             return self.inner(z, t, **cond)
         if bool((weight == 1).all()):
@@ -155,15 +156,15 @@ class Unrolled(Wrapped):
         wanted = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         if not (self.checkpoint and wanted and isinstance(self.process, Gaussian)):
             return self.inner(z, t, **cond)
-        x, eps, share = checkpoint(self._signals, z, t, cond, use_reentrant=False)
+        x, eps, share, carried = checkpoint(self._signals, z, t, cond, use_reentrant=False)
         return Estimate(
             z, t, self.process.schedule, x=x, eps=eps, variance=lambda: self.inner(z, t, **cond).variance,
-            variance_share=share,
+            variance_share=share, carried=carried,
         )  # fmt: skip
 
-    def _signals(self, z: Tensor, t: Time, cond: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _signals(self, z: Tensor, t: Time, cond: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         belief = self.inner(z, t, **cond)
-        return belief.x, belief.eps, belief.variance_share
+        return belief.x, belief.eps, belief.variance_share, belief.carried
 
 
 def differentiable(model: Model, calls: int | Literal["all"] = "all", checkpoint: bool = True) -> Unrolled:

@@ -12,13 +12,14 @@ import copy
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from sfumato.belief import Belief, Estimate
-from sfumato.conditions import PREVIOUS, network_inputs
+from sfumato.conditions import CARRIED, PREVIOUS, network_inputs
 from sfumato.errors import SfumatoError, an
 from sfumato.process import Discrete, Embedded, Gaussian, Process, Product, given, heard
 from sfumato.process.protocol import noise_level as noise_level
@@ -168,6 +169,11 @@ class Denoiser(nn.Module):
         """Whether the network is self-conditioned: a walk then tells it the clean signal of the call before."""
         return PREVIOUS in getattr(self.net, "given", {})
 
+    @property
+    def carries(self) -> bool:
+        """Whether the network has latents for its next call in a walk, as `nets.RIN` has."""
+        return bool(getattr(self.net, "carries", False))
+
     def config(self) -> dict[str, Any]:
         """The arguments to store in a file; target, sigma_data and variance are part of the process."""
         own = {"net": self.net, "process": self.process, "spec": self.spec, "plans": self.plans}
@@ -208,20 +214,24 @@ class Denoiser(nn.Module):
 
         where: bool, like z: of a network that can leave out the others (`selects`), the logits there alone, (n, K).
         """
+        return self._called(z, t, cond, {} if where is None else {"where": where})[0]
+
+    def _called(self, z: State, t: Time, cond: dict[str, Any], asked: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """(the network's raw output, what it carries to its next call if `asked` for it by `carry`)."""
         x, level = self._inputs(z, t, cond)
         dtype = x.dtype
         if not (isinstance(z, Tensor) and z.is_floating_point()):  # symbols use the precision of the weights
             dtype = next((p.dtype for p in self.net.parameters()), torch.float32)
             x = x.to(dtype) if x.is_floating_point() else x
         level = self._within(level).expand(len(x))
-        told = cond if self.remembers else {name: value for name, value in cond.items() if name != PREVIOUS}
-        low, values = self.compute_dtype, network_inputs(heard(self.process, told), self.net)
-        values = values if where is None else values | {"where": where}
-        if low is None and not torch.is_autocast_enabled(x.device.type):
-            return self.net(x, level, **values).to(dtype)
-        with running_in(low, x.device):
+        deaf = {name for name, hears in ((PREVIOUS, self.remembers), (CARRIED, self.carries)) if not hears}
+        told = {name: value for name, value in cond.items() if name not in deaf}
+        low, values = self.compute_dtype, network_inputs(heard(self.process, told), self.net) | asked
+        plain = low is None and not torch.is_autocast_enabled(x.device.type)
+        with nullcontext() if plain else running_in(low, x.device):
             y = self.net(x, level, **values)
-        return y.to(dtype)
+        y, carried = y if "carry" in asked else (y, None)
+        return y.to(dtype), carried
 
     def _inputs(self, z: State, t: Time, cond: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """The network's inputs, of which the first are the symbols themselves where it takes them."""
@@ -231,7 +241,11 @@ class Denoiser(nn.Module):
         return given(self.process, cond).inputs(z, t)
 
     def forward(self, z: State, t: Time, /, **cond: Any) -> Any:
-        return self.process.read(self.raw(z, t, **cond), z, t)
+        y, carried = self._called(z, t, cond, {"carry": True} if self.carries else {})
+        belief = self.process.read(y, z, t)
+        if carried is not None and isinstance(belief, Estimate):
+            belief.carried = carried
+        return belief
 
 
 def _with(process: Process, changes: dict[str, Any]) -> Process:

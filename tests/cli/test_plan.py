@@ -64,8 +64,8 @@ def forecast(**changes) -> Forecast:
         "config": TrainConfig(steps=1000),
         "facts": {
             "data": "photos", "samples": 900, "train": 850, "holdout": 50, "shape": [3, 32, 32], "dtype": "uint8",
-            "classes": 2, "notes": ["Some."], "network": "UNet", "parameters": 1234567, "device": "cpu",
-            "precision": "bfloat16", "threads": 2, "micro": 64,
+            "classes": 2, "notes": ["Some."], "network": "UNet", "parameters": 1234567, "flops": 2_345_000_000,
+            "device": "cpu", "precision": "bfloat16", "threads": 2, "micro": 64,
         },
         "steps": Range(1000, 1000, 1000), "epochs": 75.3, "step": Range(0.05, 0.04, 0.06),
         "total": Range(125.0, 105.0, 3725.0),
@@ -80,7 +80,8 @@ def forecast(**changes) -> Forecast:
 def test_the_words_of_a_page():
     text = "\n".join(page(forecast()))
     for part in (
-        "900 samples of 3 x 32 x 32, uint8, 2 classes; 850 to train on, 50 held out", "1,234,567 parameters",
+        "900 samples of 3 x 32 x 32, uint8, 2 classes; 850 to train on, 50 held out",
+        "1,234,567 parameters, 2.35 GFLOP a sample and call, computed in",
         "bfloat16 on the CPU with 2 threads, 64 samples per step.", "Note: Some.", "2:05 (1:45 to 1:02:05) in all\n",
         "of it start 8.0%, steps 84.0%, validation 4.0%, end 4.0%\n",
         "50 ms (40 ms to 60 ms) a step, 1,280 samples a second", "2 GB at most in this process; 8 GB are free for it",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.errors import SfumatoError
-from sfumato.nets import MLP, DiT, UNet, build, from_config
+from sfumato.nets import MLP, RIN, DiT, UNet, UViT, build, from_config
 from sfumato.nets.conditions import Conditioning, described
 from sfumato.nets.embedding import noise_features
 
@@ -21,6 +21,35 @@ SMALL = {
     "dit1": lambda classes=3: DiT((3, 17), 4, 32, 2, 2, classes, positions="learned"),
     "dit2": lambda classes=3: DiT((2, 9, 14), (2, 3), 32, 2, 2, classes),
     "dit3": lambda classes=3: DiT((1, 5, 4, 6), 2, 36, 2, 1, classes),
+    "adm": lambda classes=3: UNet(
+        (2, 9, 14),
+        (16, 32),
+        1,
+        [1],
+        head_dim=16,
+        classes=classes,
+        resample="block",
+        taps=(1, 3, 3, 1),
+        residual_scale=0.7071,
+    ),
+    "efficient": lambda classes=3: UNet((3, 17), (16, 24, 32), (0, 1, 2), classes=classes, skip_scale=0.7071),
+    "ddpm": lambda classes=3: UNet((1, 5, 4, 6), (16, 32), 1, classes=classes, scale_shift=False),
+    "modern": lambda classes=3: DiT(
+        (2, 9, 14),
+        2,
+        32,
+        2,
+        2,
+        classes,
+        positions="rotary",
+        norm="rms",
+        qk_norm=True,
+        registers=2,
+    ),
+    "streams": lambda classes=3: DiT((1, 5, 4, 6), 2, 32, 3, 2, classes, streams=2, qk_norm=True),
+    "uvit1": lambda classes=3: UViT((3, 17), 4, 32, 3, 2, classes),
+    "uvit2": lambda classes=3: UViT((2, 9, 14), 2, 32, 4, 2, classes),
+    "rin2": lambda classes=3: RIN((2, 9, 14), 2, 32, 5, 48, 2, 1, classes),
 }
 every = pytest.mark.parametrize("make", SMALL.values(), ids=SMALL)
 
@@ -42,7 +71,8 @@ def batch(net: nn.Module, count: int = 4) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_any_shape_gives_an_output_like_the_input_and_zero_at_first(shape: tuple[int, ...]) -> None:
-    for net in (build(shape, classes=2, size="tiny"), DiT(shape, 4, 32, 1, classes=2)):
+    made = (build(shape, classes=2, size="tiny"), DiT(shape, 4, 32, 1, classes=2), UViT(shape, 4, 32, 1, classes=2))
+    for net in (*made, RIN(shape, 4, 32, 4, 32, 1, 1, classes=2)):
         x, noise, _ = batch(net, 2)
         assert torch.equal(net(x, noise), torch.zeros_like(x))
         y = perturbed(net)(x, noise, torch.tensor([0, 1]))
@@ -102,7 +132,8 @@ def test_no_label_and_minus_one_are_the_null_class(make) -> None:
 def test_gradient_reaches_every_parameter(make) -> None:
     net = perturbed(make())
     x, noise, label = batch(net)
-    net(x, noise, label).square().sum().backward()
+    more = {"carried": torch.randn(len(x), *net.latents.shape)} if isinstance(net, RIN) else {}
+    net(x, noise, label, **more).square().sum().backward()
     dead = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert dead == []
 

@@ -56,7 +56,7 @@ def test_rows_of_a_batch_do_not_interact_and_the_level_is_heard_or_not():
 
 
 def test_attention_depends_on_the_distance_of_positions_alone():
-    from sfumato.nets.transformer import rotary, rotated
+    from sfumato.nets.rotary import rotary, rotated
 
     draw = torch.Generator().manual_seed(0)
     q, k = torch.randn(2, 1, 8, generator=draw, dtype=torch.float64)

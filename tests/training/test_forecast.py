@@ -87,6 +87,7 @@ def test_parameters_and_settings_are_those_of_the_run(pair):
     denoiser = sf.load(run)
     assert found["facts"]["parameters"] == sum(p.numel() for p in denoiser.parameters())
     assert found["facts"]["network"] == type(denoiser.net).__name__ and found["facts"]["shape"] == [3]
+    assert found["facts"]["flops"] == sf.nets.flops(denoiser.net) > 2 * 256 * 256
     assert found["config"]["steps"] == 24 and found["config"]["data"].endswith("x.npy")
     assert (found["facts"]["train"] + found["facts"]["holdout"], found["facts"]["micro"]) == (300, 16)
 

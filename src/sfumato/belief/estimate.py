@@ -62,6 +62,7 @@ class Estimate:
     it directly when first used, so that nothing cancels. `known` is a cached `Reading` for this time.
     `variance` is called on first use, if the model can compute it. `variance_share`, if the model learned it, is v of a
     step's variance exp(v log beta + (1 - v) log beta_tilde), like z (2102.09672, Eq. 15).
+    `carried`, (B, ...), is what the network has for its next call in a walk, such as the latents of a `nets.RIN`.
     `indirect`: y carries no information on x in pure noise, so an x beyond the data is shrunk there (`within`);
     eps and the score stay the model's own, so z is not alpha x + sigma eps where x was changed.
     """
@@ -81,7 +82,9 @@ class Estimate:
         variance_share: Tensor | None = None,
         named: str | None = None,
         indirect: bool = False,
+        carried: Tensor | None = None,
     ) -> None:
+        self.carried = carried
         self.variance_share, self._named, self._indirect = variance_share, named, indirect
         self.z, self.schedule, self.sigma_data = z, schedule, sigma_data
         self._t, self._variance, self._y = t, variance, y
@@ -191,14 +194,14 @@ class Estimate:
     def lerp(self, other: Estimate, weight: float | Tensor) -> Estimate:
         """self + weight (other - self) about the same state, in x and eps and so in every target.
 
-        A learned step variance is taken from `other`, as in guided models (the code of 2105.05233).
+        A learned step variance (as in the code of 2105.05233) and what is carried are taken from `other`.
         """
         w = broadcast(weight, self.z) if isinstance(weight, Tensor) else weight
         x = self.x + w * (other.x - self.x)
         eps = self.eps + w * (other.eps - self.eps)
         return Estimate(
             self.z, self._t, self.schedule, x=x, eps=eps, sigma_data=self.sigma_data,
-            variance_share=other.variance_share,
+            variance_share=other.variance_share, carried=other.carried,
         )  # fmt: skip
 
     def moved(self, x: Tensor) -> Estimate:
@@ -207,7 +210,7 @@ class Estimate:
         eps = torch.where(x == self.x, self.eps, (self.z - broadcast(self.alpha, self.z) * x) / sigma)
         return Estimate(
             self.z, self._t, self.schedule, x=x, eps=eps, sigma_data=self.sigma_data,
-            variance_share=self.variance_share,
+            variance_share=self.variance_share, carried=self.carried,
         )  # fmt: skip
 
     def nats(self, x: Tensor) -> Tensor:
@@ -234,6 +237,7 @@ class Estimate:
             x=cut(self.__dict__.get("x")), eps=cut(self.__dict__.get("eps")), sigma_data=self.sigma_data,
             variance=None if self._variance is None else lambda: cut(self.variance),
             variance_share=cut(self.variance_share), named=self._named, indirect=self._indirect,
+            carried=cut(self.carried),
         )  # fmt: skip
         if "_row" in self.__dict__:
             made.__dict__["_row"] = target.Row(*map(level, self._row))
@@ -249,8 +253,9 @@ class Estimate:
         matched = torch.isclose(alpha * self.sigma, sigma * self.alpha, rtol=1e-9, atol=1e-12)
         eps = self.eps if bool(matched.all()) else None
         return Estimate(
-            z, t, process.schedule, x=self.x, eps=eps, sigma_data=self.sigma_data, variance_share=self.variance_share
-        )
+            z, t, process.schedule, x=self.x, eps=eps, sigma_data=self.sigma_data, variance_share=self.variance_share,
+            carried=self.carried,
+        )  # fmt: skip
 
     def stopped(self) -> Estimate:
         """The belief with x and eps detached; gradients still flow through `variance_share`."""
@@ -258,7 +263,7 @@ class Estimate:
         x, eps = (None, None) if y is not None else (self.x.detach(), self.eps.detach())
         return Estimate(
             self.z, self._t, self.schedule, y, x=x, eps=eps, sigma_data=self.sigma_data,
-            variance_share=self.variance_share, named=self._named, indirect=self._indirect,
+            variance_share=self.variance_share, named=self._named, indirect=self._indirect, carried=self.carried,
         )  # fmt: skip
 
     def chunk(self, n: int) -> tuple[Estimate, ...]:

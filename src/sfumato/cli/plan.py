@@ -37,9 +37,9 @@ def page(found: Forecast) -> list[str]:
     return [
         f"{facts['data']}: {counted(facts['samples'], 'sample')} of {shape}, {facts['dtype']}{classes}; "
         f"{facts['train']:,} to train on, {facts['holdout']:,} held out.",
-        f"Trains {an(facts['network'])} of {counted(facts['parameters'], 'parameter')}{_trained(facts)}, computed in "
-        f"{facts['precision']} "
-        f"on {_machine(facts)}, {counted(found.config.batch, 'sample')} per step{_micro(found)}.",
+        f"Trains {an(facts['network'])} of {counted(facts['parameters'], 'parameter')}{_trained(facts)}{_work(facts)}, "
+        f"computed in {facts['precision']} on {_machine(facts)}, {counted(found.config.batch, 'sample')} per "
+        f"step{_micro(found)}.",
         *(f"Note: {note}" for note in facts["notes"]),
         "",
         *_time(found),
@@ -61,6 +61,17 @@ def _trained(facts: dict[str, Any]) -> str:
 def _machine(facts: dict[str, Any]) -> str:
     threads = "1 thread" if facts["threads"] == 1 else f"{facts['threads']} threads"
     return f"the CPU with {threads}" if facts["device"] == "cpu" else str(facts["device"])
+
+
+def _work(facts: dict[str, Any]) -> str:
+    """The floating-point operations of a call, if they are known."""
+    number = facts.get("flops")
+    if not number:
+        return ""
+    unit, scale = next(
+        ((u, s) for u, s in (("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6)) if number >= s), ("kFLOP", 1e3)
+    )
+    return f", {number / scale:.3g} {unit} a sample and call"
 
 
 def _micro(found: Forecast) -> str:

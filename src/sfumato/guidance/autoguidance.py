@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from sfumato.compose import alike
+from sfumato.conditions import uncarried
 from sfumato.guidance.guided import Guided, Scale
 from sfumato.model import Model, usable
 from sfumato.registry import register
@@ -31,4 +32,4 @@ class Autoguided(Guided):
         self.weak = alike(usable(weak, "Autoguidance"), inner)
 
     def pair(self, z: State, t: Tensor, cond: Mapping[str, Any]) -> tuple[Any, Any]:
-        return self.weak(z, t, **cond), self.inner(z, t, **cond)
+        return self.weak(z, t, **uncarried(cond)), self.inner(z, t, **cond)

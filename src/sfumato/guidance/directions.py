@@ -140,5 +140,6 @@ def _row(name: str) -> str:
 def _read(y: Tensor, row: str, like: Estimate) -> Estimate:
     """The belief that predicts y in this row, about the state of another belief."""
     return Estimate(
-        like.z, like.t, like.schedule, y=y, named=row, sigma_data=like.sigma_data, variance_share=like.variance_share
-    )
+        like.z, like.t, like.schedule, y=y, named=row, sigma_data=like.sigma_data, variance_share=like.variance_share,
+        carried=like.carried,
+    )  # fmt: skip

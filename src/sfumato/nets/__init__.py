@@ -16,14 +16,17 @@ from .codes import GaussianCode, QuantisedCode, VectorQuantiser
 from .couplings import Couplings
 from .dit import DiT
 from .energy import Energy
+from .flops import flops
 from .forward_mode import forward_mode
 from .lora import Adapted
 from .mlp import MLP
+from .rin import RIN
 from .transformer import Transformer
 from .unet import UNet
+from .uvit import UViT
 
 __all__ = [
-    "MLP", "SIZES", "Adapted", "Autoencoder", "Bottleneck", "ClassifierNet", "Codebook", "Couplings", "DiT", "Energy",
-    "GaussianCode", "QuantisedCode", "Transformer", "UNet", "VectorQuantiser", "build", "forward_mode", "from_config",
-    "named",
+    "MLP", "RIN", "SIZES", "Adapted", "Autoencoder", "Bottleneck", "ClassifierNet", "Codebook", "Couplings", "DiT",
+    "Energy", "GaussianCode", "QuantisedCode", "Transformer", "UNet", "UViT", "VectorQuantiser", "build", "flops",
+    "forward_mode", "from_config", "named",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import SfumatoError
-from .attention import attend
+from .attention import Tokens, attend
 from .forward_mode import GroupNorm
 
 Grid = tuple[int, ...]  # the size of each spatial axis
@@ -61,44 +61,71 @@ def zero(module: nn.Module) -> nn.Module:
 
 
 class Block(nn.Module):
-    """x <- skip(x) + W2 silu((1 + s) GN(W1 silu(GN(x))) + b), (s, b) the modulation (or 0), W2 = 0 initially."""
+    """x <- c (skip(x) + W2 silu((1 + s) GN(W1 silu(GN(x))) + b)), (s, b) the modulation (or 0), W2 = 0 initially.
 
-    def __init__(self, inputs: int, outputs: int, grid: Grid, dropout: float) -> None:
+    scale_shift: False for W2 silu(GN(W1 silu(GN(x)) + b)), b alone, as in DDPM. residual_scale: c. resample: changes
+    the grid, of x and before W1, as in BigGAN.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, grid: Grid, dropout: float, scale_shift: bool = True,
+        residual_scale: float = 1.0, resample: nn.Module | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.outputs = outputs
+        self.outputs, self.scale_shift, self.residual_scale = outputs, scale_shift, residual_scale
         self.norm1, self.conv1 = group_norm(inputs), conv(inputs, outputs, grid)
         self.norm2, self.conv2 = group_norm(outputs), zero(conv(outputs, outputs, grid))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout, self.resample = nn.Dropout(dropout), resample
         self.skip = Pointwise(inputs, outputs) if inputs != outputs else nn.Identity()
 
+    @property
+    def modulated(self) -> int:
+        """The numbers of its modulation."""
+        return (1 + self.scale_shift) * self.outputs
+
     def forward(self, x: Tensor, modulation: Tensor | None = None) -> Tensor:
-        h = self.norm2(self.conv1(F.silu(self.norm1(x))))
+        h = F.silu(self.norm1(x))
+        if self.resample is not None:
+            x, h = self.resample(x), self.resample(h)
+        h = self.conv1(h)
         if modulation is not None:
-            scale, shift = modulation.to(h.dtype).reshape(len(x), -1, *[1] * (x.ndim - 2)).chunk(2, dim=1)
-            h = torch.addcmul(shift, h, 1 + scale)
-        return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
+            modulation = modulation.to(h.dtype).reshape(len(x), -1, *[1] * (x.ndim - 2))
+        if self.scale_shift:
+            h = self.norm2(h)
+            if modulation is not None:
+                scale, shift = modulation.chunk(2, dim=1)
+                h = torch.addcmul(shift, h, 1 + scale)
+        else:
+            h = self.norm2(h if modulation is None else h + modulation)
+        return scaled(self.skip(x) + self.conv2(self.dropout(F.silu(h))), self.residual_scale)
+
+
+def scaled(x: Tensor, scale: float) -> Tensor:
+    return x if scale == 1 else scale * x
 
 
 class Attention(nn.Module):
-    """x <- x + W softmax(q k^T / sqrt(d)) v over all positions of the grid, with W = 0 initially.
+    """x <- c (x + W softmax(q k^T / sqrt(d)) v) over all positions of the grid, with W = 0 initially.
 
-    context: the width of the context tokens (B, L, context) that are attended to as well, 0 for none.
+    context: the width of the context tokens that are attended to as well, 0 for none. residual_scale: c.
     """
 
-    def __init__(self, channels: int, head_dim: int, context: int = 0) -> None:
+    def __init__(self, channels: int, head_dim: int, context: int = 0, residual_scale: float = 1.0) -> None:
         super().__init__()
         if channels % min(head_dim, channels):
             raise SfumatoError(f"{channels} channels do not divide into attention heads of {head_dim}")
-        self.heads = max(1, channels // head_dim)
+        self.heads, self.residual_scale = max(1, channels // head_dim), residual_scale
         self.norm = group_norm(channels)
         self.qkv, self.out = nn.Linear(channels, 3 * channels), zero(nn.Linear(channels, channels))
         self.context = nn.Linear(context, 2 * channels) if context else None
 
-    def forward(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, tokens: Tokens | None = None) -> Tensor:
         h = self.norm(x).movedim(1, -1)  # channels are last in memory already: a view
-        extra = None if self.context is None or tokens is None else self.context(tokens)
-        y = self.out(attend(self.qkv(h.flatten(1, -2)), self.heads, extra))
-        return x + y.reshape(h.shape).movedim(-1, 1)
+        qkv, extra, mask = self.qkv(h.flatten(1, -2)), None, None
+        if self.context is not None and tokens is not None:
+            extra, mask = self.context(tokens.values), tokens.behind(qkv.shape[1])
+        y = self.out(attend(qkv, self.heads, extra, mask))
+        return scaled(x + y.reshape(h.shape).movedim(-1, 1), self.residual_scale)
 
 
 class Stage(nn.Module):
@@ -108,7 +135,7 @@ class Stage(nn.Module):
         super().__init__()
         self.block, self.attention = block, attention
 
-    def forward(self, x: Tensor, modulation: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, modulation: Tensor, context: Tokens | None = None) -> Tensor:
         h = self.block(x, modulation)
         return (
             self.attention(h)

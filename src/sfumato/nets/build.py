@@ -87,6 +87,7 @@ def build(
     mask: str = "full",
     vocabulary: int = 0,
     neighbours: bool = True,
+    checkpoint: bool = False,
 ) -> MLP | UNet | Transformer | Energy:
     """A network for samples of `shape`: (D,) gives an MLP; (C, L), (C, H, W) and (C, D, H, W) give a U-Net.
 
@@ -96,7 +97,8 @@ def build(
     Args: `classes`, 0 for none; `size` "tiny", "small", "base", or "auto", which trains within minutes on a laptop's
     CPU: small, or tiny for fewer than 500 `samples`; `outputs`, 2 for a network that also learns a variance; `energy`:
     make the output the gradient of a scalar (`Energy`); `conditions`, name -> description as from
-    `conditions.Condition.network`.
+    `conditions.Condition.network`; `checkpoint`: compute the blocks again in the backward pass instead of storing their
+    activations.
     Raises SfumatoError for a shape of another rank or an unknown size.
     """
     if size not in SIZES:
@@ -110,19 +112,17 @@ def build(
         width, depth = TRANSFORMERS[size]
         net = Transformer(
             shape, width, depth, mask=mask, classes=classes, conditions=conditions, vocabulary=vocabulary,
-            neighbours=neighbours and not vocabulary,
+            neighbours=neighbours and not vocabulary, checkpoint=checkpoint,
         )  # fmt: skip
     elif len(shape) == 1:
         width, depth = MLPS[size]
-        net = MLP(shape[0], width, depth, classes, outputs=outputs, conditions=conditions)
+        net = MLP(shape[0], width, depth, classes, outputs=outputs, conditions=conditions, checkpoint=checkpoint)
     else:
-        net = _unet(tuple(shape), classes, size, outputs, conditions)
+        net = _unet(tuple(shape), size, classes=classes, outputs=outputs, conditions=conditions, checkpoint=checkpoint)
     return Energy(net) if energy else net
 
 
-def _unet(
-    shape: tuple[int, ...], classes: int, size: str, outputs: int, conditions: Mapping[str, Mapping[str, Any]] | None
-) -> UNet:
+def _unet(shape: tuple[int, ...], size: str, **more: Any) -> UNet:
     """Choose patch size and levels so that each level's number of positions, and so its cost, suits its channels."""
     widths, blocks, attending = UNETS[size]
     spatial = shape[1:]
@@ -143,7 +143,4 @@ def _unet(
     channels = [max(least, widths[(n > 100) + (n > 300)]) for n in positions]
     attention = [level for level in range(len(grids))[-attending:] if level and positions[level] <= ATTENDED]
     # no middle blocks: encoder and decoder both have blocks and attention on the coarsest level
-    return UNet(
-        shape, channels, blocks, attention, patch=patch, embed_dim=2 * widths[0], classes=classes, middle=0,
-        outputs=outputs, conditions=conditions,
-    )  # fmt: skip
+    return UNet(shape, channels, blocks, attention, patch=patch, embed_dim=2 * widths[0], middle=0, **more)

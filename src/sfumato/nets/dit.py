@@ -1,6 +1,5 @@
 """A diffusion transformer with adaLN-Zero blocks (Peebles and Xie 2023) for sequences, images and volumes."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,58 +9,47 @@ from torch.nn import functional as F
 
 from ..errors import SfumatoError
 from ..registry import register
-from .attention import attend
-from .conditions import Conditioning, Context, arguments, beside, described, named, of_kind, width_beside
-from .fields import check_input, depth_to_space, field_shape, per_axis_patch, space_to_depth
+from .conditions import Context, arguments, described, named, of_kind, resized
+from .fields import check_input
+from .patches import Patched, heads_of, learned
+from .recompute import call
+from .rotary import axial_rotary, beyond
+from .streams import NORMS, JointBlock, TransformerBlock
+
+POSITIONS = ("fixed", "learned", "rotary")
 
 
-def sincos_positions(grid: Sequence[int], width: int) -> Tensor:
-    """[sin(w_k i), cos(w_k i)] for each axis's index i, w_k = 10000^(-k/K): (prod grid, width), zeros at the end."""
-    count = width // (2 * len(grid))
+def sincos_positions(grid: Sequence[int], width: int, over: Sequence[int] | None = None) -> Tensor:
+    """[sin(w_k i), cos(w_k i)] for each axis's index i, w_k = 10000^(-k/K): (prod grid, width), zeros at the end.
+
+    over: another grid, over whose extent the places are spread, i = (j + 1/2) over / grid - 1/2.
+    """
+    count, over = width // (2 * len(grid)), grid if over is None else over
     frequency = 10000.0 ** (-torch.arange(count, dtype=torch.float64) / max(count, 1))
-    index = torch.cartesian_prod(*[torch.arange(n, dtype=torch.float64) for n in grid]).reshape(-1, len(grid))
+    lines = [torch.arange(n, dtype=torch.float64) for n in grid]
+    lines = [line if n == m else (line + 0.5) * (m / n) - 0.5 for line, n, m in zip(lines, grid, over, strict=True)]
+    index = torch.cartesian_prod(*lines).reshape(-1, len(grid))
     angle = (index[:, :, None] * frequency).flatten(1)
     return F.pad(torch.cat([angle.sin(), angle.cos()], dim=1), (0, width - 2 * count * len(grid))).float()
 
 
-class TransformerBlock(nn.Module):
-    """h <- h + g1 Attn((1 + s1) LN(h) + b1), then h <- h + g2 MLP((1 + s2) LN(h) + b2).
-
-    Gates g, scales s and shifts b are linear in the conditioning vector and 0 at initialisation.
-    """
-
-    def __init__(self, width: int, heads: int, embed_dim: int, ratio: float, dropout: float) -> None:
-        super().__init__()
-        self.heads, inner = heads, int(ratio * width)
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulation = nn.Linear(embed_dim, 6 * width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.first, self.second = nn.Linear(width, inner), nn.Linear(inner, width)
-        self.dropout = nn.Dropout(dropout)
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
-
-    def forward(self, h: Tensor, vector: Tensor) -> Tensor:
-        scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(vector)[:, None].chunk(6, dim=2)
-        h = h + gate1 * self.attend(torch.addcmul(shift1, self.norm(h).to(shift1.dtype), 1 + scale1))
-        y = torch.addcmul(shift2, self.norm(h).to(shift2.dtype), 1 + scale2)
-        return h + gate2 * self.second(self.dropout(F.gelu(self.first(y))))
-
-    def attend(self, y: Tensor) -> Tensor:
-        return self.out(attend(self.qkv(y), self.heads))
-
-
 @register("network", "DiT")
-class DiT(nn.Module):
+class DiT(Patched):
     """net(x, noise_level, label) -> y for fields: x and y (B, *shape), noise_level (B,), label int64 (B,) or None.
 
     Args: `shape` (C, *spatial) with one to three spatial axes of any size; `patch`, one number or one per axis (axes
     are zero-padded to whole patches, and the output cropped); `width`, `depth` and `heads` of the blocks (default:
-    heads of 64 channels); `classes`, 0 for none; `positions` "fixed" (sines and cosines) or "learned"; `ratio`, inner
-    width of the MLPs over `width`; `embed_dim`, the length of the conditioning vector (default: `width`); `dropout` in
-    the MLPs; `outputs`: the number of fields stacked along the channels of y (B, outputs C, *spatial), 2 to learn a
-    variance too; `conditions`, name -> description as from `conditions.Condition.network`: fields become channels next
-    to x, tokens are appended to the patches.
+    heads of 64 channels); `classes`, 0 for none; `positions` "fixed" (sines and cosines), "learned" or "rotary", which
+    turns queries and keys along each axis; `ratio`, inner width of the MLPs over `width`; `embed_dim`, the length of
+    the conditioning vector (default: `width`); `dropout` in the MLPs; `outputs`: the number of fields stacked along the
+    channels of y (B, outputs C, *spatial), 2 to learn a variance too; `conditions`, name -> description as from
+    `conditions.Condition.network`: fields become channels next to x, tokens what `context` says: "tokens" behind the
+    patches, or "cross", by cross-attention in each block (PixArt, 2310.00426); `norm` "layer" or "rms"; `qk_norm`: the
+    norm of queries and keys; `registers`, the number of learned tokens behind the patches (2309.16588); `streams`: 2
+    for weights of their own for the patches and for all other tokens, at least one register, in every block but the
+    last, with one attention (MM-DiT, 2403.03206); `any_size`: also take x of other resolutions and aspects, with
+    positions of the same extent, or of the same spacing where rotary; `checkpoint`: compute the blocks again in the
+    backward pass instead of storing their activations.
     At initialisation each block is the identity and the output zero (adaLN-Zero). Samples of a batch do not interact.
     Raises SfumatoError for impossible sizes, an x of another shape, or an unknown label.
     """
@@ -80,64 +68,108 @@ class DiT(nn.Module):
         dropout: float = 0.0,
         outputs: int = 1,
         conditions: Mapping[str, Mapping[str, Any]] | None = None,
+        norm: str = "layer",
+        qk_norm: bool = False,
+        registers: int = 0,
+        context: str = "tokens",
+        streams: int = 1,
+        any_size: bool = False,
+        checkpoint: bool = False,
     ) -> None:
-        super().__init__()
-        self.shape, self.outputs = field_shape(shape, "DiT"), int(outputs)
-        heads = max(1, width // 64) if heads is None else heads
+        heads = heads_of(width) if heads is None else heads
         embed_dim = width if embed_dim is None else embed_dim
-        if min(width, depth, heads, embed_dim, outputs) < 1 or width % heads:
-            raise SfumatoError(f"DiT needs sizes of 1 or more and heads that divide width; got {heads} and {width}")
-        if positions not in ("fixed", "learned"):
-            raise SfumatoError(f'DiT positions are "fixed" or "learned", not {positions!r}')
-        given = self.given = described(classes, conditions)
-        self.config = {
-            "name": "DiT",
-            "args": {
-                "shape": list(self.shape), "patch": patch if isinstance(patch, int) else list(patch),
-                "width": width, "depth": depth, "heads": heads, **arguments(given), "positions": positions,
-                "ratio": ratio, "embed_dim": embed_dim, "dropout": dropout, "outputs": outputs,
-            },
+        given = described(classes, conditions)
+        args = {
+            "shape": list(shape), "patch": patch if isinstance(patch, int) else list(patch),
+            "width": width, "depth": depth, "heads": heads, **arguments(given), "positions": positions,
+            "ratio": ratio, "embed_dim": embed_dim, "dropout": dropout, "outputs": outputs, "norm": norm,
+            "qk_norm": qk_norm, "registers": registers, "context": context, "streams": streams,
+            "any_size": any_size, "checkpoint": checkpoint,
         }  # fmt: skip
-        self.patch = per_axis_patch(patch, self.shape[1:])
-        self.grid = tuple(-(-n // p) for n, p in zip(self.shape[1:], self.patch, strict=True))
-        self.conditioning = Conditioning(embed_dim, given)
-        outer = self.shape[0] * math.prod(self.patch)
-        self.input = nn.Linear(outer + width_beside(given, self.shape) * math.prod(self.patch), width)
-        table = sincos_positions(self.grid, width)
-        if positions == "fixed":
-            self.register_buffer("positions", table, persistent=False)
-        else:
-            self.positions = nn.Parameter(0.02 * torch.randn_like(table))
-        self.blocks = nn.ModuleList(TransformerBlock(width, heads, embed_dim, ratio, dropout) for _ in range(depth))
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulation, self.output = nn.Linear(embed_dim, 2 * width), nn.Linear(width, outputs * outer)
+        _check(args)
+        super().__init__(shape, patch, width, embed_dim, given, outputs)
+        self.config = {"name": "DiT", "args": args}
+        self.any_size, self.checkpoint, self.cross = any_size, checkpoint, context == "cross"
+        self._place(positions, width, width // heads)
+        across = width if self.cross and of_kind(given, "tokens") else 0
+
+        def block() -> TransformerBlock:
+            return TransformerBlock(width, heads, embed_dim, ratio, dropout, norm, qk_norm, across)
+
+        joint = depth - 1 if streams == 2 else 0
+        self.blocks = nn.ModuleList(JointBlock(block(), block()) if i < joint else block() for i in range(depth))
+        self.norm = NORMS[norm](width, elementwise_affine=False, eps=1e-5)
+        self.modulation, self.output = nn.Linear(embed_dim, 2 * width), nn.Linear(width, outputs * self.outer)
         for parameter in (*self.modulation.parameters(), *self.output.parameters()):
             nn.init.zeros_(parameter)
         self.context = Context(given, width) if of_kind(given, "tokens") else None
+        registers = max(registers, int(streams == 2 and self.context is None))
+        self.registers = learned(registers, width) if registers else None
 
-    def patchify(self, x: Tensor) -> Tensor:
-        """(B, *shape) -> (B, patches, C prod p); the last patch of an axis is padded with zeros."""
-        return space_to_depth(x, self.patch).flatten(1, -2)
+    def _place(self, positions: str, width: int, turned: int) -> None:
+        """The positions of the grid: a table that is added to the patches, or the turns of queries and keys."""
+        self.positions: Tensor | None
+        self.turn: Tensor | None
+        table = None if positions == "rotary" else sincos_positions(self.grid, width)
+        self.register_buffer("turn", axial_rotary(self.grid, turned) if table is None else None, persistent=False)
+        if table is not None and positions == "learned":
+            self.positions = learned(*table.shape)
+        else:
+            self.register_buffer("positions", table, persistent=False)
 
-    def unpatchify(self, tokens: Tensor) -> Tensor:
-        """(B, patches, n C prod p) -> (B, n C, *spatial), the inverse of `patchify` for any number n of fields."""
-        channels = tokens.shape[-1] // math.prod(self.patch)
-        return depth_to_space(tokens.unflatten(1, self.grid), self.patch, (channels, *self.shape[1:]))
+    def _placed(self, h: Tensor, grid: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
+        """(the patches with their positions, the turns of queries and keys) on a grid."""
+        if self.turn is not None:
+            return h, self.turn if grid == self.grid else axial_rotary(grid, 2 * self.turn.shape[2]).to(h.device)
+        table = self.positions
+        assert table is not None
+        if grid != self.grid and isinstance(table, nn.Parameter):
+            table = resized(table.T.unflatten(1, self.grid)[None], grid)[0].flatten(1).T
+        elif grid != self.grid:
+            table = sincos_positions(grid, h.shape[2], self.grid).to(h)
+        return h + table, None
 
     def forward(
         self, x: Tensor, noise_level: Tensor, /, label: Tensor | None = None,
         present: Mapping[str, Tensor] | None = None, **cond: Tensor,
     ) -> Tensor:  # fmt: skip
-        check_input(x, self.shape)
+        other = self.any_size and x.ndim == len(self.shape) + 1
+        check_input(x, (self.shape[0], *x.shape[2:]) if other else self.shape)
         values = named(label, cond)
         vector = self.conditioning(noise_level, len(x), values, present)
-        field = beside(x.to(self.input.weight.dtype), self.given, values, present)
-        h = self.input(self.patchify(field)) + self.positions
-        if self.context is not None:
-            h = torch.cat([h, self.context(len(x), values, present).to(h.dtype)], dim=1)
+        h, turn = self._placed(self.embedded(x, values, present), self.grid_of(x.shape[2:]))
+        tokens = None if self.context is None else self.context(len(x), values, present)
+        count, mask = h.shape[1], None
+        if self.registers is not None:
+            h = torch.cat([h, self.registers.to(h.dtype).expand(len(h), -1, -1)], dim=1)
+        if tokens is not None and not self.cross:
+            mask, h = tokens.behind(h.shape[1]), torch.cat([h, tokens.values.to(h.dtype)], dim=1)
+        turn = None if turn is None else beyond(turn, h.shape[1] - count)
         for block in self.blocks:
-            h = block(h, vector)
-        h = h[:, : math.prod(self.grid)]
+            joint = isinstance(block, JointBlock)
+            h = call(block, self.checkpoint, h, vector, mask, turn, count if joint else tokens)
+        h = h[:, :count]
         scale, shift = self.modulation(vector)[:, None].chunk(2, dim=2)
         h = self.output(torch.addcmul(shift, self.norm(h).to(shift.dtype), 1 + scale))
-        return self.unpatchify(h).to(x.dtype)
+        return self.unpatchify(h, x.shape[2:]).to(x.dtype)
+
+
+def _check(args: Mapping[str, Any]) -> None:
+    """Raise SfumatoError for arguments that do not go together."""
+    width, heads, positions, norm = (args[name] for name in ("width", "heads", "positions", "norm"))
+    if min(width, args["depth"], heads, args["embed_dim"], args["outputs"]) < 1 or width % heads:
+        raise SfumatoError(f"DiT needs sizes of 1 or more and heads that divide width; got {heads} and {width}")
+    if positions not in POSITIONS or norm not in NORMS:
+        raise SfumatoError(
+            f"DiT positions are one of {', '.join(POSITIONS)}, and its norm one of {', '.join(NORMS)}; got "
+            f"{positions!r} and {norm!r}"
+        )
+    if positions == "rotary" and width // heads % 2:
+        raise SfumatoError(f"rotary positions need heads of an even width, not {width // heads}")
+    if args["context"] not in ("tokens", "cross") or args["streams"] not in (1, 2) or args["registers"] < 0:
+        raise SfumatoError(
+            f'a DiT hears tokens by context "tokens" or "cross", and has 1 or 2 streams and 0 or more registers; got '
+            f"{args['context']!r}, {args['streams']} and {args['registers']}"
+        )
+    if args["streams"] == 2 and args["context"] == "cross":
+        raise SfumatoError('two streams attend to tokens behind the patches: leave out context="cross"')

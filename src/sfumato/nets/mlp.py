@@ -10,6 +10,7 @@ from ..errors import SfumatoError
 from ..registry import register
 from .conditions import Conditioning, arguments, beside, described, named, refuse, width_beside
 from .fields import check_input
+from .recompute import call
 
 
 class ResidualLayer(nn.Module):
@@ -38,7 +39,8 @@ class MLP(nn.Module):
     conditioning vector (default: `width`); `dropout` inside the layers;
     `outputs`: the number of vectors concatenated in y (B, outputs dim), 2 to learn a variance too;
     `conditions`, name -> description as from `conditions.Condition.network`: fields are flattened and concatenated to
-    x; tokens are refused, since an MLP has no attention.
+    x; tokens are refused, since an MLP has no attention; `checkpoint`: compute the layers again in the backward pass
+    instead of storing their activations.
     The output layer, and so the output, is zero at initialisation.
     Raises SfumatoError for sizes that are not positive, an x of another shape, or an unknown label.
     """
@@ -53,6 +55,7 @@ class MLP(nn.Module):
         dropout: float = 0.0,
         outputs: int = 1,
         conditions: Mapping[str, Mapping[str, Any]] | None = None,
+        checkpoint: bool = False,
     ) -> None:
         super().__init__()
         embed_dim = width if embed_dim is None else embed_dim
@@ -61,7 +64,8 @@ class MLP(nn.Module):
         given = described(classes, conditions)
         refuse(given, "tokens", "an MLP has no attention")
         args = {"dim": dim, "width": width, "depth": depth, **arguments(given)}
-        self.config = {"name": "MLP", "args": args | {"embed_dim": embed_dim, "dropout": dropout, "outputs": outputs}}
+        args |= {"embed_dim": embed_dim, "dropout": dropout, "outputs": outputs, "checkpoint": checkpoint}
+        self.config, self.checkpoint = {"name": "MLP", "args": args}, checkpoint
         self.shape, self.outputs, self.given = (dim,), outputs, given
         self.conditioning = Conditioning(embed_dim, given)
         self.input = nn.Linear(dim + width_beside(given, (dim,)), width)
@@ -80,5 +84,5 @@ class MLP(nn.Module):
         vector = self.conditioning(noise_level, len(x), values, present)
         h = self.input(beside(x, self.given, values, present).to(self.input.weight.dtype))
         for layer in self.layers:
-            h = layer(h, vector)
+            h = call(layer, self.checkpoint, h, vector)
         return self.output(nn.functional.silu(self.norm(h))).to(x.dtype)

@@ -1,11 +1,13 @@
-"""A U-Net for sequences, images and volumes of any size (Ronneberger et al. 2015; Ho et al. 2020; Dhariwal 2021).
+"""A U-Net for sequences, images and volumes of any size (Ronneberger et al. 2015; Ho et al. 2020; Dhariwal 2021), with
+the options of ADM (2105.05233), EDM (2206.00364) and the efficient U-Net of Imagen (2205.11487).
 
 Sequences are handled as images of height one, so only two and three spatial axes occur inside. Memory is always
 channels-last, which convolutions, norms and attention share without copies.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,9 +16,12 @@ from torch.nn import functional as F
 
 from ..errors import SfumatoError
 from ..registry import register
-from .blocks import Attention, Block, Grid, Pointwise, Stage, conv, group_norm, halved, zero
+from .attention import Tokens
+from .blocks import Attention, Block, Grid, Pointwise, Stage, conv, group_norm, halved, scaled, zero
 from .conditions import Conditioning, Context, arguments, beside, described, named, of_kind, refuse, width_beside
 from .fields import check_input, depth_to_space, field_shape, per_axis_patch, space_to_depth
+from .recompute import call
+from .resample import Resample
 
 
 @register("network", "UNet")
@@ -24,14 +29,22 @@ class UNet(nn.Module):
     """net(x, noise_level, label) -> y for fields: x and y (B, *shape), noise_level (B,), label int64 (B,) or None.
 
     Args: `shape` (C, *spatial) with one to three spatial axes of any size; `channels` of each level, finest first;
-    `blocks` per level and side, one number or one per level; `attention`, the levels (0 the finest) with attention;
+    `blocks` per level and side, one number or one per level, 0 for levels that only change the resolution;
+    `attention`, the levels (0 the finest) with attention;
     `middle`, the number of further blocks at the coarsest level, the first with attention if that level has it;
     `patch`: space-to-depth before the first convolution and its inverse after the last, one number or one per axis,
     which trades resolution for width and speed; `embed_dim`, the length of the conditioning vector (default: 4 x the
     first channels); `classes`, 0 for none; `dropout` inside the blocks; `outputs`:
     the number of fields stacked along the channels of y (B, outputs C, *spatial), 2 to learn a variance too;
     `conditions`, name -> description as from `conditions.Condition.network`: fields become channels next to x, tokens
-    are attended to at the levels of `attention`, and refused where that is empty.
+    are attended to at the levels of `attention`, and refused where that is empty; `scale_shift`: False for a modulation
+    that is added before the norm instead of scaling and shifting after it; `residual_scale`, 0.7071 in EDM, multiplies
+    the sums of residual blocks and attention, `skip_scale`, 0.7071 in Imagen, what the decoder gets of the encoder;
+    `resample`: "conv" for a convolution of stride 2, upwards the nearest place, or "block" for residual blocks that
+    change the resolution by the filter `taps` (BigGAN, ADM), (1, 1) or (1, 3, 3, 1); `checkpoint`: compute the blocks
+    again in the backward pass instead of storing their activations.
+    UNet(shape, (64, 128, 256), (0, 2, 4), skip_scale=0.7071) is Imagen's: most blocks at low resolution, and the
+    resolution falls before them and rises behind them.
     Each level halves the axes of size 4 or more, rounding up, so that only patches need padding.
     The output convolution, and so the output, is zero at initialisation. Samples of a batch do not interact.
     Raises SfumatoError for impossible sizes, an x of another shape, or an unknown label.
@@ -51,11 +64,18 @@ class UNet(nn.Module):
         middle: int = 1,
         outputs: int = 1,
         conditions: Mapping[str, Mapping[str, Any]] | None = None,
+        scale_shift: bool = True,
+        residual_scale: float = 1.0,
+        skip_scale: float = 1.0,
+        resample: str = "conv",
+        taps: Sequence[float] = (1, 1),
+        checkpoint: bool = False,
     ) -> None:
         super().__init__()
         self.shape, self.outputs = field_shape(shape, "UNet"), int(outputs)
         depths = [blocks] * len(channels) if isinstance(blocks, int) else list(blocks)
-        self._check(channels, depths, attention, outputs)
+        self._check(channels, depths, attention, outputs, resample, taps)
+        self.skip_scale, self.checkpoint = skip_scale, checkpoint
         embed_dim = 4 * channels[0] if embed_dim is None else embed_dim
         given = self.given = described(classes, conditions)
         if not attention:
@@ -67,22 +87,35 @@ class UNet(nn.Module):
                 "blocks": blocks if isinstance(blocks, int) else depths, "attention": list(attention),
                 "head_dim": head_dim, "patch": patch if isinstance(patch, int) else list(patch),
                 "embed_dim": embed_dim, **arguments(given), "dropout": dropout, "middle": middle,
-                "outputs": outputs,
+                "outputs": outputs, "scale_shift": scale_shift, "residual_scale": residual_scale,
+                "skip_scale": skip_scale, "resample": resample, "taps": list(taps), "checkpoint": checkpoint,
             },
         }  # fmt: skip
         patches = per_axis_patch(patch, self.shape[1:])
         self.patch = patches if len(patches) > 1 else (1, *patches)
         context = embed_dim if of_kind(given, "tokens") else 0
-        self._build(list(channels), depths, set(attention), head_dim, dropout, middle, context)
+        block = partial(Block, dropout=dropout, scale_shift=scale_shift, residual_scale=residual_scale)
+        mixing = partial(Attention, head_dim=head_dim, context=context, residual_scale=residual_scale)
+        moving = partial(Resample, taps=taps) if resample == "block" else None
+        self._build(list(channels), depths, set(attention), middle, block, mixing, moving)
         self.conditioning = Conditioning(embed_dim, given)
-        self.widths = [2 * m.outputs for m in self.modules() if isinstance(m, Block)]  # in the order of the calls
+        self.widths = [each.modulated for each in self._blocks()]
         self.modulation = nn.Linear(embed_dim, sum(self.widths))  # one product for all blocks
         self.context = Context(given, context) if context else None
 
     @staticmethod
-    def _check(channels: Sequence[int], depths: list[int], attention: Sequence[int], outputs: int) -> None:
-        if not channels or min(channels) < 1 or min(depths) < 1:
-            raise SfumatoError(f"UNet needs at least one level, with channels and blocks: got {channels} and {depths}")
+    def _check(
+        channels: Sequence[int], depths: list[int], attention: Sequence[int], outputs: int, resample: str,
+        taps: Sequence[float],
+    ) -> None:  # fmt: skip
+        if not channels or min(channels) < 1 or min(depths) < 0 or depths[-1] < 1:
+            raise SfumatoError(
+                f"UNet needs channels at each level, and blocks at the coarsest: got {channels} and {depths}"
+            )
+        if resample not in ("conv", "block") or (resample == "conv" and tuple(taps) != (1, 1)):
+            raise SfumatoError(
+                f'UNet resamples by "conv", which has no filter, or by "block"; got {resample!r} with taps {list(taps)}'
+            )
         if outputs < 1:
             raise SfumatoError(f"UNet needs at least one output, got {outputs}")
         if len(depths) != len(channels):
@@ -91,27 +124,43 @@ class UNet(nn.Module):
             raise SfumatoError(f"UNet has levels 0 to {len(channels) - 1}; no attention at {list(attention)}")
 
     def _build(
-        self, channels: list[int], depths: list[int], attend: set[int], head_dim: int, dropout: float, middle: int,
-        context: int,
+        self, channels: list[int], depths: list[int], attend: set[int], middle: int, block: Callable[..., Block],
+        mixing: Callable[..., Attention], moving: Callable[..., Resample] | None,
     ) -> None:  # fmt: skip
-        grids, last = self._grids(len(channels)), len(channels) - 1
+        self.grids, last = self._grids(len(channels)), len(channels) - 1
+        grids = self.grids
         outer, extra = (n * math.prod(self.patch) for n in (self.shape[0], width_beside(self.given, self.shape)))
 
         def stage(inputs: int, level: int, attention: bool) -> Stage:
-            mixing = Attention(channels[level], head_dim, context) if attention else nn.Identity()
-            return Stage(Block(inputs, channels[level], grids[level], dropout), mixing)
+            mixed = mixing(channels[level]) if attention else nn.Identity()
+            return Stage(block(inputs, channels[level], grids[level]), mixed)
 
         def stages(inputs: list[int], level: int) -> nn.ModuleList:
             return nn.ModuleList(stage(n, level, level in attend) for n in inputs)
 
+        def down(width: int, level: int) -> nn.Module:
+            fine, coarse = grids[level : level + 2]
+            if moving is None:
+                return conv(width, width, fine, coarse)
+            return block(width, width, coarse, resample=moving(fine, coarse, up=False))
+
+        def up(inputs: int, level: int) -> nn.Module:
+            if moving is None:  # reduce the channels before up-sampling, where the product is cheaper
+                return Pointwise(inputs, channels[level])
+            fine, coarse = grids[level : level + 2]
+            return block(inputs, channels[level], fine, resample=moving(fine, coarse, up=True))
+
         # Both in the order of their calls: `encoder` runs from fine to coarse, `decoder` from coarse to fine.
-        above = [channels[0], *channels]
+        above = [channels[0]]  # the channels that come into each level
+        for width, depth in zip(channels, depths, strict=True):
+            above.append(width if depth else above[-1])
         self.input = conv(outer + extra, channels[0], grids[0])
-        self.encoder = nn.ModuleList(stages([above[i]] + [c] * (depths[i] - 1), i) for i, c in enumerate(channels))
-        self.downs = nn.ModuleList(conv(channels[i], channels[i], *grids[i : i + 2]) for i in range(last))
+        self.encoder = nn.ModuleList(
+            stages(([above[i]] + [c] * depths[i])[: depths[i]], i) for i, c in enumerate(channels)
+        )
+        self.downs = nn.ModuleList(down(above[i + 1], i) for i in range(last))
         self.middle = nn.ModuleList(stage(channels[-1], last, k == 0 and last in attend) for k in range(middle))
-        # Reduce the channels before up-sampling, where the product is cheaper.
-        self.ups = nn.ModuleList(Pointwise(channels[i + 1], channels[i]) for i in reversed(range(last)))
+        self.ups = nn.ModuleList(up(channels[i + 1], i) for i in reversed(range(last)))
         self.decoder = nn.ModuleList(stages([2 * channels[i]] * depths[i], i) for i in reversed(range(len(channels))))
         self.norm = group_norm(channels[0])
         self.output = zero(conv(channels[0], self.outputs * outer, grids[0]))
@@ -142,18 +191,32 @@ class UNet(nn.Module):
         fields = (self.outputs * self.shape[0], *field.shape[2:])
         return depth_to_space(h, self.patch, fields).reshape(len(x), -1, *x.shape[2:]).to(x.dtype)
 
-    def _levels(self, h: Tensor, modulations: Iterator[Tensor], context: Tensor | None) -> Tensor:
+    def _blocks(self) -> Iterator[Block]:
+        """The blocks in the order of their calls."""
+        sides: list[tuple[Any, Any]] = [(self.encoder, self.downs), ([self.middle], []), (self.decoder, self.ups)]
+        for levels, between in sides:
+            for level, stages in enumerate(levels):
+                yield from (each for each in between[level - 1 : level] if level and isinstance(each, Block))
+                yield from (stage.block for stage in stages)
+
+    def _levels(self, h: Tensor, modulations: Iterator[Tensor], context: Tokens | None) -> Tensor:
         """Encoder, middle and decoder, with a skip connection from each encoder stage to its decoder stage."""
-        skips = []
+        skips, again = [], self.checkpoint
         for level, stages in enumerate(self.encoder.children()):
-            h = self.downs[level - 1](h) if level else h
+            if level:
+                down = self.downs[level - 1]
+                h = call(down, again, h, next(modulations)) if isinstance(down, Block) else down(h)
             for stage in stages.children():
-                h = stage(h, next(modulations), context)
+                h = call(stage, again, h, next(modulations), context)
                 skips.append(h)
         for stage in self.middle:
-            h = stage(h, next(modulations), context)
+            h = call(stage, again, h, next(modulations), context)
         for level, stages in enumerate(self.decoder.children()):
-            h = F.interpolate(self.ups[level - 1](h), size=skips[-1].shape[2:]) if level else h
+            if level:
+                up, size = self.ups[level - 1], self.grids[-1 - level]
+                block = isinstance(up, Block)
+                h = call(up, again, h, next(modulations)) if block else F.interpolate(up(h), size=size)
             for stage in stages.children():
-                h = stage(torch.cat([h, skips.pop()], dim=1), next(modulations), context)
+                skip = scaled(skips.pop(), self.skip_scale)
+                h = call(stage, again, torch.cat([h, skip], dim=1), next(modulations), context)
         return h

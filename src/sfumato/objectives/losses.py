@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sfumato import noise
 from sfumato.autoencoder import Codec
-from sfumato.conditions import PREVIOUS, Given
+from sfumato.conditions import CARRIED, PREVIOUS, Given
 from sfumato.denoising_autoencoder import DenoisingAutoencoder, GaussianNoise, Masking
 from sfumato.errors import SfumatoError, an, suggest
 from sfumato.nets import QuantisedCode
@@ -95,27 +95,36 @@ class Denoising(LearnsLevels):
 @register("loss", "self-conditioned")
 @final
 class SelfConditioned(Denoising):
-    """`Denoising` of a network that in half of the samples hears its own x of a first call, without gradients.
+    """`Denoising` of a network that in a share of the samples hears its own x of a first call, without gradients.
 
-    x_hat = D(z, t, previous), previous = stopped D(z, t, none) with probability 1/2, else none; sampling then carries
-    x_hat from call to call. Source: Chen et al. 2022 (2208.04202), Algorithm 1.
+    x_hat = D(z, t, previous), previous = stopped D(z, t, none) with probability `share`, else none; sampling then
+    carries x_hat from call to call. A network that `carries` latents, as `nets.RIN`, hears these of the first call
+    instead. Sources: Chen et al. 2022 (2208.04202), Algorithm 1, with share 0.5; Jabri et al. 2022 (2212.11972),
+    Algorithm 1, with 0.9.
     """
 
     carries = True
 
+    def __init__(self, times: TimeDensity, weight: Weight | None, seed: int, share: float = 0.5) -> None:
+        super().__init__(times, weight, seed)
+        if not 0 < share <= 1:
+            raise SfumatoError(f"The share of self-conditioned samples is above 0 and at most 1, not {share!r}.")
+        self.share = share
+
     def told(self, model: Any, batch: Any, t: Tensor) -> Mapping[str, Any]:
         draw = Noise(self.seed, batch.index, noise.TRAIN_NOISE)
         with torch.no_grad():
-            first = model(model.process.corrupt(batch.x, t, draw), t, **batch.cond).x
-        heard = Noise(self.seed, batch.index, noise.DROP).fold(PREVIOUS).uniform() < 0.5
-        return {**batch.cond, PREVIOUS: Given(first, heard.to(first.device)).masked()}
+            first = model(model.process.corrupt(batch.x, t, draw), t, **batch.cond)
+        heard = (Noise(self.seed, batch.index, noise.DROP).fold(PREVIOUS).uniform() < self.share).to(batch.x.device)
+        name, value = (CARRIED, first.carried) if first.carried is not None else (PREVIOUS, first.x)
+        return {**batch.cond, name: Given(value, heard).masked()}
 
     def suits(self, model: Any) -> None:
         require_numbers(model, "Self-conditioning", "take loss='denoising'")
-        if not getattr(model, "remembers", False):
+        if not (getattr(model, "remembers", False) or getattr(model, "carries", False)):
             raise SfumatoError(
                 "Self-conditioning trains a network that hears its estimate before: leave net to a name such as "
-                "'small', or give it the condition 'previous', a field of the shape of a sample."
+                "'small' or 'RIN', or give it the condition 'previous', a field of the shape of a sample."
             )
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sfumato.conditions import PREVIOUS, Given, absent, joined
+from sfumato.conditions import CARRIED, LEFT, PREVIOUS, Given, absent, joined
 from sfumato.errors import SfumatoError
 from sfumato.solvers.arithmetic import Arithmetic
 from sfumato.solvers.draws import AnyNoise, as_source, drawn, for_belief, renumbered
@@ -113,10 +113,13 @@ class Walk:
         self._call = k + 1
 
     def _remember(self, belief: Any) -> None:
-        """Tell the next call the clean signal of this one, if the network is self-conditioned (2208.04202)."""
-        if self._remembers and belief is not None:
-            x = belief.mean.detach()
-            self.cond[PREVIOUS] = Given(x, torch.ones(len(x), dtype=torch.bool, device=x.device))
+        """Tell the next call what this one leaves: the clean signal, if the network is self-conditioned (2208.04202),
+        and the latents of a network that carries some (2212.11972)."""
+        left = {PREVIOUS: belief.mean if self._remembers and belief is not None else None}
+        for name, value in {**left, CARRIED: getattr(belief, "carried", None)}.items():
+            if value is not None:
+                here = torch.ones(len(value), dtype=torch.bool, device=value.device)
+                self.cond[name] = Given(value.detach(), here)
 
     def _correct(self) -> Any:
         """Step all rows by a `Corrector`; returns the belief of its first call."""
@@ -178,11 +181,12 @@ class Walk:
         if part._carried is not None:
             self._carried = map_state(lambda old, new: _put(old, rows, new), self._carried, part._carried)
         self._carries = _one_for_all(_put(self._carrying, rows, part._carrying))
-        if PREVIOUS in part.cond:
-            new = part.cond[PREVIOUS]
-            none = Given(new.values.new_zeros(len(self), *new.values.shape[1:]), new.present.new_zeros(len(self)))
-            pairs = zip(self.cond.get(PREVIOUS, none), new, strict=True)
-            self.cond[PREVIOUS] = Given(*(_put(old, rows, value) for old, value in pairs))
+        for name in LEFT:
+            if name in part.cond:
+                new = part.cond[name]
+                none = Given(new.values.new_zeros(len(self), *new.values.shape[1:]), new.present.new_zeros(len(self)))
+                pairs = zip(self.cond.get(name, none), new, strict=True)
+                self.cond[name] = Given(*(_put(old, rows, value) for old, value in pairs))
         self._call = _one_call(_put(self.call, rows, part.call))
 
     def select(self, index: Tensor | Sequence[int], samples: Tensor | Sequence[int] | None = None) -> None:

@@ -22,14 +22,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
-from sfumato import serialization
+from sfumato import registry, serialization
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.folder import Log, read
 from sfumato.folder import found as checkpoints
 from sfumato.guidance import guide
 from sfumato.machine import available, device_of, out_of_memory, peak_memory
+from sfumato.nets import Autoencoder, flops
 from sfumato.nets.lora import trainable, unadapted
 from sfumato.noised import evaluating
 from sfumato.sampling import sample
@@ -65,8 +67,9 @@ class Forecast:
     """The time (seconds), memory and disk (bytes) that `sf.train` would need with the same data and settings.
 
     facts: data, samples, train, holdout, shape, dtype, classes, conditions, network, parameters, trained (the number of
-    parameters that are), device, precision, threads, micro (samples computed at once; fewer than a batch if memory is
-    short), notes on the data. steps:
+    parameters that are), flops (of one call of the network on one sample, `nets.flops`; None for a network of the
+    user's), device, precision, threads, micro (samples computed at once; fewer than a batch if memory is short), notes
+    on the data. steps:
     optimiser steps in the budget; epochs: the same in epochs. step: median time of one. total: time of the whole run;
     parts: the same for its start, its steps, the work between them and its end. memory: train, the peak resident
     memory of this process while it rehearsed the run, and free, the memory that it may use; with an accelerator also
@@ -255,10 +258,16 @@ def _facts(session: Session) -> dict[str, Any]:
         "shape": list(source.shape), "dtype": denoiser.spec.dtype, "classes": len(source.classes),
         "conditions": list(denoiser.spec.conditions), "notes": source.notes,
         "network": type(unadapted(denoiser.net)).__name__, "parameters": parameters, "trained": trained,
-        "device": str(denoiser.device),
-        "precision": precision(denoiser), "threads": torch.get_num_threads(),
+        "flops": _flops(denoiser.net), "device": str(denoiser.device), "precision": precision(denoiser),
+        "threads": torch.get_num_threads(),
         "micro": min(session.state.micro, session.config.batch),
     }  # fmt: skip
+
+
+def _flops(net: nn.Module) -> int | None:
+    """The work of a network of this package, as long as it says the shape of a sample."""
+    known = registry.ships("network", type(net).__name__) and hasattr(net, "shape")
+    return flops(net) if known and not isinstance(net, Autoencoder) else None
 
 
 def _disk(session: Session, costs: Costs, steps: int) -> dict[str, int]:

@@ -130,9 +130,10 @@ class Muon(torch.optim.Optimizer):
 
 
 # Parts whose weights do not map hidden states to hidden states; AdamW updates them.
-OUTER = frozenset(
-    {"input", "codebook", "local", "output", "conditioning", "context", "modulation", "positions", "neighbours"}
-)
+OUTER = frozenset({
+    "input", "codebook", "local", "output", "last", "conditioning", "context", "modulation", "positions", "registers",
+    "latents", "neighbours",
+})  # fmt: skip
 
 
 def split(named: Iterable[tuple[str, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:

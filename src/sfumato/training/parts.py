@@ -332,7 +332,7 @@ def _network(settings: TrainConfig, spec: DataSpec, process: Any, loss: Any, sam
         inputs = {name: condition.network() for name, condition in heard(process, spec.conditions).items()}
         if spec.missing:
             inputs[MISSING] = {"kind": "missing", "shape": list(spec.shape)}
-        if loss.carries:
+        if loss.carries and not getattr(registry.get("network", registry.bare(word)), "carries", False):
             inputs[PREVIOUS] = {"kind": "field", "shape": list(process.net_shape(spec.shape))}
         inputs |= columns.condition(spec.table.numbers) if spec.table is not None else {}
         more = inputs if inputs.keys() - ({"label"} if spec.classes else set()) else None  # a label alone is `classes`
