@@ -124,7 +124,10 @@ def test_no_module_imports_itself_through_others():
 def distributions() -> tuple[set[str], set[str]]:
     """Import names of the (hard, optional) dependencies that pyproject.toml declares."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    renamed = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn", "huggingface-hub": "huggingface_hub"}
+    renamed = {
+        "pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn", "huggingface-hub": "huggingface_hub",
+        "pywavelets": "pywt",
+    }  # fmt: skip
 
     def names(requirements: list[str]) -> set[str]:
         found = (re.split(r"[^A-Za-z0-9_.-]", requirement)[0].lower() for requirement in requirements)

@@ -90,8 +90,7 @@ def log_prob(
     batch, spec = None if batch is None else whole("batch", batch), getattr(model, "spec", None)
     how = _dequantisation(model.process, spec, dequantisation, method)
     x, numbers = _clean(model, x, index, how, seed)
-    leaf, conditions = first_leaf(x), resolve(model, cond, len(numbers))
-    cells = cells_of(spec) if how == "discretised" else None
+    leaf, conditions, cells = first_leaf(x), resolve(model, cond, len(numbers)), _cells(spec, how)
     sigma_min = _least_noise(model, cells) if sigma_min is None else sigma_min
     measure = _measure(model.process, method, trace, cells, particles)
     batches, device = [], getattr(model, "device", leaf.device)
@@ -107,6 +106,11 @@ def _usual(model: Any, method: str) -> int:
     """The usual number of steps of a method."""
     own: int = getattr(model, "default_steps", 1)
     return own if method == "map" else DEFAULT_STEPS
+
+
+def _cells(spec: Any, how: str | None) -> Cells | None:
+    """The cells of whole numbers whose probabilities are taken, if they are."""
+    return cells_of(spec) if how == "discretised" else None
 
 
 def _least_noise(model: Any, cells: Cells | None) -> float | None:
