@@ -19,7 +19,8 @@ _GROUPS = {
 }  # fmt: skip
 _METAVARS = dict.fromkeys([*NAMING, "device"], "NAME")
 _FLAGS = {"sources": "--from"}  # settings whose flag has a name of its own
-_METAVARS |= {"sources": "DATA", "out": "FOLDER", "labels": "FILE", "model": "MODEL", "loggers": "NAMES"}
+_METAVARS |= {"sources": "DATA", "out": "FOLDER", "labels": "FILE", "loggers": "NAMES"}
+_METAVARS |= {"model": "MODEL", "autoencoder": "MODEL"}
 
 
 def settings() -> list[Flag]:

@@ -15,10 +15,12 @@ from sfumato import noise
 from sfumato.autoregressive import Autoregressive
 from sfumato.conditions import resolve
 from sfumato.errors import SfumatoError, SfumatoWarning, suggest, whole
+from sfumato.latent_diffusion import latent_of, require_data_space
 from sfumato.likelihood import orders, spectral
 from sfumato.likelihood.bound import count_bound, elbo, path_bound
 from sfumato.likelihood.flow import DEFAULT_STEPS, ode
 from sfumato.likelihood.importance import importance
+from sfumato.likelihood.latent_bound import latent_bound
 from sfumato.likelihood.measured import DEQUANTISATIONS, Measured, gather
 from sfumato.likelihood.rows import are_rows, row_log_prob
 from sfumato.machine import default_cpu, outside_inference
@@ -72,12 +74,15 @@ def log_prob(
     dequantisation of integer data, so that -log2 p bounds their code length: uniform adds u ~ U(-1/2, 1/2) to each
     element, discretised takes the probability of each cell (bounds only); auto is uniform for the ODE, else
     discretised. label=... as in `sample`. For guidance pass `sf.guide(model, scale)`, which is a model like any other.
+    A latent model has the bound alone, which has to be asked for (`latent_bound`): it holds the autoencoder's terms.
     The default is the ODE; symbols and states that contain some have the bound, masks by exact counts; an
     autoregressive model its exact log p alone. Warns (`SfumatoWarning`) where an ODE is not to be trusted (`doubts`).
     """
     if isinstance(model, Autoregressive):
         return orders.autoregressive(model, x, method, cond)
     refuse_arguments(log_prob, model, cond)
+    if latent_of(model) is not None:
+        return _of_latent(model, x, method, index, seed, {"steps": steps, "probes": probes, "batch": batch, **cond})
     if are_rows(model, x):
         return row_log_prob(model, x, steps, batch, method)
     method = _method(model.process, method)
@@ -98,6 +103,20 @@ def log_prob(
             one = measure(model, some, numbers[part], own, steps, probes=probes, seed=seed, sigma_min=sigma_min)
         batches.append(one)
     return _reported(gather(batches, how), spec, leaf)
+
+
+def _of_latent(model: Any, x: Any, method: str | None, index: Any, seed: int, how: dict[str, Any]) -> Measured:
+    """The bound of a latent model, which has no other likelihood."""
+    if method != "elbo":
+        require_data_space(model, "log p(x)", "take the bound, method='elbo' (--method elbo)")
+    rows = samples(x, "log_prob")
+    numbers = torch.arange(len(rows)) if index is None else torch.as_tensor(index, dtype=torch.int64)
+
+    def density(inner: Any, y: Tensor) -> Measured:
+        found: Measured = log_prob(inner, y, "elbo", seed=seed, index=numbers, **how)
+        return found
+
+    return latent_bound(model, rows, density, seed, numbers).measured
 
 
 def _measure(process: Any, method: str, trace: str, cells: Cells | None, particles: int) -> Any:

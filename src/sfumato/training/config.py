@@ -85,6 +85,13 @@ class TrainConfig:
     with arguments as in DiT(depth=8, width=256) or --net DiT --net.depth 8."""
     model: str | None = None
     """A run folder or model file whose model is trained further, on new data, instead of a new network."""
+    latent: bool = False
+    """Train an autoencoder first, on two fifths of the budget, and then the model of its codes: for large pictures."""
+    autoencoder: str | None = None
+    """Of a latent model: a run folder or file of a trained autoencoder, or the network of a new one, such as
+    Autoencoder(latent=8)."""
+    reconstruction: float = 0.8
+    """The share of the variance of held-out samples that the autoencoder has to explain."""
     loss: str = "auto"
     """The loss to minimise: {loss}; also with arguments, such as hybrid(share=0.01). auto is denoising, hybrid if the
     variance is learned, or table of a table."""
@@ -239,7 +246,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("lr", _TINY, 1e3), ("warmup", 0, math.inf), ("decay", 0, 1), ("weight_decay", 0, 1e3), ("clip", 0, math.inf),
     ("ema", 0, 0.28), ("drop", 0, 1), ("holdout", 0, 0.9), ("guidance", -1e3, 1e3), ("seed", 0, 2**63 - 1),
     ("sample_every", 0, math.inf), ("snapshots", 0, 1000), ("micro", 1, math.inf), ("checkpoint_every", 1e-3, _YEARS),
-    ("workers", 0, 64), ("threads", 1, 1024),
+    ("workers", 0, 64), ("threads", 1, 1024), ("reconstruction", 0, 1),
 )  # fmt: skip
 
 
