@@ -183,7 +183,7 @@ def _mean_variance(codes: Tensor, rows: Tensor, channels: int) -> Tensor:
 def check(autoencoder: Codec, codes: Tensor, latent: DataSpec, source: Source, rows: Tensor, floor: float) -> float:
     """The share of the variance of held-out samples `rows` that the autoencoder explains.
 
-    Raises SfumatoError where it is below `floor`, or where the normalised codes of these samples do not spread by 1
+    Raises SfumatoError where it is below `floor` (0: none), or where the normalised codes of these samples do not spread by 1
     within `SPREAD` and three standard errors, and for a channel that says nothing.
     """
     dead = [c for c, (low, high) in enumerate(zip(latent.statistics.low, latent.statistics.high, strict=True))
@@ -200,7 +200,7 @@ def check(autoencoder: Codec, codes: Tensor, latent: DataSpec, source: Source, r
             "autoencoder was trained on other data, or fits its training samples alone. Train it on more of these "
             "data, or make it smaller."
         )
-    if share < floor:
+    if floor and share < floor:
         raise SfumatoError(
             f"The autoencoder explains {share:.1%} of the variance of held-out samples, and at least {floor:.1%} is "
             "asked for: train it longer or with more channels (latent), or accept less by --reconstruction."

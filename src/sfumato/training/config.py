@@ -91,7 +91,7 @@ class TrainConfig:
     """Of a latent model: a run folder or file of a trained autoencoder, or the network of a new one, such as
     Autoencoder(latent=8)."""
     reconstruction: float = 0.8
-    """The share of the variance of held-out samples that the autoencoder has to explain."""
+    """The share of the variance of held-out samples that the autoencoder has to explain; 0 takes any."""
     loss: str = "auto"
     """The loss to minimise: {loss}; also with arguments, such as hybrid(share=0.01). auto is denoising, hybrid if the
     variance is learned, or table of a table."""

@@ -29,10 +29,10 @@ from sfumato.training.session import Session
 SHARE = 0.4  # of the budget, for the autoencoder
 LOSS = "autoencoding(beta=0.1, spectral=0.1)"
 _BOTH = (
-    "size", "labels", "conditions", "columns", "split", "key", "max_gb", "normalise", "batch", "micro", "workers",
+    "size", "conditions", "columns", "split", "key", "max_gb", "normalise", "batch", "micro", "workers",
     "holdout", "seed", "checkpoint_every", "loggers", "threads", "device", "precision", "parallel",
 )  # fmt: skip
-_OURS = ("data", "out", "latent", "autoencoder")
+_OURS = ("data", "out", "labels", "latent", "autoencoder")
 
 
 def train(
@@ -106,7 +106,8 @@ def resume(
     kept = {name: value for name, value in chosen.to_dict().items() if name not in _OURS and name not in changes}
     if chosen.autoencoder != new and not {"minutes", "steps"} & set(changes):
         kept |= _budget(chosen, 1 - SHARE)
-    return _second(path, chosen.data if data is None else data, labels, modules, how, {**kept, **changes})
+    data, labels = chosen.data if data is None else data, chosen.labels if labels is None else labels
+    return _second(path, data, labels, modules, how, {**kept, **changes})
 
 
 def chosen_file(path: Path) -> str:
