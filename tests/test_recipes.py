@@ -46,6 +46,7 @@ LIMITS = {
     "inverse_problems": 0.06,
     "interpolant": 0.15,
     "learned_schedule": 0.3,
+    "latent": 0.05,
     "learned_variance": 0.85,
     "likelihood": 1e-3,
     "likelihood_weighting": 1e-10,

@@ -183,8 +183,8 @@ def _mean_variance(codes: Tensor, rows: Tensor, channels: int) -> Tensor:
 def check(autoencoder: Codec, codes: Tensor, latent: DataSpec, source: Source, rows: Tensor, floor: float) -> float:
     """The share of the variance of held-out samples `rows` that the autoencoder explains.
 
-    Raises SfumatoError where it is below `floor` (0: none), or where the normalised codes of these samples do not spread by 1
-    within `SPREAD` and three standard errors, and for a channel that says nothing.
+    Raises SfumatoError where it is below `floor` (0: none), where the normalised codes of these samples do not spread
+    by 1 within `SPREAD` and three standard errors, and for a channel that says nothing.
     """
     dead = [c for c, (low, high) in enumerate(zip(latent.statistics.low, latent.statistics.high, strict=True))
             if low == high]  # fmt: skip
