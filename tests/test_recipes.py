@@ -19,6 +19,7 @@ LIMITS = {
     "board": 1e-6,
     "bridge": 0.05,
     "brownian": 0.1,
+    "cascade": 0.05,
     "churn": 0.05,
     "coloured_noise": 1e-12,
     "conditions": 0.25,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sfumato import spectra as spectra
     from sfumato.autoencoder import Codec as Codec
     from sfumato.belief import Estimate as Estimate
+    from sfumato.cascade import Cascade as Cascade
     from sfumato.certification import certify as certify
     from sfumato.compose import Experts as Experts
     from sfumato.compose import Rescheduled as Rescheduled
@@ -101,6 +102,7 @@ __version__ = "0.1.0"
 
 # public name -> its source: "module:attribute", or "module" for a module under its public name
 _PUBLIC = {
+    "Cascade": "sfumato.cascade:Cascade",
     "Codec": "sfumato.autoencoder:Codec",
     "Denoiser": "sfumato.model:Denoiser",
     "DenoisingAutoencoder": "sfumato.denoising_autoencoder:DenoisingAutoencoder",

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from sfumato import machine
 from sfumato.belief import Codes
+from sfumato.cascade import Cascade
 from sfumato.columns import Known
-from sfumato.conditions import Conditions, declared, resolve
+from sfumato.conditions import Conditions, declared, resolve, unfolded
 from sfumato.data import frames
 from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError, whole
@@ -90,6 +91,7 @@ def sample(
     normalised: bool = False,
     given: Mapping[str, Any] | None = None,
     world: World = ALONE,
+    stages: bool = False,
     **cond: Any,
 ) -> Any:
     """n samples, (n, *shape), in user units and dtype if the model has a data spec.
@@ -101,10 +103,18 @@ def sample(
     `trajectory` for the other arguments, `sf.guide` for guidance, `solvers.Brownian` for samples that depend little on
     the number of steps.
     Only samples of `sf.differentiable(model)` carry gradients; these are not rounded to integers or clipped to bounds.
+    stages: of a `sf.Cascade`, return the samples of every stage, the smallest first.
     world=sf.joined(): share the work between processes, which must all make this call and all get every sample, equal
     to those of a single process up to rounding.
     Warns (`SfumatoWarning`) if samples hold NaN, lie far outside the training data, or are all the same.
     """
+    if isinstance(model, Cascade):
+        if given is not None or z is not None or (t_start, t_stop) != (1.0, 0.0):
+            raise SfumatoError("The stages of a cascade start from noise and end at data: leave out given, z and t.")
+        n, index = _asked(n, index, None)
+        how = {"steps": steps, "solver": solver, "batch": batch, "normalised": normalised, "world": world}
+        found = _of_stages(model, n, seed, torch.arange(n) if index is None else index, cond, how)
+        return found if stages else found[-1]
     (n, index), table = _asked(n, index, z), getattr(getattr(model, "spec", None), "table", None)
     batch = (BATCH if table is None else _ROWS) if batch is None else whole("batch", batch)
     refuse_arguments(sample, model, cond)
@@ -136,6 +146,29 @@ def sample(
     if plan.stop == 0:
         seen.warn()
     return samples if table is None or finish is clean else frames.frame(table, samples)
+
+
+def _of_stages(model: Any, n: int, seed: int, index: Tensor, cond: Mapping[str, Any], how: dict[str, Any]) -> list[Any]:
+    """The samples of a cascade's stages, each of which is told the conditions that it knows."""
+    if not isinstance(model, Cascade):
+        return [sample(model, n, seed=seed, index=index, cond=unfolded(cond), **how)]
+    own, every = declared(model.upscaler), unfolded(cond)
+    rest = _known_before(model.inner)
+    before = {name: v for name, v in every.items() if own is None or rest is None or name in rest or name not in own}
+    small = _of_stages(model.inner, n, seed, index, before, how)
+    draws = Noise(seed, index, PRIOR).fold("upscaler")
+    told = model.conditions(small[-1], draws, how["normalised"])
+    mine = {name: value for name, value in every.items() if own is None or name in own}
+    return [*small, sample(model.upscaler, n, seed=draws.seed, index=index, cond={**mine, **told}, **how)]
+
+
+def _known_before(model: Any) -> set[str] | None:
+    """The conditions that any stage of a cascade knows; None if one takes whatever it is given."""
+    if isinstance(model, Cascade):
+        parts = [_known_before(model.inner), _known_before(model.upscaler)]
+        return None if None in parts else set().union(*(part for part in parts if part is not None))
+    known = declared(model)
+    return None if known is None else set(known)
 
 
 def _asked(n: int, index: Sequence[int] | Tensor | None, z: Any) -> tuple[int, Tensor | None]:

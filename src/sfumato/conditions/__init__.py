@@ -1,15 +1,15 @@
 """Conditions of samples: the kinds that data declare, and the encoded values that models receive."""
 
 from .condition import KINDS, Condition, fit, from_config, missing
-from .given import PREVIOUS, Conditions, Given, absent, joined, network_inputs, require_encoded
+from .given import AUGMENTATION, LOW, PREVIOUS, Conditions, Given, absent, joined, network_inputs, require_encoded
 from .label import NULL, Label, MultiLabel, find_class
 from .missing import MISSING, named, over_present, present, without_gaps
 from .real import Field, Scalar, Vector
 from .resolve import RESERVED, declared, of_data, resolve, unfolded
 
 __all__ = [
-    "KINDS", "MISSING", "NULL", "PREVIOUS", "RESERVED", "Condition", "Conditions", "Field", "Given", "Label",
-    "MultiLabel", "Scalar", "Vector", "absent", "declared", "find_class", "fit", "from_config", "joined", "missing",
-    "named", "network_inputs", "of_data", "over_present", "present", "require_encoded", "resolve", "unfolded",
-    "without_gaps",
+    "AUGMENTATION", "KINDS", "LOW", "MISSING", "NULL", "PREVIOUS", "RESERVED", "Condition", "Conditions", "Field",
+    "Given", "Label", "MultiLabel", "Scalar", "Vector", "absent", "declared", "find_class", "fit", "from_config",
+    "joined", "missing", "named", "network_inputs", "of_data", "over_present", "present", "require_encoded",
+    "resolve", "unfolded", "without_gaps",
 ]  # fmt: skip

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..errors import SfumatoError
 
 PREVIOUS = "previous"  # the condition of a self-conditioned network: the estimate of the call before
+LOW, AUGMENTATION = "low_resolution", "augmentation"  # of an upscaler: the small sample, and the level of its noise
 
 
 class Given(NamedTuple):

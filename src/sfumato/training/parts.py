@@ -382,6 +382,7 @@ def _network(settings: TrainConfig, spec: DataSpec, process: Any, loss: Any, sam
             inputs[MISSING] = {"kind": "missing", "shape": list(spec.shape)}
         if loss.carries:
             inputs[PREVIOUS] = {"kind": "field", "shape": list(process.net_shape(spec.shape))}
+        inputs |= loss.inputs(process.net_shape(spec.shape))
         inputs |= columns.condition(spec.table.numbers) if spec.table is not None else {}
         more = inputs if inputs.keys() - ({"label"} if spec.classes else set()) else None  # a label alone is `classes`
         classes, text = len(spec.classes), spec.text is not None
