@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import sfumato as sf
+from consoles import Heard
 from sfumato.belief import Estimate, broadcast
 from sfumato.cascade import WIDEST, augmented, lowered
 from sfumato.conditions import AUGMENTATION, LOW
@@ -15,6 +16,7 @@ from sfumato.objectives.loss import Batch
 from sfumato.objectives.times import UniformTime
 from sfumato.objectives.upscaling import Upscaling
 from sfumato.training.console import Silent
+from sfumato.training.run import Interrupted
 
 PROCESS = sf.Gaussian(sf.schedules.LogLinear(-12.0, 12.0))
 ROOT = torch.tensor(
@@ -138,6 +140,25 @@ def test_stages_that_are_trained_apart_are_one_file_and_one_call(tmp_path) -> No
     guided = sf.Cascade(base.denoiser, sf.guide(upscaler.denoiser, 2.0))
     assert sf.sample(guided, 2, 4, label="3").shape == (2, 1, 8, 8)
     with pytest.raises(SfumatoError, match="hears the small sample"):
-        sf.train(
-            lowered(x.float(), 2), tmp_path / "no", y, loss="upscaling", model=base.denoiser, **{**how, "net": "auto"}
-        )
+        how |= {"net": "auto", "model": base.denoiser}
+        sf.train(lowered(x.float(), 2), tmp_path / "no", y, loss="upscaling", **how)
+
+
+def test_one_command_trains_all_stages_and_goes_on_with_the_one_that_was_stopped(tmp_path) -> None:
+    how = {
+        "batch": 16, "precision": "float32", "snapshots": 0, "sample_every": 0, "labels": None, "steps": 12,
+        "net": "UNet(channels=(8, 8), blocks=1, attention=())",
+    }  # fmt: skip
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted, match=str(out)):
+        sf.train("digits", out, cascade=(4, 8), console=Heard(3), **how)
+    assert (out / "size_4").is_dir() and not (out / "model.safetensors").exists()
+    with pytest.raises(Interrupted):
+        sf.resume(out, console=Heard(5))
+    run = sf.resume(out, console=Silent())
+    assert isinstance(run.denoiser, sf.Cascade) and run.metrics[-1]["step"] == 6
+    small, large = sf.sample(sf.load(out), 2, 4, label="3", stages=True)
+    assert small.shape == (2, 1, 4, 4) and large.shape == (2, 1, 8, 8)
+    for wrong in ("8", "8,4", "4,6", "a,b"):
+        with pytest.raises(SfumatoError, match="cascade is sizes"):
+            sf.train("digits", tmp_path / "wrong", cascade=wrong, console=Silent(), **how)

@@ -98,7 +98,7 @@ class Cascade:
         self.inner, self.upscaler = inner, usable(upscaler, "The second stage of a cascade")
         self.factor, self.augmentation, self.level = int(factor), augmentation, float(level)
         small, large = getattr(inner, "shape", None), getattr(upscaler, "shape", None)
-        if None in (small, large):
+        if small is None or large is None:
             return
         if tuple(small) != tuple(lowered(torch.zeros(1, *large, device="cpu"), self.factor).shape[1:]):
             raise SfumatoError(

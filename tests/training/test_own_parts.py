@@ -213,7 +213,7 @@ def test_every_loss_by_name_leaves_a_file_that_loads(tmp_path):
         "classification",
         *("semigroup", "shortcut", "trajectory-consistency", "consistency-distillation", "consistency-training"),
         *("direct-distillation", "progressive-distillation", "lagrangian", "mean-flow", "improved-mean-flow"),
-        *("spectral", "coupled", "consistent-diffusion", "fp-diffusion"),
+        *("spectral", "coupled", "consistent-diffusion", "fp-diffusion", "upscaling"),
         *("reward-weighted", "fpo", "advantage-weighted", "nft", "ddpo", "direct", "dpo", "ipo", "kto"),
     }  # have tests of their own
     processes = dict.fromkeys(("nonequilibrium", "d3pm", "score-entropy", "sundae"), "uniform")

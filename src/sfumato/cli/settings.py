@@ -20,7 +20,7 @@ _GROUPS = {
 _METAVARS = dict.fromkeys([*NAMING, "device"], "NAME")
 _FLAGS = {"sources": "--from"}  # settings whose flag has a name of its own
 _METAVARS |= {"sources": "DATA", "out": "FOLDER", "labels": "FILE", "loggers": "NAMES"}
-_METAVARS |= {"model": "MODEL", "autoencoder": "MODEL"}
+_METAVARS |= {"model": "MODEL", "autoencoder": "MODEL", "cascade": "SIZES"}
 
 
 def settings() -> list[Flag]:

@@ -74,17 +74,14 @@ def log_prob(
     dequantisation of integer data, so that -log2 p bounds their code length: uniform adds u ~ U(-1/2, 1/2) to each
     element, discretised takes the probability of each cell (bounds only); auto is uniform for the ODE, else
     discretised. label=... as in `sample`. For guidance pass `sf.guide(model, scale)`, which is a model like any other.
-    A latent model has the bound alone, which has to be asked for (`latent_bound`): it holds the autoencoder's terms.
-    The default is the ODE; symbols and states that contain some have the bound, masks by exact counts; an
-    autoregressive model its exact log p alone. Warns (`SfumatoWarning`) where an ODE is not to be trusted (`doubts`).
+    The default is the ODE; symbols and states that contain some have the bound, masks by exact counts; a latent model
+    the bound alone, on request; an autoregressive one exact log p. Warns (`SfumatoWarning`) if in doubt (`doubts`).
     """
     if isinstance(model, Autoregressive):
         return orders.autoregressive(model, x, method, cond)
     refuse_arguments(log_prob, model, cond)
-    if latent_of(model) is not None:
-        return _of_latent(model, x, method, index, seed, {"steps": steps, "probes": probes, "batch": batch, **cond})
-    if are_rows(model, x):
-        return row_log_prob(model, x, steps, batch, method)
+    if latent_of(model) is not None or are_rows(model, x):
+        return _of_its_own(model, x, method, index, seed, {"steps": steps, "probes": probes, "batch": batch, **cond})
     method = _method(model.process, method)
     steps, probes = whole("steps", DEFAULT_STEPS if steps is None else steps), whole("probes", probes)
     batch, spec = None if batch is None else whole("batch", batch), getattr(model, "spec", None)
@@ -105,8 +102,10 @@ def log_prob(
     return _reported(gather(batches, how), spec, leaf)
 
 
-def _of_latent(model: Any, x: Any, method: str | None, index: Any, seed: int, how: dict[str, Any]) -> Measured:
-    """The bound of a latent model, which has no other likelihood."""
+def _of_its_own(model: Any, x: Any, method: str | None, index: Any, seed: int, how: dict[str, Any]) -> Any:
+    """The likelihood of rows of a table, and the bound of a latent model, which has no other."""
+    if are_rows(model, x):
+        return row_log_prob(model, x, how["steps"], how["batch"], method)
     if method != "elbo":
         require_data_space(model, "log p(x)", "take the bound, method='elbo' (--method elbo)")
     rows = samples(x, "log_prob")
