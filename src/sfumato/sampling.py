@@ -103,8 +103,8 @@ def sample(
     `trajectory` for the other arguments, `sf.guide` for guidance, `solvers.Brownian` for samples that depend little on
     the number of steps.
     Only samples of `sf.differentiable(model)` carry gradients; these are not rounded to integers or clipped to bounds.
-    stages: return those of all stages of a `Cascade`, a list. world=sf.joined(): share the work between processes, which
-    must all make this call and all get every sample, equal to those of a single process up to rounding.
+    stages: return those of all stages of a `Cascade`. world=sf.joined(): share the work between processes, which must
+    all make this call and all get every sample, equal to those of a single process up to rounding.
     Warns (`SfumatoWarning`) if samples hold NaN, lie far outside the training data, or are all the same.
     """
     if isinstance(model, Cascade):
