@@ -97,6 +97,11 @@ def model(outputs: int = 1, **options: Any) -> sf.Denoiser:
     return sf.Denoiser(net, sf.Gaussian(schedules.LinearBeta(), "v", **options), spec=spec)
 
 
+def latent(inner: sf.Denoiser) -> sf.Latent:
+    """A denoiser of codes as if it were trained on those of an autoencoder."""
+    return sf.Latent(inner, sf.Codec(sf.nets.Autoencoder((2,), 2, ()), inner.spec))
+
+
 def of_text() -> sf.Denoiser:
     """An untrained network of text, with a tokeniser."""
     source = sf.data.open(["to be or not to be. " * 9], length=6)
@@ -130,6 +135,7 @@ class Place:
         self.exact = TRUTH.denoiser(sf.Gaussian(schedules.Flow()))
         torch.manual_seed(0)
         self.text = of_text()
+        self.latent = latent(self.model)
         self.energy = sf.Denoiser(sf.nets.Energy(sf.nets.MLP(2, 16, 1)), sf.Gaussian(schedules.Flow()))
         self.adapted = sf.Denoiser(sf.nets.Adapted(sf.nets.MLP(2, 16, 1), 2), sf.Gaussian(schedules.Flow()))
         self.saved = sf.save(self.model, folder / "model.safetensors")
@@ -179,6 +185,7 @@ CASES: dict[str, Callable[[Place], Any]] = {
     "memorization": lambda p: sf.memorization(p.model, X[:30], X[30:], samples=8, steps=2),
     "posterior": lambda p: sf.posterior(p.exact, X[0, :1], FIRST, 0.1, n=2, steps=2),
     "prior_kl": lambda p: sf.prior_kl(p.model.process, X),
+    "rate_split": lambda p: sf.rate_split(p.latent, X[:4], 2, 2),
     "resume": lambda p: sf.resume(p.run, X, LABELS, console=Silent(), steps=3),
     "sample": lambda p: sf.sample(p.model, 4, 3, label="a"),
     "sample_text": lambda p: sf.sample_text(p.text, 2, length=9, prompt="to"),

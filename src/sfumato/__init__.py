@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sfumato.adapters import merge as merge
     from sfumato.autoencoder import Codec as Codec
     from sfumato.belief import Estimate as Estimate
+    from sfumato.cascade import Cascade as Cascade
     from sfumato.certification import certify as certify
     from sfumato.compose import Experts as Experts
     from sfumato.compose import Rescheduled as Rescheduled
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from sfumato.inverse import operators as operators
     from sfumato.inverse.posterior import condition_on as condition_on
     from sfumato.inverse.posterior import posterior as posterior
+    from sfumato.latent_diffusion import Latent as Latent
     from sfumato.latents import attribute as attribute
     from sfumato.latents import decode as decode
     from sfumato.latents import encode as encode
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     from sfumato.likelihood import density_gap as density_gap
     from sfumato.likelihood import energy as energy
     from sfumato.likelihood import log_prob as log_prob
+    from sfumato.likelihood import rate_split as rate_split
     from sfumato.model import Denoiser as Denoiser
     from sfumato.noise import Noise as Noise
     from sfumato.objectives import Objective as Objective
@@ -100,6 +103,7 @@ __version__ = "0.1.0"
 
 # public name -> its source: "module:attribute", or "module" for a module under its public name
 _PUBLIC = {
+    "Cascade": "sfumato.cascade:Cascade",
     "Codec": "sfumato.autoencoder:Codec",
     "Denoiser": "sfumato.model:Denoiser",
     "DenoisingAutoencoder": "sfumato.denoising_autoencoder:DenoisingAutoencoder",
@@ -110,6 +114,7 @@ _PUBLIC = {
     "Guided": "sfumato.guidance:Guided",
     "GuidedTeacher": "sfumato.objectives.teacher:GuidedTeacher",
     "Information": "sfumato.diagnostics.information:Information",
+    "Latent": "sfumato.latent_diffusion:Latent",
     "Masked": "sfumato.process.mixing:Masked",
     "Measured": "sfumato.likelihood:Measured",
     "Noise": "sfumato.noise:Noise",
@@ -162,6 +167,7 @@ _PUBLIC = {
     "operators": "sfumato.inverse.operators",
     "posterior": "sfumato.inverse.posterior:posterior",
     "prior_kl": "sfumato.objectives.prior:prior_kl",
+    "rate_split": "sfumato.likelihood:rate_split",
     "register": "sfumato.registry:register",
     "reinforce": "sfumato.reinforce",
     "resume": "sfumato.training:resume",

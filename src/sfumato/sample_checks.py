@@ -19,11 +19,12 @@ SAME = 1e-6  # samples that differ by less, in standard deviations of the data, 
 class SampleCheck:
     """Counts what is wrong with normalised samples, batch by batch; `warn` reports it in one `SfumatoWarning`.
 
-    spec: the data's contract, whose training range tells what lies far outside; None compares nothing with it.
+    spec: the data's contract, whose training range tells what lies far outside, of a latent model that of the codes;
+    None compares nothing with it.
     """
 
-    def __init__(self, spec: DataSpec | None = None) -> None:
-        self.spec = spec
+    def __init__(self, spec: Any = None) -> None:
+        self.spec: DataSpec | None = getattr(spec, "latent", spec)
         self.values, self.lost, self.far = 0, 0, 0
         self.count, self.first, self.differ = 0, None, False
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from sfumato import machine
 from sfumato.belief import Codes
+from sfumato.cascade import Cascade
 from sfumato.columns import Known
-from sfumato.conditions import Conditions, declared, resolve
+from sfumato.conditions import Conditions, declared, resolve, unfolded
 from sfumato.data import frames
 from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError, whole
@@ -90,6 +91,7 @@ def sample(
     normalised: bool = False,
     given: Mapping[str, Any] | None = None,
     world: World = ALONE,
+    stages: bool = False,
     **cond: Any,
 ) -> Any:
     """n samples, (n, *shape), in user units and dtype if the model has a data spec.
@@ -101,27 +103,26 @@ def sample(
     `trajectory` for the other arguments, `sf.guide` for guidance, `solvers.Brownian` for samples that depend little on
     the number of steps.
     Only samples of `sf.differentiable(model)` carry gradients; these are not rounded to integers or clipped to bounds.
-    world=sf.joined(): share the work between processes, which must all make this call and all get every sample, equal
-    to those of a single process up to rounding.
+    stages: return those of all stages of a `Cascade`. world=sf.joined(): share the work between processes, which must
+    all make this call and all get every sample, equal to those of a single process up to rounding.
     Warns (`SfumatoWarning`) if samples hold NaN, lie far outside the training data, or are all the same.
     """
+    if isinstance(model, Cascade):
+        how = {"steps": steps, "solver": solver, "batch": batch, "normalised": normalised, "world": world}
+        return _of_cascade(model, n, seed, index, cond, how, stages, (given, z, 1 - t_start, t_stop))
     (n, index), table = _asked(n, index, z), getattr(getattr(model, "spec", None), "table", None)
     batch = (BATCH if table is None else _ROWS) if batch is None else whole("batch", batch)
     refuse_arguments(sample, model, cond)
     affordable(n, getattr(model, "shape", None))
-    which = torch.arange(n, device="cpu") if index is None else index
     with default_cpu():
+        which = torch.arange(n) if index is None else index
         model, z, t_start = _around(model, given, n, seed, which, z, t_start)
         plan, conditions = make_plan(model, steps, solver, t_start, t_stop), resolve(model, cond, n)
-    smooth = getattr(model, "grad_calls", None) is not None
-    if world.size > 1 and smooth:
-        raise SfumatoError("Samples of several processes have no gradients: leave out world, or use the plain model.")
+    smooth, seen = _smooth(model, world), SampleCheck(getattr(model, "spec", None))
     finish, clean = _units(model, smooth, normalised or plan.stop > 0)
-    seen = SampleCheck(getattr(model, "spec", None))
 
     def one(part: Tensor) -> Any:
-        start = None if z is None else rows_of(z, part)
-        own = model.rows(part) if isinstance(model, Known) else model
+        start, own = None if z is None else rows_of(z, part), model.rows(part) if isinstance(model, Known) else model
         walk = trajectory(own, None, None, plan, seed, start, which[part], t_start, t_stop, cond=conditions.rows(part))
         end = map_state(lambda leaf: leaf.cpu(), _end(walk, Noise(seed, which[part], STEP, plan.calls)))
         seen.look(clean(end))
@@ -136,6 +137,49 @@ def sample(
     if plan.stop == 0:
         seen.warn()
     return samples if table is None or finish is clean else frames.frame(table, samples)
+
+
+def _smooth(model: Any, world: World) -> bool:
+    """Whether samples carry gradients."""
+    smooth = getattr(model, "grad_calls", None) is not None
+    if world.size > 1 and smooth:
+        raise SfumatoError("Samples of several processes have no gradients: leave out world, or use the plain model.")
+    return smooth
+
+
+def _of_cascade(
+    model: Cascade, n: int, seed: int, index: Any, cond: Mapping[str, Any], how: dict[str, Any], stages: bool,
+    no: tuple[Any, ...],
+) -> Any:  # fmt: skip
+    """The samples of a cascade, or of each of its stages. no: arguments that no cascade takes."""
+    if any(value is not None and value != 0 for value in no):
+        raise SfumatoError("The stages of a cascade start from noise and end at data: leave out given, z and t.")
+    n, index = _asked(n, index, None)
+    found = _of_stages(model, n, seed, torch.arange(n) if index is None else index, cond, how)
+    return found if stages else found[-1]
+
+
+def _of_stages(model: Any, n: int, seed: int, index: Tensor, cond: Mapping[str, Any], how: dict[str, Any]) -> list[Any]:
+    """The samples of a cascade's stages, each of which is told the conditions that it knows."""
+    if not isinstance(model, Cascade):
+        return [sample(model, n, seed=seed, index=index, cond=unfolded(cond), **how)]
+    own, every = declared(model.upscaler), unfolded(cond)
+    rest = _known_before(model.inner)
+    before = {name: v for name, v in every.items() if own is None or rest is None or name in rest or name not in own}
+    small = _of_stages(model.inner, n, seed, index, before, how)
+    draws = Noise(seed, index, PRIOR).fold("upscaler")
+    told = model.conditions(small[-1], draws, how["normalised"])
+    mine = {name: value for name, value in every.items() if own is None or name in own}
+    return [*small, sample(model.upscaler, n, seed=draws.seed, index=index, cond={**mine, **told}, **how)]
+
+
+def _known_before(model: Any) -> set[str] | None:
+    """The conditions that any stage of a cascade knows; None if one takes whatever it is given."""
+    if isinstance(model, Cascade):
+        parts = [_known_before(model.inner), _known_before(model.upscaler)]
+        return None if None in parts else set().union(*(part for part in parts if part is not None))
+    known = declared(model)
+    return None if known is None else set(known)
 
 
 def _asked(n: int, index: Sequence[int] | Tensor | None, z: Any) -> tuple[int, Tensor | None]:

@@ -211,6 +211,21 @@ def innermost(tree: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return f"{prefix}net.", args
 
 
+def _spec_of(tree: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The spec of the samples of a model's tree: of the last stage of a cascade, of what a latent model decodes to."""
+    args = tree["args"]
+    if tree["name"] == "Cascade":
+        return _spec_of(args["upscaler"])
+    spec = args.get("spec")
+    if tree["name"] == "Latent":
+        codes, spec = _spec_of(args["inner"]), args["autoencoder"]["args"]["spec"]
+        return {**spec["args"], "conditions": (codes or spec["args"])["conditions"]}
+    inner = next((value for value in args.values() if _is_model(value)), None)
+    if spec is None and "net" not in args and inner is not None:
+        return _spec_of(inner)
+    return None if spec is None else dict(spec["args"])
+
+
 def _is_model(value: Any) -> bool:
     return trees.is_tree(value) and registry.known("model", value["name"])
 
@@ -226,8 +241,7 @@ def read_contract(path: str | os.PathLike[str]) -> dict[str, Any]:
     written, header = read_header(path)
     whole = _checked(written, path)
     prefix, args = innermost(whole["model"])
-    spec, process = args.get("spec"), args.get("process")
-    spec = None if spec is None else spec["args"]
+    spec, process = _spec_of(whole["model"]), args.get("process")
     classes = (spec or {}).get("classes")  # separate in format 1
     counted = [entry for name, entry in header.items() if name.startswith(prefix)]
     return {

@@ -27,9 +27,9 @@ from sfumato.training.grids import GRID_STEPS
 from sfumato.training.hooks import Between
 from sfumato.training.loop import Progress
 from sfumato.training.run import Run
-from sfumato.training.run import resume as resume_run
-from sfumato.training.run import train as train_run
 from sfumato.training.session import Session
+from sfumato.training.stages import resume as resume_run
+from sfumato.training.stages import train as train_run
 from sfumato.trees import name_of
 
 GRID = "grid.png"

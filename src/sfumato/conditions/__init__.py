@@ -2,8 +2,10 @@
 
 from .condition import KINDS, Condition, fit, from_config, missing
 from .given import (
+    AUGMENTATION,
     CARRIED,
     LEFT,
+    LOW,
     PREVIOUS,
     Conditions,
     Given,
@@ -19,8 +21,8 @@ from .real import Field, Scalar, Vector
 from .resolve import RESERVED, declared, of_data, resolve, unfolded
 
 __all__ = [
-    "CARRIED", "KINDS", "LEFT", "MISSING", "NULL", "PREVIOUS", "RESERVED", "Condition", "Conditions", "Field", "Given",
-    "Label", "MultiLabel", "Scalar", "Vector", "absent", "declared", "find_class", "fit", "from_config", "joined",
-    "missing", "named", "network_inputs", "of_data", "over_present", "present", "require_encoded", "resolve",
-    "unfolded", "uncarried", "without_gaps",
+    "AUGMENTATION", "CARRIED", "KINDS", "LEFT", "LOW", "MISSING", "NULL", "PREVIOUS", "RESERVED", "Condition",
+    "Conditions", "Field", "Given", "Label", "MultiLabel", "Scalar", "Vector", "absent", "declared", "find_class",
+    "fit", "from_config", "joined", "missing", "named", "network_inputs", "of_data", "over_present", "present",
+    "require_encoded", "resolve", "uncarried", "unfolded", "without_gaps",
 ]  # fmt: skip

@@ -200,7 +200,10 @@ class DataSpec:
         z = self._batch(z)
         if z.device.type == "mps":  # MPS has no float64
             z = z.cpu()
-        x = self.normaliser.denormalise(z)
+        return self.rounded(self.normaliser.denormalise(z))
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """Real numbers x (B, *shape) in the user's units -> in the user's dtype too, as `denormalise` says."""
         dtype = self.torch_dtype
         if self.bounds is not None:
             x = x.clamp(*self.bounds)

@@ -16,10 +16,12 @@ from sfumato.autoregressive import Autoregressive
 from sfumato.conditions import resolve
 from sfumato.coupling_flow import CouplingFlow
 from sfumato.errors import SfumatoError, SfumatoWarning, suggest, whole
+from sfumato.latent_diffusion import latent_of, require_data_space
 from sfumato.likelihood import orders, spectral
 from sfumato.likelihood.bound import count_bound, elbo, path_bound
 from sfumato.likelihood.flow import DEFAULT_STEPS, ode
 from sfumato.likelihood.importance import importance
+from sfumato.likelihood.latent_bound import latent_bound
 from sfumato.likelihood.measured import DEQUANTISATIONS, Measured, gather
 from sfumato.likelihood.of_maps import change_of_variables
 from sfumato.likelihood.rows import are_rows, row_log_prob
@@ -76,15 +78,15 @@ def log_prob(
     dequantisation of integer data, so that -log2 p bounds their code length: uniform adds u ~ U(-1/2, 1/2) to each
     element, discretised takes the probability of each cell (bounds only); auto is uniform for the ODE, else
     discretised. label=... as in `sample`. For guidance pass `sf.guide(model, scale)`, which is a model like any other.
-    The default is the ODE; symbols and states that contain some have the bound, masks by exact counts; an
-    autoregressive model and a coupling flow their exact log p alone. Warns (`SfumatoWarning`) where an ODE is not to be
-    trusted (`doubts`).
+    The default is the ODE; symbols and states that contain some have the bound, masks by exact counts; a latent model
+    the bound alone, on request; an autoregressive model and a coupling flow their exact log p alone. Warns
+    (`SfumatoWarning`) where an ODE is not to be trusted (`doubts`).
     """
     if isinstance(model, Autoregressive | CouplingFlow):
         return orders.known(model, x, method, cond)
     refuse_arguments(log_prob, model, cond)
-    if are_rows(model, x):
-        return row_log_prob(model, x, steps, batch, method)
+    if latent_of(model) is not None or are_rows(model, x):
+        return _of_its_own(model, x, method, index, seed, {"steps": steps, "probes": probes, "batch": batch, **cond})
     method = _method(model.process, method)
     steps, probes = whole("steps", _usual(model, method) if steps is None else steps), whole("probes", probes)
     batch, spec = None if batch is None else whole("batch", batch), getattr(model, "spec", None)
@@ -116,6 +118,22 @@ def _cells(spec: Any, how: str | None) -> Cells | None:
 def _least_noise(model: Any, cells: Cells | None) -> float | None:
     """The least sigma/alpha where cells are decoded: finer noise would encode decimals that they do not have."""
     return None if cells is None else max(float(cells.half.min()), data_scale(model) * math.exp(-NODE_LIMIT / 2))
+
+
+def _of_its_own(model: Any, x: Any, method: str | None, index: Any, seed: int, how: dict[str, Any]) -> Any:
+    """The likelihood of rows of a table, and the bound of a latent model, which has no other."""
+    if are_rows(model, x):
+        return row_log_prob(model, x, how["steps"], how["batch"], method)
+    if method != "elbo":
+        require_data_space(model, "log p(x)", "take the bound, method='elbo' (--method elbo)")
+    rows = samples(x, "log_prob")
+    numbers = torch.arange(len(rows)) if index is None else torch.as_tensor(index, dtype=torch.int64)
+
+    def density(inner: Any, y: Tensor) -> Measured:
+        found: Measured = log_prob(inner, y, "elbo", seed=seed, index=numbers, **how)
+        return found
+
+    return latent_bound(model, rows, density, seed, numbers).measured
 
 
 def _measure(process: Any, method: str, trace: str, cells: Cells | None, particles: int) -> Any:

@@ -3,7 +3,8 @@
     code = encode(x),   mean of x = decode(y),   p(x | y) = N(decode(y), exp(log_variance) I)
 
 Kingma and Welling 2013 (1312.6114) with a KL bottleneck, van den Oord et al. 2017 (1711.00937) with a VQ bottleneck;
-the convolutional architecture follows 2112.10752 (App. E), without its attention.
+the convolutional architecture follows 2112.10752 (App. E), without its attention; residual: Chen et al. 2024
+(2410.10733), Fig. 4.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Autoencoder(nn.Module):
     Args: `shape` (D,) or (C, *spatial); `latent`, the length of a code, for fields at each position of the coarsest
     level; `channels`: for fields the channels of each level, finest first, for vectors the widths of the hidden layers
     (none: the linear model); `blocks` per level and side; `bottleneck` "kl" or "vq", the latter with `codes` vectors;
-    `variance` of the decoder's distribution, None to learn it (one number, initially 1).
+    `variance` of the decoder's distribution, None to learn it (one number, initially 1); `residual`, of pictures: what
+    a level changes is learned beside the rearranged pixels themselves, for codes of many channels and few positions.
     Raises SfumatoError for impossible sizes or an x of another shape.
     """
 
@@ -46,6 +48,7 @@ class Autoencoder(nn.Module):
         bottleneck: str = "kl",
         codes: int = 256,
         variance: float | None = None,
+        residual: bool = False,
     ) -> None:
         super().__init__()
         _check(shape, latent, channels, blocks, bottleneck, variance)
@@ -55,6 +58,7 @@ class Autoencoder(nn.Module):
             "args": {
                 "shape": list(self.shape), "latent": latent, "channels": list(channels), "blocks": blocks,
                 "bottleneck": bottleneck, "codes": codes, "variance": variance,
+                **({"residual": True} if residual else {}),
             },
         }  # fmt: skip
         numbers = 2 * latent if bottleneck == "kl" else latent
@@ -64,8 +68,10 @@ class Autoencoder(nn.Module):
             self.latent_shape: tuple[int, ...] = (latent,)
         else:
             grids = _grids(self.shape, len(channels))
-            self.encoder = FieldEncoder(self.shape[0], numbers, channels, blocks, grids)
-            self.decoder = FieldDecoder(latent, self.shape[0], channels, blocks, grids)
+            if residual:
+                _require_residual(channels, grids)
+            self.encoder = FieldEncoder(self.shape[0], numbers, channels, blocks, grids, residual)
+            self.decoder = FieldDecoder(latent, self.shape[0], channels, blocks, grids, residual)
             self.latent_shape = (latent, *grids[-1][-len(self.shape[1:]) :])
         self.quantiser = VectorQuantiser(codes, latent) if bottleneck == "vq" else None
         if variance is None:
@@ -116,6 +122,29 @@ def _grids(shape: tuple[int, ...], levels: int) -> list[Grid]:
     return grids
 
 
+def _require_residual(channels: Sequence[int], grids: list[Grid]) -> None:
+    """Raise SfumatoError unless each level has half the positions of the one before along both axes of a picture, and
+    a number of channels that those rearranged from it are divided among."""
+    halves = all(len(a) == 2 and a == tuple(2 * n for n in b) for a, b in zip(grids[:-1], grids[1:], strict=True))
+    divided = all(not 4 * a % b for a, b in zip(channels[:-1], channels[1:], strict=True))
+    if not (halves and divided):
+        raise SfumatoError(
+            f"A residual autoencoder halves pictures of even sizes, here {grids}, and divides 4 C channels among those "
+            f"of the next level, here {tuple(channels)}: pick other sizes, or leave residual out."
+        )
+
+
+def _gathered(h: Tensor, channels: int) -> Tensor:
+    """(B, C, H, W) -> (B, channels, H / 2, W / 2): each 2 x 2 pixels become 4 C channels, which are averaged."""
+    parts = F.pixel_unshuffle(h, 2)
+    return parts.reshape(len(h), channels, -1, *parts.shape[2:]).mean(2)
+
+
+def _spread(h: Tensor, channels: int) -> Tensor:
+    """(B, C, H, W) -> (B, channels, 2 H, 2 W): channels are repeated, and four of them become 2 x 2 pixels."""
+    return F.pixel_shuffle(h.repeat_interleave(4 * channels // h.shape[1], 1), 2)
+
+
 class VectorMap(nn.Module):
     """Linear layers with silu between them: (B, inputs) -> (B, outputs)."""
 
@@ -135,8 +164,11 @@ class VectorMap(nn.Module):
 class FieldEncoder(nn.Module):
     """(B, C, *finest) -> (B, outputs, *coarsest): residual blocks at each level, strided convolutions in between."""
 
-    def __init__(self, inputs: int, outputs: int, channels: Sequence[int], blocks: int, grids: list[Grid]) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, channels: Sequence[int], blocks: int, grids: list[Grid], residual: bool = False
+    ) -> None:
         super().__init__()
+        self.channels, self.residual = tuple(channels), residual
         self.input = conv(inputs, channels[0], grids[0])
         self.blocks = nn.ModuleList(
             nn.ModuleList(Block(c, c, grid, 0.0) for _ in range(blocks))
@@ -151,7 +183,9 @@ class FieldEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.input(x)
         for level, blocks in enumerate(self.blocks):
-            h = self.downs[level - 1](h) if level else h
+            if level:
+                kept = _gathered(h, self.channels[level]) if self.residual else 0.0
+                h = self.downs[level - 1](h) + kept
             for block in blocks.children():
                 h = block(h)
         return self.output(F.silu(self.norm(h)))
@@ -160,10 +194,13 @@ class FieldEncoder(nn.Module):
 class FieldDecoder(nn.Module):
     """(B, L, *coarsest) -> (B, outputs, *finest): the encoder mirrored, with nearest-neighbour up-sampling."""
 
-    def __init__(self, inputs: int, outputs: int, channels: Sequence[int], blocks: int, grids: list[Grid]) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, channels: Sequence[int], blocks: int, grids: list[Grid], residual: bool = False
+    ) -> None:
         super().__init__()
         self.grids = grids[::-1]
-        widths = list(channels)[::-1]
+        self.channels, self.residual = tuple(channels[::-1]), residual
+        widths = list(self.channels)
         self.input = conv(inputs, widths[0], self.grids[0])
         self.blocks = nn.ModuleList(
             nn.ModuleList(Block(c, c, grid, 0.0) for _ in range(blocks))
@@ -176,7 +213,9 @@ class FieldDecoder(nn.Module):
     def forward(self, y: Tensor) -> Tensor:
         h = self.input(y)
         for level, blocks in enumerate(self.blocks):
-            h = F.interpolate(self.ups[level - 1](h), size=self.grids[level]) if level else h
+            if level:
+                kept = _spread(h, self.channels[level]) if self.residual else 0.0
+                h = F.interpolate(self.ups[level - 1](h), size=self.grids[level]) + kept
             for block in blocks.children():
                 h = block(h)
         return self.output(F.silu(self.norm(h)))

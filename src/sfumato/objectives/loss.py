@@ -98,6 +98,10 @@ class Loss(nn.Module, abc.ABC):
         """How held-out samples are evaluated by noise level; None for a loss without levels."""
         return None
 
+    def inputs(self, shape: tuple[int, ...]) -> dict[str, dict[str, Any]]:
+        """What a network for samples of `shape` is told besides the conditions of the data (`Condition.network`)."""
+        return {}
+
     def model(self, net: nn.Module, spec: Any) -> Any:
         """The model to train around the network; None for the denoiser of the settings."""
         return None

@@ -23,7 +23,7 @@ from sfumato.objectives.loss import LearnsLevels, Levels, Loss
 from sfumato.objectives.nonequilibrium import nonequilibrium_loss, require_symbols
 from sfumato.objectives.teacher import Clean
 from sfumato.objectives.times import TimeDensity, UniformLogSNR, UniformTime
-from sfumato.objectives.vae import COMMITMENT, elbo_loss, vq_loss
+from sfumato.objectives.vae import COMMITMENT, amplitude_error, elbo_loss, vq_loss
 from sfumato.objectives.weights import Weight
 from sfumato.process.gaussian import require_numbers
 from sfumato.registry import register
@@ -299,6 +299,8 @@ class DenoisingAutoencoding(Loss):
 class Autoencoding(Loss):
     """(-fit + beta KL) / D, or (-fit + commitment |f - sg(e)|^2) / D, in nats per element, for a `Codec`.
 
+    spectral: the weight of a second error of the reconstruction, that of its amplitudes (`vae.amplitude_error`), over
+    the deviation of the decoder as the first: it does not reward blur. The reconstruction is that of the code's mean.
     The codebook, part of the network, is updated after each optimiser step; `restarted` counts the codes reset so far.
     With several processes each learns from the codes of all, so that the codebooks stay equal.
     """
@@ -306,10 +308,18 @@ class Autoencoding(Loss):
     network = "Autoencoder"
 
     def __init__(
-        self, beta: float = 1.0, free_bits: float = 0.0, commitment: float = COMMITMENT, seed: int = 0
+        self,
+        beta: float = 1.0,
+        free_bits: float = 0.0,
+        commitment: float = COMMITMENT,
+        seed: int = 0,
+        spectral: float = 0.0,
     ) -> None:
         super().__init__()
+        if not spectral >= 0:
+            raise SfumatoError(f"The weight of the spectral error must be at least 0, got {spectral!r}.")
         self.beta, self.free_bits, self.commitment, self.seed = beta, free_bits, commitment, seed
+        self.spectral = spectral
         self.restarted = 0
         self._seen: dict[int, QuantisedCode] = {}  # number of the first sample of a part -> the codes of the part
         self._quantiser: tuple[Any, ...] = ()  # in a tuple, so that it is not registered as a submodule
@@ -333,12 +343,13 @@ class Autoencoding(Loss):
 
     def losses(self, model: Any, batch: Any) -> Tensor:
         net, size = model.net, batch.x[0].numel()
+        more = self.spectral * amplitude_error(net, batch.x) if self.spectral else 0.0
         if net.quantiser is None:
-            return elbo_loss(net, batch.x, self.beta, self.free_bits, self.seed, batch.index) / size
+            return elbo_loss(net, batch.x, self.beta, self.free_bits, self.seed, batch.index) / size + more
         found = vq_loss(net, batch.x, self.commitment)
         if model.training:
             self._quantiser, self._seen[int(batch.index[0])] = (net.quantiser,), found.code
-        return found.loss / size
+        return found.loss / size + more
 
     def observe(self, batch: Any, losses: Tensor) -> None:
         first, last = int(batch.index[0]), int(batch.index[-1])

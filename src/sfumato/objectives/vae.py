@@ -110,3 +110,24 @@ def vq_loss(net: Autoencoder, x: Tensor, commitment: float = COMMITMENT) -> Quan
     if not isinstance(code, QuantisedCode):
         raise SfumatoError("vq_loss needs an autoencoder with bottleneck='vq'; for a KL bottleneck use elbo_loss.")
     return Quantised(commitment * code.distance() - decoder_log_prob(net, x, code.value), code)
+
+
+def amplitude_error(net: Autoencoder, x: Tensor) -> Tensor:
+    """mean_f | |F x|_f - |F x_hat|_f | / s, (B,), s the deviation of the decoder, x_hat = decode(E[y | x]).
+
+    F is the orthonormal Fourier transform of samples x (B, *shape), of vectors the identity.
+
+    By Parseval the squared error of F x is that of x, for which the mean over what is uncertain is best, and so too
+    small amplitudes; those are compared here without their phases, as in the losses of audio (Yamamoto et al. 2019,
+    1910.11480, Eq. 4).
+    """
+    back = net(x)
+    axes = tuple(range(2, x.ndim))
+    one, other = (torch.fft.rfftn(v.float(), dim=axes, norm="ortho") if axes else v for v in (x, back))
+    scale = (-0.5 * net.log_variance).exp()
+    return (_modulus(one) - _modulus(other)).abs().flatten(1).mean(1) * scale
+
+
+def _modulus(v: Tensor) -> Tensor:
+    """|v|, whose gradient at 0 is 0 too."""
+    return (v.real.square() + v.imag.square() + 1e-12).sqrt() if v.is_complex() else v.abs()

@@ -25,6 +25,7 @@ from torch import Tensor
 from sfumato import noise
 from sfumato.conditions import Conditions, resolve
 from sfumato.errors import SfumatoError, whole
+from sfumato.latent_diffusion import require_data_space
 from sfumato.machine import default_cpu
 from sfumato.model import Model, compute_dtype
 from sfumato.objectives.chain import check_variance, data_nats, step_nats
@@ -87,6 +88,7 @@ def vlb(
     """
     variance = variance or ("learned" if getattr(model, "variance", "fixed") == "learned" else "posterior")
     require_numbers(model, "The bound of T Gaussian steps", "take nonequilibrium_bound or log_prob")
+    require_data_space(model, "The bound of T steps", "take log_prob(.., method='elbo')")
     check_variance(variance)
     levels, spec = _levels(steps, times), getattr(model, "spec", None)
     cells = chosen_cells(spec, decoder)

@@ -3,6 +3,7 @@
 Reading order:
 
     config, precision               settings, device and dtype
+    codes                           the codes that a latent model is trained on
     parts, batches, waiting         model, loss and training batches
     ema, averages, muon, players    what a step updates besides the weights
     state                           all of it, in the form that checkpoints save
@@ -12,7 +13,7 @@ Reading order:
     checkpoint, shards              files to resume from
     session, control, hooks         a run: steps, files, and hooks for everything else
     grids, health, final_report, loggers, console
-    run                             train and resume
+    run, stages                     train and resume, one model or two stages
     forecast                        time, memory and disk that a run will need
 
 Names are imported on first use, so that importing `TrainConfig` (from which flags are made) loads no torch.
@@ -27,13 +28,13 @@ if TYPE_CHECKING:
     from sfumato.training.loop import Progress as Progress
     from sfumato.training.loop import fit as fit
     from sfumato.training.run import Run as Run
-    from sfumato.training.run import resume as resume
-    from sfumato.training.run import train as train
+    from sfumato.training.stages import resume as resume
+    from sfumato.training.stages import train as train
     from sfumato.training.state import State as State
 
 _HOME = {
     "TrainConfig": "config", "EMA": "ema", "State": "state", "Progress": "loop", "fit": "loop",
-    "Run": "run", "train": "run", "resume": "run",
+    "Run": "run", "train": "stages", "resume": "stages",
 }  # fmt: skip
 
 __all__ = ["EMA", "Progress", "Run", "State", "TrainConfig", "fit", "resume", "train"]

@@ -22,6 +22,7 @@ from sfumato.conditions import Conditions
 from sfumato.data import DataSpec
 from sfumato.data.rows import Rows, Samples
 from sfumato.errors import SfumatoError
+from sfumato.training.codes import normalised
 from sfumato.training.waiting import FETCHING, NORMALISING, TRANSFER, Waiting
 
 _SHARE = 0.25  # of a GPU's free memory that the data may take
@@ -44,6 +45,7 @@ class Batches:
         if spec is None and not x.dtype.is_floating_point:
             raise SfumatoError("Integer data need a data spec that normalises them: build the denoiser with spec=...")
         count, blocks = len(x), x.blocks if isinstance(x, Rows) else None
+        self.of = x
         # two epochs are cached, since a batch may span both
         self.order = lru_cache(2)(lambda epoch: noise.permutation(seed, epoch, count, blocks))
         if device.type == "cuda" and x.nbytes <= _SHARE * torch.cuda.mem_get_info(device)[0]:
@@ -88,7 +90,8 @@ class Batches:
             with self.waiting.on(TRANSFER):
                 x = x.to(self.device, non_blocking=True)
         with self.waiting.on(NORMALISING):
-            x = (x if self.spec is None else self.spec.normalise(x)).to(self.dtype)
+            draws = noise.Noise(self.seed, torch.arange(start, start + count)[share], noise.TRAIN_NOISE)
+            x = normalised(self.of, x, self.spec, draws).to(self.dtype)
         with self.waiting.on(TRANSFER):
             return x.to(self.device, non_blocking=True)
 

@@ -41,7 +41,7 @@ _CONTRACT = schema.fields(
         "format": schema.text, "version": schema.whole(1), "counters": _COUNTERS, "spec": spec_in_json, "net": TREE,
         "config": schema.mapping(schema.anything),
     },
-    {"model": TREE, "given": schema.flag},
+    {"model": TREE, "given": schema.flag, "autoencoder": schema.text},
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from sfumato import registry, schema
@@ -93,6 +94,16 @@ class TrainConfig:
     """Of --init: train low-rank adapters (LoRA) of this rank, and new classes and conditions, beside fixed weights."""
     train_only: str = "all"
     """Of --init: all weights, or only those of new classes and conditions."""
+    latent: bool = False
+    """Train an autoencoder first, on two fifths of the budget, and then the model of its codes: for large pictures."""
+    autoencoder: str | None = None
+    """Of a latent model: a run folder or file of a trained autoencoder, or the network of a new one, such as
+    Autoencoder(latent=8)."""
+    cascade: str | None = None
+    """Sizes of pictures, such as 16,32: a model of the smallest, and one for each size that enlarges what the one
+    before has drawn."""
+    reconstruction: float = 0.8
+    """The share of the variance of held-out samples that the autoencoder has to explain; 0 takes any."""
     loss: str = "auto"
     """The loss to minimise: {loss}; also with arguments, such as hybrid(share=0.01). auto is denoising, hybrid if the
     variance is learned, or table of a table."""
@@ -180,6 +191,8 @@ class TrainConfig:
                 raise SfumatoError(f"{name} must be a number {limit}, not {value!r:.40}.")
         if self.energy and self.variance == "learned":
             raise SfumatoError("An energy network cannot learn a variance: choose energy or variance='learned'.")
+        if self.cascade is not None:
+            self.sizes  # noqa: B018  (raises for what are no sizes)
         for name in (self.loggers or "").split(","):
             if name.strip():
                 registry.check("logger", name.strip())
@@ -193,6 +206,19 @@ class TrainConfig:
             )
         if self.minutes is not None and self.steps is not None:
             raise SfumatoError("Give minutes or steps as the budget, not both.")
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes of the stages of a cascade; () without one."""
+        try:
+            found = tuple(int(word) for word in (self.cascade or "").split(",") if self.cascade)
+        except ValueError:
+            found = (0,)
+        if self.cascade is not None and (len(found) < 2 or any(b % max(a, 1) or b <= a for a, b in pairwise(found))):
+            raise SfumatoError(
+                f"cascade is sizes that grow, each a multiple of the one before, such as 16,32, not {self.cascade!r}."
+            )
+        return found
 
     def replace(self, **changes: Any) -> TrainConfig:
         """A copy with some settings changed. Raises SfumatoError with a suggestion for an unknown name."""
@@ -222,6 +248,8 @@ def _typed(field: dataclasses.Field[Any], value: Any) -> Any:
         if not isinstance(value, Mapping) or not all(isinstance(word, str) for pair in value.items() for word in pair):
             raise SfumatoError(f"{name} are names and kinds, such as {_KINDS[name]}, not {value!r:.80}.")
         return dict(value)
+    if name == "cascade" and isinstance(value, list | tuple):
+        value = ",".join(map(str, value))
     value = _COMPILE.get(str(value), value) if name == "compile" else value
     kind = hint.split()[0]
     if kind == "bool" and not isinstance(value, bool):
@@ -253,7 +281,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("lr", _TINY, 1e3), ("warmup", 0, math.inf), ("decay", 0, 1), ("weight_decay", 0, 1e3), ("clip", 0, math.inf),
     ("ema", 0, 0.28), ("drop", 0, 1), ("holdout", 0, 0.9), ("guidance", -1e3, 1e3), ("seed", 0, 2**63 - 1),
     ("sample_every", 0, math.inf), ("snapshots", 0, 1000), ("micro", 1, math.inf), ("checkpoint_every", 1e-3, _YEARS),
-    ("workers", 0, 64), ("threads", 1, 1024), ("lora", 1, 4096),
+    ("workers", 0, 64), ("threads", 1, 1024), ("lora", 1, 4096), ("reconstruction", 0, 1),
 )  # fmt: skip
 
 

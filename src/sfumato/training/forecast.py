@@ -155,6 +155,11 @@ def forecast(data: Any, out: str | os.PathLike[str] | None = None, labels: Any =
     Raises SfumatoError for whatever `sf.train` would refuse, and if memory is too small even for one sample at a time.
     """
     chosen, labels = in_words(data, out, labels, settings)
+    if chosen.latent or chosen.autoencoder is not None:
+        raise SfumatoError(
+            "A latent model is trained in two stages, and a plan is of one: plan the autoencoder with --loss "
+            "autoencoding, and leave latent and autoencoder out."
+        )
     device = device_of(chosen.device)
     free = _free(device)
     with own_modes(device), tempfile.TemporaryDirectory(prefix="sfumato-") as folder:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sfumato import columns, nets, noise, registry, serialization, trees
+from sfumato.autoencoder import Codec
 from sfumato.autoregressive import Autoregressive
 from sfumato.conditions import MISSING, PREVIOUS, Conditions
 from sfumato.coupling_flow import CouplingFlow
 from sfumato.data import DataSpec, Source
 from sfumato.data.table_schema import TableSchema
 from sfumato.errors import SfumatoError, an
+from sfumato.latent_diffusion import Latent
 from sfumato.model import Denoiser
 from sfumato.noise import seeded
 from sfumato.objectives import Objective, times, weights
@@ -27,6 +30,7 @@ from sfumato.objectives.factor import check
 from sfumato.objectives.loss import CompletedLoss, Loss
 from sfumato.process import Discrete, Embedded, Gaussian, Masked, Product, Spectral, alphabet, heard, source_of
 from sfumato.schedule import schedule_of
+from sfumato.training import codes
 from sfumato.training.config import NAMING, NO_PROCESS, TrainConfig, choices, renamed
 from sfumato.training.fine_tuning import adapt, extend
 from sfumato.training.precision import compute_dtype
@@ -199,7 +203,9 @@ def model_for(
             model = loss.begun(model)
         model = adapt(model, before, settings)
     else:
-        process = _process(settings, spec, source)
+        space = None if settings.autoencoder is None else _space(settings, source, spec, device)
+        spec = spec if space is None else space.spec
+        process = _process(settings, spec, source if space is None else None)
         net = _network(settings, spec, process, loss, len(source)) if given.net is None else given.net
         model = loss.model(net, spec)
         usual = (
@@ -213,11 +219,53 @@ def model_for(
                 "leave out one of the two."
             )
         model = model or _denoiser(net, process, settings, spec)
+        model = model if space is None else _in_space(model, process, space, settings)
     loss.suits(model)
     if spec.missing:
         _require_gaps(model, loss, source)
-    _keep_levels(model, getattr(loss, "times", None))
+    _keep_levels(model.inner if isinstance(model, Latent) else model, getattr(loss, "times", None))
     return placed(model, settings, device)
+
+
+class _Space(NamedTuple):
+    """The space of a latent model: its autoencoder, and the spec of the codes."""
+
+    autoencoder: Codec
+    spec: DataSpec
+
+
+def _space(settings: TrainConfig, source: Source, spec: DataSpec, device: torch.device) -> _Space:
+    """The space of the autoencoder of the settings. Raises SfumatoError for data or an autoencoder that do not suit."""
+    if spec.text is not None or spec.table is not None or spec.missing or settings.sources is not None:
+        raise SfumatoError(
+            f"{source.name} is no data for a latent model, which takes whole samples of numbers (no text, tables, "
+            "pairs or missing values): leave latent out."
+        )
+    autoencoder = codes.load_autoencoder(settings.autoencoder, device)
+    if autoencoder.shape != spec.shape:
+        raise SfumatoError(
+            f"The autoencoder takes samples of shape {autoencoder.shape}, and those of {source.name} have "
+            f"{spec.shape}: train one on these data, by latent without autoencoder."
+        )
+    kept, (train, held) = codes.stored(settings.autoencoder, source, autoencoder), source.split(settings.holdout)
+    own = codes.spec_of(kept, autoencoder, spec, train)
+    rows = held if len(held) else train
+    share = codes.check(autoencoder, kept, own, source, rows, settings.reconstruction)
+    numbers = math.prod(spec.shape), math.prod(own.shape)
+    source.notes.append(
+        f"The autoencoder explains {share:.1%} of the variance of {'held-out' if len(held) else 'training'} samples, "
+        f"with codes of {numbers[1]:,} numbers for {numbers[0]:,}."
+    )
+    return _Space(autoencoder, own)
+
+
+def _in_space(model: Any, process: Any, space: _Space, settings: TrainConfig) -> Latent:
+    if not isinstance(model, Denoiser) or not isinstance(process, Gaussian):
+        raise SfumatoError(
+            f"A latent model is a denoiser of numbers under the gaussian process, and these settings (loss "
+            f"{settings.loss}, process {settings.process}) make another: leave latent or these out."
+        )
+    return Latent(model, space.autoencoder)
 
 
 def _require_gaps(model: Any, loss: Any, source: Source) -> None:
@@ -253,7 +301,7 @@ def with_model(settings: TrainConfig, model: Any) -> TrainConfig:
 def placed(model: Any, settings: TrainConfig, device: torch.device) -> Any:
     """The model on the device, trainable but for weights beside adapters, computing in the settings' precision."""
     for _, part in serialization.parts(model):
-        part.to(device).requires_grad_(True)
+        part.to(device).requires_grad_(not (isinstance(model, Latent) and part is model.autoencoder))
         for adapted in (each for each in part.modules() if isinstance(each, nets.Adapted)):
             adapted.freeze()
     inner: Any = model
@@ -334,6 +382,7 @@ def _network(settings: TrainConfig, spec: DataSpec, process: Any, loss: Any, sam
             inputs[MISSING] = {"kind": "missing", "shape": list(spec.shape)}
         if loss.carries and not getattr(registry.get("network", registry.bare(word)), "carries", False):
             inputs[PREVIOUS] = {"kind": "field", "shape": list(process.net_shape(spec.shape))}
+        inputs |= loss.inputs(process.net_shape(spec.shape))
         inputs |= columns.condition(spec.table.numbers) if spec.table is not None else {}
         more = inputs if inputs.keys() - ({"label"} if spec.classes else set()) else None  # a label alone is `classes`
         classes, text = len(spec.classes), spec.text is not None
@@ -378,11 +427,14 @@ def _try(denoiser: Denoiser, spec: DataSpec) -> None:
 
 def rebuilt(contract: Mapping[str, Any], size: tuple[int, int], settings: TrainConfig, device: torch.device) -> Any:
     """The model that a checkpoint's contract describes, with fresh weights. size: `checkpoint.size` of its tensors."""
-    described = contract.get("model", contract["net"])
+    described, space = contract.get("model", contract["net"]), None
+    if settings.autoencoder is not None:  # its weights are in its own file
+        space = codes.load_autoencoder(settings.autoencoder, device, contract.get("autoencoder"))
+        described = described["args"]["inner"]
     with seeded(settings.seed), serialization.building(described, *size, "the checkpoint"):
         if "model" in contract:
-            model = trees.build(contract["model"], "model")
+            model = trees.build(described, "model")
         else:  # written by a version that only knew denoisers
             spec = DataSpec.from_dict(contract["spec"])
             model = _denoiser(nets.from_config(contract["net"]), _process(settings, spec), settings, spec)
-    return placed(model, settings, device)
+    return placed(model if space is None else Latent(model, space), settings, device)

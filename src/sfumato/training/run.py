@@ -27,6 +27,7 @@ from sfumato.process import Discrete, Embedded
 from sfumato.progress import reporting_to
 from sfumato.sampling import apart
 from sfumato.training import checkpoint, config, loggers
+from sfumato.training.codes import AUTOENCODER
 from sfumato.training.config import TrainConfig, from_dict
 from sfumato.training.console import Console
 from sfumato.training.fine_tuning import start
@@ -75,18 +76,7 @@ def train(
     modules: Iterable[type] = (),
     **settings: Any,
 ) -> Run:
-    """Train a denoiser on data of any kind and write a run folder: `sf.train("photos/", minutes=10)`.
-
-    data: whatever `sf.data.open` takes. labels: one class label per sample, or a file of them. settings: those of
-    `TrainConfig`, three of which may also be objects: net, a torch.nn.Module called as net(x, noise_level, label=..),
-    which is trained in place; init, a denoiser or a wrapper of one, of which a copy is trained further (`fine_tuning`);
-    loss, a module with `losses(model, batch)` (`objectives.loss`). modules: your own classes that the settings name, if
-    they are not registered. console: shows progress (default: lines or a bar on stderr). on_start: called with the
-    session in each process before the first step.
-    Raises SfumatoError before training if anything is wrong with data, settings or folder. If the run is stopped by a
-    command (`control`) or, in a single process, by a KeyboardInterrupt, it saves a checkpoint and raises Interrupted, a
-    KeyboardInterrupt. An interrupt in the middle of a weight update falls back to the checkpoint before.
-    """
+    """Train one model and write its run folder: `stages.train`, whose arguments they are, without its stages."""
     settings, given = separate(settings, modules)
     chosen, labels = in_words(data, out, labels, settings)
     loss_of(chosen, given.loss)  # refuses a loss that cannot be made, before the data are read
@@ -120,15 +110,7 @@ def resume(
     modules: Iterable[type] = (),
     **changes: Any,
 ) -> Run:
-    """Resume a run from its newest intact checkpoint, exactly as if it had not stopped.
-
-    data, labels: needed if the run was trained on an array in memory. changes: new values for the settings in
-    `CHANGEABLE`; minutes and steps are totals of the whole run. changed: accept settings that were edited in
-    RUN/config.yaml; without it such edits are an error that lists them. modules: your own classes in the run, if they
-    are not registered; passing objects of such classes as net or loss also works, and is required for a loss that no
-    file describes. Checkpoints do not hold the state of torch's own generators, which dropout uses: a resumed run that
-    uses them is valid, but its draws differ from those of an uninterrupted one.
-    """
+    """Resume the run of one model: `stages.resume`, whose arguments they are, without its stages."""
     path = folder.existing(run)
     with folder.held(path) if leads() else nullcontext():
         return _resume(path, data, labels, console or Console(), on_start, changed, modules, changes)
@@ -213,7 +195,7 @@ def _same(obj: Any, labels: Any, settings: TrainConfig, spec: dict[str, Any], pa
     known = DataSpec.from_dict(spec)
     read = settings.replace(labels=label_file)
     source = opened(settings.data if obj is None else obj, labels, read, None if settings.init is None else known)
-    if settings.init is not None:  # the spec may come from the data of an earlier training
+    if settings.init is not None or settings.autoencoder is not None:  # the spec may be of earlier data
         return source
     # columns that training did not use are left out
     own = {name: each for name, each in source.conditions.items() if name in known.conditions}
@@ -329,7 +311,7 @@ def _edited(path: Path, kept: dict[str, Any], accepted: bool) -> dict[str, Any]:
     if not (path / "config.yaml").exists():
         return {}
     now, kept = config.from_yaml(str(path / "config.yaml")).to_dict(), from_dict(kept).to_dict()
-    other = {name: value for name, value in now.items() if name != "out" and value != kept[name]}
+    other = {name: value for name, value in now.items() if name not in ("out", "autoencoder") and value != kept[name]}
     if other and not accepted:
         listed = ", ".join(f"{name} {kept[name]} -> {value}" for name, value in other.items())
         raise SfumatoError(
@@ -351,4 +333,6 @@ def _changed(old: dict[str, Any], changes: dict[str, Any], path: Path) -> TrainC
         given["steps"] = None
     if "steps" in given and "minutes" not in given:
         given["minutes"] = None
+    if old.get("autoencoder") is not None and (path / AUTOENCODER).is_dir():  # the folder may have been moved
+        given["autoencoder"] = str(path / AUTOENCODER)
     return from_dict({**old, **given, "out": str(path)}, where=str(path))

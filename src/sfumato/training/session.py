@@ -15,7 +15,7 @@ import torch
 from sfumato import serialization, trees
 from sfumato.conditions import Conditions, of_data
 from sfumato.data import Source
-from sfumato.data.rows import Samples, part
+from sfumato.data.rows import Samples
 from sfumato.diagnostics import report
 from sfumato.diagnostics.board_figures import from_log
 from sfumato.distributed import ALONE, World
@@ -25,6 +25,7 @@ from sfumato.folder import read
 from sfumato.model import Denoiser
 from sfumato.nets import Adapted
 from sfumato.training import checkpoint
+from sfumato.training.codes import file_hash, samples_of
 from sfumato.training.config import TrainConfig, docs
 from sfumato.training.console import Console, Silent
 from sfumato.training.guard import precision
@@ -150,7 +151,8 @@ class Session:
         """(samples, conditions) for training, and for the hold-out (None if nothing is held out)."""
 
         def some(rows: torch.Tensor) -> tuple[Samples, Conditions]:
-            return part(self.source.x, rows), of_data(self.denoiser.spec, self.source, rows)
+            x = samples_of(self.denoiser, self.source, self.config.autoencoder, rows)
+            return x, of_data(self.denoiser.spec, self.source, rows)
 
         return some(self.train), some(self.holdout) if len(self.holdout) else None
 
@@ -183,6 +185,8 @@ class Session:
                 "model": trees.tree(self.denoiser),
                 "given": self.state.given,
             }
+            if self.config.autoencoder is not None:
+                contract["autoencoder"] = file_hash(self.config.autoencoder)
             checkpoint.write(self.path, self.state, contract, self.world)
             if model:
                 self._write_model()

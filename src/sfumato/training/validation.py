@@ -13,6 +13,7 @@ from sfumato.conditions import Conditions
 from sfumato.data.rows import Samples
 from sfumato.diagnostics.validation import BINS, Validation, Validator, validator_for
 from sfumato.distributed import World
+from sfumato.training.codes import normalised
 from sfumato.training.config import TrainConfig
 from sfumato.training.evaluation_schedule import due, triples, validations
 from sfumato.training.state import State
@@ -64,8 +65,8 @@ def judge(
 
     def prepared(x: Samples, cond: Mapping[str, Any] | Tensor | None, most: int) -> tuple[Tensor, Conditions]:
         rows = noise.permutation(config.seed, 0, len(x))[:most]  # not the first ones: folders are sorted by class
-        found = x[rows]
-        found = (found if model.spec is None else model.spec.normalise(found)).to(state.dtype).to(model.device)
+        draws = noise.Noise(config.seed, rows, noise.VALID_NOISE)
+        found = normalised(x, x[rows], model.spec, draws).to(state.dtype).to(model.device)
         known = Conditions.of(cond).rows(rows).to(model.device)
         return (found, known) if model.spec is None else model.spec.apart(found, known)
 

@@ -96,7 +96,7 @@ def draw(model: Any, source: Source, rows: Tensor, seed: int) -> Sample | None:
     most = ROWS if isinstance(source.x, Tensor) else READ
     count = min(len(rows), most, max(8, VALUES // max(1, math.prod(source.shape))))
     chosen = rows[noise.permutation(seed, 0, len(rows))[:count].sort().values]
-    x, spec = source.x[chosen].cpu(), model.spec
+    x, spec = source.x[chosen].cpu(), getattr(model.spec, "data", model.spec)  # of a latent model, not that of codes
     whole = x.isfinite().flatten(1).all(1) if x.is_floating_point() else torch.ones(count, dtype=torch.bool)
     if source.missing and int(whole.sum()) < min(8, count):
         return None

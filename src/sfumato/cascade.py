@@ -1,0 +1,128 @@
+"""Cascades: a model of small samples, and models that enlarge what the one before has drawn.
+
+    y ~ p(y),   c = alpha y + s eta,   alpha = sqrt(1 - s^2),   x ~ p(x | c, s)
+
+The level s of the noise on what an upscaler is told is drawn in training and chosen for sampling: it hides what the
+stage before does wrong, and at s = 1 tells nothing. For a jointly normal pair with covariances C_xy, C_yy a bias b
+of y comes out as alpha C_xy (alpha^2 C_yy + s^2)^-1 alpha b, which falls with s. Source: Ho et al. 2021 (2106.15282),
+Sec. 4, noise and blur conditioning augmentation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sfumato.belief import broadcast
+from sfumato.conditions import AUGMENTATION, LOW, Given
+from sfumato.errors import SfumatoError, suggest
+from sfumato.model import usable
+from sfumato.noise import Noise
+from sfumato.registry import register
+
+KINDS = ("noise", "blur")
+WIDEST = 2.0  # deviation in pixels of the blur of level 1
+LEVEL = 0.3  # of sampling
+
+
+def lowered(x: Tensor, factor: int) -> Tensor:
+    """The means of blocks of `factor` places along each axis of fields (B, C, *spatial); of vectors x as it is.
+
+    Raises SfumatoError where the sides are no multiples of the factor.
+    """
+    if x.ndim == 2 or factor == 1:
+        return x
+    if any(n % factor for n in x.shape[2:]):
+        raise SfumatoError(f"Fields of {tuple(x.shape[2:])} places cannot be lowered {factor} times: pick a divisor.")
+    pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[x.ndim - 3]
+    found: Tensor = pool(x, factor)
+    return found
+
+
+def augmented(y: Tensor, level: Tensor, noise: Noise, kind: str = "noise") -> Tensor:
+    """c for y (B, C, *spatial) or (B, D) at levels s (B,) in [0, 1], like y.
+
+    noise      sqrt(1 - s^2) y + s eta
+    blur       y convolved with a normal kernel of deviation s WIDEST pixels, mirrored at the edges
+    """
+    if kind == "noise":
+        eta = noise.fold(AUGMENTATION).normal(tuple(y.shape[1:]), y.device, y.dtype)
+        return broadcast((1 - level.square()).clamp_min(0).sqrt().to(y), y) * y + broadcast(level.to(y), y) * eta
+    if y.ndim < 3:
+        raise SfumatoError("Vectors have no places to blur: take augmentation='noise'.")
+    for axis in range(2, y.ndim):
+        n = y.shape[axis]
+        wave = torch.fft.rfftfreq(2 * n, device=y.device, dtype=y.dtype) * 2 * torch.pi
+        kept = torch.exp(-0.5 * (WIDEST * level.to(y)[:, None] * wave).square())
+        shape = [len(y), *(1,) * (y.ndim - 1)]
+        shape[axis] = -1
+        both = torch.fft.rfft(torch.cat((y, y.flip(axis)), axis), dim=axis)
+        y = torch.fft.irfft(both * kept.reshape(shape), 2 * n, dim=axis).narrow(axis, 0, n)
+    return y
+
+
+def told(y: Tensor, level: Tensor, noise: Noise, kind: str) -> dict[str, Any]:
+    """The conditions of an upscaler for normalised small samples y (B, ..) and levels (B,)."""
+    here = torch.ones(len(y), dtype=torch.bool, device=y.device)
+    return {LOW: Given(augmented(y, level, noise, kind), here), AUGMENTATION: Given(level.to(y), here)}
+
+
+@register("model", "Cascade")
+class Cascade:
+    """inner draws small samples, a model or a cascade; upscaler enlarges them `factor` times, given their augmentation.
+
+    `sf.sample(cascade, n)` runs the stages. augmentation: "noise" or "blur", that of the upscaler's training; level:
+    that of sampling, from 0, where the small sample is taken as it is, to 1. Each stage has conditions and units of its
+    own; a small sample reaches the upscaler in the units of the data.
+    """
+
+    def __init__(
+        self,
+        inner: Any,
+        upscaler: Any,
+        factor: int = 2,
+        augmentation: str = "noise",
+        level: float = LEVEL,
+    ) -> None:
+        if not isinstance(inner, Cascade):
+            usable(inner, "The first stage of a cascade")
+        if augmentation not in KINDS:
+            raise SfumatoError(f"Unknown augmentation {augmentation!r}: {suggest(str(augmentation), KINDS)}")
+        if not 0 <= level <= 1 or factor < 1:
+            raise SfumatoError(
+                f"A cascade takes a level from 0 to 1 and a factor of at least 1, not {level!r}, {factor!r}."
+            )
+        self.inner, self.upscaler = inner, usable(upscaler, "The second stage of a cascade")
+        self.factor, self.augmentation, self.level = int(factor), augmentation, float(level)
+        small, large = getattr(inner, "shape", None), getattr(upscaler, "shape", None)
+        if small is None or large is None:
+            return
+        if tuple(small) != tuple(lowered(torch.zeros(1, *large, device="cpu"), self.factor).shape[1:]):
+            raise SfumatoError(
+                f"The first stage draws samples of shape {tuple(small)}, and the second enlarges {self.factor} times "
+                f"to {tuple(large)}: these do not fit."
+            )
+
+    @property
+    def spec(self) -> Any:
+        return getattr(self.upscaler, "spec", None)
+
+    @property
+    def shape(self) -> Any:
+        """The shape of a sample."""
+        return getattr(self.upscaler, "shape", None)
+
+    @property
+    def device(self) -> torch.device:
+        found: torch.device = getattr(self.upscaler, "device", torch.device("cpu"))
+        return found
+
+    def conditions(self, small: Tensor, noise: Noise, normalised: bool = False) -> dict[str, Any]:
+        """What the upscaler is told of small samples (B, ..), in user units unless `normalised`, at the level."""
+        spec = None if normalised else self.spec
+        y = small if spec is None else spec.normaliser.normalise(small)
+        y = y.float() if spec is not None else y
+        return told(y, torch.full((len(y),), self.level, dtype=y.dtype), noise, self.augmentation)

@@ -1,0 +1,254 @@
+"""Train and resume: one model, an autoencoder and then the denoiser of its codes, or a cascade, in one run folder.
+
+RUN/autoencoder/    the run of the autoencoder, or the file of a given one, and the codes of the data
+RUN/size_16/        the run of the first stage of a cascade, of size 16; the stages between likewise
+RUN/                the run of the denoiser, or of the last stage; its model file holds all stages
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sfumato import folder, registry, serialization
+from sfumato.autoencoder import Codec
+from sfumato.cascade import Cascade
+from sfumato.diagnostics import summary
+from sfumato.distributed import joined, leads
+from sfumato.errors import SfumatoError
+from sfumato.files import write_text
+from sfumato.machine import device_of
+from sfumato.training import run as single
+from sfumato.training.codes import AUTOENCODER
+from sfumato.training.config import TrainConfig, from_yaml
+from sfumato.training.console import Console
+from sfumato.training.parts import separate
+from sfumato.training.run import Interrupted, Run
+from sfumato.training.session import Session
+
+SHARE = 0.4  # of the budget, for the autoencoder
+SIZE, BLURRED = "size_{}", 256  # folders of a cascade's stages; the size from which one hears blurred pictures
+LOSS = "autoencoding(beta=0.1, spectral=0.1)"
+_BOTH = (
+    "size", "conditions", "columns", "split", "key", "max_gb", "normalise", "batch", "micro", "workers",
+    "holdout", "seed", "checkpoint_every", "loggers", "threads", "device", "precision", "parallel",
+)  # fmt: skip
+_OURS = ("data", "out", "labels", "latent", "autoencoder")
+
+
+def train(
+    data: Any,
+    out: str | os.PathLike[str] | None = None,
+    labels: Any = None,
+    console: Console | None = None,
+    on_start: Callable[[Session], None] | None = None,
+    modules: Iterable[type] = (),
+    latent: bool = False,
+    autoencoder: Any = None,
+    cascade: Any = None,
+    **settings: Any,
+) -> Run:
+    """Train a denoiser on data of any kind and write a run folder: `sf.train("photos/", minutes=10)`.
+
+    data: whatever `sf.data.open` takes. labels: one class label per sample, or a file of them. settings: those of
+    `TrainConfig`, three of which may also be objects: net, a torch.nn.Module called as net(x, noise_level, label=..),
+    which is trained in place; init, a denoiser or a wrapper of one, of which a copy is trained further (`fine_tuning`);
+    loss, a module with `losses(model, batch)` (`objectives.loss`). modules: your own classes that the settings name, if
+    they are not registered. console: shows progress (default: lines or a bar on stderr). on_start: called with the
+    session in each process before the first step.
+    latent=True trains an autoencoder first, on two fifths of the budget, and then a denoiser of its codes; the run's
+    model is a `Latent`, which holds both. autoencoder: a trained one, a `Codec` or its file or run folder, or the
+    network of a new one, "Autoencoder(latent=8)"; either implies latent. cascade: the sizes of its stages, (16, 32),
+    between which the budget is divided equally; the run's model is a `Cascade`.
+    Raises SfumatoError before training if anything is wrong with data, settings or folder, and before the second stage
+    if the autoencoder reconstructs or spreads badly (`codes.check`). If the run is stopped by a command (`control`)
+    or, in a single process, by a KeyboardInterrupt, it saves a checkpoint and raises Interrupted, a KeyboardInterrupt.
+    An interrupt in the middle of a weight update falls back to the checkpoint before.
+    """
+    modules, how = tuple(modules), dict[str, Any](console=console, on_start=on_start)
+    if cascade is not None:
+        if latent or autoencoder is not None:
+            raise SfumatoError("The stages of a cascade are models of pictures: leave latent and autoencoder out.")
+        return _new_cascade(data, out, labels, modules, how, {**settings, "cascade": cascade})
+    if not latent and autoencoder is None:
+        return single.train(data, out, labels, modules=modules, **how, **settings)
+    with joined(device_of(settings.get("device", "auto"))) as world:
+        words, _ = separate(settings, modules)
+        word = autoencoder if isinstance(autoencoder, str) and not _is_file(autoencoder) else None
+        chosen, _ = single.in_words(data, out, labels, {**words, "latent": True, "autoencoder": word})
+        path = world.broadcast_result(lambda: _begun(chosen, autoencoder))
+    if autoencoder is None or word is not None:
+        _first(path, chosen, data, labels, modules, how)
+        settings = {**settings, **_budget(chosen, 1 - SHARE)}
+    return _second(path, data, labels, modules, how, settings)
+
+
+def resume(
+    run: str | os.PathLike[str],
+    data: Any = None,
+    labels: Any = None,
+    console: Console | None = None,
+    on_start: Callable[[Session], None] | None = None,
+    changed: bool = False,
+    modules: Iterable[type] = (),
+    **changes: Any,
+) -> Run:
+    """Resume a run from its newest intact checkpoint, exactly as if it had not stopped.
+
+    data, labels: needed if the run was trained on an array in memory. changes: new values for the settings in
+    `CHANGEABLE`; minutes and steps are totals of the whole run, of a latent model those of the denoiser. changed:
+    accept settings that were edited in RUN/config.yaml; without it such edits are an error that lists them. modules:
+    your own classes in the run, if they are not registered; passing objects of such classes as net or loss also works,
+    and is required for a loss that no file describes. Checkpoints do not hold the state of torch's own generators,
+    which dropout uses: a resumed run that uses them is valid, but its draws differ from those of an uninterrupted one.
+    A latent model's run goes on with whichever stage was stopped.
+    """
+    path, modules, how = folder.existing(run), tuple(modules), dict[str, Any](console=console, on_start=on_start)
+    place = path / AUTOENCODER
+    if any(path.glob(SIZE.format("*"))):
+        return _resumed_cascade(path, data, labels, modules, how, changed, changes)
+    if folder.found(path) or not place.is_dir():
+        return single.resume(path, data, labels, changed=changed, modules=modules, **how, **changes)
+    chosen, new = from_yaml(str(path / "config.yaml")), chosen_file(path)
+    if not _complete(place):
+        _stage(path, lambda: single.resume(place, data, labels, modules=modules, **how))
+    kept = {name: value for name, value in chosen.to_dict().items() if name not in _OURS and name not in changes}
+    if chosen.autoencoder != new and not {"minutes", "steps"} & set(changes):
+        kept |= _budget(chosen, 1 - SHARE)
+    data, labels = chosen.data if data is None else data, chosen.labels if labels is None else labels
+    return _second(path, data, labels, modules, how, {**kept, **changes})
+
+
+def chosen_file(path: Path) -> str:
+    """The setting `autoencoder` of a run in whose second stage the autoencoder is trained."""
+    return str(path / AUTOENCODER)
+
+
+def _is_file(word: str) -> bool:
+    """Whether the setting autoencoder is a place, not a network."""
+    return not registry.known("network", registry.bare(word))
+
+
+def _begun(chosen: TrainConfig, autoencoder: Any) -> Path:
+    """The folder of a new run with its settings, and with the autoencoder that is given."""
+    name = f"{Path(chosen.data).stem or 'data'}-{'latent' if chosen.cascade is None else 'cascade'}"
+    with folder.new(chosen.out, name) as path:
+        place = path / AUTOENCODER
+        if isinstance(autoencoder, Codec):
+            place.mkdir(exist_ok=True)
+            serialization.save(autoencoder, place / serialization.FILE)
+        elif autoencoder is not None and (not isinstance(autoencoder, str) or _is_file(autoencoder)):
+            found = serialization.locate(autoencoder)
+            place.mkdir(exist_ok=True)
+            shutil.copyfile(found, place / serialization.FILE)
+        if chosen.cascade is not None:  # by which a run to resume is known
+            (path / SIZE.format(chosen.sizes[0])).mkdir(exist_ok=True)
+        if place.is_dir():
+            chosen = chosen.replace(autoencoder=chosen_file(path))
+        write_text(path / "config.yaml", chosen.replace(out=str(path)).to_yaml())
+        return path
+
+
+def _first(path: Path, chosen: TrainConfig, data: Any, labels: Any, modules: Any, how: dict[str, Any]) -> None:
+    """Train the autoencoder."""
+    own = {name: getattr(chosen, name) for name in _BOTH if getattr(chosen, name) != getattr(TrainConfig(), name)}
+    own |= {"net": chosen.autoencoder or "auto", "loss": LOSS, **_budget(chosen, SHARE)}
+    _stage(path, lambda: single.train(data, path / AUTOENCODER, labels, modules=modules, **how, **own))
+
+
+def _second(path: Path, data: Any, labels: Any, modules: Any, how: dict[str, Any], settings: dict[str, Any]) -> Run:
+    """Train the denoiser of the codes."""
+    own = {**settings, "latent": True, "autoencoder": chosen_file(path)}
+    return single.train(data, path, labels, modules=modules, **how, **own)
+
+
+def _new_cascade(data: Any, out: Any, labels: Any, modules: Any, how: dict[str, Any], settings: dict[str, Any]) -> Run:
+    words, _ = separate(settings, modules)
+    if words.get("loss", "auto") != "auto":
+        raise SfumatoError("The stages of a cascade have losses of their own: leave loss out.")
+    with joined(device_of(settings.get("device", "auto"))) as world:
+        chosen, _ = single.in_words(data, out, labels, words)
+        path = world.broadcast_result(lambda: _begun(chosen, None))
+    rest = {name: value for name, value in settings.items() if name not in ("cascade", "loss", "size")}
+    return _cascade(path, chosen, data, labels, modules, how, rest)
+
+
+def _resumed_cascade(
+    path: Path, data: Any, labels: Any, modules: Any, how: dict[str, Any], changed: bool, changes: dict[str, Any]
+) -> Run:
+    if folder.found(path):
+        found = single.resume(path, data, labels, changed=changed, modules=modules, **how, **changes)
+        return _written(path, found)
+    chosen = from_yaml(str(path / "config.yaml"))
+    rest = {name: v for name, v in chosen.to_dict().items() if name not in (*_OURS, "cascade", "loss", "size")}
+    data, labels = chosen.data if data is None else data, chosen.labels if labels is None else labels
+    return _cascade(path, chosen, data, labels, modules, how, {**rest, **changes})
+
+
+def _cascade(
+    path: Path, chosen: TrainConfig, data: Any, labels: Any, modules: Any, how: dict[str, Any], settings: dict[str, Any]
+) -> Run:
+    """Train what is not yet trained of a cascade, and write it."""
+    sizes, settings = chosen.sizes, {**settings, **_budget(chosen, 1 / len(chosen.sizes))}
+    for at, size in enumerate(sizes[:-1]):
+        place = path / SIZE.format(size)
+        if folder.found(place):
+            if not _complete(place):
+                _stage(path, partial(single.resume, place, data, labels, modules=modules, **how))
+            continue
+        own = {**settings, "size": size, **_enlarging(sizes, at)}
+        _stage(path, partial(single.train, data, place, labels, modules=modules, **how, **own))
+    last = {**settings, "size": sizes[-1], "cascade": chosen.cascade, **_enlarging(sizes, len(sizes) - 1)}
+    return _written(path, single.train(data, path, labels, modules=modules, **how, **last))
+
+
+def _augmentation(size: int) -> str:
+    """Large pictures are enlarged from blurred ones, since noise hides little of them."""
+    return "blur" if size >= BLURRED else "noise"
+
+
+def _enlarging(sizes: tuple[int, ...], at: int) -> dict[str, Any]:
+    """The loss of a stage, of the first none of its own."""
+    if not at:
+        return {}
+    return {"loss": f"upscaling(factor={sizes[at] // sizes[at - 1]}, augmentation={_augmentation(sizes[at])})"}
+
+
+def _written(path: Path, run: Run) -> Run:
+    """The run with all stages as its model, which its file holds from now on."""
+    sizes = run.config.sizes
+    model: Any = None
+    for at, size in enumerate(sizes):
+        stage = run.denoiser if size == sizes[-1] else serialization.load(path / SIZE.format(size))
+        model = Cascade(model, stage, size // sizes[at - 1], _augmentation(size)) if at else stage
+    model.provenance = run.denoiser.provenance
+    if leads():
+        serialization.save(model, path / serialization.FILE)
+    return dataclasses.replace(run, denoiser=model)
+
+
+def _stage(path: Path, train: Callable[[], Run]) -> None:
+    """Train the first stage; if it is stopped, the message names the folder of both."""
+    try:
+        train()
+    except Interrupted as stopped:
+        raise Interrupted(f"{stopped} Both stages: sfumato resume {path}") from None
+
+
+def _budget(chosen: TrainConfig, share: float) -> dict[str, Any]:
+    """A share of the budget of the settings; of none none, since each stage then takes its own."""
+    steps = None if chosen.steps is None else max(1, round(share * chosen.steps))
+    return {"minutes": None if chosen.minutes is None else share * chosen.minutes, "steps": steps}
+
+
+def _complete(place: Path) -> bool:
+    """Whether the first stage has ended, or its autoencoder was given."""
+    if not (place / "config.yaml").exists():
+        return (place / serialization.FILE).exists()
+    lines = folder.read(place / "metrics.jsonl") if (place / "metrics.jsonl").exists() else []
+    return bool(lines and lines[-1].get("done")) and not summary.missing(place)
