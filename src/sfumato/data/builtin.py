@@ -5,7 +5,7 @@ import json
 import lzma
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from PIL import Image
 
 from ..errors import SfumatoError
 from .arrays import arrange
-from .column import Column
+from .captions import NAME as CAPTION
+from .column import Column, column
 from .names import Asked
 from .source import LABEL, Source
 from .text_files import from_documents
@@ -28,13 +29,18 @@ FASHION_CLASSES = [
 SKIN = " skin "  # separates the base emoji from its skin tone in emoji names
 
 
-def load(name: str, asked: Asked) -> Source:
-    """A built-in set by name. Raises SfumatoError if its file is missing or damaged, or if it has not what is asked."""
+def load(name: str, asked: Asked, kinds: Collection[str] = ()) -> Source:
+    """A built-in set by name. kinds: the conditions of which a kind is set; only then emoji have their captions.
+
+    Raises SfumatoError if its file is missing or damaged, or if it has not what is asked.
+    """
     try:
         if name == "shakespeare":
             return _shakespeare(asked)
         asked.require_unused(f"the built-in set {name}")
-        return {"fashion": _fashion, "emoji": _emoji, "digits": _digits}[name]()
+        if name == "emoji":
+            return _emoji(CAPTION in kinds)
+        return {"fashion": _fashion, "digits": _digits}[name]()
     except SfumatoError:
         raise
     except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
@@ -65,7 +71,7 @@ def _read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(sides).copy()
 
 
-def _emoji() -> Source:
+def _emoji(captions: bool) -> Source:
     meta = json.loads((ASSETS / "fluent32.json").read_text(encoding="utf-8"))
     with Image.open(ASSETS / "fluent32.webp") as image:
         sheet = np.asarray(image.convert("RGB"))
@@ -78,7 +84,12 @@ def _emoji() -> Source:
     )
     ids = [f"{i} {name}" for i, name in enumerate(meta["name"])]  # some names occur twice
     groups = [name.split(SKIN)[0] for name in meta["name"]]
-    return _source("emoji", np.ascontiguousarray(tiles), labels, classes.tolist(), note, ids=ids, groups=groups)
+    source = _source("emoji", np.ascontiguousarray(tiles), labels, classes.tolist(), note, ids=ids, groups=groups)
+    if captions:
+        source.conditions[CAPTION] = column([name.lower() for name in meta["name"]])
+    else:
+        source.notes.append(f"Their names can be captions: --condition {CAPTION}:text.")
+    return source
 
 
 def _digits() -> Source:

@@ -10,6 +10,7 @@ An `Autoencoder` has `encode` and `decode` instead.
 from .autoencoder import Autoencoder
 from .bottleneck import Bottleneck
 from .build import SIZES, build, from_config, named
+from .captioned import Captioned
 from .classifier import ClassifierNet
 from .codebook import Codebook
 from .codes import GaussianCode, QuantisedCode, VectorQuantiser
@@ -20,6 +21,6 @@ from .transformer import Transformer
 from .unet import UNet
 
 __all__ = [
-    "MLP", "SIZES", "Autoencoder", "Bottleneck", "ClassifierNet", "Codebook", "DiT", "Energy", "GaussianCode",
+    "MLP", "SIZES", "Autoencoder", "Bottleneck", "Captioned", "ClassifierNet", "Codebook", "DiT", "Energy", "GaussianCode",
     "QuantisedCode", "Transformer", "UNet", "VectorQuantiser", "build", "from_config", "named",
 ]  # fmt: skip
