@@ -226,3 +226,19 @@ def test_what_a_network_of_the_user_is_called_with():
     assert all(bool((heard[name] == 0).all()) for name in ("mass", "place", "map", "tags"))
     model(torch.zeros(n, 1, 8), 0.5)
     assert set(map(type, heard.values())) == {type(None)}
+
+
+def test_tokens_have_a_mask_of_their_own():
+    """`present` (B, L) of values (B, L, d): rows keep it, padding joins lengths, a dropped row has no token left."""
+    known = torch.tensor([[True, True, False], [False, False, False], [True, False, False]])
+    words = Given(torch.ones(3, 3, 2), known).masked()
+    assert words.values[..., 0].tolist() == known.float().tolist() and words.known.tolist() == [True, False, True]
+    cond = Conditions({"words": words, "mass": torch.tensor([1.0, 2.0, 3.0])})
+    kept = cond.keep({"words": torch.tensor([False, True, True])}).given("words")
+    assert kept.known.tolist() == [False, False, True] and kept.present[2].tolist() == known[2].tolist()
+    assert not cond.null("words").given("words").present.any() and "2 present" in repr(cond)
+    longer = Given(torch.ones(2, 5, 2), torch.ones(2, 5, dtype=torch.bool))
+    both = Given.cat([words, longer])
+    assert both.values.shape == (5, 5, 2) and both.present.sum(1).tolist() == [2, 0, 1, 5, 5]
+    assert torch.equal(both.rows(slice(0, 3)).values[:, :3], words.values) and not both.values[:3, 3:].any()
+    assert conditions.joined([words, longer]).present.equal(both.present)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sfumato.errors import SfumatoError
-from sfumato.nets import MLP, Bottleneck, DiT, Energy, UNet, build, from_config
+from sfumato.nets import MLP, Bottleneck, DiT, Energy, Transformer, UNet, build, from_config
 
 KINDS = {
     "kind": {"kind": "label", "classes": 3},
@@ -80,8 +80,7 @@ def test_absent_is_one_entry_whatever_the_value():
                     gone = net(x, level, **cond, present=absent)
                     assert torch.allclose(gone, net(x, level, **rest, **{name: 0 * value}, present=absent), atol=1e-6)
                 left_out = net(x, level, **rest)
-                if value.ndim < 3 or name == "map":  # an absent sequence is as many null tokens as it has places
-                    assert torch.allclose(gone, left_out, atol=1e-5), (which, name)
+                assert torch.allclose(gone, left_out, atol=1e-5), (which, name)
                 assert (gone - net(x, level, **cond)).abs().max() > 1e-3, (which, name)
 
 
@@ -157,3 +156,57 @@ def test_mistakes_are_said():
     for make, words in cases:
         with pytest.raises(SfumatoError, match=words):
             make()
+
+
+def heard_by(tokens: dict) -> dict[str, nn.Module]:
+    """One network of each kind that attends to tokens, all of its parts active."""
+    torch.manual_seed(0)
+    made = {
+        "UNet": UNet((2, 8, 8), (16, 32), 1, (0, 1), head_dim=8, conditions=tokens),
+        "DiT": DiT((2, 8, 8), 2, 32, 2, 2, conditions=tokens),
+        **{mask: Transformer((5, 6), 32, 2, 2, mask=mask, conditions=tokens) for mask in ("full", "causal", "hollow")},
+    }
+    for net in made.values():
+        for parameter in net.parameters():
+            nn.init.normal_(parameter, std=0.2)
+    return made
+
+
+def state(net: nn.Module, batch: int = 3) -> torch.Tensor:
+    if getattr(net, "takes_symbols", False):
+        return torch.randint(0, 5, (batch, 1, 6), generator=torch.Generator().manual_seed(1))
+    return torch.randn(batch, *net.shape, generator=torch.Generator().manual_seed(1))
+
+
+def test_a_padded_sequence_is_the_shorter_one():
+    words = torch.randn(3, 5, 6)
+    known = torch.arange(5) < torch.tensor([[5], [2], [0]])
+    for which, net in heard_by(TOKENS).items():
+        x, level = state(net), torch.linspace(-1, 1, 3)
+        with torch.no_grad():
+            y = net(x, level, words=words, present={"words": known})
+            other = torch.where(known[..., None], words, 7.0)
+            assert torch.equal(net(x, level, words=other, present={"words": known}), y), f"{which} hears its padding"
+            for row, count in enumerate([5, 2, 0]):
+                alone = net(x[row, None], level[row, None], words=words[row, None, :count])
+                torch.testing.assert_close(alone[0], y[row], rtol=1e-4, atol=1e-4, msg=f"{which}, {count} words")
+            none = net(x, level)
+            torch.testing.assert_close(none[2], y[2], rtol=1e-4, atol=1e-4)
+            assert (none[1] - y[1]).abs().max() > 1e-3
+
+
+def test_every_network_of_tokens_attends_to_them():
+    words = torch.randn(3, 5, 6)
+    for which, net in heard_by(TOKENS).items():
+        x, level, moved = state(net), torch.linspace(-1, 1, 3), words.clone()
+        moved[1, 3] += 1
+        change = (net(x, level, words=moved) - net(x, level, words=words)).flatten(1).abs().amax(1)
+        assert change[1] > 1e-3 and change[[0, 2]].max() < 1e-5, which
+        net(x, level, words=words, present={"words": torch.arange(3)[:, None] != 0 * torch.arange(5)}).sum().backward()
+        assert all(p.grad is not None and p.grad.abs().max() > 0 for p in net.context.parameters()), which
+
+
+def test_a_mask_that_does_not_fit_is_told():
+    net = heard_by(TOKENS)["DiT"]
+    with pytest.raises(SfumatoError, match="mask of the condition 'words'"):
+        net(state(net), torch.zeros(3), words=torch.zeros(3, 5, 6), present={"words": torch.ones(3, 4).bool()})

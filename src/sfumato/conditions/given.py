@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..errors import SfumatoError
 
@@ -21,7 +22,11 @@ PREVIOUS = "previous"  # the condition of a self-conditioned network: the estima
 
 
 class Given(NamedTuple):
-    """One condition of a batch: encoded values (B, ...) for a network, and where they are present, bool (B,)."""
+    """One condition of a batch: encoded values (B, ...) for a network, and where they are present, bool (B,).
+
+    Of tokens (B, L, d), `present` may be (B, L): which of them are, so that sequences of several lengths are one
+    tensor; a row without any is absent.
+    """
 
     values: Tensor
     present: Tensor
@@ -47,18 +52,29 @@ class Given(NamedTuple):
 
     @classmethod
     def cat(cls, parts: Sequence[Given]) -> Given:
-        """Concatenate the rows of several batches."""
+        """Concatenate the rows of several batches; tokens are padded to the longest, with absent ones."""
+        if parts[0].present.ndim == 2:
+            most = max(part.present.shape[1] for part in parts)
+            parts = [part._longer(most - part.present.shape[1]) for part in parts]
         return cls(torch.cat([part.values for part in parts]), torch.cat([part.present for part in parts]))
+
+    def _longer(self, count: int) -> Given:
+        return Given(F.pad(self.values, (0, 0, 0, count)), F.pad(self.present, (0, count), value=False))
 
     @property
     def is_label(self) -> bool:
         """Whether the values are whole numbers (B,) with -1 only where absent."""
         return _is_label(self.values)
 
+    @property
+    def known(self) -> Tensor:
+        """The rows that are not absent, bool (B,)."""
+        return self.present if self.present.ndim == 1 else self.present.any(1)
+
     def masked(self) -> Given:
         """The same with absent values replaced by the filler, -1 or 0.0."""
         filler = 0.0 if self.values.is_floating_point() else -1
-        known = self.present.reshape(-1, *(1,) * (self.values.ndim - 1))
+        known = self.present.reshape(*self.present.shape, *(1,) * (self.values.ndim - self.present.ndim))
         return Given(torch.where(known, self.values, filler), self.present)
 
     def rows(self, index: slice | Tensor) -> Given:
@@ -69,7 +85,8 @@ class Given(NamedTuple):
 
     def keep(self, kept: Tensor) -> Given:
         """The same, absent where `kept`, bool (B,), is False."""
-        return Given(self.values, self.present & kept.to(self.present.device)).masked()
+        own = kept.to(self.present.device).reshape(-1, *(1,) * (self.present.ndim - 1))
+        return Given(self.values, self.present & own).masked()
 
     def null(self) -> Given:
         """The same, absent in every row."""
@@ -115,7 +132,7 @@ class Conditions(Mapping[str, Any]):
         return len(self._given)
 
     def __repr__(self) -> str:
-        known = (f"{name} {tuple(v.values.shape)}, {int(v.present.sum())} present" for name, v in self._given.items())
+        known = (f"{name} {tuple(v.values.shape)}, {int(v.known.sum())} present" for name, v in self._given.items())
         return f"Conditions({'; '.join(known)})"
 
     def _each(self, change: Any) -> Conditions:

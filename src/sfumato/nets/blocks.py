@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import SfumatoError
-from .attention import attend
+from .attention import Tokens, attend
 
 Grid = tuple[int, ...]  # the size of each spatial axis
 
@@ -81,7 +81,7 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """x <- x + W softmax(q k^T / sqrt(d)) v over all positions of the grid, with W = 0 initially.
 
-    context: the width of the context tokens (B, L, context) that are attended to as well, 0 for none.
+    context: the width of the context tokens that are attended to as well, 0 for none.
     """
 
     def __init__(self, channels: int, head_dim: int, context: int = 0) -> None:
@@ -93,10 +93,12 @@ class Attention(nn.Module):
         self.qkv, self.out = nn.Linear(channels, 3 * channels), zero(nn.Linear(channels, channels))
         self.context = nn.Linear(context, 2 * channels) if context else None
 
-    def forward(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, tokens: Tokens | None = None) -> Tensor:
         h = self.norm(x).movedim(1, -1)  # channels are last in memory already: a view
-        extra = None if self.context is None or tokens is None else self.context(tokens)
-        y = self.out(attend(self.qkv(h.flatten(1, -2)), self.heads, extra))
+        qkv, extra, mask = self.qkv(h.flatten(1, -2)), None, None
+        if self.context is not None and tokens is not None:
+            extra, mask = self.context(tokens.values), tokens.behind(qkv.shape[1])
+        y = self.out(attend(qkv, self.heads, extra, mask))
         return x + y.reshape(h.shape).movedim(-1, 1)
 
 
@@ -107,7 +109,7 @@ class Stage(nn.Module):
         super().__init__()
         self.block, self.attention = block, attention
 
-    def forward(self, x: Tensor, modulation: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, modulation: Tensor, context: Tokens | None = None) -> Tensor:
         h = self.block(x, modulation)
         return (
             self.attention(h)

@@ -13,6 +13,8 @@ A network is built from a description of its conditions, name -> spec:
     tokens      {"size": d}: (B, L, d), a linear map                      L tokens to attend to
 
 A missing condition is a learned vector or token, or for a field zeros with mask 0. Without a mask no value is missing.
+The mask of a condition is bool (B,); of tokens also (B, L), so that sequences of several lengths are one tensor: a
+token that is not present is never attended to, as if the sequence were shorter, and a row without any is absent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import SfumatoError, suggest
+from .attention import Tokens
 from .embedding import noise_features, sines
 
 Described = dict[str, dict[str, Any]]
@@ -83,7 +86,7 @@ def refuse(given: Described, kind: str, reason: str) -> None:
 
 
 def presence(name: str, value: Tensor, present: Mapping[str, Tensor] | None) -> Tensor:
-    """Where a condition is known, bool (B,): its mask if there is one, else non-negative integers and all floats."""
+    """Where a condition is known, bool (B,), or (B, L) for each token: its mask, or whole numbers from 0 and floats."""
     if present is not None and name in present:
         return present[name]
     if value.ndim == 1 and not value.is_floating_point():
@@ -244,7 +247,8 @@ def resized(field: Tensor, spatial: tuple[int, ...]) -> Tensor:
 
 
 class Context(nn.Module):
-    """The concatenated tokens (B, L, width) of all sequence conditions; a missing one is one learned token."""
+    """The concatenated `Tokens` (B, L, width) of all sequence conditions: of each a learned token that stands for none,
+    attended to where the condition is absent alone, and then its own tokens, of which those that are present are."""
 
     def __init__(self, given: Described, width: int) -> None:
         super().__init__()
@@ -252,20 +256,26 @@ class Context(nn.Module):
         self.maps = nn.ModuleList(nn.Linear(each["size"], width) for each in self.given.values())
         self.nulls = nn.Parameter(0.02 * torch.randn(len(self.given), width))
 
-    def forward(self, batch: int, cond: Mapping[str, Tensor], present: Mapping[str, Tensor] | None) -> Tensor:
-        parts = []
+    def forward(self, batch: int, cond: Mapping[str, Tensor], present: Mapping[str, Tensor] | None) -> Tokens:
+        values, known = list[Tensor](), list[Tensor]()
         for (name, each), project, null in zip(self.given.items(), self.maps, self.nulls, strict=True):
             value = cond.get(name)
-            if value is None:
-                parts.append(null.expand(batch, 1, -1))
-                continue
+            value = null.new_zeros(batch, 0, each["size"]) if value is None else value
             if value.ndim != 3 or len(value) != batch or value.shape[2] != each["size"]:
                 raise SfumatoError(
                     f"the condition {name!r} has shape {tuple(value.shape)}; expected ({batch}, L, {each['size']})"
                 )
-            tokens = project(value.to(null.dtype)) + positions(value.shape[1], len(null)).to(null)
-            parts.append(torch.where(presence(name, value, present)[:, None, None], tokens, null))
-        return torch.cat(parts, dim=1)
+            own = presence(name, value, present)
+            own = own[:, None].expand(value.shape[:2]) if own.ndim == 1 else own
+            if own.shape != value.shape[:2]:
+                raise SfumatoError(
+                    f"the mask of the condition {name!r} has shape {tuple(own.shape)}; expected "
+                    f"{tuple(value.shape[:2])}, one for each token, or ({batch},)"
+                )
+            placed = project(value.to(null)) + positions(value.shape[1], len(null)).to(null)
+            values += [null.expand(batch, 1, -1), placed]
+            known += [~own.any(dim=1, keepdim=True), own]
+        return Tokens(torch.cat(values, dim=1), torch.cat(known, dim=1))
 
 
 def positions(length: int, width: int) -> Tensor:

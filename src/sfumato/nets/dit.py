@@ -41,14 +41,15 @@ class TransformerBlock(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, h: Tensor, vector: Tensor) -> Tensor:
+    def forward(self, h: Tensor, vector: Tensor, mask: Tensor | None = None) -> Tensor:
+        """mask: bool (B, N), the tokens that are attended to; None for all."""
         scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(vector)[:, None].chunk(6, dim=2)
-        h = h + gate1 * self.attend(torch.addcmul(shift1, self.norm(h).to(shift1.dtype), 1 + scale1))
+        h = h + gate1 * self.attend(torch.addcmul(shift1, self.norm(h).to(shift1.dtype), 1 + scale1), mask)
         y = torch.addcmul(shift2, self.norm(h).to(shift2.dtype), 1 + scale2)
         return h + gate2 * self.second(self.dropout(F.gelu(self.first(y))))
 
-    def attend(self, y: Tensor) -> Tensor:
-        return self.out(attend(self.qkv(y), self.heads))
+    def attend(self, y: Tensor, mask: Tensor | None) -> Tensor:
+        return self.out(attend(self.qkv(y), self.heads, mask=mask))
 
 
 @register("network", "DiT")
@@ -133,10 +134,12 @@ class DiT(nn.Module):
         vector = self.conditioning(noise_level, len(x), values, present)
         field = beside(x.to(self.input.weight.dtype), self.given, values, present)
         h = self.input(self.patchify(field)) + self.positions
+        mask = None
         if self.context is not None:
-            h = torch.cat([h, self.context(len(x), values, present).to(h.dtype)], dim=1)
+            tokens = self.context(len(x), values, present)
+            mask, h = tokens.behind(h.shape[1]), torch.cat([h, tokens.values.to(h.dtype)], dim=1)
         for block in self.blocks:
-            h = block(h, vector)
+            h = block(h, vector, mask)
         h = h[:, : math.prod(self.grid)]
         scale, shift = self.modulation(vector)[:, None].chunk(2, dim=2)
         h = self.output(torch.addcmul(shift, self.norm(h).to(shift.dtype), 1 + scale))

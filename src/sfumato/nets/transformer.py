@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from ..errors import SfumatoError
 from ..registry import register
-from .conditions import Conditioning, arguments, described, named, refuse
+from .attention import CrossAttention, Tokens
+from .conditions import Conditioning, Context, arguments, described, named, of_kind, refuse
 
 MASKS = ("full", "causal", "hollow")
 
@@ -26,6 +27,18 @@ def rotated(x: Tensor, turn: Tensor) -> Tensor:
     """Each pair of halves (x_k, x_{k + width / 2}) turned by the angle of its position; x (.., L, width)."""
     (cos, sin), (first, second) = turn.to(x.dtype), x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+class Heard(NamedTuple):
+    """What the blocks hear beside the symbols: the conditioning vector (B, embed_dim), and tokens to attend to."""
+
+    vector: Tensor
+    tokens: Tokens | None
+
+    def twice(self) -> "Heard":
+        """Of the whole batch twice."""
+        tokens = self.tokens and Tokens(*(torch.cat([part, part]) for part in self.tokens))
+        return Heard(self.vector.repeat(2, 1), tokens)
 
 
 class Memory:
@@ -47,13 +60,15 @@ class Memory:
 
 
 class SequenceBlock(nn.Module):
-    """h <- h + g1 Attn((1 + s1) LN(h) + b1), then h <- h + g2 MLP((1 + s2) LN(h) + b2).
+    """h <- h + g1 Attn((1 + s1) LN(h) + b1), h <- h + Cross(h) with a context, h <- h + g2 MLP((1 + s2) LN(h) + b2).
 
     Gates g, scales s and shifts b are linear in the conditioning vector; all but the gates, 1, are 0 at initialisation,
-    and so are the matrices that write to h.
+    and so are the matrices that write to h. context: the width of the tokens of `Cross`, 0 for none.
     """
 
-    def __init__(self, width: int, heads: int, embed_dim: int, ratio: float, dropout: float, causal: bool) -> None:
+    def __init__(
+        self, width: int, heads: int, embed_dim: int, ratio: float, dropout: float, causal: bool, context: int = 0
+    ) -> None:
         super().__init__()
         self.heads, self.causal, inner = heads, causal, int(ratio * width)
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
@@ -61,14 +76,15 @@ class SequenceBlock(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
         self.first, self.second = nn.Linear(width, inner), nn.Linear(inner, width)
         self.dropout = nn.Dropout(dropout)
+        self.cross = CrossAttention(width, heads, context) if context else None
         for parameter in (*self.modulation.parameters(), self.out.weight, *self.second.parameters()):
             nn.init.zeros_(parameter)
 
     def forward(
-        self, h: Tensor, vector: Tensor, turn: Tensor, memory: Memory | None = None, number: int = 0
+        self, h: Tensor, heard: Heard, turn: Tensor, memory: Memory | None = None, number: int = 0
     ) -> Tensor:  # fmt: skip
         """memory: of symbols before those of h, where this is the block of this number."""
-        scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(vector)[:, None].chunk(6, dim=2)
+        scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(heard.vector)[:, None].chunk(6, dim=2)
         y = torch.addcmul(shift1, self.norm(h).to(shift1.dtype), 1 + scale1)
         q, k, v = self.qkv(y).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, causal = rotated(q, turn), rotated(k, turn), self.causal
@@ -77,6 +93,8 @@ class SequenceBlock(nn.Module):
             k, v = memory.joined(number, torch.stack([k, v])).unbind()
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
         h = h + (1 + gate1) * self.out(mixed.transpose(1, 2).flatten(2))
+        if self.cross is not None and heard.tokens is not None:
+            h = self.cross(h, heard.tokens)
         y = torch.addcmul(shift2, self.norm(h).to(shift2.dtype), 1 + scale2)
         return h + (1 + gate2) * self.second(self.dropout(F.gelu(self.first(y))))
 
@@ -94,8 +112,8 @@ class Transformer(nn.Module):
     with j < i, "hollow" all z but z_i; `level`: False for a network that does not hear the noise level; `local`: the
     width of the depthwise convolution before the blocks, 1 for none; `classes`, 0 for none; `ratio`, inner width of the
     MLPs over `width`; `embed_dim`, the length of the conditioning vector (default: `width`); `dropout` in the MLPs;
-    `conditions`, name -> description as from `conditions.Condition.network`, vectors only; `vocabulary`, the number of
-    symbols that vectors stand for, 0 for symbols themselves.
+    `conditions`, name -> description as from `conditions.Condition.network`: vectors, and tokens, which every block
+    attends to by cross-attention; `vocabulary`, the number of symbols that vectors stand for, 0 for symbols themselves.
     The output is zero at initialisation. Samples of a batch do not interact. Raises SfumatoError for impossible sizes
     and for a z of another shape.
     """
@@ -138,8 +156,7 @@ class Transformer(nn.Module):
                 f"got vocabulary {vocabulary}, mask {mask!r}"
             )
         given = described(classes, conditions)
-        for kind in ("field", "tokens"):
-            refuse(given, kind, "a Transformer hears vectors only")
+        refuse(given, "field", "a Transformer hears vectors and tokens only")
         self.config = {
             "name": "Transformer",
             "args": {
@@ -148,13 +165,14 @@ class Transformer(nn.Module):
                 "dropout": dropout, "vocabulary": vocabulary,
             },
         }  # fmt: skip
-        self.level, causal = level, mask != "full"
+        self.level, causal, context = level, mask != "full", width if of_kind(given, "tokens") else 0
         self.conditioning = Conditioning(embed_dim, given)
         self.input: Any = nn.Linear(self.shape[0], width) if vocabulary else nn.Embedding(self.symbols + 1, width)
         self.local = nn.Conv1d(width, width, local, groups=width, bias=False) if local > 1 else None
         self.blocks = nn.ModuleList(
-            SequenceBlock(width, heads, embed_dim, ratio, dropout, causal) for _ in range(depth)
+            SequenceBlock(width, heads, embed_dim, ratio, dropout, causal, context) for _ in range(depth)
         )
+        self.context = Context(given, width) if context else None
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = nn.Linear(embed_dim, 2 * width)
         self.output = nn.Linear(width * (1 + (mask == "hollow")), vocabulary or width, bias=not vocabulary)
@@ -179,17 +197,17 @@ class Transformer(nn.Module):
         sample = (1 if self.takes_symbols else self.shape[0], self.shape[1])
         if z.ndim != 3 or z.shape[1] != sample[0] or not 0 < z.shape[2] <= sample[1]:
             raise SfumatoError(f"this network was built for samples of shape {sample}; got a batch {tuple(z.shape)}")
-        vector = self.vector(z, noise_level, label, present, cond)
+        heard = self.heard(z, noise_level, label, present, cond)
         if not self.takes_symbols:
-            return (self.output(self.read(self.input(z.mT), vector)) + self.bias)[:, None]
+            return (self.output(self.read(self.input(z.mT), heard)) + self.bias)[:, None]
         h = self.embedded(z)
         if self.mask == "full":
-            h = self.read(h, vector)
+            h = self.read(h, heard)
         elif self.mask == "causal":
-            h = self.read(self.shifted(h), vector)
+            h = self.read(self.shifted(h), heard)
         else:  # what is before i, and what is behind it, by the same blocks
             both = torch.cat([self.shifted(h), self.shifted(h.flip(1))])
-            before, behind = self.read(both, vector.repeat(2, 1)).chunk(2)
+            before, behind = self.read(both, heard.twice()).chunk(2)
             h = torch.cat([before, behind.flip(1)], dim=2)
         return self.said(h)[:, None] if where is None else self.said(h[where[:, 0]])
 
@@ -202,7 +220,7 @@ class Transformer(nn.Module):
         h = self.embedded(z)
         if memory.length == 0:
             h = torch.cat([self.start(h), h], dim=1)
-        h = self.read(h, self.vector(z, noise_level, label, present, cond), memory)
+        h = self.read(h, self.heard(z, noise_level, label, present, cond), memory)
         return self.said(h[:, -1])
 
     def memory(self) -> Memory:
@@ -211,10 +229,11 @@ class Transformer(nn.Module):
             raise SfumatoError("Only a causal network can keep what it has read: build it with mask='causal'.")
         return Memory(self.shape[1])
 
-    def vector(self, z: Tensor, noise_level: Tensor, label: Any, present: Any, cond: Mapping[str, Tensor]) -> Tensor:
-        """The conditioning vector (B, embed_dim)."""
-        level = noise_level if self.level else torch.zeros_like(noise_level)
-        return self.conditioning(level, len(z), named(label, cond), present)
+    def heard(self, z: Tensor, noise_level: Tensor, label: Any, present: Any, cond: Mapping[str, Tensor]) -> Heard:
+        """What the blocks hear beside the symbols."""
+        level, values = noise_level if self.level else torch.zeros_like(noise_level), named(label, cond)
+        tokens = None if self.context is None else self.context(len(z), values, present)
+        return Heard(self.conditioning(level, len(z), values, present), tokens)
 
     def embedded(self, z: Tensor) -> Tensor:
         """(B, 1, n) -> (B, n, width)."""
@@ -233,17 +252,17 @@ class Transformer(nn.Module):
         """Each position has what its predecessor had."""
         return torch.cat([self.start(h), h[:, :-1]], dim=1)
 
-    def read(self, h: Tensor, vector: Tensor, memory: Memory | None = None) -> Tensor:
+    def read(self, h: Tensor, heard: Heard, memory: Memory | None = None) -> Tensor:
         """The blocks over the embedded symbols (B, L, width), behind those in the memory."""
         count, first = h.shape[1], 0 if memory is None else memory.length
         if self.local is not None:
             h = h + self.local(self.beside(h, self.local.kernel_size[0] - 1, memory).mT).mT
         turn = self.turn[:, first : first + count]
         for number, block in enumerate(self.blocks):
-            h = block(h, vector, turn, memory, number)
+            h = block(h, heard, turn, memory, number)
         if memory is not None:
             memory.length += count
-        scale, shift = self.modulation(vector)[:, None].chunk(2, dim=2)
+        scale, shift = self.modulation(heard.vector)[:, None].chunk(2, dim=2)
         return torch.addcmul(shift, self.norm(h).to(shift.dtype), 1 + scale)
 
     def beside(self, h: Tensor, wide: int, memory: Memory | None) -> Tensor:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ..errors import SfumatoError
 from ..registry import register
+from .attention import Tokens
 from .blocks import Attention, Block, Grid, Pointwise, Stage, conv, group_norm, halved, zero
 from .conditions import Conditioning, Context, arguments, beside, described, named, of_kind, refuse, width_beside
 from .fields import check_input, depth_to_space, field_shape, per_axis_patch, space_to_depth
@@ -142,7 +143,7 @@ class UNet(nn.Module):
         fields = (self.outputs * self.shape[0], *field.shape[2:])
         return depth_to_space(h, self.patch, fields).reshape(len(x), -1, *x.shape[2:]).to(x.dtype)
 
-    def _levels(self, h: Tensor, modulations: Iterator[Tensor], context: Tensor | None) -> Tensor:
+    def _levels(self, h: Tensor, modulations: Iterator[Tensor], context: Tokens | None) -> Tensor:
         """Encoder, middle and decoder, with a skip connection from each encoder stage to its decoder stage."""
         skips = []
         for level, stages in enumerate(self.encoder.children()):
