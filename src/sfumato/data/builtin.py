@@ -26,6 +26,7 @@ NAMES = ("fashion", "emoji", "digits", "shakespeare")
 FASHION_CLASSES = [
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 ]  # fmt: skip
+TONES = {"1F3FB": "light", "1F3FC": "medium light", "1F3FD": "medium", "1F3FE": "medium dark", "1F3FF": "dark"}
 SKIN = " skin "  # separates the base emoji from its skin tone in emoji names
 
 
@@ -86,10 +87,17 @@ def _emoji(captions: bool) -> Source:
     groups = [name.split(SKIN)[0] for name in meta["name"]]
     source = _source("emoji", np.ascontiguousarray(tiles), labels, classes.tolist(), note, ids=ids, groups=groups)
     if captions:
-        source.conditions[CAPTION] = column([name.lower() for name in meta["name"]])
+        source.conditions[CAPTION] = column([_caption(name) for name in meta["name"]])
     else:
         source.notes.append(f"Their names can be captions: --condition {CAPTION}:text.")
     return source
+
+
+def _caption(name: str) -> str:
+    """WAVING HAND skin 1F3FB -> waving hand, light skin; a couple has a tone each."""
+    base, _, tones = name.partition(SKIN)
+    said = [TONES[tone] for tone in tones.split("-") if tone]
+    return ", ".join([base.lower(), *[f"{tone} skin" for tone in said]])
 
 
 def _digits() -> Source:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .attention import mix, split
+
 
 class Bert(nn.Module):
     """ids int64 (B, L), mask bool (B, L) -> the states of the last layer (B, L, d); masked places are not attended to.
@@ -71,7 +73,6 @@ class _Layer(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
 
     def forward(self, h: Tensor, mask: Tensor) -> Tensor:
-        q, k, v = (part(h).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
-        h = self.norm1(h + self.out(mixed.transpose(1, 2).flatten(2)))
+        q, k, v = (split(part(h), 1, self.heads)[0] for part in (self.q, self.k, self.v))
+        h = self.norm1(h + self.out(mix(q, k, v, mask)))
         return self.norm2(h + self.second(F.gelu(self.first(h))))

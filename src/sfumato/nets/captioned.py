@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ..errors import SfumatoError
 from ..registry import register
 from ..trees import tree
+from .attention import attend
 from .conditions import Described, positions
 
 WIDTH = 128  # of the tokens of a WordEncoder
@@ -95,9 +96,7 @@ class _Layer(nn.Module):
         self.first, self.second = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
 
     def forward(self, h: Tensor, mask: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm1(h)).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
-        h = h + self.out(mixed.transpose(1, 2).flatten(2))
+        h = h + self.out(attend(self.qkv(self.norm1(h)), HEADS, mask=mask))
         return h + self.second(F.gelu(self.first(self.norm2(h))))
 
 
