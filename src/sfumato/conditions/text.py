@@ -15,7 +15,7 @@ from .condition import Condition, as_array, counted, many, missing
 from .encoders import Encoder, encoder_of, fitted
 from .given import Given
 
-_CONFIG = schema.fields({"kind": schema.text, "encoder": schema.mapping(schema.anything)}, rest=None)
+_CONFIG = schema.fields({"kind": schema.text, "encoder": schema.mapping(schema.anything), "example": schema.text}, rest=None)
 
 
 @register("condition", "text")
@@ -24,10 +24,11 @@ class Text(Condition):
     """A text per sample, such as a caption, as its `encoder` hands it to the network (`nets.Captioned`).
 
     Words: values int64 (B, L), ids, -1 after the last. A sentence encoder: values float32 (B, 1 + L, d), the vector of
-    the text and of its tokens, rows of 0 after the last.
+    the text and of its tokens, rows of 0 after the last. example: a text of the data, to show in suggested commands.
     """
 
     encoder: Encoder
+    example: str = ""
     kind: ClassVar[str] = "text"
 
     @classmethod
@@ -36,7 +37,7 @@ class Text(Condition):
         captions = [caption for caption in _captions(column) if caption is not None]
         if not captions:
             raise SfumatoError("there is no text in it: every value is missing")
-        return cls(fitted(encoder, captions))
+        return cls(fitted(encoder, captions), min(captions, key=lambda caption: (len(caption), caption)))
 
     def encode(self, value: Any, n: int) -> Given:
         """Encode one text for all samples, or a list of one per sample."""
@@ -57,12 +58,12 @@ class Text(Condition):
         return self.encoder.network()
 
     def config(self) -> dict[str, Any]:
-        return {"kind": self.kind, "encoder": self.encoder.config()}
+        return {"kind": self.kind, "encoder": self.encoder.config(), "example": self.example}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         _CONFIG(config, "")
-        return cls(encoder_of(config["encoder"]))
+        return cls(encoder_of(config["encoder"]), config["example"])
 
     def describe(self) -> str:
         return f"text: {self.encoder.describe()}"
