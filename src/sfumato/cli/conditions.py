@@ -65,7 +65,9 @@ def _of_texts(known: Mapping[str, Condition]) -> str:
     if len(texts) == 1:
         return texts[0]
     if texts:
-        raise SfumatoError(f"there are several texts, {', '.join(texts)}: give --condition NAME=TEXT in place of --caption")
+        raise SfumatoError(
+            f"there are several texts, {', '.join(texts)}: give --condition NAME=TEXT in place of --caption"
+        )
     others = f"only {', '.join(known)}" if known else "and no other conditions"
     raise SfumatoError(f"this model was trained without captions, {others}: leave --caption out")
 

@@ -37,7 +37,8 @@ DEMO = Command(
     'prints one JSON object per line: {"event": "progress", ...} during training, then {"event": "done", ...}.',
     [
         flag("--text", bool, "Train on the works of Shakespeare, and print verse."),
-        flag("--minutes", float, "Minutes of training.", 2.0),
+        flag("--text-to-image", bool, "Train on emoji and their names, and draw pictures of captions."),
+        flag("--minutes", float, "Minutes of training; by default 2, of --text-to-image 10."),
         flag("-o --out", "FOLDER", "The run folder; if it exists, the next free name is used.", "runs/demo"),
     ],
 )  # fmt: skip

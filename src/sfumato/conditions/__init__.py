@@ -10,7 +10,7 @@ from .text import Text
 
 __all__ = [
     "KINDS", "MISSING", "NULL", "PREVIOUS", "RESERVED", "Condition", "Conditions", "Field", "Given", "Label",
-    "MultiLabel", "Scalar", "Text", "Vector", "absent", "argument_of", "declared", "find_class", "fit", "from_config", "joined", "missing",
-    "named", "network_inputs", "of_data", "over_present", "present", "require_encoded", "resolve", "unfolded",
-    "without_gaps",
+    "MultiLabel", "Scalar", "Text", "Vector", "absent", "argument_of", "declared", "find_class", "fit", "from_config",
+    "joined", "missing", "named", "network_inputs", "of_data", "over_present", "present", "require_encoded", "resolve",
+    "unfolded", "without_gaps",
 ]  # fmt: skip

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from inspect import signature
 from typing import Any, ClassVar
@@ -101,8 +101,8 @@ def as_array(value: Any) -> np.ndarray:
 def fit(column: Any, kind: str) -> Condition:
     """Fit a condition of this kind to a column of data with one value per sample; values may be missing.
 
-    kind: "label", "multilabel", "scalar", "vector", "field", "text", or one that is registered; "text(minilm)" names the
-    encoder of a text. Raises SfumatoError for an unknown kind and for a column that does not fit it.
+    kind: "label", "multilabel", "scalar", "vector", "field", "text", or one that is registered; "text(minilm)" names
+    the encoder of a text. Raises SfumatoError for an unknown kind and for a column that does not fit it.
     """
     made, argument = _class_of(bare(kind)), argument_of(kind)
     if argument is not None and len(signature(made.fit).parameters) < 2:

@@ -83,8 +83,8 @@ class Sentences:
         found = torch.zeros(len(known) + 1, 1 + self.length, self.size)
         if known:
             reader = reader_of(_found(self.name, self.sha256))
-            for at in range(0, len(known), _BATCH):
-                found[at : at + _BATCH] = reader.embed(known[at : at + _BATCH], self.length)[: len(known) - at]
+            batches = [known[at : at + _BATCH] for at in range(0, len(known), _BATCH)]
+            found[:-1] = torch.cat([reader.embed(batch, self.length) for batch in batches])
         if len(_SPELT) > _KEPT:
             _SPELT.clear()
         _SPELT.update(zip(map(_key, found), known, strict=False))
@@ -142,12 +142,13 @@ def _found(name: str, wanted: str) -> Path:
     others = []
     for folder in [*_USED.values(), *listed, *installed]:
         if (folder / "config.json").is_file():
-            if (here := sha256(folder)) == wanted:
+            if (found := sha256(folder)) == wanted:
                 return folder
-            others.append(f"{folder.name} {here[:8]}")
+            others.append(f"{folder.name} {found[:8]}")
+    here = f"only {', '.join(others)} is" if others else "none is"
     raise SfumatoError(
-        f"its captions were embedded by the encoder {name} ({wanted[:8]}), and "
-        f"{'only ' + ', '.join(others) + ' is' if others else 'none is'} here: install it, or put its folder into {PLACE}"
+        f"its captions were embedded by the encoder {name} ({wanted[:8]}), and {here} here: install it, or put its "
+        f"folder into {PLACE}"
     )
 
 

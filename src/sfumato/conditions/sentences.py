@@ -43,7 +43,9 @@ def reader_of(folder: Path) -> Reader:
     config = schema.json_of((folder / "config.json").read_bytes(), folder / "config.json")
     kind = config.get("model_type") if isinstance(config, dict) else None
     try:
-        return _Bert(folder, config) if kind == "bert" and (folder / "vocab.txt").is_file() else _Other(folder, str(kind))
+        return (
+            _Bert(folder, config) if kind == "bert" and (folder / "vocab.txt").is_file() else _Other(folder, str(kind))
+        )
     except SfumatoError:
         raise
     except Exception as error:  # transformers raises many kinds
@@ -91,7 +93,9 @@ class _Other:
             ) from None
         classes = {"t5": "T5EncoderModel", "clip": "CLIPTextModel", "clip_text_model": "CLIPTextModel"}
         maker = getattr(transformers, classes.get(kind, "AutoModel"))
-        self.net = maker.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval().requires_grad_(False)
+        self.net = (
+            maker.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval().requires_grad_(False)
+        )
         self.tokens = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.size = int(self.net.config.hidden_size)
 

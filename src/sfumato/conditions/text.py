@@ -15,7 +15,9 @@ from .condition import Condition, as_array, counted, many, missing
 from .encoders import Encoder, encoder_of, fitted
 from .given import Given
 
-_CONFIG = schema.fields({"kind": schema.text, "encoder": schema.mapping(schema.anything), "example": schema.text}, rest=None)
+_CONFIG = schema.fields(
+    {"kind": schema.text, "encoder": schema.mapping(schema.anything), "example": schema.text}, rest=None
+)
 
 
 @register("condition", "text")
@@ -43,7 +45,9 @@ class Text(Condition):
         """Encode one text for all samples, or a list of one per sample."""
         captions = _captions(value)
         values = self.encoder.encode(captions)
-        return counted(Given(values, values.new_tensor([caption is not None for caption in captions]).bool()).masked(), n)
+        return counted(
+            Given(values, values.new_tensor([caption is not None for caption in captions]).bool()).masked(), n
+        )
 
     def doubt(self, given: Given) -> str | None:
         """A warning about captions with unknown words."""
@@ -71,7 +75,7 @@ class Text(Condition):
 
 def _captions(value: Any) -> list[str | None]:
     """One text, or a list of texts, as a list; missing ones are None. Raises SfumatoError for anything else."""
-    values = list(as_array(value).reshape(-1)) if many(value) else [value]
+    values = value if isinstance(value, list | tuple) else as_array(value).reshape(-1) if many(value) else [value]
     found: list[str | None] = []
     for each in values:
         if missing(each):

@@ -11,7 +11,10 @@ _LONGEST = 100  # characters of a word that is taken apart; a longer one is unkn
 
 
 class WordPiece:
-    """text -> ids: [CLS], the pieces of its words in lower case without accents, [SEP]. vocabulary: one piece a line."""
+    """text -> ids: [CLS], the pieces of its words in lower case without accents, [SEP].
+
+    vocabulary: one piece a line.
+    """
 
     def __init__(self, vocabulary: str) -> None:
         self.ids = {piece: i for i, piece in enumerate(vocabulary.split("\n"))}

@@ -19,9 +19,15 @@ MOST = 20_000  # words of a vocabulary: rarer ones are unknown
 LONGEST = 64  # most words of a caption that are read
 UNKNOWN, END = 0, -1  # the id of an unknown word, and what follows the last
 # a sign of Chinese or Japanese, a run of letters and digits, or a symbol that is no punctuation, such as an emoji
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+|[^\w\s!-/:-@\[-`{-~\u2000-\u206f\ufe0f]")
+_WORD = re.compile(
+    r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+|[^\w\s!-/:-@\[-`{-~\u2000-\u206f\ufe0f]"
+)
 _CONFIG = schema.fields(
-    {"name": schema.choice("words"), "length": schema.whole(1, LONGEST), "vocabulary": schema.listed(schema.text, 1, MOST)},
+    {
+        "name": schema.choice("words"),
+        "length": schema.whole(1, LONGEST),
+        "vocabulary": schema.listed(schema.text, 1, MOST),
+    },
     rest=None,
 )
 

@@ -272,7 +272,9 @@ def _described(kept: Mapping[str, Column]) -> list[str]:
 def _counted(name: str, found: Column) -> str:
     """How many captions there are, and their length."""
     length = sum(len(caption.split()) for caption in found.given) / len(found.given)
-    what = counted(len(found.given), "caption") if name == "caption" else f"{counted(len(found.given), 'text')} of {name}"
+    what = (
+        counted(len(found.given), "caption") if name == "caption" else f"{counted(len(found.given), 'text')} of {name}"
+    )
     return f"{what} found, {found.missing:,} missing, mean {length:.0f} words."
 
 

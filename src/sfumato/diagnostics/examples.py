@@ -14,7 +14,7 @@ _LONGEST = 4  # longest vector worth typing
 
 
 def default_guidance(given: Mapping[str, Condition], scale: float) -> float | dict[str, float] | None:
-    """The default guidance: this scale for labels, sets of labels and texts; None if there are none, or for the scale 1.
+    """The default guidance: this scale for labels, sets of labels and texts; None without any, or for the scale 1.
 
     Guidance narrows the law of the samples, which nobody expects who conditions on, say, a temperature. Numbers and
     fields are therefore not guided.

@@ -21,6 +21,6 @@ from .transformer import Transformer
 from .unet import UNet
 
 __all__ = [
-    "MLP", "SIZES", "Autoencoder", "Bottleneck", "Captioned", "ClassifierNet", "Codebook", "DiT", "Energy", "GaussianCode",
-    "QuantisedCode", "Transformer", "UNet", "VectorQuantiser", "build", "from_config", "named",
+    "MLP", "SIZES", "Autoencoder", "Bottleneck", "Captioned", "ClassifierNet", "Codebook", "DiT", "Energy",
+    "GaussianCode", "QuantisedCode", "Transformer", "UNet", "VectorQuantiser", "build", "from_config", "named",
 ]  # fmt: skip

@@ -98,7 +98,7 @@ def build(
     symbols: bool = False,
     mask: str = "full",
     vocabulary: int = 0,
-) -> MLP | UNet | Transformer | Energy:
+) -> MLP | UNet | Transformer | Energy | Captioned:
     """A network for samples of `shape`: (D,) gives an MLP; (C, L), (C, H, W) and (C, D, H, W) give a U-Net.
 
     symbols: L symbols of K kinds, as text is, of which `shape` (K, L) gives a Transformer with this `mask`; with
@@ -110,6 +110,11 @@ def build(
     `conditions.Condition.network`.
     Raises SfumatoError for a shape of another rank or an unknown size.
     """
+    if read := captions(conditions):
+        tokens = len(shape) > 1
+        seen = behind(conditions or {}, tokens)
+        inner = build(shape, classes, size, samples, outputs, energy, seen, symbols, mask, vocabulary)
+        return Captioned(inner, read, tokens)
     if size not in SIZES:
         raise SfumatoError(f"unknown network size {size!r}: {suggest(size, SIZES)}")
     if not 1 <= len(shape) <= 4 or min(shape) < 1:
