@@ -40,13 +40,13 @@ def agreement(model: sf.Model, colour: str, side: str) -> float:
 
 
 def main() -> float:
-    """The share of samples that show what a caption of the training set says."""
+    """The share of samples that show something else than their caption of the training set says."""
     with tempfile.TemporaryDirectory() as folder:
-        run = sf.train(data(), folder + "/run", steps=300, batch=32, net="tiny", sample_every=0, snapshots=0)
+        run = sf.train(data(), folder + "/run", steps=200, batch=32, net="tiny", sample_every=0, snapshots=0)
     seen = [agreement(run.denoiser, colour, side) for colour, side in (("red", "left"), ("blue", "top"))]
     print(f"captions of training: {np.mean(seen):.0%} of the samples show what they say")
     print(f"{' '.join(UNSEEN)}, a pair that training never had: {agreement(run.denoiser, *UNSEEN):.0%}")
-    return float(np.mean(seen))
+    return 1.0 - float(np.mean(seen))
 
 
 if __name__ == "__main__":

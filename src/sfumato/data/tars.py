@@ -178,7 +178,7 @@ def _joined(
 
 
 def _parsed(data: bytes, kind: str) -> dict[str, Any]:
-    """The label in a .cls, the caption in a text, or the fields of a .json; the first of `LABEL_FIELDS` is the label."""
+    """A label, a caption, or the fields of a .json, of which the first of `LABEL_FIELDS` becomes the label."""
     if kind in _CAPTIONS:
         with suppress(ValueError):
             return {captions.NAME: text} if (text := captions.decoded(data)) else {}
