@@ -79,7 +79,7 @@ def test_words_are_heard_by_their_own_sample_and_absence_is_the_null():
         y = net(x, level, **cond)
         for name in ("caption", "story"):
             other = {**cond, name: cond[name].clone()}
-            other[name][0, 1] = 7 if name == "caption" else 1.0
+            other[name][0, :2] = 7 if name == "caption" else 1.0
             change = (net(x, level, **other) - y).flatten(1).abs().amax(1)
             assert change[0] > 1e-4 and change[1:].max() < 1e-5, (word, name)
             without = {key: value for key, value in cond.items() if key != name}
