@@ -512,7 +512,7 @@ def test_captions_beside_pictures_are_a_condition(tmp_path, archive):
         for name, content in members.items():
             (tmp_path / name).write_bytes(content)
         source = data.open(tmp_path)
-    assert len(source) == 20 and [path.rpartition("/")[2] for path, _ in source.skipped] == ["readme.txt"]
+    assert len(source) == 20 and ["readme" in path for path, _ in source.skipped] == [True]
     assert source.conditions["caption"].kind == "text"
     assert source.conditions["caption"].values.tolist() == [f"a boat {i}" for i in range(20)]
     said(source, "20 captions found, 0 missing, mean 3 words.")
