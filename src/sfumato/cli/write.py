@@ -157,10 +157,10 @@ def layout(
     """
     everything = np.arange(count)
     if captions is not None:
-        shown = list(dict.fromkeys(captions))
-        each = count // len(shown)
-        if 1 < each < count and all(captions.count(caption) == each for caption in shown):
-            return each, shown, np.argsort([shown.index(caption) for caption in captions], kind="stable"), None
+        texts = list(dict.fromkeys(captions))
+        each = count // len(texts)
+        if 1 < each < count and all(captions.count(text) == each for text in texts):
+            return each, texts, np.argsort([texts.index(text) for text in captions], kind="stable"), None
         return None, None, everything, captions
     if labels is None or len(spec.shape) == 1 and spec.shape[0] == 2:
         return None, None, everything, None

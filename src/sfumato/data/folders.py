@@ -166,8 +166,8 @@ def _beside(
         found[LABEL] = label_column(whole, roles.names)
     for name in roles.beside:
         try:
-            whole = name in kinds or name in CLASS_NAMES or name.lower() in TEXT_NAMES
-            limit = len(table) if whole else few(len(table))
+            every = name in kinds or name in CLASS_NAMES or name.lower() in TEXT_NAMES
+            limit = len(table) if every else few(len(table))
             found.setdefault(name, read_column(table, name, limit))
         except Unread as why:
             unread[name] = str(why)
