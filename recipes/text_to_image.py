@@ -31,7 +31,7 @@ def data(count: int = 600) -> dict:
     }
 
 
-def agreement(model: sf.Model, colour: str, side: str) -> float:
+def agreement(model: sf.Denoiser, colour: str, side: str) -> float:
     """The share of samples that are nearest to the picture that the caption names."""
     x = sf.sample(sf.guide(model, 2.0), 16, steps=8, caption=f"a {colour} bar at the {side}").float()
     every = {(c, s): torch.from_numpy(bar(c, s)).float() for c in COLOURS for s in SIDES}
