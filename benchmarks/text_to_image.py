@@ -112,7 +112,7 @@ def main() -> None:
     found = {
         "retrieval": rows, "captions": {side: len(some) for side, some in chosen.items()}, "head": f"ridge, {NAME}",
         "steps": STEPS, "guidance": SCALE, "seed": options.seed,
-        "samples_seen": model.provenance.get("samples"), "judged_on": len(trained),
+        "samples_seen": model.provenance.get("samples_seen"), "judged_on": len(trained),
         "seconds": round(time.process_time() - started, 1), "commit": commit(), "hardware": hardware(),
     }  # fmt: skip
     Path(options.out).write_text(json.dumps(found, indent=1) + "\n")

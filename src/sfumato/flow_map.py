@@ -134,6 +134,11 @@ def innermost(model: Any) -> Denoiser:
 
 def hearing(net: nn.Module) -> nn.Module:
     """A copy of a network that also takes the scalar condition `until`, without effect on its output at first."""
+    if isinstance(net, nets.Captioned):
+        with seeded(0):
+            read = nets.Captioned(hearing(net.net), net.read, net.tokens)
+        read.encoders.load_state_dict(net.encoders.state_dict())
+        return read.train(net.training)
     config, given = getattr(net, "config", None), getattr(net, "given", None)
     if config is None or given is None:
         raise SfumatoError(

