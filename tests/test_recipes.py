@@ -86,6 +86,7 @@ LIMITS = {
     "tables": 1.0,
     "teacher_targets": 1e-9,
     "tilt": 0.15,
+    "text_to_image": 0.25,
     "tuned": 0.5,
     "vae": 1e-10,
     "views": 0.03,

@@ -21,7 +21,7 @@ from sfumato.belief import Estimate, broadcast
 from sfumato.compose import Wrapped
 from sfumato.errors import SfumatoError, an
 from sfumato.model import Denoiser
-from sfumato.nets.growth import grown
+from sfumato.nets.growth import core, grown
 from sfumato.noise import seeded
 from sfumato.process import Additive, Gaussian
 from sfumato.registry import register
@@ -152,13 +152,13 @@ def innermost(model: Any) -> Denoiser:
 
 def hearing(net: nn.Module) -> nn.Module:
     """A copy of a network that also takes the scalar condition `until`, without effect on its output at first."""
-    config, given = getattr(net, "config", None), getattr(net, "given", None)
-    if config is None or given is None:
+    inner: Any = core(net)
+    if inner is None or getattr(net, "config", None) is None:
         raise SfumatoError(
             f"{type(net).__name__} cannot be given a second time: give the flow map a denoiser whose network takes "
             f"the keyword {UNTIL} (B,)."
         )
-    if UNTIL in given:
+    if UNTIL in inner.given:
         return copy.deepcopy(net)
     with seeded(0):
-        return grown(net, {**given, UNTIL: {"kind": "scalar"}}).net
+        return grown(net, {**inner.given, UNTIL: {"kind": "scalar"}}).net

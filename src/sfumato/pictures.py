@@ -21,6 +21,7 @@ from sfumato.files import atomic
 INK, PALE, PAPER = (38, 50, 66), (206, 213, 222), (255, 255, 255)
 LINES = ((31, 119, 180), (214, 96, 40), (44, 140, 90), (150, 90, 170), (120, 120, 120), (200, 60, 90))
 _CELL = 160  # pixels of a plotted cell
+_CAPTIONED = 96  # pixels of a cell with a caption below
 _TABLE = 16  # numbers in a vector that are taken for the columns of a table
 
 
@@ -31,10 +32,12 @@ def picture(
     columns: int | None = None,
     labels: Sequence[str] | None = None,
     lengths: Sequence[int] | None = None,
+    captions: Sequence[str] | None = None,
 ) -> Image.Image:
     """Samples x (N, *shape) in user units as one picture (see the module).
 
-    labels: one per row of the grid. lengths: samples in each row, where not all rows are full.
+    labels: one per row of the grid. lengths: samples in each row, where not all rows are full. captions: one per
+    sample, below it, of samples with spatial axes.
     """
     x = np.asarray(x)
     if x.ndim < 2 or not len(x):
@@ -47,7 +50,7 @@ def picture(
         span = _range(x)
         return _tile([_plot(c.reshape(-1, c.shape[-1]), span) for c in x], columns, labels, lengths)
     low, high = bounds if bounds is not None else _range(x)
-    return grid(_bytes(_planes(x), low, high), columns, labels, lengths)
+    return grid(_bytes(_planes(x), low, high), columns, labels, lengths, captions)
 
 
 def _planes(x: np.ndarray) -> np.ndarray:
@@ -87,9 +90,10 @@ def grid(
     columns: int | None = None,
     labels: Sequence[str] | None = None,
     lengths: Sequence[int] | None = None,
+    captions: Sequence[str] | None = None,
 ) -> Image.Image:
     """x uint8 (N, C, H, W) with 1, 3 or 4 channels -> one picture, row by row; small images are enlarged."""
-    factor = max(1, 64 // max(x.shape[2:]))
+    factor = max(1, (64 if captions is None else _CAPTIONED) // max(x.shape[2:]))
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[x.shape[1]]
     cells = []
     for sample in x:
@@ -98,7 +102,38 @@ def grid(
         if mode == "RGBA":  # over a light background, as viewers show it
             cell = Image.alpha_composite(Image.new("RGBA", cell.size, (*PAPER, 255)), cell)
         cells.append(cell.convert("RGB"))
+    if captions is not None:
+        cells = _over(cells, captions)
     return _tile(cells, columns, labels, lengths)
+
+
+def _over(cells: Sequence[Image.Image], captions: Sequence[str]) -> list[Image.Image]:
+    """Cells of one size over their captions, in as many lines as the longest needs, up to three."""
+    font, line = ImageFont.load_default(11), 14
+    width, height = cells[0].size
+    split = [_lines(caption, width - 4, font)[:3] for caption in captions]
+    most = max(map(len, split))
+    made = []
+    for cell, lines in zip(cells, split, strict=True):
+        sheet = Image.new("RGB", (width, height + 4 + line * most), PAPER)
+        sheet.paste(cell, (0, 0))
+        draw = ImageDraw.Draw(sheet)
+        for i, words in enumerate(lines):
+            draw.text((width // 2, height + 2 + line * i), words, INK, font, anchor="ma")
+        made.append(sheet)
+    return made
+
+
+def _lines(text: str, width: int, font: Any) -> list[str]:
+    """A text in lines of at most this width, broken between words."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
 
 
 def _tile(

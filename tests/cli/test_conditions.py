@@ -212,7 +212,7 @@ def test_from_data_to_samples(call, workplace, form):
         status, out, err = call("train", data, *how, "-o", "run", "--condition", "site:scalar")
         assert status == 0 and "Conditions: temperature (scalar), steps (label, 3 classes), site (scalar)" in err, err
         assert "The condition 'steps' has an argument's name: pass it as cond={'steps': ...}" in err
-        assert ("note (text, 59 different: it is not read yet)" in err) == (form == "folder")
+        assert ("note (text, 59 different: --condition note:text reads it)" in err) == (form == "folder")
         assert "conditions:\n  site: scalar" in Path("run/config.yaml").read_text()
         assert "--condition temperature=" in out
         assert call("resume", "run", "--steps", 6)[0] == 0

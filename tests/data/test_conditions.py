@@ -130,7 +130,7 @@ def test_missing_values_are_absent_and_counted():
 def test_what_says_nothing_or_cannot_be_read_is_named():
     given = {
         "constant": np.full(N, 3.0), "nothing": [None] * N, "id": np.arange(N) + 7, "scale": 3.0,
-        "caption": [f"words {i}" for i in range(N)], "ragged": [[1.0] * (1 + i % 2) for i in range(N)],
+        "name": [f"words {i}" for i in range(N)], "ragged": [[1.0] * (1 + i % 2) for i in range(N)],
         "same": ["a"] * N, "when": np.arange(N).astype("datetime64[D]"), "things": [{"a": 1}] * N, "none": None,
         "volume": RNG.normal(size=(N, 2, 3, 4, 5)), "present": np.arange(N) % 2,
     }  # fmt: skip
@@ -140,12 +140,12 @@ def test_what_says_nothing_or_cannot_be_read_is_named():
     for name, why in {
         "constant": "its value is always 3.0", "nothing": "all its values are missing", "id": "it counts the samples",
         "scale": "it is no array", "same": "its value is always a",
-        "caption": "text, 40 different: it is not read yet", "ragged": "its lists have different lengths",
+        "name": "text, 40 different: --condition name:text reads it", "ragged": "its lists have different lengths",
         "when": "values are not read", "volume": "the samples have no spatial axes",
         "present": "a condition cannot have this name",
     }.items():  # fmt: skip
         assert any(f"{name} (" in note and why in note for note in notes), (name, notes)
-    many = data.open({"x": np.zeros((10_000, 2)), "caption": [f"words {i}" for i in range(10_000)]})
+    many = data.open({"x": np.zeros((10_000, 2)), "name": [f"words {i}" for i in range(10_000)]})
     assert not many.conditions and "text, 10,000 different" in unread(many)
     named = data.open({"x": np.zeros((10_000, 2)), "class": [f"words {i}" for i in range(10_000)]})
     assert len(named.conditions["class"].names) == 10_000 and any("are the labels classes" in n for n in named.notes)

@@ -309,6 +309,7 @@ def test_columns_beside_the_samples_are_conditions(tmp_path):
         "mass": pa.array([None, *RNG.normal(size=59)]), "kind": [i % 3 for i in range(60)],
         "colour": [None, *("rg"[i % 2] for i in range(59))], "tags": [["a", "b"][: i % 3] for i in range(60)],
         "embedding": [None, *rows[1:].tolist()], "caption": [f"words {i}" for i in range(60)],
+        "note": [f"words {i}" for i in range(60)],
         "flag": [i % 2 == 0 for i in range(60)], "ragged": [[1.0] * (i % 2 + 1) for i in range(60)],
         "when": pa.array(range(60), pa.timestamp("ms")), "n": list(range(60)),
         "label": [None, *("xyz"[i % 3] for i in range(59))],
@@ -318,14 +319,14 @@ def test_columns_beside_the_samples_are_conditions(tmp_path):
     kinds = {name: found.kind for name, found in source.conditions.items()}
     assert kinds == {
         "label": "label", "mass": "scalar", "kind": "label", "colour": "label", "tags": "multilabel",
-        "embedding": "vector", "flag": "label",
+        "embedding": "vector", "flag": "label", "caption": "text",
     }  # fmt: skip
     for name in ("label", "mass", "colour", "embedding"):
         assert source.conditions[name].present.tolist() == [False] + [True] * 59, name
     assert np.array_equal(source.conditions["embedding"].values[1:], rows[1:])
     note = " ".join(note for note in source.notes if note.startswith("Not used"))
     for name, why in {
-        "caption": "text of many kinds, which is not read yet", "when": "timestamp[ms] is not read",
+        "note": "text of many kinds: --condition note:text reads it", "when": "timestamp[ms] is not read",
         "n": "it counts the samples", "ragged": "have lengths from 1 to 2",
     }.items():  # fmt: skip
         assert f"{name} (" in note and why in note, (name, note)

@@ -195,8 +195,8 @@ def test_fields_of_a_json_member_are_conditions(tmp_path):
     assert source.classes == ["cat", "dog"] and source.labels.tolist() == [1, 0, 0, -1, -1, -1, -1]
     found = source.conditions
     assert {name: each.kind for name, each in found.items()} == {
-        "label": "label", "mass": "scalar", "colour": "label", "tags": "multilabel"
+        "label": "label", "mass": "scalar", "colour": "label", "tags": "multilabel", "caption": "text",
     }  # fmt: skip
     assert found["mass"].present.tolist() == [True, True, False, True, True, True, False]
     assert any("4 of 7 pictures have no label" in note for note in source.notes)
-    assert any("caption (text, 5 different: it is not read yet)" in note for note in source.notes)
+    assert found["caption"].present.tolist() == [True, True, False, True, True, True, False]

@@ -9,7 +9,8 @@ DEVICE = flag("--device", "NAME", "auto (a GPU if there is one), cpu, cuda, cuda
 MODEL = place("model", "MODEL", "A run folder or a .safetensors file.")
 RUN = place("folder", "RUN", "The run folder.")
 DECLARED = (
-    "The kind of a condition column, if it should not be guessed: label, multilabel, scalar, vector, field, or ignore."
+    "The kind of a condition column, if it should not be guessed: label, multilabel, scalar, vector, field, text, "
+    "text(minilm), or ignore."
 )
 COLUMNS = "The kind of a column of a table, if it should not be inferred: category, number, or ignore to leave it out."
 GIVEN = several(
@@ -17,6 +18,12 @@ GIVEN = several(
     "A condition in your own units, such as temperature=300; several numbers or classes, used in turn by samples, have "
     "commas between; arrays are .npy files, and the pictures of a pair also picture files.",
     default=[],
+)  # fmt: skip
+CAPTION = flag(
+    "--caption", "TEXT",
+    "A caption, for a model that was trained with captions. Repeat it for more, used in turn by samples; "
+    "--condition NAME=FILE.txt has one a line.",
+    action="append",
 )  # fmt: skip
 INTERVAL = flag(
     "--guidance-interval", float, "Guide only between these two levels of logsnr (lowest, highest).",

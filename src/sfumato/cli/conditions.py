@@ -1,4 +1,4 @@
-"""`--class` and `--condition`: conditions from the command line."""
+"""`--class`, `--caption` and `--condition`: conditions from the command line."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from sfumato import data
-from sfumato.conditions import Condition, Conditions, Field, Label, MultiLabel, Scalar, resolve
+from sfumato.conditions import Condition, Conditions, Field, Label, MultiLabel, Scalar, Text, resolve
 from sfumato.data import DataSpec
 from sfumato.data.images import IMAGE_SUFFIXES, ImageFiles, read_images
 from sfumato.data.numpy_files import load
 from sfumato.errors import SfumatoError
-from sfumato.files import require_plain
+from sfumato.files import first_line, require_plain
 from sfumato.model import Denoiser
 
 LABEL = "label"
@@ -28,8 +28,14 @@ def spec_of(denoiser: Denoiser, where: Any) -> DataSpec:
 
 
 def said(options: Any, known: Mapping[str, Condition], label: str | None = None) -> dict[str, str]:
-    """Name -> value, as typed; --class sets the condition that holds classes, whatever its name."""
+    """Name -> value, as typed; --class sets the condition that holds classes, and --caption the one that is a text,
+    whatever their names; several captions are lines of one value."""
     given: dict[str, str] = dict(options.condition)
+    if captions := getattr(options, "caption", None):
+        name = _of_texts(known)
+        if name in given:
+            raise SfumatoError(f"--caption and --condition {name}=... are the same: leave out one of them")
+        given[name] = "\n".join(captions)
     if label is None:
         return given
     name = _of_classes(known, label)
@@ -39,7 +45,7 @@ def said(options: Any, known: Mapping[str, Condition], label: str | None = None)
 
 
 def _of_classes(known: Mapping[str, Condition], label: str) -> str:
-    """The condition that --class refers to: "label", or the only one with classes."""
+    """The condition that --class refers to: "label", or the only one with classes; a text if there is no other."""
     labels = [name for name, each in known.items() if isinstance(each, Label)]
     if LABEL in known or len(labels) == 1:
         return LABEL if LABEL in known else labels[0]
@@ -47,8 +53,23 @@ def _of_classes(known: Mapping[str, Condition], label: str) -> str:
     if near:
         ways = " or ".join(f"--condition {name}={label}" for name in near)
         raise SfumatoError(f"--class does not fit this model, which has no single condition of classes: give {ways}")
+    if [type(each) for each in known.values()] == [Text]:
+        return next(iter(known))
     others = f"only {', '.join(known)}" if known else "and no other conditions"
     raise SfumatoError(f"there is no class {label!r}: this model has no classes, {others}: leave --class out")
+
+
+def _of_texts(known: Mapping[str, Condition]) -> str:
+    """The condition that --caption refers to: the only text."""
+    texts = [name for name, each in known.items() if isinstance(each, Text)]
+    if len(texts) == 1:
+        return texts[0]
+    if texts:
+        raise SfumatoError(
+            f"there are several texts, {', '.join(texts)}: give --condition NAME=TEXT in place of --caption"
+        )
+    others = f"only {', '.join(known)}" if known else "and no other conditions"
+    raise SfumatoError(f"this model was trained without captions, {others}: leave --caption out")
 
 
 def conditions(given: Mapping[str, str], spec: DataSpec, index: torch.Tensor) -> Conditions:
@@ -88,8 +109,23 @@ def _value(text: str, condition: Condition | None) -> Any:
         return load(path)
     if isinstance(condition, Field) and (path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES):
         return _pictures(path, condition.shape)
+    if isinstance(condition, Text):
+        lines = _lines(path) if path.suffix.lower() == ".txt" and path.is_file() else text.split("\n")
+        return lines[0] if len(lines) == 1 else lines
     single = not isinstance(condition, Label | Scalar) or "," not in text or _is_class(condition, text)
     return text if single else [part.strip() for part in text.split(",")]
+
+
+def _lines(path: Path) -> list[str]:
+    """The captions in a file, one a line."""
+    require_plain(path)
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8-sig").split("\n") if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SfumatoError(f"{path} holds no captions: {first_line(error)}") from None
+    if not lines:
+        raise SfumatoError(f"{path} holds no captions: write one a line")
+    return lines
 
 
 def _pictures(path: Path, shape: tuple[int, ...]) -> Any:
@@ -106,6 +142,12 @@ def _pictures(path: Path, shape: tuple[int, ...]) -> Any:
 def _is_class(condition: Condition, text: str) -> bool:
     """Whether the whole text, including commas, is the name of a class."""
     return isinstance(condition, Label) and text.casefold() in map(str.casefold, condition.classes)
+
+
+def texts(given: Mapping[str, str], spec: DataSpec, index: torch.Tensor) -> dict[str, list[Any]]:
+    """Name -> the text of each sample as it was typed, of conditions that are texts."""
+    found = values({n: v for n, v in given.items() if isinstance(spec.conditions.get(n), Text)}, spec.conditions)
+    return {n: _turns(n, v, index) if isinstance(v, list) else [v] * len(index) for n, v in found.items()}
 
 
 def columns(given: Conditions, spec: DataSpec) -> dict[str, list[Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sfumato.cli.common import (
     BATCH,
+    CAPTION,
     DEVICE,
     GIVEN,
     GUIDANCE_OF_GRIDS,
@@ -36,7 +37,8 @@ DEMO = Command(
     'prints one JSON object per line: {"event": "progress", ...} during training, then {"event": "done", ...}.',
     [
         flag("--text", bool, "Train on the works of Shakespeare, and print verse."),
-        flag("--minutes", float, "Minutes of training.", 2.0),
+        flag("--text-to-image", bool, "Train on emoji and their names, and draw pictures of captions."),
+        flag("--minutes", float, "Minutes of training; by default 2, of --text-to-image 10."),
         flag("-o --out", "FOLDER", "The run folder; if it exists, the next free name is used.", "runs/demo"),
     ],
 )  # fmt: skip
@@ -101,7 +103,8 @@ SAMPLE = Command(
         MODEL,
         flag(
             "-n --number", int,
-            "How many; 64, or ten of each class where there are up to 20; of text 4, of tables 1,000.",
+            "How many; 64, ten of each class where there are up to 20, or four of each caption; of text 4, of tables "
+            "1,000.",
         ),
         flag(
             "-o --out", "PATH",
@@ -133,6 +136,7 @@ SAMPLE = Command(
             "Class by name or index. By default samples use all classes in turn.",
             dest="class_",
         ),
+        CAPTION,
         GIVEN,
         flag(
             "--guidance", float,
@@ -142,7 +146,7 @@ SAMPLE = Command(
         INTERVAL,
         flag(
             "--negative", "CLASS",
-            "Guide away from this class, or from NAME=VALUE, instead of from no condition at all.",
+            "Guide away from this class or caption, or from NAME=VALUE, instead of from no condition at all.",
         ),
         flag("--rescale", float, "Share of the guided contrast that is brought back to the conditional model's: 0.7."),
         flag(

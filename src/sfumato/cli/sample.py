@@ -15,7 +15,7 @@ from sfumato.cli import edit, table, text, write
 from sfumato.cli.guidance import FLAGS, guided, refuse_alone, refuse_guidance
 from sfumato.cli.process import Follower, at_work
 from sfumato.cli.run import Voice
-from sfumato.conditions import Conditions, Field
+from sfumato.conditions import Conditions, Field, Text
 from sfumato.data import DataSpec
 from sfumato.diagnostics.examples import default_guidance
 from sfumato.distributed import ALONE, World, joined
@@ -27,7 +27,7 @@ from sfumato.progress import counting
 from sfumato.solvers import Plan
 from sfumato.training.precision import compute_dtype
 
-PER_CLASS, MOST_CLASSES, NUMBER = 10, 20, 64
+PER_CLASS, PER_CAPTION, MOST_CLASSES, NUMBER = 10, 4, 20, 64
 
 
 def sample(options: Any, voice: Voice) -> None:
@@ -101,7 +101,7 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE, plain:
     elif options.solver is None and any(own.steps == plan.steps for own in denoiser.plans.values()):
         note(f"The model's plan of {plan.steps} steps is not used: `sfumato tune` fitted it for another guidance.")
     x = _draw(model, plan, options, index, cond, world)
-    columns = asked.columns(cond, spec)
+    columns = asked.columns(cond, spec) | asked.texts(given, spec, index)
     facts = manifest(options, contract, denoiser, plan, scale, index, given, columns)
     files = world.broadcast_result(lambda: write.write(path, folder, x, columns, spec, facts, plain))
     return {"out": out, "files": files, "seconds": round(time.monotonic() - started, 2), "manifest": facts}
@@ -110,6 +110,9 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE, plain:
 def _index(options: Any, spec: DataSpec, given: Mapping[str, str]) -> torch.Tensor:
     """The numbers of the samples."""
     number = options.number
+    captions = _captions(spec, given)
+    if number is None and captions:
+        number = PER_CAPTION * captions
     if number is None:
         few = 0 < len(spec.classes) <= MOST_CLASSES and "label" not in given
         number = (
@@ -125,6 +128,12 @@ def _index(options: Any, spec: DataSpec, given: Mapping[str, str]) -> torch.Tens
     sampling.affordable(number, spec.shape)
     whole("the number of the last sample", options.first + number)
     return torch.arange(options.first, options.first + number)
+
+
+def _captions(spec: DataSpec, given: Mapping[str, str]) -> int:
+    """How many captions were given."""
+    found = asked.values({n: v for n, v in given.items() if isinstance(spec.conditions.get(n), Text)}, spec.conditions)
+    return max((len(each) if isinstance(each, list) else 1 for each in found.values()), default=0)
 
 
 def guidance_scale(options: Any, denoiser: Denoiser, given: Collection[str]) -> Scale | None:
@@ -157,7 +166,8 @@ def _say_choices(
     left = [name for name in spec.conditions if name not in cond or not bool(cond.given(name).present.any())]
     if left:
         what = "FILE" if isinstance(spec.conditions[left[0]], Field) else "VALUE"
-        note(f"Sampled without a value for {', '.join(left)}: --condition {left[0]}={what} sets one.")
+        sets = '--caption "TEXT"' if isinstance(spec.conditions[left[0]], Text) else f"--condition {left[0]}={what}"
+        note(f"Sampled without a value for {', '.join(left)}: {sets} sets one.")
     if given and scale is None:
         note("Not guided; --guidance sets a scale.")
     if scale is not None and options.guidance is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from sfumato.cli.write import free
 from sfumato.data import open as open_data
 from sfumato.diagnostics import summary
 from sfumato.diagnostics.text_bits import known_words
-from sfumato.errors import an, counted
+from sfumato.errors import SfumatoError, SfumatoWarning, an, counted
 from sfumato.folder import is_held
 from sfumato.nets.lora import trainable, unadapted
 from sfumato.progress import QUIET_SECONDS, Count
@@ -33,6 +34,14 @@ from sfumato.training.stages import train as train_run
 from sfumato.trees import name_of
 
 GRID = "grid.png"
+MINUTES, CAPTION_MINUTES = 2.0, 10.0  # of the demos
+# of `demo --text-to-image`: names of emoji, and words that no emoji has together (red heart, blue car)
+CAPTIONS = (
+    "a red heart", "blue heart", "smiling face with sunglasses", "crying face", "dog face", "cat face", "red apple",
+    "slice of pizza", "sunflower", "palm tree", "full moon symbol", "large blue circle", "rocket", "umbrella",
+    "clock face three oclock", "a blue car",
+)  # fmt: skip
+CAPTION_NET = "UNet(channels=(48, 64, 64), blocks=1, attention=(1, 2), patch=2, middle=0, embed_dim=128)"
 # of `demo --text`: symbols a window, the network
 VERSE, VERSE_NET = 128, "Transformer(width=128, depth=2, local=15, neighbours=true)"
 
@@ -123,22 +132,41 @@ def demo(options: Any, voice: Voice) -> None:
     folder = free(options.out)
     if Path(folder) != Path(options.out):
         voice.note(f"{options.out} already exists: this run goes to {folder}.")
-    if options.text:
-        _verse(options, voice, folder)
+    if options.text and options.text_to_image:
+        raise SfumatoError("--text and --text-to-image are two demos: give one of them")
+    minutes = (CAPTION_MINUTES if options.text_to_image else MINUTES) if options.minutes is None else options.minutes
+    if options.text or options.text_to_image:
+        (_verse if options.text else _pictures)(minutes, voice, folder)
         return
     with working(voice) as begin:
-        run = train_run("fashion", folder, console=console(voice), on_start=begin, minutes=options.minutes)
+        run = train_run("fashion", folder, console=console(voice), on_start=begin, minutes=minutes)
     grid = run.path / GRID
     voice.note("Drawing ten samples of each class.")
     draw(parse("sample", [folder, f"--out={grid}", f"--steps={GRID_STEPS}"]), lambda line: None)
     _finish(run, voice, {"grid": str(grid)})
 
 
-def _verse(options: Any, voice: Voice, folder: str) -> None:
+def _pictures(minutes: float, voice: Voice, folder: str) -> None:
+    """The demo of captions: train on emoji and their names, and draw some from words."""
+    with working(voice) as begin:
+        run = train_run(
+            "emoji", folder, console=console(voice), on_start=begin, minutes=minutes, batch=16,
+            net=CAPTION_NET, conditions={"caption": "text", "label": "ignore"},
+        )  # fmt: skip
+    grid = run.path / GRID
+    voice.note(f"Drawing {len(CAPTIONS)} captions.")
+    asked = [f"--caption={caption}" for caption in CAPTIONS]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SfumatoWarning)  # of "a", which no name of an emoji has
+        draw(parse("sample", [folder, f"--out={grid}", f"-n{len(CAPTIONS)}", *asked]), lambda line: None)
+    _finish(run, voice, {"grid": str(grid)})
+
+
+def _verse(minutes: float, voice: Voice, folder: str) -> None:
     """The demo of text: train on the works of Shakespeare, print verse, and judge its words by works held out."""
     with working(voice) as begin:
         run = train_run(
-            "shakespeare", folder, console=console(voice), on_start=begin, minutes=options.minutes, length=VERSE,
+            "shakespeare", folder, console=console(voice), on_start=begin, minutes=minutes, length=VERSE,
             batch=8, net=VERSE_NET,
         )  # fmt: skip
     voice.note("Drawing four verses.")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sfumato import pictures
+from sfumato.conditions import Text
 from sfumato.data import DataSpec, file_format
 from sfumato.errors import SfumatoError
 from sfumato.files import atomic, reason
@@ -97,8 +98,9 @@ def write(
         _save_image(path, _full_scale(x[0], spec), facts)
         return 1
     if kind == ".png":
-        columns, names, order = layout(len(x), labels, spec)
-        pictures.save_png(pictures.picture(x[order], spec.kind, spec.bounds, columns, names), path, facts)
+        columns, names, order, below = layout(len(x), labels, spec, _captions(given, spec))
+        made = pictures.picture(x[order], spec.kind, spec.bounds, columns, names, captions=below)
+        pictures.save_png(made, path, facts)
         return 1
     if kind not in OWN:
         _save_as(path, x, {name: array(values) for name, values in given.items()}, spec, facts)
@@ -140,15 +142,32 @@ def array(values: list[Any]) -> np.ndarray:
     return np.array([np.full(shape, np.nan) if value is None else value for value in values], np.float64)
 
 
-def layout(count: int, labels: np.ndarray | None, spec: DataSpec) -> tuple[int | None, list[str] | None, np.ndarray]:
-    """(columns, name of each row, order of samples) of a grid: one class per row if all have equally many samples."""
+def _captions(given: Columns, spec: DataSpec) -> list[str] | None:
+    """The text of each sample, if there is a condition that is one."""
+    texts = [values for name, values in given.items() if isinstance(spec.conditions.get(name), Text)]
+    return [value or "" for value in texts[0]] if texts and len(spec.shape) > 2 else None
+
+
+def layout(
+    count: int, labels: np.ndarray | None, spec: DataSpec, captions: list[str] | None = None
+) -> tuple[int | None, list[str] | None, np.ndarray, list[str] | None]:
+    """(columns, name of each row, order of samples, captions below them) of a grid.
+
+    One class or caption per row, if all have equally many samples and more than one; else captions are below.
+    """
     everything = np.arange(count)
+    if captions is not None:
+        texts = list(dict.fromkeys(captions))
+        each = count // len(texts)
+        if 1 < each < count and all(captions.count(text) == each for text in texts):
+            return each, texts, np.argsort([texts.index(text) for text in captions], kind="stable"), None
+        return None, None, everything, captions
     if labels is None or len(spec.shape) == 1 and spec.shape[0] == 2:
-        return None, None, everything
+        return None, None, everything, None
     shown, counts = np.unique(labels, return_counts=True)
     if len(shown) == 1 or len(set(counts.tolist())) > 1:
-        return None, None, everything
-    return int(counts[0]), [spec.classes[i] for i in shown], np.argsort(labels, kind="stable")
+        return None, None, everything, None
+    return int(counts[0]), [spec.classes[i] for i in shown], np.argsort(labels, kind="stable"), None
 
 
 def _folder(path: Path, x: np.ndarray, given: Columns, spec: DataSpec, facts: dict[str, Any]) -> int:

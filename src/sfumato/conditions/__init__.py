@@ -1,6 +1,6 @@
 """Conditions of samples: the kinds that data declare, and the encoded values that models receive."""
 
-from .condition import KINDS, Condition, fit, from_config, missing
+from .condition import KINDS, Condition, argument_of, fit, from_config, missing
 from .given import (
     AUGMENTATION,
     CARRIED,
@@ -19,10 +19,11 @@ from .label import NULL, Label, MultiLabel, find_class
 from .missing import MISSING, named, over_present, present, without_gaps
 from .real import Field, Scalar, Vector
 from .resolve import RESERVED, declared, of_data, resolve, unfolded
+from .text import Text
 
 __all__ = [
     "AUGMENTATION", "CARRIED", "KINDS", "LEFT", "LOW", "MISSING", "NULL", "PREVIOUS", "RESERVED", "Condition",
-    "Conditions", "Field", "Given", "Label", "MultiLabel", "Scalar", "Vector", "absent", "declared", "find_class",
-    "fit", "from_config", "joined", "missing", "named", "network_inputs", "of_data", "over_present", "present",
-    "require_encoded", "resolve", "uncarried", "unfolded", "without_gaps",
+    "Conditions", "Field", "Given", "Label", "MultiLabel", "Scalar", "Text", "Vector", "absent", "argument_of",
+    "declared", "find_class", "fit", "from_config", "joined", "missing", "named", "network_inputs", "of_data",
+    "over_present", "present", "require_encoded", "resolve", "uncarried", "unfolded", "without_gaps",
 ]  # fmt: skip

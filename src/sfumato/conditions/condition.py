@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,10 +13,11 @@ import torch
 from torch import Tensor
 
 from ..errors import SfumatoError, suggest
-from ..registry import Named
+from ..registry import Named, bare
 from .given import Given
 
 KINDS: Mapping[str, Any] = Named("condition")
+_ARGUMENT = re.compile(r"[^(]+\((.+)\)\s*")
 
 
 class Condition(ABC):
@@ -107,11 +110,20 @@ def as_array(value: Any) -> np.ndarray:
 def fit(column: Any, kind: str) -> Condition:
     """Fit a condition of this kind to a column of data with one value per sample; values may be missing.
 
-    kind: "label", "multilabel", "scalar", "vector", "field", or one that is registered.
-    Raises SfumatoError for an unknown kind and for a column that does not fit it.
+    kind: "label", "multilabel", "scalar", "vector", "field", "text", or one that is registered; "text(minilm)" names
+    the encoder of a text. Raises SfumatoError for an unknown kind and for a column that does not fit it.
     """
-    found: Condition = _class_of(kind).fit(column)
+    made, argument = _class_of(bare(kind)), argument_of(kind)
+    if argument is not None and len(signature(made.fit).parameters) < 2:
+        raise SfumatoError(f"the kind {bare(kind)} takes no argument: leave ({argument}) out")
+    found: Condition = made.fit(column) if argument is None else made.fit(column, argument)
     return found
+
+
+def argument_of(kind: Any) -> str | None:
+    """What is in the parentheses of a kind such as text(minilm); None without them."""
+    found = _ARGUMENT.fullmatch(kind) if isinstance(kind, str) else None
+    return found[1].strip() if found else None
 
 
 def _class_of(kind: Any) -> Any:

@@ -5,7 +5,7 @@ import json
 import lzma
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from PIL import Image
 
 from ..errors import SfumatoError
 from .arrays import arrange
-from .column import Column
+from .captions import NAME as CAPTION
+from .column import Column, column
 from .names import Asked
 from .source import LABEL, Source
 from .text_files import from_documents
@@ -25,16 +26,22 @@ NAMES = ("fashion", "emoji", "digits", "shakespeare")
 FASHION_CLASSES = [
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 ]  # fmt: skip
+TONES = {"1F3FB": "light", "1F3FC": "medium light", "1F3FD": "medium", "1F3FE": "medium dark", "1F3FF": "dark"}
 SKIN = " skin "  # separates the base emoji from its skin tone in emoji names
 
 
-def load(name: str, asked: Asked) -> Source:
-    """A built-in set by name. Raises SfumatoError if its file is missing or damaged, or if it has not what is asked."""
+def load(name: str, asked: Asked, kinds: Collection[str] = ()) -> Source:
+    """A built-in set by name. kinds: the conditions of which a kind is set; only then emoji have their captions.
+
+    Raises SfumatoError if its file is missing or damaged, or if it has not what is asked.
+    """
     try:
         if name == "shakespeare":
             return _shakespeare(asked)
         asked.require_unused(f"the built-in set {name}")
-        return {"fashion": _fashion, "emoji": _emoji, "digits": _digits}[name]()
+        if name == "emoji":
+            return _emoji(CAPTION in kinds)
+        return {"fashion": _fashion, "digits": _digits}[name]()
     except SfumatoError:
         raise
     except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
@@ -65,7 +72,7 @@ def _read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(sides).copy()
 
 
-def _emoji() -> Source:
+def _emoji(captions: bool) -> Source:
     meta = json.loads((ASSETS / "fluent32.json").read_text(encoding="utf-8"))
     with Image.open(ASSETS / "fluent32.webp") as image:
         sheet = np.asarray(image.convert("RGB"))
@@ -78,7 +85,19 @@ def _emoji() -> Source:
     )
     ids = [f"{i} {name}" for i, name in enumerate(meta["name"])]  # some names occur twice
     groups = [name.split(SKIN)[0] for name in meta["name"]]
-    return _source("emoji", np.ascontiguousarray(tiles), labels, classes.tolist(), note, ids=ids, groups=groups)
+    source = _source("emoji", np.ascontiguousarray(tiles), labels, classes.tolist(), note, ids=ids, groups=groups)
+    if captions:
+        source.conditions[CAPTION] = column([_caption(name) for name in meta["name"]])
+    else:
+        source.notes.append(f"Their names can be captions: --condition {CAPTION}:text.")
+    return source
+
+
+def _caption(name: str) -> str:
+    """WAVING HAND skin 1F3FB -> waving hand, light skin; a couple has a tone each."""
+    base, _, tones = name.partition(SKIN)
+    said = [TONES[tone] for tone in tones.split("-") if tone]
+    return ", ".join([base.lower(), *[f"{tone} skin" for tone in said]])
 
 
 def _digits() -> Source:

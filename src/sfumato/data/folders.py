@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -10,11 +10,11 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import SfumatoError, counted
-from . import arrays, frames, metadata, tables
+from . import arrays, captions, frames, metadata, tables
 from .column import Column, Unread, column
 from .formats import Size
 from .images import IMAGE_SUFFIXES, ImageFiles, Images, Items, Part, read_images
-from .kinds import CLASS_NAMES, columns, few, not_used, with_label
+from .kinds import CLASS_NAMES, TEXT_NAMES, columns, few, not_used, with_label
 from .labels import label_column
 from .names import Asked, Pictures, class_names, listed, read_names
 from .rows import in_blocks
@@ -23,7 +23,6 @@ from .table_columns import PictureColumn, read_column, read_numbers
 from .tars import Tars
 from .walk import Files
 
-CAPTIONS = (".txt", ".caption")
 Skipped = list[tuple[str, str]]
 
 
@@ -45,14 +44,17 @@ def open_pictures(root: Path, found: Files, size: Size | None, kinds: Collection
     if LABEL not in conditions:
         conditions = _folder_classes(said, read, notes) | conditions
     fields, left = _fields(items, said, read, size, notes)
+    said_of = captions.beside(root, [items.names[i] for i in kept], found.paths)
+    if said_of.column is not None:
+        conditions.setdefault(captions.NAME, said_of.column)
     conditions |= fields
+    used = {*beside.files, *said_of.files}
     others = [
         (p.relative_to(root).as_posix(), "not an image")
         for p in found.paths
-        if p.suffix.lower() not in IMAGE_SUFFIXES and p not in beside.files
+        if p.suffix.lower() not in IMAGE_SUFFIXES and p not in used
     ]
-    others = _without_captions(others, items.names, notes)
-    skipped = [*left, *others, *found.skipped]
+    skipped = [*left, *said_of.odd, *others, *found.skipped]
     return _source(items, kept, read, root.resolve().name, conditions, notes, skipped, "file")
 
 
@@ -71,9 +73,8 @@ def open_archives(paths: Sequence[Path], size: Size | None, name: str, asked: As
         conditions = _folder_classes(said, read, notes) | conditions
     fields, left = _fields(tars, said, read, size, notes)
     conditions |= fields
-    others = _without_captions(tars.odd, tars.names, notes)
     kept = [said.rows[i] for i in read.kept]
-    return _source(tars, kept, read, name, conditions, [*notes, *unread], [*left, *others], "member")
+    return _source(tars, kept, read, name, conditions, [*notes, *unread], [*left, *tars.odd], "member")
 
 
 def _members(tars: Tars) -> list[str]:
@@ -107,20 +108,6 @@ def _fields(
         notes += [f"{name}: {note}" for note in beside.notes]
         left += beside.skipped
     return made, left
-
-
-def _without_captions(others: Iterable[tuple[str, str]], pictures: Sequence[str], notes: list[str]) -> Skipped:
-    """The other files but for texts that are named as a picture is, which one note counts."""
-    stems = {PurePosixPath(name).name.partition(".")[0] for name in pictures}
-    rest: Skipped = []
-    captions: Skipped = []
-    for path, why in others:
-        caption = path.lower().endswith(CAPTIONS) and PurePosixPath(path).name.partition(".")[0] in stems
-        (captions if caption else rest).append((path, why))
-    if captions:
-        are = counted(len(captions), "caption is", "captions are")
-        notes.append(f"{are} left out ({captions[0][0]} ..): free text cannot be a condition yet.")
-    return rest
 
 
 def open_table(paths: Sequence[Path], size: Size | None, name: str, kinds: Mapping[str, str], asked: Asked) -> Source:
@@ -179,7 +166,8 @@ def _beside(
         found[LABEL] = label_column(whole, roles.names)
     for name in roles.beside:
         try:
-            limit = len(table) if name in kinds or name in CLASS_NAMES else few(len(table))
+            every = name in kinds or name in CLASS_NAMES or name.lower() in TEXT_NAMES
+            limit = len(table) if every else few(len(table))
             found.setdefault(name, read_column(table, name, limit))
         except Unread as why:
             unread[name] = str(why)

@@ -1,10 +1,10 @@
 """The kind of condition of each column: set by the user, or guessed from the values.
 
     whole numbers of few values -> label     numbers (N,) -> scalar     (N, d) -> vector     (N, C, *spatial) -> field
-    strings that repeat -> label             lists of strings -> multilabel
+    strings that repeat -> label             lists of strings -> multilabel    strings called caption -> text
 
-"Few" means at most max(2, sqrt(N)) distinct values; a column called label or class always holds classes. Columns that
-cannot be read, or never change, are left out with a note.
+"Few" means at most max(2, sqrt(N)) distinct values; a column called label or class always holds classes, and one called
+caption or prompt always texts. Columns that cannot be read, or never change, are left out with a note.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from ..conditions import KINDS
-from ..errors import SfumatoError, suggest
+from ..errors import SfumatoError, counted, suggest
 from ..nets.conditions import FORWARD_ARGUMENTS
+from ..registry import bare
 from . import arrays, limits
 from .column import BOOLS, Column, Unread, cells, column, named
 from .labels import label_column
@@ -28,6 +29,8 @@ from .source import LABEL, Source
 
 IGNORE = "ignore"
 CLASS_NAMES = ("label", "labels", "class", "cls")  # columns of these names hold classes, however many
+TEXT = "text"
+TEXT_NAMES = ("caption", "captions", "prompt", "prompts", "text", "txt")  # columns of free text
 
 
 def few(count: int) -> int:
@@ -114,7 +117,7 @@ def with_kinds(source: Source, kinds: Mapping[str, str], known: bool = False) ->
 
 def _check(kinds: Mapping[str, str], known: Iterable[str]) -> None:
     for name, kind in kinds.items():
-        if kind not in (*KINDS, IGNORE):
+        if bare(kind) not in (*KINDS, IGNORE):
             raise SfumatoError(
                 f"the condition {name!r} cannot be of the kind {kind!r}: {suggest(kind, (*KINDS, IGNORE))}"
             )
@@ -148,12 +151,14 @@ def _guess(name: str, found: Column) -> str:
     values, form = found.given, found.form
     if found.names is not None:
         return "label"
+    if form != "numbers" and name.lower() in TEXT_NAMES:
+        return TEXT
     if form == "lists":
         return "multilabel"
     if form == "strings":
         distinct = len(set(values.tolist()))
         if name not in CLASS_NAMES and distinct > few(len(values)):
-            raise Unread(f"text, {distinct:,} different: it is not read yet")
+            raise Unread(f"text, {distinct:,} different: --condition {name}:text reads it")
         return "label"
     if values.ndim > 1:
         return "multilabel" if values.dtype == bool else "vector" if values.ndim == 2 else "field"
@@ -172,6 +177,8 @@ def _converted(found: Column, kind: str, axes: int) -> Column:
     """The values in the form of a condition of this kind; axes: those of the samples."""
     if kind == "label":
         return label_column(found)
+    if bare(kind) == TEXT:
+        return _texts(found)
     if kind == "multilabel" and found.form == "numbers" and found.values.ndim != 2:
         raise SfumatoError("each sample needs a list of names, names separated by commas, or a row of 0 and 1")
     if kind not in ("scalar", "vector", "field"):  # a user's kind reads its own column
@@ -184,6 +191,17 @@ def _converted(found: Column, kind: str, axes: int) -> Column:
     if found.values.ndim != 1:
         raise SfumatoError(f"it has {'x'.join(map(str, found.values.shape[1:]))} numbers per sample, not one")
     return found
+
+
+def _texts(found: Column) -> Column:
+    """A column of strings: class names are spelt, and of several captions of a sample the first is taken."""
+    spelt = Column(found.spelt, found.present)
+    if spelt.values.dtype == object and spelt.form == "lists":
+        cells = [cell[0] if here and cell else None for cell, here in zip(spelt.values, spelt.present, strict=True)]
+        spelt = column(cells)
+    if spelt.values.dtype != object:
+        raise SfumatoError(f"it holds no text, but values such as {spelt.given[0]!r}")
+    return spelt
 
 
 def _field(found: Column, axes: int) -> Column:
@@ -242,10 +260,22 @@ def _described(kept: Mapping[str, Column]) -> list[str]:
     if set(kept) - {LABEL}:
         found = ", ".join(f"{name} ({_worded(each)})" for name, each in kept.items())
         notes.append(f"Conditions: {found}; --condition NAME:ignore leaves one out, NAME:KIND sets its kind.")
-    missing = [f"{found.missing:,} of {name}" for name, found in kept.items() if found.missing]
+    notes += [_counted(name, found) for name, found in kept.items() if bare(found.kind) == TEXT]
+    missing = [
+        f"{found.missing:,} of {name}" for name, found in kept.items() if found.missing and bare(found.kind) != TEXT
+    ]
     if missing:
         notes.append(f"Missing values: {', '.join(missing)}; these samples are used without them.")
     return notes
+
+
+def _counted(name: str, found: Column) -> str:
+    """How many captions there are, and their length."""
+    length = sum(len(caption.split()) for caption in found.given) / len(found.given)
+    what = (
+        counted(len(found.given), "caption") if name == "caption" else f"{counted(len(found.given), 'text')} of {name}"
+    )
+    return f"{what} found, {found.missing:,} missing, mean {length:.0f} words."
 
 
 def _worded(found: Column) -> str:

@@ -64,8 +64,9 @@ def open(
     labels: one integer or string per sample; they replace those of the source.
     size: side in pixels, or (height, width); for images only.
     name: name of the source.
-    conditions: name -> "label", "multilabel", "scalar", "vector" or "field", for kinds that should not be guessed from
-        the values, or "ignore" to leave a column out; or the spec of a model, to read the data in its format.
+    conditions: name -> "label", "multilabel", "scalar", "vector", "field" or "text", for kinds that should not be
+        guessed from the values, or "ignore" to leave a column out; or the spec of a model, to read the data in its
+        format.
     split: "train", "val" or "test", where folders, files, arrays or rows are named after one; by default train.
     key: the name of the array (of an .npz or a dict), of the column (of a table) or of the picture (of a pair such as
         0001.input.png and 0001.target.png) that is to be learned, where the names and shapes should not decide.
@@ -134,7 +135,7 @@ def _read(obj: Any, size: Size | None, kinds: Mapping[str, str], asked: Asked) -
         return _from_object(obj, asked)
     text = os.fspath(obj)
     if text in builtin.NAMES:
-        source = builtin.load(text, asked)
+        source = builtin.load(text, asked, kinds)
         if Path(text).exists():
             source.notes.append(f"This is the built-in set; for the file or folder of that name write ./{text}")
         return source

@@ -158,7 +158,7 @@ def read_column(table: TableFiles, name: str, limit: int | None = None) -> Colum
     if is_number(leaf(kind)):
         return _numbers_of(parts, name)
     if is_string(leaf(kind)) and depth(kind) < 2:
-        return _strings_of(parts, limit if depth(kind) == 0 else None)
+        return _strings_of(parts, name, limit if depth(kind) == 0 else None)
     raise Unread(f"{kind} is not read")
 
 
@@ -173,13 +173,13 @@ def _numbers_of(parts: Sequence[Any], name: str) -> Column:
     return found.scattered(present)
 
 
-def _strings_of(parts: Sequence[Any], limit: int | None) -> Column:
+def _strings_of(parts: Sequence[Any], name: str, limit: int | None) -> Column:
     cells: list[Any] = []
     seen: set[Any] = set()
     for part in parts:
         if limit is not None:
             seen.update(part.unique().to_pylist())
             if len(seen) > limit + 1:  # one of them may be None
-                raise Unread("text of many kinds, which is not read yet")
+                raise Unread(f"text of many kinds: --condition {name}:text reads it")
         cells += part.to_pylist()
     return column(cells)

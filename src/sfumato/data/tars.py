@@ -1,8 +1,8 @@
 """Archives of pictures, as WebDataset writes them: shards (.tar) whose members 0007.jpg and 0007.cls are one sample.
 
 An archive is walked once, and the offsets of its pictures are cached: from then on any picture is read at once. A label
-is the text of a .cls member or a field of a .json member, whose other fields are conditions; without any label, the
-folders within are the classes.
+is the text of a .cls member or a field of a .json member, whose other fields are conditions, and a caption the text of
+a .txt or .caption member; without any label, the folders within are the classes.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any, final
@@ -18,13 +19,14 @@ from .. import schema
 from ..errors import SfumatoError
 from ..files import reason
 from ..progress import counting
-from . import cache
+from . import cache, captions
 from .images import IMAGE_SUFFIXES, Items, hidden, together
 from .source import LABEL
 from .tar_members import members
 
 LABEL_FIELDS = ("label", "cls", "class", "class_name", "category", "target", "y")
-_INDEX = 3  # version of the cached index: another number ignores older ones
+_CAPTIONS = tuple(ending.removeprefix(".") for ending in captions.ENDINGS)
+_INDEX = 4  # version of the cached index: another number ignores older ones
 _LARGEST_LABEL = 1 << 20  # bytes of a .cls or .json
 _LARGEST_NUMBER, _LONGEST_WORD = 18, 1000  # digits, characters of a label
 _PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")  # how gzip, bzip2, xz and zstd start
@@ -136,17 +138,17 @@ def _walk(path: Path, count: Callable[[], None]) -> Index:
                 place = str(name.parent / sample)
                 if name.suffix.lower() in IMAGE_SUFFIXES:
                     pictures.append((place, member.name, member.offset, member.size))
-                elif ending.lower() in ("cls", "json") and member.size <= _LARGEST_LABEL:
+                elif ending.lower() in ("cls", "json", *_CAPTIONS) and member.size <= _LARGEST_LABEL:
                     file.seek(member.offset)
                     found = _parsed(file.read(member.size), ending.lower())
                     if not found:
-                        odd.append((member.name, f"it holds no label, such as one under {LABEL_FIELDS[0]!r}"))
-                    elif ending.lower() == "cls":  # a label of its own comes before that of a .json
+                        odd.append((member.name, _nothing(ending.lower())))
+                    elif ending.lower() != "json":  # a label or caption of its own comes before that of a .json
                         fields[place] = fields.get(place, {}) | found
                     else:
                         fields[place] = found | fields.get(place, {})
                 else:
-                    odd.append((member.name, "neither a picture nor its label (.cls, .json)"))
+                    odd.append((member.name, "neither a picture nor its label or caption (.cls, .json, .txt)"))
     except OSError as error:
         raise SfumatoError(f"{path} cannot be read: {reason(error)}") from None
     except ValueError as why:
@@ -171,12 +173,16 @@ def _joined(
         else:
             kept.append((name, offset, size, fields.get(place, {})))
     known = {place for place, *_ in pictures}
-    odd += [(place, "a label without its picture") for place in fields if place not in known]
+    odd += [(place, "a label or caption without its picture") for place in fields if place not in known]
     return {"pictures": kept, "odd": odd}
 
 
 def _parsed(data: bytes, kind: str) -> dict[str, Any]:
-    """The label in a .cls, or the fields of a .json, of which the first of `LABEL_FIELDS` becomes the label."""
+    """A label, a caption, or the fields of a .json, of which the first of `LABEL_FIELDS` becomes the label."""
+    if kind in _CAPTIONS:
+        with suppress(ValueError):
+            return {captions.NAME: text} if (text := captions.decoded(data)) else {}
+        return {}
     text = data.decode("utf-8", "replace").strip()
     try:
         value = text if kind == "cls" else schema.json_of(text, kind)
@@ -188,6 +194,13 @@ def _parsed(data: bytes, kind: str) -> dict[str, Any]:
         return value
     except (SfumatoError, ValueError):
         return {}
+
+
+def _nothing(kind: str) -> str:
+    """Why a member that says something of a picture is not used."""
+    if kind in _CAPTIONS:
+        return "it holds no caption: it is empty, too long or no UTF-8 text"
+    return f"it holds no label, such as one under {LABEL_FIELDS[0]!r}"
 
 
 def _label(value: Any) -> int | str | None:

@@ -7,19 +7,19 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from sfumato import registry
-from sfumato.conditions import Condition, Label, MultiLabel, Scalar, Vector
+from sfumato.conditions import Condition, Label, MultiLabel, Scalar, Text, Vector
 from sfumato.data import DataSpec
 
 _LONGEST = 4  # longest vector worth typing
 
 
 def default_guidance(given: Mapping[str, Condition], scale: float) -> float | dict[str, float] | None:
-    """The default guidance: this scale for labels and sets of labels; None if there are none, or for the scale 1.
+    """The default guidance: this scale for labels, sets of labels and texts; None without any, or for the scale 1.
 
     Guidance narrows the law of the samples, which nobody expects who conditions on, say, a temperature. Numbers and
     fields are therefore not guided.
     """
-    named = [name for name, each in given.items() if isinstance(each, Label | MultiLabel)]
+    named = [name for name, each in given.items() if isinstance(each, Label | MultiLabel | Text)]
     if not named or scale == 1:
         return None
     return scale if len(named) == len(given) else dict.fromkeys(named, scale)
@@ -32,6 +32,8 @@ def values(spec: Mapping[str, Any] | None) -> dict[str, Any]:
         if isinstance(condition, Label | MultiLabel):
             names = condition.classes if isinstance(condition, Label) else condition.names
             found[name] = next((one for one in names if one.isalnum()), names[0])
+        elif isinstance(condition, Text):
+            found[name] = condition.example
         elif isinstance(condition, Scalar | Vector) and len(condition.low) <= _LONGEST:
             numbers = [float(f"{mean:.3g}") for mean in condition.normaliser.mean]
             found[name] = numbers if condition.shape else numbers[0]

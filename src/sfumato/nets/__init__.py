@@ -10,6 +10,7 @@ An `Autoencoder` has `encode` and `decode` instead.
 from .autoencoder import Autoencoder
 from .bottleneck import Bottleneck
 from .build import SIZES, build, from_config, named
+from .captioned import Captioned
 from .classifier import ClassifierNet
 from .codebook import Codebook
 from .codes import GaussianCode, QuantisedCode, VectorQuantiser
@@ -26,7 +27,7 @@ from .unet import UNet
 from .uvit import UViT
 
 __all__ = [
-    "MLP", "RIN", "SIZES", "Adapted", "Autoencoder", "Bottleneck", "ClassifierNet", "Codebook", "Couplings", "DiT",
-    "Energy", "GaussianCode", "QuantisedCode", "Transformer", "UNet", "UViT", "VectorQuantiser", "build", "flops",
-    "forward_mode", "from_config", "named",
+    "MLP", "RIN", "SIZES", "Adapted", "Autoencoder", "Bottleneck", "Captioned", "ClassifierNet", "Codebook",
+    "Couplings", "DiT", "Energy", "GaussianCode", "QuantisedCode", "Transformer", "UNet", "UViT", "VectorQuantiser",
+    "build", "flops", "forward_mode", "from_config", "named",
 ]  # fmt: skip

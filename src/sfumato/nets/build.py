@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 from torch import nn
@@ -10,6 +11,7 @@ from .. import registry, trees
 from ..errors import SfumatoError, suggest
 from ..registry import register
 from .blocks import halved
+from .captioned import Captioned, behind, captions
 from .energy import Energy
 from .fields import per_axis_patch
 from .mlp import MLP
@@ -52,7 +54,8 @@ def named(
     """The network for samples of `shape` from a name or expression: "auto", "DiT(depth=8)" or any registered name.
 
     `shape`, `dim` (D of vectors), `classes`, `samples`, `outputs`, `conditions`, `symbols`, `mask` and
-    `vocabulary` fill those of the network's arguments that the expression leaves out.
+    `vocabulary` fill those of the network's arguments that the expression leaves out. Captions are read in front of the
+    network (`Captioned`): of vectors as one vector, of fields also as tokens.
     """
     defaults: dict[str, Any] = {
         "shape": tuple(shape), "classes": classes, "samples": samples, "outputs": outputs, "symbols": symbols,
@@ -67,8 +70,17 @@ def named(
             f"An MLP takes vectors (D,), and the samples have the shape {tuple(shape)}: flatten them, or take another "
             "network, such as UNet."
         )
+    if captions(conditions) and _hears(word):
+        tokens = len(shape) > 1
+        defaults["conditions"] = behind(conditions or {}, tokens)
+        return Captioned(registry.make("network", word, defaults), captions(conditions), tokens)
     net: nn.Module = registry.make("network", word, defaults)
     return net
+
+
+def _hears(word: Any) -> bool:
+    """Whether a network is told its conditions; one that is not is called with captions as they are encoded."""
+    return isinstance(word, str) and "conditions" in signature(registry.get("network", registry.bare(word))).parameters
 
 
 @register("network", "auto", size="auto")
@@ -88,7 +100,7 @@ def build(
     vocabulary: int = 0,
     neighbours: bool = True,
     checkpoint: bool = False,
-) -> MLP | UNet | Transformer | Energy:
+) -> MLP | UNet | Transformer | Energy | Captioned:
     """A network for samples of `shape`: (D,) gives an MLP; (C, L), (C, H, W) and (C, D, H, W) give a U-Net.
 
     symbols: L symbols of K kinds, as text is, of which `shape` (K, L) gives a Transformer with this `mask` and, unless
@@ -101,6 +113,12 @@ def build(
     activations.
     Raises SfumatoError for a shape of another rank or an unknown size.
     """
+    if read := captions(conditions):
+        tokens = len(shape) > 1
+        seen = behind(conditions or {}, tokens)
+        more = (symbols, mask, vocabulary, neighbours, checkpoint)
+        inner = build(shape, classes, size, samples, outputs, energy, seen, *more)
+        return Captioned(inner, read, tokens)
     if size not in SIZES:
         raise SfumatoError(f"unknown network size {size!r}: {suggest(size, SIZES)}")
     if not 1 <= len(shape) <= 4 or min(shape) < 1:

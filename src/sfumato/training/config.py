@@ -53,8 +53,8 @@ class TrainConfig:
     labels: str | None = None
     """A .npy or text file with one class label per sample, for data without labels of their own."""
     conditions: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Kinds of condition columns, where they should not be guessed: name: label, multilabel, scalar, vector or field,
-    or ignore to leave a column out."""
+    """Kinds of condition columns, where they should not be guessed: name: label, multilabel, scalar, vector, field,
+    text or text(minilm), or ignore to leave a column out."""
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Kinds of the columns of a table, where they should not be inferred: name: category or number, or ignore to leave
     a column out."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sfumato import noise
-from sfumato.conditions import of_data
+from sfumato.conditions import Given, Text, of_data
 from sfumato.data import frames
 from sfumato.diagnostics.examples import default_guidance
 from sfumato.errors import SfumatoError
@@ -86,6 +86,7 @@ class Grids(Hook):
         denoiser, state = session.denoiser, session.state
         cond, spec = _shown(session, labels), denoiser.spec
         scale = default_guidance({name: spec.conditions[name] for name in cond}, session.config.guidance)
+        below = _captions(session, cond)
         models = {"raw": denoiser} | ({"moving average": state.ema.denoiser} if state.ema else {})
         images = []
         for model in models.values():
@@ -93,7 +94,7 @@ class Grids(Hook):
             with evaluating(model):
                 x = sample(guided, len(labels), GRID_STEPS, seed=session.config.seed, world=session.world, cond=cond)
             x = x.float() if x.dtype == torch.bfloat16 else x
-            images.append(picture(x, spec.kind, spec.bounds, columns, names))
+            images.append(picture(x, spec.kind, spec.bounds, columns, names, captions=below))
         manifest = {"sampling_steps": GRID_STEPS, "guidance": 1.0 if scale is None else scale}
         self._keep(session, beside(images, list(models)), manifest)
 
@@ -151,6 +152,15 @@ def _layout(session: Session) -> tuple[int, list[str], list[str] | None]:
     rows = min(_ROWS, len(classes), count)
     columns = min(_POINTS // rows if points else _COLUMNS, count // rows)
     return columns, [name for name in classes[:rows] for _ in range(columns)], classes[:rows]
+
+
+def _captions(session: Session, cond: Mapping[str, Any]) -> list[str] | None:
+    """The texts of a grid's samples, as the model reads them."""
+    spec = session.denoiser.spec
+    name = next((name for name in cond if isinstance(spec.conditions[name], Text)), None)
+    if name is None or len(spec.shape) < 3:
+        return None
+    return [text or "" for text in spec.conditions[name].decode(Given.of(cond[name]))]
 
 
 def _shown(session: Session, labels: list[str]) -> Mapping[str, Any]:

@@ -1,0 +1,100 @@
+"""Captions from the command line: --caption, lines of a file, negatives, grids that show what was asked for."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import sfumato as sf
+
+QUICK = ("--steps", 2, "--precision", "float32")
+COLOURS = ["red", "green", "blue"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """An untrained model of pictures with captions, which hears them."""
+    x = np.random.default_rng(0).integers(0, 256, (30, 3, 8, 8), dtype=np.uint8)
+    source = sf.data.open({"x": x, "caption": [f"a {COLOURS[i % 3]} boat {i}" for i in range(30)]})
+    spec = sf.data.DataSpec.fit(source)
+    torch.manual_seed(0)
+    net = sf.nets.build(spec.shape, size="tiny", conditions={"caption": spec.conditions["caption"].network()})
+    for parameter in net.parameters():  # else the last layer is zero, and hears nothing
+        torch.nn.init.normal_(parameter, std=0.1)
+    path = tmp_path_factory.mktemp("models") / "captions.safetensors"
+    return sf.save(sf.Denoiser(net, sf.Gaussian(sf.schedules.Flow()), "velocity", 1.0, spec), path)
+
+
+def drawn(path):
+    with np.load(path) as archive:
+        return dict(archive)
+
+
+def test_captions_are_drawn_in_turn_and_as_in_python(call, model):
+    asked = ("--caption", "a red boat", "--caption", "green boat, 4")
+    status, out, err = call("sample", model, *asked, *QUICK, "--guidance", 1, "-o", "a.npz", "-n", 5)
+    assert status == 0, err
+    made, loaded = drawn("a.npz"), sf.load(model)
+    captions = ["a red boat", "green boat, 4"]
+    assert made["caption"].tolist() == [captions[i % 2] for i in range(5)]
+    x = sf.sample(loaded, 5, steps=2, caption=made["caption"].tolist())
+    assert np.array_equal(made["x"], x.numpy())
+    assert json.loads(str(made["manifest"]))["conditions"] == {"caption": "\n".join(captions)}
+    Path("said.txt").write_text("a red boat\n\ngreen boat, 4\n")
+    asked = ("--condition", "caption=said.txt", "-n", 5)
+    assert call("sample", model, *asked, *QUICK, "--guidance", 1, "-o", "b.npz")[0] == 0
+    assert np.array_equal(drawn("b.npz")["x"], made["x"])
+
+
+def test_guidance_leads_away_from_a_negative_caption(call, model):
+    asked = ("--caption", "a red boat", "-n", 2, *QUICK, "--guidance", 3)
+    assert call("sample", model, *asked, "-o", "a.npz")[0] == 0
+    assert call("sample", model, *asked, "--negative", "blue boat", "-o", "b.npz")[0] == 0
+    assert call("sample", model, *asked, "--negative", "caption=blue boat", "-o", "c.npz")[0] == 0
+    a, b, c = (drawn(name)["x"] for name in ("a.npz", "b.npz", "c.npz"))
+    assert np.array_equal(b, c) and (a != b).any()
+    guided = sf.guide(sf.load(model), 3.0, negative={"caption": "blue boat"})
+    assert np.array_equal(b, sf.sample(guided, 2, steps=2, caption="a red boat").numpy())
+
+
+def test_grids_show_the_captions(call, model):
+    call("sample", model, "--caption", "a red boat", "--caption", "a blue boat", *QUICK, "-o", "rows.png")
+    call("sample", model, "--caption", "a red boat", "--caption", "a blue boat", "-n", 2, *QUICK, "-o", "below.png")
+    with Image.open("rows.png") as rows, Image.open("below.png") as below:
+        assert rows.height == 2 + 2 * (64 + 2) and rows.width > 4 * 66  # a row of four for each, names at the left
+        assert below.width == 2 + 2 * (96 + 2) and below.height > 96 + 10
+        text = np.asarray(below.convert("L"))[100:]
+        assert (text < 128).any()
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--caption", "a boat", "--condition", "caption=a boat"], "are the same: leave out one of them"),
+        (["--caption", "a", "--caption", "b", "--caption", "c", "-n", 2], "has 3 values for 2 samples"),
+        (["--condition", "caption=empty.txt"], "empty.txt holds no captions: write one a line"),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_sentence(call, model, words, said, workplace):
+    (workplace / "empty.txt").write_text("\n")
+    status, out, err = call("sample", model, *words, *QUICK)
+    assert status == 2 and said in err and len(err.strip().splitlines()) == 1, err
+
+
+def test_a_model_without_captions_says_so(call, models):
+    status, out, err = call("sample", models["images"], "--caption", "a boat", *QUICK)
+    assert status == 2 and "this model was trained without captions, only label: leave --caption out" in err
+
+
+@pytest.mark.slow
+def test_the_demo_draws_captions(call, workplace):
+    status, out, err = call("demo", "--text-to-image", "--minutes", 0.1, "-o", "emoji")
+    assert status == 0, err
+    assert "3,121 captions found, 0 missing" in err and "emoji/grid.png" in out and "--caption" not in err
+    with Image.open("emoji/grid.png") as image:
+        assert image.width == 2 + 4 * 98
+    status, out, err = call("demo", "--text-to-image", "--text")
+    assert status == 2 and "are two demos: give one of them" in err
