@@ -21,6 +21,7 @@ from .unet import UNet
 MLPS = {"tiny": (128, 3), "small": (256, 4), "base": (512, 6)}
 UNETS = {"tiny": ((64, 32, 16), 1, 1), "small": ((128, 64, 32), 1, 1), "base": ((256, 128, 64), 2, 2)}
 TRANSFORMERS = {"tiny": (64, 2), "small": (128, 4), "base": (384, 8)}  # (width, depth)
+OF_TABLES = 64  # most elements of the vector that tells the level: a longer one would take half of a step's time
 SIZES = ("auto", *MLPS)
 FINEST = 1200  # most positions of the finest level: larger inputs are patched
 COARSEST = 100  # most positions of the coarsest level: levels are added until it is this small
@@ -48,15 +49,16 @@ def named(
     symbols: bool = False,
     mask: str = "full",
     vocabulary: int = 0,
+    numbers: int = 0,
 ) -> nn.Module:
     """The network for samples of `shape` from a name or expression: "auto", "DiT(depth=8)" or any registered name.
 
-    `shape`, `dim` (D of vectors), `classes`, `samples`, `outputs`, `conditions`, `symbols`, `mask` and
-    `vocabulary` fill those of the network's arguments that the expression leaves out.
+    `shape`, `dim` (D of vectors), `classes`, `samples`, `outputs`, `conditions`, `symbols`, `mask`, `vocabulary` and
+    `numbers` fill those of the network's arguments that the expression leaves out.
     """
     defaults: dict[str, Any] = {
         "shape": tuple(shape), "classes": classes, "samples": samples, "outputs": outputs, "symbols": symbols,
-        "mask": mask, "vocabulary": vocabulary,
+        "mask": mask, "vocabulary": vocabulary, "numbers": numbers,
     }  # fmt: skip
     if conditions is not None:
         defaults["conditions"] = conditions
@@ -86,11 +88,13 @@ def build(
     symbols: bool = False,
     mask: str = "full",
     vocabulary: int = 0,
+    numbers: int = 0,
 ) -> MLP | UNet | Transformer | Energy:
     """A network for samples of `shape`: (D,) gives an MLP; (C, L), (C, H, W) and (C, D, H, W) give a U-Net.
 
     symbols: L symbols of K kinds, as text is, of which `shape` (K, L) gives a Transformer with this `mask`; with
-    `vocabulary` K they are given as vectors, `shape` (d, L).
+    `vocabulary` K they are given as vectors, `shape` (d, L). numbers: of the rows of a table, whose levels need a
+    shorter vector than pictures do.
 
     Args: `classes`, 0 for none; `size` "tiny", "small", "base", or "auto", which trains within minutes on a laptop's
     CPU: small, or tiny for fewer than 500 `samples`; `outputs`, 2 for a network that also learns a variance; `energy`:
@@ -110,7 +114,8 @@ def build(
         net = Transformer(shape, width, depth, mask=mask, classes=classes, conditions=conditions, vocabulary=vocabulary)
     elif len(shape) == 1:
         width, depth = MLPS[size]
-        net = MLP(shape[0], width, depth, classes, outputs=outputs, conditions=conditions)
+        embed_dim = min(width, OF_TABLES) if numbers else None
+        net = MLP(shape[0], width, depth, classes, embed_dim, 0.0, outputs, conditions, numbers)
     else:
         net = _unet(tuple(shape), classes, size, outputs, conditions)
     return Energy(net) if energy else net

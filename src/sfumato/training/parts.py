@@ -339,7 +339,8 @@ def _network(settings: TrainConfig, spec: DataSpec, process: Any, loss: Any, sam
         classes, text = len(spec.classes), spec.text is not None
         shape = process.net_shape(spec.shape)
         vocabulary = codes.states if codes else 0
-        net = nets.named(word, shape, classes, samples, outputs, more, text, loss.mask, vocabulary)
+        numbers = spec.table.numbers if spec.table is not None else 0
+        net = nets.named(word, shape, classes, samples, outputs, more, text, loss.mask, vocabulary, numbers)
         if codes and codes.codebook == "learned":
             net = nets.Codebook(net, codes.states, codes.dim)
         return nets.Energy(net) if settings.energy and not isinstance(net, nets.Energy) else net
