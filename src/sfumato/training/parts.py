@@ -149,14 +149,17 @@ def as_loss(module: Any) -> Any:
 
 def suited(settings: TrainConfig, spec: DataSpec) -> TrainConfig:
     """The settings for these data: text is masked, unless another process is named, or the loss takes none; a table
-    is a product of numbers and masked symbols. The levels of symbols reach further than those of numbers."""
+    is a product of numbers, of which F is predicted, and masked symbols. The levels of symbols reach further than those
+    of numbers."""
     if spec.table is not None and settings.model is None:
         if settings.process not in (TrainConfig().process, "product"):
             raise SfumatoError(
                 f"A table is learned as numbers and symbols together, not by the process {settings.process}: leave "
                 "process out."
             )
-        return settings.replace(process="product")
+        # of independent columns, which are normal, F is 0, as the output of a new network is
+        target = "F" if settings.target == TrainConfig().target else settings.target
+        return settings.replace(process="product", target=target)
     if settings.model is not None:
         return settings
     if settings.sources is not None and settings.process == TrainConfig().process:
