@@ -80,9 +80,8 @@ class MLP(nn.Module):
         given = described(classes, conditions)
         refuse(given, "tokens", "an MLP has no attention")
         args = {"dim": dim, "width": width, "depth": depth, **arguments(given)}
+        args |= {"numbers": numbers} if numbers else {}
         self.config = {"name": "MLP", "args": args | {"embed_dim": embed_dim, "dropout": dropout, "outputs": outputs}}
-        if numbers:
-            self.config["args"]["numbers"] = numbers
         self.shape, self.outputs, self.given, self.numbers = (dim,), outputs, given, numbers
         self.conditioning = Conditioning(embed_dim, given)
         wide = dim + width_beside(given, (dim,)) + 2 * numbers * len(NUMBER_FREQUENCIES)
