@@ -15,10 +15,11 @@ from torch import Tensor
 from sfumato.belief import Beliefs, Estimate, broadcast
 from sfumato.conditions import Given
 from sfumato.errors import SfumatoError
+from sfumato.nets.mlp import LEVELS
 from sfumato.schedule import Time, as_time
 from sfumato.state import State
 
-NUMBERS, LEVELS = "numbers", "levels"  # the part of a product, and what its network is told of it
+NUMBERS = "numbers"  # the part of a product, whose network is told the levels of each
 
 
 def condition(numbers: int) -> dict[str, dict[str, Any]]:

@@ -71,7 +71,10 @@ class FlowMap(Wrapped):
         super().__init__(inner)
         process = getattr(inner, "process", None)
         if not isinstance(process, Gaussian):
-            raise SfumatoError(f"A flow map moves real numbers along an ODE, and {type(process).__name__} has none.")
+            raise SfumatoError(
+                f"A flow map moves real numbers along an ODE, and {type(process).__name__} has none: sample the model "
+                "itself, in fewer steps."
+            )
         self.calls = tuple(int(count) for count in calls)
         if not self.calls or min(self.calls) < 1:
             raise SfumatoError(f"calls are numbers of calls, at least 1, not {calls!r:.60}.")

@@ -23,7 +23,6 @@ ROUNDS = 20  # of draws, until no cell that is drawn is itself an empty one
 
 
 @default_cpu()
-@default_cpu()
 def impute(
     model: Any,
     data: Any,

@@ -12,6 +12,7 @@ from sfumato.registry import make
 from sfumato.solvers import Plan, Solver, default
 
 DEFAULT_STEPS = 20
+TABLE_STEPS = 40  # columns that are revealed in one step do not see each other, which leaves an error of 1/steps
 AnySolver = Solver | Plan | str  # a name is resolved to a solver or plan
 
 
@@ -33,10 +34,16 @@ def make_plan(
         return chosen
     if chosen is not None and not hasattr(chosen, "plan"):
         raise SfumatoError(f"solver must be a solver, its name or a plan, not {solver!r:.80}.")
-    steps = getattr(model, "default_steps", DEFAULT_STEPS) if steps is None else whole("steps", steps)
+    steps = usual_steps(model) if steps is None else whole("steps", steps)
     stored = stored_plan(model, steps, t_start, t_stop, guidance, interval) if chosen is None else None
     plan: Plan = stored or (chosen or usual_solver(model)).plan(model.process, steps, t_start, t_stop)
     return plan
+
+
+def usual_steps(model: Any) -> int:
+    """The default number of steps of a model."""
+    usual = DEFAULT_STEPS if getattr(getattr(model, "spec", None), "table", None) is None else TABLE_STEPS
+    return int(getattr(model, "default_steps", usual))
 
 
 def usual_solver(model: Any) -> Any:

@@ -81,6 +81,11 @@ def test_cells_are_given_filled_and_scored(call, trees, tmp_path):
         assert filled.schema == whole.schema and filled["age"].null_count == 0
         there = whole["age"].is_valid()
         assert filled.filter(there).equals(whole.filter(there)) and filled["tree"].equals(whole["tree"])
+    tall = whole.set_column(1, "height", pa.array([99.0, 98.0, *whole["height"].to_pylist()[2:]]))
+    csv.write_csv(tall, tmp_path / "tall.csv")
+    status, out, err = call("impute", run, tmp_path / "tall.csv", "-o", tmp_path / "full.csv")
+    assert status == 0 and "Values beyond those of training count as the nearest of these: 2 in 'height'." in out, err
+    assert csv.read_csv(tmp_path / "full.csv")["height"].to_pylist()[:2] == [99.0, 98.0]
     status, out, err = call("likelihood", run, trees, "-n", "30", "--steps", "4", "-o", tmp_path / "p.npz")
     assert status == 0, err
     assert "nats a row (30 rows of 5 columns)" in out and "The least likely rows" in out

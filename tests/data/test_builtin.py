@@ -137,3 +137,10 @@ def test_duplicates_are_counted_in_every_dtype(dtype):
     x = (np.arange(6)[:, None] // np.array([1, 2, 4]) % 2).astype(dtype)  # six different rows
     assert data.inspect(x)["duplicates"] == 0
     assert data.inspect(np.concatenate([x, x[2:4]]))["duplicates"] == 2
+
+
+def test_samples_without_any_value_are_no_copies():
+    x = np.arange(12.0).reshape(6, 2)
+    x[[0, 3, 5]] = np.nan
+    x[4] = x[2] = [np.nan, 7.0]
+    assert data.inspect(x)["duplicates"] == 1

@@ -270,10 +270,11 @@ def test_a_run_of_a_table_can_be_resumed_and_says_what_it_is(tmp_path):
         sf.resume(tmp_path / "run", data=law(200, 1), steps=7, console=Silent())
     with pytest.raises(SfumatoError, match="not by the process masked: leave process out"):
         sf.train(table, str(tmp_path / "other"), steps=3, process="masked", **HOW)
-    with pytest.raises(SfumatoError, match="target velocity of this schedule is infinite: take target='v'"):
-        sf.train(table, str(tmp_path / "other"), steps=3, schedule="cosine", **HOW)
-    run = sf.train(table, str(tmp_path / "cosine"), steps=2, batch=16, net="tiny", schedule="cosine", target="v", **HOW)
-    assert all(np.isfinite(line["loss"]) for line in run.metrics)
+    infinite = Product({"numbers": Gaussian(sf.schedules.Cosine(), "velocity")}, {"numbers": (2,)})
+    with pytest.raises(SfumatoError, match="target velocity of this schedule is infinite: take target='F'"):
+        TableLoss().suits(sf.Denoiser(sf.nets.MLP(2, 8, 1), infinite))
+    run = sf.train(table, str(tmp_path / "cosine"), steps=2, batch=16, net="tiny", schedule="cosine", **HOW)
+    assert run.config.target == "F" and all(np.isfinite(line["loss"]) for line in run.metrics)
     spec = sf.load(tmp_path / "run").spec
     assert dataclasses.replace(spec, table=spec.table) == spec and "kind: category of 3 levels" in " ".join(
         spec.describe()

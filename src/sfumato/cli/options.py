@@ -157,7 +157,7 @@ SAMPLE = Command(
             "--autoguide", "FILE",
             "Guide away from this weaker model of the same data, by --guidance. The run's own raw weights: raw.",
         ),
-        flag("--steps", int, "Steps of the solver; by default 20, of text 64 a window."),
+        flag("--steps", int, "Steps of the solver; by default 20, of a table 40, of text 64 a window."),
         flag(
             "--solver", "NAME",
             f"Solver: {', '.join(names('solver'))}. By default the model's own plan for this number of steps "
@@ -188,7 +188,7 @@ IMPUTE = Command(
             "-n --number", int,
             "Independent draws of the table; for more than one they are numbered, imputed-1.csv, imputed-2.csv ...", 1,
         ),
-        flag("--steps", int, "Steps of the solver; by default 20."),
+        flag("--steps", int, "Steps of the solver; by default 40."),
         flag("--batch", int, "Rows filled at once, by default 4,096; affects only memory and speed."),
         WEIGHTS,
         seed("draws"),

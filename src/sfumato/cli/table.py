@@ -67,9 +67,16 @@ def impute(options: Any, voice: Voice) -> None:
     )
     for each, table in zip(paths, [made] if number == 1 else made, strict=True):
         frames.write(table, each)
-    filled = sum(column.null_count for column in frames.arrow_of(options.data).columns)
+    given = frames.arrow_of(options.data)
+    filled = sum(column.null_count for column in given.columns)
     left = sum(column.null_count for column in (made if number == 1 else made[0]).columns)
     voice.say(f"{', '.join(map(str, paths))}: {filled - left:,} of {filled:,} empty cells filled.")
-    facts = {"out": [str(each) for each in paths], "model": str(options.model), "data": options.data}
+    table = denoiser.spec.table
+    beyond = {name: table.field(name).beyond(column) for name, column in frames.columns_of(given, table).items()}
+    beyond = {name: count for name, count in beyond.items() if count}
+    if beyond:
+        where = ", ".join(f"{count:,} in {name!r}" for name, count in beyond.items())
+        voice.say(f"Values beyond those of training count as the nearest of these: {where}.")
+    facts = {"out": [str(each) for each in paths], "model": str(options.model), "data": options.data, "beyond": beyond}
     seconds = round(time.monotonic() - started, 1)
     voice.emit({**facts, "empty": filled, "filled": filled - left, "seconds": seconds})

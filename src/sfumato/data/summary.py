@@ -89,9 +89,12 @@ def _duplicates(source: Source) -> int:
 
 
 def duplicates(x: Samples) -> int:
-    """The number of rows of x (N, ...) that are bit-for-bit copies of an earlier row."""
+    """The number of rows of x (N, ...) that are bit-for-bit copies of an earlier one; rows without a value are none."""
     seen: set[bytes] = set()
+    count = 0
     for block in blocks(x):
-        rows = block.reshape(len(block), -1).contiguous().view(torch.uint8).numpy()
-        seen.update(blake2b(row, digest_size=16).digest() for row in rows)
-    return len(x) - len(seen)
+        rows = block.reshape(len(block), -1)
+        rows = (rows[~rows.isnan().all(1)] if rows.is_floating_point() else rows).contiguous()
+        seen.update(blake2b(row, digest_size=16).digest() for row in rows.view(torch.uint8).numpy())
+        count += len(rows)
+    return count - len(seen)

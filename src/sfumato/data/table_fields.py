@@ -157,6 +157,13 @@ class Field:
         """Whether all its cells are equal."""
         return len(self.levels) + len(self.values) + len(self.atoms) + self.missing <= 1
 
+    def beyond(self, column: Column) -> int:
+        """How many of its numbers lie beyond those of training, and are taken for the nearest of these."""
+        if not self.numeric:
+            return 0
+        k, known = self._k(column.given), (*self.values, *self.atoms)
+        return int(((k < min(known)) | (k > max(known))).sum())
+
     def filled(self, column: Column) -> Column:
         """The column with some value of its own in each empty cell, where it has any."""
         if not self.fillable:

@@ -23,6 +23,7 @@ from .unet import UNet
 MLPS = {"tiny": (128, 3), "small": (256, 4), "base": (512, 6)}
 UNETS = {"tiny": ((64, 32, 16), 1, 1), "small": ((128, 64, 32), 1, 1), "base": ((256, 128, 64), 2, 2)}
 TRANSFORMERS = {"tiny": (64, 2), "small": (128, 4), "base": (384, 8)}  # (width, depth)
+OF_TABLES = 64  # most elements of the vector that tells the level: a longer one would take half of a step's time
 SIZES = ("auto", *MLPS)
 FINEST = 1200  # most positions of the finest level: larger inputs are patched
 COARSEST = 100  # most positions of the coarsest level: levels are added until it is this small
@@ -50,16 +51,17 @@ def named(
     symbols: bool = False,
     mask: str = "full",
     vocabulary: int = 0,
+    numbers: int = 0,
 ) -> nn.Module:
     """The network for samples of `shape` from a name or expression: "auto", "DiT(depth=8)" or any registered name.
 
-    `shape`, `dim` (D of vectors), `classes`, `samples`, `outputs`, `conditions`, `symbols`, `mask` and
-    `vocabulary` fill those of the network's arguments that the expression leaves out. Captions are read in front of the
+    `shape`, `dim` (D of vectors), `classes`, `samples`, `outputs`, `conditions`, `symbols`, `mask`, `vocabulary` and
+    `numbers` fill those of the network's arguments that the expression leaves out. Captions are read in front of the
     network (`Captioned`): of vectors as one vector, of fields also as tokens.
     """
     defaults: dict[str, Any] = {
         "shape": tuple(shape), "classes": classes, "samples": samples, "outputs": outputs, "symbols": symbols,
-        "mask": mask, "vocabulary": vocabulary,
+        "mask": mask, "vocabulary": vocabulary, "numbers": numbers,
     }  # fmt: skip
     if conditions is not None:
         defaults["conditions"] = conditions
@@ -100,11 +102,13 @@ def build(
     vocabulary: int = 0,
     neighbours: bool = True,
     checkpoint: bool = False,
+    numbers: int = 0,
 ) -> MLP | UNet | Transformer | Energy | Captioned:
     """A network for samples of `shape`: (D,) gives an MLP; (C, L), (C, H, W) and (C, D, H, W) give a U-Net.
 
     symbols: L symbols of K kinds, as text is, of which `shape` (K, L) gives a Transformer with this `mask` and, unless
     `neighbours` is False, tables of pairs of neighbours; with `vocabulary` K they are given as vectors, `shape` (d, L).
+    numbers: of the rows of a table, whose levels need a shorter vector than pictures do.
 
     Args: `classes`, 0 for none; `size` "tiny", "small", "base", or "auto", which trains within minutes on a laptop's
     CPU: small, or tiny for fewer than 500 `samples`; `outputs`, 2 for a network that also learns a variance; `energy`:
@@ -116,7 +120,7 @@ def build(
     if read := captions(conditions):
         tokens = len(shape) > 1
         seen = behind(conditions or {}, tokens)
-        more = (symbols, mask, vocabulary, neighbours, checkpoint)
+        more = (symbols, mask, vocabulary, neighbours, checkpoint, numbers)
         inner = build(shape, classes, size, samples, outputs, energy, seen, *more)
         return Captioned(inner, read, tokens)
     if size not in SIZES:
@@ -134,7 +138,11 @@ def build(
         )  # fmt: skip
     elif len(shape) == 1:
         width, depth = MLPS[size]
-        net = MLP(shape[0], width, depth, classes, outputs=outputs, conditions=conditions, checkpoint=checkpoint)
+        embed_dim = min(width, OF_TABLES) if numbers else None
+        net = MLP(
+            shape[0], width, depth, classes, embed_dim, outputs=outputs, conditions=conditions, checkpoint=checkpoint,
+            numbers=numbers,
+        )  # fmt: skip
     else:
         net = _unet(tuple(shape), size, classes=classes, outputs=outputs, conditions=conditions, checkpoint=checkpoint)
     return Energy(net) if energy else net

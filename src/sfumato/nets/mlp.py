@@ -8,9 +8,23 @@ from torch import Tensor, nn
 
 from ..errors import SfumatoError
 from ..registry import register
-from .conditions import Conditioning, arguments, beside, described, named, refuse, width_beside
+from .conditions import (
+    VECTORS,
+    Conditioning,
+    arguments,
+    beside,
+    described,
+    named,
+    of_kind,
+    presence,
+    refuse,
+    width_beside,
+)
+from .embedding import NUMBER_FREQUENCIES, number_features
 from .fields import check_input
 from .recompute import call
+
+LEVELS = "levels"  # the condition, a field, that tells the noise level of each of the first entries of x
 
 
 class ResidualLayer(nn.Module):
@@ -40,7 +54,8 @@ class MLP(nn.Module):
     `outputs`: the number of vectors concatenated in y (B, outputs dim), 2 to learn a variance too;
     `conditions`, name -> description as from `conditions.Condition.network`: fields are flattened and concatenated to
     x; tokens are refused, since an MLP has no attention; `checkpoint`: compute the layers again in the backward pass
-    instead of storing their activations.
+    instead of storing their activations; `numbers`: so many of the first entries of x also enter as Fourier features
+    (`embedding.number_features`), at the levels of the condition "levels" where it is told.
     The output layer, and so the output, is zero at initialisation.
     Raises SfumatoError for sizes that are not positive, an x of another shape, or an unknown label.
     """
@@ -56,19 +71,24 @@ class MLP(nn.Module):
         outputs: int = 1,
         conditions: Mapping[str, Mapping[str, Any]] | None = None,
         checkpoint: bool = False,
+        numbers: int = 0,
     ) -> None:
         super().__init__()
         embed_dim = width if embed_dim is None else embed_dim
         if min(dim, width, depth, embed_dim, outputs) < 1:
             raise SfumatoError(f"MLP needs positive sizes; got dim {dim}, width {width}, depth {depth}")
+        if not 0 <= numbers <= dim:
+            raise SfumatoError(f"an MLP of {dim} entries cannot have {numbers} numbers among them")
         given = described(classes, conditions)
         refuse(given, "tokens", "an MLP has no attention")
         args = {"dim": dim, "width": width, "depth": depth, **arguments(given)}
         args |= {"embed_dim": embed_dim, "dropout": dropout, "outputs": outputs, "checkpoint": checkpoint}
+        args |= {"numbers": numbers} if numbers else {}
         self.config, self.checkpoint = {"name": "MLP", "args": args}, checkpoint
-        self.shape, self.outputs, self.given = (dim,), outputs, given
+        self.shape, self.outputs, self.given, self.numbers = (dim,), outputs, given, numbers
         self.conditioning = Conditioning(embed_dim, given)
-        self.input = nn.Linear(dim + width_beside(given, (dim,)), width)
+        wide = dim + width_beside(given, (dim,)) + 2 * numbers * len(NUMBER_FREQUENCIES)
+        self.input = nn.Linear(wide, width)
         self.layers = nn.ModuleList(ResidualLayer(width, embed_dim, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, outputs * dim)
@@ -81,8 +101,27 @@ class MLP(nn.Module):
     ) -> Tensor:  # fmt: skip
         check_input(x, self.shape)
         values = named(label, cond)
-        vector = self.conditioning(noise_level, len(x), values, present)
-        h = self.input(beside(x, self.given, values, present).to(self.input.weight.dtype))
+        vector = self.conditioning(*self._levels(noise_level, len(x), values), values, present)
+        entries = beside(x, self.given, values, present)
+        if self.numbers:
+            entries = torch.cat((entries, self._features(x, noise_level, values, present)), 1)
+        h = self.input(entries.to(self.input.weight.dtype))
         for layer in self.layers:
             h = call(layer, self.checkpoint, h, vector)
         return self.output(nn.functional.silu(self.norm(h))).to(x.dtype)
+
+    def _levels(self, noise_level: Tensor, batch: int, values: Mapping[str, Tensor]) -> tuple[Tensor, int]:
+        """(noise levels, their number): one level of all samples, as in sampling, is embedded once."""
+        alone = not of_kind(self.given, *VECTORS) and "label" not in values
+        common = noise_level.ndim == 0 or noise_level.stride(0) == 0
+        return (noise_level.reshape(-1)[:1], 1) if alone and common else (noise_level, batch)
+
+    def _features(
+        self, x: Tensor, noise_level: Tensor, values: Mapping[str, Tensor], present: Mapping[str, Tensor] | None
+    ) -> Tensor:  # fmt: skip
+        """The Fourier features of the numbers, each at its own level where that is told."""
+        level = noise_level.reshape(-1, 1)
+        if LEVELS in values:
+            told = presence(LEVELS, values[LEVELS], present)
+            level = torch.where(told[:, None], values[LEVELS].to(level), level)
+        return number_features(x[:, : self.numbers], level)

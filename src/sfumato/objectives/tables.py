@@ -104,5 +104,5 @@ class TableLoss(Loss):
         if not bool(numbers.loss(known, one, one, None, None).isfinite().all()):
             raise SfumatoError(
                 f"Known numbers of a table stand at t = 0, where the target {numbers.target} of this schedule is "
-                "infinite: take target='v'."
+                "infinite: take target='F'."
             )

@@ -139,7 +139,7 @@ class TrainConfig:
     of numbers are also gaussian, blur, heat, coloured and subspace, all others of symbols, whole numbers from 0; text
     is masked, a table a product of numbers and masked symbols; none is what an autoregressive model has."""
     target: str = "velocity"
-    """What the network predicts: {target}."""
+    """What the network predicts: {target}; of a table F in the place of velocity."""
     times: str = "logit-normal"
     """Density of the noise levels in training: {times} (those that learn from the losses need a
     weight, or the loss cross-entropy; that of symbols is cosmap); also with arguments, such as mode(s=0.8)."""

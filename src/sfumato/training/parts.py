@@ -162,7 +162,8 @@ def as_loss(module: Any) -> Any:
 
 def suited(settings: TrainConfig, spec: DataSpec) -> TrainConfig:
     """The settings for these data: text is masked, unless another process is named, or the loss takes none; a table
-    is a product of numbers and masked symbols. The levels of symbols reach further than those of numbers."""
+    is a product of numbers, of which F is predicted, and masked symbols. The levels of symbols reach further than those
+    of numbers."""
     if settings.process == NO_PROCESS:
         if settings.init is None and registry.bare(settings.loss) not in ("autoregressive", "coupling-flow"):
             raise SfumatoError(
@@ -175,7 +176,9 @@ def suited(settings: TrainConfig, spec: DataSpec) -> TrainConfig:
                 f"A table is learned as numbers and symbols together, not by the process {settings.process}: leave "
                 "process out."
             )
-        return settings.replace(process="product")
+        # of independent columns, which are normal, F is 0, as the output of a new network is
+        target = "F" if settings.target == TrainConfig().target else settings.target
+        return settings.replace(process="product", target=target)
     if settings.init is not None:
         return settings
     if settings.sources is not None and settings.process == TrainConfig().process:
@@ -388,7 +391,8 @@ def _network(settings: TrainConfig, spec: DataSpec, process: Any, loss: Any, sam
         classes, text = len(spec.classes), spec.text is not None
         shape = process.net_shape(spec.shape)
         vocabulary = codes.states if codes else 0
-        net = nets.named(word, shape, classes, samples, outputs, more, text, loss.mask, vocabulary)
+        numbers = spec.table.numbers if spec.table is not None else 0
+        net = nets.named(word, shape, classes, samples, outputs, more, text, loss.mask, vocabulary, numbers)
         if codes and codes.codebook == "learned":
             net = nets.Codebook(net, codes.states, codes.dim)
         return nets.Energy(net) if settings.energy and not isinstance(net, nets.Energy) else net
