@@ -17,7 +17,7 @@ from sfumato.flow_map import innermost
 from sfumato.guidance import Guided, Scale
 from sfumato.machine import default_cpu, device_of
 from sfumato.objectives.flow_maps import MapLoss
-from sfumato.registry import Named, make
+from sfumato.registry import Named, make, register
 from sfumato.sampling import sample
 from sfumato.training import Run, train
 from sfumato.training.console import Console
@@ -104,6 +104,23 @@ def in_words(
         data = path / SAMPLES
         _draw(model, whole("samples", samples, least=2), settings.get("seed", 0), data, world)
     return {"guidance": 1.0, **own, **settings, "init": str(file), "loss": loss}, data
+
+
+@register("teacher", "file")
+def file_teacher(path: str, guidance: Any = 1.0, interval: tuple[float, float] | None = None, hash: str = "") -> Any:
+    """The model of a file or run that a loss learns from, guided if `guidance`, a scale or one per condition, is not 1.
+
+    interval: the logsnr between which guidance acts. hash: the beginning of the file's hash; another file is refused,
+    so that a resumed run has the teacher that it began with.
+    """
+    facts = serialization.read_contract(path)
+    if not facts["hash"].startswith(hash):
+        raise SfumatoError(
+            f"{path} is no longer the teacher of this run: its hash begins with {facts['hash'][: len(hash)]}, and was "
+            f"{hash}. Put the file back, or distil the new one in a new run."
+        )
+    model = serialization.load_sampler(path)
+    return model if guidance == 1 else Guided(model, guidance, interval)
 
 
 def loss_named(method: str, teacher: str, calls: Sequence[int]) -> str:

@@ -29,13 +29,11 @@ from sfumato.data import DataSpec
 from sfumato.data.spec import in_json as spec_in_json
 from sfumato.errors import SfumatoError, an, place
 from sfumato.files import first_line, locked, read_header, read_sealed, reason, write_sealed
-from sfumato.guidance import Guided
 from sfumato.machine import default_cpu, device_of, outside_inference
 from sfumato.model import Denoiser
 from sfumato.nets.watching import registered_within
 from sfumato.noise import seeded
 from sfumato.objectives.density import drawn_levels
-from sfumato.registry import register
 from sfumato.solvers import Plan
 from sfumato.solvers.plan import SCHEMA as PLAN
 
@@ -361,23 +359,6 @@ def load_sampler(path: str | os.PathLike[str], weights: str = "ema", device: str
     if not hasattr(model, "process") and not isinstance(model, Autoregressive):
         raise SfumatoError(f"{path} holds {an(type(model).__name__)}, which has no noise levels and draws no samples.")
     return model
-
-
-@register("teacher", "file")
-def teacher(path: str, guidance: Any = 1.0, interval: tuple[float, float] | None = None, hash: str = "") -> Any:
-    """The model of a file or run that a loss learns from, guided if `guidance`, a scale or one per condition, is not 1.
-
-    interval: the logsnr between which guidance acts. hash: the beginning of the file's hash; another file is refused,
-    so that a resumed run has the teacher that it began with.
-    """
-    facts = read_contract(path)
-    if not facts["hash"].startswith(hash):
-        raise SfumatoError(
-            f"{path} is no longer the teacher of this run: its hash begins with {facts['hash'][: len(hash)]}, and was "
-            f"{hash}. Put the file back, or distil the new one in a new run."
-        )
-    model = load_sampler(path)
-    return model if guidance == 1 else Guided(model, guidance, interval)
 
 
 def _fill(model: Any, state: Mapping[str, Tensor], path: Path) -> None:
