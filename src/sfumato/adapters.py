@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from sfumato import trees
 from sfumato.errors import SfumatoError
 from sfumato.files import seal
+from sfumato.machine import default_cpu
 from sfumato.model import with_net
 from sfumato.nets import Adapted
 from sfumato.nets.growth import core, grown
 from sfumato.noise import seeded
 
 
+@default_cpu()
 def merge(model: Any) -> Any:
     """The model with its adapters merged into its weights, W = W_0 + (alpha / r) U D: a plain one of the same output.
 
