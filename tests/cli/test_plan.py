@@ -64,7 +64,8 @@ def forecast(**changes) -> Forecast:
         "config": TrainConfig(steps=1000),
         "facts": {
             "data": "photos", "samples": 900, "train": 850, "holdout": 50, "shape": [3, 32, 32], "dtype": "uint8",
-            "classes": 2, "notes": ["Some."], "network": "UNet", "parameters": 1234567, "flops": 2_345_000_000,
+            "classes": 2, "notes": ["Some."], "network": "UNet", "parameters": 1234567,
+            "trained": 1234567, "flops": 2_345_000_000,
             "device": "cpu", "precision": "bfloat16", "threads": 2, "micro": 64,
         },
         "steps": Range(1000, 1000, 1000), "epochs": 75.3, "step": Range(0.05, 0.04, 0.06),

@@ -43,7 +43,7 @@ def test_symbols_are_trained_sampled_and_measured(call, symbols, tmp_path, proce
     assert status == 0 and what in out
     assert call("explain-objective", run / "model.safetensors") == (status, out, err)
     status, out, err = call("doctor", run)
-    assert status == 0 and "of 22 checks could be made" in out
+    assert status == 0 and "of 23 checks could be made" in out
     status, out, err = call("info", run)
     assert f"which of {states} symbols each is under the Flow schedule" in out
 

@@ -205,7 +205,8 @@ def test_a_model_of_text_is_measured_by_its_bits_and_its_texts():
         kept[part] = evaluate(model, source, "bits-per-character", 10, part=part)["bits-per-character"].protocol
     assert kept[None] == kept["holdout"] and len({each["reference_hash"] for each in kept.values()}) == 3
     for metric in found.values():
-        assert metric.protocol["calls"] == 20 and abs(metric.value - metric.floor.value) <= 4 * metric.interval.half
+        chance = 4 * (metric.interval.half + metric.floor.half)  # shares near 1 have intervals of no width
+        assert metric.protocol["calls"] == 20 and abs(metric.value - metric.floor.value) <= chance
 
 
 def test_what_is_usual_depends_on_the_data():

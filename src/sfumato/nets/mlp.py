@@ -111,8 +111,8 @@ class MLP(nn.Module):
         return self.output(nn.functional.silu(self.norm(h))).to(x.dtype)
 
     def _levels(self, noise_level: Tensor, batch: int, values: Mapping[str, Tensor]) -> tuple[Tensor, int]:
-        """(noise levels, their number): one level of all samples, as in sampling, is embedded once."""
-        alone = not of_kind(self.given, *VECTORS) and "label" not in values
+        """(noise levels, their number): of rows of tables, one level of all, as in sampling, is embedded once."""
+        alone = self.numbers > 0 and not of_kind(self.given, *VECTORS) and "label" not in values
         common = noise_level.ndim == 0 or noise_level.stride(0) == 0
         return (noise_level.reshape(-1)[:1], 1) if alone and common else (noise_level, batch)
 
