@@ -368,7 +368,10 @@ def load_sampler(
             "(RUN/size_16), or a file that sf.save(sf.load(path).stages[0], file) has written."
         )
     if not hasattr(model, "process") and not isinstance(model, Autoregressive):
-        raise SfumatoError(f"{path} holds {an(type(model).__name__)}, which has no noise levels and draws no samples.")
+        raise SfumatoError(
+            f"{path} holds {an(type(model).__name__)}, and this needs a model with noise levels: use it in Python "
+            f"(sfumato info {path} says how)."
+        )
     return model
 
 

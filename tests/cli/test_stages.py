@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import sfumato as sf
 from consoles import Silent
+from sfumato.coupling_flow import CouplingFlow
 
 NET = "UNet(channels=(8, 8), blocks=1, attention=())"
 
@@ -85,3 +87,70 @@ def test_a_wrapper_computes_as_the_model_inside() -> None:
     guided = sf.guide(inner, 2.0)
     guided.compute_dtype = "bfloat16"
     assert inner.compute_dtype == guided.compute_dtype == "bfloat16"
+
+
+def test_the_doctor_examines_a_latent_run_on_its_pictures(call, staged) -> None:
+    status, said, heard = call("doctor", staged / "latent")
+    assert status == 0 and "nothing found" in said, heard
+
+
+def test_a_latent_model_is_not_trained_as_if_it_were_of_data(call, staged) -> None:
+    data, latent = staged / "data.npz", staged / "latent"
+    Path("mine.py").write_text("def mean(x):\n    return x.double().mean((1, 2, 3))\n")
+    for words, said in (
+        (["align", latent, "--reward", "mine.py:mean"], "not of codes"),
+        (["distill", latent], "not of codes"),
+        (["train", data, "--init", latent, "--latent"], "leave latent, autoencoder and cascade out"),
+        (["train", data, "--init", latent, "--cascade", "4,8"], "leave latent, autoencoder and cascade out"),
+        (["plan", data, "--cascade", "4,8"], "plan each with --size"),
+    ):
+        status, _, heard = call(*words)
+        assert status == 2 and said in heard, (words, heard)
+
+
+def test_a_coupling_flow_says_how_it_is_used(call) -> None:
+    np.save("points.npy", np.random.default_rng(0).normal(size=(60, 2)))
+    sf.save(CouplingFlow(sf.nets.Couplings(2)), "flow.safetensors")
+    status, said, _ = call("plan", "points.npy", "--loss", "coupling-flow", "--steps", 5, "--snapshots", 0)
+    assert status == 0 and "Couplings" in said
+    status, _, heard = call("sample", "flow.safetensors")
+    assert status == 2 and "sfumato info flow.safetensors" in heard
+    status, said, _ = call("info", "flow.safetensors")
+    assert status == 0 and "model.sample(64)" in said
+
+
+def test_a_student_of_captions_is_told_to_take_data(call) -> None:
+    draw = np.random.default_rng(0)
+    x = torch.from_numpy(draw.integers(0, 256, (40, 1, 4, 4), dtype=np.uint8))
+    data = {"x": x, "caption": ["a dark one", "a light one"] * 20}
+    sf.train(
+        data,
+        "captioned",
+        steps=1,
+        batch=8,
+        net="DiT(width=16, depth=1, heads=2, patch=2)",
+        sample_every=0,
+        snapshots=0,
+        console=Silent(),
+    )
+    status, _, heard = call("distill", "captioned", "--guidance", 2)
+    assert status == 2 and "pass the training data, data= (--data)" in heard
+    Path("mine.py").write_text("def mean(x):\n    return x.double().mean((1, 2, 3))\n")
+    status, _, heard = call("align", "captioned", "--reward", "mine.py:mean")
+    assert status == 2 and "align a model without it" in heard
+
+
+def test_a_file_of_adapters_says_how_it_is_used(call, staged) -> None:
+    data = str(staged / "data.npz")
+    how = {"batch": 8, "sample_every": 0, "snapshots": 0, "console": Silent()}
+    sf.train(data, "base", steps=1, net=NET, **how)
+    sf.train(data, "adapted", init="base", lora=2, steps=1, **how)
+    status, said, _ = call("info", "adapted/adapter.safetensors")
+    assert status == 0 and "sfumato merge adapted/adapter.safetensors --base RUN" in said and "sf.sample" not in said
+
+
+def test_an_autoencoder_of_one_picture_has_nothing_to_explain(call) -> None:
+    np.save("one.npy", np.random.default_rng(0).integers(0, 256, (1, 1, 8, 8), dtype=np.uint8))
+    status, _, heard = call("train", "one.npy", "--latent", "--autoencoder", "Autoencoder(latent=2, channels=(8, 8))",
+                            "--steps", 2, "-o", "run")  # fmt: skip
+    assert status == 2 and "all the same" in heard
