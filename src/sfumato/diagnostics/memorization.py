@@ -156,12 +156,10 @@ def drawn(
 ) -> Tensor:  # fmt: skip
     """n samples in the units of the data; of a table its rows as vectors."""
     how = {"steps": steps, "solver": solver, "seed": seed, "batch": batch, "world": world, "cond": cond}
-    if isinstance(model, Cascade):
-        found: Tensor = sample(model, n, **how)
-        return found
-    x = sample(model, n, normalised=True, **how)
+    stages = isinstance(model, Cascade)  # each of which has units of its own
+    x = sample(model, n, normalised=not stages, **how)
     spec = getattr(model, "spec", None)
-    x = x if spec is None else spec.denormalise(model.process.table(x))
+    x = x if spec is None or stages else spec.denormalise(model.process.table(x))
     assert isinstance(x, Tensor)
     return x
 
