@@ -151,7 +151,8 @@ def test_one_command_trains_all_stages_and_goes_on_with_the_one_that_was_stopped
     }  # fmt: skip
     out = tmp_path / "run"
     with pytest.raises(Interrupted, match=str(out)):
-        sf.train("digits", out, cascade=(4, 8), console=Heard(3), **how)
+        sf.train("digits", out, cascade=(4, 8), console=(heard := Heard(3)), **how)
+    assert heard.said[-1] == f"All stages: sfumato resume {out}"
     assert (out / "size_4").is_dir() and not (out / "model.safetensors").exists()
     with pytest.raises(Interrupted):
         sf.resume(out, console=Heard(5))

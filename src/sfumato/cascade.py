@@ -10,6 +10,7 @@ Sec. 4, noise and blur conditioning augmentation.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -97,6 +98,7 @@ class Cascade:
             )
         self.inner, self.upscaler = inner, usable(upscaler, "The second stage of a cascade")
         self.factor, self.augmentation, self.level = int(factor), augmentation, float(level)
+        self.provenance: dict[str, Any] = {}
         small, large = getattr(inner, "shape", None), getattr(upscaler, "shape", None)
         if small is None or large is None:
             return
@@ -105,6 +107,18 @@ class Cascade:
                 f"The first stage draws samples of shape {tuple(small)}, and the second enlarges {self.factor} times "
                 f"to {tuple(large)}: these do not fit."
             )
+
+    @property
+    def stages(self) -> tuple[Any, ...]:
+        """The models of the stages, that of the smallest samples first."""
+        return (*(self.inner.stages if isinstance(self.inner, Cascade) else (self.inner,)), self.upscaler)
+
+    def each_stage(self, change: Callable[[Any], Any]) -> Cascade:
+        """The cascade of change(stage) for each of its stages."""
+        inner = self.inner.each_stage(change) if isinstance(self.inner, Cascade) else change(self.inner)
+        found = Cascade(inner, change(self.upscaler), self.factor, self.augmentation, self.level)
+        found.provenance = self.provenance
+        return found
 
     @property
     def spec(self) -> Any:
@@ -119,6 +133,16 @@ class Cascade:
     def device(self) -> torch.device:
         found: torch.device = getattr(self.upscaler, "device", torch.device("cpu"))
         return found
+
+    @property
+    def compute_dtype(self) -> Any:
+        """The dtype in which the networks compute, None for that of their weights; set for all stages."""
+        return getattr(self.upscaler, "compute_dtype", None)
+
+    @compute_dtype.setter
+    def compute_dtype(self, low: Any) -> None:
+        for stage in self.stages:
+            stage.compute_dtype = low
 
     def conditions(self, small: Tensor, noise: Noise, normalised: bool = False) -> dict[str, Any]:
         """What the upscaler is told of small samples (B, ..), in user units unless `normalised`, at the level."""

@@ -34,6 +34,15 @@ class Wrapped:
     def process(self) -> Any:
         return self.inner.process
 
+    @property
+    def compute_dtype(self) -> Any:
+        """The dtype in which the inner model's network computes; set for the inner model."""
+        return self.inner.compute_dtype  # type: ignore[attr-defined]
+
+    @compute_dtype.setter
+    def compute_dtype(self, low: Any) -> None:
+        self.inner.compute_dtype = low  # type: ignore[attr-defined]
+
     def __getattr__(self, name: str) -> Any:
         if name == "inner":
             raise AttributeError(name)

@@ -153,7 +153,9 @@ def _model(
         denoiser.net.load_state_dict(state)
     except RuntimeError:
         raise SfumatoError("The checkpoint does not hold the weights of its network.") from None
-    return denoiser.eval().requires_grad_(False)
+    for _, part in serialization.parts(denoiser):
+        part.eval().requires_grad_(False)
+    return denoiser
 
 
 def _initial(

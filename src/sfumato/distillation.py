@@ -15,6 +15,7 @@ from sfumato.distributed import ALONE, World, joined
 from sfumato.errors import SfumatoError, suggest, whole
 from sfumato.flow_map import innermost
 from sfumato.guidance import Guided, Scale
+from sfumato.latent_diffusion import refuse_latent
 from sfumato.machine import default_cpu, device_of
 from sfumato.objectives.flow_maps import MapLoss
 from sfumato.registry import Named, make, register
@@ -98,8 +99,9 @@ def in_words(
     words += ")" if interval is None else f", interval={tuple(interval)!r})"
     loss = loss_named(method, words, calls)
     own = _kind(Named("loss")[loss.partition("(")[0]]).settings
+    model = serialization.load_sampler(file, device=world.device)
+    refuse_latent(model, "Distillation")
     if data is None:
-        model = serialization.load_sampler(file, device=world.device)
         model = model if guidance is None else Guided(model, guidance, interval)
         data = path / SAMPLES
         _draw(model, whole("samples", samples, least=2), settings.get("seed", 0), data, world)
@@ -144,13 +146,18 @@ def _is_map(loss: Any) -> bool:
     return isinstance(_kind(loss), type) and issubclass(_kind(loss), MapLoss)
 
 
-def drawn(teacher: Any, count: int, seed: int, world: World = ALONE) -> tuple[Any, list[str] | None]:
-    """(samples of a teacher in the user's units, their labels); each class is drawn equally often."""
+def drawn(
+    teacher: Any, count: int, seed: int, world: World = ALONE, instead: str = "pass the training data, data= (--data)"
+) -> tuple[Any, list[str] | None]:  # fmt: skip
+    """(samples of a teacher in the user's units, their labels); each class is drawn equally often.
+
+    instead: what to do about other conditions, for the error.
+    """
     known = dict(declared(teacher) or {})
     if set(known) - {"label"}:
         raise SfumatoError(
             f"The model has the condition {next(name for name in known if name != 'label')!r}, whose values only data "
-            "have: pass data=, the data that it was trained on."
+            f"have: {instead}."
         )
     cond = in_turn(teacher, count)
     return sample(teacher, count, seed=seed, cond=cond, world=world), cond.get("label")

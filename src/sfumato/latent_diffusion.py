@@ -133,6 +133,12 @@ def latent_of(model: Any) -> Latent | None:
     return model
 
 
+def refuse_latent(model: Any, what: str) -> None:
+    """Raise SfumatoError, naming `what`, for a model in the space of an autoencoder."""
+    if latent_of(model) is not None:
+        raise SfumatoError(f"{what} takes a model of the data themselves, not of codes: train one without latent.")
+
+
 def require_data_space(model: Any, what: str, instead: str) -> None:
     """Raise SfumatoError, naming `what` and what to take instead, for a model in the space of an autoencoder."""
     if latent_of(model) is not None:

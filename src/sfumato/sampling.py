@@ -173,6 +173,11 @@ def _of_stages(model: Any, n: int, seed: int, index: Tensor, cond: Mapping[str, 
     return [*small, sample(model.upscaler, n, seed=draws.seed, index=index, cond={**mine, **told}, **how)]
 
 
+def plans(model: Any, steps: int | None = None, solver: AnySolver | None = None) -> list[Plan]:
+    """The plan by which `sample` runs each stage of a cascade, of other models their one."""
+    return [make_plan(stage, steps, solver) for stage in (model.stages if isinstance(model, Cascade) else (model,))]
+
+
 def _known_before(model: Any) -> set[str] | None:
     """The conditions that any stage of a cascade knows; None if one takes whatever it is given."""
     if isinstance(model, Cascade):

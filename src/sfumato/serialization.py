@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from sfumato import __version__, registry, schema, trees
 from sfumato.adapters import completed
 from sfumato.autoregressive import Autoregressive
+from sfumato.cascade import Cascade
 from sfumato.data import DataSpec
 from sfumato.data.spec import in_json as spec_in_json
 from sfumato.errors import SfumatoError, an, place
@@ -353,11 +354,24 @@ def _know_levels(model: Any, args: Mapping[str, Any]) -> None:
         model.noise_levels = drawn_levels(registry.make("density", times), model.process)
 
 
-def load_sampler(path: str | os.PathLike[str], weights: str = "ema", device: str | torch.device = "cpu") -> Any:
-    """`load` for a model that draws samples. Raises SfumatoError for others, such as an autoencoder."""
+def load_sampler(
+    path: str | os.PathLike[str], weights: str = "ema", device: str | torch.device = "cpu", stages: bool = False
+) -> Any:
+    """`load` for a model that draws samples. Raises SfumatoError for others, such as an autoencoder, and for a cascade
+    unless `stages`, as it has no belief of its own."""
     model = load(path, weights, device)
+    if isinstance(model, Cascade):
+        if stages:
+            return model
+        raise SfumatoError(
+            f"{path} holds a Cascade, and this is asked of a single model: give the run of its first stage "
+            "(RUN/size_16), or a file that sf.save(sf.load(path).stages[0], file) has written."
+        )
     if not hasattr(model, "process") and not isinstance(model, Autoregressive):
-        raise SfumatoError(f"{path} holds {an(type(model).__name__)}, which has no noise levels and draws no samples.")
+        raise SfumatoError(
+            f"{path} holds {an(type(model).__name__)}, and this needs a model with noise levels: use it in Python "
+            f"(sfumato info {path} says how)."
+        )
     return model
 
 

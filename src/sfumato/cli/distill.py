@@ -14,6 +14,7 @@ from sfumato.cli.process import outliving_output
 from sfumato.cli.run import Voice
 from sfumato.cli.sample import guidance_scale
 from sfumato.cli.train import console, working
+from sfumato.conditions import declared
 from sfumato.diagnostics.report import LADDER
 from sfumato.distillation import distill as train_student
 from sfumato.distillation import in_words
@@ -21,14 +22,13 @@ from sfumato.distributed import World
 from sfumato.errors import SfumatoError
 from sfumato.machine import device_of
 from sfumato.training.forecast import forecast
-from sfumato.training.ladder import in_turn
 
 
 @outliving_output()
 def distill(options: Any, voice: Voice) -> None:
     calls = numbers(options.steps)
     teacher = serialization.load_sampler(options.model, device=device_of(options.device))
-    scale = guidance_scale(options, teacher, list(in_turn(teacher, 1)))
+    scale = guidance_scale(options, teacher, declared(teacher) or {})
     asked = {
         "method": options.method, "calls": calls, "guidance": scale, "interval": options.guidance_interval,
         "samples": options.samples,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sfumato import serialization
+from sfumato.cascade import Cascade
 from sfumato.cli import conditions as asked
 from sfumato.cli.process import at_work
 from sfumato.cli.run import Voice
@@ -31,7 +32,11 @@ def explain_guidance(options: Any, voice: Voice) -> None:
 
 
 def guided(options: Any, model: Any, scale: Scale | None) -> Any:
-    """The model under the guidance that the flags name."""
+    """The model under the guidance that the flags name, of a cascade each stage."""
+    if isinstance(model, Cascade):
+        if options.autoguide is not None:
+            raise SfumatoError("--autoguide guides one model by another, and a cascade has several: leave it out")
+        return model.each_stage(lambda stage: guided(options, stage, scale))
     interval, share = options.guidance_interval, options.rescale
     negative = None if options.negative is None else _negative(options.negative, model)
     if options.autoguide is not None:

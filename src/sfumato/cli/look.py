@@ -31,9 +31,13 @@ def info(options: Any, voice: Voice) -> None:
 
 def how_to_sample(model: str, facts: dict[str, Any]) -> list[str]:
     """The shell command and the Python call that draw from a model."""
+    from sfumato import serialization
     from sfumato.diagnostics import examples
     from sfumato.sampling import ARGUMENTS
 
+    if facts["format"] == serialization.ADAPTER:
+        merged = f"  sfumato merge {shlex.quote(model)} --base RUN -o merged.safetensors"
+        return ["To sample it, make one model of it and of the run that it was trained from:", merged]
     if (other := examples.without_samples(model, facts)) is not None:
         return ["To use it:", f"  {other}"]
     spec, scale = facts["spec"], facts["provenance"].get("guidance", 2.0)

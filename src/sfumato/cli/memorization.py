@@ -28,7 +28,7 @@ def memorization(options: Any, voice: Voice) -> None:
         raise SfumatoError(f"{options.out} has no known kind: end it in .png")
     options = with_training_data(options, "give DATA after it", "sf.memorization")
     device = device_of(options.device)
-    denoiser = serialization.load_sampler(options.model, options.weights, device)
+    denoiser = serialization.load_sampler(options.model, options.weights, device, stages=True)
     denoiser.compute_dtype = compute_dtype("auto", device)
     found = judged(
         denoiser, opened(options, denoiser.spec), _unseen(options), samples=options.number, size=options.size,

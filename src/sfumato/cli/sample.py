@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from sfumato import __version__, sampling, serialization, solver_selection
+from sfumato import __version__, sampling, serialization
 from sfumato.cli import conditions as asked
 from sfumato.cli import edit, table, text, write
 from sfumato.cli.guidance import FLAGS, guided, refuse_alone, refuse_guidance
@@ -59,11 +59,14 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE, plain:
     started = time.monotonic()
     contract = serialization.read_contract(options.model)
     device = device_of(options.device) if world.size == 1 else world.device
-    denoiser = serialization.load_sampler(options.model, options.weights, device)
+    denoiser = serialization.load_sampler(options.model, options.weights, device, stages=True)
     spec = asked.spec_of(denoiser, options.model)
+    stages, follow = getattr(denoiser, "stages", (denoiser,)), Follower()
     denoiser.compute_dtype = compute_dtype(options.precision, denoiser.device)
-    follow = Follower()
-    denoiser.net.register_forward_pre_hook(lambda *_: follow())
+    for stage in stages:
+        stage.net.register_forward_pre_hook(lambda *_: follow())
+    if len(stages) > 1 and (one := edit.wanted(options)) is not None:
+        raise SfumatoError(f"--{one} asks one model, and a cascade has {len(stages)}: train one without --cascade")
     if spec.text is not None:
         edit.refuse(options, "text", "use --infill")
         given = asked.said(options, spec.conditions, options.class_)
@@ -93,16 +96,14 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE, plain:
     scale = guidance_scale(options, denoiser, cond)
     refuse_alone(options, scale)
     model = guided(options, denoiser, scale)
-    plan = solver_selection.make_plan(model, options.steps, options.solver)
+    plans = sampling.plans(model, options.steps, options.solver)
     if not plain:
         _say_choices(options, spec, given, cond, scale, note)
-    if any(plan is own for own in denoiser.plans.values()):
-        note(f"Using the model's own plan of {plan.steps} steps ({plan.name}); --solver selects another.")
-    elif options.solver is None and any(own.steps == plan.steps for own in denoiser.plans.values()):
-        note(f"The model's plan of {plan.steps} steps is not used: `sfumato tune` fitted it for another guidance.")
-    x = _draw(model, plan, options, index, cond, world)
+    for stage, plan in zip(stages, plans, strict=True):
+        _say_plan(options, stage, plan, note)
+    x = _draw(model, options, index, cond, world)
     columns = asked.columns(cond, spec) | asked.texts(given, spec, index)
-    facts = manifest(options, contract, denoiser, plan, scale, index, given, columns)
+    facts = manifest(options, contract, denoiser, plans, scale, index, given, columns)
     files = world.broadcast_result(lambda: write.write(path, folder, x, columns, spec, facts, plain))
     return {"out": out, "files": files, "seconds": round(time.monotonic() - started, 2), "manifest": facts}
 
@@ -176,15 +177,21 @@ def _say_choices(
         note(f"Guidance scale {words}; --guidance sets another.")
 
 
-def _draw(model: Any, plan: Plan, options: Any, index: torch.Tensor, given: Conditions, world: World) -> np.ndarray:
+def _say_plan(options: Any, model: Any, plan: Plan, note: Callable[[str], None]) -> None:
+    """Print a note where the model has a plan of its own for this number of steps."""
+    if any(plan is own for own in model.plans.values()):
+        note(f"Using the model's own plan of {plan.steps} steps ({plan.name}); --solver selects another.")
+    elif options.solver is None and any(own.steps == plan.steps for own in model.plans.values()):
+        note(f"The model's plan of {plan.steps} steps is not used: `sfumato tune` fitted it for another guidance.")
+
+
+def _draw(model: Any, options: Any, index: torch.Tensor, given: Conditions, world: World) -> np.ndarray:
     """Samples batch by batch."""
-    parts = []
+    parts, how = [], {"steps": options.steps, "solver": options.solver, "seed": options.seed, "world": world}
     with counting("Drawing samples", len(index)) as count:
         for rows in torch.arange(len(index)).split((options.batch or sampling.BATCH) * world.size):
             cond = given.rows(rows)
-            parts.append(
-                sampling.sample(model, solver=plan, seed=options.seed, index=index[rows], world=world, cond=cond)
-            )
+            parts.append(sampling.sample(model, index=index[rows], cond=cond, **how))
             count(len(rows))
     x = torch.cat(parts)
     return (x.float() if x.dtype == torch.bfloat16 else x).numpy()  # NumPy has no bfloat16
@@ -206,12 +213,13 @@ def origin(options: Any, contract: dict[str, Any], denoiser: Denoiser, index: to
 
 
 def manifest(
-    options: Any, contract: dict[str, Any], denoiser: Denoiser, plan: Plan, scale: Scale | None,
+    options: Any, contract: dict[str, Any], denoiser: Denoiser, plans: Sequence[Plan], scale: Scale | None,
     index: torch.Tensor, given: Mapping[str, str], columns: Mapping[str, list[Any]],
 ) -> dict[str, Any]:  # fmt: skip
     """Everything needed to draw the same samples again."""
     facts = origin(options, contract, denoiser, index)
-    facts |= {"solver": plan.name, "steps": plan.steps, "calls": plan.spent}
+    solvers = "; ".join(dict.fromkeys(plan.name for plan in plans))
+    facts |= {"solver": solvers, "steps": plans[0].steps, "calls": sum(plan.spent for plan in plans)}
     if scale is not None:
         facts |= {"guidance": scale, "guidance_interval": options.guidance_interval}
     facts |= {name: getattr(options, name) for name in FLAGS}

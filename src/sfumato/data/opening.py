@@ -80,6 +80,7 @@ def open(
     What was decided, and how to say otherwise, is in the notes of the source; files that are left out are in `skipped`.
     Raises SfumatoError for data that cannot be used.
     """
+    conditions = getattr(conditions, "data", conditions)  # of the spec of a latent model
     known = isinstance(conditions, DataSpec)
     kinds, asked = _said(obj, conditions, Asked(split, key, length, tokens, columns or None))
     if _is_pair(obj):

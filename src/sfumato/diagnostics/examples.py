@@ -81,9 +81,15 @@ def python(spec: Mapping[str, Any] | None, guidance: float, model: str, taken: C
     return f"sf.sample({model}, 64, {', '.join(words)})"
 
 
+_USES = {
+    "Codec": "y = model.encode(x); x = model.decode(y)",
+    "CouplingFlow": "x = model.sample(64); nats = model.log_prob(z)",
+}
+
+
 def without_samples(model: str, facts: Mapping[str, Any]) -> str | None:
-    """Python code that uses a model which draws no samples, such as an autoencoder; None for other models."""
+    """Python code that uses a model that `sf.sample` does not take, such as an autoencoder; None for other models."""
     if facts["process"] is not None or facts["model"]["name"] == "Autoregressive":
         return None
-    use = "y = model.encode(x); x = model.decode(y)" if facts["model"]["name"] == "Codec" else "x = model(z)"
+    use = _USES.get(facts["model"]["name"], "x = model(z)")
     return f"import sfumato as sf; model = sf.load({model!r}); {use}"

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from sfumato import data, noise, serialization
+from sfumato.cascade import Cascade
 from sfumato.conditions import of_data
 from sfumato.data import Source
 from sfumato.data.rows import Samples
@@ -36,6 +37,7 @@ from sfumato.intervals import Interval, fraction
 from sfumato.machine import default_cpu
 from sfumato.pictures import picture
 from sfumato.sampling import sample
+from sfumato.solver_selection import AnySolver
 
 _CERTAIN, _LIKELY = 3.0902323061678132, 2.3263478740408408  # normal quantiles of 99.9 and 99 %
 _THIRD = 1 / 3
@@ -130,7 +132,7 @@ def memorization(
         raise SfumatoError("memorization needs the data that the model was trained on: sf.memorization(model, data).")
     samples, seed = whole("samples", samples), whole("seed", seed, None)
     if isinstance(model, str | os.PathLike):
-        model = serialization.load_sampler(model, device=device)
+        model = serialization.load_sampler(model, device=device, stages=True)
     source, train, unseen, rest = _sides(model, data, holdout, labels, size)
     if source.text is not None:
         raise SfumatoError(f"{source.name} is text, and distances between texts say little: read its samples instead.")
@@ -149,12 +151,15 @@ def memorization(
 
 
 def drawn(
-    model: Any, n: int, steps: int | None, seed: int, cond: Any, batch: int = 256, world: World = ALONE
+    model: Any, n: int, steps: int | None, seed: int, cond: Any, batch: int = 256, world: World = ALONE,
+    solver: AnySolver | None = None,
 ) -> Tensor:  # fmt: skip
     """n samples in the units of the data; of a table its rows as vectors."""
-    x = sample(model, n, steps, seed=seed, batch=batch, normalised=True, world=world, cond=cond)
+    how = {"steps": steps, "solver": solver, "seed": seed, "batch": batch, "world": world, "cond": cond}
+    stages = isinstance(model, Cascade)  # each of which has units of its own
+    x = sample(model, n, normalised=not stages, **how)
     spec = getattr(model, "spec", None)
-    x = x if spec is None else spec.denormalise(model.process.table(x))
+    x = x if spec is None or stages else spec.denormalise(model.process.table(x))
     assert isinstance(x, Tensor)
     return x
 

@@ -24,6 +24,7 @@ from sfumato.diagnostics.draws import ByLevel, Draws, Trivial
 from sfumato.errors import SfumatoError, counted
 from sfumato.exact import GaussianMixture, Truth
 from sfumato.exact.truth import At
+from sfumato.latent_diffusion import latent_of
 from sfumato.model import compute_dtype
 from sfumato.noised import NoisedBatch
 from sfumato.process import Gaussian
@@ -166,6 +167,7 @@ def seen(
 def fits(model: Any, source: Source) -> None:
     """Raise SfumatoError if the model cannot take samples of this shape or kind, or with missing values."""
     shape, process = getattr(model, "shape", None), getattr(model, "process", None)
+    shape = model.spec.shape if latent_of(model) is not None else shape  # that of a sample, not of its code
     if isinstance(shape, tuple) and shape != source.shape:
         raise SfumatoError(f"{source.name} has samples of shape {source.shape}, but the model needs {shape}.")
     if source.missing and not getattr(getattr(model, "spec", None), "missing", ()):

@@ -254,7 +254,7 @@ def commands(
     number, out = {"image": (64, "samples.png"), "text": (4, "samples.txt"), "table": (1000, "samples.csv")}.get(
         kind, (64, "samples.npz")
     )
-    raw = " --weights raw" if best_weights(found) == "raw" else ""
+    raw = " --weights raw" if best_weights(found) == "raw" and model.get("raw", True) else ""  # a cascade has none
     lines = [
         f"sfumato sample {where} -n {number}{examples.flags(model['spec'], settings['guidance'])}{raw} -o {out}{own}"
     ]

@@ -196,8 +196,11 @@ def guide(
     scale: Scale = 1.0,
     interval: tuple[float, float] | None = None,
     negative: Mapping[str, Any] | None = None,
-) -> Guided:
+) -> Any:
     """Classifier-free guidance: scale 1 is the conditional model, 0 the unconditional one. `scale` may also be one per
     condition, {"label": 3.0, "temperature": 1.5}, or knots ((logsnr, scale), ..). `interval` is in logsnr. `negative`:
-    conditions to lead away from, {"label": "dog"}, in the place of none. Other ways are in `sf.guidance`."""
+    conditions to lead away from, {"label": "dog"}, in the place of none. Of a `Cascade` each stage is guided. Other
+    ways are in `sf.guidance`."""
+    if hasattr(model, "each_stage"):
+        return model.each_stage(lambda stage: Guided(stage, scale, interval, negative))
     return Guided(model, scale, interval, negative)

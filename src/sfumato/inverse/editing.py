@@ -25,7 +25,8 @@ def vary(model: Any, x: Any, strength: float, n: int = 16, seed: int = 0, **how:
     spec, x = getattr(model, "spec", None), torch.as_tensor(x)[None]
     if spec is not None:
         spec.check(x)
-    clean = (x if spec is None else spec.normalise(x)).expand(whole("n", n), *x.shape[1:])
+    clean = x if spec is None else spec.normalise(x)
+    clean = clean.expand(whole("n", n), *clean.shape[1:])
     level = torch.logit(torch.tensor(strength, dtype=torch.float64))
     t = float(model.process.schedule.time(-2 * level))
     z = model.process.corrupt(clean.to(getattr(model, "device", clean.device)), t, Noise(seed, torch.arange(n), PRIOR))

@@ -19,8 +19,10 @@ from torch import Tensor
 
 from sfumato import data, noise, sampling, serialization
 from sfumato.autoregressive import Autoregressive
+from sfumato.cascade import Cascade
 from sfumato.conditions import of_data
 from sfumato.data import Source, frames
+from sfumato.diagnostics.memorization import drawn
 from sfumato.diagnostics.samples import fits, trained_on
 from sfumato.errors import SfumatoError, suggest, whole
 from sfumato.guidance import guide
@@ -28,7 +30,7 @@ from sfumato.machine import default_cpu, device_of
 from sfumato.metrics.metric import Metric
 from sfumato.metrics.reference import Reference, converted, described, digest
 from sfumato.registry import make
-from sfumato.solver_selection import AnySolver, make_plan
+from sfumato.solver_selection import AnySolver
 from sfumato.state import samples
 from sfumato.text_samples import STEPS, sample_text
 
@@ -182,11 +184,11 @@ class Evaluator:
             return texts, {"sampler": name, "steps": calls, "calls": calls, "conditions": [], **kept}
         fits(model, self.source)
         drawn_from = model if guidance is None else guide(model, guidance)
-        plan = make_plan(model, steps, solver, guidance=guidance)
-        x = sampling.sample(drawn_from, n, solver=plan, seed=seed, batch=self.batch, normalised=True, cond=cond)
-        x = model.spec.denormalise(model.process.table(x)) if getattr(model, "spec", None) is not None else x
-        facts = {"sampler": plan.name, "steps": plan.steps, "calls": plan.spent, "conditions": sorted(cond)}
-        return x, {**facts, **kept}
+        plans = sampling.plans(drawn_from, steps, solver)
+        x = drawn(drawn_from, n, steps, seed, cond, self.batch, solver=solver)
+        names = "; ".join(dict.fromkeys(plan.name for plan in plans))
+        facts = {"sampler": names, "steps": plans[0].steps, "calls": sum(plan.spent for plan in plans)}
+        return x, {**facts, "conditions": sorted(cond), **kept}
 
 
 @default_cpu()
@@ -249,7 +251,7 @@ def sweep(evaluator: Evaluator, over: Mapping[str, Sequence[Any]], **fixed: Any)
 
 def is_model(thing: Any) -> bool:
     """Whether this draws samples, rather than being some."""
-    return hasattr(thing, "process") or isinstance(thing, Autoregressive)
+    return hasattr(thing, "process") or isinstance(thing, Autoregressive | Cascade)
 
 
 def opened(model: Any, weights: str | None, device: str | torch.device) -> Any:
@@ -260,5 +262,5 @@ def opened(model: Any, weights: str | None, device: str | torch.device) -> Any:
         return model
     path = Path(model).expanduser()
     if path.suffix == ".safetensors" or (path / serialization.FILE).is_file() or (path / "checkpoints").is_dir():
-        return serialization.load_sampler(model, weights or "ema", device_of(device))
+        return serialization.load_sampler(model, weights or "ema", device_of(device), stages=True)
     return data.open(model)

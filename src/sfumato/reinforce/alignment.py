@@ -17,6 +17,7 @@ from sfumato.errors import SfumatoError, suggest, whole
 from sfumato.files import write_text
 from sfumato.flow_map import innermost
 from sfumato.intervals import Interval, student_quantile
+from sfumato.latent_diffusion import refuse_latent
 from sfumato.machine import default_cpu, device_of
 from sfumato.objectives.weights import Weight
 from sfumato.registry import Named, make
@@ -109,6 +110,7 @@ def align(
     It is resumed by sf.resume(run, data=..., loss=...), since no file holds a reward.
     """
     start = serialization.load(model) if isinstance(model, str | os.PathLike) else model
+    refuse_latent(start, "Alignment")
     reference = innermost(start).to(device_of(settings.get("device", "auto")))
     if (reward is None) == (preferences is None):
         raise SfumatoError("align learns from a reward or from preferences: pass one of the two.")
@@ -116,7 +118,7 @@ def align(
     judged = Reward(reward) if reward is not None else None
     pairs = Preferences.read(reference, preferences) if isinstance(preferences, str | os.PathLike) else preferences
     loss = loss_named(method, reference, judged, pairs, beta, weight, samples, seed)
-    data, labels = drawn(reference, min(samples, SAMPLES), seed + 1)
+    data, labels = drawn(reference, min(samples, SAMPLES), seed + 1, instead="align a model without it")
     run = train(data, out, labels, init=reference, loss=loss, **{"guidance": 1.0, **settings})
     second = None if judge is None else Reward(judge)
     report = compare(run.denoiser, reference, judged, pairs, beta, second, seed=seed + 2)

@@ -14,17 +14,17 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sfumato import schema, serialization
+from sfumato.cascade import Cascade
 from sfumato.errors import SfumatoError
 from sfumato.files import read_header, read_sealed, remove, write_sealed
 from sfumato.folder import step_of
-from sfumato.model import Denoiser
 from sfumato.nets.lora import trained_names
 from sfumato.training.ema import EMA, exponent
 
@@ -113,10 +113,11 @@ def due(before: float, after: float, count: int) -> bool:
     return math.floor(count * min(1.0, after) ** 2 + 1e-9) > math.floor(count * min(1.0, before) ** 2 + 1e-9)
 
 
-def average(run: str | os.PathLike[str], width: float) -> Denoiser:
-    """The denoiser of a run with its weights averaged over a window of any width (a fraction of the run).
+def average(run: str | os.PathLike[str], width: float) -> Any:
+    """The model of a run with its weights averaged over a window of any width (a fraction of the run).
 
-    theta(width) = sum_i c_i theta_i over the snapshots in RUN/averages (2312.02696, Alg. 3). `provenance["average"]`
+    theta(width) = sum_i c_i theta_i over the snapshots in RUN/averages (2312.02696, Alg. 3); of a cascade the snapshots
+    are those of its last stage. `provenance["average"]`
     holds the width and the relative error of the reconstructed profile. Raises SfumatoError if the run kept no
     snapshots, or if they cannot reconstruct this width (profile error above 1/2).
     """
@@ -132,7 +133,8 @@ def average(run: str | os.PathLike[str], width: float) -> Denoiser:
             f"The {len(files)} snapshots of {path} cannot reconstruct an average of width {width:g} (profile error "
             f"{error:.0%}): choose a width closer to {WIDTHS[0]:g} to {WIDTHS[1]:g}, or train with more snapshots."
         )
-    denoiser = serialization.load(path)
+    model = serialization.load(path)
+    denoiser = model.upscaler if isinstance(model, Cascade) else model
     own = denoiser.net.state_dict()
     averaged = trained_names(denoiser.net)
     total = {name: torch.zeros(own[name].shape, dtype=torch.float64) for name in averaged}
@@ -144,5 +146,5 @@ def average(run: str | os.PathLike[str], width: float) -> Denoiser:
                 raise SfumatoError(f"{file} is of another network than the model: it has no {start + name} like it.")
             total[name] = total[name] + c * value.double() if value.is_floating_point() else value
     denoiser.net.load_state_dict({**own, **{name: value.to(own[name]) for name, value in total.items()}})
-    denoiser.provenance = {**denoiser.provenance, "average": {"width": width, "profile_error": error}}
-    return denoiser
+    model.provenance = {**model.provenance, "average": {"width": width, "profile_error": error}}
+    return model

@@ -193,6 +193,11 @@ def check(autoencoder: Codec, codes: Tensor, latent: DataSpec, source: Source, r
             f"Channel {dead[0]} of the codes is the same for all samples: train the autoencoder with a smaller beta, "
             "or with fewer channels (latent)."
         )
+    if floor and bool((source.x[rows[:_LOOKED_AT]] == source.x[rows[:1]]).all()):
+        raise SfumatoError(
+            "The samples by which the autoencoder is judged are all the same, so that it has nothing to explain: give "
+            "more samples, or take any autoencoder by --reconstruction 0."
+        )
     share, deviation = explained(autoencoder, source.x[rows[:_LOOKED_AT]]), _spread(codes, latent, rows)
     if abs(deviation - 1) > SPREAD + 3 / math.sqrt(2 * len(rows)):
         raise SfumatoError(

@@ -76,6 +76,9 @@ class FinalReport(Hook):
 
 def _copies(session: Session) -> Memorization | str:
     """Compares as many samples of the model as the run can afford with its training samples; or says why it cannot."""
+    best, seed = session.state.best, session.config.seed
+    if not hasattr(best, "process"):
+        return f"{an(type(best).__name__)} has no samples to compare here"
     count = min(_MOST_COPIES, int(3 * COPIES * session.total / GRID_STEPS))
     if not len(session.holdout) or len(session.train) < 2:
         return "nothing was held out"
@@ -85,9 +88,6 @@ def _copies(session: Session) -> Memorization | str:
         return "samples with missing values have no distances"
     if count < _LEAST_COPIES:
         return f"the run was too short (sfumato memorization {session.path} measures it)"
-    best, seed = session.state.best, session.config.seed
-    if not hasattr(best, "process"):
-        return f"{an(type(best).__name__)} draws no samples"
     twins = choose(session.train, count, seed)
     most = int(_SEARCH * session.state.elapsed / (4 * count * math.prod(session.source.shape)))
     try:

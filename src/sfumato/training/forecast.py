@@ -31,7 +31,7 @@ from sfumato.folder import Log, read
 from sfumato.folder import found as checkpoints
 from sfumato.guidance import guide
 from sfumato.machine import available, device_of, out_of_memory, peak_memory
-from sfumato.nets import Autoencoder, flops
+from sfumato.nets import Autoencoder, Couplings, flops
 from sfumato.nets.lora import trainable, unadapted
 from sfumato.noised import evaluating
 from sfumato.sampling import sample
@@ -160,6 +160,11 @@ def forecast(data: Any, out: str | os.PathLike[str] | None = None, labels: Any =
             "A latent model is trained in two stages, and a plan is of one: plan the autoencoder with --loss "
             "autoencoding, and leave latent and autoencoder out."
         )
+    if chosen.cascade is not None:
+        raise SfumatoError(
+            "A cascade is trained in stages, and a plan is of one: plan each with --size and its share of the budget, "
+            'all but the first with --loss "upscaling(factor=2)", too.'
+        )
     device = device_of(chosen.device)
     free = _free(device)
     with own_modes(device), tempfile.TemporaryDirectory(prefix="sfumato-") as folder:
@@ -272,7 +277,7 @@ def _facts(session: Session) -> dict[str, Any]:
 def _flops(net: nn.Module) -> int | None:
     """The work of a network of this package, as long as it says the shape of a sample."""
     known = registry.ships("network", type(net).__name__) and hasattr(net, "shape")
-    return flops(net) if known and not isinstance(net, Autoencoder) else None
+    return flops(net) if known and not isinstance(net, Autoencoder | Couplings) else None
 
 
 def _disk(session: Session, costs: Costs, steps: int) -> dict[str, int]:

@@ -71,6 +71,11 @@ def train(
     An interrupt in the middle of a weight update falls back to the checkpoint before.
     """
     modules, how = tuple(modules), dict[str, Any](console=console, on_start=on_start)
+    if settings.get("init") is not None and (latent or autoencoder is not None or cascade is not None):
+        raise SfumatoError(
+            "A model that is trained further (init) keeps its autoencoder and its size: leave latent, autoencoder and "
+            "cascade out."
+        )
     if cascade is not None:
         if latent or autoencoder is not None:
             raise SfumatoError("The stages of a cascade are models of pictures: leave latent and autoencoder out.")
@@ -116,7 +121,7 @@ def resume(
         return single.resume(path, data, labels, changed=changed, modules=modules, **how, **changes)
     chosen, new = from_yaml(str(path / "config.yaml")), chosen_file(path)
     if not _complete(place):
-        _stage(path, lambda: single.resume(place, data, labels, modules=modules, **how))
+        _stage(path, lambda: single.resume(place, data, labels, modules=modules, **how), how["console"])
     kept = {name: value for name, value in chosen.to_dict().items() if name not in _OURS and name not in changes}
     if chosen.autoencoder != new and not {"minutes", "steps"} & set(changes):
         kept |= _budget(chosen, 1 - SHARE)
@@ -158,7 +163,7 @@ def _first(path: Path, chosen: TrainConfig, data: Any, labels: Any, modules: Any
     """Train the autoencoder."""
     own = {name: getattr(chosen, name) for name in _BOTH if getattr(chosen, name) != getattr(TrainConfig(), name)}
     own |= {"net": chosen.autoencoder or "auto", "loss": LOSS, **_budget(chosen, SHARE)}
-    _stage(path, lambda: single.train(data, path / AUTOENCODER, labels, modules=modules, **how, **own))
+    _stage(path, lambda: single.train(data, path / AUTOENCODER, labels, modules=modules, **how, **own), how["console"])
 
 
 def _second(path: Path, data: Any, labels: Any, modules: Any, how: dict[str, Any], settings: dict[str, Any]) -> Run:
@@ -199,10 +204,10 @@ def _cascade(
         place = path / SIZE.format(size)
         if folder.found(place):
             if not _complete(place):
-                _stage(path, partial(single.resume, place, data, labels, modules=modules, **how))
+                _stage(path, partial(single.resume, place, data, labels, modules=modules, **how), how["console"])
             continue
         own = {**settings, "size": size, **_enlarging(sizes, at)}
-        _stage(path, partial(single.train, data, place, labels, modules=modules, **how, **own))
+        _stage(path, partial(single.train, data, place, labels, modules=modules, **how, **own), how["console"])
     last = {**settings, "size": sizes[-1], "cascade": chosen.cascade, **_enlarging(sizes, len(sizes) - 1)}
     return _written(path, single.train(data, path, labels, modules=modules, **how, **last))
 
@@ -232,12 +237,15 @@ def _written(path: Path, run: Run) -> Run:
     return dataclasses.replace(run, denoiser=model)
 
 
-def _stage(path: Path, train: Callable[[], Run]) -> None:
-    """Train the first stage; if it is stopped, the message names the folder of both."""
+def _stage(path: Path, train: Callable[[], Run], console: Console | None) -> None:
+    """Train a stage before the last; if it is stopped, message and console name the folder of all."""
     try:
         train()
     except Interrupted as stopped:
-        raise Interrupted(f"{stopped} Both stages: sfumato resume {path}") from None
+        every = f"All stages: sfumato resume {path}"
+        if leads():
+            (console or Console()).note(every)
+        raise Interrupted(f"{stopped} {every}") from None
 
 
 def _budget(chosen: TrainConfig, share: float) -> dict[str, Any]:
