@@ -1,4 +1,4 @@
-"""`train`, `resume` and `demo`: training runs, with progress in words or as lines of JSON."""
+"""`train` and `demo`: training runs, with progress in words or as lines of JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ from sfumato.training.grids import GRID_STEPS
 from sfumato.training.hooks import Between
 from sfumato.training.loop import Progress
 from sfumato.training.run import Run
-from sfumato.training.run import resume as resume_run
 from sfumato.training.run import train as train_run
 from sfumato.training.session import Session
 from sfumato.trees import name_of
@@ -95,16 +94,7 @@ def train(options: Any, voice: Voice) -> None:
     data, out = settings.pop("data"), settings.pop("out", None)
     with working(voice) as begin:
         run = train_run(data, out, console=console(voice), on_start=begin, **settings)
-    _finish(run, voice)
-
-
-@outliving_output()
-def resume(options: Any, voice: Voice) -> None:
-    given = {name: getattr(options, name) for name in ("minutes", "steps", "parallel")}
-    changes = {name: value for name, value in given.items() if value is not None}
-    with working(voice) as begin:
-        run = resume_run(options.folder, console=console(voice), on_start=begin, changed=options.changed, **changes)
-    _finish(run, voice)
+    finish(run, voice)
 
 
 def control(options: Any, voice: Voice) -> None:
@@ -130,7 +120,7 @@ def demo(options: Any, voice: Voice) -> None:
     grid = run.path / GRID
     voice.note("Drawing ten samples of each class.")
     draw(parse("sample", [folder, f"--out={grid}", f"--steps={GRID_STEPS}"]), lambda line: None)
-    _finish(run, voice, {"grid": str(grid)})
+    finish(run, voice, {"grid": str(grid)})
 
 
 def _verse(options: Any, voice: Voice, folder: str) -> None:
@@ -154,10 +144,10 @@ def _verse(options: Any, voice: Voice, folder: str) -> None:
         f"{share:.0%} of these words occur in the works that were held out, as {usual:.0%} of Shakespeare's in the "
         "others do. Their letters were drawn one after the other, at a temperature of 0.7."
     )
-    _finish(run, voice, {"verse": str(file)})
+    finish(run, voice, {"verse": str(file)})
 
 
-def _finish(run: Run, voice: Voice, more: dict[str, str] | None = None) -> None:
+def finish(run: Run, voice: Voice, more: dict[str, str] | None = None) -> None:
     """Print where everything is, and commands to run next."""
     folder = run.path
     facts = serialization.read_contract(folder)
