@@ -32,9 +32,19 @@ def test_step_ratios_add_up_to_the_gaussian_one() -> None:
     rows = torch.arange(16)
     z, after = loss.path[2], loss.path[3]
     t, s = loss.times[2], loss.times[3]
-    laws = [torch.distributions.Normal(*each(z, t).step(s, 1.0)) for each in (model, old)]
+    laws = [torch.distributions.Normal(*loss.transition(each(z, t), s)) for each in (model, old)]
     true = (laws[0].log_prob(after) - laws[1].log_prob(after)).sum(1)
     assert torch.allclose(loss.step_ratio(model, old, rows, 2), true.float(), atol=1e-4)
+
+
+def test_a_walk_keeps_the_law_and_forgets_its_start() -> None:
+    """Of N(0, 1), in 20 calls; with eta = 0.3 the end remembers the start, so that a tilt cannot reach all of it."""
+    loss = StepPolicy(policy([0.0]), Reward(reward), samples=8192)
+    start, end = loss.path[0, :, 0], loss.path[-1, :, 0]
+    assert float(end.mean()) == pytest.approx(0, abs=0.05) and float(end.var()) == pytest.approx(1, abs=0.07)
+    assert abs(float(torch.corrcoef(torch.stack((start, end)))[0, 1])) < 0.05
+    path = StepPolicy(policy([0.0]), Reward(reward), samples=8192, eta=0.3).path[:, :, 0]
+    assert float(torch.corrcoef(path[[0, -1]])[0, 1]) > 0.5
 
 
 def test_ratios_of_a_step_have_mean_one() -> None:
@@ -64,13 +74,15 @@ def test_log_probabilities_are_summed_over_elements() -> None:
     loss = StepPolicy(old, Reward(lambda x: x[:, 0]), samples=16, calls=5)
     rows = torch.arange(16)
     z, after = loss.path[2], loss.path[3]
-    laws = [torch.distributions.Normal(*each(z, loss.times[2]).step(loss.times[3], 1.0)) for each in (model, old)]
+    laws = [
+        torch.distributions.Normal(*loss.transition(each(z, loss.times[2]), loss.times[3])) for each in (model, old)
+    ]
     parts = laws[0].log_prob(after) - laws[1].log_prob(after)
     assert torch.allclose(loss.step_ratio(model, old, rows, 2), parts.sum(1).float(), atol=1e-4)
 
 
 def test_adjoint_matching_finds_the_tilt() -> None:
-    loss = AdjointMatching(policy([0.0]), Reward(reward), samples=1024, every=10, calls=40)
+    loss = AdjointMatching(policy([0.0]), Reward(reward), samples=2048, every=10)
     found = moments(train(loss, policy([0.0]), 150))
     assert found[0] == pytest.approx(A / 2, rel=0.05) and found[1] == pytest.approx(0.5, rel=0.05)
 
@@ -83,10 +95,10 @@ def test_the_lean_adjoint_is_a_product_of_jacobians() -> None:
     assert torch.allclose(loss.adjoint[-1], A - x)
     for k in range(5, 0, -1):
         one = torch.ones(1, 1)
-        factor *= float(old(one, loss.times[k]).step(loss.times[k + 1], 1.0)[0])
+        factor *= float(loss.transition(old(one, loss.times[k]), loss.times[k + 1])[0].detach())
         assert torch.allclose(loss.adjoint[k - 1], factor * (A - x), atol=1e-6)
     losses = loss.of_step(old, torch.arange(8), 2)
-    _, std = old(loss.path[2], loss.times[2]).step(loss.times[3], 1.0)
+    _, std = loss.transition(old(loss.path[2], loss.times[2]), loss.times[3])
     assert torch.allclose(losses, float(std) ** 2 * loss.adjoint[2].square().sum(1) / 2, rtol=1e-4)
 
 

@@ -25,6 +25,7 @@ from sfumato.intervals import Interval, student_quantile
 from sfumato.machine import default_cpu, device_of
 from sfumato.objectives.weights import Weight
 from sfumato.registry import Named, make
+from sfumato.reinforce.control import STATE, Environment, play
 from sfumato.reinforce.feedback import Preferences, Reward, RewardError, effective
 from sfumato.reinforce.losses import Preferred, Reinforced, RewardWeighted
 from sfumato.reinforce.ratio import contraction, log_ratio
@@ -34,7 +35,7 @@ from sfumato.training import resume as train_on
 from sfumato.training.ladder import in_turn
 from sfumato.training.session import Session
 
-REWARDED, PREFERRED = "reward-weighted", "dpo"  # the methods of "auto"
+REWARDED, PREFERRED, PLAYED = "reward-weighted", "dpo", "fpo"  # the methods of "auto"
 SAMPLES = 4096
 SHOWN = 256  # samples, and pairs, of a report
 DRAWN, LEVELS = 2, 8  # of each log-ratio, of which a report takes means
@@ -95,7 +96,7 @@ class Aligned(NamedTuple):
 @default_cpu()
 def align(
     model: Any,
-    reward: Callable[[Any], Any] | str | None = None,
+    reward: Callable[[Any], Any] | Environment | str | None = None,
     preferences: Preferences | str | os.PathLike[str] | None = None,
     method: str = "auto",
     out: str | os.PathLike[str] | None = None,
@@ -109,10 +110,12 @@ def align(
     """Train a model further towards p e^(reward / beta) / Z: `sf.align("runs/faces", reward=brightness, minutes=5)`.
 
     model: a denoiser, its file or its run. reward: a function of samples, a tensor (B, *shape) in the user's units (of
-    a table a data frame), that returns B numbers (`Reward`), or its name, "my_reward.py:brightness". preferences: a
-    file of pairs or `Preferences`, in the place of a reward. method: the name of a loss (`reinforce.losses`), METHODS,
-    for rewards, dpo, ipo or kto for pairs; "auto" is the first of each. Arguments in parentheses:
-    "fpo(every=50)". beta: the temperature, in units of the reward. weight: of the ratio (`contraction`). samples: drawn
+    a table a data frame), that returns B numbers (`Reward`), or its name, "my_reward.py:brightness"; or an
+    environment in which the model is the policy (`reinforce.control`). preferences: a file of pairs or `Preferences`,
+    in the place of a reward. method: the name of a loss: for rewards reward-weighted, fpo, fpo++, advantage-weighted,
+    nft, direct (`reinforce.losses`), ddpo, adjoint-matching (`reinforce.walks`), flow-grpo or diffu-grpo
+    (`reinforce.groups`), for pairs dpo, ipo or kto; "auto" is the first of each, and fpo in an environment. Arguments
+    in parentheses: "fpo(every=50)". beta: the temperature, in units of the reward. weight: of the ratio (`contraction`). samples: drawn
     from the model; of on-policy methods in each round. judge: a second reward that is only measured. reward_seconds:
     how long a call of either may take, None for any time. settings: those of `sf.train`.
     The run's folder holds the report as alignment.json. `sample` with the same seed shows a sample before and after.
@@ -132,7 +135,7 @@ def align(
 @default_cpu()
 def resume(
     run: str | os.PathLike[str],
-    reward: Callable[[Any], Any] | str | None = None,
+    reward: Callable[[Any], Any] | Environment | str | None = None,
     preferences: Preferences | str | os.PathLike[str] | None = None,
     judge: Callable[[Any], Any] | str | None = None,
     **changes: Any,
@@ -229,18 +232,25 @@ class Goal:
             raise SfumatoError("align learns from a reward or from preferences: pass one of the two.")
         self.aim, self.reference = aim, reference
         self.reward, self.judge = (
-            None if each is None else Reward(each, aim.reward_seconds) for each in (aim.reward, aim.judge)
+            each if each is None or isinstance(each, Environment) else Reward(each, aim.reward_seconds)
+            for each in (aim.reward, aim.judge)
         )
         pairs = aim.preferences
         self.pairs = Preferences.read(reference, pairs) if isinstance(pairs, str | os.PathLike) else pairs
         self.loss = self._loss()
-        self.data, self.labels = drawn(reference, min(aim.samples, SAMPLES), aim.seed + 1)
+        count = min(aim.samples, SAMPLES)
+        if isinstance(self.reward, Environment):
+            played = play(reference, self.reward, max(2, count // self.reward.horizon), aim.seed + 1)
+            self.data, self.labels = {"x": played.actions, STATE: played.states}, None
+        else:
+            self.data, self.labels = drawn(reference, count, aim.seed + 1)
 
     def _loss(self) -> Any:
         """The loss of the method, with its reference and what it learns from."""
         aim, method = self.aim, self.aim.method
         if method == "auto":
             method = PREFERRED if self.reward is None else REWARDED
+            method = PLAYED if isinstance(self.reward, Environment) else method
         fit = [name for name, kind in _methods().items() if (kind is Preferred) == (self.reward is None)]
         if method.split("(")[0] not in fit:
             raise SfumatoError(
@@ -284,26 +294,46 @@ def of_weight(weight: Weight | str) -> list[str]:
 
 @torch.no_grad()
 def compare(
-    model: Any, reference: Any, reward: Reward | None = None, pairs: Preferences | None = None, beta: float = 1.0,
-    judge: Reward | None = None, count: int = SHOWN, seed: int = 0,
+    model: Any, reference: Any, reward: Reward | Environment | None = None, pairs: Preferences | None = None,
+    beta: float = 1.0, judge: Reward | None = None, count: int = SHOWN, seed: int = 0,
 ) -> Alignment:  # fmt: skip
-    """What `model` gained and cost against `reference`, by `count` samples of each from the same noise."""
-    cond = in_turn(model, count)
-    x, old = (sample(each, count, seed=seed, cond=cond) for each in (model, reference))
+    """What `model` gained and cost against `reference`, by `count` samples of each from the same noise.
+
+    In an environment these are `count` episodes; before and after are their mean returns, and kl is that of an action.
+    """
+    new, old = (_drawn(each, reward, count, seed) for each in (model, reference))
     kl, held = (
-        mean_of(log_ratio(model, reference, each, DRAWN, LEVELS, seed=seed, cond=cond).value) for each in (x, old)
+        mean_of(log_ratio(model, reference, each.x, DRAWN, LEVELS, seed=seed, cond=each.cond).value)
+        for each in (new, old)
     )
-    before, after = (None, None) if reward is None else (mean_of(reward(old)), mean_of(reward(x)))
-    judged = None if judge is None else (mean_of(judge(old)), mean_of(judge(x)))
+    before, after = (None if each.rewards is None else mean_of(each.rewards) for each in (old, new))
+    judged = None if judge is None else (mean_of(judge(old.x)), mean_of(judge(new.x)))
     margin = winner = None
     if pairs is not None:
         winner, margin = _of_pairs(model, reference, pairs, seed)
-    diversity = spread(x) / max(spread(old), 1e-12)
-    gain = None if reward is None else mean_of(reward(x) - reward(old))
+    diversity = spread(new.x) / max(spread(old.x), 1e-12)
+    gain = None if new.rewards is None or old.rewards is None else mean_of(new.rewards - old.rewards)
     return Alignment(
         before, after, kl, held, diversity, margin, winner, judged,
         tuple(doubts(gain, kl, beta, diversity, winner, judged)),
     )  # fmt: skip
+
+
+class _Drawn(NamedTuple):
+    """Samples in user units, their conditions, and their rewards, or the returns of the episodes that they make up."""
+
+    x: Any
+    cond: dict[str, Any]
+    rewards: Tensor | None
+
+
+def _drawn(policy: Any, reward: Any, count: int, seed: int) -> _Drawn:
+    if isinstance(reward, Environment):
+        played = play(policy, reward, count, seed)
+        return _Drawn(played.actions, {STATE: played.states}, played.returns)
+    cond = in_turn(policy, count)
+    x = sample(policy, count, seed=seed, cond=cond)
+    return _Drawn(x, cond, None if reward is None else reward(x))
 
 
 def mean_of(values: Tensor) -> Interval:

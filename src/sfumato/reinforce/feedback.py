@@ -115,7 +115,7 @@ class Rollouts(nn.Module):
     x: Tensor
     rewards: Tensor
 
-    def __init__(self, policy: Any, reward: Reward, count: int, seed: int = 0, steps: int | None = None) -> None:
+    def __init__(self, policy: Any, reward: Any, count: int, seed: int = 0, steps: int | None = None) -> None:
         super().__init__()
         self.reward, self.count, self.seed, self.steps, self.age = reward, count, seed, steps, 0
         turns = in_turn(policy, count)
@@ -136,6 +136,10 @@ class Rollouts(nn.Module):
         spec = getattr(policy, "spec", None)
         z = x if spec is None else spec.normalise(x)
         return (z.float() if z.is_floating_point() else z), self.reward(x)
+
+    def relative(self, net: Tensor) -> Tensor:
+        """The advantages of samples with these values, float64 (N,)."""
+        return net - net.mean()
 
     def conditions(self, rows: Tensor) -> Conditions:
         """Those of some samples."""

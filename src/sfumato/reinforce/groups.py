@@ -71,8 +71,7 @@ class GroupPolicy(StepPolicy):
 
     @property
     def advantages(self) -> Tensor:
-        net = self.rollouts.rewards / self.beta - self.kl
-        return relative(net, grouped(self.rollouts, self.group), self.normalise)
+        return relative(self.net, grouped(self.rollouts, self.group), self.normalise)
 
 
 @register("loss", "diffu-grpo")
@@ -102,8 +101,7 @@ class MaskedPolicy(OnPolicy):
 
     @property
     def advantages(self) -> Tensor:
-        net = self.rollouts.rewards / self.beta - self.kl
-        return relative(net, grouped(self.rollouts, self.group), self.normalise)
+        return relative(self.net, grouped(self.rollouts, self.group), self.normalise)
 
     def log_ratio(self, model: Any, before: Any, x: Tensor, cond: Conditions, index: Tensor) -> Tensor:
         if self.way == "sequence":

@@ -13,8 +13,8 @@ With D(x) the estimate of log p(x) / p_ref(x) by `ratio`, A the advantage of a s
 Losses on the steps of walks are in `walks`, those with advantages within groups in `groups`. D is in nats, summed over
 the elements of a sample, so that beta is a temperature: the optimum of all but ipo, kto and the last two is
 p_ref e^(r / beta) / Z. nft is guidance towards the rewarded set, and direct goes to the reward's mode.
-Sources: 2311.12908 (DPO), 2310.12036 (IPO), 2402.01306 (KTO), 2507.21053 (FPO), Yi et al. 2026 (FPO++), 2509.25050 (advantage-weighted
-matching), 2509.16117 (DiffusionNFT), 2309.17400 and 2310.03739 (direct gradients).
+Sources: 2311.12908 (DPO), 2310.12036 (IPO), 2402.01306 (KTO), 2507.21053 (FPO), Yi et al. 2026 (FPO++),
+2509.25050 (advantage-weighted matching), 2509.16117 (DiffusionNFT), 2309.17400 and 2310.03739 (direct gradients).
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from sfumato.objectives.loss import Loss
 from sfumato.objectives.weights import Weight, chosen
 from sfumato.process.gaussian import require_numbers
 from sfumato.registry import register
+from sfumato.reinforce.control import Environment, Episodes
 from sfumato.reinforce.feedback import Preferences, Reward, Rollouts, require
 from sfumato.reinforce.ratio import Pairs, differences
 from sfumato.sampling import sample
@@ -170,6 +171,7 @@ class OnPolicy(Reinforced):
     round is counted once its samples are complete, so that one that was cut short is drawn again.
     """
 
+    plays: bool = False  # whether it also learns from episodes in an `Environment`
     kl: Tensor
     done: Tensor
     age: Tensor
@@ -182,11 +184,10 @@ class OnPolicy(Reinforced):
         require(self, reward=reward)
         if every < 1:
             raise SfumatoError(f"every, the steps between two draws of samples, must be at least 1, not {every}.")
-        assert reward is not None
         self.every = every
         self.old = copy.deepcopy(reference).requires_grad_(False)
-        self.rollouts = Rollouts(reference, reward, samples, seed)
-        self.register_buffer("kl", torch.zeros(samples, dtype=torch.float64))
+        self.rollouts = self.rolled(reference, reward, samples)
+        self.register_buffer("kl", torch.zeros(self.rollouts.count, dtype=torch.float64))
         self.register_buffer("done", torch.zeros((), dtype=torch.int64))
         self.register_buffer("age", torch.zeros((), dtype=torch.int64))
 
@@ -225,8 +226,23 @@ class OnPolicy(Reinforced):
     @property
     def advantages(self) -> Tensor:
         """Of all samples, float64 (N,)."""
-        net = self.rollouts.rewards / self.beta - self.kl
-        return net - net.mean()
+        return self.rollouts.relative(self.net)
+
+    @property
+    def net(self) -> Tensor:
+        """r / beta - log p_old / p_ref of all samples, float64 (N,)."""
+        return self.rollouts.rewards / self.beta - self.kl
+
+    def rolled(self, policy: Any, reward: Any, samples: int) -> Rollouts:
+        """Samples of a policy with their rewards, or episodes in an environment."""
+        if not isinstance(reward, Environment):
+            return Rollouts(policy, reward, samples, self.seed)
+        if not self.plays:
+            raise SfumatoError(
+                f"{type(self).__name__} learns from a reward of samples: in an environment take fpo, fpo++ or "
+                "advantage-weighted."
+            )
+        return Episodes(policy, reward, samples, self.seed)
 
     @abc.abstractmethod
     def error(self, model: Any, rows: Tensor, batch: Any) -> Tensor:
@@ -262,9 +278,11 @@ class FlowPolicy(OnPolicy):
     """-min(r A, clip(r) A), r = exp(L_old - L) on common noise, summed over elements; 1 at the old policy.
 
     clip: how far r may move from 1; None takes A (L - L_old), the gradient of the policy without a ratio. each: FPO++,
-    a ratio of each of the draws instead of one of their mean, and `asymmetric` bounds; the gradient at the old policy is
-    the same.
+    a ratio of each of the draws instead of one of their mean, and `asymmetric` bounds; the gradient at the old policy
+    is the same. In the place of a reward it also takes an `Environment`, whose states the policy hears.
     """
+
+    plays = True
 
     def __init__(
         self, reference: Any = None, reward: Reward | None = None, beta: float = 1.0, samples: int = 1024,

@@ -19,12 +19,14 @@ import torch
 from torch import Tensor
 
 from sfumato.belief import broadcast
+from sfumato.belief.estimate import ancestral
 from sfumato.errors import SfumatoError
 from sfumato.noise import PRIOR, STEP, Noise
 from sfumato.process.gaussian import require_numbers
 from sfumato.registry import register
 from sfumato.reinforce.feedback import Reward
 from sfumato.reinforce.losses import CLIP, DRAWS, OnPolicy, clipped
+from sfumato.schedule import as_time
 from sfumato.state import numbers, numbers_like
 
 CALLS = 20  # of a walk
@@ -70,20 +72,33 @@ class Walked(OnPolicy):
         z = self.old.process.prior(numbers(Noise(self.seed, index, PRIOR), rollouts.x.shape[1:], rollouts.x.device))
         states = [z]
         for k, (t, s) in enumerate(zip(self.times, self.times[1:], strict=False)):
-            mean, std = self.old(z, t, **cond).step(s, self.eta)
+            mean, std = self.transition(self.old(z, t, **cond), s)
             z = mean + broadcast(std, z) * numbers_like(Noise(self.seed, index, STEP, k), z)
             states.append(z)
         spec = getattr(self.old, "spec", None)
         rewards = rollouts.reward(z.cpu() if spec is None else spec.denormalise(z.cpu())).to(z.device)
         self.path, rollouts.x, rollouts.rewards, rollouts.age = torch.stack(states), z, rewards, age
 
+    def transition(self, belief: Any, s: float) -> tuple[Tensor, Tensor]:
+        """(mean, std) of z_s: the ancestral step, with the variance that x has of data of variance 1.
+
+        Taking x_hat for x shrinks the law, of N(0, 1) in 20 calls to a variance of 0.75; with the variance
+        of x it is exact for N(0, 1). The two are the choices of Ho et al. 2020 (2006.11239), Section 3.2.
+        """
+        mean, std = belief.step(s, self.eta)
+        if s == 0:
+            return mean, std
+        alpha, sigma = belief.alpha, belief.sigma
+        share = self.eta * ancestral(alpha, sigma, *belief.schedule(as_time(s)), self.eta).x
+        return mean, (std**2 + share**2 * sigma**2 / (alpha**2 + sigma**2)).sqrt()
+
     def step_ratio(self, model: Any, before: Any, rows: Tensor, k: int) -> Tensor:
         """log p(z_s | z_t) / p_before(z_s | z_t) of step k, (B,)."""
         t, s = self.times[k], self.times[k + 1]
         z, after, cond = self.path[k, rows], self.path[k + 1, rows], self.rollouts.conditions(rows)
         with torch.no_grad():
-            old, std = before(z, t, **cond).step(s, self.eta)
-        mean, _ = model(z, t, **cond).step(s, self.eta)
+            old, std = self.transition(before(z, t, **cond), s)
+        mean, _ = self.transition(model(z, t, **cond), s)
         gap = (after - old).square() - (after - mean).square()
         return gap.flatten(1).sum(1) / (2 * std.to(gap) ** 2)
 
@@ -161,7 +176,7 @@ class AdjointMatching(Walked):
         for k in range(self.calls - 1, 0, -1):
             with torch.enable_grad():
                 z = self.path[k].detach().requires_grad_()
-                mean, _ = self.reference(z, self.times[k], **cond).step(self.times[k + 1], self.eta)
+                mean, _ = self.transition(self.reference(z, self.times[k], **cond), self.times[k + 1])
                 found.append(torch.autograd.grad(mean, z, found[-1])[0])
         self.adjoint = torch.stack(found[::-1])
 
@@ -173,8 +188,8 @@ class AdjointMatching(Walked):
             rewards = reward(x if spec is None else spec.normaliser.denormalise(x))
             if not rewards.requires_grad:
                 raise SfumatoError(
-                    f"The reward {reward.name} has no gradient in its samples, which adjoint-matching needs: compute it "
-                    "with torch, or take reward-weighted or fpo."
+                    f"The reward {reward.name} has no gradient in its samples, which adjoint-matching needs: compute "
+                    "it with torch, or take reward-weighted or fpo."
                 )
             (slope,) = torch.autograd.grad(rewards.sum(), x)
         return (slope / self.beta).to(self.path)
@@ -183,7 +198,7 @@ class AdjointMatching(Walked):
         t, s = self.times[k], self.times[k + 1]
         z, cond = self.path[k, rows], self.rollouts.conditions(rows)
         with torch.no_grad():
-            aim, std = self.reference(z, t, **cond).step(s, self.eta)
+            aim, std = self.transition(self.reference(z, t, **cond), s)
             aim = aim + broadcast(std**2, z) * self.adjoint[k, rows]
-        mean, _ = model(z, t, **cond).step(s, self.eta)
+        mean, _ = self.transition(model(z, t, **cond), s)
         return (mean - aim).square().flatten(1).sum(1) / (2 * std.to(mean) ** 2)
