@@ -279,7 +279,8 @@ ALIGN = Command(
         ),
         flag(
             "--method", "NAME",
-            "The loss: reward-weighted, fpo, advantage-weighted, nft, ddpo, direct; of pairs dpo, ipo, kto.", "auto",
+            "The loss: reward-weighted, fpo, fpo++, advantage-weighted, nft, ddpo, flow-grpo, diffu-grpo, "
+            "adjoint-matching, direct; of pairs dpo, ipo, kto.", "auto",
         ),
         flag("--beta", float, "The temperature, in units of the reward: a larger one stays nearer to the model.", 1.0),
         flag("--weight", "NAME", "The weight of the log-ratio; any but elbo ends at another law.", "elbo"),

@@ -7,5 +7,6 @@ from sfumato.reinforce.ratio import LogRatio, contraction, log_ratio
 
 __all__ = [
     "AIM", "Aligned", "Alignment", "Environment", "Grid", "LogRatio", "PointMass", "Preferences", "Reward",
-    "RewardError", "Rollouts", "TwoTargets", "align", "compare", "contraction", "explore", "log_ratio", "play", "resume",
+    "RewardError", "Rollouts", "TwoTargets", "align", "compare", "contraction", "explore", "log_ratio", "play",
+    "resume",
 ]  # fmt: skip

@@ -115,9 +115,9 @@ def align(
     in the place of a reward. method: the name of a loss: for rewards reward-weighted, fpo, fpo++, advantage-weighted,
     nft, direct (`reinforce.losses`), ddpo, adjoint-matching (`reinforce.walks`), flow-grpo or diffu-grpo
     (`reinforce.groups`), for pairs dpo, ipo or kto; "auto" is the first of each, and fpo in an environment. Arguments
-    in parentheses: "fpo(every=50)". beta: the temperature, in units of the reward. weight: of the ratio (`contraction`). samples: drawn
-    from the model; of on-policy methods in each round. judge: a second reward that is only measured. reward_seconds:
-    how long a call of either may take, None for any time. settings: those of `sf.train`.
+    in parentheses: "fpo(every=50)". beta: the temperature, in units of the reward. weight: of the ratio
+    (`contraction`). samples: drawn from the model; of on-policy methods in each round. judge: a second reward that is
+    only measured. reward_seconds: how long a call of either may take, None for any time. settings: those of `sf.train`.
     The run's folder holds the report as alignment.json. `sample` with the same seed shows a sample before and after.
     A run that was stopped, or whose reward failed, goes on with `resume`.
     """
