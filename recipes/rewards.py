@@ -13,7 +13,8 @@ from torch import nn
 import sfumato as sf
 from sfumato.objectives.loss import Batch
 from sfumato.reinforce import Preferences, Reward
-from sfumato.reinforce.losses import FlowPolicy, Preferred, StepPolicy
+from sfumato.reinforce.losses import FlowPolicy, Preferred
+from sfumato.reinforce.walks import StepPolicy
 
 
 class Normal(nn.Module):

@@ -28,6 +28,24 @@ class Mixture(nn.Module):
         return (share * (self.means + alpha * v / total * off)).sum(1, keepdim=True)
 
 
+class Joint(nn.Module):
+    """The beliefs about two symbols of the law softmax(logits), (K, K), at masks."""
+
+    takes_symbols, shape = True, (2,)
+
+    def __init__(self, states: int = 2) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(states, states))
+
+    def forward(self, z: Tensor, level: Tensor) -> Tensor:
+        states, beliefs = len(self.logits), []
+        for i, logits in enumerate((self.logits, self.logits.T)):  # rows are this symbol, columns the other
+            other = z[:, 1 - i]
+            known = logits.T[other.clamp_max(states - 1)]
+            beliefs.append(torch.where((other == states)[:, None], logits.logsumexp(1), known))
+        return torch.stack(beliefs, 1)
+
+
 class Law(nn.Module):
     """One symbol whose masked belief is softmax(logits)."""
 
@@ -44,6 +62,11 @@ class Law(nn.Module):
 
 def policy(means: list[float], variance: float = 1.0) -> sf.Denoiser:
     return sf.Denoiser(Mixture(means, variance), sf.Gaussian("cosine", target="x"))
+
+
+def moments(model: sf.Denoiser) -> tuple[float, float]:
+    """The mean and the variance of a policy of one component."""
+    return float(model.net.means.detach()[0]), float(model.net.log_v.detach().exp())
 
 
 def batch(step: int, size: int, u: Tensor | None = None) -> Batch:

@@ -21,12 +21,30 @@ def test_a_reward_of_the_users(call, models, workplace):
     assert status == 0, err
 
 
+def test_a_stopped_run_is_resumed(call, models, workplace):
+    """A reward that fails at its second call, and does not when the run goes on."""
+    (workplace / "my_reward.py").write_text(
+        "from pathlib import Path\n\ncalls = 0\n\n\ndef first(x):\n    global calls\n    calls += 1\n"
+        "    assert calls < 2 or not Path('broken').exists(), 'broken'\n    return x.flatten(1)[:, 0].double()\n"
+    )
+    (workplace / "broken").touch()
+    words = ("--reward", "my_reward.py:first", "--method", "fpo(every=2)", "--samples", "64", "--minutes", "5")
+    status, _, err = call("align", models["points"], *words, "-o", "aligned")
+    assert status == 2 and "AssertionError: broken" in err and "sfumato resume aligned" in err
+    (workplace / "broken").unlink()
+    status, out, err = call("resume", "aligned", "--steps", "6", "--json")
+    assert status == 0 and "Resuming from step 2" in err, err
+    done = json.loads(out.splitlines()[-1])
+    assert done["after"] == json.loads((workplace / "aligned" / "alignment.json").read_text())["after"]
+
+
 @pytest.mark.parametrize(
     "words, said",
     [
         (("--reward", "my_reward.py"), "FILE.py:FUNCTION"),
         (("--reward", "my_reward.py:number"), "names no function"),
         (("--reward", "none.py:first"), "no Python file"),
+        (("--reward", "my_reward.py:first", "--reward-seconds", "0"), "must be above 0"),
         ((), "one of the two"),
         (("--preferences", "none.npz"), "none.npz"),
         (("--reward", "my_reward.py:first", "--method", "dpo"), "no method 'dpo'"),

@@ -1,6 +1,7 @@
 """Alignment from file to file: rewards and pairs reach the model, the report tells what it gained and cost."""
 
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from bandits import policy
 from consoles import Heard
 from sfumato.distillation import drawn
 from sfumato.intervals import Interval
-from sfumato.reinforce import Preferences, Reward, align
+from sfumato.reinforce import Preferences, Reward, RewardError, align, resume
 from sfumato.reinforce.alignment import FILE, doubts, of_weight, of_weights
 from sfumato.reinforce.losses import FlowPolicy, RewardWeighted
 from sfumato.training.console import Silent
@@ -83,6 +84,70 @@ def test_it_resumes_with_the_loss(path: Path, tmp_path: Path) -> None:
     rest = sf.resume(tmp_path / "half", data=data, loss=loss(), console=Silent())
     one, two = whole.denoiser.state_dict(), rest.denoiser.state_dict()
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+FLAKY = """
+from pathlib import Path
+
+calls = 0
+
+
+def second(x):
+    global calls
+    calls += 1
+    limit = Path(__file__).with_name("limit")
+    if limit.exists() and calls > int(limit.read_text()):
+        raise RuntimeError("the judge is offline")
+    return x[:, 1]
+"""
+
+
+@pytest.mark.parametrize("calls, said", [(2, "step 8 is saved: sfumato resume"), (3, "lacks alignment.json alone")])
+def test_a_reward_that_fails_loses_nothing(path: Path, tmp_path: Path, calls: int, said: str) -> None:
+    """Rewards of rounds at steps 0, 4 and 8, and of the report: the run goes on to the same weights and report."""
+    (tmp_path / "flaky.py").write_text(FLAKY)
+    asked = {"reward": f"{tmp_path}/flaky.py:second", "method": "fpo(every=4)", "samples": 64, "steps": 12, **QUIET}
+    whole = align(path, out=tmp_path / "whole", **asked)
+    (tmp_path / "limit").write_text(str(calls))
+    with pytest.raises(RewardError, match="second failed .* the judge is offline") as caught:
+        align(path, out=tmp_path / "half", **asked)
+    assert said in str(caught.value)
+    (tmp_path / "limit").unlink()
+    rest = resume(tmp_path / "half", console=Silent())
+    one, two = whole.run.denoiser.state_dict(), rest.run.denoiser.state_dict()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert rest.report == whole.report and (tmp_path / "half" / FILE).exists()
+
+
+def test_what_is_in_memory_is_passed_again(path: Path, tmp_path: Path) -> None:
+    def reward(x: torch.Tensor) -> torch.Tensor:
+        return x[:, 1]
+
+    with pytest.raises(Interrupted):
+        align(path, reward, out=tmp_path / "run", samples=64, steps=6, **QUIET | {"console": Heard(stop=3)})
+    with pytest.raises(sf.SfumatoError, match="reward=..."):
+        resume(tmp_path / "run")
+    assert resume(tmp_path / "run", reward, console=Silent()).report.after is not None
+    with pytest.raises(sf.SfumatoError, match="no run of sf.align"):
+        resume(path)
+
+
+def test_a_reward_that_hangs() -> None:
+    """It is left behind; one that is in time keeps its gradients, and an error of its own is told apart."""
+    woken = threading.Event()
+    with pytest.raises(RewardError, match="longer than 0.2 seconds .* raise reward_seconds"):
+        Reward(lambda x: woken.wait(60), seconds=0.2)(torch.zeros(3, 2))
+    woken.set()
+    x = torch.ones(3, 2, requires_grad=True)
+    assert Reward(lambda x: 2 * x[:, 0], seconds=60)(x).requires_grad
+
+    def slow(x: torch.Tensor) -> torch.Tensor:
+        raise TimeoutError("no answer from the judge")
+
+    with pytest.raises(RewardError, match="failed .* no answer from the judge"):
+        Reward(slow, seconds=60)(x)
+    with pytest.raises(sf.SfumatoError, match="above 0"):
+        Reward(slow, seconds=0)
 
 
 def test_doubts() -> None:

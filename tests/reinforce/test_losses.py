@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 import sfumato as sf
-from bandits import Law, batch, policy, train
+from bandits import Law, batch, moments, policy, train
 from sfumato.reinforce.feedback import Preferences, Reward, Rollouts, effective
-from sfumato.reinforce.losses import Direct, FlowPolicy, Negative, Preferred, RewardWeighted, StepPolicy, clipped
+from sfumato.reinforce.losses import Direct, FlowPolicy, Negative, Preferred, RewardWeighted, asymmetric, clipped
 from sfumato.reinforce.ratio import contraction
+from sfumato.reinforce.walks import StepPolicy
 
 A = 1.0
 
@@ -26,10 +27,6 @@ def pairs_of(model: sf.Denoiser, count: int, seed: int = 0) -> Preferences:
     x, y = torch.randn(2, count, 1, generator=generator)
     first = torch.rand(count, generator=generator) < torch.sigmoid(reward(x) - reward(y))
     return Preferences(model, torch.where(first[:, None], x, y), torch.where(first[:, None], y, x))
-
-
-def moments(model: sf.Denoiser) -> tuple[float, float]:
-    return float(model.net.means.detach()[0]), float(model.net.log_v.detach().exp())
 
 
 def test_at_the_reference_dpo_is_log_two_and_its_gradient_the_true_one() -> None:
@@ -96,20 +93,13 @@ def test_reward_weighted_regression_is_the_tilts_denoiser() -> None:
     assert effective(weights) / 4096 == pytest.approx(share, abs=0.03)
 
 
-@pytest.mark.parametrize("clip", [0.2, None])
-def test_policy_gradients_of_the_elbo_find_the_tilt(clip: float | None) -> None:
+@pytest.mark.parametrize("clip, each", [(0.2, False), (None, False), (0.2, True)])
+def test_policy_gradients_of_the_elbo_find_the_tilt(clip: float | None, each: bool) -> None:
     reference = policy([0.0])
-    loss = FlowPolicy(copy.deepcopy(reference), Reward(reward), every=10, clip=clip, draws=4)
+    loss = FlowPolicy(copy.deepcopy(reference), Reward(reward), every=10, clip=clip, each=each, draws=4)
     found = moments(train(loss, policy([0.0]), 250))
     assert found == pytest.approx((A / 2, 0.5), abs=0.08)
     assert loss.rollouts.age == 24 and float(loss.kl.mean()) == pytest.approx(0.2216, abs=0.08)
-
-
-def test_steps_of_the_walk_find_the_tilt() -> None:
-    reference = policy([0.0])
-    loss = StepPolicy(copy.deepcopy(reference), Reward(reward), every=5, samples=512)
-    found = moments(train(loss, policy([0.0]), 150))
-    assert found == pytest.approx((A / 2, 0.5), abs=0.12)
 
 
 @pytest.mark.parametrize("kind", [FlowPolicy, StepPolicy])
@@ -127,6 +117,33 @@ def test_the_ratio_is_one_at_the_old_policy(kind: type) -> None:
     assert (log_ratio.grad != 0).tolist() == [False, True, True]
 
 
+def test_ratios_of_draws_are_one_at_the_old_policy_with_the_same_gradient() -> None:
+    """FPO and FPO++ differ away from the old policy alone: by the mean of ratios, and by how far they may move."""
+    model = policy([0.0])
+    rows, found = torch.arange(32), []
+    for each in (False, True):
+        loss = FlowPolicy(copy.deepcopy(model), Reward(reward), samples=64, each=each, draws=8)
+        model.zero_grad()
+        losses = loss.losses(model, batch(0, 32))
+        assert torch.allclose(losses.double(), -loss.advantages[loss.rows(rows, 64)], atol=1e-5)
+        losses.mean().backward()
+        found.append(float(model.net.means.grad))
+    # 8 levels in one estimate are drawn in strata, those of 8 estimates each anew
+    assert found[0] == pytest.approx(found[1], abs=0.3) and found[0] * found[1] > 0
+    with pytest.raises(sf.SfumatoError, match="needs a clip"):
+        FlowPolicy(model, Reward(reward), clip=None, each=True)
+
+
+def test_the_asymmetric_bound_pulls_back() -> None:
+    """Its least value for A < 0 is at r = 1 - clip; for A >= 0 it is the clipped one."""
+    r = torch.linspace(0.5, 1.5, 101, dtype=torch.float64)
+    down = asymmetric(r.log(), -torch.ones(101, dtype=torch.float64), 0.2)
+    assert float(r[down.argmin()]) == pytest.approx(0.8)
+    assert torch.allclose(down, r + (r - 1) ** 2 / 0.4)
+    up = torch.ones(101, dtype=torch.float64)
+    assert torch.equal(asymmetric(r.log(), up, 0.2), clipped(r.log(), up, 0.2))
+
+
 def test_the_gradient_of_steps_varies_more() -> None:
     """Gradients in the mean from 64 samples, over 40 batches."""
     model, spread = policy([0.0]), {}
@@ -139,18 +156,6 @@ def test_the_gradient_of_steps_varies_more() -> None:
             found.append(float(model.net.means.grad))
         spread[kind] = torch.tensor(found).std()
     assert spread[StepPolicy] > 1.2 * spread[FlowPolicy]
-
-
-def test_step_ratios_add_up_to_the_gaussian_one() -> None:
-    """Of two policies whose steps are Gaussians with known means, by torch's own density."""
-    model, old = policy([0.3]), policy([0.0])
-    loss = StepPolicy(copy.deepcopy(old), Reward(reward), samples=16, calls=5)
-    rows = torch.arange(16)
-    z, after = loss.path[2], loss.path[3]
-    t, s = loss.times[2], loss.times[3]
-    laws = [torch.distributions.Normal(*each(z, t).step(s, 1.0)) for each in (model, old)]
-    true = (laws[0].log_prob(after) - laws[1].log_prob(after)).sum(1)
-    assert torch.allclose(loss.step_ratio(model, old, rows, 2), true.float(), atol=1e-4)
 
 
 def test_nft_is_guidance_towards_the_rewarded_set() -> None:

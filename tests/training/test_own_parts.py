@@ -217,6 +217,7 @@ def test_every_loss_by_name_leaves_a_file_that_loads(tmp_path):
         "coupling-flow",
         *("distribution-matching", "moment-matching", "score-identity"),
         *("reward-weighted", "fpo", "advantage-weighted", "nft", "ddpo", "direct", "dpo", "ipo", "kto"),
+        *("fpo++", "flow-grpo", "diffu-grpo", "adjoint-matching"),
     }  # have tests of their own
     processes = dict.fromkeys(("nonequilibrium", "d3pm", "score-entropy", "sundae"), "uniform")
     processes |= dict.fromkeys(("masked", "mask-predict", "maskgit"), "masked")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +10,29 @@ from sfumato.cli.process import outliving_output
 from sfumato.cli.run import Voice
 from sfumato.cli.train import console, working
 from sfumato.cli.write import free
-from sfumato.errors import SfumatoError
-from sfumato.registry import from_file
+from sfumato.reinforce import Aligned
 from sfumato.reinforce import align as train_aligned
 
 
 @outliving_output()
 def align(options: Any, voice: Voice) -> None:
-    reward, judge = (None if words is None else function(words) for words in (options.reward, options.judge))
     given = Path(options.model)
     out = options.out or free(f"runs/{given.stem if given.is_file() else given.name}-aligned")
     with working(voice) as begin:
-        run, report = train_aligned(
-            options.model, reward, options.preferences, options.method, out, options.beta, options.weight,
-            options.samples, judge,
+        found = train_aligned(
+            options.model, options.reward, options.preferences, options.method, out, options.beta, options.weight,
+            options.samples, options.judge, options.reward_seconds,
             minutes=options.minutes, seed=options.seed, device=options.device, console=console(voice), on_start=begin,
         )  # fmt: skip
+    finish(found, voice, f"  sfumato sample {given} -n 64    the same seeds before")
+
+
+def finish(found: Aligned, voice: Voice, *more: str) -> None:
+    """Print what alignment gained and cost, where it is, and commands to run next."""
+    run, report = found
     facts = serialization.read_contract(run.path)
     voice.emit(
         {"event": "done", "run": str(run.path), "model": facts["path"], "hash": facts["hash"], **report.to_dict()}
     )  # fmt: skip
     voice.say("", *str(report).splitlines(), "", f"Done: the run is in {run.path}", "", "Next:")
-    voice.say(f"  sfumato sample {run.path} -n 64", f"  sfumato sample {given} -n 64    the same seeds before")
-
-
-def function(words: str) -> Callable[[Any], Any]:
-    """The function that "my_reward.py:brightness" names. The file is the user's, and is run."""
-    path, _, name = words.rpartition(":")
-    found = getattr(from_file(path), name, None) if path else None
-    if not callable(found):
-        raise SfumatoError(f"{words!r:.80} names no function: write FILE.py:FUNCTION, such as my_reward.py:brightness.")
-    reward: Callable[[Any], Any] = found
-    return reward
+    voice.say(f"  sfumato sample {run.path} -n 64", *more)

@@ -283,11 +283,13 @@ ALIGN = Command(
         ),
         flag(
             "--method", "NAME",
-            "The loss: reward-weighted, fpo, advantage-weighted, nft, ddpo, direct; of pairs dpo, ipo, kto.", "auto",
+            "The loss: reward-weighted, fpo, fpo++, advantage-weighted, nft, ddpo, flow-grpo, diffu-grpo, "
+            "adjoint-matching, direct; of pairs dpo, ipo, kto.", "auto",
         ),
         flag("--beta", float, "The temperature, in units of the reward: a larger one stays nearer to the model.", 1.0),
         flag("--weight", "NAME", "The weight of the log-ratio; any but elbo ends at another law.", "elbo"),
         flag("--judge", "FILE.py:NAME", "A second reward, which is measured and not trained on."),
+        flag("--reward-seconds", float, "How long one call of a reward may take.", 600.0),
         flag("--minutes", float, "Minutes of training.", 5.0),
         flag("-o --out", "FOLDER", "The run folder; by default runs/NAME-aligned."),
         flag("--samples", int, "Samples drawn from the model, for on-policy methods in each round.", 4096),

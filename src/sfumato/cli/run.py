@@ -16,7 +16,7 @@ from sfumato.errors import SfumatoWarning, shown
 from sfumato.progress import CountBar, reporting_to
 
 _HOME = {
-    "demo": "train", "train": "train", "resume": "train", "sample": "sample", "info": "look", "inspect": "look",
+    "demo": "train", "train": "train", "resume": "resume", "sample": "sample", "info": "look", "inspect": "look",
     "certify": "certify", "tune": "tune", "likelihood": "likelihood", "average": "average", "runs": "runs",
     "control": "train", "plan": "plan", "distill": "distill", "align": "align",
     "explain-objective": "explain", "explain-guidance": "guidance",

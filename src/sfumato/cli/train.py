@@ -1,4 +1,4 @@
-"""`train`, `resume` and `demo`: training runs, with progress in words or as lines of JSON."""
+"""`train` and `demo`: training runs, with progress in words or as lines of JSON."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ from sfumato.training.hooks import Between
 from sfumato.training.loop import Progress
 from sfumato.training.run import Run
 from sfumato.training.session import Session
-from sfumato.training.stages import resume as resume_run
 from sfumato.training.stages import train as train_run
 from sfumato.trees import name_of
 
@@ -105,16 +104,7 @@ def train(options: Any, voice: Voice) -> None:
     data, out = settings.pop("data"), settings.pop("out", None)
     with working(voice) as begin:
         run = train_run(data, out, console=console(voice), on_start=begin, **settings)
-    _finish(run, voice)
-
-
-@outliving_output()
-def resume(options: Any, voice: Voice) -> None:
-    given = {name: getattr(options, name) for name in ("minutes", "steps", "parallel")}
-    changes = {name: value for name, value in given.items() if value is not None}
-    with working(voice) as begin:
-        run = resume_run(options.folder, console=console(voice), on_start=begin, changed=options.changed, **changes)
-    _finish(run, voice)
+    finish(run, voice)
 
 
 def control(options: Any, voice: Voice) -> None:
@@ -143,7 +133,7 @@ def demo(options: Any, voice: Voice) -> None:
     grid = run.path / GRID
     voice.note("Drawing ten samples of each class.")
     draw(parse("sample", [folder, f"--out={grid}", f"--steps={GRID_STEPS}"]), lambda line: None)
-    _finish(run, voice, {"grid": str(grid)})
+    finish(run, voice, {"grid": str(grid)})
 
 
 def _pictures(minutes: float, voice: Voice, folder: str) -> None:
@@ -159,7 +149,7 @@ def _pictures(minutes: float, voice: Voice, folder: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SfumatoWarning)  # of "a", which no name of an emoji has
         draw(parse("sample", [folder, f"--out={grid}", f"-n{len(CAPTIONS)}", *asked]), lambda line: None)
-    _finish(run, voice, {"grid": str(grid)})
+    finish(run, voice, {"grid": str(grid)})
 
 
 def _verse(minutes: float, voice: Voice, folder: str) -> None:
@@ -183,10 +173,10 @@ def _verse(minutes: float, voice: Voice, folder: str) -> None:
         f"{share:.0%} of these words occur in the works that were held out, as {usual:.0%} of Shakespeare's in the "
         "others do. Their letters were drawn one after the other, at a temperature of 0.7."
     )
-    _finish(run, voice, {"verse": str(file)})
+    finish(run, voice, {"verse": str(file)})
 
 
-def _finish(run: Run, voice: Voice, more: dict[str, str] | None = None) -> None:
+def finish(run: Run, voice: Voice, more: dict[str, str] | None = None) -> None:
     """Print where everything is, and commands to run next."""
     folder = run.path
     facts = serialization.read_contract(folder)

@@ -1,10 +1,12 @@
 """Preferences and rewards: likelihood ratios of two models, and the losses and runs that are made of them."""
 
-from sfumato.reinforce.alignment import Aligned, Alignment, align, compare
-from sfumato.reinforce.feedback import Preferences, Reward, Rollouts
+from sfumato.reinforce.alignment import AIM, Aligned, Alignment, align, compare, resume
+from sfumato.reinforce.control import Environment, Grid, PointMass, TwoTargets, explore, play
+from sfumato.reinforce.feedback import Preferences, Reward, RewardError, Rollouts
 from sfumato.reinforce.ratio import LogRatio, contraction, log_ratio
 
 __all__ = [
-    "Aligned", "Alignment", "LogRatio", "Preferences", "Reward", "Rollouts", "align", "compare", "contraction",
-    "log_ratio",
+    "AIM", "Aligned", "Alignment", "Environment", "Grid", "LogRatio", "PointMass", "Preferences", "Reward",
+    "RewardError", "Rollouts", "TwoTargets", "align", "compare", "contraction", "explore", "log_ratio", "play",
+    "resume",
 ]  # fmt: skip

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sfumato import serialization
+from sfumato import folder, serialization
+from sfumato.diagnostics import summary
 from sfumato.distillation import drawn
+from sfumato.distributed import leads
 from sfumato.errors import SfumatoError, suggest, whole
 from sfumato.files import write_text
 from sfumato.flow_map import innermost
@@ -21,18 +26,23 @@ from sfumato.latent_diffusion import refuse_latent
 from sfumato.machine import default_cpu, device_of
 from sfumato.objectives.weights import Weight
 from sfumato.registry import Named, make
-from sfumato.reinforce.feedback import Preferences, Reward, effective
+from sfumato.reinforce.control import STATE, Environment, play
+from sfumato.reinforce.feedback import Preferences, Reward, RewardError, effective
 from sfumato.reinforce.losses import Preferred, Reinforced, RewardWeighted
 from sfumato.reinforce.ratio import contraction, log_ratio
 from sfumato.sampling import sample
-from sfumato.training import Run, train
+from sfumato.training import Run, config, train
+from sfumato.training import resume as train_on
 from sfumato.training.ladder import in_turn
+from sfumato.training.session import Session
 
-REWARDED, PREFERRED = "reward-weighted", "dpo"  # the methods of "auto"
+REWARDED, PREFERRED, PLAYED = "reward-weighted", "dpo", "fpo"  # the methods of "auto"
 SAMPLES = 4096
 SHOWN = 256  # samples, and pairs, of a report
 DRAWN, LEVELS = 2, 8  # of each log-ratio, of which a report takes means
-FILE = "alignment.json"
+REWARD_SECONDS = 600.0  # that a call of a reward may take
+FILE, AIM, REFERENCE = "alignment.json", "aim.json", "reference.safetensors"  # their names within a run folder
+MEMORY = "(in memory)"  # in AIM, what only the caller has
 
 
 class Alignment(NamedTuple):
@@ -87,61 +97,185 @@ class Aligned(NamedTuple):
 @default_cpu()
 def align(
     model: Any,
-    reward: Callable[[Any], Any] | None = None,
+    reward: Callable[[Any], Any] | Environment | str | None = None,
     preferences: Preferences | str | os.PathLike[str] | None = None,
     method: str = "auto",
     out: str | os.PathLike[str] | None = None,
     beta: float = 1.0,
     weight: Weight | str = "elbo",
     samples: int = SAMPLES,
-    judge: Callable[[Any], Any] | None = None,
+    judge: Callable[[Any], Any] | str | None = None,
+    reward_seconds: float | None = REWARD_SECONDS,
     **settings: Any,
 ) -> Aligned:
     """Train a model further towards p e^(reward / beta) / Z: `sf.align("runs/faces", reward=brightness, minutes=5)`.
 
     model: a denoiser, its file or its run. reward: a function of samples, a tensor (B, *shape) in the user's units (of
-    a table a data frame), that returns B numbers (`Reward`). preferences: a file of pairs or `Preferences`, in
-    the place of a reward. method: the name of a loss (`reinforce.losses`): reward-weighted, fpo, advantage-weighted,
-    nft, ddpo or direct for rewards, dpo, ipo or kto for pairs; "auto" is the first of each. Arguments in parentheses:
-    "fpo(every=50)". beta: the temperature, in units of the reward. weight: of the ratio (`contraction`). samples: drawn
-    from the model; of on-policy methods in each round. judge: a second reward that is only measured. settings: those of
-    `sf.train`.
+    a table a data frame), that returns B numbers (`Reward`), or its name, "my_reward.py:brightness"; or an
+    environment in which the model is the policy (`reinforce.control`). preferences: a file of pairs or `Preferences`,
+    in the place of a reward. method: the name of a loss: for rewards reward-weighted, fpo, fpo++, advantage-weighted,
+    nft, direct (`reinforce.losses`), ddpo, adjoint-matching (`reinforce.walks`), flow-grpo or diffu-grpo
+    (`reinforce.groups`), for pairs dpo, ipo or kto; "auto" is the first of each, and fpo in an environment. Arguments
+    in parentheses: "fpo(every=50)". beta: the temperature, in units of the reward. weight: of the ratio
+    (`contraction`). samples: drawn from the model; of on-policy methods in each round. judge: a second reward that is
+    only measured. reward_seconds: how long a call of either may take, None for any time. settings: those of `sf.train`.
     The run's folder holds the report as alignment.json. `sample` with the same seed shows a sample before and after.
-    It is resumed by sf.resume(run, data=..., loss=...), since no file holds a reward.
+    A run that was stopped, or whose reward failed, goes on with `resume`.
     """
     start = serialization.load(model) if isinstance(model, str | os.PathLike) else model
     refuse_latent(start, "Alignment")
     reference = innermost(start).to(device_of(settings.get("device", "auto")))
-    if (reward is None) == (preferences is None):
-        raise SfumatoError("align learns from a reward or from preferences: pass one of the two.")
     seed, samples = settings.get("seed", 0), whole("samples", samples, least=2)
-    judged = Reward(reward) if reward is not None else None
-    pairs = Preferences.read(reference, preferences) if isinstance(preferences, str | os.PathLike) else preferences
-    loss = loss_named(method, reference, judged, pairs, beta, weight, samples, seed)
-    data, labels = drawn(reference, min(samples, SAMPLES), seed + 1, instead="align a model without it")
-    run = train(data, out, labels, init=reference, loss=loss, **{"guidance": 1.0, **settings})
-    second = None if judge is None else Reward(judge)
-    report = compare(run.denoiser, reference, judged, pairs, beta, second, seed=seed + 2)
-    report = report._replace(doubts=(*report.doubts, *of_weight(weight), *of_weights(loss)))
-    write_text(run.path / FILE, json.dumps(report.to_dict(), indent=1))
-    return Aligned(run, report)
+    aim = Aim(reward, preferences, judge, method, beta, weight, samples, seed, reward_seconds)
+    goal = Goal(aim, reference)
+    with _kept(settings.pop("on_start", None), lambda path: aim.write(path, reference)) as begin:
+        given = {"guidance": 1.0, **settings, "init": reference, "loss": goal.loss, "on_start": begin}
+        run = train(goal.data, out, goal.labels, **given)
+    return Aligned(run, goal.report(run))
 
 
-def loss_named(
-    method: str, reference: Any, reward: Reward | None, pairs: Preferences | None, beta: float, weight: Weight | str,
-    samples: int, seed: int,
-) -> Any:  # fmt: skip
-    """The loss of a method, with its reference and what it learns from."""
-    if method == "auto":
-        method = PREFERRED if reward is None else REWARDED
-    fit = [name for name, kind in _methods().items() if (kind is Preferred) == (reward is None)]
-    if method.split("(")[0] not in fit:
-        raise SfumatoError(
-            f"There is no method {method!r} that learns from {'preferences' if reward is None else 'rewards'}: "
-            f"{suggest(method, fit)}"
-        )
-    given = {"reference": reference, "reward": reward, "pairs": pairs, "beta": beta, "weight": weight}
-    return make("loss", method, given | {"samples": samples, "seed": seed})
+@default_cpu()
+def resume(
+    run: str | os.PathLike[str],
+    reward: Callable[[Any], Any] | Environment | str | None = None,
+    preferences: Preferences | str | os.PathLike[str] | None = None,
+    judge: Callable[[Any], Any] | str | None = None,
+    **changes: Any,
+) -> Aligned:
+    """Go on with a run of `align` from its last checkpoint, exactly as if it had not stopped, to its report.
+
+    reward, preferences, judge: needed if they were functions and pairs in memory; others are found by their names.
+    changes: as those of `sf.resume`. Of a run whose training is complete only a missing report is written.
+    """
+    path = folder.existing(run)
+    aim = Aim.read(path, reward=reward, preferences=preferences, judge=judge)
+    device = device_of(changes.get("device", config.from_yaml(str(path / "config.yaml")).device))
+    goal = Goal(aim, serialization.load(path / REFERENCE).to(device))
+    if not changes.keys() - {"console", "on_start"} and not (path / FILE).exists() and not summary.missing(path):
+        lines = folder.read(path / "metrics.jsonl")
+        done = Run(path, serialization.load(path), config.from_yaml(str(path / "config.yaml")), lines)
+        return Aligned(done, goal.report(done))
+    with _kept(changes.pop("on_start", None), lambda path: None) as begin:
+        done = train_on(path, data=goal.data, labels=goal.labels, loss=goal.loss, on_start=begin, **changes)
+    return Aligned(done, goal.report(done))
+
+
+@contextmanager
+def _kept(
+    on_start: Callable[[Session], None] | None, at_start: Callable[[Path], None]
+) -> Iterator[Callable[[Session], None]]:
+    """Yields the `on_start` of a run, which is saved as it is where its reward fails."""
+    sessions: list[Session] = []
+
+    def begin(session: Session) -> None:
+        sessions.append(session)
+        if session.world.leads:
+            at_start(session.path)
+        if on_start is not None:
+            on_start(session)
+
+    try:
+        yield begin
+    except RewardError as error:
+        if not sessions or sessions[0].world.size > 1:
+            raise
+        sessions[0].keep()
+        at = f"step {sessions[0].state.step:,} is saved"
+        raise RewardError(f"{error} Training stopped, and {at}: sfumato resume {sessions[0].path}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Aim:
+    """What a run is aligned to, and how: the arguments of `align`, of which its folder keeps those that have names."""
+
+    reward: Any
+    preferences: Any
+    judge: Any
+    method: str
+    beta: float
+    weight: Any
+    samples: int
+    seed: int
+    reward_seconds: float | None
+
+    def write(self, path: Path, reference: Any) -> None:
+        """Keep the arguments and the reference in a run folder, so that `resume` finds them."""
+        known = {name: _name(value) for name, value in vars(self).items()}
+        write_text(path / AIM, json.dumps(known, indent=1))
+        serialization.save(reference, path / REFERENCE)
+
+    @classmethod
+    def read(cls, path: Path, **given: Any) -> Aim:
+        """The arguments that a run folder keeps, with those in memory as they are given again."""
+        if not (path / AIM).exists():
+            raise SfumatoError(f"{path} is no run of sf.align that can go on: it has no {AIM}.")
+        known = json.loads((path / AIM).read_text(encoding="utf-8"))
+        known |= {name: value for name, value in given.items() if value is not None}
+        lost = next((name for name, value in known.items() if value == MEMORY), None)
+        if lost is not None:
+            raise SfumatoError(
+                f"The {lost} of {path} was an object in memory: pass it again, sf.reinforce.resume(run, {lost}=...)."
+            )
+        return cls(**known)
+
+
+def _name(value: Any) -> Any:
+    """An argument as JSON, with the full paths of files; MEMORY for what has no name."""
+    if isinstance(value, os.PathLike) or (isinstance(value, str) and Path(value.rpartition(":")[0] or value).is_file()):
+        return str(Path(value).absolute())
+    return value if value is None or isinstance(value, str | int | float) else MEMORY
+
+
+class Goal:
+    """An `Aim` with its reference: the loss, and the samples that a run counts as its data."""
+
+    def __init__(self, aim: Aim, reference: Any) -> None:
+        if (aim.reward is None) == (aim.preferences is None):
+            raise SfumatoError("align learns from a reward or from preferences: pass one of the two.")
+        self.aim, self.reference = aim, reference
+        own = aim.reward is None or isinstance(aim.reward, Environment)
+        self.reward: Any = aim.reward if own else Reward(aim.reward, aim.reward_seconds)
+        self.judge = None if aim.judge is None else Reward(aim.judge, aim.reward_seconds)
+        pairs = aim.preferences
+        self.pairs = Preferences.read(reference, pairs) if isinstance(pairs, str | os.PathLike) else pairs
+        self.loss = self._loss()
+        count = min(aim.samples, SAMPLES)
+        if isinstance(self.reward, Environment):
+            played = play(reference, self.reward, max(2, count // self.reward.horizon), aim.seed + 1)
+            self.data, self.labels = {"x": played.actions, STATE: played.states}, None
+        else:
+            self.data, self.labels = drawn(reference, count, aim.seed + 1, instead="align a model without it")
+
+    def _loss(self) -> Any:
+        """The loss of the method, with its reference and what it learns from."""
+        aim, method = self.aim, self.aim.method
+        if method == "auto":
+            method = PREFERRED if self.reward is None else REWARDED
+            method = PLAYED if isinstance(self.reward, Environment) else method
+        fit = [name for name, kind in _methods().items() if (kind is Preferred) == (self.reward is None)]
+        if method.split("(")[0] not in fit:
+            raise SfumatoError(
+                f"There is no method {method!r} that learns from "
+                f"{'preferences' if self.reward is None else 'rewards'}: {suggest(method, fit)}"
+            )
+        given = {"reference": self.reference, "reward": self.reward, "pairs": self.pairs, "beta": aim.beta}
+        return make("loss", method, given | {"weight": aim.weight, "samples": aim.samples, "seed": aim.seed})
+
+    def report(self, run: Run) -> Alignment:
+        """What the run gained and cost, also as alignment.json in its folder."""
+        aim = self.aim
+        try:
+            found = compare(
+                run.denoiser, self.reference, self.reward, self.pairs, aim.beta, self.judge, seed=aim.seed + 2
+            )
+        except RewardError as error:
+            raise RewardError(
+                f"{error} The model is trained, and {run.path} lacks {FILE} alone: sfumato resume {run.path}"
+            ) from error
+        found = found._replace(doubts=(*found.doubts, *of_weight(aim.weight), *of_weights(self.loss)))
+        if leads():
+            write_text(run.path / FILE, json.dumps(found.to_dict(), indent=1))
+        return found
 
 
 def _methods() -> dict[str, Any]:
@@ -161,26 +295,46 @@ def of_weight(weight: Weight | str) -> list[str]:
 
 @torch.no_grad()
 def compare(
-    model: Any, reference: Any, reward: Reward | None = None, pairs: Preferences | None = None, beta: float = 1.0,
-    judge: Reward | None = None, count: int = SHOWN, seed: int = 0,
+    model: Any, reference: Any, reward: Reward | Environment | None = None, pairs: Preferences | None = None,
+    beta: float = 1.0, judge: Reward | None = None, count: int = SHOWN, seed: int = 0,
 ) -> Alignment:  # fmt: skip
-    """What `model` gained and cost against `reference`, by `count` samples of each from the same noise."""
-    cond = in_turn(model, count)
-    x, old = (sample(each, count, seed=seed, cond=cond) for each in (model, reference))
+    """What `model` gained and cost against `reference`, by `count` samples of each from the same noise.
+
+    In an environment these are `count` episodes; before and after are their mean returns, and kl is that of an action.
+    """
+    new, old = (_drawn(each, reward, count, seed) for each in (model, reference))
     kl, held = (
-        mean_of(log_ratio(model, reference, each, DRAWN, LEVELS, seed=seed, cond=cond).value) for each in (x, old)
+        mean_of(log_ratio(model, reference, each.x, DRAWN, LEVELS, seed=seed, cond=each.cond).value)
+        for each in (new, old)
     )
-    before, after = (None, None) if reward is None else (mean_of(reward(old)), mean_of(reward(x)))
-    judged = None if judge is None else (mean_of(judge(old)), mean_of(judge(x)))
+    before, after = (None if each.rewards is None else mean_of(each.rewards) for each in (old, new))
+    judged = None if judge is None else (mean_of(judge(old.x)), mean_of(judge(new.x)))
     margin = winner = None
     if pairs is not None:
         winner, margin = _of_pairs(model, reference, pairs, seed)
-    diversity = spread(x) / max(spread(old), 1e-12)
-    gain = None if reward is None else mean_of(reward(x) - reward(old))
+    diversity = spread(new.x) / max(spread(old.x), 1e-12)
+    gain = None if new.rewards is None or old.rewards is None else mean_of(new.rewards - old.rewards)
     return Alignment(
         before, after, kl, held, diversity, margin, winner, judged,
         tuple(doubts(gain, kl, beta, diversity, winner, judged)),
     )  # fmt: skip
+
+
+class _Drawn(NamedTuple):
+    """Samples in user units, their conditions, and their rewards, or the returns of the episodes that they make up."""
+
+    x: Any
+    cond: dict[str, Any]
+    rewards: Tensor | None
+
+
+def _drawn(policy: Any, reward: Any, count: int, seed: int) -> _Drawn:
+    if isinstance(reward, Environment):
+        played = play(policy, reward, count, seed)
+        return _Drawn(played.actions, {STATE: played.states}, played.returns)
+    cond = in_turn(policy, count)
+    x = sample(policy, count, seed=seed, cond=cond)
+    return _Drawn(x, cond, None if reward is None else reward(x))
 
 
 def mean_of(values: Tensor) -> Interval:

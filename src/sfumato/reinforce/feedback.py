@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -14,43 +16,89 @@ from torch import Tensor, nn
 
 from sfumato.conditions import Conditions, resolve
 from sfumato.errors import SfumatoError, an
+from sfumato.files import first_line
 from sfumato.objectives.loss import Loss
+from sfumato.registry import from_file
 from sfumato.sampling import sample
 from sfumato.training.ladder import in_turn
+
+
+class RewardError(SfumatoError):
+    """A reward that raised an error, took too long, or did not return one finite number for each sample."""
 
 
 class Reward:
     """reward(x) -> one finite number a sample, float64 (B,): a function of samples (B, *shape) in the user's units.
 
     The function is given all samples at once, and may return a tensor, an array or a list; gradients flow through
-    tensors. Raises SfumatoError for anything but B finite numbers.
+    tensors. seconds: how long a call may take; None sets no limit. Raises RewardError for anything but B finite numbers
+    in time, and SfumatoError for what is no function.
     """
 
-    def __init__(self, function: Callable[[Any], Any]) -> None:
+    def __init__(self, function: Callable[[Any], Any] | str, seconds: float | None = None) -> None:
+        function = named(function) if isinstance(function, str) else function
         if not callable(function):
             raise SfumatoError(
                 f"A reward is a function of samples (B, ...) that returns B numbers, not {an(type(function).__name__)}."
             )
-        self.function = function
+        if seconds is not None and not seconds > 0:
+            raise SfumatoError(f"reward_seconds, the time that a reward may take, must be above 0, not {seconds:g}.")
+        self.function, self.seconds = function, seconds
         self.name = getattr(function, "__name__", type(function).__name__)
 
     def __call__(self, x: Any) -> Tensor:
         try:
-            found = torch.as_tensor(self.function(x))
-        except (TypeError, ValueError) as error:
-            raise SfumatoError(f"The reward {self.name} failed for samples {_shape(x)}: {error}") from error
+            found = torch.as_tensor(self.function(x) if self.seconds is None else self._in_time(x))
+        except RewardError:
+            raise
+        except Exception as error:
+            said = f"{type(error).__name__}: {first_line(error)}"
+            raise RewardError(f"The reward {self.name} failed for samples {_shape(x)} ({said}).") from error
         if found.shape != (len(x),):
-            raise SfumatoError(
+            raise RewardError(
                 f"The reward {self.name} returned an array of shape {tuple(found.shape)} for samples {_shape(x)}: it "
                 f"must return one number for each, ({len(x)},)."
             )
         wrong = ~found.isfinite()
         if bool(wrong.any()):
-            raise SfumatoError(
+            raise RewardError(
                 f"The reward {self.name} is {float(found[wrong][0])} for sample {int(wrong.nonzero()[0])}: rewards "
                 "must be finite numbers."
             )
         return found.double()
+
+    def _in_time(self, x: Any) -> Any:
+        """function(x) in a thread that is left behind if it hangs, since Python cannot end one."""
+        done: Future[Any] = Future()
+        gradients = torch.is_grad_enabled()  # a state of the thread
+
+        def work() -> None:
+            try:
+                with torch.set_grad_enabled(gradients):
+                    done.set_result(self.function(x))
+            except BaseException as error:
+                done.set_exception(error)
+
+        threading.Thread(target=work, name=f"reward {self.name}", daemon=True).start()
+        try:
+            return done.result(self.seconds)
+        except TimeoutError:
+            if done.done():  # the function's own
+                raise
+            raise RewardError(
+                f"The reward {self.name} took longer than {self.seconds:g} seconds for samples {_shape(x)}: make it "
+                "faster, or raise reward_seconds (--reward-seconds)."
+            ) from None
+
+
+def named(words: str) -> Callable[[Any], Any]:
+    """The function that "my_reward.py:brightness" names. The file is the user's, and is run."""
+    path, _, name = words.rpartition(":")
+    found = getattr(from_file(path), name, None) if path else None
+    if not callable(found):
+        raise SfumatoError(f"{words!r:.80} names no function: write FILE.py:FUNCTION, such as my_reward.py:brightness.")
+    reward: Callable[[Any], Any] = found
+    return reward
 
 
 def _shape(x: Any) -> str:
@@ -58,7 +106,8 @@ def _shape(x: Any) -> str:
 
 
 class Rollouts(nn.Module):
-    """Samples of a policy with their rewards: x, normalised (N, *shape); rewards (N,); age: rounds so far.
+    """Samples of a policy with their rewards: x, normalised (N, *shape); rewards (N,); age: rounds so far;
+    classes: how many there are, 1 without any.
 
     Sample i of age a has the number a N + i under the seed. Of a model of classes each class is drawn in its turn.
     """
@@ -66,26 +115,31 @@ class Rollouts(nn.Module):
     x: Tensor
     rewards: Tensor
 
-    def __init__(self, policy: Any, reward: Reward, count: int, seed: int = 0, steps: int | None = None) -> None:
+    def __init__(self, policy: Any, reward: Any, count: int, seed: int = 0, steps: int | None = None) -> None:
         super().__init__()
         self.reward, self.count, self.seed, self.steps, self.age = reward, count, seed, steps, 0
-        self.cond = resolve(policy, in_turn(policy, count), count)
-        x, rewards = self._drawn(policy)
+        turns = in_turn(policy, count)
+        self.cond, self.classes = resolve(policy, turns, count), len(set(turns.get("label", ()))) or 1
+        x, rewards = self._drawn(policy, 0)
         self.register_buffer("x", x)
         self.register_buffer("rewards", rewards)
 
     def renew(self, policy: Any, age: int) -> None:
         """Draw all samples anew from a policy."""
+        x, rewards = self._drawn(policy, age)
         self.age = age
-        x, rewards = self._drawn(policy)
         self.x, self.rewards = x.to(self.x.device), rewards.to(self.x.device)
 
-    def _drawn(self, policy: Any) -> tuple[Tensor, Tensor]:
-        which, cond = range(self.age * self.count, (self.age + 1) * self.count), in_turn(policy, self.count)
+    def _drawn(self, policy: Any, age: int) -> tuple[Tensor, Tensor]:
+        which, cond = range(age * self.count, (age + 1) * self.count), in_turn(policy, self.count)
         x = sample(policy, self.count, self.steps, seed=self.seed, index=list(which), cond=cond)
         spec = getattr(policy, "spec", None)
         z = x if spec is None else spec.normalise(x)
         return (z.float() if z.is_floating_point() else z), self.reward(x)
+
+    def relative(self, net: Tensor) -> Tensor:
+        """The advantages of samples with these values, float64 (N,)."""
+        return net - net.mean()
 
     def conditions(self, rows: Tensor) -> Conditions:
         """Those of some samples."""

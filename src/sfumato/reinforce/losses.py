@@ -6,14 +6,15 @@ With D(x) the estimate of log p(x) / p_ref(x) by `ratio`, A the advantage of a s
     dpo, ipo, kto       functions of beta D of a preferred sample and of another one
     advantage-weighted  A L(x), x from the model
     fpo                 -min(r A, clip(r, 1 - e, 1 + e) A), x from an old policy
+    fpo++               the same with a ratio for each draw of the noise, and a pull in place of the clip where A < 0
     nft                 R |x - x_plus|^2 + (1 - R) |x - x_minus|^2, x_plus and x_minus = x_old +- b (x_hat - x_old)
-    ddpo                fpo with the ratio of single steps of an ancestral walk
     direct              -r(sample), by the gradients of the sampler
 
-D is in nats, summed over the elements of a sample, so that beta is a temperature: the optimum of the first four and of
-ddpo is p_ref e^(r / beta) / Z. nft is guidance towards the rewarded set, and direct goes to the reward's mode.
-Sources: 2311.12908 (DPO), 2310.12036 (IPO), 2402.01306 (KTO), 2507.21053 (FPO), 2509.25050 (advantage-weighted
-matching), 2509.16117 (DiffusionNFT), 2305.13301 (DDPO), 2309.17400 and 2310.03739 (direct gradients).
+Losses on the steps of walks are in `walks`, those with advantages within groups in `groups`. D is in nats, summed over
+the elements of a sample, so that beta is a temperature: the optimum of all but ipo, kto and the last two is
+p_ref e^(r / beta) / Z. nft is guidance towards the rewarded set, and direct goes to the reward's mode.
+Sources: 2311.12908 (DPO), 2310.12036 (IPO), 2402.01306 (KTO), 2507.21053 (FPO), Yi et al. 2026 (FPO++),
+2509.25050 (advantage-weighted matching), 2509.16117 (DiffusionNFT), 2309.17400 and 2310.03739 (direct gradients).
 """
 
 from __future__ import annotations
@@ -27,20 +28,18 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from sfumato import noise
-from sfumato.belief import broadcast
 from sfumato.compose import differentiable
 from sfumato.conditions import Conditions
 from sfumato.errors import SfumatoError, suggest
 from sfumato.nets.lora import plain_state
-from sfumato.noise import PRIOR, STEP, Noise
 from sfumato.objectives.loss import Loss
 from sfumato.objectives.weights import Weight, chosen
 from sfumato.process.gaussian import require_numbers
 from sfumato.registry import register
+from sfumato.reinforce.control import Environment, Episodes
 from sfumato.reinforce.feedback import Preferences, Reward, Rollouts, require
 from sfumato.reinforce.ratio import Pairs, differences
 from sfumato.sampling import sample
-from sfumato.state import numbers, numbers_like
 
 DRAWS = 4  # noise levels of a sample and step, each with two opposite noises
 CLIP = 0.2
@@ -168,11 +167,14 @@ class OnPolicy(Reinforced):
     """A loss on samples of an old policy, at first the reference, which is the model itself every `every` steps.
 
     advantages: (r - beta log p_old / p_ref) / beta less their mean: the gradient is that of E[r] - beta KL(p, p_ref).
-    State: the old policy's weights, its samples, rewards and log ratios, and the number of steps.
+    State: the old policy's weights, its samples, rewards and log ratios, the number of steps and that of the round. The
+    round is counted once its samples are complete, so that one that was cut short is drawn again.
     """
 
+    plays: bool = False  # whether it also learns from episodes in an `Environment`
     kl: Tensor
     done: Tensor
+    age: Tensor
 
     def __init__(
         self, reference: Any = None, reward: Reward | None = None, beta: float = 1.0, samples: int = 1024,
@@ -182,19 +184,19 @@ class OnPolicy(Reinforced):
         require(self, reward=reward)
         if every < 1:
             raise SfumatoError(f"every, the steps between two draws of samples, must be at least 1, not {every}.")
-        assert reward is not None
         self.every = every
         self.old = copy.deepcopy(reference).requires_grad_(False)
-        self.rollouts = Rollouts(reference, reward, samples, seed)
-        self.register_buffer("kl", torch.zeros(samples, dtype=torch.float64))
+        self.rollouts = self.rolled(reference, reward, samples)
+        self.register_buffer("kl", torch.zeros(self.rollouts.count, dtype=torch.float64))
         self.register_buffer("done", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("age", torch.zeros((), dtype=torch.int64))
 
     def observe(self, batch: Any, losses: Tensor) -> None:
         self.done += 1
 
     def losses(self, model: Any, batch: Any) -> Tensor:
         age = int(self.done) // self.every
-        if age != self.rollouts.age:
+        if age != int(self.age):
             self.renew(model, age)
         rows = self.rows(batch.index, self.rollouts.count)
         return self.error(model, rows, batch)
@@ -207,6 +209,7 @@ class OnPolicy(Reinforced):
             old.copy_(state[name])
         self.draw(age)
         self.kl = self.divergence(torch.arange(self.rollouts.count))
+        self.age.fill_(age)
 
     def draw(self, age: int) -> None:
         """Draw the samples of the old policy."""
@@ -223,8 +226,23 @@ class OnPolicy(Reinforced):
     @property
     def advantages(self) -> Tensor:
         """Of all samples, float64 (N,)."""
-        net = self.rollouts.rewards / self.beta - self.kl
-        return net - net.mean()
+        return self.rollouts.relative(self.net)
+
+    @property
+    def net(self) -> Tensor:
+        """r / beta - log p_old / p_ref of all samples, float64 (N,)."""
+        return self.rollouts.rewards / self.beta - self.kl
+
+    def rolled(self, policy: Any, reward: Any, samples: int) -> Rollouts:
+        """Samples of a policy with their rewards, or episodes in an environment."""
+        if not isinstance(reward, Environment):
+            return Rollouts(policy, reward, samples, self.seed)
+        if not self.plays:
+            raise SfumatoError(
+                f"{type(self).__name__} learns from a reward of samples: in an environment take fpo, fpo++ or "
+                "advantage-weighted."
+            )
+        return Episodes(policy, reward, samples, self.seed)
 
     @abc.abstractmethod
     def error(self, model: Any, rows: Tensor, batch: Any) -> Tensor:
@@ -232,33 +250,57 @@ class OnPolicy(Reinforced):
 
     def load(self, tensors: Any) -> None:
         super().load(tensors)
-        self.rollouts.age = int(self.done) // self.every
+        self.rollouts.age = int(self.age)
 
 
 def clipped(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
-    """-min(r A, clip(r, 1 - clip, 1 + clip) A), r = exp(log_ratio), (B,). Source: 1707.06347, Eq. 7."""
+    """-min(r A, clip(r, 1 - clip, 1 + clip) A), r = exp(log_ratio), like log_ratio. Source: 1707.06347, Eq. 7."""
     ratio = log_ratio.clamp_max(20).exp()
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
 
 
+def asymmetric(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """`clipped` where A >= 0, and -(r A - |A| (r - 1)^2 / (2 clip)) where A < 0, like log_ratio.
+
+    The second pulls r back from beyond 1 - clip, where clipping has no gradient. Sources: Xie et al. 2024 (2401.16025),
+    simple policy optimisation; Yi et al. 2026, Flow policy gradients for robot control.
+    """
+    ratio = log_ratio.clamp_max(20).exp()
+    pulled = advantage.abs() * (ratio - 1).square() / (2 * clip) - ratio * advantage
+    return torch.where(advantage < 0, pulled, clipped(log_ratio, advantage, clip))
+
+
 @register("loss", "fpo")
 @register("loss", "advantage-weighted", clip=None)
+@register("loss", "fpo++", each=True)
 @final
 class FlowPolicy(OnPolicy):
     """-min(r A, clip(r) A), r = exp(L_old - L) on common noise, summed over elements; 1 at the old policy.
 
-    clip: how far r may move from 1; None takes A (L - L_old), the gradient of the policy without a ratio.
+    clip: how far r may move from 1; None takes A (L - L_old), the gradient of the policy without a ratio. each: FPO++,
+    a ratio of each of the draws instead of one of their mean, and `asymmetric` bounds; the gradient at the old policy
+    is the same. In the place of a reward it also takes an `Environment`, whose states the policy hears.
     """
+
+    plays = True
 
     def __init__(
         self, reference: Any = None, reward: Reward | None = None, beta: float = 1.0, samples: int = 1024,
-        every: int = 20, clip: float | None = CLIP, weight: Weight | str = "elbo", draws: int = DRAWS, seed: int = 0,
+        every: int = 20, clip: float | None = CLIP, each: bool = False, weight: Weight | str = "elbo",
+        draws: int = DRAWS, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(reference, reward, beta, samples, every, weight, draws, seed)
-        self.clip = clip
+        if each and clip is None:
+            raise SfumatoError("A ratio of each draw (fpo++) needs a clip, such as 0.2.")
+        self.clip, self.each = clip, each
 
     def error(self, model: Any, rows: Tensor, batch: Any) -> Tensor:
         x, cond = self.rollouts.x[rows], self.rollouts.conditions(rows)
+        if self.each:
+            assert self.clip is not None
+            clean = model.process.data(x)
+            draws = differences(model, self.old, clean, cond, batch.index, self.draws, 1, self.weight, self.seed)
+            return asymmetric(draws, self.advantages[rows, None].to(draws), self.clip).mean(1)
         log_ratio = self.log_ratio(model, self.old, x, cond, batch.index)
         advantage = self.advantages[rows].to(log_ratio)
         return -advantage * log_ratio if self.clip is None else clipped(log_ratio, advantage, self.clip)
@@ -300,83 +342,6 @@ class Negative(OnPolicy):
         plus, minus = (pairs.judged(before.lerp(found, sign * self.strength), self.weight)[:, 0] for sign in (1, -1))
         share = self.optimality[rows].to(plus)
         return share * plus + (1 - share) * minus
-
-
-@register("loss", "ddpo")
-@final
-class StepPolicy(OnPolicy):
-    """-min(r A, clip(r) A) with r the ratio of one ancestral step of the walk that made the sample, times the steps.
-
-        log p(z_s | z_t) = -sum_d (z_s - mean(z_t))^2 / (2 std^2) + const,   eta = 1
-
-    The log-probability is summed over the elements of a sample, and `divergence` over the steps. With eta = 1 and
-    alpha(1) = 0 the walk forgets its start, without which the optimum is no tilted law. calls: of a walk; its last step
-    has no noise and no ratio.
-    """
-
-    def __init__(
-        self, reference: Any = None, reward: Reward | None = None, beta: float = 1.0, samples: int = 1024,
-        every: int = 20, clip: float = CLIP, calls: int = 20, seed: int = 0,
-    ) -> None:  # fmt: skip
-        super().__init__(reference, reward, beta, samples, every, "elbo", DRAWS, seed)
-        self.clip, self.calls = clip, calls
-        self.register_buffer("path", torch.zeros(0))
-        self._walk()
-
-    path: Tensor
-
-    def suits(self, model: Any) -> None:
-        require_numbers(model, "The loss ddpo", "take reward-weighted or fpo")
-
-    @property
-    def times(self) -> list[float]:
-        """The times of the walk's calls, from 1 down, and its end at 0."""
-        return [1 - k / self.calls for k in range(self.calls)] + [0.0]
-
-    def draw(self, age: int) -> None:
-        self.rollouts.age = age
-        self._walk()
-
-    def divergence(self, rows: Tensor) -> Tensor:
-        steps = [self.step_ratio(self.old, self.reference, rows, k) for k in range(self.calls - 1)]
-        return torch.stack(steps).sum(0).double()
-
-    @torch.no_grad()
-    def _walk(self) -> None:
-        """Walks of the old policy, path (calls + 1, N, *shape); its samples and their rewards become the rollouts'."""
-        rollouts = self.rollouts
-        every = torch.arange(rollouts.count)
-        index, cond = every + rollouts.age * rollouts.count, rollouts.conditions(every)
-        z = self.old.process.prior(numbers(Noise(self.seed, index, PRIOR), rollouts.x.shape[1:], rollouts.x.device))
-        states = [z]
-        for k, (t, s) in enumerate(zip(self.times, self.times[1:], strict=False)):
-            mean, std = self.old(z, t, **cond).step(s, 1.0)
-            z = mean + broadcast(std, z) * numbers_like(Noise(self.seed, index, STEP, k), z)
-            states.append(z)
-        self.path = torch.stack(states)
-        spec = getattr(self.old, "spec", None)
-        rollouts.x = z
-        rollouts.rewards = rollouts.reward(z.cpu() if spec is None else spec.denormalise(z.cpu())).to(z.device)
-
-    def step_ratio(self, model: Any, before: Any, rows: Tensor, k: int) -> Tensor:
-        """log p(z_s | z_t) / p_before(z_s | z_t) of step k, (B,)."""
-        t, s = self.times[k], self.times[k + 1]
-        z, after, cond = self.path[k, rows], self.path[k + 1, rows], self.rollouts.conditions(rows)
-        with torch.no_grad():
-            old, std = before(z, t, **cond).step(s, 1.0)
-        mean, _ = model(z, t, **cond).step(s, 1.0)
-        gap = (after - old).square() - (after - mean).square()
-        return gap.flatten(1).sum(1) / (2 * std.to(gap) ** 2)
-
-    def error(self, model: Any, rows: Tensor, batch: Any) -> Tensor:
-        step = (batch.u * (self.calls - 1)).long().clamp_max(self.calls - 2)
-        advantage, found = self.advantages[rows], torch.zeros(len(rows), device=self.path.device)
-        for k in step.unique().tolist():
-            some = torch.nonzero(step == k)[:, 0]
-            log_ratio = self.step_ratio(model, self.old, rows[some], int(k))
-            losses = clipped(log_ratio, advantage[some].to(log_ratio), self.clip)
-            found = found.index_copy(0, some.to(found.device), losses.to(found))
-        return found * (self.calls - 1)
 
 
 @register("loss", "direct")

@@ -134,11 +134,15 @@ class Session:
         if self.state.midway:  # interrupted within a step: go back to the last checkpoint
             contract, tensors, _ = checkpoint.latest(self.path)
             self.back(tensors, contract["counters"])
-        self.state.reported &= self.logged == self.state.step
-        self.save(model=self.state.step > 0)
+        self.keep()
         for hook in self.hooks:
             hook.stop(self)
         self.report()
+
+    def keep(self) -> None:
+        """Write checkpoint and model of a run that ends between two steps."""
+        self.state.reported &= self.logged == self.state.step
+        self.save(model=self.state.step > 0)
 
     def back(self, tensors: Mapping[str, torch.Tensor], counters: dict[str, Any]) -> None:
         """Go back to a checkpoint."""
