@@ -103,9 +103,12 @@ def main() -> None:
             seconds, seeds = (args.seconds, args.seeds) if method == AUTO else (args.other_seconds, 1)
             steps = affordable(file, place / f"{method}-cost", method, seconds)
             for seed in range(seeds):
-                student = distilled(file, place / f"{method}-{seed}", method, seed, steps).denoiser
                 row = {"method": method, "seed": seed, "cpu_seconds": seconds, "steps": steps}
-                rows.append({**row, "calls": measured(student, teacher)})
+                try:
+                    student = distilled(file, place / f"{method}-{seed}", method, seed, steps).denoiser
+                    rows.append({**row, "calls": measured(student, teacher)})
+                except sf.SfumatoError as error:  # a run that goes astray is stopped
+                    rows.append({**row, "stopped": str(error)})
                 print(json.dumps(rows[-1]), flush=True)
                 args.out.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
 
