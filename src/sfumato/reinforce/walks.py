@@ -13,6 +13,7 @@ Sources: Black et al. 2023 (2305.13301), DDPO; Domingo-Enrich et al. 2024 (2409.
 
 from __future__ import annotations
 
+import abc
 from typing import Any, final
 
 import torch
@@ -111,9 +112,9 @@ class Walked(OnPolicy):
             found = found.index_copy(0, some.to(found.device), losses.to(found))
         return found * (self.calls - 1)
 
+    @abc.abstractmethod
     def of_step(self, model: Any, rows: Tensor, k: int) -> Tensor:
         """The losses of step k of the walks with these rows, (B,)."""
-        raise NotImplementedError
 
 
 @register("loss", "ddpo")
