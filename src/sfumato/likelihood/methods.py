@@ -21,6 +21,7 @@ from sfumato.likelihood import orders, spectral
 from sfumato.likelihood.bound import count_bound, elbo, path_bound
 from sfumato.likelihood.flow import DEFAULT_STEPS, ode
 from sfumato.likelihood.importance import importance
+from sfumato.likelihood.known import known
 from sfumato.likelihood.latent_bound import latent_bound
 from sfumato.likelihood.measured import DEQUANTISATIONS, Measured, gather
 from sfumato.likelihood.of_maps import change_of_variables
@@ -83,7 +84,7 @@ def log_prob(
     (`SfumatoWarning`) where an ODE is not to be trusted (`doubts`).
     """
     if isinstance(model, Autoregressive | CouplingFlow):
-        return orders.known(model, x, method, cond)
+        return known(model, x, method, cond)
     refuse_arguments(log_prob, model, cond)
     if latent_of(model) is not None or are_rows(model, x):
         return _of_its_own(model, x, method, index, seed, {"steps": steps, "probes": probes, "batch": batch, **cond})

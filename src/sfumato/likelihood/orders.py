@@ -11,20 +11,16 @@ Source: Hoogeboom et al. 2021 (2110.02037) for any order.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sfumato import noise
-from sfumato.autoregressive import Autoregressive
-from sfumato.conditions import Conditions, resolve
-from sfumato.coupling_flow import CouplingFlow
+from sfumato.conditions import Conditions
 from sfumato.errors import SfumatoError
 from sfumato.likelihood.measured import Measured, pooled
 from sfumato.objectives.counts import masked, masked_logits
-from sfumato.state import samples
 
 _ROWS = 512  # states per model call
 
@@ -39,28 +35,6 @@ def left_to_right(
     value = along(model, x, cond, first.expand(len(x), 1, *x.shape[1:]))[:, 0]
     zero = torch.zeros_like(value)
     return Measured(value, zero, zero, None, None, None, "exact, left to right", size, 0, size)
-
-
-def known(model: Autoregressive | CouplingFlow, x: Any, method: str | None, cond: Mapping[str, Any]) -> Measured:
-    """log p of x under a model that knows it exactly: symbols (B, 1, L) one after another, or vectors (B, D)."""
-    flow, spec = isinstance(model, CouplingFlow), model.spec
-    if method is not None and (flow or method != "order"):
-        words = "A coupling flow" if flow else "An autoregressive model"
-        raise SfumatoError(f"{words} has its exact log p, and no {method!r}: leave the method out.")
-    x = samples(x, "log_prob")
-    if spec is not None:
-        spec.check(x)
-        if flow and spec.discrete:
-            raise SfumatoError("A coupling flow has a density, and the data are whole numbers: train it on floats.")
-    given, found = resolve(model, dict(cond), len(x)), []
-    x = spec.normalise(x.double()) if flow and spec is not None else x
-    with torch.no_grad():
-        for part in torch.arange(len(x)).split(_ROWS):
-            found.append(model.log_prob(x[part].to(model.device), **given.rows(part).to(model.device)).double().cpu())
-    value, size = torch.cat(found), x[0].numel()
-    zero, words = torch.zeros_like(value), "coupling flow" if flow else "autoregressive"
-    exact = Measured(value, zero, zero, None, None, None, f"exact, {words}", size, 0, size, None if flow else "symbols")
-    return exact.shifted(spec.log_jacobian(x)) if flow and spec is not None else exact
 
 
 def importance(
