@@ -91,14 +91,16 @@ def drawn(run: Path, guidance: float, args: argparse.Namespace, labels: np.ndarr
     """One sample a label and the times that they took, and that a grid of ten a class takes."""
     denoiser = sf.load(str(run))
     denoiser.compute_dtype = compute_dtype("auto", torch.device("cpu"))
-    options = {"steps": args.steps, "guidance": guidance, "interval": args.interval, "seed": args.seed}
+    guided = sf.guide(denoiser, guidance, args.interval)
+    options = {"steps": args.steps, "seed": args.seed}
     start = time.perf_counter()
-    sf.sample(denoiser, 100, label=np.arange(10).repeat(10).tolist(), **options)
+    sf.sample(guided, 100, label=np.arange(10).repeat(10).tolist(), **options)
     grid = time.perf_counter() - start
     start = time.perf_counter()
-    images = sf.sample(denoiser, len(labels), label=labels.tolist(), **options)
+    images = sf.sample(guided, len(labels), label=labels.tolist(), **options)
     seconds = time.perf_counter() - start
-    facts = {"sampling": options, "grid_of_100_seconds": grid, "samples": len(labels), "sampling_seconds": seconds}
+    sampling = {**options, "guidance": guidance, "interval": args.interval}
+    facts = {"sampling": sampling, "grid_of_100_seconds": grid, "samples": len(labels), "sampling_seconds": seconds}
     return images.numpy().reshape(-1, 28, 28), facts
 
 
