@@ -127,7 +127,7 @@ def align(
     """
     start = serialization.load(model) if isinstance(model, str | os.PathLike) else model
     refuse_latent(start, "Alignment")
-    reference = _frozen(start, settings.get("device", "auto"), settings.get("precision", "auto"))
+    reference = frozen(start, settings.get("device", "auto"), settings.get("precision", "auto"))
     seed, samples = settings.get("seed", 0), None if samples is None else whole("samples", samples, 2)
     aim = Aim(reward, preferences, judge, method, beta, weight, samples, seed, reward_seconds)
     goal = Goal(aim, reference)
@@ -155,7 +155,7 @@ def resume(
     settings = config.from_yaml(str(path / "config.yaml")).replace(
         **{name: changes[name] for name in changes.keys() & {"device", "precision"}}
     )
-    goal = Goal(aim, _frozen(serialization.load(path / REFERENCE), settings.device, settings.precision))
+    goal = Goal(aim, frozen(serialization.load(path / REFERENCE), settings.device, settings.precision))
     if not changes.keys() - {"console", "on_start"} and not (path / FILE).exists() and not summary.missing(path):
         lines = folder.read(path / "metrics.jsonl")
         done = Run(path, serialization.load(path), config.from_yaml(str(path / "config.yaml")), lines)
@@ -165,7 +165,7 @@ def resume(
     return Aligned(done, goal.report(done))
 
 
-def _frozen(model: Any, device: Any, precision: str) -> Any:
+def frozen(model: Any, device: Any, precision: str) -> Any:
     """The reference: a model that computes as the run does, so that their ratio is 1 at first, and as fast."""
     device = device_of(device)
     found = copy.copy(innermost(model).to(device))

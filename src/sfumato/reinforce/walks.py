@@ -31,7 +31,7 @@ from sfumato.schedule import as_time
 from sfumato.state import numbers, numbers_like
 
 CALLS = 20  # of a walk
-_PART = 128  # walks whose Jacobians are in memory at once
+_PART = 512  # walks whose Jacobians are in memory at once
 
 
 class Walked(OnPolicy):
