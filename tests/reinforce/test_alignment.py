@@ -19,7 +19,7 @@ from sfumato.reinforce.losses import FlowPolicy, RewardWeighted
 from sfumato.training.console import Silent
 from sfumato.training.run import Interrupted
 
-QUIET = {"batch": 64, "sample_every": 0, "console": Silent()}
+QUIET = {"batch": 64, "lr": 4e-3, "sample_every": 0, "console": Silent()}
 
 
 @pytest.fixture(scope="module")
