@@ -71,40 +71,6 @@ def test_pairs_of_a_file_are_learnt(path: Path, tmp_path: Path) -> None:
     assert float((x - old)[:, 1].mean()) > 0.1
 
 
-@pytest.mark.slow
-def test_two_hundred_pairs_of_pictures_are_learnt(tmp_path: Path) -> None:
-    """Digits, of two of one class the one with the brighter left half wins: samples of all classes follow, and of pairs
-    that were not shown the winner becomes more likely."""
-    start = sf.train("digits", tmp_path / "start", steps=400, **QUIET)
-
-    def pairs(count: int, seed: int) -> dict[str, np.ndarray]:
-        label = [str(i // 2 % 10) for i in range(2 * count)]
-        x = sf.sample(start.denoiser, 2 * count, 10, seed=seed, label=label)
-        two = x.reshape(count, 2, *x.shape[1:])
-        first = (left(two[:, 0]) > left(two[:, 1]))[:, None, None, None]
-        won, lost = (torch.where(first, two[:, k], two[:, 1 - k]).numpy() for k in (0, 1))
-        return {"winner": won, "loser": lost, "label": np.array(label[::2])}
-
-    def left(x: torch.Tensor) -> torch.Tensor:
-        return x.double()[..., : x.shape[-1] // 2].mean((1, 2, 3))
-
-    np.savez(tmp_path / "pairs.npz", **pairs(200, 5))
-    found = align(
-        start.path, preferences=tmp_path / "pairs.npz", out=tmp_path / "run", steps=150, **QUIET | {"batch": 16}
-    )
-    assert found.report.margin is not None and found.report.margin.low > 0
-    label = [str(i % 10) for i in range(200)]
-    after, before = (sf.sample(each.denoiser, 200, 10, seed=3, label=label) for each in (found.run, start))
-    gain = left(after) - left(before)
-    assert float(gain.mean()) > 4 * float(gain.std()) / 200**0.5
-    new = pairs(100, 9)
-    winner, loser = (
-        sf.log_ratio(found.run.denoiser, start.denoiser, new[name], draws=2, levels=8, label=list(new["label"])).value
-        for name in ("winner", "loser")
-    )
-    assert float((winner > loser).double().mean()) > 0.65
-
-
 def test_it_resumes_with_the_loss(path: Path, tmp_path: Path) -> None:
     model = sf.load(path)
     data, _ = drawn(model, 256, 1)
