@@ -65,6 +65,7 @@ LIMITS = {
     "nonequilibrium": 1e-9,
     "objective_compiler": 1e-9,
     "parameterisations": 1e-10,
+    "policy": 0.12,
     "posterior": 1e-6,
     "predictor_corrector": 0.8,
     "probability_flow": 0.1,

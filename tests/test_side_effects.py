@@ -121,6 +121,14 @@ def of_a_table() -> sf.Denoiser:
         return model_for(Objects(), settings, source, spec, TableLoss(), torch.device("cpu"))
 
 
+def of_actions() -> sf.Denoiser:
+    """An untrained policy of the point mass."""
+    with seeded(0), torch.device("cpu"):
+        spec = sf.data.DataSpec.fit(sf.data.open(sf.reinforce.explore(sf.reinforce.PointMass(), 2)))
+        net = sf.nets.MLP(1, 16, 1, conditions={name: each.network() for name, each in spec.conditions.items()})
+    return sf.Denoiser(net, sf.Gaussian(schedules.Flow()), spec=spec)
+
+
 def impute() -> None:
     table = pytest.importorskip("pyarrow").table
     sf.impute(of_a_table(), table({"size": [1.0, None], "kind": [None, "oak"]}), steps=2)
@@ -139,11 +147,18 @@ class Place:
         self.energy = sf.Denoiser(sf.nets.Energy(sf.nets.MLP(2, 16, 1)), sf.Gaussian(schedules.Flow()))
         self.adapted = sf.Denoiser(sf.nets.Adapted(sf.nets.MLP(2, 16, 1), 2), sf.Gaussian(schedules.Flow()))
         self.saved = sf.save(self.model, folder / "model.safetensors")
-        self.run = folder / "run"
+        self.run, self.policy = folder / "run", of_actions()
 
     def trained(self, **settings: Any) -> Any:
         usual = TRAINED if "init" in settings else RUN
         return sf.train(X, self.run, LABELS, **{"steps": 2, **usual, **settings})
+
+    def before(self, name: str) -> None:
+        """The run that a case goes on with."""
+        if name in ("resume", "doctor of a run"):
+            self.trained()
+        if name == "reinforce.resume":
+            sf.align(self.model, lambda x: x[:, 0], out=self.run, samples=32, steps=2, **TRAINED)
 
     def entered(self) -> None:
         with sf.joined():
@@ -201,6 +216,10 @@ CASES: dict[str, Callable[[Place], Any]] = {
     # beyond the list of public functions
     "data.open": lambda p: sf.data.open(X, labels=LABELS),
     "data.inspect": lambda p: sf.data.inspect("digits"),
+    "reinforce.explore": lambda p: sf.reinforce.explore(sf.reinforce.Grid(3), 2),
+    "reinforce.path_kl": lambda p: sf.reinforce.path_kl(p.model, p.other, X[:4], levels=2),
+    "reinforce.play": lambda p: sf.reinforce.play(p.policy, sf.reinforce.PointMass(), 2),
+    "reinforce.resume": lambda p: sf.reinforce.resume(p.run, lambda x: x[:, 0], console=Silent(), steps=3),
     "train with threads": lambda p: p.trained(threads=torch.get_num_threads() + 1),
     "train adapters": lambda p: p.trained(init=p.model, lora=2),
     "train with dropout": lambda p: p.trained(net="MLP(width=16, depth=1, dropout=0.5)"),
@@ -223,8 +242,7 @@ def place(tmp_path) -> Place:
 @pytest.mark.parametrize("name", CASES)
 def test_a_call_leaves_the_process_as_it_was(name, place):
     """Before and after it, and, of what no computation changes for its own time, whenever a network is called in it."""
-    if name in ("resume", "doctor of a run"):
-        place.trained()
+    place.before(name)
     within: set[str] = set()
     before, threads = state(), set(threading.enumerate())
 
@@ -253,8 +271,7 @@ def test_a_call_serves_in_inference_mode(name, place):
 @pytest.mark.parametrize("name", [name for name in CASES if not name.startswith(("certify", "train with"))])
 def test_a_call_serves_under_any_default_device(name, place):
     """Meta computes nothing: whatever is made on it fails where it is used."""
-    if name in ("resume", "doctor of a run"):
-        place.trained()
+    place.before(name)
     torch.set_default_device("meta")
     try:
         before = state()

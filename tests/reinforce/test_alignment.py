@@ -14,12 +14,12 @@ from consoles import Heard
 from sfumato.distillation import drawn
 from sfumato.intervals import Interval
 from sfumato.reinforce import Preferences, Reward, RewardError, align, resume
-from sfumato.reinforce.alignment import FILE, doubts, of_weight, of_weights
+from sfumato.reinforce.alignment import FILE, doubts, frozen, of_weight, of_weights
 from sfumato.reinforce.losses import FlowPolicy, RewardWeighted
 from sfumato.training.console import Silent
 from sfumato.training.run import Interrupted
 
-QUIET = {"batch": 64, "sample_every": 0, "console": Silent()}
+QUIET = {"batch": 64, "lr": 4e-3, "sample_every": 0, "console": Silent()}
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +130,13 @@ def test_what_is_in_memory_is_passed_again(path: Path, tmp_path: Path) -> None:
     assert resume(tmp_path / "run", reward, console=Silent()).report.after is not None
     with pytest.raises(sf.SfumatoError, match="no run of sf.align"):
         resume(path)
+
+
+def test_the_reference_computes_as_the_run(path: Path) -> None:
+    """In the run's precision, and the caller's model keeps its own."""
+    model = sf.load(path)
+    reference = frozen(model, "cpu", "bfloat16")
+    assert reference.compute_dtype is torch.bfloat16 and model.compute_dtype is None and reference.net is model.net
 
 
 def test_a_reward_that_hangs() -> None:

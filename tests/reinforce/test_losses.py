@@ -79,6 +79,21 @@ def test_kto_prefers_winners() -> None:
     assert float(loss.losses(trained, batch(0, 1024)).detach().mean()) < 0.95
 
 
+def test_samples_are_compared_within_their_class() -> None:
+    """What a class is worth drops out of weights and advantages, but where a class has few samples."""
+    x = torch.linspace(-1, 1, 40)[:, None]
+    spec = sf.data.DataSpec.fit(sf.data.open(x, labels=["a", "b"] * 20))
+    model = sf.Denoiser(sf.nets.MLP(1, 8, 1, classes=2), sf.Gaussian("flow"), spec=spec)
+    worth = Reward(lambda x: 50.0 * (torch.arange(len(x)) % 2) + torch.sin(torch.arange(len(x)).double()))
+    many, few = Rollouts(model, worth, 64), Rollouts(model, worth, 12)
+    for k in (0, 1):
+        own = many.rewards[k::2]
+        assert torch.allclose(many.weights(0.5)[k::2], torch.softmax(own / 0.5, 0) * 32)
+        assert torch.allclose(many.relative(many.rewards)[k::2], own - own.mean())
+    assert torch.allclose(few.relative(few.rewards), few.rewards - few.rewards.mean())
+    assert float(few.weights(0.5)[::2].sum()) < 1e-9
+
+
 def test_reward_weighted_regression_is_the_tilts_denoiser() -> None:
     reference = policy([0.0])
     loss = RewardWeighted(copy.deepcopy(reference), Reward(reward), samples=4096)

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 import sfumato as sf
-from sfumato.reinforce import contraction, log_ratio
+from bandits import Law, policy
+from sfumato.belief import Beliefs
+from sfumato.reinforce import contraction, log_ratio, path_kl
 
 
 def gaussian(mean: list[float], variance: float = 1.0) -> Any:
@@ -97,24 +99,70 @@ def test_the_corrected_ratio_and_gradients() -> None:
     assert torch.allclose(net.weight.grad, -ratio, rtol=1e-5) and ratio.abs().max() > 0
 
 
+FIRST, SECOND = torch.tensor([0.5, 0.3, 0.2]).log(), torch.tensor([0.2, 0.2, 0.6]).log()
+
+
+def symbol(log_prob: torch.Tensor) -> Any:
+    """A model of one masked symbol."""
+    law = Law(3)
+    law.logits.data.copy_(log_prob)
+    return sf.Denoiser(law, sf.Masked("cosine", 3))
+
+
 def test_symbols_by_their_bound() -> None:
     """Two laws of one masked symbol: the bound is tight, and so is the ratio."""
     x = torch.arange(3)[:, None]
-    first, second = torch.tensor([0.5, 0.3, 0.2]).log(), torch.tensor([0.2, 0.2, 0.6]).log()
+    model, reference = (symbol(law) for law in (FIRST, SECOND))
+    found = log_ratio(model, reference, x, draws=16, levels=64)
+    assert ((found.value - (FIRST - SECOND)).abs() < 4 * found.stderr + 0.02).all(), (found.value, found.stderr)
 
-    class Law(torch.nn.Module):
-        takes_symbols = True
 
-        def __init__(self, logits: torch.Tensor) -> None:
-            super().__init__()
-            self.logits = torch.nn.Parameter(logits)
+@pytest.mark.parametrize("mean, variance", [([0.5, 0.0], 1.0), ([0.0, 0.3], 0.6), ([0.0, 0.0], 2.0)])
+def test_the_path_kl_is_the_kl_of_gaussians(mean: list[float], variance: float) -> None:
+    true = (sum(m * m for m in mean) + 2 * (variance - 1 - math.log(variance))) / 2
+    x = torch.randn(512, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = torch.tensor(mean) + variance**0.5 * (x - x.mean(0)) / x.std(0)
+    found = path_kl(gaussian(mean, variance), gaussian([0.0, 0.0]), x)
+    assert (found > 0).all() and float(found.mean()) == pytest.approx(true, rel=0.05)
+    alone = path_kl(gaussian(mean, variance), gaussian([0.0, 0.0]), x[3:5], index=[3, 4])
+    assert torch.allclose(alone, found[3:5])
+
+
+def test_the_path_kl_of_symbols_and_of_parts() -> None:
+    """With 100 p(k) samples of each symbol k; of a product it is the sum."""
+    x = torch.repeat_interleave(torch.arange(3), torch.tensor([500, 300, 200]))[:, None]
+    found = path_kl(symbol(FIRST), symbol(SECOND), x)
+    assert float(found.mean()) == pytest.approx(float((FIRST.exp() * (FIRST - SECOND)).sum()), abs=0.03)
+
+    class Both:
+        """A number and a symbol that do not hear of each other."""
+
+        process = sf.Product({"a": sf.Gaussian("cosine"), "b": sf.Masked("cosine", 3)})
+
+        def __init__(self, mean: float, law: torch.Tensor) -> None:
+            self.models = {"a": gaussian([mean]), "b": symbol(law)}
+
+        def __call__(self, z: dict[str, torch.Tensor], t: Any) -> Beliefs:
+            return Beliefs({name: model(z[name], t) for name, model in self.models.items()})
+
+    number = torch.randn(1000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    both = path_kl(Both(0.5, FIRST), Both(0.0, SECOND), {"a": 0.5 + number, "b": x})
+    assert float(both.mean()) == pytest.approx(float((FIRST.exp() * (FIRST - SECOND)).sum()) + 0.125, abs=0.04)
+
+
+def test_a_model_that_is_no_denoiser_of_its_samples_has_no_kl_below_zero() -> None:
+    """E[x | z] with a wobble: nearly the samples of N(0, 1), and worse bounds on them, whose difference is below 0."""
+
+    class Wobbly(torch.nn.Module):
+        shape = (1,)
 
         def forward(self, z: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-            return self.logits.expand(*z.shape, 3)
+            return policy([0.0]).net(z, level) + 0.3 * torch.sin(9 * z)
 
-    model, reference = (sf.Denoiser(Law(law), sf.Masked("cosine", 3)) for law in (first, second))
-    found = log_ratio(model, reference, x, draws=16, levels=64)
-    assert ((found.value - (first - second)).abs() < 4 * found.stderr + 0.02).all(), (found.value, found.stderr)
+    model, reference = sf.Denoiser(Wobbly(), policy([0.0]).process), policy([0.0])
+    x = sf.sample(model, 256, 20, seed=0)
+    assert float(log_ratio(model, reference, x).value.detach().mean()) < -0.05
+    assert (path_kl(model, reference, x) >= 0).all() and float(path_kl(model, reference, x).mean()) > 0.05
 
 
 def test_mistakes() -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import sfumato as sf
 from bandits import moments, policy, train
+from sfumato.reinforce import walks
 from sfumato.reinforce.feedback import Reward
 from sfumato.reinforce.walks import AdjointMatching, StepPolicy
 
@@ -87,8 +88,9 @@ def test_adjoint_matching_finds_the_tilt() -> None:
     assert found[0] == pytest.approx(A / 2, rel=0.05) and found[1] == pytest.approx(0.5, rel=0.05)
 
 
-def test_the_lean_adjoint_is_a_product_of_jacobians() -> None:
+def test_the_lean_adjoint_is_a_product_of_jacobians(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of N(0, 1) each step is linear, z_s = c_k z_t: a of the state k is r'(x) c_k .. c_last."""
+    monkeypatch.setattr(walks, "_PART", 3)  # of 8 walks
     old = policy([0.0])
     loss = AdjointMatching(old, Reward(reward), samples=8, calls=6)
     factor, x = 1.0, loss.path[-1]

@@ -22,7 +22,8 @@ def align(options: Any, voice: Voice) -> None:
         found = train_aligned(
             options.model, options.reward, options.preferences, options.method, out, options.beta, options.weight,
             options.samples, options.judge, options.reward_seconds,
-            minutes=options.minutes, seed=options.seed, device=options.device, console=console(voice), on_start=begin,
+            minutes=options.minutes, lr=options.lr, seed=options.seed, device=options.device, console=console(voice),
+            on_start=begin,
         )  # fmt: skip
     finish(found, voice, f"  sfumato sample {given} -n 64    the same seeds before")
 

@@ -291,8 +291,12 @@ ALIGN = Command(
         flag("--judge", "FILE.py:NAME", "A second reward, which is measured and not trained on."),
         flag("--reward-seconds", float, "How long one call of a reward may take.", 600.0),
         flag("--minutes", float, "Minutes of training.", 5.0),
+        flag("--lr", float, "The peak learning rate.", 2e-4),
         flag("-o --out", "FOLDER", "The run folder; by default runs/NAME-aligned."),
-        flag("--samples", int, "Samples drawn from the model, for on-policy methods in each round.", 4096),
+        flag(
+            "--samples", int,
+            "Samples drawn from the model; by default 4,096, or 1,024 in each round of an on-policy method.",
+        ),
         seed("training"),
         DEVICE,
     ],

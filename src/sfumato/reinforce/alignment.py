@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -29,17 +30,19 @@ from sfumato.registry import Named, make
 from sfumato.reinforce.control import STATE, Environment, play
 from sfumato.reinforce.feedback import Preferences, Reward, RewardError, effective
 from sfumato.reinforce.losses import Preferred, Reinforced, RewardWeighted
-from sfumato.reinforce.ratio import contraction, log_ratio
+from sfumato.reinforce.ratio import contraction, log_ratio, path_kl
 from sfumato.sampling import sample
 from sfumato.training import Run, config, train
 from sfumato.training import resume as train_on
 from sfumato.training.ladder import in_turn
+from sfumato.training.precision import compute_dtype
 from sfumato.training.session import Session
 
 REWARDED, PREFERRED, PLAYED = "reward-weighted", "dpo", "fpo"  # the methods of "auto"
-SAMPLES = 4096
+HELD = 512  # that the run counts as its data, which number its steps and are held out
 SHOWN = 256  # samples, and pairs, of a report
-DRAWN, LEVELS = 2, 8  # of each log-ratio, of which a report takes means
+DRAWN, LEVELS = 2, 8  # of each log-ratio and KL, of which a report takes means
+LR = 2e-4  # the first steps of the demo's network at 4e-3, that of training, went 190 nats from it, at 4e-4 4
 REWARD_SECONDS = 600.0  # that a call of a reward may take
 FILE, AIM, REFERENCE = "alignment.json", "aim.json", "reference.safetensors"  # their names within a run folder
 MEMORY = "(in memory)"  # in AIM, what only the caller has
@@ -48,11 +51,11 @@ MEMORY = "(in memory)"  # in AIM, what only the caller has
 class Alignment(NamedTuple):
     """What aligning a model gained and cost, measured on samples of both models from the same noise.
 
-    before, after: mean reward, None for preferences. kl: KL(model, reference) in nats, by the bounds of both on samples
-    of the model. held: mean log p / p_ref of samples of the reference, which falls as the model leaves it.
-    diversity: root mean square distance of two samples, in units of the reference's. margin: mean log-ratio of winners
-    less that of losers; winner: of the winners alone, in nats; None for rewards. judge: (before, after) of a second
-    reward that was not trained on. doubts: what speaks against the model, one sentence each.
+    before, after: mean reward, None for preferences. kl: KL(model, reference) of their reverse walks in nats, on
+    samples of the model (`path_kl`). held: mean log p / p_ref of samples of the reference, which falls as the model
+    leaves it. diversity: root mean square distance of two samples, in units of the reference's. margin: mean log-ratio
+    of winners less that of losers; winner: of the winners alone, in nats; None for rewards. judge: (before, after) of a
+    second reward that was not trained on. doubts: what speaks against the model, one sentence each.
     """
 
     before: Interval | None
@@ -103,7 +106,7 @@ def align(
     out: str | os.PathLike[str] | None = None,
     beta: float = 1.0,
     weight: Weight | str = "elbo",
-    samples: int = SAMPLES,
+    samples: int | None = None,
     judge: Callable[[Any], Any] | str | None = None,
     reward_seconds: float | None = REWARD_SECONDS,
     **settings: Any,
@@ -117,19 +120,20 @@ def align(
     nft, direct (`reinforce.losses`), ddpo, adjoint-matching (`reinforce.walks`), flow-grpo or diffu-grpo
     (`reinforce.groups`), for pairs dpo, ipo or kto; "auto" is the first of each, and fpo in an environment. Arguments
     in parentheses: "fpo(every=50)". beta: the temperature, in units of the reward. weight: of the ratio
-    (`contraction`). samples: drawn from the model; of on-policy methods in each round. judge: a second reward that is
-    only measured. reward_seconds: how long a call of either may take, None for any time. settings: those of `sf.train`.
-    The run's folder holds the report as alignment.json. `sample` with the same seed shows a sample before and after.
+    (`contraction`). samples: drawn from the model, by default 4,096, or 1,024 in each round of an on-policy method.
+    judge: a second reward that is only measured. reward_seconds: how long a call of either may take, None for any time.
+    settings: those of `sf.train`, with lr=2e-4 by default. The run's folder holds the report as alignment.json.
+    `sample` with the same seed shows a sample before and after.
     A run that was stopped, or whose reward failed, goes on with `resume`.
     """
     start = serialization.load(model) if isinstance(model, str | os.PathLike) else model
     refuse_latent(start, "Alignment")
-    reference = innermost(start).to(device_of(settings.get("device", "auto")))
-    seed, samples = settings.get("seed", 0), whole("samples", samples, least=2)
+    reference = frozen(start, settings.get("device", "auto"), settings.get("precision", "auto"))
+    seed, samples = settings.get("seed", 0), None if samples is None else whole("samples", samples, 2)
     aim = Aim(reward, preferences, judge, method, beta, weight, samples, seed, reward_seconds)
     goal = Goal(aim, reference)
     with _kept(settings.pop("on_start", None), lambda path: aim.write(path, reference)) as begin:
-        given = {"guidance": 1.0, **settings, "init": reference, "loss": goal.loss, "on_start": begin}
+        given = {"guidance": 1.0, "lr": LR, **settings, "init": reference, "loss": goal.loss, "on_start": begin}
         run = train(goal.data, out, goal.labels, **given)
     return Aligned(run, goal.report(run))
 
@@ -149,8 +153,10 @@ def resume(
     """
     path = folder.existing(run)
     aim = Aim.read(path, reward=reward, preferences=preferences, judge=judge)
-    device = device_of(changes.get("device", config.from_yaml(str(path / "config.yaml")).device))
-    goal = Goal(aim, serialization.load(path / REFERENCE).to(device))
+    settings = config.from_yaml(str(path / "config.yaml")).replace(
+        **{name: changes[name] for name in changes.keys() & {"device", "precision"}}
+    )
+    goal = Goal(aim, frozen(serialization.load(path / REFERENCE), settings.device, settings.precision))
     if not changes.keys() - {"console", "on_start"} and not (path / FILE).exists() and not summary.missing(path):
         lines = folder.read(path / "metrics.jsonl")
         done = Run(path, serialization.load(path), config.from_yaml(str(path / "config.yaml")), lines)
@@ -158,6 +164,14 @@ def resume(
     with _kept(changes.pop("on_start", None), lambda path: None) as begin:
         done = train_on(path, data=goal.data, labels=goal.labels, loss=goal.loss, on_start=begin, **changes)
     return Aligned(done, goal.report(done))
+
+
+def frozen(model: Any, device: Any, precision: str) -> Any:
+    """The reference: a model that computes as the run does, so that their ratio is 1 at first, and as fast."""
+    device = device_of(device)
+    found = copy.copy(innermost(model).to(device))
+    found.compute_dtype = compute_dtype(precision, device)
+    return found
 
 
 @contextmanager
@@ -194,7 +208,7 @@ class Aim:
     method: str
     beta: float
     weight: Any
-    samples: int
+    samples: int | None
     seed: int
     reward_seconds: float | None
 
@@ -239,7 +253,7 @@ class Goal:
         pairs = aim.preferences
         self.pairs = Preferences.read(reference, pairs) if isinstance(pairs, str | os.PathLike) else pairs
         self.loss = self._loss()
-        count = min(aim.samples, SAMPLES)
+        count = min(aim.samples or HELD, HELD)
         if isinstance(self.reward, Environment):
             played = play(reference, self.reward, max(2, count // self.reward.horizon), aim.seed + 1)
             self.data, self.labels = {"x": played.actions, STATE: played.states}, None
@@ -259,15 +273,15 @@ class Goal:
                 f"{'preferences' if self.reward is None else 'rewards'}: {suggest(method, fit)}"
             )
         given = {"reference": self.reference, "reward": self.reward, "pairs": self.pairs, "beta": aim.beta}
-        return make("loss", method, given | {"weight": aim.weight, "samples": aim.samples, "seed": aim.seed})
+        given |= {} if aim.samples is None else {"samples": aim.samples}
+        return make("loss", method, given | {"weight": aim.weight, "seed": aim.seed})
 
     def report(self, run: Run) -> Alignment:
         """What the run gained and cost, also as alignment.json in its folder."""
-        aim = self.aim
+        aim, model = self.aim, copy.copy(run.denoiser)
+        model.compute_dtype = self.reference.compute_dtype
         try:
-            found = compare(
-                run.denoiser, self.reference, self.reward, self.pairs, aim.beta, self.judge, seed=aim.seed + 2
-            )
+            found = compare(model, self.reference, self.reward, self.pairs, aim.beta, self.judge, seed=aim.seed + 2)
         except RewardError as error:
             raise RewardError(
                 f"{error} The model is trained, and {run.path} lacks {FILE} alone: sfumato resume {run.path}"
@@ -303,10 +317,8 @@ def compare(
     In an environment these are `count` episodes; before and after are their mean returns, and kl is that of an action.
     """
     new, old = (_drawn(each, reward, count, seed) for each in (model, reference))
-    kl, held = (
-        mean_of(log_ratio(model, reference, each.x, DRAWN, LEVELS, seed=seed, cond=each.cond).value)
-        for each in (new, old)
-    )
+    kl = mean_of(path_kl(model, reference, new.x, LEVELS, seed, cond=new.cond))
+    held = mean_of(log_ratio(model, reference, old.x, DRAWN, LEVELS, seed=seed, cond=old.cond).value)
     before, after = (None if each.rewards is None else mean_of(each.rewards) for each in (old, new))
     judged = None if judge is None else (mean_of(judge(old.x)), mean_of(judge(new.x)))
     margin = winner = None

@@ -22,6 +22,7 @@ from torch import Tensor
 from sfumato import noise
 from sfumato.conditions import Conditions, resolve
 from sfumato.errors import SfumatoError, whole
+from sfumato.machine import default_cpu
 from sfumato.reinforce.feedback import Rollouts
 from sfumato.sampling import sample
 
@@ -154,6 +155,7 @@ class Played(NamedTuple):
         return self.rewards.sum(0)
 
 
+@default_cpu()
 def play(policy: Any, environment: Environment, episodes: int, seed: int = 0, first: int = 0) -> Played:
     """Episodes number first, first + 1, .. of a policy, or of random actions if it is None."""
     index, horizon = torch.arange(first, first + episodes), environment.horizon
@@ -176,6 +178,7 @@ def play(policy: Any, environment: Environment, episodes: int, seed: int = 0, fi
     return Played(torch.cat(actions), torch.cat(states), torch.stack(rewards))
 
 
+@default_cpu()
 def explore(environment: Environment, episodes: int = 512, seed: int = 0) -> dict[str, Tensor]:
     """Data of random actions, {"x": actions, "state": states}, from which a policy to start with is trained:
     sf.train(explore(PointMass()), net="tiny", steps=300)."""

@@ -22,6 +22,8 @@ from sfumato.registry import from_file
 from sfumato.sampling import sample
 from sfumato.training.ladder import in_turn
 
+_LEAST = 8  # samples of a class that are compared with one another
+
 
 class RewardError(SfumatoError):
     """A reward that raised an error, took too long, or did not return one finite number for each sample."""
@@ -137,17 +139,29 @@ class Rollouts(nn.Module):
         z = x if spec is None else spec.normalise(x)
         return (z.float() if z.is_floating_point() else z), self.reward(x)
 
+    @property
+    def turns(self) -> list[slice]:
+        """The samples of each class, or of all where classes have too few to compare."""
+        own = self.classes if self.count >= _LEAST * self.classes else 1
+        return [slice(k, None, own) for k in range(own)]
+
     def relative(self, net: Tensor) -> Tensor:
-        """The advantages of samples with these values, float64 (N,)."""
-        return net - net.mean()
+        """The advantages of samples with these values, float64 (N,): less the mean of their class."""
+        found = net.clone()
+        for rows in self.turns:
+            found[rows] -= net[rows].mean()
+        return found
 
     def conditions(self, rows: Tensor) -> Conditions:
         """Those of some samples."""
         return self.cond.rows(rows).to(self.x.device)
 
     def weights(self, beta: float) -> Tensor:
-        """e^(reward / beta) over its mean, float64 (N,)."""
-        return torch.softmax(self.rewards / beta, 0) * self.count
+        """e^(reward / beta) over its mean in the class, float64 (N,)."""
+        found = self.rewards / beta
+        for rows in self.turns:
+            found[rows] = torch.softmax(found[rows], 0) * len(found[rows])
+        return found
 
 
 def effective(weights: Tensor) -> float:

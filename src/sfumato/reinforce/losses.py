@@ -149,7 +149,7 @@ class RewardWeighted(Reinforced):
 
     def __init__(
         self, reference: Any = None, reward: Reward | None = None, beta: float = 1.0, samples: int = 4096,
-        weight: Weight | str = "elbo", draws: int = DRAWS, seed: int = 0,
+        weight: Weight | str = "elbo", draws: int = 1, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(reference, beta, weight, draws, seed)
         require(self, reward=reward)
@@ -219,7 +219,7 @@ class OnPolicy(Reinforced):
         """log p_old / p_ref of the samples, float64 (N,), in nats."""
         found = [
             self.log_ratio(self.old, self.reference, self.rollouts.x[part], self.rollouts.conditions(part), part)
-            for part in rows.split(512)
+            for part in rows.split(128)
         ]
         return torch.cat(found).double()
 

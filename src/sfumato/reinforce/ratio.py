@@ -7,6 +7,12 @@ same z at the same levels, one in each stratum of equal probability, and each le
 of the two losses cancels: on a shift of 0.1 in 16 dimensions one draw varies 90 times less than by separate draws.
 For two Gaussians the bounds are tight, and the ratio is exact but for its sampling error.
 
+    KL(p || p_ref) <= int E[L_ref(x', z, t) - L(x', z, t)] dlevel,   x from p, x' from the model's belief about z
+
+is the KL of the two reverse walks (Girsanov): 1/2 |eps_hat - eps_ref|^2, never below 0, where the mean log-ratio of x
+itself has E[(eps - eps_hat) (eps_hat - eps_ref)] besides, which is 0 only for a model that is the denoiser of its own
+samples. For such a model both are KL(p || p_ref).
+
 Another weight w is another objective. For N(m, v) its surrogate of log p is, up to a constant,
 
     -q_w(v) (x - m)^2,   q_w(v) = 1/2 int w(l) e^l / (1 + v e^l)^2 dl:   1 / (2 v) for w = 1 alone
@@ -19,13 +25,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sfumato import noise
+from sfumato.belief import Beliefs, Estimate, Logits, drawn_symbols
 from sfumato.compose import alike
 from sfumato.conditions import Conditions, resolve
 from sfumato.errors import SfumatoError, whole
@@ -39,7 +46,7 @@ from sfumato.roots import bisection
 from sfumato.sampling import refuse_arguments
 from sfumato.state import State, first_leaf, map_state, numbers_like, rows_of, samples
 
-_ROWS = 1 << 13  # states of a model call
+_ROWS = 1 << 10  # states of a model call
 _EDGE = 1e-12  # how near to 0 and 1 the shares of the strata come
 _REACH = 60.0  # of logsnr, beyond which the integral of a contraction holds nothing
 
@@ -72,7 +79,6 @@ class LogRatio:
 
 @default_cpu()
 @outside_inference
-@default_cpu()
 def log_ratio(
     model: Any,
     reference: Any,
@@ -91,11 +97,43 @@ def log_ratio(
     (`contraction`). The draws depend on (seed, number of the sample in `index`) alone. label=... as in `sample`.
     The exact ratio of real numbers, by the ODE: log_prob(model, x).value - log_prob(reference, x).value.
     """
-    refuse_arguments(log_ratio, usable(model, "log_ratio"), cond)
-    if isinstance(usable(reference, "log_ratio").process, Gaussian):
+    draws = whole("draws", draws, 2)
+    each = _estimates(log_ratio, model, reference, x, draws, levels, weight, seed, index, cond, differences)
+    value = each.mean(1)
+    return LogRatio(value, (each - value[:, None]).square().sum(1) / (draws * (draws - 1)), draws)
+
+
+@default_cpu()
+@outside_inference
+@torch.no_grad()
+def path_kl(
+    model: Any,
+    reference: Any,
+    x: Any,
+    levels: int = 16,
+    seed: int = 0,
+    index: Sequence[int] | Tensor | None = None,
+    **cond: Any,
+) -> Tensor:
+    """1/2 int |eps_hat - eps_ref|^2 dlogsnr at noised samples x (B, *shape) of the model, float64 (B,), in nats.
+
+    Its mean is the KL of the model's reverse walk to the reference's, at least that of their samples, and equal to it
+    for exact denoisers. Of real numbers no value is below 0; of symbols each is an estimate by one draw of the belief
+    a level, and the mean alone is at least 0. Arguments as of `log_ratio`; 2 levels calls of each model.
+    """
+    return _estimates(path_kl, model, reference, x, 1, levels, "elbo", seed, index, cond, divergences)[:, 0]
+
+
+def _estimates(
+    asked: Callable[..., Any], model: Any, reference: Any, x: Any, draws: int, levels: int, weight: Weight | str,
+    seed: int, index: Any, cond: dict[str, Any], each: Callable[..., Tensor],
+) -> Tensor:  # fmt: skip
+    """`each` (`differences`, `divergences`) of samples in user units, in parts, float64 (B, draws)."""
+    name = asked.__name__
+    refuse_arguments(asked, usable(model, name), cond)
+    if isinstance(usable(reference, name).process, Gaussian):
         alike(reference, model)
-    draws, levels = whole("draws", draws, 2), whole("levels", levels)
-    z = clean(model, x)
+    z, levels = clean(model, x), whole("levels", levels)
     count = len(first_leaf(z))
     numbers = torch.arange(count) if index is None else torch.as_tensor(index, dtype=torch.int64)
     conditions = resolve(model, cond, count)
@@ -103,10 +141,8 @@ def log_ratio(
     parts = []
     for rows in torch.arange(count).split(max(1, _ROWS // (2 * draws * levels))):
         some, own = map_state(lambda v, rows=rows: v[rows].to(device), z), conditions.rows(rows).to(device)
-        parts.append(differences(model, reference, some, own, numbers[rows], draws, levels, w, seed).double().cpu())
-    each = torch.cat(parts)
-    value = each.mean(1)
-    return LogRatio(value, (each - value[:, None]).square().sum(1) / (draws * (draws - 1)), draws)
+        parts.append(each(model, reference, some, own, numbers[rows], draws, levels, w, seed).double().cpu())
+    return torch.cat(parts)
 
 
 def clean(model: Any, x: Any) -> State:
@@ -131,6 +167,29 @@ def differences(
     with torch.no_grad():
         before = drawn.losses(reference, weight)
     return before - drawn.losses(model, weight)
+
+
+def divergences(
+    model: Any, reference: Any, x: State, cond: Conditions, index: Tensor, draws: int, levels: int, weight: Weight,
+    seed: int,
+) -> Tensor:  # fmt: skip
+    """The same for what the model believes of its noised samples, in place of the samples (B, ..): (B, draws)."""
+    drawn = Pairs.of(model.process, x, cond, index, draws, levels, seed)
+    belief, other = (drawn.belief(each) for each in (model, reference))
+    each = len(drawn.t) // len(index)
+    source = Noise(seed, index.repeat_interleave(each), noise.STEP, torch.arange(each).repeat(len(index)))
+    drawn.x, drawn.eps = believed(belief, drawn.x, drawn.eps, source)
+    return drawn.judged(other, weight) - drawn.judged(belief, weight)
+
+
+def believed(belief: Any, x: State, eps: State, source: Noise) -> tuple[State, State]:
+    """(x, eps) by a belief about their z: its means of numbers, drawn symbols; x itself of strings."""
+    if isinstance(belief, Beliefs):
+        both = {k: believed(part, x[k], eps[k], source.fold(k)) for k, part in belief.items()}
+        return {k: pair[0] for k, pair in both.items()}, {k: pair[1] for k, pair in both.items()}
+    if isinstance(belief, Estimate):
+        return belief.x, belief.eps
+    return (drawn_symbols(belief.prob, source), eps) if isinstance(belief, Logits) else (x, eps)
 
 
 class Pairs:
@@ -159,9 +218,13 @@ class Pairs:
 
     def losses(self, model: Any, weight: Weight) -> Tensor:
         """The weighted bound's integral, (B, draws), without the terms that two models have in common."""
+        return self.judged(self.belief(model), weight)
+
+    def belief(self, model: Any) -> Any:
+        """What a model believes of z."""
         dtype = compute_dtype(model)
         z = map_state(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, self.z)
-        return self.judged(model(z, self.t, **self.cond), weight)
+        return model(z, self.t, **self.cond)
 
     def judged(self, belief: Any, weight: Weight) -> Tensor:
         """The same for the belief about z, (B, draws)."""

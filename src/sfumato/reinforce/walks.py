@@ -31,6 +31,7 @@ from sfumato.schedule import as_time
 from sfumato.state import numbers, numbers_like
 
 CALLS = 20  # of a walk
+_PART = 512  # walks whose Jacobians are in memory at once
 
 
 class Walked(OnPolicy):
@@ -172,14 +173,19 @@ class AdjointMatching(Walked):
 
     def solve(self) -> None:
         """a of all states of the path but the first, (calls, N, *shape)."""
-        every, found = torch.arange(self.rollouts.count), [self._of_reward()]
-        cond = self.rollouts.conditions(every)
+        last = self._of_reward()
+        parts = torch.arange(self.rollouts.count).split(_PART)
+        self.adjoint = torch.cat([self._back(rows, last[rows]) for rows in parts], 1)
+
+    def _back(self, rows: Tensor, last: Tensor) -> Tensor:
+        """a along the walks with these rows, from that of their ends, (calls, B, *shape)."""
+        found, cond = [last], self.rollouts.conditions(rows)
         for k in range(self.calls - 1, 0, -1):
             with torch.enable_grad():
-                z = self.path[k].detach().requires_grad_()
+                z = self.path[k, rows].detach().requires_grad_()
                 mean, _ = self.transition(self.reference(z, self.times[k], **cond), self.times[k + 1])
                 found.append(torch.autograd.grad(mean, z, found[-1])[0])
-        self.adjoint = torch.stack(found[::-1])
+        return torch.stack(found[::-1])
 
     def _of_reward(self) -> Tensor:
         """grad r / beta in the normalised samples, like them; values are not rounded to the user's type."""

@@ -2,11 +2,12 @@
 
 import math
 
+import pytest
 import torch
 
 from sfumato.diagnostics.checks.evidence import Evidence, Weights
 from sfumato.diagnostics.checks.of_data import logged_power, out_of_range
-from sfumato.diagnostics.checks.of_log import lr_low
+from sfumato.diagnostics.checks.of_log import lr_high, lr_low
 from sfumato.diagnostics.checks.of_weights import unmoved
 
 LOGSNR = [6.7, 4.4, 2.2, 0.0, -2.2, -4.4, -6.7]
@@ -68,3 +69,10 @@ def test_a_loss_that_stands_is_one_of_the_same_draws_and_noisy_training_is_none(
     assert all(lr_low(Evidence(log=log_of_losses(held, seed=s))) is None for held in moving for s in range(20))
     assert lr_low(Evidence(log=log_of_losses([2.0951] * 4, guess=2.2))) is None, "no worse than the guess"
     assert lr_low(Evidence(log=log_of_losses([2.0951]))) is None, "one look says nothing of a change"
+
+
+@pytest.mark.parametrize("first, says", [(1.0, True), (0.0, False), (-1.0, False)])
+def test_a_burst_is_one_of_a_loss_above_0_alone(first: float, says: bool) -> None:
+    """The loss of a policy gradient is 0 at first, and may be below: no ratio of such losses says anything."""
+    log = [{"step": i, "loss": first if i < 20 else 9.0} for i in range(40)]
+    assert (lr_high(Evidence(log=log)) is not None) == says

@@ -41,7 +41,7 @@ def lr_high(evidence: Evidence) -> Finding | None:
 def _burst(evidence: Evidence) -> Finding | None:
     losses = _losses(evidence.log or [])
     size = len(losses) // WINDOWS
-    if size < 3:
+    if size < 3 or min(loss for _, loss in losses) <= 0:  # of a loss that can be 0 or less no ratio says anything
         return None
     parts = [sorted(losses[i : i + size], key=lambda each: each[1]) for i in range(0, len(losses) - size + 1, size)]
     first = max(losses[0][1], parts[0][size // 2][1])
