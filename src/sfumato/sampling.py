@@ -16,6 +16,7 @@ from sfumato.belief import Codes
 from sfumato.cascade import Cascade
 from sfumato.columns import Known
 from sfumato.conditions import Conditions, declared, resolve, unfolded
+from sfumato.coupling_flow import CouplingFlow
 from sfumato.data import frames
 from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError, whole
@@ -110,6 +111,9 @@ def sample(
     if isinstance(model, Cascade):
         how = {"steps": steps, "solver": solver, "batch": batch, "normalised": normalised, "world": world}
         return _of_cascade(model, n, seed, index, cond, how, stages, (given, z, 1 - t_start, t_stop))
+    if isinstance(model, CouplingFlow):
+        how = {"seed": seed, "batch": BATCH if batch is None else whole("batch", batch), "normalised": normalised}
+        return _of_coupling_flow(model, n, index, cond, how, world, (steps, solver, given, z, 1 - t_start, t_stop))
     (n, index), table = _asked(n, index, z), getattr(getattr(model, "spec", None), "table", None)
     batch = (BATCH if table is None else _ROWS) if batch is None else whole("batch", batch)
     refuse_arguments(sample, model, cond)
@@ -159,6 +163,28 @@ def _of_cascade(
     return found if stages else found[-1]
 
 
+def _of_coupling_flow(
+    model: CouplingFlow, n: int, index: Any, cond: Mapping[str, Any], how: dict[str, Any], world: World,
+    no: tuple[Any, ...],
+) -> Any:  # fmt: skip
+    """The samples of a coupling flow, each by one call. no: arguments that it does not take."""
+    if any(value is not None and value != 0 for value in no):
+        raise SfumatoError("A coupling flow goes from noise to data in one call: leave steps, solver, given, z, t out.")
+    (n, index), (seed, batch, normalised) = _asked(n, index, None), how.values()
+    affordable(n, model.shape)
+    which, seen = torch.arange(n) if index is None else index, SampleCheck(model.spec)
+    conditions = resolve(model, cond, n)
+
+    def one(rows: Tensor) -> Tensor:
+        x = model.sample(seed=seed, index=which[rows], normalised=True, cond=conditions.rows(rows))
+        seen.look(x)
+        return x if normalised or model.spec is None else model.spec.denormalise(x)
+
+    samples = world.parallel_map(lambda rows: torch.cat(in_parts(one, rows, batch)), torch.arange(n))
+    seen.warn()
+    return samples
+
+
 def _of_stages(model: Any, n: int, seed: int, index: Tensor, cond: Mapping[str, Any], how: dict[str, Any]) -> list[Any]:
     """The samples of a cascade's stages, each of which is told the conditions that it knows."""
     if not isinstance(model, Cascade):
@@ -174,7 +200,9 @@ def _of_stages(model: Any, n: int, seed: int, index: Tensor, cond: Mapping[str, 
 
 
 def plans(model: Any, steps: int | None = None, solver: AnySolver | None = None) -> list[Plan]:
-    """The plan by which `sample` runs each stage of a cascade, of other models their one."""
+    """The plan by which `sample` runs each stage of a cascade, of other models their one; a coupling flow has none."""
+    if isinstance(model, CouplingFlow):
+        return []
     return [make_plan(stage, steps, solver) for stage in (model.stages if isinstance(model, Cascade) else (model,))]
 
 
