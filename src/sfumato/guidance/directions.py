@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -151,7 +150,7 @@ class FrequencyDecoupled(GuidedNumbers):
 
     def combined(self, base: Estimate, conditional: Estimate, scale: Tensor) -> Estimate:
         d = conditional.x - base.x
-        basis = _cosines(tuple(d.shape[1:]))
+        basis = Basis(tuple(d.shape[1:]))
         share = 1 - (1 - self.low) * torch.exp(-((basis.frequency / self.cutoff) ** 2))
         d = basis.synthesise(share.to(d) * basis.analyse(d))
         return conditional.moved(conditional.x + broadcast(scale - 1, d) * d)
@@ -190,11 +189,6 @@ def _share(a: Tensor, b: Tensor) -> Tensor:
     a, b = a.flatten(1), b.flatten(1)
     square = b.square().sum(1)
     return torch.where(square == 0, 0.0, (a * b).sum(1) / torch.where(square == 0, 1.0, square))
-
-
-@functools.lru_cache(maxsize=8)
-def _cosines(shape: tuple[int, ...]) -> Basis:
-    return Basis(shape)
 
 
 def _row(name: str) -> str:
