@@ -75,12 +75,8 @@ def _operators_of_torchvision() -> tuple[Any, ...]:
     return tuple(libraries)
 
 
-def deepinv(process: Any, matrix: Callable[[Any, tuple[int, ...]], Tensor]) -> dict[str, Draw]:
-    """Samplers of deepinv. Its operators have singular values: y is turned to U^T y, whose noise stays white, and
-    A = diag(s) V^T, with zeros up to the size of a sample."""
-    _operators_of_torchvision()
-    import deepinv as dinv
-    from deepinv import sampling
+def _exact(dinv: Any, process: Any) -> Any:
+    """The denoiser of a case for deepinv, a class: its base is not known before the import."""
 
     class Exact(dinv.models.Denoiser):
         """E[x | x + sigma n] of vectors as pictures (B, 1, 1, D), in units in which `scale` numbers of ours are one."""
@@ -98,26 +94,39 @@ def deepinv(process: Any, matrix: Callable[[Any, tuple[int, ...]], Tensor]) -> d
             clean = self.model(process.schedule.alpha(t) * ours, t).x
             return (clean / self.scale + self.centre).reshape(x.shape).to(x.dtype)
 
-    def physics_of(case: dict[str, Any], scale: float, centre: float) -> tuple[Any, Tensor]:
-        """(the operator, U^T y), both in those units."""
-        A = matrix(case["operator"], case["truth"].shape)
-        U, s, Vh = torch.linalg.svd(A, full_matrices=True)
-        values = torch.zeros(A.shape[1], dtype=torch.float64)
-        values[: len(s)] = s
-        y = torch.zeros(A.shape[1], dtype=torch.float64)
-        y[: len(A)] = U.mT @ case["y"].flatten()
-        y = y / scale + centre * values * (Vh @ torch.ones(A.shape[1], dtype=torch.float64))
-        found = dinv.physics.DecomposablePhysics(
-            V_adjoint=lambda x: x @ Vh.mT.to(x), V=lambda x: x @ Vh.to(x), mask=values.reshape(1, 1, 1, -1),
-            noise_model=dinv.physics.GaussianNoise(case["s"] / scale),
-        )  # fmt: skip
-        return found, y.reshape(1, 1, 1, -1)
+    return Exact
+
+
+def _physics(dinv: Any, A: Tensor, case: dict[str, Any], scale: float, centre: float) -> tuple[Any, Tensor]:
+    """(the operator, U^T y), both in units in which `scale` numbers of ours are one, for the matrix A."""
+    U, s, Vh = torch.linalg.svd(A, full_matrices=True)
+    values = torch.zeros(A.shape[1], dtype=torch.float64)
+    values[: len(s)] = s
+    y = torch.zeros(A.shape[1], dtype=torch.float64)
+    y[: len(A)] = U.mT @ case["y"].flatten()
+    y = y / scale + centre * values * (Vh @ torch.ones(A.shape[1], dtype=torch.float64))
+    found = dinv.physics.DecomposablePhysics(
+        V_adjoint=lambda x: x @ Vh.mT.to(x), V=lambda x: x @ Vh.to(x), mask=values.reshape(1, 1, 1, -1),
+        noise_model=dinv.physics.GaussianNoise(case["s"] / scale),
+    )  # fmt: skip
+    return found, y.reshape(1, 1, 1, -1)
+
+
+def deepinv(process: Any, matrix: Callable[[Any, tuple[int, ...]], Tensor]) -> dict[str, Draw]:
+    """Samplers of deepinv. Its operators have singular values: y is turned to U^T y, whose noise stays white, and
+    A = diag(s) V^T, with zeros up to the size of a sample."""
+    _operators_of_torchvision()
+    import deepinv as dinv
+    from deepinv import sampling
+
+    Exact = _exact(dinv, process)
 
     def drawn(make: Callable[[Any, float], Any], scale: float = 1.0, centre: float = 0.0) -> Draw:
         def draw(case: dict[str, Any], n: int, seed: int) -> tuple[Tensor, dict[str, float]]:
             torch.manual_seed(seed)
             denoiser = Exact(case, scale, centre)
-            physics, y = physics_of(case, scale, centre)
+            A = matrix(case["operator"], case["truth"].shape)
+            physics, y = _physics(dinv, A, case, scale, centre)
             x = make(denoiser, case["s"] / scale)(y.expand(n, -1, -1, -1).clone(), physics, seed=seed + 1)
             x = ((x.double() - centre) * scale).reshape(n, *case["truth"].shape)
             return x.detach(), {"calls": denoiser.calls}

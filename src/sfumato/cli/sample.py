@@ -66,12 +66,7 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE, plain:
     denoiser.compute_dtype = compute_dtype(options.precision, denoiser.device)
     for stage in stages:
         stage.net.register_forward_pre_hook(lambda *_: follow())
-    if isinstance(denoiser, CouplingFlow):
-        refuse_guidance(options, "a coupling flow")
-        if (one := edit.wanted(options)) is not None:
-            raise SfumatoError(f"--{one} asks a model with noise levels, and this is a coupling flow: train a denoiser")
-    if len(stages) > 1 and (one := edit.wanted(options)) is not None:
-        raise SfumatoError(f"--{one} asks one model, and a cascade has {len(stages)}: train one without --cascade")
+    _refuse_edits(options, denoiser, len(stages))
     if spec.text is not None:
         edit.refuse(options, "text", "use --infill")
         given = asked.said(options, spec.conditions, options.class_)
@@ -111,6 +106,17 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE, plain:
     facts = manifest(options, contract, denoiser, plans, scale, index, given, columns)
     files = world.broadcast_result(lambda: write.write(path, folder, x, columns, spec, facts, plain))
     return {"out": out, "files": files, "seconds": round(time.monotonic() - started, 2), "manifest": facts}
+
+
+def _refuse_edits(options: Any, model: Any, stages: int) -> None:
+    """Raise SfumatoError for edits of a cascade, and for edits and guidance of a coupling flow."""
+    one, flow = edit.wanted(options), isinstance(model, CouplingFlow)
+    if flow:
+        refuse_guidance(options, "a coupling flow")
+    if one is not None and flow:
+        raise SfumatoError(f"--{one} asks a model with noise levels, and this is a coupling flow: train a denoiser")
+    if one is not None and stages > 1:
+        raise SfumatoError(f"--{one} asks one model, and a cascade has {stages}: train one without --cascade")
 
 
 def _index(options: Any, spec: DataSpec, given: Mapping[str, str]) -> torch.Tensor:

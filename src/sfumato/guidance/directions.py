@@ -116,8 +116,8 @@ class APG(GuidedNumbers):
 
     def combined(self, base: Estimate, conditional: Estimate, scale: Tensor) -> Estimate:
         x, d = conditional.x, conditional.x - base.x
-        if self.momentum:
-            before = conditional.carried
+        before = conditional.carried
+        if self.momentum and before is not None:
             d = d + self.momentum * before
             conditional.carried = torch.where(broadcast(scale, d) == 1, before, d)
         if self.radius is not None:
