@@ -1,7 +1,7 @@
 """Posteriors that are known, beside every method: error of the mean, of the covariance and of the law, with calls.
 
     python benchmarks/inverse.py
-    pip install azula==0.11.1     python benchmarks/inverse.py --peers
+    pip install azula==0.11.1 deepinv==0.5.0     python benchmarks/inverse.py --peers azula deepinv
 
 A Gaussian field (16 x 16, power f^-2) of which half or the means of 2 x 2 entries are measured, and a mixture of four
 Gaussians in eight dimensions with three measurements. The floor is what as many exact draws of the posterior score.
@@ -14,13 +14,13 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import sfumato as sf
+from inverse_peers import PEERS, Draw
 from record import HERE, commit, hardware
 
 PROCESS = sf.Gaussian(sf.schedules.Cosine())
@@ -134,9 +134,6 @@ def scores(x: Tensor, case: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-Draw = Callable[[dict[str, Any], int, int], tuple[Tensor, dict[str, float]]]  # (case, n, seed)
-
-
 def ours(method: str, how: dict[str, Any]) -> Draw:
     def draw(case: dict[str, Any], n: int, seed: int) -> tuple[Tensor, dict[str, float]]:
         model = Counted(case["truth"].denoiser(PROCESS))
@@ -152,52 +149,6 @@ def ours(method: str, how: dict[str, Any]) -> Draw:
 
 def exact(case: dict[str, Any], n: int, seed: int) -> tuple[Tensor, dict[str, float]]:
     return case["law"].sample(n, 1000 + seed), {"calls": 0}
-
-
-def peers() -> dict[str, Draw]:
-    """Samplers of azula, with the exact denoiser under the same schedule."""
-    import azula.denoise
-    import azula.guidance as guidance
-    import azula.linalg.covariance as linalg
-    import azula.sample as samplers
-
-    class Schedule(torch.nn.Module):
-        def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-            return PROCESS.schedule(t.clamp(1e-3, 1 - 1e-3))
-
-    class Exact(azula.denoise.Denoiser):
-        def __init__(self, case: dict[str, Any]) -> None:
-            super().__init__()
-            self.model, self.schedule, self.calls = case["truth"].denoiser(PROCESS), Schedule(), 0
-
-        def forward(self, x_t: Tensor, t: Tensor, **_: Any) -> Any:
-            self.calls += 1
-            return azula.denoise.DiracPosterior(mean=self.model(x_t, t.clamp(1e-3, 1 - 1e-3)).x)
-
-    def drawn(make: Callable[[Any, dict[str, Any]], Any]) -> Draw:
-        def draw(case: dict[str, Any], n: int, seed: int) -> tuple[Tensor, dict[str, float]]:
-            torch.manual_seed(seed)
-            denoiser = Exact(case)
-            sampler = make(denoiser, case)
-            noise = torch.randn(n, *case["truth"].shape, dtype=torch.float64)
-            return sampler(noise * PROCESS.schedule.sigma(1 - 1e-3)), {"calls": denoiser.calls}
-
-        return draw
-
-    def mmps(solver: str, iterations: int) -> Callable[[Any, dict[str, Any]], Any]:
-        return lambda d, case: samplers.DDPMSampler(
-            guidance.MMPSDenoiser(
-                d, case["y"], case["operator"], linalg.IsotropicCovariance(case["s"] ** 2), solver, iterations
-            ),
-            steps=200, silent=True,
-        )  # fmt: skip
-
-    def dps(zeta: float) -> Callable[[Any, dict[str, Any]], Any]:
-        return lambda d, case: guidance.DPSSampler(d, case["y"], case["operator"], zeta, steps=200, silent=True)
-
-    makers = {"azula MMPS, gmres 1 (default)": mmps("gmres", 1), "azula MMPS, gmres 5": mmps("gmres", 5)}
-    makers |= {"azula DPS, 1": dps(1.0), "azula DPS, 14.1": dps(200**0.5)}
-    return {name: drawn(make) for name, make in makers.items()}
 
 
 def measure(draw: Draw, cases: list[dict[str, Any]], n: int) -> dict[str, float]:
@@ -219,7 +170,7 @@ def table(title: str, rows: dict[str, dict[str, float]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--peers", action="store_true", help="also azula's samplers, where it is installed")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=(), help="libraries, installed, to measure beside")
     parser.add_argument("--out", default=str(HERE / "results/inverse.json"))
     options = parser.parse_args()
     half = sf.operators.Mask(torch.arange(16) < 8)
@@ -234,7 +185,8 @@ def main() -> None:
         n = DRAWS[title.split(",")[0]]
         runs: dict[str, Draw] = {"exact draws (floor)": exact}
         runs |= {name: ours(method, how) for name, (method, how) in methods.items()}
-        runs |= peers() if options.peers else {}
+        for name in options.peers:
+            runs |= PEERS[name](PROCESS, matrix)
         results[title] = {name: measure(draw, cases, n) for name, draw in runs.items()}
         table(f"{title}: {n} samples of {len(cases)} measurement(s)", results[title])
     facts = {"commit": commit(), "hardware": hardware(), "draws": DRAWS, "results": results}

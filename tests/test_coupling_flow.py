@@ -39,9 +39,10 @@ def test_the_density_integrates_to_one_and_is_that_of_the_samples():
     x = torch.cartesian_prod(grid, grid)
     p = sf.log_prob(model, x).value.exp() * (grid[1] - grid[0]) ** 2
     assert float(p.sum()) == pytest.approx(1, abs=1e-3)
-    drawn = model.sample(20_000, seed=3)
+    drawn = sf.sample(model, 20_000, seed=3)
+    assert torch.equal(drawn, model.sample(20_000, seed=3))
     assert torch.allclose(drawn.double().mean(0), (p[:, None] * x).sum(0), atol=0.05)
-    assert torch.allclose(model.sample(3, seed=3, index=[7, 1, 2])[0], drawn[7], atol=1e-12)
+    assert torch.allclose(sf.sample(model, seed=3, index=[7, 1, 2], batch=2)[0], drawn[7], atol=1e-12)
 
 
 def test_a_run_trains_one_and_it_is_measured_in_user_units(tmp_path):
@@ -58,7 +59,9 @@ def test_a_run_trains_one_and_it_is_measured_in_user_units(tmp_path):
         user = (30 + 10 * (fresh + 2 * k)).float()
         found = sf.log_prob(model, user, label=k)
         assert best - 0.4 < float(found.value.mean()) < best + 0.1
-        drawn = model.sample(2000, label=k).double()
+        drawn = sf.sample(model, 2000, label=k).double()
+        plain = sf.sample(model, 3, label=k, normalised=True)
+        assert torch.allclose(plain, model.spec.normalise(drawn[:3].float()), atol=1e-4)
         assert torch.allclose(drawn.mean(0), user.double().mean(0), atol=2.5)
     assert "coupling flow" in found.method
 
@@ -67,6 +70,7 @@ def test_mistakes_are_said(tmp_path):
     model = CouplingFlow(Couplings(2))
     wrong = {
         "exact log p": lambda: sf.log_prob(model, torch.zeros(1, 2), method="elbo"),
+        "in one call": lambda: sf.sample(model, 2, solver="ddim"),
         "invertible network": lambda: CouplingFlow(sf.nets.MLP(2, 8, 1)),
         "vectors of 2 numbers": lambda: Couplings(1),
         "no attention|labels, numbers": lambda: Couplings(2, conditions={"c": {"kind": "tokens", "size": 2}}),

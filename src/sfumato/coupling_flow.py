@@ -22,7 +22,7 @@ from sfumato.state import numbered
 
 @register("model", "CouplingFlow")
 class CouplingFlow(nn.Module):
-    """model.log_prob(x) -> nats (B,) of normalised vectors x (B, D); model.sample(n) -> (n, D) in user units.
+    """model.log_prob(x) -> nats (B,) of normalised vectors x (B, D); sf.sample(model, n) -> (n, D) in user units.
 
     net: a `nets.Couplings`, or any module with net(x) -> (z, log|det|) and net.inverse(z). spec: the data spec.
     Sources: Dinh et al. 2017 (1605.08803); for comparison with `loss="maximum-likelihood"` and the denoising losses.
@@ -58,10 +58,17 @@ class CouplingFlow(nn.Module):
 
     @default_cpu()
     @torch.no_grad()
-    def sample(self, n: int = 1, seed: int = 0, index: Sequence[int] | Tensor | None = None, **cond: Any) -> Tensor:
-        """n samples (n, D) in user units; sample i of a seed depends on both alone. Conditions as in `sf.sample`."""
+    def sample(
+        self,
+        n: int = 1,
+        seed: int = 0,
+        index: Sequence[int] | Tensor | None = None,
+        normalised: bool = False,
+        **cond: Any,
+    ) -> Tensor:
+        """n samples (n, D) in user units; sample i of a seed depends on both alone. Arguments as in `sf.sample`."""
         index = torch.arange(whole("n", n)) if index is None else numbered(index, of="numbers of samples")
         given = resolve(self, cond, len(index)).to(self.device)
         eps = noise.normal(seed, index, self.shape, noise.PRIOR, 0, self.device, torch.float32)
         x = self.net.inverse(eps.to(next(self.net.parameters())), **network_inputs(given, self.net)).cpu()
-        return x if self.spec is None else self.spec.denormalise(x)
+        return x if self.spec is None or normalised else self.spec.denormalise(x)

@@ -23,6 +23,7 @@ from sfumato.conditions import Conditions, Given
 from sfumato.errors import SfumatoError, whole
 from sfumato.exact import ExactDenoiser
 from sfumato.model import Model, compute_dtype
+from sfumato.process import require_flow
 from sfumato.roots import bisection
 from sfumato.schedule import NODE_LIMIT, Schedule
 
@@ -122,6 +123,7 @@ class Field:
     """dw/du of one batch at the points of a track. States are float64; the model is called in its own dtype."""
 
     def __init__(self, model: Model, track: Track, cond: Mapping[str, Given | Tensor]) -> None:
+        require_flow(model.process)
         self.model, self.track, self.dtype = model, track, compute_dtype(model)
         self.cond = Conditions.of(cond)
 

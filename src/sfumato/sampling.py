@@ -16,6 +16,7 @@ from sfumato.belief import Codes
 from sfumato.cascade import Cascade
 from sfumato.columns import Known
 from sfumato.conditions import Conditions, declared, resolve, unfolded
+from sfumato.coupling_flow import CouplingFlow
 from sfumato.data import frames
 from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError, whole
@@ -107,9 +108,9 @@ def sample(
     all make this call and all get every sample, equal to those of a single process up to rounding.
     Warns (`SfumatoWarning`) if samples hold NaN, lie far outside the training data, or are all the same.
     """
-    if isinstance(model, Cascade):
+    if isinstance(model, Cascade | CouplingFlow):
         how = {"steps": steps, "solver": solver, "batch": batch, "normalised": normalised, "world": world}
-        return _of_cascade(model, n, seed, index, cond, how, stages, (given, z, 1 - t_start, t_stop))
+        return _without_states(model, n, seed, index, cond, how, stages, (given, z, 1 - t_start, t_stop))
     (n, index), table = _asked(n, index, z), getattr(getattr(model, "spec", None), "table", None)
     batch = (BATCH if table is None else _ROWS) if batch is None else whole("batch", batch)
     refuse_arguments(sample, model, cond)
@@ -147,16 +148,42 @@ def _smooth(model: Any, world: World) -> bool:
     return smooth
 
 
-def _of_cascade(
-    model: Cascade, n: int, seed: int, index: Any, cond: Mapping[str, Any], how: dict[str, Any], stages: bool,
-    no: tuple[Any, ...],
+def _without_states(
+    model: Cascade | CouplingFlow, n: int, seed: int, index: Any, cond: Mapping[str, Any], how: dict[str, Any],
+    stages: bool, no: tuple[Any, ...],
 ) -> Any:  # fmt: skip
-    """The samples of a cascade, or of each of its stages. no: arguments that no cascade takes."""
+    """The samples of a coupling flow, of a cascade, or of each of its stages. no: arguments that they do not take."""
+    if isinstance(model, CouplingFlow):
+        return _of_coupling_flow(model, n, seed, index, cond, how, no)
     if any(value is not None and value != 0 for value in no):
         raise SfumatoError("The stages of a cascade start from noise and end at data: leave out given, z and t.")
     n, index = _asked(n, index, None)
     found = _of_stages(model, n, seed, torch.arange(n) if index is None else index, cond, how)
     return found if stages else found[-1]
+
+
+def _of_coupling_flow(
+    model: CouplingFlow, n: int, seed: int, index: Any, cond: Mapping[str, Any], how: dict[str, Any],
+    no: tuple[Any, ...],
+) -> Any:  # fmt: skip
+    """The samples of a coupling flow, each by one call."""
+    steps, solver, batch, normalised, world = how.values()
+    if any(value is not None and value != 0 for value in (steps, solver, *no)):
+        raise SfumatoError("A coupling flow goes from noise to data in one call: leave steps, solver, given, z, t out.")
+    n, index = _asked(n, index, None)
+    batch = BATCH if batch is None else whole("batch", batch)
+    affordable(n, model.shape)
+    which, seen = torch.arange(n) if index is None else index, SampleCheck(model.spec)
+    conditions = resolve(model, cond, n)
+
+    def one(rows: Tensor) -> Tensor:
+        x = model.sample(seed=seed, index=which[rows], normalised=True, cond=conditions.rows(rows))
+        seen.look(x)
+        return x if normalised or model.spec is None else model.spec.denormalise(x)
+
+    samples = world.parallel_map(lambda rows: torch.cat(in_parts(one, rows, batch)), torch.arange(n))
+    seen.warn()
+    return samples
 
 
 def _of_stages(model: Any, n: int, seed: int, index: Tensor, cond: Mapping[str, Any], how: dict[str, Any]) -> list[Any]:
@@ -174,7 +201,9 @@ def _of_stages(model: Any, n: int, seed: int, index: Tensor, cond: Mapping[str, 
 
 
 def plans(model: Any, steps: int | None = None, solver: AnySolver | None = None) -> list[Plan]:
-    """The plan by which `sample` runs each stage of a cascade, of other models their one."""
+    """The plan by which `sample` runs each stage of a cascade, of other models their one; a coupling flow has none."""
+    if isinstance(model, CouplingFlow):
+        return []
     return [make_plan(stage, steps, solver) for stage in (model.stages if isinstance(model, Cascade) else (model,))]
 
 

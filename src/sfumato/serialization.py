@@ -26,6 +26,7 @@ from sfumato import __version__, registry, schema, trees
 from sfumato.adapters import completed
 from sfumato.autoregressive import Autoregressive
 from sfumato.cascade import Cascade
+from sfumato.coupling_flow import CouplingFlow
 from sfumato.data import DataSpec
 from sfumato.data.spec import in_json as spec_in_json
 from sfumato.errors import SfumatoError, an, place
@@ -355,10 +356,11 @@ def _know_levels(model: Any, args: Mapping[str, Any]) -> None:
 
 
 def load_sampler(
-    path: str | os.PathLike[str], weights: str = "ema", device: str | torch.device = "cpu", stages: bool = False
-) -> Any:
-    """`load` for a model that draws samples. Raises SfumatoError for others, such as an autoencoder, and for a cascade
-    unless `stages`, as it has no belief of its own."""
+    path: str | os.PathLike[str], weights: str = "ema", device: str | torch.device = "cpu", stages: bool = False,
+    flows: bool = False,
+) -> Any:  # fmt: skip
+    """`load` for a model that draws samples. Raises SfumatoError for others, such as an autoencoder, and for those
+    without a belief of their own: a cascade unless `stages`, a coupling flow unless `flows`."""
     model = load(path, weights, device)
     if isinstance(model, Cascade):
         if stages:
@@ -367,7 +369,8 @@ def load_sampler(
             f"{path} holds a Cascade, and this is asked of a single model: give the run of its first stage "
             "(RUN/size_16), or a file that sf.save(sf.load(path).stages[0], file) has written."
         )
-    if not hasattr(model, "process") and not isinstance(model, Autoregressive):
+    without = Autoregressive | CouplingFlow if flows else Autoregressive
+    if not (hasattr(model, "process") or isinstance(model, without)):
         raise SfumatoError(
             f"{path} holds {an(type(model).__name__)}, and this needs a model with noise levels: use it in Python "
             f"(sfumato info {path} says how)."

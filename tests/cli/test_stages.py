@@ -113,10 +113,21 @@ def test_a_coupling_flow_says_how_it_is_used(call) -> None:
     sf.save(CouplingFlow(sf.nets.Couplings(2)), "flow.safetensors")
     status, said, _ = call("plan", "points.npy", "--loss", "coupling-flow", "--steps", 5, "--snapshots", 0)
     assert status == 0 and "Couplings" in said
-    status, _, heard = call("sample", "flow.safetensors")
-    assert status == 2 and "sfumato info flow.safetensors" in heard
     status, said, _ = call("info", "flow.safetensors")
-    assert status == 0 and "model.sample(64)" in said
+    assert status == 0 and "sf.sample(model, 64)" in said
+    sf.save(CouplingFlow(sf.nets.Couplings(2), sf.data.DataSpec.fit(sf.data.open("points.npy"))), "flow.safetensors")
+    status, said, _ = call("sample", "flow.safetensors", "-n", 5, "-o", "x.npy")
+    assert status == 0 and "1 call each" in said
+    assert np.array_equal(np.load("x.npy"), sf.sample(sf.load("flow.safetensors"), 5).numpy())
+    for words, why in (
+        (("--steps", 4), "in one call"),
+        (("--guidance", 2), "a coupling flow has no guidance"),
+        (("--inpaint", "points.npy"), "train a denoiser"),
+    ):
+        status, _, heard = call("sample", "flow.safetensors", *words)
+        assert status == 2 and why in heard, words
+    status, _, heard = call("likelihood", "flow.safetensors", "points.npy")
+    assert status == 2 and "sfumato info flow.safetensors" in heard
 
 
 def test_a_student_of_captions_is_told_to_take_data(call) -> None:

@@ -9,7 +9,7 @@ import torch
 import sfumato as sf
 from sfumato.belief import Estimate
 from sfumato.exact import GaussianMixture
-from sfumato.guidance import Autoguided, guide
+from sfumato.guidance import Autoguided, FrequencyDecoupled, guide
 from sfumato.guidance_laws import Normal, gaussian_laws
 from sfumato.process import Gaussian
 from sfumato.schedules import VE, LogLinear
@@ -40,9 +40,9 @@ def test_the_formulas_give_the_figures_of_the_literature_of_this_project(v_c, v_
 class Pair:
     """N(m_c, v_c) with a label, N(m_u, v_u) without: exact and linear in z."""
 
-    def __init__(self, process, conditional, base):
-        self.process, self.shape = process, (1,)
-        self.laws = [GaussianMixture([1.0], [[m]], v) for m, v in (conditional, base)]
+    def __init__(self, process, conditional, base, dim=1):
+        self.process, self.shape = process, (dim,)
+        self.laws = [GaussianMixture([1.0], [[m] * dim], v) for m, v in (conditional, base)]
 
     def __call__(self, z, t, label=None):
         c, u = (law.moments(z, process=self.process, t=t).x for law in self.laws)
@@ -119,3 +119,20 @@ def test_any_other_model_is_explained_by_moments_of_its_samples():
     assert "2000 samples" in found.note
     with pytest.raises(sf.SfumatoError, match="label=0"):
         sf.explain_guidance(pair, 3.0)
+
+
+def test_decoupled_guidance_has_the_law_of_each_frequencys_own_scale():
+    """v_c(f)^g(f) / v_u(f)^(g(f) - 1) of fields whose covariances the cosine transform diagonalises."""
+    n, low, cutoff = 6, 0.2, 0.15
+    q = torch.tensor([[math.cos(math.pi * k * (i + 0.5) / n) for i in range(n)] for k in range(n)], dtype=F64)
+    q = q / q.norm(dim=1, keepdim=True)
+    k = torch.arange(n, dtype=F64)
+    v_c, v_u = 0.6 / (1 + k), 1.5 / (1 + 0.5 * k)
+    pair = Pair(Gaussian(VE()), *[(0.0, (q.mT @ v.diag() @ q)[None]) for v in (v_c, v_u)], dim=n)
+    z = float(VE().sigma(1.0)) * torch.eye(n, dtype=F64)
+    plan = sf.solvers.Heun(grid=sf.solvers.grids.LogSNR()).plan(pair.process, 300)
+    guided = FrequencyDecoupled(pair, 3.0, low=low, cutoff=cutoff)
+    move = q @ sf.sample(guided, solver=plan, z=z, label=torch.zeros(n, dtype=torch.int64)).double().mT @ q.mT
+    g = 1 + 2 * (1 - (1 - low) * torch.exp(-((k / (2 * n) / cutoff) ** 2)))
+    assert float(g[-1] - g[0]) > 1
+    torch.testing.assert_close(move @ move.mT, (v_c**g / v_u ** (g - 1)).diag(), rtol=5e-3, atol=1e-5)

@@ -17,6 +17,7 @@ from sfumato.guidance import (
     CFGPlusPlus,
     CFGZero,
     ClassifierGuided,
+    FrequencyDecoupled,
     PerpNeg,
     Rescaled,
     Thresholded,
@@ -53,6 +54,8 @@ WAYS = {
     "rescaled": lambda m, g: Rescaled(m, g),
     "zero": lambda m, g: CFGZero(m, g),
     "apg": lambda m, g: APG(m, g, radius=0.5),
+    "apg, momentum": lambda m, g: APG(m, g, radius=0.5, momentum=-0.5),
+    "decoupled": lambda m, g: FrequencyDecoupled(m, g),
     "perp-neg": lambda m, g: PerpNeg(m, g, negative={"label": 2}),
 }
 
@@ -146,6 +149,71 @@ def test_apg_keeps_what_is_orthogonal_and_depends_on_the_origin():
     close(plain[1] - shift, plain[0], 1e-9)  # plain guidance has no origin
     apart = [APG(m, 3.0)(at, t, label=LABEL).x for m, at in ((model, z), (moved, z_moved))]
     assert float((apart[1] - shift - apart[0]).abs().max()) > 0.01
+
+
+def test_cfg_zero_waits_in_the_zeroed_share_of_the_time():
+    """A flow of a Gaussian meets pure noise at t = 1 - zeroed: x = m + sqrt(v / (alpha^2 v + sigma^2)) (z - alpha m)
+    there. Elsewhere, and at scale 1, nothing changes."""
+    truth = GaussianMixture([1.0], [[1.0, -0.5]], 0.25)
+    model, zeroed = truth.denoiser(Gaussian(Flow())), 0.3
+    z = torch.randn(6, 2, dtype=F64, generator=torch.Generator().manual_seed(1))
+    plan = DDIM(grid=grids.Uniform()).plan(model.process, 400)
+    zero = torch.zeros(6, dtype=torch.int64)
+    found = sf.sample(CFGZero(model, 2.0, zeroed=zeroed), solver=plan, z=z, label=zero)
+    scale = math.sqrt(0.25 / (zeroed**2 * 0.25 + (1 - zeroed) ** 2))
+    close(found.double(), truth.means + scale * (z - zeroed * truth.means), 5e-3)
+    model, z, t = drawn(Flow())
+    still = CFGZero(model, 3.0, zeroed=zeroed)
+    late, early = t > 1 - zeroed, t <= 1 - zeroed
+    assert float(still(z, t, label=LABEL).velocity[late].abs().max()) < 1e-12 and bool(late.any())
+    close(still(z, t, label=LABEL).x[early], CFGZero(model, 3.0)(z, t, label=LABEL).x[early])
+    close(CFGZero(model, 1.0, zeroed=zeroed)(z, t, label=LABEL).x, model(z, t, label=LABEL).x)
+    with pytest.raises(SfumatoError, match="share of the time"):
+        CFGZero(model, 2.0, zeroed=1.0)
+
+
+def test_apg_carries_the_momentum_of_the_calls_that_guided():
+    """By hand along DDIM with D = d + momentum D'; calls outside the interval neither use nor change D'."""
+    model, _, _ = drawn()
+    plan = DDIM().plan(model.process, 12)
+    level = model.process.schedule.logsnr(torch.tensor(plan.times, dtype=F64))
+    interval = (float(level[2]) - 1e-6, float(level[8]) + 1e-6)
+    guided = APG(model, 3.0, interval, parallel=0.4, radius=0.3, momentum=-0.6)
+    z = torch.randn(6, 2, dtype=F64, generator=torch.Generator().manual_seed(1))
+    state, carried = z, torch.zeros_like(z)
+    for t, here, (alpha, sigma) in zip(plan.times, level.tolist(), plan.path[1:], strict=True):
+        base, conditional = model(state, t), model(state, t, label=LABEL)
+        x = conditional.x
+        if interval[0] <= here <= interval[1]:
+            carried = x - base.x - 0.6 * carried
+            d = carried * (0.3 / carried.norm(dim=1, keepdim=True)).clamp_max(1)
+            along = (d * x).sum(1, keepdim=True) / x.square().sum(1, keepdim=True) * x
+            x = x + 2.0 * (d - 0.6 * along)
+        state = alpha * x + sigma * conditional.moved(x).eps
+    found = sf.sample(guided, solver=plan, z=z, label=LABEL, index=range(6))
+    close(found, state, 1e-9)
+    without = APG(model, 3.0, interval, parallel=0.4, radius=0.3)
+    assert float((sf.sample(without, solver=plan, z=z, label=LABEL) - found).abs().max()) > 0.01
+    for k in (1, 4):  # a sample's memory is its own
+        close(sf.sample(guided, solver=plan, z=z[k : k + 1], label=LABEL[k : k + 1], index=[k]), found[k : k + 1], 1e-9)
+    close(guided(z, 0.5, label=LABEL).x, without(z, 0.5, label=LABEL).x)  # a single question has no memory
+    latents = sf.nets.RIN((1, 4, 4), latents=2, width=16, inner=16, depth=1)
+    with pytest.raises(SfumatoError, match="carries latents"):
+        APG(sf.Denoiser(latents, Gaussian(Cosine())), 2.0, momentum=-0.5)
+    with pytest.raises(SfumatoError, match="momentum"):
+        APG(model, 2.0, momentum=1.0)
+
+
+def test_decoupled_guidance_has_a_scale_for_each_frequency():
+    """Of the cosine transform of the difference; low = 1 is plain guidance, and a large cutoff a smaller scale."""
+    model, z, t = drawn()
+    plain = guide(model, 3.0)(z, t, label=LABEL)
+    close(FrequencyDecoupled(model, 3.0, low=1.0)(z, t, label=LABEL).eps, plain.eps, 1e-9)
+    everywhere = FrequencyDecoupled(model, 3.0, low=0.25, cutoff=1e6)(z, t, label=LABEL)
+    close(everywhere.x, guide(model, 1.5)(z, t, label=LABEL).x, 1e-9)
+    for wrong in ({"cutoff": 0.0}, {"low": math.nan}):
+        with pytest.raises(SfumatoError, match="cutoff"):
+            FrequencyDecoupled(model, 2.0, **wrong)
 
 
 def test_perp_neg_leads_away_from_what_is_not_asked_for_alone():

@@ -6,7 +6,7 @@ import torch
 import sfumato as sf
 from measured_laws import FIELD, PROCESS
 from sfumato.inverse import Measurement
-from sfumato.inverse.measurement import conjugate_gradient
+from sfumato.inverse.measurement import conjugate_gradient, minimal_residual
 from sfumato.inverse.operators import Blur, Linear, Map, Mask, Pool
 
 KNOWN = torch.arange(64).reshape(8, 8) % 3 > 0
@@ -61,6 +61,23 @@ def test_conjugate_gradients_solve_each_row_by_itself():
     few = conjugate_gradient(lambda v: (K @ v[..., None])[..., 0], b, 3)
     alone = conjugate_gradient(lambda v: (K[:1] @ v[..., None])[..., 0], b[:1], 3)
     assert torch.allclose(few[:1], alone, atol=1e-12)
+
+
+def test_minimal_residuals_solve_what_is_not_symmetric_and_never_grow():
+    draw = torch.Generator().manual_seed(0)
+    root, turn = torch.randn(2, 4, 6, 6, generator=draw, dtype=torch.float64)
+    K, b = root @ root.mT + 0.1 * torch.eye(6) + turn - turn.mT, torch.randn(4, 6, generator=draw, dtype=torch.float64)
+    b[2] = 0
+
+    def product(v, rows=slice(None)):
+        return (K[rows] @ v[..., None])[..., 0]
+
+    left = [(b - product(minimal_residual(product, b, rounds))).norm(dim=1) for rounds in range(8)]
+    assert all(bool((after <= before + 1e-12).all()) for before, after in zip(left, left[1:], strict=False))
+    assert float(left[6].max()) < 1e-6 < float(left[2].max())
+    alone = minimal_residual(lambda v: product(v, slice(1)), b[:1], 3)
+    assert torch.allclose(minimal_residual(product, b, 3)[:1], alone, atol=1e-12)
+    assert float((b - product(conjugate_gradient(product, b, 7))).norm()) > float(b.norm())  # not what that is for
 
 
 def test_measurements_that_do_not_fit_are_refused_in_a_sentence():

@@ -145,6 +145,71 @@ def test_a_flow_keeps_both_laws_and_loses_the_pairs_and_a_bridge_keeps_them():
     )  # the law of x given x'
 
 
+def unheard(pair, process, steps):
+    """(Cov(x), Cov(x, x')) at the end of the reverse chain of a bridge that does not hear its source."""
+    model, cov = pair.model(process), pair.source.covs[0]
+    cross, times = cov, torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    for t, s in zip(times[:-1], times[1:], strict=True):
+
+        def move(z, source, noise=0.0, t=t, s=s):
+            known = process.given({"input": source})
+            zero, one = (known.position(torch.full_like(z, value), t) for value in (0.0, 1.0))
+            w = z if t == 1 else (z - zero) / (one - zero)
+            return known.position(model(w, t, input=source).to(s, 1.0, torch.full_like(z, noise)), s)
+
+        def alone(z, noise=0.0, t=t, move=move):  # at t = 1 the state is the source
+            return move(z, z if t == 1 else torch.zeros_like(z), noise)
+
+        (gain, _), one = line(alone), torch.ones(1, 2, dtype=torch.float64)
+        if t < 1:
+            torch.testing.assert_close(move(one, 5 * one), alone(one), rtol=0, atol=1e-9)  # no x' in the step
+        cov = gain @ cov @ gain.mT + float((alone(one, 1.0) - alone(one))[0, 0]) ** 2 * torch.eye(2)
+        cross = gain @ cross
+    return cov, cross
+
+
+def test_a_bridge_that_does_not_hear_its_source_keeps_both_laws_and_makes_its_own_pairs():
+    """The correlation exp(-s^2 / 2 int_0^1 du / Var z_u) of normal numbers, their own in the Schroedinger coupling."""
+    one, (a, b, c, s) = torch.eye(2, dtype=torch.float64), (1.5, 0.8, 0.1, 0.7)
+    process = Bridge(Flow(), target="x", noise=s, hears_source=False)
+    cov = torch.cat((torch.cat((a * one, c * one), 1), torch.cat((c * one, b * one), 1)))
+    pair = Pair([1.0], [[0.0] * 4], cov[None])
+    u = torch.linspace(0, 1, 10001, dtype=torch.float64)
+    variance = u**2 * a + (1 - u) ** 2 * b + (2 * c + s**2) * u * (1 - u)
+    kept = math.sqrt(a * b) * math.exp(-(s**2) / 2 * float(torch.trapezoid(1 / variance, u)))
+    assert kept > 5 * c  # the pairs of the coupling are lost
+    off = []
+    for steps in (60, 120):
+        cov, cross = unheard(pair, process, steps)
+        off.append((abs(float(cov[0, 0]) / a - 1), abs(float(cross[0, 0]) / kept - 1)))
+    assert max(off[1]) < 0.05, off
+    assert all(fine < 0.65 * coarse for coarse, fine in zip(*off, strict=True)), off  # of order 1
+    schroedinger = Pair.optimal(*normals(), noise=s)
+    wanted = schroedinger.joint.covs[0][:2, 2:]
+    assert float((unheard(schroedinger, process, 120)[1] - wanted).norm() / wanted.norm()) < 0.03
+    wanted = rotated().joint.covs[0][:2, 2:]
+    assert float((unheard(rotated(), process, 120)[1] - wanted).norm() / wanted.norm()) > 0.3
+
+
+def test_a_bridge_that_does_not_hear_its_source_is_sampled_by_the_reverse_chain_alone():
+    pair, process = mixtures(), Bridge(Flow(), target="x", noise=0.7, hears_source=False)
+    x, source = pair.sample(2000, seed=4)
+    model = pair.model(process)
+    found = sf.sample(model, 2000, 60, input=source)
+    assert float((found.double().T.cov() - x.T.cov()).norm() / x.T.cov().norm()) < 0.15
+    assert torch.equal(found[7:9], sf.sample(model, 2, 60, "ancestral", input=source[7:9], index=[7, 8]))
+    for asked in (
+        lambda: sf.sample(model, 2, 4, "heun", input=source[:2]),
+        lambda: sf.sample(model, 2, 4, "ddim", input=source[:2]),
+        lambda: sf.log_prob(model, x[:2], input=source[:2]),
+        lambda: sf.encode(model, x[:2], input=source[:2]),
+    ):
+        with pytest.raises(sf.SfumatoError, match="no ODE"):
+            asked()
+    with pytest.raises(sf.SfumatoError, match="target=x"):
+        Bridge(Flow(), hears_source=False)
+
+
 def test_a_bridges_likelihood_is_that_of_x_given_its_source():
     pair = rotated()
     x, source = pair.sample(4, seed=2)
@@ -204,7 +269,12 @@ class Net(torch.nn.Module):
         return self.layer(x)
 
 
-PROCESSES = [RectifiedFlow(Flow()), Interpolant(Cosine(), noise=0.5), Bridge(Flow(), noise=0.5)]
+PROCESSES = [
+    RectifiedFlow(Flow()),
+    Interpolant(Cosine(), noise=0.5),
+    Bridge(Flow(), noise=0.5),
+    Bridge(Flow(), target="x", noise=0.5, hears_source=False),
+]
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda process: type(process).__name__)
@@ -214,12 +284,14 @@ def test_the_network_hears_the_source_of_a_bridge_alone_and_the_loss_compares_wh
     t = torch.full((5,), 0.3, dtype=torch.float64)
     loss = sf.denoising_loss(model, x, t, eps=zeta, input=source, label=torch.zeros(5, dtype=torch.int64))
     assert model.net.heard["label"] is not None
-    assert (model.net.heard["input"] is not None) == isinstance(process, Bridge)
+    assert (model.net.heard["input"] is not None) == process.hears_source
     known = process.given({"input": source})
     z = known.corrupt(x, t, zeta)
     belief = model(z, t, input=source)
     if isinstance(process, Interpolant):
         error = torch.cat((belief.x - belief.source - (x - source), belief.zeta - zeta), 1)
+    elif process.target == "x":
+        error = belief.x - x
     else:
         alpha, sigma = process.schedule.rates(0.3) if process.target == "velocity" else (-0.3, 0.7)
         error = belief.v - (alpha * x + sigma * (source if isinstance(process, RectifiedFlow) else zeta))

@@ -83,6 +83,27 @@ def test_principal_components_are_uncorrelated():
     assert torch.equal(c.diagonal(), c.diagonal().sort(descending=True).values)
 
 
+def test_the_word_pca_measures_the_directions_of_vectors(tmp_path):
+    """The k-th principal component has the frequency k / 2n, so that a subspace loses the smallest first."""
+    draw = torch.Generator().manual_seed(0)
+    x, mixing = (torch.randn(n, 6, dtype=torch.float64, generator=draw) for n in (500, 6))
+    x = x @ mixing
+    process = sf.registry.make("process", "subspace(basis=pca)", {"schedule": sf.schedules.Cosine(), "shape": (6,)})
+    process = process.fitted(x)
+    c = torch.cov(process.data(x).T)
+    assert float((c - c.diagonal().diag()).abs().max()) < 1e-9 * float(c.max())
+    power = torch.tensor(process.power, dtype=torch.float64)
+    assert torch.equal(power, power.sort(descending=True).values) and from_config(process.config()) == process
+    assert torch.allclose(process.transform.frequency.flatten(), torch.arange(6).double() / 12)
+    noise_alone = (process.schedule.alpha(0.8) == 0).flatten()
+    assert noise_alone.tolist() == sorted(noise_alone.tolist()) and bool(noise_alone.any()) and not bool(noise_alone[0])
+    sf.train(x.numpy(), tmp_path / "run", net="tiny", steps=2, process="subspace(basis=pca)", sample_every=0)
+    model = sf.load(tmp_path / "run")
+    assert len(model.process.channels) == 6 and sf.sample(model, 3, 4).shape == (3, 6)
+    with pytest.raises(sf.SfumatoError, match="pca is one of vectors"):
+        Blur("cosine", SHAPE, basis="pca")
+
+
 @pytest.mark.parametrize("name", MADE)
 def test_no_level_rises_and_the_rates_are_the_slopes(name):
     process = MADE[name]
@@ -174,6 +195,26 @@ def test_the_step_of_heat_that_renews_all_noise_keeps_the_law():
     assert torch.allclose(variance, alpha_s**2 * power + sigma**2, rtol=1e-12)
     ratio = delta / sigma
     assert float(ratio.min()) >= 1 and 1.2 < float(ratio.max()) < 1.5
+
+
+def test_the_delta_of_heat_is_an_option_of_the_solver():
+    """v_s = alpha_s^2 g^2 v_t + (delta sigma)^2, g = alpha_t P / (alpha_t^2 P + sigma^2), of each coefficient."""
+    power, nodes = spectrum(), [0.6, 0.58, 0.56, 0.54]
+    law = sf.exact.GaussianMixture([1.0], torch.zeros(1, 64), power.reshape(1, -1), shape=SHAPE)
+    heat = known(MADE["heat"], law)
+    plan = sf.solvers.DDIM(delta=1.25).plan(heat, 3, nodes[0], nodes[-1])
+    v = torch.full((1, *SHAPE), 0.5, dtype=torch.float64)
+    z = v.sqrt() * torch.randn(4000, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for t, s in zip(nodes, nodes[1:], strict=False):
+        (alpha_t, sigma), alpha_s = heat.schedule(t), heat.schedule.alpha(s)
+        v = (alpha_s * alpha_t * power / (alpha_t**2 * power + sigma**2)) ** 2 * v + (1.25 * sigma) ** 2
+    found = sf.sample(law.denoiser(heat), solver=plan, z=z, t_start=nodes[0], t_stop=nodes[-1], normalised=True)
+    c = heat.data(found.double())
+    assert torch.allclose(c.var(0), v[0], rtol=0.15)
+    assert float((c.var(0) / v[0]).mean()) == pytest.approx(1, abs=0.02)
+    assert sf.sample(law.denoiser(heat), 2, 4, "ddim(delta=1.25)").shape == (2, *SHAPE)
+    with pytest.raises(sf.SfumatoError, match="in the place of eta"):
+        sf.solvers.DDIM(eta=0.5, delta=1.25)
 
 
 def test_heat_is_a_semigroup_and_keeps_the_mean():

@@ -58,10 +58,10 @@ def refuse_alone(options: Any, scale: Scale | None) -> None:
 
 
 def refuse_guidance(options: Any, what: str) -> None:
-    """Raise SfumatoError for flags of guidance, given of data without conditions to guide to."""
+    """Raise SfumatoError for flags of guidance, given to what has no conditions to guide to."""
     for name in ("guidance", "guidance_interval", *FLAGS):
         if getattr(options, name) is not None:
-            raise SfumatoError(f"a model of {what} has no guidance: leave --{name.replace('_', '-')} out")
+            raise SfumatoError(f"{what} has no guidance: leave --{name.replace('_', '-')} out")
 
 
 def _negative(text: str, model: Any) -> dict[str, Any]:

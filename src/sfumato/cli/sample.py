@@ -16,6 +16,7 @@ from sfumato.cli.guidance import FLAGS, guided, refuse_alone, refuse_guidance
 from sfumato.cli.process import Follower, at_work
 from sfumato.cli.run import Voice
 from sfumato.conditions import Conditions, Field, Text
+from sfumato.coupling_flow import CouplingFlow
 from sfumato.data import DataSpec
 from sfumato.diagnostics.examples import default_guidance
 from sfumato.distributed import ALONE, World, joined
@@ -59,26 +60,25 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE, plain:
     started = time.monotonic()
     contract = serialization.read_contract(options.model)
     device = device_of(options.device) if world.size == 1 else world.device
-    denoiser = serialization.load_sampler(options.model, options.weights, device, stages=True)
+    denoiser = serialization.load_sampler(options.model, options.weights, device, stages=True, flows=True)
     spec = asked.spec_of(denoiser, options.model)
     stages, follow = getattr(denoiser, "stages", (denoiser,)), Follower()
     denoiser.compute_dtype = compute_dtype(options.precision, denoiser.device)
     for stage in stages:
         stage.net.register_forward_pre_hook(lambda *_: follow())
-    if len(stages) > 1 and (one := edit.wanted(options)) is not None:
-        raise SfumatoError(f"--{one} asks one model, and a cascade has {len(stages)}: train one without --cascade")
+    _refuse_edits(options, denoiser, len(stages))
     if spec.text is not None:
         edit.refuse(options, "text", "use --infill")
         given = asked.said(options, spec.conditions, options.class_)
         index = _index(options, spec, given)
-        refuse_guidance(options, "text")
+        refuse_guidance(options, "a model of text")
         asked.conditions(given, spec, index)  # text has none, which this says
         return text.draw(options, denoiser, origin(options, contract, denoiser, index), world)
     text.refuse(options)
     if spec.table is not None:
         edit.refuse(options, "tables", "use --given, or sfumato impute for empty cells")
         index = _index(options, spec, {})
-        refuse_guidance(options, "tables")
+        refuse_guidance(options, "a model of tables")
         return table.draw(options, denoiser, origin(options, contract, denoiser, index), world)
     table.refuse(options)
     if (asked_edit := edit.wanted(options)) is not None:
@@ -99,13 +99,24 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE, plain:
     plans = sampling.plans(model, options.steps, options.solver)
     if not plain:
         _say_choices(options, spec, given, cond, scale, note)
-    for stage, plan in zip(stages, plans, strict=True):
+    for stage, plan in zip(stages, plans, strict=False):  # a coupling flow has no plan
         _say_plan(options, stage, plan, note)
     x = _draw(model, options, index, cond, world)
     columns = asked.columns(cond, spec) | asked.texts(given, spec, index)
     facts = manifest(options, contract, denoiser, plans, scale, index, given, columns)
     files = world.broadcast_result(lambda: write.write(path, folder, x, columns, spec, facts, plain))
     return {"out": out, "files": files, "seconds": round(time.monotonic() - started, 2), "manifest": facts}
+
+
+def _refuse_edits(options: Any, model: Any, stages: int) -> None:
+    """Raise SfumatoError for edits of a cascade, and for edits and guidance of a coupling flow."""
+    one, flow = edit.wanted(options), isinstance(model, CouplingFlow)
+    if flow:
+        refuse_guidance(options, "a coupling flow")
+    if one is not None and flow:
+        raise SfumatoError(f"--{one} asks a model with noise levels, and this is a coupling flow: train a denoiser")
+    if one is not None and stages > 1:
+        raise SfumatoError(f"--{one} asks one model, and a cascade has {stages}: train one without --cascade")
 
 
 def _index(options: Any, spec: DataSpec, given: Mapping[str, str]) -> torch.Tensor:
@@ -219,7 +230,10 @@ def manifest(
     """Everything needed to draw the same samples again."""
     facts = origin(options, contract, denoiser, index)
     solvers = "; ".join(dict.fromkeys(plan.name for plan in plans))
-    facts |= {"solver": solvers, "steps": plans[0].steps, "calls": sum(plan.spent for plan in plans)}
+    if plans:
+        facts |= {"solver": solvers, "steps": plans[0].steps, "calls": sum(plan.spent for plan in plans)}
+    else:
+        facts |= {"solver": "the inverse of the flow", "steps": 1, "calls": 1}
     if scale is not None:
         facts |= {"guidance": scale, "guidance_interval": options.guidance_interval}
     facts |= {name: getattr(options, name) for name in FLAGS}

@@ -83,7 +83,7 @@ def python(spec: Mapping[str, Any] | None, guidance: float, model: str, taken: C
 
 _USES = {
     "Codec": "y = model.encode(x); x = model.decode(y)",
-    "CouplingFlow": "x = model.sample(64); nats = model.log_prob(z)",
+    "CouplingFlow": "x = sf.sample(model, 64); nats = model.log_prob(z)",
 }
 
 

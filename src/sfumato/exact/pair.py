@@ -146,6 +146,10 @@ class ExactPair:
         if isinstance(self.process, RectifiedFlow):
             found = self.pair._along(z, alpha, sigma, torch.zeros_like(alpha))
             return Estimate(z.double(), t, self.process.schedule, x=found.x, eps=found.source)
+        if not self.process.hears_source:
+            known = self.process.given(cond)
+            found = self.pair._along(known.position(z, t), *known.path(t))
+            return Estimate(z.double(), t, self.process.schedule, x=found.x)
         source = Given.of(cond[self.process.source]).values
         found = self.pair._given_source(z, source, alpha, sigma)
         return Estimate(z.double(), t, self.process.schedule, x=found.x)

@@ -5,12 +5,12 @@ Every sampler, plan, likelihood and file accepts the result.
 
 from .autoguidance import Autoguided
 from .classifier import ClassifierGuided, NoisyClassifier
-from .directions import APG, CFGZero, PerpNeg, Rescaled
+from .directions import APG, CFGZero, FrequencyDecoupled, PerpNeg, Rescaled
 from .guided import Guided, Scale, guide
 from .plan_scale import CFGPlusPlus
 from .threshold import Thresholded
 
 __all__ = [
-    "APG", "Autoguided", "CFGPlusPlus", "CFGZero", "ClassifierGuided", "Guided", "NoisyClassifier", "PerpNeg",
-    "Rescaled", "Scale", "Thresholded", "guide",
+    "APG", "Autoguided", "CFGPlusPlus", "CFGZero", "ClassifierGuided", "FrequencyDecoupled", "Guided",
+    "NoisyClassifier", "PerpNeg", "Rescaled", "Scale", "Thresholded", "guide",
 ]  # fmt: skip

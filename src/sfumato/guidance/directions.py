@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from sfumato.belief import Estimate, broadcast
-from sfumato.conditions import absent
+from sfumato.conditions import CARRIED, absent, uncarried
 from sfumato.errors import SfumatoError
 from sfumato.guidance.guided import GuidedNumbers, Scale
 from sfumato.model import Model
+from sfumato.process import Basis
 from sfumato.registry import register
+from sfumato.schedule import Time, as_time
 from sfumato.target import NAMES
 
 Negative = Mapping[str, Any] | None
@@ -51,49 +53,107 @@ class Rescaled(GuidedNumbers):
 class CFGZero(GuidedNumbers):
     """y = (1 - scale) s y_u + scale y_c,   s = <y_c, y_u> / |y_u|^2, of each sample.
 
-    Space: `row`, by default the velocity of the model's own schedule (Fan et al. 2025, 2503.18886, of flows): under
-    another schedule, or in another row, it is another method. Law on Gaussians: none. The paper's zeroed first steps
-    are left out.
+    zeroed: y = 0 at t > 1 - zeroed, the paper's zeroed first steps (its 4 % are 0.04): of the velocity of a flow, the
+    state then waits, and meets the model at t = 1 - zeroed as pure noise. Space: `row`, by default the velocity of the
+    model's own schedule (Fan et al. 2025, 2503.18886, of flows): under another schedule, or in another row, it is
+    another method. Law on Gaussians: none.
     """
 
     def __init__(
         self, inner: Model, scale: Scale = 1.0, interval: Interval = None, negative: Negative = None,
-        row: str = "velocity",
+        row: str = "velocity", zeroed: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__(inner, scale, interval, negative)
-        self.row = _row(row)
+        self.row, self.zeroed = _row(row), float(zeroed)
+        if not 0 <= self.zeroed < 1:
+            raise SfumatoError(f"CFGZero takes a share of the time to zero from 0 to below 1, got {zeroed!r}.")
 
     def combined(self, base: Estimate, conditional: Estimate, scale: Tensor) -> Estimate:
         y_u, y_c = base.target(self.row), conditional.target(self.row)
         best = broadcast(_share(y_c, y_u), y_u) * y_u
-        return _read(best + broadcast(scale, y_u) * (y_c - best), self.row, conditional)
+        kept = torch.where((scale != 1) & (base.t > 1 - self.zeroed), 0.0, 1.0)
+        return _read(broadcast(kept, y_u) * (best + broadcast(scale, y_u) * (y_c - best)), self.row, conditional)
 
 
 @register("model", "APG")
 class APG(GuidedNumbers):
-    """x = x_c + (scale - 1)(d_perp + parallel d_par),   d = (x_c - x_u) min(1, radius / |x_c - x_u|).
+    """x = x_c + (scale - 1)(d_perp + parallel d_par),   d = D min(1, radius / |D|),   D = x_c - x_u + momentum D'.
 
-    d_par is the part of d along x_c, which saturates, d_perp the rest; radius None leaves the length of d. Space: x in
-    the model's normalised units, whose origin is the mean of the data: with another origin it is another method. Law on
-    Gaussians: none. Source: Sadat et al. 2024 (2410.02416), Algorithm 1, without its momentum.
+    d_par is the part of d along x_c, which saturates, d_perp the rest; radius None leaves the length of d. D' is the D
+    of the call before in a walk that guided its sample, 0 at first: a negative momentum, the paper's -0.75 to -0.25,
+    pushes where the last call did not. A solver carries it; a likelihood asks without. Space: x in the model's
+    normalised units, whose origin is the mean of the data: with another origin it is another method. Law on Gaussians:
+    none. Source: Sadat et al. 2024 (2410.02416), Algorithm 1.
     """
 
     def __init__(
         self, inner: Model, scale: Scale = 1.0, interval: Interval = None, negative: Negative = None,
-        parallel: float = 0.0, radius: float | None = None,
+        parallel: float = 0.0, radius: float | None = None, momentum: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__(inner, scale, interval, negative)
         self.parallel, self.radius = float(parallel), None if radius is None else float(radius)
+        self.momentum = float(momentum)
         if self.radius is not None and not self.radius > 0:
             raise SfumatoError(f"APG takes a radius above 0, or None, got {radius!r}.")
+        if not -1 < self.momentum < 1:
+            raise SfumatoError(f"APG takes a momentum between -1 and 1, got {momentum!r}.")
+        if self.momentum and getattr(inner, "carries", False):
+            raise SfumatoError("The network carries latents from call to call, in the place of APG's momentum: set 0.")
+
+    def __call__(self, z: Tensor, t: Time, /, **cond: Any) -> Estimate:
+        alone = self.momentum and bool((self._scales(as_time(t)) == 1).all())
+        found: Estimate = super().__call__(z, t, **(uncarried(cond) if alone else cond))  # no model knows of D'
+        return found
+
+    def pair(self, z: Tensor, t: Tensor, cond: Mapping[str, Any]) -> tuple[Estimate, Estimate]:
+        """The beliefs (base, conditional), of which the second carries D' until `combined` makes it D."""
+        if not self.momentum:
+            return super().pair(z, t, cond)
+        base, conditional = super().pair(z, t, uncarried(cond))
+        before = cond.get(CARRIED)
+        conditional.carried = torch.zeros_like(z) if before is None else before.values.to(z)
+        return base, conditional
 
     def combined(self, base: Estimate, conditional: Estimate, scale: Tensor) -> Estimate:
         x, d = conditional.x, conditional.x - base.x
+        before = conditional.carried
+        if self.momentum and before is not None:
+            d = d + self.momentum * before
+            conditional.carried = torch.where(broadcast(scale, d) == 1, before, d)
         if self.radius is not None:
             length = d.flatten(1).norm(dim=1)
             d = broadcast(self.radius / length.clamp_min(self.radius), d) * d
         along = broadcast(_share(d, x), x) * x
         return conditional.moved(x + broadcast(scale - 1, x) * (d - (1 - self.parallel) * along))
+
+
+@register("model", "FrequencyDecoupled")
+class FrequencyDecoupled(GuidedNumbers):
+    """belief = c + (g(f) - 1)(c - u)_f,   g(f) = 1 + (scale - 1)(1 - (1 - low) exp(-(f / cutoff)^2)), of each frequency
+    f: the scale for details, the share `low` of its excess over 1 for what is coarse.
+
+    f: in cycles per place, of the cosine transform along the axes behind the channels (along the only one of vectors).
+    Coarse differences at a large scale cost colours and variety, fine ones sharpen. Space: any row, since differences
+    of beliefs about one z are proportional in all of them. Law on Gaussian fields with the spectra v_c(f) and v_u(f):
+    the ODE samples v_c^g(f) / v_u^(g(f) - 1). Source: Sadat et al. 2025 (2506.19713), with a Gaussian in frequency for
+    its Laplacian pyramid.
+    """
+
+    def __init__(
+        self, inner: Model, scale: Scale = 1.0, interval: Interval = None, negative: Negative = None,
+        low: float = 0.25, cutoff: float = 0.2,
+    ) -> None:  # fmt: skip
+        super().__init__(inner, scale, interval, negative)
+        self.low, self.cutoff = float(low), float(cutoff)
+        if not (self.cutoff > 0 and abs(self.low) < float("inf")):
+            raise SfumatoError(f"FrequencyDecoupled takes a finite low and a cutoff above 0, got {low!r}, {cutoff!r}.")
+
+    def combined(self, base: Estimate, conditional: Estimate, scale: Tensor) -> Estimate:
+        d = conditional.x - base.x
+        basis = Basis(tuple(d.shape[1:]))
+        share = 1 - (1 - self.low) * torch.exp(-((basis.frequency / self.cutoff) ** 2))
+        d = basis.synthesise(share.to(d) * basis.analyse(d))
+        return conditional.moved(conditional.x + broadcast(scale - 1, d) * d)
 
 
 @register("model", "PerpNeg")

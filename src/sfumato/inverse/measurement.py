@@ -124,12 +124,37 @@ def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, rounds: i
             break
         kp = product(p)
         curvature = _dot(p, kp)
-        going &= curvature > 0  # the Jacobian of a network need not be positive
+        going &= curvature > 0  # rounding, where K is nearly singular
         step = torch.where(going, rho / torch.where(going, curvature, 1.0), 0.0)
         u, r = u + broadcast(step, u) * p, r - broadcast(step, u) * kp
         new = torch.where(going, _dot(r, r), 0.0)
         p = r + broadcast(new / rho.clamp_min(1e-300), u) * p
         rho = new
+    return u
+
+
+def minimal_residual(product: Callable[[Tensor], Tensor], b: Tensor, rounds: int, tol: float = 1e-6) -> Tensor:
+    """u with K u = b for a matrix K of each row that need not be symmetric, by at most so many products K u.
+
+    |b - K u| never grows, where conjugate gradients, which take K for symmetric, amplify what is not in each round.
+    Rows stop by themselves, as above. Source: Eisenstat, Elman and Schultz 1983, generalised conjugate residuals.
+    """
+    u, r, enough = torch.zeros_like(b), b, tol**2 * _dot(b, b)
+    before: list[Tensor] = []  # directions p and K p of each round, |K p| = 1
+    for _ in range(rounds):
+        going = _dot(r, r) > enough
+        if not bool(going.any()):
+            break
+        both = torch.stack((r, product(r)))  # p, K p
+        if before:
+            known = torch.stack(before)
+            share = torch.einsum("kbi,bi->kb", known[:, 1].flatten(2), both[1].flatten(1))
+            both = both - torch.einsum("kb,ksb...->sb...", share, known)
+        square = _dot(both[1], both[1])
+        both = both / broadcast(torch.where(square > 0, square, 1.0).sqrt(), b)
+        before.append(both)
+        step = broadcast(torch.where(going, _dot(r, both[1]), 0.0), b)
+        u, r = u + step * both[0], r - step * both[1]
     return u
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from sfumato.inverse.measurement import Local, conjugate_gradient
+from sfumato.inverse.measurement import Local, minimal_residual
 from sfumato.inverse.method import BeliefMethod
 from sfumato.registry import register
 
@@ -17,9 +17,9 @@ from sfumato.registry import register
 class MMPS(BeliefMethod):
     """E[x|z, y] = E[x|z] + C A^T (A C A^T + s^2)^-1 (y - A E[x|z]),   C = Cov(x|z) = sigma^2 / alpha dE[x|z]/dz
 
-    The system is solved by conjugate gradients in `iterations` products, each one backward pass. Exact for Gaussian
-    data and enough products. The Jacobian of a trained network is not symmetric: more than four amplify its errors,
-    and an ancestral solver forgets them. Source: Rozet et al. 2024 (2405.13712).
+    The system is solved by minimal residuals in `iterations` products, each one backward pass. Exact for Gaussian data
+    and enough products. The Jacobian of a trained network is not symmetric, and conjugate gradients, which take it for
+    symmetric, would amplify its errors from product to product. Source: Rozet et al. 2024 (2405.13712).
     """
 
     iterations: int = 4
@@ -27,4 +27,4 @@ class MMPS(BeliefMethod):
     usual_solver: ClassVar[str | None] = "ddim(eta=1)"
 
     def clean(self, at: Local) -> Tensor:
-        return at.x + at.move(conjugate_gradient(at.jacobian_covariance, at.residual, self.iterations))
+        return at.x + at.move(minimal_residual(at.jacobian_covariance, at.residual, self.iterations))

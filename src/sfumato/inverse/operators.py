@@ -57,23 +57,24 @@ class Mask(Operator):
         """The mask of the entries of a sample (*shape) that are not NaN."""
         return cls(~torch.isnan(torch.as_tensor(x)))
 
-    def _whole(self, shape: tuple[int, ...]) -> Tensor:
+    def whole(self, shape: tuple[int, ...]) -> Tensor:
+        """Which entries of a sample of this shape are known, bool (*shape)."""
         try:
             return self.known.expand(shape)
         except RuntimeError:
             raise SfumatoError(f"A mask of shape {tuple(self.known.shape)} does not fit samples of {shape}.") from None
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x[:, self._whole(tuple(x.shape[1:])).to(x.device)]
+        return x[:, self.whole(tuple(x.shape[1:])).to(x.device)]
 
     def adjoint(self, u: Tensor, x: Tensor) -> Tensor:
         out = torch.zeros_like(x)
-        out[:, self._whole(tuple(x.shape[1:])).to(x.device)] = u
+        out[:, self.whole(tuple(x.shape[1:])).to(x.device)] = u
         return out
 
     def observed(self, y: Tensor) -> Tensor:
         whole = y.ndim >= max(self.known.ndim, 1) and y.shape[y.ndim - self.known.ndim :] == self.known.shape
-        return y[self._whole(tuple(y.shape))] if whole else y
+        return y[self.whole(tuple(y.shape))] if whole else y
 
 
 class Pool(Operator):

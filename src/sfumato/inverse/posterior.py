@@ -20,9 +20,11 @@ from sfumato.inverse.mmps import MMPS
 from sfumato.inverse.operators import Operator
 from sfumato.inverse.replacement import RePaint
 from sfumato.inverse.smc import MOST_NUMBERS, SMC, survivors
+from sfumato.inverse.symbols import filled
 from sfumato.machine import default_cpu
 from sfumato.model import usable
 from sfumato.noise import STEP, Noise, permutation
+from sfumato.process import Masked
 from sfumato.registry import make
 from sfumato.sampling import refuse_arguments, sample
 from sfumato.solver_selection import AnySolver
@@ -98,8 +100,16 @@ def posterior(
     steps, solver: as in `sf.sample` (solver: of mmps, tmpd, pigdm and ddnm). particles: of smc, at least n; its samples
     are drawn from them, and depend on each other. index: sample numbers, as in `sf.sample`; a sample of the other
     methods is a function of its number. Conditions are keyword arguments. SfumatoError where a measurement is wrong.
+    A model of masked symbols takes a `Mask` without noise: those that are known stay, the others are revealed around
+    them (`inverse.symbols`).
     """
     refuse_arguments(posterior, usable(model, "posterior"), cond)
+    if isinstance(model.process, Masked):
+        if method != "auto":
+            raise SfumatoError(f"{method} is a method of real numbers: leave it out for a model of symbols.")
+        more = {"seed": seed, "index": index, "batch": batch, "normalised": normalised, **cond}
+        x, steps = filled(model, y, operator, noise, n, steps, solver, more)
+        return Posterior(x, "reveal" if solver is None else str(solver), steps)
     measurement = Measurement(model, y, operator, noise, normalised)
     chosen = _automatic(measurement) if method == "auto" else make("method", method)
     if not isinstance(chosen, Method):

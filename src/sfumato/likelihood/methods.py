@@ -31,7 +31,7 @@ from sfumato.model import Model, compute_dtype
 from sfumato.noised import evaluating
 from sfumato.objectives.decoder import Cells, cells_of
 from sfumato.probability_flow import data_scale
-from sfumato.process import Discrete, Embedded, Gaussian, Interpolant, Masked, RectifiedFlow, Spectral
+from sfumato.process import Discrete, Embedded, Gaussian, Interpolant, Masked, RectifiedFlow, Spectral, require_flow
 from sfumato.sampling import refuse_arguments
 from sfumato.schedule import NODE_LIMIT
 from sfumato.state import State, first_leaf, map_state, rows_of, samples
@@ -169,6 +169,7 @@ def _method(process: Any, name: str | None) -> str:
             return own[name]
     elif name == "order":
         raise SfumatoError("The likelihood in an order is one of masked symbols: use another method.")
+    require_flow(process)
     if isinstance(process, RectifiedFlow | Interpolant):
         process.prior_kl(torch.empty(0))  # says why there is none
     if isinstance(process, Gaussian):

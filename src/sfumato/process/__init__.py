@@ -12,7 +12,17 @@ from sfumato.process.embedded import Embedded
 from sfumato.process.gaussian import Additive, Gaussian
 from sfumato.process.generator import Generator, Ladder, Rates
 from sfumato.process.mixing import Hybrid, Marginal, Masked, Mixing, Uniform
-from sfumato.process.paired import Bridge, Interpolant, Paired, RectifiedFlow, added, given, heard, source_of
+from sfumato.process.paired import (
+    Bridge,
+    Interpolant,
+    Paired,
+    RectifiedFlow,
+    added,
+    given,
+    heard,
+    require_flow,
+    source_of,
+)
 from sfumato.process.product import Product
 from sfumato.process.protocol import Process
 from sfumato.process.spectral import Blur, Coloured, Heat, Spectral, Subspace
@@ -23,7 +33,7 @@ __all__ = [
     "Additive", "Basis", "Blur", "Bridge", "Coloured", "Counts", "Deletion", "Discrete", "Embedded", "Gaussian",
     "Generator", "Heat", "Hybrid", "Interpolant", "Ladder", "Marginal", "Masked", "Mixing", "Paired", "Process",
     "Product", "Rates", "RectifiedFlow", "Spectral", "Subspace", "Symbols", "Uniform", "added", "from_config", "given",
-    "heard", "principal", "source_of",
+    "heard", "principal", "require_flow", "source_of",
 ]  # fmt: skip
 
 

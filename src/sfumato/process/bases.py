@@ -4,6 +4,8 @@
     hartley   c_k = N^{-1/2} sum_n x_n (cos + sin)(2 pi k n / N): waves on the torus, the real form of the FFT
     none      c = x
     haar, db2, sym4 ..    means of pairs and their differences, again of the means: waves that have a place
+    pca       the principal components of vectors, as measured, largest first: in the place of cosines, and with their
+              frequencies
 
 The first axis, of channels, is left alone unless a matrix of its own is given; of vectors (D,) it is the only axis.
 Sources: Ahmed, Natarajan and Rao 1974; Bracewell 1983; Mallat 1989 (orthogonal wavelets, by PyWavelets).
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from sfumato.errors import SfumatoError, suggest
 
-KINDS = ("dct", "hartley", "none")
+KINDS = ("dct", "hartley", "none", "pca")
 _ORTHONORMAL = 1e-6  # how far the matrix of the channels may be from an orthonormal one
 
 
@@ -77,9 +79,9 @@ class Basis:
     """An orthonormal basis of samples of `shape` (C, *spatial), or (D,).
 
     kind: dct, hartley, none or an orthogonal wavelet of PyWavelets (haar, db2, sym4, ..; extra `wavelets`), along every
-    spatial axis, and along the only axis of vectors if there are no `channels`.
+    spatial axis, and along the only axis of vectors if there are no `channels`; or pca, of vectors.
     channels: an orthonormal matrix (C, C) whose rows are the directions along the first axis, as nested tuples:
-    colours, or the principal components of vectors (`principal`).
+    colours, or the principal components of vectors (`principal`), without which pca is none.
     """
 
     shape: tuple[int, ...]
@@ -95,6 +97,8 @@ class Basis:
                 f"There is no basis {self.kind!r}: {suggest(str(self.kind), KINDS)} Orthogonal wavelets, such as haar "
                 "and db2, need PyWavelets: pip install 'sfumato[wavelets]'."
             )
+        if self.kind == "pca" and len(shape) > 1:
+            raise SfumatoError(f"The basis pca is one of vectors, and samples have the shape {shape}: take 'dct'.")
         channels = tuple(tuple(float(value) for value in row) for row in self.channels)
         if channels:
             matrix = torch.tensor(channels, dtype=torch.float64)
@@ -108,11 +112,13 @@ class Basis:
     def _axes(self) -> tuple[tuple[int, Tensor, Tensor], ...]:
         """(axis of a batch, matrix, angular frequencies) of each axis that is transformed."""
         found = []
-        if self.channels:
-            found.append((1, torch.tensor(self.channels, dtype=torch.float64), torch.zeros(self.shape[0]).double()))
+        if self.channels or self.kind == "pca":
+            eye = torch.eye(self.shape[0], dtype=torch.float64)
+            omega = math.pi / self.shape[0] * torch.arange(self.shape[0]).double() * (self.kind == "pca")
+            found.append((1, torch.tensor(self.channels, dtype=eye.dtype) if self.channels else eye, omega))
         made = {"dct": cosines, "hartley": hartley}.get(self.kind, functools.partial(wavelets, self.kind))
         first = 1 if len(self.shape) > 1 or self.channels else 0
-        if self.kind != "none":
+        if self.kind not in ("none", "pca"):
             found += [(axis + 1, *made(self.shape[axis])) for axis in range(first, len(self.shape))]
         return tuple(found)
 

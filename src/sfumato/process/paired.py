@@ -5,7 +5,8 @@
     RectifiedFlow   gamma = 0, x' is not heard: the Gaussian process with x' in the place of eps. Rectified flow, InDI,
                     iterative alpha-(de)blending and flow matching between data are its ODE
     Bridge          gamma > 0, the network hears x': given x', (z - beta x') / sqrt(alpha^2 + gamma^2) is a state of an
-                    ordinary Gaussian process, so that every solver, likelihood and plan serves p(x | x')
+                    ordinary Gaussian process, so that every solver, likelihood and plan serves p(x | x'). Unheard, an
+                    option, it is the Markov bridge of I2SB
     Interpolant     gamma > 0, x' is not heard: one model of E[x|z], E[x'|z] and E[zeta|z], an ODE and every SDE
 
 A network that does not hear x' learns a flow from the law of x' to that of x, which keeps both laws but not the pairs.
@@ -43,7 +44,7 @@ class Paired:
 
     source: str
     pair: Tensor | None
-    hears_source: ClassVar[bool]
+    hears_source: bool
 
     def given(self, cond: Mapping[str, Any]) -> Self:
         """The process of samples with these conditions, which knows their sources."""
@@ -100,6 +101,15 @@ def require_alone(model: Any, what: str) -> None:
         )
 
 
+def require_flow(process: Any, eta: float | None = None) -> None:
+    """Raise SfumatoError for a bridge that does not hear its source, unless the noise of a step is eta = 1."""
+    if isinstance(process, Bridge) and not process.hears_source and eta != 1:
+        raise SfumatoError(
+            "A Bridge whose network does not hear its source has the reverse chain alone, no ODE and no likelihood: "
+            "sample it by ancestral or ddim(eta=1), or train with hears_source=true."
+        )
+
+
 def _require_ends(process: Any) -> None:
     """Raise SfumatoError unless the path leads from x itself to x' itself."""
     ends = [float(c) for t in (0.0, 1.0) for c in process.schedule(t)]
@@ -131,7 +141,7 @@ class RectifiedFlow(Paired, Gaussian):
 
     source: str = "input"
     pair: Tensor | None = dataclasses.field(default=None, compare=False, repr=False)
-    hears_source: ClassVar[bool] = False
+    hears_source = False
 
     def __post_init__(self) -> None:
         Gaussian.__post_init__(self)
@@ -190,16 +200,29 @@ class Bridge(Paired, Gaussian):
     tell the same of x as z where x' is known: z = sqrt((alpha^2 + gamma^2) / (a^2 + s^2)) w + beta x'. The network
     hears z, and x' as a condition. noise: the deviation of a Brownian bridge from x' to x; every bridge of a schedule
     with the end (alpha_1, sigma_1) (DDBM, I2SB) has noise sigma_1 / sqrt(alpha_1), up to its clock and its scale.
+    hears_source: False is I2SB: the network hears z alone and says E[x|z] (target x). q(z_s | z_t, x) has no x' in it,
+    so that the reverse chain (eta = 1) runs without, and keeps both laws but not the pairs: normal numbers get the
+    correlation exp(-noise^2 / 2 int_0^1 du / Var z_u), u = alpha, which is their own only in the coupling of the
+    Schroedinger bridge of this noise.
     """
 
     source: str = "input"
     noise: float = 1.0
     pair: Tensor | None = dataclasses.field(default=None, compare=False, repr=False)
-    hears_source: ClassVar[bool] = True
+    hears_source: bool = True
 
     def __post_init__(self) -> None:
         Gaussian.__post_init__(self)
         _require_noise(self)
+        if not self.hears_source and self.target != "x":
+            raise SfumatoError(
+                "The state of a Bridge whose network does not hear its source says nothing of noise: give target=x."
+            )
+
+    @property
+    def default_solver(self) -> str:  # type: ignore[override]
+        """That of the Gaussian process, or of the reverse chain."""
+        return Gaussian.default_solver if self.hears_source else "ancestral"
 
     def path(self, t: Time) -> Coefficients:
         """(alpha, beta, gamma) of z at times t."""
@@ -224,8 +247,8 @@ class Bridge(Paired, Gaussian):
         raise SfumatoError("What the network of a Bridge hears depends on the source, and is no multiple of its state.")
 
     def config(self) -> dict[str, Any]:
-        args = super().config()["args"]
-        return {"name": "Bridge", "args": args | {"source": self.source, "noise": self.noise}}
+        args = super().config()["args"] | {"source": self.source, "noise": self.noise}
+        return {"name": "Bridge", "args": args if self.hears_source else args | {"hears_source": False}}
 
 
 @register("process", "interpolant")
@@ -243,7 +266,7 @@ class Interpolant(Paired):
     source: str = "input"
     noise: float = 1.0
     pair: Tensor | None = dataclasses.field(default=None, compare=False, repr=False)
-    hears_source: ClassVar[bool] = False
+    hears_source = False
     outputs: ClassVar[int] = 2
     default_solver: ClassVar[str] = "ancestral"
 

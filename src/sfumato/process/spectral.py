@@ -30,7 +30,7 @@ from sfumato.belief import Estimate, broadcast
 from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError
 from sfumato.noise import Noise
-from sfumato.process.bases import Basis
+from sfumato.process.bases import Basis, principal
 from sfumato.process.curves import Blurred, Curves, Heated, Staggered, Tinted, Total
 from sfumato.process.gaussian import Additive
 from sfumato.process.protocol import Density, noise_level
@@ -88,9 +88,12 @@ class Spectral(Additive):
         return Basis(self.shape, self.basis, self.channels)
 
     def fitted(self, x: Tensor) -> Self:
-        """The process with power and mean of its coefficients as measured on samples x (n, *shape), n at least 2."""
+        """The process with power and mean of its coefficients as measured on samples x (n, *shape), n at least 2,
+        and the directions of the basis pca."""
         if len(x) < 2:
             raise SfumatoError(f"The power of coefficients takes at least 2 samples, not {len(x)}.")
+        if self.basis == "pca" and not self.channels:
+            return dataclasses.replace(self, channels=principal(x, "pca").channels).fitted(x)
         c = self.transform.analyse(x.to(torch.float64)).flatten(1)
         power = c.var(0)
         power = power.clamp_min(_LEAST * float(power.mean()))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
-from sfumato.process import Spectral
+from sfumato.process import Spectral, require_flow
 from sfumato.process.curves import Curves
 from sfumato.schedule import Schedule
 from sfumato.solvers import grids
@@ -116,6 +116,7 @@ class Solver(abc.ABC):
                 f"{type(self).__name__} works on real numbers and cannot sample the states of "
                 f"{type(process).__name__}: use {' or '.join(serving())}."
             )
+        require_flow(process, getattr(self, "eta", None))
         schedule = process.clock if schedule is None else schedule
         times = self.grid.times(schedule, steps, t_start, t_stop)
         if isinstance(process, Spectral):
