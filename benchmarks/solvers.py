@@ -148,6 +148,8 @@ def own(exact: bool) -> list[Peer]:
     """The default for exact models or for networks, and every deterministic solver that the command line names."""
     found = [Peer(OURS, "default", ours(solvers.default(exact)))]
     for name, make in solvers.NAMES.items():
+        if name == "map":  # moves along flow maps alone
+            continue
         try:
             plan = make().plan(VE(), 6)
         except sf.SfumatoError:

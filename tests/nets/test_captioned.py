@@ -9,7 +9,7 @@ from torch import nn
 from sfumato.errors import SfumatoError
 from sfumato.flow_map import hearing
 from sfumato.nets import MLP, Captioned, DiT, UNet, build, from_config, named
-from sfumato.nets.captioned import WordEncoder
+from sfumato.nets.captioned import WordEncoder, canvas_shape
 
 CONDITIONS = {
     "caption": {"kind": "words", "vocabulary": 9}, "story": {"kind": "text", "size": 5}, "mass": {"kind": "scalar"},
@@ -150,3 +150,31 @@ def test_what_does_not_fit_is_said():
     with pytest.raises(SfumatoError, match="name its levels in `attention`"):
         named("UNet(channels=(16, 32))", (3, 8, 8), conditions=CONDITIONS)
     assert UNet((3, 8, 8), (16,), 1).given == {}
+
+
+@torch.no_grad()
+def test_a_canvas_is_painted_from_the_caption_alone():
+    assert canvas_shape((3, 32, 32)) == (3, 32, 32) and canvas_shape((3, 100, 70)) == (3, 25, 18)
+    assert canvas_shape((2, 9000)) == (2, 1125) and canvas_shape((5000, 4)) == (5000, 1)
+    net = networks()["tiny"]
+    x, level, cond = inputs(net)
+    heard = {}
+    net.net.register_forward_pre_hook(lambda _, args, kwargs: heard.update(kwargs), with_kwargs=True)
+    net(x, level, **cond)
+    first = heard["caption_canvas"]
+    assert first.shape == (3, 3, 8, 8) and heard["present"]["caption_canvas"].all()
+    net(x + 1, level - 1, **{**cond, "mass": cond["mass"] + 1})
+    assert torch.equal(heard["caption_canvas"], first)  # not of the state, its level or other conditions
+    other = {**cond, "caption": torch.tensor([[1, 2, 3, -1], [4, -1, -1, -1], [-1, -1, -1, -1]])}
+    net(x, level, **other)
+    assert torch.equal(heard["caption_canvas"][:2], first[:2]) and not torch.equal(heard["caption_canvas"][2], first[2])
+    assert heard["present"]["caption_canvas"].tolist() == [True, True, False]
+
+
+def test_a_network_of_before_has_no_canvas():
+    config = json.loads(json.dumps(named("tiny", (3, 8, 8), conditions=CONDITIONS).config))
+    del config["args"]["painted"]
+    for name in ("caption", "story"):
+        del config["args"]["net"]["args"]["conditions"][f"{name}_canvas"]
+    net = from_config(config)
+    assert not net.painters and net.config == config

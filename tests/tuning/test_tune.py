@@ -1,6 +1,7 @@
 """`tune`: better on noise that it was not fitted to, never worse; guided and labelled models; stored in the file."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -128,6 +129,12 @@ def test_a_start_below_one_is_reached_by_the_flow():
     best = min(error(p, model, z, exact)[0] for p in untuned(Range(Cosine(), 0.7, 0.1), 3))
     assert plan.times[0] == 0.7 and plan.stop == 0.1
     assert error(plan, model, z, exact)[0] < 0.6 * best
+
+
+def test_a_start_within_rounding_of_one_is_one():
+    model, how = law().denoiser(Gaussian(Cosine())), {"t_stop": 0.1, "points": 32, "rounds": 2}
+    near, at_one = (sf.tune(model, 3, t_start=t, **how) for t in (math.nextafter(1.0, 0.0), 1.0))
+    assert near.times[1:] == pytest.approx(at_one.times[1:], abs=1e-9)
 
 
 def test_a_network_with_classes_keeps_its_plan_in_its_file(tmp_path, coarse):

@@ -140,7 +140,7 @@ def _pictures(minutes: float, voice: Voice, folder: str) -> None:
     """The demo of captions: train on emoji and their names, and draw some from words."""
     with working(voice) as begin:
         run = train_run(
-            "emoji", folder, console=console(voice), on_start=begin, minutes=minutes, batch=16,
+            "emoji", folder, console=console(voice), on_start=begin, minutes=minutes, batch=64,
             net=CAPTION_NET, conditions={"caption": "text", "label": "ignore"},
         )  # fmt: skip
     grid = run.path / GRID

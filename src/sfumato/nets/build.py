@@ -11,7 +11,7 @@ from .. import registry, trees
 from ..errors import SfumatoError, suggest
 from ..registry import register
 from .blocks import halved
-from .captioned import Captioned, behind, captions
+from .captioned import Captioned, behind, canvas_shape, captions
 from .energy import Energy
 from .fields import per_axis_patch
 from .mlp import MLP
@@ -27,6 +27,7 @@ OF_TABLES = 64  # most elements of the vector that tells the level: a longer one
 SIZES = ("auto", *MLPS)
 FINEST = 1200  # most positions of the finest level: larger inputs are patched
 COARSEST = 100  # most positions of the coarsest level: levels are added until it is this small
+PAINTED = ("UNet", "DiT", "UViT", "RIN")  # networks for whose captions a canvas is painted
 ATTENDED = 512  # most positions that attend: beyond, attention costs more than the convolutions around it
 
 
@@ -57,7 +58,7 @@ def named(
 
     `shape`, `dim` (D of vectors), `classes`, `samples`, `outputs`, `conditions`, `symbols`, `mask`, `vocabulary` and
     `numbers` fill those of the network's arguments that the expression leaves out. Captions are read in front of the
-    network (`Captioned`): of vectors as one vector, of fields also as tokens.
+    network (`Captioned`): of vectors as one vector, of fields also as tokens and, by ours, as a canvas.
     """
     defaults: dict[str, Any] = {
         "shape": tuple(shape), "classes": classes, "samples": samples, "outputs": outputs, "symbols": symbols,
@@ -74,8 +75,10 @@ def named(
         )
     if captions(conditions) and _hears(word):
         tokens = len(shape) > 1
-        defaults["conditions"] = behind(conditions or {}, tokens)
-        return Captioned(registry.make("network", word, defaults), captions(conditions), tokens)
+        able = tokens and not symbols and registry.bare(word) in PAINTED + SIZES
+        painted = canvas_shape(shape) if able else None
+        defaults["conditions"] = behind(conditions or {}, tokens, painted)
+        return Captioned(registry.make("network", word, defaults), captions(conditions), tokens, painted)
     net: nn.Module = registry.make("network", word, defaults)
     return net
 
@@ -119,10 +122,11 @@ def build(
     """
     if read := captions(conditions):
         tokens = len(shape) > 1
-        seen = behind(conditions or {}, tokens)
+        painted = canvas_shape(shape) if tokens and not symbols else None
+        seen = behind(conditions or {}, tokens, painted)
         more = (symbols, mask, vocabulary, neighbours, checkpoint, numbers)
         inner = build(shape, classes, size, samples, outputs, energy, seen, *more)
-        return Captioned(inner, read, tokens)
+        return Captioned(inner, read, tokens, painted)
     if size not in SIZES:
         raise SfumatoError(f"unknown network size {size!r}: {suggest(size, SIZES)}")
     if not 1 <= len(shape) <= 4 or min(shape) < 1:

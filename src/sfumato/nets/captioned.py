@@ -1,13 +1,15 @@
-"""Captions before a network: words or embedded texts -> one vector that modulates and tokens to attend to.
+"""Captions before a network: words or embedded texts -> a vector that modulates, tokens to attend to, and a canvas.
 
     words   {"vocabulary": V}: ids (B, L), -1 after the last word; read by a `WordEncoder`, trained with the network
     text    {"size": d}: (B, 1 + L, d), the vector of the text, then its tokens, rows of zeros after the last
 
-The network behind hears two plain conditions for each: NAME, the tokens (kind "tokens"), and NAME_pooled, the vector
-(kind "vector"). Both are learned null entries where the caption is absent.
+The network behind hears plain conditions for each: NAME, the tokens (kind "tokens"), NAME_pooled, the vector (kind
+"vector"), and NAME_canvas, a picture painted from the vector (kind "field"). Where the caption is absent the first two
+are learned null entries, and the canvas is empty.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -26,11 +28,25 @@ HEADS, DEPTH = 4, 2
 UNKNOWN = 0  # the id of a word outside the vocabulary
 FORGET = 0.05  # share of the words taken as unknown in training, so that the entry of unknown words is learned
 KINDS = {"words": "vocabulary", "text": "size"}
+CANVAS, PAINTER = 4096, 512  # most numbers of a canvas; width of what paints it
 
 
 def pooled(name: str) -> str:
     """The condition of the network behind that holds the vector of a caption."""
     return f"{name}_pooled"
+
+
+def canvas(name: str) -> str:
+    """The condition of the network behind that holds the canvas of a caption."""
+    return f"{name}_canvas"
+
+
+def canvas_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of a canvas for samples (C, *spatial): sides halved until it has at most 4,096 numbers."""
+    channels, *sides = shape
+    while channels * math.prod(sides) > CANVAS and max(sides) > 1:
+        sides = [-(-side // 2) for side in sides]
+    return (channels, *sides)
 
 
 def captions(conditions: Mapping[str, Mapping[str, Any]] | None) -> Described:
@@ -40,13 +56,17 @@ def captions(conditions: Mapping[str, Mapping[str, Any]] | None) -> Described:
         key = KINDS[each["kind"]]
         if set(each) != {"kind", key} or not isinstance(each[key], int) or each[key] < 1:
             raise SfumatoError(f"the condition {name!r} needs its kind and a positive {key}, not {each}")
-        if pooled(name) in (conditions or {}):
-            raise SfumatoError(f"a condition cannot be called {pooled(name)!r} beside {name!r}: rename it")
+        for taken in (pooled(name), canvas(name)):
+            if taken in (conditions or {}):
+                raise SfumatoError(f"a condition cannot be called {taken!r} beside {name!r}: rename it")
     return found
 
 
-def behind(conditions: Mapping[str, Mapping[str, Any]], tokens: bool) -> Described:
-    """The conditions of the network behind: captions as vectors, and as tokens if it attends; others unchanged."""
+def behind(
+    conditions: Mapping[str, Mapping[str, Any]], tokens: bool, painted: Sequence[int] | None = None
+) -> Described:
+    """The conditions of the network behind: captions as vectors, as tokens if it attends, and as a canvas of the shape
+    `painted`; others unchanged."""
     read = captions(conditions)
     made = {name: dict(each) for name, each in conditions.items() if name not in read}
     for name, each in read.items():
@@ -54,6 +74,8 @@ def behind(conditions: Mapping[str, Mapping[str, Any]], tokens: bool) -> Describ
         made[pooled(name)] = {"kind": "vector", "size": size}
         if tokens:
             made[name] = {"kind": "tokens", "size": size}
+        if painted:
+            made[canvas(name)] = {"kind": "field", "shape": list(painted)}
     return made
 
 
@@ -113,19 +135,37 @@ class Captioned(nn.Module):
     """net(x, noise_level, label, caption=..) -> y: the network `net`, called with its captions read.
 
     Args: `net`, a network that hears the conditions `behind(conditions)`; `conditions`, name -> description of the
-    captions ("words" or "text") and perhaps others; `tokens`, whether `net` attends to the words, or hears one vector.
+    captions ("words" or "text") and perhaps others; `tokens`, whether `net` attends to the words, or hears one vector;
+    `painted`, the shape (C, *spatial) of a canvas: an MLP paints it from the vector, and it stands as channels beside
+    x, so that what a caption looks like on the whole need not be made from modulated channels alone.
     The encoders of words are part of this network: they are trained with it and kept with its weights.
     Raises SfumatoError for a caption of another shape than described.
     """
 
-    def __init__(self, net: nn.Module, conditions: Mapping[str, Mapping[str, Any]], tokens: bool = True) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        conditions: Mapping[str, Mapping[str, Any]],
+        tokens: bool = True,
+        painted: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         self.net, self.read, self.tokens = net, captions(conditions), bool(tokens)
+        self.painted = tuple(painted or ())
         self.encoders = nn.ModuleList(
             WordEncoder(each["vocabulary"]) if each["kind"] == "words" else _Given() for each in self.read.values()
         )
+        self.painters = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(each.get("size", WIDTH), PAINTER), nn.GELU(), nn.Linear(PAINTER, math.prod(self.painted))
+            )
+            for each in (self.read.values() if self.painted else ())
+        )
         with suppress(SfumatoError):  # a network without a config leaves this one without a config too
-            self.config = {"name": "Captioned", "args": {"net": tree(net), "conditions": self.read, "tokens": tokens}}
+            args = {"net": tree(net), "conditions": self.read, "tokens": tokens}
+            if self.painted:
+                args["painted"] = list(self.painted)
+            self.config = {"name": "Captioned", "args": args}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -140,13 +180,16 @@ class Captioned(nn.Module):
         present: Mapping[str, Tensor] | None = None, **cond: Tensor,
     ) -> Tensor:  # fmt: skip
         known = dict(present or {})
-        for (name, each), encoder in zip(self.read.items(), self.encoders, strict=True):
+        for i, (name, each) in enumerate(self.read.items()):
             if (value := cond.pop(name, None)) is None:
                 continue
             self._check(name, each, value, len(x))
-            vector, tokens, mask = encoder(value)
+            vector, tokens, mask = self.encoders[i](value)
             here = known.pop(name, mask.any(1))
             cond[pooled(name)], known[pooled(name)] = vector, here
+            if self.painted:
+                cond[canvas(name)] = self.painters[i](vector).unflatten(1, self.painted)
+                known[canvas(name)] = here
             if self.tokens:
                 cond[name], known[name] = tokens, mask & here[:, None]
         found: Tensor = self.net(x, noise_level, label, present=known, **cond)

@@ -80,7 +80,8 @@ def tune(
         raise SfumatoError(f"tune needs noise >= 0 (0: the ODE, 1: the reverse SDE), got {noise:g}.")
     wanted = guidance_of(model, guidance, interval)
     walker = model if guidance is None else guide(model, guidance, interval)
-    reach = Range(model.process.schedule, float(t_start), float(t_stop))
+    start = 1.0 if math.isclose(t_start, 1.0, rel_tol=1e-12) else float(t_start)  # nothing lies between it and 1
+    reach = Range(model.process.schedule, start, float(t_stop))
     few = _LEAST_NOISY if noise else _LEAST
     points = points or max(few, min(_MOST, _NUMBERS // math.prod(shape_of(model))))
     study = Study(walker, reach, steps, batch, progress or (lambda _: None), float(noise))
