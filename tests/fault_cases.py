@@ -18,7 +18,7 @@ import torch
 
 import sfumato as sf
 from sfumato.diagnostics.checks import Report
-from sfumato.objectives.flow_maps import moved
+from sfumato.objectives.flow_maps import Lagrangian, Semigroup, moved
 from sfumato.objectives.losses import Plain
 from sfumato.training import State, TrainConfig, fit
 from sfumato.training.console import Silent
@@ -368,6 +368,29 @@ def never_moved(folder: Path) -> Report:
     return sf.doctor(sf.save(sf.FlowMap.student(denoiser), folder / "model.safetensors"), data=x)
 
 
+class InHalf(torch.nn.Module):
+    """A network whose weights are in bfloat16, which it casts its inputs to."""
+
+    def __init__(self, net: torch.nn.Module) -> None:
+        super().__init__()
+        self.net = net.bfloat16()
+
+    def forward(self, x: torch.Tensor, level: torch.Tensor, until: torch.Tensor | None = None) -> torch.Tensor:
+        told = {} if until is None else {"until": until.bfloat16()}
+        return self.net(x.bfloat16(), level.bfloat16(), **told).float()
+
+
+def halved(folder: Path) -> Report:
+    """A map is put into bfloat16, and trained further by a loss of derivatives."""
+    x, denoiser = own_denoiser("F")
+    own_loop(denoiser, x)
+    student = sf.FlowMap.student(denoiser)
+    own_loop(student, x, Semigroup(denoiser, "teacher", cut=0.1).losses)
+    student.inner.net = InHalf(student.inner.net)
+    own_loop(student, x, Lagrangian(denoiser).losses, lr=1e-3, optimizer="adamw")
+    return sf.doctor(student, x)
+
+
 def driven_away(folder: Path) -> Report:
     """A student's loss has the wrong sign, so that its targets drift with it."""
     x, _ = moons()
@@ -424,6 +447,7 @@ FAULTS = {
         Fault(still_column, "constant", False), Fault(spoiled_rows, "not-finite"),
         Fault(other_data, "worse-than-guess", False), Fault(infinite_loss, "weights-not-finite"),
         Fault(regressed_on_samples, "map-collapsed"), Fault(never_moved, "until-dead"),
+        Fault(halved, "half-derivative"),
         Fault(driven_away, "distance-rising"),
     )
 }  # fmt: skip

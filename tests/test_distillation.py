@@ -83,6 +83,47 @@ def test_a_student_by_law_resumes_with_its_player(teacher: sf.Denoiser, tmp_path
     assert "optimizer: adamw" in settings and "lr: 0.001" in settings
 
 
+def test_a_student_hears_the_scale_of_guidance(teacher: sf.Denoiser, tmp_path: Path) -> None:
+    """Its data have a column of scales; its samples follow the guided teacher at each, and without one the plain."""
+    words = {**SHORT, "samples": 512, "batch": 64}
+    run = sf.distill(teacher, tmp_path / "student", steps=200, guidance=(1, 3), calls=(2, 1), **words)
+    scale = np.load(run.path / "teacher_samples.npz")["scale"]
+    assert 1 <= scale.min() < 1.1 and 2.9 < scale.max() <= 3 and abs(scale.mean() - 2) < 0.02
+    student = sf.load(run.path)
+    assert set(student.spec.conditions) == {"label", "scale"}
+    kept = json.loads((run.path / "ladder.json").read_text())
+    rungs = {(rung["calls"], rung["how"]): rung["rms"] for rung in kept["rungs"]}
+    assert rungs[1, "student"] < 0.5 * rungs[1, "default"] and kept["advice"].endswith("of 1, 2, 3 in turn.")
+    for w in (1.0, 2.0, 3.0, None):
+        asked = {"label": "left"} if w is None else {"label": "left", "scale": w}
+        there = sf.sample(sf.guide(teacher, w or 1.0), 256, label="left", normalised=True)
+        near = (sf.sample(student, 256, normalised=True, **asked) - there).square().mean().sqrt()
+        assert float(near / there.std()) < 0.5, w
+    with pytest.raises(sf.SfumatoError, match="leave data out"):
+        sf.distill(teacher, tmp_path / "other", torch.randn(40, 2), guidance=(1, 3), **SHORT)
+
+
+def test_masked_symbols_are_distilled_from_the_file_alone(tmp_path: Path) -> None:
+    """By auto, resumed exactly; of text the samples are kept as text."""
+    x = (torch.randn(200, 4, generator=torch.Generator().manual_seed(0)).cumsum(1) > 0).to(torch.uint8).numpy()
+    words = {"sample_every": 0, "snapshots": 0, "batch": 16, "console": Silent(), "precision": "float32"}
+    told = {"net": "MLP(width=16, depth=1)", "process": "masked"}
+    first = sf.train(x, tmp_path / "teacher", steps=20, **told, **words)
+    whole = sf.distill(first.path, tmp_path / "whole", steps=12, decay=0.0, samples=64, **words)
+    sf.distill(first.path, tmp_path / "parts", steps=6, decay=0.0, samples=64, **words)
+    parts = sf.resume(tmp_path / "parts", steps=12, console=Silent())
+    ours, theirs = (dict(run.denoiser.net.state_dict()) for run in (whole, parts))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert "sdtt" in (whole.path / "config.yaml").read_text() and not (whole.path / "ladder.json").exists()
+    assert sf.sample(sf.load(whole.path), 3, 2).shape == (3, 4)
+    text = ["the cat sat on the mat. " * 4, "a dog ate the log. " * 4, "the log sat on a cat. " * 4]
+    tiny = "Transformer(width=16, depth=1)"
+    spoken = sf.train(text, tmp_path / "text", steps=12, net=tiny, length=16, **words)
+    run = sf.distill(spoken.path, tmp_path / "few", steps=4, samples=8, **words)
+    assert len((run.path / "teacher_samples.jsonl").read_text().splitlines()) >= 8, "cut where a document ends"
+    assert sf.load(run.path).spec.text == spoken.denoiser.spec.text
+
+
 SCRIPT = """
 import sys
 import sfumato as sf

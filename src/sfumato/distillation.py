@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from sfumato import folder, serialization
+from sfumato import folder, noise, serialization
 from sfumato.conditions import declared
+from sfumato.data.text import END
 from sfumato.distributed import ALONE, World, joined
 from sfumato.errors import SfumatoError, suggest, whole
+from sfumato.files import write_text
 from sfumato.flow_map import innermost
-from sfumato.guidance import Guided, Scale
+from sfumato.guidance import SCALE, Guided, GuidedByCondition, Scale, is_range
 from sfumato.latent_diffusion import refuse_latent
 from sfumato.machine import default_cpu, device_of
-from sfumato.objectives.flow_maps import MapLoss
+from sfumato.objectives.taught import TaughtLoss
+from sfumato.process import Masked
 from sfumato.registry import Named, make, register
 from sfumato.sampling import sample
+from sfumato.text_samples import sample_text
 from sfumato.training import Run, train
 from sfumato.training.console import Console
 from sfumato.training.ladder import advice as advice
@@ -27,10 +33,11 @@ from sfumato.training.ladder import in_turn
 from sfumato.training.ladder import ladder as ladder
 from sfumato.training.session import Session
 
-AUTO = "trajectory-consistency"
+AUTO, OF_MASKS = "trajectory-consistency", "sdtt"
 DRAWN = 4096  # samples of the teacher, where no data are given
-TEACHER, SAMPLES = "teacher.safetensors", "teacher_samples.npz"  # in the student's run folder
+TEACHER, SAMPLES, TEXTS = "teacher.safetensors", "teacher_samples.npz", "teacher_samples.jsonl"  # in a run folder
 _KNOWN = 16  # digits of a hash
+_INSTEAD = "pass the training data, data= (--data)"
 
 
 @default_cpu()
@@ -41,7 +48,7 @@ def distill(
     labels: Any = None,
     method: str = "auto",
     calls: Sequence[int] = (1, 2, 4),
-    guidance: Scale | None = None,
+    guidance: Scale | tuple[float, float] | None = None,
     interval: tuple[float, float] | None = None,
     samples: int = DRAWN,
     console: Console | None = None,
@@ -50,11 +57,14 @@ def distill(
 ) -> Run:
     """Train a flow map that samples like `teacher` in few calls: `sf.distill("runs/photos", minutes=5)`.
 
-    teacher: a denoiser of real numbers, its file or its run. data: its training data, in any form that `sf.train`
-    takes; by default `samples` of its own samples, so that its file is enough. method: the name of a loss
-    (`objectives.flow_maps`); "auto" is the one that comes nearest to the teacher in equal time. calls: the numbers of
-    calls that the student is for. guidance, interval: the scale of the teacher's guidance and its levels of logsnr,
-    which the student then has for good, at no second call. settings: those of `sf.train`.
+    teacher: a denoiser of real numbers, its file or its run; or one of masked symbols, whose student is a denoiser that
+    says in one call what it says in several (`objectives.symbol_distillation`), and has no ladder. data: its training
+    data, in any form that `sf.train` takes; by default `samples` of its own samples, so that its file is enough.
+    method: the name of a loss (`objectives.flow_maps`); "auto" is the one that comes nearest to the teacher in equal
+    time. calls: the numbers of calls that the student is for. guidance, interval: the scale of the teacher's guidance
+    and its levels of logsnr, which the student then has for good, at no second call; or a range of scales, (1, 4), of
+    which it hears one as its condition `scale`, `sf.sample(student, label="cat", scale=2.5)`. settings: those of
+    `sf.train`.
     The run is one of `sf.train`, whose settings name the teacher's file: `sf.resume` continues it exactly. A teacher
     that is an object, and samples drawn from it, are kept in the run folder. A run whose distance to the teacher keeps
     rising stops with an error. Its report ends with the ladder: the distance to the teacher's own fine solution by the
@@ -81,7 +91,7 @@ def in_words(
     data: Any,
     method: str,
     calls: Sequence[int],
-    guidance: Scale | None,
+    guidance: Scale | tuple[float, float] | None,
     interval: tuple[float, float] | None,
     samples: int,
     settings: dict[str, Any],
@@ -97,20 +107,31 @@ def in_words(
     words = f"file({str(file)!r}, hash={facts['hash'][:_KNOWN]!r}"
     words += "" if guidance is None else f", guidance={guidance!r}"
     words += ")" if interval is None else f", interval={tuple(interval)!r})"
-    loss = loss_named(method, words, calls)
-    own = _kind(Named("loss")[loss.partition("(")[0]]).settings
     model = serialization.load_sampler(file, device=world.device)
+    masks = isinstance(getattr(model, "process", None), Masked)
+    loss = loss_named(OF_MASKS if masks and method == "auto" else method, words, calls)
+    own = _kind(Named("loss")[loss.partition("(")[0]]).settings
     refuse_latent(model, "Distillation")
+    if is_range(guidance) and data is not None:
+        raise SfumatoError("Only a teacher's samples have scales of guidance: leave data out, or give one scale.")
     if data is None:
-        model = model if guidance is None else Guided(model, guidance, interval)
-        data = path / SAMPLES
+        model = guided(model, guidance, interval)
+        data = path / (SAMPLES if getattr(model.spec, "text", None) is None else TEXTS)
         _draw(model, whole("samples", samples, least=2), settings.get("seed", 0), data, world)
     return {"guidance": 1.0, **own, **settings, "init": str(file), "loss": loss}, data
 
 
+def guided(model: Any, guidance: Any, interval: tuple[float, float] | None) -> Any:
+    """The teacher under a scale of guidance, one per condition, or a range of scales; itself for None and 1."""
+    if is_range(guidance):
+        return GuidedByCondition.of_range(model, guidance, interval)
+    return model if guidance is None or guidance == 1 else Guided(model, guidance, interval)
+
+
 @register("teacher", "file")
 def file_teacher(path: str, guidance: Any = 1.0, interval: tuple[float, float] | None = None, hash: str = "") -> Any:
-    """The model of a file or run that a loss learns from, guided if `guidance`, a scale or one per condition, is not 1.
+    """The model of a file or run that a loss learns from, guided if `guidance`, a scale, one per condition or a range
+    that samples draw theirs from, is not 1.
 
     interval: the logsnr between which guidance acts. hash: the beginning of the file's hash; another file is refused,
     so that a resumed run has the teacher that it began with.
@@ -121,14 +142,13 @@ def file_teacher(path: str, guidance: Any = 1.0, interval: tuple[float, float] |
             f"{path} is no longer the teacher of this run: its hash begins with {facts['hash'][: len(hash)]}, and was "
             f"{hash}. Put the file back, or distil the new one in a new run."
         )
-    model = serialization.load_sampler(path)
-    return model if guidance == 1 else Guided(model, guidance, interval)
+    return guided(serialization.load_sampler(path), guidance, interval)
 
 
 def loss_named(method: str, teacher: str, calls: Sequence[int]) -> str:
     """The setting that names a method's loss, its teacher and the student's numbers of calls."""
     name, _, own = (AUTO if method == "auto" else method).partition("(")
-    known = [each for each, kind in Named("loss").items() if _is_map(kind)]
+    known = [each for each, kind in Named("loss").items() if _is_taught(kind)]
     if name not in known:
         raise SfumatoError(f"There is no method {method!r} of distillation: {suggest(name, known)}")
     own = own.strip().removesuffix(")")
@@ -142,29 +162,42 @@ def _kind(loss: Any) -> Any:
     return getattr(loss, "func", loss)
 
 
-def _is_map(loss: Any) -> bool:
-    return isinstance(_kind(loss), type) and issubclass(_kind(loss), MapLoss)
+def _is_taught(loss: Any) -> bool:
+    return isinstance(_kind(loss), type) and issubclass(_kind(loss), TaughtLoss)
 
 
 def drawn(
-    teacher: Any, count: int, seed: int, world: World = ALONE, instead: str = "pass the training data, data= (--data)"
+    teacher: Any, count: int, seed: int, world: World = ALONE, instead: str = _INSTEAD
 ) -> tuple[Any, list[str] | None]:  # fmt: skip
     """(samples of a teacher in the user's units, their labels); each class is drawn equally often.
 
     instead: what to do about other conditions, for the error.
     """
-    known = dict(declared(teacher) or {})
-    if set(known) - {"label"}:
-        raise SfumatoError(
-            f"The model has the condition {next(name for name in known if name != 'label')!r}, whose values only data "
-            f"have: {instead}."
-        )
-    cond = in_turn(teacher, count)
-    return sample(teacher, count, seed=seed, cond=cond, world=world), cond.get("label")
+    x, cond = _drawn(teacher, count, seed, world, instead)
+    return x, cond.get("label")
+
+
+def _drawn(teacher: Any, count: int, seed: int, world: World, instead: str) -> tuple[Any, dict[str, Any]]:
+    """(samples, their conditions), with scales spread evenly over the range of the teacher's, where it hears any."""
+    cond: dict[str, Any] = in_turn(teacher, count)
+    other = next((name for name in declared(teacher) or {} if name != "label" and name not in cond), None)
+    if other is not None:
+        raise SfumatoError(f"The model has the condition {other!r}, whose values only data have: {instead}.")
+    if SCALE in cond:
+        (low,), (high,) = teacher.known.low, teacher.known.high
+        u = noise.spread(seed, torch.arange(count), noise.DATA)
+        cond[SCALE] = (low + (high - low) * u).tolist()
+    return sample(teacher, count, seed=seed, cond=cond, world=world), cond
 
 
 def _draw(teacher: Any, count: int, seed: int, path: Path, world: World) -> None:
-    """Write samples of a teacher and their labels."""
-    x, label = drawn(teacher, count, seed, world)
-    columns: dict[str, Any] = {"x": np.asarray(x), **({} if label is None else {"y": np.array(label)})}
+    """Write samples of a teacher, their labels and their scales of guidance."""
+    if path.name == TEXTS:
+        documents = [each for one in sample_text(teacher, count, seed=seed) for each in one.split(END) if each]
+        lines = "".join(json.dumps({"text": each}) + "\n" for each in documents)
+        world.broadcast_result(lambda: write_text(path, lines))
+        return
+    x, cond = _drawn(teacher, count, seed, world, _INSTEAD)
+    columns: dict[str, Any] = {"x": np.asarray(x)}
+    columns |= {"y" if name == "label" else name: np.array(each) for name, each in cond.items()}
     world.broadcast_result(lambda: np.savez(path, **columns))

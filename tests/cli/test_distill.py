@@ -2,7 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
+
+import sfumato as sf
 
 
 def test_a_student_from_a_file(call, models, workplace):
@@ -38,12 +41,26 @@ def test_a_plan_keeps_nothing(call, models, workplace):
     assert json.loads(out.splitlines()[-1])["fits"] and not (workplace / "few").exists()
 
 
+def test_a_range_of_guidance_is_a_flag_of_samples(call, workplace):
+    spec = sf.data.DataSpec.fit(sf.data.open(np.random.default_rng(0).normal(size=(80, 2)), labels=["a", "b"] * 40))
+    model = sf.Denoiser(sf.nets.MLP(2, 16, 1, classes=2), sf.Gaussian("flow"), spec=spec)
+    words = ("--minutes", "0.02", "--samples", "64", "--guidance", "1:4", "-o", "few", "--json")
+    status, out, err = call("distill", sf.save(model, workplace / "model.safetensors"), *words)
+    assert status == 0 and "Compared at a guidance of 1, 2.5, 4 in turn." in err, err
+    status, out, err = call("sample", "few", "-n", "3", "--guidance", "3", "-o", "x.npy", "--json")
+    assert status == 0, err
+    facts = json.loads(out.splitlines()[-1])["manifest"]
+    assert facts["conditions"] == {"scale": "3"} and "guidance" not in facts
+
+
 @pytest.mark.parametrize(
     "words, said",
     [
         (("--steps", "0"), "numbers of calls"),
         (("--method", "magic"), "no method"),
         (("--samples", "1"), "samples"),
+        (("--guidance", "4:1"), "lowest and highest"),
+        (("--guidance", "1:x"), "range of scales, 1:4"),
     ],
 )
 def test_mistakes_are_one_sentence(call, models, words, said):

@@ -235,6 +235,11 @@ def test_names_and_mistakes() -> None:
         Semigroup(short="teacher").suits(model)
     with pytest.raises(sf.SfumatoError, match="sigma_data"):
         Semigroup(LAW.denoiser(sf.Gaussian("cosine", sigma_data=0.5))).suits(model)
+    half = FlowMap.student(sf.Denoiser(sf.nets.MLP(2, 8, 1).bfloat16(), sf.Gaussian("flow")))
+    Semigroup().suits(half)
+    for loss in (Lagrangian(), MeanFlow(improved=True)):
+        with pytest.raises(sf.SfumatoError, match="weights are in bfloat16"):
+            loss.suits(half)
     for wrong in ({"short": "nobody"}, {"cut": 0.0}, {"cut": 1.0}, {"ends": "noise"}, {"diagonal": 1.0}):
         with pytest.raises(sf.SfumatoError):
             Semigroup(**wrong)

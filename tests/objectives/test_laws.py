@@ -8,11 +8,12 @@ import torch
 
 import sfumato as sf
 from map_cases import LAW, ExactMap, batch
+from sfumato import flow_map
 from sfumato.conditions import Conditions
 from sfumato.distillation import loss_named
 from sfumato.flow_map import FlowMap, angle
 from sfumato.objectives.flow_maps import Path
-from sfumato.objectives.laws import DistributionMatching, LawLoss, MomentMatching, ScoreIdentity
+from sfumato.objectives.laws import DistributionMatching, LawLoss, MomentMatching, ScoreIdentity, carried
 from sfumato.registry import names
 from sfumato.training import State, TrainConfig, fit
 
@@ -82,6 +83,45 @@ def test_distribution_matching_is_the_gradient_of_the_divergence() -> None:
         known = sigma**2 * a * (1 / (alpha**2 + sigma**2) - 1 / (alpha**2 * a**2 + sigma**2))
         found, error = gaussian_gradient(DistributionMatching(teacher), a, level)
         assert error < 0.1 * abs(known) and abs(found - known) < 4.5 * error, (a, level)
+
+
+def test_students_that_renew_no_noise_are_compared_where_their_calls_end() -> None:
+    """X(z_t, t, s): the exact map has no gradient; for N(0, a^2) at s the gradient is that of KL at m > s, with
+    dKL/da = r^2 a (1 / V_p - 1 / V_q), r = alpha_m / alpha_s, and the weight sigma_m^2 / alpha_m^2."""
+    process = sf.Gaussian("flow")
+    for kind in (DistributionMatching, ScoreIdentity):
+        loss, exact = kind(LAW.denoiser(process), calls=(3,), gamma=0), Leaf(LAW, process)
+        loss.fake = Fake(LAW, process)
+        some = batch(LAW, 24)
+        assert {round(float(end), 3) for end in loss.paths(exact, some)[0].end} == {0.0, 0.524, 1.047}
+        (grad,) = torch.autograd.grad(loss.losses(exact, some).sum(), exact.found)
+        assert float(grad.abs().max()) < 1e-6
+    teacher = sf.exact.GaussianMixture([1.0], [[0.0]], [[[1.0]]]).denoiser(process)
+    loss, count, source = DistributionMatching(teacher, gamma=0), 40_000, torch.Generator().manual_seed(0)
+    e, n = (torch.randn(count, 1, dtype=torch.float64, generator=source) for _ in range(2))
+    each, end = torch.ones(count, dtype=torch.float64), 0.4
+    s = flow_map.time(process, torch.tensor(end, dtype=torch.float64))
+    path = Path(e, e, e, each, angle(process, 1.0) * each, end * each, each, Conditions({}), torch.arange(count))
+    for a, level in ((1.5, 0.5), (0.4, 0.8)):
+        (r, b), (alpha, sigma) = process.jump(s, level), (1 - level, level)
+        law, theirs = float(r**2 * a * a + b**2), alpha**2 + sigma**2
+        loss.fake = Fake(sf.exact.GaussianMixture([1.0], [[0.0]], [[[(law - sigma**2) / alpha**2]]]), process)
+        scale = torch.full((count,), a, dtype=torch.float64, requires_grad=True)
+        z, clean = carried(process, path, scale[:, None] * e, level * each, n)
+        (grad,) = torch.autograd.grad(
+            loss.difference(ExactMap(LAW, process), path, clean, z, level * each).sum(), scale
+        )
+        known = sigma**2 / alpha**2 * float(r**2) * a * (1 / theirs - 1 / law)
+        error = float(grad.std()) / math.sqrt(count)
+        assert error < 0.1 * abs(known) and abs(float(grad.mean()) - known) < 4.5 * error, (a, level)
+        off = loss.imitated(ExactMap(LAW, process), path, z.detach(), level * each).x - clean.detach()  # it learns this
+        for moment in (off, off * z.detach()):
+            assert abs(float(moment.mean())) < 4.5 * float(moment.std()) / math.sqrt(count)
+    for wrong in ({"gamma": 0.5}, {"gamma": 0, "calls": (1, 2)}):
+        with pytest.raises(sf.SfumatoError, match="gamma"):
+            DistributionMatching(teacher, **wrong)
+    with pytest.raises(sf.SfumatoError, match="renew all noise"):
+        MomentMatching(teacher, gamma=0)
 
 
 def test_the_score_identity_leads_to_the_teachers_law() -> None:

@@ -28,7 +28,9 @@ from sfumato.training.forecast import forecast
 def distill(options: Any, voice: Voice) -> None:
     calls = numbers(options.steps)
     teacher = serialization.load_sampler(options.model, device=device_of(options.device))
-    scale = guidance_scale(options, teacher, declared(teacher) or {})
+    scale: Any = options.guidance
+    if not isinstance(scale, tuple):
+        scale = guidance_scale(options, teacher, declared(teacher) or {})
     asked = {
         "method": options.method, "calls": calls, "guidance": scale, "interval": options.guidance_interval,
         "samples": options.samples,

@@ -53,6 +53,15 @@ def whole_number(word: str) -> int:
 whole_number.__name__ = "int"  # what argparse calls it in its messages
 
 
+def scale_or_range(word: str) -> float | tuple[float, float]:
+    """2.5, or the ends of 1:4."""
+    low, colon, high = word.partition(":")
+    return (float(low), float(high)) if colon else float(word)
+
+
+scale_or_range.__name__ = "scale, 2.5, or range of scales, 1:4,"
+
+
 def place(name: str, metavar: str, words: str, **how: Any) -> Flag:
     """An argument without dashes."""
     return flag(name, metavar, words, group="arguments", **how)

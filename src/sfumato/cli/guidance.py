@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 from sfumato import serialization
@@ -9,8 +10,9 @@ from sfumato.cascade import Cascade
 from sfumato.cli import conditions as asked
 from sfumato.cli.process import at_work
 from sfumato.cli.run import Voice
+from sfumato.conditions import declared
 from sfumato.errors import SfumatoError
-from sfumato.guidance import Autoguided, Rescaled, Scale, Thresholded, guide
+from sfumato.guidance import SCALE, Autoguided, Rescaled, Scale, Thresholded, guide
 from sfumato.guidance_laws import explain_guidance as laws_of
 from sfumato.machine import device_of
 
@@ -48,6 +50,14 @@ def guided(options: Any, model: Any, scale: Scale | None) -> Any:
     else:
         found = model if scale is None else guide(model, scale, interval, negative)
     return found if options.threshold is None else Thresholded(found, _quantile(options.threshold))
+
+
+def heard(options: Any, model: Any) -> Any:
+    """The options for a student that hears its scale of guidance: --guidance is then its condition `scale`."""
+    if options.guidance is None or not getattr(model, "two_times", False) or SCALE not in (declared(model) or {}):
+        return options
+    given = [*options.condition, (SCALE, f"{options.guidance:g}")]
+    return argparse.Namespace(**{**vars(options), "guidance": None, "condition": given})
 
 
 def refuse_alone(options: Any, scale: Scale | None) -> None:

@@ -15,7 +15,7 @@ from sfumato.cli.common import (
     SOURCES,
     WEIGHTS,
 )
-from sfumato.cli.flags import Command, flag, place, seed, several
+from sfumato.cli.flags import Command, flag, place, scale_or_range, seed, several
 from sfumato.cli.questions import (
     CERTIFY,
     DOCTOR,
@@ -232,7 +232,12 @@ DISTILL = Command(
         flag("--method", "NAME", "The loss: auto, semigroup, lagrangian, consistency-distillation ...", "auto"),
         flag("--minutes", float, "Minutes of training.", 5.0),
         flag("-o --out", "FOLDER", "The run folder; by default runs/NAME-distilled."),
-        flag("--guidance", float, "Guidance scale of the teacher, which the student keeps. " + GUIDANCE_OF_GRIDS),
+        flag(
+            "--guidance", "SCALE",
+            "Guidance scale of the teacher, which the student keeps; or a range, 1:4, of which `sample --guidance` "
+            "later sets one. " + GUIDANCE_OF_GRIDS,
+            type=scale_or_range,
+        ),
         INTERVAL,
         flag("--data", "DATA", f"The training data: {SOURCES}, instead of samples of the model."),
         LABELS,

@@ -12,7 +12,7 @@ import torch
 from sfumato import __version__, sampling, serialization
 from sfumato.cli import conditions as asked
 from sfumato.cli import edit, table, text, write
-from sfumato.cli.guidance import FLAGS, guided, refuse_alone, refuse_guidance
+from sfumato.cli.guidance import FLAGS, guided, heard, refuse_alone, refuse_guidance
 from sfumato.cli.process import Follower, at_work
 from sfumato.cli.run import Voice
 from sfumato.conditions import Conditions, Field, Text
@@ -61,7 +61,7 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE, plain:
     contract = serialization.read_contract(options.model)
     device = device_of(options.device) if world.size == 1 else world.device
     denoiser = serialization.load_sampler(options.model, options.weights, device, stages=True, flows=True)
-    spec = asked.spec_of(denoiser, options.model)
+    spec, options = asked.spec_of(denoiser, options.model), heard(options, denoiser)
     stages, follow = getattr(denoiser, "stages", (denoiser,)), Follower()
     denoiser.compute_dtype = compute_dtype(options.precision, denoiser.device)
     for stage in stages:

@@ -1,4 +1,4 @@
-"""What a flow map says of paths: the spread of its samples of one call, and whether the end of a path reaches it."""
+"""What a flow map says of paths: the spread of its samples of one call, what it hears of a path's end, how finely."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from sfumato import noise
 from sfumato.conditions import Conditions
 from sfumato.flow_map import angle, time
 from sfumato.noised import evaluating
+from sfumato.objectives.flow_maps import WIDTH, derivative
 
 PATHS = 256  # of a measurement
 
@@ -20,11 +21,13 @@ PATHS = 256  # of a measurement
 @dataclasses.dataclass(frozen=True)
 class PathAnswers:
     """spread: the standard deviation of X(z, 1, 0) over z ~ N(0, sigma_1^2), as a part of the data's; response:
-    E|F(z, t, s) - F(z, t, s')|^2 / E|F(z, t, s)|^2 for two ends s, s' of the paths of the same states.
+    E|F(z, t, s) - F(z, t, s')|^2 / E|F(z, t, s)|^2 for two ends s, s' of the paths of the same states; unsteady: the
+    difference of dF/dtheta_s as losses take it and over a width of four times theirs, root mean square, as a part of F.
     """
 
     spread: float
     response: float
+    unsteady: float
 
 
 @torch.no_grad()
@@ -41,6 +44,11 @@ def ask_of_paths(model: Any, x: Tensor, cond: Conditions, seed: int = 0) -> Path
         t = time(process, 0.75 * top * each)
         z = process.corrupt(clean, t, eps)
         one, other = (model.mean(z, t, time(process, part * top * each), **given).double() for part in (0.05, 0.6))
+        end = 0.3 * top * each
+        near, far = (
+            derivative(model, end, lambda s: model.mean(z, t, s, **given), width=w) for w in (WIDTH, 4 * WIDTH)
+        )
+    size = one.square().mean().clamp_min(1e-30)
     spread, known = (v.double().std(0).square().mean().sqrt() for v in (samples, x))
-    response = (one - other).square().mean() / one.square().mean().clamp_min(1e-30)
-    return PathAnswers(float(spread / known.clamp_min(1e-30)), float(response))
+    response, unsteady = (one - other).square().mean() / size, ((near - far).double().square().mean() / size).sqrt()
+    return PathAnswers(float(spread / known.clamp_min(1e-30)), float(response), float(unsteady))

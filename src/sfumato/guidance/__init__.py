@@ -4,6 +4,7 @@ Every sampler, plan, likelihood and file accepts the result.
 """
 
 from .autoguidance import Autoguided
+from .by_condition import SCALE, GuidedByCondition, is_range
 from .classifier import ClassifierGuided, NoisyClassifier
 from .directions import APG, CFGZero, FrequencyDecoupled, PerpNeg, Rescaled
 from .guided import Guided, Scale, guide
@@ -11,6 +12,6 @@ from .plan_scale import CFGPlusPlus
 from .threshold import Thresholded
 
 __all__ = [
-    "APG", "Autoguided", "CFGPlusPlus", "CFGZero", "ClassifierGuided", "FrequencyDecoupled", "Guided",
-    "NoisyClassifier", "PerpNeg", "Rescaled", "Scale", "Thresholded", "guide",
+    "APG", "SCALE", "Autoguided", "CFGPlusPlus", "CFGZero", "ClassifierGuided", "FrequencyDecoupled", "Guided",
+    "GuidedByCondition", "NoisyClassifier", "PerpNeg", "Rescaled", "Scale", "Thresholded", "guide", "is_range",
 ]  # fmt: skip

@@ -16,7 +16,7 @@ import abc
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -25,19 +25,18 @@ from sfumato import flow_map, nets, noise
 from sfumato.belief import broadcast
 from sfumato.compose import Rescheduled
 from sfumato.conditions import Conditions
-from sfumato.errors import SfumatoError, an, suggest, whole
+from sfumato.errors import SfumatoError, an, suggest
 from sfumato.flow_map import FlowMap, angle, unit
-from sfumato.model import Model
-from sfumato.objectives.loss import Loss
+from sfumato.model import Model, compute_dtype
+from sfumato.objectives.taught import TaughtLoss, Teacher
 from sfumato.registry import register
 from sfumato.schedule import Time
 from sfumato.state import numbers_like
 
-Teacher = Any  # a model; in settings the name of one, file('runs/photos')
 CALLS = (1, 2, 4, 8)
 _FINE = 16  # steps of Heun's method from noise to data, from which held-out samples are measured
 NOISY = 1000  # numbers in a sample below which a weight by its own error would bias a noisy target
-_WIDTH = 2e-3  # of a central difference in theta: the optimum in float32
+WIDTH = 2e-3  # of a central difference in theta: the optimum in float32
 
 
 class Path(NamedTuple):
@@ -116,17 +115,19 @@ def _way(by: str) -> str:
     return by
 
 
-def derivative(model: Any, theta: Tensor, at: Callable[[Tensor], Tensor], by: str = "difference") -> Tensor:
+def derivative(
+    model: Any, theta: Tensor, at: Callable[[Tensor], Tensor], by: str = "difference", width: float = WIDTH
+) -> Tensor:
     """d at(t) / dtheta at the angles theta (B,), in float32, whatever training computes in.
 
-    by: "difference", a central difference, which every network has, agrees with the Jacobian-vector product to 1e-3 and
-    costs half; "jvp", that product, by `torch.func.jvp`.
+    by: "difference", a central difference from theta - width to theta + width, which every network has, agrees with the
+    Jacobian-vector product to 1e-3 and costs half; "jvp", that product, by `torch.func.jvp`.
     """
     process = model.process
     with _in_float32(model):
         if by == "jvp":
             return _product(process, flow_map.time(process, theta), at)
-        low, high = (flow_map.time(process, theta + h) for h in (-_WIDTH, _WIDTH))
+        low, high = (flow_map.time(process, theta + h) for h in (-width, width))
         change = at(high) - at(low)
     return change / broadcast(angle(process, high) - angle(process, low), change)
 
@@ -150,7 +151,7 @@ def walk(model: FlowMap, z: Tensor, calls: int, **cond: Any) -> Tensor:
     return z
 
 
-class MapLoss(Loss, abc.ABC):
+class MapLoss(TaughtLoss, abc.ABC):
     """A loss of flow maps: draws paths, and compares the map's means with targets.
 
     teacher: a model of the same data and conditions, guided or not, under any schedule; None to learn from data alone.
@@ -159,10 +160,10 @@ class MapLoss(Loss, abc.ABC):
     is a step of one of them. Held-out losses are mean square distances to the teacher's samples on the same noise, in
     units of sigma_data^2.
     free: the share of paths that are not such steps; walked: the numbers of calls of held-out samples; gamma: the noise
-    that the student renews between calls. settings: those of a run in which `sf.distill` differs from `sf.train`.
+    that the student renews between calls. derives: whether the loss takes derivatives of the network in a time.
     """
 
-    settings: ClassVar[dict[str, Any]] = {}
+    derives = False
 
     def __init__(
         self,
@@ -172,8 +173,7 @@ class MapLoss(Loss, abc.ABC):
         calls: tuple[int, ...] = CALLS,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        self.calls = tuple(whole("calls", count, least=1) for count in calls)
+        super().__init__(teacher, calls, seed)
         self._fine: dict[Any, Tensor] = {}  # the teacher's samples of held-out noise
         if teacher is not None:
             self.watched = "the distance of held-out samples to the teacher's"
@@ -181,21 +181,13 @@ class MapLoss(Loss, abc.ABC):
             raise SfumatoError(f"Unknown ends {ends!r} of the paths: {suggest(ends, ('all', 'data'))}")
         if not 0 <= diagonal < 1:
             raise SfumatoError(f"diagonal is a share of the samples, from 0 to below 1, not {diagonal!r:.60}.")
-        self.diagonal, self.ends, self.seed = diagonal, ends, seed
+        self.diagonal, self.ends = diagonal, ends
         self.free, self.walked, self.gamma = 0.5, self.calls, 0.0
-        self._teacher = (teacher,)  # in a tuple, so that its weights are not the loss's state
-
-    @property
-    def teacher(self) -> Any:
-        return self._teacher[0]
 
     def guide(self, model: FlowMap, z: Tensor) -> Any:
         """The teacher under the map's schedule, on the device of z."""
-        net = getattr(self.teacher, "net", None)
-        if net is not None:
-            net.to(z.device)
-        schedule = model.process.schedule
-        return self.teacher if self.teacher.process.schedule == schedule else Rescheduled(self.teacher, schedule)
+        teacher, schedule = self.beside(z), model.process.schedule
+        return teacher if teacher.process.schedule == schedule else Rescheduled(teacher, schedule)
 
     def begun(self, model: Any) -> FlowMap:
         if isinstance(model, FlowMap):
@@ -216,6 +208,13 @@ class MapLoss(Loss, abc.ABC):
                 f"The teacher's sigma_data is {process.sigma_data:g} and the student's {model.process.sigma_data:g}: "
                 "take a student of the teacher's."
             )
+        if self.derives and (weights := compute_dtype(model)).itemsize < 4:
+            raise SfumatoError(
+                f"The network's weights are in {str(weights).removeprefix('torch.')}, which leaves nothing of a "
+                "derivative: train weights in float32 (net.float()), with precision='bfloat16' for speed, or take a "
+                "loss without derivatives, such as semigroup."
+            )
+        super().suits(model)
 
     def losses(self, model: Any, batch: Any) -> Tensor:
         path, on_diagonal = self.paths(model, batch)
@@ -375,6 +374,8 @@ class Lagrangian(MapLoss):
     (`derivative`). Sources: 2406.07507 (teacher); 2505.18825 (self).
     """
 
+    derives = True
+
     def __init__(
         self,
         teacher: Teacher | None = None,
@@ -389,7 +390,7 @@ class Lagrangian(MapLoss):
 
     def error(self, model: FlowMap, path: Path) -> Tensor:
         process = model.process
-        end = path.end.clamp_min(2 * _WIDTH)
+        end = path.end.clamp_min(2 * WIDTH)
         s = flow_map.time(process, end)
         mean = model.mean(path.z, path.t, s, **path.cond)
         change = derivative(model, end, lambda there: model.mean(path.z, path.t, there, **path.cond), self.by)
@@ -416,6 +417,8 @@ class MeanFlow(MapLoss):
     dimensions and .005 in 3,072 (p = 1), so that it is refused below NOISY numbers without a teacher.
     Sources: Geng et al. 2025 (2505.13447), Eq. 8 and 22, and 2512.02012, both here in theta instead of t.
     """
+
+    derives = True
 
     def __init__(
         self,
@@ -460,4 +463,4 @@ class MeanFlow(MapLoss):
         def at(there: Tensor) -> Tensor:
             return model.mean(moved(process, path.z, path.t, there, along), there, s, **path.cond)
 
-        return derivative(model, path.theta.clamp(2 * _WIDTH, top - 2 * _WIDTH), at, self.by)
+        return derivative(model, path.theta.clamp(2 * WIDTH, top - 2 * WIDTH), at, self.by)

@@ -1,10 +1,11 @@
 """Losses of the laws of samples: a map's samples and a teacher's data are noised, and their denoisers compared.
 
-    x = X(z_t, t, 0),   z_m = x under noise of the level m,   d = E[x | z_m] - D(z_m)
+    x = X(z_t, t, 0),   z_m = x under noise of the level m,   d = D_x(z_m) - D(z_m)
 
-D is the teacher's E[x | z] and E[x | z_m] that of the map's samples, which a second player learns: a denoiser that
-starts as the student and is trained on its samples. d = 0 at all levels if and only if both laws are one. No paths are
-compared, so that a sample may end elsewhere than the teacher's ODE leads it.
+D is the teacher's E[x | z] and D_x that of the map's samples, which a second player learns: a denoiser that starts as
+the student and is trained on its samples. d = 0 at all levels if and only if both laws are one. No paths are compared,
+so that a sample may end elsewhere than the teacher's ODE leads it. The same holds for ends between noise and data,
+X(z_t, t, s), which the process itself takes to the levels m above s.
 
     distribution matching   the gradient of x is d, which is that of KL(law of z_m || teacher's p_m) in x
     score identity          the gradient of x and z_m is that of d.(x - E[x | z_m]) + (1 - alpha) |d|^2
@@ -24,12 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from sfumato import flow_map, noise
-from sfumato.belief import Estimate
+from sfumato.belief import Estimate, broadcast
 from sfumato.compose import Rescheduled
 from sfumato.errors import SfumatoError, whole
 from sfumato.flow_map import UNTIL, FlowMap, angle, heard
 from sfumato.noise import Noise
-from sfumato.objectives.flow_maps import MapLoss, Path, Teacher, moved, square
+from sfumato.objectives.flow_maps import MapLoss, Path, moved, square
+from sfumato.objectives.taught import Teacher
 from sfumato.registry import register
 from sfumato.state import numbers_like
 
@@ -38,21 +40,36 @@ _FAKE = 1 << 20  # the streams of the player's draws, apart from those of the lo
 
 
 class LawLoss(MapLoss):
-    """A loss of the law of x = X(z_t, t, 0), from the first time of each call of the numbers of calls in `calls`.
+    """A loss of the law of the map's samples, from the first time of each call of the numbers of calls in `calls`.
 
-    Its student renews all noise between calls (`FlowMap.gamma` = 1), since only its ends are trained. fake: the
-    denoiser of the student's samples, whose network hears, where a map's hears the end of a path, its start. turns: its
-    steps for each of the student's, since it has to follow the samples; both need small steps.
+    gamma: the noise that its student renews between calls (`FlowMap.gamma`), 1 or 0. With 1 only its ends x =
+    X(z_t, t, 0) are trained; with 0 those of its calls, X(z_t, t, s), of one number of calls, of which a start tells
+    the end. fake: the denoiser of the student's samples, whose network hears, where a map's hears the end of a path,
+    its start. turns: its steps for each of the student's, since it has to follow the samples; both need small steps.
     """
 
     settings: ClassVar[dict[str, Any]] = {"optimizer": "adamw", "lr": 1e-3}
+    between = True  # whether ends may lie between noise and data
 
     def __init__(
-        self, teacher: Teacher | None = None, turns: int = 5, calls: tuple[int, ...] = (1,), seed: int = 0
+        self,
+        teacher: Teacher | None = None,
+        turns: int = 5,
+        calls: tuple[int, ...] = (1,),
+        seed: int = 0,
+        gamma: float = 1.0,
     ) -> None:
-        super().__init__(teacher, diagonal=0.0, ends="data", calls=calls, seed=seed)
+        super().__init__(teacher, diagonal=0.0, ends="data" if gamma else "all", calls=calls, seed=seed)
+        if gamma not in (0, 1) or not (gamma or self.between):
+            how = "renew all noise between calls, gamma=1" + (", or none, gamma=0" if self.between else "")
+            raise SfumatoError(f"Students of this loss {how}: gamma={gamma!r:.20} is neither.")
+        if not gamma and len(self.calls) > 1:
+            raise SfumatoError(
+                f"A student by its law that renews no noise is for one number of calls, not for {self.calls}: name "
+                "one (--steps), or take gamma=1."
+            )
         self.turns = whole("turns", turns, least=1)
-        self.free, self.walked, self.gamma = 0.0, (1,), 1.0
+        self.free, self.walked, self.gamma = 0.0, (1,) if gamma else self.calls, float(gamma)
         self.watched = None  # samples may leave the teacher's paths
         self.fake: Any = None
 
@@ -67,29 +84,29 @@ class LawLoss(MapLoss):
         return self.fake.parameters()
 
     def error(self, model: FlowMap, path: Path) -> Tensor:
-        x = self.samples(model, path)
-        z, m = self.noised(model, path, x, 0)
-        return self.difference(model, path, x, z, m)
+        z, m, clean = self.noised(model, path, self.samples(model, path), 0)
+        return self.difference(model, path, clean, z, m)
 
     def player_losses(self, model: FlowMap, batch: Any) -> Tensor:
         """|F_fake(z_m) - F(z_m; x)|^2 / D of the student's samples, (B,)."""
         path, _ = self.paths(model, batch)
         with torch.no_grad():
-            x = self.samples(model, path)
-            z, m = self.noised(model, path, x, _FAKE + 2 * self.turn)
-            target = Estimate(z, m, model.process.schedule, x=x, sigma_data=model.process.sigma_data).F
+            z, m, clean = self.noised(model, path, self.samples(model, path), _FAKE + 2 * self.turn)
+            target = Estimate(z, m, model.process.schedule, x=clean, sigma_data=model.process.sigma_data).F
         return square(self.imitated(model, path, z, m).F - target)
 
     def samples(self, model: FlowMap, path: Path) -> Tensor:
-        """x = X(z_t, t, 0), like z."""
-        data = torch.zeros_like(path.t)
-        return moved(model.process, path.z, path.t, data, model.mean(path.z, path.t, data, **path.cond))
+        """x = X(z_t, t, s), like z."""
+        s = flow_map.time(model.process, path.end)
+        return moved(model.process, path.z, path.t, s, model.mean(path.z, path.t, s, **path.cond))
 
-    def noised(self, model: FlowMap, path: Path, x: Tensor, stream: int) -> tuple[Tensor, Tensor]:
-        """(z_m, m): samples under fresh noise of levels that are uniform in theta."""
-        n, theta = self.draws(path, x, stream)
-        m = flow_map.time(model.process, theta * angle(model.process, 1.0))
-        return model.process.corrupt(x, m, n), m
+    def noised(self, model: FlowMap, path: Path, x: Tensor, stream: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(z_m, m, what stands for the clean signal in z_m): samples under fresh noise of levels above s, uniform in
+        theta."""
+        n, part = self.draws(path, x, stream)
+        m = flow_map.time(model.process, path.end + part * (angle(model.process, 1.0) - path.end))
+        z, clean = carried(model.process, path, x, m, n)
+        return z, m, clean
 
     def draws(self, path: Path, x: Tensor, stream: int) -> tuple[Tensor, Tensor]:
         """(normal numbers like x, numbers from _LEAST to _MOST, (B,)), which depend on the samples' numbers alone."""
@@ -114,6 +131,17 @@ class LawLoss(MapLoss):
         return square(x - (x - d).detach()) / 2
 
 
+def carried(process: Any, path: Path, x: Tensor, m: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+    """(z_m ~ q(z_m | z_s = x) by the noise n, the clean signal of the same score): z_m = a x + b n has the score -n / b
+    given x, which a clean signal (z_m - sigma_m^2 n / b) / alpha_m would give; it is x itself at s = 0."""
+    (a, b), (alpha, sigma) = process.jump(flow_map.time(process, path.end), m), process.schedule(m)
+    data = path.end <= 0
+    a, b = torch.where(data, alpha, a), torch.where(data, sigma, b)
+    z = broadcast(a, x) * x + broadcast(b, x) * n
+    clean = (z - broadcast(sigma**2 / b, x) * n) / broadcast(alpha, x)
+    return z, torch.where(broadcast(data, x).bool(), x, clean)
+
+
 @register("loss", "distribution-matching")
 @final
 class DistributionMatching(LawLoss):
@@ -134,11 +162,13 @@ class MomentMatching(LawLoss):
     Source: 2406.04103, Eq. 5 and Alg. 2, without the pull of the player towards the teacher.
     """
 
-    def noised(self, model: FlowMap, path: Path, x: Tensor, stream: int) -> tuple[Tensor, Tensor]:
+    between = False
+
+    def noised(self, model: FlowMap, path: Path, x: Tensor, stream: int) -> tuple[Tensor, Tensor, Tensor]:
         n, part = self.draws(path, x, stream)
         m = flow_map.time(model.process, part * path.theta)
         step = Estimate(path.z, path.t, model.process.schedule, x=x, sigma_data=model.process.sigma_data)
-        return step.to(m, 1.0, n), m
+        return step.to(m, 1.0, n), m, x
 
 
 @register("loss", "score-identity")
@@ -158,8 +188,9 @@ class ScoreIdentity(LawLoss):
         turns: int = 5,
         calls: tuple[int, ...] = (1,),
         seed: int = 0,
+        gamma: float = 1.0,
     ) -> None:
-        super().__init__(teacher, turns, calls, seed)
+        super().__init__(teacher, turns, calls, seed, gamma)
         self.alpha = float(alpha)
         if not 0 <= self.alpha <= 2:
             raise SfumatoError(f"alpha of the score identity is from 0 to 2, not {alpha!r:.60}.")

@@ -29,7 +29,7 @@ from sfumato.belief import broadcast
 from sfumato.compose import Rescheduled
 from sfumato.conditions import Given
 from sfumato.errors import SfumatoError
-from sfumato.guidance import Guided
+from sfumato.guidance import SCALE, GuidedByCondition
 from sfumato.model import Model
 from sfumato.process.gaussian import require_numbers
 from sfumato.schedule import Schedule
@@ -84,28 +84,14 @@ class GuidedTeacher(Teacher):
     its normalised values are; None: they are the scales. Source: Meng et al. 2023 (2210.03142), Eq. 3.
     """
 
-    def __init__(self, model: Model, name: str = "scale", known: Any = None) -> None:
-        super().__init__(model)
-        self.name, self.known = name, known
+    def __init__(self, model: Model, name: str = SCALE, known: Any = None) -> None:
+        super().__init__(GuidedByCondition(model, known, name))
+        self.name = name
 
-    @torch.no_grad()
     def __call__(self, at: Corrupted) -> tuple[Tensor, Tensor]:
-        require_numbers(at.process, "The target of a teacher", "train it by denoising_loss on the data")
         if self.name not in at.cond:
             raise SfumatoError(f"A guided teacher needs the scale of each sample, as the condition {self.name!r}.")
-        cond = {name: value for name, value in at.cond.items() if name != self.name}
-        base, conditional = Guided(self._under(at.process.schedule)).pair(at.z, at.t, cond)
-        belief = base.lerp(conditional, self._scales(Given.of(at.cond[self.name])).to(at.t))
-        return belief.x.to(at.z.dtype), belief.eps.to(at.z.dtype)
-
-    def _scales(self, given: Given) -> Tensor:
-        """The scale of each row, (B,)."""
-        values = given.values.double().reshape(len(given.values))
-        if self.known is not None:
-            values = torch.tensor(
-                [1.0 if v is None else float(v) for v in self.known.decode(given)], dtype=torch.float64
-            )
-        return torch.where(given.present.to(values.device), values, 1.0)
+        return super().__call__(at)
 
 
 class StableTarget:

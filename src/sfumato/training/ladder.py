@@ -14,6 +14,7 @@ from sfumato.conditions import declared
 from sfumato.diagnostics import report
 from sfumato.files import remove, write_text
 from sfumato.flow_map import FlowMap
+from sfumato.guidance import SCALE, GuidedByCondition
 from sfumato.sampling import sample
 from sfumato.training.session import Hook, Session
 
@@ -34,11 +35,23 @@ class Rung(NamedTuple):
     rms: float
 
 
-def in_turn(teacher: Any, count: int) -> dict[str, list[str]]:
-    """The conditions of `count` samples of a model of classes, each in its turn; none for other models."""
+def in_turn(teacher: Any, count: int) -> dict[str, Any]:
+    """The conditions of `count` samples of a model of classes, each in its turn; none for other models. One that hears
+    a scale of guidance is told `scales` in turn, each for all classes."""
     label: Any = (declared(teacher) or {}).get("label")
     classes = list(getattr(label, "classes", ()))
-    return {"label": [classes[i % len(classes)] for i in range(count)]} if classes else {}
+    found: dict[str, Any] = {"label": [classes[i % len(classes)] for i in range(count)]} if classes else {}
+    if some := scales(teacher):
+        found[SCALE] = [some[i // max(1, len(classes)) % len(some)] for i in range(count)]
+    return found
+
+
+def scales(teacher: Any) -> list[float]:
+    """The scales of guidance at which a teacher of a range is compared: the ends and the middle; else none."""
+    if not isinstance(teacher, GuidedByCondition) or teacher.known is None:
+        return []
+    (low,), (high,) = teacher.known.low, teacher.known.high
+    return [low, (low + high) / 2, high]
 
 
 @torch.no_grad()
@@ -102,4 +115,6 @@ class Climb(Hook):
         with session.state.spending("ladder"):
             rungs = ladder(student, teacher, sorted({*CALLS, *student.calls}))
         facts = {"fine_steps": FINE, "samples": SHOWN, "rungs": [rung._asdict() for rung in rungs]}
-        write_text(session.path / report.LADDER, json.dumps(facts | {"advice": advice(rungs)}, indent=1) + "\n")
+        at = ", ".join(f"{scale:g}" for scale in scales(teacher))
+        said = advice(rungs) + (f" Compared at a guidance of {at} in turn." if at else "")
+        write_text(session.path / report.LADDER, json.dumps(facts | {"advice": said}, indent=1) + "\n")

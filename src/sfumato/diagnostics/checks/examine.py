@@ -58,6 +58,7 @@ CHECKS: tuple[Check, ...] = (
     Check("ema-stale", ("weights", "log"), of_weights.ema_stale, passes=True),
     Check("map-collapsed", ("paths",), of_paths.map_collapsed, _MEANING | _DEAF | {"until-dead"}, of_maps=True),
     Check("until-dead", ("paths",), of_paths.until_dead, _MEANING, of_maps=True),
+    Check("half-derivative", ("paths",), of_paths.half_derivative, _MEANING, of_maps=True),
     Check("distance-rising", ("log",), of_paths.distance_rising, _MEANING | {"ema-stale"}),
     Check("level-dead", ("answers",), of_answers.level_dead, _MEANING),
     Check("sign-flipped", ("answers",), of_answers.misread, _ABOUT_LABELS | {"clipped"}),

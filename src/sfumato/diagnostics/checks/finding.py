@@ -31,6 +31,7 @@ CODES = {
     "level-dead": "the network ignores the noise level",
     "map-collapsed": "a flow map leads from pure noise to a mean",
     "until-dead": "a flow map ignores the end of a path",
+    "half-derivative": "half precision leaves nothing of a derivative",
     "distance-rising": "a student moves away from its teacher",
     "clipped": "predictions are clipped inside the range of the data",
     "worse-than-guess": "the model is worse than the linear guess",

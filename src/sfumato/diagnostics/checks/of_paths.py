@@ -1,4 +1,5 @@
-"""Checks of flow maps: samples that collapse to a mean, a second time that is not heard, a student that drifts away."""
+"""Checks of flow maps: samples that collapse to a mean, a second time that is not heard, or too coarsely for a
+derivative, a student that drifts away."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ from sfumato.diagnostics.checks.evidence import Evidence
 from sfumato.diagnostics.checks.finding import Finding
 
 COLLAPSED = 0.4  # of the data's deviation: that of the start is near 1, and students of few calls keep 0.8 or more
+LOST = 0.1  # of the answers: in float32 two widths of a difference agree to 1e-3, in bfloat16 they do not at all
+DERIVED = ("lagrangian", "mean-flow")  # in the names of losses that take derivatives
 RISES, FAR = 3, 2.0  # evaluations in a row, and how far above its lowest a distance has then come
 
 
@@ -36,6 +39,20 @@ def until_dead(evidence: Evidence) -> Finding | None:
         "another end of a path changes nothing in the network's answers: it does not hear its second time",
         {"response": paths.response},
         "Check that the network uses the keyword until, one number a sample, and that it reaches the network.",
+    )
+
+
+def half_derivative(evidence: Evidence) -> Finding | None:
+    """Two widths of a difference in the path's end disagree, where the loss, if it is known, takes derivatives."""
+    paths, loss = evidence.paths, str((evidence.settings or {}).get("loss", DERIVED[0]))
+    if paths is None or paths.unsteady < LOST or not any(name in loss for name in DERIVED):
+        return None
+    return Finding(
+        "half-derivative",
+        f"a derivative in the end of a path changes with its width by {paths.unsteady:.2g} of the answers: the network "
+        "computes too coarsely for it",
+        {"unsteady": paths.unsteady, "most": LOST},
+        "Keep the weights, and what the network casts by itself, in float32, or train without derivatives: semigroup.",
     )
 
 
