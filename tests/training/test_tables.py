@@ -133,6 +133,20 @@ def test_a_frame_of_pandas_keeps_its_index_dtypes_and_other_columns(tmp_path):
     assert made["row"].equals(holes["row"]) and made["size"][100:].equals(holes["size"][100:])
 
 
+def test_empty_cells_of_a_frame_of_polars(tmp_path):
+    pl = pytest.importorskip("polars")
+    whole = pl.from_arrow(law(200)).with_columns(pl.col("kind").cast(pl.Enum(["ash", "oak", "yew"])))
+    run = sf.train(whole, str(tmp_path / "run"), steps=2, batch=16, net="tiny", **HOW)
+    row = pl.int_range(200).alias("row")
+    holes = whole.with_columns(row, *(
+        pl.when((row >= 60) & (row < 91)).then(None).otherwise(pl.col(name)).alias(name) for name in ("kind", "size")
+    ))  # fmt: skip
+    made = sf.impute(run.denoiser, holes, steps=3)
+    assert isinstance(made, pl.DataFrame) and made.schema == holes.schema and made["row"].equals(holes["row"])
+    assert made["kind"].null_count() == made["size"].null_count() == 0
+    assert all(made[name][:60].equals(holes[name][:60]) for name in ("kind", "size", "tall"))
+
+
 def exact(table):
     """log p of each row by column, given those before it, of `law`: (N, 4) nats."""
     kind = np.array([("ash", "oak", "yew").index(each) for each in table["kind"].to_pylist()])
