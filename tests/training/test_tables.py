@@ -1,6 +1,7 @@
 """Tables from a frame or a file to samples: a known law comes back, known categories, and every odd table trains."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -293,3 +294,12 @@ def test_a_run_of_a_table_can_be_resumed_and_says_what_it_is(tmp_path):
     assert dataclasses.replace(spec, table=spec.table) == spec and "kind: category of 3 levels" in " ".join(
         spec.describe()
     )
+
+
+def test_the_report_of_a_run_has_measures_of_tables(tmp_path):
+    """Those that are quick; rows told apart by trees take longer than a short run can afford."""
+    run = sf.train(law(300), str(tmp_path / "run"), steps=120, batch=256, net="tiny", **{**HOW, "holdout": 0.2})
+    facts = json.loads((run.path / "report.json").read_text())
+    assert list(facts["metrics"]) == ["total-variation", "kolmogorov"]
+    metric = facts["metrics"]["kolmogorov"]
+    assert metric["floor"]["value"] >= 0 and metric["protocol"]["samples"] == facts["memorisation"]["samples"] >= 64

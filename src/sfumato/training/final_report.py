@@ -28,6 +28,7 @@ from sfumato.training.health import Health
 from sfumato.training.session import Hook, Session
 
 _LEAST_COPIES, _MOST_COPIES = 16, 512  # samples checked for copies of training samples
+_LEAST_MEASURED = 64  # samples whose metrics say something
 _LEAST_DRAWS, _MOST_DRAWS = 256, 8192  # noised samples for the information of the conditions
 _LEAST_WINDOWS, _MOST_WINDOWS = 16, 512  # windows of text whose bits are measured
 _QUICK = ("kid", "precision", "recall", "sliced-wasserstein", "total-variation", "kolmogorov", "rows-c2st")
@@ -134,7 +135,7 @@ def _metrics(session: Session, made: Tensor | str) -> dict[str, Metric] | str | 
     if isinstance(made, str) or not session.world.leads:
         return made if isinstance(made, str) else None
     n = min(len(made), len(session.train) // 2, int(_NUMBERS * elapsed / math.prod(source.shape)))
-    if n < _LEAST_COPIES:
+    if n < _LEAST_MEASURED:
         return f"the run was too short (sfumato evaluate {session.path} measures them)"
     best.provenance = session.provenance()  # says which of the data it was trained on
     try:
