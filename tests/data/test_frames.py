@@ -1,5 +1,6 @@
 """Tables of columns as rows to learn, and back: every value bit for bit, types, levels, missing cells, dates, grids."""
 
+import datetime
 import json
 
 import numpy as np
@@ -224,6 +225,41 @@ def test_a_frame_of_pandas_keeps_its_dtypes():
     assert list(made.columns) == list(frame.columns) and (made.dtypes == frame.dtypes).all()
     for name in frame.columns:
         pd.testing.assert_series_equal(made[name], frame[name])
+
+
+def test_views_of_strings_are_strings(tmp_path):
+    """In which polars keeps texts and categories, in memory and in the files that it writes."""
+    texts = ["ab"[i % 2] for i in range(60)]
+    views, levels = pa.array(texts, pa.string_view()), pa.array(["a", "b"], pa.string_view())
+    table = pa.table({"o": views, "c": pa.DictionaryArray.from_arrays(pa.array([0, 1] * 30, pa.uint32()), levels)})
+    with pa.OSFile(str(tmp_path / "x.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as written:
+        written.write_table(table)
+    for data in (table, tmp_path / "x.arrow"):
+        source = sf.data.open(data)
+        made = frames.arrow(source.table, source.x)
+        assert made["o"].to_pylist() == made["c"].to_pylist() == texts
+        assert str(made.schema.field("o").type) == "string" and pa.types.is_dictionary(made.schema.field("c").type)
+
+
+def test_a_frame_of_polars_is_read_with_its_texts_and_categories():
+    """Which polars keeps as views of strings. Empty cells, dates, zones and narrow types come back as they were."""
+    pl = pytest.importorskip("polars")
+    n, days = 300, RNG.permutation(300)
+    frame = pl.DataFrame({
+        "i": pl.Series([None if i % 7 == 0 else i * i for i in range(n)], dtype=pl.Int64),
+        "b": pl.Series([None if i % 5 == 0 else i % 2 == 0 for i in range(n)]),
+        "c": pl.Series(RNG.choice(["lo", "hi"], n).tolist(), dtype=pl.Enum(["lo", "mid", "hi"])),
+        "k": pl.Series(RNG.choice(["x", "y"], n).tolist(), dtype=pl.Categorical),
+        "o": [None if i % 3 == 0 else "ab"[i % 2] for i in range(n)],
+        "d": [datetime.date(2020, 1, 1) + datetime.timedelta(int(i)) for i in days],
+        "t": pl.Series([datetime.datetime(2020, 1, 1, int(i) % 24) for i in days]).dt.replace_time_zone("UTC"),
+        "f": pl.Series(RNG.normal(size=n).round(2), dtype=pl.Float32), "u": pl.Series(days % 200, dtype=pl.UInt8),
+    })  # fmt: skip
+    source = sf.data.open(frame)
+    assert [field.name for field in source.table.fields] == frame.columns
+    assert source.table.field("c").levels == ("lo", "mid", "hi") and source.table.field("c").ordered
+    made = pl.from_arrow(frames.arrow(source.table, source.x)).cast(dict(frame.schema))
+    assert made.equals(frame)
 
 
 def test_a_column_of_splits_chooses_the_rows_of_a_table(tmp_path):

@@ -13,6 +13,7 @@ from sfumato import nets, noise
 from sfumato.diagnostics import summary
 from sfumato.diagnostics.triples import Triples
 from sfumato.folder import read
+from sfumato.metrics import evaluate
 from sfumato.training import Run
 from sfumato.training.console import Silent
 from sfumato.training.run import Interrupted
@@ -43,6 +44,21 @@ def test_the_report_of_a_finished_run(whole):
     assert facts["next"][0].startswith(f"sfumato sample {run.path}")
 
 
+def test_its_metrics_are_those_of_evaluate(whole):
+    """The same value under the same protocol, of the samples that the search for copies drew."""
+    run, said = whole
+    facts = json.loads((run.path / "report.json").read_text())
+    ours = facts["metrics"]["sliced-wasserstein"]
+    n = ours["protocol"]["samples"]
+    assert 64 <= n <= facts["memorisation"]["samples"] and ours["protocol"]["part"] == "train"
+    again = evaluate(run.path, X, "sliced-wasserstein", n, steps=ours["protocol"]["steps"])["sliced-wasserstein"]
+    assert again.hash == ours["hash"] and again.floor.to_dict() == ours["floor"]
+    assert {name: ours[name] for name in ("value", "low", "high")} == pytest.approx(
+        {name: getattr(again.interval, name) for name in ("value", "low", "high")}, rel=1e-5
+    )
+    assert any(f"Of {n} samples in {ours['protocol']['calls']} calls: sliced-wasserstein" in line for line in said)
+
+
 def test_the_page_shows_it(whole):
     page = (whole[0].path / "report.html").read_text(encoding="utf-8")
     for text in (
@@ -50,6 +66,7 @@ def test_the_page_shows_it(whole):
         "Loss on unseen samples, by noise",
         "gap to training samples",
         "Nearest to the training",
+        "Samples beside real data",
     ):
         assert text in page
 

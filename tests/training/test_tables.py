@@ -1,6 +1,7 @@
 """Tables from a frame or a file to samples: a known law comes back, known categories, and every odd table trains."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -131,6 +132,20 @@ def test_a_frame_of_pandas_keeps_its_index_dtypes_and_other_columns(tmp_path):
     made = sf.impute(run.denoiser, holes, steps=3)
     assert (made.dtypes == holes.dtypes).all() and made.index.equals(holes.index) and not made["size"].isna().any()
     assert made["row"].equals(holes["row"]) and made["size"][100:].equals(holes["size"][100:])
+
+
+def test_empty_cells_of_a_frame_of_polars(tmp_path):
+    pl = pytest.importorskip("polars")
+    whole = pl.from_arrow(law(200)).with_columns(pl.col("kind").cast(pl.Enum(["ash", "oak", "yew"])))
+    run = sf.train(whole, str(tmp_path / "run"), steps=2, batch=16, net="tiny", **HOW)
+    row = pl.int_range(200).alias("row")
+    holes = whole.with_columns(row, *(
+        pl.when((row >= 60) & (row < 91)).then(None).otherwise(pl.col(name)).alias(name) for name in ("kind", "size")
+    ))  # fmt: skip
+    made = sf.impute(run.denoiser, holes, steps=3)
+    assert isinstance(made, pl.DataFrame) and made.schema == holes.schema and made["row"].equals(holes["row"])
+    assert made["kind"].null_count() == made["size"].null_count() == 0
+    assert all(made[name][:60].equals(holes[name][:60]) for name in ("kind", "size", "tall"))
 
 
 def exact(table):
@@ -279,3 +294,12 @@ def test_a_run_of_a_table_can_be_resumed_and_says_what_it_is(tmp_path):
     assert dataclasses.replace(spec, table=spec.table) == spec and "kind: category of 3 levels" in " ".join(
         spec.describe()
     )
+
+
+def test_the_report_of_a_run_has_measures_of_tables(tmp_path):
+    """Those that are quick; rows told apart by trees take longer than a short run can afford."""
+    run = sf.train(law(300), str(tmp_path / "run"), steps=120, batch=256, net="tiny", **{**HOW, "holdout": 0.2})
+    facts = json.loads((run.path / "report.json").read_text())
+    assert list(facts["metrics"]) == ["total-variation", "kolmogorov"]
+    metric = facts["metrics"]["kolmogorov"]
+    assert metric["floor"]["value"] >= 0 and metric["protocol"]["samples"] == facts["memorisation"]["samples"] >= 64

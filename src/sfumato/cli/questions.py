@@ -83,7 +83,8 @@ EVALUATE = Command(
         flag("-n --number", int, "Samples, at most half of the real ones; by default up to 1,000, or 100 texts."),
         flag(
             "--features", "NAME",
-            f"Features in which pictures are compared: {', '.join(names('features'))}, or numbers (the values).",
+            "Features in which pictures are compared: convolutions, numbers (the values), or a file of the weights of "
+            "the FID's Inception network (.safetensors, .pth).",
         ),
         flag(
             "--part", ("train", "holdout", "all"),

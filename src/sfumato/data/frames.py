@@ -20,7 +20,7 @@ from .names import choose_split
 from .source import Source
 from .table_fields import Field, date_unit, is_date
 from .table_schema import TableSchema
-from .tables import INDEX_NAMES, TableFiles, is_number
+from .tables import INDEX_NAMES, TableFiles, is_number, without_views
 
 if TYPE_CHECKING:
     from .names import Asked
@@ -152,7 +152,7 @@ def arrow_of(obj: Any) -> Any:
     if not is_frame(obj):
         raise SfumatoError(f"rows of a table are a data frame or the path of a file, not {an(type(obj).__name__)}")
     try:
-        return pa.Table.from_pandas(obj, preserve_index=False) if hasattr(obj, "iloc") else pa.table(obj)
+        return pa.Table.from_pandas(obj, preserve_index=False) if hasattr(obj, "iloc") else without_views(pa.table(obj))
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise SfumatoError(f"the frame cannot be read: {first_line(error)}") from None
 
@@ -268,7 +268,7 @@ def replaced(whole: Any, table: TableSchema, columns: Mapping[str, Column], like
         made = whole.to_pandas(date_as_object=True)
         return made.set_index(like.index).astype({name: like[name].dtype for name in like if name not in columns})
     if type(like).__module__.startswith("polars"):
-        return import_module("polars").from_arrow(whole)
+        return import_module("polars").from_arrow(whole).cast(dict(like.schema))
     return whole
 
 

@@ -156,7 +156,7 @@ def _fragments(path: Path) -> tuple[Any, list[Any]]:
         else:
             tabs = csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",")
             written = suffix in (".csv", ".tsv")
-            table = csv.read_csv(path, parse_options=tabs) if written else read_arrow(path)
+            table = csv.read_csv(path, parse_options=tabs) if written else without_views(read_arrow(path))
             if written:
                 _require_header(path, table.schema.names)
             schema, groups = table.schema, list(dataset.dataset(table).get_fragments())
@@ -167,6 +167,18 @@ def _fragments(path: Path) -> tuple[Any, list[Any]]:
         raise
     except Exception as error:  # pyarrow raises many kinds
         raise SfumatoError(f"{path} cannot be read as a table: {first_line(error)}") from None
+
+
+def without_views(table: Any) -> Any:
+    """A table of pyarrow with strings for the views of strings that polars keeps, also as levels of categories."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    for i, kind in enumerate(table.schema.types):
+        if types.is_string_view(kind.value_type if types.is_dictionary(kind) else kind):
+            plain = pa.dictionary(pa.int32(), pa.string(), kind.ordered) if types.is_dictionary(kind) else pa.string()
+            table = table.set_column(i, table.column_names[i], table.column(i).cast(plain))
+    return table
 
 
 def _require_header(path: Path, names: Sequence[str]) -> None:

@@ -57,6 +57,7 @@ def write(
         scored=next((line for line in reversed(lines) if "valid_raw" in line), None),
         said=summary.words(facts) if facts else [],
         holdout=facts["holdout"] if facts else None,
+        metrics=facts.get("metrics") if facts else None,
         nearest=_encoded(nearest) if facts and facts["memorisation"] and nearest.is_file() else None,
         samples=_samples(run),
         texts=_texts(run),

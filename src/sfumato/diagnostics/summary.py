@@ -33,6 +33,7 @@ _RULING = ("data", "labels", "size", "holdout", "seed", "target", "schedule", "w
 _ELSEWHERE = ("out", "device")  # settings that do not make a run different
 Facts = dict[str, Any]
 _NUMBER = schema.number()
+_MEASURED = dict.fromkeys(("value", "low", "high", "stderr"), schema.optional(_NUMBER))
 _INTERVAL = schema.fields(dict.fromkeys(("value", "low", "high"), schema.optional(_NUMBER)))
 _SURE = schema.fields({"value": _NUMBER})
 _QUARTERS = schema.fields(
@@ -66,8 +67,14 @@ _COPIES = schema.fields(
 )  # fmt: skip
 _TEXT = schema.fields(
     {
-        "model": schema.fields(dict.fromkeys(("value", "low", "high", "stderr"), schema.optional(_NUMBER))),
+        "model": schema.fields(_MEASURED),
         **dict.fromkeys(("windows", "characters"), schema.whole(0)), "order0": _NUMBER, "xz": _NUMBER,
+    }
+)  # fmt: skip
+_METRIC = schema.fields(
+    {
+        **_MEASURED, "floor": schema.optional(schema.fields(_MEASURED)), "hash": schema.text,
+        "protocol": schema.mapping(schema.anything),
     }
 )  # fmt: skip
 _REPORT = schema.fields(
@@ -84,19 +91,20 @@ _REPORT = schema.fields(
         "conditions": schema.optional(schema.fields({"each": schema.mapping(_INTERVAL), "together": _INTERVAL})),
         "conditions_missing": schema.optional(schema.text),
         "text": schema.optional(_TEXT), "text_missing": schema.optional(schema.text),
+        "metrics": schema.optional(schema.mapping(_METRIC)), "metrics_missing": schema.optional(schema.text),
     },
 )  # fmt: skip
 
 
 def write(
     run: Path, settings: Mapping[str, Any], spent: dict[str, float], memorisation: Facts | str,
-    conditions: Facts | str | None, text: Facts | str | None = None,
+    conditions: Facts | str | None, text: Facts | str | None = None, metrics: Facts | str | None = None,
 ) -> Facts:  # fmt: skip
     """Write report.json of a run folder from the files in it; returns its facts.
 
     settings: of the run, by name; spent: seconds besides the steps, by purpose; memorisation: `Memorization.to_dict`;
-    conditions: `Information.to_dict`, None without conditions; text: `TextBits.to_dict`, None of other data. Each may
-    be words that say why it was not measured.
+    conditions: `Information.to_dict`, None without conditions; text: `TextBits.to_dict`, None of other data; metrics:
+    name -> `Metric.to_dict`. Each may be words that say why it was not measured.
     """
     lines = folder.read(run / "metrics.jsonl")
     last = lines[-1] if lines else {}
@@ -107,7 +115,8 @@ def write(
         "fraction": last.get("fraction", 0.0), "budget": budget, "holdout": holdout,
         "time": _time(lines, spent),
     }  # fmt: skip
-    for name, found in (("memorisation", memorisation), ("conditions", conditions), ("text", text)):
+    measured = {"memorisation": memorisation, "conditions": conditions, "text": text, "metrics": metrics}
+    for name, found in measured.items():
         words = isinstance(found, str)
         facts |= {name: None if words else found, f"{name}_missing": found if words else None}
     if model is not None:
@@ -236,7 +245,7 @@ def _time(lines: Sequence[Facts], spent: dict[str, float]) -> Facts:
     total = max(total, math.fsum(parts.values()))  # a run stopped at once has saved but not trained
     shares = {name: seconds / max(total, 1e-9) for name, seconds in parts.items()}
     evaluation = math.fsum(
-        shares.get(name, 0.0) for name in ("validation", "grids", "memorisation", "conditions", "bits")
+        shares.get(name, 0.0) for name in ("validation", "grids", "memorisation", "conditions", "bits", "metrics")
     )
     return {"seconds": total, "training": elapsed, "shares": shares, "evaluation": evaluation}
 
@@ -300,6 +309,8 @@ def words(facts: Facts) -> list[str]:
         lines.append(text_words(facts["text"]))
     elif facts.get("text_missing"):
         lines.append(f"The bits per character were not measured: {facts['text_missing']}.")
+    if facts.get("metrics"):
+        lines.append(metrics_words(facts["metrics"]))
     lines.append(time_words(facts["time"]))
     if facts["incidents"]:
         lines.append(f"{facts['incidents']} steps were skipped: see incident.json.")
@@ -375,6 +386,16 @@ def text_words(found: Facts) -> str:
         f"{error}, from {found['windows']:,} windows; order 0 has {found['order0']:.3f}, xz "
         f"{found['xz']:.3f} of all {found['characters']:,} characters."
     )
+
+
+def metrics_words(found: Facts) -> str:
+    """A sentence on the metrics of samples."""
+    parts = []
+    for name, metric in found.items():
+        floor = f", real data {metric['floor']['value']:.3g}" if metric["floor"] else ""
+        parts.append(f"{name} {figure(metric)}{floor}")
+    protocol = next(iter(found.values()))["protocol"]
+    return f"Of {protocol['samples']:,} samples in {counted(protocol['calls'], 'call')}: {'; '.join(parts)}."
 
 
 def _quarter_words(found: Facts) -> str:

@@ -4,7 +4,8 @@ from sfumato.metrics.channels import Autocorrelation, Marginals, Spectrum
 from sfumato.metrics.classifier import C2ST
 from sfumato.metrics.evaluation import Evaluator, Point, evaluate, sweep
 from sfumato.metrics.features import Convolutions
-from sfumato.metrics.frechet import FD
+from sfumato.metrics.frechet import FD, FID
+from sfumato.metrics.inception import Inception
 from sfumato.metrics.kernels import KID, MMD, Energy
 from sfumato.metrics.metric import Metric, compare
 from sfumato.metrics.neighbours import Coverage, Density, Precision, Recall
@@ -13,8 +14,8 @@ from sfumato.metrics.text import BitsPerCharacter, Distinct, NgramOverlap
 from sfumato.metrics.transport import SlicedWasserstein, Wasserstein
 
 __all__ = [
-    "C2ST", "FD", "KID", "MMD", "Association", "Autocorrelation", "BitsPerCharacter", "CloserToTrain", "Convolutions",
-    "Copies", "Coverage", "Density", "Distinct", "Energy", "Evaluator", "Kolmogorov", "Marginals", "Metric",
-    "NgramOverlap", "Point", "Precision", "Recall", "RowsC2ST", "SlicedWasserstein", "Spectrum", "TotalVariation",
-    "Utility", "Wasserstein", "compare", "evaluate", "sweep",
+    "C2ST", "FD", "FID", "KID", "MMD", "Association", "Autocorrelation", "BitsPerCharacter", "CloserToTrain",
+    "Convolutions", "Copies", "Coverage", "Density", "Distinct", "Energy", "Evaluator", "Inception", "Kolmogorov",
+    "Marginals", "Metric", "NgramOverlap", "Point", "Precision", "Recall", "RowsC2ST", "SlicedWasserstein", "Spectrum",
+    "TotalVariation", "Utility", "Wasserstein", "compare", "evaluate", "sweep",
 ]  # fmt: skip

@@ -68,23 +68,27 @@ class Evaluator:
         self.rows = {"train": self.split[0], "holdout": self.split[1], "all": torch.arange(len(source))}
         self.own_part = "holdout" if part is None and self.part == "train" else self.part
         rows = self.rows[self.part]
-        self.reference = Reference(source, rows, self._number(n, len(rows)), features)
+        self.reference = Reference(source, rows, self._number(n, len(rows)), features, device_of(device))
         chosen = self._usual() if metrics is None else [metrics] if isinstance(metrics, str) else list(metrics)
         self.metrics = {str(each): make("metric", each) for each in chosen}
 
     def __call__(
-        self, steps: int | None = None, solver: AnySolver | None = None, guidance: float | None = None, seed: int = 0
-    ) -> dict[str, Metric]:
-        """Metrics by name, of new samples of the model; given samples are measured as they are."""
-        samples, facts = self.given, GIVEN
+        self, steps: int | None = None, solver: AnySolver | None = None, guidance: float | None = None, seed: int = 0,
+        samples: Tensor | None = None,
+    ) -> dict[str, Metric]:  # fmt: skip
+        """Metrics by name, of new samples of the model; given samples are measured as they are.
+
+        samples: n or more that the model has drawn so, under the conditions of `reference.rest`, instead of new ones.
+        """
+        judged, facts = self.given, GIVEN
         if self.given is None and any(metric.space != "model" for metric in self.metrics.values()):
-            samples, facts = self._drawn(steps, solver, guidance, seed)
+            judged, facts = self._drawn(steps, solver, guidance, seed, samples)
         found = {}
         for name, metric in self.metrics.items():
             if metric.space == "model":
                 found[name] = self._of_model(name, metric)
                 continue
-            value, floor = self.reference.measure(metric, samples)
+            value, floor = self.reference.measure(metric, judged)
             found[name] = Metric(value, floor, {**self.reference.protocol(metric), "part": self.part, **facts})
         return found
 
@@ -167,9 +171,9 @@ class Evaluator:
         return [*(name for name in OF_ROWS if name not in left), *own]
 
     def _drawn(
-        self, steps: int | None, solver: AnySolver | None, guidance: float | None, seed: int
+        self, steps: int | None, solver: AnySolver | None, guidance: float | None, seed: int, x: Tensor | None
     ) -> tuple[Any, dict[str, Any]]:
-        """(samples, the fields of the protocol that say how they were drawn)."""
+        """(x or new samples, the fields of the protocol that say how they were drawn)."""
         model, n, seed = self.model, self.reference.n, whole("seed", seed, None)
         kept = {"guidance": guidance, "seed": seed, "weights": self.weights}
         kept["precision"] = str(getattr(model, "compute_dtype", None) or torch.float32).removeprefix("torch.")
@@ -185,7 +189,7 @@ class Evaluator:
         fits(model, self.source)
         drawn_from = model if guidance is None else guide(model, guidance)
         plans = sampling.plans(drawn_from, steps, solver)
-        x = drawn(drawn_from, n, steps, seed, cond, self.batch, solver=solver)
+        x = drawn(drawn_from, n, steps, seed, cond, self.batch, solver=solver) if x is None else x[:n]
         names = "; ".join(dict.fromkeys(plan.name for plan in plans))
         facts = {"sampler": names, "steps": plans[0].steps, "calls": sum(plan.spent for plan in plans)}
         return x, {**facts, "conditions": sorted(cond), **kept}
@@ -213,10 +217,11 @@ def evaluate(
     model: a denoiser, the path of a model file or run folder, or samples: a tensor or array (n, *shape) in the units of
     the reference, a list of texts, or the path of samples in files. reference: real data, as `sf.data.open` takes them.
     metrics: names such as "kid" or "mmd(bandwidth=2)", or objects; by default those usual for this kind of data.
-    n: samples, 1,000 by default (texts 100), at most half of the real ones. features: a name, a module or a function
-    x (n, *shape) in the units of the data -> (n, F). part: of the training data: train (the default), holdout or all.
-    steps, solver, guidance, seed: of the samples, which are drawn under the conditions of real ones, and by default
-    unguided. weights: "ema" (the default) or "raw" of a path; of a model, what the protocol is to say of its weights.
+    n: samples, 1,000 by default (texts 100), at most half of the real ones. features: a name, a file of weights
+    (.safetensors or .pth) of the FID's Inception network, or a module or a function x (n, *shape) in the units of the
+    data -> (n, F). part: of the training data: train (the default), holdout or all. steps, solver, guidance, seed: of
+    the samples, which are drawn under the conditions of real ones, and by default unguided. weights: "ema" (the
+    default) or "raw" of a path; of a model, what the protocol is to say of its weights.
 
     Raises SfumatoError for too few real samples, and where a metric cannot be measured so.
     """

@@ -2,11 +2,13 @@
 
 Features are modules x (n, *shape) in the units of the data, float32 -> (n, F), registered as "features". They are made
 for the `shape` of a sample where their constructor asks for it. `standardised`: whether each feature is to have mean 0
-and deviation 1 over the real data, for features whose units mean nothing.
+and deviation 1 over the real data, for features whose units mean nothing. `called` and `preprocessing`: what a protocol
+is to say of them, where that is not the word and "none".
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Any
@@ -19,6 +21,7 @@ from sfumato import noise
 from sfumato.registry import make, register
 
 NUMBERS = "numbers"  # no features: the values themselves
+WEIGHTS = (".safetensors", ".pt", ".pth")  # endings of files of weights, which are those of an Inception network
 _BATCH = 256
 _WIDTHS = (16, 32)
 
@@ -54,14 +57,29 @@ def usual(kind: str, shape: Sequence[int]) -> str:
     return "convolutions" if kind == "image" and len(shape) == 3 and min(shape[1:]) >= 4 else NUMBERS
 
 
-def build(features: Any, shape: Sequence[int]) -> Any:
-    """The features that a word names, or the user's own function of samples; None for the numbers themselves."""
-    return None if features == NUMBERS else make("features", features, {"shape": tuple(shape)})
+def build(
+    features: Any, shape: Sequence[int], bounds: Sequence[float] | None = None, device: str | torch.device = "cpu"
+) -> Any:
+    """The features that a word or a file of weights names, or the user's own function; None for the numbers themselves.
+
+    shape: of a sample; bounds: the lowest and highest value, if they are known. What is made here is put on `device`.
+    """
+    if isinstance(features, str) and features == NUMBERS:
+        return None
+    if not isinstance(features, str | os.PathLike):
+        return features
+    given: dict[str, Any] = {"shape": tuple(shape), "bounds": bounds}
+    word = os.fspath(features)
+    if word.lower().endswith(WEIGHTS):
+        word, given["weights"] = "inception", word
+    made = make("features", word, given)
+    return made.to(device) if isinstance(made, nn.Module) else made
 
 
 def identity(features: Any, word: Any) -> dict[str, Any]:
     """Their name, and the hash of their weights; that is None of a plain function, which has none."""
-    name = word if isinstance(word, str) else getattr(features, "__qualname__", type(features).__qualname__)
+    own = getattr(features, "__qualname__", type(features).__qualname__)
+    name = getattr(features, "called", word if isinstance(word, str) else own)
     if not isinstance(features, nn.Module):
         return {"features": name, "features_hash": None}
     digest = blake2b(digest_size=8)
@@ -74,6 +92,7 @@ def identity(features: Any, word: Any) -> dict[str, Any]:
 @torch.no_grad()
 def applied(features: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """The features (n, F) of x (n, *shape), in float64, in batches."""
+    device = torch.device("cpu")
     if isinstance(features, nn.Module):
-        features.eval()
-    return torch.cat([features(part.float()).flatten(1).double().cpu() for part in x.split(_BATCH)])
+        device = next((each.device for each in features.eval().state_dict().values()), device)
+    return torch.cat([features(part.float().to(device)).flatten(1).double().cpu() for part in x.split(_BATCH)])

@@ -26,16 +26,26 @@ class FD:
     """FD of features. Raises SfumatoError where there are no more samples than features: covariances are singular."""
 
     space: ClassVar[str] = "features"
+    name: ClassVar[str] = "fd"
 
     def __call__(self, x: Tensor, y: Tensor) -> Interval:
         fewest, dim = min(len(x), len(y)), x.shape[1]
         if fewest <= dim:
             raise SfumatoError(
-                f"fd of {dim:,} features needs more than {dim:,} samples, and there are {fewest:,}: draw more (-n), or "
-                "take kid, which has no bias."
+                f"{self.name} of {dim:,} features needs more than {dim:,} samples, and there are {fewest:,}: draw more "
+                "(-n), or take kid, which has no bias."
             )
         x, y = x.double(), y.double()
         return jackknife(lambda i, j: distance(*_moments(x[i]), *_moments(y[j])), len(x), len(y))
+
+
+@register("metric", "fid")
+@dataclasses.dataclass(frozen=True)
+class FID(FD):
+    """FD of the features of the published Inception network, of other features refused."""
+
+    name: ClassVar[str] = "fid"
+    network: ClassVar[str] = "Inception-v3"
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,18 +25,21 @@ PREPARED = {
 }  # fmt: skip
 WORDS = {"texts": "texts", "rows": "rows of a table"}  # spaces of other data than numbers
 _BLOCK = 256  # samples that are normalised at once, in float64
-_ORDER = 0  # the seed of the choice of rows: the same halves for every seed of samples
+ORDER = 0  # the seed of the choice of rows: the same halves for every seed of samples
 
 
 @final
 class Reference:
     """The two halves, chosen among `rows` of a source, and what measures make of them, computed once.
 
-    features: a name, a module or function x (n, *shape) in the units of the data -> (n, F), or None for the usual ones.
+    features: a name, a file of weights, a module or function x (n, *shape) in the units of the data -> (n, F), or None
+    for the usual ones. device: where they are computed.
     rest: the rows of the first half. Of text, `real` has all rows beside the rest, as more text knows more words.
     """
 
-    def __init__(self, source: Source, rows: Tensor, n: int, features: Any = None) -> None:
+    def __init__(
+        self, source: Source, rows: Tensor, n: int, features: Any = None, device: str | torch.device = "cpu"
+    ) -> None:
         if n < 2 or 2 * n > len(rows):
             raise SfumatoError(
                 f"{source.name} has {len(rows):,} samples to compare with, and two halves of {n:,} need {2 * n:,} "
@@ -44,11 +47,11 @@ class Reference:
             )
         if source.missing:
             raise SfumatoError(f"{source.name} has missing values, and metrics compare whole samples: fill the values.")
-        rows = rows[noise.permutation(_ORDER, 0, len(rows))]
+        rows = rows[noise.permutation(ORDER, 0, len(rows))]
         self.source, self.n = source, n
         self.rest, self.real = rows[:n], rows[n:] if source.text is not None else rows[n : 2 * n]
         self._word = named.usual(source.kind, source.shape) if features is None else features
-        self._features = named.build(self._word, source.shape)
+        self._features = named.build(self._word, source.shape, bounds(source), device)
         self._spaces: dict[str, tuple[Any, Any]] = {}
         self._floors: dict[str, Interval] = {}
         if source.text is None:
@@ -64,6 +67,12 @@ class Reference:
                 f"{type(metric).__name__} is a metric of {WORDS.get(space, 'numbers')}, and {self.source.name} is of "
                 f"{WORDS.get(kind, kind)}: choose another (--metric)."
             )
+        network = getattr(metric, "network", None)
+        if network is not None and getattr(self._features, "called", None) != network:
+            raise SfumatoError(
+                f"{metric.name} is a distance of {network} features alone: give the file of their weights "
+                "(--features FILE.safetensors or .pth), or take fd or kid."
+            )
         if space not in self._spaces:
             self._spaces[space] = self._seen(self._rows(self.real), space), self._seen(self._rows(self.rest), space)
         real, rest = self._spaces[space]
@@ -78,7 +87,8 @@ class Reference:
         facts |= {"preprocessing": PREPARED.get(metric.space, metric.space)}
         if metric.space == "features":
             facts |= named.identity(self._features, self._word)
-            facts |= {"preprocessing": PREPARED["numbers"]} if self._features is None else {}
+            none = PREPARED["numbers" if self._features is None else "features"]
+            facts["preprocessing"] = getattr(self._features, "preprocessing", none)
         return facts
 
     def _rows(self, rows: Tensor) -> Any:

@@ -1,9 +1,12 @@
-"""Writes report.json at the end of a run, for which it measures memorisation, what conditions say, and bits of text."""
+"""Writes report.json at the end of a run, for which it measures samples, what conditions say, and bits of text."""
 
 from __future__ import annotations
 
 import math
 import time
+from importlib.util import find_spec
+
+from torch import Tensor
 
 from sfumato import noise
 from sfumato.conditions import of_data
@@ -15,6 +18,8 @@ from sfumato.diagnostics.nearest import Space
 from sfumato.diagnostics.text_bits import CALLS, TextBits, text_bits
 from sfumato.errors import SfumatoError, an
 from sfumato.files import remove
+from sfumato.metrics import Evaluator, Metric
+from sfumato.metrics.reference import ORDER
 from sfumato.noised import evaluating
 from sfumato.pictures import save_png
 from sfumato.training.evaluation_schedule import COPIES, INFORMATION, TEXT
@@ -23,13 +28,17 @@ from sfumato.training.health import Health
 from sfumato.training.session import Hook, Session
 
 _LEAST_COPIES, _MOST_COPIES = 16, 512  # samples checked for copies of training samples
+_LEAST_MEASURED = 64  # samples whose metrics say something
 _LEAST_DRAWS, _MOST_DRAWS = 256, 8192  # noised samples for the information of the conditions
 _LEAST_WINDOWS, _MOST_WINDOWS = 16, 512  # windows of text whose bits are measured
+_QUICK = ("kid", "precision", "recall", "sliced-wasserstein", "total-variation", "kolmogorov", "rows-c2st")
+_SLOW = {"rows-c2st": ("sklearn", 300.0)}  # what it needs, and the seconds of training of which it is about 1 %
+_NUMBERS = 6e4  # of samples that may be measured per second of training: at most about 1 % of the time
 _SEARCH = 1e9  # multiplications that the search for copies may take per second of training: about 1 % of the time
 
 
 class FinalReport(Hook):
-    """Measures the information of the conditions, searches for copies, writes report.json and prints its sentences."""
+    """Measures the information of the conditions and the samples, writes report.json and prints its sentences."""
 
     def __init__(self, health: Health) -> None:
         self.health = health
@@ -44,19 +53,20 @@ class FinalReport(Hook):
         informed = _conditions(session)
         if isinstance(informed, Information):
             self.health.judge(Evidence(information=informed), session.state.step)
-        copied, bits = _copies(session), _bits(session)
-        self._write(session, copied, informed, bits, time.monotonic() - session.began)
+        made, bits = _drawn(session), _bits(session)
+        copied, measured = _copies(session, made), _metrics(session, made)
+        self._write(session, copied, informed, bits, measured, time.monotonic() - session.began)
 
     def stop(self, session: Session) -> None:
         if session.finished:  # only the end of the run is missing, which a resumed one makes
             return
         informed = f"the run was stopped ({_by_hand(session)})" if _known(session) else None
         stopped = f"the run was stopped (sfumato memorization {session.path} measures it)"
-        self._write(session, stopped, informed, None, 0.0)
+        self._write(session, stopped, informed, None, None, 0.0)
 
     def _write(
         self, session: Session, copied: Memorization | str, informed: Information | str | None,
-        bits: TextBits | str | None, ending: float,
+        bits: TextBits | str | None, measured: dict[str, Metric] | str | None, ending: float,
     ) -> None:  # fmt: skip
         """ending: seconds since the end of the budget."""
         if not session.world.leads:
@@ -69,38 +79,72 @@ class FinalReport(Hook):
         memorisation = copied.to_dict() if isinstance(copied, Memorization) else copied
         conditions = informed.to_dict() if isinstance(informed, Information) else informed
         text = bits.to_dict() if isinstance(bits, TextBits) else bits
-        facts = summary.write(session.path, session.config.to_dict(), spent, memorisation, conditions, text)
+        metrics = {name: each.to_dict() for name, each in measured.items()} if isinstance(measured, dict) else measured
+        facts = summary.write(session.path, session.config.to_dict(), spent, memorisation, conditions, text, metrics)
         for line in summary.words(facts):
             session.console.note(line)
 
 
-def _copies(session: Session) -> Memorization | str:
-    """Compares as many samples of the model as the run can afford with its training samples; or says why it cannot."""
-    best, seed = session.state.best, session.config.seed
+def _drawn(session: Session) -> Tensor | str:
+    """As many samples of the model as the run can afford, under the conditions of `_twins`; or why there are none."""
+    best = session.state.best
     if not hasattr(best, "process"):
         return f"{an(type(best).__name__)} has no samples to compare here"
-    count = min(_MOST_COPIES, int(3 * COPIES * session.total / GRID_STEPS))
-    if not len(session.holdout) or len(session.train) < 2:
-        return "nothing was held out"
     if session.source.text is not None:
         return "distances between texts say little"
     if session.source.missing:
         return "samples with missing values have no distances"
-    if count < _LEAST_COPIES:
+    count = min(_MOST_COPIES, int(3 * COPIES * session.total / GRID_STEPS))
+    if count < _LEAST_COPIES or len(session.train) < 2:
         return f"the run was too short (sfumato memorization {session.path} measures it)"
-    twins = choose(session.train, count, seed)
-    most = int(_SEARCH * session.state.elapsed / (4 * count * math.prod(session.source.shape)))
     try:
         with session.state.spending("memorisation"), evaluating(best):
-            cond = of_data(best, session.source, twins)
-            made = drawn(best, count, GRID_STEPS, seed, cond, world=session.world)
-            if not session.world.leads:
-                return ""
-            source, space = session.source, Space(best.spec, None, best.device)
+            cond = of_data(best, session.source, _twins(session, count))
+            return drawn(best, count, GRID_STEPS, session.config.seed, cond, world=session.world)
+    except SfumatoError as error:
+        return str(error).rstrip(".")
+
+
+def _twins(session: Session, count: int) -> Tensor:
+    """Training samples, first those that metrics take for the floor (`Reference.rest`)."""
+    return choose(session.train, count, ORDER)
+
+
+def _copies(session: Session, made: Tensor | str) -> Memorization | str:
+    """Compares samples of the model with its training samples; or says why it cannot."""
+    best, source, seed, count = session.state.best, session.source, session.config.seed, len(made)
+    if not len(session.holdout):
+        return "nothing was held out"
+    if isinstance(made, str) or not session.world.leads:
+        return made if isinstance(made, str) else ""
+    most = int(_SEARCH * session.state.elapsed / (4 * count * math.prod(source.shape)))
+    try:
+        with session.state.spending("memorisation"), evaluating(best):
+            space = Space(best.spec, None, best.device)
             if source.table is not None:
                 made, source, _, space = of_cells(made, source, source, None)
-            unseen = source, session.holdout
+            unseen, twins = (source, session.holdout), _twins(session, count)
             return compare(made, source, session.train, unseen, twins, space, seed, max(2, most), tells_apart(best))
+    except SfumatoError as error:
+        return str(error).rstrip(".")
+
+
+def _metrics(session: Session, made: Tensor | str) -> dict[str, Metric] | str | None:
+    """Quick metrics of the samples beside real data, as `sfumato evaluate` measures them; or why there are none."""
+    best, source, elapsed = session.state.best, session.source, session.state.elapsed
+    if isinstance(made, str) or not session.world.leads:
+        return made if isinstance(made, str) else None
+    n = min(len(made), len(session.train) // 2, int(_NUMBERS * elapsed / math.prod(source.shape)))
+    if n < _LEAST_MEASURED:
+        return f"the run was too short (sfumato evaluate {session.path} measures them)"
+    best.provenance = session.provenance()  # says which of the data it was trained on
+    try:
+        with session.state.spending("metrics"), evaluating(best):
+            evaluator = Evaluator(best, source, n=n, weights="ema")
+            left = {name for name, (needs, least) in _SLOW.items() if elapsed < least or find_spec(needs) is None}
+            kept = {name: each for name, each in evaluator.metrics.items() if name in _QUICK and name not in left}
+            evaluator.metrics = kept
+            return evaluator(GRID_STEPS, seed=session.config.seed, samples=made)
     except SfumatoError as error:
         return str(error).rstrip(".")
 

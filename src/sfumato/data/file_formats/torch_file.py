@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,16 +26,7 @@ class TorchFile(Arrays):
     def open(self, path: Path) -> Iterator[Contents]:
         if not zipfile.is_zipfile(path):
             raise SfumatoError(f"{path} is no file of torch 1.6 or newer: load it there, and save it with a newer one")
-        with zipfile.ZipFile(path) as archive:
-            limits.require_file(path, sum(info.file_size for info in archive.infolist()))
-        try:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # of pickles, which are not imported here, or of a damaged file
-            if type(error).__name__ != "UnpicklingError":
-                raise
-            raise SfumatoError(
-                f"{path} holds objects of Python, which are never loaded: save a tensor, or a dict of tensors"
-            ) from None
+        found = unpickled(path)
         if isinstance(found, tuple | list) and len(found) == 2:
             found = {"x": found[0], "y": found[1]}
         named = {"x": found} if isinstance(found, Tensor) else found
@@ -42,3 +34,21 @@ class TorchFile(Arrays):
             raise SfumatoError(f"{path} holds {an(type(found).__name__)}: save a tensor, or a dict of tensors")
         tensors = {str(name): each for name, each in named.items() if isinstance(each, Tensor)}
         yield Contents(tensors, tensors.__getitem__, lambda _: {})
+
+
+def unpickled(path: Path) -> Any:
+    """What torch.save wrote, if it is made of tensors and plain values."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+        if any(part.filename.endswith("/constants.pkl") for part in parts):
+            raise SfumatoError(f"{path} is TorchScript, which is code and is never run: save the tensors alone")
+        limits.require_file(path, sum(part.file_size for part in parts))
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of pickles, which are not imported here, or of a damaged file
+        if type(error).__name__ != "UnpicklingError":
+            raise
+        raise SfumatoError(
+            f"{path} holds objects of Python, which are never loaded: save a tensor, or a dict of tensors"
+        ) from None
