@@ -63,8 +63,7 @@ def open(
         frame of pandas or polars, a tensor or array (N, *shape), a pair (x, labels), or a dict {"x": x, "temperature":
         t, ...} of samples and their conditions, the layout of an .npz file.
     labels: one integer or string per sample; they replace those of the source.
-    size: side in pixels, or (height, width); for images only.
-    name: name of the source.
+    size: side in pixels, or (height, width); for images only. name: of the source.
     conditions: name -> "label", "multilabel", "scalar", "vector", "field" or "text", for kinds that should not be
         guessed from the values, or "ignore" to leave a column out; or the spec of a model, to read the data in its
         format.
