@@ -55,16 +55,18 @@ def revealed(table: Table, process: Masked, solver: Reveal, calls: int) -> Tenso
     masked, belief = states == process.mask, table.denoiser(process)(states, 0.5)
     law = torch.zeros(len(states), dtype=F64)
     law[-1] = 1.0  # all masks
-    numbers = [torch.tensor(each, dtype=F64).expand_as(states) for each in itertools.permutations(range(table.dim))]
+    orders = itertools.permutations(range(table.dim))
+    numbers = [torch.arange(table.dim).flip(0)] if solver.order == "left-to-right" else map(torch.tensor, orders)
+    below = [(each[:, None] > each).double() for each in numbers]  # which come later
     for left in range(calls, 0, -1):
         found = torch.zeros_like(law)
-        for each in numbers:
-            rest = solver.rest(belief, masked, masked, left, calls)
-            shown = chosen(solver.order, belief, masked, masked.sum(1) - rest, each)
+        for later in below:
+            rest = solver.rest(belief, masked, masked.sum(1), masked, left, calls)
+            shown = chosen(solver.order, belief, masked, masked.sum(1), rest, masked.double() @ later.mT)
             sites = torch.where(
                 shown[..., None], torch.nn.functional.pad(belief.prob, (0, 1)), process.hot(states, F64)
             )
-            found += law @ joined(sites) / len(numbers)
+            found += law @ joined(sites) / len(below)
         law = found
     return law
 

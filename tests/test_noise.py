@@ -154,3 +154,25 @@ def test_permutation():
     places = torch.stack([noise.permutation(0, epoch, 6) for epoch in range(300)])
     counts = torch.stack([(places == item).sum(0) for item in range(6)]).double()
     assert stats.chisquare(counts.flatten().numpy(), [50.0] * 36).pvalue > 1e-3
+
+
+def test_numbers_of_many_steps_are_drawn_together_and_are_the_same(monkeypatch) -> None:
+    plain, calls = noise.Noise(5, torch.arange(3), noise.STEP), []
+    ahead = plain.ahead()
+    for step in (0, 1, 700, 3, 4095, 4096, 9000):
+        for shape, dtype in (((7,), torch.float32), ((2, 3), torch.float64), ((), torch.float32)):
+            found, wanted = (each.at(step).normal(shape, dtype=dtype) for each in (ahead, plain))
+            assert torch.equal(found, wanted)
+        assert torch.equal(ahead.at(step).fold("a").normal((7,)), plain.at(step).fold("a").normal((7,)))
+    rows = torch.tensor([2, 0])
+    assert torch.equal(ahead.at(1).rows(rows).normal((7,)), plain.at(1).normal((7,))[rows])
+    each = torch.tensor([4, 9, 4])
+    assert torch.equal(ahead.at(each).normal((7,)), plain.at(each).normal((7,)))
+    large = (3000,)
+    assert torch.equal(ahead.at(2).normal(large), plain.at(2).normal(large))
+    philox = noise.philox
+    monkeypatch.setattr(noise, "philox", lambda *args: calls.append(1) or philox(*args))
+    walk = plain.ahead()
+    for step in range(64):
+        walk.at(step).normal((20,))
+    assert len(calls) == 1

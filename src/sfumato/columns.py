@@ -15,6 +15,7 @@ from torch import Tensor
 from sfumato.belief import Beliefs, Estimate, broadcast
 from sfumato.conditions import Given
 from sfumato.errors import SfumatoError
+from sfumato.model import hears
 from sfumato.nets.mlp import LEVELS
 from sfumato.schedule import Time, as_time
 from sfumato.state import State
@@ -29,7 +30,7 @@ def condition(numbers: int) -> dict[str, dict[str, Any]]:
 
 def takes_levels(model: Any) -> bool:
     """Whether the network of a model is told the levels of its numbers."""
-    return LEVELS in (getattr(getattr(model, "net", None), "given", None) or {})
+    return hears(model, LEVELS)
 
 
 class Believed(NamedTuple):

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sfumato.belief import Codes, Estimate, Logits
-from sfumato.conditions import uncarried
+from sfumato.conditions import KNOWN, Given, uncarried
 from sfumato.errors import SfumatoError
-from sfumato.model import Model, usable
-from sfumato.process import Gaussian
+from sfumato.model import Model, hears, usable
+from sfumato.process import Gaussian, alphabet
 from sfumato.registry import register
 from sfumato.schedule import Schedule, Time, as_time, schedule_of
 from sfumato.state import State
@@ -84,11 +84,11 @@ class Rescheduled(Wrapped):
 class Known(Wrapped):
     """p(x_i = k | z) = 1 for the symbols k that are known, of a model of symbols that are vectors (`process.Embedded`).
 
-    x: int64 like the samples of a batch, (B, *shape), -1 where nothing is known. With x_hat = E_k the vector of a known
-    symbol goes from its noise to E_k as the process would have it, z = alpha E_k + sigma eps, and the others hear it at
-    their own level of noise: the replacement of Song et al. 2021 (2011.13456, App. I). Its samples are not those of the
-    law given the known symbols, which they follow too little: with an exact model, where p(x_2 | x_1) is .91, x_2 is
-    drawn with .64.
+    x: int64 like the samples of a batch, (B, *shape), -1 where nothing is known. A network that hears known symbols
+    (`conditions.KNOWN`, as `loss="cross-entropy(known=0.5)"` trains it) is told their vectors without noise, and says
+    p(x_i | z, known). Another one hears them at the level of noise of the others alone, z = alpha E_k + sigma eps as
+    x_hat = E_k leads to: the replacement of Song et al. 2021 (2011.13456, App. I), which others follow too little. With
+    an exact model, where p(x_2 | x_1) is .91, x_2 is drawn with .64 by replacement.
     """
 
     def __init__(self, inner: Model, x: Tensor) -> None:
@@ -96,9 +96,14 @@ class Known(Wrapped):
         self.x = x
 
     def __call__(self, z: Tensor, t: Time, /, **cond: Any) -> Codes:
+        x = self.x.to(z.device)[..., None]
+        if hears(self.inner, KNOWN):
+            some = alphabet.as_channels((x >= 0).expand(*x.shape[:-1], self.process.dim))
+            field = self.process.embedded(x[..., 0].clamp_min(0), z.dtype) * some
+            cond[KNOWN] = Given.of(field)
         belief = self.inner(z, t, **cond)
         assert isinstance(belief, Codes)
-        x, law = self.x.to(z.device)[..., None], belief.law
+        law = belief.law
         only = torch.where(torch.arange(law.prob.shape[-1], device=z.device) == x, 0.0, -torch.inf).to(law.prob)
         return Codes(Logits(torch.where(x < 0, law.log_prob, only), law.z, law.t, law.process), self.process)
 

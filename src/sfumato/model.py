@@ -60,6 +60,11 @@ def usable(model: Any, what: str) -> Any:
     return model
 
 
+def hears(model: Any, name: str) -> bool:
+    """Whether the network of a model hears a condition of this name."""
+    return name in (getattr(getattr(model, "net", None), "given", None) or {})
+
+
 def compute_dtype(model: Any) -> torch.dtype:
     """The dtype of a model's states: that of its parameters, float64 if it has none."""
     parameters = getattr(model, "parameters", None)
@@ -167,7 +172,7 @@ class Denoiser(nn.Module):
     @property
     def remembers(self) -> bool:
         """Whether the network is self-conditioned: a walk then tells it the clean signal of the call before."""
-        return PREVIOUS in getattr(self.net, "given", {})
+        return hears(self, PREVIOUS)
 
     @property
     def carries(self) -> bool:

@@ -34,6 +34,7 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57])
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MAX_STEP = 1 << 24
+_AHEAD = 4096  # numbers that a walk draws together: a draw of a few takes as long
 
 
 _GLOBAL = threading.RLock()
@@ -184,17 +185,35 @@ class Noise:
 
         Noise(seed, index, role, step).normal(shape) = normal(seed, index, shape, role, step),   (n, *shape)
 
-    step: one for all samples, or one per sample, int64 (n,).
+    step: one for all samples, or one per sample, int64 (n,). kept: where normal numbers of the next steps are kept,
+    as `ahead` makes it, which are drawn together with those of one.
     """
 
     seed: int
     index: Tensor
     role: int = PRIOR
     step: int | Tensor = 0
+    kept: dict[Any, Any] | None = dataclasses.field(default=None, repr=False)
 
     def normal(self, shape: Sequence[int] = (), device: Device = None, dtype: torch.dtype = torch.float32) -> Tensor:
         """n ~ N(0, 1), (n, *shape)."""
-        return normal(self.seed, self.index, shape, self.role, self.step, device, dtype)
+        each = max(1, len(self.index) * math.prod(shape))
+        if self.kept is None or isinstance(self.step, Tensor) or 2 * each > _AHEAD:
+            return normal(self.seed, self.index, shape, self.role, self.step, device, dtype)
+        key = tuple(shape), device, dtype
+        first, numbers = self.kept.get(key, (0, ()))
+        if not first <= self.step < first + len(numbers):
+            first, n = self.step, len(self.index)
+            steps = torch.arange(first, first + _AHEAD // each)
+            index, step = self.index.repeat(len(steps)), steps.repeat_interleave(n)
+            numbers = normal(self.seed, index, shape, self.role, step, device, dtype).reshape(len(steps), n, *shape)
+            self.kept[key] = first, numbers
+        found: Tensor = numbers[self.step - first]
+        return found
+
+    def ahead(self) -> Noise:
+        """The same source, for a walk from step to step."""
+        return dataclasses.replace(self, kept={})
 
     def uniform(self, shape: Sequence[int] = (), device: Device = None, dtype: torch.dtype = torch.float32) -> Tensor:
         """u ~ U(0, 1), (n, *shape)."""
@@ -207,11 +226,12 @@ class Noise:
     def rows(self, rows: Tensor | slice) -> Noise:
         """The source for some of the samples."""
         step = self.step[rows] if isinstance(self.step, Tensor) else self.step
-        return dataclasses.replace(self, index=self.index[rows], step=step)
+        return dataclasses.replace(self, index=self.index[rows], step=step, kept=None)
 
     def fold(self, name: str) -> Noise:
         """An independent source for the part `name` of the samples."""
-        return dataclasses.replace(self, seed=_folded(self.seed, name))
+        kept = None if self.kept is None else self.kept.setdefault(name, {})
+        return dataclasses.replace(self, seed=_folded(self.seed, name), kept=kept)
 
 
 @lru_cache(maxsize=1024)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sfumato import machine
-from sfumato.belief import Codes
+from sfumato.belief import Beliefs, Codes
 from sfumato.cascade import Cascade
 from sfumato.columns import Known
 from sfumato.conditions import Conditions, declared, resolve, unfolded
@@ -296,10 +296,17 @@ def _around(
 def _end(walk: Iterator[State], noise: Noise) -> Any:
     """The last state of a walk; earlier ones are not stored. Symbols that are vectors are drawn, by `noise`, from the
     belief of the last call."""
-    codes = None
+    belief = None
     for state in walk:
-        codes = state.belief if isinstance(state.belief, Codes) else codes
-    return codes.drawn(noise) if codes is not None and state.t == 0 else state.z
+        belief = state.belief if isinstance(state.belief, Codes | Beliefs) else belief
+    return _drawn(belief, state.z, noise) if state.t == 0 else state.z
+
+
+def _drawn(belief: Any, z: Any, noise: Noise) -> Any:
+    """The last state, with symbols in the place of their vectors."""
+    if isinstance(belief, Beliefs):
+        return {name: _drawn(belief[name], part, noise.fold(name)) for name, part in z.items()}
+    return belief.drawn(noise) if isinstance(belief, Codes) else z
 
 
 def _units(model: Model, smooth: bool, normalised: bool) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:

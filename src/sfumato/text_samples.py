@@ -3,6 +3,7 @@
 window    of the L symbols that a model knows, those that are known stay and the others start as masks, at the time
           when the process keeps as many: alpha(t) = known / L
 longer    windows one after another, each of which begins with the last half of what there is
+whole     texts of any length under `process.Deletion`, by insertions into the empty one
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from sfumato.compose import Known
 from sfumato.data.text import Tokeniser
 from sfumato.errors import SfumatoError, an, counted, whole
 from sfumato.machine import default_cpu
-from sfumato.process import Embedded, Masked
+from sfumato.process import Deletion, Embedded, Masked
 from sfumato.sampling import sample
 from sfumato.solver_selection import AnySolver, stored_plan
 from sfumato.solvers import Plan
@@ -57,11 +58,22 @@ def sample_text(
     order: in which masks are revealed, one of `solvers.reveal.ORDERS`, by default first-hitting, which is that of the
     process. temperature, top_p: below 1 they draw likelier symbols (`Logits.tempered`). solver: another one instead.
     Sample i of a seed does not depend on n or batch. cond: as for `sample`. An autoregressive model needs a call for
-    each symbol, whatever steps are, and knows beginnings only; one of vectors (`process.Embedded`) keeps what is known
+    each symbol, whatever steps are, and knows beginnings only; one of whole texts (`process.Deletion`) knows nothing
+    before, and gives texts of the lengths that it has learned; one of vectors (`process.Embedded`) keeps what is known
     by replacement (`compose.Known`). Raises SfumatoError for a model that is not one of text.
     """
     text, window = _of_text(model)
     solver = _solver(model, solver, order, temperature, top_p)
+    index = torch.arange(whole("n, the number of samples,", n)) if index is None else torch.as_tensor(index)
+    if isinstance(getattr(model, "process", None), Deletion):
+        if prompt or infill is not None or length is not None:
+            raise SfumatoError(
+                "A model of whole texts inserts symbols anywhere, up to the length that it has learned: leave prompt, "
+                "infill and length out."
+            )
+        steps = STEPS if steps is None and not isinstance(solver, Plan) else steps
+        how: dict[str, Any] = {"steps": steps, "solver": solver, "seed": seed, "batch": batch, "cond": cond}
+        return [text.decode(row.flatten().tolist()) for row in sample(model, index=index, normalised=True, **how)]
     for name, words in (("prompt", prompt), ("infill", infill or "")):
         if not isinstance(words, str):
             raise SfumatoError(f"{name} must be one text, not {an(type(words).__name__)}.")
@@ -72,7 +84,6 @@ def sample_text(
         raise SfumatoError(f"infill has nothing to find: write {UNKNOWN} for each unknown symbol.")
     usual = len(known) if infill is not None else window if len(known) < window else len(known) + window // 2
     length = whole("length", usual if length is None else length)
-    index = torch.arange(whole("n, the number of samples,", n)) if index is None else torch.as_tensor(index)
     if infill is None and len(known) >= length:
         raise SfumatoError(
             f"The prompt has {counted(len(known), 'symbol')}, and a length of {length} leaves none to find."
@@ -146,10 +157,10 @@ def _of_text(model: Any) -> tuple[Tokeniser, int]:
     text = getattr(spec, "text", None)
     if spec is None or text is None:
         raise SfumatoError("sample_text takes a model of text, which has a tokeniser: use sf.sample.")
-    if not isinstance(model, Autoregressive) and not isinstance(model.process, Masked | Embedded):
+    if not isinstance(model, Autoregressive) and not isinstance(model.process, Masked | Embedded | Deletion):
         raise SfumatoError(
             f"The symbols of {an(type(model.process).__name__)} process change until its end, so that none can be "
-            "known: sample_text needs the masked one, or the embedded one."
+            "known: sample_text needs the masked one, the embedded one, or that of deletion."
         )
     return text, spec.shape[1]
 

@@ -13,7 +13,7 @@ from sfumato.objectives.adaptive import warped
 from sfumato.objectives.cross_entropy import CrossEntropy
 from sfumato.objectives.loss import Batch
 from sfumato.objectives.times import UniformLogSNR, UniformTime
-from sfumato.process import Embedded, Gaussian, Masked, Product, Uniform
+from sfumato.process import Embedded, Gaussian, Masked, Uniform
 
 F64, FLOW = torch.float64, sf.schedules.Flow()
 FIXED = ("bits", "simplex", "random")
@@ -327,7 +327,6 @@ def test_what_cannot_be_is_one_sentence():
         (lambda: sf.Denoiser(sf.nets.MLP(8, outputs=2), process), "multiple"),
         (lambda: sf.Denoiser(sf.nets.Transformer((5, 4)), process), "vocabulary=5"),
         (lambda: sf.nets.Transformer((3, 4), 16, 1, mask="causal", vocabulary=5), "mask='full'"),
-        (lambda: Product({"x": Gaussian(FLOW), "word": process}), "embedded symbols have no place"),
         (lambda: CrossEntropy(UniformTime()).suits(sf.Denoiser(sf.nets.MLP(2), Gaussian(FLOW))), "is of symbols"),
         (lambda: sf.log_prob(TABLE.denoiser(process), TABLE.states, "ode"), "method='elbo'"),
     ):

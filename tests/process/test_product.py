@@ -10,7 +10,7 @@ import sfumato as sf
 from sfumato import noise, schedules
 from sfumato.belief import Beliefs
 from sfumato.noise import Noise
-from sfumato.process import Gaussian, Masked, Product, Uniform
+from sfumato.process import Embedded, Gaussian, Masked, Product, Uniform
 from sfumato.process import from_config as process_from
 from sfumato.training import TrainConfig, fit
 
@@ -22,6 +22,7 @@ PROCESSES = {
     "masked": Product({"x": Gaussian(FLOW), "label": Masked(FLOW, 3)}),
     "uniform": Product({"x": Gaussian(COSINE), "label": Uniform(FLOW, 3)}),
     "label first": Product({"label": Masked(COSINE, 3), "x": Gaussian(FLOW)}),
+    "embedded": Product({"x": Gaussian(FLOW), "label": Embedded(FLOW, 3)}),
 }
 
 
@@ -90,9 +91,12 @@ def test_every_part_has_noise_of_its_own_and_its_own_loss() -> None:
     assert torch.allclose(whole, parts[0] + parts[1], rtol=2e-3) and bool((parts[1] > 0).any())
 
 
-def test_a_table_of_numbers_and_symbols_trains_and_samples() -> None:
+@pytest.mark.parametrize("name", ["masked", "embedded"])
+def test_a_table_of_numbers_and_symbols_trains_and_samples(name: str) -> None:
     """fit on (N, 2): a network learns the joint law, its bound comes near the entropy, and samples are a table."""
-    process = PROCESSES["masked"]
+    process = PROCESSES[name]
+    if name == "embedded":  # as many numbers as symbols, so that the network has as many outputs as inputs
+        process = Product({"x": Gaussian(FLOW), "label": Embedded(FLOW, 3, "simplex")})
     torch.manual_seed(0)
     net = sf.nets.MLP(process.net_shape()[0], width=64, depth=2)
     model = sf.Denoiser(net, process)
@@ -114,6 +118,7 @@ def test_it_is_described_and_mistakes_are_said() -> None:
     process = PROCESSES["label first"]
     again = process_from(process.config())
     assert again == process and again.clock == process.clock
+    assert process_from(PROCESSES["embedded"].config()) == PROCESSES["embedded"]
     with pytest.raises(sf.SfumatoError, match="needs 4 outputs"):
         process.read(torch.zeros(2, 3), process.data(torch.zeros(2, 2)), 0.5)
     with pytest.raises(sf.SfumatoError, match="need 2 columns along the first axis"):
@@ -133,6 +138,8 @@ def test_parts_are_checked_and_a_network_of_float64_serves() -> None:
         sf.Denoiser(sf.nets.MLP(4, 8, 1), Product({"x": Gaussian(FLOW, "eps"), "label": Masked(FLOW, 3)}))
     with pytest.raises(sf.SfumatoError, match="not a process of numbers or symbols"):
         Product({"x": PROCESSES["masked"]})
+    with pytest.raises(sf.SfumatoError, match="has learned vectors"):
+        Product({"word": Embedded(FLOW, 3, "learned", 4)})
     model = sf.Denoiser(torch.nn.Linear(4, 4).double(), PROCESSES["masked"])
     model.net.forward = lambda x, level: torch.nn.functional.linear(x, model.net.weight)
     assert sf.sample(model, 2, steps=2)["x"].shape == (2, 1)

@@ -42,7 +42,7 @@ def drawn(solver: Reveal, calls: int) -> torch.Tensor:
         masked, belief = z == MASKED.mask, TABLE.denoiser(MASKED)(z, 0.5)
         if not masked.any():
             break
-        rest = solver.rest(belief, masked, score, left, calls).repeat_interleave(27)
+        rest = solver.rest(belief, masked, masked.sum(1), score, left, calls).repeat_interleave(27)
         p, filled = belief.prob[:, torch.arange(3), y].flatten(0, 1), y.repeat(len(z), 1)  # every draw in every row
         masked, z, score = (each.repeat_interleave(27, 0) for each in (masked, z, score))
         weight = weight.repeat_interleave(27) * torch.where(masked, p, 1 / 3).prod(1)
@@ -220,8 +220,7 @@ def test_first_hitting_calls_at_the_times_of_the_reverse_process() -> None:
     torch.testing.assert_close(share.mean(0), wanted.double(), rtol=0, atol=0.01)
     part = plan.run(Heard(), torch.full((3, size), 2), source.rows(torch.tensor([5, 0, 9])))
     assert torch.equal([*part][-1].z, last.z[[5, 0, 9]])  # a row is a function of its number alone
-    masked = torch.tensor([[True, False], [False, False]])
-    late = hitting_time(model.process, masked, torch.tensor([[0.0, 9.0], [0.0, 0.0]]), 1.0)
+    late = hitting_time(model.process, torch.tensor([0.0, -9.0]), 1.0)
     assert float(1 - model.process.keep(late[0])) == pytest.approx(0.5) and float(late[1]) < 1e-5
 
 

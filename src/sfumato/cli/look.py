@@ -70,7 +70,8 @@ def opened(options: Any, conditions: Any = None) -> Source:
     from sfumato.data.labels import read_labels
 
     labels = None if options.labels is None else read_labels(options.labels)
-    text = {name: getattr(options, name, None) for name in ("length", "tokens")}  # that of a model is in its spec
+    # what a model knows of its text is in its spec
+    text: dict[str, Any] = {name: getattr(options, name, None) for name in ("length", "tokens")}
     return data.open(
         options.data, labels=labels, size=options.size, conditions=conditions, split=options.split, key=options.key,
         max_gb=options.max_gb, columns=dict(getattr(options, "column", [])), **text,

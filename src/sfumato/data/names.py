@@ -35,14 +35,15 @@ _BEFORE, _AFTER = re.compile(rf"(?i:({_WORDS}))([xy]|[A-Z]\w*)"), re.compile(rf"
 
 class Asked(NamedTuple):
     """What a user said of the data: the split to read; the name of the array, column or picture of a pair that is to be
-    learned; of text, the length of a window and the tokens, in words or a `Tokeniser`; of a table of columns, their
-    kinds or its `TableSchema`, False where it is none; None where nothing was said."""
+    learned; of text, the length of a window, the tokens, in words or a `Tokeniser`, and whether each text is a sample;
+    of a table of columns, their kinds or its `TableSchema`, False where it is none; None where nothing was said."""
 
     split: str | None
     key: str | None
     length: int | None = None
     tokens: Any = None
     columns: Any = None
+    whole: bool = False
 
     def require_unused(self, where: str) -> None:
         """Raise SfumatoError for data that have neither splits nor names to choose from, and are no text."""

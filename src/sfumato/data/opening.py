@@ -51,6 +51,7 @@ def open(
     length: int | None = None,
     tokens: str | None = None,
     columns: Mapping[str, str] | None = None,
+    whole_texts: bool = False,
 ) -> Source:
     """Open a data source of any kind.
 
@@ -62,8 +63,7 @@ def open(
         frame of pandas or polars, a tensor or array (N, *shape), a pair (x, labels), or a dict {"x": x, "temperature":
         t, ...} of samples and their conditions, the layout of an .npz file.
     labels: one integer or string per sample; they replace those of the source.
-    size: side in pixels, or (height, width); for images only.
-    name: name of the source.
+    size: side in pixels, or (height, width); for images only. name: of the source.
     conditions: name -> "label", "multilabel", "scalar", "vector", "field" or "text", for kinds that should not be
         guessed from the values, or "ignore" to leave a column out; or the spec of a model, to read the data in its
         format.
@@ -74,6 +74,7 @@ def open(
         picture takes three times the size of its pixels.
     length: symbols of a window of text, or numbers of one of a recording, where the usual length does not suit.
     tokens: of text: "characters", "bytes", "bpe" or "bpe(4096)"; by default characters where there are few.
+    whole_texts: of text, make each a sample of its own length, filled up behind its end, instead of windows.
     columns: name -> "category", "number" or "ignore", of a table that is learned row by row (`data.frames`), for kinds
         that should not be inferred. A file is one where some columns are neither floats nor, beside a label, numbers.
 
@@ -82,7 +83,7 @@ def open(
     """
     conditions = getattr(conditions, "data", conditions)  # of the spec of a latent model
     known = isinstance(conditions, DataSpec)
-    kinds, asked = _said(obj, conditions, Asked(split, key, length, tokens, columns or None))
+    kinds, asked = _said(obj, conditions, Asked(split, key, length, tokens, columns or None, whole_texts))
     if _is_pair(obj):
         obj, labels = obj[0], obj[1] if labels is None else labels
     if length is not None:
@@ -110,7 +111,8 @@ def _said(obj: Any, conditions: Any, asked: Asked) -> tuple[dict[str, str], Aske
     """(name -> kind of condition, what else was said of the data), which the spec of a model says too."""
     if isinstance(conditions, DataSpec):
         if conditions.text is not None and isinstance(obj, str | os.PathLike | list):
-            asked = asked._replace(length=asked.length or conditions.shape[1], tokens=conditions.text)
+            length = asked.length or conditions.shape[1]
+            asked = asked._replace(length=length, tokens=conditions.text, whole=conditions.whole_texts)
         asked = asked._replace(columns=conditions.table or False)
         conditions = {each: condition.kind for each, condition in conditions.conditions.items()}
     if not isinstance(conditions, Mapping | None):

@@ -300,6 +300,11 @@ class DataSpec:
             )
         return x
 
+    @property
+    def whole_texts(self) -> bool:
+        """Whether samples are whole texts, filled up behind their end by one number more than the tokeniser has."""
+        return self.text is not None and self.bounds is not None and self.bounds[1] >= self.text.size
+
     def _bounds_text(self) -> str:
         return "no bounds" if self.bounds is None else f"{self.bounds[0]:g} to {self.bounds[1]:g}"
 
@@ -307,7 +312,8 @@ class DataSpec:
         """The spec in words, one sentence per line."""
         size = " x ".join(map(str, self.shape))
         if self.text is not None:
-            return [f"text {self.name!r}: windows of {self.shape[1]:,} symbols, {self.text.describe()}."]
+            what = "texts of up to" if self.whole_texts else "windows of"
+            return [f"text {self.name!r}: {what} {self.shape[1]:,} symbols, {self.text.describe()}."]
         if self.table is not None:
             return [f"table {self.name!r} of {counted(len(self.table.fields), 'column')}.", *self.table.describe()]
         lines = [f"{self.kind} data {self.name!r}: {size} of {self.dtype}, {self._bounds_text()}."]

@@ -70,17 +70,17 @@ class Tokeniser:
             raise SfumatoError("a BPE tokeniser needs all bytes as symbols, and merges between its own symbols")
 
     @classmethod
-    def fit(cls, documents: Sequence[str], asked: str | None = None) -> Tokeniser:
+    def fit(cls, documents: Sequence[str], asked: str | None = None, end: bool = False) -> Tokeniser:
         """The tokeniser of documents: as asked, or characters where there are at most 256, else bytes.
 
-        asked: "characters", "bytes", "bpe" or "bpe(4096)".
+        asked: "characters", "bytes", "bpe" or "bpe(4096)". end: whether `END` will stand between them.
         """
         size = _BPE.fullmatch(asked or "")
         if size:
             return _trained(documents, int(size[1] or _BPE_SIZE))
         if asked not in (None, "auto", "characters", "bytes"):
             raise SfumatoError(f"tokens must be auto, characters, bytes, bpe or bpe(SIZE), not {asked!r:.80}")
-        found = set().union(*documents) | ({END} if len(documents) > 1 else set())
+        found = set().union(*documents) | ({END} if end else set())
         if asked == "bytes" or (asked != "characters" and len(found) > ALPHABET):
             return cls("bytes")
         if len(found) < 2:
@@ -111,10 +111,12 @@ class Tokeniser:
         return found.astype(np.int64)
 
     def decode(self, numbers: Iterable[int]) -> str:
-        """The text of numbers; bytes that are not UTF-8 become U+FFFD."""
+        """The text of numbers, without those from `size` on, which fill texts up; bytes that are not UTF-8 become
+        U+FFFD."""
+        numbers = [int(each) for each in numbers if int(each) < self.size]
         if self.kind == "bytes":
-            return bytes(int(each) for each in numbers).decode(errors="replace")
-        text = "".join(self.symbols[int(each)] for each in numbers)
+            return bytes(numbers).decode(errors="replace")
+        text = "".join(self.symbols[each] for each in numbers)
         return bytes(_BYTE_OF[each] for each in text).decode(errors="replace") if self.kind == "bpe" else text
 
     def describe(self) -> str:

@@ -2,6 +2,7 @@
 
     tape      all documents one after another, each of several with `END` behind it, as numbers (`Tokeniser`)
     windows   tape[k L : (k + 1) L], k = 0, 1, ..                                      (N, 1, L)
+    whole     each document, filled up behind its end to the length of the longest      (N, 1, L)
 
 The documents of a tape are in the order of the hash of their text, and its first part is held out, by whole documents;
 where that would be unfair (few documents, or one of more than a quarter of the text) the last part is.
@@ -68,10 +69,13 @@ def open_column(paths: Sequence[Path], name: str, column: str, asked: Asked) -> 
 def from_documents(documents: Iterable[str], name: str, where: str, asked: Asked) -> Source:
     """The windows of documents, with the tokeniser that was asked for or that suits them."""
     known = asked.tokens if isinstance(asked.tokens, Tokeniser) else None
-    kept = [cleaned for document in documents if (cleaned := _clean(document, where))]
-    if not kept:
+    kept = [cleaned for document in documents if (cleaned := _clean(document, where)) or asked.whole]
+    if not any(kept):
         raise SfumatoError(f"{where} holds no text")
-    text = known or Tokeniser.fit(kept, asked.tokens if isinstance(asked.tokens, str) else None)
+    tokens = asked.tokens if isinstance(asked.tokens, str) else None
+    text = known or Tokeniser.fit(kept, tokens, end=len(kept) > 1 and not asked.whole)
+    if asked.whole:
+        return _whole(kept, text, name, where, asked)
     kept, whole = _ordered(kept)
     tape, ends = _tape(kept, text)
     length = asked.length or max(1, min(LENGTHS[text.kind], len(tape) // LEAST_WINDOWS))
@@ -92,6 +96,27 @@ def from_documents(documents: Iterable[str], name: str, where: str, asked: Asked
         notes.append(f"Left out at the end, where no window is full: {counted(left, 'symbol')}.")
     top = text.size - 1.0
     return Source(x, "text", name, notes=notes, groups=groups, bounds=(0.0, top), units=units, text=text)
+
+
+def _whole(documents: list[str], text: Tokeniser, name: str, where: str, asked: Asked) -> Source:
+    """Each document as a sample, filled up by the number `text.size`; equal ones are held out together."""
+    rows = [torch.from_numpy(text.encode(each)) for each in documents]
+    longest = max(map(len, rows))
+    length = asked.length or longest
+    if longest > length:
+        raise SfumatoError(
+            f"{where} holds a text of {longest:,} symbols, and whole texts have at most {length:,} here: leave it out, "
+            "or train with a higher --length"
+        )
+    x = torch.full((len(rows), 1, length), text.size, dtype=torch.int32)
+    for row, numbers in zip(x[:, 0], rows, strict=True):
+        row[: len(numbers)] = numbers
+    notes = [
+        f"{counted(len(rows), 'text', 'texts')} of up to {counted(longest, 'symbol')}, as {text.describe()} "
+        "(--tokens): each is a sample of its own length."
+    ]
+    groups = [_hash(each).hex() for each in documents]
+    return Source(x, "text", name, notes=notes, groups=groups, bounds=(0.0, float(text.size)), text=text)
 
 
 def _clean(text: str, where: str) -> str:

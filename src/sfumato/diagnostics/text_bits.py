@@ -50,16 +50,23 @@ def text_bits(model: Any, source: Source, train: Tensor, held: Tensor, windows: 
     text = source.text
     if text is None:
         raise SfumatoError(f"{source.name} is no text.")
-    unseen = source.x[held].flatten()
+    known, unseen = (_symbols(source.x[rows], text.size) for rows in (train, held))
     characters = len(text.decode(unseen.tolist()))
-    each = characters / len(unseen)  # characters a symbol
+    each = characters / max(1, len(unseen))  # characters a symbol
     rows = held[noise.permutation(seed, 0, len(held))[:windows]].sort().values
-    bits = -_nats(model, source.x[rows], seed).double() / (math.log(2) * source.shape[1] * each)
+    x = source.x[rows]
+    length = len(_symbols(x, text.size)) / len(x)
+    bits = -_nats(model, x, seed).double() / (math.log(2) * length * each)
     number = torch.arange(len(bits))
     return TextBits(
         mean(bits, number, torch.zeros_like(number)), len(bits), characters,
-        order0(source.x[train].flatten(), unseen, text.size) / each, compressed(text.decode(unseen[:_MOST].tolist())),
+        order0(known, unseen, text.size) / each, compressed(text.decode(unseen[:_MOST].tolist())),
     )  # fmt: skip
+
+
+def _symbols(x: Tensor, size: int) -> Tensor:
+    """The symbols of rows, without what fills whole texts up."""
+    return x[x < size]
 
 
 def _nats(model: Any, x: Tensor, seed: int) -> Tensor:

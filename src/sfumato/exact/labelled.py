@@ -10,11 +10,11 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from sfumato.belief import Beliefs, Estimate, Logits, broadcast
+from sfumato.belief import Beliefs, Codes, Estimate, Logits, broadcast
 from sfumato.errors import SfumatoError
 from sfumato.exact.table import without
 from sfumato.exact.truth import Truth
-from sfumato.process import Product
+from sfumato.process import Embedded, Product
 from sfumato.schedule import Time
 from sfumato.state import State
 
@@ -67,8 +67,8 @@ class LabelledDenoiser:
         truth, x = self.law.truth, z["x"].double()
         at: Any = {"process": gaussian, "t": t}
         label_process: Any = symbols
-        evidence = label_process.evidence(z["label"], t).reshape(len(x), -1)
-        log_p = truth.classify(x, **at) + evidence
+        evidence = label_process.evidence(z["label"], t)
+        log_p = truth.classify(x, **at) + evidence.reshape(len(x), -1)
         r = log_p.softmax(-1)
         signal, noise = torch.zeros_like(x), torch.zeros_like(x)
         for k in range(self.law.classes):
@@ -76,5 +76,6 @@ class LabelledDenoiser:
             signal, noise = signal + broadcast(r[:, k], x) * m.x, noise + broadcast(r[:, k], x) * m.eps
         schedule: Any = gaussian
         estimate = Estimate(x, t, schedule.schedule, x=signal, eps=noise)
-        logits = log_p.reshape(*z["label"].shape, -1)
-        return Beliefs({"x": estimate, "label": Logits(logits, z["label"], t, label_process)})
+        label = Logits(log_p.reshape(evidence.shape), z["label"], t, label_process)
+        codes = isinstance(symbols, Embedded)
+        return Beliefs({"x": estimate, "label": Codes(label, label_process) if codes else label})

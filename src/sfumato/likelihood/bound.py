@@ -20,6 +20,7 @@ mixture. Source: Kingma et al. 2021 (2107.00630), Eq. 11-15, App. I.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple, final
 
 import torch
@@ -40,7 +41,7 @@ from sfumato.objectives.times import CosMap
 from sfumato.probability_flow import data_scale
 from sfumato.process import Additive, Embedded, Gaussian, Spectral
 from sfumato.schedule import NODE_LIMIT, Schedule
-from sfumato.state import State, first_leaf, map_state
+from sfumato.state import State, first_leaf
 
 _ROWS = 512  # states per model call, or one per sample if those are more
 _SHIFT = (1 << 23) - 1  # the stream of the shifts of the strata, under the role BOUND
@@ -207,14 +208,15 @@ class Strata:
         real = next((part for part in parts if isinstance(part, Gaussian | Spectral)), None)
         symbols = next((part for part in parts if not isinstance(part, Additive)), None)
         self.start, self.spans = 0.0, list[Span | SymbolSpan]()
-        if isinstance(process, Embedded):  # dense where alpha |E_k| = sigma
-            span = Span.of(process.schedule, process.scale, sigma_min)
-            self.spans.append(SymbolSpan(span.clock, span.low, span.high, -math.log(process.dim * process.scale**2)))
-            self.start = float(process.schedule.time(span.high))
+        embedded = next((part for part in parts if isinstance(part, Embedded)), None)
+        if embedded is not None:  # dense where alpha |E_k| = sigma
+            span = Span.of(embedded.schedule, embedded.scale, sigma_min)
+            self.spans.append(SymbolSpan(span.clock, span.low, span.high, -math.log(embedded.dim * embedded.scale**2)))
+            self.start = float(embedded.schedule.time(span.high))
         if real is not None:
             scale = real.sigma_data if isinstance(real, Gaussian) else 1.0  # the clock of a total is in deviations
             self.spans.append(span := Span.of(real.clock, scale, sigma_min))
-            self.start = float(real.clock.time(span.high))
+            self.start = max(self.start, float(real.clock.time(span.high)))
         if symbols is not None:
             low, high = symbols.clock.logsnr_range
             high = min(high, float(symbols.clock.logsnr(self.start))) if self.start else high
@@ -307,8 +309,9 @@ def _measured(name: str, model: Any, x: State, by_level: Tensor, last: Tensor, e
     """The `Measured` of the diffusion terms (B, R, K) and the last term (B, R) in nats; edges: of the K levels."""
     prior, mean, (probes, steps) = model.process.prior_kl(x).cpu(), by_level.mean(1), by_level.shape[1:]
     value, stderr, third = pooled(-(prior[:, None] + by_level.sum(2) + last))
-    entries: list[int] = []
-    map_state(lambda leaf: entries.append(leaf[0].numel() // getattr(model.process, "dim", 1)), x)
+    parts = getattr(model.process, "processes", {"": model.process})
+    each = x if isinstance(x, Mapping) else {"": x}
+    entries = [each[name][0].numel() // getattr(part, "dim", 1) for name, part in parts.items()]
     return Measured(
         value, stderr, third, None, None, None, f"{name}, {probes} replicates", sum(entries), probes, steps, bound=True,
         prior=prior, diffusion=mean.sum(1), reconstruction=last.mean(1), by_level=None if edges is None else mean,

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ..errors import SfumatoError
 from ..registry import register
 from .attention import CrossAttention, Tokens
-from .conditions import Conditioning, Context, arguments, described, named, of_kind, refuse
+from .conditions import Conditioning, Context, arguments, beside, described, named, of_kind, refuse, width_beside
 from .neighbours import Neighbours
 from .recompute import call
 from .rotary import rotary, rotated
@@ -124,8 +124,9 @@ class Transformer(nn.Module):
     with j < i, "hollow" all z but z_i; `level`: False for a network that does not hear the noise level; `local`: the
     width of the depthwise convolution before the blocks, 1 for none; `classes`, 0 for none; `ratio`, inner width of the
     MLPs over `width`; `embed_dim`, the length of the conditioning vector (default: `width`); `dropout` in the MLPs;
-    `conditions`, name -> description as from `conditions.Condition.network`: vectors, and tokens, which every block
-    attends to by cross-attention; `vocabulary`, the number of symbols that vectors stand for, 0 for symbols themselves;
+    `conditions`, name -> description as from `conditions.Condition.network`: vectors, tokens, which every block
+    attends to by cross-attention, and with `vocabulary` fields; `vocabulary`, the number of symbols that vectors stand
+    for, 0 for symbols themselves;
     `neighbours`: True for tables of pairs of neighbouring symbols, which are added to the embedding (`Neighbours`);
     `checkpoint`: compute the blocks again in the backward pass instead of storing their activations.
     The output is zero at initialisation. Samples of a batch do not interact. Raises SfumatoError for impossible sizes
@@ -161,7 +162,8 @@ class Transformer(nn.Module):
         embed_dim = width if embed_dim is None else embed_dim
         _check(width, depth, heads, embed_dim, local, mask, vocabulary, neighbours)
         given = described(classes, conditions)
-        refuse(given, "field", "a Transformer hears vectors and tokens only")
+        if not vocabulary:
+            refuse(given, "field", "a Transformer of symbols hears vectors and tokens only")
         self.config = {
             "name": "Transformer",
             "args": {
@@ -171,9 +173,10 @@ class Transformer(nn.Module):
             },
         }  # fmt: skip
         self.checkpoint = checkpoint
+        self.given, wide = given, self.shape[0] + width_beside(given, self.shape) if vocabulary else 0
         self.level, causal, context = level, mask != "full", width if of_kind(given, "tokens") else 0
         self.conditioning = Conditioning(embed_dim, given)
-        self.input: Any = nn.Linear(self.shape[0], width) if vocabulary else nn.Embedding(self.symbols + 1, width)
+        self.input: Any = nn.Linear(wide, width) if vocabulary else nn.Embedding(self.symbols + 1, width)
         self.neighbours = Neighbours(self.symbols + 1, width, causal) if neighbours else None
         self.local = nn.Conv1d(width, width, local, groups=width, bias=False) if local > 1 else None
         self.blocks = nn.ModuleList(
@@ -206,7 +209,8 @@ class Transformer(nn.Module):
             raise SfumatoError(f"this network was built for samples of shape {sample}; got a batch {tuple(z.shape)}")
         heard = self.heard(z, noise_level, label, present, cond)
         if not self.takes_symbols:
-            return (self.output(self.read(self.input(z.mT), heard)) + self.bias)[:, None]
+            channels = beside(z, self.given, named(label, cond), present)
+            return (self.output(self.read(self.input(channels.mT), heard)) + self.bias)[:, None]
         if self.mask == "full":
             h = self.read(self.embedded(z), heard)
         elif self.mask == "causal":

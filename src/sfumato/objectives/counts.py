@@ -10,7 +10,6 @@ that are drawn independently at a time t have the same mean, but their number va
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any, final
@@ -25,6 +24,7 @@ from sfumato.errors import SfumatoError, suggest
 from sfumato.model import Denoiser
 from sfumato.objectives.loss import Loss
 from sfumato.process import Masked
+from sfumato.process.mixing import mask_times
 from sfumato.registry import register
 
 COUNTS = ("uniform", "cosine")
@@ -41,13 +41,7 @@ def masked(process: Masked, x: Tensor, n: Tensor, eps: Tensor) -> tuple[Tensor, 
     expected share of masks is n / D."""
     place = noise.ranks(eps.flatten(1)).reshape(x.shape)
     z = torch.where(place < n.to(x.device).reshape(-1, *[1] * (x.ndim - 1)), process.mask, x)
-    return z, _times(process, x[0].numel())[n.cpu()]
-
-
-@functools.lru_cache(maxsize=16)
-def _times(process: Masked, size: int) -> Tensor:
-    """The times at which 0 .. size of as many symbols are masked, float64 (size + 1,)."""
-    return process.time(torch.arange(size + 1, dtype=torch.float64) / size)
+    return z, mask_times(process, x[0].numel())[n.cpu()]
 
 
 def masked_logits(model: Any, z: Tensor, t: Tensor, at: Tensor, **cond: Any) -> Tensor:

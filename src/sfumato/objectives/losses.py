@@ -25,6 +25,7 @@ from sfumato.objectives.teacher import Clean
 from sfumato.objectives.times import TimeDensity, UniformLogSNR, UniformTime
 from sfumato.objectives.vae import COMMITMENT, amplitude_error, elbo_loss, vq_loss
 from sfumato.objectives.weights import Weight
+from sfumato.process import Embedded
 from sfumato.process.gaussian import require_numbers
 from sfumato.registry import register
 from sfumato.schedule import Schedule
@@ -112,20 +113,35 @@ class SelfConditioned(Denoising):
         self.share = share
 
     def told(self, model: Any, batch: Any, t: Tensor) -> Mapping[str, Any]:
-        draw = Noise(self.seed, batch.index, noise.TRAIN_NOISE)
-        with torch.no_grad():
-            first = model(model.process.corrupt(batch.x, t, draw), t, **batch.cond)
-        heard = (Noise(self.seed, batch.index, noise.DROP).fold(PREVIOUS).uniform() < self.share).to(batch.x.device)
-        name, value = (CARRIED, first.carried) if first.carried is not None else (PREVIOUS, first.x)
-        return {**batch.cond, name: Given(value, heard).masked()}
+        process = model.process
+        z = process.corrupt(process.data(batch.x), t, Noise(self.seed, batch.index, noise.TRAIN_NOISE))
+        return {**batch.cond, **own_estimate(model, z, t, batch.cond, self.share, self.seed, batch.index)}
 
     def suits(self, model: Any) -> None:
+        super().suits(model)
+        require_remembering(model)
+
+
+def own_estimate(
+    model: Any, z: Tensor, t: Tensor, cond: Mapping[str, Any], share: float, seed: int, index: Tensor
+) -> dict[str, Given]:  # fmt: skip
+    """What a call about z leaves to the next, without gradients, in a share of the samples: {name: value}."""
+    with torch.no_grad():
+        first = model(z, t, **cond)
+    heard = (Noise(seed, index, noise.DROP).fold(PREVIOUS).uniform() < share).to(z.device)
+    name, value = (CARRIED, first.carried) if first.carried is not None else (PREVIOUS, first.x)
+    return {name: Given(value, heard).masked()}
+
+
+def require_remembering(model: Any) -> None:
+    """Raise SfumatoError unless the states are numbers and the network hears its estimate before."""
+    if not isinstance(getattr(model, "process", None), Embedded):
         require_numbers(model, "Self-conditioning", "take loss='denoising'")
-        if not (getattr(model, "remembers", False) or getattr(model, "carries", False)):
-            raise SfumatoError(
-                "Self-conditioning trains a network that hears its estimate before: leave net to a name such as "
-                "'small' or 'RIN', or give it the condition 'previous', a field of the shape of a sample."
-            )
+    if not (getattr(model, "remembers", False) or getattr(model, "carries", False)):
+        raise SfumatoError(
+            "Self-conditioning trains a network that hears its estimate before: leave net to a name such as "
+            "'small' or 'RIN', or give it the condition 'previous', a field of the shape of a state."
+        )
 
 
 @register("loss", "hybrid")

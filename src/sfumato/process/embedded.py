@@ -8,7 +8,7 @@
 
 The last term is that of the belief itself, so that this bounds the probability of the symbols, in nats, as the bound of
 masks does, and with equality for an exact belief. Self-conditioning, which the first three sources add to the network,
-is not part of the process.
+and known symbols that it hears are a matter of the loss (`objectives.cross_entropy`, `SelfConditioned`).
 Sources: Chen et al. 2022 (2208.04202), Analog Bits; Strudel et al. 2022 (2211.04236), SED; Dieleman et al. 2022
 (2211.15089), CDCD; Mahabadi et al. 2023 (2305.08379), TESS.
 """
@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Iterable
 from typing import Any, cast, final
 
 import torch
@@ -230,7 +231,11 @@ class Embedded(Additive):
 
     def contract(self, spec: DataSpec) -> DataSpec:
         """The spec of data that are symbols, with the identity as normaliser."""
-        return alphabet.unscaled(spec, range(len(spec.normaliser.mean)), self.states)
+        return self.unscaled(spec, range(len(spec.normaliser.mean)))
+
+    def unscaled(self, spec: DataSpec, channels: Iterable[int]) -> DataSpec:
+        """The spec with these channels left unscaled; SfumatoError if they do not hold symbols."""
+        return alphabet.unscaled(spec, channels, self.states)
 
     def config(self) -> dict[str, Any]:
         names = ("states", "codebook", "dim", "scale", "row")

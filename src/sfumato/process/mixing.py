@@ -33,7 +33,7 @@ from sfumato.errors import SfumatoError
 from sfumato.noise import Noise
 from sfumato.process.symbols import Symbols, quantile, require_step
 from sfumato.registry import register
-from sfumato.schedule import Time
+from sfumato.schedule import Time, as_time
 from sfumato.state import numbers_like
 
 _CHECKED = 129  # values of alpha at which a moving law is checked
@@ -176,12 +176,18 @@ class Masked(Mixing):
             return super().step(belief, s, eta, restart, noise)
         require_step(belief, s, eta, restart)
         z, u = belief.z, torch.special.ndtr(numbers_like(noise, belief.z).double())
-        keep_s, keep_t = self.keep(s).to(z.device), self.keep(belief.t).to(z.device)
+        keep_s, keep_t = self.keep(torch.stack(torch.broadcast_tensors(as_time(s).to(belief.t), belief.t))).to(z.device)
         share = broadcast((keep_s - keep_t) / (1 - keep_t).clamp_min(_TINY), u).expand_as(u)
         shown = (z == self.mask) & (u < share)
         cdf = belief.of_masks(shown).double().softmax(-1).cumsum(-1)
         place = (u / share.clamp_min(_TINY))[shown][:, None] * cdf[:, -1:]
         return z.masked_scatter(shown, (place >= cdf).sum(-1).clamp_max(self.states - 1))
+
+
+@functools.lru_cache(maxsize=16)
+def mask_times(process: Masked, size: int) -> Tensor:
+    """The times at which 0 .. size of as many symbols are masked, float64 (size + 1,)."""
+    return process.time(torch.arange(size + 1, dtype=torch.float64) / size)
 
 
 @register("process", "marginal")

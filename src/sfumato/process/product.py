@@ -68,11 +68,16 @@ class Product:
         if not all(shapes.values()) or len({shape[1:] for shape in shapes.values()}) > 1:
             raise SfumatoError(f"The parts of a product must have a first axis, and agree in all others, not {shapes}.")
         wrong = next((name for name, process in self.processes.items() if not hasattr(process, "clock")), None)
-        wrong = next((name for name, part in self.processes.items() if isinstance(part, Product | Embedded)), wrong)
+        wrong = next((name for name, part in self.processes.items() if isinstance(part, Product)), wrong)
         if wrong is not None:
             raise SfumatoError(
-                f"The part {wrong!r} of a product is not a process of numbers or symbols, such as Gaussian or Masked "
-                "(embedded symbols have no place in one)."
+                f"The part {wrong!r} of a product is not a process of numbers or symbols, such as Gaussian or Masked."
+            )
+        learned = next((name for name, p in self.processes.items() if getattr(p, "codebook", "") == "learned"), None)
+        if learned is not None:
+            raise SfumatoError(
+                f"The part {learned!r} of a product has learned vectors, for which its network has no place: take "
+                "codebook='bits', 'simplex' or 'random'."
             )
         object.__setattr__(self, "processes", dict(self.processes))
         object.__setattr__(self, "shapes", shapes)
@@ -130,7 +135,7 @@ class Product:
 
     def _width(self, name: str) -> int:
         process = self.processes[name]
-        outputs = 2 if getattr(process, "variance", "fixed") == "learned" else 1
+        outputs = getattr(process, "outputs", 2 if getattr(process, "variance", "fixed") == "learned" else 1)
         return outputs * process.net_shape(self.shapes[name])[0]
 
     def check_net(self, net: Any) -> None:
@@ -159,8 +164,8 @@ class Product:
         return torch.stack([*self._each(lambda process, name: process.prior_kl(x[name])).values()]).sum(0)
 
     def state_shape(self, shape: Any) -> Any:
-        """The shapes of the parts' states: those of samples."""
-        return shape
+        """The shapes of the parts' states."""
+        return self._each(lambda process, name: process.state_shape(shape[name]))
 
     def net_shape(self, shape: Any = None) -> tuple[int, ...]:
         """The shape of the network's input: the channels of all parts concatenated."""
@@ -195,7 +200,7 @@ class Product:
         first = 0
         for name, process in self.processes.items():
             width = self.shapes[name][0]
-            if isinstance(process, Discrete):
+            if isinstance(process, Discrete | Embedded):
                 spec = process.unscaled(spec, range(first, first + width))
             first += width
         return spec

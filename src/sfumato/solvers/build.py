@@ -37,6 +37,7 @@ class Builder:
 
     def __init__(self, process: Any, schedule: Schedule, times: list[float]) -> None:
         self.process, self.schedule, self.nodes = process, schedule, times
+        self.sums = schedule_of(process) is not None  # whether states are alpha x + sigma eps, so that calls are points
         self.times: list[float] = []
         self.path: list[Point] = []
         self.lines: list[AnyLine] = []
@@ -56,7 +57,8 @@ class Builder:
 
     def call(self, t: float) -> int:
         self.times.append(t)
-        self.path.append(self.point(t))
+        if self.sums:
+            self.path.append(self.point(t))
         return len(self.times) - 1
 
     def value(self, clock: Clock, k: int) -> Form:
@@ -81,7 +83,7 @@ class Builder:
         return add((ratio, base or {("z", k): 1.0}), *((clock.scale(*to) * w, y) for w, y in changes))
 
     def plan(self, name: str, order: int) -> Plan:
-        path = (*self.path, self.node(len(self.nodes) - 1))
+        path = (*self.path, self.node(len(self.nodes) - 1)) if self.sums else ()
         return Plan(name, len(self.nodes) - 1, tuple(self.times), self.nodes[-1], path, tuple(self.lines), order)
 
 

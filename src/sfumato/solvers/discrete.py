@@ -21,7 +21,7 @@ from sfumato.schedule import Schedule
 from sfumato.solvers import grids
 from sfumato.solvers.build import Builder, Solver
 from sfumato.solvers.lines import Bridge, Jump
-from sfumato.solvers.plan import Plan, schedule_of
+from sfumato.solvers.plan import Plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,12 +84,10 @@ class Ancestral(Solver):
     def build(self, b: Builder) -> Plan:
         if (self.restart, self.temperature, self.top_p) != (0, 1, 1):
             return self._of_symbols(b)
-        sums = schedule_of(b.process) is not None
         for t in b.nodes[:-1]:
             b.call(t)
-            b.jump(Bridge(self.eta, draws=self.eta != 0 or not sums))
-        plan = b.plan("Ancestral" if self.eta == 1 else f"Ancestral(eta={self.eta:g})", 1)
-        return plan if sums else dataclasses.replace(plan, path=())
+            b.jump(Bridge(self.eta, draws=self.eta != 0 or not b.sums))
+        return b.plan("Ancestral" if self.eta == 1 else f"Ancestral(eta={self.eta:g})", 1)
 
     def _of_symbols(self, b: Builder) -> Plan:
         if not isinstance(b.process, Symbols):
@@ -100,5 +98,4 @@ class Ancestral(Solver):
         for t in b.nodes[:-1]:
             b.call(t)
             b.jump(Draw(self.eta, self.restart, self.temperature, self.top_p))
-        name = f"Ancestral(eta={self.eta:g}, restart={self.restart:g})"
-        return dataclasses.replace(b.plan(name, 1), path=())
+        return b.plan(f"Ancestral(eta={self.eta:g}, restart={self.restart:g})", 1)

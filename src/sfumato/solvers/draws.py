@@ -63,11 +63,13 @@ AnyNoise = Noise | NoiseSource | Draw
 
 
 def as_source(noise: AnyNoise | None) -> Noise | NoiseSource | None:
-    return noise if noise is None or isinstance(noise, Noise | NoiseSource) else Function(noise)
+    if isinstance(noise, Noise):
+        return noise.ahead()
+    return noise if noise is None or isinstance(noise, NoiseSource) else Function(noise)
 
 
 def renumbered(noise: Noise | NoiseSource, index: Tensor) -> Noise | NoiseSource:
-    return dataclasses.replace(noise, index=index) if isinstance(noise, Noise) else noise.renumbered(index)
+    return dataclasses.replace(noise, index=index, kept=None) if isinstance(noise, Noise) else noise.renumbered(index)
 
 
 def drawn(noise: Noise | NoiseSource, call: int, state: State) -> State:

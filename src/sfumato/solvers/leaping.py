@@ -121,7 +121,7 @@ class Leaping(SymbolSolver):
             if self.corrector and s > 0:
                 b.call(s)
                 b.jump(ForwardBackward(self.corrector * (t - s)))
-        return dataclasses.replace(b.plan(f"Leaping({self.predictor}, corrector={self.corrector:g})", 1), path=())
+        return b.plan(f"Leaping({self.predictor}, corrector={self.corrector:g})", 1)
 
 
 @final
@@ -173,4 +173,4 @@ class ThetaTrapezoid(SymbolSolver):
             b.jump(Stage(None))
             b.call(t - self.theta * (t - s))
             b.jump(Stage(extra))
-        return dataclasses.replace(b.plan(f"ThetaTrapezoid(theta={self.theta:g})", 2), path=())
+        return b.plan(f"ThetaTrapezoid(theta={self.theta:g})", 2)

@@ -43,6 +43,7 @@ from sfumato.belief import Logits, tempered
 from sfumato.errors import SfumatoError, suggest
 from sfumato.noise import Noise
 from sfumato.process import Masked
+from sfumato.process.mixing import mask_times
 from sfumato.registry import register
 from sfumato.schedule import Schedule
 from sfumato.solvers import grids, lines
@@ -73,8 +74,8 @@ class Line(Corrector):
     """One call: reveal the next masks, with `left` of `of` calls to come, this one among them.
 
     It calls the model itself, at the time of each row's own share of masks, as in training by exact counts, or at its
-    hitting time; and not at all once nothing is masked. It carries a number of each symbol, the key of its hitting time
-    or the score at which it was revealed, infinite for what was known at first, and the number that it is drawn by.
+    hitting time; and not at all once nothing is masked. What it carries is drawn at the first call, once for all
+    (`_first`).
 
     start: the time of the plan's first call, when the noise of first-hitting begins.
     """
@@ -91,22 +92,22 @@ class Line(Corrector):
             )
         process, how = model.process, self.solver
         masked = z == process.mask
+        now = masked.flatten(1).sum(1)
         if state is None:
-            state = self._first(masked, noise)
-        self.calls = int(masked.any())
+            state = self._first(process, masked, now, noise)
+        self.calls = int(now.any())
         if not self.calls:
             return z, state
-        score = state[:, 0]
         if how.order == "first-hitting":
-            at = hitting_time(process, masked, score, self.start)
+            at = state[:, 2].where(masked, 0.0).flatten(1).amax(1)
         else:
-            at = process.time(masked.flatten(1).double().mean(1))
+            at = mask_times(process, masked[0].numel()).to(z.device)[now]
         belief = model(z, at)
-        rest = how.rest(belief, masked, score, self.left, self.of)
+        rest = how.rest(belief, masked, now, state[:, 0], self.left, self.of)
         if how.order in DRAWN:
             draws, shown = noise.normal(tuple(z.shape[1:]), z.device), masked
         else:
-            draws, shown = state[:, 1], chosen(how.order, belief, masked, masked.flatten(1).sum(1) - rest, score)
+            draws, shown = state[:, 1], chosen(how.order, belief, masked, now, rest, state[:, 0])
         law = tempered(belief.of_masks(shown), how.temperature, how.top_p).exp()
         z = z.masked_scatter(shown, process.draw(law, draws[shown]))
         if how.order not in DRAWN:
@@ -118,18 +119,21 @@ class Line(Corrector):
         score = torch.where(masked, score, state[:, 0])
         return torch.where(hidden(how.order, score, masked, rest), process.mask, z), score[:, None]
 
-    def _first(self, masked: Tensor, noise: Noise) -> Tensor:
-        """What is carried from the first call on, float64 (B, 1 or 2, *shape): the key or score of each symbol,
-        infinite for what was known, and the number that it is drawn by, since none but those of `DRAWN` is drawn
-        twice."""
-        order, shape = self.solver.order, tuple(masked.shape[1:])
-        keys = torch.zeros(masked.shape, dtype=torch.float64, device=masked.device)
+    def _first(self, process: Masked, masked: Tensor, now: Tensor, noise: Noise) -> Tensor:
+        """What is carried from the first call on, float64 (B, 1 to 3, *shape): how many masks are left once a symbol is
+        revealed, or of `DRAWN` the score at which it was, infinite for what was known; the number that it is drawn by,
+        but of `DRAWN`, which draw it anew; and the time at which it is revealed, of first-hitting."""
+        order, shape, keys = self.solver.order, tuple(masked.shape[1:]), torch.zeros_like(masked, dtype=torch.float64)
         if order in ("first-hitting", "random"):
             keys = noise.fold("time").normal(shape, masked.device).double()
-        keys = keys.where(masked, torch.inf)[:, None]
-        return (
-            keys if order in DRAWN else torch.cat([keys, noise.normal(shape, masked.device).double()[:, None]], dim=1)
-        )
+        if order in DRAWN:
+            return keys.where(masked, torch.inf)[:, None]
+        place = numbers.ranks(keys.where(masked, -torch.inf).flatten(1).neg())  # equal ones from left to right
+        behind = (now[:, None] - 1 - place).double().reshape(masked.shape).where(masked, torch.inf)
+        carried = [behind, noise.normal(shape, masked.device).double()]
+        if order == "first-hitting":
+            carried.append(hitting_time(process, keys, self.start))
+        return torch.stack(carried, 1)
 
     def to_dict(self) -> dict[str, Any]:
         """The line as JSON."""
@@ -163,34 +167,26 @@ SCHEMA = schema.fields(
 lines.KINDS["reveal"] = lines.Kind(SCHEMA, Line.from_dict)
 
 
-def hitting_time(process: Masked, masked: Tensor, keys: Tensor, start: float) -> Tensor:
-    """The time, (B,), at which the first of the masks of each row is revealed: the largest of their shares of noise,
-    which are uniform up to that at `start`."""
-    most = 1 - process.keep(start)
-    return process.time((torch.special.ndtr(keys.double()) * most).where(masked, 0.0).flatten(1).amax(1))
+def hitting_time(process: Masked, keys: Tensor, start: float) -> Tensor:
+    """The time at which each mask is revealed, like its key, a standard normal number: shares of noise are uniform up
+    to that at `start`."""
+    return process.time(torch.special.ndtr(keys.double()) * (1 - process.keep(start)))
 
 
-def chosen(order: str, belief: Logits, masked: Tensor, count: Tensor, keys: Tensor) -> Tensor:
-    """The symbols to reveal, bool (B, *shape): the first `count` (B,) masks of each row in an order of the belief.
+def chosen(order: str, belief: Logits, masked: Tensor, now: Tensor, rest: Tensor, behind: Tensor) -> Tensor:
+    """The symbols to reveal, bool (B, *shape): the first masks of each row, `rest` (B,) of `now` (B,) being left.
 
-    keys: random numbers (B, *shape), the order itself where the belief does not decide.
+    behind: how many are left once a symbol is revealed, the order itself where the belief does not decide.
     """
-    if order == "left-to-right":
-        score = (
-            -torch.arange(masked[0].numel(), device=masked.device)
-            .reshape(masked[0].shape)
-            .expand(masked.shape)
-            .double()
-        )
-    elif order == "confidence":
+    if order == "confidence":
         score = belief.prob.amax(-1)
     elif order == "entropy":
         score = -belief.entropy
     elif order == "margin":
         score = belief.prob.topk(2, -1).values.diff(dim=-1)[..., 0].neg()
     else:
-        score = keys
-    return _first(score, masked, count)
+        return masked & (behind >= rest.reshape(-1, *[1] * (masked.ndim - 1)))
+    return _first(score, masked, now - rest)
 
 
 def hidden(order: str, score: Tensor, masked: Tensor, rest: Tensor) -> Tensor:
@@ -251,9 +247,8 @@ class Reveal(SymbolSolver):
         if self.gamma is not None and (self.order != "entropy" or not self.gamma >= 0):
             raise SfumatoError("A bound gamma is a number of at least 0, and needs order='entropy'.")
 
-    def rest(self, belief: Logits, masked: Tensor, score: Tensor, left: int, of: int) -> Tensor:
-        """How many masks of each row are left after a call, int64 (B,): at least one less than before it."""
-        now = masked.flatten(1).sum(1)
+    def rest(self, belief: Logits, masked: Tensor, now: Tensor, score: Tensor, left: int, of: int) -> Tensor:
+        """How many masks of each row are left of `now` (B,) after a call, int64 (B,): at least one less."""
         if left == 1:
             return torch.zeros_like(now)
         if self.gamma is not None:
@@ -278,4 +273,4 @@ class Reveal(SymbolSolver):
         for k, t in enumerate(b.nodes[:-1]):
             b.call(t)
             b.jump(Line(self, len(b.nodes) - 1 - k, len(b.nodes) - 1, b.nodes[0]))
-        return dataclasses.replace(b.plan(f"Reveal({self.order})", 1), path=())
+        return b.plan(f"Reveal({self.order})", 1)

@@ -28,7 +28,18 @@ from sfumato.objectives import Objective, times, weights
 from sfumato.objectives.density import TimeDensity, drawn_levels
 from sfumato.objectives.factor import check
 from sfumato.objectives.loss import CompletedLoss, Loss
-from sfumato.process import Discrete, Embedded, Gaussian, Masked, Product, Spectral, alphabet, heard, source_of
+from sfumato.process import (
+    Deletion,
+    Discrete,
+    Embedded,
+    Gaussian,
+    Masked,
+    Product,
+    Spectral,
+    alphabet,
+    heard,
+    source_of,
+)
 from sfumato.schedule import schedule_of
 from sfumato.training import codes
 from sfumato.training.config import NAMING, NO_PROCESS, TrainConfig, choices, renamed
@@ -329,7 +340,7 @@ def _process(settings: TrainConfig, spec: DataSpec, source: Source | None = None
     """
     if spec.table is not None:
         return table_process(spec.table, settings)
-    states = max(2, int(max(spec.statistics.high)) + 1) if spec.text is None else spec.text.size
+    states = spec.text.size + spec.whole_texts if spec.text is not None else max(2, int(max(spec.statistics.high)) + 1)
     given = {
         "schedule": schedule_of(settings.schedule), "target": settings.target, "variance": settings.variance,
         "states": states, "shape": spec.shape,
@@ -337,6 +348,12 @@ def _process(settings: TrainConfig, spec: DataSpec, source: Source | None = None
     if source is not None and registry.bare(settings.process) == "marginal":
         given["weights"] = _frequencies(source, settings, states)
     process = registry.make("process", settings.process, given)
+    if spec.text is not None and spec.whole_texts != isinstance(process, Deletion):
+        raise SfumatoError(
+            f"Text is cut into windows for every process but deletion, which takes whole texts, and these are "
+            f"{'whole' if spec.whole_texts else 'windows'}: open them with whole_texts={not spec.whole_texts}, or take "
+            "another process."
+        )
     if (name := source_of(process)) is not None and name not in spec.conditions:
         raise SfumatoError(
             f"A {type(process).__name__} starts from the condition {name!r}, which the data do not have: give the "

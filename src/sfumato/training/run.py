@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 
-from sfumato import data, folder, schema, serialization
+from sfumato import data, folder, registry, schema, serialization
 from sfumato.data import DataSpec, Source, normalising
 from sfumato.data.kinds import with_kinds
 from sfumato.data.labels import read_labels
@@ -264,7 +264,7 @@ def prepared(
     settings = suited(_with_budget(settings, source), spec)
     model = model_for(given, settings, source, spec, loss_of(settings, given.loss), device)
     if (
-        source.text is None
+        (source.text is None or spec.whole_texts)
         and source.table is None
         and isinstance(getattr(model, "process", None), Discrete | Embedded)
     ):
@@ -287,6 +287,7 @@ def opened(obj: Any, labels: Any, settings: TrainConfig, own: DataSpec | None = 
         obj, labels=labels, size=settings.size, conditions=own or settings.conditions, split=settings.split,
         key=settings.key,
         max_gb=settings.max_gb, length=settings.length, tokens=settings.tokens, columns=settings.columns,
+        whole_texts=registry.bare(settings.process) == "deletion",
     )  # fmt: skip
     if own is not None and settings.conditions:
         kinds = {name: condition.kind for name, condition in own.conditions.items()}
