@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +15,9 @@ from sfumato import machine
 from sfumato.belief import Codes
 from sfumato.cascade import Cascade
 from sfumato.columns import Known
-from sfumato.conditions import Conditions, declared, resolve, unfolded
+from sfumato.conditions import MISSING, Conditions, Given, declared, resolve, unfolded
 from sfumato.data import frames
+from sfumato.data.lengths import Lengths, beyond
 from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError, whole
 from sfumato.machine import default_cpu, in_parts
@@ -92,6 +93,7 @@ def sample(
     given: Mapping[str, Any] | None = None,
     world: World = ALONE,
     stages: bool = False,
+    length: Any = None,
     **cond: Any,
 ) -> Any:
     """n samples, (n, *shape), in user units and dtype if the model has a data spec.
@@ -102,6 +104,8 @@ def sample(
     empty cell. normalised=True keeps the model's units, as does t_stop > 0 (noisy states have no user units). See
     `trajectory` for the other arguments, `sf.guide` for guidance, `solvers.Brownian` for samples that depend little on
     the number of steps.
+    Of sequences of several lengths they are a list of arrays, each as long as `length` says, one number or one each, or
+    else as drawn from the lengths of the training; normalised, they are NaN beyond their ends.
     Only samples of `sf.differentiable(model)` carry gradients; these are not rounded to integers or clipped to bounds.
     stages: return those of all stages of a `Cascade`. world=sf.joined(): share the work between processes, which must
     all make this call and all get every sample, equal to those of a single process up to rounding.
@@ -109,7 +113,7 @@ def sample(
     """
     if isinstance(model, Cascade):
         how = {"steps": steps, "solver": solver, "batch": batch, "normalised": normalised, "world": world}
-        return _of_cascade(model, n, seed, index, cond, how, stages, (given, z, 1 - t_start, t_stop))
+        return _of_cascade(model, n, seed, index, cond, how, stages, (given, z, 1 - t_start, t_stop, length))
     (n, index), table = _asked(n, index, z), getattr(getattr(model, "spec", None), "table", None)
     batch = (BATCH if table is None else _ROWS) if batch is None else whole("batch", batch)
     refuse_arguments(sample, model, cond)
@@ -118,6 +122,7 @@ def sample(
         which = torch.arange(n) if index is None else index
         model, z, t_start = _around(model, given, n, seed, which, z, t_start)
         plan, conditions = make_plan(model, steps, solver, t_start, t_stop), resolve(model, cond, n)
+        conditions, ends = _ended(model, conditions, length, seed, which)
     smooth, seen = _smooth(model, world), SampleCheck(getattr(model, "spec", None))
     finish, clean = _units(model, smooth, normalised or plan.stop > 0)
 
@@ -125,6 +130,7 @@ def sample(
         start, own = None if z is None else rows_of(z, part), model.rows(part) if isinstance(model, Known) else model
         walk = trajectory(own, None, None, plan, seed, start, which[part], t_start, t_stop, cond=conditions.rows(part))
         end = map_state(lambda leaf: leaf.cpu(), _end(walk, Noise(seed, which[part], STEP, plan.calls)))
+        end = end if ends is None else end.masked_fill(ends.beyond[part], 0.0)
         seen.look(clean(end))
         return finish(end)
 
@@ -136,7 +142,35 @@ def sample(
         samples = world.parallel_map(share, torch.arange(n))
     if plan.stop == 0:
         seen.warn()
+    if ends is not None:
+        return samples.masked_fill(ends.beyond, math.nan) if finish is clean else ends.law.cut(samples, ends.steps)
     return samples if table is None or finish is clean else frames.frame(table, samples)
+
+
+class _Ends(NamedTuple):
+    """The law of the lengths of sequences; those of n samples, int64 (n,); what lies beyond them, bool (n, C, L)."""
+
+    law: Lengths
+    steps: Tensor
+    beyond: Tensor
+
+
+def _ended(
+    model: Any, cond: Conditions, length: Any, seed: int, index: Tensor
+) -> tuple[Conditions, _Ends | None]:  # fmt: skip
+    """(the conditions with the mask of what lies beyond the ends, these ends) of sequences of several lengths; of other
+    models (the conditions, None). length: of all or of each; by default drawn, row i of a seed alike in any batch."""
+    spec = getattr(model, "spec", None)
+    law = getattr(spec, "lengths", None)
+    if spec is None or law is None:
+        if length is not None:
+            raise SfumatoError("The model's samples have one length: leave length out (of text: sf.sample_text).")
+        return cond, None
+    u = Noise(seed, index, PRIOR).fold("length").uniform()
+    steps = law.drawn(u) if length is None else law.given(length, len(index), spec.shape[1])
+    gaps = beyond(steps, spec.shape)
+    mask = Given(gaps, torch.ones(len(steps), dtype=torch.bool))
+    return Conditions({**{name: cond.given(name) for name in cond}, MISSING: mask}), _Ends(law, steps, gaps.bool())
 
 
 def _smooth(model: Any, world: World) -> bool:

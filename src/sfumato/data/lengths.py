@@ -85,8 +85,8 @@ class Lengths:
             sides = dict(zip(self.layout, part.shape, strict=False))
             if part.ndim != len(self.layout) or sides.get("C", 1) != shape[0] or sides["L"] > shape[1]:
                 raise SfumatoError(
-                    f"a sequence of shape {tuple(part.shape)} is given, and the model knows up to {shape[1]:,} steps of "
-                    f"{counted(shape[0], 'channel')}, laid out as {self.layout}"
+                    f"a sequence of shape {tuple(part.shape)} is given, and the model knows up to {shape[1]:,} steps "
+                    f"of {counted(shape[0], 'channel')}, laid out as {self.layout}"
                 )
         return stacked([part if part.is_floating_point() else part.float() for part in found], self.layout, shape[1])
 

@@ -23,8 +23,8 @@ from .images import IMAGE_SUFFIXES, together
 from .kinds import columns, with_kinds, with_label
 from .labels import encode_labels
 from .named_arrays import label_keys, pick
-from .numpy_files import Archive
 from .names import Asked, choose_split, split_of, split_of_file
+from .numpy_files import Archive
 from .picture import check_size, fit_cover
 from .rows import Mapped, Samples
 from .source import LABEL, Source
@@ -97,7 +97,7 @@ def open(
     if labels is not None:
         source = _labelled(source, labels)
     if not isinstance(obj, Source):
-        source = source if not known else _to_length(source, conditions)
+        source = _to_length(source, conditions) if isinstance(conditions, DataSpec) else source
         source = _noted(source, [*missing_words(source.missing), *([] if known else _few(len(source)))], [])
     return with_kinds(replace(source, name=name or source.name), kinds, known)
 
@@ -192,10 +192,8 @@ def _read_files(
     if isinstance(form, file_format.Arrays):
         named, stored = arrays.read_named(first, form, lambda found: pick(found, str(first), asked).name)
         return replace(_from_arrays(named, str(first), name, asked), stored=stored)
-    if suffix == ".npz" and asked.key is None and (keys := sequences.members(Archive(first).arrays)):
-        asked.require_unused(str(first))
-        found = _from_array([*Archive(first).read(keys).values()], {}, str(first), first.stem)
-        return _noted(found, ["Each array is a sequence (--key names one that holds all samples)."], [])
+    if suffix == ".npz" and asked.key is None and (found := _members(first, asked)) is not None:
+        return found
     if suffix == ".npz":
         named = arrays.read_npz(first, lambda found: pick(found, str(first), asked).name)
         return _from_arrays(named, str(first), first.stem, asked)
@@ -209,6 +207,18 @@ def _read_files(
         f".csv, .txt, .jsonl, {', '.join(each.endings[0] for each in file_format.known())} file, or one of "
         f"{', '.join(builtin.NAMES)}"
     )
+
+
+def _members(path: Path, asked: Asked) -> Source | None:
+    """The sequences in a .npz file with an array for each; None for any other."""
+    archive = Archive(path)
+    keys, others = sequences.members(archive.arrays)
+    if not keys:
+        return None
+    asked.require_unused(str(path))
+    named = archive.read([*keys, *others])
+    found = _from_array([named[key] for key in keys], {key: named[key] for key in others}, str(path), path.stem)
+    return _noted(found, ["Each array is a sequence (--key names one that holds all samples)."], [])
 
 
 def _read_folder(root: Path, size: Size | None, kinds: Mapping[str, str], asked: Asked) -> Source:
@@ -397,6 +407,7 @@ def _from_array(data: Any, beside: Mapping[str, Any], where: str, name: str) -> 
     """beside: further arrays by name, which become conditions."""
     limits.require_real(data, where)
     layout = ""
+    x: Samples
     if parts := sequences.found(data):
         x, layout, notes = sequences.joined(parts, where)
         kind = "array"

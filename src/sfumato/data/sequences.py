@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from .lengths import Lengths, layout_of, stacked
 from .names import LABEL_NAMES, SAMPLE_NAMES, array_name
 
 LEAST = 3  # arrays of a file that are sequences by their shapes alone
+_NUMBERED = re.compile(r"(arr_)?\d+")  # names of arrays
 _WIDE = (torch.int32, torch.int64)  # whole numbers that float32 does not hold
 
 
@@ -47,12 +49,14 @@ def joined(parts: Sequence[Tensor], where: str, layout: str = "") -> tuple[Tenso
     longest, each = max(part.shape[steps] for part in parts), math.prod(parts[0].shape) // parts[0].shape[steps]
     if not fits(len(parts) * longest * each * dtype.itemsize):
         raise SfumatoError(
-            f"{where} does not fit into memory once all have the length of the longest, {counted(longest, 'step')}: cut "
-            "the longest ones"
+            f"{where} does not fit into memory once all have the length of the longest, {counted(longest, 'step')}: "
+            "cut the longest ones"
         )
     x = stacked([part.to(dtype) for part in parts], layout)
     if bool((empty_rows := x.isnan().flatten(1).all(1)).any()):
-        raise SfumatoError(f"{where} has a sequence without a value, number {int(empty_rows.nonzero()[0])}: leave it out")
+        raise SfumatoError(
+            f"{where} has a sequence without a value, number {int(empty_rows.nonzero()[0])}: leave it out"
+        )
     whole = not all(part.is_floating_point() for part in parts)
     rounded = [f"Whole numbers were read as {str(dtype).removeprefix('torch.')}."] if whole else []
     return x, layout, [headline(x, layout), *rounded]
@@ -74,14 +78,17 @@ def headline(x: Tensor, layout: str) -> str:
     return f"{len(x):,} {law.describe(x.shape[1])}, {str(x.dtype).removeprefix('torch.')}."
 
 
-def members(named: Mapping[str, Any]) -> list[str]:
-    """The keys of arrays that are sequences of several lengths, one each; [] where some have the names or shapes of
-    other things. Arrays of text are left out."""
-    keys = [key for key, value in named.items() if value.dtype.kind in "biuf"]
+def members(named: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """(the keys of arrays that are sequences of several lengths, one each; of those with an entry for each): all that
+    have numbers for names, or else all arrays of numbers. Without keys where names or shapes say something else."""
+    numbers = [key for key, value in named.items() if value.dtype.kind in "biuf"]
+    keys = [key for key in numbers if _NUMBERED.fullmatch(key)] or numbers
     other = {*SAMPLE_NAMES, *LABEL_NAMES}
     if len(keys) < LEAST or any(split or name.lower() in other for split, name in map(array_name, keys)):
-        return []
-    return keys if layout_of([named[key].shape for key in keys]) else []
+        return [], []
+    if not layout_of([named[key].shape for key in keys]):
+        return [], []
+    return keys, [key for key in named if key not in keys and named[key].shape[:1] == (len(keys),)]
 
 
 def of_lines(path: Path, key: str | None) -> tuple[dict[str, list[Any]], str] | None:

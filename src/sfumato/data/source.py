@@ -44,8 +44,8 @@ class Source:
     text: the tokeniser, for windows of text.
     stored: of the files, what a file of samples in the same format needs: its ending, name, units, rate ..
     table: the schema, for rows of a table of columns.
-    missing: the share of values that are missing, NaN in x, of each channel, in sequences of those before their ends; ()
-        if none is.
+    missing: the share of values that are missing, NaN in x, of each channel, in sequences before their ends; () if none
+        is.
     layout: of the user's sequences of several lengths (`lengths.LAYOUTS`), which x pads with NaN; "" for any other.
     """
 

@@ -82,9 +82,9 @@ class DataSpec:
     conditions: the conditions of a sample, by name.
     text: the tokeniser of windows of text, shape (1, L). table: the schema of rows of a table of columns.
     stored: what a file of samples in the format of the training data needs (`Source.stored`).
-    missing: the share of missing values, NaN in x, of each channel, in sequences of those before their ends; () for whole
+    missing: the share of missing values, NaN in x, of each channel, in sequences before their ends; () for whole
         samples. The network gets their mask.
-    lengths: the law of the lengths of sequences, which are missing values beyond their ends; None for samples of one shape.
+    lengths: the law of the lengths of sequences, beyond whose ends values are missing; None for samples of one shape.
     """
 
     shape: tuple[int, ...]
@@ -116,7 +116,9 @@ class DataSpec:
             raise SfumatoError("a data spec needs the share of missing values of each channel, or none")
         if self.missing and MISSING in self.conditions:
             raise SfumatoError(f"a condition of data with missing values cannot be called {MISSING!r}: rename it")
-        if self.lengths is not None and (len(self.shape) != 2 or not self.missing or self.lengths.steps[-1] > self.shape[1]):
+        if self.lengths is not None and (
+            len(self.shape) != 2 or not self.missing or self.lengths.steps[-1] > self.shape[1]
+        ):
             raise SfumatoError(f"a data spec of shape {self.shape} has a law of lengths that is not of its sequences")
         figures = [getattr(self.statistics, f.name) for f in fields(Statistics)]
         if any(len(each) != len(self.normaliser.mean) for each in figures):
@@ -242,8 +244,8 @@ class DataSpec:
             raise SfumatoError("the batch is empty")
         if whole and self.lengths is not None and bool(x.isnan().any()):
             raise SfumatoError(
-                f"the batch holds sequences that end before step {self.shape[1]:,}, and this is known of those alone that "
-                "have all steps"
+                f"the batch holds sequences that end before step {self.shape[1]:,}, and this is known only of those "
+                "with all steps"
             )
         wrong = ~x.isfinite() if whole else x.isinf()
         if wrong.any():
@@ -307,8 +309,8 @@ class DataSpec:
         raise SfumatoError(f"{found}: give the data in the units of the training data, not rescaled")
 
     def _batch(self, x: Tensor | np.ndarray) -> Tensor:
+        x = self.together(x)
         try:
-            x = self.together(x)
             x = x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
         except (TypeError, ValueError):
             raise SfumatoError(f"a batch is numbers (B, ...), not {an(type(x).__name__)}") from None

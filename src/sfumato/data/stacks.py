@@ -145,7 +145,11 @@ def _source(
     """Held out are whole files, where there are enough; of fewer the last samples, where neighbours are alike."""
     missing = arrays.missing_share(tensor, where, layout)
     arrays.require_unfilled(tensor, where)
-    kind = "image" if tensor.ndim == 4 and tensor.dtype in arrays.IMAGE_DTYPES and tensor.shape[1] in (1, 3, 4) else "array"
+    kind = (
+        "image"
+        if tensor.ndim == 4 and tensor.dtype in arrays.IMAGE_DTYPES and tensor.shape[1] in (1, 3, 4)
+        else "array"
+    )
     several = len(tensor) > len(names)
     ids = [f"{file}:{i}" if several else file for file, n in zip(names, counts, strict=True) for i in range(n)]
     groups = [file for file, n in zip(names, counts, strict=True) for _ in range(n)] if len(names) >= BY_FILE else ids

@@ -128,11 +128,11 @@ def read_lists(table: TableFiles, name: str) -> list[Tensor]:
         return []
 
 
-def _list_lengths(values: Any) -> list[int | None]:
-    """The length of each list of a column."""
+def _list_lengths(values: Any) -> list[Any]:
+    """The length of each list of a column, None for an empty cell."""
     from pyarrow import compute
 
-    found: list[int | None] = compute.list_value_length(values).to_pylist()
+    found: list[Any] = compute.list_value_length(values).to_pylist()
     return found
 
 

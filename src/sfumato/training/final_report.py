@@ -85,7 +85,7 @@ def _copies(session: Session) -> Memorization | str:
     if session.source.text is not None:
         return "distances between texts say little"
     if session.source.missing:
-        return "samples with missing values have no distances"
+        return f"{session.source.gaps} have no distances between samples"
     if count < _LEAST_COPIES:
         return f"the run was too short (sfumato memorization {session.path} measures it)"
     twins = choose(session.train, count, seed)
