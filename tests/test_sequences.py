@@ -281,7 +281,7 @@ def test_from_files_to_files(tmp_path, capsys):
     assert main(["info", run]) == 0
     assert words in capsys.readouterr().out
     drawn = tmp_path / "drawn.npz"
-    sample = ["sample", run, "-n", "5", "--steps", "2"]
+    sample = ["sample", run, "-n", "5", "--steps", "2", "--precision", "float32"]
     assert main([*sample, "-o", str(drawn)]) == 0
     found = [one for key, one in np.load(drawn).items() if key != "manifest"]
     expected = sf.sample(sf.load(run), 5, steps=2)
@@ -329,7 +329,6 @@ def test_the_tools_of_a_run_take_sequences(tmp_path):
     refused(
         "which only the denoising loss", lambda: sf.train(made, tmp_path / "b", loss="score-matching", steps=2, **SMALL)
     )
-    refused("missing values or lengths", lambda: sf.train(made, tmp_path / "c", latent=True, steps=2, **SMALL))
 
 
 @pytest.mark.slow

@@ -196,10 +196,18 @@ class DataSpec:
         """x (B, *shape) in user units -> z (B, *shape) float32 with mean 0 and std 1 in each channel."""
         return self.normaliser.normalise(self._batch(x))
 
-    def together(self, x: Any) -> Any:
+    def together(self, x: Any, whole: bool = False) -> Any:
         """Sequences in the user's layout, as `sf.sample` returns them -> (B, *shape), NaN beyond their ends; anything
-        else as it is."""
-        return x if self.lengths is None or not isinstance(x, list | tuple) else self.lengths.padded(x, self.shape)
+        else as it is. whole: raise SfumatoError for sequences that end before the last step."""
+        if self.lengths is None:
+            return x
+        x = self.lengths.padded(x, self.shape) if isinstance(x, list | tuple) else torch.as_tensor(x)
+        if whole and bool(x.isnan().any()):
+            raise SfumatoError(
+                f"the batch holds sequences that end before step {self.shape[1]:,}, and this is known only of those "
+                "with all steps"
+            )
+        return x
 
     def apart(self, z: Tensor, cond: Conditions) -> tuple[Tensor, Conditions]:
         """(normalised samples with 0 for missing values, conditions with their mask); both unchanged for whole data."""
@@ -239,14 +247,9 @@ class DataSpec:
         (other units, such as x / 255). Samples of one value a channel are compared in batches of eight or more, with a
         `SfumatoWarning` instead if they lie in the range of the training data, as those of one class may.
         """
-        x = self._batch(x).to(torch.float64)
+        x = self._batch(self.together(x, whole)).to(torch.float64)
         if not len(x):
             raise SfumatoError("the batch is empty")
-        if whole and self.lengths is not None and bool(x.isnan().any()):
-            raise SfumatoError(
-                f"the batch holds sequences that end before step {self.shape[1]:,}, and this is known only of those "
-                "with all steps"
-            )
         wrong = ~x.isfinite() if whole else x.isinf()
         if wrong.any():
             raise SfumatoError(

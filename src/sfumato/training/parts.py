@@ -242,7 +242,7 @@ def _space(settings: TrainConfig, source: Source, spec: DataSpec, device: torch.
     if spec.text is not None or spec.table is not None or spec.missing or settings.sources is not None:
         raise SfumatoError(
             f"{source.name} is no data for a latent model, which takes whole samples of numbers (no text, tables, "
-            "pairs, missing values or lengths): leave latent out."
+            "pairs or missing values): leave latent out."
         )
     autoencoder = codes.load_autoencoder(settings.autoencoder, device)
     if autoencoder.shape != spec.shape:
