@@ -131,6 +131,12 @@ def test_attention_is_that_of_the_shorter_sequence():
         assert bool(long(x, level, missing_values=torch.ones(3, 2, 9)).isfinite().all())
 
 
+def net_of_twice(x, level):
+    """What a network says of the first of the points of a set in which each point is twice."""
+    twice = network("SetTransformer(width=16, depth=2, heads=2)", length=8).requires_grad_(False)
+    return twice(torch.cat([x, x], 2), level)[..., :4]
+
+
 def test_a_set_has_no_order():
     """f(P x) = P f(x), also with points that are missing; a network with positions does not have it."""
     order, x, level = torch.randperm(9, generator=torch.Generator().manual_seed(1)), torch.randn(3, 2, 9), torch.rand(3)
@@ -141,6 +147,9 @@ def test_a_set_has_no_order():
         y = net(x, level, missing_values=gaps)
         apart[kind] = float((net(x[..., order], level, missing_values=gaps[..., order]) - y[..., order]).abs().max())
     found = list(apart.values())
+    half = network("SetTransformer(width=16, depth=2, heads=2)", length=4).requires_grad_(False)
+    one, two = half(x[..., :4], level), net_of_twice(x[..., :4], level)
+    assert float((one - two).abs().max()) > 1e-3  # the number of points is heard, which a softmax does not tell
     assert found[0] < 1e-6 * float(y.abs().max()) + 1e-6 and found[1] > 1e-3, apart
     refused("whose patch is 1", lambda: nets.DiT((2, 9), 2, 16, 1, positions="none"))
     refused("takes sets of points", lambda: nets.named("SetTransformer", (1, 8, 8)))

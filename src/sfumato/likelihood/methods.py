@@ -92,7 +92,6 @@ def log_prob(
     steps, probes = whole("steps", _usual(model, method) if steps is None else steps), whole("probes", probes)
     batch, spec = None if batch is None else whole("batch", batch), getattr(model, "spec", None)
     how = _dequantisation(model.process, spec, dequantisation, method)
-    x = spec.together(x, whole=True) if spec is not None and getattr(spec, "lengths", None) else x
     x, numbers = _clean(model, x, index, how, seed)
     leaf, conditions, cells = first_leaf(x), resolve(model, cond, len(numbers)), _cells(spec, how)
     sigma_min = _least_noise(model, cells) if sigma_min is None else sigma_min
@@ -186,6 +185,7 @@ def _clean(
 ) -> tuple[State, Tensor]:  # fmt: skip
     """Clean states in the model's units (real numbers as float64, dequantised if `how` is uniform), sample numbers."""
     spec, real = getattr(model, "spec", None), isinstance(model.process, Gaussian | Spectral)
+    x = spec.together(x, whole=True) if spec is not None and getattr(spec, "lengths", None) else x
     x = x if isinstance(x, Mapping) else samples(x, "log_prob")
     if spec is not None:
         spec.check(x)

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from ..errors import SfumatoError
 from ..registry import register
-from .conditions import Context, arguments, described, named, of_kind, resized
+from .conditions import FEATURES, Context, arguments, described, named, of_kind, resized
+from .embedding import sines
 from .fields import check_input
 from .patches import Patched, heads_of, learned
 from .recompute import call
@@ -50,7 +51,8 @@ class DiT(Patched):
     one register, in every block but the last, with one attention (MM-DiT, 2403.03206); `any_size`: also take x of other
     resolutions and aspects, with positions of the same extent, or of the same spacing where rotary; `checkpoint`:
     compute the blocks again in the backward pass instead of storing their activations.
-    Patches whose values are all missing (a condition of this kind) are not attended to, as if they were not there.
+    Patches whose values are all missing (a condition of this kind) are not attended to, as if they were not there; how
+    many are there, which a softmax does not tell, is added to the conditioning vector.
     At initialisation each block is the identity and the output zero (adaLN-Zero). Samples of a batch do not interact.
     Raises SfumatoError for impossible sizes, an x of another shape, or an unknown label.
     """
@@ -104,6 +106,7 @@ class DiT(Patched):
         for parameter in (*self.modulation.parameters(), *self.output.parameters()):
             nn.init.zeros_(parameter)
         self.context = Context(given, width) if of_kind(given, "tokens") else None
+        self.count = nn.Linear(FEATURES, embed_dim) if of_kind(given, "missing") else None
         registers = max(registers, int(streams == 2 and self.context is None))
         self.registers = learned(registers, width) if registers else None
 
@@ -143,6 +146,9 @@ class DiT(Patched):
         h, turn = self._placed(self.embedded(x, values, present), self.grid_of(x.shape[2:]))
         tokens = None if self.context is None else self.context(len(x), values, present)
         count, mask = h.shape[1], self.attended(values)
+        if self.count is not None:
+            number = vector.new_full((len(x),), count) if mask is None else mask.sum(1)
+            vector = vector + self.count(sines(number.log(), FEATURES).to(vector.dtype))
         if self.registers is not None:
             h = torch.cat([h, self.registers.to(h.dtype).expand(len(h), -1, -1)], dim=1)
         mask = None if mask is None else F.pad(mask, (0, h.shape[1] - count), value=True)
