@@ -9,7 +9,7 @@ A network is built from a description of its conditions, name -> spec:
     scalar      Fourier features of a value of variance 1, then an MLP    vector
     vector      {"size": d}: an MLP                                       vector
     field       {"shape": [C, *spatial]}: resized, plus its mask          C + 1 channels next to the input
-    missing     {"shape": [C, *spatial]}: 1 where x is missing, set to 0  C channels next to the input
+    missing     {"shape": [C, *spatial]}: 1 where a value of x is missing  C channels next to the input
     tokens      {"size": d}: (B, L, d), a linear map                      L tokens to attend to
 
 A missing condition is a learned vector or token, or for a field zeros with mask 0. Without a mask no value is missing.
@@ -236,7 +236,7 @@ def beside(
     x: Tensor, given: Described, cond: Mapping[str, Tensor], present: Mapping[str, Tensor] | None
 ) -> Tensor:  # fmt: skip
     """Append each field condition, resized to x, and its mask to x (B, C, *spatial) as channels, and the mask of
-    missing values, where x, noise alone, becomes 0; for vectors x (B, D) append the flattened fields."""
+    missing values; for vectors x (B, D) append the flattened fields."""
     parts = [x]
     for name, each in of_kind(given, *BESIDE).items():
         value = cond.get(name)
@@ -250,8 +250,6 @@ def beside(
         known = known.reshape(-1, *(1,) * (x.ndim - 1))
         value = value.to(x.dtype).flatten(1) if x.ndim == 2 else resized(value.to(x.dtype), tuple(x.shape[2:]))
         parts.append(value * known)
-        if each["kind"] == "missing":
-            parts[0] = parts[0] * (1 - parts[-1])
         if each["kind"] == "field":
             parts.append(known.expand(-1, 1, *x.shape[2:]))
     return torch.cat(parts, dim=1) if len(parts) > 1 else x
