@@ -78,6 +78,7 @@ LIMITS = {
     "score_interpolation": 0.06,
     "score_matching": 1e-10,
     "sd3_times": 1e-12,
+    "sequences": 0.2,
     "shortcut": 0.3,
     "sliced_score_matching": 1e-10,
     "spectrum": 0.1,

@@ -168,9 +168,12 @@ def _plot(curves: np.ndarray, span: tuple[float, float]) -> Image.Image:
     low, high = span
     across = (np.arange(curves.shape[-1]) + 0.5) / curves.shape[-1] * width
     for c, line in enumerate(curves[: len(LINES)].astype(np.float64)):
-        up = (np.nan_to_num(line, nan=low) - low) / (high - low)
+        up = (line - low) / (high - low)
         down = height - 8 - (height - 16) * up.clip(0, 1)
-        points = list(zip(across.tolist(), down.tolist(), strict=True))
+        there = ~np.isnan(line)
+        points = list(zip(across[there].tolist(), down[there].tolist(), strict=True))
+        if not points:
+            continue
         if len(points) == 1:
             points = [(0.0, points[0][1]), (float(width), points[0][1])]
         draw.line(points, fill=LINES[c], width=3, joint="curve")

@@ -6,7 +6,8 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,9 +16,10 @@ from sfumato import machine
 from sfumato.belief import Beliefs, Codes
 from sfumato.cascade import Cascade
 from sfumato.columns import Known
-from sfumato.conditions import Conditions, declared, resolve, unfolded
+from sfumato.conditions import MISSING, Conditions, Given, declared, resolve, unfolded
 from sfumato.coupling_flow import CouplingFlow
 from sfumato.data import frames
+from sfumato.data.lengths import Lengths, beyond
 from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError, whole
 from sfumato.machine import default_cpu, in_parts
@@ -93,6 +95,7 @@ def sample(
     given: Mapping[str, Any] | None = None,
     world: World = ALONE,
     stages: bool = False,
+    length: Any = None,
     **cond: Any,
 ) -> Any:
     """n samples, (n, *shape), in user units and dtype if the model has a data spec.
@@ -102,7 +105,8 @@ def sample(
     data were another kind of frame; given: its columns that are known, {"cut": "Ideal", "carat": 1.0}, None for an
     empty cell. normalised=True keeps the model's units, as does t_stop > 0 (noisy states have no user units). See
     `trajectory` for the other arguments, `sf.guide` for guidance, `solvers.Brownian` for samples that depend little on
-    the number of steps.
+    the number of steps. Of sequences of several lengths they are a list of arrays, each as long as `length` says, one
+    number or one each, or as drawn from the lengths of the training; normalised, they are NaN beyond their ends.
     Only samples of `sf.differentiable(model)` carry gradients; these are not rounded to integers or clipped to bounds.
     stages: return those of all stages of a `Cascade`. world=sf.joined(): share the work between processes, which must
     all make this call and all get every sample, equal to those of a single process up to rounding.
@@ -110,34 +114,77 @@ def sample(
     """
     if isinstance(model, Cascade | CouplingFlow):
         how = {"steps": steps, "solver": solver, "batch": batch, "normalised": normalised, "world": world}
-        return _without_states(model, n, seed, index, cond, how, stages, (given, z, 1 - t_start, t_stop))
+        return _without_states(model, n, seed, index, cond, how, stages, (given, z, 1 - t_start, t_stop, length))
     (n, index), table = _asked(n, index, z), getattr(getattr(model, "spec", None), "table", None)
+    length, cond = _of_condition(model, length, cond)
     batch = (BATCH if table is None else _ROWS) if batch is None else whole("batch", batch)
     refuse_arguments(sample, model, cond)
     affordable(n, getattr(model, "shape", None))
     with default_cpu():
         which = torch.arange(n) if index is None else index
         model, z, t_start = _around(model, given, n, seed, which, z, t_start)
-        plan, conditions = make_plan(model, steps, solver, t_start, t_stop), resolve(model, cond, n)
+        plan = make_plan(model, steps, solver, t_start, t_stop)
+        conditions, ends = _ended(model, resolve(model, cond, n), length, seed, which)
     smooth, seen = _smooth(model, world), SampleCheck(getattr(model, "spec", None))
     finish, clean = _units(model, smooth, normalised or plan.stop > 0)
 
     def one(part: Tensor) -> Any:
         start, own = None if z is None else rows_of(z, part), model.rows(part) if isinstance(model, Known) else model
         walk = trajectory(own, None, None, plan, seed, start, which[part], t_start, t_stop, cond=conditions.rows(part))
-        end = map_state(lambda leaf: leaf.cpu(), _end(walk, Noise(seed, which[part], STEP, plan.calls)))
+        end = _end(walk, Noise(seed, which[part], STEP, plan.calls), None if ends is None else ends.beyond[part])
         seen.look(clean(end))
         return finish(end)
 
-    def share(rows: Tensor) -> Any:
-        most = math.ceil(len(rows) / math.ceil(len(rows) / batch))
-        return cat_states(in_parts(one, rows, most, halve=world.size == 1))  # sharded networks must make equal calls
-
     with default_cpu(), torch.set_grad_enabled(smooth):
-        samples = world.parallel_map(share, torch.arange(n))
+        samples = world.parallel_map(partial(_in_batches, one, batch, world.size == 1), torch.arange(n))
     if plan.stop == 0:
         seen.warn()
-    return samples if table is None or finish is clean else frames.frame(table, samples)
+    return samples if finish is clean and ends is None else _handed_over(samples, table, ends, finish is clean)
+
+
+def _in_batches(one: Callable[[Tensor], Any], batch: int, halve: bool, rows: Tensor) -> Any:
+    """The samples of these rows, in batches of one size, at most `batch`; sharded networks must make equal calls."""
+    return cat_states(in_parts(one, rows, math.ceil(len(rows) / math.ceil(len(rows) / batch)), halve=halve))
+
+
+def _handed_over(samples: Any, table: Any, ends: _Ends | None, normalised: bool) -> Any:
+    """Rows of a table as a frame, sequences as a list of arrays, or normalised NaN beyond their ends."""
+    if ends is None:
+        return samples if table is None else frames.frame(table, samples)
+    return samples.masked_fill(ends.beyond, math.nan) if normalised else ends.law.cut(samples, ends.steps)
+
+
+class _Ends(NamedTuple):
+    """The law of the lengths of sequences; those of n samples, int64 (n,); what lies beyond them, bool (n, C, L)."""
+
+    law: Lengths
+    steps: Tensor
+    beyond: Tensor
+
+
+def _of_condition(model: Any, length: Any, cond: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """(the length, the conditions), of which one may be called length where samples have one length."""
+    if "length" not in (declared(model) or {}) or getattr(model.spec, "lengths", None) is not None:
+        return length, cond
+    return None, cond if length is None else {**cond, "length": length}
+
+
+def _ended(
+    model: Any, cond: Conditions, length: Any, seed: int, index: Tensor
+) -> tuple[Conditions, _Ends | None]:  # fmt: skip
+    """(the conditions with the mask of what lies beyond the ends, these ends) of sequences of several lengths; of other
+    models (the conditions, None). length: of all or of each; by default drawn, row i of a seed alike in any batch."""
+    spec = getattr(model, "spec", None)
+    law = getattr(spec, "lengths", None)
+    if spec is None or law is None:
+        if length is not None:
+            raise SfumatoError("The model's samples have one length: leave length out (of text: sf.sample_text).")
+        return cond, None
+    u = Noise(seed, index, PRIOR).fold("length").uniform()
+    steps = law.drawn(u) if length is None else law.given(length, len(index), spec.shape[1])
+    gaps = beyond(steps, spec.shape)
+    mask = Given(gaps, torch.ones(len(steps), dtype=torch.bool))
+    return Conditions({**{name: cond.given(name) for name in cond}, MISSING: mask}), _Ends(law, steps, gaps.bool())
 
 
 def _smooth(model: Any, world: World) -> bool:
@@ -293,13 +340,14 @@ def _around(
     return model, model.start(noisy), _NEARLY_NOISE
 
 
-def _end(walk: Iterator[State], noise: Noise) -> Any:
-    """The last state of a walk; earlier ones are not stored. Symbols that are vectors are drawn, by `noise`, from the
-    belief of the last call."""
+def _end(walk: Iterator[State], noise: Noise, rest: Tensor | None = None) -> Any:
+    """The last state of a walk, on the CPU; earlier ones are not stored. Symbols that are vectors are drawn, by
+    `noise`, from the belief of the last call. rest: what lies beyond the end of a sequence, which becomes 0."""
     belief = None
     for state in walk:
         belief = state.belief if isinstance(state.belief, Codes | Beliefs) else belief
-    return _drawn(belief, state.z, noise) if state.t == 0 else state.z
+    end = map_state(lambda leaf: leaf.cpu(), _drawn(belief, state.z, noise) if state.t == 0 else state.z)
+    return end if rest is None else end.masked_fill(rest, 0.0)
 
 
 def _drawn(belief: Any, z: Any, noise: Noise) -> Any:

@@ -324,7 +324,8 @@ def test_recordings_of_several_lengths_and_rates(workplace, capsys):
     soundfile = pytest.importorskip("soundfile")
     recordings(soundfile, workplace / "sounds", range(64, 84))
     source = data.open("sounds")
-    assert source.shape == (2, 64) and source.classes == ["cat", "dog"] and len(set(source.groups)) == 20
+    assert source.shape == (2, 83) and source.layout == "CL"
+    assert source.classes == ["cat", "dog"] and len(set(source.groups)) == 20
     source = data.open("sounds", length=16)
     assert len(source) == sum(n // 16 for n in range(64, 84)) and source.ids[1] == "cat/00.wav:1"
     first = soundfile.read("sounds/cat/00.wav", dtype="float32")[0].T

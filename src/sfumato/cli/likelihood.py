@@ -50,8 +50,8 @@ def likelihood(options: Any, voice: Voice) -> None:
     source = opened(options, spec)
     if source.missing:
         raise SfumatoError(
-            f"{source.name} has missing values, and the likelihood is that of whole samples: fill them, or leave these "
-            "samples out"
+            f"{source.name} has {source.gaps}, and the likelihood is that of whole samples: "
+            f"{'it is not known here' if source.layout else 'fill them, or leave these samples out'}"
         )
     # spread over the set: folders are sorted by class
     chosen = torch.linspace(0, len(source) - 1, min(options.number, len(source))).round().long()

@@ -185,8 +185,9 @@ def describe(facts: dict[str, Any]) -> list[str]:
     samples = counted(facts["samples"], "sample")
     if facts["table"] is not None:
         return _table(facts)
+    what = f"{samples} of {shape}" if facts["lengths"] is None else f"{facts['samples']:,} {facts['lengths']['words']}"
     lines = [
-        f"{facts['name']}: {samples} of {shape}, {facts['dtype']}, taken as {facts['kind']} data.",
+        f"{facts['name']}: {what}, {facts['dtype']}, taken as {facts['kind']} data.",
         f"Values run from {low:g} to {high:g}.",
     ]
     lines += _channels(facts) if facts["text"] is None else _text(facts["text"])

@@ -109,8 +109,9 @@ SAMPLE = Command(
         flag(
             "-o --out", "PATH",
             "grid.png (a picture), out.npz (x, labels, manifest), out.npy (only x), out.h5, out.nc, out.tif, "
-            "out.nii.gz, out.fits, out.wav, or folder/ (one file per sample); of text out.txt, out.jsonl or folder/; "
-            "of tables out.csv, .tsv, .parquet or .feather. By default samples.png for images, samples.txt for text, "
+            "out.nii.gz, out.fits, out.wav, or folder/ (one file per sample); of sequences of several lengths out.npz "
+            "(an array each), out.parquet or folder/; of text out.txt, out.jsonl or folder/; of tables out.csv, .tsv, "
+            ".parquet or .feather. By default samples.png for images, samples.txt for text, "
             "samples.csv for tables, samples.npz for other data.",
         ),
         several(
@@ -118,7 +119,11 @@ SAMPLE = Command(
             "Of tables: a column that is known, such as cut=Ideal or carat=1.0; NAME= for an empty cell.",
             name="--given", empty=True, default=[],
         ),
-        flag("--length", int, "Of text: how many symbols; by default one window of training."),
+        flag(
+            "--length", int,
+            "Of text: how many symbols, by default one window of training; of sequences of several lengths: how many "
+            "steps, by default drawn from the lengths of the training.",
+        ),
         flag("--prompt", "TEXT", "Of text: how each begins."),
         flag(
             "--infill", "TEXT",

@@ -31,11 +31,13 @@ def page(found: Forecast) -> list[str]:
     """A forecast in words."""
     facts = found.facts
     shape = " x ".join(map(str, facts["shape"]))
+    samples = f"{counted(facts['samples'], 'sample')} of {shape}"
+    what = f"{facts['samples']:,} {facts['lengths']}" if facts.get("lengths") else samples
     classes = f", {facts['classes']} classes" if facts["classes"] else ""
     others = [name for name in facts.get("conditions", ()) if name != "label" or not facts["classes"]]
     classes += f", conditioned on {', '.join(others)}" if others else ""
     return [
-        f"{facts['data']}: {counted(facts['samples'], 'sample')} of {shape}, {facts['dtype']}{classes}; "
+        f"{facts['data']}: {what}, {facts['dtype']}{classes}; "
         f"{facts['train']:,} to train on, {facts['holdout']:,} held out.",
         f"Trains {an(facts['network'])} of {counted(facts['parameters'], 'parameter')}{_trained(facts)}{_work(facts)}, "
         f"computed in {facts['precision']} on {_machine(facts)}, {counted(found.config.batch, 'sample')} per "

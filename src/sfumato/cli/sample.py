@@ -74,7 +74,7 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE, plain:
         refuse_guidance(options, "a model of text")
         asked.conditions(given, spec, index)  # text has none, which this says
         return text.draw(options, denoiser, origin(options, contract, denoiser, index), world)
-    text.refuse(options)
+    text.refuse(options, "length" if spec.lengths is not None else "")
     if spec.table is not None:
         edit.refuse(options, "tables", "use --given, or sfumato impute for empty cells")
         index = _index(options, spec, {})
@@ -196,15 +196,21 @@ def _say_plan(options: Any, model: Any, plan: Plan, note: Callable[[str], None])
         note(f"The model's plan of {plan.steps} steps is not used: `sfumato tune` fitted it for another guidance.")
 
 
-def _draw(model: Any, options: Any, index: torch.Tensor, given: Conditions, world: World) -> np.ndarray:
-    """Samples batch by batch."""
-    parts, how = [], {"steps": options.steps, "solver": options.solver, "seed": options.seed, "world": world}
+def _draw(model: Any, options: Any, index: torch.Tensor, given: Conditions, world: World) -> Any:
+    """Samples batch by batch: an array, or a list of the arrays of sequences of several lengths."""
+    parts: list[Any] = []
+    how = {name: getattr(options, name) for name in ("steps", "solver", "seed", "length")} | {"world": world}
     with counting("Drawing samples", len(index)) as count:
         for rows in torch.arange(len(index)).split((options.batch or sampling.BATCH) * world.size):
             cond = given.rows(rows)
             parts.append(sampling.sample(model, index=index[rows], cond=cond, **how))
             count(len(rows))
-    x = torch.cat(parts)
+    if isinstance(parts[0], list):
+        return [_plain(one) for part in parts for one in part]
+    return _plain(torch.cat(parts))
+
+
+def _plain(x: torch.Tensor) -> np.ndarray:
     return (x.float() if x.dtype == torch.bfloat16 else x).numpy()  # NumPy has no bfloat16
 
 
@@ -236,7 +242,7 @@ def manifest(
         facts |= {"solver": "the inverse of the flow", "steps": 1, "calls": 1}
     if scale is not None:
         facts |= {"guidance": scale, "guidance_interval": options.guidance_interval}
-    facts |= {name: getattr(options, name) for name in FLAGS}
+    facts |= {name: getattr(options, name) for name in (*FLAGS, "length")}
     spec = denoiser.spec
     if spec is not None and spec.classes:
         drawn = set(columns["label"]) if "label" in given else {"all in turn"}

@@ -24,9 +24,9 @@ FILES = (".txt", ".jsonl")
 _FLAGS = ("length", "prompt", "infill", "order", "temperature", "top_p")
 
 
-def refuse(options: Any) -> None:
-    """Raise SfumatoError for flags of text, given of another model."""
-    for name in _FLAGS:
+def refuse(options: Any, but: str = "") -> None:
+    """Raise SfumatoError for flags of text, given of another model. but: a flag that it has, too."""
+    for name in (name for name in _FLAGS if name != but):
         if getattr(options, name, None) is not None:
             raise SfumatoError(f"--{name.replace('_', '-')} is for models of text, and this is none: leave it out")
 

@@ -19,6 +19,7 @@ from sfumato.errors import SfumatoError
 from sfumato.files import atomic, reason
 
 OWN = (".png", ".npz", ".npy")
+OF_SEQUENCES = (".png", ".npz", ".parquet")
 KEYS = ("x", "labels", "classes", "manifest")  # of an .npz; conditions with these names are renamed
 Columns = dict[str, list[Any]]  # conditions by name, one value per sample
 
@@ -39,12 +40,17 @@ def free(name: str) -> str:
 
 def check_samples(out: str, number: int, spec: DataSpec) -> Path:
     """The path of a file or folder of so many samples, checked as by `check`."""
-    path = check(out, (*OWN, *file_format.written()))
+    own = OF_SEQUENCES if spec.lengths is not None else OWN
+    path = check(out, (*own, *file_format.written()))
     if is_folder(out):
         if (ending := file_format.of_samples(spec.stored)) is not None:
             file_format.require_writable(path / f"0{ending}", spec.shape, spec.stored)
-    elif not path.name.lower().endswith(OWN):
+    elif not path.name.lower().endswith(own):
         form = file_format.of(path)
+        if spec.lengths is not None and not (form is not None and form.one):
+            raise SfumatoError(
+                f"{out} holds samples of one shape, and these end where they do: write a .npz or a folder/"
+            )
         if form is not None and form.one and number > 1:
             raise SfumatoError(
                 f"{out} holds one {form.what}, not {number:,}: draw -n 1, or give a folder, {path.stem}/"
@@ -85,10 +91,10 @@ def is_folder(out: str) -> bool:
 
 
 def write(
-    path: Path, folder: bool, x: np.ndarray, given: Columns, spec: DataSpec, facts: dict[str, Any], plain: bool = False
+    path: Path, folder: bool, x: Any, given: Columns, spec: DataSpec, facts: dict[str, Any], plain: bool = False
 ) -> int:
-    """Write samples x (N, *shape) in user units with their conditions; returns the number of files. plain: a single
-    picture as it is, and not as a grid of one."""
+    """Write samples x (N, *shape), or a list of sequences, in user units with their conditions; returns the number of
+    files. plain: a single picture as it is, and not as a grid of one."""
     if folder:
         return _folder(path, x, given, spec, facts)
     classes = {name: i for i, name in enumerate(spec.classes)}
@@ -99,13 +105,24 @@ def write(
         return 1
     if kind == ".png":
         columns, names, order, below = layout(len(x), labels, spec, _captions(given, spec))
-        made = pictures.picture(x[order], spec.kind, spec.bounds, columns, names, captions=below)
+        made = pictures.picture(
+            np.asarray(spec.together(x))[order], spec.kind, spec.bounds, columns, names, captions=below
+        )
         pictures.save_png(made, path, facts)
         return 1
+    if kind == ".parquet":
+        return _save_lists(path, x, given, facts)
     if kind not in OWN:
-        _save_as(path, x, {name: array(values) for name, values in given.items()}, spec, facts)
+        _save_as(
+            path,
+            x if isinstance(x, np.ndarray) else np.stack(x),
+            {name: array(values) for name, values in given.items()},
+            spec,
+            facts,
+        )
         return 1
-    arrays: dict[str, Any] = {"x": x, "manifest": np.array(json.dumps(facts))}
+    named = {"x": x} if spec.lengths is None else {f"{i:05d}": one for i, one in enumerate(x, int(facts["first"]))}
+    arrays: dict[str, Any] = {**named, "manifest": np.array(json.dumps(facts))}
     if labels is not None:
         arrays |= {"labels": labels, "classes": np.array(list(spec.classes))}
     for name, values in given.items():
@@ -116,6 +133,23 @@ def write(
             np.savez_compressed(file, **arrays)
         else:
             np.save(file, x, allow_pickle=False)
+    return 1
+
+
+def _save_lists(path: Path, x: list[np.ndarray], given: Columns, facts: Mapping[str, Any]) -> int:
+    """Write sequences as a column "x" of lists of a Parquet file, beside their conditions, with the manifest."""
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError:
+        raise SfumatoError(
+            f"{path} is written by pyarrow, which is not installed: pip install 'sfumato[parquet]'"
+        ) from None
+    kind = pa.list_(pa.from_numpy_dtype(x[0].dtype))
+    lists = pa.array([one.tolist() for one in x], kind if x[0].ndim == 1 else pa.list_(kind))
+    table = pa.table({"x": lists, **{name if name != "x" else "condition_x": values for name, values in given.items()}})
+    with atomic(path) as temporary:
+        parquet.write_table(table.replace_schema_metadata({"sfumato": json.dumps(facts)}), temporary)
     return 1
 
 

@@ -13,6 +13,7 @@ from ..errors import SfumatoError, counted
 from ..machine import fits
 from . import limits
 from .file_format import Arrays, Stored, Unread, reading, with_gaps
+from .lengths import ends, within
 from .numpy_files import Archive, load
 from .spec import DTYPES
 from .statistics import blocks
@@ -171,8 +172,10 @@ def _fill_values(dtype: torch.dtype) -> list[float]:
     return [fill for fill in FILL_VALUES if abs(fill) <= top]
 
 
-def missing_share(x: "Samples", where: str) -> tuple[float, ...]:
+def missing_share(x: "Samples", where: str, layout: str = "") -> tuple[float, ...]:
     """The share of missing values, NaN, in each channel of x (N, C, *spatial); () if none is missing.
+
+    layout: of padded sequences, whose shares are of the values before their ends.
 
     Raises SfumatoError for infinite values, with their count and first position, and if no value is there.
     """
@@ -195,4 +198,5 @@ def missing_share(x: "Samples", where: str) -> tuple[float, ...]:
     share = gaps.double() / (math.prod(x.shape[2:]) * len(x))
     if bool((share == 1).all()):
         raise SfumatoError(f"{where} holds no number, all are missing (NaN)")
-    return tuple(share.tolist()) if bool(gaps.any()) else ()
+    found = tuple(share.tolist()) if bool(gaps.any()) else ()
+    return within(found, ends(x), x.shape[2]) if layout else found

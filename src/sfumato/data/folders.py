@@ -10,16 +10,16 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import SfumatoError, counted
-from . import arrays, captions, frames, metadata, tables
+from . import arrays, captions, frames, metadata, sequences, tables
 from .column import Column, Unread, column
 from .formats import Size
 from .images import IMAGE_SUFFIXES, ImageFiles, Images, Items, Part, read_images
 from .kinds import CLASS_NAMES, TEXT_NAMES, columns, few, not_used, with_label
 from .labels import label_column
 from .names import Asked, Pictures, class_names, listed, read_names
-from .rows import in_blocks
+from .rows import Samples, in_blocks
 from .source import LABEL, Source
-from .table_columns import PictureColumn, read_column, read_numbers
+from .table_columns import PictureColumn, read_column, read_lists, read_numbers
 from .tars import Tars
 from .walk import Files
 
@@ -132,11 +132,18 @@ def open_table(paths: Sequence[Path], size: Size | None, name: str, kinds: Mappi
         kept = np.array(read.kept, dtype=np.int64)
         conditions = {name: found.take(kept) for name, found in conditions.items()}
         return _source(items, read.kept, read, name, conditions, [*chosen, str(roles), *unread], [], "row")
-    x, kind, notes, identity = read_numbers(table, roles.numbers)
-    missing = arrays.missing_share(x, table.where)
+    layout, identity = "", None
+    if len(roles.numbers) == 1 and (lists := read_lists(table, roles.numbers[0])):
+        x: Samples
+        x, layout, (first, *notes) = sequences.joined(lists, table.where)
+        kind = "array"
+    else:
+        x, kind, notes, identity = read_numbers(table, roles.numbers)
+        first = Source.headline(x)
+    missing = arrays.missing_share(x, table.where, layout)
     arrays.require_unfilled(x, table.where)
-    notes = [Source.headline(x), *chosen, str(roles), *notes, *unread]
-    return Source(x, kind, name, conditions, notes=notes, identity=identity, missing=missing)
+    notes = [first, *chosen, str(roles), *notes, *unread]
+    return Source(x, kind, name, conditions, notes=notes, identity=identity, missing=missing, layout=layout)
 
 
 def _source(

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import SfumatoError, an, counted, place, whole
 from ..files import require_plain
 from ..machine import default_cpu, fits
-from . import arrays, builtin, file_format, frames, limits, metadata, tables
+from . import arrays, builtin, file_format, frames, limits, metadata, sequences, tables
 from .folders import open_archives, open_pictures, open_table
 from .formats import Size
 from .images import IMAGE_SUFFIXES, together
@@ -24,11 +24,12 @@ from .kinds import columns, with_kinds, with_label
 from .labels import encode_labels
 from .named_arrays import label_keys, pick
 from .names import Asked, choose_split, split_of, split_of_file
+from .numpy_files import Archive
 from .picture import check_size, fit_cover
 from .rows import Mapped, Samples
 from .source import LABEL, Source
 from .spec import DataSpec, missing_words
-from .stacks import open_stacks
+from .stacks import conditions_of_files, open_stacks
 from .tars import expand
 from .text_files import LINES, SUFFIXES, from_documents, open_column, open_texts, text_column
 from .walk import Files, walk
@@ -97,8 +98,17 @@ def open(
     if labels is not None:
         source = _labelled(source, labels)
     if not isinstance(obj, Source):
+        source = _to_length(source, conditions) if isinstance(conditions, DataSpec) else source
         source = _noted(source, [*missing_words(source.missing), *([] if known else _few(len(source)))], [])
     return with_kinds(replace(source, name=name or source.name), kinds, known)
+
+
+def _to_length(source: Source, spec: DataSpec) -> Source:
+    """Sequences padded to the length that a model knows."""
+    if spec.lengths is None or not source.layout or source.shape[1] >= spec.shape[1]:
+        return source
+    x = torch.nn.functional.pad(source.x[torch.arange(len(source))], (0, spec.shape[1] - source.shape[1]), value=np.nan)
+    return replace(source, x=x, identity=None)
 
 
 def _few(count: int) -> list[str]:
@@ -162,6 +172,8 @@ def _read_files(
     """One file, or several archives or tables of one set. root: the folder that holds them."""
     paths, asked, note = _of_split(paths, root, asked)
     first, suffix = paths[0], paths[0].suffix.lower()
+    if suffix in LINES and len(paths) == 1 and (lines := sequences.of_lines(first, asked.key)) is not None:
+        return _from_arrays(lines[0], str(first), name, asked._replace(key=lines[1]))
     if suffix in (*SUFFIXES, *LINES):
         return _noted(open_texts(paths, name, asked), note, [])
     if suffix in TABLE_SUFFIXES and (asked.key is not None or suffix not in (".csv", ".tsv")):
@@ -182,6 +194,8 @@ def _read_files(
     if isinstance(form, file_format.Arrays):
         named, stored = arrays.read_named(first, form, lambda found: pick(found, str(first), asked).name)
         return replace(_from_arrays(named, str(first), name, asked), stored=stored)
+    if suffix == ".npz" and asked.key is None and (found := _members(first, asked)) is not None:
+        return found
     if suffix == ".npz":
         named = arrays.read_npz(first, lambda found: pick(found, str(first), asked).name)
         return _from_arrays(named, str(first), first.stem, asked)
@@ -195,6 +209,18 @@ def _read_files(
         f".csv, .txt, .jsonl, {', '.join(each.endings[0] for each in file_format.known())} file, or one of "
         f"{', '.join(builtin.NAMES)}"
     )
+
+
+def _members(path: Path, asked: Asked) -> Source | None:
+    """The sequences in a .npz file with an array for each; None for any other."""
+    archive = Archive(path)
+    keys, others = sequences.members(archive.arrays)
+    if not keys:
+        return None
+    asked.require_unused(str(path))
+    named = archive.read([*keys, *others])
+    found = _from_array([named[key] for key in keys], {key: named[key] for key in others}, str(path), path.stem)
+    return _noted(found, ["Each array is a sequence (--key names one that holds all samples)."], [])
 
 
 def _read_folder(root: Path, size: Size | None, kinds: Mapping[str, str], asked: Asked) -> Source:
@@ -226,6 +252,8 @@ def _read_folder(root: Path, size: Size | None, kinds: Mapping[str, str], asked:
         kinds_of_files["texts"] = [p for p in found.paths if p.suffix.lower() in SUFFIXES]
         kinds_of_files["lines of JSON"] = [p for p in found.paths if p.suffix.lower() in LINES]
         present = [kind for kind in ("texts", "lines of JSON") if kinds_of_files[kind]]
+    if not present and len(files := [path for path in found.paths if path.suffix.lower() == ".npy"]) > 1:
+        return _each_a_sample(root, files, found, asked)
     if not present:
         raise SfumatoError(_nothing(root, found))
     if len(present) > 1:
@@ -238,6 +266,22 @@ def _read_folder(root: Path, size: Size | None, kinds: Mapping[str, str], asked:
     others = [path for path in others if path.name.lower() not in read_too]
     left = [(path.relative_to(root).as_posix(), f"not one of the {present[0]}") for path in others]
     return _noted(source, found.notes, [*left, *found.skipped])
+
+
+def _each_a_sample(root: Path, files: Sequence[Path], found: Files, asked: Asked) -> Source:
+    """The .npy files of a folder, a sample each, of one shape or sequences of several lengths."""
+    files, asked, note = _of_split(files, root, asked)
+    asked.require_unused(str(root))
+    parts = [arrays.read_npy(path) for path in files]
+    if len({part.shape for part in parts}) > 1 and not sequences.found(parts):
+        raise SfumatoError(_nothing(root, found))
+    source = _from_array(parts, {}, str(root), root.resolve().name)
+    names = [path.relative_to(root).as_posix() for path in files]
+    conditions, notes = conditions_of_files(root, names)
+    source = replace(source, conditions=conditions, ids=names, groups=names)
+    used = {*files, *(path for path in found.paths if path.name.lower() in metadata.NAMES)}
+    left = [(path.relative_to(root).as_posix(), "not a .npy file of this split") for path in {*found.paths} - used]
+    return _noted(source, [*notes, *note, *found.notes], [*left, *found.skipped])
 
 
 def _stacks(paths: Sequence[Path]) -> dict[str, list[Path]]:
@@ -335,6 +379,8 @@ def _from_arrays(named: Mapping[str, Any], where: str, name: str, asked: Asked) 
 
 def _stacked(x: Any) -> Any:
     """Tensors in a list as one. Raises SfumatoError for what cannot be samples."""
+    if parts := sequences.found(x):
+        return parts
     if isinstance(x, list | tuple) and x and all(isinstance(item, Tensor) for item in x):
         if len({item.shape for item in x}) > 1:
             raise SfumatoError("the tensors in the list have different shapes: every sample must have the same")
@@ -362,8 +408,15 @@ def _is_pair(obj: Any) -> bool:
 def _from_array(data: Any, beside: Mapping[str, Any], where: str, name: str) -> Source:
     """beside: further arrays by name, which become conditions."""
     limits.require_real(data, where)
-    x, kind, notes = _arranged(data, where)
-    missing = arrays.missing_share(x, where)
+    layout = ""
+    x: Samples
+    if parts := sequences.found(data):
+        x, layout, notes = sequences.joined(parts, where)
+        kind = "array"
+    else:
+        x, kind, notes = _arranged(data, where)
+        notes = [Source.headline(x), *notes]
+    missing = arrays.missing_share(x, where, layout)
     arrays.require_unfilled(x, where)
     label = next((beside[key] for key in label_keys(beside) if beside[key] is not None), None)
     if label is not None and len(label) != len(x):
@@ -372,8 +425,7 @@ def _from_array(data: Any, beside: Mapping[str, Any], where: str, name: str) -> 
         )
     found, unread = columns(beside, len(x))
     conditions = with_label(found, label_keys(found))
-    notes = [Source.headline(x), *notes, *unread]
-    return Source(x, kind, name, conditions, notes=notes, missing=missing)
+    return Source(x, kind, name, conditions, notes=[*notes, *unread], missing=missing, layout=layout)
 
 
 def _arranged(data: Any, where: str) -> tuple[Samples, str, list[str]]:

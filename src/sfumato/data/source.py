@@ -19,6 +19,7 @@ from torch import Tensor
 from ..conditions import NULL
 from ..errors import SfumatoError, counted
 from .column import Column
+from .lengths import SEVERAL
 from .rows import Samples
 from .table_schema import TableSchema
 from .text import Tokeniser
@@ -43,7 +44,9 @@ class Source:
     text: the tokeniser, for windows of text.
     stored: of the files, what a file of samples in the same format needs: its ending, name, units, rate ..
     table: the schema, for rows of a table of columns.
-    missing: the share of values that are missing, NaN in x, of each channel; () if none is.
+    missing: the share of values that are missing, NaN in x, of each channel, in sequences before their ends; () if none
+        is.
+    layout: of the user's sequences of several lengths (`lengths.LAYOUTS`), which x pads with NaN; "" for any other.
     """
 
     x: Samples
@@ -61,6 +64,7 @@ class Source:
     stored: dict[str, Any] = field(default_factory=dict)
     table: TableSchema | None = None
     missing: tuple[float, ...] = ()
+    layout: str = ""
 
     def __post_init__(self) -> None:
         if not self.ids:
@@ -80,6 +84,11 @@ class Source:
     def shape(self) -> tuple[int, ...]:
         """The shape of one sample."""
         return tuple(self.x.shape[1:])
+
+    @property
+    def gaps(self) -> str:
+        """What of x is not there, in words; "" for whole samples."""
+        return SEVERAL if self.layout else "missing values" if self.missing else ""
 
     @property
     def classes(self) -> list[str]:

@@ -21,7 +21,8 @@ from ..errors import SfumatoError, SfumatoWarning, an, counted
 from ..normaliser import SCHEMA as NORMALISER
 from ..normaliser import Normaliser, Statistics
 from ..registry import register
-from . import cache, normalising
+from . import cache, lengths, normalising
+from .lengths import Lengths
 from .statistics import GROUP, statistics
 from .table_schema import SCHEMA as TABLE
 from .table_schema import TableSchema
@@ -57,7 +58,7 @@ _KEYS: dict[str, schema.Check] = {
 _CONDITIONS = schema.mapping(schema.mapping(schema.anything))
 _LATER = {
     "text": schema.optional(TOKENISER), "table": schema.optional(TABLE), "stored": schema.mapping(schema.anything),
-    "missing": schema.listed(schema.number(0, 1)),
+    "missing": schema.listed(schema.number(0, 1)), "lengths": schema.optional(lengths.SCHEMA),
 }  # fmt: skip
 _SPEC = schema.fields({**_KEYS, "conditions": _CONDITIONS}, _LATER, rest=None)
 _SPEC_1 = schema.fields({**_KEYS, "classes": schema.listed(schema.text)}, rest=None)
@@ -81,7 +82,9 @@ class DataSpec:
     conditions: the conditions of a sample, by name.
     text: the tokeniser of windows of text, shape (1, L). table: the schema of rows of a table of columns.
     stored: what a file of samples in the format of the training data needs (`Source.stored`).
-    missing: the share of missing values, NaN in x, of each channel; () for whole samples. The network gets their mask.
+    missing: the share of missing values, NaN in x, of each channel, in sequences before their ends; () for whole
+        samples. The network gets their mask.
+    lengths: the law of the lengths of sequences, beyond whose ends values are missing; None for samples of one shape.
     """
 
     shape: tuple[int, ...]
@@ -96,6 +99,7 @@ class DataSpec:
     stored: Mapping[str, Any] = field(default_factory=dict, hash=False)
     table: TableSchema | None = None
     missing: tuple[float, ...] = ()
+    lengths: Lengths | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -112,6 +116,10 @@ class DataSpec:
             raise SfumatoError("a data spec needs the share of missing values of each channel, or none")
         if self.missing and MISSING in self.conditions:
             raise SfumatoError(f"a condition of data with missing values cannot be called {MISSING!r}: rename it")
+        if self.lengths is not None and (
+            len(self.shape) != 2 or not self.missing or self.lengths.steps[-1] > self.shape[1]
+        ):
+            raise SfumatoError(f"a data spec of shape {self.shape} has a law of lengths that is not of its sequences")
         figures = [getattr(self.statistics, f.name) for f in fields(Statistics)]
         if any(len(each) != len(self.normaliser.mean) for each in figures):
             raise SfumatoError(
@@ -161,6 +169,7 @@ class DataSpec:
             stored=source.stored,
             table=source.table,
             missing=source.missing,
+            lengths=Lengths.fit(source.x, source.layout, indices) if source.layout else None,
         )
 
     @property
@@ -186,6 +195,19 @@ class DataSpec:
     def normalise(self, x: Tensor | np.ndarray) -> Tensor:
         """x (B, *shape) in user units -> z (B, *shape) float32 with mean 0 and std 1 in each channel."""
         return self.normaliser.normalise(self._batch(x))
+
+    def together(self, x: Any, whole: bool = False) -> Any:
+        """Sequences in the user's layout, as `sf.sample` returns them -> (B, *shape), NaN beyond their ends; anything
+        else as it is. whole: raise SfumatoError for sequences that end before the last step."""
+        if self.lengths is None:
+            return x
+        x = self.lengths.padded(x, self.shape) if isinstance(x, list | tuple) else torch.as_tensor(x)
+        if whole and bool(x.isnan().any()):
+            raise SfumatoError(
+                f"the batch holds sequences that end before step {self.shape[1]:,}, and this is known only of those "
+                "with all steps"
+            )
+        return x
 
     def apart(self, z: Tensor, cond: Conditions) -> tuple[Tensor, Conditions]:
         """(normalised samples with 0 for missing values, conditions with their mask); both unchanged for whole data."""
@@ -225,7 +247,7 @@ class DataSpec:
         (other units, such as x / 255). Samples of one value a channel are compared in batches of eight or more, with a
         `SfumatoWarning` instead if they lie in the range of the training data, as those of one class may.
         """
-        x = self._batch(x).to(torch.float64)
+        x = self._batch(self.together(x, whole)).to(torch.float64)
         if not len(x):
             raise SfumatoError("the batch is empty")
         wrong = ~x.isfinite() if whole else x.isinf()
@@ -290,6 +312,7 @@ class DataSpec:
         raise SfumatoError(f"{found}: give the data in the units of the training data, not rescaled")
 
     def _batch(self, x: Tensor | np.ndarray) -> Tensor:
+        x = self.together(x)
         try:
             x = x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
         except (TypeError, ValueError):
@@ -316,6 +339,7 @@ class DataSpec:
             return [f"text {self.name!r}: {what} {self.shape[1]:,} symbols, {self.text.describe()}."]
         if self.table is not None:
             return [f"table {self.name!r} of {counted(len(self.table.fields), 'column')}.", *self.table.describe()]
+        size = size if self.lengths is None else self.lengths.describe(self.shape[0])
         lines = [f"{self.kind} data {self.name!r}: {size} of {self.dtype}, {self._bounds_text()}."]
         if self.normaliser.kind != "affine":
             lines.append(f"Normalised by {self.normaliser.kind}.")
@@ -349,6 +373,7 @@ class DataSpec:
             **({"stored": dict(self.stored)} if self.stored else {}),
             **({} if self.table is None else {"table": self.table.to_dict()}),
             **({"missing": list(self.missing)} if self.missing else {}),
+            **({} if self.lengths is None else {"lengths": self.lengths.to_dict()}),
         }
 
     @classmethod
@@ -358,7 +383,7 @@ class DataSpec:
         if "classes" in data:  # of format 1
             label = {"label": Label(tuple(data["classes"])).config()} if data["classes"] else {}
             data = {name: value for name, value in data.items() if name != "classes"} | {"conditions": label}
-        data = {"text": None, "table": None, "stored": {}, "missing": (), **data}
+        data = {"text": None, "table": None, "stored": {}, "missing": (), "lengths": None, **data}
         bounds = data["bounds"]
         return cls(
             shape=tuple(data["shape"]),
@@ -373,12 +398,13 @@ class DataSpec:
             stored=dict(data["stored"]),
             table=None if data["table"] is None else TableSchema.from_dict(data["table"]),
             missing=tuple(map(float, data["missing"])),
+            lengths=None if data["lengths"] is None else Lengths.from_dict(data["lengths"]),
         )
 
 
 def missing_words(share: Sequence[float]) -> list[str]:
     """What is said of missing values, if there are any. share: of each channel."""
-    if not share:
+    if not any(share):
         return []
     low, high, mean = (f"{100 * each:.3g} %" for each in (min(share), max(share), sum(share) / len(share)))
     apart = "" if low == high else f" (by channel {low} to {high})"

@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..errors import SfumatoError, counted
 from ..files import require_plain
 from ..machine import fits
-from . import arrays, limits, metadata
+from . import arrays, limits, metadata, sequences
 from .column import Column, column
 from .file_format import Scan, Stack, Stored, reading
 from .images import together
@@ -21,6 +23,7 @@ from .names import Asked, choose_split, class_names, listed, split_of
 from .source import LABEL, Source
 
 BY_FILE = 8  # of fewer files none is held out whole
+OWN_LENGTH = 1 << 16  # numbers a channel of the longest recording that is not cut where recordings differ
 
 
 def open_stacks(paths: Sequence[Path], form: Stack, name: str, asked: Asked, root: Path | None = None) -> Source:
@@ -37,11 +40,11 @@ def open_stacks(paths: Sequence[Path], form: Stack, name: str, asked: Asked, roo
     names = [path.name if root is None else path.relative_to(root).as_posix() for path in paths]
     scans = [_scanned(path, form, asked.key) for path in paths]
     length, cut = _length(scans, form, asked, where)
-    x, counts = _loaded(paths, scans, form, asked.key, length)
-    source = _source(x, form, name, names, counts, where)
+    x, counts, layout = _loaded(paths, scans, form, asked.key, length)
+    source = _source(x, form, name, names, counts, where, layout)
     stored: Stored = {"ending": form.ending(paths[0]), **scans[0].stored}
     rows = np.repeat(np.arange(len(paths)), counts)
-    conditions, notes = _conditions(root, names)
+    conditions, notes = conditions_of_files(root, names)
     files = [f"{counted(len(paths), form.what)} of {counted(len(x), 'sample')}."] if len(x) != len(paths) else []
     return replace(
         source,
@@ -51,7 +54,7 @@ def open_stacks(paths: Sequence[Path], form: Stack, name: str, asked: Asked, roo
     )
 
 
-def _conditions(root: Path | None, names: Sequence[str]) -> tuple[dict[str, Column], list[str]]:
+def conditions_of_files(root: Path | None, names: Sequence[str]) -> tuple[dict[str, Column], list[str]]:
     """(the conditions of each file, notes): the metadata files of their folder, or else its sub-folders as classes."""
     if root is None:
         return {}, []
@@ -82,7 +85,9 @@ def _scanned(path: Path, form: Stack, key: str | None) -> Scan:
 
 
 def _length(scans: Sequence[Scan], form: Stack, asked: Asked, where: str) -> tuple[int | None, list[str]]:
-    """(the length of a window, a note), None where whole files are samples. Raises SfumatoError where files differ."""
+    """(the length of a window, a note), None where whole files are samples, of several lengths up to `OWN_LENGTH`.
+
+    Raises SfumatoError where files differ in anything else."""
     rates = {scan.stored["rate"] for scan in scans if "rate" in scan.stored}
     if len(rates) > 1:
         raise SfumatoError(
@@ -96,6 +101,8 @@ def _length(scans: Sequence[Scan], form: Stack, asked: Asked, where: str) -> tup
     ends = [scan.shape[-1] for scan in scans]
     if not form.windows or (asked.length is None and len(set(ends)) == 1):
         return None, []
+    if asked.length is None and max(ends) <= OWN_LENGTH:
+        return None, ["Each recording is a sequence of its own length (--length cuts all into windows of one)."]
     length = asked.length or min(ends)
     if length > max(ends):
         raise SfumatoError(
@@ -107,8 +114,8 @@ def _length(scans: Sequence[Scan], form: Stack, asked: Asked, where: str) -> tup
 
 def _loaded(
     paths: Sequence[Path], scans: Sequence[Scan], form: Stack, key: str | None, length: int | None
-) -> tuple[np.ndarray, list[int]]:
-    """(samples (N, *shape), the number of each file)."""
+) -> tuple[Tensor, list[int], str]:
+    """(samples (N, *shape), the number of each file, the layout of sequences of several lengths)."""
     if not fits(sum(scan.nbytes for scan in scans)):
         raise SfumatoError(
             f"{together(paths)} does not fit into memory: save it as a .npy file, which is read from disk"
@@ -118,7 +125,11 @@ def _loaded(
         with reading(path, form.what, form.extra):
             part = form.load(path, key)
             parts.append(part if length is None else _windows(part, length))
-    return np.concatenate(parts), [len(part) for part in parts]
+    counts = [len(part) for part in parts]
+    if len({part.shape[1:] for part in parts}) > 1:
+        x, layout, _ = sequences.joined([torch.from_numpy(part[0]) for part in parts], together(paths), "CL")
+        return x, counts, layout
+    return arrays.to_tensor(np.concatenate(parts), together(paths)), counts, ""
 
 
 def _windows(x: np.ndarray, length: int) -> np.ndarray:
@@ -128,16 +139,23 @@ def _windows(x: np.ndarray, length: int) -> np.ndarray:
     return np.moveaxis(cut, -2, 1).reshape(-1, *x.shape[1:-1], length)
 
 
-def _source(x: np.ndarray, form: Stack, name: str, names: Sequence[str], counts: Sequence[int], where: str) -> Source:
+def _source(
+    tensor: Tensor, form: Stack, name: str, names: Sequence[str], counts: Sequence[int], where: str, layout: str
+) -> Source:
     """Held out are whole files, where there are enough; of fewer the last samples, where neighbours are alike."""
-    tensor = arrays.to_tensor(x, where)
-    missing = arrays.missing_share(tensor, where)
+    missing = arrays.missing_share(tensor, where, layout)
     arrays.require_unfilled(tensor, where)
-    kind = "image" if tensor.ndim == 4 and tensor.dtype in arrays.IMAGE_DTYPES and x.shape[1] in (1, 3, 4) else "array"
-    several = len(x) > len(names)
+    kind = (
+        "image"
+        if tensor.ndim == 4 and tensor.dtype in arrays.IMAGE_DTYPES and tensor.shape[1] in (1, 3, 4)
+        else "array"
+    )
+    several = len(tensor) > len(names)
     ids = [f"{file}:{i}" if several else file for file, n in zip(names, counts, strict=True) for i in range(n)]
     groups = [file for file, n in zip(names, counts, strict=True) for _ in range(n)] if len(names) >= BY_FILE else ids
     last = form.continuous and several and len(names) < BY_FILE
-    units = [(len(x) - 1 - i) / len(x) for i in range(len(x))] if last else []
-    headline = Source.headline(tensor)
-    return Source(tensor, kind, name, ids=ids, notes=[headline], groups=groups, units=units, missing=missing)
+    units = [(len(tensor) - 1 - i) / len(tensor) for i in range(len(tensor))] if last else []
+    headline = sequences.headline(tensor, layout) if layout else Source.headline(tensor)
+    return Source(
+        tensor, kind, name, ids=ids, notes=[headline], groups=groups, units=units, missing=missing, layout=layout
+    )

@@ -10,6 +10,7 @@ from ..machine import default_cpu
 from . import cache, limits, normalising
 from .column import Column
 from .formats import Size
+from .lengths import Lengths
 from .opening import open
 from .rows import Samples
 from .source import LABEL, Source
@@ -30,15 +31,16 @@ def inspect(
     tokens: str | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Counts, shape, dtype, range, statistics and share of missing values by channel, classes, conditions, duplicates,
-    the tokens of text, the columns of a table and notes of a source (or of whatever `open` takes, with its arguments),
-    as plain JSON values.
+    """Counts, shape, lengths, dtype, range, statistics and share of missing values by channel, classes, conditions,
+    duplicates, the tokens of text, the columns of a table and notes of a source (or of whatever `open` takes, with its
+    arguments), as plain JSON values.
     """
     source = open(
         obj, labels=labels, size=size, conditions=conditions, split=split, key=key, max_gb=max_gb, length=length,
         tokens=tokens, columns=columns,
     )  # fmt: skip
     figures = figures_of(source)
+    law = Lengths.fit(source.x, source.layout) if source.layout else None
     train, holdout = source.split()
     described = {name: _condition(name, found) for name, found in source.conditions.items()}
     return {
@@ -51,6 +53,9 @@ def inspect(
         "mean": list(figures.mean),
         "std": list(figures.std),
         "missing": list(source.missing),
+        "lengths": None
+        if law is None
+        else {"least": law.steps[0], "most": law.steps[-1], "words": law.describe(source.shape[0])},
         "constant_channels": [c for c, (a, b) in enumerate(zip(figures.low, figures.high, strict=True)) if a == b],
         "classes": described.get(LABEL, {}).get("classes", {}),
         "conditions": described,

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import SfumatoError, counted
 from ..machine import fits
 from ..progress import counting
-from . import arrays, cache
+from . import arrays, cache, sequences
 from .column import Column, Unread, column, named
 from .images import Items
 from .rows import READING, Rows, Samples, in_blocks
@@ -114,6 +114,28 @@ def read_numbers(table: TableFiles, names: Sequence[str]) -> tuple[Samples, str,
     return in_blocks(x, table.counts), rows.kind, notes, identity
 
 
+def read_lists(table: TableFiles, name: str) -> list[Tensor]:
+    """The cells of a column of lists of several lengths, (L,) or (L, C) each; [] for any other column."""
+    chunks = [_plain(chunk) for chunk in table.whole(name)]
+    if not depth(chunks[0].type) or len({length for chunk in chunks for length in _list_lengths(chunk)}) < 2:
+        return []
+    for chunk in chunks:
+        _require_whole(chunk, f"{table.where}: {{}} of {name!r}")
+    cells = [cell for chunk in chunks for cell in chunk.to_numpy(zero_copy_only=False)]
+    try:
+        return sequences.found([np.stack(list(cell)) if depth(chunks[0].type) > 1 else cell for cell in cells])
+    except ValueError:  # steps of several channels, which are refused with the column
+        return []
+
+
+def _list_lengths(values: Any) -> list[Any]:
+    """The length of each list of a column, None for an empty cell."""
+    from pyarrow import compute
+
+    found: list[Any] = compute.list_value_length(values).to_pylist()
+    return found
+
+
 def _plain(chunked: Any) -> Any:
     """A chunked column as one array of its storage type."""
     import pyarrow as pa
@@ -124,12 +146,10 @@ def _plain(chunked: Any) -> Any:
 
 def _dense(values: Any, words: str, place: str = "") -> np.ndarray:
     """Numbers, or lists of one shape, as an array. Raises SfumatoError for empty cells and for unequal lengths."""
-    from pyarrow import compute
-
-    shape = [len(values)]
+    shape: list[int] = [len(values)]
     while depth(values.type):
         _require_whole(values, words, place)
-        lengths = set(compute.list_value_length(values).to_pylist()) or {0}
+        lengths = set(_list_lengths(values)) or {0}
         if len(lengths) > 1:
             raise SfumatoError(
                 f"{words.format('the lists')} have lengths from {min(lengths)} to {max(lengths)}: every sample must "
@@ -141,7 +161,7 @@ def _dense(values: Any, words: str, place: str = "") -> np.ndarray:
     return np.asarray(values.to_numpy(zero_copy_only=False)).reshape(shape)
 
 
-def _require_whole(values: Any, words: str, place: str) -> None:
+def _require_whole(values: Any, words: str, place: str = "") -> None:
     if values.null_count:
         cells = words.format(counted(values.null_count, "cell", "cells"))
         are = "is" if values.null_count == 1 else "are"

@@ -137,7 +137,8 @@ def memorization(
     if source.text is not None:
         raise SfumatoError(f"{source.name} is text, and distances between texts say little: read its samples instead.")
     if source.missing or unseen.missing:
-        raise SfumatoError(f"{source.name} has missing values, and distances are those of whole samples alone.")
+        gaps = source.gaps or unseen.gaps
+        raise SfumatoError(f"{source.name} has {gaps}, and distances are those of whole samples alone.")
     twins = choose(train, samples if generated is None else len(generated), seed)
     told = generated is None and tells_apart(model)
     if generated is None:

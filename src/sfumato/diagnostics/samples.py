@@ -171,9 +171,7 @@ def fits(model: Any, source: Source) -> None:
     if isinstance(shape, tuple) and shape != source.shape:
         raise SfumatoError(f"{source.name} has samples of shape {source.shape}, but the model needs {shape}.")
     if source.missing and not getattr(getattr(model, "spec", None), "missing", ()):
-        raise SfumatoError(
-            f"{source.name} has missing values, and the model knows whole samples alone: fill the values."
-        )
+        raise SfumatoError(f"{source.name} has {source.gaps}, and the model knows whole samples alone: give it such.")
     bare = getattr(model, "spec", None) is None and isinstance(process, Gaussian)
     if bare and not source.x.dtype.is_floating_point:
         raise SfumatoError(f"{source.name} holds whole numbers, which a model without a data spec cannot normalise.")

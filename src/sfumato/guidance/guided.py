@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sfumato.compose import Wrapped
-from sfumato.conditions import AUGMENTATION, LEFT, LOW, absent, declared, joined, resolve
+from sfumato.conditions import AUGMENTATION, LEFT, LOW, MISSING, absent, declared, joined, resolve
 from sfumato.errors import SfumatoError
 from sfumato.model import Model, usable
 from sfumato.process import source_of
@@ -106,8 +106,9 @@ class Guided(Wrapped):
 
     @property
     def _kept(self) -> set[str | None]:
-        """What no model is without: what the call before leaves, the source of a pair, what an upscaler enlarges."""
-        return {*LEFT, LOW, AUGMENTATION, source_of(self.process)}
+        """What no model is without: what the call before leaves, the source of a pair, what an upscaler enlarges, and
+        where a sequence has ended."""
+        return {*LEFT, LOW, AUGMENTATION, MISSING, source_of(self.process)}
 
     def _require(self, cond: Mapping[str, Any]) -> None:
         if not cond.keys() - self._kept:

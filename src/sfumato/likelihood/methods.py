@@ -186,6 +186,7 @@ def _clean(
 ) -> tuple[State, Tensor]:  # fmt: skip
     """Clean states in the model's units (real numbers as float64, dequantised if `how` is uniform), sample numbers."""
     spec, real = getattr(model, "spec", None), isinstance(model.process, Gaussian | Spectral)
+    x = spec.together(x, whole=True) if spec is not None and getattr(spec, "lengths", None) else x
     x = x if isinstance(x, Mapping) else samples(x, "log_prob")
     if spec is not None:
         spec.check(x)

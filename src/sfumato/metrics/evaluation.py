@@ -115,7 +115,7 @@ class Evaluator:
             return table.encode(frames.columns_of(frames.arrow_of(given), table))
         if isinstance(given, Source):
             if given.missing:
-                raise SfumatoError(f"{given.name} has missing values, and metrics compare whole samples.")
+                raise SfumatoError(f"{given.name} has {given.gaps}, and metrics compare whole samples of one shape.")
             return converted(given.x[torch.arange(len(given))], given, self.source)
         x = torch.as_tensor(given).detach().cpu()
         if tuple(x.shape[1:]) != self.source.shape:

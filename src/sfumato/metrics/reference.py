@@ -46,7 +46,7 @@ class Reference:
                 "(at least 4): choose fewer (-n), or other rows (--part)."
             )
         if source.missing:
-            raise SfumatoError(f"{source.name} has missing values, and metrics compare whole samples: fill the values.")
+            raise SfumatoError(f"{source.name} has {source.gaps}, and metrics compare whole samples of one shape.")
         rows = rows[noise.permutation(ORDER, 0, len(rows))]
         self.source, self.n = source, n
         self.rest, self.real = rows[:n], rows[n:] if source.text is not None else rows[n : 2 * n]

@@ -12,6 +12,7 @@ from ..errors import SfumatoError, suggest
 from ..registry import register
 from .blocks import halved
 from .captioned import Captioned, behind, canvas_shape, captions
+from .dit import DiT
 from .energy import Energy
 from .fields import per_axis_patch
 from .mlp import MLP
@@ -150,6 +151,28 @@ def build(
     else:
         net = _unet(tuple(shape), size, classes=classes, outputs=outputs, conditions=conditions, checkpoint=checkpoint)
     return Energy(net) if energy else net
+
+
+@register("network", "SetTransformer")
+def set_transformer(
+    shape: Sequence[int],
+    width: int = 128,
+    depth: int = 4,
+    heads: int | None = None,
+    classes: int = 0,
+    outputs: int = 1,
+    conditions: Mapping[str, Mapping[str, Any]] | None = None,
+) -> DiT:
+    """A `DiT` without positions for sets of points x (B, C, L): f(P x) = P f(x) for permutations P of the L points.
+
+    Points that are missing, as in sets of several sizes, are not attended to. Source: Lee et al. 2019, "Set
+    Transformer" (1810.00825), its blocks of self-attention.
+    """
+    if len(shape) != 2:
+        raise SfumatoError(
+            f"a SetTransformer takes sets of points (C, L), and the samples have the shape {tuple(shape)}"
+        )
+    return DiT(shape, 1, width, depth, heads, classes, "none", outputs=outputs, conditions=conditions)
 
 
 def _unet(shape: tuple[int, ...], size: str, **more: Any) -> UNet:

@@ -9,14 +9,15 @@ from torch.nn import functional as F
 
 from ..errors import SfumatoError
 from ..registry import register
-from .conditions import Context, arguments, described, named, of_kind, resized
+from .conditions import FEATURES, Context, arguments, described, named, of_kind, resized
+from .embedding import sines
 from .fields import check_input
 from .patches import Patched, heads_of, learned
 from .recompute import call
 from .rotary import axial_rotary, beyond
 from .streams import NORMS, JointBlock, TransformerBlock
 
-POSITIONS = ("fixed", "learned", "rotary")
+POSITIONS = ("fixed", "learned", "rotary", "none")
 
 
 def sincos_positions(grid: Sequence[int], width: int, over: Sequence[int] | None = None) -> Tensor:
@@ -39,17 +40,19 @@ class DiT(Patched):
 
     Args: `shape` (C, *spatial) with one to three spatial axes of any size; `patch`, one number or one per axis (axes
     are zero-padded to whole patches, and the output cropped); `width`, `depth` and `heads` of the blocks (default:
-    heads of 64 channels); `classes`, 0 for none; `positions` "fixed" (sines and cosines), "learned" or "rotary", which
-    turns queries and keys along each axis; `ratio`, inner width of the MLPs over `width`; `embed_dim`, the length of
-    the conditioning vector (default: `width`); `dropout` in the MLPs; `outputs`: the number of fields stacked along the
-    channels of y (B, outputs C, *spatial), 2 to learn a variance too; `conditions`, name -> description as from
-    `conditions.Condition.network`: fields become channels next to x, tokens what `context` says: "tokens" behind the
-    patches, or "cross", by cross-attention in each block (PixArt, 2310.00426); `norm` "layer" or "rms"; `qk_norm`: the
-    norm of queries and keys; `registers`, the number of learned tokens behind the patches (2309.16588); `streams`: 2
-    for weights of their own for the patches and for all other tokens, at least one register, in every block but the
-    last, with one attention (MM-DiT, 2403.03206); `any_size`: also take x of other resolutions and aspects, with
-    positions of the same extent, or of the same spacing where rotary; `checkpoint`: compute the blocks again in the
-    backward pass instead of storing their activations.
+    heads of 64 channels); `classes`, 0 for none; `positions` "fixed" (sines and cosines), "learned", "rotary", which
+    turns queries and keys along each axis, or "none" for sets, whose permutation permutes y; `ratio`, inner width of
+    the MLPs over `width`; `embed_dim`, the length of the conditioning vector (default: `width`); `dropout` in the MLPs;
+    `outputs`: the number of fields stacked along the channels of y (B, outputs C, *spatial), 2 to learn a variance too;
+    `conditions`, name -> description as from `conditions.Condition.network`: fields become channels next to x, tokens
+    what `context` says: "tokens" behind the patches, or "cross", by cross-attention in each block (PixArt, 2310.00426);
+    `norm` "layer" or "rms"; `qk_norm`: the norm of queries and keys; `registers`, the number of learned tokens behind
+    the patches (2309.16588); `streams`: 2 for weights of their own for the patches and for all other tokens, at least
+    one register, in every block but the last, with one attention (MM-DiT, 2403.03206); `any_size`: also take x of other
+    resolutions and aspects, with positions of the same extent, or of the same spacing where rotary; `checkpoint`:
+    compute the blocks again in the backward pass instead of storing their activations.
+    Patches whose values are all missing (a condition of this kind) are not attended to, as if they were not there; how
+    many are there, which a softmax does not tell, is added to the conditioning vector.
     At initialisation each block is the identity and the output zero (adaLN-Zero). Samples of a batch do not interact.
     Raises SfumatoError for impossible sizes, an x of another shape, or an unknown label.
     """
@@ -103,6 +106,7 @@ class DiT(Patched):
         for parameter in (*self.modulation.parameters(), *self.output.parameters()):
             nn.init.zeros_(parameter)
         self.context = Context(given, width) if of_kind(given, "tokens") else None
+        self.count = nn.Linear(FEATURES, embed_dim) if of_kind(given, "missing") else None
         registers = max(registers, int(streams == 2 and self.context is None))
         self.registers = learned(registers, width) if registers else None
 
@@ -110,8 +114,9 @@ class DiT(Patched):
         """The positions of the grid: a table that is added to the patches, or the turns of queries and keys."""
         self.positions: Tensor | None
         self.turn: Tensor | None
-        table = None if positions == "rotary" else sincos_positions(self.grid, width)
-        self.register_buffer("turn", axial_rotary(self.grid, turned) if table is None else None, persistent=False)
+        rotary = positions == "rotary"
+        table = None if positions in ("rotary", "none") else sincos_positions(self.grid, width)
+        self.register_buffer("turn", axial_rotary(self.grid, turned) if rotary else None, persistent=False)
         if table is not None and positions == "learned":
             self.positions = learned(*table.shape)
         else:
@@ -122,7 +127,8 @@ class DiT(Patched):
         if self.turn is not None:
             return h, self.turn if grid == self.grid else axial_rotary(grid, 2 * self.turn.shape[2]).to(h.device)
         table = self.positions
-        assert table is not None
+        if table is None:
+            return h, None
         if grid != self.grid and isinstance(table, nn.Parameter):
             table = resized(table.T.unflatten(1, self.grid)[None], grid)[0].flatten(1).T
         elif grid != self.grid:
@@ -139,11 +145,17 @@ class DiT(Patched):
         vector = self.conditioning(noise_level, len(x), values, present)
         h, turn = self._placed(self.embedded(x, values, present), self.grid_of(x.shape[2:]))
         tokens = None if self.context is None else self.context(len(x), values, present)
-        count, mask = h.shape[1], None
+        count, mask = h.shape[1], self.attended(values)
+        if self.count is not None:
+            number = vector.new_full((len(x),), count) if mask is None else mask.sum(1)
+            vector = vector + self.count(sines(number.log(), FEATURES).to(vector.dtype))
         if self.registers is not None:
             h = torch.cat([h, self.registers.to(h.dtype).expand(len(h), -1, -1)], dim=1)
+        mask = None if mask is None else F.pad(mask, (0, h.shape[1] - count), value=True)
         if tokens is not None and not self.cross:
-            mask, h = tokens.behind(h.shape[1]), torch.cat([h, tokens.values.to(h.dtype)], dim=1)
+            known = tokens.behind(h.shape[1])
+            mask = known if mask is None else torch.cat([mask, known[:, h.shape[1] :]], dim=1)
+            h = torch.cat([h, tokens.values.to(h.dtype)], dim=1)
         turn = None if turn is None else beyond(turn, h.shape[1] - count)
         for block in self.blocks:
             joint = isinstance(block, JointBlock)
@@ -164,6 +176,9 @@ def _check(args: Mapping[str, Any]) -> None:
             f"DiT positions are one of {', '.join(POSITIONS)}, and its norm one of {', '.join(NORMS)}; got "
             f"{positions!r} and {norm!r}"
         )
+    patch = args["patch"]
+    if positions == "none" and (patch if isinstance(patch, int) else max(patch)) > 1:
+        raise SfumatoError('positions "none" are those of a set, whose patch is 1')
     if positions == "rotary" and width // heads % 2:
         raise SfumatoError(f"rotary positions need heads of an even width, not {width // heads}")
     if args["context"] not in ("tokens", "cross") or args["streams"] not in (1, 2) or args["registers"] < 0:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from .conditions import Conditioning, Described, beside, width_beside
+from .conditions import Conditioning, Described, beside, of_kind, width_beside
 from .fields import depth_to_space, field_shape, per_axis_patch, space_to_depth
 
 
@@ -42,6 +42,15 @@ class Patched(nn.Module):
         spatial = self.shape[1:] if spatial is None else spatial
         channels = tokens.shape[-1] // math.prod(self.patch)
         return depth_to_space(tokens.unflatten(1, self.grid_of(spatial)), self.patch, (channels, *spatial))
+
+    def attended(self, values: Mapping[str, Tensor]) -> Tensor | None:
+        """The patches with a value that is present, bool (B, patches); None without a mask of missing values. Of a row
+        without any it is all of them."""
+        gaps = next((values[name] for name in of_kind(self.given, "missing") if name in values), None)
+        if gaps is None:
+            return None
+        seen = (self.patchify(1 - gaps) > 0).any(2)
+        return seen | ~seen.any(1, keepdim=True)
 
     def embedded(self, x: Tensor, values: Mapping[str, Tensor], present: Mapping[str, Tensor] | None) -> Tensor:
         """The patches of x and of the fields beside it, (B, patches, width)."""

@@ -93,7 +93,7 @@ def _drawn(session: Session) -> Tensor | str:
     if session.source.text is not None:
         return "distances between texts say little"
     if session.source.missing:
-        return "samples with missing values have no distances"
+        return f"{session.source.gaps} have no distances between samples"
     count = min(_MOST_COPIES, int(3 * COPIES * session.total / GRID_STEPS))
     if count < _LEAST_COPIES or len(session.train) < 2:
         return f"the run was too short (sfumato memorization {session.path} measures it)"

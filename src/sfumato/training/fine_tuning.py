@@ -108,7 +108,8 @@ def extend(model: Any, source: Source, spec: DataSpec, seed: int = 0) -> Any:
         except SfumatoError as error:
             raise SfumatoError(f"The condition {name!r} is not that of the model: {error}.") from None
     _say(source, model.spec.conditions, conditions)
-    if conditions == model.spec.conditions:
+    law = spec.lengths or model.spec.lengths  # lengths are drawn as these data have them
+    if (conditions, law) == (model.spec.conditions, model.spec.lengths):
         return model
     process, inner = getattr(model, "process", None), core(model.net)
     had, has = (
@@ -118,7 +119,7 @@ def extend(model: Any, source: Source, spec: DataSpec, seed: int = 0) -> Any:
     if had != has:
         with seeded(seed):
             model = with_net(model, grown(model.net, {**getattr(inner, "given", {}), **has}).net)
-    _denoiser(model).spec = dataclasses.replace(model.spec, conditions=conditions)
+    _denoiser(model).spec = dataclasses.replace(model.spec, conditions=conditions, lengths=law)
     return model
 
 

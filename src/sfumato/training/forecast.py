@@ -263,10 +263,11 @@ def _facts(session: Session) -> dict[str, Any]:
     source, denoiser = session.source, session.denoiser
     assert denoiser.spec is not None
     parameters, trained = trainable(denoiser)
+    law = denoiser.spec.lengths
     return {
         "data": source.name, "samples": len(source), "train": len(session.train), "holdout": len(session.holdout),
-        "shape": list(source.shape), "dtype": denoiser.spec.dtype, "classes": len(source.classes),
-        "conditions": list(denoiser.spec.conditions), "notes": source.notes,
+        "shape": list(source.shape), "lengths": law and law.describe(source.shape[0]), "dtype": denoiser.spec.dtype,
+        "classes": len(source.classes), "conditions": list(denoiser.spec.conditions), "notes": source.notes,
         "network": type(unadapted(denoiser.net)).__name__, "parameters": parameters, "trained": trained,
         "flops": _flops(denoiser.net), "device": str(denoiser.device), "precision": precision(denoiser),
         "threads": torch.get_num_threads(),

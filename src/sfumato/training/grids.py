@@ -93,6 +93,7 @@ class Grids(Hook):
             guided = model if scale is None else guide(model, scale)
             with evaluating(model):
                 x = sample(guided, len(labels), GRID_STEPS, seed=session.config.seed, world=session.world, cond=cond)
+                x = spec.together(x)
             x = x.float() if x.dtype == torch.bfloat16 else x
             images.append(picture(x, spec.kind, spec.bounds, columns, names, captions=below))
         manifest = {"sampling_steps": GRID_STEPS, "guidance": 1.0 if scale is None else scale}

@@ -286,12 +286,12 @@ def _require_gaps(model: Any, loss: Any, source: Source) -> None:
     """Raise SfumatoError for a model or a loss that takes whole samples alone."""
     if not (getattr(loss, "skips", False) and isinstance(getattr(model, "process", None), Gaussian)):
         raise SfumatoError(
-            f"{source.name} has missing values, which only the denoising loss of the gaussian process leaves out: take "
-            "these, or fill the values."
+            f"{source.name} has {source.gaps}, which only the denoising loss of the gaussian process leaves out: take "
+            f"these, or {'cut all to one length' if source.layout else 'fill the values'}."
         )
     if not model.spec.missing:
         raise SfumatoError(
-            f"{source.name} has missing values, and the model was trained on whole samples, so that its network gets "
+            f"{source.name} has {source.gaps}, and the model was trained on whole samples, so that its network gets "
             "no mask of them: train a new one, or fill the values."
         )
 

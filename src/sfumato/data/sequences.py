@@ -1,0 +1,118 @@
+"""Sequences of several lengths from a list of arrays, the members of a .npz file, a folder of .npy files, or lines of
+JSON -> a Source whose samples are padded with NaN (`lengths`)."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import SfumatoError, counted
+from ..machine import fits
+from . import arrays
+from .lengths import Lengths, layout_of, stacked
+from .names import LABEL_NAMES, SAMPLE_NAMES, array_name
+
+LEAST = 3  # arrays of a file that are sequences by their shapes alone
+_NUMBERED = re.compile(r"(arr_)?\d+")  # names of arrays
+_WIDE = (torch.int32, torch.int64)  # whole numbers that float32 does not hold
+
+
+def found(data: Any) -> list[Tensor]:
+    """The sequences of several lengths in a list of arrays or an array of objects; [] for any other data."""
+    if isinstance(data, np.ndarray) and data.dtype == object and data.ndim == 1:
+        data = list(data)
+    if not isinstance(data, list | tuple) or any(isinstance(each, str | bytes | Mapping) for each in data):
+        return []
+    try:
+        parts = [arrays.to_tensor(each, "a sequence") for each in data]
+    except SfumatoError:  # the list is refused as it is
+        return []
+    return parts if parts and layout_of([part.shape for part in parts]) else []
+
+
+def joined(parts: Sequence[Tensor], where: str, layout: str = "") -> tuple[Tensor, str, list[str]]:
+    """(x (N, C, longest), padded with NaN; the layout of the parts, by default by their shapes; notes)."""
+    layout = layout or layout_of([part.shape for part in parts])
+    empty = next((i for i, part in enumerate(parts) if not part.numel()), None)
+    if empty is not None:
+        raise SfumatoError(f"{where} has a sequence without a step, number {empty}: leave it out")
+    dtype = _float_of({part.dtype for part in parts})
+    steps = layout.index("L")
+    longest, each = max(part.shape[steps] for part in parts), math.prod(parts[0].shape) // parts[0].shape[steps]
+    if not fits(len(parts) * longest * each * dtype.itemsize):
+        raise SfumatoError(
+            f"{where} does not fit into memory once all have the length of the longest, {counted(longest, 'step')}: "
+            "cut the longest ones"
+        )
+    x = stacked([part.to(dtype) for part in parts], layout)
+    if bool((empty_rows := x.isnan().flatten(1).all(1)).any()):
+        raise SfumatoError(
+            f"{where} has a sequence without a value, number {int(empty_rows.nonzero()[0])}: leave it out"
+        )
+    whole = not all(part.is_floating_point() for part in parts)
+    rounded = [f"Whole numbers were read as {str(dtype).removeprefix('torch.')}."] if whole else []
+    return x, layout, [headline(x, layout), *rounded]
+
+
+def _float_of(dtypes: set[torch.dtype]) -> torch.dtype:
+    """The type of floats that holds numbers of these types."""
+    floats = [torch.float64 if dtype in _WIDE else dtype for dtype in dtypes]
+    floats = [dtype if dtype.is_floating_point else torch.float32 for dtype in floats]
+    made = floats[0]
+    for dtype in floats[1:]:
+        made = torch.promote_types(made, dtype)
+    return made
+
+
+def headline(x: Tensor, layout: str) -> str:
+    """The first note on sequences: how many, their lengths, channels and type."""
+    law = Lengths.fit(x, layout)
+    return f"{len(x):,} {law.describe(x.shape[1])}, {str(x.dtype).removeprefix('torch.')}."
+
+
+def members(named: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """(the keys of arrays that are sequences of several lengths, one each; of those with an entry for each): all that
+    have numbers for names, or else all arrays of numbers. Without keys where names or shapes say something else."""
+    numbers = [key for key, value in named.items() if value.dtype.kind in "biuf"]
+    keys = [key for key in numbers if _NUMBERED.fullmatch(key)] or numbers
+    other = {*SAMPLE_NAMES, *LABEL_NAMES}
+    if len(keys) < LEAST or any(split or name.lower() in other for split, name in map(array_name, keys)):
+        return [], []
+    if not layout_of([named[key].shape for key in keys]):
+        return [], []
+    return keys, [key for key in named if key not in keys and named[key].shape[:1] == (len(keys),)]
+
+
+def of_lines(path: Path, key: str | None) -> tuple[dict[str, list[Any]], str] | None:
+    """(the columns of lines of JSON, the one of lists of numbers) where one is learned; None for lines of text.
+
+    key: that of the samples, if it is said.
+    """
+    with path.open(encoding="utf-8") as file:
+        first = _object(file.readline())
+    lists = [name for name, value in first.items() if isinstance(value, list) and key in (None, name)]
+    if isinstance(first.get(key or "text"), str) or len(lists) != 1:
+        return None
+    rows = []
+    for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):
+        if line.strip():
+            rows.append(_object(line))
+            if not isinstance(rows[-1].get(lists[0]), list):
+                raise SfumatoError(f"{path}, line {number:,} has no list under {lists[0]!r}: each line must have one")
+    return {name: [row.get(name) for row in rows] for name in first}, lists[0]
+
+
+def _object(line: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
